@@ -1,0 +1,157 @@
+//! The directory: who somebody is, proven by a bind.
+//!
+//! [`Identity`] can only be made here, from a bind that the directory answered with success, so no
+//! path through usher can relay a client who was not bound (promise 1). Everything that is neither
+//! success nor invalidCredentials is "cannot tell" and never "wrong" (promise 7).
+//! RFC 4511 (protocol), 4513 (authentication), 4514 (DN), 4515 (filter).
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::secret::Secret;
+
+/// A login name as typed, checked: UTF-8, not empty, no NUL or control character, at most
+/// [`Login::MAX`] bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Login(Arc<str>);
+
+impl Login {
+    /// The longest name, in bytes.
+    pub const MAX: usize = 512;
+
+    /// Checks a name from the wire; `None` if it cannot be a login name.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        let fits = !text.is_empty() && text.len() <= Self::MAX;
+        (fits && !text.chars().any(char::is_control)).then(|| Self(text.into()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Somebody the directory vouched for: the evidence of a successful bind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    entry: Entry,
+}
+
+impl Identity {
+    /// The entry, as read together with the bind.
+    #[must_use]
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+/// What usher reads of an entry. Says nothing about a password: see [`Identity`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The DN as the directory spells it.
+    pub dn: Arc<str>,
+    /// The values of `mail_host_attribute`.
+    pub mail_hosts: Vec<String>,
+    /// The values of `login_attribute`; empty when none is configured.
+    pub logins: Vec<String>,
+}
+
+/// How a question to the directory went, for the log and the metrics.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// The URL of the server that answered last.
+    pub server: Option<Arc<str>>,
+    /// The LDAP result code of the last answer.
+    pub code: Option<u32>,
+    /// Time spent searching or reading.
+    pub search: Option<Duration>,
+    /// Time spent binding.
+    pub bind: Option<Duration>,
+}
+
+/// Why the directory did not vouch for somebody.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DirectoryError {
+    /// invalidCredentials (49) as the answer to a bind as this DN.
+    #[error("the directory refused the password")]
+    InvalidCredentials {
+        /// The DN that was bound.
+        dn: Arc<str>,
+    },
+    /// No entry matches.
+    #[error("no entry matches")]
+    NoEntry,
+    /// More than one entry matches.
+    #[error("several entries match")]
+    SeveralEntries,
+    /// The directory did not say yes or no.
+    #[error("the directory cannot tell: {0}")]
+    CannotTell(Trouble),
+}
+
+/// Why the directory cannot tell.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// The connection could not be made or broke.
+    #[error("{server}: {reason}")]
+    Connection {
+        /// The server's URL.
+        server: Arc<str>,
+        /// What happened, without secrets.
+        reason: String,
+    },
+    /// An operation met `attempt_timeout`, or the decision `timeout`.
+    #[error("no answer in time")]
+    Timeout,
+    /// Every bind connection stayed busy until the deadline.
+    #[error("no free connection in time")]
+    Busy,
+    /// The service account's bind was refused.
+    #[error("{server}: the service account was refused with result {code}")]
+    ServiceBind {
+        /// The server's URL.
+        server: Arc<str>,
+        /// The result code.
+        code: u32,
+    },
+    /// A result code that is neither success nor invalidCredentials.
+    #[error("{server}: result {code} to a {operation}")]
+    Result {
+        /// The server's URL.
+        server: Arc<str>,
+        /// The operation: `bind`, `search` or `read`.
+        operation: &'static str,
+        /// The result code.
+        code: u32,
+    },
+    /// The client library panicked or returned what cannot be read.
+    #[error("{server}: the answer cannot be read")]
+    Malformed {
+        /// The server's URL.
+        server: Arc<str>,
+    },
+    /// `usher explain` asked for what only the user may read.
+    #[error("there is no service account to read the entry with")]
+    NoServiceAccount,
+}
+
+/// An answer of the directory that is still to come.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = (Result<T, DirectoryError>, Trace)> + Send + 'a>>;
+
+/// A directory. One implementation speaks LDAP; tests script another.
+pub trait Directory: Send + Sync + 'static {
+    /// Finds the entry and binds as it, within the configured timeout. The password is UTF-8, not
+    /// empty and without NUL: the decision has seen to it.
+    fn authenticate<'a>(&'a self, login: &'a Login, password: &'a Secret) -> Answer<'a, Identity>;
+
+    /// Finds the entry without a password, for `usher explain`.
+    fn look_up<'a>(&'a self, login: &'a Login) -> Answer<'a, Entry>;
+
+    /// What [`Directory::look_up`] asks for this login, in words: the filter and base, or the DN.
+    fn question(&self, login: &Login) -> String;
+}

@@ -1,0 +1,216 @@
+//! What a mail protocol is to usher: a row of names and ports, and two pure dialogues.
+//!
+//! The [`Front`] half talks to the client before login, the [`Back`] half logs in to a backend.
+//! Both are machines without sockets, clock or runtime: bytes in, a [`Step`] or [`BackStep`] and
+//! bytes out. So the same input whole or one byte at a time gives the same steps, and the
+//! dialogues are tested, fuzzed and measured alone. A new protocol is one file and one row in
+//! [`PROTOCOLS`].
+
+pub mod imap;
+pub mod sasl;
+pub mod wire;
+
+use crate::outcome::{BackendWords, Refusal};
+use crate::secret::{Secret, SecretBuf};
+
+/// A row of the protocol table.
+#[derive(Debug)]
+pub struct Protocol {
+    /// The config key and the metric label, such as `imap`.
+    pub name: &'static str,
+    /// The ALPN protocol id (IANA), if one is registered.
+    pub alpn: Option<&'static [u8]>,
+    /// The port of implicit TLS (RFC 8314).
+    pub implicit_port: u16,
+    /// The port of STARTTLS.
+    pub starttls_port: u16,
+    /// Starts the dialogue with a client.
+    pub front: fn(FrontSettings) -> Box<dyn Front>,
+    /// Starts the dialogue with a backend.
+    pub back: fn(BackSettings) -> Box<dyn Back>,
+}
+
+/// Every protocol that usher speaks: the one registration.
+pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL];
+
+/// Finds a protocol by its config name.
+#[must_use]
+pub fn by_name(name: &str) -> Option<&'static Protocol> {
+    PROTOCOLS.iter().find(|protocol| protocol.name == name)
+}
+
+/// What a client dialogue is told about its connection.
+#[derive(Debug, Clone, Copy)]
+pub struct FrontSettings {
+    /// Whether TLS is established already (implicit TLS).
+    pub tls: bool,
+    /// Whether STARTTLS may be offered while TLS is not established.
+    pub starttls: bool,
+    /// How many bad commands are answered before the connection is closed.
+    pub bad_commands: u32,
+}
+
+/// What the client says it is (IMAP ID), bounded and free of control characters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientId {
+    /// The `name` field, or empty.
+    pub name: String,
+    /// The `version` field, or empty.
+    pub version: String,
+}
+
+/// What a client presented to log in.
+#[derive(Debug)]
+pub struct Credentials {
+    /// The authcid, byte for byte as typed; validated by the decision, not here.
+    pub login: Vec<u8>,
+    /// The password, byte for byte.
+    pub password: Secret,
+    /// The SASL authzid; empty when none was given.
+    pub authzid: Vec<u8>,
+}
+
+/// What the session has to do next for the client dialogue. Bytes put into `out` by the same call
+/// are sent first, in every case.
+#[derive(Debug)]
+pub enum Step {
+    /// Read more from the client, then call again.
+    NeedMore,
+    /// Drop every byte already read in the clear, start TLS as a server, call
+    /// [`Front::tls_started`].
+    StartTls,
+    /// Decide about these credentials, then call [`Front::accepted`] or [`Front::refused`].
+    Attempt(Credentials),
+    /// The dialogue is over; close the connection after sending.
+    Quit(Quit),
+}
+
+/// Why the client dialogue ended without a login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quit {
+    /// The client said so (LOGOUT).
+    Logout,
+    /// Too many bad commands, or an input that cannot be resynchronized.
+    Nonsense,
+}
+
+/// The client half of a protocol, from the greeting until a login is accepted.
+pub trait Front: Send {
+    /// Writes the greeting.
+    fn greet(&mut self, out: &mut SecretBuf);
+
+    /// Consumes what it can of `input`. Input behind a login attempt stays in `input`: it goes to
+    /// the backend after success and is parsed as commands after a refusal. Called again with the
+    /// same input after any step but `NeedMore` and `Quit`.
+    fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step;
+
+    /// TLS is established: everything said before is forgotten (RFC 3501 section 6.2.1).
+    fn tls_started(&mut self);
+
+    /// Answers the attempt: the words of this protocol for the refusal. The dialogue goes on.
+    fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf);
+
+    /// Answers the attempt: success, with what the backend said. The dialogue is over.
+    fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf);
+
+    /// The connection is about to be closed by usher: the protocol's parting line, if it has one.
+    fn bye(&mut self, why: &Refusal, out: &mut SecretBuf);
+
+    /// What the client says it is, if it said so.
+    fn client_id(&self) -> Option<&ClientId>;
+}
+
+/// What a backend said when it accepted a login.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Welcome {
+    /// Complete untagged lines (with CRLF, literals included) before the final answer, in order.
+    pub untagged: Vec<u8>,
+    /// The capabilities after login, without what usher cannot carry; empty when unknown.
+    pub capabilities: Vec<u8>,
+    /// The text of the final answer behind its code, such as Cyrus' `User logged in SESSIONID=<>`.
+    pub text: Vec<u8>,
+}
+
+/// How to log in to a backend.
+#[derive(Debug)]
+pub struct BackSettings {
+    /// Whether TLS is established already (implicit TLS), must be started, or is not wanted.
+    pub tls: BackTls,
+    /// The user's name at the backend: authcid of a login with its own password, authzid of a
+    /// login by a service account.
+    pub login: Vec<u8>,
+    /// The user's password, or the service account's.
+    pub password: Secret,
+    /// The service account (authcid) for a proxy authorization; `None`: the user's own login.
+    pub service: Option<Vec<u8>>,
+    /// How many bytes of untagged lines a login may bring before it counts as a fault.
+    pub untagged_limit: usize,
+}
+
+/// TLS on the way to a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackTls {
+    /// Established before the greeting.
+    Implicit,
+    /// Must be started after the greeting; nothing is sent in the clear but that command.
+    StartTls,
+    /// The config says in so many words that this backend is spoken to in the clear.
+    Plaintext,
+}
+
+/// What has to be done next for the backend dialogue. Bytes put into `out` are sent first.
+#[derive(Debug)]
+pub enum BackStep {
+    /// Read more from the backend, then call again.
+    NeedMore,
+    /// If any input is left unread it is an attack: give up. Else start TLS as a client and call
+    /// [`Back::tls_started`].
+    StartTls,
+    /// Logged in. What is left in `input` belongs to the client, in order, after the answer.
+    Ready(Welcome),
+    /// The backend refused the login.
+    Refused(BackendWords),
+    /// The backend cannot be used.
+    Fault(BackFault),
+}
+
+/// Why a backend cannot be used for this login; nothing of it says the password is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BackFault {
+    /// It greeted or answered with BYE.
+    #[error("it said BYE")]
+    Bye,
+    /// It greeted with PREAUTH (a known downgrade trick).
+    #[error("it greeted with PREAUTH")]
+    Preauth,
+    /// It does not offer STARTTLS although it must.
+    #[error("it does not offer STARTTLS")]
+    NoStartTls,
+    /// It sent bytes between the STARTTLS answer and the handshake.
+    #[error("it sent plaintext behind its STARTTLS answer")]
+    Injection,
+    /// It says LOGINDISABLED and offers no mechanism that usher can use.
+    #[error("it offers no way to log in")]
+    NoMechanism,
+    /// It answered BAD to a correct command.
+    #[error("it answered BAD")]
+    Bad,
+    /// It refers the user to another server.
+    #[error("it refers to another server")]
+    Referral,
+    /// Its lines are too long or too many.
+    #[error("it sent more than a login may bring")]
+    TooMuch,
+    /// Anything else that is no answer of this protocol.
+    #[error("it broke the protocol")]
+    Garbage,
+}
+
+/// The backend half of a protocol, from its greeting to the answer of the login.
+pub trait Back: Send {
+    /// Consumes what it can of `input`.
+    fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> BackStep;
+
+    /// TLS is established: everything the backend said before is forgotten.
+    fn tls_started(&mut self);
+}

@@ -1,0 +1,180 @@
+//! Memory that is wiped: passwords from the first byte read to the last byte sent.
+//!
+//! [`Secret`] is a finished password, [`SecretBuf`] a growing buffer that may hold one (a read
+//! buffer before login, the bytes of a login command towards a backend). Neither prints its
+//! content, and neither leaves a copy behind when it grows, is consumed or is dropped.
+//! What rustls and ldap3 copy for themselves is beyond reach: see SECURITY.md.
+
+use std::fmt;
+
+use zeroize::{Zeroize, Zeroizing};
+
+/// A password or another value that is wiped when dropped and never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    /// Takes the bytes over; they are wiped on drop, whatever capacity the vector had.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Copies the bytes; the caller stays responsible for the original.
+    #[must_use]
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        Self::new(bytes.to_vec())
+    }
+
+    /// The bytes in clear. Every call is a place to review.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Whether there is no byte at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// A byte queue that wipes what leaves it: bytes are appended at the end and consumed from the
+/// front.
+#[derive(Default)]
+pub struct SecretBuf {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl SecretBuf {
+    /// An empty buffer without an allocation.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { bytes: Vec::new(), start: 0 }
+    }
+
+    /// The bytes not yet consumed.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        self.bytes.get(self.start..).unwrap_or_default()
+    }
+
+    /// How many bytes are not yet consumed.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len().saturating_sub(self.start)
+    }
+
+    /// Whether every byte is consumed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends bytes. When the buffer must grow, the old memory is wiped first.
+    pub fn extend(&mut self, more: &[u8]) {
+        self.reserve(more.len());
+        self.bytes.extend_from_slice(more);
+    }
+
+    /// Consumes up to `n` bytes from the front and wipes them.
+    pub fn consume(&mut self, n: usize) {
+        let end = self.start.saturating_add(n).min(self.bytes.len());
+        if let Some(gone) = self.bytes.get_mut(self.start..end) {
+            gone.zeroize();
+        }
+        self.start = end;
+        if self.is_empty() {
+            self.bytes.clear();
+            self.start = 0;
+        }
+    }
+
+    /// Consumes everything.
+    pub fn clear(&mut self) {
+        self.bytes.zeroize();
+        self.start = 0;
+    }
+
+    /// Makes room for `more` bytes without leaving a copy of the old content in freed memory.
+    fn reserve(&mut self, more: usize) {
+        if self.bytes.capacity() - self.bytes.len() >= more {
+            return;
+        }
+        let live = self.len();
+        if self.start > 0 && self.bytes.capacity() - live >= more {
+            self.bytes.copy_within(self.start.., 0);
+            if let Some(tail) = self.bytes.get_mut(live..) {
+                tail.zeroize();
+            }
+            self.bytes.truncate(live);
+            self.start = 0;
+            return;
+        }
+        let mut larger = Vec::with_capacity((live + more).next_power_of_two().max(256));
+        larger.extend_from_slice(self.as_slice());
+        self.bytes.zeroize();
+        self.bytes = larger;
+        self.start = 0;
+    }
+}
+
+impl Drop for SecretBuf {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
+impl fmt::Debug for SecretBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretBuf({} bytes)", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_never_shows_content() {
+        let secret = Secret::copy_of(b"hunter2");
+        assert_eq!(format!("{secret:?}"), "Secret(..)");
+        let mut buf = SecretBuf::new();
+        buf.extend(b"hunter2");
+        assert_eq!(format!("{buf:?}"), "SecretBuf(7 bytes)");
+    }
+
+    #[test]
+    fn consumed_bytes_are_wiped_in_place() {
+        let mut buf = SecretBuf::new();
+        buf.extend(b"password rest");
+        buf.consume(9);
+        assert_eq!(buf.as_slice(), b"rest");
+        assert!(buf.bytes[..9].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn growth_keeps_order_across_consumption() {
+        let mut buf = SecretBuf::new();
+        let mut expected = Vec::new();
+        for round in 0..2_000_u32 {
+            let piece = round.to_le_bytes();
+            buf.extend(&piece);
+            expected.extend_from_slice(&piece);
+            if round % 3 == 0 {
+                buf.consume(4);
+                expected.drain(..4);
+            }
+        }
+        assert_eq!(buf.as_slice(), expected);
+        buf.clear();
+        assert!(buf.is_empty());
+    }
+}
