@@ -48,6 +48,13 @@ impl Identity {
     pub fn entry(&self) -> &Entry {
         &self.entry
     }
+
+    /// A person for the tests of rooms above, which have no directory to bind to.
+    #[cfg(test)]
+    pub(crate) fn for_tests(dn: &str, mail_hosts: &[&str]) -> Self {
+        let mail_hosts = mail_hosts.iter().map(|host| (*host).to_owned()).collect();
+        Self { entry: Entry { dn: dn.into(), mail_hosts, logins: Vec::new() } }
+    }
 }
 
 /// What usher reads of an entry. Says nothing about a password: see [`Identity`].
