@@ -10,5 +10,6 @@ pub mod metrics;
 pub mod outcome;
 pub mod proto;
 pub mod registry;
+pub mod relay;
 pub mod route;
 pub mod secret;
