@@ -5,11 +5,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use tokio::sync::watch;
 
 /// What is known of a relayed session. Never a password.
 #[derive(Debug, Clone, Serialize)]
@@ -35,12 +34,11 @@ pub struct Session {
 pub struct Registry {
     sessions: Mutex<BTreeMap<u64, Arc<Session>>>,
     next_id: AtomicU64,
-    count: watch::Sender<usize>,
 }
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { sessions: Mutex::default(), next_id: AtomicU64::new(1), count: watch::Sender::new(0) }
+        Self { sessions: Mutex::default(), next_id: AtomicU64::new(1) }
     }
 }
 
@@ -54,34 +52,24 @@ impl Registry {
     #[must_use]
     pub fn list(self: &Arc<Self>, session: Session) -> Listed {
         let id = session.id;
-        self.with(|sessions| {
-            sessions.insert(id, Arc::new(session));
-        });
+        self.lock().insert(id, Arc::new(session));
         Listed { registry: Arc::clone(self), id }
     }
 
     /// The sessions now, oldest first.
     #[must_use]
     pub fn sessions(&self) -> Vec<Arc<Session>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.lock().values().cloned().collect()
     }
 
     /// How many sessions there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        *self.count.borrow()
+        self.lock().len()
     }
 
-    /// Returns once there is no session.
-    pub async fn emptied(&self) {
-        // The sender lives in `self`, so the wait cannot fail.
-        let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
-    }
-
-    fn with(&self, change: impl FnOnce(&mut BTreeMap<u64, Arc<Session>>)) {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut sessions);
-        self.count.send_replace(sessions.len());
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Session>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -94,9 +82,7 @@ pub struct Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.registry.with(|sessions| {
-            sessions.remove(&self.id);
-        });
+        self.registry.lock().remove(&self.id);
     }
 }
 
@@ -110,10 +96,9 @@ pub fn unix_now() -> u64 {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_session_is_listed_while_its_guard_lives() {
+    #[test]
+    fn a_session_is_listed_while_its_guard_lives() {
         let registry = Arc::new(Registry::default());
-        registry.emptied().await;
         let session = Session {
             id: registry.next_id(),
             login: "alice".into(),
@@ -126,9 +111,8 @@ mod tests {
         let listed = registry.list(session);
         assert_eq!(registry.count(), 1);
         assert_eq!(registry.sessions()[0].login.as_ref(), "alice");
-        assert!(futures_util::poll!(Box::pin(registry.emptied())).is_pending());
         drop(listed);
-        registry.emptied().await;
+        assert_eq!(registry.count(), 0);
         assert_eq!(registry.next_id(), 2);
     }
 }
