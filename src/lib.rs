@@ -3,7 +3,9 @@
 
 pub mod config;
 pub mod directory;
+pub mod log;
 pub mod metrics;
 pub mod outcome;
 pub mod proto;
 pub mod secret;
+pub mod tls;
