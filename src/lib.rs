@@ -13,3 +13,4 @@ pub mod registry;
 pub mod relay;
 pub mod route;
 pub mod secret;
+pub mod tls;

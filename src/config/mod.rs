@@ -53,6 +53,14 @@ pub struct Config {
     // (the key -> line index lives here too)
 }
 
+impl Config {
+    /// A mistake found later by the room that uses `key`, such as a certificate that does not parse.
+    #[must_use]
+    pub fn problem(&self, key: &str, message: impl Into<String>) -> Problem {
+        Problem { file: self.file.clone(), line: None, key: key.to_owned(), message: message.into() }
+    }
+}
+
 /// An address where clients connect.
 #[derive(Debug, Clone)]
 pub struct Listener {
