@@ -2,16 +2,17 @@
 //!
 //! A session is listed while its [`Listed`] guard lives, however it ends.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What is known of a relayed session. Never a password.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Session {
     /// The session id of the log.
     pub id: u64,
@@ -22,7 +23,7 @@ pub struct Session {
     /// The client's address.
     pub client: IpAddr,
     /// The protocol's name.
-    pub protocol: &'static str,
+    pub protocol: Cow<'static, str>,
     /// The backend's name.
     pub backend: Arc<str>,
     /// When it was logged in, Unix seconds.
@@ -104,7 +105,7 @@ mod tests {
             login: "alice".into(),
             dn: "uid=alice".into(),
             client: IpAddr::from([127, 0, 0, 1]),
-            protocol: "imap",
+            protocol: "imap".into(),
             backend: "server3".into(),
             since: unix_now(),
         };

@@ -336,7 +336,7 @@ impl Conversation {
             login: login.as_str().into(),
             dn: Arc::clone(&proven.identity.entry().dn),
             client: self.visitor.client,
-            protocol: self.protocol.name,
+            protocol: self.protocol.name.into(),
             backend,
             since: registry::unix_now(),
         };

@@ -18,6 +18,7 @@ use crate::cache::Cache;
 use crate::config::{self, Config, Find, LdapScheme, Problem};
 use crate::directory::ldap::Ldap;
 use crate::directory::Directory;
+use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::secret::Secret;
@@ -176,6 +177,8 @@ pub struct Shared {
     pub stage: watch::Sender<Stage>,
     /// Whether the directory has answered once since the start.
     pub directory_answered: AtomicBool,
+    /// The log, for its level and its losses.
+    pub log: log::Guard,
     connections: watch::Sender<usize>,
 }
 
@@ -188,13 +191,14 @@ impl std::fmt::Debug for Shared {
 impl Shared {
     /// At the start of a process.
     #[must_use]
-    pub fn new(snapshot: Snapshot, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(snapshot: Snapshot, metrics: Arc<Metrics>, log: log::Guard) -> Arc<Self> {
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             metrics,
             registry: Arc::default(),
             stage: watch::Sender::new(Stage::Serving),
             directory_answered: AtomicBool::new(false),
+            log,
             connections: watch::Sender::new(0),
         })
     }

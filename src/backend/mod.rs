@@ -120,7 +120,7 @@ pub enum BackendError {
     #[error("it closed the connection without an answer")]
     Closed,
     /// Its answer did not come in time.
-    #[error("no answer within {}", config::units::spell(*.timeout))]
+    #[error("no answer within {timeout:?}")]
     Timeout {
         /// The backend's `timeout`.
         timeout: Duration,
