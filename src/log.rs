@@ -222,3 +222,6 @@ impl Repeats {
         Some(std::mem::take(&mut repeat.suppressed))
     }
 }
+
+#[cfg(test)]
+mod tests;
