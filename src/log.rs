@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use tracing::level_filters::LevelFilter;
 use tracing::{Dispatch, field::Field};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::Targets;
 use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -222,3 +222,6 @@ impl Repeats {
         Some(std::mem::take(&mut repeat.suppressed))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,9 +49,11 @@ impl Facts {
             return Err("there is something behind its end".to_owned());
         }
         // A subjectAltName that cannot be read names nothing: the certificate can still be the default.
-        let names = certificate.subject_alternative_name().ok().flatten().map_or_else(Vec::new, |extension| {
-            extension.value.general_names.iter().filter_map(dns_name).collect()
-        });
+        let names = certificate
+            .subject_alternative_name()
+            .ok()
+            .flatten()
+            .map_or_else(Vec::new, |extension| extension.value.general_names.iter().filter_map(dns_name).collect());
         Ok(Self {
             names,
             not_after: certificate.validity().not_after.timestamp(),

@@ -51,7 +51,8 @@ impl ClientTls {
     pub fn prepare(&self) -> Result<Arc<ClientConfig>, Vec<Mistake>> {
         let verified = self.verified();
         let certificate_key = format!("{}.client_certificate", self.key);
-        let shown = self.client_certificate.as_ref().map(|files| certificate::load(files, &certificate_key)).transpose();
+        let shown =
+            self.client_certificate.as_ref().map(|files| certificate::load(files, &certificate_key)).transpose();
         let (builder, shown) = match (verified, shown) {
             (Ok(builder), Ok(shown)) => (builder, shown),
             (verified, shown) => {
@@ -102,7 +103,7 @@ pub async fn connect(config: &Arc<ClientConfig>, name: ServerName<'static>, tcp:
 
 /// The system's roots. A system has dozens; that one of them cannot be read is worth a warning and
 /// no outage.
-fn system_roots(found: CertificateResult) -> Result<RootCertStore, TlsError> {
+pub(super) fn system_roots(found: CertificateResult) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     let (_, ignored) = roots.add_parsable_certificates(found.certs.into_iter().map(CertificateDer::into_owned));
     let first = found.errors.first().map(ToString::to_string);

@@ -131,7 +131,9 @@ pub enum TlsError {
         known: String,
     },
     /// No suite works with the versions and certificates.
-    #[error("no cipher suite is left: list at least one of TLS 1.3, and for min_version \"1.2\" alone one of TLS 1.2")]
+    #[error(
+        "no listed cipher suite works from min_version up ({source}): list one of TLS 1.3 such as TLS_AES_256_GCM_SHA384"
+    )]
     NoSuite {
         /// The library's reason.
         source: rustls::Error,

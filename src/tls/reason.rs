@@ -74,10 +74,17 @@ fn describe_certificate(error: &CertificateError) -> String {
                 .to_owned()
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
-            format!("its certificate is not for {}, it is for {}", Escaped(expected.to_str().as_bytes()), names(presented))
+            format!(
+                "its certificate is not for {}, it is for {}",
+                Escaped(expected.to_str().as_bytes()),
+                names(presented)
+            )
         }
         CertificateError::NotValidForName => "its certificate is for another name".to_owned(),
-        CertificateError::BadSignature => "it does not hold the key of its certificate".to_owned(),
+        // The handshake's signature or one in the chain: the library does not say which.
+        CertificateError::BadSignature => "a signature does not fit: it does not hold the key of its certificate, or \
+                                           `ca` names another authority of the same name"
+            .to_owned(),
         CertificateError::BadEncoding => "its certificate cannot be parsed".to_owned(),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "its certificate is not meant for this end of a connection (extended key usage)".to_owned()

@@ -165,7 +165,8 @@ impl Acceptor {
         let tls13 = self.tls13 && hello.cipher_suites().iter().any(|suite| u16::from(*suite) >> 8 == 0x13);
         let version = if tls13 { ProtocolVersion::TLSv1_3 } else { ProtocolVersion::TLSv1_2 };
         let offered = hello.named_groups().unwrap_or_default();
-        let wanted = |group: &dyn SupportedKxGroup| group.usable_for_version(version) && offered.contains(&group.name());
+        let wanted =
+            |group: &dyn SupportedKxGroup| group.usable_for_version(version) && offered.contains(&group.name());
         let chosen = self.by_group.iter().find(|(group, _)| wanted(*group)).or_else(|| self.by_group.first());
         chosen.map(|(_, config)| Arc::clone(config))
     }
