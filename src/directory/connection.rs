@@ -230,13 +230,12 @@ fn is_end(error: &LdapError) -> bool {
 
 /// An error of ldap3 as a fault. `Display` only: `Debug` may show requests.
 fn told(error: &LdapError) -> Fault {
-    match error {
-        // ldap3's own words for BER that it cannot parse.
-        LdapError::Io { source } if source.to_string() == "decoding error" => Fault::Malformed,
-        LdapError::Io { source } => Fault::broken(source),
-        LdapError::LdapResult { result } => Fault::Broken(format!("StartTLS was refused with result {}", result.rc)),
-        other => Fault::broken(other),
+    if let LdapError::LdapResult { result } = error {
+        return Fault::Broken(format!("StartTLS was refused with result {}", result.rc));
     }
+    let LdapError::Io { source } = error else { return Fault::broken(error) };
+    // ldap3's own words for BER that it cannot parse.
+    if source.to_string() == "decoding error" { Fault::Malformed } else { Fault::broken(source) }
 }
 
 impl Dial {
