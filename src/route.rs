@@ -3,7 +3,7 @@
 //! An unknown value never falls to the default, and several values never to one of them at random:
 //! only a user *without* the attribute may be sent to `routing.default`. Does no I/O.
 
-use crate::config::{Backend, Routing};
+use crate::config::{Backend, Routing, host_key};
 use crate::directory::{Entry, Login};
 use crate::outcome::Refusal;
 
@@ -24,7 +24,7 @@ pub struct Route<'a> {
 /// [`Refusal::NoMailHost`], [`Refusal::UnknownMailHost`] or [`Refusal::SeveralMailHosts`].
 pub fn route<'a>(routing: &'a Routing, entry: &Entry) -> Result<Route<'a>, Refusal> {
     let by_host = |value: &str| {
-        let host = canonical_host(value);
+        let host = host_key(value.trim());
         routing.backends.iter().position(|backend| backend.hosts.contains(&host))
     };
     let mut targets = entry.mail_hosts.iter().map(|value| by_host(value));
@@ -52,12 +52,6 @@ pub fn backend_login(login_attribute: Option<&str>, entry: &Entry, typed: &Login
         (Some(_), [one]) => Login::parse(one.as_bytes()).ok_or(Refusal::NoBackendLogin),
         (Some(_), _) => Err(Refusal::NoBackendLogin),
     }
-}
-
-/// How hosts are compared: lower case, without spaces around and without a trailing dot.
-#[must_use]
-pub fn canonical_host(value: &str) -> String {
-    value.trim().trim_end_matches('.').to_ascii_lowercase()
 }
 
 #[cfg(test)]

@@ -76,7 +76,9 @@ fn leads_to_itself(config: &Config) -> Vec<Problem> {
             let resolved = std::net::ToSocketAddrs::to_socket_addrs(&(endpoint.host.as_str(), endpoint.port));
             if let Some(address) = resolved.into_iter().flatten().find(|address| sys::is_own(*address, &own)) {
                 let key = format!("routing.backends[{index}].{}.address", endpoint.protocol.name);
-                let words = format!("{address} is one of usher's own listeners: a login would go round in a circle; name the mail server itself");
+                let words = format!(
+                    "{address} is one of usher's own listeners: a login would go round in a circle; name the mail server itself"
+                );
                 problems.push(config.problem(&key, words));
             }
         }
@@ -96,32 +98,28 @@ pub async fn run(file: PathBuf) -> Result<(), StartError> {
     report_panics();
     warn_about_descriptors(&snapshot.config);
 
-    let signals = Signals::new().map_err(StartError::Signals)?;
+    let stop = StopSignals::new().map_err(StartError::Signals)?;
+    let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
     let shared = Shared::new(snapshot, metrics, log);
     let (reloads, requests) = mpsc::channel(4);
     let mut server = Server { file, shared, listeners: HashMap::new(), reloads };
     server.start().await?;
-    server.serve(signals, requests).await;
+    server.serve(stop, hangup, requests).await;
     Ok(())
 }
 
-/// The signals usher listens to.
-struct Signals {
+/// The signals that stop usher.
+struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
 }
 
-impl Signals {
+impl StopSignals {
     fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn stop(&mut self) {
+    async fn recv(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -174,7 +172,11 @@ impl Server {
             let chain = served.chain.display().to_string();
             metrics.certificate_expiry.with_label_values(&[&chain]).set(served.not_after as f64);
             if served.expired {
-                error!(chain, not_after = served.not_after, "this certificate has expired; it is served all the same, renew it");
+                error!(
+                    chain,
+                    not_after = served.not_after,
+                    "this certificate has expired; it is served all the same, renew it"
+                );
             }
         }
     }
@@ -194,11 +196,11 @@ impl Server {
     }
 
     /// Until a signal says stop, and then until the last session has ended or must.
-    async fn serve(mut self, mut signals: Signals, mut requests: mpsc::Receiver<ReloadRequest>) {
+    async fn serve(mut self, mut stop: StopSignals, mut hangup: Signal, mut requests: mpsc::Receiver<ReloadRequest>) {
         loop {
             tokio::select! {
-                () = signals.stop() => break,
-                _ = signals.hangup.recv() => {
+                () = stop.recv() => break,
+                _ = hangup.recv() => {
                     // The log has said why if it was refused.
                     let _ = self.reload().await;
                 }
@@ -209,7 +211,7 @@ impl Server {
                 }
             }
         }
-        self.drain(&mut signals).await;
+        self.drain(&mut stop).await;
     }
 
     /// Takes over the config file as it is now, or leaves everything as it was and says why.
@@ -247,7 +249,9 @@ impl Server {
             ("log.format", previous.config.log.format != snapshot.config.log.format),
         ];
         let changed = fixed.iter().filter(|(_, changed)| *changed);
-        let refused = changed.map(|(key, _)| snapshot.config.problem(key, "this needs a restart; put the old value back to reload the rest").to_string());
+        let refused = changed.map(|(key, _)| {
+            snapshot.config.problem(key, "this needs a restart; put the old value back to reload the rest").to_string()
+        });
         let refused: Vec<String> = refused.collect();
         if !refused.is_empty() {
             return Err(refused);
@@ -271,7 +275,7 @@ impl Server {
     }
 
     /// Lets load balancers look away, stops accepting, waits for the sessions, closes the rest.
-    async fn drain(mut self, signals: &mut Signals) {
+    async fn drain(mut self, stop: &mut StopSignals) {
         let settings = self.shared.snapshot.load().config.drain.clone();
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         info!(sessions = self.shared.registry.count(), delay = ?settings.delay, deadline = ?settings.deadline, "draining");
@@ -279,7 +283,7 @@ impl Server {
         // A second signal means now.
         let hurried = tokio::select! {
             () = sleep(settings.delay) => false,
-            () = signals.stop() => true,
+            () = stop.recv() => true,
         };
         for (_, task) in self.listeners.drain() {
             task.abort();
@@ -288,7 +292,7 @@ impl Server {
         if !hurried {
             tokio::select! {
                 _ = timeout(settings.deadline, self.shared.vacated()) => {}
-                () = signals.stop() => {}
+                () = stop.recv() => {}
             }
         }
         self.shared.stage.send_replace(Stage::Closing);

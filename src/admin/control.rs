@@ -144,7 +144,8 @@ async fn request<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -
     let connect_error = |source| ControlError::Connect { path: socket.display().to_string(), source };
     let stream = UnixStream::connect(socket).await.map_err(connect_error)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = hyper::Request::builder().method(method).uri(path).header("host", "usher").body(Empty::<Bytes>::new());
+    let request =
+        hyper::Request::builder().method(method).uri(path).header("host", "usher").body(Empty::<Bytes>::new());
     let request = request.map_err(|error| ControlError::Unreadable(error.to_string()))?;
     let exchange = async {
         let answer = sender.send_request(request).await?;

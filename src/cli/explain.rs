@@ -53,7 +53,9 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
     };
     let mut told = Explanation { login: arguments.login.clone(), ..Explanation::default() };
     let code = match Login::parse(arguments.login.as_bytes()) {
-        None => told.refused(&Refusal::UnusableName, "no login name: it is empty, too long or holds a control character"),
+        None => {
+            told.refused(&Refusal::UnusableName, "no login name: it is empty, too long or holds a control character")
+        }
         Some(login) => {
             told.question = snapshot.directory.question(&login);
             match find(snapshot.directory.as_ref(), &login, arguments.password_stdin).await {
@@ -139,7 +141,9 @@ impl Explanation {
             Err(refusal) => {
                 let login_attribute = directory.login_attribute.as_deref().unwrap_or_default();
                 let why = match &refusal {
-                    Refusal::NoMailHost => format!("the entry has no {attribute}, and no routing.default is configured"),
+                    Refusal::NoMailHost => {
+                        format!("the entry has no {attribute}, and no routing.default is configured")
+                    }
                     Refusal::UnknownMailHost => format!("no backend has this {attribute} among its hosts"),
                     Refusal::SeveralMailHosts => format!("the values of {attribute} name different backends"),
                     Refusal::NoBackendLogin => format!("{login_attribute} has no usable value, or several"),
@@ -154,7 +158,8 @@ impl Explanation {
         let endpoints = route.backend.endpoints.iter();
         self.serves = endpoints.map(|at| format!("{} at {}:{}", at.protocol.name, at.host, at.port)).collect();
         "routed".clone_into(&mut self.result);
-        let why = if route.by_default { format!("no {attribute}, so routing.default") } else { format!("its {attribute}") };
+        let why =
+            if route.by_default { format!("no {attribute}, so routing.default") } else { format!("its {attribute}") };
         self.explanation = format!("would be sent to {} ({why})", route.backend.name);
         OK
     }
@@ -163,7 +168,11 @@ impl Explanation {
         let mut text = format!("{}\n", self.login.escape_debug());
         let mut line = |name: &str, value: &str| {
             if !value.is_empty() {
-                let _ = writeln!(text, "  {name:<13}{}", value.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'"));
+                let _ = writeln!(
+                    text,
+                    "  {name:<13}{}",
+                    value.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'")
+                );
             }
         };
         line("asked", &self.question);

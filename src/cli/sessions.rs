@@ -43,7 +43,10 @@ fn print_table(sessions: &[Session]) {
     let client = width(|session| session.client.to_string().len(), "CLIENT");
     let backend = width(|session| session.backend.len(), "BACKEND");
     let now = unix_now();
-    println!("{:>8}  {:login$}  {:client$}  {:8}  {:backend$}  {:>8}", "ID", "USER", "CLIENT", "PROTOCOL", "BACKEND", "AGE");
+    println!(
+        "{:>8}  {:login$}  {:client$}  {:8}  {:backend$}  {:>8}",
+        "ID", "USER", "CLIENT", "PROTOCOL", "BACKEND", "AGE"
+    );
     for session in sessions {
         let Session { id, login: user, client: from, protocol, backend: to, since, .. } = session;
         let (from, age) = (from.to_string(), age(now.saturating_sub(*since)));
@@ -67,7 +70,12 @@ fn age(seconds: u64) -> String {
 pub(super) fn control_socket(file: &Path) -> Result<PathBuf, ExitCode> {
     let config = config::load(file).map_err(|problems| fail_config(&problems))?;
     let control = config.control.map(|control| control.path);
-    control.ok_or_else(|| fail(CONFIG, format!("{} has no control socket; add `control: {{path: /run/usher/control.sock}}`", file.display())))
+    control.ok_or_else(|| {
+        fail(
+            CONFIG,
+            format!("{} has no control socket; add `control: {{path: /run/usher/control.sock}}`", file.display()),
+        )
+    })
 }
 
 #[cfg(test)]

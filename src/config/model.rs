@@ -56,7 +56,7 @@ pub struct Listener {
 }
 
 /// TLS on a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ListenerTls {
     /// From the first byte.
     Implicit,
@@ -292,6 +292,8 @@ pub struct Limits {
     pub login_timeout: Duration,
     /// The whole conversation before login, directory and backend included.
     pub conversation_timeout: Duration,
+    /// The least time until a wrong name or password is answered: hides which of them it was.
+    pub failed_login_delay: Duration,
     /// Refused logins per connection.
     pub failed_logins: u32,
     /// Bad commands per connection before login.

@@ -95,7 +95,7 @@ pub enum Quit {
 }
 
 /// The client half of a protocol, from the greeting until a login is accepted.
-pub trait Front: Send {
+pub trait Front: Send + Sync {
     /// Writes the greeting.
     fn greet(&mut self, out: &mut SecretBuf);
 

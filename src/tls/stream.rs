@@ -3,14 +3,21 @@
 //! The session and the relay read and write it without caring which it is. It sets no deadline and
 //! no limit: its users do. A shutdown sends close_notify, then FIN (RFC 8446 section 6.1).
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use rustls::{CommonState, HandshakeKind};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
+use zeroize::Zeroize as _;
+
+use crate::secret::SecretBuf;
+
+/// One read before login: a login and what is pipelined behind it fit in.
+const READ_SIZE: usize = 4096;
 
 /// A connection.
 #[derive(Debug)]
@@ -87,6 +94,39 @@ impl Stream {
             Self::Server(stream) => stream.get_ref().1.server_name(),
             Self::Plain(_) | Self::Client(_) => None,
         }
+    }
+
+    /// Reads some bytes behind what `input` holds; returns how many, 0 at the end. The bytes touch
+    /// no memory but the connection's and `input`, except a place on the stack that is wiped.
+    ///
+    /// # Errors
+    /// Those of the connection. A peer that ends without close_notify is at its end.
+    pub async fn fill(&mut self, input: &mut SecretBuf) -> io::Result<usize> {
+        poll_fn(|cx| {
+            let mut scratch = [0; READ_SIZE];
+            let mut read = ReadBuf::new(&mut scratch);
+            let outcome = match ready!(Pin::new(&mut *self).poll_read(cx, &mut read)) {
+                Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
+                Ok(()) | Err(_) => Ok(read.filled().len()),
+            };
+            input.extend(read.filled());
+            read.filled_mut().zeroize();
+            Poll::Ready(outcome)
+        })
+        .await
+    }
+
+    /// Sends all of `out` and wipes it.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub async fn send(&mut self, out: &mut SecretBuf) -> io::Result<()> {
+        if !out.is_empty() {
+            self.write_all(out.as_slice()).await?;
+            out.clear();
+            self.flush().await?;
+        }
+        Ok(())
     }
 
     fn state(&self) -> Option<&CommonState> {
