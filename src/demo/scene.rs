@@ -4,10 +4,10 @@
 //! usher runs exactly as an operator would run it, `usher run --config FILE`; the demo has no way
 //! into it but its doors. Dropping the [`Scene`] ends everything and deletes the folder.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufReader, Write as _};
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -86,8 +86,9 @@ pub(crate) enum SceneError {
 impl Scene {
     /// Starts everything and waits until usher is ready.
     pub(crate) async fn set() -> Result<Self, SceneError> {
-        // Only its owner may enter: it will hold keys.
-        let folder = tempfile::Builder::new().prefix("usher-demo-").tempdir()?;
+        // Only its owner may enter, whatever the umask says: it will hold keys.
+        let owner_only = Permissions::from_mode(0o700);
+        let folder = tempfile::Builder::new().prefix("usher-demo-").permissions(owner_only).tempdir()?;
         let authority = Authority::new()?;
         let mut serving = JoinSet::new();
 

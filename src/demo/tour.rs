@@ -340,7 +340,7 @@ fn invite(stage: &mut Stage, scene: &Scene) {
 /// Where the tour is told: aligned lines, coloured only on a terminal.
 struct Stage {
     colour: bool,
-    held: u32,
+    held: usize,
     failed: Vec<String>,
 }
 
@@ -373,19 +373,19 @@ impl Stage {
     fn row(&mut self, name: &str, address: impl Display, note: impl Display) {
         let note = self.paint(DIM, note);
         let address = address.to_string();
-        self.say(format_args!("    {name:<20}  {address:<45}  {note}"));
+        self.say(format_args!("    {name:<22}  {address:<45}  {note}"));
     }
 
     fn held(&mut self, title: &str, what: impl Display, note: impl Display) {
         self.held += 1;
         let (tick, note, what) = (self.paint(GREEN, "ok"), self.paint(DIM, note), what.to_string());
-        self.say(format_args!("{}", format!("{tick}  {title:<20}  {what:<45}  {note}").trim_end()));
+        self.say(format_args!("{}", format!("{tick}  {title:<22}  {what:<45}  {note}").trim_end()));
     }
 
     fn failed(&mut self, title: &str, why: impl Display) {
         let cross = self.paint(RED, "NO");
-        self.say(format_args!("{cross}  {title:<20}  {why}"));
-        self.failed.push(format!("{title}: {why}"));
+        self.say(format_args!("{cross}  {title:<22}  {why}"));
+        self.failed.push(title.to_owned());
     }
 
     fn command(&mut self, title: &str, command: &str) {
@@ -399,14 +399,10 @@ impl Stage {
             self.say(format_args!("\n{text}"));
             return ExitCode::SUCCESS;
         }
-        let text = self.paint(
-            RED,
-            format_args!("{} of {} checks did not hold:", self.failed.len(), self.held as usize + self.failed.len()),
-        );
+        let total = self.failed.len() + self.held;
+        let names = self.failed.join("; ");
+        let text = self.paint(RED, format_args!("{} of {total} checks did not hold: {names}", self.failed.len()));
         self.say(format_args!("\n{text}"));
-        for why in std::mem::take(&mut self.failed) {
-            self.say(format_args!("    {why}"));
-        }
         ExitCode::FAILURE
     }
 }
