@@ -19,6 +19,8 @@ pub mod backend;
 pub mod cache;
 pub mod cli;
 pub mod config;
+#[cfg(feature = "demo")]
+pub mod demo;
 pub mod directory;
 pub mod listener;
 pub mod log;
