@@ -1,6 +1,8 @@
 //! The commands: one thin file each, and the exit codes they share (sysexits.h).
 
 mod check;
+#[cfg(feature = "demo")]
+mod demo;
 mod explain;
 mod reload;
 mod run;
