@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::cache::{Cache, Digest, Flights, Known, Stamp};
+use crate::cache::{Cache, Digest, FlightError, Flights, Known, Stamp};
 use crate::directory::{Directory, DirectoryError, Identity, Login, Trace};
 use crate::log::Repeats;
 use crate::outcome::Refusal;
@@ -138,10 +138,11 @@ impl Authenticator {
             }
         }
         let landed = self.flights.join(login, &digest, || self.question(login.clone(), password.clone(), digest)).await;
-        let Some(landed) = landed else {
-            return Decision::refused(Refusal::Limit, DecidedBy::Usher);
-        };
-        self.judge(&landed)
+        match landed {
+            Ok(landed) => self.judge(&landed),
+            Err(FlightError::TooMany) => Decision::refused(Refusal::Limit, DecidedBy::Usher),
+            Err(FlightError::Lost) => Decision::refused(Refusal::Internal, DecidedBy::Usher),
+        }
     }
 
     /// Asks again although the cache knows, because a backend refused what the cache said. If the

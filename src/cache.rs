@@ -262,6 +262,17 @@ where
     moka::sync::Cache::builder().max_capacity(capacity).time_to_live(life).build()
 }
 
+/// Why a flight brought no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FlightError {
+    /// As many questions are under way as may be.
+    #[error("too many questions are under way")]
+    TooMany,
+    /// The task that asked panicked.
+    #[error("the question was lost")]
+    Lost,
+}
+
 /// Questions under way, so that equal ones share an answer. The answer is computed by its own task
 /// and goes on when the client who asked is gone: the bind was sent, its answer is worth keeping.
 pub struct Flights<T> {
@@ -278,9 +289,11 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         Self { under_way: Arc::default(), limit }
     }
 
-    /// Joins the flight of this name and password, or starts it. `None` if there are too many, or
-    /// if the answer's task panicked.
-    pub async fn join<F>(&self, login: &Login, digest: &Digest, ask: impl FnOnce() -> F) -> Option<T>
+    /// Joins the flight of this name and password, or starts it.
+    ///
+    /// # Errors
+    /// There are too many, or the answer's task panicked.
+    pub async fn join<F>(&self, login: &Login, digest: &Digest, ask: impl FnOnce() -> F) -> Result<T, FlightError>
     where
         F: Future<Output = T> + Send + 'static,
     {
@@ -290,7 +303,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
             if let Some(flight) = under_way.get(&key) {
                 flight.clone()
             } else if under_way.len() >= self.limit {
-                return None;
+                return Err(FlightError::TooMany);
             } else {
                 let (tell, flight) = watch::channel(None);
                 under_way.insert(key.clone(), flight.clone());
@@ -303,8 +316,8 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
                 flight
             }
         };
-        let landed = answer.wait_for(Option::is_some).await.ok()?;
-        landed.clone()
+        let landed = answer.wait_for(Option::is_some).await.map_err(|_| FlightError::Lost)?;
+        landed.clone().ok_or(FlightError::Lost)
     }
 }
 

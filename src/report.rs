@@ -80,9 +80,10 @@ impl Report {
 
     /// Takes over what went wrong with a backend.
     pub fn failed(&mut self, error: &BackendError) {
-        match error {
-            BackendError::Refused(words) => self.words(words),
-            fault => self.reply = Some(fault.to_string()),
+        if let BackendError::Refused(words) = error {
+            self.words(words);
+        } else {
+            self.reply = Some(error.to_string());
         }
     }
 

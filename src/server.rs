@@ -95,7 +95,7 @@ pub async fn run(file: PathBuf) -> Result<(), StartError> {
     let metrics = Arc::new(Metrics::new());
     let snapshot = prepare(&file, &metrics, None).map_err(StartError::Config)?;
     let log = log::init(&snapshot.config.log);
-    report_panics();
+    report_panics(&metrics);
     warn_about_descriptors(&snapshot.config);
 
     let stop = StopSignals::new().map_err(StartError::Signals)?;
@@ -167,6 +167,9 @@ impl Server {
         metrics.know(&snapshot.config);
         metrics.config_last_reload_successful.set(1);
         metrics.config_last_reload_success_timestamp.set(unix_now() as f64);
+        for warning in &snapshot.config.warnings {
+            warn!(%warning, "the configuration is suspicious");
+        }
         metrics.certificate_expiry.reset();
         for served in snapshot.tls.certificates() {
             let chain = served.chain.display().to_string();
@@ -343,9 +346,12 @@ async fn await_directory(shared: Arc<Shared>) {
     info!("the directory answers");
 }
 
-/// A panic's message may quote what a peer sent, so only its place is told.
-fn report_panics() {
-    std::panic::set_hook(Box::new(|panic| {
+/// Counts and logs every panic, wherever it is caught. Its message may quote what a peer sent, so
+/// only its place is told.
+fn report_panics(metrics: &Metrics) {
+    let panics = metrics.panics.clone();
+    std::panic::set_hook(Box::new(move |panic| {
+        panics.inc();
         let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
         error!(place, "panic: this is a defect of usher, please report it");
     }));

@@ -108,10 +108,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         // The relay is a task of its own, so that what the login needed is given back now.
         Ok(Ok(established)) => return drop(tokio::spawn(established.relay(shared, permit))),
         Ok(Err(parting)) => parting,
-        Err(_) => {
-            shared.metrics.panics.inc();
-            Parting::Panic
-        }
+        Err(_) => Parting::Panic,
     };
     shared.metrics.conversations_ended.with_label_values(&[protocol.name, parting.label()]).inc();
     debug!(session = visitor.session, client = %client, protocol = protocol.name, cause = parting.label(), "left before login");
@@ -243,10 +240,7 @@ impl Conversation {
         let admit = AssertUnwindSafe(self.admit(credentials, &mut report)).catch_unwind();
         let outcome = match timeout_at(began + ATTEMPT_TIMEOUT, admit).await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => {
-                self.shared.metrics.panics.inc();
-                Err(Refusal::Internal)
-            }
+            Ok(Err(_)) => Err(Refusal::Internal),
             Err(_) => Err(Refusal::Deadline),
         };
         report.emit(&self.visitor, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
@@ -412,14 +406,11 @@ impl Established {
         let relay = relay(client, backend, self.idle, shared.stage(Stage::Closing));
         let ended = AssertUnwindSafe(relay).catch_unwind().await;
         sessions.dec();
-        let cause = match &ended {
-            Ok(ended) => ended.cause.label(),
-            Err(_) => {
-                metrics.panics.inc();
-                "panic"
-            }
-        };
+        let cause = ended.as_ref().map_or("panic", |ended| ended.cause.label());
         report::ended(&visitor, cause, ended.as_ref().ok(), began.elapsed(), &metrics);
         drop((listed, permit));
     }
 }
+
+#[cfg(test)]
+mod tests;

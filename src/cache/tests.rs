@@ -153,9 +153,9 @@ async fn equal_questions_share_one_flight_and_outlive_their_askers() {
     tokio::task::yield_now().await;
     first.abort();
     for other in others {
-        assert_eq!(other.await.unwrap(), Some(6));
+        assert_eq!(other.await.unwrap(), Ok(6));
     }
-    assert_eq!(different.await.unwrap(), Some(7));
+    assert_eq!(different.await.unwrap(), Ok(7));
     assert_eq!(asked.load(Ordering::SeqCst), 2);
     assert!(flights.under_way.lock().unwrap().is_empty());
 }
@@ -165,12 +165,12 @@ async fn flights_are_bounded_and_a_panic_takes_none_with_it() {
     let cache = cache();
     let flights: Flights<()> = Flights::new(1);
     let key = digest(&cache, "sesame");
-    assert_eq!(flights.join(&login("alice"), &key, || async { panic!("on purpose") }).await, None);
+    assert_eq!(flights.join(&login("alice"), &key, || async { panic!("on purpose") }).await, Err(FlightError::Lost));
     tokio::task::yield_now().await;
     let alice = login("alice");
     let slow = flights.join(&alice, &key, || tokio::time::sleep(Duration::from_secs(1)));
     tokio::pin!(slow);
     assert!(futures_util::poll!(&mut slow).is_pending());
-    assert_eq!(flights.join(&login("bob"), &key, || async {}).await, None, "over the limit");
-    assert_eq!(slow.await, Some(()));
+    assert_eq!(flights.join(&login("bob"), &key, || async {}).await, Err(FlightError::TooMany), "over the limit");
+    assert_eq!(slow.await, Ok(()));
 }

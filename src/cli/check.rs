@@ -15,6 +15,9 @@ pub(super) fn check(config: &Path) -> ExitCode {
         Err(problems) => return fail_config(&problems),
     };
     let config = &snapshot.config;
+    for warning in &config.warnings {
+        eprintln!("warning: {warning}");
+    }
     for served in snapshot.tls.certificates().iter().filter(|served| served.expired) {
         eprintln!("warning: {} has expired; it would be served all the same", served.chain.display());
     }

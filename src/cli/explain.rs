@@ -135,21 +135,24 @@ impl Explanation {
         let directory = &config.directory;
         let attribute = &directory.mail_host_attribute;
         let backend_login = route::backend_login(directory.login_attribute.as_deref(), entry, login);
-        let chosen = route::route(&config.routing, entry).and_then(|route| Ok((route, backend_login?)));
-        let (route, backend_login) = match chosen {
-            Ok(chosen) => chosen,
+        let route = match route::route(&config.routing, entry) {
+            Ok(route) => route,
             Err(refusal) => {
-                let login_attribute = directory.login_attribute.as_deref().unwrap_or_default();
-                let why = match &refusal {
-                    Refusal::NoMailHost => {
-                        format!("the entry has no {attribute}, and no routing.default is configured")
-                    }
-                    Refusal::UnknownMailHost => format!("no backend has this {attribute} among its hosts"),
-                    Refusal::SeveralMailHosts => format!("the values of {attribute} name different backends"),
-                    Refusal::NoBackendLogin => format!("{login_attribute} has no usable value, or several"),
-                    other => other.label().to_owned(),
+                let why = if refusal == Refusal::NoMailHost {
+                    format!("the entry has no {attribute}, and no routing.default is configured")
+                } else if refusal == Refusal::SeveralMailHosts {
+                    format!("the values of {attribute} name different backends")
+                } else {
+                    format!("no backend has this {attribute} among its hosts")
                 };
                 return self.refused(&refusal, why);
+            }
+        };
+        let backend_login = match backend_login {
+            Ok(backend_login) => backend_login,
+            Err(refusal) => {
+                let login_attribute = directory.login_attribute.as_deref().unwrap_or_default();
+                return self.refused(&refusal, format!("the entry has no usable {login_attribute}, or several"));
             }
         };
         self.backend = Some(route.backend.name.clone());
