@@ -70,11 +70,12 @@ fn listeners(root: &Section<'_>, addresses: &mut Addresses) -> Option<Vec<Listen
 }
 
 fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listener> {
-    let protocol = listener.required("protocol", "write `imap`").and_then(|node| node.word(&protocols()));
+    let protocol =
+        listener.required("protocol", &format!("write {}", protocol_names())).and_then(|node| node.word(&protocols()));
     let address = listener.required("address", "write an IP address and a port, such as \"[::]:993\"");
     let address = address.and_then(|node| addresses.read(&node));
     let words = [("implicit", ListenerTls::Implicit), ("starttls", ListenerTls::StartTls)];
-    let tls = listener.required("tls", "write `implicit` (port 993) or `starttls` (port 143)");
+    let tls = listener.required("tls", "write `implicit` (TLS from the first byte) or `starttls`");
     let tls = tls.and_then(|node| node.word(&words));
     let (protocol, address, tls) = (protocol?, address?, tls?);
     let usual = |port| match tls {

@@ -27,8 +27,8 @@ pub(super) struct Facts {
 
 /// Reads the section.
 pub(super) fn read(directory: &Section<'_>) -> Draft {
-    let starttls = directory.flag("starttls");
-    let plaintext = directory.flag("plaintext");
+    let starttls = directory.flag("starttls", false);
+    let plaintext = directory.flag("plaintext", false);
     let servers = servers(directory, starttls, plaintext);
     let ca = directory.get("ca").map(|node| node.path());
     let client_certificate = directory.get("client_certificate").map(|node| certificate(&node));
@@ -50,10 +50,10 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     let all = || {
         Some(Directory {
             servers: servers?,
-            starttls,
+            starttls: starttls?,
             ca: ca.flatten(),
             client_certificate: client_certificate.flatten(),
-            plaintext,
+            plaintext: plaintext?,
             find: find?,
             mail_host_attribute: mail_host_attribute?,
             login_attribute: login_attribute.flatten(),
@@ -65,7 +65,8 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     Draft { directory: all(), facts }
 }
 
-fn servers(directory: &Section<'_>, starttls: bool, plaintext: bool) -> Option<Vec<DirectoryServer>> {
+/// A switch that could not be read is a mistake of its own and makes none here.
+fn servers(directory: &Section<'_>, starttls: Option<bool>, plaintext: Option<bool>) -> Option<Vec<DirectoryServer>> {
     let hint = "name at least one, such as [\"ldaps://ldap1.example.com\"]";
     let items = directory.required("servers", hint)?.one_or_more()?;
     let mut unique = Unique::default();
@@ -74,14 +75,14 @@ fn servers(directory: &Section<'_>, starttls: bool, plaintext: bool) -> Option<V
     for item in items {
         let Some(server) = item.parsed(names::ldap_url) else { continue };
         unique.check(&format!("{}:{}", server.host.to_ascii_lowercase(), server.port), &item);
-        let clear = server.scheme == LdapScheme::Ldap && !starttls && !names::is_loopback(&server.host);
-        if clear && !plaintext {
+        let clear = server.scheme == LdapScheme::Ldap && starttls == Some(false) && !names::is_loopback(&server.host);
+        if clear && plaintext == Some(false) {
             item.problem(
                 "passwords would cross the network in clear: write ldaps://, or set `starttls: true`, or say \
                  `plaintext: true` if that is what you want",
             );
         }
-        if starttls && server.scheme == LdapScheme::Ldaps {
+        if starttls == Some(true) && server.scheme == LdapScheme::Ldaps {
             item.problem(
                 "ldaps:// is TLS from the first byte: write ldap:// with `starttls: true`, or remove `starttls`",
             );
@@ -89,7 +90,7 @@ fn servers(directory: &Section<'_>, starttls: bool, plaintext: bool) -> Option<V
         in_clear |= clear;
         servers.push(server);
     }
-    if plaintext {
+    if plaintext == Some(true) {
         let message = if in_clear {
             "passwords cross the network to the directory in clear"
         } else {

@@ -157,7 +157,8 @@ impl Place {
     /// What the YAML parser says, unless its words might repeat a value.
     fn syntax(&self, error: &serde_yaml::Error) -> Problem {
         let text = error.to_string();
-        let message = if text.starts_with("invalid ") || text.starts_with("duplicate ") {
+        let tells = ["invalid type: ", "invalid value: ", "duplicate entry"].iter().any(|words| text.contains(words));
+        let message = if tells {
             "not YAML: a value does not fit its tag, or a key is given twice".to_owned()
         } else if text.contains("more than one document") {
             "more than one YAML document: keep everything in one, without `---` between".to_owned()

@@ -242,9 +242,9 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// `true` or `false`; false if absent.
-    pub(super) fn flag(&self, key: &'static str) -> bool {
-        self.get(key).and_then(|node| node.flag()).unwrap_or(false)
+    /// `true` or `false`.
+    pub(super) fn flag(&self, key: &'static str, default: bool) -> Option<bool> {
+        self.get(key).map_or(Some(default), |node| node.flag())
     }
 
     /// A duration, in milliseconds here as in [`units`](super::units).
@@ -293,12 +293,17 @@ impl<'a> Section<'a> {
     fn tell_unknown(&self) {
         let known = self.known.borrow();
         for key in self.entries.into_iter().flat_map(Mapping::keys) {
-            let Value::String(key) = key else {
-                self.problem("", "a key is not a text: keys are words such as `address`");
-                continue;
+            let key = match key {
+                Value::String(text) => text.clone(),
+                Value::Number(number) => number.to_string(),
+                Value::Bool(flag) => flag.to_string(),
+                Value::Null | Value::Sequence(_) | Value::Mapping(_) | Value::Tagged(_) => {
+                    self.problem("", "a key is not a text: keys are words such as `address`");
+                    continue;
+                }
             };
             if !known.contains(&key.as_str()) {
-                self.problem(key, advice(key, &known));
+                self.problem(&key, advice(&key, &known));
             }
         }
     }

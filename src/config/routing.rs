@@ -83,7 +83,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
                        shorten one of them";
         backend.problem("timeout", message);
     }
-    let pass_refusals = backend.get("pass_backend_refusals").map_or(Some(true), |node| node.flag());
+    let pass_refusals = backend.flag("pass_backend_refusals", true);
     let endpoints = endpoints(backend, surroundings.listeners);
     Some(Backend {
         name: name?,
