@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::scripted::{Reply, Scripted, Seen, alice, bound, done, entry, extended, first, reference};
-use super::server::Tuning;
+use super::server::{Failure, Server, Tuning};
 use super::{Directory, DirectoryError, Entry, Identity, Ldap, Login, Trace, Trouble};
 use crate::config::{self, DirectoryServer, Find, LdapScheme, ServiceAccount, Template, TemplatePart};
 use crate::metrics::Metrics;
@@ -261,12 +261,9 @@ async fn an_entry_that_the_user_may_not_read_is_no_refusal() {
 #[tokio::test]
 async fn busy_and_unavailable_go_to_the_next_server_once() {
     for name in [Code::Busy, Code::Unavailable, Code::Other] {
-        for operation in [is_search, is_bind] {
-            let replies = if operation == is_search as fn(&Seen) -> bool {
-                vec![done(name.clone())]
-            } else {
-                bound(name.clone())
-            };
+        let operations: [(fn(&Seen) -> bool, _); 2] =
+            [(is_search, vec![done(name.clone())]), (is_bind, bound(name.clone()))];
+        for (operation, replies) in operations {
             let always = vec![replies; 9];
             let servers = [
                 Scripted::start(first(always.clone(), operation)).await,
@@ -504,7 +501,7 @@ async fn a_hang_up_during_a_bind_is_not_a_wrong_password() {
 async fn what_cannot_be_read_is_an_unavailable_directory() {
     type Bytes = fn(u8) -> Vec<u8>;
     let answers: [(&str, Bytes); 11] = [
-        ("not BER at all", |_| b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        ("not LDAP at all", |_| [&b"HTTP/1.1 400 Bad Request\r\n"[..], &[b'x'; 200]].concat()),
         ("no sequence", |_| vec![0x04, 0x02, 0x61, 0x62]),
         ("an empty sequence (the decoder panics)", |_| vec![0x30, 0x00]),
         ("no message ID (the decoder panics)", |_| vec![0x30, 0x02, 0x65, 0x00]),
@@ -605,18 +602,23 @@ async fn binds_run_side_by_side_up_to_the_limit() {
     for login in logins {
         login.await.unwrap().unwrap();
     }
+}
 
-    let held: Vec<_> = (0..4)
-        .map(|_| {
-            let under = under.clone();
-            tokio::spawn(async move { under.alice().await })
-        })
-        .collect();
-    until(|| server.binds().len() == 9).await;
-    assert_eq!(trouble(under.alice().await), Trouble::Busy);
-    for login in held {
-        assert_eq!(trouble(login.await.unwrap()), Trouble::Timeout);
-    }
+#[tokio::test]
+async fn the_wait_for_a_free_connection_ends_with_the_deadline() {
+    let scripted = Scripted::start(|_| Vec::new()).await;
+    let mut settings = settings(vec![scripted.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
+    settings.bind_connections = 1;
+    let server = Server::new(&settings.servers[0], &settings, None, Arc::new(Metrics::new()), Tuning::default());
+    let server = Arc::new(server);
+    let bind = async |time: u64| {
+        let deadline = Instant::now() + Duration::from_millis(time);
+        server.bind("uid=alice,dc=x", "right", deadline, &mut Trace::default()).await.map(|(code, _)| code)
+    };
+    let (first, second) = tokio::join!(bind(1_000), bind(100));
+    assert!(matches!(first, Err(Failure::Unsure(Trouble::Timeout))), "{first:?}");
+    assert!(matches!(second, Err(Failure::Unasked(Trouble::Busy))), "{second:?}");
+    assert_eq!(scripted.binds().len(), 1);
 }
 
 #[tokio::test]
