@@ -1,9 +1,9 @@
 //! One directory server and its connections.
 //!
-//! Searches share one connection (`service.rs`); each bind has a
-//! connection of its own, taken from a stack and given back, so that a bind waits for another only
-//! when `bind_connections` are all busy. A connection on which anything went wrong, or whose
-//! answer nobody waited for, is closed and never used again.
+//! Searches share one connection (`service.rs`); each bind has a connection of its own, taken from
+//! a stack and given back, so that a bind waits for another only when `bind_connections` are all
+//! busy. A connection on which anything went wrong, or whose answer nobody waited for, is closed
+//! and never used again.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -163,11 +163,6 @@ impl Server {
             refused: Mutex::new(None),
             sweeping: AtomicBool::new(false),
         }
-    }
-
-    /// The URL.
-    pub(super) fn url(&self) -> &Arc<str> {
-        &self.url
     }
 
     /// Binds on a connection of its own. The code is the directory's answer; the lease is still

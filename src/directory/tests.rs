@@ -1,4 +1,5 @@
 //! The directory against scripted servers, over real sockets.
+#![allow(clippy::wildcard_enum_match_arm)] // a test names what it expects; the rest is a failure
 
 use std::future::Future;
 use std::io::Write as _;
@@ -118,6 +119,8 @@ fn code(result: Result<impl std::fmt::Debug, DirectoryError>) -> (&'static str, 
         other => panic!("{other:?}"),
     }
 }
+
+type Of = fn(&Seen) -> bool;
 
 fn is_search(seen: &Seen) -> bool {
     seen.base().is_some()
@@ -261,8 +264,7 @@ async fn an_entry_that_the_user_may_not_read_is_no_refusal() {
 #[tokio::test]
 async fn busy_and_unavailable_go_to_the_next_server_once() {
     for name in [Code::Busy, Code::Unavailable, Code::Other] {
-        let operations: [(fn(&Seen) -> bool, _); 2] =
-            [(is_search, vec![done(name.clone())]), (is_bind, bound(name.clone()))];
+        let operations: [(Of, _); 2] = [(is_search, vec![done(name.clone())]), (is_bind, bound(name.clone()))];
         for (operation, replies) in operations {
             let always = vec![replies; 9];
             let servers = [
