@@ -13,6 +13,7 @@ use ldap3_proto::{LdapFilter, LdapResultCode as Code, LdapSearchScope};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 
 use super::scripted::{Reply, Scripted, Seen, alice, bound, done, entry, extended, first, reference};
 use super::server::{Failure, Server, Tuning};
@@ -397,6 +398,23 @@ async fn a_bind_without_an_answer_goes_to_one_other_server() {
 }
 
 #[tokio::test]
+async fn nobody_queues_at_a_dead_server() {
+    let silent = Scripted::start(|seen: &Seen| if is_bind(seen) { Vec::new() } else { alice(seen) }).await;
+    let good = Scripted::start(alice).await;
+    let servers = vec![silent.server(LdapScheme::Ldap, "127.0.0.1"), good.server(LdapScheme::Ldap, "127.0.0.1")];
+    let mut settings = settings(servers, searching(None));
+    settings.attempt_timeout = Duration::from_millis(400);
+    settings.bind_connections = 1;
+    let under = Under::test(&settings, Tuning { aside: Duration::from_secs(600), ..Tuning::default() });
+    let logins = (0..10).map(|_| under.alice());
+    for login in within(futures_util::future::join_all(logins)).await {
+        login.unwrap();
+    }
+    // One waited for an answer; those behind it went on when it gave up.
+    assert_eq!(silent.binds().len(), 1);
+}
+
+#[tokio::test]
 async fn an_unreachable_server_costs_nothing() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let good = Scripted::start(alice).await;
@@ -566,6 +584,49 @@ async fn an_answer_to_another_message_is_no_answer() {
     settings.attempt_timeout = Duration::from_millis(200);
     let under = Under::test(&settings, Tuning::default());
     assert_eq!(trouble(under.alice().await), Trouble::Timeout);
+}
+
+/// What is logged, at every level.
+#[derive(Debug, Clone, Default)]
+struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_log_line_and_no_error_holds_a_password() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    // Of everything but the codec of the scripted server, which shows each message at trace.
+    let ours = tracing_subscriber::filter::filter_fn(|meta| !meta.target().starts_with("ldap3_proto"));
+    let output = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+    let subscriber = tracing_subscriber::registry().with(output.with_filter(ours));
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let (_folder, _file, account) = service(b"service-hunter2");
+    let answers = [vec![Reply::Close], vec![Reply::Raw(vec![0x30, 0x00])], bound(Code::Busy), bound(Code::Referral)];
+    for answer in answers {
+        let server = Scripted::start(first(vec![answer], is_bind)).await;
+        for find in [searching(None), searching(account.clone()), templated(None)] {
+            let under = Under::new(&[&server], find);
+            for _ in 0..2 {
+                let told = format!("{:?}", under.login("alice", "hunter2").await);
+                assert!(!told.contains("hunter2"), "{told}");
+            }
+            assert!(!format!("{:?}", under.ldap).contains("hunter2"));
+        }
+    }
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains("directory server failed"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
 }
 
 #[tokio::test]
