@@ -173,7 +173,7 @@ impl Ldap {
                     server.give_back(lease);
                     return Err(match code {
                         INVALID_CREDENTIALS => DirectoryError::InvalidCredentials { dn: dn.into() },
-                        _ => unsure(&server, "bind", code),
+                        _ => told(trace, |server| Trouble::Result { server, operation: "bind", code }),
                     });
                 }
                 Err(failure) => tries.note(failure)?,
@@ -265,10 +265,6 @@ impl Directory for Ldap {
             }
         }
     }
-}
-
-fn unsure(server: &Server, operation: &'static str, code: u32) -> DirectoryError {
-    DirectoryError::CannotTell(Trouble::Result { server: server.url().clone(), operation, code })
 }
 
 /// Trouble with the server that answered last.

@@ -11,6 +11,7 @@ mod pool;
 #[cfg(test)]
 mod scripted;
 mod server;
+mod service;
 mod template;
 #[cfg(test)]
 mod tests;

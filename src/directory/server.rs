@@ -1,27 +1,25 @@
 //! One directory server and its connections.
 //!
-//! Searches share one connection that carries the service account's identity; each bind has a
-//! connection of its own, taken from a stack and given back, so that a bind waits for another only
-//! when `bind_connections` are all busy. A connection on which anything went wrong, or whose
-//! answer nobody waited for, is closed and never used again.
+//! Searches share one connection (`service.rs`); each bind has a connection of its own, taken from
+//! a stack and given back, so that a bind waits for another only when `bind_connections` are all
+//! busy. A connection on which anything went wrong, or whose answer nobody waited for, is closed
+//! and never used again.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Dial, Fault, Found, Question};
 use super::pool::{Health, jittered};
+use super::service::Opening;
 use super::{Trace, Trouble};
 use crate::config::{self, ServiceAccount};
 use crate::metrics::Metrics;
-use crate::secret::Secret;
 
 /// How connections are kept; fixed in production, turned by tests.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +69,7 @@ impl Failure {
         }
     }
 
-    fn trouble(self) -> Trouble {
+    pub(super) fn trouble(self) -> Trouble {
         match self {
             Self::Unasked(trouble) | Self::Unsure(trouble) => trouble,
         }
@@ -87,29 +85,6 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const fn is_unsure(code: u32) -> bool {
     matches!(code, 51 | 52 | 80)
 }
-
-/// The shared connection that carries searches.
-#[derive(Debug)]
-struct SearchConnection {
-    connection: Connection,
-    expires: Instant,
-    used: Mutex<Instant>,
-    searches: AtomicU64,
-    retired: AtomicBool,
-}
-
-impl SearchConnection {
-    fn is_usable(&self, tuning: &Tuning) -> bool {
-        !self.retired.load(Ordering::Relaxed)
-            && !self.connection.is_dead()
-            && self.searches.load(Ordering::Relaxed) < tuning.searches
-            && self.expires > Instant::now()
-            && locked(&self.used).elapsed() < tuning.idle
-    }
-}
-
-/// The search connection, made or being made: all who need it wait for the same attempt.
-type Opening = Shared<BoxFuture<'static, Result<Arc<SearchConnection>, Trouble>>>;
 
 /// A bind connection waiting for its next use.
 #[derive(Debug)]
@@ -136,21 +111,21 @@ pub(super) struct Lease {
 /// One directory server.
 #[derive(Debug)]
 pub(super) struct Server {
-    url: Arc<str>,
+    pub(super) url: Arc<str>,
     dial: Dial,
-    service: Option<ServiceAccount>,
+    pub(super) service: Option<ServiceAccount>,
     /// `attempt_timeout`.
-    patience: Duration,
+    pub(super) patience: Duration,
     /// Whether another server could take over.
     replaceable: bool,
-    tuning: Tuning,
-    metrics: Arc<Metrics>,
+    pub(super) tuning: Tuning,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) health: Health,
-    search: Mutex<Option<Opening>>,
+    pub(super) search: Mutex<Option<Opening>>,
     idle: Mutex<Vec<Idle>>,
     permits: Arc<Semaphore>,
     /// Until when the service account is not tried again, and the code of its refusal.
-    refused: Mutex<Option<(Instant, u32)>>,
+    pub(super) refused: Mutex<Option<(Instant, u32)>>,
     sweeping: AtomicBool,
 }
 
@@ -188,48 +163,6 @@ impl Server {
             refused: Mutex::new(None),
             sweeping: AtomicBool::new(false),
         }
-    }
-
-    /// The URL.
-    pub(super) fn url(&self) -> &Arc<str> {
-        &self.url
-    }
-
-    /// Asks on the search connection, as the service account.
-    pub(super) async fn search(
-        self: &Arc<Self>,
-        question: &Question,
-        deadline: Instant,
-        trace: &mut Trace,
-    ) -> Result<Found, Failure> {
-        let mut shared = self.search_connection(deadline, trace).await?;
-        let reused = shared.searches.load(Ordering::Relaxed) > 0;
-        let mut answer = self.ask(&shared, question, deadline, trace).await;
-        if reused && matches!(answer, Err(Fault::Broken(_) | Fault::Malformed)) {
-            // It died under us, perhaps of another's question: once more on a fresh one.
-            shared = self.search_connection(deadline, trace).await?;
-            answer = self.ask(&shared, question, deadline, trace).await;
-        }
-        let found = answer.map_err(|fault| Failure::Unsure(self.failed(question.operation, &fault)))?;
-        self.verdict(question.operation, found.code)?;
-        Ok(found)
-    }
-
-    async fn ask(
-        &self,
-        shared: &SearchConnection,
-        question: &Question,
-        deadline: Instant,
-        trace: &mut Trace,
-    ) -> Result<Found, Fault> {
-        shared.searches.fetch_add(1, Ordering::Relaxed);
-        *locked(&shared.used) = Instant::now();
-        let asked = shared.connection.search(question, self.patience);
-        let answer = self.observed(question.operation, deadline, trace, asked, |found| found.code).await;
-        if answer.is_err() {
-            shared.retired.store(true, Ordering::Relaxed);
-        }
-        answer
     }
 
     /// Binds on a connection of its own. The code is the directory's answer; the lease is still
@@ -333,124 +266,14 @@ impl Server {
     }
 
     /// A new connection, not bound.
-    async fn connect(&self, deadline: Instant, trace: &mut Trace) -> Result<Connection, Failure> {
+    pub(super) async fn connect(&self, deadline: Instant, trace: &mut Trace) -> Result<Connection, Failure> {
         let made = self.observed("connect", deadline, trace, Connection::open(&self.dial), |_| 0).await;
         trace.code = None;
         made.map_err(|fault| Failure::Unasked(self.failed("connect", &fault)))
     }
 
-    /// The shared search connection; made once for all who wait.
-    async fn search_connection(
-        self: &Arc<Self>,
-        deadline: Instant,
-        trace: &mut Trace,
-    ) -> Result<Arc<SearchConnection>, Failure> {
-        let opening = {
-            let mut slot = locked(&self.search);
-            let current = slot.as_ref().filter(|opening| match opening.peek() {
-                Some(Ok(shared)) => shared.is_usable(&self.tuning),
-                Some(Err(_)) => false,
-                None => true,
-            });
-            match current {
-                Some(opening) => opening.clone(),
-                None => {
-                    let url = self.url.clone();
-                    // A task of its own: whoever asked first may give up, the others still wait.
-                    let task = tokio::spawn(self.clone().open_search());
-                    let opening =
-                        task.map(|end| end.unwrap_or(Err(Trouble::Malformed { server: url }))).boxed().shared();
-                    slot.insert(opening).clone()
-                }
-            }
-        };
-        trace.server = Some(self.url.clone());
-        match timeout_at(deadline, opening).await {
-            Ok(Ok(shared)) => Ok(shared),
-            Ok(Err(trouble)) => {
-                trace.code = match &trouble {
-                    Trouble::ServiceBind { code, .. } | Trouble::Result { code, .. } => Some(*code),
-                    Trouble::Connection { .. }
-                    | Trouble::Timeout
-                    | Trouble::Busy
-                    | Trouble::Malformed { .. }
-                    | Trouble::NoServiceAccount => None,
-                };
-                Err(Failure::Unasked(trouble))
-            }
-            Err(_elapsed) => Err(Failure::Unasked(Trouble::Timeout)),
-        }
-    }
-
-    /// Connects and binds as the service account, or stays anonymous where there is none.
-    async fn open_search(self: Arc<Self>) -> Result<Arc<SearchConnection>, Trouble> {
-        let mut trace = Trace::default();
-        let password = match &self.service {
-            Some(account) => Some((account, self.service_password(account).await?)),
-            None => None,
-        };
-        let mut connection =
-            self.connect(Instant::now() + self.patience, &mut trace).await.map_err(Failure::trouble)?;
-        if let Some((account, password)) = password {
-            let text = std::str::from_utf8(password.expose()).unwrap_or_default();
-            let asked = connection.bind(&account.dn, text);
-            let until = Instant::now() + self.patience;
-            let code = self.observed("bind", until, &mut trace, asked, |code| *code).await;
-            let code = code.map_err(|fault| self.failed("bind", &fault))?;
-            self.verdict("bind", code).map_err(Failure::trouble)?;
-            self.service_answer(account, code)?;
-        }
-        let shared = SearchConnection {
-            connection,
-            expires: self.expiry(),
-            used: Mutex::new(Instant::now()),
-            searches: AtomicU64::new(0),
-            retired: AtomicBool::new(false),
-        };
-        self.sweep();
-        Ok(Arc::new(shared))
-    }
-
-    /// Reads the service account's password anew for each bind, so that a changed file needs no
-    /// reload and the password does not stay in memory.
-    async fn service_password(&self, account: &ServiceAccount) -> Result<Secret, Trouble> {
-        if let Some((until, code)) = *locked(&self.refused)
-            && Instant::now() < until
-        {
-            return Err(Trouble::ServiceBind { server: self.url.clone(), code });
-        }
-        let file = account.password_file.display();
-        let unusable = |reason: String| {
-            error!(server = %self.url, %file, %reason, "the service account's password cannot be used");
-            Trouble::Connection { server: self.url.clone(), reason: format!("{file}: {reason}") }
-        };
-        let read = tokio::time::timeout(self.patience, tokio::fs::read(&account.password_file)).await;
-        let bytes = read.map_err(|_| unusable("reading takes too long".to_owned()))?;
-        let bytes = bytes.map_err(|error| unusable(error.to_string()))?;
-        let password = without_line_end(Secret::new(bytes));
-        if password.is_empty() || std::str::from_utf8(password.expose()).is_err() {
-            return Err(unusable("it is empty or not UTF-8".to_owned()));
-        }
-        Ok(password)
-    }
-
-    /// Notes what became of the service account's bind.
-    fn service_answer(&self, account: &ServiceAccount, code: u32) -> Result<(), Trouble> {
-        let gauge = self.metrics.directory_service_bind_ok.with_label_values(&[&self.url]);
-        if code == 0 {
-            gauge.set(1);
-            *locked(&self.refused) = None;
-            return Ok(());
-        }
-        gauge.set(0);
-        // Held back: each try is one more wrong password towards a lock-out of the account.
-        *locked(&self.refused) = Some((Instant::now() + self.tuning.service_retry, code));
-        error!(server = %self.url, bind_dn = %account.dn, code, "the directory refuses usher's service account");
-        Err(Trouble::ServiceBind { server: self.url.clone(), code })
-    }
-
     /// Runs one operation within its time; counts it and notes it for the log.
-    async fn observed<T>(
+    pub(super) async fn observed<T>(
         &self,
         operation: &'static str,
         deadline: Instant,
@@ -473,7 +296,7 @@ impl Server {
     }
 
     /// Notes an answer: a verdict about the question, or about the server.
-    fn verdict(&self, operation: &'static str, code: u32) -> Result<(), Failure> {
+    pub(super) fn verdict(&self, operation: &'static str, code: u32) -> Result<(), Failure> {
         if !is_unsure(code) {
             if self.health.well() {
                 info!(server = %self.url, "directory server answers again");
@@ -489,7 +312,7 @@ impl Server {
     }
 
     /// Notes a fault, puts the server aside and closes its idle connections.
-    fn failed(&self, operation: &'static str, fault: &Fault) -> Trouble {
+    pub(super) fn failed(&self, operation: &'static str, fault: &Fault) -> Trouble {
         warn!(server = %self.url, operation, reason = %fault, "directory server failed");
         self.health.failed(&self.tuning);
         locked(&self.idle).clear();
@@ -501,12 +324,12 @@ impl Server {
         }
     }
 
-    fn expiry(&self) -> Instant {
+    pub(super) fn expiry(&self) -> Instant {
         Instant::now() + jittered(self.tuning.age)
     }
 
     /// Sees to it that unused connections are closed, also when nobody logs in any more.
-    fn sweep(self: &Arc<Self>) {
+    pub(super) fn sweep(self: &Arc<Self>) {
         if self.sweeping.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -541,14 +364,5 @@ impl Server {
         }
         debug!(server = %self.url, closed = before - idle.len(), kept = idle.len(), "unused directory connections");
         !idle.is_empty() || search.is_some()
-    }
-}
-
-/// Drops one line end, as an editor leaves it.
-fn without_line_end(secret: Secret) -> Secret {
-    let bytes = secret.expose();
-    match bytes.strip_suffix(b"\n") {
-        Some(line) => Secret::copy_of(line.strip_suffix(b"\r").unwrap_or(line)),
-        None => secret,
     }
 }

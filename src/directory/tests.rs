@@ -1,4 +1,5 @@
 //! The directory against scripted servers, over real sockets.
+#![allow(clippy::wildcard_enum_match_arm)] // a test names what it expects; the rest is a failure
 
 use std::future::Future;
 use std::io::Write as _;
@@ -12,9 +13,10 @@ use ldap3_proto::{LdapFilter, LdapResultCode as Code, LdapSearchScope};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 
 use super::scripted::{Reply, Scripted, Seen, alice, bound, done, entry, extended, first, reference};
-use super::server::Tuning;
+use super::server::{Failure, Server, Tuning};
 use super::{Directory, DirectoryError, Entry, Identity, Ldap, Login, Trace, Trouble};
 use crate::config::{self, DirectoryServer, Find, LdapScheme, ServiceAccount, Template, TemplatePart};
 use crate::metrics::Metrics;
@@ -118,6 +120,8 @@ fn code(result: Result<impl std::fmt::Debug, DirectoryError>) -> (&'static str, 
         other => panic!("{other:?}"),
     }
 }
+
+type Of = fn(&Seen) -> bool;
 
 fn is_search(seen: &Seen) -> bool {
     seen.base().is_some()
@@ -261,12 +265,8 @@ async fn an_entry_that_the_user_may_not_read_is_no_refusal() {
 #[tokio::test]
 async fn busy_and_unavailable_go_to_the_next_server_once() {
     for name in [Code::Busy, Code::Unavailable, Code::Other] {
-        for operation in [is_search, is_bind] {
-            let replies = if operation == is_search as fn(&Seen) -> bool {
-                vec![done(name.clone())]
-            } else {
-                bound(name.clone())
-            };
+        let operations: [(Of, _); 2] = [(is_search, vec![done(name.clone())]), (is_bind, bound(name.clone()))];
+        for (operation, replies) in operations {
             let always = vec![replies; 9];
             let servers = [
                 Scripted::start(first(always.clone(), operation)).await,
@@ -398,6 +398,23 @@ async fn a_bind_without_an_answer_goes_to_one_other_server() {
 }
 
 #[tokio::test]
+async fn nobody_queues_at_a_dead_server() {
+    let silent = Scripted::start(|seen: &Seen| if is_bind(seen) { Vec::new() } else { alice(seen) }).await;
+    let good = Scripted::start(alice).await;
+    let servers = vec![silent.server(LdapScheme::Ldap, "127.0.0.1"), good.server(LdapScheme::Ldap, "127.0.0.1")];
+    let mut settings = settings(servers, searching(None));
+    settings.attempt_timeout = Duration::from_millis(400);
+    settings.bind_connections = 1;
+    let under = Under::test(&settings, Tuning { aside: Duration::from_secs(600), ..Tuning::default() });
+    let logins = (0..10).map(|_| under.alice());
+    for login in within(futures_util::future::join_all(logins)).await {
+        login.unwrap();
+    }
+    // One waited for an answer; those behind it went on when it gave up.
+    assert_eq!(silent.binds().len(), 1);
+}
+
+#[tokio::test]
 async fn an_unreachable_server_costs_nothing() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let good = Scripted::start(alice).await;
@@ -504,7 +521,7 @@ async fn a_hang_up_during_a_bind_is_not_a_wrong_password() {
 async fn what_cannot_be_read_is_an_unavailable_directory() {
     type Bytes = fn(u8) -> Vec<u8>;
     let answers: [(&str, Bytes); 11] = [
-        ("not BER at all", |_| b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        ("not LDAP at all", |_| [&b"HTTP/1.1 400 Bad Request\r\n"[..], &[b'x'; 200]].concat()),
         ("no sequence", |_| vec![0x04, 0x02, 0x61, 0x62]),
         ("an empty sequence (the decoder panics)", |_| vec![0x30, 0x00]),
         ("no message ID (the decoder panics)", |_| vec![0x30, 0x02, 0x65, 0x00]),
@@ -569,6 +586,49 @@ async fn an_answer_to_another_message_is_no_answer() {
     assert_eq!(trouble(under.alice().await), Trouble::Timeout);
 }
 
+/// What is logged, at every level.
+#[derive(Debug, Clone, Default)]
+struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_log_line_and_no_error_holds_a_password() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    // Of everything but the codec of the scripted server, which shows each message at trace.
+    let ours = tracing_subscriber::filter::filter_fn(|meta| !meta.target().starts_with("ldap3_proto"));
+    let output = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+    let subscriber = tracing_subscriber::registry().with(output.with_filter(ours));
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let (_folder, _file, account) = service(b"service-hunter2");
+    let answers = [vec![Reply::Close], vec![Reply::Raw(vec![0x30, 0x00])], bound(Code::Busy), bound(Code::Referral)];
+    for answer in answers {
+        let server = Scripted::start(first(vec![answer], is_bind)).await;
+        for find in [searching(None), searching(account.clone()), templated(None)] {
+            let under = Under::new(&[&server], find);
+            for _ in 0..2 {
+                let told = format!("{:?}", under.login("alice", "hunter2").await);
+                assert!(!told.contains("hunter2"), "{told}");
+            }
+            assert!(!format!("{:?}", under.ldap).contains("hunter2"));
+        }
+    }
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains("directory server failed"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
 #[tokio::test]
 async fn binds_run_side_by_side_up_to_the_limit() {
     let gate = Arc::new(Semaphore::new(0));
@@ -605,18 +665,23 @@ async fn binds_run_side_by_side_up_to_the_limit() {
     for login in logins {
         login.await.unwrap().unwrap();
     }
+}
 
-    let held: Vec<_> = (0..4)
-        .map(|_| {
-            let under = under.clone();
-            tokio::spawn(async move { under.alice().await })
-        })
-        .collect();
-    until(|| server.binds().len() == 9).await;
-    assert_eq!(trouble(under.alice().await), Trouble::Busy);
-    for login in held {
-        assert_eq!(trouble(login.await.unwrap()), Trouble::Timeout);
-    }
+#[tokio::test]
+async fn the_wait_for_a_free_connection_ends_with_the_deadline() {
+    let scripted = Scripted::start(|_| Vec::new()).await;
+    let mut settings = settings(vec![scripted.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
+    settings.bind_connections = 1;
+    let server = Server::new(&settings.servers[0], &settings, None, Arc::new(Metrics::new()), Tuning::default());
+    let server = Arc::new(server);
+    let bind = async |time: u64| {
+        let deadline = Instant::now() + Duration::from_millis(time);
+        server.bind("uid=alice,dc=x", "right", deadline, &mut Trace::default()).await.map(|(code, _)| code)
+    };
+    let (first, second) = tokio::join!(bind(1_000), bind(100));
+    assert!(matches!(first, Err(Failure::Unsure(Trouble::Timeout))), "{first:?}");
+    assert!(matches!(second, Err(Failure::Unasked(Trouble::Busy))), "{second:?}");
+    assert_eq!(scripted.binds().len(), 1);
 }
 
 #[tokio::test]
