@@ -56,6 +56,7 @@ limits:
   handshake_timeout: 5s
   login_timeout: 20s
   conversation_timeout: 40s
+  failed_login_delay: 1s
   failed_logins: 5
   bad_commands: 4
   backend_untagged: 1MiB
