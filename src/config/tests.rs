@@ -68,7 +68,7 @@ log: {format: json, level: debug}
 "#;
 
 fn parse_text(text: &str) -> Result<Config, Vec<Problem>> {
-    parse(Path::new("/etc/usher/config.yaml"), text)
+    parse(Path::new("/etc/usher/config.yaml"), text).map_err(|mistakes| mistakes.problems)
 }
 
 fn replaced(from: &str, to: &str) -> String {

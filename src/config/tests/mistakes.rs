@@ -514,7 +514,7 @@ fn files_that_cannot_be_read() {
     let directory = tempfile::tempdir().unwrap();
     let told = |name: &str| {
         let problems = load(&directory.path().join(name)).unwrap_err();
-        let [problem] = problems.as_slice() else { panic!("{problems:#?}") };
+        let [problem] = problems.problems.as_slice() else { panic!("{problems:#?}") };
         assert_eq!((problem.line, problem.key.as_str()), (None, ""));
         problem.message.clone()
     };
