@@ -356,6 +356,7 @@ fn endless_lines_meet_a_limit() {
     logged_in("S: * LIST {99999999999999999999999}\n=> fault TooMuch");
     logged_in(&format!("S: {}\n=> fault TooMuch", "x".repeat(8193)));
     logged_in(&format!("S: u1 OK [CAPABILITY IMAP4rev1] {}\n=> fault TooMuch", "x".repeat(8193)));
+    logged_in(&format!("S: u1 OK [X {}] in\n=> fault TooMuch", "x".repeat(2000)));
     // Lines that the client does not get count as well.
     script(ALICE, &format!("S: * OK\nC: u1 CAPABILITY\nS: * {}\n=> fault TooMuch", "x".repeat(2000)));
 }
