@@ -44,6 +44,7 @@ cyrus_user: {user}
 unixhierarchysep: yes
 virtdomains: off
 allowplaintext: no
+failedloginpause: 0
 sasl_mech_list: PLAIN LOGIN
 sasl_pwcheck_method: auxprop
 sasl_auxprop_plugin: sasldb

@@ -61,7 +61,7 @@ auth_mechanisms = plain login
 auth_username_chars =
 auth_failure_delay = 0
 login_greeting = server3 is Dovecot
-imap_id_send = "name" "server3"
+imap_id_send = name server3
 mail_location = maildir:{folder}/mail/%Lu
 mail_fsync = never
 mail_max_userip_connections = 1000
@@ -107,8 +107,12 @@ service imap-login {{
             imaps = self.imaps,
         );
         std::fs::write(folder.join("dovecot.conf"), config).unwrap();
-        let passwords: String =
-            everybody().iter().map(|person| format!("{}:{{PLAIN}}{}\n", person.uid, person.password)).collect();
+        // Dovecot escapes a name before it looks it up.
+        let escape = |name: &str| name.replace('\\', "\\\\").replace('"', "\\\"").replace('\'', "\\'");
+        let passwords: String = everybody()
+            .iter()
+            .map(|person| format!("{}:{{PLAIN}}{}\n", escape(&person.uid), person.password))
+            .collect();
         std::fs::write(folder.join("passwords"), passwords).unwrap();
         std::fs::write(folder.join("masters"), format!("usher:{{PLAIN}}{SERVICE_PASSWORD}\n")).unwrap();
         std::fs::create_dir(folder.join("mail")).unwrap();
