@@ -5,4 +5,20 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod kit;
+
+mod backend;
+mod cache;
+mod cli;
+#[cfg(feature = "demo")]
+mod demo;
+mod dialogue;
+mod directory;
+mod flood;
+mod layers;
+mod listener_tls;
+mod login;
+mod metrics;
+mod refusals;
+mod relay;
+mod reload_drain;
 mod servers;

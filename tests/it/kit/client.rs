@@ -50,7 +50,8 @@ impl Tls {
         if let Some(suites) = &self.suites {
             provider.cipher_suites.retain(|suite| suites.contains(&suite.suite()));
         }
-        let builder = ClientConfig::builder_with_provider(provider.into()).with_protocol_versions(&self.versions).unwrap();
+        let builder =
+            ClientConfig::builder_with_provider(provider.into()).with_protocol_versions(&self.versions).unwrap();
         let builder = builder.with_root_certificates(roots);
         let mut config = match &self.client_certificate {
             Some(pair) => builder.with_client_auth_cert(pair.certificates(), pair.private_key()).unwrap(),

@@ -22,9 +22,11 @@ impl Config {
     /// The shared directory, alice's people on Dovecot and bob's on Cyrus.
     pub(crate) fn shared() -> Self {
         let config = Self::with_directory(slapd());
-        config
-            .backend("server3", dovecot().imaps, &["server3", "server3.example.com"])
-            .backend("server4", cyrus().imaps, &["server4", "server4.example.com"])
+        config.backend("server3", dovecot().imaps, &["server3", "server3.example.com"]).backend(
+            "server4",
+            cyrus().imaps,
+            &["server4", "server4.example.com"],
+        )
     }
 
     /// This directory and no backend yet.

@@ -27,7 +27,8 @@ impl Cyrus {
         let folder = folder("cyrus");
         let path = |name: &str| folder.join(name).display().to_string();
         let root = rustix::process::getuid().is_root();
-        let user = if root { "cyrus".to_owned() } else { run("id", &["-un"], b"").succeeded().stdout.trim().to_owned() };
+        let user =
+            if root { "cyrus".to_owned() } else { run("id", &["-un"], b"").succeeded().stdout.trim().to_owned() };
         // The user cyrus may have no way into a checkout in somebody's home.
         run("cp", &["-r", &unpacked.join("usr").display().to_string(), &path("usr")], b"").succeeded();
         for name in ["lib", "spool", "run", "run/proc", "run/lock", "run/socket"] {
@@ -72,7 +73,8 @@ notifysocket: {folder}/run/socket/notify
             format!("  {name} cmd=\"{arguments}\" listen=\"127.0.0.1:{port}\" prefork=1 maxchild=100\n")
         };
         let services = service("imap", imap, "") + &service("imaps", imaps, " -s");
-        std::fs::write(folder.join("cyrus.conf"), format!("START {{\n}}\nSERVICES {{\n{services}}}\nEVENTS {{\n}}\n")).unwrap();
+        std::fs::write(folder.join("cyrus.conf"), format!("START {{\n}}\nSERVICES {{\n{services}}}\nEVENTS {{\n}}\n"))
+            .unwrap();
         let people = everybody().into_iter().map(|person| (person.uid, person.password));
         for (uid, password) in people.chain([("usher".to_owned(), SERVICE_PASSWORD.to_owned())]) {
             // The tools of SASL know no name with such letters.

@@ -34,7 +34,9 @@ impl Dovecot {
             false => {
                 let name = super::process::run("id", &["-un"], b"").succeeded().stdout;
                 let group = super::process::run("id", &["-gn"], b"").succeeded().stdout;
-                let users = format!("default_internal_user = {name}default_login_user = {name}default_internal_group = {group}");
+                let users = format!(
+                    "default_internal_user = {name}default_login_user = {name}default_internal_group = {group}"
+                );
                 let chroots = ["anvil", "imap-login"].map(|service| format!("service {service} {{\n  chroot =\n}}\n"));
                 (format!("mail_uid = {name}mail_gid = {group}"), users + &chroots.concat())
             }

@@ -45,7 +45,8 @@ impl Person {
     /// The entry as LDIF.
     pub(crate) fn ldif(&self) -> String {
         let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-        let mut ldif = format!("dn:: {}\nobjectClass: inetOrgPerson\nobjectClass: extensibleObject\n", encode(&self.dn()));
+        let mut ldif =
+            format!("dn:: {}\nobjectClass: inetOrgPerson\nobjectClass: extensibleObject\n", encode(&self.dn()));
         ldif.push_str(&format!("cn:: {0}\nsn:: {0}\nuid:: {0}\n", encode(&self.uid)));
         ldif.push_str(&format!("userPassword:: {}\n", encode(&self.password)));
         for (attribute, values) in [("mail", self.mails), ("host", self.hosts)] {

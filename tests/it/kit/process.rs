@@ -7,9 +7,9 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, OnceLock};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -88,7 +88,12 @@ impl Running {
 
     /// Waits for its end; the code is 128 + n if signal n ended it.
     pub(crate) fn exit_code(&self) -> i32 {
-        let status = self.exit.lock().unwrap().recv_timeout(patience(Duration::from_secs(30))).expect("the process ends in time");
+        let status = self
+            .exit
+            .lock()
+            .unwrap()
+            .recv_timeout(patience(Duration::from_secs(30)))
+            .expect("the process ends in time");
         status.code().expect("the guardian is not killed")
     }
 

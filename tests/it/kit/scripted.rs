@@ -106,7 +106,8 @@ impl Scripted {
     }
 
     /// Waits for the next login command that a script took by [`Peer::accept_login`] or
-    /// [`Peer::take_login`]: `authzid NUL authcid NUL password`.
+    /// [`Peer::take_login`]: `authzid NUL authcid NUL password`, or LOGIN's arguments with literals
+    /// as quoted strings.
     pub(crate) fn next_login(&self) -> String {
         let limit = patience(Duration::from_secs(20));
         self.logins.lock().unwrap().recv_timeout(limit).expect("a login reaches the scripted server")
@@ -238,7 +239,7 @@ impl Peer {
                     return Some(tag);
                 }
                 "LOGIN" => {
-                    let _ = self.logins.send(words[1..].join("\0"));
+                    let _ = self.logins.send(words[1..].join(" "));
                     return Some(tag);
                 }
                 _ => {

@@ -1,7 +1,6 @@
 //! OpenLDAP's slapd with the test people in it.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -71,7 +70,9 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
         for ou in ["services", "people", "open", "closed"] {
             ldif.push_str(&format!("dn: ou={ou},{SUFFIX}\nobjectClass: organizationalUnit\nou: {ou}\n\n"));
         }
-        ldif.push_str(&format!("dn: {SERVICE_DN}\nobjectClass: applicationProcess\nobjectClass: simpleSecurityObject\n"));
+        ldif.push_str(&format!(
+            "dn: {SERVICE_DN}\nobjectClass: applicationProcess\nobjectClass: simpleSecurityObject\n"
+        ));
         ldif.push_str(&format!("cn: usher\nuserPassword: {SERVICE_PASSWORD}\n\n"));
         ldif.extend(everybody().iter().map(Person::ldif));
         let file = folder.join("slapd.conf").display().to_string();
@@ -141,15 +142,6 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
     /// How many searches it was asked for whose line in the log holds this.
     pub(crate) fn searches(&self, needle: &str) -> usize {
         self.logged().lines().filter(|line| line.contains(" SRCH base=") && line.contains(needle)).count()
-    }
-
-    /// Waits until its log holds a line.
-    pub(crate) fn wait_logged(&self, needle: &str) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !self.logged().contains(needle) {
-            assert!(Instant::now() < deadline, "slapd never logged {needle}:\n{}", self.logged());
-            std::thread::sleep(Duration::from_millis(10));
-        }
     }
 
     /// Changes entries by LDIF.

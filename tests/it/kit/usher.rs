@@ -34,6 +34,22 @@ pub(crate) struct Usher {
 impl Usher {
     /// Starts it and waits until it is ready.
     pub(crate) fn start(config: Config) -> Self {
+        let mut usher = Self::spawn(config);
+        usher.wait_log("ready", |_| true);
+        usher.learn_addresses();
+        usher
+    }
+
+    /// Starts it and waits for its sockets only: its directory may be down.
+    pub(crate) fn start_unready(config: Config) -> Self {
+        let mut usher = Self::spawn(config);
+        usher.wait_log("side port listening", |_| true);
+        usher.wait_nth_log(2, "listening", |_| true);
+        usher.learn_addresses();
+        usher
+    }
+
+    fn spawn(config: Config) -> Self {
         super::start_deadline();
         let file = config.write().display().to_string();
         let command = [BINARY, "run", "--config", &file].map(String::from).to_vec();
@@ -50,17 +66,18 @@ impl Usher {
                 written.more.notify_all();
             }
         });
-        let mut usher = Self { config, running, log, addresses: Vec::new(), side_port: String::new() };
-        usher.wait_log("ready", |_| true);
+        Self { config, running, log, addresses: Vec::new(), side_port: String::new() }
+    }
+
+    fn learn_addresses(&mut self) {
         let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();
-        for line in usher.logged() {
+        for line in self.logged() {
             match line["message"].as_str() {
-                Some("listening") => usher.addresses.push((text(&line, "tls"), text(&line, "address"))),
-                Some("side port listening") => usher.side_port = text(&line, "address"),
+                Some("listening") => self.addresses.push((text(&line, "tls"), text(&line, "address"))),
+                Some("side port listening") => self.side_port = text(&line, "address"),
                 _ => {}
             }
         }
-        usher
     }
 
     /// The port of the first listener with implicit TLS.
@@ -149,7 +166,10 @@ impl Usher {
         let (status, body) = self.http("/metrics");
         assert_eq!(status, 200, "{body}");
         let series = body.lines().filter(|line| !line.starts_with('#'));
-        series.filter_map(|line| line.rsplit_once(' ')).map(|(name, value)| (name.into(), value.parse().unwrap())).collect()
+        series
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(name, value)| (name.into(), value.parse().unwrap()))
+            .collect()
     }
 
     /// The sum of the series of a metric that have these labels.
