@@ -22,6 +22,9 @@ struct Log {
     more: Condvar,
 }
 
+/// The last line of a log: nothing can follow it.
+const ENDED: &str = "(usher ended)";
+
 /// A running usher.
 pub(crate) struct Usher {
     pub(crate) config: Config,
@@ -65,6 +68,8 @@ impl Usher {
                 written.lines.lock().unwrap().push(value);
                 written.more.notify_all();
             }
+            written.lines.lock().unwrap().push(Value::String(ENDED.into()));
+            written.more.notify_all();
         });
         Self { config, running, log, addresses: Vec::new(), side_port: String::new() }
     }
@@ -126,7 +131,7 @@ impl Usher {
                 return line.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || lines.last().is_some_and(|line| line == ENDED) {
                 drop(lines); // the log is printed while panicking
                 panic!("usher never logged `{message}` {nth} times as wanted");
             }
