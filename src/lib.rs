@@ -1,9 +1,39 @@
 //! usher: a mail front door whose control panel is the company's own directory.
+//!
+//! The floors of the house, from the ground up; a room uses only what is below it:
+//! - 0: [`secret`] (memory that is wiped), [`outcome`] (why a login did not happen)
+//! - 1: [`proto`] (pure dialogues), [`config`], [`metrics`], [`log`], [`sys`]
+//! - 2: [`tls`]
+//! - 3: [`directory`] (LDAP, and [`directory::Identity`], the evidence of a bind)
+//! - 4: [`cache`], [`route`], [`registry`]
+//! - 5: [`authn`] (the decision), [`backend`], [`relay`]
+//! - 6: [`snapshot`] (what a config means), [`report`] (the `login` and `end` events)
+//! - 7: [`session`]: the life of a login, top to bottom
+//! - 8: [`listener`], [`admin`]
+//! - 9: [`server`], [`cli`], `demo`
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic))]
 
+pub mod admin;
+pub mod authn;
+pub mod backend;
+pub mod cache;
+pub mod cli;
 pub mod config;
+#[cfg(feature = "demo")]
+pub mod demo;
 pub mod directory;
+pub mod listener;
+pub mod log;
 pub mod metrics;
 pub mod outcome;
 pub mod proto;
+pub mod registry;
+pub mod relay;
+pub mod report;
+pub mod route;
 pub mod secret;
+pub mod server;
+pub mod session;
+pub mod snapshot;
+pub mod sys;
+pub mod tls;

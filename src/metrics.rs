@@ -30,6 +30,9 @@ pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"
 /// Why a relayed session ended.
 pub const END_CAUSES: [&str; 7] =
     ["client_closed", "backend_closed", "client_error", "backend_error", "idle", "drain", "panic"];
+/// Why a connection ended before a login.
+pub const CONVERSATION_CAUSES: [&str; 8] =
+    ["handshake", "client_closed", "logout", "nonsense", "failed_logins", "deadline", "draining", "panic"];
 /// Directory operations.
 pub const DIRECTORY_OPERATIONS: [&str; 4] = ["connect", "search", "bind", "read"];
 /// The result codes of RFC 4511 that are told apart, and words for what is no answer.
@@ -60,6 +63,8 @@ pub struct Metrics {
     pub relayed_bytes: IntCounterVec,
     /// Users with a cached decision.
     pub cache_entries: IntGauge,
+    /// Connections that ended before a login, by cause.
+    pub conversations_ended: IntCounterVec,
     /// Directory operations by server, operation and result code.
     pub directory_operations: IntCounterVec,
     /// Whether the service account's last bind succeeded.
@@ -130,6 +135,11 @@ impl Metrics {
                 &["protocol", "direction"],
             ),
             cache_entries: gauge("usher_cache_entries", "Users with a cached decision."),
+            conversations_ended: counters(
+                "usher_conversations_ended_total",
+                "Client connections that ended before a login, by cause.",
+                &["protocol", "cause"],
+            ),
             directory_operations: counters(
                 "usher_directory_operations_total",
                 "Directory operations, by server, operation and LDAP result code.",
@@ -185,6 +195,9 @@ impl Metrics {
             }
             for phase in PHASES {
                 self.login_phase.with_label_values(&[protocol.name, phase]);
+            }
+            for cause in CONVERSATION_CAUSES {
+                self.conversations_ended.with_label_values(&[protocol.name, cause]);
             }
             for direction in ["in", "out"] {
                 self.relayed_bytes.with_label_values(&[protocol.name, direction]);

@@ -26,6 +26,18 @@ impl Secret {
         Self::new(bytes.to_vec())
     }
 
+    /// What a password file holds: its bytes without the one line end that an editor puts behind.
+    #[must_use]
+    pub fn from_file(mut bytes: Vec<u8>) -> Self {
+        if bytes.last() == Some(&b'\n') {
+            bytes.pop();
+            if bytes.last() == Some(&b'\r') {
+                bytes.pop();
+            }
+        }
+        Self::new(bytes)
+    }
+
     /// The bytes in clear. Every call is a place to review.
     #[must_use]
     pub fn expose(&self) -> &[u8] {

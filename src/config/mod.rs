@@ -6,16 +6,44 @@
 //! their mistakes are told through [`Config::problem`], so that they carry line and key as well.
 //! Nothing else in usher touches YAML.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
+mod compile;
+mod directory;
+mod locate;
+mod model;
+mod names;
+mod raw;
+mod routing;
+mod template;
+mod units;
 
-use crate::proto::Protocol;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use model::{
+    Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer, Drain,
+    Endpoint, Find, Group, LdapScheme, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Routing,
+    ServiceAccount, Template, TemplatePart, Tls, TlsVersion,
+};
+pub use names::{cipher_suite, host_key};
+
+use locate::Lines;
+use raw::{Node, Report};
+
+/// A config file is some kilobytes; larger ones are a mistake, and the bound keeps what YAML's
+/// aliases can do within limits.
+const LARGEST_FILE: u64 = 1 << 20;
 
 /// One mistake in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The config file.
+    /// The config file, as it was named to usher.
     pub file: PathBuf,
     /// The line (from 1), where it is known.
     pub line: Option<u64>,
@@ -25,345 +53,147 @@ pub struct Problem {
     pub message: String,
 }
 
-/// A whole checked configuration: one immutable snapshot.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The file it came from, absolute.
-    pub file: PathBuf,
-    /// Where clients connect.
-    pub listeners: Vec<Listener>,
-    /// TLS towards clients.
-    pub tls: Tls,
-    /// The directory.
-    pub directory: Directory,
-    /// Backends and who goes where.
-    pub routing: Routing,
-    /// How long decisions are kept.
-    pub cache: Cache,
-    /// What a client may use.
-    pub limits: Limits,
-    /// How to stop.
-    pub drain: Drain,
-    /// The side port.
-    pub admin: Admin,
-    /// The control socket, if there is one.
-    pub control: Option<Control>,
-    /// Logging.
-    pub log: Log,
-    // (the key -> line index lives here too)
+impl fmt::Display for Problem {
+    /// `config.yaml:12: tls.certificates[0].key: message`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.message)
+    }
 }
 
-/// An address where clients connect.
-#[derive(Debug, Clone)]
-pub struct Listener {
-    /// The protocol spoken there.
-    pub protocol: &'static Protocol,
-    /// Address and port; an IPv6 wildcard takes IPv4 as well.
-    pub address: SocketAddr,
-    /// TLS before the greeting or by command.
-    pub tls: ListenerTls,
+impl Config {
+    /// A mistake that shows only outside of this room, such as an unreadable certificate, with the
+    /// file and the line of the key. The key is a path such as `tls.certificates[0].key`; if it is
+    /// not in the file, the line is that of the nearest thing around it.
+    #[must_use]
+    pub fn problem(&self, key: &str, message: impl Into<String>) -> Problem {
+        self.place.problem(key, message)
+    }
 }
 
-/// TLS on a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ListenerTls {
-    /// From the first byte.
-    Implicit,
-    /// By the client's command; no login before it.
-    StartTls,
+/// The file's name and where its keys stand.
+#[derive(Debug)]
+pub(crate) struct Place {
+    file: PathBuf,
+    lines: Lines,
 }
 
-/// TLS towards clients.
-#[derive(Debug, Clone)]
-pub struct Tls {
-    /// Certificates with their keys; the first is used for no or an unknown SNI.
-    pub certificates: Vec<CertificateFiles>,
-    /// The lowest TLS version.
-    pub min_version: TlsVersion,
-    /// Key exchange groups in order of preference, by their IANA names; never empty.
-    pub groups: Vec<Group>,
-    /// Cipher suites in order of preference by their IANA names; `None`: the library's.
-    pub cipher_suites: Option<Vec<String>>,
-    /// The CA of client certificates; when set, a certificate that is shown must be from it.
-    pub client_ca: Option<PathBuf>,
-    /// Whether a client must show a certificate.
-    pub client_certificate_required: bool,
+impl Place {
+    /// A problem at a key.
+    fn problem(&self, key: &str, message: impl Into<String>) -> Problem {
+        // Unknown keys are the operator's own words: they must not move a terminal's cursor.
+        let shown = key.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect();
+        Problem { file: self.file.clone(), line: self.line(key), key: shown, message: message.into() }
+    }
+
+    /// The line of a key.
+    fn line(&self, key: &str) -> Option<u64> {
+        if key.is_empty() { None } else { self.lines.of(key) }
+    }
 }
 
-/// A certificate chain and its private key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CertificateFiles {
-    /// PEM: the certificate, then its intermediates.
-    pub chain: PathBuf,
-    /// PEM: the private key.
-    pub key: PathBuf,
+/// Reads and checks a config file.
+///
+/// # Errors
+/// Every mistake that was found, in the order of the file; never empty.
+pub fn load(file: &Path) -> Result<Config, Vec<Problem>> {
+    match read(file) {
+        Ok(text) => parse(file, &text),
+        Err(message) => Err(vec![Problem { file: file.to_owned(), line: None, key: String::new(), message }]),
+    }
 }
 
-/// A TLS version usher speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TlsVersion {
-    /// TLS 1.2 (AEAD and ECDHE suites only).
-    V1_2,
-    /// TLS 1.3.
-    V1_3,
+/// Checks a config that was read already; `file` is its name in problems, and its directory what
+/// relative paths are relative to.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(file: &Path, text: &str) -> Result<Config, Vec<Problem>> {
+    let (lines, duplicates) = Lines::read(text);
+    let place = Arc::new(Place { file: file.to_owned(), lines });
+    let root: serde_yaml::Value = match serde_yaml::from_str(text) {
+        Ok(root) => root,
+        Err(_) if !duplicates.is_empty() => {
+            return Err(duplicates.into_iter().map(|twice| place.twice(twice)).collect());
+        }
+        Err(error) => return Err(vec![place.syntax(&error)]),
+    };
+    if root.is_null() {
+        return Err(vec![place.problem("", "the file is empty: start from config.example.yaml")]);
+    }
+    let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let report = Report {
+        place,
+        directory: absolute.parent().map(Path::to_owned).unwrap_or_default(),
+        problems: RefCell::default(),
+        warnings: RefCell::default(),
+    };
+    let config = Node::root(&report, &root).section(|root| compile::config(root, absolute)).flatten();
+    let in_order = |found: RefCell<Vec<Problem>>| {
+        let mut found = found.into_inner();
+        found.sort_by_key(|problem| problem.line.unwrap_or(u64::MAX));
+        found
+    };
+    let Report { place, problems, warnings, .. } = report;
+    let problems = in_order(problems);
+    match config {
+        Some(config) if problems.is_empty() => Ok(Config { warnings: in_order(warnings), place, ..config }),
+        Some(_) | None => Err(problems),
+    }
 }
 
-/// A key exchange group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Group {
-    /// Hybrid post-quantum.
-    X25519MlKem768,
-    /// Curve25519.
-    X25519,
-    /// NIST P-256.
-    Secp256r1,
-    /// NIST P-384.
-    Secp384r1,
+impl Place {
+    fn twice(&self, twice: locate::Duplicate) -> Problem {
+        let message = format!("given twice, first in line {}: keep one", twice.first);
+        Problem { line: Some(twice.line), ..self.problem(&twice.path, message) }
+    }
+
+    /// What the YAML parser says, unless its words might repeat a value.
+    fn syntax(&self, error: &serde_yaml::Error) -> Problem {
+        let text = error.to_string();
+        let tells = ["invalid type: ", "invalid value: ", "duplicate entry"].iter().any(|words| text.contains(words));
+        let message = if tells {
+            "not YAML: a value does not fit its tag, or a key is given twice".to_owned()
+        } else if text.contains("more than one document") {
+            "more than one YAML document: keep everything in one, without `---` between".to_owned()
+        } else {
+            format!("not YAML: {text}")
+        };
+        let line = error.location().and_then(|at| u64::try_from(at.line()).ok());
+        Problem { line, ..self.problem("", message) }
+    }
 }
 
-/// The directory and how a user is found in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Directory {
-    /// The servers, in order of preference.
-    pub servers: Vec<DirectoryServer>,
-    /// StartTLS on ldap:// connections; mandatory once set.
-    pub starttls: bool,
-    /// The CA file; `None`: the system's roots.
-    pub ca: Option<PathBuf>,
-    /// A client certificate for the directory.
-    pub client_certificate: Option<CertificateFiles>,
-    /// Clear-text LDAP off loopback is allowed in so many words.
-    pub plaintext: bool,
-    /// How to get from a login name to an entry.
-    pub find: Find,
-    /// The attribute with the mail server's name.
-    pub mail_host_attribute: String,
-    /// The attribute with the name at the backend; `None`: the name as typed.
-    pub login_attribute: Option<String>,
-    /// The whole decision.
-    pub timeout: Duration,
-    /// One operation, one connection set-up.
-    pub attempt_timeout: Duration,
-    /// How many bind connections per server at the most.
-    pub bind_connections: u32,
+/// Reads the file, or says why not and what to do.
+fn read(file: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    let opened = File::open(file).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes));
+    opened.map_err(|error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            "no such file: name it with --config, or copy config.example.yaml there".to_owned()
+        } else if error.kind() == io::ErrorKind::PermissionDenied {
+            "not readable for the user that runs usher: check owner and mode".to_owned()
+        } else {
+            format!("cannot be read: {error}")
+        }
+    })?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > LARGEST_FILE) {
+        return Err("larger than 1 MiB: is this the config?".to_owned());
+    }
+    String::from_utf8(bytes).map_err(|_| "not UTF-8 text: save it as UTF-8".to_owned())
 }
 
-/// One LDAP server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DirectoryServer {
-    /// The URL as typed: the metric label.
-    pub url: String,
-    /// ldap, ldaps or ldapi.
-    pub scheme: LdapScheme,
-    /// The host to resolve and verify (no brackets), or the socket path of ldapi.
-    pub host: String,
-    /// The port; 0 for ldapi.
-    pub port: u16,
-}
-
-/// How an LDAP connection is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LdapScheme {
-    /// Clear, or StartTLS when configured.
-    Ldap,
-    /// TLS from the first byte.
-    Ldaps,
-    /// A Unix socket.
-    Ldapi,
-}
-
-/// From a login name to an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Find {
-    /// Search with the service account, then bind as what was found.
-    Search {
-        /// The service account; `None`: anonymous.
-        service: Option<ServiceAccount>,
-        /// Where to search (subtree).
-        base: String,
-        /// The filter with `{login}`, `{local}`, `{domain}`.
-        filter: Template,
-    },
-    /// Bind as the DN the template gives, then read that entry as the user.
-    UserDn {
-        /// The DN with `{login}`, `{local}`, `{domain}`.
-        template: Template,
-        /// A service account for `usher explain`, if there is one.
-        service: Option<ServiceAccount>,
-    },
-}
-
-/// The account usher itself uses at the directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceAccount {
-    /// Its DN.
-    pub dn: String,
-    /// The file with its password; one trailing line end is ignored.
-    pub password_file: PathBuf,
-}
-
-/// A text with placeholders, parsed once; user input never becomes a template.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template {
-    /// The parts in order.
-    pub parts: Vec<TemplatePart>,
-}
-
-/// A part of a [`Template`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TemplatePart {
-    /// Text taken as it is.
-    Text(String),
-    /// The whole login name.
-    Login,
-    /// What is before the last `@`, or the whole name.
-    Local,
-    /// What is behind the last `@`, or nothing.
-    Domain,
-}
-
-/// Backends and who goes where.
-#[derive(Debug, Clone)]
-pub struct Routing {
-    /// The backend (its name) of users without a mailHost; `None`: they are refused.
-    pub default: Option<String>,
-    /// The backends, in the order of the file.
-    pub backends: Vec<Backend>,
-}
-
-/// A mail server behind usher.
-#[derive(Debug, Clone)]
-pub struct Backend {
-    /// Its name: metric label, log word, control name.
-    pub name: String,
-    /// The mailHost values that mean this backend, lower case without trailing dot.
-    pub hosts: Vec<String>,
-    /// The CA file; `None`: the system's roots.
-    pub ca: Option<PathBuf>,
-    /// A client certificate shown to the backend.
-    pub client_certificate: Option<CertificateFiles>,
-    /// Base64 SHA-256 of the public key info, instead of chain and name; may be several.
-    pub pin_sha256: Vec<[u8; 32]>,
-    /// Login by a service account with the user as authzid.
-    pub service: Option<BackendService>,
-    /// Connect to the answer of the login.
-    pub timeout: Duration,
-    /// Whether a backend's own words of refusal reach the client.
-    pub pass_refusals: bool,
-    /// Where each protocol is served: protocol name -> endpoint.
-    pub endpoints: Vec<Endpoint>,
-}
-
-/// A service account at a backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackendService {
-    /// Its name (SASL authcid).
-    pub login: String,
-    /// The file with its password.
-    pub password_file: PathBuf,
-}
-
-/// Where a backend serves a protocol.
-#[derive(Debug, Clone)]
-pub struct Endpoint {
-    /// The protocol.
-    pub protocol: &'static Protocol,
-    /// The host name or address to connect to.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-    /// TLS.
-    pub tls: crate::proto::BackTls,
-    /// The name to verify and to send as SNI.
-    pub server_name: String,
-}
-
-/// The decision cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cache {
-    /// How long a successful decision is used.
-    pub ttl: Duration,
-    /// How long a wrong password is remembered as wrong.
-    pub negative_ttl: Duration,
-    /// How many users are kept.
-    pub capacity: u64,
-}
-
-/// What a client may use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections in all.
-    pub connections: usize,
-    /// One TLS handshake with a client.
-    pub handshake_timeout: Duration,
-    /// Waiting for a client between the greeting and its successful login, in all.
-    pub login_timeout: Duration,
-    /// The whole conversation before login, directory and backend included.
-    pub conversation_timeout: Duration,
-    /// Refused logins per connection.
-    pub failed_logins: u32,
-    /// Bad commands per connection before login.
-    pub bad_commands: u32,
-    /// Bytes of untagged lines that a backend's login may bring.
-    pub backend_untagged: usize,
-    /// A session without a byte in either direction.
-    pub idle_timeout: Duration,
-}
-
-/// How to stop.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Drain {
-    /// Between `/ready` turning 503 and the end of accepting.
-    pub delay: Duration,
-    /// How long sessions may go on after that.
-    pub deadline: Duration,
-}
-
-/// The side port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admin {
-    /// Address and port.
-    pub address: SocketAddr,
-}
-
-/// The control socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Control {
-    /// The socket's path.
-    pub path: PathBuf,
-    /// A group that may use it (0660 instead of 0600).
-    pub group: Option<String>,
-}
-
-/// Logging.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Log {
-    /// Text or JSON.
-    pub format: LogFormat,
-    /// The lowest level written.
-    pub level: LogLevel,
-}
-
-/// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// The lowest level that is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogLevel {
-    /// Own faults.
-    Error,
-    /// Trouble with directory and backends as well.
-    Warn,
-    /// Logins and ends as well.
-    Info,
-    /// Client mistakes as well.
-    Debug,
-    /// Everything.
-    Trace,
+/// The path of a key in the mapping at `parent`.
+fn join(parent: &str, key: &str) -> String {
+    match (parent, key) {
+        ("", key) => key.to_owned(),
+        (parent, "") => parent.to_owned(),
+        (parent, key) => format!("{parent}.{key}"),
+    }
 }

@@ -5,12 +5,25 @@
 //! success nor invalidCredentials is "cannot tell" and never "wrong" (promise 7).
 //! RFC 4511 (protocol), 4513 (authentication), 4514 (DN), 4515 (filter).
 
+mod connection;
+pub mod ldap;
+mod pool;
+#[cfg(test)]
+mod scripted;
+mod server;
+mod service;
+mod template;
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::secret::Secret;
+
+pub use ldap::Ldap;
 
 /// A login name as typed, checked: UTF-8, not empty, no NUL or control character, at most
 /// [`Login::MAX`] bytes.
@@ -48,6 +61,13 @@ impl Identity {
     pub fn entry(&self) -> &Entry {
         &self.entry
     }
+
+    /// A person for the tests of rooms above, which have no directory to bind to.
+    #[cfg(test)]
+    pub(crate) fn for_tests(dn: &str, mail_hosts: &[&str]) -> Self {
+        let mail_hosts = mail_hosts.iter().map(|host| (*host).to_owned()).collect();
+        Self { entry: Entry { dn: dn.into(), mail_hosts, logins: Vec::new() } }
+    }
 }
 
 /// What usher reads of an entry. Says nothing about a password: see [`Identity`].
@@ -64,9 +84,9 @@ pub struct Entry {
 /// How a question to the directory went, for the log and the metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Trace {
-    /// The URL of the server that answered last.
+    /// The URL of the server that was asked last, whether it answered or not.
     pub server: Option<Arc<str>>,
-    /// The LDAP result code of the last answer.
+    /// The LDAP result code of its answer; `None` if it did not answer.
     pub code: Option<u32>,
     /// Time spent searching or reading.
     pub search: Option<Duration>,

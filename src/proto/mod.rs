@@ -95,13 +95,13 @@ pub enum Quit {
 }
 
 /// The client half of a protocol, from the greeting until a login is accepted.
-pub trait Front: Send {
+pub trait Front: Send + Sync {
     /// Writes the greeting.
     fn greet(&mut self, out: &mut SecretBuf);
 
-    /// Consumes what it can of `input`. Input behind a login attempt stays in `input`: it goes to
-    /// the backend after success and is parsed as commands after a refusal. Called again with the
-    /// same input after any step but `NeedMore` and `Quit`.
+    /// Consumes what it can of `input`, all of it before `NeedMore`. Input behind a login attempt
+    /// stays in `input`: it goes to the backend after success and is parsed as commands after a
+    /// refusal. Called again with the same input after any step but `NeedMore` and `Quit`.
     fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step;
 
     /// TLS is established: everything said before is forgotten (RFC 3501 section 6.2.1).
@@ -118,6 +118,12 @@ pub trait Front: Send {
 
     /// What the client says it is, if it said so.
     fn client_id(&self) -> Option<&ClientId>;
+
+    /// A login that the dialogue refused by itself, without an attempt, such as one in the clear:
+    /// the answer is sent, it is to be logged and counted. One per call; ask after each step.
+    fn refused_unasked(&mut self) -> Option<Refusal> {
+        None
+    }
 }
 
 /// What a backend said when it accepted a login.
@@ -208,7 +214,8 @@ pub enum BackFault {
 
 /// The backend half of a protocol, from its greeting to the answer of the login.
 pub trait Back: Send {
-    /// Consumes what it can of `input`.
+    /// Consumes what it can of `input`, all of it before `NeedMore`. Called first with the empty
+    /// input of a new connection, and again at once after `StartTls`.
     fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> BackStep;
 
     /// TLS is established: everything the backend said before is forgotten.

@@ -1,1 +1,218 @@
-//! (to be written)
+//! SASL as a server and as a client, for every protocol: PLAIN (RFC 4616) and LOGIN
+//! (draft-murchison-sasl-login), with base64 (RFC 4648) and the cancelling `*` (RFC 4422).
+//!
+//! Says nothing in any protocol's words, judges no name or password, and keeps every decoded byte
+//! in memory that is wiped.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use zeroize::Zeroizing;
+
+use super::Credentials;
+use crate::secret::{Secret, SecretBuf};
+
+/// A mechanism that usher offers to clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mechanism {
+    /// One message: authzid, authcid and password.
+    Plain,
+    /// Obsolete but what some clients know: asks for name and password in turn.
+    Login,
+}
+
+impl Mechanism {
+    /// Finds a mechanism by its name, in any case.
+    #[must_use]
+    pub fn by_name(name: &[u8]) -> Option<Self> {
+        let known = [(&b"PLAIN"[..], Self::Plain), (b"LOGIN", Self::Login)];
+        known.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, mechanism)| mechanism)
+    }
+}
+
+/// Why an exchange ended without credentials: always the client's doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SaslError {
+    /// The client sent `*`.
+    #[error("the client cancelled the exchange")]
+    Cancelled,
+    /// A response is not canonical base64.
+    #[error("the response is not base64")]
+    NotBase64,
+    /// A PLAIN message does not consist of three parts.
+    #[error("the response is not a message of the mechanism")]
+    Malformed,
+}
+
+/// A client's authentication exchange.
+#[derive(Debug)]
+pub struct Exchange(Awaiting);
+
+#[derive(Debug)]
+enum Awaiting {
+    PlainMessage,
+    LoginName,
+    LoginPassword { login: Secret },
+}
+
+impl Exchange {
+    /// Starts an exchange; the client is to speak first, or to be sent [`Exchange::challenge`].
+    #[must_use]
+    pub const fn new(mechanism: Mechanism) -> Self {
+        Self(match mechanism {
+            Mechanism::Plain => Awaiting::PlainMessage,
+            Mechanism::Login => Awaiting::LoginName,
+        })
+    }
+
+    /// The challenge that stands, in base64.
+    #[must_use]
+    pub const fn challenge(&self) -> &'static str {
+        match self.0 {
+            Awaiting::PlainMessage => "",
+            Awaiting::LoginName => "VXNlcm5hbWU6",            // Username:
+            Awaiting::LoginPassword { .. } => "UGFzc3dvcmQ6", // Password:
+        }
+    }
+
+    /// Takes the response that came with the command; `=` is an empty one (RFC 4959 section 3).
+    ///
+    /// # Errors
+    /// As [`Exchange::respond`], except that `*` does not cancel here.
+    pub fn initial_response(&mut self, response: &[u8]) -> Result<Option<Credentials>, SaslError> {
+        self.take(decode(if response == b"=" { b"" } else { response })?)
+    }
+
+    /// Takes the response to the challenge, a line without its end. `None`: another challenge
+    /// stands now.
+    ///
+    /// # Errors
+    /// The exchange is over: cancelled, undecodable or malformed.
+    pub fn respond(&mut self, line: &[u8]) -> Result<Option<Credentials>, SaslError> {
+        if line == b"*" {
+            return Err(SaslError::Cancelled);
+        }
+        self.take(decode(line)?)
+    }
+
+    fn take(&mut self, response: Secret) -> Result<Option<Credentials>, SaslError> {
+        match std::mem::replace(&mut self.0, Awaiting::LoginName) {
+            Awaiting::PlainMessage => plain(&response).map(Some),
+            Awaiting::LoginName => {
+                self.0 = Awaiting::LoginPassword { login: response };
+                Ok(None)
+            }
+            Awaiting::LoginPassword { login } => {
+                let login = login.expose().to_vec();
+                Ok(Some(Credentials { login, password: response, authzid: Vec::new() }))
+            }
+        }
+    }
+}
+
+/// Reads `[authzid] NUL authcid NUL passwd`. NUL can be in none of them, so a fourth part is no
+/// password with a NUL but a malformed message (RFC 4616 section 2).
+fn plain(message: &Secret) -> Result<Credentials, SaslError> {
+    let mut parts = message.expose().split(|byte| *byte == 0);
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(authzid), Some(login), Some(password), None) => {
+            Ok(Credentials { login: login.to_vec(), password: Secret::copy_of(password), authzid: authzid.to_vec() })
+        }
+        _ => Err(SaslError::Malformed),
+    }
+}
+
+fn decode(text: &[u8]) -> Result<Secret, SaslError> {
+    let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
+    let length = STANDARD.decode_slice(text, &mut bytes).map_err(|_| SaslError::NotBase64)?;
+    bytes.truncate(length);
+    Ok(Secret::new(std::mem::take(&mut *bytes)))
+}
+
+/// Writes the base64 of a PLAIN message. None of the parts may hold a NUL: see [`fits_plain`].
+pub fn write_plain(authzid: &[u8], authcid: &[u8], password: &Secret, out: &mut SecretBuf) {
+    let mut message = SecretBuf::new();
+    message.extend(authzid);
+    message.extend(b"\0");
+    message.extend(authcid);
+    message.extend(b"\0");
+    message.extend(password.expose());
+    let mut group = Zeroizing::new([0; 4]);
+    for three in message.as_slice().chunks(3) {
+        let length = STANDARD.encode_slice(three, &mut *group).expect("three bytes are four characters of base64");
+        out.extend(group.get(..length).unwrap_or_default());
+    }
+}
+
+/// Whether a PLAIN message can carry this part: a NUL would shift name and password.
+#[must_use]
+pub fn fits_plain(part: &[u8]) -> bool {
+    !part.contains(&0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(credentials: &Credentials) -> (&[u8], &[u8], &[u8]) {
+        (&credentials.authzid, &credentials.login, credentials.password.expose())
+    }
+
+    fn plain_of(response: &[u8]) -> Result<Option<Credentials>, SaslError> {
+        Exchange::new(Mechanism::Plain).respond(response)
+    }
+
+    #[test]
+    fn plain_has_three_parts() {
+        // RFC 4616 section 4, without and with authzid.
+        let tim = plain_of(b"AHRpbQB0YW5zdGFhZnRhbnN0YWFm").unwrap().unwrap();
+        assert_eq!(told(&tim), (&b""[..], &b"tim"[..], &b"tanstaaftanstaaf"[..]));
+        let kurt = plain_of(b"VXJzZWwAS3VydAB4aXBqMzBwbHE=").unwrap().unwrap();
+        assert_eq!(told(&kurt), (&b"Ursel"[..], &b"Kurt"[..], &b"xipj30plq"[..]));
+        let empty = plain_of(b"AAA=").unwrap().unwrap();
+        assert_eq!(told(&empty), (&b""[..], &b""[..], &b""[..]));
+        for (message, why) in [(&b""[..], "empty"), (b"YQBi", "one NUL"), (b"AAAA", "three NULs")] {
+            assert_eq!(plain_of(message).unwrap_err(), SaslError::Malformed, "{why}");
+        }
+    }
+
+    #[test]
+    fn login_asks_twice() {
+        let mut exchange = Exchange::new(Mechanism::Login);
+        assert_eq!(STANDARD.decode(exchange.challenge()).unwrap(), b"Username:");
+        assert!(exchange.respond(b"YWxpY2U=").unwrap().is_none());
+        assert_eq!(STANDARD.decode(exchange.challenge()).unwrap(), b"Password:");
+        let credentials = exchange.respond(b"c2VjcmV0").unwrap().unwrap();
+        assert_eq!(told(&credentials), (&b""[..], &b"alice"[..], &b"secret"[..]));
+    }
+
+    #[test]
+    fn responses_are_canonical_base64_or_a_cancel() {
+        for wrong in [&b"YQ"[..], b"YQ=", b"YR==", b"Y Q==", b"YQ==\t", b"****", b"=", b"YQ==YQ=="] {
+            assert_eq!(plain_of(wrong).unwrap_err(), SaslError::NotBase64, "{}", wrong.escape_ascii());
+        }
+        assert_eq!(plain_of(b"*").unwrap_err(), SaslError::Cancelled);
+        let mut exchange = Exchange::new(Mechanism::Login);
+        assert_eq!(exchange.initial_response(b"*").unwrap_err(), SaslError::NotBase64);
+        assert!(exchange.initial_response(b"=").unwrap().is_none());
+        assert_eq!(exchange.challenge(), "UGFzc3dvcmQ6");
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        let password = Secret::copy_of(b"p\xc3\xa4ss \"w\\rd");
+        for authzid in [&b""[..], b"a", b"al", b"ali"] {
+            let mut out = SecretBuf::new();
+            write_plain(authzid, b"proxy", &password, &mut out);
+            let credentials = plain_of(out.as_slice()).unwrap().unwrap();
+            assert_eq!(told(&credentials), (authzid, &b"proxy"[..], password.expose()));
+        }
+        assert!(fits_plain(b"a\r\n") && !fits_plain(b"a\0b"));
+    }
+
+    #[test]
+    fn mechanisms_have_names_in_any_case() {
+        assert_eq!(Mechanism::by_name(b"plain"), Some(Mechanism::Plain));
+        assert_eq!(Mechanism::by_name(b"Login"), Some(Mechanism::Login));
+        assert_eq!(Mechanism::by_name(b"SCRAM-SHA-256"), None);
+    }
+}

@@ -1,1 +1,318 @@
-//! (to be written)
+//! Lines and literals: the framing that the line protocols share, in wiping memory.
+//!
+//! Only CRLF ends a line (RFC 9051 section 2.2, RFC 5321 section 2.3.8). A CR or LF alone and a NUL
+//! spoil it: accepted as a line end by one side and as data by the other, they are how commands are
+//! smuggled. Every unit has a limit, what exceeds it is passed over without being kept, and the
+//! same bytes give the same result however they are split. Nothing here knows any command.
+
+use crate::secret::SecretBuf;
+
+/// What came of reading on in a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// The input is used up, the line goes on.
+    Part,
+    /// The line is complete, CRLF included.
+    Line,
+    /// The next byte of the input, which is left there, cannot belong to the line.
+    Spoiled(Spoiled),
+}
+
+/// Why a line is not a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spoiled {
+    /// It is longer than its limit.
+    TooLong,
+    /// An LF without CR before it.
+    BareLf,
+    /// A CR without LF behind it.
+    BareCr,
+    /// A NUL.
+    Nul,
+}
+
+/// A command or an answer as it arrives: lines, and literals between them.
+#[derive(Debug, Default)]
+pub struct Gathering {
+    bytes: SecretBuf,
+    /// Where the current line starts in `bytes`.
+    line: usize,
+}
+
+impl Gathering {
+    /// Everything so far, CRLFs and literals included.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.as_slice()
+    }
+
+    /// The current line without its CRLF.
+    #[must_use]
+    pub fn line(&self) -> &[u8] {
+        let line = self.bytes().get(self.line..).unwrap_or_default();
+        line.strip_suffix(b"\r\n").unwrap_or(line)
+    }
+
+    /// Moves bytes from `input` to the current line, up to its CRLF. `limit` bounds the line
+    /// without its CRLF. After [`Spoiled::TooLong`] it may be called again with a higher limit.
+    pub fn take_line(&mut self, input: &mut SecretBuf, limit: usize) -> Found {
+        let line = self.bytes().get(self.line..).unwrap_or_default();
+        let mut after_cr = line.last() == Some(&b'\r');
+        let mut length = line.len() - usize::from(after_cr);
+        let mut taken = 0;
+        let mut found = Found::Part;
+        for byte in input.as_slice() {
+            match (after_cr, byte) {
+                (true, b'\n') => found = Found::Line,
+                (true, _) => found = Found::Spoiled(Spoiled::BareCr),
+                (false, b'\n') => found = Found::Spoiled(Spoiled::BareLf),
+                (false, b'\0') => found = Found::Spoiled(Spoiled::Nul),
+                (false, b'\r') => after_cr = true,
+                (false, _) if length >= limit => found = Found::Spoiled(Spoiled::TooLong),
+                (false, _) => length += 1,
+            }
+            taken += usize::from(!matches!(found, Found::Spoiled(_)));
+            if found != Found::Part {
+                break;
+            }
+        }
+        self.take(input, taken);
+        found
+    }
+
+    /// Moves up to `missing` bytes of a literal from `input`, and returns how many are missing
+    /// then. With the last one, the next line starts.
+    pub fn take_literal(&mut self, input: &mut SecretBuf, missing: usize) -> usize {
+        let taken = missing.min(input.len());
+        self.take(input, taken);
+        self.line = self.bytes.len();
+        missing - taken
+    }
+
+    fn take(&mut self, input: &mut SecretBuf, count: usize) {
+        self.bytes.extend(input.as_slice().get(..count).unwrap_or_default());
+        input.consume(count);
+    }
+}
+
+/// A literal as a line's end announces it: `{5}`, or `{5+}` (RFC 7888).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Literal {
+    /// How many bytes follow the line; a number too large to hold is `usize::MAX`.
+    pub size: usize,
+    /// Whether the sender waits for a continuation before it sends them.
+    pub synchronizing: bool,
+}
+
+impl Literal {
+    /// The literal that this line (without CRLF) announces at its end, if it does.
+    #[must_use]
+    pub fn announced_by(line: &[u8]) -> Option<Self> {
+        let mut marker = Marker::default();
+        line.iter().for_each(|byte| marker.watch(*byte));
+        marker.literal()
+    }
+}
+
+/// Watches a line go by for the announcement of a literal at its end, without keeping any of it.
+#[derive(Debug, Default, Clone, Copy)]
+enum Marker {
+    #[default]
+    Absent,
+    /// Behind the brace, before any digit: `{}` announces nothing.
+    Opened,
+    Digits(usize),
+    Plus(usize),
+    Closed(Literal),
+}
+
+impl Marker {
+    fn watch(&mut self, byte: u8) {
+        *self = match (*self, byte) {
+            (_, b'{') => Self::Opened,
+            (Self::Opened, b'0'..=b'9') => Self::Digits(usize::from(byte - b'0')),
+            (Self::Digits(size), b'0'..=b'9') => {
+                let larger = size.checked_mul(10).and_then(|ten| ten.checked_add(usize::from(byte - b'0')));
+                Self::Digits(larger.unwrap_or(usize::MAX))
+            }
+            (Self::Digits(size), b'+') => Self::Plus(size),
+            (Self::Digits(size), b'}') => Self::Closed(Literal { size, synchronizing: true }),
+            (Self::Plus(size), b'}') => Self::Closed(Literal { size, synchronizing: false }),
+            (Self::Absent | Self::Opened | Self::Digits(_) | Self::Plus(_) | Self::Closed(_), _) => Self::Absent,
+        };
+    }
+
+    const fn literal(self) -> Option<Literal> {
+        if let Self::Closed(literal) = self { Some(literal) } else { None }
+    }
+}
+
+/// Passes over the rest of a line without keeping it.
+#[derive(Debug, Default)]
+pub struct Skip {
+    marker: Marker,
+    after_cr: bool,
+}
+
+impl Skip {
+    /// Starts behind what is already held of the line.
+    #[must_use]
+    pub fn behind(held: &[u8]) -> Self {
+        let mut skip = Self::default();
+        held.iter().for_each(|byte| {
+            skip.watch(*byte);
+        });
+        skip
+    }
+
+    /// Drops up to `most` bytes of `input`. Returns how many, and whether the last was the line's.
+    pub fn pass(&mut self, input: &mut SecretBuf, most: usize) -> (usize, bool) {
+        let mut passed = 0;
+        let mut ended = false;
+        for byte in input.as_slice().iter().take(most) {
+            passed += 1;
+            ended = self.watch(*byte);
+            if ended {
+                break;
+            }
+        }
+        input.consume(passed);
+        (passed, ended)
+    }
+
+    /// The literal that the line announced; known when it has ended.
+    #[must_use]
+    pub const fn announced(&self) -> Option<Literal> {
+        self.marker.literal()
+    }
+
+    /// Returns whether this byte ends the line. A CR counts only once it is known what follows.
+    fn watch(&mut self, byte: u8) -> bool {
+        if self.after_cr {
+            if byte == b'\n' {
+                return true;
+            }
+            self.marker.watch(b'\r');
+        }
+        self.after_cr = byte == b'\r';
+        if !self.after_cr {
+            self.marker.watch(byte);
+        }
+        false
+    }
+}
+
+/// Writes a line made of `parts`.
+pub fn write_line(out: &mut SecretBuf, parts: &[&[u8]]) {
+    parts.iter().for_each(|part| out.extend(part));
+    out.extend(b"\r\n");
+}
+
+/// A peer's words made harmless for a line, a log or a label's neighbour: printable ASCII, at most
+/// `most` bytes, anything else a `?`.
+#[must_use]
+pub fn printable(words: &[u8], most: usize) -> String {
+    let harmless = |byte: &u8| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '?' };
+    words.iter().take(most).map(harmless).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buf(bytes: &[u8]) -> SecretBuf {
+        let mut buf = SecretBuf::new();
+        buf.extend(bytes);
+        buf
+    }
+
+    /// Gathers one line with the limit 5, in pieces of `size` bytes; returns what is left as well.
+    fn gather(bytes: &[u8], size: usize) -> (Found, Vec<u8>, Vec<u8>) {
+        let mut gathering = Gathering::default();
+        let mut input = SecretBuf::new();
+        let mut found = Found::Part;
+        let mut pieces = bytes.chunks(size);
+        while found == Found::Part {
+            let Some(piece) = pieces.next() else { break };
+            input.extend(piece);
+            found = gathering.take_line(&mut input, 5);
+        }
+        let left = [input.as_slice(), &pieces.flatten().copied().collect::<Vec<_>>()].concat();
+        (found, gathering.line().to_vec(), left)
+    }
+
+    #[test]
+    fn only_crlf_ends_a_line() {
+        let cases: [(&[u8], Found, &[u8], &[u8]); 9] = [
+            (b"12345\r\nrest", Found::Line, b"12345", b"rest"),
+            (b"\r\n\r\n", Found::Line, b"", b"\r\n"),
+            (b"123", Found::Part, b"123", b""),
+            (b"12345\r", Found::Part, b"12345\r", b""),
+            (b"123456\r\n", Found::Spoiled(Spoiled::TooLong), b"12345", b"6\r\n"),
+            (b"1\n2\r\n", Found::Spoiled(Spoiled::BareLf), b"1", b"\n2\r\n"),
+            (b"1\r2\r\n", Found::Spoiled(Spoiled::BareCr), b"1\r", b"2\r\n"),
+            (b"1\r\r\n", Found::Spoiled(Spoiled::BareCr), b"1\r", b"\r\n"),
+            (b"1\x002\r\n", Found::Spoiled(Spoiled::Nul), b"1", b"\x002\r\n"),
+        ];
+        for (bytes, found, line, left) in cases {
+            for size in 1..=bytes.len() {
+                assert_eq!(gather(bytes, size), (found, line.to_vec(), left.to_vec()), "{:?}/{size}", bytes.escape_ascii());
+            }
+        }
+    }
+
+    #[test]
+    fn a_literal_that_ends_in_cr_does_not_lend_it_to_the_next_line() {
+        let mut gathering = Gathering::default();
+        let mut input = buf(b"{3}\r\nab\r\nX\r\n");
+        assert_eq!(gathering.take_line(&mut input, 9), Found::Line);
+        assert_eq!(gathering.take_literal(&mut input, 3), 0);
+        assert_eq!(gathering.take_line(&mut input, 9), Found::Spoiled(Spoiled::BareLf));
+    }
+
+    #[test]
+    fn literals_are_announced_at_the_very_end() {
+        let some = |size, synchronizing| Some(Literal { size, synchronizing });
+        let cases: [(&[u8], Option<Literal>); 13] = [
+            (b"a LOGIN {5}", some(5, true)),
+            (b"{0}", some(0, true)),
+            (b"{007+}", some(7, false)),
+            (b"{1{2+}", some(2, false)),
+            (b"{18446744073709551615}", some(usize::MAX, true)),
+            (b"{18446744073709551616}", some(usize::MAX, true)),
+            (b"{99999999999999999999999999999999999999999999999+}", some(usize::MAX, false)),
+            (b"{}", None),
+            (b"{+}", None),
+            (b"{5++}", None),
+            (b"{-5}", None),
+            (b"{5} ", None),
+            (b"5}", None),
+        ];
+        for (line, literal) in cases {
+            assert_eq!(Literal::announced_by(line), literal, "{}", line.escape_ascii());
+            for held in 0..=line.len() {
+                let mut skip = Skip::behind(&line[..held]);
+                let mut input = buf(&[&line[held..], b"\r\nrest"].concat());
+                assert!(skip.pass(&mut input, usize::MAX).1);
+                assert_eq!(skip.announced(), literal);
+                assert_eq!(input.as_slice(), b"rest");
+            }
+        }
+    }
+
+    #[test]
+    fn a_skip_ends_at_crlf_alone_and_within_its_budget() {
+        let mut skip = Skip::behind(b"held\r");
+        let mut input = buf(b"\r\0\n{1+}\r\rx\r\nrest");
+        assert_eq!(skip.pass(&mut input, 3), (3, false));
+        assert_eq!(skip.pass(&mut input, usize::MAX), (9, true));
+        assert_eq!(skip.announced(), None);
+        assert_eq!(input.as_slice(), b"rest");
+    }
+
+    #[test]
+    fn words_become_printable() {
+        assert_eq!(printable(b"a\r\nb\0\xc3\xa9]", 99), "a??b???]");
+        assert_eq!(printable(b"12345", 3), "123");
+    }
+}

@@ -1,0 +1,164 @@
+//! The control socket: HTTP and JSON over a Unix socket that only its owner (and a configured
+//! group) can open. Both halves are here: the server in the running process, and the client that
+//! `usher sessions` and `usher reload` use.
+
+use std::ffi::OsString;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use thiserror::Error;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tracing::error;
+
+use crate::config;
+use crate::snapshot::Shared;
+
+/// An answer larger than this is no answer: 60,000 sessions take about 15 MiB.
+const ANSWER_LIMIT: usize = 256 * 1024 * 1024;
+/// A reload reads files and builds everything: seconds at the most.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A request to reload, with the place for its answer: the problems, or none.
+pub type ReloadRequest = oneshot::Sender<Result<(), Vec<String>>>;
+
+/// What a reload came to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Whether the new configuration is in force.
+    pub reloaded: bool,
+    /// Why not: lines as `usher check` prints them.
+    pub problems: Vec<String>,
+}
+
+#[derive(Clone)]
+struct Control {
+    shared: Arc<Shared>,
+    reloads: mpsc::Sender<ReloadRequest>,
+}
+
+/// Binds the control socket with its permissions from the first moment, in place of a stale one.
+///
+/// # Errors
+/// The system's reason, or that another usher answers there.
+pub fn bind(settings: &config::Control) -> io::Result<UnixListener> {
+    let path = &settings.path;
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        let words = format!("another process answers on {}", path.display());
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, words));
+    }
+    // Bound under another name and moved into place only when its mode is right.
+    let mut unready = OsString::from(path);
+    unready.push(".new");
+    let unready = Path::new(&unready);
+    match fs::remove_file(unready) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(unready)?;
+    let mode = match &settings.group {
+        None => 0o600,
+        Some(group) => {
+            std::os::unix::fs::chown(unready, None, Some(crate::sys::group_id(group)?))?;
+            0o660
+        }
+    };
+    fs::set_permissions(unready, Permissions::from_mode(mode))?;
+    fs::rename(unready, path)?;
+    Ok(listener)
+}
+
+/// Serves the control socket until the task is ended.
+pub async fn serve(listener: UnixListener, shared: Arc<Shared>, reloads: mpsc::Sender<ReloadRequest>) {
+    let router = Router::new()
+        .route("/sessions", get(sessions))
+        .route("/reload", post(reload))
+        .with_state(Control { shared, reloads });
+    if let Err(error) = axum::serve(listener, router).await {
+        error!(%error, "the control socket has ended");
+    }
+}
+
+async fn sessions(State(control): State<Control>) -> Json<Vec<Arc<crate::registry::Session>>> {
+    Json(control.shared.registry.sessions())
+}
+
+async fn reload(State(control): State<Control>) -> Result<Json<Reloaded>, StatusCode> {
+    let (answer, answered) = oneshot::channel();
+    // The receiver is the main loop: it is gone only while the process ends.
+    control.reloads.send(answer).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+    let outcome = answered.await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+    Ok(Json(match outcome {
+        Ok(()) => Reloaded { reloaded: true, problems: Vec::new() },
+        Err(problems) => Reloaded { reloaded: false, problems },
+    }))
+}
+
+/// Why the running usher could not be asked.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// The socket cannot be opened.
+    #[error("{path} cannot be opened: {source}; is usher running, and may you use its control socket?")]
+    Connect {
+        /// The socket's path.
+        path: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The answer did not come in time.
+    #[error("usher did not answer in time")]
+    Timeout,
+    /// HTTP failed.
+    #[error("usher's answer broke off: {0}")]
+    Http(#[from] hyper::Error),
+    /// usher is stopping, or does not know the question.
+    #[error("usher answered {0}")]
+    Status(StatusCode),
+    /// The answer is too large or is no JSON of this version.
+    #[error("usher's answer cannot be read: {0}")]
+    Unreadable(String),
+}
+
+/// Asks the running usher.
+///
+/// # Errors
+/// Why there is no answer.
+pub async fn ask<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -> Result<T, ControlError> {
+    timeout(ANSWER_TIMEOUT, request(socket, method, path)).await.map_err(|_| ControlError::Timeout)?
+}
+
+async fn request<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -> Result<T, ControlError> {
+    let connect_error = |source| ControlError::Connect { path: socket.display().to_string(), source };
+    let stream = UnixStream::connect(socket).await.map_err(connect_error)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request =
+        hyper::Request::builder().method(method).uri(path).header("host", "usher").body(Empty::<Bytes>::new());
+    let request = request.map_err(|error| ControlError::Unreadable(error.to_string()))?;
+    let exchange = async {
+        let answer = sender.send_request(request).await?;
+        if !answer.status().is_success() {
+            return Err(ControlError::Status(answer.status()));
+        }
+        let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await;
+        let body = body.map_err(|error| ControlError::Unreadable(error.to_string()))?.to_bytes();
+        serde_json::from_slice(&body).map_err(|error| ControlError::Unreadable(error.to_string()))
+    };
+    tokio::select! {
+        answer = exchange => answer,
+        // The driver ends by itself only when the other side has closed: the exchange fails then.
+        () = async { let _ = connection.await; std::future::pending::<()>().await } => Err(ControlError::Timeout),
+    }
+}

@@ -1,0 +1,204 @@
+//! The decision: is this name and password somebody, and who.
+//!
+//! In order: what no directory should see is refused; the cache answers what it knows; one flight
+//! per name and password asks the directory. Only the directory's invalidCredentials makes a
+//! password wrong; whatever else happens is "cannot tell" ([`Refusal::DirectoryUnavailable`]).
+
+use std::sync::Arc;
+
+use tracing::warn;
+
+use crate::cache::{Cache, Digest, FlightError, Flights, Known, Stamp};
+use crate::directory::{Directory, DirectoryError, Identity, Login, Trace};
+use crate::log::Repeats;
+use crate::outcome::Refusal;
+use crate::secret::Secret;
+
+/// Who decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DecidedBy {
+    /// A bind, now.
+    Directory,
+    /// A bind within `cache.ttl`.
+    Cache,
+    /// invalidCredentials within `cache.negative_ttl`.
+    Negative,
+    /// Nobody was asked: such a name or password is never sent anywhere.
+    Usher,
+}
+
+impl DecidedBy {
+    /// The metric label and log word.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Directory => "directory",
+            Self::Cache => "cache",
+            Self::Negative => "negative",
+            Self::Usher => "usher",
+        }
+    }
+}
+
+/// Whether what is known may answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// The cache first.
+    Cached,
+    /// The directory, whatever the cache knows.
+    Directory,
+}
+
+/// Somebody, proven, as of a point in the cache's history.
+#[derive(Debug, Clone)]
+pub struct Proven {
+    /// Who.
+    pub identity: Arc<Identity>,
+    since: Stamp,
+}
+
+/// A decision and how it came about.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// Somebody, or why not.
+    pub result: Result<Proven, Refusal>,
+    /// Who decided.
+    pub by: DecidedBy,
+    /// The entry's DN where it is known, refused or not.
+    pub dn: Option<Arc<str>>,
+    /// How the question to the directory went.
+    pub trace: Trace,
+}
+
+impl Decision {
+    fn refused(refusal: Refusal, by: DecidedBy) -> Self {
+        Self { result: Err(refusal), by, dn: None, trace: Trace::default() }
+    }
+}
+
+type Landed = Arc<(Result<Arc<Identity>, DirectoryError>, Trace, Stamp)>;
+
+/// Decides about names and passwords.
+pub struct Authenticator {
+    directory: Arc<dyn Directory>,
+    cache: Arc<Cache>,
+    flights: Flights<Landed>,
+    repeats: Repeats,
+}
+
+impl std::fmt::Debug for Authenticator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authenticator").field("cache", &self.cache).finish_non_exhaustive()
+    }
+}
+
+impl Authenticator {
+    /// Over this directory and this cache, with at most `flights` questions under way.
+    #[must_use]
+    pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, flights: usize) -> Self {
+        Self { directory, cache, flights: Flights::new(flights), repeats: Repeats::default() }
+    }
+
+    /// The cache, to be carried over a reload.
+    #[must_use]
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn directory(&self) -> &Arc<dyn Directory> {
+        &self.directory
+    }
+
+    /// Decides. Takes at most the directory's `timeout`.
+    pub async fn decide(&self, login: &Login, password: &Secret, ask: Ask) -> Decision {
+        // RFC 4513 section 5.1.2: a bind with an empty password succeeds as nobody.
+        if password.is_empty() {
+            return Decision::refused(Refusal::EmptyPassword, DecidedBy::Usher);
+        }
+        // A simple bind carries UTF-8 here, and a NUL would cut a password short somewhere behind.
+        if std::str::from_utf8(password.expose()).is_err() || password.expose().contains(&0) {
+            return Decision::refused(Refusal::UnusablePassword, DecidedBy::Usher);
+        }
+        let digest = self.cache.digest(password);
+        if ask == Ask::Cached {
+            let since = self.cache.stamp();
+            match self.cache.ask(login, &digest) {
+                Known::Right(identity) => {
+                    let dn = Some(Arc::clone(&identity.entry().dn));
+                    let result = Ok(Proven { identity, since });
+                    return Decision { result, by: DecidedBy::Cache, dn, trace: Trace::default() };
+                }
+                Known::Wrong(dn) => {
+                    let refused = Decision::refused(Refusal::WrongPassword, DecidedBy::Negative);
+                    return Decision { dn: Some(dn), ..refused };
+                }
+                Known::Nothing => {}
+            }
+        }
+        let landed = self.flights.join(login, &digest, || self.question(login.clone(), password.clone(), digest)).await;
+        match landed {
+            Ok(landed) => self.judge(&landed),
+            Err(FlightError::TooMany) => Decision::refused(Refusal::Limit, DecidedBy::Usher),
+            Err(FlightError::Lost) => Decision::refused(Refusal::Internal, DecidedBy::Usher),
+        }
+    }
+
+    /// Asks again although the cache knows, because a backend refused what the cache said. If the
+    /// password is wrong by now, the whole entry is forgotten.
+    pub async fn decide_again(&self, login: &Login, password: &Secret) -> Decision {
+        let decision = self.decide(login, password, Ask::Directory).await;
+        if let (Err(Refusal::WrongPassword), Some(dn)) = (&decision.result, &decision.dn) {
+            self.cache.forget(dn);
+        }
+        decision
+    }
+
+    /// Whether nothing about this person was forgotten since the decision: asked again just before
+    /// the client is told OK.
+    #[must_use]
+    pub fn still_holds(&self, proven: &Proven) -> bool {
+        self.cache.holds(&proven.identity.entry().dn, proven.since)
+    }
+
+    /// The question of one flight: asks, and feeds the cache even when every asker is gone.
+    fn question(&self, login: Login, password: Secret, digest: Digest) -> impl Future<Output = Landed> + use<> {
+        let (directory, cache) = (Arc::clone(&self.directory), Arc::clone(&self.cache));
+        let since = cache.stamp();
+        async move {
+            let (answer, trace) = directory.authenticate(&login, &password).await;
+            let answer = answer.map(Arc::new);
+            match &answer {
+                Ok(identity) => cache.right(&login, Arc::clone(identity), digest, since),
+                Err(DirectoryError::InvalidCredentials { dn }) => cache.wrong(&login, dn, digest, since),
+                Err(DirectoryError::NoEntry | DirectoryError::SeveralEntries | DirectoryError::CannotTell(_)) => {}
+            }
+            Arc::new((answer, trace, since))
+        }
+    }
+
+    fn judge(&self, landed: &Landed) -> Decision {
+        let (answer, trace, since) = landed.as_ref();
+        let (result, dn) = match answer {
+            Ok(identity) => {
+                let proven = Proven { identity: Arc::clone(identity), since: *since };
+                (Ok(proven), Some(Arc::clone(&identity.entry().dn)))
+            }
+            Err(DirectoryError::InvalidCredentials { dn }) => (Err(Refusal::WrongPassword), Some(Arc::clone(dn))),
+            Err(DirectoryError::NoEntry) => (Err(Refusal::UnknownUser), None),
+            Err(DirectoryError::SeveralEntries) => (Err(Refusal::SeveralEntries), None),
+            Err(DirectoryError::CannotTell(trouble)) => {
+                let server = trace.server.as_deref().unwrap_or("-");
+                if let Some(suppressed) = self.repeats.allow("directory", server) {
+                    warn!(%trouble, server, suppressed, "the directory cannot tell");
+                }
+                (Err(Refusal::DirectoryUnavailable), None)
+            }
+        };
+        Decision { result, by: DecidedBy::Directory, dn, trace: trace.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

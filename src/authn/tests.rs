@@ -1,0 +1,143 @@
+//! The decision over a scripted directory: what is asked, what is not, what is told.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::*;
+use crate::config;
+use crate::directory::{Answer, Entry, Trouble};
+
+const DN: &str = "uid=alice,ou=people";
+
+/// Knows one user and counts the binds.
+#[derive(Default)]
+struct Scripted {
+    password: Mutex<String>,
+    down: Mutex<bool>,
+    binds: Mutex<Vec<String>>,
+}
+
+impl Directory for Scripted {
+    fn authenticate<'a>(&'a self, login: &'a Login, password: &'a Secret) -> Answer<'a, Identity> {
+        Box::pin(async move {
+            let guess = String::from_utf8(password.expose().to_vec()).unwrap();
+            self.binds.lock().unwrap().push(guess.clone());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let answer = if *self.down.lock().unwrap() {
+                Err(DirectoryError::CannotTell(Trouble::Timeout))
+            } else if login.as_str() != "alice" {
+                Err(DirectoryError::NoEntry)
+            } else if guess == *self.password.lock().unwrap() {
+                Ok(Identity::for_tests(DN, &["server3"]))
+            } else {
+                Err(DirectoryError::InvalidCredentials { dn: DN.into() })
+            };
+            (answer, Trace::default())
+        })
+    }
+
+    fn look_up<'a>(&'a self, _: &'a Login) -> Answer<'a, Entry> {
+        Box::pin(async { (Err(DirectoryError::NoEntry), Trace::default()) })
+    }
+
+    fn question(&self, _: &Login) -> String {
+        String::new()
+    }
+}
+
+struct Setup {
+    directory: Arc<Scripted>,
+    authn: Authenticator,
+}
+
+fn setup() -> Setup {
+    let directory = Arc::new(Scripted::default());
+    *directory.password.lock().unwrap() = "sesame".to_owned();
+    let settings =
+        config::Cache { ttl: Duration::from_secs(300), negative_ttl: Duration::from_secs(30), capacity: 100 };
+    let authn = Authenticator::new(Arc::clone(&directory) as Arc<dyn Directory>, Arc::new(Cache::new(&settings)), 10);
+    Setup { directory, authn }
+}
+
+impl Setup {
+    async fn decide(&self, name: &str, password: &[u8]) -> (Option<Refusal>, DecidedBy) {
+        let login = Login::parse(name.as_bytes()).unwrap();
+        let decision = self.authn.decide(&login, &Secret::copy_of(password), Ask::Cached).await;
+        (decision.result.err(), decision.by)
+    }
+
+    fn binds(&self) -> usize {
+        self.directory.binds.lock().unwrap().len()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_login_comes_from_the_cache() {
+    let setup = setup();
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Cache));
+    assert_eq!(setup.binds(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_directory_should_see_is_not_asked() {
+    let setup = setup();
+    assert_eq!(setup.decide("alice", b"").await, (Some(Refusal::EmptyPassword), DecidedBy::Usher));
+    for unusable in [&b"se\0same"[..], b"\0", b"s\xe9same"] {
+        assert_eq!(setup.decide("alice", unusable).await, (Some(Refusal::UnusablePassword), DecidedBy::Usher));
+    }
+    assert_eq!(setup.binds(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_wrong_password_is_one_bind_and_a_new_one_another() {
+    let setup = setup();
+    let wrong = Some(Refusal::WrongPassword);
+    assert_eq!(setup.decide("alice", b"stale").await, (wrong.clone(), DecidedBy::Directory));
+    for _ in 0..20 {
+        assert_eq!(setup.decide("alice", b"stale").await, (wrong.clone(), DecidedBy::Negative));
+    }
+    assert_eq!(setup.decide("alice", b"other").await, (wrong, DecidedBy::Directory));
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+    assert_eq!(setup.binds(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_never_a_wrong_password_and_never_remembered() {
+    let setup = setup();
+    *setup.directory.down.lock().unwrap() = true;
+    assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::DirectoryUnavailable), DecidedBy::Directory));
+    *setup.directory.down.lock().unwrap() = false;
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+    *setup.directory.down.lock().unwrap() = true;
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Cache), "seen a minute ago");
+}
+
+#[tokio::test(start_paused = true)]
+async fn asked_again_a_password_that_went_wrong_is_forgotten() {
+    let setup = setup();
+    let login = Login::parse(b"alice").unwrap();
+    let decision = setup.authn.decide(&login, &Secret::copy_of(b"sesame"), Ask::Cached).await;
+    let proven = decision.result.unwrap();
+    assert!(setup.authn.still_holds(&proven));
+    *setup.directory.password.lock().unwrap() = "changed".to_owned();
+    let again = setup.authn.decide_again(&login, &Secret::copy_of(b"sesame")).await;
+    assert_eq!(again.result.unwrap_err(), Refusal::WrongPassword);
+    assert!(!setup.authn.still_holds(&proven), "a login that is under way with the old decision must not end in OK");
+    assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::WrongPassword), DecidedBy::Negative));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_equal_logins_at_once_are_one_bind() {
+    let setup = Arc::new(setup());
+    let logins: Vec<_> = (0..100)
+        .map(|_| {
+            let setup = Arc::clone(&setup);
+            tokio::spawn(async move { setup.decide("alice", b"sesame").await.0 })
+        })
+        .collect();
+    for login in logins {
+        assert_eq!(login.await.unwrap(), None);
+    }
+    assert_eq!(setup.binds(), 1);
+}

@@ -1,0 +1,337 @@
+//! What usher remembers of the directory's answers: bounded, and never a password.
+//!
+//! Parts, each a moka cache with its own limit: typed name -> DN; DN -> the decision with digests
+//! of the passwords that were right; DN -> digests of passwords that were wrong (apart, so that
+//! guessing can never push out a right one); and the flights, one per typed name and password.
+//! Digests are HMAC-SHA-256 under a random key of this process, compared in constant time.
+//! Freshness is judged here, on tokio's clock; moka's own expiry only frees memory.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use moka::ops::compute::Op;
+use subtle::ConstantTimeEq;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::config;
+use crate::directory::{Identity, Login};
+use crate::secret::Secret;
+
+/// Right passwords kept per entry: a main and some app passwords must not evict each other.
+const RIGHT_PER_ENTRY: usize = 4;
+/// Wrong passwords kept per entry.
+const WRONG_PER_ENTRY: usize = 8;
+/// How many groups of DNs share a generation; a shared one costs a needless bind, no more.
+const GENERATION_SLOTS: usize = 1024;
+
+/// A keyed digest of a password: useless without this process' key.
+#[derive(Clone, Copy)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    fn matches(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+/// A point in the cache's history: see [`Cache::holds`].
+#[derive(Debug, Clone, Copy)]
+pub struct Stamp(u64);
+
+/// What the cache knows of a name and a password.
+#[derive(Debug)]
+pub enum Known {
+    /// A bind within `ttl` proved this password.
+    Right(Arc<Identity>),
+    /// The directory refused this password for this DN within `negative_ttl`.
+    Wrong(Arc<str>),
+    /// Ask the directory.
+    Nothing,
+}
+
+struct Name {
+    dn: Arc<str>,
+    at: Instant,
+}
+
+#[derive(Clone)]
+struct Right {
+    digest: Digest,
+    /// `None`: another password has become right since; ask again before the next use.
+    verified: Option<Instant>,
+}
+
+struct Person {
+    identity: Arc<Identity>,
+    right: Vec<Right>,
+}
+
+#[derive(Clone)]
+struct Wrong {
+    digest: Digest,
+    at: Instant,
+}
+
+/// The cache.
+pub struct Cache {
+    key: hmac::Key,
+    ttl: Duration,
+    negative_ttl: Duration,
+    names: moka::sync::Cache<Login, Arc<Name>>,
+    people: moka::sync::Cache<Arc<str>, Arc<Person>>,
+    wrong: moka::sync::Cache<Arc<str>, Arc<Vec<Wrong>>>,
+    /// Counts what was forgotten; each slot has the count at its last time.
+    history: AtomicU64,
+    forgotten: Box<[AtomicU64]>,
+    slots: RandomState,
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("ttl", &self.ttl).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// An empty cache under a new random key.
+    ///
+    /// # Panics
+    /// If the operating system has no random numbers: nothing may be decided then.
+    #[must_use]
+    pub fn new(settings: &config::Cache) -> Self {
+        let random = aws_lc_rs::rand::SystemRandom::new();
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers");
+        Self {
+            key,
+            ttl: settings.ttl,
+            negative_ttl: settings.negative_ttl,
+            names: bounded(settings.capacity, settings.ttl),
+            people: bounded(settings.capacity, settings.ttl),
+            wrong: bounded(settings.capacity, settings.negative_ttl),
+            history: AtomicU64::new(0),
+            forgotten: (0..GENERATION_SLOTS).map(|_| AtomicU64::new(0)).collect(),
+            slots: RandomState::new(),
+        }
+    }
+
+    /// The digest under which a password is remembered.
+    #[must_use]
+    pub fn digest(&self, password: &Secret) -> Digest {
+        let tag = hmac::sign(&self.key, password.expose());
+        let mut digest = [0; 32];
+        digest.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
+        Digest(digest)
+    }
+
+    /// What is known of this name and password now.
+    #[must_use]
+    pub fn ask(&self, login: &Login, digest: &Digest) -> Known {
+        let now = Instant::now();
+        let fresh = |at: Instant, life: Duration| now.saturating_duration_since(at) < life;
+        let Some(name) = self.names.get(login).filter(|name| fresh(name.at, self.ttl)) else {
+            return Known::Nothing;
+        };
+        if let Some(person) = self.people.get(&name.dn) {
+            // Every digest is compared, so that the time tells nothing about which one it was.
+            let mut verified = None;
+            for right in &person.right {
+                if right.digest.matches(digest) {
+                    verified = right.verified;
+                }
+            }
+            if verified.is_some_and(|at| fresh(at, self.ttl)) {
+                return Known::Right(Arc::clone(&person.identity));
+            }
+        }
+        let mut refused = false;
+        for wrong in self.wrong.get(&name.dn).iter().flat_map(|list| list.iter()) {
+            refused |= wrong.digest.matches(digest) && fresh(wrong.at, self.negative_ttl);
+        }
+        if refused { Known::Wrong(Arc::clone(&name.dn)) } else { Known::Nothing }
+    }
+
+    /// Remembers that a bind proved this password. When it was not known before, the entry's other
+    /// passwords must be verified again at their next use: one of them may have been replaced.
+    pub fn right(&self, login: &Login, identity: Arc<Identity>, digest: Digest, since: Stamp) {
+        let dn = Arc::clone(&identity.entry().dn);
+        if !self.holds(&dn, since) {
+            return;
+        }
+        let now = Instant::now();
+        self.names.insert(login.clone(), Arc::new(Name { dn: Arc::clone(&dn), at: now }));
+        self.people.entry(Arc::clone(&dn)).and_compute_with(|old| {
+            let mut right = old.map(|old| old.into_value().right.clone()).unwrap_or_default();
+            if let Some(known) = right.iter_mut().find(|known| known.digest.matches(&digest)) {
+                known.verified = Some(now);
+            } else {
+                right.iter_mut().for_each(|other| other.verified = None);
+                // The one verified longest ago goes; those to be verified again go first.
+                if right.len() >= RIGHT_PER_ENTRY
+                    && let Some(oldest) = (0..right.len()).min_by_key(|at| right.get(*at).map(|known| known.verified))
+                {
+                    right.remove(oldest);
+                }
+                right.push(Right { digest, verified: Some(now) });
+            }
+            Op::Put(Arc::new(Person { identity, right }))
+        });
+        self.wrong.entry(Arc::clone(&dn)).and_compute_with(|old| match old {
+            None => Op::Nop,
+            Some(old) => {
+                let kept = old.into_value().iter().filter(|wrong| !wrong.digest.matches(&digest)).cloned().collect();
+                Op::Put(Arc::new(kept))
+            }
+        });
+        // Forgotten while it was being written: what was written is older than the news.
+        if !self.holds(&dn, since) {
+            self.people.invalidate(&dn);
+        }
+    }
+
+    /// Remembers that the directory refused this password for this DN. Touches no other password.
+    pub fn wrong(&self, login: &Login, dn: &Arc<str>, digest: Digest, since: Stamp) {
+        if !self.holds(dn, since) {
+            return;
+        }
+        let now = Instant::now();
+        self.names.insert(login.clone(), Arc::new(Name { dn: Arc::clone(dn), at: now }));
+        self.people.entry(Arc::clone(dn)).and_compute_with(|old| match old {
+            Some(old) if old.value().right.iter().any(|known| known.digest.matches(&digest)) => {
+                let person = old.into_value();
+                let right = person.right.iter().filter(|known| !known.digest.matches(&digest)).cloned().collect();
+                Op::Put(Arc::new(Person { identity: Arc::clone(&person.identity), right }))
+            }
+            Some(_) | None => Op::Nop,
+        });
+        self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| {
+            let mut list: Vec<Wrong> = old.map(|old| old.into_value().to_vec()).unwrap_or_default();
+            list.retain(|wrong| !wrong.digest.matches(&digest));
+            if list.len() >= WRONG_PER_ENTRY {
+                list.remove(0);
+            }
+            list.push(Wrong { digest, at: now });
+            Op::Put(Arc::new(list))
+        });
+    }
+
+    /// Forgets an entry: its decision and every password of it, and ends the life of answers that
+    /// were on their way.
+    pub fn forget(&self, dn: &Arc<str>) {
+        let now = self.history.fetch_add(1, Ordering::SeqCst) + 1;
+        if let Some(slot) = self.slot(dn) {
+            slot.fetch_max(now, Ordering::SeqCst);
+        }
+        self.people.invalidate(dn);
+    }
+
+    /// The present point in history, to be taken *before* the directory is asked.
+    #[must_use]
+    pub fn stamp(&self) -> Stamp {
+        Stamp(self.history.load(Ordering::SeqCst))
+    }
+
+    /// Whether nothing about this DN was forgotten since the stamp was taken.
+    #[must_use]
+    pub fn holds(&self, dn: &str, since: Stamp) -> bool {
+        self.slot(dn).is_some_and(|slot| slot.load(Ordering::SeqCst) <= since.0)
+    }
+
+    /// How many entries have a decision, about.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.people.run_pending_tasks();
+        self.people.entry_count()
+    }
+
+    fn slot(&self, dn: &str) -> Option<&AtomicU64> {
+        let hash = usize::try_from(self.slots.hash_one(dn) % (GENERATION_SLOTS as u64)).unwrap_or(0);
+        self.forgotten.get(hash)
+    }
+}
+
+fn bounded<K, V>(capacity: u64, life: Duration) -> moka::sync::Cache<K, V>
+where
+    K: std::hash::Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    moka::sync::Cache::builder().max_capacity(capacity).time_to_live(life).build()
+}
+
+/// Why a flight brought no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FlightError {
+    /// As many questions are under way as may be.
+    #[error("too many questions are under way")]
+    TooMany,
+    /// The task that asked panicked.
+    #[error("the question was lost")]
+    Lost,
+}
+
+/// Questions under way, so that equal ones share an answer. The answer is computed by its own task
+/// and goes on when the client who asked is gone: the bind was sent, its answer is worth keeping.
+pub struct Flights<T> {
+    under_way: Arc<Mutex<UnderWay<T>>>,
+    limit: usize,
+}
+
+type UnderWay<T> = HashMap<(Login, [u8; 32]), watch::Receiver<Option<T>>>;
+
+impl<T: Clone + Send + Sync + 'static> Flights<T> {
+    /// No flight yet, and at most `limit` at a time.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { under_way: Arc::default(), limit }
+    }
+
+    /// Joins the flight of this name and password, or starts it.
+    ///
+    /// # Errors
+    /// There are too many, or the answer's task panicked.
+    pub async fn join<F>(&self, login: &Login, digest: &Digest, ask: impl FnOnce() -> F) -> Result<T, FlightError>
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
+        let key = (login.clone(), digest.0);
+        let mut answer = {
+            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(flight) = under_way.get(&key) {
+                flight.clone()
+            } else if under_way.len() >= self.limit {
+                return Err(FlightError::TooMany);
+            } else {
+                let (tell, flight) = watch::channel(None);
+                under_way.insert(key.clone(), flight.clone());
+                let landing = Landing { under_way: Arc::clone(&self.under_way), key };
+                let answer = ask();
+                tokio::spawn(async move {
+                    let _landing = landing;
+                    tell.send_replace(Some(answer.await));
+                });
+                flight
+            }
+        };
+        let landed = answer.wait_for(Option::is_some).await.map_err(|_| FlightError::Lost)?;
+        landed.clone().ok_or(FlightError::Lost)
+    }
+}
+
+/// Takes the flight off the list when its task ends, however it ends.
+struct Landing<T> {
+    under_way: Arc<Mutex<UnderWay<T>>>,
+    key: (Login, [u8; 32]),
+}
+
+impl<T> Drop for Landing<T> {
+    fn drop(&mut self) {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests;

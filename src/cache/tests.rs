@@ -1,0 +1,176 @@
+//! What is remembered, for how long, and what is never mixed up.
+
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+
+const TTL: Duration = Duration::from_secs(300);
+const NEGATIVE_TTL: Duration = Duration::from_secs(30);
+const DN: &str = "uid=alice,ou=people,dc=example,dc=com";
+
+fn cache() -> Cache {
+    Cache::new(&config::Cache { ttl: TTL, negative_ttl: NEGATIVE_TTL, capacity: 100 })
+}
+
+fn login(name: &str) -> Login {
+    Login::parse(name.as_bytes()).unwrap()
+}
+
+fn learn_right(cache: &Cache, name: &str, password: &str) {
+    cache.right(&login(name), Arc::new(Identity::for_tests(DN, &["server3"])), digest(cache, password), cache.stamp());
+}
+
+fn learn_wrong(cache: &Cache, name: &str, password: &str) {
+    cache.wrong(&login(name), &Arc::from(DN), digest(cache, password), cache.stamp());
+}
+
+fn digest(cache: &Cache, password: &str) -> Digest {
+    cache.digest(&Secret::copy_of(password.as_bytes()))
+}
+
+fn ask(cache: &Cache, name: &str, password: &str) -> &'static str {
+    match cache.ask(&login(name), &digest(cache, password)) {
+        Known::Right(_) => "right",
+        Known::Wrong(_) => "wrong",
+        Known::Nothing => "nothing",
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_right_password_is_known_for_its_time_and_only_that_one() {
+    let cache = cache();
+    assert_eq!(ask(&cache, "alice", "sesame"), "nothing");
+    learn_right(&cache, "alice", "sesame");
+    assert_eq!(ask(&cache, "alice", "sesame"), "right");
+    assert_eq!(ask(&cache, "alice", "sesame "), "nothing");
+    assert_eq!(ask(&cache, "bob", "sesame"), "nothing");
+    tokio::time::advance(TTL - Duration::from_millis(1)).await;
+    assert_eq!(ask(&cache, "alice", "sesame"), "right");
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert_eq!(ask(&cache, "alice", "sesame"), "nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_password_is_remembered_apart_and_shorter() {
+    let cache = cache();
+    learn_right(&cache, "alice", "sesame");
+    for guess in 0..50 {
+        learn_wrong(&cache, "alice", &format!("guess {guess}"));
+    }
+    assert_eq!(ask(&cache, "alice", "sesame"), "right", "guessing must not push out a right password");
+    assert_eq!(ask(&cache, "alice", "guess 49"), "wrong");
+    assert_eq!(ask(&cache, "alice", "guess 42"), "wrong");
+    assert_eq!(ask(&cache, "alice", "guess 41"), "nothing", "eight wrong ones are kept");
+    tokio::time::advance(NEGATIVE_TTL).await;
+    assert_eq!(ask(&cache, "alice", "guess 49"), "nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_password_makes_the_others_prove_themselves_again() {
+    let cache = cache();
+    learn_right(&cache, "alice", "old");
+    learn_right(&cache, "alice", "new");
+    assert_eq!(ask(&cache, "alice", "new"), "right");
+    assert_eq!(ask(&cache, "alice", "old"), "nothing", "the directory must be asked again");
+    learn_wrong(&cache, "alice", "old");
+    assert_eq!(ask(&cache, "alice", "old"), "wrong");
+    assert_eq!(ask(&cache, "alice", "new"), "right");
+}
+
+#[tokio::test(start_paused = true)]
+async fn app_passwords_live_side_by_side() {
+    let cache = cache();
+    let passwords = ["main", "phone", "laptop", "tablet"];
+    for password in passwords {
+        learn_right(&cache, "alice", password);
+    }
+    // Each was new once; asked again, each is known and disturbs no other.
+    for password in passwords {
+        learn_right(&cache, "alice", password);
+    }
+    for password in passwords {
+        assert_eq!(ask(&cache, "alice", password), "right", "{password}");
+    }
+    learn_right(&cache, "alice", "fifth");
+    assert_eq!(ask(&cache, "alice", "fifth"), "right");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_password_that_became_right_is_no_longer_wrong() {
+    let cache = cache();
+    learn_wrong(&cache, "alice", "soon");
+    assert_eq!(ask(&cache, "alice", "soon"), "wrong");
+    learn_right(&cache, "alice", "soon");
+    assert_eq!(ask(&cache, "alice", "soon"), "right");
+}
+
+#[tokio::test(start_paused = true)]
+async fn spellings_of_one_entry_share_what_is_known() {
+    let cache = cache();
+    learn_right(&cache, "alice", "sesame");
+    learn_right(&cache, "alice@example.com", "sesame");
+    learn_wrong(&cache, "alice@example.com", "guess");
+    assert_eq!(ask(&cache, "alice", "guess"), "wrong");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_asked_before_the_news_is_not_kept_after_it() {
+    let cache = cache();
+    let before = cache.stamp();
+    cache.forget(&Arc::from(DN));
+    assert!(!cache.holds(DN, before));
+    cache.right(&login("alice"), Arc::new(Identity::for_tests(DN, &["server3"])), digest(&cache, "sesame"), before);
+    assert_eq!(ask(&cache, "alice", "sesame"), "nothing");
+    learn_right(&cache, "alice", "sesame");
+    assert_eq!(ask(&cache, "alice", "sesame"), "right");
+    assert_eq!(cache.entries(), 1);
+    cache.forget(&Arc::from(DN));
+    assert_eq!(ask(&cache, "alice", "sesame"), "nothing");
+    assert_eq!(cache.entries(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn equal_questions_share_one_flight_and_outlive_their_askers() {
+    let cache = cache();
+    let flights = Arc::new(Flights::new(10));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let ask = |name: &'static str, password: &'static str| {
+        let (flights, asked, digest) = (Arc::clone(&flights), Arc::clone(&asked), digest(&cache, password));
+        tokio::spawn(async move {
+            flights
+                .join(&login(name), &digest, || async move {
+                    asked.fetch_add(1, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    password.len()
+                })
+                .await
+        })
+    };
+    let first = ask("alice", "sesame");
+    tokio::task::yield_now().await;
+    let others: Vec<_> = (0..20).map(|_| ask("alice", "sesame")).collect();
+    let different = ask("alice", "another");
+    tokio::task::yield_now().await;
+    first.abort();
+    for other in others {
+        assert_eq!(other.await.unwrap(), Ok(6));
+    }
+    assert_eq!(different.await.unwrap(), Ok(7));
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    assert!(flights.under_way.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn flights_are_bounded_and_a_panic_takes_none_with_it() {
+    let cache = cache();
+    let flights: Flights<()> = Flights::new(1);
+    let key = digest(&cache, "sesame");
+    assert_eq!(flights.join(&login("alice"), &key, || async { panic!("on purpose") }).await, Err(FlightError::Lost));
+    tokio::task::yield_now().await;
+    let alice = login("alice");
+    let slow = flights.join(&alice, &key, || tokio::time::sleep(Duration::from_secs(1)));
+    tokio::pin!(slow);
+    assert!(futures_util::poll!(&mut slow).is_pending());
+    assert_eq!(flights.join(&login("bob"), &key, || async {}).await, Err(FlightError::TooMany), "over the limit");
+    assert_eq!(slow.await, Ok(()));
+}

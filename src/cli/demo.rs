@@ -1,0 +1,14 @@
+//! `usher demo`: the guided tour (feature `demo`).
+
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Exit after the tour, with 0 if everything went as it should
+    #[arg(long)]
+    once: bool,
+}
+
+pub(super) async fn demo(arguments: &Arguments) -> ExitCode {
+    crate::demo::run(crate::demo::Options { once: arguments.once }).await
+}

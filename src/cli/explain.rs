@@ -1,0 +1,191 @@
+//! `usher explain LOGIN`: where a user would be sent, and why, from the configuration and the
+//! directory as they are now. Asks for no password unless it is given one.
+
+use std::fmt::Write as _;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, fail, fail_config};
+use crate::config::Config;
+use crate::directory::{Directory, DirectoryError, Entry, Login, Trouble};
+use crate::metrics::Metrics;
+use crate::outcome::Refusal;
+use crate::route;
+use crate::secret::Secret;
+use crate::server;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The login name, as a client would type it
+    login: String,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+    /// Read the user's password from standard input and bind with it
+    #[arg(long)]
+    password_stdin: bool,
+}
+
+/// What is known about a login, as far as it came.
+#[derive(Debug, Default, Serialize)]
+struct Explanation {
+    login: String,
+    question: String,
+    dn: Option<String>,
+    mail_host: Vec<String>,
+    backend: Option<String>,
+    by_default: bool,
+    backend_login: Option<String>,
+    serves: Vec<String>,
+    /// `routed`, or the reason of refusal as in the log and the metrics.
+    result: String,
+    explanation: String,
+}
+
+pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
+    let snapshot = match server::prepare(file, &Arc::new(Metrics::new()), None) {
+        Ok(snapshot) => snapshot,
+        Err(problems) => return fail_config(&problems),
+    };
+    let mut told = Explanation { login: arguments.login.clone(), ..Explanation::default() };
+    let code = match Login::parse(arguments.login.as_bytes()) {
+        None => {
+            told.refused(&Refusal::UnusableName, "no login name: it is empty, too long or holds a control character")
+        }
+        Some(login) => {
+            told.question = snapshot.directory.question(&login);
+            match find(snapshot.directory.as_ref(), &login, arguments.password_stdin).await {
+                Ok(entry) => told.route(&snapshot.config, &entry, &login),
+                Err(error) => told.not_found(&error),
+            }
+        }
+    };
+    if arguments.json {
+        match serde_json::to_string_pretty(&told) {
+            Ok(text) => println!("{text}"),
+            Err(error) => return fail(FAILED, error),
+        }
+    } else {
+        print!("{}", told.text(&snapshot.config.directory.mail_host_attribute));
+    }
+    ExitCode::from(code)
+}
+
+async fn find(directory: &dyn Directory, login: &Login, with_password: bool) -> Result<Entry, DirectoryError> {
+    if !with_password {
+        return directory.look_up(login).await.0;
+    }
+    let mut bytes = Vec::new();
+    // What cannot be read is no password, and the directory's answer to that is the right one.
+    let _ = std::io::stdin().read_to_end(&mut bytes);
+    let password = Secret::from_file(bytes);
+    if password.is_empty() {
+        return Err(DirectoryError::InvalidCredentials { dn: "".into() });
+    }
+    directory.authenticate(login, &password).await.0.map(|identity| identity.entry().clone())
+}
+
+impl Explanation {
+    fn refused(&mut self, refusal: &Refusal, why: impl Into<String>) -> u8 {
+        refusal.label().clone_into(&mut self.result);
+        self.explanation = why.into();
+        DATA
+    }
+
+    fn not_found(&mut self, error: &DirectoryError) -> u8 {
+        match error {
+            DirectoryError::NoEntry => {
+                self.refused(&Refusal::UnknownUser, "the directory has no such entry");
+                NO_USER
+            }
+            DirectoryError::SeveralEntries => self.refused(
+                &Refusal::SeveralEntries,
+                "several entries match, so it cannot be told who this is; make the filter or the names unique",
+            ),
+            DirectoryError::InvalidCredentials { dn } => {
+                self.dn = (!dn.is_empty()).then(|| dn.to_string());
+                self.refused(&Refusal::WrongPassword, "the directory refused the password");
+                NO_PERMISSION
+            }
+            DirectoryError::CannotTell(trouble) => {
+                let hint = match trouble {
+                    Trouble::NoServiceAccount => {
+                        "; with user_dn only the user may read the entry: give bind_dn a service account, or use --password-stdin"
+                    }
+                    Trouble::Connection { .. }
+                    | Trouble::Timeout
+                    | Trouble::Busy
+                    | Trouble::ServiceBind { .. }
+                    | Trouble::Result { .. }
+                    | Trouble::Malformed { .. } => "",
+                };
+                self.refused(&Refusal::DirectoryUnavailable, format!("{error}{hint}"));
+                UNAVAILABLE
+            }
+        }
+    }
+
+    fn route(&mut self, config: &Config, entry: &Entry, login: &Login) -> u8 {
+        self.dn = Some(entry.dn.to_string());
+        self.mail_host.clone_from(&entry.mail_hosts);
+        let directory = &config.directory;
+        let attribute = &directory.mail_host_attribute;
+        let backend_login = route::backend_login(directory.login_attribute.as_deref(), entry, login);
+        let route = match route::route(&config.routing, entry) {
+            Ok(route) => route,
+            Err(refusal) => {
+                let why = if refusal == Refusal::NoMailHost {
+                    format!("the entry has no {attribute}, and no routing.default is configured")
+                } else if refusal == Refusal::SeveralMailHosts {
+                    format!("the values of {attribute} name different backends")
+                } else {
+                    format!("no backend has this {attribute} among its hosts")
+                };
+                return self.refused(&refusal, why);
+            }
+        };
+        let backend_login = match backend_login {
+            Ok(backend_login) => backend_login,
+            Err(refusal) => {
+                let login_attribute = directory.login_attribute.as_deref().unwrap_or_default();
+                return self.refused(&refusal, format!("the entry has no usable {login_attribute}, or several"));
+            }
+        };
+        self.backend = Some(route.backend.name.clone());
+        self.by_default = route.by_default;
+        self.backend_login = Some(backend_login.as_str().to_owned());
+        let endpoints = route.backend.endpoints.iter();
+        self.serves = endpoints.map(|at| format!("{} at {}:{}", at.protocol.name, at.host, at.port)).collect();
+        "routed".clone_into(&mut self.result);
+        let why =
+            if route.by_default { format!("no {attribute}, so routing.default") } else { format!("its {attribute}") };
+        self.explanation = format!("would be sent to {} ({why})", route.backend.name);
+        OK
+    }
+
+    fn text(&self, attribute: &str) -> String {
+        let mut text = format!("{}\n", self.login.escape_debug());
+        let mut line = |name: &str, value: &str| {
+            if !value.is_empty() {
+                let _ = writeln!(
+                    text,
+                    "  {name:<13}{}",
+                    value.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'")
+                );
+            }
+        };
+        line("asked", &self.question);
+        line("entry", self.dn.as_deref().unwrap_or_default());
+        line(attribute, &self.mail_host.join(", "));
+        line("backend", self.backend.as_deref().unwrap_or_default());
+        line("serves", &self.serves.join(", "));
+        line("logs in as", self.backend_login.as_deref().unwrap_or_default());
+        line("result", &self.result);
+        line("", &self.explanation);
+        text
+    }
+}

@@ -1,0 +1,114 @@
+//! The commands: one thin file each, and the exit codes they share (sysexits.h).
+
+mod check;
+#[cfg(feature = "demo")]
+mod demo;
+mod explain;
+mod reload;
+mod run;
+mod sessions;
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// It is done, and the answer is yes.
+const OK: u8 = 0;
+/// It is done, and the answer is no.
+const FAILED: u8 = 1;
+/// The arguments are wrong.
+const USAGE: u8 = 64;
+/// The directory's entry cannot be used.
+const DATA: u8 = 65;
+/// The directory has no such user.
+const NO_USER: u8 = 67;
+/// A server is not available.
+const UNAVAILABLE: u8 = 69;
+/// The system does not allow it: an address that cannot be bound.
+const SYSTEM: u8 = 71;
+/// The password is wrong.
+const NO_PERMISSION: u8 = 77;
+/// The configuration has mistakes.
+const CONFIG: u8 = 78;
+
+/// A mail front door whose control panel is the company's own directory.
+#[derive(Debug, Parser)]
+#[command(name = "usher", version, arg_required_else_help = false)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The configuration file.
+    #[arg(long, short, global = true, value_name = "FILE", default_value = "/etc/usher/config.yaml")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or SIGINT; SIGHUP reloads (the default command)
+    Run,
+    /// Read the configuration and every file it names, and say every mistake at once
+    Check,
+    /// Say where a user would be sent, and why
+    Explain(explain::Arguments),
+    /// List the sessions of the running usher
+    Sessions(sessions::Arguments),
+    /// Let the running usher take over its configuration file as it is now
+    Reload,
+    /// Start a directory, two mail servers and usher on this machine, and show a login
+    #[cfg(feature = "demo")]
+    Demo(demo::Arguments),
+}
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // `--help` and `--version` come this way too, and are no mistakes.
+            let code = if error.use_stderr() { USAGE } else { OK };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(SYSTEM, format!("no runtime: {error}")),
+    };
+    let config = arguments.config;
+    let code = runtime.block_on(async {
+        match arguments.command.unwrap_or(Command::Run) {
+            Command::Run => run::run(config).await,
+            Command::Check => check::check(&config),
+            Command::Explain(arguments) => explain::explain(&config, &arguments).await,
+            Command::Sessions(arguments) => sessions::sessions(&config, &arguments).await,
+            Command::Reload => reload::reload(&config).await,
+            #[cfg(feature = "demo")]
+            Command::Demo(arguments) => demo::demo(&arguments).await,
+        }
+    });
+    // Blocking work that is still under way (a resolver) must not hold up the end.
+    runtime.shutdown_background();
+    code
+}
+
+/// Says on standard error why a command failed.
+fn fail(code: u8, why: impl Display) -> ExitCode {
+    eprintln!("usher: {why}");
+    ExitCode::from(code)
+}
+
+/// Says every mistake of the configuration on standard error.
+fn fail_config(problems: &[crate::config::Problem]) -> ExitCode {
+    for problem in problems {
+        eprintln!("{problem}");
+    }
+    fail(CONFIG, format!("the configuration has {}", count(problems.len(), "mistake")))
+}
+
+/// `1 mistake`, `2 mistakes`.
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}

@@ -1,0 +1,260 @@
+//! From what was typed to a [`Config`]: every section but the directory and the backends.
+//!
+//! Each function reads all keys of its section before it gives up, so that all mistakes are found
+//! in one pass. Defaults and ranges stand here and in `config.example.yaml`; a test compares them.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::SupportedCipherSuite;
+
+use super::model::{
+    Admin, Cache, CertificateFiles, Config, Control, Drain, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel,
+    Tls, TlsVersion,
+};
+use super::raw::{Node, Section, Unique};
+use super::routing::Surroundings;
+use super::units::{DAY, HOUR, KIB, MIB, MINUTE, SECOND};
+use super::{directory, names, routing};
+use crate::proto::{PROTOCOLS, Protocol};
+
+/// Where the side port is unless the config says otherwise.
+const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9930);
+
+/// Compiles the whole file.
+pub(super) fn config(root: &Section<'_>, file: PathBuf) -> Option<Config> {
+    let mut addresses = Addresses::default();
+    let listeners = listeners(root, &mut addresses);
+    let tls = root.section("tls", tls).flatten();
+    let directory = root.section("directory", directory::read);
+    let (directory, facts) =
+        directory.map_or((None, directory::Facts::default()), |draft| (draft.directory, draft.facts));
+    let surroundings = Surroundings { listeners: listeners.as_deref().unwrap_or_default(), directory: &facts };
+    let routing = root.section("routing", |routing| routing::read(routing, &surroundings)).flatten();
+    let cache = root.section("cache", cache).flatten();
+    let limits = root.section("limits", limits).flatten();
+    let drain = root.section("drain", drain).flatten();
+    let admin = root.section("admin", |admin| self::admin(admin, &mut addresses)).flatten();
+    let control = root.get("control").map(|control| control.section(self::control).flatten());
+    let log = root.section("log", log).flatten();
+    Some(Config {
+        file,
+        listeners: listeners?,
+        tls: tls?,
+        directory: directory?,
+        routing: routing?,
+        cache: cache?,
+        limits: limits?,
+        drain: drain?,
+        admin: admin?,
+        control: control.flatten(),
+        log: log?,
+        warnings: Vec::new(),
+        place: Arc::clone(root.place()),
+    })
+}
+
+/// The protocols as words for [`Node::word`].
+fn protocols() -> Vec<(&'static str, &'static Protocol)> {
+    PROTOCOLS.iter().map(|protocol| (protocol.name, protocol)).collect()
+}
+
+fn listeners(root: &Section<'_>, addresses: &mut Addresses) -> Option<Vec<Listener>> {
+    let hint = "add `- {protocol: imap, address: \"[::]:993\", tls: implicit}`";
+    let items = root.required("listeners", hint)?.list()?;
+    let listener = |item: &Node<'_>| item.section(|listener| self::listener(listener, addresses)).flatten();
+    // A mistake in one listener leaves the others to be checked; it is recorded already.
+    Some(items.iter().filter_map(listener).collect())
+}
+
+fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listener> {
+    let protocol =
+        listener.required("protocol", &format!("write {}", protocol_names())).and_then(|node| node.word(&protocols()));
+    let address = listener.required("address", "write an IP address and a port, such as \"[::]:993\"");
+    let address = address.and_then(|node| addresses.read(&node));
+    let words = [("implicit", ListenerTls::Implicit), ("starttls", ListenerTls::StartTls)];
+    let tls = listener.required("tls", "write `implicit` (TLS from the first byte) or `starttls`");
+    let tls = tls.and_then(|node| node.word(&words));
+    let (protocol, address, tls) = (protocol?, address?, tls?);
+    let usual = |port| match tls {
+        ListenerTls::Implicit => port != protocol.starttls_port,
+        ListenerTls::StartTls => port != protocol.implicit_port,
+    };
+    if !usual(address.port()) {
+        listener.warn("tls", format!("clients expect the other kind of TLS on port {}", address.port()));
+    }
+    Some(Listener { protocol, address, tls })
+}
+
+/// The addresses usher listens on, so that no two of them collide.
+#[derive(Default)]
+struct Addresses {
+    taken: Vec<(SocketAddr, String)>,
+}
+
+impl Addresses {
+    fn read(&mut self, node: &Node<'_>) -> Option<SocketAddr> {
+        let address = node.parsed(names::socket_address)?;
+        if let Some((_, first)) = self.taken.iter().find(|(other, _)| collide(*other, address)) {
+            node.problem(format!("this address and port are taken already by {first}: change one"));
+        }
+        self.taken.push((address, node.key().to_owned()));
+        Some(address)
+    }
+}
+
+/// Whether the system refuses to listen on both. Port 0 is a new port each time, and an IPv6
+/// wildcard takes IPv4 as well.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let covers = |wide: SocketAddr, narrow: SocketAddr| {
+        wide.ip().is_unspecified() && (wide.is_ipv6() || wide.is_ipv4() == narrow.is_ipv4())
+    };
+    one.port() != 0
+        && one.port() == other.port()
+        && (one.ip() == other.ip() || covers(one, other) || covers(other, one))
+}
+
+fn tls(tls: &Section<'_>) -> Option<Tls> {
+    let hint = "add `- {chain: tls/fullchain.pem, key: tls/privkey.pem}`";
+    let certificates = tls.required("certificates", hint).and_then(|node| node.list());
+    let certificates = certificates.map(|items| items.iter().filter_map(certificate).collect());
+    let versions = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
+    let min_version = tls.get("min_version").map_or(Some(TlsVersion::V1_2), |node| node.word(&versions));
+    let groups = match tls.get("groups") {
+        Some(node) => distinct(&node, |item| item.word(names::GROUPS).map(|group| (format!("{group:?}"), group))),
+        // The last two are other names of what stands before them.
+        None => Some(names::GROUPS.iter().take(4).map(|(_, group)| *group).collect()),
+    };
+    let suites = tls.get("cipher_suites").map(|node| (cipher_suites(&node), node));
+    if let (Some(TlsVersion::V1_3), Some((Some(suites), node))) = (min_version, &suites)
+        && !suites.iter().any(|suite| matches!(suite, SupportedCipherSuite::Tls13(_)))
+    {
+        node.problem("only TLS 1.2 suites, but `min_version` is 1.3: nobody could connect; add a TLS 1.3 suite");
+    }
+    let client_ca = tls.get("client_ca").map(|node| node.path());
+    let words = [("optional", false), ("required", true)];
+    let client_certificate = tls.get("client_certificate");
+    if let (Some(node), None) = (&client_certificate, &client_ca) {
+        node.problem("needs `client_ca`: the CA that client certificates must come from");
+    }
+    let client_certificate_required = client_certificate.map_or(Some(false), |node| node.word(&words));
+    Some(Tls {
+        certificates: certificates?,
+        min_version: min_version?,
+        groups: groups?,
+        cipher_suites: suites.map(|(suites, _)| suites.into_iter().flatten().map(names::suite_name).collect()),
+        client_ca: client_ca.flatten(),
+        client_certificate_required: client_certificate_required?,
+    })
+}
+
+fn cipher_suites(node: &Node<'_>) -> Option<Vec<SupportedCipherSuite>> {
+    let known = |name: &str| {
+        names::cipher_suite(name).ok_or_else(|| format!("not a suite that usher speaks: {}", names::suite_names()))
+    };
+    distinct(node, |item| item.parsed(known).map(|suite| (names::suite_name(suite), suite)))
+}
+
+/// A list without repetitions; `read` gives the name by which items are compared, and the item.
+fn distinct<T>(node: &Node<'_>, read: impl Fn(&Node<'_>) -> Option<(String, T)>) -> Option<Vec<T>> {
+    let mut unique = Unique::default();
+    let one = |item: Node<'_>| {
+        let (name, value) = read(&item)?;
+        unique.check(&name, &item);
+        Some(value)
+    };
+    Some(node.one_or_more()?.into_iter().filter_map(one).collect())
+}
+
+/// `{chain, key}`.
+pub(super) fn certificate(node: &Node<'_>) -> Option<CertificateFiles> {
+    let pair = |pair: &Section<'_>| {
+        let chain = pair.required("chain", "name the PEM file with the certificate and its intermediates");
+        let key = pair.required("key", "name the PEM file with the private key");
+        let (chain, key) = (chain.and_then(|node| node.path()), key.and_then(|node| node.path()));
+        Some(CertificateFiles { chain: chain?, key: key? })
+    };
+    node.section(pair).flatten()
+}
+
+fn cache(cache: &Section<'_>) -> Option<Cache> {
+    let ttl = cache.duration("ttl", 5 * MINUTE, SECOND / 10..=DAY);
+    let negative_ttl = cache.duration("negative_ttl", 30 * SECOND, SECOND / 10..=HOUR);
+    let capacity = cache.integer("capacity", 100_000, 1..=10_000_000);
+    Some(Cache { ttl: ttl?, negative_ttl: negative_ttl?, capacity: capacity? })
+}
+
+fn limits(limits: &Section<'_>) -> Option<Limits> {
+    let connections = limits.integer("connections", 60_000, 1..=1_000_000);
+    let handshake_timeout = limits.duration("handshake_timeout", 10 * SECOND, SECOND / 10..=5 * MINUTE);
+    let login_timeout = limits.duration("login_timeout", 30 * SECOND, SECOND / 10..=10 * MINUTE);
+    let conversation_timeout = limits.duration("conversation_timeout", MINUTE, SECOND / 10..=HOUR);
+    let failed_login_delay = limits.duration("failed_login_delay", 300, 0..=5 * SECOND);
+    let failed_logins = limits.integer("failed_logins", 3, 1..=100);
+    let bad_commands = limits.integer("bad_commands", 10, 1..=1_000);
+    let backend_untagged = limits.size("backend_untagged", 64 * KIB, KIB..=16 * MIB);
+    let idle_timeout = limits.duration("idle_timeout", 65 * MINUTE, SECOND..=7 * DAY);
+    if let (Some(login), Some(conversation)) = (login_timeout, conversation_timeout)
+        && login > conversation
+    {
+        limits.warn("login_timeout", "never reached: `conversation_timeout` is shorter and ends the connection first");
+    }
+    if idle_timeout.is_some_and(|idle| idle < Duration::from_secs(30 * 60)) {
+        limits.warn("idle_timeout", "RFC 3501 section 5.4 asks for at least 30m: clients that wait will be cut off");
+    }
+    Some(Limits {
+        connections: connections?,
+        handshake_timeout: handshake_timeout?,
+        login_timeout: login_timeout?,
+        conversation_timeout: conversation_timeout?,
+        failed_login_delay: failed_login_delay?,
+        failed_logins: failed_logins?,
+        bad_commands: bad_commands?,
+        backend_untagged: backend_untagged?,
+        idle_timeout: idle_timeout?,
+    })
+}
+
+fn drain(drain: &Section<'_>) -> Option<Drain> {
+    let delay = drain.duration("delay", 0, 0..=10 * MINUTE);
+    let deadline = drain.duration("deadline", 30 * SECOND, 0..=DAY);
+    Some(Drain { delay: delay?, deadline: deadline? })
+}
+
+fn admin(admin: &Section<'_>, addresses: &mut Addresses) -> Option<Admin> {
+    let address = admin.get("address").map_or(Some(ADMIN), |node| addresses.read(&node));
+    Some(Admin { address: address? })
+}
+
+fn control(control: &Section<'_>) -> Option<Control> {
+    let node = control.required("path", "write the path of the socket, such as /run/usher/control.sock");
+    let path = node.as_ref().and_then(Node::path);
+    if let (Some(node), Some(path)) = (&node, &path)
+        && path.as_os_str().len() > names::SOCKET_PATH
+    {
+        node.problem(format!("longer than {} bytes, which Unix sockets do not allow", names::SOCKET_PATH));
+    }
+    let group = control.get("group").map(|node| node.parsed(names::unix_group));
+    Some(Control { path: path?, group: group.flatten() })
+}
+
+fn log(log: &Section<'_>) -> Option<Log> {
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let levels = [
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+    let format = log.get("format").map_or(Some(LogFormat::Text), |node| node.word(&formats));
+    let level = log.get("level").map_or(Some(LogLevel::Info), |node| node.word(&levels));
+    Some(Log { format: format?, level: level? })
+}
+
+/// The names of all protocols, for a message.
+pub(super) fn protocol_names() -> String {
+    PROTOCOLS.iter().map(|protocol| format!("`{}`", protocol.name)).collect::<Vec<_>>().join(", ")
+}

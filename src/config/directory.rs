@@ -1,0 +1,147 @@
+//! The `directory` section: servers, and how a login name becomes an entry.
+
+use std::time::Duration;
+
+use super::compile::certificate;
+use super::model::{Directory, DirectoryServer, Find, LdapScheme, ServiceAccount};
+use super::raw::{Node, Section, Unique};
+use super::units::SECOND;
+use super::{names, template};
+
+/// The section as far as it could be read.
+pub(super) struct Draft {
+    /// All of it, if it is sound.
+    pub(super) directory: Option<Directory>,
+    /// What other sections are checked against, even if something else here is wrong.
+    pub(super) facts: Facts,
+}
+
+/// What the backends are checked against.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    /// The time of a whole decision, if it could be read.
+    pub(super) timeout: Option<Duration>,
+    /// Whether the directory gives the name at the backend.
+    pub(super) login_attribute: bool,
+}
+
+/// Reads the section.
+pub(super) fn read(directory: &Section<'_>) -> Draft {
+    let starttls = directory.flag("starttls", false);
+    let plaintext = directory.flag("plaintext", false);
+    let servers = servers(directory, starttls, plaintext);
+    let ca = directory.get("ca").map(|node| node.path());
+    let client_certificate = directory.get("client_certificate").map(|node| certificate(&node));
+    let find = find(directory);
+    let mail_host_attribute = directory.get("mail_host_attribute");
+    let mail_host_attribute = mail_host_attribute.map_or(Some("mailHost".into()), |node| node.parsed(names::attribute));
+    let login_attribute = directory.get("login_attribute").map(|node| node.parsed(names::attribute));
+    let timeout = directory.duration("timeout", 5 * SECOND, SECOND / 10..=10 * SECOND);
+    // A short whole shortens the default of its part: nobody should have to set both.
+    let most = timeout.and_then(|whole| u64::try_from(whole.as_millis()).ok()).unwrap_or(10 * SECOND);
+    let attempt_timeout = directory.duration("attempt_timeout", (3 * SECOND / 2).min(most), SECOND / 20..=10 * SECOND);
+    if let (Some(whole), Some(one)) = (timeout, attempt_timeout)
+        && one > whole
+    {
+        directory.problem("attempt_timeout", "longer than `timeout`, of which it is a part: shorten it");
+    }
+    let bind_connections = directory.integer("bind_connections", 16, 1..=1_000);
+    let facts = Facts { timeout, login_attribute: login_attribute.is_some() };
+    let all = || {
+        Some(Directory {
+            servers: servers?,
+            starttls: starttls?,
+            ca: ca.flatten(),
+            client_certificate: client_certificate.flatten(),
+            plaintext: plaintext?,
+            find: find?,
+            mail_host_attribute: mail_host_attribute?,
+            login_attribute: login_attribute.flatten(),
+            timeout: timeout?,
+            attempt_timeout: attempt_timeout?,
+            bind_connections: bind_connections?,
+        })
+    };
+    Draft { directory: all(), facts }
+}
+
+/// A switch that could not be read is a mistake of its own and makes none here.
+fn servers(directory: &Section<'_>, starttls: Option<bool>, plaintext: Option<bool>) -> Option<Vec<DirectoryServer>> {
+    let hint = "name at least one, such as [\"ldaps://ldap1.example.com\"]";
+    let items = directory.required("servers", hint)?.one_or_more()?;
+    let mut unique = Unique::default();
+    let mut in_clear = false;
+    let mut servers = Vec::new();
+    for item in items {
+        let Some(server) = item.parsed(names::ldap_url) else { continue };
+        unique.check(&format!("{}:{}", server.host.to_ascii_lowercase(), server.port), &item);
+        let clear = server.scheme == LdapScheme::Ldap && starttls == Some(false) && !names::is_loopback(&server.host);
+        if clear && plaintext == Some(false) {
+            item.problem(
+                "passwords would cross the network in clear: write ldaps://, or set `starttls: true`, or say \
+                 `plaintext: true` if that is what you want",
+            );
+        }
+        if starttls == Some(true) && server.scheme == LdapScheme::Ldaps {
+            item.problem(
+                "ldaps:// is TLS from the first byte: write ldap:// with `starttls: true`, or remove `starttls`",
+            );
+        }
+        in_clear |= clear;
+        servers.push(server);
+    }
+    if plaintext == Some(true) {
+        let message = if in_clear {
+            "passwords cross the network to the directory in clear"
+        } else {
+            "without effect: no server is ldap:// without StartTLS off this machine; remove it"
+        };
+        directory.warn("plaintext", message);
+    }
+    Some(servers)
+}
+
+/// `base` and `filter`, or `user_dn`.
+fn find(directory: &Section<'_>) -> Option<Find> {
+    let service = service(directory);
+    let given = ["base", "filter", "user_dn"].map(|key| directory.get(key));
+    let [base_node, filter_node, user_dn_node] = &given;
+    let base = base_node.as_ref().map(|node| node.parsed(template::base_dn));
+    let filter = filter_node.as_ref().map(|node| node.parsed(template::filter));
+    let user_dn = user_dn_node.as_ref().map(|node| node.parsed(template::user_dn));
+    match (base, filter, user_dn) {
+        (Some(base), Some(filter), None) => Some(Find::Search { service, base: base?, filter: filter? }),
+        (None, None, Some(template)) => Some(Find::UserDn { template: template?, service }),
+        (None, None, None) => {
+            directory.problem("", "missing how a user is found: add `base` and `filter`, or `user_dn`");
+            None
+        }
+        (_, _, Some(_)) => {
+            directory.problem("user_dn", "stands instead of `base` and `filter`: keep either this or those");
+            None
+        }
+        (Some(_), None, None) => {
+            directory.problem("filter", "missing: `base` needs one, such as \"(uid={login})\"");
+            None
+        }
+        (None, Some(_), None) => {
+            directory.problem("base", "missing: `filter` needs one, such as ou=people,dc=example,dc=com");
+            None
+        }
+    }
+}
+
+/// `bind_dn` and `bind_password_file`; without both, usher searches anonymously.
+fn service(directory: &Section<'_>) -> Option<ServiceAccount> {
+    let (dn, file) = (directory.get("bind_dn"), directory.get("bind_password_file"));
+    match (&dn, &file) {
+        (Some(_), None) => {
+            directory.problem("bind_password_file", "missing: name the file with the password of `bind_dn`")
+        }
+        (None, Some(_)) => directory.problem("bind_dn", "missing: name the account of `bind_password_file`"),
+        (Some(_), Some(_)) | (None, None) => {}
+    }
+    let dn = dn.as_ref().and_then(|node| node.parsed(template::bind_name));
+    let password_file = file.as_ref().and_then(Node::path);
+    Some(ServiceAccount { dn: dn?, password_file: password_file? })
+}

@@ -1,0 +1,363 @@
+//! The compiled configuration: what the rest of usher reads.
+//!
+//! Each value here has passed its checks: paths are absolute, durations within their ranges, names
+//! unique, and what has to exist elsewhere in the file does. Instances come from
+//! [`load`](super::load) alone. What each key means to the operator is told in
+//! `config.example.yaml`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Place, Problem};
+use crate::proto::{BackTls, Protocol};
+
+/// A whole checked configuration: one immutable snapshot.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it came from, absolute.
+    pub file: PathBuf,
+    /// Where clients connect.
+    pub listeners: Vec<Listener>,
+    /// TLS towards clients.
+    pub tls: Tls,
+    /// The directory.
+    pub directory: Directory,
+    /// Backends and who goes where.
+    pub routing: Routing,
+    /// How long decisions are kept.
+    pub cache: Cache,
+    /// What a client may use.
+    pub limits: Limits,
+    /// How to stop.
+    pub drain: Drain,
+    /// The side port.
+    pub admin: Admin,
+    /// The control socket, if there is one.
+    pub control: Option<Control>,
+    /// Logging.
+    pub log: Log,
+    /// What is allowed but suspicious, in the order of the file; worth a warn line at start.
+    pub warnings: Vec<Problem>,
+    /// Where each key stands, for [`Config::problem`].
+    pub(super) place: Arc<Place>,
+}
+
+/// An address where clients connect.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    /// The protocol spoken there.
+    pub protocol: &'static Protocol,
+    /// Address and port; an IPv6 wildcard takes IPv4 as well.
+    pub address: SocketAddr,
+    /// TLS before the greeting or by command.
+    pub tls: ListenerTls,
+}
+
+/// TLS on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ListenerTls {
+    /// From the first byte.
+    Implicit,
+    /// By the client's command; no login before it.
+    StartTls,
+}
+
+/// TLS towards clients.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// Certificates with their keys; the first is used for no or an unknown SNI.
+    pub certificates: Vec<CertificateFiles>,
+    /// The lowest TLS version.
+    pub min_version: TlsVersion,
+    /// Key exchange groups in order of preference, by their IANA names; never empty.
+    pub groups: Vec<Group>,
+    /// Cipher suites in order of preference by their IANA names, each known to
+    /// [`cipher_suite`](super::cipher_suite); never empty; `None`: the library's.
+    pub cipher_suites: Option<Vec<String>>,
+    /// The CA of client certificates; when set, a certificate that is shown must be from it.
+    pub client_ca: Option<PathBuf>,
+    /// Whether a client must show a certificate.
+    pub client_certificate_required: bool,
+}
+
+/// A certificate chain and its private key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// PEM: the certificate, then its intermediates.
+    pub chain: PathBuf,
+    /// PEM: the private key.
+    pub key: PathBuf,
+}
+
+/// A TLS version usher speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// TLS 1.2 (AEAD and ECDHE suites only).
+    V1_2,
+    /// TLS 1.3.
+    V1_3,
+}
+
+/// A key exchange group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// Hybrid post-quantum.
+    X25519MlKem768,
+    /// Curve25519.
+    X25519,
+    /// NIST P-256.
+    Secp256r1,
+    /// NIST P-384.
+    Secp384r1,
+}
+
+/// The directory and how a user is found in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory {
+    /// The servers, in order of preference.
+    pub servers: Vec<DirectoryServer>,
+    /// StartTLS on ldap:// connections; mandatory once set.
+    pub starttls: bool,
+    /// The CA file; `None`: the system's roots.
+    pub ca: Option<PathBuf>,
+    /// A client certificate for the directory.
+    pub client_certificate: Option<CertificateFiles>,
+    /// Clear-text LDAP off loopback is allowed in so many words.
+    pub plaintext: bool,
+    /// How to get from a login name to an entry.
+    pub find: Find,
+    /// The attribute with the mail server's name.
+    pub mail_host_attribute: String,
+    /// The attribute with the name at the backend; `None`: the name as typed.
+    pub login_attribute: Option<String>,
+    /// The whole decision.
+    pub timeout: Duration,
+    /// One operation, one connection set-up.
+    pub attempt_timeout: Duration,
+    /// How many bind connections per server at the most.
+    pub bind_connections: u32,
+}
+
+/// One LDAP server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryServer {
+    /// The URL as typed: the metric label.
+    pub url: String,
+    /// ldap, ldaps or ldapi.
+    pub scheme: LdapScheme,
+    /// The host to resolve and verify (no brackets), or the socket path of ldapi.
+    pub host: String,
+    /// The port; 0 for ldapi.
+    pub port: u16,
+}
+
+/// How an LDAP connection is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LdapScheme {
+    /// Clear, or StartTLS when configured.
+    Ldap,
+    /// TLS from the first byte.
+    Ldaps,
+    /// A Unix socket.
+    Ldapi,
+}
+
+/// From a login name to an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Find {
+    /// Search with the service account, then bind as what was found.
+    Search {
+        /// The service account; `None`: anonymous.
+        service: Option<ServiceAccount>,
+        /// Where to search (subtree).
+        base: String,
+        /// The filter with `{login}`, `{local}`, `{domain}`.
+        filter: Template,
+    },
+    /// Bind as the DN the template gives, then read that entry as the user.
+    UserDn {
+        /// The DN with `{login}`, `{local}`, `{domain}`.
+        template: Template,
+        /// A service account for `usher explain`, if there is one.
+        service: Option<ServiceAccount>,
+    },
+}
+
+/// The account usher itself uses at the directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// Its DN.
+    pub dn: String,
+    /// The file with its password; one trailing line end is ignored.
+    pub password_file: PathBuf,
+}
+
+/// A text with placeholders, parsed once; user input never becomes a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// The parts in order.
+    pub parts: Vec<TemplatePart>,
+}
+
+/// A part of a [`Template`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplatePart {
+    /// Text taken as it is.
+    Text(String),
+    /// The whole login name.
+    Login,
+    /// What is before the last `@`, or the whole name.
+    Local,
+    /// What is behind the last `@`, or nothing.
+    Domain,
+}
+
+/// Backends and who goes where.
+#[derive(Debug, Clone)]
+pub struct Routing {
+    /// The backend (its name) of users without a mailHost; `None`: they are refused.
+    pub default: Option<String>,
+    /// The backends, in the order of the file.
+    pub backends: Vec<Backend>,
+}
+
+/// A mail server behind usher.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    /// Its name: metric label, log word, control name.
+    pub name: String,
+    /// The mailHost values that mean this backend, lower case without trailing dot.
+    pub hosts: Vec<String>,
+    /// The CA file; `None`: the system's roots.
+    pub ca: Option<PathBuf>,
+    /// A client certificate shown to the backend.
+    pub client_certificate: Option<CertificateFiles>,
+    /// Base64 SHA-256 of the public key info, instead of chain and name; may be several.
+    pub pin_sha256: Vec<[u8; 32]>,
+    /// Login by a service account with the user as authzid.
+    pub service: Option<BackendService>,
+    /// Connect to the answer of the login.
+    pub timeout: Duration,
+    /// Whether a backend's own words of refusal reach the client.
+    pub pass_refusals: bool,
+    /// Where each protocol is served: protocol name -> endpoint.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A service account at a backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendService {
+    /// Its name (SASL authcid).
+    pub login: String,
+    /// The file with its password.
+    pub password_file: PathBuf,
+}
+
+/// Where a backend serves a protocol.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// The protocol.
+    pub protocol: &'static Protocol,
+    /// The host name or address to connect to.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// TLS.
+    pub tls: BackTls,
+    /// The name to verify and to send as SNI.
+    pub server_name: String,
+}
+
+/// The decision cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// How long a successful decision is used.
+    pub ttl: Duration,
+    /// How long a wrong password is remembered as wrong.
+    pub negative_ttl: Duration,
+    /// How many users are kept.
+    pub capacity: u64,
+}
+
+/// What a client may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections in all.
+    pub connections: usize,
+    /// One TLS handshake with a client.
+    pub handshake_timeout: Duration,
+    /// Waiting for a client between the greeting and its successful login, in all.
+    pub login_timeout: Duration,
+    /// The whole conversation before login, directory and backend included.
+    pub conversation_timeout: Duration,
+    /// The least time until a wrong name or password is answered: hides which of them it was.
+    pub failed_login_delay: Duration,
+    /// Refused logins per connection.
+    pub failed_logins: u32,
+    /// Bad commands per connection before login.
+    pub bad_commands: u32,
+    /// Bytes of untagged lines that a backend's login may bring.
+    pub backend_untagged: usize,
+    /// A session without a byte in either direction.
+    pub idle_timeout: Duration,
+}
+
+/// How to stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drain {
+    /// Between `/ready` turning 503 and the end of accepting.
+    pub delay: Duration,
+    /// How long sessions may go on after that.
+    pub deadline: Duration,
+}
+
+/// The side port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Address and port.
+    pub address: SocketAddr,
+}
+
+/// The control socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Control {
+    /// The socket's path.
+    pub path: PathBuf,
+    /// A group that may use it (0660 instead of 0600).
+    pub group: Option<String>,
+}
+
+/// Logging.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Text or JSON.
+    pub format: LogFormat,
+    /// The lowest level written.
+    pub level: LogLevel,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The lowest level that is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Own faults.
+    Error,
+    /// Trouble with directory and backends as well.
+    Warn,
+    /// Logins and ends as well.
+    Info,
+    /// Client mistakes as well.
+    Debug,
+    /// Everything.
+    Trace,
+}

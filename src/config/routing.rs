@@ -1,0 +1,160 @@
+//! The `routing` section: the backends and the mailHost values that mean them.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::compile::{certificate, protocol_names};
+use super::directory::Facts;
+use super::model::{Backend, BackendService, Endpoint, Listener, Routing};
+use super::names;
+use super::raw::{Node, Section, Unique};
+use super::units::SECOND;
+use crate::proto::{BackTls, PROTOCOLS, Protocol};
+
+/// What a client is promised an answer in, whatever happens behind usher.
+const PROMISE: Duration = Duration::from_secs(10);
+
+/// What backends are checked against.
+pub(super) struct Surroundings<'a> {
+    /// Where usher itself listens.
+    pub(super) listeners: &'a [Listener],
+    /// The directory.
+    pub(super) directory: &'a Facts,
+}
+
+/// What no two backends may share.
+#[derive(Default)]
+struct Taken {
+    names: Unique,
+    hosts: Unique,
+}
+
+/// Reads the section.
+pub(super) fn read(routing: &Section<'_>, surroundings: &Surroundings<'_>) -> Option<Routing> {
+    let hint = "add `- {name: server3, hosts: [server3.example.com], imap: {address: \"server3.example.com:993\", \
+                tls: implicit}}`";
+    let items = routing.required("backends", hint).and_then(|node| node.list());
+    let mut taken = Taken::default();
+    let mut read = |item: &Node<'_>| item.section(|section| backend(section, surroundings, &mut taken)).flatten();
+    let backends: Option<Vec<_>> = items.map(|items| items.iter().map(&mut read).collect());
+    let default = routing.get("default").map(|node| (node.parsed(names::backend_name), node));
+    if let (Some((Some(name), node)), Some(backends)) = (&default, &backends) {
+        // A backend that could not be read may be the one that is meant.
+        if backends.iter().all(|backend| backend.as_ref().is_some_and(|backend| backend.name != *name)) {
+            let names: Vec<_> = backends.iter().flatten().map(|backend| backend.name.as_str()).collect();
+            node.problem(format!("no backend has this name; there are: {}", names.join(", ")));
+        }
+    }
+    Some(Routing { default: default.and_then(|(name, _)| name), backends: backends?.into_iter().flatten().collect() })
+}
+
+fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut Taken) -> Option<Backend> {
+    let name_node = backend.required("name", "write a short name such as server3: log and metrics show it");
+    let name = name_node.as_ref().and_then(|node| node.parsed(names::backend_name));
+    if let (Some(node), Some(name)) = (&name_node, &name) {
+        taken.names.check(name, node);
+    }
+    let hosts = match (backend.get("hosts"), name_node) {
+        (Some(node), _) => hosts(node.one_or_more().unwrap_or_default(), &mut taken.hosts),
+        // The name doubles as the only mailHost value.
+        (None, Some(node)) if name.is_some() => hosts(vec![node], &mut taken.hosts),
+        (None, _) => Vec::new(),
+    };
+    let ca = backend.get("ca").map(|node| node.path());
+    let client_certificate = backend.get("client_certificate").map(|node| certificate(&node));
+    let pins = backend.get("pin_sha256").and_then(|node| node.one_or_more());
+    let pin_sha256: Option<Vec<_>> = pins.map(|pins| pins.iter().filter_map(|node| node.parsed(names::pin)).collect());
+    if pin_sha256.is_some() && ca.is_some() {
+        backend.warn("ca", "without effect: `pin_sha256` takes the place of the chain; remove one");
+    }
+    let service = backend.get("service").map(|node| node.section(service).flatten());
+    if service.is_some() && !surroundings.directory.login_attribute {
+        backend.problem(
+            "service",
+            "needs `directory.login_attribute`: the service account vouches for whatever name it is given, so with \
+             the name as typed, whoever may write a mail alias could become anybody",
+        );
+    }
+    let timeout = backend.duration("timeout", 4 * SECOND, SECOND / 10..=10 * SECOND);
+    if let (Some(decision), Some(login)) = (surroundings.directory.timeout, timeout)
+        && decision + login > PROMISE
+    {
+        let message = "together with `directory.timeout` more than 10s, in which a client is promised an answer: \
+                       shorten one of them";
+        backend.problem("timeout", message);
+    }
+    let pass_refusals = backend.flag("pass_backend_refusals", true);
+    let endpoints = endpoints(backend, surroundings.listeners);
+    Some(Backend {
+        name: name?,
+        hosts,
+        ca: ca.flatten(),
+        client_certificate: client_certificate.flatten(),
+        pin_sha256: pin_sha256.unwrap_or_default(),
+        service: service.flatten(),
+        timeout: timeout?,
+        pass_refusals: pass_refusals?,
+        endpoints,
+    })
+}
+
+fn hosts(items: Vec<Node<'_>>, taken: &mut Unique) -> Vec<String> {
+    let host = |item: &Node<'_>| {
+        let host = item.parsed(names::mail_host)?;
+        taken.check(&host, item);
+        Some(host)
+    };
+    items.iter().filter_map(host).collect()
+}
+
+fn service(service: &Section<'_>) -> Option<BackendService> {
+    let login = service.required("login", "write the name of the service account at the backend");
+    let login = login.and_then(|node| node.parsed(names::service_login));
+    let password_file = service.required("password_file", "name the file with its password");
+    let password_file = password_file.and_then(|node| node.path());
+    Some(BackendService { login: login?, password_file: password_file? })
+}
+
+/// One key for each protocol that usher speaks.
+fn endpoints(backend: &Section<'_>, listeners: &[Listener]) -> Vec<Endpoint> {
+    let nodes = PROTOCOLS.iter().filter_map(|protocol| Some((protocol, backend.get(protocol.name)?)));
+    let nodes: Vec<_> = nodes.collect();
+    if nodes.is_empty() {
+        backend.problem("", format!("it serves nothing: add {}, each with `address` and `tls`", protocol_names()));
+    }
+    let read = |(protocol, node): &(&'static Protocol, Node<'_>)| {
+        node.section(|section| endpoint(protocol, section, listeners)).flatten()
+    };
+    nodes.iter().filter_map(read).collect()
+}
+
+fn endpoint(protocol: &'static Protocol, endpoint: &Section<'_>, listeners: &[Listener]) -> Option<Endpoint> {
+    let address_node = endpoint.required("address", "write host and port, such as \"server3.example.com:993\"");
+    let address = address_node.as_ref().and_then(|node| node.parsed(names::host_port));
+    if let (Some(node), Some((host, port))) = (&address_node, &address)
+        && listeners.iter().any(|listener| is_own(listener, host, *port))
+    {
+        node.problem("this is one of usher's own listeners: logins would go round in circles");
+    }
+    let words =
+        [("implicit", BackTls::Implicit), ("starttls", BackTls::StartTls), ("plaintext-insecure", BackTls::Plaintext)];
+    let tls = endpoint.required("tls", "write `implicit` or `starttls`").and_then(|node| node.word(&words));
+    let server_name = endpoint.get("server_name").map(|node| node.parsed(names::host));
+    let ((host, port), tls) = (address?, tls?);
+    if tls == BackTls::Plaintext && !names::is_loopback(&host) {
+        endpoint.warn("tls", "passwords and mail cross the network to this backend in clear");
+    }
+    let server_name = server_name.unwrap_or_else(|| Some(host.clone()))?;
+    Some(Endpoint { protocol, host, port, tls, server_name })
+}
+
+/// Whether an address leads back to a listener, as far as its spelling tells; the server looks at
+/// what the name resolves to.
+fn is_own(listener: &Listener, host: &str, port: u16) -> bool {
+    let own = listener.address.ip();
+    let same = match host.parse::<IpAddr>() {
+        Ok(ip) => ip == own || (own.is_unspecified() && (ip.is_unspecified() || ip.to_canonical().is_loopback())),
+        Err(_) => names::is_loopback(host) && (own.is_loopback() || own.is_unspecified()),
+    };
+    port == listener.address.port() && same
+}

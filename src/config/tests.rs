@@ -1,0 +1,120 @@
+//! Whole files: what a sound one becomes, and what each mistake is told as.
+//!
+//! A mistake is made by replacing a piece of [`SOUND`]. The line that the problem must name is the
+//! one that ends in `# HERE`.
+
+use super::*;
+
+/// Every key of the config but `user_dn`, one a line as far as it matters.
+const SOUND: &str = r#"
+listeners:
+  - {protocol: imap, address: "[::]:993", tls: implicit}
+  - {protocol: imap, address: "[::]:143", tls: starttls}
+tls:
+  certificates:
+    - chain: tls/fullchain.pem
+      key: /etc/tls/privkey.pem
+  min_version: "1.3"
+  groups: [X25519, P-384]
+  cipher_suites: [TLS_AES_256_GCM_SHA384]
+  client_ca: clients.pem
+  client_certificate: required
+directory:
+  servers: ["ldap://ldap1.example.com", "ldap://[2001:db8::1]:3389"]
+  starttls: true
+  plaintext: false
+  ca: ldap-ca.pem
+  client_certificate: {chain: lc.pem, key: lk.pem}
+  bind_dn: cn=usher,dc=example,dc=com
+  bind_password_file: ldap.password
+  base: ou=people,dc=example,dc=com
+  filter: (|(uid={local})(mail={login}))
+  mail_host_attribute: mailServer
+  login_attribute: uid
+  timeout: 3s
+  attempt_timeout: 700ms
+  bind_connections: 8
+routing:
+  default: server3
+  backends:
+    - name: server3
+      hosts: [server3, Server3.Example.COM.]
+      ca: backend-ca.pem
+      client_certificate: {chain: c.pem, key: k.pem}
+      imap: {address: "192.0.2.3:993", tls: implicit, server_name: server3.example.com}
+      timeout: 6s
+    - name: server4
+      pin_sha256: [47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=]
+      service: {login: usher, password_file: server4.password}
+      pass_backend_refusals: false
+      imap:
+        address: server4.example.com:143
+        tls: starttls
+cache: {ttl: 1m, negative_ttl: 5s, capacity: 10}
+limits:
+  connections: 100
+  handshake_timeout: 5s
+  login_timeout: 20s
+  conversation_timeout: 40s
+  failed_logins: 5
+  bad_commands: 4
+  backend_untagged: 1MiB
+  idle_timeout: 1h
+drain: {delay: 1s, deadline: 10s}
+admin: {address: "[::1]:9931"}
+control: {path: control.sock, group: mail}
+log: {format: json, level: debug}
+"#;
+
+fn parse_text(text: &str) -> Result<Config, Vec<Problem>> {
+    parse(Path::new("/etc/usher/config.yaml"), text)
+}
+
+fn replaced(from: &str, to: &str) -> String {
+    assert!(SOUND.contains(from), "{from:?} is not in SOUND");
+    SOUND.replacen(from, to, 1)
+}
+
+/// The line that ends in `# HERE`.
+fn marked(text: &str) -> Option<u64> {
+    text.lines().zip(1..).find(|(line, _)| line.ends_with("# HERE")).map(|(_, number)| number)
+}
+
+/// One replacement makes exactly one problem, in the marked line, at this key, with this phrase.
+#[track_caller]
+fn mistake(from: &str, to: &str, key: &str, phrase: &str) {
+    let text = replaced(from, to);
+    only_problem(&text, marked(&text), key, phrase);
+}
+
+/// The text has exactly one problem, in this line, at this key, with this phrase.
+#[track_caller]
+fn only_problem(text: &str, line: Option<u64>, key: &str, phrase: &str) {
+    let problems = parse_text(text).map(|config| config.warnings).expect_err("accepted");
+    let [problem] = problems.as_slice() else { panic!("not one problem: {problems:#?}") };
+    assert_eq!((problem.line, problem.key.as_str()), (line, key), "{problem}");
+    assert!(problem.message.contains(phrase), "{problem}");
+}
+
+/// One replacement makes exactly one warning.
+#[track_caller]
+fn suspicion(from: &str, to: &str, key: &str, phrase: &str) {
+    let text = replaced(from, to);
+    let warnings = parse_text(&text).expect("refused").warnings;
+    let [warning] = warnings.as_slice() else { panic!("not one warning: {warnings:#?}") };
+    assert_eq!((warning.key.as_str(), warning.line), (key, marked(&text)), "{warning}");
+    assert!(warning.message.contains(phrase), "{warning}");
+}
+
+#[track_caller]
+fn sound(from: &str, to: &str) -> Config {
+    let config = parse_text(&replaced(from, to)).expect("refused");
+    assert_eq!(config.warnings, []);
+    config
+}
+
+mod values;
+
+mod mistakes;
+
+mod example;

@@ -1,0 +1,105 @@
+//! The shipped example.
+
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../config.example.yaml");
+
+#[test]
+fn the_example_loads_without_a_word() {
+    let config = parse_text(EXAMPLE).unwrap();
+    assert_eq!(config.warnings, []);
+    assert_eq!(config.routing.backends.len(), 2);
+}
+
+/// What stands behind `key:` in the example, commented out or not.
+fn values(key: &str) -> Vec<&'static str> {
+    let lines = EXAMPLE.lines().flat_map(|line| line.split(['{', '}', ',']));
+    let bare = lines.map(|piece| piece.trim_start_matches([' ', '#', '-']));
+    bare.filter_map(|piece| piece.strip_prefix(key)?.strip_prefix(':')).map(str::trim).collect()
+}
+
+#[test]
+fn the_example_has_every_key() {
+    // A key that does not exist in each section of SOUND makes usher list the ones that do.
+    let mut text = SOUND.to_owned();
+    for (from, to) in [
+        ("tls: implicit}\n", "tls: implicit, zzz: 1}\n"),
+        ("chain: tls", "zzz: 1\n      chain: tls"),
+        ("  min_version", "  zzz: 1\n  min_version"),
+        ("  starttls: true", "  zzz: 1\n  starttls: true"),
+        ("  default", "  zzz: 1\n  default"),
+        ("- name: server4", "- zzz: 1\n      name: server4"),
+        ("{login: usher", "{zzz: 1, login: usher"),
+        ("address: server4", "zzz: 1\n        address: server4"),
+        ("{ttl", "{zzz: 1, ttl"),
+        ("  connections", "  zzz: 1\n  connections"),
+        ("{delay", "{zzz: 1, delay"),
+        ("admin: {", "admin: {zzz: 1, "),
+        ("{path", "{zzz: 1, path"),
+        ("{format", "{zzz: 1, format"),
+        ("log:", "zzz: 1\nlog:"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        text = text.replacen(from, to, 1);
+    }
+    let problems = parse_text(&text).unwrap_err();
+    assert_eq!(problems.len(), 15, "{problems:#?}");
+    let mut count = 0;
+    for problem in problems {
+        let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
+        for key in keys.split(", ") {
+            assert!(!values(key).is_empty(), "`{key}` of {} is not in config.example.yaml", problem.key);
+            count += 1;
+        }
+    }
+    assert!(count > 60, "only {count} keys");
+}
+
+#[test]
+fn what_is_commented_out_is_the_default() {
+    let same = |key: &str, from: &str| {
+        let text = EXAMPLE.replacen(&format!("# {key}: "), &format!("{key}: "), 1);
+        assert_ne!(text, EXAMPLE, "{key} is not commented out");
+        let config = parse_text(&text).unwrap();
+        let default = parse_text(EXAMPLE).unwrap();
+        let part = |config: &Config| match from {
+            "tls" => format!("{:?}", config.tls),
+            "directory" => format!("{:?}", config.directory),
+            "routing" => format!("{:?}", config.routing),
+            _ => format!("{:?}", config.limits),
+        };
+        assert_eq!(part(&config), part(&default), "{key}");
+    };
+    same("groups", "tls");
+    same("plaintext", "directory");
+    same("bind_connections", "directory");
+    same("pass_backend_refusals", "routing");
+    for key in ["handshake_timeout", "conversation_timeout", "bad_commands", "backend_untagged"] {
+        same(key, "limits");
+    }
+}
+
+#[test]
+fn every_commented_key_is_sound() {
+    // Each alone, as an operator would remove its `#`.
+    for (key, more) in [
+        ("cipher_suites:", None),
+        ("client_ca:", None),
+        ("client_certificate: {chain: tls", None),
+        ("client_certificate: optional", Some(("# client_ca", "client_ca"))),
+        ("default:", None),
+        ("service:", None),
+        ("group:", None),
+        ("pin_sha256:", Some(("      ca: backend-ca.pem\n", ""))),
+        ("user_dn:", Some(("  base: ou=people,dc=example,dc=com\n  filter: \"(|(uid={login})(mail={login}))\"\n", ""))),
+    ] {
+        let mut text = EXAMPLE.replacen(&format!("# {key}"), key, 1);
+        assert_ne!(text, EXAMPLE, "{key}");
+        if let Some((from, to)) = more {
+            assert!(text.contains(from), "{from}");
+            text = text.replacen(from, to, 1);
+        }
+        let warnings = parse_text(&text).map(|config| config.warnings);
+        assert_eq!(warnings, Ok(Vec::new()), "{key}");
+    }
+}

@@ -1,0 +1,541 @@
+//! What each mistake is told as.
+
+use std::fs;
+
+use super::*;
+
+const SECOND_LISTENER: &str = "  - {protocol: imap, address: \"[::]:143\", tls: starttls}";
+
+#[track_caller]
+fn second_listener(listener: &str, key: &str, phrase: &str) {
+    mistake(SECOND_LISTENER, &format!("  - {listener} # HERE"), &format!("listeners[1]{key}"), phrase);
+}
+
+#[test]
+fn listeners() {
+    second_listener("{address: \"[::]:143\", tls: starttls}", ".protocol", "missing: write `imap`");
+    second_listener("{protocol: nntp, address: \"[::]:143\", tls: starttls}", ".protocol", "write one of `imap`");
+    second_listener("{protocol: imap, tls: starttls}", ".address", "missing: write an IP address");
+    second_listener("{protocol: imap, address: \"mail:143\", tls: starttls}", ".address", "such as \"[::]:993\"");
+    second_listener("{protocol: imap, address: \"[::]\", tls: starttls}", ".address", "such as \"[::]:993\"");
+    second_listener("{protocol: imap, address: 143, tls: starttls}", ".address", "a text: put it in quotes");
+    second_listener("{protocol: imap, address: \"[::]:143\"}", ".tls", "missing: write `implicit`");
+    second_listener("{protocol: imap, address: \"[::]:143\", tls: none}", ".tls", "`implicit`, `starttls`");
+    second_listener("imap", "", "expected keys with values");
+    second_listener("!imap {}", "", "a value with a tag");
+}
+
+#[test]
+fn listeners_that_collide() {
+    for address in ["[::]:993", "0.0.0.0:993", "192.0.2.1:993"] {
+        let listener = format!("{{protocol: imap, address: \"{address}\", tls: implicit}}");
+        second_listener(&listener, ".address", "taken already by listeners[0].address");
+    }
+    mistake("\"[::1]:9931\"}", "\"127.0.0.1:143\"} # HERE", "admin.address", "taken already by listeners[1].address");
+    sound(
+        "\"[::]:993\", tls: implicit}\n  - {protocol: imap, address: \"[::]:143\", tls: starttls}",
+        "\"192.0.2.1:993\", tls: implicit}\n  - {protocol: imap, address: \"192.0.2.2:993\", tls: implicit}",
+    );
+    sound(
+        "\"[::]:993\", tls: implicit}\n  - {protocol: imap, address: \"[::]:143\", tls: starttls}",
+        "\"0.0.0.0:993\", tls: implicit}\n  - {protocol: imap, address: \"[::1]:993\", tls: implicit}",
+    );
+}
+
+#[test]
+fn no_listener_at_all() {
+    let text = replaced("listeners:\n", "x:\n");
+    let problems = parse_text(&text).unwrap_err();
+    assert_eq!((problems[0].key.as_str(), problems[0].line), ("x", Some(2)));
+    assert_eq!((problems[1].key.as_str(), problems[1].line), ("listeners", None));
+    assert!(problems[1].message.contains("missing: add `- {protocol: imap"), "{}", problems[1]);
+    let text = "listeners: []\n";
+    let problems = parse_text(text).unwrap_err();
+    assert!(problems[0].to_string().starts_with("/etc/usher/config.yaml:1: listeners: the list is empty"));
+}
+
+#[test]
+fn tls() {
+    mistake("  min_version: \"1.3\"", "  min_version: 1.1 # HERE", "tls.min_version", "`1.2`, `1.3`");
+    mistake("[X25519, P-384]", "[] # HERE", "tls.groups", "the list is empty");
+    mistake("[X25519, P-384]", "[X25519, P-521] # HERE", "tls.groups[1]", "`X25519MLKEM768`");
+    mistake(
+        "[X25519, P-384]",
+        "\n   - P-384\n   - secp384r1 # HERE",
+        "tls.groups[1]",
+        "taken already by tls.groups[0] in line 11",
+    );
+    mistake("[TLS_AES_256_GCM_SHA384]", "[] # HERE", "tls.cipher_suites", "the list is empty");
+    let unknown = "[TLS_AES_256_GCM_SHA384, TLS_RSA_WITH_AES_128_CBC_SHA] # HERE";
+    mistake("[TLS_AES_256_GCM_SHA384]", unknown, "tls.cipher_suites[1]", "TLS_CHACHA20_POLY1305_SHA256");
+    let old = "[TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256] # HERE";
+    mistake("[TLS_AES_256_GCM_SHA384]", old, "tls.cipher_suites", "add a TLS 1.3 suite");
+    mistake(
+        "  client_ca: clients.pem\n  client_certificate: required",
+        "  client_certificate: required # HERE",
+        "tls.client_certificate",
+        "needs `client_ca`",
+    );
+    mistake(
+        "client_certificate: required",
+        "client_certificate: always # HERE",
+        "tls.client_certificate",
+        "`optional`, `required`",
+    );
+    mistake("client_ca: clients.pem", "client_ca: # HERE", "tls.client_ca", "the value is missing");
+    mistake("client_ca: clients.pem", "client_ca: \"\" # HERE", "tls.client_ca", "the path is empty");
+    mistake("client_ca: clients.pem", "client_ca: ~/clients.pem # HERE", "tls.client_ca", "not expanded");
+    mistake("client_ca: clients.pem", "client_ca: $HOME/clients.pem # HERE", "tls.client_ca", "not expanded");
+    mistake("client_ca: clients.pem", "client_ca: /x/${HOST}.pem # HERE", "tls.client_ca", "not expanded");
+    mistake("client_ca: clients.pem", "client_ca: \"a\\nb\" # HERE", "tls.client_ca", "control character");
+}
+
+#[test]
+fn certificates() {
+    let pair = "certificates:\n    - chain: tls/fullchain.pem\n      key: /etc/tls/privkey.pem";
+    mistake(pair, "certificates: [] # HERE", "tls.certificates", "the list is empty");
+    mistake(pair, "certificates: # HERE", "tls.certificates", "the value is missing");
+    mistake(pair, "certificates: {chain: a, key: b} # HERE", "tls.certificates", "a list (each item begins with `- `)");
+    mistake(pair, "certificates:\n   - chain: a # HERE", "tls.certificates[0].key", "missing: name the PEM file");
+    mistake(pair, "certificates:\n   - key: a # HERE", "tls.certificates[0].chain", "missing: name the PEM file");
+    mistake(
+        "tls:\n  certificates:\n    - chain: tls/fullchain.pem\n      key: /etc/tls/privkey.pem",
+        "tls: # HERE",
+        "tls.certificates",
+        "missing: add `- {chain",
+    );
+}
+
+const SERVERS: &str = "[\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"]";
+
+#[test]
+fn directory_servers() {
+    let key = "directory.servers";
+    mistake(SERVERS, "[] # HERE", key, "the list is empty");
+    mistake(&format!("directory:\n  servers: {SERVERS}"), "directory: # HERE", key, "missing: name at least one");
+    mistake(SERVERS, "ldap1.example.com # HERE", key, "write ldap://host");
+    mistake(
+        SERVERS,
+        "[ldap://a, \"ldap://b/dc=example\"] # HERE",
+        "directory.servers[1]",
+        "the base DN goes into `base`",
+    );
+    mistake(SERVERS, "\"ldap://2001:db8::1\" # HERE", key, "in brackets");
+    mistake(
+        SERVERS,
+        "[ldap://a, \"ldap://A:389\"] # HERE",
+        "directory.servers[1]",
+        "taken already by directory.servers[0]",
+    );
+    mistake(SERVERS, "[ldap://a, ldaps://b] # HERE", "directory.servers[1]", "`starttls: true`, or remove");
+    mistake(
+        &format!("{SERVERS}\n  starttls: true"),
+        "[ldap://127.0.0.1, ldap://b] # HERE",
+        "directory.servers[1]",
+        "`plaintext: true`",
+    );
+    mistake(
+        "starttls: true",
+        "starttls: yes # HERE",
+        "directory.starttls",
+        "found a text, but expected `true` or `false`",
+    );
+}
+
+#[test]
+fn finding_the_user() {
+    let (base, filter) = ("  base: ou=people,dc=example,dc=com", "  filter: (|(uid={local})(mail={login}))");
+    let both = format!("{base}\n{filter}");
+    let dn = "uid={login},dc=x";
+    mistake(&both, &format!("{both}\n  user_dn: {dn} # HERE"), "directory.user_dn", "either this or those");
+    mistake(&both, &format!("{base}\n  user_dn: {dn} # HERE"), "directory.user_dn", "either this or those");
+    // What is missing is told at the section.
+    let directory = Some(14);
+    only_problem(&replaced(&both, ""), directory, "directory", "`base` and `filter`, or `user_dn`");
+    only_problem(&replaced(base, ""), directory, "directory.base", "missing: `filter` needs one");
+    only_problem(&replaced(filter, ""), directory, "directory.filter", "missing: `base` needs one");
+    mistake(base, "  base: people # HERE", "directory.base", "not a DN (RFC 4514)");
+    for (filter, phrase) in [
+        ("(uid={user})", "unknown placeholder {user}: there are {login}, {local} and {domain}"),
+        ("(uid=alice)", "names no user"),
+        ("(o={domain})", "names no user"),
+        ("uid={login}", "not a filter (RFC 4515)"),
+        ("(uid={login}", "not a filter (RFC 4515)"),
+        ("({login}=x)", "placeholders in values only"),
+        ("(uid={login)", "brace"),
+    ] {
+        mistake("(|(uid={local})(mail={login}))", &format!("\"{filter}\" # HERE"), "directory.filter", phrase);
+    }
+    mistake(&both, "  user_dn: \"dc=x\" # HERE", "directory.user_dn", "names no user");
+    mistake(&both, "  user_dn: \"{login}@example.com\" # HERE", "directory.user_dn", "not a DN");
+}
+
+#[test]
+fn service_account() {
+    let (dn, file) = ("  bind_dn: cn=usher,dc=example,dc=com\n", "  bind_password_file: ldap.password\n");
+    only_problem(&replaced(dn, ""), Some(14), "directory.bind_dn", "missing: name the account");
+    only_problem(&replaced(file, ""), Some(14), "directory.bind_password_file", "missing: name the file");
+    mistake("cn=usher,dc=example,dc=com", "usher # HERE", "directory.bind_dn", "not a DN");
+    mistake("cn=usher,dc=example,dc=com", "\"\" # HERE", "directory.bind_dn", "not a DN");
+}
+
+#[test]
+fn attributes() {
+    mistake("mailServer", "mail host # HERE", "directory.mail_host_attribute", "letters, digits and hyphens");
+    mistake("login_attribute: uid", "login_attribute: 0.9.2342 # HERE", "directory.login_attribute", "attribute name");
+}
+
+#[test]
+fn durations_and_ranges() {
+    mistake(
+        "attempt_timeout: 700ms",
+        "attempt_timeout: 4s # HERE",
+        "directory.attempt_timeout",
+        "longer than `timeout`",
+    );
+    mistake(
+        "attempt_timeout: 700ms",
+        "attempt_timeout: 10ms # HERE",
+        "directory.attempt_timeout",
+        "write 50ms to 10s (default 1500ms)",
+    );
+    mistake(
+        "  timeout: 3s",
+        "  timeout: 11s # HERE",
+        "directory.timeout",
+        "out of range: write 100ms to 10s (default 5s)",
+    );
+    mistake("  timeout: 3s", "  timeout: 0s # HERE", "directory.timeout", "out of range");
+    mistake("  timeout: 3s", "  timeout: 3 # HERE", "directory.timeout", "needs a unit: write it like 30s");
+    mistake("  timeout: 3s", "  timeout: \"3\" # HERE", "directory.timeout", "needs a unit");
+    mistake("  timeout: 3s", "  timeout: 3 s # HERE", "directory.timeout", "without a blank");
+    mistake("  timeout: 3s", "  timeout: [3s] # HERE", "directory.timeout", "found a list, but expected a duration");
+    mistake(
+        "bind_connections: 8",
+        "bind_connections: 0 # HERE",
+        "directory.bind_connections",
+        "write 1 to 1000 (default 16)",
+    );
+    mistake("ttl: 1m", "ttl: 2d # HERE\n ", "cache.ttl", "write 100ms to 1d (default 5m)");
+    mistake("ttl: 1m,", "ttl: 0s, # HERE\n ", "cache.ttl", "out of range");
+    mistake(
+        "negative_ttl: 5s,",
+        "negative_ttl: 2h, # HERE\n ",
+        "cache.negative_ttl",
+        "write 100ms to 1h (default 30s)",
+    );
+    mistake("capacity: 10}", "capacity: 0} # HERE", "cache.capacity", "write 1 to 10000000 (default 100000)");
+    for (from, to, phrase) in [
+        ("connections: 100", "connections: 0", "write 1 to 1000000 (default 60000)"),
+        ("connections: 100", "connections: -5", "out of range"),
+        ("connections: 100", "connections: 1.5", "out of range"),
+        ("connections: 100", "connections: \"100\"", "a whole number without quotes"),
+        ("handshake_timeout: 5s", "handshake_timeout: 1h", "write 100ms to 5m (default 10s)"),
+        ("login_timeout: 20s", "login_timeout: 11m", "write 100ms to 10m (default 30s)"),
+        ("conversation_timeout: 40s, failed_login_delay: 1s", "conversation_timeout: 2h", "write 100ms to 1h (default 1m)"),
+        ("failed_logins: 5", "failed_logins: 101", "write 1 to 100 (default 3)"),
+        ("bad_commands: 4", "bad_commands: 0", "write 1 to 1000 (default 10)"),
+        ("backend_untagged: 1MiB", "backend_untagged: 1GiB", "write 1KiB to 16MiB (default 64KiB)"),
+        ("backend_untagged: 1MiB", "backend_untagged: 65536", "a size needs a unit"),
+        ("backend_untagged: 1MiB", "backend_untagged: 64KB", "units: B, KiB, MiB, GiB"),
+        ("idle_timeout: 1h", "idle_timeout: 0s", "write 1s to 7d (default 65m)"),
+    ] {
+        let (key, _) = from.split_once(':').unwrap();
+        mistake(&format!("  {from}"), &format!("  {to} # HERE"), &format!("limits.{key}"), phrase);
+    }
+    mistake("{delay: 1s,", "{delay: 11m, # HERE\n ", "drain.delay", "write 0 to 10m (default 0)");
+    mistake("deadline: 10s}", "deadline: 25h} # HERE", "drain.deadline", "write 0 to 1d (default 30s)");
+}
+
+#[test]
+fn backend_names_and_hosts() {
+    let name = "    - name: server4\n";
+    mistake(
+        name,
+        "    - name: server3 # HERE\n      hosts: other\n",
+        "routing.backends[1].name",
+        "`server3` is taken already by routing.backends[0].name in line 32",
+    );
+    mistake("- name: server4\n", "- name: Server4 # HERE\n", "routing.backends[1].name", "a-z, 0-9");
+    mistake(
+        "- name: server3\n      hosts: [server3, Server3.Example.COM.]",
+        "- hosts: x # HERE",
+        "routing.backends[0].name",
+        "missing: write a short name",
+    );
+    let hosts = "hosts: [server3, Server3.Example.COM.]";
+    mistake(hosts, "hosts: [] # HERE", "routing.backends[0].hosts", "the list is empty");
+    mistake(
+        hosts,
+        "hosts: [a, A.] # HERE",
+        "routing.backends[0].hosts[1]",
+        "`a` is taken already by routing.backends[0].hosts[0]",
+    );
+    mistake(hosts, "hosts: [a b] # HERE", "routing.backends[0].hosts[0]", "mailHost value");
+    mistake(hosts, "hosts: 3 # HERE", "routing.backends[0].hosts", "found a number, but expected a list");
+    let both = "hosts: [SERVER3.example.com] # HERE";
+    mistake(
+        "pin_sha256",
+        &format!("{both}\n      pin_sha256"),
+        "routing.backends[1].hosts[0]",
+        "taken already by routing.backends[0].hosts[1]",
+    );
+    // The name of a backend without `hosts` is its host.
+    mistake(
+        "- name: server4",
+        "- name: server3.example.com # HERE",
+        "routing.backends[1].name",
+        "taken already by routing.backends[0].hosts[1]",
+    );
+}
+
+#[test]
+fn routing_default() {
+    mistake("default: server3", "default: server5 # HERE", "routing.default", "there are: server3, server4");
+    mistake("default: server3", "default: [server3] # HERE", "routing.default", "expected a text");
+    let text = "routing: {backends: []}";
+    let problems = parse_text(text).unwrap_err();
+    assert!(problems.iter().any(|p| p.key == "routing.backends" && p.message.contains("empty")), "{problems:#?}");
+}
+
+#[test]
+fn backend_endpoints() {
+    let key = "routing.backends[0].imap";
+    let imap = "      imap: {address: \"192.0.2.3:993\", tls: implicit, server_name: server3.example.com}";
+    let endpoint = |endpoint: &str, part: &str, phrase: &str| {
+        mistake(imap, &format!("      imap: {endpoint} # HERE"), &format!("{key}{part}"), phrase);
+    };
+    endpoint("{tls: implicit}", ".address", "missing: write host and port");
+    endpoint("{address: \"server3\", tls: implicit}", ".address", "write a host and a port");
+    endpoint("{address: \"server3:0\", tls: implicit}", ".address", "from 1 to 65535");
+    endpoint("{address: \"2001:db8::1:993\", tls: implicit}", ".address", "in brackets");
+    endpoint("{address: \"server3:993\"}", ".tls", "missing: write `implicit`");
+    endpoint("{address: \"server3:993\", tls: plaintext}", ".tls", "`plaintext-insecure`");
+    endpoint(
+        "{address: \"server3:993\", tls: implicit, server_name: \"*.example.com\"}",
+        ".server_name",
+        "not a host name",
+    );
+    endpoint("{address: \"server3:993\", tls: implicit, sni: x}", ".sni", "allowed here: address, tls, server_name");
+    endpoint("server3:993", "", "expected keys with values");
+    only_problem(&replaced(imap, ""), Some(32), "routing.backends[0]", "it serves nothing: add `imap`");
+}
+
+#[test]
+fn a_backend_that_is_usher_itself() {
+    for address in ["localhost:993", "127.0.0.1:993", "[::1]:143", "[::]:143"] {
+        let imap = format!("\"{address}\", # HERE\n       ");
+        mistake("\"192.0.2.3:993\",", &imap, "routing.backends[0].imap.address", "usher's own listeners");
+    }
+}
+
+#[test]
+fn pins() {
+    let pin = "[47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=]";
+    mistake(pin, "47DEQpj8HBSa # HERE", "routing.backends[1].pin_sha256", "base64 form of a SHA-256");
+    mistake(pin, "[] # HERE", "routing.backends[1].pin_sha256", "the list is empty");
+    let text = "[47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=, x] # HERE";
+    mistake(pin, text, "routing.backends[1].pin_sha256[1]", "base64 form of a SHA-256");
+}
+
+#[test]
+fn a_service_account_needs_names_from_the_directory() {
+    let text = replaced("  login_attribute: uid\n", "").replace("server4.password}", "server4.password} # HERE");
+    let key = "routing.backends[1].service";
+    only_problem(&text, marked(&text), key, "needs `directory.login_attribute`");
+    only_problem(&text, marked(&text), key, "could become anybody");
+    let service = "{login: usher, password_file: server4.password}";
+    mistake(service, "{login: usher} # HERE", "routing.backends[1].service.password_file", "missing");
+    mistake(service, "{password_file: x} # HERE", "routing.backends[1].service.login", "missing");
+    mistake(service, "{login: \"\", password_file: x} # HERE", "routing.backends[1].service.login", "empty");
+}
+
+#[test]
+fn the_answer_within_ten_seconds() {
+    mistake("timeout: 6s", "timeout: 7001ms # HERE", "routing.backends[0].timeout", "more than 10s");
+    sound("timeout: 6s", "timeout: 7s");
+    // The default counts as well: 6.5 s and 4 s.
+    let text = replaced("  timeout: 3s", "  timeout: 6500ms").replace("timeout: 6s", "timeout: 1s");
+    only_problem(&text, Some(38), "routing.backends[1].timeout", "more than 10s");
+}
+
+#[test]
+fn the_rest() {
+    mistake(
+        "admin: {address: \"[::1]:9931\"}",
+        "admin: {address: \"9930\"} # HERE",
+        "admin.address",
+        "an IP address and a port",
+    );
+    mistake("control: {path: control.sock, group: mail}", "control: # HERE", "control.path", "missing: write the path");
+    let long = "x".repeat(100);
+    mistake("control.sock", &format!("{long} # HERE\n "), "control.path", "longer than 107 bytes");
+    mistake("group: mail}", "group: \"m m\"} # HERE", "control.group", "name of letters");
+    mistake("format: json,", "format: xml, # HERE\n ", "log.format", "`text`, `json`");
+    mistake("level: debug}", "level: verbose} # HERE", "log.level", "`error`, `warn`, `info`, `debug`, `trace`");
+    mistake(
+        "drain: {delay: 1s, deadline: 10s}",
+        "drain: 10s # HERE",
+        "drain",
+        "found a text, but expected keys with values",
+    );
+}
+
+#[test]
+fn unknown_keys_with_a_guess() {
+    mistake(
+        "  idle_timeout",
+        "  idle_timout: 1h # HERE\n  idle_timeout",
+        "limits.idle_timout",
+        "did you mean `idle_timeout`? allowed here: connections, ",
+    );
+    mistake("log:", "loging: x # HERE\nlog:", "loging", "unknown key");
+    mistake("log:", "Log: x # HERE\nlog:", "Log", "did you mean `log`?");
+    mistake("log:", "1: x # HERE\nlog:", "1", "unknown key");
+    only_problem(&replaced("log:", "[a]: x\nlog:"), None, "", "a key is not a text");
+}
+
+#[test]
+fn inline_passwords_are_refused_and_never_repeated() {
+    for (from, to, key, file) in [
+        ("  bind_dn", "  bind_password: hunter2 # HERE\n  bind_dn", "directory.bind_password", "`bind_password_file`"),
+        ("  bind_dn", "  bindpw: hunter2 # HERE\n  bind_dn", "directory.bindpw", "`bind_password_file`"),
+        (
+            "{login: usher",
+            "{password: hunter2, # HERE\n  login: usher",
+            "routing.backends[1].service.password",
+            "`password_file`",
+        ),
+        ("log:", "secret: hunter2 # HERE\nlog:", "secret", "put it into a file"),
+    ] {
+        mistake(from, to, key, file);
+        mistake(from, to, key, "a password never stands in the config");
+    }
+}
+
+/// Whatever is written wherever, no message repeats it.
+#[test]
+fn no_value_is_ever_repeated() {
+    let lines: Vec<_> = SOUND.lines().collect();
+    for (at, line) in lines.iter().enumerate() {
+        for (start, _) in line.match_indices(": ") {
+            for value in [
+                "hunter2 {x",
+                "[hunter2]",
+                "{hunter2: hunter2}",
+                "!!int hunter2",
+                "!hunter2 x",
+                "\"hunter2\\n\"",
+                "*hunter2",
+                "'hunter2",
+                "hunter2${x}",
+            ] {
+                let rest = &line[start + 2..];
+                let end = rest.find([',', '}']).unwrap_or(rest.len());
+                let changed = format!("{}: {value}{}", &line[..start], &rest[end..]);
+                let mut text = lines.clone();
+                text[at] = &changed;
+                for problem in parse_text(&text.join("\n")).err().into_iter().flatten() {
+                    let harmless = problem.key.ends_with("hunter2");
+                    assert!(harmless || !problem.to_string().contains("hunter2"), "{changed}\n{problem}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn all_mistakes_at_once_in_the_order_of_the_file() {
+    let text = SOUND
+        .replace("tls: starttls}", "tls: maybe}")
+        .replace("  timeout: 3s", "  timeout: 3")
+        .replace("- name: server4", "- nam: server4")
+        .replace("format: json", "format: xml")
+        .replace("attempt_timeout: 700ms", "attempt_timeout: no");
+    let keys: Vec<_> = parse_text(&text).unwrap_err().into_iter().map(|problem| problem.key).collect();
+    assert_eq!(
+        keys,
+        [
+            "listeners[1].tls",
+            "directory.timeout",
+            "directory.attempt_timeout",
+            "routing.backends[1].name",
+            "routing.backends[1].nam",
+            "log.format",
+        ]
+    );
+}
+
+#[test]
+fn yaml_that_is_none() {
+    let at = |text: &str, line, phrase| only_problem(text, line, "", phrase);
+    at("a: 1\nb: [1, 2\nc: 3\n", Some(3), "not YAML: ");
+    at("a: 1\n\tb: 2\n", Some(2), "not YAML: ");
+    at("a: *nowhere\n", Some(1), "unknown anchor");
+    at("a: 1\n---\nb: 2\n", None, "more than one YAML document");
+    at("", None, "the file is empty");
+    at("# only a comment\n", None, "the file is empty");
+    at("just words\n", None, "expected keys with values");
+    at(&"[".repeat(10_000), Some(1), "not YAML: ");
+    at("a: !!int hunter2\n", Some(1), "does not fit its tag");
+}
+
+#[test]
+fn an_alias_bomb_is_bounded() {
+    let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
+    for level in 1..12 {
+        let items = vec![format!("*a{}", level - 1); 9].join(", ");
+        text.push_str(&format!("a{level}: &a{level} [{items}]\n"));
+    }
+    let problems = parse_text(&text).unwrap_err();
+    assert!(problems[0].message.contains("repetition limit"), "{}", problems[0]);
+}
+
+#[test]
+fn every_key_given_twice() {
+    let text = replaced("  starttls: true", "  starttls: true\n  starttls: false").replace("log:", "cache: {}\nlog:");
+    let problems: Vec<_> = parse_text(&text).unwrap_err().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        [
+            "/etc/usher/config.yaml:17: directory.starttls: given twice, first in line 16: keep one",
+            "/etc/usher/config.yaml:59: cache: given twice, first in line 46: keep one",
+        ]
+    );
+}
+
+#[test]
+fn merge_keys_are_not_merged() {
+    mistake("  connections: 100\n", "  <<: {connections: 100} # HERE\n", "limits.<<", "merge keys are not supported");
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let told = |name: &str| {
+        let problems = load(&directory.path().join(name)).unwrap_err();
+        let [problem] = problems.as_slice() else { panic!("{problems:#?}") };
+        assert_eq!((problem.line, problem.key.as_str()), (None, ""));
+        problem.message.clone()
+    };
+    assert!(told("missing.yaml").contains("no such file: name it with --config"));
+    assert!(told(".").contains("cannot be read"));
+    fs::write(directory.path().join("latin1.yaml"), b"a: gr\xfc\xdfe\n").unwrap();
+    assert!(told("latin1.yaml").contains("not UTF-8"));
+    fs::write(directory.path().join("large.yaml"), vec![b'#'; 1_048_577]).unwrap();
+    assert!(told("large.yaml").contains("larger than 1 MiB"));
+    fs::write(directory.path().join("empty.yaml"), b"").unwrap();
+    assert!(told("empty.yaml").contains("the file is empty"));
+}
+
+#[test]
+fn a_file_from_the_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.yaml");
+    // With the byte order mark and line ends that Windows editors write.
+    fs::write(&file, format!("\u{feff}{}", SOUND.replace('\n', "\r\n"))).unwrap();
+    let config = load(&file).unwrap();
+    assert_eq!(config.file, file);
+    assert_eq!(config.tls.client_ca, Some(directory.path().join("clients.pem")));
+    assert_eq!(config.problem("tls.min_version", "x").line, Some(9));
+}

@@ -1,0 +1,221 @@
+//! What a sound file becomes.
+
+use std::time::Duration;
+
+use super::*;
+use crate::proto::BackTls;
+
+#[test]
+fn every_key_arrives() {
+    let config = parse_text(SOUND).unwrap();
+    assert_eq!(config.warnings, []);
+    assert_eq!(config.file, Path::new("/etc/usher/config.yaml"));
+    let listeners: Vec<_> = config.listeners.iter().map(|l| (l.protocol.name, l.address.to_string(), l.tls)).collect();
+    let imap = |address: &str, tls| ("imap", address.to_owned(), tls);
+    assert_eq!(listeners, [imap("[::]:993", ListenerTls::Implicit), imap("[::]:143", ListenerTls::StartTls)]);
+
+    let tls = &config.tls;
+    let pair = |chain: &str, key: &str| CertificateFiles { chain: chain.into(), key: key.into() };
+    assert_eq!(tls.certificates, [pair("/etc/usher/tls/fullchain.pem", "/etc/tls/privkey.pem")]);
+    assert_eq!(tls.min_version, TlsVersion::V1_3);
+    assert_eq!(tls.groups, [Group::X25519, Group::Secp384r1]);
+    assert_eq!(tls.cipher_suites, Some(vec!["TLS_AES_256_GCM_SHA384".to_owned()]));
+    assert_eq!(tls.client_ca, Some("/etc/usher/clients.pem".into()));
+    assert!(tls.client_certificate_required);
+
+    let server = |url: &str, host: &str, port| DirectoryServer {
+        url: url.into(),
+        scheme: LdapScheme::Ldap,
+        host: host.into(),
+        port,
+    };
+    let text = |text: &str| TemplatePart::Text(text.into());
+    let parts = vec![text("(|(uid="), TemplatePart::Local, text(")(mail="), TemplatePart::Login, text("))")];
+    let expected = Directory {
+        servers: vec![
+            server("ldap://ldap1.example.com", "ldap1.example.com", 389),
+            server("ldap://[2001:db8::1]:3389", "2001:db8::1", 3389),
+        ],
+        starttls: true,
+        ca: Some("/etc/usher/ldap-ca.pem".into()),
+        client_certificate: Some(pair("/etc/usher/lc.pem", "/etc/usher/lk.pem")),
+        plaintext: false,
+        find: Find::Search {
+            service: Some(ServiceAccount {
+                dn: "cn=usher,dc=example,dc=com".into(),
+                password_file: "/etc/usher/ldap.password".into(),
+            }),
+            base: "ou=people,dc=example,dc=com".into(),
+            filter: Template { parts },
+        },
+        mail_host_attribute: "mailServer".into(),
+        login_attribute: Some("uid".into()),
+        timeout: Duration::from_secs(3),
+        attempt_timeout: Duration::from_millis(700),
+        bind_connections: 8,
+    };
+    assert_eq!(config.directory, expected);
+
+    assert_eq!(config.routing.default.as_deref(), Some("server3"));
+    let [three, four] = config.routing.backends.as_slice() else { panic!("not two backends") };
+    assert_eq!(
+        (three.name.as_str(), three.hosts.as_slice()),
+        ("server3", &["server3".into(), "server3.example.com".into()][..])
+    );
+    assert_eq!(three.ca, Some("/etc/usher/backend-ca.pem".into()));
+    assert_eq!(three.client_certificate, Some(pair("/etc/usher/c.pem", "/etc/usher/k.pem")));
+    assert_eq!((three.pin_sha256.len(), &three.service, three.pass_refusals), (0, &None, true));
+    assert_eq!(three.timeout, Duration::from_secs(6));
+    let endpoint = |backend: &Backend| {
+        let [endpoint] = backend.endpoints.as_slice() else { panic!("not one endpoint") };
+        (endpoint.protocol.name, endpoint.host.clone(), endpoint.port, endpoint.tls, endpoint.server_name.clone())
+    };
+    assert_eq!(endpoint(three), ("imap", "192.0.2.3".into(), 993, BackTls::Implicit, "server3.example.com".into()));
+    let name = "server4.example.com".to_owned();
+    assert_eq!(endpoint(four), ("imap", name.clone(), 143, BackTls::StartTls, name));
+    assert_eq!(four.hosts, ["server4"]);
+    // The SHA-256 of nothing.
+    assert_eq!(four.pin_sha256[0][..4], [0xe3, 0xb0, 0xc4, 0x42]);
+    let service = BackendService { login: "usher".into(), password_file: "/etc/usher/server4.password".into() };
+    assert_eq!((&four.service, four.pass_refusals), (&Some(service), false));
+
+    let seconds = Duration::from_secs;
+    assert_eq!(config.cache, Cache { ttl: seconds(60), negative_ttl: seconds(5), capacity: 10 });
+    let limits = Limits {
+        connections: 100,
+        handshake_timeout: seconds(5),
+        login_timeout: seconds(20),
+        conversation_timeout: seconds(40),
+        failed_login_delay: seconds(1),
+        failed_logins: 5,
+        bad_commands: 4,
+        backend_untagged: 1 << 20,
+        idle_timeout: seconds(3_600),
+    };
+    assert_eq!(config.limits, limits);
+    assert_eq!(config.drain, Drain { delay: seconds(1), deadline: seconds(10) });
+    assert_eq!(config.admin.address, "[::1]:9931".parse().unwrap());
+    assert_eq!(config.control, Some(Control { path: "/etc/usher/control.sock".into(), group: Some("mail".into()) }));
+    assert_eq!(config.log, Log { format: LogFormat::Json, level: LogLevel::Debug });
+}
+
+/// The shortest config there is.
+const SHORT: &str = r#"
+listeners: [{protocol: imap, address: "127.0.0.1:0", tls: implicit}, {protocol: imap, address: "127.0.0.1:0", tls: starttls}]
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+directory: {servers: ldapi://%2Frun%2Fldapi, user_dn: "uid={local},dc=example"}
+routing: {backends: [{name: server3, imap: {address: "server3:993", tls: implicit}}]}
+limits:
+  # connections: 1
+"#;
+
+#[test]
+fn defaults() {
+    let config = parse_text(SHORT).unwrap();
+    assert_eq!(config.warnings, []);
+    let seconds = Duration::from_secs;
+    assert_eq!(config.tls.min_version, TlsVersion::V1_2);
+    assert_eq!(config.tls.groups, [Group::X25519MlKem768, Group::X25519, Group::Secp256r1, Group::Secp384r1]);
+    assert_eq!((config.tls.cipher_suites, config.tls.client_ca), (None, None));
+    assert!(!config.tls.client_certificate_required);
+    let directory = &config.directory;
+    assert!(matches!(&directory.find, Find::UserDn { service: None, .. }));
+    assert_eq!((directory.servers[0].scheme, directory.servers[0].host.as_str()), (LdapScheme::Ldapi, "/run/ldapi"));
+    assert_eq!((directory.mail_host_attribute.as_str(), &directory.login_attribute), ("mailHost", &None));
+    assert_eq!((directory.timeout, directory.attempt_timeout), (seconds(5), Duration::from_millis(1_500)));
+    assert_eq!((directory.starttls, directory.plaintext, directory.bind_connections), (false, false, 16));
+    assert_eq!(config.routing.default, None);
+    let backend = &config.routing.backends[0];
+    assert_eq!(
+        (backend.hosts.as_slice(), backend.timeout, backend.pass_refusals),
+        (&["server3".into()][..], seconds(4), true)
+    );
+    assert_eq!(config.cache, Cache { ttl: seconds(300), negative_ttl: seconds(30), capacity: 100_000 });
+    let limits = Limits {
+        connections: 60_000,
+        handshake_timeout: seconds(10),
+        login_timeout: seconds(30),
+        conversation_timeout: seconds(60),
+        failed_login_delay: Duration::from_millis(300),
+        failed_logins: 3,
+        bad_commands: 10,
+        backend_untagged: 65_536,
+        idle_timeout: seconds(65 * 60),
+    };
+    assert_eq!(config.limits, limits);
+    assert_eq!(config.drain, Drain { delay: seconds(0), deadline: seconds(30) });
+    assert_eq!(config.admin.address, "127.0.0.1:9930".parse().unwrap());
+    assert_eq!(config.control, None);
+    assert_eq!(config.log, Log { format: LogFormat::Text, level: LogLevel::Info });
+}
+
+#[test]
+fn a_service_account_helps_explain_in_user_dn_mode() {
+    let config = sound(
+        "base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))",
+        "user_dn: uid={login},o=x",
+    );
+    assert!(matches!(config.directory.find, Find::UserDn { service: Some(_), .. }));
+}
+
+#[test]
+fn a_short_timeout_shortens_the_attempt() {
+    let config = sound("timeout: 3s\n  attempt_timeout: 700ms", "timeout: 1s");
+    assert_eq!(config.directory.attempt_timeout, Duration::from_secs(1));
+}
+
+#[test]
+fn aliases_words_and_single_texts() {
+    let config = sound("min_version: \"1.3\"", "min_version: 1.2");
+    assert_eq!(config.tls.min_version, TlsVersion::V1_2);
+    let config = sound("hosts: [server3, Server3.Example.COM.]", "hosts: &host mail3").routing;
+    assert_eq!(config.backends[0].hosts, ["mail3"]);
+    let text = replaced("ca: ldap-ca.pem", "ca: &ca ldap-ca.pem").replace("ca: backend-ca.pem", "ca: *ca");
+    assert_eq!(parse_text(&text).unwrap().routing.backends[0].ca, Some("/etc/usher/ldap-ca.pem".into()));
+    sound("\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"", "ldap://ldap1.example.com");
+}
+
+#[test]
+fn clear_text_on_this_machine_needs_no_permission() {
+    sound(
+        "\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"]\n  starttls: true",
+        "\"ldap://[::1]\", \"ldap://localhost:3890\"]",
+    );
+    let local = "address: localhost:1143\n        tls: plaintext-insecure";
+    sound("address: server4.example.com:143\n        tls: starttls", local);
+}
+
+#[test]
+fn what_is_suspicious_is_told() {
+    let clear = "\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"]\n  starttls: true\n  plaintext: false";
+    suspicion(clear, "ldap://ldap1]\n  plaintext: true # HERE", "directory.plaintext", "in clear");
+    suspicion("plaintext: false", "plaintext: true # HERE", "directory.plaintext", "without effect");
+    suspicion(
+        "tls: starttls\ncache",
+        "tls: plaintext-insecure # HERE\ncache",
+        "routing.backends[1].imap.tls",
+        "in clear",
+    );
+    suspicion("- name: server4", "- name: server4\n      ca: x.pem # HERE", "routing.backends[1].ca", "without effect");
+    suspicion("143\", tls: starttls}", "143\", tls: implicit} # HERE", "listeners[1].tls", "port 143");
+    suspicion("993\", tls: implicit}", "993\", tls: starttls} # HERE", "listeners[0].tls", "port 993");
+    suspicion("login_timeout: 20s", "login_timeout: 1m # HERE", "limits.login_timeout", "never reached");
+    suspicion("idle_timeout: 1h", "idle_timeout: 29m # HERE", "limits.idle_timeout", "RFC 3501");
+}
+
+#[test]
+fn other_rooms_find_the_line_of_a_key() {
+    let config = parse_text(SOUND).unwrap();
+    let problem = config.problem("tls.certificates[0].key", "does not belong to the certificate");
+    let expected = "/etc/usher/config.yaml:8: tls.certificates[0].key: does not belong to the certificate";
+    assert_eq!(problem.to_string(), expected);
+    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(38));
+    assert_eq!(config.problem("nowhere", "x").to_string(), "/etc/usher/config.yaml: nowhere: x");
+    assert_eq!(config.problem("", "x").to_string(), "/etc/usher/config.yaml: x");
+}
+
+#[test]
+fn printed_configs_stay_readable() {
+    let shown = format!("{:?}", parse_text(SOUND).unwrap());
+    assert!(shown.contains("Lines(") && !shown.contains("\"tls.certificates"), "{shown}");
+}

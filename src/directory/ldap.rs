@@ -1,0 +1,273 @@
+//! The directory that speaks LDAP: who a login name is, and whether the password is theirs.
+//!
+//! Two ways to find the user: a search as the service account and a bind as the DN it found, or a
+//! bind as a DN made from the name and a read of that entry as the user. Either has one deadline
+//! for all of its tries. Only result 0 of a bind is a yes, only 49 a no; an answered bind is never
+//! repeated on another server (promise 6), referrals are never followed (promise 9), and nothing
+//! is ever bound with an empty DN or password (promise 2). RFC 4511, 4513.
+
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use tokio::time::Instant;
+
+use super::connection::{Attributes, Found, Question, Scope};
+use super::pool::Pool;
+use super::server::{Lease, Server, Tuning};
+use super::{Answer, Directory, DirectoryError, Entry, Identity, Login, Trace, Trouble, template};
+use crate::config::{self, Find};
+use crate::metrics::Metrics;
+use crate::secret::Secret;
+
+/// Any entry: the DN alone says which.
+const ANY: &str = "(objectClass=*)";
+/// invalidCredentials.
+const INVALID_CREDENTIALS: u32 = 49;
+/// sizeLimitExceeded.
+const SIZE_LIMIT: u32 = 4;
+/// noSuchObject.
+const NO_SUCH_OBJECT: u32 = 32;
+
+/// The LDAP directory of one configuration. Connections are made when they are needed.
+#[derive(Debug)]
+pub struct Ldap {
+    settings: config::Directory,
+    attributes: Arc<Attributes>,
+    pool: Pool,
+}
+
+impl Ldap {
+    /// A directory for these settings. `tls` is the client configuration for ldaps and StartTLS:
+    /// roots, client certificate, versions; without it such servers cannot be reached.
+    #[must_use]
+    pub fn new(settings: &config::Directory, tls: Option<Arc<ClientConfig>>, metrics: Arc<Metrics>) -> Self {
+        Self::tuned(settings, tls, metrics, Tuning::default())
+    }
+
+    pub(super) fn tuned(
+        settings: &config::Directory,
+        tls: Option<Arc<ClientConfig>>,
+        metrics: Arc<Metrics>,
+        tuning: Tuning,
+    ) -> Self {
+        let server = |server| Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), tuning));
+        Self {
+            attributes: Arc::new(Attributes {
+                mail_host: settings.mail_host_attribute.clone(),
+                login: settings.login_attribute.clone(),
+            }),
+            pool: Pool::new(settings.servers.iter().map(server).collect(), tuning),
+            settings: settings.clone(),
+        }
+    }
+
+    /// One cheap question, for readiness: whether a server answers, and in search mode whether it
+    /// accepts the service account.
+    ///
+    /// # Errors
+    /// [`DirectoryError::CannotTell`] with the last server's trouble.
+    pub async fn probe(&self) -> Result<(), DirectoryError> {
+        let (deadline, mut trace) = (self.deadline(), Trace::default());
+        let question = self.root();
+        match &self.settings.find {
+            Find::Search { .. } => self.ask(&question, deadline, &mut trace).await?,
+            Find::UserDn { .. } => {
+                let mut tries = self.pool.tries(deadline, || self.root());
+                loop {
+                    match tries.next()?.read_alone(&question, deadline, &mut trace).await {
+                        Ok(found) => break found,
+                        Err(failure) => tries.note(failure)?,
+                    }
+                }
+            }
+        };
+        Ok(())
+    }
+
+    async fn decide(&self, login: &Login, password: &Secret, trace: &mut Trace) -> Result<Identity, DirectoryError> {
+        let deadline = self.deadline();
+        let password = self.sendable(password)?;
+        match &self.settings.find {
+            Find::Search { base, filter, .. } => {
+                let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
+                let started = Instant::now();
+                let found = self.ask(&question, deadline, trace).await;
+                trace.search = Some(started.elapsed());
+                let entry = self.one(found?, trace)?;
+
+                let started = Instant::now();
+                let bound = self.bind(&entry.dn, password, deadline, trace).await;
+                trace.bind = Some(started.elapsed());
+                let (server, lease) = bound?;
+                server.give_back(lease);
+                Ok(Identity { entry })
+            }
+            Find::UserDn { template, .. } => {
+                let dn = template::dn(template, login).ok_or(DirectoryError::NoEntry)?;
+                let started = Instant::now();
+                let bound = self.bind(&dn, password, deadline, trace).await;
+                trace.bind = Some(started.elapsed());
+                let (server, lease) = bound?;
+
+                let question = self.read(dn);
+                let started = Instant::now();
+                let found = server.read(&lease, &question, deadline, trace).await;
+                trace.search = Some(started.elapsed());
+                // The bind was answered: whatever the read brings, no other server gets the password.
+                let found = found.map_err(DirectoryError::CannotTell)?;
+                server.give_back(lease);
+                Ok(Identity { entry: self.readable(found, trace)? })
+            }
+        }
+    }
+
+    async fn find(&self, login: &Login, trace: &mut Trace) -> Result<Entry, DirectoryError> {
+        let deadline = self.deadline();
+        let started = Instant::now();
+        match &self.settings.find {
+            Find::Search { base, filter, .. } => {
+                let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
+                let found = self.ask(&question, deadline, trace).await;
+                trace.search = Some(started.elapsed());
+                self.one(found?, trace)
+            }
+            Find::UserDn { service: None, .. } => Err(DirectoryError::CannotTell(Trouble::NoServiceAccount)),
+            Find::UserDn { template, service: Some(_) } => {
+                let question = self.read(template::dn(template, login).ok_or(DirectoryError::NoEntry)?);
+                let found = self.ask(&question, deadline, trace).await;
+                trace.search = Some(started.elapsed());
+                let found = found?;
+                if found.code == NO_SUCH_OBJECT {
+                    return Err(DirectoryError::NoEntry);
+                }
+                self.readable(found, trace)
+            }
+        }
+    }
+
+    /// Asks as the service account, on the first server that gives a verdict.
+    async fn ask(&self, question: &Question, deadline: Instant, trace: &mut Trace) -> Result<Found, DirectoryError> {
+        let mut tries = self.pool.tries(deadline, || self.root());
+        loop {
+            match tries.next()?.search(question, deadline, trace).await {
+                Ok(found) => return Ok(found),
+                Err(failure) => tries.note(failure)?,
+            }
+        }
+    }
+
+    /// Binds on the first server that gives a verdict; its connection, bound, if that is a yes.
+    async fn bind(
+        &self,
+        dn: &str,
+        password: &str,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<(Arc<Server>, Lease), DirectoryError> {
+        let mut tries = self.pool.tries(deadline, || self.root());
+        loop {
+            let server = tries.next()?;
+            match server.bind(dn, password, deadline, trace).await {
+                Ok((0, lease)) => return Ok((server, lease)),
+                Ok((code, lease)) => {
+                    server.give_back(lease);
+                    return Err(match code {
+                        INVALID_CREDENTIALS => DirectoryError::InvalidCredentials { dn: dn.into() },
+                        _ => told(trace, |server| Trouble::Result { server, operation: "bind", code }),
+                    });
+                }
+                Err(failure) => tries.note(failure)?,
+            }
+        }
+    }
+
+    /// The one entry of a search.
+    fn one(&self, found: Found, trace: &Trace) -> Result<Entry, DirectoryError> {
+        match found {
+            Found { entries: 2.., .. } | Found { code: SIZE_LIMIT, .. } => Err(DirectoryError::SeveralEntries),
+            Found { code: 0, first: Some(entry), .. } => self.named(entry, trace),
+            Found { code: 0, first: None, .. } => Err(DirectoryError::NoEntry),
+            Found { code, .. } => Err(told(trace, |server| Trouble::Result { server, operation: "search", code })),
+        }
+    }
+
+    /// The entry of a read.
+    fn readable(&self, found: Found, trace: &Trace) -> Result<Entry, DirectoryError> {
+        match found {
+            Found { code: 0, entries: 1, first: Some(entry) } => self.named(entry, trace),
+            // Success without an entry: the access rules hide it. Nothing tells where its mail is.
+            Found { code, .. } => Err(told(trace, |server| Trouble::Result { server, operation: "read", code })),
+        }
+    }
+
+    /// An entry without a name is nobody: a bind as it would be anonymous.
+    fn named(&self, entry: Entry, trace: &Trace) -> Result<Entry, DirectoryError> {
+        if entry.dn.is_empty() {
+            return Err(told(trace, |server| Trouble::Malformed { server }));
+        }
+        Ok(entry)
+    }
+
+    /// The password as ldap3 takes it. The decision refuses others before; this is the last door.
+    fn sendable<'p>(&self, password: &'p Secret) -> Result<&'p str, DirectoryError> {
+        let text = std::str::from_utf8(password.expose()).ok().filter(|text| !text.is_empty() && !text.contains('\0'));
+        text.ok_or_else(|| {
+            let server = self.settings.servers.first().map(|server| server.url.as_str()).unwrap_or_default();
+            let reason = "this password cannot be sent in a simple bind".to_owned();
+            DirectoryError::CannotTell(Trouble::Connection { server: server.into(), reason })
+        })
+    }
+
+    fn search(&self, base: &str, filter: String) -> Question {
+        self.ask_for("search", base.to_owned(), Scope::Subtree, filter)
+    }
+
+    fn read(&self, dn: String) -> Question {
+        self.ask_for("read", dn, Scope::Base, ANY.to_owned())
+    }
+
+    /// The root DSE (RFC 4512 section 5.1): what every server has and anybody may read.
+    fn root(&self) -> Question {
+        self.read(String::new())
+    }
+
+    fn ask_for(&self, operation: &'static str, base: String, scope: Scope, filter: String) -> Question {
+        Question { operation, base, scope, filter, attributes: self.attributes.clone() }
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.settings.timeout
+    }
+}
+
+impl Directory for Ldap {
+    fn authenticate<'a>(&'a self, login: &'a Login, password: &'a Secret) -> Answer<'a, Identity> {
+        Box::pin(async move {
+            let mut trace = Trace::default();
+            (self.decide(login, password, &mut trace).await, trace)
+        })
+    }
+
+    fn look_up<'a>(&'a self, login: &'a Login) -> Answer<'a, Entry> {
+        Box::pin(async move {
+            let mut trace = Trace::default();
+            (self.find(login, &mut trace).await, trace)
+        })
+    }
+
+    fn question(&self, login: &Login) -> String {
+        let nothing = || "nothing: the name lacks a part that the template asks for".to_owned();
+        match &self.settings.find {
+            Find::Search { base, filter, .. } => template::filter(filter, login)
+                .map_or_else(nothing, |filter| format!("search for {filter} under {base}")),
+            Find::UserDn { template, .. } => {
+                template::dn(template, login).map_or_else(nothing, |dn| format!("read {dn}"))
+            }
+        }
+    }
+}
+
+/// Trouble with the server that answered last.
+fn told(trace: &Trace, trouble: impl FnOnce(Arc<str>) -> Trouble) -> DirectoryError {
+    DirectoryError::CannotTell(trouble(trace.server.clone().unwrap_or_default()))
+}

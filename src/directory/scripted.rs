@@ -1,0 +1,251 @@
+//! An LDAP server that says what a test wants: answers by script, raw bytes, silence, a hang-up.
+//! It keeps what it was asked, so that tests see what went over the wire.
+#![allow(clippy::wildcard_enum_match_arm)] // a script answers some requests; silence is an answer too
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use futures_util::{SinkExt, StreamExt};
+use ldap3_proto::proto::{
+    LdapBindCred, LdapBindResponse, LdapExtendedResponse, LdapOp, LdapResult, LdapSearchResultReference,
+};
+use ldap3_proto::{LdapCodec, LdapMsg, LdapPartialAttribute, LdapResultCode, LdapSearchResultEntry};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::codec::Framed;
+
+use crate::config::{DirectoryServer, LdapScheme};
+
+/// A request, as it came.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    /// Which connection, from 0.
+    pub(super) connection: usize,
+    /// Its message ID.
+    pub(super) id: i32,
+    /// What it asks.
+    pub(super) op: LdapOp,
+}
+
+impl Seen {
+    /// DN and password, if it is a bind.
+    pub(super) fn bind(&self) -> Option<(&str, &str)> {
+        match &self.op {
+            LdapOp::BindRequest(request) => match &request.cred {
+                LdapBindCred::Simple(password) => Some((&request.dn, password)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The base, if it is a search.
+    pub(super) fn base(&self) -> Option<&str> {
+        match &self.op {
+            LdapOp::SearchRequest(request) => Some(&request.base),
+            _ => None,
+        }
+    }
+}
+
+/// A part of an answer.
+#[derive(Debug, Clone)]
+pub(super) enum Reply {
+    /// A message with the request's ID.
+    Op(LdapOp),
+    /// Bytes.
+    Raw(Vec<u8>),
+    /// Wait for a permit, which is used up.
+    Wait(Arc<Semaphore>),
+    /// TLS from here on.
+    Tls,
+    /// Hang up.
+    Close,
+}
+
+type Script = dyn Fn(&Seen) -> Vec<Reply> + Send + Sync;
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// The server. It ends with its handle.
+pub(super) struct Scripted {
+    pub(super) port: u16,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    connections: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
+    _task: JoinSet<()>,
+}
+
+impl Scripted {
+    /// Listens on a free port of 127.0.0.1.
+    pub(super) async fn start(script: impl Fn(&Seen) -> Vec<Reply> + Send + Sync + 'static) -> Self {
+        Self::start_on(TcpListener::bind("127.0.0.1:0").await.unwrap(), None, false, script)
+    }
+
+    /// Listens there; with `implicit`, TLS comes first.
+    pub(super) fn start_on(
+        listener: TcpListener,
+        tls: Option<TlsAcceptor>,
+        implicit: bool,
+        script: impl Fn(&Seen) -> Vec<Reply> + Send + Sync + 'static,
+    ) -> Self {
+        let port = listener.local_addr().unwrap().port();
+        let script: Arc<Script> = Arc::new(script);
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (connections, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let mut task = JoinSet::new();
+        let (log, number, alive) = (seen.clone(), connections.clone(), open.clone());
+        task.spawn(async move {
+            let mut served = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let connection = number.fetch_add(1, Ordering::SeqCst);
+                let (script, log, alive, tls) = (script.clone(), log.clone(), alive.clone(), tls.clone());
+                served.spawn(async move {
+                    alive.fetch_add(1, Ordering::SeqCst);
+                    serve(connection, stream, tls, implicit, &*script, &log).await;
+                    alive.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        Self { port, seen, connections, open, _task: task }
+    }
+
+    /// How usher's configuration names it.
+    pub(super) fn server(&self, scheme: LdapScheme, host: &str) -> DirectoryServer {
+        let word = if scheme == LdapScheme::Ldaps { "ldaps" } else { "ldap" };
+        DirectoryServer {
+            url: format!("{word}://{host}:{}", self.port),
+            scheme,
+            host: host.to_owned(),
+            port: self.port,
+        }
+    }
+
+    /// Everything it was asked.
+    pub(super) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// The binds it was asked for.
+    pub(super) fn binds(&self) -> Vec<(usize, String, String)> {
+        let seen = self.seen();
+        seen.iter()
+            .filter_map(|seen| seen.bind().map(|(dn, pw)| (seen.connection, dn.to_owned(), pw.to_owned())))
+            .collect()
+    }
+
+    /// The bases of the searches it was asked for.
+    pub(super) fn searches(&self) -> Vec<String> {
+        self.seen().iter().filter_map(|seen| seen.base().map(str::to_owned)).collect()
+    }
+
+    /// How many connections were ever made.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// How many connections are open.
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+}
+
+async fn serve(
+    connection: usize,
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    implicit: bool,
+    script: &Script,
+    log: &Mutex<Vec<Seen>>,
+) {
+    let mut stream: Box<dyn Stream> = Box::new(stream);
+    if implicit {
+        let Ok(secured) = tls.as_ref().unwrap().accept(stream).await else { return };
+        stream = Box::new(secured);
+    }
+    let mut framed = Framed::new(stream, LdapCodec::default());
+    while let Some(Ok(LdapMsg { msgid, op, .. })) = framed.next().await {
+        let seen = Seen { connection, id: msgid, op };
+        log.lock().unwrap().push(seen.clone());
+        for reply in script(&seen) {
+            match reply {
+                Reply::Op(op) => {
+                    if framed.send(LdapMsg { msgid, op, ctrl: Vec::new() }).await.is_err() {
+                        return;
+                    }
+                }
+                Reply::Raw(bytes) => framed.get_mut().write_all(&bytes).await.unwrap_or_default(),
+                Reply::Wait(gate) => gate.acquire().await.unwrap().forget(),
+                Reply::Tls => {
+                    let Ok(secured) = tls.as_ref().unwrap().accept(framed.into_inner()).await else { return };
+                    framed = Framed::new(Box::new(secured), LdapCodec::default());
+                }
+                Reply::Close => return,
+            }
+        }
+    }
+}
+
+fn result(code: LdapResultCode) -> LdapResult {
+    // Words that must not matter.
+    LdapResult { code, matcheddn: String::new(), message: "said the server".to_owned(), referral: Vec::new() }
+}
+
+/// A bind's answer.
+pub(super) fn bound(code: LdapResultCode) -> Vec<Reply> {
+    vec![Reply::Op(LdapOp::BindResponse(LdapBindResponse { res: result(code), saslcreds: None }))]
+}
+
+/// The end of a search.
+pub(super) fn done(code: LdapResultCode) -> Reply {
+    Reply::Op(LdapOp::SearchResultDone(result(code)))
+}
+
+/// The answer to StartTLS.
+pub(super) fn extended(code: LdapResultCode) -> Reply {
+    Reply::Op(LdapOp::ExtendedResponse(LdapExtendedResponse { res: result(code), name: None, value: None }))
+}
+
+/// A continuation reference.
+pub(super) fn reference() -> Reply {
+    let uris = vec!["ldap://elsewhere.example/dc=x".to_owned()];
+    Reply::Op(LdapOp::SearchResultReference(LdapSearchResultReference { uris }))
+}
+
+/// An entry.
+pub(super) fn entry(dn: &str, attributes: &[(&str, &[&[u8]])]) -> Reply {
+    let attributes = attributes.iter().map(|(name, values)| LdapPartialAttribute {
+        atype: (*name).to_owned(),
+        vals: values.iter().map(|value| value.to_vec()).collect(),
+    });
+    let entry = LdapSearchResultEntry { dn: dn.to_owned(), attributes: attributes.collect() };
+    Reply::Op(LdapOp::SearchResultEntry(entry))
+}
+
+/// A script for a well-behaved directory with one user: `uid=alice,dc=x` with the password `right`
+/// on `server3`, and the service account `cn=usher` with the password `service`.
+pub(super) fn alice(seen: &Seen) -> Vec<Reply> {
+    match (&seen.op, seen.bind()) {
+        (_, Some(("uid=alice,dc=x", "right") | ("cn=usher", "service"))) => bound(LdapResultCode::Success),
+        (_, Some(_)) => bound(LdapResultCode::InvalidCredentials),
+        (LdapOp::SearchRequest(_), None) => vec![
+            entry("uid=alice,dc=x", &[("mailHost", &[b"server3"]), ("uid", &[b"alice"])]),
+            done(LdapResultCode::Success),
+        ],
+        _ => Vec::new(),
+    }
+}
+
+/// Another script for the first so many requests, [`alice`] afterwards.
+pub(super) fn first(replies: Vec<Vec<Reply>>, of: fn(&Seen) -> bool) -> impl Fn(&Seen) -> Vec<Reply> + Send + Sync {
+    let left = Mutex::new(VecDeque::from(replies));
+    move |seen| {
+        let scripted = of(seen).then(|| left.lock().unwrap().pop_front()).flatten();
+        scripted.unwrap_or_else(|| alice(seen))
+    }
+}

@@ -1,0 +1,199 @@
+//! The shared connection of a server: every search goes over it, with the identity of the service
+//! account, or with none where the configuration has no such account.
+//!
+//! The account's password is read anew for each bind, so that a changed file needs no reload and
+//! nothing stays in memory; a refused account is held back, so that usher does not lock it out.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::time::{Instant, timeout_at};
+use tracing::error;
+
+use super::connection::{Connection, Fault, Found, Question};
+use super::server::{Failure, Server, Tuning, locked};
+use super::{Trace, Trouble};
+use crate::config::ServiceAccount;
+use crate::secret::Secret;
+
+/// The shared connection that carries searches.
+#[derive(Debug)]
+pub(super) struct SearchConnection {
+    connection: Connection,
+    expires: Instant,
+    used: Mutex<Instant>,
+    searches: AtomicU64,
+}
+
+impl SearchConnection {
+    pub(super) fn is_usable(&self, tuning: &Tuning) -> bool {
+        !self.connection.is_dead()
+            && self.searches.load(Ordering::Relaxed) < tuning.searches
+            && self.expires > Instant::now()
+            && locked(&self.used).elapsed() < tuning.idle
+    }
+}
+
+/// The search connection, made or being made: all who need it wait for the same attempt.
+pub(super) type Opening = Shared<BoxFuture<'static, Result<Arc<SearchConnection>, Trouble>>>;
+
+impl Server {
+    /// Asks on the search connection, as the service account.
+    pub(super) async fn search(
+        self: &Arc<Self>,
+        question: &Question,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<Found, Failure> {
+        let mut shared = self.search_connection(deadline, trace).await?;
+        let reused = shared.searches.load(Ordering::Relaxed) > 0;
+        let mut answer = self.ask(&shared, question, deadline, trace).await;
+        if reused && matches!(answer, Err(Fault::Broken(_) | Fault::Malformed)) {
+            // It died under us, perhaps of another's question: once more on a fresh one.
+            shared = self.search_connection(deadline, trace).await?;
+            answer = self.ask(&shared, question, deadline, trace).await;
+        }
+        let found = answer.map_err(|fault| Failure::Unsure(self.failed(question.operation, &fault)))?;
+        self.verdict(question.operation, found.code)?;
+        Ok(found)
+    }
+
+    async fn ask(
+        &self,
+        shared: &Arc<SearchConnection>,
+        question: &Question,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<Found, Fault> {
+        shared.searches.fetch_add(1, Ordering::Relaxed);
+        *locked(&shared.used) = Instant::now();
+        let asked = shared.connection.search(question, self.patience);
+        let answer = self.observed(question.operation, deadline, trace, asked, |found| found.code).await;
+        if answer.is_err() {
+            // Whoever still waits on it keeps it open; nobody new gets it.
+            let mut slot = locked(&self.search);
+            let is_this = |opening: &mut Opening| matches!(opening.peek(), Some(Ok(one)) if Arc::ptr_eq(one, shared));
+            slot.take_if(is_this);
+        }
+        answer
+    }
+
+    /// The shared search connection; made once for all who wait.
+    async fn search_connection(
+        self: &Arc<Self>,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<Arc<SearchConnection>, Failure> {
+        let opening = {
+            let mut slot = locked(&self.search);
+            let current = slot.as_ref().filter(|opening| match opening.peek() {
+                Some(Ok(shared)) => shared.is_usable(&self.tuning),
+                Some(Err(_)) => false,
+                None => true,
+            });
+            match current {
+                Some(opening) => opening.clone(),
+                None => {
+                    let url = self.url.clone();
+                    // A task of its own: whoever asked first may give up, the others still wait.
+                    let task = tokio::spawn(self.clone().open_search());
+                    let opening =
+                        task.map(|end| end.unwrap_or(Err(Trouble::Malformed { server: url }))).boxed().shared();
+                    slot.insert(opening).clone()
+                }
+            }
+        };
+        trace.server = Some(self.url.clone());
+        match timeout_at(deadline, opening).await {
+            Ok(Ok(shared)) => Ok(shared),
+            Ok(Err(trouble)) => {
+                trace.code = match &trouble {
+                    Trouble::ServiceBind { code, .. } | Trouble::Result { code, .. } => Some(*code),
+                    Trouble::Connection { .. }
+                    | Trouble::Timeout
+                    | Trouble::Busy
+                    | Trouble::Malformed { .. }
+                    | Trouble::NoServiceAccount => None,
+                };
+                Err(Failure::Unasked(trouble))
+            }
+            Err(_elapsed) => Err(Failure::Unasked(Trouble::Timeout)),
+        }
+    }
+
+    /// Connects and binds as the service account, or stays anonymous where there is none.
+    async fn open_search(self: Arc<Self>) -> Result<Arc<SearchConnection>, Trouble> {
+        let mut trace = Trace::default();
+        let password = match &self.service {
+            Some(account) => Some((account, self.service_password(account).await?)),
+            None => None,
+        };
+        let mut connection =
+            self.connect(Instant::now() + self.patience, &mut trace).await.map_err(Failure::trouble)?;
+        if let Some((account, password)) = password {
+            let text = std::str::from_utf8(password.expose()).unwrap_or_default();
+            let asked = connection.bind(&account.dn, text);
+            let until = Instant::now() + self.patience;
+            let code = self.observed("bind", until, &mut trace, asked, |code| *code).await;
+            let code = code.map_err(|fault| self.failed("bind", &fault))?;
+            self.verdict("bind", code).map_err(Failure::trouble)?;
+            self.service_answer(account, code)?;
+        }
+        let shared = SearchConnection {
+            connection,
+            expires: self.expiry(),
+            used: Mutex::new(Instant::now()),
+            searches: AtomicU64::new(0),
+        };
+        self.sweep();
+        Ok(Arc::new(shared))
+    }
+
+    /// The service account's password, unless the account is held back.
+    async fn service_password(&self, account: &ServiceAccount) -> Result<Secret, Trouble> {
+        if let Some((until, code)) = *locked(&self.refused)
+            && Instant::now() < until
+        {
+            return Err(Trouble::ServiceBind { server: self.url.clone(), code });
+        }
+        let file = account.password_file.display();
+        let unusable = |reason: String| {
+            error!(server = %self.url, %file, %reason, "the service account's password cannot be used");
+            Trouble::Connection { server: self.url.clone(), reason: format!("{file}: {reason}") }
+        };
+        let read = tokio::time::timeout(self.patience, tokio::fs::read(&account.password_file)).await;
+        let bytes = read.map_err(|_| unusable("reading takes too long".to_owned()))?;
+        let bytes = bytes.map_err(|error| unusable(error.to_string()))?;
+        let password = without_line_end(Secret::new(bytes));
+        if password.is_empty() || std::str::from_utf8(password.expose()).is_err() {
+            return Err(unusable("it is empty or not UTF-8".to_owned()));
+        }
+        Ok(password)
+    }
+
+    /// Notes what became of the service account's bind.
+    fn service_answer(&self, account: &ServiceAccount, code: u32) -> Result<(), Trouble> {
+        let gauge = self.metrics.directory_service_bind_ok.with_label_values(&[&self.url]);
+        if code == 0 {
+            gauge.set(1);
+            *locked(&self.refused) = None;
+            return Ok(());
+        }
+        gauge.set(0);
+        // Held back: each try is one more wrong password towards a lock-out of the account.
+        *locked(&self.refused) = Some((Instant::now() + self.tuning.service_retry, code));
+        error!(server = %self.url, bind_dn = %account.dn, code, "the directory refuses usher's service account");
+        Err(Trouble::ServiceBind { server: self.url.clone(), code })
+    }
+}
+
+/// Drops one line end, as an editor leaves it.
+fn without_line_end(secret: Secret) -> Secret {
+    let bytes = secret.expose();
+    match bytes.strip_suffix(b"\n") {
+        Some(line) => Secret::copy_of(line.strip_suffix(b"\r").unwrap_or(line)),
+        None => secret,
+    }
+}

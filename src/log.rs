@@ -1,0 +1,227 @@
+//! Logging: one line per event, escaped and bounded, and never a reason to wait.
+//!
+//! Lines go through a bounded queue to standard output; when the reader of that pipe stops, lines
+//! are dropped and counted, and no login stalls. Whatever came from outside is written through
+//! [`Escaped`]; behind it the writer itself lets no control character pass, so that no name,
+//! certificate or server can forge a line (CWE-117). [`Repeats`] keeps one outage from filling the
+//! disk. Libraries are heard from warn up only: what they trace may hold a password.
+//! Timestamps are UTC (RFC 3339).
+
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::level_filters::LevelFilter;
+use tracing::{Dispatch, field::Field};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::{Registry, reload};
+
+use crate::config::{self, LogFormat, LogLevel};
+
+/// How many lines wait for a slow output; a line has some hundred bytes, a few thousand at most.
+const QUEUE: usize = 8_192;
+
+/// How many bytes of an outside value are shown.
+const SHOWN: usize = 256;
+
+/// Identical outage lines are written once in this time.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// How many different outage lines are told apart.
+const OUTAGES: usize = 1_024;
+
+/// Starts logging to standard output for the whole process. A second call (tests) changes nothing
+/// that is written, but its guard is as good.
+#[must_use = "dropping the guard stops the log"]
+pub fn init(settings: &config::Log) -> Guard {
+    let (dispatch, guard) = build(settings, io::stdout());
+    let _ = tracing::dispatcher::set_global_default(dispatch);
+    guard
+}
+
+fn build(settings: &config::Log, output: impl io::Write + Send + 'static) -> (Dispatch, Guard) {
+    let (queue, worker) =
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE).thread_name("log").finish(output);
+    let dropped = queue.error_counter();
+    let (filter, level) = reload::Layer::new(filter(settings.level));
+    let registry = tracing_subscriber::registry().with(filter);
+    let writer = OneLine { queue, format: settings.format };
+    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(writer);
+    let dispatch = match settings.format {
+        LogFormat::Text => Dispatch::new(registry.with(layer.fmt_fields(debug_fn(write_field).delimited(" ")))),
+        LogFormat::Json => Dispatch::new(registry.with(layer.json().flatten_event(true).with_span_list(false))),
+    };
+    (dispatch, Guard { dropped, level, _worker: worker })
+}
+
+/// Keeps the log running; dropping it writes out what is queued (for a second at most).
+#[derive(Debug)]
+pub struct Guard {
+    dropped: ErrorCounter,
+    level: reload::Handle<Targets, Registry>,
+    _worker: WorkerGuard,
+}
+
+impl Guard {
+    /// How many lines were lost because the output was stuck: `usher_log_dropped_total`.
+    #[must_use]
+    pub fn dropped(&self) -> usize {
+        self.dropped.dropped_lines()
+    }
+
+    /// Changes the lowest level written, at a reload.
+    pub fn set_level(&self, level: LogLevel) {
+        // This fails only when the subscriber is gone, and with it every line.
+        let _ = self.level.reload(filter(level));
+    }
+}
+
+fn filter(level: LogLevel) -> Targets {
+    let level = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    Targets::new().with_default(level.min(LevelFilter::WARN)).with_target(env!("CARGO_CRATE_NAME"), level)
+}
+
+/// A field of a text line. A value that could be read as several fields is quoted.
+fn write_field(out: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let text = format!("{value:?}");
+    let name = field.name();
+    if name == "message" {
+        out.write_str(&text)
+    } else if text.starts_with('"') || !(text.is_empty() || text.contains([' ', '"', '='])) {
+        write!(out, "{name}={text}")
+    } else {
+        write!(out, "{name}={text:?}")
+    }
+}
+
+/// Sends each event as one line to the queue: the last guard against forged lines.
+#[derive(Debug, Clone)]
+struct OneLine {
+    queue: NonBlocking,
+    format: LogFormat,
+}
+
+impl<'a> MakeWriter<'a> for OneLine {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+impl io::Write for OneLine {
+    /// Takes one event, as the formatter hands it over: complete, with its line end.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let line = event.strip_suffix(b"\n").unwrap_or(event);
+        let text = String::from_utf8_lossy(line);
+        let mut clean = String::with_capacity(text.len() + 1);
+        for character in text.chars() {
+            let code = u32::from(character);
+            // Controls are Basic Multilingual Plane, so \uXXXX is right; in JSON they can be in
+            // strings only. serde_json leaves DEL and the C1 controls as they are.
+            let _ = match (character.is_control(), self.format) {
+                (false, _) => clean.write_char(character),
+                (true, LogFormat::Json) => write!(clean, "\\u{code:04x}"),
+                (true, LogFormat::Text) => write!(clean, "{}", character.escape_default()),
+            };
+        }
+        clean.push('\n');
+        self.queue.write_all(clean.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.queue.flush()
+    }
+}
+
+/// Bytes from outside, for a log line: printable characters as they are, every other character and
+/// every byte that is not UTF-8 escaped; at most 256 bytes of input, then `…`.
+#[derive(Clone, Copy)]
+pub struct Escaped<'a>(pub &'a [u8]);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut left = SHOWN;
+        for chunk in self.0.utf8_chunks() {
+            for character in chunk.valid().chars() {
+                let Some(rest) = left.checked_sub(character.len_utf8()) else { return f.write_char('…') };
+                left = rest;
+                if matches!(character, '"' | '\'') {
+                    f.write_char(character)?;
+                } else {
+                    // Escapes the backslash, controls, and what is invisible or turns the
+                    // writing direction round.
+                    write!(f, "{}", character.escape_debug())?;
+                }
+            }
+            for byte in chunk.invalid() {
+                let Some(rest) = left.checked_sub(1) else { return f.write_char('…') };
+                left = rest;
+                write!(f, "\\x{byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Thins out identical outage lines.
+#[derive(Debug, Default)]
+pub struct Repeats(Mutex<HashMap<(&'static str, Box<str>), Repeat>>);
+
+#[derive(Debug)]
+struct Repeat {
+    written: Instant,
+    suppressed: u64,
+}
+
+impl Repeats {
+    /// Whether the line about this trouble (`what`) with this server (`name`) may be written now;
+    /// if so, how many were suppressed since the last one.
+    pub fn allow(&self, what: &'static str, name: &str) -> Option<u64> {
+        let now = Instant::now();
+        // The map is whole whatever panicked while holding it.
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut key = (what, Box::from(name));
+        if map.len() >= OUTAGES && !map.contains_key(&key) {
+            map.retain(|_, repeat| now.duration_since(repeat.written) < QUIET);
+            if map.len() >= OUTAGES {
+                // Too many different ones at once: from here on they share a line per kind.
+                key.1 = Box::default();
+            }
+        }
+        let Some(repeat) = map.get_mut(&key) else {
+            map.insert(key, Repeat { written: now, suppressed: 0 });
+            return Some(0);
+        };
+        if now.duration_since(repeat.written) < QUIET {
+            repeat.suppressed = repeat.suppressed.saturating_add(1);
+            return None;
+        }
+        repeat.written = now;
+        Some(std::mem::take(&mut repeat.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests;

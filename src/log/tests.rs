@@ -1,0 +1,196 @@
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use serde_json::Value;
+use tracing::{dispatcher, error, info, info_span};
+
+use super::*;
+
+/// What was written, shared with the log's thread.
+#[derive(Clone, Default)]
+struct Page(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Page {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn settings(format: LogFormat, level: LogLevel) -> config::Log {
+    config::Log { format, level }
+}
+
+/// The lines that `events` cause.
+fn written(format: LogFormat, level: LogLevel, events: impl FnOnce(&Guard)) -> Vec<String> {
+    let page = Page::default();
+    let (dispatch, guard) = build(&settings(format, level), page.clone());
+    dispatcher::with_default(&dispatch, || events(&guard));
+    drop(guard);
+    let bytes = page.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap().lines().map(ToOwned::to_owned).collect()
+}
+
+#[test]
+fn outside_bytes_are_escaped_and_bounded() {
+    for (bytes, shown) in [
+        (&b"alice@example.com"[..], "alice@example.com"),
+        ("jürgen 日本".as_bytes(), "jürgen 日本"),
+        (b"a\r\nb\0c\x1b[31m\x7f", r"a\r\nb\0c\u{1b}[31m\u{7f}"),
+        (b"\\n is not a newline", r"\\n is not a newline"),
+        (b"\xff\xc3(\xe2\x82", r"\xff\xc3(\xe2\x82"),
+        ("\u{85}\u{2028}\u{202e}\u{200b}".as_bytes(), r"\u{85}\u{2028}\u{202e}\u{200b}"),
+        (br#"it's "quoted""#, r#"it's "quoted""#),
+    ] {
+        assert_eq!(Escaped(bytes).to_string(), shown);
+    }
+    assert_eq!(Escaped(&[b'x'; 256]).to_string(), "x".repeat(256));
+    assert_eq!(Escaped(&[b'x'; 257]).to_string(), "x".repeat(256) + "…");
+    assert_eq!(Escaped(&[0xff; 300]).to_string(), r"\xff".repeat(256) + "…");
+    // A character is shown whole or not at all.
+    assert_eq!(Escaped("ä".repeat(200).as_bytes()).to_string(), "ä".repeat(128) + "…");
+}
+
+#[test]
+fn text_lines_have_time_level_span_and_fields() {
+    let lines = written(LogFormat::Text, LogLevel::Info, |_| {
+        let _span = info_span!("session", id = 7, client = "192.0.2.1").entered();
+        info!(login = %Escaped(b"alice"), said = %Escaped(b"x result=ok"), empty = "", "login");
+    });
+    let [line] = &lines[..] else { panic!("{lines:?}") };
+    let (time, rest) = line.split_once(' ').unwrap();
+    assert!(time.ends_with('Z') && time.as_bytes()[10] == b'T', "{time}");
+    assert_eq!(
+        rest.trim_start(),
+        r#"INFO session{id=7 client="192.0.2.1"}: login login=alice said="x result=ok" empty="""#
+    );
+}
+
+#[test]
+fn json_lines_are_flat_with_the_span() {
+    let lines = written(LogFormat::Json, LogLevel::Info, |_| {
+        let _span = info_span!("session", id = 7).entered();
+        info!(login = %Escaped(b"a\xff\"b"), milliseconds = 12_u64, "login");
+    });
+    let [line] = &lines[..] else { panic!("{lines:?}") };
+    let object: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(object["message"], "login");
+    assert_eq!(object["login"], "a\\xff\"b");
+    assert_eq!(object["milliseconds"], 12);
+    assert_eq!(object["level"], "INFO");
+    assert_eq!(object["span"]["id"], 7);
+    assert!(object["timestamp"].as_str().unwrap().ends_with('Z'));
+}
+
+#[test]
+fn no_control_byte_is_ever_written() {
+    let every: String = (0..=0x2_ffff).filter_map(char::from_u32).filter(|one| one.is_control()).collect();
+    for format in [LogFormat::Text, LogFormat::Json] {
+        let lines = written(format, LogLevel::Info, |_| {
+            let _span = info_span!("session", bare = every, debug = ?every, shown = %every).entered();
+            info!(bare = every, debug = ?every, shown = %every, escaped = %Escaped(every.as_bytes()), "{every}");
+        });
+        let [line] = &lines[..] else { panic!("{} lines", lines.len()) };
+        assert!(!line.contains(char::is_control), "{line:?}");
+        if format == LogFormat::Json {
+            let object: Value = serde_json::from_str(line).unwrap();
+            assert_eq!(object["bare"], every, "what was escaped is not lost");
+        }
+    }
+}
+
+#[test]
+fn the_level_holds_and_can_be_changed() {
+    let lines = written(LogFormat::Text, LogLevel::Warn, |guard| {
+        info!("unheard");
+        guard.set_level(LogLevel::Debug);
+        tracing::debug!("heard");
+        guard.set_level(LogLevel::Error);
+        tracing::warn!("unheard again");
+        error!("heard as well");
+    });
+    assert_eq!(lines.len(), 2, "{lines:?}");
+}
+
+#[test]
+fn libraries_are_heard_from_warn_up_only() {
+    let lines = written(LogFormat::Text, LogLevel::Trace, |_| {
+        tracing::trace!(target: "hyper::proto", "password");
+        info!(target: "ldap3", "password");
+        tracing::warn!(target: "hyper::proto", "trouble");
+    });
+    assert_eq!(lines.len(), 1, "{lines:?}");
+}
+
+/// An output that takes nothing until it is told to.
+struct Stuck(mpsc::Receiver<()>);
+
+impl io::Write for Stuck {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Once the sender is gone everything flows.
+        let _ = self.0.recv();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_stuck_output_loses_lines_but_no_time() {
+    let (release, stuck) = mpsc::channel();
+    let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), Stuck(stuck));
+    let lines = 2 * QUEUE;
+    // This would never end if a line waited for the output.
+    dispatcher::with_default(&dispatch, || (0..lines).for_each(|line| info!(line, "login")));
+    // One line may be in the output's hands beside those in the queue.
+    let lost = guard.dropped();
+    assert!((lines - QUEUE - 1..=lines - QUEUE).contains(&lost), "{lost}");
+    drop(release);
+}
+
+#[test]
+fn one_event_is_one_write_to_the_queue() {
+    let page = Page::default();
+    let (queue, worker) = NonBlockingBuilder::default().finish(page.clone());
+    let mut line = OneLine { queue, format: LogFormat::Text };
+    assert_eq!(line.write(b"a\nb\tc\n").unwrap(), 6);
+    line.flush().unwrap();
+    drop(worker);
+    assert_eq!(*page.0.lock().unwrap(), b"a\\nb\\tc\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn repeated_outages_are_thinned_out() {
+    let repeats = Repeats::default();
+    assert_eq!(repeats.allow("directory", "ldap1"), Some(0));
+    assert_eq!(repeats.allow("directory", "ldap2"), Some(0));
+    assert_eq!(repeats.allow("backend", "ldap1"), Some(0));
+    for _ in 0..5 {
+        assert_eq!(repeats.allow("directory", "ldap1"), None);
+    }
+    tokio::time::advance(QUIET).await;
+    assert_eq!(repeats.allow("directory", "ldap1"), Some(5));
+    assert_eq!(repeats.allow("directory", "ldap1"), None);
+    assert_eq!(repeats.allow("directory", "ldap2"), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_memory_of_outages_is_bounded() {
+    let repeats = Repeats::default();
+    for name in 0..OUTAGES {
+        assert_eq!(repeats.allow("backend", &name.to_string()), Some(0));
+    }
+    assert_eq!(repeats.allow("backend", "one more"), Some(0));
+    assert_eq!(repeats.allow("backend", "and another"), None);
+    assert_eq!(repeats.0.lock().unwrap().len(), OUTAGES + 1);
+    tokio::time::advance(QUIET).await;
+    assert_eq!(repeats.allow("backend", "later"), Some(0));
+    assert_eq!(repeats.0.lock().unwrap().len(), 1);
+}

@@ -1,0 +1,456 @@
+//! The backend half: from a backend's greeting to its answer to a login.
+//!
+//! Starts TLS where it must, learns what the backend can do, logs in as the user (or as a service
+//! account for the user) and hands over what the backend said on the way. Nothing but CAPABILITY
+//! and STARTTLS is sent before TLS, nothing learned before TLS is used after it (RFC 9051 section
+//! 6.2.1), and nothing but usher's own tag followed by OK is success. A backend that keeps to
+//! another order than the protocol's is given up.
+
+use super::super::sasl::{fits_plain, write_plain};
+use super::super::wire::{Found, Gathering, Literal, Spoiled, printable, write_line};
+use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Welcome};
+use super::{LINE, TEXT, first_word};
+use crate::outcome::BackendWords;
+use crate::secret::{Secret, SecretBuf};
+
+/// The longest name or password that is sent as a quoted string: old servers have short lines.
+const QUOTED: usize = 1024;
+/// The longest literal that LITERAL- lets through unasked (RFC 7888 section 5).
+const LITERAL_MINUS: usize = 4096;
+
+/// The dialogue with one backend.
+pub(super) struct ImapBack {
+    login: Vec<u8>,
+    password: Secret,
+    service: Option<Vec<u8>>,
+    /// STARTTLS is wanted and has not been done.
+    in_the_clear: bool,
+    state: State,
+    /// What has arrived of the current answer.
+    gathered: Gathering,
+    /// Bytes of a literal that are to come before the answer's line goes on.
+    literal: usize,
+    /// What the backend can do, as far as it said so in the current phase: before TLS, before the
+    /// login, since the login.
+    capabilities: Option<Vec<u8>>,
+    /// Untagged lines for the client.
+    untagged: Vec<u8>,
+    /// How many bytes of untagged lines the backend may still send.
+    untagged_left: usize,
+    /// How many commands were sent: the number in the last one's tag.
+    commands: u32,
+}
+
+/// What the backend is to say next, besides untagged lines.
+#[derive(Debug)]
+enum State {
+    Greeting,
+    /// The answer to a CAPABILITY before the login.
+    Capability,
+    /// The answer to STARTTLS.
+    StartTls,
+    /// Nothing: the session is starting TLS.
+    Tls,
+    /// Nothing: TLS is there, and usher's turn.
+    Secured,
+    /// The answer to the login, or leave to go on with it.
+    Login(Pending),
+    /// The answer to a CAPABILITY after a login that was accepted with this text.
+    Afterwards(Vec<u8>),
+    /// Nothing any more.
+    Over,
+}
+
+/// What of a login waits for a continuation.
+#[derive(Debug, Clone, Copy)]
+enum Pending {
+    Nothing,
+    PlainMessage,
+    LoginName,
+    Password,
+}
+
+impl Back for ImapBack {
+    fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> BackStep {
+        match self.advance(input, out) {
+            Ok(step) => step,
+            Err(fault) => {
+                self.state = State::Over;
+                BackStep::Fault(fault)
+            }
+        }
+    }
+
+    fn tls_started(&mut self) {
+        self.in_the_clear = false;
+        self.capabilities = None;
+        self.state = State::Secured;
+    }
+}
+
+impl ImapBack {
+    pub(super) fn new(settings: BackSettings) -> Self {
+        Self {
+            login: settings.login,
+            password: settings.password,
+            service: settings.service,
+            in_the_clear: settings.tls == BackTls::StartTls,
+            state: State::Greeting,
+            gathered: Gathering::default(),
+            literal: 0,
+            capabilities: None,
+            untagged: Vec::new(),
+            untagged_left: settings.untagged_limit,
+            commands: 0,
+        }
+    }
+
+    fn advance(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Result<BackStep, BackFault> {
+        if matches!(self.state, State::Secured) {
+            self.send(&[b"CAPABILITY"], out);
+            self.state = State::Capability;
+        }
+        loop {
+            if self.literal > 0 {
+                self.literal = self.gathered.take_literal(input, self.literal);
+                if self.literal > 0 {
+                    return Ok(BackStep::NeedMore);
+                }
+            }
+            match self.gathered.take_line(input, LINE) {
+                Found::Part => return Ok(BackStep::NeedMore),
+                Found::Line => {}
+                Found::Spoiled(Spoiled::TooLong) => return Err(BackFault::TooMuch),
+                // A line that two readers may end at different places must not reach a client.
+                Found::Spoiled(Spoiled::BareLf | Spoiled::BareCr | Spoiled::Nul) => return Err(BackFault::Garbage),
+            }
+            if self.is_cut_by_literal()? {
+                continue;
+            }
+            let answer = std::mem::take(&mut self.gathered);
+            if let Some(step) = self.receive(answer.bytes(), out)? {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// Whether the line just gathered ends in a literal that belongs to it. Only data has literals:
+    /// the text of a status may end in `{5}` and mean nothing by it.
+    fn is_cut_by_literal(&mut self) -> Result<bool, BackFault> {
+        let answer = self.gathered.bytes();
+        let is_data = answer.strip_prefix(b"* ").is_some_and(|line| Status::of(line).is_none());
+        let Some(literal) = Literal::announced_by(self.gathered.line()).filter(|_| is_data) else { return Ok(false) };
+        if answer.len().saturating_add(literal.size) > self.untagged_left {
+            return Err(BackFault::TooMuch);
+        }
+        self.literal = literal.size;
+        // Starts the next line, for an empty literal as well.
+        self.gathered.take_literal(&mut SecretBuf::new(), 0);
+        Ok(true)
+    }
+
+    /// Understands one complete answer.
+    fn receive(&mut self, answer: &[u8], out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
+        let tag = self.tag();
+        if let Some(line) = answer.strip_prefix(b"* ") {
+            self.untagged_left = self.untagged_left.checked_sub(answer.len()).ok_or(BackFault::TooMuch)?;
+            self.untagged(line, out)?;
+            return Ok(None);
+        }
+        if answer.starts_with(b"+ ") || answer == b"+\r\n" {
+            self.go_ahead(out)?;
+            return Ok(None);
+        }
+        let line = answer.strip_prefix(tag.as_bytes()).and_then(|line| line.strip_prefix(b" "));
+        self.tagged(line.and_then(Status::of).ok_or(BackFault::Garbage)?, out)
+    }
+
+    fn untagged(&mut self, line: &[u8], out: &mut SecretBuf) -> Result<(), BackFault> {
+        let status = Status::of(line);
+        if let Some(Status { word: Word::Bye, .. }) = status {
+            return Err(BackFault::Bye);
+        }
+        let listed = match &status {
+            Some(status) => status.capabilities(),
+            None => capability_line(line),
+        };
+        let lists = listed.is_some();
+        if let Some(listed) = listed {
+            self.capabilities = Some(listed.to_vec());
+        }
+        match (&self.state, status.map(|status| status.word)) {
+            (State::Greeting, Some(Word::Ok)) => self.greeted(out),
+            // A session that is logged in before TLS: the user's commands would go to whoever
+            // holds the wire (RFC 9051 section 11.1).
+            (_, Some(Word::Preauth)) => Err(BackFault::Preauth),
+            (State::Greeting, _) => Err(BackFault::Garbage),
+            // Capabilities do not pass as they are: the client gets them with the tagged OK.
+            (State::Login(_) | State::Afterwards(_), _) if !lists => {
+                self.untagged.extend_from_slice(b"* ");
+                self.untagged.extend_from_slice(line);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn tagged(&mut self, status: Status<'_>, out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
+        match (std::mem::replace(&mut self.state, State::Over), status.word) {
+            (State::Capability, Word::Ok) => {
+                // An OK without any list is an answer to another question.
+                self.capabilities.as_ref().ok_or(BackFault::Garbage)?;
+                self.greeted(out)?;
+                Ok(None)
+            }
+            (State::StartTls, Word::Ok) => {
+                self.state = State::Tls;
+                Ok(Some(BackStep::StartTls))
+            }
+            (State::StartTls, Word::No) => Err(BackFault::NoStartTls),
+            (State::Login(_), Word::Ok) => Ok(self.logged_in(&status, out)),
+            (State::Login(_), Word::No) if status.is_referral() => Err(BackFault::Referral),
+            (State::Login(_), Word::No) => Ok(Some(BackStep::Refused(BackendWords {
+                code: printable(status.code, TEXT),
+                text: printable(status.text, TEXT),
+            }))),
+            (State::Afterwards(text), Word::Ok) => Ok(Some(self.ready(text))),
+            (State::Capability | State::Afterwards(_), Word::No)
+            | (State::Capability | State::StartTls | State::Login(_) | State::Afterwards(_), Word::Bad) => {
+                Err(BackFault::Bad)
+            }
+            (State::Greeting | State::Tls | State::Secured | State::Over, _) | (_, Word::Bye | Word::Preauth) => {
+                Err(BackFault::Garbage)
+            }
+        }
+    }
+
+    /// After the greeting, and whenever capabilities have come: TLS first, then the login.
+    fn greeted(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
+        if self.capabilities.is_none() {
+            self.send(&[b"CAPABILITY"], out);
+            self.state = State::Capability;
+        } else if self.in_the_clear {
+            if !self.can("STARTTLS") {
+                return Err(BackFault::NoStartTls);
+            }
+            self.send(&[b"STARTTLS"], out);
+            self.state = State::StartTls;
+        } else {
+            let pending = self.log_in(out)?;
+            self.state = State::Login(pending);
+            // They change with the login (RFC 9051 section 6.2.3).
+            self.capabilities = None;
+        }
+        Ok(())
+    }
+
+    /// Sends the login, or what can be sent of it at once. PLAIN is preferred to LOGIN, which knows
+    /// no authzid and may be disabled; a login for somebody else is never weakened to a LOGIN.
+    fn log_in(&mut self, out: &mut SecretBuf) -> Result<Pending, BackFault> {
+        let parts = [self.login.as_slice(), self.service.as_deref().unwrap_or_default(), self.password.expose()];
+        if !parts.into_iter().all(fits_plain) {
+            return Err(BackFault::NoMechanism);
+        }
+        if self.can("AUTH=PLAIN") {
+            if !self.can("SASL-IR") {
+                self.send(&[b"AUTHENTICATE PLAIN"], out);
+                return Ok(Pending::PlainMessage);
+            }
+            self.begin(b"AUTHENTICATE PLAIN ", out);
+            self.write_plain_message(out);
+            return Ok(Pending::Nothing);
+        }
+        if self.service.is_some() || self.can("LOGINDISABLED") {
+            return Err(BackFault::NoMechanism);
+        }
+        self.begin(b"LOGIN ", out);
+        Ok(if self.write_argument(&self.login, out) { self.write_password(out) } else { Pending::LoginName })
+    }
+
+    /// The backend gives leave to send what is pending.
+    fn go_ahead(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
+        let State::Login(pending) = self.state else { return Err(BackFault::Garbage) };
+        self.state = State::Login(match pending {
+            Pending::Nothing => return Err(BackFault::Garbage),
+            Pending::PlainMessage => {
+                self.write_plain_message(out);
+                Pending::Nothing
+            }
+            Pending::LoginName => {
+                out.extend(&self.login);
+                self.write_password(out)
+            }
+            Pending::Password => {
+                write_line(out, &[self.password.expose()]);
+                Pending::Nothing
+            }
+        });
+        Ok(())
+    }
+
+    fn write_plain_message(&self, out: &mut SecretBuf) {
+        match &self.service {
+            Some(service) => write_plain(&self.login, service, &self.password, out),
+            None => write_plain(b"", &self.login, &self.password, out),
+        }
+        out.extend(b"\r\n");
+    }
+
+    fn write_password(&self, out: &mut SecretBuf) -> Pending {
+        out.extend(b" ");
+        if !self.write_argument(self.password.expose(), out) {
+            return Pending::Password;
+        }
+        out.extend(b"\r\n");
+        Pending::Nothing
+    }
+
+    /// Writes a string in the plainest form that carries it. Returns whether that was possible, or
+    /// only the announcement of a literal, for whose bytes the backend's leave is needed.
+    fn write_argument(&self, argument: &[u8], out: &mut SecretBuf) -> bool {
+        if argument.len() <= QUOTED && argument.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+            out.extend(b"\"");
+            for byte in argument {
+                if matches!(byte, b'"' | b'\\') {
+                    out.extend(b"\\");
+                }
+                out.extend(&[*byte]);
+            }
+            out.extend(b"\"");
+            return true;
+        }
+        let unasked = self.can("LITERAL+") || (self.can("LITERAL-") && argument.len() <= LITERAL_MINUS);
+        let plus = if unasked { "+" } else { "" };
+        write_line(out, &[format!("{{{}{plus}}}", argument.len()).as_bytes()]);
+        if unasked {
+            out.extend(argument);
+        }
+        unasked
+    }
+
+    /// The login is accepted; if nobody said what can be done now, that is asked first.
+    fn logged_in(&mut self, status: &Status<'_>, out: &mut SecretBuf) -> Option<BackStep> {
+        match status.capabilities() {
+            Some(listed) => self.capabilities = Some(listed.to_vec()),
+            // The client's tagged OK has room for one code, the capabilities. Another one (ALERT,
+            // say) goes before it; a referral goes nowhere, with its text.
+            None if status.is_referral() => {}
+            None if !status.code.is_empty() => {
+                let line = [b"* OK [", status.code, b"] ", status.text, b"\r\n"].concat();
+                self.untagged.extend(line);
+            }
+            None => {}
+        }
+        let text = if status.is_referral() { Vec::new() } else { status.text.to_vec() };
+        if self.capabilities.is_some() {
+            return Some(self.ready(text));
+        }
+        self.send(&[b"CAPABILITY"], out);
+        self.state = State::Afterwards(text);
+        None
+    }
+
+    fn ready(&mut self, text: Vec<u8>) -> BackStep {
+        let capabilities = for_client(self.capabilities.as_deref().unwrap_or_default());
+        BackStep::Ready(Welcome { untagged: std::mem::take(&mut self.untagged), capabilities, text })
+    }
+
+    fn can(&self, capability: &str) -> bool {
+        let listed = self.capabilities.as_deref().unwrap_or_default();
+        listed.split(|byte| *byte == b' ').any(|word| word.eq_ignore_ascii_case(capability.as_bytes()))
+    }
+
+    fn tag(&self) -> String {
+        format!("u{}", self.commands)
+    }
+
+    fn begin(&mut self, command: &[u8], out: &mut SecretBuf) {
+        self.commands = self.commands.saturating_add(1);
+        out.extend(self.tag().as_bytes());
+        out.extend(b" ");
+        out.extend(command);
+    }
+
+    fn send(&mut self, command: &[&[u8]], out: &mut SecretBuf) {
+        self.begin(b"", out);
+        write_line(out, command);
+    }
+}
+
+/// A status response behind its tag or `*` (RFC 9051 section 7.1).
+#[derive(Debug)]
+struct Status<'a> {
+    word: Word,
+    /// The response code without brackets; empty when there is none.
+    code: &'a [u8],
+    text: &'a [u8],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Ok,
+    No,
+    Bad,
+    Bye,
+    Preauth,
+}
+
+impl<'a> Status<'a> {
+    /// `None` if the line's first word, up to a space or the end, is exactly none of the five.
+    fn of(line: &'a [u8]) -> Option<Self> {
+        let (word, rest) = first_word(line.strip_suffix(b"\r\n").unwrap_or(line));
+        let words = [
+            ("OK", Word::Ok),
+            ("NO", Word::No),
+            ("BAD", Word::Bad),
+            ("BYE", Word::Bye),
+            ("PREAUTH", Word::Preauth),
+        ];
+        let (_, word) = words.into_iter().find(|(name, _)| name.as_bytes().eq_ignore_ascii_case(word))?;
+        let (code, text) = split_code(rest).unwrap_or((b"", rest));
+        Some(Self { word, code, text })
+    }
+
+    fn capabilities(&self) -> Option<&'a [u8]> {
+        capability_line(self.code)
+    }
+
+    fn is_referral(&self) -> bool {
+        first_word(self.code).0.eq_ignore_ascii_case(b"REFERRAL")
+    }
+}
+
+/// Splits `[code] text`.
+fn split_code(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let inside = text.strip_prefix(b"[")?;
+    let end = inside.iter().position(|byte| *byte == b']')?;
+    let behind = inside.get(end + 1..)?;
+    Some((inside.get(..end)?, behind.strip_prefix(b" ").unwrap_or(behind)))
+}
+
+/// The list in `CAPABILITY list`, a data line or a code.
+fn capability_line(line: &[u8]) -> Option<&[u8]> {
+    let (word, list) = first_word(line.strip_suffix(b"\r\n").unwrap_or(line));
+    word.eq_ignore_ascii_case(b"CAPABILITY").then_some(list)
+}
+
+/// A backend's capabilities as the client may see them: without what ends with the login or what a
+/// relay cannot carry. COMPRESS stays: it is between client and backend, usher only relays it.
+fn for_client(listed: &[u8]) -> Vec<u8> {
+    let hidden = |word: &[u8]| {
+        let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
+        // Would leave the client before login at the backend, with nobody to log it in (RFC 8437).
+        is("UNAUTHENTICATE")
+            // Are about a state that is over; STARTTLS inside usher's TLS would break the session.
+            || is("STARTTLS")
+            || is("LOGINDISABLED")
+            || word.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"AUTH="))
+            // Would send the client to servers that it cannot reach (RFC 2221, RFC 2193).
+            || is("LOGIN-REFERRALS")
+            || is("MAILBOX-REFERRALS")
+    };
+    let words = listed.split(|byte| *byte == b' ');
+    // Nothing but what a capability is made of, so that the list fits into the tagged OK's code.
+    let sound = |word: &&[u8]| !word.is_empty() && word.iter().all(|byte| byte.is_ascii_graphic() && *byte != b']');
+    words.filter(sound).filter(|word| !hidden(word)).collect::<Vec<_>>().join(&b' ')
+}

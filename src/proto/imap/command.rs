@@ -1,0 +1,278 @@
+//! The grammar of the commands that a client may send before login (RFC 9051 section 9).
+//!
+//! Reads what has arrived of a command, from its tag on, each time a line of it is complete: either
+//! it is whole, or it is wrong, or all is well up to a literal that is still to come. So a literal
+//! is only asked for when nothing before it is wrong. Names and passwords are copied into wiping
+//! memory alone.
+
+use zeroize::Zeroizing;
+
+use super::super::ClientId;
+use super::super::wire::{Literal, printable};
+use crate::secret::Secret;
+
+/// The longest argument of LOGIN in any form; what LITERAL- allows a literal (RFC 7888 section 5).
+const ARGUMENT: usize = 4096;
+/// The limits of ID (RFC 2971 section 3.3).
+const ID_PAIRS: usize = 30;
+const ID_FIELD: usize = 30;
+const ID_VALUE: usize = 1024;
+/// How many bytes of a client's name and version are remembered.
+const ID_KEPT: usize = 64;
+
+/// Commands of later states, told apart from words that are no command only by the answer's text.
+const LATER: &[&str] = &[
+    "APPEND", "CHECK", "CLOSE", "COMPRESS", "COPY", "CREATE", "DELETE", "DELETEACL", "ENABLE", "EXAMINE", "EXPUNGE",
+    "FETCH", "GETACL", "GETMETADATA", "GETQUOTA", "GETQUOTAROOT", "IDLE", "LIST", "LISTRIGHTS", "LSUB", "MOVE",
+    "MYRIGHTS", "NAMESPACE", "NOTIFY", "RENAME", "SEARCH", "SELECT", "SETACL", "SETMETADATA", "SETQUOTA", "SORT",
+    "STATUS", "STORE", "SUBSCRIBE", "THREAD", "UID", "UNAUTHENTICATE", "UNSELECT", "UNSUBSCRIBE",
+];
+
+/// Why a command cannot be carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Problem {
+    /// It is right so far; this literal is to follow.
+    Incomplete(Literal),
+    /// It is answered with this.
+    Denied(Denial),
+}
+
+impl From<Denial> for Problem {
+    fn from(denial: Denial) -> Self {
+        Self::Denied(denial)
+    }
+}
+
+/// The answer to a command that is not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Denial {
+    /// BAD with this text: the client broke the protocol.
+    Bad(&'static str),
+    /// NO with this text: understood and refused.
+    No(&'static str),
+}
+
+const SYNTAX: Problem = Problem::Denied(Denial::Bad("Arguments are not as the command wants them"));
+const TOO_BIG: Problem = Problem::Denied(TOO_BIG_A_COMMAND);
+/// Larger than an argument or a whole command may be.
+pub(super) const TOO_BIG_A_COMMAND: Denial = Denial::Bad("[TOOBIG] Argument too long");
+
+/// What a command asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    Capability,
+    Noop,
+    Logout,
+    StartTls,
+    Login,
+    Authenticate,
+    Id,
+    /// A command of a later state.
+    Later,
+    Unknown,
+}
+
+/// The tag, if the command starts with a whole one: any ASTRING-CHAR but `+`, of any length.
+pub(super) fn tag(command: &[u8]) -> Option<&[u8]> {
+    let end = command.iter().position(|byte| matches!(byte, b' ' | b'\r'))?;
+    let tag = command.get(..end)?;
+    (!tag.is_empty() && tag.iter().all(|byte| is_astring_char(*byte) && *byte != b'+')).then_some(tag)
+}
+
+/// Whether this is a request of HTTP: somebody makes a browser talk to a mail port (ALPACA).
+pub(super) fn is_http(command: &[u8]) -> bool {
+    const METHODS: [&[u8]; 10] =
+        [b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"PATCH", b"TRACE", b"CONNECT", b"PRI"];
+    tag(command).is_some_and(|tag| METHODS.contains(&tag))
+}
+
+/// Whether this is an AUTHENTICATE, whose line may be longer: it can hold an initial response.
+pub(super) fn is_authenticate(command: &[u8]) -> bool {
+    tag(command).is_some_and(|tag| verb(command, tag).0 == Verb::Authenticate)
+}
+
+/// The verb behind the tag, and its arguments.
+pub(super) fn verb<'a>(command: &'a [u8], tag: &[u8]) -> (Verb, Arguments<'a>) {
+    let rest = command.get(tag.len()..).unwrap_or_default();
+    let rest = rest.strip_prefix(b" ").unwrap_or_default();
+    let end = rest.iter().position(|byte| matches!(byte, b' ' | b'\r')).unwrap_or(rest.len());
+    let (word, rest) = rest.split_at(end);
+    let known = [
+        ("CAPABILITY", Verb::Capability),
+        ("NOOP", Verb::Noop),
+        ("LOGOUT", Verb::Logout),
+        ("STARTTLS", Verb::StartTls),
+        ("LOGIN", Verb::Login),
+        ("AUTHENTICATE", Verb::Authenticate),
+        ("ID", Verb::Id),
+    ];
+    let later = LATER.iter().map(|name| (*name, Verb::Later));
+    let found = known.into_iter().chain(later).find(|(name, _)| name.as_bytes().eq_ignore_ascii_case(word));
+    (found.map_or(Verb::Unknown, |(_, verb)| verb), Arguments { rest })
+}
+
+/// The arguments of a command, consumed from the left. `rest` ends with the last line so far, so
+/// that it is empty exactly behind the announcement of a literal that has not come.
+pub(super) struct Arguments<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Arguments<'a> {
+    /// No arguments at all.
+    pub(super) fn none(mut self) -> Result<(), Problem> {
+        self.end()
+    }
+
+    /// LOGIN: name and password.
+    pub(super) fn login(mut self) -> Result<(Secret, Secret), Problem> {
+        self.expect(b" ")?;
+        let login = self.astring(ARGUMENT)?;
+        self.expect(b" ")?;
+        let password = self.astring(ARGUMENT)?;
+        self.end()?;
+        Ok((login, password))
+    }
+
+    /// AUTHENTICATE: the mechanism's name and, if there is one, the initial response.
+    pub(super) fn authenticate(mut self) -> Result<(&'a [u8], Option<&'a [u8]>), Problem> {
+        self.expect(b" ")?;
+        let mechanism = self.atom()?;
+        if self.end().is_ok() {
+            return Ok((mechanism, None));
+        }
+        self.expect(b" ")?;
+        let response = self.run_of(|byte| !matches!(byte, b' ' | b'\r'))?;
+        self.end()?;
+        Ok((mechanism, Some(response)))
+    }
+
+    /// ID: of what the client tells, name and version; `NIL` and `()` tell nothing.
+    pub(super) fn id(mut self) -> Result<ClientId, Problem> {
+        let mut id = ClientId::default();
+        self.expect(b" ")?;
+        if self.nil() {
+            self.end()?;
+            return Ok(id);
+        }
+        self.expect(b"(")?;
+        let mut pairs = 0;
+        while self.expect(b")").is_err() {
+            if pairs > 0 {
+                self.expect(b" ")?;
+            }
+            pairs += 1;
+            if pairs > ID_PAIRS {
+                return Err(TOO_BIG);
+            }
+            let field = self.string(ID_FIELD)?;
+            self.expect(b" ")?;
+            let value = if self.nil() { Secret::new(Vec::new()) } else { self.string(ID_VALUE)? };
+            let kept = printable(value.expose(), ID_KEPT);
+            // Every other field is read and forgotten, above all the `x-` ones that other proxies
+            // use to tell where a client is: a client's word for that is worth nothing.
+            if field.expose().eq_ignore_ascii_case(b"name") {
+                id.name = kept;
+            } else if field.expose().eq_ignore_ascii_case(b"version") {
+                id.version = kept;
+            }
+        }
+        self.end()?;
+        Ok(id)
+    }
+
+    fn expect(&mut self, text: &[u8]) -> Result<(), Problem> {
+        self.rest = self.rest.strip_prefix(text).ok_or(SYNTAX)?;
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), Problem> {
+        if self.rest == b"\r\n" { Ok(()) } else { Err(SYNTAX) }
+    }
+
+    fn nil(&mut self) -> bool {
+        let found = self.rest.get(..3).is_some_and(|word| word.eq_ignore_ascii_case(b"NIL"));
+        if found {
+            self.advance(3);
+        }
+        found
+    }
+
+    /// Any of the three forms of a string, up to `most` bytes.
+    fn astring(&mut self, most: usize) -> Result<Secret, Problem> {
+        if matches!(self.rest.first(), Some(b'"' | b'{')) {
+            return self.string(most);
+        }
+        let atom = self.run_of(is_astring_char)?;
+        if atom.len() > most { Err(TOO_BIG) } else { Ok(Secret::copy_of(atom)) }
+    }
+
+    fn string(&mut self, most: usize) -> Result<Secret, Problem> {
+        let string = match self.rest.first() {
+            Some(b'"') => self.quoted()?,
+            Some(b'{') => self.literal(most)?,
+            _ => return Err(SYNTAX),
+        };
+        if string.expose().len() > most { Err(TOO_BIG) } else { Ok(string) }
+    }
+
+    /// Eight-bit bytes are taken as they are: RFC 9051 has UTF-8 here, and older clients Latin-1.
+    fn quoted(&mut self) -> Result<Secret, Problem> {
+        let mut bytes = self.rest.iter().skip(1);
+        // As large as it can get, so that no growth leaves a copy behind.
+        let mut text = Zeroizing::new(Vec::with_capacity(self.rest.len()));
+        loop {
+            match bytes.next() {
+                Some(b'"') => break,
+                Some(b'\\') => match bytes.next() {
+                    Some(escaped @ (b'"' | b'\\')) => text.push(*escaped),
+                    _ => return Err(SYNTAX),
+                },
+                Some(b'\r' | b'\n') | None => return Err(SYNTAX),
+                Some(byte) => text.push(*byte),
+            }
+        }
+        let behind = bytes.len();
+        self.advance(self.rest.len() - behind);
+        Ok(Secret::copy_of(&text))
+    }
+
+    fn literal(&mut self, most: usize) -> Result<Secret, Problem> {
+        let end = self.rest.iter().position(|byte| *byte == b'\r').ok_or(SYNTAX)?;
+        let marker = self.rest.get(..end).unwrap_or_default();
+        // The announcement has to be all that is left of the line.
+        let whole = marker.iter().rposition(|byte| *byte == b'{') == Some(0);
+        let literal = Literal::announced_by(marker).filter(|_| whole).ok_or(SYNTAX)?;
+        if literal.size > most {
+            return Err(TOO_BIG);
+        }
+        self.advance(end);
+        self.expect(b"\r\n")?;
+        if self.rest.is_empty() {
+            return Err(Problem::Incomplete(literal));
+        }
+        let bytes = Secret::copy_of(self.rest.get(..literal.size).ok_or(SYNTAX)?);
+        self.advance(literal.size);
+        Ok(bytes)
+    }
+
+    fn atom(&mut self) -> Result<&'a [u8], Problem> {
+        self.run_of(|byte| is_astring_char(byte) && byte != b']')
+    }
+
+    /// One or more bytes of a kind.
+    fn run_of(&mut self, kind: impl Fn(u8) -> bool) -> Result<&'a [u8], Problem> {
+        let end = self.rest.iter().position(|byte| !kind(*byte)).unwrap_or(self.rest.len());
+        let (run, rest) = self.rest.split_at(end);
+        self.rest = rest;
+        if run.is_empty() { Err(SYNTAX) } else { Ok(run) }
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.rest = self.rest.get(count..).unwrap_or_default();
+    }
+}
+
+/// ASTRING-CHAR: what an atom may hold, and `]`.
+fn is_astring_char(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !matches!(byte, b'(' | b')' | b'{' | b'%' | b'*' | b'"' | b'\\')
+}

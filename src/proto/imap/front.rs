@@ -1,0 +1,469 @@
+//! The client half: from the greeting to an accepted login.
+//!
+//! Answers what may be asked before login, collects credentials and puts every [`Refusal`] into
+//! IMAP's words. It never judges a name or a password, never asks for a secret in the clear, and
+//! never repeats a byte of the client's but the tag.
+//!
+//! Every command gets one tagged answer (RFC 9051 section 2.2.1) and is consumed whole, right or
+//! wrong, literals included, so that nothing meant as data is ever read as a command. When
+//! [`Step::NeedMore`] is returned the input is empty: what is kept between calls is one command of
+//! at most [`COMMAND`] bytes, whatever the client sends.
+
+use std::borrow::Cow;
+
+use zeroize::Zeroizing;
+
+use super::super::sasl::{Exchange, Mechanism, SaslError};
+use super::super::wire::{Found, Gathering, Literal, Skip, Spoiled, printable, write_line};
+use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome};
+use super::command::{self, Denial, Problem, Verb};
+use super::{LINE, TEXT, first_word};
+use crate::outcome::{BackendWords, Refusal};
+use crate::secret::SecretBuf;
+
+/// The longest line of an authentication exchange (RFC 4954 section 4 has this number).
+const SASL_LINE: usize = 12_288;
+/// The longest command with its literals: an ID with everything that RFC 2971 allows.
+const COMMAND: usize = 32_768;
+/// How much of one refused command is read and thrown away before the client is given up.
+const SWALLOWED: usize = 65_536;
+
+/// LITERAL- is what the limits hold to; SASL-IR saves a round trip; the rest depends on TLS.
+const CAPABILITIES: &str = "IMAP4rev1 SASL-IR LITERAL- ID";
+
+/// The words for a login in the clear: the same whether the dialogue or the session refuses it.
+const TLS_FIRST: &str = "[PRIVACYREQUIRED] Start TLS before you log in";
+
+/// The dialogue with one client.
+pub(super) struct ImapFront {
+    tls: bool,
+    starttls: bool,
+    /// How many bad commands are still answered.
+    bad_commands_left: u32,
+    state: State,
+    /// What has arrived of the current command or response.
+    gathered: Gathering,
+    /// The current command's tag; empty when it has none. In wiping memory, as a client that loses
+    /// its place may send a password where a tag belongs.
+    tag: Zeroizing<Vec<u8>>,
+    asked_capabilities: bool,
+    id: Option<ClientId>,
+    /// Logins in the clear, refused here and not yet told to the session.
+    refused_unasked: u32,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// In a line of a command.
+    #[default]
+    Command,
+    /// In a literal of a command, with so many bytes to come.
+    Literal(usize),
+    /// In a response of an authentication exchange.
+    Response(Exchange),
+    /// In what is left of a refused command.
+    Refused(Leftover),
+    /// The session is starting TLS.
+    Tls,
+    /// The session is deciding about a login, or has accepted it.
+    Deciding,
+    /// Said goodbye.
+    Over(Quit),
+}
+
+/// What is left of a refused command on the wire.
+#[derive(Debug)]
+struct Leftover {
+    line: Skip,
+    /// Bytes of a literal before the line goes on.
+    literal: usize,
+    /// How much more may be thrown away.
+    budget: usize,
+    /// The answer, where it waits for the command's end.
+    answer: Option<Denial>,
+}
+
+impl Front for ImapFront {
+    fn greet(&mut self, out: &mut SecretBuf) {
+        let capabilities = self.capabilities();
+        write_line(out, &[b"* OK [CAPABILITY ", capabilities.as_bytes(), b"] usher is ready"]);
+    }
+
+    fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step {
+        loop {
+            let next = match std::mem::take(&mut self.state) {
+                State::Command => self.read_command(input, out),
+                State::Literal(missing) => self.read_literal(missing, input),
+                State::Response(exchange) => self.read_response(exchange, input, out),
+                State::Refused(leftover) => self.pass_over(leftover, input, out),
+                State::Tls => {
+                    // Asked again before the handshake: what came in the clear stays unread.
+                    input.clear();
+                    self.wait_in(State::Tls, Step::StartTls)
+                }
+                State::Deciding => self.wait_in(State::Deciding, Step::NeedMore),
+                State::Over(quit) => self.wait_in(State::Over(quit), Step::Quit(quit)),
+            };
+            if let Some(step) = next {
+                return step;
+            }
+        }
+    }
+
+    /// The count of bad commands is the connection's and stays.
+    fn tls_started(&mut self) {
+        self.tls = true;
+        self.state = State::Command;
+        self.gathered = Gathering::default();
+        self.tag = Zeroizing::default();
+        self.asked_capabilities = false;
+        self.id = None;
+    }
+
+    fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
+        self.answer(&format!("NO {}", words(refusal)), out);
+        self.state = State::Command;
+    }
+
+    fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf) {
+        let known = !welcome.capabilities.is_empty();
+        out.extend(&welcome.untagged);
+        // A client that asked before login may not look into the tagged OK's code.
+        if self.asked_capabilities && known && !lists_capabilities(&welcome.untagged) {
+            write_line(out, &[b"* CAPABILITY ", &welcome.capabilities]);
+        }
+        let text = printable(&welcome.text, TEXT);
+        out.extend(&self.tag);
+        out.extend(b" OK ");
+        if known {
+            out.extend(b"[CAPABILITY ");
+            out.extend(&welcome.capabilities);
+            out.extend(b"] ");
+        }
+        write_line(out, &[if text.is_empty() { "Logged in" } else { &text }.as_bytes()]);
+        self.state = State::Deciding;
+    }
+
+    fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
+        write_line(out, &[b"* BYE ", words(why).as_bytes()]);
+    }
+
+    fn client_id(&self) -> Option<&ClientId> {
+        self.id.as_ref()
+    }
+
+    fn refused_unasked(&mut self) -> Option<Refusal> {
+        self.refused_unasked = self.refused_unasked.checked_sub(1)?;
+        Some(Refusal::TlsRequired)
+    }
+}
+
+impl ImapFront {
+    pub(super) fn new(settings: FrontSettings) -> Self {
+        Self {
+            tls: settings.tls,
+            starttls: settings.starttls,
+            bad_commands_left: settings.bad_commands,
+            state: State::Command,
+            gathered: Gathering::default(),
+            tag: Zeroizing::default(),
+            asked_capabilities: false,
+            id: None,
+            refused_unasked: 0,
+        }
+    }
+
+    fn capabilities(&self) -> String {
+        let more = match (self.tls, self.starttls) {
+            (true, _) => "AUTH=PLAIN AUTH=LOGIN",
+            (false, true) => "STARTTLS LOGINDISABLED",
+            (false, false) => "LOGINDISABLED",
+        };
+        format!("{CAPABILITIES} {more}")
+    }
+
+    fn read_command(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
+        let room = COMMAND.saturating_sub(self.gathered.bytes().len() - self.gathered.line().len());
+        let mut found = self.gathered.take_line(input, LINE.min(room));
+        if found == Found::Spoiled(Spoiled::TooLong) && command::is_authenticate(self.gathered.bytes()) {
+            found = self.gathered.take_line(input, SASL_LINE);
+        }
+        if found == Found::Part {
+            return Some(Step::NeedMore);
+        }
+        let command = std::mem::take(&mut self.gathered);
+        if command::is_http(command.bytes()) {
+            return Some(self.give_up("This is a mail server", out));
+        }
+        self.tag = Zeroizing::new(command::tag(command.bytes()).unwrap_or_default().to_vec());
+        if let Found::Spoiled(why) = found {
+            return self.refuse_spoiled(why, command.line(), out);
+        }
+        match self.obey(command.bytes(), out) {
+            Ok(step) => step,
+            Err(Problem::Denied(denial)) => self.refuse(denial, command.line(), out),
+            Err(Problem::Incomplete(literal)) if command.bytes().len().saturating_add(literal.size) > COMMAND => {
+                self.refuse(command::TOO_BIG_A_COMMAND, command.line(), out)
+            }
+            Err(Problem::Incomplete(literal)) => {
+                if literal.synchronizing {
+                    write_line(out, &[b"+ Go ahead"]);
+                }
+                self.gathered = command;
+                self.state = State::Literal(literal.size);
+                None
+            }
+        }
+    }
+
+    fn read_literal(&mut self, missing: usize, input: &mut SecretBuf) -> Option<Step> {
+        let missing = self.gathered.take_literal(input, missing);
+        if missing == 0 {
+            return None;
+        }
+        self.wait_in(State::Literal(missing), Step::NeedMore)
+    }
+
+    /// Carries out what is there of a command.
+    fn obey(&mut self, command: &[u8], out: &mut SecretBuf) -> Result<Option<Step>, Problem> {
+        if self.tag.is_empty() {
+            return Err(Denial::Bad("A command starts with a tag").into());
+        }
+        let (verb, arguments) = command::verb(command, &self.tag);
+        match verb {
+            Verb::Capability => {
+                arguments.none()?;
+                self.asked_capabilities = true;
+                write_line(out, &[b"* CAPABILITY ", self.capabilities().as_bytes()]);
+                self.answer("OK That is all before login", out);
+            }
+            Verb::Noop => {
+                arguments.none()?;
+                self.answer("OK Nothing done", out);
+            }
+            Verb::Id => {
+                let id = arguments.id()?;
+                self.id = Some(id).filter(|id| *id != ClientId::default());
+                write_line(out, &[b"* ID (\"name\" \"usher\")"]);
+                self.answer("OK Nice to meet you", out);
+            }
+            Verb::Logout => {
+                arguments.none()?;
+                write_line(out, &[b"* BYE Goodbye"]);
+                self.answer("OK Logged out", out);
+                return Ok(self.wait_in(State::Over(Quit::Logout), Step::Quit(Quit::Logout)));
+            }
+            Verb::StartTls => {
+                arguments.none()?;
+                if self.tls || !self.starttls {
+                    return Err(Denial::Bad("TLS cannot be started here").into());
+                }
+                self.answer("OK Begin TLS now", out);
+                return Ok(self.wait_in(State::Tls, Step::StartTls));
+            }
+            // Before any argument is looked at, so before a literal is asked for.
+            Verb::Login | Verb::Authenticate if !self.tls => {
+                self.refused_unasked = self.refused_unasked.saturating_add(1);
+                return Err(Denial::No(TLS_FIRST).into());
+            }
+            Verb::Login => {
+                let (login, password) = arguments.login()?;
+                let login = login.expose().to_vec();
+                return Ok(self.attempt(Credentials { login, password, authzid: Vec::new() }));
+            }
+            Verb::Authenticate => {
+                let (mechanism, initial) = arguments.authenticate()?;
+                let mechanism = Mechanism::by_name(mechanism).ok_or(Denial::No("Unsupported mechanism"))?;
+                let mut exchange = Exchange::new(mechanism);
+                let credentials = match initial {
+                    Some(response) => exchange.initial_response(response).map_err(unreadable)?,
+                    None => None,
+                };
+                return Ok(self.go_on(exchange, credentials, out));
+            }
+            Verb::Later => return Err(Denial::Bad("Log in first").into()),
+            Verb::Unknown => return Err(Denial::Bad("Unknown command").into()),
+        }
+        Ok(None)
+    }
+
+    fn read_response(&mut self, mut exchange: Exchange, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
+        match self.gathered.take_line(input, SASL_LINE) {
+            Found::Part => self.wait_in(State::Response(exchange), Step::NeedMore),
+            Found::Line => {
+                let response = std::mem::take(&mut self.gathered);
+                match exchange.respond(response.line()) {
+                    Ok(credentials) => self.go_on(exchange, credentials, out),
+                    Err(error) => self.deny(unreadable(error), out),
+                }
+            }
+            Found::Spoiled(why) => {
+                let response = std::mem::take(&mut self.gathered);
+                self.refuse_spoiled(why, response.line(), out)
+            }
+        }
+    }
+
+    /// Ends the exchange with credentials, or sends its next challenge.
+    fn go_on(&mut self, exchange: Exchange, credentials: Option<Credentials>, out: &mut SecretBuf) -> Option<Step> {
+        if let Some(credentials) = credentials {
+            return self.attempt(credentials);
+        }
+        write_line(out, &[b"+ ", exchange.challenge().as_bytes()]);
+        self.state = State::Response(exchange);
+        None
+    }
+
+    fn attempt(&mut self, credentials: Credentials) -> Option<Step> {
+        self.wait_in(State::Deciding, Step::Attempt(credentials))
+    }
+
+    /// Refuses a command at the end of `line`. A client that asked leave to send a literal is
+    /// answered instead; one that did not ask has to be let finish first (RFC 7888 section 4).
+    fn refuse(&mut self, denial: Denial, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
+        match Literal::announced_by(line) {
+            Some(literal) if !literal.synchronizing => {
+                let leftover =
+                    Leftover { line: Skip::default(), literal: 0, budget: SWALLOWED, answer: Some(denial) };
+                self.swallow(literal, leftover, out)
+            }
+            Some(_) | None => self.deny(denial, out),
+        }
+    }
+
+    /// Refuses a line at the byte that spoils it, without waiting for an end that a client which
+    /// ends its lines with LF alone never sends. What follows up to the CRLF is no command.
+    fn refuse_spoiled(&mut self, why: Spoiled, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
+        let denied = self.deny(
+            Denial::Bad(match why {
+                Spoiled::TooLong => "[TOOBIG] Line too long",
+                Spoiled::BareLf | Spoiled::BareCr => "A line ends with CR and LF",
+                Spoiled::Nul => "A line holds no NUL",
+            }),
+            out,
+        );
+        if denied.is_none() {
+            let line = Skip::behind(line);
+            self.state = State::Refused(Leftover { line, literal: 0, budget: SWALLOWED, answer: None });
+        }
+        denied
+    }
+
+    fn pass_over(&mut self, mut leftover: Leftover, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
+        let taken = leftover.literal.min(input.len());
+        input.consume(taken);
+        leftover.literal -= taken;
+        if leftover.literal > 0 {
+            return self.wait_in(State::Refused(leftover), Step::NeedMore);
+        }
+        let (passed, ended) = leftover.line.pass(input, leftover.budget);
+        leftover.budget -= passed;
+        match leftover.line.announced() {
+            _ if !ended && leftover.budget == 0 => Some(self.give_up("Command too long", out)),
+            _ if !ended => self.wait_in(State::Refused(leftover), Step::NeedMore),
+            Some(literal) if !literal.synchronizing => self.swallow(literal, leftover, out),
+            Some(_) | None => leftover.answer.and_then(|denial| self.deny(denial, out)),
+        }
+    }
+
+    /// Goes on behind a literal that comes unasked, if it is of a size worth waiting for.
+    fn swallow(&mut self, literal: Literal, leftover: Leftover, out: &mut SecretBuf) -> Option<Step> {
+        let Some(budget) = leftover.budget.checked_sub(literal.size) else {
+            return Some(self.give_up("[TOOBIG] Literal too large", out));
+        };
+        self.state = State::Refused(Leftover { line: Skip::default(), literal: literal.size, budget, ..leftover });
+        None
+    }
+
+    /// Answers a bad command, the last one with a goodbye.
+    fn deny(&mut self, denial: Denial, out: &mut SecretBuf) -> Option<Step> {
+        match denial {
+            Denial::Bad(text) => self.answer(&format!("BAD {text}"), out),
+            Denial::No(text) => self.answer(&format!("NO {text}"), out),
+        }
+        self.bad_commands_left = self.bad_commands_left.saturating_sub(1);
+        (self.bad_commands_left == 0).then(|| self.give_up("Too many bad commands", out))
+    }
+
+    fn answer(&self, answer: &str, out: &mut SecretBuf) {
+        let tag: &[u8] = if self.tag.is_empty() { b"*" } else { &self.tag };
+        write_line(out, &[tag, b" ", answer.as_bytes()]);
+    }
+
+    fn give_up(&mut self, text: &str, out: &mut SecretBuf) -> Step {
+        write_line(out, &[b"* BYE ", text.as_bytes()]);
+        self.state = State::Over(Quit::Nonsense);
+        Step::Quit(Quit::Nonsense)
+    }
+
+    fn wait_in(&mut self, state: State, step: Step) -> Option<Step> {
+        self.state = state;
+        Some(step)
+    }
+}
+
+/// What cannot be read is the client's breach, not a wrong password: BAD (RFC 9051 section 6.2.2).
+const fn unreadable(error: SaslError) -> Denial {
+    Denial::Bad(match error {
+        SaslError::Cancelled => "Authentication cancelled",
+        SaslError::NotBase64 => "Response is not base64",
+        SaslError::Malformed => "Response is not as the mechanism wants it",
+    })
+}
+
+/// Whether a complete `* CAPABILITY` line is among these.
+fn lists_capabilities(untagged: &[u8]) -> bool {
+    const START: &[u8] = b"* CAPABILITY ";
+    untagged.split(|byte| *byte == b'\n').any(|line| line.get(..START.len()).is_some_and(|start| start.eq_ignore_ascii_case(START)))
+}
+
+/// A refusal in IMAP's words: RFC 5530's code and a text. Refusals that must not be told apart
+/// have the very same words; none repeats what the client sent.
+fn words(refusal: &Refusal) -> Cow<'static, str> {
+    Cow::Borrowed(match refusal {
+        Refusal::WrongPassword
+        | Refusal::UnknownUser
+        | Refusal::EmptyPassword
+        | Refusal::UnusableName
+        | Refusal::UnusablePassword => "[AUTHENTICATIONFAILED] Name or password is wrong",
+        Refusal::ForeignAuthzid => "[AUTHORIZATIONFAILED] You may only act as yourself",
+        Refusal::Disagrees(Some(words)) => return Cow::Owned(backend_words(words)),
+        Refusal::Disagrees(None)
+        | Refusal::DirectoryUnavailable
+        | Refusal::SeveralEntries
+        | Refusal::BackendUnreachable
+        | Refusal::BackendTls
+        | Refusal::BackendTimeout
+        | Refusal::BackendFault => UNAVAILABLE,
+        Refusal::NoMailHost
+        | Refusal::SeveralMailHosts
+        | Refusal::UnknownMailHost
+        | Refusal::NoBackendLogin
+        | Refusal::ProtocolNotServed => "[CONTACTADMIN] Your mailbox cannot be reached, please tell your administrator",
+        Refusal::TlsRequired => TLS_FIRST,
+        Refusal::Limit => "[LIMIT] Too many attempts or sessions, try again later",
+        Refusal::Deadline => "[UNAVAILABLE] Logging in took too long, try again",
+        Refusal::Draining => "[UNAVAILABLE] The server is shutting down, try again",
+        Refusal::Internal => "[SERVERBUG] Something went wrong here, try again",
+    })
+}
+
+const UNAVAILABLE: &str = "[UNAVAILABLE] The mail service is not available, try again later";
+
+/// What a backend said when it refused a login that the directory had accepted. Its missing or
+/// AUTHENTICATIONFAILED code would make the client ask for a new password: the one it has is right.
+fn backend_words(words: &BackendWords) -> String {
+    let code = printable(words.code.as_bytes(), TEXT);
+    let text = printable(words.text.as_bytes(), TEXT);
+    let kind = first_word(code.as_bytes()).0.to_ascii_uppercase();
+    let whole = code.bytes().all(|byte| byte != b']');
+    match kind.as_slice() {
+        // Names inside servers, in the text as well.
+        b"REFERRAL" => UNAVAILABLE.to_owned(),
+        _ if text.trim().is_empty() => UNAVAILABLE.to_owned(),
+        // Nothing about capabilities can be true before the client is logged in.
+        b"" | b"AUTHENTICATIONFAILED" | b"CAPABILITY" => format!("[UNAVAILABLE] {text}"),
+        _ if whole => format!("[{code}] {text}"),
+        _ => format!("[UNAVAILABLE] {text}"),
+    }
+}

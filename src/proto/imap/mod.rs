@@ -1,0 +1,39 @@
+//! IMAP before login (RFC 3501 and 9051): what usher says to a client and to a backend.
+//!
+//! [`front`](PROTOCOL) answers a client until it has logged in, [`back`](PROTOCOL) logs in to a
+//! mail server. After that nothing here reads or writes a byte: the session relays. Also RFC 2971
+//! (ID), 4959 (SASL-IR), 5530 (response codes) and 7888 (LITERAL-).
+
+mod back;
+mod command;
+mod front;
+#[cfg(test)]
+mod tests;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod trial;
+
+use super::{Back, BackSettings, Front, FrontSettings, Protocol};
+
+/// IMAP's row.
+pub const PROTOCOL: Protocol =
+    Protocol { name: "imap", alpn: Some(b"imap"), implicit_port: 993, starttls_port: 143, front, back };
+
+/// The longest line, without CRLF, in either direction: clients keep to 8000 octets (RFC 2683
+/// section 3.2.1.5), servers to 8192 (RFC 7162 section 4).
+const LINE: usize = 8192;
+/// How much of a peer's free text is passed on.
+const TEXT: usize = 512;
+
+fn front(settings: FrontSettings) -> Box<dyn Front> {
+    Box::new(front::ImapFront::new(settings))
+}
+
+fn back(settings: BackSettings) -> Box<dyn Back> {
+    Box::new(back::ImapBack::new(settings))
+}
+
+/// The first word of `text`, up to a space, and what stands behind that space.
+fn first_word(text: &[u8]) -> (&[u8], &[u8]) {
+    let end = text.iter().position(|byte| *byte == b' ').unwrap_or(text.len());
+    (text.get(..end).unwrap_or_default(), text.get(end + 1..).unwrap_or_default())
+}

@@ -1,0 +1,366 @@
+//! What a backend sends, and what usher makes of it.
+
+use super::super::trial::BackTrial;
+use super::{Script, clipped};
+use crate::proto::{BackSettings, BackTls};
+use crate::secret::Secret;
+
+/// Who logs in, and how.
+#[derive(Clone, Copy)]
+struct Login {
+    tls: BackTls,
+    login: &'static [u8],
+    password: &'static [u8],
+    service: Option<&'static [u8]>,
+    untagged_limit: usize,
+}
+
+const ALICE: Login =
+    Login { tls: BackTls::Implicit, login: b"alice", password: b"secret", service: None, untagged_limit: 2000 };
+const STARTTLS: Login = Login { tls: BackTls::StartTls, ..ALICE };
+const PROXY: Login = Login { service: Some(b"proxy"), ..ALICE };
+
+impl Login {
+    fn trial(self) -> BackTrial {
+        BackTrial::new(BackSettings {
+            tls: self.tls,
+            login: self.login.to_vec(),
+            password: Secret::copy_of(self.password),
+            service: self.service.map(<[u8]>::to_vec),
+            untagged_limit: self.untagged_limit,
+        })
+    }
+}
+
+#[track_caller]
+fn script(login: Login, text: &str) {
+    let script = Script::parse(text, 'S');
+    let mut lockstep = login.trial();
+    for (bytes, before) in &script.sent {
+        assert_eq!(&lockstep.transcript, before, "before {}", clipped(bytes));
+        lockstep.feed(bytes);
+    }
+    assert_eq!(lockstep.finish(), script.transcript);
+    for cut in script.cuts() {
+        let mut trial = login.trial();
+        cut.iter().for_each(|piece| trial.feed(piece));
+        let pieces: Vec<_> = cut.iter().map(|piece| clipped(piece)).collect();
+        assert_eq!(trial.finish(), script.transcript, "cut into {pieces:?}");
+    }
+}
+
+/// A script behind a greeting with these capabilities.
+#[track_caller]
+fn greeted(login: Login, capabilities: &str, text: &str) {
+    script(login, &format!("S: * OK [CAPABILITY {capabilities}] ready\n{text}"));
+}
+
+/// A script behind a login that was sent.
+#[track_caller]
+fn logged_in(text: &str) {
+    let sent = "C: u1 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==\n";
+    greeted(ALICE, "IMAP4rev1 SASL-IR AUTH=PLAIN", &format!("{sent}{text}"));
+}
+
+#[test]
+fn dovecot() {
+    greeted(
+        ALICE,
+        "IMAP4rev1 SASL-IR LOGIN-REFERRALS ID ENABLE IDLE LITERAL+ AUTH=PLAIN AUTH=LOGIN",
+        "
+        C: u1 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==
+        S: * CAPABILITY IMAP4rev1 SASL-IR LOGIN-REFERRALS ID ENABLE IDLE SORT NAMESPACE COMPRESS=DEFLATE
+        S: u1 OK Logged in
+        => ready [IMAP4rev1 SASL-IR ID ENABLE IDLE SORT NAMESPACE COMPRESS=DEFLATE] Logged in
+        => untagged
+        ",
+    );
+}
+
+#[test]
+fn cyrus() {
+    greeted(
+        PROXY,
+        "IMAP4rev1 LITERAL+ ID ENABLE AUTH=PLAIN SASL-IR",
+        "
+        C: u1 AUTHENTICATE PLAIN YWxpY2UAcHJveHkAc2VjcmV0
+        S: u1 OK [CAPABILITY IMAP4rev1 LITERAL+ UNAUTHENTICATE IDLE] Success (tls protection) SESSIONID=<cyrus-1>
+        => ready [IMAP4rev1 LITERAL+ IDLE] Success (tls protection) SESSIONID=<cyrus-1>
+        => untagged
+        ",
+    );
+    logged_in(
+        "
+        S: u1 NO Login failed: authentication failure
+        => refused [] Login failed: authentication failure
+        ",
+    );
+}
+
+#[test]
+fn greetings() {
+    script(ALICE, "S: * BYE Too many connections\n=> fault Bye");
+    script(ALICE, "S: * PREAUTH welcome back\n=> fault Preauth");
+    script(STARTTLS, "S: * PREAUTH welcome back\n=> fault Preauth");
+    for garbage in [
+        "HTTP/1.1 400 Bad Request",
+        "220 smtp ESMTP",
+        "+OK pop3",
+        "* OKAY",
+        "* NO not now",
+        "* CAPABILITY IMAP4rev1 AUTH=PLAIN",
+        "+ go ahead",
+        "u0 OK hm",
+        "*",
+        "",
+    ] {
+        script(ALICE, &format!("S: {garbage}\n=> fault Garbage"));
+    }
+    script(ALICE, "s: * OK ready\\n\n=> fault Garbage".replace("\\n\n", "\n").as_str());
+}
+
+#[test]
+fn capabilities_are_asked_for_when_not_told() {
+    script(
+        ALICE,
+        "
+        S: * OK ready
+        C: u1 CAPABILITY
+        S: * ID (\"name\" \"old\")
+        S: * CAPABILITY imap4rev1 sasl-ir auth=plain
+        S: u1 OK done
+        C: u2 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==
+        S: u2 OK in
+        C: u3 CAPABILITY
+        S: * CAPABILITY IMAP4rev1 IDLE
+        S: * OK [ALERT] mind the gap
+        S: u3 OK done
+        => ready [IMAP4rev1 IDLE] in
+        => untagged * OK [ALERT] mind the gap\\r\\n
+        ",
+    );
+    script(ALICE, "S: * OK\nC: u1 CAPABILITY\nS: u1 OK but nothing\n=> fault Garbage");
+    script(ALICE, "S: * OK\nC: u1 CAPABILITY\nS: u1 NO\n=> fault Bad");
+    script(ALICE, "S: * OK\nC: u1 CAPABILITY\nS: u1 BAD what?\n=> fault Bad");
+    logged_in("S: u1 OK in\nC: u2 CAPABILITY\nS: u2 OK but nothing\n=> ready [] in\n=> untagged");
+    logged_in("S: u1 OK in\nC: u2 CAPABILITY\nS: u2 BAD\n=> fault Bad");
+}
+
+#[test]
+fn starttls_forgets_what_was_said() {
+    greeted(
+        STARTTLS,
+        "IMAP4rev1 STARTTLS SASL-IR AUTH=PLAIN",
+        "
+        C: u1 STARTTLS
+        S: * CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR
+        S: u1 OK begin
+        => tls
+        C: u2 CAPABILITY
+        S: * CAPABILITY IMAP4rev1 LOGINDISABLED
+        S: u2 OK done
+        => fault NoMechanism
+        ",
+    );
+    script(
+        STARTTLS,
+        "
+        S: * OK ready
+        C: u1 CAPABILITY
+        S: * CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED
+        S: u1 OK done
+        C: u2 STARTTLS
+        S: u2 OK begin
+        => tls
+        C: u3 CAPABILITY
+        S: * CAPABILITY IMAP4rev1 AUTH=PLAIN
+        S: u3 OK done
+        C: u4 AUTHENTICATE PLAIN
+        S: +
+        C: AGFsaWNlAHNlY3JldA==
+        S: u4 OK [CAPABILITY IMAP4rev1] in
+        => ready [IMAP4rev1] in
+        => untagged
+        ",
+    );
+    greeted(STARTTLS, "IMAP4rev1 AUTH=PLAIN", "=> fault NoStartTls");
+    greeted(STARTTLS, "IMAP4rev1 STARTTLS", "C: u1 STARTTLS\nS: u1 NO later\n=> fault NoStartTls");
+    greeted(STARTTLS, "IMAP4rev1 STARTTLS", "C: u1 STARTTLS\nS: u1 BAD what?\n=> fault Bad");
+    greeted(STARTTLS, "IMAP4rev1 STARTTLS", "C: u1 STARTTLS\nS: * BYE\n=> fault Bye");
+    greeted(STARTTLS, "IMAP4rev1 STARTTLS", "C: u1 STARTTLS\nS: u1 OKAY\n=> fault Garbage");
+}
+
+#[test]
+fn a_login_uses_what_is_listed() {
+    greeted(ALICE, "IMAP4rev1 AUTH=PLAIN LITERAL+", "C: u1 AUTHENTICATE PLAIN\nS: + \nC: AGFsaWNlAHNlY3JldA==");
+    greeted(ALICE, "IMAP4rev1 AUTH=PLAIN", "C: u1 AUTHENTICATE PLAIN\nS: u1 NO no more\n=> refused [] no more");
+    greeted(ALICE, "IMAP4rev1 LOGINDISABLED AUTH=PLAIN SASL-IR", "C: u1 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==");
+    greeted(ALICE, "IMAP4rev1 AUTH=PLAIN-CLIENTTOKEN", "C: u1 LOGIN \"alice\" \"secret\"");
+    greeted(ALICE, "IMAP4rev1 LOGINDISABLED AUTH=GSSAPI", "=> fault NoMechanism");
+    let clear = Login { tls: BackTls::Plaintext, ..ALICE };
+    greeted(clear, "IMAP4rev1 STARTTLS", "C: u1 LOGIN \"alice\" \"secret\"");
+    greeted(clear, "IMAP4rev1 STARTTLS LOGINDISABLED", "=> fault NoMechanism");
+    greeted(PROXY, "IMAP4rev1", "=> fault NoMechanism");
+    greeted(PROXY, "IMAP4rev1 AUTH=PLAIN", "C: u1 AUTHENTICATE PLAIN\nS: + \nC: YWxpY2UAcHJveHkAc2VjcmV0");
+}
+
+#[test]
+fn login_arguments_are_carried_byte_for_byte() {
+    let quoted = Login { login: b"al ice", password: br#"a"b\c"#, ..ALICE };
+    greeted(quoted, "IMAP4rev1", r#"C: u1 LOGIN "al ice" "a\"b\\c""#);
+    greeted(Login { password: b"", ..ALICE }, "IMAP4rev1", r#"C: u1 LOGIN "alice" """#);
+
+    let latin = Login { login: b"\xe9ve", password: b"p\r\nu2 OK", ..ALICE };
+    greeted(
+        latin,
+        "IMAP4rev1",
+        r"
+        C: u1 LOGIN {3}
+        S: + go on
+        C: \xe9ve {8}
+        S: + go on
+        C: p
+        C: u2 OK
+        S: u1 NO [AUTHENTICATIONFAILED] no
+        => refused [AUTHENTICATIONFAILED] no
+        ",
+    );
+    greeted(latin, "IMAP4rev1", "C: u1 LOGIN {3}\nS: u1 NO no literals\n=> refused [] no literals");
+    greeted(latin, "IMAP4rev1 LITERAL+", "C: u1 LOGIN {3+}\nC: \\xe9ve {8+}\nC: p\nC: u2 OK");
+    let half = Login { password: b"p\xc3\xa4ss", ..ALICE };
+    greeted(half, "IMAP4rev1 literal-", "C: u1 LOGIN \"alice\" {5+}\nC: p\\xc3\\xa4ss");
+    greeted(half, "IMAP4rev1", "C: u1 LOGIN \"alice\" {5}\nS: +\nC: p\\xc3\\xa4ss\nS: + more\n=> fault Garbage");
+
+    static LONG: [u8; 4097] = [b'p'; 4097];
+    let long = Login { password: &LONG, ..ALICE };
+    greeted(long, "IMAP4rev1 LITERAL-", "C: u1 LOGIN \"alice\" {4097}");
+    let most = Login { password: &LONG[1..], ..ALICE };
+    greeted(most, "IMAP4rev1 LITERAL-", &format!("C: u1 LOGIN \"alice\" {{4096+}}\nC: {}", "p".repeat(4096)));
+
+    // No form of a login carries a NUL; in PLAIN it would even shift who is who.
+    for nul in [
+        Login { login: b"ali\0ce", ..ALICE },
+        Login { password: b"sec\0ret", ..ALICE },
+        Login { service: Some(b"pro\0xy"), ..ALICE },
+    ] {
+        greeted(nul, "IMAP4rev1 AUTH=PLAIN SASL-IR", "=> fault NoMechanism");
+    }
+}
+
+#[test]
+fn only_our_tag_and_ok_is_success() {
+    for garbage in [
+        "u1 OKAY",
+        "u1 OK\\tin",
+        "u1  OK in",
+        "u1OK",
+        "u10 OK in",
+        "u2 OK in",
+        "U1 OK in",
+        "a OK in",
+        "OK in",
+        "u1 PREAUTH in",
+        "u1 BYE",
+        "u1",
+        "+ go on",
+        "+go on",
+        "*OK",
+        "",
+    ] {
+        logged_in(&format!("S: {}\n=> fault Garbage", garbage.replace("\\t", "\\x09")));
+    }
+    logged_in("S: u1 OK\nC: u2 CAPABILITY\nS: * CAPABILITY IMAP4rev1\nS: u2 ok\n=> ready [IMAP4rev1]\\x20\n=> untagged");
+    logged_in("S: * OK in\nS: * u1 OK in\nS: u1 BAD what?\n=> fault Bad");
+    logged_in("S: * PREAUTH in\n=> fault Preauth");
+    logged_in("s: u1 OK in\\n\n=> fault Garbage");
+    logged_in("s: u1 OK\\rin\n=> fault Garbage");
+    logged_in("S: u1 OK in\\0\n=> fault Garbage");
+}
+
+#[test]
+fn refusals_keep_their_code_and_text() {
+    logged_in("S: u1 NO\n=> refused []\\x20");
+    logged_in("S: u1 no [limit] Too many\n=> refused [limit] Too many");
+    logged_in("S: u1 NO [INUSE 3 more]Locked\n=> refused [INUSE 3 more] Locked");
+    logged_in("S: u1 NO [BROKEN text\n=> refused [] [BROKEN text");
+    logged_in("S: u1 NO [X\\x1b] caf\\xc3\\xa9\\x07\n=> refused [X?] caf???");
+    logged_in("S: u1 NO [REFERRAL imap://inside/] go there\n=> fault Referral");
+    logged_in("S: u1 NO [referral imap://inside/]\n=> fault Referral");
+    logged_in(&format!("S: u1 NO {}\n=> refused [] {}", "x".repeat(1000), "x".repeat(512)));
+}
+
+#[test]
+fn lines_before_the_answer_reach_the_client_in_order() {
+    logged_in(
+        r#"
+        S: * OK [ALERT] mail system {5}
+        S: * NO quota
+        S: * CAPABILITY IMAP4rev1 AUTH=PLAIN
+        S: * ok [capability IMAP4rev1 IDLE STARTTLS] told twice
+        S: * XTRA {7}
+        s: u1 OK\r\n
+        S:  "and" {0}
+        S: {2+}
+        S: ab
+        S: u1 OK in\r\n* 1 EXISTS\r\nu2 B
+        => ready [IMAP4rev1 IDLE] in
+        => untagged * OK [ALERT] mail system {5}\r\n* NO quota\r\n* XTRA {7}\r\nu1 OK\r\n "and" {0}\r\n{2+}\r\nab\r\n
+        => left * 1 EXISTS\r\nu2 B\r\n
+        "#,
+    );
+    logged_in("S: * BYE bye\n=> fault Bye");
+    logged_in("S: * BYEBYE\nS: u1 OK [CAPABILITY IMAP4rev1] in\n=> ready [IMAP4rev1] in\n=> untagged * BYEBYE\\r\\n");
+}
+
+#[test]
+fn other_codes_of_the_answer_reach_the_client_before_it() {
+    logged_in(
+        r"
+        S: * CAPABILITY IMAP4rev1
+        S: u1 OK [ALERT] Change your password
+        => ready [IMAP4rev1] Change your password
+        => untagged * OK [ALERT] Change your password\r\n
+        ",
+    );
+    logged_in(
+        r"
+        S: * CAPABILITY IMAP4rev1
+        S: u1 OK [REFERRAL imap://inside/] better go there
+        => ready [IMAP4rev1]\x20
+        => untagged
+        ",
+    );
+}
+
+#[test]
+fn capabilities_are_filtered() {
+    logged_in(
+        r#"
+        S: u1 OK [CAPABILITY IMAP4rev1  auth=plain Auth=X StartTls LOGINDISABLED SASL-IR unauthenticate LOGIN-REFERRALS MAILBOX-REFERRALS COMPRESS=DEFLATE X"\xe9 UNAUTHENTICATED] in
+        => ready [IMAP4rev1 SASL-IR COMPRESS=DEFLATE UNAUTHENTICATED] in
+        => untagged
+        "#,
+    );
+}
+
+#[test]
+fn endless_lines_meet_a_limit() {
+    // The limit of 2000 bytes, less the greeting.
+    let greeting = "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready\r\n".len();
+    let rest = 2000 - greeting;
+    let line = format!("* {}", "x".repeat(rest - 4));
+    logged_in(&format!(
+        "S: {line}
+         S: u1 OK [CAPABILITY IMAP4rev1] in
+         => ready [IMAP4rev1] in
+         => untagged {line}\\r\\n"
+    ));
+    logged_in(&format!("S: {line}x\n=> fault TooMuch"));
+    logged_in(&format!("S: * {}\n=> fault TooMuch", vec!["x"; 90].join("\\r\\n* 123456789012345678")));
+    logged_in(&format!("S: * LIST {{{}}}\n=> fault TooMuch", rest));
+    logged_in("S: * LIST {99999999999999999999999}\n=> fault TooMuch");
+    logged_in(&format!("S: {}\n=> fault TooMuch", "x".repeat(8193)));
+    logged_in(&format!("S: u1 OK [CAPABILITY IMAP4rev1] {}\n=> fault TooMuch", "x".repeat(8193)));
+    // Lines that the client does not get count as well.
+    script(ALICE, &format!("S: * OK\nC: u1 CAPABILITY\nS: * {}\n=> fault TooMuch", "x".repeat(2000)));
+}

@@ -1,0 +1,812 @@
+//! What a client sends, and what it is told.
+
+use super::super::front::ImapFront;
+use super::super::trial::{Decision, FrontTrial};
+use super::{Script, clipped};
+use crate::outcome::{BackendWords, Refusal};
+use crate::proto::{Front, FrontSettings, Step, Welcome};
+use crate::secret::SecretBuf;
+
+const TLS: FrontSettings = FrontSettings { tls: true, starttls: false, bad_commands: 50 };
+const CLEAR: FrontSettings = FrontSettings { tls: false, starttls: true, bad_commands: 50 };
+
+/// What a decision in a script means.
+fn decision(words: &str) -> Decision {
+    match words {
+        "wrong" => Decision::Refuse(Refusal::WrongPassword),
+        "unavailable" => Decision::Refuse(Refusal::DirectoryUnavailable),
+        "accept" => Decision::Accept(Welcome {
+            untagged: Vec::new(),
+            capabilities: b"IMAP4rev1 IDLE".to_vec(),
+            text: b"User logged in SESSIONID=<cyrus-1>".to_vec(),
+        }),
+        "accept quietly" => Decision::Accept(Welcome::default()),
+        "accept with lines" => Decision::Accept(Welcome {
+            untagged: b"* OK [ALERT] {5}\r\n* CAPABILITY IMAP4rev1\r\n".to_vec(),
+            capabilities: b"IMAP4rev1".to_vec(),
+            text: b"In\r\n* BYE".to_vec(),
+        }),
+        other => panic!("no such decision: {other}"),
+    }
+}
+
+/// Plays a script with and without its greeting, which most leave out.
+#[track_caller]
+fn script(settings: FrontSettings, text: &str) {
+    let mut script = Script::parse(text, 'C');
+    let greeting = FrontTrial::new(settings, std::iter::empty()).transcript;
+    if !script.transcript.starts_with("* OK") {
+        script.transcript.insert_str(0, &greeting);
+        script.sent.iter_mut().for_each(|(_, before)| before.insert_str(0, &greeting));
+    }
+    let trial = || {
+        let decisions: Vec<Decision> = script.decisions.iter().map(|words| decision(words)).collect();
+        FrontTrial::new(settings, decisions.into_iter())
+    };
+    let mut lockstep = trial();
+    for (bytes, before) in &script.sent {
+        assert_eq!(&lockstep.transcript, before, "before {}", clipped(bytes));
+        lockstep.feed(bytes);
+    }
+    assert_eq!(lockstep.finish(), script.transcript);
+    for cut in script.cuts() {
+        let mut trial = trial();
+        cut.iter().for_each(|piece| trial.feed(piece));
+        let pieces: Vec<_> = cut.iter().map(|piece| clipped(piece)).collect();
+        assert_eq!(trial.finish(), script.transcript, "cut into {pieces:?}");
+    }
+}
+
+#[test]
+fn the_greeting_tells_what_holds() {
+    script(TLS, "S: * OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN] usher is ready");
+    script(CLEAR, "S: * OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID STARTTLS LOGINDISABLED] usher is ready");
+    let neither = FrontSettings { starttls: false, ..CLEAR };
+    script(neither, "S: * OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID LOGINDISABLED] usher is ready");
+}
+
+#[test]
+fn commands_of_any_state() {
+    script(
+        TLS,
+        r#"
+        C: a1 CAPABILITY
+        S: * CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN
+        S: a1 OK That is all before login
+        C: a1 nOOp
+        S: a1 OK Nothing done
+        C: a2 NOOP\r\na3 NOOP
+        S: a2 OK Nothing done
+        S: a3 OK Nothing done
+        C: a4 LOGOUT
+        S: * BYE Goodbye
+        S: a4 OK Logged out
+        => quit Logout
+        C: a5 NOOP
+        "#,
+    );
+}
+
+#[test]
+fn tags_are_echoed_whatever_they_are() {
+    let long = "t".repeat(8000);
+    script(TLS, &format!("C: {long} NOOP\nS: {long} OK Nothing done"));
+    script(
+        TLS,
+        r#"
+        C: !#$&',-./:;<=>?@[]^_`|~ NOOP
+        S: !#$&',-./:;<=>?@[]^_`|~ OK Nothing done
+        C: *
+        S: * BAD A command starts with a tag
+        C: + NOOP
+        S: * BAD A command starts with a tag
+        C: a+ NOOP
+        S: * BAD A command starts with a tag
+        C:  NOOP
+        S: * BAD A command starts with a tag
+        C: \xc3\xa9 NOOP
+        S: * BAD A command starts with a tag
+        c: \r\n
+        S: * BAD A command starts with a tag
+        C: a
+        S: a BAD Unknown command
+        "#,
+    );
+}
+
+#[test]
+fn what_is_not_for_now_is_bad_and_the_session_goes_on() {
+    script(
+        TLS,
+        r#"
+        C: a SELECT INBOX
+        S: a BAD Log in first
+        C: a fetch 1 BODY[]
+        S: a BAD Log in first
+        C: a ENABLE QRESYNC
+        S: a BAD Log in first
+        C: a UNAUTHENTICATE
+        S: a BAD Log in first
+        C: a XYZZY
+        S: a BAD Unknown command
+        C: a NOOP now
+        S: a BAD Arguments are not as the command wants them
+        C: a CAPABILITY\x20
+        S: a BAD Arguments are not as the command wants them
+        C: a  NOOP
+        S: a BAD Unknown command
+        C: a STARTTLS
+        S: a BAD TLS cannot be started here
+        C: a NOOP
+        S: a OK Nothing done
+        "#,
+    );
+}
+
+#[test]
+fn rejected_commands_are_consumed_with_their_literals() {
+    script(
+        TLS,
+        r#"
+        C: a APPEND INBOX {5}
+        S: a BAD Log in first
+        C: b APPEND INBOX {12+}
+        c: c NOOP\r\n{5+}
+        C:  {3+}
+        c: x\r\n
+        C:
+        S: b BAD Log in first
+        C: d XYZZY {2+}
+        c: ab
+        C:  {7}
+        S: d BAD Unknown command
+        C: e LOGIN alice {0+} pass {4+}
+        c: \r\n\r\n
+        C: rest
+        S: e BAD Arguments are not as the command wants them
+        C: f NOOP
+        S: f OK Nothing done
+        "#,
+    );
+}
+
+#[test]
+fn login_takes_strings_in_every_form() {
+    script(
+        TLS,
+        r#"
+        C: a LOGIN alice secret
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: a NO [AUTHENTICATIONFAILED] Name or password is wrong
+        C: a login "alice" "se \\"cr\\\\et"
+        => attempt "alice" "se "cr\et" ""
+        <= wrong
+        S: a NO [AUTHENTICATIONFAILED] Name or password is wrong
+        C: a LOGIN {5}
+        S: + Go ahead
+        C: alice {6}
+        S: + Go ahead
+        C: secret
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: a NO [AUTHENTICATIONFAILED] Name or password is wrong
+        C: a LOGIN {5+}\r\nalice {6+}\r\nsecret
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: a NO [AUTHENTICATIONFAILED] Name or password is wrong
+        C: a LOGIN {5+}\r\nalice "p\xc3\xa4ss"
+        => attempt "alice" "p\xc3\xa4ss" ""
+        <= wrong
+        S: a NO [AUTHENTICATIONFAILED] Name or password is wrong
+        C: a LOGIN alice] {4}
+        S: + Go ahead
+        C: \r\0\n}
+        => attempt "alice]" "\r\x00\n}" ""
+        <= wrong
+        S: a NO [AUTHENTICATIONFAILED] Name or password is wrong
+        C: a LOGIN "" {0}
+        S: + Go ahead
+        C:
+        => attempt "" "" ""
+        <= wrong
+        S: a NO [AUTHENTICATIONFAILED] Name or password is wrong
+        C: a LOGIN {0+}\r\n ""
+        => attempt "" "" ""
+        <= accept
+        S: a OK [CAPABILITY IMAP4rev1 IDLE] User logged in SESSIONID=<cyrus-1>
+        "#,
+    );
+}
+
+#[test]
+fn login_takes_nothing_else() {
+    for arguments in [
+        "",
+        " ",
+        " alice",
+        " alice ",
+        " alice  secret",
+        " alice secret ",
+        " alice secret more",
+        r#" alice "secret"#,
+        r#" alice "se\\cret""#,
+        r#" alice "secret"x"#,
+        r#" "alice""secret""#,
+        " alice se(ret",
+        " alice secret*",
+        " alice se%ret",
+        " alice s\\xc3\\xa9cret",
+        " alice {}",
+        " alice {+}",
+        " alice {-1}",
+        " alice {6",
+        " alice {6}x",
+        " alice {6} ",
+        " alice x{6}",
+        " alice NIL{5}",
+    ] {
+        script(
+            TLS,
+            &format!(
+                "C: a LOGIN{arguments}
+                 S: a BAD Arguments are not as the command wants them
+                 C: b NOOP
+                 S: b OK Nothing done"
+            ),
+        );
+    }
+}
+
+#[test]
+fn sizes_never_desynchronize() {
+    let full = "p".repeat(4096);
+    script(
+        TLS,
+        &format!(
+            "C: a LOGIN alice {{4096}}
+             S: + Go ahead
+             C: {full}
+             => attempt \"alice\" \"{full}\" \"\"
+             <= wrong
+             S: a NO [AUTHENTICATIONFAILED] Name or password is wrong
+             C: a LOGIN alice {{4097}}
+             S: a BAD [TOOBIG] Argument too long
+             C: a LOGIN alice {{99999999999999999999999}}
+             S: a BAD [TOOBIG] Argument too long
+             C: a LOGIN alice {{4097+}}
+             C: {full}p
+             S: a BAD [TOOBIG] Argument too long
+             C: a LOGIN alice {full}p
+             S: a BAD [TOOBIG] Argument too long
+             C: b NOOP
+             S: b OK Nothing done"
+        ),
+    );
+    let (most, more) = ("p".repeat(65_500), "p".repeat(36));
+    script(
+        TLS,
+        &format!(
+            "C: a LOGIN {{65500+}}
+             c: {most}
+             C: {{30+}}
+             S: * BYE [TOOBIG] Literal too large
+             => quit Nonsense"
+        ),
+    );
+    script(
+        TLS,
+        &format!(
+            "C: a LOGIN {{65500+}}
+             c: {most}
+             c: {more}
+             S: * BYE Command too long
+             => quit Nonsense"
+        ),
+    );
+    for size in ["65537", "18446744073709551616", "99999999999999999999999999999999999999999999999999"] {
+        script(
+            TLS,
+            &format!(
+                "C: a LOGIN {{{size}+}}
+                 S: * BYE [TOOBIG] Literal too large
+                 => quit Nonsense
+                 C: b NOOP"
+            ),
+        );
+    }
+}
+
+#[test]
+fn long_lines_are_passed_over() {
+    let most = "x".repeat(8192 - "a XYZZY ".len());
+    script(
+        TLS,
+        &format!(
+            "C: a XYZZY {most}
+             S: a BAD Unknown command
+             c: b XYZZY {most}x
+             S: b BAD [TOOBIG] Line too long
+             C: {most} {{6+}}
+             C: c NOOP
+             C: d NOOP
+             S: d OK Nothing done
+             c: {most}xxxxxxxxx
+             S: * BAD [TOOBIG] Line too long
+             C: more {{6}}
+             C: e NOOP
+             S: e OK Nothing done"
+        ),
+    );
+    let endless = "x".repeat(80_000);
+    script(
+        TLS,
+        &format!(
+            "c: a {}
+             S: a BAD [TOOBIG] Line too long
+             c: {endless}
+             S: * BYE Command too long
+             => quit Nonsense",
+            "x".repeat(8191)
+        ),
+    );
+}
+
+#[test]
+fn only_crlf_ends_a_line() {
+    script(
+        TLS,
+        r#"
+        c: a NOOP\n
+        S: a BAD A line ends with CR and LF
+        c: b LOGIN alice secret\n
+        C: c LOGIN alice secret
+        C: d NOOP\r\re NOOP
+        S: d BAD A line ends with CR and LF
+        C: f LOGIN alice "sec\0ret"
+        S: f BAD A line holds no NUL
+        C: g NOOP
+        S: g OK Nothing done
+        C: h LOGIN "al\nh LOGIN eve eve {6+}
+        S: h BAD A line ends with CR and LF
+        C: i NOOP
+        C: j NOOP
+        S: j OK Nothing done
+        "#,
+    );
+}
+
+#[test]
+fn a_browser_is_sent_away() {
+    for request in ["GET / HTTP/1.1", "POST /login HTTP/1.1", "OPTIONS *", "PRI * HTTP/2.0", "GET"] {
+        script(
+            TLS,
+            &format!(
+                "C: {request}
+                 S: * BYE This is a mail server
+                 => quit Nonsense
+                 C: a LOGIN alice secret"
+            ),
+        );
+    }
+    script(TLS, "C: get NOOP\nS: get OK Nothing done");
+}
+
+#[test]
+fn bad_commands_have_a_limit_that_tls_does_not_reset() {
+    script(
+        FrontSettings { bad_commands: 4, ..CLEAR },
+        r#"
+        C: a XYZZY
+        S: a BAD Unknown command
+        C: b LOGIN alice secret
+        S: b NO [PRIVACYREQUIRED] Start TLS before you log in
+        C: c STARTTLS
+        S: c OK Begin TLS now
+        => tls
+        C: d AUTHENTICATE XYZZY
+        S: d NO Unsupported mechanism
+        C: e NOOP
+        S: e OK Nothing done
+        C: f AUTHENTICATE PLAIN
+        S: +\x20
+        C: *
+        S: f BAD Authentication cancelled
+        S: * BYE Too many bad commands
+        => quit Nonsense
+        C: g NOOP
+        => refused unasked: tls_required
+        "#,
+    );
+    script(
+        FrontSettings { bad_commands: 1, ..TLS },
+        r#"
+        C: a XYZZY {5+}
+        C: 12345
+        S: a BAD Unknown command
+        S: * BYE Too many bad commands
+        => quit Nonsense
+        "#,
+    );
+}
+
+#[test]
+fn a_login_in_the_clear_is_refused_before_the_secret_is_asked_for() {
+    script(
+        CLEAR,
+        r#"
+        C: a LOGIN {5}
+        S: a NO [PRIVACYREQUIRED] Start TLS before you log in
+        C: b LOGIN alice {6}
+        S: b NO [PRIVACYREQUIRED] Start TLS before you log in
+        C: c LOGIN {5+}
+        C: alice {6+}
+        C: secret
+        S: c NO [PRIVACYREQUIRED] Start TLS before you log in
+        C: d AUTHENTICATE PLAIN
+        S: d NO [PRIVACYREQUIRED] Start TLS before you log in
+        C: e AUTHENTICATE LOGIN YWxpY2U=
+        S: e NO [PRIVACYREQUIRED] Start TLS before you log in
+        C: f NOOP
+        S: f OK Nothing done
+        => refused unasked: tls_required
+        => refused unasked: tls_required
+        => refused unasked: tls_required
+        => refused unasked: tls_required
+        => refused unasked: tls_required
+        "#,
+    );
+}
+
+#[test]
+fn starttls_forgets_what_was_said() {
+    script(
+        CLEAR,
+        r#"
+        C: a ID ("name" "Mallory" "version" "1")
+        S: * ID ("name" "usher")
+        S: a OK Nice to meet you
+        C: a CAPABILITY
+        S: * CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID STARTTLS LOGINDISABLED
+        S: a OK That is all before login
+        C: b STARTTLS now
+        S: b BAD Arguments are not as the command wants them
+        C: b STARTTLS
+        S: b OK Begin TLS now
+        => tls
+        C: c STARTTLS
+        S: c BAD TLS cannot be started here
+        C: d LOGIN alice secret
+        => attempt "alice" "secret" ""
+        <= accept
+        S: d OK [CAPABILITY IMAP4rev1 IDLE] User logged in SESSIONID=<cyrus-1>
+        "#,
+    );
+    let mut front = ImapFront::new(CLEAR);
+    let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+    input.extend(b"a STARTTLS\r\nb LOGIN eve eve\r\n");
+    assert!(matches!(front.step(&mut input, &mut out), Step::StartTls));
+    assert!(!input.is_empty(), "what is left is for the session to drop");
+    assert!(matches!(front.step(&mut input, &mut out), Step::StartTls));
+    assert!(input.is_empty(), "and is never read even if it does not");
+}
+
+#[test]
+fn authenticate_in_every_form() {
+    script(
+        TLS,
+        r#"
+        C: a AUTHENTICATE PLAIN
+        S: +\x20
+        C: AGFsaWNlAHNlY3JldA==
+        => attempt "alice" "secret" ""
+        <= unavailable
+        S: a NO [UNAVAILABLE] The mail service is not available, try again later
+        C: b authenticate plain Ym9iAGFsaWNlAHNlY3JldA==
+        => attempt "alice" "secret" "bob"
+        <= wrong
+        S: b NO [AUTHENTICATIONFAILED] Name or password is wrong
+        C: c AUTHENTICATE PLAIN\r\nAGFsaWNlAHNlY3JldA==\r\nd NOOP
+        S: +\x20
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: c NO [AUTHENTICATIONFAILED] Name or password is wrong
+        S: d OK Nothing done
+        C: e AUTHENTICATE LOGIN
+        S: + VXNlcm5hbWU6
+        C: YWxpY2U=
+        S: + UGFzc3dvcmQ6
+        C: c2VjcmV0
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: e NO [AUTHENTICATIONFAILED] Name or password is wrong
+        C: f AUTHENTICATE LOGIN YWxpY2U=
+        S: + UGFzc3dvcmQ6
+        C:
+        => attempt "alice" "" ""
+        <= wrong
+        S: f NO [AUTHENTICATIONFAILED] Name or password is wrong
+        C: g AUTHENTICATE LOGIN =
+        S: + UGFzc3dvcmQ6
+        C: c2VjcmV0
+        => attempt "" "secret" ""
+        <= accept quietly
+        S: g OK Logged in
+        "#,
+    );
+}
+
+#[test]
+fn an_exchange_that_fails_is_over() {
+    script(
+        TLS,
+        r#"
+        C: a AUTHENTICATE PLAIN
+        S: +\x20
+        C: *
+        S: a BAD Authentication cancelled
+        C: a AUTHENTICATE LOGIN
+        S: + VXNlcm5hbWU6
+        C: YWxpY2U=
+        S: + UGFzc3dvcmQ6
+        C: *
+        S: a BAD Authentication cancelled
+        C: a AUTHENTICATE PLAIN AGFsaWNl_HNlY3JldA==
+        S: a BAD Response is not base64
+        C: a AUTHENTICATE PLAIN *
+        S: a BAD Response is not base64
+        C: a AUTHENTICATE PLAIN
+        S: +\x20
+        C: AGFsaWNlAHNlY3JldA=
+        S: a BAD Response is not base64
+        C: a AUTHENTICATE PLAIN
+        S: +\x20
+        c: AGFs\n
+        S: a BAD A line ends with CR and LF
+        C: aWNl
+        C: a AUTHENTICATE PLAIN =
+        S: a BAD Response is not as the mechanism wants it
+        C: a AUTHENTICATE PLAIN YWxpY2UAc2VjcmV0
+        S: a BAD Response is not as the mechanism wants it
+        C: a AUTHENTICATE PLAIN AGEAYgBj
+        S: a BAD Response is not as the mechanism wants it
+        C: a AUTHENTICATE GSSAPI
+        S: a NO Unsupported mechanism
+        C: a AUTHENTICATE
+        S: a BAD Arguments are not as the command wants them
+        C: a AUTHENTICATE PLAIN AGEAYg== AGEAYg==
+        S: a BAD Arguments are not as the command wants them
+        C: a AUTHENTICATE {5+}
+        C: PLAIN
+        S: a BAD Arguments are not as the command wants them
+        C: a NOOP
+        S: a OK Nothing done
+        "#,
+    );
+}
+
+#[test]
+fn sasl_lines_may_be_longer() {
+    // 12,288 characters of base64, all zero bits: 9,216 NULs.
+    let most = "A".repeat(12_288);
+    let initial = "A".repeat(12_288 - "a AUTHENTICATE PLAIN ".len() - 3);
+    script(
+        TLS,
+        &format!(
+            "C: a AUTHENTICATE PLAIN
+             S: +\\x20
+             C: {most}
+             S: a BAD Response is not as the mechanism wants it
+             C: a AUTHENTICATE PLAIN
+             S: +\\x20
+             c: {most}A
+             S: a BAD [TOOBIG] Line too long
+             C: AAA
+             C: a AUTHENTICATE PLAIN {initial}
+             S: a BAD Response is not as the mechanism wants it
+             c: a AUTHENTICATE PLAIN {initial}AAAA
+             S: a BAD [TOOBIG] Line too long
+             C:
+             C: a NOOP
+             S: a OK Nothing done"
+        ),
+    );
+}
+
+#[test]
+fn what_is_pipelined_waits_for_the_answer() {
+    script(
+        TLS,
+        r#"
+        C: a LOGIN alice secret\r\nb SELECT INBOX\r\nc LOGIN alice better\r\nd SELECT INBOX\r\ne IDL
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: a NO [AUTHENTICATIONFAILED] Name or password is wrong
+        S: b BAD Log in first
+        => attempt "alice" "better" ""
+        <= accept
+        S: c OK [CAPABILITY IMAP4rev1 IDLE] User logged in SESSIONID=<cyrus-1>
+        => left d SELECT INBOX\r\ne IDL\r\n
+        "#,
+    );
+}
+
+#[test]
+fn a_client_that_asked_for_capabilities_gets_the_new_ones() {
+    let asking = r#"
+        C: a CAPABILITY
+        S: * CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN
+        S: a OK That is all before login
+        C: b LOGIN alice secret
+        => attempt "alice" "secret" ""
+    "#;
+    script(
+        TLS,
+        &[
+            asking,
+            r#"
+            <= accept
+            S: * CAPABILITY IMAP4rev1 IDLE
+            S: b OK [CAPABILITY IMAP4rev1 IDLE] User logged in SESSIONID=<cyrus-1>
+            "#,
+        ]
+        .concat(),
+    );
+    script(TLS, &[asking, "<= accept quietly\nS: b OK Logged in"].concat());
+    script(
+        TLS,
+        &[
+            asking,
+            r#"
+            <= accept with lines
+            S: * OK [ALERT] {5}
+            S: * CAPABILITY IMAP4rev1
+            S: b OK [CAPABILITY IMAP4rev1] In??* BYE
+            "#,
+        ]
+        .concat(),
+    );
+}
+
+#[test]
+fn id_is_answered_and_remembered_within_bounds() {
+    script(
+        TLS,
+        r#"
+        C: a ID NIL
+        S: * ID ("name" "usher")
+        S: a OK Nice to meet you
+        C: a ID ()
+        S: * ID ("name" "usher")
+        S: a OK Nice to meet you
+        C: a ID ("Name" {3}
+        S: + Go ahead
+        C: A\r\n "version" NIL "x-originating-ip" "10.0.0.1")
+        S: * ID ("name" "usher")
+        S: a OK Nice to meet you
+        => id "A??" ""
+        "#,
+    );
+    for wrong in [
+        "",
+        " ",
+        " name",
+        " (\"name\")",
+        " (\"name\" \"x\"",
+        " (\"name\" \"x\" )",
+        " (\"name\" x)",
+        " (NIL \"x\")",
+        " (\"a\" \"b\") more",
+        " NIL NIL",
+        " (\"a\" \"b\" (\"c\" \"d\"))",
+    ] {
+        script(TLS, &format!("C: a ID{wrong}\nS: a BAD Arguments are not as the command wants them"));
+    }
+    let pairs = |count: usize| vec!["\"a\" \"b\""; count].join(" ");
+    let (field, value) = ("f".repeat(30), "v".repeat(1024));
+    script(
+        TLS,
+        &format!(
+            "C: a ID ({})
+             S: * ID (\"name\" \"usher\")
+             S: a OK Nice to meet you
+             C: a ID ({})
+             S: a BAD [TOOBIG] Argument too long
+             C: a ID (\"{field}\" \"{value}\" \"version\" \"{value}\")
+             S: * ID (\"name\" \"usher\")
+             S: a OK Nice to meet you
+             C: a ID (\"{field}f\" \"x\")
+             S: a BAD [TOOBIG] Argument too long
+             C: a ID (\"name\" \"{value}v\")
+             S: a BAD [TOOBIG] Argument too long
+             C: a ID (\"name\" {{1025}}
+             S: a BAD [TOOBIG] Argument too long
+             => id \"\" \"{}\"",
+            pairs(30),
+            pairs(31),
+            "v".repeat(64)
+        ),
+    );
+}
+
+#[test]
+fn one_command_is_held_at_the_most() {
+    let pair = format!("{{30+}}\r\n{} {{1024+}}\r\n{}", "f".repeat(30), "v".repeat(1024));
+    let largest = format!("a ID ({})\r\n", vec![pair.as_str(); 30].join(" "));
+    let mut trial = FrontTrial::new(TLS, std::iter::empty());
+    trial.feed(largest.as_bytes());
+    assert!(trial.finish().ends_with("a OK Nice to meet you\n"), "everything that RFC 2971 allows");
+
+    // The same with a tag that makes it too long: the literal that does not fit is swallowed.
+    let tag = "t".repeat(2000);
+    let mut trial = FrontTrial::new(TLS, std::iter::empty());
+    trial.feed(format!("{tag}{largest}b NOOP\r\n").as_bytes());
+    assert!(trial.finish().ends_with("BAD [TOOBIG] Argument too long\nb OK Nothing done\n"));
+}
+
+#[test]
+fn every_refusal_has_its_words() {
+    let wrong = "NO [AUTHENTICATIONFAILED] Name or password is wrong";
+    let unavailable = "NO [UNAVAILABLE] The mail service is not available, try again later";
+    let contact = "NO [CONTACTADMIN] Your mailbox cannot be reached, please tell your administrator";
+    let disagrees = |code: &str, text: &str| {
+        Refusal::Disagrees(Some(BackendWords { code: code.to_owned(), text: text.to_owned() }))
+    };
+    let cases = [
+        (Refusal::WrongPassword, wrong),
+        (Refusal::UnknownUser, wrong),
+        (Refusal::EmptyPassword, wrong),
+        (Refusal::UnusableName, wrong),
+        (Refusal::UnusablePassword, wrong),
+        (Refusal::ForeignAuthzid, "NO [AUTHORIZATIONFAILED] You may only act as yourself"),
+        (Refusal::DirectoryUnavailable, unavailable),
+        (Refusal::SeveralEntries, unavailable),
+        (Refusal::NoMailHost, contact),
+        (Refusal::SeveralMailHosts, contact),
+        (Refusal::UnknownMailHost, contact),
+        (Refusal::NoBackendLogin, contact),
+        (Refusal::ProtocolNotServed, contact),
+        (Refusal::BackendUnreachable, unavailable),
+        (Refusal::BackendTls, unavailable),
+        (Refusal::BackendTimeout, unavailable),
+        (Refusal::BackendFault, unavailable),
+        (Refusal::Disagrees(None), unavailable),
+        (disagrees("", "Login failed: authentication failure"), "NO [UNAVAILABLE] Login failed: authentication failure"),
+        (disagrees("AuthenticationFailed", "No"), "NO [UNAVAILABLE] No"),
+        (disagrees("CAPABILITY IMAP4rev1", "No"), "NO [UNAVAILABLE] No"),
+        (disagrees("LIMIT", "Too many open connections"), "NO [LIMIT] Too many open connections"),
+        (disagrees("INUSE more", "Locked"), "NO [INUSE more] Locked"),
+        (disagrees("REFERRAL imap://inside/", "Go to inside"), unavailable),
+        (disagrees("LIMIT", ""), unavailable),
+        (disagrees("A] b", "c\r\na OK \0\u{e9}"), "NO [UNAVAILABLE] c??a OK ???"),
+        (Refusal::TlsRequired, "NO [PRIVACYREQUIRED] Start TLS before you log in"),
+        (Refusal::Limit, "NO [LIMIT] Too many attempts or sessions, try again later"),
+        (Refusal::Deadline, "NO [UNAVAILABLE] Logging in took too long, try again"),
+        (Refusal::Draining, "NO [UNAVAILABLE] The server is shutting down, try again"),
+        (Refusal::Internal, "NO [SERVERBUG] Something went wrong here, try again"),
+    ];
+    for label in Refusal::LABELS {
+        assert!(cases.iter().any(|(refusal, _)| refusal.label() == label), "{label} has no case");
+    }
+    for (refusal, words) in cases {
+        let mut front = ImapFront::new(TLS);
+        let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+        input.extend(b"a LOGIN alice secret\r\n");
+        assert!(matches!(front.step(&mut input, &mut out), Step::Attempt(_)));
+        front.refused(&refusal, &mut out);
+        front.bye(&refusal, &mut out);
+        let expected = format!("a {words}\r\n* BYE {}\r\n", &words[3..]);
+        assert_eq!(out.as_slice().escape_ascii().to_string(), expected.as_bytes().escape_ascii().to_string());
+    }
+    let long = words_of(&disagrees("LIMIT", &"x".repeat(9000)));
+    assert_eq!(long.len(), "a NO [LIMIT] \r\n".len() + 512);
+}
+
+fn words_of(refusal: &Refusal) -> Vec<u8> {
+    let mut front = ImapFront::new(TLS);
+    let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+    input.extend(b"a LOGIN alice secret\r\n");
+    assert!(matches!(front.step(&mut input, &mut out), Step::Attempt(_)));
+    front.refused(refusal, &mut out);
+    out.as_slice().to_vec()
+}

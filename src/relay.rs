@@ -1,0 +1,306 @@
+//! Bytes both ways after login, until somebody ends it.
+//!
+//! What was read before the relay goes first and in order. No buffer of ours is held while a
+//! session idles: reads go through one buffer per thread, and only what a slow receiver did not
+//! take is kept, which also stops reading from the sender. Half-close is carried over. Nothing is
+//! parsed here: COMPRESS, IDLE and every later extension pass untouched.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use prometheus::IntCounter;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+/// One read's size: system calls dominate below, caches above.
+const BUFFER_SIZE: usize = 64 * 1024;
+/// Reads per direction before the other sessions of this thread have their turn.
+const READS_PER_TURN: u32 = 8;
+/// How long the open direction of a half-closed session may stand still.
+const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3);
+/// How long a peer may take to be told goodbye.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_SIZE]);
+}
+
+/// Why a relayed session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The client closed first.
+    ClientClosed,
+    /// The backend closed first.
+    BackendClosed,
+    /// The client's connection broke.
+    ClientError,
+    /// The backend's connection broke.
+    BackendError,
+    /// No byte in either direction for the idle limit.
+    Idle,
+    /// usher is stopping.
+    Drain,
+}
+
+impl Cause {
+    /// The metric label and log word.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ClientClosed => "client_closed",
+            Self::BackendClosed => "backend_closed",
+            Self::ClientError => "client_error",
+            Self::BackendError => "backend_error",
+            Self::Idle => "idle",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+/// How a relayed session went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Why it ended.
+    pub cause: Cause,
+    /// Bytes from the client to the backend.
+    pub bytes_in: u64,
+    /// Bytes from the backend to the client.
+    pub bytes_out: u64,
+}
+
+/// One side of a relay: its stream, and what was read from the *other* side before the relay began.
+#[derive(Debug)]
+pub struct End<S> {
+    /// The stream.
+    pub stream: S,
+    /// Bytes that go to this stream first.
+    pub first: Vec<u8>,
+    /// Counts what is sent to this stream.
+    pub sent: IntCounter,
+}
+
+/// Relays until both directions are closed, one side breaks, nothing moves for `idle`, or `stop`
+/// is ready.
+pub async fn relay<C, B>(client: End<C>, backend: End<B>, idle: Duration, stop: impl Future<Output = ()>) -> Ended
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut transfer = Transfer {
+        up: Pipe::new(backend.first, backend.sent),
+        down: Pipe::new(client.first, client.sent),
+        client: client.stream,
+        backend: backend.stream,
+        closed_first: None,
+        idle,
+        last_progress: Instant::now(),
+        timer: Box::pin(sleep_until(Instant::now() + idle)),
+    };
+    let cause = {
+        tokio::pin!(stop);
+        let ended = poll_fn(|cx| match transfer.poll(cx) {
+            Poll::Ready(cause) => Poll::Ready(cause),
+            Poll::Pending => stop.as_mut().poll(cx).map(|()| Cause::Drain),
+        });
+        ended.await
+    };
+    let ended = Ended { cause, bytes_in: transfer.up.moved, bytes_out: transfer.down.moved };
+    if matches!(cause, Cause::Idle | Cause::Drain) {
+        // So that a TLS peer sees an end and not a truncation.
+        let farewell = async { tokio::join!(transfer.client.shutdown(), transfer.backend.shutdown()) };
+        let _ = timeout(FAREWELL, farewell).await;
+    }
+    ended
+}
+
+/// Both directions of a session.
+struct Transfer<C, B> {
+    client: C,
+    backend: B,
+    up: Pipe,
+    down: Pipe,
+    closed_first: Option<Cause>,
+    idle: Duration,
+    last_progress: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl<C, B> Transfer<C, B>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
+        let moved = self.up.moved + self.down.moved;
+        let up = self.up.poll(cx, &mut self.client, &mut self.backend);
+        if let Poll::Ready(Err(broken)) = up {
+            return Poll::Ready(broken.cause(Cause::ClientError, Cause::BackendError));
+        }
+        let down = self.down.poll(cx, &mut self.backend, &mut self.client);
+        if let Poll::Ready(Err(broken)) = down {
+            return Poll::Ready(broken.cause(Cause::BackendError, Cause::ClientError));
+        }
+        if self.closed_first.is_none() {
+            self.closed_first = match (self.up.ended, self.down.ended) {
+                (true, _) => Some(Cause::ClientClosed),
+                (false, true) => Some(Cause::BackendClosed),
+                (false, false) => None,
+            };
+            if self.closed_first.is_some() {
+                self.last_progress = Instant::now();
+                self.timer.as_mut().reset(self.last_progress + HALF_CLOSED_IDLE.min(self.idle));
+            }
+        }
+        if up.is_ready() && down.is_ready() {
+            return Poll::Ready(self.closed_first.unwrap_or(Cause::ClientClosed));
+        }
+        if self.up.moved + self.down.moved != moved {
+            self.last_progress = Instant::now();
+        }
+        self.poll_idle(cx)
+    }
+
+    /// The timer is not moved with every byte: when it rings it looks when the last one was.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            let limit = if self.closed_first.is_some() { HALF_CLOSED_IDLE.min(self.idle) } else { self.idle };
+            let deadline = self.last_progress + limit;
+            if deadline <= Instant::now() {
+                return Poll::Ready(self.closed_first.unwrap_or(Cause::Idle));
+            }
+            self.timer.as_mut().reset(deadline);
+        }
+    }
+}
+
+/// Which side of a pipe broke.
+enum Broken {
+    Source,
+    Target,
+}
+
+impl Broken {
+    fn cause(&self, source: Cause, target: Cause) -> Cause {
+        match self {
+            Self::Source => source,
+            Self::Target => target,
+        }
+    }
+}
+
+/// One direction.
+struct Pipe {
+    /// What the target did not take yet; without an allocation when there is nothing.
+    unsent: Vec<u8>,
+    unsent_from: usize,
+    /// Whether the target may hold bytes that its connection has not been given.
+    unflushed: bool,
+    /// The source said its end.
+    ended: bool,
+    /// The target was told.
+    closed: bool,
+    moved: u64,
+    sent: IntCounter,
+}
+
+impl Pipe {
+    fn new(first: Vec<u8>, sent: IntCounter) -> Self {
+        Self { unsent: first, unsent_from: 0, unflushed: false, ended: false, closed: false, moved: 0, sent }
+    }
+
+    /// Moves what can be moved. Ready when the source's end was passed on.
+    fn poll<S, T>(&mut self, cx: &mut Context<'_>, source: &mut S, target: &mut T) -> Poll<Result<(), Broken>>
+    where
+        S: AsyncRead + Unpin,
+        T: AsyncWrite + Unpin,
+    {
+        for _ in 0..READS_PER_TURN {
+            ready!(self.poll_unsent(cx, target)).map_err(|_| Broken::Target)?;
+            if self.closed {
+                return Poll::Ready(Ok(()));
+            }
+            if self.ended {
+                // An end that cannot be told, because the target is gone, is told all the same.
+                let _ = ready!(Pin::new(&mut *target).poll_shutdown(cx));
+                self.closed = true;
+                return Poll::Ready(Ok(()));
+            }
+            if self.poll_read(cx, source, target)?.is_pending() {
+                return self.poll_flush(cx, target);
+            }
+        }
+        // More may be waiting: come back after the others.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Sends what an earlier turn left.
+    fn poll_unsent<T: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, target: &mut T) -> Poll<io::Result<()>> {
+        while let Some(rest) = self.unsent.get(self.unsent_from..).filter(|rest| !rest.is_empty()) {
+            let written = ready!(Pin::new(&mut *target).poll_write(cx, rest))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent_from += written;
+            self.count(written);
+        }
+        if self.unsent.capacity() > 0 {
+            self.unsent = Vec::new();
+            self.unsent_from = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// One read, and one write of what it brought.
+    fn poll_read<S, T>(&mut self, cx: &mut Context<'_>, source: &mut S, target: &mut T) -> Result<Poll<()>, Broken>
+    where
+        S: AsyncRead + Unpin,
+        T: AsyncWrite + Unpin,
+    {
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut read = ReadBuf::new(buffer);
+            match Pin::new(source).poll_read(cx, &mut read) {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Ok(())) => {}
+                // Many clients end TCP without a close_notify; for mail that is an end like another.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                Poll::Ready(Err(_)) => return Err(Broken::Source),
+            }
+            let bytes = read.filled();
+            if bytes.is_empty() {
+                self.ended = true;
+                return Ok(Poll::Ready(()));
+            }
+            let taken = match Pin::new(target).poll_write(cx, bytes) {
+                Poll::Pending => 0,
+                Poll::Ready(Ok(taken)) => taken,
+                Poll::Ready(Err(_)) => return Err(Broken::Target),
+            };
+            self.count(taken);
+            self.unsent.extend_from_slice(bytes.get(taken..).unwrap_or_default());
+            Ok(Poll::Ready(()))
+        })
+    }
+
+    fn poll_flush<T: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, target: &mut T) -> Poll<Result<(), Broken>> {
+        if self.unflushed {
+            ready!(Pin::new(target).poll_flush(cx)).map_err(|_| Broken::Target)?;
+            self.unflushed = false;
+        }
+        Poll::Pending
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.unflushed |= bytes > 0;
+        self.moved += bytes as u64;
+        self.sent.inc_by(bytes as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests;

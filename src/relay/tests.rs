@@ -1,0 +1,143 @@
+//! Order, half-close, back-pressure and every way to end.
+
+use std::future::pending;
+
+use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
+
+use super::*;
+
+const IDLE: Duration = Duration::from_secs(60);
+
+fn counter() -> IntCounter {
+    IntCounter::new("test", "test").unwrap()
+}
+
+struct Setup {
+    client: DuplexStream,
+    backend: DuplexStream,
+    relay: tokio::task::JoinHandle<Ended>,
+}
+
+fn start(pipe: usize, to_client: &[u8], to_backend: &[u8]) -> Setup {
+    let (client, client_side) = duplex(pipe);
+    let (backend, backend_side) = duplex(pipe);
+    let client_end = End { stream: client_side, first: to_client.to_vec(), sent: counter() };
+    let backend_end = End { stream: backend_side, first: to_backend.to_vec(), sent: counter() };
+    let relay = tokio::spawn(relay(client_end, backend_end, IDLE, pending()));
+    Setup { client, backend, relay }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_before_goes_first_on_both_sides() {
+    let mut setup = start(16, b"to the client, ", b"to the backend, ");
+    setup.client.write_all(b"from the client").await.unwrap();
+    setup.backend.write_all(b"from the backend").await.unwrap();
+    let mut at_backend = [0; 31];
+    setup.backend.read_exact(&mut at_backend).await.unwrap();
+    assert_eq!(&at_backend[..], b"to the backend, from the client");
+    let mut at_client = [0; 31];
+    setup.client.read_exact(&mut at_client).await.unwrap();
+    assert_eq!(&at_client[..], b"to the client, from the backend");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_close_is_passed_on_and_the_answer_still_arrives() {
+    let mut setup = start(64, b"", b"");
+    setup.client.write_all(b"last words").await.unwrap();
+    setup.client.shutdown().await.unwrap();
+    let mut heard = Vec::new();
+    setup.backend.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(heard, b"last words");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    setup.backend.write_all(b"answer").await.unwrap();
+    setup.backend.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    setup.client.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"answer");
+    let ended = setup.relay.await.unwrap();
+    assert_eq!(ended, Ended { cause: Cause::ClientClosed, bytes_in: 10, bytes_out: 6 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_closed_session_ends_three_seconds_after_its_last_byte() {
+    let mut setup = start(64, b"", b"");
+    setup.client.shutdown().await.unwrap();
+    let began = Instant::now();
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        setup.backend.write_all(b"still here").await.unwrap();
+    }
+    assert_eq!(setup.relay.await.unwrap().cause, Cause::ClientClosed);
+    let lived = began.elapsed();
+    assert!(lived >= Duration::from_secs(12) && lived < Duration::from_secs(14), "{lived:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_ends_a_session_and_a_byte_keeps_it() {
+    let mut setup = start(64, b"", b"");
+    let began = Instant::now();
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    setup.backend.write_all(b"* OK still here\r\n").await.unwrap();
+    assert_eq!(setup.relay.await.unwrap().cause, Cause::Idle);
+    let lived = began.elapsed();
+    assert!(lived >= Duration::from_secs(110) && lived < Duration::from_secs(112), "{lived:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_does_not_read_stops_the_sender() {
+    let mut setup = start(1024, b"", b"");
+    let sent = timeout(Duration::from_secs(5), setup.client.write_all(&vec![b'x'; 10 * 1024 * 1024])).await;
+    assert!(sent.is_err(), "ten MiB went into nowhere");
+    drop(setup.client);
+    let mut taken = Vec::new();
+    setup.backend.read_to_end(&mut taken).await.unwrap();
+    assert!(taken.len() <= 3 * BUFFER_SIZE, "{} bytes were buffered", taken.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lot_of_bytes_arrive_unchanged_both_ways_at_once() {
+    let setup = start(5000, b"", b"");
+    let pattern = |seed: u32| -> Vec<u8> { (0..3_000_000_u32).map(|at| (at.wrapping_mul(seed) >> 13) as u8).collect() };
+    let speak = |stream: DuplexStream, words: Vec<u8>| async move {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let mut heard = Vec::new();
+        let (said, _) = tokio::join!(
+            async {
+                writer.write_all(&words).await.unwrap();
+                writer.shutdown().await
+            },
+            async { reader.read_to_end(&mut heard).await.unwrap() }
+        );
+        said.unwrap();
+        heard
+    };
+    let (at_client, at_backend) =
+        tokio::join!(speak(setup.client, pattern(77_777)), speak(setup.backend, pattern(99_991)));
+    assert!(at_client == pattern(99_991) && at_backend == pattern(77_777));
+    let ended = setup.relay.await.unwrap();
+    assert_eq!((ended.bytes_in, ended.bytes_out), (3_000_000, 3_000_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_side_ends_both() {
+    let mut setup = start(64, b"", b"");
+    drop(setup.client);
+    setup.backend.write_all(b"into the void").await.unwrap();
+    let ended = setup.relay.await.unwrap();
+    assert!(matches!(ended.cause, Cause::ClientClosed | Cause::ClientError), "{ended:?}");
+    let mut rest = Vec::new();
+    setup.backend.read_to_end(&mut rest).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_says_goodbye_to_both() {
+    let (mut client, client_side) = duplex(64);
+    let (mut backend, backend_side) = duplex(64);
+    let client_end = End { stream: client_side, first: Vec::new(), sent: counter() };
+    let backend_end = End { stream: backend_side, first: Vec::new(), sent: counter() };
+    let stop = tokio::time::sleep(Duration::from_secs(5));
+    let ended = relay(client_end, backend_end, IDLE, stop).await;
+    assert_eq!(ended.cause, Cause::Drain);
+    assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
+    assert_eq!(backend.read(&mut [0; 8]).await.unwrap(), 0);
+}

@@ -1,0 +1,170 @@
+//! What is told about a login attempt and about a session's end: the `login` and `end` events, and
+//! the counters that belong to them. One event each, every outside byte escaped, no password.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use crate::authn::{DecidedBy, Decision};
+use crate::backend::{BackendError, Phases};
+use crate::directory::{Login, Trace};
+use crate::log::Escaped;
+use crate::metrics::Metrics;
+use crate::outcome::{BackendWords, Refusal, Side};
+use crate::proto::ClientId;
+use crate::relay::Ended;
+
+/// Who is at the door: the same for every attempt of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Visitor {
+    /// The session id.
+    pub session: u64,
+    /// The client's address, canonical.
+    pub client: IpAddr,
+    /// The protocol's name.
+    pub protocol: &'static str,
+}
+
+/// How one login attempt went, filled in as it goes.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The name as typed.
+    pub typed: Vec<u8>,
+    /// The name given to the backend.
+    pub backend_login: Option<String>,
+    /// The entry's DN.
+    pub dn: Option<Arc<str>>,
+    /// The entry's mailHost values.
+    pub mail_host: Vec<String>,
+    /// The backend's name.
+    pub backend: Option<Arc<str>>,
+    /// Whether `routing.default` chose it.
+    pub by_default: bool,
+    /// Who decided.
+    pub by: Option<DecidedBy>,
+    /// How the question to the directory went.
+    pub trace: Trace,
+    /// The TLS handshake before this attempt.
+    pub tls: Option<Duration>,
+    /// How long the backend took.
+    pub phases: Phases,
+    /// What the backend said, or what went wrong with it.
+    pub reply: Option<String>,
+}
+
+impl Report {
+    /// Takes over what a decision says.
+    pub fn decided(&mut self, decision: &Decision, metrics: &Metrics) {
+        if decision.by != DecidedBy::Usher {
+            metrics.decisions.with_label_values(&[decision.by.label()]).inc();
+        }
+        self.by = Some(decision.by);
+        self.trace.clone_from(&decision.trace);
+        self.dn.clone_from(&decision.dn);
+        if let Ok(proven) = &decision.result {
+            self.mail_host.clone_from(&proven.identity.entry().mail_hosts);
+        }
+    }
+
+    /// Takes over where it goes.
+    pub fn sent_to(&mut self, backend: &Arc<str>, login: &Login, by_default: bool, metrics: &Metrics) {
+        if by_default {
+            metrics.decisions.with_label_values(&["default"]).inc();
+        }
+        self.backend = Some(Arc::clone(backend));
+        self.backend_login = Some(login.as_str().to_owned());
+        self.by_default = by_default;
+    }
+
+    /// Takes over what went wrong with a backend.
+    pub fn failed(&mut self, error: &BackendError) {
+        if let BackendError::Refused(words) = error {
+            self.words(words);
+        } else {
+            self.reply = Some(error.to_string());
+        }
+    }
+
+    /// Takes over a backend's words.
+    pub fn words(&mut self, words: &BackendWords) {
+        let BackendWords { code, text } = words;
+        self.reply = Some(if code.is_empty() { text.clone() } else { format!("[{code}] {text}") });
+    }
+
+    /// Writes the event and counts, once per attempt.
+    pub fn emit(&self, visitor: &Visitor, client_id: Option<&ClientId>, refusal: Option<&Refusal>, metrics: &Metrics) {
+        let result = refusal.map_or("ok", Refusal::label);
+        metrics.logins.with_label_values(&[visitor.protocol, result]).inc();
+        let phases = [
+            ("tls", self.tls),
+            ("search", self.trace.search),
+            ("bind", self.trace.bind),
+            ("backend_connect", self.phases.connect),
+            ("backend_login", self.phases.login),
+        ];
+        for (phase, took) in phases {
+            if let Some(took) = took {
+                metrics.login_phase.with_label_values(&[visitor.protocol, phase]).observe(took.as_secs_f64());
+            }
+        }
+        let (client_name, client_version) =
+            client_id.map(|id| (id.name.as_str(), id.version.as_str())).unwrap_or_default();
+        let mail_host = self.mail_host.join(",");
+        // One list of fields at three levels: a level is part of the event's static description.
+        macro_rules! event {
+            ($level:ident) => {
+                $level!(
+                    session = visitor.session,
+                    client = %visitor.client,
+                    protocol = visitor.protocol,
+                    result,
+                    login = %Escaped(&self.typed),
+                    login_backend = self.backend_login.as_deref().map(|name| tracing::field::display(Escaped(name.as_bytes()))),
+                    dn = self.dn.as_deref().map(|dn| tracing::field::display(Escaped(dn.as_bytes()))),
+                    mail_host = (!mail_host.is_empty()).then(|| tracing::field::display(Escaped(mail_host.as_bytes()))),
+                    backend = self.backend.as_deref(),
+                    by = self.by.map(DecidedBy::label),
+                    by_default = self.by_default.then_some(true),
+                    directory_server = self.trace.server.as_deref(),
+                    directory_code = self.trace.code,
+                    backend_reply = self.reply.as_deref().map(|words| tracing::field::display(Escaped(words.as_bytes()))),
+                    client_name = (!client_name.is_empty()).then(|| tracing::field::display(Escaped(client_name.as_bytes()))),
+                    client_version = (!client_version.is_empty()).then(|| tracing::field::display(Escaped(client_version.as_bytes()))),
+                    tls_ms = self.tls.map(milliseconds),
+                    search_ms = self.trace.search.map(milliseconds),
+                    bind_ms = self.trace.bind.map(milliseconds),
+                    backend_connect_ms = self.phases.connect.map(milliseconds),
+                    backend_login_ms = self.phases.login.map(milliseconds),
+                    "login"
+                )
+            };
+        }
+        match refusal.map(Refusal::side) {
+            None | Some(Side::Client) => event!(info),
+            Some(Side::Directory | Side::Backend) => event!(warn),
+            Some(Side::Usher) => event!(error),
+        }
+    }
+}
+
+/// Writes the event of a session's end and counts it.
+pub fn ended(visitor: &Visitor, cause: &'static str, ended: Option<&Ended>, lasted: Duration, metrics: &Metrics) {
+    metrics.sessions_ended.with_label_values(&[cause]).inc();
+    info!(
+        session = visitor.session,
+        client = %visitor.client,
+        protocol = visitor.protocol,
+        cause,
+        duration_ms = milliseconds(lasted),
+        bytes_in = ended.map(|ended| ended.bytes_in),
+        bytes_out = ended.map(|ended| ended.bytes_out),
+        "end"
+    );
+}
+
+/// Milliseconds with three decimals: microseconds matter in a cached login.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1_000_000.0).round() / 1_000.0
+}

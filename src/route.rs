@@ -1,0 +1,123 @@
+//! From an entry to a backend: what `mailHost` means, and when it means nothing.
+//!
+//! An unknown value never falls to the default, and several values never to one of them at random:
+//! only a user *without* the attribute may be sent to `routing.default`. Does no I/O.
+
+use crate::config::{Backend, Routing, host_key};
+use crate::directory::{Entry, Login};
+use crate::outcome::Refusal;
+
+/// Where an entry leads.
+#[derive(Debug, Clone, Copy)]
+pub struct Route<'a> {
+    /// The position in `routing.backends`.
+    pub index: usize,
+    /// The backend.
+    pub backend: &'a Backend,
+    /// Whether it was chosen by `routing.default`.
+    pub by_default: bool,
+}
+
+/// The backend of an entry.
+///
+/// # Errors
+/// [`Refusal::NoMailHost`], [`Refusal::UnknownMailHost`] or [`Refusal::SeveralMailHosts`].
+pub fn route<'a>(routing: &'a Routing, entry: &Entry) -> Result<Route<'a>, Refusal> {
+    let by_host = |value: &str| {
+        let host = host_key(value.trim());
+        routing.backends.iter().position(|backend| backend.hosts.contains(&host))
+    };
+    let mut targets = entry.mail_hosts.iter().map(|value| by_host(value));
+    let (index, by_default) = match targets.next() {
+        None => {
+            let default = routing.default.as_ref().ok_or(Refusal::NoMailHost)?;
+            let index = routing.backends.iter().position(|backend| backend.name == *default);
+            (index.ok_or(Refusal::NoMailHost)?, true)
+        }
+        // Two spellings of one backend are one value; two backends, or one of them unknown, are not.
+        Some(first) if targets.any(|other| other != first) => return Err(Refusal::SeveralMailHosts),
+        Some(first) => (first.ok_or(Refusal::UnknownMailHost)?, false),
+    };
+    let backend = routing.backends.get(index).ok_or(Refusal::Internal)?;
+    Ok(Route { index, backend, by_default })
+}
+
+/// The name to log in with at the backend: the typed one, or the value of `login_attribute`.
+///
+/// # Errors
+/// [`Refusal::NoBackendLogin`] if the attribute is configured and has no usable value, or several.
+pub fn backend_login(login_attribute: Option<&str>, entry: &Entry, typed: &Login) -> Result<Login, Refusal> {
+    match (login_attribute, entry.logins.as_slice()) {
+        (None, _) => Ok(typed.clone()),
+        (Some(_), [one]) => Login::parse(one.as_bytes()).ok_or(Refusal::NoBackendLogin),
+        (Some(_), _) => Err(Refusal::NoBackendLogin),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn backend(name: &str, hosts: &[&str]) -> Backend {
+        Backend {
+            name: name.to_owned(),
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            ca: None,
+            client_certificate: None,
+            pin_sha256: Vec::new(),
+            service: None,
+            timeout: Duration::from_secs(4),
+            pass_refusals: true,
+            endpoints: Vec::new(),
+        }
+    }
+
+    fn routing(default: Option<&str>) -> Routing {
+        Routing {
+            default: default.map(str::to_owned),
+            backends: vec![backend("server3", &["server3", "server3.example.com"]), backend("server4", &["server4"])],
+        }
+    }
+
+    fn entry(mail_hosts: &[&str], logins: &[&str]) -> Entry {
+        let owned = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect();
+        Entry { dn: "uid=x".into(), mail_hosts: owned(mail_hosts), logins: owned(logins) }
+    }
+
+    fn chosen(default: Option<&str>, mail_hosts: &[&str]) -> Result<(String, bool), Refusal> {
+        let routing = routing(default);
+        route(&routing, &entry(mail_hosts, &[])).map(|route| (route.backend.name.clone(), route.by_default))
+    }
+
+    #[test]
+    fn a_value_names_a_backend_in_any_spelling() {
+        for value in ["server3", "SERVER3", "server3.example.com", "Server3.Example.com.", " server3 "] {
+            assert_eq!(chosen(None, &[value]), Ok(("server3".to_owned(), false)), "{value}");
+        }
+        assert_eq!(chosen(None, &["server3", "server3.example.com"]), Ok(("server3".to_owned(), false)));
+    }
+
+    #[test]
+    fn only_a_missing_attribute_falls_to_the_default() {
+        assert_eq!(chosen(None, &[]), Err(Refusal::NoMailHost));
+        assert_eq!(chosen(Some("server4"), &[]), Ok(("server4".to_owned(), true)));
+        for value in ["server9", "", "server3.example.org", "server33"] {
+            assert_eq!(chosen(Some("server4"), &[value]), Err(Refusal::UnknownMailHost), "{value}");
+        }
+        assert_eq!(chosen(Some("server4"), &["server3", "server4"]), Err(Refusal::SeveralMailHosts));
+        assert_eq!(chosen(Some("server4"), &["server3", "server9"]), Err(Refusal::SeveralMailHosts));
+        assert_eq!(chosen(Some("server4"), &["server8", "server9"]), Err(Refusal::UnknownMailHost));
+    }
+
+    #[test]
+    fn the_backend_gets_the_typed_name_or_the_one_value() {
+        let typed = Login::parse(b"Alice@example.com").unwrap();
+        assert_eq!(backend_login(None, &entry(&[], &["alice"]), &typed).unwrap().as_str(), "Alice@example.com");
+        assert_eq!(backend_login(Some("uid"), &entry(&[], &["alice"]), &typed).unwrap().as_str(), "alice");
+        for bad in [&[][..], &["alice", "alicia"], &[""], &["a\0b"], &["a\r\nb"]] {
+            assert_eq!(backend_login(Some("uid"), &entry(&[], bad), &typed), Err(Refusal::NoBackendLogin));
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! The running process: bind, start, reload, stop. Wiring only; what it starts is in other rooms.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tracing::{error, info, warn};
+
+use crate::admin;
+use crate::admin::control::{self, ReloadRequest};
+use crate::config::{self, Config, ListenerTls, Problem};
+use crate::listener::{self, Bound};
+use crate::log;
+use crate::metrics::Metrics;
+use crate::registry::unix_now;
+use crate::snapshot::{Shared, Snapshot, Stage};
+use crate::{sys, tls};
+
+/// How often the directory is asked until it has answered once.
+const FIRST_ANSWER_PAUSE: Duration = Duration::from_secs(1);
+/// How long closed sessions may take to say goodbye at the end.
+const LAST_FAREWELL: Duration = Duration::from_secs(3);
+/// Two sockets a session, and some for everything else.
+const SPARE_DESCRIPTORS: u64 = 256;
+
+/// Why usher did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The configuration has mistakes.
+    #[error("the configuration has {} mistake(s)", .0.len())]
+    Config(Vec<Problem>),
+    /// An address cannot be bound.
+    #[error("{key}: {what} cannot be bound: {source}")]
+    Bind {
+        /// The config key.
+        key: String,
+        /// The address or path.
+        what: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The system does not let usher hear signals.
+    #[error("signals cannot be received: {0}")]
+    Signals(io::Error),
+}
+
+/// Loads and builds everything the config file says: what `check`, `run` and a reload have in common.
+///
+/// # Errors
+/// Every mistake.
+pub fn prepare(file: &Path, metrics: &Arc<Metrics>, previous: Option<&Snapshot>) -> Result<Snapshot, Vec<Problem>> {
+    let config = config::load(file)?;
+    let snapshot = Snapshot::build(config, metrics, previous)?;
+    let loops = leads_to_itself(&snapshot.config);
+    if loops.is_empty() { Ok(snapshot) } else { Err(loops) }
+}
+
+/// Backends whose address is one of usher's own listeners. A name that does not resolve now is no
+/// mistake of the file; it is looked at again whenever it is resolved to be dialled.
+fn leads_to_itself(config: &Config) -> Vec<Problem> {
+    let own: Vec<SocketAddr> = config.listeners.iter().map(|listener| listener.address).collect();
+    let mut problems = Vec::new();
+    for (index, backend) in config.routing.backends.iter().enumerate() {
+        for endpoint in &backend.endpoints {
+            let resolved = std::net::ToSocketAddrs::to_socket_addrs(&(endpoint.host.as_str(), endpoint.port));
+            if let Some(address) = resolved.into_iter().flatten().find(|address| sys::is_own(*address, &own)) {
+                let key = format!("routing.backends[{index}].{}.address", endpoint.protocol.name);
+                let words = format!(
+                    "{address} is one of usher's own listeners: a login would go round in a circle; name the mail server itself"
+                );
+                problems.push(config.problem(&key, words));
+            }
+        }
+    }
+    problems
+}
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// Why it did not start. Once it has started, it ends only by signal, with success.
+pub async fn run(file: PathBuf) -> Result<(), StartError> {
+    tls::install_default();
+    let metrics = Arc::new(Metrics::new());
+    let snapshot = prepare(&file, &metrics, None).map_err(StartError::Config)?;
+    let log = log::init(&snapshot.config.log);
+    report_panics(&metrics);
+    warn_about_descriptors(&snapshot.config);
+
+    let stop = StopSignals::new().map_err(StartError::Signals)?;
+    let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
+    let shared = Shared::new(snapshot, metrics, log);
+    let (reloads, requests) = mpsc::channel(4);
+    let mut server = Server { file, shared, listeners: HashMap::new(), reloads };
+    server.start().await?;
+    server.serve(stop, hangup, requests).await;
+    Ok(())
+}
+
+/// The signals that stop usher.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// What tells one listener from another.
+type ListenerKey = (SocketAddr, &'static str, ListenerTls);
+
+struct Server {
+    file: PathBuf,
+    shared: Arc<Shared>,
+    listeners: HashMap<ListenerKey, JoinHandle<()>>,
+    /// Kept here as well, so that the channel stays open without a control socket.
+    reloads: mpsc::Sender<ReloadRequest>,
+}
+
+impl Server {
+    /// Binds everything, then lets clients in.
+    async fn start(&mut self) -> Result<(), StartError> {
+        let snapshot = self.shared.snapshot.load_full();
+        let bound = bind_new(&snapshot.config, &self.listeners)?;
+        let side_port = bind_side_port(&snapshot.config).await?;
+        if let Some(settings) = &snapshot.config.control {
+            let what = settings.path.display().to_string();
+            let bind_error = |source| StartError::Bind { key: "control.path".to_owned(), what: what.clone(), source };
+            let control = control::bind(settings).map_err(bind_error)?;
+            info!(path = %settings.path.display(), "control socket listening");
+            tokio::spawn(control::serve(control, Arc::clone(&self.shared), self.reloads.clone()));
+        }
+        tokio::spawn(admin::serve(side_port, Arc::clone(&self.shared)));
+        tokio::spawn(await_directory(Arc::clone(&self.shared)));
+        self.in_force(&snapshot);
+        self.accept(bound);
+        info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), "ready");
+        // Outside systemd nobody listens, which is no error.
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        Ok(())
+    }
+
+    /// Says and counts what a snapshot that is now in force means.
+    fn in_force(&self, snapshot: &Snapshot) {
+        let metrics = &self.shared.metrics;
+        metrics.know(&snapshot.config);
+        metrics.config_last_reload_successful.set(1);
+        metrics.config_last_reload_success_timestamp.set(unix_now() as f64);
+        for warning in &snapshot.config.warnings {
+            warn!(%warning, "the configuration is suspicious");
+        }
+        metrics.certificate_expiry.reset();
+        for served in snapshot.tls.certificates() {
+            let chain = served.chain.display().to_string();
+            metrics.certificate_expiry.with_label_values(&[&chain]).set(served.not_after as f64);
+            if served.expired {
+                error!(
+                    chain,
+                    not_after = served.not_after,
+                    "this certificate has expired; it is served all the same, renew it"
+                );
+            }
+        }
+    }
+
+    fn accept(&mut self, bound: Vec<Bound>) {
+        for bound in bound {
+            let config = &bound.config;
+            let key = (config.address, config.protocol.name, config.tls);
+            let tls = match config.tls {
+                ListenerTls::Implicit => "implicit",
+                ListenerTls::StartTls => "starttls",
+            };
+            info!(protocol = config.protocol.name, address = %bound.address, tls, "listening");
+            let task = tokio::spawn(listener::accept(Arc::clone(&self.shared), bound));
+            self.listeners.insert(key, task);
+        }
+    }
+
+    /// Until a signal says stop, and then until the last session has ended or must.
+    async fn serve(mut self, mut stop: StopSignals, mut hangup: Signal, mut requests: mpsc::Receiver<ReloadRequest>) {
+        loop {
+            tokio::select! {
+                () = stop.recv() => break,
+                _ = hangup.recv() => {
+                    // The log has said why if it was refused.
+                    let _ = self.reload().await;
+                }
+                Some(answer) = requests.recv() => {
+                    let outcome = self.reload().await;
+                    // Whoever asked may be gone.
+                    let _ = answer.send(outcome);
+                }
+            }
+        }
+        self.drain(&mut stop).await;
+    }
+
+    /// Takes over the config file as it is now, or leaves everything as it was and says why.
+    async fn reload(&mut self) -> Result<(), Vec<String>> {
+        let _ = sd_notify::notify(&[NotifyState::Reloading, monotonic_now()]);
+        let outcome = self.take_over().await;
+        match &outcome {
+            Ok(()) => info!(config = %self.file.display(), "reloaded"),
+            Err(problems) => {
+                self.shared.metrics.config_last_reload_successful.set(0);
+                for problem in problems {
+                    error!(problem, "reload refused; the old configuration stays in force");
+                }
+            }
+        }
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        outcome
+    }
+
+    async fn take_over(&mut self) -> Result<(), Vec<String>> {
+        let (file, metrics) = (self.file.clone(), Arc::clone(&self.shared.metrics));
+        let previous = self.shared.snapshot.load_full();
+        let old = Arc::clone(&previous);
+        // Files and certificates: milliseconds in which the sessions of this thread would wait.
+        let prepared = tokio::task::spawn_blocking(move || prepare(&file, &metrics, Some(&old))).await;
+        let snapshot = match prepared {
+            Ok(Ok(snapshot)) => snapshot,
+            Ok(Err(problems)) => return Err(problems.iter().map(ToString::to_string).collect()),
+            Err(_) => return Err(vec!["reading the configuration panicked: please report this".to_owned()]),
+        };
+        // What cannot change in a running process is refused in so many words, not ignored.
+        let fixed = [
+            ("admin.address", previous.config.admin != snapshot.config.admin),
+            ("control", previous.config.control != snapshot.config.control),
+            ("log.format", previous.config.log.format != snapshot.config.log.format),
+        ];
+        let changed = fixed.iter().filter(|(_, changed)| *changed);
+        let refused = changed.map(|(key, _)| {
+            snapshot.config.problem(key, "this needs a restart; put the old value back to reload the rest").to_string()
+        });
+        let refused: Vec<String> = refused.collect();
+        if !refused.is_empty() {
+            return Err(refused);
+        }
+        // New listeners are bound before anything changes: if one fails, nothing has.
+        let bound = bind_new(&snapshot.config, &self.listeners).map_err(|error| vec![error.to_string()])?;
+        self.in_force(&snapshot);
+        self.shared.log.set_level(snapshot.config.log.level);
+        let wanted: Vec<ListenerKey> = snapshot.config.listeners.iter().map(listener_key).collect();
+        self.shared.snapshot.store(Arc::new(snapshot));
+        self.listeners.retain(|key, task| {
+            let stays = wanted.contains(key);
+            if !stays {
+                task.abort();
+                info!(address = %key.0, protocol = key.1, "no longer listening");
+            }
+            stays
+        });
+        self.accept(bound);
+        Ok(())
+    }
+
+    /// Lets load balancers look away, stops accepting, waits for the sessions, closes the rest.
+    async fn drain(mut self, stop: &mut StopSignals) {
+        let settings = self.shared.snapshot.load().config.drain.clone();
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        info!(sessions = self.shared.registry.count(), delay = ?settings.delay, deadline = ?settings.deadline, "draining");
+        self.shared.stage.send_replace(Stage::Leaving);
+        // A second signal means now.
+        let hurried = tokio::select! {
+            () = sleep(settings.delay) => false,
+            () = stop.recv() => true,
+        };
+        for (_, task) in self.listeners.drain() {
+            task.abort();
+        }
+        self.shared.stage.send_replace(Stage::Draining);
+        if !hurried {
+            tokio::select! {
+                _ = timeout(settings.deadline, self.shared.vacated()) => {}
+                () = stop.recv() => {}
+            }
+        }
+        self.shared.stage.send_replace(Stage::Closing);
+        let _ = timeout(LAST_FAREWELL, self.shared.vacated()).await;
+        if let Some(settings) = &self.shared.snapshot.load().config.control {
+            // A socket that is left behind is replaced at the next start.
+            let _ = std::fs::remove_file(&settings.path);
+        }
+        info!("stopped");
+    }
+}
+
+fn listener_key(config: &config::Listener) -> ListenerKey {
+    (config.address, config.protocol.name, config.tls)
+}
+
+/// Binds the listeners that are not there yet.
+fn bind_new(config: &Config, present: &HashMap<ListenerKey, JoinHandle<()>>) -> Result<Vec<Bound>, StartError> {
+    let missing = |listener: &&config::Listener| !present.contains_key(&listener_key(listener));
+    let numbered = config.listeners.iter().enumerate().filter(|(_, listener)| missing(listener));
+    numbered
+        .map(|(index, listener)| {
+            listener::bind(listener).map_err(|source| StartError::Bind {
+                key: format!("listeners[{index}].address"),
+                what: listener.address.to_string(),
+                source,
+            })
+        })
+        .collect()
+}
+
+async fn bind_side_port(config: &Config) -> Result<TcpListener, StartError> {
+    let address = config.admin.address;
+    let bind_error = |source| StartError::Bind { key: "admin.address".to_owned(), what: address.to_string(), source };
+    let listener = TcpListener::bind(address).await.map_err(bind_error)?;
+    let address = listener.local_addr().map_err(bind_error)?;
+    info!(%address, "side port listening");
+    Ok(listener)
+}
+
+/// Asks the directory until it answers once: what `/ready` waits for.
+async fn await_directory(shared: Arc<Shared>) {
+    while let Err(error) = shared.snapshot.load_full().directory.probe().await {
+        warn!(%error, "the directory has not answered yet");
+        sleep(FIRST_ANSWER_PAUSE).await;
+    }
+    shared.directory_answered.store(true, Ordering::Relaxed);
+    info!("the directory answers");
+}
+
+/// Counts and logs every panic, wherever it is caught. Its message may quote what a peer sent, so
+/// only its place is told.
+fn report_panics(metrics: &Metrics) {
+    let panics = metrics.panics.clone();
+    std::panic::set_hook(Box::new(move |panic| {
+        panics.inc();
+        let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        error!(place, "panic: this is a defect of usher, please report it");
+    }));
+}
+
+fn warn_about_descriptors(config: &Config) {
+    let available = sys::raise_open_files();
+    let needed = (config.limits.connections as u64).saturating_mul(2).saturating_add(SPARE_DESCRIPTORS);
+    if needed > available {
+        warn!(available, needed, "limits.connections needs more open files than the system allows; raise LimitNOFILE");
+    }
+}
+
+fn monotonic_now() -> NotifyState<'static> {
+    NotifyState::monotonic_usec_now().unwrap_or(NotifyState::Status("reloading"))
+}

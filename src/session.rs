@@ -1,0 +1,416 @@
+//! THE LIFE OF A LOGIN, top to bottom: from an accepted connection to a relayed session.
+//!
+//! The dialogue (`proto/`) says what to do next, and this file does it: start TLS, decide, dial the
+//! backend, tell the client, relay. Every wait has a deadline, every way out is counted, and a
+//! refused login leaves the connection usable.
+
+use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tracing::debug;
+
+use crate::authn::{Ask, DecidedBy, Proven};
+use crate::backend::{Backend, BackendError, LoggedIn};
+use crate::config::ListenerTls;
+use crate::directory::{Entry, Login};
+use crate::outcome::{Refusal, Side};
+use crate::proto::{Credentials, Front, FrontSettings, Protocol, Quit, Step};
+use crate::registry::{self, Session};
+use crate::relay::{End, relay};
+use crate::report::{self, Report, Visitor};
+use crate::route;
+use crate::secret::SecretBuf;
+use crate::snapshot::{Permit, Shared, Snapshot, Stage};
+use crate::tls;
+use crate::tls::stream::Stream;
+
+/// Every attempt is answered within this time, whatever the directory and the backend do: `check`
+/// sees to it that their deadlines fit in.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to accept a parting line.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A connection as it was accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket.
+    pub tcp: TcpStream,
+    /// The client's address, canonical.
+    pub client: IpAddr,
+    /// The protocol of the listener.
+    pub protocol: &'static Protocol,
+    /// TLS of the listener.
+    pub tls: ListenerTls,
+    /// Its place among the allowed connections.
+    pub permit: Permit,
+}
+
+/// Why a conversation ended before a login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parting {
+    Handshake,
+    ClientClosed,
+    Logout,
+    Nonsense,
+    FailedLogins,
+    Deadline,
+    Draining,
+    Panic,
+}
+
+impl Parting {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::ClientClosed => "client_closed",
+            Self::Logout => "logout",
+            Self::Nonsense => "nonsense",
+            Self::FailedLogins => "failed_logins",
+            Self::Deadline => "deadline",
+            Self::Draining => "draining",
+            Self::Panic => "panic",
+        }
+    }
+}
+
+/// Serves a connection until its end. A panic ends this session and no other.
+pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
+    let Accepted { tcp, client, protocol, tls, permit } = accepted;
+    let visitor = Visitor { session: shared.registry.next_id(), client, protocol: protocol.name };
+    let snapshot = shared.snapshot.load_full();
+    let front = (protocol.front)(FrontSettings {
+        tls: tls == ListenerTls::Implicit,
+        starttls: tls == ListenerTls::StartTls,
+        bad_commands: snapshot.config.limits.bad_commands,
+    });
+    let deadline = Instant::now() + snapshot.config.limits.conversation_timeout;
+    let conversation = Conversation {
+        shared: Arc::clone(&shared),
+        snapshot,
+        visitor,
+        protocol,
+        front,
+        input: SecretBuf::new(),
+        out: SecretBuf::new(),
+        deadline,
+        waited: Duration::ZERO,
+        failed: 0,
+        handshake: None,
+    };
+    let outcome = AssertUnwindSafe(conversation.hold(tcp, tls)).catch_unwind().await;
+    let parting = match outcome {
+        // The relay is a task of its own, so that what the login needed is given back now.
+        Ok(Ok(established)) => return drop(tokio::spawn(established.relay(shared, permit))),
+        Ok(Err(parting)) => parting,
+        Err(_) => Parting::Panic,
+    };
+    shared.metrics.conversations_ended.with_label_values(&[protocol.name, parting.label()]).inc();
+    debug!(session = visitor.session, client = %client, protocol = protocol.name, cause = parting.label(), "left before login");
+}
+
+/// The conversation before login.
+struct Conversation {
+    shared: Arc<Shared>,
+    snapshot: Arc<Snapshot>,
+    visitor: Visitor,
+    protocol: &'static Protocol,
+    front: Box<dyn Front>,
+    /// What the client said and the dialogue has not yet consumed.
+    input: SecretBuf,
+    /// What the client is to be told.
+    out: SecretBuf,
+    /// The end of the whole conversation.
+    deadline: Instant,
+    /// How long usher has waited for this client since the greeting.
+    waited: Duration,
+    failed: u32,
+    handshake: Option<Duration>,
+}
+
+impl Conversation {
+    /// From the first byte to a login, or to a parting.
+    async fn hold(mut self, tcp: TcpStream, tls: ListenerTls) -> Result<Established, Parting> {
+        let mut stream = match tls {
+            ListenerTls::Implicit => self.start_tls(tcp).await?,
+            ListenerTls::StartTls => Stream::from(tcp),
+        };
+        self.front.greet(&mut self.out);
+        loop {
+            let step = self.front.step(&mut self.input, &mut self.out);
+            self.send(&mut stream).await?;
+            match step {
+                Step::NeedMore => self.read(&mut stream).await?,
+                Step::StartTls => {
+                    // Whatever came behind the command in the clear is dropped, not read as
+                    // commands under TLS (RFC 3501 section 6.2.1; "NO STARTTLS", 2021).
+                    self.input.clear();
+                    let tcp = stream.into_plain().ok_or(Parting::Nonsense)?;
+                    stream = self.start_tls(tcp).await?;
+                    self.front.tls_started();
+                }
+                Step::Attempt(credentials) => match self.attempt(credentials).await {
+                    Ok(admitted) => return self.welcome(stream, admitted).await,
+                    Err(refusal) => self.refuse(&mut stream, &refusal).await?,
+                },
+                Step::Quit(quit) => {
+                    let _ = timeout(FAREWELL, stream.shutdown()).await;
+                    return Err(match quit {
+                        Quit::Logout => Parting::Logout,
+                        Quit::Nonsense => Parting::Nonsense,
+                    });
+                }
+            }
+        }
+    }
+
+    async fn start_tls(&mut self, tcp: TcpStream) -> Result<Stream, Parting> {
+        let began = Instant::now();
+        let deadline = self.deadline.min(began + self.snapshot.config.limits.handshake_timeout);
+        let acceptor = self.snapshot.tls.acceptor(self.protocol);
+        let handshakes = &self.shared.metrics.tls_handshakes;
+        let visitor = self.visitor;
+        match timeout_at(deadline, acceptor.accept(tcp)).await {
+            Ok(Ok(stream)) => {
+                handshakes.with_label_values(&[if stream.resumed() { "resumed" } else { "full" }]).inc();
+                self.handshake = Some(began.elapsed());
+                Ok(stream)
+            }
+            Ok(Err(error)) => {
+                handshakes.with_label_values(&["failed"]).inc();
+                let reason = tls::describe(&error);
+                debug!(session = visitor.session, client = %visitor.client, protocol = visitor.protocol, reason, "TLS handshake failed");
+                Err(Parting::Handshake)
+            }
+            Err(_) => {
+                handshakes.with_label_values(&["timeout"]).inc();
+                Err(Parting::Handshake)
+            }
+        }
+    }
+
+    /// Reads some more; the wait counts towards the client's own time.
+    async fn read(&mut self, stream: &mut Stream) -> Result<(), Parting> {
+        let began = Instant::now();
+        let patience = self.snapshot.config.limits.login_timeout.saturating_sub(self.waited);
+        let deadline = self.deadline.min(began + patience);
+        let read = tokio::select! {
+            read = timeout_at(deadline, stream.fill(&mut self.input)) => read,
+            () = self.shared.stage(Stage::Draining) => {
+                return Err(self.part(stream, &Refusal::Draining, Parting::Draining).await);
+            }
+        };
+        self.waited += began.elapsed();
+        match read {
+            Ok(Ok(0) | Err(_)) => Err(Parting::ClientClosed),
+            Ok(Ok(_)) => Ok(()),
+            Err(_) => Err(self.part(stream, &Refusal::Deadline, Parting::Deadline).await),
+        }
+    }
+
+    async fn send(&mut self, stream: &mut Stream) -> Result<(), Parting> {
+        match timeout_at(self.deadline, stream.send(&mut self.out)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Parting::ClientClosed),
+            Err(_) => Err(Parting::Deadline),
+        }
+    }
+
+    /// Ends the conversation with the protocol's parting line.
+    async fn part(&mut self, stream: &mut Stream, why: &Refusal, parting: Parting) -> Parting {
+        self.front.bye(why, &mut self.out);
+        let farewell = async {
+            stream.send(&mut self.out).await?;
+            stream.shutdown().await
+        };
+        let _ = timeout(FAREWELL, farewell).await;
+        parting
+    }
+
+    /// One login attempt, from the credentials to one `login` event.
+    async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, Refusal> {
+        let began = Instant::now();
+        let mut report = Report { tls: self.handshake.take(), ..Report::default() };
+        // A defect behind the dialogue costs this attempt; the connection can still be answered.
+        let admit = AssertUnwindSafe(self.admit(credentials, &mut report)).catch_unwind();
+        let outcome = match timeout_at(began + ATTEMPT_TIMEOUT, admit).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Refusal::Internal),
+            Err(_) => Err(Refusal::Deadline),
+        };
+        report.emit(&self.visitor, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
+        if outcome.as_ref().is_err_and(is_about_credentials) {
+            // Whether the name exists must not show in how long the answer takes (CWE-208).
+            sleep_until(began + self.snapshot.config.limits.failed_login_delay).await;
+        }
+        outcome
+    }
+
+    /// Who is it, where does he belong, does that server take him?
+    async fn admit(&self, credentials: Credentials, report: &mut Report) -> Result<Admitted, Refusal> {
+        let Credentials { login, password, authzid } = credentials;
+        let foreign = !authzid.is_empty() && authzid != login;
+        report.typed = login;
+        let login = Login::parse(&report.typed).ok_or(Refusal::UnusableName)?;
+        if foreign {
+            return Err(Refusal::ForeignAuthzid);
+        }
+        let authn = &self.snapshot.authn;
+        let mut decision = authn.decide(&login, &password, Ask::Cached).await;
+        loop {
+            report.decided(&decision, &self.shared.metrics);
+            let proven = decision.result?;
+            let target = self.target(proven.identity.entry(), &login)?;
+            report.sent_to(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
+            let answer = target.backend.log_in(self.protocol, &target.login, &password, &mut report.phases).await;
+            match answer {
+                Ok(logged_in) if authn.still_holds(&proven) => {
+                    self.count_backend(target.backend, "ok");
+                    return Ok(Admitted { logged_in, proven, login, backend: Arc::clone(&target.backend.name) });
+                }
+                // Something about this entry was forgotten meanwhile: what it is now decides.
+                Ok(_) => decision = authn.decide(&login, &password, Ask::Directory).await,
+                // The password or the place may have changed since it was cached: bind again.
+                Err(BackendError::Refused(words)) if decision.by == DecidedBy::Cache => {
+                    report.words(&words);
+                    decision = authn.decide_again(&login, &password).await;
+                    let fresh = decision.result.as_ref().ok();
+                    let fresh = fresh.and_then(|proven| self.target(proven.identity.entry(), &login).ok());
+                    if fresh.is_some_and(|fresh| fresh.is(&target)) {
+                        self.count_backend(target.backend, "disagrees");
+                        report.decided(&decision, &self.shared.metrics);
+                        return Err(BackendError::Refused(words).refusal(target.backend.pass_refusals));
+                    }
+                    self.count_backend(target.backend, "refused");
+                }
+                Err(error) => {
+                    self.count_backend(target.backend, error.label());
+                    report.failed(&error);
+                    return Err(error.refusal(target.backend.pass_refusals));
+                }
+            }
+        }
+    }
+
+    /// Where an entry leads, and under which name.
+    fn target(&self, entry: &Entry, typed: &Login) -> Result<Target<'_>, Refusal> {
+        let config = &self.snapshot.config;
+        let route = route::route(&config.routing, entry)?;
+        let login = route::backend_login(config.directory.login_attribute.as_deref(), entry, typed)?;
+        let backend = self.snapshot.backends.get(route.index).ok_or(Refusal::Internal)?;
+        Ok(Target { backend, login, by_default: route.by_default })
+    }
+
+    fn count_backend(&self, backend: &Backend, result: &str) {
+        self.shared.metrics.backend_logins.with_label_values(&[&*backend.name, result]).inc();
+    }
+
+    /// Tells the client that it was refused, and parts from it after too many wrong guesses.
+    async fn refuse(&mut self, stream: &mut Stream, refusal: &Refusal) -> Result<(), Parting> {
+        self.front.refused(refusal, &mut self.out);
+        self.failed += u32::from(refusal.side() == Side::Client);
+        if self.failed >= self.snapshot.config.limits.failed_logins {
+            return Err(self.part(stream, &Refusal::Limit, Parting::FailedLogins).await);
+        }
+        self.send(stream).await
+    }
+
+    /// Tells the client that it is in. Only here does a client get its OK.
+    async fn welcome(mut self, mut stream: Stream, admitted: Admitted) -> Result<Established, Parting> {
+        let Admitted { logged_in, proven, login, backend } = admitted;
+        self.front.accepted(&logged_in.welcome, &mut self.out);
+        self.send(&mut stream).await?;
+        let session = Session {
+            id: self.visitor.session,
+            login: login.as_str().into(),
+            dn: Arc::clone(&proven.identity.entry().dn),
+            client: self.visitor.client,
+            protocol: self.protocol.name.into(),
+            backend,
+            since: registry::unix_now(),
+        };
+        Ok(Established {
+            visitor: self.visitor,
+            session,
+            client: stream,
+            backend: logged_in.stream,
+            to_client: logged_in.leftover.as_slice().to_vec(),
+            to_backend: self.input.as_slice().to_vec(),
+            idle: self.snapshot.config.limits.idle_timeout,
+        })
+    }
+}
+
+/// Whether the answer would tell, by its time, if the name exists.
+fn is_about_credentials(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::WrongPassword
+            | Refusal::UnknownUser
+            | Refusal::EmptyPassword
+            | Refusal::UnusableName
+            | Refusal::UnusablePassword
+    )
+}
+
+/// Where somebody is to be logged in.
+struct Target<'a> {
+    backend: &'a Backend,
+    login: Login,
+    by_default: bool,
+}
+
+impl Target<'_> {
+    fn is(&self, other: &Target<'_>) -> bool {
+        self.backend.name == other.backend.name && self.login == other.login
+    }
+}
+
+/// Somebody whom both the directory and the backend have accepted.
+#[derive(Debug)]
+struct Admitted {
+    logged_in: LoggedIn,
+    proven: Proven,
+    login: Login,
+    backend: Arc<str>,
+}
+
+/// A session after its login: what the relay needs, and no more.
+struct Established {
+    visitor: Visitor,
+    session: Session,
+    client: Stream,
+    backend: Stream,
+    to_client: Vec<u8>,
+    to_backend: Vec<u8>,
+    idle: Duration,
+}
+
+impl Established {
+    /// Relays until the end, listed and counted.
+    async fn relay(self, shared: Arc<Shared>, permit: Permit) {
+        let began = Instant::now();
+        let metrics = Arc::clone(&shared.metrics);
+        let visitor = self.visitor;
+        let sessions = metrics.sessions.with_label_values(&[visitor.protocol, &self.session.backend]);
+        let bytes = |direction| metrics.relayed_bytes.with_label_values(&[visitor.protocol, direction]);
+        let client = End { stream: self.client, first: self.to_client, sent: bytes("out") };
+        let backend = End { stream: self.backend, first: self.to_backend, sent: bytes("in") };
+        let listed = shared.registry.list(self.session);
+        sessions.inc();
+        let relay = relay(client, backend, self.idle, shared.stage(Stage::Closing));
+        let ended = AssertUnwindSafe(relay).catch_unwind().await;
+        sessions.dec();
+        let cause = ended.as_ref().map_or("panic", |ended| ended.cause.label());
+        report::ended(&visitor, cause, ended.as_ref().ok(), began.elapsed(), &metrics);
+        drop((listed, permit));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! What only the operating system knows: limits, socket options, which addresses are ours.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+/// A dead peer is noticed after at most this long without an acknowledgement.
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
+/// When a silent connection is first probed: below the five minutes of common NAT boxes.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(240);
+/// Between probes that are not answered.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Sets what every mail connection wants: no waiting for a full segment, and an end to silence.
+///
+/// # Errors
+/// The first option that the system refuses.
+pub fn tune(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let socket = SockRef::from(tcp);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
+}
+
+/// Whether connecting to this address would reach one of these listeners.
+#[must_use]
+pub fn is_own(address: SocketAddr, listeners: &[SocketAddr]) -> bool {
+    let ip = address.ip().to_canonical();
+    listeners.iter().any(|listener| {
+        let listens_on = listener.ip().to_canonical();
+        listener.port() == address.port() && (listens_on == ip || listens_on.is_unspecified() && is_local(ip))
+    })
+}
+
+/// Whether an address is one of this machine's: only those can be bound.
+fn is_local(ip: IpAddr) -> bool {
+    ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
+}
+
+/// Raises the limit of open files to what the system allows; returns the limit in force.
+#[must_use]
+pub fn raise_open_files() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // A limit that cannot be raised stays as it is, and the caller says what that means.
+    let in_force = if setrlimit(Resource::Nofile, wanted).is_ok() { wanted.current } else { limit.current };
+    in_force.unwrap_or(u64::MAX)
+}
+
+/// The number of a group, by its name or as a number.
+///
+/// # Errors
+/// `/etc/group` cannot be read, or has no such group.
+pub fn group_id(name: &str) -> io::Result<u32> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let groups = std::fs::read_to_string("/etc/group")?;
+    let number = groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)).flatten()?.parse().ok()
+    });
+    number.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no group {name:?} in /etc/group")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_listener_owns_every_local_address_at_its_port() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let wildcard = [at("[::]:993")];
+        assert!(is_own(at("127.0.0.1:993"), &wildcard));
+        assert!(is_own(at("127.9.9.9:993"), &wildcard));
+        assert!(is_own(at("[::ffff:127.0.0.1]:993"), &wildcard));
+        assert!(!is_own(at("127.0.0.1:994"), &wildcard));
+        assert!(!is_own(at("192.0.2.1:993"), &wildcard));
+        let one = [at("127.0.0.1:993")];
+        assert!(is_own(at("127.0.0.1:993"), &one));
+        assert!(!is_own(at("127.0.0.2:993"), &one));
+    }
+
+    #[test]
+    fn the_limit_of_open_files_is_never_lowered() {
+        let before = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        assert!(raise_open_files() >= before);
+    }
+}

@@ -1,0 +1,118 @@
+//! TLS towards backends and directories: verified by chain and name, or by a pinned key.
+//!
+//! There is no way to switch verification off. One configuration serves one group of servers and
+//! keeps its sessions for resumption, which halves the cost of the next handshake; early data is
+//! never sent, because it can be replayed (RFC 8446 section 8). RFC 9525 (names), RFC 5280 (chains).
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::client::WantsClientCert;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, version};
+use rustls_native_certs::CertificateResult;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::pin::Pinned;
+use super::stream::Stream;
+use super::{DEFAULT_GROUPS, Mistake, TlsError, certificate, provider};
+use crate::config::{CertificateFiles, Config, Problem};
+
+/// What a config says about TLS towards some servers.
+#[derive(Debug, Clone, Default)]
+pub struct ClientTls {
+    /// The authorities; `None`: the system's.
+    pub ca: Option<PathBuf>,
+    /// What to show to a server that asks for a certificate.
+    pub client_certificate: Option<CertificateFiles>,
+    /// SHA-256 of public key infos; if there is one, it replaces chain and name.
+    pub pins: Vec<[u8; 32]>,
+    /// The ALPN id to offer.
+    pub alpn: Option<&'static [u8]>,
+    /// The config key that the settings stand under, such as `routing.backends[0]`.
+    pub key: String,
+}
+
+impl ClientTls {
+    /// Reads the files and builds the configuration.
+    ///
+    /// # Errors
+    /// Every mistake in them, under `key.ca`, `key.client_certificate.chain` and so on.
+    pub fn build(&self, config: &Config) -> Result<Arc<ClientConfig>, Vec<Problem>> {
+        self.prepare().map_err(|mistakes| mistakes.iter().map(|mistake| mistake.problem(config)).collect())
+    }
+
+    /// As [`ClientTls::build`], with the mistakes as they were found.
+    ///
+    /// # Errors
+    /// Every mistake in the settings and the files they name.
+    pub fn prepare(&self) -> Result<Arc<ClientConfig>, Vec<Mistake>> {
+        let verified = self.verified();
+        let certificate_key = format!("{}.client_certificate", self.key);
+        let shown =
+            self.client_certificate.as_ref().map(|files| certificate::load(files, &certificate_key)).transpose();
+        let (builder, shown) = match (verified, shown) {
+            (Ok(builder), Ok(shown)) => (builder, shown),
+            (verified, shown) => {
+                return Err(verified.err().into_iter().chain(shown.err().into_iter().flatten()).collect());
+            }
+        };
+        let mut config = match shown {
+            None => builder.with_no_client_auth(),
+            Some(loaded) => {
+                let one = rustls::sign::SingleCertAndKey::from(loaded.certified);
+                builder.with_client_cert_resolver(Arc::new(one))
+            }
+        };
+        config.alpn_protocols = self.alpn.iter().map(|id| id.to_vec()).collect();
+        Ok(Arc::new(config))
+    }
+
+    /// Decides who is believed.
+    fn verified(&self) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Mistake> {
+        let ca_key = || format!("{}.ca", self.key);
+        let crypto = provider(&DEFAULT_GROUPS, None);
+        let algorithms = crypto.signature_verification_algorithms;
+        let builder = ClientConfig::builder_with_provider(crypto)
+            .with_protocol_versions(&[&version::TLS13, &version::TLS12])
+            .map_err(|source| Mistake::new(self.key.clone(), TlsError::Setup { source }))?;
+        if !self.pins.is_empty() {
+            let pinned = Pinned::new(self.pins.clone(), algorithms);
+            return Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(pinned)));
+        }
+        let roots = match &self.ca {
+            Some(path) => certificate::load_roots(path),
+            None => system_roots(rustls_native_certs::load_native_certs()),
+        };
+        let roots = roots.map_err(|error| Mistake::new(ca_key(), error))?;
+        Ok(builder.with_root_certificates(roots))
+    }
+}
+
+/// Begins a handshake with the server of this name. The caller sets the deadline for it; dropping
+/// the future closes the connection.
+///
+/// # Errors
+/// What went wrong, for [`describe`](super::describe).
+pub async fn connect(config: &Arc<ClientConfig>, name: ServerName<'static>, tcp: TcpStream) -> io::Result<Stream> {
+    let stream = TlsConnector::from(Arc::clone(config)).connect(name, tcp).await?;
+    Ok(Stream::Client(Box::new(stream)))
+}
+
+/// The system's roots. A system has dozens; that one of them cannot be read is worth a warning and
+/// no outage.
+pub(super) fn system_roots(found: CertificateResult) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    let (_, ignored) = roots.add_parsable_certificates(found.certs.into_iter().map(CertificateDer::into_owned));
+    let first = found.errors.first().map(ToString::to_string);
+    if roots.is_empty() {
+        return Err(TlsError::NoSystemRoots { reason: first.map(|error| format!(" ({error})")).unwrap_or_default() });
+    }
+    if ignored > 0 || first.is_some() {
+        let reason = first.unwrap_or_default();
+        tracing::warn!(usable = roots.len(), ignored, reason, "some of the system's root certificates cannot be used");
+    }
+    Ok(roots)
+}

@@ -1,0 +1,217 @@
+//! TLS on every side of usher: one policy, built from the config's files.
+//!
+//! [`server`] answers clients, [`client`] calls backends and directories, [`pin`] verifies by
+//! public key where no chain can be, [`certificate`] reads PEM files, [`stream`] is the connection
+//! that comes out, and [`reason`] says in an operator's words why none did. Every configuration
+//! names its `CryptoProvider` (aws-lc-rs); the process-wide default is for libraries that ask for it.
+//! TLS 1.2 (ECDHE with AEAD only) and 1.3 (RFC 8446, RFC 9325); no renegotiation, no early data.
+
+pub mod certificate;
+pub mod client;
+pub mod pin;
+pub mod reason;
+pub mod server;
+pub mod stream;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::SupportedCipherSuite;
+use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
+
+use crate::config::{Config, Group, Problem};
+
+pub use reason::describe;
+
+/// The groups usher offers to servers, and takes from clients unless `tls.groups` says otherwise.
+pub const DEFAULT_GROUPS: [Group; 4] = [Group::X25519MlKem768, Group::X25519, Group::Secp256r1, Group::Secp384r1];
+
+/// Why TLS cannot be set up as configured. The messages say what to do: they are shown by
+/// `usher check`.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}; it must exist and be readable by the user that usher runs as", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// No certificate or key file is this large.
+    #[error("{} is larger than {} MiB: name a PEM file", path.display(), certificate::FILE_LIMIT >> 20)]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No certificate in the file.
+    #[error("{} holds no PEM certificate: a line -----BEGIN CERTIFICATE----- must be in it{hint}", path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+        /// What it seems to hold instead, or nothing.
+        hint: &'static str,
+    },
+    /// The PEM armour is damaged.
+    #[error("{} is not valid PEM ({reason}): copy the file again in full", path.display())]
+    BrokenPem {
+        /// The file.
+        path: PathBuf,
+        /// What the parser met.
+        reason: String,
+    },
+    /// A PEM section holds no X.509 certificate.
+    #[error("certificate {position} in {} cannot be parsed ({reason}): copy the file again in full", path.display())]
+    BrokenCertificate {
+        /// The file.
+        path: PathBuf,
+        /// Which one, from 1.
+        position: usize,
+        /// What the parser met.
+        reason: String,
+    },
+    /// No private key in the file.
+    #[error("{} holds no PEM private key: a line such as -----BEGIN PRIVATE KEY----- must be in it", path.display())]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The private key needs a passphrase.
+    #[error(
+        "the private key in {} is encrypted and usher starts without a passphrase: \
+         write a decrypted copy with `openssl pkey -in FILE -out NEW` and protect it by its mode", path.display()
+    )]
+    EncryptedKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The private key is of a kind that cannot sign here.
+    #[error("the private key in {} cannot be used ({source}): RSA from 2048 bits, P-256, P-384 or Ed25519 can", path.display())]
+    UnusableKey {
+        /// The file.
+        path: PathBuf,
+        /// The library's reason.
+        source: rustls::Error,
+    },
+    /// The key belongs to another certificate.
+    #[error(
+        "the private key does not belong to the first certificate in {}: name the key that the certificate was \
+         issued for, and put the server's own certificate before its intermediates", chain.display()
+    )]
+    KeyMismatch {
+        /// The chain file.
+        chain: PathBuf,
+    },
+    /// A certificate of a CA file cannot be one.
+    #[error("certificate {position} in {} cannot be used as an authority: {source}", path.display())]
+    UnusableAuthority {
+        /// The file.
+        path: PathBuf,
+        /// Which one, from 1.
+        position: usize,
+        /// The library's reason.
+        source: rustls::Error,
+    },
+    /// The system has no roots.
+    #[error("the system has no usable root certificates{reason}: install them (ca-certificates) or name a `ca` file")]
+    NoSystemRoots {
+        /// The first failure, if there was one, with a leading separator.
+        reason: String,
+    },
+    /// `tls.certificates` is empty.
+    #[error("at least one certificate is needed: name its chain and key")]
+    NoCertificates,
+    /// A suite by a name that usher does not have.
+    #[error("there is no cipher suite {name:?} here; the suites are {known}")]
+    UnknownSuite {
+        /// As typed.
+        name: String,
+        /// All names.
+        known: String,
+    },
+    /// No suite works with the versions and certificates.
+    #[error(
+        "no listed cipher suite works from min_version up ({source}): list one of TLS 1.3 such as TLS_AES_256_GCM_SHA384"
+    )]
+    NoSuite {
+        /// The library's reason.
+        source: rustls::Error,
+    },
+    /// Client certificates are required, but from nobody.
+    #[error("a client certificate is required but client_ca names no authority to check it against")]
+    RequiredWithoutAuthority,
+    /// The verifier of client certificates cannot be built.
+    #[error("cannot check client certificates: {source}")]
+    ClientVerifier {
+        /// The library's reason.
+        source: rustls::server::VerifierBuilderError,
+    },
+    /// The client certificate cannot be used.
+    #[error("the client certificate cannot be used: {source}")]
+    ClientCertificate {
+        /// The library's reason.
+        source: rustls::Error,
+    },
+    /// The TLS versions cannot be set up with the provider.
+    #[error("TLS cannot be set up: {source}")]
+    Setup {
+        /// The library's reason.
+        source: rustls::Error,
+    },
+}
+
+/// A [`TlsError`] and the config key it belongs to.
+#[derive(Debug)]
+pub struct Mistake {
+    /// The key path, such as `tls.certificates[0].key`.
+    pub key: String,
+    /// What is wrong.
+    pub error: TlsError,
+}
+
+impl Mistake {
+    fn new(key: impl Into<String>, error: TlsError) -> Self {
+        Self { key: key.into(), error }
+    }
+
+    /// The mistake as `usher check` shows it, with file and line.
+    #[must_use]
+    pub fn problem(&self, config: &Config) -> Problem {
+        config.problem(&self.key, self.error.to_string())
+    }
+}
+
+/// Makes aws-lc-rs the process-wide default for libraries that look for one (ldap3). usher itself
+/// never relies on it. A second call changes nothing.
+pub fn install_default() {
+    // An error means that somebody installed one before, which is as good.
+    let _ = aws_lc_rs::default_provider().install_default();
+}
+
+/// The provider with exactly these groups, and these suites or the library's.
+fn provider(groups: &[Group], suites: Option<&[SupportedCipherSuite]>) -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = groups.iter().copied().map(key_exchange).collect();
+    if let Some(suites) = suites {
+        provider.cipher_suites = suites.to_vec();
+    }
+    Arc::new(provider)
+}
+
+fn key_exchange(group: Group) -> &'static dyn SupportedKxGroup {
+    match group {
+        Group::X25519MlKem768 => aws_lc_rs::kx_group::X25519MLKEM768,
+        Group::X25519 => aws_lc_rs::kx_group::X25519,
+        Group::Secp256r1 => aws_lc_rs::kx_group::SECP256R1,
+        Group::Secp384r1 => aws_lc_rs::kx_group::SECP384R1,
+    }
+}
+
+/// A suite's IANA name: rustls writes `TLS13_` where IANA writes `TLS_`.
+fn suite_name(suite: SupportedCipherSuite) -> String {
+    format!("{:?}", suite.suite()).replacen("TLS13_", "TLS_", 1)
+}
+
+#[cfg(test)]
+mod tests;

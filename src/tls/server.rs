@@ -1,0 +1,313 @@
+//! TLS towards clients: certificates by SNI, groups in usher's order, one ALPN per protocol.
+//!
+//! [`ServerTls`] is built from a config snapshot and belongs to it: a reload builds another, with
+//! new ticket keys, so no session resumes into a policy it was not verified under. Within a
+//! snapshot every protocol has ticket keys and a cache of its own: no ticket crosses an ALPN.
+//! RFC 6066 section 3 (SNI), RFC 7301 (ALPN), RFC 8446 section 4.2 (extensions), ALPACA (2021).
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::crypto::{SupportedKxGroup, aws_lc_rs};
+use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier, danger};
+use rustls::sign::CertifiedKey;
+use rustls::{ProtocolVersion, ServerConfig, SignatureAlgorithm, SignatureScheme, SupportedCipherSuite, version};
+use tokio::net::TcpStream;
+use tokio_rustls::LazyConfigAcceptor;
+
+use super::certificate::{self, Loaded};
+use super::stream::Stream;
+use super::{Mistake, TlsError, key_exchange, provider, suite_name};
+use crate::config::{self, Config, Group, Problem, TlsVersion};
+use crate::proto::{PROTOCOLS, Protocol};
+
+/// TLS 1.2 sessions kept per protocol for clients without tickets; about 200 bytes each.
+const SESSIONS: usize = 2_048;
+
+/// A mail client opens its connections one after the other, so one fresh ticket per handshake is
+/// enough for the next; two allow for a pair opened at once.
+const TICKETS: usize = 2;
+
+/// A certificate that is shown to clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// The chain file: the metric label.
+    pub chain: PathBuf,
+    /// The DNS names in it, lower case.
+    pub names: Vec<String>,
+    /// The last second of its validity, Unix time.
+    pub not_after: i64,
+    /// Whether it had expired when it was loaded. It is served all the same: some clients go on,
+    /// and none would be helped by a listener that is gone.
+    pub expired: bool,
+}
+
+/// TLS towards clients, as one config snapshot wants it.
+#[derive(Debug)]
+pub struct ServerTls {
+    served: Vec<Served>,
+    by_group: Vec<(&'static dyn SupportedKxGroup, ServerConfig)>,
+    acceptors: HashMap<&'static str, Arc<Acceptor>>,
+}
+
+impl ServerTls {
+    /// Reads the files that `config.tls` names and builds everything from them.
+    ///
+    /// # Errors
+    /// Every mistake in them.
+    pub fn build(config: &Config) -> Result<Self, Vec<Problem>> {
+        Self::from_settings(&config.tls)
+            .map_err(|mistakes| mistakes.iter().map(|mistake| mistake.problem(config)).collect())
+    }
+
+    /// As [`ServerTls::build`], with the mistakes as they were found.
+    ///
+    /// # Errors
+    /// Every mistake in the settings and the files they name.
+    pub fn from_settings(tls: &config::Tls) -> Result<Self, Vec<Mistake>> {
+        let mut mistakes = Vec::new();
+        let loaded = load_all(tls, &mut mistakes);
+        let suites = suites(tls, &mut mistakes);
+        let verifier = client_verifier(tls).map_err(|mistake| mistakes.push(mistake)).ok();
+        let Some(verifier) = verifier.filter(|_| mistakes.is_empty()) else {
+            return Err(mistakes);
+        };
+
+        let resolver = Arc::new(BySni::new(&loaded));
+        let mut by_group = Vec::with_capacity(tls.groups.len());
+        for group in &tls.groups {
+            let config = server_config(tls, *group, suites.as_deref(), &verifier, &resolver).map_err(|source| {
+                let suites_given = suites.is_some();
+                let key = if suites_given { "tls.cipher_suites" } else { "tls.groups" };
+                let error = if suites_given { TlsError::NoSuite { source } } else { TlsError::Setup { source } };
+                vec![Mistake::new(key, error)]
+            })?;
+            by_group.push((key_exchange(*group), config));
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let served = std::iter::zip(&tls.certificates, loaded)
+            .map(|(files, loaded)| Served {
+                chain: files.chain.clone(),
+                expired: loaded.facts.not_after < i64::try_from(now).unwrap_or(i64::MAX),
+                names: loaded.facts.names,
+                not_after: loaded.facts.not_after,
+            })
+            .collect();
+        let acceptors = PROTOCOLS.iter().map(|row| (row.name, Arc::new(Acceptor::new(&by_group, row)))).collect();
+        Ok(Self { served, by_group, acceptors })
+    }
+
+    /// What answers the clients of a protocol; the same one for all its listeners.
+    #[must_use]
+    pub fn acceptor(&self, protocol: &Protocol) -> Arc<Acceptor> {
+        let known = self.acceptors.get(protocol.name).cloned();
+        known.unwrap_or_else(|| Arc::new(Acceptor::new(&self.by_group, protocol)))
+    }
+
+    /// The certificates, in the order of the config.
+    #[must_use]
+    pub fn certificates(&self) -> &[Served] {
+        &self.served
+    }
+}
+
+/// Answers the clients of one protocol.
+#[derive(Debug)]
+pub struct Acceptor {
+    /// In order of preference. rustls takes the *client's* order among the groups of one config,
+    /// so there is a config for each group and the choice is made here (RFC 8446 section 4.2.7
+    /// leaves it to the server).
+    by_group: Vec<(&'static dyn SupportedKxGroup, Arc<ServerConfig>)>,
+    tls13: bool,
+}
+
+impl Acceptor {
+    fn new(templates: &[(&'static dyn SupportedKxGroup, ServerConfig)], protocol: &Protocol) -> Self {
+        let sessions = ServerSessionMemoryCache::new(SESSIONS);
+        // Without random bytes for a key there are no tickets: clients resume from the cache or not.
+        let ticketer = aws_lc_rs::Ticketer::new().ok();
+        // An empty id is none that a client can offer (RFC 7301 section 3.1), so every offer is
+        // refused; an empty list would accept every offer.
+        let alpn = vec![protocol.alpn.unwrap_or_default().to_vec()];
+        let configure = |template: &ServerConfig| {
+            let mut config = template.clone();
+            config.alpn_protocols.clone_from(&alpn);
+            config.session_storage = sessions.clone();
+            if let Some(ticketer) = &ticketer {
+                config.ticketer = Arc::clone(ticketer);
+            }
+            Arc::new(config)
+        };
+        let by_group: Vec<_> = templates.iter().map(|(group, template)| (*group, configure(template))).collect();
+        let tls13 = by_group.first().is_some_and(|(_, config)| {
+            config.crypto_provider().cipher_suites.iter().any(|suite| suite.tls13().is_some())
+        });
+        Self { by_group, tls13 }
+    }
+
+    /// Answers a client's handshake. The caller sets the deadline for it; dropping the future
+    /// closes the connection.
+    ///
+    /// # Errors
+    /// What went wrong, for [`describe`](super::describe); the client was sent an alert.
+    pub async fn accept(&self, tcp: TcpStream) -> io::Result<Stream> {
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
+        let config = self.choose(&start.client_hello()).ok_or(io::ErrorKind::Unsupported)?;
+        Ok(Stream::Server(Box::new(start.into_stream(config).await?)))
+    }
+
+    /// The config of the first group that the client can do; if there is none, rustls refuses it.
+    fn choose(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
+        // Only TLS 1.3 suites are in 0x13xx; the version itself cannot be asked for at this point.
+        let tls13 = self.tls13 && hello.cipher_suites().iter().any(|suite| u16::from(*suite) >> 8 == 0x13);
+        let version = if tls13 { ProtocolVersion::TLSv1_3 } else { ProtocolVersion::TLSv1_2 };
+        let offered = hello.named_groups().unwrap_or_default();
+        let wanted =
+            |group: &dyn SupportedKxGroup| group.usable_for_version(version) && offered.contains(&group.name());
+        let chosen = self.by_group.iter().find(|(group, _)| wanted(*group)).or_else(|| self.by_group.first());
+        chosen.map(|(_, config)| Arc::clone(config))
+    }
+}
+
+fn load_all(tls: &config::Tls, mistakes: &mut Vec<Mistake>) -> Vec<Loaded> {
+    if tls.certificates.is_empty() {
+        mistakes.push(Mistake::new("tls.certificates", TlsError::NoCertificates));
+    }
+    let mut all = Vec::with_capacity(tls.certificates.len());
+    for (index, files) in tls.certificates.iter().enumerate() {
+        match certificate::load(files, &format!("tls.certificates[{index}]")) {
+            Ok(loaded) => all.push(loaded),
+            Err(more) => mistakes.extend(more),
+        }
+    }
+    all
+}
+
+fn suites(tls: &config::Tls, mistakes: &mut Vec<Mistake>) -> Option<Vec<SupportedCipherSuite>> {
+    let names = tls.cipher_suites.as_ref()?;
+    let mut suites = Vec::with_capacity(names.len());
+    for (index, name) in names.iter().enumerate() {
+        match aws_lc_rs::ALL_CIPHER_SUITES.iter().find(|suite| suite_name(**suite) == *name) {
+            Some(suite) => suites.push(*suite),
+            None => {
+                let known: Vec<_> = aws_lc_rs::ALL_CIPHER_SUITES.iter().map(|suite| suite_name(*suite)).collect();
+                let error = TlsError::UnknownSuite { name: name.clone(), known: known.join(", ") };
+                mistakes.push(Mistake::new(format!("tls.cipher_suites[{index}]"), error));
+            }
+        }
+    }
+    Some(suites)
+}
+
+fn client_verifier(tls: &config::Tls) -> Result<Arc<dyn danger::ClientCertVerifier>, Mistake> {
+    let Some(path) = &tls.client_ca else {
+        let required = tls.client_certificate_required;
+        let mistake = || Mistake::new("tls.client_certificate_required", TlsError::RequiredWithoutAuthority);
+        return if required { Err(mistake()) } else { Ok(WebPkiClientVerifier::no_client_auth()) };
+    };
+    let mistake = |error| Mistake::new("tls.client_ca", error);
+    let roots = certificate::load_roots(path).map_err(mistake)?;
+    let crypto = provider(&tls.groups, None);
+    let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto);
+    if !tls.client_certificate_required {
+        verifier = verifier.allow_unauthenticated();
+    }
+    verifier.build().map_err(|source| mistake(TlsError::ClientVerifier { source }))
+}
+
+fn server_config(
+    tls: &config::Tls,
+    group: Group,
+    suites: Option<&[SupportedCipherSuite]>,
+    verifier: &Arc<dyn danger::ClientCertVerifier>,
+    resolver: &Arc<BySni>,
+) -> Result<ServerConfig, rustls::Error> {
+    let versions: &[_] = match tls.min_version {
+        TlsVersion::V1_2 => &[&version::TLS13, &version::TLS12],
+        TlsVersion::V1_3 => &[&version::TLS13],
+    };
+    let mut config = ServerConfig::builder_with_provider(provider(&[group], suites))
+        .with_protocol_versions(versions)?
+        .with_client_cert_verifier(Arc::clone(verifier))
+        .with_cert_resolver(resolver.clone());
+    // A telephone knows best whether ChaCha20 or AES is cheap for it; an order that the operator
+    // wrote down is meant.
+    config.ignore_client_order = suites.is_some();
+    config.send_tls13_tickets = TICKETS;
+    Ok(config)
+}
+
+/// Chooses a certificate by the name that the client asks for and by what it can verify.
+#[derive(Debug)]
+struct BySni {
+    exact: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    /// `*.example.com` under `example.com`: a wildcard stands for one label (RFC 6125 section 6.4.3).
+    wildcard: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    /// The first of the config and its twins of other key types, then the rest.
+    default: Vec<Arc<CertifiedKey>>,
+}
+
+impl BySni {
+    fn new(loaded: &[Loaded]) -> Self {
+        let mut exact: HashMap<String, Vec<_>> = HashMap::new();
+        let mut wildcard: HashMap<String, Vec<_>> = HashMap::new();
+        // Sorted by key type once, here; the order of the config decides among equals.
+        let mut ranked: Vec<&Loaded> = loaded.iter().collect();
+        ranked.sort_by_key(|one| rank(one.certified.key.algorithm()));
+        for one in &ranked {
+            for name in &one.facts.names {
+                let (names, name) = match name.strip_prefix("*.") {
+                    Some(parent) => (&mut wildcard, parent),
+                    None => (&mut exact, name.as_str()),
+                };
+                names.entry(name.to_owned()).or_default().push(Arc::clone(&one.certified));
+            }
+        }
+        let first = loaded.first();
+        let (twins, rest): (Vec<&Loaded>, Vec<&Loaded>) =
+            ranked.into_iter().partition(|one| first.is_some_and(|first| same_names(first, one)));
+        let default = twins.into_iter().chain(rest).map(|one| Arc::clone(&one.certified)).collect();
+        Self { exact, wildcard, default }
+    }
+
+    fn choose(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let exact = name.and_then(|name| self.exact.get(name)).into_iter().flatten();
+        let parent = name.and_then(|name| name.split_once('.')).map(|(_, parent)| parent);
+        let wildcard = parent.and_then(|parent| self.wildcard.get(parent)).into_iter().flatten();
+        let usable = |one: &&Arc<CertifiedKey>| one.key.choose_scheme(schemes).is_some();
+        // If the client can verify none, rustls says so in an alert that fits.
+        let chosen = exact.chain(wildcard).chain(&self.default).find(usable).or_else(|| self.default.first());
+        chosen.cloned()
+    }
+}
+
+impl ResolvesServerCert for BySni {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        // rustls hands the name over in lower case.
+        self.choose(hello.server_name(), hello.signature_schemes())
+    }
+}
+
+/// ECDSA signs four times as fast as RSA here and sends less; what else there is comes between.
+fn rank(algorithm: SignatureAlgorithm) -> u8 {
+    if algorithm == SignatureAlgorithm::ECDSA {
+        0
+    } else if algorithm == SignatureAlgorithm::RSA {
+        2
+    } else {
+        1
+    }
+}
+
+fn same_names(one: &Loaded, other: &Loaded) -> bool {
+    let sorted = |loaded: &Loaded| {
+        let mut names = loaded.facts.names.clone();
+        names.sort_unstable();
+        names.dedup();
+        names
+    };
+    sorted(one) == sorted(other)
+}

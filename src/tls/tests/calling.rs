@@ -1,0 +1,118 @@
+//! What usher believes of a backend, and how it says no.
+
+use rcgen::ExtendedKeyUsagePurpose;
+use rustls_native_certs::CertificateResult;
+
+use super::*;
+use crate::tls::client::system_roots;
+use crate::tls::describe;
+
+const NAME: &str = "server3.example.com";
+
+async fn refusal(server: &Acceptor, client: &ClientTls) -> String {
+    describe(&shake(server, &client.prepare().unwrap(), NAME).await.0.unwrap_err())
+}
+
+#[tokio::test]
+async fn a_good_backend_is_believed_and_resumed() {
+    let desk = Desk::new();
+    let server = acceptor(&settings(vec![desk.ecdsa("one", &[NAME])]));
+    let client = ClientTls { alpn: Some(b"imap"), ..desk.client() }.prepare().unwrap();
+    for resumed in [false, true] {
+        let (near, far) = shake(&server, &client, NAME).await;
+        let (mut near, mut far) = (near.unwrap(), far.unwrap());
+        assert_eq!(near.resumed(), resumed);
+        assert_eq!(near.agreed().unwrap().group, Some("X25519MLKEM768"));
+        // The greeting brings the tickets along.
+        tokio::io::AsyncWriteExt::write_all(&mut far, b"*").await.unwrap();
+        tokio::io::AsyncReadExt::read_exact(&mut near, &mut [0]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_authority_name_or_date_is_refused_in_plain_words() {
+    let (desk, stranger) = (Desk::new(), Desk::named("Other CA"));
+    let told = refusal(&acceptor(&settings(vec![stranger.ecdsa("one", &[NAME])])), &desk.client()).await;
+    assert!(told.starts_with("its certificate comes from no known authority: name the authority as `ca`"), "{told}");
+
+    let twin = Desk::new();
+    let told = refusal(&acceptor(&settings(vec![twin.ecdsa("one", &[NAME])])), &desk.client()).await;
+    assert!(told.contains("another authority of the same name"), "{told}");
+
+    let told = refusal(&acceptor(&settings(vec![desk.ecdsa("two", &["imap.example.net"])])), &desk.client()).await;
+    assert_eq!(told, "its certificate is not for server3.example.com, it is for imap.example.net");
+
+    let told = refusal(&acceptor(&settings(vec![desk.expired("three", &[NAME])])), &desk.client()).await;
+    assert_eq!(told, "its certificate expired on Feb  3 00:00:00 2020 +00:00");
+
+    let early = desk.issue("four", &[NAME], &KeyPair::generate().unwrap(), |params| {
+        params.not_before = rcgen::date_time_ymd(2090, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2091, 1, 1);
+    });
+    let told = refusal(&acceptor(&settings(vec![early])), &desk.client()).await;
+    assert_eq!(told, "its certificate is not valid before Jan  1 00:00:00 2090 +00:00: is a clock wrong?");
+
+    let purpose = desk.issue("five", &[NAME], &KeyPair::generate().unwrap(), |params| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    });
+    let told = refusal(&acceptor(&settings(vec![purpose])), &desk.client()).await;
+    assert!(told.contains("not meant for this end"), "{told}");
+
+    let nameless = acceptor(&settings(vec![desk.ecdsa("six", &[])]));
+    let told = refusal(&nameless, &desk.client()).await;
+    assert!(told.contains("it is for no name at all"), "{told}");
+}
+
+#[tokio::test]
+async fn old_certificates_are_refused_with_the_way_out() {
+    let desk = Desk::new();
+    desk.openssl("req -x509 -newkey rsa:2048 -nodes -keyout own.key -out own.pem -subj /CN=server3.example.com");
+    let server = acceptor(&settings(vec![desk.files("own")]));
+    let own = ClientTls { ca: Some(desk.path("own.pem")), ..desk.client() };
+    let told = refusal(&server, &own).await;
+    assert!(told.contains("no verifier takes it; renew it or set pin_sha256"), "{told}");
+}
+
+#[tokio::test]
+async fn hostile_names_in_a_certificate_cannot_forge_a_line() {
+    let desk = Desk::new();
+    let hostile = desk.issue("one", &[], &KeyPair::generate().unwrap(), |params| {
+        let names = (0..20).map(|n| format!("{n}\r\nlogin ok \u{1b}[31m"));
+        params.subject_alt_names = names.map(|name| rcgen::SanType::DnsName(name.try_into().unwrap())).collect();
+    });
+    let told = refusal(&acceptor(&settings(vec![hostile])), &desk.client()).await;
+    assert!(!told.contains(char::is_control), "{told:?}");
+    assert!(told.len() < 2_000, "{}", told.len());
+}
+
+#[tokio::test]
+async fn a_backend_may_ask_for_our_certificate() {
+    let (desk, stranger) = (Desk::new(), Desk::named("Other CA"));
+    let mut tls = settings(vec![desk.ecdsa("one", &[NAME])]);
+    tls.client_ca = Some(desk.ca_file());
+    tls.client_certificate_required = true;
+    let server = acceptor(&tls);
+    let with = |files| ClientTls { client_certificate: Some(files), ..desk.client() };
+
+    let (near, far) = shake(&server, &with(desk.rsa("usher", &["usher"])).prepare().unwrap(), NAME).await;
+    near.unwrap();
+    far.unwrap();
+    // TLS 1.3 tells the client after its handshake is over: with the first read.
+    for (client, expected) in
+        [(desk.client(), "it wants a client certificate"), (with(stranger.ecdsa("eve", &["eve"])), "UnknownCA")]
+    {
+        let (near, _far) = shake(&server, &client.prepare().unwrap(), NAME).await;
+        let read = tokio::io::AsyncReadExt::read_u8(&mut near.unwrap()).await;
+        let told = describe(&read.unwrap_err());
+        assert!(told.contains(expected), "{told}");
+    }
+}
+
+#[test]
+fn a_system_without_roots_is_told_what_to_do() {
+    let error = system_roots(CertificateResult::default()).unwrap_err();
+    assert!(error.to_string().contains("ca-certificates"), "{error}");
+    let mut partly = CertificateResult::default();
+    partly.certs = vec![Desk::new().ca.der().clone(), b"garbage".to_vec().into()];
+    assert_eq!(system_roots(partly).unwrap().len(), 1);
+}

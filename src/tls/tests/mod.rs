@@ -1,0 +1,169 @@
+//! TLS over loopback sockets: rustls against rustls, and against openssl's own tools.
+
+mod calling;
+mod files;
+mod pinning;
+mod serving;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use super::client::{ClientTls, connect};
+use super::server::{Acceptor, ServerTls};
+use super::stream::Stream;
+use super::{DEFAULT_GROUPS, Mistake};
+use crate::config::{CertificateFiles, Tls, TlsVersion};
+use crate::proto::{PROTOCOLS, Protocol};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A certificate authority with a directory for what it issues.
+struct Desk {
+    dir: TempDir,
+    ca: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Desk {
+    fn new() -> Self {
+        Self::named("Test CA")
+    }
+
+    fn named(name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let desk = Self { dir: tempfile::tempdir().unwrap(), ca };
+        desk.write("ca.pem", &desk.ca.pem());
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: &str) -> PathBuf {
+        std::fs::write(self.path(name), content).unwrap();
+        self.path(name)
+    }
+
+    fn ca_file(&self) -> PathBuf {
+        self.path("ca.pem")
+    }
+
+    fn files(&self, name: &str) -> CertificateFiles {
+        CertificateFiles { chain: self.path(&format!("{name}.pem")), key: self.path(&format!("{name}.key")) }
+    }
+
+    /// Issues an ECDSA P-256 certificate.
+    fn ecdsa(&self, file: &str, names: &[&str]) -> CertificateFiles {
+        self.issue(file, names, &KeyPair::generate().unwrap(), |_| ())
+    }
+
+    fn rsa(&self, file: &str, names: &[&str]) -> CertificateFiles {
+        self.issue(file, names, &KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap(), |_| ())
+    }
+
+    fn expired(&self, file: &str, names: &[&str]) -> CertificateFiles {
+        self.issue(file, names, &KeyPair::generate().unwrap(), |params| {
+            params.not_before = rcgen::date_time_ymd(2019, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2020, 2, 3);
+        })
+    }
+
+    fn issue(
+        &self,
+        file: &str,
+        names: &[&str],
+        key: &KeyPair,
+        edit: impl FnOnce(&mut CertificateParams),
+    ) -> CertificateFiles {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        edit(&mut params);
+        let certificate = params.signed_by(key, &self.ca).unwrap();
+        self.write(&format!("{file}.pem"), &certificate.pem());
+        self.write(&format!("{file}.key"), &key.serialize_pem());
+        self.files(file)
+    }
+
+    /// What a client of this authority is configured with.
+    fn client(&self) -> ClientTls {
+        ClientTls { ca: Some(self.ca_file()), key: "backend".to_owned(), ..ClientTls::default() }
+    }
+
+    fn openssl(&self, arguments: &str) {
+        let output = std::process::Command::new("openssl")
+            .args(arguments.split_whitespace())
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+fn settings(certificates: Vec<CertificateFiles>) -> Tls {
+    Tls {
+        certificates,
+        min_version: TlsVersion::V1_2,
+        groups: DEFAULT_GROUPS.to_vec(),
+        cipher_suites: None,
+        client_ca: None,
+        client_certificate_required: false,
+    }
+}
+
+fn imap() -> &'static Protocol {
+    &PROTOCOLS[0]
+}
+
+fn acceptor(tls: &Tls) -> Arc<Acceptor> {
+    ServerTls::from_settings(tls).unwrap().acceptor(imap())
+}
+
+/// A TCP connection to itself.
+async fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+/// A handshake; the client's side, then the server's.
+async fn shake(
+    acceptor: &Acceptor,
+    client: &Arc<ClientConfig>,
+    name: &str,
+) -> (io::Result<Stream>, io::Result<Stream>) {
+    let (near, far) = tcp_pair().await;
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    timeout(DEADLINE, async { tokio::join!(connect(client, name, near), acceptor.accept(far)) }).await.unwrap()
+}
+
+/// The names in the certificate that the server showed.
+fn shown(stream: &Stream) -> Vec<String> {
+    super::certificate::Facts::read(&peer(stream)).unwrap().names
+}
+
+fn peer(stream: &Stream) -> Vec<u8> {
+    let Stream::Client(stream) = stream else { panic!("no client") };
+    stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+fn words(mistakes: &[Mistake]) -> Vec<String> {
+    mistakes.iter().map(|mistake| format!("{}: {}", mistake.key, mistake.error)).collect()
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}

@@ -1,0 +1,328 @@
+//! What clients meet: names, key types, versions, groups, ALPN, resumption, their own certificates.
+
+use rustls::crypto::{CryptoProvider, SupportedKxGroup, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::{RootCertStore, SignatureScheme, SupportedProtocolVersion, version};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::Command;
+
+use super::*;
+use crate::config::Group;
+use crate::tls::{describe, key_exchange};
+
+/// A mail client with this provider and these versions.
+fn mail_client(desk: &Desk, provider: CryptoProvider, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(desk.ca.der().clone()).unwrap();
+    ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+fn modern(desk: &Desk) -> ClientConfig {
+    mail_client(desk, aws_lc_rs::default_provider(), &[&version::TLS13, &version::TLS12])
+}
+
+/// A client that can verify RSA signatures in a handshake and no others.
+fn rsa_only(desk: &Desk, version: &'static SupportedProtocolVersion) -> ClientConfig {
+    static MAPPING: &[(SignatureScheme, &[&dyn rustls::pki_types::SignatureVerificationAlgorithm])] =
+        &[(SignatureScheme::RSA_PSS_SHA256, &[webpki::aws_lc_rs::RSA_PSS_2048_8192_SHA256_LEGACY_KEY])];
+    let mut provider = aws_lc_rs::default_provider();
+    provider.signature_verification_algorithms =
+        WebPkiSupportedAlgorithms { all: provider.signature_verification_algorithms.all, mapping: MAPPING };
+    mail_client(desk, provider, &[version])
+}
+
+fn with_groups(desk: &Desk, groups: &[Group]) -> ClientConfig {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = groups.iter().copied().map(key_exchange).collect::<Vec<&'static dyn SupportedKxGroup>>();
+    mail_client(desk, provider, &[&version::TLS13, &version::TLS12])
+}
+
+#[tokio::test]
+async fn a_certificate_is_chosen_by_name() {
+    let desk = Desk::new();
+    let server = acceptor(&settings(vec![
+        desk.ecdsa("one", &["one.example.com", "any.example.com"]),
+        desk.ecdsa("two", &["two.example.com"]),
+        desk.ecdsa("wild", &["*.example.com"]),
+    ]));
+    let client = Arc::new(modern(&desk));
+    for (asked, file) in [
+        ("one.example.com", "one"),
+        ("TWO.example.COM", "two"),
+        ("three.example.com", "wild"),
+        // An exact name comes before a wildcard that fits as well.
+        ("any.example.com", "one"),
+    ] {
+        let (near, far) = shake(&server, &client, asked).await;
+        let expected = super::super::certificate::load(&desk.files(file), "").unwrap();
+        assert_eq!(peer(&near.unwrap()), expected.certified.cert[0].to_vec(), "{asked}");
+        assert_eq!(far.unwrap().server_name().map(str::to_lowercase), Some(asked.to_lowercase()));
+    }
+    // A wildcard stands for one label: the first certificate answers, and its name does not fit.
+    let (near, _) = shake(&server, &client, "a.b.example.com").await;
+    let told = describe(&near.unwrap_err());
+    assert_eq!(told, "its certificate is not for a.b.example.com, it is for one.example.com, any.example.com");
+}
+
+#[tokio::test]
+async fn without_a_name_the_first_certificate_answers() {
+    let desk = Desk::new();
+    let server =
+        acceptor(&settings(vec![desk.ecdsa("one", &["one.example.com"]), desk.ecdsa("two", &["two.example.com"])]));
+    let mut client = modern(&desk);
+    client.enable_sni = false;
+    let (near, _) = shake(&server, &Arc::new(client), "one.example.com").await;
+    assert_eq!(shown(&near.unwrap()), ["one.example.com"]);
+}
+
+#[tokio::test]
+async fn ecdsa_for_who_can_and_rsa_for_the_others() {
+    let desk = Desk::new();
+    let names = ["mail.example.com"];
+    let server = acceptor(&settings(vec![desk.rsa("rsa", &names), desk.ecdsa("ecdsa", &names)]));
+    let certificate = |file| super::super::certificate::load(&desk.files(file), "").unwrap().certified.cert[0].to_vec();
+    for sni in [true, false] {
+        let mut able = modern(&desk);
+        able.enable_sni = sni;
+        let (near, _) = shake(&server, &Arc::new(able), names[0]).await;
+        assert_eq!(peer(&near.unwrap()), certificate("ecdsa"), "SNI {sni}");
+        for version in [&version::TLS13, &version::TLS12] {
+            let mut old = rsa_only(&desk, version);
+            old.enable_sni = sni;
+            let (near, _) = shake(&server, &Arc::new(old), names[0]).await;
+            assert_eq!(peer(&near.unwrap()), certificate("rsa"), "SNI {sni} {version:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn min_version_is_kept() {
+    let desk = Desk::new();
+    let mut tls = settings(vec![desk.ecdsa("one", &["mail.example.com"])]);
+    let old = Arc::new(mail_client(&desk, aws_lc_rs::default_provider(), &[&version::TLS12]));
+    let (near, _) = shake(&acceptor(&tls), &old, "mail.example.com").await;
+    assert_eq!(near.unwrap().agreed().unwrap().version, "TLSv1_2");
+
+    tls.min_version = TlsVersion::V1_3;
+    let (near, far) = shake(&acceptor(&tls), &old, "mail.example.com").await;
+    assert!(describe(&far.unwrap_err()).starts_with("no TLS version in common"));
+    let told = describe(&near.unwrap_err());
+    assert!(told.contains("alert ProtocolVersion: it speaks no TLS version"), "{told}");
+}
+
+#[tokio::test]
+async fn the_group_is_the_servers_choice() {
+    use Group::{Secp256r1, Secp384r1, X25519, X25519MlKem768};
+    let desk = Desk::new();
+    let mut tls = settings(vec![desk.ecdsa("one", &["mail.example.com"])]);
+    for (offered, agreed) in [
+        (vec![Secp384r1, Secp256r1, X25519, X25519MlKem768], "X25519MLKEM768"),
+        (vec![Secp384r1, Secp256r1, X25519], "X25519"),
+        (vec![Secp384r1, Secp256r1], "secp256r1"),
+        (vec![Secp384r1], "secp384r1"),
+    ] {
+        let (near, far) = shake(&acceptor(&tls), &Arc::new(with_groups(&desk, &offered)), "mail.example.com").await;
+        assert_eq!(near.unwrap().agreed().unwrap().group, Some(agreed), "{offered:?}");
+        far.unwrap();
+    }
+    // TLS 1.2 has no hybrid group, although the client lists it.
+    let old = Arc::new(mail_client(&desk, aws_lc_rs::default_provider(), &[&version::TLS12]));
+    let (near, _) = shake(&acceptor(&tls), &old, "mail.example.com").await;
+    assert_eq!(near.unwrap().agreed().unwrap().group, Some("X25519"));
+
+    tls.groups = vec![Secp384r1];
+    let (near, _) = shake(&acceptor(&tls), &Arc::new(modern(&desk)), "mail.example.com").await;
+    assert_eq!(near.unwrap().agreed().unwrap().group, Some("secp384r1"));
+    let (_, far) = shake(&acceptor(&tls), &Arc::new(with_groups(&desk, &[X25519])), "mail.example.com").await;
+    assert_eq!(describe(&far.unwrap_err()), "no key exchange group in common");
+}
+
+#[tokio::test]
+async fn listed_suites_are_taken_in_their_order() {
+    let desk = Desk::new();
+    let mut tls = settings(vec![desk.ecdsa("one", &["mail.example.com"])]);
+    tls.cipher_suites = Some(vec![
+        "TLS_CHACHA20_POLY1305_SHA256".to_owned(),
+        "TLS_AES_256_GCM_SHA384".to_owned(),
+        "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256".to_owned(),
+    ]);
+    let (near, _) = shake(&acceptor(&tls), &Arc::new(modern(&desk)), "mail.example.com").await;
+    assert_eq!(near.unwrap().agreed().unwrap().suite, "TLS13_CHACHA20_POLY1305_SHA256");
+}
+
+#[tokio::test]
+async fn alpn_is_strict_when_offered() {
+    let desk = Desk::new();
+    let server = ServerTls::from_settings(&settings(vec![desk.ecdsa("one", &["mail.example.com"])])).unwrap();
+    let nameless = Protocol { name: "nameless", alpn: None, ..*imap() };
+    let offers: [(&[&[u8]], &Protocol, bool); 6] = [
+        (&[], imap(), true),
+        (&[b"imap"], imap(), true),
+        (&[b"h2", b"imap"], imap(), true),
+        (&[b"http/1.1"], imap(), false),
+        (&[], &nameless, true),
+        (&[b"imap"], &nameless, false),
+    ];
+    for (offer, protocol, accepted) in offers {
+        let mut client = modern(&desk);
+        client.alpn_protocols = offer.iter().map(|id| id.to_vec()).collect();
+        let (near, far) = shake(&server.acceptor(protocol), &Arc::new(client), "mail.example.com").await;
+        assert_eq!(far.is_ok(), accepted, "{offer:?} at {}", protocol.name);
+        if !accepted {
+            assert_eq!(describe(&far.unwrap_err()), "the client speaks another protocol (ALPN)");
+            let told = describe(&near.unwrap_err());
+            assert!(told.contains("NoApplicationProtocol"), "{told}");
+        }
+    }
+}
+
+/// Two connections, with a byte each way so that tickets arrive; whether each side resumed.
+async fn twice(first: &Acceptor, second: &Acceptor, client: &Arc<ClientConfig>) -> (bool, bool) {
+    let mut resumed = (false, false);
+    for acceptor in [first, second] {
+        let (near, far) = shake(acceptor, client, "mail.example.com").await;
+        let (mut near, mut far) = (near.unwrap(), far.unwrap());
+        far.write_all(b"*").await.unwrap();
+        near.read_exact(&mut [0]).await.unwrap();
+        resumed = (near.resumed(), far.resumed());
+    }
+    resumed
+}
+
+#[tokio::test]
+async fn sessions_resume_within_a_protocol_only() {
+    let desk = Desk::new();
+    let server = ServerTls::from_settings(&settings(vec![desk.ecdsa("one", &["mail.example.com"])])).unwrap();
+    let nameless = Protocol { name: "nameless", alpn: None, ..*imap() };
+    let (imap, other) = (server.acceptor(imap()), server.acceptor(&nameless));
+    for version in [&version::TLS13, &version::TLS12] {
+        let client = || Arc::new(mail_client(&desk, aws_lc_rs::default_provider(), &[version]));
+        assert_eq!(twice(&imap, &imap, &client()).await, (true, true), "{version:?}");
+        assert_eq!(twice(&imap, &other, &client()).await, (false, false), "{version:?}");
+    }
+    // A client without tickets resumes from the cache.
+    let mut old = mail_client(&desk, aws_lc_rs::default_provider(), &[&version::TLS12]);
+    old.resumption = old.resumption.tls12_resumption(rustls::client::Tls12Resumption::SessionIdOnly);
+    assert_eq!(twice(&imap, &imap, &Arc::new(old)).await, (true, true));
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_served() {
+    let desk = Desk::new();
+    let server = acceptor(&settings(vec![desk.expired("old", &["mail.example.com"])]));
+    let (near, far) = shake(&server, &Arc::new(modern(&desk)), "mail.example.com").await;
+    assert_eq!(describe(&near.unwrap_err()), "its certificate expired on Feb  3 00:00:00 2020 +00:00");
+    let told = describe(&far.unwrap_err());
+    assert!(told.contains("CertificateExpired: our certificate has expired"), "{told}");
+}
+
+#[tokio::test]
+async fn client_certificates_are_checked_when_an_authority_is_named() {
+    let (desk, stranger) = (Desk::new(), Desk::named("Other CA"));
+    let mut tls = settings(vec![desk.ecdsa("one", &["mail.example.com"])]);
+    let with = |files| ClientTls { client_certificate: Some(files), ..desk.client() }.prepare().unwrap();
+    let known = with(desk.ecdsa("alice", &["alice"]));
+    let foreign = with(stranger.ecdsa("eve", &["eve"]));
+    let none = desk.client().prepare().unwrap();
+    tls.client_ca = Some(desk.ca_file());
+    for required in [false, true] {
+        tls.client_certificate_required = required;
+        let server = acceptor(&tls);
+        shake(&server, &known, "mail.example.com").await.1.unwrap();
+        let told = describe(&shake(&server, &foreign, "mail.example.com").await.1.unwrap_err());
+        assert!(told.starts_with("its certificate comes from no known authority"), "{told}");
+        let without = shake(&server, &none, "mail.example.com").await.1;
+        assert_eq!(without.is_ok(), !required);
+        if let Err(error) = without {
+            assert_eq!(describe(&error), "the peer showed no certificate");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_in_the_clear_is_told_apart() {
+    let desk = Desk::new();
+    let server = acceptor(&settings(vec![desk.ecdsa("one", &["mail.example.com"])]));
+    let (mut near, far) = tcp_pair().await;
+    near.write_all(b"a1 LOGIN alice secret\r\n").await.unwrap();
+    let told = describe(&timeout(DEADLINE, server.accept(far)).await.unwrap().unwrap_err());
+    assert_eq!(told, "the peer does not speak TLS here (is this a STARTTLS port?)");
+
+    let (near, far) = tcp_pair().await;
+    drop(near);
+    let told = describe(&timeout(DEADLINE, server.accept(far)).await.unwrap().unwrap_err());
+    assert_eq!(told, "the peer closed the connection during TLS");
+}
+
+/// What `openssl s_client` reports of a handshake with these arguments.
+async fn s_client(desk: &Desk, server: &Acceptor, arguments: &str) -> (String, io::Result<Stream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = Command::new("openssl")
+        .args(["s_client", "-CAfile", "ca.pem", "-verify_return_error", "-connect"])
+        .arg(listener.local_addr().unwrap().to_string())
+        .args(arguments.split_whitespace())
+        .current_dir(desk.dir.path())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let serve = async {
+        let (tcp, _) = listener.accept().await.unwrap();
+        server.accept(tcp).await
+    };
+    let (client, served) = timeout(DEADLINE, async { tokio::join!(client, serve) }).await.unwrap();
+    let output = client.unwrap();
+    (String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr), served)
+}
+
+#[tokio::test]
+async fn openssl_agrees() {
+    let desk = Desk::new();
+    let names = ["mail.example.com"];
+    let server = acceptor(&settings(vec![desk.rsa("rsa", &names), desk.ecdsa("ecdsa", &names)]));
+    for (arguments, expected) in [
+        ("-tls1_3", "ECDSA"),
+        ("-tls1_3 -sigalgs RSA-PSS+SHA256:RSA+SHA256 -groups P-384:X25519", "X25519, 253 bits"),
+        ("-tls1_3 -sigalgs RSA-PSS+SHA256:RSA+SHA256", "RSA-PSS"),
+        ("-tls1_2 -cipher ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256"),
+        ("-tls1_2 -alpn imap", "ALPN protocol: imap"),
+    ] {
+        let arguments = format!("-servername mail.example.com -verify_hostname mail.example.com {arguments}");
+        let (report, served) = s_client(&desk, &server, &arguments).await;
+        assert!(served.is_ok() && report.contains(expected), "{arguments}: {report}");
+        assert!(report.contains("Verify return code: 0 (ok)"), "{arguments}: {report}");
+    }
+    for refused in ["-tls1_2 -cipher AES128-SHA", "-alpn http/1.1", "-tls1_1 -cipher ALL@SECLEVEL=0"] {
+        let (report, served) = s_client(&desk, &server, refused).await;
+        assert!(served.is_err(), "{refused}: {report}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_reports_and_closes_properly() {
+    let desk = Desk::new();
+    let server = acceptor(&settings(vec![desk.ecdsa("one", &["mail.example.com"])]));
+    let (near, far) = shake(&server, &Arc::new(modern(&desk)), "mail.example.com").await;
+    let (near, mut far) = (near.unwrap(), far.unwrap());
+    assert!(near.is_tls() && !near.resumed());
+    assert!(tokio::io::AsyncWrite::is_write_vectored(&near));
+    assert_eq!(near.tcp().local_addr().unwrap(), far.tcp().peer_addr().unwrap());
+    assert_eq!(near.agreed(), far.agreed());
+    assert!(near.into_plain().is_none());
+    let (near, _) = tcp_pair().await;
+    let plain = Stream::from(near);
+    assert!(!plain.is_tls() && plain.agreed().is_none() && plain.into_plain().is_some());
+    // The dropped side sent no close_notify: that is no clean end.
+    let mut rest = Vec::new();
+    assert!(far.read_to_end(&mut rest).await.is_err());
+
+    let (near, far) = shake(&server, &Arc::new(modern(&desk)), "mail.example.com").await;
+    let (mut near, far) = (near.unwrap(), far.unwrap());
+    near.write_all(b"a1 NOOP\r\n").await.unwrap();
+    near.shutdown().await.unwrap();
+    let mut lines = BufReader::new(far).lines();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("a1 NOOP"));
+    assert_eq!(lines.next_line().await.unwrap(), None);
+}
