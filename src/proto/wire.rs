@@ -256,7 +256,12 @@ mod tests {
         ];
         for (bytes, found, line, left) in cases {
             for size in 1..=bytes.len() {
-                assert_eq!(gather(bytes, size), (found, line.to_vec(), left.to_vec()), "{:?}/{size}", bytes.escape_ascii());
+                assert_eq!(
+                    gather(bytes, size),
+                    (found, line.to_vec(), left.to_vec()),
+                    "{:?}/{size}",
+                    bytes.escape_ascii()
+                );
             }
         }
     }

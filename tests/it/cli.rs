@@ -184,7 +184,7 @@ fn the_control_socket_is_for_its_owner() {
 fn commands_without_a_running_usher_fail() {
     let config = Config::shared();
     config.write();
-    assert_eq!(command(&config, &["reload"], b"").code, 1);
+    assert_ne!(command(&config, &["reload"], b"").code, 0);
     assert_ne!(command(&config, &["sessions"], b"").code, 0);
 }
 

@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::kit::{Config, Imap, Usher, password_of};
 
@@ -68,7 +68,9 @@ fn out_of_descriptors_sessions_live_and_logins_come_back() {
     session.login("alice", &password_of("alice")).ok();
     let open = std::fs::read_dir(format!("/proc/{}/fd", usher.pid())).unwrap().count() as u64;
     let pid = Pid::from_raw(usher.pid());
-    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", usher.pid())).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let maximum = line.split_whitespace().nth(1).unwrap().parse().ok();
     let limit = |current| prlimit(pid, Resource::Nofile, Rlimit { current: Some(current), maximum }).unwrap();
     let normal = limit(open + 8);
     let hogs = connect(usher.imaps_port(), 60);

@@ -54,14 +54,12 @@ fn a_bad_file_is_refused_and_the_old_one_stays() {
     let broken = usher.config.file("broken.pem", "-----BEGIN CERTIFICATE-----\nnonsense\n");
     let mut with_broken = usher.config.clone();
     with_broken.change("/tls/certificates/0/chain", json!(broken));
-    let bad: [Vec<u8>; 3] = [b"listeners: [".to_vec(), b"no_such_key: 1\n".to_vec(), {
-        with_broken.write();
-        std::fs::read(usher.config.path("usher.yaml")).unwrap()
-    }];
+    let with_broken = std::fs::read(with_broken.write()).unwrap();
+    let bad = [b"listeners: [".to_vec(), b"no_such_key: 1\n".to_vec(), with_broken];
     for text in bad {
         usher.config.file("usher.yaml", text);
         let answer = usher.hup();
-        assert_eq!(answer["message"], "reload refused", "{answer}");
+        assert!(answer["message"].as_str().unwrap().starts_with("reload refused"), "{answer}");
         assert_eq!(usher.metric("usher_config_last_reload_successful", &[]), 0.0);
         let refused = usher.command(&["reload"]);
         assert_eq!(refused.code, 1, "{refused:#?}");

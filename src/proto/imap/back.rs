@@ -399,13 +399,8 @@ impl<'a> Status<'a> {
     /// `None` if the line's first word, up to a space or the end, is exactly none of the five.
     fn of(line: &'a [u8]) -> Option<Self> {
         let (word, rest) = first_word(line.strip_suffix(b"\r\n").unwrap_or(line));
-        let words = [
-            ("OK", Word::Ok),
-            ("NO", Word::No),
-            ("BAD", Word::Bad),
-            ("BYE", Word::Bye),
-            ("PREAUTH", Word::Preauth),
-        ];
+        let words =
+            [("OK", Word::Ok), ("NO", Word::No), ("BAD", Word::Bad), ("BYE", Word::Bye), ("PREAUTH", Word::Preauth)];
         let (_, word) = words.into_iter().find(|(name, _)| name.as_bytes().eq_ignore_ascii_case(word))?;
         let (code, text) = split_code(rest).unwrap_or((b"", rest));
         Some(Self { word, code, text })

@@ -323,8 +323,7 @@ impl ImapFront {
     fn refuse(&mut self, denial: Denial, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
         match Literal::announced_by(line) {
             Some(literal) if !literal.synchronizing => {
-                let leftover =
-                    Leftover { line: Skip::default(), literal: 0, budget: SWALLOWED, answer: Some(denial) };
+                let leftover = Leftover { line: Skip::default(), literal: 0, budget: SWALLOWED, answer: Some(denial) };
                 self.swallow(literal, leftover, out)
             }
             Some(_) | None => self.deny(denial, out),
@@ -414,7 +413,9 @@ const fn unreadable(error: SaslError) -> Denial {
 /// Whether a complete `* CAPABILITY` line is among these.
 fn lists_capabilities(untagged: &[u8]) -> bool {
     const START: &[u8] = b"* CAPABILITY ";
-    untagged.split(|byte| *byte == b'\n').any(|line| line.get(..START.len()).is_some_and(|start| start.eq_ignore_ascii_case(START)))
+    untagged
+        .split(|byte| *byte == b'\n')
+        .any(|line| line.get(..START.len()).is_some_and(|start| start.eq_ignore_ascii_case(START)))
 }
 
 /// A refusal in IMAP's words: RFC 5530's code and a text. Refusals that must not be told apart

@@ -41,7 +41,14 @@ impl FrontTrial {
         front.greet(&mut out);
         let mut transcript = String::new();
         record(&out, &mut transcript);
-        Self { front, input: SecretBuf::new(), decisions: Box::new(decisions), over: false, refused: Vec::new(), transcript }
+        Self {
+            front,
+            input: SecretBuf::new(),
+            decisions: Box::new(decisions),
+            over: false,
+            refused: Vec::new(),
+            transcript,
+        }
     }
 
     /// Gives the dialogue these bytes.

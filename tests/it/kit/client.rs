@@ -295,7 +295,14 @@ impl Imap {
             match self.fill() {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => break,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+                    ) =>
+                {
+                    break;
+                }
                 Err(error) => panic!("the connection does not end: {error}"),
             }
         }

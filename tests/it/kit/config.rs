@@ -11,11 +11,24 @@ use super::scripted::Scripted;
 use super::slapd::Slapd;
 use super::{cyrus, dovecot, slapd, world};
 
-/// A configuration file and the folder it lives in.
-#[derive(Debug, Clone)]
+/// A configuration file and the folder it lives in. A clone has a folder of its own, with copies
+/// of the files: two ushers never share a socket.
+#[derive(Debug)]
 pub(crate) struct Config {
     folder: PathBuf,
     value: Value,
+}
+
+impl Clone for Config {
+    fn clone(&self) -> Self {
+        let folder = folder("usher");
+        for file in std::fs::read_dir(&self.folder).unwrap().flatten() {
+            if file.file_type().unwrap().is_file() {
+                std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+            }
+        }
+        Self { folder, value: self.value.clone() }
+    }
 }
 
 impl Config {

@@ -141,6 +141,7 @@ impl Usher {
 
     /// The nth `login` event of somebody, as typed.
     pub(crate) fn nth_login(&self, nth: usize, login: &str) -> Value {
+        let login = logged(login);
         self.wait_nth_log(nth, "login", |line| line["login"] == login)
     }
 
@@ -219,7 +220,7 @@ impl Usher {
 
     /// Writes the configuration as it is now, has it reloaded by SIGHUP, waits for the answer.
     pub(crate) fn hup(&self) -> Value {
-        let answers = |line: &Value| line["message"] == "reloaded" || line["message"] == "reload refused";
+        let answers = |line: &Value| line["message"].as_str().is_some_and(|message| message.starts_with("reload"));
         let before = self.logged().iter().filter(|line| answers(line)).count();
         self.running.signal(Signal::HUP);
         let deadline = Instant::now() + patience(Duration::from_secs(20));
@@ -246,6 +247,12 @@ impl Usher {
     pub(crate) fn pid(&self) -> i32 {
         self.running.pid().as_raw_nonzero().get()
     }
+}
+
+/// A name as the log has it: backslashes are doubled, so that an escaped byte is never mistaken for
+/// a typed one.
+pub(crate) fn logged(name: &str) -> String {
+    name.replace('\\', r"\\")
 }
 
 /// Runs `usher COMMAND --config FILE ...` to its end.

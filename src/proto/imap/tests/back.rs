@@ -269,7 +269,9 @@ fn only_our_tag_and_ok_is_success() {
     ] {
         logged_in(&format!("S: {}\n=> fault Garbage", garbage.replace("\\t", "\\x09")));
     }
-    logged_in("S: u1 OK\nC: u2 CAPABILITY\nS: * CAPABILITY IMAP4rev1\nS: u2 ok\n=> ready [IMAP4rev1]\\x20\n=> untagged");
+    logged_in(
+        "S: u1 OK\nC: u2 CAPABILITY\nS: * CAPABILITY IMAP4rev1\nS: u2 ok\n=> ready [IMAP4rev1]\\x20\n=> untagged",
+    );
     logged_in("S: * OK in\nS: * u1 OK in\nS: u1 BAD what?\n=> fault Bad");
     logged_in("S: * PREAUTH in\n=> fault Preauth");
     logged_in("s: u1 OK in\\n\n=> fault Garbage");

@@ -771,7 +771,10 @@ fn every_refusal_has_its_words() {
         (Refusal::BackendTimeout, unavailable),
         (Refusal::BackendFault, unavailable),
         (Refusal::Disagrees(None), unavailable),
-        (disagrees("", "Login failed: authentication failure"), "NO [UNAVAILABLE] Login failed: authentication failure"),
+        (
+            disagrees("", "Login failed: authentication failure"),
+            "NO [UNAVAILABLE] Login failed: authentication failure",
+        ),
         (disagrees("AuthenticationFailed", "No"), "NO [UNAVAILABLE] No"),
         (disagrees("CAPABILITY IMAP4rev1", "No"), "NO [UNAVAILABLE] No"),
         (disagrees("LIMIT", "Too many open connections"), "NO [LIMIT] Too many open connections"),
