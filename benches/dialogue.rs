@@ -1,1 +1,82 @@
-fn main() {}
+//! What a login costs in the dialogues alone, without sockets, TLS and directory.
+#![allow(missing_docs, reason = "criterion's macros write functions without any")]
+
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use usher::outcome::Refusal;
+use usher::proto::{BackSettings, BackStep, BackTls, FrontSettings, Step, Welcome, by_name};
+use usher::secret::{Secret, SecretBuf};
+
+const LOGIN: &[u8] = b"a1 ID (\"name\" \"bench\")\r\na2 CAPABILITY\r\na3 LOGIN alice \"secret word\"\r\n";
+const LITERALS: &[u8] = b"a1 LOGIN {5+}\r\nalice {6+}\r\nsecret\r\n";
+const PLAIN: &[u8] = b"a1 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==\r\n";
+
+/// A client from its greeting to its login, with its bytes in pieces of `size`. Returns how many
+/// bytes it was sent.
+fn front(sent: &[u8], size: usize, refused: bool) -> usize {
+    let protocol = by_name("imap").expect("it is registered");
+    let mut front = (protocol.front)(FrontSettings { tls: true, starttls: false, bad_commands: 20 });
+    let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+    front.greet(&mut out);
+    for piece in sent.chunks(size) {
+        input.extend(piece);
+        while let Step::Attempt(credentials) = front.step(&mut input, &mut out) {
+            black_box(credentials);
+            if refused {
+                front.refused(&Refusal::WrongPassword, &mut out);
+                continue;
+            }
+            let welcome =
+                Welcome { capabilities: b"IMAP4rev1 IDLE".to_vec(), text: b"in".to_vec(), ..Welcome::default() };
+            front.accepted(&welcome, &mut out);
+            return out.len();
+        }
+    }
+    out.len()
+}
+
+/// A login at a backend like Dovecot.
+fn back(size: usize) -> bool {
+    const SENT: &[u8] = b"* OK [CAPABILITY IMAP4rev1 SASL-IR ID ENABLE IDLE LITERAL+ AUTH=PLAIN] ready\r\n\
+        * CAPABILITY IMAP4rev1 SASL-IR ID ENABLE IDLE SORT THREAD=REFERENCES NAMESPACE UIDPLUS CONDSTORE QRESYNC\r\n\
+        u1 OK Logged in\r\n";
+    let protocol = by_name("imap").expect("it is registered");
+    let mut back = (protocol.back)(BackSettings {
+        tls: BackTls::Implicit,
+        login: b"alice".to_vec(),
+        password: Secret::copy_of(b"secret"),
+        service: None,
+        untagged_limit: 65_536,
+    });
+    let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+    SENT.chunks(size).any(|piece| {
+        input.extend(piece);
+        matches!(back.step(&mut input, &mut out), BackStep::Ready(_))
+    })
+}
+
+fn dialogue(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("front");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("login", |bencher| bencher.iter(|| front(black_box(LOGIN), LOGIN.len(), false)));
+    group.bench_function("login, byte by byte", |bencher| bencher.iter(|| front(black_box(LOGIN), 1, false)));
+    group.bench_function("literals", |bencher| bencher.iter(|| front(black_box(LITERALS), LITERALS.len(), false)));
+    group.bench_function("plain", |bencher| bencher.iter(|| front(black_box(PLAIN), PLAIN.len(), false)));
+    let guesses = PLAIN.repeat(100);
+    group.throughput(Throughput::Elements(100));
+    group.bench_function("100 refused", |bencher| bencher.iter(|| front(black_box(&guesses), guesses.len(), true)));
+    group.throughput(Throughput::Bytes(1 << 20));
+    let nothing = [b"a1 ".as_slice(), &vec![b'x'; 1 << 20]].concat();
+    group.bench_function("a megabyte of nothing", |bencher| bencher.iter(|| front(black_box(&nothing), 16_384, false)));
+    group.finish();
+
+    let mut group = criterion.benchmark_group("back");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("login", |bencher| bencher.iter(|| assert!(back(black_box(65_536)))));
+    group.bench_function("login, byte by byte", |bencher| bencher.iter(|| assert!(back(black_box(1)))));
+    group.finish();
+}
+
+criterion_group!(benches, dialogue);
+criterion_main!(benches);

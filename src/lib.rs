@@ -7,7 +7,7 @@
 //! - 3: [`directory`] (LDAP, and [`directory::Identity`], the evidence of a bind)
 //! - 4: [`cache`], [`route`], [`registry`]
 //! - 5: [`authn`] (the decision), [`backend`], [`relay`]
-//! - 6: [`snapshot`] (what a config means), [`report`] (the `login` and `end` events)
+//! - 6: [`files`] (what a config's files hold), [`snapshot`] (what it all means), [`report`] (the `login` and `end` events)
 //! - 7: [`session`]: the life of a login, top to bottom
 //! - 8: [`listener`], [`admin`]
 //! - 9: [`server`], [`cli`], `demo`
@@ -22,6 +22,7 @@ pub mod config;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod directory;
+pub mod files;
 pub mod listener;
 pub mod log;
 pub mod metrics;

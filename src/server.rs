@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use crate::admin;
 use crate::admin::control::{self, ReloadRequest};
 use crate::config::{self, Config, ListenerTls, Problem};
+use crate::files::{self, Files};
 use crate::listener::{self, Bound};
 use crate::log;
 use crate::metrics::Metrics;
@@ -60,10 +61,19 @@ pub enum StartError {
 /// # Errors
 /// Every mistake.
 pub fn prepare(file: &Path, metrics: &Arc<Metrics>, previous: Option<&Snapshot>) -> Result<Snapshot, Vec<Problem>> {
-    let config = config::load(file)?;
-    let snapshot = Snapshot::build(config, metrics, previous)?;
-    let loops = leads_to_itself(&snapshot.config);
-    if loops.is_empty() { Ok(snapshot) } else { Err(loops) }
+    let config = config::load(file).map_err(|mistakes| {
+        let in_files = mistakes.draft.iter().flat_map(files::problems);
+        mistakes.problems.into_iter().chain(in_files).collect::<Vec<_>>()
+    })?;
+    let mut problems = leads_to_itself(&config);
+    match Files::read(&config) {
+        Ok(files) if problems.is_empty() => Ok(Snapshot::new(config, files, metrics, previous)),
+        Ok(_) => Err(problems),
+        Err(more) => {
+            problems.extend(more);
+            Err(problems)
+        }
+    }
 }
 
 /// Backends whose address is one of usher's own listeners. A name that does not resolve now is no

@@ -68,7 +68,7 @@ fn age(seconds: u64) -> String {
 
 /// The control socket of this configuration.
 pub(super) fn control_socket(file: &Path) -> Result<PathBuf, ExitCode> {
-    let config = config::load(file).map_err(|problems| fail_config(&problems))?;
+    let config = config::load(file).map_err(|mistakes| fail_config(&mistakes.problems))?;
     let control = config.control.map(|control| control.path);
     control.ok_or_else(|| {
         fail(

@@ -11,8 +11,8 @@ use std::time::Duration;
 use rustls::SupportedCipherSuite;
 
 use super::model::{
-    Admin, Cache, CertificateFiles, Config, Control, Drain, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel,
-    Tls, TlsVersion,
+    Admin, Cache, CertificateFiles, Config, Control, Draft, Drain, Limits, Listener, ListenerTls, Log, LogFormat,
+    LogLevel, Tls, TlsVersion,
 };
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
@@ -23,8 +23,8 @@ use crate::proto::{PROTOCOLS, Protocol};
 /// Where the side port is unless the config says otherwise.
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9930);
 
-/// Compiles the whole file.
-pub(super) fn config(root: &Section<'_>, file: PathBuf) -> Option<Config> {
+/// Compiles the whole file, as far as it is sound.
+pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draft) {
     let mut addresses = Addresses::default();
     let listeners = listeners(root, &mut addresses);
     let tls = root.section("tls", tls).flatten();
@@ -39,21 +39,27 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> Option<Config> {
     let admin = root.section("admin", |admin| self::admin(admin, &mut addresses)).flatten();
     let control = root.get("control").map(|control| control.section(self::control).flatten());
     let log = root.section("log", log).flatten();
-    Some(Config {
-        file,
-        listeners: listeners?,
-        tls: tls?,
-        directory: directory?,
-        routing: routing?,
-        cache: cache?,
-        limits: limits?,
-        drain: drain?,
-        admin: admin?,
-        control: control.flatten(),
-        log: log?,
-        warnings: Vec::new(),
-        place: Arc::clone(root.place()),
-    })
+    let place = Arc::clone(root.place());
+    let draft =
+        Draft { tls: tls.clone(), directory: directory.clone(), routing: routing.clone(), place: Arc::clone(&place) };
+    let config = || {
+        Some(Config {
+            file,
+            listeners: listeners?,
+            tls: tls?,
+            directory: directory?,
+            routing: routing?,
+            cache: cache?,
+            limits: limits?,
+            drain: drain?,
+            admin: admin?,
+            control: control.flatten(),
+            log: log?,
+            warnings: Vec::new(),
+            place,
+        })
+    };
+    (config(), draft)
 }
 
 /// The protocols as words for [`Node::word`].

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use model::{
-    Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer, Drain,
+    Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer, Draft, Drain,
     Endpoint, Find, Group, LdapScheme, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Routing,
     ServiceAccount, Template, TemplatePart, Tls, TlsVersion,
 };
@@ -79,14 +79,15 @@ impl Config {
 
 /// The file's name and where its keys stand.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub struct Place {
     file: PathBuf,
     lines: Lines,
 }
 
 impl Place {
-    /// A problem at a key.
-    fn problem(&self, key: &str, message: impl Into<String>) -> Problem {
+    /// A problem at a key: see [`Config::problem`].
+    #[must_use]
+    pub fn problem(&self, key: &str, message: impl Into<String>) -> Problem {
         // Unknown keys are the operator's own words: they must not move a terminal's cursor.
         let shown = key.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect();
         Problem { file: self.file.clone(), line: self.line(key), key: shown, message: message.into() }
@@ -98,14 +99,29 @@ impl Place {
     }
 }
 
+/// Why there is no [`Config`].
+#[derive(Debug)]
+pub struct Mistakes {
+    /// Every mistake that was found, in the order of the file; never empty.
+    pub problems: Vec<Problem>,
+    /// What is sound all the same, unless the file is no YAML.
+    pub draft: Option<Draft>,
+}
+
+impl From<Problem> for Mistakes {
+    fn from(problem: Problem) -> Self {
+        Self { problems: vec![problem], draft: None }
+    }
+}
+
 /// Reads and checks a config file.
 ///
 /// # Errors
-/// Every mistake that was found, in the order of the file; never empty.
-pub fn load(file: &Path) -> Result<Config, Vec<Problem>> {
+/// Every mistake that was found.
+pub fn load(file: &Path) -> Result<Config, Mistakes> {
     match read(file) {
         Ok(text) => parse(file, &text),
-        Err(message) => Err(vec![Problem { file: file.to_owned(), line: None, key: String::new(), message }]),
+        Err(message) => Err(Problem { file: file.to_owned(), line: None, key: String::new(), message }.into()),
     }
 }
 
@@ -114,18 +130,19 @@ pub fn load(file: &Path) -> Result<Config, Vec<Problem>> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn parse(file: &Path, text: &str) -> Result<Config, Vec<Problem>> {
+pub fn parse(file: &Path, text: &str) -> Result<Config, Mistakes> {
     let (lines, duplicates) = Lines::read(text);
     let place = Arc::new(Place { file: file.to_owned(), lines });
     let root: serde_yaml::Value = match serde_yaml::from_str(text) {
         Ok(root) => root,
         Err(_) if !duplicates.is_empty() => {
-            return Err(duplicates.into_iter().map(|twice| place.twice(twice)).collect());
+            let problems = duplicates.into_iter().map(|twice| place.twice(twice)).collect();
+            return Err(Mistakes { problems, draft: None });
         }
-        Err(error) => return Err(vec![place.syntax(&error)]),
+        Err(error) => return Err(place.syntax(&error).into()),
     };
     if root.is_null() {
-        return Err(vec![place.problem("", "the file is empty: start from config.example.yaml")]);
+        return Err(place.problem("", "the file is empty: start from config.example.yaml").into());
     }
     let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     let report = Report {
@@ -134,7 +151,7 @@ pub fn parse(file: &Path, text: &str) -> Result<Config, Vec<Problem>> {
         problems: RefCell::default(),
         warnings: RefCell::default(),
     };
-    let config = Node::root(&report, &root).section(|root| compile::config(root, absolute)).flatten();
+    let (config, draft) = Node::root(&report, &root).section(|root| compile::config(root, absolute)).unzip();
     let in_order = |found: RefCell<Vec<Problem>>| {
         let mut found = found.into_inner();
         found.sort_by_key(|problem| problem.line.unwrap_or(u64::MAX));
@@ -142,9 +159,9 @@ pub fn parse(file: &Path, text: &str) -> Result<Config, Vec<Problem>> {
     };
     let Report { place, problems, warnings, .. } = report;
     let problems = in_order(problems);
-    match config {
+    match config.flatten() {
         Some(config) if problems.is_empty() => Ok(Config { warnings: in_order(warnings), place, ..config }),
-        Some(_) | None => Err(problems),
+        Some(_) | None => Err(Mistakes { problems, draft }),
     }
 }
 

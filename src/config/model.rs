@@ -40,8 +40,22 @@ pub struct Config {
     pub log: Log,
     /// What is allowed but suspicious, in the order of the file; worth a warn line at start.
     pub warnings: Vec<Problem>,
-    /// Where each key stands, for [`Config::problem`].
-    pub(super) place: Arc<Place>,
+    /// Where each key stands.
+    pub place: Arc<Place>,
+}
+
+/// The sections that name files, as far as each is sound: what can still be checked of a config
+/// that cannot be used.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// TLS towards clients.
+    pub tls: Option<Tls>,
+    /// The directory.
+    pub directory: Option<Directory>,
+    /// Backends and who goes where.
+    pub routing: Option<Routing>,
+    /// Where each key stands.
+    pub place: Arc<Place>,
 }
 
 /// An address where clients connect.

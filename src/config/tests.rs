@@ -56,6 +56,7 @@ limits:
   handshake_timeout: 5s
   login_timeout: 20s
   conversation_timeout: 40s
+  failed_login_delay: 1s
   failed_logins: 5
   bad_commands: 4
   backend_untagged: 1MiB
@@ -67,7 +68,7 @@ log: {format: json, level: debug}
 "#;
 
 fn parse_text(text: &str) -> Result<Config, Vec<Problem>> {
-    parse(Path::new("/etc/usher/config.yaml"), text)
+    parse(Path::new("/etc/usher/config.yaml"), text).map_err(|mistakes| mistakes.problems)
 }
 
 fn replaced(from: &str, to: &str) -> String {

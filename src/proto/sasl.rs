@@ -43,7 +43,7 @@ pub enum SaslError {
     Malformed,
 }
 
-/// A client's authentication exchange.
+/// A client's authentication exchange, waiting for a response.
 #[derive(Debug)]
 pub struct Exchange(Awaiting);
 
@@ -54,8 +54,18 @@ enum Awaiting {
     LoginPassword { login: Secret },
 }
 
+/// What a response led to.
+#[derive(Debug)]
+pub enum Progress {
+    /// The next challenge is to be sent.
+    Goes(Exchange),
+    /// The exchange is over.
+    Done(Credentials),
+}
+
 impl Exchange {
-    /// Starts an exchange; the client is to speak first, or to be sent [`Exchange::challenge`].
+    /// Starts an exchange; the client is to be sent [`Exchange::challenge`], unless its initial
+    /// response came with the command.
     #[must_use]
     pub const fn new(mechanism: Mechanism) -> Self {
         Self(match mechanism {
@@ -78,34 +88,28 @@ impl Exchange {
     ///
     /// # Errors
     /// As [`Exchange::respond`], except that `*` does not cancel here.
-    pub fn initial_response(&mut self, response: &[u8]) -> Result<Option<Credentials>, SaslError> {
-        self.take(decode(if response == b"=" { b"" } else { response })?)
+    pub fn initial_response(self, response: &[u8]) -> Result<Progress, SaslError> {
+        self.take(if response == b"=" { b"" } else { response })
     }
 
-    /// Takes the response to the challenge, a line without its end. `None`: another challenge
-    /// stands now.
+    /// Takes the response to the challenge, a line without its end.
     ///
     /// # Errors
     /// The exchange is over: cancelled, undecodable or malformed.
-    pub fn respond(&mut self, line: &[u8]) -> Result<Option<Credentials>, SaslError> {
-        if line == b"*" {
-            return Err(SaslError::Cancelled);
-        }
-        self.take(decode(line)?)
+    pub fn respond(self, line: &[u8]) -> Result<Progress, SaslError> {
+        if line == b"*" { Err(SaslError::Cancelled) } else { self.take(line) }
     }
 
-    fn take(&mut self, response: Secret) -> Result<Option<Credentials>, SaslError> {
-        match std::mem::replace(&mut self.0, Awaiting::LoginName) {
-            Awaiting::PlainMessage => plain(&response).map(Some),
-            Awaiting::LoginName => {
-                self.0 = Awaiting::LoginPassword { login: response };
-                Ok(None)
-            }
+    fn take(self, response: &[u8]) -> Result<Progress, SaslError> {
+        let response = decode(response)?;
+        Ok(match self.0 {
+            Awaiting::PlainMessage => Progress::Done(plain(&response)?),
+            Awaiting::LoginName => Progress::Goes(Self(Awaiting::LoginPassword { login: response })),
             Awaiting::LoginPassword { login } => {
                 let login = login.expose().to_vec();
-                Ok(Some(Credentials { login, password: response, authzid: Vec::new() }))
+                Progress::Done(Credentials { login, password: response, authzid: Vec::new() })
             }
-        }
+        })
     }
 }
 
@@ -157,18 +161,28 @@ mod tests {
         (&credentials.authzid, &credentials.login, credentials.password.expose())
     }
 
-    fn plain_of(response: &[u8]) -> Result<Option<Credentials>, SaslError> {
-        Exchange::new(Mechanism::Plain).respond(response)
+    fn plain_of(response: &[u8]) -> Result<Credentials, SaslError> {
+        Exchange::new(Mechanism::Plain).respond(response).map(done)
+    }
+
+    fn done(progress: Progress) -> Credentials {
+        let Progress::Done(credentials) = progress else { panic!("there is another challenge") };
+        credentials
+    }
+
+    fn goes(progress: Progress) -> Exchange {
+        let Progress::Goes(exchange) = progress else { panic!("the exchange is over") };
+        exchange
     }
 
     #[test]
     fn plain_has_three_parts() {
         // RFC 4616 section 4, without and with authzid.
-        let tim = plain_of(b"AHRpbQB0YW5zdGFhZnRhbnN0YWFm").unwrap().unwrap();
+        let tim = plain_of(b"AHRpbQB0YW5zdGFhZnRhbnN0YWFm").unwrap();
         assert_eq!(told(&tim), (&b""[..], &b"tim"[..], &b"tanstaaftanstaaf"[..]));
-        let kurt = plain_of(b"VXJzZWwAS3VydAB4aXBqMzBwbHE=").unwrap().unwrap();
+        let kurt = plain_of(b"VXJzZWwAS3VydAB4aXBqMzBwbHE=").unwrap();
         assert_eq!(told(&kurt), (&b"Ursel"[..], &b"Kurt"[..], &b"xipj30plq"[..]));
-        let empty = plain_of(b"AAA=").unwrap().unwrap();
+        let empty = plain_of(b"AAA=").unwrap();
         assert_eq!(told(&empty), (&b""[..], &b""[..], &b""[..]));
         for (message, why) in [(&b""[..], "empty"), (b"YQBi", "one NUL"), (b"AAAA", "three NULs")] {
             assert_eq!(plain_of(message).unwrap_err(), SaslError::Malformed, "{why}");
@@ -177,11 +191,11 @@ mod tests {
 
     #[test]
     fn login_asks_twice() {
-        let mut exchange = Exchange::new(Mechanism::Login);
+        let exchange = Exchange::new(Mechanism::Login);
         assert_eq!(STANDARD.decode(exchange.challenge()).unwrap(), b"Username:");
-        assert!(exchange.respond(b"YWxpY2U=").unwrap().is_none());
+        let exchange = goes(exchange.respond(b"YWxpY2U=").unwrap());
         assert_eq!(STANDARD.decode(exchange.challenge()).unwrap(), b"Password:");
-        let credentials = exchange.respond(b"c2VjcmV0").unwrap().unwrap();
+        let credentials = done(exchange.respond(b"c2VjcmV0").unwrap());
         assert_eq!(told(&credentials), (&b""[..], &b"alice"[..], &b"secret"[..]));
     }
 
@@ -191,9 +205,9 @@ mod tests {
             assert_eq!(plain_of(wrong).unwrap_err(), SaslError::NotBase64, "{}", wrong.escape_ascii());
         }
         assert_eq!(plain_of(b"*").unwrap_err(), SaslError::Cancelled);
-        let mut exchange = Exchange::new(Mechanism::Login);
-        assert_eq!(exchange.initial_response(b"*").unwrap_err(), SaslError::NotBase64);
-        assert!(exchange.initial_response(b"=").unwrap().is_none());
+        let login = || Exchange::new(Mechanism::Login);
+        assert_eq!(login().initial_response(b"*").unwrap_err(), SaslError::NotBase64);
+        let exchange = goes(login().initial_response(b"=").unwrap());
         assert_eq!(exchange.challenge(), "UGFzc3dvcmQ6");
     }
 
@@ -203,7 +217,7 @@ mod tests {
         for authzid in [&b""[..], b"a", b"al", b"ali"] {
             let mut out = SecretBuf::new();
             write_plain(authzid, b"proxy", &password, &mut out);
-            let credentials = plain_of(out.as_slice()).unwrap().unwrap();
+            let credentials = plain_of(out.as_slice()).unwrap();
             assert_eq!(told(&credentials), (authzid, &b"proxy"[..], password.expose()));
         }
         assert!(fits_plain(b"a\r\n") && !fits_plain(b"a\0b"));

@@ -243,16 +243,16 @@ mod tests {
 
     #[test]
     fn only_crlf_ends_a_line() {
-        let cases: [(&[u8], Found, &[u8], &[u8]); 9] = [
-            (b"12345\r\nrest", Found::Line, b"12345", b"rest"),
-            (b"\r\n\r\n", Found::Line, b"", b"\r\n"),
-            (b"123", Found::Part, b"123", b""),
-            (b"12345\r", Found::Part, b"12345\r", b""),
-            (b"123456\r\n", Found::Spoiled(Spoiled::TooLong), b"12345", b"6\r\n"),
-            (b"1\n2\r\n", Found::Spoiled(Spoiled::BareLf), b"1", b"\n2\r\n"),
-            (b"1\r2\r\n", Found::Spoiled(Spoiled::BareCr), b"1\r", b"2\r\n"),
-            (b"1\r\r\n", Found::Spoiled(Spoiled::BareCr), b"1\r", b"\r\n"),
-            (b"1\x002\r\n", Found::Spoiled(Spoiled::Nul), b"1", b"\x002\r\n"),
+        let cases = [
+            (&b"12345\r\nrest"[..], Found::Line, &b"12345"[..], &b"rest"[..]),
+            (&b"\r\n\r\n"[..], Found::Line, &b""[..], &b"\r\n"[..]),
+            (&b"123"[..], Found::Part, &b"123"[..], &b""[..]),
+            (&b"12345\r"[..], Found::Part, &b"12345\r"[..], &b""[..]),
+            (&b"123456\r\n"[..], Found::Spoiled(Spoiled::TooLong), &b"12345"[..], &b"6\r\n"[..]),
+            (&b"1\n2\r\n"[..], Found::Spoiled(Spoiled::BareLf), &b"1"[..], &b"\n2\r\n"[..]),
+            (&b"1\r2\r\n"[..], Found::Spoiled(Spoiled::BareCr), &b"1\r"[..], &b"2\r\n"[..]),
+            (&b"1\r\r\n"[..], Found::Spoiled(Spoiled::BareCr), &b"1\r"[..], &b"\r\n"[..]),
+            (&b"1\x002\r\n"[..], Found::Spoiled(Spoiled::Nul), &b"1"[..], &b"\x002\r\n"[..]),
         ];
         for (bytes, found, line, left) in cases {
             for size in 1..=bytes.len() {

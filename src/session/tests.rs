@@ -105,7 +105,7 @@ limits: {{{limits}}}
         let config = config::parse(&folder.path().join("config.yaml"), &text).unwrap();
         let metrics = Arc::new(Metrics::new());
         let snapshot = Snapshot {
-            tls: tls::server::ServerTls::build(&config).unwrap(),
+            tls: tls::server::ServerTls::build(&config.tls, &config.place).unwrap(),
             authn: Authenticator::new(Arc::new(Obedient), Arc::new(Cache::new(&config.cache)), 100),
             directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),
             backends: Vec::new(),

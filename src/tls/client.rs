@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use super::pin::Pinned;
 use super::stream::Stream;
 use super::{DEFAULT_GROUPS, Mistake, TlsError, certificate, provider};
-use crate::config::{CertificateFiles, Config, Problem};
+use crate::config::{CertificateFiles, Place, Problem};
 
 /// What a config says about TLS towards some servers.
 #[derive(Debug, Clone, Default)]
@@ -40,8 +40,8 @@ impl ClientTls {
     ///
     /// # Errors
     /// Every mistake in them, under `key.ca`, `key.client_certificate.chain` and so on.
-    pub fn build(&self, config: &Config) -> Result<Arc<ClientConfig>, Vec<Problem>> {
-        self.prepare().map_err(|mistakes| mistakes.iter().map(|mistake| mistake.problem(config)).collect())
+    pub fn build(&self, place: &Place) -> Result<Arc<ClientConfig>, Vec<Problem>> {
+        self.prepare().map_err(|mistakes| mistakes.iter().map(|mistake| mistake.problem(place)).collect())
     }
 
     /// As [`ClientTls::build`], with the mistakes as they were found.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use rustls::SupportedCipherSuite;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 
-use crate::config::{Config, Group, Problem};
+use crate::config::{Group, Place, Problem};
 
 pub use reason::describe;
 
@@ -177,8 +177,8 @@ impl Mistake {
 
     /// The mistake as `usher check` shows it, with file and line.
     #[must_use]
-    pub fn problem(&self, config: &Config) -> Problem {
-        config.problem(&self.key, self.error.to_string())
+    pub fn problem(&self, place: &Place) -> Problem {
+        place.problem(&self.key, self.error.to_string())
     }
 }
 

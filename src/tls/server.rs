@@ -21,7 +21,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use super::certificate::{self, Loaded};
 use super::stream::Stream;
 use super::{Mistake, TlsError, key_exchange, provider, suite_name};
-use crate::config::{self, Config, Group, Problem, TlsVersion};
+use crate::config::{self, Group, Place, Problem, TlsVersion};
 use crate::proto::{PROTOCOLS, Protocol};
 
 /// TLS 1.2 sessions kept per protocol for clients without tickets; about 200 bytes each.
@@ -54,13 +54,12 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// Reads the files that `config.tls` names and builds everything from them.
+    /// Reads the files that the settings name and builds everything from them.
     ///
     /// # Errors
     /// Every mistake in them.
-    pub fn build(config: &Config) -> Result<Self, Vec<Problem>> {
-        Self::from_settings(&config.tls)
-            .map_err(|mistakes| mistakes.iter().map(|mistake| mistake.problem(config)).collect())
+    pub fn build(tls: &config::Tls, place: &Place) -> Result<Self, Vec<Problem>> {
+        Self::from_settings(tls).map_err(|mistakes| mistakes.iter().map(|mistake| mistake.problem(place)).collect())
     }
 
     /// As [`ServerTls::build`], with the mistakes as they were found.

@@ -74,7 +74,7 @@ fn what_is_commented_out_is_the_default() {
     same("plaintext", "directory");
     same("bind_connections", "directory");
     same("pass_backend_refusals", "routing");
-    for key in ["handshake_timeout", "conversation_timeout", "bad_commands", "backend_untagged"] {
+    for key in ["handshake_timeout", "conversation_timeout", "failed_login_delay", "bad_commands", "backend_untagged"] {
         same(key, "limits");
     }
 }

@@ -503,7 +503,7 @@ fn every_key_given_twice() {
         problems,
         [
             "/etc/usher/config.yaml:17: directory.starttls: given twice, first in line 16: keep one",
-            "/etc/usher/config.yaml:59: cache: given twice, first in line 46: keep one",
+            "/etc/usher/config.yaml:60: cache: given twice, first in line 46: keep one",
         ]
     );
 }
@@ -518,7 +518,7 @@ fn files_that_cannot_be_read() {
     let directory = tempfile::tempdir().unwrap();
     let told = |name: &str| {
         let problems = load(&directory.path().join(name)).unwrap_err();
-        let [problem] = problems.as_slice() else { panic!("{problems:#?}") };
+        let [problem] = problems.problems.as_slice() else { panic!("{problems:#?}") };
         assert_eq!((problem.line, problem.key.as_str()), (None, ""));
         problem.message.clone()
     };

@@ -179,7 +179,7 @@ impl ImapBack {
             self.capabilities = Some(listed.to_vec());
         }
         match (&self.state, status.map(|status| status.word)) {
-            (State::Greeting, Some(Word::Ok)) => self.greeted(out),
+            (State::Greeting, Some(Word::Ok)) => self.proceed(out),
             // A session that is logged in before TLS: the user's commands would go to whoever
             // holds the wire (RFC 9051 section 11.1).
             (_, Some(Word::Preauth)) => Err(BackFault::Preauth),
@@ -199,7 +199,7 @@ impl ImapBack {
             (State::Capability, Word::Ok) => {
                 // An OK without any list is an answer to another question.
                 self.capabilities.as_ref().ok_or(BackFault::Garbage)?;
-                self.greeted(out)?;
+                self.proceed(out)?;
                 Ok(None)
             }
             (State::StartTls, Word::Ok) => {
@@ -207,7 +207,7 @@ impl ImapBack {
                 Ok(Some(BackStep::StartTls))
             }
             (State::StartTls, Word::No) => Err(BackFault::NoStartTls),
-            (State::Login(_), Word::Ok) => Ok(self.logged_in(&status, out)),
+            (State::Login(_), Word::Ok) => self.logged_in(&status, out),
             (State::Login(_), Word::No) if status.is_referral() => Err(BackFault::Referral),
             (State::Login(_), Word::No) => Ok(Some(BackStep::Refused(BackendWords {
                 code: printable(status.code, TEXT),
@@ -225,7 +225,7 @@ impl ImapBack {
     }
 
     /// After the greeting, and whenever capabilities have come: TLS first, then the login.
-    fn greeted(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
+    fn proceed(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
         if self.capabilities.is_none() {
             self.send(&[b"CAPABILITY"], out);
             self.state = State::Capability;
@@ -329,7 +329,7 @@ impl ImapBack {
     }
 
     /// The login is accepted; if nobody said what can be done now, that is asked first.
-    fn logged_in(&mut self, status: &Status<'_>, out: &mut SecretBuf) -> Option<BackStep> {
+    fn logged_in(&mut self, status: &Status<'_>, out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
         match status.capabilities() {
             Some(listed) => self.capabilities = Some(listed.to_vec()),
             // The client's tagged OK has room for one code, the capabilities. Another one (ALERT,
@@ -337,17 +337,18 @@ impl ImapBack {
             None if status.is_referral() => {}
             None if !status.code.is_empty() => {
                 let line = [b"* OK [", status.code, b"] ", status.text, b"\r\n"].concat();
+                self.untagged_left = self.untagged_left.checked_sub(line.len()).ok_or(BackFault::TooMuch)?;
                 self.untagged.extend(line);
             }
             None => {}
         }
         let text = if status.is_referral() { Vec::new() } else { status.text.to_vec() };
         if self.capabilities.is_some() {
-            return Some(self.ready(text));
+            return Ok(Some(self.ready(text)));
         }
         self.send(&[b"CAPABILITY"], out);
         self.state = State::Afterwards(text);
-        None
+        Ok(None)
     }
 
     fn ready(&mut self, text: Vec<u8>) -> BackStep {

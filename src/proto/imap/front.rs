@@ -13,7 +13,7 @@ use std::borrow::Cow;
 
 use zeroize::Zeroizing;
 
-use super::super::sasl::{Exchange, Mechanism, SaslError};
+use super::super::sasl::{Exchange, Mechanism, Progress, SaslError};
 use super::super::wire::{Found, Gathering, Literal, Skip, Spoiled, printable, write_line};
 use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome};
 use super::command::{self, Denial, Problem, Verb};
@@ -173,6 +173,12 @@ impl ImapFront {
         }
     }
 
+    /// How many bytes are kept between calls.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.gathered.bytes().len() + self.tag.len()
+    }
+
     fn capabilities(&self) -> String {
         let more = match (self.tls, self.starttls) {
             (true, _) => "AUTH=PLAIN AUTH=LOGIN",
@@ -274,12 +280,12 @@ impl ImapFront {
             Verb::Authenticate => {
                 let (mechanism, initial) = arguments.authenticate()?;
                 let mechanism = Mechanism::by_name(mechanism).ok_or(Denial::No("Unsupported mechanism"))?;
-                let mut exchange = Exchange::new(mechanism);
-                let credentials = match initial {
+                let exchange = Exchange::new(mechanism);
+                let progress = match initial {
                     Some(response) => exchange.initial_response(response).map_err(unreadable)?,
-                    None => None,
+                    None => Progress::Goes(exchange),
                 };
-                return Ok(self.go_on(exchange, credentials, out));
+                return Ok(self.go_on(progress, out));
             }
             Verb::Later => return Err(Denial::Bad("Log in first").into()),
             Verb::Unknown => return Err(Denial::Bad("Unknown command").into()),
@@ -287,13 +293,13 @@ impl ImapFront {
         Ok(None)
     }
 
-    fn read_response(&mut self, mut exchange: Exchange, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
+    fn read_response(&mut self, exchange: Exchange, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
         match self.gathered.take_line(input, SASL_LINE) {
             Found::Part => self.wait_in(State::Response(exchange), Step::NeedMore),
             Found::Line => {
                 let response = std::mem::take(&mut self.gathered);
                 match exchange.respond(response.line()) {
-                    Ok(credentials) => self.go_on(exchange, credentials, out),
+                    Ok(progress) => self.go_on(progress, out),
                     Err(error) => self.deny(unreadable(error), out),
                 }
             }
@@ -304,14 +310,15 @@ impl ImapFront {
         }
     }
 
-    /// Ends the exchange with credentials, or sends its next challenge.
-    fn go_on(&mut self, exchange: Exchange, credentials: Option<Credentials>, out: &mut SecretBuf) -> Option<Step> {
-        if let Some(credentials) = credentials {
-            return self.attempt(credentials);
+    fn go_on(&mut self, progress: Progress, out: &mut SecretBuf) -> Option<Step> {
+        match progress {
+            Progress::Done(credentials) => self.attempt(credentials),
+            Progress::Goes(exchange) => {
+                write_line(out, &[b"+ ", exchange.challenge().as_bytes()]);
+                self.state = State::Response(exchange);
+                None
+            }
         }
-        write_line(out, &[b"+ ", exchange.challenge().as_bytes()]);
-        self.state = State::Response(exchange);
-        None
     }
 
     fn attempt(&mut self, credentials: Credentials) -> Option<Step> {

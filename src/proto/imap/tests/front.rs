@@ -745,6 +745,31 @@ fn one_command_is_held_at_the_most() {
 }
 
 #[test]
+fn what_is_held_is_bounded_whatever_comes() {
+    let floods: [&[u8]; 6] = [
+        b"x",
+        b"a AUTHENTICATE PLAIN\r\nAAAAAAAAAAAAAAAA",
+        b"a ID (\"name\" {1024+}\r\n",
+        b"a LOGIN {4096+}\r\n",
+        b"a XYZZY {60000+}\r\n",
+        b"\"name\" {1000}\r\n",
+    ];
+    for flood in floods {
+        let mut front = ImapFront::new(FrontSettings { bad_commands: u32::MAX, ..TLS });
+        let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+        for _ in 0..200_000 / flood.len() {
+            input.extend(flood);
+            while let Step::Attempt(_) = front.step(&mut input, &mut out) {
+                front.refused(&Refusal::WrongPassword, &mut out);
+            }
+            assert!(front.held() <= 32_768 + 8_192, "{} bytes of {}", front.held(), flood.escape_ascii());
+            out.clear();
+            input.clear();
+        }
+    }
+}
+
+#[test]
 fn every_refusal_has_its_words() {
     let wrong = "NO [AUTHENTICATIONFAILED] Name or password is wrong";
     let unavailable = "NO [UNAVAILABLE] The mail service is not available, try again later";

@@ -53,7 +53,9 @@ impl Script {
     fn cuts(&self) -> Vec<Vec<Vec<u8>>> {
         let bytes = self.bytes();
         let mut cuts = vec![vec![bytes.clone()], bytes.chunks(1).map(<[u8]>::to_vec).collect()];
-        let near = |place: &usize| bytes.len() < 1000 || *place < 100 || bytes.len() - place < 100 || place % 4099 == 0;
+        let near = |place: &usize| {
+            bytes.len() < 1000 || *place < 100 || bytes.len() - place < 100 || place.is_multiple_of(4099)
+        };
         for place in (0..bytes.len()).filter(near) {
             cuts.push(vec![bytes[..place].to_vec(), bytes[place..].to_vec()]);
         }

@@ -1,0 +1,184 @@
+//! What the files hold that a config names: certificates, keys, CAs and passwords.
+//!
+//! `check`, `run` and a reload read them in the same way, and every mistake in them is told with the
+//! config's line and key. A config that cannot be used is read as far as its sections are sound, so
+//! that one `usher check` finds the mistakes of both.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
+use crate::backend::Service;
+use crate::config::{self, Config, Draft, Find, LdapScheme, Place, Problem};
+use crate::secret::Secret;
+use crate::tls::client::ClientTls;
+use crate::tls::server::ServerTls;
+
+/// What a config's files hold.
+#[derive(Debug)]
+pub struct Files {
+    /// TLS towards clients.
+    pub tls: ServerTls,
+    /// TLS towards the directory, if any of its servers wants it.
+    pub directory_tls: Option<Arc<ClientConfig>>,
+    /// Of each backend, in their order.
+    pub backends: Vec<BackendFiles>,
+}
+
+/// What a backend's files hold.
+#[derive(Debug)]
+pub struct BackendFiles {
+    /// The name to verify and the TLS of each endpoint, in their order.
+    pub tls: Vec<(ServerName<'static>, Arc<ClientConfig>)>,
+    /// The service account, if there is one.
+    pub service: Option<Service>,
+}
+
+impl Files {
+    /// Reads every file that a config names.
+    ///
+    /// # Errors
+    /// Every mistake in them.
+    pub fn read(config: &Config) -> Result<Self, Vec<Problem>> {
+        let place = &config.place;
+        let mut problems = Vec::new();
+        let tls = ServerTls::build(&config.tls, place).map_err(|more| problems.extend(more));
+        let directory_tls = directory(&config.directory, place).map_err(|more| problems.extend(more));
+        let backends = backends(&config.routing, place).map_err(|more| problems.extend(more));
+        match (tls, directory_tls, backends) {
+            (Ok(tls), Ok(directory_tls), Ok(backends)) => Ok(Self { tls, directory_tls, backends }),
+            (_, _, _) => Err(problems),
+        }
+    }
+}
+
+/// The mistakes in the files that the sound sections of an unsound config name.
+#[must_use]
+pub fn problems(draft: &Draft) -> Vec<Problem> {
+    let place = &draft.place;
+    let tls = draft.tls.as_ref().and_then(|tls| ServerTls::build(tls, place).err());
+    let directory = draft.directory.as_ref().and_then(|settings| directory(settings, place).err());
+    let backends = draft.routing.as_ref().and_then(|routing| backends(routing, place).err());
+    [tls, directory, backends].into_iter().flatten().flatten().collect()
+}
+
+fn directory(directory: &config::Directory, place: &Place) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
+    let mut problems = Vec::new();
+    // The directory reads this file when it binds, and again when a bind is refused; here it is only
+    // seen to be there, before a restart finds that it is not.
+    let (Find::Search { service, .. } | Find::UserDn { service, .. }) = &directory.find;
+    if let Some(Err(message)) = service.as_ref().map(|service| password(&service.password_file)) {
+        problems.push(place.problem("directory.bind_password_file", message));
+    }
+    let ldaps = directory.servers.iter().any(|server| server.scheme == LdapScheme::Ldaps);
+    let wants_tls = directory.starttls || ldaps;
+    let tls = wants_tls.then(|| {
+        let settings = ClientTls {
+            ca: directory.ca.clone(),
+            client_certificate: directory.client_certificate.clone(),
+            pins: Vec::new(),
+            alpn: None,
+            key: "directory".to_owned(),
+        };
+        settings.build(place).map_err(|more| problems.extend(more)).ok()
+    });
+    if problems.is_empty() { Ok(tls.flatten()) } else { Err(problems) }
+}
+
+fn backends(routing: &config::Routing, place: &Place) -> Result<Vec<BackendFiles>, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let numbered = routing.backends.iter().enumerate();
+    let backends = numbered.filter_map(|(index, settings)| {
+        let key = format!("routing.backends[{index}]");
+        backend(settings, &key, place).map_err(|more| problems.extend(more)).ok()
+    });
+    let backends = backends.collect();
+    if problems.is_empty() { Ok(backends) } else { Err(problems) }
+}
+
+fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<BackendFiles, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut endpoints = Vec::with_capacity(settings.endpoints.len());
+    for endpoint in &settings.endpoints {
+        let tls = ClientTls {
+            ca: settings.ca.clone(),
+            client_certificate: settings.client_certificate.clone(),
+            pins: settings.pin_sha256.clone(),
+            alpn: endpoint.protocol.alpn,
+            key: key.to_owned(),
+        };
+        match (ServerName::try_from(endpoint.server_name.clone()), tls.build(place)) {
+            (Ok(name), Ok(tls)) => endpoints.push((name, tls)),
+            // The same files for every protocol: their mistakes are told once.
+            (Ok(_), Err(more)) if problems.is_empty() => problems.extend(more),
+            (Ok(_), Err(_)) => {}
+            (Err(_), _) => {
+                let key = format!("{key}.{}.server_name", endpoint.protocol.name);
+                problems.push(place.problem(&key, "this is neither a DNS name nor an IP address"));
+            }
+        }
+    }
+    let service = settings.service.as_ref().and_then(|service| match password(&service.password_file) {
+        Ok(password) => Some(Service { login: service.login.clone(), password }),
+        Err(message) => {
+            problems.push(place.problem(&format!("{key}.service.password_file"), message));
+            None
+        }
+    });
+    if problems.is_empty() { Ok(BackendFiles { tls: endpoints, service }) } else { Err(problems) }
+}
+
+/// A password from a file, without the line end that an editor puts behind it.
+fn password(path: &Path) -> Result<Secret, String> {
+    let bytes = fs::read(path)
+        .map_err(|error| format!("{} cannot be read: {error}; create it, readable for usher alone", path.display()))?;
+    let password = Secret::from_file(bytes);
+    if password.is_empty() {
+        return Err(format!("{} is empty; put the password into its first line", path.display()));
+    }
+    Ok(password)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+
+    #[test]
+    fn mistakes_of_the_config_and_of_its_files_are_told_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = rcgen::generate_simple_self_signed(vec!["one.example".to_owned()]).unwrap();
+        let two = rcgen::generate_simple_self_signed(vec!["two.example".to_owned()]).unwrap();
+        fs::write(folder.path().join("one.pem"), one.cert.pem()).unwrap();
+        fs::write(folder.path().join("two.key"), two.signing_key.serialize_pem()).unwrap();
+        fs::write(folder.path().join("empty"), "\n").unwrap();
+        let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: one.pem, key: two.key}]}
+directory:
+  servers: ['ldaps://ldap.example']
+  ca: absent.pem
+  bind_dn: cn=usher
+  bind_password_file: empty
+  base: dc=example
+  filter: '(uid={login})'
+routing:
+  backends: [{name: server3, ca: absent.pem, imap: {address: '192.0.2.3:993', tls: implicit}}]
+limits: {connections: none}
+";
+        let mistakes = parse(&folder.path().join("config.yaml"), text).unwrap_err();
+        let mut all = mistakes.problems;
+        all.extend(problems(&mistakes.draft.unwrap()));
+        let told: Vec<_> = all.iter().map(|problem| (problem.key.as_str(), problem.line.unwrap())).collect();
+        let expected = [
+            ("limits.connections", 12),
+            ("tls.certificates[0].key", 2),
+            ("directory.bind_password_file", 7),
+            ("directory.ca", 5),
+            ("routing.backends[0].ca", 11),
+        ];
+        assert_eq!(told, expected, "{all:#?}");
+    }
+}
