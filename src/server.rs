@@ -62,7 +62,7 @@ pub enum StartError {
 /// Every mistake.
 pub fn prepare(file: &Path, metrics: &Arc<Metrics>, previous: Option<&Snapshot>) -> Result<Snapshot, Vec<Problem>> {
     let config = config::load(file).map_err(|mistakes| {
-        let in_files = mistakes.draft.iter().flat_map(files::problems);
+        let in_files = mistakes.draft.iter().flat_map(|draft| files::problems(draft));
         mistakes.problems.into_iter().chain(in_files).collect::<Vec<_>>()
     })?;
     let mut problems = leads_to_itself(&config);

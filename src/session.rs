@@ -143,6 +143,10 @@ impl Conversation {
         self.front.greet(&mut self.out);
         loop {
             let step = self.front.step(&mut self.input, &mut self.out);
+            while let Some(refusal) = self.front.refused_unasked() {
+                let report = Report::default();
+                report.emit(&self.visitor, self.front.client_id(), Some(&refusal), &self.shared.metrics);
+            }
             self.send(&mut stream).await?;
             match step {
                 Step::NeedMore => self.read(&mut stream).await?,

@@ -105,7 +105,7 @@ pub struct Mistakes {
     /// Every mistake that was found, in the order of the file; never empty.
     pub problems: Vec<Problem>,
     /// What is sound all the same, unless the file is no YAML.
-    pub draft: Option<Draft>,
+    pub draft: Option<Box<Draft>>,
 }
 
 impl From<Problem> for Mistakes {
@@ -161,7 +161,7 @@ pub fn parse(file: &Path, text: &str) -> Result<Config, Mistakes> {
     let problems = in_order(problems);
     match config.flatten() {
         Some(config) if problems.is_empty() => Ok(Config { warnings: in_order(warnings), place, ..config }),
-        Some(_) | None => Err(Mistakes { problems, draft }),
+        Some(_) | None => Err(Mistakes { problems, draft: draft.map(Box::new) }),
     }
 }
 
