@@ -232,11 +232,7 @@ fn durations_and_ranges() {
         ("connections: 100", "connections: \"100\"", "a whole number without quotes"),
         ("handshake_timeout: 5s", "handshake_timeout: 1h", "write 100ms to 5m (default 10s)"),
         ("login_timeout: 20s", "login_timeout: 11m", "write 100ms to 10m (default 30s)"),
-        (
-            "conversation_timeout: 40s, failed_login_delay: 1s",
-            "conversation_timeout: 2h",
-            "write 100ms to 1h (default 1m)",
-        ),
+        ("conversation_timeout: 40s", "conversation_timeout: 2h", "write 100ms to 1h (default 1m)"),
         ("failed_logins: 5", "failed_logins: 101", "write 1 to 100 (default 3)"),
         ("bad_commands: 4", "bad_commands: 0", "write 1 to 1000 (default 10)"),
         ("backend_untagged: 1MiB", "backend_untagged: 1GiB", "write 1KiB to 16MiB (default 64KiB)"),

@@ -61,6 +61,7 @@ impl Server<'_> {
             .envs(self.environment)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::null()) // the shell's own remarks about who was killed
             .process_group(0) // a Ctrl-C in the terminal must not end the guardian before its work
             .spawn()
             .expect("sh starts");
