@@ -12,7 +12,7 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
 
@@ -31,8 +31,21 @@ pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"
 pub const END_CAUSES: [&str; 7] =
     ["client_closed", "backend_closed", "client_error", "backend_error", "idle", "drain", "panic"];
 /// Why a connection ended before a login.
-pub const CONVERSATION_CAUSES: [&str; 8] =
-    ["handshake", "client_closed", "logout", "nonsense", "failed_logins", "deadline", "draining", "panic"];
+pub const CONVERSATION_CAUSES: [&str; 9] =
+    ["handshake", "limit", "client_closed", "logout", "nonsense", "failed_logins", "deadline", "draining", "panic"];
+/// The throttle's rules that delay or refuse, by their config keys.
+pub const DELAY_RULES: [&str; 2] = ["failed_logins_per_prefix", "failed_logins_per_user"];
+/// The throttle's rules that refuse, by their config keys.
+pub const LIMIT_RULES: [&str; 6] = [
+    "connections_per_prefix",
+    "handshakes",
+    "handshakes_per_prefix",
+    "sessions_per_user",
+    "sessions_per_user_and_prefix",
+    "logins_per_second",
+];
+/// What the throttle remembers.
+pub const THROTTLE_MEMORY: [&str; 4] = ["prefixes", "users", "names", "known"];
 /// Directory operations.
 pub const DIRECTORY_OPERATIONS: [&str; 4] = ["connect", "search", "bind", "read"];
 /// The result codes of RFC 4511 that are told apart, and words for what is no answer.
@@ -73,6 +86,12 @@ pub struct Metrics {
     pub backend_logins: IntCounterVec,
     /// TLS handshakes with clients by result.
     pub tls_handshakes: IntCounterVec,
+    /// TLS handshakes with clients under way.
+    pub handshakes: IntGauge,
+    /// What a rule of the throttle delayed or refused, or would have.
+    pub throttled: IntCounterVec,
+    /// What the throttle remembers now.
+    pub throttle_entries: IntGaugeVec,
     /// When each served certificate ends, in Unix seconds.
     pub certificate_expiry: GaugeVec,
     /// 1 if the last reload (or the start) was taken over.
@@ -156,6 +175,13 @@ impl Metrics {
                 &["backend", "result"],
             ),
             tls_handshakes: counters("usher_tls_handshakes_total", "TLS handshakes with clients.", &["result"]),
+            handshakes: gauge("usher_tls_handshakes_under_way", "TLS handshakes with clients under way."),
+            throttled: counters(
+                "usher_throttled_total",
+                "What a rule of the throttle delayed or refused (mode enforce), or would have (mode dry_run).",
+                &["rule", "effect", "mode"],
+            ),
+            throttle_entries: gauges("usher_throttle_entries", "What the throttle remembers now, by kind.", &["kind"]),
             certificate_expiry: register(
                 &registry,
                 declared(GaugeVec::new(
@@ -208,6 +234,17 @@ impl Metrics {
         }
         for cause in END_CAUSES {
             self.sessions_ended.with_label_values(&[cause]);
+        }
+        for mode in [Mode::Enforce, Mode::DryRun] {
+            for rule in DELAY_RULES {
+                self.throttled.with_label_values(&[rule, "delayed", mode.label()]);
+            }
+            for rule in DELAY_RULES.iter().chain(&LIMIT_RULES) {
+                self.throttled.with_label_values(&[*rule, "refused", mode.label()]);
+            }
+        }
+        for kind in THROTTLE_MEMORY {
+            self.throttle_entries.with_label_values(&[kind]);
         }
         for result in HANDSHAKE_RESULTS {
             self.tls_handshakes.with_label_values(&[result]);

@@ -14,6 +14,7 @@ mod names;
 mod raw;
 mod routing;
 mod template;
+mod throttle;
 mod units;
 
 #[cfg(test)]
@@ -28,8 +29,8 @@ use std::sync::Arc;
 
 pub use model::{
     Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer, Draft, Drain,
-    Endpoint, Find, Group, LdapScheme, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Routing,
-    ServiceAccount, Template, TemplatePart, Tls, TlsVersion,
+    Endpoint, FailedLogins, Find, Group, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel,
+    Memory, Mode, Network, Routing, ServiceAccount, Template, TemplatePart, Throttle, Tls, TlsVersion,
 };
 pub use names::{cipher_suite, host_key};
 
