@@ -175,6 +175,7 @@ impl Server {
     fn in_force(&self, snapshot: &Snapshot) {
         let metrics = &self.shared.metrics;
         metrics.know(&snapshot.config);
+        self.shared.throttle.apply(&snapshot.config.throttle);
         metrics.config_last_reload_successful.set(1);
         metrics.config_last_reload_success_timestamp.set(unix_now() as f64);
         for warning in &snapshot.config.warnings {

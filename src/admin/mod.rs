@@ -35,6 +35,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let rendered = tokio::task::spawn_blocking(move || {
         let entries = shared.snapshot.load().authn.cache().entries();
         shared.metrics.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        shared.throttle.measure();
         shared.metrics.log_dropped.set(i64::try_from(shared.log.dropped()).unwrap_or(i64::MAX));
         shared.metrics.render()
     });

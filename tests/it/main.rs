@@ -22,3 +22,4 @@ mod refusals;
 mod relay;
 mod reload_drain;
 mod servers;
+mod throttle;
