@@ -315,6 +315,7 @@ impl Server {
             let _ = std::fs::remove_file(&settings.path);
         }
         info!("stopped");
+        self.shared.log.close();
     }
 }
 
