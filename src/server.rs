@@ -107,6 +107,9 @@ pub async fn run(file: PathBuf) -> Result<(), StartError> {
     let log = log::init(&snapshot.config.log);
     report_panics(&metrics);
     warn_about_descriptors(&snapshot.config);
+    if let Err(error) = sys::forbid_cores() {
+        warn!(%error, "a crash may write a core, which would hold passwords");
+    }
 
     let stop = StopSignals::new().map_err(StartError::Signals)?;
     let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
