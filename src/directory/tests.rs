@@ -630,6 +630,21 @@ async fn no_log_line_and_no_error_holds_a_password() {
 }
 
 #[tokio::test]
+async fn an_entry_out_of_bounds_is_no_fault_of_the_server() {
+    let odd = |seen: &Seen| match seen.base() {
+        Some(_) => vec![entry("uid=alice,dc=x", &[("mailHost", &[&[b'x'; 1_025]])]), done(Code::Success)],
+        None => alice(seen),
+    };
+    let (server, standby) = (Scripted::start(odd).await, Scripted::start(alice).await);
+    let under = Under::new(&[&server, &standby], searching(None));
+    for _ in 0..3 {
+        assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }));
+    }
+    assert_eq!(under.count(&server, "connect", "0"), 1, "its connection is as good as before");
+    assert_eq!(standby.searches().len(), 0, "nobody else need be asked");
+}
+
+#[tokio::test]
 async fn an_outage_is_told_once_in_a_while_and_not_at_each_login() {
     let lines = Lines::default();
     let writer = lines.clone();
