@@ -9,7 +9,8 @@ use crate::admin::control::{self, Reloaded};
 pub(super) async fn reload(config: &Path) -> ExitCode {
     let socket = match super::sessions::control_socket(config) {
         Ok(socket) => socket,
-        Err(code) => return code,
+        // The running usher cannot be asked, and would refuse this file as well.
+        Err(_) => return fail(FAILED, "nothing was reloaded; a running usher goes on as it is"),
     };
     match control::ask::<Reloaded>(&socket, "POST", "/reload").await {
         Ok(Reloaded { reloaded: true, .. }) => {

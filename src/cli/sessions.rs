@@ -66,16 +66,18 @@ fn age(seconds: u64) -> String {
     }
 }
 
-/// The control socket of this configuration.
+/// The control socket of this configuration. A file with mistakes elsewhere still names it: the
+/// running usher works with the old one.
 pub(super) fn control_socket(file: &Path) -> Result<PathBuf, ExitCode> {
-    let config = config::load(file).map_err(|mistakes| fail_config(&mistakes.problems))?;
-    let control = config.control.map(|control| control.path);
-    control.ok_or_else(|| {
-        fail(
-            CONFIG,
-            format!("{} has no control socket; add `control: {{path: /run/usher/control.sock}}`", file.display()),
-        )
-    })
+    let control = match config::load(file) {
+        Ok(config) => config.control,
+        Err(mistakes) => match mistakes.draft.and_then(|draft| draft.control) {
+            Some(control) => Some(control),
+            None => return Err(fail_config(&mistakes.problems)),
+        },
+    };
+    let missing = || format!("{} has no `control: {{path: /run/usher/control.sock}}`: add it", file.display());
+    control.map(|control| control.path).ok_or_else(|| fail(CONFIG, missing()))
 }
 
 #[cfg(test)]

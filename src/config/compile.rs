@@ -40,8 +40,14 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let control = root.get("control").map(|control| control.section(self::control).flatten());
     let log = root.section("log", log).flatten();
     let place = Arc::clone(root.place());
-    let draft =
-        Draft { tls: tls.clone(), directory: directory.clone(), routing: routing.clone(), place: Arc::clone(&place) };
+    let control = control.flatten();
+    let draft = Draft {
+        tls: tls.clone(),
+        directory: directory.clone(),
+        routing: routing.clone(),
+        control: control.clone(),
+        place: Arc::clone(&place),
+    };
     let config = || {
         Some(Config {
             file,
@@ -53,7 +59,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             limits: limits?,
             drain: drain?,
             admin: admin?,
-            control: control.flatten(),
+            control,
             log: log?,
             warnings: Vec::new(),
             place,
