@@ -282,7 +282,7 @@ impl Conversation {
                 // The password or the place may have changed since it was cached: bind again.
                 Err(BackendError::Refused(words)) if decision.by == DecidedBy::Cache => {
                     report.words(&words);
-                    decision = authn.decide_again(&login, &password).await;
+                    decision = authn.decide_again(&login, &password, &proven.identity.entry().dn).await;
                     let fresh = decision.result.as_ref().ok();
                     let fresh = fresh.and_then(|proven| self.target(proven.identity.entry(), &login).ok());
                     if fresh.is_some_and(|fresh| fresh.is(&target)) {

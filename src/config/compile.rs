@@ -37,10 +37,9 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let limits = root.section("limits", limits).flatten();
     let drain = root.section("drain", drain).flatten();
     let admin = root.section("admin", |admin| self::admin(admin, &mut addresses)).flatten();
-    let control = root.get("control").map(|control| control.section(self::control).flatten());
+    let control = root.get("control").and_then(|control| control.section(self::control).flatten());
     let log = root.section("log", log).flatten();
     let place = Arc::clone(root.place());
-    let control = control.flatten();
     let draft = Draft {
         tls: tls.clone(),
         directory: directory.clone(),

@@ -44,8 +44,8 @@ pub struct Config {
     pub place: Arc<Place>,
 }
 
-/// The sections that are of use in a config that cannot be used, as far as each is sound: those
-/// that name files, which can be checked all the same, and the control socket.
+/// The sections that name files, as far as each is sound: what can still be checked of a config
+/// that cannot be used, and where a running usher that still uses the old one can be asked.
 #[derive(Debug, Clone)]
 pub struct Draft {
     /// TLS towards clients.
@@ -54,7 +54,7 @@ pub struct Draft {
     pub directory: Option<Directory>,
     /// Backends and who goes where.
     pub routing: Option<Routing>,
-    /// The control socket, through which the running usher can still be asked.
+    /// The control socket.
     pub control: Option<Control>,
     /// Where each key stands.
     pub place: Arc<Place>,

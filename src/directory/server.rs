@@ -19,6 +19,7 @@ use super::pool::{Health, jittered};
 use super::service::Opening;
 use super::{Trace, Trouble};
 use crate::config::{self, ServiceAccount};
+use crate::log::Repeats;
 use crate::metrics::Metrics;
 
 /// How connections are kept; fixed in production, turned by tests.
@@ -127,6 +128,7 @@ pub(super) struct Server {
     /// Until when the service account is not tried again, and the code of its refusal.
     pub(super) refused: Mutex<Option<(Instant, u32)>>,
     sweeping: AtomicBool,
+    pub(super) repeats: Repeats,
 }
 
 impl Server {
@@ -162,6 +164,7 @@ impl Server {
             permits: Arc::new(Semaphore::new(settings.bind_connections.max(1) as usize)),
             refused: Mutex::new(None),
             sweeping: AtomicBool::new(false),
+            repeats: Repeats::default(),
         }
     }
 
@@ -303,7 +306,9 @@ impl Server {
             }
             return Ok(());
         }
-        warn!(server = %self.url, operation, code, "directory server is unsure");
+        if let Some(suppressed) = self.repeats.allow(operation, "unsure") {
+            warn!(server = %self.url, operation, code, suppressed, "directory server is unsure");
+        }
         // 80 (other) may be about one entry; the whole server is put aside for 51 and 52 only.
         if code != 80 {
             self.health.failed(&self.tuning);
@@ -313,7 +318,9 @@ impl Server {
 
     /// Notes a fault, puts the server aside and closes its idle connections.
     pub(super) fn failed(&self, operation: &'static str, fault: &Fault) -> Trouble {
-        warn!(server = %self.url, operation, reason = %fault, "directory server failed");
+        if let Some(suppressed) = self.repeats.allow(operation, "failed") {
+            warn!(server = %self.url, operation, reason = %fault, suppressed, "directory server failed");
+        }
         self.health.failed(&self.tuning);
         locked(&self.idle).clear();
         let server = self.url.clone();

@@ -630,6 +630,21 @@ async fn no_log_line_and_no_error_holds_a_password() {
 }
 
 #[tokio::test]
+async fn an_outage_is_told_once_in_a_while_and_not_at_each_login() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let output = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(output));
+    let server = Scripted::start(|_: &Seen| vec![Reply::Close]).await;
+    let under = Under::new(&[&server], templated(None));
+    for _ in 0..20 {
+        trouble(under.alice().await);
+    }
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.matches("directory server failed").count(), 1, "{text}");
+}
+
+#[tokio::test]
 async fn binds_run_side_by_side_up_to_the_limit() {
     let gate = Arc::new(Semaphore::new(0));
     let held = gate.clone();

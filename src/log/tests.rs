@@ -156,6 +156,18 @@ fn a_stuck_output_loses_lines_but_no_time() {
 }
 
 #[test]
+fn the_last_lines_are_written_although_others_still_hold_the_guard() {
+    let page = Page::default();
+    let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), page.clone());
+    let guard = Arc::new(guard);
+    let held = Arc::clone(&guard);
+    dispatcher::with_default(&dispatch, || (0..1_000).for_each(|line| info!(line, "end")));
+    guard.close();
+    assert_eq!(page.0.lock().unwrap().iter().filter(|byte| **byte == b'\n').count(), 1_000);
+    drop(held);
+}
+
+#[test]
 fn one_event_is_one_write_to_the_queue() {
     let page = Page::default();
     let (queue, worker) = NonBlockingBuilder::default().finish(page.clone());
