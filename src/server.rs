@@ -413,6 +413,6 @@ routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: impli
         let present = present.into_iter().map(|key| (key, tokio::spawn(async {}))).collect();
         let [problem] = rebuilt(&config, &present).try_into().unwrap();
         assert!(problem.starts_with("/c.yaml:3: listeners[1].tls: "), "{problem}");
-        assert_eq!(rebuilt(&config, &HashMap::new()), [String::new(); 0]);
+        assert!(rebuilt(&config, &HashMap::new()).is_empty());
     }
 }
