@@ -1,7 +1,7 @@
 //! The side port: `/metrics`, `/live` and `/ready` over HTTP, for machines that watch.
 //!
 //! It changes nothing and names no user. One request a connection, all of it within
-//! [`EXCHANGE_TIMEOUT`], so that no peer can hold its descriptors. What steers usher is on the
+//! `EXCHANGE_TIMEOUT`, so that no peer can hold its descriptors. What steers usher is on the
 //! control socket ([`control`]), which only its owner can open.
 
 pub mod control;

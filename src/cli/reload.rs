@@ -10,7 +10,7 @@ pub(super) async fn reload(config: &Path) -> ExitCode {
     let socket = match super::sessions::control_socket(config) {
         Ok(socket) => socket,
         // Said already; to systemd it is a refused reload like another.
-        Err(_config) => return ExitCode::from(FAILED),
+        Err(_) => return ExitCode::from(FAILED),
     };
     match control::ask::<Reloaded>(&socket, "POST", "/reload").await {
         Ok(Reloaded { reloaded: true, .. }) => {

@@ -1,1 +1,24 @@
-fn main() {}
+//! Integration tests: the real binary between real clients and real servers.
+//!
+//! `./tests/run` installs what they need. A file per behaviour; the kit is in `kit/`. What each
+//! test holds up is listed in `docs/promises.md`.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod kit;
+
+mod backend;
+mod cache;
+mod cli;
+#[cfg(feature = "demo")]
+mod demo;
+mod dialogue;
+mod directory;
+mod flood;
+mod layers;
+mod listener_tls;
+mod login;
+mod metrics;
+mod refusals;
+mod relay;
+mod reload_drain;
+mod servers;

@@ -1,0 +1,184 @@
+//! The dialogue before login over real sockets; its finer rules are scripts beside `proto/imap`.
+
+use std::time::{Duration, Instant};
+
+use crate::kit::scripted::Scripted;
+use crate::kit::slapd::Slapd;
+use crate::kit::{Config, Imap, Usher, password_of, slapd};
+
+fn usher() -> Usher {
+    Usher::start(Config::shared())
+}
+
+#[test]
+fn commands_may_come_byte_by_byte() {
+    let usher = usher();
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.drip("a CAPABILITY\r\n");
+    assert!(imap.reply("a").ok().untagged[0].starts_with("* CAPABILITY IMAP4rev1"));
+    let password = password_of("bytes3");
+    imap.drip("b LOGIN {6}\r\n");
+    assert!(imap.line().starts_with("+ "));
+    imap.drip(format!("bytes3 {{{}+}}\r\n{password}\r\n", password.len()));
+    imap.reply("b").ok();
+    imap.drip("c SELECT INBOX\r\n");
+    imap.reply("c").ok();
+}
+
+#[test]
+fn what_is_pipelined_behind_a_login_arrives_in_order() {
+    let backend = Scripted::welcoming();
+    let usher = Usher::start(Config::with_directory(slapd()).scripted(&backend));
+    let mut imap = Imap::tls(usher.imaps_port());
+    let many: String = (0..500).map(|n| format!("p{n} NOOP {n}\r\n")).collect();
+    imap.send(format!("a LOGIN alice {}\r\n{many}", password_of("alice")));
+    imap.reply("a").ok();
+    for n in 0..500 {
+        let reply = imap.reply(&format!("p{n}")).is(&format!("OK did NOOP {n}"));
+        assert!(reply.untagged.is_empty(), "{reply:?}");
+    }
+}
+
+#[test]
+fn what_is_pipelined_behind_a_refusal_is_still_commands() {
+    let usher = usher();
+    let mut imap = Imap::tls(usher.imaps_port());
+    let good = password_of("alice");
+    imap.send(format!("a LOGIN alice wrong\r\nb NOOP\r\nc LOGIN alice {good}\r\nd SELECT INBOX\r\ne LOGOUT\r\n"));
+    imap.reply("a").is("NO [AUTHENTICATIONFAILED]");
+    imap.reply("b").ok();
+    imap.reply("c").ok();
+    imap.reply("d").ok();
+    imap.reply("e").ok();
+}
+
+#[test]
+fn a_clear_text_login_is_refused_before_the_secret_and_without_the_directory() {
+    let slapd = Slapd::private();
+    let usher = Usher::start(Config::with_directory(&slapd).scripted(&Scripted::welcoming()));
+    let mut imap = Imap::plain(usher.imap_port());
+    assert!(imap.greeting.contains("STARTTLS") && imap.greeting.contains("LOGINDISABLED"), "{}", imap.greeting);
+    assert!(!imap.greeting.contains("AUTH="), "{}", imap.greeting);
+    imap.login("alice", &password_of("alice")).is("NO [PRIVACYREQUIRED]");
+    // No go-ahead for the literal that would hold the secret.
+    imap.command("LOGIN alice {12}").is("NO [PRIVACYREQUIRED]");
+    imap.command("AUTHENTICATE PLAIN").is("NO [PRIVACYREQUIRED]");
+    assert_eq!(slapd.searches("alice"), 0, "{}", slapd.logged());
+    assert_eq!(usher.metric("usher_logins_total", &[("result", "tls_required")]), 3.0);
+    imap.command("STARTTLS").ok();
+    imap.start_tls();
+    let reply = imap.command("CAPABILITY").ok();
+    assert!(!reply.untagged[0].contains("LOGINDISABLED") && !reply.untagged[0].contains("STARTTLS"), "{reply:?}");
+    imap.command("STARTTLS").is("BAD");
+    imap.login("alice", &password_of("alice")).ok();
+}
+
+#[test]
+fn starttls_forgets_what_was_said_before_it() {
+    let usher = usher();
+    let mut imap = Imap::plain(usher.imap_port());
+    imap.command(r#"ID ("name" "before")"#).ok();
+    // The second command comes in the clear, in the same packet: it must not run under TLS.
+    imap.send("a STARTTLS\r\nb NOOP\r\nc LOGIN alice injected\r\n");
+    imap.reply("a").ok();
+    imap.start_tls();
+    let reply = imap.command("NOOP").ok();
+    assert!(reply.untagged.is_empty(), "{reply:?}");
+    imap.login("alice", &password_of("alice")).ok();
+    let event = usher.login("alice");
+    assert_eq!(event["result"], "ok", "the injected login was tried: {event}");
+    assert_ne!(event["client_name"], "before", "{event}");
+}
+
+#[test]
+fn what_a_client_says_it_is_stands_in_the_log() {
+    let usher = usher();
+    let mut imap = Imap::tls(usher.imaps_port());
+    let reply = imap.command(r#"ID ("name" "Testclient" "version" "4.2" "x-originating-ip" "1.2.3.4")"#).ok();
+    assert!(reply.untagged[0].starts_with("* ID ("), "{reply:?}");
+    imap.login("alice", &password_of("alice")).ok();
+    let event = usher.login("alice");
+    assert_eq!((event["client_name"].as_str(), event["client_version"].as_str()), (Some("Testclient"), Some("4.2")));
+    assert!(event["client"].as_str().unwrap().starts_with("127.0.0.1"), "{event}");
+}
+
+#[test]
+fn sizes_beyond_the_limits_do_not_desynchronize() {
+    let usher = Usher::start(Config::shared().set("/limits/bad_commands", 100));
+    let mut imap = Imap::tls(usher.imaps_port());
+    for size in ["100000", "4294967295", "18446744073709551616", "99999999999999999999999999"] {
+        let reply = imap.command(&format!("LOGIN {{{size}}}"));
+        assert!(reply.tagged.starts_with("BAD") || reply.tagged.starts_with("NO"), "{reply:?}");
+    }
+    imap.send(format!("a LOGIN {{20000+}}\r\n{}\r\n", "x NOOP\r\n".repeat(2_500)));
+    let reply = imap.reply("a");
+    assert!(reply.tagged.starts_with("BAD") || reply.tagged.starts_with("NO"), "{reply:?}");
+    imap.send(format!("b {}\r\n", "x".repeat(60_000)));
+    let line = imap.line();
+    assert!(line.starts_with("b BAD") || line.starts_with("* BAD"), "{line}");
+    imap.command("NOOP").ok();
+    imap.login("alice", &password_of("alice")).ok();
+    // What never ends is not waited for.
+    let mut imap = Imap::tls(usher.imaps_port());
+    while imap.try_send("x".repeat(10_000)).is_ok() {}
+}
+
+#[test]
+fn nonsense_is_limited() {
+    let usher = Usher::start(Config::shared().set("/limits/bad_commands", 5));
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.send("x FROBNICATE\r\n".repeat(20));
+    let said = String::from_utf8(imap.rest()).unwrap();
+    assert_eq!(said.matches("x BAD").count(), 5, "{said}");
+    assert!(said.contains("* BYE"), "{said}");
+    for verb in ["GET / HTTP/1.1", "POST / HTTP/1.1"] {
+        let mut imap = Imap::tls(usher.imaps_port());
+        imap.send(format!("{verb}\r\nHost: x\r\n\r\n"));
+        let said = String::from_utf8(imap.rest()).unwrap();
+        assert!(!said.contains("OK"), "{said}");
+    }
+}
+
+#[test]
+fn logout_says_goodbye() {
+    let usher = usher();
+    let mut imap = Imap::tls(usher.imaps_port());
+    let reply = imap.command("LOGOUT").ok();
+    assert!(reply.untagged[0].starts_with("* BYE"), "{reply:?}");
+    imap.expect_clean_end();
+}
+
+#[test]
+fn a_client_that_drips_meets_the_login_deadline() {
+    let config = Config::shared().set("/limits/login_timeout", "1s").set("/limits/conversation_timeout", "2s");
+    let usher = Usher::start(config);
+    let started = Instant::now();
+    let mut silent = Imap::tls(usher.imaps_port());
+    let mut busy = Imap::tls(usher.imaps_port());
+    // Each byte would start a deadline per read again, each NOOP one per command.
+    while busy.try_send("x NOOP\r\n").is_ok() && started.elapsed() < Duration::from_secs(6) {
+        std::thread::sleep(Duration::from_millis(50)); // the pace of the dripping
+    }
+    silent.rest();
+    busy.rest();
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    usher.wait_metric("usher_connections", &[], 0.0);
+}
+
+#[test]
+fn sasl_is_cancelled_and_corrected_without_harm() {
+    let usher = usher();
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.send("a AUTHENTICATE PLAIN\r\n");
+    assert_eq!(imap.line(), "+ ");
+    imap.send("*\r\n");
+    imap.reply("a").is("BAD");
+    imap.command("AUTHENTICATE PLAIN !!!").is("BAD");
+    imap.command("AUTHENTICATE GSSAPI").is("NO");
+    imap.send("b AUTHENTICATE LOGIN\r\n");
+    assert!(imap.line().starts_with("+ "));
+    imap.send("YWxpY2U=\r\n");
+    assert!(imap.line().starts_with("+ "));
+    imap.send(format!("{}\r\n", crate::kit::client::base64(password_of("alice").as_bytes())));
+    imap.reply("b").ok();
+}

@@ -1,0 +1,353 @@
+//! An IMAP client that sends exactly what it is told, byte for byte, and shows what it saw.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
+
+use super::certs::{Pair, provider};
+use super::{patience, world};
+
+/// How the client does TLS.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    pub(crate) versions: Vec<&'static SupportedProtocolVersion>,
+    pub(crate) alpn: Vec<&'static [u8]>,
+    pub(crate) server_name: &'static str,
+    pub(crate) client_certificate: Option<Pair>,
+    /// Only these key exchange groups.
+    pub(crate) groups: Option<Vec<rustls::NamedGroup>>,
+    /// Only these cipher suites.
+    pub(crate) suites: Option<Vec<rustls::CipherSuite>>,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            versions: rustls::ALL_VERSIONS.to_vec(),
+            alpn: vec![],
+            server_name: "usher.example.com",
+            client_certificate: None,
+            groups: None,
+            suites: None,
+        }
+    }
+}
+
+impl Tls {
+    /// A configuration that trusts the test CA; shared, it resumes sessions.
+    pub(crate) fn config(&self) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(world().certificates.ca()).unwrap()).unwrap();
+        let mut provider = rustls::crypto::CryptoProvider::clone(&provider());
+        if let Some(groups) = &self.groups {
+            provider.kx_groups.retain(|group| groups.contains(&group.name()));
+        }
+        if let Some(suites) = &self.suites {
+            provider.cipher_suites.retain(|suite| suites.contains(&suite.suite()));
+        }
+        let builder =
+            ClientConfig::builder_with_provider(provider.into()).with_protocol_versions(&self.versions).unwrap();
+        let builder = builder.with_root_certificates(roots);
+        let mut config = match &self.client_certificate {
+            Some(pair) => builder.with_client_auth_cert(pair.certificates(), pair.private_key()).unwrap(),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = self.alpn.iter().map(|name| name.to_vec()).collect();
+        Arc::new(config)
+    }
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+    Gone,
+}
+
+/// An answer: what came before the tagged line, and the tagged line without its tag.
+#[derive(Debug, Clone)]
+pub(crate) struct Reply {
+    pub(crate) untagged: Vec<String>,
+    pub(crate) tagged: String,
+}
+
+impl Reply {
+    /// Panics unless it is OK.
+    pub(crate) fn ok(self) -> Self {
+        assert!(self.tagged.starts_with("OK "), "{self:?}");
+        self
+    }
+
+    /// Panics unless it begins so, as in `NO [UNAVAILABLE]`.
+    pub(crate) fn is(self, beginning: &str) -> Self {
+        assert!(self.tagged.starts_with(beginning), "wanted {beginning}, got {self:?}");
+        self
+    }
+}
+
+/// A connection.
+pub(crate) struct Imap {
+    stream: Stream,
+    buffer: Vec<u8>,
+    transcript: String,
+    tags: u32,
+    /// The greeting, if one came.
+    pub(crate) greeting: String,
+}
+
+impl Imap {
+    /// Connects over TLS and takes the greeting.
+    pub(crate) fn tls(port: u16) -> Self {
+        Self::try_tls(port, &Tls::default()).expect("the handshake succeeds")
+    }
+
+    /// Connects in the clear and takes the greeting.
+    pub(crate) fn plain(port: u16) -> Self {
+        let mut imap = Self::silent(port);
+        imap.greeting = imap.line();
+        imap
+    }
+
+    /// Connects over TLS as told; the error of the handshake, or of the read of the greeting.
+    pub(crate) fn try_tls(port: u16, tls: &Tls) -> std::io::Result<Self> {
+        Self::try_tls_with(port, tls.config(), tls.server_name)
+    }
+
+    /// As [`Imap::try_tls`] with a configuration that may hold tickets.
+    pub(crate) fn try_tls_with(port: u16, config: Arc<ClientConfig>, server_name: &str) -> std::io::Result<Self> {
+        let mut imap = Self::silent(port);
+        imap.start_tls_with(config, server_name)?;
+        imap.greeting = imap.try_line()?.ok_or(ErrorKind::UnexpectedEof)?;
+        Ok(imap)
+    }
+
+    /// Connects and says and hears nothing.
+    pub(crate) fn silent(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("the port accepts");
+        stream.set_nodelay(true).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+        let greeting = String::new();
+        Self { stream: Stream::Plain(stream), buffer: Vec::new(), transcript: String::new(), tags: 0, greeting }
+    }
+
+    /// The handshake on a connection in the clear.
+    pub(crate) fn start_tls(&mut self) {
+        let tls = Tls::default();
+        self.start_tls_with(tls.config(), tls.server_name).expect("the handshake succeeds");
+    }
+
+    fn start_tls_with(&mut self, config: Arc<ClientConfig>, server_name: &str) -> std::io::Result<()> {
+        let Stream::Plain(mut socket) = std::mem::replace(&mut self.stream, Stream::Gone) else {
+            panic!("TLS twice");
+        };
+        let name = ServerName::try_from(server_name.to_owned()).unwrap();
+        let mut connection = ClientConnection::new(config, name).unwrap();
+        socket.set_read_timeout(Some(patience(Duration::from_secs(15))))?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut socket)?;
+        }
+        self.note("--", b"TLS");
+        self.stream = Stream::Tls(Box::new(StreamOwned::new(connection, socket)));
+        Ok(())
+    }
+
+    /// The TLS connection, to ask what was negotiated.
+    pub(crate) fn connection(&self) -> &ClientConnection {
+        match &self.stream {
+            Stream::Tls(stream) => &stream.conn,
+            Stream::Plain(_) | Stream::Gone => panic!("no TLS"),
+        }
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match &self.stream {
+            Stream::Tls(stream) => &stream.sock,
+            Stream::Plain(stream) => stream,
+            Stream::Gone => panic!("no socket"),
+        }
+    }
+
+    fn note(&mut self, side: &str, bytes: &[u8]) {
+        const SHOWN: usize = 400;
+        let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]).into_owned();
+        let more = if bytes.len() > SHOWN { format!(" .. {} bytes", bytes.len()) } else { String::new() };
+        self.transcript.push_str(&format!("{side} {shown:?}{more}\n"));
+    }
+
+    /// Sends bytes in one write.
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.try_send(bytes).expect("the peer takes the bytes");
+    }
+
+    /// Sends bytes; an error if the peer is gone.
+    pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+        let bytes = bytes.as_ref();
+        self.note("C:", bytes);
+        let stream: &mut dyn Write = match &mut self.stream {
+            Stream::Plain(stream) => stream,
+            Stream::Tls(stream) => stream.as_mut(),
+            Stream::Gone => return Err(ErrorKind::NotConnected.into()),
+        };
+        stream.write_all(bytes)?;
+        stream.flush()
+    }
+
+    /// Sends each byte alone, in a TLS record and a TCP segment of its own.
+    pub(crate) fn drip(&mut self, bytes: impl AsRef<[u8]>) {
+        for byte in bytes.as_ref() {
+            self.send([*byte]);
+        }
+    }
+
+    /// Reads what there is into the buffer; `false` at the end.
+    fn fill(&mut self) -> std::io::Result<bool> {
+        let limit = patience(Duration::from_secs(20));
+        self.socket().set_read_timeout(Some(limit))?;
+        let mut chunk = [0; 65536];
+        let stream: &mut dyn Read = match &mut self.stream {
+            Stream::Plain(stream) => stream,
+            Stream::Tls(stream) => stream.as_mut(),
+            Stream::Gone => return Ok(false),
+        };
+        let n = stream.read(&mut chunk)?;
+        self.buffer.extend_from_slice(&chunk[..n]);
+        Ok(n > 0)
+    }
+
+    /// A line without its line end; `None` if the connection ended.
+    fn try_line(&mut self) -> std::io::Result<Option<String>> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                self.note("S:", &line);
+                assert!(line.ends_with(b"\r\n"), "a line ends without CR: {line:?}");
+                return Ok(Some(String::from_utf8_lossy(&line[..end - 1]).into_owned()));
+            }
+            match self.fill() {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next line.
+    pub(crate) fn line(&mut self) -> String {
+        self.try_line().expect("a line comes in time").expect("a line comes before the end")
+    }
+
+    /// Exactly so many bytes.
+    pub(crate) fn bytes(&mut self, n: usize) -> Vec<u8> {
+        while self.buffer.len() < n {
+            assert!(self.fill().expect("bytes come in time"), "the connection ended after {} bytes", self.buffer.len());
+        }
+        let bytes: Vec<u8> = self.buffer.drain(..n).collect();
+        self.note("S:", &bytes);
+        bytes
+    }
+
+    /// Reads up to the tagged answer; literals of untagged answers are kept inside their lines.
+    pub(crate) fn reply(&mut self, tag: &str) -> Reply {
+        let mut untagged = Vec::new();
+        let start = format!("{tag} ");
+        loop {
+            let mut line = self.line();
+            if let Some(tagged) = line.strip_prefix(&start) {
+                return Reply { untagged, tagged: tagged.into() };
+            }
+            while let Some(size) = literal_size(&line) {
+                line.push_str(&String::from_utf8_lossy(&self.bytes(size)));
+                line.push_str(&self.line());
+            }
+            untagged.push(line);
+        }
+    }
+
+    /// Sends a command under a tag of its own and reads the answer.
+    pub(crate) fn command(&mut self, command: &str) -> Reply {
+        self.tags += 1;
+        let tag = format!("t{}", self.tags);
+        self.send(format!("{tag} {command}\r\n"));
+        self.reply(&tag)
+    }
+
+    /// LOGIN with quoted strings.
+    pub(crate) fn login(&mut self, login: &str, password: &str) -> Reply {
+        let quote = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+        self.command(&format!("LOGIN {} {}", quote(login), quote(password)))
+    }
+
+    /// AUTHENTICATE PLAIN with an initial response.
+    pub(crate) fn authenticate(&mut self, authzid: &str, login: &str, password: &[u8]) -> Reply {
+        let mut message = format!("{authzid}\0{login}\0").into_bytes();
+        message.extend_from_slice(password);
+        self.command(&format!("AUTHENTICATE PLAIN {}", base64(&message)))
+    }
+
+    /// The connection ends now, whatever comes before it; what came is returned.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        loop {
+            match self.fill() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+                    ) =>
+                {
+                    break;
+                }
+                Err(error) => panic!("the connection does not end: {error}"),
+            }
+        }
+        let rest = std::mem::take(&mut self.buffer);
+        self.note("S:", &rest);
+        rest
+    }
+
+    /// The connection ends now with a close_notify (or a FIN in the clear), and nothing before it.
+    pub(crate) fn expect_clean_end(&mut self) {
+        let more = self.fill().expect("a clean end");
+        assert!(!more, "instead of the end: {:?}", String::from_utf8_lossy(&self.buffer));
+    }
+
+    /// Ends our direction: close_notify, then FIN.
+    pub(crate) fn half_close(&mut self) {
+        if let Stream::Tls(stream) = &mut self.stream {
+            stream.conn.send_close_notify();
+            stream.flush().unwrap();
+        }
+        self.note("C:", b"(end)");
+        self.socket().shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
+    /// Breaks the connection with a RST.
+    pub(crate) fn reset(self) {
+        socket2::SockRef::from(self.socket()).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+}
+
+impl Drop for Imap {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- IMAP:\n{}---", self.transcript);
+        }
+    }
+}
+
+/// The size of the literal that a line announces at its end.
+pub(crate) fn literal_size(line: &str) -> Option<usize> {
+    line.strip_suffix('}')?.rsplit_once('{')?.1.trim_end_matches('+').parse().ok()
+}
+
+/// Base64 as SASL wants it.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}

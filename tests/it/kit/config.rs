@@ -1,0 +1,161 @@
+//! Configurations for usher: sensible defaults on the shared world, changed key by key.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::certs::Pair;
+use super::people::{SERVICE_DN, SERVICE_PASSWORD, SUFFIX};
+use super::process::folder;
+use super::scripted::Scripted;
+use super::slapd::Slapd;
+use super::{cyrus, dovecot, slapd, world};
+
+/// A configuration file and the folder it lives in. A clone has a folder of its own, with copies
+/// of the files: two ushers never share a socket.
+#[derive(Debug)]
+pub(crate) struct Config {
+    folder: PathBuf,
+    value: Value,
+}
+
+impl Clone for Config {
+    fn clone(&self) -> Self {
+        let folder = folder("usher");
+        for file in std::fs::read_dir(&self.folder).unwrap().flatten() {
+            if file.file_type().unwrap().is_file() {
+                std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+            }
+        }
+        Self { folder, value: self.value.clone() }
+    }
+}
+
+impl Config {
+    /// The shared directory, alice's people on Dovecot and bob's on Cyrus.
+    pub(crate) fn shared() -> Self {
+        let config = Self::with_directory(slapd());
+        config.backend("server3", dovecot().imaps, &["server3", "server3.example.com"]).backend(
+            "server4",
+            cyrus().imaps,
+            &["server4", "server4.example.com"],
+        )
+    }
+
+    /// This directory and no backend yet.
+    pub(crate) fn with_directory(slapd: &Slapd) -> Self {
+        Self::with_url(&slapd.tls_url())
+    }
+
+    /// A directory at this URL and no backend yet.
+    pub(crate) fn with_url(url: &str) -> Self {
+        let folder = folder("usher");
+        // Told relative to the file, as the documentation promises.
+        std::fs::write(folder.join("ldap.password"), format!("{SERVICE_PASSWORD}\n")).unwrap();
+        let value = json!({
+            "listeners": [
+                {"protocol": "imap", "address": "127.0.0.1:0", "tls": "implicit"},
+                {"protocol": "imap", "address": "127.0.0.1:0", "tls": "starttls"},
+            ],
+            "tls": {"certificates": [world().usher.yaml()]},
+            "directory": {
+                "servers": [url],
+                "ca": world().certificates.ca(),
+                "bind_dn": SERVICE_DN,
+                "bind_password_file": "ldap.password",
+                "base": SUFFIX,
+                "filter": "(|(uid={login})(mail={login}))",
+            },
+            "routing": {"backends": []},
+            "admin": {"address": "127.0.0.1:0"},
+            "control": {"path": "control.sock"},
+            "drain": {"deadline": "5s"},
+            "log": {"format": "json", "level": "debug"},
+        });
+        Self { folder, value }
+    }
+
+    /// Adds a backend on loopback with implicit TLS, which shows the certificate of
+    /// `{name}.example.com`.
+    pub(crate) fn backend(mut self, name: &str, port: u16, hosts: &[&str]) -> Self {
+        let backend = json!({
+            "name": name,
+            "hosts": hosts,
+            "ca": world().certificates.ca(),
+            "imap": {
+                "address": format!("127.0.0.1:{port}"),
+                "tls": "implicit",
+                "server_name": format!("{name}.example.com"),
+            },
+        });
+        self.value["routing"]["backends"].as_array_mut().unwrap().push(backend);
+        self
+    }
+
+    /// Adds a scripted peer as server3.
+    pub(crate) fn scripted(self, backend: &Scripted) -> Self {
+        self.backend("server3", backend.port, &["server3"])
+    }
+
+    /// Sets a key given as a JSON pointer such as `/cache/ttl`.
+    pub(crate) fn set(mut self, pointer: &str, value: impl Into<Value>) -> Self {
+        self.change(pointer, value);
+        self
+    }
+
+    /// As [`Config::set`], in place, for a reload: [`Config::write`] afterwards.
+    pub(crate) fn change(&mut self, pointer: &str, value: impl Into<Value>) {
+        let mut place = &mut self.value;
+        for step in pointer.split('/').skip(1) {
+            place = match step.parse::<usize>() {
+                Ok(index) => &mut place[index],
+                Err(_) => &mut place[step],
+            };
+        }
+        *place = value.into();
+    }
+
+    /// Takes a key away.
+    pub(crate) fn without(mut self, pointer: &str) -> Self {
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        self.value.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(key);
+        self
+    }
+
+    /// The user's DN by a template, without a service account.
+    pub(crate) fn user_dn(mut self, template: &str) -> Self {
+        for key in ["bind_dn", "bind_password_file", "base", "filter"] {
+            self = self.without(&format!("/directory/{key}"));
+        }
+        self.set("/directory/user_dn", template)
+    }
+
+    /// Only TLS from the first byte, or only by STARTTLS, with this certificate.
+    pub(crate) fn certificate(self, pair: &Pair) -> Self {
+        self.set("/tls/certificates", json!([pair.yaml()]))
+    }
+
+    /// Writes the file and tells where it is.
+    pub(crate) fn write(&self) -> PathBuf {
+        self.write_text(&serde_yaml::to_string(&self.value).unwrap())
+    }
+
+    /// Writes any text in its place.
+    pub(crate) fn write_text(&self, text: &str) -> PathBuf {
+        let file = self.path("usher.yaml");
+        std::fs::write(&file, text).unwrap();
+        file
+    }
+
+    /// A path in the configuration's folder.
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Writes a file beside the configuration.
+    pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+}

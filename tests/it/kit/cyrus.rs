@@ -1,0 +1,105 @@
+//! Cyrus, which plays server4. Debian's package conflicts with Dovecot's, so `tests/run` unpacks
+//! it under `target/`.
+
+use std::path::Path;
+
+use super::certs::Pair;
+use super::people::{SERVICE_PASSWORD, everybody};
+use super::process::{Running, Server, folder, free_port, require, run, wait_for_port};
+
+/// A Cyrus of its own folder and ports.
+pub(crate) struct Cyrus {
+    _running: Running,
+    /// Implicit TLS.
+    pub(crate) imaps: u16,
+    /// STARTTLS.
+    pub(crate) imap: u16,
+}
+
+/// The realm of its password file.
+const SERVER_NAME: &str = "server4.example.com";
+
+impl Cyrus {
+    /// Everybody has a mailbox here from the first login on; `usher` may log in as anybody.
+    pub(crate) fn start(pair: &Pair) -> Self {
+        let unpacked = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("cyrus");
+        require(&unpacked.join("complete"));
+        let folder = folder("cyrus");
+        let path = |name: &str| folder.join(name).display().to_string();
+        let root = rustix::process::getuid().is_root();
+        let user =
+            if root { "cyrus".to_owned() } else { run("id", &["-un"], b"").succeeded().stdout.trim().to_owned() };
+        // The user cyrus may have no way into a checkout in somebody's home.
+        run("cp", &["-r", &unpacked.join("usr").display().to_string(), &path("usr")], b"").succeeded();
+        for name in ["lib", "spool", "run", "run/proc", "run/lock", "run/socket"] {
+            std::fs::create_dir(folder.join(name)).unwrap();
+        }
+        let (imaps, imap) = (free_port(), free_port());
+        let config = format!(
+            r"configdirectory: {folder}/lib
+proc_path: {folder}/run/proc
+mboxname_lockpath: {folder}/run/lock
+defaultpartition: default
+partition-default: {folder}/spool
+cyrus_user: {user}
+unixhierarchysep: yes
+virtdomains: off
+allowplaintext: no
+failedloginpause: 0
+sasl_mech_list: PLAIN LOGIN
+sasl_pwcheck_method: auxprop
+sasl_auxprop_plugin: sasldb
+sasl_sasldb_path: {folder}/sasldb2
+proxyservers: usher
+autocreate_quota: 0
+autocreate_post: yes
+autocreate_inbox_folders: Sent
+servername: {SERVER_NAME}
+tls_server_cert: {chain}
+tls_server_key: {key}
+tls_versions: tls1_2 tls1_3
+idlesocket: {folder}/run/socket/idle
+lmtpsocket: {folder}/run/socket/lmtp
+notifysocket: {folder}/run/socket/notify
+",
+            folder = folder.display(),
+            chain = pair.chain.display(),
+            key = pair.key.display(),
+        );
+        std::fs::write(folder.join("imapd.conf"), config).unwrap();
+        let service = |name: &str, port: u16, options: &str| {
+            let program = path("usr/lib/cyrus/bin/imapd");
+            let arguments = format!("{program}{options} -C {}", path("imapd.conf"));
+            format!("  {name} cmd=\"{arguments}\" listen=\"127.0.0.1:{port}\" prefork=1 maxchild=100\n")
+        };
+        let services = service("imap", imap, "") + &service("imaps", imaps, " -s");
+        std::fs::write(folder.join("cyrus.conf"), format!("START {{\n}}\nSERVICES {{\n{services}}}\nEVENTS {{\n}}\n"))
+            .unwrap();
+        let people = everybody().into_iter().map(|person| (person.uid, person.password));
+        for (uid, password) in people.chain([("usher".to_owned(), SERVICE_PASSWORD.to_owned())]) {
+            // The tools of SASL know no name with such letters.
+            if uid.bytes().all(|byte| byte.is_ascii_alphanumeric()) && password.len() < 500 {
+                let arguments = ["-p", "-c", "-f", &path("sasldb2"), "-u", SERVER_NAME, &uid];
+                run("saslpasswd2", &arguments, password.as_bytes()).succeeded();
+            }
+        }
+        if root {
+            run("chown", &["-R", "cyrus:mail", &folder.display().to_string()], b"").succeeded();
+        }
+        let command = [path("usr/lib/cyrus/bin/master"), "-C".into(), path("imapd.conf")];
+        let more = ["-M".into(), path("cyrus.conf"), "-D".into(), "-p".into(), path("run/master.pid")];
+        let log = folder.join("log");
+        let architecture = run("gcc", &["-print-multiarch"], b"").succeeded().stdout;
+        let libraries = path(&format!("usr/lib/{}", architecture.trim()));
+        let server = Server {
+            command: command.into_iter().chain(more).collect(),
+            environment: vec![("LD_LIBRARY_PATH", libraries), ("CYRUS_USER", user)],
+            log: Some(log.clone()),
+            end: "TERM",
+        };
+        let running = server.start().0;
+        wait_for_port(imaps, &log);
+        wait_for_port(imap, &log);
+        Self { _running: running, imaps, imap }
+    }
+}

@@ -1,0 +1,146 @@
+//! Dovecot, which plays server3.
+
+use std::path::{Path, PathBuf};
+
+use super::certs::{Certificates, Pair};
+use super::people::{SERVICE_PASSWORD, everybody};
+use super::process::{Running, Server, folder, free_port, read_text, require, wait_for_port};
+
+/// A Dovecot of its own folder and ports.
+pub(crate) struct Dovecot {
+    folder: PathBuf,
+    running: Option<Running>,
+    /// Implicit TLS.
+    pub(crate) imaps: u16,
+    /// STARTTLS.
+    pub(crate) imap: u16,
+}
+
+impl Dovecot {
+    /// Everybody has a mailbox here, wherever the directory sends them.
+    pub(crate) fn start(certificates: &Certificates, pair: &Pair, demand_client_certificate: bool) -> Self {
+        require(Path::new("/usr/sbin/dovecot"));
+        let dovecot = Self { folder: folder("dovecot"), running: None, imaps: free_port(), imap: free_port() };
+        dovecot.configure(certificates, pair, demand_client_certificate)
+    }
+
+    fn configure(mut self, certificates: &Certificates, pair: &Pair, demand_client_certificate: bool) -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = &self.folder;
+        // Mail must not be touched as root; without root everything runs as who we are.
+        let me = rustix::process::getuid();
+        let (mail_user, service_user) = match me.is_root() {
+            true => ("mail_uid = nobody\nmail_gid = nogroup".to_owned(), String::new()),
+            false => {
+                let name = super::process::run("id", &["-un"], b"").succeeded().stdout;
+                let group = super::process::run("id", &["-gn"], b"").succeeded().stdout;
+                let users = format!(
+                    "default_internal_user = {name}default_login_user = {name}default_internal_group = {group}"
+                );
+                let chroots = ["anvil", "imap-login"].map(|service| format!("service {service} {{\n  chroot =\n}}\n"));
+                (format!("mail_uid = {name}mail_gid = {group}"), users + &chroots.concat())
+            }
+        };
+        let client_certificate = match demand_client_certificate {
+            true => format!(
+                "ssl_ca = <{}\nssl_require_crl = no\nssl_verify_client_cert = yes\nauth_ssl_require_client_cert = yes",
+                certificates.ca().display()
+            ),
+            false => String::new(),
+        };
+        let config = format!(
+            r#"base_dir = {folder}/run
+state_dir = {folder}/state
+log_path = {folder}/log
+auth_verbose = yes
+protocols = imap
+listen = 127.0.0.1
+ssl = required
+ssl_cert = <{chain}
+ssl_key = <{key}
+{client_certificate}
+auth_mechanisms = plain login
+auth_username_chars =
+auth_failure_delay = 0
+login_greeting = server3 is Dovecot
+imap_id_send = name server3
+mail_location = maildir:{folder}/mail/%Lu
+mail_fsync = never
+mail_max_userip_connections = 1000
+first_valid_uid = 1
+first_valid_gid = 1
+{mail_user}
+{service_user}
+passdb {{
+  driver = passwd-file
+  args = scheme=PLAIN username_format=%u {folder}/masters
+  master = yes
+}}
+passdb {{
+  driver = passwd-file
+  args = scheme=PLAIN username_format=%u {folder}/passwords
+}}
+userdb {{
+  driver = static
+  args = home={folder}/mail/%Lu allow_all_users=yes
+}}
+# No penalty for an address that guesses: all of this comes from one.
+service anvil {{
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
+}}
+service imap-login {{
+  service_count = 0
+  process_min_avail = 1
+  inet_listener imap {{
+    port = {imap}
+  }}
+  inet_listener imaps {{
+    port = {imaps}
+    ssl = yes
+  }}
+}}
+"#,
+            folder = folder.display(),
+            chain = pair.chain.display(),
+            key = pair.key.display(),
+            imap = self.imap,
+            imaps = self.imaps,
+        );
+        std::fs::write(folder.join("dovecot.conf"), config).unwrap();
+        // Dovecot escapes a name before it looks it up.
+        let escape = |name: &str| name.replace('\\', "\\\\").replace('"', "\\\"").replace('\'', "\\'");
+        let passwords: String = everybody()
+            .iter()
+            .map(|person| format!("{}:{{PLAIN}}{}\n", escape(&person.uid), person.password))
+            .collect();
+        std::fs::write(folder.join("passwords"), passwords).unwrap();
+        std::fs::write(folder.join("masters"), format!("usher:{{PLAIN}}{SERVICE_PASSWORD}\n")).unwrap();
+        std::fs::create_dir(folder.join("mail")).unwrap();
+        std::fs::set_permissions(folder.join("mail"), std::fs::Permissions::from_mode(0o777)).unwrap();
+        self.start_again();
+        self
+    }
+
+    /// Starts it on the same ports, after [`Dovecot::stop`].
+    pub(crate) fn start_again(&mut self) {
+        let config = self.folder.join("dovecot.conf").display().to_string();
+        let command = ["/usr/sbin/dovecot", "-F", "-c", &config].map(String::from).to_vec();
+        let log = self.folder.join("output");
+        let server = Server { command, environment: vec![], log: Some(log.clone()), end: "TERM" };
+        self.running = Some(server.start().0);
+        wait_for_port(self.imaps, &log);
+        wait_for_port(self.imap, &log);
+    }
+
+    /// Ends it with all its sessions.
+    pub(crate) fn stop(&mut self) {
+        self.running = None;
+    }
+
+    /// Everything it logged.
+    pub(crate) fn logged(&self) -> String {
+        read_text(&self.folder.join("output")) + &read_text(&self.folder.join("log"))
+    }
+}

@@ -1,0 +1,94 @@
+//! The kit: one shared world of real servers, usher under test, clients and scripted peers.
+//!
+//! Every wait has a deadline, every test has one in all ([`DEADLINE`]), and whatever a failing
+//! test had open prints its transcript or log when it is dropped.
+
+pub(crate) mod certs;
+pub(crate) mod client;
+pub(crate) mod config;
+pub(crate) mod cyrus;
+pub(crate) mod dovecot;
+pub(crate) mod people;
+pub(crate) mod process;
+pub(crate) mod scripted;
+pub(crate) mod slapd;
+pub(crate) mod tools;
+pub(crate) mod usher;
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use certs::{Certificates, Leaf, Pair};
+
+pub(crate) use client::Imap;
+pub(crate) use config::Config;
+pub(crate) use people::{Person, password_of};
+pub(crate) use usher::Usher;
+
+/// What a test may take from the moment its usher starts.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+thread_local! {
+    // The runner gives each test a thread of its own.
+    static TEST_ENDS: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Starts the test's own deadline, again if there was one.
+fn start_deadline() {
+    TEST_ENDS.set(Some(Instant::now() + DEADLINE));
+}
+
+/// How long a wait may take: this, or what is left of the test's deadline.
+pub(crate) fn patience(limit: Duration) -> Duration {
+    let left = TEST_ENDS.get().map_or(DEADLINE, |end| end.saturating_duration_since(Instant::now()));
+    assert!(!left.is_zero(), "the test met its own deadline of {DEADLINE:?}");
+    limit.min(left)
+}
+
+/// What the tests share: nobody may stop, freeze or reconfigure any of it.
+pub(crate) struct World {
+    pub(crate) certificates: Certificates,
+    /// usher's own certificate.
+    pub(crate) usher: Pair,
+    /// slapd's, for 127.0.0.1 and localhost.
+    pub(crate) ldap: Pair,
+    /// server3's.
+    pub(crate) server3: Pair,
+    /// server4's.
+    pub(crate) server4: Pair,
+}
+
+/// Certificates; made when the first test asks.
+pub(crate) fn world() -> &'static World {
+    static WORLD: OnceLock<World> = OnceLock::new();
+    WORLD.get_or_init(|| {
+        let certificates = Certificates::new(&process::folder("certificates"));
+        let local = ["usher.example.com", "localhost", "127.0.0.1"];
+        World {
+            usher: certificates.leaf("usher", Leaf::server(&local)),
+            ldap: certificates.leaf("ldap", Leaf::server(&["ldap.example.com", "localhost", "127.0.0.1"])),
+            server3: certificates.leaf("server3", Leaf::server(&["server3.example.com"])),
+            server4: certificates.leaf("server4", Leaf::server(&["server4.example.com"])),
+            certificates,
+        }
+    })
+}
+
+/// The shared directory.
+pub(crate) fn slapd() -> &'static slapd::Slapd {
+    static SLAPD: OnceLock<slapd::Slapd> = OnceLock::new();
+    SLAPD.get_or_init(slapd::Slapd::private)
+}
+
+/// The shared server3.
+pub(crate) fn dovecot() -> &'static dovecot::Dovecot {
+    static DOVECOT: OnceLock<dovecot::Dovecot> = OnceLock::new();
+    DOVECOT.get_or_init(|| dovecot::Dovecot::start(&world().certificates, &world().server3, false))
+}
+
+/// The shared server4.
+pub(crate) fn cyrus() -> &'static cyrus::Cyrus {
+    static CYRUS: OnceLock<cyrus::Cyrus> = OnceLock::new();
+    CYRUS.get_or_init(|| cyrus::Cyrus::start(&world().server4))
+}

@@ -1,0 +1,93 @@
+//! Who is in the directory and on the mail servers.
+
+use base64::Engine as _;
+
+/// The suffix of the test directory.
+pub(crate) const SUFFIX: &str = "dc=example,dc=com";
+/// The service account's DN; its password is [`SERVICE_PASSWORD`].
+pub(crate) const SERVICE_DN: &str = "cn=usher,ou=services,dc=example,dc=com";
+/// The service account's password at the directory, and that of `usher` at the mail servers.
+pub(crate) const SERVICE_PASSWORD: &str = "service secret";
+/// A name that no filter and no DN may take as it is.
+pub(crate) const METACHARACTERS: &str = r#"o*neil(x)\,+"<>;=#y"#;
+
+/// A person.
+#[derive(Debug, Clone)]
+pub(crate) struct Person {
+    pub(crate) uid: String,
+    pub(crate) password: String,
+    pub(crate) ou: &'static str,
+    pub(crate) mail_host: Option<&'static str>,
+    pub(crate) mails: &'static [&'static str],
+    /// Values of `host`, which unlike mailHost may be several.
+    pub(crate) hosts: &'static [&'static str],
+}
+
+impl Person {
+    /// Somebody with a mailHost whose password is [`password_of`] the name.
+    pub(crate) fn new(uid: &str, mail_host: Option<&'static str>) -> Self {
+        let password = password_of(uid);
+        Self { uid: uid.into(), password, ou: "people", mail_host, mails: &[], hosts: &[] }
+    }
+
+    /// The DN, escaped by RFC 4514 with hexadecimal pairs only.
+    pub(crate) fn dn(&self) -> String {
+        let mut dn = String::from("uid=");
+        for byte in self.uid.bytes() {
+            match byte {
+                b'a'..=b'z' | b'0'..=b'9' | b'.' => dn.push(char::from(byte)),
+                other => dn.push_str(&format!("\\{other:02x}")),
+            }
+        }
+        format!("{dn},ou={},{SUFFIX}", self.ou)
+    }
+
+    /// The entry as LDIF.
+    pub(crate) fn ldif(&self) -> String {
+        let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+        let mut ldif =
+            format!("dn:: {}\nobjectClass: inetOrgPerson\nobjectClass: extensibleObject\n", encode(&self.dn()));
+        ldif.push_str(&format!("cn:: {0}\nsn:: {0}\nuid:: {0}\n", encode(&self.uid)));
+        ldif.push_str(&format!("userPassword:: {}\n", encode(&self.password)));
+        for (attribute, values) in [("mail", self.mails), ("host", self.hosts)] {
+            for value in values {
+                ldif.push_str(&format!("{attribute}: {value}\n"));
+            }
+        }
+        if let Some(value) = self.mail_host {
+            ldif.push_str(&format!("mailHost: {value}\n"));
+        }
+        ldif.push('\n');
+        ldif
+    }
+}
+
+/// The password of everybody whose password is nothing special.
+pub(crate) fn password_of(uid: &str) -> String {
+    match uid {
+        "gruen" => "pässwörd €ж \u{1f511}".into(),
+        "long" => "0123456789".repeat(100),
+        "quote" => r#"say \"friend\" {5} * % ( and enter"#.into(),
+        "space" => "  two before, one behind ".into(),
+        _ => format!("{uid}-secret"),
+    }
+}
+
+/// Everybody. Tests that change mailboxes use a person of their own.
+pub(crate) fn everybody() -> Vec<Person> {
+    let on3 = ["alice", "anna", "sync3", "big3", "bytes3", "gruen", "long", "quote", "space", METACHARACTERS];
+    let on4 = ["bob", "ben", "sync4", "big4"];
+    let mut people: Vec<Person> = on3.iter().map(|uid| Person::new(uid, Some("server3"))).collect();
+    people.extend(on4.iter().map(|uid| Person::new(uid, Some("Server4.Example.COM."))));
+    people[0].mails = &["alice@example.com", "a.liddell@example.com"];
+    people.push(Person::new("carol", None));
+    people.push(Person::new("dave", Some("server9")));
+    people.push(Person { hosts: &["server3", "server4"], ..Person::new("erin", None) });
+    people.push(Person { hosts: &["server3", "SERVER3.example.com."], ..Person::new("frank", None) });
+    people.push(Person { mails: &["twin@example.com"], ..Person::new("castor", Some("server3")) });
+    people.push(Person { mails: &["twin@example.com"], ..Person::new("pollux", Some("server4")) });
+    // Anybody may read ou=open; nobody but root may read ou=closed, not even its people.
+    people.push(Person { ou: "open", ..Person::new("olga", Some("server3")) });
+    people.push(Person { ou: "closed", ..Person::new("clara", Some("server3")) });
+    people
+}

@@ -1,0 +1,223 @@
+//! Child processes that never outlive the tests.
+//!
+//! Each server runs under a small shell that waits for it and holds a pipe from this process:
+//! when the pipe closes, because the test is over or the test process died in whatever way, the
+//! shell ends the server. Their folders go the same way.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::patience;
+
+/// `$1` log file or nothing, `$2` the signal that ends the server. The inner shell tells the server's process id on the first line of standard output.
+const GUARDIAN: &str = r#"
+log=$1 signal=$2
+shift 2
+ulimit -n 4096
+exec 3<&0
+sh -c 'log=$1; shift; echo $$; exec 3<&-; if [ -n "$log" ]; then exec "$@" >>"$log" 2>&1; else exec "$@" 2>&1; fi' \
+    sh "$log" "$@" </dev/null &
+pid=$!
+( cat <&3; kill "-$signal" $pid; kill -CONT $pid; sleep 5; kill -KILL $pid ) >/dev/null 2>&1 &
+watcher=$!
+wait $pid
+code=$?
+kill $watcher
+exit $code
+"#;
+
+/// What to run and how to end it.
+pub(crate) struct Server<'a> {
+    pub(crate) command: Vec<String>,
+    pub(crate) environment: Vec<(&'a str, String)>,
+    /// Where its output goes; `None`: to the reader that `start` returns.
+    pub(crate) log: Option<PathBuf>,
+    /// `TERM` or `KILL`.
+    pub(crate) end: &'a str,
+}
+
+/// A running server.
+pub(crate) struct Running {
+    pid: Pid,
+    pipe: Option<ChildStdin>,
+    exit: Mutex<Receiver<ExitStatus>>,
+}
+
+impl Server<'_> {
+    /// Starts it; the reader has its output if no log file takes it.
+    pub(crate) fn start(self) -> (Running, BufReader<ChildStdout>) {
+        use std::os::unix::process::CommandExt as _;
+        let log = self.log.map(|path| path.display().to_string()).unwrap_or_default();
+        let mut guardian: Child = Command::new("sh")
+            .args(["-c", GUARDIAN, "guardian", &log, self.end])
+            .args(&self.command)
+            .envs(self.environment)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null()) // the shell's own remarks about who was killed
+            .process_group(0) // a Ctrl-C in the terminal must not end the guardian before its work
+            .spawn()
+            .expect("sh starts");
+        let mut output = BufReader::new(guardian.stdout.take().unwrap());
+        let pipe = guardian.stdin.take();
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        let pid = line.trim().parse().ok().and_then(Pid::from_raw).expect("the guardian tells a process id");
+        let (sender, exit) = channel();
+        std::thread::spawn(move || sender.send(guardian.wait().unwrap()));
+        (Running { pid, pipe, exit: Mutex::new(exit) }, output)
+    }
+}
+
+impl Running {
+    /// The server's process id.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid, signal).expect("the server is alive");
+    }
+
+    /// Waits for its end; the code is 128 + n if signal n ended it.
+    pub(crate) fn exit_code(&self) -> i32 {
+        let status = self
+            .exit
+            .lock()
+            .unwrap()
+            .recv_timeout(patience(Duration::from_secs(30)))
+            .expect("the process ends in time");
+        status.code().expect("the guardian is not killed")
+    }
+
+    /// Ends it now and waits until it is gone.
+    pub(crate) fn stop(&mut self) {
+        self.pipe = None;
+        let _ = self.exit.lock().unwrap().recv_timeout(Duration::from_secs(15));
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A new folder for a server or a test, readable by every user (Cyrus runs as its own). All of them
+/// go when the test process ends, in whatever way.
+pub(crate) fn folder(name: &str) -> PathBuf {
+    static ROOT: OnceLock<(PathBuf, Child)> = OnceLock::new();
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let (root, _janitor) = ROOT.get_or_init(|| {
+        use std::os::unix::process::CommandExt as _;
+        let root = tempfile::Builder::new().prefix("usher-it-").tempdir().unwrap().keep();
+        open_to_all(&root);
+        // Servers that are about to end may write once more: hence twice.
+        let script = "cat >/dev/null; rm -rf \"$1\"; sleep 7; rm -rf \"$1\"";
+        let janitor = Command::new("sh")
+            .args(["-c", script, "janitor", &root.display().to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn();
+        (root, janitor.expect("sh starts"))
+    });
+    let folder = root.join(format!("{name}-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+    std::fs::create_dir(&folder).unwrap();
+    open_to_all(&folder);
+    folder
+}
+
+fn open_to_all(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A port on loopback that nobody uses, outside the range that the kernel gives to clients, so
+/// that a stopped server finds it free when it comes back.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % 500).unwrap() * 20;
+    for _ in 0..10_000 {
+        let port = 20_000 + start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port on loopback");
+}
+
+/// Waits until somebody accepts connections there.
+pub(crate) fn wait_for_port(port: u16, log: &Path) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        if std::time::Instant::now() > deadline {
+            panic!("nothing listens on port {port}; {}:\n{}", log.display(), read_text(log));
+        }
+        // A server that is about to listen gives no event to wait for.
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A file's text, or why there is none.
+pub(crate) fn read_text(path: &Path) -> String {
+    std::fs::read(path).map_or_else(|error| error.to_string(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What a finished command said.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Output {
+    /// Panics with everything it said unless it succeeded.
+    pub(crate) fn succeeded(self) -> Self {
+        assert_eq!(self.code, 0, "{self:#?}");
+        self
+    }
+}
+
+/// Runs a command to its end, 50 s at most, with this on its standard input.
+pub(crate) fn run(program: &str, arguments: &[&str], input: &[u8]) -> Output {
+    use std::io::Write as _;
+    let mut child = Command::new("timeout")
+        .args(["-k", "1", "50", program])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("timeout (coreutils) starts");
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || drop(stdin.write_all(input)));
+        let errors = scope.spawn(move || {
+            let mut text = Vec::new();
+            stderr.read_to_end(&mut text).map(|_| text).unwrap_or_default()
+        });
+        let mut text = Vec::new();
+        child.stdout.take().unwrap().read_to_end(&mut text).unwrap();
+        let code = child.wait().unwrap().code().unwrap_or(-1);
+        assert_ne!(code, 127, "{program} is missing: run ./tests/run, which installs what the tests need");
+        let lossy = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Output { code, stdout: lossy(text), stderr: lossy(errors.join().unwrap()) }
+    })
+}
+
+/// Panics if a server's program is missing: a test is never skipped in silence.
+pub(crate) fn require(program: &Path) {
+    assert!(program.exists(), "{} is missing: run ./tests/run, which installs what the tests need", program.display());
+}

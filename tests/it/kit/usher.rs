@@ -1,0 +1,284 @@
+//! usher under test: the real binary as a process, its log, its side port and its commands.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::config::Config;
+use super::patience;
+use super::process::{Output, Running, Server, run};
+
+/// The binary that cargo built for these tests.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_usher");
+
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Vec<Value>>,
+    more: Condvar,
+    /// Held by a test that does not want the log to be read.
+    unread: Mutex<()>,
+}
+
+/// The last line of a log: nothing can follow it.
+const ENDED: &str = "(usher ended)";
+
+/// A running usher.
+pub(crate) struct Usher {
+    pub(crate) config: Config,
+    running: Running,
+    log: Arc<Log>,
+    addresses: Vec<(String, String)>,
+    side_port: String,
+}
+
+impl Usher {
+    /// Starts it and waits until it is ready.
+    pub(crate) fn start(config: Config) -> Self {
+        Self::start_with(config, vec![])
+    }
+
+    /// As [`Usher::start`], with these environment variables.
+    pub(crate) fn start_with(config: Config, environment: Vec<(&str, String)>) -> Self {
+        let mut usher = Self::spawn(config, environment);
+        usher.wait_log("ready", |_| true);
+        usher.learn_addresses();
+        usher
+    }
+
+    /// Starts it and waits for its sockets only: its directory may be down.
+    pub(crate) fn start_unready(config: Config) -> Self {
+        let mut usher = Self::spawn(config, vec![]);
+        usher.wait_log("side port listening", |_| true);
+        usher.wait_nth_log(2, "listening", |_| true);
+        usher.learn_addresses();
+        usher
+    }
+
+    fn spawn(config: Config, environment: Vec<(&str, String)>) -> Self {
+        super::start_deadline();
+        let file = config.write().display().to_string();
+        let command = [BINARY, "run", "--config", &file].map(String::from).to_vec();
+        let server = Server { command, environment, log: None, end: "KILL" };
+        let (running, output) = server.start();
+        let log = Arc::new(Log::default());
+        let written = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in output.split(b'\n').map_while(Result::ok) {
+                let text = String::from_utf8_lossy(&line).into_owned();
+                // What is no JSON is kept: a panic's message, say.
+                let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+                drop(written.unread.lock());
+                written.lines.lock().unwrap().push(value);
+                written.more.notify_all();
+            }
+            written.lines.lock().unwrap().push(Value::String(ENDED.into()));
+            written.more.notify_all();
+        });
+        Self { config, running, log, addresses: Vec::new(), side_port: String::new() }
+    }
+
+    fn learn_addresses(&mut self) {
+        let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();
+        for line in self.logged() {
+            match line["message"].as_str() {
+                Some("listening") => self.addresses.push((text(&line, "tls"), text(&line, "address"))),
+                Some("side port listening") => self.side_port = text(&line, "address"),
+                _ => {}
+            }
+        }
+    }
+
+    /// The port of the first listener with implicit TLS.
+    pub(crate) fn imaps_port(&self) -> u16 {
+        self.port("implicit")
+    }
+
+    /// The port of the first listener with STARTTLS.
+    pub(crate) fn imap_port(&self) -> u16 {
+        self.port("starttls")
+    }
+
+    fn port(&self, tls: &str) -> u16 {
+        let found = self.addresses.iter().find(|(kind, _)| kind == tls);
+        let (_, address) = found.unwrap_or_else(|| panic!("no {tls} listener in {:?}", self.addresses));
+        address.parse::<std::net::SocketAddr>().unwrap().port()
+    }
+
+    /// Every address it told to listen on.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        self.addresses.iter().map(|(_, address)| address.clone()).collect()
+    }
+
+    /// The side port's address.
+    pub(crate) fn side_port(&self) -> &str {
+        &self.side_port
+    }
+
+    /// Leaves the log unread, and its pipe full, while the guard lives.
+    pub(crate) fn log_unread(&self) -> MutexGuard<'_, ()> {
+        self.log.unread.lock().unwrap()
+    }
+
+    /// Every line logged so far.
+    pub(crate) fn logged(&self) -> Vec<Value> {
+        self.log.lines.lock().unwrap().clone()
+    }
+
+    /// Waits for a line with this message that the predicate likes, past or to come.
+    pub(crate) fn wait_log(&self, message: &str, predicate: impl Fn(&Value) -> bool) -> Value {
+        self.wait_nth_log(1, message, predicate)
+    }
+
+    /// Waits for the nth such line, counted from 1.
+    pub(crate) fn wait_nth_log(&self, nth: usize, message: &str, predicate: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + patience(Duration::from_secs(20));
+        let mut lines = self.log.lines.lock().unwrap();
+        loop {
+            let fits = |line: &&Value| line["message"] == message && predicate(line);
+            if let Some(line) = lines.iter().filter(fits).nth(nth - 1) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || lines.last().is_some_and(|line| line == ENDED) {
+                drop(lines); // the log is printed while panicking
+                panic!("usher never logged `{message}` {nth} times as wanted");
+            }
+            lines = self.log.more.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    /// The nth `login` event of somebody, as typed.
+    pub(crate) fn nth_login(&self, nth: usize, login: &str) -> Value {
+        let login = logged(login);
+        self.wait_nth_log(nth, "login", |line| line["login"] == login)
+    }
+
+    /// The first `login` event of somebody, as typed.
+    pub(crate) fn login(&self, login: &str) -> Value {
+        self.nth_login(1, login)
+    }
+
+    /// Every log line as text, to look for what must not be there.
+    pub(crate) fn log_text(&self) -> String {
+        self.logged().iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    /// A GET on the side port: status and body.
+    pub(crate) fn http(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.side_port).expect("the side port accepts");
+        stream.set_read_timeout(Some(patience(Duration::from_secs(10)))).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: usher\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        (status.unwrap_or_else(|| panic!("no status in {answer:?}")), body.to_owned())
+    }
+
+    /// Every series of `/metrics` with its value.
+    pub(crate) fn metrics(&self) -> BTreeMap<String, f64> {
+        let (status, body) = self.http("/metrics");
+        assert_eq!(status, 200, "{body}");
+        let series = body.lines().filter(|line| !line.starts_with('#'));
+        series
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(name, value)| (name.into(), value.parse().unwrap()))
+            .collect()
+    }
+
+    /// The sum of the series of a metric that have these labels.
+    pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let wanted: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let metrics = self.metrics();
+        let mut found = metrics.iter().filter(|(series, _)| {
+            series.split('{').next() == Some(name) && wanted.iter().all(|label| series.contains(label))
+        });
+        let first = found.next().unwrap_or_else(|| panic!("no series {name} with {labels:?}")).1;
+        found.fold(*first, |sum, (_, value)| sum + value)
+    }
+
+    /// Waits until the sum of these series is this.
+    pub(crate) fn wait_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
+        let deadline = Instant::now() + patience(Duration::from_secs(15));
+        loop {
+            let now = self.metric(name, labels);
+            if (now - value).abs() < 0.5 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{name} {labels:?} is {now}, never {value}");
+            // A metric gives no event to wait for.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Runs another command of the binary on the same configuration file.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
+        command(&self.config, arguments, b"")
+    }
+
+    /// SIGTERM.
+    pub(crate) fn terminate(&self) {
+        self.running.signal(Signal::TERM);
+    }
+
+    /// Any signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.running.signal(signal);
+    }
+
+    /// Writes the configuration as it is now, has it reloaded by SIGHUP, waits for the answer.
+    pub(crate) fn hup(&self) -> Value {
+        let answers = |line: &Value| line["message"].as_str().is_some_and(|message| message.starts_with("reload"));
+        let before = self.logged().iter().filter(|line| answers(line)).count();
+        self.running.signal(Signal::HUP);
+        let deadline = Instant::now() + patience(Duration::from_secs(20));
+        let mut lines = self.log.lines.lock().unwrap();
+        loop {
+            if let Some(line) = lines.iter().filter(|line| answers(line)).nth(before) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                drop(lines);
+                panic!("usher never answered SIGHUP");
+            }
+            lines = self.log.more.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    /// Waits for its end.
+    pub(crate) fn exit_code(&self) -> i32 {
+        self.running.exit_code()
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> i32 {
+        self.running.pid().as_raw_nonzero().get()
+    }
+}
+
+/// A name as the log has it: backslashes are doubled, so that an escaped byte is never mistaken for
+/// a typed one.
+pub(crate) fn logged(name: &str) -> String {
+    name.replace('\\', r"\\")
+}
+
+/// Runs `usher COMMAND --config FILE ...` to its end.
+pub(crate) fn command(config: &Config, arguments: &[&str], input: &[u8]) -> Output {
+    let file = config.path("usher.yaml").display().to_string();
+    let (name, rest) = arguments.split_first().expect("a command");
+    run(BINARY, &[&[name, "--config", &file], rest].concat(), input)
+}
+
+impl Drop for Usher {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- usher's log:\n{}---", self.log_text());
+        }
+    }
+}

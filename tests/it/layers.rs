@@ -1,0 +1,128 @@
+//! The house's floors: a room imports from floors below its own, and a protocol touches no socket.
+//!
+//! The table is data. Changing the house means changing it here and in ARCHITECTURE.md, in one
+//! commit.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Each floor's rooms, from the ground up.
+const FLOORS: [&[&str]; 10] = [
+    &["outcome", "secret"],
+    &["config", "log", "metrics", "proto", "sys"],
+    &["throttle", "tls"],
+    &["directory"],
+    &["cache", "registry", "route"],
+    &["authn", "backend", "follow", "relay"],
+    &["files", "report", "snapshot"],
+    &["session"],
+    &["admin", "listener"],
+    &["cli", "demo", "lib", "main", "server"],
+];
+
+/// Imports inside a floor that the house allows: names and shapes, no behaviour.
+const NEIGHBOURS: [(&str, &str); 5] =
+    [("config", "proto"), ("log", "config"), ("metrics", "config"), ("metrics", "proto"), ("snapshot", "files")];
+
+/// What the pure dialogues may not touch: sockets, files, clocks, the runtime.
+const IMPURE: [&str; 7] = ["tokio", "std::net", "std::fs", "std::time", "std::thread", "Instant", "SystemTime"];
+
+fn floor(room: &str) -> usize {
+    let found = FLOORS.iter().position(|rooms| rooms.contains(&room));
+    found.unwrap_or_else(|| panic!("{room} stands on no floor: the house needs a place for it"))
+}
+
+/// Every source file that is no test, with its room.
+fn sources() -> Vec<(String, PathBuf)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut found, mut folders) = (Vec::new(), vec![root.clone()]);
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            if name == "tests" {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let room = path.strip_prefix(&root).unwrap().components().next().unwrap();
+                found.push((Path::new(room.as_os_str()).file_stem().unwrap().to_string_lossy().into_owned(), path));
+            }
+        }
+    }
+    found
+}
+
+/// A file's code: no comments, and nothing from its unit tests on.
+fn code(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut code = String::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("#[cfg(test)]") {
+            break;
+        }
+        code.push_str(line.split("//").next().unwrap());
+        code.push('\n');
+    }
+    code
+}
+
+/// The rooms that a file names by `crate::room` or `crate::{room, ..}`.
+fn imports(code: &str) -> BTreeSet<String> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut rooms = BTreeSet::new();
+    for rest in code.split("crate::").skip(1) {
+        let Some(list) = rest.strip_prefix('{') else {
+            rooms.insert(word(rest));
+            continue;
+        };
+        let (mut depth, mut start) = (0, true);
+        for (at, letter) in list.char_indices() {
+            match letter {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => start = true,
+                letter if start && letter.is_alphabetic() => {
+                    rooms.insert(word(&list[at..]));
+                    start = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    rooms
+}
+
+#[test]
+fn rooms_import_only_from_floors_below() {
+    let mut wrong = Vec::new();
+    for (room, path) in sources() {
+        for other in imports(&code(&path)) {
+            let neighbours = other == room || NEIGHBOURS.contains(&(room.as_str(), other.as_str()));
+            if !neighbours && floor(&other) >= floor(&room) && floor(&room) < FLOORS.len() - 1 {
+                wrong.push(format!("{}: {room} imports {other}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn protocols_are_pure() {
+    let mut wrong = Vec::new();
+    for (_, path) in sources().into_iter().filter(|(room, _)| room == "proto") {
+        let code = code(&path);
+        wrong.extend(
+            IMPURE.iter().filter(|word| code.contains(*word)).map(|word| format!("{}: {word}", path.display())),
+        );
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn imports_are_found_in_every_shape() {
+    let code = "use crate::one::X;\nuse crate::{two, three::{Y, Z}, four};\nfn f() { crate::five::g() }\n";
+    let found: Vec<String> = imports(code).into_iter().collect();
+    assert_eq!(found, ["five", "four", "one", "three", "two"]);
+}

@@ -1,0 +1,241 @@
+//! Who does not get in, what they are told, and what never reaches the directory.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::kit::client::base64;
+use crate::kit::scripted::Scripted;
+use crate::kit::slapd::Slapd;
+use crate::kit::{Config, Imap, Person, Usher, password_of};
+
+const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
+
+#[test]
+fn wrong_passwords_and_unknown_users_are_told_the_same() {
+    let usher = Usher::start(Config::shared().set("/limits/failed_logins", 20));
+    let mut imap = Imap::tls(usher.imaps_port());
+    let attempts = [
+        ("alice", "wrong", "wrong_password"),
+        ("nobody", "wrong", "unknown_user"),
+        ("alice", "", "empty_password"),
+        ("", "wrong", "unusable_name"),
+    ];
+    let replies = attempts.map(|(login, password, result)| {
+        let reply = imap.login(login, password).is("NO [AUTHENTICATIONFAILED]");
+        assert!(reply.untagged.is_empty(), "{reply:?}");
+        assert_eq!(usher.login(login)["result"], if login == "alice" { "wrong_password" } else { result });
+        assert_eq!(usher.metric("usher_logins_total", &[("result", result)]), 1.0, "{result}");
+        reply.tagged
+    });
+    assert!(replies.iter().all(|reply| *reply == replies[0]), "{replies:?}");
+    // After any number of refusals the connection is as good as new.
+    imap.login("alice", &password_of("alice")).ok();
+}
+
+#[test]
+fn an_empty_password_never_reaches_the_directory() {
+    // This slapd calls an empty password a good bind, as RFC 4513 section 5.1.2 lets it.
+    let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
+    let usher = Usher::start(Config::with_directory(&slapd).scripted(&backend).set("/limits/failed_logins", 20));
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.command("LOGIN alice \"\"").is("NO [AUTHENTICATIONFAILED]");
+    imap.send("a LOGIN alice {0+}\r\n\r\n");
+    imap.reply("a").is("NO [AUTHENTICATIONFAILED]");
+    imap.authenticate("", "alice", b"").is("NO [AUTHENTICATIONFAILED]");
+    imap.send(format!("b AUTHENTICATE LOGIN {}\r\n", base64(b"alice")));
+    assert!(imap.line().starts_with("+ "));
+    imap.send("\r\n");
+    imap.reply("b").is("NO [AUTHENTICATIONFAILED]");
+    imap.command("LOGIN \"\" \"\"").is("NO [AUTHENTICATIONFAILED]");
+    imap.command("LOGIN \"\" secret").is("NO [AUTHENTICATIONFAILED]");
+    assert_eq!(slapd.binds(ALICE), 0, "{}", slapd.logged());
+    assert_eq!(slapd.searches("alice"), 0, "{}", slapd.logged());
+    imap.login("alice", &password_of("alice")).ok();
+    assert_eq!(slapd.binds(ALICE), 1, "{}", slapd.logged());
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn what_no_bind_can_carry_is_refused_before_it() {
+    let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
+    let usher = Usher::start(Config::with_directory(&slapd).scripted(&backend).set("/limits/failed_logins", 50));
+    let mut imap = Imap::tls(usher.imaps_port());
+    for password in [&b"alice-secret\xff"[..], b"\xc3\x28", b"alice-secret\0", b"\0alice-secret"] {
+        imap.send([format!("a LOGIN alice {{{}+}}\r\n", password.len()).as_bytes(), password, b"\r\n"].concat());
+        imap.reply("a").is("NO [AUTHENTICATIONFAILED]");
+    }
+    assert_eq!(usher.metric("usher_logins_total", &[("result", "unusable_password")]), 4.0);
+    for name in [&b"alice\0"[..], b"\0", b"alice\r\n", b"ali\x01ce", b"alice\x7f", b"alice\xff", &[b'a'; 2_000]] {
+        imap.send([format!("a LOGIN {{{}+}}\r\n", name.len()).as_bytes(), name, b" secret\r\n"].concat());
+        imap.reply("a").is("NO [AUTHENTICATIONFAILED]");
+    }
+    assert_eq!(usher.metric("usher_logins_total", &[("result", "unusable_name")]), 7.0);
+    assert_eq!((slapd.binds(ALICE), slapd.searches("uid")), (0, 0), "{}", slapd.logged());
+}
+
+#[test]
+fn nobody_may_act_as_somebody_else() {
+    let usher = Usher::start(Config::shared());
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.authenticate("bob", "alice", password_of("alice").as_bytes()).is("NO [AUTHORIZATIONFAILED]");
+    assert_eq!(usher.login("alice")["result"], "foreign_authzid");
+    imap.authenticate("alice", "alice", password_of("alice").as_bytes()).ok();
+}
+
+#[test]
+fn a_user_without_a_usable_mail_host_is_refused_politely() {
+    let usher = Usher::start(Config::shared());
+    for (login, result, mail_host) in [("carol", "no_mail_host", None), ("dave", "unknown_mail_host", Some("server9"))]
+    {
+        let mut imap = Imap::tls(usher.imaps_port());
+        imap.login(login, "wrong").is("NO [AUTHENTICATIONFAILED]");
+        imap.login(login, &password_of(login)).is("NO [CONTACTADMIN]");
+        let event = usher.nth_login(2, login);
+        assert_eq!(event["result"], result, "{event}");
+        assert_eq!(event["mail_host"].as_str(), mail_host, "{event}");
+        assert_eq!(usher.metric("usher_logins_total", &[("result", result)]), 1.0);
+        imap.login("alice", &password_of("alice")).ok();
+    }
+}
+
+#[test]
+fn several_mail_hosts_are_no_route_unless_they_are_one_backend() {
+    let usher = Usher::start(Config::shared().set("/directory/mail_host_attribute", "host"));
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.login("erin", &password_of("erin")).is("NO [CONTACTADMIN]");
+    assert_eq!(usher.login("erin")["result"], "several_mail_hosts");
+    imap.login("frank", &password_of("frank")).ok();
+    assert_eq!(usher.login("frank")["backend"], "server3");
+}
+
+#[test]
+fn the_default_is_for_users_without_the_attribute_only() {
+    let usher = Usher::start(Config::shared().set("/routing/default", "server3"));
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.login("dave", &password_of("dave")).is("NO [CONTACTADMIN]");
+    imap.login("carol", &password_of("carol")).ok();
+    assert_eq!(usher.login("carol")["backend"], "server3");
+    assert_eq!(usher.metric("usher_decisions_total", &[("by", "default")]), 1.0);
+}
+
+#[test]
+fn no_or_several_values_of_the_login_attribute_are_a_refusal() {
+    let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
+    slapd.add(&Person { mails: &["one@example.com", "two@example.com"], ..Person::new("zoe", Some("server3")) });
+    slapd.add(&Person { mails: &["max@example.com"], ..Person::new("max", Some("server3")) });
+    let config = Config::with_directory(&slapd).scripted(&backend).set("/directory/login_attribute", "mail");
+    let usher = Usher::start(config);
+    let mut imap = Imap::tls(usher.imaps_port());
+    for login in ["zoe", "bob"] {
+        // bob has no mail; his mailHost is a backend that is not configured here, so make it one.
+        slapd.set(&Person::new(login, None), "mailHost", Some("server3"));
+        imap.login(login, &password_of(login)).is("NO [CONTACTADMIN]");
+        assert_eq!(usher.login(login)["result"], "no_backend_login");
+    }
+    imap.login("max", &password_of("max")).ok();
+    assert_eq!(backend.next_login(), format!("\0max@example.com\0{}", password_of("max")));
+}
+
+#[test]
+fn a_name_that_fits_several_entries_is_refused() {
+    let usher = Usher::start(Config::shared());
+    let mut imap = Imap::tls(usher.imaps_port());
+    for uid in ["castor", "pollux"] {
+        imap.login("twin@example.com", &password_of(uid)).is("NO [UNAVAILABLE]");
+    }
+    assert_eq!(usher.login("twin@example.com")["result"], "several_entries");
+    imap.login("castor", &password_of("castor")).ok();
+}
+
+#[test]
+fn a_refusal_takes_its_time_whoever_is_asked_for() {
+    let delay = Duration::from_millis(700);
+    let usher = Usher::start(Config::shared().set("/limits/failed_login_delay", "700ms"));
+    let timed = |login: &str, password: &str| {
+        let mut imap = Imap::tls(usher.imaps_port());
+        let asked = Instant::now();
+        (imap.login(login, password), asked.elapsed())
+    };
+    for (login, password) in [("alice", "wrong"), ("alice", "wrong"), ("nobody", "wrong"), ("alice", "")] {
+        let (reply, taken) = timed(login, password);
+        reply.is("NO [AUTHENTICATIONFAILED]");
+        // The known wrong password, the unknown user and the empty one need no bind, and wait as well.
+        assert!(taken >= delay, "{login} {password}: {taken:?}");
+    }
+    let (reply, taken) = timed("alice", &password_of("alice"));
+    reply.ok();
+    assert!(taken < delay, "{taken:?}");
+}
+
+#[test]
+fn failed_logins_are_limited_per_connection() {
+    let usher = Usher::start(Config::shared().set("/limits/failed_logins", 3));
+    let mut imap = Imap::tls(usher.imaps_port());
+    for _ in 0..2 {
+        imap.login("alice", "wrong").is("NO [AUTHENTICATIONFAILED]");
+    }
+    imap.send("z LOGIN alice wrong\r\n");
+    let rest = String::from_utf8(imap.rest()).unwrap();
+    assert!(rest.contains("z NO [AUTHENTICATIONFAILED]"), "the third is answered too: {rest}");
+    assert!(rest.contains("* BYE"), "and the end is announced: {rest}");
+    Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
+}
+
+#[test]
+fn a_protocol_or_backend_is_never_chosen_by_the_client() {
+    // An entry may name usher's own listener or any host: only configured names are routes.
+    let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
+    let usher = Usher::start(Config::with_directory(&slapd).scripted(&backend));
+    let own = format!("127.0.0.1:{}", usher.imaps_port());
+    let person = Person::new("alice", None);
+    for host in [own.as_str(), "127.0.0.1", "server3:993", "server3 server4", "imaps://server3", "*"] {
+        slapd.set(&person, "mailHost", Some(host));
+        let mut imap = Imap::tls(usher.imaps_port());
+        imap.login("alice", &password_of("alice")).is("NO [CONTACTADMIN]");
+    }
+    assert_eq!(backend.connections(), 0);
+}
+
+#[test]
+fn hostile_names_cannot_forge_log_lines() {
+    let usher = Usher::start(Config::shared().set("/limits/failed_logins", 50));
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.command(r#"ID ("name" "evil{\"x\":1}" "version" "1")"#).ok();
+    let forged = "x\",\"result\":\"ok\",\"y\":\"\u{2028}\u{202e}";
+    imap.authenticate("", forged, b"wrong").is("NO [AUTHENTICATIONFAILED]");
+    let name = "mallory\r\n{\"message\":\"login\",\"login\":\"alice\",\"result\":\"ok\"}";
+    imap.send(format!("a LOGIN {{{}+}}\r\n{name} secret\r\n", name.len()));
+    imap.reply("a").is("NO [AUTHENTICATIONFAILED]");
+    usher.wait_log("login", |line| line["login"].as_str().is_some_and(|login| login.starts_with("mallory")));
+    let logged = usher.logged();
+    assert!(logged.iter().all(serde_json::Value::is_object), "each line is one event: {logged:#?}");
+    assert!(logged.iter().all(|line| line["result"] != "ok"), "{logged:#?}");
+}
+
+#[test]
+fn passwords_are_never_logged_at_any_level() {
+    let backend = Scripted::tls(|peer| {
+        peer.send(crate::kit::scripted::GREETING);
+        if let Some(tag) = peer.take_login() {
+            // A backend may even say the password back.
+            peer.send(format!("{tag} NO [LIMIT] too many sessions\r\n"));
+        }
+    });
+    let config = Config::shared().set("/log", json!({"format": "json", "level": "trace"}));
+    let config = config.set("/routing/backends/0/imap/address", format!("127.0.0.1:{}", backend.port));
+    let usher = Usher::start(config);
+    let bob = password_of("bob");
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.login("alice", &password_of("alice")).is("NO [LIMIT]");
+    imap.login("alice", "this-is-wrong").is("NO [AUTHENTICATIONFAILED]");
+    imap.authenticate("", "bob", bob.as_bytes()).ok();
+    drop(imap);
+    usher.wait_log("end", |_| true);
+    let log = usher.log_text();
+    let alice = password_of("alice");
+    let plain = base64(format!("\0bob\0{bob}").as_bytes());
+    for secret in [&alice, &bob, "this-is-wrong", &plain, "service secret"] {
+        assert!(!log.contains(secret), "the log has {secret}");
+    }
+}
