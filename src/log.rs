@@ -47,6 +47,12 @@ pub fn init(settings: &config::Log) -> Guard {
     guard
 }
 
+/// A guard of a log that nobody reads, for the tests of other rooms.
+#[cfg(test)]
+pub(crate) fn unread() -> Guard {
+    build(&config::Log { format: LogFormat::Text, level: LogLevel::Error }, io::sink()).1
+}
+
 fn build(settings: &config::Log, output: impl io::Write + Send + 'static) -> (Dispatch, Guard) {
     let (queue, worker) =
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE).thread_name("log").finish(output);

@@ -80,7 +80,7 @@ pub struct Metrics {
     /// When the config in force was taken over, in Unix seconds.
     pub config_last_reload_success_timestamp: Gauge,
     /// Log lines lost because the output was stuck.
-    pub log_dropped: IntGauge,
+    pub log_dropped: IntCounter,
     /// Panics caught: each is a defect to report.
     pub panics: IntCounter,
 }
@@ -177,7 +177,7 @@ impl Metrics {
                     "When the config in force was taken over, Unix time.",
                 )),
             ),
-            log_dropped: gauge("usher_log_dropped_total", "Log lines lost because the log's output was stuck."),
+            log_dropped: counter("usher_log_dropped_total", "Log lines lost because the log's output was stuck."),
             panics: counter("usher_panics_total", "Panics caught; each ended one session at most and is a defect."),
             registry,
         };

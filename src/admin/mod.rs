@@ -64,7 +64,8 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let rendered = tokio::task::spawn_blocking(move || {
         let entries = shared.snapshot.load().authn.cache().entries();
         shared.metrics.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
-        shared.metrics.log_dropped.set(i64::try_from(shared.log.dropped()).unwrap_or(i64::MAX));
+        let dropped = &shared.metrics.log_dropped;
+        dropped.inc_by((shared.log.dropped() as u64).saturating_sub(dropped.get()));
         shared.metrics.render()
     });
     match rendered.await {

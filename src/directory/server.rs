@@ -60,6 +60,9 @@ pub(super) enum Failure {
     Unasked(Trouble),
     /// It may have been asked, and said nothing, or nothing certain.
     Unsure(Trouble),
+    /// It answered a bind with nothing certain. The guess may have been counted, so no other server
+    /// gets it as well: one guess is one answered bind.
+    Answered(Trouble),
 }
 
 impl Failure {
@@ -67,12 +70,13 @@ impl Failure {
     fn after_sending(self) -> Self {
         match self {
             Self::Unasked(trouble) | Self::Unsure(trouble) => Self::Unsure(trouble),
+            Self::Answered(trouble) => Self::Answered(trouble),
         }
     }
 
     pub(super) fn trouble(self) -> Trouble {
         match self {
-            Self::Unasked(trouble) | Self::Unsure(trouble) => trouble,
+            Self::Unasked(trouble) | Self::Unsure(trouble) | Self::Answered(trouble) => trouble,
         }
     }
 }
@@ -313,7 +317,8 @@ impl Server {
         if code != 80 {
             self.health.failed(&self.tuning);
         }
-        Err(Failure::Unsure(Trouble::Result { server: self.url.clone(), operation, code }))
+        let trouble = Trouble::Result { server: self.url.clone(), operation, code };
+        Err(if operation == "bind" { Failure::Answered(trouble) } else { Failure::Unsure(trouble) })
     }
 
     /// Notes a fault, puts the server aside and closes its idle connections.
