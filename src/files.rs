@@ -77,7 +77,11 @@ fn control(control: Option<&config::Control>, place: &Place) -> Option<Problem> 
     Some(place.problem("control.group", message))
 }
 
-fn directory(directory: &config::Directory, place: &Place) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
+/// TLS towards the directory, if any of its servers wants it.
+///
+/// # Errors
+/// Every mistake in the directory's files.
+pub fn directory(directory: &config::Directory, place: &Place) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
     let mut problems = Vec::new();
     // The directory reads this file when it binds, and again when a bind is refused; here it is only
     // seen to be there, before a restart finds that it is not.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use sd_notify::NotifyState;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -42,7 +43,7 @@ pub enum StartError {
     #[error("the configuration has {} mistake(s)", .0.len())]
     Config(Vec<Problem>),
     /// An address cannot be bound.
-    #[error("{key}: {what} cannot be bound: {source}")]
+    #[error("{key}: {what} cannot be bound: {source}{}", way_out(.source))]
     Bind {
         /// The config key.
         key: String,
@@ -54,6 +55,17 @@ pub enum StartError {
     /// The system does not let usher hear signals.
     #[error("signals cannot be received: {0}")]
     Signals(io::Error),
+}
+
+/// What to do when an address cannot be bound.
+fn way_out(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ADDRINUSE) => "; another process has it: stop that one, or name another address or port",
+        Some(Errno::ADDRNOTAVAIL) => "; it is no address of this machine",
+        Some(Errno::ACCESS) => "; ports below 1024 need CAP_NET_BIND_SERVICE, as deploy/usher.service gives",
+        Some(Errno::AFNOSUPPORT) => "; this machine has no IPv6: write 0.0.0.0 instead of [::]",
+        Some(_) | None => "",
+    }
 }
 
 /// Loads and builds everything the config file says: what `check`, `run` and a reload have in common.
