@@ -177,7 +177,7 @@ impl Conversation {
                     Err(refusal) => self.refuse(&mut stream, &refusal).await?,
                 },
                 Step::Quit(quit) => {
-                    let _ = timeout(FAREWELL, stream.shutdown()).await;
+                    leave(&mut stream).await;
                     return Err(match quit {
                         Quit::Logout => Parting::Logout,
                         Quit::Nonsense => Parting::Nonsense,
@@ -244,11 +244,9 @@ impl Conversation {
     /// Ends the conversation with the protocol's parting line.
     async fn part(&mut self, stream: &mut Stream, why: &Refusal, parting: Parting) -> Parting {
         self.front.bye(why, &mut self.out);
-        let farewell = async {
-            stream.send(&mut self.out).await?;
-            stream.shutdown().await
-        };
-        let _ = timeout(FAREWELL, farewell).await;
+        if matches!(timeout(FAREWELL, stream.send(&mut self.out)).await, Ok(Ok(()))) {
+            leave(stream).await;
+        }
         parting
     }
 
@@ -266,8 +264,11 @@ impl Conversation {
         report.emit(&self.visitor, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
         if outcome.as_ref().is_err_and(|refusal| is_about_credentials(refusal) || *refusal == Refusal::Limit) {
             // Whether the name exists must not show in how long the answer takes (CWE-208), and a
-            // refusal that costs nothing must not invite the next attempt at once.
-            sleep_until(began + report.delay + self.snapshot.config.limits.failed_login_delay).await;
+            // limit that costs nothing must not invite the next attempt at once. Rounded up, so that
+            // a directory slower than the delay tells no more than whole delays.
+            let (asked, delay) = (began + report.delay, self.snapshot.config.limits.failed_login_delay);
+            let delays = asked.elapsed().as_nanos() / delay.as_nanos().max(1) + 1;
+            sleep_until(asked + delay * u32::try_from(delays).unwrap_or(u32::MAX)).await;
         }
         outcome
     }
@@ -297,11 +298,14 @@ impl Conversation {
                     return Ok(Admitted { logged_in, proven, login, backend, place });
                 }
                 // Something about this entry was forgotten meanwhile: what it is now decides.
-                Ok(_) => decision = authn.decide(&login, &password, Ask::Directory).await,
+                Ok(_) => {
+                    self.count_backend(target.backend, "ok");
+                    decision = authn.decide(&login, &password, Ask::Directory).await;
+                }
                 // The password or the place may have changed since it was cached: bind again.
                 Err(BackendError::Refused(words)) if decision.by == DecidedBy::Cache => {
                     report.words(&words);
-                    decision = authn.decide_again(&login, &password).await;
+                    decision = authn.decide_again(&login, &password, &proven.identity.entry().dn).await;
                     let fresh = decision.result.as_ref().ok();
                     let fresh = fresh.and_then(|proven| self.target(proven.identity.entry(), &login).ok());
                     if fresh.is_some_and(|fresh| fresh.is(&target)) {
@@ -406,6 +410,20 @@ impl Conversation {
             place,
         })
     }
+}
+
+/// Closes so that the last line arrives: a close with unread input is a reset (RFC 9293 section
+/// 3.10.4), which can overtake what was sent. So the client's rest is read and thrown away.
+async fn leave(stream: &mut Stream) {
+    let farewell = async {
+        stream.shutdown().await?;
+        let mut rest = SecretBuf::new();
+        while stream.fill(&mut rest).await? > 0 {
+            rest.clear();
+        }
+        std::io::Result::Ok(())
+    };
+    let _ = timeout(FAREWELL, farewell).await;
 }
 
 /// Whether the answer would tell, by its time, if the name exists.
