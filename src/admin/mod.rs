@@ -33,10 +33,13 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     // Encoding thousands of series takes milliseconds, which no login should wait for.
     let rendered = tokio::task::spawn_blocking(move || {
-        let entries = shared.snapshot.load().authn.cache().entries();
-        shared.metrics.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
-        shared.metrics.log_dropped.set(i64::try_from(shared.log.dropped()).unwrap_or(i64::MAX));
-        shared.metrics.render()
+        shared.metrics.scrape(|metrics| {
+            let snapshot = shared.snapshot.load();
+            let entries = snapshot.authn.cache().entries();
+            metrics.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+            metrics.log_dropped.set(i64::try_from(shared.log.dropped()).unwrap_or(i64::MAX));
+            snapshot.backends.iter().for_each(|backend| backend.show(metrics));
+        })
     });
     match rendered.await {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),

@@ -27,9 +27,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use model::{
-    Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer, Draft, Drain,
-    Endpoint, Find, Group, LdapScheme, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Routing,
-    ServiceAccount, Template, TemplatePart, Tls, TlsVersion,
+    Address, Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer,
+    Draft, Drain, Endpoint, Find, Group, Health, LdapScheme, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel,
+    Probe, Routing, ServiceAccount, Template, TemplatePart, Tls, TlsVersion,
 };
 pub use names::{cipher_suite, host_key};
 
