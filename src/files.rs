@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
-use crate::backend::Service;
+use crate::backend::{Accounts, Service};
 use crate::config::{self, Config, Draft, Find, LdapScheme, Place, Problem};
 use crate::secret::Secret;
 use crate::sys;
@@ -26,16 +26,7 @@ pub struct Files {
     /// TLS towards the directory, if any of its servers wants it.
     pub directory_tls: Option<Arc<ClientConfig>>,
     /// Of each backend, in their order.
-    pub backends: Vec<BackendFiles>,
-}
-
-/// What a backend's files hold.
-#[derive(Debug)]
-pub struct BackendFiles {
-    /// The name to verify and the TLS of each endpoint, in their order.
-    pub tls: Vec<(ServerName<'static>, Arc<ClientConfig>)>,
-    /// The service account, if there is one.
-    pub service: Option<Service>,
+    pub backends: Vec<Accounts>,
 }
 
 impl Files {
@@ -104,7 +95,7 @@ pub fn directory(directory: &config::Directory, place: &Place) -> Result<Option<
     if problems.is_empty() { Ok(tls.flatten()) } else { Err(problems) }
 }
 
-fn backends(routing: &config::Routing, place: &Place) -> Result<Vec<BackendFiles>, Vec<Problem>> {
+fn backends(routing: &config::Routing, place: &Place) -> Result<Vec<Accounts>, Vec<Problem>> {
     let mut problems = Vec::new();
     let numbered = routing.backends.iter().enumerate();
     let backends = numbered.filter_map(|(index, settings)| {
@@ -115,7 +106,7 @@ fn backends(routing: &config::Routing, place: &Place) -> Result<Vec<BackendFiles
     if problems.is_empty() { Ok(backends) } else { Err(problems) }
 }
 
-fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<BackendFiles, Vec<Problem>> {
+fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Accounts, Vec<Problem>> {
     let mut problems = Vec::new();
     let mut endpoints = Vec::with_capacity(settings.endpoints.len());
     for endpoint in &settings.endpoints {
@@ -137,14 +128,19 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
             }
         }
     }
-    let service = settings.service.as_ref().and_then(|service| match password(&service.password_file) {
-        Ok(password) => Some(Service { login: service.login.clone(), password }),
+    let mut account = |account: &config::BackendService, name: &str| match password(&account.password_file) {
+        Ok(password) => Some(Service { login: account.login.clone(), password }),
         Err(message) => {
-            problems.push(place.problem(&format!("{key}.service.password_file"), message));
+            problems.push(place.problem(&format!("{key}.{name}.password_file"), message));
             None
         }
-    });
-    if problems.is_empty() { Ok(BackendFiles { tls: endpoints, service }) } else { Err(problems) }
+    };
+    let service = settings.service.as_ref().and_then(|service| account(service, "service"));
+    let probe = match &settings.health.probe {
+        config::Probe::Login(probe) => account(probe, "probe_account"),
+        config::Probe::Off | config::Probe::Tcp | config::Probe::Greeting => None,
+    };
+    if problems.is_empty() { Ok(Accounts { tls: endpoints, service, probe }) } else { Err(problems) }
 }
 
 /// A password from a file, without the line end that an editor puts behind it.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::admin::control::{self, ReloadRequest};
+use crate::backend::Backend;
 use crate::config::{self, Config, ListenerTls, Problem};
 use crate::files::{self, Files};
 use crate::listener::{self, Bound};
@@ -31,6 +32,8 @@ use crate::{sys, tls};
 
 /// How often the directory is asked until it has answered once.
 const FIRST_ANSWER_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is seen whether a backend is due for a look; each has an interval of its own.
+const LOOK_AROUND: Duration = Duration::from_millis(250);
 /// How long closed sessions may take to say goodbye at the end.
 const LAST_FAREWELL: Duration = Duration::from_secs(3);
 /// Two sockets a session, and some for everything else.
@@ -95,8 +98,9 @@ fn leads_to_itself(config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (index, backend) in config.routing.backends.iter().enumerate() {
         for endpoint in &backend.endpoints {
-            let resolved = std::net::ToSocketAddrs::to_socket_addrs(&(endpoint.host.as_str(), endpoint.port));
-            if let Some(address) = resolved.into_iter().flatten().find(|address| sys::is_own(*address, &own)) {
+            let resolved =
+                endpoint.addresses.iter().filter_map(|at| (at.host.as_str(), at.port).to_socket_addrs().ok());
+            if let Some(address) = resolved.flatten().find(|address| sys::is_own(*address, &own)) {
                 let key = format!("routing.backends[{index}].{}.address", endpoint.protocol.name);
                 let words = format!(
                     "{address} is one of usher's own listeners: a login would go round in a circle; name the mail server itself"
@@ -178,6 +182,7 @@ impl Server {
         }
         tokio::spawn(admin::serve(side_port, Arc::clone(&self.shared)));
         tokio::spawn(await_directory(Arc::clone(&self.shared)));
+        tokio::spawn(look_after_backends(Arc::clone(&self.shared)));
         self.in_force(&snapshot);
         self.accept(bound);
         info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), "ready");
@@ -384,6 +389,14 @@ async fn await_directory(shared: Arc<Shared>) {
     }
     shared.directory_answered.store(true, Ordering::Relaxed);
     info!("the directory answers");
+}
+
+/// Has the backends of whatever snapshot is in force looked after, for ever.
+async fn look_after_backends(shared: Arc<Shared>) {
+    loop {
+        shared.snapshot.load().backends.iter().for_each(Backend::look_after);
+        sleep(LOOK_AROUND).await;
+    }
 }
 
 /// Counts and logs every panic, wherever it is caught. Its message may quote what a peer sent, so

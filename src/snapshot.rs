@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::authn::Authenticator;
 use crate::backend::Backend;
 use crate::cache::Cache;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::directory::Directory;
 use crate::directory::ldap::Ldap;
 use crate::files::Files;
@@ -46,13 +46,28 @@ impl Snapshot {
         let kept = previous.filter(|old| old.config.directory == config.directory && old.config.cache == config.cache);
         let cache = kept.map_or_else(|| Arc::new(Cache::new(&config.cache)), |old| Arc::clone(old.authn.cache()));
         let authn = Authenticator::new(Arc::clone(&directory) as Arc<dyn Directory>, cache, config.limits.connections);
-        let own: Arc<[SocketAddr]> = config.listeners.iter().map(|listener| listener.address).collect();
+        let own = listening(&config);
         let untagged_limit = config.limits.backend_untagged;
         let backends = std::iter::zip(&config.routing.backends, files.backends)
-            .map(|(settings, files)| Backend::new(settings, files.tls, files.service, untagged_limit, &own))
+            .map(|(settings, accounts)| {
+                let kept =
+                    previous.filter(|old| listening(&old.config) == own).and_then(|old| old.backend_like(settings));
+                Backend::new(settings, accounts, untagged_limit, &own, metrics, kept)
+            })
             .collect();
         Self { config, tls: files.tls, authn, directory, backends }
     }
+
+    /// The backend with exactly these settings: what it knows of its health is true of them.
+    fn backend_like(&self, settings: &config::Backend) -> Option<&Backend> {
+        let mut pairs = std::iter::zip(&self.config.routing.backends, &self.backends);
+        pairs.find(|(known, _)| *known == settings).map(|(_, backend)| backend)
+    }
+}
+
+/// Where usher itself listens.
+fn listening(config: &Config) -> Arc<[SocketAddr]> {
+    config.listeners.iter().map(|listener| listener.address).collect()
 }
 
 /// Where the process is in its life.

@@ -172,7 +172,12 @@ impl Explanation {
         self.by_default = route.by_default;
         self.backend_login = Some(backend_login.as_str().to_owned());
         let endpoints = route.backend.endpoints.iter();
-        self.serves = endpoints.map(|at| format!("{} at {}:{}", at.protocol.name, at.host, at.port)).collect();
+        self.serves = endpoints
+            .map(|endpoint| {
+                let addresses: Vec<_> = endpoint.addresses.iter().map(ToString::to_string).collect();
+                format!("{} at {}", endpoint.protocol.name, addresses.join(" or "))
+            })
+            .collect();
         "routed".clone_into(&mut self.result);
         let why =
             if route.by_default { format!("no {attribute}, so routing.default") } else { format!("its {attribute}") };

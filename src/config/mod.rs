@@ -28,9 +28,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use model::{
-    Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer, Draft, Drain,
-    Endpoint, FailedLogins, Find, Group, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel,
-    Memory, Mode, Network, Routing, ServiceAccount, Template, TemplatePart, Throttle, Tls, TlsVersion,
+    Address, Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer,
+    Draft, Drain, Endpoint, FailedLogins, Find, Group, Health, LdapScheme, Limit, Limits, Listener, ListenerTls, Log,
+    LogFormat, LogLevel, Memory, Mode, Network, Probe, Routing, ServiceAccount, Template, TemplatePart, Throttle, Tls,
+    TlsVersion,
 };
 pub use names::{cipher_suite, host_key};
 

@@ -242,7 +242,7 @@ pub struct Routing {
 }
 
 /// A mail server behind usher.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
     /// Its name: metric label, log word, control name.
     pub name: String,
@@ -260,8 +260,38 @@ pub struct Backend {
     pub timeout: Duration,
     /// Whether a backend's own words of refusal reach the client.
     pub pass_refusals: bool,
+    /// When it counts as down, and how it comes back.
+    pub health: Health,
+    /// Logins under way there at the most.
+    pub logins_in_flight: usize,
     /// Where each protocol is served: protocol name -> endpoint.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// When a backend's address counts as down, and how it comes back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// How it is looked after when nobody logs in.
+    pub probe: Probe,
+    /// How often, while it is up.
+    pub probe_interval: Duration,
+    /// How many faults in a row make an address count as down.
+    pub failures: u32,
+    /// How long logins are let in by and by after an outage.
+    pub ramp: Duration,
+}
+
+/// How a backend is looked after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// Not at all, until a login meets an address that is down.
+    Off,
+    /// It accepts a connection.
+    Tcp,
+    /// It does TLS and greets.
+    Greeting,
+    /// It takes a login of this account.
+    Login(BackendService),
 }
 
 /// A service account at a backend.
@@ -274,18 +304,32 @@ pub struct BackendService {
 }
 
 /// Where a backend serves a protocol.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// The protocol.
     pub protocol: &'static Protocol,
-    /// The host name or address to connect to.
-    pub host: String,
-    /// The port.
-    pub port: u16,
+    /// Where to connect, in order of preference: never empty.
+    pub addresses: Vec<Address>,
     /// TLS.
     pub tls: BackTls,
     /// The name to verify and to send as SNI.
     pub server_name: String,
+}
+
+/// A host and a port to connect to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    /// The host name or IP address, without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
 }
 
 /// The decision cache.

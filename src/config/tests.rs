@@ -43,10 +43,17 @@ routing:
       client_certificate: {chain: c.pem, key: k.pem}
       imap: {address: "192.0.2.3:993", tls: implicit, server_name: server3.example.com}
       timeout: 6s
+      probe: tcp
+      probe_interval: 1m
+      failures: 5
+      ramp: 0s
+      logins_in_flight: 20
     - name: server4
       pin_sha256: [47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=]
       service: {login: usher, password_file: server4.password}
       pass_backend_refusals: false
+      probe: login
+      probe_account: {login: probe, password_file: probe.password}
       imap:
         address: server4.example.com:143
         tls: starttls

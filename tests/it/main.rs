@@ -14,6 +14,7 @@ mod demo;
 mod dialogue;
 mod directory;
 mod flood;
+mod health;
 mod layers;
 mod listener_tls;
 mod login;

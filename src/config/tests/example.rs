@@ -31,6 +31,7 @@ fn the_example_has_every_key() {
         ("  default", "  zzz: 1\n  default"),
         ("- name: server4", "- zzz: 1\n      name: server4"),
         ("{login: usher", "{zzz: 1, login: usher"),
+        ("{login: probe", "{zzz: 1, login: probe"),
         ("address: server4", "zzz: 1\n        address: server4"),
         ("{ttl", "{zzz: 1, ttl"),
         ("  connections", "  zzz: 1\n  connections"),
@@ -47,7 +48,7 @@ fn the_example_has_every_key() {
         text = text.replacen(from, to, 1);
     }
     let problems = parse_text(&text).unwrap_err();
-    assert_eq!(problems.len(), 18, "{problems:#?}");
+    assert_eq!(problems.len(), 19, "{problems:#?}");
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
@@ -78,12 +79,14 @@ fn what_is_commented_out_is_the_default() {
     same("groups", "tls");
     same("plaintext", "directory");
     same("bind_connections", "directory");
-    same("pass_backend_refusals", "routing");
     for key in ["ipv4_prefix", "ipv6_prefix", "capacity", "forget_every", "known_for"] {
         same(key, "throttle");
     }
     for rule in DELAY_RULES.iter().chain(&LIMIT_RULES) {
         same(rule, "throttle");
+    }
+    for key in ["pass_backend_refusals", "probe", "probe_interval", "failures", "ramp", "logins_in_flight"] {
+        same(key, "routing");
     }
     for key in ["handshake_timeout", "conversation_timeout", "failed_login_delay", "bad_commands", "backend_untagged"] {
         same(key, "limits");
@@ -100,6 +103,7 @@ fn every_commented_key_is_sound() {
         ("client_certificate: optional", Some(("# client_ca", "client_ca"))),
         ("default:", None),
         ("service:", None),
+        ("probe_account:", Some(("# probe: greeting", "probe: login"))),
         ("group:", None),
         ("exempt:", None),
         ("pin_sha256:", Some(("      ca: backend-ca.pem\n", ""))),

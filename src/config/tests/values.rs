@@ -66,9 +66,16 @@ fn every_key_arrives() {
     assert_eq!(three.client_certificate, Some(pair("/etc/usher/c.pem", "/etc/usher/k.pem")));
     assert_eq!((three.pin_sha256.len(), &three.service, three.pass_refusals), (0, &None, true));
     assert_eq!(three.timeout, Duration::from_secs(6));
+    let health = |probe, probe_interval, failures, ramp| Health { probe, probe_interval, failures, ramp };
+    let seconds = Duration::from_secs;
+    assert_eq!(three.health, health(Probe::Tcp, seconds(60), 5, seconds(0)));
+    let account = BackendService { login: "probe".into(), password_file: "/etc/usher/probe.password".into() };
+    assert_eq!(four.health, health(Probe::Login(account), seconds(10), 3, seconds(10)));
+    assert_eq!((three.logins_in_flight, four.logins_in_flight), (20, 200));
     let endpoint = |backend: &Backend| {
         let [endpoint] = backend.endpoints.as_slice() else { panic!("not one endpoint") };
-        (endpoint.protocol.name, endpoint.host.clone(), endpoint.port, endpoint.tls, endpoint.server_name.clone())
+        let [address] = endpoint.addresses.as_slice() else { panic!("not one address") };
+        (endpoint.protocol.name, address.host.clone(), address.port, endpoint.tls, endpoint.server_name.clone())
     };
     assert_eq!(endpoint(three), ("imap", "192.0.2.3".into(), 993, BackTls::Implicit, "server3.example.com".into()));
     let name = "server4.example.com".to_owned();
@@ -79,7 +86,6 @@ fn every_key_arrives() {
     let service = BackendService { login: "usher".into(), password_file: "/etc/usher/server4.password".into() };
     assert_eq!((&four.service, four.pass_refusals), (&Some(service), false));
 
-    let seconds = Duration::from_secs;
     assert_eq!(config.cache, Cache { ttl: seconds(60), negative_ttl: seconds(5), capacity: 10 });
     let limits = Limits {
         connections: 100,
@@ -150,6 +156,7 @@ fn defaults() {
         (backend.hosts.as_slice(), backend.timeout, backend.pass_refusals),
         (&["server3".into()][..], seconds(4), true)
     );
+    assert_eq!((&backend.health.probe, backend.logins_in_flight), (&Probe::Greeting, 200));
     assert_eq!(config.cache, Cache { ttl: seconds(300), negative_ttl: seconds(30), capacity: 100_000 });
     let limits = Limits {
         connections: 60_000,
@@ -213,6 +220,18 @@ fn aliases_words_and_single_texts() {
 }
 
 #[test]
+fn several_addresses_in_their_order() {
+    let config = sound("\"192.0.2.3:993\"", "[\"192.0.2.3:993\", \"[2001:db8::3]:993\", \"mail3.example.com:994\"]");
+    let endpoint = &config.routing.backends[0].endpoints[0];
+    let addresses: Vec<_> = endpoint.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["192.0.2.3:993", "[2001:db8::3]:993", "mail3.example.com:994"]);
+    // Several ports of one host need no name of their own.
+    let ports = "address: [server4.example.com:143, Server4.example.com:1143]";
+    let config = sound("address: server4.example.com:143", ports);
+    assert_eq!(config.routing.backends[1].endpoints[0].server_name, "server4.example.com");
+}
+
+#[test]
 fn clear_text_on_this_machine_needs_no_permission() {
     sound(
         "\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"]\n  starttls: true",
@@ -234,6 +253,11 @@ fn what_is_suspicious_is_told() {
         "in clear",
     );
     suspicion("- name: server4", "- name: server4\n      ca: x.pem # HERE", "routing.backends[1].ca", "without effect");
+    let account = "      probe_account: {login: p, password_file: p} # HERE\n      probe_interval: 1m";
+    suspicion("      probe_interval: 1m", account, "routing.backends[0].probe_account", "without effect");
+    let off = "probe: off\n      probe_interval: 1m # HERE";
+    let key = "routing.backends[0].probe_interval";
+    suspicion("probe: tcp\n      probe_interval: 1m", off, key, "without effect: `probe` is off");
     suspicion("143\", tls: starttls}", "143\", tls: implicit} # HERE", "listeners[1].tls", "port 143");
     suspicion("993\", tls: implicit}", "993\", tls: starttls} # HERE", "listeners[0].tls", "port 993");
     suspicion("login_timeout: 20s", "login_timeout: 1m # HERE", "limits.login_timeout", "never reached");
@@ -246,7 +270,7 @@ fn other_rooms_find_the_line_of_a_key() {
     let problem = config.problem("tls.certificates[0].key", "does not belong to the certificate");
     let expected = "/etc/usher/config.yaml:8: tls.certificates[0].key: does not belong to the certificate";
     assert_eq!(problem.to_string(), expected);
-    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(38));
+    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(43));
     assert_eq!(config.problem("nowhere", "x").to_string(), "/etc/usher/config.yaml: nowhere: x");
     assert_eq!(config.problem("", "x").to_string(), "/etc/usher/config.yaml: x");
 }
