@@ -28,6 +28,8 @@ use crate::tls::stream::Stream;
 
 /// How long an address may take to connect before the next is tried beside it (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);
+/// A server that is restarted refuses connections for a moment: when to try once more.
+const RETRY: Duration = Duration::from_millis(250);
 /// How long a look's parting may take.
 const PARTING: Duration = Duration::from_secs(1);
 
@@ -91,8 +93,23 @@ impl Endpoint {
     }
 
     /// Connects and goes as far as a login that is about to be sent, at the first address that
-    /// gives leave. Each that does not is noted.
+    /// gives leave.
     pub(super) async fn approach(
+        self: &Arc<Self>,
+        deadline: Instant,
+        settings: &BackSettings,
+    ) -> Result<(SocketAddr, Talk), BackendError> {
+        let tried = self.try_each(self.candidates().await?, deadline, settings).await;
+        let again = Instant::now() + RETRY;
+        if again >= deadline || !matches!(tried, Err(BackendError::Connect { .. })) {
+            return tried;
+        }
+        sleep_until(again).await;
+        self.try_each(self.candidates().await?, deadline, settings).await
+    }
+
+    /// Tries one address after the other; each that is at fault is noted.
+    async fn try_each(
         self: &Arc<Self>,
         mut candidates: VecDeque<SocketAddr>,
         deadline: Instant,
@@ -132,7 +149,7 @@ impl Endpoint {
                 && let Some(address) = candidates.pop_front()
             {
                 pending.push(address);
-                dialling.push(dial(address, deadline, self.late()));
+                dialling.push(connect(address, deadline, self.late()));
                 next = Instant::now() + STAGGER;
             }
             let dialled = tokio::select! {
@@ -193,7 +210,7 @@ impl Endpoint {
 
     /// As far as the probe goes. That an address is back is proven by no less than its greeting.
     async fn examine(self: &Arc<Self>, look: &Look) -> Result<Option<Proof>, BackendError> {
-        let tcp = dial(look.address, Instant::now() + self.timeout, self.late()).await.tcp?;
+        let tcp = connect(look.address, Instant::now() + self.timeout, self.late()).await.tcp?;
         if self.pool.settings.probe == Probe::Tcp && !look.is_about_return() {
             return Ok(None);
         }
@@ -220,7 +237,7 @@ impl Endpoint {
     }
 }
 
-async fn dial(address: SocketAddr, deadline: Instant, late: BackendError) -> Dialled {
+async fn connect(address: SocketAddr, deadline: Instant, late: BackendError) -> Dialled {
     let began = Instant::now();
     let tcp = match timeout_at(deadline, TcpStream::connect(address)).await {
         Ok(Ok(tcp)) => {
