@@ -115,14 +115,15 @@ impl Endpoint {
         deadline: Instant,
         settings: &BackSettings,
     ) -> Result<(SocketAddr, Talk), BackendError> {
-        loop {
-            let Dialled { address, began, tcp } = self.dial(&mut candidates, deadline).await;
+        let mut error = self.late();
+        while let Some(first) = candidates.pop_front() {
+            let Dialled { address, began, tcp } = self.dial(first, &mut candidates, deadline).await;
             let now = Instant::now();
             // While there are others, one that hangs must leave them time.
             let until =
                 if candidates.is_empty() { deadline } else { now + deadline.saturating_duration_since(now) / 2 };
             let attempt = async { Talk::approach(self, tcp?, settings.clone()).await };
-            let error = match timeout_at(until, attempt).await.unwrap_or_else(|_| Err(self.late())) {
+            error = match timeout_at(until, attempt).await.unwrap_or_else(|_| Err(self.late())) {
                 Ok(talk) => {
                     self.pool.well(address, Proof::Greeting);
                     return Ok((address, talk));
@@ -132,43 +133,50 @@ impl Endpoint {
             if error.is_the_servers() {
                 self.pool.fault(address, began, &error);
             }
-            if candidates.is_empty() || Instant::now() >= deadline {
-                return Err(error);
+            if Instant::now() >= deadline {
+                break;
             }
         }
+        Err(error)
     }
 
     /// Connects to the first address that answers, or gives the last one's error; those that were
     /// too slow go back to the end of the queue.
-    async fn dial(self: &Arc<Self>, candidates: &mut VecDeque<SocketAddr>, deadline: Instant) -> Dialled {
-        let mut dialling = FuturesUnordered::new();
-        let mut pending: Vec<SocketAddr> = Vec::new();
-        let mut next = Instant::now();
+    async fn dial(
+        self: &Arc<Self>,
+        first: SocketAddr,
+        candidates: &mut VecDeque<SocketAddr>,
+        deadline: Instant,
+    ) -> Dialled {
+        let mut dialling = FuturesUnordered::from_iter([connect(first, deadline, self.late())]);
+        let mut pending = vec![first];
         loop {
-            if next <= Instant::now()
-                && let Some(address) = candidates.pop_front()
-            {
+            let next =
+                if candidates.is_empty() { Ok(dialling.next().await) } else { timeout(STAGGER, dialling.next()).await };
+            let failed = match next {
+                // Nothing yet: another beside it.
+                Ok(None) | Err(_) => None,
+                Ok(Some(Dialled { address, began, tcp: Err(error) })) => Some((address, began, error)),
+                Ok(Some(dialled)) => {
+                    pending.retain(|address| *address != dialled.address);
+                    // Whether these are slow or dead is not for this login to find out.
+                    self.look(pending.iter().filter_map(|address| self.pool.begin_look(*address)));
+                    candidates.extend(pending);
+                    return dialled;
+                }
+            };
+            let another = candidates.pop_front();
+            if let Some((address, began, error)) = failed {
+                pending.retain(|pending| *pending != address);
+                if another.is_none() && pending.is_empty() {
+                    return Dialled { address, began, tcp: Err(error) };
+                }
+                self.pool.fault(address, began, &error);
+            }
+            if let Some(address) = another {
                 pending.push(address);
                 dialling.push(connect(address, deadline, self.late()));
-                next = Instant::now() + STAGGER;
             }
-            let dialled = tokio::select! {
-                biased;
-                Some(dialled) = dialling.next() => dialled,
-                () = sleep_until(next), if !candidates.is_empty() => continue,
-            };
-            pending.retain(|address| *address != dialled.address);
-            if let Err(error) = &dialled.tcp
-                && !(pending.is_empty() && candidates.is_empty())
-            {
-                self.pool.fault(dialled.address, dialled.began, error);
-                next = Instant::now();
-                continue;
-            }
-            // Whether these are slow or dead is not for this login to find out.
-            self.look(pending.iter().filter_map(|address| self.pool.begin_look(*address)));
-            candidates.extend(pending);
-            return dialled;
         }
     }
 
