@@ -14,6 +14,7 @@ use rustls::pki_types::ServerName;
 use crate::backend::{BackendFiles, Service};
 use crate::config::{self, Config, Draft, Find, LdapScheme, Place, Problem};
 use crate::secret::Secret;
+use crate::sys;
 use crate::tls::client::ClientTls;
 use crate::tls::server::ServerTls;
 
@@ -39,8 +40,11 @@ impl Files {
         let tls = ServerTls::build(&config.tls, place).map_err(|more| problems.extend(more));
         let directory_tls = directory(&config.directory, place).map_err(|more| problems.extend(more));
         let backends = backends(&config.routing, place).map_err(|more| problems.extend(more));
+        problems.extend(control(config.control.as_ref(), place));
         match (tls, directory_tls, backends) {
-            (Ok(tls), Ok(directory_tls), Ok(backends)) => Ok(Self { tls, directory_tls, backends }),
+            (Ok(tls), Ok(directory_tls), Ok(backends)) if problems.is_empty() => {
+                Ok(Self { tls, directory_tls, backends })
+            }
             (_, _, _) => Err(problems),
         }
     }
@@ -53,10 +57,22 @@ pub fn problems(draft: &Draft) -> Vec<Problem> {
     let tls = draft.tls.as_ref().and_then(|tls| ServerTls::build(tls, place).err());
     let directory = draft.directory.as_ref().and_then(|settings| directory(settings, place).err());
     let backends = draft.routing.as_ref().and_then(|routing| backends(routing, place).err());
-    [tls, directory, backends].into_iter().flatten().flatten().collect()
+    let control = control(draft.control.as_ref(), place);
+    [tls, directory, backends].into_iter().flatten().flatten().chain(control).collect()
 }
 
-fn directory(directory: &config::Directory, place: &Place) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
+/// The socket's folder may come with the start (`RuntimeDirectory=`), its group does not.
+fn control(control: Option<&config::Control>, place: &Place) -> Option<Problem> {
+    let group = control?.group.as_ref()?;
+    let message = sys::group_id(group).err().map(|error| format!("{error}; create it, or name another"))?;
+    Some(place.problem("control.group", message))
+}
+
+/// TLS towards the directory, if any of its servers wants it.
+///
+/// # Errors
+/// Every mistake in the directory's files.
+pub fn directory(directory: &config::Directory, place: &Place) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
     let mut problems = Vec::new();
     // The directory reads this file when it binds, and again when a bind is refused; here it is only
     // seen to be there, before a restart finds that it is not.
@@ -163,6 +179,7 @@ directory:
 routing:
   backends: [{name: server3, ca: absent.pem, imap: {address: '192.0.2.3:993', tls: implicit}}]
 limits: {connections: none}
+control: {path: control.sock, group: there-is-no-such-group}
 ";
         let mistakes = parse(&folder.path().join("config.yaml"), text).unwrap_err();
         let mut all = mistakes.problems;
@@ -174,6 +191,7 @@ limits: {connections: none}
             ("directory.bind_password_file", 7),
             ("directory.ca", 5),
             ("routing.backends[0].ca", 11),
+            ("control.group", 13),
         ];
         assert_eq!(told, expected, "{all:#?}");
     }

@@ -13,7 +13,7 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
 
@@ -37,8 +37,21 @@ pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"
 pub const END_CAUSES: [&str; 7] =
     ["client_closed", "backend_closed", "client_error", "backend_error", "idle", "drain", "panic"];
 /// Why a connection ended before a login.
-pub const CONVERSATION_CAUSES: [&str; 8] =
-    ["handshake", "client_closed", "logout", "nonsense", "failed_logins", "deadline", "draining", "panic"];
+pub const CONVERSATION_CAUSES: [&str; 9] =
+    ["handshake", "limit", "client_closed", "logout", "nonsense", "failed_logins", "deadline", "draining", "panic"];
+/// The throttle's rules that delay or refuse, by their config keys.
+pub const DELAY_RULES: [&str; 2] = ["failed_logins_per_prefix", "failed_logins_per_user"];
+/// The throttle's rules that refuse, by their config keys.
+pub const LIMIT_RULES: [&str; 6] = [
+    "connections_per_prefix",
+    "handshakes",
+    "handshakes_per_prefix",
+    "sessions_per_user",
+    "sessions_per_user_and_prefix",
+    "logins_per_second",
+];
+/// What the throttle remembers.
+pub const THROTTLE_MEMORY: [&str; 4] = ["prefixes", "users", "names", "known"];
 /// Directory operations.
 pub const DIRECTORY_OPERATIONS: [&str; 4] = ["connect", "search", "bind", "read"];
 /// The result codes of RFC 4511 that are told apart, and words for what is no answer.
@@ -74,7 +87,7 @@ pub struct Metrics {
     pub conversations_ended: IntCounterVec,
     /// Directory operations by server, operation and result code.
     pub directory_operations: IntCounterVec,
-    /// Whether the service account's last bind succeeded.
+    /// 0 if the service account's last bind was refused.
     pub directory_service_bind_ok: IntGaugeVec,
     /// Logins at backends by result.
     pub backend_logins: IntCounterVec,
@@ -88,6 +101,12 @@ pub struct Metrics {
     pub backend_probes: IntCounterVec,
     /// TLS handshakes with clients by result.
     pub tls_handshakes: IntCounterVec,
+    /// TLS handshakes with clients under way.
+    pub handshakes: IntGauge,
+    /// What a rule of the throttle delayed or refused, or would have.
+    pub throttled: IntCounterVec,
+    /// What the throttle remembers now.
+    pub throttle_entries: IntGaugeVec,
     /// When each served certificate ends, in Unix seconds.
     pub certificate_expiry: GaugeVec,
     /// 1 if the last reload (or the start) was taken over.
@@ -95,7 +114,7 @@ pub struct Metrics {
     /// When the config in force was taken over, in Unix seconds.
     pub config_last_reload_success_timestamp: Gauge,
     /// Log lines lost because the output was stuck.
-    pub log_dropped: IntGauge,
+    pub log_dropped: IntCounter,
     /// Panics caught: each is a defect to report.
     pub panics: IntCounter,
 }
@@ -162,7 +181,7 @@ impl Metrics {
             ),
             directory_service_bind_ok: gauges(
                 "usher_directory_service_bind_ok",
-                "1 if the service account's last bind succeeded.",
+                "0 if the service account's last bind was refused, else 1.",
                 &["server"],
             ),
             backend_logins: counters(
@@ -191,6 +210,13 @@ impl Metrics {
                 &["backend", "result"],
             ),
             tls_handshakes: counters("usher_tls_handshakes_total", "TLS handshakes with clients.", &["result"]),
+            handshakes: gauge("usher_tls_handshakes_under_way", "TLS handshakes with clients under way."),
+            throttled: counters(
+                "usher_throttled_total",
+                "What a rule of the throttle delayed or refused (mode enforce), or would have (mode dry_run).",
+                &["rule", "effect", "mode"],
+            ),
+            throttle_entries: gauges("usher_throttle_entries", "What the throttle remembers now, by kind.", &["kind"]),
             certificate_expiry: register(
                 &registry,
                 declared(GaugeVec::new(
@@ -212,7 +238,7 @@ impl Metrics {
                     "When the config in force was taken over, Unix time.",
                 )),
             ),
-            log_dropped: gauge("usher_log_dropped_total", "Log lines lost because the log's output was stuck."),
+            log_dropped: counter("usher_log_dropped_total", "Log lines lost because the log's output was stuck."),
             scraping: Mutex::default(),
             panics: counter("usher_panics_total", "Panics caught; each ended one session at most and is a defect."),
             registry,
@@ -245,6 +271,17 @@ impl Metrics {
         for cause in END_CAUSES {
             self.sessions_ended.with_label_values(&[cause]);
         }
+        for mode in [Mode::Enforce, Mode::DryRun] {
+            for rule in DELAY_RULES {
+                self.throttled.with_label_values(&[rule, "delayed", mode.label()]);
+            }
+            for rule in DELAY_RULES.iter().chain(&LIMIT_RULES) {
+                self.throttled.with_label_values(&[*rule, "refused", mode.label()]);
+            }
+        }
+        for kind in THROTTLE_MEMORY {
+            self.throttle_entries.with_label_values(&[kind]);
+        }
         for result in HANDSHAKE_RESULTS {
             self.tls_handshakes.with_label_values(&[result]);
         }
@@ -270,7 +307,8 @@ impl Metrics {
                     self.directory_operations.with_label_values(&[server.url.as_str(), operation, code]);
                 }
             }
-            self.directory_service_bind_ok.with_label_values(&[server.url.as_str()]);
+            // A standby that was never asked has refused nobody: an alert on 0 must not ring for it.
+            self.directory_service_bind_ok.with_label_values(&[server.url.as_str()]).set(1);
         }
         self.connections_limit.set(i64::try_from(config.limits.connections).unwrap_or(i64::MAX));
     }
@@ -339,6 +377,19 @@ mod tests {
         ] {
             assert!(text.contains(needle), "{needle} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_server_that_was_never_asked_rings_no_alert() {
+        let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+directory: {servers: ['ldaps://one', 'ldaps://two'], base: dc=x, filter: '(uid={login})'}
+routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
+";
+        let metrics = Metrics::new();
+        metrics.know(&crate::config::parse(std::path::Path::new("/c.yaml"), text).unwrap());
+        let text = metrics.render();
+        assert!(text.contains("usher_directory_service_bind_ok{server=\"ldaps://two\"} 1"), "{text}");
     }
 
     #[test]

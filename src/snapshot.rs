@@ -19,6 +19,7 @@ use crate::files::Files;
 use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::throttle::Throttle;
 use crate::tls::server::ServerTls;
 
 /// Everything that follows from one configuration.
@@ -90,6 +91,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The relayed sessions.
     pub registry: Arc<Registry>,
+    /// What slows guessing, and what bounds everybody's share.
+    pub throttle: Throttle,
     /// The stage of the process' life.
     pub stage: watch::Sender<Stage>,
     /// Whether the directory has answered once since the start.
@@ -110,6 +113,7 @@ impl Shared {
     #[must_use]
     pub fn new(snapshot: Snapshot, metrics: Arc<Metrics>, log: log::Guard) -> Arc<Self> {
         Arc::new(Self {
+            throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
             snapshot: ArcSwap::from_pointee(snapshot),
             metrics,
             registry: Arc::default(),

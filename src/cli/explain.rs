@@ -1,7 +1,7 @@
 //! `usher explain LOGIN`: where a user would be sent, and why, from the configuration and the
 //! directory as they are now. Asks for no password unless it is given one.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::Read as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,13 +10,13 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, fail, fail_config};
-use crate::config::Config;
-use crate::directory::{Directory, DirectoryError, Entry, Login, Trouble};
+use crate::config::{self, Config};
+use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, Login, Trouble};
+use crate::files;
 use crate::metrics::Metrics;
 use crate::outcome::Refusal;
 use crate::route;
 use crate::secret::Secret;
-use crate::server;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -47,8 +47,13 @@ struct Explanation {
 }
 
 pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
-    let snapshot = match server::prepare(file, &Arc::new(Metrics::new()), None) {
-        Ok(snapshot) => snapshot,
+    let config = match config::load(file) {
+        Ok(config) => config,
+        Err(mistakes) => return fail_config(&mistakes.problems),
+    };
+    // Only the directory's files: who may ask where a user goes need not read the TLS keys.
+    let directory = match files::directory(&config.directory, &config.place) {
+        Ok(tls) => Ldap::new(&config.directory, tls, Arc::new(Metrics::new())),
         Err(problems) => return fail_config(&problems),
     };
     let mut told = Explanation { login: arguments.login.clone(), ..Explanation::default() };
@@ -57,11 +62,8 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
             told.refused(&Refusal::UnusableName, "no login name: it is empty, too long or holds a control character")
         }
         Some(login) => {
-            told.question = snapshot.directory.question(&login);
-            match find(snapshot.directory.as_ref(), &login, arguments.password_stdin).await {
-                Ok(entry) => told.route(&snapshot.config, &entry, &login),
-                Err(error) => told.not_found(&error),
-            }
+            told.question = directory.question(&login);
+            told.ask(&config, &directory, &login, arguments.password_stdin).await
         }
     };
     if arguments.json {
@@ -70,23 +72,9 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
             Err(error) => return fail(FAILED, error),
         }
     } else {
-        print!("{}", told.text(&snapshot.config.directory.mail_host_attribute));
+        print!("{}", told.text(&config.directory.mail_host_attribute));
     }
     ExitCode::from(code)
-}
-
-async fn find(directory: &dyn Directory, login: &Login, with_password: bool) -> Result<Entry, DirectoryError> {
-    if !with_password {
-        return directory.look_up(login).await.0;
-    }
-    let mut bytes = Vec::new();
-    // What cannot be read is no password, and the directory's answer to that is the right one.
-    let _ = std::io::stdin().read_to_end(&mut bytes);
-    let password = Secret::from_file(bytes);
-    if password.is_empty() {
-        return Err(DirectoryError::InvalidCredentials { dn: "".into() });
-    }
-    directory.authenticate(login, &password).await.0.map(|identity| identity.entry().clone())
 }
 
 impl Explanation {
@@ -94,6 +82,31 @@ impl Explanation {
         refusal.label().clone_into(&mut self.result);
         self.explanation = why.into();
         DATA
+    }
+
+    async fn ask(&mut self, config: &Config, directory: &Ldap, login: &Login, with_password: bool) -> u8 {
+        let found = if with_password {
+            let mut bytes = Vec::new();
+            // What cannot be read is no password.
+            let _ = std::io::stdin().read_to_end(&mut bytes);
+            let password = Secret::from_file(bytes);
+            if password.is_empty() {
+                self.refused(&Refusal::EmptyPassword, "the password is empty: it would not be sent to the directory");
+                return NO_PERMISSION;
+            }
+            if std::str::from_utf8(password.expose()).is_err() || password.expose().contains(&0) {
+                let why = "the password is not UTF-8 or holds NUL: LDAP cannot carry it";
+                self.refused(&Refusal::UnusablePassword, why);
+                return NO_PERMISSION;
+            }
+            directory.authenticate(login, &password).await.0.map(|identity| identity.entry().clone())
+        } else {
+            directory.look_up(login).await.0
+        };
+        match found {
+            Ok(entry) => self.route(config, &entry, login),
+            Err(error) => self.not_found(&error),
+        }
     }
 
     fn not_found(&mut self, error: &DirectoryError) -> u8 {
@@ -176,11 +189,7 @@ impl Explanation {
         let mut text = format!("{}\n", self.login.escape_debug());
         let mut line = |name: &str, value: &str| {
             if !value.is_empty() {
-                let _ = writeln!(
-                    text,
-                    "  {name:<13}{}",
-                    value.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'")
-                );
+                let _ = writeln!(text, "  {name:<13}{}", Shown(value));
             }
         };
         line("asked", &self.question);
@@ -192,5 +201,29 @@ impl Explanation {
         line("result", &self.result);
         line("", &self.explanation);
         text
+    }
+}
+
+/// A value as it is, so that a filter can be copied from a terminal; what would move its cursor or is
+/// invisible is escaped.
+struct Shown<'a>(&'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|character| match character {
+            '"' | '\'' | '\\' => f.write_char(character),
+            _ => write!(f, "{}", character.escape_debug()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_can_be_copied() {
+        assert_eq!(Shown(r#"(uid=al\2a) "x" 'y'"#).to_string(), r#"(uid=al\2a) "x" 'y'"#);
+        assert_eq!(Shown("a\r\n\x1b[2J\u{202e}").to_string(), r"a\r\n\u{1b}[2J\u{202e}");
     }
 }

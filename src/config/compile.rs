@@ -17,7 +17,7 @@ use super::model::{
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
 use super::units::{DAY, HOUR, KIB, MIB, MINUTE, SECOND};
-use super::{directory, names, routing};
+use super::{directory, names, routing, throttle};
 use crate::proto::{PROTOCOLS, Protocol};
 
 /// Where the side port is unless the config says otherwise.
@@ -35,13 +35,19 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let routing = root.section("routing", |routing| routing::read(routing, &surroundings)).flatten();
     let cache = root.section("cache", cache).flatten();
     let limits = root.section("limits", limits).flatten();
+    let throttle = root.section("throttle", throttle::read).flatten();
     let drain = root.section("drain", drain).flatten();
     let admin = root.section("admin", |admin| self::admin(admin, &mut addresses)).flatten();
-    let control = root.get("control").map(|control| control.section(self::control).flatten());
+    let control = root.get("control").and_then(|control| control.section(self::control).flatten());
     let log = root.section("log", log).flatten();
     let place = Arc::clone(root.place());
-    let draft =
-        Draft { tls: tls.clone(), directory: directory.clone(), routing: routing.clone(), place: Arc::clone(&place) };
+    let draft = Draft {
+        tls: tls.clone(),
+        directory: directory.clone(),
+        routing: routing.clone(),
+        control: control.clone(),
+        place: Arc::clone(&place),
+    };
     let config = || {
         Some(Config {
             file,
@@ -51,9 +57,10 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             routing: routing?,
             cache: cache?,
             limits: limits?,
+            throttle: throttle?,
             drain: drain?,
             admin: admin?,
-            control: control.flatten(),
+            control,
             log: log?,
             warnings: Vec::new(),
             place,

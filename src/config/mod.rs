@@ -14,6 +14,7 @@ mod names;
 mod raw;
 mod routing;
 mod template;
+mod throttle;
 mod units;
 
 #[cfg(test)]
@@ -28,8 +29,9 @@ use std::sync::Arc;
 
 pub use model::{
     Address, Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer,
-    Draft, Drain, Endpoint, Find, Group, Health, LdapScheme, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel,
-    Probe, Routing, ServiceAccount, Template, TemplatePart, Tls, TlsVersion,
+    Draft, Drain, Endpoint, FailedLogins, Find, Group, Health, LdapScheme, Limit, Limits, Listener, ListenerTls, Log,
+    LogFormat, LogLevel, Memory, Mode, Network, Probe, Routing, ServiceAccount, Template, TemplatePart, Throttle, Tls,
+    TlsVersion,
 };
 pub use names::{cipher_suite, host_key};
 

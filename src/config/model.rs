@@ -5,7 +5,7 @@
 //! [`load`](super::load) alone. What each key means to the operator is told in
 //! `config.example.yaml`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,8 @@ pub struct Config {
     pub cache: Cache,
     /// What a client may use.
     pub limits: Limits,
+    /// How guessing is slowed, and what a network or a user may hold.
+    pub throttle: Throttle,
     /// How to stop.
     pub drain: Drain,
     /// The side port.
@@ -45,7 +47,7 @@ pub struct Config {
 }
 
 /// The sections that name files, as far as each is sound: what can still be checked of a config
-/// that cannot be used.
+/// that cannot be used, and where a running usher that still uses the old one can be asked.
 #[derive(Debug, Clone)]
 pub struct Draft {
     /// TLS towards clients.
@@ -54,6 +56,8 @@ pub struct Draft {
     pub directory: Option<Directory>,
     /// Backends and who goes where.
     pub routing: Option<Routing>,
+    /// The control socket.
+    pub control: Option<Control>,
     /// Where each key stands.
     pub place: Arc<Place>,
 }
@@ -360,6 +364,119 @@ pub struct Limits {
     pub backend_untagged: usize,
     /// A session without a byte in either direction.
     pub idle_timeout: Duration,
+}
+
+/// How guessing is slowed, and what a network or a user may hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Throttle {
+    /// How many leading bits of an IPv4 address are one prefix.
+    pub ipv4_prefix: u8,
+    /// How many leading bits of an IPv6 address are one prefix.
+    pub ipv6_prefix: u8,
+    /// Networks to which no rule about prefixes or wrong passwords applies.
+    pub exempt: Vec<Network>,
+    /// What is remembered, how much and how long.
+    pub memory: Memory,
+    /// Wrong passwords from one prefix.
+    pub failed_logins_per_prefix: FailedLogins,
+    /// Wrong passwords for one user.
+    pub failed_logins_per_user: FailedLogins,
+    /// Connections of one prefix, before and after login.
+    pub connections_per_prefix: Limit,
+    /// TLS handshakes under way in all.
+    pub handshakes: Limit,
+    /// TLS handshakes under way of one prefix.
+    pub handshakes_per_prefix: Limit,
+    /// Sessions of one user.
+    pub sessions_per_user: Limit,
+    /// Sessions of one user from one prefix.
+    pub sessions_per_user_and_prefix: Limit,
+    /// Right passwords per second in all.
+    pub logins_per_second: Limit,
+}
+
+/// What the throttle remembers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// How many prefixes, and how many users.
+    pub capacity: u64,
+    /// One wrong password is forgotten each time this has passed.
+    pub forget_every: Duration,
+    /// How long a prefix is known as one from which a user has logged in.
+    pub known_for: Duration,
+}
+
+/// Whether a rule acts or only counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It acts.
+    Enforce,
+    /// It counts what it would have done.
+    DryRun,
+}
+
+impl Mode {
+    /// The word in the config, the metrics and the log.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::DryRun => "dry_run",
+        }
+    }
+}
+
+/// A delay that grows with wrong passwords.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailedLogins {
+    /// Whether it acts.
+    pub mode: Mode,
+    /// So many wrong passwords cost nothing.
+    pub free: u32,
+    /// The longest delay; an attempt that would have to wait longer is refused.
+    pub max_delay: Duration,
+}
+
+/// A count that must not be exceeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Whether it acts.
+    pub mode: Mode,
+    /// The most that is allowed.
+    pub limit: u32,
+}
+
+/// A network: an address and how many of its leading bits count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Network {
+    /// The address; no bit behind the prefix is set.
+    pub address: IpAddr,
+    /// The length of the prefix.
+    pub bits: u8,
+}
+
+impl Network {
+    /// The network of this address with a prefix of so many bits (at most as many as it has).
+    #[must_use]
+    pub fn of(address: IpAddr, bits: u8) -> Self {
+        let address = match address {
+            IpAddr::V4(v4) => {
+                let mask = u32::MAX.checked_shl(32_u32.saturating_sub(bits.into())).unwrap_or(0);
+                IpAddr::V4((v4.to_bits() & mask).into())
+            }
+            IpAddr::V6(v6) => {
+                let mask = u128::MAX.checked_shl(128_u32.saturating_sub(bits.into())).unwrap_or(0);
+                IpAddr::V6((v6.to_bits() & mask).into())
+            }
+        };
+        Self { address, bits }
+    }
+
+    /// Whether an address, canonical, is in it.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        Self::of(address, self.bits) == *self
+    }
 }
 
 /// How to stop.

@@ -68,6 +68,21 @@ limits:
   bad_commands: 4
   backend_untagged: 1MiB
   idle_timeout: 1h
+throttle:
+  ipv4_prefix: 24
+  ipv6_prefix: 48
+  exempt: [192.0.2.0/24, "2001:db8::7"]
+  capacity: 5000
+  forget_every: 2m
+  known_for: 7d
+  failed_logins_per_prefix: {mode: enforce, free: 30, max_delay: 3s}
+  failed_logins_per_user: {mode: dry_run, free: 7, max_delay: 2s}
+  connections_per_prefix: {mode: enforce, limit: 11}
+  handshakes: {mode: dry_run, limit: 12}
+  handshakes_per_prefix: {mode: enforce, limit: 13}
+  sessions_per_user: {mode: dry_run, limit: 14}
+  sessions_per_user_and_prefix: {mode: enforce, limit: 15}
+  logins_per_second: {mode: dry_run, limit: 16}
 drain: {delay: 1s, deadline: 10s}
 admin: {address: "[::1]:9931"}
 control: {path: control.sock, group: mail}

@@ -1,6 +1,7 @@
 //! The shipped example.
 
 use super::*;
+use crate::metrics::{DELAY_RULES, LIMIT_RULES};
 
 const EXAMPLE: &str = include_str!("../../../config.example.yaml");
 
@@ -34,6 +35,9 @@ fn the_example_has_every_key() {
         ("address: server4", "zzz: 1\n        address: server4"),
         ("{ttl", "{zzz: 1, ttl"),
         ("  connections", "  zzz: 1\n  connections"),
+        ("  ipv4_prefix", "  zzz: 1\n  ipv4_prefix"),
+        ("{mode: enforce, free", "{zzz: 1, mode: enforce, free"),
+        ("{mode: enforce, limit", "{zzz: 1, mode: enforce, limit"),
         ("{delay", "{zzz: 1, delay"),
         ("admin: {", "admin: {zzz: 1, "),
         ("{path", "{zzz: 1, path"),
@@ -44,7 +48,7 @@ fn the_example_has_every_key() {
         text = text.replacen(from, to, 1);
     }
     let problems = parse_text(&text).unwrap_err();
-    assert_eq!(problems.len(), 16, "{problems:#?}");
+    assert_eq!(problems.len(), 19, "{problems:#?}");
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
@@ -67,6 +71,7 @@ fn what_is_commented_out_is_the_default() {
             "tls" => format!("{:?}", config.tls),
             "directory" => format!("{:?}", config.directory),
             "routing" => format!("{:?}", config.routing),
+            "throttle" => format!("{:?}", config.throttle),
             _ => format!("{:?}", config.limits),
         };
         assert_eq!(part(&config), part(&default), "{key}");
@@ -74,6 +79,12 @@ fn what_is_commented_out_is_the_default() {
     same("groups", "tls");
     same("plaintext", "directory");
     same("bind_connections", "directory");
+    for key in ["ipv4_prefix", "ipv6_prefix", "capacity", "forget_every", "known_for"] {
+        same(key, "throttle");
+    }
+    for rule in DELAY_RULES.iter().chain(&LIMIT_RULES) {
+        same(rule, "throttle");
+    }
     for key in ["pass_backend_refusals", "probe", "probe_interval", "failures", "ramp", "logins_in_flight"] {
         same(key, "routing");
     }
@@ -94,6 +105,7 @@ fn every_commented_key_is_sound() {
         ("service:", None),
         ("probe_account:", Some(("# probe: greeting", "probe: login"))),
         ("group:", None),
+        ("exempt:", None),
         ("pin_sha256:", Some(("      ca: backend-ca.pem\n", ""))),
         ("user_dn:", Some(("  base: ou=people,dc=example,dc=com\n  filter: \"(|(uid={login})(mail={login}))\"\n", ""))),
     ] {

@@ -543,7 +543,7 @@ fn every_key_given_twice() {
         problems,
         [
             "/etc/usher/config.yaml:17: directory.starttls: given twice, first in line 16: keep one",
-            "/etc/usher/config.yaml:67: cache: given twice, first in line 53: keep one",
+            "/etc/usher/config.yaml:82: cache: given twice, first in line 53: keep one",
         ]
     );
 }
@@ -582,4 +582,30 @@ fn a_file_from_the_disk() {
     assert_eq!(config.file, file);
     assert_eq!(config.tls.client_ca, Some(directory.path().join("clients.pem")));
     assert_eq!(config.problem("tls.min_version", "x").line, Some(9));
+}
+
+#[test]
+fn throttle() {
+    let exempt = |text: &str, key: &str| {
+        mistake(
+            "exempt: [192.0.2.0/24, \"2001:db8::7\"]",
+            &format!("exempt: {text} # HERE"),
+            key,
+            "a network, such as",
+        );
+    };
+    exempt("192.0.2.1/24", "throttle.exempt");
+    exempt("[192.0.2.0/24, 192.0.2.0/33]", "throttle.exempt[1]");
+    exempt("[office]", "throttle.exempt[0]");
+    exempt("[\"::ffff:192.0.2.1\"]", "throttle.exempt[0]");
+    mistake("ipv4_prefix: 24", "ipv4_prefix: 33 # HERE", "throttle.ipv4_prefix", "write 8 to 32 (default 32)");
+    mistake("forget_every: 2m", "forget_every: 2 # HERE", "throttle.forget_every", "needs a unit");
+    let rule = |key: &str, text: &str, found: &str, phrase: &str| {
+        let line = SOUND.lines().find(|line| line.trim_start().starts_with(&format!("{key}: {{mode"))).unwrap();
+        mistake(line, &format!("  {key}: {text} # HERE"), &format!("throttle.{key}{found}"), phrase);
+    };
+    rule("handshakes", "{mode: off}", ".mode", "`enforce`, `dry_run`");
+    rule("sessions_per_user", "{limit: 0}", ".limit", "write 1 to 1000000 (default 60)");
+    rule("failed_logins_per_user", "{max_delay: 6s}", ".max_delay", "write 100ms to 5s (default 4s)");
+    rule("logins_per_second", "{per: 3}", ".per", "unknown key");
 }

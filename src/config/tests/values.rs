@@ -99,6 +99,26 @@ fn every_key_arrives() {
         idle_timeout: seconds(3_600),
     };
     assert_eq!(config.limits, limits);
+    let failed_logins = |mode, free, max| FailedLogins { mode, free, max_delay: seconds(max) };
+    let limit = |mode, limit| Limit { mode, limit };
+    let throttle = Throttle {
+        ipv4_prefix: 24,
+        ipv6_prefix: 48,
+        exempt: vec![
+            Network { address: "192.0.2.0".parse().unwrap(), bits: 24 },
+            Network { address: "2001:db8::7".parse().unwrap(), bits: 128 },
+        ],
+        memory: Memory { capacity: 5_000, forget_every: seconds(120), known_for: seconds(7 * 86_400) },
+        failed_logins_per_prefix: failed_logins(Mode::Enforce, 30, 3),
+        failed_logins_per_user: failed_logins(Mode::DryRun, 7, 2),
+        connections_per_prefix: limit(Mode::Enforce, 11),
+        handshakes: limit(Mode::DryRun, 12),
+        handshakes_per_prefix: limit(Mode::Enforce, 13),
+        sessions_per_user: limit(Mode::DryRun, 14),
+        sessions_per_user_and_prefix: limit(Mode::Enforce, 15),
+        logins_per_second: limit(Mode::DryRun, 16),
+    };
+    assert_eq!(config.throttle, throttle);
     assert_eq!(config.drain, Drain { delay: seconds(1), deadline: seconds(10) });
     assert_eq!(config.admin.address, "[::1]:9931".parse().unwrap());
     assert_eq!(config.control, Some(Control { path: "/etc/usher/control.sock".into(), group: Some("mail".into()) }));
@@ -150,6 +170,23 @@ fn defaults() {
         idle_timeout: seconds(65 * 60),
     };
     assert_eq!(config.limits, limits);
+    let failed_logins = |mode, free| FailedLogins { mode, free, max_delay: seconds(4) };
+    let limit = |mode, limit| Limit { mode, limit };
+    let throttle = Throttle {
+        ipv4_prefix: 32,
+        ipv6_prefix: 64,
+        exempt: Vec::new(),
+        memory: Memory { capacity: 100_000, forget_every: seconds(60), known_for: seconds(30 * 86_400) },
+        failed_logins_per_prefix: failed_logins(Mode::DryRun, 20),
+        failed_logins_per_user: failed_logins(Mode::Enforce, 5),
+        connections_per_prefix: limit(Mode::DryRun, 1_000),
+        handshakes: limit(Mode::Enforce, 10_000),
+        handshakes_per_prefix: limit(Mode::DryRun, 100),
+        sessions_per_user: limit(Mode::Enforce, 60),
+        sessions_per_user_and_prefix: limit(Mode::DryRun, 40),
+        logins_per_second: limit(Mode::Enforce, 1_000),
+    };
+    assert_eq!(config.throttle, throttle);
     assert_eq!(config.drain, Drain { delay: seconds(0), deadline: seconds(30) });
     assert_eq!(config.admin.address, "127.0.0.1:9930".parse().unwrap());
     assert_eq!(config.control, None);
@@ -242,4 +279,19 @@ fn other_rooms_find_the_line_of_a_key() {
 fn printed_configs_stay_readable() {
     let shown = format!("{:?}", parse_text(SOUND).unwrap());
     assert!(shown.contains("Lines(") && !shown.contains("\"tls.certificates"), "{shown}");
+}
+
+#[test]
+fn a_network_holds_its_addresses_and_no_other() {
+    let network = |address: &str, bits| Network::of(address.parse().unwrap(), bits);
+    for (network, inside, outside) in [
+        (network("192.0.2.0", 24), "192.0.2.255", "192.0.3.0"),
+        (network("192.0.2.7", 32), "192.0.2.7", "192.0.2.6"),
+        (network("0.0.0.0", 0), "203.0.113.9", "::"),
+        (network("2001:db8::", 32), "2001:db8:ffff::1", "2001:db9::"),
+        (network("::", 0), "2001:db8::1", "0.0.0.0"),
+    ] {
+        assert!(network.contains(inside.parse().unwrap()), "{inside} is in {network:?}");
+        assert!(!network.contains(outside.parse().unwrap()), "{outside} is not in {network:?}");
+    }
 }
