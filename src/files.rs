@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
-use crate::backend::{Accounts, Service};
+use crate::backend::{BackendFiles, Service};
 use crate::config::{self, Config, Draft, Find, LdapScheme, Place, Problem};
 use crate::secret::Secret;
 use crate::sys;
@@ -26,7 +26,7 @@ pub struct Files {
     /// TLS towards the directory, if any of its servers wants it.
     pub directory_tls: Option<Arc<ClientConfig>>,
     /// Of each backend, in their order.
-    pub backends: Vec<Accounts>,
+    pub backends: Vec<BackendFiles>,
 }
 
 impl Files {
@@ -95,7 +95,7 @@ pub fn directory(directory: &config::Directory, place: &Place) -> Result<Option<
     if problems.is_empty() { Ok(tls.flatten()) } else { Err(problems) }
 }
 
-fn backends(routing: &config::Routing, place: &Place) -> Result<Vec<Accounts>, Vec<Problem>> {
+fn backends(routing: &config::Routing, place: &Place) -> Result<Vec<BackendFiles>, Vec<Problem>> {
     let mut problems = Vec::new();
     let numbered = routing.backends.iter().enumerate();
     let backends = numbered.filter_map(|(index, settings)| {
@@ -106,7 +106,7 @@ fn backends(routing: &config::Routing, place: &Place) -> Result<Vec<Accounts>, V
     if problems.is_empty() { Ok(backends) } else { Err(problems) }
 }
 
-fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Accounts, Vec<Problem>> {
+fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<BackendFiles, Vec<Problem>> {
     let mut problems = Vec::new();
     let mut endpoints = Vec::with_capacity(settings.endpoints.len());
     for endpoint in &settings.endpoints {
@@ -140,7 +140,7 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Accou
         config::Probe::Login(probe) => account(probe, "probe_account"),
         config::Probe::Off | config::Probe::Tcp | config::Probe::Greeting => None,
     };
-    if problems.is_empty() { Ok(Accounts { tls: endpoints, service, probe }) } else { Err(problems) }
+    if problems.is_empty() { Ok(BackendFiles { tls: endpoints, service, probe }) } else { Err(problems) }
 }
 
 /// A password from a file, without the line end that an editor puts behind it.

@@ -49,10 +49,10 @@ impl Snapshot {
         let own = listening(&config);
         let untagged_limit = config.limits.backend_untagged;
         let backends = std::iter::zip(&config.routing.backends, files.backends)
-            .map(|(settings, accounts)| {
+            .map(|(settings, files)| {
                 let kept =
                     previous.filter(|old| listening(&old.config) == own).and_then(|old| old.backend_like(settings));
-                Backend::new(settings, accounts, untagged_limit, &own, metrics, kept)
+                Backend::new(settings, files, untagged_limit, &own, metrics, kept)
             })
             .collect();
         Self { config, tls: files.tls, authn, directory, backends }

@@ -28,6 +28,8 @@ use crate::tls::stream::Stream;
 
 /// How long an address may take to connect before the next is tried beside it (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);
+/// A server that is restarted refuses connections for a moment: when to try once more.
+const RETRY: Duration = Duration::from_millis(250);
 /// How long a look's parting may take.
 const PARTING: Duration = Duration::from_secs(1);
 
@@ -91,21 +93,37 @@ impl Endpoint {
     }
 
     /// Connects and goes as far as a login that is about to be sent, at the first address that
-    /// gives leave. Each that does not is noted.
+    /// gives leave.
     pub(super) async fn approach(
+        self: &Arc<Self>,
+        deadline: Instant,
+        settings: &BackSettings,
+    ) -> Result<(SocketAddr, Talk), BackendError> {
+        let tried = self.try_each(self.candidates().await?, deadline, settings).await;
+        let again = Instant::now() + RETRY;
+        if again >= deadline || !matches!(tried, Err(BackendError::Connect { .. })) {
+            return tried;
+        }
+        sleep_until(again).await;
+        self.try_each(self.candidates().await?, deadline, settings).await
+    }
+
+    /// Tries one address after the other; each that is at fault is noted.
+    async fn try_each(
         self: &Arc<Self>,
         mut candidates: VecDeque<SocketAddr>,
         deadline: Instant,
         settings: &BackSettings,
     ) -> Result<(SocketAddr, Talk), BackendError> {
-        loop {
-            let Dialled { address, began, tcp } = self.dial(&mut candidates, deadline).await;
+        let mut error = self.late();
+        while let Some(first) = candidates.pop_front() {
+            let Dialled { address, began, tcp } = self.dial(first, &mut candidates, deadline).await;
             let now = Instant::now();
             // While there are others, one that hangs must leave them time.
             let until =
                 if candidates.is_empty() { deadline } else { now + deadline.saturating_duration_since(now) / 2 };
             let attempt = async { Talk::approach(self, tcp?, settings.clone()).await };
-            let error = match timeout_at(until, attempt).await.unwrap_or_else(|_| Err(self.late())) {
+            error = match timeout_at(until, attempt).await.unwrap_or_else(|_| Err(self.late())) {
                 Ok(talk) => {
                     self.pool.well(address, Proof::Greeting);
                     return Ok((address, talk));
@@ -115,43 +133,50 @@ impl Endpoint {
             if error.is_the_servers() {
                 self.pool.fault(address, began, &error);
             }
-            if candidates.is_empty() || Instant::now() >= deadline {
-                return Err(error);
+            if Instant::now() >= deadline {
+                break;
             }
         }
+        Err(error)
     }
 
     /// Connects to the first address that answers, or gives the last one's error; those that were
     /// too slow go back to the end of the queue.
-    async fn dial(self: &Arc<Self>, candidates: &mut VecDeque<SocketAddr>, deadline: Instant) -> Dialled {
-        let mut dialling = FuturesUnordered::new();
-        let mut pending: Vec<SocketAddr> = Vec::new();
-        let mut next = Instant::now();
+    async fn dial(
+        self: &Arc<Self>,
+        first: SocketAddr,
+        candidates: &mut VecDeque<SocketAddr>,
+        deadline: Instant,
+    ) -> Dialled {
+        let mut dialling = FuturesUnordered::from_iter([connect(first, deadline, self.late())]);
+        let mut pending = vec![first];
         loop {
-            if next <= Instant::now()
-                && let Some(address) = candidates.pop_front()
-            {
-                pending.push(address);
-                dialling.push(dial(address, deadline, self.late()));
-                next = Instant::now() + STAGGER;
-            }
-            let dialled = tokio::select! {
-                biased;
-                Some(dialled) = dialling.next() => dialled,
-                () = sleep_until(next), if !candidates.is_empty() => continue,
+            let next =
+                if candidates.is_empty() { Ok(dialling.next().await) } else { timeout(STAGGER, dialling.next()).await };
+            let failed = match next {
+                // Nothing yet: another beside it.
+                Ok(None) | Err(_) => None,
+                Ok(Some(Dialled { address, began, tcp: Err(error) })) => Some((address, began, error)),
+                Ok(Some(dialled)) => {
+                    pending.retain(|address| *address != dialled.address);
+                    // Whether these are slow or dead is not for this login to find out.
+                    self.look(pending.iter().filter_map(|address| self.pool.begin_look(*address)));
+                    candidates.extend(pending);
+                    return dialled;
+                }
             };
-            pending.retain(|address| *address != dialled.address);
-            if let Err(error) = &dialled.tcp
-                && !(pending.is_empty() && candidates.is_empty())
-            {
-                self.pool.fault(dialled.address, dialled.began, error);
-                next = Instant::now();
-                continue;
+            let another = candidates.pop_front();
+            if let Some((address, began, error)) = failed {
+                pending.retain(|pending| *pending != address);
+                if another.is_none() && pending.is_empty() {
+                    return Dialled { address, began, tcp: Err(error) };
+                }
+                self.pool.fault(address, began, &error);
             }
-            // Whether these are slow or dead is not for this login to find out.
-            self.look(pending.iter().filter_map(|address| self.pool.begin_look(*address)));
-            candidates.extend(pending);
-            return dialled;
+            if let Some(address) = another {
+                pending.push(address);
+                dialling.push(connect(address, deadline, self.late()));
+            }
         }
     }
 
@@ -193,7 +218,7 @@ impl Endpoint {
 
     /// As far as the probe goes. That an address is back is proven by no less than its greeting.
     async fn examine(self: &Arc<Self>, look: &Look) -> Result<Option<Proof>, BackendError> {
-        let tcp = dial(look.address, Instant::now() + self.timeout, self.late()).await.tcp?;
+        let tcp = connect(look.address, Instant::now() + self.timeout, self.late()).await.tcp?;
         if self.pool.settings.probe == Probe::Tcp && !look.is_about_return() {
             return Ok(None);
         }
@@ -220,7 +245,7 @@ impl Endpoint {
     }
 }
 
-async fn dial(address: SocketAddr, deadline: Instant, late: BackendError) -> Dialled {
+async fn connect(address: SocketAddr, deadline: Instant, late: BackendError) -> Dialled {
     let began = Instant::now();
     let tcp = match timeout_at(deadline, TcpStream::connect(address)).await {
         Ok(Ok(tcp)) => {

@@ -63,9 +63,9 @@ pub struct Service {
     pub password: Secret,
 }
 
-/// What the files of a backend's config hold.
+/// What a backend's files hold.
 #[derive(Debug)]
-pub struct Accounts {
+pub struct BackendFiles {
     /// The name to verify and the TLS of each endpoint, in their order.
     pub tls: Vec<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
     /// The service account, if there is one.
@@ -225,14 +225,14 @@ impl Backend {
     #[must_use]
     pub fn new(
         settings: &config::Backend,
-        accounts: Accounts,
+        files: BackendFiles,
         untagged_limit: usize,
         own: &Arc<[SocketAddr]>,
         metrics: &Arc<Metrics>,
         previous: Option<&Self>,
     ) -> Self {
         let name: Arc<str> = settings.name.as_str().into();
-        let Accounts { tls, service, probe } = accounts;
+        let BackendFiles { tls, service, probe } = files;
         let endpoints = std::iter::zip(&settings.endpoints, tls).map(|(endpoint, (server_name, tls_config))| {
             let kept = previous.and_then(|previous| previous.endpoints.get(endpoint.protocol.name));
             let new = || Arc::new(Pool::new(&name, endpoint, &settings.health, own));
@@ -290,8 +290,7 @@ impl Backend {
             // A backend that is down is told before anybody waits for a turn there.
             endpoint.candidates().await?;
             let place = self.turn(endpoint).await?;
-            let candidates = endpoint.candidates().await?;
-            Ok((place, endpoint.approach(candidates, deadline, &settings).await?))
+            Ok((place, endpoint.approach(deadline, &settings).await?))
         };
         let approached = timeout_at(deadline, approach).await.map_err(late).flatten();
         phases.connect = Some(began.elapsed());

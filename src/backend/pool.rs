@@ -16,6 +16,7 @@ use super::BackendError;
 use super::health::{Breaker, PATIENCE, Ramp, SPACING, Standing};
 use super::resolve::{Unresolved, look_up};
 use crate::config::{self, Address, Probe};
+use crate::log::Escaped;
 
 /// How long an answer of the resolver is used. The system's resolver tells no time to live; this is
 /// short enough for a move by DNS and long enough to keep it out of a busy login path.
@@ -213,7 +214,9 @@ impl Pool {
         }
         let usable = roster.usable();
         drop(roster);
-        warn!(backend = &*self.backend, protocol = self.protocol, %address, usable, reason, "backend address is down");
+        // It may quote what the peer's certificate says.
+        let reason = Escaped(reason.as_bytes());
+        warn!(backend = &*self.backend, protocol = self.protocol, %address, usable, %reason, "backend address is down");
     }
 
     /// An attempt showed that the server is well, as far as this proof goes.

@@ -114,6 +114,18 @@ fn a_dead_backend_is_told_quickly_and_taken_back_by_the_first_login() {
 }
 
 #[test]
+fn a_connection_refused_for_a_moment_is_tried_again() {
+    let port = crate::kit::process::free_port();
+    let usher = Usher::start(at(local(port)).set("/routing/backends/0/timeout", "2s"));
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.send(format!("x LOGIN alice \"{}\"\r\n", password_of("alice")));
+    // By now nobody was there.
+    usher.wait_metric("usher_backend_logins_in_flight", &[], 1.0);
+    let _backend = Scripted::welcoming_at(port);
+    imap.reply("x").ok();
+}
+
+#[test]
 fn a_black_hole_is_told_quickly_once_it_is_known() {
     let hole = BlackHole::open();
     let usher = Usher::start(at(local(hole.port)));
