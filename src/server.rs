@@ -1,5 +1,8 @@
 //! The running process: bind, start, reload, stop. Wiring only; what it starts is in other rooms.
 
+mod drain;
+mod watch;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -14,24 +17,22 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::admin::control::{self, ReloadRequest};
 use crate::config::{self, Config, ListenerTls, Problem};
-use crate::files::{self, Files};
+use crate::files::{self, Files, Fingerprint};
 use crate::listener::{self, Bound};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::unix_now;
-use crate::snapshot::{Shared, Snapshot, Stage};
+use crate::snapshot::{Shared, Snapshot};
 use crate::{sys, tls};
 
 /// How often the directory is asked until it has answered once.
 const FIRST_ANSWER_PAUSE: Duration = Duration::from_secs(1);
-/// How long closed sessions may take to say goodbye at the end.
-const LAST_FAREWELL: Duration = Duration::from_secs(3);
 /// Two sockets a session, and some for everything else.
 const SPARE_DESCRIPTORS: u64 = 256;
 
@@ -112,7 +113,7 @@ pub async fn run(file: PathBuf) -> Result<(), StartError> {
     let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
     let shared = Shared::new(snapshot, metrics, log);
     let (reloads, requests) = mpsc::channel(4);
-    let mut server = Server { file, shared, listeners: HashMap::new(), reloads };
+    let mut server = Server { file, shared, listeners: HashMap::new(), reloads, refused: None };
     server.start().await?;
     server.serve(stop, hangup, requests).await;
     Ok(())
@@ -146,6 +147,8 @@ struct Server {
     listeners: HashMap<ListenerKey, JoinHandle<()>>,
     /// Kept here as well, so that the channel stays open without a control socket.
     reloads: mpsc::Sender<ReloadRequest>,
+    /// Changed files that were refused already: their mistakes are told once.
+    refused: Option<Fingerprint>,
 }
 
 impl Server {
@@ -180,6 +183,13 @@ impl Server {
         for warning in &snapshot.config.warnings {
             warn!(%warning, "the configuration is suspicious");
         }
+        self.certificates_in_force(snapshot);
+    }
+
+    /// The part of it that follows from the certificates.
+    fn certificates_in_force(&self, snapshot: &Snapshot) {
+        let metrics = &self.shared.metrics;
+        metrics.certificate_last_reload_successful.set(1);
         metrics.certificate_expiry.reset();
         for served in snapshot.tls.certificates() {
             let chain = served.chain.display().to_string();
@@ -222,6 +232,7 @@ impl Server {
                     // Whoever asked may be gone.
                     let _ = answer.send(outcome);
                 }
+                () = sleep(self.shared.snapshot.load().config.tls.reload_interval) => self.refresh().await,
             }
         }
         self.drain(&mut stop).await;
@@ -272,6 +283,7 @@ impl Server {
         // New listeners are bound before anything changes: if one fails, nothing has.
         let bound = bind_new(&snapshot.config, &self.listeners).map_err(|error| vec![error.to_string()])?;
         self.in_force(&snapshot);
+        self.refused = None;
         self.shared.log.set_level(snapshot.config.log.level);
         let wanted: Vec<ListenerKey> = snapshot.config.listeners.iter().map(listener_key).collect();
         self.shared.snapshot.store(Arc::new(snapshot));
@@ -285,36 +297,6 @@ impl Server {
         });
         self.accept(bound);
         Ok(())
-    }
-
-    /// Lets load balancers look away, stops accepting, waits for the sessions, closes the rest.
-    async fn drain(mut self, stop: &mut StopSignals) {
-        let settings = self.shared.snapshot.load().config.drain.clone();
-        let _ = sd_notify::notify(&[NotifyState::Stopping]);
-        info!(sessions = self.shared.registry.count(), delay = ?settings.delay, deadline = ?settings.deadline, "draining");
-        self.shared.stage.send_replace(Stage::Leaving);
-        // A second signal means now.
-        let hurried = tokio::select! {
-            () = sleep(settings.delay) => false,
-            () = stop.recv() => true,
-        };
-        for (_, task) in self.listeners.drain() {
-            task.abort();
-        }
-        self.shared.stage.send_replace(Stage::Draining);
-        if !hurried {
-            tokio::select! {
-                _ = timeout(settings.deadline, self.shared.vacated()) => {}
-                () = stop.recv() => {}
-            }
-        }
-        self.shared.stage.send_replace(Stage::Closing);
-        let _ = timeout(LAST_FAREWELL, self.shared.vacated()).await;
-        if let Some(settings) = &self.shared.snapshot.load().config.control {
-            // A socket that is left behind is replaced at the next start.
-            let _ = std::fs::remove_file(&settings.path);
-        }
-        info!("stopped");
     }
 }
 

@@ -15,7 +15,7 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::directory::ldap::Ldap;
-use crate::files::Files;
+use crate::files::{Files, Fingerprint};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub directory: Arc<Ldap>,
     /// The backends, in the order of `routing.backends`.
     pub backends: Vec<Backend>,
+    /// What the files looked like.
+    pub fingerprint: Fingerprint,
 }
 
 impl Snapshot {
@@ -50,7 +52,7 @@ impl Snapshot {
         let backends = std::iter::zip(&config.routing.backends, files.backends)
             .map(|(settings, files)| Backend::new(settings, files.tls, files.service, untagged_limit, &own))
             .collect();
-        Self { config, tls: files.tls, authn, directory, backends }
+        Self { config, tls: files.tls, authn, directory, backends, fingerprint: files.fingerprint }
     }
 }
 
@@ -61,10 +63,8 @@ pub enum Stage {
     Serving,
     /// `/ready` is 503 so that load balancers look away; still accepting and serving.
     Leaving,
-    /// No new connection, no new login; sessions go on.
+    /// No new connection, no new login; sessions are closed one by one.
     Draining,
-    /// The deadline has come: sessions are closed.
-    Closing,
 }
 
 /// What every snapshot and session shares.

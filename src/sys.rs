@@ -1,7 +1,10 @@
 //! What only the operating system knows: limits, socket options, which addresses are ours.
 
+use std::fs::Metadata;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -53,6 +56,21 @@ pub fn raise_open_files() -> u64 {
     in_force.unwrap_or(u64::MAX)
 }
 
+/// Whether more people may read or change a file with a secret than its owner and, to read it, its
+/// group; `Some` has the mode. systemd's credentials and `root:usher 0640` are as they should be.
+#[must_use]
+pub fn exposed(file: &Metadata) -> Option<u32> {
+    let mode = file.mode() & 0o7777;
+    (mode & 0o027 != 0).then_some(mode)
+}
+
+/// What to do about an [`exposed`] file.
+#[must_use]
+pub fn exposed_words(path: &Path, mode: u32) -> String {
+    let path = path.display();
+    format!("{path} holds a secret that others can read or change (mode {mode:04o}): run `chmod 640 {path}`")
+}
+
 /// The number of a group, by its name or as a number.
 ///
 /// # Errors
@@ -85,6 +103,26 @@ mod tests {
         let one = [at("127.0.0.1:993")];
         assert!(is_own(at("127.0.0.1:993"), &one));
         assert!(!is_own(at("127.0.0.2:993"), &one));
+    }
+
+    #[test]
+    fn secrets_are_for_their_owner_and_readable_for_their_group() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (mode, exposed_mode) in [
+            (0o400, None),
+            (0o600, None),
+            (0o440, None),
+            (0o640, None),
+            (0o644, Some(0o644)),
+            (0o604, Some(0o604)),
+            (0o660, Some(0o660)),
+            (0o601, Some(0o601)),
+        ] {
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(exposed(&file.as_file().metadata().unwrap()), exposed_mode, "{mode:o}");
+        }
+        assert!(exposed_words(Path::new("/k"), 0o644).ends_with("(mode 0644): run `chmod 640 /k`"));
     }
 
     #[test]

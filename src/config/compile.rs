@@ -146,6 +146,7 @@ fn tls(tls: &Section<'_>) -> Option<Tls> {
         node.problem("needs `client_ca`: the CA that client certificates must come from");
     }
     let client_certificate_required = client_certificate.map_or(Some(false), |node| node.word(&words));
+    let reload_interval = tls.duration("reload_interval", MINUTE, SECOND..=DAY);
     Some(Tls {
         certificates: certificates?,
         min_version: min_version?,
@@ -153,6 +154,7 @@ fn tls(tls: &Section<'_>) -> Option<Tls> {
         cipher_suites: suites.map(|(suites, _)| suites.into_iter().flatten().map(names::suite_name).collect()),
         client_ca: client_ca.flatten(),
         client_certificate_required: client_certificate_required?,
+        reload_interval: reload_interval?,
     })
 }
 
@@ -226,7 +228,8 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
 fn drain(drain: &Section<'_>) -> Option<Drain> {
     let delay = drain.duration("delay", 0, 0..=10 * MINUTE);
     let deadline = drain.duration("deadline", 30 * SECOND, 0..=DAY);
-    Some(Drain { delay: delay?, deadline: deadline? })
+    let max_closes_per_second = drain.integer("max_closes_per_second", 100, 1..=100_000);
+    Some(Drain { delay: delay?, deadline: deadline?, max_closes_per_second: max_closes_per_second? })
 }
 
 fn admin(admin: &Section<'_>, addresses: &mut Addresses) -> Option<Admin> {

@@ -94,6 +94,8 @@ pub struct Tls {
     pub client_ca: Option<PathBuf>,
     /// Whether a client must show a certificate.
     pub client_certificate_required: bool,
+    /// How often the files that the config names are looked at again.
+    pub reload_interval: Duration,
 }
 
 /// A certificate chain and its private key.
@@ -325,6 +327,8 @@ pub struct Drain {
     pub delay: Duration,
     /// How long sessions may go on after that.
     pub deadline: Duration,
+    /// How fast they are closed until then, at the most.
+    pub max_closes_per_second: u32,
 }
 
 /// The side port.

@@ -15,6 +15,7 @@ mod dialogue;
 mod directory;
 mod flood;
 mod layers;
+mod lifecycle;
 mod listener_tls;
 mod login;
 mod metrics;

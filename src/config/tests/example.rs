@@ -71,6 +71,7 @@ fn what_is_commented_out_is_the_default() {
         assert_eq!(part(&config), part(&default), "{key}");
     };
     same("groups", "tls");
+    same("reload_interval", "tls");
     same("plaintext", "directory");
     same("bind_connections", "directory");
     same("pass_backend_refusals", "routing");

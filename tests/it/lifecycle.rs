@@ -1,0 +1,153 @@
+//! What happens to a running usher: certificates that change, files that are too open, an end that
+//! is spread out.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::kit::certs::{Leaf, Pair};
+use crate::kit::scripted::{GREETING, Scripted};
+use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
+
+/// A backend that takes everybody.
+fn backend() -> Scripted {
+    Scripted::tls(|peer| {
+        peer.send(GREETING);
+        if let Some(tag) = peer.take_login() {
+            peer.send(format!("{tag} OK [CAPABILITY IMAP4rev1] welcome\r\n"));
+            peer.answer_everything();
+        }
+    })
+}
+
+fn login(usher: &Usher) -> Imap {
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.login("alice", &password_of("alice")).ok();
+    imap
+}
+
+/// Puts this pair where the configuration names its certificate.
+fn install(config: &Config, pair: &Pair) {
+    config.file("served.key", std::fs::read(&pair.key).unwrap());
+    config.file("served.pem", std::fs::read(&pair.chain).unwrap());
+}
+
+fn shown(usher: &Usher) -> rustls::pki_types::CertificateDer<'static> {
+    Imap::tls(usher.imaps_port()).connection().peer_certificates().unwrap()[0].clone()
+}
+
+#[test]
+fn a_renewed_certificate_is_used_without_being_told_and_a_bad_one_never() {
+    let leaf = |name| world().certificates.leaf(name, Leaf::server(&["usher.example.com"]));
+    let (first, second, third) = (leaf("watched-1"), leaf("watched-2"), leaf("watched-3"));
+    let expired = Leaf { expired: true, ..Leaf::server(&["usher.example.com"]) };
+    let expired = world().certificates.leaf("watched-expired", expired);
+    let peer = backend();
+    let config = Config::with_directory(slapd())
+        .scripted(&peer)
+        .set("/tls/certificates", json!([{"chain": "served.pem", "key": "served.key"}]))
+        .set("/tls/reload_interval", "1s");
+    install(&config, &first);
+    let usher = Usher::start(config);
+    let mut session = login(&usher);
+    assert_eq!(shown(&usher), first.certificates()[0]);
+
+    install(&usher.config, &second);
+    usher.wait_metric("usher_certificate_reloads_total", &[("result", "ok")], 1.0);
+    assert_eq!(shown(&usher), second.certificates()[0]);
+
+    let refused = |word: &str| {
+        let words = |line: &serde_json::Value| line["problem"].as_str().is_some_and(|problem| problem.contains(word));
+        usher.wait_log("a changed file is refused; its old content stays in force", words);
+        usher.wait_metric("usher_certificate_last_reload_successful", &[], 0.0);
+        assert_eq!(shown(&usher), second.certificates()[0], "{word}");
+    };
+    usher.config.file("served.pem", std::fs::read(&third.chain).unwrap());
+    refused("does not belong");
+    install(&usher.config, &expired);
+    refused("expired");
+    usher.config.file("served.pem", "nonsense");
+    refused("holds no PEM certificate");
+    std::fs::remove_file(usher.config.path("served.key")).unwrap();
+    refused("cannot read");
+    install(&usher.config, &first);
+    usher.wait_metric("usher_certificate_last_reload_successful", &[], 1.0);
+    assert_eq!(shown(&usher), first.certificates()[0]);
+    session.command("NOOP").ok();
+    assert_eq!(usher.metric("usher_config_last_reload_successful", &[]), 1.0);
+}
+
+#[test]
+fn secrets_that_others_can_read_are_refused_with_what_to_do() {
+    let config = Config::shared();
+    let file = config.write();
+    let password = config.path("ldap.password");
+    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o644)).unwrap();
+    for command in ["check", "run"] {
+        let said = crate::kit::usher::command(&config, &[command], b"");
+        assert_eq!(said.code, 78, "{said:#?}");
+        let all = said.stdout + &said.stderr;
+        let wanted = format!("run `chmod 640 {}`", password.display());
+        let line = all.lines().find(|line| line.contains("directory.bind_password_file")).expect("its key is named");
+        assert!(line.starts_with(&format!("{}:", file.display())) && line.contains(&wanted), "{all}");
+    }
+}
+
+#[test]
+fn sessions_are_closed_one_by_one_until_the_deadline() {
+    let peer = backend();
+    let config = Config::with_directory(slapd()).scripted(&peer);
+    let usher = Usher::start(config.set("/drain", json!({"deadline": "3s", "max_closes_per_second": 2})));
+    let sessions: Vec<Imap> = (0..8).map(|_| login(&usher)).collect();
+    let began = Instant::now();
+    usher.terminate();
+    // Two a second until the deadline of three, then the rest at once.
+    for (nth, soonest) in (1..).zip([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.0, 3.0]) {
+        let end = usher.wait_nth_log(nth, "end", |_| true);
+        assert_eq!(end["cause"], "drain", "{end}");
+        let after = began.elapsed().as_secs_f64();
+        assert!(after >= soonest && after < soonest + 3.0, "end {nth} came after {after} s, not {soonest} s");
+    }
+    let ended = Instant::now();
+    assert_eq!(usher.exit_code(), 0);
+    assert!(ended.elapsed() < Duration::from_secs(5));
+    drop(sessions);
+}
+
+/// A duration of the configuration or of a unit file, in seconds.
+fn seconds(text: &str) -> u64 {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let scale = match unit {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3_600,
+        _ => panic!("{text}"),
+    };
+    number.parse::<u64>().unwrap() * scale
+}
+
+#[test]
+fn the_unit_waits_for_the_drain_of_every_shipped_config() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let unit = std::fs::read_to_string(root.join("deploy/usher.service")).unwrap();
+    let limit = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).map(seconds).unwrap();
+    let mut seen = 0;
+    for folder in [root.to_owned(), root.join("deploy")] {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.extension().is_none_or(|extension| extension != "yaml") {
+                continue;
+            }
+            let config: serde_json::Value = serde_yaml::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+            if config["listeners"].is_null() {
+                continue;
+            }
+            let of = |key: &str, default: &str| seconds(config["drain"][key].as_str().unwrap_or(default));
+            // Closed sessions say goodbye for three seconds at most.
+            let needed = of("delay", "0s") + of("deadline", "30s") + 3;
+            assert!(needed < limit, "{}: {needed} s, but TimeoutStopSec={limit}", path.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 1, "the shipped configurations were found");
+}
