@@ -145,11 +145,11 @@ impl Authenticator {
         }
     }
 
-    /// Asks again although the cache knows, because a backend refused what the cache said. If the
-    /// password is wrong by now, the whole entry is forgotten.
-    pub async fn decide_again(&self, login: &Login, password: &Secret) -> Decision {
+    /// Asks again although the cache knew `dn`, because a backend refused what the cache said. If the
+    /// password is wrong by now, or the entry is gone, all of it is forgotten.
+    pub async fn decide_again(&self, login: &Login, password: &Secret, dn: &Arc<str>) -> Decision {
         let decision = self.decide(login, password, Ask::Directory).await;
-        if let (Err(Refusal::WrongPassword), Some(dn)) = (&decision.result, &decision.dn) {
+        if let Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::SeveralEntries) = &decision.result {
             self.cache.forget(dn);
         }
         decision

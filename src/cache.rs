@@ -195,6 +195,10 @@ impl Cache {
 
     /// Remembers that the directory refused this password for this DN. Touches no other password.
     pub fn wrong(&self, login: &Login, dn: &Arc<str>, digest: Digest, since: Stamp) {
+        // Where a template made the DN that was bound, its spelling is the client's; the entry's own
+        // is known if somebody got in under this name, and what is known of it must stay in reach.
+        let known = self.names.get(login).filter(|name| is_respelled(&name.dn, dn));
+        let dn = known.as_ref().map_or(dn, |name| &name.dn);
         if !self.holds(dn, since) {
             return;
         }
@@ -252,6 +256,14 @@ impl Cache {
         let hash = usize::try_from(self.slots.hash_one(dn) % (GENERATION_SLOTS as u64)).unwrap_or(0);
         self.forgotten.get(hash)
     }
+}
+
+/// Whether two DNs differ in capitals and blanks alone. DNs that are equal in other ways, or unequal
+/// where capitals matter, cost a bind more and nothing else: this is never asked about a right password.
+fn is_respelled(one: &str, other: &str) -> bool {
+    let letters =
+        |dn: &str| dn.chars().filter(|letter| *letter != ' ').flat_map(char::to_lowercase).collect::<String>();
+    letters(one) == letters(other)
 }
 
 fn bounded<K, V>(capacity: u64, life: Duration) -> moka::sync::Cache<K, V>

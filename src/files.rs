@@ -96,8 +96,11 @@ impl Files {
         let tls = ServerTls::build(&config.tls, place).map_err(|more| problems.extend(more));
         let directory_tls = directory(&config.directory, place).map_err(|more| problems.extend(more));
         let backends = backends(&config.routing, place).map_err(|more| problems.extend(more));
+        problems.extend(control(config.control.as_ref(), place));
         match (tls, directory_tls, backends) {
-            (Ok(tls), Ok(directory_tls), Ok(backends)) => Ok(Self { tls, directory_tls, backends, fingerprint }),
+            (Ok(tls), Ok(directory_tls), Ok(backends)) if problems.is_empty() => {
+                Ok(Self { tls, directory_tls, backends, fingerprint })
+            }
             (_, _, _) => Err(problems),
         }
     }
@@ -110,7 +113,15 @@ pub fn problems(draft: &Draft) -> Vec<Problem> {
     let tls = draft.tls.as_ref().and_then(|tls| ServerTls::build(tls, place).err());
     let directory = draft.directory.as_ref().and_then(|settings| directory(settings, place).err());
     let backends = draft.routing.as_ref().and_then(|routing| backends(routing, place).err());
-    [tls, directory, backends].into_iter().flatten().flatten().collect()
+    let control = control(draft.control.as_ref(), place);
+    [tls, directory, backends].into_iter().flatten().flatten().chain(control).collect()
+}
+
+/// The socket's folder may come with the start (`RuntimeDirectory=`), its group does not.
+fn control(control: Option<&config::Control>, place: &Place) -> Option<Problem> {
+    let group = control?.group.as_ref()?;
+    let message = sys::group_id(group).err().map(|error| format!("{error}; create it, or name another"))?;
+    Some(place.problem("control.group", message))
 }
 
 fn directory(directory: &config::Directory, place: &Place) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
@@ -229,6 +240,7 @@ directory:
 routing:
   backends: [{name: server3, ca: absent.pem, imap: {address: '192.0.2.3:993', tls: implicit}}]
 limits: {connections: none}
+control: {path: control.sock, group: there-is-no-such-group}
 ";
         let mistakes = parse(&folder.path().join("config.yaml"), text).unwrap_err();
         let mut all = mistakes.problems;
@@ -240,6 +252,7 @@ limits: {connections: none}
             ("directory.bind_password_file", 7),
             ("directory.ca", 5),
             ("routing.backends[0].ca", 11),
+            ("control.group", 13),
         ];
         assert_eq!(told, expected, "{all:#?}");
     }

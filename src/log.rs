@@ -47,6 +47,12 @@ pub fn init(settings: &config::Log) -> Guard {
     guard
 }
 
+/// A guard of a log that nobody reads, for the tests of other rooms.
+#[cfg(test)]
+pub(crate) fn unread() -> Guard {
+    build(&config::Log { format: LogFormat::Text, level: LogLevel::Error }, io::sink()).1
+}
+
 fn build(settings: &config::Log, output: impl io::Write + Send + 'static) -> (Dispatch, Guard) {
     let (queue, worker) =
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE).thread_name("log").finish(output);
@@ -59,7 +65,7 @@ fn build(settings: &config::Log, output: impl io::Write + Send + 'static) -> (Di
         LogFormat::Text => Dispatch::new(registry.with(layer.fmt_fields(debug_fn(write_field).delimited(" ")))),
         LogFormat::Json => Dispatch::new(registry.with(layer.json().flatten_event(true).with_span_list(false))),
     };
-    (dispatch, Guard { dropped, level, _worker: worker })
+    (dispatch, Guard { dropped, level, worker: Mutex::new(Some(worker)) })
 }
 
 /// Keeps the log running; dropping it writes out what is queued (for a second at most).
@@ -67,7 +73,7 @@ fn build(settings: &config::Log, output: impl io::Write + Send + 'static) -> (Di
 pub struct Guard {
     dropped: ErrorCounter,
     level: reload::Handle<Targets, Registry>,
-    _worker: WorkerGuard,
+    worker: Mutex<Option<WorkerGuard>>,
 }
 
 impl Guard {
@@ -75,6 +81,12 @@ impl Guard {
     #[must_use]
     pub fn dropped(&self) -> usize {
         self.dropped.dropped_lines()
+    }
+
+    /// Writes out what is queued (for a second at most) and ends the log. To be called at the end of
+    /// the process, whoever else still holds the guard: their tasks are not waited for.
+    pub fn close(&self) {
+        drop(self.worker.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Changes the lowest level written, at a reload.

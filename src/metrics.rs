@@ -69,7 +69,7 @@ pub struct Metrics {
     pub conversations_ended: IntCounterVec,
     /// Directory operations by server, operation and result code.
     pub directory_operations: IntCounterVec,
-    /// Whether the service account's last bind succeeded.
+    /// 0 if the service account's last bind was refused.
     pub directory_service_bind_ok: IntGaugeVec,
     /// Logins at backends by result.
     pub backend_logins: IntCounterVec,
@@ -86,7 +86,7 @@ pub struct Metrics {
     /// When the config in force was taken over, in Unix seconds.
     pub config_last_reload_success_timestamp: Gauge,
     /// Log lines lost because the output was stuck.
-    pub log_dropped: IntGauge,
+    pub log_dropped: IntCounter,
     /// Panics caught: each is a defect to report.
     pub panics: IntCounter,
 }
@@ -153,7 +153,7 @@ impl Metrics {
             ),
             directory_service_bind_ok: gauges(
                 "usher_directory_service_bind_ok",
-                "1 if the service account's last bind succeeded.",
+                "0 if the service account's last bind was refused, else 1.",
                 &["server"],
             ),
             backend_logins: counters(
@@ -192,7 +192,7 @@ impl Metrics {
                     "When the config in force was taken over, Unix time.",
                 )),
             ),
-            log_dropped: gauge("usher_log_dropped_total", "Log lines lost because the log's output was stuck."),
+            log_dropped: counter("usher_log_dropped_total", "Log lines lost because the log's output was stuck."),
             panics: counter("usher_panics_total", "Panics caught; each ended one session at most and is a defect."),
             registry,
         };
@@ -248,7 +248,8 @@ impl Metrics {
                     self.directory_operations.with_label_values(&[server.url.as_str(), operation, code]);
                 }
             }
-            self.directory_service_bind_ok.with_label_values(&[server.url.as_str()]);
+            // A standby that was never asked has refused nobody: an alert on 0 must not ring for it.
+            self.directory_service_bind_ok.with_label_values(&[server.url.as_str()]).set(1);
         }
         self.connections_limit.set(i64::try_from(config.limits.connections).unwrap_or(i64::MAX));
     }
@@ -305,6 +306,19 @@ mod tests {
         ] {
             assert!(text.contains(needle), "{needle} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_server_that_was_never_asked_rings_no_alert() {
+        let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+directory: {servers: ['ldaps://one', 'ldaps://two'], base: dc=x, filter: '(uid={login})'}
+routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
+";
+        let metrics = Metrics::new();
+        metrics.know(&crate::config::parse(std::path::Path::new("/c.yaml"), text).unwrap());
+        let text = metrics.render();
+        assert!(text.contains("usher_directory_service_bind_ok{server=\"ldaps://two\"} 1"), "{text}");
     }
 
     #[test]

@@ -108,6 +108,9 @@ pub async fn run(file: PathBuf) -> Result<(), StartError> {
     let log = log::init(&snapshot.config.log);
     report_panics(&metrics);
     warn_about_descriptors(&snapshot.config);
+    if let Err(error) = sys::forbid_cores() {
+        warn!(%error, "a crash may write a core, which would hold passwords");
+    }
 
     let stop = StopSignals::new().map_err(StartError::Signals)?;
     let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
@@ -235,6 +238,8 @@ impl Server {
                 () = sleep(self.shared.snapshot.load().config.tls.reload_interval) => self.refresh().await,
             }
         }
+        // Who asks for a reload from here on is told at once that there is none.
+        drop(requests);
         self.drain(&mut stop).await;
     }
 
@@ -276,7 +281,7 @@ impl Server {
         let refused = changed.map(|(key, _)| {
             snapshot.config.problem(key, "this needs a restart; put the old value back to reload the rest").to_string()
         });
-        let refused: Vec<String> = refused.collect();
+        let refused: Vec<String> = refused.chain(rebuilt(&snapshot.config, &self.listeners)).collect();
         if !refused.is_empty() {
             return Err(refused);
         }
@@ -302,6 +307,14 @@ impl Server {
 
 fn listener_key(config: &config::Listener) -> ListenerKey {
     (config.address, config.protocol.name, config.tls)
+}
+
+/// Listeners that would have to take over an address from one that is there.
+fn rebuilt(config: &Config, present: &HashMap<ListenerKey, JoinHandle<()>>) -> Vec<String> {
+    let is_rebuilt = |key: &ListenerKey| !present.contains_key(key) && present.keys().any(|other| other.0 == key.0);
+    let numbered = config.listeners.iter().enumerate().filter(|(_, listener)| is_rebuilt(&listener_key(listener)));
+    let words = "a listener's protocol or tls cannot change while it is open: restart, or put the old value back";
+    numbered.map(|(index, _)| config.problem(&format!("listeners[{index}].tls"), words).to_string()).collect()
 }
 
 /// Binds the listeners that are not there yet.
@@ -330,8 +343,11 @@ async fn bind_side_port(config: &Config) -> Result<TcpListener, StartError> {
 
 /// Asks the directory until it answers once: what `/ready` waits for.
 async fn await_directory(shared: Arc<Shared>) {
+    let repeats = log::Repeats::default();
     while let Err(error) = shared.snapshot.load_full().directory.probe().await {
-        warn!(%error, "the directory has not answered yet");
+        if let Some(suppressed) = repeats.allow("first answer", "") {
+            warn!(%error, suppressed, "the directory has not answered yet");
+        }
         sleep(FIRST_ANSWER_PAUSE).await;
     }
     shared.directory_answered.store(true, Ordering::Relaxed);
@@ -359,4 +375,27 @@ fn warn_about_descriptors(config: &Config) {
 
 fn monotonic_now() -> NotifyState<'static> {
     NotifyState::monotonic_usec_now().unwrap_or(NotifyState::Status("reloading"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_that_changes_its_kind_is_told_apart_from_an_address_in_use() {
+        let text = "listeners:
+  - {protocol: imap, address: '127.0.0.1:993', tls: implicit}
+  - {protocol: imap, address: '127.0.0.1:143', tls: implicit}
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
+routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
+";
+        let config = config::parse(Path::new("/c.yaml"), text).unwrap();
+        let key = |port, tls| (SocketAddr::from(([127, 0, 0, 1], port)), "imap", tls);
+        let present = [key(993, ListenerTls::Implicit), key(143, ListenerTls::StartTls)];
+        let present = present.into_iter().map(|key| (key, tokio::spawn(async {}))).collect();
+        let [problem] = rebuilt(&config, &present).try_into().unwrap();
+        assert!(problem.starts_with("/c.yaml:3: listeners[1].tls: "), "{problem}");
+        assert!(rebuilt(&config, &HashMap::new()).is_empty());
+    }
 }

@@ -163,7 +163,7 @@ impl Conversation {
                     Err(refusal) => self.refuse(&mut stream, &refusal).await?,
                 },
                 Step::Quit(quit) => {
-                    let _ = timeout(FAREWELL, stream.shutdown()).await;
+                    leave(&mut stream).await;
                     return Err(match quit {
                         Quit::Logout => Parting::Logout,
                         Quit::Nonsense => Parting::Nonsense,
@@ -228,11 +228,9 @@ impl Conversation {
     /// Ends the conversation with the protocol's parting line.
     async fn part(&mut self, stream: &mut Stream, why: &Refusal, parting: Parting) -> Parting {
         self.front.bye(why, &mut self.out);
-        let farewell = async {
-            stream.send(&mut self.out).await?;
-            stream.shutdown().await
-        };
-        let _ = timeout(FAREWELL, farewell).await;
+        if matches!(timeout(FAREWELL, stream.send(&mut self.out)).await, Ok(Ok(()))) {
+            leave(stream).await;
+        }
         parting
     }
 
@@ -249,8 +247,11 @@ impl Conversation {
         };
         report.emit(&self.visitor, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
         if outcome.as_ref().is_err_and(is_about_credentials) {
-            // Whether the name exists must not show in how long the answer takes (CWE-208).
-            sleep_until(began + self.snapshot.config.limits.failed_login_delay).await;
+            // Whether the name exists must not show in how long the answer takes (CWE-208). Rounded
+            // up, so that a directory slower than the delay tells no more than whole delays.
+            let delay = self.snapshot.config.limits.failed_login_delay;
+            let delays = began.elapsed().as_nanos() / delay.as_nanos().max(1) + 1;
+            sleep_until(began + delay * u32::try_from(delays).unwrap_or(u32::MAX)).await;
         }
         outcome
     }
@@ -278,11 +279,14 @@ impl Conversation {
                     return Ok(Admitted { logged_in, proven, login, backend: Arc::clone(&target.backend.name) });
                 }
                 // Something about this entry was forgotten meanwhile: what it is now decides.
-                Ok(_) => decision = authn.decide(&login, &password, Ask::Directory).await,
+                Ok(_) => {
+                    self.count_backend(target.backend, "ok");
+                    decision = authn.decide(&login, &password, Ask::Directory).await;
+                }
                 // The password or the place may have changed since it was cached: bind again.
                 Err(BackendError::Refused(words)) if decision.by == DecidedBy::Cache => {
                     report.words(&words);
-                    decision = authn.decide_again(&login, &password).await;
+                    decision = authn.decide_again(&login, &password, &proven.identity.entry().dn).await;
                     let fresh = decision.result.as_ref().ok();
                     let fresh = fresh.and_then(|proven| self.target(proven.identity.entry(), &login).ok());
                     if fresh.is_some_and(|fresh| fresh.is(&target)) {
@@ -348,6 +352,20 @@ impl Conversation {
             idle: self.snapshot.config.limits.idle_timeout,
         })
     }
+}
+
+/// Closes so that the last line arrives: a close with unread input is a reset (RFC 9293 section
+/// 3.10.4), which can overtake what was sent. So the client's rest is read and thrown away.
+async fn leave(stream: &mut Stream) {
+    let farewell = async {
+        stream.shutdown().await?;
+        let mut rest = SecretBuf::new();
+        while stream.fill(&mut rest).await? > 0 {
+            rest.clear();
+        }
+        std::io::Result::Ok(())
+    };
+    let _ = timeout(FAREWELL, farewell).await;
 }
 
 /// Whether the answer would tell, by its time, if the name exists.

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +59,14 @@ pub fn bind(settings: &config::Control) -> io::Result<UnixListener> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         let words = format!("another process answers on {}", path.display());
         return Err(io::Error::new(io::ErrorKind::AddrInUse, words));
+    }
+    match fs::symlink_metadata(path) {
+        // A path that was meant for something else: replacing it would destroy a file.
+        Ok(there) if !there.file_type().is_socket() => {
+            let words = format!("{} is there and is no socket", path.display());
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, words));
+        }
+        Ok(_) | Err(_) => {}
     }
     // Bound under another name and moved into place only when its mode is right.
     let mut unready = OsString::from(path);
@@ -160,5 +168,26 @@ async fn request<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -
         answer = exchange => answer,
         // The driver ends by itself only when the other side has closed: the exchange fails then.
         () = async { let _ = connection.await; std::future::pending::<()>().await } => Err(ControlError::Timeout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_no_other_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = config::Control { path: folder.path().join("control.sock"), group: None };
+        fs::write(&settings.path, "precious").unwrap();
+        assert_eq!(bind(&settings).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&settings.path).unwrap(), "precious");
+
+        fs::remove_file(&settings.path).unwrap();
+        let first = bind(&settings).unwrap();
+        assert_eq!(bind(&settings).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        let _second = bind(&settings).unwrap();
+        assert_eq!(fs::metadata(&settings.path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

@@ -1,22 +1,35 @@
 //! The side port: `/metrics`, `/live` and `/ready` over HTTP, for machines that watch.
 //!
-//! It changes nothing and names no user. What steers usher is on the control socket
-//! ([`control`]), which only its owner can open.
+//! It changes nothing and names no user. One request a connection, all of it within
+//! `EXCHANGE_TIMEOUT`, so that no peer can hold its descriptors. What steers usher is on the
+//! control socket ([`control`]), which only its owner can open.
 
 pub mod control;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tracing::error;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
 
 use crate::snapshot::{Shared, Stage};
+
+/// How long a request and its answer may take together.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at a time: some scrapers and health checks.
+const CONNECTIONS: usize = 256;
+/// How long to wait when the system has no descriptor left.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the side port until the task is ended.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
@@ -25,8 +38,24 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
         .with_state(shared);
-    if let Err(error) = axum::serve(listener, router).await {
-        error!(%error, "the side port has ended");
+    exchange(listener, router, EXCHANGE_TIMEOUT).await;
+}
+
+async fn exchange(listener: TcpListener, router: Router, limit: Duration) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // The semaphore is never closed: the loop ends with its task.
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        let Ok((tcp, _)) = listener.accept().await else {
+            sleep(EXHAUSTED_PAUSE).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(tcp), service);
+            // Who is late or breaks the protocol gets no answer; that is all.
+            let _ = timeout(limit, connection).await;
+            drop(place);
+        });
     }
 }
 
@@ -35,7 +64,8 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let rendered = tokio::task::spawn_blocking(move || {
         let entries = shared.snapshot.load().authn.cache().entries();
         shared.metrics.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
-        shared.metrics.log_dropped.set(i64::try_from(shared.log.dropped()).unwrap_or(i64::MAX));
+        let dropped = &shared.metrics.log_dropped;
+        dropped.inc_by((shared.log.dropped() as u64).saturating_sub(dropped.get()));
         shared.metrics.render()
     });
     match rendered.await {
@@ -53,5 +83,29 @@ async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
         (StatusCode::SERVICE_UNAVAILABLE, "the directory has not answered yet\n")
     } else {
         (StatusCode::OK, "ready\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_says_nothing_is_closed_and_another_is_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/live", get(|| async { "live\n" }));
+        tokio::spawn(exchange(listener, router, Duration::from_millis(300)));
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let mut asking = TcpStream::connect(address).await.unwrap();
+        asking.write_all(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        asking.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("live\n"), "{answer}");
+        let closed = timeout(Duration::from_secs(10), silent.read(&mut [0])).await.expect("an end in time");
+        assert_eq!(closed.unwrap(), 0);
     }
 }

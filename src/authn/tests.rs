@@ -14,6 +14,7 @@ const DN: &str = "uid=alice,ou=people";
 struct Scripted {
     password: Mutex<String>,
     down: Mutex<bool>,
+    gone: Mutex<bool>,
     binds: Mutex<Vec<String>>,
 }
 
@@ -25,7 +26,7 @@ impl Directory for Scripted {
             tokio::time::sleep(Duration::from_millis(10)).await;
             let answer = if *self.down.lock().unwrap() {
                 Err(DirectoryError::CannotTell(Trouble::Timeout))
-            } else if login.as_str() != "alice" {
+            } else if login.as_str() != "alice" || *self.gone.lock().unwrap() {
                 Err(DirectoryError::NoEntry)
             } else if guess == *self.password.lock().unwrap() {
                 Ok(Identity::for_tests(DN, &["server3"]))
@@ -121,10 +122,21 @@ async fn asked_again_a_password_that_went_wrong_is_forgotten() {
     let proven = decision.result.unwrap();
     assert!(setup.authn.still_holds(&proven));
     *setup.directory.password.lock().unwrap() = "changed".to_owned();
-    let again = setup.authn.decide_again(&login, &Secret::copy_of(b"sesame")).await;
+    let again = setup.authn.decide_again(&login, &Secret::copy_of(b"sesame"), &DN.into()).await;
     assert_eq!(again.result.unwrap_err(), Refusal::WrongPassword);
     assert!(!setup.authn.still_holds(&proven), "a login that is under way with the old decision must not end in OK");
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::WrongPassword), DecidedBy::Negative));
+}
+
+#[tokio::test(start_paused = true)]
+async fn asked_again_an_entry_that_is_gone_is_forgotten() {
+    let setup = setup();
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+    *setup.directory.gone.lock().unwrap() = true;
+    let login = Login::parse(b"alice").unwrap();
+    let again = setup.authn.decide_again(&login, &Secret::copy_of(b"sesame"), &DN.into()).await;
+    assert_eq!(again.result.unwrap_err(), Refusal::UnknownUser);
+    assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::UnknownUser), DecidedBy::Directory));
 }
 
 #[tokio::test(start_paused = true)]

@@ -222,7 +222,7 @@ impl Backend {
         let late = |_| BackendError::Timeout { timeout: self.timeout };
 
         let began = Instant::now();
-        let connected = timeout_at(deadline, endpoint.connect()).await.map_err(late).flatten();
+        let connected = timeout_at(deadline, endpoint.connect(deadline)).await.map_err(late).flatten();
         phases.connect = Some(began.elapsed());
         let stream = connected?;
 
@@ -242,12 +242,18 @@ impl Backend {
 }
 
 impl Endpoint {
-    /// TCP, and TLS where it comes first.
-    async fn connect(&self) -> Result<Stream, BackendError> {
+    /// TCP, and TLS where it comes first. An address that does not answer may not use up the time of
+    /// the others: each has its share of what is left, and the login itself has one.
+    async fn connect(&self, deadline: Instant) -> Result<Stream, BackendError> {
         let addresses = self.addresses.resolve().await?;
         let mut last = None;
-        for address in addresses.iter().copied() {
-            match TcpStream::connect(address).await {
+        for (at, address) in addresses.iter().copied().enumerate() {
+            let now = Instant::now();
+            let shares = u32::try_from(addresses.len() - at + 1).unwrap_or(u32::MAX);
+            let until = now + deadline.saturating_duration_since(now) / shares;
+            let until = if addresses.len() == 1 { deadline } else { until };
+            let connected = timeout_at(until, TcpStream::connect(address)).await;
+            match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(tcp) => {
                     // Options that cannot be set cost speed or a late end, not the login.
                     let _ = sys::tune(&tcp);
@@ -302,5 +308,47 @@ impl Endpoint {
                 BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpSocket;
+
+    use super::*;
+
+    /// A listener whose queue is full: the system drops what else comes, as a dead host would.
+    async fn silent() -> (tokio::net::TcpListener, Vec<TcpStream>) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let mut waiting = Vec::new();
+        let connect = async || {
+            let connect = TcpStream::connect(listener.local_addr().unwrap());
+            tokio::time::timeout(Duration::from_millis(300), connect).await
+        };
+        while let Ok(stream) = connect().await {
+            waiting.push(stream.unwrap());
+        }
+        (listener, waiting)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_leaves_time_for_the_next() {
+        let (dead, _waiting) = silent().await;
+        let alive = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses = [dead.local_addr().unwrap(), alive.local_addr().unwrap()];
+        let roots = rustls::RootCertStore::empty();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let endpoint = Endpoint {
+            tls: BackTls::StartTls,
+            server_name: ServerName::try_from("server3").unwrap(),
+            tls_config: Arc::new(builder.unwrap().with_root_certificates(roots).with_no_client_auth()),
+            addresses: Addresses::known("server3", &addresses),
+        };
+        let deadline = Instant::now() + Duration::from_millis(1_500);
+        let stream = timeout_at(deadline, endpoint.connect(deadline)).await.expect("time is left").unwrap();
+        assert_eq!(stream.tcp().peer_addr().unwrap(), addresses[1]);
     }
 }

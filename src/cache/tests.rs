@@ -51,6 +51,21 @@ async fn a_right_password_is_known_for_its_time_and_only_that_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wrong_password_under_the_templates_spelling_hides_neither_itself_nor_the_right_one() {
+    let cache = cache();
+    let respelled = Arc::from("UID=Alice, OU=people,DC=example,DC=com");
+    let wrong = |password| cache.wrong(&login("Alice"), &respelled, digest(&cache, password), cache.stamp());
+    wrong("before");
+    assert_eq!(ask(&cache, "Alice", "before"), "wrong");
+    learn_right(&cache, "Alice", "sesame");
+    wrong("after");
+    assert_eq!(ask(&cache, "Alice", "sesame"), "right");
+    assert_eq!(ask(&cache, "Alice", "after"), "wrong");
+    learn_right(&cache, "Alice", "sesame");
+    assert_eq!(ask(&cache, "Alice", "after"), "wrong");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_wrong_password_is_remembered_apart_and_shorter() {
     let cache = cache();
     learn_right(&cache, "alice", "sesame");

@@ -1,7 +1,7 @@
 //! `usher explain LOGIN`: where a user would be sent, and why, from the configuration and the
 //! directory as they are now. Asks for no password unless it is given one.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::Read as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -171,11 +171,7 @@ impl Explanation {
         let mut text = format!("{}\n", self.login.escape_debug());
         let mut line = |name: &str, value: &str| {
             if !value.is_empty() {
-                let _ = writeln!(
-                    text,
-                    "  {name:<13}{}",
-                    value.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'")
-                );
+                let _ = writeln!(text, "  {name:<13}{}", Shown(value));
             }
         };
         line("asked", &self.question);
@@ -187,5 +183,29 @@ impl Explanation {
         line("result", &self.result);
         line("", &self.explanation);
         text
+    }
+}
+
+/// A value as it is, so that a filter can be copied from a terminal; what would move its cursor or is
+/// invisible is escaped.
+struct Shown<'a>(&'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|character| match character {
+            '"' | '\'' | '\\' => f.write_char(character),
+            _ => write!(f, "{}", character.escape_debug()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_can_be_copied() {
+        assert_eq!(Shown(r#"(uid=al\2a) "x" 'y'"#).to_string(), r#"(uid=al\2a) "x" 'y'"#);
+        assert_eq!(Shown("a\r\n\x1b[2J\u{202e}").to_string(), r"a\r\n\u{1b}[2J\u{202e}");
     }
 }

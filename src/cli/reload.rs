@@ -9,7 +9,8 @@ use crate::admin::control::{self, Reloaded};
 pub(super) async fn reload(config: &Path) -> ExitCode {
     let socket = match super::sessions::control_socket(config) {
         Ok(socket) => socket,
-        Err(code) => return code,
+        // Said already; to systemd it is a refused reload like another.
+        Err(_) => return ExitCode::from(FAILED),
     };
     match control::ask::<Reloaded>(&socket, "POST", "/reload").await {
         Ok(Reloaded { reloaded: true, .. }) => {

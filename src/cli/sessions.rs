@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::{CONFIG, OK, UNAVAILABLE, count, fail, fail_config};
 use crate::admin::control;
-use crate::config;
+use crate::config::{self, Mistakes};
 use crate::registry::{Session, unix_now};
 
 #[derive(Debug, clap::Args)]
@@ -66,11 +66,15 @@ fn age(seconds: u64) -> String {
     }
 }
 
-/// The control socket of this configuration.
+/// The control socket of this configuration. Mistakes elsewhere in the file do not matter: the
+/// running usher has another one in force, and it says itself what it thinks of this one.
 pub(super) fn control_socket(file: &Path) -> Result<PathBuf, ExitCode> {
-    let config = config::load(file).map_err(|mistakes| fail_config(&mistakes.problems))?;
-    let control = config.control.map(|control| control.path);
-    control.ok_or_else(|| {
+    let control = match config::load(file) {
+        Ok(config) => config.control,
+        Err(Mistakes { draft: Some(draft), .. }) if draft.control.is_some() => draft.control,
+        Err(Mistakes { problems, .. }) => return Err(fail_config(&problems)),
+    };
+    control.map(|control| control.path).ok_or_else(|| {
         fail(
             CONFIG,
             format!("{} has no control socket; add `control: {{path: /run/usher/control.sock}}`", file.display()),
@@ -80,7 +84,17 @@ pub(super) fn control_socket(file: &Path) -> Result<PathBuf, ExitCode> {
 
 #[cfg(test)]
 mod tests {
-    use super::age;
+    use super::{age, control_socket};
+
+    #[test]
+    fn a_mistake_elsewhere_does_not_hide_the_control_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.yaml");
+        std::fs::write(&file, "listenerz: []\ncontrol: {path: control.sock}\n").unwrap();
+        assert_eq!(control_socket(&file).unwrap(), folder.path().join("control.sock"));
+        std::fs::write(&file, "control: [\n").unwrap();
+        assert!(control_socket(&file).is_err());
+    }
 
     #[test]
     fn ages_have_two_units_at_most() {

@@ -37,11 +37,16 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let limits = root.section("limits", limits).flatten();
     let drain = root.section("drain", drain).flatten();
     let admin = root.section("admin", |admin| self::admin(admin, &mut addresses)).flatten();
-    let control = root.get("control").map(|control| control.section(self::control).flatten());
+    let control = root.get("control").and_then(|control| control.section(self::control).flatten());
     let log = root.section("log", log).flatten();
     let place = Arc::clone(root.place());
-    let draft =
-        Draft { tls: tls.clone(), directory: directory.clone(), routing: routing.clone(), place: Arc::clone(&place) };
+    let draft = Draft {
+        tls: tls.clone(),
+        directory: directory.clone(),
+        routing: routing.clone(),
+        control: control.clone(),
+        place: Arc::clone(&place),
+    };
     let config = || {
         Some(Config {
             file,
@@ -53,7 +58,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             limits: limits?,
             drain: drain?,
             admin: admin?,
-            control: control.flatten(),
+            control,
             log: log?,
             warnings: Vec::new(),
             place,

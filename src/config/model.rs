@@ -45,7 +45,7 @@ pub struct Config {
 }
 
 /// The sections that name files, as far as each is sound: what can still be checked of a config
-/// that cannot be used.
+/// that cannot be used, and where a running usher that still uses the old one can be asked.
 #[derive(Debug, Clone)]
 pub struct Draft {
     /// TLS towards clients.
@@ -54,6 +54,8 @@ pub struct Draft {
     pub directory: Option<Directory>,
     /// Backends and who goes where.
     pub routing: Option<Routing>,
+    /// The control socket.
+    pub control: Option<Control>,
     /// Where each key stands.
     pub place: Arc<Place>,
 }

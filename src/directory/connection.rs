@@ -116,7 +116,7 @@ pub(super) struct Found {
     pub(super) code: u32,
     /// How many entries came.
     pub(super) entries: usize,
-    /// The first of them.
+    /// The first of them; `None` also if it is out of bounds.
     pub(super) first: Option<Entry>,
 }
 
@@ -192,7 +192,7 @@ impl Connection {
             }
             found.entries += 1;
             if found.entries == 1 {
-                found.first = Some(read_entry(message.0, wanted).ok_or(Fault::Malformed)?);
+                found.first = read_entry(message.0, wanted).ok_or(Fault::Malformed)?;
             }
         }
         // Success only if a final result said so: without one, finish() reports 88.
@@ -339,12 +339,14 @@ async fn start_tls(stream: std::net::TcpStream) -> Result<(), Fault> {
     answer.success().map(|_| ()).map_err(|error| told(&error))
 }
 
-/// Reads a SearchResultEntry (RFC 4511 section 4.5.2); `None` if it is none, or out of bounds.
-fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Entry> {
+/// Reads a SearchResultEntry (RFC 4511 section 4.5.2); `None` if it is none. One that is out of bounds
+/// may have been filled by its owner: that is no evidence of anything (`Some(None)`), and no reason
+/// to think ill of the server.
+fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Option<Entry>> {
     let mut parts = message.expect_constructed()?.into_iter();
     let dn = String::from_utf8(parts.next()?.expect_primitive()?).ok()?;
     if dn.len() > MAX_DN {
-        return None;
+        return Some(None);
     }
     let mut entry = Entry { dn: dn.into(), mail_hosts: Vec::new(), logins: Vec::new() };
     for attribute in parts.next()?.expect_constructed()? {
@@ -361,7 +363,7 @@ fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Entry> {
             let bytes = value.expect_primitive()?;
             // Cutting a name short, or a list, would make another name or a unique one of it.
             if bytes.len() > MAX_VALUE || entry.mail_hosts.len().max(entry.logins.len()) >= MAX_VALUES {
-                return None;
+                return Some(None);
             }
             // What is not UTF-8 keeps its replacement characters and so matches no name.
             let value = String::from_utf8_lossy(&bytes).into_owned();
@@ -373,7 +375,7 @@ fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Entry> {
             }
         }
     }
-    Some(entry)
+    Some(Some(entry))
 }
 
 /// The attribute type of an attribute description: `mailHost` of `mailHost;lang-de`.

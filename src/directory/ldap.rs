@@ -186,7 +186,8 @@ impl Ldap {
         match found {
             Found { entries: 2.., .. } | Found { code: SIZE_LIMIT, .. } => Err(DirectoryError::SeveralEntries),
             Found { code: 0, first: Some(entry), .. } => self.named(entry, trace),
-            Found { code: 0, first: None, .. } => Err(DirectoryError::NoEntry),
+            Found { code: 0, entries: 0, .. } => Err(DirectoryError::NoEntry),
+            Found { code: 0, first: None, .. } => Err(told(trace, |server| Trouble::Malformed { server })),
             Found { code, .. } => Err(told(trace, |server| Trouble::Result { server, operation: "search", code })),
         }
     }
@@ -195,6 +196,7 @@ impl Ldap {
     fn readable(&self, found: Found, trace: &Trace) -> Result<Entry, DirectoryError> {
         match found {
             Found { code: 0, entries: 1, first: Some(entry) } => self.named(entry, trace),
+            Found { code: 0, entries: 1, first: None } => Err(told(trace, |server| Trouble::Malformed { server })),
             // Success without an entry: the access rules hide it. Nothing tells where its mail is.
             Found { code, .. } => Err(told(trace, |server| Trouble::Result { server, operation: "read", code })),
         }

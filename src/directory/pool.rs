@@ -139,7 +139,7 @@ impl Tries {
                 self.spare = false;
                 self.last = trouble;
             }
-            Failure::Unsure(trouble) => return Err(DirectoryError::CannotTell(trouble)),
+            Failure::Unsure(trouble) | Failure::Answered(trouble) => return Err(DirectoryError::CannotTell(trouble)),
         }
         Ok(())
     }

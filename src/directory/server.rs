@@ -19,6 +19,7 @@ use super::pool::{Health, jittered};
 use super::service::Opening;
 use super::{Trace, Trouble};
 use crate::config::{self, ServiceAccount};
+use crate::log::Repeats;
 use crate::metrics::Metrics;
 
 /// How connections are kept; fixed in production, turned by tests.
@@ -59,6 +60,9 @@ pub(super) enum Failure {
     Unasked(Trouble),
     /// It may have been asked, and said nothing, or nothing certain.
     Unsure(Trouble),
+    /// It answered a bind with nothing certain. The guess may have been counted, so no other server
+    /// gets it as well: one guess is one answered bind.
+    Answered(Trouble),
 }
 
 impl Failure {
@@ -66,12 +70,13 @@ impl Failure {
     fn after_sending(self) -> Self {
         match self {
             Self::Unasked(trouble) | Self::Unsure(trouble) => Self::Unsure(trouble),
+            Self::Answered(trouble) => Self::Answered(trouble),
         }
     }
 
     pub(super) fn trouble(self) -> Trouble {
         match self {
-            Self::Unasked(trouble) | Self::Unsure(trouble) => trouble,
+            Self::Unasked(trouble) | Self::Unsure(trouble) | Self::Answered(trouble) => trouble,
         }
     }
 }
@@ -127,6 +132,7 @@ pub(super) struct Server {
     /// Until when the service account is not tried again, and the code of its refusal.
     pub(super) refused: Mutex<Option<(Instant, u32)>>,
     sweeping: AtomicBool,
+    pub(super) repeats: Repeats,
 }
 
 impl Server {
@@ -162,6 +168,7 @@ impl Server {
             permits: Arc::new(Semaphore::new(settings.bind_connections.max(1) as usize)),
             refused: Mutex::new(None),
             sweeping: AtomicBool::new(false),
+            repeats: Repeats::default(),
         }
     }
 
@@ -303,17 +310,22 @@ impl Server {
             }
             return Ok(());
         }
-        warn!(server = %self.url, operation, code, "directory server is unsure");
+        if let Some(suppressed) = self.repeats.allow(operation, "unsure") {
+            warn!(server = %self.url, operation, code, suppressed, "directory server is unsure");
+        }
         // 80 (other) may be about one entry; the whole server is put aside for 51 and 52 only.
         if code != 80 {
             self.health.failed(&self.tuning);
         }
-        Err(Failure::Unsure(Trouble::Result { server: self.url.clone(), operation, code }))
+        let trouble = Trouble::Result { server: self.url.clone(), operation, code };
+        Err(if operation == "bind" { Failure::Answered(trouble) } else { Failure::Unsure(trouble) })
     }
 
     /// Notes a fault, puts the server aside and closes its idle connections.
     pub(super) fn failed(&self, operation: &'static str, fault: &Fault) -> Trouble {
-        warn!(server = %self.url, operation, reason = %fault, "directory server failed");
+        if let Some(suppressed) = self.repeats.allow(operation, "failed") {
+            warn!(server = %self.url, operation, reason = %fault, suppressed, "directory server failed");
+        }
         self.health.failed(&self.tuning);
         locked(&self.idle).clear();
         let server = self.url.clone();

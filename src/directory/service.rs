@@ -160,7 +160,9 @@ impl Server {
         }
         let file = account.password_file.display();
         let unusable = |reason: String| {
-            error!(server = %self.url, %file, %reason, "the service account's password cannot be used");
+            if let Some(suppressed) = self.repeats.allow("password", "") {
+                error!(server = %self.url, %file, %reason, suppressed, "the service account's password cannot be used");
+            }
             Trouble::Connection { server: self.url.clone(), reason: format!("{file}: {reason}") }
         };
         let read = tokio::time::timeout(self.patience, tokio::fs::read(&account.password_file)).await;

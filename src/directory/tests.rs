@@ -121,8 +121,6 @@ fn code(result: Result<impl std::fmt::Debug, DirectoryError>) -> (&'static str, 
     }
 }
 
-type Of = fn(&Seen) -> bool;
-
 fn is_search(seen: &Seen) -> bool {
     seen.base().is_some()
 }
@@ -265,22 +263,29 @@ async fn an_entry_that_the_user_may_not_read_is_no_refusal() {
 #[tokio::test]
 async fn busy_and_unavailable_go_to_the_next_server_once() {
     for name in [Code::Busy, Code::Unavailable, Code::Other] {
-        let operations: [(Of, _); 2] = [(is_search, vec![done(name.clone())]), (is_bind, bound(name.clone()))];
-        for (operation, replies) in operations {
-            let always = vec![replies; 9];
-            let servers = [
-                Scripted::start(first(always.clone(), operation)).await,
-                Scripted::start(first(always, operation)).await,
-                Scripted::start(alice).await,
-            ];
-            let under = Under::new(&[&servers[0], &servers[2]], searching(None));
-            assert_eq!(&*under.alice().await.unwrap().entry().dn, "uid=alice,dc=x");
-            let under = Under::new(&[&servers[0], &servers[1], &servers[2]], searching(None));
-            let before = servers[2].seen().iter().filter(|seen| operation(seen)).count();
-            trouble(under.alice().await);
-            let after = servers[2].seen().iter().filter(|seen| operation(seen)).count();
-            assert_eq!(after, before, "two servers are asked, not three");
-        }
+        let always = vec![vec![done(name)]; 9];
+        let servers = [
+            Scripted::start(first(always.clone(), is_search)).await,
+            Scripted::start(first(always, is_search)).await,
+            Scripted::start(alice).await,
+        ];
+        let under = Under::new(&[&servers[0], &servers[2]], searching(None));
+        assert_eq!(&*under.alice().await.unwrap().entry().dn, "uid=alice,dc=x");
+        let under = Under::new(&[&servers[0], &servers[1], &servers[2]], searching(None));
+        let before = servers[2].searches().len();
+        trouble(under.alice().await);
+        assert_eq!(servers[2].searches().len(), before, "two servers are asked, not three");
+    }
+}
+
+#[tokio::test]
+async fn a_bind_that_was_answered_is_no_other_server_s_guess() {
+    for name in [Code::Busy, Code::Unavailable, Code::Other] {
+        let unsure = Scripted::start(first(vec![bound(name)], is_bind)).await;
+        let next = Scripted::start(alice).await;
+        let under = Under::new(&[&unsure, &next], searching(None));
+        assert!(matches!(trouble(under.alice().await), Trouble::Result { operation: "bind", .. }));
+        assert_eq!((unsure.binds().len(), next.binds().len()), (1, 0));
     }
 }
 
@@ -627,6 +632,36 @@ async fn no_log_line_and_no_error_holds_a_password() {
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     assert!(text.contains("directory server failed"), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test]
+async fn an_entry_out_of_bounds_is_no_fault_of_the_server() {
+    let odd = |seen: &Seen| match seen.base() {
+        Some(_) => vec![entry("uid=alice,dc=x", &[("mailHost", &[&[b'x'; 1_025]])]), done(Code::Success)],
+        None => alice(seen),
+    };
+    let (server, standby) = (Scripted::start(odd).await, Scripted::start(alice).await);
+    let under = Under::new(&[&server, &standby], searching(None));
+    for _ in 0..3 {
+        assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }));
+    }
+    assert_eq!(under.count(&server, "connect", "0"), 1, "its connection is as good as before");
+    assert_eq!(standby.searches().len(), 0, "nobody else need be asked");
+}
+
+#[tokio::test]
+async fn an_outage_is_told_once_in_a_while_and_not_at_each_login() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let output = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(output));
+    let server = Scripted::start(|_: &Seen| vec![Reply::Close]).await;
+    let under = Under::new(&[&server], templated(None));
+    for _ in 0..20 {
+        trouble(under.alice().await);
+    }
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.matches("directory server failed").count(), 1, "{text}");
 }
 
 #[tokio::test]

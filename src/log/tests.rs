@@ -155,6 +155,30 @@ fn a_stuck_output_loses_lines_but_no_time() {
     drop(release);
 }
 
+/// An output that takes its time.
+struct Slow(Page);
+
+impl io::Write for Slow {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        std::thread::sleep(Duration::from_millis(1));
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn the_last_lines_are_written_although_others_still_hold_the_guard() {
+    let page = Page::default();
+    let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), Slow(page.clone()));
+    dispatcher::with_default(&dispatch, || (0..100).for_each(|line| info!(line, "end")));
+    guard.close();
+    assert_eq!(page.0.lock().unwrap().iter().filter(|byte| **byte == b'\n').count(), 100);
+    drop(guard);
+}
+
 #[test]
 fn one_event_is_one_write_to_the_queue() {
     let page = Page::default();

@@ -45,6 +45,7 @@ impl Server {
             let _ = std::fs::remove_file(&settings.path);
         }
         info!("stopped");
+        self.shared.log.close();
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, tcp};
 use super::*;
 use crate::authn::Authenticator;
 use crate::cache::Cache;
-use crate::config::{self, LogFormat, LogLevel};
+use crate::config;
 use crate::directory::ldap::Ldap;
 use crate::directory::{Answer, Directory, Identity, Trace};
 use crate::files::Fingerprint;
@@ -115,7 +115,7 @@ limits: {{{limits}}}
             fingerprint: Fingerprint::of(&config),
             config,
         };
-        let log = crate::log::init(&config::Log { format: LogFormat::Text, level: LogLevel::Error });
+        let log = crate::log::unread();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Self { shared: Shared::new(snapshot, metrics, log), listener }
     }
@@ -156,7 +156,8 @@ impl Client {
         assert_eq!(line, expected);
     }
 
-    async fn is_closed(&mut self) {
+    /// Nothing more comes, and nothing more is said.
+    async fn hears_the_end(mut self) {
         let mut rest = Vec::new();
         timeout(Duration::from_secs(20), self.reader.read_to_end(&mut rest)).await.expect("an end in time").unwrap();
         assert_eq!(rest, b"");
@@ -178,7 +179,7 @@ async fn a_defect_of_the_dialogue_ends_one_connection_and_no_other() {
     let door = Door::open("").await;
     let (mut victim, mut neighbour) = (door.client().await, door.client().await);
     victim.says("defect\n").await;
-    victim.is_closed().await;
+    victim.hears_the_end().await;
     neighbour.says("nobody\n").await;
     neighbour.hears("refused unknown_user\n").await;
     assert_eq!(door.parted("panic"), 1);
@@ -190,7 +191,7 @@ async fn a_client_that_only_waits_is_told_goodbye() {
     let door = Door::open("login_timeout: 200ms").await;
     let mut client = door.client().await;
     client.hears("bye deadline\n").await;
-    client.is_closed().await;
+    client.hears_the_end().await;
     door.shared.vacated().await;
     assert_eq!(door.parted("deadline"), 1);
 }
@@ -206,6 +207,7 @@ async fn dripping_does_not_buy_time() {
         }
     };
     timeout(Duration::from_secs(10), dripping).await.expect("the connection is closed");
+    door.shared.vacated().await;
     assert!(began.elapsed() >= Duration::from_millis(400));
     assert_eq!(door.parted("deadline"), 1);
 }
@@ -233,7 +235,8 @@ async fn guessing_ends_after_the_configured_number() {
     client.says("nobody\n").await;
     client.hears("refused unknown_user\n").await;
     client.hears("bye limit\n").await;
-    client.is_closed().await;
+    client.hears_the_end().await;
+    door.shared.vacated().await;
     assert_eq!(door.parted("failed_logins"), 1);
 }
 
@@ -256,7 +259,7 @@ async fn a_drain_says_goodbye_to_those_who_are_not_logged_in() {
     client.hears("refused unknown_user\n").await;
     door.shared.stage.send_replace(Stage::Draining);
     client.hears("bye draining\n").await;
-    client.is_closed().await;
+    client.hears_the_end().await;
     door.shared.vacated().await;
 }
 

@@ -90,17 +90,20 @@ fn a_client_certificate_is_shown_to_a_backend_that_wants_one() {
 
 #[test]
 fn the_configured_name_is_sent_and_the_session_resumed() {
-    let (sender, names) = std::sync::mpsc::channel();
+    let (sender, handshakes) = std::sync::mpsc::channel();
     let sender = std::sync::Mutex::new(sender);
     let backend = Scripted::tls(move |peer| {
-        let _ = sender.lock().unwrap().send(peer.server_name.clone());
+        let _ = sender.lock().unwrap().send((peer.server_name.clone(), peer.resumed));
         peer.send(GREETING);
         peer.accept_login();
         peer.answer_everything();
     });
     let usher = usher(&backend);
-    login(&usher, "OK");
-    assert_eq!(names.recv().unwrap().as_deref(), Some("server3.example.com"));
+    for resumed in [false, true] {
+        let (mut imap, _) = login(&usher, "OK");
+        imap.command("NOOP").ok();
+        assert_eq!(handshakes.recv().unwrap(), (Some("server3.example.com".into()), resumed));
+    }
 }
 
 #[test]
@@ -169,14 +172,14 @@ fn a_bye_or_an_end_is_an_unavailable_backend() {
 #[test]
 fn what_is_not_ok_is_never_success() {
     let answers: [fn(&str) -> String; 10] = [
-        |tag| format!("{tag} OKAY welcome\r\n"),
-        |tag| format!("{tag} BAD what\r\n"),
-        |tag| format!("{tag}x OK other tag\r\n"),
-        |_| "* OK untagged\r\nA999 OK foreign tag\r\n".into(),
+        |tag| format!("{tag} OKAY [CAPABILITY IMAP4rev1] welcome\r\n"),
+        |tag| format!("{tag} BAD [CAPABILITY IMAP4rev1] what\r\n"),
+        |tag| format!("{tag}x OK [CAPABILITY IMAP4rev1] other tag\r\n"),
+        |_| "* OK untagged\r\nA999 OK [CAPABILITY IMAP4rev1] foreign tag\r\n".into(),
         |tag| format!("{tag}OK no space\r\n"),
         |tag| format!("{tag} \0OK\r\n"),
-        |tag| format!("{tag} PREAUTH welcome\r\n"),
-        |_| "OK no tag\r\n".into(),
+        |tag| format!("{tag} PREAUTH [CAPABILITY IMAP4rev1] welcome\r\n"),
+        |_| "OK [CAPABILITY IMAP4rev1] no tag\r\n".into(),
         |_| "HTTP/1.1 200 OK\r\n\r\n".into(),
         |_| "+ OK\r\n+ OK\r\n+ OK\r\n".into(),
     ];
@@ -185,7 +188,8 @@ fn what_is_not_ok_is_never_success() {
             peer.send(GREETING);
             if let Some(tag) = peer.take_login() {
                 peer.send(answer(&tag));
-                peer.wait_for_end();
+                // Whoever takes that for success finds a session that works.
+                peer.answer_everything();
             }
         });
         let usher = usher(&backend);

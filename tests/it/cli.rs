@@ -1,6 +1,7 @@
 //! The commands: check, explain, sessions, reload, and the exit codes of all of them.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -186,6 +187,34 @@ fn commands_without_a_running_usher_fail() {
     config.write();
     assert_ne!(command(&config, &["reload"], b"").code, 0);
     assert_ne!(command(&config, &["sessions"], b"").code, 0);
+}
+
+#[test]
+fn run_is_what_usher_does_unless_told_otherwise() {
+    let config = Config::shared();
+    let file = config.write_text("listeners: {}\n").display().to_string();
+    assert_eq!(run(BINARY, &["--config", &file], b"").code, 78);
+}
+
+#[test]
+fn systemd_is_told_when_usher_is_ready_and_when_it_stops() {
+    let config = Config::shared();
+    let path = config.path("notify.sock");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let told = |word: &str| {
+        let mut buffer = [0; 4096];
+        loop {
+            let n = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("never told {word}: {error}"));
+            if String::from_utf8_lossy(&buffer[..n]).lines().any(|line| line == word) {
+                return;
+            }
+        }
+    };
+    let usher = Usher::start_with(config, vec![("NOTIFY_SOCKET", path.display().to_string())]);
+    told("READY=1");
+    usher.terminate();
+    told("STOPPING=1");
 }
 
 #[test]

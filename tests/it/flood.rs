@@ -94,6 +94,23 @@ fn out_of_descriptors_sessions_live_and_logins_come_back() {
 }
 
 #[test]
+fn a_log_that_nobody_reads_holds_up_no_login() {
+    let usher = Usher::start(Config::shared());
+    Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
+    let unread = usher.log_unread();
+    // Each of these leaves lines: more than pipe and queue can hold.
+    while usher.metric("usher_log_dropped_total", &[]) < 1.0 {
+        for _ in 0..500 {
+            Imap::silent(usher.imaps_port()).send("no TLS at all\r\n");
+        }
+    }
+    let asked = Instant::now();
+    Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    drop(unread);
+}
+
+#[test]
 fn a_client_before_login_holds_little_memory() {
     const CLIENTS: u64 = 100;
     let usher = Usher::start(Config::shared());

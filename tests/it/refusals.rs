@@ -1,5 +1,7 @@
 //! Who does not get in, what they are told, and what never reaches the directory.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use crate::kit::client::base64;
@@ -144,6 +146,26 @@ fn a_name_that_fits_several_entries_is_refused() {
     }
     assert_eq!(usher.login("twin@example.com")["result"], "several_entries");
     imap.login("castor", &password_of("castor")).ok();
+}
+
+#[test]
+fn a_refusal_takes_its_time_whoever_is_asked_for() {
+    let delay = Duration::from_millis(700);
+    let usher = Usher::start(Config::shared().set("/limits/failed_login_delay", "700ms"));
+    let timed = |login: &str, password: &str| {
+        let mut imap = Imap::tls(usher.imaps_port());
+        let asked = Instant::now();
+        (imap.login(login, password), asked.elapsed())
+    };
+    for (login, password) in [("alice", "wrong"), ("alice", "wrong"), ("nobody", "wrong"), ("alice", "")] {
+        let (reply, taken) = timed(login, password);
+        reply.is("NO [AUTHENTICATIONFAILED]");
+        // The known wrong password, the unknown user and the empty one need no bind, and wait as well.
+        assert!(taken >= delay, "{login} {password}: {taken:?}");
+    }
+    let (reply, taken) = timed("alice", &password_of("alice"));
+    reply.ok();
+    assert!(taken < delay, "{taken:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 
 use super::certs::Pair;
 use super::client::literal_size;
@@ -31,6 +31,8 @@ pub(crate) struct Peer {
     pub(crate) number: usize,
     /// The name that the client asked for in its TLS handshake.
     pub(crate) server_name: Option<String>,
+    /// Whether the TLS session continued an earlier one.
+    pub(crate) resumed: bool,
     tls: Arc<ServerConfig>,
 }
 
@@ -88,8 +90,9 @@ impl Scripted {
                     socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
                     socket.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
                     let number = connections.fetch_add(1, Ordering::SeqCst) + 1;
-                    let (stream, buffer, server_name) = (Stream::Plain(socket), Vec::new(), None);
-                    let mut peer = Peer { stream, buffer, transcript, logins, number, server_name, tls };
+                    let (stream, buffer) = (Stream::Plain(socket), Vec::new());
+                    let (server_name, resumed) = (None, false);
+                    let mut peer = Peer { stream, buffer, transcript, logins, number, server_name, resumed, tls };
                     if !implicit || peer.start_tls() {
                         script(&mut peer);
                     }
@@ -147,6 +150,7 @@ impl Peer {
             }
         }
         self.server_name = connection.server_name().map(ToOwned::to_owned);
+        self.resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
         self.note("--", b"TLS");
         self.stream = Stream::Tls(Box::new(StreamOwned::new(connection, socket)));
         true

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, Read as _, Write as _};
 use std::net::TcpStream;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -20,6 +20,8 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_usher");
 struct Log {
     lines: Mutex<Vec<Value>>,
     more: Condvar,
+    /// Held by a test that does not want the log to be read.
+    unread: Mutex<()>,
 }
 
 /// The last line of a log: nothing can follow it.
@@ -37,7 +39,12 @@ pub(crate) struct Usher {
 impl Usher {
     /// Starts it and waits until it is ready.
     pub(crate) fn start(config: Config) -> Self {
-        let mut usher = Self::spawn(config);
+        Self::start_with(config, vec![])
+    }
+
+    /// As [`Usher::start`], with these environment variables.
+    pub(crate) fn start_with(config: Config, environment: Vec<(&str, String)>) -> Self {
+        let mut usher = Self::spawn(config, environment);
         usher.wait_log("ready", |_| true);
         usher.learn_addresses();
         usher
@@ -45,18 +52,18 @@ impl Usher {
 
     /// Starts it and waits for its sockets only: its directory may be down.
     pub(crate) fn start_unready(config: Config) -> Self {
-        let mut usher = Self::spawn(config);
+        let mut usher = Self::spawn(config, vec![]);
         usher.wait_log("side port listening", |_| true);
         usher.wait_nth_log(2, "listening", |_| true);
         usher.learn_addresses();
         usher
     }
 
-    fn spawn(config: Config) -> Self {
+    fn spawn(config: Config, environment: Vec<(&str, String)>) -> Self {
         super::start_deadline();
         let file = config.write().display().to_string();
         let command = [BINARY, "run", "--config", &file].map(String::from).to_vec();
-        let server = Server { command, environment: vec![], log: None, end: "KILL" };
+        let server = Server { command, environment, log: None, end: "KILL" };
         let (running, output) = server.start();
         let log = Arc::new(Log::default());
         let written = Arc::clone(&log);
@@ -65,6 +72,7 @@ impl Usher {
                 let text = String::from_utf8_lossy(&line).into_owned();
                 // What is no JSON is kept: a panic's message, say.
                 let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+                drop(written.unread.lock());
                 written.lines.lock().unwrap().push(value);
                 written.more.notify_all();
             }
@@ -109,6 +117,11 @@ impl Usher {
     /// The side port's address.
     pub(crate) fn side_port(&self) -> &str {
         &self.side_port
+    }
+
+    /// Leaves the log unread, and its pipe full, while the guard lives.
+    pub(crate) fn log_unread(&self) -> MutexGuard<'_, ()> {
+        self.log.unread.lock().unwrap()
     }
 
     /// Every line logged so far.
