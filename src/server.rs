@@ -62,10 +62,11 @@ pub enum StartError {
 /// # Errors
 /// Every mistake.
 pub fn prepare(file: &Path, metrics: &Arc<Metrics>, previous: Option<&Snapshot>) -> Result<Snapshot, Vec<Problem>> {
-    let config = config::load(file).map_err(|mistakes| {
+    let mut config = config::load(file).map_err(|mistakes| {
         let in_files = mistakes.draft.iter().flat_map(|draft| files::problems(draft));
         mistakes.problems.into_iter().chain(in_files).collect::<Vec<_>>()
     })?;
+    fit_descriptors(&mut config, sys::raise_open_files());
     let mut problems = leads_to_itself(&config);
     match Files::read(&config) {
         Ok(files) if problems.is_empty() => Ok(Snapshot::new(config, files, metrics, previous)),
@@ -107,9 +108,8 @@ pub async fn run(file: PathBuf) -> Result<(), StartError> {
     let snapshot = prepare(&file, &metrics, None).map_err(StartError::Config)?;
     let log = log::init(&snapshot.config.log);
     report_panics(&metrics);
-    warn_about_descriptors(&snapshot.config);
-    if let Err(error) = sys::forbid_cores() {
-        warn!(%error, "a crash may write a core, which would hold passwords");
+    if snapshot.config.process.debug {
+        warn!("process.debug is set: debuggers and cores see passwords");
     }
 
     let stop = StopSignals::new().map_err(StartError::Signals)?;
@@ -275,6 +275,7 @@ impl Server {
         let fixed = [
             ("admin.address", previous.config.admin != snapshot.config.admin),
             ("control", previous.config.control != snapshot.config.control),
+            ("process", previous.config.process != snapshot.config.process),
             ("log.format", previous.config.log.format != snapshot.config.log.format),
         ];
         let changed = fixed.iter().filter(|(_, changed)| *changed);
@@ -365,11 +366,18 @@ fn report_panics(metrics: &Metrics) {
     }));
 }
 
-fn warn_about_descriptors(config: &Config) {
-    let available = sys::raise_open_files();
-    let needed = (config.limits.connections as u64).saturating_mul(2).saturating_add(SPARE_DESCRIPTORS);
-    if needed > available {
-        warn!(available, needed, "limits.connections needs more open files than the system allows; raise LimitNOFILE");
+/// Lowers `limits.connections` to what the system's limit of open files allows, with a warning.
+fn fit_descriptors(config: &mut Config, available: u64) {
+    let fitting = usize::try_from(available.saturating_sub(SPARE_DESCRIPTORS) / 2).unwrap_or(usize::MAX).max(1);
+    let wanted = config.limits.connections;
+    if wanted > fitting {
+        let needed = (wanted as u64).saturating_mul(2).saturating_add(SPARE_DESCRIPTORS);
+        let words = format!(
+            "needs {needed} open files, but the system allows {available}: lowered to {fitting} until LimitNOFILE \
+             (or `ulimit -n`) is raised"
+        );
+        config.warnings.push(config.problem("limits.connections", words));
+        config.limits.connections = fitting;
     }
 }
 
@@ -381,16 +389,33 @@ fn monotonic_now() -> NotifyState<'static> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_listener_that_changes_its_kind_is_told_apart_from_an_address_in_use() {
-        let text = "listeners:
+    const CONFIG: &str = "listeners:
   - {protocol: imap, address: '127.0.0.1:993', tls: implicit}
   - {protocol: imap, address: '127.0.0.1:143', tls: implicit}
 tls: {certificates: [{chain: c.pem, key: k.pem}]}
 directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
 routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
+limits: {connections: 1000}
 ";
-        let config = config::parse(Path::new("/c.yaml"), text).unwrap();
+
+    #[test]
+    fn connections_are_lowered_to_what_the_descriptors_allow() {
+        let mut config = config::parse(Path::new("/c.yaml"), CONFIG).unwrap();
+        config.warnings.clear();
+        fit_descriptors(&mut config, 2_256);
+        assert_eq!((config.limits.connections, config.warnings.len()), (1_000, 0));
+        fit_descriptors(&mut config, 2_255);
+        assert_eq!(config.limits.connections, 999);
+        let [warning] = config.warnings.as_slice() else { panic!("{:?}", config.warnings) };
+        let words = "needs 2256 open files, but the system allows 2255: lowered to 999";
+        assert!(warning.to_string().starts_with(&format!("/c.yaml:7: limits.connections: {words}")), "{warning}");
+        fit_descriptors(&mut config, 3);
+        assert_eq!(config.limits.connections, 1);
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_changes_its_kind_is_told_apart_from_an_address_in_use() {
+        let config = config::parse(Path::new("/c.yaml"), CONFIG).unwrap();
         let key = |port, tls| (SocketAddr::from(([127, 0, 0, 1], port)), "imap", tls);
         let present = [key(993, ListenerTls::Implicit), key(143, ListenerTls::StartTls)];
         let present = present.into_iter().map(|key| (key, tokio::spawn(async {}))).collect();

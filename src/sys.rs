@@ -1,5 +1,7 @@
 //! What only the operating system knows: limits, socket options, which addresses are ours.
 
+pub mod privileges;
+
 use std::fs::Metadata;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -71,18 +73,6 @@ pub fn exposed_words(path: &Path, mode: u32) -> String {
     format!("{path} holds a secret that others can read or change (mode {mode:04o}): run `chmod 640 {path}`")
 }
 
-/// Sees to it that no core of this process is written: it would hold passwords. The limit stops files;
-/// only the attribute stops what a core handler is piped, and debuggers of the same user with it.
-///
-/// # Errors
-/// The system's reason.
-pub fn forbid_cores() -> io::Result<()> {
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    #[cfg(target_os = "linux")]
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-    Ok(())
-}
-
 /// The number of a group, by its name or as a number.
 ///
 /// # Errors
@@ -141,15 +131,5 @@ mod tests {
     fn the_limit_of_open_files_is_never_lowered() {
         let before = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         assert!(raise_open_files() >= before);
-    }
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn no_core_is_written_and_the_process_can_still_look_at_itself() {
-        forbid_cores().unwrap();
-        assert_eq!(getrlimit(Resource::Core).current, Some(0));
-        let behavior = rustix::process::dumpable_behavior().unwrap();
-        assert_eq!(behavior, rustix::process::DumpableBehavior::NotDumpable);
-        // The process metrics count these.
-        assert!(std::fs::read_dir("/proc/self/fd").unwrap().count() > 0);
     }
 }

@@ -12,7 +12,7 @@ use rustls::SupportedCipherSuite;
 
 use super::model::{
     Admin, Cache, CertificateFiles, Config, Control, Draft, Drain, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Tls, TlsVersion,
+    LogLevel, Process, Tls, TlsVersion,
 };
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
@@ -38,6 +38,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let drain = root.section("drain", drain).flatten();
     let admin = root.section("admin", |admin| self::admin(admin, &mut addresses)).flatten();
     let control = root.get("control").and_then(|control| control.section(self::control).flatten());
+    let process = root.section("process", process).flatten();
     let log = root.section("log", log).flatten();
     let place = Arc::clone(root.place());
     let draft = Draft {
@@ -59,6 +60,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             drain: drain?,
             admin: admin?,
             control,
+            process: process?,
             log: log?,
             warnings: Vec::new(),
             place,
@@ -252,6 +254,17 @@ fn control(control: &Section<'_>) -> Option<Control> {
     }
     let group = control.get("group").map(|node| node.parsed(names::unix_group));
     Some(Control { path: path?, group: group.flatten() })
+}
+
+fn process(process: &Section<'_>) -> Option<Process> {
+    let user = process.get("user").map(|node| node.parsed(names::unix_group));
+    let group = process.get("group");
+    if let (Some(node), None) = (&group, &user) {
+        node.problem("needs `user`: the user to become");
+    }
+    let group = group.map(|node| node.parsed(names::unix_group));
+    let debug = process.flag("debug", false)?;
+    Some(Process { user: user.flatten(), group: group.flatten(), debug })
 }
 
 fn log(log: &Section<'_>) -> Option<Log> {

@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 pub use model::{
     Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer, Draft, Drain,
-    Endpoint, Find, Group, LdapScheme, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Routing,
+    Endpoint, Find, Group, LdapScheme, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Process, Routing,
     ServiceAccount, Template, TemplatePart, Tls, TlsVersion,
 };
 pub use names::{cipher_suite, host_key};

@@ -36,6 +36,8 @@ pub struct Config {
     pub admin: Admin,
     /// The control socket, if there is one.
     pub control: Option<Control>,
+    /// The process itself.
+    pub process: Process,
     /// Logging.
     pub log: Log,
     /// What is allowed but suspicious, in the order of the file; worth a warn line at start.
@@ -347,6 +349,17 @@ pub struct Control {
     pub path: PathBuf,
     /// A group that may use it (0660 instead of 0600).
     pub group: Option<String>,
+}
+
+/// The process itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// The user to become when started as root.
+    pub user: Option<String>,
+    /// The group to become; `None`: the user's own.
+    pub group: Option<String>,
+    /// Whether debuggers of the same user are let in, and cores may be written.
+    pub debug: bool,
 }
 
 /// Logging.

@@ -64,6 +64,7 @@ limits:
 drain: {delay: 1s, deadline: 10s, max_closes_per_second: 7}
 admin: {address: "[::1]:9931"}
 control: {path: control.sock, group: mail}
+process: {user: usher, group: mail, debug: true}
 log: {format: json, level: debug}
 "#;
 

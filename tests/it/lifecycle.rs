@@ -7,19 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::kit::certs::{Leaf, Pair};
-use crate::kit::scripted::{GREETING, Scripted};
+use crate::kit::scripted::Scripted;
 use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
-
-/// A backend that takes everybody.
-fn backend() -> Scripted {
-    Scripted::tls(|peer| {
-        peer.send(GREETING);
-        if let Some(tag) = peer.take_login() {
-            peer.send(format!("{tag} OK [CAPABILITY IMAP4rev1] welcome\r\n"));
-            peer.answer_everything();
-        }
-    })
-}
 
 fn login(usher: &Usher) -> Imap {
     let mut imap = Imap::tls(usher.imaps_port());
@@ -43,7 +32,7 @@ fn a_renewed_certificate_is_used_without_being_told_and_a_bad_one_never() {
     let (first, second, third) = (leaf("watched-1"), leaf("watched-2"), leaf("watched-3"));
     let expired = Leaf { expired: true, ..Leaf::server(&["usher.example.com"]) };
     let expired = world().certificates.leaf("watched-expired", expired);
-    let peer = backend();
+    let peer = Scripted::welcoming();
     let config = Config::with_directory(slapd())
         .scripted(&peer)
         .set("/tls/certificates", json!([{"chain": "served.pem", "key": "served.key"}]))
@@ -84,8 +73,8 @@ fn secrets_that_others_can_read_are_refused_with_what_to_do() {
     let file = config.write();
     let password = config.path("ldap.password");
     std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o644)).unwrap();
-    for command in ["check", "run"] {
-        let said = crate::kit::usher::command(&config, &[command], b"");
+    for command in [&["check"][..], &["run", "--allow-root"]] {
+        let said = crate::kit::usher::command(&config, command, b"");
         assert_eq!(said.code, 78, "{said:#?}");
         let all = said.stdout + &said.stderr;
         let wanted = format!("run `chmod 640 {}`", password.display());
@@ -96,7 +85,7 @@ fn secrets_that_others_can_read_are_refused_with_what_to_do() {
 
 #[test]
 fn sessions_are_closed_one_by_one_until_the_deadline() {
-    let peer = backend();
+    let peer = Scripted::welcoming();
     let config = Config::with_directory(slapd()).scripted(&peer);
     let usher = Usher::start(config.set("/drain", json!({"deadline": "3s", "max_closes_per_second": 2})));
     let sessions: Vec<Imap> = (0..8).map(|_| login(&usher)).collect();
@@ -150,4 +139,86 @@ fn the_unit_waits_for_the_drain_of_every_shipped_config() {
         }
     }
     assert!(seen >= 1, "the shipped configurations were found");
+}
+
+/// A line of `/proc/PID/status`.
+fn status(usher: &Usher, name: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", usher.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
+}
+
+#[test]
+fn no_new_privileges_and_no_core_but_for_debugging() {
+    let usher = Usher::start(Config::shared());
+    assert_eq!(status(&usher, "NoNewPrivs"), "1");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", usher.pid())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    let debugged = Usher::start(Config::shared().set("/process", json!({"debug": true})));
+    debugged.wait_log("process.debug is set: debuggers and cores see passwords", |_| true);
+    assert_eq!(status(&debugged, "NoNewPrivs"), "1");
+}
+
+#[test]
+fn root_is_refused_or_becomes_somebody_else_who_may_bind_low_ports() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let config = Config::shared().set("/tls/certificates", json!([{"chain": "served.pem", "key": "served.key"}]));
+    install(&config, &world().usher);
+    config.write();
+    let refused = crate::kit::usher::command(&config, &["run"], b"");
+    assert_eq!(refused.code, 78, "{refused:#?}");
+    assert!(refused.stderr.contains("process: {user: usher}"), "{refused:#?}");
+
+    let mut usher = {
+        let config = config.set("/process", json!({"user": "nobody"}));
+        config.write();
+        let folder = config.path("");
+        for path in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).chain([folder.clone()]) {
+            std::os::unix::fs::chown(path, Some(65_534), Some(65_534)).unwrap();
+        }
+        Usher::start(config)
+    };
+    for (name, value) in [("Uid", "65534"), ("Gid", "65534")] {
+        let ids = status(&usher, name);
+        assert!(ids.split_whitespace().all(|id| id == value), "{name} {ids}");
+    }
+    assert_eq!(status(&usher, "Groups"), "");
+    for set in ["CapEff", "CapPrm", "CapAmb"] {
+        assert_eq!(
+            u64::from_str_radix(&status(&usher, set), 16).unwrap(),
+            1 << 10,
+            "{set}: CAP_NET_BIND_SERVICE alone"
+        );
+    }
+    // Every thread, not the first alone.
+    for task in std::fs::read_dir(format!("/proc/{}/task", usher.pid())).unwrap().flatten() {
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap();
+        assert!(status.contains("Uid:\t65534\t65534\t65534\t65534"), "{status}");
+    }
+    let mut session = login(&usher);
+    let low = json!({"protocol": "imap", "address": "127.93.9.3:993", "tls": "implicit"});
+    usher.config.change("/listeners/1", low);
+    usher.config.write();
+    assert_eq!(usher.hup()["message"], "reloaded");
+    drop(std::net::TcpStream::connect("127.93.9.3:993").unwrap());
+    session.command("NOOP").ok();
+    // The process can still count what it has open.
+    assert!(usher.metric("process_open_fds", &[]) > 5.0);
+}
+
+#[test]
+fn connections_are_lowered_to_the_descriptors_that_there_are() {
+    let config = Config::shared().set("/limits/connections", 1_000);
+    let file = config.write().display().to_string();
+    let limited = ["prlimit", "--nofile=600:600"];
+    let check = [&limited[1..], &[crate::kit::usher::BINARY, "check", "--config", &file]].concat();
+    let said = crate::kit::process::run(limited[0], &check, b"").succeeded();
+    assert!(said.stderr.contains("limits.connections: needs 2256 open files"), "{said:#?}");
+    let usher = Usher::start_under(config, &limited);
+    assert_eq!(usher.metric("usher_connections_limit", &[]), 172.0);
+    usher.wait_log("the configuration is suspicious", |line| line.to_string().contains("lowered to 172"));
+    login(&usher);
 }

@@ -18,6 +18,7 @@ mod layers;
 mod lifecycle;
 mod listener_tls;
 mod login;
+mod memory;
 mod metrics;
 mod refusals;
 mod relay;
