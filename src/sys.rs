@@ -5,6 +5,7 @@ pub mod privileges;
 use std::fs::Metadata;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -71,6 +72,17 @@ pub fn exposed(file: &Metadata) -> Option<u32> {
 pub fn exposed_words(path: &Path, mode: u32) -> String {
     let path = path.display();
     format!("{path} holds a secret that others can read or change (mode {mode:04o}): run `chmod 640 {path}`")
+}
+
+/// The sockets that systemd opened for this process (sd_listen_fds(3)). Must be called once only.
+///
+/// # Errors
+/// What the environment says about them makes no sense.
+#[allow(unsafe_code, reason = "a number from the environment becomes a descriptor nowhere else")]
+pub fn activated() -> io::Result<Vec<OwnedFd>> {
+    // SAFETY: sd_listen_fds(3) gives these descriptors, from 3 on, to the process that LISTEN_PID
+    // names; nothing else in it knows their numbers, and this is the only call.
+    Ok(sd_notify::listen_fds()?.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }
 
 /// The number of a group, by its name or as a number.

@@ -56,6 +56,8 @@ enum Command {
     Sessions(sessions::Arguments),
     /// Let the running usher take over its configuration file as it is now
     Reload,
+    /// Let a new process of the installed program take the running usher's listeners; sessions go on
+    Upgrade,
     /// Start a directory, two mail servers and usher on this machine, and show a login
     #[cfg(feature = "demo")]
     Demo(demo::Arguments),
@@ -86,11 +88,12 @@ pub fn main() -> ExitCode {
     let config = arguments.config;
     let code = runtime.block_on(async {
         match command {
-            Command::Run(_) => run::run(config).await,
+            Command::Run(arguments) => run::run(config, &arguments).await,
             Command::Check => check::check(&config),
             Command::Explain(arguments) => explain::explain(&config, &arguments).await,
             Command::Sessions(arguments) => sessions::sessions(&config, &arguments).await,
             Command::Reload => reload::reload(&config).await,
+            Command::Upgrade => reload::upgrade(&config).await,
             #[cfg(feature = "demo")]
             Command::Demo(arguments) => demo::demo(&arguments).await,
         }

@@ -13,6 +13,9 @@ pub(super) struct Arguments {
     /// Run as root, if that is who starts it and `process.user` is not set
     #[arg(long)]
     allow_root: bool,
+    /// Take the listeners from the process that started this one: what `usher upgrade` makes it do
+    #[arg(long, hide = true)]
+    take_over: bool,
 }
 
 /// Gives up root, new privileges and cores. Must be called before there is a second thread; no
@@ -43,10 +46,10 @@ pub(super) fn give_up_privileges(file: &Path, arguments: &Arguments) -> Result<(
     forbidden.and(hidden).map_err(|error| fail(SYSTEM, format!("privileges cannot be given up: {error}")))
 }
 
-pub(super) async fn run(config: PathBuf) -> ExitCode {
-    match server::run(config).await {
+pub(super) async fn run(config: PathBuf, arguments: &Arguments) -> ExitCode {
+    match server::run(config, arguments.take_over).await {
         Ok(()) => ExitCode::from(OK),
         Err(StartError::Config(problems)) => fail_config(&problems),
-        Err(error @ (StartError::Bind { .. } | StartError::Signals(_))) => fail(SYSTEM, error),
+        Err(error @ (StartError::Bind { .. } | StartError::Signals(_) | StartError::Inherit(_))) => fail(SYSTEM, error),
     }
 }

@@ -236,7 +236,13 @@ fn drain(drain: &Section<'_>) -> Option<Drain> {
     let delay = drain.duration("delay", 0, 0..=10 * MINUTE);
     let deadline = drain.duration("deadline", 30 * SECOND, 0..=DAY);
     let max_closes_per_second = drain.integer("max_closes_per_second", 100, 1..=100_000);
-    Some(Drain { delay: delay?, deadline: deadline?, max_closes_per_second: max_closes_per_second? })
+    let upgrade_deadline = drain.duration("upgrade_deadline", HOUR, 0..=7 * DAY);
+    Some(Drain {
+        delay: delay?,
+        deadline: deadline?,
+        max_closes_per_second: max_closes_per_second?,
+        upgrade_deadline: upgrade_deadline?,
+    })
 }
 
 fn admin(admin: &Section<'_>, addresses: &mut Addresses) -> Option<Admin> {

@@ -333,6 +333,8 @@ pub struct Drain {
     pub deadline: Duration,
     /// How fast they are closed until then, at the most.
     pub max_closes_per_second: u32,
+    /// How long sessions may go on after an upgrade.
+    pub upgrade_deadline: Duration,
 }
 
 /// The side port.

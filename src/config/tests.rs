@@ -61,7 +61,7 @@ limits:
   bad_commands: 4
   backend_untagged: 1MiB
   idle_timeout: 1h
-drain: {delay: 1s, deadline: 10s, max_closes_per_second: 7}
+drain: {delay: 1s, deadline: 10s, max_closes_per_second: 7, upgrade_deadline: 2h}
 admin: {address: "[::1]:9931"}
 control: {path: control.sock, group: mail}
 process: {user: usher, group: mail, debug: true}

@@ -27,22 +27,37 @@ impl Server {
             () = sleep(settings.delay) => false,
             () = stop.recv() => true,
         };
-        for (_, task) in self.listeners.drain() {
-            task.abort();
-        }
+        self.listeners.clear();
         self.shared.stage.send_replace(Stage::Draining);
         if !hurried {
+            self.close_sessions(settings.deadline, settings.max_closes_per_second, Duration::ZERO, stop).await;
+        }
+        self.finish().await;
+    }
+
+    /// Closes sessions until the time is over; when a signal says stop, in no more than `hurry`.
+    pub(super) async fn close_sessions(&self, time: Duration, rate: u32, hurry: Duration, stop: &mut StopSignals) {
+        let registry = &self.shared.registry;
+        let close = async {
             tokio::select! {
-                () = self.shared.vacated() => {}
-                () = close_evenly(&self.shared.registry, settings.deadline, settings.max_closes_per_second) => {}
+                () = close_evenly(registry, time, rate) => return,
                 () = stop.recv() => {}
             }
+            close_evenly(registry, hurry, rate).await;
+        };
+        tokio::select! {
+            () = self.shared.vacated() => {}
+            () = close => {}
         }
+    }
+
+    /// Closes whatever is left, and says that it is done.
+    pub(super) async fn finish(&self) {
         self.shared.registry.end_all();
         let _ = timeout(LAST_FAREWELL, self.shared.vacated()).await;
-        if let Some(settings) = &self.shared.snapshot.load().config.control {
+        if let Some(path) = &self.control {
             // A socket that is left behind is replaced at the next start.
-            let _ = std::fs::remove_file(&settings.path);
+            let _ = std::fs::remove_file(path);
         }
         info!("stopped");
         self.shared.log.close();

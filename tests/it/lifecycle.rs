@@ -2,6 +2,7 @@
 //! is spread out.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -220,5 +221,126 @@ fn connections_are_lowered_to_the_descriptors_that_there_are() {
     let usher = Usher::start_under(config, &limited);
     assert_eq!(usher.metric("usher_connections_limit", &[]), 172.0);
     usher.wait_log("the configuration is suspicious", |line| line.to_string().contains("lowered to 172"));
+    login(&usher);
+}
+
+/// A configuration with fixed ports, so that a second process listens where the first did.
+fn with_ports(peer: &Scripted) -> (Config, u16) {
+    let [imaps, admin] = [(); 2].map(|()| crate::kit::process::free_port());
+    let listener = json!([{"protocol": "imap", "address": format!("127.0.0.1:{imaps}"), "tls": "implicit"}]);
+    let config = Config::with_directory(slapd()).scripted(peer).set("/listeners", listener);
+    (config.set("/admin/address", format!("127.0.0.1:{admin}")), imaps)
+}
+
+/// The process that said the nth `ready`; it is ended when this is dropped.
+struct Successor(rustix::process::Pid);
+
+impl Successor {
+    fn of(usher: &Usher, nth: usize) -> Self {
+        let line = usher.wait_nth_log(nth, "ready", |_| true);
+        let pid = line["process"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        Self(rustix::process::Pid::from_raw(pid.unwrap()).unwrap())
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::KILL);
+    }
+}
+
+#[test]
+fn an_upgrade_under_load_loses_no_login_and_keeps_old_sessions() {
+    let peer = Scripted::welcoming();
+    let (config, port) = with_ports(&peer);
+    let usher = Usher::start(config);
+    let mut session = login(&usher);
+    let stop = AtomicBool::new(false);
+    let successor = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    crate::kit::start_deadline();
+                    let (mut logins, mut slowest) = (0, Duration::ZERO);
+                    while !stop.load(Ordering::SeqCst) {
+                        let began = Instant::now();
+                        // The greeting is part of it.
+                        let mut imap = Imap::tls(port);
+                        slowest = slowest.max(began.elapsed());
+                        imap.login("alice", &password_of("alice")).ok();
+                        imap.command("LOGOUT").ok();
+                        logins += 1;
+                    }
+                    (logins, slowest)
+                })
+            })
+            .collect();
+        usher.nth_login(9, "alice");
+        usher.command(&["upgrade"]).succeeded();
+        let successor = Successor::of(&usher, 2);
+        let by_the_new = usher.logged().len();
+        // Logins go on after it.
+        let enough = usher.logged().iter().filter(|line| line["message"] == "login").count() + 20;
+        usher.nth_login(enough, "alice");
+        stop.store(true, Ordering::SeqCst);
+        let done: Vec<(usize, Duration)> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+        assert!(by_the_new > 0 && done.iter().all(|(_, slowest)| *slowest < Duration::from_secs(3)), "{done:?}");
+        let refused = |line: &serde_json::Value| line["message"] == "login" && line["result"] != "ok";
+        assert!(!usher.logged().iter().any(refused));
+        successor
+    });
+    assert_ne!(successor.0.as_raw_nonzero().get(), usher.pid());
+    // The old process still relays, and is asked by the same command.
+    session.command("NOOP").ok();
+    let mut newer = login(&usher);
+    let said = usher.command(&["sessions", "--json"]).succeeded();
+    let listed: Vec<serde_json::Value> = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    // It ends when its last session has, and the new one serves on.
+    session.command("LOGOUT").ok();
+    drop(session);
+    assert_eq!(usher.exit_code(), 0);
+    newer.command("NOOP").ok();
+    login(&usher);
+    assert_eq!(usher.http("/live").0, 200);
+    assert!(usher.command(&["sessions"]).succeeded().stdout.contains("session"));
+}
+
+#[test]
+fn an_upgrade_that_fails_changes_nothing() {
+    let peer = Scripted::welcoming();
+    let (config, _) = with_ports(&peer);
+    let usher = Usher::start(config);
+    let mut session = login(&usher);
+    let good = std::fs::read(usher.config.path("usher.yaml")).unwrap();
+    let mut bad = usher.config.clone();
+    bad.change("/tls/certificates/0/chain", "missing.pem");
+    let bad = std::fs::read(bad.write()).unwrap();
+    usher.config.file("usher.yaml", bad);
+    let said = usher.command(&["upgrade"]);
+    assert_eq!(said.code, 1, "{said:#?}");
+    assert!(said.stderr.contains("the old process goes on"), "{said:#?}");
+    usher.config.file("usher.yaml", good);
+    session.command("NOOP").ok();
+    login(&usher);
+    usher.command(&["reload"]).succeeded();
+    let left = std::fs::read_dir(usher.config.path(""))
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("control.sock"));
+    assert_eq!(left.count(), 1, "no second control socket stays");
+}
+
+#[test]
+fn sockets_that_systemd_opened_are_used() {
+    let peer = Scripted::welcoming();
+    let (config, port) = with_ports(&peer);
+    // The shell stands in for systemd: descriptor 3 listens, and LISTEN_PID is its own.
+    let socket = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&socket);
+    let script = format!("exec 3<&{number} {number}<&-; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"");
+    let usher = Usher::start_under(config, &["bash", "-c", &script, "bash"]);
+    drop(socket);
     login(&usher);
 }

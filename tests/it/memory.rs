@@ -32,7 +32,8 @@ fn descriptors(usher: &Usher) -> usize {
 }
 
 fn start(peer: &Scripted) -> Usher {
-    let usher = Usher::start(Config::with_directory(slapd()).scripted(peer).set("/log/level", "warn"));
+    let config = Config::with_directory(slapd()).scripted(peer).set("/log/level", "info");
+    let usher = Usher::start_under(config, &["prlimit", "--nofile=20000:20000"]);
     login(&usher);
     usher
 }

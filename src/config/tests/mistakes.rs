@@ -245,7 +245,7 @@ fn durations_and_ranges() {
     }
     mistake("{delay: 1s,", "{delay: 11m, # HERE\n ", "drain.delay", "write 0 to 10m (default 0)");
     mistake(
-        "deadline: 10s, max_closes_per_second: 7}",
+        "deadline: 10s, max_closes_per_second: 7, upgrade_deadline: 2h}",
         "deadline: 25h} # HERE",
         "drain.deadline",
         "write 0 to 1d (default 30s)",
@@ -379,7 +379,7 @@ fn the_rest() {
     mistake("format: json,", "format: xml, # HERE\n ", "log.format", "`text`, `json`");
     mistake("level: debug}", "level: verbose} # HERE", "log.level", "`error`, `warn`, `info`, `debug`, `trace`");
     mistake(
-        "drain: {delay: 1s, deadline: 10s, max_closes_per_second: 7}",
+        "drain: {delay: 1s, deadline: 10s, max_closes_per_second: 7, upgrade_deadline: 2h}",
         "drain: 10s # HERE",
         "drain",
         "found a text, but expected keys with values",

@@ -95,7 +95,9 @@ fn every_key_arrives() {
         idle_timeout: seconds(3_600),
     };
     assert_eq!(config.limits, limits);
-    assert_eq!(config.drain, Drain { delay: seconds(1), deadline: seconds(10), max_closes_per_second: 7 });
+    let drain =
+        Drain { delay: seconds(1), deadline: seconds(10), max_closes_per_second: 7, upgrade_deadline: seconds(7_200) };
+    assert_eq!(config.drain, drain);
     assert_eq!(config.admin.address, "[::1]:9931".parse().unwrap());
     assert_eq!(config.control, Some(Control { path: "/etc/usher/control.sock".into(), group: Some("mail".into()) }));
     assert_eq!(config.log, Log { format: LogFormat::Json, level: LogLevel::Debug });
@@ -146,7 +148,13 @@ fn defaults() {
         idle_timeout: seconds(65 * 60),
     };
     assert_eq!(config.limits, limits);
-    assert_eq!(config.drain, Drain { delay: seconds(0), deadline: seconds(30), max_closes_per_second: 100 });
+    let drain = Drain {
+        delay: seconds(0),
+        deadline: seconds(30),
+        max_closes_per_second: 100,
+        upgrade_deadline: seconds(3_600),
+    };
+    assert_eq!(config.drain, drain);
     assert_eq!(config.admin.address, "127.0.0.1:9930".parse().unwrap());
     assert_eq!(config.control, None);
     assert_eq!(config.log, Log { format: LogFormat::Text, level: LogLevel::Info });
