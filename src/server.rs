@@ -209,8 +209,10 @@ impl Server {
         self.in_force(&snapshot);
         self.accept(bound);
         info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "ready");
-        // Outside systemd nobody listens, which is no error.
-        let _ = sd_notify::notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
+        if !inherited.is_upgrade() {
+            // Outside systemd nobody listens, which is no error.
+            let _ = sd_notify::notify(&[NotifyState::Ready]);
+        }
         inherited.serving();
         Ok(())
     }

@@ -19,6 +19,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, send, sendmsg,
 };
+use sd_notify::NotifyState;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -112,6 +113,8 @@ impl Server {
         match &outcome {
             Ok(process) => {
                 info!(process, "the new process serves");
+                // From the main process alone this is believed (NotifyAccess=main).
+                let _ = sd_notify::notify(&[NotifyState::MainPid(*process)]);
                 self.control = kept;
                 Ok(())
             }

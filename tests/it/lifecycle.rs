@@ -344,3 +344,62 @@ fn sockets_that_systemd_opened_are_used() {
     drop(socket);
     login(&usher);
 }
+
+#[test]
+fn behind_haproxy_no_login_fails_while_one_usher_leaves() {
+    let peer = Scripted::welcoming();
+    let ((one, first), (two, second)) = (with_ports(&peer), with_ports(&peer));
+    let drain = json!({"delay": "3s", "deadline": "2s"});
+    let ushers = [Usher::start(one.set("/drain", drain)), Usher::start(two)];
+    for usher in &ushers {
+        usher.wait_log("the directory answers", |_| true);
+    }
+    let port = crate::kit::process::free_port();
+    let shipped = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/haproxy.cfg");
+    let mut text = std::fs::read_to_string(shipped).unwrap();
+    let side = |usher: &Usher| usher.side_port().rsplit(':').next().unwrap().to_owned();
+    // Clients all come from one address here, so that they must be spread by turns.
+    for (from, to) in [
+        ("bind :993", format!("bind 127.0.0.1:{port}")),
+        ("balance source\n    hash-type consistent", "balance roundrobin".to_owned()),
+        ("check port 9930", "check".to_owned()),
+        ("usher1 192.0.2.11:993", format!("usher1 127.0.0.1:{first} port {}", side(&ushers[0]))),
+        ("usher2 192.0.2.12:993", format!("usher2 127.0.0.1:{second} port {}", side(&ushers[1]))),
+        ("maxconn 60000", "maxconn 1000".to_owned()),
+    ] {
+        assert!(text.contains(from), "{from}");
+        text = text.replace(from, &to);
+    }
+    let config = ushers[0].config.file("haproxy.cfg", text).display().to_string();
+    let command = ["haproxy", "-db", "-f", &config].map(String::from).to_vec();
+    let server = crate::kit::process::Server {
+        command,
+        environment: vec![],
+        log: Some(ushers[0].config.path("haproxy.log")),
+        end: "TERM",
+    };
+    let (_haproxy, _output) = server.start();
+    crate::kit::process::wait_for_port(port, &ushers[0].config.path("haproxy.log"));
+
+    let log_in = || {
+        let mut imap = Imap::tls(port);
+        imap.login("alice", &password_of("alice")).ok();
+        imap
+    };
+    let sessions: Vec<Imap> = (0..4).map(|_| log_in()).collect();
+    for usher in &ushers {
+        assert_eq!(usher.metric("usher_sessions", &[]), 2.0, "both are used");
+    }
+    ushers[0].terminate();
+    // Before, while and after the first leaves.
+    let mut later = 0;
+    while ushers[0].logged().iter().all(|line| line["message"] != "stopped") {
+        log_in().command("NOOP").ok();
+        later += 1;
+    }
+    assert!(later > 10, "{later}");
+    for _ in 0..4 {
+        log_in().command("NOOP").ok();
+    }
+    drop(sessions);
+}

@@ -504,7 +504,7 @@ fn every_key_given_twice() {
         problems,
         [
             "/etc/usher/config.yaml:17: directory.starttls: given twice, first in line 16: keep one",
-            "/etc/usher/config.yaml:60: cache: given twice, first in line 46: keep one",
+            "/etc/usher/config.yaml:61: cache: given twice, first in line 46: keep one",
         ]
     );
 }
