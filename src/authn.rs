@@ -111,31 +111,39 @@ impl Authenticator {
         &self.directory
     }
 
+    /// Decides what needs no question: a password that no directory should see, and what the cache
+    /// knows. `None`: the directory must be asked, which is what a guess costs.
+    #[must_use]
+    pub fn recall(&self, login: &Login, password: &Secret) -> Option<Decision> {
+        unusable(password).or_else(|| self.known(login, &self.cache.digest(password)))
+    }
+
+    fn known(&self, login: &Login, digest: &Digest) -> Option<Decision> {
+        let since = self.cache.stamp();
+        match self.cache.ask(login, digest) {
+            Known::Right(identity) => {
+                let dn = Some(Arc::clone(&identity.entry().dn));
+                let result = Ok(Proven { identity, since });
+                Some(Decision { result, by: DecidedBy::Cache, dn, trace: Trace::default() })
+            }
+            Known::Wrong(dn) => {
+                let refused = Decision::refused(Refusal::WrongPassword, DecidedBy::Negative);
+                Some(Decision { dn: Some(dn), ..refused })
+            }
+            Known::Nothing => None,
+        }
+    }
+
     /// Decides. Takes at most the directory's `timeout`.
     pub async fn decide(&self, login: &Login, password: &Secret, ask: Ask) -> Decision {
-        // RFC 4513 section 5.1.2: a bind with an empty password succeeds as nobody.
-        if password.is_empty() {
-            return Decision::refused(Refusal::EmptyPassword, DecidedBy::Usher);
-        }
-        // A simple bind carries UTF-8 here, and a NUL would cut a password short somewhere behind.
-        if std::str::from_utf8(password.expose()).is_err() || password.expose().contains(&0) {
-            return Decision::refused(Refusal::UnusablePassword, DecidedBy::Usher);
+        if let Some(refused) = unusable(password) {
+            return refused;
         }
         let digest = self.cache.digest(password);
-        if ask == Ask::Cached {
-            let since = self.cache.stamp();
-            match self.cache.ask(login, &digest) {
-                Known::Right(identity) => {
-                    let dn = Some(Arc::clone(&identity.entry().dn));
-                    let result = Ok(Proven { identity, since });
-                    return Decision { result, by: DecidedBy::Cache, dn, trace: Trace::default() };
-                }
-                Known::Wrong(dn) => {
-                    let refused = Decision::refused(Refusal::WrongPassword, DecidedBy::Negative);
-                    return Decision { dn: Some(dn), ..refused };
-                }
-                Known::Nothing => {}
-            }
+        if ask == Ask::Cached
+            && let Some(known) = self.known(login, &digest)
+        {
+            return known;
         }
         let landed = self.flights.join(login, &digest, || self.question(login.clone(), password.clone(), digest)).await;
         match landed {
@@ -198,6 +206,17 @@ impl Authenticator {
         };
         Decision { result, by: DecidedBy::Directory, dn, trace: trace.clone() }
     }
+}
+
+/// Refuses what is never sent to a directory.
+fn unusable(password: &Secret) -> Option<Decision> {
+    // RFC 4513 section 5.1.2: a bind with an empty password succeeds as nobody.
+    if password.is_empty() {
+        return Some(Decision::refused(Refusal::EmptyPassword, DecidedBy::Usher));
+    }
+    // A simple bind carries UTF-8 here, and a NUL would cut a password short somewhere behind.
+    let carried = std::str::from_utf8(password.expose()).is_ok() && !password.expose().contains(&0);
+    (!carried).then(|| Decision::refused(Refusal::UnusablePassword, DecidedBy::Usher))
 }
 
 #[cfg(test)]

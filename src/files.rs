@@ -13,7 +13,7 @@ use aws_lc_rs::digest;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
-use crate::backend::Service;
+use crate::backend::{BackendFiles, Service};
 use crate::config::{self, CertificateFiles, Config, Draft, Find, LdapScheme, Place, Problem};
 use crate::secret::Secret;
 use crate::sys;
@@ -74,15 +74,6 @@ fn paths(config: &Config) -> Vec<&Path> {
     paths.into_iter().map(PathBuf::as_path).collect()
 }
 
-/// What a backend's files hold.
-#[derive(Debug)]
-pub struct BackendFiles {
-    /// The name to verify and the TLS of each endpoint, in their order.
-    pub tls: Vec<(ServerName<'static>, Arc<ClientConfig>)>,
-    /// The service account, if there is one.
-    pub service: Option<Service>,
-}
-
 impl Files {
     /// Reads every file that a config names.
     ///
@@ -124,7 +115,11 @@ fn control(control: Option<&config::Control>, place: &Place) -> Option<Problem> 
     Some(place.problem("control.group", message))
 }
 
-fn directory(directory: &config::Directory, place: &Place) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
+/// TLS towards the directory, if any of its servers wants it.
+///
+/// # Errors
+/// Every mistake in the directory's files.
+pub fn directory(directory: &config::Directory, place: &Place) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
     let mut problems = Vec::new();
     // The directory reads this file when it binds, and again when a bind is refused; here it is only
     // seen to be there, before a restart finds that it is not.
@@ -180,14 +175,19 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
             }
         }
     }
-    let service = settings.service.as_ref().and_then(|service| match password(&service.password_file) {
-        Ok(password) => Some(Service { login: service.login.clone(), password }),
+    let mut account = |account: &config::BackendService, name: &str| match password(&account.password_file) {
+        Ok(password) => Some(Service { login: account.login.clone(), password }),
         Err(message) => {
-            problems.push(place.problem(&format!("{key}.service.password_file"), message));
+            problems.push(place.problem(&format!("{key}.{name}.password_file"), message));
             None
         }
-    });
-    if problems.is_empty() { Ok(BackendFiles { tls: endpoints, service }) } else { Err(problems) }
+    };
+    let service = settings.service.as_ref().and_then(|service| account(service, "service"));
+    let probe = match &settings.health.probe {
+        config::Probe::Login(probe) => account(probe, "probe_account"),
+        config::Probe::Off | config::Probe::Tcp | config::Probe::Greeting => None,
+    };
+    if problems.is_empty() { Ok(BackendFiles { tls: endpoints, service, probe }) } else { Err(problems) }
 }
 
 /// A password from a file, without the line end that an editor puts behind it.

@@ -3,7 +3,7 @@
 //! The floors of the house, from the ground up; a room uses only what is below it:
 //! - 0: [`secret`] (memory that is wiped), [`outcome`] (why a login did not happen)
 //! - 1: [`proto`] (pure dialogues), [`config`], [`metrics`], [`log`], [`sys`]
-//! - 2: [`tls`]
+//! - 2: [`throttle`] (what slows guessing), [`tls`]
 //! - 3: [`directory`] (LDAP, and [`directory::Identity`], the evidence of a bind)
 //! - 4: [`cache`], [`route`], [`registry`]
 //! - 5: [`authn`] (the decision), [`backend`], [`relay`]
@@ -37,4 +37,5 @@ pub mod server;
 pub mod session;
 pub mod snapshot;
 pub mod sys;
+pub mod throttle;
 pub mod tls;

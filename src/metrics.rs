@@ -5,6 +5,7 @@
 //! series of new names by [`Metrics::know`]; old ones stay, as Prometheus expects of counters.
 
 use std::fmt::Write as _;
+use std::sync::{Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -12,7 +13,7 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
 
@@ -23,8 +24,13 @@ const PHASE_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 pub const PHASES: [&str; 5] = ["tls", "search", "bind", "backend_connect", "backend_login"];
 /// Who decided a login.
 pub const DECIDED_BY: [&str; 5] = ["directory", "cache", "negative", "stale", "default"];
-/// How a login at a backend ended.
-pub const BACKEND_RESULTS: [&str; 6] = ["ok", "refused", "disagrees", "unreachable", "tls", "timeout"];
+/// How a login at a backend ended; the last three were not sent there.
+pub const BACKEND_RESULTS: [&str; 9] =
+    ["ok", "refused", "disagrees", "unreachable", "tls", "timeout", "down", "in_flight", "ramp"];
+/// What a probe of a backend's address found.
+pub const PROBE_RESULTS: [&str; 5] = ["ok", "refused", "unreachable", "tls", "timeout"];
+/// How the breaker of a backend's address may stand.
+pub const BREAKER_STATES: [&str; 3] = ["closed", "half_open", "open"];
 /// How a TLS handshake with a client ended.
 pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"];
 /// What became of files that were found changed.
@@ -33,8 +39,21 @@ pub const CERTIFICATE_RELOADS: [&str; 2] = ["ok", "refused"];
 pub const END_CAUSES: [&str; 7] =
     ["client_closed", "backend_closed", "client_error", "backend_error", "idle", "drain", "panic"];
 /// Why a connection ended before a login.
-pub const CONVERSATION_CAUSES: [&str; 8] =
-    ["handshake", "client_closed", "logout", "nonsense", "failed_logins", "deadline", "draining", "panic"];
+pub const CONVERSATION_CAUSES: [&str; 9] =
+    ["handshake", "limit", "client_closed", "logout", "nonsense", "failed_logins", "deadline", "draining", "panic"];
+/// The throttle's rules that delay or refuse, by their config keys.
+pub const DELAY_RULES: [&str; 2] = ["failed_logins_per_prefix", "failed_logins_per_user"];
+/// The throttle's rules that refuse, by their config keys.
+pub const LIMIT_RULES: [&str; 6] = [
+    "connections_per_prefix",
+    "handshakes",
+    "handshakes_per_prefix",
+    "sessions_per_user",
+    "sessions_per_user_and_prefix",
+    "logins_per_second",
+];
+/// What the throttle remembers.
+pub const THROTTLE_MEMORY: [&str; 4] = ["prefixes", "users", "names", "known"];
 /// Directory operations.
 pub const DIRECTORY_OPERATIONS: [&str; 4] = ["connect", "search", "bind", "read"];
 /// The result codes of RFC 4511 that are told apart, and words for what is no answer.
@@ -45,6 +64,7 @@ pub const DIRECTORY_CODES: [&str; 16] =
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    scraping: Mutex<()>,
     /// Login attempts answered: `result` is `ok` or the refusal's label.
     pub logins: IntCounterVec,
     /// Seconds per phase of a login.
@@ -73,8 +93,22 @@ pub struct Metrics {
     pub directory_service_bind_ok: IntGaugeVec,
     /// Logins at backends by result.
     pub backend_logins: IntCounterVec,
+    /// Logins under way at backends.
+    pub backend_logins_in_flight: IntGaugeVec,
+    /// Whether a backend has an address to which logins go.
+    pub backend_up: IntGaugeVec,
+    /// A backend's addresses by the state of their breakers.
+    pub backend_addresses: IntGaugeVec,
+    /// Probes of backends' addresses by result.
+    pub backend_probes: IntCounterVec,
     /// TLS handshakes with clients by result.
     pub tls_handshakes: IntCounterVec,
+    /// TLS handshakes with clients under way.
+    pub handshakes: IntGauge,
+    /// What a rule of the throttle delayed or refused, or would have.
+    pub throttled: IntCounterVec,
+    /// What the throttle remembers now.
+    pub throttle_entries: IntGaugeVec,
     /// When each served certificate ends, in Unix seconds.
     pub certificate_expiry: GaugeVec,
     /// Changed files of the config in force, by what became of them.
@@ -158,10 +192,37 @@ impl Metrics {
             ),
             backend_logins: counters(
                 "usher_backend_logins_total",
-                "Logins at backends after the directory said yes, by result.",
+                "Logins at backends after the directory said yes, by result; down, in_flight, ramp: not sent.",
+                &["backend", "result"],
+            ),
+            backend_logins_in_flight: gauges(
+                "usher_backend_logins_in_flight",
+                "Logins under way at backends.",
+                &["backend"],
+            ),
+            backend_up: gauges(
+                "usher_backend_up",
+                "1 if logins go to the backend, 0 if all of its addresses are down or its name leads nowhere.",
+                &["backend", "protocol"],
+            ),
+            backend_addresses: gauges(
+                "usher_backend_addresses",
+                "Addresses of the backend now, by the state of their breakers.",
+                &["backend", "protocol", "state"],
+            ),
+            backend_probes: counters(
+                "usher_backend_probes_total",
+                "Looks at a backend's address without a user, by result.",
                 &["backend", "result"],
             ),
             tls_handshakes: counters("usher_tls_handshakes_total", "TLS handshakes with clients.", &["result"]),
+            handshakes: gauge("usher_tls_handshakes_under_way", "TLS handshakes with clients under way."),
+            throttled: counters(
+                "usher_throttled_total",
+                "What a rule of the throttle delayed or refused (mode enforce), or would have (mode dry_run).",
+                &["rule", "effect", "mode"],
+            ),
+            throttle_entries: gauges("usher_throttle_entries", "What the throttle remembers now, by kind.", &["kind"]),
             certificate_expiry: register(
                 &registry,
                 declared(GaugeVec::new(
@@ -193,6 +254,7 @@ impl Metrics {
                 )),
             ),
             log_dropped: counter("usher_log_dropped_total", "Log lines lost because the log's output was stuck."),
+            scraping: Mutex::default(),
             panics: counter("usher_panics_total", "Panics caught; each ended one session at most and is a defect."),
             registry,
         };
@@ -224,6 +286,17 @@ impl Metrics {
         for cause in END_CAUSES {
             self.sessions_ended.with_label_values(&[cause]);
         }
+        for mode in [Mode::Enforce, Mode::DryRun] {
+            for rule in DELAY_RULES {
+                self.throttled.with_label_values(&[rule, "delayed", mode.label()]);
+            }
+            for rule in DELAY_RULES.iter().chain(&LIMIT_RULES) {
+                self.throttled.with_label_values(&[*rule, "refused", mode.label()]);
+            }
+        }
+        for kind in THROTTLE_MEMORY {
+            self.throttle_entries.with_label_values(&[kind]);
+        }
         for result in CERTIFICATE_RELOADS {
             self.certificate_reloads.with_label_values(&[result]);
         }
@@ -238,6 +311,10 @@ impl Metrics {
             for result in BACKEND_RESULTS {
                 self.backend_logins.with_label_values(&[backend.name.as_str(), result]);
             }
+            for result in PROBE_RESULTS {
+                self.backend_probes.with_label_values(&[backend.name.as_str(), result]);
+            }
+            self.backend_logins_in_flight.with_label_values(&[backend.name.as_str()]);
             for endpoint in &backend.endpoints {
                 self.sessions.with_label_values(&[endpoint.protocol.name, backend.name.as_str()]);
             }
@@ -263,7 +340,20 @@ impl Metrics {
         self.directory_operations.with_label_values(&[server, operation, label]).inc();
     }
 
-    /// The text that Prometheus scrapes.
+    /// The text that Prometheus scrapes, after `refresh` has set the gauges that are known when
+    /// they are asked for.
+    #[must_use]
+    pub fn scrape(&self, refresh: impl FnOnce(&Self)) -> String {
+        // One at a time: what is set anew must not be missing from another's text.
+        let _turn = self.scraping.lock().unwrap_or_else(PoisonError::into_inner);
+        // A backend that a reload took away is neither up nor down.
+        self.backend_up.reset();
+        self.backend_addresses.reset();
+        refresh(self);
+        self.render()
+    }
+
+    /// The text of what is set.
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = String::new();

@@ -68,6 +68,8 @@ pub enum Refusal {
     BackendTimeout,
     /// The backend broke the protocol: PREAUTH, BAD, endless lines, an answer out of turn.
     BackendFault,
+    /// The backend has as many logins under way as it may, or is coming back from an outage.
+    BackendBusy,
     /// The directory accepted the password, the backend did not: the servers disagree.
     /// Carries the backend's words if they may be passed on.
     Disagrees(Option<BackendWords>),
@@ -105,6 +107,7 @@ impl Refusal {
             Self::BackendTls => "backend_tls",
             Self::BackendTimeout => "backend_timeout",
             Self::BackendFault => "backend_fault",
+            Self::BackendBusy => "backend_busy",
             Self::Disagrees(_) => "disagrees",
             Self::TlsRequired => "tls_required",
             Self::Limit => "limit",
@@ -115,7 +118,7 @@ impl Refusal {
     }
 
     /// Every label that [`Refusal::label`] can return, for metrics that exist from the start.
-    pub const LABELS: [&'static str; 23] = [
+    pub const LABELS: [&'static str; 24] = [
         "wrong_password",
         "unknown_user",
         "empty_password",
@@ -133,6 +136,7 @@ impl Refusal {
         "backend_tls",
         "backend_timeout",
         "backend_fault",
+        "backend_busy",
         "disagrees",
         "tls_required",
         "limit",
@@ -164,6 +168,7 @@ impl Refusal {
             | Self::BackendTls
             | Self::BackendTimeout
             | Self::BackendFault
+            | Self::BackendBusy
             | Self::Disagrees(_)
             | Self::Deadline => Side::Backend,
             Self::Draining | Self::Internal => Side::Usher,

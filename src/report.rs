@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::outcome::{BackendWords, Refusal, Side};
 use crate::proto::ClientId;
 use crate::relay::Ended;
+use crate::throttle::{Limited, Rule};
 
 /// Who is at the door: the same for every attempt of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +47,10 @@ pub struct Report {
     pub by: Option<DecidedBy>,
     /// How the question to the directory went.
     pub trace: Trace,
+    /// The rule of the throttle that delayed or refused it.
+    pub limited_by: Option<Rule>,
+    /// How long the throttle made it wait.
+    pub delay: Duration,
     /// The TLS handshake before this attempt.
     pub tls: Option<Duration>,
     /// How long the backend took.
@@ -66,6 +71,12 @@ impl Report {
         if let Ok(proven) = &decision.result {
             self.mail_host.clone_from(&proven.identity.entry().mail_hosts);
         }
+    }
+
+    /// Takes over what the throttle refused.
+    pub fn limited(&mut self, limited: Limited) -> Refusal {
+        self.limited_by = Some(limited.0);
+        Refusal::Limit
     }
 
     /// Takes over where it goes.
@@ -129,6 +140,8 @@ impl Report {
                     by_default = self.by_default.then_some(true),
                     directory_server = self.trace.server.as_deref(),
                     directory_code = self.trace.code,
+                    limited_by = self.limited_by.map(Rule::label),
+                    delay_ms = (!self.delay.is_zero()).then(|| milliseconds(self.delay)),
                     backend_reply = self.reply.as_deref().map(|words| tracing::field::display(Escaped(words.as_bytes()))),
                     client_name = (!client_name.is_empty()).then(|| tracing::field::display(Escaped(client_name.as_bytes()))),
                     client_version = (!client_version.is_empty()).then(|| tracing::field::display(Escaped(client_version.as_bytes()))),

@@ -59,6 +59,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::{Health, Probe};
 
     fn backend(name: &str, hosts: &[&str]) -> Backend {
         Backend {
@@ -70,6 +71,13 @@ mod tests {
             service: None,
             timeout: Duration::from_secs(4),
             pass_refusals: true,
+            health: Health {
+                probe: Probe::Off,
+                probe_interval: Duration::from_secs(10),
+                failures: 3,
+                ramp: Duration::ZERO,
+            },
+            logins_in_flight: 200,
             endpoints: Vec::new(),
         }
     }

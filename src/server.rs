@@ -7,7 +7,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use handover::Inherited;
+use rustix::io::Errno;
 use sd_notify::NotifyState;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -26,6 +27,7 @@ use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::admin::control::{self, Order, Request};
+use crate::backend::Backend;
 use crate::config::{self, Config, ListenerTls, Problem};
 use crate::files::{self, Files, Fingerprint};
 use crate::listener::{self, Bound};
@@ -37,6 +39,8 @@ use crate::{sys, tls};
 
 /// How often the directory is asked until it has answered once.
 const FIRST_ANSWER_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is seen whether a backend is due for a look; each has an interval of its own.
+const LOOK_AROUND: Duration = Duration::from_millis(250);
 /// Two sockets a session, and some for everything else.
 const SPARE_DESCRIPTORS: u64 = 256;
 
@@ -47,7 +51,7 @@ pub enum StartError {
     #[error("the configuration has {} mistake(s)", .0.len())]
     Config(Vec<Problem>),
     /// An address cannot be bound.
-    #[error("{key}: {what} cannot be bound: {source}")]
+    #[error("{key}: {what} cannot be bound: {source}{}", way_out(.source))]
     Bind {
         /// The config key.
         key: String,
@@ -62,6 +66,17 @@ pub enum StartError {
     /// The system does not let usher hear signals.
     #[error("signals cannot be received: {0}")]
     Signals(io::Error),
+}
+
+/// What to do when an address cannot be bound.
+fn way_out(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ADDRINUSE) => "; another process has it: stop that one, or name another address or port",
+        Some(Errno::ADDRNOTAVAIL) => "; it is no address of this machine",
+        Some(Errno::ACCESS) => "; ports below 1024 need CAP_NET_BIND_SERVICE, as deploy/usher.service gives",
+        Some(Errno::AFNOSUPPORT) => "; this machine has no IPv6: write 0.0.0.0 instead of [::]",
+        Some(_) | None => "",
+    }
 }
 
 /// Loads and builds everything the config file says: what `check`, `run` and a reload have in common.
@@ -92,8 +107,9 @@ fn leads_to_itself(config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (index, backend) in config.routing.backends.iter().enumerate() {
         for endpoint in &backend.endpoints {
-            let resolved = std::net::ToSocketAddrs::to_socket_addrs(&(endpoint.host.as_str(), endpoint.port));
-            if let Some(address) = resolved.into_iter().flatten().find(|address| sys::is_own(*address, &own)) {
+            let resolved =
+                endpoint.addresses.iter().filter_map(|at| (at.host.as_str(), at.port).to_socket_addrs().ok());
+            if let Some(address) = resolved.flatten().find(|address| sys::is_own(*address, &own)) {
                 let key = format!("routing.backends[{index}].{}.address", endpoint.protocol.name);
                 let words = format!(
                     "{address} is one of usher's own listeners: a login would go round in a circle; name the mail server itself"
@@ -208,6 +224,7 @@ impl Server {
         self.side_port = Some(Listening { task, socket });
         tokio::spawn(await_directory(Arc::clone(&self.shared)));
         tokio::spawn(memory::give_back(Arc::clone(&self.shared)));
+        tokio::spawn(look_after_backends(Arc::clone(&self.shared)));
         self.in_force(&snapshot);
         self.accept(bound);
         info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "ready");
@@ -223,6 +240,7 @@ impl Server {
     fn in_force(&self, snapshot: &Snapshot) {
         let metrics = &self.shared.metrics;
         metrics.know(&snapshot.config);
+        self.shared.throttle.apply(&snapshot.config.throttle);
         metrics.config_last_reload_successful.set(1);
         metrics.config_last_reload_success_timestamp.set(unix_now() as f64);
         for warning in &snapshot.config.warnings {
@@ -415,6 +433,14 @@ async fn await_directory(shared: Arc<Shared>) {
     }
     shared.directory_answered.store(true, Ordering::Relaxed);
     info!("the directory answers");
+}
+
+/// Has the backends of whatever snapshot is in force looked after, for ever.
+async fn look_after_backends(shared: Arc<Shared>) {
+    loop {
+        shared.snapshot.load().backends.iter().for_each(Backend::look_after);
+        sleep(LOOK_AROUND).await;
+    }
 }
 
 /// Counts and logs every panic, wherever it is caught. Its message may quote what a peer sent, so

@@ -12,21 +12,23 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::debug;
 
-use crate::authn::{Ask, DecidedBy, Proven};
+use crate::authn::{Ask, DecidedBy, Decision, Proven};
 use crate::backend::{Backend, BackendError, LoggedIn};
-use crate::config::ListenerTls;
+use crate::config::{Config, ListenerTls};
 use crate::directory::{Entry, Login};
+use crate::metrics::Metrics;
 use crate::outcome::{Refusal, Side};
 use crate::proto::{Credentials, Front, FrontSettings, Protocol, Quit, Step};
 use crate::registry::{self, Session};
 use crate::relay::{End, relay};
 use crate::report::{self, Report, Visitor};
 use crate::route;
-use crate::secret::SecretBuf;
+use crate::secret::{Secret, SecretBuf};
 use crate::snapshot::{Permit, Shared, Snapshot, Stage};
+use crate::throttle::{Connection, Limited, Place};
 use crate::tls;
 use crate::tls::stream::Stream;
 
@@ -55,6 +57,7 @@ pub struct Accepted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Parting {
     Handshake,
+    Limit,
     ClientClosed,
     Logout,
     Nonsense,
@@ -68,6 +71,7 @@ impl Parting {
     const fn label(self) -> &'static str {
         match self {
             Self::Handshake => "handshake",
+            Self::Limit => "limit",
             Self::ClientClosed => "client_closed",
             Self::Logout => "logout",
             Self::Nonsense => "nonsense",
@@ -84,6 +88,10 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let Accepted { tcp, client, protocol, tls, permit } = accepted;
     let visitor = Visitor { session: shared.registry.next_id(), client, protocol: protocol.name };
     let snapshot = shared.snapshot.load_full();
+    let Ok(connection) = shared.throttle.connection(&snapshot.config.throttle, client) else {
+        // Quietly: before TLS there are no words that a client would show.
+        return parted(&visitor, Parting::Limit, &shared.metrics);
+    };
     let front = (protocol.front)(FrontSettings {
         tls: tls == ListenerTls::Implicit,
         starttls: tls == ListenerTls::StartTls,
@@ -106,12 +114,18 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let outcome = AssertUnwindSafe(conversation.hold(tcp, tls)).catch_unwind().await;
     let parting = match outcome {
         // The relay is a task of its own, so that what the login needed is given back now.
-        Ok(Ok(established)) => return drop(tokio::spawn(established.relay(shared, permit))),
+        Ok(Ok(established)) => return drop(tokio::spawn(established.relay(shared, (permit, connection)))),
         Ok(Err(parting)) => parting,
         Err(_) => Parting::Panic,
     };
-    shared.metrics.conversations_ended.with_label_values(&[protocol.name, parting.label()]).inc();
-    debug!(session = visitor.session, client = %client, protocol = protocol.name, cause = parting.label(), "left before login");
+    parted(&visitor, parting, &shared.metrics);
+}
+
+/// Counts and tells the end of a conversation that led to no session.
+fn parted(visitor: &Visitor, parting: Parting, metrics: &Metrics) {
+    let Visitor { session, client, protocol } = *visitor;
+    metrics.conversations_ended.with_label_values(&[protocol, parting.label()]).inc();
+    debug!(session, %client, protocol, cause = parting.label(), "left before login");
 }
 
 /// The conversation before login.
@@ -175,6 +189,8 @@ impl Conversation {
 
     async fn start_tls(&mut self, tcp: TcpStream) -> Result<Stream, Parting> {
         let began = Instant::now();
+        let throttle = (&self.shared.throttle, &self.snapshot.config.throttle);
+        let _under_way = throttle.0.handshake(throttle.1, self.visitor.client).map_err(|_| Parting::Limit)?;
         let deadline = self.deadline.min(began + self.snapshot.config.limits.handshake_timeout);
         let acceptor = self.snapshot.tls.acceptor(self.protocol);
         let handshakes = &self.shared.metrics.tls_handshakes;
@@ -246,12 +262,13 @@ impl Conversation {
             Err(_) => Err(Refusal::Deadline),
         };
         report.emit(&self.visitor, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
-        if outcome.as_ref().is_err_and(is_about_credentials) {
-            // Whether the name exists must not show in how long the answer takes (CWE-208). Rounded
-            // up, so that a directory slower than the delay tells no more than whole delays.
-            let delay = self.snapshot.config.limits.failed_login_delay;
-            let delays = began.elapsed().as_nanos() / delay.as_nanos().max(1) + 1;
-            sleep_until(began + delay * u32::try_from(delays).unwrap_or(u32::MAX)).await;
+        if outcome.as_ref().is_err_and(|refusal| is_about_credentials(refusal) || *refusal == Refusal::Limit) {
+            // Whether the name exists must not show in how long the answer takes (CWE-208), and a
+            // limit that costs nothing must not invite the next attempt at once. Rounded up, so that
+            // a directory slower than the delay tells no more than whole delays.
+            let (asked, delay) = (began + report.delay, self.snapshot.config.limits.failed_login_delay);
+            let delays = asked.elapsed().as_nanos() / delay.as_nanos().max(1) + 1;
+            sleep_until(asked + delay * u32::try_from(delays).unwrap_or(u32::MAX)).await;
         }
         outcome
     }
@@ -266,17 +283,19 @@ impl Conversation {
             return Err(Refusal::ForeignAuthzid);
         }
         let authn = &self.snapshot.authn;
-        let mut decision = authn.decide(&login, &password, Ask::Cached).await;
+        let mut decision = self.decide(&login, &password, report).await?;
         loop {
             report.decided(&decision, &self.shared.metrics);
             let proven = decision.result?;
+            let place = self.place(&proven).map_err(|limited| report.limited(limited))?;
             let target = self.target(proven.identity.entry(), &login)?;
             report.sent_to(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
             let answer = target.backend.log_in(self.protocol, &target.login, &password, &mut report.phases).await;
             match answer {
                 Ok(logged_in) if authn.still_holds(&proven) => {
                     self.count_backend(target.backend, "ok");
-                    return Ok(Admitted { logged_in, proven, login, backend: Arc::clone(&target.backend.name) });
+                    let backend = Arc::clone(&target.backend.name);
+                    return Ok(Admitted { logged_in, proven, login, backend, place });
                 }
                 // Something about this entry was forgotten meanwhile: what it is now decides.
                 Ok(_) => {
@@ -305,6 +324,44 @@ impl Conversation {
         }
     }
 
+    /// The first decision of an attempt. What is known costs nothing; a guess waits for its turn.
+    async fn decide(&self, login: &Login, password: &Secret, report: &mut Report) -> Result<Decision, Refusal> {
+        let Config { throttle: settings, limits, .. } = &self.snapshot.config;
+        let (throttle, client) = (&self.shared.throttle, self.visitor.client);
+        let authn = &self.snapshot.authn;
+        if let Some(decision) = authn.recall(login, password) {
+            if let Ok(proven) = &decision.result {
+                throttle.recalled(settings, client, login.as_str(), &proven.identity.entry().dn);
+            }
+            return Ok(decision);
+        }
+        let turn = throttle.guess(settings, limits.failed_login_delay, client, login.as_str(), password);
+        let mut turn = turn.map_err(|limited| report.limited(limited))?;
+        (report.limited_by, report.delay) = (turn.by, turn.delay);
+        sleep(turn.delay).await;
+        let decision = authn.decide(login, password, Ask::Cached).await;
+        if let Some(dn) = &decision.dn {
+            let more = turn.meant(dn, client).map_err(|limited| report.limited(limited))?;
+            report.delay += more;
+            sleep(more).await;
+        }
+        match (&decision.result, decision.by) {
+            (Ok(proven), _) => turn.right(&proven.identity.entry().dn),
+            (Err(Refusal::WrongPassword | Refusal::UnknownUser), DecidedBy::Directory) => {
+                turn.wrong();
+            }
+            // No wrong password, or one that is known: the turn is given back.
+            (Err(_), _) => drop(turn),
+        }
+        Ok(decision)
+    }
+
+    /// A place among the sessions of this user, from before the backend is asked to the end.
+    fn place(&self, proven: &Proven) -> Result<Place, Limited> {
+        let settings = &self.snapshot.config.throttle;
+        self.shared.throttle.session(settings, self.visitor.client, &proven.identity.entry().dn)
+    }
+
     /// Where an entry leads, and under which name.
     fn target(&self, entry: &Entry, typed: &Login) -> Result<Target<'_>, Refusal> {
         let config = &self.snapshot.config;
@@ -330,7 +387,7 @@ impl Conversation {
 
     /// Tells the client that it is in. Only here does a client get its OK.
     async fn welcome(mut self, mut stream: Stream, admitted: Admitted) -> Result<Established, Parting> {
-        let Admitted { logged_in, proven, login, backend } = admitted;
+        let Admitted { logged_in, proven, login, backend, place } = admitted;
         self.front.accepted(&logged_in.welcome, &mut self.out);
         self.send(&mut stream).await?;
         let session = Session {
@@ -350,6 +407,7 @@ impl Conversation {
             to_client: logged_in.leftover.as_slice().to_vec(),
             to_backend: self.input.as_slice().to_vec(),
             idle: self.snapshot.config.limits.idle_timeout,
+            place,
         })
     }
 }
@@ -400,6 +458,7 @@ struct Admitted {
     proven: Proven,
     login: Login,
     backend: Arc<str>,
+    place: Place,
 }
 
 /// A session after its login: what the relay needs, and no more.
@@ -411,11 +470,12 @@ struct Established {
     to_client: Vec<u8>,
     to_backend: Vec<u8>,
     idle: Duration,
+    place: Place,
 }
 
 impl Established {
-    /// Relays until the end, listed and counted.
-    async fn relay(self, shared: Arc<Shared>, permit: Permit) {
+    /// Relays until the end, listed and counted; what it has taken of the limits is given back then.
+    async fn relay(self, shared: Arc<Shared>, taken: (Permit, Connection)) {
         let began = Instant::now();
         let metrics = Arc::clone(&shared.metrics);
         let visitor = self.visitor;
@@ -430,7 +490,7 @@ impl Established {
         sessions.dec();
         let cause = ended.as_ref().map_or("panic", |ended| ended.cause.label());
         report::ended(&visitor, cause, ended.as_ref().ok(), began.elapsed(), &metrics);
-        drop((listed, permit));
+        drop((listed, self.place, taken));
     }
 }
 

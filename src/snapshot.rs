@@ -12,13 +12,14 @@ use tokio::sync::watch;
 use crate::authn::Authenticator;
 use crate::backend::Backend;
 use crate::cache::Cache;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::directory::Directory;
 use crate::directory::ldap::Ldap;
 use crate::files::{Files, Fingerprint};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::throttle::Throttle;
 use crate::tls::server::ServerTls;
 
 /// Everything that follows from one configuration.
@@ -47,13 +48,28 @@ impl Snapshot {
         let kept = previous.filter(|old| old.config.directory == config.directory && old.config.cache == config.cache);
         let cache = kept.map_or_else(|| Arc::new(Cache::new(&config.cache)), |old| Arc::clone(old.authn.cache()));
         let authn = Authenticator::new(Arc::clone(&directory) as Arc<dyn Directory>, cache, config.limits.connections);
-        let own: Arc<[SocketAddr]> = config.listeners.iter().map(|listener| listener.address).collect();
+        let own = listening(&config);
         let untagged_limit = config.limits.backend_untagged;
         let backends = std::iter::zip(&config.routing.backends, files.backends)
-            .map(|(settings, files)| Backend::new(settings, files.tls, files.service, untagged_limit, &own))
+            .map(|(settings, files)| {
+                let kept =
+                    previous.filter(|old| listening(&old.config) == own).and_then(|old| old.backend_like(settings));
+                Backend::new(settings, files, untagged_limit, &own, metrics, kept)
+            })
             .collect();
         Self { config, tls: files.tls, authn, directory, backends, fingerprint: files.fingerprint }
     }
+
+    /// The backend with exactly these settings: what it knows of its health is true of them.
+    fn backend_like(&self, settings: &config::Backend) -> Option<&Backend> {
+        let mut pairs = std::iter::zip(&self.config.routing.backends, &self.backends);
+        pairs.find(|(known, _)| *known == settings).map(|(_, backend)| backend)
+    }
+}
+
+/// Where usher itself listens.
+fn listening(config: &Config) -> Arc<[SocketAddr]> {
+    config.listeners.iter().map(|listener| listener.address).collect()
 }
 
 /// Where the process is in its life.
@@ -75,6 +91,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The relayed sessions.
     pub registry: Arc<Registry>,
+    /// What slows guessing, and what bounds everybody's share.
+    pub throttle: Throttle,
     /// The stage of the process' life.
     pub stage: watch::Sender<Stage>,
     /// Whether the directory has answered once since the start.
@@ -95,6 +113,7 @@ impl Shared {
     #[must_use]
     pub fn new(snapshot: Snapshot, metrics: Arc<Metrics>, log: log::Guard) -> Arc<Self> {
         Arc::new(Self {
+            throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
             snapshot: ArcSwap::from_pointee(snapshot),
             metrics,
             registry: Arc::default(),

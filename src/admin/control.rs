@@ -86,7 +86,11 @@ pub fn bind(settings: &config::Control, successor: bool) -> io::Result<UnixListe
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let listener = UnixListener::bind(unready)?;
+    // Nobody else from its first moment on, whatever the process' own mask is.
+    let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let bound = UnixListener::bind(unready);
+    rustix::process::umask(mask);
+    let listener = bound?;
     let mode = match &settings.group {
         None => 0o600,
         Some(group) => {

@@ -62,11 +62,15 @@ async fn exchange(listener: TcpListener, router: Router, limit: Duration) {
 async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     // Encoding thousands of series takes milliseconds, which no login should wait for.
     let rendered = tokio::task::spawn_blocking(move || {
-        let entries = shared.snapshot.load().authn.cache().entries();
-        shared.metrics.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
-        let dropped = &shared.metrics.log_dropped;
-        dropped.inc_by((shared.log.dropped() as u64).saturating_sub(dropped.get()));
-        shared.metrics.render()
+        shared.metrics.scrape(|metrics| {
+            let snapshot = shared.snapshot.load();
+            let entries = snapshot.authn.cache().entries();
+            metrics.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+            let dropped = &metrics.log_dropped;
+            dropped.inc_by((shared.log.dropped() as u64).saturating_sub(dropped.get()));
+            shared.throttle.measure();
+            snapshot.backends.iter().for_each(|backend| backend.show(metrics));
+        })
     });
     match rendered.await {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),

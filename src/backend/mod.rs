@@ -1,10 +1,14 @@
-//! A mail server behind usher: dial it, verify it, log in as the user.
+//! A mail server behind usher: find an address that is well, verify it, log in as the user.
 //!
-//! The backend's dialogue is the protocol's ([`crate::proto::Back`]); here are its socket, its TLS
-//! and its deadline. A refusal is reported as what it is, and judged by the session: after a good
-//! bind it means that two servers disagree. Never retries with a password, never speaks in the
-//! clear unless the config says so in so many words.
+//! The backend's dialogue is the protocol's ([`crate::proto::Back`]); here are its sockets, its TLS,
+//! its deadline and its health. A refusal is reported as what it is, and judged by the session:
+//! after a good bind it means that two servers disagree. Several addresses are tried until one
+//! greets; a password is never sent twice. Never speaks in the clear unless the config says so in
+//! so many words.
 
+mod endpoint;
+mod health;
+mod pool;
 mod resolve;
 
 use std::collections::HashMap;
@@ -13,20 +17,26 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::IntGauge;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::config;
 use crate::directory::Login;
+use crate::metrics::Metrics;
 use crate::outcome::{BackendWords, Refusal};
-use crate::proto::{BackFault, BackSettings, BackStep, BackTls, Protocol, Welcome};
+use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Protocol, Welcome};
 use crate::secret::{Secret, SecretBuf};
-use crate::sys;
-use crate::tls;
 use crate::tls::stream::Stream;
-use resolve::Addresses;
+use endpoint::Endpoint;
+use health::Standing;
+use pool::{Pool, Proof};
+
+/// How long a login waits for its turn, while too many are under way or after an outage.
+const TURN: Duration = Duration::from_secs(1);
 
 /// A backend, ready to be logged in to.
 #[derive(Debug)]
@@ -38,11 +48,14 @@ pub struct Backend {
     timeout: Duration,
     untagged_limit: usize,
     service: Option<Service>,
-    endpoints: HashMap<&'static str, Endpoint>,
+    /// Places for logins under way.
+    places: Arc<Semaphore>,
+    in_flight: IntGauge,
+    endpoints: HashMap<&'static str, Arc<Endpoint>>,
 }
 
-/// The service account for proxy authorization.
-#[derive(Debug)]
+/// An account of usher's own: for proxy authorization, or for probes.
+#[derive(Debug, Clone)]
 pub struct Service {
     /// Its name (SASL authcid).
     pub login: String,
@@ -50,12 +63,15 @@ pub struct Service {
     pub password: Secret,
 }
 
+/// What a backend's files hold.
 #[derive(Debug)]
-struct Endpoint {
-    tls: BackTls,
-    server_name: ServerName<'static>,
-    tls_config: Arc<rustls::ClientConfig>,
-    addresses: Addresses,
+pub struct BackendFiles {
+    /// The name to verify and the TLS of each endpoint, in their order.
+    pub tls: Vec<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
+    /// The service account, if there is one.
+    pub service: Option<Service>,
+    /// The account that probes log in with, if they do.
+    pub probe: Option<Service>,
 }
 
 /// A session at a backend, logged in.
@@ -72,9 +88,9 @@ pub struct LoggedIn {
 /// How long a login at a backend took; filled as far as it came.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Phases {
-    /// Name, TCP and implicit TLS.
+    /// Its turn, name, TCP, TLS and greeting: until the login can be sent.
     pub connect: Option<Duration>,
-    /// From the greeting to the answer, STARTTLS included.
+    /// From there to the answer.
     pub login: Option<Duration>,
 }
 
@@ -88,7 +104,7 @@ pub enum BackendError {
     #[error("its name cannot be resolved: {source}")]
     Resolve {
         /// The resolver's reason.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// Its address is one of usher's own listeners.
     #[error("its address {address} is one of usher's own listeners")]
@@ -99,11 +115,23 @@ pub enum BackendError {
     /// No connection.
     #[error("no connection to {address}: {source}")]
     Connect {
-        /// The last address tried.
+        /// The address.
         address: SocketAddr,
         /// The reason.
         source: io::Error,
     },
+    /// All of its addresses are known to be down.
+    #[error("known to be down: {reason}")]
+    Down {
+        /// What was last wrong with the first of them.
+        reason: Arc<str>,
+    },
+    /// `logins_in_flight` logins are under way.
+    #[error("too many logins are under way there")]
+    Full,
+    /// It comes back from an outage, and too many want to come with it.
+    #[error("it has just come back, and too many want to log in at once")]
+    Ramp,
     /// The handshake failed: a certificate, a name, a version.
     #[error("TLS: {reason}")]
     Tls {
@@ -146,6 +174,9 @@ impl BackendError {
             | Self::Broken { .. }
             | Self::Closed
             | Self::Fault(_) => "unreachable",
+            Self::Down { .. } => "down",
+            Self::Full => "in_flight",
+            Self::Ramp => "ramp",
             Self::Tls { .. } => "tls",
             Self::Timeout { .. } => "timeout",
             Self::Refused(_) => "disagrees",
@@ -161,9 +192,11 @@ impl BackendError {
             Self::Resolve { .. }
             | Self::Loop { .. }
             | Self::Connect { .. }
+            | Self::Down { .. }
             | Self::Broken { .. }
             | Self::Closed
             | Self::Fault(BackFault::Bye) => Refusal::BackendUnreachable,
+            Self::Full | Self::Ramp => Refusal::BackendBusy,
             Self::Tls { .. } | Self::Fault(BackFault::NoStartTls | BackFault::Injection) => Refusal::BackendTls,
             Self::Timeout { .. } => Refusal::BackendTimeout,
             Self::Fault(
@@ -177,32 +210,55 @@ impl BackendError {
             Self::Refused(words) => Refusal::Disagrees(pass_refusals.then(|| words.clone())),
         }
     }
+
+    /// Whether an error before the login was sent is a fault of the server, and not of what it was
+    /// asked. What comes after the login never is: it may be about this user.
+    const fn is_the_servers(&self) -> bool {
+        !matches!(self, Self::Fault(BackFault::NoMechanism))
+    }
 }
 
 impl Backend {
-    /// A backend as configured. `tls_configs` has the verified TLS of each endpoint, in their
-    /// order; `own` are usher's listeners, to which no backend may lead.
+    /// A backend as configured, with what its files hold. `own` are usher's listeners, to which no
+    /// backend may lead. What `previous`, which was configured alike, has learned of its addresses
+    /// stays known.
     #[must_use]
     pub fn new(
         settings: &config::Backend,
-        tls_configs: Vec<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
-        service: Option<Service>,
+        files: BackendFiles,
         untagged_limit: usize,
         own: &Arc<[SocketAddr]>,
+        metrics: &Arc<Metrics>,
+        previous: Option<&Self>,
     ) -> Self {
-        let endpoints = std::iter::zip(&settings.endpoints, tls_configs)
-            .map(|(endpoint, (server_name, tls_config))| {
-                let addresses = Addresses::new(&endpoint.host, endpoint.port, Arc::clone(own));
-                (endpoint.protocol.name, Endpoint { tls: endpoint.tls, server_name, tls_config, addresses })
-            })
-            .collect();
+        let name: Arc<str> = settings.name.as_str().into();
+        let BackendFiles { tls, service, probe } = files;
+        let endpoints = std::iter::zip(&settings.endpoints, tls).map(|(endpoint, (server_name, tls_config))| {
+            let kept = previous.and_then(|previous| previous.endpoints.get(endpoint.protocol.name));
+            let new = || Arc::new(Pool::new(&name, endpoint, &settings.health, own));
+            let endpoint = Endpoint {
+                protocol: endpoint.protocol,
+                tls: endpoint.tls,
+                server_name,
+                tls_config,
+                timeout: settings.timeout,
+                untagged_limit,
+                account: probe.clone(),
+                pool: kept.map_or_else(new, |kept| Arc::clone(&kept.pool)),
+                metrics: Arc::clone(metrics),
+            };
+            (endpoint.protocol.name, Arc::new(endpoint))
+        });
+        let new = || Arc::new(Semaphore::new(settings.logins_in_flight));
         Self {
-            name: settings.name.as_str().into(),
             pass_refusals: settings.pass_refusals,
             timeout: settings.timeout,
             untagged_limit,
             service,
-            endpoints,
+            places: previous.map_or_else(new, |previous| Arc::clone(&previous.places)),
+            in_flight: metrics.backend_logins_in_flight.with_label_values(&[&*name]),
+            endpoints: endpoints.collect(),
+            name,
         }
     }
 
@@ -221,134 +277,164 @@ impl Backend {
         let deadline = Instant::now() + self.timeout;
         let late = |_| BackendError::Timeout { timeout: self.timeout };
 
-        let began = Instant::now();
-        let connected = timeout_at(deadline, endpoint.connect(deadline)).await.map_err(late).flatten();
-        phases.connect = Some(began.elapsed());
-        let stream = connected?;
-
-        let began = Instant::now();
         let (service, password) = match &self.service {
             Some(service) => (Some(service.login.clone().into_bytes()), service.password.clone()),
             None => (None, password.clone()),
         };
         let login = login.as_str().as_bytes().to_vec();
-        let untagged_limit = self.untagged_limit;
-        let settings = BackSettings { tls: endpoint.tls, login, password, service, untagged_limit };
-        let conversation = endpoint.converse(stream, protocol, settings);
-        let answered = timeout_at(deadline, conversation).await.map_err(late).flatten();
+        let settings =
+            BackSettings { tls: endpoint.tls, login, password, service, untagged_limit: self.untagged_limit };
+
+        let began = Instant::now();
+        let approach = async {
+            // A backend that is down is told before anybody waits for a turn there.
+            endpoint.candidates().await?;
+            let place = self.turn(endpoint).await?;
+            Ok((place, endpoint.approach(deadline, &settings).await?))
+        };
+        let approached = timeout_at(deadline, approach).await.map_err(late).flatten();
+        phases.connect = Some(began.elapsed());
+        let (_place, (address, talk)) = approached?;
+
+        let began = Instant::now();
+        let answered = timeout_at(deadline, talk.log_in()).await.map_err(late).flatten();
         phases.login = Some(began.elapsed());
+        if answered.is_ok() {
+            endpoint.pool.well(address, Proof::Login);
+        }
         answered
     }
-}
 
-impl Endpoint {
-    /// TCP, and TLS where it comes first. An address that does not answer may not use up the time of
-    /// the others: each has its share of what is left, and the login itself has one.
-    async fn connect(&self, deadline: Instant) -> Result<Stream, BackendError> {
-        let addresses = self.addresses.resolve().await?;
-        let mut last = None;
-        for (at, address) in addresses.iter().copied().enumerate() {
-            let now = Instant::now();
-            let shares = u32::try_from(addresses.len() - at + 1).unwrap_or(u32::MAX);
-            let until = now + deadline.saturating_duration_since(now) / shares;
-            let until = if addresses.len() == 1 { deadline } else { until };
-            let connected = timeout_at(until, TcpStream::connect(address)).await;
-            match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                Ok(tcp) => {
-                    // Options that cannot be set cost speed or a late end, not the login.
-                    let _ = sys::tune(&tcp);
-                    return match self.tls {
-                        BackTls::Implicit => self.start_tls(tcp).await,
-                        BackTls::StartTls | BackTls::Plaintext => Ok(Stream::Plain(tcp)),
-                    };
-                }
-                Err(source) => last = Some(BackendError::Connect { address, source }),
+    /// Waits for a turn: a place among the logins under way, and a slot in the ramp after an outage.
+    async fn turn(&self, endpoint: &Endpoint) -> Result<Place<'_>, BackendError> {
+        let patience = Instant::now() + TURN;
+        let permit = timeout_at(patience, self.places.acquire()).await.map_err(|_| BackendError::Full)?;
+        // Nobody closes the semaphore.
+        let permit = permit.map_err(|_| BackendError::Full)?;
+        let left = patience.saturating_duration_since(Instant::now());
+        let slot = endpoint.pool.slot(left).ok_or(BackendError::Ramp)?;
+        self.in_flight.inc();
+        let place = Place { _permit: permit, in_flight: &self.in_flight };
+        sleep_until(slot).await;
+        Ok(place)
+    }
+
+    /// Looks at those of its addresses whose time has come. To be called several times a second.
+    pub fn look_after(&self) {
+        self.endpoints.values().for_each(Endpoint::look_after);
+    }
+
+    /// Sets the gauges of its health.
+    pub fn show(&self, metrics: &Metrics) {
+        for (protocol, endpoint) in &self.endpoints {
+            let up = i64::from(endpoint.pool.is_up());
+            metrics.backend_up.with_label_values(&[&*self.name, *protocol]).set(up);
+            for (label, standing) in
+                [("closed", Standing::Closed), ("half_open", Standing::HalfOpen), ("open", Standing::Open)]
+            {
+                let count = i64::try_from(endpoint.pool.count(standing)).unwrap_or(i64::MAX);
+                metrics.backend_addresses.with_label_values(&[&*self.name, *protocol, label]).set(count);
             }
         }
-        // An address that no longer answers may have moved: ask the resolver again next time.
-        self.addresses.forget();
-        Err(last.unwrap_or_else(|| BackendError::Resolve { source: io::ErrorKind::NotFound.into() }))
     }
+}
 
-    async fn start_tls(&self, tcp: TcpStream) -> Result<Stream, BackendError> {
-        let connecting = tls::client::connect(&self.tls_config, self.server_name.clone(), tcp);
-        connecting.await.map_err(|error| BackendError::Tls { reason: tls::describe(&error) })
+/// A place among the logins under way, given back when dropped.
+#[derive(Debug)]
+struct Place<'a> {
+    _permit: SemaphorePermit<'a>,
+    in_flight: &'a IntGauge,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.in_flight.dec();
     }
+}
 
-    /// The dialogue from the greeting to the answer.
-    async fn converse(
-        &self,
-        mut stream: Stream,
-        protocol: &Protocol,
-        settings: BackSettings,
-    ) -> Result<LoggedIn, BackendError> {
-        let broken = |source| BackendError::Broken { source };
-        let mut dialogue = (protocol.back)(settings);
-        let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+/// A conversation with a backend.
+struct Talk {
+    stream: Stream,
+    dialogue: Box<dyn Back>,
+    input: SecretBuf,
+    out: SecretBuf,
+    /// What is to be done next.
+    step: BackStep,
+}
+
+impl Talk {
+    /// From the connection to the login, which is written but not sent: a login has not begun yet,
+    /// and a look at the server ends here.
+    async fn approach(endpoint: &Endpoint, tcp: TcpStream, settings: BackSettings) -> Result<Self, BackendError> {
+        let stream = match endpoint.tls {
+            BackTls::Implicit => endpoint.start_tls(tcp).await?,
+            BackTls::StartTls | BackTls::Plaintext => Stream::Plain(tcp),
+        };
+        let dialogue = (endpoint.protocol.back)(settings);
+        let (input, out) = (SecretBuf::new(), SecretBuf::new());
+        let mut talk = Self { stream, dialogue, input, out, step: BackStep::NeedMore };
         loop {
-            let step = dialogue.step(&mut input, &mut out);
-            stream.send(&mut out).await.map_err(broken)?;
-            match step {
-                BackStep::NeedMore => {
-                    if stream.fill(&mut input).await.map_err(broken)? == 0 {
-                        return Err(BackendError::Closed);
-                    }
+            talk.step = talk.dialogue.step(&mut talk.input, &mut talk.out);
+            if talk.dialogue.has_asked() {
+                return Ok(talk);
+            }
+            talk = talk.go_on(endpoint).await?;
+        }
+    }
+
+    /// Does what has to be done next before the login.
+    async fn go_on(mut self, endpoint: &Endpoint) -> Result<Self, BackendError> {
+        self.send().await?;
+        match self.step {
+            BackStep::NeedMore => self.fill().await?,
+            BackStep::StartTls => {
+                // Nothing said in the clear may be taken for an answer under TLS.
+                if !self.input.is_empty() {
+                    return Err(BackendError::Fault(BackFault::Injection));
                 }
-                BackStep::StartTls => {
-                    // Nothing said in the clear may be taken for an answer under TLS.
-                    if !input.is_empty() {
-                        return Err(BackendError::Fault(BackFault::Injection));
-                    }
-                    let tcp = stream.into_plain().ok_or(BackendError::Fault(BackFault::Garbage))?;
-                    stream = self.start_tls(tcp).await?;
-                    dialogue.tls_started();
+                let tcp = self.stream.into_plain().ok_or(BackendError::Fault(BackFault::Garbage))?;
+                self.stream = endpoint.start_tls(tcp).await?;
+                self.dialogue.tls_started();
+            }
+            BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
+            // No answer comes before the question.
+            BackStep::Ready(_) | BackStep::Refused(_) => return Err(BackendError::Fault(BackFault::Garbage)),
+        }
+        Ok(self)
+    }
+
+    /// Sends the login and waits for its answer.
+    async fn log_in(mut self) -> Result<LoggedIn, BackendError> {
+        loop {
+            self.send().await?;
+            match self.step {
+                BackStep::NeedMore => self.fill().await?,
+                BackStep::Ready(welcome) => {
+                    return Ok(LoggedIn { stream: self.stream, leftover: self.input, welcome });
                 }
-                BackStep::Ready(welcome) => return Ok(LoggedIn { stream, leftover: input, welcome }),
                 BackStep::Refused(words) => return Err(BackendError::Refused(words)),
                 BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
+                // TLS comes before the login.
+                BackStep::StartTls => return Err(BackendError::Fault(BackFault::Garbage)),
             }
+            self.step = self.dialogue.step(&mut self.input, &mut self.out);
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use tokio::net::TcpSocket;
-
-    use super::*;
-
-    /// A listener whose queue is full: the system drops what else comes, as a dead host would.
-    async fn silent() -> (tokio::net::TcpListener, Vec<TcpStream>) {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let listener = socket.listen(1).unwrap();
-        let mut waiting = Vec::new();
-        let connect = async || {
-            let connect = TcpStream::connect(listener.local_addr().unwrap());
-            tokio::time::timeout(Duration::from_millis(300), connect).await
-        };
-        while let Ok(stream) = connect().await {
-            waiting.push(stream.unwrap());
-        }
-        (listener, waiting)
+    /// Leaves without a login; what was written of it is wiped.
+    fn hang_up(self) -> Stream {
+        self.stream
     }
 
-    #[tokio::test]
-    async fn an_address_that_does_not_answer_leaves_time_for_the_next() {
-        let (dead, _waiting) = silent().await;
-        let alive = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addresses = [dead.local_addr().unwrap(), alive.local_addr().unwrap()];
-        let roots = rustls::RootCertStore::empty();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let endpoint = Endpoint {
-            tls: BackTls::StartTls,
-            server_name: ServerName::try_from("server3").unwrap(),
-            tls_config: Arc::new(builder.unwrap().with_root_certificates(roots).with_no_client_auth()),
-            addresses: Addresses::known("server3", &addresses),
-        };
-        let deadline = Instant::now() + Duration::from_millis(1_500);
-        let stream = timeout_at(deadline, endpoint.connect(deadline)).await.expect("time is left").unwrap();
-        assert_eq!(stream.tcp().peer_addr().unwrap(), addresses[1]);
+    async fn send(&mut self) -> Result<(), BackendError> {
+        self.stream.send(&mut self.out).await.map_err(|source| BackendError::Broken { source })
+    }
+
+    async fn fill(&mut self) -> Result<(), BackendError> {
+        match self.stream.fill(&mut self.input).await {
+            Ok(0) => Err(BackendError::Closed),
+            Ok(_) => Ok(()),
+            Err(source) => Err(BackendError::Broken { source }),
+        }
     }
 }

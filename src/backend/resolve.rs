@@ -1,76 +1,124 @@
-//! A backend's addresses, asked of the resolver now and then instead of at every login.
+//! From a backend's configured addresses to what can be connected to.
 //!
 //! An address that is one of usher's own listeners is refused here, whatever name led to it: a
 //! login would go round until the descriptors are used up.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use tokio::net::lookup_host;
-use tokio::time::Instant;
 
 use super::BackendError;
+use crate::config::Address;
 use crate::sys;
 
-/// How long an answer of the resolver is used. The system's resolver tells no time to live; this is
-/// short enough for a move by DNS and long enough to keep it out of a busy login path.
-const LIFE: Duration = Duration::from_secs(30);
+/// More than any login could try in its time; the rest of a larger answer is not used.
+const MOST: usize = 16;
 
-type Answer = Arc<[SocketAddr]>;
-
-/// A host and port, and what they resolved to.
-#[derive(Debug)]
-pub(super) struct Addresses {
-    host: String,
-    port: u16,
-    own: Arc<[SocketAddr]>,
-    known: Mutex<Option<(Instant, Answer)>>,
+/// Why there is no address.
+#[derive(Debug, Clone)]
+pub(super) enum Unresolved {
+    /// The resolver's reason.
+    Name(Arc<io::Error>),
+    /// This is one of usher's own listeners.
+    Own(SocketAddr),
 }
 
-impl Addresses {
-    pub(super) fn new(host: &str, port: u16, own: Arc<[SocketAddr]>) -> Self {
-        Self { host: host.to_owned(), port, own, known: Mutex::default() }
-    }
-
-    /// As if the resolver had just said so.
-    #[cfg(test)]
-    pub(super) fn known(host: &str, addresses: &[SocketAddr]) -> Self {
-        let known = Self::new(host, 0, Arc::new([]));
-        *known.known.lock().unwrap() = Some((Instant::now(), addresses.into()));
-        known
-    }
-
-    /// The addresses to try, in order.
-    pub(super) async fn resolve(&self) -> Result<Answer, BackendError> {
-        if let Some(known) = self.fresh() {
-            return Ok(known);
+impl From<Unresolved> for BackendError {
+    fn from(unresolved: Unresolved) -> Self {
+        match unresolved {
+            Unresolved::Name(source) => Self::Resolve { source },
+            Unresolved::Own(address) => Self::Loop { address },
         }
-        let answer: Answer = match self.host.parse::<IpAddr>() {
-            Ok(ip) => Arc::new([SocketAddr::new(ip, self.port)]),
-            Err(_) => match lookup_host((self.host.as_str(), self.port)).await {
-                Ok(found) => found.collect(),
-                Err(source) => return Err(BackendError::Resolve { source }),
+    }
+}
+
+/// Looks all of them up; in their order, each address once. A name that has no address now is left
+/// out while another has one.
+pub(super) async fn look_up(configured: &[Address], own: &[SocketAddr]) -> Result<Vec<SocketAddr>, Unresolved> {
+    let mut answer = Vec::new();
+    let mut trouble = io::Error::from(io::ErrorKind::NotFound);
+    for Address { host, port } in configured {
+        let found = match host.parse::<IpAddr>() {
+            Ok(ip) => vec![SocketAddr::new(ip, *port)],
+            Err(_) => match lookup_host((host.as_str(), *port)).await {
+                Ok(found) => interleaved(found.collect()),
+                Err(error) => {
+                    trouble = error;
+                    continue;
+                }
             },
         };
-        if answer.is_empty() {
-            return Err(BackendError::Resolve { source: io::ErrorKind::NotFound.into() });
+        for address in found {
+            if !answer.contains(&address) {
+                answer.push(address);
+            }
         }
-        if let Some(address) = answer.iter().find(|address| sys::is_own(**address, &self.own)) {
-            return Err(BackendError::Loop { address: *address });
+    }
+    if let Some(address) = answer.iter().find(|address| sys::is_own(**address, own)) {
+        return Err(Unresolved::Own(*address));
+    }
+    answer.truncate(MOST);
+    if answer.is_empty() { Err(Unresolved::Name(Arc::new(trouble))) } else { Ok(answer) }
+}
+
+/// The addresses of one name with the families in turn, so that one family that leads nowhere costs
+/// one attempt and not all of them (RFC 8305 section 4).
+fn interleaved(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut turns = Vec::new();
+    loop {
+        let pair = [first.next(), second.next()];
+        if pair == [None, None] {
+            return turns;
         }
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::clone(&answer)));
-        Ok(answer)
+        turns.extend(pair.into_iter().flatten());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
     }
 
-    /// Asks the resolver at the next use.
-    pub(super) fn forget(&self) {
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    fn address(host: &str, port: u16) -> Address {
+        Address { host: host.to_owned(), port }
     }
 
-    fn fresh(&self) -> Option<Answer> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.as_ref().filter(|(at, _)| at.elapsed() < LIFE).map(|(_, answer)| Arc::clone(answer))
+    #[test]
+    fn families_take_turns() {
+        let found = ["[::1]:1", "[::2]:1", "[::3]:1", "1.0.0.1:1", "1.0.0.2:1"].map(at).to_vec();
+        let turns = ["[::1]:1", "1.0.0.1:1", "[::2]:1", "1.0.0.2:1", "[::3]:1"].map(at);
+        assert_eq!(interleaved(found), turns);
+        assert_eq!(interleaved(vec![]), []);
+    }
+
+    #[tokio::test]
+    async fn the_configured_order_stands_and_nothing_comes_twice() {
+        let configured = [address("127.0.0.9", 1), address("127.0.0.2", 1), address("127.0.0.9", 1), address("::1", 2)];
+        let answer = look_up(&configured, &[]).await.unwrap();
+        assert_eq!(answer, ["127.0.0.9:1", "127.0.0.2:1", "[::1]:2"].map(at));
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_left_out_or_is_the_reason() {
+        // RFC 6761 section 6.4: no resolver knows this.
+        let nowhere = address("nowhere.invalid", 1);
+        let answer = look_up(&[nowhere.clone(), address("127.0.0.9", 1)], &[]).await.unwrap();
+        assert_eq!(answer, [at("127.0.0.9:1")]);
+        assert!(matches!(look_up(&[nowhere], &[]).await, Err(Unresolved::Name(_))));
+    }
+
+    #[tokio::test]
+    async fn usher_itself_is_no_backend() {
+        let own = [at("127.0.0.9:993")];
+        let looked = look_up(&[address("127.0.0.1", 993), address("127.0.0.9", 993)], &own).await;
+        assert!(matches!(looked, Err(Unresolved::Own(address)) if address == at("127.0.0.9:993")));
     }
 }

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, fail, fail_config};
-use crate::config::Config;
-use crate::directory::{Directory, DirectoryError, Entry, Login, Trouble};
+use crate::config::{self, Config};
+use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, Login, Trouble};
+use crate::files;
 use crate::metrics::Metrics;
 use crate::outcome::Refusal;
 use crate::route;
 use crate::secret::Secret;
-use crate::server;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -47,8 +47,13 @@ struct Explanation {
 }
 
 pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
-    let snapshot = match server::prepare(file, &Arc::new(Metrics::new()), None) {
-        Ok(snapshot) => snapshot,
+    let config = match config::load(file) {
+        Ok(config) => config,
+        Err(mistakes) => return fail_config(&mistakes.problems),
+    };
+    // Only the directory's files: who may ask where a user goes need not read the TLS keys.
+    let directory = match files::directory(&config.directory, &config.place) {
+        Ok(tls) => Ldap::new(&config.directory, tls, Arc::new(Metrics::new())),
         Err(problems) => return fail_config(&problems),
     };
     let mut told = Explanation { login: arguments.login.clone(), ..Explanation::default() };
@@ -57,11 +62,8 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
             told.refused(&Refusal::UnusableName, "no login name: it is empty, too long or holds a control character")
         }
         Some(login) => {
-            told.question = snapshot.directory.question(&login);
-            match find(snapshot.directory.as_ref(), &login, arguments.password_stdin).await {
-                Ok(entry) => told.route(&snapshot.config, &entry, &login),
-                Err(error) => told.not_found(&error),
-            }
+            told.question = directory.question(&login);
+            told.ask(&config, &directory, &login, arguments.password_stdin).await
         }
     };
     if arguments.json {
@@ -70,23 +72,9 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
             Err(error) => return fail(FAILED, error),
         }
     } else {
-        print!("{}", told.text(&snapshot.config.directory.mail_host_attribute));
+        print!("{}", told.text(&config.directory.mail_host_attribute));
     }
     ExitCode::from(code)
-}
-
-async fn find(directory: &dyn Directory, login: &Login, with_password: bool) -> Result<Entry, DirectoryError> {
-    if !with_password {
-        return directory.look_up(login).await.0;
-    }
-    let mut bytes = Vec::new();
-    // What cannot be read is no password, and the directory's answer to that is the right one.
-    let _ = std::io::stdin().read_to_end(&mut bytes);
-    let password = Secret::from_file(bytes);
-    if password.is_empty() {
-        return Err(DirectoryError::InvalidCredentials { dn: "".into() });
-    }
-    directory.authenticate(login, &password).await.0.map(|identity| identity.entry().clone())
 }
 
 impl Explanation {
@@ -94,6 +82,31 @@ impl Explanation {
         refusal.label().clone_into(&mut self.result);
         self.explanation = why.into();
         DATA
+    }
+
+    async fn ask(&mut self, config: &Config, directory: &Ldap, login: &Login, with_password: bool) -> u8 {
+        let found = if with_password {
+            let mut bytes = Vec::new();
+            // What cannot be read is no password.
+            let _ = std::io::stdin().read_to_end(&mut bytes);
+            let password = Secret::from_file(bytes);
+            if password.is_empty() {
+                self.refused(&Refusal::EmptyPassword, "the password is empty: it would not be sent to the directory");
+                return NO_PERMISSION;
+            }
+            if std::str::from_utf8(password.expose()).is_err() || password.expose().contains(&0) {
+                let why = "the password is not UTF-8 or holds NUL: LDAP cannot carry it";
+                self.refused(&Refusal::UnusablePassword, why);
+                return NO_PERMISSION;
+            }
+            directory.authenticate(login, &password).await.0.map(|identity| identity.entry().clone())
+        } else {
+            directory.look_up(login).await.0
+        };
+        match found {
+            Ok(entry) => self.route(config, &entry, login),
+            Err(error) => self.not_found(&error),
+        }
     }
 
     fn not_found(&mut self, error: &DirectoryError) -> u8 {
@@ -159,7 +172,12 @@ impl Explanation {
         self.by_default = route.by_default;
         self.backend_login = Some(backend_login.as_str().to_owned());
         let endpoints = route.backend.endpoints.iter();
-        self.serves = endpoints.map(|at| format!("{} at {}:{}", at.protocol.name, at.host, at.port)).collect();
+        self.serves = endpoints
+            .map(|endpoint| {
+                let addresses: Vec<_> = endpoint.addresses.iter().map(ToString::to_string).collect();
+                format!("{} at {}", endpoint.protocol.name, addresses.join(" or "))
+            })
+            .collect();
         "routed".clone_into(&mut self.result);
         let why =
             if route.by_default { format!("no {attribute}, so routing.default") } else { format!("its {attribute}") };

@@ -17,7 +17,7 @@ use super::model::{
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
 use super::units::{DAY, HOUR, KIB, MIB, MINUTE, SECOND};
-use super::{directory, names, routing};
+use super::{directory, names, routing, throttle};
 use crate::proto::{PROTOCOLS, Protocol};
 
 /// Where the side port is unless the config says otherwise.
@@ -35,6 +35,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let routing = root.section("routing", |routing| routing::read(routing, &surroundings)).flatten();
     let cache = root.section("cache", cache).flatten();
     let limits = root.section("limits", limits).flatten();
+    let throttle = root.section("throttle", throttle::read).flatten();
     let drain = root.section("drain", drain).flatten();
     let admin = root.section("admin", |admin| self::admin(admin, &mut addresses)).flatten();
     let control = root.get("control").and_then(|control| control.section(self::control).flatten());
@@ -57,6 +58,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             routing: routing?,
             cache: cache?,
             limits: limits?,
+            throttle: throttle?,
             drain: drain?,
             admin: admin?,
             control,

@@ -14,6 +14,7 @@ mod names;
 mod raw;
 mod routing;
 mod template;
+mod throttle;
 mod units;
 
 #[cfg(test)]
@@ -27,9 +28,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use model::{
-    Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer, Draft, Drain,
-    Endpoint, Find, Group, LdapScheme, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Process, Routing,
-    ServiceAccount, Template, TemplatePart, Tls, TlsVersion,
+    Address, Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer,
+    Draft, Drain, Endpoint, FailedLogins, Find, Group, Health, LdapScheme, Limit, Limits, Listener, ListenerTls, Log,
+    LogFormat, LogLevel, Memory, Mode, Network, Probe, Process, Routing, ServiceAccount, Template, TemplatePart,
+    Throttle, Tls, TlsVersion,
 };
 pub use names::{cipher_suite, host_key};
 

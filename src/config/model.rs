@@ -5,7 +5,7 @@
 //! [`load`](super::load) alone. What each key means to the operator is told in
 //! `config.example.yaml`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,8 @@ pub struct Config {
     pub cache: Cache,
     /// What a client may use.
     pub limits: Limits,
+    /// How guessing is slowed, and what a network or a user may hold.
+    pub throttle: Throttle,
     /// How to stop.
     pub drain: Drain,
     /// The side port.
@@ -244,7 +246,7 @@ pub struct Routing {
 }
 
 /// A mail server behind usher.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
     /// Its name: metric label, log word, control name.
     pub name: String,
@@ -262,8 +264,38 @@ pub struct Backend {
     pub timeout: Duration,
     /// Whether a backend's own words of refusal reach the client.
     pub pass_refusals: bool,
+    /// When it counts as down, and how it comes back.
+    pub health: Health,
+    /// Logins under way there at the most.
+    pub logins_in_flight: usize,
     /// Where each protocol is served: protocol name -> endpoint.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// When a backend's address counts as down, and how it comes back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// How it is looked after when nobody logs in.
+    pub probe: Probe,
+    /// How often, while it is up.
+    pub probe_interval: Duration,
+    /// How many faults in a row make an address count as down.
+    pub failures: u32,
+    /// How long logins are let in by and by after an outage.
+    pub ramp: Duration,
+}
+
+/// How a backend is looked after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// Not at all, until a login meets an address that is down.
+    Off,
+    /// It accepts a connection.
+    Tcp,
+    /// It does TLS and greets.
+    Greeting,
+    /// It takes a login of this account.
+    Login(BackendService),
 }
 
 /// A service account at a backend.
@@ -276,18 +308,32 @@ pub struct BackendService {
 }
 
 /// Where a backend serves a protocol.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// The protocol.
     pub protocol: &'static Protocol,
-    /// The host name or address to connect to.
-    pub host: String,
-    /// The port.
-    pub port: u16,
+    /// Where to connect, in order of preference: never empty.
+    pub addresses: Vec<Address>,
     /// TLS.
     pub tls: BackTls,
     /// The name to verify and to send as SNI.
     pub server_name: String,
+}
+
+/// A host and a port to connect to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    /// The host name or IP address, without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
 }
 
 /// The decision cache.
@@ -322,6 +368,119 @@ pub struct Limits {
     pub backend_untagged: usize,
     /// A session without a byte in either direction.
     pub idle_timeout: Duration,
+}
+
+/// How guessing is slowed, and what a network or a user may hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Throttle {
+    /// How many leading bits of an IPv4 address are one prefix.
+    pub ipv4_prefix: u8,
+    /// How many leading bits of an IPv6 address are one prefix.
+    pub ipv6_prefix: u8,
+    /// Networks to which no rule about prefixes or wrong passwords applies.
+    pub exempt: Vec<Network>,
+    /// What is remembered, how much and how long.
+    pub memory: Memory,
+    /// Wrong passwords from one prefix.
+    pub failed_logins_per_prefix: FailedLogins,
+    /// Wrong passwords for one user.
+    pub failed_logins_per_user: FailedLogins,
+    /// Connections of one prefix, before and after login.
+    pub connections_per_prefix: Limit,
+    /// TLS handshakes under way in all.
+    pub handshakes: Limit,
+    /// TLS handshakes under way of one prefix.
+    pub handshakes_per_prefix: Limit,
+    /// Sessions of one user.
+    pub sessions_per_user: Limit,
+    /// Sessions of one user from one prefix.
+    pub sessions_per_user_and_prefix: Limit,
+    /// Right passwords per second in all.
+    pub logins_per_second: Limit,
+}
+
+/// What the throttle remembers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// How many prefixes, and how many users.
+    pub capacity: u64,
+    /// One wrong password is forgotten each time this has passed.
+    pub forget_every: Duration,
+    /// How long a prefix is known as one from which a user has logged in.
+    pub known_for: Duration,
+}
+
+/// Whether a rule acts or only counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It acts.
+    Enforce,
+    /// It counts what it would have done.
+    DryRun,
+}
+
+impl Mode {
+    /// The word in the config, the metrics and the log.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::DryRun => "dry_run",
+        }
+    }
+}
+
+/// A delay that grows with wrong passwords.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailedLogins {
+    /// Whether it acts.
+    pub mode: Mode,
+    /// So many wrong passwords cost nothing.
+    pub free: u32,
+    /// The longest delay; an attempt that would have to wait longer is refused.
+    pub max_delay: Duration,
+}
+
+/// A count that must not be exceeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Whether it acts.
+    pub mode: Mode,
+    /// The most that is allowed.
+    pub limit: u32,
+}
+
+/// A network: an address and how many of its leading bits count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Network {
+    /// The address; no bit behind the prefix is set.
+    pub address: IpAddr,
+    /// The length of the prefix.
+    pub bits: u8,
+}
+
+impl Network {
+    /// The network of this address with a prefix of so many bits (at most as many as it has).
+    #[must_use]
+    pub fn of(address: IpAddr, bits: u8) -> Self {
+        let address = match address {
+            IpAddr::V4(v4) => {
+                let mask = u32::MAX.checked_shl(32_u32.saturating_sub(bits.into())).unwrap_or(0);
+                IpAddr::V4((v4.to_bits() & mask).into())
+            }
+            IpAddr::V6(v6) => {
+                let mask = u128::MAX.checked_shl(128_u32.saturating_sub(bits.into())).unwrap_or(0);
+                IpAddr::V6((v6.to_bits() & mask).into())
+            }
+        };
+        Self { address, bits }
+    }
+
+    /// Whether an address, canonical, is in it.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        Self::of(address, self.bits) == *self
+    }
 }
 
 /// How to stop.

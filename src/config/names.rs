@@ -11,7 +11,7 @@ use rustls::SupportedCipherSuite;
 use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
 use rustls::pki_types::ServerName;
 
-use super::model::{DirectoryServer, Group, LdapScheme};
+use super::model::{DirectoryServer, Group, LdapScheme, Network};
 
 /// A Unix socket's path must fit `sun_path` with its NUL.
 pub(super) const SOCKET_PATH: usize = 107;
@@ -49,11 +49,29 @@ pub(super) enum NameError {
     UnixGroup,
     #[error("the name is empty")]
     ServiceLogin,
+    #[error(
+        "write an address or a network, such as \"192.0.2.0/24\" or \"2001:db8::/32\", with no bit set behind the prefix"
+    )]
+    Network,
 }
 
 /// `address:port` of a listening socket; port 0 lets the system choose.
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, NameError> {
     text.parse().map_err(|_| NameError::SocketAddress)
+}
+
+/// An address, or a network as `address/bits`.
+pub(super) fn network(text: &str) -> Result<Network, NameError> {
+    let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+    let address: IpAddr = address.parse().map_err(|_| NameError::Network)?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let bits = bits.map_or(Ok(most), str::parse).map_err(|_| NameError::Network)?;
+    let network = Network::of(address, bits);
+    // A bit behind the prefix is a slip of the pen: was the address or the length meant?
+    if bits > most || network.address != address || address.to_canonical() != address {
+        return Err(NameError::Network);
+    }
+    Ok(network)
 }
 
 /// `host:port` to connect to; gives the host without brackets.

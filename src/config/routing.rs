@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use super::compile::{certificate, protocol_names};
 use super::directory::Facts;
-use super::model::{Backend, BackendService, Endpoint, Listener, Routing};
+use super::model::{Address, Backend, BackendService, Endpoint, Health, Listener, Probe, Routing};
 use super::names;
 use super::raw::{Node, Section, Unique};
-use super::units::SECOND;
+use super::units::{HOUR, MINUTE, SECOND};
 use crate::proto::{BackTls, PROTOCOLS, Protocol};
+
+/// More addresses of one endpoint than any login could try in its time.
+const ADDRESSES: usize = 16;
 
 /// What a client is promised an answer in, whatever happens behind usher.
 const PROMISE: Duration = Duration::from_secs(10);
@@ -67,7 +70,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
     if pin_sha256.is_some() && ca.is_some() {
         backend.warn("ca", "without effect: `pin_sha256` takes the place of the chain; remove one");
     }
-    let service = backend.get("service").map(|node| node.section(service).flatten());
+    let service = backend.get("service").map(|node| node.section(account).flatten());
     if service.is_some() && !surroundings.directory.login_attribute {
         backend.problem(
             "service",
@@ -84,6 +87,8 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
         backend.problem("timeout", message);
     }
     let pass_refusals = backend.flag("pass_backend_refusals", true);
+    let health = health(backend);
+    let logins_in_flight = backend.integer("logins_in_flight", 200, 1..=100_000);
     let endpoints = endpoints(backend, surroundings.listeners);
     Some(Backend {
         name: name?,
@@ -94,6 +99,8 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
         service: service.flatten(),
         timeout: timeout?,
         pass_refusals: pass_refusals?,
+        health: health?,
+        logins_in_flight: logins_in_flight?,
         endpoints,
     })
 }
@@ -107,12 +114,41 @@ fn hosts(items: Vec<Node<'_>>, taken: &mut Unique) -> Vec<String> {
     items.iter().filter_map(host).collect()
 }
 
-fn service(service: &Section<'_>) -> Option<BackendService> {
-    let login = service.required("login", "write the name of the service account at the backend");
+/// `{login, password_file}` of an account that is usher's own.
+fn account(account: &Section<'_>) -> Option<BackendService> {
+    let login = account.required("login", "write the name of the account at the backend");
     let login = login.and_then(|node| node.parsed(names::service_login));
-    let password_file = service.required("password_file", "name the file with its password");
+    let password_file = account.required("password_file", "name the file with its password");
     let password_file = password_file.and_then(|node| node.path());
     Some(BackendService { login: login?, password_file: password_file? })
+}
+
+fn health(backend: &Section<'_>) -> Option<Health> {
+    // `login` is the one kind that needs more than its word.
+    let kinds =
+        [("off", Some(&Probe::Off)), ("tcp", Some(&Probe::Tcp)), ("greeting", Some(&Probe::Greeting)), ("login", None)];
+    let kind = backend.get("probe").map_or(Some(Some(&Probe::Greeting)), |node| node.word(&kinds));
+    let probe = match (kind, backend.get("probe_account").map(|node| node.section(account).flatten())) {
+        (None, _) => None,
+        (Some(None), Some(account)) => account.map(Probe::Login),
+        (Some(None), None) => {
+            backend.problem("probe", "needs `probe_account`: the account that logs in, and the file with its password");
+            None
+        }
+        (Some(Some(probe)), account) => {
+            if account.is_some() {
+                backend.warn("probe_account", "without effect: only `probe: login` logs in; remove one");
+            }
+            Some(probe.clone())
+        }
+    };
+    if matches!(probe, Some(Probe::Off)) && backend.get("probe_interval").is_some() {
+        backend.warn("probe_interval", "without effect: `probe` is off; remove one");
+    }
+    let probe_interval = backend.duration("probe_interval", 10 * SECOND, SECOND..=HOUR);
+    let failures = backend.integer("failures", 3, 1..=100);
+    let ramp = backend.duration("ramp", 10 * SECOND, 0..=10 * MINUTE);
+    Some(Health { probe: probe?, probe_interval: probe_interval?, failures: failures?, ramp: ramp? })
 }
 
 /// One key for each protocol that usher speaks.
@@ -129,23 +165,43 @@ fn endpoints(backend: &Section<'_>, listeners: &[Listener]) -> Vec<Endpoint> {
 }
 
 fn endpoint(protocol: &'static Protocol, endpoint: &Section<'_>, listeners: &[Listener]) -> Option<Endpoint> {
-    let address_node = endpoint.required("address", "write host and port, such as \"server3.example.com:993\"");
-    let address = address_node.as_ref().and_then(|node| node.parsed(names::host_port));
-    if let (Some(node), Some((host, port))) = (&address_node, &address)
-        && listeners.iter().any(|listener| is_own(listener, host, *port))
-    {
-        node.problem("this is one of usher's own listeners: logins would go round in circles");
-    }
+    let node = endpoint.required("address", "write host and port, such as \"server3.example.com:993\"");
+    let addresses = node.and_then(|node| addresses(&node, listeners));
     let words =
         [("implicit", BackTls::Implicit), ("starttls", BackTls::StartTls), ("plaintext-insecure", BackTls::Plaintext)];
     let tls = endpoint.required("tls", "write `implicit` or `starttls`").and_then(|node| node.word(&words));
     let server_name = endpoint.get("server_name").map(|node| node.parsed(names::host));
-    let ((host, port), tls) = (address?, tls?);
-    if tls == BackTls::Plaintext && !names::is_loopback(&host) {
+    let (addresses, tls) = (addresses?, tls?);
+    if tls == BackTls::Plaintext && !addresses.iter().all(|address| names::is_loopback(&address.host)) {
         endpoint.warn("tls", "passwords and mail cross the network to this backend in clear");
     }
-    let server_name = server_name.unwrap_or_else(|| Some(host.clone()))?;
-    Some(Endpoint { protocol, host, port, tls, server_name })
+    let (first, others) = addresses.split_first()?;
+    if server_name.is_none() && others.iter().any(|other| !other.host.eq_ignore_ascii_case(&first.host)) {
+        endpoint.problem("server_name", "missing: there are several hosts; write the name that all certificates have");
+        return None;
+    }
+    let server_name = server_name.unwrap_or_else(|| Some(first.host.clone()))?;
+    Some(Endpoint { protocol, addresses, tls, server_name })
+}
+
+fn addresses(node: &Node<'_>, listeners: &[Listener]) -> Option<Vec<Address>> {
+    let items = node.one_or_more()?;
+    if items.len() > ADDRESSES {
+        node.problem(format!("more than {ADDRESSES} addresses: no login has the time to try them all"));
+    }
+    let mut unique = Unique::default();
+    let mut address = |item: &Node<'_>| {
+        let (host, port) = item.parsed(names::host_port)?;
+        if listeners.iter().any(|listener| is_own(listener, &host, port)) {
+            item.problem("this is one of usher's own listeners: logins would go round in circles");
+        }
+        let address = Address { host, port };
+        unique.check(&address.to_string().to_ascii_lowercase(), item);
+        Some(address)
+    };
+    // A mistake in one address leaves the others to be checked; it is recorded already.
+    let addresses: Vec<_> = items.iter().filter_map(&mut address).collect();
+    (addresses.len() == items.len()).then_some(addresses)
 }
 
 /// Whether an address leads back to a listener, as far as its spelling tells; the server looks at

@@ -43,10 +43,17 @@ routing:
       client_certificate: {chain: c.pem, key: k.pem}
       imap: {address: "192.0.2.3:993", tls: implicit, server_name: server3.example.com}
       timeout: 6s
+      probe: tcp
+      probe_interval: 1m
+      failures: 5
+      ramp: 0s
+      logins_in_flight: 20
     - name: server4
       pin_sha256: [47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=]
       service: {login: usher, password_file: server4.password}
       pass_backend_refusals: false
+      probe: login
+      probe_account: {login: probe, password_file: probe.password}
       imap:
         address: server4.example.com:143
         tls: starttls
@@ -61,6 +68,21 @@ limits:
   bad_commands: 4
   backend_untagged: 1MiB
   idle_timeout: 1h
+throttle:
+  ipv4_prefix: 24
+  ipv6_prefix: 48
+  exempt: [192.0.2.0/24, "2001:db8::7"]
+  capacity: 5000
+  forget_every: 2m
+  known_for: 7d
+  failed_logins_per_prefix: {mode: enforce, free: 30, max_delay: 3s}
+  failed_logins_per_user: {mode: dry_run, free: 7, max_delay: 2s}
+  connections_per_prefix: {mode: enforce, limit: 11}
+  handshakes: {mode: dry_run, limit: 12}
+  handshakes_per_prefix: {mode: enforce, limit: 13}
+  sessions_per_user: {mode: dry_run, limit: 14}
+  sessions_per_user_and_prefix: {mode: enforce, limit: 15}
+  logins_per_second: {mode: dry_run, limit: 16}
 drain: {delay: 1s, deadline: 10s, max_closes_per_second: 7, upgrade_deadline: 2h}
 admin: {address: "[::1]:9931"}
 control: {path: control.sock, group: mail}

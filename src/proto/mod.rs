@@ -30,6 +30,15 @@ pub struct Protocol {
     pub back: fn(BackSettings) -> Box<dyn Back>,
 }
 
+/// Rows of one table: the name tells them apart.
+impl PartialEq for Protocol {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Protocol {}
+
 /// Every protocol that usher speaks: the one registration.
 pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL];
 
@@ -138,7 +147,7 @@ pub struct Welcome {
 }
 
 /// How to log in to a backend.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct BackSettings {
     /// Whether TLS is established already (implicit TLS), must be started, or is not wanted.
     pub tls: BackTls,
@@ -220,4 +229,8 @@ pub trait Back: Send {
 
     /// TLS is established: everything the backend said before is forgotten.
     fn tls_started(&mut self);
+
+    /// Whether the login has been written to `out`, sent or not. What went wrong before is about
+    /// the server; what goes wrong from here on may be about this user alone.
+    fn has_asked(&self) -> bool;
 }

@@ -22,7 +22,14 @@ fn every_series_is_there_from_the_first_scrape() {
         "usher_directory_operations_total",
         "usher_directory_service_bind_ok",
         "usher_backend_logins_total",
+        "usher_backend_logins_in_flight",
+        "usher_backend_up",
+        "usher_backend_addresses",
+        "usher_backend_probes_total",
         "usher_tls_handshakes_total",
+        "usher_tls_handshakes_under_way",
+        "usher_throttled_total",
+        "usher_throttle_entries",
         "usher_certificate_expiry_timestamp_seconds",
         "usher_config_last_reload_successful",
         "usher_log_dropped_total",
@@ -39,7 +46,7 @@ fn every_series_is_there_from_the_first_scrape() {
         assert_eq!(usher.metric("usher_decisions_total", &[("by", by)]), 0.0);
     }
     for backend in ["server3", "server4"] {
-        for result in ["ok", "refused", "disagrees", "unreachable", "tls", "timeout"] {
+        for result in ["ok", "refused", "disagrees", "unreachable", "tls", "timeout", "down", "in_flight", "ramp"] {
             assert_eq!(usher.metric("usher_backend_logins_total", &[("backend", backend), ("result", result)]), 0.0);
         }
     }

@@ -1,6 +1,7 @@
 //! The shipped example.
 
 use super::*;
+use crate::metrics::{DELAY_RULES, LIMIT_RULES};
 
 const EXAMPLE: &str = include_str!("../../../config.example.yaml");
 
@@ -30,9 +31,13 @@ fn the_example_has_every_key() {
         ("  default", "  zzz: 1\n  default"),
         ("- name: server4", "- zzz: 1\n      name: server4"),
         ("{login: usher", "{zzz: 1, login: usher"),
+        ("{login: probe", "{zzz: 1, login: probe"),
         ("address: server4", "zzz: 1\n        address: server4"),
         ("{ttl", "{zzz: 1, ttl"),
         ("  connections", "  zzz: 1\n  connections"),
+        ("  ipv4_prefix", "  zzz: 1\n  ipv4_prefix"),
+        ("{mode: enforce, free", "{zzz: 1, mode: enforce, free"),
+        ("{mode: enforce, limit", "{zzz: 1, mode: enforce, limit"),
         ("{delay", "{zzz: 1, delay"),
         ("admin: {", "admin: {zzz: 1, "),
         ("{path", "{zzz: 1, path"),
@@ -44,7 +49,7 @@ fn the_example_has_every_key() {
         text = text.replacen(from, to, 1);
     }
     let problems = parse_text(&text).unwrap_err();
-    assert_eq!(problems.len(), 16, "{problems:#?}");
+    assert_eq!(problems.len(), 20, "{problems:#?}");
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
@@ -67,6 +72,7 @@ fn what_is_commented_out_is_the_default() {
             "tls" => format!("{:?}", config.tls),
             "directory" => format!("{:?}", config.directory),
             "routing" => format!("{:?}", config.routing),
+            "throttle" => format!("{:?}", config.throttle),
             _ => format!("{:?}", config.limits),
         };
         assert_eq!(part(&config), part(&default), "{key}");
@@ -75,7 +81,15 @@ fn what_is_commented_out_is_the_default() {
     same("reload_interval", "tls");
     same("plaintext", "directory");
     same("bind_connections", "directory");
-    same("pass_backend_refusals", "routing");
+    for key in ["ipv4_prefix", "ipv6_prefix", "capacity", "forget_every", "known_for"] {
+        same(key, "throttle");
+    }
+    for rule in DELAY_RULES.iter().chain(&LIMIT_RULES) {
+        same(rule, "throttle");
+    }
+    for key in ["pass_backend_refusals", "probe", "probe_interval", "failures", "ramp", "logins_in_flight"] {
+        same(key, "routing");
+    }
     for key in ["handshake_timeout", "conversation_timeout", "failed_login_delay", "bad_commands", "backend_untagged"] {
         same(key, "limits");
     }
@@ -91,7 +105,9 @@ fn every_commented_key_is_sound() {
         ("client_certificate: optional", Some(("# client_ca", "client_ca"))),
         ("default:", None),
         ("service:", None),
+        ("probe_account:", Some(("# probe: greeting", "probe: login"))),
         ("group:", None),
+        ("exempt:", None),
         ("pin_sha256:", Some(("      ca: backend-ca.pem\n", ""))),
         ("user_dn:", Some(("  base: ou=people,dc=example,dc=com\n  filter: \"(|(uid={login})(mail={login}))\"\n", ""))),
     ] {

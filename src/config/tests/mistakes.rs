@@ -327,6 +327,50 @@ fn backend_endpoints() {
 }
 
 #[test]
+fn several_addresses() {
+    let key = "routing.backends[0].imap.address";
+    let address = "\"192.0.2.3:993\",";
+    mistake(address, "[], # HERE\n       ", key, "the list is empty");
+    let twice = "[\"a:993\", \"A:993\"], # HERE\n       ";
+    mistake(address, twice, &format!("{key}[1]"), "`a:993` is taken already");
+    mistake(address, "[\"a:993\", \"a\"], # HERE\n       ", &format!("{key}[1]"), "write a host and a port");
+    mistake(address, "[\"a:993\", \"[::1]:993\"], # HERE\n       ", &format!("{key}[1]"), "usher's own listeners");
+    let many: Vec<_> = (1..=17).map(|n| format!("\"a:{n}\"")).collect();
+    mistake(address, &format!("[{}], # HERE\n       ", many.join(", ")), key, "more than 16 addresses");
+    let hosts = "address: [server4.example.com:143, mail4.example.com:143] # HERE";
+    let text = replaced("address: server4.example.com:143", hosts);
+    let problems = parse_text(&text).unwrap_err();
+    assert!(problems.len() == 1 && problems[0].key == "routing.backends[1].imap.server_name", "{problems:#?}");
+    assert!(problems[0].message.contains("there are several hosts"), "{problems:#?}");
+}
+
+#[test]
+fn probes() {
+    let key = |key: &str| format!("routing.backends[0].{key}");
+    mistake("probe: tcp", "probe: ping # HERE", &key("probe"), "`off`, `tcp`, `greeting`, `login`");
+    mistake("probe: tcp", "probe: false # HERE", &key("probe"), "expected a text");
+    mistake("probe: tcp", "probe: login # HERE", &key("probe"), "needs `probe_account`");
+    mistake(
+        "probe_interval: 1m",
+        "probe_interval: 500ms # HERE",
+        &key("probe_interval"),
+        "write 1s to 1h (default 10s)",
+    );
+    mistake("failures: 5", "failures: 0 # HERE", &key("failures"), "write 1 to 100 (default 3)");
+    mistake("ramp: 0s", "ramp: 11m # HERE", &key("ramp"), "write 0 to 10m (default 10s)");
+    let in_flight = "logins_in_flight: 0 # HERE";
+    mistake("logins_in_flight: 20", in_flight, &key("logins_in_flight"), "write 1 to 100000 (default 200)");
+    let account = "{login: probe, password_file: probe.password}";
+    mistake(account, "{login: probe} # HERE", "routing.backends[1].probe_account.password_file", "missing");
+    mistake(
+        account,
+        "{password: x, # HERE\n        login: p, password_file: x}",
+        "routing.backends[1].probe_account.password",
+        "never stands in the config",
+    );
+}
+
+#[test]
 fn a_backend_that_is_usher_itself() {
     for address in ["localhost:993", "127.0.0.1:993", "[::1]:143", "[::]:143"] {
         let imap = format!("\"{address}\", # HERE\n       ");
@@ -361,7 +405,7 @@ fn the_answer_within_ten_seconds() {
     sound("timeout: 6s", "timeout: 7s");
     // The default counts as well: 6.5 s and 4 s.
     let text = replaced("  timeout: 3s", "  timeout: 6500ms").replace("timeout: 6s", "timeout: 1s");
-    only_problem(&text, Some(38), "routing.backends[1].timeout", "more than 10s");
+    only_problem(&text, Some(43), "routing.backends[1].timeout", "more than 10s");
 }
 
 #[test]
@@ -504,7 +548,7 @@ fn every_key_given_twice() {
         problems,
         [
             "/etc/usher/config.yaml:17: directory.starttls: given twice, first in line 16: keep one",
-            "/etc/usher/config.yaml:61: cache: given twice, first in line 46: keep one",
+            "/etc/usher/config.yaml:83: cache: given twice, first in line 53: keep one",
         ]
     );
 }
@@ -543,4 +587,30 @@ fn a_file_from_the_disk() {
     assert_eq!(config.file, file);
     assert_eq!(config.tls.client_ca, Some(directory.path().join("clients.pem")));
     assert_eq!(config.problem("tls.min_version", "x").line, Some(9));
+}
+
+#[test]
+fn throttle() {
+    let exempt = |text: &str, key: &str| {
+        mistake(
+            "exempt: [192.0.2.0/24, \"2001:db8::7\"]",
+            &format!("exempt: {text} # HERE"),
+            key,
+            "a network, such as",
+        );
+    };
+    exempt("192.0.2.1/24", "throttle.exempt");
+    exempt("[192.0.2.0/24, 192.0.2.0/33]", "throttle.exempt[1]");
+    exempt("[office]", "throttle.exempt[0]");
+    exempt("[\"::ffff:192.0.2.1\"]", "throttle.exempt[0]");
+    mistake("ipv4_prefix: 24", "ipv4_prefix: 33 # HERE", "throttle.ipv4_prefix", "write 8 to 32 (default 32)");
+    mistake("forget_every: 2m", "forget_every: 2 # HERE", "throttle.forget_every", "needs a unit");
+    let rule = |key: &str, text: &str, found: &str, phrase: &str| {
+        let line = SOUND.lines().find(|line| line.trim_start().starts_with(&format!("{key}: {{mode"))).unwrap();
+        mistake(line, &format!("  {key}: {text} # HERE"), &format!("throttle.{key}{found}"), phrase);
+    };
+    rule("handshakes", "{mode: off}", ".mode", "`enforce`, `dry_run`");
+    rule("sessions_per_user", "{limit: 0}", ".limit", "write 1 to 1000000 (default 60)");
+    rule("failed_logins_per_user", "{max_delay: 6s}", ".max_delay", "write 100ms to 5s (default 4s)");
+    rule("logins_per_second", "{per: 3}", ".per", "unknown key");
 }

@@ -68,9 +68,16 @@ fn every_key_arrives() {
     assert_eq!(three.client_certificate, Some(pair("/etc/usher/c.pem", "/etc/usher/k.pem")));
     assert_eq!((three.pin_sha256.len(), &three.service, three.pass_refusals), (0, &None, true));
     assert_eq!(three.timeout, Duration::from_secs(6));
+    let health = |probe, probe_interval, failures, ramp| Health { probe, probe_interval, failures, ramp };
+    let seconds = Duration::from_secs;
+    assert_eq!(three.health, health(Probe::Tcp, seconds(60), 5, seconds(0)));
+    let account = BackendService { login: "probe".into(), password_file: "/etc/usher/probe.password".into() };
+    assert_eq!(four.health, health(Probe::Login(account), seconds(10), 3, seconds(10)));
+    assert_eq!((three.logins_in_flight, four.logins_in_flight), (20, 200));
     let endpoint = |backend: &Backend| {
         let [endpoint] = backend.endpoints.as_slice() else { panic!("not one endpoint") };
-        (endpoint.protocol.name, endpoint.host.clone(), endpoint.port, endpoint.tls, endpoint.server_name.clone())
+        let [address] = endpoint.addresses.as_slice() else { panic!("not one address") };
+        (endpoint.protocol.name, address.host.clone(), address.port, endpoint.tls, endpoint.server_name.clone())
     };
     assert_eq!(endpoint(three), ("imap", "192.0.2.3".into(), 993, BackTls::Implicit, "server3.example.com".into()));
     let name = "server4.example.com".to_owned();
@@ -81,7 +88,6 @@ fn every_key_arrives() {
     let service = BackendService { login: "usher".into(), password_file: "/etc/usher/server4.password".into() };
     assert_eq!((&four.service, four.pass_refusals), (&Some(service), false));
 
-    let seconds = Duration::from_secs;
     assert_eq!(config.cache, Cache { ttl: seconds(60), negative_ttl: seconds(5), capacity: 10 });
     let limits = Limits {
         connections: 100,
@@ -95,6 +101,26 @@ fn every_key_arrives() {
         idle_timeout: seconds(3_600),
     };
     assert_eq!(config.limits, limits);
+    let failed_logins = |mode, free, max| FailedLogins { mode, free, max_delay: seconds(max) };
+    let limit = |mode, limit| Limit { mode, limit };
+    let throttle = Throttle {
+        ipv4_prefix: 24,
+        ipv6_prefix: 48,
+        exempt: vec![
+            Network { address: "192.0.2.0".parse().unwrap(), bits: 24 },
+            Network { address: "2001:db8::7".parse().unwrap(), bits: 128 },
+        ],
+        memory: Memory { capacity: 5_000, forget_every: seconds(120), known_for: seconds(7 * 86_400) },
+        failed_logins_per_prefix: failed_logins(Mode::Enforce, 30, 3),
+        failed_logins_per_user: failed_logins(Mode::DryRun, 7, 2),
+        connections_per_prefix: limit(Mode::Enforce, 11),
+        handshakes: limit(Mode::DryRun, 12),
+        handshakes_per_prefix: limit(Mode::Enforce, 13),
+        sessions_per_user: limit(Mode::DryRun, 14),
+        sessions_per_user_and_prefix: limit(Mode::Enforce, 15),
+        logins_per_second: limit(Mode::DryRun, 16),
+    };
+    assert_eq!(config.throttle, throttle);
     let drain =
         Drain { delay: seconds(1), deadline: seconds(10), max_closes_per_second: 7, upgrade_deadline: seconds(7_200) };
     assert_eq!(config.drain, drain);
@@ -135,6 +161,7 @@ fn defaults() {
         (backend.hosts.as_slice(), backend.timeout, backend.pass_refusals),
         (&["server3".into()][..], seconds(4), true)
     );
+    assert_eq!((&backend.health.probe, backend.logins_in_flight), (&Probe::Greeting, 200));
     assert_eq!(config.cache, Cache { ttl: seconds(300), negative_ttl: seconds(30), capacity: 100_000 });
     let limits = Limits {
         connections: 60_000,
@@ -148,6 +175,23 @@ fn defaults() {
         idle_timeout: seconds(65 * 60),
     };
     assert_eq!(config.limits, limits);
+    let failed_logins = |mode, free| FailedLogins { mode, free, max_delay: seconds(4) };
+    let limit = |mode, limit| Limit { mode, limit };
+    let throttle = Throttle {
+        ipv4_prefix: 32,
+        ipv6_prefix: 64,
+        exempt: Vec::new(),
+        memory: Memory { capacity: 100_000, forget_every: seconds(60), known_for: seconds(30 * 86_400) },
+        failed_logins_per_prefix: failed_logins(Mode::DryRun, 20),
+        failed_logins_per_user: failed_logins(Mode::Enforce, 5),
+        connections_per_prefix: limit(Mode::DryRun, 1_000),
+        handshakes: limit(Mode::Enforce, 10_000),
+        handshakes_per_prefix: limit(Mode::DryRun, 100),
+        sessions_per_user: limit(Mode::Enforce, 60),
+        sessions_per_user_and_prefix: limit(Mode::DryRun, 40),
+        logins_per_second: limit(Mode::Enforce, 1_000),
+    };
+    assert_eq!(config.throttle, throttle);
     let drain = Drain {
         delay: seconds(0),
         deadline: seconds(30),
@@ -187,6 +231,18 @@ fn aliases_words_and_single_texts() {
 }
 
 #[test]
+fn several_addresses_in_their_order() {
+    let config = sound("\"192.0.2.3:993\"", "[\"192.0.2.3:993\", \"[2001:db8::3]:993\", \"mail3.example.com:994\"]");
+    let endpoint = &config.routing.backends[0].endpoints[0];
+    let addresses: Vec<_> = endpoint.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["192.0.2.3:993", "[2001:db8::3]:993", "mail3.example.com:994"]);
+    // Several ports of one host need no name of their own.
+    let ports = "address: [server4.example.com:143, Server4.example.com:1143]";
+    let config = sound("address: server4.example.com:143", ports);
+    assert_eq!(config.routing.backends[1].endpoints[0].server_name, "server4.example.com");
+}
+
+#[test]
 fn clear_text_on_this_machine_needs_no_permission() {
     sound(
         "\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"]\n  starttls: true",
@@ -208,6 +264,11 @@ fn what_is_suspicious_is_told() {
         "in clear",
     );
     suspicion("- name: server4", "- name: server4\n      ca: x.pem # HERE", "routing.backends[1].ca", "without effect");
+    let account = "      probe_account: {login: p, password_file: p} # HERE\n      probe_interval: 1m";
+    suspicion("      probe_interval: 1m", account, "routing.backends[0].probe_account", "without effect");
+    let off = "probe: off\n      probe_interval: 1m # HERE";
+    let key = "routing.backends[0].probe_interval";
+    suspicion("probe: tcp\n      probe_interval: 1m", off, key, "without effect: `probe` is off");
     suspicion("143\", tls: starttls}", "143\", tls: implicit} # HERE", "listeners[1].tls", "port 143");
     suspicion("993\", tls: implicit}", "993\", tls: starttls} # HERE", "listeners[0].tls", "port 993");
     suspicion("login_timeout: 20s", "login_timeout: 1m # HERE", "limits.login_timeout", "never reached");
@@ -220,7 +281,7 @@ fn other_rooms_find_the_line_of_a_key() {
     let problem = config.problem("tls.certificates[0].key", "does not belong to the certificate");
     let expected = "/etc/usher/config.yaml:8: tls.certificates[0].key: does not belong to the certificate";
     assert_eq!(problem.to_string(), expected);
-    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(38));
+    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(43));
     assert_eq!(config.problem("nowhere", "x").to_string(), "/etc/usher/config.yaml: nowhere: x");
     assert_eq!(config.problem("", "x").to_string(), "/etc/usher/config.yaml: x");
 }
@@ -229,4 +290,19 @@ fn other_rooms_find_the_line_of_a_key() {
 fn printed_configs_stay_readable() {
     let shown = format!("{:?}", parse_text(SOUND).unwrap());
     assert!(shown.contains("Lines(") && !shown.contains("\"tls.certificates"), "{shown}");
+}
+
+#[test]
+fn a_network_holds_its_addresses_and_no_other() {
+    let network = |address: &str, bits| Network::of(address.parse().unwrap(), bits);
+    for (network, inside, outside) in [
+        (network("192.0.2.0", 24), "192.0.2.255", "192.0.3.0"),
+        (network("192.0.2.7", 32), "192.0.2.7", "192.0.2.6"),
+        (network("0.0.0.0", 0), "203.0.113.9", "::"),
+        (network("2001:db8::", 32), "2001:db8:ffff::1", "2001:db9::"),
+        (network("::", 0), "2001:db8::1", "0.0.0.0"),
+    ] {
+        assert!(network.contains(inside.parse().unwrap()), "{inside} is in {network:?}");
+        assert!(!network.contains(outside.parse().unwrap()), "{outside} is not in {network:?}");
+    }
 }

@@ -39,6 +39,8 @@ pub(super) struct ImapBack {
     untagged_left: usize,
     /// How many commands were sent: the number in the last one's tag.
     commands: u32,
+    /// Whether the login is among them.
+    asked: bool,
 }
 
 /// What the backend is to say next, besides untagged lines.
@@ -86,6 +88,10 @@ impl Back for ImapBack {
         self.capabilities = None;
         self.state = State::Secured;
     }
+
+    fn has_asked(&self) -> bool {
+        self.asked
+    }
 }
 
 impl ImapBack {
@@ -102,6 +108,7 @@ impl ImapBack {
             untagged: Vec::new(),
             untagged_left: settings.untagged_limit,
             commands: 0,
+            asked: false,
         }
     }
 
@@ -237,6 +244,7 @@ impl ImapBack {
             self.state = State::StartTls;
         } else {
             let pending = self.log_in(out)?;
+            self.asked = true;
             self.state = State::Login(pending);
             // They change with the login (RFC 9051 section 6.2.3).
             self.capabilities = None;

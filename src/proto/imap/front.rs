@@ -442,7 +442,8 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::BackendUnreachable
         | Refusal::BackendTls
         | Refusal::BackendTimeout
-        | Refusal::BackendFault => UNAVAILABLE,
+        | Refusal::BackendFault
+        | Refusal::BackendBusy => UNAVAILABLE,
         Refusal::NoMailHost
         | Refusal::SeveralMailHosts
         | Refusal::UnknownMailHost

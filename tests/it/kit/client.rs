@@ -1,13 +1,14 @@
 //! An IMAP client that sends exactly what it is told, byte for byte, and shows what it saw.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
+use socket2::{Domain, Socket, Type};
 
 use super::certs::{Pair, provider};
 use super::{patience, world};
@@ -105,6 +106,17 @@ impl Imap {
         Self::try_tls(port, &Tls::default()).expect("the handshake succeeds")
     }
 
+    /// As [`Imap::tls`], from this loopback address.
+    pub(crate) fn tls_from(address: [u8; 4], port: u16) -> Self {
+        Self::try_tls_from(address, port).expect("the handshake succeeds")
+    }
+
+    /// As [`Imap::tls_from`]; the error of the handshake, or of the read of the greeting.
+    pub(crate) fn try_tls_from(address: [u8; 4], port: u16) -> std::io::Result<Self> {
+        let tls = Tls::default();
+        Self::silent_from(address, port).handshake(tls.config(), tls.server_name)
+    }
+
     /// Connects in the clear and takes the greeting.
     pub(crate) fn plain(port: u16) -> Self {
         let mut imap = Self::silent(port);
@@ -119,15 +131,26 @@ impl Imap {
 
     /// As [`Imap::try_tls`] with a configuration that may hold tickets.
     pub(crate) fn try_tls_with(port: u16, config: Arc<ClientConfig>, server_name: &str) -> std::io::Result<Self> {
-        let mut imap = Self::silent(port);
-        imap.start_tls_with(config, server_name)?;
-        imap.greeting = imap.try_line()?.ok_or(ErrorKind::UnexpectedEof)?;
-        Ok(imap)
+        Self::silent(port).handshake(config, server_name)
+    }
+
+    fn handshake(mut self, config: Arc<ClientConfig>, server_name: &str) -> std::io::Result<Self> {
+        self.start_tls_with(config, server_name)?;
+        self.greeting = self.try_line()?.ok_or(ErrorKind::UnexpectedEof)?;
+        Ok(self)
     }
 
     /// Connects and says and hears nothing.
     pub(crate) fn silent(port: u16) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", port)).expect("the port accepts");
+        Self::silent_from([127, 0, 0, 1], port)
+    }
+
+    /// As [`Imap::silent`], from this loopback address: loopback networks have many.
+    pub(crate) fn silent_from(address: [u8; 4], port: u16) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
+        socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).expect("the port accepts");
+        let stream = TcpStream::from(socket);
         stream.set_nodelay(true).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
         let greeting = String::new();

@@ -2,9 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::certs::{Certificates, Pair};
 use super::people::{SERVICE_PASSWORD, everybody};
 use super::process::{Running, Server, folder, free_port, read_text, require, wait_for_port};
+
+/// Processes that are stopped; they go on when it is dropped, so that they can also end.
+pub(crate) struct Frozen(Vec<Pid>);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = kill_process(*pid, Signal::CONT);
+        }
+    }
+}
 
 /// A Dovecot of its own folder and ports.
 pub(crate) struct Dovecot {
@@ -137,6 +150,24 @@ service imap-login {{
     /// Ends it with all its sessions.
     pub(crate) fn stop(&mut self) {
         self.running = None;
+    }
+
+    /// Freezes every process of it until the guard is dropped.
+    pub(crate) fn freeze(&self) -> Frozen {
+        let master = self.running.as_ref().expect("it runs").pid();
+        let mut processes = vec![master];
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+            if parent.and_then(Pid::from_raw) == Some(master) {
+                let child = entry.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
+                processes.push(child.expect("a folder with a stat is a process"));
+            }
+        }
+        for pid in &processes {
+            kill_process(*pid, Signal::STOP).expect("the process is alive");
+        }
+        Frozen(processes)
     }
 
     /// Everything it logged.

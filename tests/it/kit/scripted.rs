@@ -63,7 +63,12 @@ impl Scripted {
 
     /// TLS, and the script is to answer every login with OK and every later command too.
     pub(crate) fn welcoming() -> Self {
-        Self::tls(|peer| {
+        Self::welcoming_at(0)
+    }
+
+    /// As [`Scripted::welcoming`], at this port.
+    pub(crate) fn welcoming_at(port: u16) -> Self {
+        Self::start_at(port, Some(&world().server3), |peer| {
             peer.send(GREETING);
             if peer.accept_login().is_some() {
                 peer.answer_everything();
@@ -72,7 +77,11 @@ impl Scripted {
     }
 
     fn start(pair: Option<&Pair>, script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at(0, pair, script)
+    }
+
+    fn start_at(port: u16, pair: Option<&Pair>, script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let connections = Arc::new(AtomicUsize::new(0));
         let transcript = Arc::new(Mutex::new(String::new()));

@@ -795,6 +795,7 @@ fn every_refusal_has_its_words() {
         (Refusal::BackendTls, unavailable),
         (Refusal::BackendTimeout, unavailable),
         (Refusal::BackendFault, unavailable),
+        (Refusal::BackendBusy, unavailable),
         (Refusal::Disagrees(None), unavailable),
         (
             disagrees("", "Login failed: authentication failure"),

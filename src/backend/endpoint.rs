@@ -1,0 +1,265 @@
+//! Where a backend speaks one protocol: from its addresses to a login that is about to be sent.
+//!
+//! No password is sent on the way, so that the next address may be tried for whatever goes wrong.
+//! A look at an address goes the same way, and further only with the probe's own account.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use rustls::pki_types::ServerName;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use super::pool::{Look, Outlook, Pool, Proof};
+use super::{BackendError, Service, Talk};
+use crate::config::Probe;
+use crate::metrics::Metrics;
+use crate::outcome::BackendWords;
+use crate::proto::{BackFault, BackSettings, BackTls, Protocol};
+use crate::secret::Secret;
+use crate::sys;
+use crate::tls;
+use crate::tls::stream::Stream;
+
+/// How long an address may take to connect before the next is tried beside it (RFC 8305 section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// A server that is restarted refuses connections for a moment: when to try once more.
+const RETRY: Duration = Duration::from_millis(250);
+/// How long a look's parting may take.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// Where a backend speaks one protocol.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) protocol: &'static Protocol,
+    pub(super) tls: BackTls,
+    pub(super) server_name: ServerName<'static>,
+    pub(super) tls_config: Arc<rustls::ClientConfig>,
+    /// The backend's `timeout`: a look has as long as a login.
+    pub(super) timeout: Duration,
+    pub(super) untagged_limit: usize,
+    /// The account that looks log in with, if they do.
+    pub(super) account: Option<Service>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// One attempt to connect.
+struct Dialled {
+    address: SocketAddr,
+    began: Instant,
+    tcp: Result<TcpStream, BackendError>,
+}
+
+impl Endpoint {
+    /// The addresses to try, in order. While all of them are down they are looked at for this
+    /// login, which waits for that no longer than a quick refusal may take.
+    pub(super) async fn candidates(self: &Arc<Self>) -> Result<VecDeque<SocketAddr>, BackendError> {
+        let arrived = Instant::now();
+        // Subscribed before looking, so that nothing happens unseen in between.
+        let mut news = self.pool.news();
+        loop {
+            self.pool.refresh();
+            self.look(self.pool.begin_looks());
+            let until = match self.pool.outlook(arrived) {
+                Outlook::Usable(addresses) => return Ok(addresses.into()),
+                Outlook::Hopeless(error) => return Err(error),
+                Outlook::Wait(until) => until,
+            };
+            match until {
+                Some(until) => drop(timeout_at(until, news.changed()).await),
+                None => drop(news.changed().await),
+            }
+        }
+    }
+
+    /// Looks at each address whose time has come.
+    pub(super) fn look_after(self: &Arc<Self>) {
+        if self.pool.settings.probe != Probe::Off {
+            self.pool.refresh();
+            self.look(self.pool.begin_due_looks());
+        }
+    }
+
+    fn look(self: &Arc<Self>, looks: impl IntoIterator<Item = Look>) {
+        for look in looks {
+            tokio::spawn(Arc::clone(self).look_at(look));
+        }
+    }
+
+    /// Connects and goes as far as a login that is about to be sent, at the first address that
+    /// gives leave.
+    pub(super) async fn approach(
+        self: &Arc<Self>,
+        deadline: Instant,
+        settings: &BackSettings,
+    ) -> Result<(SocketAddr, Talk), BackendError> {
+        let tried = self.try_each(self.candidates().await?, deadline, settings).await;
+        let again = Instant::now() + RETRY;
+        if again >= deadline || !matches!(tried, Err(BackendError::Connect { .. })) {
+            return tried;
+        }
+        sleep_until(again).await;
+        self.try_each(self.candidates().await?, deadline, settings).await
+    }
+
+    /// Tries one address after the other; each that is at fault is noted.
+    async fn try_each(
+        self: &Arc<Self>,
+        mut candidates: VecDeque<SocketAddr>,
+        deadline: Instant,
+        settings: &BackSettings,
+    ) -> Result<(SocketAddr, Talk), BackendError> {
+        let mut error = self.late();
+        while let Some(first) = candidates.pop_front() {
+            let Dialled { address, began, tcp } = self.dial(first, &mut candidates, deadline).await;
+            let now = Instant::now();
+            // While there are others, one that hangs must leave them time.
+            let until =
+                if candidates.is_empty() { deadline } else { now + deadline.saturating_duration_since(now) / 2 };
+            let attempt = async { Talk::approach(self, tcp?, settings.clone()).await };
+            error = match timeout_at(until, attempt).await.unwrap_or_else(|_| Err(self.late())) {
+                Ok(talk) => {
+                    self.pool.well(address, Proof::Greeting);
+                    return Ok((address, talk));
+                }
+                Err(error) => error,
+            };
+            if error.is_the_servers() {
+                self.pool.fault(address, began, &error);
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        Err(error)
+    }
+
+    /// Connects to the first address that answers, or gives the last one's error; those that were
+    /// too slow go back to the end of the queue.
+    async fn dial(
+        self: &Arc<Self>,
+        first: SocketAddr,
+        candidates: &mut VecDeque<SocketAddr>,
+        deadline: Instant,
+    ) -> Dialled {
+        let mut dialling = FuturesUnordered::from_iter([connect(first, deadline, self.late())]);
+        let mut pending = vec![first];
+        loop {
+            let next =
+                if candidates.is_empty() { Ok(dialling.next().await) } else { timeout(STAGGER, dialling.next()).await };
+            let failed = match next {
+                // Nothing yet: another beside it.
+                Ok(None) | Err(_) => None,
+                Ok(Some(Dialled { address, began, tcp: Err(error) })) => Some((address, began, error)),
+                Ok(Some(dialled)) => {
+                    pending.retain(|address| *address != dialled.address);
+                    // Whether these are slow or dead is not for this login to find out.
+                    self.look(pending.iter().filter_map(|address| self.pool.begin_look(*address)));
+                    candidates.extend(pending);
+                    return dialled;
+                }
+            };
+            let another = candidates.pop_front();
+            if let Some((address, began, error)) = failed {
+                pending.retain(|pending| *pending != address);
+                if another.is_none() && pending.is_empty() {
+                    return Dialled { address, began, tcp: Err(error) };
+                }
+                self.pool.fault(address, began, &error);
+            }
+            if let Some(address) = another {
+                pending.push(address);
+                dialling.push(connect(address, deadline, self.late()));
+            }
+        }
+    }
+
+    fn late(&self) -> BackendError {
+        BackendError::Timeout { timeout: self.timeout }
+    }
+
+    /// TLS as a client.
+    pub(super) async fn start_tls(&self, tcp: TcpStream) -> Result<Stream, BackendError> {
+        let connecting = tls::client::connect(&self.tls_config, self.server_name.clone(), tcp);
+        connecting.await.map_err(|error| BackendError::Tls { reason: tls::describe(&error) })
+    }
+
+    /// Looks at one address and notes how it is.
+    async fn look_at(self: Arc<Self>, look: Look) {
+        let looked = timeout(self.timeout, self.examine(&look)).await.unwrap_or_else(|_| Err(self.late()));
+        let result = match &looked {
+            Ok(proof) => {
+                if let Some(proof) = proof {
+                    self.pool.well(look.address, *proof);
+                }
+                "ok"
+            }
+            // The server works; that it does not like this account is the operator's matter.
+            Err(BackendError::Refused(words)) if !is_out_of_order(words) => {
+                self.pool.well(look.address, Proof::Login);
+                "refused"
+            }
+            Err(error) => {
+                self.pool.fault(look.address, look.began, error);
+                error.label()
+            }
+        };
+        self.metrics.backend_probes.with_label_values(&[&*self.pool.backend, result]).inc();
+        if self.account.is_some() {
+            self.pool.account_refused(result == "refused");
+        }
+    }
+
+    /// As far as the probe goes. That an address is back is proven by no less than its greeting.
+    async fn examine(self: &Arc<Self>, look: &Look) -> Result<Option<Proof>, BackendError> {
+        let tcp = connect(look.address, Instant::now() + self.timeout, self.late()).await.tcp?;
+        if self.pool.settings.probe == Probe::Tcp && !look.is_about_return() {
+            return Ok(None);
+        }
+        let (login, password) = match &self.account {
+            Some(account) => (account.login.clone().into_bytes(), account.password.clone()),
+            None => (Vec::new(), Secret::new(Vec::new())),
+        };
+        let settings =
+            BackSettings { tls: self.tls, login, password, service: None, untagged_limit: self.untagged_limit };
+        let talk = match Talk::approach(self, tcp, settings).await {
+            Ok(talk) => talk,
+            // It greets, but does not let this nobody in; nor was that the question.
+            Err(BackendError::Fault(BackFault::NoMechanism)) if self.account.is_none() => {
+                return Ok(Some(Proof::Greeting));
+            }
+            Err(error) => return Err(error),
+        };
+        let (mut stream, proof) = match self.account {
+            Some(_) => (talk.log_in().await?.stream, Proof::Login),
+            None => (talk.hang_up(), Proof::Greeting),
+        };
+        let _ = timeout(PARTING, stream.shutdown()).await;
+        Ok(Some(proof))
+    }
+}
+
+async fn connect(address: SocketAddr, deadline: Instant, late: BackendError) -> Dialled {
+    let began = Instant::now();
+    let tcp = match timeout_at(deadline, TcpStream::connect(address)).await {
+        Ok(Ok(tcp)) => {
+            // Options that cannot be set cost speed or a late end, not the login.
+            let _ = sys::tune(&tcp);
+            Ok(tcp)
+        }
+        Ok(Err(source)) => Err(BackendError::Connect { address, source }),
+        Err(_) => Err(late),
+    };
+    Dialled { address, began, tcp }
+}
+
+/// Refusals that say that the server cannot tell, whoever asks (RFC 5530).
+fn is_out_of_order(words: &BackendWords) -> bool {
+    ["UNAVAILABLE", "SERVERBUG", "INUSE"].iter().any(|code| words.code.eq_ignore_ascii_case(code))
+}

@@ -1,0 +1,333 @@
+//! A backend's addresses for one protocol, in order of preference, each with its breaker.
+//!
+//! The resolver is asked now and then and beside the logins, never by each of them; what it said
+//! last stands until it says something else. Lines are logged when something changes, never for a
+//! login.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::BackendError;
+use super::health::{Breaker, PATIENCE, Ramp, SPACING, Standing};
+use super::resolve::{Unresolved, look_up};
+use crate::config::{self, Address, Probe};
+use crate::log::Escaped;
+
+/// How long an answer of the resolver is used. The system's resolver tells no time to live; this is
+/// short enough for a move by DNS and long enough to keep it out of a busy login path.
+const LIFE: Duration = Duration::from_secs(30);
+/// How soon the resolver is asked again when it knew nothing.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often an address that failed is looked after.
+const SUSPICION: Duration = Duration::from_secs(1);
+
+/// What an attempt has shown of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// TLS and the greeting were as they should be.
+    Greeting,
+    /// A login was accepted as well.
+    Login,
+}
+
+/// The addresses.
+#[derive(Debug)]
+pub(super) struct Pool {
+    /// The backend's name, for the log.
+    pub(super) backend: Arc<str>,
+    protocol: &'static str,
+    configured: Vec<Address>,
+    /// usher's listeners, to which no backend may lead.
+    own: Arc<[SocketAddr]>,
+    pub(super) settings: config::Health,
+    roster: Mutex<Roster>,
+    /// Told whenever somebody who waits should look again.
+    news: watch::Sender<()>,
+}
+
+#[derive(Debug)]
+struct Roster {
+    entries: Vec<(SocketAddr, Breaker)>,
+    resolver: Resolver,
+    ramp: Ramp,
+    /// Whether the account of the probes was refused last time.
+    account_refused: bool,
+}
+
+/// How it stands with the resolver.
+#[derive(Debug)]
+struct Resolver {
+    /// When to ask it next; `None`: never, there are no names.
+    due: Option<Instant>,
+    asking: bool,
+    /// Why there is no address, as far as it has said so.
+    failure: Option<Unresolved>,
+}
+
+/// What a login finds.
+#[derive(Debug)]
+pub(super) enum Outlook {
+    /// Addresses to try, in order.
+    Usable(Vec<SocketAddr>),
+    /// Nothing yet; look again at the next news, or then.
+    Wait(Option<Instant>),
+    /// Nothing.
+    Hopeless(BackendError),
+}
+
+impl Pool {
+    pub(super) fn new(
+        backend: &Arc<str>,
+        endpoint: &config::Endpoint,
+        settings: &config::Health,
+        own: &Arc<[SocketAddr]>,
+    ) -> Self {
+        let literal = endpoint.addresses.iter().all(|address| address.host.parse::<IpAddr>().is_ok());
+        let resolver = Resolver { due: (!literal).then(Instant::now), asking: false, failure: None };
+        let mut roster =
+            Roster { entries: Vec::new(), resolver, ramp: Ramp::new(settings.ramp), account_refused: false };
+        if literal {
+            let found =
+                endpoint.addresses.iter().filter_map(|at| Some(SocketAddr::new(at.host.parse().ok()?, at.port)));
+            roster.settle(found.collect());
+        }
+        Self {
+            backend: Arc::clone(backend),
+            protocol: endpoint.protocol.name,
+            configured: endpoint.addresses.clone(),
+            own: Arc::clone(own),
+            settings: settings.clone(),
+            roster: Mutex::new(roster),
+            news: watch::Sender::new(()),
+        }
+    }
+
+    fn roster(&self) -> MutexGuard<'_, Roster> {
+        // No holder leaves it half-changed, so that a panic elsewhere means nothing.
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be woken by whatever changes from now on.
+    pub(super) fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
+    }
+
+    /// Asks the resolver if it is time to, beside whoever calls.
+    pub(super) fn refresh(self: &Arc<Self>) {
+        let now = Instant::now();
+        let resolver = &mut self.roster().resolver;
+        if resolver.asking || resolver.due.is_none_or(|due| due > now) {
+            return;
+        }
+        resolver.asking = true;
+        let pool = Arc::clone(self);
+        tokio::spawn(async move {
+            let answer = look_up(&pool.configured, &pool.own).await;
+            pool.roster().learn(answer);
+            pool.news.send_replace(());
+        });
+    }
+
+    /// Begins a look at each address that is down, for a login's sake: at once if it has no other.
+    pub(super) fn begin_looks(self: &Arc<Self>) -> Vec<Look> {
+        let pause = if self.roster().usable() == 0 { SPACING } else { SUSPICION };
+        self.begin(|breaker| (!breaker.is_closed()).then_some(pause))
+    }
+
+    /// Begins a look at each address that has not been looked at for long enough.
+    pub(super) fn begin_due_looks(self: &Arc<Self>) -> Vec<Look> {
+        let interval = self.settings.probe_interval;
+        self.begin(|breaker| Some(if breaker.is_sound() { interval } else { interval.min(SUSPICION) }))
+    }
+
+    /// Begins a look at this address, if nobody is looking.
+    pub(super) fn begin_look(self: &Arc<Self>, address: SocketAddr) -> Option<Look> {
+        let mut roster = self.roster();
+        let begun = roster.breaker(address)?.begin_look(SPACING, Instant::now());
+        begun.then(|| Look { pool: Arc::clone(self), address, began: Instant::now() })
+    }
+
+    fn begin(self: &Arc<Self>, pause: impl Fn(&Breaker) -> Option<Duration>) -> Vec<Look> {
+        let now = Instant::now();
+        let mut roster = self.roster();
+        let due = roster.entries.iter_mut().filter_map(|(address, breaker)| {
+            breaker.begin_look(pause(breaker)?, now).then(|| Look {
+                pool: Arc::clone(self),
+                address: *address,
+                began: now,
+            })
+        });
+        due.collect()
+    }
+
+    /// What a login that arrived then finds now.
+    pub(super) fn outlook(&self, arrived: Instant) -> Outlook {
+        let now = Instant::now();
+        let give_up = arrived + PATIENCE;
+        let roster = self.roster();
+        if roster.entries.is_empty() {
+            return match &roster.resolver.failure {
+                // Nobody knows yet whether the name leads anywhere: the login has its whole time.
+                None => Outlook::Wait(None),
+                Some(_) if roster.resolver.asking && now < give_up => Outlook::Wait(Some(give_up)),
+                Some(failure) => Outlook::Hopeless(failure.clone().into()),
+            };
+        }
+        let usable: Vec<_> =
+            roster.entries.iter().filter(|(_, breaker)| breaker.is_closed()).map(|(at, _)| *at).collect();
+        if !usable.is_empty() {
+            return Outlook::Usable(usable);
+        }
+        let hopes = roster.entries.iter().filter_map(|(_, breaker)| breaker.hope(arrived));
+        match hopes.filter(|hope| *hope > now).min() {
+            Some(hope) if now < give_up => Outlook::Wait(Some(hope.min(give_up))),
+            Some(_) | None => {
+                let reason = roster.entries.iter().find_map(|(_, breaker)| breaker.reason());
+                Outlook::Hopeless(BackendError::Down { reason: reason.map_or_else(|| "".into(), Arc::clone) })
+            }
+        }
+    }
+
+    /// When a login may go after an outage; `None` if that is later than it may wait.
+    pub(super) fn slot(&self, patience: Duration) -> Option<Instant> {
+        self.roster().ramp.slot(patience, Instant::now())
+    }
+
+    /// An attempt that began then met a fault of the server.
+    pub(super) fn fault(&self, address: SocketAddr, began: Instant, error: &BackendError) {
+        let now = Instant::now();
+        let mut roster = self.roster();
+        let Some(breaker) = roster.breaker(address) else { return };
+        let reason = error.to_string();
+        let opened = breaker.fault(began, self.settings.failures, &reason, now);
+        if !opened {
+            return;
+        }
+        // An address that nobody answers at may have moved.
+        if let Some(due) = &mut roster.resolver.due {
+            *due = now;
+        }
+        let usable = roster.usable();
+        drop(roster);
+        // It may quote what the peer's certificate says.
+        let reason = Escaped(reason.as_bytes());
+        warn!(backend = &*self.backend, protocol = self.protocol, %address, usable, %reason, "backend address is down");
+    }
+
+    /// An attempt showed that the server is well, as far as this proof goes.
+    pub(super) fn well(&self, address: SocketAddr, proof: Proof) {
+        // Where probes log in, a greeting alone proves nothing.
+        if proof == Proof::Greeting && matches!(self.settings.probe, Probe::Login(_)) {
+            return;
+        }
+        let now = Instant::now();
+        let mut roster = self.roster();
+        let outage = roster.usable() == 0;
+        let Some(down) = roster.breaker(address).and_then(|breaker| breaker.well(now)) else { return };
+        if outage {
+            roster.ramp.begin(now);
+        }
+        let usable = roster.usable();
+        drop(roster);
+        self.news.send_replace(());
+        let down_s = down.as_secs();
+        info!(backend = &*self.backend, protocol = self.protocol, %address, usable, down_s, "backend address is back");
+    }
+
+    /// Whether the account of the probes was refused; told when it changes.
+    pub(super) fn account_refused(&self, refused: bool) {
+        let before = std::mem::replace(&mut self.roster().account_refused, refused);
+        match (before, refused) {
+            (false, true) => {
+                warn!(
+                    backend = &*self.backend,
+                    protocol = self.protocol,
+                    "the probe account is refused; logins are not affected"
+                );
+            }
+            (true, false) => {
+                info!(backend = &*self.backend, protocol = self.protocol, "the probe account is accepted again");
+            }
+            (false, false) | (true, true) => {}
+        }
+    }
+
+    /// How many addresses stand how.
+    pub(super) fn count(&self, standing: Standing) -> usize {
+        self.roster().entries.iter().filter(|(_, breaker)| breaker.standing() == standing).count()
+    }
+
+    /// Whether a login would be sent somewhere, as far as anybody knows.
+    pub(super) fn is_up(&self) -> bool {
+        let roster = self.roster();
+        // Nothing is known against a name that was not asked for yet.
+        roster.usable() > 0 || (roster.entries.is_empty() && roster.resolver.failure.is_none())
+    }
+}
+
+impl Roster {
+    fn breaker(&mut self, address: SocketAddr) -> Option<&mut Breaker> {
+        self.entries.iter_mut().find(|(at, _)| *at == address).map(|(_, breaker)| breaker)
+    }
+
+    fn usable(&self) -> usize {
+        self.entries.iter().filter(|(_, breaker)| breaker.is_closed()).count()
+    }
+
+    /// These are the addresses from now on; what is known of those that stay stays.
+    fn settle(&mut self, addresses: Vec<SocketAddr>) {
+        let mut old = std::mem::take(&mut self.entries);
+        for address in addresses {
+            let known = old.iter().position(|(at, _)| *at == address).map(|at| old.swap_remove(at).1);
+            self.entries.push((address, known.unwrap_or_default()));
+        }
+    }
+
+    /// Takes over what the resolver said.
+    fn learn(&mut self, answer: Result<Vec<SocketAddr>, Unresolved>) {
+        let life = if answer.is_err() { RETRY } else { LIFE };
+        self.resolver.failure = match answer {
+            Ok(addresses) => {
+                self.settle(addresses);
+                None
+            }
+            // A resolver that is away takes nothing back; a name that leads to usher itself does.
+            Err(Unresolved::Name(_)) if !self.entries.is_empty() => None,
+            Err(failure) => {
+                self.entries.clear();
+                Some(failure)
+            }
+        };
+        self.resolver.asking = false;
+        self.resolver.due = Some(Instant::now() + life);
+    }
+}
+
+/// Somebody looks whether an address is well; over when dropped.
+#[derive(Debug)]
+pub(super) struct Look {
+    pool: Arc<Pool>,
+    pub(super) address: SocketAddr,
+    pub(super) began: Instant,
+}
+
+impl Look {
+    /// Whether it is about the return of an address that is down.
+    pub(super) fn is_about_return(&self) -> bool {
+        self.pool.roster().breaker(self.address).is_none_or(|breaker| !breaker.is_closed())
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        if let Some(breaker) = self.pool.roster().breaker(self.address) {
+            breaker.end_look(Instant::now());
+        }
+        self.pool.news.send_replace(());
+    }
+}

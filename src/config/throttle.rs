@@ -1,0 +1,70 @@
+//! The `throttle` section: how guessing is slowed, and what a network or a user may hold.
+
+use super::model::{FailedLogins, Limit, Memory, Mode, Throttle};
+use super::names;
+use super::raw::{Node, Section};
+use super::units::{DAY, HOUR, MINUTE, SECOND};
+
+/// The most that a count may be: the most that `limits.connections` may be.
+const MOST: u64 = 1_000_000;
+
+/// Reads the section.
+pub(super) fn read(throttle: &Section<'_>) -> Option<Throttle> {
+    let ipv4_prefix = throttle.integer("ipv4_prefix", 32, 8..=32);
+    let ipv6_prefix = throttle.integer("ipv6_prefix", 64, 16..=128);
+    let network = |node: &Node<'_>| node.parsed(names::network);
+    let exempt = throttle.get("exempt").map(|node| node.one_or_more());
+    let exempt = exempt.map_or(Some(Vec::new()), |items| Some(items?.iter().filter_map(network).collect()));
+    let capacity = throttle.integer("capacity", 100_000, 1_000..=10_000_000);
+    let forget_every = throttle.duration("forget_every", MINUTE, SECOND..=HOUR);
+    let known_for = throttle.duration("known_for", 30 * DAY, HOUR..=365 * DAY);
+    // What hangs on a prefix alone begins as a dry run: only the operator knows which networks
+    // stand for many people.
+    let failed_logins_per_prefix = failed_logins(throttle, "failed_logins_per_prefix", Mode::DryRun, 20);
+    let failed_logins_per_user = failed_logins(throttle, "failed_logins_per_user", Mode::Enforce, 5);
+    let connections_per_prefix = limit(throttle, "connections_per_prefix", Mode::DryRun, 1_000);
+    let handshakes = limit(throttle, "handshakes", Mode::Enforce, 10_000);
+    let handshakes_per_prefix = limit(throttle, "handshakes_per_prefix", Mode::DryRun, 100);
+    let sessions_per_user = limit(throttle, "sessions_per_user", Mode::Enforce, 60);
+    let sessions_per_user_and_prefix = limit(throttle, "sessions_per_user_and_prefix", Mode::DryRun, 40);
+    let logins_per_second = limit(throttle, "logins_per_second", Mode::Enforce, 1_000);
+    Some(Throttle {
+        ipv4_prefix: ipv4_prefix?,
+        ipv6_prefix: ipv6_prefix?,
+        exempt: exempt?,
+        memory: Memory { capacity: capacity?, forget_every: forget_every?, known_for: known_for? },
+        failed_logins_per_prefix: failed_logins_per_prefix?,
+        failed_logins_per_user: failed_logins_per_user?,
+        connections_per_prefix: connections_per_prefix?,
+        handshakes: handshakes?,
+        handshakes_per_prefix: handshakes_per_prefix?,
+        sessions_per_user: sessions_per_user?,
+        sessions_per_user_and_prefix: sessions_per_user_and_prefix?,
+        logins_per_second: logins_per_second?,
+    })
+}
+
+fn mode(rule: &Section<'_>, default: Mode) -> Option<Mode> {
+    let words = [Mode::Enforce, Mode::DryRun].map(|mode| (mode.label(), mode));
+    rule.get("mode").map_or(Some(default), |node| node.word(&words))
+}
+
+fn failed_logins(throttle: &Section<'_>, key: &'static str, default: Mode, free: u64) -> Option<FailedLogins> {
+    let read = |rule: &Section<'_>| {
+        let mode = mode(rule, default);
+        let free = rule.integer("free", free, 1..=1_000);
+        // Together with the directory's own time it has to fit into the ten seconds of an attempt.
+        let max_delay = rule.duration("max_delay", 4 * SECOND, SECOND / 10..=5 * SECOND);
+        Some(FailedLogins { mode: mode?, free: free?, max_delay: max_delay? })
+    };
+    throttle.section(key, read).flatten()
+}
+
+fn limit(throttle: &Section<'_>, key: &'static str, default: Mode, most: u64) -> Option<Limit> {
+    let read = |rule: &Section<'_>| {
+        let mode = mode(rule, default);
+        let limit = rule.integer("limit", most, 1..=MOST);
+        Some(Limit { mode: mode?, limit: limit? })
+    };
+    throttle.section(key, read).flatten()
+}

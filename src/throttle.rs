@@ -1,0 +1,465 @@
+//! What slows guessing down, and what bounds the share of one network, one user and one second.
+//!
+//! It counts and answers; it waits for nobody and touches no socket. All protocols share it, and it
+//! outlives a reload: what a rule allows comes with each question, from the snapshot that asks. A
+//! client's address is the one that its session was given, so that a forwarded one counts where
+//! forwarding is trusted. Names, DNs, prefixes and passwords are kept as keyed hashes alone, under
+//! keys that die with the process.
+//!
+//! **Wrong passwords.** Only an attempt that the directory has to be asked about is a guess: a right
+//! password that is cached never waits, and neither does one that is known to be wrong. A guess is
+//! charged to its prefix and its user when it comes, not when it has failed, so that a thousand at
+//! once are no faster than one after the other; whatever is no wrong password is refunded. A user at
+//! a prefix known from an earlier login has an account of his own there: he waits for nobody's
+//! mistakes but those made in his name in that place.
+
+mod held;
+mod memory;
+
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::hmac;
+use thiserror::Error;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::config::{self, FailedLogins, Limit, Mode, Network};
+use crate::log::Repeats;
+use crate::metrics::{Metrics, THROTTLE_MEMORY};
+use crate::secret::Secret;
+use held::{Counts, Held};
+use memory::{Fingerprint, Memory, Shelf};
+
+/// A hash of a prefix, a name, an entry or a pair of them.
+type Key = u64;
+
+/// A delay grows from `limits.failed_login_delay`, or from this where that is shorter.
+const LEAST_STEP: Duration = Duration::from_millis(100);
+
+/// The rules, each named after its key in the config.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// Wrong passwords from one prefix.
+    FailedLoginsPerPrefix,
+    /// Wrong passwords for one user.
+    FailedLoginsPerUser,
+    /// Connections of one prefix.
+    ConnectionsPerPrefix,
+    /// TLS handshakes under way in all.
+    Handshakes,
+    /// TLS handshakes under way of one prefix.
+    HandshakesPerPrefix,
+    /// Sessions of one user.
+    SessionsPerUser,
+    /// Sessions of one user from one prefix.
+    SessionsPerUserAndPrefix,
+    /// Right passwords per second.
+    LoginsPerSecond,
+}
+
+impl Rule {
+    /// The config key, the metric label and the log word.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::FailedLoginsPerPrefix => "failed_logins_per_prefix",
+            Self::FailedLoginsPerUser => "failed_logins_per_user",
+            Self::ConnectionsPerPrefix => "connections_per_prefix",
+            Self::Handshakes => "handshakes",
+            Self::HandshakesPerPrefix => "handshakes_per_prefix",
+            Self::SessionsPerUser => "sessions_per_user",
+            Self::SessionsPerUserAndPrefix => "sessions_per_user_and_prefix",
+            Self::LoginsPerSecond => "logins_per_second",
+        }
+    }
+}
+
+/// A rule refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("throttle.{} is met", .0.label())]
+pub struct Limited(pub Rule);
+
+/// The throttle of the process.
+pub struct Throttle {
+    metrics: Arc<Metrics>,
+    memory: ArcSwap<Memory>,
+    connections: Arc<Counts>,
+    handshakes: Arc<Counts>,
+    sessions: Arc<Counts>,
+    sessions_by_prefix: Arc<Counts>,
+    /// When the login that comes next would come if all came at an even pace.
+    pace: Mutex<Option<Instant>>,
+    keys: RandomState,
+    passwords: hmac::Key,
+    repeats: Repeats,
+}
+
+impl std::fmt::Debug for Throttle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Throttle").field("memory", self.memory.load().settings()).finish_non_exhaustive()
+    }
+}
+
+impl Throttle {
+    /// Remembers nobody.
+    ///
+    /// # Panics
+    /// If the operating system has no random numbers: nothing may be decided then.
+    #[must_use]
+    pub fn new(settings: &config::Throttle, metrics: Arc<Metrics>) -> Self {
+        let random = aws_lc_rs::rand::SystemRandom::new();
+        Self {
+            metrics,
+            memory: ArcSwap::from_pointee(Memory::new(&settings.memory)),
+            connections: Arc::default(),
+            handshakes: Arc::default(),
+            sessions: Arc::default(),
+            sessions_by_prefix: Arc::default(),
+            pace: Mutex::default(),
+            keys: RandomState::new(),
+            passwords: hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers"),
+            repeats: Repeats::default(),
+        }
+    }
+
+    /// Takes over a new config. What is remembered goes on unless its own bounds have changed.
+    pub fn apply(&self, settings: &config::Throttle) {
+        if *self.memory.load().settings() != settings.memory {
+            self.memory.store(Arc::new(Memory::new(&settings.memory)));
+        }
+    }
+
+    /// Sets the gauges of what is remembered.
+    pub fn measure(&self) {
+        for (kind, entries) in THROTTLE_MEMORY.into_iter().zip(self.memory.load().entries()) {
+            let entries = i64::try_from(entries).unwrap_or(i64::MAX);
+            self.metrics.throttle_entries.with_label_values(&[kind]).set(entries);
+        }
+    }
+
+    /// A connection has come.
+    ///
+    /// # Errors
+    /// Its prefix has too many.
+    pub fn connection(&self, settings: &config::Throttle, client: IpAddr) -> Result<Connection, Limited> {
+        let held = self.connections.hold(self.prefix(settings, client));
+        if !exempt(settings, client) {
+            self.within(Rule::ConnectionsPerPrefix, settings.connections_per_prefix, held.count, client)?;
+        }
+        Ok(Connection { _held: held })
+    }
+
+    /// A TLS handshake begins.
+    ///
+    /// # Errors
+    /// There are too many, of its prefix or in all. A prefix with none under way may always have
+    /// one, within `limits.connections`: a single network cannot shut the others out.
+    pub fn handshake(&self, settings: &config::Throttle, client: IpAddr) -> Result<Handshake, Limited> {
+        let held = self.handshakes.hold(self.prefix(settings, client));
+        if !exempt(settings, client) {
+            self.within(Rule::HandshakesPerPrefix, settings.handshakes_per_prefix, held.count, client)?;
+            if held.count > 1 {
+                self.within(Rule::Handshakes, settings.handshakes, held.total, client)?;
+            }
+        }
+        self.metrics.handshakes.inc();
+        Ok(Handshake { _held: held, metrics: Arc::clone(&self.metrics) })
+    }
+
+    /// A user has shown a right password and is to have a session.
+    ///
+    /// # Errors
+    /// He has too many, here or in all, or there are too many logins in this second.
+    pub fn session(&self, settings: &config::Throttle, client: IpAddr, dn: &str) -> Result<Place, Limited> {
+        let user = self.key(&dn);
+        let all = self.sessions.hold(user);
+        let here = self.sessions_by_prefix.hold(self.key(&(user, self.prefix(settings, client))));
+        self.within(Rule::SessionsPerUser, settings.sessions_per_user, all.count, client)?;
+        if !exempt(settings, client) {
+            self.within(Rule::SessionsPerUserAndPrefix, settings.sessions_per_user_and_prefix, here.count, client)?;
+        }
+        let Limit { mode, limit } = settings.logins_per_second;
+        if !self.in_pace(limit) {
+            self.met(Rule::LoginsPerSecond, mode, "refused", client)?;
+        }
+        Ok(Place { _held: [all, here] })
+    }
+
+    /// An attempt that the directory has to be asked about: when it has its turn. What it came to
+    /// is then told to the [`Turn`]. `base` is the delay that every wrong password costs anyway.
+    ///
+    /// # Errors
+    /// It would have to wait longer than `max_delay`.
+    pub fn guess(
+        &self,
+        settings: &config::Throttle,
+        base: Duration,
+        client: IpAddr,
+        login: &str,
+        password: &Secret,
+    ) -> Result<Turn<'_>, Limited> {
+        let visit = self.visit(settings, client, login);
+        let mut turn = Turn {
+            delay: Duration::ZERO,
+            by: None,
+            throttle: self,
+            rule: settings.failed_logins_per_user,
+            base: base.max(LEAST_STEP),
+            visit,
+            charged: None,
+        };
+        if exempt(settings, client) {
+            return Ok(turn);
+        }
+        let (now, password) = (Instant::now(), self.fingerprint(password));
+        let Visit { memory, prefix, known, .. } = &turn.visit;
+        let (of_user, of_prefix) = (memory.user(turn.visit.account(self)), memory.prefix(*prefix));
+        let mut user = of_user.lock();
+        if let Some(at) = user.tried(password) {
+            turn.delay = at.saturating_duration_since(now);
+            return Ok(turn);
+        }
+        let mut prefix = of_prefix.lock();
+        let (base, every) = (turn.base, memory.settings().forget_every);
+        let rules = (&settings.failed_logins_per_user, &settings.failed_logins_per_prefix);
+        let user_delay = user.delay(now, every, rules.0, base);
+        let prefix_delay = if *known { Duration::ZERO } else { prefix.delay(now, every, rules.1, base) };
+        for (rule, settings, delay) in
+            [(Rule::FailedLoginsPerUser, rules.0, user_delay), (Rule::FailedLoginsPerPrefix, rules.1, prefix_delay)]
+        {
+            let delay = self.wait(rule, settings, delay, client)?;
+            if delay > turn.delay {
+                (turn.delay, turn.by) = (delay, Some(rule));
+            }
+        }
+        user.charge(now, user_delay, rules.0);
+        user.try_password(password, now + turn.delay);
+        prefix.charge(now, prefix_delay, rules.1);
+        drop((user, prefix));
+        turn.charged = Some(Charged { user: of_user, prefix: of_prefix, password });
+        Ok(turn)
+    }
+
+    /// A right password that was cached: nothing was guessed, and the prefix is known from now on.
+    pub fn recalled(&self, settings: &config::Throttle, client: IpAddr, login: &str, dn: &str) {
+        self.succeeded(&self.visit(settings, client, login), dn);
+    }
+
+    fn succeeded(&self, visit: &Visit, dn: &str) {
+        let (of_prefix, of_user) = visit.memory.present(visit.prefix, visit.account(self));
+        if let Some(of_user) = of_user {
+            let failures = of_user.lock().reset();
+            // A prefix is forgiven what this user did, not what others did there: an account of
+            // one's own buys no guesses at others.
+            if let Some(of_prefix) = of_prefix {
+                of_prefix.lock().forgive(failures);
+            }
+        }
+        let user = self.key(&dn);
+        visit.memory.name(visit.name, user);
+        visit.memory.know(user, visit.prefix);
+    }
+
+    fn visit(&self, settings: &config::Throttle, client: IpAddr, login: &str) -> Visit {
+        let memory = self.memory.load_full();
+        let prefix = self.prefix(settings, client);
+        let name = self.key(&login.trim().to_lowercase());
+        let user = memory.entry(name);
+        let known = memory.knows(user, prefix);
+        Visit { memory, prefix, name, user, known }
+    }
+
+    /// What a rule makes of a delay.
+    fn wait(&self, rule: Rule, settings: &FailedLogins, delay: Duration, client: IpAddr) -> Result<Duration, Limited> {
+        if delay > settings.max_delay {
+            self.met(rule, settings.mode, "refused", client)?;
+        } else if !delay.is_zero() {
+            self.count(rule, settings.mode, "delayed");
+        }
+        Ok(if settings.mode == Mode::Enforce { delay } else { Duration::ZERO })
+    }
+
+    fn within(&self, rule: Rule, limit: Limit, count: u32, client: IpAddr) -> Result<(), Limited> {
+        if count > limit.limit { self.met(rule, limit.mode, "refused", client) } else { Ok(()) }
+    }
+
+    /// A rule is met: counted and told in either mode, and refused if it acts.
+    fn met(&self, rule: Rule, mode: Mode, effect: &str, client: IpAddr) -> Result<(), Limited> {
+        self.count(rule, mode, effect);
+        let (word, mode_word) = (rule.label(), mode.label());
+        if let Some(suppressed) = self.repeats.allow(word, mode_word) {
+            warn!(rule = word, mode = mode_word, %client, suppressed, "a rule of the throttle is met");
+        }
+        match mode {
+            Mode::Enforce => Err(Limited(rule)),
+            Mode::DryRun => Ok(()),
+        }
+    }
+
+    fn count(&self, rule: Rule, mode: Mode, effect: &str) {
+        self.metrics.throttled.with_label_values(&[rule.label(), effect, mode.label()]).inc();
+    }
+
+    /// Whether one more login keeps to so many per second. A second's worth may come at once.
+    fn in_pace(&self, per_second: u32) -> bool {
+        let now = Instant::now();
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = pace.map_or(now, |due| due.max(now)) + Duration::from_secs(1) / per_second.max(1);
+        let kept = due.saturating_duration_since(now) <= Duration::from_secs(1);
+        if kept {
+            *pace = Some(due);
+        }
+        kept
+    }
+
+    fn prefix(&self, settings: &config::Throttle, client: IpAddr) -> Key {
+        let bits = if client.is_ipv4() { settings.ipv4_prefix } else { settings.ipv6_prefix };
+        self.key(&Network::of(client, bits))
+    }
+
+    fn key(&self, what: &impl Hash) -> Key {
+        self.keys.hash_one(what)
+    }
+
+    fn fingerprint(&self, password: &Secret) -> Fingerprint {
+        let tag = hmac::sign(&self.passwords, password.expose());
+        tag.as_ref().iter().take(8).fold(0, |print, byte| print << 8 | u64::from(*byte))
+    }
+}
+
+fn exempt(settings: &config::Throttle, client: IpAddr) -> bool {
+    settings.exempt.iter().any(|network| network.contains(client))
+}
+
+/// Who comes from where, as far as it is known.
+#[derive(Debug)]
+struct Visit {
+    memory: Arc<Memory>,
+    prefix: Key,
+    name: Key,
+    user: Key,
+    known: bool,
+}
+
+impl Visit {
+    /// Where this user's wrong passwords are counted: apart at a prefix that he is known at.
+    fn account(&self, throttle: &Throttle) -> Key {
+        if self.known { throttle.key(&(self.user, self.prefix)) } else { self.user }
+    }
+}
+
+#[derive(Debug)]
+struct Charged {
+    user: Shelf,
+    prefix: Shelf,
+    password: Fingerprint,
+}
+
+/// An attempt that may go on after a delay. Dropped without a word, it was no wrong password.
+#[derive(Debug)]
+#[must_use]
+pub struct Turn<'a> {
+    /// How long it has to wait.
+    pub delay: Duration,
+    /// The rule that says so.
+    pub by: Option<Rule>,
+    throttle: &'a Throttle,
+    rule: FailedLogins,
+    base: Duration,
+    visit: Visit,
+    charged: Option<Charged>,
+}
+
+impl Turn<'_> {
+    /// The directory said yes.
+    pub fn right(mut self, dn: &str) {
+        if let Some(Charged { user, prefix, password }) = self.charged.take() {
+            user.lock().refund(password);
+            prefix.lock().forgive(1);
+        }
+        self.throttle.succeeded(&self.visit, dn);
+    }
+
+    /// The directory said that the password is wrong, or that there is no such entry.
+    pub fn wrong(mut self) {
+        // What was charged stays charged.
+        self.charged = None;
+    }
+
+    /// The name means this entry. If nobody knew, the attempt was charged to the name; now it takes
+    /// its turn at the entry, and its answer, right or wrong, waits for so long: otherwise each
+    /// spelling that the directory takes for the same would be a guess for nothing.
+    ///
+    /// # Errors
+    /// It would have to wait longer than `max_delay`: what the directory said must not be told.
+    pub fn meant(&mut self, dn: &str, client: IpAddr) -> Result<Duration, Limited> {
+        let (throttle, rule) = (self.throttle, self.rule);
+        let entry = throttle.key(&dn);
+        if entry == self.visit.user {
+            return Ok(Duration::ZERO);
+        }
+        let Visit { memory, prefix, name, .. } = &self.visit;
+        memory.name(*name, entry);
+        let memory = Arc::clone(memory);
+        (self.visit.user, self.visit.known) = (entry, memory.knows(entry, *prefix));
+        let Some(Charged { user: of_name, prefix, password }) = self.charged.take() else {
+            return Ok(Duration::ZERO);
+        };
+        of_name.lock().refund(password);
+        let of_entry = memory.user(self.visit.account(throttle));
+        let (now, mut user) = (Instant::now(), of_entry.lock());
+        if let Some(at) = user.tried(password) {
+            prefix.lock().forgive(1);
+            return Ok(at.saturating_duration_since(now));
+        }
+        let delay = user.delay(now, memory.settings().forget_every, &rule, self.base);
+        let wait = throttle.wait(Rule::FailedLoginsPerUser, &rule, delay, client);
+        let wait = wait.inspect_err(|_| prefix.lock().forgive(1))?;
+        user.charge(now, delay, &rule);
+        user.try_password(password, now + wait);
+        drop(user);
+        self.charged = Some(Charged { user: of_entry, prefix, password });
+        Ok(wait)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(Charged { user, prefix, password }) = self.charged.take() {
+            user.lock().refund(password);
+            prefix.lock().forgive(1);
+        }
+    }
+}
+
+/// A connection that counts, until it is dropped.
+#[derive(Debug)]
+pub struct Connection {
+    _held: Held,
+}
+
+/// A TLS handshake that counts, until it is dropped.
+#[derive(Debug)]
+pub struct Handshake {
+    _held: Held,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.metrics.handshakes.dec();
+    }
+}
+
+/// A session that counts, until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    _held: [Held; 2],
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,72 @@
+//! How many of something each key holds now: connections of a prefix, sessions of a user.
+//!
+//! Exact, never evicted, and no larger than what is counted: a key is there while somebody holds it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Key;
+
+/// A map this small is not worth giving back.
+const SMALL: usize = 64;
+
+#[derive(Debug, Default)]
+struct Counted {
+    keys: HashMap<Key, u32>,
+    total: u32,
+}
+
+/// Counts by key.
+#[derive(Debug, Default)]
+pub(super) struct Counts(Mutex<Counted>);
+
+impl Counts {
+    /// One more for this key, until the guard is dropped.
+    pub(super) fn hold(self: &Arc<Self>, key: Key) -> Held {
+        let mut counted = self.lock();
+        counted.total = counted.total.saturating_add(1);
+        let total = counted.total;
+        let count = counted.keys.entry(key).or_default();
+        *count = count.saturating_add(1);
+        Held { count: *count, total, counts: Arc::clone(self), key }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counted> {
+        // Whole at every moment: each change is one of two numbers.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let counted = self.lock();
+        counted.keys.is_empty() && counted.total == 0
+    }
+}
+
+/// One of the counted.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// How many its key had when it came, itself included.
+    pub(super) count: u32,
+    /// How many there were in all.
+    pub(super) total: u32,
+    counts: Arc<Counts>,
+    key: Key,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut counted = self.counts.lock();
+        counted.total = counted.total.saturating_sub(1);
+        let Some(count) = counted.keys.get_mut(&self.key) else { return };
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counted.keys.remove(&self.key);
+            // After a burst its memory is given back.
+            let capacity = counted.keys.capacity();
+            if capacity > SMALL && counted.keys.len() < capacity / 4 {
+                counted.keys.shrink_to(capacity / 2);
+            }
+        }
+    }
+}

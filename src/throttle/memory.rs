@@ -1,0 +1,218 @@
+//! What the throttle remembers: wrong passwords by prefix and by user, which entry a name means, and
+//! from which prefixes a user has logged in.
+//!
+//! Each part is a moka cache with a capacity, its keys are hashes of fixed size, and each value has
+//! a bound of its own, so that no stranger can make it grow. moka keeps what is asked for often: a
+//! flood of new names does not push out the one that is being guessed at. Time is judged on tokio's
+//! clock; moka's own expiry only frees memory.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use moka::policy::EvictionPolicy;
+use tokio::time::Instant;
+
+use super::Key;
+use crate::config::{self, FailedLogins};
+
+/// Passwords remembered as tried, per user: a few devices with old passwords.
+const TRIED: usize = 8;
+/// Prefixes known per user: home, office, phone, and some hotels.
+const KNOWN_PER_USER: usize = 16;
+/// Beyond this many wrong passwords above the free ones nothing grows any more.
+const MOST_ABOVE_FREE: u32 = 16;
+
+/// A keyed digest of a password.
+pub(super) type Fingerprint = u64;
+
+/// The wrong passwords of one prefix, or for one user.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    failures: u32,
+    /// Up to when failures have been forgotten as time passed.
+    forgotten: Instant,
+    /// When the last attempt that had to wait has its turn; the next one comes after it.
+    turn: Instant,
+    tried: Vec<Tried>,
+}
+
+#[derive(Debug)]
+struct Tried {
+    password: Fingerprint,
+    turn: Instant,
+}
+
+impl Bucket {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { failures: 0, forgotten: now, turn: now, tried: Vec::new() }
+    }
+
+    /// How long an attempt that comes now has to wait.
+    pub(super) fn delay(&mut self, now: Instant, every: Duration, rule: &FailedLogins, base: Duration) -> Duration {
+        let passed = now.saturating_duration_since(self.forgotten);
+        let forgotten = u32::try_from(passed.as_millis() / every.as_millis().max(1)).unwrap_or(u32::MAX);
+        self.failures = self.failures.saturating_sub(forgotten);
+        self.forgotten = if self.failures == 0 { now } else { self.forgotten + every.saturating_mul(forgotten) };
+        let Some(above) = self.failures.checked_sub(rule.free) else { return Duration::ZERO };
+        let step = base.saturating_mul(1 << above.min(MOST_ABOVE_FREE)).min(rule.max_delay);
+        // Those who come at the same time take turns: many connections guess no faster than one.
+        (self.turn.max(now) + step).saturating_duration_since(now)
+    }
+
+    /// When this password has its turn, if it was tried before: the same one again is no new guess.
+    pub(super) fn tried(&self, password: Fingerprint) -> Option<Instant> {
+        self.tried.iter().find(|tried| tried.password == password).map(|tried| tried.turn)
+    }
+
+    /// Counts an attempt as a wrong one until it is known better.
+    pub(super) fn charge(&mut self, now: Instant, delay: Duration, rule: &FailedLogins) {
+        self.failures = self.failures.saturating_add(1).min(rule.free.saturating_add(MOST_ABOVE_FREE));
+        if !delay.is_zero() {
+            self.turn = now + delay.min(rule.max_delay);
+        }
+    }
+
+    /// Remembers that a password is being tried.
+    pub(super) fn try_password(&mut self, password: Fingerprint, turn: Instant) {
+        if self.tried.len() >= TRIED {
+            self.tried.remove(0);
+        }
+        self.tried.push(Tried { password, turn });
+    }
+
+    /// The attempt was no wrong one after all.
+    pub(super) fn refund(&mut self, password: Fingerprint) {
+        self.tried.retain(|tried| tried.password != password);
+        self.forgive(1);
+    }
+
+    /// Takes back some failures.
+    pub(super) fn forgive(&mut self, failures: u32) {
+        self.failures = self.failures.saturating_sub(failures);
+    }
+
+    /// Begins anew; tells how many failures there were.
+    pub(super) fn reset(&mut self) -> u32 {
+        self.tried.clear();
+        std::mem::take(&mut self.failures)
+    }
+}
+
+/// A bucket that several attempts may hold.
+#[derive(Debug, Clone)]
+pub(super) struct Shelf(Arc<Mutex<Bucket>>);
+
+impl Shelf {
+    /// Held for a few comparisons, never across an await.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Bucket> {
+        // A bucket is sound whatever panicked while holding it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+struct Known {
+    prefix: Key,
+    since: Instant,
+}
+
+/// Everything that is remembered.
+#[derive(Debug)]
+pub(super) struct Memory {
+    settings: config::Memory,
+    prefixes: moka::sync::Cache<Key, Shelf>,
+    users: moka::sync::Cache<Key, Shelf>,
+    names: moka::sync::Cache<Key, Key>,
+    known: moka::sync::Cache<Key, Arc<Mutex<Vec<Known>>>>,
+}
+
+impl Memory {
+    pub(super) fn new(settings: &config::Memory) -> Self {
+        let bounded = || moka::sync::Cache::builder().max_capacity(settings.capacity);
+        // A bucket that nobody touched for so long has forgotten everything that costs somebody.
+        let life = settings.forget_every.saturating_mul(2 * MOST_ABOVE_FREE);
+        Self {
+            settings: settings.clone(),
+            prefixes: bounded().time_to_idle(life).build(),
+            users: bounded().time_to_idle(life).build(),
+            names: moka::sync::Cache::builder()
+                .max_capacity(settings.capacity)
+                .time_to_idle(settings.known_for)
+                .build(),
+            // Only a right password makes an entry here, so that the newest always has its place.
+            known: moka::sync::Cache::builder()
+                .max_capacity(settings.capacity)
+                .time_to_idle(settings.known_for)
+                .eviction_policy(EvictionPolicy::lru())
+                .build(),
+        }
+    }
+
+    pub(super) fn settings(&self) -> &config::Memory {
+        &self.settings
+    }
+
+    pub(super) fn prefix(&self, prefix: Key) -> Shelf {
+        self.prefixes.get_with(prefix, fresh)
+    }
+
+    pub(super) fn user(&self, user: Key) -> Shelf {
+        self.users.get_with(user, fresh)
+    }
+
+    /// What there is already of a prefix and a user.
+    pub(super) fn present(&self, prefix: Key, user: Key) -> (Option<Shelf>, Option<Shelf>) {
+        (self.prefixes.get(&prefix), self.users.get(&user))
+    }
+
+    /// The entry that a name meant the last time it was seen; the name itself until then.
+    pub(super) fn entry(&self, name: Key) -> Key {
+        self.names.get(&name).unwrap_or(name)
+    }
+
+    /// Remembers which entry a name means.
+    pub(super) fn name(&self, name: Key, entry: Key) {
+        if self.names.get(&name) != Some(entry) {
+            self.names.insert(name, entry);
+        }
+    }
+
+    /// Whether this user has logged in from this prefix before.
+    pub(super) fn knows(&self, user: Key, prefix: Key) -> bool {
+        let now = Instant::now();
+        let fresh = |known: &Known| now.saturating_duration_since(known.since) < self.settings.known_for;
+        let Some(list) = self.known.get(&user) else { return false };
+        let list = list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.iter().any(|known| known.prefix == prefix && fresh(known))
+    }
+
+    /// This user has logged in from this prefix.
+    pub(super) fn know(&self, user: Key, prefix: Key) {
+        let list = self.known.get_with(user, Arc::default);
+        let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|known| known.prefix != prefix);
+        if list.len() >= KNOWN_PER_USER {
+            list.remove(0);
+        }
+        list.push(Known { prefix, since: Instant::now() });
+    }
+
+    /// How many there are of each kind, in the order of [`metrics::THROTTLE_MEMORY`](crate::metrics::THROTTLE_MEMORY).
+    pub(super) fn entries(&self) -> [u64; 4] {
+        [self.prefixes.entry_count(), self.users.entry_count(), self.names.entry_count(), self.known.entry_count()]
+    }
+
+    /// Lets moka do now what it does in the background.
+    #[cfg(test)]
+    pub(super) fn settle(&self) {
+        self.prefixes.run_pending_tasks();
+        self.users.run_pending_tasks();
+        self.names.run_pending_tasks();
+        self.known.run_pending_tasks();
+    }
+}
+
+fn fresh() -> Shelf {
+    Shelf(Arc::new(Mutex::new(Bucket::new())))
+}

@@ -1,0 +1,458 @@
+//! Each rule on a paused clock.
+
+use tokio::time::advance;
+
+use super::*;
+use crate::metrics::{DELAY_RULES, LIMIT_RULES};
+
+const BASE: Duration = Duration::from_millis(300);
+const ALICE: &str = "uid=alice,dc=example";
+const BOB: &str = "uid=bob,dc=example";
+
+/// A throttle and what its rules say.
+struct Door {
+    throttle: Throttle,
+    settings: config::Throttle,
+}
+
+fn ip(address: &str) -> IpAddr {
+    address.parse().unwrap()
+}
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+impl Door {
+    fn new() -> Self {
+        let failed_logins = |free| FailedLogins { mode: Mode::Enforce, free, max_delay: Duration::from_secs(4) };
+        let limit = |limit| Limit { mode: Mode::Enforce, limit };
+        let settings = config::Throttle {
+            ipv4_prefix: 32,
+            ipv6_prefix: 64,
+            exempt: vec![Network::of(ip("198.51.100.0"), 24)],
+            memory: config::Memory {
+                capacity: 1_000,
+                forget_every: Duration::from_secs(60),
+                known_for: Duration::from_secs(86_400),
+            },
+            failed_logins_per_prefix: failed_logins(100),
+            failed_logins_per_user: failed_logins(3),
+            connections_per_prefix: limit(2),
+            handshakes: limit(4),
+            handshakes_per_prefix: limit(3),
+            sessions_per_user: limit(3),
+            sessions_per_user_and_prefix: limit(2),
+            logins_per_second: limit(1_000),
+        };
+        Self { throttle: Throttle::new(&settings, Arc::new(Metrics::new())), settings }
+    }
+
+    fn guess(&self, from: &str, login: &str, password: &str) -> Result<Turn<'_>, Limited> {
+        let password = Secret::copy_of(password.as_bytes());
+        self.throttle.guess(&self.settings, BASE, ip(from), login, &password)
+    }
+
+    /// How long a wrong guess waits; time does not pass meanwhile.
+    fn wrong(&self, from: &str, login: &str, password: &str, dn: Option<&str>) -> Duration {
+        let mut turn = self.guess(from, login, password).unwrap();
+        let meant = dn.map(|dn| turn.meant(dn, ip(from)).unwrap());
+        let delay = turn.delay + meant.unwrap_or_default();
+        turn.wrong();
+        delay
+    }
+
+    /// Wrong guesses at alice, each after the one before, until the next would wait its longest.
+    async fn heat(&self, from: &str) {
+        for n in 0..20 {
+            let delay = self.wrong(from, "alice", &format!("guess {n}"), Some(ALICE));
+            advance(delay).await;
+        }
+    }
+
+    fn right(&self, from: &str, login: &str, dn: &str) -> Duration {
+        let mut turn = self.guess(from, login, "right").unwrap();
+        let delay = turn.delay + turn.meant(dn, ip(from)).unwrap();
+        turn.right(dn);
+        delay
+    }
+
+    fn counted(&self, rule: &str, effect: &str, mode: Mode) -> u64 {
+        self.throttle.metrics.throttled.with_label_values(&[rule, effect, mode.label()]).get()
+    }
+
+    fn connection(&self, from: &str) -> Result<Connection, Limited> {
+        self.throttle.connection(&self.settings, ip(from))
+    }
+
+    fn handshake(&self, from: &str) -> Result<Handshake, Limited> {
+        self.throttle.handshake(&self.settings, ip(from))
+    }
+
+    fn session(&self, from: &str, dn: &str) -> Result<Place, Limited> {
+        self.throttle.session(&self.settings, ip(from), dn)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_passwords_for_a_user_wait_twice_as_long_each_time() {
+    let door = Door::new();
+    let mut delays = Vec::new();
+    for n in 0..9 {
+        // From a new address each time, under changing spellings.
+        let login = if n % 2 == 0 { "alice" } else { " Alice" };
+        let delay = door.wrong(&format!("192.0.2.{n}"), login, &n.to_string(), Some(ALICE));
+        delays.push(u64::try_from(delay.as_millis()).unwrap());
+        advance(delay).await;
+    }
+    assert_eq!(delays, [0, 0, 0, 300, 600, 1_200, 2_400, 4_000, 4_000]);
+    assert_eq!(door.counted("failed_logins_per_user", "delayed", Mode::Enforce), 6);
+    assert_eq!(door.wrong("192.0.2.1", "bob", "x", Some(BOB)), Duration::ZERO, "bob is somebody else");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_spelling_is_the_same_entry_once_it_is_known() {
+    let door = Door::new();
+    for (n, login) in ["alice", "alice@example.com", "a.liddell"].into_iter().enumerate() {
+        assert_eq!(door.wrong("192.0.2.1", login, &n.to_string(), Some(ALICE)), Duration::ZERO);
+    }
+    for (login, delay) in [("alice@example.com", 300), ("a.liddell", 600), ("alice", 1_200)] {
+        assert_eq!(door.wrong("192.0.2.1", login, login, Some(ALICE)), ms(delay));
+        advance(ms(delay)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_spelling_is_no_guess_for_nothing() {
+    let door = Door::new();
+    door.heat("192.0.2.1").await;
+    // What the directory said, right or wrong, is told when the entry's turn has come ..
+    let mut turn = door.guess("192.0.2.2", "al\u{ad}ice", "a").unwrap();
+    assert_eq!(turn.delay, Duration::ZERO, "nobody can know yet");
+    assert_eq!(turn.meant(ALICE, ip("192.0.2.2")), Ok(ms(4_000)));
+    turn.wrong();
+    // .. or not at all.
+    let mut turn = door.guess("192.0.2.2", "alic\u{ad}e", "b").unwrap();
+    assert_eq!(turn.meant(ALICE, ip("192.0.2.2")), Err(Limited(Rule::FailedLoginsPerUser)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_without_an_entry_are_slowed_like_those_with_one() {
+    let door = Door::new();
+    for (n, delay) in [0, 0, 0, 300, 600].into_iter().enumerate() {
+        assert_eq!(door.wrong("192.0.2.1", "nobody", &n.to_string(), None), ms(delay));
+        advance(ms(delay)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prefix_is_slowed_whatever_names_it_tries() {
+    let mut door = Door::new();
+    door.settings.failed_logins_per_prefix.free = 3;
+    for (n, delay) in [0, 0, 0, 300, 600].into_iter().enumerate() {
+        let from = format!("2001:db8::{n}");
+        assert_eq!(door.wrong(&from, &format!("user{n}"), "spring", None), ms(delay));
+        advance(ms(delay)).await;
+    }
+    assert_eq!(door.wrong("2001:db8:0:1::1", "user9", "spring", None), Duration::ZERO, "the next /64");
+    door.settings.ipv6_prefix = 32;
+    assert_eq!(door.guess("2001:db8:9::1", "user10", "spring").unwrap().by, None, "longer prefixes are others");
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_at_once_guess_no_faster_than_one_after_the_other() {
+    let door = Door::new();
+    let mut waiting = Vec::new();
+    let mut refused = 0;
+    for n in 0..100 {
+        match door.guess(&format!("192.0.2.{n}"), "alice", &n.to_string()) {
+            Ok(turn) => waiting.push(turn),
+            Err(limited) => {
+                assert_eq!(limited, Limited(Rule::FailedLoginsPerUser));
+                refused += 1;
+            }
+        }
+    }
+    let delays: Vec<_> = waiting.iter().map(|turn| turn.delay).collect();
+    assert_eq!(delays, [0, 0, 0, 300, 900, 2_100].map(ms));
+    assert_eq!(refused, 94);
+    assert_eq!(door.counted("failed_logins_per_user", "refused", Mode::Enforce), 94);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_wrong_password_again_does_not_grow_it() {
+    let door = Door::new();
+    for _ in 0..100 {
+        assert_eq!(door.wrong("192.0.2.1", "alice", "old password", Some(ALICE)), Duration::ZERO);
+        advance(Duration::from_secs(40)).await;
+    }
+    // Under another spelling too, and counted once.
+    door.wrong("192.0.2.1", "alice@example.com", "old password", Some(ALICE));
+    assert_eq!(door.wrong("192.0.2.1", "alice", "1", Some(ALICE)), Duration::ZERO);
+    assert_eq!(door.wrong("192.0.2.1", "alice", "2", Some(ALICE)), Duration::ZERO);
+    assert_eq!(door.wrong("192.0.2.1", "alice", "3", Some(ALICE)), Duration::ZERO);
+    assert_eq!(door.wrong("192.0.2.1", "alice", "4", Some(ALICE)), BASE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_password_that_waits_is_not_let_through_beside() {
+    let door = Door::new();
+    door.heat("192.0.2.1").await;
+    let first = door.guess("192.0.2.2", "alice", "guess").unwrap();
+    let second = door.guess("192.0.2.3", "alice", "guess").unwrap();
+    assert_eq!((first.delay, second.delay), (ms(4_000), ms(4_000)));
+    advance(ms(1_000)).await;
+    assert_eq!(door.guess("192.0.2.4", "alice", "guess").unwrap().delay, ms(3_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn guessing_from_elsewhere_never_slows_a_user_where_he_is_known() {
+    let door = Door::new();
+    assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
+    door.heat("192.0.2.1").await;
+    assert_eq!(door.guess("192.0.2.9", "alice", "x").unwrap().delay, ms(4_000));
+    assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
+    assert_eq!(door.right("203.0.113.5", "alice@example.com", ALICE), Duration::ZERO, "a spelling never seen");
+    advance(Duration::from_secs(86_401)).await;
+    door.heat("192.0.2.1").await;
+    assert_eq!(door.guess("203.0.113.5", "alice", "x").unwrap().delay, ms(4_000), "known_for has passed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nor_do_others_at_that_prefix() {
+    let mut door = Door::new();
+    door.settings.failed_logins_per_prefix.free = 1;
+    assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
+    for n in 0..5 {
+        let turn = door.guess("203.0.113.5", &format!("user{n}"), "x").unwrap();
+        advance(turn.delay).await;
+        turn.wrong();
+    }
+    assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
+    assert!(door.guess("203.0.113.5", "bob", "x").unwrap().delay > ms(1_000), "bob was never here");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_he_is_known_his_own_mistakes_still_count() {
+    let door = Door::new();
+    door.right("203.0.113.5", "alice", ALICE);
+    door.heat("203.0.113.5").await;
+    assert_eq!(door.guess("203.0.113.5", "alice", "x").unwrap().delay, ms(4_000));
+    assert_eq!(door.guess("192.0.2.1", "alice", "x").unwrap().delay, Duration::ZERO, "an account of its own");
+}
+
+#[tokio::test(start_paused = true)]
+async fn success_begins_anew() {
+    let mut door = Door::new();
+    door.settings.failed_logins_per_prefix.free = 10;
+    for n in 0..9 {
+        let delay = door.wrong("192.0.2.1", "alice", &n.to_string(), Some(ALICE));
+        advance(delay).await;
+    }
+    assert_eq!(door.right("192.0.2.1", "alice", ALICE), ms(4_000));
+    assert_eq!(door.wrong("192.0.2.1", "alice", "x", Some(ALICE)), Duration::ZERO);
+    // And the prefix was forgiven what alice did there, so that nine more cost nothing.
+    for n in 0..9 {
+        assert_eq!(door.wrong("192.0.2.1", &format!("user{n}"), "x", None), Duration::ZERO);
+    }
+    assert_eq!(door.wrong("192.0.2.1", "user10", "x", None), BASE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_account_of_ones_own_buys_no_guesses_at_others() {
+    let mut door = Door::new();
+    door.settings.failed_logins_per_prefix.free = 5;
+    let mut slowed = Duration::ZERO;
+    for n in 0..12 {
+        let turn = door.guess("192.0.2.1", &format!("user{n}"), "spring").unwrap();
+        slowed += turn.delay;
+        advance(turn.delay).await;
+        turn.wrong();
+        door.throttle.recalled(&door.settings, ip("192.0.2.1"), "mallory", "uid=mallory");
+    }
+    assert!(slowed > Duration::from_secs(10), "{slowed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_wrong_password_is_refunded() {
+    let door = Door::new();
+    for n in 0..50 {
+        // The directory could not tell, or the attempt ran out of time.
+        drop(door.guess("192.0.2.1", "alice", &n.to_string()).unwrap());
+    }
+    for n in 0..3 {
+        assert_eq!(door.wrong("192.0.2.1", "alice", &n.to_string(), Some(ALICE)), Duration::ZERO);
+    }
+    assert_eq!(door.wrong("192.0.2.1", "alice", "x", Some(ALICE)), BASE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_passwords_are_forgotten_one_by_one() {
+    let door = Door::new();
+    door.heat("192.0.2.1").await;
+    advance(Duration::from_secs(60 * 14)).await;
+    assert_eq!(door.wrong("192.0.2.1", "alice", "a", Some(ALICE)), ms(1_200));
+    advance(Duration::from_secs(60 * 2)).await;
+    assert_eq!(door.wrong("192.0.2.1", "alice", "b", Some(ALICE)), ms(600));
+    advance(Duration::from_secs(60 * 60)).await;
+    assert_eq!(door.wrong("192.0.2.1", "alice", "c", Some(ALICE)), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_counts_and_leaves_everybody_alone() {
+    let mut door = Door::new();
+    door.settings.failed_logins_per_user.mode = Mode::DryRun;
+    for n in 0..20 {
+        let turn = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
+        assert_eq!((turn.delay, turn.by), (Duration::ZERO, None));
+        turn.wrong();
+    }
+    assert_eq!(door.counted("failed_logins_per_user", "delayed", Mode::DryRun), 3);
+    assert_eq!(door.counted("failed_logins_per_user", "refused", Mode::DryRun), 14);
+    door.settings.connections_per_prefix = Limit { mode: Mode::DryRun, limit: 1 };
+    let _held = [door.connection("192.0.2.1").unwrap(), door.connection("192.0.2.1").unwrap()];
+    assert_eq!(door.counted("connections_per_prefix", "refused", Mode::DryRun), 1);
+    assert_eq!(door.counted("connections_per_prefix", "refused", Mode::Enforce), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn exempt_networks_are_not_slowed_and_charge_nobody() {
+    let door = Door::new();
+    for n in 0..50 {
+        assert_eq!(door.wrong("198.51.100.7", "alice", &n.to_string(), Some(ALICE)), Duration::ZERO);
+    }
+    assert_eq!(door.wrong("192.0.2.1", "alice", "x", Some(ALICE)), Duration::ZERO);
+    let connections: Vec<_> = (0..9).map(|_| door.connection("198.51.100.7").unwrap()).collect();
+    let handshakes: Vec<_> = (0..9).map(|_| door.handshake("198.51.100.7").unwrap()).collect();
+    drop((connections, handshakes));
+    // What holds for a user holds everywhere.
+    let held: Vec<_> = (0..3).map(|_| door.session("198.51.100.7", ALICE).unwrap()).collect();
+    assert_eq!(door.session("198.51.100.7", ALICE).unwrap_err(), Limited(Rule::SessionsPerUser));
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_of_a_prefix_are_limited() {
+    let door = Door::new();
+    let held = [door.connection("192.0.2.1").unwrap(), door.connection("192.0.2.1").unwrap()];
+    assert_eq!(door.connection("192.0.2.1").unwrap_err(), Limited(Rule::ConnectionsPerPrefix));
+    let other = door.connection("192.0.2.2").unwrap();
+    drop(held);
+    drop(door.connection("192.0.2.1").unwrap());
+    drop(other);
+    assert!(door.throttle.connections.is_empty(), "whoever left is not remembered");
+}
+
+#[tokio::test(start_paused = true)]
+async fn handshakes_are_limited_and_one_prefix_cannot_shut_the_others_out() {
+    let mut door = Door::new();
+    let mut held: Vec<_> = (0..3).map(|_| door.handshake("192.0.2.1").unwrap()).collect();
+    assert_eq!(door.handshake("192.0.2.1").unwrap_err(), Limited(Rule::HandshakesPerPrefix));
+    door.settings.handshakes_per_prefix.limit = 100;
+    held.push(door.handshake("192.0.2.1").unwrap());
+    assert_eq!(door.handshake("192.0.2.1").unwrap_err(), Limited(Rule::Handshakes));
+    assert_eq!(door.throttle.metrics.handshakes.get(), 4);
+    let other = door.handshake("192.0.2.2").unwrap();
+    assert_eq!(door.handshake("192.0.2.2").unwrap_err(), Limited(Rule::Handshakes), "one, while all are taken");
+    drop((held, other));
+    assert_eq!(door.throttle.metrics.handshakes.get(), 0);
+    assert!(door.throttle.handshakes.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_of_a_user_are_limited_in_all_and_from_a_prefix() {
+    let door = Door::new();
+    let here = [door.session("192.0.2.1", ALICE).unwrap(), door.session("192.0.2.1", ALICE).unwrap()];
+    assert_eq!(door.session("192.0.2.1", ALICE).unwrap_err(), Limited(Rule::SessionsPerUserAndPrefix));
+    let there = door.session("192.0.2.2", ALICE).unwrap();
+    assert_eq!(door.session("192.0.2.3", ALICE).unwrap_err(), Limited(Rule::SessionsPerUser));
+    drop(door.session("192.0.2.1", BOB).unwrap());
+    drop(here);
+    drop(door.session("192.0.2.3", ALICE).unwrap());
+    drop(there);
+    assert!(door.throttle.sessions.is_empty() && door.throttle.sessions_by_prefix.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn logins_per_second_may_come_at_once_but_not_go_on_so() {
+    let mut door = Door::new();
+    door.settings.logins_per_second.limit = 10;
+    let burst = (0..30).filter(|n| door.session("192.0.2.1", &format!("uid={n}")).is_ok()).count();
+    assert_eq!(burst, 10);
+    assert_eq!(door.session("192.0.2.1", ALICE).unwrap_err(), Limited(Rule::LoginsPerSecond));
+    advance(ms(500)).await;
+    let more = (0..30).filter(|n| door.session("192.0.2.1", &format!("uid={n}")).is_ok()).count();
+    assert_eq!(more, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_names_and_networks_is_bounded_and_push_out_nobody() {
+    let door = Door::new();
+    door.right("203.0.113.5", "alice", ALICE);
+    door.heat("192.0.2.1").await;
+    let memory = door.throttle.memory.load();
+    // A guess takes a key for its prefix and a key for its name; a million of them take most of a
+    // minute without optimization.
+    let guesses = if cfg!(debug_assertions) { 50_000 } else { 500_000 };
+    for n in 0..guesses {
+        let (prefix, user) = (memory.prefix(n), memory.user(n));
+        user.lock().charge(Instant::now(), Duration::ZERO, &door.settings.failed_logins_per_user);
+        prefix.lock().charge(Instant::now(), Duration::ZERO, &door.settings.failed_logins_per_prefix);
+        if n % 5_000 == 0 {
+            assert!(memory.entries().into_iter().all(|entries| entries <= 1_100), "{:?}", memory.entries());
+        }
+    }
+    memory.settle();
+    door.throttle.measure();
+    for (kind, entries) in THROTTLE_MEMORY.into_iter().zip(memory.entries()) {
+        assert!(entries <= 1_000, "{entries} {kind}");
+        assert_eq!(door.throttle.metrics.throttle_entries.with_label_values(&[kind]).get(), entries as i64);
+    }
+    assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO, "alice is still known at home");
+}
+
+#[tokio::test(start_paused = true)]
+async fn homes_are_bounded_per_user() {
+    let door = Door::new();
+    door.right("203.0.113.5", "bob", BOB);
+    for n in 0..1_000 {
+        let client = format!("192.0.{}.{}", n / 250, n % 250);
+        door.throttle.recalled(&door.settings, ip(&client), "alice", ALICE);
+    }
+    let knows = |dn: &str, client: &str| {
+        let (user, prefix) = (door.throttle.key(&dn), door.throttle.prefix(&door.settings, ip(client)));
+        door.throttle.memory.load().knows(user, prefix)
+    };
+    assert!(!knows(ALICE, "192.0.0.0"));
+    assert!(knows(ALICE, "192.0.3.249"));
+    assert!(knows(BOB, "203.0.113.5"), "one user's journeys cost another nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_forgets_only_what_its_bounds_concern() {
+    let mut door = Door::new();
+    door.heat("192.0.2.1").await;
+    door.settings.failed_logins_per_user.max_delay = ms(2_000);
+    door.throttle.apply(&door.settings);
+    assert_eq!(door.guess("192.0.2.1", "alice", "x").unwrap().delay, ms(2_000));
+    door.settings.memory.capacity = 2_000;
+    door.throttle.apply(&door.settings);
+    assert_eq!(door.guess("192.0.2.1", "alice", "x").unwrap().delay, Duration::ZERO);
+}
+
+#[test]
+fn every_rule_has_its_series_under_its_own_name() {
+    let rules = [
+        Rule::FailedLoginsPerPrefix,
+        Rule::FailedLoginsPerUser,
+        Rule::ConnectionsPerPrefix,
+        Rule::Handshakes,
+        Rule::HandshakesPerPrefix,
+        Rule::SessionsPerUser,
+        Rule::SessionsPerUserAndPrefix,
+        Rule::LoginsPerSecond,
+    ];
+    let known: Vec<_> = DELAY_RULES.iter().chain(&LIMIT_RULES).copied().collect();
+    assert_eq!(rules.map(Rule::label).as_slice(), known);
+    assert_eq!(Limited(Rule::Handshakes).to_string(), "throttle.handshakes is met");
+}

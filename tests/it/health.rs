@@ -1,0 +1,432 @@
+//! Backends that fail: told quickly, harming nobody else, and used again at once when they are back.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::kit::certs::Leaf;
+use crate::kit::client::Reply;
+use crate::kit::dovecot::Dovecot;
+use crate::kit::people::SERVICE_PASSWORD;
+use crate::kit::scripted::{GREETING, Peer, Scripted};
+use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
+
+/// In which an outage that is known is told.
+const QUICK: Duration = Duration::from_millis(50);
+
+fn dovecot() -> Dovecot {
+    Dovecot::start(&world().certificates, &world().server3, false)
+}
+
+/// Starts it again and waits until it greets: a listening port is not a mail server yet.
+fn start_again(dovecot: &mut Dovecot) {
+    dovecot.start_again();
+    let tls = crate::kit::client::Tls { server_name: "server3.example.com", ..Default::default() };
+    Imap::try_tls(dovecot.imaps, &tls).expect("it greets");
+}
+
+/// A configuration with one backend at these addresses.
+fn at(addresses: Value) -> Config {
+    let config = Config::with_directory(slapd()).backend("server3", 1, &["server3"]);
+    config.set("/routing/backends/0/imap/address", addresses).set("/routing/backends/0/timeout", "500ms")
+}
+
+fn local(port: u16) -> Value {
+    format!("127.0.0.1:{port}").into()
+}
+
+fn login(usher: &Usher) -> (Reply, Duration) {
+    let mut imap = Imap::tls(usher.imaps_port());
+    let asked = Instant::now();
+    (imap.login("alice", &password_of("alice")), asked.elapsed())
+}
+
+/// Logs in until the breaker is open.
+fn learn_the_outage(usher: &Usher) {
+    for _ in 0..3 {
+        login(usher).0.is("NO [UNAVAILABLE]");
+    }
+    usher.wait_log("backend address is down", |line| line["backend"] == "server3");
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// A known outage is told quickly, and counted as what it is.
+fn is_told_quickly(usher: &Usher) {
+    let times = (0..11).map(|_| {
+        let (reply, took) = login(usher);
+        reply.is("NO [UNAVAILABLE]");
+        took
+    });
+    let median = median(times.collect());
+    assert!(median < QUICK, "a known outage took {median:?}");
+    assert!(usher.metric("usher_backend_logins_total", &[("result", "down")]) >= 10.0);
+    assert_eq!(usher.metric("usher_backend_up", &[]), 0.0);
+}
+
+/// A port where connecting gets no answer: its queue of connections is full.
+struct BlackHole {
+    _socket: socket2::Socket,
+    _queue: Vec<TcpStream>,
+    port: u16,
+}
+
+impl BlackHole {
+    fn open() -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+        socket.listen(0).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let mut queue = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            queue.push(stream);
+        }
+        Self { _socket: socket, _queue: queue, port: address.port() }
+    }
+}
+
+#[test]
+fn a_dead_backend_is_told_quickly_and_taken_back_by_the_first_login() {
+    let mut dovecot = dovecot();
+    // Nobody but the logins looks, so that it is the first of them that finds it back.
+    let usher = Usher::start(at(local(dovecot.imaps)));
+    login(&usher).0.ok();
+    assert_eq!(usher.metric("usher_backend_up", &[("backend", "server3"), ("protocol", "imap")]), 1.0);
+    dovecot.stop();
+    learn_the_outage(&usher);
+    is_told_quickly(&usher);
+    assert_eq!(usher.metric("usher_backend_addresses", &[("state", "closed")]), 0.0);
+    let event = usher.nth_login(8, "alice");
+    assert_eq!(event["result"], "backend_unreachable");
+    assert!(event["backend_reply"].as_str().unwrap().starts_with("known to be down: no connection"), "{event}");
+    start_again(&mut dovecot);
+    login(&usher).0.ok();
+    assert_eq!(usher.metric("usher_backend_up", &[]), 1.0);
+    assert_eq!(usher.metric("usher_backend_addresses", &[("state", "closed")]), 1.0);
+    for message in ["backend address is down", "backend address is back"] {
+        let told = usher.logged().iter().filter(|line| line["message"] == message).count();
+        assert_eq!(told, 1, "{message}: a line for the change, none for a login");
+    }
+}
+
+#[test]
+fn a_connection_refused_for_a_moment_is_tried_again() {
+    let port = crate::kit::process::free_port();
+    let usher = Usher::start(at(local(port)).set("/routing/backends/0/timeout", "2s"));
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.send(format!("x LOGIN alice \"{}\"\r\n", password_of("alice")));
+    // By now nobody was there.
+    usher.wait_metric("usher_backend_logins_in_flight", &[], 1.0);
+    let _backend = Scripted::welcoming_at(port);
+    imap.reply("x").ok();
+}
+
+#[test]
+fn a_black_hole_is_told_quickly_once_it_is_known() {
+    let hole = BlackHole::open();
+    let usher = Usher::start(at(local(hole.port)));
+    learn_the_outage(&usher);
+    assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "timeout")]), 3.0);
+    is_told_quickly(&usher);
+}
+
+#[test]
+fn a_frozen_backend_is_told_quickly_and_used_again_when_it_thaws() {
+    let dovecot = dovecot();
+    let usher = Usher::start(at(local(dovecot.imaps)).set("/routing/backends/0/probe", "greeting"));
+    login(&usher).0.ok();
+    let frozen = dovecot.freeze();
+    usher.wait_log("backend address is down", |_| true);
+    is_told_quickly(&usher);
+    drop(frozen);
+    usher.wait_metric("usher_backend_up", &[], 1.0);
+    login(&usher).0.ok();
+}
+
+#[test]
+fn a_wrong_certificate_is_an_outage_without_a_password() {
+    let pair =
+        world().certificates.leaf("health-wrong-ca", Leaf { wrong_ca: true, ..Leaf::server(&["server3.example.com"]) });
+    let backend = Scripted::tls_as(&pair, |_| panic!("the handshake must not succeed"));
+    let usher = Usher::start(at(local(backend.port)));
+    learn_the_outage(&usher);
+    assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "tls")]), 3.0);
+    is_told_quickly(&usher);
+    assert!(!backend.transcript().contains("C:"), "{}", backend.transcript());
+}
+
+#[test]
+fn a_greeting_of_refusal_is_an_outage() {
+    let backend = Scripted::tls(|peer| {
+        peer.send("* BYE too many connections\r\n");
+    });
+    let usher = Usher::start(at(local(backend.port)));
+    learn_the_outage(&usher);
+    is_told_quickly(&usher);
+}
+
+#[test]
+fn users_of_the_other_backend_notice_nothing() {
+    let hole = BlackHole::open();
+    let well = Scripted::tls_as(&world().server4, |peer| {
+        peer.send(GREETING);
+        peer.accept_login();
+        peer.answer_everything();
+    });
+    let config = at(local(hole.port)).set("/routing/backends/0/timeout", "4s");
+    let usher = Usher::start(config.backend("server4", well.port, &["server4.example.com"]));
+    let bob = || {
+        let mut imap = Imap::tls(usher.imaps_port());
+        let asked = Instant::now();
+        imap.login("bob", &password_of("bob")).ok();
+        asked.elapsed()
+    };
+    bob();
+    let normal = median((0..15).map(|_| bob()).collect());
+    // Sent and not waited for: the outage is not known yet, and these hang in it.
+    let mut pending: Vec<Imap> = (0..50).map(|_| Imap::tls(usher.imaps_port())).collect();
+    for imap in &mut pending {
+        imap.send(format!("x LOGIN alice \"{}\"\r\n", password_of("alice")));
+    }
+    usher.wait_metric("usher_backend_logins_in_flight", &[("backend", "server3")], 50.0);
+    let meanwhile = median((0..15).map(|_| bob()).collect());
+    // Twice, and no less than what a busy machine adds to a few milliseconds.
+    let bound = (normal * 2).max(normal + Duration::from_millis(10));
+    assert!(meanwhile < bound, "{meanwhile:?} instead of {normal:?} while another backend is dead");
+    for imap in &mut pending {
+        imap.reply("x").is("NO [UNAVAILABLE]");
+    }
+    assert_eq!(usher.metric("usher_backend_logins_in_flight", &[("backend", "server3")]), 0.0);
+}
+
+#[test]
+fn refused_users_and_what_follows_a_login_never_open_the_breaker() {
+    let answers: [fn(&str) -> String; 4] = [
+        |tag| format!("{tag} NO [AUTHENTICATIONFAILED] no\r\n"),
+        |tag| format!("{tag} NO [UNAVAILABLE] your mailbox is broken\r\n"),
+        |_| "* BYE you are banned\r\n".into(),
+        |_| String::new(),
+    ];
+    for answer in answers {
+        let backend = Scripted::tls(move |peer| {
+            peer.send(GREETING);
+            if let Some(tag) = peer.take_login() {
+                peer.send(answer(&tag));
+            }
+        });
+        let usher = Usher::start(at(local(backend.port)).set("/routing/backends/0/failures", 1));
+        for _ in 0..6 {
+            login(&usher).0.is("NO [");
+        }
+        assert_eq!(usher.metric("usher_backend_addresses", &[("state", "closed")]), 1.0);
+        assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "down")]), 0.0);
+    }
+}
+
+#[test]
+fn the_next_address_takes_over_and_gives_back() {
+    let mut first = dovecot();
+    let second = Scripted::welcoming();
+    let config = at(json!([local(first.imaps), local(second.port)])).set("/routing/backends/0/probe", "greeting");
+    let usher = Usher::start(config.set("/routing/backends/0/probe_interval", "1s"));
+    let serves = |imap: &mut Imap| imap.command("NOOP").ok().tagged;
+    let land = || {
+        let mut imap = Imap::tls(usher.imaps_port());
+        imap.login("alice", &password_of("alice")).ok();
+        serves(&mut imap)
+    };
+    assert!(!land().contains("did NOOP"), "the first address serves");
+    first.stop();
+    // Not even the login that finds it dead fails.
+    assert!(land().contains("did NOOP"), "the second address serves");
+    usher.wait_metric("usher_backend_addresses", &[("state", "closed")], 1.0);
+    assert_eq!(usher.metric("usher_backend_up", &[]), 1.0);
+    assert!(land().contains("did NOOP"), "the second address serves");
+    start_again(&mut first);
+    usher.wait_metric("usher_backend_addresses", &[("state", "closed")], 2.0);
+    assert!(!land().contains("did NOOP"), "the first address serves again");
+    assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "ok")]), 4.0);
+}
+
+#[test]
+fn an_address_that_does_not_connect_costs_a_quarter_second_and_then_nothing() {
+    let hole = BlackHole::open();
+    let second = Scripted::welcoming();
+    let config = at(json!([local(hole.port), local(second.port)])).set("/routing/backends/0/timeout", "2s");
+    let usher = Usher::start(config.set("/routing/backends/0/failures", 1));
+    let (reply, took) = login(&usher);
+    reply.ok();
+    assert!(took >= Duration::from_millis(250) && took < Duration::from_millis(1_500), "{took:?}");
+    // The login did not wait to see whether it is slow or dead; a look beside it did.
+    usher.wait_log("backend address is down", |line| line["address"] == local(hole.port));
+    let took = median((0..5).map(|_| login(&usher)).map(|(reply, took)| (reply.ok(), took).1).collect());
+    assert!(took < Duration::from_millis(150), "{took:?}");
+}
+
+#[test]
+fn an_address_that_hangs_after_connecting_leaves_time_for_the_next() {
+    let hangs = Scripted::plain(Peer::wait_for_end);
+    let second = Scripted::welcoming();
+    let config = at(json!([local(hangs.port), local(second.port)])).set("/routing/backends/0/timeout", "2s");
+    let usher = Usher::start(config);
+    let (reply, took) = login(&usher);
+    reply.ok();
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "ok")]), 1.0);
+}
+
+#[test]
+fn a_name_is_looked_up_and_one_that_leads_nowhere_is_told_quickly() {
+    let backend = Scripted::welcoming();
+    // It may have an IPv6 address as well, where nobody listens.
+    let usher = Usher::start(at(format!("localhost:{}", backend.port).into()));
+    login(&usher).0.ok();
+    // RFC 6761 section 6.4: no resolver knows this.
+    let config = at("server3.invalid:993".into()).set("/routing/backends/0/timeout", "4s");
+    let usher = Usher::start(config);
+    login(&usher).0.is("NO [UNAVAILABLE]");
+    let times = (0..11).map(|_| login(&usher)).map(|(reply, took)| (reply.is("NO [UNAVAILABLE]"), took).1);
+    let median = median(times.collect());
+    assert!(median < QUICK, "a name that is known to lead nowhere took {median:?}");
+    assert_eq!(usher.metric("usher_backend_up", &[]), 0.0);
+}
+
+#[test]
+fn logins_in_flight_are_limited_and_the_surplus_is_counted() {
+    let backend = Scripted::tls(|peer| {
+        peer.send(GREETING);
+        peer.take_login();
+        peer.wait_for_end();
+    });
+    let config = at(local(backend.port)).set("/routing/backends/0/timeout", "4s");
+    let usher = Usher::start(config.set("/routing/backends/0/logins_in_flight", 2));
+    let mut hanging: Vec<Imap> = (0..2).map(|_| Imap::tls(usher.imaps_port())).collect();
+    for imap in &mut hanging {
+        imap.send(format!("x LOGIN alice \"{}\"\r\n", password_of("alice")));
+    }
+    usher.wait_metric("usher_backend_logins_in_flight", &[], 2.0);
+    let (reply, took) = login(&usher);
+    reply.is("NO [UNAVAILABLE]");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(usher.login("alice")["result"], "backend_busy");
+    assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "in_flight")]), 1.0);
+    assert_eq!(backend.connections(), 2);
+    drop(hanging);
+}
+
+#[test]
+fn after_an_outage_logins_come_back_by_and_by() {
+    let mut dovecot = dovecot();
+    let usher = Usher::start(at(local(dovecot.imaps)).set("/routing/backends/0/timeout", "4s"));
+    login(&usher).0.ok();
+    dovecot.stop();
+    learn_the_outage(&usher);
+    let mut crowd: Vec<Imap> = (0..60).map(|_| Imap::tls(usher.imaps_port())).collect();
+    start_again(&mut dovecot);
+    login(&usher).0.ok();
+    for imap in &mut crowd {
+        imap.send(format!("x LOGIN alice \"{}\"\r\n", password_of("alice")));
+    }
+    let replies = crowd.iter_mut().map(|imap| imap.reply("x").tagged);
+    let (let_in, later): (Vec<String>, Vec<String>) = replies.partition(|reply| reply.starts_with("OK"));
+    assert!((10..=25).contains(&let_in.len()), "{} of 60 were let in within a second", let_in.len());
+    assert!(later.iter().all(|reply| reply.starts_with("NO [UNAVAILABLE]")), "{later:?}");
+    assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "ramp")]), later.len() as f64);
+}
+
+/// A backend that is looked after in this way.
+fn probed(backend: &Scripted, probe: &str) -> Usher {
+    let mut config = at(local(backend.port)).set("/routing/backends/0/probe", probe);
+    config.change("/routing/backends/0/probe_interval", "1s");
+    if probe == "login" {
+        config.file("probe.password", format!("{SERVICE_PASSWORD}\n"));
+        let account = json!({"login": "usher-probe", "password_file": "probe.password"});
+        config.change("/routing/backends/0/probe_account", account);
+    }
+    Usher::start(config)
+}
+
+fn wait_probes(usher: &Usher, result: &str, at_least: f64) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while usher.metric("usher_backend_probes_total", &[("result", result)]) < at_least {
+        assert!(Instant::now() < deadline, "no {at_least} probes with result {result}");
+        std::thread::sleep(Duration::from_millis(20)); // a metric gives no event to wait for
+    }
+}
+
+#[test]
+fn a_tcp_probe_only_connects() {
+    let backend = Scripted::plain(Peer::wait_for_end);
+    let usher = probed(&backend, "tcp");
+    wait_probes(&usher, "ok", 2.0);
+    // What it does not look at, it does not vouch for.
+    learn_the_outage(&usher);
+    is_told_quickly(&usher);
+    wait_probes(&usher, "timeout", 1.0);
+}
+
+#[test]
+fn a_greeting_probe_goes_up_to_the_login() {
+    let (sender, over) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let backend = Scripted::tls(move |peer| {
+        peer.send("* OK IMAP4rev1 ready\r\n");
+        while let Some((tag, command)) = peer.command() {
+            assert_eq!(command, "CAPABILITY");
+            peer.send(format!("* CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN\r\n{tag} OK done\r\n"));
+        }
+        let _ = sender.lock().unwrap().send(());
+    });
+    let usher = probed(&backend, "greeting");
+    over.recv_timeout(Duration::from_secs(20)).unwrap();
+    wait_probes(&usher, "ok", 2.0);
+    assert!(!backend.transcript().contains("AUTHENTICATE"), "{}", backend.transcript());
+    assert_eq!(usher.metric("usher_backend_up", &[]), 1.0);
+}
+
+#[test]
+fn a_login_probe_logs_in_and_sees_what_a_greeting_does_not() {
+    let backend = Scripted::tls(|peer| {
+        peer.send(GREETING);
+        let Some(tag) = peer.take_login() else { return };
+        peer.send(match peer.number {
+            1 | 2 => format!("{tag} OK [CAPABILITY IMAP4rev1] welcome\r\n"),
+            3 => format!("{tag} NO [AUTHENTICATIONFAILED] who are you\r\n"),
+            4 => format!("{tag} OK [CAPABILITY IMAP4rev1] welcome\r\n"),
+            5..=8 => format!("{tag} NO [UNAVAILABLE] nobody can be asked\r\n"),
+            _ => format!("{tag} OK [CAPABILITY IMAP4rev1] welcome\r\n"),
+        });
+        peer.answer_everything();
+    });
+    let usher = probed(&backend, "login");
+    assert_eq!(backend.next_login(), format!("\0usher-probe\0{SERVICE_PASSWORD}"));
+    wait_probes(&usher, "ok", 2.0);
+    wait_probes(&usher, "refused", 1.0);
+    usher.wait_log("the probe account is refused; logins are not affected", |_| true);
+    assert_eq!(usher.metric("usher_backend_up", &[]), 1.0, "a refused account is no outage");
+    usher.wait_log("the probe account is accepted again", |_| true);
+    usher.wait_log("backend address is down", |line| line["reason"] == "it refused the login");
+    usher.wait_log("backend address is back", |_| true);
+    assert!(!usher.log_text().contains(SERVICE_PASSWORD));
+}
+
+#[test]
+fn a_reload_keeps_what_is_known_of_backends_that_stay_as_they_are() {
+    let hole = BlackHole::open();
+    let mut usher = Usher::start(at(local(hole.port)));
+    learn_the_outage(&usher);
+    usher.config.change("/limits", json!({"bad_commands": 5}));
+    usher.config.write();
+    assert_eq!(usher.hup()["message"], "reloaded");
+    is_told_quickly(&usher);
+    let well = Scripted::welcoming();
+    usher.config.change("/routing/backends/0/imap/address", local(well.port));
+    usher.config.write();
+    assert_eq!(usher.hup()["message"], "reloaded");
+    assert_eq!(usher.metric("usher_backend_up", &[]), 1.0);
+    login(&usher).0.ok();
+}

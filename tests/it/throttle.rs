@@ -1,0 +1,273 @@
+//! Who guesses is slowed, whoever takes too much is told so, and the others do not notice.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::kit::{Config, Imap, Usher, password_of};
+
+/// Networks of their own, as usher sees them.
+const HOME: [u8; 4] = [127, 0, 0, 2];
+const ELSEWHERE: [u8; 4] = [127, 0, 0, 3];
+const OFFICE: [u8; 4] = [127, 0, 0, 4];
+
+/// Many guesses per connection, and nothing cached for long: each guess is one at the directory.
+fn config() -> Config {
+    let config = Config::shared().set("/limits/failed_logins", 100).set("/limits/failed_login_delay", "100ms");
+    config.set("/cache", json!({"ttl": "100ms", "negative_ttl": "100ms"}))
+}
+
+fn failed_logins(mode: &str, free: u32) -> Value {
+    json!({"mode": mode, "free": free, "max_delay": "800ms"})
+}
+
+fn limit(limit: u32) -> Value {
+    json!({"mode": "enforce", "limit": limit})
+}
+
+fn throttled(usher: &Usher, rule: &str, effect: &str, mode: &str) -> f64 {
+    usher.metric("usher_throttled_total", &[("rule", rule), ("effect", effect), ("mode", mode)])
+}
+
+/// The cache has forgotten: the next login asks the directory.
+fn let_the_cache_forget() {
+    std::thread::sleep(Duration::from_millis(150)); // the time over which the cache is looked at
+}
+
+#[test]
+fn guessing_is_slowed_for_its_user_but_not_where_he_is_known() {
+    let usher = Usher::start(config().set("/throttle/failed_logins_per_user", failed_logins("enforce", 2)));
+    let alice = password_of("alice");
+    Imap::tls_from(HOME, usher.imaps_port()).login("alice", &alice).ok();
+    let mut guesser = Imap::tls_from(ELSEWHERE, usher.imaps_port());
+    for n in 0..5 {
+        guesser.login("alice", &format!("guess {n}")).is("NO [AUTHENTICATIONFAILED]");
+    }
+    let events: Vec<Value> = (2..7).map(|n| usher.nth_login(n, "alice")).collect();
+    let delays: Vec<_> = events.iter().map(|event| event["delay_ms"].as_f64()).collect();
+    assert_eq!(delays, [None, None, Some(100.0), Some(200.0), Some(400.0)]);
+    assert!(events[2..].iter().all(|event| event["limited_by"] == "failed_logins_per_user"), "{events:?}");
+    assert_eq!(throttled(&usher, "failed_logins_per_user", "delayed", "enforce"), 3.0);
+
+    // At home his own password waits for nobody, cached or not.
+    let_the_cache_forget();
+    Imap::tls_from(HOME, usher.imaps_port()).login("alice", &alice).ok();
+    let home = usher.nth_login(7, "alice");
+    assert_eq!((home["by"].as_str(), home["delay_ms"].as_f64()), (Some("directory"), None), "{home}");
+    // From elsewhere it takes its turn like any guess.
+    let_the_cache_forget();
+    Imap::tls_from(OFFICE, usher.imaps_port()).login("alice", &alice).ok();
+    assert_eq!(usher.nth_login(8, "alice")["delay_ms"], 800.0);
+    // Somebody else is not concerned.
+    guesser.login("bob", &password_of("bob")).ok();
+    assert_eq!(usher.login("bob")["delay_ms"], Value::Null);
+}
+
+#[test]
+fn many_connections_guess_no_faster_and_are_told_a_limit() {
+    let usher = Usher::start(config().set("/throttle/failed_logins_per_user", failed_logins("enforce", 1)));
+    let mut guessers: Vec<Imap> = (0..12).map(|_| Imap::tls_from(ELSEWHERE, usher.imaps_port())).collect();
+    for (n, guesser) in guessers.iter_mut().enumerate() {
+        guesser.send(format!("a LOGIN alice guess{n}\r\n"));
+    }
+    let replies: Vec<String> = guessers.iter_mut().map(|guesser| guesser.reply("a").tagged).collect();
+    let told = |words: &str| replies.iter().filter(|reply| reply.starts_with(words)).count();
+    // The first is free; the next ones wait 100, 300 and 700 ms; the others would wait too long.
+    assert_eq!((told("NO [AUTHENTICATIONFAILED]"), told("NO [LIMIT]")), (4, 8), "{replies:?}");
+    assert_eq!(throttled(&usher, "failed_logins_per_user", "refused", "enforce"), 8.0);
+    assert_eq!(usher.metric("usher_logins_total", &[("result", "limit")]), 8.0);
+    let refused = usher.wait_log("login", |line| line["result"] == "limit");
+    assert_eq!(refused["limited_by"], "failed_logins_per_user", "{refused}");
+    // Refused or not, the connection is as good as new.
+    guessers[11].login("bob", &password_of("bob")).ok();
+}
+
+#[test]
+fn the_same_wrong_password_again_and_again_slows_nobody() {
+    let usher = Usher::start(config().set("/throttle/failed_logins_per_user", failed_logins("enforce", 2)));
+    let mut phone = Imap::tls_from(ELSEWHERE, usher.imaps_port());
+    for _ in 0..6 {
+        phone.login("alice", "last year's").is("NO [AUTHENTICATIONFAILED]");
+        let_the_cache_forget();
+    }
+    phone.login("alice", &password_of("alice")).ok();
+    assert_eq!(throttled(&usher, "failed_logins_per_user", "delayed", "enforce"), 0.0);
+}
+
+#[test]
+fn a_right_cached_password_is_never_delayed() {
+    let config = config().set("/throttle/failed_logins_per_user", failed_logins("enforce", 1));
+    let usher = Usher::start(config.set("/cache", json!({"ttl": "5m"})));
+    let mut guesser = Imap::tls_from(ELSEWHERE, usher.imaps_port());
+    for n in 0..5 {
+        guesser.login("alice", &format!("guess {n}")).is("NO [AUTHENTICATIONFAILED]");
+    }
+    Imap::tls_from(OFFICE, usher.imaps_port()).login("alice", &password_of("alice")).ok();
+    assert_eq!(usher.nth_login(6, "alice")["delay_ms"], 800.0, "not cached yet");
+    for n in 0..4 {
+        guesser.login("alice", &format!("more {n}")).is("NO");
+    }
+    for from in [HOME, OFFICE, ELSEWHERE] {
+        let asked = Instant::now();
+        Imap::tls_from(from, usher.imaps_port()).login("alice", &password_of("alice")).ok();
+        assert!(asked.elapsed() < Duration::from_millis(700), "{:?}", asked.elapsed());
+    }
+    assert_eq!(usher.nth_login(11, "alice")["by"], "cache");
+}
+
+#[test]
+fn a_network_is_slowed_whatever_names_it_tries_unless_it_is_a_dry_run() {
+    for mode in ["dry_run", "enforce"] {
+        let config = config().set("/throttle/failed_logins_per_prefix", failed_logins(mode, 2));
+        let usher = Usher::start(config.set("/throttle/exempt", json!(["127.0.0.4"])));
+        for from in [ELSEWHERE, OFFICE] {
+            let mut guesser = Imap::tls_from(from, usher.imaps_port());
+            for n in 0..4 {
+                guesser.login(&format!("user{n}"), "spring").is("NO [AUTHENTICATIONFAILED]");
+            }
+        }
+        assert_eq!(throttled(&usher, "failed_logins_per_prefix", "delayed", mode), 2.0, "the office is exempt");
+        let slowed = usher.login("user3");
+        assert_eq!(slowed["delay_ms"].as_f64(), (mode == "enforce").then_some(200.0), "{slowed}");
+        let mut other = Imap::tls_from(HOME, usher.imaps_port());
+        other.login("user9", "spring").is("NO [AUTHENTICATIONFAILED]");
+        assert_eq!(usher.login("user9")["delay_ms"], Value::Null);
+    }
+}
+
+#[test]
+fn connections_of_a_network_are_limited_quietly() {
+    let mut usher = Usher::start(config().set("/throttle/connections_per_prefix", limit(2)));
+    let mut first = Imap::tls_from(ELSEWHERE, usher.imaps_port());
+    let second = Imap::tls_from(ELSEWHERE, usher.imaps_port());
+    assert_eq!(Imap::silent_from(ELSEWHERE, usher.imaps_port()).rest(), b"");
+    assert_eq!(Imap::silent_from(ELSEWHERE, usher.imap_port()).rest(), b"", "all listeners together");
+    assert_eq!(throttled(&usher, "connections_per_prefix", "refused", "enforce"), 2.0);
+    assert_eq!(usher.metric("usher_conversations_ended_total", &[("cause", "limit")]), 2.0);
+    let told = usher.wait_log("a rule of the throttle is met", |line| line["rule"] == "connections_per_prefix");
+    assert_eq!((told["client"].as_str(), told["mode"].as_str()), (Some("127.0.0.3"), Some("enforce")), "{told}");
+    Imap::tls_from(HOME, usher.imaps_port()).login("bob", &password_of("bob")).ok();
+    // A session still counts, and whoever left does not.
+    first.login("alice", &password_of("alice")).ok();
+    assert_eq!(Imap::silent_from(ELSEWHERE, usher.imaps_port()).rest(), b"");
+    drop(second);
+    usher.wait_metric("usher_connections", &[], 1.0);
+    Imap::tls_from(ELSEWHERE, usher.imaps_port()).login("bob", &password_of("bob")).ok();
+    // A reload raises the limit for those who come now.
+    usher.config.change("/throttle/connections_per_prefix", limit(9));
+    usher.config.write();
+    assert_eq!(usher.hup()["message"], "reloaded");
+    let more: Vec<Imap> = (0..4).map(|_| Imap::tls_from(ELSEWHERE, usher.imaps_port())).collect();
+    drop((more, first));
+}
+
+#[test]
+fn half_open_handshakes_of_a_network_are_limited_and_cost_the_others_nothing() {
+    let config = config().set("/throttle/handshakes_per_prefix", limit(3)).set("/throttle/handshakes", limit(5));
+    let usher = Usher::start(config);
+    let stuck: Vec<Imap> = (0..3).map(|_| Imap::silent_from(ELSEWHERE, usher.imaps_port())).collect();
+    usher.wait_metric("usher_tls_handshakes_under_way", &[], 3.0);
+    assert_eq!(Imap::silent_from(ELSEWHERE, usher.imaps_port()).rest(), b"");
+    assert_eq!(throttled(&usher, "handshakes_per_prefix", "refused", "enforce"), 1.0);
+    let more: Vec<Imap> = (0..2).map(|_| Imap::silent_from(OFFICE, usher.imaps_port())).collect();
+    usher.wait_metric("usher_tls_handshakes_under_way", &[], 5.0);
+    assert_eq!(Imap::silent_from(OFFICE, usher.imaps_port()).rest(), b"", "five are under way");
+    assert_eq!(throttled(&usher, "handshakes", "refused", "enforce"), 1.0);
+    Imap::tls_from(HOME, usher.imaps_port()).login("alice", &password_of("alice")).ok();
+    // By STARTTLS they are the same handshakes.
+    let mut late = Imap::silent_from(ELSEWHERE, usher.imap_port());
+    late.line();
+    late.command("STARTTLS").ok();
+    assert_eq!(late.rest(), b"");
+    drop((stuck, more));
+    usher.wait_metric("usher_tls_handshakes_under_way", &[], 0.0);
+    Imap::tls_from(ELSEWHERE, usher.imaps_port()).login("bob", &password_of("bob")).ok();
+}
+
+#[test]
+fn sessions_of_a_user_are_limited_whatever_he_types() {
+    let config = config()
+        .set("/throttle/sessions_per_user", limit(3))
+        .set("/throttle/sessions_per_user_and_prefix", limit(2))
+        .set("/directory/login_attribute", "uid");
+    let usher = Usher::start(config);
+    let alice = password_of("alice");
+    let sessions: Vec<Imap> = ["alice", "ALICE"]
+        .map(|login| {
+            let mut imap = Imap::tls_from(HOME, usher.imaps_port());
+            imap.login(login, &alice).ok();
+            imap
+        })
+        .into();
+    let mut third = Imap::tls_from(HOME, usher.imaps_port());
+    third.login("alice", &alice).is("NO [LIMIT]");
+    assert_eq!(throttled(&usher, "sessions_per_user_and_prefix", "refused", "enforce"), 1.0);
+    let mut office = Imap::tls_from(OFFICE, usher.imaps_port());
+    office.login("alice", &alice).ok();
+    let mut elsewhere = Imap::tls_from(ELSEWHERE, usher.imaps_port());
+    elsewhere.login("alice", &alice).is("NO [LIMIT]");
+    assert_eq!(throttled(&usher, "sessions_per_user", "refused", "enforce"), 1.0);
+    let refused = usher.wait_log("login", |line| line["limited_by"] == "sessions_per_user");
+    assert_eq!((refused["result"].as_str(), refused["backend"].as_str()), (Some("limit"), None), "{refused}");
+    third.login("bob", &password_of("bob")).ok();
+    // When one ends there is room again, on the same connection.
+    drop(sessions);
+    usher.wait_metric("usher_sessions", &[("backend", "server3")], 1.0);
+    elsewhere.login("alice", &alice).ok();
+}
+
+#[test]
+fn logins_per_second_are_limited_and_guesses_do_not_use_them_up() {
+    let usher = Usher::start(config().set("/throttle/logins_per_second", limit(1)));
+    let mut imap = Imap::tls_from(ELSEWHERE, usher.imaps_port());
+    for n in 0..3 {
+        imap.login("alice", &format!("guess {n}")).is("NO [AUTHENTICATIONFAILED]");
+    }
+    let mut other = Imap::tls_from(HOME, usher.imaps_port());
+    other.send(format!("a LOGIN alice {0}\r\nb LOGIN bob {1}\r\n", password_of("alice"), password_of("bob")));
+    other.reply("a").ok();
+    imap.login("bob", &password_of("bob")).is("NO [LIMIT]");
+    assert_eq!(throttled(&usher, "logins_per_second", "refused", "enforce"), 1.0);
+    std::thread::sleep(Duration::from_secs(1)); // the second that the limit speaks of
+    imap.login("bob", &password_of("bob")).ok();
+}
+
+#[test]
+fn a_good_login_passes_a_guessing_flood() {
+    let usher = Usher::start(Config::shared());
+    let port = usher.imaps_port();
+    Imap::tls_from(HOME, port).login("bob", &password_of("bob")).ok();
+    let (end, ended) = (Instant::now() + Duration::from_secs(3), std::sync::atomic::AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for guesser in 0..20 {
+            let ended = &ended;
+            scope.spawn(move || {
+                for n in 0.. {
+                    if Instant::now() > end {
+                        break;
+                    }
+                    let Ok(mut imap) = Imap::try_tls_from(ELSEWHERE, port) else { continue };
+                    let _ = imap.try_send(format!("a LOGIN alice guess{guesser}-{n}\r\n"));
+                    imap.line();
+                    ended.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            });
+        }
+        while ended.load(std::sync::atomic::Ordering::Relaxed) < 20 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for login in ["bob", "alice"] {
+            // Alice is the one who is guessed at, and this is her first login.
+            let limit = Duration::from_secs(if login == "bob" { 1 } else { 9 });
+            let asked = Instant::now();
+            let mut imap = Imap::tls_from(HOME, port);
+            let reply = imap.login(login, &password_of(login)).tagged;
+            assert!(asked.elapsed() < limit, "{login}: {:?}", asked.elapsed());
+            assert!(reply.starts_with("OK") || login == "alice" && reply.starts_with("NO [LIMIT]"), "{reply}");
+        }
+        let asked = Instant::now();
+        assert_eq!(usher.http("/live").0, 200);
+        assert!(asked.elapsed() < Duration::from_secs(1), "the side port took {:?}", asked.elapsed());
+    });
+    assert!(throttled(&usher, "failed_logins_per_user", "refused", "enforce") > 0.0);
+}
