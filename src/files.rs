@@ -4,19 +4,25 @@
 //! config's line and key. A config that cannot be used is read as far as its sections are sound, so
 //! that one `usher check` finds the mistakes of both.
 
-use std::fs;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aws_lc_rs::digest;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
 use crate::backend::{BackendFiles, Service};
-use crate::config::{self, Config, Draft, Find, LdapScheme, Place, Problem};
+use crate::config::{self, CertificateFiles, Config, Draft, Find, LdapScheme, Place, Problem};
 use crate::secret::Secret;
 use crate::sys;
+use crate::tls::certificate;
 use crate::tls::client::ClientTls;
 use crate::tls::server::ServerTls;
+
+/// Room for a password, so that none leaves a part of it behind while it is read.
+const PASSWORD_ROOM: usize = 4_096;
 
 /// What a config's files hold.
 #[derive(Debug)]
@@ -27,6 +33,45 @@ pub struct Files {
     pub directory_tls: Option<Arc<ClientConfig>>,
     /// Of each backend, in their order.
     pub backends: Vec<BackendFiles>,
+    /// What all of it looked like just before it was read.
+    pub fingerprint: Fingerprint,
+}
+
+/// What all files of a config hold, in 32 bytes: equal as long as no content has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// Looks at every file that a config names. One that cannot be read counts as such.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let mut all = digest::Context::new(&digest::SHA256);
+        for path in paths(config) {
+            match certificate::read(path) {
+                Ok(content) => all.update(digest::digest(&digest::SHA256, &content).as_ref()),
+                Err(_) => all.update(b"unreadable"),
+            }
+        }
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(all.finish().as_ref());
+        Self(bytes)
+    }
+}
+
+/// Every file that a config names.
+fn paths(config: &Config) -> Vec<&Path> {
+    let config::Config { tls, directory, routing, .. } = config;
+    let (Find::Search { service, .. } | Find::UserDn { service, .. }) = &directory.find;
+    let mut pairs: Vec<&CertificateFiles> = tls.certificates.iter().chain(&directory.client_certificate).collect();
+    let mut paths: Vec<&PathBuf> = tls.client_ca.iter().chain(&directory.ca).collect();
+    paths.extend(service.iter().map(|service| &service.password_file));
+    for backend in &routing.backends {
+        pairs.extend(&backend.client_certificate);
+        paths.extend(&backend.ca);
+        paths.extend(backend.service.iter().map(|service| &service.password_file));
+    }
+    paths.extend(pairs.iter().flat_map(|pair| [&pair.chain, &pair.key]));
+    paths.into_iter().map(PathBuf::as_path).collect()
 }
 
 impl Files {
@@ -35,6 +80,8 @@ impl Files {
     /// # Errors
     /// Every mistake in them.
     pub fn read(config: &Config) -> Result<Self, Vec<Problem>> {
+        // Before the reading, so that what changes meanwhile is found at the next look.
+        let fingerprint = Fingerprint::of(config);
         let place = &config.place;
         let mut problems = Vec::new();
         let tls = ServerTls::build(&config.tls, place).map_err(|more| problems.extend(more));
@@ -43,7 +90,7 @@ impl Files {
         problems.extend(control(config.control.as_ref(), place));
         match (tls, directory_tls, backends) {
             (Ok(tls), Ok(directory_tls), Ok(backends)) if problems.is_empty() => {
-                Ok(Self { tls, directory_tls, backends })
+                Ok(Self { tls, directory_tls, backends, fingerprint })
             }
             (_, _, _) => Err(problems),
         }
@@ -145,8 +192,14 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
 
 /// A password from a file, without the line end that an editor puts behind it.
 fn password(path: &Path) -> Result<Secret, String> {
-    let bytes = fs::read(path)
-        .map_err(|error| format!("{} cannot be read: {error}; create it, readable for usher alone", path.display()))?;
+    let unreadable =
+        |error: io::Error| format!("{} cannot be read: {error}; create it, readable for usher alone", path.display());
+    let mut file = File::open(path).map_err(unreadable)?;
+    if let Some(mode) = sys::exposed(&file.metadata().map_err(unreadable)?) {
+        return Err(sys::exposed_words(path, mode));
+    }
+    let mut bytes = Vec::with_capacity(PASSWORD_ROOM);
+    file.read_to_end(&mut bytes).map_err(unreadable)?;
     let password = Secret::from_file(bytes);
     if password.is_empty() {
         return Err(format!("{} is empty; put the password into its first line", path.display()));
@@ -156,8 +209,16 @@ fn password(path: &Path) -> Result<Secret, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::config::parse;
+
+    fn secret(path: &Path, content: &str) {
+        fs::write(path, content).unwrap();
+        fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    }
 
     #[test]
     fn mistakes_of_the_config_and_of_its_files_are_told_together() {
@@ -165,8 +226,8 @@ mod tests {
         let one = rcgen::generate_simple_self_signed(vec!["one.example".to_owned()]).unwrap();
         let two = rcgen::generate_simple_self_signed(vec!["two.example".to_owned()]).unwrap();
         fs::write(folder.path().join("one.pem"), one.cert.pem()).unwrap();
-        fs::write(folder.path().join("two.key"), two.signing_key.serialize_pem()).unwrap();
-        fs::write(folder.path().join("empty"), "\n").unwrap();
+        secret(&folder.path().join("two.key"), &two.signing_key.serialize_pem());
+        secret(&folder.path().join("empty"), "\n");
         let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
 tls: {certificates: [{chain: one.pem, key: two.key}]}
 directory:
@@ -194,5 +255,62 @@ control: {path: control.sock, group: there-is-no-such-group}
             ("control.group", 13),
         ];
         assert_eq!(told, expected, "{all:#?}");
+    }
+
+    const CONFIG: &str = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: one.pem, key: one.key}]}
+directory:
+  servers: ['ldap://127.0.0.1']
+  bind_dn: cn=usher
+  bind_password_file: password
+  base: dc=example
+  filter: '(uid={login})'
+routing:
+  backends: [{name: server3, ca: one.pem, imap: {address: '192.0.2.3:993', tls: implicit}}]
+";
+
+    /// A folder with what [`CONFIG`] names.
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let one = rcgen::generate_simple_self_signed(vec!["one.example".to_owned()]).unwrap();
+        fs::write(folder.path().join("one.pem"), one.cert.pem()).unwrap();
+        secret(&folder.path().join("one.key"), &one.signing_key.serialize_pem());
+        secret(&folder.path().join("password"), "service");
+        folder
+    }
+
+    #[test]
+    fn secrets_that_others_can_read_are_refused() {
+        let folder = folder();
+        let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
+        Files::read(&config).unwrap();
+        for name in ["one.key", "password"] {
+            fs::set_permissions(folder.path().join(name), Permissions::from_mode(0o644)).unwrap();
+        }
+        let problems = Files::read(&config).unwrap_err();
+        let told: Vec<_> = problems.iter().map(|problem| (problem.key.as_str(), problem.line.unwrap())).collect();
+        assert_eq!(told, [("tls.certificates[0].key", 2), ("directory.bind_password_file", 6)]);
+        for problem in &problems {
+            assert!(problem.message.contains("mode 0644") && problem.message.contains("run `chmod 640 /"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_changes_with_any_content_and_comes_back() {
+        let folder = folder();
+        let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
+        let first = Fingerprint::of(&config);
+        assert_eq!(Files::read(&config).unwrap().fingerprint, first);
+        for name in ["one.pem", "one.key", "password"] {
+            let path = folder.path().join(name);
+            let content = fs::read(&path).unwrap();
+            fs::write(&path, "another").unwrap();
+            let changed = Fingerprint::of(&config);
+            assert_ne!(changed, first, "{name}");
+            fs::remove_file(&path).unwrap();
+            assert!(![first, changed].contains(&Fingerprint::of(&config)), "{name}");
+            fs::write(&path, content).unwrap();
+            assert_eq!(Fingerprint::of(&config), first, "{name}");
+        }
     }
 }

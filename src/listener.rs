@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,9 +51,27 @@ pub fn bind(config: &config::Listener) -> io::Result<Bound> {
     socket.set_nonblocking(true)?;
     socket.bind(&config.address.into())?;
     socket.listen(BACKLOG)?;
-    let socket = TcpListener::from_std(socket.into())?;
+    adopt(config, socket.into())
+}
+
+/// Takes a socket that listens already, from another process. Must be called inside the runtime.
+///
+/// # Errors
+/// It is no socket that listens.
+pub fn adopt(config: &config::Listener, socket: std::net::TcpListener) -> io::Result<Bound> {
+    socket.set_nonblocking(true)?;
     let address = socket.local_addr()?;
-    Ok(Bound { socket, config: config.clone(), address })
+    Ok(Bound { socket: TcpListener::from_std(socket)?, config: config.clone(), address })
+}
+
+impl Bound {
+    /// The socket once more, to be handed over while it is in use.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.socket.as_fd().try_clone_to_owned()
+    }
 }
 
 /// Accepts until the task is ended.

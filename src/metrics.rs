@@ -33,6 +33,8 @@ pub const PROBE_RESULTS: [&str; 5] = ["ok", "refused", "unreachable", "tls", "ti
 pub const BREAKER_STATES: [&str; 3] = ["closed", "half_open", "open"];
 /// How a TLS handshake with a client ended.
 pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"];
+/// What became of files that were found changed.
+pub const CERTIFICATE_RELOADS: [&str; 2] = ["ok", "refused"];
 /// Why a relayed session ended.
 pub const END_CAUSES: [&str; 7] =
     ["client_closed", "backend_closed", "client_error", "backend_error", "idle", "drain", "panic"];
@@ -109,6 +111,10 @@ pub struct Metrics {
     pub throttle_entries: IntGaugeVec,
     /// When each served certificate ends, in Unix seconds.
     pub certificate_expiry: GaugeVec,
+    /// Changed files of the config in force, by what became of them.
+    pub certificate_reloads: IntCounterVec,
+    /// 0 while files have changed in a way that was refused.
+    pub certificate_last_reload_successful: IntGauge,
     /// 1 if the last reload (or the start) was taken over.
     pub config_last_reload_successful: IntGauge,
     /// When the config in force was taken over, in Unix seconds.
@@ -227,6 +233,15 @@ impl Metrics {
                     &["chain"],
                 )),
             ),
+            certificate_reloads: counters(
+                "usher_certificate_reloads_total",
+                "Times that certificates, keys, CAs or passwords of the config in force were found changed.",
+                &["result"],
+            ),
+            certificate_last_reload_successful: gauge(
+                "usher_certificate_last_reload_successful",
+                "0 while a changed certificate, key, CA or password file is refused and its old content stays in force.",
+            ),
             config_last_reload_successful: gauge(
                 "usher_config_last_reload_successful",
                 "1 if the last reload, or the start, was taken over; 0 if the old config stayed.",
@@ -281,6 +296,9 @@ impl Metrics {
         }
         for kind in THROTTLE_MEMORY {
             self.throttle_entries.with_label_values(&[kind]);
+        }
+        for result in CERTIFICATE_RELOADS {
+            self.certificate_reloads.with_label_values(&[result]);
         }
         for result in HANDSHAKE_RESULTS {
             self.tls_handshakes.with_label_values(&[result]);
@@ -371,6 +389,7 @@ mod tests {
             "usher_tls_handshakes_total{result=\"full\"} 0",
             "usher_login_phase_seconds_count{phase=\"bind\",protocol=\"imap\"} 0",
             "usher_relayed_bytes_total{direction=\"out\",protocol=\"imap\"} 0",
+            "usher_certificate_reloads_total{result=\"refused\"} 0",
             "usher_panics_total 0",
             "usher_build_info{version=",
             "process_cpu_seconds_total",

@@ -1,13 +1,19 @@
 //! The running process: bind, start, reload, stop. Wiring only; what it starts is in other rooms.
 
+mod drain;
+mod handover;
+mod watch;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use handover::Inherited;
 use rustix::io::Errno;
 use sd_notify::NotifyState;
 use thiserror::Error;
@@ -15,27 +21,25 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use crate::admin;
-use crate::admin::control::{self, ReloadRequest};
+use crate::admin::control::{self, Order, Request};
 use crate::backend::Backend;
 use crate::config::{self, Config, ListenerTls, Problem};
-use crate::files::{self, Files};
+use crate::files::{self, Files, Fingerprint};
 use crate::listener::{self, Bound};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::unix_now;
-use crate::snapshot::{Shared, Snapshot, Stage};
+use crate::snapshot::{Shared, Snapshot};
 use crate::{sys, tls};
 
 /// How often the directory is asked until it has answered once.
 const FIRST_ANSWER_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is seen whether a backend is due for a look; each has an interval of its own.
 const LOOK_AROUND: Duration = Duration::from_millis(250);
-/// How long closed sessions may take to say goodbye at the end.
-const LAST_FAREWELL: Duration = Duration::from_secs(3);
 /// Two sockets a session, and some for everything else.
 const SPARE_DESCRIPTORS: u64 = 256;
 
@@ -55,6 +59,9 @@ pub enum StartError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The listeners of the process before this one do not arrive.
+    #[error("the listeners cannot be taken over: {0}")]
+    Inherit(io::Error),
     /// The system does not let usher hear signals.
     #[error("signals cannot be received: {0}")]
     Signals(io::Error),
@@ -76,10 +83,11 @@ fn way_out(error: &io::Error) -> &'static str {
 /// # Errors
 /// Every mistake.
 pub fn prepare(file: &Path, metrics: &Arc<Metrics>, previous: Option<&Snapshot>) -> Result<Snapshot, Vec<Problem>> {
-    let config = config::load(file).map_err(|mistakes| {
+    let mut config = config::load(file).map_err(|mistakes| {
         let in_files = mistakes.draft.iter().flat_map(|draft| files::problems(draft));
         mistakes.problems.into_iter().chain(in_files).collect::<Vec<_>>()
     })?;
+    fit_descriptors(&mut config, sys::raise_open_files());
     let mut problems = leads_to_itself(&config);
     match Files::read(&config) {
         Ok(files) if problems.is_empty() => Ok(Snapshot::new(config, files, metrics, previous)),
@@ -112,27 +120,38 @@ fn leads_to_itself(config: &Config) -> Vec<Problem> {
     problems
 }
 
-/// Runs until a signal ends it.
+/// Runs until a signal ends it, or an upgrade. With `take_over` it is the new process of one.
 ///
 /// # Errors
 /// Why it did not start. Once it has started, it ends only by signal, with success.
-pub async fn run(file: PathBuf) -> Result<(), StartError> {
+pub async fn run(file: PathBuf, take_over: bool) -> Result<(), StartError> {
+    // As it is now: an upgrade puts another file there.
+    let program = std::env::current_exe().map_err(StartError::Inherit)?;
+    let inherited = Inherited::receive(take_over).map_err(StartError::Inherit)?;
     tls::install_default();
     let metrics = Arc::new(Metrics::new());
     let snapshot = prepare(&file, &metrics, None).map_err(StartError::Config)?;
     let log = log::init(&snapshot.config.log);
     report_panics(&metrics);
-    warn_about_descriptors(&snapshot.config);
-    if let Err(error) = sys::forbid_cores() {
-        warn!(%error, "a crash may write a core, which would hold passwords");
+    if snapshot.config.process.debug {
+        warn!("process.debug is set: debuggers and cores see passwords");
     }
 
     let stop = StopSignals::new().map_err(StartError::Signals)?;
     let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
     let shared = Shared::new(snapshot, metrics, log);
-    let (reloads, requests) = mpsc::channel(4);
-    let mut server = Server { file, shared, listeners: HashMap::new(), reloads };
-    server.start().await?;
+    let (orders, requests) = mpsc::channel(4);
+    let mut server = Server {
+        program,
+        file,
+        shared,
+        listeners: HashMap::new(),
+        side_port: None,
+        control: None,
+        orders,
+        refused: None,
+    };
+    server.start(inherited).await?;
     server.serve(stop, hangup, requests).await;
     Ok(())
 }
@@ -159,35 +178,59 @@ impl StopSignals {
 /// What tells one listener from another.
 type ListenerKey = (SocketAddr, &'static str, ListenerTls);
 
+/// A socket in use: whoever accepts from it, and the socket once more for a successor.
+struct Listening {
+    task: JoinHandle<()>,
+    socket: OwnedFd,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 struct Server {
+    /// What an upgrade starts.
+    program: PathBuf,
     file: PathBuf,
     shared: Arc<Shared>,
-    listeners: HashMap<ListenerKey, JoinHandle<()>>,
+    listeners: HashMap<ListenerKey, Listening>,
+    side_port: Option<Listening>,
+    /// Where the control socket is; it moves away from a successor's.
+    control: Option<PathBuf>,
     /// Kept here as well, so that the channel stays open without a control socket.
-    reloads: mpsc::Sender<ReloadRequest>,
+    orders: mpsc::Sender<Request>,
+    /// Changed files that were refused already: their mistakes are told once.
+    refused: Option<Fingerprint>,
 }
 
 impl Server {
-    /// Binds everything, then lets clients in.
-    async fn start(&mut self) -> Result<(), StartError> {
+    /// Binds what it does not inherit, then lets clients in.
+    async fn start(&mut self, mut inherited: Inherited) -> Result<(), StartError> {
         let snapshot = self.shared.snapshot.load_full();
-        let bound = bind_new(&snapshot.config, &self.listeners)?;
-        let side_port = bind_side_port(&snapshot.config).await?;
+        let bound = bind_new(&snapshot.config, &self.listeners, &mut inherited)?;
+        let (side_port, socket) = bind_side_port(&snapshot.config, &mut inherited)?;
         if let Some(settings) = &snapshot.config.control {
             let what = settings.path.display().to_string();
             let bind_error = |source| StartError::Bind { key: "control.path".to_owned(), what: what.clone(), source };
-            let control = control::bind(settings).map_err(bind_error)?;
+            let control = control::bind(settings, inherited.is_upgrade()).map_err(bind_error)?;
             info!(path = %settings.path.display(), "control socket listening");
-            tokio::spawn(control::serve(control, Arc::clone(&self.shared), self.reloads.clone()));
+            tokio::spawn(control::serve(control, Arc::clone(&self.shared), self.orders.clone()));
+            self.control = Some(settings.path.clone());
         }
-        tokio::spawn(admin::serve(side_port, Arc::clone(&self.shared)));
+        let task = tokio::spawn(admin::serve(side_port, Arc::clone(&self.shared)));
+        self.side_port = Some(Listening { task, socket });
         tokio::spawn(await_directory(Arc::clone(&self.shared)));
         tokio::spawn(look_after_backends(Arc::clone(&self.shared)));
         self.in_force(&snapshot);
         self.accept(bound);
-        info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), "ready");
-        // Outside systemd nobody listens, which is no error.
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "ready");
+        if !inherited.is_upgrade() {
+            // Outside systemd nobody listens, which is no error.
+            let _ = sd_notify::notify(&[NotifyState::Ready]);
+        }
+        inherited.serving();
         Ok(())
     }
 
@@ -201,6 +244,13 @@ impl Server {
         for warning in &snapshot.config.warnings {
             warn!(%warning, "the configuration is suspicious");
         }
+        self.certificates_in_force(snapshot);
+    }
+
+    /// The part of it that follows from the certificates.
+    fn certificates_in_force(&self, snapshot: &Snapshot) {
+        let metrics = &self.shared.metrics;
+        metrics.certificate_last_reload_successful.set(1);
         metrics.certificate_expiry.reset();
         for served in snapshot.tls.certificates() {
             let chain = served.chain.display().to_string();
@@ -215,8 +265,8 @@ impl Server {
         }
     }
 
-    fn accept(&mut self, bound: Vec<Bound>) {
-        for bound in bound {
+    fn accept(&mut self, bound: Vec<(Bound, OwnedFd)>) {
+        for (bound, socket) in bound {
             let config = &bound.config;
             let key = (config.address, config.protocol.name, config.tls);
             let tls = match config.tls {
@@ -225,12 +275,12 @@ impl Server {
             };
             info!(protocol = config.protocol.name, address = %bound.address, tls, "listening");
             let task = tokio::spawn(listener::accept(Arc::clone(&self.shared), bound));
-            self.listeners.insert(key, task);
+            self.listeners.insert(key, Listening { task, socket });
         }
     }
 
     /// Until a signal says stop, and then until the last session has ended or must.
-    async fn serve(mut self, mut stop: StopSignals, mut hangup: Signal, mut requests: mpsc::Receiver<ReloadRequest>) {
+    async fn serve(mut self, mut stop: StopSignals, mut hangup: Signal, mut requests: mpsc::Receiver<Request>) {
         loop {
             tokio::select! {
                 () = stop.recv() => break,
@@ -238,11 +288,20 @@ impl Server {
                     // The log has said why if it was refused.
                     let _ = self.reload().await;
                 }
-                Some(answer) = requests.recv() => {
-                    let outcome = self.reload().await;
+                Some((order, answer)) = requests.recv() => {
+                    let outcome = match order {
+                        Order::Reload => self.reload().await,
+                        Order::Upgrade => self.upgrade().await,
+                    };
+                    let leaves = order == Order::Upgrade && outcome.is_ok();
                     // Whoever asked may be gone.
                     let _ = answer.send(outcome);
+                    if leaves {
+                        drop(requests);
+                        return self.leave_to_successor(&mut stop).await;
+                    }
                 }
+                () = sleep(self.shared.snapshot.load().config.tls.reload_interval) => self.refresh().await,
             }
         }
         // Who asks for a reload from here on is told at once that there is none.
@@ -282,6 +341,7 @@ impl Server {
         let fixed = [
             ("admin.address", previous.config.admin != snapshot.config.admin),
             ("control", previous.config.control != snapshot.config.control),
+            ("process", previous.config.process != snapshot.config.process),
             ("log.format", previous.config.log.format != snapshot.config.log.format),
         ];
         let changed = fixed.iter().filter(|(_, changed)| *changed);
@@ -293,52 +353,22 @@ impl Server {
             return Err(refused);
         }
         // New listeners are bound before anything changes: if one fails, nothing has.
-        let bound = bind_new(&snapshot.config, &self.listeners).map_err(|error| vec![error.to_string()])?;
+        let bound = bind_new(&snapshot.config, &self.listeners, &mut Inherited::default())
+            .map_err(|error| vec![error.to_string()])?;
         self.in_force(&snapshot);
+        self.refused = None;
         self.shared.log.set_level(snapshot.config.log.level);
         let wanted: Vec<ListenerKey> = snapshot.config.listeners.iter().map(listener_key).collect();
         self.shared.snapshot.store(Arc::new(snapshot));
-        self.listeners.retain(|key, task| {
+        self.listeners.retain(|key, _| {
             let stays = wanted.contains(key);
             if !stays {
-                task.abort();
                 info!(address = %key.0, protocol = key.1, "no longer listening");
             }
             stays
         });
         self.accept(bound);
         Ok(())
-    }
-
-    /// Lets load balancers look away, stops accepting, waits for the sessions, closes the rest.
-    async fn drain(mut self, stop: &mut StopSignals) {
-        let settings = self.shared.snapshot.load().config.drain.clone();
-        let _ = sd_notify::notify(&[NotifyState::Stopping]);
-        info!(sessions = self.shared.registry.count(), delay = ?settings.delay, deadline = ?settings.deadline, "draining");
-        self.shared.stage.send_replace(Stage::Leaving);
-        // A second signal means now.
-        let hurried = tokio::select! {
-            () = sleep(settings.delay) => false,
-            () = stop.recv() => true,
-        };
-        for (_, task) in self.listeners.drain() {
-            task.abort();
-        }
-        self.shared.stage.send_replace(Stage::Draining);
-        if !hurried {
-            tokio::select! {
-                _ = timeout(settings.deadline, self.shared.vacated()) => {}
-                () = stop.recv() => {}
-            }
-        }
-        self.shared.stage.send_replace(Stage::Closing);
-        let _ = timeout(LAST_FAREWELL, self.shared.vacated()).await;
-        if let Some(settings) = &self.shared.snapshot.load().config.control {
-            // A socket that is left behind is replaced at the next start.
-            let _ = std::fs::remove_file(&settings.path);
-        }
-        info!("stopped");
-        self.shared.log.close();
     }
 }
 
@@ -347,35 +377,47 @@ fn listener_key(config: &config::Listener) -> ListenerKey {
 }
 
 /// Listeners that would have to take over an address from one that is there.
-fn rebuilt(config: &Config, present: &HashMap<ListenerKey, JoinHandle<()>>) -> Vec<String> {
+fn rebuilt<T>(config: &Config, present: &HashMap<ListenerKey, T>) -> Vec<String> {
     let is_rebuilt = |key: &ListenerKey| !present.contains_key(key) && present.keys().any(|other| other.0 == key.0);
     let numbered = config.listeners.iter().enumerate().filter(|(_, listener)| is_rebuilt(&listener_key(listener)));
     let words = "a listener's protocol or tls cannot change while it is open: restart, or put the old value back";
     numbered.map(|(index, _)| config.problem(&format!("listeners[{index}].tls"), words).to_string()).collect()
 }
 
-/// Binds the listeners that are not there yet.
-fn bind_new(config: &Config, present: &HashMap<ListenerKey, JoinHandle<()>>) -> Result<Vec<Bound>, StartError> {
+/// Inherits or binds the listeners that are not there yet; each with its socket once more.
+fn bind_new(
+    config: &Config,
+    present: &HashMap<ListenerKey, Listening>,
+    inherited: &mut Inherited,
+) -> Result<Vec<(Bound, OwnedFd)>, StartError> {
     let missing = |listener: &&config::Listener| !present.contains_key(&listener_key(listener));
     let numbered = config.listeners.iter().enumerate().filter(|(_, listener)| missing(listener));
-    numbered
-        .map(|(index, listener)| {
-            listener::bind(listener).map_err(|source| StartError::Bind {
-                key: format!("listeners[{index}].address"),
-                what: listener.address.to_string(),
-                source,
-            })
+    let bind = |(index, listener): (usize, &config::Listener)| {
+        let bound = match inherited.take(listener.address) {
+            Some(socket) => listener::adopt(listener, socket),
+            None => listener::bind(listener),
+        };
+        let both = bound.and_then(|bound| bound.duplicate().map(|socket| (bound, socket)));
+        both.map_err(|source| StartError::Bind {
+            key: format!("listeners[{index}].address"),
+            what: listener.address.to_string(),
+            source,
         })
-        .collect()
+    };
+    numbered.map(bind).collect()
 }
 
-async fn bind_side_port(config: &Config) -> Result<TcpListener, StartError> {
+/// The same for the side port.
+fn bind_side_port(config: &Config, inherited: &mut Inherited) -> Result<(TcpListener, OwnedFd), StartError> {
     let address = config.admin.address;
-    let bind_error = |source| StartError::Bind { key: "admin.address".to_owned(), what: address.to_string(), source };
-    let listener = TcpListener::bind(address).await.map_err(bind_error)?;
-    let address = listener.local_addr().map_err(bind_error)?;
-    info!(%address, "side port listening");
-    Ok(listener)
+    let mut bind = || {
+        let socket = inherited.take(address).map_or_else(|| std::net::TcpListener::bind(address), Ok)?;
+        socket.set_nonblocking(true)?;
+        info!(address = %socket.local_addr()?, "side port listening");
+        let once_more = socket.try_clone()?.into();
+        Ok((TcpListener::from_std(socket)?, once_more))
+    };
+    bind().map_err(|source| StartError::Bind { key: "admin.address".to_owned(), what: address.to_string(), source })
 }
 
 /// Asks the directory until it answers once: what `/ready` waits for.
@@ -410,11 +452,18 @@ fn report_panics(metrics: &Metrics) {
     }));
 }
 
-fn warn_about_descriptors(config: &Config) {
-    let available = sys::raise_open_files();
-    let needed = (config.limits.connections as u64).saturating_mul(2).saturating_add(SPARE_DESCRIPTORS);
-    if needed > available {
-        warn!(available, needed, "limits.connections needs more open files than the system allows; raise LimitNOFILE");
+/// Lowers `limits.connections` to what the system's limit of open files allows, with a warning.
+fn fit_descriptors(config: &mut Config, available: u64) {
+    let fitting = usize::try_from(available.saturating_sub(SPARE_DESCRIPTORS) / 2).unwrap_or(usize::MAX).max(1);
+    let wanted = config.limits.connections;
+    if wanted > fitting {
+        let needed = (wanted as u64).saturating_mul(2).saturating_add(SPARE_DESCRIPTORS);
+        let words = format!(
+            "needs {needed} open files, but the system allows {available}: lowered to {fitting} until LimitNOFILE \
+             (or `ulimit -n`) is raised"
+        );
+        config.warnings.push(config.problem("limits.connections", words));
+        config.limits.connections = fitting;
     }
 }
 
@@ -426,21 +475,38 @@ fn monotonic_now() -> NotifyState<'static> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_listener_that_changes_its_kind_is_told_apart_from_an_address_in_use() {
-        let text = "listeners:
+    const CONFIG: &str = "listeners:
   - {protocol: imap, address: '127.0.0.1:993', tls: implicit}
   - {protocol: imap, address: '127.0.0.1:143', tls: implicit}
 tls: {certificates: [{chain: c.pem, key: k.pem}]}
 directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
 routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
+limits: {connections: 1000}
 ";
-        let config = config::parse(Path::new("/c.yaml"), text).unwrap();
+
+    #[test]
+    fn connections_are_lowered_to_what_the_descriptors_allow() {
+        let mut config = config::parse(Path::new("/c.yaml"), CONFIG).unwrap();
+        config.warnings.clear();
+        fit_descriptors(&mut config, 2_256);
+        assert_eq!((config.limits.connections, config.warnings.len()), (1_000, 0));
+        fit_descriptors(&mut config, 2_255);
+        assert_eq!(config.limits.connections, 999);
+        let [warning] = config.warnings.as_slice() else { panic!("{:?}", config.warnings) };
+        let words = "needs 2256 open files, but the system allows 2255: lowered to 999";
+        assert!(warning.to_string().starts_with(&format!("/c.yaml:7: limits.connections: {words}")), "{warning}");
+        fit_descriptors(&mut config, 3);
+        assert_eq!(config.limits.connections, 1);
+    }
+
+    #[test]
+    fn a_listener_that_changes_its_kind_is_told_apart_from_an_address_in_use() {
+        let config = config::parse(Path::new("/c.yaml"), CONFIG).unwrap();
         let key = |port, tls| (SocketAddr::from(([127, 0, 0, 1], port)), "imap", tls);
         let present = [key(993, ListenerTls::Implicit), key(143, ListenerTls::StartTls)];
-        let present = present.into_iter().map(|key| (key, tokio::spawn(async {}))).collect();
+        let present = present.into_iter().map(|key| (key, ())).collect();
         let [problem] = rebuilt(&config, &present).try_into().unwrap();
         assert!(problem.starts_with("/c.yaml:3: listeners[1].tls: "), "{problem}");
-        assert!(rebuilt(&config, &HashMap::new()).is_empty());
+        assert!(rebuilt::<()>(&config, &HashMap::new()).is_empty());
     }
 }

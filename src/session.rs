@@ -483,9 +483,9 @@ impl Established {
         let bytes = |direction| metrics.relayed_bytes.with_label_values(&[visitor.protocol, direction]);
         let client = End { stream: self.client, first: self.to_client, sent: bytes("out") };
         let backend = End { stream: self.backend, first: self.to_backend, sent: bytes("in") };
-        let listed = shared.registry.list(self.session);
+        let (listed, asked_to_end) = shared.registry.list(self.session);
         sessions.inc();
-        let relay = relay(client, backend, self.idle, shared.stage(Stage::Closing));
+        let relay = relay(client, backend, self.idle, asked_to_end);
         let ended = AssertUnwindSafe(relay).catch_unwind().await;
         sessions.dec();
         let cause = ended.as_ref().map_or("panic", |ended| ended.cause.label());

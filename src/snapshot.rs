@@ -15,7 +15,7 @@ use crate::cache::Cache;
 use crate::config::{self, Config};
 use crate::directory::Directory;
 use crate::directory::ldap::Ldap;
-use crate::files::Files;
+use crate::files::{Files, Fingerprint};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub directory: Arc<Ldap>,
     /// The backends, in the order of `routing.backends`.
     pub backends: Vec<Backend>,
+    /// What the files looked like.
+    pub fingerprint: Fingerprint,
 }
 
 impl Snapshot {
@@ -55,7 +57,7 @@ impl Snapshot {
                 Backend::new(settings, files, untagged_limit, &own, metrics, kept)
             })
             .collect();
-        Self { config, tls: files.tls, authn, directory, backends }
+        Self { config, tls: files.tls, authn, directory, backends, fingerprint: files.fingerprint }
     }
 
     /// The backend with exactly these settings: what it knows of its health is true of them.
@@ -77,10 +79,8 @@ pub enum Stage {
     Serving,
     /// `/ready` is 503 so that load balancers look away; still accepting and serving.
     Leaving,
-    /// No new connection, no new login; sessions go on.
+    /// No new connection, no new login; sessions are closed one by one.
     Draining,
-    /// The deadline has come: sessions are closed.
-    Closing,
 }
 
 /// What every snapshot and session shares.

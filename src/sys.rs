@@ -1,7 +1,13 @@
 //! What only the operating system knows: limits, socket options, which addresses are ours.
 
+pub mod privileges;
+
+use std::fs::Metadata;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -53,16 +59,30 @@ pub fn raise_open_files() -> u64 {
     in_force.unwrap_or(u64::MAX)
 }
 
-/// Sees to it that no core of this process is written: it would hold passwords. The limit stops files;
-/// only the attribute stops what a core handler is piped, and debuggers of the same user with it.
+/// Whether more people may read or change a file with a secret than its owner and, to read it, its
+/// group; `Some` has the mode. systemd's credentials and `root:usher 0640` are as they should be.
+#[must_use]
+pub fn exposed(file: &Metadata) -> Option<u32> {
+    let mode = file.mode() & 0o7777;
+    (mode & 0o027 != 0).then_some(mode)
+}
+
+/// What to do about an [`exposed`] file.
+#[must_use]
+pub fn exposed_words(path: &Path, mode: u32) -> String {
+    let path = path.display();
+    format!("{path} holds a secret that others can read or change (mode {mode:04o}): run `chmod 640 {path}`")
+}
+
+/// The sockets that systemd opened for this process (sd_listen_fds(3)). Must be called once only.
 ///
 /// # Errors
-/// The system's reason.
-pub fn forbid_cores() -> io::Result<()> {
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    #[cfg(target_os = "linux")]
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-    Ok(())
+/// What the environment says about them makes no sense.
+#[allow(unsafe_code, reason = "a number from the environment becomes a descriptor nowhere else")]
+pub fn activated() -> io::Result<Vec<OwnedFd>> {
+    // SAFETY: sd_listen_fds(3) gives these descriptors, from 3 on, to the process that LISTEN_PID
+    // names; nothing else in it knows their numbers, and this is the only call.
+    Ok(sd_notify::listen_fds()?.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }
 
 /// The number of a group, by its name or as a number.
@@ -100,18 +120,28 @@ mod tests {
     }
 
     #[test]
+    fn secrets_are_for_their_owner_and_readable_for_their_group() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (mode, exposed_mode) in [
+            (0o400, None),
+            (0o600, None),
+            (0o440, None),
+            (0o640, None),
+            (0o644, Some(0o644)),
+            (0o604, Some(0o604)),
+            (0o660, Some(0o660)),
+            (0o601, Some(0o601)),
+        ] {
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(exposed(&file.as_file().metadata().unwrap()), exposed_mode, "{mode:o}");
+        }
+        assert!(exposed_words(Path::new("/k"), 0o644).ends_with("(mode 0644): run `chmod 640 /k`"));
+    }
+
+    #[test]
     fn the_limit_of_open_files_is_never_lowered() {
         let before = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         assert!(raise_open_files() >= before);
-    }
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn no_core_is_written_and_the_process_can_still_look_at_itself() {
-        forbid_cores().unwrap();
-        assert_eq!(getrlimit(Resource::Core).current, Some(0));
-        let behavior = rustix::process::dumpable_behavior().unwrap();
-        assert_eq!(behavior, rustix::process::DumpableBehavior::NotDumpable);
-        // The process metrics count these.
-        assert!(std::fs::read_dir("/proc/self/fd").unwrap().count() > 0);
     }
 }

@@ -1,12 +1,12 @@
 //! The control socket: HTTP and JSON over a Unix socket that only its owner (and a configured
 //! group) can open. Both halves are here: the server in the running process, and the client that
-//! `usher sessions` and `usher reload` use.
+//! `usher sessions`, `usher reload` and `usher upgrade` use.
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,14 +32,23 @@ const ANSWER_LIMIT: usize = 256 * 1024 * 1024;
 /// A reload reads files and builds everything: seconds at the most.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A request to reload, with the place for its answer: the problems, or none.
-pub type ReloadRequest = oneshot::Sender<Result<(), Vec<String>>>;
+/// What the main loop can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Take over the configuration file.
+    Reload,
+    /// Hand the listeners over to a new process.
+    Upgrade,
+}
 
-/// What a reload came to.
+/// An order, with the place for its answer: the problems, or none.
+pub type Request = (Order, oneshot::Sender<Result<(), Vec<String>>>);
+
+/// What an order came to.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Reloaded {
-    /// Whether the new configuration is in force.
-    pub reloaded: bool,
+pub struct Outcome {
+    /// Whether it was done: the new configuration is in force, the new process serves.
+    pub done: bool,
     /// Why not: lines as `usher check` prints them.
     pub problems: Vec<String>,
 }
@@ -47,16 +56,17 @@ pub struct Reloaded {
 #[derive(Clone)]
 struct Control {
     shared: Arc<Shared>,
-    reloads: mpsc::Sender<ReloadRequest>,
+    orders: mpsc::Sender<Request>,
 }
 
-/// Binds the control socket with its permissions from the first moment, in place of a stale one.
+/// Binds the control socket with its permissions from the first moment, in place of a stale one, or
+/// of that of the process whose `successor` this is.
 ///
 /// # Errors
 /// The system's reason, or that another usher answers there.
-pub fn bind(settings: &config::Control) -> io::Result<UnixListener> {
+pub fn bind(settings: &config::Control, successor: bool) -> io::Result<UnixListener> {
     let path = &settings.path;
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+    if !successor && std::os::unix::net::UnixStream::connect(path).is_ok() {
         let words = format!("another process answers on {}", path.display());
         return Err(io::Error::new(io::ErrorKind::AddrInUse, words));
     }
@@ -94,11 +104,12 @@ pub fn bind(settings: &config::Control) -> io::Result<UnixListener> {
 }
 
 /// Serves the control socket until the task is ended.
-pub async fn serve(listener: UnixListener, shared: Arc<Shared>, reloads: mpsc::Sender<ReloadRequest>) {
+pub async fn serve(listener: UnixListener, shared: Arc<Shared>, orders: mpsc::Sender<Request>) {
     let router = Router::new()
         .route("/sessions", get(sessions))
-        .route("/reload", post(reload))
-        .with_state(Control { shared, reloads });
+        .route("/reload", post(|control| order(control, Order::Reload)))
+        .route("/upgrade", post(|control| order(control, Order::Upgrade)))
+        .with_state(Control { shared, orders });
     if let Err(error) = axum::serve(listener, router).await {
         error!(%error, "the control socket has ended");
     }
@@ -108,15 +119,34 @@ async fn sessions(State(control): State<Control>) -> Json<Vec<Arc<crate::registr
     Json(control.shared.registry.sessions())
 }
 
-async fn reload(State(control): State<Control>) -> Result<Json<Reloaded>, StatusCode> {
+async fn order(State(control): State<Control>, order: Order) -> Result<Json<Outcome>, StatusCode> {
     let (answer, answered) = oneshot::channel();
     // The receiver is the main loop: it is gone only while the process ends.
-    control.reloads.send(answer).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+    control.orders.send((order, answer)).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
     let outcome = answered.await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
     Ok(Json(match outcome {
-        Ok(()) => Reloaded { reloaded: true, problems: Vec::new() },
-        Err(problems) => Reloaded { reloaded: false, problems },
+        Ok(()) => Outcome { done: true, problems: Vec::new() },
+        Err(problems) => Outcome { done: false, problems },
     }))
+}
+
+/// Where a process that handed its listeners over still answers for the sessions it has.
+#[must_use]
+pub fn predecessor_path(path: &Path, process: u32) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(format!(".{process}"));
+    name.into()
+}
+
+/// The sockets of all predecessors beside this one, dead ones included.
+#[must_use]
+pub fn predecessors(path: &Path) -> Vec<PathBuf> {
+    let entries = path.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let is_one = |other: &PathBuf| {
+        let process = other.extension().and_then(|end| end.to_str()).and_then(|end| end.parse().ok());
+        process.is_some_and(|process| predecessor_path(path, process) == *other)
+    };
+    entries.map(|entry| entry.path()).filter(is_one).collect()
 }
 
 /// Why the running usher could not be asked.
@@ -184,14 +214,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let settings = config::Control { path: folder.path().join("control.sock"), group: None };
         fs::write(&settings.path, "precious").unwrap();
-        assert_eq!(bind(&settings).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(bind(&settings, false).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read_to_string(&settings.path).unwrap(), "precious");
 
         fs::remove_file(&settings.path).unwrap();
-        let first = bind(&settings).unwrap();
-        assert_eq!(bind(&settings).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let first = bind(&settings, false).unwrap();
+        assert_eq!(bind(&settings, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        let _second = bind(&settings).unwrap();
+        let _second = bind(&settings, false).unwrap();
         assert_eq!(fs::metadata(&settings.path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

@@ -47,7 +47,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve until SIGTERM or SIGINT; SIGHUP reloads (the default command)
-    Run,
+    Run(run::Arguments),
     /// Read the configuration and every file it names, and say every mistake at once
     Check,
     /// Say where a user would be sent, and why
@@ -56,6 +56,8 @@ enum Command {
     Sessions(sessions::Arguments),
     /// Let the running usher take over its configuration file as it is now
     Reload,
+    /// Let a new process of the installed program take the running usher's listeners; sessions go on
+    Upgrade,
     /// Start a directory, two mail servers and usher on this machine, and show a login
     #[cfg(feature = "demo")]
     Demo(demo::Arguments),
@@ -73,18 +75,25 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    let command = arguments.command.unwrap_or_else(|| Command::Run(run::Arguments::default()));
+    if let Command::Run(run) = &command
+        && let Err(code) = run::give_up_privileges(&arguments.config, run)
+    {
+        return code;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(SYSTEM, format!("no runtime: {error}")),
     };
     let config = arguments.config;
     let code = runtime.block_on(async {
-        match arguments.command.unwrap_or(Command::Run) {
-            Command::Run => run::run(config).await,
+        match command {
+            Command::Run(arguments) => run::run(config, &arguments).await,
             Command::Check => check::check(&config),
             Command::Explain(arguments) => explain::explain(&config, &arguments).await,
             Command::Sessions(arguments) => sessions::sessions(&config, &arguments).await,
             Command::Reload => reload::reload(&config).await,
+            Command::Upgrade => reload::upgrade(&config).await,
             #[cfg(feature = "demo")]
             Command::Demo(arguments) => demo::demo(&arguments).await,
         }

@@ -1,15 +1,55 @@
-//! `usher run`.
+//! `usher run`: give up what is not needed, then serve.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{OK, SYSTEM, fail, fail_config};
+use super::{CONFIG, OK, SYSTEM, fail, fail_config};
+use crate::config;
 use crate::server::{self, StartError};
+use crate::sys::privileges::{self, User};
 
-pub(super) async fn run(config: PathBuf) -> ExitCode {
-    match server::run(config).await {
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct Arguments {
+    /// Run as root, if that is who starts it and `process.user` is not set
+    #[arg(long)]
+    allow_root: bool,
+    /// Take the listeners from the process that started this one: what `usher upgrade` makes it do
+    #[arg(long, hide = true)]
+    take_over: bool,
+}
+
+/// Gives up root, new privileges and cores. Must be called before there is a second thread; no
+/// secret is read before.
+///
+/// # Errors
+/// The exit code, after the reason was told.
+pub(super) fn give_up_privileges(file: &Path, arguments: &Arguments) -> Result<(), ExitCode> {
+    // A config with mistakes is told by the server, which then does not start.
+    let Ok(config) = config::load(file) else { return Ok(()) };
+    if privileges::is_root() {
+        match &config.process.user {
+            Some(name) => {
+                let user = User::find(name, config.process.group.as_deref());
+                let became = user.and_then(|user| user.become_it());
+                became.map_err(|error| fail(SYSTEM, config.problem("process.user", error.to_string())))?;
+            }
+            None if arguments.allow_root => {}
+            None => {
+                let words = "usher does not run as root: start it as a user of its own (see deploy/usher.service), \
+                             set `process: {user: usher}` in the configuration, or insist with --allow-root";
+                return Err(fail(CONFIG, words));
+            }
+        }
+    }
+    let forbidden = privileges::forbid_new_privileges();
+    let hidden = if config.process.debug { privileges::allow_debugging() } else { privileges::forbid_cores() };
+    forbidden.and(hidden).map_err(|error| fail(SYSTEM, format!("privileges cannot be given up: {error}")))
+}
+
+pub(super) async fn run(config: PathBuf, arguments: &Arguments) -> ExitCode {
+    match server::run(config, arguments.take_over).await {
         Ok(()) => ExitCode::from(OK),
         Err(StartError::Config(problems)) => fail_config(&problems),
-        Err(error @ (StartError::Bind { .. } | StartError::Signals(_))) => fail(SYSTEM, error),
+        Err(error @ (StartError::Bind { .. } | StartError::Signals(_) | StartError::Inherit(_))) => fail(SYSTEM, error),
     }
 }

@@ -20,10 +20,14 @@ pub(super) async fn sessions(config: &Path, arguments: &Arguments) -> ExitCode {
         Ok(socket) => socket,
         Err(code) => return code,
     };
-    let sessions: Vec<Session> = match control::ask(&socket, "GET", "/sessions").await {
+    let mut sessions: Vec<Session> = match control::ask(&socket, "GET", "/sessions").await {
         Ok(sessions) => sessions,
         Err(error) => return fail(UNAVAILABLE, error),
     };
+    for socket in control::predecessors(&socket) {
+        // After an upgrade; one that does not answer has ended meanwhile.
+        sessions.extend(control::ask::<Vec<Session>>(&socket, "GET", "/sessions").await.unwrap_or_default());
+    }
     if arguments.json {
         match serde_json::to_string_pretty(&sessions) {
             Ok(text) => println!("{text}"),

@@ -12,7 +12,7 @@ use rustls::SupportedCipherSuite;
 
 use super::model::{
     Admin, Cache, CertificateFiles, Config, Control, Draft, Drain, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Tls, TlsVersion,
+    LogLevel, Process, Tls, TlsVersion,
 };
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
@@ -39,6 +39,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let drain = root.section("drain", drain).flatten();
     let admin = root.section("admin", |admin| self::admin(admin, &mut addresses)).flatten();
     let control = root.get("control").and_then(|control| control.section(self::control).flatten());
+    let process = root.section("process", process).flatten();
     let log = root.section("log", log).flatten();
     let place = Arc::clone(root.place());
     let draft = Draft {
@@ -61,6 +62,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             drain: drain?,
             admin: admin?,
             control,
+            process: process?,
             log: log?,
             warnings: Vec::new(),
             place,
@@ -153,6 +155,7 @@ fn tls(tls: &Section<'_>) -> Option<Tls> {
         node.problem("needs `client_ca`: the CA that client certificates must come from");
     }
     let client_certificate_required = client_certificate.map_or(Some(false), |node| node.word(&words));
+    let reload_interval = tls.duration("reload_interval", MINUTE, SECOND..=DAY);
     Some(Tls {
         certificates: certificates?,
         min_version: min_version?,
@@ -160,6 +163,7 @@ fn tls(tls: &Section<'_>) -> Option<Tls> {
         cipher_suites: suites.map(|(suites, _)| suites.into_iter().flatten().map(names::suite_name).collect()),
         client_ca: client_ca.flatten(),
         client_certificate_required: client_certificate_required?,
+        reload_interval: reload_interval?,
     })
 }
 
@@ -233,7 +237,14 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
 fn drain(drain: &Section<'_>) -> Option<Drain> {
     let delay = drain.duration("delay", 0, 0..=10 * MINUTE);
     let deadline = drain.duration("deadline", 30 * SECOND, 0..=DAY);
-    Some(Drain { delay: delay?, deadline: deadline? })
+    let max_closes_per_second = drain.integer("max_closes_per_second", 100, 1..=100_000);
+    let upgrade_deadline = drain.duration("upgrade_deadline", HOUR, 0..=7 * DAY);
+    Some(Drain {
+        delay: delay?,
+        deadline: deadline?,
+        max_closes_per_second: max_closes_per_second?,
+        upgrade_deadline: upgrade_deadline?,
+    })
 }
 
 fn admin(admin: &Section<'_>, addresses: &mut Addresses) -> Option<Admin> {
@@ -251,6 +262,17 @@ fn control(control: &Section<'_>) -> Option<Control> {
     }
     let group = control.get("group").map(|node| node.parsed(names::unix_group));
     Some(Control { path: path?, group: group.flatten() })
+}
+
+fn process(process: &Section<'_>) -> Option<Process> {
+    let user = process.get("user").map(|node| node.parsed(names::unix_group));
+    let group = process.get("group");
+    if let (Some(node), None) = (&group, &user) {
+        node.problem("needs `user`: the user to become");
+    }
+    let group = group.map(|node| node.parsed(names::unix_group));
+    let debug = process.flag("debug", false)?;
+    Some(Process { user: user.flatten(), group: group.flatten(), debug })
 }
 
 fn log(log: &Section<'_>) -> Option<Log> {

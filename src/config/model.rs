@@ -38,6 +38,8 @@ pub struct Config {
     pub admin: Admin,
     /// The control socket, if there is one.
     pub control: Option<Control>,
+    /// The process itself.
+    pub process: Process,
     /// Logging.
     pub log: Log,
     /// What is allowed but suspicious, in the order of the file; worth a warn line at start.
@@ -98,6 +100,8 @@ pub struct Tls {
     pub client_ca: Option<PathBuf>,
     /// Whether a client must show a certificate.
     pub client_certificate_required: bool,
+    /// How often the files that the config names are looked at again.
+    pub reload_interval: Duration,
 }
 
 /// A certificate chain and its private key.
@@ -486,6 +490,10 @@ pub struct Drain {
     pub delay: Duration,
     /// How long sessions may go on after that.
     pub deadline: Duration,
+    /// How fast they are closed until then, at the most.
+    pub max_closes_per_second: u32,
+    /// How long sessions may go on after an upgrade.
+    pub upgrade_deadline: Duration,
 }
 
 /// The side port.
@@ -502,6 +510,17 @@ pub struct Control {
     pub path: PathBuf,
     /// A group that may use it (0660 instead of 0600).
     pub group: Option<String>,
+}
+
+/// The process itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// The user to become when started as root.
+    pub user: Option<String>,
+    /// The group to become; `None`: the user's own.
+    pub group: Option<String>,
+    /// Whether debuggers of the same user are let in, and cores may be written.
+    pub debug: bool,
 }
 
 /// Logging.

@@ -83,9 +83,10 @@ throttle:
   sessions_per_user: {mode: dry_run, limit: 14}
   sessions_per_user_and_prefix: {mode: enforce, limit: 15}
   logins_per_second: {mode: dry_run, limit: 16}
-drain: {delay: 1s, deadline: 10s}
+drain: {delay: 1s, deadline: 10s, max_closes_per_second: 7, upgrade_deadline: 2h}
 admin: {address: "[::1]:9931"}
 control: {path: control.sock, group: mail}
+process: {user: usher, group: mail, debug: true}
 log: {format: json, level: debug}
 "#;
 

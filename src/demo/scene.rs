@@ -155,7 +155,7 @@ async fn start(program: &Path, folder: &Path) -> Result<Child, SceneError> {
 
     // A process group of its own: Ctrl-C is for the demo, which then stops usher in order.
     let usher = Command::new(program)
-        .args(["run", "--config"])
+        .args(["run", "--allow-root", "--config"])
         .arg(folder.join("usher.yaml"))
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)

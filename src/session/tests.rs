@@ -10,6 +10,7 @@ use crate::cache::Cache;
 use crate::config;
 use crate::directory::ldap::Ldap;
 use crate::directory::{Answer, Directory, Identity, Trace};
+use crate::files::Fingerprint;
 use crate::metrics::Metrics;
 use crate::proto::{Back, BackSettings, ClientId, Welcome};
 use crate::secret::Secret;
@@ -93,7 +94,9 @@ impl Door {
         let folder = tempfile::tempdir().unwrap();
         let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         std::fs::write(folder.path().join("chain.pem"), certificate.cert.pem()).unwrap();
-        std::fs::write(folder.path().join("key.pem"), certificate.signing_key.serialize_pem()).unwrap();
+        let key = folder.path().join("key.pem");
+        std::fs::write(&key, certificate.signing_key.serialize_pem()).unwrap();
+        std::fs::set_permissions(key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let text = format!(
             "listeners: [{{protocol: imap, address: '127.0.0.1:0', tls: starttls}}]
 tls: {{certificates: [{{chain: chain.pem, key: key.pem}}]}}
@@ -109,6 +112,7 @@ limits: {{{limits}}}
             authn: Authenticator::new(Arc::new(Obedient), Arc::new(Cache::new(&config.cache)), 100),
             directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),
             backends: Vec::new(),
+            fingerprint: Fingerprint::of(&config),
             config,
         };
         let log = crate::log::unread();

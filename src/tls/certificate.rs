@@ -5,7 +5,7 @@
 //! Files are read synchronously: at the start, by `usher check`, and on a reload in a blocking task.
 //! RFC 7468 (PEM), RFC 5280 (X.509), RFC 6125 section 6.4 (names).
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 
 use super::{Mistake, TlsError};
 use crate::config::CertificateFiles;
+use crate::sys;
 
 /// The largest certificate, key or CA file that is read, in bytes. A system's whole bundle has 0.3 MB.
 pub const FILE_LIMIT: u64 = 4 << 20;
@@ -156,7 +157,7 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErr
 }
 
 fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, TlsError> {
-    let bytes = read(path)?;
+    let bytes = read_secret(path)?;
     // PKCS#8 says so in its label, the older forms in a header (RFC 1421 section 4.6.1.1).
     if contains(&bytes, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains(&bytes, b"Proc-Type: 4,ENCRYPTED") {
         return Err(TlsError::EncryptedKey { path: path.to_owned() });
@@ -178,15 +179,31 @@ fn contains(bytes: &[u8], needle: &[u8]) -> bool {
 }
 
 /// A whole file, wiped after use because it may hold a key.
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
+///
+/// # Errors
+/// It cannot be read, or is larger than [`FILE_LIMIT`].
+pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
+    read_if(path, |_| Ok(()))
+}
+
+/// A key's file, which must be one that only usher reads.
+fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
+    read_if(path, |file| match sys::exposed(file) {
+        Some(mode) => Err(TlsError::Exposed { path: path.to_owned(), mode }),
+        None => Ok(()),
+    })
+}
+
+fn read_if(path: &Path, fits: impl Fn(&Metadata) -> Result<(), TlsError>) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     let unreadable = |source: io::Error| TlsError::Unreadable { path: path.to_owned(), source };
     let file = File::open(path).map_err(unreadable)?;
-    let length = file.metadata().map_err(unreadable)?.len();
-    if length > FILE_LIMIT {
+    let metadata = file.metadata().map_err(unreadable)?;
+    fits(&metadata)?;
+    if metadata.len() > FILE_LIMIT {
         return Err(TlsError::TooLarge { path: path.to_owned() });
     }
     // Room for the whole file, so that no growth leaves a part of a key behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1));
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default() + 1));
     file.take(FILE_LIMIT).read_to_end(&mut bytes).map_err(unreadable)?;
     Ok(bytes)
 }

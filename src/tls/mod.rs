@@ -21,6 +21,7 @@ use rustls::SupportedCipherSuite;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 
 use crate::config::{Group, Place, Problem};
+use crate::sys;
 
 pub use reason::describe;
 
@@ -38,6 +39,14 @@ pub enum TlsError {
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
+    },
+    /// A key that is no secret.
+    #[error("{}", sys::exposed_words(path, *mode))]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
     },
     /// No certificate or key file is this large.
     #[error("{} is larger than {} MiB: name a PEM file", path.display(), certificate::FILE_LIMIT >> 20)]

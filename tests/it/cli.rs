@@ -228,7 +228,7 @@ fn make_files(value: &Value, folder: &Path) {
     let write = |name: &Value, from: &[u8]| {
         let path = folder.join(name.as_str().unwrap());
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, from).unwrap();
+        crate::kit::process::write_secret(&path, from);
     };
     let read = |path: &Path| std::fs::read(path).unwrap();
     match value {

@@ -41,6 +41,7 @@ fn the_example_has_every_key() {
         ("{delay", "{zzz: 1, delay"),
         ("admin: {", "admin: {zzz: 1, "),
         ("{path", "{zzz: 1, path"),
+        ("{user", "{zzz: 1, user"),
         ("{format", "{zzz: 1, format"),
         ("log:", "zzz: 1\nlog:"),
     ] {
@@ -48,7 +49,7 @@ fn the_example_has_every_key() {
         text = text.replacen(from, to, 1);
     }
     let problems = parse_text(&text).unwrap_err();
-    assert_eq!(problems.len(), 19, "{problems:#?}");
+    assert_eq!(problems.len(), 20, "{problems:#?}");
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
@@ -77,6 +78,7 @@ fn what_is_commented_out_is_the_default() {
         assert_eq!(part(&config), part(&default), "{key}");
     };
     same("groups", "tls");
+    same("reload_interval", "tls");
     same("plaintext", "directory");
     same("bind_connections", "directory");
     for key in ["ipv4_prefix", "ipv6_prefix", "capacity", "forget_every", "known_for"] {

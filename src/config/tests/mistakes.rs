@@ -244,7 +244,12 @@ fn durations_and_ranges() {
         mistake(&format!("  {from}"), &format!("  {to} # HERE"), &format!("limits.{key}"), phrase);
     }
     mistake("{delay: 1s,", "{delay: 11m, # HERE\n ", "drain.delay", "write 0 to 10m (default 0)");
-    mistake("deadline: 10s}", "deadline: 25h} # HERE", "drain.deadline", "write 0 to 1d (default 30s)");
+    mistake(
+        "deadline: 10s, max_closes_per_second: 7, upgrade_deadline: 2h}",
+        "deadline: 25h} # HERE",
+        "drain.deadline",
+        "write 0 to 1d (default 30s)",
+    );
 }
 
 #[test]
@@ -418,7 +423,7 @@ fn the_rest() {
     mistake("format: json,", "format: xml, # HERE\n ", "log.format", "`text`, `json`");
     mistake("level: debug}", "level: verbose} # HERE", "log.level", "`error`, `warn`, `info`, `debug`, `trace`");
     mistake(
-        "drain: {delay: 1s, deadline: 10s}",
+        "drain: {delay: 1s, deadline: 10s, max_closes_per_second: 7, upgrade_deadline: 2h}",
         "drain: 10s # HERE",
         "drain",
         "found a text, but expected keys with values",
@@ -543,7 +548,7 @@ fn every_key_given_twice() {
         problems,
         [
             "/etc/usher/config.yaml:17: directory.starttls: given twice, first in line 16: keep one",
-            "/etc/usher/config.yaml:82: cache: given twice, first in line 53: keep one",
+            "/etc/usher/config.yaml:83: cache: given twice, first in line 53: keep one",
         ]
     );
 }

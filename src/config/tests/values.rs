@@ -22,6 +22,8 @@ fn every_key_arrives() {
     assert_eq!(tls.cipher_suites, Some(vec!["TLS_AES_256_GCM_SHA384".to_owned()]));
     assert_eq!(tls.client_ca, Some("/etc/usher/clients.pem".into()));
     assert!(tls.client_certificate_required);
+    let often = sound("client_certificate: required", "client_certificate: required\n  reload_interval: 10s");
+    assert_eq!(often.tls.reload_interval, Duration::from_secs(10));
 
     let server = |url: &str, host: &str, port| DirectoryServer {
         url: url.into(),
@@ -119,7 +121,9 @@ fn every_key_arrives() {
         logins_per_second: limit(Mode::DryRun, 16),
     };
     assert_eq!(config.throttle, throttle);
-    assert_eq!(config.drain, Drain { delay: seconds(1), deadline: seconds(10) });
+    let drain =
+        Drain { delay: seconds(1), deadline: seconds(10), max_closes_per_second: 7, upgrade_deadline: seconds(7_200) };
+    assert_eq!(config.drain, drain);
     assert_eq!(config.admin.address, "[::1]:9931".parse().unwrap());
     assert_eq!(config.control, Some(Control { path: "/etc/usher/control.sock".into(), group: Some("mail".into()) }));
     assert_eq!(config.log, Log { format: LogFormat::Json, level: LogLevel::Debug });
@@ -144,6 +148,7 @@ fn defaults() {
     assert_eq!(config.tls.groups, [Group::X25519MlKem768, Group::X25519, Group::Secp256r1, Group::Secp384r1]);
     assert_eq!((config.tls.cipher_suites, config.tls.client_ca), (None, None));
     assert!(!config.tls.client_certificate_required);
+    assert_eq!(config.tls.reload_interval, seconds(60));
     let directory = &config.directory;
     assert!(matches!(&directory.find, Find::UserDn { service: None, .. }));
     assert_eq!((directory.servers[0].scheme, directory.servers[0].host.as_str()), (LdapScheme::Ldapi, "/run/ldapi"));
@@ -187,7 +192,13 @@ fn defaults() {
         logins_per_second: limit(Mode::Enforce, 1_000),
     };
     assert_eq!(config.throttle, throttle);
-    assert_eq!(config.drain, Drain { delay: seconds(0), deadline: seconds(30) });
+    let drain = Drain {
+        delay: seconds(0),
+        deadline: seconds(30),
+        max_closes_per_second: 100,
+        upgrade_deadline: seconds(3_600),
+    };
+    assert_eq!(config.drain, drain);
     assert_eq!(config.admin.address, "127.0.0.1:9930".parse().unwrap());
     assert_eq!(config.control, None);
     assert_eq!(config.log, Log { format: LogFormat::Text, level: LogLevel::Info });

@@ -54,6 +54,7 @@ impl Desk {
 
     fn write(&self, name: &str, content: &str) -> PathBuf {
         std::fs::write(self.path(name), content).unwrap();
+        std::fs::set_permissions(self.path(name), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         self.path(name)
     }
 
@@ -121,6 +122,7 @@ fn settings(certificates: Vec<CertificateFiles>) -> Tls {
         cipher_suites: None,
         client_ca: None,
         client_certificate_required: false,
+        reload_interval: std::time::Duration::from_secs(60),
     }
 }
 

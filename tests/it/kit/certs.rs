@@ -86,7 +86,7 @@ impl Certificates {
             pin: base64::engine::general_purpose::STANDARD.encode(digest),
         };
         std::fs::write(&pair.chain, certificate.pem()).unwrap();
-        std::fs::write(&pair.key, key.serialize_pem()).unwrap();
+        super::process::write_secret(&pair.key, key.serialize_pem());
         pair
     }
 }

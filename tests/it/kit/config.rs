@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::certs::Pair;
 use super::people::{SERVICE_DN, SERVICE_PASSWORD, SUFFIX};
-use super::process::folder;
+use super::process::{folder, write_secret};
 use super::scripted::Scripted;
 use super::slapd::Slapd;
 use super::{cyrus, dovecot, slapd, world};
@@ -51,7 +51,7 @@ impl Config {
     pub(crate) fn with_url(url: &str) -> Self {
         let folder = folder("usher");
         // Told relative to the file, as the documentation promises.
-        std::fs::write(folder.join("ldap.password"), format!("{SERVICE_PASSWORD}\n")).unwrap();
+        write_secret(&folder.join("ldap.password"), format!("{SERVICE_PASSWORD}\n"));
         let value = json!({
             "listeners": [
                 {"protocol": "imap", "address": "127.0.0.1:0", "tls": "implicit"},
@@ -153,10 +153,10 @@ impl Config {
         self.folder.join(name)
     }
 
-    /// Writes a file beside the configuration.
+    /// Writes a file beside the configuration, for its owner alone.
     pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
-        std::fs::write(&path, content).unwrap();
+        write_secret(&path, content);
         path
     }
 }

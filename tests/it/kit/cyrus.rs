@@ -34,6 +34,9 @@ impl Cyrus {
         for name in ["lib", "spool", "run", "run/proc", "run/lock", "run/socket"] {
             std::fs::create_dir(folder.join(name)).unwrap();
         }
+        // A copy of the key for the user cyrus: the folder becomes his.
+        let key = path("tls.key");
+        std::fs::copy(&pair.key, &key).unwrap();
         let (imaps, imap) = (free_port(), free_port());
         let config = format!(
             r"configdirectory: {folder}/lib
@@ -64,7 +67,6 @@ notifysocket: {folder}/run/socket/notify
 ",
             folder = folder.display(),
             chain = pair.chain.display(),
-            key = pair.key.display(),
         );
         std::fs::write(folder.join("imapd.conf"), config).unwrap();
         let service = |name: &str, port: u16, options: &str| {

@@ -35,7 +35,7 @@ thread_local! {
 }
 
 /// Starts the test's own deadline, again if there was one.
-fn start_deadline() {
+pub(crate) fn start_deadline() {
     TEST_ENDS.set(Some(Instant::now() + DEADLINE));
 }
 

@@ -111,6 +111,13 @@ impl Drop for Running {
     }
 }
 
+/// Writes a file that only its owner may read, as usher wants keys and passwords.
+pub(crate) fn write_secret(path: &Path, content: impl AsRef<[u8]>) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::write(path, content).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
 /// A new folder for a server or a test, readable by every user (Cyrus runs as its own). All of them
 /// go when the test process ends, in whatever way.
 pub(crate) fn folder(name: &str) -> PathBuf {

@@ -44,7 +44,15 @@ impl Usher {
 
     /// As [`Usher::start`], with these environment variables.
     pub(crate) fn start_with(config: Config, environment: Vec<(&str, String)>) -> Self {
-        let mut usher = Self::spawn(config, environment);
+        let mut usher = Self::spawn(config, environment, &[]);
+        usher.wait_log("ready", |_| true);
+        usher.learn_addresses();
+        usher
+    }
+
+    /// As [`Usher::start`], by a command that prepares the process and then becomes usher.
+    pub(crate) fn start_under(config: Config, command: &[&str]) -> Self {
+        let mut usher = Self::spawn(config, vec![], command);
         usher.wait_log("ready", |_| true);
         usher.learn_addresses();
         usher
@@ -52,17 +60,18 @@ impl Usher {
 
     /// Starts it and waits for its sockets only: its directory may be down.
     pub(crate) fn start_unready(config: Config) -> Self {
-        let mut usher = Self::spawn(config, vec![]);
+        let mut usher = Self::spawn(config, vec![], &[]);
         usher.wait_log("side port listening", |_| true);
         usher.wait_nth_log(2, "listening", |_| true);
         usher.learn_addresses();
         usher
     }
 
-    fn spawn(config: Config, environment: Vec<(&str, String)>) -> Self {
+    fn spawn(config: Config, environment: Vec<(&str, String)>, under: &[&str]) -> Self {
         super::start_deadline();
         let file = config.write().display().to_string();
-        let command = [BINARY, "run", "--config", &file].map(String::from).to_vec();
+        let run = [BINARY, "run", "--allow-root", "--config", &file];
+        let command = under.iter().chain(&run).map(ToString::to_string).collect();
         let server = Server { command, environment, log: None, end: "KILL" };
         let (running, output) = server.start();
         let log = Arc::new(Log::default());

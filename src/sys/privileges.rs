@@ -1,0 +1,149 @@
+//! What a process gives up before it serves: root, new privileges, cores.
+//!
+//! Linux keeps users, groups and capabilities per thread, so all of this happens on the first
+//! thread before there is another: every later one inherits it. Nothing is bound before, because
+//! nothing needs root to be bound: CAP_NET_BIND_SERVICE stays, alone, for ports below 1024, and for
+//! those that a reload adds. capabilities(7), credentials(7).
+
+use std::io;
+
+use rustix::process::{DumpableBehavior, Gid, Resource, Rlimit, Uid, getuid, set_dumpable_behavior, setrlimit};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, configure_capability_in_ambient_set, set_capabilities,
+    set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
+
+use super::group_id;
+
+/// Whether this process is root.
+#[must_use]
+pub fn is_root() -> bool {
+    getuid().is_root()
+}
+
+/// Takes it from the process, and from all it will start, to gain privileges by executing a file.
+///
+/// # Errors
+/// The system's reason.
+pub fn forbid_new_privileges() -> io::Result<()> {
+    Ok(set_no_new_privs(true)?)
+}
+
+/// Sees to it that no core of this process is written: it would hold passwords. The limit stops files;
+/// only the attribute stops what a core handler is piped, and debuggers of the same user with it.
+///
+/// # Errors
+/// The system's reason.
+pub fn forbid_cores() -> io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
+/// Lets debuggers of the same user in, and a core be written if the limits allow one.
+///
+/// # Errors
+/// The system's reason.
+pub fn allow_debugging() -> io::Result<()> {
+    Ok(set_dumpable_behavior(DumpableBehavior::Dumpable)?)
+}
+
+/// A user to become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+}
+
+impl User {
+    /// Looks a user up, with the groups of `/etc/group`; `group` replaces the user's own.
+    ///
+    /// # Errors
+    /// There is no such user or group, or it is root.
+    pub fn find(name: &str, group: Option<&str>) -> io::Result<Self> {
+        let users = std::fs::read_to_string("/etc/passwd")?;
+        let groups = std::fs::read_to_string("/etc/group")?;
+        let (uid, own) = find_user(&users, name).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, format!("there is no user {name:?} in /etc/passwd"))
+        })?;
+        let gid = group.map(group_id).transpose()?.unwrap_or(own);
+        if uid == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is root")));
+        }
+        Ok(Self { uid, gid, groups: groups_of(&groups, name) })
+    }
+
+    /// Becomes this user for good, and keeps CAP_NET_BIND_SERVICE if it is there. Must be called on
+    /// the only thread of the process.
+    ///
+    /// # Errors
+    /// The system's reason, such as that this process is not root.
+    pub fn become_it(&self) -> io::Result<()> {
+        let had = capabilities(None)?.permitted;
+        let keep = had & CapabilitySet::NET_BIND_SERVICE;
+        let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        set_keep_capabilities(true)?;
+        set_thread_groups(&groups)?;
+        set_thread_res_gid(gid, gid, gid)?;
+        set_thread_res_uid(uid, uid, uid)?;
+        set_capabilities(None, CapabilitySets { effective: keep, permitted: keep, inheritable: keep })?;
+        if !keep.is_empty() {
+            // So that a new binary, started by `usher upgrade`, can bind low ports as well.
+            configure_capability_in_ambient_set(keep, true)?;
+        }
+        Ok(())
+    }
+}
+
+/// User and group id from the lines of `/etc/passwd`.
+fn find_user(passwd: &str, name: &str) -> Option<(u32, u32)> {
+    let of_line = |line: &str| {
+        let mut fields = line.strip_prefix(name)?.strip_prefix(':')?.split(':').skip(1);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    passwd.lines().find_map(of_line)
+}
+
+/// The groups that have this member, from the lines of `/etc/group`.
+fn groups_of(group: &str, name: &str) -> Vec<u32> {
+    let of_line = |line: &str| {
+        let mut fields = line.split(':').skip(2);
+        let id = fields.next()?.parse().ok()?;
+        fields.next()?.split(',').any(|member| member == name).then_some(id)
+    };
+    group.lines().filter_map(of_line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_and_their_groups_are_found() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nusher:x:123:124::/nonexistent:/usr/sbin/nologin\n";
+        assert_eq!(find_user(passwd, "usher"), Some((123, 124)));
+        assert_eq!(find_user(passwd, "ushe"), None);
+        assert_eq!(find_user(passwd, "broken"), None);
+        let group = "root:x:0:\nssl-cert:x:110:postgres,usher\nmail:x:8:usher2\n";
+        assert_eq!(groups_of(group, "usher"), [110]);
+        assert!(groups_of(group, "nobody").is_empty());
+    }
+
+    #[test]
+    fn nobody_becomes_root() {
+        assert!(User::find("root", None).is_err());
+        assert!(User::find("no such user", None).is_err());
+    }
+
+    #[test]
+    fn no_core_is_written_and_the_process_can_still_look_at_itself() {
+        forbid_cores().unwrap();
+        assert_eq!(rustix::process::getrlimit(Resource::Core).current, Some(0));
+        let behavior = rustix::process::dumpable_behavior().unwrap();
+        assert_eq!(behavior, DumpableBehavior::NotDumpable);
+        // The process metrics count these.
+        assert!(std::fs::read_dir("/proc/self/fd").unwrap().count() > 0);
+    }
+}

@@ -1,0 +1,405 @@
+//! What happens to a running usher: certificates that change, files that are too open, an end that
+//! is spread out.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::kit::certs::{Leaf, Pair};
+use crate::kit::scripted::Scripted;
+use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
+
+fn login(usher: &Usher) -> Imap {
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.login("alice", &password_of("alice")).ok();
+    imap
+}
+
+/// Puts this pair where the configuration names its certificate.
+fn install(config: &Config, pair: &Pair) {
+    config.file("served.key", std::fs::read(&pair.key).unwrap());
+    config.file("served.pem", std::fs::read(&pair.chain).unwrap());
+}
+
+fn shown(usher: &Usher) -> rustls::pki_types::CertificateDer<'static> {
+    Imap::tls(usher.imaps_port()).connection().peer_certificates().unwrap()[0].clone()
+}
+
+#[test]
+fn a_renewed_certificate_is_used_without_being_told_and_a_bad_one_never() {
+    let leaf = |name| world().certificates.leaf(name, Leaf::server(&["usher.example.com"]));
+    let (first, second, third) = (leaf("watched-1"), leaf("watched-2"), leaf("watched-3"));
+    let expired = Leaf { expired: true, ..Leaf::server(&["usher.example.com"]) };
+    let expired = world().certificates.leaf("watched-expired", expired);
+    let peer = Scripted::welcoming();
+    let config = Config::with_directory(slapd())
+        .scripted(&peer)
+        .set("/tls/certificates", json!([{"chain": "served.pem", "key": "served.key"}]))
+        .set("/tls/reload_interval", "1s");
+    install(&config, &first);
+    let usher = Usher::start(config);
+    let mut session = login(&usher);
+    assert_eq!(shown(&usher), first.certificates()[0]);
+
+    install(&usher.config, &second);
+    usher.wait_metric("usher_certificate_reloads_total", &[("result", "ok")], 1.0);
+    assert_eq!(shown(&usher), second.certificates()[0]);
+
+    let refused = |word: &str| {
+        let words = |line: &serde_json::Value| line["problem"].as_str().is_some_and(|problem| problem.contains(word));
+        usher.wait_log("a changed file is refused; its old content stays in force", words);
+        usher.wait_metric("usher_certificate_last_reload_successful", &[], 0.0);
+        assert_eq!(shown(&usher), second.certificates()[0], "{word}");
+    };
+    usher.config.file("served.pem", std::fs::read(&third.chain).unwrap());
+    refused("does not belong");
+    install(&usher.config, &expired);
+    refused("expired");
+    usher.config.file("served.pem", "nonsense");
+    refused("holds no PEM certificate");
+    std::fs::remove_file(usher.config.path("served.key")).unwrap();
+    refused("cannot read");
+    install(&usher.config, &first);
+    usher.wait_metric("usher_certificate_last_reload_successful", &[], 1.0);
+    assert_eq!(shown(&usher), first.certificates()[0]);
+    session.command("NOOP").ok();
+    assert_eq!(usher.metric("usher_config_last_reload_successful", &[]), 1.0);
+}
+
+#[test]
+fn secrets_that_others_can_read_are_refused_with_what_to_do() {
+    let config = Config::shared();
+    let file = config.write();
+    let password = config.path("ldap.password");
+    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o644)).unwrap();
+    for command in [&["check"][..], &["run", "--allow-root"]] {
+        let said = crate::kit::usher::command(&config, command, b"");
+        assert_eq!(said.code, 78, "{said:#?}");
+        let all = said.stdout + &said.stderr;
+        let wanted = format!("run `chmod 640 {}`", password.display());
+        let line = all.lines().find(|line| line.contains("directory.bind_password_file")).expect("its key is named");
+        assert!(line.starts_with(&format!("{}:", file.display())) && line.contains(&wanted), "{all}");
+    }
+}
+
+#[test]
+fn sessions_are_closed_one_by_one_until_the_deadline() {
+    let peer = Scripted::welcoming();
+    let config = Config::with_directory(slapd()).scripted(&peer);
+    let usher = Usher::start(config.set("/drain", json!({"deadline": "3s", "max_closes_per_second": 2})));
+    let sessions: Vec<Imap> = (0..8).map(|_| login(&usher)).collect();
+    let began = Instant::now();
+    usher.terminate();
+    // Two a second until the deadline of three, then the rest at once.
+    for (nth, soonest) in (1..).zip([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.0, 3.0]) {
+        let end = usher.wait_nth_log(nth, "end", |_| true);
+        assert_eq!(end["cause"], "drain", "{end}");
+        let after = began.elapsed().as_secs_f64();
+        assert!(after >= soonest && after < soonest + 3.0, "end {nth} came after {after} s, not {soonest} s");
+    }
+    let ended = Instant::now();
+    assert_eq!(usher.exit_code(), 0);
+    assert!(ended.elapsed() < Duration::from_secs(5));
+    drop(sessions);
+}
+
+/// A duration of the configuration or of a unit file, in seconds.
+fn seconds(text: &str) -> u64 {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let scale = match unit {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3_600,
+        _ => panic!("{text}"),
+    };
+    number.parse::<u64>().unwrap() * scale
+}
+
+#[test]
+fn the_unit_waits_for_the_drain_of_every_shipped_config() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let unit = std::fs::read_to_string(root.join("deploy/usher.service")).unwrap();
+    let limit = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).map(seconds).unwrap();
+    let mut seen = 0;
+    for folder in [root.to_owned(), root.join("deploy")] {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.extension().is_none_or(|extension| extension != "yaml") {
+                continue;
+            }
+            let config: serde_json::Value = serde_yaml::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+            if config["listeners"].is_null() {
+                continue;
+            }
+            let of = |key: &str, default: &str| seconds(config["drain"][key].as_str().unwrap_or(default));
+            // Closed sessions say goodbye for three seconds at most.
+            let needed = of("delay", "0s") + of("deadline", "30s") + 3;
+            assert!(needed < limit, "{}: {needed} s, but TimeoutStopSec={limit}", path.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 1, "the shipped configurations were found");
+}
+
+/// A line of `/proc/PID/status`.
+fn status(usher: &Usher, name: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", usher.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
+}
+
+#[test]
+fn no_new_privileges_and_no_core_but_for_debugging() {
+    let usher = Usher::start(Config::shared());
+    assert_eq!(status(&usher, "NoNewPrivs"), "1");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", usher.pid())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    let debugged = Usher::start(Config::shared().set("/process", json!({"debug": true})));
+    debugged.wait_log("process.debug is set: debuggers and cores see passwords", |_| true);
+    assert_eq!(status(&debugged, "NoNewPrivs"), "1");
+}
+
+#[test]
+fn root_is_refused_or_becomes_somebody_else_who_may_bind_low_ports() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let config = Config::shared().set("/tls/certificates", json!([{"chain": "served.pem", "key": "served.key"}]));
+    install(&config, &world().usher);
+    config.write();
+    let refused = crate::kit::usher::command(&config, &["run"], b"");
+    assert_eq!(refused.code, 78, "{refused:#?}");
+    assert!(refused.stderr.contains("process: {user: usher}"), "{refused:#?}");
+
+    let mut usher = {
+        let config = config.set("/process", json!({"user": "nobody"}));
+        config.write();
+        let folder = config.path("");
+        for path in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).chain([folder.clone()]) {
+            std::os::unix::fs::chown(path, Some(65_534), Some(65_534)).unwrap();
+        }
+        Usher::start(config)
+    };
+    for (name, value) in [("Uid", "65534"), ("Gid", "65534")] {
+        let ids = status(&usher, name);
+        assert!(ids.split_whitespace().all(|id| id == value), "{name} {ids}");
+    }
+    assert_eq!(status(&usher, "Groups"), "");
+    for set in ["CapEff", "CapPrm", "CapAmb"] {
+        assert_eq!(
+            u64::from_str_radix(&status(&usher, set), 16).unwrap(),
+            1 << 10,
+            "{set}: CAP_NET_BIND_SERVICE alone"
+        );
+    }
+    // Every thread, not the first alone.
+    for task in std::fs::read_dir(format!("/proc/{}/task", usher.pid())).unwrap().flatten() {
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap();
+        assert!(status.contains("Uid:\t65534\t65534\t65534\t65534"), "{status}");
+    }
+    let mut session = login(&usher);
+    let low = json!({"protocol": "imap", "address": "127.93.9.3:993", "tls": "implicit"});
+    usher.config.change("/listeners/1", low);
+    usher.config.write();
+    assert_eq!(usher.hup()["message"], "reloaded");
+    drop(std::net::TcpStream::connect("127.93.9.3:993").unwrap());
+    session.command("NOOP").ok();
+    // The process can still count what it has open.
+    assert!(usher.metric("process_open_fds", &[]) > 5.0);
+}
+
+#[test]
+fn connections_are_lowered_to_the_descriptors_that_there_are() {
+    let config = Config::shared().set("/limits/connections", 1_000);
+    let file = config.write().display().to_string();
+    let limited = ["prlimit", "--nofile=600:600"];
+    let check = [&limited[1..], &[crate::kit::usher::BINARY, "check", "--config", &file]].concat();
+    let said = crate::kit::process::run(limited[0], &check, b"").succeeded();
+    assert!(said.stderr.contains("limits.connections: needs 2256 open files"), "{said:#?}");
+    let usher = Usher::start_under(config, &limited);
+    assert_eq!(usher.metric("usher_connections_limit", &[]), 172.0);
+    usher.wait_log("the configuration is suspicious", |line| line.to_string().contains("lowered to 172"));
+    login(&usher);
+}
+
+/// A configuration with fixed ports, so that a second process listens where the first did.
+fn with_ports(peer: &Scripted) -> (Config, u16) {
+    let [imaps, admin] = [(); 2].map(|()| crate::kit::process::free_port());
+    let listener = json!([{"protocol": "imap", "address": format!("127.0.0.1:{imaps}"), "tls": "implicit"}]);
+    let config = Config::with_directory(slapd()).scripted(peer).set("/listeners", listener);
+    (config.set("/admin/address", format!("127.0.0.1:{admin}")), imaps)
+}
+
+/// The process that said the nth `ready`; it is ended when this is dropped.
+struct Successor(rustix::process::Pid);
+
+impl Successor {
+    fn of(usher: &Usher, nth: usize) -> Self {
+        let line = usher.wait_nth_log(nth, "ready", |_| true);
+        let pid = line["process"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        Self(rustix::process::Pid::from_raw(pid.unwrap()).unwrap())
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::KILL);
+    }
+}
+
+#[test]
+fn an_upgrade_under_load_loses_no_login_and_keeps_old_sessions() {
+    let peer = Scripted::welcoming();
+    let (config, port) = with_ports(&peer);
+    let usher = Usher::start(config);
+    let mut session = login(&usher);
+    let stop = AtomicBool::new(false);
+    let successor = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    crate::kit::start_deadline();
+                    let (mut logins, mut slowest) = (0, Duration::ZERO);
+                    while !stop.load(Ordering::SeqCst) {
+                        let began = Instant::now();
+                        // The greeting is part of it.
+                        let mut imap = Imap::tls(port);
+                        slowest = slowest.max(began.elapsed());
+                        imap.login("alice", &password_of("alice")).ok();
+                        imap.command("LOGOUT").ok();
+                        logins += 1;
+                    }
+                    (logins, slowest)
+                })
+            })
+            .collect();
+        usher.nth_login(9, "alice");
+        usher.command(&["upgrade"]).succeeded();
+        let successor = Successor::of(&usher, 2);
+        let by_the_new = usher.logged().len();
+        // Logins go on after it.
+        let enough = usher.logged().iter().filter(|line| line["message"] == "login").count() + 20;
+        usher.nth_login(enough, "alice");
+        stop.store(true, Ordering::SeqCst);
+        let done: Vec<(usize, Duration)> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+        assert!(by_the_new > 0 && done.iter().all(|(_, slowest)| *slowest < Duration::from_secs(3)), "{done:?}");
+        let refused = |line: &serde_json::Value| line["message"] == "login" && line["result"] != "ok";
+        assert!(!usher.logged().iter().any(refused));
+        successor
+    });
+    assert_ne!(successor.0.as_raw_nonzero().get(), usher.pid());
+    // The old process still relays, and is asked by the same command.
+    session.command("NOOP").ok();
+    let mut newer = login(&usher);
+    let said = usher.command(&["sessions", "--json"]).succeeded();
+    let listed: Vec<serde_json::Value> = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    // It ends when its last session has, and the new one serves on.
+    session.command("LOGOUT").ok();
+    drop(session);
+    assert_eq!(usher.exit_code(), 0);
+    newer.command("NOOP").ok();
+    login(&usher);
+    assert_eq!(usher.http("/live").0, 200);
+    assert!(usher.command(&["sessions"]).succeeded().stdout.contains("session"));
+}
+
+#[test]
+fn an_upgrade_that_fails_changes_nothing() {
+    let peer = Scripted::welcoming();
+    let (config, _) = with_ports(&peer);
+    let usher = Usher::start(config);
+    let mut session = login(&usher);
+    let good = std::fs::read(usher.config.path("usher.yaml")).unwrap();
+    let mut bad = usher.config.clone();
+    bad.change("/tls/certificates/0/chain", "missing.pem");
+    let bad = std::fs::read(bad.write()).unwrap();
+    usher.config.file("usher.yaml", bad);
+    let said = usher.command(&["upgrade"]);
+    assert_eq!(said.code, 1, "{said:#?}");
+    assert!(said.stderr.contains("the old process goes on"), "{said:#?}");
+    usher.config.file("usher.yaml", good);
+    session.command("NOOP").ok();
+    login(&usher);
+    usher.command(&["reload"]).succeeded();
+    let left = std::fs::read_dir(usher.config.path(""))
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("control.sock"));
+    assert_eq!(left.count(), 1, "no second control socket stays");
+}
+
+#[test]
+fn sockets_that_systemd_opened_are_used() {
+    let peer = Scripted::welcoming();
+    let (config, port) = with_ports(&peer);
+    // The shell stands in for systemd: descriptor 3 listens, and LISTEN_PID is its own.
+    let socket = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&socket);
+    let script = format!("exec 3<&{number} {number}<&-; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"");
+    let usher = Usher::start_under(config, &["bash", "-c", &script, "bash"]);
+    drop(socket);
+    login(&usher);
+}
+
+#[test]
+fn behind_haproxy_no_login_fails_while_one_usher_leaves() {
+    let peer = Scripted::welcoming();
+    let ((one, first), (two, second)) = (with_ports(&peer), with_ports(&peer));
+    let drain = json!({"delay": "3s", "deadline": "2s"});
+    let ushers = [Usher::start(one.set("/drain", drain)), Usher::start(two)];
+    for usher in &ushers {
+        usher.wait_log("the directory answers", |_| true);
+    }
+    let port = crate::kit::process::free_port();
+    let shipped = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/haproxy.cfg");
+    let mut text = std::fs::read_to_string(shipped).unwrap();
+    let side = |usher: &Usher| usher.side_port().rsplit(':').next().unwrap().to_owned();
+    // Clients all come from one address here, so that they must be spread by turns.
+    for (from, to) in [
+        ("bind :993", format!("bind 127.0.0.1:{port}")),
+        ("balance source\n    hash-type consistent", "balance roundrobin".to_owned()),
+        ("check port 9930", "check".to_owned()),
+        ("usher1 192.0.2.11:993", format!("usher1 127.0.0.1:{first} port {}", side(&ushers[0]))),
+        ("usher2 192.0.2.12:993", format!("usher2 127.0.0.1:{second} port {}", side(&ushers[1]))),
+        ("maxconn 60000", "maxconn 1000".to_owned()),
+    ] {
+        assert!(text.contains(from), "{from}");
+        text = text.replace(from, &to);
+    }
+    let config = ushers[0].config.file("haproxy.cfg", text).display().to_string();
+    let command = ["haproxy", "-db", "-f", &config].map(String::from).to_vec();
+    let server = crate::kit::process::Server {
+        command,
+        environment: vec![],
+        log: Some(ushers[0].config.path("haproxy.log")),
+        end: "TERM",
+    };
+    let (_haproxy, _output) = server.start();
+    crate::kit::process::wait_for_port(port, &ushers[0].config.path("haproxy.log"));
+
+    let log_in = || {
+        let mut imap = Imap::tls(port);
+        imap.login("alice", &password_of("alice")).ok();
+        imap
+    };
+    let sessions: Vec<Imap> = (0..4).map(|_| log_in()).collect();
+    for usher in &ushers {
+        assert_eq!(usher.metric("usher_sessions", &[]), 2.0, "both are used");
+    }
+    ushers[0].terminate();
+    // Before, while and after the first leaves.
+    let mut later = 0;
+    while ushers[0].logged().iter().all(|line| line["message"] != "stopped") {
+        log_in().command("NOOP").ok();
+        later += 1;
+    }
+    assert!(later > 10, "{later}");
+    for _ in 0..4 {
+        log_in().command("NOOP").ok();
+    }
+    drop(sessions);
+}

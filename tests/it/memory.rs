@@ -1,0 +1,118 @@
+//! Benchmarks of memory: what a session costs, what a burst leaves behind, and that no number of
+//! logins makes usher grow. They take minutes and want a release build and 20,000 descriptors:
+//!
+//! ```sh
+//! ulimit -n 20000; cargo test --release --test it -- --ignored --nocapture --test-threads 1 memory
+//! ```
+//!
+//! `docs/benchmarks.md` has the figures.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::kit::scripted::Scripted;
+use crate::kit::{Config, Imap, Usher, password_of, slapd, start_deadline};
+
+/// Sessions of the burst.
+const SESSIONS: usize = 2_000;
+/// Threads that log in.
+const CLIENTS: usize = 4;
+/// How long after a burst its memory must be back.
+const SETTLED: Duration = Duration::from_secs(30);
+
+/// The proportional set size of usher: what it alone costs, in KiB.
+fn pss_kib(usher: &Usher) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", usher.pid())).unwrap();
+    let line = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn descriptors(usher: &Usher) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", usher.pid())).unwrap().count()
+}
+
+fn start(peer: &Scripted) -> Usher {
+    let config = Config::with_directory(slapd()).scripted(peer).set("/log/level", "info");
+    let usher = Usher::start_under(config, &["prlimit", "--nofile=20000:20000"]);
+    login(&usher);
+    usher
+}
+
+fn login(usher: &Usher) -> Imap {
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.login("alice", &password_of("alice")).ok();
+    imap
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn a_burst_gives_its_memory_back() {
+    let peer = Scripted::welcoming();
+    let usher = start(&peer);
+    usher.wait_metric("usher_connections", &[], 0.0);
+    let idle = pss_kib(&usher);
+    for round in 1..=2 {
+        start_deadline();
+        let sessions: Vec<Imap> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..CLIENTS)
+                .map(|_| scope.spawn(|| (0..SESSIONS / CLIENTS).map(|_| login(&usher)).collect::<Vec<_>>()))
+                .collect();
+            workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+        });
+        let full = pss_kib(&usher);
+        drop(sessions);
+        usher.wait_metric("usher_connections", &[], 0.0);
+        let just_after = pss_kib(&usher);
+        let ended = Instant::now();
+        let mut least = just_after;
+        while ended.elapsed() < SETTLED {
+            // Memory gives no event to wait for.
+            std::thread::sleep(Duration::from_millis(500));
+            least = least.min(pss_kib(&usher));
+        }
+        println!(
+            "round {round}: idle {idle} KiB, {SESSIONS} sessions {full} KiB ({} KiB each), \
+             when they have left {just_after} KiB, within {SETTLED:?} {least} KiB",
+            (full - idle) / SESSIONS as u64
+        );
+        assert!(least < idle + (full - idle) / 4, "three quarters of a burst are given back");
+    }
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn a_hundred_thousand_logins_leave_nothing_behind() {
+    const LOGINS: usize = 100_000;
+    const SAMPLE: usize = 10_000;
+    let peer = Scripted::welcoming();
+    let usher = start(&peer);
+    let done = AtomicUsize::new(0);
+    let mut samples = Vec::new();
+    for _ in 0..LOGINS / SAMPLE {
+        let goal = done.load(Ordering::SeqCst) + SAMPLE;
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| {
+                    start_deadline();
+                    while done.fetch_add(1, Ordering::SeqCst) < goal {
+                        if done.load(Ordering::Relaxed).is_multiple_of(500) {
+                            start_deadline();
+                        }
+                        login(&usher).command("LOGOUT").ok();
+                    }
+                });
+            }
+        });
+        done.store(goal, Ordering::SeqCst);
+        start_deadline();
+        usher.wait_metric("usher_connections", &[], 0.0);
+        let sample = (pss_kib(&usher), descriptors(&usher));
+        println!("{goal} logins: {} KiB, {} descriptors, {:?}", sample.0, sample.1, began.elapsed());
+        samples.push(sample);
+    }
+    // The first tenth fills what is bounded: tickets, caches, threads.
+    let (first, last) = (samples[0], samples[samples.len() - 1]);
+    assert!(last.0 < first.0 + 2_048, "{samples:?} KiB");
+    assert_eq!(first.1, last.1, "{samples:?} descriptors");
+}
