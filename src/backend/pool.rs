@@ -343,3 +343,47 @@ impl Drop for Look {
         self.pool.news.send_replace(());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn roster() -> Roster {
+        let resolver = Resolver { due: None, asking: true, failure: None };
+        Roster { entries: Vec::new(), resolver, ramp: Ramp::new(Duration::ZERO), account_refused: false }
+    }
+
+    fn at(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_known_of_an_address_survives_a_new_answer() {
+        let mut roster = roster();
+        roster.learn(Ok(at(&["192.0.2.1:993", "192.0.2.2:993"])));
+        let address = at(&["192.0.2.1:993"])[0];
+        let attempt = Attempt { address, began: Instant::now(), connected: false };
+        assert!(roster.breaker(address).unwrap().fault(&attempt, 1, "refused", Instant::now()));
+        roster.learn(Ok(at(&["192.0.2.3:993", "192.0.2.1:993"])));
+        let closed: Vec<_> = roster.entries.iter().map(|(at, breaker)| (at.to_string(), breaker.is_closed())).collect();
+        assert_eq!(closed, [("192.0.2.3:993".to_owned(), true), ("192.0.2.1:993".to_owned(), false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resolver_that_is_away_takes_nothing_back_and_is_asked_again_soon() {
+        let mut roster = roster();
+        let away = || Err(Unresolved::Name(Arc::new(io::ErrorKind::TimedOut.into())));
+        roster.learn(away());
+        assert!(roster.resolver.failure.is_some() && !roster.resolver.asking);
+        roster.learn(Ok(at(&["192.0.2.1:993"])));
+        assert!(roster.resolver.failure.is_none());
+        assert_eq!(roster.resolver.due, Some(Instant::now() + LIFE));
+        roster.learn(away());
+        assert_eq!((roster.usable(), roster.resolver.due), (1, Some(Instant::now() + RETRY)));
+        // A name that leads back to usher is no outage of the resolver.
+        roster.learn(Err(Unresolved::Own(at(&["192.0.2.1:993"])[0])));
+        assert!(roster.entries.is_empty() && roster.resolver.failure.is_some());
+    }
+}

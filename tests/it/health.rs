@@ -390,6 +390,26 @@ fn a_greeting_probe_goes_up_to_the_login() {
 }
 
 #[test]
+fn a_probe_starts_tls_where_a_login_would() {
+    let backend = Scripted::plain(|peer| {
+        peer.send("* OK [CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED] hello\r\n");
+        let Some((tag, command)) = peer.command() else { return };
+        assert_eq!(command, "STARTTLS");
+        peer.send(format!("{tag} OK go\r\n"));
+        if peer.start_tls()
+            && let Some((tag, _)) = peer.command()
+        {
+            peer.send(format!("* CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN\r\n{tag} OK done\r\n"));
+            peer.wait_for_end();
+        }
+    });
+    let config = at(local(backend.port)).set("/routing/backends/0/probe", "greeting");
+    let usher = Usher::start(config.set("/routing/backends/0/imap/tls", "starttls"));
+    wait_probes(&usher, "ok", 1.0);
+    assert!(!backend.transcript().contains("AUTHENTICATE"), "{}", backend.transcript());
+}
+
+#[test]
 fn a_login_probe_logs_in_and_sees_what_a_greeting_does_not() {
     let backend = Scripted::tls(|peer| {
         peer.send(GREETING);
