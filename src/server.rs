@@ -2,6 +2,7 @@
 
 mod drain;
 mod handover;
+mod memory;
 mod watch;
 
 use std::collections::HashMap;
@@ -222,6 +223,7 @@ impl Server {
         let task = tokio::spawn(admin::serve(side_port, Arc::clone(&self.shared)));
         self.side_port = Some(Listening { task, socket });
         tokio::spawn(await_directory(Arc::clone(&self.shared)));
+        tokio::spawn(memory::give_back(Arc::clone(&self.shared)));
         tokio::spawn(look_after_backends(Arc::clone(&self.shared)));
         self.in_force(&snapshot);
         self.accept(bound);

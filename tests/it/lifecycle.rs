@@ -386,9 +386,10 @@ fn behind_haproxy_no_login_fails_while_one_usher_leaves() {
         imap.login("alice", &password_of("alice")).ok();
         imap
     };
-    let sessions: Vec<Imap> = (0..4).map(|_| log_in()).collect();
-    for usher in &ushers {
-        assert_eq!(usher.metric("usher_sessions", &[]), 2.0, "both are used");
+    let mut sessions = vec![log_in(), log_in()];
+    // A first check that comes late may keep one of them out for a second.
+    while ushers.iter().any(|usher| usher.metric("usher_sessions", &[]) < 1.0) {
+        sessions.push(log_in());
     }
     ushers[0].terminate();
     // Before, while and after the first leaves.
