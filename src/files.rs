@@ -68,7 +68,8 @@ fn paths(config: &Config) -> Vec<&Path> {
     for backend in &routing.backends {
         pairs.extend(&backend.client_certificate);
         paths.extend(&backend.ca);
-        paths.extend(backend.service.iter().map(|service| &service.password_file));
+        let accounts = backend.service.iter().chain(backend.health.probe.account());
+        paths.extend(accounts.map(|account| &account.password_file));
     }
     paths.extend(pairs.iter().flat_map(|pair| [&pair.chain, &pair.key]));
     paths.into_iter().map(PathBuf::as_path).collect()
@@ -183,10 +184,7 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
         }
     };
     let service = settings.service.as_ref().and_then(|service| account(service, "service"));
-    let probe = match &settings.health.probe {
-        config::Probe::Login(probe) => account(probe, "probe_account"),
-        config::Probe::Off | config::Probe::Tcp | config::Probe::Greeting => None,
-    };
+    let probe = settings.health.probe.account().and_then(|probe| account(probe, "probe_account"));
     if problems.is_empty() { Ok(BackendFiles { tls: endpoints, service, probe }) } else { Err(problems) }
 }
 

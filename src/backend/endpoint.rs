@@ -15,6 +15,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::health::Attempt;
 use super::pool::{Look, Outlook, Pool, Proof};
 use super::{BackendError, Service, Talk};
 use crate::config::Probe;
@@ -49,10 +50,9 @@ pub(super) struct Endpoint {
     pub(super) metrics: Arc<Metrics>,
 }
 
-/// One attempt to connect.
+/// An attempt, as far as the connection.
 struct Dialled {
-    address: SocketAddr,
-    began: Instant,
+    attempt: Attempt,
     tcp: Result<TcpStream, BackendError>,
 }
 
@@ -117,21 +117,21 @@ impl Endpoint {
     ) -> Result<(SocketAddr, Talk), BackendError> {
         let mut error = self.late();
         while let Some(first) = candidates.pop_front() {
-            let Dialled { address, began, tcp } = self.dial(first, &mut candidates, deadline).await;
+            let Dialled { attempt, tcp } = self.dial(first, &mut candidates, deadline).await;
             let now = Instant::now();
             // While there are others, one that hangs must leave them time.
             let until =
                 if candidates.is_empty() { deadline } else { now + deadline.saturating_duration_since(now) / 2 };
-            let attempt = async { Talk::approach(self, tcp?, settings.clone()).await };
-            error = match timeout_at(until, attempt).await.unwrap_or_else(|_| Err(self.late())) {
+            let approach = async { Talk::approach(self, tcp?, settings.clone()).await };
+            error = match timeout_at(until, approach).await.unwrap_or_else(|_| Err(self.late())) {
                 Ok(talk) => {
-                    self.pool.well(address, Proof::Greeting);
-                    return Ok((address, talk));
+                    self.pool.well(attempt.address, Proof::Greeting);
+                    return Ok((attempt.address, talk));
                 }
                 Err(error) => error,
             };
             if error.is_the_servers() {
-                self.pool.fault(address, began, &error);
+                self.pool.fault(&attempt, &error);
             }
             if Instant::now() >= deadline {
                 break;
@@ -156,9 +156,9 @@ impl Endpoint {
             let failed = match next {
                 // Nothing yet: another beside it.
                 Ok(None) | Err(_) => None,
-                Ok(Some(Dialled { address, began, tcp: Err(error) })) => Some((address, began, error)),
+                Ok(Some(Dialled { attempt, tcp: Err(error) })) => Some((attempt, error)),
                 Ok(Some(dialled)) => {
-                    pending.retain(|address| *address != dialled.address);
+                    pending.retain(|address| *address != dialled.attempt.address);
                     // Whether these are slow or dead is not for this login to find out.
                     self.look(pending.iter().filter_map(|address| self.pool.begin_look(*address)));
                     candidates.extend(pending);
@@ -166,12 +166,12 @@ impl Endpoint {
                 }
             };
             let another = candidates.pop_front();
-            if let Some((address, began, error)) = failed {
-                pending.retain(|pending| *pending != address);
+            if let Some((attempt, error)) = failed {
+                pending.retain(|address| *address != attempt.address);
                 if another.is_none() && pending.is_empty() {
-                    return Dialled { address, began, tcp: Err(error) };
+                    return Dialled { attempt, tcp: Err(error) };
                 }
-                self.pool.fault(address, began, &error);
+                self.pool.fault(&attempt, &error);
             }
             if let Some(address) = another {
                 pending.push(address);
@@ -191,22 +191,22 @@ impl Endpoint {
     }
 
     /// Looks at one address and notes how it is.
-    async fn look_at(self: Arc<Self>, look: Look) {
-        let looked = timeout(self.timeout, self.examine(&look)).await.unwrap_or_else(|_| Err(self.late()));
+    async fn look_at(self: Arc<Self>, mut look: Look) {
+        let looked = timeout(self.timeout, self.examine(&mut look)).await.unwrap_or_else(|_| Err(self.late()));
         let result = match &looked {
             Ok(proof) => {
                 if let Some(proof) = proof {
-                    self.pool.well(look.address, *proof);
+                    self.pool.well(look.attempt.address, *proof);
                 }
                 "ok"
             }
             // The server works; that it does not like this account is the operator's matter.
             Err(BackendError::Refused(words)) if !is_out_of_order(words) => {
-                self.pool.well(look.address, Proof::Login);
+                self.pool.well(look.attempt.address, Proof::Login);
                 "refused"
             }
             Err(error) => {
-                self.pool.fault(look.address, look.began, error);
+                self.pool.fault(&look.attempt, error);
                 error.label()
             }
         };
@@ -217,8 +217,10 @@ impl Endpoint {
     }
 
     /// As far as the probe goes. That an address is back is proven by no less than its greeting.
-    async fn examine(self: &Arc<Self>, look: &Look) -> Result<Option<Proof>, BackendError> {
-        let tcp = connect(look.address, Instant::now() + self.timeout, self.late()).await.tcp?;
+    async fn examine(self: &Arc<Self>, look: &mut Look) -> Result<Option<Proof>, BackendError> {
+        let deadline = Instant::now() + self.timeout;
+        let tcp = connect(look.attempt.address, deadline, self.late()).await.tcp?;
+        look.connected();
         if self.pool.settings.probe == Probe::Tcp && !look.is_about_return() {
             return Ok(None);
         }
@@ -256,7 +258,7 @@ async fn connect(address: SocketAddr, deadline: Instant, late: BackendError) -> 
         Ok(Err(source)) => Err(BackendError::Connect { address, source }),
         Err(_) => Err(late),
     };
-    Dialled { address, began, tcp }
+    Dialled { attempt: Attempt { address, began, connected: tcp.is_ok() }, tcp }
 }
 
 /// Refusals that say that the server cannot tell, whoever asks (RFC 5530).

@@ -4,6 +4,7 @@
 //! wrong is reported to a [`Breaker`] (connect, TLS, greeting): a user who is refused never is, or
 //! one banned user would close the door for everybody.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ const TRIAL: Duration = Duration::from_secs(10);
 /// How long a login waits for an address that is down to show that it is back: with what the answer
 /// itself takes, below the 50 ms in which a known outage is told.
 pub(super) const PATIENCE: Duration = Duration::from_millis(30);
+/// How long it waits once the address has connected where it did not before: it is coming back, and
+/// the first login after that is to get in even if the greeting takes its time.
+const CONFIDENCE: Duration = Duration::from_secs(2);
 /// Between the end of one look at an address that is down and the next, for a login's sake: shorter
 /// than [`PATIENCE`], so that the first login after its return finds it.
 pub(super) const SPACING: Duration = Duration::from_millis(20);
@@ -31,15 +35,38 @@ enum State {
         strikes: u32,
     },
     /// Only looks go there.
-    Open { since: Instant, reason: Arc<str> },
+    Open {
+        since: Instant,
+        reason: Arc<str>,
+        /// Whether it connected when it last failed.
+        connected: bool,
+    },
 }
 
 /// The last look at an address.
 #[derive(Debug, Clone, Copy)]
 enum Look {
     Never,
-    Running { began: Instant },
+    Running { began: Instant, connected: bool },
     Over { began: Instant, ended: Instant },
+}
+
+/// How long a login may wait for an address that is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hope {
+    /// Until then, as long as its own patience lasts.
+    Faint(Instant),
+    /// Until then.
+    Firm(Instant),
+}
+
+/// An attempt to reach an address, and how far it came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attempt {
+    pub(super) address: SocketAddr,
+    pub(super) began: Instant,
+    /// Whether there was a connection.
+    pub(super) connected: bool,
 }
 
 /// How a breaker stands, for the metrics.
@@ -95,10 +122,17 @@ impl Breaker {
         }
     }
 
-    /// The server did something wrong in an attempt that began then. Returns whether this opens the
-    /// breaker, which takes `failures` faults in a row, or one while it is on trial.
-    pub(super) fn fault(&mut self, began: Instant, failures: u32, reason: &str, now: Instant) -> bool {
-        let State::Closed { strikes } = &mut self.state else { return false };
+    /// The server did something wrong in this attempt. Returns whether that opens the breaker, which
+    /// takes `failures` faults in a row, or one while it is on trial.
+    pub(super) fn fault(&mut self, attempt: &Attempt, failures: u32, reason: &str, now: Instant) -> bool {
+        let &Attempt { began, connected, .. } = attempt;
+        let strikes = match &mut self.state {
+            State::Closed { strikes } => strikes,
+            State::Open { since, .. } => {
+                self.state = State::Open { since: *since, reason: reason.into(), connected };
+                return false;
+            }
+        };
         // An attempt from before its return tells of the outage that is over.
         if self.returned.is_some_and(|returned| began < returned) {
             return false;
@@ -108,7 +142,7 @@ impl Breaker {
         if !on_trial && *strikes < failures {
             return false;
         }
-        self.state = State::Open { since: now, reason: reason.into() };
+        self.state = State::Open { since: now, reason: reason.into(), connected };
         true
     }
 
@@ -128,25 +162,34 @@ impl Breaker {
             Look::Over { ended, .. } => ended + pause <= now,
         };
         if free {
-            self.look = Look::Running { began: now };
+            self.look = Look::Running { began: now, connected: false };
         }
         free
     }
 
+    /// The look has a connection.
+    pub(super) fn look_connected(&mut self) {
+        if let Look::Running { connected, .. } = &mut self.look {
+            *connected = true;
+        }
+    }
+
     /// The look is over.
     pub(super) fn end_look(&mut self, now: Instant) {
-        if let Look::Running { began } = self.look {
+        if let Look::Running { began, .. } = self.look {
             self.look = Look::Over { began, ended: now };
         }
     }
 
     /// Until when a login that arrived then may hope that this address, which is down, shows itself;
     /// `None` if it looked and there was nobody.
-    pub(super) fn hope(&self, arrived: Instant) -> Option<Instant> {
+    pub(super) fn hope(&self, arrived: Instant) -> Option<Hope> {
+        let progress = matches!(self.state, State::Open { connected: false, .. });
         match self.look {
-            Look::Never => Some(arrived),
-            Look::Running { began } => Some(began + PATIENCE),
-            Look::Over { began, ended } => (began < arrived).then(|| ended + SPACING),
+            Look::Never => Some(Hope::Faint(arrived)),
+            Look::Running { began, connected: true } if progress => Some(Hope::Firm(began + CONFIDENCE)),
+            Look::Running { began, .. } => Some(Hope::Faint(began + PATIENCE)),
+            Look::Over { began, ended } => (began < arrived).then(|| Hope::Faint(ended + SPACING)),
         }
     }
 }
@@ -198,9 +241,12 @@ mod tests {
 
     const FAILURES: u32 = 3;
 
+    fn attempt(connected: bool) -> Attempt {
+        Attempt { address: "192.0.2.3:993".parse().unwrap(), began: Instant::now(), connected }
+    }
+
     fn fault(breaker: &mut Breaker) -> bool {
-        let now = Instant::now();
-        breaker.fault(now, FAILURES, "refused", now)
+        breaker.fault(&attempt(false), FAILURES, "refused", Instant::now())
     }
 
     fn open() -> Breaker {
@@ -236,11 +282,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_began_before_its_return_is_no_news() {
-        let began = Instant::now();
+        let early = attempt(true);
         let mut breaker = open();
         advance(Duration::from_secs(1)).await;
         breaker.well(Instant::now());
-        assert!(!breaker.fault(began, FAILURES, "timeout", Instant::now()));
+        assert!(!breaker.fault(&early, FAILURES, "timeout", Instant::now()));
         assert!(breaker.is_sound());
     }
 
@@ -262,12 +308,30 @@ mod tests {
         let mut breaker = open();
         let early = Instant::now();
         breaker.begin_look(SPACING, early);
-        assert_eq!(breaker.hope(early), Some(early + PATIENCE));
+        assert_eq!(breaker.hope(early), Some(Hope::Faint(early + PATIENCE)));
         advance(Duration::from_millis(5)).await;
         let arrived = Instant::now();
         breaker.end_look(arrived);
         assert_eq!(breaker.hope(early), None, "its own look saw nobody");
-        assert_eq!(breaker.hope(arrived), Some(arrived + SPACING), "that look may have come too early");
+        assert_eq!(breaker.hope(arrived), Some(Hope::Faint(arrived + SPACING)), "that look may have come too early");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_login_waits_longer_where_a_look_comes_further_than_the_last() {
+        let mut breaker = open();
+        let began = Instant::now();
+        breaker.begin_look(SPACING, began);
+        breaker.look_connected();
+        assert_eq!(breaker.hope(began), Some(Hope::Firm(began + CONFIDENCE)));
+        // It listens and does not greet: from here on that is no news.
+        breaker.fault(&attempt(true), FAILURES, "timeout", began);
+        breaker.end_look(began);
+        assert_eq!(breaker.reason().map(|reason| &**reason), Some("timeout"));
+        advance(SPACING).await;
+        let began = Instant::now();
+        breaker.begin_look(SPACING, began);
+        breaker.look_connected();
+        assert_eq!(breaker.hope(began), Some(Hope::Faint(began + PATIENCE)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::BackendError;
-use super::health::{Breaker, PATIENCE, Ramp, SPACING, Standing};
+use super::health::{Attempt, Breaker, Hope, PATIENCE, Ramp, SPACING, Standing};
 use super::resolve::{Unresolved, look_up};
 use crate::config::{self, Address, Probe};
 use crate::log::Escaped;
@@ -148,19 +148,15 @@ impl Pool {
     /// Begins a look at this address, if nobody is looking.
     pub(super) fn begin_look(self: &Arc<Self>, address: SocketAddr) -> Option<Look> {
         let mut roster = self.roster();
-        let begun = roster.breaker(address)?.begin_look(SPACING, Instant::now());
-        begun.then(|| Look { pool: Arc::clone(self), address, began: Instant::now() })
+        let now = Instant::now();
+        roster.breaker(address)?.begin_look(SPACING, now).then(|| Look::new(self, address, now))
     }
 
     fn begin(self: &Arc<Self>, pause: impl Fn(&Breaker) -> Option<Duration>) -> Vec<Look> {
         let now = Instant::now();
         let mut roster = self.roster();
         let due = roster.entries.iter_mut().filter_map(|(address, breaker)| {
-            breaker.begin_look(pause(breaker)?, now).then(|| Look {
-                pool: Arc::clone(self),
-                address: *address,
-                began: now,
-            })
+            breaker.begin_look(pause(breaker)?, now).then(|| Look::new(self, *address, now))
         });
         due.collect()
     }
@@ -184,9 +180,13 @@ impl Pool {
             return Outlook::Usable(usable);
         }
         let hopes = roster.entries.iter().filter_map(|(_, breaker)| breaker.hope(arrived));
-        match hopes.filter(|hope| *hope > now).min() {
-            Some(hope) if now < give_up => Outlook::Wait(Some(hope.min(give_up))),
-            Some(_) | None => {
+        let until = hopes.map(|hope| match hope {
+            Hope::Faint(until) => until.min(give_up),
+            Hope::Firm(until) => until,
+        });
+        match until.filter(|until| *until > now).min() {
+            Some(until) => Outlook::Wait(Some(until)),
+            None => {
                 let reason = roster.entries.iter().find_map(|(_, breaker)| breaker.reason());
                 Outlook::Hopeless(BackendError::Down { reason: reason.map_or_else(|| "".into(), Arc::clone) })
             }
@@ -198,13 +198,13 @@ impl Pool {
         self.roster().ramp.slot(patience, Instant::now())
     }
 
-    /// An attempt that began then met a fault of the server.
-    pub(super) fn fault(&self, address: SocketAddr, began: Instant, error: &BackendError) {
-        let now = Instant::now();
+    /// An attempt met a fault of the server.
+    pub(super) fn fault(&self, attempt: &Attempt, error: &BackendError) {
+        let (now, address) = (Instant::now(), attempt.address);
         let mut roster = self.roster();
         let Some(breaker) = roster.breaker(address) else { return };
         let reason = error.to_string();
-        let opened = breaker.fault(began, self.settings.failures, &reason, now);
+        let opened = breaker.fault(attempt, self.settings.failures, &reason, now);
         if !opened {
             return;
         }
@@ -312,22 +312,78 @@ impl Roster {
 #[derive(Debug)]
 pub(super) struct Look {
     pool: Arc<Pool>,
-    pub(super) address: SocketAddr,
-    pub(super) began: Instant,
+    pub(super) attempt: Attempt,
 }
 
 impl Look {
+    fn new(pool: &Arc<Pool>, address: SocketAddr, began: Instant) -> Self {
+        Self { pool: Arc::clone(pool), attempt: Attempt { address, began, connected: false } }
+    }
+
+    /// There is a connection, which may be what somebody hopes for.
+    pub(super) fn connected(&mut self) {
+        self.attempt.connected = true;
+        if let Some(breaker) = self.pool.roster().breaker(self.attempt.address) {
+            breaker.look_connected();
+        }
+        self.pool.news.send_replace(());
+    }
+
     /// Whether it is about the return of an address that is down.
     pub(super) fn is_about_return(&self) -> bool {
-        self.pool.roster().breaker(self.address).is_none_or(|breaker| !breaker.is_closed())
+        self.pool.roster().breaker(self.attempt.address).is_none_or(|breaker| !breaker.is_closed())
     }
 }
 
 impl Drop for Look {
     fn drop(&mut self) {
-        if let Some(breaker) = self.pool.roster().breaker(self.address) {
+        if let Some(breaker) = self.pool.roster().breaker(self.attempt.address) {
             breaker.end_look(Instant::now());
         }
         self.pool.news.send_replace(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn roster() -> Roster {
+        let resolver = Resolver { due: None, asking: true, failure: None };
+        Roster { entries: Vec::new(), resolver, ramp: Ramp::new(Duration::ZERO), account_refused: false }
+    }
+
+    fn at(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_known_of_an_address_survives_a_new_answer() {
+        let mut roster = roster();
+        roster.learn(Ok(at(&["192.0.2.1:993", "192.0.2.2:993"])));
+        let address = at(&["192.0.2.1:993"])[0];
+        let attempt = Attempt { address, began: Instant::now(), connected: false };
+        assert!(roster.breaker(address).unwrap().fault(&attempt, 1, "refused", Instant::now()));
+        roster.learn(Ok(at(&["192.0.2.3:993", "192.0.2.1:993"])));
+        let closed: Vec<_> = roster.entries.iter().map(|(at, breaker)| (at.to_string(), breaker.is_closed())).collect();
+        assert_eq!(closed, [("192.0.2.3:993".to_owned(), true), ("192.0.2.1:993".to_owned(), false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resolver_that_is_away_takes_nothing_back_and_is_asked_again_soon() {
+        let mut roster = roster();
+        let away = || Err(Unresolved::Name(Arc::new(io::ErrorKind::TimedOut.into())));
+        roster.learn(away());
+        assert!(roster.resolver.failure.is_some() && !roster.resolver.asking);
+        roster.learn(Ok(at(&["192.0.2.1:993"])));
+        assert!(roster.resolver.failure.is_none());
+        assert_eq!(roster.resolver.due, Some(Instant::now() + LIFE));
+        roster.learn(away());
+        assert_eq!((roster.usable(), roster.resolver.due), (1, Some(Instant::now() + RETRY)));
+        // A name that leads back to usher is no outage of the resolver.
+        roster.learn(Err(Unresolved::Own(at(&["192.0.2.1:993"])[0])));
+        assert!(roster.entries.is_empty() && roster.resolver.failure.is_some());
     }
 }

@@ -298,6 +298,17 @@ pub enum Probe {
     Login(BackendService),
 }
 
+impl Probe {
+    /// The account that logs in, if one does.
+    #[must_use]
+    pub const fn account(&self) -> Option<&BackendService> {
+        match self {
+            Self::Login(account) => Some(account),
+            Self::Off | Self::Tcp | Self::Greeting => None,
+        }
+    }
+}
+
 /// A service account at a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendService {

@@ -63,6 +63,7 @@ fn is_told_quickly(usher: &Usher) {
         took
     });
     let median = median(times.collect());
+    println!("a known outage is told in {median:?}");
     assert!(median < QUICK, "a known outage took {median:?}");
     assert!(usher.metric("usher_backend_logins_total", &[("result", "down")]) >= 10.0);
     assert_eq!(usher.metric("usher_backend_up", &[]), 0.0);
@@ -386,6 +387,26 @@ fn a_greeting_probe_goes_up_to_the_login() {
     wait_probes(&usher, "ok", 2.0);
     assert!(!backend.transcript().contains("AUTHENTICATE"), "{}", backend.transcript());
     assert_eq!(usher.metric("usher_backend_up", &[]), 1.0);
+}
+
+#[test]
+fn a_probe_starts_tls_where_a_login_would() {
+    let backend = Scripted::plain(|peer| {
+        peer.send("* OK [CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED] hello\r\n");
+        let Some((tag, command)) = peer.command() else { return };
+        assert_eq!(command, "STARTTLS");
+        peer.send(format!("{tag} OK go\r\n"));
+        if peer.start_tls()
+            && let Some((tag, _)) = peer.command()
+        {
+            peer.send(format!("* CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN\r\n{tag} OK done\r\n"));
+            peer.wait_for_end();
+        }
+    });
+    let config = at(local(backend.port)).set("/routing/backends/0/probe", "greeting");
+    let usher = Usher::start(config.set("/routing/backends/0/imap/tls", "starttls"));
+    wait_probes(&usher, "ok", 1.0);
+    assert!(!backend.transcript().contains("AUTHENTICATE"), "{}", backend.transcript());
 }
 
 #[test]
