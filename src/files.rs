@@ -69,6 +69,9 @@ fn paths(config: &Config) -> Vec<&Path> {
         pairs.extend(&backend.client_certificate);
         paths.extend(&backend.ca);
         paths.extend(backend.service.iter().map(|service| &service.password_file));
+        if let config::Probe::Login(account) = &backend.health.probe {
+            paths.push(&account.password_file);
+        }
     }
     paths.extend(pairs.iter().flat_map(|pair| [&pair.chain, &pair.key]));
     paths.into_iter().map(PathBuf::as_path).collect()
@@ -266,7 +269,12 @@ directory:
   base: dc=example
   filter: '(uid={login})'
 routing:
-  backends: [{name: server3, ca: one.pem, imap: {address: '192.0.2.3:993', tls: implicit}}]
+  backends:
+    - name: server3
+      ca: ca.pem
+      imap: {address: '192.0.2.3:993', tls: implicit}
+      probe: login
+      probe_account: {login: watcher, password_file: probe.password}
 ";
 
     /// A folder with what [`CONFIG`] names.
@@ -275,7 +283,10 @@ routing:
         let one = rcgen::generate_simple_self_signed(vec!["one.example".to_owned()]).unwrap();
         fs::write(folder.path().join("one.pem"), one.cert.pem()).unwrap();
         secret(&folder.path().join("one.key"), &one.signing_key.serialize_pem());
-        secret(&folder.path().join("password"), "service");
+        fs::write(folder.path().join("ca.pem"), one.cert.pem()).unwrap();
+        for name in ["password", "probe.password"] {
+            secret(&folder.path().join(name), "service");
+        }
         folder
     }
 
@@ -301,7 +312,7 @@ routing:
         let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
         let first = Fingerprint::of(&config);
         assert_eq!(Files::read(&config).unwrap().fingerprint, first);
-        for name in ["one.pem", "one.key", "password"] {
+        for name in ["one.pem", "one.key", "ca.pem", "password", "probe.password"] {
             let path = folder.path().join(name);
             let content = fs::read(&path).unwrap();
             fs::write(&path, "another").unwrap();
