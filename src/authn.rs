@@ -163,6 +163,12 @@ impl Authenticator {
         decision
     }
 
+    /// Takes back what a decision taught the cache, because it must not be told: a client who asked
+    /// again would hear it from there.
+    pub fn unlearn(&self, login: &Login, dn: &Arc<str>, password: &Secret) {
+        self.cache.unlearn(login, dn, &self.cache.digest(password));
+    }
+
     /// Whether nothing about this person was forgotten since the decision: asked again just before
     /// the client is told OK.
     #[must_use]

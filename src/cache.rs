@@ -180,13 +180,7 @@ impl Cache {
             }
             Op::Put(Arc::new(Person { identity, right }))
         });
-        self.wrong.entry(Arc::clone(&dn)).and_compute_with(|old| match old {
-            None => Op::Nop,
-            Some(old) => {
-                let kept = old.into_value().iter().filter(|wrong| !wrong.digest.matches(&digest)).cloned().collect();
-                Op::Put(Arc::new(kept))
-            }
-        });
+        self.drop_wrong(&dn, &digest);
         // Forgotten while it was being written: what was written is older than the news.
         if !self.holds(&dn, since) {
             self.people.invalidate(&dn);
@@ -204,14 +198,7 @@ impl Cache {
         }
         let now = Instant::now();
         self.names.insert(login.clone(), Arc::new(Name { dn: Arc::clone(dn), at: now }));
-        self.people.entry(Arc::clone(dn)).and_compute_with(|old| match old {
-            Some(old) if old.value().right.iter().any(|known| known.digest.matches(&digest)) => {
-                let person = old.into_value();
-                let right = person.right.iter().filter(|known| !known.digest.matches(&digest)).cloned().collect();
-                Op::Put(Arc::new(Person { identity: Arc::clone(&person.identity), right }))
-            }
-            Some(_) | None => Op::Nop,
-        });
+        self.drop_right(dn, &digest);
         self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| {
             let mut list: Vec<Wrong> = old.map(|old| old.into_value().to_vec()).unwrap_or_default();
             list.retain(|wrong| !wrong.digest.matches(&digest));
@@ -220,6 +207,35 @@ impl Cache {
             }
             list.push(Wrong { digest, at: now });
             Op::Put(Arc::new(list))
+        });
+    }
+
+    /// Takes back what an answer taught that must not be told: what this name means, and whether this
+    /// password is right.
+    pub fn unlearn(&self, login: &Login, dn: &Arc<str>, digest: &Digest) {
+        self.names.invalidate(login);
+        self.drop_right(dn, digest);
+        self.drop_wrong(dn, digest);
+    }
+
+    fn drop_right(&self, dn: &Arc<str>, digest: &Digest) {
+        self.people.entry(Arc::clone(dn)).and_compute_with(|old| match old {
+            Some(old) if old.value().right.iter().any(|known| known.digest.matches(digest)) => {
+                let person = old.into_value();
+                let right = person.right.iter().filter(|known| !known.digest.matches(digest)).cloned().collect();
+                Op::Put(Arc::new(Person { identity: Arc::clone(&person.identity), right }))
+            }
+            Some(_) | None => Op::Nop,
+        });
+    }
+
+    fn drop_wrong(&self, dn: &Arc<str>, digest: &Digest) {
+        self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| match old {
+            None => Op::Nop,
+            Some(old) => {
+                let kept = old.into_value().iter().filter(|wrong| !wrong.digest.matches(digest)).cloned().collect();
+                Op::Put(Arc::new(kept))
+            }
         });
     }
 

@@ -341,7 +341,10 @@ impl Conversation {
         sleep(turn.delay).await;
         let decision = authn.decide(login, password, Ask::Cached).await;
         if let Some(dn) = &decision.dn {
-            let more = turn.meant(dn, client).map_err(|limited| report.limited(limited))?;
+            let more = turn.meant(dn, client).map_err(|limited| {
+                authn.unlearn(login, dn, password);
+                report.limited(limited)
+            })?;
             report.delay += more;
             sleep(more).await;
         }

@@ -175,7 +175,7 @@ impl Throttle {
     /// # Errors
     /// He has too many, here or in all, or there are too many logins in this second.
     pub fn session(&self, settings: &config::Throttle, client: IpAddr, dn: &str) -> Result<Place, Limited> {
-        let user = self.key(&dn);
+        let user = self.entry(dn);
         let all = self.sessions.hold(user);
         let here = self.sessions_by_prefix.hold(self.key(&(user, self.prefix(settings, client))));
         self.within(Rule::SessionsPerUser, settings.sessions_per_user, all.count, client)?;
@@ -259,7 +259,7 @@ impl Throttle {
                 of_prefix.lock().forgive(failures);
             }
         }
-        let user = self.key(&dn);
+        let user = self.entry(dn);
         visit.memory.name(visit.name, user);
         visit.memory.know(user, visit.prefix);
     }
@@ -319,6 +319,11 @@ impl Throttle {
     fn prefix(&self, settings: &config::Throttle, client: IpAddr) -> Key {
         let bits = if client.is_ipv4() { settings.ipv4_prefix } else { settings.ipv6_prefix };
         self.key(&Network::of(client, bits))
+    }
+
+    /// An entry by its DN, in which a template may capitalize and space otherwise than the directory.
+    fn entry(&self, dn: &str) -> Key {
+        self.key(&dn.to_lowercase().split(',').map(str::trim).collect::<Vec<_>>())
     }
 
     fn key(&self, what: &impl Hash) -> Key {
@@ -398,7 +403,7 @@ impl Turn<'_> {
     /// It would have to wait longer than `max_delay`: what the directory said must not be told.
     pub fn meant(&mut self, dn: &str, client: IpAddr) -> Result<Duration, Limited> {
         let (throttle, rule) = (self.throttle, self.rule);
-        let entry = throttle.key(&dn);
+        let entry = throttle.entry(dn);
         if entry == self.visit.user {
             return Ok(Duration::ZERO);
         }

@@ -133,7 +133,7 @@ async fn a_new_spelling_is_no_guess_for_nothing() {
     turn.wrong();
     // .. or not at all.
     let mut turn = door.guess("192.0.2.2", "alic\u{ad}e", "b").unwrap();
-    assert_eq!(turn.meant(ALICE, ip("192.0.2.2")), Err(Limited(Rule::FailedLoginsPerUser)));
+    assert_eq!(turn.meant("UID=Alice, DC=example", ip("192.0.2.2")), Err(Limited(Rule::FailedLoginsPerUser)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -420,7 +420,7 @@ async fn homes_are_bounded_per_user() {
         door.throttle.recalled(&door.settings, ip(&client), "alice", ALICE);
     }
     let knows = |dn: &str, client: &str| {
-        let (user, prefix) = (door.throttle.key(&dn), door.throttle.prefix(&door.settings, ip(client)));
+        let (user, prefix) = (door.throttle.entry(dn), door.throttle.prefix(&door.settings, ip(client)));
         door.throttle.memory.load().knows(user, prefix)
     };
     assert!(!knows(ALICE, "192.0.0.0"));

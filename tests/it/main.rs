@@ -19,7 +19,6 @@ mod layers;
 mod lifecycle;
 mod listener_tls;
 mod login;
-mod memory;
 mod metrics;
 mod refusals;
 mod relay;

@@ -83,6 +83,30 @@ fn many_connections_guess_no_faster_and_are_told_a_limit() {
 }
 
 #[test]
+fn another_spelling_of_the_name_is_no_way_around() {
+    let rule = json!({"mode": "enforce", "free": 1, "max_delay": "4s"});
+    let config = config().set("/throttle/failed_logins_per_user", rule).set("/directory/login_attribute", "uid");
+    let usher = Usher::start(config);
+    Imap::tls_from(ELSEWHERE, usher.imaps_port()).login("alice", "the free one").is("NO [AUTHENTICATIONFAILED]");
+    let mut spellings: Vec<Imap> = (0..2).map(|_| Imap::tls_from(HOME, usher.imaps_port())).collect();
+    let mut guessers: Vec<Imap> = (0..8).map(|_| Imap::tls_from(ELSEWHERE, usher.imaps_port())).collect();
+    for (n, guesser) in guessers.iter_mut().enumerate() {
+        guesser.send(format!("a LOGIN alice guess{n}\r\n"));
+    }
+    usher.wait_log("login", |line| line["result"] == "limit");
+    // Right or wrong, what the directory says of a name not seen before is not told ..
+    for (imap, password) in spellings.iter_mut().zip([password_of("alice"), "wrong".into()]) {
+        imap.login("a.liddell@example.com", &password).is("NO [LIMIT]");
+    }
+    // .. and not by the cache either, under whichever name.
+    for login in ["a.liddell@example.com", "alice"] {
+        spellings[0].login(login, &password_of("alice")).is("NO [LIMIT]");
+    }
+    let refused = usher.nth_login(1, "a.liddell@example.com");
+    assert_eq!(refused["limited_by"], "failed_logins_per_user", "{refused}");
+}
+
+#[test]
 fn the_same_wrong_password_again_and_again_slows_nobody() {
     let usher = Usher::start(config().set("/throttle/failed_logins_per_user", failed_logins("enforce", 2)));
     let mut phone = Imap::tls_from(ELSEWHERE, usher.imaps_port());

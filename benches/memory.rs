@@ -1,17 +1,28 @@
 //! Benchmarks of memory: what a session costs, what a burst leaves behind, and that no number of
-//! logins makes usher grow. They take minutes and want a release build and 20,000 descriptors:
+//! logins makes usher grow. They take minutes and want 20,000 descriptors:
 //!
 //! ```sh
-//! ulimit -n 20000; cargo test --release --test it -- --ignored --nocapture --test-threads 1 memory
+//! ulimit -n 20000; cargo bench --bench memory
 //! ```
 //!
 //! `docs/benchmarks.md` has the figures.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a program for developers"
+)]
+
+#[path = "../tests/it/kit/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests' kit, of which this needs a part")]
+mod kit;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::kit::scripted::Scripted;
-use crate::kit::{Config, Imap, Usher, password_of, slapd, start_deadline};
+use kit::scripted::Scripted;
+use kit::{Config, Imap, Usher, password_of, slapd, start_deadline};
 
 /// Sessions of the burst.
 const SESSIONS: usize = 2_000;
@@ -25,6 +36,11 @@ fn pss_kib(usher: &Usher) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", usher.pid())).unwrap();
     let line = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn main() {
+    a_burst_gives_its_memory_back();
+    a_hundred_thousand_logins_leave_nothing_behind();
 }
 
 fn descriptors(usher: &Usher) -> usize {
@@ -44,8 +60,6 @@ fn login(usher: &Usher) -> Imap {
     imap
 }
 
-#[test]
-#[ignore = "a benchmark"]
 fn a_burst_gives_its_memory_back() {
     let peer = Scripted::welcoming();
     let usher = start(&peer);
@@ -79,8 +93,6 @@ fn a_burst_gives_its_memory_back() {
     }
 }
 
-#[test]
-#[ignore = "a benchmark"]
 fn a_hundred_thousand_logins_leave_nothing_behind() {
     const LOGINS: usize = 100_000;
     const SAMPLE: usize = 10_000;
