@@ -126,5 +126,5 @@ fn a_hundred_thousand_logins_leave_nothing_behind() {
     // The first tenth fills what is bounded: tickets, caches, threads.
     let (first, last) = (samples[0], samples[samples.len() - 1]);
     assert!(last.0 < first.0 + 2_048, "{samples:?} KiB");
-    assert_eq!(first.1, last.1, "{samples:?} descriptors");
+    assert!(last.1 <= first.1, "{samples:?} descriptors");
 }

@@ -264,7 +264,12 @@ directory:
   base: dc=example
   filter: '(uid={login})'
 routing:
-  backends: [{name: server3, ca: one.pem, imap: {address: '192.0.2.3:993', tls: implicit}}]
+  backends:
+    - name: server3
+      ca: ca.pem
+      imap: {address: '192.0.2.3:993', tls: implicit}
+      probe: login
+      probe_account: {login: watcher, password_file: probe.password}
 ";
 
     /// A folder with what [`CONFIG`] names.
@@ -273,7 +278,10 @@ routing:
         let one = rcgen::generate_simple_self_signed(vec!["one.example".to_owned()]).unwrap();
         fs::write(folder.path().join("one.pem"), one.cert.pem()).unwrap();
         secret(&folder.path().join("one.key"), &one.signing_key.serialize_pem());
-        secret(&folder.path().join("password"), "service");
+        fs::write(folder.path().join("ca.pem"), one.cert.pem()).unwrap();
+        for name in ["password", "probe.password"] {
+            secret(&folder.path().join(name), "service");
+        }
         folder
     }
 
@@ -299,7 +307,7 @@ routing:
         let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
         let first = Fingerprint::of(&config);
         assert_eq!(Files::read(&config).unwrap().fingerprint, first);
-        for name in ["one.pem", "one.key", "password"] {
+        for name in ["one.pem", "one.key", "ca.pem", "password", "probe.password"] {
             let path = folder.path().join(name);
             let content = fs::read(&path).unwrap();
             fs::write(&path, "another").unwrap();
