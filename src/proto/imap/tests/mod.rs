@@ -9,6 +9,7 @@
 //! at each place into two: the transcript is always the same.
 
 mod back;
+mod chunks;
 mod corpus;
 mod front;
 
