@@ -10,7 +10,6 @@
 
 mod back;
 mod chunks;
-mod corpus;
 mod front;
 
 /// A script, parsed.
