@@ -13,6 +13,7 @@ mod cli;
 mod demo;
 mod dialogue;
 mod directory;
+mod faults;
 mod flood;
 mod layers;
 mod listener_tls;
