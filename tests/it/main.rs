@@ -23,3 +23,4 @@ mod refusals;
 mod relay;
 mod reload_drain;
 mod servers;
+mod soak;
