@@ -4,6 +4,7 @@
 //!
 //! Not part of the product: built for tests and with the feature `fuzz` alone. Panics when a rule
 //! is broken.
+#![allow(clippy::panic, reason = "a broken rule is told by a panic")]
 
 use std::path::Path;
 
