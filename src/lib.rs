@@ -10,7 +10,7 @@
 //! - 6: [`files`] (what a config's files hold), [`snapshot`] (what it all means), [`report`] (the `login` and `end` events)
 //! - 7: [`session`]: the life of a login, top to bottom
 //! - 8: [`listener`], [`admin`]
-//! - 9: [`server`], [`cli`], `demo`
+//! - 9: [`server`], [`cli`], `demo`; `trial` (what must hold for any input, for the fuzz targets)
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic))]
 
 pub mod admin;
@@ -39,3 +39,5 @@ pub mod snapshot;
 pub mod sys;
 pub mod throttle;
 pub mod tls;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod trial;

@@ -12,7 +12,7 @@ mod pool;
 mod scripted;
 mod server;
 mod service;
-mod template;
+pub mod template;
 #[cfg(test)]
 mod tests;
 

@@ -10,12 +10,14 @@ use super::Login;
 use crate::config::{Template, TemplatePart};
 
 /// The search filter for this name; `None` if the name lacks a part that the filter asks for.
-pub(super) fn filter(template: &Template, login: &Login) -> Option<String> {
+#[must_use]
+pub fn filter(template: &Template, login: &Login) -> Option<String> {
     render(template, login, |value| ldap3::ldap_escape(value))
 }
 
 /// The DN for this name; `None` if the name lacks a part that the DN asks for.
-pub(super) fn dn(template: &Template, login: &Login) -> Option<String> {
+#[must_use]
+pub fn dn(template: &Template, login: &Login) -> Option<String> {
     render(template, login, |value| ldap3::dn_escape(value))
 }
 

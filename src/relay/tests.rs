@@ -6,6 +6,8 @@ use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
 
 use super::*;
 
+mod random;
+
 const IDLE: Duration = Duration::from_secs(60);
 
 fn counter() -> IntCounter {

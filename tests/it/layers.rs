@@ -17,7 +17,7 @@ const FLOORS: [&[&str]; 10] = [
     &["files", "report", "snapshot"],
     &["session"],
     &["admin", "listener"],
-    &["cli", "demo", "lib", "main", "server"],
+    &["cli", "demo", "lib", "main", "server", "trial"],
 ];
 
 /// Imports inside a floor that the house allows: names and shapes, no behaviour.

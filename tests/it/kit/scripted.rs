@@ -298,6 +298,17 @@ impl Peer {
         }
         self.note("S:", b"(end)");
     }
+
+    /// Breaks the connection with a RST.
+    pub(crate) fn reset(&mut self) {
+        self.note("S:", b"(reset)");
+        let socket = match std::mem::replace(&mut self.stream, Stream::Gone) {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(stream) => stream.sock,
+            Stream::Gone => return,
+        };
+        socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
+    }
 }
 
 /// A request to a [`ScriptedLdap`], as much of it as the scripts need.

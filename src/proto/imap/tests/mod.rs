@@ -9,7 +9,7 @@
 //! at each place into two: the transcript is always the same.
 
 mod back;
-mod corpus;
+mod chunks;
 mod front;
 
 /// A script, parsed.

@@ -1,0 +1,4 @@
+//! The LDIF that the demo's directory is loaded from; the checks are `usher::trial::ldif`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::trial::ldif(data));

@@ -1,0 +1,4 @@
+//! An operator's filter or DN template with a client's login name in it; the checks are `usher::trial::template`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::trial::template(data));
