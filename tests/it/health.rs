@@ -138,7 +138,10 @@ fn a_black_hole_is_told_quickly_once_it_is_known() {
 #[test]
 fn a_frozen_backend_is_told_quickly_and_used_again_when_it_thaws() {
     let dovecot = dovecot();
-    let usher = Usher::start(at(local(dovecot.imaps)).set("/routing/backends/0/probe", "greeting"));
+    let config = at(local(dovecot.imaps)).set("/routing/backends/0/probe", "greeting");
+    // It thaws with a queue of connections that were given up: not too little time for the first login.
+    let config = config.set("/routing/backends/0/timeout", "2s").set("/routing/backends/0/probe_interval", "1s");
+    let usher = Usher::start(config);
     login(&usher).0.ok();
     let frozen = dovecot.freeze();
     usher.wait_log("backend address is down", |_| true);
