@@ -239,7 +239,7 @@ fn endless_untagged_lines_meet_a_limit() {
     ];
     for script in scripts {
         let usher = fault("backend_fault", "unreachable", &Scripted::tls(script));
-        let resident = crate::flood::resident_kib(&usher);
+        let resident = usher.resident_kib();
         assert!(resident < 200 * 1024, "{resident} KiB");
     }
 }

@@ -7,13 +7,6 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::kit::{Config, Imap, Usher, password_of};
 
-/// usher's resident memory.
-pub(crate) fn resident_kib(usher: &Usher) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", usher.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 /// usher's processor time so far, in clock ticks of 10 ms.
 fn ticks(usher: &Usher) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", usher.pid())).unwrap();
@@ -116,7 +109,7 @@ fn a_client_before_login_holds_little_memory() {
     let usher = Usher::start(Config::shared());
     // Whatever is allocated once is allocated before the measuring.
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
-    let before = resident_kib(&usher);
+    let before = usher.resident_kib();
     let hogs: Vec<Imap> = (0..CLIENTS)
         .map(|n| {
             let mut imap = Imap::tls(usher.imaps_port());
@@ -129,7 +122,7 @@ fn a_client_before_login_holds_little_memory() {
             imap
         })
         .collect();
-    let each = resident_kib(&usher).saturating_sub(before) / CLIENTS;
+    let each = usher.resident_kib().saturating_sub(before) / CLIENTS;
     assert!(each <= 128, "{each} KiB for each client before login");
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
     drop(hogs);

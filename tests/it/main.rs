@@ -25,5 +25,4 @@ mod refusals;
 mod relay;
 mod reload_drain;
 mod servers;
-mod soak;
 mod throttle;

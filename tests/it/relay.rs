@@ -4,7 +4,6 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use crate::flood::resident_kib;
 use crate::kit::scripted::{GREETING, Peer, Scripted};
 use crate::kit::tools::curl;
 use crate::kit::{Config, Imap, Usher, password_of, slapd};
@@ -39,7 +38,7 @@ fn there_and_back(uid: &str) {
     let digest = |bytes: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref().to_vec();
     let read = std::fs::read(back).unwrap();
     assert_eq!((read.len(), digest(&read)), (message.len(), digest(&message)));
-    let resident = resident_kib(&usher);
+    let resident = usher.resident_kib();
     assert!(resident < 128 * 1024, "a large message is not kept: {resident} KiB");
     let sent = usher.metric("usher_relayed_bytes_total", &[("direction", "in"), ("protocol", "imap")]);
     assert!(sent >= message.len() as f64, "{sent}");
@@ -192,14 +191,14 @@ fn a_client_that_does_not_read_costs_its_buffers_only() {
         }
     });
     let mut imap = alice(&usher);
-    let before = resident_kib(&usher);
+    let before = usher.resident_kib();
     // The backend gets stuck when every buffer on the way is full.
     let mut pieces = 0;
     while stuck.recv_timeout(Duration::from_millis(700)).is_ok() {
         pieces += 1;
     }
     assert!(pieces * 65_536 < SENT, "nothing held the backend back");
-    let grown = resident_kib(&usher).saturating_sub(before);
+    let grown = usher.resident_kib().saturating_sub(before);
     assert!(grown < 2 * 1024, "{grown} KiB for a client that does not read");
     // And it goes on where it stopped.
     for _ in 0..64 {

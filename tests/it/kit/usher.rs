@@ -269,6 +269,13 @@ impl Usher {
     pub(crate) fn pid(&self) -> i32 {
         self.running.pid().as_raw_nonzero().get()
     }
+
+    /// Its resident memory.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
 }
 
 /// A name as the log has it: backslashes are doubled, so that an escaped byte is never mistaken for

@@ -6,6 +6,18 @@
 //! password that is taken and a user on the wrong server never are. At the end everybody is gone:
 //! so must be their sessions, descriptors and memory.
 
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a program for developers"
+)]
+
+#[path = "../tests/it/kit/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests' kit, of which this needs a part")]
+mod kit;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,10 +25,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::flood::resident_kib;
-use crate::kit::dovecot::Dovecot;
-use crate::kit::slapd::Slapd;
-use crate::kit::{Config, Imap, Person, Usher, cyrus, password_of, world};
+use kit::dovecot::Dovecot;
+use kit::slapd::Slapd;
+use kit::{Config, Imap, Person, Usher, cyrus, password_of, world};
 
 /// Who works at the same time; alice is asked whether all is well again.
 const WORKERS: [&str; 8] = ["anna", "bytes3", "sync3", "big3", "bob", "ben", "sync4", "big4"];
@@ -273,7 +284,7 @@ fn soak(length: Duration, seed: u64) {
         drop(stage.visit(worker).unwrap());
     }
     usher.wait_metric("usher_connections", &[], 0.0);
-    let held = |usher: &Usher| (resident_kib(usher), descriptors(usher));
+    let held = |usher: &Usher| (usher.resident_kib(), descriptors(usher));
     let start = held(&usher);
     let (mut warm, mut peak) = (None, start);
     std::thread::scope(|scope| {
@@ -322,7 +333,6 @@ fn soak(length: Duration, seed: u64) {
     let warm = warm.unwrap_or(peak);
     report.push_str(&format!("  at the start {}, after a fifth {}\n", show(start), show(warm)));
     report.push_str(&format!("  at the most {}, at the end {}\n", show(peak), show(end)));
-    // Past the capture of the tests: this is what the command is for.
     std::io::stdout().write_all(report.as_bytes()).unwrap();
 
     let faults = stage.faults.lock().unwrap();
@@ -336,9 +346,7 @@ fn soak(length: Duration, seed: u64) {
     assert!(end.0 <= warm.0.max(start.0) + 16 * 1024, "{} KiB, after a fifth of the time {}", end.0, warm.0);
 }
 
-#[test]
-#[ignore = "takes as long as it is told: see benches/soak"]
-fn as_long_as_told() {
+fn main() {
     let told = |name: &str| std::env::var(name).ok().map(|value| value.parse().expect("a number"));
     let (seconds, seed) = (told("SOAK_SECONDS").unwrap_or(3600), told("SOAK_SEED").unwrap_or(1));
     soak(Duration::from_secs(seconds), seed);
