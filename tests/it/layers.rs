@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 10] = [
     &["throttle", "tls"],
     &["directory"],
     &["cache", "registry", "route"],
-    &["authn", "backend", "follow", "relay"],
+    &["authn", "backend", "relay"],
     &["files", "report", "snapshot"],
     &["session"],
     &["admin", "listener"],
