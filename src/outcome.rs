@@ -28,6 +28,52 @@ pub struct BackendWords {
     pub text: String,
 }
 
+/// What a directory says about an account instead of yes or no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AccountState {
+    /// The password is too old.
+    PasswordExpired,
+    /// The password was set by somebody else and has to be changed first.
+    PasswordMustChange,
+    /// Locked after too many wrong passwords, for a while or until somebody unlocks it.
+    Locked,
+    /// Switched off by an administrator.
+    Disabled,
+    /// The account's own time is over.
+    AccountExpired,
+    /// Not at this hour.
+    NotNow,
+    /// Not from this machine.
+    NotHere,
+}
+
+impl AccountState {
+    /// Every state.
+    pub const ALL: [Self; 7] = [
+        Self::PasswordExpired,
+        Self::PasswordMustChange,
+        Self::Locked,
+        Self::Disabled,
+        Self::AccountExpired,
+        Self::NotNow,
+        Self::NotHere,
+    ];
+
+    /// The metric label and the log's `reason`.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::PasswordExpired => "password_expired",
+            Self::PasswordMustChange => "password_must_change",
+            Self::Locked => "account_locked",
+            Self::Disabled => "account_disabled",
+            Self::AccountExpired => "account_expired",
+            Self::NotNow => "not_now",
+            Self::NotHere => "not_here",
+        }
+    }
+}
+
 /// Why a client does not get in. The log and the metrics have the true reason; what the client is
 /// told is the protocol's matter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +91,16 @@ pub enum Refusal {
     UnusablePassword,
     /// The client asked to act as somebody else (SASL authzid).
     ForeignAuthzid,
+    /// The account is not one to log in with, whatever the password.
+    Account {
+        /// Why.
+        state: AccountState,
+        /// Whether the directory says so only to who knows the password. If not, a client must never
+        /// be told: a stranger would learn it as well.
+        proven: bool,
+    },
+    /// The password is right, and this user may not use this protocol, or not use mail at all.
+    NotAllowed,
     /// The directory did not say yes or no: unreachable, timed out, busy, or a result other than
     /// success and invalidCredentials.
     DirectoryUnavailable,
@@ -96,6 +152,8 @@ impl Refusal {
             Self::UnusableName => "unusable_name",
             Self::UnusablePassword => "unusable_password",
             Self::ForeignAuthzid => "foreign_authzid",
+            Self::Account { state, .. } => state.label(),
+            Self::NotAllowed => "not_allowed",
             Self::DirectoryUnavailable => "directory_unavailable",
             Self::SeveralEntries => "several_entries",
             Self::NoMailHost => "no_mail_host",
@@ -118,13 +176,21 @@ impl Refusal {
     }
 
     /// Every label that [`Refusal::label`] can return, for metrics that exist from the start.
-    pub const LABELS: [&'static str; 24] = [
+    pub const LABELS: [&'static str; 32] = [
         "wrong_password",
         "unknown_user",
         "empty_password",
         "unusable_name",
         "unusable_password",
         "foreign_authzid",
+        "password_expired",
+        "password_must_change",
+        "account_locked",
+        "account_disabled",
+        "account_expired",
+        "not_now",
+        "not_here",
+        "not_allowed",
         "directory_unavailable",
         "several_entries",
         "no_mail_host",
@@ -145,6 +211,20 @@ impl Refusal {
         "internal",
     ];
 
+    /// What the client may hear instead: a state of the account only with `reveal`
+    /// (`directory.reveal_account_state`) and only who has proven to know the password. Everybody else
+    /// hears what a wrong password is answered with.
+    #[must_use]
+    pub const fn told(&self, reveal: bool) -> &Self {
+        static PLAIN: Refusal = Refusal::WrongPassword;
+        if let Self::Account { proven, .. } = self
+            && !(reveal && *proven)
+        {
+            return &PLAIN;
+        }
+        self
+    }
+
     /// Whose fault it is.
     #[must_use]
     pub const fn side(&self) -> Side {
@@ -155,6 +235,8 @@ impl Refusal {
             | Self::UnusableName
             | Self::UnusablePassword
             | Self::ForeignAuthzid
+            | Self::Account { .. }
+            | Self::NotAllowed
             | Self::TlsRequired
             | Self::Limit => Side::Client,
             Self::DirectoryUnavailable
@@ -179,5 +261,30 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.label())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_has_its_label() {
+        for state in AccountState::ALL {
+            let label = Refusal::Account { state, proven: true }.label();
+            assert_eq!(Refusal::LABELS.iter().filter(|known| **known == label).count(), 1, "{label}");
+        }
+    }
+
+    #[test]
+    fn a_state_is_told_to_who_may_hear_it() {
+        for state in AccountState::ALL {
+            for (reveal, proven) in [(false, false), (false, true), (true, false)] {
+                assert_eq!(Refusal::Account { state, proven }.told(reveal), &Refusal::WrongPassword);
+            }
+            let proven = Refusal::Account { state, proven: true };
+            assert_eq!(proven.told(true), &proven);
+        }
+        assert_eq!(Refusal::NotAllowed.told(false), &Refusal::NotAllowed);
     }
 }

@@ -8,6 +8,8 @@
 
 pub mod imap;
 pub mod sasl;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 use crate::outcome::{BackendWords, Refusal};

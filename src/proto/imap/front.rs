@@ -18,7 +18,7 @@ use super::super::wire::{Found, Gathering, Literal, Skip, Spoiled, printable, wr
 use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome};
 use super::command::{self, Denial, Problem, Verb};
 use super::{LINE, TEXT, first_word};
-use crate::outcome::{BackendWords, Refusal};
+use crate::outcome::{AccountState, BackendWords, Refusal};
 use crate::secret::SecretBuf;
 
 /// The longest line of an authentication exchange (RFC 4954 section 4 has this number).
@@ -435,6 +435,16 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::UnusableName
         | Refusal::UnusablePassword => "[AUTHENTICATIONFAILED] Name or password is wrong",
         Refusal::ForeignAuthzid => "[AUTHORIZATIONFAILED] You may only act as yourself",
+        Refusal::NotAllowed => "[AUTHORIZATIONFAILED] You may not use this service, please ask your administrator",
+        Refusal::Account { state, .. } => match state {
+            AccountState::PasswordExpired => "[EXPIRED] Your password has expired, please change it",
+            AccountState::PasswordMustChange => "[EXPIRED] You have to change your password first",
+            AccountState::Locked => "[CONTACTADMIN] Your account is locked, please tell your administrator",
+            AccountState::Disabled => "[CONTACTADMIN] Your account is disabled, please tell your administrator",
+            AccountState::AccountExpired => "[CONTACTADMIN] Your account has expired, please tell your administrator",
+            AccountState::NotNow => "[AUTHORIZATIONFAILED] You may not log in at this time",
+            AccountState::NotHere => "[AUTHORIZATIONFAILED] You may not log in from here",
+        },
         Refusal::Disagrees(Some(words)) => return Cow::Owned(backend_words(words)),
         Refusal::Disagrees(None)
         | Refusal::DirectoryUnavailable

@@ -3,7 +3,7 @@
 use super::super::front::ImapFront;
 use super::super::trial::{Decision, FrontTrial};
 use super::{Script, clipped};
-use crate::outcome::{BackendWords, Refusal};
+use crate::outcome::{AccountState, BackendWords, Refusal};
 use crate::proto::{Front, FrontSettings, Step, Welcome};
 use crate::secret::SecretBuf;
 
@@ -777,6 +777,7 @@ fn every_refusal_has_its_words() {
     let disagrees = |code: &str, text: &str| {
         Refusal::Disagrees(Some(BackendWords { code: code.to_owned(), text: text.to_owned() }))
     };
+    let state = |state| Refusal::Account { state, proven: true };
     let cases = [
         (Refusal::WrongPassword, wrong),
         (Refusal::UnknownUser, wrong),
@@ -784,6 +785,17 @@ fn every_refusal_has_its_words() {
         (Refusal::UnusableName, wrong),
         (Refusal::UnusablePassword, wrong),
         (Refusal::ForeignAuthzid, "NO [AUTHORIZATIONFAILED] You may only act as yourself"),
+        (Refusal::NotAllowed, "NO [AUTHORIZATIONFAILED] You may not use this service, please ask your administrator"),
+        (state(AccountState::PasswordExpired), "NO [EXPIRED] Your password has expired, please change it"),
+        (state(AccountState::PasswordMustChange), "NO [EXPIRED] You have to change your password first"),
+        (state(AccountState::Locked), "NO [CONTACTADMIN] Your account is locked, please tell your administrator"),
+        (state(AccountState::Disabled), "NO [CONTACTADMIN] Your account is disabled, please tell your administrator"),
+        (
+            state(AccountState::AccountExpired),
+            "NO [CONTACTADMIN] Your account has expired, please tell your administrator",
+        ),
+        (state(AccountState::NotNow), "NO [AUTHORIZATIONFAILED] You may not log in at this time"),
+        (state(AccountState::NotHere), "NO [AUTHORIZATIONFAILED] You may not log in from here"),
         (Refusal::DirectoryUnavailable, unavailable),
         (Refusal::SeveralEntries, unavailable),
         (Refusal::NoMailHost, contact),

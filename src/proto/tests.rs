@@ -1,0 +1,154 @@
+//! What every protocol answers to every refusal: one table, a column per protocol.
+
+use super::{FrontSettings, PROTOCOLS, Protocol, Step};
+use crate::outcome::{AccountState, Refusal};
+use crate::secret::SecretBuf;
+
+/// The rows of the table: what a client may do about a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Row {
+    /// Wrong password, unknown user, anything that must look the same.
+    Wrong,
+    /// The directory or a backend cannot, for now.
+    Unavailable,
+    /// Nothing tells where the mailbox is, or it cannot be had this way.
+    NoMailbox,
+    /// The password must be changed first.
+    NewPassword,
+    /// The account is locked, disabled or over.
+    Inactive,
+    /// Not at this time, not from here.
+    NotNow,
+    /// Not as somebody else, not by this protocol.
+    NotAllowed,
+    Limit,
+    TlsFirst,
+    OurFault,
+}
+
+/// One column: how a login is attempted in this protocol, and how each answer begins.
+struct Column {
+    protocol: &'static str,
+    attempt: &'static [u8],
+    answer: fn(Row) -> &'static str,
+}
+
+const COLUMNS: &[Column] = &[Column {
+    protocol: "imap",
+    attempt: b"a LOGIN alice secret\r\n",
+    answer: |row| match row {
+        Row::Wrong => "a NO [AUTHENTICATIONFAILED] ",
+        Row::Unavailable => "a NO [UNAVAILABLE] ",
+        Row::NoMailbox | Row::Inactive => "a NO [CONTACTADMIN] ",
+        Row::NewPassword => "a NO [EXPIRED] ",
+        Row::NotNow | Row::NotAllowed => "a NO [AUTHORIZATIONFAILED] ",
+        Row::Limit => "a NO [LIMIT] ",
+        Row::TlsFirst => "a NO [PRIVACYREQUIRED] ",
+        Row::OurFault => "a NO [SERVERBUG] ",
+    },
+}];
+
+const fn row(refusal: &Refusal) -> Row {
+    match refusal {
+        Refusal::WrongPassword
+        | Refusal::UnknownUser
+        | Refusal::EmptyPassword
+        | Refusal::UnusableName
+        | Refusal::UnusablePassword => Row::Wrong,
+        Refusal::DirectoryUnavailable
+        | Refusal::SeveralEntries
+        | Refusal::BackendUnreachable
+        | Refusal::BackendTls
+        | Refusal::BackendTimeout
+        | Refusal::BackendFault
+        | Refusal::BackendBusy
+        | Refusal::Disagrees(_)
+        | Refusal::Deadline
+        | Refusal::Draining => Row::Unavailable,
+        Refusal::NoMailHost
+        | Refusal::SeveralMailHosts
+        | Refusal::UnknownMailHost
+        | Refusal::NoBackendLogin
+        | Refusal::ProtocolNotServed => Row::NoMailbox,
+        Refusal::Account { state: AccountState::PasswordExpired | AccountState::PasswordMustChange, .. } => {
+            Row::NewPassword
+        }
+        Refusal::Account {
+            state: AccountState::Locked | AccountState::Disabled | AccountState::AccountExpired,
+            ..
+        } => Row::Inactive,
+        Refusal::Account { state: AccountState::NotNow | AccountState::NotHere, .. } => Row::NotNow,
+        Refusal::ForeignAuthzid | Refusal::NotAllowed => Row::NotAllowed,
+        Refusal::Limit => Row::Limit,
+        Refusal::TlsRequired => Row::TlsFirst,
+        Refusal::Internal => Row::OurFault,
+    }
+}
+
+/// Every refusal there is; the test sees to it that none is missing.
+fn every_refusal() -> Vec<Refusal> {
+    let states = AccountState::ALL.map(|state| Refusal::Account { state, proven: true });
+    let mut all = vec![
+        Refusal::WrongPassword,
+        Refusal::UnknownUser,
+        Refusal::EmptyPassword,
+        Refusal::UnusableName,
+        Refusal::UnusablePassword,
+        Refusal::ForeignAuthzid,
+        Refusal::NotAllowed,
+        Refusal::DirectoryUnavailable,
+        Refusal::SeveralEntries,
+        Refusal::NoMailHost,
+        Refusal::SeveralMailHosts,
+        Refusal::UnknownMailHost,
+        Refusal::NoBackendLogin,
+        Refusal::ProtocolNotServed,
+        Refusal::BackendUnreachable,
+        Refusal::BackendTls,
+        Refusal::BackendTimeout,
+        Refusal::BackendFault,
+        Refusal::BackendBusy,
+        Refusal::Disagrees(None),
+        Refusal::TlsRequired,
+        Refusal::Limit,
+        Refusal::Deadline,
+        Refusal::Draining,
+        Refusal::Internal,
+    ];
+    all.extend(states);
+    for label in Refusal::LABELS {
+        assert!(all.iter().any(|refusal| refusal.label() == label), "{label} is missing here");
+    }
+    all
+}
+
+/// What this protocol answers to an attempt that is refused so.
+fn answer(protocol: &Protocol, attempt: &[u8], refusal: &Refusal) -> String {
+    let mut front = (protocol.front)(FrontSettings { tls: true, starttls: false, bad_commands: 1 });
+    let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+    front.greet(&mut out);
+    input.extend(attempt);
+    let step = front.step(&mut input, &mut out);
+    assert!(matches!(step, Step::Attempt(_)), "{} takes the attempt: {step:?}", protocol.name);
+    out.clear();
+    front.refused(refusal, &mut out);
+    String::from_utf8(out.as_slice().to_vec()).unwrap()
+}
+
+#[test]
+fn every_protocol_answers_every_refusal_as_its_column_says() {
+    for protocol in PROTOCOLS {
+        let column = COLUMNS.iter().find(|column| column.protocol == protocol.name);
+        let Column { attempt, answer: expected, .. } = column.expect("each protocol has its column above");
+        let wrong = answer(protocol, attempt, &Refusal::WrongPassword);
+        for refusal in every_refusal() {
+            let row = row(&refusal);
+            let answer = answer(protocol, attempt, &refusal);
+            let expected = expected(row);
+            assert!(answer.starts_with(expected), "{}: {refusal}: {answer} is not {expected}", protocol.name);
+            assert!(answer.ends_with("\r\n") && answer.lines().count() == 1, "{}: {answer}", protocol.name);
+            // What must not be told apart is the same to the last byte.
+            assert!((row != Row::Wrong) || answer == wrong, "{}: {refusal}: {answer}", protocol.name);
+        }
+    }
+}
