@@ -616,3 +616,15 @@ fn throttle() {
     rule("failed_logins_per_user", "{first_delay: 3s, max_delay: 2s}", ".first_delay", "longer than `max_delay`");
     rule("logins_per_second", "{per: 3}", ".per", "unknown key");
 }
+
+#[test]
+fn the_name_of_usher_is_a_host_name() {
+    for name in ["192.0.2.1", "\"2001:db8::1\"", "mail example.com", "\"\""] {
+        mistake(
+            "hostname: mail.example.com",
+            &format!("hostname: {name} # HERE"),
+            "hostname",
+            "such as mail.example.com",
+        );
+    }
+}
