@@ -30,6 +30,20 @@ pub struct Protocol {
     pub front: fn(FrontSettings) -> Box<dyn Front>,
     /// Starts the dialogue with a backend.
     pub back: fn(BackSettings) -> Box<dyn Back>,
+    /// How a relayed session can be ended because the directory has changed.
+    pub parting: Parting,
+}
+
+/// How a relayed session can be ended by usher, which does not read what is said in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parting {
+    /// With this line to the client where one can stand: behind a complete line of the backend, when
+    /// nothing moves. Else the connection is closed without a word.
+    Line(&'static [u8]),
+    /// There is no line that would be understood: the connection is closed.
+    Close,
+    /// Not at all: a close could cut a message in two, and sessions are short.
+    Never,
 }
 
 /// Rows of one table: the name tells them apart.
