@@ -48,6 +48,7 @@ fn back(size: usize) -> bool {
         password: Secret::copy_of(b"secret"),
         service: None,
         untagged_limit: 65_536,
+        forward: None,
     });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     SENT.chunks(size).any(|piece| {

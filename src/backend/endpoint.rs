@@ -228,8 +228,14 @@ impl Endpoint {
             Some(account) => (account.login.clone().into_bytes(), account.password.clone()),
             None => (Vec::new(), Secret::new(Vec::new())),
         };
-        let settings =
-            BackSettings { tls: self.tls, login, password, service: None, untagged_limit: self.untagged_limit };
+        let settings = BackSettings {
+            tls: self.tls,
+            login,
+            password,
+            service: None,
+            untagged_limit: self.untagged_limit,
+            forward: None,
+        };
         let talk = match Talk::approach(self, tcp, settings).await {
             Ok(talk) => talk,
             // It greets, but does not let this nobody in; nor was that the question.

@@ -202,6 +202,7 @@ impl BackendError {
             Self::Fault(
                 BackFault::Preauth
                 | BackFault::NoMechanism
+                | BackFault::NotTold
                 | BackFault::Bad
                 | BackFault::Referral
                 | BackFault::TooMuch
@@ -282,8 +283,14 @@ impl Backend {
             None => (None, password.clone()),
         };
         let login = login.as_str().as_bytes().to_vec();
-        let settings =
-            BackSettings { tls: endpoint.tls, login, password, service, untagged_limit: self.untagged_limit };
+        let settings = BackSettings {
+            tls: endpoint.tls,
+            login,
+            password,
+            service,
+            untagged_limit: self.untagged_limit,
+            forward: None,
+        };
 
         let began = Instant::now();
         let approach = async {

@@ -12,6 +12,8 @@ pub mod sasl;
 mod tests;
 pub mod wire;
 
+use core::net::SocketAddr;
+
 use crate::outcome::{BackendWords, Refusal};
 use crate::secret::{Secret, SecretBuf};
 
@@ -26,10 +28,21 @@ pub struct Protocol {
     pub implicit_port: u16,
     /// The port of STARTTLS.
     pub starttls_port: u16,
+    /// How its dialogue can tell a backend who the client is, if it can.
+    pub introduction: Option<Introduction>,
     /// Starts the dialogue with a client.
     pub front: fn(FrontSettings) -> Box<dyn Front>,
     /// Starts the dialogue with a backend.
     pub back: fn(BackSettings) -> Box<dyn Back>,
+}
+
+/// How a backend is told in its dialogue, before the login, who the client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Introduction {
+    /// IMAP's ID (RFC 2971) with `x-originating-ip` and its kin.
+    Id,
+    /// The command XCLIENT of Postfix and Dovecot.
+    Xclient,
 }
 
 /// Rows of one table: the name tells them apart.
@@ -148,6 +161,17 @@ pub struct Welcome {
     pub text: Vec<u8>,
 }
 
+/// Who is calling, for a backend that is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The client.
+    pub client: SocketAddr,
+    /// Where it connected to.
+    pub local: SocketAddr,
+    /// The session id of the log: letters and digits.
+    pub session: String,
+}
+
 /// How to log in to a backend.
 #[derive(Debug, Clone)]
 pub struct BackSettings {
@@ -162,6 +186,9 @@ pub struct BackSettings {
     pub service: Option<Vec<u8>>,
     /// How many bytes of untagged lines a login may bring before it counts as a fault.
     pub untagged_limit: usize,
+    /// The client, if the backend is to be told in the protocol's own way ([`Protocol::introduction`]):
+    /// under TLS, before the login.
+    pub forward: Option<Origin>,
 }
 
 /// TLS on the way to a backend.
@@ -209,6 +236,9 @@ pub enum BackFault {
     /// It says LOGINDISABLED and offers no mechanism that usher can use.
     #[error("it offers no way to log in")]
     NoMechanism,
+    /// It refuses to be told who the client is: usher is not in its trusted networks.
+    #[error("it does not let usher tell it the client's address; is usher in its trusted networks?")]
+    NotTold,
     /// It answered BAD to a correct command.
     #[error("it answered BAD")]
     Bad,

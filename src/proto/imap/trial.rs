@@ -3,7 +3,11 @@
 //! product: built for tests and with the feature `fuzz` alone. Panics when a rule is broken.
 
 use crate::outcome::Refusal;
-use crate::proto::{Back, BackSettings, BackStep, BackTls, Credentials, Front, FrontSettings, Protocol, Step, Welcome};
+use core::net::SocketAddr;
+
+use crate::proto::{
+    Back, BackSettings, BackStep, BackTls, Credentials, Front, FrontSettings, Origin, Protocol, Step, Welcome,
+};
 use crate::secret::{Secret, SecretBuf};
 
 const PROTOCOL: &Protocol = &super::PROTOCOL;
@@ -243,6 +247,11 @@ pub fn back(data: &[u8]) {
             password: Secret::copy_of(if choice & 2 != 0 { b"p\xc3\xa4ss" } else { b"pass" }),
             service: (choice & 4 != 0).then(|| b"proxy".to_vec()),
             untagged_limit: LIMIT,
+            forward: (choice & 8 != 0).then(|| Origin {
+                client: SocketAddr::from(([192, 0, 2, 7], 4711)),
+                local: SocketAddr::from(([192, 0, 2, 1], 993)),
+                session: "S1".to_owned(),
+            }),
         });
         sent.chunks(size).for_each(|piece| trial.feed(piece));
         trial.finish()

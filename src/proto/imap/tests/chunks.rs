@@ -138,6 +138,7 @@ proptest! {
                 password: Secret::copy_of(password.as_bytes()),
                 service: by_service.then(|| b"proxy".to_vec()),
                 untagged_limit,
+                forward: None,
             });
             pieces.iter().for_each(|piece| trial.feed(piece));
             trial.finish()
