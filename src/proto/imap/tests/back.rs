@@ -1,10 +1,8 @@
 //! What a backend sends, and what usher makes of it.
 
-use super::super::trial::BackTrial;
-use super::{Script, clipped};
-use core::net::SocketAddr;
-
-use crate::proto::{BackSettings, BackTls, Origin};
+use super::super::PROTOCOL;
+use crate::proto::trial::{HOST, calling};
+use crate::proto::{BackSettings, BackTls, script};
 use crate::secret::Secret;
 
 /// Who logs in, and how.
@@ -31,37 +29,22 @@ const STARTTLS: Login = Login { tls: BackTls::StartTls, ..ALICE };
 const PROXY: Login = Login { service: Some(b"proxy"), ..ALICE };
 
 impl Login {
-    fn trial(self) -> BackTrial {
-        BackTrial::new(BackSettings {
+    fn settings(self) -> BackSettings {
+        BackSettings {
             tls: self.tls,
             login: self.login.to_vec(),
             password: Secret::copy_of(self.password),
             service: self.service.map(<[u8]>::to_vec),
             untagged_limit: self.untagged_limit,
-            forward: self.client.map(|client| Origin {
-                client: client.parse().unwrap(),
-                local: SocketAddr::from(([192, 0, 2, 1], 993)),
-                session: "7Q2X".to_owned(),
-            }),
-        })
+            forward: self.client.map(calling),
+            host: HOST.into(),
+        }
     }
 }
 
 #[track_caller]
 fn script(login: Login, text: &str) {
-    let script = Script::parse(text, 'S');
-    let mut lockstep = login.trial();
-    for (bytes, before) in &script.sent {
-        assert_eq!(&lockstep.transcript, before, "before {}", clipped(bytes));
-        lockstep.feed(bytes);
-    }
-    assert_eq!(lockstep.finish(), script.transcript);
-    for cut in script.cuts() {
-        let mut trial = login.trial();
-        cut.iter().for_each(|piece| trial.feed(piece));
-        let pieces: Vec<_> = cut.iter().map(|piece| clipped(piece)).collect();
-        assert_eq!(trial.finish(), script.transcript, "cut into {pieces:?}");
-    }
+    script::backend(&PROTOCOL, &login.settings(), text);
 }
 
 /// A script behind a greeting with these capabilities.
@@ -113,7 +96,7 @@ fn cyrus() {
 #[test]
 fn a_backend_is_told_who_the_client_is_under_tls_and_before_the_login() {
     let told = |client| Login { client: Some(client), ..STARTTLS };
-    let fields = r#""x-connected-ip" "192.0.2.1" "x-connected-port" "993" "x-session-id" "7Q2X")"#;
+    let fields = r#""x-connected-ip" "192.0.2.1" "x-connected-port" "993" "x-session-id" "S7Q2X")"#;
     for (client, ip, port) in [("198.51.100.7:4711", "198.51.100.7", 4711), ("[2001:db8::7]:1", "2001:db8::7", 1)] {
         greeted(
             told(client),
