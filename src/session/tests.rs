@@ -21,6 +21,7 @@ static ONE_LINE: Protocol = Protocol {
     alpn: None,
     implicit_port: 0,
     starttls_port: 0,
+    introduction: None,
     front: one_line,
     back: no_back,
     parting: proto::Parting::Close,

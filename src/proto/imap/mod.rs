@@ -12,7 +12,7 @@ mod tests;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod trial;
 
-use super::{Back, BackSettings, Front, FrontSettings, Parting, Protocol};
+use super::{Back, BackSettings, Front, FrontSettings, Introduction, Parting, Protocol};
 
 /// IMAP's row.
 pub const PROTOCOL: Protocol = Protocol {
@@ -20,6 +20,7 @@ pub const PROTOCOL: Protocol = Protocol {
     alpn: Some(b"imap"),
     implicit_port: 993,
     starttls_port: 143,
+    introduction: Some(Introduction::Id),
     front,
     back,
     // RFC 3501 section 7.1.5: a server may say BYE at any time, between two of its lines.
