@@ -24,6 +24,8 @@ pub struct Visitor {
     pub session: u64,
     /// The client's address, canonical.
     pub client: IpAddr,
+    /// The webmail server that called for it, if one did.
+    pub via: Option<IpAddr>,
     /// The protocol's name.
     pub protocol: &'static str,
 }
@@ -129,6 +131,7 @@ impl Report {
                 $level!(
                     session = visitor.session,
                     client = %visitor.client,
+                    via = visitor.via.map(tracing::field::display),
                     protocol = visitor.protocol,
                     result,
                     login = %Escaped(&self.typed),

@@ -3,12 +3,12 @@
 use super::super::PROTOCOL;
 use super::super::front::ImapFront;
 use crate::outcome::{AccountState, BackendWords, Refusal};
-use crate::proto::trial::{Decision, FrontTrial, HOST};
+use crate::proto::trial::{Decision, FrontTrial, HOST, SESSION};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
 use crate::secret::SecretBuf;
 
 const TLS: FrontSettings<'_> =
-    FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+    FrontSettings { host: HOST, session: SESSION, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
 /// What a decision in a script means.
