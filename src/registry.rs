@@ -3,24 +3,26 @@
 //!
 //! A session is listed while its [`Listed`] guard lives, however it ends.
 
+mod id;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+pub use id::SessionId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 /// What is known of a relayed session. Never a password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Session {
-    /// The session id of the log.
-    pub id: u64,
+    /// The session id, as in the log.
+    pub id: SessionId,
     /// The login name as typed.
     pub login: Arc<str>,
     /// The entry's DN.
@@ -36,31 +38,25 @@ pub struct Session {
 }
 
 /// Every relayed session.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Registry {
     relayed: Mutex<Relayed>,
-    next_id: AtomicU64,
+    ids: id::Ids,
 }
 
 #[derive(Debug, Default)]
 struct Relayed {
-    sessions: BTreeMap<u64, Arc<Session>>,
+    sessions: BTreeMap<SessionId, Arc<Session>>,
     /// Those that nobody has asked to end yet; dropping one of these asks.
-    open: BTreeMap<u64, oneshot::Sender<Infallible>>,
+    open: BTreeMap<SessionId, oneshot::Sender<Infallible>>,
     /// Whether a session that is listed now is asked to end at once.
     closed: bool,
 }
 
-impl Default for Registry {
-    fn default() -> Self {
-        Self { relayed: Mutex::default(), next_id: AtomicU64::new(1) }
-    }
-}
-
 impl Registry {
-    /// A new session id, unique in this process: made at accept, used in every log event.
-    pub fn next_id(&self) -> u64 {
-        self.next_id.fetch_add(1, Ordering::Relaxed)
+    /// A new session id: made at accept, used in every log event.
+    pub fn next_id(&self) -> SessionId {
+        self.ids.next()
     }
 
     /// Lists a session until the guard is dropped; the future is ready when it is asked to end.
@@ -122,7 +118,7 @@ impl Future for AskedToEnd {
 #[derive(Debug)]
 pub struct Listed {
     registry: Arc<Registry>,
-    id: u64,
+    id: SessionId,
 }
 
 impl Drop for Listed {
@@ -163,7 +159,6 @@ mod tests {
         assert_eq!(registry.sessions()[0].login.as_ref(), "alice");
         drop(listed);
         assert_eq!(registry.count(), 0);
-        assert_eq!(registry.next_id(), 2);
     }
 
     #[tokio::test]
