@@ -101,7 +101,7 @@ impl Report {
 
     /// Takes over a backend's words.
     pub fn words(&mut self, words: &BackendWords) {
-        let BackendWords { code, text } = words;
+        let BackendWords { code, text, .. } = words;
         self.reply = Some(if code.is_empty() { text.clone() } else { format!("[{code}] {text}") });
     }
 

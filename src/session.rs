@@ -93,6 +93,8 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         return parted(&visitor, Parting::Limit, &shared.metrics);
     };
     let front = (protocol.front)(FrontSettings {
+        host: &snapshot.host,
+        capabilities: None,
         tls: tls == ListenerTls::Implicit,
         starttls: tls == ListenerTls::StartTls,
         bad_commands: snapshot.config.limits.bad_commands,

@@ -18,6 +18,8 @@ use crate::proto::{BackTls, Protocol};
 pub struct Config {
     /// The file it came from, absolute.
     pub file: PathBuf,
+    /// usher's own name in its dialogues; `None`: as its certificate says.
+    pub hostname: Option<String>,
     /// Where clients connect.
     pub listeners: Vec<Listener>,
     /// TLS towards clients.

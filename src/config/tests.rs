@@ -88,6 +88,7 @@ admin: {address: "[::1]:9931"}
 control: {path: control.sock, group: mail}
 process: {user: usher, group: mail, debug: true}
 log: {format: json, level: debug}
+hostname: mail.example.com
 "#;
 
 fn parse_text(text: &str) -> Result<Config, Vec<Problem>> {

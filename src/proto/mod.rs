@@ -9,8 +9,14 @@
 pub mod imap;
 pub mod sasl;
 #[cfg(test)]
+mod script;
+#[cfg(test)]
 mod tests;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod trial;
 pub mod wire;
+
+use std::sync::Arc;
 
 use crate::outcome::{BackendWords, Refusal};
 use crate::secret::{Secret, SecretBuf};
@@ -27,7 +33,7 @@ pub struct Protocol {
     /// The port of STARTTLS.
     pub starttls_port: u16,
     /// Starts the dialogue with a client.
-    pub front: fn(FrontSettings) -> Box<dyn Front>,
+    pub front: fn(FrontSettings<'_>) -> Box<dyn Front>,
     /// Starts the dialogue with a backend.
     pub back: fn(BackSettings) -> Box<dyn Back>,
 }
@@ -52,7 +58,13 @@ pub fn by_name(name: &str) -> Option<&'static Protocol> {
 
 /// What a client dialogue is told about its connection.
 #[derive(Debug, Clone, Copy)]
-pub struct FrontSettings {
+pub struct FrontSettings<'a> {
+    /// usher's own name, for greetings that have one.
+    pub host: &'a str,
+    /// What all backends of this protocol can do after the login, one capability each in the
+    /// protocol's own form, such as `IDLE` or `SIZE 10240000`; `None` while nobody knows. Of these the
+    /// dialogue offers what can be promised before the login.
+    pub capabilities: Option<&'a [String]>,
     /// Whether TLS is established already (implicit TLS).
     pub tls: bool,
     /// Whether STARTTLS may be offered while TLS is not established.
@@ -99,7 +111,7 @@ pub enum Step {
 /// Why the client dialogue ended without a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quit {
-    /// The client said so (LOGOUT).
+    /// The client said so (LOGOUT, QUIT).
     Logout,
     /// Too many bad commands, or an input that cannot be resynchronized.
     Nonsense,
@@ -115,7 +127,8 @@ pub trait Front: Send + Sync {
     /// refusal. Called again with the same input after any step but `NeedMore` and `Quit`.
     fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step;
 
-    /// TLS is established: everything said before is forgotten (RFC 3501 section 6.2.1).
+    /// TLS is established: everything said before is forgotten (RFC 3501 section 6.2.1, RFC 2595
+    /// section 4, RFC 3207 section 4.2).
     fn tls_started(&mut self);
 
     /// Answers the attempt: the words of this protocol for the refusal. The dialogue goes on.
@@ -162,6 +175,8 @@ pub struct BackSettings {
     pub service: Option<Vec<u8>>,
     /// How many bytes of untagged lines a login may bring before it counts as a fault.
     pub untagged_limit: usize,
+    /// usher's own name, for protocols whose clients have to say one.
+    pub host: Arc<str>,
 }
 
 /// TLS on the way to a backend.
@@ -194,7 +209,7 @@ pub enum BackStep {
 /// Why a backend cannot be used for this login; nothing of it says the password is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BackFault {
-    /// It greeted or answered with BYE.
+    /// It turned usher away with its greeting, or took leave.
     #[error("it said BYE")]
     Bye,
     /// It greeted with PREAUTH (a known downgrade trick).
@@ -209,7 +224,7 @@ pub enum BackFault {
     /// It says LOGINDISABLED and offers no mechanism that usher can use.
     #[error("it offers no way to log in")]
     NoMechanism,
-    /// It answered BAD to a correct command.
+    /// It takes a correct command for a wrong one (BAD).
     #[error("it answered BAD")]
     Bad,
     /// It refers the user to another server.

@@ -21,7 +21,7 @@ static ONE_LINE: Protocol =
 
 struct OneLine;
 
-fn one_line(_: FrontSettings) -> Box<dyn Front> {
+fn one_line(_: FrontSettings<'_>) -> Box<dyn Front> {
     Box::new(OneLine)
 }
 
@@ -108,6 +108,7 @@ limits: {{{limits}}}
         let config = config::parse(&folder.path().join("config.yaml"), &text).unwrap();
         let metrics = Arc::new(Metrics::new());
         let snapshot = Snapshot {
+            host: "usher.example.com".into(),
             tls: tls::server::ServerTls::build(&config.tls, &config.place).unwrap(),
             authn: Authenticator::new(Arc::new(Obedient), Arc::new(Cache::new(&config.cache)), 100),
             directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),

@@ -99,6 +99,7 @@ fn what_is_commented_out_is_the_default() {
 fn every_commented_key_is_sound() {
     // Each alone, as an operator would remove its `#`.
     for (key, more) in [
+        ("hostname:", None),
         ("cipher_suites:", None),
         ("client_ca:", None),
         ("client_certificate: {chain: tls", None),

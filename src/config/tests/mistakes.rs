@@ -614,3 +614,15 @@ fn throttle() {
     rule("failed_logins_per_user", "{max_delay: 6s}", ".max_delay", "write 100ms to 5s (default 4s)");
     rule("logins_per_second", "{per: 3}", ".per", "unknown key");
 }
+
+#[test]
+fn the_name_of_usher_is_a_host_name() {
+    for name in ["192.0.2.1", "\"2001:db8::1\"", "mail example.com", "\"\""] {
+        mistake(
+            "hostname: mail.example.com",
+            &format!("hostname: {name} # HERE"),
+            "hostname",
+            "such as mail.example.com",
+        );
+    }
+}

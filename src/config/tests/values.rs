@@ -10,6 +10,7 @@ fn every_key_arrives() {
     let config = parse_text(SOUND).unwrap();
     assert_eq!(config.warnings, []);
     assert_eq!(config.file, Path::new("/etc/usher/config.yaml"));
+    assert_eq!(config.hostname.as_deref(), Some("mail.example.com"));
     let listeners: Vec<_> = config.listeners.iter().map(|l| (l.protocol.name, l.address.to_string(), l.tls)).collect();
     let imap = |address: &str, tls| ("imap", address.to_owned(), tls);
     assert_eq!(listeners, [imap("[::]:993", ListenerTls::Implicit), imap("[::]:143", ListenerTls::StartTls)]);

@@ -7,9 +7,9 @@
 //! another order than the protocol's is given up.
 
 use super::super::sasl::{fits_plain, write_plain};
-use super::super::wire::{Found, Gathering, Literal, Spoiled, printable, write_line};
+use super::super::wire::{Found, Gathering, Literal, Spoiled, first_word, printable, write_line};
 use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Welcome};
-use super::{LINE, TEXT, first_word};
+use super::{LINE, TEXT};
 use crate::outcome::BackendWords;
 use crate::secret::{Secret, SecretBuf};
 
@@ -219,6 +219,7 @@ impl ImapBack {
             (State::Login(_), Word::No) => Ok(Some(BackStep::Refused(BackendWords {
                 code: printable(status.code, TEXT),
                 text: printable(status.text, TEXT),
+                unavailable: status.is_about_the_server(),
             }))),
             (State::Afterwards(text), Word::Ok) => Ok(Some(self.ready(text))),
             (State::Capability | State::Afterwards(_), Word::No)
@@ -417,6 +418,11 @@ impl<'a> Status<'a> {
 
     fn capabilities(&self) -> Option<&'a [u8]> {
         capability_line(self.code)
+    }
+
+    /// Codes that say that the server cannot tell, whoever asks (RFC 5530).
+    fn is_about_the_server(&self) -> bool {
+        ["UNAVAILABLE", "SERVERBUG", "INUSE"].iter().any(|code| self.code.eq_ignore_ascii_case(code.as_bytes()))
     }
 
     fn is_referral(&self) -> bool {

@@ -24,16 +24,10 @@ const LINE: usize = 8192;
 /// How much of a peer's free text is passed on.
 const TEXT: usize = 512;
 
-fn front(settings: FrontSettings) -> Box<dyn Front> {
+fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
     Box::new(front::ImapFront::new(settings))
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {
     Box::new(back::ImapBack::new(settings))
-}
-
-/// The first word of `text`, up to a space, and what stands behind that space.
-fn first_word(text: &[u8]) -> (&[u8], &[u8]) {
-    let end = text.iter().position(|byte| *byte == b' ').unwrap_or(text.len());
-    (text.get(..end).unwrap_or_default(), text.get(end + 1..).unwrap_or_default())
 }

@@ -1,8 +1,8 @@
 //! What a backend sends, and what usher makes of it.
 
-use super::super::trial::BackTrial;
-use super::{Script, clipped};
-use crate::proto::{BackSettings, BackTls};
+use super::super::PROTOCOL;
+use crate::proto::trial::HOST;
+use crate::proto::{BackSettings, BackTls, script};
 use crate::secret::Secret;
 
 /// Who logs in, and how.
@@ -21,32 +21,21 @@ const STARTTLS: Login = Login { tls: BackTls::StartTls, ..ALICE };
 const PROXY: Login = Login { service: Some(b"proxy"), ..ALICE };
 
 impl Login {
-    fn trial(self) -> BackTrial {
-        BackTrial::new(BackSettings {
+    fn settings(self) -> BackSettings {
+        BackSettings {
             tls: self.tls,
             login: self.login.to_vec(),
             password: Secret::copy_of(self.password),
             service: self.service.map(<[u8]>::to_vec),
             untagged_limit: self.untagged_limit,
-        })
+            host: HOST.into(),
+        }
     }
 }
 
 #[track_caller]
 fn script(login: Login, text: &str) {
-    let script = Script::parse(text, 'S');
-    let mut lockstep = login.trial();
-    for (bytes, before) in &script.sent {
-        assert_eq!(&lockstep.transcript, before, "before {}", clipped(bytes));
-        lockstep.feed(bytes);
-    }
-    assert_eq!(lockstep.finish(), script.transcript);
-    for cut in script.cuts() {
-        let mut trial = login.trial();
-        cut.iter().for_each(|piece| trial.feed(piece));
-        let pieces: Vec<_> = cut.iter().map(|piece| clipped(piece)).collect();
-        assert_eq!(trial.finish(), script.transcript, "cut into {pieces:?}");
-    }
+    script::backend(&PROTOCOL, &login.settings(), text);
 }
 
 /// A script behind a greeting with these capabilities.

@@ -7,74 +7,92 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::super::trial::{BackTrial, Decision, FrontTrial};
+use super::super::trial::{BackTrial, Decision, FrontTrial, HOST};
 use crate::outcome::Refusal;
-use crate::proto::{BackSettings, BackTls, FrontSettings, Welcome};
+use crate::proto::{BackSettings, BackTls, FrontSettings, PROTOCOLS, Protocol, Welcome};
 use crate::secret::Secret;
 
-/// What a client says, well or badly.
-const CLIENT: &[&str] = &[
-    "\r\n",
-    "\n",
-    "\r",
-    "a ",
-    "b2 CAPABILITY\r\n",
-    "c NOOP\r\n",
-    "d ID (\"name\" \"x\" \"version\" NIL)\r\n",
-    "e LOGIN alice secret\r\n",
-    "f LOGIN \"al\\\"ice\" \"s ecret\"\r\n",
-    "g LOGIN {5}\r\nalice {6+}\r\nsecret\r\n",
-    "h AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==\r\n",
-    "i AUTHENTICATE PLAIN\r\nAGFsaWNlAHNlY3JldA==\r\n",
-    "j AUTHENTICATE LOGIN\r\nYWxpY2U=\r\nc2VjcmV0\r\n",
-    "k AUTHENTICATE PLAIN\r\n*\r\n",
-    "l STARTTLS\r\n",
-    "m LOGOUT\r\n",
-    "GET / HTTP/1.1\r\n",
-    "LOGIN",
-    "{3}\r\n",
-    "{3+}\r\n",
-    "{99999}\r\n",
-    "{99999+}\r\n",
-    "\"",
-    "\\",
-    " ",
-    "(",
-    "*",
-    "+",
-    "AGFsaWNl",
-];
+/// What is said in a protocol, well or badly, by clients and by backends.
+#[derive(Debug)]
+struct Talk {
+    protocol: &'static str,
+    client: &'static [&'static str],
+    backend: &'static [&'static str],
+}
 
-/// What a backend says, well or badly.
-const BACKEND: &[&str] = &[
-    "\r\n",
-    "\n",
-    "\r",
-    "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN LITERAL+] ready\r\n",
-    "* OK ready\r\n",
-    "* PREAUTH in\r\n",
-    "* BYE no\r\n",
-    "* CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED\r\n",
-    "* CAPABILITY IMAP4rev1 LITERAL+ ID\r\n",
-    "* CAPABILITY IMAP4rev1 AUTH=PLAIN\r\n",
-    "* ID (\"name\" {4}\r\nx\r\ny)\r\n",
-    "+ go on\r\n",
-    "+ \r\n",
-    "u1 OK done\r\n",
-    "u2 OK done\r\n",
-    "u3 OK [CAPABILITY IMAP4rev1 IDLE] in\r\n",
-    "u1 NO [UNAVAILABLE] later\r\n",
-    "u2 BAD what\r\n",
-    "u1 OKAY\r\n",
-    "* 1 EXISTS\r\n",
-    "{5}\r\n",
-    "{5+}\r\n",
-    "{4294967295}\r\n",
-    "u1 ",
-    "* ",
-    "[",
-    "]",
-];
+const TALKS: &[Talk] = &[IMAP];
+
+const IMAP: Talk = Talk {
+    protocol: "imap",
+    client: &[
+        "\r\n",
+        "\n",
+        "\r",
+        "a ",
+        "b2 CAPABILITY\r\n",
+        "c NOOP\r\n",
+        "d ID (\"name\" \"x\" \"version\" NIL)\r\n",
+        "e LOGIN alice secret\r\n",
+        "f LOGIN \"al\\\"ice\" \"s ecret\"\r\n",
+        "g LOGIN {5}\r\nalice {6+}\r\nsecret\r\n",
+        "h AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==\r\n",
+        "i AUTHENTICATE PLAIN\r\nAGFsaWNlAHNlY3JldA==\r\n",
+        "j AUTHENTICATE LOGIN\r\nYWxpY2U=\r\nc2VjcmV0\r\n",
+        "k AUTHENTICATE PLAIN\r\n*\r\n",
+        "l STARTTLS\r\n",
+        "m LOGOUT\r\n",
+        "GET / HTTP/1.1\r\n",
+        "LOGIN",
+        "{3}\r\n",
+        "{3+}\r\n",
+        "{99999}\r\n",
+        "{99999+}\r\n",
+        "\"",
+        "\\",
+        " ",
+        "(",
+        "*",
+        "+",
+        "AGFsaWNl",
+    ],
+    backend: &[
+        "\r\n",
+        "\n",
+        "\r",
+        "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN LITERAL+] ready\r\n",
+        "* OK ready\r\n",
+        "* PREAUTH in\r\n",
+        "* BYE no\r\n",
+        "* CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED\r\n",
+        "* CAPABILITY IMAP4rev1 LITERAL+ ID\r\n",
+        "* CAPABILITY IMAP4rev1 AUTH=PLAIN\r\n",
+        "* ID (\"name\" {4}\r\nx\r\ny)\r\n",
+        "+ go on\r\n",
+        "+ \r\n",
+        "u1 OK done\r\n",
+        "u2 OK done\r\n",
+        "u3 OK [CAPABILITY IMAP4rev1 IDLE] in\r\n",
+        "u1 NO [UNAVAILABLE] later\r\n",
+        "u2 BAD what\r\n",
+        "u1 OKAY\r\n",
+        "* 1 EXISTS\r\n",
+        "{5}\r\n",
+        "{5+}\r\n",
+        "{4294967295}\r\n",
+        "u1 ",
+        "* ",
+        "[",
+        "]",
+    ],
+};
+
+/// One protocol or another, and how it is talked.
+fn protocol() -> impl Strategy<Value = (&'static Protocol, &'static Talk)> {
+    select(PROTOCOLS.iter().collect::<Vec<_>>()).prop_map(|protocol| {
+        let talk = TALKS.iter().find(|talk| talk.protocol == protocol.name);
+        (protocol, talk.expect("each protocol is talked above"))
+    })
+}
 
 /// Bytes made of these fragments and of any bytes.
 fn input(fragments: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
@@ -108,15 +126,15 @@ fn decision() -> impl Strategy<Value = Decision> {
 proptest! {
     #[test]
     fn any_chunking_of_a_clients_words_gets_the_same_replies(
-        sent in input(CLIENT),
+        (protocol, sent) in protocol().prop_flat_map(|(protocol, talk)| (Just(protocol), input(talk.client))),
         cuts in cuts(),
         (tls, starttls) in any::<(bool, bool)>(),
         bad_commands in 0..10_u32,
         decisions in vec(decision(), 0..6),
     ) {
         let said = |pieces: &[&[u8]]| {
-            let settings = FrontSettings { tls, starttls, bad_commands };
-            let mut trial = FrontTrial::new(settings, decisions.clone().into_iter());
+            let settings = FrontSettings { host: HOST, capabilities: None, tls, starttls, bad_commands };
+            let mut trial = FrontTrial::new(protocol, settings, decisions.clone().into_iter());
             pieces.iter().for_each(|piece| trial.feed(piece));
             trial.finish()
         };
@@ -125,19 +143,20 @@ proptest! {
 
     #[test]
     fn any_chunking_of_a_backends_words_gets_the_same_steps(
-        sent in input(BACKEND),
+        (protocol, sent) in protocol().prop_flat_map(|(protocol, talk)| (Just(protocol), input(talk.backend))),
         cuts in cuts(),
         (starttls, by_service) in any::<(bool, bool)>(),
         password in select(&["pass", "p\u{e4}ss", "\"\\"][..]),
         untagged_limit in 0..2000_usize,
     ) {
         let said = |pieces: &[&[u8]]| {
-            let mut trial = BackTrial::new(BackSettings {
+            let mut trial = BackTrial::new(protocol, BackSettings {
                 tls: if starttls { BackTls::StartTls } else { BackTls::Implicit },
                 login: b"alice".to_vec(),
                 password: Secret::copy_of(password.as_bytes()),
                 service: by_service.then(|| b"proxy".to_vec()),
                 untagged_limit,
+                host: HOST.into(),
             });
             pieces.iter().for_each(|piece| trial.feed(piece));
             trial.finish()
