@@ -54,6 +54,7 @@ fn back(size: usize) -> bool {
         password: Secret::copy_of(b"secret"),
         service: None,
         untagged_limit: 65_536,
+        forward: None,
         host: "usher.example.com".into(),
     });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());

@@ -36,8 +36,20 @@ pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"
 /// What became of files that were found changed.
 pub const CERTIFICATE_RELOADS: [&str; 2] = ["ok", "refused"];
 /// Why a relayed session ended.
-pub const END_CAUSES: [&str; 7] =
-    ["client_closed", "backend_closed", "client_error", "backend_error", "idle", "drain", "panic"];
+pub const END_CAUSES: [&str; 12] = [
+    "client_closed",
+    "backend_closed",
+    "client_error",
+    "backend_error",
+    "idle",
+    "drain",
+    "moved",
+    "disabled",
+    "deleted",
+    "password_changed",
+    "hold",
+    "panic",
+];
 /// Why a connection ended before a login.
 pub const CONVERSATION_CAUSES: [&str; 9] =
     ["handshake", "limit", "client_closed", "logout", "nonsense", "failed_logins", "deadline", "draining", "panic"];

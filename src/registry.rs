@@ -1,14 +1,14 @@
 //! The sessions that are being relayed: who, from where, to which backend, since when; and the
-//! string by which each can be asked to end.
+//! string by which each can be asked to end, with the reason.
 //!
 //! A session is listed while its [`Listed`] guard lives, however it ends.
 
 mod id;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::convert::Infallible;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -37,6 +37,38 @@ pub struct Session {
     pub since: u64,
 }
 
+/// Why a session is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// usher is stopping.
+    Drain,
+    /// The directory names another backend, or another name there.
+    Moved,
+    /// The account was switched off.
+    Disabled,
+    /// The entry is gone.
+    Deleted,
+    /// The password was changed.
+    PasswordChanged,
+    /// The account is held: nobody may be logged in.
+    Hold,
+}
+
+impl Why {
+    /// The metric label and log word.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Moved => "moved",
+            Self::Disabled => "disabled",
+            Self::Deleted => "deleted",
+            Self::PasswordChanged => "password_changed",
+            Self::Hold => "hold",
+        }
+    }
+}
+
 /// Every relayed session.
 #[derive(Debug, Default)]
 pub struct Registry {
@@ -47,8 +79,10 @@ pub struct Registry {
 #[derive(Debug, Default)]
 struct Relayed {
     sessions: BTreeMap<SessionId, Arc<Session>>,
-    /// Those that nobody has asked to end yet; dropping one of these asks.
-    open: BTreeMap<SessionId, oneshot::Sender<Infallible>>,
+    /// The same by DN.
+    by_dn: BTreeSet<(Arc<str>, SessionId)>,
+    /// Those that nobody has asked to end yet; dropping one of these asks, too.
+    open: BTreeMap<SessionId, oneshot::Sender<Why>>,
     /// Whether a session that is listed now is asked to end at once.
     closed: bool,
 }
@@ -65,6 +99,7 @@ impl Registry {
         let id = session.id;
         let (string, asked) = oneshot::channel();
         let mut relayed = self.lock();
+        relayed.by_dn.insert((Arc::clone(&session.dn), id));
         relayed.sessions.insert(id, Arc::new(session));
         if !relayed.closed {
             relayed.open.insert(id, string);
@@ -84,6 +119,40 @@ impl Registry {
         self.lock().sessions.len()
     }
 
+    /// The sessions of an entry, oldest first.
+    #[must_use]
+    pub fn of(&self, dn: &Arc<str>) -> Vec<Arc<Session>> {
+        let relayed = self.lock();
+        let ids = relayed.by_dn.range(every_id(dn));
+        ids.filter_map(|(_, id)| relayed.sessions.get(id).cloned()).collect()
+    }
+
+    /// Whether an entry has sessions.
+    #[must_use]
+    pub fn has(&self, dn: &Arc<str>) -> bool {
+        self.lock().by_dn.range(every_id(dn)).next().is_some()
+    }
+
+    /// An entry has another DN now: its sessions are listed under it.
+    pub fn rename(&self, old: &Arc<str>, new: &Arc<str>) {
+        let mut relayed = self.lock();
+        let ids = relayed.by_dn.range(every_id(old));
+        for (_, id) in ids.cloned().collect::<Vec<_>>() {
+            if let Some(session) = relayed.sessions.get(&id) {
+                let renamed = Session { dn: Arc::clone(new), ..Session::clone(session) };
+                relayed.sessions.insert(id, Arc::new(renamed));
+            }
+            relayed.by_dn.remove(&(Arc::clone(old), id));
+            relayed.by_dn.insert((Arc::clone(new), id));
+        }
+    }
+
+    /// Asks a session to end, unless it was asked before; whether it was asked now.
+    pub fn end(&self, id: SessionId, why: Why) -> bool {
+        let asked = self.lock().open.remove(&id);
+        asked.is_some_and(|string| string.send(why).is_ok())
+    }
+
     /// Asks the oldest session that was not asked yet to end; `false` if there is none.
     pub fn end_oldest(&self) -> bool {
         self.lock().open.pop_first().is_some()
@@ -101,16 +170,21 @@ impl Registry {
     }
 }
 
-/// Ready when the session is asked to end.
+/// Where an entry's sessions are among all that are sorted by DN.
+fn every_id(dn: &Arc<str>) -> RangeInclusive<(Arc<str>, SessionId)> {
+    (Arc::clone(dn), SessionId::FIRST)..=(Arc::clone(dn), SessionId::LAST)
+}
+
+/// Ready when the session is asked to end; tells why.
 #[derive(Debug)]
-pub struct AskedToEnd(oneshot::Receiver<Infallible>);
+pub struct AskedToEnd(oneshot::Receiver<Why>);
 
 impl Future for AskedToEnd {
-    type Output = ();
+    type Output = Why;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // Nothing can be sent: the other end is dropped.
-        Pin::new(&mut self.0).poll(cx).map(|_| ())
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Why> {
+        // Where all are asked at once, the other ends are dropped.
+        Pin::new(&mut self.0).poll(cx).map(|why| why.unwrap_or(Why::Drain))
     }
 }
 
@@ -124,7 +198,9 @@ pub struct Listed {
 impl Drop for Listed {
     fn drop(&mut self) {
         let mut relayed = self.registry.lock();
-        relayed.sessions.remove(&self.id);
+        if let Some(session) = relayed.sessions.remove(&self.id) {
+            relayed.by_dn.remove(&(Arc::clone(&session.dn), self.id));
+        }
         relayed.open.remove(&self.id);
     }
 }
@@ -162,11 +238,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_entrys_sessions_are_found_also_under_its_next_name() {
+        let registry = Arc::new(Registry::default());
+        let [one, two] = [(); 2].map(|()| registry.list(session(&registry)));
+        let stranger = Session { dn: "uid=alic".into(), ..session(&registry) };
+        let _stranger = registry.list(stranger);
+        let (old, new) = (Arc::from("uid=alice"), Arc::from("uid=alicia"));
+        assert_eq!((registry.of(&old).len(), registry.of(&new).len()), (2, 0));
+        registry.rename(&old, &new);
+        let ids = [one.0.id, two.0.id];
+        assert_eq!(registry.of(&new).iter().map(|session| session.id).collect::<Vec<_>>(), ids);
+        assert!(!registry.has(&old) && registry.has(&Arc::from("uid=alic")));
+        assert_eq!(registry.sessions()[0].dn.as_ref(), "uid=alicia");
+        assert!(registry.end(ids[0], Why::Moved));
+        assert!(!registry.end(ids[0], Why::Hold), "once is enough");
+        assert_eq!(one.1.await, Why::Moved);
+        drop((one.0, two));
+        assert!(!registry.has(&new));
+        assert!(!registry.end(ids[1], Why::Moved), "it has ended");
+    }
+
+    #[tokio::test]
     async fn sessions_are_asked_to_end_oldest_first_and_then_all() {
         let registry = Arc::new(Registry::default());
         let [mut one, mut two, mut three] = [(); 3].map(|()| registry.list(session(&registry)));
         assert!(registry.end_oldest());
-        (&mut one.1).await;
+        assert_eq!((&mut one.1).await, Why::Drain);
         assert_eq!(registry.count(), 3, "listed until it has ended");
         drop(two.0);
         assert!(registry.end_oldest());

@@ -21,7 +21,7 @@ use crate::config::{Config, ListenerTls};
 use crate::directory::{Entry, Login};
 use crate::metrics::Metrics;
 use crate::outcome::{Refusal, Side};
-use crate::proto::{Credentials, Front, FrontSettings, Protocol, Quit, Step};
+use crate::proto::{self, Credentials, Front, FrontSettings, Protocol, Quit, Step};
 use crate::registry::{self, Session};
 use crate::relay::{End, relay};
 use crate::report::{self, Report, Visitor};
@@ -412,6 +412,7 @@ impl Conversation {
             to_client: logged_in.leftover.as_slice().to_vec(),
             to_backend: self.input.as_slice().to_vec(),
             idle: self.snapshot.config.limits.idle_timeout,
+            parting: self.protocol.parting,
             place,
         })
     }
@@ -475,6 +476,7 @@ struct Established {
     to_client: Vec<u8>,
     to_backend: Vec<u8>,
     idle: Duration,
+    parting: proto::Parting,
     place: Place,
 }
 
@@ -490,7 +492,7 @@ impl Established {
         let backend = End { stream: self.backend, first: self.to_backend, sent: bytes("in") };
         let (listed, asked_to_end) = shared.registry.list(self.session);
         sessions.inc();
-        let relay = relay(client, backend, self.idle, asked_to_end);
+        let relay = relay(client, backend, self.idle, self.parting, asked_to_end);
         let ended = AssertUnwindSafe(relay).catch_unwind().await;
         sessions.dec();
         let cause = ended.as_ref().map_or("panic", |ended| ended.cause.label());

@@ -230,8 +230,8 @@ impl Endpoint {
             None => (Vec::new(), Secret::new(Vec::new())),
         };
         let host = Arc::clone(&self.host);
-        let settings =
-            BackSettings { tls: self.tls, login, password, service: None, untagged_limit: self.untagged_limit, host };
+        let (service, forward, untagged_limit) = (None, None, self.untagged_limit);
+        let settings = BackSettings { tls: self.tls, login, password, service, forward, untagged_limit, host };
         let talk = match Talk::approach(self, tcp, settings).await {
             Ok(talk) => talk,
             // It greets, but does not let this nobody in; nor was that the question.

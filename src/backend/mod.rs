@@ -201,6 +201,7 @@ impl BackendError {
             Self::Fault(
                 BackFault::Preauth
                 | BackFault::NoMechanism
+                | BackFault::NotTold
                 | BackFault::Bad
                 | BackFault::Referral
                 | BackFault::TooMuch
@@ -283,7 +284,8 @@ impl Backend {
         };
         let login = login.as_str().as_bytes().to_vec();
         let (untagged_limit, host) = (endpoint.untagged_limit, Arc::clone(&endpoint.host));
-        let settings = BackSettings { tls: endpoint.tls, login, password, service, untagged_limit, host };
+        let settings =
+            BackSettings { tls: endpoint.tls, login, password, service, forward: None, untagged_limit, host };
 
         let began = Instant::now();
         let approach = async {

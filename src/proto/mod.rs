@@ -16,6 +16,7 @@ mod tests;
 pub mod trial;
 pub mod wire;
 
+use core::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::outcome::{BackendWords, Refusal};
@@ -32,10 +33,35 @@ pub struct Protocol {
     pub implicit_port: u16,
     /// The port of STARTTLS.
     pub starttls_port: u16,
+    /// How its dialogue can tell a backend who the client is, if it can.
+    pub introduction: Option<Introduction>,
     /// Starts the dialogue with a client.
     pub front: fn(FrontSettings<'_>) -> Box<dyn Front>,
     /// Starts the dialogue with a backend.
     pub back: fn(BackSettings) -> Box<dyn Back>,
+    /// How a relayed session can be ended because the directory has changed.
+    pub parting: Parting,
+}
+
+/// How a relayed session can be ended by usher, which does not read what is said in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parting {
+    /// With this line to the client where one can stand: behind a complete line of the backend, when
+    /// nothing moves. Else the connection is closed without a word.
+    Line(&'static [u8]),
+    /// There is no line that would be understood: the connection is closed.
+    Close,
+    /// Not at all: a close could cut a message in two, and sessions are short.
+    Never,
+}
+
+/// How a backend is told in its dialogue, before the login, who the client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Introduction {
+    /// IMAP's ID (RFC 2971) with `x-originating-ip` and its kin.
+    Id,
+    /// The command XCLIENT of Postfix and Dovecot.
+    Xclient,
 }
 
 /// Rows of one table: the name tells them apart.
@@ -161,6 +187,17 @@ pub struct Welcome {
     pub text: Vec<u8>,
 }
 
+/// Who is calling, for a backend that is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The client.
+    pub client: SocketAddr,
+    /// Where it connected to.
+    pub local: SocketAddr,
+    /// The session id of the log: letters and digits.
+    pub session: String,
+}
+
 /// How to log in to a backend.
 #[derive(Debug, Clone)]
 pub struct BackSettings {
@@ -175,6 +212,9 @@ pub struct BackSettings {
     pub service: Option<Vec<u8>>,
     /// How many bytes of untagged lines a login may bring before it counts as a fault.
     pub untagged_limit: usize,
+    /// The client, if the backend is to be told in the protocol's own way ([`Protocol::introduction`]):
+    /// under TLS, before the login.
+    pub forward: Option<Origin>,
     /// usher's own name, for protocols whose clients have to say one.
     pub host: Arc<str>,
 }
@@ -224,6 +264,9 @@ pub enum BackFault {
     /// It says LOGINDISABLED and offers no mechanism that usher can use.
     #[error("it offers no way to log in")]
     NoMechanism,
+    /// It refuses to be told who the client is: usher is not in its trusted networks.
+    #[error("it does not let usher tell it the client's address; is usher in its trusted networks?")]
+    NotTold,
     /// It takes a correct command for a wrong one (BAD).
     #[error("it answered BAD")]
     Bad,

@@ -2,12 +2,26 @@
 //! input: what the fuzz targets, the corpus test and the known-answer scripts have in common. Not part
 //! of the product: built for tests and with the feature `fuzz` alone. Panics when a rule is broken.
 
-use super::{Back, BackSettings, BackStep, BackTls, Credentials, Front, FrontSettings, Protocol, Step, Welcome};
+use core::net::SocketAddr;
+
+use super::{
+    Back, BackSettings, BackStep, BackTls, Credentials, Front, FrontSettings, Origin, Protocol, Step, Welcome,
+};
 use crate::outcome::Refusal;
 use crate::secret::{Secret, SecretBuf};
 
 /// usher's own name in a trial.
 pub const HOST: &str = "usher.example.com";
+
+/// A client at this address and port.
+///
+/// # Panics
+/// It is no address and port.
+#[must_use]
+pub fn calling(client: &str) -> Origin {
+    let client = client.parse().expect("an address and a port");
+    Origin { client, local: SocketAddr::from(([192, 0, 2, 1], 993)), session: "S7Q2X".to_owned() }
+}
 
 /// What is done about a login attempt.
 #[derive(Debug, Clone)]
@@ -247,6 +261,7 @@ pub fn back(protocol: &Protocol, data: &[u8], harmless: fn(&str) -> bool, succes
             password: Secret::copy_of(if choice & 2 != 0 { b"p\xc3\xa4ss" } else { b"pass" }),
             service: (choice & 4 != 0).then(|| b"proxy".to_vec()),
             untagged_limit: LIMIT,
+            forward: (choice & 8 != 0).then(|| calling("198.51.100.7:4711")),
             host: HOST.into(),
         };
         let mut trial = BackTrial::new(protocol, settings);

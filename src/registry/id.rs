@@ -26,6 +26,11 @@ const PROCESS_BITS: u32 = 12;
 pub struct SessionId([u8; LENGTH]);
 
 impl SessionId {
+    /// None sorts before it.
+    pub(super) const FIRST: Self = Self([b'0'; LENGTH]);
+    /// None sorts behind it.
+    pub(super) const LAST: Self = Self([b'Z'; LENGTH]);
+
     fn new(number: u64) -> Self {
         // The mask keeps the index below 32.
         let letter = |shift: u32| LETTERS.get((number >> shift & 0x1f) as usize).copied().unwrap_or(b'0');

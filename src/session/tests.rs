@@ -16,8 +16,16 @@ use crate::proto::{Back, BackSettings, ClientId, Welcome};
 use crate::secret::Secret;
 
 /// A protocol in which a line is a login, and the word `defect` is one.
-static ONE_LINE: Protocol =
-    Protocol { name: "imap", alpn: None, implicit_port: 0, starttls_port: 0, front: one_line, back: no_back };
+static ONE_LINE: Protocol = Protocol {
+    name: "imap",
+    alpn: None,
+    implicit_port: 0,
+    starttls_port: 0,
+    introduction: None,
+    front: one_line,
+    back: no_back,
+    parting: proto::Parting::Close,
+};
 
 struct OneLine;
 

@@ -156,6 +156,7 @@ proptest! {
                 password: Secret::copy_of(password.as_bytes()),
                 service: by_service.then(|| b"proxy".to_vec()),
                 untagged_limit,
+                forward: None,
                 host: HOST.into(),
             });
             pieces.iter().for_each(|piece| trial.feed(piece));
