@@ -226,7 +226,7 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
     let handshake_timeout = limits.duration("handshake_timeout", 10 * SECOND, SECOND / 10..=5 * MINUTE);
     let login_timeout = limits.duration("login_timeout", 30 * SECOND, SECOND / 10..=10 * MINUTE);
     let conversation_timeout = limits.duration("conversation_timeout", MINUTE, SECOND / 10..=HOUR);
-    let failed_login_delay = limits.duration("failed_login_delay", 300, 0..=5 * SECOND);
+    let refusal_delay = limits.duration("refusal_delay", 2 * SECOND, 0..=5 * SECOND);
     let failed_logins = limits.integer("failed_logins", 3, 1..=100);
     let bad_commands = limits.integer("bad_commands", 10, 1..=1_000);
     let backend_untagged = limits.size("backend_untagged", 64 * KIB, KIB..=16 * MIB);
@@ -244,7 +244,7 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
         handshake_timeout: handshake_timeout?,
         login_timeout: login_timeout?,
         conversation_timeout: conversation_timeout?,
-        failed_login_delay: failed_login_delay?,
+        refusal_delay: refusal_delay?,
         failed_logins: failed_logins?,
         bad_commands: bad_commands?,
         backend_untagged: backend_untagged?,
