@@ -3,23 +3,26 @@
 //!
 //! A session is listed while its [`Listed`] guard lives, however it ends.
 
+mod id;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+pub use id::SessionId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 /// What is known of a relayed session. Never a password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Session {
-    /// The session id of the log.
-    pub id: u64,
+    /// The session id, as in the log.
+    pub id: SessionId,
     /// The login name as typed.
     pub login: Arc<str>,
     /// The entry's DN.
@@ -67,33 +70,27 @@ impl Why {
 }
 
 /// Every relayed session.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Registry {
     relayed: Mutex<Relayed>,
-    next_id: AtomicU64,
+    ids: id::Ids,
 }
 
 #[derive(Debug, Default)]
 struct Relayed {
-    sessions: BTreeMap<u64, Arc<Session>>,
+    sessions: BTreeMap<SessionId, Arc<Session>>,
     /// The same by DN.
-    by_dn: BTreeSet<(Arc<str>, u64)>,
+    by_dn: BTreeSet<(Arc<str>, SessionId)>,
     /// Those that nobody has asked to end yet; dropping one of these asks, too.
-    open: BTreeMap<u64, oneshot::Sender<Why>>,
+    open: BTreeMap<SessionId, oneshot::Sender<Why>>,
     /// Whether a session that is listed now is asked to end at once.
     closed: bool,
 }
 
-impl Default for Registry {
-    fn default() -> Self {
-        Self { relayed: Mutex::default(), next_id: AtomicU64::new(1) }
-    }
-}
-
 impl Registry {
-    /// A new session id, unique in this process: made at accept, used in every log event.
-    pub fn next_id(&self) -> u64 {
-        self.next_id.fetch_add(1, Ordering::Relaxed)
+    /// A new session id: made at accept, used in every log event.
+    pub fn next_id(&self) -> SessionId {
+        self.ids.next()
     }
 
     /// Lists a session until the guard is dropped; the future is ready when it is asked to end.
@@ -126,20 +123,20 @@ impl Registry {
     #[must_use]
     pub fn of(&self, dn: &Arc<str>) -> Vec<Arc<Session>> {
         let relayed = self.lock();
-        let ids = relayed.by_dn.range((Arc::clone(dn), 0)..=(Arc::clone(dn), u64::MAX));
+        let ids = relayed.by_dn.range(every_id(dn));
         ids.filter_map(|(_, id)| relayed.sessions.get(id).cloned()).collect()
     }
 
     /// Whether an entry has sessions.
     #[must_use]
     pub fn has(&self, dn: &Arc<str>) -> bool {
-        self.lock().by_dn.range((Arc::clone(dn), 0)..=(Arc::clone(dn), u64::MAX)).next().is_some()
+        self.lock().by_dn.range(every_id(dn)).next().is_some()
     }
 
     /// An entry has another DN now: its sessions are listed under it.
     pub fn rename(&self, old: &Arc<str>, new: &Arc<str>) {
         let mut relayed = self.lock();
-        let ids = relayed.by_dn.range((Arc::clone(old), 0)..=(Arc::clone(old), u64::MAX));
+        let ids = relayed.by_dn.range(every_id(old));
         for (_, id) in ids.cloned().collect::<Vec<_>>() {
             if let Some(session) = relayed.sessions.get(&id) {
                 let renamed = Session { dn: Arc::clone(new), ..Session::clone(session) };
@@ -151,7 +148,7 @@ impl Registry {
     }
 
     /// Asks a session to end, unless it was asked before; whether it was asked now.
-    pub fn end(&self, id: u64, why: Why) -> bool {
+    pub fn end(&self, id: SessionId, why: Why) -> bool {
         let asked = self.lock().open.remove(&id);
         asked.is_some_and(|string| string.send(why).is_ok())
     }
@@ -173,6 +170,11 @@ impl Registry {
     }
 }
 
+/// Where an entry's sessions are among all that are sorted by DN.
+fn every_id(dn: &Arc<str>) -> RangeInclusive<(Arc<str>, SessionId)> {
+    (Arc::clone(dn), SessionId::FIRST)..=(Arc::clone(dn), SessionId::LAST)
+}
+
 /// Ready when the session is asked to end; tells why.
 #[derive(Debug)]
 pub struct AskedToEnd(oneshot::Receiver<Why>);
@@ -190,7 +192,7 @@ impl Future for AskedToEnd {
 #[derive(Debug)]
 pub struct Listed {
     registry: Arc<Registry>,
-    id: u64,
+    id: SessionId,
 }
 
 impl Drop for Listed {
@@ -233,7 +235,6 @@ mod tests {
         assert_eq!(registry.sessions()[0].login.as_ref(), "alice");
         drop(listed);
         assert_eq!(registry.count(), 0);
-        assert_eq!(registry.next_id(), 2);
     }
 
     #[tokio::test]
@@ -245,15 +246,16 @@ mod tests {
         let (old, new) = (Arc::from("uid=alice"), Arc::from("uid=alicia"));
         assert_eq!((registry.of(&old).len(), registry.of(&new).len()), (2, 0));
         registry.rename(&old, &new);
-        assert_eq!(registry.of(&new).iter().map(|session| session.id).collect::<Vec<_>>(), [1, 2]);
+        let ids = [one.0.id, two.0.id];
+        assert_eq!(registry.of(&new).iter().map(|session| session.id).collect::<Vec<_>>(), ids);
         assert!(!registry.has(&old) && registry.has(&Arc::from("uid=alic")));
         assert_eq!(registry.sessions()[0].dn.as_ref(), "uid=alicia");
-        assert!(registry.end(1, Why::Moved));
-        assert!(!registry.end(1, Why::Hold), "once is enough");
+        assert!(registry.end(ids[0], Why::Moved));
+        assert!(!registry.end(ids[0], Why::Hold), "once is enough");
         assert_eq!(one.1.await, Why::Moved);
         drop((one.0, two));
         assert!(!registry.has(&new));
-        assert!(!registry.end(2, Why::Moved), "it has ended");
+        assert!(!registry.end(ids[1], Why::Moved), "it has ended");
     }
 
     #[tokio::test]

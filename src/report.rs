@@ -14,6 +14,7 @@ use crate::log::Escaped;
 use crate::metrics::Metrics;
 use crate::outcome::{BackendWords, Refusal, Side};
 use crate::proto::ClientId;
+use crate::registry::SessionId;
 use crate::relay::Ended;
 use crate::throttle::{Limited, Rule};
 
@@ -21,7 +22,7 @@ use crate::throttle::{Limited, Rule};
 #[derive(Debug, Clone, Copy)]
 pub struct Visitor {
     /// The session id.
-    pub session: u64,
+    pub session: SessionId,
     /// The client's address, canonical.
     pub client: IpAddr,
     /// The webmail server that called for it, if one did.
@@ -129,7 +130,7 @@ impl Report {
         macro_rules! event {
             ($level:ident) => {
                 $level!(
-                    session = visitor.session,
+                    session = %visitor.session,
                     client = %visitor.client,
                     via = visitor.via.map(tracing::field::display),
                     protocol = visitor.protocol,
@@ -170,7 +171,7 @@ impl Report {
 pub fn ended(visitor: &Visitor, cause: &'static str, ended: Option<&Ended>, lasted: Duration, metrics: &Metrics) {
     metrics.sessions_ended.with_label_values(&[cause]).inc();
     info!(
-        session = visitor.session,
+        session = %visitor.session,
         client = %visitor.client,
         protocol = visitor.protocol,
         cause,

@@ -138,7 +138,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
 fn parted(visitor: &Visitor, parting: Parting, metrics: &Metrics) {
     let Visitor { session, client, protocol, .. } = *visitor;
     metrics.conversations_ended.with_label_values(&[protocol, parting.label()]).inc();
-    debug!(session, %client, protocol, cause = parting.label(), "left before login");
+    debug!(%session, %client, protocol, cause = parting.label(), "left before login");
 }
 
 /// The conversation before login.
@@ -233,7 +233,7 @@ impl Conversation {
             Ok(Err(error)) => {
                 handshakes.with_label_values(&["failed"]).inc();
                 let reason = tls::describe(&error);
-                debug!(session = visitor.session, client = %visitor.client, protocol = visitor.protocol, reason, "TLS handshake failed");
+                debug!(session = %visitor.session, client = %visitor.client, protocol = visitor.protocol, reason, "TLS handshake failed");
                 Err(Parting::Handshake)
             }
             Err(_) => {
