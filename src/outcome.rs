@@ -314,6 +314,16 @@ mod tests {
     }
 
     #[test]
+    fn what_sounds_like_a_wrong_password_names_no_session() {
+        for refusal in [Refusal::WrongPassword, Refusal::UnknownUser, Refusal::EmptyPassword, Refusal::UnusableName] {
+            assert!(!refusal.names_session(), "{refusal}");
+        }
+        let locked = Refusal::Account { state: AccountState::Locked, proven: false };
+        assert!(!locked.told(true).names_session());
+        assert!(Refusal::BackendTimeout.names_session() && Refusal::NoMailHost.names_session());
+    }
+
+    #[test]
     fn a_state_is_told_to_who_may_hear_it() {
         for state in AccountState::ALL {
             for (reveal, proven) in [(false, false), (false, true), (true, false)] {

@@ -146,7 +146,7 @@ fn binary(family: u8, addresses: &[u8]) -> Option<Header> {
     let (client, local, ports) = match family {
         0x11 => {
             let [a, b, c, d, e, f, g, h, ports @ ..] = addresses.first_chunk::<12>()?;
-            let address = |octets| IpAddr::V4(Ipv4Addr::from::<[u8; 4]>(octets));
+            let address = |octets: [u8; 4]| IpAddr::V4(octets.into());
             (address([*a, *b, *c, *d]), address([*e, *f, *g, *h]), ports)
         }
         0x21 => {
