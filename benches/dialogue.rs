@@ -16,7 +16,13 @@ const PLAIN: &[u8] = b"a1 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==\r\n";
 /// bytes it was sent.
 fn front(sent: &[u8], size: usize, refused: bool) -> usize {
     let protocol = by_name("imap").expect("it is registered");
-    let mut front = (protocol.front)(FrontSettings { tls: true, starttls: false, bad_commands: 20 });
+    let mut front = (protocol.front)(FrontSettings {
+        host: "usher.example.com",
+        capabilities: None,
+        tls: true,
+        starttls: false,
+        bad_commands: 20,
+    });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     front.greet(&mut out);
     for piece in sent.chunks(size) {
@@ -48,6 +54,8 @@ fn back(size: usize) -> bool {
         password: Secret::copy_of(b"secret"),
         service: None,
         untagged_limit: 65_536,
+        forward: None,
+        host: "usher.example.com".into(),
     });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     SENT.chunks(size).any(|piece| {

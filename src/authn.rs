@@ -2,7 +2,8 @@
 //!
 //! In order: what no directory should see is refused; the cache answers what it knows; one flight
 //! per name and password asks the directory. Only the directory's invalidCredentials makes a
-//! password wrong; whatever else happens is "cannot tell" ([`Refusal::DirectoryUnavailable`]).
+//! password wrong, and only its own words make an account one that may not log in; whatever else
+//! happens is "cannot tell" ([`Refusal::DirectoryUnavailable`]).
 
 use std::sync::Arc;
 
@@ -157,7 +158,9 @@ impl Authenticator {
     /// password is wrong by now, or the entry is gone, all of it is forgotten.
     pub async fn decide_again(&self, login: &Login, password: &Secret, dn: &Arc<str>) -> Decision {
         let decision = self.decide(login, password, Ask::Directory).await;
-        if let Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::SeveralEntries) = &decision.result {
+        if let Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::SeveralEntries | Refusal::Account { .. }) =
+            &decision.result
+        {
             self.cache.forget(dn);
         }
         decision
@@ -186,7 +189,13 @@ impl Authenticator {
             match &answer {
                 Ok(identity) => cache.right(&login, Arc::clone(identity), digest, since),
                 Err(DirectoryError::InvalidCredentials { dn }) => cache.wrong(&login, dn, digest, since),
-                Err(DirectoryError::NoEntry | DirectoryError::SeveralEntries | DirectoryError::CannotTell(_)) => {}
+                // A state passes, and may have hidden that the password is right: not remembered.
+                Err(
+                    DirectoryError::Account { .. }
+                    | DirectoryError::NoEntry
+                    | DirectoryError::SeveralEntries
+                    | DirectoryError::CannotTell(_),
+                ) => {}
             }
             Arc::new((answer, trace, since))
         }
@@ -200,6 +209,9 @@ impl Authenticator {
                 (Ok(proven), Some(Arc::clone(&identity.entry().dn)))
             }
             Err(DirectoryError::InvalidCredentials { dn }) => (Err(Refusal::WrongPassword), Some(Arc::clone(dn))),
+            Err(DirectoryError::Account { dn, state, proven }) => {
+                (Err(Refusal::Account { state: *state, proven: *proven }), Some(Arc::clone(dn)))
+            }
             Err(DirectoryError::NoEntry) => (Err(Refusal::UnknownUser), None),
             Err(DirectoryError::SeveralEntries) => (Err(Refusal::SeveralEntries), None),
             Err(DirectoryError::CannotTell(trouble)) => {

@@ -36,8 +36,20 @@ pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"
 /// What became of files that were found changed.
 pub const CERTIFICATE_RELOADS: [&str; 2] = ["ok", "refused"];
 /// Why a relayed session ended.
-pub const END_CAUSES: [&str; 7] =
-    ["client_closed", "backend_closed", "client_error", "backend_error", "idle", "drain", "panic"];
+pub const END_CAUSES: [&str; 12] = [
+    "client_closed",
+    "backend_closed",
+    "client_error",
+    "backend_error",
+    "idle",
+    "drain",
+    "moved",
+    "disabled",
+    "deleted",
+    "password_changed",
+    "hold",
+    "panic",
+];
 /// Why a connection ended before a login.
 pub const CONVERSATION_CAUSES: [&str; 9] =
     ["handshake", "limit", "client_closed", "logout", "nonsense", "failed_logins", "deadline", "draining", "panic"];
@@ -57,8 +69,28 @@ pub const THROTTLE_MEMORY: [&str; 4] = ["prefixes", "users", "names", "known"];
 /// Directory operations.
 pub const DIRECTORY_OPERATIONS: [&str; 4] = ["connect", "search", "bind", "read"];
 /// The result codes of RFC 4511 that are told apart, and words for what is no answer.
-pub const DIRECTORY_CODES: [&str; 16] =
-    ["0", "1", "2", "3", "10", "32", "49", "50", "51", "52", "53", "80", "other", "timeout", "connection", "malformed"];
+pub const DIRECTORY_CODES: [&str; 17] = [
+    "0",
+    "1",
+    "2",
+    "3",
+    "10",
+    "19",
+    "32",
+    "49",
+    "50",
+    "51",
+    "52",
+    "53",
+    "80",
+    "other",
+    "timeout",
+    "connection",
+    "malformed",
+];
+
+/// What a directory may say of a password that it accepts.
+pub const PASSWORD_WARNINGS: [&str; 2] = ["grace", "expiring"];
 
 /// Every metric of usher.
 #[derive(Debug)]
@@ -91,6 +123,8 @@ pub struct Metrics {
     pub directory_operations: IntCounterVec,
     /// 0 if the service account's last bind was refused.
     pub directory_service_bind_ok: IntGaugeVec,
+    /// Good binds with a warning: {warning}.
+    pub directory_password_warnings: IntCounterVec,
     /// Logins at backends by result.
     pub backend_logins: IntCounterVec,
     /// Logins under way at backends.
@@ -190,6 +224,11 @@ impl Metrics {
                 "0 if the service account's last bind was refused, else 1.",
                 &["server"],
             ),
+            directory_password_warnings: counters(
+                "usher_directory_password_warnings_total",
+                "Good binds with a warning: a grace login with an expired password, or one that will expire.",
+                &["warning"],
+            ),
             backend_logins: counters(
                 "usher_backend_logins_total",
                 "Logins at backends after the directory said yes, by result; down, in_flight, ramp: not sent.",
@@ -282,6 +321,9 @@ impl Metrics {
         }
         for by in DECIDED_BY {
             self.decisions.with_label_values(&[by]);
+        }
+        for warning in PASSWORD_WARNINGS {
+            self.directory_password_warnings.with_label_values(&[warning]);
         }
         for cause in END_CAUSES {
             self.sessions_ended.with_label_values(&[cause]);

@@ -22,10 +22,13 @@ pub enum Side {
 /// What a backend said when it refused a login that the directory had accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendWords {
-    /// The response code without brackets, such as `LIMIT`; empty when there was none.
+    /// The response code without brackets, such as `LIMIT`, or the reply code of a protocol that has
+    /// numbers, such as `454 4.7.0`; empty when there was none.
     pub code: String,
     /// The human-readable text, without CR, LF or NUL; may be empty.
     pub text: String,
+    /// Whether it says that the server cannot tell for now, whoever asks.
+    pub unavailable: bool,
 }
 
 /// What a directory says about an account instead of yes or no.

@@ -19,6 +19,7 @@ use crate::files::{Files, Fingerprint};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::sys;
 use crate::throttle::Throttle;
 use crate::tls::server::ServerTls;
 
@@ -35,6 +36,8 @@ pub struct Snapshot {
     pub directory: Arc<Ldap>,
     /// The backends, in the order of `routing.backends`.
     pub backends: Vec<Backend>,
+    /// usher's own name in its dialogues.
+    pub host: Arc<str>,
     /// What the files looked like.
     pub fingerprint: Fingerprint,
 }
@@ -49,15 +52,16 @@ impl Snapshot {
         let cache = kept.map_or_else(|| Arc::new(Cache::new(&config.cache)), |old| Arc::clone(old.authn.cache()));
         let authn = Authenticator::new(Arc::clone(&directory) as Arc<dyn Directory>, cache, config.limits.connections);
         let own = listening(&config);
+        let host = host(&config, &files.tls);
         let untagged_limit = config.limits.backend_untagged;
         let backends = std::iter::zip(&config.routing.backends, files.backends)
             .map(|(settings, files)| {
                 let kept =
                     previous.filter(|old| listening(&old.config) == own).and_then(|old| old.backend_like(settings));
-                Backend::new(settings, files, untagged_limit, &own, metrics, kept)
+                Backend::new(settings, files, untagged_limit, &host, &own, metrics, kept)
             })
             .collect();
-        Self { config, tls: files.tls, authn, directory, backends, fingerprint: files.fingerprint }
+        Self { config, tls: files.tls, authn, directory, backends, host, fingerprint: files.fingerprint }
     }
 
     /// The backend with exactly these settings: what it knows of its health is true of them.
@@ -65,6 +69,14 @@ impl Snapshot {
         let mut pairs = std::iter::zip(&self.config.routing.backends, &self.backends);
         pairs.find(|(known, _)| *known == settings).map(|(_, backend)| backend)
     }
+}
+
+/// usher's own name: as configured, or the first that a certificate has, which is the one that clients
+/// connect to (a machine's own may be a container's number); the machine's where there is none.
+fn host(config: &Config, tls: &ServerTls) -> Arc<str> {
+    let mut names = tls.certificates().iter().flat_map(|served| &served.names);
+    let certified = || names.find(|name| !name.starts_with('*')).cloned();
+    config.hostname.clone().or_else(certified).unwrap_or_else(sys::host_name).into()
 }
 
 /// Where usher itself listens.

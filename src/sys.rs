@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::system::uname;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
@@ -47,6 +48,12 @@ pub fn is_own(address: SocketAddr, listeners: &[SocketAddr]) -> bool {
 /// Whether an address is one of this machine's: only those can be bound.
 fn is_local(ip: IpAddr) -> bool {
     ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
+}
+
+/// The machine's name.
+#[must_use]
+pub fn host_name() -> String {
+    uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Raises the limit of open files to what the system allows; returns the limit in force.

@@ -20,7 +20,6 @@ use super::pool::{Look, Outlook, Pool, Proof};
 use super::{BackendError, Service, Talk};
 use crate::config::Probe;
 use crate::metrics::Metrics;
-use crate::outcome::BackendWords;
 use crate::proto::{BackFault, BackSettings, BackTls, Protocol};
 use crate::secret::Secret;
 use crate::sys;
@@ -44,6 +43,8 @@ pub(super) struct Endpoint {
     /// The backend's `timeout`: a look has as long as a login.
     pub(super) timeout: Duration,
     pub(super) untagged_limit: usize,
+    /// usher's own name.
+    pub(super) host: Arc<str>,
     /// The account that looks log in with, if they do.
     pub(super) account: Option<Service>,
     pub(super) pool: Arc<Pool>,
@@ -201,7 +202,7 @@ impl Endpoint {
                 "ok"
             }
             // The server works; that it does not like this account is the operator's matter.
-            Err(BackendError::Refused(words)) if !is_out_of_order(words) => {
+            Err(BackendError::Refused(words)) if !words.unavailable => {
                 self.pool.well(look.attempt.address, Proof::Login);
                 "refused"
             }
@@ -228,8 +229,9 @@ impl Endpoint {
             Some(account) => (account.login.clone().into_bytes(), account.password.clone()),
             None => (Vec::new(), Secret::new(Vec::new())),
         };
-        let settings =
-            BackSettings { tls: self.tls, login, password, service: None, untagged_limit: self.untagged_limit };
+        let host = Arc::clone(&self.host);
+        let (service, forward, untagged_limit) = (None, None, self.untagged_limit);
+        let settings = BackSettings { tls: self.tls, login, password, service, forward, untagged_limit, host };
         let talk = match Talk::approach(self, tcp, settings).await {
             Ok(talk) => talk,
             // It greets, but does not let this nobody in; nor was that the question.
@@ -259,9 +261,4 @@ async fn connect(address: SocketAddr, deadline: Instant, late: BackendError) -> 
         Err(_) => Err(late),
     };
     Dialled { attempt: Attempt { address, began, connected: tcp.is_ok() }, tcp }
-}
-
-/// Refusals that say that the server cannot tell, whoever asks (RFC 5530).
-fn is_out_of_order(words: &BackendWords) -> bool {
-    ["UNAVAILABLE", "SERVERBUG", "INUSE"].iter().any(|code| words.code.eq_ignore_ascii_case(code))
 }

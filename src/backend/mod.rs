@@ -46,7 +46,6 @@ pub struct Backend {
     /// Whether its own words of refusal may reach the client.
     pub pass_refusals: bool,
     timeout: Duration,
-    untagged_limit: usize,
     service: Option<Service>,
     /// Places for logins under way.
     places: Arc<Semaphore>,
@@ -202,6 +201,7 @@ impl BackendError {
             Self::Fault(
                 BackFault::Preauth
                 | BackFault::NoMechanism
+                | BackFault::NotTold
                 | BackFault::Bad
                 | BackFault::Referral
                 | BackFault::TooMuch
@@ -219,14 +219,15 @@ impl BackendError {
 }
 
 impl Backend {
-    /// A backend as configured, with what its files hold. `own` are usher's listeners, to which no
-    /// backend may lead. What `previous`, which was configured alike, has learned of its addresses
+    /// A backend as configured, with what its files hold. `host` is usher's own name, `own` are its
+    /// listeners, to which no backend may lead. What `previous`, which was configured alike, has learned of its addresses
     /// stays known.
     #[must_use]
     pub fn new(
         settings: &config::Backend,
         files: BackendFiles,
         untagged_limit: usize,
+        host: &Arc<str>,
         own: &Arc<[SocketAddr]>,
         metrics: &Arc<Metrics>,
         previous: Option<&Self>,
@@ -243,6 +244,7 @@ impl Backend {
                 tls_config,
                 timeout: settings.timeout,
                 untagged_limit,
+                host: Arc::clone(host),
                 account: probe.clone(),
                 pool: kept.map_or_else(new, |kept| Arc::clone(&kept.pool)),
                 metrics: Arc::clone(metrics),
@@ -253,7 +255,6 @@ impl Backend {
         Self {
             pass_refusals: settings.pass_refusals,
             timeout: settings.timeout,
-            untagged_limit,
             service,
             places: previous.map_or_else(new, |previous| Arc::clone(&previous.places)),
             in_flight: metrics.backend_logins_in_flight.with_label_values(&[&*name]),
@@ -282,8 +283,9 @@ impl Backend {
             None => (None, password.clone()),
         };
         let login = login.as_str().as_bytes().to_vec();
+        let (untagged_limit, host) = (endpoint.untagged_limit, Arc::clone(&endpoint.host));
         let settings =
-            BackSettings { tls: endpoint.tls, login, password, service, untagged_limit: self.untagged_limit };
+            BackSettings { tls: endpoint.tls, login, password, service, forward: None, untagged_limit, host };
 
         let began = Instant::now();
         let approach = async {

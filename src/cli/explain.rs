@@ -124,6 +124,13 @@ impl Explanation {
                 self.refused(&Refusal::WrongPassword, "the directory refused the password");
                 NO_PERMISSION
             }
+            DirectoryError::Account { dn, state, proven } => {
+                self.dn = Some(dn.to_string());
+                let hint = if *proven { "" } else { " (it says so to everybody: the password may be right or wrong)" };
+                let refusal = Refusal::Account { state: *state, proven: *proven };
+                self.refused(&refusal, format!("{error}{hint}"));
+                NO_PERMISSION
+            }
             DirectoryError::CannotTell(trouble) => {
                 let hint = match trouble {
                     Trouble::NoServiceAccount => {

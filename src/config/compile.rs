@@ -12,7 +12,7 @@ use rustls::SupportedCipherSuite;
 
 use super::model::{
     Admin, Cache, CertificateFiles, Config, Control, Draft, Drain, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Process, Tls, TlsVersion,
+    LogLevel, Process, Routing, Tls, TlsVersion,
 };
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
@@ -26,6 +26,7 @@ const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHO
 /// Compiles the whole file, as far as it is sound.
 pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draft) {
     let mut addresses = Addresses::default();
+    let hostname = root.get("hostname").map(|node| node.parsed(names::own_name));
     let listeners = listeners(root, &mut addresses);
     let tls = root.section("tls", tls).flatten();
     let directory = root.section("directory", directory::read);
@@ -33,6 +34,9 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
         directory.map_or((None, directory::Facts::default()), |draft| (draft.directory, draft.facts));
     let surroundings = Surroundings { listeners: listeners.as_deref().unwrap_or_default(), directory: &facts };
     let routing = root.section("routing", |routing| routing::read(routing, &surroundings)).flatten();
+    if let (Some(listeners), Some(routing)) = (&listeners, &routing) {
+        served(root, listeners, routing);
+    }
     let cache = root.section("cache", cache).flatten();
     let limits = root.section("limits", limits).flatten();
     let throttle = root.section("throttle", throttle::read).flatten();
@@ -52,6 +56,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let config = || {
         Some(Config {
             file,
+            hostname: hostname.flatten(),
             listeners: listeners?,
             tls: tls?,
             directory: directory?,
@@ -101,6 +106,19 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
         listener.warn("tls", format!("clients expect the other kind of TLS on port {}", address.port()));
     }
     Some(Listener { protocol, address, tls })
+}
+
+/// A listener whose protocol no backend serves is a door with nothing behind it.
+fn served(root: &Section<'_>, listeners: &[Listener], routing: &Routing) {
+    let endpoints = routing.backends.iter().flat_map(|backend| &backend.endpoints);
+    for (index, listener) in listeners.iter().enumerate() {
+        let name = listener.protocol.name;
+        if endpoints.clone().all(|endpoint| endpoint.protocol != listener.protocol) {
+            let message =
+                format!("no backend serves it: add `{name}: {{address: .., tls: ..}}` to one, or remove this");
+            root.problem(&format!("listeners[{index}].protocol"), message);
+        }
+    }
 }
 
 /// The addresses usher listens on, so that no two of them collide.
@@ -208,7 +226,7 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
     let handshake_timeout = limits.duration("handshake_timeout", 10 * SECOND, SECOND / 10..=5 * MINUTE);
     let login_timeout = limits.duration("login_timeout", 30 * SECOND, SECOND / 10..=10 * MINUTE);
     let conversation_timeout = limits.duration("conversation_timeout", MINUTE, SECOND / 10..=HOUR);
-    let failed_login_delay = limits.duration("failed_login_delay", 300, 0..=5 * SECOND);
+    let refusal_delay = limits.duration("refusal_delay", 2 * SECOND, 0..=5 * SECOND);
     let failed_logins = limits.integer("failed_logins", 3, 1..=100);
     let bad_commands = limits.integer("bad_commands", 10, 1..=1_000);
     let backend_untagged = limits.size("backend_untagged", 64 * KIB, KIB..=16 * MIB);
@@ -226,7 +244,7 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
         handshake_timeout: handshake_timeout?,
         login_timeout: login_timeout?,
         conversation_timeout: conversation_timeout?,
-        failed_login_delay: failed_login_delay?,
+        refusal_delay: refusal_delay?,
         failed_logins: failed_logins?,
         bad_commands: bad_commands?,
         backend_untagged: backend_untagged?,

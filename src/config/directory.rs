@@ -1,5 +1,6 @@
 //! The `directory` section: servers, and how a login name becomes an entry.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::compile::certificate;
@@ -7,6 +8,7 @@ use super::model::{Directory, DirectoryServer, Find, LdapScheme, ServiceAccount}
 use super::raw::{Node, Section, Unique};
 use super::units::SECOND;
 use super::{names, template};
+use crate::outcome::AccountState;
 
 /// The section as far as it could be read.
 pub(super) struct Draft {
@@ -46,6 +48,8 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
         directory.problem("attempt_timeout", "longer than `timeout`, of which it is a part: shorten it");
     }
     let bind_connections = directory.integer("bind_connections", 16, 1..=1_000);
+    let reveal_account_state = directory.flag("reveal_account_state", false);
+    let results = results(directory);
     let facts = Facts { timeout, login_attribute: login_attribute.is_some() };
     let all = || {
         Some(Directory {
@@ -60,9 +64,30 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             timeout: timeout?,
             attempt_timeout: attempt_timeout?,
             bind_connections: bind_connections?,
+            reveal_account_state: reveal_account_state?,
+            results: results?,
         })
     };
     Draft { directory: all(), facts }
+}
+
+/// Results of a bind that some servers give instead of a policy control.
+const RESULTS: [(&str, u32); 3] = [("result_19", 19), ("result_50", 50), ("result_53", 53)];
+
+/// The results that mean a state of the account; the others cannot be told apart from an outage.
+fn results(directory: &Section<'_>) -> Option<BTreeMap<u32, AccountState>> {
+    let mut words = vec![("cannot_tell", None)];
+    words.extend(AccountState::ALL.map(|state| (state.label(), Some(state))));
+    let (mut results, mut sound) = (BTreeMap::new(), true);
+    for (key, code) in RESULTS {
+        let Some(node) = directory.get(key) else { continue };
+        match node.word(&words) {
+            Some(Some(state)) => drop(results.insert(code, state)),
+            Some(None) => {}
+            None => sound = false,
+        }
+    }
+    sound.then_some(results)
 }
 
 /// A switch that could not be read is a mistake of its own and makes none here.

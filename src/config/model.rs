@@ -5,12 +5,14 @@
 //! [`load`](super::load) alone. What each key means to the operator is told in
 //! `config.example.yaml`.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Place, Problem};
+use crate::outcome::AccountState;
 use crate::proto::{BackTls, Protocol};
 
 /// A whole checked configuration: one immutable snapshot.
@@ -18,6 +20,8 @@ use crate::proto::{BackTls, Protocol};
 pub struct Config {
     /// The file it came from, absolute.
     pub file: PathBuf,
+    /// usher's own name in its dialogues; `None`: as its certificate says.
+    pub hostname: Option<String>,
     /// Where clients connect.
     pub listeners: Vec<Listener>,
     /// TLS towards clients.
@@ -160,6 +164,10 @@ pub struct Directory {
     pub attempt_timeout: Duration,
     /// How many bind connections per server at the most.
     pub bind_connections: u32,
+    /// Whether a client who knows the password hears why the account may not log in.
+    pub reveal_account_state: bool,
+    /// Result codes of a bind that mean a state of the account; others mean "cannot tell".
+    pub results: BTreeMap<u32, AccountState>,
 }
 
 /// One LDAP server.
@@ -369,8 +377,8 @@ pub struct Limits {
     pub login_timeout: Duration,
     /// The whole conversation before login, directory and backend included.
     pub conversation_timeout: Duration,
-    /// The least time until a wrong name or password is answered: hides which of them it was.
-    pub failed_login_delay: Duration,
+    /// Wrong names and passwords, and what must look like them, are answered at whole multiples of this.
+    pub refusal_delay: Duration,
     /// Refused logins per connection.
     pub failed_logins: u32,
     /// Bad commands per connection before login.
@@ -448,6 +456,8 @@ pub struct FailedLogins {
     pub mode: Mode,
     /// So many wrong passwords cost nothing.
     pub free: u32,
+    /// How long the first one that is not free has to wait; each further one twice as long.
+    pub first_delay: Duration,
     /// The longest delay; an attempt that would have to wait longer is refused.
     pub max_delay: Duration,
 }

@@ -29,6 +29,8 @@ pub(super) enum NameError {
     Port,
     #[error("not a host name or IP address")]
     Host,
+    #[error("write a host name, such as mail.example.com")]
+    OwnName,
     #[error("write ldap://host, ldaps://host or ldapi://%2Fpath%2Fof%2Fsocket, with :port if it is not 389 or 636")]
     Url,
     #[error("no name or password belongs into the URL: use `bind_dn` and `bind_password_file`")]
@@ -83,6 +85,14 @@ pub(super) fn host_port(text: &str) -> Result<(String, u16), NameError> {
 /// A host name or IP address that a certificate can be checked against.
 pub(super) fn host(text: &str) -> Result<String, NameError> {
     ServerName::try_from(text).map(|_| text.to_owned()).map_err(|_| NameError::Host)
+}
+
+/// usher's own name: a domain, as a greeting of SMTP has it (RFC 5321 section 4.1.2).
+pub(super) fn own_name(text: &str) -> Result<String, NameError> {
+    match ServerName::try_from(text) {
+        Ok(ServerName::DnsName(_)) => Ok(text.to_owned()),
+        Ok(_) | Err(_) => Err(NameError::OwnName),
+    }
 }
 
 /// Whether a host is this machine by its spelling alone.

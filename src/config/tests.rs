@@ -63,7 +63,7 @@ limits:
   handshake_timeout: 5s
   login_timeout: 20s
   conversation_timeout: 40s
-  failed_login_delay: 1s
+  refusal_delay: 1s
   failed_logins: 5
   bad_commands: 4
   backend_untagged: 1MiB
@@ -75,8 +75,8 @@ throttle:
   capacity: 5000
   forget_every: 2m
   known_for: 7d
-  failed_logins_per_prefix: {mode: enforce, free: 30, max_delay: 3s}
-  failed_logins_per_user: {mode: dry_run, free: 7, max_delay: 2s}
+  failed_logins_per_prefix: {mode: enforce, free: 30, first_delay: 1s, max_delay: 3s}
+  failed_logins_per_user: {mode: dry_run, free: 7, first_delay: 100ms, max_delay: 2s}
   connections_per_prefix: {mode: enforce, limit: 11}
   handshakes: {mode: dry_run, limit: 12}
   handshakes_per_prefix: {mode: enforce, limit: 13}
@@ -88,6 +88,7 @@ admin: {address: "[::1]:9931"}
 control: {path: control.sock, group: mail}
 process: {user: usher, group: mail, debug: true}
 log: {format: json, level: debug}
+hostname: mail.example.com
 "#;
 
 fn parse_text(text: &str) -> Result<Config, Vec<Problem>> {

@@ -27,6 +27,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use super::Entry;
+use super::policy::{self, Bound};
 use crate::config::LdapScheme;
 
 /// RFC 4511 section 4.14.1.
@@ -153,16 +154,17 @@ impl Connection {
         self.end.borrow().is_some()
     }
 
-    /// A simple bind; the result code. Exclusive, because nothing else may be under way on the
+    /// A simple bind; its answer. Exclusive, because nothing else may be under way on the
     /// connection meanwhile (RFC 4511 section 4.2.1). If the future is dropped before the answer,
     /// the connection must not be used again.
-    pub(super) async fn bind(&mut self, dn: &str, password: &str) -> Result<u32, Fault> {
+    pub(super) async fn bind(&mut self, dn: &str, password: &str) -> Result<Bound, Fault> {
         // Both empty are anonymous binds in disguise, which succeed (RFC 4513 section 5.1.2).
         if dn.is_empty() || password.is_empty() {
             return Err(Fault::Broken("a bind without name or password is not sent".to_owned()));
         }
         let mut ldap = self.ldap.clone();
-        Ok(self.contained(ldap.simple_bind(dn, password)).await?.rc)
+        let asked = ldap.with_controls(policy::request()).simple_bind(dn, password);
+        Ok(Bound::read(&self.contained(asked).await?))
     }
 
     /// A search; any number of them may be under way.

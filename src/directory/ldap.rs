@@ -2,7 +2,8 @@
 //!
 //! Two ways to find the user: a search as the service account and a bind as the DN it found, or a
 //! bind as a DN made from the name and a read of that entry as the user. Either has one deadline
-//! for all of its tries. Only result 0 of a bind is a yes, only 49 a no; an answered bind is never
+//! for all of its tries. Only result 0 of a bind is a yes, only 49 a no, and either may come with words
+//! about the account that decide instead; an answered bind is never
 //! repeated on another server (promise 6), referrals are never followed (promise 9), and nothing
 //! is ever bound with an empty DN or password (promise 2). RFC 4511, 4513.
 
@@ -12,6 +13,7 @@ use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::connection::{Attributes, Found, Question, Scope};
+use super::policy::{Bound, Said};
 use super::pool::Pool;
 use super::server::{Lease, Server, Tuning};
 use super::{Answer, Directory, DirectoryError, Entry, Identity, Login, Trace, Trouble, template};
@@ -21,6 +23,8 @@ use crate::secret::Secret;
 
 /// Any entry: the DN alone says which.
 const ANY: &str = "(objectClass=*)";
+/// Success.
+const SUCCESS: u32 = 0;
 /// invalidCredentials.
 const INVALID_CREDENTIALS: u32 = 49;
 /// sizeLimitExceeded.
@@ -34,6 +38,7 @@ pub struct Ldap {
     settings: config::Directory,
     attributes: Arc<Attributes>,
     pool: Pool,
+    metrics: Arc<Metrics>,
 }
 
 impl Ldap {
@@ -58,6 +63,7 @@ impl Ldap {
             }),
             pool: Pool::new(settings.servers.iter().map(server).collect(), tuning),
             settings: settings.clone(),
+            metrics,
         }
     }
 
@@ -168,16 +174,42 @@ impl Ldap {
         loop {
             let server = tries.next()?;
             match server.bind(dn, password, deadline, trace).await {
-                Ok((0, lease)) => return Ok((server, lease)),
-                Ok((code, lease)) => {
-                    server.give_back(lease);
-                    return Err(match code {
-                        INVALID_CREDENTIALS => DirectoryError::InvalidCredentials { dn: dn.into() },
-                        _ => told(trace, |server| Trouble::Result { server, operation: "bind", code }),
-                    });
+                Ok((bound, lease)) => {
+                    let judged = self.judge(bound, dn, trace);
+                    return match judged {
+                        Ok(()) => Ok((server, lease)),
+                        Err(refused) => {
+                            server.give_back(lease);
+                            Err(refused)
+                        }
+                    };
                 }
                 Err(failure) => tries.note(failure)?,
             }
+        }
+    }
+
+    /// What an answered bind means: yes, or why not.
+    fn judge(&self, bound: Bound, dn: &str, trace: &mut Trace) -> Result<(), DirectoryError> {
+        trace.said = bound.said;
+        let account = |state, proven| DirectoryError::Account { dn: dn.into(), state, proven };
+        match (bound.code, bound.said) {
+            // Beside success as well: a server that says "change the password first" allows this user
+            // nothing else, and a password that somebody else has set must not open a mailbox for ever.
+            (_, Some(Said::State { state, proven })) => Err(account(state, proven)),
+            (SUCCESS, said) => {
+                if let Some(warning) = said.and_then(Said::warning) {
+                    self.metrics.directory_password_warnings.with_label_values(&[warning]).inc();
+                }
+                Ok(())
+            }
+            (INVALID_CREDENTIALS, Some(Said::NoAccount)) => Err(DirectoryError::NoEntry),
+            (INVALID_CREDENTIALS, _) => Err(DirectoryError::InvalidCredentials { dn: dn.into() }),
+            (code, _) => Err(match self.settings.results.get(&code) {
+                // Nothing tells whether the server had looked at the password.
+                Some(state) => account(*state, false),
+                None => told(trace, |server| Trouble::Result { server, operation: "bind", code }),
+            }),
         }
     }
 

@@ -2,11 +2,13 @@
 //!
 //! [`Identity`] can only be made here, from a bind that the directory answered with success, so no
 //! path through usher can relay a client who was not bound (promise 1). Everything that is neither
-//! success nor invalidCredentials is "cannot tell" and never "wrong" (promise 7).
+//! success nor invalidCredentials is "cannot tell" and never "wrong" (promise 7), unless the server
+//! says more: that the account is locked, or its password too old.
 //! RFC 4511 (protocol), 4513 (authentication), 4514 (DN), 4515 (filter).
 
 mod connection;
 pub mod ldap;
+mod policy;
 mod pool;
 #[cfg(test)]
 mod scripted;
@@ -21,9 +23,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::outcome::AccountState;
 use crate::secret::Secret;
 
 pub use ldap::Ldap;
+pub use policy::Said;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use policy::trial as bind_answer_trial;
 
 /// A login name as typed, checked: UTF-8, not empty, no NUL or control character, at most
 /// [`Login::MAX`] bytes.
@@ -88,6 +94,8 @@ pub struct Trace {
     pub server: Option<Arc<str>>,
     /// The LDAP result code of its answer; `None` if it did not answer.
     pub code: Option<u32>,
+    /// What the server said beside the code of a bind.
+    pub said: Option<Said>,
     /// Time spent searching or reading.
     pub search: Option<Duration>,
     /// Time spent binding.
@@ -102,6 +110,16 @@ pub enum DirectoryError {
     InvalidCredentials {
         /// The DN that was bound.
         dn: Arc<str>,
+    },
+    /// The account is not one to log in with, whatever the password.
+    #[error("the directory says {}", state.label())]
+    Account {
+        /// The DN that was bound.
+        dn: Arc<str>,
+        /// Why.
+        state: AccountState,
+        /// Whether the directory says so only to who knows the password.
+        proven: bool,
     },
     /// No entry matches.
     #[error("no entry matches")]

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Dial, Fault, Found, Question};
+use super::policy::Bound;
 use super::pool::{Health, jittered};
 use super::service::Opening;
 use super::{Trace, Trouble};
@@ -172,27 +173,27 @@ impl Server {
         }
     }
 
-    /// Binds on a connection of its own. The code is the directory's answer; the lease is still
-    /// bound as that user.
+    /// Binds on a connection of its own. The lease is still bound as that user.
     pub(super) async fn bind(
         self: &Arc<Self>,
         dn: &str,
         password: &str,
         deadline: Instant,
         trace: &mut Trace,
-    ) -> Result<(u32, Lease), Failure> {
+    ) -> Result<(Bound, Lease), Failure> {
         let (mut lease, reused) = self.lease(deadline, trace).await?;
         let mut answer =
-            self.observed("bind", deadline, trace, lease.connection.bind(dn, password), |code| *code).await;
+            self.observed("bind", deadline, trace, lease.connection.bind(dn, password), |bound| bound.code).await;
         if reused && matches!(answer, Err(Fault::Broken(_) | Fault::Malformed)) {
             // Not answered, so not yet a guess that counts: once more on a fresh connection.
             lease.connection = self.connect(deadline, trace).await.map_err(Failure::after_sending)?;
             lease.expires = self.expiry();
-            answer = self.observed("bind", deadline, trace, lease.connection.bind(dn, password), |code| *code).await;
+            answer =
+                self.observed("bind", deadline, trace, lease.connection.bind(dn, password), |bound| bound.code).await;
         }
-        let code = answer.map_err(|fault| Failure::Unsure(self.failed("bind", &fault)))?;
-        self.verdict("bind", code)?;
-        Ok((code, lease))
+        let bound = answer.map_err(|fault| Failure::Unsure(self.failed("bind", &fault)))?;
+        self.verdict("bind", bound.code)?;
+        Ok((bound, lease))
     }
 
     /// Reads on a bind connection, as the user who was bound.

@@ -136,8 +136,8 @@ impl Server {
             let text = std::str::from_utf8(password.expose()).unwrap_or_default();
             let asked = connection.bind(&account.dn, text);
             let until = Instant::now() + self.patience;
-            let code = self.observed("bind", until, &mut trace, asked, |code| *code).await;
-            let code = code.map_err(|fault| self.failed("bind", &fault))?;
+            let bound = self.observed("bind", until, &mut trace, asked, |bound| bound.code).await;
+            let code = bound.map_err(|fault| self.failed("bind", &fault))?.code;
             self.verdict("bind", code).map_err(Failure::trouble)?;
             self.service_answer(account, code)?;
         }

@@ -15,11 +15,13 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 
-use super::scripted::{Reply, Scripted, Seen, alice, bound, done, entry, extended, first, reference};
+use super::policy::Said;
+use super::scripted::{Reply, Scripted, Seen, alice, bound, bound_with, done, entry, extended, first, reference};
 use super::server::{Failure, Server, Tuning};
 use super::{Directory, DirectoryError, Entry, Identity, Ldap, Login, Trace, Trouble};
 use crate::config::{self, DirectoryServer, Find, LdapScheme, ServiceAccount, Template, TemplatePart};
 use crate::metrics::Metrics;
+use crate::outcome::AccountState;
 use crate::secret::Secret;
 
 /// No test lasts longer.
@@ -52,6 +54,8 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         timeout: Duration::from_secs(5),
         attempt_timeout: Duration::from_millis(1_500),
         bind_connections: 4,
+        reveal_account_state: false,
+        results: [(19, AccountState::Locked)].into(),
     }
 }
 
@@ -976,4 +980,101 @@ async fn plain_ipv6_and_all_addresses_of_a_name_are_tried() {
         }
         Under::test(&settings, Tuning::default()).alice().await.unwrap();
     }
+}
+
+/// What alice's bind comes to if it is answered so, in either way of finding her.
+async fn answered(code: u8, text: &str, controls: Controls) -> Answered {
+    let mut outcomes = Vec::new();
+    for find in [searching(None), templated(None)] {
+        let text = text.to_owned();
+        let server = Scripted::start(move |seen| match seen.bind() {
+            Some(("uid=alice,dc=x", _)) => bound_with(seen, code, &text, controls),
+            _ => alice(seen),
+        })
+        .await;
+        let under = Under::new(&[&server], find);
+        let (result, trace) = under.login("alice", "right").await;
+        // The connection is as good as before.
+        assert_eq!((under.login("alice", "right").await.0, server.connections() <= 2), (result.clone(), true));
+        let warnings = ["grace", "expiring"]
+            .map(|word| under.metrics.directory_password_warnings.with_label_values(&[word]).get());
+        outcomes.push((result.map(|identity| identity.entry().mail_hosts.clone()), trace.said, warnings));
+    }
+    let [searched, templated] = outcomes.try_into().unwrap();
+    assert_eq!(searched, templated);
+    searched
+}
+
+/// OIDs and values of controls.
+type Controls = &'static [(&'static str, &'static [u8])];
+
+type Answered = (Result<Vec<String>, DirectoryError>, Option<Said>, [u64; 2]);
+
+fn account(state: AccountState, proven: bool) -> DirectoryError {
+    DirectoryError::Account { dn: "uid=alice,dc=x".into(), state, proven }
+}
+
+const PASSWORD_POLICY: &str = "1.3.6.1.4.1.42.2.27.8.5.1";
+const NETSCAPE_EXPIRED: &str = "2.16.840.1.113730.3.4.4";
+const NETSCAPE_EXPIRING: &str = "2.16.840.1.113730.3.4.5";
+
+#[tokio::test]
+async fn policy_controls_decide_about_an_account() {
+    let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into() };
+    let refused: [(u8, Controls, DirectoryError); 7] = [
+        (49, &[(PASSWORD_POLICY, b"\x30\x00")], wrong),
+        (49, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x01")], account(AccountState::Locked, false)),
+        (19, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x01")], account(AccountState::Locked, false)),
+        (49, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x00")], account(AccountState::PasswordExpired, true)),
+        (49, &[(NETSCAPE_EXPIRED, b"0")], account(AccountState::PasswordExpired, true)),
+        // Success, and nothing allowed but another password: nobody gets in.
+        (0, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x02")], account(AccountState::PasswordMustChange, true)),
+        (0, &[(NETSCAPE_EXPIRED, b"0")], account(AccountState::PasswordMustChange, true)),
+    ];
+    for (code, controls, expected) in refused {
+        let (result, _, warnings) = answered(code, "", controls).await;
+        assert_eq!((result, warnings), (Err(expected), [0, 0]), "{code} {controls:?}");
+    }
+    let accepted: [(Controls, Said); 2] = [
+        (&[(PASSWORD_POLICY, b"\x30\x05\xa0\x03\x81\x01\x02"), (NETSCAPE_EXPIRED, b"0")], Said::Grace(2)),
+        (&[(NETSCAPE_EXPIRING, b"3600")], Said::Expiring(3_600)),
+    ];
+    for (controls, said) in accepted {
+        let (result, heard, warnings) = answered(0, "", controls).await;
+        assert_eq!((result, heard), (Ok(vec!["server3".to_owned()]), Some(said)));
+        assert_eq!(warnings.iter().sum::<u64>(), 2, "{said} was said twice");
+    }
+}
+
+#[tokio::test]
+async fn the_sub_codes_of_active_directory_are_read() {
+    let text = |code: &str| {
+        format!("80090308: LdapErr: DSID-0C090439, comment: AcceptSecurityContext error, data {code}, v4563\0")
+    };
+    let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into() };
+    for (code, expected) in [
+        ("52e", wrong),
+        ("525", DirectoryError::NoEntry),
+        ("530", account(AccountState::NotNow, true)),
+        ("531", account(AccountState::NotHere, true)),
+        ("532", account(AccountState::PasswordExpired, true)),
+        ("533", account(AccountState::Disabled, true)),
+        ("701", account(AccountState::AccountExpired, true)),
+        ("773", account(AccountState::PasswordMustChange, true)),
+        ("775", account(AccountState::Locked, false)),
+    ] {
+        assert_eq!(answered(49, &text(code), &[]).await.0, Err(expected), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_result_means_what_the_config_says() {
+    assert_eq!(answered(19, "", &[]).await.0, Err(account(AccountState::Locked, false)));
+}
+
+#[tokio::test]
+async fn controls_that_cannot_be_read_lose_no_answer() {
+    let spoilt: Controls =
+        &[(PASSWORD_POLICY, b"\x30\x84\xff\xff\xff\xff\x81\x01\x01"), (NETSCAPE_EXPIRING, b"soon"), ("1.2.3", b"\xff")];
+    assert_eq!(answered(0, "", spoilt).await.0, Ok(vec!["server3".to_owned()]));
 }

@@ -9,8 +9,15 @@
 pub mod imap;
 pub mod sasl;
 #[cfg(test)]
+mod script;
+#[cfg(test)]
 mod tests;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod trial;
 pub mod wire;
+
+use core::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::outcome::{BackendWords, Refusal};
 use crate::secret::{Secret, SecretBuf};
@@ -26,10 +33,35 @@ pub struct Protocol {
     pub implicit_port: u16,
     /// The port of STARTTLS.
     pub starttls_port: u16,
+    /// How its dialogue can tell a backend who the client is, if it can.
+    pub introduction: Option<Introduction>,
     /// Starts the dialogue with a client.
-    pub front: fn(FrontSettings) -> Box<dyn Front>,
+    pub front: fn(FrontSettings<'_>) -> Box<dyn Front>,
     /// Starts the dialogue with a backend.
     pub back: fn(BackSettings) -> Box<dyn Back>,
+    /// How a relayed session can be ended because the directory has changed.
+    pub parting: Parting,
+}
+
+/// How a relayed session can be ended by usher, which does not read what is said in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parting {
+    /// With this line to the client where one can stand: behind a complete line of the backend, when
+    /// nothing moves. Else the connection is closed without a word.
+    Line(&'static [u8]),
+    /// There is no line that would be understood: the connection is closed.
+    Close,
+    /// Not at all: a close could cut a message in two, and sessions are short.
+    Never,
+}
+
+/// How a backend is told in its dialogue, before the login, who the client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Introduction {
+    /// IMAP's ID (RFC 2971) with `x-originating-ip` and its kin.
+    Id,
+    /// The command XCLIENT of Postfix and Dovecot.
+    Xclient,
 }
 
 /// Rows of one table: the name tells them apart.
@@ -52,7 +84,13 @@ pub fn by_name(name: &str) -> Option<&'static Protocol> {
 
 /// What a client dialogue is told about its connection.
 #[derive(Debug, Clone, Copy)]
-pub struct FrontSettings {
+pub struct FrontSettings<'a> {
+    /// usher's own name, for greetings that have one.
+    pub host: &'a str,
+    /// What all backends of this protocol can do after the login, one capability each in the
+    /// protocol's own form, such as `IDLE` or `SIZE 10240000`; `None` while nobody knows. Of these the
+    /// dialogue offers what can be promised before the login.
+    pub capabilities: Option<&'a [String]>,
     /// Whether TLS is established already (implicit TLS).
     pub tls: bool,
     /// Whether STARTTLS may be offered while TLS is not established.
@@ -99,7 +137,7 @@ pub enum Step {
 /// Why the client dialogue ended without a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quit {
-    /// The client said so (LOGOUT).
+    /// The client said so (LOGOUT, QUIT).
     Logout,
     /// Too many bad commands, or an input that cannot be resynchronized.
     Nonsense,
@@ -115,7 +153,8 @@ pub trait Front: Send + Sync {
     /// refusal. Called again with the same input after any step but `NeedMore` and `Quit`.
     fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step;
 
-    /// TLS is established: everything said before is forgotten (RFC 3501 section 6.2.1).
+    /// TLS is established: everything said before is forgotten (RFC 3501 section 6.2.1, RFC 2595
+    /// section 4, RFC 3207 section 4.2).
     fn tls_started(&mut self);
 
     /// Answers the attempt: the words of this protocol for the refusal. The dialogue goes on.
@@ -148,6 +187,17 @@ pub struct Welcome {
     pub text: Vec<u8>,
 }
 
+/// Who is calling, for a backend that is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The client.
+    pub client: SocketAddr,
+    /// Where it connected to.
+    pub local: SocketAddr,
+    /// The session id of the log: letters and digits.
+    pub session: String,
+}
+
 /// How to log in to a backend.
 #[derive(Debug, Clone)]
 pub struct BackSettings {
@@ -162,6 +212,11 @@ pub struct BackSettings {
     pub service: Option<Vec<u8>>,
     /// How many bytes of untagged lines a login may bring before it counts as a fault.
     pub untagged_limit: usize,
+    /// The client, if the backend is to be told in the protocol's own way ([`Protocol::introduction`]):
+    /// under TLS, before the login.
+    pub forward: Option<Origin>,
+    /// usher's own name, for protocols whose clients have to say one.
+    pub host: Arc<str>,
 }
 
 /// TLS on the way to a backend.
@@ -194,7 +249,7 @@ pub enum BackStep {
 /// Why a backend cannot be used for this login; nothing of it says the password is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BackFault {
-    /// It greeted or answered with BYE.
+    /// It turned usher away with its greeting, or took leave.
     #[error("it said BYE")]
     Bye,
     /// It greeted with PREAUTH (a known downgrade trick).
@@ -209,7 +264,10 @@ pub enum BackFault {
     /// It says LOGINDISABLED and offers no mechanism that usher can use.
     #[error("it offers no way to log in")]
     NoMechanism,
-    /// It answered BAD to a correct command.
+    /// It refuses to be told who the client is: usher is not in its trusted networks.
+    #[error("it does not let usher tell it the client's address; is usher in its trusted networks?")]
+    NotTold,
+    /// It takes a correct command for a wrong one (BAD).
     #[error("it answered BAD")]
     Bad,
     /// It refers the user to another server.

@@ -11,6 +11,9 @@ use zeroize::Zeroizing;
 use super::Credentials;
 use crate::secret::{Secret, SecretBuf};
 
+/// The longest line of an exchange, without CRLF (RFC 4954 section 4 has this number).
+pub const LINE: usize = 12_288;
+
 /// A mechanism that usher offers to clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mechanism {

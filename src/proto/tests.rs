@@ -1,5 +1,8 @@
 //! What every protocol answers to every refusal: one table, a column per protocol.
 
+mod chunks;
+
+use super::trial::HOST;
 use super::{FrontSettings, PROTOCOLS, Protocol, Step};
 use crate::outcome::{AccountState, Refusal};
 use crate::secret::SecretBuf;
@@ -124,7 +127,8 @@ fn every_refusal() -> Vec<Refusal> {
 
 /// What this protocol answers to an attempt that is refused so.
 fn answer(protocol: &Protocol, attempt: &[u8], refusal: &Refusal) -> String {
-    let mut front = (protocol.front)(FrontSettings { tls: true, starttls: false, bad_commands: 1 });
+    let mut front =
+        (protocol.front)(FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 1 });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     front.greet(&mut out);
     input.extend(attempt);

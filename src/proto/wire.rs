@@ -202,6 +202,23 @@ impl Skip {
     }
 }
 
+/// The first word of `text`, up to a space, and what stands behind that space.
+#[must_use]
+pub fn first_word(text: &[u8]) -> (&[u8], &[u8]) {
+    let end = text.iter().position(|byte| *byte == b' ').unwrap_or(text.len());
+    (text.get(..end).unwrap_or_default(), text.get(end + 1..).unwrap_or_default())
+}
+
+/// Whether a command begins as a request of HTTP does: somebody makes a browser talk to a
+/// mail port (ALPACA).
+#[must_use]
+pub fn is_http(command: &[u8]) -> bool {
+    const METHODS: [&[u8]; 10] =
+        [b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"PATCH", b"TRACE", b"CONNECT", b"PRI"];
+    let word = command.split(|byte| matches!(byte, b' ' | b'\r')).next();
+    word.is_some_and(|word| METHODS.contains(&word))
+}
+
 /// Writes a line made of `parts`.
 pub fn write_line(out: &mut SecretBuf, parts: &[&[u8]]) {
     parts.iter().for_each(|part| out.extend(part));

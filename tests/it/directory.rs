@@ -9,7 +9,7 @@ use crate::kit::people::{SERVICE_DN, SUFFIX};
 use crate::kit::scripted::{
     Operation, Scripted, ScriptedLdap, ber, ldap_entry, ldap_message, ldap_reference, ldap_result,
 };
-use crate::kit::slapd::Slapd;
+use crate::kit::slapd::{Options, Slapd};
 use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
 
 const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
@@ -54,7 +54,7 @@ fn a_server_that_the_ca_does_not_vouch_for_sees_no_password() {
 fn a_certificate_for_another_name_is_no_certificate() {
     let certificates = &world().certificates;
     let pair = certificates.leaf("ldap-other-name", Leaf::server(&["ldap.example.net"]));
-    let slapd = Slapd::start(&certificates.ca(), &pair, "");
+    let slapd = Slapd::with(Options { ca: Some(&certificates.ca()), pair: Some(&pair), ..Options::default() });
     for (url, starttls) in [(slapd.tls_url(), false), (slapd.url(), true)] {
         let config = Config::with_url(&url).scripted(&Scripted::welcoming()).set("/directory/starttls", starttls);
         alice(&Usher::start(config)).is("NO [UNAVAILABLE]");
@@ -77,7 +77,8 @@ fn starttls_is_mandatory_once_configured() {
 #[test]
 fn a_client_certificate_is_shown_to_the_directory() {
     let certificates = &world().certificates;
-    let slapd = Slapd::start(&certificates.ca(), &world().ldap, "TLSVerifyClient demand");
+    let slapd =
+        Slapd::with(Options { ca: Some(&certificates.ca()), global: "TLSVerifyClient demand", ..Options::default() });
     let backend = Scripted::welcoming();
     let config = Config::with_directory(&slapd).scripted(&backend);
     alice(&Usher::start(config.clone())).is("NO [UNAVAILABLE]");

@@ -21,6 +21,7 @@ mod lifecycle;
 mod listener_tls;
 mod login;
 mod metrics;
+mod policy;
 mod refusals;
 mod relay;
 mod reload_drain;

@@ -1,9 +1,10 @@
 //! The kit itself, without usher: the servers answer as the other tests take for granted.
 
 use crate::kit::client::{Imap, Tls};
-use crate::kit::people::{SERVICE_DN, SERVICE_PASSWORD, SUFFIX, everybody};
+use crate::kit::people::{Person, SERVICE_DN, SERVICE_PASSWORD, SUFFIX, everybody};
 use crate::kit::process::run;
 use crate::kit::scripted::{GREETING, Scripted};
+use crate::kit::slapd::{Follows, Options, SYNCPROV, Slapd};
 use crate::kit::{cyrus, dovecot, password_of, slapd, world};
 
 #[test]
@@ -23,6 +24,31 @@ fn slapd_knows_everybody_and_checks_passwords() {
         let wrong = ["-x", "-H", &slapd.url(), "-D", &person.dn(), "-w", "wrong"];
         assert_eq!(run("ldapwhoami", &wrong, b"").code, 49);
     }
+}
+
+#[test]
+fn slapd_has_replicas_password_policy_and_lastbind() {
+    let first = Slapd::with(Options {
+        modules: &["syncprov", "ppolicy"],
+        database: &format!(
+            "lastbind on\n{SYNCPROV}overlay ppolicy\nppolicy_default \"cn=policy,ou=services,{SUFFIX}\"\n"
+        ),
+        entries: &format!(
+            "dn: cn=policy,ou=services,{SUFFIX}\nobjectClass: device\nobjectClass: pwdPolicy\ncn: policy\n\
+             pwdAttribute: userPassword\npwdLockout: TRUE\npwdMaxFailure: 5\n\n"
+        ),
+        ..Options::default()
+    });
+    let replica = |follows| Slapd::with(Options { follows: Some(follows), ..Options::default() });
+    let (second, late) = (replica(Follows::AtOnce(&first)), replica(Follows::Every(5, &first)));
+    let alice = Person::new("alice", None);
+    first.set(&alice, "mailHost", Some("server4"));
+    second.wait_for(&alice.dn(), "mailHost: server4");
+    late.wait_for(&alice.dn(), "mailHost: server4");
+    let bind = |password| run("ldapwhoami", &["-x", "-H", &first.url(), "-D", &alice.dn(), "-w", password], b"").code;
+    assert_eq!((bind("alice-secret"), bind("wrong")), (0, 49));
+    let shown = first.read(&alice.dn(), &["+"]);
+    assert!(shown.contains("pwdLastSuccess:") && shown.contains("pwdFailureTime:"), "{shown}");
 }
 
 fn connect(port: u16, server_name: &'static str) -> Imap {

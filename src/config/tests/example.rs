@@ -80,7 +80,9 @@ fn what_is_commented_out_is_the_default() {
     same("groups", "tls");
     same("reload_interval", "tls");
     same("plaintext", "directory");
-    same("bind_connections", "directory");
+    for key in ["bind_connections", "reveal_account_state", "result_19", "result_50", "result_53"] {
+        same(key, "directory");
+    }
     for key in ["ipv4_prefix", "ipv6_prefix", "capacity", "forget_every", "known_for"] {
         same(key, "throttle");
     }
@@ -90,7 +92,7 @@ fn what_is_commented_out_is_the_default() {
     for key in ["pass_backend_refusals", "probe", "probe_interval", "failures", "ramp", "logins_in_flight"] {
         same(key, "routing");
     }
-    for key in ["handshake_timeout", "conversation_timeout", "failed_login_delay", "bad_commands", "backend_untagged"] {
+    for key in ["handshake_timeout", "conversation_timeout", "refusal_delay", "bad_commands", "backend_untagged"] {
         same(key, "limits");
     }
 }
@@ -99,6 +101,7 @@ fn what_is_commented_out_is_the_default() {
 fn every_commented_key_is_sound() {
     // Each alone, as an operator would remove its `#`.
     for (key, more) in [
+        ("hostname:", None),
         ("cipher_suites:", None),
         ("client_ca:", None),
         ("client_certificate: {chain: tls", None),

@@ -603,6 +603,7 @@ fn throttle() {
     exempt("[192.0.2.0/24, 192.0.2.0/33]", "throttle.exempt[1]");
     exempt("[office]", "throttle.exempt[0]");
     exempt("[\"::ffff:192.0.2.1\"]", "throttle.exempt[0]");
+    mistake("bind_connections: 8", "result_53: locked # HERE", "directory.result_53", "`account_locked`");
     mistake("ipv4_prefix: 24", "ipv4_prefix: 33 # HERE", "throttle.ipv4_prefix", "write 8 to 32 (default 32)");
     mistake("forget_every: 2m", "forget_every: 2 # HERE", "throttle.forget_every", "needs a unit");
     let rule = |key: &str, text: &str, found: &str, phrase: &str| {
@@ -612,5 +613,18 @@ fn throttle() {
     rule("handshakes", "{mode: off}", ".mode", "`enforce`, `dry_run`");
     rule("sessions_per_user", "{limit: 0}", ".limit", "write 1 to 1000000 (default 60)");
     rule("failed_logins_per_user", "{max_delay: 6s}", ".max_delay", "write 100ms to 5s (default 4s)");
+    rule("failed_logins_per_user", "{first_delay: 3s, max_delay: 2s}", ".first_delay", "longer than `max_delay`");
     rule("logins_per_second", "{per: 3}", ".per", "unknown key");
+}
+
+#[test]
+fn the_name_of_usher_is_a_host_name() {
+    for name in ["192.0.2.1", "\"2001:db8::1\"", "mail example.com", "\"\""] {
+        mistake(
+            "hostname: mail.example.com",
+            &format!("hostname: {name} # HERE"),
+            "hostname",
+            "such as mail.example.com",
+        );
+    }
 }

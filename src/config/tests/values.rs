@@ -1,8 +1,10 @@
 //! What a sound file becomes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
+use crate::outcome::AccountState;
 use crate::proto::BackTls;
 
 #[test]
@@ -10,6 +12,7 @@ fn every_key_arrives() {
     let config = parse_text(SOUND).unwrap();
     assert_eq!(config.warnings, []);
     assert_eq!(config.file, Path::new("/etc/usher/config.yaml"));
+    assert_eq!(config.hostname.as_deref(), Some("mail.example.com"));
     let listeners: Vec<_> = config.listeners.iter().map(|l| (l.protocol.name, l.address.to_string(), l.tls)).collect();
     let imap = |address: &str, tls| ("imap", address.to_owned(), tls);
     assert_eq!(listeners, [imap("[::]:993", ListenerTls::Implicit), imap("[::]:143", ListenerTls::StartTls)]);
@@ -55,6 +58,8 @@ fn every_key_arrives() {
         timeout: Duration::from_secs(3),
         attempt_timeout: Duration::from_millis(700),
         bind_connections: 8,
+        reveal_account_state: false,
+        results: BTreeMap::new(),
     };
     assert_eq!(config.directory, expected);
 
@@ -94,14 +99,17 @@ fn every_key_arrives() {
         handshake_timeout: seconds(5),
         login_timeout: seconds(20),
         conversation_timeout: seconds(40),
-        failed_login_delay: seconds(1),
+        refusal_delay: seconds(1),
         failed_logins: 5,
         bad_commands: 4,
         backend_untagged: 1 << 20,
         idle_timeout: seconds(3_600),
     };
     assert_eq!(config.limits, limits);
-    let failed_logins = |mode, free, max| FailedLogins { mode, free, max_delay: seconds(max) };
+    let failed_logins = |mode, free, first, max| {
+        let first_delay = Duration::from_millis(first);
+        FailedLogins { mode, free, first_delay, max_delay: seconds(max) }
+    };
     let limit = |mode, limit| Limit { mode, limit };
     let throttle = Throttle {
         ipv4_prefix: 24,
@@ -111,8 +119,8 @@ fn every_key_arrives() {
             Network { address: "2001:db8::7".parse().unwrap(), bits: 128 },
         ],
         memory: Memory { capacity: 5_000, forget_every: seconds(120), known_for: seconds(7 * 86_400) },
-        failed_logins_per_prefix: failed_logins(Mode::Enforce, 30, 3),
-        failed_logins_per_user: failed_logins(Mode::DryRun, 7, 2),
+        failed_logins_per_prefix: failed_logins(Mode::Enforce, 30, 1_000, 3),
+        failed_logins_per_user: failed_logins(Mode::DryRun, 7, 100, 2),
         connections_per_prefix: limit(Mode::Enforce, 11),
         handshakes: limit(Mode::DryRun, 12),
         handshakes_per_prefix: limit(Mode::Enforce, 13),
@@ -155,6 +163,7 @@ fn defaults() {
     assert_eq!((directory.mail_host_attribute.as_str(), &directory.login_attribute), ("mailHost", &None));
     assert_eq!((directory.timeout, directory.attempt_timeout), (seconds(5), Duration::from_millis(1_500)));
     assert_eq!((directory.starttls, directory.plaintext, directory.bind_connections), (false, false, 16));
+    assert_eq!((directory.reveal_account_state, directory.results.len()), (false, 0));
     assert_eq!(config.routing.default, None);
     let backend = &config.routing.backends[0];
     assert_eq!(
@@ -168,14 +177,17 @@ fn defaults() {
         handshake_timeout: seconds(10),
         login_timeout: seconds(30),
         conversation_timeout: seconds(60),
-        failed_login_delay: Duration::from_millis(300),
+        refusal_delay: seconds(2),
         failed_logins: 3,
         bad_commands: 10,
         backend_untagged: 65_536,
         idle_timeout: seconds(65 * 60),
     };
     assert_eq!(config.limits, limits);
-    let failed_logins = |mode, free| FailedLogins { mode, free, max_delay: seconds(4) };
+    let failed_logins = |mode, free| {
+        let first_delay = Duration::from_millis(300);
+        FailedLogins { mode, free, first_delay, max_delay: seconds(4) }
+    };
     let limit = |mode, limit| Limit { mode, limit };
     let throttle = Throttle {
         ipv4_prefix: 32,
@@ -290,6 +302,14 @@ fn other_rooms_find_the_line_of_a_key() {
 fn printed_configs_stay_readable() {
     let shown = format!("{:?}", parse_text(SOUND).unwrap());
     assert!(shown.contains("Lines(") && !shown.contains("\"tls.certificates"), "{shown}");
+}
+
+#[test]
+fn results_of_a_bind_get_their_meaning() {
+    let states = "bind_connections: 8\n  reveal_account_state: true\n  result_19: account_locked\n  result_50: cannot_tell\n  result_53: account_disabled";
+    let directory = sound("bind_connections: 8", states).directory;
+    assert!(directory.reveal_account_state);
+    assert_eq!(directory.results, [(19, AccountState::Locked), (53, AccountState::Disabled)].into());
 }
 
 #[test]

@@ -7,9 +7,9 @@
 //! another order than the protocol's is given up.
 
 use super::super::sasl::{fits_plain, write_plain};
-use super::super::wire::{Found, Gathering, Literal, Spoiled, printable, write_line};
-use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Welcome};
-use super::{LINE, TEXT, first_word};
+use super::super::wire::{Found, Gathering, Literal, Spoiled, first_word, printable, write_line};
+use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Welcome};
+use super::{LINE, TEXT};
 use crate::outcome::BackendWords;
 use crate::secret::{Secret, SecretBuf};
 
@@ -23,6 +23,8 @@ pub(super) struct ImapBack {
     login: Vec<u8>,
     password: Secret,
     service: Option<Vec<u8>>,
+    /// Who the client is, as long as the backend has not been told.
+    forward: Option<Origin>,
     /// STARTTLS is wanted and has not been done.
     in_the_clear: bool,
     state: State,
@@ -55,6 +57,8 @@ enum State {
     Tls,
     /// Nothing: TLS is there, and usher's turn.
     Secured,
+    /// The answer to ID.
+    Id,
     /// The answer to the login, or leave to go on with it.
     Login(Pending),
     /// The answer to a CAPABILITY after a login that was accepted with this text.
@@ -100,6 +104,7 @@ impl ImapBack {
             login: settings.login,
             password: settings.password,
             service: settings.service,
+            forward: settings.forward,
             in_the_clear: settings.tls == BackTls::StartTls,
             state: State::Greeting,
             gathered: Gathering::default(),
@@ -214,11 +219,17 @@ impl ImapBack {
                 Ok(Some(BackStep::StartTls))
             }
             (State::StartTls, Word::No) => Err(BackFault::NoStartTls),
+            (State::Id, Word::Ok) => {
+                self.proceed(out)?;
+                Ok(None)
+            }
+            (State::Id, Word::No | Word::Bad) => Err(BackFault::NotTold),
             (State::Login(_), Word::Ok) => self.logged_in(&status, out),
             (State::Login(_), Word::No) if status.is_referral() => Err(BackFault::Referral),
             (State::Login(_), Word::No) => Ok(Some(BackStep::Refused(BackendWords {
                 code: printable(status.code, TEXT),
                 text: printable(status.text, TEXT),
+                unavailable: status.is_about_the_server(),
             }))),
             (State::Afterwards(text), Word::Ok) => Ok(Some(self.ready(text))),
             (State::Capability | State::Afterwards(_), Word::No)
@@ -242,6 +253,9 @@ impl ImapBack {
             }
             self.send(&[b"STARTTLS"], out);
             self.state = State::StartTls;
+        } else if let Some(origin) = self.forward.take() {
+            self.introduce(&origin, out);
+            self.state = State::Id;
         } else {
             let pending = self.log_in(out)?;
             self.asked = true;
@@ -250,6 +264,20 @@ impl ImapBack {
             self.capabilities = None;
         }
         Ok(())
+    }
+
+    /// Says who the client is, in the fields that Dovecot takes from its `login_trusted_networks`.
+    fn introduce(&mut self, origin: &Origin, out: &mut SecretBuf) {
+        let Origin { client, local, session } = origin;
+        let id = format!(
+            "ID (\"name\" \"usher\" \"x-originating-ip\" \"{}\" \"x-originating-port\" \"{}\" \"x-connected-ip\" \"{}\" \
+             \"x-connected-port\" \"{}\" \"x-session-id\" \"{session}\")",
+            client.ip(),
+            client.port(),
+            local.ip(),
+            local.port(),
+        );
+        self.send(&[id.as_bytes()], out);
     }
 
     /// Sends the login, or what can be sent of it at once. PLAIN is preferred to LOGIN, which knows
@@ -417,6 +445,11 @@ impl<'a> Status<'a> {
 
     fn capabilities(&self) -> Option<&'a [u8]> {
         capability_line(self.code)
+    }
+
+    /// Codes that say that the server cannot tell, whoever asks (RFC 5530).
+    fn is_about_the_server(&self) -> bool {
+        ["UNAVAILABLE", "SERVERBUG", "INUSE"].iter().any(|code| self.code.eq_ignore_ascii_case(code.as_bytes()))
     }
 
     fn is_referral(&self) -> bool {

@@ -114,13 +114,6 @@ pub(super) fn tag(command: &[u8]) -> Option<&[u8]> {
     (!tag.is_empty() && tag.iter().all(|byte| is_astring_char(*byte) && *byte != b'+')).then_some(tag)
 }
 
-/// Whether this is a request of HTTP: somebody makes a browser talk to a mail port (ALPACA).
-pub(super) fn is_http(command: &[u8]) -> bool {
-    const METHODS: [&[u8]; 10] =
-        [b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"PATCH", b"TRACE", b"CONNECT", b"PRI"];
-    tag(command).is_some_and(|tag| METHODS.contains(&tag))
-}
-
 /// Whether this is an AUTHENTICATE, whose line may be longer: it can hold an initial response.
 pub(super) fn is_authenticate(command: &[u8]) -> bool {
     tag(command).is_some_and(|tag| verb(command, tag).0 == Verb::Authenticate)

@@ -13,16 +13,14 @@ use std::borrow::Cow;
 
 use zeroize::Zeroizing;
 
-use super::super::sasl::{Exchange, Mechanism, Progress, SaslError};
-use super::super::wire::{Found, Gathering, Literal, Skip, Spoiled, printable, write_line};
+use super::super::sasl::{self, Exchange, Mechanism, Progress, SaslError};
+use super::super::wire::{Found, Gathering, Literal, Skip, Spoiled, first_word, is_http, printable, write_line};
 use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome};
 use super::command::{self, Denial, Problem, Verb};
-use super::{LINE, TEXT, first_word};
+use super::{LINE, TEXT};
 use crate::outcome::{AccountState, BackendWords, Refusal};
 use crate::secret::SecretBuf;
 
-/// The longest line of an authentication exchange (RFC 4954 section 4 has this number).
-const SASL_LINE: usize = 12_288;
 /// The longest command with its literals: an ID with everything that RFC 2971 allows.
 const COMMAND: usize = 32_768;
 /// How much of one refused command is read and thrown away before the client is given up.
@@ -159,7 +157,7 @@ impl Front for ImapFront {
 }
 
 impl ImapFront {
-    pub(super) fn new(settings: FrontSettings) -> Self {
+    pub(super) fn new(settings: FrontSettings<'_>) -> Self {
         Self {
             tls: settings.tls,
             starttls: settings.starttls,
@@ -192,13 +190,13 @@ impl ImapFront {
         let room = COMMAND.saturating_sub(self.gathered.bytes().len() - self.gathered.line().len());
         let mut found = self.gathered.take_line(input, LINE.min(room));
         if found == Found::Spoiled(Spoiled::TooLong) && command::is_authenticate(self.gathered.bytes()) {
-            found = self.gathered.take_line(input, SASL_LINE);
+            found = self.gathered.take_line(input, sasl::LINE);
         }
         if found == Found::Part {
             return Some(Step::NeedMore);
         }
         let command = std::mem::take(&mut self.gathered);
-        if command::is_http(command.bytes()) {
+        if is_http(command.bytes()) {
             return Some(self.give_up("This is a mail server", out));
         }
         self.tag = Zeroizing::new(command::tag(command.bytes()).unwrap_or_default().to_vec());
@@ -294,7 +292,7 @@ impl ImapFront {
     }
 
     fn read_response(&mut self, exchange: Exchange, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
-        match self.gathered.take_line(input, SASL_LINE) {
+        match self.gathered.take_line(input, sasl::LINE) {
             Found::Part => self.wait_in(State::Response(exchange), Step::NeedMore),
             Found::Line => {
                 let response = std::mem::take(&mut self.gathered);

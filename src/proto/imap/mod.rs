@@ -12,11 +12,20 @@ mod tests;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod trial;
 
-use super::{Back, BackSettings, Front, FrontSettings, Protocol};
+use super::{Back, BackSettings, Front, FrontSettings, Introduction, Parting, Protocol};
 
 /// IMAP's row.
-pub const PROTOCOL: Protocol =
-    Protocol { name: "imap", alpn: Some(b"imap"), implicit_port: 993, starttls_port: 143, front, back };
+pub const PROTOCOL: Protocol = Protocol {
+    name: "imap",
+    alpn: Some(b"imap"),
+    implicit_port: 993,
+    starttls_port: 143,
+    introduction: Some(Introduction::Id),
+    front,
+    back,
+    // RFC 3501 section 7.1.5: a server may say BYE at any time, between two of its lines.
+    parting: Parting::Line(b"* BYE Your account was changed, please log in again.\r\n"),
+};
 
 /// The longest line, without CRLF, in either direction: clients keep to 8000 octets (RFC 2683
 /// section 3.2.1.5), servers to 8192 (RFC 7162 section 4).
@@ -24,16 +33,10 @@ const LINE: usize = 8192;
 /// How much of a peer's free text is passed on.
 const TEXT: usize = 512;
 
-fn front(settings: FrontSettings) -> Box<dyn Front> {
+fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
     Box::new(front::ImapFront::new(settings))
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {
     Box::new(back::ImapBack::new(settings))
-}
-
-/// The first word of `text`, up to a space, and what stands behind that space.
-fn first_word(text: &[u8]) -> (&[u8], &[u8]) {
-    let end = text.iter().position(|byte| *byte == b' ').unwrap_or(text.len());
-    (text.get(..end).unwrap_or_default(), text.get(end + 1..).unwrap_or_default())
 }

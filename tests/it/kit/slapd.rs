@@ -1,16 +1,69 @@
 //! OpenLDAP's slapd with the test people in it.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use super::certs::Pair;
 use super::people::{Person, SERVICE_DN, SERVICE_PASSWORD, SUFFIX, everybody};
 use super::process::{Running, Server, folder, free_port, read_text, require, run, wait_for_port};
-use super::world;
+use super::{patience, world};
 
 /// The rootdn's password, for the tests' own changes.
 const ROOT: [&str; 4] = ["-D", "cn=root,dc=example,dc=com", "-w", "root"];
+
+/// What a slapd has besides the usual; everything may be left at its default.
+#[derive(Default)]
+pub(crate) struct Options<'a> {
+    /// Another authority than the world's.
+    pub(crate) ca: Option<&'a Path>,
+    /// Another certificate than the world's.
+    pub(crate) pair: Option<&'a Pair>,
+    /// Modules to load: `syncprov`, `ppolicy`.
+    pub(crate) modules: &'a [&'a str],
+    /// Lines for the head of slapd.conf, before the database: schema and global settings.
+    pub(crate) global: &'a str,
+    /// `access` lines that come before the usual ones.
+    pub(crate) access: &'a str,
+    /// Lines for the end of the database: overlays, limits, `lastbind on`.
+    pub(crate) database: &'a str,
+    /// More entries, as LDIF, behind the usual ones.
+    pub(crate) entries: &'a str,
+    /// It is a replica and begins empty; `entries` is not used.
+    pub(crate) follows: Option<Follows<'a>>,
+}
+
+/// Makes the service account read all at once, and the database a provider of RFC 4533. Goes into
+/// [`Options::database`], with `syncprov` in [`Options::modules`].
+pub(crate) const SYNCPROV: &str = r#"limits dn.exact="cn=usher,ou=services,dc=example,dc=com" size=unlimited time=unlimited
+overlay syncprov
+"#;
+
+/// Whose replica a slapd is: the other needs [`SYNCPROV`].
+#[derive(Clone, Copy)]
+pub(crate) enum Follows<'a> {
+    /// Within milliseconds.
+    AtOnce(&'a Slapd),
+    /// It asks once when it starts and then every so many seconds: so far it lags behind.
+    Every(u8, &'a Slapd),
+}
+
+impl Follows<'_> {
+    fn syncrepl(self) -> String {
+        let (kind, provider) = match self {
+            Self::AtOnce(provider) => ("refreshAndPersist retry=\"1 +\"".into(), provider),
+            Self::Every(seconds, provider) => {
+                (format!("refreshOnly interval=00:00:00:{seconds:02} retry=\"1 +\""), provider)
+            }
+        };
+        format!(
+            r#"syncrepl rid=001 provider={url} searchbase="{SUFFIX}" bindmethod=simple binddn="cn=root,{SUFFIX}" credentials=root type={kind}
+"#,
+            url = provider.url(),
+        )
+    }
+}
 
 /// A slapd of its own folder and ports.
 pub(crate) struct Slapd {
@@ -23,15 +76,18 @@ pub(crate) struct Slapd {
 impl Slapd {
     /// One for a test alone, which may stop, freeze and change it.
     pub(crate) fn private() -> Self {
-        let certificates = &world().certificates;
-        Self::start(&certificates.ca(), &world().ldap, "")
+        Self::with(Options::default())
     }
 
-    /// One with more lines for the head of slapd.conf.
-    pub(crate) fn start(ca: &Path, pair: &Pair, global: &str) -> Self {
+    /// One of a test's own making.
+    pub(crate) fn with(options: Options<'_>) -> Self {
         require(Path::new("/usr/sbin/slapd"));
         let folder = folder("slapd");
         std::fs::create_dir(folder.join("data")).unwrap();
+        let certificates = &world().certificates;
+        let ca = options.ca.map_or_else(|| certificates.ca(), Path::to_owned);
+        let pair = options.pair.unwrap_or(&world().ldap);
+        let modules: String = options.modules.iter().map(|name| format!("moduleload {name}\n")).collect();
         // An empty password with a DN is a good bind here (RFC 4513 5.1.2): usher must not rely on
         // a server that refuses it.
         let config = format!(
@@ -41,7 +97,7 @@ include /etc/ldap/schema/inetorgperson.schema
 include /etc/ldap/schema/misc.schema
 modulepath /usr/lib/ldap
 moduleload back_mdb
-threads 4
+{modules}threads 4
 allow bind_anon_dn
 TLSCACertificateFile {ca}
 TLSCertificateFile {chain}
@@ -52,33 +108,38 @@ suffix "{SUFFIX}"
 rootdn "cn=root,{SUFFIX}"
 rootpw root
 directory {folder}/data
-maxsize 16777216
+maxsize 67108864
 dbnosync
-index uid,mail eq
+index uid,mail,entryUUID,entryCSN eq
+{access}
 access to attrs=userPassword by anonymous auth by * none
 access to dn.subtree="ou=closed,{SUFFIX}" by dn.exact="{SERVICE_DN}" search by * none
 access to dn.subtree="ou=open,{SUFFIX}" by * read
 access to * by dn.exact="{SERVICE_DN}" read by self read by * none
+{follows}
+{database}
 "#,
             ca = ca.display(),
             chain = pair.chain.display(),
             key = pair.key.display(),
             folder = folder.display(),
+            global = options.global,
+            access = options.access,
+            database = options.database,
+            follows = options.follows.map(Follows::syncrepl).unwrap_or_default(),
         );
         std::fs::write(folder.join("slapd.conf"), config).unwrap();
-        let mut ldif = format!("dn: {SUFFIX}\nobjectClass: domain\ndc: example\n\n");
-        for ou in ["services", "people", "open", "closed"] {
-            ldif.push_str(&format!("dn: ou={ou},{SUFFIX}\nobjectClass: organizationalUnit\nou: {ou}\n\n"));
+        if options.follows.is_none() {
+            let file = folder.join("slapd.conf").display().to_string();
+            run("/usr/sbin/slapadd", &["-q", "-f", &file], content(options.entries).as_bytes()).succeeded();
         }
-        ldif.push_str(&format!(
-            "dn: {SERVICE_DN}\nobjectClass: applicationProcess\nobjectClass: simpleSecurityObject\n"
-        ));
-        ldif.push_str(&format!("cn: usher\nuserPassword: {SERVICE_PASSWORD}\n\n"));
-        ldif.extend(everybody().iter().map(Person::ldif));
-        let file = folder.join("slapd.conf").display().to_string();
-        run("/usr/sbin/slapadd", &["-q", "-f", &file], ldif.as_bytes()).succeeded();
         let mut slapd = Self { folder, running: None, port: free_port(), tls_port: free_port() };
         slapd.start_again();
+        if options.follows.is_some() {
+            // A refresh comes in the order of the entries.
+            let last = everybody().last().expect("there are people").clone();
+            slapd.wait_for(&last.dn(), &format!("uid: {}", last.uid));
+        }
         slapd
     }
 
@@ -156,9 +217,40 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
         run("ldapadd", &[&["-x", "-H", &url], &ROOT[..]].concat(), person.ldif().as_bytes()).succeeded();
     }
 
+    /// What it shows of an entry to its administrator: `ldapsearch`'s lines for these attributes,
+    /// or nothing where there is no such entry.
+    pub(crate) fn read(&self, dn: &str, attributes: &[&str]) -> String {
+        let url = self.url();
+        let words = ["-x", "-LLL", "-o", "ldif-wrap=no", "-H", &url, "-s", "base", "-b", dn];
+        run("ldapsearch", &[&words, &ROOT[..], attributes].concat(), b"").stdout
+    }
+
+    /// Waits until an entry shows this line, as a replica does some time after its provider.
+    pub(crate) fn wait_for(&self, dn: &str, line: &str) {
+        let deadline = Instant::now() + patience(Duration::from_secs(20));
+        while !self.read(dn, &["*", "+"]).lines().any(|shown| shown == line) {
+            assert!(Instant::now() < deadline, "{dn} does not show {line}; its log:\n{}", self.logged());
+            // A replica gives no event to wait for.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Sets an attribute, or removes it where there is no value.
     pub(crate) fn set(&self, person: &Person, attribute: &str, value: Option<&str>) {
         let value = value.map(|value| format!("{attribute}: {value}\n")).unwrap_or_default();
         self.modify(&format!("dn: {}\nchangetype: modify\nreplace: {attribute}\n{value}", person.dn()));
     }
+}
+
+/// The usual entries, and more.
+fn content(more: &str) -> String {
+    let mut ldif = format!("dn: {SUFFIX}\nobjectClass: domain\ndc: example\n\n");
+    for ou in ["services", "people", "open", "closed"] {
+        ldif.push_str(&format!("dn: ou={ou},{SUFFIX}\nobjectClass: organizationalUnit\nou: {ou}\n\n"));
+    }
+    ldif.push_str(&format!("dn: {SERVICE_DN}\nobjectClass: applicationProcess\nobjectClass: simpleSecurityObject\n"));
+    ldif.push_str(&format!("cn: usher\nuserPassword: {SERVICE_PASSWORD}\n\n"));
+    ldif.extend(everybody().iter().map(Person::ldif));
+    ldif.push_str(more);
+    ldif
 }

@@ -1,8 +1,8 @@
 //! What a backend sends, and what usher makes of it.
 
-use super::super::trial::BackTrial;
-use super::{Script, clipped};
-use crate::proto::{BackSettings, BackTls};
+use super::super::PROTOCOL;
+use crate::proto::trial::{HOST, calling};
+use crate::proto::{BackSettings, BackTls, script};
 use crate::secret::Secret;
 
 /// Who logs in, and how.
@@ -13,40 +13,38 @@ struct Login {
     password: &'static [u8],
     service: Option<&'static [u8]>,
     untagged_limit: usize,
+    /// Where the client is, if the backend is told.
+    client: Option<&'static str>,
 }
 
-const ALICE: Login =
-    Login { tls: BackTls::Implicit, login: b"alice", password: b"secret", service: None, untagged_limit: 2000 };
+const ALICE: Login = Login {
+    tls: BackTls::Implicit,
+    login: b"alice",
+    password: b"secret",
+    service: None,
+    untagged_limit: 2000,
+    client: None,
+};
 const STARTTLS: Login = Login { tls: BackTls::StartTls, ..ALICE };
 const PROXY: Login = Login { service: Some(b"proxy"), ..ALICE };
 
 impl Login {
-    fn trial(self) -> BackTrial {
-        BackTrial::new(BackSettings {
+    fn settings(self) -> BackSettings {
+        BackSettings {
             tls: self.tls,
             login: self.login.to_vec(),
             password: Secret::copy_of(self.password),
             service: self.service.map(<[u8]>::to_vec),
             untagged_limit: self.untagged_limit,
-        })
+            forward: self.client.map(calling),
+            host: HOST.into(),
+        }
     }
 }
 
 #[track_caller]
 fn script(login: Login, text: &str) {
-    let script = Script::parse(text, 'S');
-    let mut lockstep = login.trial();
-    for (bytes, before) in &script.sent {
-        assert_eq!(&lockstep.transcript, before, "before {}", clipped(bytes));
-        lockstep.feed(bytes);
-    }
-    assert_eq!(lockstep.finish(), script.transcript);
-    for cut in script.cuts() {
-        let mut trial = login.trial();
-        cut.iter().for_each(|piece| trial.feed(piece));
-        let pieces: Vec<_> = cut.iter().map(|piece| clipped(piece)).collect();
-        assert_eq!(trial.finish(), script.transcript, "cut into {pieces:?}");
-    }
+    script::backend(&PROTOCOL, &login.settings(), text);
 }
 
 /// A script behind a greeting with these capabilities.
@@ -93,6 +91,41 @@ fn cyrus() {
         => refused [] Login failed: authentication failure
         ",
     );
+}
+
+#[test]
+fn a_backend_is_told_who_the_client_is_under_tls_and_before_the_login() {
+    let told = |client| Login { client: Some(client), ..STARTTLS };
+    let fields = r#""x-connected-ip" "192.0.2.1" "x-connected-port" "993" "x-session-id" "S7Q2X")"#;
+    for (client, ip, port) in [("198.51.100.7:4711", "198.51.100.7", 4711), ("[2001:db8::7]:1", "2001:db8::7", 1)] {
+        greeted(
+            told(client),
+            "IMAP4rev1 ID STARTTLS",
+            &format!(
+                r#"
+                C: u1 STARTTLS
+                S: u1 OK go
+                => tls
+                C: u2 CAPABILITY
+                S: * CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN
+                S: u2 OK done
+                C: u3 ID ("name" "usher" "x-originating-ip" "{ip}" "x-originating-port" "{port}" {fields}
+                S: * ID ("name" {{7}}
+                S: Dovecot)
+                S: u3 OK ID completed.
+                C: u4 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==
+                S: u4 OK [CAPABILITY IMAP4rev1] in
+                => ready [IMAP4rev1] in
+                "#
+            ),
+        );
+    }
+    // No login without it: its log and its limits would name usher for everybody.
+    let id = format!(r#"C: u1 ID ("name" "usher" "x-originating-ip" "::1" "x-originating-port" "9" {fields}"#);
+    for refusal in ["NO not from you", "BAD what"] {
+        let login = Login { client: Some("[::1]:9"), ..ALICE };
+        greeted(login, "IMAP4rev1 AUTH=PLAIN", &format!("{id}\nS: u1 {refusal}\n=> fault NotTold"));
+    }
 }
 
 #[test]

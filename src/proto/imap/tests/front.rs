@@ -1,14 +1,15 @@
 //! What a client sends, and what it is told.
 
+use super::super::PROTOCOL;
 use super::super::front::ImapFront;
-use super::super::trial::{Decision, FrontTrial};
-use super::{Script, clipped};
 use crate::outcome::{AccountState, BackendWords, Refusal};
-use crate::proto::{Front, FrontSettings, Step, Welcome};
+use crate::proto::trial::{Decision, FrontTrial, HOST};
+use crate::proto::{Front, FrontSettings, Step, Welcome, script};
 use crate::secret::SecretBuf;
 
-const TLS: FrontSettings = FrontSettings { tls: true, starttls: false, bad_commands: 50 };
-const CLEAR: FrontSettings = FrontSettings { tls: false, starttls: true, bad_commands: 50 };
+const TLS: FrontSettings<'_> =
+    FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
 /// What a decision in a script means.
 fn decision(words: &str) -> Decision {
@@ -30,31 +31,9 @@ fn decision(words: &str) -> Decision {
     }
 }
 
-/// Plays a script with and without its greeting, which most leave out.
 #[track_caller]
-fn script(settings: FrontSettings, text: &str) {
-    let mut script = Script::parse(text, 'C');
-    let greeting = FrontTrial::new(settings, std::iter::empty()).transcript;
-    if !script.transcript.starts_with("* OK") {
-        script.transcript.insert_str(0, &greeting);
-        script.sent.iter_mut().for_each(|(_, before)| before.insert_str(0, &greeting));
-    }
-    let trial = || {
-        let decisions: Vec<Decision> = script.decisions.iter().map(|words| decision(words)).collect();
-        FrontTrial::new(settings, decisions.into_iter())
-    };
-    let mut lockstep = trial();
-    for (bytes, before) in &script.sent {
-        assert_eq!(&lockstep.transcript, before, "before {}", clipped(bytes));
-        lockstep.feed(bytes);
-    }
-    assert_eq!(lockstep.finish(), script.transcript);
-    for cut in script.cuts() {
-        let mut trial = trial();
-        cut.iter().for_each(|piece| trial.feed(piece));
-        let pieces: Vec<_> = cut.iter().map(|piece| clipped(piece)).collect();
-        assert_eq!(trial.finish(), script.transcript, "cut into {pieces:?}");
-    }
+fn script(settings: FrontSettings<'_>, text: &str) {
+    script::client(&PROTOCOL, settings, decision, text);
 }
 
 #[test]
@@ -733,13 +712,13 @@ fn id_is_answered_and_remembered_within_bounds() {
 fn one_command_is_held_at_the_most() {
     let pair = format!("{{30+}}\r\n{} {{1024+}}\r\n{}", "f".repeat(30), "v".repeat(1024));
     let largest = format!("a ID ({})\r\n", vec![pair.as_str(); 30].join(" "));
-    let mut trial = FrontTrial::new(TLS, std::iter::empty());
+    let mut trial = FrontTrial::new(&PROTOCOL, TLS, std::iter::empty());
     trial.feed(largest.as_bytes());
     assert!(trial.finish().ends_with("a OK Nice to meet you\n"), "everything that RFC 2971 allows");
 
     // The same with a tag that makes it too long: the literal that does not fit is swallowed.
     let tag = "t".repeat(2000);
-    let mut trial = FrontTrial::new(TLS, std::iter::empty());
+    let mut trial = FrontTrial::new(&PROTOCOL, TLS, std::iter::empty());
     trial.feed(format!("{tag}{largest}b NOOP\r\n").as_bytes());
     assert!(trial.finish().ends_with("BAD [TOOBIG] Argument too long\nb OK Nothing done\n"));
 }
@@ -775,7 +754,7 @@ fn every_refusal_has_its_words() {
     let unavailable = "NO [UNAVAILABLE] The mail service is not available, try again later";
     let contact = "NO [CONTACTADMIN] Your mailbox cannot be reached, please tell your administrator";
     let disagrees = |code: &str, text: &str| {
-        Refusal::Disagrees(Some(BackendWords { code: code.to_owned(), text: text.to_owned() }))
+        Refusal::Disagrees(Some(BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false }))
     };
     let state = |state| Refusal::Account { state, proven: true };
     let cases = [

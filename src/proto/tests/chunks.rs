@@ -1,0 +1,167 @@
+//! Property: however the network cuts what a peer says, the dialogue says and does the same.
+//!
+//! The inputs are made of what moves the machines (commands, literals, line ends, base64) in any
+//! order, with any bytes between; what is found small is kept small by proptest.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use super::super::trial::{BackTrial, Decision, FrontTrial, HOST};
+use crate::outcome::Refusal;
+use crate::proto::{BackSettings, BackTls, FrontSettings, PROTOCOLS, Protocol, Welcome};
+use crate::secret::Secret;
+
+/// What is said in a protocol, well or badly, by clients and by backends.
+#[derive(Debug)]
+struct Talk {
+    protocol: &'static str,
+    client: &'static [&'static str],
+    backend: &'static [&'static str],
+}
+
+const TALKS: &[Talk] = &[IMAP];
+
+const IMAP: Talk = Talk {
+    protocol: "imap",
+    client: &[
+        "\r\n",
+        "\n",
+        "\r",
+        "a ",
+        "b2 CAPABILITY\r\n",
+        "c NOOP\r\n",
+        "d ID (\"name\" \"x\" \"version\" NIL)\r\n",
+        "e LOGIN alice secret\r\n",
+        "f LOGIN \"al\\\"ice\" \"s ecret\"\r\n",
+        "g LOGIN {5}\r\nalice {6+}\r\nsecret\r\n",
+        "h AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==\r\n",
+        "i AUTHENTICATE PLAIN\r\nAGFsaWNlAHNlY3JldA==\r\n",
+        "j AUTHENTICATE LOGIN\r\nYWxpY2U=\r\nc2VjcmV0\r\n",
+        "k AUTHENTICATE PLAIN\r\n*\r\n",
+        "l STARTTLS\r\n",
+        "m LOGOUT\r\n",
+        "GET / HTTP/1.1\r\n",
+        "LOGIN",
+        "{3}\r\n",
+        "{3+}\r\n",
+        "{99999}\r\n",
+        "{99999+}\r\n",
+        "\"",
+        "\\",
+        " ",
+        "(",
+        "*",
+        "+",
+        "AGFsaWNl",
+    ],
+    backend: &[
+        "\r\n",
+        "\n",
+        "\r",
+        "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN LITERAL+] ready\r\n",
+        "* OK ready\r\n",
+        "* PREAUTH in\r\n",
+        "* BYE no\r\n",
+        "* CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED\r\n",
+        "* CAPABILITY IMAP4rev1 LITERAL+ ID\r\n",
+        "* CAPABILITY IMAP4rev1 AUTH=PLAIN\r\n",
+        "* ID (\"name\" {4}\r\nx\r\ny)\r\n",
+        "+ go on\r\n",
+        "+ \r\n",
+        "u1 OK done\r\n",
+        "u2 OK done\r\n",
+        "u3 OK [CAPABILITY IMAP4rev1 IDLE] in\r\n",
+        "u1 NO [UNAVAILABLE] later\r\n",
+        "u2 BAD what\r\n",
+        "u1 OKAY\r\n",
+        "* 1 EXISTS\r\n",
+        "{5}\r\n",
+        "{5+}\r\n",
+        "{4294967295}\r\n",
+        "u1 ",
+        "* ",
+        "[",
+        "]",
+    ],
+};
+
+/// One protocol or another, and how it is talked.
+fn protocol() -> impl Strategy<Value = (&'static Protocol, &'static Talk)> {
+    select(PROTOCOLS.iter().collect::<Vec<_>>()).prop_map(|protocol| {
+        let talk = TALKS.iter().find(|talk| talk.protocol == protocol.name);
+        (protocol, talk.expect("each protocol is talked above"))
+    })
+}
+
+/// Bytes made of these fragments and of any bytes.
+fn input(fragments: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
+    let fragment = prop_oneof![
+        8 => select(fragments).prop_map(|text| text.as_bytes().to_vec()),
+        1 => vec(any::<u8>(), 0..6),
+        // Long enough to meet the limits of lines and literals.
+        1 => (select(&b"ax \""[..]), 0..20_000_usize).prop_map(|(byte, n)| vec![byte; n]),
+    ];
+    vec(fragment, 0..24).prop_map(|fragments| fragments.concat())
+}
+
+/// The pieces of these bytes, cut at these places.
+fn pieces<'b>(bytes: &'b [u8], cuts: &[Index]) -> Vec<&'b [u8]> {
+    let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+    places.extend([0, bytes.len()]);
+    places.sort_unstable();
+    places.windows(2).map(|piece| &bytes[piece[0]..piece[1]]).collect()
+}
+
+fn cuts() -> impl Strategy<Value = Vec<Index>> {
+    vec(any::<Index>(), 0..40)
+}
+
+fn decision() -> impl Strategy<Value = Decision> {
+    let refused = select(vec![Refusal::WrongPassword, Refusal::NoMailHost, Refusal::UnknownMailHost]);
+    let welcome = Welcome { capabilities: b"IMAP4rev1 IDLE".to_vec(), ..Welcome::default() };
+    prop_oneof![3 => refused.prop_map(Decision::Refuse), 1 => Just(Decision::Accept(welcome))]
+}
+
+proptest! {
+    #[test]
+    fn any_chunking_of_a_clients_words_gets_the_same_replies(
+        (protocol, sent) in protocol().prop_flat_map(|(protocol, talk)| (Just(protocol), input(talk.client))),
+        cuts in cuts(),
+        (tls, starttls) in any::<(bool, bool)>(),
+        bad_commands in 0..10_u32,
+        decisions in vec(decision(), 0..6),
+    ) {
+        let said = |pieces: &[&[u8]]| {
+            let settings = FrontSettings { host: HOST, capabilities: None, tls, starttls, bad_commands };
+            let mut trial = FrontTrial::new(protocol, settings, decisions.clone().into_iter());
+            pieces.iter().for_each(|piece| trial.feed(piece));
+            trial.finish()
+        };
+        prop_assert_eq!(said(&pieces(&sent, &cuts)), said(&[&sent]));
+    }
+
+    #[test]
+    fn any_chunking_of_a_backends_words_gets_the_same_steps(
+        (protocol, sent) in protocol().prop_flat_map(|(protocol, talk)| (Just(protocol), input(talk.backend))),
+        cuts in cuts(),
+        (starttls, by_service) in any::<(bool, bool)>(),
+        password in select(&["pass", "p\u{e4}ss", "\"\\"][..]),
+        untagged_limit in 0..2000_usize,
+    ) {
+        let said = |pieces: &[&[u8]]| {
+            let mut trial = BackTrial::new(protocol, BackSettings {
+                tls: if starttls { BackTls::StartTls } else { BackTls::Implicit },
+                login: b"alice".to_vec(),
+                password: Secret::copy_of(password.as_bytes()),
+                service: by_service.then(|| b"proxy".to_vec()),
+                untagged_limit,
+                forward: None,
+                host: HOST.into(),
+            });
+            pieces.iter().for_each(|piece| trial.feed(piece));
+            trial.finish()
+        };
+        prop_assert_eq!(said(&pieces(&sent, &cuts)), said(&[&sent]));
+    }
+}

@@ -1,0 +1,288 @@
+//! Drives both halves of any protocol through the public traits and checks what must hold for any
+//! input: what the fuzz targets, the corpus test and the known-answer scripts have in common. Not part
+//! of the product: built for tests and with the feature `fuzz` alone. Panics when a rule is broken.
+
+use core::net::SocketAddr;
+
+use super::{
+    Back, BackSettings, BackStep, BackTls, Credentials, Front, FrontSettings, Origin, Protocol, Step, Welcome,
+};
+use crate::outcome::Refusal;
+use crate::secret::{Secret, SecretBuf};
+
+/// usher's own name in a trial.
+pub const HOST: &str = "usher.example.com";
+
+/// A client at this address and port.
+///
+/// # Panics
+/// It is no address and port.
+#[must_use]
+pub fn calling(client: &str) -> Origin {
+    let client = client.parse().expect("an address and a port");
+    Origin { client, local: SocketAddr::from(([192, 0, 2, 1], 993)), session: "S7Q2X".to_owned() }
+}
+
+/// What is done about a login attempt.
+#[derive(Debug, Clone)]
+pub enum Decision {
+    /// Refuse it and go on.
+    Refuse(Refusal),
+    /// Accept it, which ends the dialogue.
+    Accept(Welcome),
+}
+
+/// A client's dialogue and all that came of it.
+pub struct FrontTrial {
+    front: Box<dyn Front>,
+    input: SecretBuf,
+    decisions: Box<dyn Iterator<Item = Decision>>,
+    over: bool,
+    refused: Vec<Refusal>,
+    /// What was sent, a line each, and every step as a line that starts with `=>`.
+    pub transcript: String,
+}
+
+impl FrontTrial {
+    /// Greets. `decisions` are taken in order; when they are used up, passwords are wrong.
+    #[must_use]
+    pub fn new(
+        protocol: &Protocol,
+        settings: FrontSettings<'_>,
+        decisions: impl Iterator<Item = Decision> + 'static,
+    ) -> Self {
+        let mut front = (protocol.front)(settings);
+        let mut out = SecretBuf::new();
+        front.greet(&mut out);
+        let mut transcript = String::new();
+        record(&out, &mut transcript);
+        Self {
+            front,
+            input: SecretBuf::new(),
+            decisions: Box::new(decisions),
+            over: false,
+            refused: Vec::new(),
+            transcript,
+        }
+    }
+
+    /// Gives the dialogue these bytes.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.input.extend(bytes);
+        while !self.over {
+            let mut out = SecretBuf::new();
+            let step = self.front.step(&mut self.input, &mut out);
+            record(&out, &mut self.transcript);
+            while let Some(refusal) = self.front.refused_unasked() {
+                self.refused.push(refusal);
+            }
+            match step {
+                Step::NeedMore => {
+                    assert!(self.input.is_empty(), "asked for more and left {} bytes", self.input.len());
+                    return;
+                }
+                // A client that waits for the handshake: what is left comes after it.
+                Step::StartTls => {
+                    note(&mut self.transcript, "=> tls");
+                    self.front.tls_started();
+                }
+                Step::Attempt(credentials) => self.decide(&credentials),
+                Step::Quit(quit) => {
+                    self.over = true;
+                    note(&mut self.transcript, &format!("=> quit {quit:?}"));
+                }
+            }
+        }
+    }
+
+    fn decide(&mut self, credentials: &Credentials) {
+        let Credentials { login, password, authzid } = credentials;
+        let told = [login, password.expose(), authzid].map(|part| format!(" \"{}\"", shown(part)));
+        note(&mut self.transcript, &format!("=> attempt{}", told.concat()));
+        let mut out = SecretBuf::new();
+        match self.decisions.next().unwrap_or(Decision::Refuse(Refusal::WrongPassword)) {
+            Decision::Refuse(refusal) => self.front.refused(&refusal, &mut out),
+            Decision::Accept(welcome) => {
+                self.front.accepted(&welcome, &mut out);
+                self.over = true;
+            }
+        }
+        record(&out, &mut self.transcript);
+    }
+
+    /// The transcript, with what is left for the backend, the logins that were refused without an
+    /// attempt, and what the client said it is.
+    #[must_use]
+    pub fn finish(mut self) -> String {
+        if self.over && !self.input.is_empty() && !self.transcript.contains("=> quit") {
+            note(&mut self.transcript, &format!("=> left {}", shown(self.input.as_slice())));
+        }
+        for refusal in &self.refused {
+            note(&mut self.transcript, &format!("=> refused unasked: {refusal}"));
+        }
+        if let Some(id) = self.front.client_id() {
+            note(&mut self.transcript, &format!("=> id \"{}\" \"{}\"", id.name, id.version));
+        }
+        self.transcript
+    }
+}
+
+/// A login at a backend and all that came of it.
+pub struct BackTrial {
+    back: Box<dyn Back>,
+    input: SecretBuf,
+    over: bool,
+    /// As [`FrontTrial::transcript`].
+    pub transcript: String,
+}
+
+impl BackTrial {
+    /// Waits for the greeting.
+    #[must_use]
+    pub fn new(protocol: &Protocol, settings: BackSettings) -> Self {
+        let back = (protocol.back)(settings);
+        let mut trial = Self { back, input: SecretBuf::new(), over: false, transcript: String::new() };
+        trial.feed(b"");
+        trial
+    }
+
+    /// Gives the dialogue these bytes.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.input.extend(bytes);
+        while !self.over {
+            let mut out = SecretBuf::new();
+            let step = self.back.step(&mut self.input, &mut out);
+            record(&out, &mut self.transcript);
+            let told = match step {
+                BackStep::NeedMore => {
+                    assert!(self.input.is_empty(), "asked for more and left {} bytes", self.input.len());
+                    return;
+                }
+                BackStep::StartTls => {
+                    note(&mut self.transcript, "=> tls");
+                    self.back.tls_started();
+                    continue;
+                }
+                BackStep::Ready(welcome) => {
+                    if !welcome.untagged.is_empty() {
+                        note(&mut self.transcript, &format!("=> untagged {}", shown(&welcome.untagged)));
+                    }
+                    format!("ready [{}] {}", shown(&welcome.capabilities), shown(&welcome.text))
+                }
+                BackStep::Refused(words) => format!("refused [{}] {}", words.code, words.text),
+                BackStep::Fault(fault) => format!("fault {fault:?}"),
+            };
+            note(&mut self.transcript, &format!("=> {}", told.trim_end()));
+            self.over = true;
+        }
+    }
+
+    /// The transcript, and what is left for the client after a login.
+    #[must_use]
+    pub fn finish(mut self) -> String {
+        if self.transcript.contains("=> ready") && !self.input.is_empty() {
+            note(&mut self.transcript, &format!("=> left {}", shown(self.input.as_slice())));
+        }
+        self.transcript
+    }
+}
+
+/// Writes what was sent, one line each, the bytes that do not print escaped.
+fn record(out: &SecretBuf, transcript: &mut String) {
+    for line in out.as_slice().split_inclusive(|byte| *byte == b'\n') {
+        let whole = line.strip_suffix(b"\r\n");
+        note(transcript, &shown(whole.unwrap_or(line)));
+        assert!(whole.is_some(), "half a line was sent: {}", shown(line));
+    }
+}
+
+fn note(transcript: &mut String, line: &str) {
+    transcript.push_str(line);
+    transcript.push('\n');
+}
+
+/// Bytes as a script writes them: what does not print, and a space that could be overlooked at the
+/// end, is escaped.
+fn shown(bytes: &[u8]) -> String {
+    let one = |byte: &u8| match byte {
+        b'\r' => "\\r".to_owned(),
+        b'\n' => "\\n".to_owned(),
+        b' '..=b'~' => char::from(*byte).to_string(),
+        _ => format!("\\x{byte:02x}"),
+    };
+    let text: String = bytes.iter().map(one).collect();
+    text.strip_suffix(' ').map_or(text.clone(), |start| format!("{start}\\x20"))
+}
+
+/// What is the same in every protocol's fuzz target for a client: the first byte chooses the settings,
+/// the second the size of pieces, the rest is what the client sends. The dialogue must do the same for
+/// the input whole, in pieces and byte by byte, never try a login in the clear, and say only what is
+/// `sound`.
+pub fn front(protocol: &Protocol, data: &[u8], sound: fn(&str) -> bool) {
+    let [choice, size, sent @ ..] = data else { return };
+    let settings = FrontSettings {
+        host: HOST,
+        capabilities: None,
+        tls: choice & 1 != 0,
+        starttls: choice & 2 == 0,
+        bad_commands: u32::from(choice >> 4),
+    };
+    let accepting = choice & 4 != 0;
+    let run = |size: usize| {
+        let welcome = Welcome { capabilities: b"IMAP4rev1 IDLE".to_vec(), ..Welcome::default() };
+        let decisions = accepting.then_some(Decision::Accept(welcome));
+        let mut trial = FrontTrial::new(protocol, settings, decisions.into_iter());
+        sent.chunks(size).for_each(|piece| trial.feed(piece));
+        trial.finish()
+    };
+    let whole = run(sent.len().max(1));
+    assert_eq!(run(usize::from(*size).max(1)), whole, "pieces make a difference");
+    assert_eq!(run(1), whole, "single bytes make a difference");
+
+    let mut tls = settings.tls;
+    for line in whole.lines() {
+        tls |= line == "=> tls";
+        let sound = if line.starts_with("=> attempt ") { tls } else { line.starts_with("=>") || sound(line) };
+        assert!(sound, "never to be said, or a login in the clear: {line}");
+    }
+}
+
+/// How many bytes of untagged lines a backend may send in a trial.
+const LIMIT: usize = 300;
+
+/// As [`front`], the rest being what a backend sends. Besides, nothing but what is `harmless` may leave
+/// before TLS where TLS is wanted, and success must have been said: `success` is in what was sent.
+pub fn back(protocol: &Protocol, data: &[u8], harmless: fn(&str) -> bool, success: &[u8]) {
+    let [choice, size, sent @ ..] = data else { return };
+    let run = |size: usize| {
+        let settings = BackSettings {
+            tls: if choice & 1 != 0 { BackTls::StartTls } else { BackTls::Implicit },
+            login: b"alice".to_vec(),
+            password: Secret::copy_of(if choice & 2 != 0 { b"p\xc3\xa4ss" } else { b"pass" }),
+            service: (choice & 4 != 0).then(|| b"proxy".to_vec()),
+            untagged_limit: LIMIT,
+            forward: (choice & 8 != 0).then(|| calling("198.51.100.7:4711")),
+            host: HOST.into(),
+        };
+        let mut trial = BackTrial::new(protocol, settings);
+        sent.chunks(size).for_each(|piece| trial.feed(piece));
+        trial.finish()
+    };
+    let whole = run(sent.len().max(1));
+    assert_eq!(run(usize::from(*size).max(1)), whole, "pieces make a difference");
+    assert_eq!(run(1), whole, "single bytes make a difference");
+
+    let mut secured = choice & 1 == 0;
+    for line in whole.lines() {
+        secured |= line == "=> tls";
+        assert!(secured || line.starts_with("=>") || harmless(line), "in the clear: {line}");
+        if let Some(ready) = line.strip_prefix("=> ready [") {
+            let said = sent.to_ascii_uppercase().windows(success.len()).any(|said| said == success);
+            assert!(secured && said, "who said that it is well?");
+            let listed = ready.split(']').next().unwrap_or_default().to_ascii_uppercase();
+            assert!(!listed.split(' ').any(|word| word == "UNAUTHENTICATE" || word.starts_with("AUTH=")), "{line}");
+        }
+        // Escaping makes four characters of a byte at the most.
+        assert!(!line.starts_with("=> untagged") || line.len() <= 4 * LIMIT + 12, "too much was kept");
+    }
+}
