@@ -121,6 +121,42 @@ fn an_ipv6_client_is_shown_as_one() {
     }
 }
 
+/// A POP3 session through a listener of usher's that wants a PROXY header.
+fn pop3(usher: &Usher, client: &str, client_port: u16) -> (Imap, String) {
+    let mut pop3 = Imap::headed(PROXY, usher.imaps_port(), &v1(client, client_port));
+    pop3.send("USER alice\r\n");
+    pop3.line();
+    pop3.send(format!("PASS {}\r\n", password_of("alice")));
+    let answer = pop3.line();
+    (pop3, answer)
+}
+
+#[test]
+fn dovecot_sees_a_pop3_client_by_xclient_if_it_trusts_usher() {
+    let speaking = |dovecot: &Dovecot| {
+        let config = forwarding(dovecot.imaps, "implicit", "none").speaking("pop3", &[dovecot.pop3s]);
+        Usher::start(behind_proxy(config.set("/routing/backends/0/pop3/forward", "xclient")))
+    };
+    let Trusting { dovecot, .. } = trusting();
+    let usher = speaking(dovecot);
+    for (client, port) in [("203.0.113.7", 71), ("2001:db8::7", 72)] {
+        let (_pop3, answer) = pop3(&usher, client, port);
+        assert!(answer.starts_with("+OK"), "{answer}");
+        let line =
+            dovecot.wait_logged(&[&format!("pop3-login: Info: Login: user=<alice>, rip=<{client}>, rport=<{port}>")]);
+        let session = usher.wait_log("login", |line| line["client"] == client)["session"].clone();
+        assert!(line.contains(&format!("session=<{}>", session.as_str().unwrap())), "{line}");
+    }
+    // This one trusts nobody, and does not offer it.
+    let usher = speaking(crate::kit::dovecot());
+    let (_pop3, answer) = pop3(&usher, "203.0.113.7", 73);
+    let event = usher.login("alice");
+    assert!(answer.starts_with("-ERR [SYS/TEMP] "), "{answer}");
+    assert!(answer.ends_with(&format!("(session {})", event["session"].as_str().unwrap())), "{answer}");
+    assert_eq!(event["result"], "backend_fault");
+    assert!(event["backend_reply"].as_str().unwrap().contains("is usher in its trusted networks?"), "{event}");
+}
+
 #[test]
 fn a_proxys_header_names_the_client_for_the_log_and_the_backend() {
     let Trusting { dovecot, haproxy_imaps, .. } = trusting();
