@@ -27,4 +27,5 @@ mod refusals;
 mod relay;
 mod reload_drain;
 mod servers;
+mod submission;
 mod throttle;
