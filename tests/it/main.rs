@@ -29,4 +29,5 @@ mod relay;
 mod reload_drain;
 mod replicas;
 mod servers;
+mod submission;
 mod throttle;
