@@ -56,7 +56,12 @@ fn setup() -> Setup {
     *directory.password.lock().unwrap() = "sesame".to_owned();
     let settings =
         config::Cache { ttl: Duration::from_secs(300), negative_ttl: Duration::from_secs(30), capacity: 100 };
-    let authn = Authenticator::new(Arc::clone(&directory) as Arc<dyn Directory>, Arc::new(Cache::new(&settings)), 10);
+    let authn = Authenticator::new(
+        Arc::clone(&directory) as Arc<dyn Directory>,
+        Arc::new(Cache::new(&settings)),
+        Arc::new(Known::new(10, Duration::ZERO)),
+        10,
+    );
     Setup { directory, authn }
 }
 

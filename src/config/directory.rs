@@ -7,7 +7,7 @@ use super::compile::certificate;
 use super::model::{Directory, DirectoryServer, Find, LdapScheme, ServiceAccount};
 use super::raw::{Node, Section, Unique};
 use super::units::SECOND;
-use super::{names, template};
+use super::{names, template, watch};
 use crate::outcome::AccountState;
 
 /// The section as far as it could be read.
@@ -50,6 +50,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     let bind_connections = directory.integer("bind_connections", 16, 1..=1_000);
     let reveal_account_state = directory.flag("reveal_account_state", false);
     let results = results(directory);
+    let watch = watch::read(directory, find.as_ref().map(may_read));
     let facts = Facts { timeout, login_attribute: login_attribute.is_some() };
     let all = || {
         Some(Directory {
@@ -65,6 +66,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             attempt_timeout: attempt_timeout?,
             bind_connections: bind_connections?,
             reveal_account_state: reveal_account_state?,
+            watch: watch?,
             results: results?,
         })
     };
@@ -153,6 +155,14 @@ fn find(directory: &Section<'_>) -> Option<Find> {
             directory.problem("base", "missing: `filter` needs one, such as ou=people,dc=example,dc=com");
             None
         }
+    }
+}
+
+/// Whether usher itself may read entries: as its account, or anonymously.
+const fn may_read(find: &Find) -> bool {
+    match find {
+        Find::Search { .. } => true,
+        Find::UserDn { service, .. } => service.is_some(),
     }
 }
 

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 use tokio::time::Instant;
 
-use super::connection::{Attributes, Found, Question, Scope};
+use super::connection::{Found, Question, Scope};
 use super::policy::{Bound, Said};
 use super::pool::Pool;
+use super::reading::Attributes;
 use super::server::{Lease, Server, Tuning};
 use super::{Answer, Directory, DirectoryError, Entry, Identity, Login, Trace, Trouble, template};
 use crate::config::{self, Find};
@@ -57,14 +58,19 @@ impl Ldap {
     ) -> Self {
         let server = |server| Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), tuning));
         Self {
-            attributes: Arc::new(Attributes {
-                mail_host: settings.mail_host_attribute.clone(),
-                login: settings.login_attribute.clone(),
-            }),
+            attributes: Arc::new(Attributes(settings.watched())),
             pool: Pool::new(settings.servers.iter().map(server).collect(), tuning),
             settings: settings.clone(),
             metrics,
         }
+    }
+
+    pub(super) fn settings(&self) -> &config::Directory {
+        &self.settings
+    }
+
+    pub(super) fn servers(&self) -> &[Arc<Server>] {
+        self.pool.servers()
     }
 
     /// One cheap question, for readiness: whether a server answers, and in search mode whether it
@@ -106,7 +112,7 @@ impl Ldap {
                 trace.bind = Some(started.elapsed());
                 let (server, lease) = bound?;
                 server.give_back(lease);
-                Ok(Identity { entry })
+                Ok(Identity { entry: entry.into() })
             }
             Find::UserDn { template, .. } => {
                 let dn = template::dn(template, login).ok_or(DirectoryError::NoEntry)?;
@@ -122,7 +128,7 @@ impl Ldap {
                 // The bind was answered: whatever the read brings, no other server gets the password.
                 let found = found.map_err(DirectoryError::CannotTell)?;
                 server.give_back(lease);
-                Ok(Identity { entry: self.readable(found, trace)? })
+                Ok(Identity { entry: self.readable(found, trace)?.into() })
             }
         }
     }

@@ -93,6 +93,11 @@ impl Pool {
         Self { servers, tuning }
     }
 
+    /// All of them, in order of preference.
+    pub(super) fn servers(&self) -> &[Arc<Server>] {
+        &self.servers
+    }
+
     /// The order in which to ask now; sends somebody to look after those whose pause is over.
     pub(super) fn tries(&self, deadline: Instant, probe: impl Fn() -> Question) -> Tries {
         let mut aside = Vec::new();

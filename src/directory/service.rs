@@ -123,8 +123,20 @@ impl Server {
         }
     }
 
-    /// Connects and binds as the service account, or stays anonymous where there is none.
+    /// Makes the connection that searches share.
     async fn open_search(self: Arc<Self>) -> Result<Arc<SearchConnection>, Trouble> {
+        let shared = SearchConnection {
+            connection: self.open_as_service().await?,
+            expires: self.expiry(),
+            used: Mutex::new(Instant::now()),
+            searches: AtomicU64::new(0),
+        };
+        self.sweep();
+        Ok(Arc::new(shared))
+    }
+
+    /// Connects and binds as the service account, or stays anonymous where there is none.
+    pub(super) async fn open_as_service(&self) -> Result<Connection, Trouble> {
         let mut trace = Trace::default();
         let password = match &self.service {
             Some(account) => Some((account, self.service_password(account).await?)),
@@ -141,14 +153,7 @@ impl Server {
             self.verdict("bind", code).map_err(Failure::trouble)?;
             self.service_answer(account, code)?;
         }
-        let shared = SearchConnection {
-            connection,
-            expires: self.expiry(),
-            used: Mutex::new(Instant::now()),
-            searches: AtomicU64::new(0),
-        };
-        self.sweep();
-        Ok(Arc::new(shared))
+        Ok(connection)
     }
 
     /// The service account's password, unless the account is held back.

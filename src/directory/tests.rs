@@ -55,6 +55,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         attempt_timeout: Duration::from_millis(1_500),
         bind_connections: 4,
         reveal_account_state: false,
+        watch: config::Watch::off(),
         results: [(19, AccountState::Locked)].into(),
     }
 }

@@ -67,6 +67,7 @@ const fn row(refusal: &Refusal) -> Row {
         | Refusal::BackendBusy
         | Refusal::Disagrees(_)
         | Refusal::Deadline
+        | Refusal::Hold
         | Refusal::Draining => Row::Unavailable,
         Refusal::NoMailHost
         | Refusal::SeveralMailHosts
@@ -115,6 +116,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::TlsRequired,
         Refusal::Limit,
         Refusal::Deadline,
+        Refusal::Hold,
         Refusal::Draining,
         Refusal::Internal,
     ];

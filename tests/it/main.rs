@@ -27,3 +27,4 @@ mod relay;
 mod reload_drain;
 mod servers;
 mod throttle;
+mod watch;

@@ -59,6 +59,16 @@ fn every_key_arrives() {
         attempt_timeout: Duration::from_millis(700),
         bind_connections: 8,
         reveal_account_state: false,
+        watch: Watch {
+            mode: WatchMode::Poll,
+            poll_interval: Duration::from_secs(60),
+            on_move: OnChange::Keep,
+            on_disable: OnChange::Keep,
+            on_password_change: OnChange::Close,
+            brake: Some(500),
+            hold_attribute: Some("mailHold".into()),
+            hold_timeout: Duration::from_secs(5),
+        },
         results: BTreeMap::new(),
     };
     assert_eq!(config.directory, expected);
