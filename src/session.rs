@@ -31,6 +31,7 @@ use crate::secret::{Secret, SecretBuf};
 use crate::snapshot::{Permit, Shared, Snapshot, Stage};
 use crate::throttle::{Connection, Limited, Place};
 use crate::tls;
+use crate::tls::leg::Leg;
 use crate::tls::stream::Stream;
 
 /// Every attempt is answered within this time, whatever the directory and the backend do: `check`
@@ -541,8 +542,8 @@ impl Established {
         let visitor = self.visitor;
         let sessions = metrics.sessions.with_label_values(&[visitor.protocol, &self.session.backend]);
         let bytes = |direction| metrics.relayed_bytes.with_label_values(&[visitor.protocol, direction]);
-        let client = End { stream: self.client, first: self.to_client, sent: bytes("out") };
-        let backend = End { stream: self.backend, first: self.to_backend, sent: bytes("in") };
+        let client = End { stream: Leg::from(self.client), first: self.to_client, sent: bytes("out") };
+        let backend = End { stream: Leg::from(self.backend), first: self.to_backend, sent: bytes("in") };
         let (listed, asked_to_end) = shared.registry.list(self.session.clone());
         // What was told about this user before he was listed has found no session to end.
         shared.follow.look_at(&self.session, &self.entry, &shared.snapshot.load().setting());

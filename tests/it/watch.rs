@@ -438,13 +438,24 @@ fn a_directory_that_cannot_tell_is_asked() {
     assert_eq!(town.slapd.searches("(uid=ben)"), 1, "nobody is asked for by name");
 }
 
+/// Ends the clients of a test, also when it fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn no_login_goes_to_the_old_server_a_second_after_the_edit() {
     let town = Town::new();
     let people: Vec<Person> =
         everybody().into_iter().filter(|person| person.mail_host == Some("server3")).take(4).collect();
     let (over, mut found) = (AtomicBool::new(false), Vec::new());
+    let clients_end = Ends(&over);
     std::thread::scope(|scope| {
+        let _clients_end = clients_end;
         for person in &people {
             let (port, over) = (town.usher.imaps_port(), &over);
             scope.spawn(move || {
@@ -469,7 +480,6 @@ fn no_login_goes_to_the_old_server_a_second_after_the_edit() {
             let late: Vec<_> = later.iter().filter(|line| line["backend"] != host).collect();
             found.push((later.len(), format!("{late:?}")));
         }
-        over.store(true, Ordering::Relaxed);
     });
     for (logins, late) in found {
         assert!(logins > 10, "too few logins to tell: {logins}");
