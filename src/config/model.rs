@@ -172,6 +172,29 @@ pub struct Directory {
     pub results: BTreeMap<u32, AccountState>,
 }
 
+#[cfg(test)]
+impl Directory {
+    /// One to begin with, for tests.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            servers: Vec::new(),
+            starttls: false,
+            ca: None,
+            client_certificate: None,
+            plaintext: true,
+            find: Find::Search { service: None, base: "dc=x".to_owned(), filter: Template { parts: Vec::new() } },
+            mail_host_attribute: "mailHost".to_owned(),
+            login_attribute: None,
+            timeout: Duration::from_secs(5),
+            attempt_timeout: Duration::from_millis(1_500),
+            bind_connections: 4,
+            reveal_account_state: false,
+            watch: Watch::off(),
+            results: BTreeMap::new(),
+        }
+    }
+}
+
 /// How the directory is followed, and what follows from its changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watch {

@@ -173,7 +173,6 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::super::tests::sound_directory;
-    use super::*;
 
     #[test]
     fn a_filter_for_all_users_has_stars_for_names() {

@@ -303,7 +303,7 @@ fn other_rooms_find_the_line_of_a_key() {
     let problem = config.problem("tls.certificates[0].key", "does not belong to the certificate");
     let expected = "/etc/usher/config.yaml:8: tls.certificates[0].key: does not belong to the certificate";
     assert_eq!(problem.to_string(), expected);
-    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(43));
+    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(52));
     assert_eq!(config.problem("nowhere", "x").to_string(), "/etc/usher/config.yaml: nowhere: x");
     assert_eq!(config.problem("", "x").to_string(), "/etc/usher/config.yaml: x");
 }
