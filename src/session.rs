@@ -17,7 +17,7 @@ use tracing::debug;
 
 use crate::authn::{Ask, DecidedBy, Decision, Proven};
 use crate::backend::{Backend, BackendError, LoggedIn};
-use crate::config::ListenerTls;
+use crate::config::{ListenerTls, OnUnavailable};
 use crate::directory::{Entry, Login};
 use crate::known::Settled;
 use crate::metrics::Metrics;
@@ -70,6 +70,7 @@ enum Parting {
     FailedLogins,
     Deadline,
     Draining,
+    Unavailable,
     Panic,
 }
 
@@ -84,6 +85,7 @@ impl Parting {
             Self::FailedLogins => "failed_logins",
             Self::Deadline => "deadline",
             Self::Draining => "draining",
+            Self::Unavailable => "unavailable",
             Self::Panic => "panic",
         }
     }
@@ -316,7 +318,7 @@ impl Conversation {
                     decision = authn.decide(&login, &password, Ask::Directory).await;
                 }
                 // The password or the place may have changed since it was cached: bind again.
-                Err(BackendError::Refused(words)) if decision.by == DecidedBy::Cache => {
+                Err(BackendError::Refused(words)) if matches!(decision.by, DecidedBy::Cache | DecidedBy::Stale) => {
                     report.words(&words);
                     decision = authn.decide_again(&login, &password, &proven.identity.entry().dn).await;
                     let fresh = decision.result.as_ref().ok();
@@ -430,6 +432,9 @@ impl Conversation {
         self.failed += u32::from(refusal.side() == Side::Client);
         if self.failed >= self.snapshot.config.limits.failed_logins {
             return Err(self.part(stream, &Refusal::Limit, Parting::FailedLogins).await);
+        }
+        if refusal.is_outage() && self.snapshot.config.limits.on_unavailable == OnUnavailable::ReplyAndClose {
+            return Err(self.part(stream, refusal, Parting::Unavailable).await);
         }
         self.send(stream).await
     }

@@ -101,7 +101,10 @@ fn host(config: &Config, tls: &ServerTls) -> Arc<str> {
 /// Room for whoever has a decision, or a session.
 fn known(config: &Config) -> Known {
     let decisions = usize::try_from(config.cache.capacity).unwrap_or(usize::MAX);
-    Known::new(decisions.saturating_add(config.limits.connections), config.cache.ttl + KNOWN_LONGER)
+    Known::new(
+        decisions.saturating_add(config.limits.connections),
+        config.cache.ttl.max(config.cache.stale) + KNOWN_LONGER,
+    )
 }
 
 /// Where usher itself listens.

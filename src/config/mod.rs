@@ -29,10 +29,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use model::{
-    Address, Admin, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory, DirectoryServer,
-    Draft, Drain, Endpoint, FailedLogins, Find, Group, Health, LdapScheme, Limit, Limits, Listener, ListenerTls, Log,
-    LogFormat, LogLevel, Memory, Mode, Network, OnChange, Probe, Process, Routing, ServiceAccount, Template,
-    TemplatePart, Throttle, Tls, TlsVersion, Watch, WatchMode,
+    Address, Admin, Backend, BackendService, Balance, Cache, Canary, CertificateFiles, Config, Connections, Control,
+    Directory, DirectoryServer, Draft, Drain, Endpoint, FailedLogins, Find, Group, Health, LdapScheme, Limit, Limits,
+    Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, Network, OnChange, OnUnavailable, Probe, Process,
+    Routing, ServiceAccount, Template, TemplatePart, Throttle, Tls, TlsVersion, Watch, WatchMode,
 };
 pub use names::{cipher_suite, host_key};
 pub use watch::Meaning;
