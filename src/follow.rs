@@ -213,13 +213,15 @@ impl Follow {
 
     /// Acts on changes that belong together, or puts the brake on.
     fn decide(&self, state: &mut State, batch: Vec<Seen>, setting: &Setting<'_>) {
-        let (now, users) = (Instant::now(), setting.known.users());
-        let limit = Brake::limit(setting.watch.brake, users);
+        let now = Instant::now();
         let braked = batch.iter().filter(|seen| seen.is_braked()).count();
+        let is_judged = braked > 0 && !state.brake.is_on() && !state.brake.is_confirmed(now);
+        let users = if is_judged { setting.known.users() } else { 0 };
+        let limit = Brake::limit(setting.watch.brake, users);
         let implied = |seen: &&Seen| seen.is_braked() && matches!(seen.news, News::Gone { implied: true });
         let missing = batch.iter().filter(implied).count();
         let unbelievable = missing >= MISSING && missing > users / 2;
-        if !state.brake.is_on() && (unbelievable || state.brake.would_trip(braked, limit, now)) {
+        if is_judged && (unbelievable || state.brake.would_trip(braked, limit, now)) {
             let taken_back = state.brake.trip();
             setting.known.brake(true);
             error!(
@@ -251,7 +253,7 @@ impl Follow {
         if !state.brake.is_on() {
             return self.metrics.directory_brake.set(0);
         }
-        let held_back = setting.known.held_back().len();
+        let held_back = setting.known.count_held_back();
         if held_back == 0 {
             state.brake.release();
             setting.known.brake(false);

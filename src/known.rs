@@ -6,7 +6,7 @@
 //! is the newest source: what a replica shows that lags behind it does not count ([`Known::settle`]).
 //! Knows nothing of routes and sessions, and acts on nothing: see `follow`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -72,6 +72,8 @@ pub struct Known {
 struct Inner {
     ones: HashMap<Key, One>,
     names: HashMap<Arc<str>, Key>,
+    /// Those with something pending.
+    held_back: HashSet<Key>,
     round: u32,
     braked: bool,
 }
@@ -216,9 +218,8 @@ impl Known {
 
     /// Puts values in force.
     pub fn put(&self, key: Key, entry: Arc<Entry>, pending: Option<Pending>) {
-        self.change(key, |one| {
+        self.change(key, pending, |one| {
             one.entry = entry;
-            one.pending = pending;
             one.gone = false;
         });
     }
@@ -228,30 +229,25 @@ impl Known {
         let mut inner = self.lock();
         if let Some(one) = inner.ones.get_mut(&key) {
             one.entry = entry;
-            one.pending = None;
             one.seen = Instant::now();
         }
+        inner.set_pending(key, None);
     }
 
     /// Holds back what is to come.
     pub fn hold_back(&self, key: Key, pending: Pending) {
-        let mut inner = self.lock();
-        if let Some(one) = inner.ones.get_mut(&key) {
-            one.pending = Some(pending);
-        }
+        self.lock().set_pending(key, Some(pending));
     }
 
     /// It is gone.
     pub fn bury(&self, key: Key) {
-        self.change(key, |one| {
-            one.gone = true;
-            one.pending = None;
-        });
+        self.change(key, None, |one| one.gone = true);
     }
 
-    fn change(&self, key: Key, change: impl FnOnce(&mut One)) {
+    fn change(&self, key: Key, pending: Option<Pending>, change: impl FnOnce(&mut One)) {
         {
             let mut inner = self.lock();
+            inner.set_pending(key, pending);
             let Some(one) = inner.ones.get_mut(&key) else { return };
             let old = Arc::clone(&one.entry.dn);
             change(one);
@@ -278,7 +274,13 @@ impl Known {
     #[must_use]
     pub fn held_back(&self) -> Vec<(Key, One)> {
         let inner = self.lock();
-        inner.ones.iter().filter(|(_, one)| one.pending.is_some()).map(|(key, one)| (*key, one.clone())).collect()
+        inner.held_back.iter().filter_map(|key| Some((*key, inner.ones.get(key)?.clone()))).collect()
+    }
+
+    /// How many that is.
+    #[must_use]
+    pub fn count_held_back(&self) -> usize {
+        self.lock().held_back.len()
     }
 
     /// How many users are known.
@@ -323,14 +325,28 @@ impl Inner {
 
     fn insert(&mut self, key: Key, entry: Arc<Entry>, decided: Option<Instant>, told: Option<Instant>) {
         self.names.insert(Arc::clone(&entry.dn), key);
+        self.held_back.remove(&key);
         let (seen, round) = (Instant::now(), self.round);
         self.ones.insert(key, One { entry, pending: None, gone: false, decided, told, seen, round });
+    }
+
+    fn set_pending(&mut self, key: Key, pending: Option<Pending>) {
+        let Some(one) = self.ones.get_mut(&key) else { return };
+        if pending.is_some() {
+            self.held_back.insert(key);
+        } else {
+            self.held_back.remove(&key);
+        }
+        one.pending = pending;
     }
 
     /// An entry that was known by its DN has told its id.
     fn rekey(&mut self, from: Key, to: Key) -> Key {
         if let Some(one) = self.ones.remove(&from) {
             self.names.insert(Arc::clone(&one.entry.dn), to);
+            if self.held_back.remove(&from) {
+                self.held_back.insert(to);
+            }
             self.ones.insert(to, one);
         }
         to

@@ -47,7 +47,8 @@ impl Brake {
         more > 0 && !self.is_confirmed(now) && self.recent.len() + more > limit
     }
 
-    fn is_confirmed(&self, now: Instant) -> bool {
+    /// Whether an operator has said that whatever comes now is meant.
+    pub(super) fn is_confirmed(&self, now: Instant) -> bool {
         self.confirmed_until.is_some_and(|until| now < until)
     }
 
