@@ -26,6 +26,7 @@ mod pop3;
 mod refusals;
 mod relay;
 mod reload_drain;
+mod replicas;
 mod servers;
 mod throttle;
 mod watch;
