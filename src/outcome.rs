@@ -138,6 +138,8 @@ pub enum Refusal {
     Limit,
     /// The login did not finish within its deadline.
     Deadline,
+    /// The directory holds the account: nobody is to be logged in while its mail is moved.
+    Hold,
     /// usher is shutting down.
     Draining,
     /// A defect of usher.
@@ -173,13 +175,14 @@ impl Refusal {
             Self::TlsRequired => "tls_required",
             Self::Limit => "limit",
             Self::Deadline => "deadline",
+            Self::Hold => "hold",
             Self::Draining => "draining",
             Self::Internal => "internal",
         }
     }
 
     /// Every label that [`Refusal::label`] can return, for metrics that exist from the start.
-    pub const LABELS: [&'static str; 32] = [
+    pub const LABELS: [&'static str; 33] = [
         "wrong_password",
         "unknown_user",
         "empty_password",
@@ -210,6 +213,7 @@ impl Refusal {
         "tls_required",
         "limit",
         "deadline",
+        "hold",
         "draining",
         "internal",
     ];
@@ -282,6 +286,7 @@ impl Refusal {
             | Self::SeveralMailHosts
             | Self::UnknownMailHost
             | Self::NoBackendLogin
+            | Self::Hold
             | Self::ProtocolNotServed => Side::Directory,
             Self::BackendUnreachable
             | Self::BackendTls
@@ -304,6 +309,7 @@ impl Refusal {
             | Self::BackendTimeout
             | Self::BackendFault
             | Self::BackendBusy
+            | Self::Hold
             | Self::Deadline => true,
             Self::WrongPassword
             | Self::UnknownUser

@@ -19,6 +19,7 @@ use crate::authn::{Ask, DecidedBy, Decision, Proven};
 use crate::backend::{Backend, BackendError, LoggedIn};
 use crate::config::{ListenerTls, OnUnavailable};
 use crate::directory::{Entry, Login};
+use crate::known::Settled;
 use crate::metrics::Metrics;
 use crate::outcome::{Refusal, Side};
 use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
@@ -38,6 +39,8 @@ use crate::tls::stream::Stream;
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// No refusal is held back for longer than this after its attempt began.
 const LATEST_REFUSAL: Duration = Duration::from_secs(8);
+/// How often the directory is asked about a user that it holds, if it does not tell.
+const HELD_LOOK: Duration = Duration::from_secs(1);
 /// How long a client may take to accept a parting line.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -288,7 +291,7 @@ impl Conversation {
         let began = Instant::now();
         let mut report = Report { tls: self.handshake.take(), ..Report::default() };
         // A defect behind the dialogue costs this attempt; the connection can still be answered.
-        let admit = AssertUnwindSafe(self.admit(credentials, &mut report)).catch_unwind();
+        let admit = AssertUnwindSafe(self.admit(credentials, began, &mut report)).catch_unwind();
         let outcome = match timeout_at(began + ATTEMPT_TIMEOUT, admit).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Refusal::Internal),
@@ -305,7 +308,7 @@ impl Conversation {
     }
 
     /// Who is it, where does he belong, does that server take him?
-    async fn admit(&self, credentials: Credentials, report: &mut Report) -> Result<Admitted, Refusal> {
+    async fn admit(&self, credentials: Credentials, began: Instant, report: &mut Report) -> Result<Admitted, Refusal> {
         let Credentials { login, password, authzid } = credentials;
         let foreign = !authzid.is_empty() && authzid != login;
         report.typed = login;
@@ -318,6 +321,12 @@ impl Conversation {
         loop {
             report.decided(&decision, &self.shared.metrics);
             let proven = decision.result?;
+            if proven.identity.entry().marks.held {
+                self.wait_for_release(&login, &proven, began).await?;
+                // Moved meanwhile, most likely.
+                decision = authn.decide(&login, &password, Ask::Directory).await;
+                continue;
+            }
             let place = self.place(&proven).map_err(|limited| report.limited(limited))?;
             let target = self.target(proven.identity.entry(), &login)?;
             report.sent_to(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
@@ -351,6 +360,32 @@ impl Conversation {
                     self.count_backend(target.backend, error.label());
                     report.failed(&error);
                     return Err(error.refusal(target.backend.pass_refusals));
+                }
+            }
+        }
+    }
+
+    /// Waits until the directory holds this user no more: told by the watch, or asked for. Measured from
+    /// the beginning of the attempt, of which the backend needs some as well.
+    async fn wait_for_release(&self, login: &Login, proven: &Proven, began: Instant) -> Result<(), Refusal> {
+        let (authn, held) = (&self.snapshot.authn, proven.identity.entry());
+        let until = began + self.snapshot.config.directory.watch.hold_timeout;
+        let mut look = Instant::now() + HELD_LOOK;
+        loop {
+            let changed = authn.entries().changed();
+            match authn.entries().settle(held) {
+                Settled::Instead(newer) if !newer.marks.held => return Ok(()),
+                Settled::Gone => return Ok(()),
+                Settled::Instead(_) | Settled::AsShown => {}
+            }
+            tokio::select! {
+                () = sleep_until(until) => return Err(Refusal::Hold),
+                () = changed => {}
+                () = sleep_until(look) => {
+                    if timeout_at(until, authn.is_held(login)).await == Ok(Some(false)) {
+                        return Ok(());
+                    }
+                    look = Instant::now() + HELD_LOOK;
                 }
             }
         }
@@ -447,6 +482,7 @@ impl Conversation {
         Ok(Established {
             visitor: self.visitor,
             session,
+            entry: proven.identity.shared_entry(),
             client: stream,
             backend: logged_in.stream,
             to_client: logged_in.leftover.as_slice().to_vec(),
@@ -518,6 +554,8 @@ struct Admitted {
 struct Established {
     visitor: Visitor,
     session: Session,
+    /// As it was decided about.
+    entry: Arc<Entry>,
     client: Stream,
     backend: Stream,
     to_client: Vec<u8>,
@@ -537,7 +575,10 @@ impl Established {
         let bytes = |direction| metrics.relayed_bytes.with_label_values(&[visitor.protocol, direction]);
         let client = End { stream: Leg::from(self.client), first: self.to_client, sent: bytes("out") };
         let backend = End { stream: Leg::from(self.backend), first: self.to_backend, sent: bytes("in") };
-        let (listed, asked_to_end) = shared.registry.list(self.session);
+        let (listed, asked_to_end) = shared.registry.list(self.session.clone());
+        // What was told about this user before he was listed has found no session to end.
+        shared.follow.look_at(&self.session, &self.entry, &shared.snapshot.load().setting());
+        drop((self.session, self.entry));
         sessions.inc();
         let relay = relay(client, backend, self.idle, self.parting, asked_to_end);
         let ended = AssertUnwindSafe(relay).catch_unwind().await;

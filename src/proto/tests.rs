@@ -92,6 +92,7 @@ const fn row(refusal: &Refusal) -> Row {
         | Refusal::BackendBusy
         | Refusal::Disagrees(_)
         | Refusal::Deadline
+        | Refusal::Hold
         | Refusal::Draining => Row::Unavailable,
         Refusal::NoMailHost
         | Refusal::SeveralMailHosts
@@ -140,6 +141,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::TlsRequired,
         Refusal::Limit,
         Refusal::Deadline,
+        Refusal::Hold,
         Refusal::Draining,
         Refusal::Internal,
     ];

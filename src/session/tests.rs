@@ -11,6 +11,7 @@ use crate::config;
 use crate::directory::ldap::Ldap;
 use crate::directory::{Answer, Directory, Identity, Trace};
 use crate::files::Fingerprint;
+use crate::known::Known;
 use crate::metrics::Metrics;
 use crate::proto::{Back, BackSettings, ClientId, Welcome};
 use crate::secret::Secret;
@@ -118,7 +119,12 @@ limits: {{{limits}}}
         let snapshot = Snapshot {
             host: "usher.example.com".into(),
             tls: tls::server::ServerTls::build(&config.tls, &config.place).unwrap(),
-            authn: Authenticator::new(Arc::new(Obedient), Arc::new(Cache::new(&config.cache)), 100),
+            authn: Authenticator::new(
+                Arc::new(Obedient),
+                Arc::new(Cache::new(&config.cache)),
+                Arc::new(Known::new(10, Duration::ZERO)),
+                100,
+            ),
             directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),
             backends: Vec::new(),
             fingerprint: Fingerprint::of(&config),

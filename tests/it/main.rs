@@ -31,3 +31,4 @@ mod replicas;
 mod servers;
 mod submission;
 mod throttle;
+mod watch;

@@ -288,7 +288,7 @@ fn backend_names_and_hosts() {
         name,
         "    - name: server3 # HERE\n      hosts: other\n",
         "routing.backends[1].name",
-        "`server3` is taken already by routing.backends[0].name in line 34",
+        "`server3` is taken already by routing.backends[0].name in line 43",
     );
     mistake("- name: server4\n", "- name: Server4 # HERE\n", "routing.backends[1].name", "a-z, 0-9");
     mistake(
@@ -352,7 +352,7 @@ fn backend_endpoints() {
     );
     endpoint("{address: \"server3:993\", tls: implicit, sni: x}", ".sni", "allowed here: address, tls, server_name");
     endpoint("server3:993", "", "expected keys with values");
-    only_problem(&replaced(imap, ""), Some(34), "routing.backends[0]", "it serves nothing: add `imap`");
+    only_problem(&replaced(imap, ""), Some(43), "routing.backends[0]", "it serves nothing: add `imap`");
 }
 
 #[test]
@@ -434,7 +434,7 @@ fn the_answer_within_ten_seconds() {
     sound("timeout: 6s", "timeout: 7s");
     // The default counts as well: 6.5 s and 4 s.
     let text = replaced("  timeout: 3s", "  timeout: 6500ms").replace("timeout: 6s", "timeout: 1s");
-    only_problem(&text, Some(45), "routing.backends[1].timeout", "more than 10s");
+    only_problem(&text, Some(54), "routing.backends[1].timeout", "more than 10s");
 }
 
 #[test]
@@ -577,7 +577,7 @@ fn every_key_given_twice() {
         problems,
         [
             "/etc/usher/config.yaml:17: directory.starttls: given twice, first in line 16: keep one",
-            "/etc/usher/config.yaml:87: cache: given twice, first in line 55: keep one",
+            "/etc/usher/config.yaml:96: cache: given twice, first in line 64: keep one",
         ]
     );
 }

@@ -72,6 +72,16 @@ fn every_key_arrives() {
         },
         canary: Some(Canary { login: "canary@example.com".into(), mail_host: "server3".into() }),
         reveal_account_state: false,
+        watch: Watch {
+            mode: WatchMode::Poll,
+            poll_interval: Duration::from_secs(60),
+            on_move: OnChange::Keep,
+            on_disable: OnChange::Keep,
+            on_password_change: OnChange::Close,
+            brake: Some(500),
+            hold_attribute: Some("mailHold".into()),
+            hold_timeout: Duration::from_secs(5),
+        },
         results: BTreeMap::new(),
     };
     assert_eq!(config.directory, expected);
@@ -315,7 +325,7 @@ fn other_rooms_find_the_line_of_a_key() {
     let problem = config.problem("tls.certificates[0].key", "does not belong to the certificate");
     let expected = "/etc/usher/config.yaml:8: tls.certificates[0].key: does not belong to the certificate";
     assert_eq!(problem.to_string(), expected);
-    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(45));
+    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(54));
     assert_eq!(config.problem("nowhere", "x").to_string(), "/etc/usher/config.yaml: nowhere: x");
     assert_eq!(config.problem("", "x").to_string(), "/etc/usher/config.yaml: x");
 }

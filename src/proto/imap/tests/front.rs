@@ -805,6 +805,7 @@ fn every_refusal_has_its_words() {
         (Refusal::TlsRequired, "NO [PRIVACYREQUIRED] Start TLS before you log in"),
         (Refusal::Limit, "NO [LIMIT] Too many attempts or sessions, try again later"),
         (Refusal::Deadline, "NO [UNAVAILABLE] Logging in took too long, try again"),
+        (Refusal::Hold, "NO [UNAVAILABLE] Your mailbox is being moved, try again in a moment"),
         (Refusal::Draining, "NO [UNAVAILABLE] The server is shutting down, try again"),
         (Refusal::Internal, "NO [SERVERBUG] Something went wrong here, try again"),
     ];
