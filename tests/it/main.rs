@@ -26,5 +26,6 @@ mod pop3;
 mod refusals;
 mod relay;
 mod reload_drain;
+mod replicas;
 mod servers;
 mod throttle;
