@@ -100,6 +100,7 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
     let tls = listener.required("tls", "write `implicit` (TLS from the first byte) or `starttls`");
     let tls = tls.and_then(|node| node.word(&words));
     let proxies = proxies(listener);
+    let socket = listener.get("socket").map(|node| node.parsed(names::socket_name));
     let (protocol, address, tls) = (protocol?, address?, tls?);
     let usual = |port| match tls {
         ListenerTls::Implicit => port != protocol.starttls_port,
@@ -108,7 +109,7 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
     if !usual(address.port()) {
         listener.warn("tls", format!("clients expect the other kind of TLS on port {}", address.port()));
     }
-    Some(Listener { protocol, address, tls, proxies: proxies? })
+    Some(Listener { protocol, address, tls, proxies: proxies?, socket: socket.flatten() })
 }
 
 /// Who puts a PROXY header in front of every connection.

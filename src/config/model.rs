@@ -83,6 +83,8 @@ pub struct Listener {
     /// The networks of the proxies that begin every connection with a PROXY header; `None`: there are
     /// no proxies.
     pub proxies: Option<Vec<Network>>,
+    /// The name of the socket that systemd opens for it, wherever that listens.
+    pub socket: Option<String>,
 }
 
 /// TLS on a listener.
