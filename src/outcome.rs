@@ -245,6 +245,7 @@ impl Refusal {
             | Self::ForeignAuthzid
             | Self::TlsRequired => false,
             Self::Account { .. }
+            | Self::Hold
             | Self::NotAllowed
             | Self::DirectoryUnavailable
             | Self::SeveralEntries

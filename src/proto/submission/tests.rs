@@ -6,12 +6,12 @@ use super::super::line::LineFront;
 use super::PROTOCOL;
 use super::front::Submission;
 use crate::outcome::{BackendWords, Refusal};
-use crate::proto::trial::{Decision, HOST, calling};
+use crate::proto::trial::{Decision, HOST, SESSION, calling};
 use crate::proto::{BackSettings, BackTls, Front as _, FrontSettings, Step, Welcome, script};
 use crate::secret::{Secret, SecretBuf};
 
 const TLS: FrontSettings<'_> =
-    FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+    FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50, session: SESSION };
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
 fn decision(words: &str) -> Decision {
