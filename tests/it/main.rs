@@ -28,5 +28,6 @@ mod relay;
 mod reload_drain;
 mod replicas;
 mod servers;
+mod submission;
 mod throttle;
 mod watch;
