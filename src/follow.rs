@@ -221,7 +221,8 @@ impl Follow {
         let implied = |seen: &&Seen| seen.is_braked() && matches!(seen.news, News::Gone { implied: true });
         let missing = batch.iter().filter(implied).count();
         let unbelievable = missing >= MISSING && missing > users / 2;
-        if is_judged && (unbelievable || state.brake.would_trip(braked, limit, now)) {
+        let is_too_much = state.brake.would_trip(braked, limit, now);
+        if is_judged && (unbelievable || is_too_much) {
             let taken_back = state.brake.trip();
             setting.known.brake(true);
             error!(

@@ -36,7 +36,7 @@ directory:
   balance: round_robin
   connections: {min: 2, max: 8, idle: 20s, age: 10m, operations: 5000}
   canary: {login: canary@example.com, mail_host: server3}
-  watch: poll
+  watch: off
   poll_interval: 1m
   on_move: keep
   on_disable: keep

@@ -73,7 +73,7 @@ fn every_key_arrives() {
         canary: Some(Canary { login: "canary@example.com".into(), mail_host: "server3".into() }),
         reveal_account_state: false,
         watch: Watch {
-            mode: WatchMode::Poll,
+            mode: WatchMode::Off,
             poll_interval: Duration::from_secs(60),
             on_move: OnChange::Keep,
             on_disable: OnChange::Keep,
