@@ -28,4 +28,5 @@ mod relay;
 mod reload_drain;
 mod replicas;
 mod servers;
+mod submission;
 mod throttle;
