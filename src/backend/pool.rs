@@ -198,8 +198,11 @@ impl Pool {
         self.roster().ramp.slot(patience, Instant::now())
     }
 
-    /// An attempt met a fault of the server.
+    /// An attempt met a fault, which is the server's unless this machine is to blame.
     pub(super) fn fault(&self, attempt: &Attempt, error: &BackendError) {
+        if error.is_our_own() {
+            return;
+        }
         let (now, address) = (Instant::now(), attempt.address);
         let mut roster = self.roster();
         let Some(breaker) = roster.breaker(address) else { return };
@@ -357,6 +360,30 @@ mod tests {
 
     fn at(texts: &[&str]) -> Vec<SocketAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_shortage_of_ushers_own_is_no_fault_of_the_server() {
+        let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
+routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
+";
+        let config = config::parse(std::path::Path::new("/c.yaml"), text).unwrap();
+        let backend = &config.routing.backends[0];
+        let own: Arc<[SocketAddr]> = Arc::from([]);
+        let pool = Pool::new(&"server3".into(), &backend.endpoints[0], &backend.health, &own);
+        let address = at(&["192.0.2.3:993"])[0];
+        let opened = |reason: rustix::io::Errno| {
+            for _ in 0..10 {
+                let attempt = Attempt { address, began: Instant::now(), connected: false };
+                pool.fault(&attempt, &BackendError::Connect { address, source: reason.into() });
+            }
+            pool.count(Standing::Open)
+        };
+        assert_eq!(opened(rustix::io::Errno::MFILE), 0);
+        assert_eq!(opened(rustix::io::Errno::ADDRNOTAVAIL), 0);
+        assert_eq!(opened(rustix::io::Errno::CONNREFUSED), 1);
     }
 
     #[tokio::test(start_paused = true)]
