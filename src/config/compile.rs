@@ -98,10 +98,12 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
     let tls = listener.required("tls", "write `implicit` (TLS from the first byte) or `starttls`");
     let tls = tls.and_then(|node| node.word(&words));
     let (protocol, address, tls) = (protocol?, address?, tls?);
-    let usual = |port| match tls {
-        ListenerTls::Implicit => port != protocol.starttls_port,
-        ListenerTls::StartTls => port != protocol.implicit_port,
+    let other = match tls {
+        ListenerTls::Implicit => protocol.starttls_port,
+        ListenerTls::StartTls => protocol.implicit_port,
     };
+    // A protocol may have one port for both.
+    let usual = |port| port != other || protocol.implicit_port == protocol.starttls_port;
     if !usual(address.port()) {
         listener.warn("tls", format!("clients expect the other kind of TLS on port {}", address.port()));
     }

@@ -7,6 +7,7 @@
 //! [`PROTOCOLS`].
 
 pub mod imap;
+pub mod managesieve;
 pub mod sasl;
 #[cfg(test)]
 mod script;
@@ -60,7 +61,7 @@ impl PartialEq for Protocol {
 impl Eq for Protocol {}
 
 /// Every protocol that usher speaks: the one registration.
-pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL];
+pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL, managesieve::PROTOCOL];
 
 /// Finds a protocol by its config name.
 #[must_use]

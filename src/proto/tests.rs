@@ -36,7 +36,9 @@ struct Column {
     answer: fn(Row) -> &'static str,
 }
 
-const COLUMNS: &[Column] = &[Column {
+const COLUMNS: &[Column] = &[IMAP, MANAGESIEVE];
+
+const IMAP: Column = Column {
     protocol: "imap",
     attempt: b"a LOGIN alice secret\r\n",
     answer: |row| match row {
@@ -49,7 +51,17 @@ const COLUMNS: &[Column] = &[Column {
         Row::TlsFirst => "a NO [PRIVACYREQUIRED] ",
         Row::OurFault => "a NO [SERVERBUG] ",
     },
-}];
+};
+
+const MANAGESIEVE: Column = Column {
+    protocol: "managesieve",
+    attempt: b"AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"\r\n",
+    answer: |row| match row {
+        Row::Wrong | Row::NoMailbox | Row::NewPassword | Row::Inactive | Row::NotNow | Row::NotAllowed => "NO \"",
+        Row::Unavailable | Row::Limit | Row::OurFault => "NO (TRYLATER) \"",
+        Row::TlsFirst => "NO (ENCRYPT-NEEDED) \"",
+    },
+};
 
 const fn row(refusal: &Refusal) -> Row {
     match refusal {

@@ -20,6 +20,7 @@ mod layers;
 mod lifecycle;
 mod listener_tls;
 mod login;
+mod managesieve;
 mod metrics;
 mod refusals;
 mod relay;

@@ -14,6 +14,8 @@ pub(crate) struct Cyrus {
     pub(crate) imaps: u16,
     /// STARTTLS.
     pub(crate) imap: u16,
+    /// ManageSieve, by STARTTLS.
+    pub(crate) sieve: u16,
 }
 
 /// The realm of its password file.
@@ -31,13 +33,13 @@ impl Cyrus {
             if root { "cyrus".to_owned() } else { run("id", &["-un"], b"").succeeded().stdout.trim().to_owned() };
         // The user cyrus may have no way into a checkout in somebody's home.
         run("cp", &["-r", &unpacked.join("usr").display().to_string(), &path("usr")], b"").succeeded();
-        for name in ["lib", "spool", "run", "run/proc", "run/lock", "run/socket"] {
+        for name in ["lib", "spool", "sieve", "run", "run/proc", "run/lock", "run/socket"] {
             std::fs::create_dir(folder.join(name)).unwrap();
         }
         // A copy of the key for the user cyrus: the folder becomes his.
         let key = path("tls.key");
         std::fs::copy(&pair.key, &key).unwrap();
-        let (imaps, imap) = (free_port(), free_port());
+        let [imaps, imap, sieve] = std::array::from_fn(|_| free_port());
         let config = format!(
             r"configdirectory: {folder}/lib
 proc_path: {folder}/run/proc
@@ -62,6 +64,7 @@ tls_server_cert: {chain}
 tls_server_key: {key}
 tls_versions: tls1_2 tls1_3
 idlesocket: {folder}/run/socket/idle
+sievedir: {folder}/sieve
 lmtpsocket: {folder}/run/socket/lmtp
 notifysocket: {folder}/run/socket/notify
 ",
@@ -69,12 +72,13 @@ notifysocket: {folder}/run/socket/notify
             chain = pair.chain.display(),
         );
         std::fs::write(folder.join("imapd.conf"), config).unwrap();
-        let service = |name: &str, port: u16, options: &str| {
-            let program = path("usr/lib/cyrus/bin/imapd");
+        let service = |name: &str, program: &str, port: u16, options: &str| {
+            let program = path(&format!("usr/lib/cyrus/bin/{program}"));
             let arguments = format!("{program}{options} -C {}", path("imapd.conf"));
             format!("  {name} cmd=\"{arguments}\" listen=\"127.0.0.1:{port}\" prefork=1 maxchild=100\n")
         };
-        let services = service("imap", imap, "") + &service("imaps", imaps, " -s");
+        let services = service("imap", "imapd", imap, "") + &service("imaps", "imapd", imaps, " -s");
+        let services = services + &service("sieve", "timsieved", sieve, "");
         std::fs::write(folder.join("cyrus.conf"), format!("START {{\n}}\nSERVICES {{\n{services}}}\nEVENTS {{\n}}\n"))
             .unwrap();
         let people = everybody().into_iter().map(|person| (person.uid, person.password));
@@ -102,6 +106,7 @@ notifysocket: {folder}/run/socket/notify
         let running = server.start().0;
         wait_for_port(imaps, &log);
         wait_for_port(imap, &log);
-        Self { _running: running, imaps, imap }
+        wait_for_port(sieve, &log);
+        Self { _running: running, imaps, imap, sieve }
     }
 }

@@ -27,13 +27,18 @@ pub(crate) struct Dovecot {
     pub(crate) imaps: u16,
     /// STARTTLS.
     pub(crate) imap: u16,
+    /// ManageSieve, implicit TLS.
+    pub(crate) sieves: u16,
+    /// ManageSieve, STARTTLS.
+    pub(crate) sieve: u16,
 }
 
 impl Dovecot {
     /// Everybody has a mailbox here, wherever the directory sends them.
     pub(crate) fn start(certificates: &Certificates, pair: &Pair, demand_client_certificate: bool) -> Self {
         require(Path::new("/usr/sbin/dovecot"));
-        let dovecot = Self { folder: folder("dovecot"), running: None, imaps: free_port(), imap: free_port() };
+        let [imaps, imap, sieves, sieve] = std::array::from_fn(|_| free_port());
+        let dovecot = Self { folder: folder("dovecot"), running: None, imaps, imap, sieves, sieve };
         dovecot.configure(certificates, pair, demand_client_certificate)
     }
 
@@ -50,7 +55,8 @@ impl Dovecot {
                 let users = format!(
                     "default_internal_user = {name}default_login_user = {name}default_internal_group = {group}"
                 );
-                let chroots = ["anvil", "imap-login"].map(|service| format!("service {service} {{\n  chroot =\n}}\n"));
+                let chroots = ["anvil", "imap-login", "managesieve-login"]
+                    .map(|service| format!("service {service} {{\n  chroot =\n}}\n"));
                 (format!("mail_uid = {name}mail_gid = {group}"), users + &chroots.concat())
             }
         };
@@ -66,7 +72,7 @@ impl Dovecot {
 state_dir = {folder}/state
 log_path = {folder}/log
 auth_verbose = yes
-protocols = imap
+protocols = imap sieve
 listen = 127.0.0.1
 ssl = required
 ssl_cert = <{chain}
@@ -114,12 +120,27 @@ service imap-login {{
     ssl = yes
   }}
 }}
+service managesieve-login {{
+  service_count = 0
+  inet_listener sieve {{
+    port = {sieve}
+  }}
+  inet_listener sieves {{
+    port = {sieves}
+    ssl = yes
+  }}
+}}
+plugin {{
+  sieve = file:~/sieve;active=~/active.sieve
+}}
 "#,
             folder = folder.display(),
             chain = pair.chain.display(),
             key = pair.key.display(),
             imap = self.imap,
             imaps = self.imaps,
+            sieve = self.sieve,
+            sieves = self.sieves,
         );
         std::fs::write(folder.join("dovecot.conf"), config).unwrap();
         // Dovecot escapes a name before it looks it up.
@@ -144,7 +165,7 @@ service imap-login {{
         let server = Server { command, environment: vec![], log: Some(log.clone()), end: "TERM" };
         self.running = Some(server.start().0);
         wait_for_port(self.imaps, &log);
-        wait_for_port(self.imap, &log);
+        [self.imap, self.sieve, self.sieves].into_iter().for_each(|port| wait_for_port(port, &log));
     }
 
     /// Ends it with all its sessions.

@@ -1,4 +1,4 @@
-//! The clients that people use: curl, Python's imaplib and mbsync.
+//! The clients that people use: curl, Python's imaplib, mbsync and sieve-connect.
 
 use super::process::{Output, folder, run};
 use super::{password_of, world};
@@ -20,6 +20,13 @@ pub(crate) fn imaplib(port: u16, script: &str) -> Output {
          connection = imaplib.IMAP4_SSL('localhost', port, ssl_context=context, timeout=40)\n"
     );
     run("python3", &["-c", &(head + script)], b"")
+}
+
+/// sieve-connect on a port with STARTTLS, as somebody with this password.
+pub(crate) fn sieve_connect(port: u16, uid: &str, password: &str, arguments: &[&str]) -> Output {
+    let (port, ca) = (port.to_string(), world().certificates.ca().display().to_string());
+    let fixed = ["--server", "localhost", "--port", &port, "--user", uid, "--passwordfd", "0", "--tlscafile", &ca];
+    run("sieve-connect", &[&fixed, arguments].concat(), format!("{password}\n").as_bytes())
 }
 
 /// A local Maildir that mbsync keeps equal to somebody's INBOX.
