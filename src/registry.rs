@@ -1,26 +1,28 @@
 //! The sessions that are being relayed: who, from where, to which backend, since when; and the
-//! string by which each can be asked to end.
+//! string by which each can be asked to end, with the reason.
 //!
 //! A session is listed while its [`Listed`] guard lives, however it ends.
 
+mod id;
+
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::convert::Infallible;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+pub use id::SessionId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 /// What is known of a relayed session. Never a password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Session {
-    /// The session id of the log.
-    pub id: u64,
+    /// The session id, as in the log.
+    pub id: SessionId,
     /// The login name as typed.
     pub login: Arc<str>,
     /// The entry's DN.
@@ -35,32 +37,60 @@ pub struct Session {
     pub since: u64,
 }
 
+/// Why a session is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// usher is stopping.
+    Drain,
+    /// The directory names another backend, or another name there.
+    Moved,
+    /// The account was switched off.
+    Disabled,
+    /// The entry is gone.
+    Deleted,
+    /// The password was changed.
+    PasswordChanged,
+    /// The account is held: nobody may be logged in.
+    Hold,
+}
+
+impl Why {
+    /// The metric label and log word.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Moved => "moved",
+            Self::Disabled => "disabled",
+            Self::Deleted => "deleted",
+            Self::PasswordChanged => "password_changed",
+            Self::Hold => "hold",
+        }
+    }
+}
+
 /// Every relayed session.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Registry {
     relayed: Mutex<Relayed>,
-    next_id: AtomicU64,
+    ids: id::Ids,
 }
 
 #[derive(Debug, Default)]
 struct Relayed {
-    sessions: BTreeMap<u64, Arc<Session>>,
-    /// Those that nobody has asked to end yet; dropping one of these asks.
-    open: BTreeMap<u64, oneshot::Sender<Infallible>>,
+    sessions: BTreeMap<SessionId, Arc<Session>>,
+    /// The same by DN.
+    by_dn: BTreeSet<(Arc<str>, SessionId)>,
+    /// Those that nobody has asked to end yet; dropping one of these asks, too.
+    open: BTreeMap<SessionId, oneshot::Sender<Why>>,
     /// Whether a session that is listed now is asked to end at once.
     closed: bool,
 }
 
-impl Default for Registry {
-    fn default() -> Self {
-        Self { relayed: Mutex::default(), next_id: AtomicU64::new(1) }
-    }
-}
-
 impl Registry {
-    /// A new session id, unique in this process: made at accept, used in every log event.
-    pub fn next_id(&self) -> u64 {
-        self.next_id.fetch_add(1, Ordering::Relaxed)
+    /// A new session id: made at accept, used in every log event.
+    pub fn next_id(&self) -> SessionId {
+        self.ids.next()
     }
 
     /// Lists a session until the guard is dropped; the future is ready when it is asked to end.
@@ -69,6 +99,7 @@ impl Registry {
         let id = session.id;
         let (string, asked) = oneshot::channel();
         let mut relayed = self.lock();
+        relayed.by_dn.insert((Arc::clone(&session.dn), id));
         relayed.sessions.insert(id, Arc::new(session));
         if !relayed.closed {
             relayed.open.insert(id, string);
@@ -88,6 +119,40 @@ impl Registry {
         self.lock().sessions.len()
     }
 
+    /// The sessions of an entry, oldest first.
+    #[must_use]
+    pub fn of(&self, dn: &Arc<str>) -> Vec<Arc<Session>> {
+        let relayed = self.lock();
+        let ids = relayed.by_dn.range(every_id(dn));
+        ids.filter_map(|(_, id)| relayed.sessions.get(id).cloned()).collect()
+    }
+
+    /// Whether an entry has sessions.
+    #[must_use]
+    pub fn has(&self, dn: &Arc<str>) -> bool {
+        self.lock().by_dn.range(every_id(dn)).next().is_some()
+    }
+
+    /// An entry has another DN now: its sessions are listed under it.
+    pub fn rename(&self, old: &Arc<str>, new: &Arc<str>) {
+        let mut relayed = self.lock();
+        let ids = relayed.by_dn.range(every_id(old));
+        for (_, id) in ids.cloned().collect::<Vec<_>>() {
+            if let Some(session) = relayed.sessions.get(&id) {
+                let renamed = Session { dn: Arc::clone(new), ..Session::clone(session) };
+                relayed.sessions.insert(id, Arc::new(renamed));
+            }
+            relayed.by_dn.remove(&(Arc::clone(old), id));
+            relayed.by_dn.insert((Arc::clone(new), id));
+        }
+    }
+
+    /// Asks a session to end, unless it was asked before; whether it was asked now.
+    pub fn end(&self, id: SessionId, why: Why) -> bool {
+        let asked = self.lock().open.remove(&id);
+        asked.is_some_and(|string| string.send(why).is_ok())
+    }
+
     /// Asks the oldest session that was not asked yet to end; `false` if there is none.
     pub fn end_oldest(&self) -> bool {
         self.lock().open.pop_first().is_some()
@@ -105,16 +170,21 @@ impl Registry {
     }
 }
 
-/// Ready when the session is asked to end.
+/// Where an entry's sessions are among all that are sorted by DN.
+fn every_id(dn: &Arc<str>) -> RangeInclusive<(Arc<str>, SessionId)> {
+    (Arc::clone(dn), SessionId::FIRST)..=(Arc::clone(dn), SessionId::LAST)
+}
+
+/// Ready when the session is asked to end; tells why.
 #[derive(Debug)]
-pub struct AskedToEnd(oneshot::Receiver<Infallible>);
+pub struct AskedToEnd(oneshot::Receiver<Why>);
 
 impl Future for AskedToEnd {
-    type Output = ();
+    type Output = Why;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // Nothing can be sent: the other end is dropped.
-        Pin::new(&mut self.0).poll(cx).map(|_| ())
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Why> {
+        // Where all are asked at once, the other ends are dropped.
+        Pin::new(&mut self.0).poll(cx).map(|why| why.unwrap_or(Why::Drain))
     }
 }
 
@@ -122,13 +192,15 @@ impl Future for AskedToEnd {
 #[derive(Debug)]
 pub struct Listed {
     registry: Arc<Registry>,
-    id: u64,
+    id: SessionId,
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
         let mut relayed = self.registry.lock();
-        relayed.sessions.remove(&self.id);
+        if let Some(session) = relayed.sessions.remove(&self.id) {
+            relayed.by_dn.remove(&(Arc::clone(&session.dn), self.id));
+        }
         relayed.open.remove(&self.id);
     }
 }
@@ -163,7 +235,27 @@ mod tests {
         assert_eq!(registry.sessions()[0].login.as_ref(), "alice");
         drop(listed);
         assert_eq!(registry.count(), 0);
-        assert_eq!(registry.next_id(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_entrys_sessions_are_found_also_under_its_next_name() {
+        let registry = Arc::new(Registry::default());
+        let [one, two] = [(); 2].map(|()| registry.list(session(&registry)));
+        let stranger = Session { dn: "uid=alic".into(), ..session(&registry) };
+        let _stranger = registry.list(stranger);
+        let (old, new) = (Arc::from("uid=alice"), Arc::from("uid=alicia"));
+        assert_eq!((registry.of(&old).len(), registry.of(&new).len()), (2, 0));
+        registry.rename(&old, &new);
+        let ids = [one.0.id, two.0.id];
+        assert_eq!(registry.of(&new).iter().map(|session| session.id).collect::<Vec<_>>(), ids);
+        assert!(!registry.has(&old) && registry.has(&Arc::from("uid=alic")));
+        assert_eq!(registry.sessions()[0].dn.as_ref(), "uid=alicia");
+        assert!(registry.end(ids[0], Why::Moved));
+        assert!(!registry.end(ids[0], Why::Hold), "once is enough");
+        assert_eq!(one.1.await, Why::Moved);
+        drop((one.0, two));
+        assert!(!registry.has(&new));
+        assert!(!registry.end(ids[1], Why::Moved), "it has ended");
     }
 
     #[tokio::test]
@@ -171,7 +263,7 @@ mod tests {
         let registry = Arc::new(Registry::default());
         let [mut one, mut two, mut three] = [(); 3].map(|()| registry.list(session(&registry)));
         assert!(registry.end_oldest());
-        (&mut one.1).await;
+        assert_eq!((&mut one.1).await, Why::Drain);
         assert_eq!(registry.count(), 3, "listed until it has ended");
         drop(two.0);
         assert!(registry.end_oldest());

@@ -1,9 +1,10 @@
 //! Bytes both ways after login, until somebody ends it.
 //!
 //! What was read before the relay goes first and in order. No buffer of ours is held while a
-//! session idles: reads go through one buffer per thread, and only what a slow receiver did not
-//! take is kept, which also stops reading from the sender. Half-close is carried over. Nothing is
-//! parsed here: COMPRESS, IDLE and every later extension pass untouched.
+//! session idles: reads go through one buffer per thread, and nothing is read from a sender whose
+//! receiver has not taken what came before. Half-close is carried over. Nothing is parsed here:
+//! COMPRESS, IDLE and every later extension pass untouched. All that is remembered of the bytes is
+//! the last two, so that usher knows where a line of its own could stand.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -16,17 +17,23 @@ use prometheus::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-/// One read's size: system calls dominate below, caches above.
-const BUFFER_SIZE: usize = 64 * 1024;
+use crate::proto::Parting;
+use crate::registry::Why;
+use crate::tls::leg::READ_SIZE;
+
 /// Reads per direction before the other sessions of this thread have their turn.
 const READS_PER_TURN: u32 = 8;
 /// How long the open direction of a half-closed session may stand still.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3);
 /// How long a peer may take to be told goodbye.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// A session in which nothing moves for so long is between two commands, or waits in one (IDLE).
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a session that is asked to end is waited for until it pauses.
+const POLITENESS: Duration = Duration::from_secs(3);
 
 thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_SIZE]);
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
 }
 
 /// Why a relayed session ended.
@@ -42,8 +49,8 @@ pub enum Cause {
     BackendError,
     /// No byte in either direction for the idle limit.
     Idle,
-    /// usher is stopping.
-    Drain,
+    /// It was asked to.
+    Asked(Why),
 }
 
 impl Cause {
@@ -56,7 +63,7 @@ impl Cause {
             Self::ClientError => "client_error",
             Self::BackendError => "backend_error",
             Self::Idle => "idle",
-            Self::Drain => "drain",
+            Self::Asked(why) => why.label(),
         }
     }
 }
@@ -84,8 +91,15 @@ pub struct End<S> {
 }
 
 /// Relays until both directions are closed, one side breaks, nothing moves for `idle`, or `stop`
-/// is ready.
-pub async fn relay<C, B>(client: End<C>, backend: End<B>, idle: Duration, stop: impl Future<Output = ()>) -> Ended
+/// is ready. A drain ends it at once; any other reason waits for a pause, [`POLITENESS`] at most, in
+/// which the parting line can stand behind a complete line of the backend.
+pub async fn relay<C, B>(
+    client: End<C>,
+    backend: End<B>,
+    idle: Duration,
+    parting: Parting,
+    stop: impl Future<Output = Why>,
+) -> Ended
 where
     C: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -100,18 +114,33 @@ where
         last_progress: Instant::now(),
         timer: Box::pin(sleep_until(Instant::now() + idle)),
     };
-    let cause = {
+    let mut cause = {
         tokio::pin!(stop);
         let ended = poll_fn(|cx| match transfer.poll(cx) {
             Poll::Ready(cause) => Poll::Ready(cause),
-            Poll::Pending => stop.as_mut().poll(cx).map(|()| Cause::Drain),
+            Poll::Pending => stop.as_mut().poll(cx).map(Cause::Asked),
         });
         ended.await
     };
+    if let Cause::Asked(why) = cause
+        && why != Why::Drain
+    {
+        // It may end by itself meanwhile.
+        cause = transfer.pause().await.unwrap_or(cause);
+    }
     let ended = Ended { cause, bytes_in: transfer.up.moved, bytes_out: transfer.down.moved };
-    if matches!(cause, Cause::Idle | Cause::Drain) {
+    let line = match (cause, parting) {
+        (Cause::Asked(why), Parting::Line(line)) if why != Why::Drain && transfer.may_speak() => Some(line),
+        _ => None,
+    };
+    if matches!(cause, Cause::Idle | Cause::Asked(_)) {
         // So that a TLS peer sees an end and not a truncation.
-        let farewell = async { tokio::join!(transfer.client.shutdown(), transfer.backend.shutdown()) };
+        let farewell = async {
+            if let Some(line) = line {
+                transfer.client.write_all(line).await?;
+            }
+            tokio::join!(transfer.client.shutdown(), transfer.backend.shutdown()).0
+        };
         let _ = timeout(FAREWELL, farewell).await;
     }
     ended
@@ -164,6 +193,36 @@ where
         self.poll_idle(cx)
     }
 
+    /// Relays on until nothing has moved for [`PAUSE`], or [`POLITENESS`] is over; the cause if the
+    /// session ended by itself.
+    async fn pause(&mut self) -> Option<Cause> {
+        let latest = Instant::now() + POLITENESS;
+        let mut timer = Box::pin(sleep_until(latest));
+        poll_fn(|cx| {
+            if let Poll::Ready(cause) = self.poll(cx) {
+                return Poll::Ready(Some(cause));
+            }
+            loop {
+                let due = latest.min(self.last_progress + PAUSE);
+                if due <= Instant::now() {
+                    return Poll::Ready(None);
+                }
+                timer.as_mut().reset(due);
+                ready!(timer.as_mut().poll(cx));
+            }
+        })
+        .await
+    }
+
+    /// Whether a line of usher's own would be one to the client: nothing moves, nothing is on its way,
+    /// and what came last from the backend ended a line.
+    fn may_speak(&self) -> bool {
+        self.last_progress.elapsed() >= PAUSE
+            && self.down.tail == *b"\r\n"
+            && self.up.is_clear()
+            && self.down.is_clear()
+    }
+
     /// The timer is not moved with every byte: when it rings it looks when the last one was.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
         loop {
@@ -205,12 +264,39 @@ struct Pipe {
     /// The target was told.
     closed: bool,
     moved: u64,
+    /// The last two bytes that came. Before the first there was the line of the login.
+    tail: [u8; 2],
     sent: IntCounter,
 }
 
 impl Pipe {
     fn new(first: Vec<u8>, sent: IntCounter) -> Self {
-        Self { unsent: first, unsent_from: 0, unflushed: false, ended: false, closed: false, moved: 0, sent }
+        let mut pipe = Self {
+            unsent: Vec::new(),
+            unsent_from: 0,
+            unflushed: false,
+            ended: false,
+            closed: false,
+            moved: 0,
+            tail: *b"\r\n",
+            sent,
+        };
+        pipe.remember(&first);
+        pipe.unsent = first;
+        pipe
+    }
+
+    fn remember(&mut self, bytes: &[u8]) {
+        match bytes {
+            [] => {}
+            [one] => self.tail = [self.tail[1], *one],
+            [.., last, one] => self.tail = [*last, *one],
+        }
+    }
+
+    /// Whether all that came was passed on, and more could be.
+    fn is_clear(&self) -> bool {
+        self.unsent.is_empty() && !self.unflushed && !self.ended
     }
 
     /// Moves what can be moved. Ready when the source's end was passed on.
@@ -221,6 +307,7 @@ impl Pipe {
     {
         for _ in 0..READS_PER_TURN {
             ready!(self.poll_unsent(cx, target)).map_err(|_| Broken::Target)?;
+            ready!(self.poll_flush(cx, target)).map_err(|_| Broken::Target)?;
             if self.closed {
                 return Poll::Ready(Ok(()));
             }
@@ -230,9 +317,7 @@ impl Pipe {
                 self.closed = true;
                 return Poll::Ready(Ok(()));
             }
-            if self.poll_read(cx, source, target)?.is_pending() {
-                return self.poll_flush(cx, target);
-            }
+            ready!(self.poll_read(cx, source, target))?;
         }
         // More may be waiting: come back after the others.
         cx.waker().wake_by_ref();
@@ -257,42 +342,43 @@ impl Pipe {
     }
 
     /// One read, and one write of what it brought.
-    fn poll_read<S, T>(&mut self, cx: &mut Context<'_>, source: &mut S, target: &mut T) -> Result<Poll<()>, Broken>
+    fn poll_read<S, T>(&mut self, cx: &mut Context<'_>, source: &mut S, target: &mut T) -> Poll<Result<(), Broken>>
     where
         S: AsyncRead + Unpin,
         T: AsyncWrite + Unpin,
     {
         BUFFER.with_borrow_mut(|buffer| {
             let mut read = ReadBuf::new(buffer);
-            match Pin::new(source).poll_read(cx, &mut read) {
-                Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Ok(())) => {}
+            match ready!(Pin::new(source).poll_read(cx, &mut read)) {
+                Ok(()) => {}
                 // Many clients end TCP without a close_notify; for mail that is an end like another.
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-                Poll::Ready(Err(_)) => return Err(Broken::Source),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                Err(_) => return Poll::Ready(Err(Broken::Source)),
             }
             let bytes = read.filled();
             if bytes.is_empty() {
                 self.ended = true;
-                return Ok(Poll::Ready(()));
+                return Poll::Ready(Ok(()));
             }
+            self.remember(bytes);
             let taken = match Pin::new(target).poll_write(cx, bytes) {
                 Poll::Pending => 0,
                 Poll::Ready(Ok(taken)) => taken,
-                Poll::Ready(Err(_)) => return Err(Broken::Target),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Target)),
             };
             self.count(taken);
             self.unsent.extend_from_slice(bytes.get(taken..).unwrap_or_default());
-            Ok(Poll::Ready(()))
+            Poll::Ready(Ok(()))
         })
     }
 
-    fn poll_flush<T: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, target: &mut T) -> Poll<Result<(), Broken>> {
+    /// Waits until the target's connection has what the target took.
+    fn poll_flush<T: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, target: &mut T) -> Poll<io::Result<()>> {
         if self.unflushed {
-            ready!(Pin::new(target).poll_flush(cx)).map_err(|_| Broken::Target)?;
+            ready!(Pin::new(target).poll_flush(cx))?;
             self.unflushed = false;
         }
-        Poll::Pending
+        Poll::Ready(Ok(()))
     }
 
     fn count(&mut self, bytes: usize) {

@@ -14,6 +14,7 @@ use crate::log::Escaped;
 use crate::metrics::Metrics;
 use crate::outcome::{BackendWords, Refusal, Side};
 use crate::proto::ClientId;
+use crate::registry::SessionId;
 use crate::relay::Ended;
 use crate::throttle::{Limited, Rule};
 
@@ -21,7 +22,7 @@ use crate::throttle::{Limited, Rule};
 #[derive(Debug, Clone, Copy)]
 pub struct Visitor {
     /// The session id.
-    pub session: u64,
+    pub session: SessionId,
     /// The client's address, canonical.
     pub client: IpAddr,
     /// The protocol's name.
@@ -127,7 +128,7 @@ impl Report {
         macro_rules! event {
             ($level:ident) => {
                 $level!(
-                    session = visitor.session,
+                    session = %visitor.session,
                     client = %visitor.client,
                     protocol = visitor.protocol,
                     result,
@@ -140,6 +141,7 @@ impl Report {
                     by_default = self.by_default.then_some(true),
                     directory_server = self.trace.server.as_deref(),
                     directory_code = self.trace.code,
+                    directory_said = self.trace.said.map(tracing::field::display),
                     limited_by = self.limited_by.map(Rule::label),
                     delay_ms = (!self.delay.is_zero()).then(|| milliseconds(self.delay)),
                     backend_reply = self.reply.as_deref().map(|words| tracing::field::display(Escaped(words.as_bytes()))),
@@ -166,7 +168,7 @@ impl Report {
 pub fn ended(visitor: &Visitor, cause: &'static str, ended: Option<&Ended>, lasted: Duration, metrics: &Metrics) {
     metrics.sessions_ended.with_label_values(&[cause]).inc();
     info!(
-        session = visitor.session,
+        session = %visitor.session,
         client = %visitor.client,
         protocol = visitor.protocol,
         cause,

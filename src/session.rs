@@ -17,11 +17,11 @@ use tracing::debug;
 
 use crate::authn::{Ask, DecidedBy, Decision, Proven};
 use crate::backend::{Backend, BackendError, LoggedIn};
-use crate::config::{Config, ListenerTls};
+use crate::config::{ListenerTls, OnUnavailable};
 use crate::directory::{Entry, Login};
 use crate::metrics::Metrics;
 use crate::outcome::{Refusal, Side};
-use crate::proto::{Credentials, Front, FrontSettings, Protocol, Quit, Step};
+use crate::proto::{self, Credentials, Front, FrontSettings, Protocol, Quit, Step};
 use crate::registry::{self, Session};
 use crate::relay::{End, relay};
 use crate::report::{self, Report, Visitor};
@@ -30,11 +30,14 @@ use crate::secret::{Secret, SecretBuf};
 use crate::snapshot::{Permit, Shared, Snapshot, Stage};
 use crate::throttle::{Connection, Limited, Place};
 use crate::tls;
+use crate::tls::leg::Leg;
 use crate::tls::stream::Stream;
 
 /// Every attempt is answered within this time, whatever the directory and the backend do: `check`
 /// sees to it that their deadlines fit in.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// No refusal is held back for longer than this after its attempt began.
+const LATEST_REFUSAL: Duration = Duration::from_secs(8);
 /// How long a client may take to accept a parting line.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -64,6 +67,7 @@ enum Parting {
     FailedLogins,
     Deadline,
     Draining,
+    Unavailable,
     Panic,
 }
 
@@ -78,6 +82,7 @@ impl Parting {
             Self::FailedLogins => "failed_logins",
             Self::Deadline => "deadline",
             Self::Draining => "draining",
+            Self::Unavailable => "unavailable",
             Self::Panic => "panic",
         }
     }
@@ -127,7 +132,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
 fn parted(visitor: &Visitor, parting: Parting, metrics: &Metrics) {
     let Visitor { session, client, protocol } = *visitor;
     metrics.conversations_ended.with_label_values(&[protocol, parting.label()]).inc();
-    debug!(session, %client, protocol, cause = parting.label(), "left before login");
+    debug!(%session, %client, protocol, cause = parting.label(), "left before login");
 }
 
 /// The conversation before login.
@@ -176,7 +181,7 @@ impl Conversation {
                 }
                 Step::Attempt(credentials) => match self.attempt(credentials).await {
                     Ok(admitted) => return self.welcome(stream, admitted).await,
-                    Err(refusal) => self.refuse(&mut stream, &refusal).await?,
+                    Err(told) => self.refuse(&mut stream, &told).await?,
                 },
                 Step::Quit(quit) => {
                     leave(&mut stream).await;
@@ -206,7 +211,7 @@ impl Conversation {
             Ok(Err(error)) => {
                 handshakes.with_label_values(&["failed"]).inc();
                 let reason = tls::describe(&error);
-                debug!(session = visitor.session, client = %visitor.client, protocol = visitor.protocol, reason, "TLS handshake failed");
+                debug!(session = %visitor.session, client = %visitor.client, protocol = visitor.protocol, reason, "TLS handshake failed");
                 Err(Parting::Handshake)
             }
             Err(_) => {
@@ -252,7 +257,8 @@ impl Conversation {
         parting
     }
 
-    /// One login attempt, from the credentials to one `login` event.
+    /// One login attempt, from the credentials to one `login` event, which has the true reason. The
+    /// refusal that comes back is what the client may be told.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, Refusal> {
         let began = Instant::now();
         let mut report = Report { tls: self.handshake.take(), ..Report::default() };
@@ -264,13 +270,11 @@ impl Conversation {
             Err(_) => Err(Refusal::Deadline),
         };
         report.emit(&self.visitor, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
+        let outcome = outcome.map_err(|refusal| self.told(refusal));
         if outcome.as_ref().is_err_and(|refusal| is_about_credentials(refusal) || *refusal == Refusal::Limit) {
-            // Whether the name exists must not show in how long the answer takes (CWE-208), and a
-            // limit that costs nothing must not invite the next attempt at once. Rounded up, so that
-            // a directory slower than the delay tells no more than whole delays.
-            let (asked, delay) = (began + report.delay, self.snapshot.config.limits.failed_login_delay);
-            let delays = asked.elapsed().as_nanos() / delay.as_nanos().max(1) + 1;
-            sleep_until(asked + delay * u32::try_from(delays).unwrap_or(u32::MAX)).await;
+            // What must sound alike must take alike (CWE-208), and a limit that costs nothing must not
+            // invite the next attempt at once.
+            sleep_until(began + beat(began.elapsed(), self.snapshot.config.limits.refusal_delay)).await;
         }
         outcome
     }
@@ -305,7 +309,7 @@ impl Conversation {
                     decision = authn.decide(&login, &password, Ask::Directory).await;
                 }
                 // The password or the place may have changed since it was cached: bind again.
-                Err(BackendError::Refused(words)) if decision.by == DecidedBy::Cache => {
+                Err(BackendError::Refused(words)) if matches!(decision.by, DecidedBy::Cache | DecidedBy::Stale) => {
                     report.words(&words);
                     decision = authn.decide_again(&login, &password, &proven.identity.entry().dn).await;
                     let fresh = decision.result.as_ref().ok();
@@ -328,7 +332,7 @@ impl Conversation {
 
     /// The first decision of an attempt. What is known costs nothing; a guess waits for its turn.
     async fn decide(&self, login: &Login, password: &Secret, report: &mut Report) -> Result<Decision, Refusal> {
-        let Config { throttle: settings, limits, .. } = &self.snapshot.config;
+        let settings = &self.snapshot.config.throttle;
         let (throttle, client) = (&self.shared.throttle, self.visitor.client);
         let authn = &self.snapshot.authn;
         if let Some(decision) = authn.recall(login, password) {
@@ -337,7 +341,7 @@ impl Conversation {
             }
             return Ok(decision);
         }
-        let turn = throttle.guess(settings, limits.failed_login_delay, client, login.as_str(), password);
+        let turn = throttle.guess(settings, client, login.as_str(), password);
         let mut turn = turn.map_err(|limited| report.limited(limited))?;
         (report.limited_by, report.delay) = (turn.by, turn.delay);
         sleep(turn.delay).await;
@@ -347,18 +351,25 @@ impl Conversation {
                 authn.unlearn(login, dn, password);
                 report.limited(limited)
             })?;
-            report.delay += more;
-            sleep(more).await;
+            sleep(more.saturating_sub(report.delay)).await;
+            report.delay = report.delay.max(more);
         }
         match (&decision.result, decision.by) {
             (Ok(proven), _) => turn.right(&proven.identity.entry().dn),
-            (Err(Refusal::WrongPassword | Refusal::UnknownUser), DecidedBy::Directory) => {
+            // A state that is told as a wrong password costs as much, or the next guess would show
+            // by its time that this one was right.
+            (Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::Account { .. }), DecidedBy::Directory) => {
                 turn.wrong();
             }
             // No wrong password, or one that is known: the turn is given back.
             (Err(_), _) => drop(turn),
         }
         Ok(decision)
+    }
+
+    /// What the client may hear of a refusal.
+    fn told(&self, refusal: Refusal) -> Refusal {
+        refusal.told(self.snapshot.config.directory.reveal_account_state).clone()
     }
 
     /// A place among the sessions of this user, from before the backend is asked to the end.
@@ -387,6 +398,9 @@ impl Conversation {
         if self.failed >= self.snapshot.config.limits.failed_logins {
             return Err(self.part(stream, &Refusal::Limit, Parting::FailedLogins).await);
         }
+        if refusal.is_outage() && self.snapshot.config.limits.on_unavailable == OnUnavailable::ReplyAndClose {
+            return Err(self.part(stream, refusal, Parting::Unavailable).await);
+        }
         self.send(stream).await
     }
 
@@ -412,6 +426,7 @@ impl Conversation {
             to_client: logged_in.leftover.as_slice().to_vec(),
             to_backend: self.input.as_slice().to_vec(),
             idle: self.snapshot.config.limits.idle_timeout,
+            parting: self.protocol.parting,
             place,
         })
     }
@@ -429,6 +444,13 @@ async fn leave(stream: &mut Stream) {
         std::io::Result::Ok(())
     };
     let _ = timeout(FAREWELL, farewell).await;
+}
+
+/// When an attempt is answered that has taken so long: at the next whole multiple of the delay. What
+/// the throttle made it wait is in what it has taken, and not added to it.
+fn beat(taken: Duration, delay: Duration) -> Duration {
+    let beats = u32::try_from(taken.as_nanos() / delay.as_nanos().max(1) + 1).unwrap_or(u32::MAX);
+    delay.saturating_mul(beats).min(LATEST_REFUSAL)
 }
 
 /// Whether the answer would tell, by its time, if the name exists.
@@ -475,6 +497,7 @@ struct Established {
     to_client: Vec<u8>,
     to_backend: Vec<u8>,
     idle: Duration,
+    parting: proto::Parting,
     place: Place,
 }
 
@@ -486,11 +509,11 @@ impl Established {
         let visitor = self.visitor;
         let sessions = metrics.sessions.with_label_values(&[visitor.protocol, &self.session.backend]);
         let bytes = |direction| metrics.relayed_bytes.with_label_values(&[visitor.protocol, direction]);
-        let client = End { stream: self.client, first: self.to_client, sent: bytes("out") };
-        let backend = End { stream: self.backend, first: self.to_backend, sent: bytes("in") };
+        let client = End { stream: Leg::from(self.client), first: self.to_client, sent: bytes("out") };
+        let backend = End { stream: Leg::from(self.backend), first: self.to_backend, sent: bytes("in") };
         let (listed, asked_to_end) = shared.registry.list(self.session);
         sessions.inc();
-        let relay = relay(client, backend, self.idle, asked_to_end);
+        let relay = relay(client, backend, self.idle, self.parting, asked_to_end);
         let ended = AssertUnwindSafe(relay).catch_unwind().await;
         sessions.dec();
         let cause = ended.as_ref().map_or("panic", |ended| ended.cause.label());

@@ -37,9 +37,6 @@ use memory::{Fingerprint, Memory, Shelf};
 /// A hash of a prefix, a name, an entry or a pair of them.
 type Key = u64;
 
-/// A delay grows from `limits.failed_login_delay`, or from this where that is shorter.
-const LEAST_STEP: Duration = Duration::from_millis(100);
-
 /// The rules, each named after its key in the config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
@@ -190,14 +187,13 @@ impl Throttle {
     }
 
     /// An attempt that the directory has to be asked about: when it has its turn. What it came to
-    /// is then told to the [`Turn`]. `base` is the delay that every wrong password costs anyway.
+    /// is then told to the [`Turn`].
     ///
     /// # Errors
     /// It would have to wait longer than `max_delay`.
     pub fn guess(
         &self,
         settings: &config::Throttle,
-        base: Duration,
         client: IpAddr,
         login: &str,
         password: &Secret,
@@ -208,7 +204,6 @@ impl Throttle {
             by: None,
             throttle: self,
             rule: settings.failed_logins_per_user,
-            base: base.max(LEAST_STEP),
             visit,
             charged: None,
         };
@@ -224,10 +219,10 @@ impl Throttle {
             return Ok(turn);
         }
         let mut prefix = of_prefix.lock();
-        let (base, every) = (turn.base, memory.settings().forget_every);
+        let every = memory.settings().forget_every;
         let rules = (&settings.failed_logins_per_user, &settings.failed_logins_per_prefix);
-        let user_delay = user.delay(now, every, rules.0, base);
-        let prefix_delay = if *known { Duration::ZERO } else { prefix.delay(now, every, rules.1, base) };
+        let user_delay = user.delay(now, every, rules.0);
+        let prefix_delay = if *known { Duration::ZERO } else { prefix.delay(now, every, rules.1) };
         for (rule, settings, delay) in
             [(Rule::FailedLoginsPerUser, rules.0, user_delay), (Rule::FailedLoginsPerPrefix, rules.1, prefix_delay)]
         {
@@ -374,7 +369,6 @@ pub struct Turn<'a> {
     pub by: Option<Rule>,
     throttle: &'a Throttle,
     rule: FailedLogins,
-    base: Duration,
     visit: Visit,
     charged: Option<Charged>,
 }
@@ -397,7 +391,8 @@ impl Turn<'_> {
 
     /// The name means this entry. If nobody knew, the attempt was charged to the name; now it takes
     /// its turn at the entry, and its answer, right or wrong, waits for so long: otherwise each
-    /// spelling that the directory takes for the same would be a guess for nothing.
+    /// spelling that the directory takes for the same would be a guess for nothing. What it has waited
+    /// for before counts: the longer of both is its delay, not the sum.
     ///
     /// # Errors
     /// It would have to wait longer than `max_delay`: what the directory said must not be told.
@@ -421,7 +416,7 @@ impl Turn<'_> {
             prefix.lock().forgive(1);
             return Ok(at.saturating_duration_since(now));
         }
-        let delay = user.delay(now, memory.settings().forget_every, &rule, self.base);
+        let delay = user.delay(now, memory.settings().forget_every, &rule);
         let wait = throttle.wait(Rule::FailedLoginsPerUser, &rule, delay, client);
         let wait = wait.inspect_err(|_| prefix.lock().forgive(1))?;
         user.charge(now, delay, &rule);

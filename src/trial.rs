@@ -11,7 +11,7 @@ use std::path::Path;
 use ldap3::asn1::{ASNTag as _, PL, StructureTag};
 
 use crate::config::{self, Find, Template};
-use crate::directory::{Login, template};
+use crate::directory::{Login, bind_answer_trial, template};
 
 /// A fuzz target: a config file. What is refused is refused with a reason, at a line that the file
 /// has, in words that cannot move a terminal's cursor.
@@ -111,6 +111,15 @@ pub fn template(data: &[u8]) {
     }
 }
 
+/// A fuzz target: what a server says with the answer to a bind: the result code, the length of a
+/// control's value, that value, and the diagnostic text. No bytes make it panic, and a warning never
+/// stands beside a refusal.
+pub fn bind_answer(data: &[u8]) {
+    let [code, length, rest @ ..] = data else { return };
+    let (control, text) = rest.split_at(usize::from(*length).min(rest.len()));
+    bind_answer_trial(u32::from(*code), control, &String::from_utf8_lossy(text));
+}
+
 /// The template of a config that is sound but for this text, if the config accepts it.
 fn accepted(text: &str, is_filter: bool) -> Option<Template> {
     // JSON's strings are YAML's.
@@ -180,7 +189,7 @@ fn components(dn: &str) -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{imap, managesieve};
+    use crate::proto::{imap, managesieve, pop3};
 
     /// Runs a target on every file of its corpus, and on every beginning of each.
     fn corpus(target: &str, check: fn(&[u8])) {
@@ -205,6 +214,16 @@ mod tests {
     }
 
     #[test]
+    fn pop3_front() {
+        corpus("pop3_front", pop3::trial::front);
+    }
+
+    #[test]
+    fn pop3_back() {
+        corpus("pop3_back", pop3::trial::back);
+    }
+
+    #[test]
     fn sieve_front() {
         corpus("sieve_front", managesieve::trial::front);
     }
@@ -223,6 +242,11 @@ mod tests {
     #[test]
     fn demo_ldif() {
         corpus("ldif", ldif);
+    }
+
+    #[test]
+    fn bind_answers() {
+        corpus("bind_answer", bind_answer);
     }
 
     #[test]

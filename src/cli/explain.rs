@@ -35,6 +35,7 @@ pub(super) struct Arguments {
 struct Explanation {
     login: String,
     question: String,
+    servers: Vec<Looked>,
     dn: Option<String>,
     mail_host: Vec<String>,
     backend: Option<String>,
@@ -44,6 +45,14 @@ struct Explanation {
     /// `routed`, or the reason of refusal as in the log and the metrics.
     result: String,
     explanation: String,
+}
+
+/// What a look at a directory server found.
+#[derive(Debug, Serialize)]
+struct Looked {
+    server: String,
+    /// Why it is not used; nothing if it is.
+    trouble: Option<String>,
 }
 
 pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
@@ -63,6 +72,7 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
         }
         Some(login) => {
             told.question = directory.question(&login);
+            told.look(&directory).await;
             told.ask(&config, &directory, &login, arguments.password_stdin).await
         }
     };
@@ -82,6 +92,14 @@ impl Explanation {
         refusal.label().clone_into(&mut self.result);
         self.explanation = why.into();
         DATA
+    }
+
+    /// Every server, also those that would not be asked now.
+    async fn look(&mut self, directory: &Ldap) {
+        for (server, look) in directory.survey().await {
+            self.servers
+                .push(Looked { server: server.to_string(), trouble: look.err().map(|error| error.to_string()) });
+        }
     }
 
     async fn ask(&mut self, config: &Config, directory: &Ldap, login: &Login, with_password: bool) -> u8 {
@@ -124,6 +142,13 @@ impl Explanation {
                 self.refused(&Refusal::WrongPassword, "the directory refused the password");
                 NO_PERMISSION
             }
+            DirectoryError::Account { dn, state, proven } => {
+                self.dn = Some(dn.to_string());
+                let hint = if *proven { "" } else { " (it says so to everybody: the password may be right or wrong)" };
+                let refusal = Refusal::Account { state: *state, proven: *proven };
+                self.refused(&refusal, format!("{error}{hint}"));
+                NO_PERMISSION
+            }
             DirectoryError::CannotTell(trouble) => {
                 let hint = match trouble {
                     Trouble::NoServiceAccount => {
@@ -134,7 +159,8 @@ impl Explanation {
                     | Trouble::Busy
                     | Trouble::ServiceBind { .. }
                     | Trouble::Result { .. }
-                    | Trouble::Malformed { .. } => "",
+                    | Trouble::Malformed { .. }
+                    | Trouble::Canary { .. } => "",
                 };
                 self.refused(&Refusal::DirectoryUnavailable, format!("{error}{hint}"));
                 UNAVAILABLE
@@ -192,6 +218,14 @@ impl Explanation {
                 let _ = writeln!(text, "  {name:<13}{}", Shown(value));
             }
         };
+        for Looked { server, trouble } in &self.servers {
+            match trouble {
+                // Most of them name it.
+                Some(trouble) if trouble.starts_with(server) => line("server", trouble),
+                Some(trouble) => line("server", &format!("{server}: {trouble}")),
+                None => line("server", &format!("{server}: well")),
+            }
+        }
         line("asked", &self.question);
         line("entry", self.dn.as_deref().unwrap_or_default());
         line(attribute, &self.mail_host.join(", "));

@@ -48,13 +48,13 @@ fn print_table(sessions: &[Session]) {
     let backend = width(|session| session.backend.len(), "BACKEND");
     let now = unix_now();
     println!(
-        "{:>8}  {:login$}  {:client$}  {:8}  {:backend$}  {:>8}",
+        "{:13}  {:login$}  {:client$}  {:8}  {:backend$}  {:>8}",
         "ID", "USER", "CLIENT", "PROTOCOL", "BACKEND", "AGE"
     );
     for session in sessions {
         let Session { id, login: user, client: from, protocol, backend: to, since, .. } = session;
         let (from, age) = (from.to_string(), age(now.saturating_sub(*since)));
-        println!("{id:>8}  {user:login$}  {from:client$}  {protocol:8}  {to:backend$}  {age:>8}");
+        println!("{id}  {user:login$}  {from:client$}  {protocol:8}  {to:backend$}  {age:>8}");
     }
     println!("{}", count(sessions.len(), "session"));
 }

@@ -12,7 +12,7 @@ use rustls::SupportedCipherSuite;
 
 use super::model::{
     Admin, Cache, CertificateFiles, Config, Control, Draft, Drain, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Process, Routing, Tls, TlsVersion,
+    LogLevel, OnUnavailable, Process, Routing, Tls, TlsVersion,
 };
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
@@ -219,8 +219,17 @@ pub(super) fn certificate(node: &Node<'_>) -> Option<CertificateFiles> {
 fn cache(cache: &Section<'_>) -> Option<Cache> {
     let ttl = cache.duration("ttl", 5 * MINUTE, SECOND / 10..=DAY);
     let negative_ttl = cache.duration("negative_ttl", 30 * SECOND, SECOND / 10..=HOUR);
+    // A long life lengthens the default: nobody should have to set both.
+    let least = ttl.and_then(|ttl| u64::try_from(ttl.as_millis()).ok()).unwrap_or(0);
+    let stale = cache.duration("stale", HOUR.max(least), 0..=7 * DAY);
+    if let (Some(stale), Some(ttl)) = (stale, ttl)
+        && !stale.is_zero()
+        && stale < ttl
+    {
+        cache.problem("stale", "shorter than `ttl`, within which the directory is not asked anyway: 0s turns it off");
+    }
     let capacity = cache.integer("capacity", 100_000, 1..=10_000_000);
-    Some(Cache { ttl: ttl?, negative_ttl: negative_ttl?, capacity: capacity? })
+    Some(Cache { ttl: ttl?, negative_ttl: negative_ttl?, stale: stale?, capacity: capacity? })
 }
 
 fn limits(limits: &Section<'_>) -> Option<Limits> {
@@ -228,11 +237,13 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
     let handshake_timeout = limits.duration("handshake_timeout", 10 * SECOND, SECOND / 10..=5 * MINUTE);
     let login_timeout = limits.duration("login_timeout", 30 * SECOND, SECOND / 10..=10 * MINUTE);
     let conversation_timeout = limits.duration("conversation_timeout", MINUTE, SECOND / 10..=HOUR);
-    let failed_login_delay = limits.duration("failed_login_delay", 300, 0..=5 * SECOND);
+    let refusal_delay = limits.duration("refusal_delay", 2 * SECOND, 0..=5 * SECOND);
     let failed_logins = limits.integer("failed_logins", 3, 1..=100);
     let bad_commands = limits.integer("bad_commands", 10, 1..=1_000);
     let backend_untagged = limits.size("backend_untagged", 64 * KIB, KIB..=16 * MIB);
     let idle_timeout = limits.duration("idle_timeout", 65 * MINUTE, SECOND..=7 * DAY);
+    let words = [("reply", OnUnavailable::Reply), ("reply_and_close", OnUnavailable::ReplyAndClose)];
+    let on_unavailable = limits.get("on_unavailable").map_or(Some(OnUnavailable::Reply), |node| node.word(&words));
     if let (Some(login), Some(conversation)) = (login_timeout, conversation_timeout)
         && login > conversation
     {
@@ -246,11 +257,12 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
         handshake_timeout: handshake_timeout?,
         login_timeout: login_timeout?,
         conversation_timeout: conversation_timeout?,
-        failed_login_delay: failed_login_delay?,
+        refusal_delay: refusal_delay?,
         failed_logins: failed_logins?,
         bad_commands: bad_commands?,
         backend_untagged: backend_untagged?,
         idle_timeout: idle_timeout?,
+        on_unavailable: on_unavailable?,
     })
 }
 

@@ -5,12 +5,14 @@
 //! [`load`](super::load) alone. What each key means to the operator is told in
 //! `config.example.yaml`.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Place, Problem};
+use crate::outcome::AccountState;
 use crate::proto::{BackTls, Protocol};
 
 /// A whole checked configuration: one immutable snapshot.
@@ -160,8 +162,49 @@ pub struct Directory {
     pub timeout: Duration,
     /// One operation, one connection set-up.
     pub attempt_timeout: Duration,
-    /// How many bind connections per server at the most.
-    pub bind_connections: u32,
+    /// Which of the servers that are well is asked.
+    pub balance: Balance,
+    /// The connections to each server.
+    pub connections: Connections,
+    /// What every server has to show.
+    pub canary: Option<Canary>,
+    /// Whether a client who knows the password hears why the account may not log in.
+    pub reveal_account_state: bool,
+    /// Result codes of a bind that mean a state of the account; others mean "cannot tell".
+    pub results: BTreeMap<u32, AccountState>,
+}
+
+/// Which of several good servers is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    /// The first in the list.
+    First,
+    /// Each in its turn.
+    RoundRobin,
+}
+
+/// How connections to a directory server are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// Connections for binds that are kept ready.
+    pub min: usize,
+    /// Connections for binds at the most.
+    pub max: usize,
+    /// The longest that one is kept unused.
+    pub idle: Duration,
+    /// The longest life of one, give or take a fifth.
+    pub age: Duration,
+    /// How many operations one may do.
+    pub operations: u64,
+}
+
+/// An entry that shows whether a server holds the directory, and shows it to usher.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Canary {
+    /// Its login name.
+    pub login: String,
+    /// A value of its `mail_host_attribute`.
+    pub mail_host: String,
 }
 
 /// One LDAP server.
@@ -356,6 +399,8 @@ pub struct Cache {
     pub ttl: Duration,
     /// How long a wrong password is remembered as wrong.
     pub negative_ttl: Duration,
+    /// How long it is used while no directory server is; zero: not at all.
+    pub stale: Duration,
     /// How many users are kept.
     pub capacity: u64,
 }
@@ -371,8 +416,8 @@ pub struct Limits {
     pub login_timeout: Duration,
     /// The whole conversation before login, directory and backend included.
     pub conversation_timeout: Duration,
-    /// The least time until a wrong name or password is answered: hides which of them it was.
-    pub failed_login_delay: Duration,
+    /// Wrong names and passwords, and what must look like them, are answered at whole multiples of this.
+    pub refusal_delay: Duration,
     /// Refused logins per connection.
     pub failed_logins: u32,
     /// Bad commands per connection before login.
@@ -381,6 +426,17 @@ pub struct Limits {
     pub backend_untagged: usize,
     /// A session without a byte in either direction.
     pub idle_timeout: Duration,
+    /// What becomes of a connection whose login could not be decided or carried out.
+    pub on_unavailable: OnUnavailable,
+}
+
+/// What a client gets when the directory or its mail server is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUnavailable {
+    /// The refusal, and the connection stays.
+    Reply,
+    /// The refusal and the end of the connection: for clients that ask for a new password at any NO.
+    ReplyAndClose,
 }
 
 /// How guessing is slowed, and what a network or a user may hold.
@@ -450,6 +506,8 @@ pub struct FailedLogins {
     pub mode: Mode,
     /// So many wrong passwords cost nothing.
     pub free: u32,
+    /// How long the first one that is not free has to wait; each further one twice as long.
+    pub first_delay: Duration,
     /// The longest delay; an attempt that would have to wait longer is refused.
     pub max_delay: Duration,
 }

@@ -33,7 +33,9 @@ directory:
   login_attribute: uid
   timeout: 3s
   attempt_timeout: 700ms
-  bind_connections: 8
+  balance: round_robin
+  connections: {min: 2, max: 8, idle: 20s, age: 10m, operations: 5000}
+  canary: {login: canary@example.com, mail_host: server3}
 routing:
   default: server3
   backends:
@@ -57,17 +59,18 @@ routing:
       imap:
         address: server4.example.com:143
         tls: starttls
-cache: {ttl: 1m, negative_ttl: 5s, capacity: 10}
+cache: {ttl: 1m, negative_ttl: 5s, stale: 2h, capacity: 10}
 limits:
   connections: 100
   handshake_timeout: 5s
   login_timeout: 20s
   conversation_timeout: 40s
-  failed_login_delay: 1s
+  refusal_delay: 1s
   failed_logins: 5
   bad_commands: 4
   backend_untagged: 1MiB
   idle_timeout: 1h
+  on_unavailable: reply_and_close
 throttle:
   ipv4_prefix: 24
   ipv6_prefix: 48
@@ -75,8 +78,8 @@ throttle:
   capacity: 5000
   forget_every: 2m
   known_for: 7d
-  failed_logins_per_prefix: {mode: enforce, free: 30, max_delay: 3s}
-  failed_logins_per_user: {mode: dry_run, free: 7, max_delay: 2s}
+  failed_logins_per_prefix: {mode: enforce, free: 30, first_delay: 1s, max_delay: 3s}
+  failed_logins_per_user: {mode: dry_run, free: 7, first_delay: 100ms, max_delay: 2s}
   connections_per_prefix: {mode: enforce, limit: 11}
   handshakes: {mode: dry_run, limit: 12}
   handshakes_per_prefix: {mode: enforce, limit: 13}

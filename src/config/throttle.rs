@@ -55,7 +55,15 @@ fn failed_logins(throttle: &Section<'_>, key: &'static str, default: Mode, free:
         let free = rule.integer("free", free, 1..=1_000);
         // Together with the directory's own time it has to fit into the ten seconds of an attempt.
         let max_delay = rule.duration("max_delay", 4 * SECOND, SECOND / 10..=5 * SECOND);
-        Some(FailedLogins { mode: mode?, free: free?, max_delay: max_delay? })
+        // A short longest delay shortens the default of the first: nobody should have to set both.
+        let most = max_delay.and_then(|most| u64::try_from(most.as_millis()).ok()).unwrap_or(5 * SECOND);
+        let first_delay = rule.duration("first_delay", 300.min(most), SECOND / 10..=5 * SECOND);
+        if let (Some(first), Some(most)) = (first_delay, max_delay)
+            && first > most
+        {
+            rule.problem("first_delay", "longer than `max_delay`, up to which it grows: shorten it");
+        }
+        Some(FailedLogins { mode: mode?, free: free?, first_delay: first_delay?, max_delay: max_delay? })
     };
     throttle.section(key, read).flatten()
 }

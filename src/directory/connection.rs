@@ -11,6 +11,7 @@ use std::future::Future;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -27,6 +28,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use super::Entry;
+use super::policy::{self, Bound};
 use crate::config::LdapScheme;
 
 /// RFC 4511 section 4.14.1.
@@ -125,6 +127,7 @@ pub(super) struct Found {
 pub(super) struct Connection {
     ldap: ldap3::Ldap,
     end: watch::Receiver<Option<Fault>>,
+    operations: AtomicU64,
     /// The driver (and the tunnel, if there is one): aborted on drop.
     _tasks: JoinSet<()>,
 }
@@ -145,7 +148,7 @@ impl Connection {
             };
             ended.send_replace(Some(fault));
         });
-        Ok(Self { ldap, end, _tasks: tasks })
+        Ok(Self { ldap, end, operations: AtomicU64::new(0), _tasks: tasks })
     }
 
     /// Whether it is known to be dead.
@@ -153,16 +156,23 @@ impl Connection {
         self.end.borrow().is_some()
     }
 
-    /// A simple bind; the result code. Exclusive, because nothing else may be under way on the
+    /// How many operations it was used for.
+    pub(super) fn operations(&self) -> u64 {
+        self.operations.load(Ordering::Relaxed)
+    }
+
+    /// A simple bind; its answer. Exclusive, because nothing else may be under way on the
     /// connection meanwhile (RFC 4511 section 4.2.1). If the future is dropped before the answer,
     /// the connection must not be used again.
-    pub(super) async fn bind(&mut self, dn: &str, password: &str) -> Result<u32, Fault> {
+    pub(super) async fn bind(&mut self, dn: &str, password: &str) -> Result<Bound, Fault> {
         // Both empty are anonymous binds in disguise, which succeed (RFC 4513 section 5.1.2).
         if dn.is_empty() || password.is_empty() {
             return Err(Fault::Broken("a bind without name or password is not sent".to_owned()));
         }
+        self.operations.fetch_add(1, Ordering::Relaxed);
         let mut ldap = self.ldap.clone();
-        Ok(self.contained(ldap.simple_bind(dn, password)).await?.rc)
+        let asked = ldap.with_controls(policy::request()).simple_bind(dn, password);
+        Ok(Bound::read(&self.contained(asked).await?))
     }
 
     /// A search; any number of them may be under way.
@@ -175,6 +185,7 @@ impl Connection {
         let mut names = vec![wanted.mail_host.as_str()];
         names.extend(wanted.login.as_deref().filter(|name| !name.eq_ignore_ascii_case(&wanted.mail_host)));
 
+        self.operations.fetch_add(1, Ordering::Relaxed);
         let mut ldap = self.ldap.clone();
         let mut found = Found { code: 0, entries: 0, first: None };
         let asked =

@@ -2,25 +2,32 @@
 //!
 //! Two ways to find the user: a search as the service account and a bind as the DN it found, or a
 //! bind as a DN made from the name and a read of that entry as the user. Either has one deadline
-//! for all of its tries. Only result 0 of a bind is a yes, only 49 a no; an answered bind is never
+//! for all of its tries. Only result 0 of a bind is a yes, only 49 a no, and either may come with words
+//! about the account that decide instead; an answered bind is never
 //! repeated on another server (promise 6), referrals are never followed (promise 9), and nothing
 //! is ever bound with an empty DN or password (promise 2). RFC 4511, 4513.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connection::{Attributes, Found, Question, Scope};
+use super::look::Look;
+use super::policy::{Bound, Said};
 use super::pool::Pool;
-use super::server::{Lease, Server, Tuning};
-use super::{Answer, Directory, DirectoryError, Entry, Identity, Login, Trace, Trouble, template};
+use super::server::{Failure, Lease, Server, Tuning};
+use super::{Answer, Directory, DirectoryError, Entry, Identity, Login, Presence, Trace, Trouble, template};
 use crate::config::{self, Find};
 use crate::metrics::Metrics;
 use crate::secret::Secret;
 
 /// Any entry: the DN alone says which.
 const ANY: &str = "(objectClass=*)";
+/// Success.
+const SUCCESS: u32 = 0;
 /// invalidCredentials.
 const INVALID_CREDENTIALS: u32 = 49;
 /// sizeLimitExceeded.
@@ -34,6 +41,7 @@ pub struct Ldap {
     settings: config::Directory,
     attributes: Arc<Attributes>,
     pool: Pool,
+    metrics: Arc<Metrics>,
 }
 
 impl Ldap {
@@ -50,38 +58,53 @@ impl Ldap {
         metrics: Arc<Metrics>,
         tuning: Tuning,
     ) -> Self {
-        let server = |server| Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), tuning));
-        Self {
-            attributes: Arc::new(Attributes {
-                mail_host: settings.mail_host_attribute.clone(),
-                login: settings.login_attribute.clone(),
-            }),
-            pool: Pool::new(settings.servers.iter().map(server).collect(), tuning),
-            settings: settings.clone(),
-        }
+        let attributes = Arc::new(Attributes {
+            mail_host: settings.mail_host_attribute.clone(),
+            login: settings.login_attribute.clone(),
+        });
+        let (changes, changed) = watch::channel(());
+        let server = |server| {
+            let look = look(settings, &attributes);
+            let how = (tuning, changes.clone());
+            Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), how, look))
+        };
+        let servers = settings.servers.iter().map(server).collect();
+        let pool = Pool::new(servers, settings.balance, changed);
+        Self { pool, attributes, settings: settings.clone(), metrics }
     }
 
-    /// One cheap question, for readiness: whether a server answers, and in search mode whether it
-    /// accepts the service account.
+    #[cfg(test)]
+    pub(super) fn first_server(&self) -> Arc<Server> {
+        Arc::clone(&self.pool.servers()[0])
+    }
+
+    /// Has the servers looked at that are due for it; to be called a few times a second.
+    pub fn look_after(&self) {
+        self.pool.look_after();
+    }
+
+    /// Looks at the servers, for readiness, until one is found well: it answers, accepts the service
+    /// account and shows the canary.
     ///
     /// # Errors
-    /// [`DirectoryError::CannotTell`] with the last server's trouble.
-    pub async fn probe(&self) -> Result<(), DirectoryError> {
-        let (deadline, mut trace) = (self.deadline(), Trace::default());
-        let question = self.root();
-        match &self.settings.find {
-            Find::Search { .. } => self.ask(&question, deadline, &mut trace).await?,
-            Find::UserDn { .. } => {
-                let mut tries = self.pool.tries(deadline, || self.root());
-                loop {
-                    match tries.next()?.read_alone(&question, deadline, &mut trace).await {
-                        Ok(found) => break found,
-                        Err(failure) => tries.note(failure)?,
-                    }
-                }
-            }
-        };
-        Ok(())
+    /// The trouble of the last one, if none is.
+    pub async fn probe(&self) -> Result<(), Trouble> {
+        let looks: Vec<_> = self.pool.servers().iter().map(|server| Box::pin(server.look())).collect();
+        if looks.is_empty() {
+            return Err(Trouble::Timeout);
+        }
+        futures_util::future::select_ok(looks).await.map(|_| ())
+    }
+
+    /// Looks at every server now, for `usher explain`: the URL of each, and what was found.
+    pub async fn survey(&self) -> Vec<(Arc<str>, Result<(), Trouble>)> {
+        let looks = self.pool.servers().iter().map(|server| async { (server.url.clone(), server.look().await) });
+        futures_util::future::join_all(looks).await
+    }
+
+    /// Sets the gauges of the servers, at a scrape.
+    pub fn show(&self) {
+        self.pool.servers().iter().for_each(|server| server.show());
     }
 
     async fn decide(&self, login: &Login, password: &Secret, trace: &mut Trace) -> Result<Identity, DirectoryError> {
@@ -93,10 +116,11 @@ impl Ldap {
                 let started = Instant::now();
                 let found = self.ask(&question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
-                let entry = self.one(found?, trace)?;
+                let (found, server) = found?;
+                let entry = self.one(found, trace)?;
 
                 let started = Instant::now();
-                let bound = self.bind(&entry.dn, password, deadline, trace).await;
+                let bound = self.bind(&entry.dn, password, deadline, Some(&server), trace).await;
                 trace.bind = Some(started.elapsed());
                 let (server, lease) = bound?;
                 server.give_back(lease);
@@ -105,7 +129,7 @@ impl Ldap {
             Find::UserDn { template, .. } => {
                 let dn = template::dn(template, login).ok_or(DirectoryError::NoEntry)?;
                 let started = Instant::now();
-                let bound = self.bind(&dn, password, deadline, trace).await;
+                let bound = self.bind(&dn, password, deadline, None, trace).await;
                 trace.bind = Some(started.elapsed());
                 let (server, lease) = bound?;
 
@@ -129,14 +153,14 @@ impl Ldap {
                 let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
                 let found = self.ask(&question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
-                self.one(found?, trace)
+                self.one(found?.0, trace)
             }
             Find::UserDn { service: None, .. } => Err(DirectoryError::CannotTell(Trouble::NoServiceAccount)),
             Find::UserDn { template, service: Some(_) } => {
                 let question = self.read(template::dn(template, login).ok_or(DirectoryError::NoEntry)?);
                 let found = self.ask(&question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
-                let found = found?;
+                let (found, _) = found?;
                 if found.code == NO_SUCH_OBJECT {
                     return Err(DirectoryError::NoEntry);
                 }
@@ -146,11 +170,24 @@ impl Ldap {
     }
 
     /// Asks as the service account, on the first server that gives a verdict.
-    async fn ask(&self, question: &Question, deadline: Instant, trace: &mut Trace) -> Result<Found, DirectoryError> {
-        let mut tries = self.pool.tries(deadline, || self.root());
+    async fn ask(
+        &self,
+        question: &Question,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<(Found, Arc<Server>), DirectoryError> {
+        let mut tries = self.pool.tries(deadline, None);
         loop {
-            match tries.next()?.search(question, deadline, trace).await {
-                Ok(found) => return Ok(found),
+            let server = tries.next(trace).await?;
+            let mut answer = server.search(question, deadline, trace).await;
+            // Nothing there, or no place for it: only a server that shows the canary is believed that.
+            if answer.as_ref().is_ok_and(says_nothing)
+                && let Err(trouble) = server.confirm(deadline).await
+            {
+                answer = Err(Failure::Unsure(trouble));
+            }
+            match answer {
+                Ok(found) => return Ok((found, server)),
                 Err(failure) => tries.note(failure)?,
             }
         }
@@ -162,22 +199,49 @@ impl Ldap {
         dn: &str,
         password: &str,
         deadline: Instant,
+        first: Option<&Arc<Server>>,
         trace: &mut Trace,
     ) -> Result<(Arc<Server>, Lease), DirectoryError> {
-        let mut tries = self.pool.tries(deadline, || self.root());
+        let mut tries = self.pool.tries(deadline, first);
         loop {
-            let server = tries.next()?;
+            let server = tries.next(trace).await?;
             match server.bind(dn, password, deadline, trace).await {
-                Ok((0, lease)) => return Ok((server, lease)),
-                Ok((code, lease)) => {
+                Ok((bound, lease)) => {
+                    let judged = self.judge(bound, dn, trace);
+                    let Err(refused) = judged else { return Ok((server, lease)) };
                     server.give_back(lease);
-                    return Err(match code {
-                        INVALID_CREDENTIALS => DirectoryError::InvalidCredentials { dn: dn.into() },
-                        _ => told(trace, |server| Trouble::Result { server, operation: "bind", code }),
-                    });
+                    // An empty server refuses everybody. Its answer was one guess: no other gets it.
+                    if bound.code == INVALID_CREDENTIALS {
+                        server.confirm(deadline).await.map_err(DirectoryError::CannotTell)?;
+                    }
+                    return Err(refused);
                 }
                 Err(failure) => tries.note(failure)?,
             }
+        }
+    }
+
+    /// What an answered bind means: yes, or why not.
+    fn judge(&self, bound: Bound, dn: &str, trace: &mut Trace) -> Result<(), DirectoryError> {
+        trace.said = bound.said;
+        let account = |state, proven| DirectoryError::Account { dn: dn.into(), state, proven };
+        match (bound.code, bound.said) {
+            // Beside success as well: a server that says "change the password first" allows this user
+            // nothing else, and a password that somebody else has set must not open a mailbox for ever.
+            (_, Some(Said::State { state, proven })) => Err(account(state, proven)),
+            (SUCCESS, said) => {
+                if let Some(warning) = said.and_then(Said::warning) {
+                    self.metrics.directory_password_warnings.with_label_values(&[warning]).inc();
+                }
+                Ok(())
+            }
+            (INVALID_CREDENTIALS, Some(Said::NoAccount)) => Err(DirectoryError::NoEntry),
+            (INVALID_CREDENTIALS, _) => Err(DirectoryError::InvalidCredentials { dn: dn.into() }),
+            (code, _) => Err(match self.settings.results.get(&code) {
+                // Nothing tells whether the server had looked at the password.
+                Some(state) => account(*state, false),
+                None => told(trace, |server| Trouble::Result { server, operation: "bind", code }),
+            }),
         }
     }
 
@@ -221,20 +285,11 @@ impl Ldap {
     }
 
     fn search(&self, base: &str, filter: String) -> Question {
-        self.ask_for("search", base.to_owned(), Scope::Subtree, filter)
+        search(base, filter, &self.attributes)
     }
 
     fn read(&self, dn: String) -> Question {
-        self.ask_for("read", dn, Scope::Base, ANY.to_owned())
-    }
-
-    /// The root DSE (RFC 4512 section 5.1): what every server has and anybody may read.
-    fn root(&self) -> Question {
-        self.read(String::new())
-    }
-
-    fn ask_for(&self, operation: &'static str, base: String, scope: Scope, filter: String) -> Question {
-        Question { operation, base, scope, filter, attributes: self.attributes.clone() }
+        read(dn, &self.attributes)
     }
 
     fn deadline(&self) -> Instant {
@@ -257,6 +312,15 @@ impl Directory for Ldap {
         })
     }
 
+    fn presence(&self) -> Presence {
+        self.pool.presence()
+    }
+
+    fn settled(&self) -> Pin<Box<dyn Future<Output = Presence> + Send + '_>> {
+        // As long as a look may take that finds nothing.
+        Box::pin(self.pool.settled(self.settings.attempt_timeout.saturating_mul(2)))
+    }
+
     fn question(&self, login: &Login) -> String {
         let nothing = || "nothing: the name lacks a part that the template asks for".to_owned();
         match &self.settings.find {
@@ -272,4 +336,34 @@ impl Directory for Ldap {
 /// Trouble with the server that answered last.
 fn told(trace: &Trace, trouble: impl FnOnce(Arc<str>) -> Trouble) -> DirectoryError {
     DirectoryError::CannotTell(trouble(trace.server.clone().unwrap_or_default()))
+}
+
+/// What a look at a server asks: for the canary, or for the root DSE (RFC 4512 section 5.1), which
+/// every server has and anybody may read.
+fn look(settings: &config::Directory, attributes: &Arc<Attributes>) -> Look {
+    let question = settings.canary.as_ref().and_then(|canary| {
+        let login = Login::parse(canary.login.as_bytes())?;
+        match &settings.find {
+            Find::Search { base, filter, .. } => Some(search(base, template::filter(filter, &login)?, attributes)),
+            Find::UserDn { template, .. } => Some(read(template::dn(template, &login)?, attributes)),
+        }
+    });
+    let mail_host = settings.canary.as_ref().map(|canary| canary.mail_host.clone());
+    Look::new(Arc::new(question.unwrap_or_else(|| read(String::new(), attributes))), mail_host)
+}
+
+fn search(base: &str, filter: String, attributes: &Arc<Attributes>) -> Question {
+    let attributes = Arc::clone(attributes);
+    Question { operation: "search", base: base.to_owned(), scope: Scope::Subtree, filter, attributes }
+}
+
+fn read(dn: String, attributes: &Arc<Attributes>) -> Question {
+    let attributes = Arc::clone(attributes);
+    Question { operation: "read", base: dn, scope: Scope::Base, filter: ANY.to_owned(), attributes }
+}
+
+/// Whether an answer is that there is no such entry, or that its mail is nowhere.
+fn says_nothing(found: &Found) -> bool {
+    let nowhere = |entry: &Entry| entry.mail_hosts.is_empty();
+    found.code == NO_SUCH_OBJECT || (found.code == 0 && found.first.as_ref().is_none_or(nowhere))
 }

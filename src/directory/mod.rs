@@ -2,11 +2,15 @@
 //!
 //! [`Identity`] can only be made here, from a bind that the directory answered with success, so no
 //! path through usher can relay a client who was not bound (promise 1). Everything that is neither
-//! success nor invalidCredentials is "cannot tell" and never "wrong" (promise 7).
+//! success nor invalidCredentials is "cannot tell" and never "wrong" (promise 7), unless the server
+//! says more: that the account is locked, or its password too old.
 //! RFC 4511 (protocol), 4513 (authentication), 4514 (DN), 4515 (filter).
 
 mod connection;
+mod health;
 pub mod ldap;
+mod look;
+mod policy;
 mod pool;
 #[cfg(test)]
 mod scripted;
@@ -21,9 +25,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::outcome::AccountState;
 use crate::secret::Secret;
 
 pub use ldap::Ldap;
+pub use policy::Said;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use policy::trial as bind_answer_trial;
 
 /// A login name as typed, checked: UTF-8, not empty, no NUL or control character, at most
 /// [`Login::MAX`] bytes.
@@ -88,6 +96,8 @@ pub struct Trace {
     pub server: Option<Arc<str>>,
     /// The LDAP result code of its answer; `None` if it did not answer.
     pub code: Option<u32>,
+    /// What the server said beside the code of a bind.
+    pub said: Option<Said>,
     /// Time spent searching or reading.
     pub search: Option<Duration>,
     /// Time spent binding.
@@ -102,6 +112,16 @@ pub enum DirectoryError {
     InvalidCredentials {
         /// The DN that was bound.
         dn: Arc<str>,
+    },
+    /// The account is not one to log in with, whatever the password.
+    #[error("the directory says {}", state.label())]
+    Account {
+        /// The DN that was bound.
+        dn: Arc<str>,
+        /// Why.
+        state: AccountState,
+        /// Whether the directory says so only to who knows the password.
+        proven: bool,
     },
     /// No entry matches.
     #[error("no entry matches")]
@@ -155,9 +175,42 @@ pub enum Trouble {
         /// The server's URL.
         server: Arc<str>,
     },
+    /// It does not show the canary: it holds another directory, or shows usher less than it must.
+    #[error("{server}: does not show the canary as configured")]
+    Canary {
+        /// The server's URL.
+        server: Arc<str>,
+    },
     /// `usher explain` asked for what only the user may read.
     #[error("there is no service account to read the entry with")]
     NoServiceAccount,
+}
+
+impl Trouble {
+    /// The LDAP result code that the server gave, if it is what the trouble is about.
+    #[must_use]
+    pub const fn code(&self) -> Option<u32> {
+        match self {
+            Self::ServiceBind { code, .. } | Self::Result { code, .. } => Some(*code),
+            Self::Connection { .. }
+            | Self::Timeout
+            | Self::Busy
+            | Self::Malformed { .. }
+            | Self::Canary { .. }
+            | Self::NoServiceAccount => None,
+        }
+    }
+}
+
+/// Whether the directory is there to be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// A server is in use.
+    There,
+    /// None is, but the next question may find one well again.
+    Returning,
+    /// None is.
+    Away,
 }
 
 /// An answer of the directory that is still to come.
@@ -171,6 +224,16 @@ pub trait Directory: Send + Sync + 'static {
 
     /// Finds the entry without a password, for `usher explain`.
     fn look_up<'a>(&'a self, login: &'a Login) -> Answer<'a, Entry>;
+
+    /// Whether it is there, as far as is known now.
+    fn presence(&self) -> Presence {
+        Presence::There
+    }
+
+    /// As [`Directory::presence`], after a short wait if what is known is not sure.
+    fn settled(&self) -> Pin<Box<dyn Future<Output = Presence> + Send + '_>> {
+        Box::pin(std::future::ready(self.presence()))
+    }
 
     /// What [`Directory::look_up`] asks for this login, in words: the filter and base, or the DN.
     fn question(&self, login: &Login) -> String;

@@ -126,6 +126,11 @@ impl Scripted {
         }
     }
 
+    /// The URL in the clear on 127.0.0.1.
+    pub(super) fn url(&self) -> String {
+        self.server(LdapScheme::Ldap, "127.0.0.1").url
+    }
+
     /// Everything it was asked.
     pub(super) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
@@ -199,6 +204,22 @@ fn result(code: LdapResultCode) -> LdapResult {
 /// A bind's answer.
 pub(super) fn bound(code: LdapResultCode) -> Vec<Reply> {
     vec![Reply::Op(LdapOp::BindResponse(LdapBindResponse { res: result(code), saslcreds: None }))]
+}
+
+/// A bind's answer with a diagnostic text and controls, each an OID and its value. Written byte by byte,
+/// as servers speak controls that no library here knows.
+pub(super) fn bound_with(seen: &Seen, code: u8, text: &str, controls: &[(&str, &[u8])]) -> Vec<Reply> {
+    fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+        [&[tag, 0x82], &length[..], content].concat()
+    }
+    let control =
+        |(oid, value): &(&str, &[u8])| element(0x30, &[element(0x04, oid.as_bytes()), element(0x04, value)].concat());
+    let controls: Vec<u8> = controls.iter().flat_map(control).collect();
+    let result = [element(0x0a, &[code]), element(0x04, b""), element(0x04, text.as_bytes())].concat();
+    let id = element(0x02, &seen.id.to_be_bytes());
+    let message = [id, element(0x61, &result), element(0xa0, &controls)].concat();
+    vec![Reply::Raw(element(0x30, &message))]
 }
 
 /// The end of a search.

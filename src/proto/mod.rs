@@ -7,7 +7,9 @@
 //! [`PROTOCOLS`].
 
 pub mod imap;
+mod line;
 pub mod managesieve;
+pub mod pop3;
 pub mod sasl;
 #[cfg(test)]
 mod script;
@@ -40,6 +42,20 @@ pub struct Protocol {
     pub front: fn(FrontSettings<'_>) -> Box<dyn Front>,
     /// Starts the dialogue with a backend.
     pub back: fn(BackSettings) -> Box<dyn Back>,
+    /// How a relayed session can be ended because the directory has changed.
+    pub parting: Parting,
+}
+
+/// How a relayed session can be ended by usher, which does not read what is said in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parting {
+    /// With this line to the client where one can stand: behind a complete line of the backend, when
+    /// nothing moves. Else the connection is closed without a word.
+    Line(&'static [u8]),
+    /// There is no line that would be understood: the connection is closed.
+    Close,
+    /// Not at all: a close could cut a message in two, and sessions are short.
+    Never,
 }
 
 /// How a backend is told in its dialogue, before the login, who the client is.
@@ -61,7 +77,7 @@ impl PartialEq for Protocol {
 impl Eq for Protocol {}
 
 /// Every protocol that usher speaks: the one registration.
-pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL, managesieve::PROTOCOL];
+pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL, pop3::PROTOCOL, managesieve::PROTOCOL];
 
 /// Finds a protocol by its config name.
 #[must_use]

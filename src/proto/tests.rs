@@ -36,7 +36,18 @@ struct Column {
     answer: fn(Row) -> &'static str,
 }
 
-const COLUMNS: &[Column] = &[IMAP, MANAGESIEVE];
+const COLUMNS: &[Column] = &[IMAP, POP3, MANAGESIEVE];
+
+const POP3: Column = Column {
+    protocol: "pop3",
+    attempt: b"USER alice\r\nPASS secret\r\n",
+    answer: |row| match row {
+        Row::Wrong => "-ERR [AUTH] ",
+        Row::Unavailable | Row::Limit | Row::OurFault => "-ERR [SYS/TEMP] ",
+        Row::NoMailbox | Row::NewPassword | Row::Inactive | Row::NotNow | Row::NotAllowed => "-ERR [SYS/PERM] ",
+        Row::TlsFirst => "-ERR ",
+    },
+};
 
 const IMAP: Column = Column {
     protocol: "imap",

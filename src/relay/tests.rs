@@ -10,6 +10,8 @@ mod random;
 
 const IDLE: Duration = Duration::from_secs(60);
 
+const LINE: &[u8] = b"* BYE now\r\n";
+
 fn counter() -> IntCounter {
     IntCounter::new("test", "test").unwrap()
 }
@@ -25,7 +27,7 @@ fn start(pipe: usize, to_client: &[u8], to_backend: &[u8]) -> Setup {
     let (backend, backend_side) = duplex(pipe);
     let client_end = End { stream: client_side, first: to_client.to_vec(), sent: counter() };
     let backend_end = End { stream: backend_side, first: to_backend.to_vec(), sent: counter() };
-    let relay = tokio::spawn(relay(client_end, backend_end, IDLE, pending()));
+    let relay = tokio::spawn(relay(client_end, backend_end, IDLE, Parting::Close, pending()));
     Setup { client, backend, relay }
 }
 
@@ -93,7 +95,7 @@ async fn a_receiver_that_does_not_read_stops_the_sender() {
     drop(setup.client);
     let mut taken = Vec::new();
     setup.backend.read_to_end(&mut taken).await.unwrap();
-    assert!(taken.len() <= 3 * BUFFER_SIZE, "{} bytes were buffered", taken.len());
+    assert!(taken.len() <= 2 * READ_SIZE, "{} bytes were buffered", taken.len());
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,9 +139,93 @@ async fn a_stop_says_goodbye_to_both() {
     let (mut backend, backend_side) = duplex(64);
     let client_end = End { stream: client_side, first: Vec::new(), sent: counter() };
     let backend_end = End { stream: backend_side, first: Vec::new(), sent: counter() };
-    let stop = tokio::time::sleep(Duration::from_secs(5));
-    let ended = relay(client_end, backend_end, IDLE, stop).await;
-    assert_eq!(ended.cause, Cause::Drain);
+    let stop = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        Why::Drain
+    };
+    let ended = relay(client_end, backend_end, IDLE, Parting::Line(LINE), stop).await;
+    assert_eq!(ended.cause, Cause::Asked(Why::Drain));
     assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
     assert_eq!(backend.read(&mut [0; 8]).await.unwrap(), 0);
+}
+
+/// A session that is asked to end after 5 s: what the client hears from then on, and when.
+async fn parting(
+    first: &[u8],
+    parting: Parting,
+    backend_says: impl AsyncFn(&mut DuplexStream) + Send + 'static,
+) -> (Vec<u8>, Duration) {
+    let (mut client, client_side) = duplex(4096);
+    let (mut backend, backend_side) = duplex(4096);
+    let client_end = End { stream: client_side, first: first.to_vec(), sent: counter() };
+    let backend_end = End { stream: backend_side, first: Vec::new(), sent: counter() };
+    let asked = Instant::now() + Duration::from_secs(5);
+    let stop = async move {
+        sleep_until(asked).await;
+        Why::Moved
+    };
+    let relayed = relay(client_end, backend_end, IDLE, parting, stop);
+    let mut heard = Vec::new();
+    let (ended, (), _) = tokio::join!(
+        relayed,
+        async {
+            backend_says(&mut backend).await;
+            // Until usher has closed, which a backend must see as an end.
+            let _ = backend.read_to_end(&mut Vec::new()).await;
+        },
+        client.read_to_end(&mut heard)
+    );
+    assert_eq!(ended.cause, Cause::Asked(Why::Moved));
+    (heard, asked.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_in_a_pause_is_told_and_ended_at_once() {
+    let (heard, took) = parting(b"", Parting::Line(LINE), async |_| {}).await;
+    assert_eq!((heard.as_slice(), took.is_zero()), (LINE, true));
+    let whole = parting(b"* 1 EXISTS\r\n", Parting::Line(LINE), async |_| {}).await;
+    assert_eq!(whole.0, b"* 1 EXISTS\r\n* BYE now\r\n");
+    let (heard, took) = parting(b"", Parting::Close, async |_| {}).await;
+    assert_eq!((heard.len(), took.is_zero()), (0, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_line_end_counts_however_its_bytes_come() {
+    let dripping = async |backend: &mut DuplexStream| {
+        for byte in b"* 2 EXISTS\r\n" {
+            backend.write_all(&[*byte]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert_eq!(parting(b"", Parting::Line(LINE), dripping).await.0, b"* 2 EXISTS\r\n* BYE now\r\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_said_inside_what_the_backend_says() {
+    for half in [&b"* 1 FETCH (BODY[] {100}"[..], b"* 1 FETCH (BODY[] {100}\r", b"text\n", b"\n"] {
+        let (heard, took) = parting(half, Parting::Line(LINE), async |_| {}).await;
+        assert_eq!((heard.as_slice(), took.is_zero()), (half, true));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_session_is_ended_in_its_next_pause_or_after_a_while() {
+    // It answers for 6.5 s, of which 1.5 s after the session was asked to end.
+    let answering = async |backend: &mut DuplexStream| {
+        for _ in 0..65 {
+            backend.write_all(b"* 3 EXISTS\r\n").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let (heard, took) = parting(b"", Parting::Line(LINE), answering).await;
+    assert!(heard.ends_with(b"\r\n* BYE now\r\n"));
+    assert!(took > Duration::from_secs(2) && took < POLITENESS, "{took:?}");
+    let endless = async |backend: &mut DuplexStream| {
+        while backend.write_all(b"* 3 EXISTS\r\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let (heard, took) = parting(b"", Parting::Line(LINE), endless).await;
+    assert!(heard.ends_with(b"* 3 EXISTS\r\n"), "no line without a pause");
+    assert!(took >= POLITENESS && took < POLITENESS + Duration::from_millis(200), "{took:?}");
 }

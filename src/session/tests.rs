@@ -24,6 +24,7 @@ static ONE_LINE: Protocol = Protocol {
     introduction: None,
     front: one_line,
     back: no_back,
+    parting: proto::Parting::Close,
 };
 
 struct OneLine;
@@ -232,9 +233,20 @@ async fn a_silent_directory_is_an_outage_within_ten_seconds() {
     client.hears("refused unknown_user\n").await;
 }
 
+#[test]
+fn refusals_are_answered_on_the_beat() {
+    let ms = Duration::from_millis;
+    for (taken, answered) in [(0, 2_000), (1, 2_000), (1_999, 2_000), (2_000, 4_000), (5_001, 6_000), (7_999, 8_000)] {
+        assert_eq!(beat(ms(taken), ms(2_000)), ms(answered), "{taken}");
+    }
+    assert_eq!(beat(ms(7_000), ms(5_000)), ms(8_000), "no later than this");
+    assert_eq!(beat(ms(9_000), ms(2_000)), ms(8_000), "which is over: at once");
+    assert_eq!(beat(ms(70), Duration::ZERO), Duration::ZERO);
+}
+
 #[tokio::test]
 async fn guessing_ends_after_the_configured_number() {
-    let door = Door::open("failed_logins: 2, failed_login_delay: 50ms").await;
+    let door = Door::open("failed_logins: 2, refusal_delay: 50ms").await;
     let mut client = door.client().await;
     let began = Instant::now();
     client.says("nobody\n").await;
@@ -250,7 +262,7 @@ async fn guessing_ends_after_the_configured_number() {
 
 #[tokio::test]
 async fn names_and_authzids_that_cannot_be_are_refused_before_the_directory() {
-    let door = Door::open("failed_login_delay: 0s").await;
+    let door = Door::open("refusal_delay: 0s").await;
     let mut client = door.client().await;
     for unusable in ["\u{1}\n", "\n"] {
         client.says(unusable).await;
@@ -260,7 +272,7 @@ async fn names_and_authzids_that_cannot_be_are_refused_before_the_directory() {
 
 #[tokio::test]
 async fn a_drain_says_goodbye_to_those_who_are_not_logged_in() {
-    let door = Door::open("").await;
+    let door = Door::open("refusal_delay: 0s").await;
     let mut client = door.client().await;
     door.shared.stage.send_replace(Stage::Leaving);
     client.says("nobody\n").await;

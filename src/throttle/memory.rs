@@ -49,13 +49,13 @@ impl Bucket {
     }
 
     /// How long an attempt that comes now has to wait.
-    pub(super) fn delay(&mut self, now: Instant, every: Duration, rule: &FailedLogins, base: Duration) -> Duration {
+    pub(super) fn delay(&mut self, now: Instant, every: Duration, rule: &FailedLogins) -> Duration {
         let passed = now.saturating_duration_since(self.forgotten);
         let forgotten = u32::try_from(passed.as_millis() / every.as_millis().max(1)).unwrap_or(u32::MAX);
         self.failures = self.failures.saturating_sub(forgotten);
         self.forgotten = if self.failures == 0 { now } else { self.forgotten + every.saturating_mul(forgotten) };
         let Some(above) = self.failures.checked_sub(rule.free) else { return Duration::ZERO };
-        let step = base.saturating_mul(1 << above.min(MOST_ABOVE_FREE)).min(rule.max_delay);
+        let step = rule.first_delay.saturating_mul(1 << above.min(MOST_ABOVE_FREE)).min(rule.max_delay);
         // Those who come at the same time take turns: many connections guess no faster than one.
         (self.turn.max(now) + step).saturating_duration_since(now)
     }

@@ -25,7 +25,8 @@ fn ms(milliseconds: u64) -> Duration {
 
 impl Door {
     fn new() -> Self {
-        let failed_logins = |free| FailedLogins { mode: Mode::Enforce, free, max_delay: Duration::from_secs(4) };
+        let failed_logins =
+            |free| FailedLogins { mode: Mode::Enforce, free, first_delay: BASE, max_delay: Duration::from_secs(4) };
         let limit = |limit| Limit { mode: Mode::Enforce, limit };
         let settings = config::Throttle {
             ipv4_prefix: 32,
@@ -50,7 +51,7 @@ impl Door {
 
     fn guess(&self, from: &str, login: &str, password: &str) -> Result<Turn<'_>, Limited> {
         let password = Secret::copy_of(password.as_bytes());
-        self.throttle.guess(&self.settings, BASE, ip(from), login, &password)
+        self.throttle.guess(&self.settings, ip(from), login, &password)
     }
 
     /// How long a wrong guess waits; time does not pass meanwhile.

@@ -296,6 +296,13 @@ fn an_upgrade_under_load_loses_no_login_and_keeps_old_sessions() {
     let said = usher.command(&["sessions", "--json"]).succeeded();
     let listed: Vec<serde_json::Value> = serde_json::from_str(&said.stdout).unwrap();
     assert_eq!(listed.len(), 2, "{listed:?}");
+    // Each by the id that its line in the log has, whichever process wrote it.
+    let logged = usher.logged();
+    for session in &listed {
+        let is_its = |line: &&serde_json::Value| line["message"] == "login" && line["session"] == session["id"];
+        assert_eq!(logged.iter().filter(is_its).count(), 1, "{session}");
+    }
+    assert_ne!(listed[0]["id"], listed[1]["id"]);
     // It ends when its last session has, and the new one serves on.
     session.command("LOGOUT").ok();
     drop(session);

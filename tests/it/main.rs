@@ -22,6 +22,8 @@ mod listener_tls;
 mod login;
 mod managesieve;
 mod metrics;
+mod policy;
+mod pop3;
 mod refusals;
 mod relay;
 mod reload_drain;

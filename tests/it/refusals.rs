@@ -151,7 +151,7 @@ fn a_name_that_fits_several_entries_is_refused() {
 #[test]
 fn a_refusal_takes_its_time_whoever_is_asked_for() {
     let delay = Duration::from_millis(700);
-    let usher = Usher::start(Config::shared().set("/limits/failed_login_delay", "700ms"));
+    let usher = Usher::start(Config::shared().set("/limits/refusal_delay", "700ms"));
     let timed = |login: &str, password: &str| {
         let mut imap = Imap::tls(usher.imaps_port());
         let asked = Instant::now();

@@ -13,12 +13,12 @@ const OFFICE: [u8; 4] = [127, 0, 0, 4];
 
 /// Many guesses per connection, and nothing cached for long: each guess is one at the directory.
 fn config() -> Config {
-    let config = Config::shared().set("/limits/failed_logins", 100).set("/limits/failed_login_delay", "100ms");
+    let config = Config::shared().set("/limits/failed_logins", 100);
     config.set("/cache", json!({"ttl": "100ms", "negative_ttl": "100ms"}))
 }
 
 fn failed_logins(mode: &str, free: u32) -> Value {
-    json!({"mode": mode, "free": free, "max_delay": "800ms"})
+    json!({"mode": mode, "free": free, "first_delay": "100ms", "max_delay": "800ms"})
 }
 
 fn limit(limit: u32) -> Value {
@@ -84,7 +84,7 @@ fn many_connections_guess_no_faster_and_are_told_a_limit() {
 
 #[test]
 fn another_spelling_of_the_name_is_no_way_around() {
-    let rule = json!({"mode": "enforce", "free": 1, "max_delay": "4s"});
+    let rule = json!({"mode": "enforce", "free": 1, "first_delay": "100ms", "max_delay": "4s"});
     let config = config().set("/throttle/failed_logins_per_user", rule).set("/directory/login_attribute", "uid");
     let usher = Usher::start(config);
     Imap::tls_from(ELSEWHERE, usher.imaps_port()).login("alice", "the free one").is("NO [AUTHENTICATIONFAILED]");

@@ -34,7 +34,9 @@ fn the_example_has_every_key() {
         ("{login: probe", "{zzz: 1, login: probe"),
         ("address: server4", "zzz: 1\n        address: server4"),
         ("{ttl", "{zzz: 1, ttl"),
-        ("  connections", "  zzz: 1\n  connections"),
+        ("{min", "{zzz: 1, min"),
+        ("canary: {", "canary: {zzz: 1, "),
+        ("  connections: 100", "  zzz: 1\n  connections: 100"),
         ("  ipv4_prefix", "  zzz: 1\n  ipv4_prefix"),
         ("{mode: enforce, free", "{zzz: 1, mode: enforce, free"),
         ("{mode: enforce, limit", "{zzz: 1, mode: enforce, limit"),
@@ -49,7 +51,7 @@ fn the_example_has_every_key() {
         text = text.replacen(from, to, 1);
     }
     let problems = parse_text(&text).unwrap_err();
-    assert_eq!(problems.len(), 20, "{problems:#?}");
+    assert_eq!(problems.len(), 22, "{problems:#?}");
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
@@ -80,7 +82,10 @@ fn what_is_commented_out_is_the_default() {
     same("groups", "tls");
     same("reload_interval", "tls");
     same("plaintext", "directory");
-    same("bind_connections", "directory");
+    for key in ["balance", "connections", "reveal_account_state", "result_19", "result_50", "result_53"] {
+        same(key, "directory");
+    }
+    same("on_unavailable", "limits");
     for key in ["ipv4_prefix", "ipv6_prefix", "capacity", "forget_every", "known_for"] {
         same(key, "throttle");
     }
@@ -90,7 +95,7 @@ fn what_is_commented_out_is_the_default() {
     for key in ["pass_backend_refusals", "probe", "probe_interval", "failures", "ramp", "logins_in_flight"] {
         same(key, "routing");
     }
-    for key in ["handshake_timeout", "conversation_timeout", "failed_login_delay", "bad_commands", "backend_untagged"] {
+    for key in ["handshake_timeout", "conversation_timeout", "refusal_delay", "bad_commands", "backend_untagged"] {
         same(key, "limits");
     }
 }
@@ -110,6 +115,7 @@ fn every_commented_key_is_sound() {
         ("group:", None),
         ("exempt:", None),
         ("pin_sha256:", Some(("      ca: backend-ca.pem\n", ""))),
+        ("canary:", None),
         ("user_dn:", Some(("  base: ou=people,dc=example,dc=com\n  filter: \"(|(uid={login})(mail={login}))\"\n", ""))),
     ] {
         let mut text = EXAMPLE.replacen(&format!("# {key}"), key, 1);

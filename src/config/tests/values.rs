@@ -1,8 +1,10 @@
 //! What a sound file becomes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
+use crate::outcome::AccountState;
 use crate::proto::BackTls;
 
 #[test]
@@ -55,7 +57,17 @@ fn every_key_arrives() {
         login_attribute: Some("uid".into()),
         timeout: Duration::from_secs(3),
         attempt_timeout: Duration::from_millis(700),
-        bind_connections: 8,
+        balance: Balance::RoundRobin,
+        connections: Connections {
+            min: 2,
+            max: 8,
+            idle: Duration::from_secs(20),
+            age: Duration::from_secs(600),
+            operations: 5_000,
+        },
+        canary: Some(Canary { login: "canary@example.com".into(), mail_host: "server3".into() }),
+        reveal_account_state: false,
+        results: BTreeMap::new(),
     };
     assert_eq!(config.directory, expected);
 
@@ -89,20 +101,24 @@ fn every_key_arrives() {
     let service = BackendService { login: "usher".into(), password_file: "/etc/usher/server4.password".into() };
     assert_eq!((&four.service, four.pass_refusals), (&Some(service), false));
 
-    assert_eq!(config.cache, Cache { ttl: seconds(60), negative_ttl: seconds(5), capacity: 10 });
+    assert_eq!(config.cache, Cache { ttl: seconds(60), negative_ttl: seconds(5), stale: seconds(7_200), capacity: 10 });
     let limits = Limits {
         connections: 100,
         handshake_timeout: seconds(5),
         login_timeout: seconds(20),
         conversation_timeout: seconds(40),
-        failed_login_delay: seconds(1),
+        refusal_delay: seconds(1),
         failed_logins: 5,
         bad_commands: 4,
         backend_untagged: 1 << 20,
         idle_timeout: seconds(3_600),
+        on_unavailable: OnUnavailable::ReplyAndClose,
     };
     assert_eq!(config.limits, limits);
-    let failed_logins = |mode, free, max| FailedLogins { mode, free, max_delay: seconds(max) };
+    let failed_logins = |mode, free, first, max| {
+        let first_delay = Duration::from_millis(first);
+        FailedLogins { mode, free, first_delay, max_delay: seconds(max) }
+    };
     let limit = |mode, limit| Limit { mode, limit };
     let throttle = Throttle {
         ipv4_prefix: 24,
@@ -112,8 +128,8 @@ fn every_key_arrives() {
             Network { address: "2001:db8::7".parse().unwrap(), bits: 128 },
         ],
         memory: Memory { capacity: 5_000, forget_every: seconds(120), known_for: seconds(7 * 86_400) },
-        failed_logins_per_prefix: failed_logins(Mode::Enforce, 30, 3),
-        failed_logins_per_user: failed_logins(Mode::DryRun, 7, 2),
+        failed_logins_per_prefix: failed_logins(Mode::Enforce, 30, 1_000, 3),
+        failed_logins_per_user: failed_logins(Mode::DryRun, 7, 100, 2),
         connections_per_prefix: limit(Mode::Enforce, 11),
         handshakes: limit(Mode::DryRun, 12),
         handshakes_per_prefix: limit(Mode::Enforce, 13),
@@ -155,7 +171,10 @@ fn defaults() {
     assert_eq!((directory.servers[0].scheme, directory.servers[0].host.as_str()), (LdapScheme::Ldapi, "/run/ldapi"));
     assert_eq!((directory.mail_host_attribute.as_str(), &directory.login_attribute), ("mailHost", &None));
     assert_eq!((directory.timeout, directory.attempt_timeout), (seconds(5), Duration::from_millis(1_500)));
-    assert_eq!((directory.starttls, directory.plaintext, directory.bind_connections), (false, false, 16));
+    assert_eq!((directory.starttls, directory.plaintext, directory.balance), (false, false, Balance::First));
+    let connections = Connections { min: 1, max: 16, idle: seconds(30), age: seconds(1_800), operations: 100_000 };
+    assert_eq!((directory.connections, &directory.canary), (connections, &None));
+    assert_eq!((directory.reveal_account_state, directory.results.len()), (false, 0));
     assert_eq!(config.routing.default, None);
     let backend = &config.routing.backends[0];
     assert_eq!(
@@ -163,20 +182,27 @@ fn defaults() {
         (&["server3".into()][..], seconds(4), true)
     );
     assert_eq!((&backend.health.probe, backend.logins_in_flight), (&Probe::Greeting, 200));
-    assert_eq!(config.cache, Cache { ttl: seconds(300), negative_ttl: seconds(30), capacity: 100_000 });
+    assert_eq!(
+        config.cache,
+        Cache { ttl: seconds(300), negative_ttl: seconds(30), stale: seconds(3_600), capacity: 100_000 }
+    );
     let limits = Limits {
         connections: 60_000,
         handshake_timeout: seconds(10),
         login_timeout: seconds(30),
         conversation_timeout: seconds(60),
-        failed_login_delay: Duration::from_millis(300),
+        refusal_delay: seconds(2),
         failed_logins: 3,
         bad_commands: 10,
         backend_untagged: 65_536,
         idle_timeout: seconds(65 * 60),
+        on_unavailable: OnUnavailable::Reply,
     };
     assert_eq!(config.limits, limits);
-    let failed_logins = |mode, free| FailedLogins { mode, free, max_delay: seconds(4) };
+    let failed_logins = |mode, free| {
+        let first_delay = Duration::from_millis(300);
+        FailedLogins { mode, free, first_delay, max_delay: seconds(4) }
+    };
     let limit = |mode, limit| Limit { mode, limit };
     let throttle = Throttle {
         ipv4_prefix: 32,
@@ -282,7 +308,7 @@ fn other_rooms_find_the_line_of_a_key() {
     let problem = config.problem("tls.certificates[0].key", "does not belong to the certificate");
     let expected = "/etc/usher/config.yaml:8: tls.certificates[0].key: does not belong to the certificate";
     assert_eq!(problem.to_string(), expected);
-    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(43));
+    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(45));
     assert_eq!(config.problem("nowhere", "x").to_string(), "/etc/usher/config.yaml: nowhere: x");
     assert_eq!(config.problem("", "x").to_string(), "/etc/usher/config.yaml: x");
 }
@@ -291,6 +317,14 @@ fn other_rooms_find_the_line_of_a_key() {
 fn printed_configs_stay_readable() {
     let shown = format!("{:?}", parse_text(SOUND).unwrap());
     assert!(shown.contains("Lines(") && !shown.contains("\"tls.certificates"), "{shown}");
+}
+
+#[test]
+fn results_of_a_bind_get_their_meaning() {
+    let states = "balance: round_robin\n  reveal_account_state: true\n  result_19: account_locked\n  result_50: cannot_tell\n  result_53: account_disabled";
+    let directory = sound("balance: round_robin", states).directory;
+    assert!(directory.reveal_account_state);
+    assert_eq!(directory.results, [(19, AccountState::Locked), (53, AccountState::Disabled)].into());
 }
 
 #[test]

@@ -12,7 +12,7 @@ mod tests;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod trial;
 
-use super::{Back, BackSettings, Front, FrontSettings, Introduction, Protocol};
+use super::{Back, BackSettings, Front, FrontSettings, Introduction, Parting, Protocol};
 
 /// IMAP's row.
 pub const PROTOCOL: Protocol = Protocol {
@@ -23,6 +23,8 @@ pub const PROTOCOL: Protocol = Protocol {
     introduction: Some(Introduction::Id),
     front,
     back,
+    // RFC 3501 section 7.1.5: a server may say BYE at any time, between two of its lines.
+    parting: Parting::Line(b"* BYE Your account was changed, please log in again.\r\n"),
 };
 
 /// The longest line, without CRLF, in either direction: clients keep to 8000 octets (RFC 2683

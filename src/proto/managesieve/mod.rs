@@ -15,7 +15,7 @@ mod tests;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod trial;
 
-use super::{Back, BackSettings, Front, FrontSettings, Protocol};
+use super::{Back, BackSettings, Front, FrontSettings, Parting, Protocol};
 
 /// ManageSieve's row.
 pub const PROTOCOL: Protocol = Protocol {
@@ -24,6 +24,8 @@ pub const PROTOCOL: Protocol = Protocol {
     implicit_port: 4190,
     starttls_port: 4190,
     introduction: None,
+    // Without a command before it (RFC 5804 section 1.2).
+    parting: Parting::Line(b"BYE (TRYLATER) \"Your account has changed, please log in again\"\r\n"),
     front,
     back,
 };

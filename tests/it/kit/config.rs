@@ -67,6 +67,8 @@ impl Config {
                 "filter": "(|(uid={login})(mail={login}))",
             },
             "routing": {"backends": []},
+            // Where the time of a refusal is not looked at, it need not be waited for.
+            "limits": {"refusal_delay": "100ms"},
             "admin": {"address": "127.0.0.1:0"},
             "control": {"path": "control.sock"},
             "drain": {"deadline": "5s"},

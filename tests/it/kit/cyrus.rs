@@ -1,7 +1,7 @@
 //! Cyrus, which plays server4. Debian's package conflicts with Dovecot's, so `tests/run` unpacks
 //! it under `target/`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::certs::Pair;
 use super::people::{SERVICE_PASSWORD, everybody};
@@ -16,6 +16,10 @@ pub(crate) struct Cyrus {
     pub(crate) imap: u16,
     /// ManageSieve, by STARTTLS.
     pub(crate) sieve: u16,
+    pop3s: u16,
+    pop3: u16,
+    /// An unpacking from before pop3d was needed does for everything else.
+    pop3d: PathBuf,
 }
 
 /// The realm of its password file.
@@ -39,7 +43,7 @@ impl Cyrus {
         // A copy of the key for the user cyrus: the folder becomes his.
         let key = path("tls.key");
         std::fs::copy(&pair.key, &key).unwrap();
-        let [imaps, imap, sieve] = std::array::from_fn(|_| free_port());
+        let [imaps, imap, sieve, pop3s, pop3] = std::array::from_fn(|_| free_port());
         let config = format!(
             r"configdirectory: {folder}/lib
 proc_path: {folder}/run/proc
@@ -79,6 +83,9 @@ notifysocket: {folder}/run/socket/notify
         };
         let services = service("imap", "imapd", imap, "") + &service("imaps", "imapd", imaps, " -s");
         let services = services + &service("sieve", "timsieved", sieve, "");
+        let pop3d = unpacked.join("usr/lib/cyrus/bin/pop3d");
+        let pop3_services = service("pop3", "pop3d", pop3, "") + &service("pop3s", "pop3d", pop3s, " -s");
+        let services = services + if pop3d.exists() { &pop3_services } else { "" };
         std::fs::write(folder.join("cyrus.conf"), format!("START {{\n}}\nSERVICES {{\n{services}}}\nEVENTS {{\n}}\n"))
             .unwrap();
         let people = everybody().into_iter().map(|person| (person.uid, person.password));
@@ -104,9 +111,14 @@ notifysocket: {folder}/run/socket/notify
             end: "TERM",
         };
         let running = server.start().0;
-        wait_for_port(imaps, &log);
-        wait_for_port(imap, &log);
-        wait_for_port(sieve, &log);
-        Self { _running: running, imaps, imap, sieve }
+        let pop3_ports = if pop3d.exists() { &[pop3s, pop3][..] } else { &[] };
+        [imaps, imap, sieve].iter().chain(pop3_ports).for_each(|port| wait_for_port(*port, &log));
+        Self { _running: running, imaps, imap, sieve, pop3s, pop3, pop3d }
+    }
+
+    /// POP3: the ports of implicit TLS and of STARTTLS.
+    pub(crate) fn pop3(&self) -> (u16, u16) {
+        require(&self.pop3d);
+        (self.pop3s, self.pop3)
     }
 }

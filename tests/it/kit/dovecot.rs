@@ -31,14 +31,18 @@ pub(crate) struct Dovecot {
     pub(crate) sieves: u16,
     /// ManageSieve, STARTTLS.
     pub(crate) sieve: u16,
+    /// Implicit TLS.
+    pub(crate) pop3s: u16,
+    /// STARTTLS.
+    pub(crate) pop3: u16,
 }
 
 impl Dovecot {
     /// Everybody has a mailbox here, wherever the directory sends them.
     pub(crate) fn start(certificates: &Certificates, pair: &Pair, demand_client_certificate: bool) -> Self {
         require(Path::new("/usr/sbin/dovecot"));
-        let [imaps, imap, sieves, sieve] = std::array::from_fn(|_| free_port());
-        let dovecot = Self { folder: folder("dovecot"), running: None, imaps, imap, sieves, sieve };
+        let [imaps, imap, pop3s, pop3, sieves, sieve] = std::array::from_fn(|_| free_port());
+        let dovecot = Self { folder: folder("dovecot"), running: None, imaps, imap, pop3s, pop3, sieves, sieve };
         dovecot.configure(certificates, pair, demand_client_certificate)
     }
 
@@ -55,7 +59,7 @@ impl Dovecot {
                 let users = format!(
                     "default_internal_user = {name}default_login_user = {name}default_internal_group = {group}"
                 );
-                let chroots = ["anvil", "imap-login", "managesieve-login"]
+                let chroots = ["anvil", "imap-login", "pop3-login", "managesieve-login"]
                     .map(|service| format!("service {service} {{\n  chroot =\n}}\n"));
                 (format!("mail_uid = {name}mail_gid = {group}"), users + &chroots.concat())
             }
@@ -72,7 +76,7 @@ impl Dovecot {
 state_dir = {folder}/state
 log_path = {folder}/log
 auth_verbose = yes
-protocols = imap sieve
+protocols = imap pop3 sieve
 listen = 127.0.0.1
 ssl = required
 ssl_cert = <{chain}
@@ -120,6 +124,16 @@ service imap-login {{
     ssl = yes
   }}
 }}
+service pop3-login {{
+  service_count = 0
+  inet_listener pop3 {{
+    port = {pop3}
+  }}
+  inet_listener pop3s {{
+    port = {pop3s}
+    ssl = yes
+  }}
+}}
 service managesieve-login {{
   service_count = 0
   inet_listener sieve {{
@@ -139,6 +153,8 @@ plugin {{
             key = pair.key.display(),
             imap = self.imap,
             imaps = self.imaps,
+            pop3 = self.pop3,
+            pop3s = self.pop3s,
             sieve = self.sieve,
             sieves = self.sieves,
         );
@@ -165,7 +181,9 @@ plugin {{
         let server = Server { command, environment: vec![], log: Some(log.clone()), end: "TERM" };
         self.running = Some(server.start().0);
         wait_for_port(self.imaps, &log);
-        [self.imap, self.sieve, self.sieves].into_iter().for_each(|port| wait_for_port(port, &log));
+        [self.imap, self.pop3, self.pop3s, self.sieve, self.sieves]
+            .into_iter()
+            .for_each(|port| wait_for_port(port, &log));
     }
 
     /// Ends it with all its sessions.

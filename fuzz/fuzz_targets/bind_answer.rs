@@ -1,0 +1,4 @@
+//! What a directory says with the answer to a bind; the checks are `usher::trial::bind_answer`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::trial::bind_answer(data));

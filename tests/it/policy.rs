@@ -1,0 +1,198 @@
+//! A directory that says more than yes and no: OpenLDAP's password policy. The log has the true
+//! reason; the client hears what it may hear, at a time that says nothing.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::kit::scripted::Scripted;
+use crate::kit::slapd::{Options, Slapd};
+use crate::kit::{Config, Imap, Person, Usher, password_of};
+
+/// Everybody's policy locks after three wrong passwords; three more are about age.
+const POLICIES: &str = "dn: ou=policies,dc=example,dc=com
+objectClass: organizationalUnit
+ou: policies
+
+dn: cn=default,ou=policies,dc=example,dc=com
+objectClass: device
+objectClass: pwdPolicy
+cn: default
+pwdAttribute: userPassword
+pwdLockout: TRUE
+pwdMaxFailure: 3
+pwdMustChange: TRUE
+
+dn: cn=daily,ou=policies,dc=example,dc=com
+objectClass: device
+objectClass: pwdPolicy
+cn: daily
+pwdAttribute: userPassword
+pwdMaxAge: 86400
+
+dn: cn=lenient,ou=policies,dc=example,dc=com
+objectClass: device
+objectClass: pwdPolicy
+cn: lenient
+pwdAttribute: userPassword
+pwdMaxAge: 86400
+pwdGraceAuthNLimit: 3
+
+dn: cn=warning,ou=policies,dc=example,dc=com
+objectClass: device
+objectClass: pwdPolicy
+cn: warning
+pwdAttribute: userPassword
+pwdMaxAge: 2000000000
+pwdExpireWarning: 2000000000
+
+";
+
+/// People whose accounts are in some state, by what their entries have for it.
+const STATES: [(&str, &str); 5] = [
+    ("expired", "pwdChangedTime: 20200101000000Z\npwdPolicySubentry: cn=daily,ou=policies,dc=example,dc=com"),
+    ("grace", "pwdChangedTime: 20200101000000Z\npwdPolicySubentry: cn=lenient,ou=policies,dc=example,dc=com"),
+    ("expiring", "pwdChangedTime: 20200101000000Z\npwdPolicySubentry: cn=warning,ou=policies,dc=example,dc=com"),
+    ("reset", "pwdReset: TRUE"),
+    ("locked", "pwdAccountLockedTime: 000001010000Z"),
+];
+
+/// `slow-secret`, hashed so that to compare takes a server some 50 ms.
+const SLOW: &str = "{CRYPT}$6$rounds=100000$usherusher$db/COFdH7zRqXg.7Tv6lNv8PWwTPEum5tfqAK.TniQ3kWiVCc0PkSIXs6cb6rQJTWNU9IPQ/P.AnB82J6flAW.";
+
+/// A directory with a password policy. With `use_lockout` it says that an account is locked.
+fn slapd(use_lockout: bool) -> Slapd {
+    let mut entries = POLICIES.to_owned();
+    for (uid, state) in STATES {
+        let person = Person::new(uid, Some("server3")).ldif();
+        entries.push_str(&format!("{}\n{state}\n\n", person.trim_end()));
+    }
+    // Under a policy that never locks, so that every guess is compared.
+    let slow = Person { password: SLOW.into(), ..Person::new("slow", Some("server3")) }.ldif();
+    entries.push_str(&format!("{}\npwdPolicySubentry: cn=daily,ou=policies,dc=example,dc=com\n\n", slow.trim_end()));
+    let use_lockout = if use_lockout { "ppolicy_use_lockout" } else { "" };
+    let database =
+        format!("overlay ppolicy\nppolicy_default \"cn=default,ou=policies,dc=example,dc=com\"\n{use_lockout}\n");
+    Slapd::with(Options { modules: &["ppolicy"], database: &database, entries: &entries, ..Options::default() })
+}
+
+fn config(slapd: &Slapd, backend: &Scripted) -> Config {
+    Config::with_directory(slapd).scripted(backend).set("/limits/failed_logins", 100)
+}
+
+#[test]
+fn the_log_knows_why_and_the_client_hears_no_state() {
+    let (slapd, backend) = (slapd(true), Scripted::welcoming());
+    let usher = Usher::start(config(&slapd, &backend));
+    let mut imap = Imap::tls(usher.imaps_port());
+    let wrong = imap.login("alice", "wrong").is("NO [AUTHENTICATIONFAILED]");
+    for (login, result) in
+        [("expired", "password_expired"), ("reset", "password_must_change"), ("locked", "account_locked")]
+    {
+        let told = imap.login(login, &password_of(login)).is("NO [AUTHENTICATIONFAILED]");
+        assert_eq!(told.tagged, wrong.tagged, "{login}");
+        let event = usher.login(login);
+        assert_eq!(
+            (event["result"].as_str(), event["directory_said"].as_str()),
+            (Some(result), Some(result)),
+            "{event}"
+        );
+        assert_eq!(usher.metric("usher_logins_total", &[("result", result)]), 1.0);
+    }
+    // A wrong password is one, whatever else is true of the account, unless the lock hides it.
+    imap.login("expired", "wrong").is("NO [AUTHENTICATIONFAILED]");
+    assert_eq!(usher.nth_login(2, "expired")["result"], "wrong_password");
+    assert_eq!(backend.connections(), 0);
+}
+
+#[test]
+fn a_state_is_revealed_to_who_knows_the_password_and_to_nobody_else() {
+    let (slapd, backend) = (slapd(true), Scripted::welcoming());
+    let usher = Usher::start(config(&slapd, &backend).set("/directory/reveal_account_state", true));
+    let mut imap = Imap::tls(usher.imaps_port());
+    for login in ["expired", "reset"] {
+        imap.login(login, "wrong").is("NO [AUTHENTICATIONFAILED]");
+        imap.login(login, &password_of(login)).is("NO [EXPIRED]");
+    }
+    // The lock is told to strangers as well, so nobody hears it.
+    for password in ["wrong", &password_of("locked")] {
+        imap.login("locked", password).is("NO [AUTHENTICATIONFAILED]");
+    }
+    assert_eq!(usher.metric("usher_logins_total", &[("result", "account_locked")]), 2.0);
+}
+
+#[test]
+fn a_grace_login_and_a_warning_are_logins() {
+    let (slapd, backend) = (slapd(true), Scripted::welcoming());
+    let usher = Usher::start(config(&slapd, &backend));
+    for (login, warning, said) in
+        [("grace", "grace", "password expired, 2 grace logins left"), ("expiring", "expiring", "password expires in ")]
+    {
+        Imap::tls(usher.imaps_port()).login(login, &password_of(login)).ok();
+        let event = usher.login(login);
+        assert!(event["directory_said"].as_str().is_some_and(|words| words.starts_with(said)), "{event}");
+        assert_eq!(usher.metric("usher_directory_password_warnings_total", &[("warning", warning)]), 1.0);
+    }
+    // The cache spares the grace logins: it is the directory that counts them.
+    Imap::tls(usher.imaps_port()).login("grace", &password_of("grace")).ok();
+    let cached = usher.nth_login(2, "grace");
+    assert_eq!((cached["by"].as_str(), &cached["directory_said"]), (Some("cache"), &Value::Null), "{cached}");
+}
+
+#[test]
+fn a_user_dn_makes_no_difference() {
+    let (slapd, backend) = (slapd(true), Scripted::welcoming());
+    let template = "uid={login},ou=people,dc=example,dc=com";
+    let config = config(&slapd, &backend).user_dn(template).set("/directory/reveal_account_state", true);
+    let usher = Usher::start(config);
+    let mut imap = Imap::tls(usher.imaps_port());
+    for login in ["expired", "reset"] {
+        imap.login(login, &password_of(login)).is("NO [EXPIRED]");
+    }
+    imap.login("locked", &password_of("locked")).is("NO [AUTHENTICATIONFAILED]");
+    assert_eq!(usher.login("locked")["result"], "account_locked");
+    imap.login("grace", &password_of("grace")).ok();
+}
+
+/// How long so many refusals of each kind take, asked in turn: an unknown name, a wrong password that
+/// takes the directory its time, and a locked account.
+fn refusals_in_time(usher: &Usher, rounds: usize) -> [Vec<Duration>; 3] {
+    let mut clients = ["nobody", "slow", "locked"].map(|login| (login, Imap::tls(usher.imaps_port()), Vec::new()));
+    for round in 0..rounds {
+        for (login, imap, times) in &mut clients {
+            let asked = Instant::now();
+            imap.login(login, &format!("guess {round}")).is("NO [AUTHENTICATIONFAILED]");
+            times.push(asked.elapsed());
+        }
+    }
+    clients.map(|(_, _, times)| times)
+}
+
+/// In which share of all pairs the one took longer than the other: half of them if nothing tells them
+/// apart (the Mann-Whitney statistic).
+fn longer(one: &[Duration], other: &[Duration]) -> f64 {
+    let pairs = one.iter().flat_map(|one| other.iter().map(move |other| one > other));
+    let (longer, all) = pairs.fold((0.0, 0.0), |(longer, all), is| (longer + f64::from(u8::from(is)), all + 1.0));
+    longer / all
+}
+
+#[test]
+fn the_time_of_a_refusal_tells_nothing() {
+    let (slapd, backend) = (slapd(true), Scripted::welcoming());
+    let config = config(&slapd, &backend).set("/throttle/exempt", serde_json::json!(["127.0.0.0/8"]));
+    let at_once = Usher::start(config.clone().set("/limits/refusal_delay", "0s"));
+    let [unknown, wrong, locked] = refusals_in_time(&at_once, 8);
+    assert!(longer(&wrong, &unknown) > 0.9 && longer(&wrong, &locked) > 0.9, "{unknown:?} {wrong:?} {locked:?}");
+
+    let delay = Duration::from_millis(300);
+    let usher = Usher::start(config.set("/limits/refusal_delay", "300ms"));
+    let [unknown, wrong, locked] = refusals_in_time(&usher, 16);
+    for times in [&unknown, &wrong, &locked] {
+        assert!(times.iter().all(|time| *time >= delay), "{times:?}");
+    }
+    // With 16 of each, chance alone leaves this range once in ten thousand runs.
+    for (one, other) in [(&unknown, &wrong), (&unknown, &locked), (&wrong, &locked)] {
+        let share = longer(one, other);
+        assert!((0.1..0.9).contains(&share), "{share}: {one:?} {other:?}");
+    }
+}
