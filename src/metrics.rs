@@ -157,6 +157,10 @@ pub struct Metrics {
     pub backend_addresses: IntGaugeVec,
     /// Probes of backends' addresses by result.
     pub backend_probes: IntCounterVec,
+    /// Capabilities that single backends have beyond what all have.
+    pub backend_capabilities_beyond: IntGaugeVec,
+    /// Changes of what a backend can do.
+    pub backend_capability_changes: IntCounterVec,
     /// TLS handshakes with clients by result.
     pub tls_handshakes: IntCounterVec,
     /// TLS handshakes with clients under way.
@@ -310,6 +314,16 @@ impl Metrics {
                 "Looks at a backend's address without a user, by result.",
                 &["backend", "result"],
             ),
+            backend_capabilities_beyond: gauges(
+                "usher_backend_capabilities_beyond",
+                "Capabilities that single backends have beyond what all have; clients are not promised them.",
+                &["protocol"],
+            ),
+            backend_capability_changes: counters(
+                "usher_backend_capability_changes_total",
+                "Times that an address of the backend was found with other capabilities than before.",
+                &["backend", "protocol"],
+            ),
             tls_handshakes: counters("usher_tls_handshakes_total", "TLS handshakes with clients.", &["result"]),
             handshakes: gauge("usher_tls_handshakes_under_way", "TLS handshakes with clients under way."),
             throttled: counters(
@@ -371,6 +385,7 @@ impl Metrics {
             for cause in CONVERSATION_CAUSES {
                 self.conversations_ended.with_label_values(&[protocol.name, cause]);
             }
+            self.backend_capabilities_beyond.with_label_values(&[protocol.name]);
             for direction in ["in", "out"] {
                 self.relayed_bytes.with_label_values(&[protocol.name, direction]);
             }
@@ -406,6 +421,9 @@ impl Metrics {
     /// Creates the series of the names in this configuration.
     pub fn know(&self, config: &Config) {
         for backend in &config.routing.backends {
+            for endpoint in &backend.endpoints {
+                self.backend_capability_changes.with_label_values(&[backend.name.as_str(), endpoint.protocol.name]);
+            }
             for result in BACKEND_RESULTS {
                 self.backend_logins.with_label_values(&[backend.name.as_str(), result]);
             }

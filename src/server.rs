@@ -441,6 +441,7 @@ async fn look_after_servers(shared: Arc<Shared>) {
         let snapshot = shared.snapshot.load();
         snapshot.directory.look_after();
         snapshot.backends.iter().for_each(Backend::look_after);
+        snapshot.offers.refresh(&snapshot.backends, &shared.metrics);
         drop(snapshot);
         sleep(LOOK_AROUND).await;
     }

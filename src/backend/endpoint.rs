@@ -20,7 +20,7 @@ use super::pool::{Look, Outlook, Pool, Proof};
 use super::{BackendError, Service, Talk};
 use crate::config::Probe;
 use crate::metrics::Metrics;
-use crate::proto::{BackFault, BackSettings, BackTls, Protocol};
+use crate::proto::{BackFault, BackSettings, BackTls, Protocol, capabilities};
 use crate::secret::Secret;
 use crate::sys;
 use crate::tls;
@@ -30,6 +30,8 @@ use crate::tls::stream::Stream;
 const STAGGER: Duration = Duration::from_millis(250);
 /// A server that is restarted refuses connections for a moment: when to try once more.
 const RETRY: Duration = Duration::from_millis(250);
+/// More capabilities than any server has.
+const CAPABILITIES: usize = 100;
 /// How long a look's parting may take.
 const PARTING: Duration = Duration::from_secs(1);
 
@@ -126,6 +128,7 @@ impl Endpoint {
             let approach = async { Talk::approach(self, tcp?, settings.clone()).await };
             error = match timeout_at(until, approach).await.unwrap_or_else(|_| Err(self.late())) {
                 Ok(talk) => {
+                    self.learn(attempt.address, &talk);
                     self.pool.well(attempt.address, Proof::Greeting);
                     return Ok((attempt.address, talk));
                 }
@@ -178,6 +181,20 @@ impl Endpoint {
                 pending.push(address);
                 dialling.push(connect(address, deadline, self.late()));
             }
+        }
+    }
+
+    /// Notes what the server says it can do, of what clients may be promised.
+    fn learn(&self, address: SocketAddr, talk: &Talk) {
+        let listed = talk.dialogue.capabilities();
+        // A server that says nothing at all takes nothing back.
+        if listed.is_empty() {
+            return;
+        }
+        let promised = |one: &String| (self.protocol.promised)(capabilities::name(one));
+        if self.pool.learn(address, listed.into_iter().filter(promised).take(CAPABILITIES).collect()) {
+            let labels = [&*self.pool.backend, self.protocol.name];
+            self.metrics.backend_capability_changes.with_label_values(&labels).inc();
         }
     }
 
@@ -240,6 +257,7 @@ impl Endpoint {
             }
             Err(error) => return Err(error),
         };
+        self.learn(look.attempt.address, &talk);
         let (mut stream, proof) = match self.account {
             Some(_) => (talk.log_in().await?.stream, Proof::Login),
             None => (talk.hang_up(), Proof::Greeting),

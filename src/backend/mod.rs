@@ -8,6 +8,7 @@
 
 mod endpoint;
 mod health;
+pub mod offers;
 mod pool;
 mod resolve;
 

@@ -28,6 +28,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let mut addresses = Addresses::default();
     let hostname = root.get("hostname").map(|node| node.parsed(names::own_name));
     let listeners = listeners(root, &mut addresses);
+    let capabilities = root.section("capabilities", capabilities).flatten();
     let tls = root.section("tls", tls).flatten();
     let directory = root.section("directory", directory::read);
     let (directory, facts) =
@@ -58,6 +59,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             file,
             hostname: hostname.flatten(),
             listeners: listeners?,
+            capabilities: capabilities?,
             tls: tls?,
             directory: directory?,
             routing: routing?,
@@ -108,6 +110,26 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
         listener.warn("tls", format!("clients expect the other kind of TLS on port {}", address.port()));
     }
     Some(Listener { protocol, address, tls })
+}
+
+/// What clients are promised instead of what the backends say: one key for each protocol.
+fn capabilities(section: &Section<'_>) -> Option<Vec<(&'static Protocol, Vec<String>)>> {
+    let nodes = PROTOCOLS.iter().filter_map(|protocol| Some((protocol, section.get(protocol.name)?)));
+    let read = |(protocol, node): (&'static Protocol, Node<'_>)| {
+        let items = node.list()?;
+        let capability = |item: &Node<'_>| {
+            let capability = item.parsed(names::capability)?;
+            let name = crate::proto::capabilities::name(&capability);
+            let promised = (protocol.promised)(name);
+            if !promised {
+                item.problem(format!("usher does not promise this for {}: remove it", protocol.name));
+            }
+            promised.then_some(capability)
+        };
+        let read: Vec<_> = items.iter().filter_map(capability).collect();
+        (read.len() == items.len()).then_some((protocol, read))
+    };
+    nodes.map(read).collect()
 }
 
 /// A listener whose protocol no backend serves is a door with nothing behind it.

@@ -21,6 +21,8 @@ static ONE_LINE: Protocol = Protocol {
     alpn: None,
     implicit_port: 0,
     starttls_port: 0,
+    usual: &[],
+    promised: |_| false,
     introduction: None,
     front: one_line,
     back: no_back,

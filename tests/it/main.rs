@@ -8,6 +8,7 @@ mod kit;
 
 mod backend;
 mod cache;
+mod capabilities;
 mod cli;
 #[cfg(feature = "demo")]
 mod demo;

@@ -90,6 +90,10 @@ impl Back for SieveBack {
     fn has_asked(&self) -> bool {
         self.asked
     }
+
+    fn capabilities(&self) -> Vec<String> {
+        if self.asked { self.capabilities.clone() } else { Vec::new() }
+    }
 }
 
 impl SieveBack {

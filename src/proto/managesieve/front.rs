@@ -10,11 +10,12 @@
 
 use std::borrow::Cow;
 
+use super::super::capabilities::name;
 use super::super::sasl::{Exchange, Mechanism, Progress, SaslError};
 use super::super::wire::{Gathering, Literal, Skip, Spoiled, is_http, printable};
 use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome};
-use super::TEXT;
 use super::syntax::{Cursor, Gathered, Gatherer, write_string};
+use super::{PROTOCOL, TEXT};
 use crate::outcome::{AccountState, BackendWords, Refusal};
 use crate::secret::{Secret, SecretBuf};
 
@@ -24,12 +25,6 @@ const COMMAND: usize = 16_384;
 const SWALLOWED: usize = 65_536;
 /// The longest tag of a NOOP, which comes back as a quoted string.
 const TAG: usize = 1024;
-
-/// What usher tells as its own, and what holds before the login alone or not through a relay.
-/// UNAUTHENTICATE would leave the client before login at the backend, with nobody to log it in.
-const OWN: &[&str] = &["IMPLEMENTATION", "SASL", "STARTTLS", "OWNER", "LANGUAGE", "UNAUTHENTICATE", "XCLIENT"];
-/// What every server has to have (RFC 5804 section 1.7), and no more of it than all have.
-const LEAST: &[&str] = &["SIEVE", "VERSION 1.0"];
 
 const SYNTAX: Denial = Denial("", "Arguments are not as the command wants them");
 const TOO_LONG: Denial = Denial("", "Command too long");
@@ -155,16 +150,12 @@ impl Front for SieveFront {
 
 impl SieveFront {
     pub(super) fn new(settings: FrontSettings<'_>) -> Self {
-        let own = |capability: &&str| {
-            let name = capability.split(' ').next().unwrap_or_default();
-            OWN.iter().any(|own| own.eq_ignore_ascii_case(name))
-        };
-        let capabilities: Vec<&str> = match settings.capabilities {
-            Some(capabilities) => capabilities.iter().map(String::as_str).collect(),
-            None => LEAST.to_vec(),
+        let capabilities = match settings.capabilities {
+            Some(listed) => listed.iter().filter(|one| (PROTOCOL.promised)(name(one))).cloned().collect(),
+            None => PROTOCOL.usual.iter().map(ToString::to_string).collect(),
         };
         Self {
-            capabilities: capabilities.into_iter().filter(|one| !own(one)).map(str::to_owned).collect(),
+            capabilities,
             tls: settings.tls,
             starttls: settings.starttls,
             bad_commands_left: settings.bad_commands,

@@ -26,9 +26,15 @@ pub const PROTOCOL: Protocol = Protocol {
     introduction: None,
     // Without a command before it (RFC 5804 section 1.2).
     parting: Parting::Line(b"BYE (TRYLATER) \"Your account has changed, please log in again\"\r\n"),
+    usual: &["SIEVE", "VERSION 1.0"],
+    promised: |name| !OWN.iter().any(|own| own.eq_ignore_ascii_case(name)),
     front,
     back,
 };
+
+/// What usher tells as its own, and what holds before the login alone or not through a relay.
+/// UNAUTHENTICATE would leave the client before login at the backend, with nobody to log it in.
+const OWN: &[&str] = &["IMPLEMENTATION", "SASL", "STARTTLS", "OWNER", "LANGUAGE", "UNAUTHENTICATE", "XCLIENT"];
 
 /// How much of a peer's free text is passed on.
 const TEXT: usize = 512;
