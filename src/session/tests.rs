@@ -6,6 +6,7 @@ use tokio::net::{TcpListener, tcp};
 
 use super::*;
 use crate::authn::Authenticator;
+use crate::backend::offers::Offers;
 use crate::cache::Cache;
 use crate::config;
 use crate::directory::ldap::Ldap;
@@ -123,6 +124,7 @@ limits: {{{limits}}}
             authn: Authenticator::new(Arc::new(Obedient), Arc::new(Cache::new(&config.cache)), 100),
             directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),
             backends: Vec::new(),
+            offers: Offers::new(&[], &[], &metrics, None),
             fingerprint: Fingerprint::of(&config),
             config,
         };

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::kit::client::Tls;
 use crate::kit::scripted::Scripted;
-use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of};
+use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of, world};
 
 /// The words of a capability in a list of ManageSieve.
 fn words(list: &[String], name: &str) -> BTreeSet<String> {
@@ -116,7 +116,7 @@ fn imap_promises_only_what_holds_after_the_login() {
     // Its greeting lists neither, which this login shows.
     imap.login("alice", &password_of("alice")).ok();
     for _ in 0..200 {
-        let greeting = Imap::tls(usher.imaps_port()).greeting;
+        let greeting = Imap::tls(usher.imaps_port()).greeting.clone();
         if greeting == "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=LOGIN] usher is ready" {
             return;
         }
@@ -135,7 +135,40 @@ fn dovecot_and_cyrus_agree_on_imap() {
     for server in ["server3", "server4"] {
         usher.wait_metric("usher_backend_probes_total", &[("backend", server), ("result", "ok")], 1.0);
     }
-    let greeting = Imap::tls(usher.imaps_port()).greeting;
+    let greeting = Imap::tls(usher.imaps_port()).greeting.clone();
     assert!(greeting.contains(" LITERAL- ID "), "{greeting}");
     assert_eq!(usher.metric("usher_backend_capabilities_beyond", &[("protocol", "imap")]), 0.0);
+}
+
+#[test]
+fn submission_promises_the_smallest_size_and_the_keywords_of_all() {
+    let small = Scripted::tls_as(&world().server4, |peer| {
+        peer.send("220 scripted\r\n");
+        while let Some(line) = peer.line() {
+            assert!(line.starts_with("EHLO "), "{line}");
+            peer.send("250-scripted\r\n250-SIZE 1000\r\n250-CHUNKING\r\n250-DSN\r\n250-8BITMIME\r\n250-PIPELINING\r\n");
+            peer.send("250 AUTH PLAIN\r\n");
+        }
+    });
+    let config = Config::shared().speaking("submission", &[dovecot().submissions, small.port]);
+    let usher = Usher::start((0..2).fold(config, looked_after));
+    let differ = usher.wait_log("backends differ in what they can do; clients are promised what all can", |line| {
+        line["protocol"] == "submission"
+    });
+    let told = differ["differences"].as_str().unwrap();
+    assert!(told.contains("server3: ") && told.contains("server4: ") && told.contains("DSN"), "{differ}");
+    let mut client = Imap::tls(usher.imaps_port());
+    client.send("EHLO here\r\n");
+    let mut keywords = BTreeSet::new();
+    loop {
+        let line = client.line();
+        keywords.insert(line[4..].to_owned());
+        if line.starts_with("250 ") {
+            break;
+        }
+    }
+    let has = |keyword: &str| keywords.contains(keyword);
+    assert!(has("8BITMIME") && has("PIPELINING") && has("AUTH PLAIN LOGIN"), "{keywords:?}");
+    assert!(!has("DSN") && !has("ENHANCEDSTATUSCODES"), "only one of them has these: {keywords:?}");
+    assert!(keywords.iter().all(|keyword| !keyword.starts_with("SIZE") || keyword == "SIZE 1000"), "{keywords:?}");
 }

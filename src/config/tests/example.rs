@@ -105,6 +105,7 @@ fn every_commented_key_is_sound() {
     // Each alone, as an operator would remove its `#`.
     for (key, more) in [
         ("hostname:", None),
+        ("capabilities:", None),
         ("cipher_suites:", None),
         ("client_ca:", None),
         ("client_certificate: {chain: tls", None),
