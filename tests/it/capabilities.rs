@@ -22,7 +22,7 @@ fn words(list: &[String], name: &str) -> BTreeSet<String> {
 fn both() -> Config {
     let config = Config::shared().speaking("managesieve", &[dovecot().sieves, cyrus().sieve]);
     let config = config.set("/routing/backends/1/managesieve/tls", "starttls");
-    (0..2).fold(config, |config, index| looked_after(config, index))
+    (0..2).fold(config, looked_after)
 }
 
 fn looked_after(config: Config, index: usize) -> Config {
