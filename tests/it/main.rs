@@ -6,6 +6,7 @@
 
 mod kit;
 
+mod address;
 mod backend;
 mod cache;
 mod capabilities;
@@ -32,3 +33,4 @@ mod replicas;
 mod servers;
 mod submission;
 mod throttle;
+mod watch;

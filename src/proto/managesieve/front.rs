@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use super::super::capabilities::name;
 use super::super::sasl::{Exchange, Mechanism, Progress, SaslError};
 use super::super::wire::{Gathering, Literal, Skip, Spoiled, is_http, printable};
-use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome};
+use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome, reference};
 use super::syntax::{Cursor, Gathered, Gatherer, write_string};
 use super::{PROTOCOL, TEXT};
 use crate::outcome::{AccountState, BackendWords, Refusal};
@@ -37,6 +37,7 @@ struct Denial(&'static str, &'static str);
 
 /// The dialogue with one client.
 pub(super) struct SieveFront {
+    session: Box<str>,
     /// What all backends can do, without what is usher's own to tell.
     capabilities: Vec<String>,
     tls: bool,
@@ -121,8 +122,7 @@ impl Front for SieveFront {
     }
 
     fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
-        let (code, text) = words(refusal);
-        answer(out, "NO", code, text.as_bytes());
+        self.refuse("NO", refusal, out);
         self.state = State::Command;
     }
 
@@ -134,8 +134,7 @@ impl Front for SieveFront {
     }
 
     fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
-        let (code, text) = words(why);
-        answer(out, "BYE", code, text.as_bytes());
+        self.refuse("BYE", why, out);
     }
 
     fn client_id(&self) -> Option<&ClientId> {
@@ -155,6 +154,7 @@ impl SieveFront {
             None => PROTOCOL.usual.iter().map(ToString::to_string).collect(),
         };
         Self {
+            session: settings.session.into(),
             capabilities,
             tls: settings.tls,
             starttls: settings.starttls,
@@ -164,6 +164,12 @@ impl SieveFront {
             exchange: None,
             refused_unasked: 0,
         }
+    }
+
+    /// Writes a refusal in this protocol's words.
+    fn refuse(&self, word: &str, refusal: &Refusal, out: &mut SecretBuf) {
+        let (code, text) = words(refusal);
+        answer(out, word, code, format!("{text}{}", reference(refusal, &self.session)).as_bytes());
     }
 
     /// How many bytes are kept between calls.
@@ -472,6 +478,7 @@ fn words(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
         Refusal::Limit => (TRY_LATER, "Too many attempts or sessions, try again later"),
         Refusal::Deadline => (TRY_LATER, "Logging in took too long, try again"),
         Refusal::Draining => (TRY_LATER, "The server is shutting down, try again"),
+        Refusal::Hold => (TRY_LATER, "Your scripts are being moved, try again in a moment"),
         Refusal::Internal => (TRY_LATER, "Something went wrong here, try again"),
     };
     (code, Cow::Borrowed(text))

@@ -8,7 +8,7 @@ use crate::proto::{Front, FrontSettings, Step, Welcome, script};
 use crate::secret::SecretBuf;
 
 const TLS: FrontSettings<'_> =
-    FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+    FrontSettings { host: HOST, session: "", capabilities: None, tls: true, starttls: false, bad_commands: 50 };
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
 /// What a decision in a script means.
