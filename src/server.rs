@@ -2,6 +2,7 @@
 
 mod circle;
 mod drain;
+mod following;
 mod handover;
 mod memory;
 mod watch;
@@ -215,6 +216,7 @@ impl Server {
         tokio::spawn(await_directory(Arc::clone(&self.shared)));
         tokio::spawn(memory::give_back(Arc::clone(&self.shared)));
         tokio::spawn(look_after_servers(Arc::clone(&self.shared)));
+        tokio::spawn(following::follow(Arc::clone(&self.shared)));
         self.in_force(&snapshot);
         self.accept(bound);
         info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "ready");
@@ -446,6 +448,7 @@ async fn look_after_servers(shared: Arc<Shared>) {
         let snapshot = shared.snapshot.load();
         snapshot.directory.look_after();
         snapshot.backends.iter().for_each(Backend::look_after);
+        snapshot.offers.refresh(&snapshot.backends, &shared.metrics);
         drop(snapshot);
         sleep(LOOK_AROUND).await;
     }

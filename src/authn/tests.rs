@@ -66,7 +66,12 @@ fn setup() -> Setup {
         stale: STALE,
         capacity: 100,
     };
-    let authn = Authenticator::new(Arc::clone(&directory) as Arc<dyn Directory>, Arc::new(Cache::new(&settings)), 10);
+    let authn = Authenticator::new(
+        Arc::clone(&directory) as Arc<dyn Directory>,
+        Arc::new(Cache::new(&settings)),
+        Arc::new(Known::new(10, Duration::ZERO)),
+        10,
+    );
     Setup { directory, authn }
 }
 

@@ -4,6 +4,7 @@
 //! last stands until it says something else. Lines are logged when something changes, never for a
 //! login.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use super::health::{Attempt, Breaker, Hope, PATIENCE, Ramp, SPACING, Standing};
 use super::resolve::{Unresolved, look_up};
 use crate::config::{self, Address, Probe};
 use crate::log::Escaped;
+use crate::proto::capabilities;
 
 /// How long an answer of the resolver is used. The system's resolver tells no time to live; this is
 /// short enough for a move by DNS and long enough to keep it out of a busy login path.
@@ -25,6 +27,9 @@ const LIFE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// How often an address that failed is looked after.
 const SUSPICION: Duration = Duration::from_secs(1);
+
+/// Addresses whose capabilities are kept at the most.
+const LISTS: usize = 64;
 
 /// What an attempt has shown of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +62,10 @@ struct Roster {
     ramp: Ramp,
     /// Whether the account of the probes was refused last time.
     account_refused: bool,
+    /// What each address said last that it can do, sorted out for clients.
+    lists: HashMap<SocketAddr, Vec<String>>,
+    /// How often that has changed.
+    lessons: u64,
 }
 
 /// How it stands with the resolver.
@@ -89,8 +98,14 @@ impl Pool {
     ) -> Self {
         let literal = endpoint.addresses.iter().all(|address| address.host.parse::<IpAddr>().is_ok());
         let resolver = Resolver { due: (!literal).then(Instant::now), asking: false, failure: None };
-        let mut roster =
-            Roster { entries: Vec::new(), resolver, ramp: Ramp::new(settings.ramp), account_refused: false };
+        let mut roster = Roster {
+            entries: Vec::new(),
+            resolver,
+            ramp: Ramp::new(settings.ramp),
+            account_refused: false,
+            lists: HashMap::new(),
+            lessons: 0,
+        };
         if literal {
             let found =
                 endpoint.addresses.iter().filter_map(|at| Some(SocketAddr::new(at.host.parse().ok()?, at.port)));
@@ -260,6 +275,44 @@ impl Pool {
         }
     }
 
+    /// Keeps what an address says it can do. Returns whether it said something else before.
+    pub(super) fn learn(&self, address: SocketAddr, listed: Vec<String>) -> bool {
+        let mut roster = self.roster();
+        if roster.lists.get(&address) == Some(&listed) {
+            return false;
+        }
+        // One address after the other may come and go by DNS.
+        if roster.lists.len() >= LISTS {
+            let kept: Vec<SocketAddr> = roster.entries.iter().map(|(at, _)| *at).collect();
+            roster.lists.retain(|at, _| kept.contains(at));
+        }
+        roster.lessons += 1;
+        let before = roster.lists.insert(address, listed);
+        drop(roster);
+        if before.is_some() {
+            info!(backend = &*self.backend, protocol = self.protocol, %address, "backend address has other capabilities");
+        }
+        before.is_some()
+    }
+
+    /// How often what its addresses can do has changed.
+    pub(super) fn lessons(&self) -> u64 {
+        self.roster().lessons
+    }
+
+    /// What all of its addresses can do, as far as they have said; through an outage, what they said
+    /// last. `None` if nobody has ever been reached.
+    pub(super) fn capabilities(&self) -> Option<Vec<String>> {
+        let roster = self.roster();
+        let mut lists: Vec<&[String]> =
+            roster.entries.iter().filter_map(|(at, _)| roster.lists.get(at)).map(Vec::as_slice).collect();
+        // The name leads elsewhere now, or nowhere: the last that is known of it still stands.
+        if lists.is_empty() {
+            lists = roster.lists.values().map(Vec::as_slice).collect();
+        }
+        (!lists.is_empty()).then(|| capabilities::common(&lists))
+    }
+
     /// How many addresses stand how.
     pub(super) fn count(&self, standing: Standing) -> usize {
         self.roster().entries.iter().filter(|(_, breaker)| breaker.standing() == standing).count()
@@ -355,7 +408,8 @@ mod tests {
 
     fn roster() -> Roster {
         let resolver = Resolver { due: None, asking: true, failure: None };
-        Roster { entries: Vec::new(), resolver, ramp: Ramp::new(Duration::ZERO), account_refused: false }
+        let (account_refused, lists, lessons) = (false, HashMap::new(), 0);
+        Roster { entries: Vec::new(), resolver, ramp: Ramp::new(Duration::ZERO), account_refused, lists, lessons }
     }
 
     fn at(texts: &[&str]) -> Vec<SocketAddr> {

@@ -12,7 +12,7 @@ use rustls::SupportedCipherSuite;
 
 use super::model::{
     Admin, Cache, CertificateFiles, Config, Control, Draft, Drain, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, OnUnavailable, Process, Routing, Tls, TlsVersion,
+    LogLevel, Network, OnUnavailable, Process, Routing, Tls, TlsVersion,
 };
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
@@ -28,6 +28,8 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let mut addresses = Addresses::default();
     let hostname = root.get("hostname").map(|node| node.parsed(names::own_name));
     let listeners = listeners(root, &mut addresses);
+    let capabilities = root.section("capabilities", capabilities).flatten();
+    let trusted_networks = root.get("trusted_networks").map_or(Some(Vec::new()), |node| networks(&node));
     let tls = root.section("tls", tls).flatten();
     let directory = root.section("directory", directory::read);
     let (directory, facts) =
@@ -58,8 +60,10 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             file,
             hostname: hostname.flatten(),
             listeners: listeners?,
+            capabilities: capabilities?,
             tls: tls?,
             directory: directory?,
+            trusted_networks: trusted_networks?,
             routing: routing?,
             cache: cache?,
             limits: limits?,
@@ -97,16 +101,66 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
     let words = [("implicit", ListenerTls::Implicit), ("starttls", ListenerTls::StartTls)];
     let tls = listener.required("tls", "write `implicit` (TLS from the first byte) or `starttls`");
     let tls = tls.and_then(|node| node.word(&words));
+    let proxies = proxies(listener);
     let socket = listener.get("socket").map(|node| node.parsed(names::socket_name));
     let (protocol, address, tls) = (protocol?, address?, tls?);
-    let usual = |port| match tls {
-        ListenerTls::Implicit => port != protocol.starttls_port,
-        ListenerTls::StartTls => port != protocol.implicit_port,
+    let other = match tls {
+        ListenerTls::Implicit => protocol.starttls_port,
+        ListenerTls::StartTls => protocol.implicit_port,
     };
+    // A protocol may have one port for both.
+    let usual = |port| port != other || protocol.implicit_port == protocol.starttls_port;
     if !usual(address.port()) {
         listener.warn("tls", format!("clients expect the other kind of TLS on port {}", address.port()));
     }
-    Some(Listener { protocol, address, tls, socket: socket.flatten() })
+    Some(Listener { protocol, address, tls, proxies: proxies?, socket: socket.flatten() })
+}
+
+/// Who puts a PROXY header in front of every connection.
+fn proxies(listener: &Section<'_>) -> Option<Option<Vec<Network>>> {
+    let required =
+        listener.get("proxy_header").map_or(Some(false), |node| node.word(&[("off", false), ("required", true)]));
+    let trusted = listener.get("trusted").map(|node| networks(&node));
+    if required == Some(false) {
+        if trusted.is_some() {
+            listener.warn("trusted", "without effect: `proxy_header` is off; remove one");
+        }
+        return Some(None);
+    }
+    if trusted.is_none() {
+        listener.problem("trusted", "missing: name the networks of your proxies, which alone may say who a client is");
+    }
+    if trusted.iter().flatten().flatten().any(|network| network.bits == 0) {
+        listener.warn("trusted", "everybody is trusted: any client can claim to be any other");
+    }
+    required.and(trusted?).map(Some)
+}
+
+/// A list of networks, or one.
+pub(super) fn networks(node: &Node<'_>) -> Option<Vec<Network>> {
+    let items = node.one_or_more()?;
+    let networks: Vec<_> = items.iter().filter_map(|item| item.parsed(names::network)).collect();
+    (networks.len() == items.len()).then_some(networks)
+}
+
+/// What clients are promised instead of what the backends say: one key for each protocol.
+fn capabilities(section: &Section<'_>) -> Option<Vec<(&'static Protocol, Vec<String>)>> {
+    let nodes = PROTOCOLS.iter().filter_map(|protocol| Some((protocol, section.get(protocol.name)?)));
+    let read = |(protocol, node): (&'static Protocol, Node<'_>)| {
+        let items = node.list()?;
+        let capability = |item: &Node<'_>| {
+            let capability = item.parsed(names::capability)?;
+            let name = crate::proto::capabilities::name(&capability);
+            let promised = (protocol.promised)(name);
+            if !promised {
+                item.problem(format!("usher does not promise this for {}: remove it", protocol.name));
+            }
+            promised.then_some(capability)
+        };
+        let read: Vec<_> = items.iter().filter_map(capability).collect();
+        (read.len() == items.len()).then_some((protocol, read))
+    };
+    nodes.map(read).collect()
 }
 
 /// A listener whose protocol no backend serves is a door with nothing behind it.
@@ -234,6 +288,7 @@ fn cache(cache: &Section<'_>) -> Option<Cache> {
 
 fn limits(limits: &Section<'_>) -> Option<Limits> {
     let connections = limits.integer("connections", 60_000, 1..=1_000_000);
+    let proxy_header_timeout = limits.duration("proxy_header_timeout", 5 * SECOND, SECOND / 10..=MINUTE);
     let handshake_timeout = limits.duration("handshake_timeout", 10 * SECOND, SECOND / 10..=5 * MINUTE);
     let login_timeout = limits.duration("login_timeout", 30 * SECOND, SECOND / 10..=10 * MINUTE);
     let conversation_timeout = limits.duration("conversation_timeout", MINUTE, SECOND / 10..=HOUR);
@@ -254,6 +309,7 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
     }
     Some(Limits {
         connections: connections?,
+        proxy_header_timeout: proxy_header_timeout?,
         handshake_timeout: handshake_timeout?,
         login_timeout: login_timeout?,
         conversation_timeout: conversation_timeout?,

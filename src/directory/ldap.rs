@@ -14,10 +14,11 @@ use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::connection::{Attributes, Found, Question, Scope};
+use super::connection::{Found, Question, Scope};
 use super::look::Look;
 use super::policy::{Bound, Said};
 use super::pool::Pool;
+use super::reading::Attributes;
 use super::server::{Failure, Lease, Server, Tuning};
 use super::{Answer, Directory, DirectoryError, Entry, Identity, Login, Presence, Trace, Trouble, template};
 use crate::config::{self, Find};
@@ -58,10 +59,7 @@ impl Ldap {
         metrics: Arc<Metrics>,
         tuning: Tuning,
     ) -> Self {
-        let attributes = Arc::new(Attributes {
-            mail_host: settings.mail_host_attribute.clone(),
-            login: settings.login_attribute.clone(),
-        });
+        let attributes = Arc::new(Attributes(settings.watched()));
         let (changes, changed) = watch::channel(());
         let server = |server| {
             let look = look(settings, &attributes);
@@ -71,6 +69,14 @@ impl Ldap {
         let servers = settings.servers.iter().map(server).collect();
         let pool = Pool::new(servers, settings.balance, changed);
         Self { pool, attributes, settings: settings.clone(), metrics }
+    }
+
+    pub(super) fn settings(&self) -> &config::Directory {
+        &self.settings
+    }
+
+    pub(super) fn servers(&self) -> &[Arc<Server>] {
+        self.pool.servers()
     }
 
     #[cfg(test)]
@@ -124,7 +130,7 @@ impl Ldap {
                 trace.bind = Some(started.elapsed());
                 let (server, lease) = bound?;
                 server.give_back(lease);
-                Ok(Identity { entry })
+                Ok(Identity { entry: entry.into() })
             }
             Find::UserDn { template, .. } => {
                 let dn = template::dn(template, login).ok_or(DirectoryError::NoEntry)?;
@@ -140,7 +146,7 @@ impl Ldap {
                 // The bind was answered: whatever the read brings, no other server gets the password.
                 let found = found.map_err(DirectoryError::CannotTell)?;
                 server.give_back(lease);
-                Ok(Identity { entry: self.readable(found, trace)? })
+                Ok(Identity { entry: self.readable(found, trace)?.into() })
             }
         }
     }

@@ -65,6 +65,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         },
         canary: None,
         reveal_account_state: false,
+        watch: config::Watch::off(),
         results: [(19, AccountState::Locked)].into(),
     }
 }

@@ -6,9 +6,12 @@
 //! dialogues are tested, fuzzed and measured alone. A new protocol is one file and one row in
 //! [`PROTOCOLS`].
 
+pub mod capabilities;
 pub mod imap;
 mod line;
+pub mod managesieve;
 pub mod pop3;
+pub mod proxy_header;
 pub mod sasl;
 #[cfg(test)]
 mod script;
@@ -38,6 +41,11 @@ pub struct Protocol {
     pub starttls_port: u16,
     /// How its dialogue can tell a backend who the client is, if it can.
     pub introduction: Option<Introduction>,
+    /// What is promised before the login for a backend that was never reached.
+    pub usual: &'static [&'static str],
+    /// Whether a capability of this name is one that a client may be promised before the login: not
+    /// what usher answers for itself, nor what ends with the login or cannot pass through a relay.
+    pub promised: fn(&str) -> bool,
     /// Starts the dialogue with a client.
     pub front: fn(FrontSettings<'_>) -> Box<dyn Front>,
     /// Starts the dialogue with a backend.
@@ -77,7 +85,7 @@ impl PartialEq for Protocol {
 impl Eq for Protocol {}
 
 /// Every protocol that usher speaks: the one registration.
-pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL, pop3::PROTOCOL, submission::PROTOCOL];
+pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL, pop3::PROTOCOL, submission::PROTOCOL, managesieve::PROTOCOL];
 
 /// Finds a protocol by its config name.
 #[must_use]
@@ -90,6 +98,8 @@ pub fn by_name(name: &str) -> Option<&'static Protocol> {
 pub struct FrontSettings<'a> {
     /// usher's own name, for greetings that have one.
     pub host: &'a str,
+    /// The session id of the log: letters and digits.
+    pub session: &'a str,
     /// What all backends of this protocol can do after the login, one capability each in the
     /// protocol's own form, such as `IDLE` or `SIZE 10240000`; `None` while nobody knows. Of these the
     /// dialogue offers what can be promised before the login.
@@ -102,6 +112,11 @@ pub struct FrontSettings<'a> {
     pub bad_commands: u32,
 }
 
+/// The end of a refusal's text: the session, where that helps ([`Refusal::names_session`]).
+fn reference(refusal: &Refusal, session: &str) -> String {
+    if refusal.names_session() && !session.is_empty() { format!(" (session {session})") } else { String::new() }
+}
+
 /// What the client says it is (IMAP ID), bounded and free of control characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientId {
@@ -109,6 +124,9 @@ pub struct ClientId {
     pub name: String,
     /// The `version` field, or empty.
     pub version: String,
+    /// For whom it says that it calls (`x-originating-ip` and `-port`, 0 where it does not say). Worth
+    /// nothing unless the client is one that is trusted to say so.
+    pub originating: Option<SocketAddr>,
 }
 
 /// What a client presented to log in.
@@ -296,4 +314,10 @@ pub trait Back: Send {
     /// Whether the login has been written to `out`, sent or not. What went wrong before is about
     /// the server; what goes wrong from here on may be about this user alone.
     fn has_asked(&self) -> bool;
+
+    /// What the backend said that it can do, right before the login, as in
+    /// [`FrontSettings::capabilities`]; nothing before that, or where it does not say.
+    fn capabilities(&self) -> Vec<String> {
+        Vec::new()
+    }
 }

@@ -2,7 +2,7 @@
 
 mod chunks;
 
-use super::trial::HOST;
+use super::trial::{HOST, SESSION};
 use super::{FrontSettings, PROTOCOLS, Protocol, Step};
 use crate::outcome::{AccountState, Refusal};
 use crate::secret::SecretBuf;
@@ -36,7 +36,7 @@ struct Column {
     answer: fn(Row) -> &'static str,
 }
 
-const COLUMNS: &[Column] = &[IMAP, POP3, SUBMISSION];
+const COLUMNS: &[Column] = &[IMAP, POP3, SUBMISSION, MANAGESIEVE];
 
 const SUBMISSION: Column = Column {
     protocol: "submission",
@@ -76,6 +76,16 @@ const IMAP: Column = Column {
     },
 };
 
+const MANAGESIEVE: Column = Column {
+    protocol: "managesieve",
+    attempt: b"AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"\r\n",
+    answer: |row| match row {
+        Row::Wrong | Row::NoMailbox | Row::NewPassword | Row::Inactive | Row::NotNow | Row::NotAllowed => "NO \"",
+        Row::Unavailable | Row::Limit | Row::OurFault => "NO (TRYLATER) \"",
+        Row::TlsFirst => "NO (ENCRYPT-NEEDED) \"",
+    },
+};
+
 const fn row(refusal: &Refusal) -> Row {
     match refusal {
         Refusal::WrongPassword
@@ -92,6 +102,7 @@ const fn row(refusal: &Refusal) -> Row {
         | Refusal::BackendBusy
         | Refusal::Disagrees(_)
         | Refusal::Deadline
+        | Refusal::Hold
         | Refusal::Draining => Row::Unavailable,
         Refusal::NoMailHost
         | Refusal::SeveralMailHosts
@@ -140,6 +151,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::TlsRequired,
         Refusal::Limit,
         Refusal::Deadline,
+        Refusal::Hold,
         Refusal::Draining,
         Refusal::Internal,
     ];
@@ -152,8 +164,14 @@ fn every_refusal() -> Vec<Refusal> {
 
 /// What this protocol answers to an attempt that is refused so.
 fn answer(protocol: &Protocol, attempt: &[u8], refusal: &Refusal) -> String {
-    let mut front =
-        (protocol.front)(FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 1 });
+    let mut front = (protocol.front)(FrontSettings {
+        host: HOST,
+        session: SESSION,
+        capabilities: None,
+        tls: true,
+        starttls: false,
+        bad_commands: 1,
+    });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     front.greet(&mut out);
     input.extend(attempt);

@@ -6,11 +6,13 @@ use tokio::net::{TcpListener, tcp};
 
 use super::*;
 use crate::authn::Authenticator;
+use crate::backend::offers::Offers;
 use crate::cache::Cache;
 use crate::config;
 use crate::directory::ldap::Ldap;
 use crate::directory::{Answer, Directory, Identity, Trace};
 use crate::files::Fingerprint;
+use crate::known::Known;
 use crate::metrics::Metrics;
 use crate::proto::{Back, BackSettings, ClientId, Welcome};
 use crate::secret::Secret;
@@ -21,6 +23,8 @@ static ONE_LINE: Protocol = Protocol {
     alpn: None,
     implicit_port: 0,
     starttls_port: 0,
+    usual: &[],
+    promised: |_| false,
     introduction: None,
     front: one_line,
     back: no_back,
@@ -118,9 +122,15 @@ limits: {{{limits}}}
         let snapshot = Snapshot {
             host: "usher.example.com".into(),
             tls: tls::server::ServerTls::build(&config.tls, &config.place).unwrap(),
-            authn: Authenticator::new(Arc::new(Obedient), Arc::new(Cache::new(&config.cache)), 100),
+            authn: Authenticator::new(
+                Arc::new(Obedient),
+                Arc::new(Cache::new(&config.cache)),
+                Arc::new(Known::new(10, Duration::ZERO)),
+                100,
+            ),
             directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),
             backends: Vec::new(),
+            offers: Offers::new(&[], &[], &metrics, None),
             fingerprint: Fingerprint::of(&config),
             config,
         };
@@ -135,7 +145,8 @@ limits: {{{limits}}}
         let (tcp, address) = accepted.unwrap();
         let permit = self.shared.permit(10).unwrap();
         let tls = ListenerTls::StartTls;
-        let accepted = Accepted { tcp, client: address.ip(), protocol: &ONE_LINE, tls, permit };
+        let (local, since) = (self.listener.local_addr().unwrap(), Instant::now());
+        let accepted = Accepted { tcp, client: address, local, since, protocol: &ONE_LINE, tls, permit };
         tokio::spawn(serve(Arc::clone(&self.shared), accepted));
         let (reader, writer) = client.unwrap().into_split();
         let mut client = Client { reader: BufReader::new(reader), writer };

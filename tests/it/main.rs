@@ -6,8 +6,10 @@
 
 mod kit;
 
+mod address;
 mod backend;
 mod cache;
+mod capabilities;
 mod cli;
 #[cfg(feature = "demo")]
 mod demo;
@@ -20,6 +22,7 @@ mod layers;
 mod lifecycle;
 mod listener_tls;
 mod login;
+mod managesieve;
 mod metrics;
 mod policy;
 mod pop3;
@@ -30,3 +33,4 @@ mod replicas;
 mod servers;
 mod submission;
 mod throttle;
+mod watch;

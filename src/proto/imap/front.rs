@@ -15,9 +15,9 @@ use zeroize::Zeroizing;
 
 use super::super::sasl::{self, Exchange, Mechanism, Progress, SaslError};
 use super::super::wire::{Found, Gathering, Literal, Skip, Spoiled, first_word, is_http, printable, write_line};
-use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome};
+use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome, reference};
 use super::command::{self, Denial, Problem, Verb};
-use super::{LINE, TEXT};
+use super::{LATER, LINE, TEXT};
 use crate::outcome::{AccountState, BackendWords, Refusal};
 use crate::secret::SecretBuf;
 
@@ -26,14 +26,17 @@ const COMMAND: usize = 32_768;
 /// How much of one refused command is read and thrown away before the client is given up.
 const SWALLOWED: usize = 65_536;
 
-/// LITERAL- is what the limits hold to; SASL-IR saves a round trip; the rest depends on TLS.
-const CAPABILITIES: &str = "IMAP4rev1 SASL-IR LITERAL- ID";
+/// What does not depend on anything; SASL-IR saves a round trip.
+const CAPABILITIES: &str = "IMAP4rev1 SASL-IR";
 
 /// The words for a login in the clear: the same whether the dialogue or the session refuses it.
 const TLS_FIRST: &str = "[PRIVACYREQUIRED] Start TLS before you log in";
 
 /// The dialogue with one client.
 pub(super) struct ImapFront {
+    /// What of [`LATER`] all backends can do.
+    later: Vec<&'static str>,
+    session: Box<str>,
     tls: bool,
     starttls: bool,
     /// How many bad commands are still answered.
@@ -119,7 +122,7 @@ impl Front for ImapFront {
     }
 
     fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
-        self.answer(&format!("NO {}", words(refusal)), out);
+        self.answer(&format!("NO {}{}", words(refusal), reference(refusal, &self.session)), out);
         self.state = State::Command;
     }
 
@@ -143,7 +146,7 @@ impl Front for ImapFront {
     }
 
     fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
-        write_line(out, &[b"* BYE ", words(why).as_bytes()]);
+        write_line(out, &[b"* BYE ", words(why).as_bytes(), reference(why, &self.session).as_bytes()]);
     }
 
     fn client_id(&self) -> Option<&ClientId> {
@@ -158,7 +161,12 @@ impl Front for ImapFront {
 
 impl ImapFront {
     pub(super) fn new(settings: FrontSettings<'_>) -> Self {
+        let all_have = |one: &&&str| {
+            settings.capabilities.is_none_or(|listed| listed.iter().any(|known| known.eq_ignore_ascii_case(one)))
+        };
         Self {
+            later: LATER.iter().filter(all_have).copied().collect(),
+            session: settings.session.into(),
             tls: settings.tls,
             starttls: settings.starttls,
             bad_commands_left: settings.bad_commands,
@@ -183,7 +191,12 @@ impl ImapFront {
             (false, true) => "STARTTLS LOGINDISABLED",
             (false, false) => "LOGINDISABLED",
         };
-        format!("{CAPABILITIES} {more}")
+        let mut capabilities = CAPABILITIES.to_owned();
+        for one in self.later.iter().copied().chain([more]) {
+            capabilities.push(' ');
+            capabilities.push_str(one);
+        }
+        capabilities
     }
 
     fn read_command(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
@@ -461,6 +474,7 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         Refusal::TlsRequired => TLS_FIRST,
         Refusal::Limit => "[LIMIT] Too many attempts or sessions, try again later",
         Refusal::Deadline => "[UNAVAILABLE] Logging in took too long, try again",
+        Refusal::Hold => "[UNAVAILABLE] Your mailbox is being moved, try again in a moment",
         Refusal::Draining => "[UNAVAILABLE] The server is shutting down, try again",
         Refusal::Internal => "[SERVERBUG] Something went wrong here, try again",
     })

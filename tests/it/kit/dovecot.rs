@@ -1,10 +1,12 @@
 //! Dovecot, which plays server3.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::certs::{Certificates, Pair};
+use super::patience;
 use super::people::{SERVICE_PASSWORD, everybody};
 use super::process::{Running, Server, folder, free_port, read_text, require, wait_for_port};
 
@@ -40,6 +42,10 @@ pub(crate) struct Dovecot {
     pub(crate) imaps: u16,
     /// STARTTLS.
     pub(crate) imap: u16,
+    /// ManageSieve, implicit TLS.
+    pub(crate) sieves: u16,
+    /// ManageSieve, STARTTLS.
+    pub(crate) sieve: u16,
     /// Implicit TLS.
     pub(crate) pop3s: u16,
     /// STARTTLS.
@@ -55,14 +61,30 @@ pub(crate) struct Dovecot {
 impl Dovecot {
     /// Everybody has a mailbox here, wherever the directory sends them.
     pub(crate) fn start(certificates: &Certificates, pair: &Pair, demand_client_certificate: bool) -> Self {
-        require(Path::new("/usr/sbin/dovecot"));
-        let [imaps, imap, pop3s, pop3, submissions, submission, relay] = std::array::from_fn(|_| free_port());
-        let dovecot =
-            Self { folder: folder("dovecot"), running: None, imaps, imap, pop3s, pop3, submissions, submission, relay };
-        dovecot.configure(certificates, pair, demand_client_certificate)
+        Self::start_with(certificates, pair, demand_client_certificate, "")
     }
 
-    fn configure(mut self, certificates: &Certificates, pair: &Pair, demand_client_certificate: bool) -> Self {
+    /// As [`Dovecot::start`], with more lines of configuration.
+    pub(crate) fn start_with(
+        certificates: &Certificates,
+        pair: &Pair,
+        demand_client_certificate: bool,
+        more: &str,
+    ) -> Self {
+        require(Path::new("/usr/sbin/dovecot"));
+        let [imaps, imap, pop3s, pop3, submissions, submission, relay] = std::array::from_fn(|_| free_port());
+        let (folder, running, sieves, sieve) = (folder("dovecot"), None, free_port(), free_port());
+        let dovecot = Self { folder, running, imaps, imap, sieves, sieve, pop3s, pop3, submissions, submission, relay };
+        dovecot.configure(certificates, pair, demand_client_certificate, more)
+    }
+
+    fn configure(
+        mut self,
+        certificates: &Certificates,
+        pair: &Pair,
+        demand_client_certificate: bool,
+        more: &str,
+    ) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = &self.folder;
         // Mail must not be touched as root; without root everything runs as who we are.
@@ -75,7 +97,7 @@ impl Dovecot {
                 let users = format!(
                     "default_internal_user = {name}default_login_user = {name}default_internal_group = {group}"
                 );
-                let chroots = ["anvil", "imap-login", "pop3-login", "submission-login"]
+                let chroots = ["anvil", "imap-login", "pop3-login", "submission-login", "managesieve-login"]
                     .map(|service| format!("service {service} {{\n  chroot =\n}}\n"));
                 (format!("mail_uid = {name}mail_gid = {group}"), users + &chroots.concat())
             }
@@ -92,7 +114,7 @@ impl Dovecot {
 state_dir = {folder}/state
 log_path = {folder}/log
 auth_verbose = yes
-protocols = imap pop3 submission
+protocols = imap pop3 submission sieve
 hostname = server3.example.com
 submission_relay_host = 127.0.0.1
 submission_relay_port = {relay}
@@ -163,6 +185,20 @@ service submission-login {{
     ssl = yes
   }}
 }}
+service managesieve-login {{
+  service_count = 0
+  inet_listener sieve {{
+    port = {sieve}
+  }}
+  inet_listener sieves {{
+    port = {sieves}
+    ssl = yes
+  }}
+}}
+plugin {{
+  sieve = file:~/sieve;active=~/active.sieve
+}}
+{more}
 "#,
             folder = folder.display(),
             chain = pair.chain.display(),
@@ -171,6 +207,8 @@ service submission-login {{
             imaps = self.imaps,
             pop3 = self.pop3,
             pop3s = self.pop3s,
+            sieve = self.sieve,
+            sieves = self.sieves,
             submission = self.submission,
             submissions = self.submissions,
             relay = self.relay,
@@ -211,7 +249,7 @@ service submission-login {{
         let server = Server { command, environment: vec![], log: Some(log.clone()), end: "TERM" };
         self.running = Some(server.start().0);
         wait_for_port(self.imaps, &log);
-        [self.imap, self.pop3, self.pop3s, self.submission, self.submissions]
+        [self.imap, self.sieve, self.sieves, self.pop3, self.pop3s, self.submission, self.submissions]
             .into_iter()
             .for_each(|port| wait_for_port(port, &log));
     }
@@ -237,6 +275,20 @@ service submission-login {{
         processes.retain(|pid| kill_process(*pid, Signal::STOP).is_ok());
         assert!(processes.contains(&master), "the master is alive");
         Frozen(processes)
+    }
+
+    /// Waits until it has logged a line with all of these words, and returns it.
+    pub(crate) fn wait_logged(&self, words: &[&str]) -> String {
+        let deadline = Instant::now() + patience(Duration::from_secs(15));
+        loop {
+            let logged = self.logged();
+            if let Some(line) = logged.lines().find(|line| words.iter().all(|word| line.contains(word))) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < deadline, "Dovecot never logged {words:?}:\n{logged}");
+            // A log file gives no event to wait for.
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Everything it logged.
