@@ -9,6 +9,7 @@ mod kit;
 mod address;
 mod backend;
 mod cache;
+mod capabilities;
 mod cli;
 #[cfg(feature = "demo")]
 mod demo;
@@ -21,6 +22,7 @@ mod layers;
 mod lifecycle;
 mod listener_tls;
 mod login;
+mod managesieve;
 mod metrics;
 mod policy;
 mod pop3;

@@ -112,6 +112,7 @@ fn every_commented_key_is_sound() {
     // Each alone, as an operator would remove its `#`.
     for (key, more) in [
         ("hostname:", None),
+        ("capabilities:", None),
         ("trusted_networks:", None),
         ("- {protocol: imap, address: \"192.0.2.11:10993\"", None),
         ("cipher_suites:", None),

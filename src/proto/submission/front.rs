@@ -13,11 +13,11 @@ use crate::outcome::{AccountState, BackendWords, Refusal};
 use crate::secret::SecretBuf;
 
 /// What every server of this century has, while nobody knows what the backends have.
-const USUAL: &[&str] = &["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"];
+pub(super) const USUAL: &[&str] = &["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"];
 
 /// What a backend may list and no client may see: what usher answers for itself, and what is between
 /// servers. Everything else holds after the login, and clients do not say EHLO again then.
-const HIDDEN: &[&str] = &["AUTH", "STARTTLS", "XCLIENT", "XFORWARD"];
+pub(super) const HIDDEN: &[&str] = &["AUTH", "STARTTLS", "XCLIENT", "XFORWARD"];
 
 /// Commands of a mail transaction, told apart from words that are no command.
 const TRANSACTION: &[&[u8]] = &[b"MAIL", b"RCPT", b"DATA", b"BDAT", b"BURL", b"ETRN", b"EXPN"];
@@ -192,7 +192,6 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         Refusal::TlsRequired => TLS_FIRST,
         Refusal::Limit => "454 4.7.0 Too many attempts or sessions, try again later",
         Refusal::Deadline => "454 4.7.0 Logging in took too long, try again",
-        Refusal::Hold => "454 4.7.0 Your mailbox is being moved, try again in a moment",
         Refusal::Draining => "454 4.7.0 The server is shutting down, try again",
         Refusal::Internal => "451 4.3.0 Something went wrong here, try again",
     })
