@@ -31,6 +31,9 @@ pub const BACKEND_RESULTS: [&str; 9] =
 pub const PROBE_RESULTS: [&str; 5] = ["ok", "refused", "unreachable", "tls", "timeout"];
 /// How the breaker of a backend's address may stand.
 pub const BREAKER_STATES: [&str; 3] = ["closed", "half_open", "open"];
+/// What a connection to a listener with PROXY headers began with.
+pub const PROXY_HEADERS: [&str; 9] =
+    ["client", "local", "untrusted", "missing", "malformed", "too_long", "timeout", "closed", "limit"];
 /// How a TLS handshake with a client ended.
 pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"];
 /// What became of files that were found changed.
@@ -157,6 +160,8 @@ pub struct Metrics {
     pub backend_addresses: IntGaugeVec,
     /// Probes of backends' addresses by result.
     pub backend_probes: IntCounterVec,
+    /// PROXY headers in front of clients' connections by what came of them.
+    pub proxy_headers: IntCounterVec,
     /// TLS handshakes with clients by result.
     pub tls_handshakes: IntCounterVec,
     /// TLS handshakes with clients under way.
@@ -310,6 +315,11 @@ impl Metrics {
                 "Looks at a backend's address without a user, by result.",
                 &["backend", "result"],
             ),
+            proxy_headers: counters(
+                "usher_proxy_headers_total",
+                "Connections to listeners with PROXY headers, by what they began with; all but client and local were closed.",
+                &["protocol", "result"],
+            ),
             tls_handshakes: counters("usher_tls_handshakes_total", "TLS handshakes with clients.", &["result"]),
             handshakes: gauge("usher_tls_handshakes_under_way", "TLS handshakes with clients under way."),
             throttled: counters(
@@ -370,6 +380,9 @@ impl Metrics {
             }
             for cause in CONVERSATION_CAUSES {
                 self.conversations_ended.with_label_values(&[protocol.name, cause]);
+            }
+            for result in PROXY_HEADERS {
+                self.proxy_headers.with_label_values(&[protocol.name, result]);
             }
             for direction in ["in", "out"] {
                 self.relayed_bytes.with_label_values(&[protocol.name, direction]);

@@ -228,6 +228,40 @@ impl Refusal {
         self
     }
 
+    /// Whether the client's text names the session, so that a user's screenshot finds the line in the
+    /// log. Never where it says that name or password is wrong, which is the same bytes for all.
+    #[must_use]
+    pub const fn names_session(&self) -> bool {
+        match self {
+            Self::WrongPassword
+            | Self::UnknownUser
+            | Self::EmptyPassword
+            | Self::UnusableName
+            | Self::UnusablePassword
+            | Self::ForeignAuthzid
+            | Self::TlsRequired => false,
+            Self::Account { .. }
+            | Self::NotAllowed
+            | Self::DirectoryUnavailable
+            | Self::SeveralEntries
+            | Self::NoMailHost
+            | Self::SeveralMailHosts
+            | Self::UnknownMailHost
+            | Self::NoBackendLogin
+            | Self::ProtocolNotServed
+            | Self::BackendUnreachable
+            | Self::BackendTls
+            | Self::BackendTimeout
+            | Self::BackendFault
+            | Self::BackendBusy
+            | Self::Disagrees(_)
+            | Self::Limit
+            | Self::Deadline
+            | Self::Draining
+            | Self::Internal => true,
+        }
+    }
+
     /// Whose fault it is.
     #[must_use]
     pub const fn side(&self) -> Side {
@@ -310,6 +344,16 @@ mod tests {
             let label = Refusal::Account { state, proven: true }.label();
             assert_eq!(Refusal::LABELS.iter().filter(|known| **known == label).count(), 1, "{label}");
         }
+    }
+
+    #[test]
+    fn what_sounds_like_a_wrong_password_names_no_session() {
+        for refusal in [Refusal::WrongPassword, Refusal::UnknownUser, Refusal::EmptyPassword, Refusal::UnusableName] {
+            assert!(!refusal.names_session(), "{refusal}");
+        }
+        let locked = Refusal::Account { state: AccountState::Locked, proven: false };
+        assert!(!locked.told(true).names_session());
+        assert!(Refusal::BackendTimeout.names_session() && Refusal::NoMailHost.names_session());
     }
 
     #[test]

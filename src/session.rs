@@ -4,7 +4,7 @@
 //! backend, tell the client, relay. Every wait has a deadline, every way out is counted, and a
 //! refused login leaves the connection usable.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::config::{ListenerTls, OnUnavailable};
 use crate::directory::{Entry, Login};
 use crate::metrics::Metrics;
 use crate::outcome::{Refusal, Side};
-use crate::proto::{self, Credentials, Front, FrontSettings, Protocol, Quit, Step};
+use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
 use crate::registry::{self, Session};
 use crate::relay::{End, relay};
 use crate::report::{self, Report, Visitor};
@@ -46,8 +46,12 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub struct Accepted {
     /// The socket.
     pub tcp: TcpStream,
-    /// The client's address, canonical.
-    pub client: IpAddr,
+    /// The client's address, canonical: the peer's, or the one that a trusted proxy names.
+    pub client: SocketAddr,
+    /// Where it connected to.
+    pub local: SocketAddr,
+    /// When it was accepted.
+    pub since: Instant,
     /// The protocol of the listener.
     pub protocol: &'static Protocol,
     /// TLS of the listener.
@@ -90,25 +94,30 @@ impl Parting {
 
 /// Serves a connection until its end. A panic ends this session and no other.
 pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
-    let Accepted { tcp, client, protocol, tls, permit } = accepted;
-    let visitor = Visitor { session: shared.registry.next_id(), client, protocol: protocol.name };
+    let Accepted { tcp, client, local, since, protocol, tls, permit } = accepted;
+    let visitor =
+        Visitor { session: shared.registry.next_id(), client: client.ip(), via: None, protocol: protocol.name };
+    let origin = Origin { client, local, session: visitor.session.to_string() };
     let snapshot = shared.snapshot.load_full();
-    let Ok(connection) = shared.throttle.connection(&snapshot.config.throttle, client) else {
+    let Ok(connection) = shared.throttle.connection(&snapshot.config.throttle, client.ip()) else {
         // Quietly: before TLS there are no words that a client would show.
         return parted(&visitor, Parting::Limit, &shared.metrics);
     };
     let front = (protocol.front)(FrontSettings {
         host: &snapshot.host,
+        session: &origin.session,
         capabilities: None,
         tls: tls == ListenerTls::Implicit,
         starttls: tls == ListenerTls::StartTls,
         bad_commands: snapshot.config.limits.bad_commands,
     });
-    let deadline = Instant::now() + snapshot.config.limits.conversation_timeout;
+    let deadline = since + snapshot.config.limits.conversation_timeout;
     let conversation = Conversation {
         shared: Arc::clone(&shared),
         snapshot,
         visitor,
+        caller: client,
+        origin,
         protocol,
         front,
         input: SecretBuf::new(),
@@ -130,7 +139,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
 
 /// Counts and tells the end of a conversation that led to no session.
 fn parted(visitor: &Visitor, parting: Parting, metrics: &Metrics) {
-    let Visitor { session, client, protocol } = *visitor;
+    let Visitor { session, client, protocol, .. } = *visitor;
     metrics.conversations_ended.with_label_values(&[protocol, parting.label()]).inc();
     debug!(%session, %client, protocol, cause = parting.label(), "left before login");
 }
@@ -140,6 +149,10 @@ struct Conversation {
     shared: Arc<Shared>,
     snapshot: Arc<Snapshot>,
     visitor: Visitor,
+    /// Who connected: the client, or a webmail server on behalf of one.
+    caller: SocketAddr,
+    /// Who the client is, for the backend.
+    origin: Origin,
     protocol: &'static Protocol,
     front: Box<dyn Front>,
     /// What the client said and the dialogue has not yet consumed.
@@ -164,6 +177,7 @@ impl Conversation {
         self.front.greet(&mut self.out);
         loop {
             let step = self.front.step(&mut self.input, &mut self.out);
+            self.recognize();
             while let Some(refusal) = self.front.refused_unasked() {
                 let report = Report::default();
                 report.emit(&self.visitor, self.front.client_id(), Some(&refusal), &self.shared.metrics);
@@ -192,6 +206,17 @@ impl Conversation {
                 }
             }
         }
+    }
+
+    /// Who the client is: a webmail server that is trusted says for whom it calls, and from then on
+    /// the log, the limits and the backend go by that. Its connection stays its own.
+    fn recognize(&mut self) {
+        let claim = self.front.client_id().and_then(|id| id.originating);
+        let trusted = &self.snapshot.config.trusted_networks;
+        let claim = claim.filter(|_| trusted.iter().any(|network| network.contains(self.caller.ip())));
+        self.origin.client = claim.unwrap_or(self.caller);
+        self.visitor.client = self.origin.client.ip();
+        self.visitor.via = claim.map(|_| self.caller.ip());
     }
 
     async fn start_tls(&mut self, tcp: TcpStream) -> Result<Stream, Parting> {
@@ -296,7 +321,8 @@ impl Conversation {
             let place = self.place(&proven).map_err(|limited| report.limited(limited))?;
             let target = self.target(proven.identity.entry(), &login)?;
             report.sent_to(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
-            let answer = target.backend.log_in(self.protocol, &target.login, &password, &mut report.phases).await;
+            let answer =
+                target.backend.log_in(self.protocol, &target.login, &password, &self.origin, &mut report.phases).await;
             match answer {
                 Ok(logged_in) if authn.still_holds(&proven) => {
                     self.count_backend(target.backend, "ok");

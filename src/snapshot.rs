@@ -111,6 +111,8 @@ pub struct Shared {
     pub directory_answered: AtomicBool,
     /// The log, for its level and its losses.
     pub log: log::Guard,
+    /// Lines about connections that strangers could repeat at will.
+    pub repeats: log::Repeats,
     connections: watch::Sender<usize>,
 }
 
@@ -132,6 +134,7 @@ impl Shared {
             stage: watch::Sender::new(Stage::Serving),
             directory_answered: AtomicBool::new(false),
             log,
+            repeats: log::Repeats::default(),
             connections: watch::Sender::new(0),
         })
     }

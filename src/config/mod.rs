@@ -29,9 +29,9 @@ use std::sync::Arc;
 
 pub use model::{
     Address, Admin, Backend, BackendService, Balance, Cache, Canary, CertificateFiles, Config, Connections, Control,
-    Directory, DirectoryServer, Draft, Drain, Endpoint, FailedLogins, Find, Group, Health, LdapScheme, Limit, Limits,
-    Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, Network, OnUnavailable, Probe, Process, Routing,
-    ServiceAccount, Template, TemplatePart, Throttle, Tls, TlsVersion,
+    Directory, DirectoryServer, Draft, Drain, Endpoint, FailedLogins, Find, Forward, Group, Health, LdapScheme, Limit,
+    Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, Network, OnUnavailable, Probe, Process,
+    Routing, ServiceAccount, Template, TemplatePart, Throttle, Tls, TlsVersion,
 };
 pub use names::{cipher_suite, host_key};
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::{Place, Problem};
 use crate::outcome::AccountState;
+use crate::proto::proxy_header::Version;
 use crate::proto::{BackTls, Protocol};
 
 /// A whole checked configuration: one immutable snapshot.
@@ -28,6 +29,8 @@ pub struct Config {
     pub tls: Tls,
     /// The directory.
     pub directory: Directory,
+    /// Networks whose clients may say, by IMAP's ID, for whom they call: webmail.
+    pub trusted_networks: Vec<Network>,
     /// Backends and who goes where.
     pub routing: Routing,
     /// How long decisions are kept.
@@ -79,6 +82,9 @@ pub struct Listener {
     pub tls: ListenerTls,
     /// The name of the socket that systemd opens for it, wherever that listens.
     pub socket: Option<String>,
+    /// The networks of the proxies that begin every connection with a PROXY header; `None`: there are
+    /// no proxies.
+    pub proxies: Option<Vec<Network>>,
 }
 
 /// TLS on a listener.
@@ -376,6 +382,19 @@ pub struct Endpoint {
     pub tls: BackTls,
     /// The name to verify and to send as SNI.
     pub server_name: String,
+    /// How it is told who the client is.
+    pub forward: Forward,
+}
+
+/// How a backend is told who the client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forward {
+    /// Not at all.
+    Nothing,
+    /// By a PROXY header, before TLS.
+    Header(Version),
+    /// In the protocol's dialogue ([`Protocol::introduction`]).
+    Dialogue,
 }
 
 /// A host and a port to connect to.
@@ -412,6 +431,8 @@ pub struct Cache {
 pub struct Limits {
     /// Connections in all.
     pub connections: usize,
+    /// The wait for a PROXY header.
+    pub proxy_header_timeout: Duration,
     /// One TLS handshake with a client.
     pub handshake_timeout: Duration,
     /// Waiting for a client between the greeting and its successful login, in all.

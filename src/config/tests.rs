@@ -62,6 +62,7 @@ routing:
 cache: {ttl: 1m, negative_ttl: 5s, stale: 2h, capacity: 10}
 limits:
   connections: 100
+  proxy_header_timeout: 2s
   handshake_timeout: 5s
   login_timeout: 20s
   conversation_timeout: 40s
@@ -92,6 +93,7 @@ control: {path: control.sock, group: mail}
 process: {user: usher, group: mail, debug: true}
 log: {format: json, level: debug}
 hostname: mail.example.com
+trusted_networks: [198.51.100.9, "2001:db8:9::/64"]
 "#;
 
 fn parse_text(text: &str) -> Result<Config, Vec<Problem>> {

@@ -2,7 +2,7 @@
 
 mod chunks;
 
-use super::trial::HOST;
+use super::trial::{HOST, SESSION};
 use super::{FrontSettings, PROTOCOLS, Protocol, Step};
 use crate::outcome::{AccountState, Refusal};
 use crate::secret::SecretBuf;
@@ -152,8 +152,14 @@ fn every_refusal() -> Vec<Refusal> {
 
 /// What this protocol answers to an attempt that is refused so.
 fn answer(protocol: &Protocol, attempt: &[u8], refusal: &Refusal) -> String {
-    let mut front =
-        (protocol.front)(FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 1 });
+    let mut front = (protocol.front)(FrontSettings {
+        host: HOST,
+        session: SESSION,
+        capabilities: None,
+        tls: true,
+        starttls: false,
+        bad_commands: 1,
+    });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     front.greet(&mut out);
     input.extend(attempt);

@@ -135,7 +135,8 @@ limits: {{{limits}}}
         let (tcp, address) = accepted.unwrap();
         let permit = self.shared.permit(10).unwrap();
         let tls = ListenerTls::StartTls;
-        let accepted = Accepted { tcp, client: address.ip(), protocol: &ONE_LINE, tls, permit };
+        let (local, since) = (self.listener.local_addr().unwrap(), Instant::now());
+        let accepted = Accepted { tcp, client: address, local, since, protocol: &ONE_LINE, tls, permit };
         tokio::spawn(serve(Arc::clone(&self.shared), accepted));
         let (reader, writer) = client.unwrap().into_split();
         let mut client = Client { reader: BufReader::new(reader), writer };

@@ -405,7 +405,9 @@ fn disagreement(answer: &'static str, pass: bool) -> String {
     let said = event["backend_reply"].as_str().unwrap_or_default();
     assert!(said.contains(answer.rsplit(']').next().unwrap().trim()), "the log has the backend's words: {event}");
     assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "disagrees")]), 1.0);
-    reply.tagged
+    // What is told names the session, to be found in the log.
+    let session = format!(" (session {})", event["session"].as_str().unwrap());
+    reply.tagged.strip_suffix(&session).expect("the session is named").to_owned()
 }
 
 #[test]

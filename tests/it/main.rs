@@ -6,6 +6,7 @@
 
 mod kit;
 
+mod address;
 mod backend;
 mod cache;
 mod cli;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::outcome::AccountState;
 use crate::proto::BackTls;
+use crate::proto::proxy_header::Version;
 
 #[test]
 fn every_key_arrives() {
@@ -16,6 +17,10 @@ fn every_key_arrives() {
     let listeners: Vec<_> = config.listeners.iter().map(|l| (l.protocol.name, l.address.to_string(), l.tls)).collect();
     let imap = |address: &str, tls| ("imap", address.to_owned(), tls);
     assert_eq!(listeners, [imap("[::]:993", ListenerTls::Implicit), imap("[::]:143", ListenerTls::StartTls)]);
+
+    assert!(config.listeners.iter().all(|listener| listener.proxies.is_none()));
+    let network = |address: &str, bits| Network { address: address.parse().unwrap(), bits };
+    assert_eq!(config.trusted_networks, [network("198.51.100.9", 32), network("2001:db8:9::", 64)]);
 
     let tls = &config.tls;
     let pair = |chain: &str, key: &str| CertificateFiles { chain: chain.into(), key: key.into() };
@@ -104,6 +109,7 @@ fn every_key_arrives() {
     assert_eq!(config.cache, Cache { ttl: seconds(60), negative_ttl: seconds(5), stale: seconds(7_200), capacity: 10 });
     let limits = Limits {
         connections: 100,
+        proxy_header_timeout: seconds(2),
         handshake_timeout: seconds(5),
         login_timeout: seconds(20),
         conversation_timeout: seconds(40),
@@ -188,6 +194,7 @@ fn defaults() {
     );
     let limits = Limits {
         connections: 60_000,
+        proxy_header_timeout: seconds(5),
         handshake_timeout: seconds(10),
         login_timeout: seconds(30),
         conversation_timeout: seconds(60),
@@ -339,5 +346,27 @@ fn a_network_holds_its_addresses_and_no_other() {
     ] {
         assert!(network.contains(inside.parse().unwrap()), "{inside} is in {network:?}");
         assert!(!network.contains(outside.parse().unwrap()), "{outside} is not in {network:?}");
+    }
+}
+
+#[test]
+fn who_a_client_is_said_to_be() {
+    let header = "tls: starttls, proxy_header: required, trusted: [192.0.2.20, \"2001:db8::/64\"]}";
+    let config = sound("tls: starttls}\ntls:", &format!("{header}\ntls:"));
+    let network = |address: &str, bits| Network { address: address.parse().unwrap(), bits };
+    let proxies = vec![network("192.0.2.20", 32), network("2001:db8::", 64)];
+    assert_eq!(config.listeners[1].proxies, Some(proxies));
+    assert_eq!(config.listeners[0].proxies, None);
+    let off = sound("tls: starttls}\ntls:", "tls: starttls, proxy_header: off}\ntls:");
+    assert_eq!(off.listeners[1].proxies, None);
+    for (word, forward) in [
+        ("none", Forward::Nothing),
+        ("proxy_v1", Forward::Header(Version::V1)),
+        ("proxy_v2", Forward::Header(Version::V2)),
+        ("id", Forward::Dialogue),
+    ] {
+        let config = sound("tls: implicit, server_name", &format!("tls: implicit, forward: {word}, server_name"));
+        assert_eq!(config.routing.backends[0].endpoints[0].forward, forward);
+        assert_eq!(config.routing.backends[1].endpoints[0].forward, Forward::Nothing);
     }
 }
