@@ -53,6 +53,9 @@ pub(super) enum Fault {
     /// No answer in time.
     #[error("no answer in time")]
     Timeout,
+    /// No answer in what was left of the decision's time, which was less than an answer may take.
+    #[error("no answer in the time that was left")]
+    Cut,
     /// What came is no LDAP.
     #[error("the answer cannot be read")]
     Malformed,

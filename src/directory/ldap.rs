@@ -74,8 +74,8 @@ impl Ldap {
     }
 
     #[cfg(test)]
-    pub(super) fn first_server(&self) -> Arc<Server> {
-        Arc::clone(&self.pool.servers()[0])
+    pub(super) fn server(&self, at: usize) -> Arc<Server> {
+        Arc::clone(&self.pool.servers()[at])
     }
 
     /// Has the servers looked at that are due for it; to be called a few times a second.

@@ -208,7 +208,7 @@ impl Server {
     /// Puts it aside if it is of no use without the service account.
     fn out_of_use(&self, trouble: &Trouble) {
         if self.needs_service {
-            self.health.broke(Cause::Look, trouble);
+            self.broke(Cause::Look, trouble);
         }
     }
 }
