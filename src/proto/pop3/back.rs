@@ -152,7 +152,7 @@ impl Pop3Back {
         match (self.state, answer) {
             // The time stamp of APOP, if there is one, is for nobody.
             (State::Greeting, Answer::Ok(text)) => {
-                self.takes_xclient = text.ends_with(b"[XCLIENT]");
+                self.takes_xclient = text.split(|byte| *byte == b' ').any(|word| word == b"[XCLIENT]");
                 if self.in_the_clear {
                     write_line(out, &[b"STLS"]);
                     self.state = State::StartTls;

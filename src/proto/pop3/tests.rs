@@ -467,7 +467,10 @@ fn a_backend_is_told_who_the_client_is_if_it_offers_that() {
         S: +OK
         => ready []
     ";
-    backend(told, &format!("S: +OK ready [XCLIENT]\nC: XCLIENT ADDR=198.51.100.7 PORT=4711 SESSION=S7Q2X\n{asked}"));
+    backend(
+        told,
+        &format!("S: +OK [XCLIENT] Dovecot ready.\nC: XCLIENT ADDR=198.51.100.7 PORT=4711 SESSION=S7Q2X\n{asked}"),
+    );
     backend(
         Login { tls: BackTls::StartTls, client: Some("[2001:db8::7]:4711"), ..ALICE },
         &format!(
