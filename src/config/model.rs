@@ -87,9 +87,6 @@ pub struct Listener {
     pub proxies: Option<Vec<Network>>,
     /// The name of the socket that systemd opens for it, wherever that listens.
     pub socket: Option<String>,
-    /// The networks of the proxies that begin every connection with a PROXY header; `None`: there are
-    /// no proxies.
-    pub proxies: Option<Vec<Network>>,
 }
 
 /// TLS on a listener.
