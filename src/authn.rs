@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tracing::warn;
 
 use crate::cache::{Cache, Digest, FlightError, Flights, Known, Stamp};
-use crate::directory::{Directory, DirectoryError, Identity, Login, Trace};
+use crate::directory::{Directory, DirectoryError, Entry, Identity, Login, Trace};
 use crate::log::Repeats;
 use crate::outcome::Refusal;
 use crate::secret::Secret;
@@ -22,7 +22,8 @@ pub enum DecidedBy {
     Directory,
     /// A bind within `cache.ttl`.
     Cache,
-    /// invalidCredentials within `cache.negative_ttl`.
+    /// invalidCredentials within `cache.negative_ttl`, or within `cache.negative_ttl_max` where a
+    /// look-up showed that nothing has changed.
     Negative,
     /// Nobody was asked: such a name or password is never sent anywhere.
     Usher,
@@ -184,14 +185,19 @@ impl Authenticator {
         let (directory, cache) = (Arc::clone(&self.directory), Arc::clone(&self.cache));
         let since = cache.stamp();
         async move {
-            let (answer, trace) = directory.authenticate(&login, &password).await;
+            let refused_before = |entry: &Entry| cache.refused_before(entry, &digest);
+            let (answer, trace) = directory.authenticate(&login, &password, &refused_before).await;
             let answer = answer.map(Arc::new);
             match &answer {
                 Ok(identity) => cache.right(&login, Arc::clone(identity), digest, since),
-                Err(DirectoryError::InvalidCredentials { dn }) => cache.wrong(&login, dn, digest, since),
+                Err(DirectoryError::InvalidCredentials { dn, seen: Some(seen) }) => {
+                    cache.wrong(&login, dn, seen, digest, since);
+                }
                 // A state passes, and may have hidden that the password is right: not remembered.
                 Err(
-                    DirectoryError::Account { .. }
+                    DirectoryError::InvalidCredentials { seen: None, .. }
+                    | DirectoryError::Account { .. }
+                    | DirectoryError::RefusedBefore { .. }
                     | DirectoryError::NoEntry
                     | DirectoryError::SeveralEntries
                     | DirectoryError::CannotTell(_),
@@ -203,12 +209,18 @@ impl Authenticator {
 
     fn judge(&self, landed: &Landed) -> Decision {
         let (answer, trace, since) = landed.as_ref();
+        let by = match answer {
+            Err(DirectoryError::RefusedBefore { .. }) => DecidedBy::Negative,
+            Ok(_) | Err(_) => DecidedBy::Directory,
+        };
         let (result, dn) = match answer {
             Ok(identity) => {
                 let proven = Proven { identity: Arc::clone(identity), since: *since };
                 (Ok(proven), Some(Arc::clone(&identity.entry().dn)))
             }
-            Err(DirectoryError::InvalidCredentials { dn }) => (Err(Refusal::WrongPassword), Some(Arc::clone(dn))),
+            Err(DirectoryError::InvalidCredentials { dn, .. } | DirectoryError::RefusedBefore { dn }) => {
+                (Err(Refusal::WrongPassword), Some(Arc::clone(dn)))
+            }
             Err(DirectoryError::Account { dn, state, proven }) => {
                 (Err(Refusal::Account { state: *state, proven: *proven }), Some(Arc::clone(dn)))
             }
@@ -222,7 +234,7 @@ impl Authenticator {
                 (Err(Refusal::DirectoryUnavailable), None)
             }
         };
-        Decision { result, by: DecidedBy::Directory, dn, trace: trace.clone() }
+        Decision { result, by, dn, trace: trace.clone() }
     }
 }
 

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::compile::certificate;
-use super::model::{Directory, DirectoryServer, Find, LdapScheme, ServiceAccount};
+use super::model::{Allow, Directory, DirectoryServer, Find, LdapScheme, ServiceAccount};
 use super::raw::{Node, Section, Unique};
+use super::template::UserName;
 use super::units::SECOND;
 use super::{names, template};
 use crate::outcome::AccountState;
+use crate::proto::{PROTOCOLS, Protocol};
 
 /// The section as far as it could be read.
 pub(super) struct Draft {
@@ -48,6 +50,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
         directory.problem("attempt_timeout", "longer than `timeout`, of which it is a part: shorten it");
     }
     let bind_connections = directory.integer("bind_connections", 16, 1..=1_000);
+    let allow = allow(directory);
     let reveal_account_state = directory.flag("reveal_account_state", false);
     let results = results(directory);
     let facts = Facts { timeout, login_attribute: login_attribute.is_some() };
@@ -61,6 +64,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             find: find?,
             mail_host_attribute: mail_host_attribute?,
             login_attribute: login_attribute.flatten(),
+            allow: allow?,
             timeout: timeout?,
             attempt_timeout: attempt_timeout?,
             bind_connections: bind_connections?,
@@ -69,6 +73,39 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
         })
     };
     Draft { directory: all(), facts }
+}
+
+/// `allow_attribute`, `allow_values` and `allow_filter`.
+fn allow(directory: &Section<'_>) -> Option<Allow> {
+    let attribute = directory.get("allow_attribute").map(|node| node.parsed(names::attribute));
+    let given = directory.get("allow_values");
+    if let (Some(node), None) = (&given, &attribute) {
+        node.problem("needs `allow_attribute`: the attribute that has these values");
+    }
+    let of_protocol = |values: &Section<'_>, protocol: &Protocol| match values.get(protocol.name) {
+        Some(node) => {
+            let items = node.one_or_more()?;
+            Some(items.iter().filter_map(|item| item.text().map(str::to_lowercase)).collect())
+        }
+        None => Some(vec![protocol.name.to_owned()]),
+    };
+    let read = |values: &Section<'_>| {
+        let values = PROTOCOLS.iter().map(|protocol| (protocol.name, of_protocol(values, protocol)));
+        let values: Vec<_> = values.collect();
+        values.into_iter().map(|(name, values)| Some((name, values?))).collect::<Option<BTreeMap<_, _>>>()
+    };
+    let values = directory.section("allow_values", read).flatten();
+    let filter = directory.get("allow_filter").map(|node| node.parsed(template::fixed_filter));
+    Some(Allow { attribute: flat(attribute)?, values: values?, filter: flat(filter)? })
+}
+
+/// Absent is sound; a value that could not be read is not.
+fn flat<T>(read: Option<Option<T>>) -> Option<Option<T>> {
+    match read {
+        Some(None) => None,
+        Some(value) => Some(value),
+        None => Some(None),
+    }
 }
 
 /// Results of a bind that some servers give instead of a policy control.
@@ -135,8 +172,19 @@ fn find(directory: &Section<'_>) -> Option<Find> {
     let filter = filter_node.as_ref().map(|node| node.parsed(template::filter));
     let user_dn = user_dn_node.as_ref().map(|node| node.parsed(template::user_dn));
     match (base, filter, user_dn) {
+        (Some(base), None, Some(Some(UserName::Principal(template)))) => {
+            Some(Find::Principal { template, base: base?, service })
+        }
+        (None, None, Some(Some(UserName::Principal(_)))) => {
+            directory.problem(
+                "user_dn",
+                "a principal name needs `base`: the entry with this userPrincipalName is read there",
+            );
+            None
+        }
         (Some(base), Some(filter), None) => Some(Find::Search { service, base: base?, filter: filter? }),
-        (None, None, Some(template)) => Some(Find::UserDn { template: template?, service }),
+        (None, None, Some(Some(UserName::Dn(template)))) => Some(Find::UserDn { template, service }),
+        (None, None, Some(None)) => None,
         (None, None, None) => {
             directory.problem("", "missing how a user is found: add `base` and `filter`, or `user_dn`");
             None

@@ -26,8 +26,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use super::Entry;
 use super::policy::{self, Bound};
+use super::{Entry, Marks};
 use crate::config::LdapScheme;
 
 /// RFC 4511 section 4.14.1.
@@ -90,6 +90,23 @@ pub(super) struct Attributes {
     pub(super) mail_host: String,
     /// The attribute with the name at the backend.
     pub(super) login: Option<String>,
+    /// The attribute with what its owner may use.
+    pub(super) allow: Option<String>,
+}
+
+impl Attributes {
+    /// Their names, each once.
+    fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        let marks: Vec<&str> = Marks::attributes().collect();
+        let configured = [Some(self.mail_host.as_str()), self.login.as_deref(), self.allow.as_deref()];
+        for name in configured.into_iter().flatten().chain(marks) {
+            if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                names.push(name);
+            }
+        }
+        names
+    }
 }
 
 /// Which entries a search may see.
@@ -174,13 +191,15 @@ impl Connection {
         let size = if question.scope == Scope::Base { 1 } else { 2 };
         let options = SearchOptions::new().sizelimit(size).timelimit(seconds);
         let wanted = &question.attributes;
-        let mut names = vec![wanted.mail_host.as_str()];
-        names.extend(wanted.login.as_deref().filter(|name| !name.eq_ignore_ascii_case(&wanted.mail_host)));
 
         let mut ldap = self.ldap.clone();
         let mut found = Found { code: 0, entries: 0, first: None };
-        let asked =
-            ldap.with_search_options(options).streaming_search(&question.base, question.scope, &question.filter, names);
+        let asked = ldap.with_search_options(options).streaming_search(
+            &question.base,
+            question.scope,
+            &question.filter,
+            wanted.names(),
+        );
         let mut answers = self.contained(asked).await?;
         let mut messages = 0;
         while let Some(message) = self.contained(answers.next()).await? {
@@ -350,30 +369,29 @@ fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Option<Entry
     if dn.len() > MAX_DN {
         return Some(None);
     }
-    let mut entry = Entry { dn: dn.into(), mail_hosts: Vec::new(), logins: Vec::new() };
+    let mut entry = Entry::named(dn.into());
     for attribute in parts.next()?.expect_constructed()? {
         let mut parts = attribute.expect_constructed()?.into_iter();
         let description = parts.next()?.expect_primitive()?;
         let values = parts.next()?.expect_constructed()?;
-        let is = |name: &str| base_name(&description).eq_ignore_ascii_case(name.as_bytes());
-        let is_mail_host = is(&wanted.mail_host);
-        let is_login = wanted.login.as_deref().is_some_and(is);
-        if !is_mail_host && !is_login {
-            continue;
-        }
+        let name = base_name(&description);
+        let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
+        let lists = [
+            (is(&wanted.mail_host), &mut entry.mail_hosts),
+            (wanted.login.as_deref().is_some_and(is), &mut entry.logins),
+            (wanted.allow.as_deref().is_some_and(is), &mut entry.allowed),
+        ];
+        let mut lists: Vec<_> = lists.into_iter().filter_map(|(is, list)| is.then_some(list)).collect();
         for value in values {
             let bytes = value.expect_primitive()?;
-            // Cutting a name short, or a list, would make another name or a unique one of it.
-            if bytes.len() > MAX_VALUE || entry.mail_hosts.len().max(entry.logins.len()) >= MAX_VALUES {
-                return Some(None);
-            }
-            // What is not UTF-8 keeps its replacement characters and so matches no name.
-            let value = String::from_utf8_lossy(&bytes).into_owned();
-            if is_login {
-                entry.logins.push(value.clone());
-            }
-            if is_mail_host {
-                entry.mail_hosts.push(value);
+            entry.marks.note(name, &bytes);
+            for list in &mut lists {
+                // Cutting a name short, or a list, would make another name or a unique one of it.
+                if bytes.len() > MAX_VALUE || list.len() >= MAX_VALUES {
+                    return Some(None);
+                }
+                // What is not UTF-8 keeps its replacement characters and so matches no name.
+                list.push(String::from_utf8_lossy(&bytes).into_owned());
             }
         }
     }

@@ -1,7 +1,8 @@
 //! The directory that speaks LDAP: who a login name is, and whether the password is theirs.
 //!
 //! Two ways to find the user: a search as the service account and a bind as the DN it found, or a
-//! bind as a DN made from the name and a read of that entry as the user. Either has one deadline
+//! bind as a DN (or Active Directory's principal name) made from the name and a read of that entry as
+//! the user. Either has one deadline
 //! for all of its tries. Only result 0 of a bind is a yes, only 49 a no, and either may come with words
 //! about the account that decide instead; an answered bind is never
 //! repeated on another server (promise 6), referrals are never followed (promise 9), and nothing
@@ -16,7 +17,9 @@ use super::connection::{Attributes, Found, Question, Scope};
 use super::policy::{Bound, Said};
 use super::pool::Pool;
 use super::server::{Lease, Server, Tuning};
-use super::{Answer, Directory, DirectoryError, Entry, Identity, Login, Trace, Trouble, template};
+use super::{
+    Answer, Directory, DirectoryError, Entry, Identity, Login, Marks, RefusedBefore, Trace, Trouble, template,
+};
 use crate::config::{self, Find};
 use crate::metrics::Metrics;
 use crate::secret::Secret;
@@ -60,6 +63,7 @@ impl Ldap {
             attributes: Arc::new(Attributes {
                 mail_host: settings.mail_host_attribute.clone(),
                 login: settings.login_attribute.clone(),
+                allow: settings.allow.attribute.clone(),
             }),
             pool: Pool::new(settings.servers.iter().map(server).collect(), tuning),
             settings: settings.clone(),
@@ -77,7 +81,7 @@ impl Ldap {
         let question = self.root();
         match &self.settings.find {
             Find::Search { .. } => self.ask(&question, deadline, &mut trace).await?,
-            Find::UserDn { .. } => {
+            Find::UserDn { .. } | Find::Principal { .. } => {
                 let mut tries = self.pool.tries(deadline, || self.root());
                 loop {
                     match tries.next()?.read_alone(&question, deadline, &mut trace).await {
@@ -90,7 +94,13 @@ impl Ldap {
         Ok(())
     }
 
-    async fn decide(&self, login: &Login, password: &Secret, trace: &mut Trace) -> Result<Identity, DirectoryError> {
+    async fn decide(
+        &self,
+        login: &Login,
+        password: &Secret,
+        refused_before: RefusedBefore<'_>,
+        trace: &mut Trace,
+    ) -> Result<Identity, DirectoryError> {
         let deadline = self.deadline();
         let password = self.sendable(password)?;
         match &self.settings.find {
@@ -99,56 +109,104 @@ impl Ldap {
                 let started = Instant::now();
                 let found = self.ask(&question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
-                let entry = self.one(found?, trace)?;
+                let mut entry = self.one(found?, trace)?;
+                if refused_before(&entry) {
+                    return Err(DirectoryError::RefusedBefore { dn: entry.dn });
+                }
 
                 let started = Instant::now();
-                let bound = self.bind(&entry.dn, password, deadline, trace).await;
+                let bound = self.bind(&entry.dn, &entry.marks, password, deadline, trace).await;
                 trace.bind = Some(started.elapsed());
                 let (server, lease) = bound?;
                 server.give_back(lease);
+                if let Some(question) = self.group(&entry.dn) {
+                    let found = self.ask(&question, deadline, trace).await?;
+                    entry.in_group = self.matches(&found, trace)?;
+                }
                 Ok(Identity { entry })
             }
-            Find::UserDn { template, .. } => {
-                let dn = template::dn(template, login).ok_or(DirectoryError::NoEntry)?;
+            Find::UserDn { .. } | Find::Principal { .. } => {
+                let (name, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
                 let started = Instant::now();
-                let bound = self.bind(&dn, password, deadline, trace).await;
+                // Nothing is seen of the entry before it is bound.
+                let bound = self.bind(&name, &Marks::default(), password, deadline, trace).await;
                 trace.bind = Some(started.elapsed());
                 let (server, lease) = bound?;
 
-                let question = self.read(dn);
                 let started = Instant::now();
                 let found = server.read(&lease, &question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
                 // The bind was answered: whatever the read brings, no other server gets the password.
-                let found = found.map_err(DirectoryError::CannotTell)?;
+                let mut entry = self.readable(found.map_err(DirectoryError::CannotTell)?, trace)?;
+                if let Some(question) = self.group(&entry.dn) {
+                    let found = server.read(&lease, &question, deadline, trace).await;
+                    entry.in_group = self.matches(&found.map_err(DirectoryError::CannotTell)?, trace)?;
+                }
                 server.give_back(lease);
-                Ok(Identity { entry: self.readable(found, trace)? })
+                Ok(Identity { entry })
             }
+        }
+    }
+
+    /// Where the name alone says whom to bind: that, and the question for the entry that it is.
+    fn own(&self, login: &Login) -> Option<(String, Question)> {
+        match &self.settings.find {
+            Find::Search { .. } => None,
+            Find::UserDn { template, .. } => {
+                let dn = template::dn(template, login)?;
+                Some((dn.clone(), self.read(dn)))
+            }
+            Find::Principal { template, base, .. } => {
+                let name = template::principal(template, login)?;
+                let filter = format!("(userPrincipalName={})", ldap3::ldap_escape(name.as_str()));
+                Some((name, self.ask_for("read", base.clone(), Scope::Subtree, filter)))
+            }
+        }
+    }
+
+    /// Whether the entry with this DN matches `allow_filter`, if there is one.
+    fn group(&self, dn: &str) -> Option<Question> {
+        let filter = self.settings.allow.filter.clone()?;
+        Some(self.ask_for("read", dn.to_owned(), Scope::Base, filter))
+    }
+
+    /// Whether a question for one entry found it.
+    fn matches(&self, found: &Found, trace: &Trace) -> Result<bool, DirectoryError> {
+        match found.code {
+            SUCCESS => Ok(found.entries > 0),
+            code => Err(told(trace, |server| Trouble::Result { server, operation: "read", code })),
         }
     }
 
     async fn find(&self, login: &Login, trace: &mut Trace) -> Result<Entry, DirectoryError> {
         let deadline = self.deadline();
         let started = Instant::now();
-        match &self.settings.find {
+        let mut entry = match &self.settings.find {
             Find::Search { base, filter, .. } => {
                 let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
                 let found = self.ask(&question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
-                self.one(found?, trace)
+                self.one(found?, trace)?
             }
-            Find::UserDn { service: None, .. } => Err(DirectoryError::CannotTell(Trouble::NoServiceAccount)),
-            Find::UserDn { template, service: Some(_) } => {
-                let question = self.read(template::dn(template, login).ok_or(DirectoryError::NoEntry)?);
+            Find::UserDn { service: None, .. } | Find::Principal { service: None, .. } => {
+                return Err(DirectoryError::CannotTell(Trouble::NoServiceAccount));
+            }
+            Find::UserDn { .. } | Find::Principal { .. } => {
+                let (_, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
                 let found = self.ask(&question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
                 let found = found?;
                 if found.code == NO_SUCH_OBJECT {
                     return Err(DirectoryError::NoEntry);
                 }
-                self.readable(found, trace)
+                self.readable(found, trace)?
             }
+        };
+        if let Some(question) = self.group(&entry.dn) {
+            let found = self.ask(&question, deadline, trace).await?;
+            entry.in_group = self.matches(&found, trace)?;
         }
+        Ok(entry)
     }
 
     /// Asks as the service account, on the first server that gives a verdict.
@@ -166,6 +224,7 @@ impl Ldap {
     async fn bind(
         &self,
         dn: &str,
+        seen: &Marks,
         password: &str,
         deadline: Instant,
         trace: &mut Trace,
@@ -175,7 +234,7 @@ impl Ldap {
             let server = tries.next()?;
             match server.bind(dn, password, deadline, trace).await {
                 Ok((bound, lease)) => {
-                    let judged = self.judge(bound, dn, trace);
+                    let judged = self.judge(bound, dn, seen, trace);
                     return match judged {
                         Ok(()) => Ok((server, lease)),
                         Err(refused) => {
@@ -190,7 +249,7 @@ impl Ldap {
     }
 
     /// What an answered bind means: yes, or why not.
-    fn judge(&self, bound: Bound, dn: &str, trace: &mut Trace) -> Result<(), DirectoryError> {
+    fn judge(&self, bound: Bound, dn: &str, seen: &Marks, trace: &mut Trace) -> Result<(), DirectoryError> {
         trace.said = bound.said;
         let account = |state, proven| DirectoryError::Account { dn: dn.into(), state, proven };
         match (bound.code, bound.said) {
@@ -204,7 +263,10 @@ impl Ldap {
                 Ok(())
             }
             (INVALID_CREDENTIALS, Some(Said::NoAccount)) => Err(DirectoryError::NoEntry),
-            (INVALID_CREDENTIALS, _) => Err(DirectoryError::InvalidCredentials { dn: dn.into() }),
+            (INVALID_CREDENTIALS, said) => {
+                let seen = (said.is_none() && !seen.show_a_lock()).then(|| seen.clone());
+                Err(DirectoryError::InvalidCredentials { dn: dn.into(), seen })
+            }
             (code, _) => Err(match self.settings.results.get(&code) {
                 // Nothing tells whether the server had looked at the password.
                 Some(state) => account(*state, false),
@@ -227,6 +289,7 @@ impl Ldap {
     /// The entry of a read.
     fn readable(&self, found: Found, trace: &Trace) -> Result<Entry, DirectoryError> {
         match found {
+            Found { entries: 2.., .. } | Found { code: SIZE_LIMIT, .. } => Err(DirectoryError::SeveralEntries),
             Found { code: 0, entries: 1, first: Some(entry) } => self.named(entry, trace),
             Found { code: 0, entries: 1, first: None } => Err(told(trace, |server| Trouble::Malformed { server })),
             // Success without an entry: the access rules hide it. Nothing tells where its mail is.
@@ -275,10 +338,15 @@ impl Ldap {
 }
 
 impl Directory for Ldap {
-    fn authenticate<'a>(&'a self, login: &'a Login, password: &'a Secret) -> Answer<'a, Identity> {
+    fn authenticate<'a>(
+        &'a self,
+        login: &'a Login,
+        password: &'a Secret,
+        refused_before: RefusedBefore<'a>,
+    ) -> Answer<'a, Identity> {
         Box::pin(async move {
             let mut trace = Trace::default();
-            (self.decide(login, password, &mut trace).await, trace)
+            (self.decide(login, password, refused_before, &mut trace).await, trace)
         })
     }
 
@@ -290,13 +358,16 @@ impl Directory for Ldap {
     }
 
     fn question(&self, login: &Login) -> String {
-        let nothing = || "nothing: the name lacks a part that the template asks for".to_owned();
+        let nothing = || "nothing: the name lacks a part that the template asks for, or may not stand in it".to_owned();
         match &self.settings.find {
             Find::Search { base, filter, .. } => template::filter(filter, login)
                 .map_or_else(nothing, |filter| format!("search for {filter} under {base}")),
             Find::UserDn { template, .. } => {
                 template::dn(template, login).map_or_else(nothing, |dn| format!("read {dn}"))
             }
+            Find::Principal { base, .. } => self
+                .own(login)
+                .map_or_else(nothing, |(_, question)| format!("search for {} under {base}", question.filter)),
         }
     }
 }

@@ -8,6 +8,7 @@
 
 mod connection;
 pub mod ldap;
+mod marks;
 mod policy;
 mod pool;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use crate::outcome::AccountState;
 use crate::secret::Secret;
 
 pub use ldap::Ldap;
+pub use marks::Marks;
 pub use policy::Said;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use policy::trial as bind_answer_trial;
@@ -72,7 +74,7 @@ impl Identity {
     #[cfg(test)]
     pub(crate) fn for_tests(dn: &str, mail_hosts: &[&str]) -> Self {
         let mail_hosts = mail_hosts.iter().map(|host| (*host).to_owned()).collect();
-        Self { entry: Entry { dn: dn.into(), mail_hosts, logins: Vec::new() } }
+        Self { entry: Entry { mail_hosts, ..Entry::named(dn.into()) } }
     }
 }
 
@@ -85,6 +87,20 @@ pub struct Entry {
     pub mail_hosts: Vec<String>,
     /// The values of `login_attribute`; empty when none is configured.
     pub logins: Vec<String>,
+    /// The values of `allow_attribute`; empty when none is configured.
+    pub allowed: Vec<String>,
+    /// Whether it matches `allow_filter`; true when none is configured.
+    pub in_group: bool,
+    /// What it shows of a lock and of its password's age.
+    pub marks: Marks,
+}
+
+impl Entry {
+    /// An entry of which nothing is known yet.
+    pub(crate) fn named(dn: Arc<str>) -> Self {
+        let (mail_hosts, logins, allowed) = Default::default();
+        Self { dn, mail_hosts, logins, allowed, in_group: true, marks: Marks::default() }
+    }
 }
 
 /// How a question to the directory went, for the log and the metrics.
@@ -109,6 +125,16 @@ pub enum DirectoryError {
     #[error("the directory refused the password")]
     InvalidCredentials {
         /// The DN that was bound.
+        dn: Arc<str>,
+        /// What the entry showed when it was looked up for this bind. `None`: the refusal may have
+        /// another reason than the password, and is not to be remembered.
+        seen: Option<Marks>,
+    },
+    /// The same password was refused for this DN before, and nothing shows that it may be right by now:
+    /// it was not sent.
+    #[error("the directory refused the password before")]
+    RefusedBefore {
+        /// The entry's DN.
         dn: Arc<str>,
     },
     /// The account is not one to log in with, whatever the password.
@@ -181,11 +207,20 @@ pub enum Trouble {
 /// An answer of the directory that is still to come.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = (Result<T, DirectoryError>, Trace)> + Send + 'a>>;
 
+/// Whether this password was refused for the entry as it was just found: if so it is not sent again.
+pub type RefusedBefore<'a> = &'a (dyn Fn(&Entry) -> bool + Send + Sync);
+
 /// A directory. One implementation speaks LDAP; tests script another.
 pub trait Directory: Send + Sync + 'static {
     /// Finds the entry and binds as it, within the configured timeout. The password is UTF-8, not
-    /// empty and without NUL: the decision has seen to it.
-    fn authenticate<'a>(&'a self, login: &'a Login, password: &'a Secret) -> Answer<'a, Identity>;
+    /// empty and without NUL: the decision has seen to it. Where the entry is found before the bind,
+    /// `refused_before` is asked about it.
+    fn authenticate<'a>(
+        &'a self,
+        login: &'a Login,
+        password: &'a Secret,
+        refused_before: RefusedBefore<'a>,
+    ) -> Answer<'a, Identity>;
 
     /// Finds the entry without a password, for `usher explain`.
     fn look_up<'a>(&'a self, login: &'a Login) -> Answer<'a, Entry>;

@@ -145,9 +145,7 @@ impl Server {
         metrics: Arc<Metrics>,
         tuning: Tuning,
     ) -> Self {
-        let service = match &settings.find {
-            config::Find::Search { service, .. } | config::Find::UserDn { service, .. } => service.clone(),
-        };
+        let service = settings.find.service().cloned();
         Self {
             url: server.url.as_str().into(),
             dial: Dial {

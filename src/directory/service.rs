@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::error;
 
 use super::connection::{Connection, Fault, Found, Question};
+use super::policy::{Bound, Said};
 use super::server::{Failure, Server, Tuning, locked};
 use super::{Trace, Trouble};
 use crate::config::ServiceAccount;
@@ -137,9 +138,9 @@ impl Server {
             let asked = connection.bind(&account.dn, text);
             let until = Instant::now() + self.patience;
             let bound = self.observed("bind", until, &mut trace, asked, |bound| bound.code).await;
-            let code = bound.map_err(|fault| self.failed("bind", &fault))?.code;
-            self.verdict("bind", code).map_err(Failure::trouble)?;
-            self.service_answer(account, code)?;
+            let bound = bound.map_err(|fault| self.failed("bind", &fault))?;
+            self.verdict("bind", bound.code).map_err(Failure::trouble)?;
+            self.service_answer(account, bound)?;
         }
         let shared = SearchConnection {
             connection,
@@ -176,9 +177,12 @@ impl Server {
     }
 
     /// Notes what became of the service account's bind.
-    fn service_answer(&self, account: &ServiceAccount, code: u32) -> Result<(), Trouble> {
+    fn service_answer(&self, account: &ServiceAccount, bound: Bound) -> Result<(), Trouble> {
+        let code = bound.code;
         let gauge = self.metrics.directory_service_bind_ok.with_label_values(&[&self.url]);
-        if code == 0 {
+        // Bound, and told to change its password first, it will be refused every search.
+        let said = bound.said.filter(|said| matches!(said, Said::State { .. }));
+        if code == 0 && said.is_none() {
             gauge.set(1);
             *locked(&self.refused) = None;
             return Ok(());
@@ -186,7 +190,8 @@ impl Server {
         gauge.set(0);
         // Held back: each try is one more wrong password towards a lock-out of the account.
         *locked(&self.refused) = Some((Instant::now() + self.tuning.service_retry, code));
-        error!(server = %self.url, bind_dn = %account.dn, code, "the directory refuses usher's service account");
+        let said = said.map(tracing::field::display);
+        error!(server = %self.url, bind_dn = %account.dn, code, said, "the directory refuses usher's service account");
         Err(Trouble::ServiceBind { server: self.url.clone(), code })
     }
 }

@@ -55,6 +55,7 @@ fn every_key_arrives() {
         },
         mail_host_attribute: "mailServer".into(),
         login_attribute: Some("uid".into()),
+        allow: Allow { values: [("imap", vec!["imap".to_owned()])].into(), ..Allow::default() },
         timeout: Duration::from_secs(3),
         attempt_timeout: Duration::from_millis(700),
         bind_connections: 8,
@@ -93,7 +94,10 @@ fn every_key_arrives() {
     let service = BackendService { login: "usher".into(), password_file: "/etc/usher/server4.password".into() };
     assert_eq!((&four.service, four.pass_refusals), (&Some(service), false));
 
-    assert_eq!(config.cache, Cache { ttl: seconds(60), negative_ttl: seconds(5), capacity: 10 });
+    assert_eq!(
+        config.cache,
+        Cache { ttl: seconds(60), negative_ttl: seconds(5), negative_ttl_max: seconds(900), capacity: 10 }
+    );
     let limits = Limits {
         connections: 100,
         handshake_timeout: seconds(5),
@@ -171,7 +175,10 @@ fn defaults() {
         (&["server3".into()][..], seconds(4), true)
     );
     assert_eq!((&backend.health.probe, backend.logins_in_flight), (&Probe::Greeting, 200));
-    assert_eq!(config.cache, Cache { ttl: seconds(300), negative_ttl: seconds(30), capacity: 100_000 });
+    assert_eq!(
+        config.cache,
+        Cache { ttl: seconds(300), negative_ttl: seconds(30), negative_ttl_max: seconds(900), capacity: 100_000 }
+    );
     let limits = Limits {
         connections: 60_000,
         handshake_timeout: seconds(10),
@@ -302,6 +309,24 @@ fn other_rooms_find_the_line_of_a_key() {
 fn printed_configs_stay_readable() {
     let shown = format!("{:?}", parse_text(SOUND).unwrap());
     assert!(shown.contains("Lines(") && !shown.contains("\"tls.certificates"), "{shown}");
+}
+
+#[test]
+fn who_may_use_what() {
+    let allow = "bind_connections: 8\n  allow_attribute: mailAccess\n  allow_values: {imap: [IMAP, all]}\n  allow_filter: (memberOf=cn=mail,dc=example)";
+    let allow = sound("bind_connections: 8", allow).directory.allow;
+    let values = [("imap", vec!["imap".to_owned(), "all".to_owned()])].into();
+    let filter = Some("(memberOf=cn=mail,dc=example)".to_owned());
+    assert_eq!(allow, Allow { attribute: Some("mailAccess".into()), values, filter });
+}
+
+#[test]
+fn a_principal_name_keeps_the_base() {
+    let found = "base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))";
+    let principal = "base: dc=ad,dc=example,dc=com\n  user_dn: \"{login}@ad.example.com\"";
+    let Find::Principal { template, base, service } = sound(found, principal).directory.find else { panic!() };
+    assert_eq!(template.parts, [TemplatePart::Login, TemplatePart::Text("@ad.example.com".into())]);
+    assert_eq!((base.as_str(), service.is_some()), ("dc=ad,dc=example,dc=com", true));
 }
 
 #[test]
