@@ -11,11 +11,28 @@ use usher::secret::{Secret, SecretBuf};
 const LOGIN: &[u8] = b"a1 ID (\"name\" \"bench\")\r\na2 CAPABILITY\r\na3 LOGIN alice \"secret word\"\r\n";
 const LITERALS: &[u8] = b"a1 LOGIN {5+}\r\nalice {6+}\r\nsecret\r\n";
 const PLAIN: &[u8] = b"a1 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==\r\n";
+const POP3: &[u8] = b"CAPA\r\nUSER alice\r\nPASS secret word\r\n";
+
+/// What a backend like Dovecot says to a login.
+const BACKENDS: &[(&str, &[u8])] = &[
+    (
+        "imap",
+        b"* OK [CAPABILITY IMAP4rev1 SASL-IR ID ENABLE IDLE LITERAL+ AUTH=PLAIN] ready\r\n\
+          * CAPABILITY IMAP4rev1 SASL-IR ID ENABLE IDLE SORT THREAD=REFERENCES NAMESPACE UIDPLUS CONDSTORE QRESYNC\r\n\
+          u1 OK Logged in\r\n",
+    ),
+    (
+        "pop3",
+        b"+OK Dovecot ready.\r\n\
+          +OK\r\nCAPA\r\nTOP\r\nUIDL\r\nRESP-CODES\r\nPIPELINING\r\nAUTH-RESP-CODE\r\nUSER\r\nSASL PLAIN\r\n.\r\n\
+          +OK Logged in.\r\n",
+    ),
+];
 
 /// A client from its greeting to its login, with its bytes in pieces of `size`. Returns how many
 /// bytes it was sent.
-fn front(sent: &[u8], size: usize, refused: bool) -> usize {
-    let protocol = by_name("imap").expect("it is registered");
+fn front(protocol: &str, sent: &[u8], size: usize, refused: bool) -> usize {
+    let protocol = by_name(protocol).expect("it is registered");
     let mut front = (protocol.front)(FrontSettings {
         host: "usher.example.com",
         capabilities: None,
@@ -42,12 +59,9 @@ fn front(sent: &[u8], size: usize, refused: bool) -> usize {
     out.len()
 }
 
-/// A login at a backend like Dovecot.
-fn back(size: usize) -> bool {
-    const SENT: &[u8] = b"* OK [CAPABILITY IMAP4rev1 SASL-IR ID ENABLE IDLE LITERAL+ AUTH=PLAIN] ready\r\n\
-        * CAPABILITY IMAP4rev1 SASL-IR ID ENABLE IDLE SORT THREAD=REFERENCES NAMESPACE UIDPLUS CONDSTORE QRESYNC\r\n\
-        u1 OK Logged in\r\n";
-    let protocol = by_name("imap").expect("it is registered");
+/// A login at a backend.
+fn back(protocol: &str, sent: &[u8], size: usize) -> bool {
+    let protocol = by_name(protocol).expect("it is registered");
     let mut back = (protocol.back)(BackSettings {
         tls: BackTls::Implicit,
         login: b"alice".to_vec(),
@@ -58,7 +72,7 @@ fn back(size: usize) -> bool {
         host: "usher.example.com".into(),
     });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
-    SENT.chunks(size).any(|piece| {
+    sent.chunks(size).any(|piece| {
         input.extend(piece);
         matches!(back.step(&mut input, &mut out), BackStep::Ready(_))
     })
@@ -67,22 +81,32 @@ fn back(size: usize) -> bool {
 fn dialogue(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("front");
     group.throughput(Throughput::Elements(1));
-    group.bench_function("login", |bencher| bencher.iter(|| front(black_box(LOGIN), LOGIN.len(), false)));
-    group.bench_function("login, byte by byte", |bencher| bencher.iter(|| front(black_box(LOGIN), 1, false)));
-    group.bench_function("literals", |bencher| bencher.iter(|| front(black_box(LITERALS), LITERALS.len(), false)));
-    group.bench_function("plain", |bencher| bencher.iter(|| front(black_box(PLAIN), PLAIN.len(), false)));
+    group.bench_function("login", |bencher| bencher.iter(|| front("imap", black_box(LOGIN), LOGIN.len(), false)));
+    group.bench_function("login, byte by byte", |bencher| bencher.iter(|| front("imap", black_box(LOGIN), 1, false)));
+    group.bench_function("literals", |bencher| {
+        bencher.iter(|| front("imap", black_box(LITERALS), LITERALS.len(), false))
+    });
+    group.bench_function("plain", |bencher| bencher.iter(|| front("imap", black_box(PLAIN), PLAIN.len(), false)));
+    group.bench_function("pop3", |bencher| bencher.iter(|| front("pop3", black_box(POP3), POP3.len(), false)));
     let guesses = PLAIN.repeat(100);
     group.throughput(Throughput::Elements(100));
-    group.bench_function("100 refused", |bencher| bencher.iter(|| front(black_box(&guesses), guesses.len(), true)));
+    group.bench_function("100 refused", |bencher| {
+        bencher.iter(|| front("imap", black_box(&guesses), guesses.len(), true))
+    });
     group.throughput(Throughput::Bytes(1 << 20));
     let nothing = [b"a1 ".as_slice(), &vec![b'x'; 1 << 20]].concat();
-    group.bench_function("a megabyte of nothing", |bencher| bencher.iter(|| front(black_box(&nothing), 16_384, false)));
+    group.bench_function("a megabyte of nothing", |bencher| {
+        bencher.iter(|| front("imap", black_box(&nothing), 16_384, false))
+    });
     group.finish();
 
     let mut group = criterion.benchmark_group("back");
     group.throughput(Throughput::Elements(1));
-    group.bench_function("login", |bencher| bencher.iter(|| assert!(back(black_box(65_536)))));
-    group.bench_function("login, byte by byte", |bencher| bencher.iter(|| assert!(back(black_box(1)))));
+    for (protocol, sent) in BACKENDS {
+        let whole = |size| assert!(back(protocol, black_box(sent), size));
+        group.bench_function(*protocol, |bencher| bencher.iter(|| whole(sent.len())));
+        group.bench_function(format!("{protocol}, byte by byte"), |bencher| bencher.iter(|| whole(1)));
+    }
     group.finish();
 }
 

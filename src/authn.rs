@@ -3,14 +3,15 @@
 //! In order: what no directory should see is refused; the cache answers what it knows; one flight
 //! per name and password asks the directory. Only the directory's invalidCredentials makes a
 //! password wrong, and only its own words make an account one that may not log in; whatever else
-//! happens is "cannot tell" ([`Refusal::DirectoryUnavailable`]).
+//! happens is "cannot tell" ([`Refusal::DirectoryUnavailable`]). While no directory server is in use,
+//! what the cache knew within `cache.stale` lets in, and keeps nobody out.
 
 use std::sync::Arc;
 
 use tracing::warn;
 
 use crate::cache::{Cache, Digest, FlightError, Flights, Known, Stamp};
-use crate::directory::{Directory, DirectoryError, Entry, Identity, Login, Trace};
+use crate::directory::{Directory, DirectoryError, Entry, Identity, Login, Presence, Trace};
 use crate::log::Repeats;
 use crate::outcome::Refusal;
 use crate::secret::Secret;
@@ -25,6 +26,8 @@ pub enum DecidedBy {
     /// invalidCredentials within `cache.negative_ttl`, or within `cache.negative_ttl_max` where a
     /// look-up showed that nothing has changed.
     Negative,
+    /// A bind within `cache.stale`, while no directory server is in use.
+    Stale,
     /// Nobody was asked: such a name or password is never sent anywhere.
     Usher,
 }
@@ -37,6 +40,7 @@ impl DecidedBy {
             Self::Directory => "directory",
             Self::Cache => "cache",
             Self::Negative => "negative",
+            Self::Stale => "stale",
             Self::Usher => "usher",
         }
     }
@@ -73,6 +77,11 @@ pub struct Decision {
 }
 
 impl Decision {
+    fn remembered(identity: Arc<Identity>, since: Stamp, by: DecidedBy) -> Self {
+        let dn = Some(Arc::clone(&identity.entry().dn));
+        Self { result: Ok(Proven { identity, since }), by, dn, trace: Trace::default() }
+    }
+
     fn refused(refusal: Refusal, by: DecidedBy) -> Self {
         Self { result: Err(refusal), by, dn: None, trace: Trace::default() }
     }
@@ -117,17 +126,18 @@ impl Authenticator {
     /// knows. `None`: the directory must be asked, which is what a guess costs.
     #[must_use]
     pub fn recall(&self, login: &Login, password: &Secret) -> Option<Decision> {
-        unusable(password).or_else(|| self.known(login, &self.cache.digest(password)))
+        unusable(password).or_else(|| self.recalled(login, &self.cache.digest(password)))
+    }
+
+    fn recalled(&self, login: &Login, digest: &Digest) -> Option<Decision> {
+        let outdated = || (self.directory.presence() == Presence::Away).then(|| self.stale(login, digest)).flatten();
+        self.known(login, digest).or_else(outdated)
     }
 
     fn known(&self, login: &Login, digest: &Digest) -> Option<Decision> {
         let since = self.cache.stamp();
         match self.cache.ask(login, digest) {
-            Known::Right(identity) => {
-                let dn = Some(Arc::clone(&identity.entry().dn));
-                let result = Ok(Proven { identity, since });
-                Some(Decision { result, by: DecidedBy::Cache, dn, trace: Trace::default() })
-            }
+            Known::Right(identity) => Some(Decision::remembered(identity, since, DecidedBy::Cache)),
             Known::Wrong(dn) => {
                 let refused = Decision::refused(Refusal::WrongPassword, DecidedBy::Negative);
                 Some(Decision { dn: Some(dn), ..refused })
@@ -136,19 +146,33 @@ impl Authenticator {
         }
     }
 
-    /// Decides. Takes at most the directory's `timeout`.
+    /// What was known, to be asked for while the directory is away.
+    fn stale(&self, login: &Login, digest: &Digest) -> Option<Decision> {
+        let since = self.cache.stamp();
+        let identity = self.cache.stale(login, digest)?;
+        Some(Decision::remembered(identity, since, DecidedBy::Stale))
+    }
+
+    /// Decides. Takes at most the directory's `timeout`; a look longer for who was known.
     pub async fn decide(&self, login: &Login, password: &Secret, ask: Ask) -> Decision {
         if let Some(refused) = unusable(password) {
             return refused;
         }
         let digest = self.cache.digest(password);
         if ask == Ask::Cached
-            && let Some(known) = self.known(login, &digest)
+            && let Some(known) = self.recalled(login, &digest)
         {
             return known;
         }
         let landed = self.flights.join(login, &digest, || self.question(login.clone(), password.clone(), digest)).await;
         match landed {
+            // The first of an outage learn of it here.
+            Ok(landed) if ask == Ask::Cached && matches!(landed.0, Err(DirectoryError::CannotTell(_))) => {
+                match self.stale(login, &digest) {
+                    Some(known) if self.directory.settled().await != Presence::There => known,
+                    Some(_) | None => self.judge(&landed),
+                }
+            }
             Ok(landed) => self.judge(&landed),
             Err(FlightError::TooMany) => Decision::refused(Refusal::Limit, DecidedBy::Usher),
             Err(FlightError::Lost) => Decision::refused(Refusal::Internal, DecidedBy::Usher),
@@ -193,15 +217,15 @@ impl Authenticator {
                 Err(DirectoryError::InvalidCredentials { dn, seen: Some(seen) }) => {
                     cache.wrong(&login, dn, seen, digest, since);
                 }
-                // A state passes, and may have hidden that the password is right: not remembered.
+                // A state passes, and may have hidden that the password is right: not remembered. But
+                // what was right before must not come back as stale.
                 Err(
                     DirectoryError::InvalidCredentials { seen: None, .. }
                     | DirectoryError::Account { .. }
-                    | DirectoryError::RefusedBefore { .. }
                     | DirectoryError::NoEntry
-                    | DirectoryError::SeveralEntries
-                    | DirectoryError::CannotTell(_),
-                ) => {}
+                    | DirectoryError::SeveralEntries,
+                ) => cache.doubt(&login, &digest),
+                Err(DirectoryError::RefusedBefore { .. } | DirectoryError::CannotTell(_)) => {}
             }
             Arc::new((answer, trace, since))
         }

@@ -97,6 +97,7 @@ pub struct Cache {
     ttl: Duration,
     negative_ttl: Duration,
     negative_ttl_max: Duration,
+    stale: Duration,
     names: moka::sync::Cache<Login, Arc<Name>>,
     people: moka::sync::Cache<Arc<str>, Arc<Person>>,
     wrong: moka::sync::Cache<Arc<str>, Arc<Refused>>,
@@ -121,13 +122,16 @@ impl Cache {
     pub fn new(settings: &config::Cache) -> Self {
         let random = aws_lc_rs::rand::SystemRandom::new();
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers");
+        // What is too old to be used now may be all there is in an outage.
+        let life = settings.ttl.max(settings.stale);
         Self {
             key,
             ttl: settings.ttl,
             negative_ttl: settings.negative_ttl,
             negative_ttl_max: settings.negative_ttl_max,
-            names: bounded(settings.capacity, settings.ttl),
-            people: bounded(settings.capacity, settings.ttl),
+            stale: settings.stale,
+            names: bounded(settings.capacity, life),
+            people: bounded(settings.capacity, life),
             // For longer than they count: how often one was refused before makes it grow.
             wrong: bounded(settings.capacity, settings.negative_ttl_max.saturating_mul(2)),
             history: AtomicU64::new(0),
@@ -153,23 +157,35 @@ impl Cache {
         let Some(name) = self.names.get(login).filter(|name| fresh(name.at, self.ttl)) else {
             return Known::Nothing;
         };
-        if let Some(person) = self.people.get(&name.dn) {
-            // Every digest is compared, so that the time tells nothing about which one it was.
-            let mut verified = None;
-            for right in &person.right {
-                if right.digest.matches(digest) {
-                    verified = right.verified;
-                }
-            }
-            if verified.is_some_and(|at| fresh(at, self.ttl)) {
-                return Known::Right(Arc::clone(&person.identity));
-            }
+        if let Some(identity) = self.verified(&name.dn, digest, self.ttl) {
+            return Known::Right(identity);
         }
         let mut refused = false;
         for wrong in self.wrong.get(&name.dn).iter().flat_map(|refused| refused.list.iter()) {
             refused |= wrong.digest.matches(digest) && fresh(wrong.at, self.negative_ttl);
         }
         if refused { Known::Wrong(Arc::clone(&name.dn)) } else { Known::Nothing }
+    }
+
+    /// Who this is, if a bind proved the password within `stale`: to be asked while no directory is
+    /// there to say otherwise.
+    #[must_use]
+    pub fn stale(&self, login: &Login, digest: &Digest) -> Option<Arc<Identity>> {
+        let name = self.names.get(login)?;
+        (name.at.elapsed() < self.stale).then(|| self.verified(&name.dn, digest, self.stale)).flatten()
+    }
+
+    /// The entry, if this password of it was verified within so long.
+    fn verified(&self, dn: &Arc<str>, digest: &Digest, life: Duration) -> Option<Arc<Identity>> {
+        let person = self.people.get(dn)?;
+        // Every digest is compared, so that the time tells nothing about which one it was.
+        let mut verified = None;
+        for right in &person.right {
+            if right.digest.matches(digest) {
+                verified = right.verified;
+            }
+        }
+        verified.is_some_and(|at| at.elapsed() < life).then(|| Arc::clone(&person.identity))
     }
 
     /// Remembers that a bind proved this password. When it was not known before, the entry's other
@@ -261,6 +277,14 @@ impl Cache {
         self.names.invalidate(login);
         self.drop_right(dn, digest);
         self.drop_wrong(dn, digest);
+    }
+
+    /// Forgets that this password was right: the directory did not say so when it was asked again.
+    /// Nobody who does not have the password can make this happen.
+    pub fn doubt(&self, login: &Login, digest: &Digest) {
+        if let Some(name) = self.names.get(login) {
+            self.drop_right(&name.dn, digest);
+        }
     }
 
     fn drop_right(&self, dn: &Arc<str>, digest: &Digest) {

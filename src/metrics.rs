@@ -51,8 +51,18 @@ pub const END_CAUSES: [&str; 12] = [
     "panic",
 ];
 /// Why a connection ended before a login.
-pub const CONVERSATION_CAUSES: [&str; 9] =
-    ["handshake", "limit", "client_closed", "logout", "nonsense", "failed_logins", "deadline", "draining", "panic"];
+pub const CONVERSATION_CAUSES: [&str; 10] = [
+    "handshake",
+    "limit",
+    "client_closed",
+    "logout",
+    "nonsense",
+    "failed_logins",
+    "deadline",
+    "draining",
+    "unavailable",
+    "panic",
+];
 /// The throttle's rules that delay or refuse, by their config keys.
 pub const DELAY_RULES: [&str; 2] = ["failed_logins_per_prefix", "failed_logins_per_user"];
 /// The throttle's rules that refuse, by their config keys.
@@ -68,6 +78,8 @@ pub const LIMIT_RULES: [&str; 6] = [
 pub const THROTTLE_MEMORY: [&str; 4] = ["prefixes", "users", "names", "known"];
 /// Directory operations.
 pub const DIRECTORY_OPERATIONS: [&str; 4] = ["connect", "search", "bind", "read"];
+/// What a connection to a directory server is there for: a bind later, a bind now, searches.
+pub const DIRECTORY_CONNECTIONS: [&str; 3] = ["idle", "busy", "search"];
 /// The result codes of RFC 4511 that are told apart, and words for what is no answer.
 pub const DIRECTORY_CODES: [&str; 17] = [
     "0",
@@ -121,6 +133,16 @@ pub struct Metrics {
     pub conversations_ended: IntCounterVec,
     /// Directory operations by server, operation and result code.
     pub directory_operations: IntCounterVec,
+    /// Seconds per directory operation, answered or not.
+    pub directory_seconds: HistogramVec,
+    /// 0 while a server is aside.
+    pub directory_up: IntGaugeVec,
+    /// 0 if a server did not show the canary when it was asked last.
+    pub directory_canary_ok: IntGaugeVec,
+    /// Connections to a server by what they are there for.
+    pub directory_connections: IntGaugeVec,
+    /// Questions that went on to another server because this one gave no verdict.
+    pub directory_failovers: IntCounterVec,
     /// 0 if the service account's last bind was refused.
     pub directory_service_bind_ok: IntGaugeVec,
     /// Good binds with a warning: {warning}.
@@ -208,7 +230,10 @@ impl Metrics {
                 "Bytes relayed after login; in: from clients, out: to clients.",
                 &["protocol", "direction"],
             ),
-            cache_entries: gauge("usher_cache_entries", "Users with a cached decision."),
+            cache_entries: gauge(
+                "usher_cache_entries",
+                "Users with a cached decision, older ones included that cache.stale keeps for an outage.",
+            ),
             conversations_ended: counters(
                 "usher_conversations_ended_total",
                 "Client connections that ended before a login, by cause.",
@@ -218,6 +243,37 @@ impl Metrics {
                 "usher_directory_operations_total",
                 "Directory operations, by server, operation and LDAP result code.",
                 &["server", "operation", "code"],
+            ),
+            directory_seconds: register(
+                &registry,
+                declared(HistogramVec::new(
+                    HistogramOpts::new(
+                        "usher_directory_operation_seconds",
+                        "Time per directory operation, answered or not.",
+                    )
+                    .buckets(PHASE_BUCKETS.to_vec()),
+                    &["server", "operation"],
+                )),
+            ),
+            directory_up: gauges(
+                "usher_directory_up",
+                "1 if the server answers, accepts the service account and shows the canary, else 0.",
+                &["server"],
+            ),
+            directory_canary_ok: gauges(
+                "usher_directory_canary_ok",
+                "0 if the server did not show the canary when it was asked last, else 1.",
+                &["server"],
+            ),
+            directory_connections: gauges(
+                "usher_directory_connections",
+                "Connections to the server: waiting for a bind, binding, or for searches.",
+                &["server", "state"],
+            ),
+            directory_failovers: counters(
+                "usher_directory_failovers_total",
+                "Questions that went on to another server because this one gave no verdict.",
+                &["server"],
             ),
             directory_service_bind_ok: gauges(
                 "usher_directory_service_bind_ok",
@@ -367,6 +423,10 @@ impl Metrics {
                     self.directory_operations.with_label_values(&[server.url.as_str(), operation, code]);
                 }
             }
+            for operation in DIRECTORY_OPERATIONS {
+                self.directory_seconds.with_label_values(&[server.url.as_str(), operation]);
+            }
+            self.directory_failovers.with_label_values(&[server.url.as_str()]);
             // A standby that was never asked has refused nobody: an alert on 0 must not ring for it.
             self.directory_service_bind_ok.with_label_values(&[server.url.as_str()]).set(1);
         }
@@ -388,7 +448,10 @@ impl Metrics {
     pub fn scrape(&self, refresh: impl FnOnce(&Self)) -> String {
         // One at a time: what is set anew must not be missing from another's text.
         let _turn = self.scraping.lock().unwrap_or_else(PoisonError::into_inner);
-        // A backend that a reload took away is neither up nor down.
+        // What a reload took away is neither up nor down.
+        self.directory_up.reset();
+        self.directory_canary_ok.reset();
+        self.directory_connections.reset();
         self.backend_up.reset();
         self.backend_addresses.reset();
         refresh(self);

@@ -259,6 +259,39 @@ impl Refusal {
             Self::Draining | Self::Internal => Side::Usher,
         }
     }
+
+    /// Whether a server behind usher was away, so that the same attempt may succeed later.
+    #[must_use]
+    pub const fn is_outage(&self) -> bool {
+        match self {
+            Self::DirectoryUnavailable
+            | Self::BackendUnreachable
+            | Self::BackendTls
+            | Self::BackendTimeout
+            | Self::BackendFault
+            | Self::BackendBusy
+            | Self::Deadline => true,
+            Self::WrongPassword
+            | Self::UnknownUser
+            | Self::EmptyPassword
+            | Self::UnusableName
+            | Self::UnusablePassword
+            | Self::ForeignAuthzid
+            | Self::Account { .. }
+            | Self::NotAllowed
+            | Self::SeveralEntries
+            | Self::NoMailHost
+            | Self::SeveralMailHosts
+            | Self::UnknownMailHost
+            | Self::NoBackendLogin
+            | Self::ProtocolNotServed
+            | Self::Disagrees(_)
+            | Self::TlsRequired
+            | Self::Limit
+            | Self::Draining
+            | Self::Internal => false,
+        }
+    }
 }
 
 impl fmt::Display for Refusal {

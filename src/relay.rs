@@ -1,10 +1,10 @@
 //! Bytes both ways after login, until somebody ends it.
 //!
 //! What was read before the relay goes first and in order. No buffer of ours is held while a
-//! session idles: reads go through one buffer per thread, and only what a slow receiver did not
-//! take is kept, which also stops reading from the sender. Half-close is carried over. Nothing is
-//! parsed here: COMPRESS, IDLE and every later extension pass untouched. All that is remembered of
-//! the bytes is the last two, so that usher knows where a line of its own could stand.
+//! session idles: reads go through one buffer per thread, and nothing is read from a sender whose
+//! receiver has not taken what came before. Half-close is carried over. Nothing is parsed here:
+//! COMPRESS, IDLE and every later extension pass untouched. All that is remembered of the bytes is
+//! the last two, so that usher knows where a line of its own could stand.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -19,9 +19,8 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::proto::Parting;
 use crate::registry::Why;
+use crate::tls::leg::READ_SIZE;
 
-/// One read's size: system calls dominate below, caches above.
-const BUFFER_SIZE: usize = 64 * 1024;
 /// Reads per direction before the other sessions of this thread have their turn.
 const READS_PER_TURN: u32 = 8;
 /// How long the open direction of a half-closed session may stand still.
@@ -34,7 +33,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const POLITENESS: Duration = Duration::from_secs(3);
 
 thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_SIZE]);
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
 }
 
 /// Why a relayed session ended.
@@ -308,6 +307,7 @@ impl Pipe {
     {
         for _ in 0..READS_PER_TURN {
             ready!(self.poll_unsent(cx, target)).map_err(|_| Broken::Target)?;
+            ready!(self.poll_flush(cx, target)).map_err(|_| Broken::Target)?;
             if self.closed {
                 return Poll::Ready(Ok(()));
             }
@@ -317,9 +317,7 @@ impl Pipe {
                 self.closed = true;
                 return Poll::Ready(Ok(()));
             }
-            if self.poll_read(cx, source, target)?.is_pending() {
-                return self.poll_flush(cx, target);
-            }
+            ready!(self.poll_read(cx, source, target))?;
         }
         // More may be waiting: come back after the others.
         cx.waker().wake_by_ref();
@@ -344,43 +342,43 @@ impl Pipe {
     }
 
     /// One read, and one write of what it brought.
-    fn poll_read<S, T>(&mut self, cx: &mut Context<'_>, source: &mut S, target: &mut T) -> Result<Poll<()>, Broken>
+    fn poll_read<S, T>(&mut self, cx: &mut Context<'_>, source: &mut S, target: &mut T) -> Poll<Result<(), Broken>>
     where
         S: AsyncRead + Unpin,
         T: AsyncWrite + Unpin,
     {
         BUFFER.with_borrow_mut(|buffer| {
             let mut read = ReadBuf::new(buffer);
-            match Pin::new(source).poll_read(cx, &mut read) {
-                Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Ok(())) => {}
+            match ready!(Pin::new(source).poll_read(cx, &mut read)) {
+                Ok(()) => {}
                 // Many clients end TCP without a close_notify; for mail that is an end like another.
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-                Poll::Ready(Err(_)) => return Err(Broken::Source),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                Err(_) => return Poll::Ready(Err(Broken::Source)),
             }
             let bytes = read.filled();
             if bytes.is_empty() {
                 self.ended = true;
-                return Ok(Poll::Ready(()));
+                return Poll::Ready(Ok(()));
             }
             self.remember(bytes);
             let taken = match Pin::new(target).poll_write(cx, bytes) {
                 Poll::Pending => 0,
                 Poll::Ready(Ok(taken)) => taken,
-                Poll::Ready(Err(_)) => return Err(Broken::Target),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Target)),
             };
             self.count(taken);
             self.unsent.extend_from_slice(bytes.get(taken..).unwrap_or_default());
-            Ok(Poll::Ready(()))
+            Poll::Ready(Ok(()))
         })
     }
 
-    fn poll_flush<T: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, target: &mut T) -> Poll<Result<(), Broken>> {
+    /// Waits until the target's connection has what the target took.
+    fn poll_flush<T: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, target: &mut T) -> Poll<io::Result<()>> {
         if self.unflushed {
-            ready!(Pin::new(target).poll_flush(cx)).map_err(|_| Broken::Target)?;
+            ready!(Pin::new(target).poll_flush(cx))?;
             self.unflushed = false;
         }
-        Poll::Pending
+        Poll::Ready(Ok(()))
     }
 
     fn count(&mut self, bytes: usize) {

@@ -39,7 +39,7 @@ use crate::{sys, tls};
 
 /// How often the directory is asked until it has answered once.
 const FIRST_ANSWER_PAUSE: Duration = Duration::from_secs(1);
-/// How often it is seen whether a backend is due for a look; each has an interval of its own.
+/// How often it is seen whether a server is due for a look; each has an interval of its own.
 const LOOK_AROUND: Duration = Duration::from_millis(250);
 /// Two sockets a session, and some for everything else.
 const SPARE_DESCRIPTORS: u64 = 256;
@@ -224,7 +224,7 @@ impl Server {
         self.side_port = Some(Listening { task, socket });
         tokio::spawn(await_directory(Arc::clone(&self.shared)));
         tokio::spawn(memory::give_back(Arc::clone(&self.shared)));
-        tokio::spawn(look_after_backends(Arc::clone(&self.shared)));
+        tokio::spawn(look_after_servers(Arc::clone(&self.shared)));
         self.in_force(&snapshot);
         self.accept(bound);
         info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "ready");
@@ -435,10 +435,13 @@ async fn await_directory(shared: Arc<Shared>) {
     info!("the directory answers");
 }
 
-/// Has the backends of whatever snapshot is in force looked after, for ever.
-async fn look_after_backends(shared: Arc<Shared>) {
+/// Has the directory's servers and the backends of whatever snapshot is in force looked after, for ever.
+async fn look_after_servers(shared: Arc<Shared>) {
     loop {
-        shared.snapshot.load().backends.iter().for_each(Backend::look_after);
+        let snapshot = shared.snapshot.load();
+        snapshot.directory.look_after();
+        snapshot.backends.iter().for_each(Backend::look_after);
+        drop(snapshot);
         sleep(LOOK_AROUND).await;
     }
 }

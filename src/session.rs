@@ -17,7 +17,7 @@ use tracing::debug;
 
 use crate::authn::{Ask, DecidedBy, Decision, Proven};
 use crate::backend::{Backend, BackendError, LoggedIn};
-use crate::config::ListenerTls;
+use crate::config::{ListenerTls, OnUnavailable};
 use crate::directory::{Entry, Login};
 use crate::metrics::Metrics;
 use crate::outcome::{Refusal, Side};
@@ -30,6 +30,7 @@ use crate::secret::{Secret, SecretBuf};
 use crate::snapshot::{Permit, Shared, Snapshot, Stage};
 use crate::throttle::{Connection, Limited, Place};
 use crate::tls;
+use crate::tls::leg::Leg;
 use crate::tls::stream::Stream;
 
 /// Every attempt is answered within this time, whatever the directory and the backend do: `check`
@@ -66,6 +67,7 @@ enum Parting {
     FailedLogins,
     Deadline,
     Draining,
+    Unavailable,
     Panic,
 }
 
@@ -80,6 +82,7 @@ impl Parting {
             Self::FailedLogins => "failed_logins",
             Self::Deadline => "deadline",
             Self::Draining => "draining",
+            Self::Unavailable => "unavailable",
             Self::Panic => "panic",
         }
     }
@@ -306,7 +309,7 @@ impl Conversation {
                     decision = authn.decide(&login, &password, Ask::Directory).await;
                 }
                 // The password or the place may have changed since it was cached: bind again.
-                Err(BackendError::Refused(words)) if decision.by == DecidedBy::Cache => {
+                Err(BackendError::Refused(words)) if matches!(decision.by, DecidedBy::Cache | DecidedBy::Stale) => {
                     report.words(&words);
                     decision = authn.decide_again(&login, &password, &proven.identity.entry().dn).await;
                     let fresh = decision.result.as_ref().ok();
@@ -395,6 +398,9 @@ impl Conversation {
         self.failed += u32::from(refusal.side() == Side::Client);
         if self.failed >= self.snapshot.config.limits.failed_logins {
             return Err(self.part(stream, &Refusal::Limit, Parting::FailedLogins).await);
+        }
+        if refusal.is_outage() && self.snapshot.config.limits.on_unavailable == OnUnavailable::ReplyAndClose {
+            return Err(self.part(stream, refusal, Parting::Unavailable).await);
         }
         self.send(stream).await
     }
@@ -504,8 +510,8 @@ impl Established {
         let visitor = self.visitor;
         let sessions = metrics.sessions.with_label_values(&[visitor.protocol, &self.session.backend]);
         let bytes = |direction| metrics.relayed_bytes.with_label_values(&[visitor.protocol, direction]);
-        let client = End { stream: self.client, first: self.to_client, sent: bytes("out") };
-        let backend = End { stream: self.backend, first: self.to_backend, sent: bytes("in") };
+        let client = End { stream: Leg::from(self.client), first: self.to_client, sent: bytes("out") };
+        let backend = End { stream: Leg::from(self.backend), first: self.to_backend, sent: bytes("in") };
         let (listed, asked_to_end) = shared.registry.list(self.session);
         sessions.inc();
         let relay = relay(client, backend, self.idle, self.parting, asked_to_end);

@@ -1,5 +1,5 @@
 //! What must hold for any bytes that an operator or a peer gives to a parser outside the mail
-//! dialogues, whose own checks are in [`crate::proto::imap::trial`]: one function for each fuzz
+//! dialogues, whose own checks are in [`crate::proto::trial`]: one function for each fuzz
 //! target in `fuzz/`, which the corpora run through in plain tests as well.
 //!
 //! Not part of the product: built for tests and with the feature `fuzz` alone. Panics when a rule
@@ -191,7 +191,7 @@ fn components(dn: &str) -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::imap;
+    use crate::proto::{imap, pop3};
 
     /// Runs a target on every file of its corpus, and on every beginning of each.
     fn corpus(target: &str, check: fn(&[u8])) {
@@ -213,6 +213,16 @@ mod tests {
     #[test]
     fn imap_back() {
         corpus("imap_back", imap::trial::back);
+    }
+
+    #[test]
+    fn pop3_front() {
+        corpus("pop3_front", pop3::trial::front);
+    }
+
+    #[test]
+    fn pop3_back() {
+        corpus("pop3_back", pop3::trial::back);
     }
 
     #[test]

@@ -69,6 +69,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
             let dropped = &metrics.log_dropped;
             dropped.inc_by((shared.log.dropped() as u64).saturating_sub(dropped.get()));
             shared.throttle.measure();
+            snapshot.directory.show();
             snapshot.backends.iter().for_each(|backend| backend.show(metrics));
         })
     });

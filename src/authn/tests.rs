@@ -1,5 +1,6 @@
 //! The decision over a scripted directory: what is asked, what is not, what is told.
 
+const STALE: Duration = Duration::from_secs(3_600);
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ struct Scripted {
     password: Mutex<String>,
     down: Mutex<bool>,
     gone: Mutex<bool>,
+    presence: Mutex<Option<Presence>>,
     binds: Mutex<Vec<String>>,
     marks: Mutex<Marks>,
 }
@@ -51,6 +53,10 @@ impl Directory for Scripted {
         Box::pin(async { (Err(DirectoryError::NoEntry), Trace::default()) })
     }
 
+    fn presence(&self) -> Presence {
+        self.presence.lock().unwrap().unwrap_or(Presence::There)
+    }
+
     fn question(&self, _: &Login) -> String {
         String::new()
     }
@@ -68,6 +74,7 @@ fn setup() -> Setup {
         ttl: Duration::from_secs(300),
         negative_ttl: Duration::from_secs(30),
         negative_ttl_max: Duration::from_secs(900),
+        stale: STALE,
         capacity: 100,
     };
     let authn = Authenticator::new(Arc::clone(&directory) as Arc<dyn Directory>, Arc::new(Cache::new(&settings)), 10);
@@ -169,6 +176,49 @@ async fn an_outage_is_never_a_wrong_password_and_never_remembered() {
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
     *setup.directory.down.lock().unwrap() = true;
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Cache), "seen a minute ago");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_directory_took_back_is_not_stale() {
+    let setup = setup();
+    setup.decide("alice", b"sesame").await;
+    tokio::time::advance(Duration::from_secs(301)).await;
+    *setup.directory.gone.lock().unwrap() = true;
+    assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::UnknownUser), DecidedBy::Directory));
+    *setup.directory.down.lock().unwrap() = true;
+    *setup.directory.presence.lock().unwrap() = Some(Presence::Away);
+    let unavailable = Some(Refusal::DirectoryUnavailable);
+    assert_eq!(setup.decide("alice", b"sesame").await, (unavailable, DecidedBy::Directory));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_directory_is_away_who_was_known_gets_in_and_nobody_is_wrong() {
+    let setup = setup();
+    let unavailable = Some(Refusal::DirectoryUnavailable);
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+    tokio::time::advance(Duration::from_secs(301)).await;
+    *setup.directory.down.lock().unwrap() = true;
+    // Slow for her is not away.
+    assert_eq!(setup.decide("alice", b"sesame").await, (unavailable.clone(), DecidedBy::Directory));
+    *setup.directory.presence.lock().unwrap() = Some(Presence::Returning);
+    let binds = setup.binds();
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale));
+    assert_eq!(setup.binds(), binds + 1, "somebody must ask whether it is back");
+    *setup.directory.presence.lock().unwrap() = Some(Presence::Away);
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale));
+    let login = Login::parse(b"alice").unwrap();
+    let recalled = setup.authn.recall(&login, &Secret::copy_of(b"sesame")).unwrap();
+    assert_eq!(recalled.by, DecidedBy::Stale, "and costs no guess");
+    assert_eq!(setup.binds(), binds + 1, "nobody is asked");
+    // Another password, another name, a second opinion: the directory alone can tell.
+    assert_eq!(setup.decide("alice", b"other").await, (unavailable.clone(), DecidedBy::Directory));
+    assert_eq!(setup.decide("bob", b"sesame").await, (unavailable.clone(), DecidedBy::Directory));
+    let again = setup.authn.decide_again(&login, &Secret::copy_of(b"sesame"), &DN.into()).await;
+    assert_eq!(again.result.unwrap_err(), Refusal::DirectoryUnavailable);
+    tokio::time::advance(STALE - Duration::from_secs(302)).await;
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale), "nothing was evicted");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(setup.decide("alice", b"sesame").await, (unavailable, DecidedBy::Directory));
 }
 
 #[tokio::test(start_paused = true)]

@@ -36,6 +36,7 @@ pub(super) struct Arguments {
 struct Explanation {
     login: String,
     question: String,
+    servers: Vec<Looked>,
     dn: Option<String>,
     mail_host: Vec<String>,
     backend: Option<String>,
@@ -47,6 +48,14 @@ struct Explanation {
     /// `routed`, or the reason of refusal as in the log and the metrics.
     result: String,
     explanation: String,
+}
+
+/// What a look at a directory server found.
+#[derive(Debug, Serialize)]
+struct Looked {
+    server: String,
+    /// Why it is not used; nothing if it is.
+    trouble: Option<String>,
 }
 
 pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
@@ -66,6 +75,7 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
         }
         Some(login) => {
             told.question = directory.question(&login);
+            told.look(&directory).await;
             told.ask(&config, &directory, &login, arguments.password_stdin).await
         }
     };
@@ -85,6 +95,14 @@ impl Explanation {
         refusal.label().clone_into(&mut self.result);
         self.explanation = why.into();
         DATA
+    }
+
+    /// Every server, also those that would not be asked now.
+    async fn look(&mut self, directory: &Ldap) {
+        for (server, look) in directory.survey().await {
+            self.servers
+                .push(Looked { server: server.to_string(), trouble: look.err().map(|error| error.to_string()) });
+        }
     }
 
     async fn ask(&mut self, config: &Config, directory: &Ldap, login: &Login, with_password: bool) -> u8 {
@@ -144,7 +162,8 @@ impl Explanation {
                     | Trouble::Busy
                     | Trouble::ServiceBind { .. }
                     | Trouble::Result { .. }
-                    | Trouble::Malformed { .. } => "",
+                    | Trouble::Malformed { .. }
+                    | Trouble::Canary { .. } => "",
                 };
                 self.refused(&Refusal::DirectoryUnavailable, format!("{error}{hint}"));
                 UNAVAILABLE
@@ -212,6 +231,14 @@ impl Explanation {
                 let _ = writeln!(text, "  {name:<13}{}", Shown(value));
             }
         };
+        for Looked { server, trouble } in &self.servers {
+            match trouble {
+                // Most of them name it.
+                Some(trouble) if trouble.starts_with(server) => line("server", trouble),
+                Some(trouble) => line("server", &format!("{server}: {trouble}")),
+                None => line("server", &format!("{server}: well")),
+            }
+        }
         line("asked", &self.question);
         line("entry", self.dn.as_deref().unwrap_or_default());
         line(attribute, &self.mail_host.join(", "));

@@ -12,7 +12,7 @@ use rustls::SupportedCipherSuite;
 
 use super::model::{
     Admin, Cache, CertificateFiles, Config, Control, Draft, Drain, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Process, Routing, Tls, TlsVersion,
+    LogLevel, OnUnavailable, Process, Routing, Tls, TlsVersion,
 };
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
@@ -224,8 +224,23 @@ fn cache(cache: &Section<'_>) -> Option<Cache> {
     {
         cache.problem("negative_ttl_max", "shorter than `negative_ttl`, from which it grows: lengthen it");
     }
+    // A long life lengthens the default: nobody should have to set both.
+    let least = ttl.and_then(|ttl| u64::try_from(ttl.as_millis()).ok()).unwrap_or(0);
+    let stale = cache.duration("stale", HOUR.max(least), 0..=7 * DAY);
+    if let (Some(stale), Some(ttl)) = (stale, ttl)
+        && !stale.is_zero()
+        && stale < ttl
+    {
+        cache.problem("stale", "shorter than `ttl`, within which the directory is not asked anyway: 0s turns it off");
+    }
     let capacity = cache.integer("capacity", 100_000, 1..=10_000_000);
-    Some(Cache { ttl: ttl?, negative_ttl: negative_ttl?, negative_ttl_max: negative_ttl_max?, capacity: capacity? })
+    Some(Cache {
+        ttl: ttl?,
+        negative_ttl: negative_ttl?,
+        negative_ttl_max: negative_ttl_max?,
+        stale: stale?,
+        capacity: capacity?,
+    })
 }
 
 fn limits(limits: &Section<'_>) -> Option<Limits> {
@@ -238,6 +253,8 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
     let bad_commands = limits.integer("bad_commands", 10, 1..=1_000);
     let backend_untagged = limits.size("backend_untagged", 64 * KIB, KIB..=16 * MIB);
     let idle_timeout = limits.duration("idle_timeout", 65 * MINUTE, SECOND..=7 * DAY);
+    let words = [("reply", OnUnavailable::Reply), ("reply_and_close", OnUnavailable::ReplyAndClose)];
+    let on_unavailable = limits.get("on_unavailable").map_or(Some(OnUnavailable::Reply), |node| node.word(&words));
     if let (Some(login), Some(conversation)) = (login_timeout, conversation_timeout)
         && login > conversation
     {
@@ -256,6 +273,7 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
         bad_commands: bad_commands?,
         backend_untagged: backend_untagged?,
         idle_timeout: idle_timeout?,
+        on_unavailable: on_unavailable?,
     })
 }
 

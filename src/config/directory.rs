@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::compile::certificate;
-use super::model::{Allow, Directory, DirectoryServer, Find, LdapScheme, ServiceAccount};
+use super::model::{
+    Allow, Balance, Canary, Connections, Directory, DirectoryServer, Find, LdapScheme, ServiceAccount, TemplatePart,
+};
 use super::raw::{Node, Section, Unique};
 use super::template::UserName;
-use super::units::SECOND;
+use super::units::{DAY, HOUR, MINUTE, SECOND};
 use super::{names, template};
 use crate::outcome::AccountState;
 use crate::proto::{PROTOCOLS, Protocol};
@@ -49,8 +51,11 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     {
         directory.problem("attempt_timeout", "longer than `timeout`, of which it is a part: shorten it");
     }
-    let bind_connections = directory.integer("bind_connections", 16, 1..=1_000);
     let allow = allow(directory);
+    let words = [("first", Balance::First), ("round_robin", Balance::RoundRobin)];
+    let balance = directory.get("balance").map_or(Some(Balance::First), |node| node.word(&words));
+    let connections = directory.section("connections", connections).flatten();
+    let canary = directory.get("canary").map(|node| node.section(|section| canary(section, find.as_ref())).flatten());
     let reveal_account_state = directory.flag("reveal_account_state", false);
     let results = results(directory);
     let facts = Facts { timeout, login_attribute: login_attribute.is_some() };
@@ -67,7 +72,9 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             allow: allow?,
             timeout: timeout?,
             attempt_timeout: attempt_timeout?,
-            bind_connections: bind_connections?,
+            balance: balance?,
+            connections: connections?,
+            canary: canary.flatten(),
             reveal_account_state: reveal_account_state?,
             results: results?,
         })
@@ -184,7 +191,7 @@ fn find(directory: &Section<'_>) -> Option<Find> {
         }
         (Some(base), Some(filter), None) => Some(Find::Search { service, base: base?, filter: filter? }),
         (None, None, Some(Some(UserName::Dn(template)))) => Some(Find::UserDn { template, service }),
-        (None, None, Some(None)) => None,
+        (_, None, Some(None)) => None,
         (None, None, None) => {
             directory.problem("", "missing how a user is found: add `base` and `filter`, or `user_dn`");
             None
@@ -217,4 +224,54 @@ fn service(directory: &Section<'_>) -> Option<ServiceAccount> {
     let dn = dn.as_ref().and_then(|node| node.parsed(template::bind_name));
     let password_file = file.as_ref().and_then(Node::path);
     Some(ServiceAccount { dn: dn?, password_file: password_file? })
+}
+
+fn connections(connections: &Section<'_>) -> Option<Connections> {
+    let max = connections.integer("max", 16, 1..=1_000);
+    // One is ready by default; a smaller `max` than `min` can only be the operator's own.
+    let min = connections.integer("min", 1, 0..=1_000);
+    if let (Some(min), Some(max)) = (min, max)
+        && min > max
+    {
+        connections.problem("min", "more than `max`: fewer can be kept ready, or more allowed");
+    }
+    let idle = connections.duration("idle", 30 * SECOND, SECOND / 10..=HOUR);
+    let age = connections.duration("age", 30 * MINUTE, SECOND..=DAY);
+    let operations = connections.integer("operations", 100_000, 1..=10_000_000);
+    Some(Connections { min: min?, max: max?, idle: idle?, age: age?, operations: operations? })
+}
+
+/// An entry that usher could never ask for would put every server out of use.
+fn canary(canary: &Section<'_>, find: Option<&Find>) -> Option<Canary> {
+    let login = canary.required("login", "the login name of an entry that every server must show");
+    let mail_host = canary.required("mail_host", "the value that the entry has there for good");
+    let filled = |node: Node<'_>| {
+        let text = node.text()?;
+        if text.is_empty() || text.len() > 512 {
+            node.problem("a name has 1 to 512 bytes");
+            return None;
+        }
+        Some(text.to_owned())
+    };
+    let (login, mail_host) = (login.and_then(filled), mail_host.and_then(filled));
+    let template = find.map(|find| match find {
+        Find::Search { filter, .. } => filter,
+        Find::UserDn { template, .. } | Find::Principal { template, .. } => template,
+    });
+    if let (Some(login), Some(template)) = (&login, template) {
+        let (local, domain) = login.rsplit_once('@').unwrap_or((login, ""));
+        let lacks = |part: &TemplatePart| match part {
+            TemplatePart::Text(_) | TemplatePart::Login => false,
+            TemplatePart::Local => local.is_empty(),
+            TemplatePart::Domain => domain.is_empty(),
+        };
+        if template.parts.iter().any(lacks) {
+            canary
+                .problem("login", "lacks a part that usher asks by ({local} or {domain}): write it as a client would");
+        }
+    }
+    if let Some(Find::UserDn { service: None, .. } | Find::Principal { service: None, .. }) = find {
+        canary.problem("", "with `user_dn`, only a service account can read it: give `bind_dn` one, or remove this");
+    }
+    Some(Canary { login: login?, mail_host: mail_host? })
 }

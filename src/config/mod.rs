@@ -28,10 +28,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use model::{
-    Address, Admin, Allow, Backend, BackendService, Cache, CertificateFiles, Config, Control, Directory,
-    DirectoryServer, Draft, Drain, Endpoint, FailedLogins, Find, Group, Health, LdapScheme, Limit, Limits, Listener,
-    ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, Network, Probe, Process, Routing, ServiceAccount, Template,
-    TemplatePart, Throttle, Tls, TlsVersion,
+    Address, Admin, Allow, Backend, BackendService, Balance, Cache, Canary, CertificateFiles, Config, Connections,
+    Control, Directory, DirectoryServer, Draft, Drain, Endpoint, FailedLogins, Find, Group, Health, LdapScheme, Limit,
+    Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, Network, OnUnavailable, Probe, Process,
+    Routing, ServiceAccount, Template, TemplatePart, Throttle, Tls, TlsVersion,
 };
 pub use names::{cipher_suite, host_key};
 

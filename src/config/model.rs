@@ -164,12 +164,49 @@ pub struct Directory {
     pub timeout: Duration,
     /// One operation, one connection set-up.
     pub attempt_timeout: Duration,
-    /// How many bind connections per server at the most.
-    pub bind_connections: u32,
+    /// Which of the servers that are well is asked.
+    pub balance: Balance,
+    /// The connections to each server.
+    pub connections: Connections,
+    /// What every server has to show.
+    pub canary: Option<Canary>,
     /// Whether a client who knows the password hears why the account may not log in.
     pub reveal_account_state: bool,
     /// Result codes of a bind that mean a state of the account; others mean "cannot tell".
     pub results: BTreeMap<u32, AccountState>,
+}
+
+/// Which of several good servers is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    /// The first in the list.
+    First,
+    /// Each in its turn.
+    RoundRobin,
+}
+
+/// How connections to a directory server are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// Connections for binds that are kept ready.
+    pub min: usize,
+    /// Connections for binds at the most.
+    pub max: usize,
+    /// The longest that one is kept unused.
+    pub idle: Duration,
+    /// The longest life of one, give or take a fifth.
+    pub age: Duration,
+    /// How many operations one may do.
+    pub operations: u64,
+}
+
+/// An entry that shows whether a server holds the directory, and shows it to usher.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Canary {
+    /// Its login name.
+    pub login: String,
+    /// A value of its `mail_host_attribute`.
+    pub mail_host: String,
 }
 
 /// One LDAP server.
@@ -399,6 +436,8 @@ pub struct Cache {
     pub negative_ttl: Duration,
     /// How long one is remembered that is refused again and again, while nothing about it changes.
     pub negative_ttl_max: Duration,
+    /// How long it is used while no directory server is; zero: not at all.
+    pub stale: Duration,
     /// How many users are kept.
     pub capacity: u64,
 }
@@ -424,6 +463,17 @@ pub struct Limits {
     pub backend_untagged: usize,
     /// A session without a byte in either direction.
     pub idle_timeout: Duration,
+    /// What becomes of a connection whose login could not be decided or carried out.
+    pub on_unavailable: OnUnavailable,
+}
+
+/// What a client gets when the directory or its mail server is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUnavailable {
+    /// The refusal, and the connection stays.
+    Reply,
+    /// The refusal and the end of the connection: for clients that ask for a new password at any NO.
+    ReplyAndClose,
 }
 
 /// How guessing is slowed, and what a network or a user may hold.

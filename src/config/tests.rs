@@ -33,7 +33,9 @@ directory:
   login_attribute: uid
   timeout: 3s
   attempt_timeout: 700ms
-  bind_connections: 8
+  balance: round_robin
+  connections: {min: 2, max: 8, idle: 20s, age: 10m, operations: 5000}
+  canary: {login: canary@example.com, mail_host: server3}
 routing:
   default: server3
   backends:
@@ -57,7 +59,7 @@ routing:
       imap:
         address: server4.example.com:143
         tls: starttls
-cache: {ttl: 1m, negative_ttl: 5s, capacity: 10}
+cache: {ttl: 1m, negative_ttl: 5s, stale: 2h, capacity: 10}
 limits:
   connections: 100
   handshake_timeout: 5s
@@ -68,6 +70,7 @@ limits:
   bad_commands: 4
   backend_untagged: 1MiB
   idle_timeout: 1h
+  on_unavailable: reply_and_close
 throttle:
   ipv4_prefix: 24
   ipv6_prefix: 48

@@ -11,6 +11,7 @@ use std::future::Future;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -143,6 +144,7 @@ pub(super) struct Found {
 pub(super) struct Connection {
     ldap: ldap3::Ldap,
     end: watch::Receiver<Option<Fault>>,
+    operations: AtomicU64,
     /// The driver (and the tunnel, if there is one): aborted on drop.
     _tasks: JoinSet<()>,
 }
@@ -163,12 +165,17 @@ impl Connection {
             };
             ended.send_replace(Some(fault));
         });
-        Ok(Self { ldap, end, _tasks: tasks })
+        Ok(Self { ldap, end, operations: AtomicU64::new(0), _tasks: tasks })
     }
 
     /// Whether it is known to be dead.
     pub(super) fn is_dead(&self) -> bool {
         self.end.borrow().is_some()
+    }
+
+    /// How many operations it was used for.
+    pub(super) fn operations(&self) -> u64 {
+        self.operations.load(Ordering::Relaxed)
     }
 
     /// A simple bind; its answer. Exclusive, because nothing else may be under way on the
@@ -179,6 +186,7 @@ impl Connection {
         if dn.is_empty() || password.is_empty() {
             return Err(Fault::Broken("a bind without name or password is not sent".to_owned()));
         }
+        self.operations.fetch_add(1, Ordering::Relaxed);
         let mut ldap = self.ldap.clone();
         let asked = ldap.with_controls(policy::request()).simple_bind(dn, password);
         Ok(Bound::read(&self.contained(asked).await?))
@@ -192,6 +200,7 @@ impl Connection {
         let options = SearchOptions::new().sizelimit(size).timelimit(seconds);
         let wanted = &question.attributes;
 
+        self.operations.fetch_add(1, Ordering::Relaxed);
         let mut ldap = self.ldap.clone();
         let mut found = Found { code: 0, entries: 0, first: None };
         let asked = ldap.with_search_options(options).streaming_search(

@@ -8,17 +8,20 @@
 //! repeated on another server (promise 6), referrals are never followed (promise 9), and nothing
 //! is ever bound with an empty DN or password (promise 2). RFC 4511, 4513.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connection::{Attributes, Found, Question, Scope};
+use super::look::Look;
 use super::policy::{Bound, Said};
 use super::pool::Pool;
-use super::server::{Lease, Server, Tuning};
+use super::server::{Failure, Lease, Server, Tuning};
 use super::{
-    Answer, Directory, DirectoryError, Entry, Identity, Login, Marks, RefusedBefore, Trace, Trouble, template,
+    Answer, Directory, DirectoryError, Entry, Identity, Login, Marks, Presence, RefusedBefore, Trace, Trouble, template,
 };
 use crate::config::{self, Find};
 use crate::metrics::Metrics;
@@ -58,40 +61,54 @@ impl Ldap {
         metrics: Arc<Metrics>,
         tuning: Tuning,
     ) -> Self {
-        let server = |server| Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), tuning));
-        Self {
-            attributes: Arc::new(Attributes {
-                mail_host: settings.mail_host_attribute.clone(),
-                login: settings.login_attribute.clone(),
-                allow: settings.allow.attribute.clone(),
-            }),
-            pool: Pool::new(settings.servers.iter().map(server).collect(), tuning),
-            settings: settings.clone(),
-            metrics,
-        }
+        let attributes = Arc::new(Attributes {
+            mail_host: settings.mail_host_attribute.clone(),
+            login: settings.login_attribute.clone(),
+            allow: settings.allow.attribute.clone(),
+        });
+        let (changes, changed) = watch::channel(());
+        let server = |server| {
+            let look = look(settings, &attributes);
+            let how = (tuning, changes.clone());
+            Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), how, look))
+        };
+        let servers = settings.servers.iter().map(server).collect();
+        let pool = Pool::new(servers, settings.balance, changed);
+        Self { pool, attributes, settings: settings.clone(), metrics }
     }
 
-    /// One cheap question, for readiness: whether a server answers, and in search mode whether it
-    /// accepts the service account.
+    #[cfg(test)]
+    pub(super) fn first_server(&self) -> Arc<Server> {
+        Arc::clone(&self.pool.servers()[0])
+    }
+
+    /// Has the servers looked at that are due for it; to be called a few times a second.
+    pub fn look_after(&self) {
+        self.pool.look_after();
+    }
+
+    /// Looks at the servers, for readiness, until one is found well: it answers, accepts the service
+    /// account and shows the canary.
     ///
     /// # Errors
-    /// [`DirectoryError::CannotTell`] with the last server's trouble.
-    pub async fn probe(&self) -> Result<(), DirectoryError> {
-        let (deadline, mut trace) = (self.deadline(), Trace::default());
-        let question = self.root();
-        match &self.settings.find {
-            Find::Search { .. } => self.ask(&question, deadline, &mut trace).await?,
-            Find::UserDn { .. } | Find::Principal { .. } => {
-                let mut tries = self.pool.tries(deadline, || self.root());
-                loop {
-                    match tries.next()?.read_alone(&question, deadline, &mut trace).await {
-                        Ok(found) => break found,
-                        Err(failure) => tries.note(failure)?,
-                    }
-                }
-            }
-        };
-        Ok(())
+    /// The trouble of the last one, if none is.
+    pub async fn probe(&self) -> Result<(), Trouble> {
+        let looks: Vec<_> = self.pool.servers().iter().map(|server| Box::pin(server.look())).collect();
+        if looks.is_empty() {
+            return Err(Trouble::Timeout);
+        }
+        futures_util::future::select_ok(looks).await.map(|_| ())
+    }
+
+    /// Looks at every server now, for `usher explain`: the URL of each, and what was found.
+    pub async fn survey(&self) -> Vec<(Arc<str>, Result<(), Trouble>)> {
+        let looks = self.pool.servers().iter().map(|server| async { (server.url.clone(), server.look().await) });
+        futures_util::future::join_all(looks).await
+    }
+
+    /// Sets the gauges of the servers, at a scrape.
+    pub fn show(&self) {
+        self.pool.servers().iter().for_each(|server| server.show());
     }
 
     async fn decide(
@@ -109,18 +126,19 @@ impl Ldap {
                 let started = Instant::now();
                 let found = self.ask(&question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
-                let mut entry = self.one(found?, trace)?;
+                let (found, server) = found?;
+                let mut entry = self.one(found, trace)?;
                 if refused_before(&entry) {
                     return Err(DirectoryError::RefusedBefore { dn: entry.dn });
                 }
 
                 let started = Instant::now();
-                let bound = self.bind(&entry.dn, &entry.marks, password, deadline, trace).await;
+                let bound = self.bind(&entry.dn, &entry.marks, password, deadline, Some(&server), trace).await;
                 trace.bind = Some(started.elapsed());
                 let (server, lease) = bound?;
                 server.give_back(lease);
                 if let Some(question) = self.group(&entry.dn) {
-                    let found = self.ask(&question, deadline, trace).await?;
+                    let (found, _) = self.ask(&question, deadline, trace).await?;
                     entry.in_group = self.matches(&found, trace)?;
                 }
                 Ok(Identity { entry })
@@ -129,7 +147,7 @@ impl Ldap {
                 let (name, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
                 let started = Instant::now();
                 // Nothing is seen of the entry before it is bound.
-                let bound = self.bind(&name, &Marks::default(), password, deadline, trace).await;
+                let bound = self.bind(&name, &Marks::default(), password, deadline, None, trace).await;
                 trace.bind = Some(started.elapsed());
                 let (server, lease) = bound?;
 
@@ -148,26 +166,14 @@ impl Ldap {
         }
     }
 
-    /// Where the name alone says whom to bind: that, and the question for the entry that it is.
     fn own(&self, login: &Login) -> Option<(String, Question)> {
-        match &self.settings.find {
-            Find::Search { .. } => None,
-            Find::UserDn { template, .. } => {
-                let dn = template::dn(template, login)?;
-                Some((dn.clone(), self.read(dn)))
-            }
-            Find::Principal { template, base, .. } => {
-                let name = template::principal(template, login)?;
-                let filter = format!("(userPrincipalName={})", ldap3::ldap_escape(name.as_str()));
-                Some((name, self.ask_for("read", base.clone(), Scope::Subtree, filter)))
-            }
-        }
+        own(&self.settings.find, login, &self.attributes)
     }
 
     /// Whether the entry with this DN matches `allow_filter`, if there is one.
     fn group(&self, dn: &str) -> Option<Question> {
         let filter = self.settings.allow.filter.clone()?;
-        Some(self.ask_for("read", dn.to_owned(), Scope::Base, filter))
+        Some(Question { filter, ..read(dn.to_owned(), &self.attributes) })
     }
 
     /// Whether a question for one entry found it.
@@ -186,7 +192,7 @@ impl Ldap {
                 let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
                 let found = self.ask(&question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
-                self.one(found?, trace)?
+                self.one(found?.0, trace)?
             }
             Find::UserDn { service: None, .. } | Find::Principal { service: None, .. } => {
                 return Err(DirectoryError::CannotTell(Trouble::NoServiceAccount));
@@ -195,7 +201,7 @@ impl Ldap {
                 let (_, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
                 let found = self.ask(&question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
-                let found = found?;
+                let (found, _) = found?;
                 if found.code == NO_SUCH_OBJECT {
                     return Err(DirectoryError::NoEntry);
                 }
@@ -203,18 +209,31 @@ impl Ldap {
             }
         };
         if let Some(question) = self.group(&entry.dn) {
-            let found = self.ask(&question, deadline, trace).await?;
+            let (found, _) = self.ask(&question, deadline, trace).await?;
             entry.in_group = self.matches(&found, trace)?;
         }
         Ok(entry)
     }
 
     /// Asks as the service account, on the first server that gives a verdict.
-    async fn ask(&self, question: &Question, deadline: Instant, trace: &mut Trace) -> Result<Found, DirectoryError> {
-        let mut tries = self.pool.tries(deadline, || self.root());
+    async fn ask(
+        &self,
+        question: &Question,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<(Found, Arc<Server>), DirectoryError> {
+        let mut tries = self.pool.tries(deadline, None);
         loop {
-            match tries.next()?.search(question, deadline, trace).await {
-                Ok(found) => return Ok(found),
+            let server = tries.next(trace).await?;
+            let mut answer = server.search(question, deadline, trace).await;
+            // Nothing there, or no place for it: only a server that shows the canary is believed that.
+            if answer.as_ref().is_ok_and(says_nothing)
+                && let Err(trouble) = server.confirm(deadline).await
+            {
+                answer = Err(Failure::Unsure(trouble));
+            }
+            match answer {
+                Ok(found) => return Ok((found, server)),
                 Err(failure) => tries.note(failure)?,
             }
         }
@@ -227,21 +246,22 @@ impl Ldap {
         seen: &Marks,
         password: &str,
         deadline: Instant,
+        first: Option<&Arc<Server>>,
         trace: &mut Trace,
     ) -> Result<(Arc<Server>, Lease), DirectoryError> {
-        let mut tries = self.pool.tries(deadline, || self.root());
+        let mut tries = self.pool.tries(deadline, first);
         loop {
-            let server = tries.next()?;
+            let server = tries.next(trace).await?;
             match server.bind(dn, password, deadline, trace).await {
                 Ok((bound, lease)) => {
                     let judged = self.judge(bound, dn, seen, trace);
-                    return match judged {
-                        Ok(()) => Ok((server, lease)),
-                        Err(refused) => {
-                            server.give_back(lease);
-                            Err(refused)
-                        }
-                    };
+                    let Err(refused) = judged else { return Ok((server, lease)) };
+                    server.give_back(lease);
+                    // An empty server refuses everybody. Its answer was one guess: no other gets it.
+                    if bound.code == INVALID_CREDENTIALS {
+                        server.confirm(deadline).await.map_err(DirectoryError::CannotTell)?;
+                    }
+                    return Err(refused);
                 }
                 Err(failure) => tries.note(failure)?,
             }
@@ -316,20 +336,7 @@ impl Ldap {
     }
 
     fn search(&self, base: &str, filter: String) -> Question {
-        self.ask_for("search", base.to_owned(), Scope::Subtree, filter)
-    }
-
-    fn read(&self, dn: String) -> Question {
-        self.ask_for("read", dn, Scope::Base, ANY.to_owned())
-    }
-
-    /// The root DSE (RFC 4512 section 5.1): what every server has and anybody may read.
-    fn root(&self) -> Question {
-        self.read(String::new())
-    }
-
-    fn ask_for(&self, operation: &'static str, base: String, scope: Scope, filter: String) -> Question {
-        Question { operation, base, scope, filter, attributes: self.attributes.clone() }
+        search(base, filter, &self.attributes)
     }
 
     fn deadline(&self) -> Instant {
@@ -357,6 +364,15 @@ impl Directory for Ldap {
         })
     }
 
+    fn presence(&self) -> Presence {
+        self.pool.presence()
+    }
+
+    fn settled(&self) -> Pin<Box<dyn Future<Output = Presence> + Send + '_>> {
+        // As long as a look may take that finds nothing.
+        Box::pin(self.pool.settled(self.settings.attempt_timeout.saturating_mul(2)))
+    }
+
     fn question(&self, login: &Login) -> String {
         let nothing = || "nothing: the name lacks a part that the template asks for, or may not stand in it".to_owned();
         match &self.settings.find {
@@ -375,4 +391,50 @@ impl Directory for Ldap {
 /// Trouble with the server that answered last.
 fn told(trace: &Trace, trouble: impl FnOnce(Arc<str>) -> Trouble) -> DirectoryError {
     DirectoryError::CannotTell(trouble(trace.server.clone().unwrap_or_default()))
+}
+
+/// What a look at a server asks: for the canary, or for the root DSE (RFC 4512 section 5.1), which
+/// every server has and anybody may read.
+fn look(settings: &config::Directory, attributes: &Arc<Attributes>) -> Look {
+    let question = settings.canary.as_ref().and_then(|canary| {
+        let login = Login::parse(canary.login.as_bytes())?;
+        match &settings.find {
+            Find::Search { base, filter, .. } => Some(search(base, template::filter(filter, &login)?, attributes)),
+            Find::UserDn { .. } | Find::Principal { .. } => Some(own(&settings.find, &login, attributes)?.1),
+        }
+    });
+    let mail_host = settings.canary.as_ref().map(|canary| canary.mail_host.clone());
+    Look::new(Arc::new(question.unwrap_or_else(|| read(String::new(), attributes))), mail_host)
+}
+
+/// Where the name alone says whom to bind: that, and the question for the entry that it is.
+fn own(find: &Find, login: &Login, attributes: &Arc<Attributes>) -> Option<(String, Question)> {
+    match find {
+        Find::Search { .. } => None,
+        Find::UserDn { template, .. } => {
+            let dn = template::dn(template, login)?;
+            Some((dn.clone(), read(dn, attributes)))
+        }
+        Find::Principal { template, base, .. } => {
+            let name = template::principal(template, login)?;
+            let filter = format!("(userPrincipalName={})", ldap3::ldap_escape(name.as_str()));
+            Some((name, Question { operation: "read", ..search(base, filter, attributes) }))
+        }
+    }
+}
+
+fn search(base: &str, filter: String, attributes: &Arc<Attributes>) -> Question {
+    let attributes = Arc::clone(attributes);
+    Question { operation: "search", base: base.to_owned(), scope: Scope::Subtree, filter, attributes }
+}
+
+fn read(dn: String, attributes: &Arc<Attributes>) -> Question {
+    let attributes = Arc::clone(attributes);
+    Question { operation: "read", base: dn, scope: Scope::Base, filter: ANY.to_owned(), attributes }
+}
+
+/// Whether an answer is that there is no such entry, or that its mail is nowhere.
+fn says_nothing(found: &Found) -> bool {
+    let nowhere = |entry: &Entry| entry.mail_hosts.is_empty();
+    found.code == NO_SUCH_OBJECT || (found.code == 0 && found.first.as_ref().is_none_or(nowhere))
 }

@@ -7,7 +7,9 @@
 //! RFC 4511 (protocol), 4513 (authentication), 4514 (DN), 4515 (filter).
 
 mod connection;
+mod health;
 pub mod ldap;
+mod look;
 mod marks;
 mod policy;
 mod pool;
@@ -199,9 +201,42 @@ pub enum Trouble {
         /// The server's URL.
         server: Arc<str>,
     },
+    /// It does not show the canary: it holds another directory, or shows usher less than it must.
+    #[error("{server}: does not show the canary as configured")]
+    Canary {
+        /// The server's URL.
+        server: Arc<str>,
+    },
     /// `usher explain` asked for what only the user may read.
     #[error("there is no service account to read the entry with")]
     NoServiceAccount,
+}
+
+impl Trouble {
+    /// The LDAP result code that the server gave, if it is what the trouble is about.
+    #[must_use]
+    pub const fn code(&self) -> Option<u32> {
+        match self {
+            Self::ServiceBind { code, .. } | Self::Result { code, .. } => Some(*code),
+            Self::Connection { .. }
+            | Self::Timeout
+            | Self::Busy
+            | Self::Malformed { .. }
+            | Self::Canary { .. }
+            | Self::NoServiceAccount => None,
+        }
+    }
+}
+
+/// Whether the directory is there to be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// A server is in use.
+    There,
+    /// None is, but the next question may find one well again.
+    Returning,
+    /// None is.
+    Away,
 }
 
 /// An answer of the directory that is still to come.
@@ -224,6 +259,16 @@ pub trait Directory: Send + Sync + 'static {
 
     /// Finds the entry without a password, for `usher explain`.
     fn look_up<'a>(&'a self, login: &'a Login) -> Answer<'a, Entry>;
+
+    /// Whether it is there, as far as is known now.
+    fn presence(&self) -> Presence {
+        Presence::There
+    }
+
+    /// As [`Directory::presence`], after a short wait if what is known is not sure.
+    fn settled(&self) -> Pin<Box<dyn Future<Output = Presence> + Send + '_>> {
+        Box::pin(std::future::ready(self.presence()))
+    }
 
     /// What [`Directory::look_up`] asks for this login, in words: the filter and base, or the DN.
     fn question(&self, login: &Login) -> String;

@@ -1,20 +1,29 @@
-//! The directory's servers, in order of preference, and which of them is worth asking.
+//! The directory's servers: which of them is asked, and what happens when none is of use.
 //!
-//! A server that failed is put aside, for a second at first and up to half a minute, so that one
-//! dead server costs one login one time-out and not each login one (promise 19). When its time is
-//! over it is asked in the background; no login is the guinea pig while another server answers.
-//! With all of them aside, the one that failed longest ago is asked.
+//! Questions go to servers that are well (`health.rs`), in order of preference or in turn; one that
+//! gives no verdict passes its question on, once at most. A server that is aside is asked nothing:
+//! it is looked at in the background, and sooner while somebody waits. While all are aside the
+//! directory is *away*: a login waits for a look, a short time at most (promise 19).
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{info, warn};
 
-use super::connection::Question;
-use super::server::{Failure, Server, Tuning, locked};
-use super::{DirectoryError, Trouble};
+use super::health::Standing;
+use super::server::{Failure, Server};
+use super::{DirectoryError, Presence, Trace, Trouble};
+use crate::config::Balance;
+
+/// How long a login may wait for a server to come back; with it, an outage is told within two seconds.
+const AWAY_PATIENCE: Duration = Duration::from_millis(1_500);
+/// How often those who wait for a look see whether another is due.
+const LOOK_AROUND: Duration = Duration::from_millis(100);
 
 /// A duration give or take a fifth, so that many connections do not end at once.
 pub(super) fn jittered(duration: Duration) -> Duration {
@@ -23,123 +32,207 @@ pub(super) fn jittered(duration: Duration) -> Duration {
     duration.saturating_mul(800 + chance) / 1_000
 }
 
-/// A server that is put aside.
-#[derive(Debug, Clone, Copy)]
-struct Aside {
-    failures: u32,
-    at: Instant,
-    until: Instant,
-}
-
-/// Whether a server is worth asking.
-#[derive(Debug, Default)]
-pub(super) struct Health(Mutex<Option<Aside>>);
-
-impl Health {
-    /// It failed: aside, for longer each time.
-    pub(super) fn failed(&self, tuning: &Tuning) {
-        let mut aside = locked(&self.0);
-        let now = Instant::now();
-        let failures = match *aside {
-            // Those who were under way when it failed report the same failure.
-            Some(earlier) if now < earlier.until => earlier.failures,
-            Some(earlier) => earlier.failures.saturating_add(1),
-            None => 1,
-        };
-        let pause = tuning.aside.saturating_mul(1 << (failures - 1).min(16)).min(tuning.aside_max);
-        *aside = Some(Aside { failures, at: now, until: now + jittered(pause) });
-    }
-
-    /// It answered; whether it had been aside.
-    pub(super) fn well(&self) -> bool {
-        locked(&self.0).take().is_some()
-    }
-
-    /// Whether it failed at or after this moment, and has not answered since.
-    pub(super) fn failed_since(&self, moment: Instant) -> bool {
-        locked(&self.0).is_some_and(|aside| aside.at >= moment)
-    }
-
-    /// When it failed, if it is aside; it stays so until it answers.
-    fn aside_at(&self) -> Option<Instant> {
-        locked(&self.0).map(|aside| aside.at)
-    }
-
-    /// Whether it is time to look after it. Says so once: the next look is due a pause later.
-    fn is_due(&self, tuning: &Tuning) -> bool {
-        let mut aside = locked(&self.0);
-        let now = Instant::now();
-        match aside.as_mut().filter(|aside| aside.until <= now) {
-            Some(aside) => {
-                aside.failures = aside.failures.saturating_add(1);
-                aside.until = now + tuning.aside_max;
-                true
-            }
-            None => false,
-        }
-    }
-}
-
 /// The servers.
 #[derive(Debug)]
 pub(super) struct Pool {
     servers: Vec<Arc<Server>>,
-    tuning: Tuning,
+    balance: Balance,
+    turn: AtomicUsize,
+    changed: watch::Receiver<()>,
+    /// As it was told last.
+    away: AtomicBool,
 }
 
 impl Pool {
-    /// Takes the servers in order of preference.
-    pub(super) fn new(servers: Vec<Arc<Server>>, tuning: Tuning) -> Self {
-        Self { servers, tuning }
+    /// Takes the servers in order of preference, and where they tell of changes in their health.
+    pub(super) fn new(servers: Vec<Arc<Server>>, balance: Balance, changed: watch::Receiver<()>) -> Self {
+        Self { servers, balance, turn: AtomicUsize::new(0), changed, away: AtomicBool::new(false) }
     }
 
-    /// The order in which to ask now; sends somebody to look after those whose pause is over.
-    pub(super) fn tries(&self, deadline: Instant, probe: impl Fn() -> Question) -> Tries {
-        let mut aside = Vec::new();
-        let mut order = VecDeque::with_capacity(self.servers.len());
+    /// The servers, in order of preference.
+    pub(super) fn servers(&self) -> &[Arc<Server>] {
+        &self.servers
+    }
+
+    /// The order in which to ask now. `sticky` goes first whatever its health: it has just answered.
+    pub(super) fn tries(&self, deadline: Instant, sticky: Option<&Arc<Server>>) -> Tries<'_> {
+        let turn = match self.balance {
+            Balance::First => 0,
+            // The second half of a decision goes where the first one went, and takes no turn.
+            Balance::RoundRobin if sticky.is_some() => 0,
+            Balance::RoundRobin => self.turn.fetch_add(1, Ordering::Relaxed) % self.servers.len().max(1),
+        };
+        let (before, after) = self.servers.split_at_checked(turn).unwrap_or((&self.servers, &[]));
+        let others =
+            after.iter().chain(before).filter(|server| sticky.is_none_or(|sticky| !Arc::ptr_eq(sticky, server)));
+        let mut order: Vec<_> = others.map(|server| (server.health.standing().0, server.clone())).collect();
+        order.retain(|(standing, _)| *standing != Standing::Out);
+        // Stable: among equals it is the order of preference, or the turn.
+        order.sort_by_key(|(standing, _)| *standing);
+        Tries {
+            pool: self,
+            first: sticky.cloned(),
+            order: order.into_iter().map(|(_, server)| server).collect(),
+            asked: Vec::new(),
+            until: deadline.min(Instant::now() + AWAY_PATIENCE),
+            deadline,
+            spare: true,
+            last: None,
+        }
+    }
+
+    /// Has every server looked at that is due for it; to be called again and again. Says when the
+    /// directory goes away and when it is back.
+    pub(super) fn look_after(&self) {
+        let away = !self.is_there();
         for server in &self.servers {
-            match server.health.aside_at() {
-                None => order.push_back(server.clone()),
-                Some(at) => aside.push((at, server)),
-            }
+            look_if_due(server, away, false);
         }
-        aside.sort_by_key(|(at, _)| *at);
-        for (_, server) in aside {
-            if !order.is_empty() && server.health.is_due(&self.tuning) {
-                tokio::spawn(server.clone().look_after(probe()));
-            }
-            order.push_back(server.clone());
+        if self.away.swap(away, Ordering::Relaxed) == away {
+            return;
         }
-        Tries { order, deadline, spare: true, last: Trouble::Timeout }
+        if away {
+            warn!("the directory is away: no server is in use; who is known within cache.stale still gets in");
+        } else {
+            info!("the directory is back");
+        }
+    }
+
+    /// Whether a server is in use.
+    pub(super) fn is_there(&self) -> bool {
+        self.servers.iter().any(|server| server.health.is_in_use())
+    }
+
+    /// What may be expected of the servers.
+    pub(super) fn presence(&self) -> Presence {
+        if self.is_there() {
+            Presence::There
+        } else if self.servers.iter().any(|server| server.health.standing().0 == Standing::OnTrial) {
+            Presence::Returning
+        } else {
+            Presence::Away
+        }
+    }
+
+    /// As [`Pool::presence`], once looks have told what there is to suspect; waits for them for so long.
+    pub(super) async fn settled(&self, patience: Duration) -> Presence {
+        let mut changed = self.changed.clone();
+        let settled = async {
+            loop {
+                changed.mark_unchanged();
+                let in_use = self.servers.iter().filter(|server| server.health.is_in_use());
+                let mut suspected = in_use.clone().filter(|server| server.health.is_suspected());
+                if in_use.count() > suspected.clone().count() || suspected.next().is_none() {
+                    return;
+                }
+                self.servers.iter().for_each(|server| look_if_due(server, false, true));
+                // Its senders live in the servers, which live in this pool.
+                let _ = changed.changed().await;
+            }
+        };
+        // If it takes too long, it is what it is.
+        let _ = timeout(patience, settled).await;
+        self.presence()
+    }
+
+    /// Waits until one of these may be asked, and has them looked at meanwhile.
+    async fn wait_for(&self, candidates: &[Arc<Server>], until: Instant) -> Option<Arc<Server>> {
+        let (mut changed, began) = (self.changed.clone(), Instant::now());
+        let waiting = async {
+            loop {
+                changed.mark_unchanged();
+                if let Some(server) = candidates.iter().find(|server| server.enter()) {
+                    return Some(server.clone());
+                }
+                candidates.iter().for_each(|server| look_if_due(server, false, true));
+                // Somebody tries it right now, or nobody has looked since we came.
+                let is_open = |server: &Arc<Server>| server.health.is_up() || !server.health.was_looked_at(began);
+                if !candidates.iter().any(is_open) {
+                    return None;
+                }
+                // A change, or the time for the next look.
+                let _ = timeout(LOOK_AROUND, changed.changed()).await;
+            }
+        };
+        timeout_at(until, waiting).await.ok().flatten()
+    }
+}
+
+/// Starts a look in the background if it is time for one.
+fn look_if_due(server: &Arc<Server>, away: bool, awaited: bool) {
+    if server.health.begin_look(away, awaited) {
+        let looking = Looking(Arc::clone(server));
+        tokio::spawn(async move {
+            // What it finds is in `health` by then.
+            let _: Result<(), Trouble> = looking.0.look().await;
+        });
+    }
+}
+
+/// A look under way; over when dropped, however it ends.
+struct Looking(Arc<Server>);
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.0.health.end_look();
     }
 }
 
 /// The servers that one question may still go to.
 #[derive(Debug)]
-pub(super) struct Tries {
+pub(super) struct Tries<'a> {
+    pool: &'a Pool,
+    first: Option<Arc<Server>>,
     order: VecDeque<Arc<Server>>,
+    asked: Vec<Arc<Server>>,
+    /// How long to wait for one that is aside.
+    until: Instant,
     deadline: Instant,
     /// Whether one more server may be asked after one that gave no verdict.
     spare: bool,
-    last: Trouble,
+    last: Option<Trouble>,
 }
 
-impl Tries {
+impl Tries<'_> {
     /// The next server, or the last one's trouble.
-    pub(super) fn next(&mut self) -> Result<Arc<Server>, DirectoryError> {
-        let next = self.order.pop_front().filter(|_| Instant::now() < self.deadline);
-        next.ok_or_else(|| DirectoryError::CannotTell(self.last.clone()))
+    pub(super) async fn next(&mut self, trace: &mut Trace) -> Result<Arc<Server>, DirectoryError> {
+        let mut next = self.first.take();
+        while next.is_none()
+            && let Some(server) = self.order.pop_front()
+        {
+            next = server.enter().then_some(server);
+        }
+        if next.is_none() {
+            let was_asked = |server: &Arc<Server>| self.asked.iter().any(|asked| Arc::ptr_eq(asked, server));
+            let left: Vec<_> = self.pool.servers.iter().filter(|server| !was_asked(server)).cloned().collect();
+            next = self.pool.wait_for(&left, self.until).await;
+            if let (None, None, Some(server)) = (&next, &self.last, left.first()) {
+                let trouble = server.health.trouble();
+                (trace.server, trace.code) = (Some(server.url.clone()), trouble.code());
+                self.last = Some(trouble);
+            }
+        }
+        match next.filter(|_| Instant::now() < self.deadline) {
+            Some(server) => {
+                self.asked.push(server.clone());
+                Ok(server)
+            }
+            None => Err(DirectoryError::CannotTell(self.last.clone().unwrap_or(Trouble::Timeout))),
+        }
     }
 
     /// Notes that a server gave no verdict; an error if no other may be asked.
     pub(super) fn note(&mut self, failure: Failure) -> Result<(), DirectoryError> {
         match failure {
-            Failure::Unasked(trouble) => self.last = trouble,
+            Failure::Unasked(trouble) => self.last = Some(trouble),
             Failure::Unsure(trouble) if self.spare => {
                 self.spare = false;
-                self.last = trouble;
+                self.last = Some(trouble);
             }
             Failure::Unsure(trouble) | Failure::Answered(trouble) => return Err(DirectoryError::CannotTell(trouble)),
+        }
+        if let Some(server) = self.asked.last() {
+            server.passed_on();
         }
         Ok(())
     }
@@ -148,32 +241,6 @@ impl Tries {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_server_that_fails_is_put_aside_for_longer_each_time() {
-        let tuning = Tuning::default();
-        let health = Health::default();
-        assert!(!health.well());
-        let mut pauses = Vec::new();
-        for _ in 0..8 {
-            health.failed(&tuning);
-            let failed = Instant::now();
-            // A second report within the pause does not make it longer in kind.
-            health.failed(&tuning);
-            assert!(health.failed_since(failed));
-            while !health.is_due(&tuning) {
-                tokio::time::advance(Duration::from_millis(100)).await;
-            }
-            pauses.push(failed.elapsed().as_secs_f64());
-            assert!(!health.is_due(&tuning), "one look at a time");
-            tokio::time::advance(tuning.aside_max).await;
-        }
-        assert!(pauses[0] < 1.4, "{pauses:?}");
-        assert!(pauses.iter().all(|pause| *pause < 36.5), "{pauses:?}");
-        assert!(pauses[7] > 23.0, "{pauses:?}");
-        assert!(health.well());
-        assert!(health.aside_at().is_none());
-    }
 
     #[test]
     fn jitter_is_a_fifth_at_most() {

@@ -126,6 +126,11 @@ impl Scripted {
         }
     }
 
+    /// The URL in the clear on 127.0.0.1.
+    pub(super) fn url(&self) -> String {
+        self.server(LdapScheme::Ldap, "127.0.0.1").url
+    }
+
     /// Everything it was asked.
     pub(super) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()

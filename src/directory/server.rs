@@ -1,55 +1,54 @@
 //! One directory server and its connections.
 //!
 //! Searches share one connection (`service.rs`); each bind has a connection of its own, taken from
-//! a stack and given back, so that a bind waits for another only when `bind_connections` are all
-//! busy. A connection on which anything went wrong, or whose answer nobody waited for, is closed
-//! and never used again.
+//! a stack and given back, so that a bind waits for another only when `connections.max` are all
+//! busy, and no longer than one try may take. A connection on which anything went wrong, or whose
+//! answer nobody waited for, is closed and never used again.
 
 use std::future::Future;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Dial, Fault, Found, Question};
+use super::health::{Cause, Health};
+use super::look::Look;
 use super::policy::Bound;
-use super::pool::{Health, jittered};
+use super::pool::jittered;
 use super::service::Opening;
 use super::{Trace, Trouble};
-use crate::config::{self, ServiceAccount};
+use crate::config::{self, Connections, Find, ServiceAccount};
 use crate::log::Repeats;
 use crate::metrics::Metrics;
 
-/// How connections are kept; fixed in production, turned by tests.
+/// Times that are fixed in production and turned by tests.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tuning {
-    /// A connection unused for this long may have died unseen (a firewall's forgetting, a peer's
-    /// power): it is replaced.
-    pub(super) idle: Duration,
-    /// The longest life of a connection, give or take a fifth.
-    pub(super) age: Duration,
-    /// Operations on a search connection: ldap3 may keep a few bytes of each.
-    pub(super) searches: u64,
     /// Between two binds of a service account that was refused.
     pub(super) service_retry: Duration,
     /// How long a failed server is put aside at first; doubled at each failure.
     pub(super) aside: Duration,
     /// The longest that a server is put aside.
     pub(super) aside_max: Duration,
+    /// Between two looks at a server that is well.
+    pub(super) look: Duration,
+    /// How long a canary that was shown vouches for an answer of nothing.
+    pub(super) canary: Duration,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            idle: Duration::from_secs(30),
-            age: Duration::from_secs(30 * 60),
-            searches: 100_000,
             service_retry: Duration::from_secs(60),
             aside: Duration::from_secs(1),
             aside_max: Duration::from_secs(30),
+            look: Duration::from_secs(10),
+            canary: Duration::from_secs(1),
         }
     }
 }
@@ -101,8 +100,11 @@ struct Idle {
 }
 
 impl Idle {
-    fn is_usable(&self, tuning: &Tuning) -> bool {
-        !self.connection.is_dead() && self.expires > Instant::now() && self.since.elapsed() < tuning.idle
+    fn is_usable(&self, limits: &Connections) -> bool {
+        !self.connection.is_dead()
+            && self.connection.operations() < limits.operations
+            && self.expires > Instant::now()
+            && self.since.elapsed() < limits.idle
     }
 }
 
@@ -124,9 +126,13 @@ pub(super) struct Server {
     pub(super) patience: Duration,
     /// Whether another server could take over.
     replaceable: bool,
+    /// Whether it is of no use unless it accepts the service account.
+    pub(super) needs_service: bool,
+    pub(super) limits: Connections,
     pub(super) tuning: Tuning,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Health,
+    pub(super) look: Look,
     pub(super) search: Mutex<Option<Opening>>,
     idle: Mutex<Vec<Idle>>,
     permits: Arc<Semaphore>,
@@ -137,15 +143,16 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// A server of the configuration; nothing is connected yet.
+    /// A server of the configuration; nothing is connected yet. It tells `changed` of its health.
     pub(super) fn new(
         server: &config::DirectoryServer,
         settings: &config::Directory,
         tls: Option<Arc<rustls::ClientConfig>>,
         metrics: Arc<Metrics>,
-        tuning: Tuning,
+        (tuning, changed): (Tuning, watch::Sender<()>),
+        look: Look,
     ) -> Self {
-        let service = settings.find.service().cloned();
+        let (service, searches) = (settings.find.service().cloned(), matches!(settings.find, Find::Search { .. }));
         Self {
             url: server.url.as_str().into(),
             dial: Dial {
@@ -159,15 +166,44 @@ impl Server {
             service,
             patience: settings.attempt_timeout,
             replaceable: settings.servers.len() > 1,
+            needs_service: searches || settings.canary.is_some(),
+            limits: settings.connections,
             tuning,
             metrics,
-            health: Health::default(),
+            health: Health::new(tuning, changed),
+            look,
             search: Mutex::new(None),
             idle: Mutex::new(Vec::new()),
-            permits: Arc::new(Semaphore::new(settings.bind_connections.max(1) as usize)),
+            permits: Arc::new(Semaphore::new(settings.connections.max.max(1))),
             refused: Mutex::new(None),
             sweeping: AtomicBool::new(false),
             repeats: Repeats::default(),
+        }
+    }
+
+    /// Whether a question may go here now; if this one is to find out whether the server is well
+    /// again, no other may for as long as it could take.
+    pub(super) fn enter(&self) -> bool {
+        self.health.enter(self.patience.saturating_mul(3))
+    }
+
+    /// Counts a question that goes on to another server.
+    pub(super) fn passed_on(&self) {
+        if self.replaceable {
+            self.metrics.directory_failovers.with_label_values(&[&self.url]).inc();
+        }
+    }
+
+    /// Sets the gauges that are known when they are asked for.
+    pub(super) fn show(&self) {
+        let metrics = &self.metrics;
+        metrics.directory_up.with_label_values(&[&self.url]).set(self.health.is_up().into());
+        metrics.directory_canary_ok.with_label_values(&[&self.url]).set((!self.look.is_missing()).into());
+        let open = locked(&self.search).as_ref().is_some_and(|opening| matches!(opening.peek(), Some(Ok(_))));
+        let states = [("idle", locked(&self.idle).len()), ("busy", self.leased()), ("search", open.into())];
+        for (state, count) in states {
+            let gauge = metrics.directory_connections.with_label_values(&[&*self.url, state]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 
@@ -180,17 +216,20 @@ impl Server {
         trace: &mut Trace,
     ) -> Result<(Bound, Lease), Failure> {
         let (mut lease, reused) = self.lease(deadline, trace).await?;
+        let cause = question("bind", &[dn]);
+        let mut asked = Instant::now();
         let mut answer =
             self.observed("bind", deadline, trace, lease.connection.bind(dn, password), |bound| bound.code).await;
         if reused && matches!(answer, Err(Fault::Broken(_) | Fault::Malformed)) {
             // Not answered, so not yet a guess that counts: once more on a fresh connection.
             lease.connection = self.connect(deadline, trace).await.map_err(Failure::after_sending)?;
             lease.expires = self.expiry();
+            asked = Instant::now();
             answer =
                 self.observed("bind", deadline, trace, lease.connection.bind(dn, password), |bound| bound.code).await;
         }
-        let bound = answer.map_err(|fault| Failure::Unsure(self.failed("bind", &fault)))?;
-        self.verdict("bind", bound.code)?;
+        let bound = answer.map_err(|fault| Failure::Unsure(self.failed("bind", cause, &fault)))?;
+        self.verdict("bind", cause, bound.code, asked)?;
         Ok((bound, lease))
     }
 
@@ -202,39 +241,12 @@ impl Server {
         deadline: Instant,
         trace: &mut Trace,
     ) -> Result<Found, Trouble> {
-        let asked = lease.connection.search(question, self.patience);
-        let answer = self.observed(question.operation, deadline, trace, asked, |found| found.code).await;
-        answer.map_err(|fault| self.failed(question.operation, &fault))
-    }
-
-    /// Reads on a bind connection, whoever was bound there last.
-    pub(super) async fn read_alone(
-        self: &Arc<Self>,
-        question: &Question,
-        deadline: Instant,
-        trace: &mut Trace,
-    ) -> Result<Found, Failure> {
-        let (lease, _reused) = self.lease(deadline, trace).await?;
-        let found = self.read(&lease, question, deadline, trace).await.map_err(Failure::Unsure)?;
-        self.verdict(question.operation, found.code)?;
-        self.give_back(lease);
+        let (asked, cause) = (Instant::now(), question.cause());
+        let answer = lease.connection.search(question, self.patience);
+        let answer = self.observed(question.operation, deadline, trace, answer, |found| found.code).await;
+        let found = answer.map_err(|fault| self.failed(question.operation, cause, &fault))?;
+        self.verdict(question.operation, cause, found.code, asked).map_err(Failure::trouble)?;
         Ok(found)
-    }
-
-    /// Asks a server that was put aside, with nobody waiting, whether it is well again.
-    pub(super) async fn look_after(self: Arc<Self>, question: Question) {
-        let deadline = Instant::now() + self.patience.saturating_mul(2);
-        // A fresh connection: an old one would tell about the past.
-        let asked = async {
-            let connection = self.connect(deadline, &mut Trace::default()).await?;
-            let asked = connection.search(&question, self.patience);
-            let code = |found: &Found| found.code;
-            let found = self.observed(question.operation, deadline, &mut Trace::default(), asked, code).await;
-            let found = found.map_err(|fault| Failure::Unsure(self.failed(question.operation, &fault)))?;
-            self.verdict(question.operation, found.code)
-        };
-        // Either outcome is in `health` by now.
-        let _: Result<(), Failure> = asked.await;
     }
 
     /// Puts a bind connection back for the next user, whose bind replaces the identity.
@@ -249,7 +261,8 @@ impl Server {
     /// A bind connection, and whether it was used before.
     async fn lease(self: &Arc<Self>, deadline: Instant, trace: &mut Trace) -> Result<(Lease, bool), Failure> {
         let asked = Instant::now();
-        let permit = match timeout_at(deadline, self.permits.clone().acquire_owned()).await {
+        // A queue that takes longer than a whole try is an overload, which is better told at once.
+        let permit = match timeout_at(deadline.min(asked + self.patience), self.permits.clone().acquire_owned()).await {
             Ok(Ok(permit)) => permit,
             // The semaphore is never closed; if it were, nothing could be bound either.
             Ok(Err(_)) | Err(_) => return Err(Failure::Unasked(Trouble::Busy)),
@@ -261,21 +274,48 @@ impl Server {
         if let Some(Idle { connection, expires, .. }) = self.take_idle() {
             return Ok((Lease { connection, expires, _permit: permit }, true));
         }
+        if self.look.is_for_canary() {
+            // Whatever answers on a new connection may be another than before; what shows the canary
+            // lives on the search connection, which a restart would have ended as well.
+            self.search_connection(deadline, trace).await?;
+        }
         let connection = self.connect(deadline, trace).await?;
         Ok((Lease { connection, expires: self.expiry(), _permit: permit }, false))
+    }
+
+    /// How many bind connections are in use.
+    fn leased(&self) -> usize {
+        self.limits.max.saturating_sub(self.permits.available_permits())
+    }
+
+    /// Makes bind connections until as many as are to be kept ready are there.
+    pub(super) async fn top_up(self: &Arc<Self>, deadline: Instant) -> Result<(), Trouble> {
+        while locked(&self.idle).iter().filter(|one| one.is_usable(&self.limits)).count() + self.leased()
+            < self.limits.min
+        {
+            let connection = self.connect(deadline, &mut Trace::default()).await.map_err(Failure::trouble)?;
+            self.keep(connection);
+        }
+        Ok(())
+    }
+
+    /// Keeps a connection that nobody is using for the next bind.
+    pub(super) fn keep(self: &Arc<Self>, connection: Connection) {
+        locked(&self.idle).push(Idle { connection, expires: self.expiry(), since: Instant::now() });
+        self.sweep();
     }
 
     /// The connection that was used last is the one that most surely lives.
     fn take_idle(&self) -> Option<Idle> {
         let mut idle = locked(&self.idle);
-        std::iter::from_fn(|| idle.pop()).find(|one| one.is_usable(&self.tuning))
+        std::iter::from_fn(|| idle.pop()).find(|one| one.is_usable(&self.limits))
     }
 
     /// A new connection, not bound.
     pub(super) async fn connect(&self, deadline: Instant, trace: &mut Trace) -> Result<Connection, Failure> {
         let made = self.observed("connect", deadline, trace, Connection::open(&self.dial), |_| 0).await;
         trace.code = None;
-        made.map_err(|fault| Failure::Unasked(self.failed("connect", &fault)))
+        made.map_err(|fault| Failure::Unasked(self.failed("connect", Cause::Look, &fault)))
     }
 
     /// Runs one operation within its time; counts it and notes it for the log.
@@ -287,8 +327,10 @@ impl Server {
         asked: impl Future<Output = Result<T, Fault>>,
         code: impl Fn(&T) -> u32,
     ) -> Result<T, Fault> {
-        let until = deadline.min(Instant::now() + self.patience);
-        let answer = timeout_at(until, asked).await.unwrap_or(Err(Fault::Timeout));
+        let began = Instant::now();
+        let answer = timeout_at(deadline.min(began + self.patience), asked).await.unwrap_or(Err(Fault::Timeout));
+        let seconds = self.metrics.directory_seconds.with_label_values(&[&*self.url, operation]);
+        seconds.observe(began.elapsed().as_secs_f64());
         trace.server = Some(self.url.clone());
         trace.code = answer.as_ref().ok().map(&code);
         let count = |word| self.metrics.directory_operations.with_label_values(&[&*self.url, operation, word]).inc();
@@ -301,42 +343,57 @@ impl Server {
         answer
     }
 
-    /// Notes an answer: a verdict about the question, or about the server.
-    pub(super) fn verdict(&self, operation: &'static str, code: u32) -> Result<(), Failure> {
+    /// Notes an answer to what was asked at `asked`: a verdict about the question, or about the server.
+    pub(super) fn verdict(
+        &self,
+        operation: &'static str,
+        cause: Cause,
+        code: u32,
+        asked: Instant,
+    ) -> Result<(), Failure> {
         if !is_unsure(code) {
-            if self.health.well() {
-                info!(server = %self.url, "directory server answers again");
+            if cause != Cause::Look && self.health.answered(operation, asked) {
+                info!(server = %self.url, operation, "directory server answers again");
             }
             return Ok(());
         }
         if let Some(suppressed) = self.repeats.allow(operation, "unsure") {
             warn!(server = %self.url, operation, code, suppressed, "directory server is unsure");
         }
-        // 80 (other) may be about one entry; the whole server is put aside for 51 and 52 only.
-        if code != 80 {
-            self.health.failed(&self.tuning);
-        }
         let trouble = Trouble::Result { server: self.url.clone(), operation, code };
+        // 80 (other) may be about one entry; busy and unavailable are about the server.
+        if code == 80 {
+            self.health.faltered(cause, &trouble);
+        } else {
+            self.health.broke(cause, &trouble);
+        }
         Err(if operation == "bind" { Failure::Answered(trouble) } else { Failure::Unsure(trouble) })
     }
 
-    /// Notes a fault, puts the server aside and closes its idle connections.
-    pub(super) fn failed(&self, operation: &'static str, fault: &Fault) -> Trouble {
+    /// Notes a fault. What is the server's own puts it aside and closes its idle connections.
+    pub(super) fn failed(&self, operation: &'static str, cause: Cause, fault: &Fault) -> Trouble {
         if let Some(suppressed) = self.repeats.allow(operation, "failed") {
             warn!(server = %self.url, operation, reason = %fault, suppressed, "directory server failed");
         }
-        self.health.failed(&self.tuning);
-        locked(&self.idle).clear();
         let server = self.url.clone();
-        match fault {
+        let trouble = match fault {
             Fault::Broken(reason) => Trouble::Connection { server, reason: reason.clone() },
             Fault::Timeout => Trouble::Timeout,
             Fault::Malformed => Trouble::Malformed { server },
+        };
+        match (cause, fault) {
+            // What was asked may be what is slow or odd.
+            (Cause::Question { .. }, Fault::Timeout | Fault::Malformed) => self.health.faltered(cause, &trouble),
+            (Cause::Look, _) | (_, Fault::Broken(_)) => {
+                self.health.broke(cause, &trouble);
+                locked(&self.idle).clear();
+            }
         }
+        trouble
     }
 
     pub(super) fn expiry(&self) -> Instant {
-        Instant::now() + jittered(self.tuning.age)
+        Instant::now() + jittered(self.limits.age)
     }
 
     /// Sees to it that unused connections are closed, also when nobody logs in any more.
@@ -344,7 +401,7 @@ impl Server {
         if self.sweeping.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (server, pause) = (Arc::downgrade(self), self.tuning.idle);
+        let (server, pause) = (Arc::downgrade(self), self.limits.idle);
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(pause).await;
@@ -365,15 +422,29 @@ impl Server {
     fn close_unused(&self) -> bool {
         let mut idle = locked(&self.idle);
         let before = idle.len();
-        idle.retain(|one| one.is_usable(&self.tuning));
+        idle.retain(|one| one.is_usable(&self.limits));
         let mut search = locked(&self.search);
         let stale = |opening: &Opening| {
-            opening.peek().is_some_and(|end| end.as_ref().map_or(true, |shared| !shared.is_usable(&self.tuning)))
+            opening.peek().is_some_and(|end| end.as_ref().map_or(true, |shared| !shared.is_usable(&self.limits)))
         };
         if search.as_ref().is_some_and(stale) {
             *search = None;
         }
         debug!(server = %self.url, closed = before - idle.len(), kept = idle.len(), "unused directory connections");
         !idle.is_empty() || search.is_some()
+    }
+}
+
+/// Somebody's operation, about this.
+fn question(operation: &'static str, about: &[&str]) -> Cause {
+    // The keys do not matter: two that are taken for one cost a look more.
+    let who = BuildHasherDefault::<DefaultHasher>::default().hash_one(about);
+    Cause::Question { operation, who }
+}
+
+impl Question {
+    /// The question as a cause of what comes of it.
+    pub(super) fn cause(&self) -> Cause {
+        question(self.operation, &[&self.base, &self.filter])
     }
 }

@@ -4,7 +4,7 @@
 //! The account's password is read anew for each bind, so that a changed file needs no reload and
 //! nothing stays in memory; a refused account is held back, so that usher does not lock it out.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt;
@@ -13,10 +13,11 @@ use tokio::time::{Instant, timeout_at};
 use tracing::error;
 
 use super::connection::{Connection, Fault, Found, Question};
+use super::health::Cause;
 use super::policy::{Bound, Said};
-use super::server::{Failure, Server, Tuning, locked};
+use super::server::{Failure, Server, locked};
 use super::{Trace, Trouble};
-use crate::config::ServiceAccount;
+use crate::config::{Connections, ServiceAccount};
 use crate::secret::Secret;
 
 /// The shared connection that carries searches.
@@ -25,15 +26,25 @@ pub(super) struct SearchConnection {
     connection: Connection,
     expires: Instant,
     used: Mutex<Instant>,
-    searches: AtomicU64,
+    /// Whether it was used since it was made.
+    is_used: AtomicBool,
 }
 
 impl SearchConnection {
-    pub(super) fn is_usable(&self, tuning: &Tuning) -> bool {
+    pub(super) fn is_usable(&self, limits: &Connections) -> bool {
         !self.connection.is_dead()
-            && self.searches.load(Ordering::Relaxed) < tuning.searches
+            && self.connection.operations() < limits.operations
             && self.expires > Instant::now()
-            && locked(&self.used).elapsed() < tuning.idle
+            && locked(&self.used).elapsed() < limits.idle
+    }
+
+    pub(super) fn is_used(&self) -> bool {
+        self.is_used.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn mark_used(&self) {
+        self.is_used.store(true, Ordering::Relaxed);
+        *locked(&self.used) = Instant::now();
     }
 }
 
@@ -49,27 +60,28 @@ impl Server {
         trace: &mut Trace,
     ) -> Result<Found, Failure> {
         let mut shared = self.search_connection(deadline, trace).await?;
-        let reused = shared.searches.load(Ordering::Relaxed) > 0;
+        let (mut asked, reused) = (Instant::now(), shared.is_used());
         let mut answer = self.ask(&shared, question, deadline, trace).await;
         if reused && matches!(answer, Err(Fault::Broken(_) | Fault::Malformed)) {
             // It died under us, perhaps of another's question: once more on a fresh one.
             shared = self.search_connection(deadline, trace).await?;
+            asked = Instant::now();
             answer = self.ask(&shared, question, deadline, trace).await;
         }
-        let found = answer.map_err(|fault| Failure::Unsure(self.failed(question.operation, &fault)))?;
-        self.verdict(question.operation, found.code)?;
+        let cause = question.cause();
+        let found = answer.map_err(|fault| Failure::Unsure(self.failed(question.operation, cause, &fault)))?;
+        self.verdict(question.operation, cause, found.code, asked)?;
         Ok(found)
     }
 
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         shared: &Arc<SearchConnection>,
         question: &Question,
         deadline: Instant,
         trace: &mut Trace,
     ) -> Result<Found, Fault> {
-        shared.searches.fetch_add(1, Ordering::Relaxed);
-        *locked(&shared.used) = Instant::now();
+        shared.mark_used();
         let asked = shared.connection.search(question, self.patience);
         let answer = self.observed(question.operation, deadline, trace, asked, |found| found.code).await;
         if answer.is_err() {
@@ -82,7 +94,7 @@ impl Server {
     }
 
     /// The shared search connection; made once for all who wait.
-    async fn search_connection(
+    pub(super) async fn search_connection(
         self: &Arc<Self>,
         deadline: Instant,
         trace: &mut Trace,
@@ -90,7 +102,7 @@ impl Server {
         let opening = {
             let mut slot = locked(&self.search);
             let current = slot.as_ref().filter(|opening| match opening.peek() {
-                Some(Ok(shared)) => shared.is_usable(&self.tuning),
+                Some(Ok(shared)) => shared.is_usable(&self.limits),
                 Some(Err(_)) => false,
                 None => true,
             });
@@ -110,21 +122,15 @@ impl Server {
         match timeout_at(deadline, opening).await {
             Ok(Ok(shared)) => Ok(shared),
             Ok(Err(trouble)) => {
-                trace.code = match &trouble {
-                    Trouble::ServiceBind { code, .. } | Trouble::Result { code, .. } => Some(*code),
-                    Trouble::Connection { .. }
-                    | Trouble::Timeout
-                    | Trouble::Busy
-                    | Trouble::Malformed { .. }
-                    | Trouble::NoServiceAccount => None,
-                };
+                trace.code = trouble.code();
                 Err(Failure::Unasked(trouble))
             }
             Err(_elapsed) => Err(Failure::Unasked(Trouble::Timeout)),
         }
     }
 
-    /// Connects and binds as the service account, or stays anonymous where there is none.
+    /// Connects and binds as the service account, or stays anonymous where there is none; and sees the
+    /// canary, if there is one.
     async fn open_search(self: Arc<Self>) -> Result<Arc<SearchConnection>, Trouble> {
         let mut trace = Trace::default();
         let password = match &self.service {
@@ -136,17 +142,20 @@ impl Server {
         if let Some((account, password)) = password {
             let text = std::str::from_utf8(password.expose()).unwrap_or_default();
             let asked = connection.bind(&account.dn, text);
-            let until = Instant::now() + self.patience;
-            let bound = self.observed("bind", until, &mut trace, asked, |bound| bound.code).await;
-            let bound = bound.map_err(|fault| self.failed("bind", &fault))?;
-            self.verdict("bind", bound.code).map_err(Failure::trouble)?;
+            let began = Instant::now();
+            let bound = self.observed("bind", began + self.patience, &mut trace, asked, |bound| bound.code).await;
+            let bound = bound.map_err(|fault| self.failed("bind", Cause::Look, &fault))?;
+            self.verdict("bind", Cause::Look, bound.code, began).map_err(Failure::trouble)?;
             self.service_answer(account, bound)?;
+        }
+        if self.look.is_for_canary() {
+            self.show_itself(&connection, Instant::now() + self.patience).await?;
         }
         let shared = SearchConnection {
             connection,
             expires: self.expiry(),
             used: Mutex::new(Instant::now()),
-            searches: AtomicU64::new(0),
+            is_used: AtomicBool::new(false),
         };
         self.sweep();
         Ok(Arc::new(shared))
@@ -157,14 +166,18 @@ impl Server {
         if let Some((until, code)) = *locked(&self.refused)
             && Instant::now() < until
         {
-            return Err(Trouble::ServiceBind { server: self.url.clone(), code });
+            let trouble = Trouble::ServiceBind { server: self.url.clone(), code };
+            self.out_of_use(&trouble);
+            return Err(trouble);
         }
         let file = account.password_file.display();
         let unusable = |reason: String| {
             if let Some(suppressed) = self.repeats.allow("password", "") {
                 error!(server = %self.url, %file, %reason, suppressed, "the service account's password cannot be used");
             }
-            Trouble::Connection { server: self.url.clone(), reason: format!("{file}: {reason}") }
+            let trouble = Trouble::Connection { server: self.url.clone(), reason: format!("{file}: {reason}") };
+            self.out_of_use(&trouble);
+            trouble
         };
         let read = tokio::time::timeout(self.patience, tokio::fs::read(&account.password_file)).await;
         let bytes = read.map_err(|_| unusable("reading takes too long".to_owned()))?;
@@ -192,7 +205,16 @@ impl Server {
         *locked(&self.refused) = Some((Instant::now() + self.tuning.service_retry, code));
         let said = said.map(tracing::field::display);
         error!(server = %self.url, bind_dn = %account.dn, code, said, "the directory refuses usher's service account");
-        Err(Trouble::ServiceBind { server: self.url.clone(), code })
+        let trouble = Trouble::ServiceBind { server: self.url.clone(), code };
+        self.out_of_use(&trouble);
+        Err(trouble)
+    }
+
+    /// Puts it aside if it is of no use without the service account.
+    fn out_of_use(&self, trouble: &Trouble) {
+        if self.needs_service {
+            self.health.broke(Cause::Look, trouble);
+        }
     }
 }
 

@@ -7,6 +7,8 @@
 //! [`PROTOCOLS`].
 
 pub mod imap;
+mod line;
+pub mod pop3;
 pub mod sasl;
 #[cfg(test)]
 mod script;
@@ -74,7 +76,7 @@ impl PartialEq for Protocol {
 impl Eq for Protocol {}
 
 /// Every protocol that usher speaks: the one registration.
-pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL];
+pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL, pop3::PROTOCOL];
 
 /// Finds a protocol by its config name.
 #[must_use]

@@ -36,7 +36,20 @@ struct Column {
     answer: fn(Row) -> &'static str,
 }
 
-const COLUMNS: &[Column] = &[Column {
+const COLUMNS: &[Column] = &[IMAP, POP3];
+
+const POP3: Column = Column {
+    protocol: "pop3",
+    attempt: b"USER alice\r\nPASS secret\r\n",
+    answer: |row| match row {
+        Row::Wrong => "-ERR [AUTH] ",
+        Row::Unavailable | Row::Limit | Row::OurFault => "-ERR [SYS/TEMP] ",
+        Row::NoMailbox | Row::NewPassword | Row::Inactive | Row::NotNow | Row::NotAllowed => "-ERR [SYS/PERM] ",
+        Row::TlsFirst => "-ERR ",
+    },
+};
+
+const IMAP: Column = Column {
     protocol: "imap",
     attempt: b"a LOGIN alice secret\r\n",
     answer: |row| match row {
@@ -49,7 +62,7 @@ const COLUMNS: &[Column] = &[Column {
         Row::TlsFirst => "a NO [PRIVACYREQUIRED] ",
         Row::OurFault => "a NO [SERVERBUG] ",
     },
-}];
+};
 
 const fn row(refusal: &Refusal) -> Row {
     match refusal {

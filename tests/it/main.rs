@@ -23,6 +23,7 @@ mod listener_tls;
 mod login;
 mod metrics;
 mod policy;
+mod pop3;
 mod refusals;
 mod relay;
 mod reload_drain;

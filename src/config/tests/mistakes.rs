@@ -210,12 +210,10 @@ fn durations_and_ranges() {
     mistake("  timeout: 3s", "  timeout: \"3\" # HERE", "directory.timeout", "needs a unit");
     mistake("  timeout: 3s", "  timeout: 3 s # HERE", "directory.timeout", "without a blank");
     mistake("  timeout: 3s", "  timeout: [3s] # HERE", "directory.timeout", "found a list, but expected a duration");
-    mistake(
-        "bind_connections: 8",
-        "bind_connections: 0 # HERE",
-        "directory.bind_connections",
-        "write 1 to 1000 (default 16)",
-    );
+    mistake("max: 8,", "max: 0, # HERE\n   ", "directory.connections.max", "write 1 to 1000 (default 16)");
+    mistake("{min: 2, max", "{min: 9, # HERE\n    max", "directory.connections.min", "more than `max`");
+    mistake("operations: 5000}", "operations: 0} # HERE", "directory.connections.operations", "out of range");
+    mistake("stale: 2h", "stale: 30s # HERE\n ", "cache.stale", "shorter than `ttl`");
     mistake("ttl: 1m", "ttl: 2d # HERE\n ", "cache.ttl", "write 100ms to 1d (default 5m)");
     mistake("ttl: 1m,", "ttl: 0s, # HERE\n ", "cache.ttl", "out of range");
     mistake(
@@ -259,7 +257,7 @@ fn backend_names_and_hosts() {
         name,
         "    - name: server3 # HERE\n      hosts: other\n",
         "routing.backends[1].name",
-        "`server3` is taken already by routing.backends[0].name in line 32",
+        "`server3` is taken already by routing.backends[0].name in line 34",
     );
     mistake("- name: server4\n", "- name: Server4 # HERE\n", "routing.backends[1].name", "a-z, 0-9");
     mistake(
@@ -323,7 +321,7 @@ fn backend_endpoints() {
     );
     endpoint("{address: \"server3:993\", tls: implicit, sni: x}", ".sni", "allowed here: address, tls, server_name");
     endpoint("server3:993", "", "expected keys with values");
-    only_problem(&replaced(imap, ""), Some(32), "routing.backends[0]", "it serves nothing: add `imap`");
+    only_problem(&replaced(imap, ""), Some(34), "routing.backends[0]", "it serves nothing: add `imap`");
 }
 
 #[test]
@@ -405,7 +403,7 @@ fn the_answer_within_ten_seconds() {
     sound("timeout: 6s", "timeout: 7s");
     // The default counts as well: 6.5 s and 4 s.
     let text = replaced("  timeout: 3s", "  timeout: 6500ms").replace("timeout: 6s", "timeout: 1s");
-    only_problem(&text, Some(43), "routing.backends[1].timeout", "more than 10s");
+    only_problem(&text, Some(45), "routing.backends[1].timeout", "more than 10s");
 }
 
 #[test]
@@ -548,7 +546,7 @@ fn every_key_given_twice() {
         problems,
         [
             "/etc/usher/config.yaml:17: directory.starttls: given twice, first in line 16: keep one",
-            "/etc/usher/config.yaml:83: cache: given twice, first in line 53: keep one",
+            "/etc/usher/config.yaml:86: cache: given twice, first in line 55: keep one",
         ]
     );
 }
@@ -603,20 +601,20 @@ fn throttle() {
     exempt("[192.0.2.0/24, 192.0.2.0/33]", "throttle.exempt[1]");
     exempt("[office]", "throttle.exempt[0]");
     exempt("[\"::ffff:192.0.2.1\"]", "throttle.exempt[0]");
-    let more = "bind_connections: 8\n  allow_attribute: x\n ";
+    let more = "balance: round_robin\n  allow_attribute: x\n ";
     mistake(
-        "bind_connections: 8",
+        "balance: round_robin",
         "allow_values: {imap: [x]} # HERE",
         "directory.allow_values",
         "needs `allow_attribute`",
     );
     mistake(
-        "bind_connections: 8",
+        "balance: round_robin",
         &format!("{more} allow_filter: \"(uid={{login}})\" # HERE"),
         "directory.allow_filter",
         "the same for every user",
     );
-    mistake("bind_connections: 8", "allow_filter: memberOf # HERE", "directory.allow_filter", "not a filter");
+    mistake("balance: round_robin", "allow_filter: memberOf # HERE", "directory.allow_filter", "not a filter");
     let found = "base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))";
     mistake(found, "user_dn: \"{login}@ad.example.com\" # HERE", "directory.user_dn", "userPrincipalName");
     mistake(found, "base: dc=x\n  user_dn: \"{login}@{domain}@x\" # HERE", "directory.user_dn", "principal name");
@@ -626,7 +624,7 @@ fn throttle() {
         "cache.negative_ttl_max",
         "shorter than",
     );
-    mistake("bind_connections: 8", "result_53: locked # HERE", "directory.result_53", "`account_locked`");
+    mistake("balance: round_robin", "result_53: locked # HERE", "directory.result_53", "`account_locked`");
     mistake("ipv4_prefix: 24", "ipv4_prefix: 33 # HERE", "throttle.ipv4_prefix", "write 8 to 32 (default 32)");
     mistake("forget_every: 2m", "forget_every: 2 # HERE", "throttle.forget_every", "needs a unit");
     let rule = |key: &str, text: &str, found: &str, phrase: &str| {
@@ -638,6 +636,25 @@ fn throttle() {
     rule("failed_logins_per_user", "{max_delay: 6s}", ".max_delay", "write 100ms to 5s (default 4s)");
     rule("failed_logins_per_user", "{first_delay: 3s, max_delay: 2s}", ".first_delay", "longer than `max_delay`");
     rule("logins_per_second", "{per: 3}", ".per", "unknown key");
+}
+
+#[test]
+fn a_canary_that_could_never_be_shown() {
+    let canary = "canary: {login: canary@example.com, mail_host: server3}";
+    let key = "directory.canary";
+    mistake(canary, "canary: {login: canary} # HERE", "directory.canary.mail_host", "missing: the value");
+    mistake(canary, "canary: {login: \"\", mail_host: x} # HERE", "directory.canary.login", "1 to 512 bytes");
+    let filter = "filter: (|(uid={local})(mail={login}))";
+    let text = replaced(filter, "filter: (mail={local}@{domain})")
+        .replace(canary, "canary: {login: canary, mail_host: x} # HERE");
+    only_problem(&text, marked(&text), "directory.canary.login", "lacks a part");
+    let text = replaced(canary, "canary: {login: canary, mail_host: x} # HERE");
+    let text =
+        text.replace("  bind_dn: cn=usher,dc=example,dc=com\n  bind_password_file: ldap.password\n", "").replace(
+            "  base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))",
+            "  user_dn: \"uid={login},dc=x\"",
+        );
+    only_problem(&text, marked(&text), key, "only a service account can read it");
 }
 
 #[test]

@@ -55,10 +55,18 @@ fn every_key_arrives() {
         },
         mail_host_attribute: "mailServer".into(),
         login_attribute: Some("uid".into()),
-        allow: Allow { values: [("imap", vec!["imap".to_owned()])].into(), ..Allow::default() },
+        allow: Allow { values: own_names(), ..Allow::default() },
         timeout: Duration::from_secs(3),
         attempt_timeout: Duration::from_millis(700),
-        bind_connections: 8,
+        balance: Balance::RoundRobin,
+        connections: Connections {
+            min: 2,
+            max: 8,
+            idle: Duration::from_secs(20),
+            age: Duration::from_secs(600),
+            operations: 5_000,
+        },
+        canary: Some(Canary { login: "canary@example.com".into(), mail_host: "server3".into() }),
         reveal_account_state: false,
         results: BTreeMap::new(),
     };
@@ -96,7 +104,13 @@ fn every_key_arrives() {
 
     assert_eq!(
         config.cache,
-        Cache { ttl: seconds(60), negative_ttl: seconds(5), negative_ttl_max: seconds(900), capacity: 10 }
+        Cache {
+            ttl: seconds(60),
+            negative_ttl: seconds(5),
+            negative_ttl_max: seconds(900),
+            stale: seconds(7_200),
+            capacity: 10
+        }
     );
     let limits = Limits {
         connections: 100,
@@ -108,6 +122,7 @@ fn every_key_arrives() {
         bad_commands: 4,
         backend_untagged: 1 << 20,
         idle_timeout: seconds(3_600),
+        on_unavailable: OnUnavailable::ReplyAndClose,
     };
     assert_eq!(config.limits, limits);
     let failed_logins = |mode, free, first, max| {
@@ -166,7 +181,9 @@ fn defaults() {
     assert_eq!((directory.servers[0].scheme, directory.servers[0].host.as_str()), (LdapScheme::Ldapi, "/run/ldapi"));
     assert_eq!((directory.mail_host_attribute.as_str(), &directory.login_attribute), ("mailHost", &None));
     assert_eq!((directory.timeout, directory.attempt_timeout), (seconds(5), Duration::from_millis(1_500)));
-    assert_eq!((directory.starttls, directory.plaintext, directory.bind_connections), (false, false, 16));
+    assert_eq!((directory.starttls, directory.plaintext, directory.balance), (false, false, Balance::First));
+    let connections = Connections { min: 1, max: 16, idle: seconds(30), age: seconds(1_800), operations: 100_000 };
+    assert_eq!((directory.connections, &directory.canary), (connections, &None));
     assert_eq!((directory.reveal_account_state, directory.results.len()), (false, 0));
     assert_eq!(config.routing.default, None);
     let backend = &config.routing.backends[0];
@@ -177,7 +194,13 @@ fn defaults() {
     assert_eq!((&backend.health.probe, backend.logins_in_flight), (&Probe::Greeting, 200));
     assert_eq!(
         config.cache,
-        Cache { ttl: seconds(300), negative_ttl: seconds(30), negative_ttl_max: seconds(900), capacity: 100_000 }
+        Cache {
+            ttl: seconds(300),
+            negative_ttl: seconds(30),
+            negative_ttl_max: seconds(900),
+            stale: seconds(3_600),
+            capacity: 100_000
+        }
     );
     let limits = Limits {
         connections: 60_000,
@@ -189,6 +212,7 @@ fn defaults() {
         bad_commands: 10,
         backend_untagged: 65_536,
         idle_timeout: seconds(65 * 60),
+        on_unavailable: OnUnavailable::Reply,
     };
     assert_eq!(config.limits, limits);
     let failed_logins = |mode, free| {
@@ -300,7 +324,7 @@ fn other_rooms_find_the_line_of_a_key() {
     let problem = config.problem("tls.certificates[0].key", "does not belong to the certificate");
     let expected = "/etc/usher/config.yaml:8: tls.certificates[0].key: does not belong to the certificate";
     assert_eq!(problem.to_string(), expected);
-    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(43));
+    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(45));
     assert_eq!(config.problem("nowhere", "x").to_string(), "/etc/usher/config.yaml: nowhere: x");
     assert_eq!(config.problem("", "x").to_string(), "/etc/usher/config.yaml: x");
 }
@@ -311,11 +335,17 @@ fn printed_configs_stay_readable() {
     assert!(shown.contains("Lines(") && !shown.contains("\"tls.certificates"), "{shown}");
 }
 
+/// What allows each protocol unless the config says otherwise: its name.
+fn own_names() -> BTreeMap<&'static str, Vec<String>> {
+    crate::proto::PROTOCOLS.iter().map(|protocol| (protocol.name, vec![protocol.name.to_owned()])).collect()
+}
+
 #[test]
 fn who_may_use_what() {
-    let allow = "bind_connections: 8\n  allow_attribute: mailAccess\n  allow_values: {imap: [IMAP, all]}\n  allow_filter: (memberOf=cn=mail,dc=example)";
-    let allow = sound("bind_connections: 8", allow).directory.allow;
-    let values = [("imap", vec!["imap".to_owned(), "all".to_owned()])].into();
+    let allow = "balance: round_robin\n  allow_attribute: mailAccess\n  allow_values: {imap: [IMAP, all]}\n  allow_filter: (memberOf=cn=mail,dc=example)";
+    let allow = sound("balance: round_robin", allow).directory.allow;
+    let mut values = own_names();
+    values.insert("imap", vec!["imap".to_owned(), "all".to_owned()]);
     let filter = Some("(memberOf=cn=mail,dc=example)".to_owned());
     assert_eq!(allow, Allow { attribute: Some("mailAccess".into()), values, filter });
 }
@@ -331,8 +361,8 @@ fn a_principal_name_keeps_the_base() {
 
 #[test]
 fn results_of_a_bind_get_their_meaning() {
-    let states = "bind_connections: 8\n  reveal_account_state: true\n  result_19: account_locked\n  result_50: cannot_tell\n  result_53: account_disabled";
-    let directory = sound("bind_connections: 8", states).directory;
+    let states = "balance: round_robin\n  reveal_account_state: true\n  result_19: account_locked\n  result_50: cannot_tell\n  result_53: account_disabled";
+    let directory = sound("balance: round_robin", states).directory;
     assert!(directory.reveal_account_state);
     assert_eq!(directory.results, [(19, AccountState::Locked), (53, AccountState::Disabled)].into());
 }

@@ -452,11 +452,12 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::BackendTimeout
         | Refusal::BackendFault
         | Refusal::BackendBusy => UNAVAILABLE,
-        Refusal::NoMailHost
-        | Refusal::SeveralMailHosts
-        | Refusal::UnknownMailHost
-        | Refusal::NoBackendLogin
-        | Refusal::ProtocolNotServed => "[CONTACTADMIN] Your mailbox cannot be reached, please tell your administrator",
+        Refusal::NoMailHost | Refusal::SeveralMailHosts | Refusal::UnknownMailHost | Refusal::NoBackendLogin => {
+            "[CONTACTADMIN] Your mailbox cannot be reached, please tell your administrator"
+        }
+        Refusal::ProtocolNotServed => {
+            "[CONTACTADMIN] Your mailbox cannot be reached by IMAP, please tell your administrator"
+        }
         Refusal::TlsRequired => TLS_FIRST,
         Refusal::Limit => "[LIMIT] Too many attempts or sessions, try again later",
         Refusal::Deadline => "[UNAVAILABLE] Logging in took too long, try again",

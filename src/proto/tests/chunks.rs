@@ -20,7 +20,54 @@ struct Talk {
     backend: &'static [&'static str],
 }
 
-const TALKS: &[Talk] = &[IMAP];
+const TALKS: &[Talk] = &[IMAP, POP3];
+
+const POP3: Talk = Talk {
+    protocol: "pop3",
+    client: &[
+        "\r\n",
+        "\n",
+        "\r",
+        "CAPA\r\n",
+        "USER alice\r\n",
+        "PASS  se cret \r\n",
+        "PASS secret\r\nSTAT\r\n",
+        "AUTH\r\n",
+        "AUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n",
+        "AUTH PLAIN\r\nAGFsaWNlAHNlY3JldA==\r\n",
+        "AUTH LOGIN =\r\nc2VjcmV0\r\n",
+        "AUTH LOGIN\r\n*\r\n",
+        "STLS\r\n",
+        "QUIT\r\n",
+        "APOP alice 0123\r\n",
+        "PUT / HTTP/1.1\r\n",
+        "AUTH ",
+        "PASS ",
+        " ",
+        "AGFsaWNl",
+    ],
+    backend: &[
+        "\r\n",
+        "\n",
+        "\r",
+        "+OK ready <1896.697170952@dbc.mtview.ca.us> [XCLIENT]\r\n",
+        "+OK done\r\n",
+        "+OK\r\n",
+        "-ERR [SYS/TEMP] later\r\n",
+        "-ERR no\r\n",
+        "SASL PLAIN LOGIN\r\n",
+        "USER\r\n",
+        "STLS\r\n",
+        "UIDL\r\n",
+        "..\r\n",
+        ".\r\n",
+        "+ \r\n",
+        "+ VXNlcm5hbWU6\r\n",
+        "+OKAY\r\n",
+        "-",
+        "+",
+    ],
+};
 
 const IMAP: Talk = Talk {
     protocol: "imap",

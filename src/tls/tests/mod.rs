@@ -3,6 +3,7 @@
 mod calling;
 mod files;
 mod pinning;
+mod relaying;
 mod serving;
 
 use std::io;

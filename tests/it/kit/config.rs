@@ -95,6 +95,21 @@ impl Config {
         self
     }
 
+    /// Another protocol instead of IMAP: two listeners, and where server3 and server4 speak it.
+    pub(crate) fn speaking(mut self, protocol: &str, ports: &[u16]) -> Self {
+        for (listener, tls) in ["implicit", "starttls"].iter().enumerate() {
+            let address = json!({"protocol": protocol, "address": "127.0.0.1:0", "tls": tls});
+            self.change(&format!("/listeners/{listener}"), address);
+        }
+        for (index, port) in ports.iter().enumerate() {
+            let name = format!("server{}.example.com", index + 3);
+            let address = format!("127.0.0.1:{port}");
+            let endpoint = json!({"address": address, "tls": "implicit", "server_name": name});
+            self.change(&format!("/routing/backends/{index}/{protocol}"), endpoint);
+        }
+        self
+    }
+
     /// Adds a scripted peer as server3.
     pub(crate) fn scripted(self, backend: &Scripted) -> Self {
         self.backend("server3", backend.port, &["server3"])

@@ -1,7 +1,7 @@
 //! Cyrus, which plays server4. Debian's package conflicts with Dovecot's, so `tests/run` unpacks
 //! it under `target/`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::certs::Pair;
 use super::people::{SERVICE_PASSWORD, everybody};
@@ -14,6 +14,10 @@ pub(crate) struct Cyrus {
     pub(crate) imaps: u16,
     /// STARTTLS.
     pub(crate) imap: u16,
+    pop3s: u16,
+    pop3: u16,
+    /// An unpacking from before pop3d was needed does for everything else.
+    pop3d: PathBuf,
 }
 
 /// The realm of its password file.
@@ -37,7 +41,7 @@ impl Cyrus {
         // A copy of the key for the user cyrus: the folder becomes his.
         let key = path("tls.key");
         std::fs::copy(&pair.key, &key).unwrap();
-        let (imaps, imap) = (free_port(), free_port());
+        let [imaps, imap, pop3s, pop3] = std::array::from_fn(|_| free_port());
         let config = format!(
             r"configdirectory: {folder}/lib
 proc_path: {folder}/run/proc
@@ -69,12 +73,15 @@ notifysocket: {folder}/run/socket/notify
             chain = pair.chain.display(),
         );
         std::fs::write(folder.join("imapd.conf"), config).unwrap();
-        let service = |name: &str, port: u16, options: &str| {
-            let program = path("usr/lib/cyrus/bin/imapd");
+        let service = |name: &str, program: &str, port: u16, options: &str| {
+            let program = path(&format!("usr/lib/cyrus/bin/{program}"));
             let arguments = format!("{program}{options} -C {}", path("imapd.conf"));
             format!("  {name} cmd=\"{arguments}\" listen=\"127.0.0.1:{port}\" prefork=1 maxchild=100\n")
         };
-        let services = service("imap", imap, "") + &service("imaps", imaps, " -s");
+        let services = service("imap", "imapd", imap, "") + &service("imaps", "imapd", imaps, " -s");
+        let pop3d = unpacked.join("usr/lib/cyrus/bin/pop3d");
+        let pop3_services = service("pop3", "pop3d", pop3, "") + &service("pop3s", "pop3d", pop3s, " -s");
+        let services = services + if pop3d.exists() { &pop3_services } else { "" };
         std::fs::write(folder.join("cyrus.conf"), format!("START {{\n}}\nSERVICES {{\n{services}}}\nEVENTS {{\n}}\n"))
             .unwrap();
         let people = everybody().into_iter().map(|person| (person.uid, person.password));
@@ -100,8 +107,14 @@ notifysocket: {folder}/run/socket/notify
             end: "TERM",
         };
         let running = server.start().0;
-        wait_for_port(imaps, &log);
-        wait_for_port(imap, &log);
-        Self { _running: running, imaps, imap }
+        let pop3_ports = if pop3d.exists() { &[pop3s, pop3][..] } else { &[] };
+        [imaps, imap].iter().chain(pop3_ports).for_each(|port| wait_for_port(*port, &log));
+        Self { _running: running, imaps, imap, pop3s, pop3, pop3d }
+    }
+
+    /// POP3: the ports of implicit TLS and of STARTTLS.
+    pub(crate) fn pop3(&self) -> (u16, u16) {
+        require(&self.pop3d);
+        (self.pop3s, self.pop3)
     }
 }

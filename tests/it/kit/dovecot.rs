@@ -27,13 +27,18 @@ pub(crate) struct Dovecot {
     pub(crate) imaps: u16,
     /// STARTTLS.
     pub(crate) imap: u16,
+    /// Implicit TLS.
+    pub(crate) pop3s: u16,
+    /// STARTTLS.
+    pub(crate) pop3: u16,
 }
 
 impl Dovecot {
     /// Everybody has a mailbox here, wherever the directory sends them.
     pub(crate) fn start(certificates: &Certificates, pair: &Pair, demand_client_certificate: bool) -> Self {
         require(Path::new("/usr/sbin/dovecot"));
-        let dovecot = Self { folder: folder("dovecot"), running: None, imaps: free_port(), imap: free_port() };
+        let [imaps, imap, pop3s, pop3] = std::array::from_fn(|_| free_port());
+        let dovecot = Self { folder: folder("dovecot"), running: None, imaps, imap, pop3s, pop3 };
         dovecot.configure(certificates, pair, demand_client_certificate)
     }
 
@@ -50,7 +55,8 @@ impl Dovecot {
                 let users = format!(
                     "default_internal_user = {name}default_login_user = {name}default_internal_group = {group}"
                 );
-                let chroots = ["anvil", "imap-login"].map(|service| format!("service {service} {{\n  chroot =\n}}\n"));
+                let chroots = ["anvil", "imap-login", "pop3-login"]
+                    .map(|service| format!("service {service} {{\n  chroot =\n}}\n"));
                 (format!("mail_uid = {name}mail_gid = {group}"), users + &chroots.concat())
             }
         };
@@ -66,7 +72,7 @@ impl Dovecot {
 state_dir = {folder}/state
 log_path = {folder}/log
 auth_verbose = yes
-protocols = imap
+protocols = imap pop3
 listen = 127.0.0.1
 ssl = required
 ssl_cert = <{chain}
@@ -114,12 +120,24 @@ service imap-login {{
     ssl = yes
   }}
 }}
+service pop3-login {{
+  service_count = 0
+  inet_listener pop3 {{
+    port = {pop3}
+  }}
+  inet_listener pop3s {{
+    port = {pop3s}
+    ssl = yes
+  }}
+}}
 "#,
             folder = folder.display(),
             chain = pair.chain.display(),
             key = pair.key.display(),
             imap = self.imap,
             imaps = self.imaps,
+            pop3 = self.pop3,
+            pop3s = self.pop3s,
         );
         std::fs::write(folder.join("dovecot.conf"), config).unwrap();
         // Dovecot escapes a name before it looks it up.
@@ -144,7 +162,7 @@ service imap-login {{
         let server = Server { command, environment: vec![], log: Some(log.clone()), end: "TERM" };
         self.running = Some(server.start().0);
         wait_for_port(self.imaps, &log);
-        wait_for_port(self.imap, &log);
+        [self.imap, self.pop3, self.pop3s].into_iter().for_each(|port| wait_for_port(port, &log));
     }
 
     /// Ends it with all its sessions.

@@ -75,8 +75,8 @@ pub(crate) fn password_of(uid: &str) -> String {
 
 /// Everybody. Tests that change mailboxes use a person of their own.
 pub(crate) fn everybody() -> Vec<Person> {
-    let on3 = ["alice", "anna", "sync3", "big3", "bytes3", "gruen", "long", "quote", "space", METACHARACTERS];
-    let on4 = ["bob", "ben", "sync4", "big4"];
+    let on3 = ["alice", "anna", "sync3", "big3", "bytes3", "gruen", "long", "quote", "space", "post3", METACHARACTERS];
+    let on4 = ["bob", "ben", "sync4", "big4", "post4"];
     let mut people: Vec<Person> = on3.iter().map(|uid| Person::new(uid, Some("server3"))).collect();
     people.extend(on4.iter().map(|uid| Person::new(uid, Some("Server4.Example.COM."))));
     people[0].mails = &["alice@example.com", "a.liddell@example.com"];

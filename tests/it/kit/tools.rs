@@ -1,14 +1,18 @@
-//! The clients that people use: curl, Python's imaplib and mbsync.
+//! The clients that people use: curl, Python's libraries, mbsync, fetchmail and mpop.
 
 use super::process::{Output, folder, run};
 use super::{password_of, world};
 
 /// curl on an IMAP URL of this port, as somebody with their password.
 pub(crate) fn curl(port: u16, uid: &str, path: &str, arguments: &[&str]) -> Output {
+    curl_url(&format!("imaps://127.0.0.1:{port}/{path}"), uid, arguments)
+}
+
+/// curl on any URL, as somebody with their password.
+pub(crate) fn curl_url(url: &str, uid: &str, arguments: &[&str]) -> Output {
     let ca = world().certificates.ca().display().to_string();
-    let url = format!("imaps://127.0.0.1:{port}/{path}");
     let user = format!("{uid}:{}", password_of(uid));
-    let fixed = ["-sS", "--max-time", "45", "--cacert", &ca, "-u", &user, &url];
+    let fixed = ["-sS", "--max-time", "45", "--cacert", &ca, "-u", &user, url];
     run("curl", &[&fixed, arguments].concat(), b"")
 }
 
@@ -20,6 +24,49 @@ pub(crate) fn imaplib(port: u16, script: &str) -> Output {
          connection = imaplib.IMAP4_SSL('localhost', port, ssl_context=context, timeout=40)\n"
     );
     run("python3", &["-c", &(head + script)], b"")
+}
+
+/// A Python script with `port` and a `context` for TLS.
+pub(crate) fn python(port: u16, script: &str) -> Output {
+    let ca = world().certificates.ca().display().to_string();
+    let head = format!("import ssl\nport = {port}\ncontext = ssl.create_default_context(cafile={ca:?})\n");
+    run("python3", &["-c", &(head + script)], b"")
+}
+
+/// Fetches all mail of somebody over POP3 with a client of this name and returns what arrived.
+pub(crate) fn fetch(client: &str, port: u16, uid: &str) -> Vec<String> {
+    let folder = folder(client);
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (password, ca) = (password_of(uid), world().certificates.ca().display().to_string());
+    for name in ["mail", "mail/new", "mail/cur", "mail/tmp"] {
+        std::fs::create_dir(folder.join(name)).unwrap();
+    }
+    let deliver = format!("cat > {}/$$", path("mail/new"));
+    let (config, arguments) = match client {
+        "fetchmail" => (
+            format!(
+                "poll localhost service {port} protocol pop3 timeout 40 user \"{uid}\" password \"{password}\" \
+                 ssl sslcertck sslcertfile \"{ca}\" fetchall keep mda \"{deliver}\"\n"
+            ),
+            vec!["--nodetach".into(), "--nosyslog".into(), "-f".into(), path("config"), "-i".into(), path("ids")],
+        ),
+        "mpop" => (
+            format!(
+                "account default\nhost localhost\nport {port}\nuser {uid}\npassword {password}\ntls on\n\
+                 tls_starttls off\ntls_trust_file {ca}\ntimeout 40\nkeep on\ndelivery maildir {}\nuidls_file {}\n",
+                path("mail"),
+                path("ids")
+            ),
+            vec!["-C".into(), path("config")],
+        ),
+        other => panic!("how does {other} work?"),
+    };
+    super::process::write_secret(&folder.join("config"), config);
+    let home = format!("HOME={}", path(""));
+    let head = [home.as_str(), client];
+    run("env", &head.into_iter().chain(arguments.iter().map(String::as_str)).collect::<Vec<_>>(), b"").succeeded();
+    let files = std::fs::read_dir(folder.join("mail/new")).unwrap();
+    files.map(|file| super::process::read_text(&file.unwrap().path())).collect()
 }
 
 /// A local Maildir that mbsync keeps equal to somebody's INBOX.

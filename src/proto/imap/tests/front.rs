@@ -781,7 +781,10 @@ fn every_refusal_has_its_words() {
         (Refusal::SeveralMailHosts, contact),
         (Refusal::UnknownMailHost, contact),
         (Refusal::NoBackendLogin, contact),
-        (Refusal::ProtocolNotServed, contact),
+        (
+            Refusal::ProtocolNotServed,
+            "NO [CONTACTADMIN] Your mailbox cannot be reached by IMAP, please tell your administrator",
+        ),
         (Refusal::BackendUnreachable, unavailable),
         (Refusal::BackendTls, unavailable),
         (Refusal::BackendTimeout, unavailable),

@@ -1,0 +1,204 @@
+//! The client half: POP3's commands before login, and every [`Refusal`] in POP3's words.
+
+use std::borrow::Cow;
+
+use zeroize::Zeroizing;
+
+use super::super::line::{Act, Channel, Dialect, Problem};
+use super::super::sasl::SaslError;
+use super::super::wire::{first_word, printable, write_line};
+use super::super::{Credentials, FrontSettings, Welcome};
+use super::{COMMAND, TEXT};
+use crate::outcome::{AccountState, BackendWords, Refusal};
+use crate::secret::{Secret, SecretBuf};
+
+/// What may be promised before login for the time after it; also what is promised while nobody knows the
+/// backends, as every server of this century has it. Not UTF8 and LANG: their commands belong
+/// before the login (RFC 6856 section 2), where a backend would never see them. Not EXPIRE and
+/// LOGIN-DELAY: they may be another for each user (RFC 2449 section 6).
+const LATER: &[&str] = &["TOP", "UIDL", "RESP-CODES", "PIPELINING"];
+
+/// Commands of later states, told apart from words that are no command only by the answer's text.
+const TRANSACTION: &[&[u8]] =
+    &[b"STAT", b"LIST", b"RETR", b"DELE", b"NOOP", b"RSET", b"TOP", b"UIDL", b"UTF8", b"LANG"];
+
+/// The words for a login in the clear: the same whether the dialogue or the session refuses it.
+const TLS_FIRST: &str = "-ERR Start TLS before you log in";
+
+/// What POP3 says, and what the client has said.
+pub(super) struct Pop3 {
+    /// What the backends can do, of what may be told.
+    capabilities: Vec<String>,
+    /// The name that was given by USER.
+    name: Option<Vec<u8>>,
+}
+
+impl Pop3 {
+    pub(super) fn new(settings: FrontSettings<'_>) -> Self {
+        let told = |listed: &&String| LATER.iter().any(|known| known.eq_ignore_ascii_case(listed));
+        let capabilities = match settings.capabilities {
+            Some(listed) => listed.iter().filter(told).map(|listed| listed.to_ascii_uppercase()).collect(),
+            None => LATER.iter().map(ToString::to_string).collect(),
+        };
+        Self { capabilities, name: None }
+    }
+
+    /// A list ends with a dot (RFC 1939 section 3).
+    fn list(&self, channel: Channel, out: &mut SecretBuf) {
+        write_line(out, &[b"+OK These are the capabilities"]);
+        self.capabilities.iter().for_each(|listed| write_line(out, &[listed.as_bytes()]));
+        write_line(out, &[b"AUTH-RESP-CODE"]);
+        if channel.tls {
+            write_line(out, &[b"USER\r\nSASL PLAIN LOGIN"]);
+        } else if channel.can_start_tls() {
+            write_line(out, &[b"STLS"]);
+        }
+        write_line(out, &[b"."]);
+    }
+}
+
+impl Dialect for Pop3 {
+    const LINE: usize = COMMAND;
+    const CHALLENGE: &str = "+ ";
+
+    /// Without `<`, which would offer APOP (RFC 1939 section 7).
+    fn greet(&self, out: &mut SecretBuf) {
+        write_line(out, &[b"+OK usher is ready"]);
+    }
+
+    fn obey<'a>(&mut self, command: &'a [u8], channel: Channel, out: &mut SecretBuf) -> Result<Act<'a>, Problem> {
+        let (verb, arguments) = first_word(command);
+        let alone = verb.len() == command.len();
+        // A client that has lost its place may send a password where a command belongs.
+        let verb = Zeroizing::new(verb.to_ascii_uppercase());
+        match (verb.as_slice(), alone) {
+            (b"CAPA", true) => self.list(channel, out),
+            (b"USER", false) if !channel.tls => return Err(Problem::TlsFirst),
+            (b"USER", false) => {
+                // Whoever it is: the answer must not tell who exists.
+                self.name = Some(arguments.to_vec());
+                write_line(out, &[b"+OK Now the password"]);
+            }
+            (b"PASS", false) => {
+                // All that is behind the one space, as passwords may hold blanks (RFC 1939 section 7).
+                let login = self.name.take().ok_or(Problem::Order)?;
+                let password = Secret::copy_of(arguments);
+                return Ok(Act::Attempt(Credentials { login, password, authzid: Vec::new() }));
+            }
+            // In no RFC, but some clients ask so for what CAPA tells.
+            (b"AUTH", true) => {
+                let mechanisms: &[u8] = if channel.tls { b"PLAIN\r\nLOGIN\r\n." } else { b"." };
+                write_line(out, &[b"+OK These are the mechanisms\r\n", mechanisms]);
+            }
+            (b"AUTH", false) => return Act::authenticate(arguments, channel),
+            (b"STLS", true) if !channel.can_start_tls() => return Err(Problem::NoTls),
+            (b"STLS", true) => {
+                write_line(out, &[b"+OK Begin TLS now"]);
+                return Ok(Act::StartTls);
+            }
+            (b"QUIT", true) => {
+                write_line(out, &[b"+OK Goodbye"]);
+                return Ok(Act::Quit);
+            }
+            (b"CAPA" | b"USER" | b"PASS" | b"STLS" | b"QUIT", _) => return Err(Problem::Syntax),
+            (verb, _) if TRANSACTION.contains(&verb) => return Err(Problem::LoginFirst),
+            _ => return Err(Problem::Unknown),
+        }
+        Ok(Act::Done)
+    }
+
+    fn forget(&mut self) {
+        self.name = None;
+    }
+
+    fn denial(problem: Problem) -> &'static str {
+        match problem {
+            Problem::Unknown => "-ERR Unknown command",
+            Problem::Syntax => "-ERR Arguments are not as the command wants them",
+            Problem::LoginFirst => "-ERR Log in first",
+            Problem::Order => "-ERR First the name, then the password",
+            Problem::TlsFirst => TLS_FIRST,
+            Problem::NoTls => "-ERR TLS cannot be started here",
+            Problem::Mechanism => "-ERR Unsupported mechanism",
+            Problem::Response(SaslError::Cancelled) => "-ERR Authentication cancelled",
+            Problem::Response(SaslError::NotBase64) => "-ERR Response is not base64",
+            Problem::Response(SaslError::Malformed) => "-ERR Response is not as the mechanism wants it",
+            Problem::TooLong | Problem::ResponseTooLong => "-ERR Line too long",
+            Problem::LineEnd => "-ERR A line ends with CR and LF",
+            Problem::Nul => "-ERR A line holds no NUL",
+            Problem::TooMany => "-ERR Too many bad commands",
+            Problem::Http => "-ERR This is a mail server",
+        }
+    }
+
+    fn refusal(refusal: &Refusal) -> Cow<'static, str> {
+        words(refusal)
+    }
+
+    fn success(welcome: &Welcome) -> String {
+        let text = printable(&welcome.text, TEXT);
+        format!("+OK {}", if text.is_empty() { "Logged in" } else { &text })
+    }
+
+    fn farewell(why: &Refusal) -> String {
+        words(why).into_owned()
+    }
+}
+
+/// A refusal in POP3's words: the codes of RFC 2449 and 3206 and a text. Refusals that must not be told
+/// apart have the very same words; none repeats what the client sent.
+fn words(refusal: &Refusal) -> Cow<'static, str> {
+    Cow::Borrowed(match refusal {
+        Refusal::WrongPassword
+        | Refusal::UnknownUser
+        | Refusal::EmptyPassword
+        | Refusal::UnusableName
+        | Refusal::UnusablePassword => "-ERR [AUTH] Name or password is wrong",
+        Refusal::ForeignAuthzid => "-ERR [SYS/PERM] You may only act as yourself",
+        Refusal::NotAllowed => "-ERR [SYS/PERM] You may not use this service, please ask your administrator",
+        Refusal::Account { state, .. } => match state {
+            AccountState::PasswordExpired => "-ERR [SYS/PERM] Your password has expired, please change it",
+            AccountState::PasswordMustChange => "-ERR [SYS/PERM] You have to change your password first",
+            AccountState::Locked => "-ERR [SYS/PERM] Your account is locked, please tell your administrator",
+            AccountState::Disabled => "-ERR [SYS/PERM] Your account is disabled, please tell your administrator",
+            AccountState::AccountExpired => "-ERR [SYS/PERM] Your account has expired, please tell your administrator",
+            AccountState::NotNow => "-ERR [SYS/PERM] You may not log in at this time",
+            AccountState::NotHere => "-ERR [SYS/PERM] You may not log in from here",
+        },
+        Refusal::Disagrees(Some(words)) => return Cow::Owned(backend_words(words)),
+        Refusal::Disagrees(None)
+        | Refusal::DirectoryUnavailable
+        | Refusal::SeveralEntries
+        | Refusal::BackendUnreachable
+        | Refusal::BackendTls
+        | Refusal::BackendTimeout
+        | Refusal::BackendFault
+        | Refusal::BackendBusy => UNAVAILABLE,
+        Refusal::NoMailHost | Refusal::SeveralMailHosts | Refusal::UnknownMailHost | Refusal::NoBackendLogin => {
+            "-ERR [SYS/PERM] Your mailbox cannot be reached, please tell your administrator"
+        }
+        Refusal::ProtocolNotServed => {
+            "-ERR [SYS/PERM] Your mailbox cannot be reached by POP3, please tell your administrator"
+        }
+        Refusal::TlsRequired => TLS_FIRST,
+        Refusal::Limit => "-ERR [SYS/TEMP] Too many attempts or sessions, try again later",
+        Refusal::Deadline => "-ERR [SYS/TEMP] Logging in took too long, try again",
+        Refusal::Draining => "-ERR [SYS/TEMP] The server is shutting down, try again",
+        Refusal::Internal => "-ERR [SYS/TEMP] Something went wrong here, try again",
+    })
+}
+
+const UNAVAILABLE: &str = "-ERR [SYS/TEMP] The mail service is not available, try again later";
+
+/// What a backend said when it refused a login that the directory had accepted. Its missing or AUTH
+/// code would make the client ask for a new password: the one it has is right.
+fn backend_words(words: &BackendWords) -> String {
+    let code = printable(words.code.as_bytes(), TEXT);
+    let text = printable(words.text.as_bytes(), TEXT);
+    if text.trim().is_empty() {
+        return UNAVAILABLE.to_owned();
+    }
+    let told = ["IN-USE", "LOGIN-DELAY", "SYS/TEMP", "SYS/PERM"].into_iter();
+    let code = told.clone().find(|known| known.eq_ignore_ascii_case(&code)).unwrap_or("SYS/TEMP");
+    format!("-ERR [{code}] {text}")
+}

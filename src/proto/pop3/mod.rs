@@ -1,0 +1,41 @@
+//! POP3 before login (RFC 1939): what usher says to a client and to a backend.
+//!
+//! [`front`](PROTOCOL) answers a client until it has logged in, [`back`](PROTOCOL) logs in to a mail
+//! server. After that nothing here reads or writes a byte: the session relays. Also RFC 2449 (CAPA),
+//! 2595 (STLS), 3206 (response codes) and 5034 (AUTH). No APOP: usher has no password to prove, and
+//! a backend's time stamp is never shown.
+
+mod back;
+mod front;
+#[cfg(test)]
+mod tests;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod trial;
+
+use super::line::LineFront;
+use super::{Back, BackSettings, Front, FrontSettings, Introduction, Parting, Protocol};
+
+/// POP3's row.
+pub const PROTOCOL: Protocol = Protocol {
+    name: "pop3",
+    alpn: Some(b"pop3"),
+    implicit_port: 995,
+    starttls_port: 110,
+    introduction: Some(Introduction::Xclient),
+    parting: Parting::Close,
+    front,
+    back,
+};
+
+/// The longest command, without CRLF (RFC 2449 section 4).
+const COMMAND: usize = 253;
+/// How much of a peer's free text is passed on: a response has at most 512 octets (RFC 2449 section 4).
+const TEXT: usize = 400;
+
+fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
+    Box::new(LineFront::new(front::Pop3::new(settings), settings))
+}
+
+fn back(settings: BackSettings) -> Box<dyn Back> {
+    Box::new(back::Pop3Back::new(settings))
+}

@@ -1,0 +1,525 @@
+//! Known-answer scripts of POP3 (`proto/script.rs` says how to read them).
+
+use base64::Engine as _;
+
+use super::super::line::LineFront;
+use super::front::Pop3;
+use super::{COMMAND, PROTOCOL};
+use crate::outcome::{BackendWords, Refusal};
+use crate::proto::trial::{Decision, HOST, calling};
+use crate::proto::{BackSettings, BackTls, Front as _, FrontSettings, Step, Welcome, script};
+use crate::secret::{Secret, SecretBuf};
+
+const TLS: FrontSettings<'_> =
+    FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
+
+fn decision(words: &str) -> Decision {
+    match words {
+        "wrong" => Decision::Refuse(Refusal::WrongPassword),
+        "unavailable" => Decision::Refuse(Refusal::DirectoryUnavailable),
+        "accept" => Decision::Accept(Welcome { text: b"In <5>\r\n-ERR".to_vec(), ..Welcome::default() }),
+        "accept quietly" => Decision::Accept(Welcome::default()),
+        other => panic!("no such decision: {other}"),
+    }
+}
+
+#[track_caller]
+fn client(settings: FrontSettings<'_>, text: &str) {
+    script::client(&PROTOCOL, settings, decision, text);
+}
+
+#[test]
+fn no_apop_is_offered() {
+    client(TLS, "S: +OK usher is ready\nC: APOP alice c4c9334bac560ecc979e58001b3e22fb\nS: -ERR Unknown command");
+}
+
+#[test]
+fn capabilities_follow_tls() {
+    client(
+        CLEAR,
+        "
+        C: CAPA
+        S: +OK These are the capabilities
+        S: TOP
+        S: UIDL
+        S: RESP-CODES
+        S: PIPELINING
+        S: AUTH-RESP-CODE
+        S: STLS
+        S: .
+        C: AUTH
+        S: +OK These are the mechanisms
+        S: .
+        C: stls
+        S: +OK Begin TLS now
+        => tls
+        C: capa
+        S: +OK These are the capabilities
+        S: TOP
+        S: UIDL
+        S: RESP-CODES
+        S: PIPELINING
+        S: AUTH-RESP-CODE
+        S: USER
+        S: SASL PLAIN LOGIN
+        S: .
+        C: AUTH
+        S: +OK These are the mechanisms
+        S: PLAIN
+        S: LOGIN
+        S: .
+        C: STLS
+        S: -ERR TLS cannot be started here
+        ",
+    );
+    client(FrontSettings { starttls: false, ..CLEAR }, "C: STLS\nS: -ERR TLS cannot be started here");
+}
+
+#[test]
+fn only_what_every_backend_can_is_promised_and_only_what_holds_later() {
+    let listed = ["uidl", "UTF8", "SASL CRAM-MD5", "STLS", "LOGIN-DELAY 900", "APOP", "XCLIENT"].map(String::from);
+    client(
+        FrontSettings { capabilities: Some(&listed), ..TLS },
+        "
+        C: CAPA
+        S: +OK These are the capabilities
+        S: UIDL
+        S: AUTH-RESP-CODE
+        S: USER
+        S: SASL PLAIN LOGIN
+        S: .
+        ",
+    );
+}
+
+#[test]
+fn user_and_pass() {
+    client(
+        TLS,
+        r#"
+        C: PASS secret
+        S: -ERR First the name, then the password
+        C: USER nobody at all
+        S: +OK Now the password
+        C: PASS  two blanks, and one \x20
+        => attempt "nobody at all" " two blanks, and one \x20" ""
+        <= wrong
+        S: -ERR [AUTH] Name or password is wrong
+        C: PASS again
+        S: -ERR First the name, then the password
+        C: user alice
+        S: +OK Now the password
+        C: USER bob
+        S: +OK Now the password
+        C: CAPA me
+        S: -ERR Arguments are not as the command wants them
+        C: pass p\xc3\xa4ss
+        => attempt "bob" "p\xc3\xa4ss" ""
+        <= unavailable
+        S: -ERR [SYS/TEMP] The mail service is not available, try again later
+        C: USER\x20
+        S: +OK Now the password
+        C: PASS\x20
+        => attempt "" "" ""
+        <= wrong
+        S: -ERR [AUTH] Name or password is wrong
+        C: USER
+        S: -ERR Arguments are not as the command wants them
+        C: PASS
+        S: -ERR Arguments are not as the command wants them
+        "#,
+    );
+}
+
+#[test]
+fn auth_with_and_without_an_initial_response() {
+    client(
+        TLS,
+        r#"
+        C: AUTH PLAIN AGFsaWNlAHNlY3JldA==
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: -ERR [AUTH] Name or password is wrong
+        C: auth plain
+        S: +\x20
+        C: Ym9iAGFsaWNlAHNlY3JldA==
+        => attempt "alice" "secret" "bob"
+        <= wrong
+        S: -ERR [AUTH] Name or password is wrong
+        C: AUTH LOGIN
+        S: + VXNlcm5hbWU6
+        C: YWxpY2U=
+        S: + UGFzc3dvcmQ6
+        C: c2VjcmV0
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: -ERR [AUTH] Name or password is wrong
+        C: AUTH LOGIN YWxpY2U=
+        S: + UGFzc3dvcmQ6
+        C:
+        => attempt "alice" "" ""
+        <= wrong
+        S: -ERR [AUTH] Name or password is wrong
+        C: AUTH LOGIN =
+        S: + UGFzc3dvcmQ6
+        C: c2VjcmV0
+        => attempt "" "secret" ""
+        <= wrong
+        S: -ERR [AUTH] Name or password is wrong
+        C: AUTH PLAIN =
+        S: -ERR Response is not as the mechanism wants it
+        "#,
+    );
+}
+
+#[test]
+fn exchanges_that_come_to_nothing() {
+    client(
+        TLS,
+        r"
+        C: AUTH PLAIN
+        S: +\x20
+        C: *
+        S: -ERR Authentication cancelled
+        C: AUTH LOGIN
+        S: + VXNlcm5hbWU6
+        C: USER alice
+        S: -ERR Response is not base64
+        C: AUTH PLAIN AGFsaWNl
+        S: -ERR Response is not as the mechanism wants it
+        C: AUTH CRAM-MD5
+        S: -ERR Unsupported mechanism
+        C: AUTH PLAIN AGFs aWNl
+        S: -ERR Arguments are not as the command wants them
+        C: AUTH PLAIN\x20
+        S: -ERR Arguments are not as the command wants them
+        C: AUTH\x20
+        S: -ERR Arguments are not as the command wants them
+        ",
+    );
+}
+
+#[test]
+fn a_login_in_the_clear_is_refused_before_the_secret() {
+    client(
+        CLEAR,
+        "
+        C: USER alice
+        S: -ERR Start TLS before you log in
+        C: PASS secret
+        S: -ERR First the name, then the password
+        C: AUTH PLAIN
+        S: -ERR Start TLS before you log in
+        C: AUTH CRAM-MD5
+        S: -ERR Start TLS before you log in
+        => refused unasked: tls_required
+        => refused unasked: tls_required
+        => refused unasked: tls_required
+        ",
+    );
+}
+
+#[test]
+fn tls_forgets_what_was_said_before_it() {
+    // The trial hands on what came with the command; the session drops it.
+    let mut front = LineFront::new(Pop3::new(CLEAR), CLEAR);
+    let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+    input.extend(b"STLS\r\nUSER mallory\r\n");
+    assert!(matches!(front.step(&mut input, &mut out), Step::StartTls));
+    assert!(matches!(front.step(&mut input, &mut out), Step::StartTls));
+    assert!(input.is_empty(), "what came in the clear is dropped");
+    front.tls_started();
+    input.extend(b"PASS secret\r\n");
+    assert!(matches!(front.step(&mut input, &mut out), Step::NeedMore));
+    assert_eq!(out.as_slice(), b"+OK Begin TLS now\r\n-ERR First the name, then the password\r\n");
+}
+
+#[test]
+fn what_is_pipelined_waits_for_the_decision() {
+    client(
+        TLS,
+        r#"
+        C: USER alice\r\nPASS wrong\r\nSTAT\r\nUSER alice\r\nPASS secret\r\nSTAT\r\nQUIT
+        S: +OK Now the password
+        => attempt "alice" "wrong" ""
+        <= wrong
+        S: -ERR [AUTH] Name or password is wrong
+        S: -ERR Log in first
+        S: +OK Now the password
+        => attempt "alice" "secret" ""
+        <= accept
+        S: +OK In <5>??-ERR
+        => left STAT\r\nQUIT\r\n
+        "#,
+    );
+    client(
+        TLS,
+        "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\n=> attempt \"alice\" \"secret\" \"\"\n<= accept quietly\nS: +OK Logged in",
+    );
+}
+
+#[test]
+fn other_commands() {
+    client(
+        TLS,
+        r"
+        C: NOOP
+        S: -ERR Log in first
+        C: retr 1
+        S: -ERR Log in first
+        C: UTF8
+        S: -ERR Log in first
+        C: XYZZY
+        S: -ERR Unknown command
+        C:
+        S: -ERR Unknown command
+        C:  CAPA
+        S: -ERR Unknown command
+        C: QUIT now
+        S: -ERR Arguments are not as the command wants them
+        C: QUIT
+        S: +OK Goodbye
+        => quit Logout
+        C: CAPA
+        ",
+    );
+    client(TLS, "C: GET / HTTP/1.1\nS: -ERR This is a mail server\n=> quit Nonsense\nC: USER alice");
+}
+
+#[test]
+fn lines_have_limits_and_one_kind_of_end() {
+    let name = "n".repeat(COMMAND - 5);
+    client(TLS, &format!("C: USER {name}\nS: +OK Now the password\nC: USER {name}n\nS: -ERR Line too long"));
+    let response = "A".repeat(12_288);
+    client(
+        TLS,
+        &format!(
+            "
+            C: AUTH PLAIN {}
+            S: -ERR Response is not as the mechanism wants it
+            C: AUTH PLAIN
+            S: +\\x20
+            C: {response}
+            S: -ERR Response is not as the mechanism wants it
+            C: AUTH PLAIN
+            S: +\\x20
+            C: {response}A
+            S: -ERR Line too long
+            C: STAT
+            S: -ERR Log in first
+            c: PASS secret\\n
+            S: -ERR A line ends with CR and LF
+            C: STAT
+            c: QU\\rIT
+            S: -ERR A line ends with CR and LF
+            C: STAT
+            c: QU\\0
+            S: -ERR A line holds no NUL
+            C: STAT
+            C: STAT
+            S: -ERR Log in first
+            ",
+            &response[..12_276]
+        ),
+    );
+    let mut front = LineFront::new(Pop3::new(TLS), FrontSettings { bad_commands: u32::MAX, ..TLS });
+    let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+    for flood in [&b"AUTH PLAIN\r\nAAAAAAAAAAAAAAAA"[..], b"x", b"USER "] {
+        for _ in 0..100_000 / flood.len() {
+            input.extend(flood);
+            while let Step::Attempt(_) = front.step(&mut input, &mut out) {
+                front.refused(&Refusal::WrongPassword, &mut out);
+            }
+            assert!(front.held() <= 12_288 + 1, "{} bytes are kept", front.held());
+            out.clear();
+            input.clear();
+        }
+    }
+}
+
+#[test]
+fn bad_commands_have_a_limit() {
+    client(
+        FrontSettings { bad_commands: 2, ..TLS },
+        "
+        C: XYZZY
+        S: -ERR Unknown command
+        C: CAPA 1
+        S: -ERR Too many bad commands
+        => quit Nonsense
+        C: QUIT
+        ",
+    );
+    let endless = "x".repeat(70_000);
+    client(
+        TLS,
+        &format!("C: {endless}\nS: -ERR Line too long\nS: -ERR Too many bad commands\n=> quit Nonsense")
+            .replace("C:", "c:"),
+    );
+}
+
+#[test]
+fn a_backends_words_are_passed_where_they_help() {
+    let words = |code: &str, text: &str| {
+        let words = BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false };
+        let mut front = LineFront::new(Pop3::new(TLS), TLS);
+        let mut out = SecretBuf::new();
+        front.refused(&Refusal::Disagrees(Some(words)), &mut out);
+        out.as_slice().escape_ascii().to_string()
+    };
+    assert_eq!(words("", "Invalid login"), r"-ERR [SYS/TEMP] Invalid login\r\n");
+    assert_eq!(words("AUTH", "Invalid login"), r"-ERR [SYS/TEMP] Invalid login\r\n");
+    assert_eq!(words("in-use", "Unable to lock maildrop"), r"-ERR [IN-USE] Unable to lock maildrop\r\n");
+    assert_eq!(words("LOGIN-DELAY", "Wait"), r"-ERR [LOGIN-DELAY] Wait\r\n");
+    assert_eq!(words("SYS/PERM", "Closed"), r"-ERR [SYS/PERM] Closed\r\n");
+    assert_eq!(words("SYS/TEMP", "a\r\n+OK"), r"-ERR [SYS/TEMP] a??+OK\r\n");
+    let unavailable = r"-ERR [SYS/TEMP] The mail service is not available, try again later\r\n";
+    assert_eq!(words("IN-USE", " "), unavailable);
+    assert!(words("IN-USE", &"x".repeat(9000)).len() <= 512);
+}
+
+/// Who logs in, and how.
+#[derive(Clone, Copy)]
+struct Login {
+    tls: BackTls,
+    password: &'static [u8],
+    service: Option<&'static [u8]>,
+    client: Option<&'static str>,
+}
+
+const ALICE: Login = Login { tls: BackTls::Implicit, password: b"secret", service: None, client: None };
+const STARTTLS: Login = Login { tls: BackTls::StartTls, ..ALICE };
+const PROXY: Login = Login { service: Some(b"proxy"), ..ALICE };
+
+#[track_caller]
+fn backend(login: Login, text: &str) {
+    let settings = BackSettings {
+        tls: login.tls,
+        login: b"alice".to_vec(),
+        password: Secret::copy_of(login.password),
+        service: login.service.map(<[u8]>::to_vec),
+        untagged_limit: 2000,
+        forward: login.client.map(calling),
+        host: HOST.into(),
+    };
+    script::backend(&PROTOCOL, &settings, text);
+}
+
+#[track_caller]
+fn greeted(login: Login, capabilities: &str, text: &str) {
+    let listed: String = capabilities.split(',').map(|line| format!("S: {line}\n")).collect();
+    backend(login, &format!("S: +OK ready\nC: CAPA\nS: +OK Capability list follows\n{listed}S: .\n{text}"));
+}
+
+#[test]
+fn dovecot_and_cyrus() {
+    backend(
+        STARTTLS,
+        "
+        S: +OK server3 is Dovecot <1b74.1.65648c7e.x@server3>
+        C: STLS
+        S: +OK Begin TLS negotiation now.
+        => tls
+        C: CAPA
+        S: +OK
+        S: CAPA
+        S: TOP
+        S: SASL PLAIN LOGIN
+        S: .
+        C: AUTH PLAIN AGFsaWNlAHNlY3JldA==
+        S: +OK Logged in.
+        => ready [] Logged in.
+        ",
+    );
+    greeted(
+        PROXY,
+        "SASL LOGIN PLAIN,USER",
+        "
+        C: AUTH PLAIN YWxpY2UAcHJveHkAc2VjcmV0
+        S: -ERR [AUTH] authenticating: authentication failure
+        => refused [AUTH] authenticating: authentication failure
+        ",
+    );
+    greeted(
+        ALICE,
+        "SASL PLAIN",
+        r"
+        C: AUTH PLAIN AGFsaWNlAHNlY3JldA==
+        S: +OK Mailbox locked and ready SESSIONID=<cyrus-1>\r\n+OK 0 0
+        => ready [] Mailbox locked and ready SESSIONID=<cyrus-1>
+        => left +OK 0 0\r\n
+        ",
+    );
+}
+
+#[test]
+fn a_backend_is_told_who_the_client_is_if_it_offers_that() {
+    let told = Login { client: Some("198.51.100.7:4711"), ..ALICE };
+    let asked = "
+        S: +OK Updated
+        C: CAPA
+        S: +OK
+        S: SASL PLAIN
+        S: .
+        C: AUTH PLAIN AGFsaWNlAHNlY3JldA==
+        S: +OK
+        => ready []
+    ";
+    backend(told, &format!("S: +OK ready [XCLIENT]\nC: XCLIENT ADDR=198.51.100.7 PORT=4711 SESSION=S7Q2X\n{asked}"));
+    backend(
+        Login { tls: BackTls::StartTls, client: Some("[2001:db8::7]:4711"), ..ALICE },
+        &format!(
+            "S: +OK ready [XCLIENT]\nC: STLS\nS: +OK\n=> tls\nC: XCLIENT ADDR=2001:db8::7 PORT=4711 SESSION=S7Q2X\n{asked}"
+        ),
+    );
+    backend(told, "S: +OK ready\n=> fault NotTold");
+    let refused =
+        "S: +OK [XCLIENT]\nC: XCLIENT ADDR=198.51.100.7 PORT=4711 SESSION=S7Q2X\nS: -ERR You are not from trusted IP";
+    backend(told, &format!("{refused}\n=> fault NotTold"));
+}
+
+#[test]
+fn plain_waits_where_the_line_has_no_room() {
+    let message = [&b"\0alice\0"[..], &[b'x'; 190]].concat();
+    let message = base64::engine::general_purpose::STANDARD.encode(message);
+    greeted(
+        Login { password: &[b'x'; 190], ..ALICE },
+        "SASL PLAIN",
+        &format!("C: AUTH PLAIN\nS: +\\x20\nC: {message}\nS: +OK\n=> ready []"),
+    );
+}
+
+#[test]
+fn without_plain_user_and_pass_are_used_but_never_for_somebody_else() {
+    let told = "
+        C: USER alice
+        S: +OK
+        C: PASS secret
+        S: -ERR [IN-USE] Do you have another POP session running?
+        => refused [IN-USE] Do you have another POP session running?
+    ";
+    greeted(ALICE, "USER,SASL CRAM-MD5", told);
+    backend(ALICE, &format!("S: +OK ready\nC: CAPA\nS: -ERR what?\n{told}"));
+    greeted(ALICE, "USER", "C: USER alice\nS: -ERR [SYS/TEMP] later\n=> refused [SYS/TEMP] later");
+    greeted(ALICE, "SASL CRAM-MD5", "=> fault NoMechanism");
+    greeted(PROXY, "USER", "=> fault NoMechanism");
+    greeted(Login { password: b"a\r\nDELE 1", ..ALICE }, "USER", "=> fault NoMechanism");
+    greeted(Login { password: b"a\0b", ..ALICE }, "USER,SASL PLAIN", "=> fault NoMechanism");
+    greeted(Login { password: &[b'x'; 249], ..ALICE }, "USER", "=> fault NoMechanism");
+}
+
+#[test]
+fn what_is_not_the_protocol_is_a_fault() {
+    backend(ALICE, "S: -ERR [SYS/TEMP] too many connections\n=> fault Bye");
+    backend(STARTTLS, "S: +OK\nC: STLS\nS: -ERR no\n=> fault NoStartTls");
+    for garbage in ["+OKAY", "* OK imap", "220 smtp", "+ ", "", " +OK", "+ok ready"] {
+        backend(ALICE, &format!("S: {}\n=> fault Garbage", garbage.replace("+ ", "+\\x20")));
+    }
+    backend(ALICE, "s: +OK ready\\n\n=> fault Garbage");
+    backend(ALICE, &format!("s: +OK {}\n=> fault TooMuch", "x".repeat(2050)));
+    let endless = "UIDL\\r\\n".repeat(400);
+    backend(ALICE, &format!("S: +OK\nC: CAPA\nS: +OK\ns: {endless}\n=> fault TooMuch"));
+    greeted(ALICE, "SASL PLAIN", "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\nS: + go on\n=> fault Garbage");
+    greeted(ALICE, "USER", "C: USER alice\nS: + go on\n=> fault Garbage");
+}

@@ -1,0 +1,24 @@
+//! POP3's part of what must hold for any input; the rest is every protocol's (`proto/trial.rs`).
+
+use super::PROTOCOL;
+use crate::proto::trial;
+
+/// A fuzz target: what a client sends.
+pub fn front(data: &[u8]) {
+    const LISTED: [&str; 9] =
+        ["TOP", "UIDL", "RESP-CODES", "PIPELINING", "AUTH-RESP-CODE", "USER", "SASL PLAIN LOGIN", "STLS", "."];
+    trial::front(&PROTOCOL, data, |line| {
+        let begins = |start| line.starts_with(start);
+        begins("+OK ")
+            || begins("-ERR ")
+            || begins("+ ")
+            || line == "+\\x20"
+            || LISTED.contains(&line)
+            || ["PLAIN", "LOGIN"].contains(&line)
+    });
+}
+
+/// A fuzz target: what a backend sends.
+pub fn back(data: &[u8]) {
+    trial::back(&PROTOCOL, data, |line| line == "STLS", b"+OK");
+}
