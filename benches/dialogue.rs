@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Bencher, Criterion, Throughput, criterion_group, criterion_main};
 use usher::outcome::Refusal;
 use usher::proto::{BackSettings, BackStep, BackTls, FrontSettings, Step, Welcome, by_name};
 use usher::secret::{Secret, SecretBuf};
@@ -12,6 +12,7 @@ const LOGIN: &[u8] = b"a1 ID (\"name\" \"bench\")\r\na2 CAPABILITY\r\na3 LOGIN a
 const LITERALS: &[u8] = b"a1 LOGIN {5+}\r\nalice {6+}\r\nsecret\r\n";
 const PLAIN: &[u8] = b"a1 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==\r\n";
 const POP3: &[u8] = b"CAPA\r\nUSER alice\r\nPASS secret word\r\n";
+const SUBMISSION: &[u8] = b"EHLO here\r\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n";
 
 /// What a backend like Dovecot says to a login.
 const BACKENDS: &[(&str, &[u8])] = &[
@@ -26,6 +27,12 @@ const BACKENDS: &[(&str, &[u8])] = &[
         b"+OK Dovecot ready.\r\n\
           +OK\r\nCAPA\r\nTOP\r\nUIDL\r\nRESP-CODES\r\nPIPELINING\r\nAUTH-RESP-CODE\r\nUSER\r\nSASL PLAIN\r\n.\r\n\
           +OK Logged in.\r\n",
+    ),
+    (
+        "submission",
+        b"220 Dovecot ready.\r\n\
+          250-server3\r\n250-8BITMIME\r\n250-AUTH PLAIN LOGIN\r\n250-BURL imap\r\n250-CHUNKING\r\n250 SIZE\r\n\
+          235 2.7.0 Logged in.\r\n",
     ),
 ];
 
@@ -88,6 +95,10 @@ fn dialogue(criterion: &mut Criterion) {
     });
     group.bench_function("plain", |bencher| bencher.iter(|| front("imap", black_box(PLAIN), PLAIN.len(), false)));
     group.bench_function("pop3", |bencher| bencher.iter(|| front("pop3", black_box(POP3), POP3.len(), false)));
+    let submission = |bencher: &mut Bencher<'_>| {
+        bencher.iter(|| front("submission", black_box(SUBMISSION), SUBMISSION.len(), false));
+    };
+    group.bench_function("submission", submission);
     let guesses = PLAIN.repeat(100);
     group.throughput(Throughput::Elements(100));
     group.bench_function("100 refused", |bencher| {

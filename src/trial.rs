@@ -191,7 +191,7 @@ fn components(dn: &str) -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{imap, pop3};
+    use crate::proto::{imap, pop3, submission};
 
     /// Runs a target on every file of its corpus, and on every beginning of each.
     fn corpus(target: &str, check: fn(&[u8])) {
@@ -223,6 +223,16 @@ mod tests {
     #[test]
     fn pop3_back() {
         corpus("pop3_back", pop3::trial::back);
+    }
+
+    #[test]
+    fn submission_front() {
+        corpus("submission_front", submission::trial::front);
+    }
+
+    #[test]
+    fn submission_back() {
+        corpus("submission_back", submission::trial::back);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod pop3;
 pub mod sasl;
 #[cfg(test)]
 mod script;
+pub mod submission;
 #[cfg(test)]
 mod tests;
 #[cfg(any(test, feature = "fuzz"))]
@@ -76,7 +77,7 @@ impl PartialEq for Protocol {
 impl Eq for Protocol {}
 
 /// Every protocol that usher speaks: the one registration.
-pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL, pop3::PROTOCOL];
+pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL, pop3::PROTOCOL, submission::PROTOCOL];
 
 /// Finds a protocol by its config name.
 #[must_use]

@@ -143,8 +143,13 @@ pub fn write_plain(authzid: &[u8], authcid: &[u8], password: &Secret, out: &mut 
     message.extend(authcid);
     message.extend(b"\0");
     message.extend(password.expose());
+    write_base64(message.as_slice(), out);
+}
+
+/// Writes base64 and leaves no copy of it.
+pub fn write_base64(bytes: &[u8], out: &mut SecretBuf) {
     let mut group = Zeroizing::new([0; 4]);
-    for three in message.as_slice().chunks(3) {
+    for three in bytes.chunks(3) {
         let length = STANDARD.encode_slice(three, &mut *group).expect("three bytes are four characters of base64");
         out.extend(group.get(..length).unwrap_or_default());
     }

@@ -36,7 +36,19 @@ struct Column {
     answer: fn(Row) -> &'static str,
 }
 
-const COLUMNS: &[Column] = &[IMAP, POP3];
+const COLUMNS: &[Column] = &[IMAP, POP3, SUBMISSION];
+
+const SUBMISSION: Column = Column {
+    protocol: "submission",
+    attempt: b"EHLO here\r\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n",
+    answer: |row| match row {
+        Row::Wrong | Row::NewPassword | Row::Inactive | Row::NotNow | Row::NotAllowed => "535 5.7.8 ",
+        Row::Unavailable | Row::Limit => "454 4.7.0 ",
+        Row::NoMailbox => "554 5.3.5 ",
+        Row::TlsFirst => "538 5.7.11 ",
+        Row::OurFault => "451 4.3.0 ",
+    },
+};
 
 const POP3: Column = Column {
     protocol: "pop3",

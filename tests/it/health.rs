@@ -1,6 +1,5 @@
 //! Backends that fail: told quickly, harming nobody else, and used again at once when they are back.
 
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -9,7 +8,7 @@ use crate::kit::certs::Leaf;
 use crate::kit::client::Reply;
 use crate::kit::dovecot::Dovecot;
 use crate::kit::people::SERVICE_PASSWORD;
-use crate::kit::scripted::{GREETING, Peer, Scripted};
+use crate::kit::scripted::{BlackHole, GREETING, Peer, Scripted};
 use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
 
 /// In which an outage that is known is told.
@@ -67,27 +66,6 @@ fn is_told_quickly(usher: &Usher) {
     assert!(median < QUICK, "a known outage took {median:?}");
     assert!(usher.metric("usher_backend_logins_total", &[("result", "down")]) >= 10.0);
     assert_eq!(usher.metric("usher_backend_up", &[]), 0.0);
-}
-
-/// A port where connecting gets no answer: its queue of connections is full.
-struct BlackHole {
-    _socket: socket2::Socket,
-    _queue: Vec<TcpStream>,
-    port: u16,
-}
-
-impl BlackHole {
-    fn open() -> Self {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
-        socket.listen(0).unwrap();
-        let address = socket.local_addr().unwrap().as_socket().unwrap();
-        let mut queue = Vec::new();
-        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
-            queue.push(stream);
-        }
-        Self { _socket: socket, _queue: queue, port: address.port() }
-    }
 }
 
 #[test]

@@ -27,5 +27,7 @@ mod pop3;
 mod refusals;
 mod relay;
 mod reload_drain;
+mod replicas;
 mod servers;
+mod submission;
 mod throttle;

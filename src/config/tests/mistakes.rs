@@ -618,12 +618,9 @@ fn throttle() {
     let found = "base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))";
     mistake(found, "user_dn: \"{login}@ad.example.com\" # HERE", "directory.user_dn", "userPrincipalName");
     mistake(found, "base: dc=x\n  user_dn: \"{login}@{domain}@x\" # HERE", "directory.user_dn", "principal name");
-    mistake(
-        "negative_ttl: 5s",
-        "negative_ttl_max: 1s, negative_ttl: 5s # HERE",
-        "cache.negative_ttl_max",
-        "shorter than",
-    );
+    let cache = SOUND.lines().find(|line| line.starts_with("cache:")).unwrap();
+    let shorter = "cache: {negative_ttl: 5s, negative_ttl_max: 1s} # HERE";
+    mistake(cache, shorter, "cache.negative_ttl_max", "shorter than");
     mistake("balance: round_robin", "result_53: locked # HERE", "directory.result_53", "`account_locked`");
     mistake("ipv4_prefix: 24", "ipv4_prefix: 33 # HERE", "throttle.ipv4_prefix", "write 8 to 32 (default 32)");
     mistake("forget_every: 2m", "forget_every: 2 # HERE", "throttle.forget_every", "needs a unit");

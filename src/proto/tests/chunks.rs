@@ -20,7 +20,58 @@ struct Talk {
     backend: &'static [&'static str],
 }
 
-const TALKS: &[Talk] = &[IMAP, POP3];
+const TALKS: &[Talk] = &[IMAP, POP3, SUBMISSION];
+
+const SUBMISSION: Talk = Talk {
+    protocol: "submission",
+    client: &[
+        "\r\n",
+        "\n",
+        "\r",
+        "EHLO here\r\n",
+        "HELO here\r\n",
+        "AUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n",
+        "AUTH PLAIN AGFsaWNlAHNlY3JldA==\r\nMAIL FROM:<a@b>\r\n",
+        "AUTH PLAIN\r\nAGFsaWNlAHNlY3JldA==\r\n",
+        "AUTH LOGIN =\r\nc2VjcmV0\r\n",
+        "AUTH LOGIN\r\n*\r\n",
+        "STARTTLS\r\n",
+        "RSET\r\n",
+        "NOOP\r\n",
+        "VRFY alice\r\n",
+        "QUIT\r\n",
+        "POST / HTTP/1.1\r\n",
+        "AUTH ",
+        "DATA",
+        " ",
+        "AGFsaWNl",
+    ],
+    backend: &[
+        "\r\n",
+        "\n",
+        "\r",
+        "220 ready\r\n",
+        "220-more\r\n",
+        "250 server3\r\n",
+        "250-server3\r\n",
+        "250-AUTH PLAIN LOGIN\r\n250 SIZE\r\n",
+        "250-AUTH LOGIN\r\n",
+        "250 STARTTLS\r\n",
+        "250-XCLIENT NAME ADDR PORT\r\n",
+        "334 \r\n",
+        "334 VXNlcm5hbWU6\r\n",
+        "235 2.7.0 in\r\n",
+        "235\r\n",
+        "235-2.7.0 in\r\n",
+        "454 4.7.0 later\r\n",
+        "535 5.7.8 no\r\n",
+        "421 bye\r\n",
+        "2350\r\n",
+        "25",
+        "-",
+        " ",
+    ],
+};
 
 const POP3: Talk = Talk {
     protocol: "pop3",

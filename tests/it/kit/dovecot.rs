@@ -19,6 +19,19 @@ impl Drop for Frozen {
     }
 }
 
+/// A server that takes every mail.
+pub(crate) struct Relay {
+    _running: Running,
+    mail: PathBuf,
+}
+
+impl Relay {
+    /// Whether a mail with this in it has arrived.
+    pub(crate) fn has(&self, text: &str) -> bool {
+        std::fs::read_dir(&self.mail).unwrap().any(|file| read_text(&file.unwrap().path()).contains(text))
+    }
+}
+
 /// A Dovecot of its own folder and ports.
 pub(crate) struct Dovecot {
     folder: PathBuf,
@@ -31,14 +44,21 @@ pub(crate) struct Dovecot {
     pub(crate) pop3s: u16,
     /// STARTTLS.
     pub(crate) pop3: u16,
+    /// Implicit TLS.
+    pub(crate) submissions: u16,
+    /// STARTTLS.
+    pub(crate) submission: u16,
+    /// Where it hands mail to: see [`Dovecot::relay`].
+    relay: u16,
 }
 
 impl Dovecot {
     /// Everybody has a mailbox here, wherever the directory sends them.
     pub(crate) fn start(certificates: &Certificates, pair: &Pair, demand_client_certificate: bool) -> Self {
         require(Path::new("/usr/sbin/dovecot"));
-        let [imaps, imap, pop3s, pop3] = std::array::from_fn(|_| free_port());
-        let dovecot = Self { folder: folder("dovecot"), running: None, imaps, imap, pop3s, pop3 };
+        let [imaps, imap, pop3s, pop3, submissions, submission, relay] = std::array::from_fn(|_| free_port());
+        let dovecot =
+            Self { folder: folder("dovecot"), running: None, imaps, imap, pop3s, pop3, submissions, submission, relay };
         dovecot.configure(certificates, pair, demand_client_certificate)
     }
 
@@ -55,7 +75,7 @@ impl Dovecot {
                 let users = format!(
                     "default_internal_user = {name}default_login_user = {name}default_internal_group = {group}"
                 );
-                let chroots = ["anvil", "imap-login", "pop3-login"]
+                let chroots = ["anvil", "imap-login", "pop3-login", "submission-login"]
                     .map(|service| format!("service {service} {{\n  chroot =\n}}\n"));
                 (format!("mail_uid = {name}mail_gid = {group}"), users + &chroots.concat())
             }
@@ -72,7 +92,10 @@ impl Dovecot {
 state_dir = {folder}/state
 log_path = {folder}/log
 auth_verbose = yes
-protocols = imap pop3
+protocols = imap pop3 submission
+hostname = server3.example.com
+submission_relay_host = 127.0.0.1
+submission_relay_port = {relay}
 listen = 127.0.0.1
 ssl = required
 ssl_cert = <{chain}
@@ -130,6 +153,16 @@ service pop3-login {{
     ssl = yes
   }}
 }}
+service submission-login {{
+  service_count = 0
+  inet_listener submission {{
+    port = {submission}
+  }}
+  inet_listener submissions {{
+    port = {submissions}
+    ssl = yes
+  }}
+}}
 "#,
             folder = folder.display(),
             chain = pair.chain.display(),
@@ -138,6 +171,9 @@ service pop3-login {{
             imaps = self.imaps,
             pop3 = self.pop3,
             pop3s = self.pop3s,
+            submission = self.submission,
+            submissions = self.submissions,
+            relay = self.relay,
         );
         std::fs::write(folder.join("dovecot.conf"), config).unwrap();
         // Dovecot escapes a name before it looks it up.
@@ -154,6 +190,19 @@ service pop3-login {{
         self
     }
 
+    /// Starts the server that it hands mail to, without which nobody can log in to send any.
+    pub(crate) fn relay(&self) -> Relay {
+        let mail = folder("relay");
+        let listen = format!("127.0.0.1:{}", self.relay);
+        // Debian's own: its package is for no other Python.
+        let command = ["/usr/bin/python3", "-m", "aiosmtpd", "-n", "-l", &listen, "-c", "aiosmtpd.handlers.Mailbox"];
+        let command = command.map(String::from).into_iter().chain([mail.join("mail").display().to_string()]).collect();
+        let log = mail.join("log");
+        let running = Server { command, environment: vec![], log: Some(log.clone()), end: "TERM" }.start().0;
+        wait_for_port(self.relay, &log);
+        Relay { _running: running, mail: mail.join("mail/new") }
+    }
+
     /// Starts it on the same ports, after [`Dovecot::stop`].
     pub(crate) fn start_again(&mut self) {
         let config = self.folder.join("dovecot.conf").display().to_string();
@@ -162,7 +211,9 @@ service pop3-login {{
         let server = Server { command, environment: vec![], log: Some(log.clone()), end: "TERM" };
         self.running = Some(server.start().0);
         wait_for_port(self.imaps, &log);
-        [self.imap, self.pop3, self.pop3s].into_iter().for_each(|port| wait_for_port(port, &log));
+        [self.imap, self.pop3, self.pop3s, self.submission, self.submissions]
+            .into_iter()
+            .for_each(|port| wait_for_port(port, &log));
     }
 
     /// Ends it with all its sessions.

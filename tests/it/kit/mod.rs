@@ -88,6 +88,12 @@ pub(crate) fn dovecot() -> &'static dovecot::Dovecot {
     DOVECOT.get_or_init(|| dovecot::Dovecot::start(&world().certificates, &world().server3, false))
 }
 
+/// Where server3 hands mail to.
+pub(crate) fn relay() -> &'static dovecot::Relay {
+    static RELAY: OnceLock<dovecot::Relay> = OnceLock::new();
+    RELAY.get_or_init(|| dovecot().relay())
+}
+
 /// The shared server4.
 pub(crate) fn cyrus() -> &'static cyrus::Cyrus {
     static CYRUS: OnceLock<cyrus::Cyrus> = OnceLock::new();

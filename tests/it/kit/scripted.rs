@@ -311,6 +311,27 @@ impl Peer {
     }
 }
 
+/// A port where connecting gets no answer: its queue of connections is full.
+pub(crate) struct BlackHole {
+    _socket: socket2::Socket,
+    _queue: Vec<TcpStream>,
+    pub(crate) port: u16,
+}
+
+impl BlackHole {
+    pub(crate) fn open() -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+        socket.listen(0).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let mut queue = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            queue.push(stream);
+        }
+        Self { _socket: socket, _queue: queue, port: address.port() }
+    }
+}
+
 /// A request to a [`ScriptedLdap`], as much of it as the scripts need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operation {

@@ -1,0 +1,218 @@
+//! The client half: the commands of SMTP before login, and every [`Refusal`] in its codes.
+
+use std::borrow::Cow;
+
+use zeroize::Zeroizing;
+
+use super::super::line::{Act, Channel, Dialect, Problem};
+use super::super::sasl::SaslError;
+use super::super::wire::{first_word, printable, write_line};
+use super::super::{FrontSettings, Welcome};
+use super::{COMMAND, TEXT, split_enhanced};
+use crate::outcome::{AccountState, BackendWords, Refusal};
+use crate::secret::SecretBuf;
+
+/// What every server of this century has, while nobody knows what the backends have.
+const USUAL: &[&str] = &["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"];
+
+/// What a backend may list and no client may see: what usher answers for itself, and what is between
+/// servers. Everything else holds after the login, and clients do not say EHLO again then.
+const HIDDEN: &[&str] = &["AUTH", "STARTTLS", "XCLIENT", "XFORWARD"];
+
+/// Commands of a mail transaction, told apart from words that are no command.
+const TRANSACTION: &[&[u8]] = &[b"MAIL", b"RCPT", b"DATA", b"BDAT", b"BURL", b"ETRN", b"EXPN"];
+
+/// The words for a login in the clear: the same whether the dialogue or the session refuses it.
+const TLS_FIRST: &str = "538 5.7.11 Start TLS before you log in";
+
+/// What submission says, and what the client has said.
+pub(super) struct Submission {
+    /// usher's own name.
+    host: String,
+    /// What the backends can do, of what may be told.
+    capabilities: Vec<String>,
+    /// Whether the client has said who it is.
+    greeted: bool,
+}
+
+impl Submission {
+    pub(super) fn new(settings: FrontSettings<'_>) -> Self {
+        let told = |listed: &&String| {
+            let keyword = listed.split([' ', '=']).next().unwrap_or_default();
+            !HIDDEN.iter().any(|hidden| hidden.eq_ignore_ascii_case(keyword))
+        };
+        let capabilities = match settings.capabilities {
+            Some(listed) => listed.iter().filter(told).map(|listed| printable(listed.as_bytes(), TEXT)).collect(),
+            None => USUAL.iter().map(ToString::to_string).collect(),
+        };
+        Self { host: settings.host.to_owned(), capabilities, greeted: false }
+    }
+
+    fn extensions(&self, channel: Channel, out: &mut SecretBuf) {
+        let own = match channel.tls {
+            true => Some("AUTH PLAIN LOGIN"),
+            false => channel.can_start_tls().then_some("STARTTLS"),
+        };
+        let mut lines = self.capabilities.iter().map(String::as_str).chain(own).peekable();
+        let mut line = Some(self.host.as_str());
+        while let Some(text) = line {
+            line = lines.next();
+            write_line(out, &[if line.is_some() { b"250-" } else { b"250 " }, text.as_bytes()]);
+        }
+    }
+}
+
+impl Dialect for Submission {
+    const LINE: usize = COMMAND;
+    const CHALLENGE: &str = "334 ";
+
+    fn greet(&self, out: &mut SecretBuf) {
+        write_line(out, &[b"220 ", self.host.as_bytes(), b" ESMTP usher is ready"]);
+    }
+
+    fn obey<'a>(&mut self, command: &'a [u8], channel: Channel, out: &mut SecretBuf) -> Result<Act<'a>, Problem> {
+        let (verb, arguments) = first_word(command);
+        let alone = arguments.is_empty();
+        // A client that has lost its place may send a password where a command belongs.
+        let verb = Zeroizing::new(verb.to_ascii_uppercase());
+        match (verb.as_slice(), alone) {
+            (b"EHLO", false) => {
+                self.greeted = true;
+                self.extensions(channel, out);
+            }
+            (b"HELO", false) => {
+                self.greeted = true;
+                write_line(out, &[b"250 ", self.host.as_bytes()]);
+            }
+            (b"AUTH", false) if channel.tls && !self.greeted => return Err(Problem::Order),
+            (b"AUTH", false) => return Act::authenticate(arguments, channel),
+            (b"STARTTLS", true) if !channel.can_start_tls() => return Err(Problem::NoTls),
+            (b"STARTTLS", true) => {
+                write_line(out, &[b"220 2.0.0 Begin TLS now"]);
+                return Ok(Act::StartTls);
+            }
+            (b"NOOP", _) => write_line(out, &[b"250 2.0.0 Nothing done"]),
+            (b"RSET", true) => write_line(out, &[b"250 2.0.0 Nothing to forget"]),
+            (b"HELP", _) => write_line(out, &[b"214 2.0.0 Log in, then send mail"]),
+            // RFC 5321 section 3.5.3: neither yes nor no.
+            (b"VRFY", false) => write_line(out, &[b"252 2.1.5 Send some mail and see"]),
+            (b"QUIT", true) => {
+                write_line(out, &[b"221 2.0.0 Goodbye"]);
+                return Ok(Act::Quit);
+            }
+            (b"EHLO" | b"HELO" | b"AUTH" | b"STARTTLS" | b"RSET" | b"VRFY" | b"QUIT", _) => {
+                return Err(Problem::Syntax);
+            }
+            // RFC 6409 section 4.3.
+            (verb, _) if TRANSACTION.contains(&verb) => return Err(Problem::LoginFirst),
+            _ => return Err(Problem::Unknown),
+        }
+        Ok(Act::Done)
+    }
+
+    /// The client must say EHLO again after TLS (RFC 3207 section 4.2).
+    fn forget(&mut self) {
+        self.greeted = false;
+    }
+
+    fn denial(problem: Problem) -> &'static str {
+        match problem {
+            Problem::Unknown => "500 5.5.2 Unknown command",
+            Problem::Syntax => "501 5.5.4 Arguments are not as the command wants them",
+            Problem::LoginFirst => "530 5.7.0 Log in first",
+            Problem::Order => "503 5.5.1 Say EHLO first",
+            Problem::TlsFirst => TLS_FIRST,
+            Problem::NoTls => "503 5.5.1 TLS cannot be started here",
+            Problem::Mechanism => "504 5.5.4 Unsupported mechanism",
+            Problem::Response(SaslError::Cancelled) => "501 5.7.0 Authentication cancelled",
+            Problem::Response(SaslError::NotBase64) => "501 5.5.2 Response is not base64",
+            Problem::Response(SaslError::Malformed) => "501 5.5.2 Response is not as the mechanism wants it",
+            Problem::TooLong => "500 5.5.2 Line too long",
+            Problem::ResponseTooLong => "500 5.5.6 Line too long",
+            Problem::LineEnd => "500 5.5.2 A line ends with CR and LF",
+            Problem::Nul => "500 5.5.2 A line holds no NUL",
+            Problem::TooMany => "421 4.7.0 Too many bad commands",
+            Problem::Http => "421 4.7.0 This is a mail server",
+        }
+    }
+
+    fn refusal(refusal: &Refusal) -> Cow<'static, str> {
+        words(refusal)
+    }
+
+    fn success(welcome: &Welcome) -> String {
+        let text = printable(&welcome.text, TEXT);
+        format!("235 2.7.0 {}", if text.is_empty() { "Logged in" } else { &text })
+    }
+
+    /// RFC 5321 section 3.8 has one code for closing at any time.
+    fn farewell(why: &Refusal) -> String {
+        let words = words(why);
+        let text = words.splitn(3, ' ').nth(2).unwrap_or_default();
+        format!("421 4.3.2 {text}")
+    }
+}
+
+/// A refusal in the codes of RFC 4954 section 6 and a text. Refusals that must not be told apart have
+/// the very same words; none repeats what the client sent.
+fn words(refusal: &Refusal) -> Cow<'static, str> {
+    Cow::Borrowed(match refusal {
+        Refusal::WrongPassword
+        | Refusal::UnknownUser
+        | Refusal::EmptyPassword
+        | Refusal::UnusableName
+        | Refusal::UnusablePassword => "535 5.7.8 Name or password is wrong",
+        Refusal::ForeignAuthzid => "535 5.7.8 You may only act as yourself",
+        Refusal::NotAllowed => "535 5.7.8 You may not use this service, please ask your administrator",
+        Refusal::Account { state, .. } => match state {
+            AccountState::PasswordExpired => "535 5.7.8 Your password has expired, please change it",
+            AccountState::PasswordMustChange => "535 5.7.8 You have to change your password first",
+            AccountState::Locked => "535 5.7.8 Your account is locked, please tell your administrator",
+            AccountState::Disabled => "535 5.7.8 Your account is disabled, please tell your administrator",
+            AccountState::AccountExpired => "535 5.7.8 Your account has expired, please tell your administrator",
+            AccountState::NotNow => "535 5.7.8 You may not log in at this time",
+            AccountState::NotHere => "535 5.7.8 You may not log in from here",
+        },
+        Refusal::Disagrees(Some(words)) => return Cow::Owned(backend_words(words)),
+        Refusal::Disagrees(None)
+        | Refusal::DirectoryUnavailable
+        | Refusal::SeveralEntries
+        | Refusal::BackendUnreachable
+        | Refusal::BackendTls
+        | Refusal::BackendTimeout
+        | Refusal::BackendFault
+        | Refusal::BackendBusy => UNAVAILABLE,
+        Refusal::NoMailHost | Refusal::SeveralMailHosts | Refusal::UnknownMailHost | Refusal::NoBackendLogin => {
+            "554 5.3.5 Your mail server cannot be reached, please tell your administrator"
+        }
+        Refusal::ProtocolNotServed => {
+            "554 5.3.5 Your mail server takes no mail from here, please tell your administrator"
+        }
+        Refusal::TlsRequired => TLS_FIRST,
+        Refusal::Limit => "454 4.7.0 Too many attempts or sessions, try again later",
+        Refusal::Deadline => "454 4.7.0 Logging in took too long, try again",
+        Refusal::Draining => "454 4.7.0 The server is shutting down, try again",
+        Refusal::Internal => "451 4.3.0 Something went wrong here, try again",
+    })
+}
+
+const UNAVAILABLE: &str = "454 4.7.0 The mail service is not available, try again later";
+
+/// What a backend said when it refused a login that the directory had accepted. The code of a wrong
+/// password would make the client ask for a new one: the one it has is right. What is temporary stays
+/// so.
+fn backend_words(words: &BackendWords) -> String {
+    let text = printable(words.text.as_bytes(), TEXT);
+    let (reply, enhanced) = words.code.split_once(' ').unwrap_or((&words.code, ""));
+    let class = match reply.as_bytes() {
+        [class @ (b'4' | b'5'), b'0'..=b'9', b'0'..=b'9'] => *class,
+        _ => return UNAVAILABLE.to_owned(),
+    };
+    let enhanced = split_enhanced(enhanced.as_bytes(), class).map_or("", |_| enhanced);
+    match (text.trim().is_empty(), enhanced) {
+        (true, _) => UNAVAILABLE.to_owned(),
+        (false, _) if reply == "535" || enhanced.ends_with(".7.8") => format!("454 4.7.0 {text}"),
+        (false, "") => format!("{reply} {}.7.0 {text}", char::from(class)),
+        (false, _) => format!("{reply} {enhanced} {text}"),
+    }
+}

@@ -1,0 +1,56 @@
+//! Submission before login (RFC 6409, SMTP of RFC 5321): what usher says to a client and to a backend.
+//!
+//! [`front`](PROTOCOL) answers a client until it has logged in, [`back`](PROTOCOL) logs in to a
+//! submission server. After that nothing here reads or writes a byte: the session relays, so no mail
+//! passes before a login. Also RFC 2034 (enhanced codes), 3207 (STARTTLS) and 4954 (AUTH). No ALPN id
+//! is registered for it.
+
+mod back;
+mod front;
+#[cfg(test)]
+mod tests;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod trial;
+
+use super::line::LineFront;
+use super::{Back, BackSettings, Front, FrontSettings, Introduction, Parting, Protocol};
+
+/// Submission's row.
+pub const PROTOCOL: Protocol = Protocol {
+    name: "submission",
+    alpn: None,
+    implicit_port: 465,
+    starttls_port: 587,
+    introduction: Some(Introduction::Xclient),
+    // A close in a transaction leaves the client in doubt whether its message was sent.
+    parting: Parting::Never,
+    front,
+    back,
+};
+
+/// The longest command, without CRLF (RFC 5321 section 4.5.3.1.4).
+const COMMAND: usize = 510;
+/// How much of a peer's free text is passed on: a reply's line has at most 512 octets (RFC 5321 section
+/// 4.5.3.1.5).
+const TEXT: usize = 400;
+
+fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
+    Box::new(LineFront::new(front::Submission::new(settings), settings))
+}
+
+fn back(settings: BackSettings) -> Box<dyn Back> {
+    Box::new(back::SubmissionBack::new(settings))
+}
+
+/// Splits the enhanced code (RFC 2034 section 4) off a reply's text, if it is of this class: `2`, `4`
+/// or `5`.
+fn split_enhanced(text: &[u8], class: u8) -> Option<(&[u8], &[u8])> {
+    let (code, rest) = super::wire::first_word(text);
+    let mut parts = code.split(|byte| *byte == b'.');
+    let number = |part: Option<&[u8]>| {
+        part.is_some_and(|part| (1..=3).contains(&part.len()) && part.iter().all(u8::is_ascii_digit))
+    };
+    let sound =
+        parts.next() == Some(&[class]) && number(parts.next()) && number(parts.next()) && parts.next().is_none();
+    sound.then_some((code, rest))
+}

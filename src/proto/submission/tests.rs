@@ -1,0 +1,470 @@
+//! Known-answer scripts of submission (`proto/script.rs` says how to read them).
+
+use base64::Engine as _;
+
+use super::super::line::LineFront;
+use super::PROTOCOL;
+use super::front::Submission;
+use crate::outcome::{BackendWords, Refusal};
+use crate::proto::trial::{Decision, HOST, calling};
+use crate::proto::{BackSettings, BackTls, Front as _, FrontSettings, Step, Welcome, script};
+use crate::secret::{Secret, SecretBuf};
+
+const TLS: FrontSettings<'_> =
+    FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
+
+fn decision(words: &str) -> Decision {
+    match words {
+        "wrong" => Decision::Refuse(Refusal::WrongPassword),
+        "unavailable" => Decision::Refuse(Refusal::DirectoryUnavailable),
+        "accept" => Decision::Accept(Welcome { text: b"In\r\n250 ok".to_vec(), ..Welcome::default() }),
+        "accept quietly" => Decision::Accept(Welcome::default()),
+        other => panic!("no such decision: {other}"),
+    }
+}
+
+#[track_caller]
+fn client(settings: FrontSettings<'_>, text: &str) {
+    script::client(&PROTOCOL, settings, decision, text);
+}
+
+/// A script behind an EHLO under TLS.
+#[track_caller]
+fn greeted(text: &str) {
+    client(TLS, &format!("C: HELO here\nS: 250 {HOST}\n{text}"));
+}
+
+#[test]
+fn extensions_follow_tls() {
+    client(
+        CLEAR,
+        "
+        S: 220 usher.example.com ESMTP usher is ready
+        C: EHLO [192.0.2.7]
+        S: 250-usher.example.com
+        S: 250-PIPELINING
+        S: 250-8BITMIME
+        S: 250-ENHANCEDSTATUSCODES
+        S: 250 STARTTLS
+        C: starttls
+        S: 220 2.0.0 Begin TLS now
+        => tls
+        C: AUTH PLAIN AGFsaWNlAHNlY3JldA==
+        S: 503 5.5.1 Say EHLO first
+        C: ehlo here
+        S: 250-usher.example.com
+        S: 250-PIPELINING
+        S: 250-8BITMIME
+        S: 250-ENHANCEDSTATUSCODES
+        S: 250 AUTH PLAIN LOGIN
+        C: STARTTLS
+        S: 503 5.5.1 TLS cannot be started here
+        C: HELO here
+        S: 250 usher.example.com
+        ",
+    );
+    let neither = FrontSettings { starttls: false, capabilities: Some(&[]), ..CLEAR };
+    client(neither, "C: EHLO x\nS: 250 usher.example.com\nC: STARTTLS\nS: 503 5.5.1 TLS cannot be started here");
+}
+
+#[test]
+fn what_every_backend_can_is_told_but_for_what_is_ushers_own() {
+    let listed = [
+        "SIZE 10240000",
+        "auth PLAIN",
+        "AUTH=LOGIN",
+        "STARTTLS",
+        "XCLIENT ADDR PORT",
+        "XFORWARD NAME",
+        "DSN",
+        "CHUNKING\r\n250 X",
+    ];
+    let listed = listed.map(String::from);
+    client(
+        FrontSettings { capabilities: Some(&listed), ..TLS },
+        "
+        C: EHLO here
+        S: 250-usher.example.com
+        S: 250-SIZE 10240000
+        S: 250-DSN
+        S: 250-CHUNKING??250 X
+        S: 250 AUTH PLAIN LOGIN
+        ",
+    );
+}
+
+#[test]
+fn before_the_login_no_mail_is_taken() {
+    greeted(
+        "
+        C: MAIL FROM:<alice@example.com>
+        S: 530 5.7.0 Log in first
+        C: rcpt to:<bob@example.com>
+        S: 530 5.7.0 Log in first
+        C: DATA
+        S: 530 5.7.0 Log in first
+        C: BDAT 86 LAST
+        S: 530 5.7.0 Log in first
+        C: NOOP
+        S: 250 2.0.0 Nothing done
+        C: NOOP again
+        S: 250 2.0.0 Nothing done
+        C: RSET
+        S: 250 2.0.0 Nothing to forget
+        C: HELP
+        S: 214 2.0.0 Log in, then send mail
+        C: VRFY alice
+        S: 252 2.1.5 Send some mail and see
+        C: EXPN all
+        S: 530 5.7.0 Log in first
+        C: XYZZY
+        S: 500 5.5.2 Unknown command
+        C: EHLO
+        S: 501 5.5.4 Arguments are not as the command wants them
+        C: RSET now
+        S: 501 5.5.4 Arguments are not as the command wants them
+        C: QUIT
+        S: 221 2.0.0 Goodbye
+        => quit Logout
+        C: NOOP
+        ",
+    );
+}
+
+#[test]
+fn auth_with_and_without_an_initial_response() {
+    greeted(
+        r#"
+        C: AUTH PLAIN AGFsaWNlAHNlY3JldA==
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: 535 5.7.8 Name or password is wrong
+        C: auth plain
+        S: 334\x20
+        C: Ym9iAGFsaWNlAHNlY3JldA==
+        => attempt "alice" "secret" "bob"
+        <= unavailable
+        S: 454 4.7.0 The mail service is not available, try again later
+        C: AUTH LOGIN
+        S: 334 VXNlcm5hbWU6
+        C: YWxpY2U=
+        S: 334 UGFzc3dvcmQ6
+        C: c2VjcmV0
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: 535 5.7.8 Name or password is wrong
+        C: AUTH LOGIN YWxpY2U=
+        S: 334 UGFzc3dvcmQ6
+        C:
+        => attempt "alice" "" ""
+        <= wrong
+        S: 535 5.7.8 Name or password is wrong
+        C: AUTH PLAIN =
+        S: 501 5.5.2 Response is not as the mechanism wants it
+        "#,
+    );
+}
+
+#[test]
+fn exchanges_that_come_to_nothing() {
+    greeted(
+        r"
+        C: AUTH PLAIN
+        S: 334\x20
+        C: *
+        S: 501 5.7.0 Authentication cancelled
+        C: AUTH LOGIN
+        S: 334 VXNlcm5hbWU6
+        C: RSET now
+        S: 501 5.5.2 Response is not base64
+        C: AUTH CRAM-MD5
+        S: 504 5.5.4 Unsupported mechanism
+        C: AUTH PLAIN AGFs aWNl
+        S: 501 5.5.4 Arguments are not as the command wants them
+        C: AUTH
+        S: 501 5.5.4 Arguments are not as the command wants them
+        ",
+    );
+}
+
+#[test]
+fn a_login_in_the_clear_is_refused_before_the_secret() {
+    client(
+        CLEAR,
+        "
+        C: EHLO here
+        S: 250-usher.example.com
+        S: 250-PIPELINING
+        S: 250-8BITMIME
+        S: 250-ENHANCEDSTATUSCODES
+        S: 250 STARTTLS
+        C: AUTH PLAIN
+        S: 538 5.7.11 Start TLS before you log in
+        C: MAIL FROM:<alice@example.com>
+        S: 530 5.7.0 Log in first
+        => refused unasked: tls_required
+        ",
+    );
+}
+
+#[test]
+fn tls_forgets_what_was_said_before_it() {
+    let mut front = LineFront::new(Submission::new(CLEAR), CLEAR);
+    let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+    input.extend(b"EHLO mallory\r\nSTARTTLS\r\nEHLO mallory\r\n");
+    assert!(matches!(front.step(&mut input, &mut out), Step::StartTls));
+    assert!(matches!(front.step(&mut input, &mut out), Step::StartTls));
+    assert!(input.is_empty(), "what came in the clear is dropped");
+    front.tls_started();
+    out.clear();
+    input.extend(b"AUTH LOGIN\r\n");
+    assert!(matches!(front.step(&mut input, &mut out), Step::NeedMore));
+    assert_eq!(out.as_slice(), b"503 5.5.1 Say EHLO first\r\n");
+}
+
+#[test]
+fn what_is_pipelined_waits_for_the_decision() {
+    greeted(
+        r#"
+        C: AUTH PLAIN AGFsaWNlAHdyb25n\r\nMAIL FROM:<a@b>\r\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>
+        => attempt "alice" "wrong" ""
+        <= wrong
+        S: 535 5.7.8 Name or password is wrong
+        S: 530 5.7.0 Log in first
+        => attempt "alice" "secret" ""
+        <= accept
+        S: 235 2.7.0 In??250 ok
+        => left MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n
+        "#,
+    );
+    greeted(
+        "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\n=> attempt \"alice\" \"secret\" \"\"\n<= accept quietly\nS: 235 2.7.0 Logged in",
+    );
+}
+
+#[test]
+fn lines_have_limits_and_one_kind_of_end() {
+    let name = "n".repeat(505);
+    client(TLS, &format!("C: HELO {name}\nS: 250 {HOST}\nC: HELO {name}n\nS: 500 5.5.2 Line too long"));
+    let response = "A".repeat(12_288);
+    greeted(&format!(
+        "
+        C: AUTH PLAIN {}
+        S: 501 5.5.2 Response is not as the mechanism wants it
+        C: AUTH PLAIN {response}
+        S: 500 5.5.6 Line too long
+        C: AUTH PLAIN
+        S: 334\\x20
+        C: {response}
+        S: 501 5.5.2 Response is not as the mechanism wants it
+        C: AUTH PLAIN
+        S: 334\\x20
+        C: {response}A
+        S: 500 5.5.6 Line too long
+        C: NOOP
+        S: 250 2.0.0 Nothing done
+        c: MAIL FROM:<a@b>\\n
+        S: 500 5.5.2 A line ends with CR and LF
+        C: RCPT TO:<c@d>
+        c: QU\\0
+        S: 500 5.5.2 A line holds no NUL
+        C: IT
+        C: NOOP
+        S: 250 2.0.0 Nothing done
+        ",
+        &response[..12_276]
+    ));
+    client(TLS, "C: GET / HTTP/1.1\nS: 421 4.7.0 This is a mail server\n=> quit Nonsense\nC: EHLO x");
+    client(
+        FrontSettings { bad_commands: 2, ..TLS },
+        "C: XYZZY\nS: 500 5.5.2 Unknown command\nC: DATA\nS: 421 4.7.0 Too many bad commands\n=> quit Nonsense\nC: QUIT",
+    );
+}
+
+#[test]
+fn a_backends_words_are_passed_where_they_help() {
+    let words = |code: &str, text: &str| {
+        let words = BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false };
+        let mut front = LineFront::new(Submission::new(TLS), TLS);
+        let mut out = SecretBuf::new();
+        front.refused(&Refusal::Disagrees(Some(words)), &mut out);
+        out.as_slice().escape_ascii().to_string()
+    };
+    assert_eq!(words("535 5.7.8", "authentication failed"), r"454 4.7.0 authentication failed\r\n");
+    assert_eq!(words("535", "authentication failed"), r"454 4.7.0 authentication failed\r\n");
+    assert_eq!(words("550 5.7.8", "no"), r"454 4.7.0 no\r\n");
+    assert_eq!(words("454 4.7.0", "Temporary failure"), r"454 4.7.0 Temporary failure\r\n");
+    assert_eq!(words("432 4.7.12", "Change over"), r"432 4.7.12 Change over\r\n");
+    assert_eq!(words("450", "Later"), r"450 4.7.0 Later\r\n");
+    assert_eq!(words("550 5.7.1", "Your account is closed"), r"550 5.7.1 Your account is closed\r\n");
+    assert_eq!(words("450 5.7.1", "Classes differ"), r"450 4.7.0 Classes differ\r\n");
+    assert_eq!(words("454 4.7.0", "a\r\n235 ok"), r"454 4.7.0 a??235 ok\r\n");
+    let unavailable = r"454 4.7.0 The mail service is not available, try again later\r\n";
+    assert_eq!(
+        (words("", "x"), words("235", "x"), words("454", " ")),
+        (unavailable.into(), unavailable.into(), unavailable.into())
+    );
+    assert!(words("454 4.7.0", &"x".repeat(9000)).len() <= 512);
+    let mut front = LineFront::new(Submission::new(TLS), TLS);
+    let mut out = SecretBuf::new();
+    front.bye(&Refusal::Draining, &mut out);
+    assert_eq!(out.as_slice(), b"421 4.3.2 The server is shutting down, try again\r\n");
+}
+
+/// Who logs in, and how.
+#[derive(Clone, Copy)]
+struct Login {
+    tls: BackTls,
+    password: &'static [u8],
+    service: Option<&'static [u8]>,
+    client: Option<&'static str>,
+}
+
+const ALICE: Login = Login { tls: BackTls::Implicit, password: b"secret", service: None, client: None };
+const STARTTLS: Login = Login { tls: BackTls::StartTls, ..ALICE };
+const PROXY: Login = Login { service: Some(b"proxy"), ..ALICE };
+
+#[track_caller]
+fn backend(login: Login, text: &str) {
+    let settings = BackSettings {
+        tls: login.tls,
+        login: b"alice".to_vec(),
+        password: Secret::copy_of(login.password),
+        service: login.service.map(<[u8]>::to_vec),
+        untagged_limit: 2000,
+        forward: login.client.map(calling),
+        host: HOST.into(),
+    };
+    script::backend(&PROTOCOL, &settings, text);
+}
+
+/// A script behind an EHLO that was answered with these keywords.
+#[track_caller]
+fn listing(login: Login, keywords: &str, text: &str) {
+    let listed: String = keywords.split(',').map(|line| format!("S: 250-{line}\n")).collect();
+    backend(login, &format!("S: 220 ready\nC: EHLO {HOST}\nS: 250-server3\n{listed}S: 250 HELP\n{text}"));
+}
+
+#[test]
+fn tls_is_started_and_ehlo_said_again() {
+    backend(
+        STARTTLS,
+        r"
+        S: 220-server3.example.com
+        S: 220 Dovecot ready.
+        C: EHLO usher.example.com
+        S: 250-server3.example.com
+        S: 250-AUTH CRAM-MD5
+        S: 250 STARTTLS
+        C: STARTTLS
+        S: 220 2.0.0 Begin TLS negotiation now.
+        => tls
+        C: EHLO usher.example.com
+        S: 250-server3.example.com
+        S: 250-auth=plain LOGIN
+        S: 250 SIZE
+        C: AUTH PLAIN AGFsaWNlAHNlY3JldA==
+        S: 235 2.7.0 Logged in.\r\n250 early
+        => ready [] Logged in.
+        => left 250 early\r\n
+        ",
+    );
+    backend(STARTTLS, &format!("S: 220 x\nC: EHLO {HOST}\nS: 250 x\n=> fault NoStartTls"));
+    let refused =
+        "S: 250 STARTTLS\nC: STARTTLS\nS: 454 4.7.0 TLS not available due to temporary reason\n=> fault NoStartTls";
+    backend(STARTTLS, &format!("S: 220 x\nC: EHLO {HOST}\nS: 250-x\n{refused}"));
+}
+
+#[test]
+fn mechanisms_are_used_as_listed() {
+    listing(PROXY, "AUTH LOGIN PLAIN", "C: AUTH PLAIN YWxpY2UAcHJveHkAc2VjcmV0\nS: 235 2.7.0\n=> ready []");
+    listing(
+        ALICE,
+        "AUTH LOGIN",
+        "
+        C: AUTH LOGIN
+        S: 334 VXNlcm5hbWU6
+        C: YWxpY2U=
+        S: 334 UGFzc3dvcmQ6
+        C: c2VjcmV0
+        S: 235 Authentication successful
+        => ready [] Authentication successful
+        ",
+    );
+    let message = [&b"\0alice\0"[..], &[b'x'; 400]].concat();
+    let message = base64::engine::general_purpose::STANDARD.encode(message);
+    listing(
+        Login { password: &[b'x'; 400], ..ALICE },
+        "AUTH PLAIN",
+        &format!("C: AUTH PLAIN\nS: 334\nC: {message}\nS: 235 2.7.0 ok\n=> ready [] ok"),
+    );
+    listing(ALICE, "AUTH CRAM-MD5", "=> fault NoMechanism");
+    listing(ALICE, "SIZE", "=> fault NoMechanism");
+    listing(PROXY, "AUTH LOGIN", "=> fault NoMechanism");
+}
+
+#[test]
+fn refusals_and_faults_of_a_login_are_told_apart() {
+    let sent = "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\n";
+    for (answer, step) in [
+        ("535 5.7.8 Authentication failed", "refused [535 5.7.8] Authentication failed"),
+        ("454 4.7.0 Temporary\\xff failure", "refused [454 4.7.0] Temporary? failure"),
+        ("550 Mailbox closed", "refused [550] Mailbox closed"),
+        ("535-5.7.8 one\\r\\n535 5.7.8 two", "refused [535 5.7.8] one"),
+        ("421 4.3.2 Shutting down", "fault Bye"),
+        ("530 5.7.0 Must issue a STARTTLS command first", "fault NoMechanism"),
+        ("534 5.7.9 Too weak", "fault NoMechanism"),
+        ("538 5.7.11 Encryption required", "fault NoMechanism"),
+        ("501 5.5.2 what?", "fault Bad"),
+        ("250 ok", "fault Garbage"),
+        ("2355 ok", "fault Garbage"),
+        ("334 more", "fault Garbage"),
+        ("235-ok\\r\\n250 ok", "fault Garbage"),
+        ("23", "fault Garbage"),
+    ] {
+        let answer = answer.replace("\\r\\n", "\nS: ");
+        let mut lines = answer.split("\nS: ");
+        let first = lines.next().unwrap_or_default();
+        let rest: String = lines.map(|line| format!("S: {line}\n")).collect();
+        listing(ALICE, "AUTH PLAIN", &format!("{sent}S: {first}\n{rest}=> {step}"));
+    }
+}
+
+#[test]
+fn what_is_not_the_protocol_is_a_fault() {
+    backend(ALICE, "S: 554 5.3.2 no service\n=> fault Bye");
+    backend(ALICE, "S: 421 busy\n=> fault Bye");
+    for garbage in ["+OK", "* OK imap", "250 ok", "22", "", "220x", "199 x", "620 x"] {
+        backend(ALICE, &format!("S: {garbage}\n=> fault Garbage"));
+    }
+    backend(ALICE, "s: 220 ready\\n\n=> fault Garbage");
+    backend(ALICE, &format!("s: 220 {}\n=> fault TooMuch", "x".repeat(2050)));
+    let endless = "250-X\\r\\n".repeat(400);
+    backend(ALICE, &format!("S: 220 x\nC: EHLO {HOST}\ns: {endless}\n=> fault TooMuch"));
+    backend(ALICE, &format!("S: 220 x\nC: EHLO {HOST}\nS: 502 5.5.1 no\n=> fault Bad"));
+}
+
+#[test]
+fn a_backend_is_told_who_the_client_is_in_what_it_takes() {
+    let told = Login { client: Some("198.51.100.7:4711"), ..ALICE };
+    let rest = format!(
+        "
+        S: 220 server3 again
+        C: EHLO {HOST}
+        S: 250-server3
+        S: 250 AUTH PLAIN
+        C: AUTH PLAIN AGFsaWNlAHNlY3JldA==
+        S: 235 ok
+        => ready [] ok
+        "
+    );
+    let postfix = "C: XCLIENT NAME=[UNAVAILABLE] ADDR=198.51.100.7 PORT=4711 DESTADDR=192.0.2.1 DESTPORT=993";
+    listing(told, "XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT", &format!("{postfix}\n{rest}"));
+    let v6 = Login { client: Some("[2001:db8::7]:4711"), ..ALICE };
+    let dovecot = "C: XCLIENT ADDR=IPV6:2001:db8::7 PORT=4711 SESSION=S7Q2X";
+    listing(v6, "AUTH PLAIN,XCLIENT ADDR PORT PROTO HELO LOGIN SESSION", &format!("{dovecot}\n{rest}"));
+    listing(told, "AUTH PLAIN", "=> fault NotTold");
+    listing(told, "XCLIENT NAME", "=> fault NotTold");
+    listing(told, "XCLIENT ADDR", "C: XCLIENT ADDR=198.51.100.7\nS: 550 5.7.1 no\n=> fault NotTold");
+}
