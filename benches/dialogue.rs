@@ -42,6 +42,7 @@ fn front(protocol: &str, sent: &[u8], size: usize, refused: bool) -> usize {
     let protocol = by_name(protocol).expect("it is registered");
     let mut front = (protocol.front)(FrontSettings {
         host: "usher.example.com",
+        session: "S7Q2X",
         capabilities: None,
         tls: true,
         starttls: false,

@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::cache::{Cache, Digest, FlightError, Flights, Known, Stamp};
+use crate::cache::{self, Cache, Digest, FlightError, Flights, Stamp};
 use crate::directory::{Directory, DirectoryError, Entry, Identity, Login, Presence, Trace};
+use crate::known::{Known, Settled};
 use crate::log::Repeats;
 use crate::outcome::Refusal;
 use crate::secret::Secret;
@@ -93,6 +94,7 @@ type Landed = Arc<(Result<Arc<Identity>, DirectoryError>, Trace, Stamp)>;
 pub struct Authenticator {
     directory: Arc<dyn Directory>,
     cache: Arc<Cache>,
+    known: Arc<Known>,
     flights: Flights<Landed>,
     repeats: Repeats,
 }
@@ -104,16 +106,23 @@ impl std::fmt::Debug for Authenticator {
 }
 
 impl Authenticator {
-    /// Over this directory and this cache, with at most `flights` questions under way.
+    /// Over this directory, this cache and what the watch tells, with at most `flights` questions under
+    /// way.
     #[must_use]
-    pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, flights: usize) -> Self {
-        Self { directory, cache, flights: Flights::new(flights), repeats: Repeats::default() }
+    pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, known: Arc<Known>, flights: usize) -> Self {
+        Self { directory, cache, known, flights: Flights::new(flights), repeats: Repeats::default() }
     }
 
     /// The cache, to be carried over a reload.
     #[must_use]
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
+    }
+
+    /// What is known of entries, to be carried over a reload.
+    #[must_use]
+    pub fn entries(&self) -> &Arc<Known> {
+        &self.known
     }
 
     /// The directory.
@@ -137,12 +146,12 @@ impl Authenticator {
     fn known(&self, login: &Login, digest: &Digest) -> Option<Decision> {
         let since = self.cache.stamp();
         match self.cache.ask(login, digest) {
-            Known::Right(identity) => Some(Decision::remembered(identity, since, DecidedBy::Cache)),
-            Known::Wrong(dn) => {
+            cache::Known::Right(identity) => Some(Decision::remembered(identity, since, DecidedBy::Cache)),
+            cache::Known::Wrong(dn) => {
                 let refused = Decision::refused(Refusal::WrongPassword, DecidedBy::Negative);
                 Some(Decision { dn: Some(dn), ..refused })
             }
-            Known::Nothing => None,
+            cache::Known::Nothing => None,
         }
     }
 
@@ -204,16 +213,34 @@ impl Authenticator {
         self.cache.holds(&proven.identity.entry().dn, proven.since)
     }
 
+    /// Whether an entry is held, by the newest that can be learned without a password; `None` if that
+    /// is nothing.
+    pub async fn is_held(&self, login: &Login) -> Option<bool> {
+        let entry = self.directory.look_up(login).await.0.ok()?;
+        match self.known.settle(&entry) {
+            Settled::AsShown => Some(entry.marks.held),
+            Settled::Instead(newer) => Some(newer.marks.held),
+            Settled::Gone => None,
+        }
+    }
+
     /// The question of one flight: asks, and feeds the cache even when every asker is gone.
     fn question(&self, login: Login, password: Secret, digest: Digest) -> impl Future<Output = Landed> + use<> {
-        let (directory, cache) = (Arc::clone(&self.directory), Arc::clone(&self.cache));
+        let (directory, cache, known) = (Arc::clone(&self.directory), Arc::clone(&self.cache), Arc::clone(&self.known));
         let since = cache.stamp();
         async move {
             let refused_before = |entry: &Entry| cache.refused_before(entry, &digest);
             let (answer, trace) = directory.authenticate(&login, &password, &refused_before).await;
-            let answer = answer.map(Arc::new);
+            let answer = answer.and_then(|identity| newest(identity, &known)).map(Arc::new);
             match &answer {
-                Ok(identity) => cache.right(&login, Arc::clone(identity), digest, since),
+                // A hold is short: who is held is asked for again.
+                Ok(identity) if identity.entry().marks.held => known.record(&identity.shared_entry()),
+                Ok(identity) => {
+                    known.record(&identity.shared_entry());
+                    cache.right(&login, Arc::clone(identity), digest, since);
+                }
+                // A replica may not know yet what was changed: perhaps this very password.
+                Err(DirectoryError::InvalidCredentials { dn, .. }) if known.is_in_flux(dn) => {}
                 Err(DirectoryError::InvalidCredentials { dn, seen: Some(seen) }) => {
                     cache.wrong(&login, dn, seen, digest, since);
                 }
@@ -259,6 +286,15 @@ impl Authenticator {
             }
         };
         Decision { result, by, dn, trace: trace.clone() }
+    }
+}
+
+/// The person as of the newest source: a replica that lags behind the watch is not believed.
+fn newest(identity: Identity, known: &Known) -> Result<Identity, DirectoryError> {
+    match known.settle(identity.entry()) {
+        Settled::AsShown => Ok(identity),
+        Settled::Instead(entry) => Ok(identity.with_entry(entry)),
+        Settled::Gone => Err(DirectoryError::NoEntry),
     }
 }
 

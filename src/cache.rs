@@ -309,6 +309,25 @@ impl Cache {
         });
     }
 
+    /// Forgets which passwords of an entry were wrong: it was changed in a way that may have made one
+    /// right.
+    pub fn forgive(&self, dn: &Arc<str>) {
+        self.wrong.invalidate(dn);
+    }
+
+    /// How long ago a bind last proved a password of this entry, if that is remembered.
+    #[must_use]
+    pub fn age(&self, dn: &Arc<str>) -> Option<Duration> {
+        let person = self.people.get(dn)?;
+        person.right.iter().filter_map(|right| right.verified).max().map(|at| at.elapsed())
+    }
+
+    /// The DN that a typed name stands for, as remembered.
+    #[must_use]
+    pub fn meaning(&self, login: &Login) -> Option<Arc<str>> {
+        self.names.get(login).map(|name| Arc::clone(&name.dn))
+    }
+
     /// Forgets an entry: its decision and every password of it, and ends the life of answers that
     /// were on their way.
     pub fn forget(&self, dn: &Arc<str>) {

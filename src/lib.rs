@@ -5,8 +5,8 @@
 //! - 1: [`proto`] (pure dialogues), [`config`], [`metrics`], [`log`], [`sys`]
 //! - 2: [`throttle`] (what slows guessing), [`tls`]
 //! - 3: [`directory`] (LDAP, and [`directory::Identity`], the evidence of a bind)
-//! - 4: [`cache`], [`route`], [`registry`]
-//! - 5: [`authn`] (the decision), [`backend`], [`relay`]
+//! - 4: [`cache`], [`known`] (what the directory has told), [`route`], [`registry`]
+//! - 5: [`authn`] (the decision), [`follow`] (what follows from changes), [`backend`], [`relay`]
 //! - 6: [`files`] (what a config's files hold), [`snapshot`] (what it all means), [`report`] (the `login` and `end` events)
 //! - 7: [`session`]: the life of a login, top to bottom
 //! - 8: [`listener`], [`admin`]
@@ -23,6 +23,8 @@ pub mod config;
 pub mod demo;
 pub mod directory;
 pub mod files;
+pub mod follow;
+pub mod known;
 pub mod listener;
 pub mod log;
 pub mod metrics;

@@ -1,8 +1,11 @@
 //! Where clients come in: bind, accept, and a task for each connection.
 //!
-//! Nothing a client does can hold up the loop: the handshake is the session's matter. Addresses are
+//! Nothing a client does can hold up the loop: PROXY header and handshake are matters of the
+//! connection's own task. Addresses are
 //! made canonical here, so that an IPv4 client of an IPv6 socket is never `::ffff:a.b.c.d` in a
 //! log, a limit or a header.
+
+mod header;
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +15,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{error, warn};
 
 use crate::config;
@@ -77,9 +80,10 @@ impl Bound {
 /// Accepts until the task is ended.
 pub async fn accept(shared: Arc<Shared>, bound: Bound) {
     let Bound { socket, config, address } = bound;
+    let config = Arc::new(config);
     let repeats = Repeats::default();
     loop {
-        let (tcp, client) = match socket.accept().await {
+        let (tcp, peer) = match socket.accept().await {
             Ok(accepted) => accepted,
             // The client went away before it was its turn.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
@@ -101,8 +105,31 @@ pub async fn accept(shared: Arc<Shared>, bound: Bound) {
         };
         // Options that cannot be set cost speed or a late end, not the login.
         let _ = sys::tune(&tcp);
-        let client = client.ip().to_canonical();
-        let accepted = Accepted { tcp, client, protocol: config.protocol, tls: config.tls, permit };
-        tokio::spawn(session::serve(Arc::clone(&shared), accepted));
+        let local = canonical(tcp.local_addr().unwrap_or(address));
+        let (protocol, tls, client) = (config.protocol, config.tls, canonical(peer));
+        let accepted = Accepted { tcp, client, local, since: Instant::now(), protocol, tls, permit };
+        tokio::spawn(enter(Arc::clone(&shared), Arc::clone(&config), accepted));
     }
+}
+
+/// A session for whom the connection is: its peer, or a proxy's client.
+async fn enter(shared: Arc<Shared>, config: Arc<config::Listener>, mut accepted: Accepted) {
+    let snapshot = shared.snapshot.load_full();
+    // Who may speak for others can change with a reload.
+    let same = |other: &&config::Listener| {
+        (other.address, other.protocol, other.tls) == (config.address, config.protocol, config.tls)
+    };
+    let current = snapshot.config.listeners.iter().find(same).unwrap_or(&config);
+    if let Some(proxies) = &current.proxies
+        && header::receive(&shared, &snapshot.config, proxies, &mut accepted).await.is_none()
+    {
+        return;
+    }
+    drop(snapshot);
+    session::serve(shared, accepted).await;
+}
+
+/// An IPv4 client of an IPv6 socket is an IPv4 client.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

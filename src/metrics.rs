@@ -31,6 +31,9 @@ pub const BACKEND_RESULTS: [&str; 9] =
 pub const PROBE_RESULTS: [&str; 5] = ["ok", "refused", "unreachable", "tls", "timeout"];
 /// How the breaker of a backend's address may stand.
 pub const BREAKER_STATES: [&str; 3] = ["closed", "half_open", "open"];
+/// What a connection to a listener with PROXY headers began with.
+pub const PROXY_HEADERS: [&str; 9] =
+    ["client", "local", "untrusted", "missing", "malformed", "too_long", "timeout", "closed", "limit"];
 /// How a TLS handshake with a client ended.
 pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"];
 /// What became of files that were found changed.
@@ -76,6 +79,21 @@ pub const LIMIT_RULES: [&str; 6] = [
 ];
 /// What the throttle remembers.
 pub const THROTTLE_MEMORY: [&str; 4] = ["prefixes", "users", "names", "known"];
+/// What may change of a user in the directory.
+pub const DIRECTORY_CHANGES: [&str; 12] = [
+    "move",
+    "login",
+    "enable",
+    "disable",
+    "hold",
+    "release",
+    "password",
+    "lockout",
+    "rename",
+    "delete",
+    "other",
+    "unexplained",
+];
 /// Directory operations.
 pub const DIRECTORY_OPERATIONS: [&str; 4] = ["connect", "search", "bind", "read"];
 /// What a connection to a directory server is there for: a bind later, a bind now, searches.
@@ -145,6 +163,14 @@ pub struct Metrics {
     pub directory_failovers: IntCounterVec,
     /// 0 if the service account's last bind was refused.
     pub directory_service_bind_ok: IntGaugeVec,
+    /// 1 while every change of the directory is told.
+    pub directory_watch_connected: IntGauge,
+    /// Up to when that is known, in Unix seconds.
+    pub directory_watch_last_confirmed: Gauge,
+    /// Users whose change is held back by the brake.
+    pub directory_brake: IntGauge,
+    /// Changes of known users, by what has changed.
+    pub directory_changes: IntCounterVec,
     /// Good binds with a warning: {warning}.
     pub directory_password_warnings: IntCounterVec,
     /// Logins at backends by result.
@@ -157,6 +183,8 @@ pub struct Metrics {
     pub backend_addresses: IntGaugeVec,
     /// Probes of backends' addresses by result.
     pub backend_probes: IntCounterVec,
+    /// PROXY headers in front of clients' connections by what came of them.
+    pub proxy_headers: IntCounterVec,
     /// TLS handshakes with clients by result.
     pub tls_handshakes: IntCounterVec,
     /// TLS handshakes with clients under way.
@@ -244,6 +272,26 @@ impl Metrics {
                 "Directory operations, by server, operation and LDAP result code.",
                 &["server", "operation", "code"],
             ),
+            directory_watch_connected: gauge(
+                "usher_directory_watch_connected",
+                "1 while the directory is followed; 0 while changes are missed, or if it is not to be followed.",
+            ),
+            directory_watch_last_confirmed: register(
+                &registry,
+                declared(Gauge::new(
+                    "usher_directory_watch_last_confirmed_timestamp_seconds",
+                    "Up to when every change of the directory is known, Unix time; 0 before the first time.",
+                )),
+            ),
+            directory_brake: gauge(
+                "usher_directory_brake",
+                "Users whose change waits for `usher confirm`, because too many were changed at once; 0: off.",
+            ),
+            directory_changes: counters(
+                "usher_directory_changes_total",
+                "Changes of users that usher has to do with, by what has changed; one edit may be several.",
+                &["kind"],
+            ),
             directory_seconds: register(
                 &registry,
                 declared(HistogramVec::new(
@@ -310,6 +358,11 @@ impl Metrics {
                 "Looks at a backend's address without a user, by result.",
                 &["backend", "result"],
             ),
+            proxy_headers: counters(
+                "usher_proxy_headers_total",
+                "Connections to listeners with PROXY headers, by what they began with; all but client and local were closed.",
+                &["protocol", "result"],
+            ),
             tls_handshakes: counters("usher_tls_handshakes_total", "TLS handshakes with clients.", &["result"]),
             handshakes: gauge("usher_tls_handshakes_under_way", "TLS handshakes with clients under way."),
             throttled: counters(
@@ -371,6 +424,9 @@ impl Metrics {
             for cause in CONVERSATION_CAUSES {
                 self.conversations_ended.with_label_values(&[protocol.name, cause]);
             }
+            for result in PROXY_HEADERS {
+                self.proxy_headers.with_label_values(&[protocol.name, result]);
+            }
             for direction in ["in", "out"] {
                 self.relayed_bytes.with_label_values(&[protocol.name, direction]);
             }
@@ -380,6 +436,9 @@ impl Metrics {
         }
         for warning in PASSWORD_WARNINGS {
             self.directory_password_warnings.with_label_values(&[warning]);
+        }
+        for kind in DIRECTORY_CHANGES {
+            self.directory_changes.with_label_values(&[kind]);
         }
         for cause in END_CAUSES {
             self.sessions_ended.with_label_values(&[cause]);

@@ -138,6 +138,8 @@ pub enum Refusal {
     Limit,
     /// The login did not finish within its deadline.
     Deadline,
+    /// The directory holds the account: nobody is to be logged in while its mail is moved.
+    Hold,
     /// usher is shutting down.
     Draining,
     /// A defect of usher.
@@ -173,13 +175,14 @@ impl Refusal {
             Self::TlsRequired => "tls_required",
             Self::Limit => "limit",
             Self::Deadline => "deadline",
+            Self::Hold => "hold",
             Self::Draining => "draining",
             Self::Internal => "internal",
         }
     }
 
     /// Every label that [`Refusal::label`] can return, for metrics that exist from the start.
-    pub const LABELS: [&'static str; 32] = [
+    pub const LABELS: [&'static str; 33] = [
         "wrong_password",
         "unknown_user",
         "empty_password",
@@ -210,6 +213,7 @@ impl Refusal {
         "tls_required",
         "limit",
         "deadline",
+        "hold",
         "draining",
         "internal",
     ];
@@ -226,6 +230,41 @@ impl Refusal {
             return &PLAIN;
         }
         self
+    }
+
+    /// Whether the client's text names the session, so that a user's screenshot finds the line in the
+    /// log. Never where it says that name or password is wrong, which is the same bytes for all.
+    #[must_use]
+    pub const fn names_session(&self) -> bool {
+        match self {
+            Self::WrongPassword
+            | Self::UnknownUser
+            | Self::EmptyPassword
+            | Self::UnusableName
+            | Self::UnusablePassword
+            | Self::ForeignAuthzid
+            | Self::TlsRequired => false,
+            Self::Account { .. }
+            | Self::Hold
+            | Self::NotAllowed
+            | Self::DirectoryUnavailable
+            | Self::SeveralEntries
+            | Self::NoMailHost
+            | Self::SeveralMailHosts
+            | Self::UnknownMailHost
+            | Self::NoBackendLogin
+            | Self::ProtocolNotServed
+            | Self::BackendUnreachable
+            | Self::BackendTls
+            | Self::BackendTimeout
+            | Self::BackendFault
+            | Self::BackendBusy
+            | Self::Disagrees(_)
+            | Self::Limit
+            | Self::Deadline
+            | Self::Draining
+            | Self::Internal => true,
+        }
     }
 
     /// Whose fault it is.
@@ -248,6 +287,7 @@ impl Refusal {
             | Self::SeveralMailHosts
             | Self::UnknownMailHost
             | Self::NoBackendLogin
+            | Self::Hold
             | Self::ProtocolNotServed => Side::Directory,
             Self::BackendUnreachable
             | Self::BackendTls
@@ -270,6 +310,7 @@ impl Refusal {
             | Self::BackendTimeout
             | Self::BackendFault
             | Self::BackendBusy
+            | Self::Hold
             | Self::Deadline => true,
             Self::WrongPassword
             | Self::UnknownUser
@@ -310,6 +351,16 @@ mod tests {
             let label = Refusal::Account { state, proven: true }.label();
             assert_eq!(Refusal::LABELS.iter().filter(|known| **known == label).count(), 1, "{label}");
         }
+    }
+
+    #[test]
+    fn what_sounds_like_a_wrong_password_names_no_session() {
+        for refusal in [Refusal::WrongPassword, Refusal::UnknownUser, Refusal::EmptyPassword, Refusal::UnusableName] {
+            assert!(!refusal.names_session(), "{refusal}");
+        }
+        let locked = Refusal::Account { state: AccountState::Locked, proven: false };
+        assert!(!locked.told(true).names_session());
+        assert!(Refusal::BackendTimeout.names_session() && Refusal::NoMailHost.names_session());
     }
 
     #[test]

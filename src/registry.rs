@@ -38,7 +38,7 @@ pub struct Session {
 }
 
 /// Why a session is asked to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Why {
     /// usher is stopping.
     Drain,

@@ -25,6 +25,8 @@ pub struct Visitor {
     pub session: SessionId,
     /// The client's address, canonical.
     pub client: IpAddr,
+    /// The webmail server that called for it, if one did.
+    pub via: Option<IpAddr>,
     /// The protocol's name.
     pub protocol: &'static str,
 }
@@ -130,6 +132,7 @@ impl Report {
                 $level!(
                     session = %visitor.session,
                     client = %visitor.client,
+                    via = visitor.via.map(tracing::field::display),
                     protocol = visitor.protocol,
                     result,
                     login = %Escaped(&self.typed),

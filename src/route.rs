@@ -105,7 +105,7 @@ mod tests {
 
     fn entry(mail_hosts: &[&str], logins: &[&str]) -> Entry {
         let owned = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect();
-        Entry { mail_hosts: owned(mail_hosts), logins: owned(logins), ..Entry::named("uid=x".into()) }
+        Entry { logins: owned(logins), ..Entry::for_tests("uid=x", mail_hosts) }
     }
 
     fn chosen(default: Option<&str>, mail_hosts: &[&str]) -> Result<(String, bool), Refusal> {

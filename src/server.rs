@@ -1,6 +1,7 @@
 //! The running process: bind, start, reload, stop. Wiring only; what it starts is in other rooms.
 
 mod drain;
+mod following;
 mod handover;
 mod memory;
 mod watch;
@@ -234,6 +235,7 @@ impl Server {
         tokio::spawn(await_directory(Arc::clone(&self.shared)));
         tokio::spawn(memory::give_back(Arc::clone(&self.shared)));
         tokio::spawn(look_after_servers(Arc::clone(&self.shared)));
+        tokio::spawn(following::follow(Arc::clone(&self.shared)));
         self.in_force(&snapshot);
         self.accept(bound);
         info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "ready");

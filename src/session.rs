@@ -4,7 +4,7 @@
 //! backend, tell the client, relay. Every wait has a deadline, every way out is counted, and a
 //! refused login leaves the connection usable.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +19,10 @@ use crate::authn::{Ask, DecidedBy, Decision, Proven};
 use crate::backend::{Backend, BackendError, LoggedIn};
 use crate::config::{ListenerTls, OnUnavailable};
 use crate::directory::{Entry, Login};
+use crate::known::Settled;
 use crate::metrics::Metrics;
 use crate::outcome::{Refusal, Side};
-use crate::proto::{self, Credentials, Front, FrontSettings, Protocol, Quit, Step};
+use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
 use crate::registry::{self, Session};
 use crate::relay::{End, relay};
 use crate::report::{self, Report, Visitor};
@@ -38,6 +39,8 @@ use crate::tls::stream::Stream;
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// No refusal is held back for longer than this after its attempt began.
 const LATEST_REFUSAL: Duration = Duration::from_secs(8);
+/// How often the directory is asked about a user that it holds, if it does not tell.
+const HELD_LOOK: Duration = Duration::from_secs(1);
 /// How long a client may take to accept a parting line.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -46,8 +49,12 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub struct Accepted {
     /// The socket.
     pub tcp: TcpStream,
-    /// The client's address, canonical.
-    pub client: IpAddr,
+    /// The client's address, canonical: the peer's, or the one that a trusted proxy names.
+    pub client: SocketAddr,
+    /// Where it connected to.
+    pub local: SocketAddr,
+    /// When it was accepted.
+    pub since: Instant,
     /// The protocol of the listener.
     pub protocol: &'static Protocol,
     /// TLS of the listener.
@@ -90,25 +97,30 @@ impl Parting {
 
 /// Serves a connection until its end. A panic ends this session and no other.
 pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
-    let Accepted { tcp, client, protocol, tls, permit } = accepted;
-    let visitor = Visitor { session: shared.registry.next_id(), client, protocol: protocol.name };
+    let Accepted { tcp, client, local, since, protocol, tls, permit } = accepted;
+    let visitor =
+        Visitor { session: shared.registry.next_id(), client: client.ip(), via: None, protocol: protocol.name };
+    let origin = Origin { client, local, session: visitor.session.to_string() };
     let snapshot = shared.snapshot.load_full();
-    let Ok(connection) = shared.throttle.connection(&snapshot.config.throttle, client) else {
+    let Ok(connection) = shared.throttle.connection(&snapshot.config.throttle, client.ip()) else {
         // Quietly: before TLS there are no words that a client would show.
         return parted(&visitor, Parting::Limit, &shared.metrics);
     };
     let front = (protocol.front)(FrontSettings {
         host: &snapshot.host,
+        session: &origin.session,
         capabilities: None,
         tls: tls == ListenerTls::Implicit,
         starttls: tls == ListenerTls::StartTls,
         bad_commands: snapshot.config.limits.bad_commands,
     });
-    let deadline = Instant::now() + snapshot.config.limits.conversation_timeout;
+    let deadline = since + snapshot.config.limits.conversation_timeout;
     let conversation = Conversation {
         shared: Arc::clone(&shared),
         snapshot,
         visitor,
+        caller: client,
+        origin,
         protocol,
         front,
         input: SecretBuf::new(),
@@ -130,7 +142,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
 
 /// Counts and tells the end of a conversation that led to no session.
 fn parted(visitor: &Visitor, parting: Parting, metrics: &Metrics) {
-    let Visitor { session, client, protocol } = *visitor;
+    let Visitor { session, client, protocol, .. } = *visitor;
     metrics.conversations_ended.with_label_values(&[protocol, parting.label()]).inc();
     debug!(%session, %client, protocol, cause = parting.label(), "left before login");
 }
@@ -140,6 +152,10 @@ struct Conversation {
     shared: Arc<Shared>,
     snapshot: Arc<Snapshot>,
     visitor: Visitor,
+    /// Who connected: the client, or a webmail server on behalf of one.
+    caller: SocketAddr,
+    /// Who the client is, for the backend.
+    origin: Origin,
     protocol: &'static Protocol,
     front: Box<dyn Front>,
     /// What the client said and the dialogue has not yet consumed.
@@ -164,6 +180,7 @@ impl Conversation {
         self.front.greet(&mut self.out);
         loop {
             let step = self.front.step(&mut self.input, &mut self.out);
+            self.recognize();
             while let Some(refusal) = self.front.refused_unasked() {
                 let report = Report::default();
                 report.emit(&self.visitor, self.front.client_id(), Some(&refusal), &self.shared.metrics);
@@ -192,6 +209,17 @@ impl Conversation {
                 }
             }
         }
+    }
+
+    /// Who the client is: a webmail server that is trusted says for whom it calls, and from then on
+    /// the log, the limits and the backend go by that. Its connection stays its own.
+    fn recognize(&mut self) {
+        let claim = self.front.client_id().and_then(|id| id.originating);
+        let trusted = &self.snapshot.config.trusted_networks;
+        let claim = claim.filter(|_| trusted.iter().any(|network| network.contains(self.caller.ip())));
+        self.origin.client = claim.unwrap_or(self.caller);
+        self.visitor.client = self.origin.client.ip();
+        self.visitor.via = claim.map(|_| self.caller.ip());
     }
 
     async fn start_tls(&mut self, tcp: TcpStream) -> Result<Stream, Parting> {
@@ -263,7 +291,7 @@ impl Conversation {
         let began = Instant::now();
         let mut report = Report { tls: self.handshake.take(), ..Report::default() };
         // A defect behind the dialogue costs this attempt; the connection can still be answered.
-        let admit = AssertUnwindSafe(self.admit(credentials, &mut report)).catch_unwind();
+        let admit = AssertUnwindSafe(self.admit(credentials, began, &mut report)).catch_unwind();
         let outcome = match timeout_at(began + ATTEMPT_TIMEOUT, admit).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Refusal::Internal),
@@ -280,7 +308,7 @@ impl Conversation {
     }
 
     /// Who is it, where does he belong, does that server take him?
-    async fn admit(&self, credentials: Credentials, report: &mut Report) -> Result<Admitted, Refusal> {
+    async fn admit(&self, credentials: Credentials, began: Instant, report: &mut Report) -> Result<Admitted, Refusal> {
         let Credentials { login, password, authzid } = credentials;
         let foreign = !authzid.is_empty() && authzid != login;
         report.typed = login;
@@ -293,10 +321,17 @@ impl Conversation {
         loop {
             report.decided(&decision, &self.shared.metrics);
             let proven = decision.result?;
+            if proven.identity.entry().marks.held {
+                self.wait_for_release(&login, &proven, began).await?;
+                // Moved meanwhile, most likely.
+                decision = authn.decide(&login, &password, Ask::Directory).await;
+                continue;
+            }
             let place = self.place(&proven).map_err(|limited| report.limited(limited))?;
             let target = self.target(proven.identity.entry(), &login)?;
             report.sent_to(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
-            let answer = target.backend.log_in(self.protocol, &target.login, &password, &mut report.phases).await;
+            let answer =
+                target.backend.log_in(self.protocol, &target.login, &password, &self.origin, &mut report.phases).await;
             match answer {
                 Ok(logged_in) if authn.still_holds(&proven) => {
                     self.count_backend(target.backend, "ok");
@@ -325,6 +360,32 @@ impl Conversation {
                     self.count_backend(target.backend, error.label());
                     report.failed(&error);
                     return Err(error.refusal(target.backend.pass_refusals));
+                }
+            }
+        }
+    }
+
+    /// Waits until the directory holds this user no more: told by the watch, or asked for. Measured from
+    /// the beginning of the attempt, of which the backend needs some as well.
+    async fn wait_for_release(&self, login: &Login, proven: &Proven, began: Instant) -> Result<(), Refusal> {
+        let (authn, held) = (&self.snapshot.authn, proven.identity.entry());
+        let until = began + self.snapshot.config.directory.watch.hold_timeout;
+        let mut look = Instant::now() + HELD_LOOK;
+        loop {
+            let changed = authn.entries().changed();
+            match authn.entries().settle(held) {
+                Settled::Instead(newer) if !newer.marks.held => return Ok(()),
+                Settled::Gone => return Ok(()),
+                Settled::Instead(_) | Settled::AsShown => {}
+            }
+            tokio::select! {
+                () = sleep_until(until) => return Err(Refusal::Hold),
+                () = changed => {}
+                () = sleep_until(look) => {
+                    if timeout_at(until, authn.is_held(login)).await == Ok(Some(false)) {
+                        return Ok(());
+                    }
+                    look = Instant::now() + HELD_LOOK;
                 }
             }
         }
@@ -422,6 +483,7 @@ impl Conversation {
         Ok(Established {
             visitor: self.visitor,
             session,
+            entry: proven.identity.shared_entry(),
             client: stream,
             backend: logged_in.stream,
             to_client: logged_in.leftover.as_slice().to_vec(),
@@ -493,6 +555,8 @@ struct Admitted {
 struct Established {
     visitor: Visitor,
     session: Session,
+    /// As it was decided about.
+    entry: Arc<Entry>,
     client: Stream,
     backend: Stream,
     to_client: Vec<u8>,
@@ -512,7 +576,10 @@ impl Established {
         let bytes = |direction| metrics.relayed_bytes.with_label_values(&[visitor.protocol, direction]);
         let client = End { stream: Leg::from(self.client), first: self.to_client, sent: bytes("out") };
         let backend = End { stream: Leg::from(self.backend), first: self.to_backend, sent: bytes("in") };
-        let (listed, asked_to_end) = shared.registry.list(self.session);
+        let (listed, asked_to_end) = shared.registry.list(self.session.clone());
+        // What was told about this user before he was listed has found no session to end.
+        shared.follow.look_at(&self.session, &self.entry, &shared.snapshot.load().setting());
+        drop((self.session, self.entry));
         sessions.inc();
         let relay = relay(client, backend, self.idle, self.parting, asked_to_end);
         let ended = AssertUnwindSafe(relay).catch_unwind().await;

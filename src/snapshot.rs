@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -16,12 +17,17 @@ use crate::config::{self, Config};
 use crate::directory::Directory;
 use crate::directory::ldap::Ldap;
 use crate::files::{Files, Fingerprint};
+use crate::follow::{Follow, Setting};
+use crate::known::Known;
 use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sys;
 use crate::throttle::Throttle;
 use crate::tls::server::ServerTls;
+
+/// Who is logged in with a cached decision was known when it was cached, and is until he is listed.
+const KNOWN_LONGER: Duration = Duration::from_secs(60);
 
 /// Everything that follows from one configuration.
 #[derive(Debug)]
@@ -50,7 +56,9 @@ impl Snapshot {
         let directory = Arc::new(Ldap::new(&config.directory, files.directory_tls, Arc::clone(metrics)));
         let kept = previous.filter(|old| old.config.directory == config.directory && old.config.cache == config.cache);
         let cache = kept.map_or_else(|| Arc::new(Cache::new(&config.cache)), |old| Arc::clone(old.authn.cache()));
-        let authn = Authenticator::new(Arc::clone(&directory) as Arc<dyn Directory>, cache, config.limits.connections);
+        let known = kept.map_or_else(|| Arc::new(known(&config)), |old| Arc::clone(old.authn.entries()));
+        let asked = Arc::clone(&directory) as Arc<dyn Directory>;
+        let authn = Authenticator::new(asked, cache, known, config.limits.connections);
         let own = listening(&config);
         let host = host(&config, &files.tls);
         let untagged_limit = config.limits.backend_untagged;
@@ -62,6 +70,17 @@ impl Snapshot {
             })
             .collect();
         Self { config, tls: files.tls, authn, directory, backends, host, fingerprint: files.fingerprint }
+    }
+
+    /// What changes of the directory are judged by.
+    #[must_use]
+    pub fn setting(&self) -> Setting<'_> {
+        Setting {
+            cache: self.authn.cache(),
+            known: self.authn.entries(),
+            routing: &self.config.routing,
+            watch: &self.config.directory.watch,
+        }
     }
 
     /// The backend with exactly these settings: what it knows of its health is true of them.
@@ -77,6 +96,15 @@ fn host(config: &Config, tls: &ServerTls) -> Arc<str> {
     let mut names = tls.certificates().iter().flat_map(|served| &served.names);
     let certified = || names.find(|name| !name.starts_with('*')).cloned();
     config.hostname.clone().or_else(certified).unwrap_or_else(sys::host_name).into()
+}
+
+/// Room for whoever has a decision, or a session.
+fn known(config: &Config) -> Known {
+    let decisions = usize::try_from(config.cache.capacity).unwrap_or(usize::MAX);
+    Known::new(
+        decisions.saturating_add(config.limits.connections),
+        config.cache.ttl.max(config.cache.stale) + KNOWN_LONGER,
+    )
 }
 
 /// Where usher itself listens.
@@ -103,6 +131,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The relayed sessions.
     pub registry: Arc<Registry>,
+    /// What acts on changes of the directory.
+    pub follow: Follow,
     /// What slows guessing, and what bounds everybody's share.
     pub throttle: Throttle,
     /// The stage of the process' life.
@@ -111,6 +141,8 @@ pub struct Shared {
     pub directory_answered: AtomicBool,
     /// The log, for its level and its losses.
     pub log: log::Guard,
+    /// Lines about connections that strangers could repeat at will.
+    pub repeats: log::Repeats,
     connections: watch::Sender<usize>,
 }
 
@@ -124,14 +156,17 @@ impl Shared {
     /// At the start of a process.
     #[must_use]
     pub fn new(snapshot: Snapshot, metrics: Arc<Metrics>, log: log::Guard) -> Arc<Self> {
+        let registry = Arc::<Registry>::default();
         Arc::new(Self {
+            follow: Follow::new(Arc::clone(&registry), Arc::clone(&metrics)),
             throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
             snapshot: ArcSwap::from_pointee(snapshot),
             metrics,
-            registry: Arc::default(),
+            registry,
             stage: watch::Sender::new(Stage::Serving),
             directory_answered: AtomicBool::new(false),
             log,
+            repeats: log::Repeats::default(),
             connections: watch::Sender::new(0),
         })
     }

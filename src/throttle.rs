@@ -167,6 +167,19 @@ impl Throttle {
         Ok(Handshake { _held: held, metrics: Arc::clone(&self.metrics) })
     }
 
+    /// A connection waits for its PROXY header. It is half-open as one in its handshake is, but its
+    /// prefix is that of a proxy, who may have many.
+    ///
+    /// # Errors
+    /// There are too many half-open ones in all. A proxy with none that waits may always have one.
+    pub fn header(&self, settings: &config::Throttle, proxy: IpAddr) -> Result<Headless, Limited> {
+        let held = self.handshakes.hold(self.key(&("header", proxy)));
+        if held.count > 1 {
+            self.within(Rule::Handshakes, settings.handshakes, held.total, proxy)?;
+        }
+        Ok(Headless { _held: held })
+    }
+
     /// A user has shown a right password and is to have a session.
     ///
     /// # Errors
@@ -453,6 +466,12 @@ impl Drop for Handshake {
     fn drop(&mut self) {
         self.metrics.handshakes.dec();
     }
+}
+
+/// A wait for a PROXY header that counts, until it is dropped.
+#[derive(Debug)]
+pub struct Headless {
+    _held: Held,
 }
 
 /// A session that counts, until it is dropped.

@@ -12,6 +12,7 @@ use ldap3::asn1::{ASNTag as _, PL, StructureTag};
 
 use crate::config::{self, Find, Template};
 use crate::directory::{Login, bind_answer_trial, template};
+use crate::proto::proxy_header::{Header, Progress, Version, read, write};
 
 /// A fuzz target: a config file. What is refused is refused with a reason, at a line that the file
 /// has, in words that cannot move a terminal's cursor.
@@ -25,6 +26,46 @@ pub fn config(data: &[u8]) {
         assert!(problem.line.is_none_or(|line| (1..=lines).contains(&line)), "no such line: {problem}");
         let told = problem.to_string();
         assert!(!told.contains(char::is_control), "a control character is told: {told:?}");
+    }
+}
+
+/// A fuzz target: a connection's first bytes, with a PROXY header or not. Nothing behind the header is
+/// asked for, the answer is the same whole or byte by byte, and what was read can be written again.
+pub fn proxy_header(data: &[u8]) {
+    let whole = read(data);
+    let mut taken = 0;
+    let stepwise = loop {
+        let known = data.get(..taken).unwrap_or_default();
+        match read(known) {
+            Ok(Progress::Needs(more)) => {
+                assert!(more > 0, "needs nothing and is not complete");
+                assert!(taken + more <= 4096, "asks for more than a header may have");
+                match whole {
+                    Ok(Progress::Complete(_, length)) => {
+                        assert!(taken + more <= length, "asks for what is not its own")
+                    }
+                    Ok(Progress::Needs(_)) | Err(_) => {}
+                }
+                if taken == data.len() {
+                    break Ok(Progress::Needs(more));
+                }
+                taken += 1;
+            }
+            answer => break answer,
+        }
+    };
+    assert_eq!(stepwise, whole, "pieces make a difference");
+    if let Ok(Progress::Complete(header, length)) = whole {
+        assert!(length <= data.len(), "longer than what has come");
+        for version in [Version::V1, Version::V2] {
+            let written = write(version, &header);
+            let Ok(Progress::Complete(again, all)) = read(&written) else { panic!("cannot read its own: {written:?}") };
+            assert_eq!(all, written.len());
+            match (header, again) {
+                (Header::Client { client, .. }, Header::Client { client: same, .. }) => assert_eq!(client, same),
+                (header, again) => assert_eq!(header, again),
+            }
+        }
     }
 }
 
@@ -233,6 +274,11 @@ mod tests {
     #[test]
     fn submission_back() {
         corpus("submission_back", submission::trial::back);
+    }
+
+    #[test]
+    fn proxy_headers() {
+        corpus("proxy_header", proxy_header);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The control socket: HTTP and JSON over a Unix socket that only its owner (and a configured
 //! group) can open. Both halves are here: the server in the running process, and the client that
-//! `usher sessions`, `usher reload` and `usher upgrade` use.
+//! the commands use.
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::{Path as Part, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -25,6 +25,8 @@ use tokio::time::timeout;
 use tracing::error;
 
 use crate::config;
+use crate::directory::Login;
+use crate::follow::Standing;
 use crate::snapshot::Shared;
 
 /// An answer larger than this is no answer: 60,000 sessions take about 15 MiB.
@@ -107,6 +109,8 @@ pub fn bind(settings: &config::Control, successor: bool) -> io::Result<UnixListe
 pub async fn serve(listener: UnixListener, shared: Arc<Shared>, orders: mpsc::Sender<Request>) {
     let router = Router::new()
         .route("/sessions", get(sessions))
+        .route("/confirm/{seconds}", post(confirm))
+        .route("/users/{login}", get(user))
         .route("/reload", post(|control| order(control, Order::Reload)))
         .route("/upgrade", post(|control| order(control, Order::Upgrade)))
         .with_state(Control { shared, orders });
@@ -117,6 +121,65 @@ pub async fn serve(listener: UnixListener, shared: Arc<Shared>, orders: mpsc::Se
 
 async fn sessions(State(control): State<Control>) -> Json<Vec<Arc<crate::registry::Session>>> {
     Json(control.shared.registry.sessions())
+}
+
+/// What `usher confirm` did.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Confirmed {
+    /// How many changes had been held back.
+    pub changes: usize,
+}
+
+async fn confirm(State(control): State<Control>, Part(seconds): Part<u32>) -> Json<Confirmed> {
+    let (shared, time) = (control.shared, Duration::from_secs(seconds.into()));
+    let changes = shared.follow.confirm(time, &shared.snapshot.load().setting());
+    Json(Confirmed { changes })
+}
+
+/// What the running process knows of a user.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct User {
+    /// `off`, `lost` or `following`.
+    pub watch: String,
+    /// Seconds since a bind proved a password of this user, if that is cached.
+    pub cached_seconds: Option<u64>,
+    /// Whether the directory holds the user, as far as is known.
+    pub held: bool,
+    /// The mailHost values in force, where the brake holds another back.
+    pub kept_by_brake: Option<Vec<String>>,
+    /// How many sessions there are.
+    pub sessions: usize,
+}
+
+async fn user(State(control): State<Control>, Part(login): Part<String>) -> Json<User> {
+    let snapshot = control.shared.snapshot.load_full();
+    let (cache, known) = (snapshot.authn.cache(), snapshot.authn.entries());
+    let standing = match control.shared.follow.standing() {
+        _ if !snapshot.config.directory.is_followed() => "off",
+        Standing::Lost => "lost",
+        Standing::Following => "following",
+    };
+    let mut user = User { watch: standing.to_owned(), ..User::default() };
+    if let Some(dn) = unhex(&login).and_then(|login| cache.meaning(&Login::parse(&login)?)) {
+        user.cached_seconds = cache.age(&dn).map(|age| age.as_secs());
+        user.sessions = control.shared.registry.of(&dn).len();
+        if let Some(one) = known.by_dn(&dn) {
+            user.held = one.entry.marks.held;
+            user.kept_by_brake = one.pending.is_some().then(|| one.entry.mail_hosts.clone());
+        }
+    }
+    Json(user)
+}
+
+/// Any name as a part of a path.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |at: usize| text.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    (0..text.len()).step_by(2).map(digit).collect()
 }
 
 async fn order(State(control): State<Control>, order: Order) -> Result<Json<Outcome>, StatusCode> {
@@ -208,6 +271,15 @@ async fn request<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_name_survives_a_path() {
+        for name in ["alice", "a/b?c=%d", "jürgen\0", ""] {
+            assert_eq!(unhex(&hex(name.as_bytes())).unwrap(), name.as_bytes());
+        }
+        assert_eq!(unhex("6"), None);
+        assert_eq!(unhex("zz"), None);
+    }
 
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_no_other_file() {

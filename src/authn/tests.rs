@@ -43,7 +43,7 @@ impl Directory for Scripted {
             } else if guess == *self.password.lock().unwrap() {
                 Ok(Identity::for_tests(DN, &["server3"]))
             } else {
-                Err(DirectoryError::InvalidCredentials { dn: DN.into(), seen: (!marks.show_a_lock()).then_some(marks) })
+                Err(DirectoryError::InvalidCredentials { dn: DN.into(), seen: (!marks.locked).then_some(marks) })
             };
             (answer, Trace::default())
         })
@@ -77,7 +77,12 @@ fn setup() -> Setup {
         stale: STALE,
         capacity: 100,
     };
-    let authn = Authenticator::new(Arc::clone(&directory) as Arc<dyn Directory>, Arc::new(Cache::new(&settings)), 10);
+    let authn = Authenticator::new(
+        Arc::clone(&directory) as Arc<dyn Directory>,
+        Arc::new(Cache::new(&settings)),
+        Arc::new(Known::new(10, Duration::ZERO)),
+        10,
+    );
     Setup { directory, authn }
 }
 
@@ -124,16 +129,18 @@ async fn the_same_wrong_password_is_one_bind_and_a_new_one_another() {
     assert_eq!(setup.binds(), 3);
 }
 
-fn show(setup: &Setup, attribute: &str, value: &str) {
-    let mut marks = Marks::default();
-    marks.note(attribute.as_bytes(), value.as_bytes());
+fn show(setup: &Setup, marks: Marks) {
     *setup.directory.marks.lock().unwrap() = marks;
+}
+
+fn aged(password: u64) -> Marks {
+    Marks { password: Some(password), ..Marks::default() }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_phone_that_retries_each_minute_for_a_day_costs_few_binds() {
     let setup = setup();
-    show(&setup, "pwdChangedTime", "20260101000000Z");
+    show(&setup, aged(1));
     for _ in 0..24 * 60 {
         assert_eq!(setup.decide("alice", b"stale").await.0, Some(Refusal::WrongPassword));
         tokio::time::advance(Duration::from_secs(60)).await;
@@ -141,7 +148,7 @@ async fn a_phone_that_retries_each_minute_for_a_day_costs_few_binds() {
     assert!(setup.binds() <= 24 * 4 + 8, "{} binds", setup.binds());
     // The day it is right again, a look-up shows it.
     *setup.directory.password.lock().unwrap() = "stale".to_owned();
-    show(&setup, "pwdChangedTime", "20260102000000Z");
+    show(&setup, aged(2));
     tokio::time::advance(Duration::from_secs(30)).await;
     assert_eq!(setup.decide("alice", b"stale").await, (None, DecidedBy::Directory));
 }
@@ -160,10 +167,10 @@ async fn where_no_change_would_show_a_wrong_password_is_known_for_its_time_only(
 async fn what_a_locked_account_refuses_is_not_remembered() {
     let setup = setup();
     *setup.directory.password.lock().unwrap() = "none while it is locked".to_owned();
-    show(&setup, "pwdAccountLockedTime", "20260101000000Z");
+    show(&setup, Marks { locked: true, ..Marks::default() });
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::WrongPassword), DecidedBy::Directory));
     *setup.directory.password.lock().unwrap() = "sesame".to_owned();
-    show(&setup, "pwdChangedTime", "20260101000000Z");
+    show(&setup, aged(1));
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory), "at once");
 }
 

@@ -18,9 +18,10 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use super::health::Attempt;
 use super::pool::{Look, Outlook, Pool, Proof};
 use super::{BackendError, Service, Talk};
-use crate::config::Probe;
+use crate::config::{Forward, Probe};
 use crate::metrics::Metrics;
-use crate::proto::{BackFault, BackSettings, BackTls, Protocol};
+use crate::proto::proxy_header::{self, Header};
+use crate::proto::{BackFault, BackSettings, BackTls, Origin, Protocol};
 use crate::secret::Secret;
 use crate::sys;
 use crate::tls;
@@ -30,6 +31,8 @@ use crate::tls::stream::Stream;
 const STAGGER: Duration = Duration::from_millis(250);
 /// A server that is restarted refuses connections for a moment: when to try once more.
 const RETRY: Duration = Duration::from_millis(250);
+/// The session id of a look.
+const PROBE: &str = "PROBE";
 /// How long a look's parting may take.
 const PARTING: Duration = Duration::from_secs(1);
 
@@ -38,6 +41,8 @@ const PARTING: Duration = Duration::from_secs(1);
 pub(super) struct Endpoint {
     pub(super) protocol: &'static Protocol,
     pub(super) tls: BackTls,
+    /// How it is told who the client is.
+    pub(super) forward: Forward,
     pub(super) server_name: ServerName<'static>,
     pub(super) tls_config: Arc<rustls::ClientConfig>,
     /// The backend's `timeout`: a look has as long as a login.
@@ -99,14 +104,15 @@ impl Endpoint {
         self: &Arc<Self>,
         deadline: Instant,
         settings: &BackSettings,
+        header: &[u8],
     ) -> Result<(SocketAddr, Talk), BackendError> {
-        let tried = self.try_each(self.candidates().await?, deadline, settings).await;
+        let tried = self.try_each(self.candidates().await?, deadline, settings, header).await;
         let again = Instant::now() + RETRY;
         if again >= deadline || !matches!(tried, Err(BackendError::Connect { .. })) {
             return tried;
         }
         sleep_until(again).await;
-        self.try_each(self.candidates().await?, deadline, settings).await
+        self.try_each(self.candidates().await?, deadline, settings, header).await
     }
 
     /// Tries one address after the other; each that is at fault is noted.
@@ -115,6 +121,7 @@ impl Endpoint {
         mut candidates: VecDeque<SocketAddr>,
         deadline: Instant,
         settings: &BackSettings,
+        header: &[u8],
     ) -> Result<(SocketAddr, Talk), BackendError> {
         let mut error = self.late();
         while let Some(first) = candidates.pop_front() {
@@ -123,7 +130,11 @@ impl Endpoint {
             // While there are others, one that hangs must leave them time.
             let until =
                 if candidates.is_empty() { deadline } else { now + deadline.saturating_duration_since(now) / 2 };
-            let approach = async { Talk::approach(self, tcp?, settings.clone()).await };
+            let approach = async {
+                let mut tcp = tcp?;
+                announce(&mut tcp, header).await?;
+                Talk::approach(self, tcp, settings.clone()).await
+            };
             error = match timeout_at(until, approach).await.unwrap_or_else(|_| Err(self.late())) {
                 Ok(talk) => {
                     self.pool.well(attempt.address, Proof::Greeting);
@@ -185,6 +196,25 @@ impl Endpoint {
         BackendError::Timeout { timeout: self.timeout }
     }
 
+    /// What the dialogue is to say of the client, if it is the one to say so.
+    pub(super) fn introduction(&self, origin: &Origin) -> Option<Origin> {
+        match self.forward {
+            Forward::Dialogue => Some(origin.clone()),
+            Forward::Nothing | Forward::Header(_) => None,
+        }
+    }
+
+    /// What is said before the dialogue and TLS: of a client, or that there is none. A server that
+    /// waits for a header does so whoever connects.
+    pub(super) fn header(&self, origin: Option<&Origin>) -> Vec<u8> {
+        let header = origin
+            .map_or(Header::Local, |Origin { client, local, .. }| Header::Client { client: *client, local: *local });
+        match self.forward {
+            Forward::Header(version) => proxy_header::write(version, &header),
+            Forward::Nothing | Forward::Dialogue => Vec::new(),
+        }
+    }
+
     /// TLS as a client.
     pub(super) async fn start_tls(&self, tcp: TcpStream) -> Result<Stream, BackendError> {
         let connecting = tls::client::connect(&self.tls_config, self.server_name.clone(), tcp);
@@ -220,8 +250,9 @@ impl Endpoint {
     /// As far as the probe goes. That an address is back is proven by no less than its greeting.
     async fn examine(self: &Arc<Self>, look: &mut Look) -> Result<Option<Proof>, BackendError> {
         let deadline = Instant::now() + self.timeout;
-        let tcp = connect(look.attempt.address, deadline, self.late()).await.tcp?;
+        let mut tcp = connect(look.attempt.address, deadline, self.late()).await.tcp?;
         look.connected();
+        announce(&mut tcp, &self.header(None)).await?;
         if self.pool.settings.probe == Probe::Tcp && !look.is_about_return() {
             return Ok(None);
         }
@@ -230,7 +261,10 @@ impl Endpoint {
             None => (Vec::new(), Secret::new(Vec::new())),
         };
         let host = Arc::clone(&self.host);
-        let (service, forward, untagged_limit) = (None, None, self.untagged_limit);
+        // usher speaks for itself, so that a backend that does not trust it is found out.
+        let own = tcp.local_addr().ok().map(|own| Origin { client: own, local: own, session: PROBE.to_owned() });
+        let forward = own.and_then(|own| self.introduction(&own));
+        let (service, untagged_limit) = (None, self.untagged_limit);
         let settings = BackSettings { tls: self.tls, login, password, service, forward, untagged_limit, host };
         let talk = match Talk::approach(self, tcp, settings).await {
             Ok(talk) => talk,
@@ -247,6 +281,11 @@ impl Endpoint {
         let _ = timeout(PARTING, stream.shutdown()).await;
         Ok(Some(proof))
     }
+}
+
+/// Says the PROXY header, if there is one.
+async fn announce(tcp: &mut TcpStream, header: &[u8]) -> Result<(), BackendError> {
+    tcp.write_all(header).await.map_err(|source| BackendError::Broken { source })
 }
 
 async fn connect(address: SocketAddr, deadline: Instant, late: BackendError) -> Dialled {

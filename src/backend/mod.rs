@@ -28,7 +28,7 @@ use crate::config;
 use crate::directory::Login;
 use crate::metrics::Metrics;
 use crate::outcome::{BackendWords, Refusal};
-use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Protocol, Welcome};
+use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Protocol, Welcome};
 use crate::secret::{Secret, SecretBuf};
 use crate::tls::stream::Stream;
 use endpoint::Endpoint;
@@ -240,6 +240,7 @@ impl Backend {
             let endpoint = Endpoint {
                 protocol: endpoint.protocol,
                 tls: endpoint.tls,
+                forward: endpoint.forward,
                 server_name,
                 tls_config,
                 timeout: settings.timeout,
@@ -263,7 +264,8 @@ impl Backend {
         }
     }
 
-    /// Logs the user in, within the backend's `timeout`.
+    /// Logs the user in, within the backend's `timeout`, and tells the backend of the client as its
+    /// `forward` says.
     ///
     /// # Errors
     /// Why not; `phases` says how far it came.
@@ -272,6 +274,7 @@ impl Backend {
         protocol: &Protocol,
         login: &Login,
         password: &Secret,
+        origin: &Origin,
         phases: &mut Phases,
     ) -> Result<LoggedIn, BackendError> {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
@@ -284,15 +287,16 @@ impl Backend {
         };
         let login = login.as_str().as_bytes().to_vec();
         let (untagged_limit, host) = (endpoint.untagged_limit, Arc::clone(&endpoint.host));
-        let settings =
-            BackSettings { tls: endpoint.tls, login, password, service, forward: None, untagged_limit, host };
+        let forward = endpoint.introduction(origin);
+        let header = endpoint.header(Some(origin));
+        let settings = BackSettings { tls: endpoint.tls, login, password, service, forward, untagged_limit, host };
 
         let began = Instant::now();
         let approach = async {
             // A backend that is down is told before anybody waits for a turn there.
             endpoint.candidates().await?;
             let place = self.turn(endpoint).await?;
-            Ok((place, endpoint.approach(deadline, &settings).await?))
+            Ok((place, endpoint.approach(deadline, &settings, &header).await?))
         };
         let approached = timeout_at(deadline, approach).await.map_err(late).flatten();
         phases.connect = Some(began.elapsed());

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, fail, fail_config};
+use crate::admin::control::{self, User};
 use crate::config::{self, Config};
 use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, Login, Trouble};
 use crate::files;
@@ -36,6 +37,10 @@ pub(super) struct Arguments {
 struct Explanation {
     login: String,
     question: String,
+    /// The server that answered.
+    server: Option<String>,
+    /// The attribute that names the mail server.
+    attribute: String,
     servers: Vec<Looked>,
     dn: Option<String>,
     mail_host: Vec<String>,
@@ -45,6 +50,10 @@ struct Explanation {
     /// The protocols that the entry may use.
     may_use: Vec<&'static str>,
     serves: Vec<String>,
+    /// Whether the directory holds the user: then nobody is let in.
+    held: bool,
+    /// What the running usher knows; nothing if none could be asked.
+    running: Option<User>,
     /// `routed`, or the reason of refusal as in the log and the metrics.
     result: String,
     explanation: String,
@@ -68,7 +77,8 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
         Ok(tls) => Ldap::new(&config.directory, tls, Arc::new(Metrics::new())),
         Err(problems) => return fail_config(&problems),
     };
-    let mut told = Explanation { login: arguments.login.clone(), ..Explanation::default() };
+    let attribute = config.directory.mail_host_attribute.clone();
+    let mut told = Explanation { login: arguments.login.clone(), attribute, ..Explanation::default() };
     let code = match Login::parse(arguments.login.as_bytes()) {
         None => {
             told.refused(&Refusal::UnusableName, "no login name: it is empty, too long or holds a control character")
@@ -76,7 +86,12 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
         Some(login) => {
             told.question = directory.question(&login);
             told.look(&directory).await;
-            told.ask(&config, &directory, &login, arguments.password_stdin).await
+            let code = told.ask(&config, &directory, &login, arguments.password_stdin).await;
+            if let Some(control) = &config.control {
+                let path = format!("/users/{}", control::hex(login.as_str().as_bytes()));
+                told.running = control::ask(&control.path, "GET", &path).await.ok();
+            }
+            code
         }
     };
     if arguments.json {
@@ -120,10 +135,13 @@ impl Explanation {
                 self.refused(&Refusal::UnusablePassword, why);
                 return NO_PERMISSION;
             }
-            directory.authenticate(login, &password, &|_| false).await.0.map(|identity| identity.entry().clone())
+            let (answer, trace) = directory.authenticate(login, &password, &|_| false).await;
+            (answer.map(|identity| identity.entry().clone()), trace)
         } else {
-            directory.look_up(login).await.0
+            directory.look_up(login).await
         };
+        let (found, trace) = found;
+        self.server = trace.server.map(|server| server.to_string());
         match found {
             Ok(entry) => self.route(config, &entry, login),
             Err(error) => self.not_found(&error),
@@ -174,6 +192,7 @@ impl Explanation {
     fn route(&mut self, config: &Config, entry: &Entry, login: &Login) -> u8 {
         self.dn = Some(entry.dn.to_string());
         self.mail_host.clone_from(&entry.mail_hosts);
+        self.held = entry.marks.held;
         let directory = &config.directory;
         let attribute = &directory.mail_host_attribute;
         let backend_login = route::backend_login(directory.login_attribute.as_deref(), entry, login);
@@ -240,14 +259,26 @@ impl Explanation {
             }
         }
         line("asked", &self.question);
+        line("answered by", self.server.as_deref().unwrap_or_default());
         line("entry", self.dn.as_deref().unwrap_or_default());
         line(attribute, &self.mail_host.join(", "));
         line("may use", &self.may_use.join(", "));
         line("backend", self.backend.as_deref().unwrap_or_default());
         line("serves", &self.serves.join(", "));
         line("logs in as", self.backend_login.as_deref().unwrap_or_default());
+        line("held", if self.held { "yes: nobody is let in until the directory releases the user" } else { "" });
         line("result", &self.result);
         line("", &self.explanation);
+        if let Some(running) = &self.running {
+            let cached = running
+                .cached_seconds
+                .map_or("no decision is cached".to_owned(), |age| format!("the decision is cached since {age} s"));
+            let held = if running.held { "; held" } else { "" };
+            line("running", &format!("watch {}; {cached}; {} sessions{held}", running.watch, running.sessions));
+            if let Some(kept) = &running.kept_by_brake {
+                line("brake", &format!("stays at {} until `usher confirm`", kept.join(", ")));
+            }
+        }
         text
     }
 }

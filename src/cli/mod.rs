@@ -1,6 +1,7 @@
 //! The commands: one thin file each, and the exit codes they share (sysexits.h).
 
 mod check;
+mod confirm;
 #[cfg(feature = "demo")]
 mod demo;
 mod explain;
@@ -54,6 +55,8 @@ enum Command {
     Explain(explain::Arguments),
     /// List the sessions of the running usher
     Sessions(sessions::Arguments),
+    /// Say that a change of many users at once is meant, and let the running usher act on it
+    Confirm(confirm::Arguments),
     /// Let the running usher take over its configuration file as it is now
     Reload,
     /// Let a new process of the installed program take the running usher's listeners; sessions go on
@@ -92,6 +95,7 @@ pub fn main() -> ExitCode {
             Command::Check => check::check(&config),
             Command::Explain(arguments) => explain::explain(&config, &arguments).await,
             Command::Sessions(arguments) => sessions::sessions(&config, &arguments).await,
+            Command::Confirm(arguments) => confirm::confirm(&config, &arguments).await,
             Command::Reload => reload::reload(&config).await,
             Command::Upgrade => reload::upgrade(&config).await,
             #[cfg(feature = "demo")]

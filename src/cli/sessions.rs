@@ -13,6 +13,9 @@ pub(super) struct Arguments {
     /// One JSON array instead of a table
     #[arg(long)]
     json: bool,
+    /// Only those of this user: the login name as it was typed, or the DN
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
 }
 
 pub(super) async fn sessions(config: &Path, arguments: &Arguments) -> ExitCode {
@@ -27,6 +30,9 @@ pub(super) async fn sessions(config: &Path, arguments: &Arguments) -> ExitCode {
     for socket in control::predecessors(&socket) {
         // After an upgrade; one that does not answer has ended meanwhile.
         sessions.extend(control::ask::<Vec<Session>>(&socket, "GET", "/sessions").await.unwrap_or_default());
+    }
+    if let Some(user) = &arguments.user {
+        sessions.retain(|session| [&session.login, &session.dn].iter().any(|name| name.eq_ignore_ascii_case(user)));
     }
     if arguments.json {
         match serde_json::to_string_pretty(&sessions) {

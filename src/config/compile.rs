@@ -12,7 +12,7 @@ use rustls::SupportedCipherSuite;
 
 use super::model::{
     Admin, Cache, CertificateFiles, Config, Control, Draft, Drain, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, OnUnavailable, Process, Routing, Tls, TlsVersion,
+    LogLevel, Network, OnUnavailable, Process, Routing, Tls, TlsVersion,
 };
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
@@ -28,6 +28,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let mut addresses = Addresses::default();
     let hostname = root.get("hostname").map(|node| node.parsed(names::own_name));
     let listeners = listeners(root, &mut addresses);
+    let trusted_networks = root.get("trusted_networks").map_or(Some(Vec::new()), |node| networks(&node));
     let tls = root.section("tls", tls).flatten();
     let directory = root.section("directory", directory::read);
     let (directory, facts) =
@@ -60,6 +61,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             listeners: listeners?,
             tls: tls?,
             directory: directory?,
+            trusted_networks: trusted_networks?,
             routing: routing?,
             cache: cache?,
             limits: limits?,
@@ -97,6 +99,7 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
     let words = [("implicit", ListenerTls::Implicit), ("starttls", ListenerTls::StartTls)];
     let tls = listener.required("tls", "write `implicit` (TLS from the first byte) or `starttls`");
     let tls = tls.and_then(|node| node.word(&words));
+    let proxies = proxies(listener);
     let socket = listener.get("socket").map(|node| node.parsed(names::socket_name));
     let (protocol, address, tls) = (protocol?, address?, tls?);
     let usual = |port| match tls {
@@ -106,7 +109,34 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
     if !usual(address.port()) {
         listener.warn("tls", format!("clients expect the other kind of TLS on port {}", address.port()));
     }
-    Some(Listener { protocol, address, tls, socket: socket.flatten() })
+    Some(Listener { protocol, address, tls, proxies: proxies?, socket: socket.flatten() })
+}
+
+/// Who puts a PROXY header in front of every connection.
+fn proxies(listener: &Section<'_>) -> Option<Option<Vec<Network>>> {
+    let required =
+        listener.get("proxy_header").map_or(Some(false), |node| node.word(&[("off", false), ("required", true)]));
+    let trusted = listener.get("trusted").map(|node| networks(&node));
+    if required == Some(false) {
+        if trusted.is_some() {
+            listener.warn("trusted", "without effect: `proxy_header` is off; remove one");
+        }
+        return Some(None);
+    }
+    if trusted.is_none() {
+        listener.problem("trusted", "missing: name the networks of your proxies, which alone may say who a client is");
+    }
+    if trusted.iter().flatten().flatten().any(|network| network.bits == 0) {
+        listener.warn("trusted", "everybody is trusted: any client can claim to be any other");
+    }
+    required.and(trusted?).map(Some)
+}
+
+/// A list of networks, or one.
+pub(super) fn networks(node: &Node<'_>) -> Option<Vec<Network>> {
+    let items = node.one_or_more()?;
+    let networks: Vec<_> = items.iter().filter_map(|item| item.parsed(names::network)).collect();
+    (networks.len() == items.len()).then_some(networks)
 }
 
 /// A listener whose protocol no backend serves is a door with nothing behind it.
@@ -246,6 +276,7 @@ fn cache(cache: &Section<'_>) -> Option<Cache> {
 
 fn limits(limits: &Section<'_>) -> Option<Limits> {
     let connections = limits.integer("connections", 60_000, 1..=1_000_000);
+    let proxy_header_timeout = limits.duration("proxy_header_timeout", 5 * SECOND, SECOND / 10..=MINUTE);
     let handshake_timeout = limits.duration("handshake_timeout", 10 * SECOND, SECOND / 10..=5 * MINUTE);
     let login_timeout = limits.duration("login_timeout", 30 * SECOND, SECOND / 10..=10 * MINUTE);
     let conversation_timeout = limits.duration("conversation_timeout", MINUTE, SECOND / 10..=HOUR);
@@ -266,6 +297,7 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
     }
     Some(Limits {
         connections: connections?,
+        proxy_header_timeout: proxy_header_timeout?,
         handshake_timeout: handshake_timeout?,
         login_timeout: login_timeout?,
         conversation_timeout: conversation_timeout?,

@@ -10,7 +10,7 @@ use super::model::{
 use super::raw::{Node, Section, Unique};
 use super::template::UserName;
 use super::units::{DAY, HOUR, MINUTE, SECOND};
-use super::{names, template};
+use super::{names, template, watch};
 use crate::outcome::AccountState;
 use crate::proto::{PROTOCOLS, Protocol};
 
@@ -58,6 +58,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     let canary = directory.get("canary").map(|node| node.section(|section| canary(section, find.as_ref())).flatten());
     let reveal_account_state = directory.flag("reveal_account_state", false);
     let results = results(directory);
+    let watch = watch::read(directory, find.as_ref().map(may_read));
     let facts = Facts { timeout, login_attribute: login_attribute.is_some() };
     let all = || {
         Some(Directory {
@@ -76,6 +77,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             connections: connections?,
             canary: canary.flatten(),
             reveal_account_state: reveal_account_state?,
+            watch: watch?,
             results: results?,
         })
     };
@@ -208,6 +210,14 @@ fn find(directory: &Section<'_>) -> Option<Find> {
             directory.problem("base", "missing: `filter` needs one, such as ou=people,dc=example,dc=com");
             None
         }
+    }
+}
+
+/// Whether usher itself may read entries: as its account, or anonymously.
+const fn may_read(find: &Find) -> bool {
+    match find {
+        Find::Search { .. } => true,
+        Find::UserDn { service, .. } | Find::Principal { service, .. } => service.is_some(),
     }
 }
 

@@ -16,6 +16,7 @@ mod routing;
 mod template;
 mod throttle;
 mod units;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -29,11 +30,21 @@ use std::sync::Arc;
 
 pub use model::{
     Address, Admin, Allow, Backend, BackendService, Balance, Cache, Canary, CertificateFiles, Config, Connections,
-    Control, Directory, DirectoryServer, Draft, Drain, Endpoint, FailedLogins, Find, Group, Health, LdapScheme, Limit,
-    Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, Network, OnUnavailable, Probe, Process,
-    Routing, ServiceAccount, Template, TemplatePart, Throttle, Tls, TlsVersion,
+    Control, Directory, DirectoryServer, Draft, Drain, Endpoint, FailedLogins, Find, Forward, Group, Health,
+    LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, Network, OnChange,
+    OnUnavailable, Probe, Process, Routing, ServiceAccount, Template, TemplatePart, Throttle, Tls, TlsVersion, Watch,
+    WatchMode,
 };
 pub use names::{cipher_suite, host_key};
+pub use watch::Meaning;
+
+/// A duration as it is written in the configuration, for arguments of commands.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration(text: &str) -> Result<std::time::Duration, String> {
+    units::DURATION.parse(text).map(std::time::Duration::from_millis).map_err(|error| error.to_string())
+}
 
 use locate::Lines;
 use raw::{Node, Report};

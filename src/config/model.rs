@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::{Place, Problem};
 use crate::outcome::AccountState;
+use crate::proto::proxy_header::Version;
 use crate::proto::{BackTls, Protocol};
 
 /// A whole checked configuration: one immutable snapshot.
@@ -28,6 +29,8 @@ pub struct Config {
     pub tls: Tls,
     /// The directory.
     pub directory: Directory,
+    /// Networks whose clients may say, by IMAP's ID, for whom they call: webmail.
+    pub trusted_networks: Vec<Network>,
     /// Backends and who goes where.
     pub routing: Routing,
     /// How long decisions are kept.
@@ -77,6 +80,9 @@ pub struct Listener {
     pub address: SocketAddr,
     /// TLS before the greeting or by command.
     pub tls: ListenerTls,
+    /// The networks of the proxies that begin every connection with a PROXY header; `None`: there are
+    /// no proxies.
+    pub proxies: Option<Vec<Network>>,
     /// The name of the socket that systemd opens for it, wherever that listens.
     pub socket: Option<String>,
 }
@@ -174,8 +180,103 @@ pub struct Directory {
     pub canary: Option<Canary>,
     /// Whether a client who knows the password hears why the account may not log in.
     pub reveal_account_state: bool,
+    /// How it is followed, and what follows from its changes.
+    pub watch: Watch,
     /// Result codes of a bind that mean a state of the account; others mean "cannot tell".
     pub results: BTreeMap<u32, AccountState>,
+}
+
+#[cfg(test)]
+impl Directory {
+    /// One to begin with, for tests.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            servers: Vec::new(),
+            starttls: false,
+            ca: None,
+            client_certificate: None,
+            plaintext: true,
+            find: Find::Search { service: None, base: "dc=x".to_owned(), filter: Template { parts: Vec::new() } },
+            mail_host_attribute: "mailHost".to_owned(),
+            login_attribute: None,
+            allow: Allow::default(),
+            timeout: Duration::from_secs(5),
+            attempt_timeout: Duration::from_millis(1_500),
+            balance: Balance::First,
+            connections: Connections {
+                min: 0,
+                max: 4,
+                idle: Duration::from_secs(30),
+                age: Duration::from_secs(1_800),
+                operations: 100_000,
+            },
+            canary: None,
+            reveal_account_state: false,
+            watch: Watch::off(),
+            results: BTreeMap::new(),
+        }
+    }
+}
+
+/// How the directory is followed, and what follows from its changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watch {
+    /// In which way.
+    pub mode: WatchMode,
+    /// How often a server is asked that does not tell by itself.
+    pub poll_interval: Duration,
+    /// Sessions of a user whose mail is elsewhere now.
+    pub on_move: OnChange,
+    /// Sessions of a user who was switched off, or whose entry is gone.
+    pub on_disable: OnChange,
+    /// Sessions of a user whose password was changed.
+    pub on_password_change: OnChange,
+    /// How many moves and switchings-off a minute are acted on; `None`: the larger of 200 and 2 % of
+    /// the known users.
+    pub brake: Option<u32>,
+    /// The attribute that holds a user while it has a value.
+    pub hold_attribute: Option<String>,
+    /// How long a login waits for the end of a hold.
+    pub hold_timeout: Duration,
+}
+
+impl Watch {
+    /// Nothing is followed, for tests.
+    #[cfg(test)]
+    pub(crate) fn off() -> Self {
+        Self {
+            mode: WatchMode::Off,
+            poll_interval: Duration::from_secs(1),
+            on_move: OnChange::Close,
+            on_disable: OnChange::Close,
+            on_password_change: OnChange::Keep,
+            brake: None,
+            hold_attribute: None,
+            hold_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// In which way the directory is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WatchMode {
+    /// Content synchronization where a server has it, else polling.
+    Auto,
+    /// Content synchronization (RFC 4533).
+    Sync,
+    /// Polling.
+    Poll,
+    /// Not at all.
+    Off,
+}
+
+/// What becomes of the sessions of a user who was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnChange {
+    /// They end.
+    Close,
+    /// They go on.
+    Keep,
 }
 
 /// Which of several good servers is asked.
@@ -411,6 +512,19 @@ pub struct Endpoint {
     pub tls: BackTls,
     /// The name to verify and to send as SNI.
     pub server_name: String,
+    /// How it is told who the client is.
+    pub forward: Forward,
+}
+
+/// How a backend is told who the client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forward {
+    /// Not at all.
+    Nothing,
+    /// By a PROXY header, before TLS.
+    Header(Version),
+    /// In the protocol's dialogue ([`Protocol::introduction`]).
+    Dialogue,
 }
 
 /// A host and a port to connect to.
@@ -449,6 +563,8 @@ pub struct Cache {
 pub struct Limits {
     /// Connections in all.
     pub connections: usize,
+    /// The wait for a PROXY header.
+    pub proxy_header_timeout: Duration,
     /// One TLS handshake with a client.
     pub handshake_timeout: Duration,
     /// Waiting for a client between the greeting and its successful login, in all.

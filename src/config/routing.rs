@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use super::compile::{certificate, protocol_names};
 use super::directory::Facts;
-use super::model::{Address, Backend, BackendService, Endpoint, Health, Listener, Probe, Routing};
+use super::model::{Address, Backend, BackendService, Endpoint, Forward, Health, Listener, Probe, Routing};
 use super::names;
 use super::raw::{Node, Section, Unique};
 use super::units::{HOUR, MINUTE, SECOND};
-use crate::proto::{BackTls, PROTOCOLS, Protocol};
+use crate::proto::proxy_header::Version;
+use crate::proto::{BackTls, Introduction, PROTOCOLS, Protocol};
 
 /// More addresses of one endpoint than any login could try in its time.
 const ADDRESSES: usize = 16;
@@ -171,6 +172,7 @@ fn endpoint(protocol: &'static Protocol, endpoint: &Section<'_>, listeners: &[Li
         [("implicit", BackTls::Implicit), ("starttls", BackTls::StartTls), ("plaintext-insecure", BackTls::Plaintext)];
     let tls = endpoint.required("tls", "write `implicit` or `starttls`").and_then(|node| node.word(&words));
     let server_name = endpoint.get("server_name").map(|node| node.parsed(names::host));
+    let forward = forward(protocol, endpoint);
     let (addresses, tls) = (addresses?, tls?);
     if tls == BackTls::Plaintext && !addresses.iter().all(|address| names::is_loopback(&address.host)) {
         endpoint.warn("tls", "passwords and mail cross the network to this backend in clear");
@@ -181,7 +183,30 @@ fn endpoint(protocol: &'static Protocol, endpoint: &Section<'_>, listeners: &[Li
         return None;
     }
     let server_name = server_name.unwrap_or_else(|| Some(first.host.clone()))?;
-    Some(Endpoint { protocol, addresses, tls, server_name })
+    Some(Endpoint { protocol, addresses, tls, server_name, forward: forward? })
+}
+
+/// How a backend is told who the client is, by what its protocol can do.
+fn forward(protocol: &Protocol, endpoint: &Section<'_>) -> Option<Forward> {
+    let words = [
+        ("none", (Forward::Nothing, None)),
+        ("proxy_v1", (Forward::Header(Version::V1), None)),
+        ("proxy_v2", (Forward::Header(Version::V2), None)),
+        ("id", (Forward::Dialogue, Some(Introduction::Id))),
+        ("xclient", (Forward::Dialogue, Some(Introduction::Xclient))),
+    ];
+    let Some(node) = endpoint.get("forward") else { return Some(Forward::Nothing) };
+    let (forward, introduction) = node.word(&words)?;
+    if introduction.is_some() && introduction != protocol.introduction {
+        let has = match protocol.introduction {
+            Some(Introduction::Id) => "`id`, ",
+            Some(Introduction::Xclient) => "`xclient`, ",
+            None => "",
+        };
+        node.problem(format!("{} has no such command: write {has}`proxy_v1`, `proxy_v2` or `none`", protocol.name));
+        return None;
+    }
+    Some(forward)
 }
 
 fn addresses(node: &Node<'_>, listeners: &[Listener]) -> Option<Vec<Address>> {

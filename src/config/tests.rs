@@ -36,6 +36,15 @@ directory:
   balance: round_robin
   connections: {min: 2, max: 8, idle: 20s, age: 10m, operations: 5000}
   canary: {login: canary@example.com, mail_host: server3}
+  watch: off
+  poll_interval: 1m
+  on_move: keep
+  on_disable: keep
+  on_lockout: keep
+  on_password_change: close
+  brake: 500
+  hold_attribute: mailHold
+  hold_timeout: 5s
 routing:
   default: server3
   backends:
@@ -62,6 +71,7 @@ routing:
 cache: {ttl: 1m, negative_ttl: 5s, stale: 2h, capacity: 10}
 limits:
   connections: 100
+  proxy_header_timeout: 2s
   handshake_timeout: 5s
   login_timeout: 20s
   conversation_timeout: 40s
@@ -92,6 +102,7 @@ control: {path: control.sock, group: mail}
 process: {user: usher, group: mail, debug: true}
 log: {format: json, level: debug}
 hostname: mail.example.com
+trusted_networks: [198.51.100.9, "2001:db8:9::/64"]
 "#;
 
 fn parse_text(text: &str) -> Result<Config, Vec<Problem>> {
@@ -139,6 +150,19 @@ fn sound(from: &str, to: &str) -> Config {
     let config = parse_text(&replaced(from, to)).expect("refused");
     assert_eq!(config.warnings, []);
     config
+}
+
+/// The directory of a config that is sound with these keys in its section.
+#[track_caller]
+pub(super) fn sound_directory(keys: &str) -> Directory {
+    let text = format!(
+        "listeners: [{{protocol: imap, address: '127.0.0.1:993', tls: implicit}}]
+tls: {{certificates: [{{chain: c.pem, key: k.pem}}]}}
+directory: {{servers: ['ldaps://one'], {keys}}}
+routing: {{backends: [{{name: server3, imap: {{address: '192.0.2.3:993', tls: implicit}}}}]}}
+"
+    );
+    parse_text(&text).expect("refused").directory
 }
 
 mod values;

@@ -1,8 +1,8 @@
 //! The `throttle` section: how guessing is slowed, and what a network or a user may hold.
 
+use super::compile::networks;
 use super::model::{FailedLogins, Limit, Memory, Mode, Throttle};
-use super::names;
-use super::raw::{Node, Section};
+use super::raw::Section;
 use super::units::{DAY, HOUR, MINUTE, SECOND};
 
 /// The most that a count may be: the most that `limits.connections` may be.
@@ -12,9 +12,7 @@ const MOST: u64 = 1_000_000;
 pub(super) fn read(throttle: &Section<'_>) -> Option<Throttle> {
     let ipv4_prefix = throttle.integer("ipv4_prefix", 32, 8..=32);
     let ipv6_prefix = throttle.integer("ipv6_prefix", 64, 16..=128);
-    let network = |node: &Node<'_>| node.parsed(names::network);
-    let exempt = throttle.get("exempt").map(|node| node.one_or_more());
-    let exempt = exempt.map_or(Some(Vec::new()), |items| Some(items?.iter().filter_map(network).collect()));
+    let exempt = throttle.get("exempt").map_or(Some(Vec::new()), |node| networks(&node));
     let capacity = throttle.integer("capacity", 100_000, 1_000..=10_000_000);
     let forget_every = throttle.duration("forget_every", MINUTE, SECOND..=HOUR);
     let known_for = throttle.duration("known_for", 30 * DAY, HOUR..=365 * DAY);

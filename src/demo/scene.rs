@@ -228,6 +228,7 @@ directory:
   base: ou=people,dc=demo,dc=example
   filter: "(|(uid={{login}})(mail={{login}}))"
   mail_host_attribute: mailHost
+  watch: off                     # the demo's own directory cannot tell what changes
 routing:
   backends:
 {backends}cache: {{ttl: {CACHE_SECONDS}s, negative_ttl: {CACHE_SECONDS}s, capacity: 1000}}   # short, so that the demo can show a move

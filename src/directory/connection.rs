@@ -3,7 +3,7 @@
 //! The client library is ldap3, held at arm's length: sockets are opened here (it sets neither
 //! TCP_NODELAY nor keepalive, which costs 44 ms per new TLS connection), its driver runs in a task
 //! whose end is the connection's end, its panics on malformed answers are caught and become
-//! [`Fault::Malformed`], and entries are read by a parser that cannot panic. Nothing here knows a
+//! [`Fault::Malformed`], and entries are read by a parser (`reading`) that cannot panic. Nothing here knows a
 //! deadline: whoever calls limits the wait and drops the connection when the time is over.
 //! RFC 4511.
 
@@ -15,8 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use ldap3::asn1::StructureTag;
-use ldap3::exop::Exop;
+use ldap3::exop::{Exop, WhoAmI};
 use ldap3::{LdapConnAsync, LdapConnSettings, LdapError, SearchOptions, StdStream};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -27,20 +26,15 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
+use super::Entry;
 use super::policy::{self, Bound};
-use super::{Entry, Marks};
+use super::reading::{Attributes, read_entry};
 use crate::config::LdapScheme;
 
 /// RFC 4511 section 4.14.1.
 const START_TLS: &str = "1.3.6.1.4.1.1466.20037";
 /// Messages that one search may bring: two entries and the references beside them.
 const MAX_MESSAGES: usize = 1_000;
-/// Values of one attribute that are read; an entry with more is not guessed about.
-const MAX_VALUES: usize = 64;
-/// Bytes of one value: more than any host or login name.
-const MAX_VALUE: usize = 1_024;
-/// Bytes of a DN.
-const MAX_DN: usize = 8 * 1_024;
 /// Bytes of a reason in a log line.
 const MAX_REASON: usize = 300;
 
@@ -53,6 +47,9 @@ pub(super) enum Fault {
     /// No answer in time.
     #[error("no answer in time")]
     Timeout,
+    /// No answer in what was left of the decision's time, which was less than an answer may take.
+    #[error("no answer in the time that was left")]
+    Cut,
     /// What came is no LDAP.
     #[error("the answer cannot be read")]
     Malformed,
@@ -82,32 +79,6 @@ pub(super) struct Dial {
     pub(super) tls: Option<Arc<ClientConfig>>,
     /// How long making the connection may take; shared by all addresses of the host.
     pub(super) patience: Duration,
-}
-
-/// What is asked for, of an entry that is searched or read.
-#[derive(Debug)]
-pub(super) struct Attributes {
-    /// The attribute with the mail server.
-    pub(super) mail_host: String,
-    /// The attribute with the name at the backend.
-    pub(super) login: Option<String>,
-    /// The attribute with what its owner may use.
-    pub(super) allow: Option<String>,
-}
-
-impl Attributes {
-    /// Their names, each once.
-    fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = Vec::new();
-        let marks: Vec<&str> = Marks::attributes().collect();
-        let configured = [Some(self.mail_host.as_str()), self.login.as_deref(), self.allow.as_deref()];
-        for name in configured.into_iter().flatten().chain(marks) {
-            if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
-                names.push(name);
-            }
-        }
-        names
-    }
 }
 
 /// Which entries a search may see.
@@ -199,7 +170,7 @@ impl Connection {
         let size = if question.scope == Scope::Base { 1 } else { 2 };
         let options = SearchOptions::new().sizelimit(size).timelimit(seconds);
         let wanted = &question.attributes;
-
+        let names = wanted.names();
         self.operations.fetch_add(1, Ordering::Relaxed);
         let mut ldap = self.ldap.clone();
         let mut found = Found { code: 0, entries: 0, first: None };
@@ -222,7 +193,7 @@ impl Connection {
             }
             found.entries += 1;
             if found.entries == 1 {
-                found.first = read_entry(message.0, wanted).ok_or(Fault::Malformed)?;
+                found.first = read_entry(message.0, wanted).ok_or(Fault::Malformed)?.map(|shown| shown.entry);
             }
         }
         // Success only if a final result said so: without one, finish() reports 88.
@@ -230,8 +201,19 @@ impl Connection {
         Ok(found)
     }
 
+    /// Asks who this connection is bound as: any answer shows that it lives.
+    pub(super) async fn who_am_i(&self) -> Result<(), Fault> {
+        let mut ldap = self.ldap.clone();
+        self.contained(ldap.extended(WhoAmI)).await.map(drop)
+    }
+
+    /// For operations that are made elsewhere, each to be [`Connection::contained`].
+    pub(super) fn handle(&self) -> ldap3::Ldap {
+        self.ldap.clone()
+    }
+
     /// Runs an operation; a panic within it or the driver's end become faults.
-    async fn contained<T>(&self, operation: impl Future<Output = Result<T, LdapError>>) -> Result<T, Fault> {
+    pub(super) async fn contained<T>(&self, operation: impl Future<Output = Result<T, LdapError>>) -> Result<T, Fault> {
         match AssertUnwindSafe(operation).catch_unwind().await {
             Ok(Ok(answer)) => Ok(answer),
             Err(_panic) => Err(Fault::Malformed),
@@ -367,47 +349,4 @@ async fn start_tls(stream: std::net::TcpStream) -> Result<(), Fault> {
     let request = Exop { name: Some(START_TLS.to_owned()), val: None };
     let answer = ldap.extended(request).await.map_err(|error| told(&error))?;
     answer.success().map(|_| ()).map_err(|error| told(&error))
-}
-
-/// Reads a SearchResultEntry (RFC 4511 section 4.5.2); `None` if it is none. One that is out of bounds
-/// may have been filled by its owner: that is no evidence of anything (`Some(None)`), and no reason
-/// to think ill of the server.
-fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Option<Entry>> {
-    let mut parts = message.expect_constructed()?.into_iter();
-    let dn = String::from_utf8(parts.next()?.expect_primitive()?).ok()?;
-    if dn.len() > MAX_DN {
-        return Some(None);
-    }
-    let mut entry = Entry::named(dn.into());
-    for attribute in parts.next()?.expect_constructed()? {
-        let mut parts = attribute.expect_constructed()?.into_iter();
-        let description = parts.next()?.expect_primitive()?;
-        let values = parts.next()?.expect_constructed()?;
-        let name = base_name(&description);
-        let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
-        let lists = [
-            (is(&wanted.mail_host), &mut entry.mail_hosts),
-            (wanted.login.as_deref().is_some_and(is), &mut entry.logins),
-            (wanted.allow.as_deref().is_some_and(is), &mut entry.allowed),
-        ];
-        let mut lists: Vec<_> = lists.into_iter().filter_map(|(is, list)| is.then_some(list)).collect();
-        for value in values {
-            let bytes = value.expect_primitive()?;
-            entry.marks.note(name, &bytes);
-            for list in &mut lists {
-                // Cutting a name short, or a list, would make another name or a unique one of it.
-                if bytes.len() > MAX_VALUE || list.len() >= MAX_VALUES {
-                    return Some(None);
-                }
-                // What is not UTF-8 keeps its replacement characters and so matches no name.
-                list.push(String::from_utf8_lossy(&bytes).into_owned());
-            }
-        }
-    }
-    Some(Some(entry))
-}
-
-/// The attribute type of an attribute description: `mailHost` of `mailHost;lang-de`.
-fn base_name(description: &[u8]) -> &[u8] {
-    description.split(|byte| *byte == b';').next().unwrap_or(description)
 }

@@ -103,69 +103,73 @@ impl Health {
         Self { inner: Mutex::new(inner), tuning, changed }
     }
 
-    /// The server is at fault.
-    pub(super) fn broke(&self, cause: Cause, trouble: &Trouble) {
+    /// The server is at fault; whether it was in use until now.
+    pub(super) fn broke(&self, cause: Cause, trouble: &Trouble) -> bool {
         let needs = match cause {
             Cause::Look => None,
             Cause::Question { operation, .. } => Some(operation),
         };
-        self.change(|inner| inner.put_aside(needs, trouble, &self.tuning));
+        self.change(|inner| inner.put_aside(needs, trouble, &self.tuning))
     }
 
-    /// A question had no good answer, for reasons that may lie in what was asked.
-    pub(super) fn faltered(&self, cause: Cause, trouble: &Trouble) {
+    /// A question had no good answer, for reasons that may lie in what was asked; whether that puts
+    /// aside a server that was in use.
+    pub(super) fn faltered(&self, cause: Cause, trouble: &Trouble) -> bool {
         let Cause::Question { operation, who } = cause else { return self.broke(cause, trouble) };
         self.change(|inner| {
             inner.failed_at = Some(Instant::now());
             let is_other = |slow: (&str, u64)| slow.0 == operation && slow.1 != who;
             match inner.state {
-                State::Well { slow } if slow.is_some_and(is_other) => {
-                    inner.put_aside(Some(operation), trouble, &self.tuning);
+                State::Well { slow: Some(slow) } | State::Suspected { slow } if is_other(slow) => {
+                    inner.put_aside(Some(operation), trouble, &self.tuning)
                 }
-                State::Suspected { slow } if is_other(slow) => {
-                    inner.put_aside(Some(operation), trouble, &self.tuning);
+                State::Well { .. } => {
+                    inner.state = State::Suspected { slow: (operation, who) };
+                    false
                 }
-                State::Well { .. } => inner.state = State::Suspected { slow: (operation, who) },
-                State::Suspected { .. } => {}
+                State::Suspected { .. } => false,
                 State::Aside { .. } | State::Returning { .. } => {
-                    inner.put_aside(Some(operation), trouble, &self.tuning);
+                    inner.put_aside(Some(operation), trouble, &self.tuning)
                 }
             }
-        });
+        })
     }
 
     /// A question that was sent at `asked` was answered; whether that brought the server back.
     pub(super) fn answered(&self, operation: &'static str, asked: Instant) -> bool {
-        let mut back = false;
+        if matches!(locked(&self.inner).state, State::Well { slow: None }) {
+            return false;
+        }
         self.change(|inner| match inner.state {
             State::Well { slow: Some(slow) } | State::Suspected { slow } if slow.0 == operation => {
                 inner.state = State::Well { slow: None };
+                false
             }
             // An answer to what was asked before the fault tells about the time before it.
             State::Aside { needs: Some(needs), .. } | State::Returning { needs, .. }
                 if needs == operation && inner.failed_at.is_none_or(|failed| failed <= asked) =>
             {
                 inner.take_back();
-                back = true;
+                true
             }
-            State::Well { .. } | State::Suspected { .. } | State::Aside { .. } | State::Returning { .. } => {}
-        });
-        back
+            State::Well { .. } | State::Suspected { .. } | State::Aside { .. } | State::Returning { .. } => false,
+        })
     }
 
     /// A look found it well; whether that brought the server back.
     pub(super) fn looked_well(&self) -> bool {
-        let mut back = false;
-        self.change(|inner| match inner.state {
-            State::Suspected { slow } => inner.state = State::Well { slow: Some(slow) },
-            State::Aside { needs: None, .. } => {
-                inner.take_back();
-                back = true;
+        self.change(|inner| {
+            match inner.state {
+                State::Aside { needs: None, .. } => {
+                    inner.take_back();
+                    return true;
+                }
+                State::Aside { needs: Some(needs), .. } => inner.state = State::Returning { needs, taken_until: None },
+                State::Suspected { slow } => inner.state = State::Well { slow: Some(slow) },
+                State::Well { .. } | State::Returning { .. } => {}
             }
-            State::Aside { needs: Some(needs), .. } => inner.state = State::Returning { needs, taken_until: None },
-            State::Well { .. } | State::Returning { .. } => {}
-        });
-        back
+            false
+        })
     }
 
     /// Whether it failed at or after this moment.
@@ -251,9 +255,10 @@ impl Health {
         locked(&self.inner).looked_at.is_some_and(|looked| looked >= since)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Inner)) {
-        change(&mut locked(&self.inner));
+    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let told = change(&mut locked(&self.inner));
         self.changed.send_replace(());
+        told
     }
 }
 
@@ -262,7 +267,9 @@ fn is_over(until: Option<Instant>) -> bool {
 }
 
 impl Inner {
-    fn put_aside(&mut self, needs: Option<&'static str>, trouble: &Trouble, tuning: &Tuning) {
+    /// Whether it was in use until now.
+    fn put_aside(&mut self, needs: Option<&'static str>, trouble: &Trouble, tuning: &Tuning) -> bool {
+        let was_in_use = matches!(self.state, State::Well { .. } | State::Suspected { .. });
         let now = Instant::now();
         self.failed_at = Some(now);
         self.trouble = trouble.clone();
@@ -270,7 +277,7 @@ impl Inner {
             // Those who were under way when it failed report the same failure.
             State::Aside { needs: earlier, until } if now < until => {
                 self.state = State::Aside { needs: earlier.or(needs), until };
-                return;
+                return false;
             }
             State::Aside { needs: earlier, .. } => {
                 self.failures = self.failures.saturating_add(1);
@@ -289,6 +296,7 @@ impl Inner {
         let doubled = 1 << self.failures.saturating_sub(1).min(16);
         let pause = tuning.aside.saturating_mul(doubled).min(tuning.aside_max);
         self.state = State::Aside { needs, until: now + jittered(pause) };
+        was_in_use
     }
 
     fn take_back(&mut self) {

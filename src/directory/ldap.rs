@@ -15,10 +15,11 @@ use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::connection::{Attributes, Found, Question, Scope};
+use super::connection::{Found, Question, Scope};
 use super::look::Look;
 use super::policy::{Bound, Said};
 use super::pool::Pool;
+use super::reading::Attributes;
 use super::server::{Failure, Lease, Server, Tuning};
 use super::{
     Answer, Directory, DirectoryError, Entry, Identity, Login, Marks, Presence, RefusedBefore, Trace, Trouble, template,
@@ -61,11 +62,7 @@ impl Ldap {
         metrics: Arc<Metrics>,
         tuning: Tuning,
     ) -> Self {
-        let attributes = Arc::new(Attributes {
-            mail_host: settings.mail_host_attribute.clone(),
-            login: settings.login_attribute.clone(),
-            allow: settings.allow.attribute.clone(),
-        });
+        let attributes = Arc::new(Attributes(settings.watched()));
         let (changes, changed) = watch::channel(());
         let server = |server| {
             let look = look(settings, &attributes);
@@ -77,9 +74,17 @@ impl Ldap {
         Self { pool, attributes, settings: settings.clone(), metrics }
     }
 
+    pub(super) fn settings(&self) -> &config::Directory {
+        &self.settings
+    }
+
+    pub(super) fn servers(&self) -> &[Arc<Server>] {
+        self.pool.servers()
+    }
+
     #[cfg(test)]
-    pub(super) fn first_server(&self) -> Arc<Server> {
-        Arc::clone(&self.pool.servers()[0])
+    pub(super) fn server(&self, at: usize) -> Arc<Server> {
+        Arc::clone(&self.pool.servers()[at])
     }
 
     /// Has the servers looked at that are due for it; to be called a few times a second.
@@ -141,7 +146,7 @@ impl Ldap {
                     let (found, _) = self.ask(&question, deadline, trace).await?;
                     entry.in_group = self.matches(&found, trace)?;
                 }
-                Ok(Identity { entry })
+                Ok(Identity { entry: entry.into() })
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
                 let (name, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
@@ -161,7 +166,7 @@ impl Ldap {
                     entry.in_group = self.matches(&found.map_err(DirectoryError::CannotTell)?, trace)?;
                 }
                 server.give_back(lease);
-                Ok(Identity { entry })
+                Ok(Identity { entry: entry.into() })
             }
         }
     }
@@ -284,7 +289,7 @@ impl Ldap {
             }
             (INVALID_CREDENTIALS, Some(Said::NoAccount)) => Err(DirectoryError::NoEntry),
             (INVALID_CREDENTIALS, said) => {
-                let seen = (said.is_none() && !seen.show_a_lock()).then(|| seen.clone());
+                let seen = (said.is_none() && !seen.locked).then(|| seen.clone());
                 Err(DirectoryError::InvalidCredentials { dn: dn.into(), seen })
             }
             (code, _) => Err(match self.settings.results.get(&code) {

@@ -131,7 +131,7 @@ impl Server {
             error!(server = %self.url, code, entries, "the directory server does not show the canary: it is not used");
         }
         let trouble = Trouble::Canary { server: self.url.clone() };
-        self.health.broke(Cause::Look, &trouble);
+        self.broke(Cause::Look, &trouble);
         Err(trouble)
     }
 }

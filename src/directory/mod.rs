@@ -6,13 +6,14 @@
 //! says more: that the account is locked, or its password too old.
 //! RFC 4511 (protocol), 4513 (authentication), 4514 (DN), 4515 (filter).
 
+mod ber;
 mod connection;
 mod health;
 pub mod ldap;
 mod look;
-mod marks;
 mod policy;
 mod pool;
+mod reading;
 #[cfg(test)]
 mod scripted;
 mod server;
@@ -20,6 +21,7 @@ mod service;
 pub mod template;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -30,10 +32,11 @@ use crate::outcome::AccountState;
 use crate::secret::Secret;
 
 pub use ldap::Ldap;
-pub use marks::Marks;
 pub use policy::Said;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use policy::trial as bind_answer_trial;
+pub use reading::Shown;
+pub use watch::{Change, Tell};
 
 /// A login name as typed, checked: UTF-8, not empty, no NUL or control character, at most
 /// [`Login::MAX`] bytes.
@@ -62,7 +65,7 @@ impl Login {
 /// Somebody the directory vouched for: the evidence of a successful bind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    entry: Entry,
+    entry: Arc<Entry>,
 }
 
 impl Identity {
@@ -72,11 +75,28 @@ impl Identity {
         &self.entry
     }
 
+    /// The entry, to be kept.
+    #[must_use]
+    pub fn shared_entry(&self) -> Arc<Entry> {
+        Arc::clone(&self.entry)
+    }
+
+    /// The same person, with what a newer source shows of the entry.
+    #[must_use]
+    pub fn with_entry(self, entry: Arc<Entry>) -> Self {
+        // Only a question of its own tells about the group.
+        let in_group = self.entry.in_group;
+        if entry.in_group == in_group {
+            Self { entry }
+        } else {
+            Self { entry: Entry { in_group, ..Entry::clone(&entry) }.into() }
+        }
+    }
+
     /// A person for the tests of rooms above, which have no directory to bind to.
     #[cfg(test)]
     pub(crate) fn for_tests(dn: &str, mail_hosts: &[&str]) -> Self {
-        let mail_hosts = mail_hosts.iter().map(|host| (*host).to_owned()).collect();
-        Self { entry: Entry { mail_hosts, ..Entry::named(dn.into()) } }
+        Self { entry: Arc::new(Entry::for_tests(dn, mail_hosts)) }
     }
 }
 
@@ -93,15 +113,102 @@ pub struct Entry {
     pub allowed: Vec<String>,
     /// Whether it matches `allow_filter`; true when none is configured.
     pub in_group: bool,
-    /// What it shows of a lock and of its password's age.
+    /// What else counts when it changes.
     pub marks: Marks,
 }
 
 impl Entry {
+    /// Whether its mail is elsewhere than another version of it says, or under another name.
+    #[must_use]
+    pub fn leads_elsewhere(&self, other: &Self) -> bool {
+        self.mail_hosts != other.mail_hosts || self.logins != other.logins
+    }
+
+    /// This version, with the place of another, and switched off only if that one is.
+    #[must_use]
+    pub fn with_route_of(&self, other: &Self) -> Self {
+        Self {
+            mail_hosts: other.mail_hosts.clone(),
+            logins: other.logins.clone(),
+            marks: Marks { disabled: other.marks.disabled, ..self.marks.clone() },
+            ..self.clone()
+        }
+    }
+
     /// An entry of which nothing is known yet.
     pub(crate) fn named(dn: Arc<str>) -> Self {
         let (mail_hosts, logins, allowed) = Default::default();
         Self { dn, mail_hosts, logins, allowed, in_group: true, marks: Marks::default() }
+    }
+
+    /// An entry for tests.
+    #[cfg(test)]
+    pub(crate) fn for_tests(dn: &str, mail_hosts: &[&str]) -> Self {
+        let mail_hosts = mail_hosts.iter().map(|host| (*host).to_owned()).collect();
+        Self { mail_hosts, ..Self::named(dn.into()) }
+    }
+}
+
+/// What an entry keeps when it gets another DN: entryUUID, nsUniqueId or objectGUID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EntryId([u8; 16]);
+
+impl EntryId {
+    /// The 16 bytes of an id.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The text of an id: 32 hexadecimal digits, with dashes anywhere.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let mut digits = text.iter().filter(|byte| **byte != b'-').map(|byte| char::from(*byte).to_digit(16));
+        let mut id = [0; 16];
+        for byte in &mut id {
+            *byte = u8::try_from(digits.next()?? << 4 | digits.next()??).ok()?;
+        }
+        digits.next().is_none().then_some(Self(id))
+    }
+}
+
+/// What tells one version of an entry from another, besides where it leads: small, because it is kept
+/// of every user. Values that are only compared are digests of this process.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Marks {
+    /// What stays when the DN changes.
+    pub id: Option<EntryId>,
+    /// entryCSN, or modifyTimestamp.
+    pub version: Option<Box<str>>,
+    /// `hold_attribute` has a value.
+    pub held: bool,
+    /// Switched off by an administrator.
+    pub disabled: bool,
+    /// When the password was changed; `None` where the server does not show it.
+    pub password: Option<u64>,
+    /// Locked after wrong passwords, or was until lately.
+    pub locked: bool,
+    /// Lock-outs.
+    pub lockout: u64,
+    /// Attributes that decide in some other way.
+    pub decides: u64,
+    /// What logins, good and bad, change.
+    pub noise: u64,
+}
+
+impl Marks {
+    /// Whether a change of the password would show.
+    #[must_use]
+    pub const fn would_show_a_change(&self) -> bool {
+        self.password.is_some() || self.version.is_some()
+    }
+
+    /// Whether something has changed that may make a refused password right: a lock, or the password's
+    /// age. Where no age is shown, any change of the entry: without a policy a wrong password is none.
+    #[must_use]
+    pub fn differ(&self, earlier: &Self) -> bool {
+        let aged = self.password.is_some() || earlier.password.is_some();
+        (self.password, self.lockout, self.locked) != (earlier.password, earlier.lockout, earlier.locked)
+            || (!aged && self.version != earlier.version)
     }
 }
 

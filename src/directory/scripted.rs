@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::{SinkExt, StreamExt};
+use ldap3_proto::control::LdapControl;
 use ldap3_proto::proto::{
     LdapBindCred, LdapBindResponse, LdapExtendedResponse, LdapOp, LdapResult, LdapSearchResultReference,
 };
@@ -29,6 +30,8 @@ pub(super) struct Seen {
     pub(super) id: i32,
     /// What it asks.
     pub(super) op: LdapOp,
+    /// What it asks beside that.
+    pub(super) controls: Vec<LdapControl>,
 }
 
 impl Seen {
@@ -41,6 +44,15 @@ impl Seen {
             },
             _ => None,
         }
+    }
+
+    /// The cookie of a content synchronization, if it is one.
+    #[expect(clippy::option_option, reason = "none, and one that begins without a cookie")]
+    pub(super) fn sync_cookie(&self) -> Option<Option<Vec<u8>>> {
+        self.controls.iter().find_map(|control| match control {
+            LdapControl::SyncRequest { cookie, .. } => Some(cookie.clone()),
+            _ => None,
+        })
     }
 
     /// The base, if it is a search.
@@ -174,8 +186,8 @@ async fn serve(
         stream = Box::new(secured);
     }
     let mut framed = Framed::new(stream, LdapCodec::default());
-    while let Some(Ok(LdapMsg { msgid, op, .. })) = framed.next().await {
-        let seen = Seen { connection, id: msgid, op };
+    while let Some(Ok(LdapMsg { msgid, op, ctrl })) = framed.next().await {
+        let seen = Seen { connection, id: msgid, op, controls: ctrl };
         log.lock().unwrap().push(seen.clone());
         for reply in script(&seen) {
             match reply {

@@ -288,21 +288,27 @@ impl Server {
         self.limits.max.saturating_sub(self.permits.available_permits())
     }
 
+    /// Whether fewer bind connections are there than are to be kept ready.
+    fn wants_more(&self) -> bool {
+        let ready = locked(&self.idle).iter().filter(|one| one.is_usable(&self.limits)).count();
+        ready + self.leased() < self.limits.min
+    }
+
     /// Makes bind connections until as many as are to be kept ready are there.
     pub(super) async fn top_up(self: &Arc<Self>, deadline: Instant) -> Result<(), Trouble> {
-        while locked(&self.idle).iter().filter(|one| one.is_usable(&self.limits)).count() + self.leased()
-            < self.limits.min
-        {
+        while self.wants_more() {
             let connection = self.connect(deadline, &mut Trace::default()).await.map_err(Failure::trouble)?;
             self.keep(connection);
         }
         Ok(())
     }
 
-    /// Keeps a connection that nobody is using for the next bind.
+    /// Keeps a connection that nobody is using for the next bind, if it is wanted.
     pub(super) fn keep(self: &Arc<Self>, connection: Connection) {
-        locked(&self.idle).push(Idle { connection, expires: self.expiry(), since: Instant::now() });
-        self.sweep();
+        if self.wants_more() {
+            locked(&self.idle).push(Idle { connection, expires: self.expiry(), since: Instant::now() });
+            self.sweep();
+        }
     }
 
     /// The connection that was used last is the one that most surely lives.
@@ -328,7 +334,9 @@ impl Server {
         code: impl Fn(&T) -> u32,
     ) -> Result<T, Fault> {
         let began = Instant::now();
-        let answer = timeout_at(deadline.min(began + self.patience), asked).await.unwrap_or(Err(Fault::Timeout));
+        let until = deadline.min(began + self.patience);
+        let late = if until.duration_since(began) < self.patience / 2 { Fault::Cut } else { Fault::Timeout };
+        let answer = timeout_at(until, asked).await.unwrap_or(Err(late));
         let seconds = self.metrics.directory_seconds.with_label_values(&[&*self.url, operation]);
         seconds.observe(began.elapsed().as_secs_f64());
         trace.server = Some(self.url.clone());
@@ -336,7 +344,7 @@ impl Server {
         let count = |word| self.metrics.directory_operations.with_label_values(&[&*self.url, operation, word]).inc();
         match &answer {
             Ok(answer) => self.metrics.directory_operation(&self.url, operation, code(answer)),
-            Err(Fault::Timeout) => count("timeout"),
+            Err(Fault::Timeout | Fault::Cut) => count("timeout"),
             Err(Fault::Broken(_)) => count("connection"),
             Err(Fault::Malformed) => count("malformed"),
         }
@@ -363,9 +371,9 @@ impl Server {
         let trouble = Trouble::Result { server: self.url.clone(), operation, code };
         // 80 (other) may be about one entry; busy and unavailable are about the server.
         if code == 80 {
-            self.health.faltered(cause, &trouble);
+            self.faltered(cause, &trouble);
         } else {
-            self.health.broke(cause, &trouble);
+            self.broke(cause, &trouble);
         }
         Err(if operation == "bind" { Failure::Answered(trouble) } else { Failure::Unsure(trouble) })
     }
@@ -378,18 +386,36 @@ impl Server {
         let server = self.url.clone();
         let trouble = match fault {
             Fault::Broken(reason) => Trouble::Connection { server, reason: reason.clone() },
-            Fault::Timeout => Trouble::Timeout,
+            Fault::Timeout | Fault::Cut => Trouble::Timeout,
             Fault::Malformed => Trouble::Malformed { server },
         };
         match (cause, fault) {
             // What was asked may be what is slow or odd.
-            (Cause::Question { .. }, Fault::Timeout | Fault::Malformed) => self.health.faltered(cause, &trouble),
+            (Cause::Question { .. }, Fault::Timeout | Fault::Malformed) => self.faltered(cause, &trouble),
+            // It had too little time for anything to follow from that.
+            (Cause::Question { .. }, Fault::Cut) => {}
             (Cause::Look, _) | (_, Fault::Broken(_)) => {
-                self.health.broke(cause, &trouble);
+                self.broke(cause, &trouble);
                 locked(&self.idle).clear();
             }
         }
         trouble
+    }
+
+    /// The server is at fault.
+    pub(super) fn broke(&self, cause: Cause, trouble: &Trouble) {
+        self.told(self.health.broke(cause, trouble), trouble);
+    }
+
+    fn faltered(&self, cause: Cause, trouble: &Trouble) {
+        self.told(self.health.faltered(cause, trouble), trouble);
+    }
+
+    /// A line for each change, none for each login.
+    fn told(&self, put_aside: bool, trouble: &Trouble) {
+        if put_aside {
+            warn!(server = %self.url, reason = %trouble, "directory server is put aside");
+        }
     }
 
     pub(super) fn expiry(&self) -> Instant {

@@ -129,9 +129,21 @@ impl Server {
         }
     }
 
+    /// Makes the connection that searches share.
+    async fn open_search(self: Arc<Self>) -> Result<Arc<SearchConnection>, Trouble> {
+        let shared = SearchConnection {
+            connection: self.open_as_service().await?,
+            expires: self.expiry(),
+            used: Mutex::new(Instant::now()),
+            is_used: AtomicBool::new(false),
+        };
+        self.sweep();
+        Ok(Arc::new(shared))
+    }
+
     /// Connects and binds as the service account, or stays anonymous where there is none; and sees the
     /// canary, if there is one.
-    async fn open_search(self: Arc<Self>) -> Result<Arc<SearchConnection>, Trouble> {
+    pub(super) async fn open_as_service(&self) -> Result<Connection, Trouble> {
         let mut trace = Trace::default();
         let password = match &self.service {
             Some(account) => Some((account, self.service_password(account).await?)),
@@ -151,14 +163,7 @@ impl Server {
         if self.look.is_for_canary() {
             self.show_itself(&connection, Instant::now() + self.patience).await?;
         }
-        let shared = SearchConnection {
-            connection,
-            expires: self.expiry(),
-            used: Mutex::new(Instant::now()),
-            is_used: AtomicBool::new(false),
-        };
-        self.sweep();
-        Ok(Arc::new(shared))
+        Ok(connection)
     }
 
     /// The service account's password, unless the account is held back.
@@ -213,7 +218,7 @@ impl Server {
     /// Puts it aside if it is of no use without the service account.
     fn out_of_use(&self, trouble: &Trouble) {
         if self.needs_service {
-            self.health.broke(Cause::Look, trouble);
+            self.broke(Cause::Look, trouble);
         }
     }
 }

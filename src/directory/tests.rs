@@ -66,6 +66,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         },
         canary: None,
         reveal_account_state: false,
+        watch: config::Watch::off(),
         results: [(19, AccountState::Locked)].into(),
     }
 }
@@ -166,8 +167,9 @@ async fn a_search_and_a_bind_make_an_identity() {
     assert_eq!(request.base, "dc=x");
     assert_eq!(request.scope, LdapSearchScope::Subtree);
     assert_eq!(request.filter, LdapFilter::Equality("uid".to_owned(), "alice".to_owned()));
-    let asked_for: Vec<&str> = ["mailHost", "uid"].into_iter().chain(Marks::attributes()).collect();
-    assert_eq!(request.attrs, asked_for);
+    let watched: Vec<String> =
+        settings(Vec::new(), searching(None)).watched().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(request.attrs, watched);
     assert_eq!((request.sizelimit, request.timelimit, request.typesonly), (2, 2, false));
     // Anonymous: nobody was bound before the search, and the bind has a connection of its own.
     assert_eq!(server.binds(), [(1, "uid=alice,dc=x".to_owned(), "right".to_owned())]);
@@ -540,7 +542,7 @@ async fn one_user_s_slow_bind_puts_no_server_aside() {
         under.login("slow", "x").await.0.unwrap();
         under.ldap.look_after();
         until(|| server.searches().iter().filter(|base| base.is_empty()).count() > looks).await;
-        until(|| under.ldap.first_server().health.standing().0 == super::health::Standing::Good).await;
+        until(|| under.ldap.server(0).health.standing().0 == super::health::Standing::Good).await;
         let before = standby.seen().len();
         under.login("anna", "x").await.0.unwrap();
         assert_eq!(standby.seen().len(), before, "anna is served where everybody is");
@@ -562,9 +564,9 @@ async fn a_server_whose_binds_hang_returns_by_a_bind() {
     // Two users, and nobody answered between them.
     under.login("anna", "x").await.0.unwrap();
     under.ldap.look_after();
-    until(|| !under.ldap.first_server().health.is_suspected()).await;
+    until(|| !under.ldap.server(0).health.is_suspected()).await;
     under.login("bob", "x").await.0.unwrap();
-    assert!(!under.ldap.first_server().health.is_up());
+    assert!(!under.ldap.server(0).health.is_up());
     let binds = server.binds().len();
     within(async {
         // It answers each look; one login after each pause tries it and goes to the other server.
@@ -575,16 +577,43 @@ async fn a_server_whose_binds_hang_returns_by_a_bind() {
     })
     .await;
     assert!(server.searches().iter().filter(|base| base.is_empty()).count() >= 2);
-    assert!(!under.ldap.first_server().health.is_in_use());
+    assert!(!under.ldap.server(0).health.is_in_use());
     hangs.store(false, Ordering::SeqCst);
     within(async {
-        while !under.ldap.first_server().health.is_in_use() {
+        while !under.ldap.server(0).health.is_in_use() {
             under.ldap.look_after();
             under.login("clara", "x").await.0.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn who_had_too_little_time_is_not_to_blame() {
+    // The first server takes all the time there is but a little, in which the second cannot answer.
+    let silent = Scripted::start(|_| Vec::new()).await;
+    let mute = Scripted::start(|_| Vec::new()).await;
+    let mut settings = hurried(&[&silent, &mute], searching(None));
+    settings.timeout = Duration::from_millis(250);
+    let under = Under::test(&settings, Tuning::default());
+    assert_eq!(trouble(under.login("anna", "x").await.0), Trouble::Timeout);
+    assert_eq!((under.count(&silent, "search", "timeout"), under.count(&mute, "search", "timeout")), (1, 1));
+    let suspected = [0, 1].map(|at| under.ldap.server(at).health.is_suspected());
+    assert_eq!(suspected, [true, false]);
+}
+
+#[tokio::test]
+async fn a_look_keeps_no_more_connections_than_are_wanted() {
+    let server = Scripted::start(alice).await;
+    let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], templated(None));
+    settings.connections.min = 1;
+    let under = Under::test(&settings, Tuning::default());
+    for _ in 0..5 {
+        under.ldap.probe().await.unwrap();
+    }
+    until(|| server.open() == 1).await;
+    assert_eq!(server.connections(), 5);
 }
 
 #[tokio::test]
@@ -670,7 +699,7 @@ async fn nothing_is_believed_of_a_server_that_lost_the_canary() {
             assert_eq!(after, before);
         }
         under.login("bob", "x").await.0.unwrap();
-        assert!(!under.ldap.first_server().health.is_in_use());
+        assert!(!under.ldap.server(0).health.is_in_use());
     }
 }
 
@@ -1061,7 +1090,7 @@ async fn the_wait_for_a_free_connection_ends_with_the_deadline() {
     let mut settings = settings(vec![scripted.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
     settings.connections.max = 1;
     let ldap = Ldap::new(&settings, None, Arc::new(Metrics::new()));
-    let server = ldap.first_server();
+    let server = ldap.server(0);
     let bind = async |time: u64| {
         let deadline = Instant::now() + Duration::from_millis(time);
         server.bind("uid=alice,dc=x", "right", deadline, &mut Trace::default()).await.map(|(code, _)| code)
@@ -1486,11 +1515,11 @@ async fn a_password_that_was_refused_before_is_looked_up_and_not_bound() {
     })
     .await;
     let under = Under::new(&[&server], searching(None));
-    let mut marks = Marks::default();
-    marks.note(b"pwdChangedTime", b"20260101000000Z");
-    let wrong = under.login("alice", "wrong").await.0;
     let dn: Arc<str> = "uid=alice,dc=x".into();
-    assert_eq!(wrong, Err(DirectoryError::InvalidCredentials { dn: dn.clone(), seen: Some(marks.clone()) }));
+    let wrong = under.login("alice", "wrong").await.0;
+    let Err(DirectoryError::InvalidCredentials { seen: Some(marks), .. }) = wrong else { panic!("{wrong:?}") };
+    assert!(marks.would_show_a_change() && !marks.locked && !marks.differ(&marks.clone()));
+    assert!(marks.differ(&Marks::default()));
 
     let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"wrong"));
     let refused_before = move |entry: &Entry| entry.marks == marks;

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use super::sasl::{self, Exchange, Mechanism, Progress, SaslError};
 use super::wire::{Found, Gathering, Skip, Spoiled, first_word, is_http, write_line};
-use super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome};
+use super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome, reference};
 use crate::outcome::Refusal;
 use crate::secret::SecretBuf;
 
@@ -35,7 +35,7 @@ pub(super) trait Dialect: Send + Sync {
     /// The answer to what cannot be carried out.
     fn denial(problem: Problem) -> &'static str;
 
-    /// The answer to an attempt that is refused.
+    /// The answer to an attempt that is refused. The session's id follows it where that helps.
     fn refusal(refusal: &Refusal) -> Cow<'static, str>;
 
     /// The answer to an attempt that is accepted.
@@ -129,6 +129,7 @@ pub(super) enum Problem {
 /// The dialogue with one client.
 pub(super) struct LineFront<D> {
     dialect: D,
+    session: Box<str>,
     channel: Channel,
     /// How many bad commands are still answered.
     bad_commands_left: u32,
@@ -190,7 +191,7 @@ impl<D: Dialect> Front for LineFront<D> {
     }
 
     fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
-        write_line(out, &[D::refusal(refusal).as_bytes()]);
+        write_line(out, &[D::refusal(refusal).as_bytes(), reference(refusal, &self.session).as_bytes()]);
         self.state = State::Command;
     }
 
@@ -200,7 +201,7 @@ impl<D: Dialect> Front for LineFront<D> {
     }
 
     fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
-        write_line(out, &[D::farewell(why).as_bytes()]);
+        write_line(out, &[D::farewell(why).as_bytes(), reference(why, &self.session).as_bytes()]);
     }
 
     fn client_id(&self) -> Option<&ClientId> {
@@ -217,6 +218,7 @@ impl<D: Dialect> LineFront<D> {
     pub(super) fn new(dialect: D, settings: FrontSettings<'_>) -> Self {
         Self {
             dialect,
+            session: settings.session.into(),
             channel: Channel { tls: settings.tls, starttls: settings.starttls },
             bad_commands_left: settings.bad_commands,
             state: State::Command,

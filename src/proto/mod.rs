@@ -9,6 +9,7 @@
 pub mod imap;
 mod line;
 pub mod pop3;
+pub mod proxy_header;
 pub mod sasl;
 #[cfg(test)]
 mod script;
@@ -90,6 +91,8 @@ pub fn by_name(name: &str) -> Option<&'static Protocol> {
 pub struct FrontSettings<'a> {
     /// usher's own name, for greetings that have one.
     pub host: &'a str,
+    /// The session id of the log: letters and digits.
+    pub session: &'a str,
     /// What all backends of this protocol can do after the login, one capability each in the
     /// protocol's own form, such as `IDLE` or `SIZE 10240000`; `None` while nobody knows. Of these the
     /// dialogue offers what can be promised before the login.
@@ -102,6 +105,11 @@ pub struct FrontSettings<'a> {
     pub bad_commands: u32,
 }
 
+/// The end of a refusal's text: the session, where that helps ([`Refusal::names_session`]).
+fn reference(refusal: &Refusal, session: &str) -> String {
+    if refusal.names_session() && !session.is_empty() { format!(" (session {session})") } else { String::new() }
+}
+
 /// What the client says it is (IMAP ID), bounded and free of control characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientId {
@@ -109,6 +117,9 @@ pub struct ClientId {
     pub name: String,
     /// The `version` field, or empty.
     pub version: String,
+    /// For whom it says that it calls (`x-originating-ip` and `-port`, 0 where it does not say). Worth
+    /// nothing unless the client is one that is trusted to say so.
+    pub originating: Option<SocketAddr>,
 }
 
 /// What a client presented to log in.

@@ -2,7 +2,7 @@
 
 mod chunks;
 
-use super::trial::HOST;
+use super::trial::{HOST, SESSION};
 use super::{FrontSettings, PROTOCOLS, Protocol, Step};
 use crate::outcome::{AccountState, Refusal};
 use crate::secret::SecretBuf;
@@ -92,6 +92,7 @@ const fn row(refusal: &Refusal) -> Row {
         | Refusal::BackendBusy
         | Refusal::Disagrees(_)
         | Refusal::Deadline
+        | Refusal::Hold
         | Refusal::Draining => Row::Unavailable,
         Refusal::NoMailHost
         | Refusal::SeveralMailHosts
@@ -140,6 +141,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::TlsRequired,
         Refusal::Limit,
         Refusal::Deadline,
+        Refusal::Hold,
         Refusal::Draining,
         Refusal::Internal,
     ];
@@ -152,8 +154,14 @@ fn every_refusal() -> Vec<Refusal> {
 
 /// What this protocol answers to an attempt that is refused so.
 fn answer(protocol: &Protocol, attempt: &[u8], refusal: &Refusal) -> String {
-    let mut front =
-        (protocol.front)(FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 1 });
+    let mut front = (protocol.front)(FrontSettings {
+        host: HOST,
+        session: SESSION,
+        capabilities: None,
+        tls: true,
+        starttls: false,
+        bad_commands: 1,
+    });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     front.greet(&mut out);
     input.extend(attempt);

@@ -12,6 +12,8 @@ use crate::secret::{Secret, SecretBuf};
 
 /// usher's own name in a trial.
 pub const HOST: &str = "usher.example.com";
+/// The session id in a trial.
+pub const SESSION: &str = "S7Q2X";
 
 /// A client at this address and port.
 ///
@@ -20,7 +22,7 @@ pub const HOST: &str = "usher.example.com";
 #[must_use]
 pub fn calling(client: &str) -> Origin {
     let client = client.parse().expect("an address and a port");
-    Origin { client, local: SocketAddr::from(([192, 0, 2, 1], 993)), session: "S7Q2X".to_owned() }
+    Origin { client, local: SocketAddr::from(([192, 0, 2, 1], 993)), session: SESSION.to_owned() }
 }
 
 /// What is done about a login attempt.
@@ -222,6 +224,7 @@ pub fn front(protocol: &Protocol, data: &[u8], sound: fn(&str) -> bool) {
     let [choice, size, sent @ ..] = data else { return };
     let settings = FrontSettings {
         host: HOST,
+        session: SESSION,
         capabilities: None,
         tls: choice & 1 != 0,
         starttls: choice & 2 == 0,

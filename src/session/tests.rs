@@ -11,6 +11,7 @@ use crate::config;
 use crate::directory::ldap::Ldap;
 use crate::directory::{Answer, Directory, Identity, RefusedBefore, Trace};
 use crate::files::Fingerprint;
+use crate::known::Known;
 use crate::metrics::Metrics;
 use crate::proto::{Back, BackSettings, ClientId, Welcome};
 use crate::secret::Secret;
@@ -118,7 +119,12 @@ limits: {{{limits}}}
         let snapshot = Snapshot {
             host: "usher.example.com".into(),
             tls: tls::server::ServerTls::build(&config.tls, &config.place).unwrap(),
-            authn: Authenticator::new(Arc::new(Obedient), Arc::new(Cache::new(&config.cache)), 100),
+            authn: Authenticator::new(
+                Arc::new(Obedient),
+                Arc::new(Cache::new(&config.cache)),
+                Arc::new(Known::new(10, Duration::ZERO)),
+                100,
+            ),
             directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),
             backends: Vec::new(),
             fingerprint: Fingerprint::of(&config),
@@ -135,7 +141,8 @@ limits: {{{limits}}}
         let (tcp, address) = accepted.unwrap();
         let permit = self.shared.permit(10).unwrap();
         let tls = ListenerTls::StartTls;
-        let accepted = Accepted { tcp, client: address.ip(), protocol: &ONE_LINE, tls, permit };
+        let (local, since) = (self.listener.local_addr().unwrap(), Instant::now());
+        let accepted = Accepted { tcp, client: address, local, since, protocol: &ONE_LINE, tls, permit };
         tokio::spawn(serve(Arc::clone(&self.shared), accepted));
         let (reader, writer) = client.unwrap().into_split();
         let mut client = Client { reader: BufReader::new(reader), writer };

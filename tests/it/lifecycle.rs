@@ -415,7 +415,9 @@ fn behind_haproxy_no_login_fails_while_one_usher_leaves() {
     let peer = Scripted::welcoming();
     let ((one, first), (two, second)) = (with_ports(&peer), with_ports(&peer));
     let drain = json!({"delay": "3s", "deadline": "2s"});
-    let ushers = [Usher::start(one.set("/drain", drain)), Usher::start(two)];
+    let headed =
+        |config: Config| config.set("/listeners/0/proxy_header", "required").set("/listeners/0/trusted", "127.0.0.1");
+    let ushers = [Usher::start(headed(one).set("/drain", drain)), Usher::start(headed(two))];
     for usher in &ushers {
         usher.wait_log("the directory answers", |_| true);
     }
@@ -447,7 +449,7 @@ fn behind_haproxy_no_login_fails_while_one_usher_leaves() {
     crate::kit::process::wait_for_port(port, &ushers[0].config.path("haproxy.log"));
 
     let log_in = || {
-        let mut imap = Imap::tls(port);
+        let mut imap = Imap::tls_from([127, 0, 0, 77], port);
         imap.login("alice", &password_of("alice")).ok();
         imap
     };
@@ -455,6 +457,11 @@ fn behind_haproxy_no_login_fails_while_one_usher_leaves() {
     // A first check that comes late may keep one of them out for a second.
     while ushers.iter().any(|usher| usher.metric("usher_sessions", &[]) < 1.0) {
         sessions.push(log_in());
+    }
+    // Behind the balancer the client is still the client, and the balancer's checks disturb nobody.
+    for usher in &ushers {
+        assert_eq!(usher.login("alice")["client"], "127.0.0.77");
+        assert_eq!(usher.metric("usher_proxy_headers_total", &[("result", "missing")]), 0.0);
     }
     ushers[0].terminate();
     // Before, while and after the first leaves.

@@ -6,6 +6,7 @@
 
 mod kit;
 
+mod address;
 mod backend;
 mod cache;
 mod cli;
@@ -31,3 +32,4 @@ mod replicas;
 mod servers;
 mod submission;
 mod throttle;
+mod watch;

@@ -55,6 +55,7 @@ fn a_frozen_server_costs_one_time_out_and_is_used_again() {
     first.freeze();
     login(&usher, "anna").0.ok();
     up(&usher, &first.tls_url(), 0.0);
+    usher.wait_log("directory server is put aside", |line| line["server"] == first.tls_url().as_str());
     for uid in ["gruen", "quote", "space", "long"] {
         login(&usher, uid).0.ok();
     }
@@ -253,18 +254,24 @@ fn in_an_outage_who_was_known_gets_in_and_nobody_is_told_a_wrong_password() {
     for url in &urls {
         up(&usher, url, 0.0);
     }
+    let mut slowest = [Duration::ZERO; 2];
     for _ in 0..3 {
         for uid in ["alice", "quote"] {
             let (reply, took) = login(&usher, uid);
             reply.ok();
-            assert!(took < TOLD, "{took:?}");
+            slowest[0] = slowest[0].max(took);
         }
         for (uid, password) in [("alice", "wrong"), ("bob", "bob-secret"), ("nobody", "x"), ("quote", "alice-secret")] {
             let (reply, took) = login_as(&usher, uid, password);
             reply.is("NO [UNAVAILABLE]");
-            assert!(took < TOLD, "{uid}: {took:?}");
+            slowest[1] = slowest[1].max(took);
         }
     }
+    println!(
+        "both frozen: who was known is in within {:?}, everybody else is told within {:?}",
+        slowest[0], slowest[1]
+    );
+    assert!(slowest.iter().all(|took| *took < TOLD), "{slowest:?}");
     assert!(usher.metric("usher_decisions_total", &[("by", "stale")]) >= 7.0);
     assert_eq!(usher.http("/ready").0, 200);
     servers.iter().for_each(Slapd::thaw);

@@ -95,7 +95,14 @@ fn what_is_commented_out_is_the_default() {
     for key in ["pass_backend_refusals", "probe", "probe_interval", "failures", "ramp", "logins_in_flight"] {
         same(key, "routing");
     }
-    for key in ["handshake_timeout", "conversation_timeout", "refusal_delay", "bad_commands", "backend_untagged"] {
+    for key in [
+        "proxy_header_timeout",
+        "handshake_timeout",
+        "conversation_timeout",
+        "refusal_delay",
+        "bad_commands",
+        "backend_untagged",
+    ] {
         same(key, "limits");
     }
 }
@@ -109,6 +116,8 @@ fn every_commented_key_is_sound() {
         ("allow_attribute:", None),
         ("allow_values:", Some(("# allow_attribute", "allow_attribute"))),
         ("allow_filter:", None),
+        ("trusted_networks:", None),
+        ("- {protocol: imap, address: \"192.0.2.11:10993\"", None),
         ("cipher_suites:", None),
         ("client_ca:", None),
         ("client_certificate: {chain: tls", None),

@@ -30,6 +30,37 @@ fn listeners() {
 }
 
 #[test]
+fn proxies_and_those_who_call_for_others() {
+    let listener = |more: &str| format!("{{protocol: imap, address: \"[::]:143\", tls: starttls, {more}}}");
+    second_listener(&listener("proxy_header: required"), ".trusted", "missing: name the networks of your proxies");
+    second_listener(
+        &listener("proxy_header: on, trusted: 192.0.2.1"),
+        ".proxy_header",
+        "write one of `off`, `required`",
+    );
+    second_listener(&listener("proxy_header: required, trusted: []"), ".trusted", "the list is empty");
+    let trusted = |trusted: &str| listener(&format!("proxy_header: required, trusted: {trusted}"));
+    second_listener(&trusted("[192.0.2.1/24]"), ".trusted[0]", "no bit set behind the prefix");
+    second_listener(&trusted("proxy.example.com"), ".trusted", "an address or a network");
+    let suspicious = |text: String, phrase: &str| {
+        suspicion(SECOND_LISTENER, &format!("  - {text} # HERE"), "listeners[1].trusted", phrase);
+    };
+    suspicious(trusted("0.0.0.0/0"), "everybody is trusted");
+    suspicious(listener("trusted: 192.0.2.1"), "without effect");
+    mistake("[198.51.100.9,", "[webmail, # HERE\n ", "trusted_networks[0]", "an address or a network");
+    let endpoint = "tls: implicit, server_name";
+    let forward = |word: &str| format!("tls: implicit, forward: {word}, # HERE\n       server_name");
+    let key = "routing.backends[0].imap.forward";
+    mistake(
+        endpoint,
+        &forward("xclient"),
+        key,
+        "imap has no such command: write `id`, `proxy_v1`, `proxy_v2` or `none`",
+    );
+    mistake(endpoint, &forward("proxy"), key, "write one of `none`, `proxy_v1`, `proxy_v2`, `id`, `xclient`");
+}
+
+#[test]
 fn listeners_that_collide() {
     for address in ["[::]:993", "0.0.0.0:993", "192.0.2.1:993"] {
         let listener = format!("{{protocol: imap, address: \"{address}\", tls: implicit}}");
@@ -261,7 +292,7 @@ fn backend_names_and_hosts() {
         name,
         "    - name: server3 # HERE\n      hosts: other\n",
         "routing.backends[1].name",
-        "`server3` is taken already by routing.backends[0].name in line 34",
+        "`server3` is taken already by routing.backends[0].name in line 43",
     );
     mistake("- name: server4\n", "- name: Server4 # HERE\n", "routing.backends[1].name", "a-z, 0-9");
     mistake(
@@ -325,7 +356,7 @@ fn backend_endpoints() {
     );
     endpoint("{address: \"server3:993\", tls: implicit, sni: x}", ".sni", "allowed here: address, tls, server_name");
     endpoint("server3:993", "", "expected keys with values");
-    only_problem(&replaced(imap, ""), Some(34), "routing.backends[0]", "it serves nothing: add `imap`");
+    only_problem(&replaced(imap, ""), Some(43), "routing.backends[0]", "it serves nothing: add `imap`");
 }
 
 #[test]
@@ -407,7 +438,7 @@ fn the_answer_within_ten_seconds() {
     sound("timeout: 6s", "timeout: 7s");
     // The default counts as well: 6.5 s and 4 s.
     let text = replaced("  timeout: 3s", "  timeout: 6500ms").replace("timeout: 6s", "timeout: 1s");
-    only_problem(&text, Some(45), "routing.backends[1].timeout", "more than 10s");
+    only_problem(&text, Some(54), "routing.backends[1].timeout", "more than 10s");
 }
 
 #[test]
@@ -550,7 +581,7 @@ fn every_key_given_twice() {
         problems,
         [
             "/etc/usher/config.yaml:17: directory.starttls: given twice, first in line 16: keep one",
-            "/etc/usher/config.yaml:86: cache: given twice, first in line 55: keep one",
+            "/etc/usher/config.yaml:96: cache: given twice, first in line 64: keep one",
         ]
     );
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::outcome::AccountState;
 use crate::proto::BackTls;
+use crate::proto::proxy_header::Version;
 
 #[test]
 fn every_key_arrives() {
@@ -16,6 +17,10 @@ fn every_key_arrives() {
     let listeners: Vec<_> = config.listeners.iter().map(|l| (l.protocol.name, l.address.to_string(), l.tls)).collect();
     let imap = |address: &str, tls| ("imap", address.to_owned(), tls);
     assert_eq!(listeners, [imap("[::]:993", ListenerTls::Implicit), imap("[::]:143", ListenerTls::StartTls)]);
+
+    assert!(config.listeners.iter().all(|listener| listener.proxies.is_none()));
+    let network = |address: &str, bits| Network { address: address.parse().unwrap(), bits };
+    assert_eq!(config.trusted_networks, [network("198.51.100.9", 32), network("2001:db8:9::", 64)]);
 
     let tls = &config.tls;
     let pair = |chain: &str, key: &str| CertificateFiles { chain: chain.into(), key: key.into() };
@@ -68,6 +73,16 @@ fn every_key_arrives() {
         },
         canary: Some(Canary { login: "canary@example.com".into(), mail_host: "server3".into() }),
         reveal_account_state: false,
+        watch: Watch {
+            mode: WatchMode::Off,
+            poll_interval: Duration::from_secs(60),
+            on_move: OnChange::Keep,
+            on_disable: OnChange::Keep,
+            on_password_change: OnChange::Close,
+            brake: Some(500),
+            hold_attribute: Some("mailHold".into()),
+            hold_timeout: Duration::from_secs(5),
+        },
         results: BTreeMap::new(),
     };
     assert_eq!(config.directory, expected);
@@ -114,6 +129,7 @@ fn every_key_arrives() {
     );
     let limits = Limits {
         connections: 100,
+        proxy_header_timeout: seconds(2),
         handshake_timeout: seconds(5),
         login_timeout: seconds(20),
         conversation_timeout: seconds(40),
@@ -204,6 +220,7 @@ fn defaults() {
     );
     let limits = Limits {
         connections: 60_000,
+        proxy_header_timeout: seconds(5),
         handshake_timeout: seconds(10),
         login_timeout: seconds(30),
         conversation_timeout: seconds(60),
@@ -324,7 +341,7 @@ fn other_rooms_find_the_line_of_a_key() {
     let problem = config.problem("tls.certificates[0].key", "does not belong to the certificate");
     let expected = "/etc/usher/config.yaml:8: tls.certificates[0].key: does not belong to the certificate";
     assert_eq!(problem.to_string(), expected);
-    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(45));
+    assert_eq!(config.problem("routing.backends[1].ca", "x").line, Some(54));
     assert_eq!(config.problem("nowhere", "x").to_string(), "/etc/usher/config.yaml: nowhere: x");
     assert_eq!(config.problem("", "x").to_string(), "/etc/usher/config.yaml: x");
 }
@@ -379,5 +396,27 @@ fn a_network_holds_its_addresses_and_no_other() {
     ] {
         assert!(network.contains(inside.parse().unwrap()), "{inside} is in {network:?}");
         assert!(!network.contains(outside.parse().unwrap()), "{outside} is not in {network:?}");
+    }
+}
+
+#[test]
+fn who_a_client_is_said_to_be() {
+    let header = "tls: starttls, proxy_header: required, trusted: [192.0.2.20, \"2001:db8::/64\"]}";
+    let config = sound("tls: starttls}\ntls:", &format!("{header}\ntls:"));
+    let network = |address: &str, bits| Network { address: address.parse().unwrap(), bits };
+    let proxies = vec![network("192.0.2.20", 32), network("2001:db8::", 64)];
+    assert_eq!(config.listeners[1].proxies, Some(proxies));
+    assert_eq!(config.listeners[0].proxies, None);
+    let off = sound("tls: starttls}\ntls:", "tls: starttls, proxy_header: off}\ntls:");
+    assert_eq!(off.listeners[1].proxies, None);
+    for (word, forward) in [
+        ("none", Forward::Nothing),
+        ("proxy_v1", Forward::Header(Version::V1)),
+        ("proxy_v2", Forward::Header(Version::V2)),
+        ("id", Forward::Dialogue),
+    ] {
+        let config = sound("tls: implicit, server_name", &format!("tls: implicit, forward: {word}, server_name"));
+        assert_eq!(config.routing.backends[0].endpoints[0].forward, forward);
+        assert_eq!(config.routing.backends[1].endpoints[0].forward, Forward::Nothing);
     }
 }

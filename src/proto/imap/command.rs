@@ -5,6 +5,8 @@
 //! is only asked for when nothing before it is wrong. Names and passwords are copied into wiping
 //! memory alone.
 
+use core::net::{IpAddr, SocketAddr};
+
 use zeroize::Zeroizing;
 
 use super::super::ClientId;
@@ -176,7 +178,7 @@ impl<'a> Arguments<'a> {
 
     /// ID: of what the client tells, name and version; `NIL` and `()` tell nothing.
     pub(super) fn id(mut self) -> Result<ClientId, Problem> {
-        let mut id = ClientId::default();
+        let (mut id, mut ip, mut port) = (ClientId::default(), None, 0);
         self.expect(b" ")?;
         if self.nil() {
             self.end()?;
@@ -196,15 +198,18 @@ impl<'a> Arguments<'a> {
             self.expect(b" ")?;
             let value = if self.nil() { Secret::new(Vec::new()) } else { self.string(ID_VALUE)? };
             let kept = printable(value.expose(), ID_KEPT);
-            // Every other field is read and forgotten, above all the `x-` ones that other proxies
-            // use to tell where a client is: a client's word for that is worth nothing.
-            if field.expose().eq_ignore_ascii_case(b"name") {
-                id.name = kept;
-            } else if field.expose().eq_ignore_ascii_case(b"version") {
-                id.version = kept;
+            // Every other field is read and forgotten. Where a client says it is from is not passed on:
+            // it is for the session to judge whether this client may say so.
+            match field.expose().to_ascii_lowercase().as_slice() {
+                b"name" => id.name = kept,
+                b"version" => id.version = kept,
+                b"x-originating-ip" => ip = kept.parse::<IpAddr>().ok(),
+                b"x-originating-port" => port = kept.parse().unwrap_or(0),
+                _ => {}
             }
         }
         self.end()?;
+        id.originating = ip.map(|ip| SocketAddr::new(ip.to_canonical(), port));
         Ok(id)
     }
 

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::super::sasl::{self, Exchange, Mechanism, Progress, SaslError};
 use super::super::wire::{Found, Gathering, Literal, Skip, Spoiled, first_word, is_http, printable, write_line};
-use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome};
+use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome, reference};
 use super::command::{self, Denial, Problem, Verb};
 use super::{LINE, TEXT};
 use crate::outcome::{AccountState, BackendWords, Refusal};
@@ -34,6 +34,7 @@ const TLS_FIRST: &str = "[PRIVACYREQUIRED] Start TLS before you log in";
 
 /// The dialogue with one client.
 pub(super) struct ImapFront {
+    session: Box<str>,
     tls: bool,
     starttls: bool,
     /// How many bad commands are still answered.
@@ -119,7 +120,7 @@ impl Front for ImapFront {
     }
 
     fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
-        self.answer(&format!("NO {}", words(refusal)), out);
+        self.answer(&format!("NO {}{}", words(refusal), reference(refusal, &self.session)), out);
         self.state = State::Command;
     }
 
@@ -143,7 +144,7 @@ impl Front for ImapFront {
     }
 
     fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
-        write_line(out, &[b"* BYE ", words(why).as_bytes()]);
+        write_line(out, &[b"* BYE ", words(why).as_bytes(), reference(why, &self.session).as_bytes()]);
     }
 
     fn client_id(&self) -> Option<&ClientId> {
@@ -159,6 +160,7 @@ impl Front for ImapFront {
 impl ImapFront {
     pub(super) fn new(settings: FrontSettings<'_>) -> Self {
         Self {
+            session: settings.session.into(),
             tls: settings.tls,
             starttls: settings.starttls,
             bad_commands_left: settings.bad_commands,
@@ -461,6 +463,7 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         Refusal::TlsRequired => TLS_FIRST,
         Refusal::Limit => "[LIMIT] Too many attempts or sessions, try again later",
         Refusal::Deadline => "[UNAVAILABLE] Logging in took too long, try again",
+        Refusal::Hold => "[UNAVAILABLE] Your mailbox is being moved, try again in a moment",
         Refusal::Draining => "[UNAVAILABLE] The server is shutting down, try again",
         Refusal::Internal => "[SERVERBUG] Something went wrong here, try again",
     })

@@ -6,12 +6,12 @@ use super::super::line::LineFront;
 use super::front::Pop3;
 use super::{COMMAND, PROTOCOL};
 use crate::outcome::{BackendWords, Refusal};
-use crate::proto::trial::{Decision, HOST, calling};
+use crate::proto::trial::{Decision, HOST, SESSION, calling};
 use crate::proto::{BackSettings, BackTls, Front as _, FrontSettings, Step, Welcome, script};
 use crate::secret::{Secret, SecretBuf};
 
 const TLS: FrontSettings<'_> =
-    FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+    FrontSettings { host: HOST, session: SESSION, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
 fn decision(words: &str) -> Decision {
@@ -117,7 +117,7 @@ fn user_and_pass() {
         C: pass p\xc3\xa4ss
         => attempt "bob" "p\xc3\xa4ss" ""
         <= unavailable
-        S: -ERR [SYS/TEMP] The mail service is not available, try again later
+        S: -ERR [SYS/TEMP] The mail service is not available, try again later (session S7Q2X)
         C: USER\x20
         S: +OK Now the password
         C: PASS\x20
@@ -366,17 +366,18 @@ fn a_backends_words_are_passed_where_they_help() {
         let mut front = LineFront::new(Pop3::new(TLS), TLS);
         let mut out = SecretBuf::new();
         front.refused(&Refusal::Disagrees(Some(words)), &mut out);
-        out.as_slice().escape_ascii().to_string()
+        let answer = out.as_slice().escape_ascii().to_string();
+        answer.strip_suffix(r" (session S7Q2X)\r\n").expect("the session is named").to_owned()
     };
-    assert_eq!(words("", "Invalid login"), r"-ERR [SYS/TEMP] Invalid login\r\n");
-    assert_eq!(words("AUTH", "Invalid login"), r"-ERR [SYS/TEMP] Invalid login\r\n");
-    assert_eq!(words("in-use", "Unable to lock maildrop"), r"-ERR [IN-USE] Unable to lock maildrop\r\n");
-    assert_eq!(words("LOGIN-DELAY", "Wait"), r"-ERR [LOGIN-DELAY] Wait\r\n");
-    assert_eq!(words("SYS/PERM", "Closed"), r"-ERR [SYS/PERM] Closed\r\n");
-    assert_eq!(words("SYS/TEMP", "a\r\n+OK"), r"-ERR [SYS/TEMP] a??+OK\r\n");
-    let unavailable = r"-ERR [SYS/TEMP] The mail service is not available, try again later\r\n";
+    assert_eq!(words("", "Invalid login"), r"-ERR [SYS/TEMP] Invalid login");
+    assert_eq!(words("AUTH", "Invalid login"), r"-ERR [SYS/TEMP] Invalid login");
+    assert_eq!(words("in-use", "Unable to lock maildrop"), r"-ERR [IN-USE] Unable to lock maildrop");
+    assert_eq!(words("LOGIN-DELAY", "Wait"), r"-ERR [LOGIN-DELAY] Wait");
+    assert_eq!(words("SYS/PERM", "Closed"), r"-ERR [SYS/PERM] Closed");
+    assert_eq!(words("SYS/TEMP", "a\r\n+OK"), r"-ERR [SYS/TEMP] a??+OK");
+    let unavailable = r"-ERR [SYS/TEMP] The mail service is not available, try again later";
     assert_eq!(words("IN-USE", " "), unavailable);
-    assert!(words("IN-USE", &"x".repeat(9000)).len() <= 512);
+    assert!(words("IN-USE", &"x".repeat(9000)).len() <= 512 - " (session 0123456789ABC)\r\n".len());
 }
 
 /// Who logs in, and how.

@@ -188,6 +188,7 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         Refusal::ProtocolNotServed => {
             "554 5.3.5 Your mail server takes no mail from here, please tell your administrator"
         }
+        Refusal::Hold => "454 4.7.0 Your mailbox is being moved, try again in a moment",
         Refusal::TlsRequired => TLS_FIRST,
         Refusal::Limit => "454 4.7.0 Too many attempts or sessions, try again later",
         Refusal::Deadline => "454 4.7.0 Logging in took too long, try again",

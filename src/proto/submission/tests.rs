@@ -6,12 +6,12 @@ use super::super::line::LineFront;
 use super::PROTOCOL;
 use super::front::Submission;
 use crate::outcome::{BackendWords, Refusal};
-use crate::proto::trial::{Decision, HOST, calling};
+use crate::proto::trial::{Decision, HOST, SESSION, calling};
 use crate::proto::{BackSettings, BackTls, Front as _, FrontSettings, Step, Welcome, script};
 use crate::secret::{Secret, SecretBuf};
 
 const TLS: FrontSettings<'_> =
-    FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+    FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50, session: SESSION };
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
 fn decision(words: &str) -> Decision {
@@ -145,7 +145,7 @@ fn auth_with_and_without_an_initial_response() {
         C: Ym9iAGFsaWNlAHNlY3JldA==
         => attempt "alice" "secret" "bob"
         <= unavailable
-        S: 454 4.7.0 The mail service is not available, try again later
+        S: 454 4.7.0 The mail service is not available, try again later (session S7Q2X)
         C: AUTH LOGIN
         S: 334 VXNlcm5hbWU6
         C: YWxpY2U=
@@ -289,27 +289,28 @@ fn a_backends_words_are_passed_where_they_help() {
         let mut front = LineFront::new(Submission::new(TLS), TLS);
         let mut out = SecretBuf::new();
         front.refused(&Refusal::Disagrees(Some(words)), &mut out);
-        out.as_slice().escape_ascii().to_string()
+        let answer = out.as_slice().escape_ascii().to_string();
+        answer.strip_suffix(r" (session S7Q2X)\r\n").expect("the session is named").to_owned()
     };
-    assert_eq!(words("535 5.7.8", "authentication failed"), r"454 4.7.0 authentication failed\r\n");
-    assert_eq!(words("535", "authentication failed"), r"454 4.7.0 authentication failed\r\n");
-    assert_eq!(words("550 5.7.8", "no"), r"454 4.7.0 no\r\n");
-    assert_eq!(words("454 4.7.0", "Temporary failure"), r"454 4.7.0 Temporary failure\r\n");
-    assert_eq!(words("432 4.7.12", "Change over"), r"432 4.7.12 Change over\r\n");
-    assert_eq!(words("450", "Later"), r"450 4.7.0 Later\r\n");
-    assert_eq!(words("550 5.7.1", "Your account is closed"), r"550 5.7.1 Your account is closed\r\n");
-    assert_eq!(words("450 5.7.1", "Classes differ"), r"450 4.7.0 Classes differ\r\n");
-    assert_eq!(words("454 4.7.0", "a\r\n235 ok"), r"454 4.7.0 a??235 ok\r\n");
-    let unavailable = r"454 4.7.0 The mail service is not available, try again later\r\n";
+    assert_eq!(words("535 5.7.8", "authentication failed"), r"454 4.7.0 authentication failed");
+    assert_eq!(words("535", "authentication failed"), r"454 4.7.0 authentication failed");
+    assert_eq!(words("550 5.7.8", "no"), r"454 4.7.0 no");
+    assert_eq!(words("454 4.7.0", "Temporary failure"), r"454 4.7.0 Temporary failure");
+    assert_eq!(words("432 4.7.12", "Change over"), r"432 4.7.12 Change over");
+    assert_eq!(words("450", "Later"), r"450 4.7.0 Later");
+    assert_eq!(words("550 5.7.1", "Your account is closed"), r"550 5.7.1 Your account is closed");
+    assert_eq!(words("450 5.7.1", "Classes differ"), r"450 4.7.0 Classes differ");
+    assert_eq!(words("454 4.7.0", "a\r\n235 ok"), r"454 4.7.0 a??235 ok");
+    let unavailable = r"454 4.7.0 The mail service is not available, try again later";
     assert_eq!(
         (words("", "x"), words("235", "x"), words("454", " ")),
         (unavailable.into(), unavailable.into(), unavailable.into())
     );
-    assert!(words("454 4.7.0", &"x".repeat(9000)).len() <= 512);
+    assert!(words("454 4.7.0", &"x".repeat(9000)).len() <= 512 - " (session 0123456789ABC)\r\n".len());
     let mut front = LineFront::new(Submission::new(TLS), TLS);
     let mut out = SecretBuf::new();
     front.bye(&Refusal::Draining, &mut out);
-    assert_eq!(out.as_slice(), b"421 4.3.2 The server is shutting down, try again\r\n");
+    assert_eq!(out.as_slice(), b"421 4.3.2 The server is shutting down, try again (session S7Q2X)\r\n");
 }
 
 /// Who logs in, and how.

@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::super::trial::{BackTrial, Decision, FrontTrial, HOST};
+use super::super::trial::{BackTrial, Decision, FrontTrial, HOST, SESSION};
 use crate::outcome::Refusal;
 use crate::proto::{BackSettings, BackTls, FrontSettings, PROTOCOLS, Protocol, Welcome};
 use crate::secret::Secret;
@@ -231,7 +231,7 @@ proptest! {
         decisions in vec(decision(), 0..6),
     ) {
         let said = |pieces: &[&[u8]]| {
-            let settings = FrontSettings { host: HOST, capabilities: None, tls, starttls, bad_commands };
+            let settings = FrontSettings { host: HOST, session: SESSION, capabilities: None, tls, starttls, bad_commands };
             let mut trial = FrontTrial::new(protocol, settings, decisions.clone().into_iter());
             pieces.iter().for_each(|piece| trial.feed(piece));
             trial.finish()

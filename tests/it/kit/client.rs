@@ -150,11 +150,32 @@ impl Imap {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
         socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).expect("the port accepts");
-        let stream = TcpStream::from(socket);
+        Self::on(TcpStream::from(socket))
+    }
+
+    fn on(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
         let greeting = String::new();
         Self { stream: Stream::Plain(stream), buffer: Vec::new(), transcript: String::new(), tags: 0, greeting }
+    }
+
+    /// Connects and says and hears nothing, anywhere.
+    pub(crate) fn silent_at(address: SocketAddr) -> Self {
+        Self::on(TcpStream::connect(address).expect("the port accepts"))
+    }
+
+    /// Connects from a loopback address, says these bytes before its first of TLS, and takes the
+    /// greeting.
+    pub(crate) fn headed(from: [u8; 4], port: u16, header: &[u8]) -> Self {
+        Self::try_headed(from, port, header).expect("the handshake succeeds")
+    }
+
+    /// As [`Imap::headed`]; the error of the handshake, or of the read of the greeting.
+    pub(crate) fn try_headed(from: [u8; 4], port: u16, header: &[u8]) -> std::io::Result<Self> {
+        let (mut imap, tls) = (Self::silent_from(from, port), Tls::default());
+        imap.try_send(header)?;
+        imap.handshake(tls.config(), tls.server_name)
     }
 
     /// The handshake on a connection in the clear.
@@ -184,6 +205,11 @@ impl Imap {
             Stream::Tls(stream) => &stream.conn,
             Stream::Plain(_) | Stream::Gone => panic!("no TLS"),
         }
+    }
+
+    /// Where it connects from.
+    pub(crate) fn local_address(&self) -> SocketAddr {
+        self.socket().local_addr().unwrap()
     }
 
     fn socket(&self) -> &TcpStream {

@@ -65,6 +65,8 @@ impl Config {
                 "bind_password_file": "ldap.password",
                 "base": SUFFIX,
                 "filter": "(|(uid={login})(mail={login}))",
+                // What is counted in a test is then what logins have asked for.
+                "watch": "off",
             },
             "routing": {"backends": []},
             // Where the time of a refusal is not looked at, it need not be waited for.

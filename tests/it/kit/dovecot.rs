@@ -1,10 +1,12 @@
 //! Dovecot, which plays server3.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::certs::{Certificates, Pair};
+use super::patience;
 use super::people::{SERVICE_PASSWORD, everybody};
 use super::process::{Running, Server, folder, free_port, read_text, require, wait_for_port};
 
@@ -55,14 +57,30 @@ pub(crate) struct Dovecot {
 impl Dovecot {
     /// Everybody has a mailbox here, wherever the directory sends them.
     pub(crate) fn start(certificates: &Certificates, pair: &Pair, demand_client_certificate: bool) -> Self {
+        Self::start_with(certificates, pair, demand_client_certificate, "")
+    }
+
+    /// As [`Dovecot::start`], with more lines of configuration.
+    pub(crate) fn start_with(
+        certificates: &Certificates,
+        pair: &Pair,
+        demand_client_certificate: bool,
+        more: &str,
+    ) -> Self {
         require(Path::new("/usr/sbin/dovecot"));
         let [imaps, imap, pop3s, pop3, submissions, submission, relay] = std::array::from_fn(|_| free_port());
         let dovecot =
             Self { folder: folder("dovecot"), running: None, imaps, imap, pop3s, pop3, submissions, submission, relay };
-        dovecot.configure(certificates, pair, demand_client_certificate)
+        dovecot.configure(certificates, pair, demand_client_certificate, more)
     }
 
-    fn configure(mut self, certificates: &Certificates, pair: &Pair, demand_client_certificate: bool) -> Self {
+    fn configure(
+        mut self,
+        certificates: &Certificates,
+        pair: &Pair,
+        demand_client_certificate: bool,
+        more: &str,
+    ) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = &self.folder;
         // Mail must not be touched as root; without root everything runs as who we are.
@@ -163,6 +181,7 @@ service submission-login {{
     ssl = yes
   }}
 }}
+{more}
 "#,
             folder = folder.display(),
             chain = pair.chain.display(),
@@ -237,6 +256,20 @@ service submission-login {{
         processes.retain(|pid| kill_process(*pid, Signal::STOP).is_ok());
         assert!(processes.contains(&master), "the master is alive");
         Frozen(processes)
+    }
+
+    /// Waits until it has logged a line with all of these words, and returns it.
+    pub(crate) fn wait_logged(&self, words: &[&str]) -> String {
+        let deadline = Instant::now() + patience(Duration::from_secs(15));
+        loop {
+            let logged = self.logged();
+            if let Some(line) = logged.lines().find(|line| words.iter().all(|word| line.contains(word))) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < deadline, "Dovecot never logged {words:?}:\n{logged}");
+            // A log file gives no event to wait for.
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Everything it logged.

@@ -211,6 +211,22 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
         run("ldapmodify", &[&["-x", "-H", &url], &ROOT[..]].concat(), ldif.as_bytes()).succeeded();
     }
 
+    /// Changes entries after [`Slapd::stop`], where nobody sees it: on a socket of this call's own.
+    pub(crate) fn modify_unseen(&self, ldif: &str) {
+        let hidden = format!("ldapi://{}", self.folder.join("hidden").display().to_string().replace('/', "%2F"));
+        let config = self.folder.join("slapd.conf").display().to_string();
+        let words = ["/usr/sbin/slapd", "-d", "stats", "-f", &config, "-h", &hidden];
+        let command = words.map(String::from).to_vec();
+        let server = Server { command, environment: vec![], log: Some(self.log()), end: "TERM" };
+        let _running = server.start().0;
+        let deadline = Instant::now() + patience(Duration::from_secs(20));
+        while std::os::unix::net::UnixStream::connect(self.folder.join("hidden")).is_err() {
+            assert!(Instant::now() < deadline, "slapd does not start:\n{}", self.logged());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        run("ldapmodify", &[&["-x", "-H", &hidden], &ROOT[..]].concat(), ldif.as_bytes()).succeeded();
+    }
+
     /// Adds a person.
     pub(crate) fn add(&self, person: &Person) {
         let url = self.url();

@@ -3,12 +3,12 @@
 use super::super::PROTOCOL;
 use super::super::front::ImapFront;
 use crate::outcome::{AccountState, BackendWords, Refusal};
-use crate::proto::trial::{Decision, FrontTrial, HOST};
+use crate::proto::trial::{Decision, FrontTrial, HOST, SESSION};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
 use crate::secret::SecretBuf;
 
 const TLS: FrontSettings<'_> =
-    FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+    FrontSettings { host: HOST, session: SESSION, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
 /// What a decision in a script means.
@@ -480,7 +480,7 @@ fn authenticate_in_every_form() {
         C: AGFsaWNlAHNlY3JldA==
         => attempt "alice" "secret" ""
         <= unavailable
-        S: a NO [UNAVAILABLE] The mail service is not available, try again later
+        S: a NO [UNAVAILABLE] The mail service is not available, try again later (session S7Q2X)
         C: b authenticate plain Ym9iAGFsaWNlAHNlY3JldA==
         => attempt "alice" "secret" "bob"
         <= wrong
@@ -805,6 +805,7 @@ fn every_refusal_has_its_words() {
         (Refusal::TlsRequired, "NO [PRIVACYREQUIRED] Start TLS before you log in"),
         (Refusal::Limit, "NO [LIMIT] Too many attempts or sessions, try again later"),
         (Refusal::Deadline, "NO [UNAVAILABLE] Logging in took too long, try again"),
+        (Refusal::Hold, "NO [UNAVAILABLE] Your mailbox is being moved, try again in a moment"),
         (Refusal::Draining, "NO [UNAVAILABLE] The server is shutting down, try again"),
         (Refusal::Internal, "NO [SERVERBUG] Something went wrong here, try again"),
     ];
@@ -818,11 +819,13 @@ fn every_refusal_has_its_words() {
         assert!(matches!(front.step(&mut input, &mut out), Step::Attempt(_)));
         front.refused(&refusal, &mut out);
         front.bye(&refusal, &mut out);
-        let expected = format!("a {words}\r\n* BYE {}\r\n", &words[3..]);
+        // A screenshot of trouble finds the log; of a wrong password there is nothing to find.
+        let reference = if refusal.names_session() { " (session S7Q2X)" } else { "" };
+        let expected = format!("a {words}{reference}\r\n* BYE {}{reference}\r\n", &words[3..]);
         assert_eq!(out.as_slice().escape_ascii().to_string(), expected.as_bytes().escape_ascii().to_string());
     }
     let long = words_of(&disagrees("LIMIT", &"x".repeat(9000)));
-    assert_eq!(long.len(), "a NO [LIMIT] \r\n".len() + 512);
+    assert_eq!(long.len(), "a NO [LIMIT]  (session S7Q2X)\r\n".len() + 512);
 }
 
 fn words_of(refusal: &Refusal) -> Vec<u8> {

@@ -1,0 +1,167 @@
+//! Reading an entry out of a message (RFC 4511 section 4.5.2), bounded and without a panic: what a
+//! decision needs of it, and the marks by which a later version is told from this one.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use ldap3::asn1::StructureTag;
+
+use super::{Entry, EntryId};
+use crate::config::Meaning;
+
+/// Values of one attribute that are read; an entry with more is not guessed about.
+const MAX_VALUES: usize = 64;
+/// Bytes of one value: more than any host or login name.
+const MAX_VALUE: usize = 1_024;
+/// Bytes of a DN.
+const MAX_DN: usize = 8 * 1_024;
+/// An administrator's lock, which no time ends (draft-behera-ldap-password-policy-10 section 5.3.3).
+const LOCKED_FOR_EVER: &[u8] = b"000001010000Z";
+/// ADS_UF_ACCOUNTDISABLE of userAccountControl.
+const ACCOUNT_DISABLED: u32 = 2;
+
+/// What is asked for of an entry, and what it means.
+#[derive(Debug)]
+pub(super) struct Attributes(pub(super) Vec<(String, Meaning)>);
+
+impl Attributes {
+    /// Each name once.
+    pub(super) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::with_capacity(self.0.len());
+        for (name, _) in &self.0 {
+            if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                names.push(name);
+            }
+        }
+        names
+    }
+}
+
+/// An entry as a server shows it, with what only the audit needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The entry.
+    pub entry: Entry,
+    /// modifyTimestamp.
+    pub modified: Option<String>,
+    /// modifiersName.
+    pub modified_by: Option<String>,
+}
+
+/// An attribute's description and values.
+pub(super) type Values = (Vec<u8>, Vec<Vec<u8>>);
+
+/// The DN and the attributes of a SearchResultEntry; `None` if it is none.
+pub(super) fn parts(message: StructureTag) -> Option<(String, Vec<Values>)> {
+    let mut parts = message.expect_constructed()?.into_iter();
+    let dn = String::from_utf8(parts.next()?.expect_primitive()?).ok()?;
+    let mut attributes = Vec::new();
+    for attribute in parts.next()?.expect_constructed()? {
+        let mut parts = attribute.expect_constructed()?.into_iter();
+        let description = parts.next()?.expect_primitive()?;
+        let values = parts.next()?.expect_constructed()?.into_iter();
+        attributes.push((description, values.map(StructureTag::expect_primitive).collect::<Option<_>>()?));
+    }
+    Some((dn, attributes))
+}
+
+/// Reads an entry; `None` if it is none. One that is out of bounds may have been filled by its owner:
+/// that is no evidence of anything (`Some(None)`), and no reason to think ill of the server.
+#[expect(clippy::option_option, reason = "no entry at all, and one that is not looked into")]
+pub(super) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Option<Shown>> {
+    let (dn, attributes) = parts(message)?;
+    if dn.len() > MAX_DN {
+        return Some(None);
+    }
+    let entry = Entry::named(dn.into());
+    let mut shown = Shown { entry, modified: None, modified_by: None };
+    for (description, values) in &attributes {
+        let name = base_name(description);
+        for (_, meaning) in wanted.0.iter().filter(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes())) {
+            if !shown.take(*meaning, name, values) {
+                return Some(None);
+            }
+        }
+    }
+    Some(Some(shown))
+}
+
+impl Shown {
+    /// Takes over an attribute; `false` if it is out of bounds.
+    fn take(&mut self, meaning: Meaning, name: &[u8], values: &[Vec<u8>]) -> bool {
+        let Self { entry, modified, modified_by } = self;
+        let marks = &mut entry.marks;
+        let first = values.first().map(Vec::as_slice).unwrap_or_default();
+        let text = || (first.len() <= MAX_VALUE).then(|| String::from_utf8_lossy(first).into_owned());
+        match meaning {
+            Meaning::MailHost => return names(values, &mut entry.mail_hosts),
+            Meaning::Login => return names(values, &mut entry.logins),
+            Meaning::Allow => {
+                marks.decides ^= digest(name, values);
+                return names(values, &mut entry.allowed);
+            }
+            Meaning::Hold => marks.held |= values.iter().any(|value| !value.is_empty()),
+            Meaning::Decides => marks.decides ^= digest(name, values),
+            Meaning::Password => marks.password = Some(marks.password.unwrap_or_default() ^ digest(name, values)),
+            Meaning::Locked if values.iter().any(|value| value.starts_with(LOCKED_FOR_EVER)) => {
+                (marks.disabled, marks.locked) = (true, true);
+            }
+            Meaning::Reset => marks.lockout ^= digest(name, values),
+            Meaning::Lockout | Meaning::Locked => {
+                // Active Directory writes 0 when it unlocks.
+                marks.locked |= values.iter().any(|value| value != b"0");
+                marks.lockout ^= digest(name, values);
+            }
+            Meaning::Switch => marks.disabled |= first.eq_ignore_ascii_case(b"true"),
+            Meaning::Control => {
+                let flags = std::str::from_utf8(first).ok().and_then(|flags| flags.parse::<u32>().ok());
+                marks.disabled |= flags.is_some_and(|flags| flags & ACCOUNT_DISABLED != 0);
+            }
+            Meaning::Noise => marks.noise ^= digest(name, values),
+            // 389-DS knows both, and its content synchronization goes by its own.
+            Meaning::Id if marks.id.is_none() || name.eq_ignore_ascii_case(b"nsUniqueId") => {
+                marks.id = EntryId::parse(first).or(marks.id);
+            }
+            Meaning::Id => {}
+            Meaning::Guid => marks.id = marks.id.or(EntryId::from_bytes(first)),
+            Meaning::Csn => marks.version = text().map(Into::into),
+            Meaning::Modified => {
+                *modified = text();
+                // A CSN says the same more exactly.
+                if marks.version.as_ref().is_none_or(|version| !version.contains('#')) {
+                    marks.version = modified.clone().map(Into::into);
+                }
+            }
+            Meaning::Modifier => *modified_by = text(),
+        }
+        true
+    }
+}
+
+/// Appends values as names; `false` if there are too many, or one is too long.
+fn names(values: &[Vec<u8>], list: &mut Vec<String>) -> bool {
+    for value in values {
+        // Cutting a name short, or a list, would make another name or a unique one of it.
+        if value.len() > MAX_VALUE || list.len() >= MAX_VALUES {
+            return false;
+        }
+        // What is not UTF-8 keeps its replacement characters and so matches no name.
+        list.push(String::from_utf8_lossy(value).into_owned());
+    }
+    true
+}
+
+/// A digest of an attribute's values, in whatever order they come. Compared with others of this
+/// process only; whoever can make two values collide may change the entry anyway.
+fn digest(name: &[u8], values: &[Vec<u8>]) -> u64 {
+    let mut sorted: Vec<&Vec<u8>> = values.iter().collect();
+    sorted.sort_unstable();
+    let mut hasher = DefaultHasher::new();
+    name.to_ascii_lowercase().hash(&mut hasher);
+    sorted.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The attribute type of an attribute description: `mailHost` of `mailHost;lang-de`.
+fn base_name(description: &[u8]) -> &[u8] {
+    description.split(|byte| *byte == b';').next().unwrap_or(description)
+}

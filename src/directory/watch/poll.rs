@@ -1,0 +1,107 @@
+//! Following by questions, where a server cannot tell by itself: once per interval a search for what
+//! was modified since the last one. Deletions leave no trace in such an answer, so that every tenth
+//! round reads all users anew; it begins with a new connection, which may find a better way.
+//!
+//! Active Directory numbers its changes (uSNChanged), each domain controller for itself: the numbers
+//! never outlive the connection. Elsewhere modifyTimestamp must do. A change that comes late from
+//! another master carries an old one, so that each search reaches some rounds back.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use ldap3::adapters::PagedResults;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::super::connection::{Fault, Scope};
+use super::super::reading;
+use super::{Change, End, Link, RootDse, SILENCE, Tell, round_ends};
+
+/// Every so many rounds everything is read.
+const ROUNDS: u32 = 10;
+/// So many rounds a search by modifyTimestamp reaches back.
+const OVERLAP: usize = 4;
+/// Entries in a page (RFC 2696).
+const PAGE: i32 = 500;
+
+/// Follows for [`ROUNDS`] rounds, or until it fails.
+pub(super) async fn follow(link: &Link<'_>, interval: Duration, numbered: bool, tell: Tell<'_>) -> End {
+    let mut since = Since { numbered, next_usn: None, times: VecDeque::new() };
+    for round in 0..ROUNDS {
+        if round > 0 {
+            sleep(interval).await;
+        }
+        if let Err(end) = since.round(link, tell).await {
+            return end;
+        }
+    }
+    sleep(interval).await;
+    End::LookAround
+}
+
+/// From where the next search asks.
+struct Since {
+    /// Whether the server numbers its changes.
+    numbered: bool,
+    next_usn: Option<u64>,
+    /// The latest modifyTimestamp as of each of the last rounds, oldest first.
+    times: VecDeque<String>,
+}
+
+impl Since {
+    async fn round(&mut self, link: &Link<'_>, tell: Tell<'_>) -> Result<(), End> {
+        // Asked first: what changes meanwhile has a higher number and is told twice, not never.
+        let usn = if self.numbered { RootDse::read(&link.connection).await?.usn } else { None };
+        let since = if self.numbered {
+            self.next_usn.map(|usn| format!("(uSNChanged>={usn})"))
+        } else {
+            self.times.front().map(|time| format!("(modifyTimestamp>={time})"))
+        };
+        let filter = match &since {
+            Some(since) => format!("(&{}{since})", link.filter),
+            None => link.filter.clone(),
+        };
+        tell(Change::Began);
+        let latest = search(link, &filter, tell).await?;
+        if since.is_none() {
+            tell(Change::OnlyThese);
+        }
+        tell(Change::Complete);
+        self.next_usn = usn.map(|usn| usn.saturating_add(1));
+        if let Some(latest) = latest.or_else(|| self.times.back().cloned()) {
+            self.times.push_back(latest);
+            if self.times.len() > OVERLAP {
+                self.times.pop_front();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tells every entry that matches; the latest modifyTimestamp among them.
+async fn search(link: &Link<'_>, filter: &str, tell: Tell<'_>) -> Result<Option<String>, End> {
+    let (connection, ends) = (&link.connection, round_ends());
+    let mut ldap = connection.handle();
+    let names = link.attributes.names();
+    let asked = ldap.streaming_search_with(PagedResults::new(PAGE), &link.base, Scope::Subtree, filter, names);
+    let mut answers = within(ends, connection.contained(asked)).await?;
+    let mut latest: Option<String> = None;
+    while let Some(message) = within(ends, connection.contained(answers.next())).await? {
+        if message.is_ref() || message.is_intermediate() {
+            continue;
+        }
+        if let Some(shown) = reading::read_entry(message.0, &link.attributes).ok_or(Fault::Malformed)? {
+            latest = latest.max(shown.modified.clone());
+            tell(Change::Entry(Box::new(shown)));
+        }
+    }
+    // Part of an answer says nothing about what it lacks.
+    match answers.finish().await.rc {
+        0 => Ok(latest),
+        code => Err(End::Refused(code)),
+    }
+}
+
+/// The next message, in time.
+async fn within<T>(ends: Instant, asked: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    timeout_at(ends.min(Instant::now() + SILENCE), asked).await.unwrap_or(Err(Fault::Timeout))
+}

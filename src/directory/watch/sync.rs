@@ -1,0 +1,159 @@
+//! Following by content synchronization: refresh, then persist (RFC 4533 sections 3.2 to 3.5).
+
+use std::pin::pin;
+use std::time::Duration;
+
+use ldap3::ResultEntry;
+use ldap3::asn1::StructureTag;
+use ldap3::controls::{RawControl, RefreshMode, SyncRequest};
+use tokio::time::{Instant, sleep_until};
+
+use super::super::connection::{Fault, Scope};
+use super::super::reading;
+use super::message::{SYNC_STATE, State, SyncInfo, SyncState};
+use super::{Change, End, Link, SILENCE, Tell, round_ends};
+
+/// The result of a search whose cookie is too old.
+const SYNC_REFRESH_REQUIRED: u32 = 4096;
+/// How long nothing may come before the server is asked whether it is there.
+const WATCHDOG: Duration = Duration::from_secs(10);
+
+/// Follows until it ends. `cookie` is where it began, and then where it stands.
+pub(super) async fn follow(link: &Link<'_>, cookie: &mut Option<Vec<u8>>, tell: Tell<'_>) -> End {
+    match run(link, cookie, tell).await {
+        Ok(end) => end,
+        Err(fault) => End::Fault(fault),
+    }
+}
+
+async fn run(link: &Link<'_>, cookie: &mut Option<Vec<u8>>, tell: Tell<'_>) -> Result<End, Fault> {
+    let connection = &link.connection;
+    let request = SyncRequest { mode: RefreshMode::RefreshAndPersist, cookie: cookie.clone(), reload_hint: false };
+    // A server that does not know it must not take this for a search like another.
+    let request = RawControl { crit: true, ..request.into() };
+    let mut ldap = connection.handle();
+    let search =
+        ldap.with_controls(request).streaming_search(&link.base, Scope::Subtree, &link.filter, link.attributes.names());
+    tell(Change::Began);
+    let mut answers = connection.contained(search).await?;
+    let mut progress = Progress { refresh_ends: Some(round_ends()), whole: cookie.is_none(), cookie: cookie.clone() };
+    loop {
+        let message = {
+            let mut next = pin!(connection.contained(answers.next()));
+            loop {
+                let silent_until = Instant::now() + if progress.refresh_ends.is_some() { SILENCE } else { WATCHDOG };
+                tokio::select! {
+                    message = &mut next => break message?,
+                    () = sleep_until(silent_until) => {
+                        if progress.refresh_ends.is_some() {
+                            return Err(Fault::Timeout);
+                        }
+                        link.is_alive().await?;
+                        tell(Change::Confirmed);
+                    }
+                }
+            }
+        };
+        let Some(message) = message else {
+            return Ok(match answers.finish().await.rc {
+                SYNC_REFRESH_REQUIRED => End::RefreshRequired,
+                code => End::Refused(code),
+            });
+        };
+        if progress.refresh_ends.is_some_and(|end| end < Instant::now()) {
+            return Err(Fault::Timeout);
+        }
+        progress.take(link, message, tell)?;
+        // In the middle of a refresh a cookie would claim what is not yet acted upon.
+        if progress.refresh_ends.is_none() {
+            cookie.clone_from(&progress.cookie);
+        }
+    }
+}
+
+/// How far it has come.
+struct Progress {
+    /// While refreshing: when that must be over.
+    refresh_ends: Option<Instant>,
+    /// Whether all entries are told, because there was no cookie.
+    whole: bool,
+    cookie: Option<Vec<u8>>,
+}
+
+impl Progress {
+    fn take(&mut self, link: &Link<'_>, message: ResultEntry, tell: Tell<'_>) -> Result<(), Fault> {
+        if message.is_ref() {
+            return Ok(());
+        }
+        if message.is_intermediate() {
+            let info = intermediate(message.0).ok_or(Fault::Malformed)?;
+            if let Some(info) = info {
+                self.inform(info, tell);
+            }
+            return Ok(());
+        }
+        let control = message.1.iter().map(|control| &control.1).find(|control| control.ctype == SYNC_STATE);
+        let value = control.and_then(|control| control.val.as_deref()).ok_or(Fault::Malformed)?;
+        let SyncState { state, id, cookie } = SyncState::parse(value).ok_or(Fault::Malformed)?;
+        match state {
+            State::Present => tell(Change::Present(vec![id])),
+            State::Changed => match reading::read_entry(message.0, &link.attributes).ok_or(Fault::Malformed)? {
+                Some(mut shown) => {
+                    shown.entry.marks.id = Some(id);
+                    tell(Change::Entry(Box::new(shown)));
+                }
+                // Out of bounds: whatever was known of it stays until it is asked for again.
+                None => tell(Change::Present(vec![id])),
+            },
+            State::Deleted => {
+                let (dn, _) = reading::parts(message.0).ok_or(Fault::Malformed)?;
+                tell(Change::Gone { id: Some(id), dn: (!dn.is_empty()).then(|| dn.into()) });
+            }
+        }
+        self.advance(cookie);
+        Ok(())
+    }
+
+    fn inform(&mut self, info: SyncInfo, tell: Tell<'_>) {
+        match info {
+            SyncInfo::Cookie(cookie) => self.advance(Some(cookie)),
+            SyncInfo::Phase { present, cookie, done } => {
+                if present || (done && self.whole) {
+                    tell(Change::OnlyThese);
+                }
+                self.advance(cookie);
+                if done && self.refresh_ends.take().is_some() {
+                    tell(Change::Complete);
+                }
+            }
+            SyncInfo::Ids { gone, cookie, ids } => {
+                if gone {
+                    ids.into_iter().for_each(|id| tell(Change::Gone { id: Some(id), dn: None }));
+                } else {
+                    tell(Change::Present(ids));
+                }
+                self.advance(cookie);
+            }
+        }
+    }
+
+    fn advance(&mut self, cookie: Option<Vec<u8>>) {
+        if cookie.is_some() {
+            self.cookie = cookie;
+        }
+    }
+}
+
+/// Reads an IntermediateResponse (RFC 4511 section 4.13).
+#[expect(clippy::option_option, reason = "unreadable, and somebody else's")]
+fn intermediate(message: StructureTag) -> Option<Option<SyncInfo>> {
+    let (mut name, mut value) = (None, None);
+    for part in message.expect_constructed()? {
+        match part.id {
+            0 => name = part.expect_primitive(),
+            1 => value = part.expect_primitive(),
+            _ => {}
+        }
+    }
+    SyncInfo::parse(name.as_deref(), value.as_deref())
+}

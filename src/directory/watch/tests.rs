@@ -1,0 +1,323 @@
+//! The watch against scripted servers: content synchronization as it should not be, Active Directory's
+//! numbers, and servers that come and go.
+#![allow(clippy::wildcard_enum_match_arm)] // a script answers what it expects
+
+use std::sync::Mutex;
+
+use ldap3_proto::LdapResultCode as Code;
+use ldap3_proto::proto::{LdapFilter, LdapOp};
+use tokio::task::JoinSet;
+
+use super::super::scripted::{Reply, Scripted, Seen, bound, done, entry};
+use super::*;
+use crate::config::{self, Find, LdapScheme, Template, TemplatePart, Watch};
+use crate::metrics::Metrics;
+
+const TEST_TIME: Duration = Duration::from_secs(20);
+const SYNC_INFO: &[u8] = b"1.3.6.1.4.1.4203.1.9.1.4";
+
+/// A watch under test, and what it has told.
+struct Under {
+    told: Arc<Mutex<Vec<Change>>>,
+    _task: JoinSet<()>,
+}
+
+impl Under {
+    fn test(servers: &[&Scripted], mode: WatchMode) -> Self {
+        let parts =
+            vec![TemplatePart::Text("(uid=".to_owned()), TemplatePart::Login, TemplatePart::Text(")".to_owned())];
+        let settings = config::Directory {
+            servers: servers.iter().map(|server| server.server(LdapScheme::Ldap, "127.0.0.1")).collect(),
+            find: Find::Search { service: None, base: "dc=x".to_owned(), filter: Template { parts } },
+            watch: Watch { mode, poll_interval: Duration::from_millis(20), ..Watch::off() },
+            ..config::Directory::for_tests()
+        };
+        let ldap = Ldap::new(&settings, None, Arc::new(Metrics::new()));
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let (list, mut task) = (Arc::clone(&told), JoinSet::new());
+        task.spawn(async move { ldap.follow(&|change| list.lock().unwrap().push(change)).await });
+        Self { told, _task: task }
+    }
+
+    /// Waits until this was told of what has been told, and returns that.
+    async fn until(&self, what: impl Fn(&[Change]) -> bool) -> Vec<Change> {
+        let waited = timeout(TEST_TIME, async {
+            while !what(&self.told.lock().unwrap()) {
+                sleep(Duration::from_millis(2)).await;
+            }
+        });
+        let is_told = waited.await.is_ok();
+        let told = self.told.lock().unwrap().clone();
+        assert!(is_told, "{told:?}");
+        told
+    }
+}
+
+fn ber(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let content = parts.concat();
+    let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+    [&[tag, 0x82][..], &length, &content].concat()
+}
+
+fn message(seen: &Seen, op: &[u8], controls: &[u8]) -> Reply {
+    let id = u8::try_from(seen.id).unwrap();
+    Reply::Raw(ber(0x30, &[&[2, 1, id], op, controls]))
+}
+
+/// An entry with a Sync State control.
+fn synced(seen: &Seen, dn: &str, id: u8, state: u8, cookie: &[u8]) -> Reply {
+    let attribute = ber(0x30, &[&ber(4, &[b"mailHost"]), &ber(0x31, &[&ber(4, &[b"server3"])])]);
+    let op = ber(0x64, &[&ber(4, &[dn.as_bytes()]), &ber(0x30, &[&attribute])]);
+    let cookie = if cookie.is_empty() { Vec::new() } else { ber(4, &[cookie]) };
+    let value = ber(0x30, &[&[10, 1, state], &ber(4, &[&[id; 16]]), &cookie]);
+    let control = ber(0x30, &[&ber(4, &[message::SYNC_STATE.as_bytes()]), &ber(4, &[&value])]);
+    message(seen, &op, &ber(0xa0, &[&control]))
+}
+
+fn info(seen: &Seen, value: &[u8]) -> Reply {
+    message(seen, &ber(0x79, &[&ber(0x80, &[SYNC_INFO]), &ber(0x81, &[value])]), b"")
+}
+
+/// The refresh is over; here is the cookie.
+fn refreshed(seen: &Seen) -> Reply {
+    info(seen, &ber(0xa1, &[&ber(4, &[b"c1"])]))
+}
+
+fn root(attributes: &[(&str, &[&[u8]])]) -> Vec<Reply> {
+    vec![entry("", attributes), done(Code::Success)]
+}
+
+fn syncing() -> Vec<Reply> {
+    root(&[("supportedControl", &[b"1.2.3", SYNC_REQUEST.as_bytes()])])
+}
+
+fn id(byte: u8) -> EntryId {
+    EntryId::from_bytes(&[byte; 16]).unwrap()
+}
+
+fn is_root(seen: &Seen) -> bool {
+    seen.base() == Some("")
+}
+
+/// The changes without what is in the entries.
+fn kinds(changes: &[Change]) -> Vec<String> {
+    let kind = |change: &Change| match change {
+        Change::Entry(shown) => format!("{} is at {}", shown.entry.dn, shown.entry.mail_hosts.join(",")),
+        Change::Gone { dn, .. } => format!("{} is gone", dn.as_deref().unwrap_or("somebody")),
+        other => format!("{other:?}"),
+    };
+    changes.iter().map(kind).collect()
+}
+
+#[tokio::test]
+async fn a_refresh_is_told_and_then_each_change() {
+    let server = Scripted::start(|seen| match &seen.op {
+        LdapOp::SearchRequest(_) if is_root(seen) => syncing(),
+        LdapOp::SearchRequest(_) if seen.connection == 0 => vec![
+            synced(seen, "uid=a", 1, 1, b""),
+            synced(seen, "uid=b", 2, 0, b""),
+            refreshed(seen),
+            synced(seen, "uid=a,ou=y", 1, 2, b"c2"),
+            synced(seen, "uid=b", 2, 3, b"c3"),
+            Reply::Close,
+        ],
+        LdapOp::SearchRequest(_) => {
+            let ids = ber(0xa3, &[&[1, 1, 0xff], &ber(0x31, &[&ber(4, &[&[1; 16]])])]);
+            vec![info(seen, &ids), info(seen, &ber(0xa2, &[])), Reply::Wait(Arc::new(tokio::sync::Semaphore::new(0)))]
+        }
+        _ => bound(Code::Success),
+    })
+    .await;
+    let under = Under::test(&[&server], WatchMode::Auto);
+    let complete = |changes: &[Change]| changes.iter().filter(|change| **change == Change::Complete).count();
+    let told = under.until(|changes| complete(changes) == 2).await;
+    let present = format!("Present([{:?}])", id(2));
+    assert_eq!(
+        kinds(&told),
+        [
+            "Began",
+            "uid=a is at server3",
+            &present,
+            "OnlyThese", // without a cookie, all was told
+            "Complete",
+            "uid=a,ou=y is at server3",
+            "uid=b is gone",
+            "Lost",
+            "Began",
+            "somebody is gone",
+            "OnlyThese", // the present phase
+            "Complete",
+        ]
+    );
+    // The second connection began where the first had ended.
+    let cookies: Vec<_> = server.seen().iter().filter_map(Seen::sync_cookie).collect();
+    assert_eq!(cookies, [None, Some(b"c3".to_vec())]);
+}
+
+#[tokio::test]
+async fn malformed_answers_end_a_connection_and_nothing_else() {
+    let malformed: Vec<fn(&Seen) -> Vec<Reply>> = vec![
+        // An entry without the control, with half of one, with a state and an id that are none.
+        |_| vec![entry("uid=a", &[])],
+        |seen| vec![synced(seen, "uid=a", 1, 9, b"")],
+        |seen| {
+            let control = ber(0x30, &[&ber(4, &[message::SYNC_STATE.as_bytes()]), &ber(4, &[b"\x30\x7f"])]);
+            vec![message(seen, &ber(0x64, &[&ber(4, &[b"uid=a"]), &ber(0x30, &[])]), &ber(0xa0, &[&control]))]
+        },
+        // Messages between the entries.
+        |seen| vec![info(seen, b"")],
+        |seen| vec![info(seen, b"\xa4\x00")],
+        |seen| vec![info(seen, b"\xa3\x84\xff\xff\xff\xff")],
+        |seen| vec![message(seen, &ber(0x79, &[&ber(0x80, &[SYNC_INFO])]), b"")],
+        // An entry that is a string.
+        |seen| vec![message(seen, b"\x44\x01x", b"")],
+        |_| vec![Reply::Raw(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()), Reply::Close],
+    ];
+    for (number, answer) in malformed.into_iter().enumerate() {
+        let server = Scripted::start(move |seen| match &seen.op {
+            LdapOp::SearchRequest(_) if is_root(seen) => syncing(),
+            LdapOp::SearchRequest(_) if seen.connection == 0 => answer(seen),
+            LdapOp::SearchRequest(_) => vec![refreshed(seen), Reply::Wait(Arc::new(tokio::sync::Semaphore::new(0)))],
+            _ => bound(Code::Success),
+        })
+        .await;
+        let under = Under::test(&[&server], WatchMode::Sync);
+        let told = under.until(|changes| changes.last() == Some(&Change::Complete)).await;
+        assert_eq!(kinds(&told), ["Began", "Lost", "Began", "OnlyThese", "Complete"], "answer {number}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_wants_to_begin_anew_or_refuses_is_not_left() {
+    let refusal = |code| {
+        Scripted::start(move |seen: &Seen| match &seen.op {
+            LdapOp::SearchRequest(_) if is_root(seen) => syncing(),
+            LdapOp::SearchRequest(_) if seen.connection == 0 => {
+                vec![message(seen, &ber(0x65, &[code, b"\x04\x00\x04\x00"]), b"")]
+            }
+            LdapOp::SearchRequest(_) if seen.sync_cookie().is_some() => vec![refreshed(seen)],
+            LdapOp::SearchRequest(_) => vec![entry("uid=a", &[]), done(Code::Success)],
+            _ => bound(Code::Success),
+        })
+    };
+    // syncRefreshRequired (4096): again at once, by the same way.
+    let server = refusal(&b"\x0a\x02\x10\x00"[..]).await;
+    let under = Under::test(&[&server], WatchMode::Auto);
+    under.until(|changes| changes.last() == Some(&Change::Complete)).await;
+    assert_eq!(server.connections(), 2);
+    // unavailableCriticalExtension (12): by questions.
+    let server = refusal(&b"\x0a\x01\x0c"[..]).await;
+    let under = Under::test(&[&server], WatchMode::Auto);
+    let told = under.until(|changes| changes.contains(&Change::Complete)).await;
+    assert_eq!(kinds(&told)[..5], ["Began", "Lost", "Began", "uid=a is at ", "OnlyThese"]);
+}
+
+/// A filter that begins with all users and goes on with this.
+fn asks(seen: &Seen, attribute: &str) -> Option<String> {
+    let LdapOp::SearchRequest(request) = &seen.op else { return None };
+    let LdapFilter::And(parts) = &request.filter else { return None };
+    parts.iter().find_map(|part| match part {
+        LdapFilter::GreaterOrEqual(name, value) if name == attribute => Some(value.clone()),
+        _ => None,
+    })
+}
+
+#[tokio::test]
+async fn active_directory_is_asked_by_its_own_numbers() {
+    let rounds = std::sync::atomic::AtomicU64::new(100);
+    let server = Scripted::start(move |seen| match &seen.op {
+        LdapOp::SearchRequest(request) if is_root(seen) => {
+            let counts = request.attrs.iter().any(|name| name == "highestCommittedUSN");
+            let usn = rounds.fetch_add(u64::from(counts), Ordering::SeqCst).to_string();
+            root(&[("highestCommittedUSN", &[usn.as_bytes()])])
+        }
+        LdapOp::SearchRequest(_) => match asks(seen, "uSNChanged") {
+            None => vec![
+                entry("cn=a", &[("mailHost", &[b"server3"]), ("objectGUID", &[&[1; 16]])]),
+                super::super::scripted::reference(),
+                done(Code::Success),
+            ],
+            Some(usn) if usn == "102" => vec![
+                entry(
+                    "cn=a",
+                    &[
+                        ("mailHost", &[b"server4"]),
+                        ("objectGUID", &[&[1; 16]]),
+                        ("userAccountControl", &[b"514"]),
+                        ("pwdLastSet", &[b"133"]),
+                    ],
+                ),
+                done(Code::Success),
+            ],
+            Some(_) => vec![done(Code::Success)],
+        },
+        _ => bound(Code::Success),
+    })
+    .await;
+    let under = Under::test(&[&server], WatchMode::Auto);
+    let told = under.until(|changes| changes.iter().filter(|change| **change == Change::Complete).count() >= 3).await;
+    let first = ["Began", "cn=a is at server3", "OnlyThese", "Complete", "Began", "cn=a is at server4", "Complete"];
+    assert_eq!(kinds(&told)[..7], first);
+    let Change::Entry(shown) = &told[5] else { panic!("{told:?}") };
+    let marks = &shown.entry.marks;
+    assert_eq!((marks.id, marks.disabled, marks.password.is_some()), (Some(id(1)), true, true));
+    // From one more than the number of the round before: asked before the search.
+    let numbers: Vec<_> = server.seen().iter().filter_map(|seen| asks(seen, "uSNChanged")).collect();
+    assert_eq!(numbers[..2], ["102", "103"]);
+    assert!(server.seen().iter().all(|seen| seen.connection == 0), "the numbers are of one server and connection");
+}
+
+#[tokio::test]
+async fn others_are_asked_by_time_and_now_and_then_for_everything() {
+    let server = Scripted::start(|seen| match &seen.op {
+        LdapOp::SearchRequest(_) if is_root(seen) => root(&[]),
+        LdapOp::SearchRequest(_) => {
+            let time: &[u8] =
+                if asks(seen, "modifyTimestamp").is_some() { b"20260101000009Z" } else { b"20260101000001Z" };
+            vec![entry("uid=a", &[("modifyTimestamp", &[time])]), done(Code::Success)]
+        }
+        _ => bound(Code::Success),
+    })
+    .await;
+    let under = Under::test(&[&server], WatchMode::Poll);
+    let whole = |changes: &[Change]| changes.iter().filter(|change| **change == Change::OnlyThese).count();
+    let told = under.until(|changes| whole(changes) == 2).await;
+    let rounds = told.iter().filter(|change| **change == Change::Began).count();
+    assert_eq!(rounds, 11, "every tenth is whole");
+    let times: Vec<_> = server.seen().iter().filter_map(|seen| asks(seen, "modifyTimestamp")).collect();
+    // It reaches some rounds back: a change may come late from another master.
+    assert_eq!(times[..4], ["20260101000001Z"; 4]);
+    assert_eq!(times[4..9], ["20260101000009Z"; 5]);
+}
+
+#[tokio::test]
+async fn part_of_an_answer_makes_nobody_gone() {
+    let server = Scripted::start(|seen| match &seen.op {
+        LdapOp::SearchRequest(_) if is_root(seen) => root(&[]),
+        LdapOp::SearchRequest(_) => vec![entry("uid=a", &[]), done(Code::SizeLimitExceeded)],
+        _ => bound(Code::Success),
+    })
+    .await;
+    let under = Under::test(&[&server], WatchMode::Auto);
+    let told = under.until(|changes| changes.contains(&Change::Lost)).await;
+    assert_eq!(kinds(&told), ["Began", "uid=a is at ", "Lost"]);
+}
+
+#[tokio::test]
+async fn the_first_that_can_tell_is_preferred_to_the_first() {
+    let asked = Scripted::start(|seen| match &seen.op {
+        LdapOp::SearchRequest(_) => root(&[]),
+        _ => bound(Code::Success),
+    })
+    .await;
+    let telling = Scripted::start(|seen| match &seen.op {
+        LdapOp::SearchRequest(_) if is_root(seen) => syncing(),
+        LdapOp::SearchRequest(_) => vec![refreshed(seen), Reply::Wait(Arc::new(tokio::sync::Semaphore::new(0)))],
+        _ => bound(Code::Success),
+    })
+    .await;
+    let under = Under::test(&[&asked, &telling], WatchMode::Auto);
+    under.until(|changes| changes.contains(&Change::Complete)).await;
+    assert_eq!(asked.searches(), [""]);
+    assert_eq!(telling.searches(), ["", "dc=x"]);
+}

@@ -1,0 +1,429 @@
+//! Acts on the directory's changes: the cache forgets, sessions end, routes change, and each change of
+//! a route is told in one line.
+//!
+//! What is a change is for `difference` to say, what is too much at once for `brake`. The order is
+//! always the same: first the values are put in force (`known`), then the cache forgets and sessions
+//! are looked for; so a login that comes meanwhile meets either the new values or the closing.
+
+mod brake;
+mod closing;
+mod difference;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{error, info};
+
+use crate::cache::Cache;
+use crate::config::{self, OnChange, Routing};
+use crate::directory::{Change, Entry, Shown};
+use crate::known::{Key, Known, One, Pending, Settled};
+use crate::log::Escaped;
+use crate::metrics::Metrics;
+use crate::proto::{self, Parting};
+use crate::registry::{Registry, Session, Why, unix_now};
+
+use brake::{Acted, Brake};
+use closing::Closing;
+use difference::{Difference, Place, place};
+
+/// A refresh that misses so many users, and more than half of those that are known, is not believed.
+const MISSING: usize = 4;
+
+/// What a change is judged by.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting<'a> {
+    /// The decisions.
+    pub cache: &'a Cache,
+    /// The entries.
+    pub known: &'a Known,
+    /// What a mailHost means.
+    pub routing: &'a Routing,
+    /// What to do about changes.
+    pub watch: &'a config::Watch,
+}
+
+/// How the watch stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// Changes are missed.
+    Lost,
+    /// Every change is told.
+    Following,
+}
+
+/// Acts on changes.
+pub struct Follow {
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    closing: Closing,
+}
+
+struct State {
+    brake: Brake,
+    standing: Standing,
+    /// The changes of a refresh or a round, until it is complete.
+    batch: Option<Vec<Seen>>,
+}
+
+impl std::fmt::Debug for Follow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Follow").field("standing", &self.standing()).finish_non_exhaustive()
+    }
+}
+
+/// A known entry of which something new was told.
+#[derive(Debug)]
+struct Seen {
+    key: Key,
+    one: One,
+    news: News,
+}
+
+/// What was told.
+#[derive(Debug)]
+enum News {
+    Shown { entry: Arc<Entry>, by: Author, difference: Difference },
+    Gone { implied: bool },
+}
+
+/// Who has changed an entry, and when.
+#[derive(Debug, Default)]
+struct Author {
+    name: Option<String>,
+    at: Option<String>,
+}
+
+impl Seen {
+    /// Whether a user is moved, switched off or gone.
+    fn is_braked(&self) -> bool {
+        let is_user = self.one.decided.is_some();
+        is_user
+            && match &self.news {
+                News::Shown { difference, .. } => difference.is_braked(),
+                News::Gone { .. } => true,
+            }
+    }
+}
+
+impl Follow {
+    /// Nothing is followed yet.
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
+        let state = State { brake: Brake::default(), standing: Standing::Lost, batch: None };
+        Self { closing: Closing::new(Arc::clone(&registry)), registry, metrics, state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the watch stands.
+    pub fn standing(&self) -> Standing {
+        self.lock().standing
+    }
+
+    /// Ends the sessions that are to end, as fast as `rate` allows: at most so many a second. For ever.
+    pub async fn close(&self, rate: impl Fn() -> u32) {
+        self.closing.run(rate).await;
+    }
+
+    /// Acts on a change.
+    pub fn take(&self, change: Change, setting: &Setting<'_>) {
+        let mut state = self.lock();
+        match change {
+            Change::Began => {
+                setting.known.begin_round();
+                state.batch = Some(Vec::new());
+            }
+            Change::Entry(shown) => {
+                if let Some(seen) = self.compare(*shown, state.batch.is_none(), setting) {
+                    self.consider(&mut state, seen, setting);
+                }
+            }
+            Change::Present(ids) => setting.known.met(&ids),
+            Change::Gone { id, dn } => {
+                if let Some((key, one)) = setting.known.meet(id, dn.as_ref())
+                    && !one.gone
+                {
+                    self.consider(&mut state, Seen { key, one, news: News::Gone { implied: false } }, setting);
+                }
+            }
+            Change::OnlyThese => {
+                let gone = |(key, one)| Seen { key, one, news: News::Gone { implied: true } };
+                let missing: Vec<Seen> = setting.known.missing().into_iter().map(gone).collect();
+                state.batch.get_or_insert_default().extend(missing);
+            }
+            Change::Complete => {
+                let batch = state.batch.take().unwrap_or_default();
+                self.decide(&mut state, batch, setting);
+                if state.standing == Standing::Lost {
+                    state.standing = Standing::Following;
+                    info!("the directory is followed");
+                }
+                self.metrics.directory_watch_connected.set(1);
+            }
+            Change::Confirmed => {}
+            Change::Lost => {
+                // Half a refresh says nothing; the next one tells all of it again.
+                state.batch = None;
+                state.standing = Standing::Lost;
+                self.metrics.directory_watch_connected.set(0);
+            }
+        }
+        if state.standing == Standing::Following && state.batch.is_none() {
+            self.metrics.directory_watch_last_confirmed.set(unix_now() as f64);
+        }
+    }
+
+    /// What is new about an entry, if it is one that matters.
+    fn compare(&self, shown: Shown, exact: bool, setting: &Setting<'_>) -> Option<Seen> {
+        let Shown { entry, modified, modified_by } = shown;
+        let entry = Arc::new(entry);
+        let met = setting.known.meet(entry.marks.id, Some(&entry.dn));
+        let Some((key, one)) = met.filter(|(_, one)| !one.gone) else {
+            let has_sessions = self.registry.has(&entry.dn);
+            // What a whole refresh shows is no change, except of somebody who is logged in.
+            if exact || has_sessions {
+                setting.known.note(&entry, has_sessions);
+            }
+            return None;
+        };
+        let difference = Difference::between(&one.entry, &entry, setting.routing, exact);
+        if !difference.is_some() {
+            // The values are back, if they had been away.
+            setting.known.refresh(key, entry);
+            return None;
+        }
+        let by = Author { name: modified_by, at: modified };
+        Some(Seen { key, one, news: News::Shown { entry, by, difference } })
+    }
+
+    fn consider(&self, state: &mut State, seen: Seen, setting: &Setting<'_>) {
+        match &mut state.batch {
+            Some(batch) => batch.push(seen),
+            None => self.decide(state, vec![seen], setting),
+        }
+    }
+
+    /// Acts on changes that belong together, or puts the brake on.
+    fn decide(&self, state: &mut State, batch: Vec<Seen>, setting: &Setting<'_>) {
+        let now = Instant::now();
+        let braked = batch.iter().filter(|seen| seen.is_braked()).count();
+        let is_judged = braked > 0 && !state.brake.is_on() && !state.brake.is_confirmed(now);
+        let users = if is_judged { setting.known.users() } else { 0 };
+        let limit = Brake::limit(setting.watch.brake, users);
+        let implied = |seen: &&Seen| seen.is_braked() && matches!(seen.news, News::Gone { implied: true });
+        let missing = batch.iter().filter(implied).count();
+        let unbelievable = missing >= MISSING && missing > users / 2;
+        let is_too_much = state.brake.would_trip(braked, limit, now);
+        if is_judged && (unbelievable || is_too_much) {
+            let taken_back = state.brake.trip();
+            setting.known.brake(true);
+            error!(
+                changes = braked + taken_back.len(),
+                limit,
+                users,
+                missing,
+                "too many users are moved, switched off or gone at once: their routes and sessions stay as they are \
+                 until `usher confirm`, or until the directory is as it was"
+            );
+            self.closing.withdraw();
+            taken_back.into_iter().rev().for_each(|acted| self.take_back(acted, setting));
+        }
+        for seen in batch {
+            if seen.is_braked() && state.brake.is_on() {
+                self.hold_back(seen, setting);
+            } else {
+                if seen.is_braked() {
+                    state.brake.acted(seen.key, Arc::clone(&seen.one.entry), limit, now);
+                }
+                self.act(seen, setting);
+            }
+        }
+        self.show_brake(state, setting);
+    }
+
+    /// Sets the metric, and lets the brake go when nothing is held back any more.
+    fn show_brake(&self, state: &mut State, setting: &Setting<'_>) {
+        if !state.brake.is_on() {
+            return self.metrics.directory_brake.set(0);
+        }
+        let held_back = setting.known.count_held_back();
+        if held_back == 0 {
+            state.brake.release();
+            setting.known.brake(false);
+            info!("the directory is as it was before the brake: it is off again");
+        }
+        self.metrics.directory_brake.set(i64::try_from(held_back).unwrap_or(i64::MAX));
+    }
+
+    /// An operator says that it is meant: acts on what is held back, and for a time on whatever comes.
+    /// Returns how many changes were held back.
+    pub fn confirm(&self, time: Duration, setting: &Setting<'_>) -> usize {
+        let mut state = self.lock();
+        state.brake.confirm(time, Instant::now());
+        setting.known.brake(false);
+        let held_back = setting.known.held_back();
+        info!(changes = held_back.len(), allowed_s = time.as_secs(), "changes are confirmed");
+        let count = held_back.len();
+        for (key, one) in held_back {
+            let news = match one.pending.clone() {
+                Some(Pending::Entry(entry)) => {
+                    let difference = Difference::between(&one.entry, &entry, setting.routing, true);
+                    News::Shown { entry, by: Author::default(), difference }
+                }
+                Some(Pending::Gone) => News::Gone { implied: false },
+                None => continue,
+            };
+            self.act(Seen { key, one, news }, setting);
+        }
+        self.metrics.directory_brake.set(0);
+        count
+    }
+
+    /// Puts what was in force back in force: one of those that came just before the brake.
+    fn take_back(&self, acted: Acted, setting: &Setting<'_>) {
+        let Acted { key, before, .. } = acted;
+        let Some((_, one)) = setting.known.meet(before.marks.id, Some(&before.dn)) else { return };
+        let pending = if one.gone { Pending::Gone } else { Pending::Entry(Arc::clone(&one.entry)) };
+        if !one.gone {
+            let moved = (place(setting.routing, &one.entry), place(setting.routing, &before));
+            audit(&before.dn, &moved, &Author::default(), true);
+        }
+        let kept = if one.gone { before } else { Arc::new(one.entry.with_route_of(&before)) };
+        setting.known.put(key, kept, Some(pending));
+        setting.cache.forget(&one.entry.dn);
+    }
+
+    /// Leaves a user where he is, but for what is no matter of the brake.
+    fn hold_back(&self, seen: Seen, setting: &Setting<'_>) {
+        let Seen { key, one, news } = seen;
+        match news {
+            News::Gone { .. } => setting.known.hold_back(key, Pending::Gone),
+            News::Shown { entry, by, difference } => {
+                let kept = Arc::new(entry.with_route_of(&one.entry));
+                let rest = Difference { moved: None, login: false, ..difference };
+                let rest = Difference { disabled: rest.disabled.filter(|disabled| !disabled), ..rest };
+                let key_kept = Seen { key, one, news: News::Shown { entry: kept, by, difference: rest } };
+                self.act(key_kept, setting);
+                setting.known.hold_back(key, Pending::Entry(entry));
+            }
+        }
+    }
+
+    /// Acts on what is new about one entry.
+    fn act(&self, seen: Seen, setting: &Setting<'_>) {
+        let Seen { key, one, news } = seen;
+        let dn = &one.entry.dn;
+        let count = |kind: &str| self.metrics.directory_changes.with_label_values(&[kind]).inc();
+        match news {
+            News::Gone { .. } => {
+                setting.known.bury(key);
+                setting.cache.forget(dn);
+                setting.cache.forgive(dn);
+                count("delete");
+                info!(dn = %Escaped(dn.as_bytes()), "an entry is gone from the directory");
+                self.end_sessions(dn, Why::Deleted, setting, |_| true);
+            }
+            News::Shown { entry, by, difference } => {
+                setting.known.put(key, Arc::clone(&entry), None);
+                if difference.forgets() {
+                    setting.cache.forget(dn);
+                }
+                if difference.password || difference.lockout || difference.disabled == Some(false) {
+                    setting.cache.forgive(dn);
+                }
+                if difference.renamed {
+                    self.registry.rename(dn, &entry.dn);
+                    setting.cache.forget(&entry.dn);
+                    info!(old = %Escaped(dn.as_bytes()), new = %Escaped(entry.dn.as_bytes()), "an entry has another DN");
+                }
+                difference.kinds().into_iter().for_each(count);
+                if let Some(moved) = &difference.moved {
+                    audit(&entry.dn, moved, &by, false);
+                }
+                self.end_by(&entry, &difference, setting);
+            }
+        }
+    }
+
+    /// Ends the sessions that a change leaves no place for.
+    fn end_by(&self, entry: &Entry, difference: &Difference, setting: &Setting<'_>) {
+        let dn = &entry.dn;
+        if difference.held == Some(true) {
+            self.end_sessions(dn, Why::Hold, setting, |_| true);
+        } else if difference.disabled == Some(true) {
+            self.end_sessions(dn, Why::Disabled, setting, |_| true);
+        } else if difference.login {
+            self.end_sessions(dn, Why::Moved, setting, |_| true);
+        } else if let Some((_, new)) = &difference.moved {
+            self.end_sessions(dn, Why::Moved, setting, |session| new.as_ref().ok() != Some(&session.backend));
+        } else if difference.password {
+            self.end_sessions(dn, Why::PasswordChanged, setting, |_| true);
+        }
+    }
+
+    fn end_sessions(&self, dn: &Arc<str>, why: Why, setting: &Setting<'_>, which: impl Fn(&Session) -> bool) {
+        if is_wanted(why, setting.watch) {
+            let sessions = self.registry.of(dn);
+            let ending = sessions.iter().filter(|session| which(session) && is_closable(session));
+            self.closing.add(ending.map(|session| (session.id, why)));
+        }
+    }
+
+    /// Looks at a session once more when it is listed: what has changed since its login was decided was
+    /// told when nobody could find it yet.
+    pub fn look_at(&self, session: &Session, decided: &Entry, setting: &Setting<'_>) {
+        let why = match setting.known.settle(decided) {
+            Settled::AsShown => None,
+            Settled::Gone => Some(Why::Deleted),
+            Settled::Instead(entry) if entry.marks.held => Some(Why::Hold),
+            Settled::Instead(entry) => {
+                let is_elsewhere = place(setting.routing, &entry).as_ref().ok() != Some(&session.backend);
+                (is_elsewhere || entry.logins != decided.logins).then_some(Why::Moved)
+            }
+        };
+        if let Some(why) = why
+            && is_wanted(why, setting.watch)
+            && is_closable(session)
+        {
+            self.closing.add([(session.id, why)]);
+        }
+    }
+}
+
+/// Whether the operator wants sessions to end for this.
+fn is_wanted(why: Why, watch: &config::Watch) -> bool {
+    let choice = match why {
+        Why::Moved => watch.on_move,
+        Why::Disabled | Why::Deleted => watch.on_disable,
+        Why::PasswordChanged => watch.on_password_change,
+        Why::Hold | Why::Drain => OnChange::Close,
+    };
+    choice == OnChange::Close
+}
+
+/// Whether its protocol allows sessions to be ended.
+fn is_closable(session: &Session) -> bool {
+    proto::by_name(&session.protocol).is_none_or(|protocol| protocol.parting != Parting::Never)
+}
+
+/// The line of a changed route.
+fn audit(dn: &str, (old, new): &(Place, Place), by: &Author, taken_back: bool) {
+    let word = |place: &Place| place.as_ref().map_or_else(|reason| format!("none ({reason})"), ToString::to_string);
+    info!(
+        dn = %Escaped(dn.as_bytes()),
+        old_backend = word(old),
+        new_backend = word(new),
+        modified_by = by.name.as_deref().map(|name| tracing::field::display(Escaped(name.as_bytes()))),
+        modified = by.at.as_deref().map(|at| tracing::field::display(Escaped(at.as_bytes()))),
+        taken_back_by_brake = taken_back.then_some(true),
+        "route changed"
+    );
+}

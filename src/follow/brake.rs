@@ -1,0 +1,119 @@
+//! The brake: when too many users are moved or switched off at once, somebody has to say that it is
+//! meant. Pure: it counts, and is told the time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::directory::Entry;
+use crate::known::Key;
+
+/// What "at once" means.
+const WINDOW: Duration = Duration::from_secs(60);
+/// So many a minute are always allowed by default.
+const FEW: usize = 200;
+
+/// A change that was acted on, and what was in force before.
+#[derive(Debug, Clone)]
+pub(super) struct Acted {
+    at: Instant,
+    pub(super) key: Key,
+    pub(super) before: Arc<Entry>,
+}
+
+/// The brake.
+#[derive(Debug, Default)]
+pub(super) struct Brake {
+    on: bool,
+    confirmed_until: Option<Instant>,
+    recent: VecDeque<Acted>,
+}
+
+impl Brake {
+    pub(super) fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// How many are allowed: as configured, or the larger of 200 and 2 % of the known users.
+    pub(super) fn limit(configured: Option<u32>, users: usize) -> usize {
+        configured.map_or_else(|| FEW.max(users / 50), |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+    }
+
+    /// Whether so many more are too many now.
+    pub(super) fn would_trip(&mut self, more: usize, limit: usize, now: Instant) -> bool {
+        self.recent.retain(|acted| now.saturating_duration_since(acted.at) < WINDOW);
+        more > 0 && !self.is_confirmed(now) && self.recent.len() + more > limit
+    }
+
+    /// Whether an operator has said that whatever comes now is meant.
+    pub(super) fn is_confirmed(&self, now: Instant) -> bool {
+        self.confirmed_until.is_some_and(|until| now < until)
+    }
+
+    /// Notes what was acted on.
+    pub(super) fn acted(&mut self, key: Key, before: Arc<Entry>, limit: usize, now: Instant) {
+        if self.is_confirmed(now) {
+            return;
+        }
+        if self.recent.len() >= limit {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(Acted { at: now, key, before });
+    }
+
+    /// Goes on; what was acted on within the window, so that it can be taken back.
+    pub(super) fn trip(&mut self) -> Vec<Acted> {
+        self.on = true;
+        std::mem::take(&mut self.recent).into()
+    }
+
+    /// Goes off, for all that comes in this time.
+    pub(super) fn confirm(&mut self, time: Duration, now: Instant) {
+        self.on = false;
+        self.recent.clear();
+        self.confirmed_until = (!time.is_zero()).then(|| now + time);
+    }
+
+    /// Goes off, because the values are back.
+    pub(super) fn release(&mut self) {
+        self.on = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_are_allowed_and_many_of_many() {
+        assert_eq!(Brake::limit(None, 10), 200);
+        assert_eq!(Brake::limit(None, 10_000), 200);
+        assert_eq!(Brake::limit(None, 50_000), 1_000);
+        assert_eq!(Brake::limit(Some(3), 50_000), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_counts_a_minute() {
+        let entry = Arc::new(Entry::for_tests("uid=a", &["old"]));
+        let mut brake = Brake::default();
+        assert!(!brake.would_trip(3, 3, Instant::now()));
+        assert!(brake.would_trip(4, 3, Instant::now()), "all at once");
+        for _ in 0..3 {
+            assert!(!brake.would_trip(1, 3, Instant::now()));
+            brake.acted(Key::Dn(1), Arc::clone(&entry), 3, Instant::now());
+        }
+        assert!(brake.would_trip(1, 3, Instant::now()));
+        assert!(!brake.would_trip(0, 3, Instant::now()), "nothing is not too many");
+        tokio::time::advance(WINDOW).await;
+        assert!(!brake.would_trip(3, 3, Instant::now()));
+        brake.acted(Key::Dn(1), entry, 3, Instant::now());
+        assert_eq!(brake.trip().len(), 1);
+        assert!(brake.is_on());
+        brake.confirm(Duration::from_secs(90), Instant::now());
+        assert!(!brake.is_on() && !brake.would_trip(1_000, 3, Instant::now()));
+        tokio::time::advance(Duration::from_secs(90)).await;
+        assert!(brake.would_trip(1_000, 3, Instant::now()));
+    }
+}

@@ -1,0 +1,170 @@
+//! What has changed between two versions of an entry: values of watched attributes, never the mere
+//! fact that it was modified. With a password policy each stranger's wrong guess modifies an entry,
+//! and with lastbind each good login does.
+
+use std::sync::Arc;
+
+use crate::config::Routing;
+use crate::directory::Entry;
+use crate::outcome::Refusal;
+use crate::route;
+
+/// Where an entry leads: a backend, or why nowhere.
+pub(super) type Place = Result<Arc<str>, &'static str>;
+
+/// What has changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Difference {
+    /// Another place: the old one and the new.
+    pub(super) moved: Option<(Place, Place)>,
+    /// Another name at the backend.
+    pub(super) login: bool,
+    /// Switched off (true) or on.
+    pub(super) disabled: Option<bool>,
+    /// Held (true) or released.
+    pub(super) held: Option<bool>,
+    pub(super) password: bool,
+    pub(super) lockout: bool,
+    pub(super) renamed: bool,
+    /// Another attribute that decides, or another spelling of the same place.
+    pub(super) other: bool,
+    /// The entry is newer, and nothing that is shown says why: it may have been the password.
+    pub(super) unexplained: bool,
+}
+
+impl Difference {
+    /// Compares. `exact`: every modification is told of by itself, so that an entry of which a failed
+    /// or a good login has changed something has been changed in nothing else.
+    pub(super) fn between(old: &Entry, new: &Entry, routing: &Routing, exact: bool) -> Self {
+        let (from, to) = (place(routing, old), place(routing, new));
+        let (before, after) = (&old.marks, &new.marks);
+        let mut difference = Self {
+            login: old.logins != new.logins,
+            disabled: (before.disabled != after.disabled).then_some(after.disabled),
+            held: (before.held != after.held).then_some(after.held),
+            password: before.password != after.password,
+            lockout: before.lockout != after.lockout,
+            renamed: old.dn != new.dn,
+            other: before.decides != after.decides || (from == to && old.mail_hosts != new.mail_hosts),
+            ..Self::default()
+        };
+        if from != to {
+            difference.moved = Some((from, to));
+        }
+        let explained = difference.is_some() || (exact && before.noise != after.noise);
+        difference.unexplained = before.version != after.version && after.password.is_none() && !explained;
+        difference
+    }
+
+    /// Whether anything has changed.
+    pub(super) fn is_some(&self) -> bool {
+        self.moves() || self.disabled.is_some() || self.held.is_some() || self.lockout || self.forgets()
+    }
+
+    /// Whether its mail is elsewhere, or under another name.
+    pub(super) fn moves(&self) -> bool {
+        self.moved.is_some() || self.login
+    }
+
+    /// Whether it is one of those of which not too many may come at once.
+    pub(super) fn is_braked(&self) -> bool {
+        self.moves() || self.disabled == Some(true)
+    }
+
+    /// Whether the cached decision is of no more use.
+    pub(super) fn forgets(&self) -> bool {
+        self.moves()
+            || self.disabled.is_some()
+            || self.held.is_some()
+            || self.password
+            || self.renamed
+            || self.other
+            || self.unexplained
+    }
+
+    /// The words for the metric, each once.
+    pub(super) fn kinds(&self) -> Vec<&'static str> {
+        let kinds = [
+            (self.moved.is_some(), "move"),
+            (self.login, "login"),
+            (self.disabled == Some(true), "disable"),
+            (self.disabled == Some(false), "enable"),
+            (self.held == Some(true), "hold"),
+            (self.held == Some(false), "release"),
+            (self.password, "password"),
+            (self.lockout, "lockout"),
+            (self.renamed, "rename"),
+            (self.other, "other"),
+            (self.unexplained, "unexplained"),
+        ];
+        kinds.into_iter().filter_map(|(is, kind)| is.then_some(kind)).collect()
+    }
+}
+
+/// Where an entry leads.
+pub(super) fn place(routing: &Routing, entry: &Entry) -> Place {
+    let route = route::route(routing, entry);
+    route.map(|route| route.backend.name.as_str().into()).map_err(|refusal: Refusal| refusal.label())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::Marks;
+
+    fn routing() -> Routing {
+        Routing { default: None, backends: Vec::new() }
+    }
+
+    fn entry(change: impl FnOnce(&mut Entry)) -> Entry {
+        let mut entry = Entry::for_tests("uid=a", &["server3"]);
+        entry.marks = Marks { version: Some("1".into()), noise: 1, ..Marks::default() };
+        change(&mut entry);
+        entry
+    }
+
+    fn difference(exact: bool, change: impl FnOnce(&mut Entry)) -> Difference {
+        let changed = entry(|entry| {
+            entry.marks.version = Some("2".into());
+            change(entry);
+        });
+        Difference::between(&entry(|_| {}), &changed, &routing(), exact)
+    }
+
+    #[test]
+    fn a_strangers_guess_is_no_change() {
+        assert!(!difference(true, |entry| entry.marks.noise = 2).is_some());
+        // Where several modifications are told as one, the password may have been among them.
+        assert_eq!(difference(false, |entry| entry.marks.noise = 2).kinds(), ["unexplained"]);
+        // A lock-out lets the owner in again, and ends nothing.
+        let lockout = difference(true, |entry| (entry.marks.noise, entry.marks.lockout) = (2, 5));
+        assert!(lockout.is_some() && !lockout.forgets() && !lockout.is_braked());
+    }
+
+    #[test]
+    fn what_nothing_explains_is_asked_again() {
+        assert_eq!(difference(true, |_| {}).kinds(), ["unexplained"]);
+        // Unless the server shows when passwords change.
+        let with = |version: &str| {
+            entry(|entry| {
+                (entry.marks.version, entry.marks.password) = (Some(version.into()), Some(7));
+            })
+        };
+        assert!(!Difference::between(&with("1"), &with("2"), &routing(), true).is_some());
+        assert!(!Difference::between(&entry(|_| {}), &entry(|_| {}), &routing(), true).is_some());
+    }
+
+    #[test]
+    fn values_are_changes() {
+        let kinds = |change: fn(&mut Entry)| difference(true, change).kinds();
+        assert_eq!(kinds(|entry| entry.marks.password = Some(1)), ["password"]);
+        assert_eq!(kinds(|entry| entry.marks.disabled = true), ["disable"]);
+        assert_eq!(kinds(|entry| entry.marks.held = true), ["hold"]);
+        assert_eq!(kinds(|entry| entry.marks.decides = 1), ["other"]);
+        assert_eq!(kinds(|entry| entry.dn = "uid=b".into()), ["rename"]);
+        assert_eq!(kinds(|entry| entry.logins.push("b".into())), ["login"]);
+        // Without a backend of that name the place is the same: nowhere.
+        assert_eq!(kinds(|entry| entry.mail_hosts = vec!["server4".into()]), ["other"]);
+        assert_eq!(kinds(|entry| entry.mail_hosts.clear()), ["move"]);
+    }
+}

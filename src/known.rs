@@ -1,0 +1,483 @@
+//! What is known of the entries that usher has to do with: each with the values that are in force.
+//!
+//! An entry gets here when a bind has proven a user, or when the watch has told of a change; it stays
+//! while it has sessions or a cached decision. So memory follows the users of usher and not the size
+//! of the directory: about 300 bytes each, as many as the cache and the connections allow. The watch
+//! is the newest source: what a replica shows that lags behind it does not count ([`Known::settle`]).
+//! Knows nothing of routes and sessions, and acts on nothing: see `follow`.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::directory::{Entry, EntryId};
+
+/// How long a change is remembered of an entry with which nobody logs in: a replica may lag that far.
+const LAG: Duration = Duration::from_secs(10 * 60);
+/// How long the watch wins over a server that does not show how new its entry is.
+const BLIND_LAG: Duration = Duration::from_secs(60);
+
+/// What is to come, once the brake is off.
+#[derive(Debug, Clone)]
+pub enum Pending {
+    /// The entry shows this.
+    Entry(Arc<Entry>),
+    /// It is gone.
+    Gone,
+}
+
+/// An entry.
+#[derive(Debug, Clone)]
+pub struct One {
+    /// The values in force.
+    pub entry: Arc<Entry>,
+    /// What the directory shows instead, held back by the brake.
+    pub pending: Option<Pending>,
+    /// It was told to be gone.
+    pub gone: bool,
+    /// When a bind last proved this user; `None`: the watch has told of it, no more.
+    pub decided: Option<Instant>,
+    /// When its values last changed, as told.
+    pub told: Option<Instant>,
+    /// When it was last heard of.
+    seen: Instant,
+    round: u32,
+}
+
+/// What a server's answer about an entry is worth.
+#[derive(Debug, Clone)]
+pub enum Settled {
+    /// It stands.
+    AsShown,
+    /// These values are newer, or are kept by the brake.
+    Instead(Arc<Entry>),
+    /// The entry is gone; that server does not know it yet.
+    Gone,
+}
+
+/// The entries.
+#[derive(Debug)]
+pub struct Known {
+    inner: Mutex<Inner>,
+    limit: usize,
+    life: Duration,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ones: HashMap<Key, One>,
+    names: HashMap<Arc<str>, Key>,
+    /// Those with something pending.
+    held_back: HashSet<Key>,
+    round: u32,
+    braked: bool,
+}
+
+/// By its id, or else by its DN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// By what survives a rename.
+    Id(EntryId),
+    /// By a digest of the DN.
+    Dn(u64),
+}
+
+impl Key {
+    fn of(entry: &Entry) -> Self {
+        entry.marks.id.map_or_else(|| Self::of_dn(&entry.dn), Self::Id)
+    }
+
+    fn of_dn(dn: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        dn.hash(&mut hasher);
+        Self::Dn(hasher.finish())
+    }
+}
+
+impl Known {
+    /// Nothing yet; at most `limit` entries, each for `life` after its last bind.
+    #[must_use]
+    pub fn new(limit: usize, life: Duration) -> Self {
+        Self { inner: Mutex::default(), limit, life, changed: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers an entry that a bind has proven. What the watch compares with stays what it was:
+    /// these values may be older than what it has told, and what is newer it will tell.
+    pub fn record(&self, entry: &Arc<Entry>) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let key = inner.find(entry.marks.id, Some(&entry.dn)).unwrap_or_else(|| Key::of(entry));
+        if let Some(one) = inner.ones.get_mut(&key) {
+            (one.decided, one.seen) = (Some(now), now);
+        } else if inner.ones.len() < self.limit {
+            inner.insert(key, Arc::clone(entry), Some(now), None);
+        }
+    }
+
+    /// Remembers an entry that only the watch has told of, for replicas that lag.
+    pub fn note(&self, entry: &Arc<Entry>, has_sessions: bool) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        if inner.ones.len() < self.limit {
+            inner.insert(Key::of(entry), Arc::clone(entry), has_sessions.then_some(now), Some(now));
+        }
+    }
+
+    /// What an answer about this entry is worth.
+    #[must_use]
+    pub fn settle(&self, shown: &Entry) -> Settled {
+        let inner = self.lock();
+        let Some(one) = inner.find(shown.marks.id, Some(&shown.dn)).and_then(|key| inner.ones.get(&key)) else {
+            return Settled::AsShown;
+        };
+        if inner.braked && one.decided.is_some() && (one.pending.is_some() || shown.leads_elsewhere(&one.entry)) {
+            return Settled::Instead(Arc::new(shown.with_route_of(&one.entry)));
+        }
+        let has_caught_up = match (&shown.marks.version, &one.entry.marks.version) {
+            (Some(shown), Some(known)) => is_caught_up(shown, known),
+            _ => one.told.is_none_or(|told| told.elapsed() >= BLIND_LAG),
+        };
+        if one.gone {
+            // An entry that comes back under its old id is newer than the one that went.
+            let is_newer = has_caught_up && shown.marks.version != one.entry.marks.version;
+            return if is_newer { Settled::AsShown } else { Settled::Gone };
+        }
+        if has_caught_up { Settled::AsShown } else { Settled::Instead(Arc::clone(&one.entry)) }
+    }
+
+    /// Whether the watch has told of a change of this entry so lately that a replica may not know: what
+    /// it says about a password is not worth remembering then.
+    #[must_use]
+    pub fn is_in_flux(&self, dn: &Arc<str>) -> bool {
+        let one = self.by_dn(dn);
+        one.and_then(|one| one.told).is_some_and(|told| told.elapsed() < BLIND_LAG)
+    }
+
+    /// An entry by its DN.
+    #[must_use]
+    pub fn by_dn(&self, dn: &Arc<str>) -> Option<One> {
+        let inner = self.lock();
+        inner.find(None, Some(dn)).and_then(|key| inner.ones.get(&key)).cloned()
+    }
+
+    /// Waits for the next change of anything. Ask for it before looking at what may change.
+    pub fn changed(&self) -> impl Future<Output = ()> + '_ {
+        let mut notified = Box::pin(self.changed.notified());
+        notified.as_mut().enable();
+        notified
+    }
+
+    // What follows is for `follow` alone, which is the only one to change values.
+
+    /// An entry that the watch tells of, and that it was told of in this round.
+    pub fn meet(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<(Key, One)> {
+        let mut inner = self.lock();
+        let mut key = inner.find(id, dn)?;
+        if let (Some(id), Key::Dn(_)) = (id, key) {
+            key = inner.rekey(key, Key::Id(id));
+        }
+        let round = inner.round;
+        let one = inner.ones.get_mut(&key)?;
+        one.round = round;
+        Some((key, one.clone()))
+    }
+
+    /// The same for entries of which nothing but their presence is told.
+    pub fn met(&self, ids: &[EntryId]) {
+        let mut inner = self.lock();
+        let round = inner.round;
+        for id in ids {
+            if let Some(one) = inner.ones.get_mut(&Key::Id(*id)) {
+                one.round = round;
+            }
+        }
+    }
+
+    /// Begins a round: what is met from here on is there.
+    pub fn begin_round(&self) {
+        let mut inner = self.lock();
+        inner.round = inner.round.wrapping_add(1);
+    }
+
+    /// What was not met in this round.
+    #[must_use]
+    pub fn missing(&self) -> Vec<(Key, One)> {
+        let inner = self.lock();
+        let missing = inner.ones.iter().filter(|(_, one)| one.round != inner.round && !one.gone);
+        missing.map(|(key, one)| (*key, one.clone())).collect()
+    }
+
+    /// Puts values in force.
+    pub fn put(&self, key: Key, entry: Arc<Entry>, pending: Option<Pending>) {
+        self.change(key, pending, |one| {
+            one.entry = entry;
+            one.gone = false;
+        });
+    }
+
+    /// Takes over an entry whose values are the same: its version is newer.
+    pub fn refresh(&self, key: Key, entry: Arc<Entry>) {
+        let mut inner = self.lock();
+        if let Some(one) = inner.ones.get_mut(&key) {
+            one.entry = entry;
+            one.seen = Instant::now();
+        }
+        inner.set_pending(key, None);
+    }
+
+    /// Holds back what is to come.
+    pub fn hold_back(&self, key: Key, pending: Pending) {
+        self.lock().set_pending(key, Some(pending));
+    }
+
+    /// It is gone.
+    pub fn bury(&self, key: Key) {
+        self.change(key, None, |one| one.gone = true);
+    }
+
+    fn change(&self, key: Key, pending: Option<Pending>, change: impl FnOnce(&mut One)) {
+        {
+            let mut inner = self.lock();
+            inner.set_pending(key, pending);
+            let Some(one) = inner.ones.get_mut(&key) else { return };
+            let old = Arc::clone(&one.entry.dn);
+            change(one);
+            let now = Instant::now();
+            (one.told, one.seen) = (Some(now), now);
+            let new = Arc::clone(&one.entry.dn);
+            if old != new {
+                // A name that another entry has taken meanwhile is that one's.
+                if inner.names.get(&old) == Some(&key) {
+                    inner.names.remove(&old);
+                }
+                inner.names.insert(new, key);
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Whether the brake is on: then [`Known::settle`] keeps known users where they are.
+    pub fn brake(&self, on: bool) {
+        self.lock().braked = on;
+    }
+
+    /// Everything that is held back.
+    #[must_use]
+    pub fn held_back(&self) -> Vec<(Key, One)> {
+        let inner = self.lock();
+        inner.held_back.iter().filter_map(|key| Some((*key, inner.ones.get(key)?.clone()))).collect()
+    }
+
+    /// How many that is.
+    #[must_use]
+    pub fn count_held_back(&self) -> usize {
+        self.lock().held_back.len()
+    }
+
+    /// How many users are known.
+    #[must_use]
+    pub fn users(&self) -> usize {
+        self.lock().ones.values().filter(|one| one.decided.is_some() && !one.gone).count()
+    }
+
+    /// Forgets those with which nothing is to do any more.
+    pub fn sweep(&self, has_sessions: impl Fn(&Arc<str>) -> bool) {
+        // What is kept is found without the lock of the sessions under this one.
+        let candidates: Vec<(Key, Arc<str>)> = {
+            let inner = self.lock();
+            let idle = inner.ones.iter().filter(|(_, one)| {
+                let decided = one.decided.is_some_and(|at| at.elapsed() < self.life);
+                !decided && one.pending.is_none() && one.seen.elapsed() >= LAG.min(self.life)
+            });
+            idle.map(|(key, one)| (*key, Arc::clone(&one.entry.dn))).collect()
+        };
+        let idle: Vec<Key> = candidates.into_iter().filter(|(_, dn)| !has_sessions(dn)).map(|(key, _)| key).collect();
+        let mut inner = self.lock();
+        for key in idle {
+            if let Some(one) = inner.ones.remove(&key)
+                && inner.names.get(&one.entry.dn) == Some(&key)
+            {
+                inner.names.remove(&one.entry.dn);
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn find(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<Key> {
+        let by_id = id.map(Key::Id).filter(|key| self.ones.contains_key(key));
+        by_id.or_else(|| {
+            let key = dn.and_then(|dn| self.names.get(dn)).copied()?;
+            // Another entry of that name is another user.
+            let is_other = matches!((id, key), (Some(id), Key::Id(known)) if id != known);
+            (!is_other).then_some(key)
+        })
+    }
+
+    fn insert(&mut self, key: Key, entry: Arc<Entry>, decided: Option<Instant>, told: Option<Instant>) {
+        self.names.insert(Arc::clone(&entry.dn), key);
+        self.held_back.remove(&key);
+        let (seen, round) = (Instant::now(), self.round);
+        self.ones.insert(key, One { entry, pending: None, gone: false, decided, told, seen, round });
+    }
+
+    fn set_pending(&mut self, key: Key, pending: Option<Pending>) {
+        let Some(one) = self.ones.get_mut(&key) else { return };
+        if pending.is_some() {
+            self.held_back.insert(key);
+        } else {
+            self.held_back.remove(&key);
+        }
+        one.pending = pending;
+    }
+
+    /// An entry that was known by its DN has told its id.
+    fn rekey(&mut self, from: Key, to: Key) -> Key {
+        if let Some(one) = self.ones.remove(&from) {
+            self.names.insert(Arc::clone(&one.entry.dn), to);
+            if self.held_back.remove(&from) {
+                self.held_back.insert(to);
+            }
+            self.ones.insert(to, one);
+        }
+        to
+    }
+}
+
+/// Whether a version is as new as another. Two CSNs order exactly; a CSN begins with the second that
+/// is all a modifyTimestamp tells.
+fn is_caught_up(shown: &str, known: &str) -> bool {
+    if shown.contains('#') && known.contains('#') {
+        return shown >= known;
+    }
+    let second = |version: &str| version.get(..14).map(str::to_owned);
+    second(shown) >= second(known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::Marks;
+
+    fn entry(id: u8, dn: &str, host: &str, version: &str) -> Arc<Entry> {
+        let marks = Marks {
+            id: EntryId::from_bytes(&[id; 16]),
+            version: (!version.is_empty()).then(|| version.into()),
+            ..Marks::default()
+        };
+        Arc::new(Entry { marks, ..Entry::for_tests(dn, &[host]) })
+    }
+
+    fn csn(second: u32) -> String {
+        format!("202611261400{second:02}.000001Z#000000#000#000000")
+    }
+
+    fn known() -> Known {
+        Known::new(10, Duration::from_secs(300))
+    }
+
+    fn host(settled: Settled) -> String {
+        match settled {
+            Settled::AsShown => "as shown".to_owned(),
+            Settled::Instead(entry) => entry.mail_hosts[0].clone(),
+            Settled::Gone => "gone".to_owned(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watch_wins_until_the_answer_has_caught_up() {
+        let known = known();
+        known.record(&entry(1, "uid=a", "old", &csn(1)));
+        let (key, _) = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap();
+        known.put(key, entry(1, "uid=a", "new", &csn(5)), None);
+        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", &csn(1)))), "new");
+        assert_eq!(host(known.settle(&entry(1, "uid=a", "new", &csn(5)))), "as shown");
+        assert_eq!(host(known.settle(&entry(1, "uid=a", "newer", &csn(6)))), "as shown");
+        // By the second, where a server shows no more.
+        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", "20261126140004Z"))), "new");
+        assert_eq!(host(known.settle(&entry(1, "uid=a", "new", "20261126140005Z"))), "as shown");
+        // Where it shows nothing, for a while.
+        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", ""))), "new");
+        tokio::time::advance(BLIND_LAG).await;
+        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", ""))), "as shown");
+        assert_eq!(host(known.settle(&entry(2, "uid=b", "old", &csn(1)))), "as shown");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_entry_is_found_under_its_next_name_and_not_under_its_last() {
+        let known = known();
+        known.record(&entry(1, "uid=a", "old", &csn(1)));
+        let (key, _) = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap();
+        known.put(key, entry(1, "uid=b", "old", &csn(2)), None);
+        assert!(known.by_dn(&"uid=a".into()).is_none());
+        assert_eq!(known.by_dn(&"uid=b".into()).unwrap().entry.dn.as_ref(), "uid=b");
+        // Somebody else gets the old name.
+        known.record(&entry(2, "uid=a", "old", &csn(3)));
+        assert_eq!(known.users(), 2);
+        assert!(known.meet(EntryId::from_bytes(&[3; 16]), Some(&"uid=a".into())).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_gone_is_gone_on_a_lagging_replica_too() {
+        let known = known();
+        known.record(&entry(1, "uid=a", "old", &csn(1)));
+        let (key, _) = known.meet(None, Some(&"uid=a".into())).unwrap();
+        known.bury(key);
+        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", &csn(1)))), "gone");
+        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", &csn(2)))), "as shown");
+        // A new entry of the old name.
+        assert_eq!(host(known.settle(&entry(2, "uid=a", "old", &csn(2)))), "as shown");
+        assert_eq!(known.users(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_is_bounded_and_given_back() {
+        let known = Known::new(2, Duration::from_secs(300));
+        for id in 1..=3 {
+            known.record(&entry(id, &format!("uid={id}"), "old", &csn(1)));
+        }
+        assert_eq!(known.users(), 2);
+        known.sweep(|_| false);
+        assert_eq!(known.users(), 2, "their decisions may be cached");
+        tokio::time::advance(LAG).await;
+        known.sweep(|dn| dn.as_ref() == "uid=1");
+        assert_eq!(known.users(), 1, "it has sessions");
+        known.sweep(|_| false);
+        assert_eq!((known.users(), known.lock().names.len()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_met_in_a_round_is_missing() {
+        let known = known();
+        for id in 1..=3 {
+            known.record(&entry(id, &format!("uid={id}"), "old", &csn(1)));
+        }
+        known.begin_round();
+        known.met(&[EntryId::from_bytes(&[1; 16]).unwrap()]);
+        known.meet(None, Some(&"uid=2".into()));
+        known.record(&entry(4, "uid=4", "old", &csn(1)));
+        let missing: Vec<_> = known.missing().into_iter().map(|(_, one)| one.entry.dn.to_string()).collect();
+        assert_eq!(missing, ["uid=3"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_brake_keeps_known_users_where_they_are() {
+        let known = known();
+        known.record(&entry(1, "uid=a", "old", &csn(1)));
+        known.brake(true);
+        assert_eq!(host(known.settle(&entry(1, "uid=a", "new", &csn(9)))), "old");
+        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", &csn(9)))), "as shown");
+        assert_eq!(host(known.settle(&entry(2, "uid=b", "new", &csn(9)))), "as shown");
+        known.brake(false);
+        assert_eq!(host(known.settle(&entry(1, "uid=a", "new", &csn(9)))), "as shown");
+    }
+}

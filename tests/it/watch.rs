@@ -1,0 +1,491 @@
+//! Live changes: an edit in the directory is obeyed at once, by decisions, sessions and holds; and what
+//! is no change of a value changes nothing.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::kit::people::{SUFFIX, everybody};
+use crate::kit::process::run;
+use crate::kit::scripted::Scripted;
+use crate::kit::slapd::{Follows, Options, SYNCPROV, Slapd};
+use crate::kit::{Config, Imap, Person, Usher, password_of};
+
+/// What a client hears in a pause.
+const BYE: &str = "* BYE Your account was changed, please log in again.";
+const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
+
+/// A directory, two mail servers, and usher, which follows the one to the others.
+struct Town {
+    slapd: Slapd,
+    usher: Usher,
+    _servers: [Scripted; 2],
+    logins: RefCell<HashMap<String, usize>>,
+}
+
+/// A directory that can be followed; with more people, as LDIF.
+fn provider(entries: &str) -> Slapd {
+    Slapd::with(Options { modules: &["syncprov"], database: SYNCPROV, entries, ..Options::default() })
+}
+
+/// The same with a password policy, and with each good login written down.
+fn with_policy() -> Slapd {
+    Slapd::with(Options {
+        modules: &["syncprov", "ppolicy"],
+        database: &format!(
+            "lastbind on\n{SYNCPROV}overlay ppolicy\nppolicy_default \"cn=policy,ou=services,{SUFFIX}\"\n"
+        ),
+        entries: &format!(
+            "dn: cn=policy,ou=services,{SUFFIX}\nobjectClass: device\nobjectClass: pwdPolicy\ncn: policy\n\
+             pwdAttribute: userPassword\npwdLockout: TRUE\npwdMaxFailure: 5\npwdFailureCountInterval: 1\n\n"
+        ),
+        ..Options::default()
+    })
+}
+
+impl Town {
+    fn new() -> Self {
+        Self::with(provider(""), |config| config)
+    }
+
+    fn with(slapd: Slapd, change: impl FnOnce(Config) -> Config) -> Self {
+        let servers = [Scripted::welcoming(), Scripted::welcoming()];
+        let config = Config::with_directory(&slapd)
+            .backend("server3", servers[0].port, &["server3"])
+            .backend("server4", servers[1].port, &["server4", "server4.example.com"])
+            .set("/routing/backends/1/imap/server_name", "server3.example.com")
+            .set("/directory/watch", "auto")
+            .set("/cache/ttl", "1h");
+        let usher = Usher::start(change(config));
+        usher.wait_log("the directory is followed", |_| true);
+        Self { slapd, usher, _servers: servers, logins: RefCell::default() }
+    }
+
+    /// Logs in, and tells which server it was.
+    fn login(&self, name: &str) -> (Imap, String) {
+        let mut imap = Imap::tls(self.usher.imaps_port());
+        imap.login(name, &password_of(name)).ok();
+        let event = self.event(name);
+        (imap, event["backend"].as_str().unwrap().to_owned())
+    }
+
+    fn refused(&self, name: &str, password: &str, beginning: &str) {
+        Imap::tls(self.usher.imaps_port()).login(name, password).is(beginning);
+        self.event(name);
+    }
+
+    /// The event of the login that was just answered.
+    fn event(&self, name: &str) -> Value {
+        let mut logins = self.logins.borrow_mut();
+        let nth = logins.entry(name.to_owned()).or_default();
+        *nth += 1;
+        self.usher.nth_login(*nth, name)
+    }
+
+    fn set(&self, name: &str, attribute: &str, value: Option<&str>) {
+        self.slapd.set(&Person::new(name, None), attribute, value);
+    }
+
+    fn moved(&self, dn: &str, to: &str) -> Value {
+        self.usher.wait_log("route changed", |line| line["dn"] == dn && line["new_backend"] == to)
+    }
+
+    fn closed(&self, cause: &str, sessions: f64) {
+        self.usher.wait_metric("usher_sessions_ended_total", &[("cause", cause)], sessions);
+    }
+}
+
+fn dn(name: &str) -> String {
+    Person::new(name, None).dn()
+}
+
+/// Nothing was said to this session, and it still answers.
+fn is_open(imap: &mut Imap) {
+    let reply = imap.command("NOOP").is("OK did NOOP");
+    assert!(reply.untagged.is_empty(), "{reply:?}");
+}
+
+fn has_ended(imap: &mut Imap) {
+    assert_eq!(imap.line(), BYE);
+    imap.expect_clean_end();
+}
+
+#[test]
+fn a_move_is_obeyed_at_once_and_told_in_one_line() {
+    let town = Town::new();
+    let (mut alice, server) = town.login("alice");
+    let (mut anna, _) = town.login("anna");
+    assert_eq!(server, "server3");
+    assert_eq!(town.usher.metric("usher_directory_watch_connected", &[]), 1.0);
+    town.set("alice", "mailHost", Some("server4"));
+    has_ended(&mut alice);
+    assert_eq!(town.login("alice").1, "server4");
+    let line = town.moved(ALICE, "server4");
+    assert_eq!(
+        (line["old_backend"].as_str(), line["modified_by"].as_str()),
+        (Some("server3"), Some("cn=root,dc=example,dc=com")),
+        "{line}"
+    );
+    assert!(line["modified"].as_str().unwrap().ends_with('Z'), "{line}");
+    town.closed("moved", 1.0);
+    assert_eq!(town.usher.metric("usher_directory_changes_total", &[("kind", "move")]), 1.0);
+    is_open(&mut anna);
+    // Another spelling of the same place is no move; no place at all is one.
+    town.set("anna", "mailHost", Some("SERVER3."));
+    town.usher.wait_metric("usher_directory_changes_total", &[("kind", "other")], 1.0);
+    is_open(&mut anna);
+    town.set("anna", "mailHost", None);
+    has_ended(&mut anna);
+    town.moved(&dn("anna"), "none (no_mail_host)");
+    town.refused("anna", &password_of("anna"), "NO [CONTACTADMIN]");
+}
+
+#[test]
+fn who_is_switched_off_or_gone_is_logged_out() {
+    let town = Town::new();
+    let (mut alice, _) = town.login("alice");
+    let (mut anna, _) = town.login("anna");
+    let (mut bob, _) = town.login("bob");
+    // No schema of slapd without a policy has an attribute for it: the entry is an extensibleObject.
+    town.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
+    has_ended(&mut anna);
+    town.refused("anna", &password_of("anna"), "NO [AUTHENTICATIONFAILED]");
+    town.closed("deleted", 1.0);
+    town.usher.wait_log("an entry is gone from the directory", |line| line["dn"] == dn("anna"));
+    is_open(&mut alice);
+    is_open(&mut bob);
+
+    let town = Town::with(with_policy(), |config| config);
+    let (mut alice, _) = town.login("alice");
+    town.set("alice", "pwdAccountLockedTime", Some("000001010000Z"));
+    has_ended(&mut alice);
+    town.closed("disabled", 1.0);
+    town.refused("alice", &password_of("alice"), "NO");
+    town.set("alice", "pwdAccountLockedTime", None);
+    town.usher.wait_metric("usher_directory_changes_total", &[("kind", "enable")], 1.0);
+    town.login("alice");
+}
+
+#[test]
+fn an_entry_keeps_its_sessions_under_another_dn() {
+    let town = Town::new();
+    let (mut alice, _) = town.login("alice");
+    town.slapd.modify(&format!("dn: {ALICE}\nchangetype: modrdn\nnewrdn: cn=alice\ndeleteoldrdn: 0\n"));
+    town.usher.wait_log("an entry has another DN", |line| line["old"] == ALICE);
+    is_open(&mut alice);
+    assert_eq!(town.login("alice").1, "server3");
+    // It is still the same user: what happens to it under the new name reaches the old session.
+    let new = "cn=alice,ou=people,dc=example,dc=com";
+    town.slapd.modify(&format!("dn: {new}\nchangetype: modify\nreplace: mailHost\nmailHost: server4\n"));
+    town.moved(new, "server4");
+    has_ended(&mut alice);
+    assert_eq!(town.login("alice").1, "server4");
+}
+
+#[test]
+fn an_old_password_is_of_no_use_and_sessions_go_on_or_not_as_wanted() {
+    for (choice, ends) in [("keep", false), ("close", true)] {
+        let town = Town::with(with_policy(), |config| config.set("/directory/on_password_change", choice));
+        let (mut alice, _) = town.login("alice");
+        town.set("alice", "userPassword", Some("another"));
+        town.usher.wait_metric("usher_directory_changes_total", &[("kind", "password")], 1.0);
+        town.refused("alice", &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
+        if ends {
+            has_ended(&mut alice);
+            town.closed("password_changed", 1.0);
+        } else {
+            is_open(&mut alice);
+        }
+    }
+    // Where the directory does not show when passwords change, whoever was modified is asked for again.
+    let town = Town::new();
+    let (mut alice, _) = town.login("alice");
+    town.set("alice", "userPassword", Some("another"));
+    town.usher.wait_metric("usher_directory_changes_total", &[("kind", "unexplained")], 1.0);
+    town.refused("alice", &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
+    is_open(&mut alice);
+}
+
+#[test]
+fn sessions_go_on_where_that_is_wanted() {
+    let town = Town::with(provider(""), |config| {
+        config.set("/directory/on_move", "keep").set("/directory/on_disable", "keep")
+    });
+    let (mut alice, _) = town.login("alice");
+    let (mut anna, _) = town.login("anna");
+    town.set("alice", "mailHost", Some("server4"));
+    town.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
+    town.moved(ALICE, "server4");
+    town.usher.wait_log("an entry is gone from the directory", |_| true);
+    assert_eq!(town.login("alice").1, "server4", "new logins go to the new place");
+    is_open(&mut alice);
+    is_open(&mut anna);
+}
+
+#[test]
+fn five_hundred_guesses_of_a_stranger_change_nothing() {
+    let town = Town::with(with_policy(), |config| config);
+    let (mut alice, _) = town.login("alice");
+    let (url, before) = (town.slapd.url(), town.slapd.binds(ALICE));
+    for _ in 0..10 {
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..25 {
+                        let guess = ["-x", "-o", "nettimeout=20", "-H", &url, "-D", ALICE, "-w", "guess"];
+                        assert_eq!(run("ldapwhoami", &guess, b"").code, 49);
+                    }
+                });
+            }
+        });
+        is_open(&mut alice);
+    }
+    // A change of somebody else's value comes behind all of them.
+    town.login("anna");
+    town.set("anna", "mailHost", Some("server4"));
+    town.moved(&dn("anna"), "server4");
+    assert!(town.slapd.read(ALICE, &["pwdAccountLockedTime"]).contains("pwdAccountLockedTime: 2"), "locked out");
+    assert_eq!(town.slapd.binds(ALICE), before + 500);
+    is_open(&mut alice);
+    let mut imap = Imap::tls(town.usher.imaps_port());
+    imap.login("alice", &password_of("alice")).ok();
+    assert_eq!(town.event("alice")["by"], "cache");
+    assert_eq!(town.slapd.binds(ALICE), before + 500);
+}
+
+#[test]
+fn a_hold_ends_sessions_and_keeps_logins_waiting_until_it_is_released() {
+    let town = Town::with(provider(""), |config| {
+        config.set("/directory/hold_attribute", "description").set("/directory/hold_timeout", "4s")
+    });
+    let (mut alice, _) = town.login("alice");
+    town.set("alice", "description", Some("being moved"));
+    has_ended(&mut alice);
+    town.closed("hold", 1.0);
+    let shown = town.usher.command(&["sessions", "--user", "alice"]);
+    assert!(shown.stdout.contains("0 sessions"), "{shown:?}");
+    let explained = town.usher.command(&["explain", "alice"]);
+    assert!(explained.stdout.contains("held") && explained.stdout.contains("watch following"), "{explained:?}");
+
+    // Nobody gets in, and nobody is told that the password is wrong.
+    let began = Instant::now();
+    town.refused("alice", &password_of("alice"), "NO [UNAVAILABLE]");
+    assert!(began.elapsed() >= Duration::from_millis(3_900), "{:?}", began.elapsed());
+
+    let mut waiting = Imap::tls(town.usher.imaps_port());
+    waiting.send(format!("w LOGIN alice {}\r\n", password_of("alice")));
+    town.set("alice", "mailHost", Some("server4"));
+    town.set("alice", "description", None);
+    let released = Instant::now();
+    waiting.reply("w").ok();
+    assert!(released.elapsed() < Duration::from_millis(900), "{:?}", released.elapsed());
+    assert_eq!(town.event("alice")["backend"], "server4");
+}
+
+#[test]
+fn what_was_missed_is_made_up_for() {
+    let mut town = Town::new();
+    let (mut alice, _) = town.login("alice");
+    let (mut anna, _) = town.login("anna");
+    let (mut ben, _) = town.login("ben");
+    town.slapd.stop();
+    town.usher.wait_metric("usher_directory_watch_connected", &[], 0.0);
+    town.slapd.modify_unseen(&format!(
+        "dn: {ALICE}\nchangetype: modify\nreplace: mailHost\nmailHost: server4\n\n\
+         dn: {}\nchangetype: delete\n",
+        dn("anna")
+    ));
+    town.slapd.start_again();
+    has_ended(&mut alice);
+    has_ended(&mut anna);
+    is_open(&mut ben);
+    town.usher.wait_log("following the directory", |line| line["resumed"] == true);
+    town.usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
+    assert_eq!(town.login("alice").1, "server4");
+    // Without a cookie everything is told anew: a reload begins so.
+    town.set("ben", "mailHost", Some("server3"));
+    has_ended(&mut ben);
+    let (mut ben, server) = town.login("ben");
+    assert_eq!((server.as_str(), town.usher.hup()["message"].as_str()), ("server3", Some("reloaded")));
+    town.usher.wait_nth_log(2, "following the directory", |line| line["resumed"] == false);
+    is_open(&mut ben);
+}
+
+#[test]
+fn a_frozen_directory_is_noticed() {
+    let town = Town::new();
+    town.slapd.freeze();
+    town.usher.wait_metric("usher_directory_watch_connected", &[], 0.0);
+    town.slapd.thaw();
+    town.usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
+}
+
+#[test]
+fn a_replica_that_lags_behind_sends_nobody_to_the_old_server() {
+    let first = provider("");
+    let late = Slapd::with(Options { follows: Some(Follows::Every(5, &first)), ..Options::default() });
+    let urls = [late.tls_url(), first.tls_url()];
+    // Look-ups and binds go to the one that lags; only the other can be followed.
+    let town = Town::with(first, |config| config.set("/directory/servers", urls.to_vec()));
+    let (mut alice, _) = town.login("alice");
+    let (mut anna, _) = town.login("anna");
+    late.wait_for(ALICE, "mailHost: server3");
+    town.set("alice", "mailHost", Some("server4"));
+    town.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
+    has_ended(&mut alice);
+    has_ended(&mut anna);
+    while late.read(ALICE, &["mailHost"]).contains("server3") {
+        assert_eq!(town.login("alice").1, "server4");
+        town.refused("anna", &password_of("anna"), "NO [AUTHENTICATIONFAILED]");
+    }
+    assert!(late.searches("alice") > 1, "it was asked again");
+    // Somebody whom usher has never seen.
+    town.set("bob", "mailHost", Some("server3"));
+    town.login("ben");
+    town.set("ben", "mailHost", Some("server3"));
+    town.moved(&dn("ben"), "server3");
+    assert_eq!(town.login("bob").1, "server3");
+}
+
+/// People of one department.
+fn department() -> (Vec<String>, String) {
+    let names: Vec<String> = (1..=8).map(|n| format!("dept{n}")).collect();
+    let ldif = names.iter().map(|name| Person::new(name, Some("server3")).ldif()).collect();
+    (names, ldif)
+}
+
+fn edit(names: &[String], host: &str) -> String {
+    let change =
+        |name: &String| format!("dn: {}\nchangetype: modify\nreplace: mailHost\nmailHost: {host}\n\n", dn(name));
+    names.iter().map(change).collect()
+}
+
+#[test]
+fn too_many_moves_at_once_wait_for_somebody_to_say_that_they_are_meant() {
+    let (names, ldif) = department();
+    let (known, strangers) = names.split_at(6);
+    let town = Town::with(provider(&ldif), |config| config.set("/directory/brake", 3));
+    known.iter().for_each(|name| assert_eq!(town.login(name).1, "server3"));
+    town.slapd.modify(&edit(&names, "server4"));
+    town.usher.wait_metric("usher_directory_brake", &[], 6.0);
+    let line = town.usher.wait_log("route changed", |line| line["taken_back_by_brake"] == true);
+    assert_eq!(line["new_backend"], "server3");
+    let alarms = town.usher.logged().iter().filter(|line| line["level"] == "ERROR").count();
+    assert_eq!(alarms, 1);
+    let mut kept: Vec<Imap> = known
+        .iter()
+        .map(|name| {
+            let (imap, server) = town.login(name);
+            assert_eq!(server, "server3", "{name}");
+            imap
+        })
+        .collect();
+    strangers.iter().for_each(|name| assert_eq!(town.login(name).1, "server4", "{name}"));
+    kept.iter_mut().for_each(is_open);
+    let explained = town.usher.command(&["explain", &known[0]]);
+    assert!(explained.stdout.contains("stays at server3 until `usher confirm`"), "{explained:?}");
+
+    let confirmed = town.usher.command(&["confirm"]).succeeded();
+    assert_eq!(confirmed.stdout, "6 changes acted on\n");
+    kept.iter_mut().for_each(has_ended);
+    known.iter().for_each(|name| assert_eq!(town.login(name).1, "server4", "{name}"));
+    assert_eq!(town.usher.metric("usher_directory_brake", &[]), 0.0);
+}
+
+#[test]
+fn the_brake_goes_off_when_the_values_are_back() {
+    let (names, ldif) = department();
+    let town = Town::with(provider(&ldif), |config| config.set("/directory/brake", 3));
+    let _sessions: Vec<_> = names.iter().map(|name| town.login(name)).collect();
+    town.slapd.modify(&edit(&names, "server9"));
+    town.usher.wait_metric("usher_directory_brake", &[], 8.0);
+    assert_eq!(town.login("dept1").1, "server3");
+    town.slapd.modify(&edit(&names, "server3"));
+    town.usher.wait_metric("usher_directory_brake", &[], 0.0);
+    town.usher.wait_log("the directory is as it was before the brake: it is off again", |_| true);
+    names.iter().for_each(|name| assert_eq!(town.login(name).1, "server3", "{name}"));
+}
+
+#[test]
+fn a_planned_move_is_confirmed_before() {
+    let (names, ldif) = department();
+    let town = Town::with(provider(&ldif), |config| config.set("/directory/brake", 3));
+    let mut sessions: Vec<_> = names.iter().map(|name| town.login(name).0).collect();
+    town.usher.command(&["confirm", "--for", "30m"]).succeeded();
+    town.slapd.modify(&edit(&names, "server4"));
+    sessions.iter_mut().for_each(has_ended);
+    names.iter().for_each(|name| assert_eq!(town.login(name).1, "server4", "{name}"));
+    assert_eq!(town.usher.metric("usher_directory_brake", &[]), 0.0);
+}
+
+#[test]
+fn a_directory_that_cannot_tell_is_asked() {
+    let slapd = Slapd::with(Options {
+        database: "limits dn.exact=\"cn=usher,ou=services,dc=example,dc=com\" size=unlimited\n",
+        ..Options::default()
+    });
+    let town = Town::with(slapd, |config| config.set("/directory/poll_interval", "1s"));
+    town.usher.wait_log("following the directory", |line| line["mode"] == "poll");
+    let (mut alice, _) = town.login("alice");
+    let (mut anna, _) = town.login("anna");
+    let (mut ben, _) = town.login("ben");
+    town.set("alice", "mailHost", Some("server4"));
+    has_ended(&mut alice);
+    assert_eq!(town.login("alice").1, "server4");
+    town.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
+    has_ended(&mut anna);
+    is_open(&mut ben);
+    assert_eq!(town.slapd.searches("(uid=ben)"), 1, "nobody is asked for by name");
+}
+
+/// Ends the clients of a test, also when it fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn no_login_goes_to_the_old_server_a_second_after_the_edit() {
+    let town = Town::new();
+    let people: Vec<Person> =
+        everybody().into_iter().filter(|person| person.mail_host == Some("server3")).take(4).collect();
+    let (over, mut found) = (AtomicBool::new(false), Vec::new());
+    let clients_end = Ends(&over);
+    std::thread::scope(|scope| {
+        let _clients_end = clients_end;
+        for person in &people {
+            let (port, over) = (town.usher.imaps_port(), &over);
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    let mut imap = Imap::tls(port);
+                    imap.login(&person.uid, &person.password).ok();
+                    drop(imap.try_send("x LOGOUT\r\n"));
+                }
+            });
+        }
+        people.iter().for_each(|person| drop(town.usher.login(&person.uid)));
+        for host in ["server4", "server3", "server4"] {
+            for person in &people {
+                town.slapd.set(person, "mailHost", Some(host));
+            }
+            let edited = Instant::now();
+            std::thread::sleep(Duration::from_secs(1).saturating_sub(edited.elapsed()));
+            let before = town.usher.logged().len();
+            std::thread::sleep(Duration::from_secs(1));
+            let logged = town.usher.logged();
+            let later: Vec<&Value> = logged[before..].iter().filter(|line| line["message"] == "login").collect();
+            let late: Vec<_> = later.iter().filter(|line| line["backend"] != host).collect();
+            found.push((later.len(), format!("{late:?}")));
+        }
+    });
+    for (logins, late) in found {
+        assert!(logins > 0, "nobody has logged in");
+        assert_eq!(late, "[]");
+    }
+}
