@@ -174,12 +174,8 @@ impl Connection {
         self.operations.fetch_add(1, Ordering::Relaxed);
         let mut ldap = self.ldap.clone();
         let mut found = Found { code: 0, entries: 0, first: None };
-        let asked = ldap.with_search_options(options).streaming_search(
-            &question.base,
-            question.scope,
-            &question.filter,
-            wanted.names(),
-        );
+        let asked =
+            ldap.with_search_options(options).streaming_search(&question.base, question.scope, &question.filter, names);
         let mut answers = self.contained(asked).await?;
         let mut messages = 0;
         while let Some(message) = self.contained(answers.next()).await? {
