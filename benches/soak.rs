@@ -333,6 +333,16 @@ fn soak(length: Duration, seed: u64) {
     let warm = warm.unwrap_or(peak);
     report.push_str(&format!("  at the start {}, after a fifth {}\n", show(start), show(warm)));
     report.push_str(&format!("  at the most {}, at the end {}\n", show(peak), show(end)));
+    // Where it went wrong: a backend that does not answer in time, on a machine that has none to spare?
+    for (series, n) in usher.metrics().iter().filter(|(_, n)| **n > 0.0) {
+        if let Some(of) = series.strip_prefix("usher_backend_logins_total") {
+            report.push_str(&format!("  logins at a backend {of} {n}\n"));
+        }
+    }
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let load = read("/proc/loadavg");
+    let pressure = read("/proc/pressure/cpu").lines().next().unwrap_or_default().to_owned();
+    report.push_str(&format!("  the machine: load {} {pressure}\n", load.trim()));
     std::io::stdout().write_all(report.as_bytes()).unwrap();
 
     let faults = stage.faults.lock().unwrap();

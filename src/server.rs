@@ -176,6 +176,15 @@ impl StopSignals {
     }
 }
 
+/// What the main loop does after an order.
+enum Next {
+    Serve,
+    /// A signal came meanwhile.
+    Stop,
+    /// Another process serves.
+    Leave,
+}
+
 /// What tells one listener from another.
 type ListenerKey = (SocketAddr, &'static str, ListenerTls);
 
@@ -291,16 +300,19 @@ impl Server {
                     let _ = self.reload().await;
                 }
                 Some((order, answer)) = requests.recv() => {
-                    let outcome = match order {
-                        Order::Reload => self.reload().await,
-                        Order::Upgrade => self.upgrade().await,
+                    let (outcome, next) = match order {
+                        Order::Reload => (self.reload().await, Next::Serve),
+                        Order::Upgrade => self.upgrade(&mut stop).await,
                     };
-                    let leaves = order == Order::Upgrade && outcome.is_ok();
                     // Whoever asked may be gone.
                     let _ = answer.send(outcome);
-                    if leaves {
-                        drop(requests);
-                        return self.leave_to_successor(&mut stop).await;
+                    match next {
+                        Next::Serve => {}
+                        Next::Stop => break,
+                        Next::Leave => {
+                            drop(requests);
+                            return self.leave_to_successor(&mut stop).await;
+                        }
                     }
                 }
                 () = sleep(self.shared.snapshot.load().config.tls.reload_interval) => self.refresh().await,
@@ -395,7 +407,7 @@ fn bind_new(
     let missing = |listener: &&config::Listener| !present.contains_key(&listener_key(listener));
     let numbered = config.listeners.iter().enumerate().filter(|(_, listener)| missing(listener));
     let bind = |(index, listener): (usize, &config::Listener)| {
-        let bound = match inherited.take(listener.address) {
+        let bound = match inherited.take(listener.address, listener.socket.as_deref()) {
             Some(socket) => listener::adopt(listener, socket),
             None => listener::bind(listener),
         };
@@ -413,7 +425,7 @@ fn bind_new(
 fn bind_side_port(config: &Config, inherited: &mut Inherited) -> Result<(TcpListener, OwnedFd), StartError> {
     let address = config.admin.address;
     let mut bind = || {
-        let socket = inherited.take(address).map_or_else(|| std::net::TcpListener::bind(address), Ok)?;
+        let socket = inherited.take(address, None).map_or_else(|| std::net::TcpListener::bind(address), Ok)?;
         socket.set_nonblocking(true)?;
         info!(address = %socket.local_addr()?, "side port listening");
         let once_more = socket.try_clone()?.into();

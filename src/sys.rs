@@ -81,15 +81,17 @@ pub fn exposed_words(path: &Path, mode: u32) -> String {
     format!("{path} holds a secret that others can read or change (mode {mode:04o}): run `chmod 640 {path}`")
 }
 
-/// The sockets that systemd opened for this process (sd_listen_fds(3)). Must be called once only.
+/// The sockets that systemd opened for this process, by name (sd_listen_fds_with_names(3)). Must be
+/// called once only.
 ///
 /// # Errors
 /// What the environment says about them makes no sense.
 #[allow(unsafe_code, reason = "a number from the environment becomes a descriptor nowhere else")]
-pub fn activated() -> io::Result<Vec<OwnedFd>> {
+pub fn activated() -> io::Result<Vec<(String, OwnedFd)>> {
     // SAFETY: sd_listen_fds(3) gives these descriptors, from 3 on, to the process that LISTEN_PID
     // names; nothing else in it knows their numbers, and this is the only call.
-    Ok(sd_notify::listen_fds()?.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+    let owned = |(number, name)| (name, unsafe { OwnedFd::from_raw_fd(number) });
+    Ok(sd_notify::listen_fds_with_names()?.map(owned).collect())
 }
 
 /// Gives the system back what the allocator keeps of freed memory: glibc by itself returns next to

@@ -97,6 +97,7 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
     let words = [("implicit", ListenerTls::Implicit), ("starttls", ListenerTls::StartTls)];
     let tls = listener.required("tls", "write `implicit` (TLS from the first byte) or `starttls`");
     let tls = tls.and_then(|node| node.word(&words));
+    let socket = listener.get("socket").map(|node| node.parsed(names::socket_name));
     let (protocol, address, tls) = (protocol?, address?, tls?);
     let usual = |port| match tls {
         ListenerTls::Implicit => port != protocol.starttls_port,
@@ -105,7 +106,7 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
     if !usual(address.port()) {
         listener.warn("tls", format!("clients expect the other kind of TLS on port {}", address.port()));
     }
-    Some(Listener { protocol, address, tls })
+    Some(Listener { protocol, address, tls, socket: socket.flatten() })
 }
 
 /// A listener whose protocol no backend serves is a door with nothing behind it.

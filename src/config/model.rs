@@ -77,6 +77,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// TLS before the greeting or by command.
     pub tls: ListenerTls,
+    /// The name of the socket that systemd opens for it, wherever that listens.
+    pub socket: Option<String>,
 }
 
 /// TLS on a listener.

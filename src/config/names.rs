@@ -47,6 +47,8 @@ pub(super) enum NameError {
     MailHost,
     #[error("write the base64 form of a SHA-256 (44 characters): config.example.yaml has the command that prints it")]
     Pin,
+    #[error("write 1 to 64 letters, digits, `_`, `-`, `.`, as FileDescriptorName= in the socket unit has it")]
+    SocketName,
     #[error("write a group name of letters, digits, `_`, `-`, `.`")]
     UnixGroup,
     #[error("the name is empty")]
@@ -60,6 +62,16 @@ pub(super) enum NameError {
 /// `address:port` of a listening socket; port 0 lets the system choose.
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, NameError> {
     text.parse().map_err(|_| NameError::SocketAddress)
+}
+
+/// The name that systemd gives a socket (systemd.socket(5), FileDescriptorName=).
+pub(super) fn socket_name(text: &str) -> Result<String, NameError> {
+    let fits = |c: u8| c.is_ascii_alphanumeric() || b"_-.".contains(&c);
+    if (1..=64).contains(&text.len()) && text.bytes().all(fits) {
+        Ok(text.to_owned())
+    } else {
+        Err(NameError::SocketName)
+    }
 }
 
 /// An address, or a network as `address/bits`.

@@ -4,15 +4,18 @@
 //! The old process starts the new one, with a Unix socket as its standard input, and sends the
 //! listening sockets through it (SCM_RIGHTS, unix(7)): the way is open to these two alone, and what
 //! waits to be accepted waits in the same queue for both. Only when the new one serves does the old
-//! one stop accepting. Sockets are known by their addresses. sd_listen_fds(3).
+//! one stop accepting. A socket is known by a name, which is systemd's (FileDescriptorName=) or the
+//! configured address, and by where it listens. sd_listen_fds_with_names(3).
 
-use std::io::{self, IoSlice, IoSliceMut, Read as _};
+use std::cmp::Reverse;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::iter;
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::net::{
@@ -20,10 +23,11 @@ use rustix::net::{
     recvmsg, send, sendmsg,
 };
 use sd_notify::NotifyState;
+use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use super::{Server, StopSignals};
+use super::{Next, Server, StopSignals};
 use crate::admin::control;
 use crate::snapshot::Stage;
 use crate::sys;
@@ -35,10 +39,15 @@ const SIGN: &[u8] = b"u";
 /// From the start of the new process until it serves.
 const START: Duration = Duration::from_secs(45);
 
-/// Sockets that listened before this process began.
+/// Between the names that go with the sockets; none has one.
+const SEPARATOR: char = '\n';
+/// Names are an address with its port, or 64 letters at the most.
+const NAMES: usize = MOST * 80;
+
+/// Sockets that listened before this process began, each by its name.
 #[derive(Debug, Default)]
 pub(super) struct Inherited {
-    sockets: Vec<TcpListener>,
+    sockets: Vec<(String, TcpListener)>,
     upgrade: bool,
 }
 
@@ -49,14 +58,22 @@ impl Inherited {
     /// They do not arrive.
     pub(super) fn receive(upgrade: bool) -> io::Result<Self> {
         let sockets = if upgrade { receive_from(io::stdin().as_fd())? } else { sys::activated()? };
-        Ok(Self { sockets: sockets.into_iter().map(TcpListener::from).collect(), upgrade })
+        Ok(Self { sockets: sockets.into_iter().map(|(name, socket)| (name, socket.into())).collect(), upgrade })
     }
 
-    /// The one that listens at this address.
-    pub(super) fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
-        let fits = |socket: &TcpListener| socket.local_addr().is_ok_and(|own| own == address);
-        let found = self.sockets.iter().position(fits)?;
-        Some(self.sockets.swap_remove(found))
+    /// The one with this name, wherever it listens; if several have it (a socket unit may open
+    /// several) and if none has it, the one that was configured or listens at this address.
+    pub(super) fn take(&mut self, address: SocketAddr, name: Option<&str>) -> Option<TcpListener> {
+        let configured = address.to_string();
+        let fitness = |(its, socket): &(String, TcpListener)| {
+            let named = name == Some(its);
+            let there = *its == configured || socket.local_addr().is_ok_and(|own| own == address);
+            (named || there).then_some((named, there))
+        };
+        let fitting = self.sockets.iter().enumerate().filter_map(|(at, socket)| Some((fitness(socket)?, at)));
+        // Of those that fit alike, the one that systemd opened first.
+        let (_, found) = fitting.max_by_key(|(fitness, at)| (*fitness, Reverse(*at)))?;
+        Some(self.sockets.remove(found).1)
     }
 
     /// Whether another process serves until this one does.
@@ -66,8 +83,9 @@ impl Inherited {
 
     /// Tells the old process that this one serves now; closes what nobody wants.
     pub(super) fn serving(self) {
-        for socket in &self.sockets {
-            warn!(address = ?socket.local_addr().ok(), "this socket was handed over, but no listener has its address");
+        for (name, socket) in &self.sockets {
+            let address = socket.local_addr().ok();
+            warn!(name, ?address, "this socket was handed over, but no listener has its name or address");
         }
         // If the old process is gone, nobody waits for this.
         if self.upgrade {
@@ -76,72 +94,81 @@ impl Inherited {
     }
 }
 
-fn receive_from(way: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+fn receive_from(way: BorrowedFd<'_>) -> io::Result<Vec<(String, OwnedFd)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut sign = [0; SIGN.len()];
-    let received = recvmsg(way, &mut [IoSliceMut::new(&mut sign)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    if received.bytes != SIGN.len() || sign != SIGN {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
+    let mut text = vec![0; SIGN.len() + NAMES];
+    let received = recvmsg(way, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let text = text.get(..received.bytes).and_then(|text| text.strip_prefix(SIGN));
+    let names = String::from_utf8_lossy(text.ok_or(io::ErrorKind::UnexpectedEof)?);
     let mut sockets = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(more) = message {
             sockets.extend(more);
         }
     }
-    Ok(sockets)
+    let names = names.split(SEPARATOR).map(str::to_owned).chain(iter::repeat(String::new()));
+    Ok(iter::zip(names, sockets).collect())
 }
 
-fn send_to(way: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+fn send_to(way: BorrowedFd<'_>, sockets: &[(String, BorrowedFd<'_>)]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !control.push(SendAncillaryMessage::ScmRights(sockets)) {
+    let (names, sockets): (Vec<&str>, Vec<_>) = sockets.iter().map(|(name, socket)| (&**name, *socket)).unzip();
+    if !control.push(SendAncillaryMessage::ScmRights(&sockets)) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("more than {MOST} listeners")));
     }
-    sendmsg(way, &[IoSlice::new(SIGN)], &mut control, SendFlags::NOSIGNAL)?;
+    let names = names.join(&SEPARATOR.to_string());
+    sendmsg(way, &[IoSlice::new(SIGN), IoSlice::new(names.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
 impl Server {
     /// Starts the new process and waits until it serves; this one then has to leave. If the new one
-    /// fails, nothing has changed.
-    pub(super) async fn upgrade(&mut self) -> Result<(), Vec<String>> {
+    /// fails, or a signal says stop, nothing has changed.
+    pub(super) async fn upgrade(&mut self, stop: &mut StopSignals) -> (Result<(), Vec<String>>, Next) {
         info!(program = %self.program.display(), "upgrading");
-        let kept = self.step_aside().map_err(|error| vec![format!("the control socket cannot step aside: {error}")])?;
-        let outcome = self.start_successor().await;
-        match &outcome {
+        let kept = match self.step_aside() {
+            Ok(kept) => kept,
+            Err(error) => return (Err(vec![format!("the control socket cannot step aside: {error}")]), Next::Serve),
+        };
+        let (outcome, otherwise) = tokio::select! {
+            // What has begun to serve is not taken back.
+            biased;
+            outcome = self.start_successor() => (outcome, Next::Serve),
+            () = stop.recv() => (Err(io::Error::other("a signal says stop")), Next::Stop),
+        };
+        match outcome {
             Ok(process) => {
                 info!(process, "the new process serves");
                 // From the main process alone this is believed (NotifyAccess=main).
-                let _ = sd_notify::notify(&[NotifyState::MainPid(*process)]);
+                let _ = sd_notify::notify(&[NotifyState::MainPid(process)]);
                 self.control = kept;
-                Ok(())
+                (Ok(()), Next::Leave)
             }
             Err(error) => {
                 error!(%error, "the upgrade failed; this process goes on");
                 self.step_back(kept.as_deref());
-                Err(vec![error.to_string()])
+                (Err(vec![error.to_string()]), otherwise)
             }
         }
     }
 
     async fn start_successor(&self) -> io::Result<u32> {
         let (ours, theirs) = UnixStream::pair()?;
-        let listening = self.listeners.values().chain(&self.side_port);
-        let sockets: Vec<BorrowedFd<'_>> = listening.map(|one| one.socket.as_fd()).collect();
-        send_to(ours.as_fd(), &sockets)?;
+        let sockets = self.listeners.iter().map(|((address, ..), one)| (address.to_string(), one.socket.as_fd()));
+        let admin = self.shared.snapshot.load().config.admin.address.to_string();
+        let sockets = sockets.chain(self.side_port.as_ref().map(|one| (admin, one.socket.as_fd())));
+        send_to(ours.as_fd(), &sockets.collect::<Vec<_>>())?;
         let mut command = Command::new(&self.program);
         // Whatever this process may be, that one may be.
         command.args(["run", "--take-over", "--allow-root", "--config"]).arg(&self.file);
         let child = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn();
         // The command holds the other end, whose closing tells that the new process has ended.
         drop(command);
-        let mut child = child?;
-        let process = child.id();
-        let served = tokio::task::spawn_blocking(move || await_sign(ours, &mut child)).await;
-        served.map_err(io::Error::other)??;
-        Ok(process)
+        let mut successor = Successor(Some(child?));
+        await_sign(ours, &mut successor).await?;
+        successor.serves().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
     /// Makes a second name for the control socket, under which this process answers when the first
@@ -185,54 +212,113 @@ impl Server {
     }
 }
 
-/// Waits until the new process serves; ends it if it does not.
-fn await_sign(mut way: UnixStream, child: &mut Child) -> io::Result<()> {
-    way.set_read_timeout(Some(START))?;
+/// The new process; ended when this is dropped before it serves.
+struct Successor(Option<Child>);
+
+impl Successor {
+    /// Lets it live; its process id.
+    fn serves(mut self) -> Option<u32> {
+        self.0.take().map(|child| child.id())
+    }
+
+    /// How it ended. To be asked when it has let go of its standard input, which is its last act.
+    fn ended(&mut self) -> io::Result<ExitStatus> {
+        let mut child = self.0.take().ok_or(io::ErrorKind::NotFound)?;
+        // Does nothing to a process that is ending.
+        child.kill()?;
+        child.wait()
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = self.ended();
+    }
+}
+
+/// Waits until the new process serves.
+async fn await_sign(way: UnixStream, successor: &mut Successor) -> io::Result<()> {
+    way.set_nonblocking(true)?;
+    let mut way = tokio::net::UnixStream::from_std(way)?;
     let mut sign = [0; SIGN.len()];
-    match way.read_exact(&mut sign) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            let status = child.wait()?;
+    match timeout(START, way.read_exact(&mut sign)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            let status = successor.ended()?;
             Err(io::Error::other(format!("the new process ended with {status}; the log has its reasons")))
         }
-        Err(error) => {
-            child.kill()?;
-            child.wait()?;
-            Err(io::Error::other(format!("the new process did not serve within {START:?}: {error}")))
-        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::Error::other(format!("the new process did not serve within {START:?}"))),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
-    #[test]
-    fn sockets_pass_with_what_waits_in_them_and_are_known_by_their_addresses() {
-        let (old, new) = UnixStream::pair().unwrap();
-        let sockets: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addresses: Vec<SocketAddr> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
-        let mut client = std::net::TcpStream::connect(addresses[1]).unwrap();
-        let handed: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
-        send_to(old.as_fd(), &handed).unwrap();
-        drop(sockets);
-        let received = receive_from(new.as_fd()).unwrap();
-        let mut inherited =
-            Inherited { sockets: received.into_iter().map(TcpListener::from).collect(), upgrade: false };
-        assert!(inherited.take(SocketAddr::from(([127, 0, 0, 1], 1))).is_none());
-        let (accepted, _) = inherited.take(addresses[1]).unwrap().accept().unwrap();
-        drop(accepted);
-        assert_eq!(client.read(&mut [0]).unwrap(), 0, "it was accepted, then closed");
-        assert!(inherited.take(addresses[1]).is_none(), "taken once");
-        assert_eq!(inherited.sockets.len(), 2);
+    /// Listening sockets by these names, and where they listen.
+    fn listening<const N: usize>(names: [&str; N]) -> (Inherited, [SocketAddr; N]) {
+        let sockets = names.map(|name| (name.to_owned(), TcpListener::bind("127.0.0.1:0").unwrap()));
+        let mut addresses = sockets.iter().map(|(_, socket)| socket.local_addr().unwrap());
+        let addresses = [(); N].map(|()| addresses.next().unwrap());
+        (Inherited { sockets: sockets.into(), upgrade: false }, addresses)
     }
 
     #[test]
-    fn a_process_that_ends_at_once_is_a_failed_upgrade() {
+    fn sockets_pass_with_what_waits_in_them_and_with_their_names() {
         let (old, new) = UnixStream::pair().unwrap();
-        let mut child = Command::new("false").stdin(Stdio::from(OwnedFd::from(new))).spawn().unwrap();
-        let error = await_sign(old, &mut child).unwrap_err();
+        let (Inherited { sockets, .. }, addresses) = listening(["127.0.0.1:0", "[::]:993", ""]);
+        let mut client = std::net::TcpStream::connect(addresses[1]).unwrap();
+        let handed: Vec<_> = sockets.iter().map(|(name, socket)| (name.clone(), socket.as_fd())).collect();
+        send_to(old.as_fd(), &handed).unwrap();
+        drop(sockets);
+        let received = receive_from(new.as_fd()).unwrap();
+        let sockets = received.into_iter().map(|(name, socket)| (name, TcpListener::from(socket))).collect();
+        let mut inherited = Inherited { sockets, upgrade: true };
+        let elsewhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert!(inherited.take(elsewhere, None).is_none());
+        let as_configured = inherited.take("[::]:993".parse().unwrap(), None).unwrap();
+        let (accepted, _) = as_configured.accept().unwrap();
+        drop(accepted);
+        assert_eq!(client.read(&mut [0]).unwrap(), 0, "it was accepted, then closed");
+        assert!(inherited.take(addresses[1], None).is_none(), "taken once");
+        let where_it_listens = inherited.take(addresses[2], None).unwrap();
+        assert_eq!(where_it_listens.local_addr().unwrap(), addresses[2]);
+        assert_eq!(inherited.sockets.len(), 1);
+    }
+
+    #[test]
+    fn a_socket_is_known_by_its_name_before_its_address() {
+        let (mut inherited, at) = listening(["imaps", "usher", "usher", "imap"]);
+        let elsewhere = SocketAddr::from(([192, 0, 2, 1], 993));
+        let mut take = |address, name| inherited.take(address, name).map(|socket| socket.local_addr().unwrap());
+        assert_eq!(take(elsewhere, Some("nobody's")), None);
+        assert_eq!(take(at[3], Some("imaps")), Some(at[0]), "the name says more than the address");
+        assert_eq!(take(at[3], Some("imaps")), Some(at[3]), "without one of its name, by its address");
+        assert_eq!(take(at[2], Some("usher")), Some(at[2]), "of several of the name the one at the address");
+        assert_eq!(take(elsewhere, Some("usher")), Some(at[1]));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_at_once_is_a_failed_upgrade() {
+        let (old, new) = UnixStream::pair().unwrap();
+        let child = Command::new("false").stdin(Stdio::from(OwnedFd::from(new))).spawn().unwrap();
+        let error = await_sign(old, &mut Successor(Some(child))).await.unwrap_err();
         assert!(error.to_string().contains("exit status: 1"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_never_serves_is_ended() {
+        let (old, new) = UnixStream::pair().unwrap();
+        let child = Command::new("sleep").arg("1000").stdin(Stdio::from(OwnedFd::from(new))).spawn().unwrap();
+        let process = child.id();
+        let mut successor = Successor(Some(child));
+        let error = await_sign(old, &mut successor).await.unwrap_err();
+        assert!(error.to_string().contains("did not serve within 45s"), "{error}");
+        drop(successor);
+        assert!(!Path::new(&format!("/proc/{process}")).exists());
     }
 
     #[test]

@@ -142,6 +142,16 @@ fn the_unit_waits_for_the_drain_of_every_shipped_config() {
     assert!(seen >= 1, "the shipped configurations were found");
 }
 
+#[test]
+fn the_unit_exposes_as_little_as_is_told() {
+    let unit = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/usher.service");
+    let arguments = ["security", "--offline=true", "--no-pager", unit.to_str().unwrap()];
+    let said = crate::kit::process::run("systemd-analyze", &arguments, b"").succeeded().stdout;
+    let (_, level) = said.split_once("Overall exposure level for usher.service: ").expect("a level");
+    let level: f64 = level.split(' ').next().unwrap().parse().unwrap();
+    assert!(level <= 1.5, "{said}");
+}
+
 /// A line of `/proc/PID/status`.
 fn status(usher: &Usher, name: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{}/status", usher.pid())).unwrap();
@@ -339,17 +349,65 @@ fn an_upgrade_that_fails_changes_nothing() {
 }
 
 #[test]
+fn a_signal_during_an_upgrade_stops_both() {
+    let peer = Scripted::welcoming();
+    let (config, _) = with_ports(&peer);
+    let program = config.path("program");
+    let binary = crate::kit::usher::BINARY;
+    std::fs::hard_link(binary, &program).or_else(|_| std::fs::copy(binary, &program).map(drop)).unwrap();
+    let by_that_name = ["bash", "-c", "exec \"$0\" \"${@:2}\"", program.to_str().unwrap()];
+    let usher = Usher::start_under(config, &by_that_name);
+    std::fs::remove_file(&program).unwrap();
+    usher
+        .config
+        .file("program", "#!/bin/sh\necho '{\"message\": \"I never serve\", \"pid\": '$$'}'\nexec sleep 1000\n");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let said = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| usher.command(&["upgrade"]));
+        let successor = usher.wait_log("I never serve", |_| true)["pid"].clone();
+        usher.terminate();
+        assert_eq!(usher.exit_code(), 0);
+        assert!(!std::path::Path::new(&format!("/proc/{successor}")).exists(), "{successor} lives");
+        asked.join().unwrap()
+    });
+    assert_eq!(said.code, 1, "{said:#?}");
+    assert!(said.stderr.contains("a signal says stop"), "{said:#?}");
+}
+
+/// Runs usher with a socket as its descriptor 3; the shell stands in for systemd, whose LISTEN_PID
+/// is the process itself.
+fn activated(config: Config, socket: std::net::TcpListener, name: &str) -> Usher {
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&socket);
+    let listen = format!("LISTEN_FDS=1 LISTEN_FDNAMES={name} LISTEN_PID=$$");
+    let script = format!("exec 3<&{number} {number}<&-; {listen} exec \"$@\"");
+    Usher::start_under(config, &["bash", "-c", &script, "bash"])
+}
+
+#[test]
 fn sockets_that_systemd_opened_are_used() {
     let peer = Scripted::welcoming();
     let (config, port) = with_ports(&peer);
-    // The shell stands in for systemd: descriptor 3 listens, and LISTEN_PID is its own.
     let socket = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
-    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).unwrap();
-    let number = std::os::fd::AsRawFd::as_raw_fd(&socket);
-    let script = format!("exec 3<&{number} {number}<&-; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"");
-    let usher = Usher::start_under(config, &["bash", "-c", &script, "bash"]);
-    drop(socket);
+    let usher = activated(config, socket, "usher.socket");
     login(&usher);
+}
+
+#[test]
+fn a_socket_with_a_name_is_used_wherever_it_listens_by_the_successor_too() {
+    let peer = Scripted::welcoming();
+    let (config, configured) = with_ports(&peer);
+    let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let usher = activated(config.set("/listeners/0/socket", "imaps"), socket, "imaps");
+    assert_eq!(usher.imaps_port(), port);
+    assert!(std::net::TcpStream::connect(("127.0.0.1", configured)).is_err(), "nobody listens there");
+    login(&usher);
+    usher.command(&["upgrade"]).succeeded();
+    let _successor = Successor::of(&usher, 2);
+    assert_eq!(usher.exit_code(), 0);
+    login(&usher);
+    assert!(std::net::TcpStream::connect(("127.0.0.1", configured)).is_err(), "nobody listens there");
 }
 
 #[test]

@@ -21,6 +21,10 @@ fn listeners() {
     second_listener("{protocol: imap, address: 143, tls: starttls}", ".address", "a text: put it in quotes");
     second_listener("{protocol: imap, address: \"[::]:143\"}", ".tls", "missing: write `implicit`");
     second_listener("{protocol: imap, address: \"[::]:143\", tls: none}", ".tls", "`implicit`, `starttls`");
+    for name in ["", "a:b", "imap s", &"x".repeat(65)] {
+        let listener = format!("{{protocol: imap, address: \"[::]:143\", tls: starttls, socket: \"{name}\"}}");
+        second_listener(&listener, ".socket", if name.is_empty() { "" } else { "1 to 64 letters" });
+    }
     second_listener("imap", "", "expected keys with values");
     second_listener("!imap {}", "", "a value with a tag");
 }

@@ -35,7 +35,7 @@ impl Cyrus {
             if root { "cyrus".to_owned() } else { run("id", &["-un"], b"").succeeded().stdout.trim().to_owned() };
         // The user cyrus may have no way into a checkout in somebody's home.
         run("cp", &["-r", &unpacked.join("usr").display().to_string(), &path("usr")], b"").succeeded();
-        for name in ["lib", "spool", "run", "run/proc", "run/lock", "run/socket"] {
+        for name in ["lib", "lib/db", "lib/socket", "spool", "run", "run/proc", "run/lock", "run/socket"] {
             std::fs::create_dir(folder.join(name)).unwrap();
         }
         // A copy of the key for the user cyrus: the folder becomes his.
@@ -73,14 +73,18 @@ notifysocket: {folder}/run/socket/notify
             chain = pair.chain.display(),
         );
         std::fs::write(folder.join("imapd.conf"), config).unwrap();
-        let service = |name: &str, program: &str, port: u16, options: &str| {
+        // A child of Cyrus that meets a client who left before TLS was up ends itself, and the next one
+        // starts only when a client waits. On a machine without time to spare, where that takes longer
+        // than usher waits, every child would meet one who has left: hence some are kept ready where the
+        // soak goes.
+        let service = |name: &str, program: &str, port: u16, options: &str, ready: u32| {
             let program = path(&format!("usr/lib/cyrus/bin/{program}"));
             let arguments = format!("{program}{options} -C {}", path("imapd.conf"));
-            format!("  {name} cmd=\"{arguments}\" listen=\"127.0.0.1:{port}\" prefork=1 maxchild=100\n")
+            format!("  {name} cmd=\"{arguments}\" listen=\"127.0.0.1:{port}\" prefork={ready} maxchild=100\n")
         };
-        let services = service("imap", "imapd", imap, "") + &service("imaps", "imapd", imaps, " -s");
+        let services = service("imap", "imapd", imap, "", 1) + &service("imaps", "imapd", imaps, " -s", 4);
         let pop3d = unpacked.join("usr/lib/cyrus/bin/pop3d");
-        let pop3_services = service("pop3", "pop3d", pop3, "") + &service("pop3s", "pop3d", pop3s, " -s");
+        let pop3_services = service("pop3", "pop3d", pop3, "", 1) + &service("pop3s", "pop3d", pop3s, " -s", 1);
         let services = services + if pop3d.exists() { &pop3_services } else { "" };
         std::fs::write(folder.join("cyrus.conf"), format!("START {{\n}}\nSERVICES {{\n{services}}}\nEVENTS {{\n}}\n"))
             .unwrap();

@@ -16,11 +16,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::patience;
 
+/// Only the soft limit of descriptors is lowered, for servers that make tables of that size; whoever
+/// needs more may raise it again.
+///
 /// `$1` log file or nothing, `$2` the signal that ends the server. The inner shell tells the server's process id on the first line of standard output.
 const GUARDIAN: &str = r#"
 log=$1 signal=$2
 shift 2
-ulimit -n 4096
+ulimit -S -n 4096
 exec 3<&0
 sh -c 'log=$1; shift; echo $$; exec 3<&-; if [ -n "$log" ]; then exec "$@" >>"$log" 2>&1; else exec "$@" 2>&1; fi' \
     sh "$log" "$@" </dev/null &
