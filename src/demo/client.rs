@@ -145,6 +145,24 @@ async fn line(wire: &mut (impl AsyncBufRead + Unpin)) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// What a server says to all this, sent at once over verified TLS, until it closes.
+///
+/// # Errors
+/// A refused connection, or no end in time.
+pub async fn converse(address: SocketAddr, tls: Arc<ClientConfig>, said: &str) -> io::Result<String> {
+    let conversing = async {
+        let stream = TcpStream::connect(address).await?;
+        let name = ServerName::IpAddress(address.ip().into());
+        let mut wire = TlsConnector::from(tls).connect(name, stream).await?;
+        wire.write_all(said.as_bytes()).await?;
+        wire.flush().await?;
+        let mut heard = Vec::new();
+        wire.take(LIMIT).read_to_end(&mut heard).await?;
+        Ok(String::from_utf8_lossy(&heard).into_owned())
+    };
+    timeout(PATIENCE, conversing).await?
+}
+
 /// The body of `GET path` at usher's side port.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ pub mod client;
 pub mod directory;
 pub mod ldif;
 pub mod mailbox;
+pub mod post;
 mod scene;
 mod tour;
 mod welcome;

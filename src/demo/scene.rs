@@ -26,6 +26,7 @@ use super::authority::Authority;
 use super::directory::Directory;
 use super::ldif;
 use super::mailbox::Mailbox;
+use super::post::{Post, Service};
 use super::{ADMIN, LDIF};
 
 /// The mail servers' names, as the people's mailHost spells them.
@@ -43,11 +44,15 @@ pub(crate) struct Scene {
     /// The embedded directory.
     pub(crate) ldap: SocketAddr,
     /// The mail servers, in the order of [`SERVERS`].
-    pub(crate) servers: Vec<SocketAddr>,
+    pub(crate) servers: Vec<Server>,
     /// usher with implicit TLS.
     pub(crate) imaps: SocketAddr,
     /// usher with STARTTLS.
     pub(crate) imap: SocketAddr,
+    /// usher for fetching by POP3, with implicit TLS.
+    pub(crate) pop3s: SocketAddr,
+    /// usher for sending, with implicit TLS.
+    pub(crate) submissions: SocketAddr,
     /// usher's side port.
     pub(crate) admin: SocketAddr,
     /// TLS for clients of usher.
@@ -58,6 +63,14 @@ pub(crate) struct Scene {
     /// The demo's own servers; they end when this is dropped.
     _serving: JoinSet<()>,
     folder: TempDir,
+}
+
+/// Where a mail server speaks what, all of it with implicit TLS.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Server {
+    pub(crate) imap: SocketAddr,
+    pub(crate) pop3: SocketAddr,
+    pub(crate) submission: SocketAddr,
 }
 
 /// Why the scene could not be set.
@@ -93,17 +106,23 @@ impl Scene {
         let mut serving = JoinSet::new();
 
         let directory = Directory::new(ldif::parse(LDIF)?, ADMIN);
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let listener = bind().await?;
         let ldap = listener.local_addr()?;
         serving.spawn(directory.clone().serve(listener));
 
         let mut servers = Vec::new();
         for name in SERVERS {
             let certificate = authority.certify(&[&format!("{name}.demo.example")])?;
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
-            servers.push(listener.local_addr()?);
             let acceptor = TlsAcceptor::from(certificate.server()?);
-            serving.spawn(Mailbox::new(name, directory.clone()).serve(listener, acceptor));
+            let [imap, pop3, submission] = [bind().await?, bind().await?, bind().await?];
+            servers.push(Server {
+                imap: imap.local_addr()?,
+                pop3: pop3.local_addr()?,
+                submission: submission.local_addr()?,
+            });
+            serving.spawn(Mailbox::new(name, directory.clone()).serve(imap, acceptor.clone()));
+            serving.spawn(Post::new(name, Service::Pop3, directory.clone()).serve(pop3, acceptor.clone()));
+            serving.spawn(Post::new(name, Service::Submission, directory.clone()).serve(submission, acceptor));
         }
 
         let certificate = authority.certify(&["usher.demo.example", "localhost", "127.0.0.1"])?;
@@ -115,13 +134,26 @@ impl Scene {
         ] {
             write(&folder.path().join(name), &content)?;
         }
-        let [imaps, imap, admin] = free_ports().await?;
-        write(&folder.path().join("usher.yaml"), &configuration(imaps, imap, admin, ldap, &servers))?;
+        let doors @ [imaps, imap, pop3s, submissions, admin] = free_ports().await?;
+        write(&folder.path().join("usher.yaml"), &configuration(doors, ldap, &servers))?;
 
         let program = std::env::current_exe()?;
         let usher = start(&program, folder.path()).await?;
         let tls = authority.client()?;
-        Ok(Self { ldap, servers, imaps, imap, admin, tls, program, usher, _serving: serving, folder })
+        Ok(Self {
+            ldap,
+            servers,
+            imaps,
+            imap,
+            pop3s,
+            submissions,
+            admin,
+            tls,
+            program,
+            usher,
+            _serving: serving,
+            folder,
+        })
     }
 
     /// A file in the demo's folder.
@@ -187,6 +219,11 @@ fn keep_log(mut log: impl io::BufRead, mut file: File, ready: oneshot::Sender<()
     }
 }
 
+/// A port of the demo's own.
+async fn bind() -> io::Result<TcpListener> {
+    TcpListener::bind("127.0.0.1:0").await
+}
+
 /// Ports that are free now; they are let go together just before usher binds them.
 async fn free_ports<const N: usize>() -> io::Result<[SocketAddr; N]> {
     let mut held = Vec::new();
@@ -205,20 +242,17 @@ fn write(path: &Path, content: &str) -> io::Result<()> {
 }
 
 /// The configuration, for usher and for the newcomer's eyes.
-fn configuration(
-    imaps: SocketAddr,
-    imap: SocketAddr,
-    admin: SocketAddr,
-    ldap: SocketAddr,
-    servers: &[SocketAddr],
-) -> String {
-    let backends: String = SERVERS.iter().zip(servers).map(|(name, address)| backend(name, *address)).collect();
+fn configuration(doors: [SocketAddr; 5], ldap: SocketAddr, servers: &[Server]) -> String {
+    let [imaps, imap, pop3s, submissions, admin] = doors;
+    let backends: String = SERVERS.iter().zip(servers).map(|(name, server)| backend(name, *server)).collect();
     format!(
         r#"# usher's configuration in the demo. A real one differs in names and addresses only:
 # see config.example.yaml for every key. Relative paths are relative to this file.
 listeners:
   - {{protocol: imap, address: "{imaps}", tls: implicit}}
   - {{protocol: imap, address: "{imap}", tls: starttls}}
+  - {{protocol: pop3, address: "{pop3s}", tls: implicit}}
+  - {{protocol: submission, address: "{submissions}", tls: implicit}}
 tls:
   certificates: [{{chain: usher.pem, key: usher.key}}]
 directory:
@@ -241,12 +275,15 @@ log: {{format: json, level: info}}
     )
 }
 
-fn backend(name: &str, address: SocketAddr) -> String {
+fn backend(name: &str, server: Server) -> String {
+    let Server { imap, pop3, submission } = server;
     format!(
         r#"    - name: {name}
       hosts: [{name}, {name}.demo.example]
       ca: ca.pem
-      imap: {{address: "{address}", tls: implicit, server_name: {name}.demo.example}}
+      imap: {{address: "{imap}", tls: implicit, server_name: {name}.demo.example}}
+      pop3: {{address: "{pop3}", tls: implicit, server_name: {name}.demo.example}}
+      submission: {{address: "{submission}", tls: implicit, server_name: {name}.demo.example}}
 "#
     )
 }
@@ -259,12 +296,14 @@ mod tests {
     #[test]
     fn the_configuration_is_yaml_with_the_addresses_given() {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let text = configuration(address(1), address(2), address(3), address(4), &[address(5), address(6)]);
+        let server = |port| Server { imap: address(port), pop3: address(port + 1), submission: address(port + 2) };
+        let doors = [address(1), address(2), address(3), address(4), address(5)];
+        let text = configuration(doors, address(6), &[server(10), server(20)]);
         let yaml: serde_json::Value = serde_yaml::from_str(&text).unwrap();
         assert_eq!(yaml["listeners"][1]["address"], "127.0.0.1:2");
-        assert_eq!(yaml["directory"]["servers"][0], "ldap://127.0.0.1:4");
+        assert_eq!(yaml["directory"]["servers"][0], "ldap://127.0.0.1:6");
         assert_eq!(yaml["directory"]["filter"], "(|(uid={login})(mail={login}))");
-        assert_eq!(yaml["routing"]["backends"][1]["imap"]["address"], "127.0.0.1:6");
+        assert_eq!(yaml["routing"]["backends"][1]["submission"]["address"], "127.0.0.1:22");
         assert_eq!(yaml["cache"]["ttl"], "3s");
     }
 

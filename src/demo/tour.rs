@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ldap3::{LdapConnAsync, LdapConnSettings, Mod};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::client::{Client, Door, http_get};
+use super::client::{Client, Door, converse, http_get};
 use super::scene::{CACHE_SECONDS, SERVERS, Scene};
 use super::{ADMIN, ADMIN_PASSWORD};
 use crate::metrics::DECIDED_BY;
@@ -99,6 +99,19 @@ const STEPS: [Step; 6] = [
     },
 ];
 
+/// What is said in the other protocols, all of it at once, and what must be heard: title, whether it
+/// is about sending, said, heard.
+const OTHERS: [(&str, bool, &str, &str); 2] = [
+    ("alice, by POP3", false, "USER alice\r\nPASS wonderland\r\nRETR 1\r\nQUIT\r\n", "Welcome to server3, alice"),
+    (
+        "alice sends a mail",
+        true,
+        "EHLO demo.example\r\nAUTH PLAIN AGFsaWNlAHdvbmRlcmxhbmQ=\r\nMAIL FROM:<alice@demo.example>\r\n\
+         RCPT TO:<bob@demo.example>\r\nDATA\r\nSubject: hello\r\n\r\nHello Bob\r\n.\r\nQUIT\r\n",
+        "server3 took the mail",
+    ),
+];
+
 /// What the steps must have left in the metrics at the least: title, series, count.
 const COUNTED: [(&str, &str, u64); 5] = [
     ("logins", "usher_logins_total{protocol=\"imap\",result=\"ok\"}", 4),
@@ -161,8 +174,8 @@ async fn tour(stage: &mut Stage) -> Option<Scene> {
     stage.head("Running, on this machine only");
     let Scene { ldap, servers, imaps, imap, .. } = &scene;
     stage.row("directory", format_args!("ldap://{ldap}"), "alice: server3, bob: server4, carol: no mailHost");
-    for (name, address) in SERVERS.iter().zip(servers) {
-        stage.row(name, format_args!("imaps://{address}"), "a small mail server");
+    for (name, server) in SERVERS.iter().zip(servers) {
+        stage.row(name, format_args!("imaps://{}", server.imap), "a small mail server");
     }
     stage.row(
         "usher",
@@ -175,6 +188,18 @@ async fn tour(stage: &mut Stage) -> Option<Scene> {
         match take(&scene, step).await {
             Ok((what, note)) => stage.held(step.title, what, note),
             Err(why) => stage.failed(step.title, why),
+        }
+    }
+
+    stage.head("The same for POP3 and for sending");
+    for (title, sends, said, heard) in OTHERS {
+        let address = if sends { scene.submissions } else { scene.pop3s };
+        match converse(address, Arc::clone(&scene.tls), said).await {
+            Ok(answers) if answers.contains(heard) => stage.held(title, format_args!("\"{heard}\""), ""),
+            Ok(answers) => {
+                stage.failed(title, format_args!("expected \"{heard}\", was told: {}", answers.escape_debug()))
+            }
+            Err(error) => stage.failed(title, error),
         }
     }
 
@@ -305,13 +330,21 @@ fn sample(text: &str, series: &str) -> Option<u64> {
 
 /// Commands to copy.
 fn invite(stage: &mut Stage, scene: &Scene) {
-    let Scene { ldap, imaps, imap, admin, .. } = scene;
+    let Scene { ldap, imaps, imap, pop3s, submissions, admin, .. } = scene;
     let file = |name: &str| scene.file(name).display().to_string();
     let (ca, config, program) = (file("ca.pem"), file("usher.yaml"), scene.program.display());
     stage.head("Yours now, until Ctrl-C (alice: wonderland, bob: builder, carol: singer)");
     for (title, command) in [
         ("read alice's mail", format!("curl --cacert {ca} -u alice:wonderland 'imaps://{imaps}/INBOX;MAILINDEX=1'")),
         ("read bob's mail", format!("curl --cacert {ca} -u bob:builder 'imaps://{imaps}/INBOX;MAILINDEX=1'")),
+        ("fetch it by POP3", format!("curl --cacert {ca} -u alice:wonderland 'pop3s://{pop3s}/1'")),
+        (
+            "send one, which goes nowhere",
+            format!(
+                "printf 'Subject: hello\\n\\nHello Bob\\n' | curl --cacert {ca} -u alice:wonderland --mail-from \
+                 alice@demo.example --mail-rcpt bob@demo.example -T - 'smtps://{submissions}'"
+            ),
+        ),
         (
             "speak IMAP yourself: a LOGIN alice wonderland",
             format!("openssl s_client -quiet -crlf -verify_return_error -CAfile {ca} -connect {imaps}"),

@@ -38,6 +38,16 @@ impl Message {
         Self { server: server.to_owned(), user, header, text }
     }
 
+    /// The header with its closing empty line.
+    pub(crate) fn header(&self) -> &str {
+        &self.header
+    }
+
+    /// All of it.
+    pub(crate) fn whole(&self) -> String {
+        format!("{}{}", self.header, self.text)
+    }
+
     /// The user's name, free of anything special.
     pub(crate) fn user(&self) -> &str {
         &self.user
