@@ -13,7 +13,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use tracing::{error, warn};
@@ -62,6 +62,9 @@ pub fn bind(config: &config::Listener) -> io::Result<Bound> {
 /// # Errors
 /// It is no socket that listens.
 pub fn adopt(config: &config::Listener, socket: std::net::TcpListener) -> io::Result<Bound> {
+    if !SockRef::from(&socket).is_listener()? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket that was handed over does not listen"));
+    }
     socket.set_nonblocking(true)?;
     let address = socket.local_addr()?;
     Ok(Bound { socket: TcpListener::from_std(socket)?, config: config.clone(), address })

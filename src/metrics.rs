@@ -183,6 +183,10 @@ pub struct Metrics {
     pub backend_addresses: IntGaugeVec,
     /// Probes of backends' addresses by result.
     pub backend_probes: IntCounterVec,
+    /// Capabilities that single backends have beyond what all have.
+    pub backend_capabilities_beyond: IntGaugeVec,
+    /// Changes of what a backend can do.
+    pub backend_capability_changes: IntCounterVec,
     /// PROXY headers in front of clients' connections by what came of them.
     pub proxy_headers: IntCounterVec,
     /// TLS handshakes with clients by result.
@@ -358,6 +362,16 @@ impl Metrics {
                 "Looks at a backend's address without a user, by result.",
                 &["backend", "result"],
             ),
+            backend_capabilities_beyond: gauges(
+                "usher_backend_capabilities_beyond",
+                "Capabilities that single backends have beyond what all have; clients are not promised them.",
+                &["protocol"],
+            ),
+            backend_capability_changes: counters(
+                "usher_backend_capability_changes_total",
+                "Times that an address of the backend was found with other capabilities than before.",
+                &["backend", "protocol"],
+            ),
             proxy_headers: counters(
                 "usher_proxy_headers_total",
                 "Connections to listeners with PROXY headers, by what they began with; all but client and local were closed.",
@@ -424,6 +438,7 @@ impl Metrics {
             for cause in CONVERSATION_CAUSES {
                 self.conversations_ended.with_label_values(&[protocol.name, cause]);
             }
+            self.backend_capabilities_beyond.with_label_values(&[protocol.name]);
             for result in PROXY_HEADERS {
                 self.proxy_headers.with_label_values(&[protocol.name, result]);
             }
@@ -465,6 +480,9 @@ impl Metrics {
     /// Creates the series of the names in this configuration.
     pub fn know(&self, config: &Config) {
         for backend in &config.routing.backends {
+            for endpoint in &backend.endpoints {
+                self.backend_capability_changes.with_label_values(&[backend.name.as_str(), endpoint.protocol.name]);
+            }
             for result in BACKEND_RESULTS {
                 self.backend_logins.with_label_values(&[backend.name.as_str(), result]);
             }

@@ -1,5 +1,6 @@
 //! The running process: bind, start, reload, stop. Wiring only; what it starts is in other rooms.
 
+mod circle;
 mod drain;
 mod following;
 mod handover;
@@ -8,14 +9,15 @@ mod watch;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use handover::Inherited;
+pub use handover::detach;
+use handover::{Inherited, Way};
 use rustix::io::Errno;
 use sd_notify::NotifyState;
 use thiserror::Error;
@@ -90,7 +92,7 @@ pub fn prepare(file: &Path, metrics: &Arc<Metrics>, previous: Option<&Snapshot>)
         mistakes.problems.into_iter().chain(in_files).collect::<Vec<_>>()
     })?;
     fit_descriptors(&mut config, sys::raise_open_files());
-    let mut problems = leads_to_itself(&config);
+    let mut problems = circle::problems(&config);
     match Files::read(&config) {
         Ok(files) if problems.is_empty() => Ok(Snapshot::new(config, files, metrics, previous)),
         Ok(_) => Err(problems),
@@ -99,27 +101,6 @@ pub fn prepare(file: &Path, metrics: &Arc<Metrics>, previous: Option<&Snapshot>)
             Err(problems)
         }
     }
-}
-
-/// Backends whose address is one of usher's own listeners. A name that does not resolve now is no
-/// mistake of the file; it is looked at again whenever it is resolved to be dialled.
-fn leads_to_itself(config: &Config) -> Vec<Problem> {
-    let own: Vec<SocketAddr> = config.listeners.iter().map(|listener| listener.address).collect();
-    let mut problems = Vec::new();
-    for (index, backend) in config.routing.backends.iter().enumerate() {
-        for endpoint in &backend.endpoints {
-            let resolved =
-                endpoint.addresses.iter().filter_map(|at| (at.host.as_str(), at.port).to_socket_addrs().ok());
-            if let Some(address) = resolved.flatten().find(|address| sys::is_own(*address, &own)) {
-                let key = format!("routing.backends[{index}].{}.address", endpoint.protocol.name);
-                let words = format!(
-                    "{address} is one of usher's own listeners: a login would go round in a circle; name the mail server itself"
-                );
-                problems.push(config.problem(&key, words));
-            }
-        }
-    }
-    problems
 }
 
 /// Runs until a signal ends it, or an upgrade. With `take_over` it is the new process of one.
@@ -183,7 +164,7 @@ enum Next {
     /// A signal came meanwhile.
     Stop,
     /// Another process serves.
-    Leave,
+    Leave(Way),
 }
 
 /// What tells one listener from another.
@@ -243,8 +224,7 @@ impl Server {
             // Outside systemd nobody listens, which is no error.
             let _ = sd_notify::notify(&[NotifyState::Ready]);
         }
-        inherited.serving();
-        Ok(())
+        inherited.serving().map_err(StartError::Inherit)
     }
 
     /// Says and counts what a snapshot that is now in force means.
@@ -311,9 +291,9 @@ impl Server {
                     match next {
                         Next::Serve => {}
                         Next::Stop => break,
-                        Next::Leave => {
+                        Next::Leave(way) => {
                             drop(requests);
-                            return self.leave_to_successor(&mut stop).await;
+                            return self.leave_to_successor(way, &mut stop).await;
                         }
                     }
                 }
@@ -394,10 +374,23 @@ fn listener_key(config: &config::Listener) -> ListenerKey {
 
 /// Listeners that would have to take over an address from one that is there.
 fn rebuilt<T>(config: &Config, present: &HashMap<ListenerKey, T>) -> Vec<String> {
-    let is_rebuilt = |key: &ListenerKey| !present.contains_key(key) && present.keys().any(|other| other.0 == key.0);
-    let numbered = config.listeners.iter().enumerate().filter(|(_, listener)| is_rebuilt(&listener_key(listener)));
-    let words = "a listener's protocol or tls cannot change while it is open: restart, or put the old value back";
-    numbered.map(|(index, _)| config.problem(&format!("listeners[{index}].tls"), words).to_string()).collect()
+    let problem = |(index, listener): (usize, &config::Listener)| {
+        let key = listener_key(listener);
+        let (open, ..) =
+            present.keys().find(|(open, ..)| !present.contains_key(&key) && config::collide(*open, key.0))?;
+        let (name, words) = if *open == key.0 {
+            let words =
+                "a listener's protocol or tls cannot change while it is open: restart, or put the old value back";
+            ("tls", words.to_owned())
+        } else {
+            (
+                "address",
+                format!("usher itself listens at {open}, which takes this too: restart, or put the old value back"),
+            )
+        };
+        Some(config.problem(&format!("listeners[{index}].{name}"), words).to_string())
+    };
+    config.listeners.iter().enumerate().filter_map(problem).collect()
 }
 
 /// Inherits or binds the listeners that are not there yet; each with its socket once more.
@@ -455,6 +448,7 @@ async fn look_after_servers(shared: Arc<Shared>) {
         let snapshot = shared.snapshot.load();
         snapshot.directory.look_after();
         snapshot.backends.iter().for_each(Backend::look_after);
+        snapshot.offers.refresh(&snapshot.backends, &shared.metrics);
         drop(snapshot);
         sleep(LOOK_AROUND).await;
     }
@@ -527,5 +521,11 @@ limits: {connections: 1000}
         let [problem] = rebuilt(&config, &present).try_into().unwrap();
         assert!(problem.starts_with("/c.yaml:3: listeners[1].tls: "), "{problem}");
         assert!(rebuilt::<()>(&config, &HashMap::new()).is_empty());
+        let wildcard = (SocketAddr::from(([0, 0, 0, 0], 143)), "imap", ListenerTls::Implicit);
+        let [problem] = rebuilt(&config, &HashMap::from([(wildcard, ())])).try_into().unwrap();
+        assert!(
+            problem.starts_with("/c.yaml:3: listeners[1].address: usher itself listens at 0.0.0.0:143"),
+            "{problem}"
+        );
     }
 }

@@ -106,10 +106,11 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         // Quietly: before TLS there are no words that a client would show.
         return parted(&visitor, Parting::Limit, &shared.metrics);
     };
+    let offer = snapshot.offers.of(protocol);
     let front = (protocol.front)(FrontSettings {
         host: &snapshot.host,
+        capabilities: Some(&offer),
         session: &origin.session,
-        capabilities: None,
         tls: tls == ListenerTls::Implicit,
         starttls: tls == ListenerTls::StartTls,
         bad_commands: snapshot.config.limits.bad_commands,

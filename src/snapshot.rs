@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::authn::Authenticator;
 use crate::backend::Backend;
+use crate::backend::offers::Offers;
 use crate::cache::Cache;
 use crate::config::{self, Config};
 use crate::directory::Directory;
@@ -42,6 +43,8 @@ pub struct Snapshot {
     pub directory: Arc<Ldap>,
     /// The backends, in the order of `routing.backends`.
     pub backends: Vec<Backend>,
+    /// What clients are promised before their login.
+    pub offers: Offers,
     /// usher's own name in its dialogues.
     pub host: Arc<str>,
     /// What the files looked like.
@@ -62,14 +65,15 @@ impl Snapshot {
         let own = listening(&config);
         let host = host(&config, &files.tls);
         let untagged_limit = config.limits.backend_untagged;
-        let backends = std::iter::zip(&config.routing.backends, files.backends)
+        let backends: Vec<_> = std::iter::zip(&config.routing.backends, files.backends)
             .map(|(settings, files)| {
                 let kept =
                     previous.filter(|old| listening(&old.config) == own).and_then(|old| old.backend_like(settings));
                 Backend::new(settings, files, untagged_limit, &host, &own, metrics, kept)
             })
             .collect();
-        Self { config, tls: files.tls, authn, directory, backends, host, fingerprint: files.fingerprint }
+        let offers = Offers::new(&config.capabilities, &backends, metrics, previous.map(|old| &old.offers));
+        Self { config, tls: files.tls, authn, directory, backends, offers, host, fingerprint: files.fingerprint }
     }
 
     /// What changes of the directory are judged by.

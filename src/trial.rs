@@ -232,7 +232,7 @@ fn components(dn: &str) -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{imap, pop3, submission};
+    use crate::proto::{imap, managesieve, pop3, submission};
 
     /// Runs a target on every file of its corpus, and on every beginning of each.
     fn corpus(target: &str, check: fn(&[u8])) {
@@ -274,6 +274,16 @@ mod tests {
     #[test]
     fn submission_back() {
         corpus("submission_back", submission::trial::back);
+    }
+
+    #[test]
+    fn sieve_front() {
+        corpus("sieve_front", managesieve::trial::front);
+    }
+
+    #[test]
+    fn sieve_back() {
+        corpus("sieve_back", managesieve::trial::back);
     }
 
     #[test]

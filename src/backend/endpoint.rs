@@ -21,7 +21,7 @@ use super::{BackendError, Service, Talk};
 use crate::config::{Forward, Probe};
 use crate::metrics::Metrics;
 use crate::proto::proxy_header::{self, Header};
-use crate::proto::{BackFault, BackSettings, BackTls, Origin, Protocol};
+use crate::proto::{BackFault, BackSettings, BackTls, Origin, Protocol, capabilities};
 use crate::secret::Secret;
 use crate::sys;
 use crate::tls;
@@ -31,6 +31,8 @@ use crate::tls::stream::Stream;
 const STAGGER: Duration = Duration::from_millis(250);
 /// A server that is restarted refuses connections for a moment: when to try once more.
 const RETRY: Duration = Duration::from_millis(250);
+/// More capabilities than any server has.
+const CAPABILITIES: usize = 100;
 /// The session id of a look.
 const PROBE: &str = "PROBE";
 /// How long a look's parting may take.
@@ -137,6 +139,7 @@ impl Endpoint {
             };
             error = match timeout_at(until, approach).await.unwrap_or_else(|_| Err(self.late())) {
                 Ok(talk) => {
+                    self.learn(attempt.address, &talk);
                     self.pool.well(attempt.address, Proof::Greeting);
                     return Ok((attempt.address, talk));
                 }
@@ -189,6 +192,20 @@ impl Endpoint {
                 pending.push(address);
                 dialling.push(connect(address, deadline, self.late()));
             }
+        }
+    }
+
+    /// Notes what the server says it can do, of what clients may be promised.
+    fn learn(&self, address: SocketAddr, talk: &Talk) {
+        let listed = talk.dialogue.capabilities();
+        // A server that says nothing at all takes nothing back.
+        if listed.is_empty() {
+            return;
+        }
+        let promised = |one: &String| (self.protocol.promised)(capabilities::name(one));
+        if self.pool.learn(address, listed.into_iter().filter(promised).take(CAPABILITIES).collect()) {
+            let labels = [&*self.pool.backend, self.protocol.name];
+            self.metrics.backend_capability_changes.with_label_values(&labels).inc();
         }
     }
 
@@ -274,6 +291,7 @@ impl Endpoint {
             }
             Err(error) => return Err(error),
         };
+        self.learn(look.attempt.address, &talk);
         let (mut stream, proof) = match self.account {
             Some(_) => (talk.log_in().await?.stream, Proof::Login),
             None => (talk.hang_up(), Proof::Greeting),

@@ -8,6 +8,7 @@
 
 mod endpoint;
 mod health;
+pub mod offers;
 mod pool;
 mod resolve;
 
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntGauge;
+use rustix::io::Errno;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -209,6 +211,14 @@ impl BackendError {
             ) => Refusal::BackendFault,
             Self::Refused(words) => Refusal::Disagrees(pass_refusals.then(|| words.clone())),
         }
+    }
+
+    /// Whether this machine is to blame, which has no descriptor, port or memory left: that says
+    /// nothing about the server.
+    fn is_our_own(&self) -> bool {
+        let Self::Connect { source, .. } = self else { return false };
+        let errno = source.raw_os_error().map(Errno::from_raw_os_error);
+        matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::ADDRNOTAVAIL | Errno::NOBUFS | Errno::NOMEM))
     }
 
     /// Whether an error before the login was sent is a fault of the server, and not of what it was

@@ -4,6 +4,7 @@
 //! last stands until it says something else. Lines are logged when something changes, never for a
 //! login.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use super::health::{Attempt, Breaker, Hope, PATIENCE, Ramp, SPACING, Standing};
 use super::resolve::{Unresolved, look_up};
 use crate::config::{self, Address, Probe};
 use crate::log::Escaped;
+use crate::proto::capabilities;
 
 /// How long an answer of the resolver is used. The system's resolver tells no time to live; this is
 /// short enough for a move by DNS and long enough to keep it out of a busy login path.
@@ -25,6 +27,9 @@ const LIFE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// How often an address that failed is looked after.
 const SUSPICION: Duration = Duration::from_secs(1);
+
+/// Addresses whose capabilities are kept at the most.
+const LISTS: usize = 64;
 
 /// What an attempt has shown of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +62,10 @@ struct Roster {
     ramp: Ramp,
     /// Whether the account of the probes was refused last time.
     account_refused: bool,
+    /// What each address said last that it can do, sorted out for clients.
+    lists: HashMap<SocketAddr, Vec<String>>,
+    /// How often that has changed.
+    lessons: u64,
 }
 
 /// How it stands with the resolver.
@@ -89,8 +98,14 @@ impl Pool {
     ) -> Self {
         let literal = endpoint.addresses.iter().all(|address| address.host.parse::<IpAddr>().is_ok());
         let resolver = Resolver { due: (!literal).then(Instant::now), asking: false, failure: None };
-        let mut roster =
-            Roster { entries: Vec::new(), resolver, ramp: Ramp::new(settings.ramp), account_refused: false };
+        let mut roster = Roster {
+            entries: Vec::new(),
+            resolver,
+            ramp: Ramp::new(settings.ramp),
+            account_refused: false,
+            lists: HashMap::new(),
+            lessons: 0,
+        };
         if literal {
             let found =
                 endpoint.addresses.iter().filter_map(|at| Some(SocketAddr::new(at.host.parse().ok()?, at.port)));
@@ -198,8 +213,11 @@ impl Pool {
         self.roster().ramp.slot(patience, Instant::now())
     }
 
-    /// An attempt met a fault of the server.
+    /// An attempt met a fault, which is the server's unless this machine is to blame.
     pub(super) fn fault(&self, attempt: &Attempt, error: &BackendError) {
+        if error.is_our_own() {
+            return;
+        }
         let (now, address) = (Instant::now(), attempt.address);
         let mut roster = self.roster();
         let Some(breaker) = roster.breaker(address) else { return };
@@ -255,6 +273,44 @@ impl Pool {
             }
             (false, false) | (true, true) => {}
         }
+    }
+
+    /// Keeps what an address says it can do. Returns whether it said something else before.
+    pub(super) fn learn(&self, address: SocketAddr, listed: Vec<String>) -> bool {
+        let mut roster = self.roster();
+        if roster.lists.get(&address) == Some(&listed) {
+            return false;
+        }
+        // One address after the other may come and go by DNS.
+        if roster.lists.len() >= LISTS {
+            let kept: Vec<SocketAddr> = roster.entries.iter().map(|(at, _)| *at).collect();
+            roster.lists.retain(|at, _| kept.contains(at));
+        }
+        roster.lessons += 1;
+        let before = roster.lists.insert(address, listed);
+        drop(roster);
+        if before.is_some() {
+            info!(backend = &*self.backend, protocol = self.protocol, %address, "backend address has other capabilities");
+        }
+        before.is_some()
+    }
+
+    /// How often what its addresses can do has changed.
+    pub(super) fn lessons(&self) -> u64 {
+        self.roster().lessons
+    }
+
+    /// What all of its addresses can do, as far as they have said; through an outage, what they said
+    /// last. `None` if nobody has ever been reached.
+    pub(super) fn capabilities(&self) -> Option<Vec<String>> {
+        let roster = self.roster();
+        let mut lists: Vec<&[String]> =
+            roster.entries.iter().filter_map(|(at, _)| roster.lists.get(at)).map(Vec::as_slice).collect();
+        // The name leads elsewhere now, or nowhere: the last that is known of it still stands.
+        if lists.is_empty() {
+            lists = roster.lists.values().map(Vec::as_slice).collect();
+        }
+        (!lists.is_empty()).then(|| capabilities::common(&lists))
     }
 
     /// How many addresses stand how.
@@ -352,11 +408,36 @@ mod tests {
 
     fn roster() -> Roster {
         let resolver = Resolver { due: None, asking: true, failure: None };
-        Roster { entries: Vec::new(), resolver, ramp: Ramp::new(Duration::ZERO), account_refused: false }
+        let (account_refused, lists, lessons) = (false, HashMap::new(), 0);
+        Roster { entries: Vec::new(), resolver, ramp: Ramp::new(Duration::ZERO), account_refused, lists, lessons }
     }
 
     fn at(texts: &[&str]) -> Vec<SocketAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_shortage_of_ushers_own_is_no_fault_of_the_server() {
+        let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
+routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
+";
+        let config = config::parse(std::path::Path::new("/c.yaml"), text).unwrap();
+        let backend = &config.routing.backends[0];
+        let own: Arc<[SocketAddr]> = Arc::from([]);
+        let pool = Pool::new(&"server3".into(), &backend.endpoints[0], &backend.health, &own);
+        let address = at(&["192.0.2.3:993"])[0];
+        let opened = |reason: rustix::io::Errno| {
+            for _ in 0..10 {
+                let attempt = Attempt { address, began: Instant::now(), connected: false };
+                pool.fault(&attempt, &BackendError::Connect { address, source: reason.into() });
+            }
+            pool.count(Standing::Open)
+        };
+        assert_eq!(opened(rustix::io::Errno::MFILE), 0);
+        assert_eq!(opened(rustix::io::Errno::ADDRNOTAVAIL), 0);
+        assert_eq!(opened(rustix::io::Errno::CONNREFUSED), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -79,6 +79,9 @@ pub fn main() -> ExitCode {
         }
     };
     let command = arguments.command.unwrap_or_else(|| Command::Run(run::Arguments::default()));
+    if matches!(&command, Command::Run(run) if run.detach) {
+        return run::detach();
+    }
     if let Command::Run(run) = &command
         && let Err(code) = run::give_up_privileges(&arguments.config, run)
     {

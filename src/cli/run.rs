@@ -16,6 +16,9 @@ pub(super) struct Arguments {
     /// Take the listeners from the process that started this one: what `usher upgrade` makes it do
     #[arg(long, hide = true)]
     take_over: bool,
+    /// Start this command once more, without this, and end
+    #[arg(long, hide = true)]
+    pub(super) detach: bool,
 }
 
 /// Gives up root, new privileges and cores. Must be called before there is a second thread; no
@@ -44,6 +47,10 @@ pub(super) fn give_up_privileges(file: &Path, arguments: &Arguments) -> Result<(
     let forbidden = privileges::forbid_new_privileges();
     let hidden = if config.process.debug { privileges::allow_debugging() } else { privileges::forbid_cores() };
     forbidden.and(hidden).map_err(|error| fail(SYSTEM, format!("privileges cannot be given up: {error}")))
+}
+
+pub(super) fn detach() -> ExitCode {
+    server::detach().map_or_else(|error| fail(SYSTEM, error), |()| ExitCode::from(OK))
 }
 
 pub(super) async fn run(config: PathBuf, arguments: &Arguments) -> ExitCode {

@@ -28,6 +28,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let mut addresses = Addresses::default();
     let hostname = root.get("hostname").map(|node| node.parsed(names::own_name));
     let listeners = listeners(root, &mut addresses);
+    let capabilities = root.section("capabilities", capabilities).flatten();
     let trusted_networks = root.get("trusted_networks").map_or(Some(Vec::new()), |node| networks(&node));
     let tls = root.section("tls", tls).flatten();
     let directory = root.section("directory", directory::read);
@@ -59,6 +60,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             file,
             hostname: hostname.flatten(),
             listeners: listeners?,
+            capabilities: capabilities?,
             tls: tls?,
             directory: directory?,
             trusted_networks: trusted_networks?,
@@ -102,10 +104,12 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
     let proxies = proxies(listener);
     let socket = listener.get("socket").map(|node| node.parsed(names::socket_name));
     let (protocol, address, tls) = (protocol?, address?, tls?);
-    let usual = |port| match tls {
-        ListenerTls::Implicit => port != protocol.starttls_port,
-        ListenerTls::StartTls => port != protocol.implicit_port,
+    let other = match tls {
+        ListenerTls::Implicit => protocol.starttls_port,
+        ListenerTls::StartTls => protocol.implicit_port,
     };
+    // A protocol may have one port for both.
+    let usual = |port| port != other || protocol.implicit_port == protocol.starttls_port;
     if !usual(address.port()) {
         listener.warn("tls", format!("clients expect the other kind of TLS on port {}", address.port()));
     }
@@ -137,6 +141,26 @@ pub(super) fn networks(node: &Node<'_>) -> Option<Vec<Network>> {
     let items = node.one_or_more()?;
     let networks: Vec<_> = items.iter().filter_map(|item| item.parsed(names::network)).collect();
     (networks.len() == items.len()).then_some(networks)
+}
+
+/// What clients are promised instead of what the backends say: one key for each protocol.
+fn capabilities(section: &Section<'_>) -> Option<Vec<(&'static Protocol, Vec<String>)>> {
+    let nodes = PROTOCOLS.iter().filter_map(|protocol| Some((protocol, section.get(protocol.name)?)));
+    let read = |(protocol, node): (&'static Protocol, Node<'_>)| {
+        let items = node.list()?;
+        let capability = |item: &Node<'_>| {
+            let capability = item.parsed(names::capability)?;
+            let name = crate::proto::capabilities::name(&capability);
+            let promised = (protocol.promised)(name);
+            if !promised {
+                item.problem(format!("usher does not promise this for {}: remove it", protocol.name));
+            }
+            promised.then_some(capability)
+        };
+        let read: Vec<_> = items.iter().filter_map(capability).collect();
+        (read.len() == items.len()).then_some((protocol, read))
+    };
+    nodes.map(read).collect()
 }
 
 /// A listener whose protocol no backend serves is a door with nothing behind it.
@@ -171,7 +195,8 @@ impl Addresses {
 
 /// Whether the system refuses to listen on both. Port 0 is a new port each time, and an IPv6
 /// wildcard takes IPv4 as well.
-fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+#[must_use]
+pub fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let covers = |wide: SocketAddr, narrow: SocketAddr| {
         wide.ip().is_unspecified() && (wide.is_ipv6() || wide.is_ipv4() == narrow.is_ipv4())
     };

@@ -28,6 +28,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use compile::collide;
 pub use model::{
     Address, Admin, Allow, Backend, BackendService, Balance, Cache, Canary, CertificateFiles, Config, Connections,
     Control, Directory, DirectoryServer, Draft, Drain, Endpoint, FailedLogins, Find, Forward, Group, Health,

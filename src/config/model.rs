@@ -25,6 +25,8 @@ pub struct Config {
     pub hostname: Option<String>,
     /// Where clients connect.
     pub listeners: Vec<Listener>,
+    /// What clients are promised before their login, instead of what the backends say; per protocol.
+    pub capabilities: Vec<(&'static Protocol, Vec<String>)>,
     /// TLS towards clients.
     pub tls: Tls,
     /// The directory.

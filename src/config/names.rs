@@ -16,6 +16,9 @@ use super::model::{DirectoryServer, Group, LdapScheme, Network};
 /// A Unix socket's path must fit `sun_path` with its NUL.
 pub(super) const SOCKET_PATH: usize = 107;
 
+/// The longest capability that is told.
+const CAPABILITY: usize = 1000;
+
 /// Why a text is not the name that was expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NameError {
@@ -31,6 +34,10 @@ pub(super) enum NameError {
     Host,
     #[error("write a host name, such as mail.example.com")]
     OwnName,
+    #[error(
+        "write a capability with its value, such as \"SIZE 52428800\": printable words, single spaces, at most 1000 bytes"
+    )]
+    Capability,
     #[error("write ldap://host, ldaps://host or ldapi://%2Fpath%2Fof%2Fsocket, with :port if it is not 389 or 636")]
     Url,
     #[error("no name or password belongs into the URL: use `bind_dn` and `bind_password_file`")]
@@ -260,6 +267,13 @@ pub(super) fn suite_name(suite: SupportedCipherSuite) -> String {
 /// All suites that [`cipher_suite`] knows, for a message.
 pub(super) fn suite_names() -> String {
     ALL_CIPHER_SUITES.iter().map(|suite| suite_name(*suite)).collect::<Vec<_>>().join(", ")
+}
+
+/// A capability as clients are told it: printable words with single spaces.
+pub(super) fn capability(text: &str) -> Result<String, NameError> {
+    let sound = text.len() <= CAPABILITY
+        && text.split(' ').all(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_graphic()));
+    if sound { Ok(text.to_owned()) } else { Err(NameError::Capability) }
 }
 
 #[cfg(test)]

@@ -6,8 +6,10 @@
 //! dialogues are tested, fuzzed and measured alone. A new protocol is one file and one row in
 //! [`PROTOCOLS`].
 
+pub mod capabilities;
 pub mod imap;
 mod line;
+pub mod managesieve;
 pub mod pop3;
 pub mod proxy_header;
 pub mod sasl;
@@ -39,6 +41,11 @@ pub struct Protocol {
     pub starttls_port: u16,
     /// How its dialogue can tell a backend who the client is, if it can.
     pub introduction: Option<Introduction>,
+    /// What is promised before the login for a backend that was never reached.
+    pub usual: &'static [&'static str],
+    /// Whether a capability of this name is one that a client may be promised before the login: not
+    /// what usher answers for itself, nor what ends with the login or cannot pass through a relay.
+    pub promised: fn(&str) -> bool,
     /// Starts the dialogue with a client.
     pub front: fn(FrontSettings<'_>) -> Box<dyn Front>,
     /// Starts the dialogue with a backend.
@@ -78,7 +85,7 @@ impl PartialEq for Protocol {
 impl Eq for Protocol {}
 
 /// Every protocol that usher speaks: the one registration.
-pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL, pop3::PROTOCOL, submission::PROTOCOL];
+pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL, pop3::PROTOCOL, submission::PROTOCOL, managesieve::PROTOCOL];
 
 /// Finds a protocol by its config name.
 #[must_use]
@@ -307,4 +314,10 @@ pub trait Back: Send {
     /// Whether the login has been written to `out`, sent or not. What went wrong before is about
     /// the server; what goes wrong from here on may be about this user alone.
     fn has_asked(&self) -> bool;
+
+    /// What the backend said that it can do, right before the login, as in
+    /// [`FrontSettings::capabilities`]; nothing before that, or where it does not say.
+    fn capabilities(&self) -> Vec<String> {
+        Vec::new()
+    }
 }

@@ -36,7 +36,7 @@ struct Column {
     answer: fn(Row) -> &'static str,
 }
 
-const COLUMNS: &[Column] = &[IMAP, POP3, SUBMISSION];
+const COLUMNS: &[Column] = &[IMAP, POP3, SUBMISSION, MANAGESIEVE];
 
 const SUBMISSION: Column = Column {
     protocol: "submission",
@@ -73,6 +73,16 @@ const IMAP: Column = Column {
         Row::Limit => "a NO [LIMIT] ",
         Row::TlsFirst => "a NO [PRIVACYREQUIRED] ",
         Row::OurFault => "a NO [SERVERBUG] ",
+    },
+};
+
+const MANAGESIEVE: Column = Column {
+    protocol: "managesieve",
+    attempt: b"AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"\r\n",
+    answer: |row| match row {
+        Row::Wrong | Row::NoMailbox | Row::NewPassword | Row::Inactive | Row::NotNow | Row::NotAllowed => "NO \"",
+        Row::Unavailable | Row::Limit | Row::OurFault => "NO (TRYLATER) \"",
+        Row::TlsFirst => "NO (ENCRYPT-NEEDED) \"",
     },
 };
 

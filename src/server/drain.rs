@@ -30,24 +30,17 @@ impl Server {
         self.listeners.clear();
         self.shared.stage.send_replace(Stage::Draining);
         if !hurried {
-            self.close_sessions(settings.deadline, settings.max_closes_per_second, Duration::ZERO, stop).await;
+            self.close_sessions(settings.deadline, settings.max_closes_per_second, stop).await;
         }
         self.finish().await;
     }
 
-    /// Closes sessions until the time is over; when a signal says stop, in no more than `hurry`.
-    pub(super) async fn close_sessions(&self, time: Duration, rate: u32, hurry: Duration, stop: &mut StopSignals) {
-        let registry = &self.shared.registry;
-        let close = async {
-            tokio::select! {
-                () = close_evenly(registry, time, rate) => return,
-                () = stop.recv() => {}
-            }
-            close_evenly(registry, hurry, rate).await;
-        };
+    /// Closes sessions until there is none or the time is over; whether a signal came before.
+    pub(super) async fn close_sessions(&self, time: Duration, rate: u32, stop: &mut StopSignals) -> bool {
         tokio::select! {
-            () = self.shared.vacated() => {}
-            () = close => {}
+            () = self.shared.vacated() => false,
+            () = close_evenly(&self.shared.registry, time, rate) => false,
+            () = stop.recv() => true,
         }
     }
 

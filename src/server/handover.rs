@@ -15,13 +15,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv,
     recvmsg, send, sendmsg,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use sd_notify::NotifyState;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
@@ -34,6 +35,8 @@ use crate::sys;
 
 /// Sockets in one message: below SCM_MAX_FD, which is 253.
 const MOST: usize = 250;
+/// Makes a process that starts another leave it to the service manager.
+const DETACH: &str = "--detach";
 /// What goes with the sockets, and back when the new process serves.
 const SIGN: &[u8] = b"u";
 /// From the start of the new process until it serves.
@@ -57,7 +60,13 @@ impl Inherited {
     /// # Errors
     /// They do not arrive.
     pub(super) fn receive(upgrade: bool) -> io::Result<Self> {
-        let sockets = if upgrade { receive_from(io::stdin().as_fd())? } else { sys::activated()? };
+        let sockets = if upgrade {
+            let way = io::stdin();
+            send(way.as_fd(), &std::process::id().to_be_bytes(), SendFlags::NOSIGNAL)?;
+            receive_from(way.as_fd())?
+        } else {
+            sys::activated()?
+        };
         Ok(Self { sockets: sockets.into_iter().map(|(name, socket)| (name, socket.into())).collect(), upgrade })
     }
 
@@ -82,16 +91,29 @@ impl Inherited {
     }
 
     /// Tells the old process that this one serves now; closes what nobody wants.
-    pub(super) fn serving(self) {
+    ///
+    /// # Errors
+    /// The old process has given this one up, and serves itself.
+    pub(super) fn serving(self) -> io::Result<()> {
         for (name, socket) in &self.sockets {
             let address = socket.local_addr().ok();
             warn!(name, ?address, "this socket was handed over, but no listener has its name or address");
         }
-        // If the old process is gone, nobody waits for this.
         if self.upgrade {
-            let _ = send(io::stdin().as_fd(), SIGN, SendFlags::NOSIGNAL);
+            send(io::stdin().as_fd(), SIGN, SendFlags::NOSIGNAL)?;
         }
+        Ok(())
     }
+}
+
+/// Starts this program once more and leaves it alone: whose parent has ended is the service manager's
+/// child, which so hears of its end, even while the old process lives.
+///
+/// # Errors
+/// It cannot be started.
+pub fn detach() -> io::Result<()> {
+    let arguments = std::env::args_os().skip(1).filter(|argument| argument != DETACH);
+    Command::new(std::env::current_exe()?).args(arguments).spawn().map(drop)
 }
 
 fn receive_from(way: BorrowedFd<'_>) -> io::Result<Vec<(String, OwnedFd)>> {
@@ -139,12 +161,12 @@ impl Server {
             () = stop.recv() => (Err(io::Error::other("a signal says stop")), Next::Stop),
         };
         match outcome {
-            Ok(process) => {
+            Ok((process, way)) => {
                 info!(process, "the new process serves");
                 // From the main process alone this is believed (NotifyAccess=main).
                 let _ = sd_notify::notify(&[NotifyState::MainPid(process)]);
                 self.control = kept;
-                (Ok(()), Next::Leave)
+                (Ok(()), Next::Leave(way))
             }
             Err(error) => {
                 error!(%error, "the upgrade failed; this process goes on");
@@ -154,7 +176,7 @@ impl Server {
         }
     }
 
-    async fn start_successor(&self) -> io::Result<u32> {
+    async fn start_successor(&self) -> io::Result<(u32, Way)> {
         let (ours, theirs) = UnixStream::pair()?;
         let sockets = self.listeners.iter().map(|((address, ..), one)| (address.to_string(), one.socket.as_fd()));
         let admin = self.shared.snapshot.load().config.admin.address.to_string();
@@ -162,13 +184,14 @@ impl Server {
         send_to(ours.as_fd(), &sockets.collect::<Vec<_>>())?;
         let mut command = Command::new(&self.program);
         // Whatever this process may be, that one may be.
-        command.args(["run", "--take-over", "--allow-root", "--config"]).arg(&self.file);
-        let child = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn();
+        command.args(["run", DETACH, "--take-over", "--allow-root", "--config"]).arg(&self.file);
+        let starter = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn();
         // The command holds the other end, whose closing tells that the new process has ended.
         drop(command);
-        let mut successor = Successor(Some(child?));
-        await_sign(ours, &mut successor).await?;
-        successor.serves().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        let mut successor = Successor { starter: starter?, process: None };
+        let way = await_sign(ours, &mut successor).await?;
+        let process = successor.process.take().ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok((process, way))
     }
 
     /// Makes a second name for the control socket, under which this process answers when the first
@@ -191,8 +214,8 @@ impl Server {
     }
 
     /// Ends this process after an upgrade: whoever is about to log in may do so, then sessions are
-    /// closed slowly.
-    pub(super) async fn leave_to_successor(mut self, stop: &mut StopSignals) {
+    /// closed slowly. A signal means faster, another one means now.
+    pub(super) async fn leave_to_successor(mut self, way: Way, stop: &mut StopSignals) {
         let config = self.shared.snapshot.load().config.clone();
         let deadline = config.drain.upgrade_deadline;
         info!(sessions = self.shared.registry.count(), ?deadline, "draining after an upgrade");
@@ -206,46 +229,61 @@ impl Server {
         };
         self.shared.stage.send_replace(Stage::Draining);
         let rate = config.drain.max_closes_per_second;
-        self.close_sessions(if stopped { config.drain.deadline } else { deadline }, rate, config.drain.deadline, stop)
-            .await;
+        let stopped = stopped || self.close_sessions(deadline, rate, stop).await;
+        if stopped && way.successor_is_gone() {
+            // The service manager waits for this process before it starts the service again.
+            warn!("the new process has ended; what is left is closed, for nobody serves");
+        } else if stopped {
+            info!(sessions = self.shared.registry.count(), deadline = ?config.drain.deadline, "draining faster");
+            self.close_sessions(config.drain.deadline, rate, stop).await;
+        }
         self.finish().await;
     }
 }
 
-/// The new process; ended when this is dropped before it serves.
-struct Successor(Option<Child>);
+/// What is left of the way to the new process, which holds its end as long as it lives.
+#[derive(Debug)]
+pub(super) struct Way(UnixStream);
 
-impl Successor {
-    /// Lets it live; its process id.
-    fn serves(mut self) -> Option<u32> {
-        self.0.take().map(|child| child.id())
+impl Way {
+    fn successor_is_gone(&self) -> bool {
+        let mut more = [0];
+        matches!(recv(self.0.as_fd(), &mut more, RecvFlags::DONTWAIT), Ok((0, _)))
     }
+}
 
-    /// How it ended. To be asked when it has let go of its standard input, which is its last act.
-    fn ended(&mut self) -> io::Result<ExitStatus> {
-        let mut child = self.0.take().ok_or(io::ErrorKind::NotFound)?;
-        // Does nothing to a process that is ending.
-        child.kill()?;
-        child.wait()
-    }
+/// A new process that does not serve yet; ended when this is dropped.
+struct Successor {
+    /// What starts it.
+    starter: Child,
+    /// Its id, once it has told.
+    process: Option<u32>,
 }
 
 impl Drop for Successor {
     fn drop(&mut self) {
-        let _ = self.ended();
+        let _ = self.starter.kill().and_then(|()| self.starter.wait());
+        let process = self.process.and_then(|process| i32::try_from(process).ok()).and_then(Pid::from_raw);
+        if let Some(process) = process {
+            let _ = kill_process(process, Signal::KILL);
+        }
     }
 }
 
 /// Waits until the new process serves.
-async fn await_sign(way: UnixStream, successor: &mut Successor) -> io::Result<()> {
+async fn await_sign(way: UnixStream, successor: &mut Successor) -> io::Result<Way> {
     way.set_nonblocking(true)?;
     let mut way = tokio::net::UnixStream::from_std(way)?;
-    let mut sign = [0; SIGN.len()];
-    match timeout(START, way.read_exact(&mut sign)).await {
-        Ok(Ok(_)) => Ok(()),
+    let signs = async {
+        successor.process = Some(way.read_u32().await?);
+        way.read_exact(&mut [0; SIGN.len()]).await
+    };
+    match timeout(START, signs).await {
+        Ok(Ok(_)) => Ok(Way(way.into_std()?)),
         Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            let status = successor.ended()?;
-            Err(io::Error::other(format!("the new process ended with {status}; the log has its reasons")))
+            // It has let go of the way: by now its id may be another's.
+            successor.process = None;
+            Err(io::Error::other("the new process has ended; the log has its reasons"))
         }
         Ok(Err(error)) => Err(error),
         Err(_) => Err(io::Error::other(format!("the new process did not serve within {START:?}"))),
@@ -301,24 +339,63 @@ mod tests {
         assert_eq!(take(elsewhere, Some("usher")), Some(at[1]));
     }
 
+    /// A program with the other end of the way as its standard input, as a successor.
+    fn successor(program: &str, argument: &str) -> (UnixStream, Successor) {
+        let (old, new) = UnixStream::pair().unwrap();
+        let mut command = Command::new(program);
+        let starter = command.arg("-c").arg(argument).stdin(Stdio::from(OwnedFd::from(new))).spawn().unwrap();
+        (old, Successor { starter, process: None })
+    }
+
+    fn lives(process: u32) -> bool {
+        // A process that has ended and was not waited for yet has no command line.
+        std::fs::read(format!("/proc/{process}/cmdline")).is_ok_and(|line| !line.is_empty())
+    }
+
     #[tokio::test]
     async fn a_process_that_ends_at_once_is_a_failed_upgrade() {
-        let (old, new) = UnixStream::pair().unwrap();
-        let child = Command::new("false").stdin(Stdio::from(OwnedFd::from(new))).spawn().unwrap();
-        let error = await_sign(old, &mut Successor(Some(child))).await.unwrap_err();
-        assert!(error.to_string().contains("exit status: 1"), "{error}");
+        let (old, mut successor) = successor("sh", "exit 1");
+        let error = await_sign(old, &mut successor).await.unwrap_err();
+        assert!(error.to_string().contains("has ended"), "{error}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_process_that_never_serves_is_ended() {
-        let (old, new) = UnixStream::pair().unwrap();
-        let child = Command::new("sleep").arg("1000").stdin(Stdio::from(OwnedFd::from(new))).spawn().unwrap();
-        let process = child.id();
-        let mut successor = Successor(Some(child));
+        let (old, mut successor) = successor("sh", "exec sleep 1000");
+        let process = successor.starter.id();
         let error = await_sign(old, &mut successor).await.unwrap_err();
         assert!(error.to_string().contains("did not serve within 45s"), "{error}");
         drop(successor);
-        assert!(!Path::new(&format!("/proc/{process}")).exists());
+        assert!(!lives(process));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_was_left_alone_is_ended_too_unless_it_serves() {
+        // As the new process does it: its id, in the order of networks, and then the sign.
+        let tell = "import os, time; os.write(0, os.getpid().to_bytes(4, 'big')); time.sleep(1000)";
+        let (old, mut given_up) = successor("python3", tell);
+        assert!(
+            timeout(Duration::from_secs(10), async {
+                while given_up.process.is_none() {
+                    let _ =
+                        timeout(Duration::from_millis(100), await_sign(old.try_clone().unwrap(), &mut given_up)).await;
+                }
+            })
+            .await
+            .is_ok()
+        );
+        let process = given_up.process.unwrap();
+        assert!(lives(process));
+        drop(given_up);
+        assert!(!lives(process));
+
+        let tell = "import os, sys; os.write(0, os.getpid().to_bytes(4, 'big') + b'u'); sys.stdin.read(1)";
+        let (old, mut serves) = successor("python3", tell);
+        let way = await_sign(old, &mut serves).await.unwrap();
+        assert_eq!(serves.process, Some(serves.starter.id()));
+        assert!(!way.successor_is_gone());
+        drop(serves);
+        assert!(way.successor_is_gone());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use tokio::net::{TcpListener, tcp};
 
 use super::*;
 use crate::authn::Authenticator;
+use crate::backend::offers::Offers;
 use crate::cache::Cache;
 use crate::config;
 use crate::directory::ldap::Ldap;
@@ -22,6 +23,8 @@ static ONE_LINE: Protocol = Protocol {
     alpn: None,
     implicit_port: 0,
     starttls_port: 0,
+    usual: &[],
+    promised: |_| false,
     introduction: None,
     front: one_line,
     back: no_back,
@@ -127,6 +130,7 @@ limits: {{{limits}}}
             ),
             directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),
             backends: Vec::new(),
+            offers: Offers::new(&[], &[], &metrics, None),
             fingerprint: Fingerprint::of(&config),
             config,
         };

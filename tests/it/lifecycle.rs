@@ -324,6 +324,42 @@ fn an_upgrade_under_load_loses_no_login_and_keeps_old_sessions() {
 }
 
 #[test]
+fn after_an_upgrade_one_signal_means_faster_and_another_now() {
+    let peer = Scripted::welcoming();
+    let (config, _) = with_ports(&peer);
+    let usher = Usher::start(config.set("/drain/deadline", "5m"));
+    let _session = login(&usher);
+    usher.command(&["upgrade"]).succeeded();
+    let _successor = Successor::of(&usher, 2);
+    usher.terminate();
+    usher.wait_log("draining faster", |_| true);
+    usher.terminate();
+    assert_eq!(usher.exit_code(), 0);
+    assert_eq!(usher.wait_log("end", |_| true)["cause"], "drain");
+}
+
+#[test]
+fn a_process_that_has_lost_its_successor_stops_at_once() {
+    let peer = Scripted::welcoming();
+    let (config, _) = with_ports(&peer);
+    let usher = Usher::start(config.set("/drain/deadline", "5m"));
+    let mut session = login(&usher);
+    usher.command(&["upgrade"]).succeeded();
+    let successor = Successor::of(&usher, 2);
+    let status = format!("/proc/{}/status", successor.0.as_raw_nonzero());
+    drop(successor);
+    // Whoever is no parent is told nothing of its end.
+    while std::fs::read_to_string(&status).is_ok_and(|status| !status.contains("State:\tZ")) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    session.command("NOOP").ok();
+    // As systemd does it before it starts the service again.
+    usher.terminate();
+    usher.wait_log("the new process has ended; what is left is closed, for nobody serves", |_| true);
+    assert_eq!(usher.exit_code(), 0);
+}
+
+#[test]
 fn an_upgrade_that_fails_changes_nothing() {
     let peer = Scripted::welcoming();
     let (config, _) = with_ports(&peer);

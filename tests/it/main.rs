@@ -9,6 +9,7 @@ mod kit;
 mod address;
 mod backend;
 mod cache;
+mod capabilities;
 mod cli;
 #[cfg(feature = "demo")]
 mod demo;
@@ -22,6 +23,7 @@ mod layers;
 mod lifecycle;
 mod listener_tls;
 mod login;
+mod managesieve;
 mod metrics;
 mod policy;
 mod pop3;

@@ -116,6 +116,7 @@ fn every_commented_key_is_sound() {
         ("allow_attribute:", None),
         ("allow_values:", Some(("# allow_attribute", "allow_attribute"))),
         ("allow_filter:", None),
+        ("capabilities:", None),
         ("trusted_networks:", None),
         ("- {protocol: imap, address: \"192.0.2.11:10993\"", None),
         ("cipher_suites:", None),

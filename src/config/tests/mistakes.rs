@@ -700,3 +700,21 @@ fn the_name_of_usher_is_a_host_name() {
         );
     }
 }
+
+#[test]
+fn what_is_promised_is_made_of_capabilities() {
+    let key = "capabilities.imap[0]";
+    for (capability, phrase) in [
+        ("STARTTLS", "usher does not promise this for imap"),
+        ("\"ID  x\"", "single spaces"),
+        ("\"caf\u{e9}\"", "printable words"),
+        ("\"\"", "printable words"),
+    ] {
+        let with = format!("hostname: mail.example.com\ncapabilities: {{imap: [{capability}]}} # HERE");
+        mistake("hostname: mail.example.com", &with, key, phrase);
+    }
+    let with = "hostname: mail.example.com\ncapabilities: {imap: []} # HERE";
+    mistake("hostname: mail.example.com", with, "capabilities.imap", "the list is empty");
+    let with = "hostname: mail.example.com\ncapabilities: {nntp: [ID]} # HERE";
+    mistake("hostname: mail.example.com", with, "capabilities.nntp", "unknown key");
+}

@@ -35,6 +35,8 @@ pub(super) struct ImapBack {
     /// What the backend can do, as far as it said so in the current phase: before TLS, before the
     /// login, since the login.
     capabilities: Option<Vec<u8>>,
+    /// What it said that it can do when the login was written.
+    listed: Vec<String>,
     /// Untagged lines for the client.
     untagged: Vec<u8>,
     /// How many bytes of untagged lines the backend may still send.
@@ -96,6 +98,10 @@ impl Back for ImapBack {
     fn has_asked(&self) -> bool {
         self.asked
     }
+
+    fn capabilities(&self) -> Vec<String> {
+        self.listed.clone()
+    }
 }
 
 impl ImapBack {
@@ -110,6 +116,7 @@ impl ImapBack {
             gathered: Gathering::default(),
             literal: 0,
             capabilities: None,
+            listed: Vec::new(),
             untagged: Vec::new(),
             untagged_left: settings.untagged_limit,
             commands: 0,
@@ -261,7 +268,13 @@ impl ImapBack {
             self.asked = true;
             self.state = State::Login(pending);
             // They change with the login (RFC 9051 section 6.2.3).
-            self.capabilities = None;
+            let capabilities = self.capabilities.take().unwrap_or_default();
+            let words = capabilities.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
+            self.listed = words.map(|word| printable(word, TEXT)).collect();
+            // The greater of two that are one (RFC 7888 section 4).
+            if self.listed.iter().any(|word| word.eq_ignore_ascii_case("LITERAL+")) {
+                self.listed.push("LITERAL-".to_owned());
+            }
         }
         Ok(())
     }

@@ -21,12 +21,17 @@ pub const PROTOCOL: Protocol = Protocol {
     implicit_port: 993,
     starttls_port: 143,
     introduction: Some(Introduction::Id),
+    usual: &["LITERAL-", "ID"],
+    promised: |name| LATER.iter().any(|later| later.eq_ignore_ascii_case(name)),
     front,
     back,
     // RFC 3501 section 7.1.5: a server may say BYE at any time, between two of its lines.
     parting: Parting::Line(b"* BYE Your account was changed, please log in again.\r\n"),
 };
 
+/// What usher offers before the login and a client may go on using after it, until it has read the
+/// list that comes with its OK. LITERAL+ is offered as LITERAL-: the limits hold to that.
+const LATER: &[&str] = &["LITERAL-", "ID"];
 /// The longest line, without CRLF, in either direction: clients keep to 8000 octets (RFC 2683
 /// section 3.2.1.5), servers to 8192 (RFC 7162 section 4).
 const LINE: usize = 8192;

@@ -95,6 +95,10 @@ impl Back for Pop3Back {
     fn has_asked(&self) -> bool {
         self.asked
     }
+
+    fn capabilities(&self) -> Vec<String> {
+        self.capabilities.iter().map(|listed| printable(listed, TEXT)).collect()
+    }
 }
 
 impl Pop3Back {

@@ -16,7 +16,7 @@ use crate::secret::{Secret, SecretBuf};
 /// backends, as every server of this century has it. Not UTF8 and LANG: their commands belong
 /// before the login (RFC 6856 section 2), where a backend would never see them. Not EXPIRE and
 /// LOGIN-DELAY: they may be another for each user (RFC 2449 section 6).
-const LATER: &[&str] = &["TOP", "UIDL", "RESP-CODES", "PIPELINING"];
+pub(super) const LATER: &[&str] = &["TOP", "UIDL", "RESP-CODES", "PIPELINING"];
 
 /// Commands of later states, told apart from words that are no command only by the answer's text.
 const TRANSACTION: &[&[u8]] =

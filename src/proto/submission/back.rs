@@ -40,6 +40,8 @@ pub(super) struct SubmissionBack {
     bytes_left: usize,
     /// Whether the login was written.
     asked: bool,
+    /// The keywords that it listed before that.
+    listed: Vec<String>,
 }
 
 /// What the backend is to say next.
@@ -90,6 +92,10 @@ impl Back for SubmissionBack {
     fn has_asked(&self) -> bool {
         self.asked
     }
+
+    fn capabilities(&self) -> Vec<String> {
+        self.listed.clone()
+    }
 }
 
 impl SubmissionBack {
@@ -107,6 +113,7 @@ impl SubmissionBack {
             code: None,
             bytes_left: settings.untagged_limit,
             asked: false,
+            listed: Vec::new(),
         }
     }
 
@@ -208,6 +215,7 @@ impl SubmissionBack {
             let pending = self.log_in(&mechanisms, out)?;
             self.state = State::Login(pending);
             self.asked = true;
+            self.listed = keywords.iter().map(|line| printable(line, TEXT)).collect();
         }
         Ok(())
     }

@@ -13,11 +13,11 @@ use crate::outcome::{AccountState, BackendWords, Refusal};
 use crate::secret::SecretBuf;
 
 /// What every server of this century has, while nobody knows what the backends have.
-const USUAL: &[&str] = &["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"];
+pub(super) const USUAL: &[&str] = &["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"];
 
 /// What a backend may list and no client may see: what usher answers for itself, and what is between
 /// servers. Everything else holds after the login, and clients do not say EHLO again then.
-const HIDDEN: &[&str] = &["AUTH", "STARTTLS", "XCLIENT", "XFORWARD"];
+pub(super) const HIDDEN: &[&str] = &["AUTH", "STARTTLS", "XCLIENT", "XFORWARD"];
 
 /// Commands of a mail transaction, told apart from words that are no command.
 const TRANSACTION: &[&[u8]] = &[b"MAIL", b"RCPT", b"DATA", b"BDAT", b"BURL", b"ETRN", b"EXPN"];

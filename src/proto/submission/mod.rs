@@ -24,6 +24,8 @@ pub const PROTOCOL: Protocol = Protocol {
     introduction: Some(Introduction::Xclient),
     // A close in a transaction leaves the client in doubt whether its message was sent.
     parting: Parting::Never,
+    usual: front::USUAL,
+    promised: |name| !front::HIDDEN.iter().any(|hidden| hidden.eq_ignore_ascii_case(name)),
     front,
     back,
 };

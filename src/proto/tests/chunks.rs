@@ -20,7 +20,7 @@ struct Talk {
     backend: &'static [&'static str],
 }
 
-const TALKS: &[Talk] = &[IMAP, POP3, SUBMISSION];
+const TALKS: &[Talk] = &[IMAP, POP3, SUBMISSION, MANAGESIEVE];
 
 const SUBMISSION: Talk = Talk {
     protocol: "submission",
@@ -181,6 +181,58 @@ const IMAP: Talk = Talk {
         "* ",
         "[",
         "]",
+    ],
+};
+
+const MANAGESIEVE: Talk = Talk {
+    protocol: "managesieve",
+    client: &[
+        "\r\n",
+        "\n",
+        "\r",
+        "CAPABILITY\r\n",
+        "NOOP\r\n",
+        "NOOP \"sync\"\r\n",
+        "NOOP {4+}\r\nsync\r\n",
+        "AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"\r\n",
+        "AUTHENTICATE \"PLAIN\" {20+}\r\nAGFsaWNlAHNlY3JldA==\r\n",
+        "AUTHENTICATE \"PLAIN\"\r\n",
+        "\"AGFsaWNlAHNlY3JldA==\"\r\n",
+        "AUTHENTICATE {5+}\r\nLOGIN\r\n\"YWxpY2U=\"\r\n\"c2VjcmV0\"\r\n",
+        "\"*\"\r\n",
+        "STARTTLS\r\n",
+        "LOGOUT\r\n",
+        "PUTSCRIPT \"a\" {5+}\r\nkeep;\r\n",
+        "POST / HTTP/1.1\r\n",
+        "{3}\r\n",
+        "{3+}\r\n",
+        "{99999+}\r\n",
+        "\"",
+        "\\",
+        " ",
+        "*",
+    ],
+    backend: &[
+        "\r\n",
+        "\n",
+        "\r",
+        "\"IMPLEMENTATION\" \"a server\"\r\n",
+        "\"SASL\" \"PLAIN LOGIN\"\r\n",
+        "\"SIEVE\" {8}\r\nfileinto\r\n",
+        "\"STARTTLS\"\r\n",
+        "OK \"ready\"\r\n",
+        "OK\r\n",
+        "OK (TAG {4}\r\nsync) \"done\"\r\n",
+        "NO (TRYLATER) \"later\"\r\n",
+        "NO {5}\r\nwrong\r\n",
+        "BYE (REFERRAL \"sieve://inside\") \"go\"\r\n",
+        "BYE\r\n",
+        "OKAY\r\n",
+        "{3}\r\n",
+        "{4294967295}\r\n",
+        "\"",
+        "(",
+        " ",
     ],
 };
 

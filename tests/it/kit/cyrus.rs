@@ -14,6 +14,8 @@ pub(crate) struct Cyrus {
     pub(crate) imaps: u16,
     /// STARTTLS.
     pub(crate) imap: u16,
+    /// ManageSieve, by STARTTLS.
+    pub(crate) sieve: u16,
     pop3s: u16,
     pop3: u16,
     /// An unpacking from before pop3d was needed does for everything else.
@@ -35,13 +37,13 @@ impl Cyrus {
             if root { "cyrus".to_owned() } else { run("id", &["-un"], b"").succeeded().stdout.trim().to_owned() };
         // The user cyrus may have no way into a checkout in somebody's home.
         run("cp", &["-r", &unpacked.join("usr").display().to_string(), &path("usr")], b"").succeeded();
-        for name in ["lib", "lib/db", "lib/socket", "spool", "run", "run/proc", "run/lock", "run/socket"] {
+        for name in ["lib", "lib/db", "lib/socket", "spool", "sieve", "run", "run/proc", "run/lock", "run/socket"] {
             std::fs::create_dir(folder.join(name)).unwrap();
         }
         // A copy of the key for the user cyrus: the folder becomes his.
         let key = path("tls.key");
         std::fs::copy(&pair.key, &key).unwrap();
-        let [imaps, imap, pop3s, pop3] = std::array::from_fn(|_| free_port());
+        let [imaps, imap, sieve, pop3s, pop3] = std::array::from_fn(|_| free_port());
         let config = format!(
             r"configdirectory: {folder}/lib
 proc_path: {folder}/run/proc
@@ -66,6 +68,7 @@ tls_server_cert: {chain}
 tls_server_key: {key}
 tls_versions: tls1_2 tls1_3
 idlesocket: {folder}/run/socket/idle
+sievedir: {folder}/sieve
 lmtpsocket: {folder}/run/socket/lmtp
 notifysocket: {folder}/run/socket/notify
 ",
@@ -83,6 +86,7 @@ notifysocket: {folder}/run/socket/notify
             format!("  {name} cmd=\"{arguments}\" listen=\"127.0.0.1:{port}\" prefork={ready} maxchild=100\n")
         };
         let services = service("imap", "imapd", imap, "", 1) + &service("imaps", "imapd", imaps, " -s", 4);
+        let services = services + &service("sieve", "timsieved", sieve, "", 1);
         let pop3d = unpacked.join("usr/lib/cyrus/bin/pop3d");
         let pop3_services = service("pop3", "pop3d", pop3, "", 1) + &service("pop3s", "pop3d", pop3s, " -s", 1);
         let services = services + if pop3d.exists() { &pop3_services } else { "" };
@@ -112,8 +116,8 @@ notifysocket: {folder}/run/socket/notify
         };
         let running = server.start().0;
         let pop3_ports = if pop3d.exists() { &[pop3s, pop3][..] } else { &[] };
-        [imaps, imap].iter().chain(pop3_ports).for_each(|port| wait_for_port(*port, &log));
-        Self { _running: running, imaps, imap, pop3s, pop3, pop3d }
+        [imaps, imap, sieve].iter().chain(pop3_ports).for_each(|port| wait_for_port(*port, &log));
+        Self { _running: running, imaps, imap, sieve, pop3s, pop3, pop3d }
     }
 
     /// POP3: the ports of implicit TLS and of STARTTLS.

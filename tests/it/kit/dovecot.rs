@@ -42,6 +42,10 @@ pub(crate) struct Dovecot {
     pub(crate) imaps: u16,
     /// STARTTLS.
     pub(crate) imap: u16,
+    /// ManageSieve, implicit TLS.
+    pub(crate) sieves: u16,
+    /// ManageSieve, STARTTLS.
+    pub(crate) sieve: u16,
     /// Implicit TLS.
     pub(crate) pop3s: u16,
     /// STARTTLS.
@@ -69,8 +73,8 @@ impl Dovecot {
     ) -> Self {
         require(Path::new("/usr/sbin/dovecot"));
         let [imaps, imap, pop3s, pop3, submissions, submission, relay] = std::array::from_fn(|_| free_port());
-        let dovecot =
-            Self { folder: folder("dovecot"), running: None, imaps, imap, pop3s, pop3, submissions, submission, relay };
+        let (folder, running, sieves, sieve) = (folder("dovecot"), None, free_port(), free_port());
+        let dovecot = Self { folder, running, imaps, imap, sieves, sieve, pop3s, pop3, submissions, submission, relay };
         dovecot.configure(certificates, pair, demand_client_certificate, more)
     }
 
@@ -93,7 +97,7 @@ impl Dovecot {
                 let users = format!(
                     "default_internal_user = {name}default_login_user = {name}default_internal_group = {group}"
                 );
-                let chroots = ["anvil", "imap-login", "pop3-login", "submission-login"]
+                let chroots = ["anvil", "imap-login", "pop3-login", "submission-login", "managesieve-login"]
                     .map(|service| format!("service {service} {{\n  chroot =\n}}\n"));
                 (format!("mail_uid = {name}mail_gid = {group}"), users + &chroots.concat())
             }
@@ -110,7 +114,7 @@ impl Dovecot {
 state_dir = {folder}/state
 log_path = {folder}/log
 auth_verbose = yes
-protocols = imap pop3 submission
+protocols = imap pop3 submission sieve
 hostname = server3.example.com
 submission_relay_host = 127.0.0.1
 submission_relay_port = {relay}
@@ -181,6 +185,19 @@ service submission-login {{
     ssl = yes
   }}
 }}
+service managesieve-login {{
+  service_count = 0
+  inet_listener sieve {{
+    port = {sieve}
+  }}
+  inet_listener sieves {{
+    port = {sieves}
+    ssl = yes
+  }}
+}}
+plugin {{
+  sieve = file:~/sieve;active=~/active.sieve
+}}
 {more}
 "#,
             folder = folder.display(),
@@ -190,6 +207,8 @@ service submission-login {{
             imaps = self.imaps,
             pop3 = self.pop3,
             pop3s = self.pop3s,
+            sieve = self.sieve,
+            sieves = self.sieves,
             submission = self.submission,
             submissions = self.submissions,
             relay = self.relay,
@@ -230,7 +249,7 @@ service submission-login {{
         let server = Server { command, environment: vec![], log: Some(log.clone()), end: "TERM" };
         self.running = Some(server.start().0);
         wait_for_port(self.imaps, &log);
-        [self.imap, self.pop3, self.pop3s, self.submission, self.submissions]
+        [self.imap, self.sieve, self.sieves, self.pop3, self.pop3s, self.submission, self.submissions]
             .into_iter()
             .for_each(|port| wait_for_port(port, &log));
     }

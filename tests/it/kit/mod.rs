@@ -12,6 +12,7 @@ pub(crate) mod dovecot;
 pub(crate) mod people;
 pub(crate) mod process;
 pub(crate) mod scripted;
+pub(crate) mod sieve;
 pub(crate) mod slapd;
 pub(crate) mod tools;
 pub(crate) mod usher;
@@ -25,6 +26,7 @@ use certs::{Certificates, Leaf, Pair};
 pub(crate) use client::Imap;
 pub(crate) use config::Config;
 pub(crate) use people::{Person, password_of};
+pub(crate) use sieve::Sieve;
 pub(crate) use usher::Usher;
 
 /// What a test may take from the moment its usher starts.

@@ -1,4 +1,4 @@
-//! The clients that people use: curl, Python's libraries, mbsync, fetchmail and mpop.
+//! The clients that people use: curl, Python's libraries, mbsync, fetchmail, mpop and sieve-connect.
 
 use super::process::{Output, folder, run};
 use super::{password_of, world};
@@ -67,6 +67,13 @@ pub(crate) fn fetch(client: &str, port: u16, uid: &str) -> Vec<String> {
     run("env", &head.into_iter().chain(arguments.iter().map(String::as_str)).collect::<Vec<_>>(), b"").succeeded();
     let files = std::fs::read_dir(folder.join("mail/new")).unwrap();
     files.map(|file| super::process::read_text(&file.unwrap().path())).collect()
+}
+
+/// sieve-connect on a port with STARTTLS, as somebody with this password.
+pub(crate) fn sieve_connect(port: u16, uid: &str, password: &str, arguments: &[&str]) -> Output {
+    let (port, ca) = (port.to_string(), world().certificates.ca().display().to_string());
+    let fixed = ["--server", "localhost", "--port", &port, "--user", uid, "--passwordfd", "0", "--tlscafile", &ca];
+    run("sieve-connect", &[&fixed, arguments].concat(), format!("{password}\n").as_bytes())
 }
 
 /// A local Maildir that mbsync keeps equal to somebody's INBOX.

@@ -1,0 +1,492 @@
+//! The client half: from the greeting to an accepted login.
+//!
+//! Answers what may be asked before login (RFC 5804 section 2), collects credentials and puts every
+//! [`Refusal`] into ManageSieve's words. It never judges a name or a password, takes no login in the
+//! clear, and repeats nothing of the client's but what NOOP is for.
+//!
+//! A command is carried out when it is whole, literals included, and refused ones are consumed whole,
+//! so that nothing meant as data is ever read as a command. When [`Step::NeedMore`] is returned the
+//! input is empty: what is kept between calls is one command of at most [`COMMAND`] bytes.
+
+use std::borrow::Cow;
+
+use super::super::capabilities::name;
+use super::super::sasl::{Exchange, Mechanism, Progress, SaslError};
+use super::super::wire::{Gathering, Literal, Skip, Spoiled, is_http, printable};
+use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome, reference};
+use super::syntax::{Cursor, Gathered, Gatherer, write_string};
+use super::{PROTOCOL, TEXT};
+use crate::outcome::{AccountState, BackendWords, Refusal};
+use crate::secret::{Secret, SecretBuf};
+
+/// The longest command with its literals: AUTHENTICATE with a response as long as SASL's lines.
+const COMMAND: usize = 16_384;
+/// How much of one refused command is read and thrown away before the client is given up.
+const SWALLOWED: usize = 65_536;
+/// The longest tag of a NOOP, which comes back as a quoted string.
+const TAG: usize = 1024;
+
+const SYNTAX: Denial = Denial("", "Arguments are not as the command wants them");
+const TOO_LONG: Denial = Denial("", "Command too long");
+/// The same whether the dialogue or the session refuses a login in the clear.
+const TLS_FIRST: Denial = Denial("ENCRYPT-NEEDED", "Start TLS before you log in");
+
+/// A response code (empty: none) and a text, said with NO or BYE.
+#[derive(Debug, Clone, Copy)]
+struct Denial(&'static str, &'static str);
+
+/// The dialogue with one client.
+pub(super) struct SieveFront {
+    session: Box<str>,
+    /// What all backends can do, without what is usher's own to tell.
+    capabilities: Vec<String>,
+    tls: bool,
+    starttls: bool,
+    /// How many bad commands are still answered.
+    bad_commands_left: u32,
+    state: State,
+    /// What has arrived of the current command or response.
+    command: Gatherer,
+    /// The exchange whose response is awaited instead of a command.
+    exchange: Option<Exchange>,
+    /// Logins in the clear, refused here and not yet told to the session.
+    refused_unasked: u32,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// In a command or a response.
+    #[default]
+    Command,
+    /// In what is left of a refused command.
+    Refused(Leftover),
+    /// The session is starting TLS.
+    Tls,
+    /// TLS is there: the client is waiting for the capabilities.
+    Secured,
+    /// The session is deciding about a login, or has accepted it.
+    Deciding,
+    /// Said goodbye.
+    Over(Quit),
+}
+
+/// What is left of a refused command on the wire.
+#[derive(Debug)]
+struct Leftover {
+    line: Skip,
+    /// Bytes of a literal before the line goes on.
+    literal: usize,
+    /// How much more may be thrown away.
+    budget: usize,
+    /// The answer, where it waits for the command's end.
+    answer: Option<Denial>,
+}
+
+impl Front for SieveFront {
+    fn greet(&mut self, out: &mut SecretBuf) {
+        self.list(out);
+        ok(out, b"usher is ready");
+    }
+
+    fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step {
+        loop {
+            let next = match std::mem::take(&mut self.state) {
+                State::Command => self.read(input, out),
+                State::Refused(leftover) => self.pass_over(leftover, input, out),
+                State::Tls => {
+                    // Asked again before the handshake: what came in the clear stays unread.
+                    input.clear();
+                    self.wait_in(State::Tls, Step::StartTls)
+                }
+                State::Secured => {
+                    // Unasked, as the client has forgotten what it knew (RFC 5804 section 2.2).
+                    self.list(out);
+                    ok(out, b"TLS is established");
+                    None
+                }
+                State::Deciding => self.wait_in(State::Deciding, Step::NeedMore),
+                State::Over(quit) => self.wait_in(State::Over(quit), Step::Quit(quit)),
+            };
+            if let Some(step) = next {
+                return step;
+            }
+        }
+    }
+
+    /// The count of bad commands is the connection's and stays.
+    fn tls_started(&mut self) {
+        self.tls = true;
+        self.state = State::Secured;
+        self.command = Gatherer::default();
+        self.exchange = None;
+    }
+
+    fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
+        self.refuse("NO", refusal, out);
+        self.state = State::Command;
+    }
+
+    /// No capabilities follow: no security layer was negotiated (RFC 5804 section 2.1).
+    fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf) {
+        let text = printable(&welcome.text, TEXT);
+        ok(out, if text.is_empty() { "Logged in" } else { &text }.as_bytes());
+        self.state = State::Deciding;
+    }
+
+    fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
+        self.refuse("BYE", why, out);
+    }
+
+    fn client_id(&self) -> Option<&ClientId> {
+        None
+    }
+
+    fn refused_unasked(&mut self) -> Option<Refusal> {
+        self.refused_unasked = self.refused_unasked.checked_sub(1)?;
+        Some(Refusal::TlsRequired)
+    }
+}
+
+impl SieveFront {
+    pub(super) fn new(settings: FrontSettings<'_>) -> Self {
+        let capabilities = match settings.capabilities {
+            Some(listed) => listed.iter().filter(|one| (PROTOCOL.promised)(name(one))).cloned().collect(),
+            None => PROTOCOL.usual.iter().map(ToString::to_string).collect(),
+        };
+        Self {
+            session: settings.session.into(),
+            capabilities,
+            tls: settings.tls,
+            starttls: settings.starttls,
+            bad_commands_left: settings.bad_commands,
+            state: State::Command,
+            command: Gatherer::default(),
+            exchange: None,
+            refused_unasked: 0,
+        }
+    }
+
+    /// Writes a refusal in this protocol's words.
+    fn refuse(&self, word: &str, refusal: &Refusal, out: &mut SecretBuf) {
+        let (code, text) = words(refusal);
+        answer(out, word, code, format!("{text}{}", reference(refusal, &self.session)).as_bytes());
+    }
+
+    /// How many bytes are kept between calls.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.command.gathered.bytes().len()
+    }
+
+    /// Writes the capabilities, a line each, without the OK that ends them.
+    fn list(&self, out: &mut SecretBuf) {
+        let mut one = |name: &str, value: Option<&str>| {
+            write_string(out, name.as_bytes(), "");
+            if let Some(value) = value {
+                out.extend(b" ");
+                write_string(out, value.as_bytes(), "");
+            }
+            out.extend(b"\r\n");
+        };
+        one("IMPLEMENTATION", Some("usher"));
+        // Empty as long as no login would be taken (RFC 5804 section 1.7).
+        one("SASL", Some(if self.tls { "PLAIN LOGIN" } else { "" }));
+        if self.starttls && !self.tls {
+            one("STARTTLS", None);
+        }
+        for capability in &self.capabilities {
+            match capability.split_once(' ') {
+                Some((name, value)) => one(name, Some(value)),
+                // Has to have a value, of which nothing may be left.
+                None if capability.eq_ignore_ascii_case("SIEVE") => one(capability, Some("")),
+                None => one(capability, None),
+            }
+        }
+    }
+
+    fn read(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
+        let gathered = self.command.take(input, COMMAND);
+        let line = self.command.gathered.line();
+        let size = self.command.gathered.bytes().len();
+        match gathered {
+            Gathered::Part => return Some(Step::NeedMore),
+            Gathered::Announced(literal) if !literal.synchronizing && size.saturating_add(literal.size) <= COMMAND => {
+                self.command.expect(literal);
+                return None;
+            }
+            Gathered::Announced(_) | Gathered::Whole | Gathered::Spoiled(_) => {}
+        }
+        if is_http(self.command.gathered.bytes()) {
+            return Some(self.give_up("This is a mail server", out));
+        }
+        match gathered {
+            Gathered::Spoiled(why) => {
+                let line = Skip::behind(line);
+                self.refuse_spoiled(why, line, out)
+            }
+            // A client that waits for leave to send it, which this protocol knows nothing of.
+            Gathered::Announced(literal) if literal.synchronizing => {
+                self.deny(Denial("", "A literal is announced as {n+}"), out)
+            }
+            Gathered::Announced(literal) => {
+                self.command = Gatherer::default();
+                let answer = Some(TOO_LONG);
+                self.swallow(literal, Leftover { line: Skip::default(), literal: 0, budget: SWALLOWED, answer }, out)
+            }
+            Gathered::Part | Gathered::Whole => {
+                let command = std::mem::take(&mut self.command).gathered;
+                let done = match self.exchange.take() {
+                    Some(exchange) => self.respond(exchange, &command, out),
+                    None => self.obey(&command, out),
+                };
+                done.unwrap_or_else(|denial| self.deny(denial, out))
+            }
+        }
+    }
+
+    /// Carries out a command.
+    fn obey(&mut self, command: &Gathering, out: &mut SecretBuf) -> Result<Option<Step>, Denial> {
+        let mut arguments = Cursor::new(command.bytes());
+        let verb = arguments.atom().to_ascii_uppercase();
+        match verb.as_slice() {
+            b"CAPABILITY" => {
+                arguments.end().ok_or(SYNTAX)?;
+                self.list(out);
+                ok(out, b"That is all before login");
+            }
+            b"NOOP" => noop(arguments, out).ok_or(SYNTAX)?,
+            b"LOGOUT" => {
+                arguments.end().ok_or(SYNTAX)?;
+                ok(out, b"Goodbye");
+                return Ok(self.wait_in(State::Over(Quit::Logout), Step::Quit(Quit::Logout)));
+            }
+            b"STARTTLS" => {
+                arguments.end().ok_or(SYNTAX)?;
+                if self.tls || !self.starttls {
+                    return Err(Denial("", "TLS cannot be started here"));
+                }
+                ok(out, b"Begin TLS now");
+                return Ok(self.wait_in(State::Tls, Step::StartTls));
+            }
+            b"AUTHENTICATE" if !self.tls => {
+                self.refused_unasked = self.refused_unasked.saturating_add(1);
+                return Err(TLS_FIRST);
+            }
+            b"AUTHENTICATE" => {
+                let (mechanism, initial) = authenticate(arguments).ok_or(SYNTAX)?;
+                let mechanism = Mechanism::by_name(mechanism.expose()).ok_or(Denial("", "Unsupported mechanism"))?;
+                let exchange = Exchange::new(mechanism);
+                let progress = match initial {
+                    Some(response) => exchange.initial_response(response.expose()).map_err(unreadable)?,
+                    None => Progress::Goes(exchange),
+                };
+                return Ok(self.go_on(progress, out));
+            }
+            b"PUTSCRIPT" | b"LISTSCRIPTS" | b"SETACTIVE" | b"GETSCRIPT" | b"DELETESCRIPT" | b"RENAMESCRIPT"
+            | b"CHECKSCRIPT" | b"HAVESPACE" | b"UNAUTHENTICATE" => return Err(Denial("", "Log in first")),
+            _ => return Err(Denial("", "Unknown command")),
+        }
+        Ok(None)
+    }
+
+    /// Takes the response to a challenge; the string `*` cancels.
+    fn respond(&mut self, exchange: Exchange, line: &Gathering, out: &mut SecretBuf) -> Result<Option<Step>, Denial> {
+        let mut line = Cursor::new(line.bytes());
+        let response = line.string().filter(|_| line.end().is_some());
+        let response = response.ok_or(Denial("", "A response is a string"))?;
+        let progress = exchange.respond(response.expose()).map_err(unreadable)?;
+        Ok(self.go_on(progress, out))
+    }
+
+    fn go_on(&mut self, progress: Progress, out: &mut SecretBuf) -> Option<Step> {
+        match progress {
+            Progress::Done(credentials) => self.attempt(credentials),
+            Progress::Goes(exchange) => {
+                write_string(out, exchange.challenge().as_bytes(), "");
+                out.extend(b"\r\n");
+                self.exchange = Some(exchange);
+                None
+            }
+        }
+    }
+
+    fn attempt(&mut self, credentials: Credentials) -> Option<Step> {
+        self.wait_in(State::Deciding, Step::Attempt(credentials))
+    }
+
+    /// Refuses a line at the byte that spoils it, without waiting for an end that a client which
+    /// ends its lines with LF alone never sends. What follows up to the CRLF is no command.
+    fn refuse_spoiled(&mut self, why: Spoiled, line: Skip, out: &mut SecretBuf) -> Option<Step> {
+        let denied = self.deny(
+            match why {
+                Spoiled::TooLong => TOO_LONG,
+                Spoiled::BareLf | Spoiled::BareCr => Denial("", "A line ends with CR and LF"),
+                Spoiled::Nul => Denial("", "A line holds no NUL"),
+            },
+            out,
+        );
+        if denied.is_none() {
+            self.state = State::Refused(Leftover { line, literal: 0, budget: SWALLOWED, answer: None });
+        }
+        denied
+    }
+
+    fn pass_over(&mut self, mut leftover: Leftover, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
+        let taken = leftover.literal.min(input.len());
+        input.consume(taken);
+        leftover.literal -= taken;
+        if leftover.literal > 0 {
+            return self.wait_in(State::Refused(leftover), Step::NeedMore);
+        }
+        let (passed, ended) = leftover.line.pass(input, leftover.budget);
+        leftover.budget -= passed;
+        match leftover.line.announced() {
+            _ if !ended && leftover.budget == 0 => Some(self.give_up("Command too long", out)),
+            _ if !ended => self.wait_in(State::Refused(leftover), Step::NeedMore),
+            Some(literal) if !literal.synchronizing => self.swallow(literal, leftover, out),
+            Some(_) | None => leftover.answer.and_then(|denial| self.deny(denial, out)),
+        }
+    }
+
+    /// Goes on behind a literal that comes unasked, if it is of a size worth waiting for.
+    fn swallow(&mut self, literal: Literal, leftover: Leftover, out: &mut SecretBuf) -> Option<Step> {
+        let Some(budget) = leftover.budget.checked_sub(literal.size) else {
+            return Some(self.give_up("Literal too large", out));
+        };
+        self.state = State::Refused(Leftover { line: Skip::default(), literal: literal.size, budget, ..leftover });
+        None
+    }
+
+    /// Answers a bad command, the last one with a goodbye. An exchange that it was part of is over.
+    fn deny(&mut self, Denial(code, text): Denial, out: &mut SecretBuf) -> Option<Step> {
+        self.command = Gatherer::default();
+        self.exchange = None;
+        answer(out, "NO", code, text.as_bytes());
+        self.bad_commands_left = self.bad_commands_left.saturating_sub(1);
+        (self.bad_commands_left == 0).then(|| self.give_up("Too many bad commands", out))
+    }
+
+    fn give_up(&mut self, text: &str, out: &mut SecretBuf) -> Step {
+        answer(out, "BYE", "", text.as_bytes());
+        self.state = State::Over(Quit::Nonsense);
+        Step::Quit(Quit::Nonsense)
+    }
+
+    fn wait_in(&mut self, state: State, step: Step) -> Option<Step> {
+        self.state = state;
+        Some(step)
+    }
+}
+
+/// AUTHENTICATE's arguments: the mechanism and, if there is one, the initial response.
+fn authenticate(mut arguments: Cursor<'_>) -> Option<(Secret, Option<Secret>)> {
+    arguments.expect(b" ")?;
+    let mechanism = arguments.string()?;
+    if arguments.end().is_some() {
+        return Some((mechanism, None));
+    }
+    arguments.expect(b" ")?;
+    let response = arguments.string()?;
+    arguments.end()?;
+    Some((mechanism, Some(response)))
+}
+
+/// Answers NOOP, with the string by which the client finds its answer (RFC 5804 section 2.13).
+fn noop(mut arguments: Cursor<'_>, out: &mut SecretBuf) -> Option<()> {
+    if arguments.end().is_some() {
+        ok(out, b"Nothing done");
+        return Some(());
+    }
+    arguments.expect(b" ")?;
+    let tag = arguments.string()?;
+    arguments.end()?;
+    let text = std::str::from_utf8(tag.expose()).ok()?;
+    if tag.expose().len() > TAG || text.chars().any(char::is_control) {
+        return None;
+    }
+    out.extend(b"OK (TAG ");
+    write_string(out, tag.expose(), "");
+    out.extend(b") \"Nothing done\"\r\n");
+    Some(())
+}
+
+fn ok(out: &mut SecretBuf, text: &[u8]) {
+    answer(out, "OK", "", text);
+}
+
+/// Writes an answer: its word, its code if there is one, and its text.
+fn answer(out: &mut SecretBuf, word: &str, code: &str, text: &[u8]) {
+    out.extend(word.as_bytes());
+    if !code.is_empty() {
+        out.extend(b" (");
+        out.extend(code.as_bytes());
+        out.extend(b")");
+    }
+    out.extend(b" ");
+    write_string(out, text, "");
+    out.extend(b"\r\n");
+}
+
+/// What cannot be read is no wrong password, and says so in its text: there is only NO.
+const fn unreadable(error: SaslError) -> Denial {
+    match error {
+        SaslError::Cancelled => Denial("", "Authentication cancelled"),
+        SaslError::NotBase64 => Denial("", "Response is not base64"),
+        SaslError::Malformed => Denial("", "Response is not as the mechanism wants it"),
+    }
+}
+
+/// What may be tried again later: a client keeps its password.
+const TRY_LATER: &str = "TRYLATER";
+const UNAVAILABLE: &str = "The mail service is not available, try again later";
+
+/// A refusal in ManageSieve's words: a code of RFC 5804 section 1.3, or none, and a text. Refusals that
+/// must not be told apart have the very same words; none repeats what the client sent.
+fn words(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
+    let (code, text) = match refusal {
+        Refusal::WrongPassword
+        | Refusal::UnknownUser
+        | Refusal::EmptyPassword
+        | Refusal::UnusableName
+        | Refusal::UnusablePassword => ("", "Name or password is wrong"),
+        Refusal::ForeignAuthzid => ("", "You may only act as yourself"),
+        Refusal::NotAllowed => ("", "You may not use this service, please ask your administrator"),
+        Refusal::Account { state, .. } => match state {
+            AccountState::PasswordExpired => ("", "Your password has expired, please change it"),
+            AccountState::PasswordMustChange => ("", "You have to change your password first"),
+            AccountState::Locked => ("", "Your account is locked, please tell your administrator"),
+            AccountState::Disabled => ("", "Your account is disabled, please tell your administrator"),
+            AccountState::AccountExpired => ("", "Your account has expired, please tell your administrator"),
+            AccountState::NotNow => ("", "You may not log in at this time"),
+            AccountState::NotHere => ("", "You may not log in from here"),
+        },
+        Refusal::Disagrees(Some(words)) => return (TRY_LATER, backend_words(words)),
+        Refusal::Disagrees(None)
+        | Refusal::DirectoryUnavailable
+        | Refusal::SeveralEntries
+        | Refusal::BackendUnreachable
+        | Refusal::BackendTls
+        | Refusal::BackendTimeout
+        | Refusal::BackendFault
+        | Refusal::BackendBusy => (TRY_LATER, UNAVAILABLE),
+        Refusal::NoMailHost
+        | Refusal::SeveralMailHosts
+        | Refusal::UnknownMailHost
+        | Refusal::NoBackendLogin
+        | Refusal::ProtocolNotServed => ("", "Your scripts cannot be reached, please tell your administrator"),
+        Refusal::TlsRequired => (TLS_FIRST.0, TLS_FIRST.1),
+        Refusal::Limit => (TRY_LATER, "Too many attempts or sessions, try again later"),
+        Refusal::Deadline => (TRY_LATER, "Logging in took too long, try again"),
+        Refusal::Draining => (TRY_LATER, "The server is shutting down, try again"),
+        Refusal::Hold => (TRY_LATER, "Your scripts are being moved, try again in a moment"),
+        Refusal::Internal => (TRY_LATER, "Something went wrong here, try again"),
+    };
+    (code, Cow::Borrowed(text))
+}
+
+/// What a backend said when it refused a login that the directory had accepted. Of its codes none would
+/// be true here: without TRYLATER the client asks for another password, and the one it has is right.
+fn backend_words(words: &BackendWords) -> Cow<'static, str> {
+    let text = printable(words.text.as_bytes(), TEXT);
+    if text.trim().is_empty() { Cow::Borrowed(UNAVAILABLE) } else { Cow::Owned(text) }
+}

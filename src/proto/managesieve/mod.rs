@@ -1,0 +1,48 @@
+//! ManageSieve before login (RFC 5804): what usher says to a client and to a backend.
+//!
+//! [`front`](PROTOCOL) answers a client until it has logged in, [`back`](PROTOCOL) logs in to a
+//! Sieve server. After that nothing here reads or writes a byte: the session relays.
+//!
+//! Both sides list their capabilities without being asked: with the greeting and once more under TLS
+//! (sections 1.7 and 2.2), and not after a login that negotiated no security layer (section 2.1),
+//! which some do all the same. Lists end here: each side of usher says and hears its own.
+
+mod back;
+mod front;
+mod syntax;
+#[cfg(test)]
+mod tests;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod trial;
+
+use super::{Back, BackSettings, Front, FrontSettings, Parting, Protocol};
+
+/// ManageSieve's row.
+pub const PROTOCOL: Protocol = Protocol {
+    name: "managesieve",
+    alpn: Some(b"managesieve"),
+    implicit_port: 4190,
+    starttls_port: 4190,
+    introduction: None,
+    // Without a command before it (RFC 5804 section 1.2).
+    parting: Parting::Line(b"BYE (TRYLATER) \"Your account has changed, please log in again\"\r\n"),
+    usual: &["SIEVE", "VERSION 1.0"],
+    promised: |name| !OWN.iter().any(|own| own.eq_ignore_ascii_case(name)),
+    front,
+    back,
+};
+
+/// What usher tells as its own, and what holds before the login alone or not through a relay.
+/// UNAUTHENTICATE would leave the client before login at the backend, with nobody to log it in.
+const OWN: &[&str] = &["IMPLEMENTATION", "SASL", "STARTTLS", "OWNER", "LANGUAGE", "UNAUTHENTICATE", "XCLIENT"];
+
+/// How much of a peer's free text is passed on.
+const TEXT: usize = 512;
+
+fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
+    Box::new(front::SieveFront::new(settings))
+}
+
+fn back(settings: BackSettings) -> Box<dyn Back> {
+    Box::new(back::SieveBack::new(settings))
+}

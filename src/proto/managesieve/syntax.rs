@@ -1,0 +1,145 @@
+//! What commands and answers are made of (RFC 5804 section 4): atoms, and strings in two forms.
+//!
+//! Reads what has arrived whole, literals included. Strings are copied into wiping memory: they may be
+//! passwords.
+
+use super::super::wire::{Found, Gathering, Literal, Spoiled, write_line};
+use crate::secret::{Secret, SecretBuf};
+
+/// The longest quoted string (RFC 5804 section 4, `quoted`).
+const QUOTED: usize = 1024;
+
+/// What is left of a command or an answer, consumed from the left; it ends with CRLF.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) const fn new(whole: &'a [u8]) -> Self {
+        Self { rest: whole }
+    }
+
+    /// A word such as a command's name; empty if there is none.
+    pub(super) fn atom(&mut self) -> &'a [u8] {
+        let special = |byte: &u8| !byte.is_ascii_graphic() || matches!(byte, b'"' | b'(' | b')' | b'{' | b'}' | b'\\');
+        let end = self.rest.iter().position(special).unwrap_or(self.rest.len());
+        let (atom, rest) = self.rest.split_at(end);
+        self.rest = rest;
+        atom
+    }
+
+    /// Exactly these bytes.
+    pub(super) fn expect(&mut self, bytes: &[u8]) -> Option<()> {
+        self.rest = self.rest.strip_prefix(bytes)?;
+        Some(())
+    }
+
+    /// A string in either form, of any length that has arrived.
+    pub(super) fn string(&mut self) -> Option<Secret> {
+        if self.expect(b"\"").is_none() {
+            return self.literal();
+        }
+        let mut string = SecretBuf::new();
+        loop {
+            let (byte, rest) = self.rest.split_first()?;
+            self.rest = rest;
+            let byte = match byte {
+                b'"' => return Some(Secret::copy_of(string.as_slice())),
+                b'\\' => {
+                    let (escaped, rest) = self.rest.split_first()?;
+                    self.rest = rest;
+                    matches!(escaped, b'"' | b'\\').then_some(escaped)?
+                }
+                b'\r' => return None,
+                byte => byte,
+            };
+            string.extend(&[*byte]);
+        }
+    }
+
+    fn literal(&mut self) -> Option<Secret> {
+        let end = self.rest.iter().position(|byte| *byte == b'\r')?;
+        let (announcement, rest) = self.rest.split_at(end);
+        let size = Literal::announced_by(announcement).filter(|_| announcement.first() == Some(&b'{'))?.size;
+        // Nothing between the brace that opens it and its digits.
+        let digits = announcement.get(1..announcement.len().checked_sub(1)?)?;
+        digits.iter().all(|byte| byte.is_ascii_digit() || *byte == b'+').then_some(())?;
+        let rest = rest.strip_prefix(b"\r\n")?;
+        let (literal, rest) = rest.split_at_checked(size)?;
+        self.rest = rest;
+        Some(Secret::copy_of(literal))
+    }
+
+    /// The end and nothing else.
+    pub(super) fn end(&self) -> Option<()> {
+        (self.rest == b"\r\n").then_some(())
+    }
+}
+
+/// Lines and their literals, gathered until a command or an answer is whole.
+#[derive(Debug, Default)]
+pub(super) struct Gatherer {
+    pub(super) gathered: Gathering,
+    /// Bytes of a literal that are to come before the line goes on.
+    missing: usize,
+}
+
+/// What came of gathering.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gathered {
+    /// More is to come.
+    Part,
+    /// A command or an answer is whole.
+    Whole,
+    /// A line announces this literal, which has not been looked at.
+    Announced(Literal),
+    /// The line is spoiled by the next byte, which is left.
+    Spoiled(Spoiled),
+}
+
+impl Gatherer {
+    /// Moves bytes from `input`, of which no more than `limit` are kept in all.
+    pub(super) fn take(&mut self, input: &mut SecretBuf, limit: usize) -> Gathered {
+        if self.missing > 0 {
+            self.missing = self.gathered.take_literal(input, self.missing);
+            if self.missing > 0 {
+                return Gathered::Part;
+            }
+        }
+        let before = self.gathered.bytes().len() - self.gathered.line().len();
+        match self.gathered.take_line(input, limit.saturating_sub(before)) {
+            Found::Part => Gathered::Part,
+            Found::Spoiled(why) => Gathered::Spoiled(why),
+            Found::Line => match Literal::announced_by(self.gathered.line()) {
+                Some(literal) => Gathered::Announced(literal),
+                None => Gathered::Whole,
+            },
+        }
+    }
+
+    /// The literal just announced belongs to what is gathered.
+    pub(super) fn expect(&mut self, literal: Literal) {
+        self.missing = literal.size;
+        // Starts the next line, for an empty literal as well.
+        self.gathered.take_literal(&mut SecretBuf::new(), 0);
+    }
+}
+
+/// Writes a string: quoted where that can carry it, else as a literal, whose announcement from a
+/// client has a plus and from a server has none.
+pub(super) fn write_string(out: &mut SecretBuf, string: &[u8], plus: &str) {
+    let fits = string.len() <= QUOTED && !string.iter().any(|byte| matches!(byte, b'\r' | b'\n' | b'\0'));
+    if !fits {
+        write_line(out, &[format!("{{{}{plus}}}", string.len()).as_bytes()]);
+        return out.extend(string);
+    }
+    out.extend(b"\"");
+    for byte in string {
+        if matches!(byte, b'"' | b'\\') {
+            out.extend(b"\\");
+        }
+        out.extend(&[*byte]);
+    }
+    out.extend(b"\"");
+}

@@ -1,0 +1,201 @@
+//! What a backend sends, and what usher makes of it.
+
+use super::super::PROTOCOL;
+use crate::proto::trial::HOST;
+use crate::proto::{BackSettings, BackTls, script};
+use crate::secret::Secret;
+
+/// Who logs in, and how.
+#[derive(Clone, Copy)]
+struct Login {
+    tls: BackTls,
+    password: &'static [u8],
+    service: Option<&'static [u8]>,
+}
+
+const ALICE: Login = Login { tls: BackTls::Implicit, password: b"secret", service: None };
+const STARTTLS: Login = Login { tls: BackTls::StartTls, ..ALICE };
+
+#[track_caller]
+fn script(login: Login, text: &str) {
+    let settings = BackSettings {
+        tls: login.tls,
+        login: b"alice".to_vec(),
+        password: Secret::copy_of(login.password),
+        service: login.service.map(<[u8]>::to_vec),
+        untagged_limit: 2000,
+        forward: None,
+        host: HOST.into(),
+    };
+    script::backend(&PROTOCOL, &settings, text);
+}
+
+/// A script behind a greeting and the login that it led to.
+#[track_caller]
+fn asked(text: &str) {
+    let login = "C: AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"";
+    script(ALICE, &format!("S: \"SASL\" \"PLAIN\"\nS: OK\n{login}\n{text}"));
+}
+
+#[test]
+fn pigeonhole() {
+    script(
+        STARTTLS,
+        r#"
+        S: "IMPLEMENTATION" "Dovecot Pigeonhole"
+        S: "SIEVE" "fileinto reject envelope"
+        S: "NOTIFY" "mailto"
+        S: "SASL" ""
+        S: "STARTTLS"
+        S: "VERSION" "1.0"
+        S: OK "Dovecot ready."
+        C: STARTTLS
+        S: OK "Begin TLS negotiation now."
+        => tls
+        S: "IMPLEMENTATION" "Dovecot Pigeonhole"
+        S: "SIEVE" "fileinto reject envelope"
+        S: "NOTIFY" "mailto"
+        S: "SASL" "PLAIN LOGIN"
+        S: "VERSION" "1.0"
+        S: OK "TLS negotiation successful."
+        C: AUTHENTICATE "PLAIN" "AGFsaWNlAHNlY3JldA=="
+        S: OK "Logged in."
+        C: NOOP
+        S: OK "NOOP completed."
+        => ready [] Logged in.
+        "#,
+    );
+}
+
+#[test]
+fn timsieved() {
+    script(
+        Login { service: Some(b"proxy"), ..ALICE },
+        r#"
+        S: "IMPLEMENTATION" "Cyrus timsieved"
+        S: "SASL" "PLAIN LOGIN"
+        S: "SIEVE" {8}
+        S: fileinto
+        S: "UNAUTHENTICATE"
+        S: OK
+        C: AUTHENTICATE "PLAIN" "YWxpY2UAcHJveHkAc2VjcmV0"
+        S: OK
+        C: NOOP
+        S: OK "Done"
+        => ready []
+        "#,
+    );
+}
+
+#[test]
+fn a_list_behind_the_login_is_consumed() {
+    asked(
+        r#"
+        S: OK "In"
+        C: NOOP
+        S: "IMPLEMENTATION" "sure of itself"
+        S: "SIEVE" {4}
+        S: keep
+        S: OK "That is all"
+        s: OK (TAG {3}\r\nabc) "Done"\r\nmore
+        => ready [] In
+        => left more
+        "#,
+    );
+    // From before NOOP.
+    asked("S: OK \"In\"\nC: NOOP\nS: NO \"What?\"\n=> ready [] In");
+    asked("S: OK \"In\"\nC: NOOP\nS: \"SIEVE\" \"\"\nS: NO \"What?\"\n=> fault Garbage");
+    asked("S: OK \"In\"\nC: NOOP\nS: BYE \"Too many\"\n=> fault Bye");
+    // Only one of the two lists may be there, and not before the answer.
+    asked("S: \"SIEVE\" \"\"\n=> fault Garbage");
+}
+
+#[test]
+fn the_login_is_carried_byte_for_byte() {
+    static LONG: [u8; 800] = [b'p'; 800];
+    // 807 bytes are 1076 characters of base64: more than a quoted string takes.
+    let coded = format!("AGFsaWNlAHBw{}", "cHBw".repeat(266));
+    script(
+        Login { password: &LONG, ..ALICE },
+        &format!("S: \"SASL\" \"PLAIN\"\nS: OK\nC: AUTHENTICATE \"PLAIN\" {{1076+}}\nC: {coded}\nS: NO\n=> refused []"),
+    );
+    script(Login { password: b"sec\0ret", ..ALICE }, "S: \"SASL\" \"PLAIN\"\nS: OK\n=> fault NoMechanism");
+}
+
+#[test]
+fn a_login_needs_plain() {
+    for mechanisms in ["\"SASL\" \"\"", "\"SASL\"", "\"SASL\" \"GSSAPI XPLAIN\"", "\"SIEVE\" \"PLAIN\""] {
+        script(ALICE, &format!("S: {mechanisms}\nS: OK\n=> fault NoMechanism"));
+    }
+    script(ALICE, "S: \"sasl\" \"login plain\"\nS: OK\nC: AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"");
+}
+
+#[test]
+fn tls_is_started_or_nothing_is_said() {
+    script(STARTTLS, "S: \"SASL\" \"PLAIN\"\nS: OK\n=> fault NoStartTls");
+    script(STARTTLS, "S: \"STARTTLS\"\nS: OK\nC: STARTTLS\nS: NO\n=> fault NoStartTls");
+    script(STARTTLS, "S: \"STARTTLS\"\nS: OK\nC: STARTTLS\nS: \"SASL\" \"PLAIN\"\n=> fault Garbage");
+    // What it said in the clear is no word about TLS.
+    script(
+        STARTTLS,
+        "S: \"STARTTLS\"\nS: \"SASL\" \"PLAIN\"\nS: OK\nC: STARTTLS\nS: OK\n=> tls\nS: OK\n=> fault NoMechanism",
+    );
+    script(
+        Login { tls: BackTls::Plaintext, ..ALICE },
+        "S: \"SASL\" \"PLAIN\"\nS: OK\nC: AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"",
+    );
+}
+
+#[test]
+fn refusals_keep_their_code_and_text() {
+    asked("S: NO \"Authentication failed.\"\n=> refused [] Authentication failed.");
+    asked("S: no (TRYLATER) {5}\nS: later\n=> refused [TRYLATER] later");
+    asked("S: NO (AUTH-TOO-WEAK)\n=> refused [AUTH-TOO-WEAK]");
+    asked("S: NO (QUOTA/MAXSIZE \"x\" y) \"a\\x1bb\"\n=> refused [QUOTA/MAXSIZE] a?b");
+    asked("S: NO (REFERRAL \"sieve://inside/\") \"inside knows\"\n=> fault Referral");
+    asked("S: BYE (referral {15}\nS: sieve://inside/) \"inside knows\"\n=> fault Referral");
+    asked("S: OK (REFERRAL \"sieve://inside/\") \"inside knows\"\nC: NOOP\nS: OK\n=> ready []");
+    asked("S: BYE\n=> fault Bye");
+    script(ALICE, "S: BYE \"Too many\"\n=> fault Bye");
+    script(ALICE, "S: NO \"Too many\"\n=> fault Garbage");
+}
+
+#[test]
+fn nothing_but_ok_is_success() {
+    for garbage in [
+        "OKAY",
+        "OK in",
+        "OK  \"in\"",
+        "OK(X)",
+        "OK (X",
+        "OK () x",
+        "OK \"in",
+        "OK \"in\" \"out\"",
+        "OK\\x09",
+        "\"OK\"x",
+        "+ OK",
+        "",
+        "(OK)",
+        "{2}",
+        "OK \"a\\\\bc\"",
+        "OK {x3}",
+    ] {
+        let wait = if garbage == "{2}" { "S: OK" } else { "" };
+        asked(&format!("S: {garbage}\n{wait}\n=> fault Garbage"));
+    }
+    asked("s: OK\\n\n=> fault Garbage");
+    asked("s: OK\\rX\n=> fault Garbage");
+    asked("s: O\\0\n=> fault Garbage");
+    asked("S: OK\nC: NOOP\nS: ok\n=> ready []");
+}
+
+#[test]
+fn endless_answers_meet_a_limit() {
+    let rest = 2000 - "\"SASL\" \"PLAIN\"\r\nOK\r\n".len();
+    asked(&format!("S: NO \"{}\"\n=> refused [] {}", "x".repeat(rest - 5), "x".repeat(512)));
+    asked(&format!("S: NO \"{}\"\n=> fault TooMuch", "x".repeat(rest - 4)));
+    asked(&format!("S: NO {{{rest}}}\n=> fault TooMuch"));
+    asked("S: NO {99999999999999999999999}\n=> fault TooMuch");
+    let many = vec!["\"X\" \"y\""; 400].join("\\r\\n");
+    script(ALICE, &format!("S: {many}\n=> fault TooMuch"));
+}

@@ -1,0 +1,393 @@
+//! What a client sends, and what it is told.
+
+use super::super::PROTOCOL;
+use super::super::front::SieveFront;
+use crate::outcome::{BackendWords, Refusal};
+use crate::proto::trial::{Decision, HOST};
+use crate::proto::{Front, FrontSettings, Step, Welcome, script};
+use crate::secret::SecretBuf;
+
+const TLS: FrontSettings<'_> =
+    FrontSettings { host: HOST, session: "", capabilities: None, tls: true, starttls: false, bad_commands: 50 };
+const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
+
+/// What a decision in a script means.
+fn decision(words: &str) -> Decision {
+    let disagrees = |code: &str, text: &str| {
+        let words = BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false };
+        Decision::Refuse(Refusal::Disagrees(Some(words)))
+    };
+    match words {
+        "wrong" => Decision::Refuse(Refusal::WrongPassword),
+        "unavailable" => Decision::Refuse(Refusal::DirectoryUnavailable),
+        "backend says" => disagrees("AUTH-TOO-WEAK", "Your \"script\" \\ moves"),
+        "backend says nothing" => disagrees("", " "),
+        "accept" => Decision::Accept(Welcome { text: b"User \"logged\" in".to_vec(), ..Welcome::default() }),
+        "accept quietly" => Decision::Accept(Welcome::default()),
+        other => panic!("no such decision: {other}"),
+    }
+}
+
+#[track_caller]
+fn script(settings: FrontSettings<'_>, text: &str) {
+    script::client(&PROTOCOL, settings, decision, text);
+}
+
+#[test]
+fn the_greeting_tells_what_holds() {
+    script(
+        TLS,
+        r#"
+        S: "IMPLEMENTATION" "usher"
+        S: "SASL" "PLAIN LOGIN"
+        S: "SIEVE" ""
+        S: "VERSION" "1.0"
+        S: OK "usher is ready"
+        "#,
+    );
+    // RFC 5804 section 1.7: no mechanism while no login would be taken.
+    script(
+        FrontSettings { starttls: false, ..CLEAR },
+        r#"
+        S: "IMPLEMENTATION" "usher"
+        S: "SASL" ""
+        S: "SIEVE" ""
+        S: "VERSION" "1.0"
+        S: OK "usher is ready"
+        "#,
+    );
+}
+
+#[test]
+fn what_all_backends_can_do_is_offered_but_for_what_is_ushers_own() {
+    let long = format!("SIEVE {}", "x".repeat(1025));
+    let learned = [
+        "IMPLEMENTATION Dovecot",
+        "SIEVE fileinto reject",
+        "MAXREDIRECTS 4",
+        "NOTIFY mailto",
+        "SASL GSSAPI",
+        "STARTTLS",
+        "UNAUTHENTICATE",
+        "OWNER alice",
+        "XCLIENT ADDR",
+        "RENAME",
+        &long,
+    ]
+    .map(str::to_owned);
+    script(
+        FrontSettings { capabilities: Some(&learned), ..TLS },
+        &format!(
+            "S: \"IMPLEMENTATION\" \"usher\"
+             S: \"SASL\" \"PLAIN LOGIN\"
+             S: \"SIEVE\" \"fileinto reject\"
+             S: \"MAXREDIRECTS\" \"4\"
+             S: \"NOTIFY\" \"mailto\"
+             S: \"RENAME\"
+             S: \"SIEVE\" {{1025}}
+             S: {}
+             S: OK \"usher is ready\"",
+            "x".repeat(1025)
+        ),
+    );
+}
+
+#[test]
+fn the_list_comes_again_under_tls() {
+    script(
+        CLEAR,
+        r#"
+        S: "IMPLEMENTATION" "usher"
+        S: "SASL" ""
+        S: "STARTTLS"
+        S: "SIEVE" ""
+        S: "VERSION" "1.0"
+        S: OK "usher is ready"
+        C: NOOP
+        S: OK "Nothing done"
+        C: STARTTLS
+        S: OK "Begin TLS now"
+        => tls
+        S: "IMPLEMENTATION" "usher"
+        S: "SASL" "PLAIN LOGIN"
+        S: "SIEVE" ""
+        S: "VERSION" "1.0"
+        S: OK "TLS is established"
+        C: CAPABILITY
+        S: "IMPLEMENTATION" "usher"
+        S: "SASL" "PLAIN LOGIN"
+        S: "SIEVE" ""
+        S: "VERSION" "1.0"
+        S: OK "That is all before login"
+        C: STARTTLS
+        S: NO "TLS cannot be started here"
+        C: AUTHENTICATE "PLAIN" "AGFsaWNlAHNlY3JldA=="
+        => attempt "alice" "secret" ""
+        <= accept quietly
+        S: OK "Logged in"
+        "#,
+    );
+    script(FrontSettings { starttls: false, ..CLEAR }, "C: STARTTLS\nS: NO \"TLS cannot be started here\"");
+}
+
+#[test]
+fn commands_of_any_state() {
+    script(
+        TLS,
+        r#"
+        C: noop
+        S: OK "Nothing done"
+        C: NOOP "STARTTLS-SYNC-42"
+        S: OK (TAG "STARTTLS-SYNC-42") "Nothing done"
+        C: NOOP {4+}
+        C: a\x20"\\
+        S: OK (TAG "a \"\\") "Nothing done"
+        C: NOOP "caf\xc3\xa9"
+        S: OK (TAG "caf\xc3\xa9") "Nothing done"
+        C: NOOP {0+}
+        C:
+        S: OK (TAG "") "Nothing done"
+        C: LOGOUT
+        S: OK "Goodbye"
+        => quit Logout
+        C: NOOP
+        "#,
+    );
+    let full = "t".repeat(1024);
+    script(TLS, &format!("C: NOOP \"{full}\"\nS: OK (TAG \"{full}\") \"Nothing done\""));
+}
+
+#[test]
+fn what_is_not_for_now_is_refused_and_the_session_goes_on() {
+    let syntax = "NO \"Arguments are not as the command wants them\"";
+    for wrong in [
+        "NOOP ",
+        "NOOP x",
+        "NOOP \"x",
+        "NOOP \"x\" \"y\"",
+        "NOOP \"x\"y",
+        r#"NOOP "\\x""#,
+        "NOOP \"a\\x07\"",
+        "NOOP \"\\xff\"",
+        "NOOP {1+}\\r\\n\\n",
+        "NOOP {x1+}",
+        "NOOP {1x+",
+        "CAPABILITY \"x\"",
+        "LOGOUT now",
+        "STARTTLS ",
+        "AUTHENTICATE",
+        "AUTHENTICATE ",
+        "AUTHENTICATE PLAIN",
+        "AUTHENTICATE \"PLAIN\" AGFsaWNlAHNlY3JldA==",
+        "AUTHENTICATE \"PLAIN\" \"AAA=\" \"AAA=\"",
+        &format!("NOOP \"{}\"", "t".repeat(1025)),
+    ] {
+        script(TLS, &format!("C: {wrong}\nS: {syntax}\nC: NOOP\nS: OK \"Nothing done\""));
+    }
+    script(
+        TLS,
+        r#"
+        C: LISTSCRIPTS
+        S: NO "Log in first"
+        C: UNAUTHENTICATE
+        S: NO "Log in first"
+        C: XYZZY
+        S: NO "Unknown command"
+        C:
+        S: NO "Unknown command"
+        C: "NOOP"
+        S: NO "Unknown command"
+        C: AUTHENTICATE "SCRAM-SHA-256"
+        S: NO "Unsupported mechanism"
+        C: NOOP
+        S: OK "Nothing done"
+        "#,
+    );
+    script(
+        FrontSettings { bad_commands: 2, ..TLS },
+        r#"
+        C: XYZZY
+        S: NO "Unknown command"
+        C: XYZZY
+        S: NO "Unknown command"
+        S: BYE "Too many bad commands"
+        => quit Nonsense
+        "#,
+    );
+    script(TLS, "C: GET / HTTP/1.1\nS: BYE \"This is a mail server\"\n=> quit Nonsense");
+}
+
+#[test]
+fn a_login_takes_every_form() {
+    script(
+        TLS,
+        r#"
+        C: AUTHENTICATE "PLAIN" "AGFsaWNlAHNlY3JldA=="
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: NO "Name or password is wrong"
+        C: Authenticate {5+}
+        C: plain {20+}
+        C: AGFsaWNlAHNlY3JldA==
+        => attempt "alice" "secret" ""
+        <= unavailable
+        S: NO (TRYLATER) "The mail service is not available, try again later"
+        C: AUTHENTICATE "PLAIN"
+        S: ""
+        C: "AGFsaWNlAHNlY3JldA=="
+        => attempt "alice" "secret" ""
+        <= backend says
+        S: NO (TRYLATER) "Your \"script\" \\ moves"
+        C: AUTHENTICATE "PLAIN"
+        S: ""
+        C: {20+}
+        C: AGFsaWNlAHNlY3JldA==
+        => attempt "alice" "secret" ""
+        <= backend says nothing
+        S: NO (TRYLATER) "The mail service is not available, try again later"
+        C: AUTHENTICATE "LOGIN" "YWxpY2U="
+        S: "UGFzc3dvcmQ6"
+        C: "c2VjcmV0"
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: NO "Name or password is wrong"
+        C: AUTHENTICATE "LOGIN"
+        S: "VXNlcm5hbWU6"
+        C: "YWxpY2U="
+        S: "UGFzc3dvcmQ6"
+        C: "c2VjcmV0"
+        => attempt "alice" "secret" ""
+        <= accept
+        S: OK "User \"logged\" in"
+        C: LISTSCRIPTS
+        => left LISTSCRIPTS\r\n
+        "#,
+    );
+}
+
+#[test]
+fn an_exchange_that_fails_is_over() {
+    script(
+        TLS,
+        r#"
+        C: AUTHENTICATE "PLAIN"
+        S: ""
+        C: "*"
+        S: NO "Authentication cancelled"
+        C: AUTHENTICATE "LOGIN"
+        S: "VXNlcm5hbWU6"
+        C: {1+}
+        C: *
+        S: NO "Authentication cancelled"
+        C: AUTHENTICATE "PLAIN" "*"
+        S: NO "Response is not base64"
+        C: AUTHENTICATE "PLAIN" ""
+        S: NO "Response is not as the mechanism wants it"
+        C: AUTHENTICATE "PLAIN" "YQ"
+        S: NO "Response is not base64"
+        C: AUTHENTICATE "PLAIN"
+        S: ""
+        C: *
+        S: NO "A response is a string"
+        C: AUTHENTICATE "PLAIN"
+        S: ""
+        C: NOOP
+        S: NO "A response is a string"
+        C: AUTHENTICATE "PLAIN"
+        S: ""
+        C: {5}
+        S: NO "A literal is announced as {n+}"
+        C: NOOP
+        S: OK "Nothing done"
+        "#,
+    );
+}
+
+#[test]
+fn a_login_in_the_clear_is_refused_and_told() {
+    script(
+        CLEAR,
+        r#"
+        C: AUTHENTICATE "PLAIN"
+        S: NO (ENCRYPT-NEEDED) "Start TLS before you log in"
+        C: AUTHENTICATE "PLAIN" {20+}
+        C: AGFsaWNlAHNlY3JldA==
+        S: NO (ENCRYPT-NEEDED) "Start TLS before you log in"
+        C: NOOP
+        S: OK "Nothing done"
+        => refused unasked: tls_required
+        => refused unasked: tls_required
+        "#,
+    );
+}
+
+#[test]
+fn sizes_never_desynchronize() {
+    // The whole command may have 16384 bytes without its last line's end.
+    let head = "PUTSCRIPT \"a\" {16360+}\r\n".len();
+    let (fits, over) = (16_384 - head, 16_385 - head);
+    script(
+        TLS,
+        &format!(
+            "C: PUTSCRIPT \"a\" {{{fits}+}}
+             C: {}
+             S: NO \"Log in first\"
+             C: PUTSCRIPT \"a\" {{{over}+}}
+             C: {}
+             S: NO \"Command too long\"
+             C: PUTSCRIPT {{20000+}}
+             c: {}
+             C:  {{3+}}
+             C: abc
+             S: NO \"Command too long\"
+             C: PUTSCRIPT \"a\" {{5}}
+             S: NO \"A literal is announced as {{n+}}\"
+             C: NOOP
+             S: OK \"Nothing done\"",
+            "k".repeat(fits),
+            "k".repeat(over),
+            "k".repeat(20_000)
+        ),
+    );
+    for size in ["65537", "18446744073709551616"] {
+        script(TLS, &format!("C: NOOP {{{size}+}}\nS: BYE \"Literal too large\"\n=> quit Nonsense\nC: NOOP"));
+    }
+    let endless = "x".repeat(80_000);
+    script(
+        TLS,
+        &format!(
+            "c: {}
+             S: NO \"Command too long\"
+             C: {{3+}}
+             C: NOOP
+             C: abNOOP
+             S: NO \"Unknown command\"
+             c: {endless}
+             S: NO \"Command too long\"
+             c: {endless}
+             S: BYE \"Command too long\"
+             => quit Nonsense",
+            "x".repeat(16_385)
+        ),
+    );
+}
+
+#[test]
+fn only_crlf_ends_a_line() {
+    for (ends, why) in [("\\n", "ends with CR and LF"), ("\\rx", "ends with CR and LF"), ("\\0", "holds no NUL")] {
+        script(TLS, &format!("c: NOOP{ends}\nS: NO \"A line {why}\"\nC: LOGOUT\nC: NOOP\nS: OK \"Nothing done\""));
+    }
+}
+
+#[test]
+fn little_is_kept_whatever_comes() {
+    let mut front = SieveFront::new(TLS);
+    let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+    for piece in [&b"NOOP {16000+}\r\n"[..], &[b'x'; 15_999], b"x ", &[b'y'; 9000], &[b'y'; 9000]] {
+        input.extend(piece);
+        assert!(matches!(front.step(&mut input, &mut out), Step::NeedMore));
+        assert!(input.is_empty() && front.held() <= 16_384 + 2, "{}", front.held());
+    }
+    front.bye(&Refusal::Draining, &mut out);
+    assert!(out.as_slice().ends_with(b"BYE (TRYLATER) \"The server is shutting down, try again\"\r\n"));
+}

@@ -1,0 +1,174 @@
+//! What clients are promised before their login is what every backend can do.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::json;
+
+use crate::kit::client::Tls;
+use crate::kit::scripted::Scripted;
+use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of, world};
+
+/// The words of a capability in a list of ManageSieve.
+fn words(list: &[String], name: &str) -> BTreeSet<String> {
+    let start = format!("\"{name}\" \"");
+    let line = list.iter().find_map(|line| line.strip_prefix(&start));
+    let line = line.unwrap_or_else(|| panic!("no {name} in {list:?}"));
+    line.trim_end_matches('"').split(' ').filter(|word| !word.is_empty()).map(ToOwned::to_owned).collect()
+}
+
+/// Pigeonhole and timsieved, looked after every second.
+fn both() -> Config {
+    let config = Config::shared().speaking("managesieve", &[dovecot().sieves, cyrus().sieve]);
+    let config = config.set("/routing/backends/1/managesieve/tls", "starttls");
+    (0..2).fold(config, looked_after)
+}
+
+fn looked_after(config: Config, index: usize) -> Config {
+    let config = config.set(&format!("/routing/backends/{index}/probe"), "greeting");
+    config.set(&format!("/routing/backends/{index}/probe_interval"), "1s")
+}
+
+#[test]
+fn sieve_extensions_are_those_that_both_servers_have() {
+    let usher = Usher::start(both());
+    let differ = usher.wait_log("backends differ in what they can do; clients are promised what all can", |_| true);
+    assert_eq!(differ["protocol"], "managesieve", "{differ}");
+    let told = differ["differences"].as_str().unwrap();
+    assert!(told.contains("server3: ") && told.contains("server4: "), "{differ}");
+
+    let tls = Tls { server_name: "server3.example.com", ..Tls::default() };
+    let pigeonhole = words(&Sieve::try_tls(dovecot().sieves, &tls).unwrap().greeting, "SIEVE");
+    let timsieved = words(&Sieve::plain(cyrus().sieve).greeting, "SIEVE");
+    let both: BTreeSet<String> = pigeonhole.intersection(&timsieved).cloned().collect();
+    assert!(both.contains("fileinto") && pigeonhole != timsieved, "{pigeonhole:?} {timsieved:?}");
+
+    let greeting = Sieve::tls(usher.imaps_port()).greeting;
+    assert_eq!(words(&greeting, "SIEVE"), both);
+    assert!(!greeting.iter().any(|line| line.starts_with("\"UNAUTHENTICATE\"")), "{greeting:?}");
+    assert!(usher.metric("usher_backend_capabilities_beyond", &[("protocol", "managesieve")]) >= 2.0);
+    // Told once, however often they are looked at.
+    usher.hup();
+    usher.wait_metric("usher_backend_capability_changes_total", &[("protocol", "managesieve")], 0.0);
+    let differ = |line: &&serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("differ"));
+    assert_eq!(usher.logged().iter().filter(differ).count(), 1);
+    assert_eq!(words(&Sieve::tls(usher.imaps_port()).greeting, "SIEVE"), both, "kept over a reload");
+}
+
+#[test]
+fn the_operators_own_list_takes_their_place() {
+    let config = both().set("/capabilities", json!({"managesieve": ["SIEVE fileinto", "MAXREDIRECTS 3"]}));
+    let usher = Usher::start(config);
+    usher.wait_log("backends differ in what they can do; clients are promised what all can", |_| true);
+    let greeting = Sieve::tls(usher.imaps_port()).greeting;
+    let told = greeting.join("|");
+    let expected =
+        "\"IMPLEMENTATION\" \"usher\"|\"SASL\" \"PLAIN LOGIN\"|\"SIEVE\" \"fileinto\"|\"MAXREDIRECTS\" \"3\"|OK";
+    assert!(told.starts_with(expected), "{told}");
+}
+
+#[test]
+fn a_list_that_changes_is_learned_and_kept_through_an_outage() {
+    let state = Arc::new(AtomicUsize::new(0));
+    let now = Arc::clone(&state);
+    let server = Scripted::tls(move |peer| {
+        let list = ["SIEVE\" \"fileinto reject", "SIEVE\" \"fileinto"].get(now.load(Ordering::SeqCst));
+        // An outage: it closes without a word.
+        let Some(list) = list else { return };
+        peer.send(format!("\"IMPLEMENTATION\" \"scripted\"\r\n\"SASL\" \"PLAIN\"\r\n\"{list}\"\r\nOK\r\n"));
+        peer.wait_for_end();
+    });
+    let config = looked_after(Config::shared().speaking("managesieve", &[server.port]), 0);
+    let usher = Usher::start(config);
+    let offered = |wanted: &str| {
+        // A greeting gives no event when the next one will differ.
+        for _ in 0..200 {
+            if words(&Sieve::tls(usher.imaps_port()).greeting, "SIEVE").into_iter().collect::<Vec<_>>().join(" ")
+                == wanted
+            {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("never promised {wanted}");
+    };
+    offered("fileinto reject");
+    state.store(1, Ordering::SeqCst);
+    usher.wait_log("backend address has other capabilities", |line| line["backend"] == "server3");
+    offered("fileinto");
+    let labels = [("backend", "server3"), ("protocol", "managesieve")];
+    assert_eq!(usher.metric("usher_backend_capability_changes_total", &labels), 1.0);
+    state.store(2, Ordering::SeqCst);
+    usher.wait_log("backend address is down", |line| line["backend"] == "server3");
+    offered("fileinto");
+    usher.hup();
+    offered("fileinto");
+}
+
+#[test]
+fn imap_promises_only_what_holds_after_the_login() {
+    let server = Scripted::welcoming();
+    let usher = Usher::start(Config::with_directory(crate::kit::slapd()).scripted(&server));
+    let mut imap = Imap::tls(usher.imaps_port());
+    let usual = "* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN] usher is ready";
+    assert_eq!(imap.greeting, usual, "nobody was reached yet");
+    // Its greeting lists neither, which this login shows.
+    imap.login("alice", &password_of("alice")).ok();
+    for _ in 0..200 {
+        let greeting = Imap::tls(usher.imaps_port()).greeting.clone();
+        if greeting == "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=LOGIN] usher is ready" {
+            return;
+        }
+        assert_eq!(greeting, usual);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("still promised");
+}
+
+#[test]
+fn dovecot_and_cyrus_agree_on_imap() {
+    let config = (0..2).fold(Config::shared(), looked_after);
+    // One look at each and no more.
+    let once = |config: Config, index| config.set(&format!("/routing/backends/{index}/probe_interval"), "1h");
+    let usher = Usher::start((0..2).fold(config, once));
+    for server in ["server3", "server4"] {
+        usher.wait_metric("usher_backend_probes_total", &[("backend", server), ("result", "ok")], 1.0);
+    }
+    let greeting = Imap::tls(usher.imaps_port()).greeting.clone();
+    assert!(greeting.contains(" LITERAL- ID "), "{greeting}");
+    assert_eq!(usher.metric("usher_backend_capabilities_beyond", &[("protocol", "imap")]), 0.0);
+}
+
+#[test]
+fn submission_promises_the_smallest_size_and_the_keywords_of_all() {
+    let small = Scripted::tls_as(&world().server4, |peer| {
+        peer.send("220 scripted\r\n");
+        while let Some(line) = peer.line() {
+            assert!(line.starts_with("EHLO "), "{line}");
+            peer.send("250-scripted\r\n250-SIZE 1000\r\n250-CHUNKING\r\n250-DSN\r\n250-8BITMIME\r\n250-PIPELINING\r\n");
+            peer.send("250 AUTH PLAIN\r\n");
+        }
+    });
+    let config = Config::shared().speaking("submission", &[dovecot().submissions, small.port]);
+    let usher = Usher::start((0..2).fold(config, looked_after));
+    let differ = usher.wait_log("backends differ in what they can do; clients are promised what all can", |line| {
+        line["protocol"] == "submission"
+    });
+    let told = differ["differences"].as_str().unwrap();
+    assert!(told.contains("server3: ") && told.contains("server4: ") && told.contains("DSN"), "{differ}");
+    let mut client = Imap::tls(usher.imaps_port());
+    client.send("EHLO here\r\n");
+    let mut keywords = BTreeSet::new();
+    loop {
+        let line = client.line();
+        keywords.insert(line[4..].to_owned());
+        if line.starts_with("250 ") {
+            break;
+        }
+    }
+    let has = |keyword: &str| keywords.contains(keyword);
+    assert!(has("8BITMIME") && has("PIPELINING") && has("AUTH PLAIN LOGIN"), "{keywords:?}");
+    assert!(!has("DSN") && !has("ENHANCEDSTATUSCODES"), "only one of them has these: {keywords:?}");
+    assert!(keywords.iter().all(|keyword| !keyword.starts_with("SIZE") || keyword == "SIZE 1000"), "{keywords:?}");
+}
