@@ -112,11 +112,11 @@ fn every_commented_key_is_sound() {
     // Each alone, as an operator would remove its `#`.
     for (key, more) in [
         ("hostname:", None),
-        ("capabilities:", None),
         ("user_dn: \"{login}@", Some(("  filter: \"(|(uid={login})(mail={login}))\"\n", ""))),
         ("allow_attribute:", None),
         ("allow_values:", Some(("# allow_attribute", "allow_attribute"))),
         ("allow_filter:", None),
+        ("capabilities:", None),
         ("trusted_networks:", None),
         ("- {protocol: imap, address: \"192.0.2.11:10993\"", None),
         ("cipher_suites:", None),
