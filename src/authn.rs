@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tracing::warn;
 
 use crate::cache::{self, Cache, Digest, FlightError, Flights, Stamp};
-use crate::directory::{Directory, DirectoryError, Identity, Login, Presence, Trace};
+use crate::directory::{Directory, DirectoryError, Entry, Identity, Login, Presence, Trace};
 use crate::known::{Known, Settled};
 use crate::log::Repeats;
 use crate::outcome::Refusal;
@@ -24,7 +24,8 @@ pub enum DecidedBy {
     Directory,
     /// A bind within `cache.ttl`.
     Cache,
-    /// invalidCredentials within `cache.negative_ttl`.
+    /// invalidCredentials within `cache.negative_ttl`, or within `cache.negative_ttl_max` where a
+    /// look-up showed that nothing has changed.
     Negative,
     /// A bind within `cache.stale`, while no directory server is in use.
     Stale,
@@ -228,7 +229,8 @@ impl Authenticator {
         let (directory, cache, known) = (Arc::clone(&self.directory), Arc::clone(&self.cache), Arc::clone(&self.known));
         let since = cache.stamp();
         async move {
-            let (answer, trace) = directory.authenticate(&login, &password).await;
+            let refused_before = |entry: &Entry| cache.refused_before(entry, &digest);
+            let (answer, trace) = directory.authenticate(&login, &password, &refused_before).await;
             let answer = answer.and_then(|identity| newest(identity, &known)).map(Arc::new);
             match &answer {
                 // A hold is short: who is held is asked for again.
@@ -238,14 +240,19 @@ impl Authenticator {
                     cache.right(&login, Arc::clone(identity), digest, since);
                 }
                 // A replica may not know yet what was changed: perhaps this very password.
-                Err(DirectoryError::InvalidCredentials { dn }) if known.is_in_flux(dn) => {}
-                Err(DirectoryError::InvalidCredentials { dn }) => cache.wrong(&login, dn, digest, since),
+                Err(DirectoryError::InvalidCredentials { dn, .. }) if known.is_in_flux(dn) => {}
+                Err(DirectoryError::InvalidCredentials { dn, seen: Some(seen) }) => {
+                    cache.wrong(&login, dn, seen, digest, since);
+                }
                 // A state passes, and may have hidden that the password is right: not remembered. But
                 // what was right before must not come back as stale.
-                Err(DirectoryError::Account { .. } | DirectoryError::NoEntry | DirectoryError::SeveralEntries) => {
-                    cache.doubt(&login, &digest);
-                }
-                Err(DirectoryError::CannotTell(_)) => {}
+                Err(
+                    DirectoryError::InvalidCredentials { seen: None, .. }
+                    | DirectoryError::Account { .. }
+                    | DirectoryError::NoEntry
+                    | DirectoryError::SeveralEntries,
+                ) => cache.doubt(&login, &digest),
+                Err(DirectoryError::RefusedBefore { .. } | DirectoryError::CannotTell(_)) => {}
             }
             Arc::new((answer, trace, since))
         }
@@ -253,12 +260,18 @@ impl Authenticator {
 
     fn judge(&self, landed: &Landed) -> Decision {
         let (answer, trace, since) = landed.as_ref();
+        let by = match answer {
+            Err(DirectoryError::RefusedBefore { .. }) => DecidedBy::Negative,
+            Ok(_) | Err(_) => DecidedBy::Directory,
+        };
         let (result, dn) = match answer {
             Ok(identity) => {
                 let proven = Proven { identity: Arc::clone(identity), since: *since };
                 (Ok(proven), Some(Arc::clone(&identity.entry().dn)))
             }
-            Err(DirectoryError::InvalidCredentials { dn }) => (Err(Refusal::WrongPassword), Some(Arc::clone(dn))),
+            Err(DirectoryError::InvalidCredentials { dn, .. } | DirectoryError::RefusedBefore { dn }) => {
+                (Err(Refusal::WrongPassword), Some(Arc::clone(dn)))
+            }
             Err(DirectoryError::Account { dn, state, proven }) => {
                 (Err(Refusal::Account { state: *state, proven: *proven }), Some(Arc::clone(dn)))
             }
@@ -272,7 +285,7 @@ impl Authenticator {
                 (Err(Refusal::DirectoryUnavailable), None)
             }
         };
-        Decision { result, by: DecidedBy::Directory, dn, trace: trace.clone() }
+        Decision { result, by, dn, trace: trace.clone() }
     }
 }
 

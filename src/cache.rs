@@ -3,6 +3,11 @@
 //! Parts, each a moka cache with its own limit: typed name -> DN; DN -> the decision with digests
 //! of the passwords that were right; DN -> digests of passwords that were wrong (apart, so that
 //! guessing can never push out a right one); and the flights, one per typed name and password.
+//!
+//! A wrong password is remembered for `negative_ttl` without another question, and for longer each
+//! time it is refused again, up to `negative_ttl_max`; but then the entry is looked up, and if its lock
+//! or its password's age has changed, all of its wrong passwords are forgotten: the owner is never
+//! kept out by what usher remembers.
 //! Digests are HMAC-SHA-256 under a random key of this process, compared in constant time.
 //! Freshness is judged here, on tokio's clock; moka's own expiry only frees memory.
 
@@ -19,7 +24,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config;
-use crate::directory::{Identity, Login};
+use crate::directory::{Entry, Identity, Login, Marks};
 use crate::secret::Secret;
 
 /// Right passwords kept per entry: a main and some app passwords must not evict each other.
@@ -75,6 +80,15 @@ struct Person {
 struct Wrong {
     digest: Digest,
     at: Instant,
+    /// How long it counts as wrong, while the entry shows the same marks.
+    life: Duration,
+}
+
+/// The wrong passwords of an entry, and what it showed when they were refused.
+#[derive(Clone, Default)]
+struct Refused {
+    seen: Marks,
+    list: Vec<Wrong>,
 }
 
 /// The cache.
@@ -82,10 +96,11 @@ pub struct Cache {
     key: hmac::Key,
     ttl: Duration,
     negative_ttl: Duration,
+    negative_ttl_max: Duration,
     stale: Duration,
     names: moka::sync::Cache<Login, Arc<Name>>,
     people: moka::sync::Cache<Arc<str>, Arc<Person>>,
-    wrong: moka::sync::Cache<Arc<str>, Arc<Vec<Wrong>>>,
+    wrong: moka::sync::Cache<Arc<str>, Arc<Refused>>,
     /// Counts what was forgotten; each slot has the count at its last time.
     history: AtomicU64,
     forgotten: Box<[AtomicU64]>,
@@ -113,10 +128,12 @@ impl Cache {
             key,
             ttl: settings.ttl,
             negative_ttl: settings.negative_ttl,
+            negative_ttl_max: settings.negative_ttl_max,
             stale: settings.stale,
             names: bounded(settings.capacity, life),
             people: bounded(settings.capacity, life),
-            wrong: bounded(settings.capacity, settings.negative_ttl),
+            // For longer than they count: how often one was refused before makes it grow.
+            wrong: bounded(settings.capacity, settings.negative_ttl_max.saturating_mul(2)),
             history: AtomicU64::new(0),
             forgotten: (0..GENERATION_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             slots: RandomState::new(),
@@ -144,7 +161,7 @@ impl Cache {
             return Known::Right(identity);
         }
         let mut refused = false;
-        for wrong in self.wrong.get(&name.dn).iter().flat_map(|list| list.iter()) {
+        for wrong in self.wrong.get(&name.dn).iter().flat_map(|refused| refused.list.iter()) {
             refused |= wrong.digest.matches(digest) && fresh(wrong.at, self.negative_ttl);
         }
         if refused { Known::Wrong(Arc::clone(&name.dn)) } else { Known::Nothing }
@@ -203,11 +220,13 @@ impl Cache {
         }
     }
 
-    /// Remembers that the directory refused this password for this DN. Touches no other password.
-    pub fn wrong(&self, login: &Login, dn: &Arc<str>, digest: Digest, since: Stamp) {
-        // Where a template made the DN that was bound, its spelling is the client's; the entry's own
-        // is known if somebody got in under this name, and what is known of it must stay in reach.
-        let known = self.names.get(login).filter(|name| is_respelled(&name.dn, dn));
+    /// Remembers that the directory refused this password for this DN, whose entry showed these marks.
+    /// Touches no other password.
+    pub fn wrong(&self, login: &Login, dn: &Arc<str>, seen: &Marks, digest: Digest, since: Stamp) {
+        // Where a template made the name that was bound, its spelling is the client's; the entry's own
+        // is known if somebody got in under this name, and what is known of it must stay in reach. A
+        // principal name is no DN at all.
+        let known = self.names.get(login).filter(|name| is_respelled(&name.dn, dn) || !dn.contains('='));
         let dn = known.as_ref().map_or(dn, |name| &name.dn);
         if !self.holds(dn, since) {
             return;
@@ -216,14 +235,40 @@ impl Cache {
         self.names.insert(login.clone(), Arc::new(Name { dn: Arc::clone(dn), at: now }));
         self.drop_right(dn, &digest);
         self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| {
-            let mut list: Vec<Wrong> = old.map(|old| old.into_value().to_vec()).unwrap_or_default();
+            let old = old.map(|old| Refused::clone(old.value())).filter(|old| !seen.differ(&old.seen));
+            let mut list = old.unwrap_or_default().list;
+            let before = list.iter().find(|wrong| wrong.digest.matches(&digest)).map(|wrong| wrong.life);
+            // It grows only where a change of the password would show.
+            let grown = before.filter(|_| seen.would_show_a_change()).map(|life| life.saturating_mul(2));
+            let life = grown.map_or(self.negative_ttl, |grown| grown.min(self.negative_ttl_max));
             list.retain(|wrong| !wrong.digest.matches(&digest));
             if list.len() >= WRONG_PER_ENTRY {
                 list.remove(0);
             }
-            list.push(Wrong { digest, at: now });
-            Op::Put(Arc::new(list))
+            list.push(Wrong { digest, at: now, life });
+            Op::Put(Arc::new(Refused { seen: seen.clone(), list }))
         });
+    }
+
+    /// Whether this password was refused for the entry as it was just looked up, and still counts as
+    /// wrong.
+    #[must_use]
+    pub fn refused_before(&self, entry: &Entry, digest: &Digest) -> bool {
+        self.looked_up(&entry.dn, &entry.marks);
+        let now = Instant::now();
+        let mut refused = false;
+        for wrong in self.wrong.get(&entry.dn).iter().flat_map(|refused| refused.list.iter()) {
+            refused |= wrong.digest.matches(digest) && now.saturating_duration_since(wrong.at) < wrong.life;
+        }
+        refused
+    }
+
+    /// Takes note of what an entry shows now: if its lock or its password has changed, any of its wrong
+    /// passwords may be right, and all are forgotten.
+    pub fn looked_up(&self, dn: &Arc<str>, marks: &Marks) {
+        if self.wrong.get(dn).is_some_and(|refused| marks.differ(&refused.seen)) {
+            self.wrong.invalidate(dn);
+        }
     }
 
     /// Takes back what an answer taught that must not be told: what this name means, and whether this
@@ -257,8 +302,9 @@ impl Cache {
         self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| match old {
             None => Op::Nop,
             Some(old) => {
-                let kept = old.into_value().iter().filter(|wrong| !wrong.digest.matches(digest)).cloned().collect();
-                Op::Put(Arc::new(kept))
+                let mut refused = Refused::clone(old.value());
+                refused.list.retain(|wrong| !wrong.digest.matches(digest));
+                Op::Put(Arc::new(refused))
             }
         });
     }

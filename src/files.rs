@@ -14,7 +14,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
 use crate::backend::{BackendFiles, Service};
-use crate::config::{self, CertificateFiles, Config, Draft, Find, LdapScheme, Place, Problem};
+use crate::config::{self, CertificateFiles, Config, Draft, LdapScheme, Place, Problem};
 use crate::secret::Secret;
 use crate::sys;
 use crate::tls::certificate;
@@ -61,7 +61,7 @@ impl Fingerprint {
 /// Every file that a config names.
 fn paths(config: &Config) -> Vec<&Path> {
     let config::Config { tls, directory, routing, .. } = config;
-    let (Find::Search { service, .. } | Find::UserDn { service, .. }) = &directory.find;
+    let service = directory.find.service();
     let mut pairs: Vec<&CertificateFiles> = tls.certificates.iter().chain(&directory.client_certificate).collect();
     let mut paths: Vec<&PathBuf> = tls.client_ca.iter().chain(&directory.ca).collect();
     paths.extend(service.iter().map(|service| &service.password_file));
@@ -124,7 +124,7 @@ pub fn directory(directory: &config::Directory, place: &Place) -> Result<Option<
     let mut problems = Vec::new();
     // The directory reads this file when it binds, and again when a bind is refused; here it is only
     // seen to be there, before a restart finds that it is not.
-    let (Find::Search { service, .. } | Find::UserDn { service, .. }) = &directory.find;
+    let service = directory.find.service();
     if let Some(Err(message)) = service.as_ref().map(|service| password(&service.password_file)) {
         problems.push(place.problem("directory.bind_password_file", message));
     }

@@ -374,7 +374,7 @@ mod tests {
             version: (!version.is_empty()).then(|| version.into()),
             ..Marks::default()
         };
-        Arc::new(Entry { dn: dn.into(), mail_hosts: vec![host.to_owned()], logins: Vec::new(), marks })
+        Arc::new(Entry { marks, ..Entry::for_tests(dn, &[host]) })
     }
 
     fn csn(second: u32) -> String {

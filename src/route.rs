@@ -3,9 +3,10 @@
 //! An unknown value never falls to the default, and several values never to one of them at random:
 //! only a user *without* the attribute may be sent to `routing.default`. Does no I/O.
 
-use crate::config::{Backend, Routing, host_key};
+use crate::config::{Allow, Backend, Routing, host_key};
 use crate::directory::{Entry, Login};
 use crate::outcome::Refusal;
+use crate::proto::Protocol;
 
 /// Where an entry leads.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +17,19 @@ pub struct Route<'a> {
     pub backend: &'a Backend,
     /// Whether it was chosen by `routing.default`.
     pub by_default: bool,
+}
+
+/// Whether an entry may use a protocol.
+///
+/// # Errors
+/// [`Refusal::NotAllowed`]: it has none of the values that allow it, or does not match the filter.
+pub fn allowed(allow: &Allow, entry: &Entry, protocol: &Protocol) -> Result<(), Refusal> {
+    let is_value = |value: &String| {
+        let value = value.trim().to_lowercase();
+        allow.values.get(protocol.name).is_some_and(|values| values.contains(&value))
+    };
+    let has_value = allow.attribute.is_none() || entry.allowed.iter().any(is_value);
+    if has_value && entry.in_group { Ok(()) } else { Err(Refusal::NotAllowed) }
 }
 
 /// The backend of an entry.
@@ -127,5 +141,27 @@ mod tests {
         for bad in [&[][..], &["alice", "alicia"], &[""], &["a\0b"], &["a\r\nb"]] {
             assert_eq!(backend_login(Some("uid"), &entry(&[], bad), &typed), Err(Refusal::NoBackendLogin));
         }
+    }
+
+    #[test]
+    fn a_protocol_is_allowed_by_value_and_filter() {
+        let values = [("imap", vec!["imap".to_owned(), "all".to_owned()])].into();
+        let allow = Allow { attribute: Some("mailAccess".to_owned()), values, filter: None };
+        let entry = |allowed: &[&str], in_group| {
+            let allowed = allowed.iter().map(|value| (*value).to_owned()).collect();
+            Entry { allowed, in_group, ..Entry::named("uid=x".into()) }
+        };
+        let protocol = crate::proto::by_name("imap").unwrap();
+        for (values, in_group, expected) in [
+            (&["IMAP "][..], true, Ok(())),
+            (&["pop3", "all"], true, Ok(())),
+            (&["pop3"], true, Err(Refusal::NotAllowed)),
+            (&[], true, Err(Refusal::NotAllowed)),
+            (&["imap"], false, Err(Refusal::NotAllowed)),
+        ] {
+            assert_eq!(allowed(&allow, &entry(values, in_group), protocol), expected, "{values:?} {in_group}");
+        }
+        assert_eq!(allowed(&Allow::default(), &entry(&[], true), protocol), Ok(()));
+        assert_eq!(allowed(&Allow::default(), &entry(&[], false), protocol), Err(Refusal::NotAllowed));
     }
 }

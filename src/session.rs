@@ -443,6 +443,7 @@ impl Conversation {
     /// Where an entry leads, and under which name.
     fn target(&self, entry: &Entry, typed: &Login) -> Result<Target<'_>, Refusal> {
         let config = &self.snapshot.config;
+        route::allowed(&config.directory.allow, entry, self.protocol)?;
         let route = route::route(&config.routing, entry)?;
         let login = route::backend_login(config.directory.login_attribute.as_deref(), entry, typed)?;
         let backend = self.snapshot.backends.get(route.index).ok_or(Refusal::Internal)?;

@@ -180,6 +180,8 @@ fn accepted(text: &str, is_filter: bool) -> Option<Template> {
     match config::parse(Path::new("usher.yaml"), &yaml).ok()?.directory.find {
         Find::Search { filter, .. } => Some(filter),
         Find::UserDn { template, .. } => Some(template),
+        // Its name is made of plain letters or not at all.
+        Find::Principal { .. } => None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config;
-use crate::directory::{Answer, Entry, Trouble};
+use crate::directory::{Answer, Marks, RefusedBefore, Trouble};
 
 const DN: &str = "uid=alice,ou=people";
 
@@ -18,11 +18,21 @@ struct Scripted {
     gone: Mutex<bool>,
     presence: Mutex<Option<Presence>>,
     binds: Mutex<Vec<String>>,
+    marks: Mutex<Marks>,
 }
 
 impl Directory for Scripted {
-    fn authenticate<'a>(&'a self, login: &'a Login, password: &'a Secret) -> Answer<'a, Identity> {
+    fn authenticate<'a>(
+        &'a self,
+        login: &'a Login,
+        password: &'a Secret,
+        refused_before: RefusedBefore<'a>,
+    ) -> Answer<'a, Identity> {
         Box::pin(async move {
+            let marks = self.marks.lock().unwrap().clone();
+            if refused_before(&Entry { marks: marks.clone(), ..Entry::named(DN.into()) }) {
+                return (Err(DirectoryError::RefusedBefore { dn: DN.into() }), Trace::default());
+            }
             let guess = String::from_utf8(password.expose().to_vec()).unwrap();
             self.binds.lock().unwrap().push(guess.clone());
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -33,7 +43,7 @@ impl Directory for Scripted {
             } else if guess == *self.password.lock().unwrap() {
                 Ok(Identity::for_tests(DN, &["server3"]))
             } else {
-                Err(DirectoryError::InvalidCredentials { dn: DN.into() })
+                Err(DirectoryError::InvalidCredentials { dn: DN.into(), seen: (!marks.locked).then_some(marks) })
             };
             (answer, Trace::default())
         })
@@ -63,6 +73,7 @@ fn setup() -> Setup {
     let settings = config::Cache {
         ttl: Duration::from_secs(300),
         negative_ttl: Duration::from_secs(30),
+        negative_ttl_max: Duration::from_secs(900),
         stale: STALE,
         capacity: 100,
     };
@@ -116,6 +127,51 @@ async fn the_same_wrong_password_is_one_bind_and_a_new_one_another() {
     assert_eq!(setup.decide("alice", b"other").await, (wrong, DecidedBy::Directory));
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
     assert_eq!(setup.binds(), 3);
+}
+
+fn show(setup: &Setup, marks: Marks) {
+    *setup.directory.marks.lock().unwrap() = marks;
+}
+
+fn aged(password: u64) -> Marks {
+    Marks { password: Some(password), ..Marks::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_phone_that_retries_each_minute_for_a_day_costs_few_binds() {
+    let setup = setup();
+    show(&setup, aged(1));
+    for _ in 0..24 * 60 {
+        assert_eq!(setup.decide("alice", b"stale").await.0, Some(Refusal::WrongPassword));
+        tokio::time::advance(Duration::from_secs(60)).await;
+    }
+    assert!(setup.binds() <= 24 * 4 + 8, "{} binds", setup.binds());
+    // The day it is right again, a look-up shows it.
+    *setup.directory.password.lock().unwrap() = "stale".to_owned();
+    show(&setup, aged(2));
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert_eq!(setup.decide("alice", b"stale").await, (None, DecidedBy::Directory));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_no_change_would_show_a_wrong_password_is_known_for_its_time_only() {
+    let setup = setup();
+    for _ in 0..10 {
+        assert_eq!(setup.decide("alice", b"stale").await, (Some(Refusal::WrongPassword), DecidedBy::Directory));
+        tokio::time::advance(Duration::from_secs(30)).await;
+    }
+    assert_eq!(setup.binds(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_locked_account_refuses_is_not_remembered() {
+    let setup = setup();
+    *setup.directory.password.lock().unwrap() = "none while it is locked".to_owned();
+    show(&setup, Marks { locked: true, ..Marks::default() });
+    assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::WrongPassword), DecidedBy::Directory));
+    *setup.directory.password.lock().unwrap() = "sesame".to_owned();
+    show(&setup, aged(1));
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory), "at once");
 }
 
 #[tokio::test(start_paused = true)]

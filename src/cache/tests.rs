@@ -10,7 +10,13 @@ const STALE: Duration = Duration::from_secs(3_600);
 const DN: &str = "uid=alice,ou=people,dc=example,dc=com";
 
 fn cache() -> Cache {
-    Cache::new(&config::Cache { ttl: TTL, negative_ttl: NEGATIVE_TTL, stale: STALE, capacity: 100 })
+    Cache::new(&config::Cache {
+        ttl: TTL,
+        negative_ttl: NEGATIVE_TTL,
+        negative_ttl_max: NEGATIVE_TTL * 30,
+        stale: STALE,
+        capacity: 100,
+    })
 }
 
 fn login(name: &str) -> Login {
@@ -22,7 +28,7 @@ fn learn_right(cache: &Cache, name: &str, password: &str) {
 }
 
 fn learn_wrong(cache: &Cache, name: &str, password: &str) {
-    cache.wrong(&login(name), &Arc::from(DN), digest(cache, password), cache.stamp());
+    cache.wrong(&login(name), &Arc::from(DN), &Marks::default(), digest(cache, password), cache.stamp());
 }
 
 fn digest(cache: &Cache, password: &str) -> Digest {
@@ -68,7 +74,8 @@ async fn what_is_unlearnt_is_told_under_no_name() {
 async fn a_wrong_password_under_the_templates_spelling_hides_neither_itself_nor_the_right_one() {
     let cache = cache();
     let respelled = Arc::from("UID=Alice, OU=people,DC=example,DC=com");
-    let wrong = |password| cache.wrong(&login("Alice"), &respelled, digest(&cache, password), cache.stamp());
+    let wrong =
+        |password| cache.wrong(&login("Alice"), &respelled, &Marks::default(), digest(&cache, password), cache.stamp());
     wrong("before");
     assert_eq!(ask(&cache, "Alice", "before"), "wrong");
     learn_right(&cache, "Alice", "sesame");
@@ -224,7 +231,13 @@ async fn what_is_stale_is_kept_for_an_outage_and_for_nothing_else() {
     learn_right(&cache, "alice", "new");
     cache.forget(&Arc::from(DN));
     assert!(!stale("new"));
-    let never = config::Cache { ttl: TTL, negative_ttl: NEGATIVE_TTL, stale: Duration::ZERO, capacity: 100 };
+    let never = config::Cache {
+        ttl: TTL,
+        negative_ttl: NEGATIVE_TTL,
+        negative_ttl_max: NEGATIVE_TTL,
+        stale: Duration::ZERO,
+        capacity: 100,
+    };
     let cache = Cache::new(&never);
     learn_right(&cache, "alice", "sesame");
     assert!(cache.stale(&login("alice"), &digest(&cache, "sesame")).is_none());

@@ -16,6 +16,7 @@ use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, Login, Troub
 use crate::files;
 use crate::metrics::Metrics;
 use crate::outcome::Refusal;
+use crate::proto::PROTOCOLS;
 use crate::route;
 use crate::secret::Secret;
 
@@ -46,6 +47,8 @@ struct Explanation {
     backend: Option<String>,
     by_default: bool,
     backend_login: Option<String>,
+    /// The protocols that the entry may use.
+    may_use: Vec<&'static str>,
     serves: Vec<String>,
     /// Whether the directory holds the user: then nobody is let in.
     held: bool,
@@ -132,7 +135,7 @@ impl Explanation {
                 self.refused(&Refusal::UnusablePassword, why);
                 return NO_PERMISSION;
             }
-            let (answer, trace) = directory.authenticate(login, &password).await;
+            let (answer, trace) = directory.authenticate(login, &password, &|_| false).await;
             (answer.map(|identity| identity.entry().clone()), trace)
         } else {
             directory.look_up(login).await
@@ -155,7 +158,7 @@ impl Explanation {
                 &Refusal::SeveralEntries,
                 "several entries match, so it cannot be told who this is; make the filter or the names unique",
             ),
-            DirectoryError::InvalidCredentials { dn } => {
+            DirectoryError::InvalidCredentials { dn, .. } | DirectoryError::RefusedBefore { dn } => {
                 self.dn = (!dn.is_empty()).then(|| dn.to_string());
                 self.refused(&Refusal::WrongPassword, "the directory refused the password");
                 NO_PERMISSION
@@ -193,6 +196,16 @@ impl Explanation {
         let directory = &config.directory;
         let attribute = &directory.mail_host_attribute;
         let backend_login = route::backend_login(directory.login_attribute.as_deref(), entry, login);
+        let protocols = PROTOCOLS.iter().filter(|protocol| route::allowed(&directory.allow, entry, protocol).is_ok());
+        self.may_use = protocols.map(|protocol| protocol.name).collect();
+        if self.may_use.is_empty() {
+            let why = match &directory.allow.attribute {
+                _ if !entry.in_group => "the entry does not match allow_filter".to_owned(),
+                Some(attribute) => format!("no value of {attribute} allows any protocol"),
+                None => "no protocol is allowed".to_owned(),
+            };
+            return self.refused(&Refusal::NotAllowed, why);
+        }
         let route = match route::route(&config.routing, entry) {
             Ok(route) => route,
             Err(refusal) => {
@@ -249,6 +262,7 @@ impl Explanation {
         line("answered by", self.server.as_deref().unwrap_or_default());
         line("entry", self.dn.as_deref().unwrap_or_default());
         line(attribute, &self.mail_host.join(", "));
+        line("may use", &self.may_use.join(", "));
         line("backend", self.backend.as_deref().unwrap_or_default());
         line("serves", &self.serves.join(", "));
         line("logs in as", self.backend_login.as_deref().unwrap_or_default());

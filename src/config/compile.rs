@@ -273,6 +273,13 @@ pub(super) fn certificate(node: &Node<'_>) -> Option<CertificateFiles> {
 fn cache(cache: &Section<'_>) -> Option<Cache> {
     let ttl = cache.duration("ttl", 5 * MINUTE, SECOND / 10..=DAY);
     let negative_ttl = cache.duration("negative_ttl", 30 * SECOND, SECOND / 10..=HOUR);
+    let most = negative_ttl.and_then(|least| u64::try_from(least.as_millis()).ok()).unwrap_or_default();
+    let negative_ttl_max = cache.duration("negative_ttl_max", (15 * MINUTE).max(most), SECOND / 10..=DAY);
+    if let (Some(first), Some(most)) = (negative_ttl, negative_ttl_max)
+        && first > most
+    {
+        cache.problem("negative_ttl_max", "shorter than `negative_ttl`, from which it grows: lengthen it");
+    }
     // A long life lengthens the default: nobody should have to set both.
     let least = ttl.and_then(|ttl| u64::try_from(ttl.as_millis()).ok()).unwrap_or(0);
     let stale = cache.duration("stale", HOUR.max(least), 0..=7 * DAY);
@@ -283,7 +290,13 @@ fn cache(cache: &Section<'_>) -> Option<Cache> {
         cache.problem("stale", "shorter than `ttl`, within which the directory is not asked anyway: 0s turns it off");
     }
     let capacity = cache.integer("capacity", 100_000, 1..=10_000_000);
-    Some(Cache { ttl: ttl?, negative_ttl: negative_ttl?, stale: stale?, capacity: capacity? })
+    Some(Cache {
+        ttl: ttl?,
+        negative_ttl: negative_ttl?,
+        negative_ttl_max: negative_ttl_max?,
+        stale: stale?,
+        capacity: capacity?,
+    })
 }
 
 fn limits(limits: &Section<'_>) -> Option<Limits> {

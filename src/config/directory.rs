@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use super::compile::certificate;
 use super::model::{
-    Balance, Canary, Connections, Directory, DirectoryServer, Find, LdapScheme, ServiceAccount, TemplatePart,
+    Allow, Balance, Canary, Connections, Directory, DirectoryServer, Find, LdapScheme, ServiceAccount, TemplatePart,
 };
 use super::raw::{Node, Section, Unique};
+use super::template::UserName;
 use super::units::{DAY, HOUR, MINUTE, SECOND};
 use super::{names, template, watch};
 use crate::outcome::AccountState;
+use crate::proto::{PROTOCOLS, Protocol};
 
 /// The section as far as it could be read.
 pub(super) struct Draft {
@@ -49,6 +51,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     {
         directory.problem("attempt_timeout", "longer than `timeout`, of which it is a part: shorten it");
     }
+    let allow = allow(directory);
     let words = [("first", Balance::First), ("round_robin", Balance::RoundRobin)];
     let balance = directory.get("balance").map_or(Some(Balance::First), |node| node.word(&words));
     let connections = directory.section("connections", connections).flatten();
@@ -67,6 +70,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             find: find?,
             mail_host_attribute: mail_host_attribute?,
             login_attribute: login_attribute.flatten(),
+            allow: allow?,
             timeout: timeout?,
             attempt_timeout: attempt_timeout?,
             balance: balance?,
@@ -78,6 +82,39 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
         })
     };
     Draft { directory: all(), facts }
+}
+
+/// `allow_attribute`, `allow_values` and `allow_filter`.
+fn allow(directory: &Section<'_>) -> Option<Allow> {
+    let attribute = directory.get("allow_attribute").map(|node| node.parsed(names::attribute));
+    let given = directory.get("allow_values");
+    if let (Some(node), None) = (&given, &attribute) {
+        node.problem("needs `allow_attribute`: the attribute that has these values");
+    }
+    let of_protocol = |values: &Section<'_>, protocol: &Protocol| match values.get(protocol.name) {
+        Some(node) => {
+            let items = node.one_or_more()?;
+            Some(items.iter().filter_map(|item| item.text().map(str::to_lowercase)).collect())
+        }
+        None => Some(vec![protocol.name.to_owned()]),
+    };
+    let read = |values: &Section<'_>| {
+        let values = PROTOCOLS.iter().map(|protocol| (protocol.name, of_protocol(values, protocol)));
+        let values: Vec<_> = values.collect();
+        values.into_iter().map(|(name, values)| Some((name, values?))).collect::<Option<BTreeMap<_, _>>>()
+    };
+    let values = directory.section("allow_values", read).flatten();
+    let filter = directory.get("allow_filter").map(|node| node.parsed(template::fixed_filter));
+    Some(Allow { attribute: flat(attribute)?, values: values?, filter: flat(filter)? })
+}
+
+/// Absent is sound; a value that could not be read is not.
+fn flat<T>(read: Option<Option<T>>) -> Option<Option<T>> {
+    match read {
+        Some(None) => None,
+        Some(value) => Some(value),
+        None => Some(None),
+    }
 }
 
 /// Results of a bind that some servers give instead of a policy control.
@@ -144,8 +181,19 @@ fn find(directory: &Section<'_>) -> Option<Find> {
     let filter = filter_node.as_ref().map(|node| node.parsed(template::filter));
     let user_dn = user_dn_node.as_ref().map(|node| node.parsed(template::user_dn));
     match (base, filter, user_dn) {
+        (Some(base), None, Some(Some(UserName::Principal(template)))) => {
+            Some(Find::Principal { template, base: base?, service })
+        }
+        (None, None, Some(Some(UserName::Principal(_)))) => {
+            directory.problem(
+                "user_dn",
+                "a principal name needs `base`: the entry with this userPrincipalName is read there",
+            );
+            None
+        }
         (Some(base), Some(filter), None) => Some(Find::Search { service, base: base?, filter: filter? }),
-        (None, None, Some(template)) => Some(Find::UserDn { template: template?, service }),
+        (None, None, Some(Some(UserName::Dn(template)))) => Some(Find::UserDn { template, service }),
+        (_, None, Some(None)) => None,
         (None, None, None) => {
             directory.problem("", "missing how a user is found: add `base` and `filter`, or `user_dn`");
             None
@@ -169,7 +217,7 @@ fn find(directory: &Section<'_>) -> Option<Find> {
 const fn may_read(find: &Find) -> bool {
     match find {
         Find::Search { .. } => true,
-        Find::UserDn { service, .. } => service.is_some(),
+        Find::UserDn { service, .. } | Find::Principal { service, .. } => service.is_some(),
     }
 }
 
@@ -218,7 +266,7 @@ fn canary(canary: &Section<'_>, find: Option<&Find>) -> Option<Canary> {
     let (login, mail_host) = (login.and_then(filled), mail_host.and_then(filled));
     let template = find.map(|find| match find {
         Find::Search { filter, .. } => filter,
-        Find::UserDn { template, .. } => template,
+        Find::UserDn { template, .. } | Find::Principal { template, .. } => template,
     });
     if let (Some(login), Some(template)) = (&login, template) {
         let (local, domain) = login.rsplit_once('@').unwrap_or((login, ""));
@@ -232,7 +280,7 @@ fn canary(canary: &Section<'_>, find: Option<&Find>) -> Option<Canary> {
                 .problem("login", "lacks a part that usher asks by ({local} or {domain}): write it as a client would");
         }
     }
-    if let Some(Find::UserDn { service: None, .. }) = find {
+    if let Some(Find::UserDn { service: None, .. } | Find::Principal { service: None, .. }) = find {
         canary.problem("", "with `user_dn`, only a service account can read it: give `bind_dn` one, or remove this");
     }
     Some(Canary { login: login?, mail_host: mail_host? })

@@ -168,6 +168,8 @@ pub struct Directory {
     pub mail_host_attribute: String,
     /// The attribute with the name at the backend; `None`: the name as typed.
     pub login_attribute: Option<String>,
+    /// Who may use which protocol.
+    pub allow: Allow,
     /// The whole decision.
     pub timeout: Duration,
     /// One operation, one connection set-up.
@@ -199,6 +201,7 @@ impl Directory {
             find: Find::Search { service: None, base: "dc=x".to_owned(), filter: Template { parts: Vec::new() } },
             mail_host_attribute: "mailHost".to_owned(),
             login_attribute: None,
+            allow: Allow::default(),
             timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_millis(1_500),
             balance: Balance::First,
@@ -354,6 +357,39 @@ pub enum Find {
         /// A service account for `usher explain`, if there is one.
         service: Option<ServiceAccount>,
     },
+    /// Bind as the principal name the template gives (Active Directory), then read the one entry under
+    /// `base` whose userPrincipalName it is, as the user.
+    Principal {
+        /// The principal name with `{login}`, `{local}`, `{domain}`.
+        template: Template,
+        /// Where to search (subtree).
+        base: String,
+        /// A service account for `usher explain`, if there is one.
+        service: Option<ServiceAccount>,
+    },
+}
+
+impl Find {
+    /// The service account, if there is one.
+    #[must_use]
+    pub const fn service(&self) -> Option<&ServiceAccount> {
+        match self {
+            Self::Search { service, .. } | Self::UserDn { service, .. } | Self::Principal { service, .. } => {
+                service.as_ref()
+            }
+        }
+    }
+}
+
+/// Who may use which protocol.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allow {
+    /// The attribute with what its owner may use; `None`: everybody may use everything.
+    pub attribute: Option<String>,
+    /// The values that allow a protocol, by its name, in small letters.
+    pub values: BTreeMap<&'static str, Vec<String>>,
+    /// What an entry must match besides; `None`: nothing.
+    pub filter: Option<String>,
 }
 
 /// The account usher itself uses at the directory.
@@ -514,8 +550,10 @@ impl std::fmt::Display for Address {
 pub struct Cache {
     /// How long a successful decision is used.
     pub ttl: Duration,
-    /// How long a wrong password is remembered as wrong.
+    /// How long a wrong password is remembered as wrong at first, and without another look-up.
     pub negative_ttl: Duration,
+    /// How long one is remembered that is refused again and again, while nothing about it changes.
+    pub negative_ttl_max: Duration,
     /// How long it is used while no directory server is; zero: not at all.
     pub stale: Duration,
     /// How many users are kept.

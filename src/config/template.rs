@@ -30,7 +30,12 @@ pub(super) enum TemplateError {
     NotAFilter,
     #[error("the filter nests too deep: 32 levels are the limit")]
     TooDeep,
-    #[error("not a DN (RFC 4514) like uid={{local}},ou=people,dc=example,dc=com, placeholders in values only")]
+    #[error("the same for every user: no placeholder and no brace; a literal brace is written \\7b or \\7d")]
+    Fixed,
+    #[error(
+        "not a DN (RFC 4514) like uid={{local}},ou=people,dc=example,dc=com, placeholders in values only, nor a \
+         principal name like {{login}}@ad.example.com"
+    )]
     NotADnTemplate,
     #[error("not a DN (RFC 4514) like ou=people,dc=example,dc=com")]
     NotADn,
@@ -51,10 +56,43 @@ pub(super) fn filter(text: &str) -> Result<Template, TemplateError> {
     }
 }
 
-/// Reads a DN template.
-pub(super) fn user_dn(text: &str) -> Result<Template, TemplateError> {
+/// Reads a filter that is the same for every user.
+pub(super) fn fixed_filter(text: &str) -> Result<String, TemplateError> {
+    if text.contains(['{', '}']) {
+        return Err(TemplateError::Fixed);
+    }
+    if nesting(text) > DEEPEST_FILTER {
+        return Err(TemplateError::TooDeep);
+    }
+    if text.starts_with('(') && ldap3::parse_filter(text).is_ok() {
+        Ok(text.to_owned())
+    } else {
+        Err(TemplateError::NotAFilter)
+    }
+}
+
+/// Who to bind as, made from a login name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum UserName {
+    /// A DN.
+    Dn(Template),
+    /// A principal name of Active Directory.
+    Principal(Template),
+}
+
+/// Reads a template for a DN, or for a principal name such as `{login}@ad.example.com`.
+pub(super) fn user_dn(text: &str) -> Result<UserName, TemplateError> {
     let template = parse(text)?;
-    if is_dn(&sample(&template)) { Ok(template) } else { Err(TemplateError::NotADnTemplate) }
+    let sample = sample(&template);
+    if is_dn(&sample) {
+        return Ok(UserName::Dn(template));
+    }
+    let plain = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    // Where its placeholders stand has no escape: only plain letters are ever put there.
+    match sample.replace(SAMPLE, "x").split_once('@') {
+        Some((name, domain)) if plain(name) && plain(domain) => Ok(UserName::Principal(template)),
+        Some(_) | None => Err(TemplateError::NotADnTemplate),
+    }
 }
 
 /// Checks a base DN; the empty one is the root of the tree (an Active Directory global catalog).
@@ -286,7 +324,9 @@ mod tests {
             ("uid={login},", TemplateError::NotADnTemplate),
             ("{login}", TemplateError::NotADnTemplate),
             ("{login}=x,dc=y", TemplateError::NotADnTemplate),
-            ("{login}@example.com", TemplateError::NotADnTemplate),
+            ("{login}@", TemplateError::NotADnTemplate),
+            ("{login}@a@b", TemplateError::NotADnTemplate),
+            ("{login} @example.com", TemplateError::NotADnTemplate),
             ("uid=#{login},dc=y", TemplateError::NotADnTemplate),
             ("uid=\"{login}\",dc=y", TemplateError::NotADnTemplate),
             ("uid=\\{login},dc=y", TemplateError::Backslash),

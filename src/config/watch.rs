@@ -60,8 +60,12 @@ pub enum Meaning {
     Decides,
     /// It changes with the password: pwdChangedTime, pwdLastSet.
     Password,
-    /// It changes with lock-outs.
+    /// What its owner may use.
+    Allow,
+    /// There while the account is locked after wrong passwords.
     Lockout,
+    /// pwdReset: somebody else has set the password.
+    Reset,
     /// pwdAccountLockedTime: a lock-out, or an administrator's lock (draft-behera section 5.3.3).
     Locked,
     /// nsAccountLock: switched off when true.
@@ -82,20 +86,25 @@ pub enum Meaning {
     Modifier,
 }
 
+/// The attributes that tell whether a password that was refused may be right by now.
+const PASSWORDS: [(&str, Meaning); 9] = [
+    ("pwdChangedTime", Meaning::Password),
+    ("pwdLastSet", Meaning::Password),
+    ("passwordExpirationTime", Meaning::Password),
+    ("pwdAccountLockedTime", Meaning::Locked),
+    ("lockoutTime", Meaning::Lockout),
+    ("accountUnlockTime", Meaning::Lockout),
+    ("pwdReset", Meaning::Reset),
+    ("entryCSN", Meaning::Csn),
+    ("modifyTimestamp", Meaning::Modified),
+];
 /// The attributes that look-ups read, too, where the directory is followed.
-const FOLLOWED: [(&str, Meaning); 13] = [
+const FOLLOWED: [(&str, Meaning); 6] = [
     ("entryUUID", Meaning::Id),
     ("nsUniqueId", Meaning::Id),
     ("objectGUID", Meaning::Guid),
-    ("entryCSN", Meaning::Csn),
-    ("modifyTimestamp", Meaning::Modified),
-    ("pwdChangedTime", Meaning::Password),
-    ("pwdLastSet", Meaning::Password),
-    ("pwdAccountLockedTime", Meaning::Locked),
     ("nsAccountLock", Meaning::Switch),
     ("userAccountControl", Meaning::Control),
-    ("lockoutTime", Meaning::Lockout),
-    ("pwdReset", Meaning::Lockout),
     ("pwdFailureTime", Meaning::Noise),
 ];
 /// More of those that only explain.
@@ -110,6 +119,11 @@ impl Directory {
         let mut watched = vec![(self.mail_host_attribute.clone(), Meaning::MailHost)];
         watched.extend(self.login_attribute.clone().map(|name| (name, Meaning::Login)));
         watched.extend(self.watch.hold_attribute.clone().map(|name| (name, Meaning::Hold)));
+        watched.extend(self.allow.attribute.clone().map(|name| (name, Meaning::Allow)));
+        // Where the name alone says whom to bind, nothing is read before the bind.
+        if matches!(self.find, Find::Search { .. }) || self.is_followed() {
+            watched.extend(PASSWORDS.map(|(name, meaning)| (name.to_owned(), meaning)));
+        }
         if self.is_followed() {
             watched.extend(FOLLOWED.map(|(name, meaning)| (name.to_owned(), meaning)));
             watched.extend(NOISE.map(|name| (name.to_owned(), Meaning::Noise)));
@@ -122,7 +136,7 @@ impl Directory {
     pub fn is_followed(&self) -> bool {
         let may_read = match &self.find {
             Find::Search { .. } => true,
-            Find::UserDn { service, .. } => service.is_some(),
+            Find::UserDn { service, .. } | Find::Principal { service, .. } => service.is_some(),
         };
         self.watch.mode != WatchMode::Off && may_read
     }
@@ -132,7 +146,7 @@ impl Directory {
     #[must_use]
     pub fn users_base(&self) -> String {
         match &self.find {
-            Find::Search { base, .. } => base.clone(),
+            Find::Search { base, .. } | Find::Principal { base, .. } => base.clone(),
             Find::UserDn { template, .. } => match template.parts.last() {
                 // The rest of the RDN that the placeholder stands in ends with its comma.
                 Some(TemplatePart::Text(text)) => {
@@ -173,6 +187,7 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::super::tests::sound_directory;
+    use super::*;
 
     #[test]
     fn a_filter_for_all_users_has_stars_for_names() {
@@ -207,11 +222,18 @@ mod tests {
     fn who_is_not_followed_is_asked_for_what_a_decision_needs() {
         let names = |keys: &str| {
             let watched = sound_directory(&format!("base: 'dc=x', filter: '(uid={{login}})', {keys}")).watched();
-            watched.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+            let (passwords, names): (Vec<_>, Vec<_>) = watched
+                .into_iter()
+                .map(|(name, _)| name)
+                .partition(|name| PASSWORDS.iter().any(|(known, _)| name == known));
+            // Whether a refused password may be right by now.
+            assert_eq!(passwords.len(), PASSWORDS.len());
+            names
         };
         assert_eq!(names("watch: off"), ["mailHost"]);
-        assert_eq!(names("watch: off, login_attribute: uid, hold_attribute: hold"), ["mailHost", "uid", "hold"]);
-        assert!(names("watch: auto").contains(&"entryCSN".to_owned()));
+        let keys = "watch: off, login_attribute: uid, hold_attribute: hold, allow_attribute: allow";
+        assert_eq!(names(keys), ["mailHost", "uid", "hold", "allow"]);
+        assert!(names("watch: auto").contains(&"entryUUID".to_owned()));
         let alone = sound_directory("user_dn: 'uid={login},dc=x'");
         assert!(!alone.is_followed() && alone.watched().len() == 1);
     }

@@ -1,7 +1,8 @@
 //! The directory that speaks LDAP: who a login name is, and whether the password is theirs.
 //!
 //! Two ways to find the user: a search as the service account and a bind as the DN it found, or a
-//! bind as a DN made from the name and a read of that entry as the user. Either has one deadline
+//! bind as a DN (or Active Directory's principal name) made from the name and a read of that entry as
+//! the user. Either has one deadline
 //! for all of its tries. Only result 0 of a bind is a yes, only 49 a no, and either may come with words
 //! about the account that decide instead; an answered bind is never
 //! repeated on another server (promise 6), referrals are never followed (promise 9), and nothing
@@ -20,7 +21,9 @@ use super::policy::{Bound, Said};
 use super::pool::Pool;
 use super::reading::Attributes;
 use super::server::{Failure, Lease, Server, Tuning};
-use super::{Answer, Directory, DirectoryError, Entry, Identity, Login, Presence, Trace, Trouble, template};
+use super::{
+    Answer, Directory, DirectoryError, Entry, Identity, Login, Marks, Presence, RefusedBefore, Trace, Trouble, template,
+};
 use crate::config::{self, Find};
 use crate::metrics::Metrics;
 use crate::secret::Secret;
@@ -113,7 +116,13 @@ impl Ldap {
         self.pool.servers().iter().for_each(|server| server.show());
     }
 
-    async fn decide(&self, login: &Login, password: &Secret, trace: &mut Trace) -> Result<Identity, DirectoryError> {
+    async fn decide(
+        &self,
+        login: &Login,
+        password: &Secret,
+        refused_before: RefusedBefore<'_>,
+        trace: &mut Trace,
+    ) -> Result<Identity, DirectoryError> {
         let deadline = self.deadline();
         let password = self.sendable(password)?;
         match &self.settings.find {
@@ -123,56 +132,92 @@ impl Ldap {
                 let found = self.ask(&question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, server) = found?;
-                let entry = self.one(found, trace)?;
+                let mut entry = self.one(found, trace)?;
+                if refused_before(&entry) {
+                    return Err(DirectoryError::RefusedBefore { dn: entry.dn });
+                }
 
                 let started = Instant::now();
-                let bound = self.bind(&entry.dn, password, deadline, Some(&server), trace).await;
+                let bound = self.bind(&entry.dn, &entry.marks, password, deadline, Some(&server), trace).await;
                 trace.bind = Some(started.elapsed());
                 let (server, lease) = bound?;
                 server.give_back(lease);
+                if let Some(question) = self.group(&entry.dn) {
+                    let (found, _) = self.ask(&question, deadline, trace).await?;
+                    entry.in_group = self.matches(&found, trace)?;
+                }
                 Ok(Identity { entry: entry.into() })
             }
-            Find::UserDn { template, .. } => {
-                let dn = template::dn(template, login).ok_or(DirectoryError::NoEntry)?;
+            Find::UserDn { .. } | Find::Principal { .. } => {
+                let (name, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
                 let started = Instant::now();
-                let bound = self.bind(&dn, password, deadline, None, trace).await;
+                // Nothing is seen of the entry before it is bound.
+                let bound = self.bind(&name, &Marks::default(), password, deadline, None, trace).await;
                 trace.bind = Some(started.elapsed());
                 let (server, lease) = bound?;
 
-                let question = self.read(dn);
                 let started = Instant::now();
                 let found = server.read(&lease, &question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
                 // The bind was answered: whatever the read brings, no other server gets the password.
-                let found = found.map_err(DirectoryError::CannotTell)?;
+                let mut entry = self.readable(found.map_err(DirectoryError::CannotTell)?, trace)?;
+                if let Some(question) = self.group(&entry.dn) {
+                    let found = server.read(&lease, &question, deadline, trace).await;
+                    entry.in_group = self.matches(&found.map_err(DirectoryError::CannotTell)?, trace)?;
+                }
                 server.give_back(lease);
-                Ok(Identity { entry: self.readable(found, trace)?.into() })
+                Ok(Identity { entry: entry.into() })
             }
+        }
+    }
+
+    fn own(&self, login: &Login) -> Option<(String, Question)> {
+        own(&self.settings.find, login, &self.attributes)
+    }
+
+    /// Whether the entry with this DN matches `allow_filter`, if there is one.
+    fn group(&self, dn: &str) -> Option<Question> {
+        let filter = self.settings.allow.filter.clone()?;
+        Some(Question { filter, ..read(dn.to_owned(), &self.attributes) })
+    }
+
+    /// Whether a question for one entry found it.
+    fn matches(&self, found: &Found, trace: &Trace) -> Result<bool, DirectoryError> {
+        match found.code {
+            SUCCESS => Ok(found.entries > 0),
+            code => Err(told(trace, |server| Trouble::Result { server, operation: "read", code })),
         }
     }
 
     async fn find(&self, login: &Login, trace: &mut Trace) -> Result<Entry, DirectoryError> {
         let deadline = self.deadline();
         let started = Instant::now();
-        match &self.settings.find {
+        let mut entry = match &self.settings.find {
             Find::Search { base, filter, .. } => {
                 let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
                 let found = self.ask(&question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
-                self.one(found?.0, trace)
+                self.one(found?.0, trace)?
             }
-            Find::UserDn { service: None, .. } => Err(DirectoryError::CannotTell(Trouble::NoServiceAccount)),
-            Find::UserDn { template, service: Some(_) } => {
-                let question = self.read(template::dn(template, login).ok_or(DirectoryError::NoEntry)?);
+            Find::UserDn { service: None, .. } | Find::Principal { service: None, .. } => {
+                return Err(DirectoryError::CannotTell(Trouble::NoServiceAccount));
+            }
+            Find::UserDn { .. } | Find::Principal { .. } => {
+                let (_, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
                 let found = self.ask(&question, deadline, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, _) = found?;
                 if found.code == NO_SUCH_OBJECT {
                     return Err(DirectoryError::NoEntry);
                 }
-                self.readable(found, trace)
+                self.readable(found, trace)?
             }
+        };
+        if let Some(question) = self.group(&entry.dn) {
+            let (found, _) = self.ask(&question, deadline, trace).await?;
+            entry.in_group = self.matches(&found, trace)?;
         }
+        Ok(entry)
     }
 
     /// Asks as the service account, on the first server that gives a verdict.
@@ -203,6 +248,7 @@ impl Ldap {
     async fn bind(
         &self,
         dn: &str,
+        seen: &Marks,
         password: &str,
         deadline: Instant,
         first: Option<&Arc<Server>>,
@@ -213,7 +259,7 @@ impl Ldap {
             let server = tries.next(trace).await?;
             match server.bind(dn, password, deadline, trace).await {
                 Ok((bound, lease)) => {
-                    let judged = self.judge(bound, dn, trace);
+                    let judged = self.judge(bound, dn, seen, trace);
                     let Err(refused) = judged else { return Ok((server, lease)) };
                     server.give_back(lease);
                     // An empty server refuses everybody. Its answer was one guess: no other gets it.
@@ -228,7 +274,7 @@ impl Ldap {
     }
 
     /// What an answered bind means: yes, or why not.
-    fn judge(&self, bound: Bound, dn: &str, trace: &mut Trace) -> Result<(), DirectoryError> {
+    fn judge(&self, bound: Bound, dn: &str, seen: &Marks, trace: &mut Trace) -> Result<(), DirectoryError> {
         trace.said = bound.said;
         let account = |state, proven| DirectoryError::Account { dn: dn.into(), state, proven };
         match (bound.code, bound.said) {
@@ -242,7 +288,10 @@ impl Ldap {
                 Ok(())
             }
             (INVALID_CREDENTIALS, Some(Said::NoAccount)) => Err(DirectoryError::NoEntry),
-            (INVALID_CREDENTIALS, _) => Err(DirectoryError::InvalidCredentials { dn: dn.into() }),
+            (INVALID_CREDENTIALS, said) => {
+                let seen = (said.is_none() && !seen.locked).then(|| seen.clone());
+                Err(DirectoryError::InvalidCredentials { dn: dn.into(), seen })
+            }
             (code, _) => Err(match self.settings.results.get(&code) {
                 // Nothing tells whether the server had looked at the password.
                 Some(state) => account(*state, false),
@@ -265,6 +314,7 @@ impl Ldap {
     /// The entry of a read.
     fn readable(&self, found: Found, trace: &Trace) -> Result<Entry, DirectoryError> {
         match found {
+            Found { entries: 2.., .. } | Found { code: SIZE_LIMIT, .. } => Err(DirectoryError::SeveralEntries),
             Found { code: 0, entries: 1, first: Some(entry) } => self.named(entry, trace),
             Found { code: 0, entries: 1, first: None } => Err(told(trace, |server| Trouble::Malformed { server })),
             // Success without an entry: the access rules hide it. Nothing tells where its mail is.
@@ -294,20 +344,21 @@ impl Ldap {
         search(base, filter, &self.attributes)
     }
 
-    fn read(&self, dn: String) -> Question {
-        read(dn, &self.attributes)
-    }
-
     fn deadline(&self) -> Instant {
         Instant::now() + self.settings.timeout
     }
 }
 
 impl Directory for Ldap {
-    fn authenticate<'a>(&'a self, login: &'a Login, password: &'a Secret) -> Answer<'a, Identity> {
+    fn authenticate<'a>(
+        &'a self,
+        login: &'a Login,
+        password: &'a Secret,
+        refused_before: RefusedBefore<'a>,
+    ) -> Answer<'a, Identity> {
         Box::pin(async move {
             let mut trace = Trace::default();
-            (self.decide(login, password, &mut trace).await, trace)
+            (self.decide(login, password, refused_before, &mut trace).await, trace)
         })
     }
 
@@ -328,13 +379,16 @@ impl Directory for Ldap {
     }
 
     fn question(&self, login: &Login) -> String {
-        let nothing = || "nothing: the name lacks a part that the template asks for".to_owned();
+        let nothing = || "nothing: the name lacks a part that the template asks for, or may not stand in it".to_owned();
         match &self.settings.find {
             Find::Search { base, filter, .. } => template::filter(filter, login)
                 .map_or_else(nothing, |filter| format!("search for {filter} under {base}")),
             Find::UserDn { template, .. } => {
                 template::dn(template, login).map_or_else(nothing, |dn| format!("read {dn}"))
             }
+            Find::Principal { base, .. } => self
+                .own(login)
+                .map_or_else(nothing, |(_, question)| format!("search for {} under {base}", question.filter)),
         }
     }
 }
@@ -351,11 +405,27 @@ fn look(settings: &config::Directory, attributes: &Arc<Attributes>) -> Look {
         let login = Login::parse(canary.login.as_bytes())?;
         match &settings.find {
             Find::Search { base, filter, .. } => Some(search(base, template::filter(filter, &login)?, attributes)),
-            Find::UserDn { template, .. } => Some(read(template::dn(template, &login)?, attributes)),
+            Find::UserDn { .. } | Find::Principal { .. } => Some(own(&settings.find, &login, attributes)?.1),
         }
     });
     let mail_host = settings.canary.as_ref().map(|canary| canary.mail_host.clone());
     Look::new(Arc::new(question.unwrap_or_else(|| read(String::new(), attributes))), mail_host)
+}
+
+/// Where the name alone says whom to bind: that, and the question for the entry that it is.
+fn own(find: &Find, login: &Login, attributes: &Arc<Attributes>) -> Option<(String, Question)> {
+    match find {
+        Find::Search { .. } => None,
+        Find::UserDn { template, .. } => {
+            let dn = template::dn(template, login)?;
+            Some((dn.clone(), read(dn, attributes)))
+        }
+        Find::Principal { template, base, .. } => {
+            let name = template::principal(template, login)?;
+            let filter = format!("(userPrincipalName={})", ldap3::ldap_escape(name.as_str()));
+            Some((name, Question { operation: "read", ..search(base, filter, attributes) }))
+        }
+    }
 }
 
 fn search(base: &str, filter: String, attributes: &Arc<Attributes>) -> Question {

@@ -84,7 +84,13 @@ impl Identity {
     /// The same person, with what a newer source shows of the entry.
     #[must_use]
     pub fn with_entry(self, entry: Arc<Entry>) -> Self {
-        Self { entry }
+        // Only a question of its own tells about the group.
+        let in_group = self.entry.in_group;
+        if entry.in_group == in_group {
+            Self { entry }
+        } else {
+            Self { entry: Entry { in_group, ..Entry::clone(&entry) }.into() }
+        }
     }
 
     /// A person for the tests of rooms above, which have no directory to bind to.
@@ -103,6 +109,10 @@ pub struct Entry {
     pub mail_hosts: Vec<String>,
     /// The values of `login_attribute`; empty when none is configured.
     pub logins: Vec<String>,
+    /// The values of `allow_attribute`; empty when none is configured.
+    pub allowed: Vec<String>,
+    /// Whether it matches `allow_filter`; true when none is configured.
+    pub in_group: bool,
     /// What else counts when it changes.
     pub marks: Marks,
 }
@@ -118,18 +128,24 @@ impl Entry {
     #[must_use]
     pub fn with_route_of(&self, other: &Self) -> Self {
         Self {
-            dn: Arc::clone(&self.dn),
             mail_hosts: other.mail_hosts.clone(),
             logins: other.logins.clone(),
             marks: Marks { disabled: other.marks.disabled, ..self.marks.clone() },
+            ..self.clone()
         }
+    }
+
+    /// An entry of which nothing is known yet.
+    pub(crate) fn named(dn: Arc<str>) -> Self {
+        let (mail_hosts, logins, allowed) = Default::default();
+        Self { dn, mail_hosts, logins, allowed, in_group: true, marks: Marks::default() }
     }
 
     /// An entry for tests.
     #[cfg(test)]
     pub(crate) fn for_tests(dn: &str, mail_hosts: &[&str]) -> Self {
         let mail_hosts = mail_hosts.iter().map(|host| (*host).to_owned()).collect();
-        Self { dn: dn.into(), mail_hosts, logins: Vec::new(), marks: Marks::default() }
+        Self { mail_hosts, ..Self::named(dn.into()) }
     }
 }
 
@@ -169,12 +185,31 @@ pub struct Marks {
     pub disabled: bool,
     /// When the password was changed; `None` where the server does not show it.
     pub password: Option<u64>,
+    /// Locked after wrong passwords, or was until lately.
+    pub locked: bool,
     /// Lock-outs.
     pub lockout: u64,
     /// Attributes that decide in some other way.
     pub decides: u64,
     /// What logins, good and bad, change.
     pub noise: u64,
+}
+
+impl Marks {
+    /// Whether a change of the password would show.
+    #[must_use]
+    pub const fn would_show_a_change(&self) -> bool {
+        self.password.is_some() || self.version.is_some()
+    }
+
+    /// Whether something has changed that may make a refused password right: a lock, or the password's
+    /// age. Where no age is shown, any change of the entry: without a policy a wrong password is none.
+    #[must_use]
+    pub fn differ(&self, earlier: &Self) -> bool {
+        let aged = self.password.is_some() || earlier.password.is_some();
+        (self.password, self.lockout, self.locked) != (earlier.password, earlier.lockout, earlier.locked)
+            || (!aged && self.version != earlier.version)
+    }
 }
 
 /// How a question to the directory went, for the log and the metrics.
@@ -199,6 +234,16 @@ pub enum DirectoryError {
     #[error("the directory refused the password")]
     InvalidCredentials {
         /// The DN that was bound.
+        dn: Arc<str>,
+        /// What the entry showed when it was looked up for this bind. `None`: the refusal may have
+        /// another reason than the password, and is not to be remembered.
+        seen: Option<Marks>,
+    },
+    /// The same password was refused for this DN before, and nothing shows that it may be right by now:
+    /// it was not sent.
+    #[error("the directory refused the password before")]
+    RefusedBefore {
+        /// The entry's DN.
         dn: Arc<str>,
     },
     /// The account is not one to log in with, whatever the password.
@@ -304,11 +349,20 @@ pub enum Presence {
 /// An answer of the directory that is still to come.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = (Result<T, DirectoryError>, Trace)> + Send + 'a>>;
 
+/// Whether this password was refused for the entry as it was just found: if so it is not sent again.
+pub type RefusedBefore<'a> = &'a (dyn Fn(&Entry) -> bool + Send + Sync);
+
 /// A directory. One implementation speaks LDAP; tests script another.
 pub trait Directory: Send + Sync + 'static {
     /// Finds the entry and binds as it, within the configured timeout. The password is UTF-8, not
-    /// empty and without NUL: the decision has seen to it.
-    fn authenticate<'a>(&'a self, login: &'a Login, password: &'a Secret) -> Answer<'a, Identity>;
+    /// empty and without NUL: the decision has seen to it. Where the entry is found before the bind,
+    /// `refused_before` is asked about it.
+    fn authenticate<'a>(
+        &'a self,
+        login: &'a Login,
+        password: &'a Secret,
+        refused_before: RefusedBefore<'a>,
+    ) -> Answer<'a, Identity>;
 
     /// Finds the entry without a password, for `usher explain`.
     fn look_up<'a>(&'a self, login: &'a Login) -> Answer<'a, Entry>;

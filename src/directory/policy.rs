@@ -25,6 +25,8 @@ const SUB_CODE: &str = "AcceptSecurityContext error, data ";
 
 /// Success.
 const SUCCESS: u32 = 0;
+/// unwillingToPerform.
+const UNWILLING_TO_PERFORM: u32 = 53;
 /// invalidCredentials.
 const INVALID_CREDENTIALS: u32 = 49;
 
@@ -118,7 +120,9 @@ fn password_policy(code: u32, value: &[u8]) -> Option<Said> {
     }
     let state = match error {
         Some(0) => Some((AccountState::PasswordExpired, true)),
-        // Said to everybody, before the password is looked at.
+        // Said to everybody, before the password is looked at. 389-DS says it of accounts that an
+        // administrator has switched off as well, then with another result.
+        Some(1) if code == UNWILLING_TO_PERFORM => Some((AccountState::Disabled, false)),
         Some(1) => Some((AccountState::Locked, false)),
         Some(2) => Some((AccountState::PasswordMustChange, true)),
         // The others are about a new password.
@@ -166,12 +170,16 @@ fn sub_code(text: &str) -> Option<Said> {
 }
 
 /// The content of the BER element with this tag that stands at the beginning, and what follows it.
-/// X.690 section 8.1.3: lengths of one byte, or of one or two behind 0x81 and 0x82.
+/// X.690 section 8.1.3: a length of one byte, or of up to four behind their number; 389-DS writes four.
 fn element(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    let (length, rest) = match bytes {
-        [first, length @ 0..=0x7f, rest @ ..] if *first == tag => (usize::from(*length), rest),
-        [first, 0x81, length, rest @ ..] if *first == tag => (usize::from(*length), rest),
-        [first, 0x82, high, low, rest @ ..] if *first == tag => (usize::from(u16::from_be_bytes([*high, *low])), rest),
+    let (_, rest) = bytes.split_first().filter(|(first, _)| **first == tag)?;
+    let (length, rest) = rest.split_first()?;
+    let (length, rest) = match length {
+        0..=0x7f => (usize::from(*length), rest),
+        0x81..=0x84 => {
+            let (digits, rest) = rest.split_at_checked(usize::from(length & 0x7f))?;
+            (digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)), rest)
+        }
         _ => return None,
     };
     rest.split_at_checked(length)
@@ -203,6 +211,7 @@ mod tests {
     use super::*;
 
     const EXPIRED: Option<Said> = Some(Said::State { state: AccountState::PasswordExpired, proven: true });
+    const DISABLED: Option<Said> = Some(Said::State { state: AccountState::Disabled, proven: false });
     const LOCKED: Option<Said> = Some(Said::State { state: AccountState::Locked, proven: false });
     const MUST_CHANGE: Option<Said> = Some(Said::State { state: AccountState::PasswordMustChange, proven: true });
 
@@ -222,10 +231,11 @@ mod tests {
 
     #[test]
     fn the_password_policy_control_is_read() {
-        let cases: [(u32, &[u8], Option<Said>); 11] = [
+        let cases: [(u32, &[u8], Option<Said>); 12] = [
             (49, b"\x30\x00", None),
             (49, b"\x30\x03\x81\x01\x01", LOCKED),
             (19, b"\x30\x03\x81\x01\x01", LOCKED),
+            (53, b"\x30\x03\x81\x01\x01", DISABLED),
             (49, b"\x30\x03\x81\x01\x00", EXPIRED),
             (0, b"\x30\x03\x81\x01\x02", MUST_CHANGE),
             (0, b"\x30\x03\x81\x01\x00", EXPIRED),
@@ -240,7 +250,8 @@ mod tests {
             let bound = Bound::read(&answer(code, "", &[(PASSWORD_POLICY, Some(value))]));
             assert_eq!(bound, Bound { code, said }, "{code} {}", value.escape_ascii());
         }
-        // The longer forms of the same lengths.
+        // The longer forms of the same lengths; the second is what 389-DS sends.
+        assert_eq!(password_policy(49, b"\x30\x84\x00\x00\x00\x03\x81\x01\x01"), LOCKED);
         assert_eq!(password_policy(0, b"\x30\x81\x05\x81\x82\x00\x01\x02"), MUST_CHANGE);
     }
 

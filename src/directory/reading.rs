@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use ldap3::asn1::StructureTag;
 
-use super::{Entry, EntryId, Marks};
+use super::{Entry, EntryId};
 use crate::config::Meaning;
 
 /// Values of one attribute that are read; an entry with more is not guessed about.
@@ -72,7 +72,7 @@ pub(super) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<O
     if dn.len() > MAX_DN {
         return Some(None);
     }
-    let entry = Entry { dn: dn.into(), mail_hosts: Vec::new(), logins: Vec::new(), marks: Marks::default() };
+    let entry = Entry::named(dn.into());
     let mut shown = Shown { entry, modified: None, modified_by: None };
     for (description, values) in &attributes {
         let name = base_name(description);
@@ -95,11 +95,22 @@ impl Shown {
         match meaning {
             Meaning::MailHost => return names(values, &mut entry.mail_hosts),
             Meaning::Login => return names(values, &mut entry.logins),
+            Meaning::Allow => {
+                marks.decides ^= digest(name, values);
+                return names(values, &mut entry.allowed);
+            }
             Meaning::Hold => marks.held |= values.iter().any(|value| !value.is_empty()),
             Meaning::Decides => marks.decides ^= digest(name, values),
             Meaning::Password => marks.password = Some(marks.password.unwrap_or_default() ^ digest(name, values)),
-            Meaning::Locked if values.iter().any(|value| value.starts_with(LOCKED_FOR_EVER)) => marks.disabled = true,
-            Meaning::Lockout | Meaning::Locked => marks.lockout ^= digest(name, values),
+            Meaning::Locked if values.iter().any(|value| value.starts_with(LOCKED_FOR_EVER)) => {
+                (marks.disabled, marks.locked) = (true, true);
+            }
+            Meaning::Reset => marks.lockout ^= digest(name, values),
+            Meaning::Lockout | Meaning::Locked => {
+                // Active Directory writes 0 when it unlocks.
+                marks.locked |= values.iter().any(|value| value != b"0");
+                marks.lockout ^= digest(name, values);
+            }
             Meaning::Switch => marks.disabled |= first.eq_ignore_ascii_case(b"true"),
             Meaning::Control => {
                 let flags = std::str::from_utf8(first).ok().and_then(|flags| flags.parse::<u32>().ok());

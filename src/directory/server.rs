@@ -152,10 +152,7 @@ impl Server {
         (tuning, changed): (Tuning, watch::Sender<()>),
         look: Look,
     ) -> Self {
-        let (service, searches) = match &settings.find {
-            Find::Search { service, .. } => (service.clone(), true),
-            Find::UserDn { service, .. } => (service.clone(), false),
-        };
+        let (service, searches) = (settings.find.service().cloned(), matches!(settings.find, Find::Search { .. }));
         Self {
             url: server.url.as_str().into(),
             dial: Dial {

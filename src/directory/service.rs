@@ -14,6 +14,7 @@ use tracing::error;
 
 use super::connection::{Connection, Fault, Found, Question};
 use super::health::Cause;
+use super::policy::{Bound, Said};
 use super::server::{Failure, Server, locked};
 use super::{Trace, Trouble};
 use crate::config::{Connections, ServiceAccount};
@@ -155,9 +156,9 @@ impl Server {
             let asked = connection.bind(&account.dn, text);
             let began = Instant::now();
             let bound = self.observed("bind", began + self.patience, &mut trace, asked, |bound| bound.code).await;
-            let code = bound.map_err(|fault| self.failed("bind", Cause::Look, &fault))?.code;
-            self.verdict("bind", Cause::Look, code, began).map_err(Failure::trouble)?;
-            self.service_answer(account, code)?;
+            let bound = bound.map_err(|fault| self.failed("bind", Cause::Look, &fault))?;
+            self.verdict("bind", Cause::Look, bound.code, began).map_err(Failure::trouble)?;
+            self.service_answer(account, bound)?;
         }
         if self.look.is_for_canary() {
             self.show_itself(&connection, Instant::now() + self.patience).await?;
@@ -194,9 +195,12 @@ impl Server {
     }
 
     /// Notes what became of the service account's bind.
-    fn service_answer(&self, account: &ServiceAccount, code: u32) -> Result<(), Trouble> {
+    fn service_answer(&self, account: &ServiceAccount, bound: Bound) -> Result<(), Trouble> {
+        let code = bound.code;
         let gauge = self.metrics.directory_service_bind_ok.with_label_values(&[&self.url]);
-        if code == 0 {
+        // Bound, and told to change its password first, it will be refused every search.
+        let said = bound.said.filter(|said| matches!(said, Said::State { .. }));
+        if code == 0 && said.is_none() {
             gauge.set(1);
             *locked(&self.refused) = None;
             return Ok(());
@@ -204,7 +208,8 @@ impl Server {
         gauge.set(0);
         // Held back: each try is one more wrong password towards a lock-out of the account.
         *locked(&self.refused) = Some((Instant::now() + self.tuning.service_retry, code));
-        error!(server = %self.url, bind_dn = %account.dn, code, "the directory refuses usher's service account");
+        let said = said.map(tracing::field::display);
+        error!(server = %self.url, bind_dn = %account.dn, code, said, "the directory refuses usher's service account");
         let trouble = Trouble::ServiceBind { server: self.url.clone(), code };
         self.out_of_use(&trouble);
         Err(trouble)

@@ -12,16 +12,28 @@ use crate::config::{Template, TemplatePart};
 /// The search filter for this name; `None` if the name lacks a part that the filter asks for.
 #[must_use]
 pub fn filter(template: &Template, login: &Login) -> Option<String> {
-    render(template, login, |value| ldap3::ldap_escape(value))
+    render(template, login, |value| Some(ldap3::ldap_escape(value)))
 }
 
 /// The DN for this name; `None` if the name lacks a part that the DN asks for.
 #[must_use]
 pub fn dn(template: &Template, login: &Login) -> Option<String> {
-    render(template, login, |value| ldap3::dn_escape(value))
+    render(template, login, |value| Some(ldap3::dn_escape(value)))
 }
 
-fn render(template: &Template, login: &Login, escape: for<'s> fn(&'s str) -> Cow<'s, str>) -> Option<String> {
+/// The principal name for this name; `None` if the name lacks a part, or has a letter other than
+/// `A-Za-z0-9._-`: a principal name knows no escape, and another `@` would make it another domain's.
+#[must_use]
+pub fn principal(template: &Template, login: &Login) -> Option<String> {
+    let plain = |value: &str| value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    render(template, login, |value| plain(value).then_some(Cow::Borrowed(value)))
+}
+
+fn render(
+    template: &Template,
+    login: &Login,
+    escape: impl for<'s> Fn(&'s str) -> Option<Cow<'s, str>>,
+) -> Option<String> {
     let whole = login.as_str();
     let (local, domain) = whole.rsplit_once('@').unwrap_or((whole, ""));
     let mut text = String::new();
@@ -39,7 +51,7 @@ fn render(template: &Template, login: &Login, escape: for<'s> fn(&'s str) -> Cow
         if value.is_empty() {
             return None;
         }
-        text.push_str(&escape(value));
+        text.push_str(&escape(value)?);
     }
     Some(text)
 }
@@ -80,6 +92,16 @@ mod tests {
         assert_eq!(dn(&template, &login(" #a @b")).unwrap(), r"uid=\20#a\20,dc=b");
         assert_eq!(dn(&template, &login("#a@b")).unwrap(), r"uid=\23a,dc=b");
         assert_eq!(dn(&template, &login(r#"a"<>;\@b"#)).unwrap(), r"uid=a\22\3c\3e\3b\5c,dc=b");
+    }
+
+    #[test]
+    fn a_principal_has_plain_letters_only() {
+        let template = template(&[TemplatePart::Local, text("@ad.example.com")]);
+        assert_eq!(principal(&template, &login("Al.ice_b-2@elsewhere")).unwrap(), "Al.ice_b-2@ad.example.com");
+        let whole = Template { parts: vec![TemplatePart::Login, text("@ad.example.com")] };
+        for name in ["alice@evil.example", "a b", "ad\\alice", "j\u{fc}rgen", "al*ce", "(alice)"] {
+            assert_eq!(principal(&whole, &login(name)), None, "{name}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use super::policy::Said;
 use super::scripted::{Reply, Scripted, Seen, alice, bound, bound_with, done, entry, extended, first, reference};
 use super::server::{Failure, Tuning};
-use super::{Directory, DirectoryError, Entry, Identity, Ldap, Login, Presence, Trace, Trouble};
+use super::{Directory, DirectoryError, Entry, Identity, Ldap, Login, Marks, Presence, Trace, Trouble};
 use crate::config::{
     self, Balance, Canary, Connections, DirectoryServer, Find, LdapScheme, ServiceAccount, Template, TemplatePart,
 };
@@ -53,6 +53,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         find,
         mail_host_attribute: "mailHost".to_owned(),
         login_attribute: Some("uid".to_owned()),
+        allow: config::Allow::default(),
         timeout: Duration::from_secs(5),
         attempt_timeout: Duration::from_millis(1_500),
         balance: Balance::First,
@@ -90,7 +91,7 @@ impl Under {
     async fn login(&self, login: &str, password: &str) -> (Result<Identity, DirectoryError>, Trace) {
         let login = Login::parse(login.as_bytes()).unwrap();
         let password = Secret::copy_of(password.as_bytes());
-        within(self.ldap.authenticate(&login, &password)).await
+        within(self.ldap.authenticate(&login, &password, &|_| false)).await
     }
 
     async fn alice(&self) -> Result<Identity, DirectoryError> {
@@ -166,7 +167,9 @@ async fn a_search_and_a_bind_make_an_identity() {
     assert_eq!(request.base, "dc=x");
     assert_eq!(request.scope, LdapSearchScope::Subtree);
     assert_eq!(request.filter, LdapFilter::Equality("uid".to_owned(), "alice".to_owned()));
-    assert_eq!(request.attrs, ["mailHost", "uid"]);
+    let watched: Vec<String> =
+        settings(Vec::new(), searching(None)).watched().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(request.attrs, watched);
     assert_eq!((request.sizelimit, request.timelimit, request.typesonly), (2, 2, false));
     // Anonymous: nobody was bound before the search, and the bind has a connection of its own.
     assert_eq!(server.binds(), [(1, "uid=alice,dc=x".to_owned(), "right".to_owned())]);
@@ -197,7 +200,10 @@ async fn a_wrong_password_is_wrong_and_leaves_the_connection_in_use() {
     for find in [searching(None), templated(None)] {
         let under = Under::new(&[&server], find);
         let (result, trace) = under.login("alice", "wrong").await;
-        assert_eq!(result, Err(DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into() }));
+        assert_eq!(
+            result,
+            Err(DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Marks::default()) })
+        );
         assert_eq!(trace.code, Some(49));
         let before = server.connections();
         under.alice().await.unwrap();
@@ -339,7 +345,7 @@ async fn nothing_is_bound_without_name_or_password() {
     }
     let login = Login::parse(b"alice").unwrap();
     let latin = Secret::copy_of(b"caf\xe9");
-    assert!(matches!(trouble(under.ldap.authenticate(&login, &latin).await.0), Trouble::Connection { .. }));
+    assert!(matches!(trouble(under.ldap.authenticate(&login, &latin, &|_| false).await.0), Trouble::Connection { .. }));
     assert_eq!(server.binds(), []);
 }
 
@@ -1290,7 +1296,7 @@ async fn login_over(
     settings.starttls = scheme == LdapScheme::Ldap;
     let ldap = Ldap::new(&settings, client, Arc::new(Metrics::new()));
     let login = Login::parse(b"alice").unwrap();
-    within(ldap.authenticate(&login, &Secret::copy_of(b"right"))).await.0
+    within(ldap.authenticate(&login, &Secret::copy_of(b"right"), &|_| false)).await.0
 }
 
 fn start_tls(seen: &Seen) -> Vec<Reply> {
@@ -1393,7 +1399,7 @@ const NETSCAPE_EXPIRING: &str = "2.16.840.1.113730.3.4.5";
 
 #[tokio::test]
 async fn policy_controls_decide_about_an_account() {
-    let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into() };
+    let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Marks::default()) };
     let refused: [(u8, Controls, DirectoryError); 7] = [
         (49, &[(PASSWORD_POLICY, b"\x30\x00")], wrong),
         (49, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x01")], account(AccountState::Locked, false)),
@@ -1424,7 +1430,7 @@ async fn the_sub_codes_of_active_directory_are_read() {
     let text = |code: &str| {
         format!("80090308: LdapErr: DSID-0C090439, comment: AcceptSecurityContext error, data {code}, v4563\0")
     };
-    let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into() };
+    let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Marks::default()) };
     for (code, expected) in [
         ("52e", wrong),
         ("525", DirectoryError::NoEntry),
@@ -1450,4 +1456,84 @@ async fn controls_that_cannot_be_read_lose_no_answer() {
     let spoilt: Controls =
         &[(PASSWORD_POLICY, b"\x30\x84\xff\xff\xff\xff\x81\x01\x01"), (NETSCAPE_EXPIRING, b"soon"), ("1.2.3", b"\xff")];
     assert_eq!(answered(0, "", spoilt).await.0, Ok(vec!["server3".to_owned()]));
+}
+
+fn principal() -> Find {
+    let parts = vec![TemplatePart::Local, text("@ad.example.com")];
+    Find::Principal { template: Template { parts }, base: "dc=ad".to_owned(), service: None }
+}
+
+/// Active Directory with one user, who binds as his principal name.
+fn active_directory(seen: &Seen, found: &[&str]) -> Vec<Reply> {
+    match (&seen.op, seen.bind()) {
+        (_, Some(("alice@ad.example.com", "right"))) => bound(Code::Success),
+        (_, Some(_)) => bound(Code::InvalidCredentials),
+        (LdapOp::SearchRequest(_), None) => {
+            let mut replies: Vec<Reply> = found.iter().map(|dn| entry(dn, &[("mailHost", &[b"server3"])])).collect();
+            // As a domain controller does, for other partitions.
+            replies.extend([reference(), done(Code::Success)]);
+            replies
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn a_principal_name_is_bound_and_its_one_entry_read() {
+    let server = Scripted::start(|seen| active_directory(seen, &["CN=Alice,DC=ad"])).await;
+    let under = Under::new(&[&server], principal());
+    let identity = under.alice().await.unwrap();
+    assert_eq!(
+        (&*identity.entry().dn, identity.entry().mail_hosts.as_slice()),
+        ("CN=Alice,DC=ad", &["server3".to_owned()][..])
+    );
+    let LdapOp::SearchRequest(request) = server.seen()[1].op.clone() else { panic!() };
+    assert_eq!((request.base.as_str(), request.scope), ("dc=ad", LdapSearchScope::Subtree));
+    assert_eq!(request.filter, LdapFilter::Equality("userPrincipalName".into(), "alice@ad.example.com".into()));
+
+    assert!(matches!(under.login("alice", "wrong").await.0, Err(DirectoryError::InvalidCredentials { .. })));
+    // Another domain, another notation, another letter: not asked about.
+    for name in ["AD\\alice", "alice@x@y", "al ice", "j\u{fc}rgen"] {
+        assert_eq!(under.login(name, "right").await.0, Err(DirectoryError::NoEntry), "{name}");
+    }
+    assert_eq!(server.binds().len(), 2);
+}
+
+#[tokio::test]
+async fn a_principal_name_of_no_entry_or_several_is_nobody_and_no_wrong_password() {
+    let none = Scripted::start(|seen| active_directory(seen, &[])).await;
+    assert!(matches!(trouble(Under::new(&[&none], principal()).alice().await), Trouble::Result { code: 0, .. }));
+    let two = Scripted::start(|seen| active_directory(seen, &["CN=Alice,DC=ad", "CN=Alice,DC=other"])).await;
+    assert_eq!(Under::new(&[&two], principal()).alice().await, Err(DirectoryError::SeveralEntries));
+}
+
+#[tokio::test]
+async fn a_password_that_was_refused_before_is_looked_up_and_not_bound() {
+    let server = Scripted::start(|seen| match seen.base() {
+        Some(_) => vec![entry("uid=alice,dc=x", &[("PwdChangedTime", &[b"20260101000000Z"])]), done(Code::Success)],
+        None => alice(seen),
+    })
+    .await;
+    let under = Under::new(&[&server], searching(None));
+    let dn: Arc<str> = "uid=alice,dc=x".into();
+    let wrong = under.login("alice", "wrong").await.0;
+    let Err(DirectoryError::InvalidCredentials { seen: Some(marks), .. }) = wrong else { panic!("{wrong:?}") };
+    assert!(marks.would_show_a_change() && !marks.locked && !marks.differ(&marks.clone()));
+    assert!(marks.differ(&Marks::default()));
+
+    let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"wrong"));
+    let refused_before = move |entry: &Entry| entry.marks == marks;
+    let again = within(under.ldap.authenticate(&login, &password, &refused_before)).await.0;
+    assert_eq!((again, server.binds().len()), (Err(DirectoryError::RefusedBefore { dn }), 1));
+}
+
+#[tokio::test]
+async fn a_plain_no_of_a_locked_account_is_not_to_be_remembered() {
+    let server = Scripted::start(|seen| match seen.base() {
+        Some(_) => vec![entry("uid=alice,dc=x", &[("lockoutTime", &[b"133500000000000000"])]), done(Code::Success)],
+        None => alice(seen),
+    })
+    .await;
+    let refused = Under::new(&[&server], searching(None)).login("alice", "wrong").await.0;
+    assert_eq!(refused, Err(DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: None }));
 }

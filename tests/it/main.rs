@@ -15,6 +15,7 @@ mod cli;
 mod demo;
 mod dialogue;
 mod directory;
+mod dirsrv;
 mod faults;
 mod flood;
 mod health;

@@ -154,6 +154,39 @@ fn a_user_dn_makes_no_difference() {
     imap.login("grace", &password_of("grace")).ok();
 }
 
+#[test]
+fn a_lock_is_not_kept_up_by_what_usher_remembers() {
+    // This directory does not say that an account is locked: its right password is refused like a wrong one.
+    let (slapd, backend) = (slapd(false), Scripted::welcoming());
+    let usher = Usher::start(config(&slapd, &backend).set("/cache/negative_ttl", "1h"));
+    let mut imap = Imap::tls(usher.imaps_port());
+    let (locked, password) = (Person::new("locked", None), password_of("locked"));
+    imap.login("locked", &password).is("NO [AUTHENTICATIONFAILED]");
+    assert_eq!(usher.login("locked")["result"], "wrong_password");
+    slapd.set(&locked, "pwdAccountLockedTime", None);
+    imap.login("locked", &password).ok();
+}
+
+#[test]
+fn a_wrong_password_is_looked_up_and_not_bound_until_something_changes() {
+    let (slapd, backend) = (slapd(true), Scripted::welcoming());
+    let config = config(&slapd, &backend).set("/cache/negative_ttl", "100ms").set("/cache/negative_ttl_max", "1h");
+    let usher = Usher::start(config);
+    // With an age, under a policy that never locks.
+    let (person, dn) = (Person::new("expiring", None), "uid=expiring,ou=people,dc=example,dc=com");
+    let mut imap = Imap::tls(usher.imaps_port());
+    for _ in 0..16 {
+        // Each answer takes longer than negative_ttl.
+        imap.login("expiring", "next year's").is("NO [AUTHENTICATIONFAILED]");
+    }
+    let binds = slapd.binds(dn);
+    assert!((2..=10).contains(&binds), "{binds} binds, {} look-ups", slapd.searches("expiring"));
+    assert!(usher.metric("usher_decisions_total", &[("by", "negative")]) >= 6.0);
+    // What was wrong becomes the password, and is right at the next look-up.
+    slapd.set(&person, "userPassword", Some("next year's"));
+    imap.login("expiring", "next year's").ok();
+}
+
 /// How long so many refusals of each kind take, asked in turn: an unknown name, a wrong password that
 /// takes the directory its time, and a locked account.
 fn refusals_in_time(usher: &Usher, rounds: usize) -> [Vec<Duration>; 3] {

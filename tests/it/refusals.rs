@@ -138,6 +138,41 @@ fn no_or_several_values_of_the_login_attribute_are_a_refusal() {
 }
 
 #[test]
+fn who_may_use_what_is_told_to_who_knows_the_password() {
+    let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
+    for (uid, access, kind) in [
+        ("both", Some("IMAP"), Some("mail")),
+        ("pop", Some("pop3"), Some("mail")),
+        ("none", None, Some("mail")),
+        ("other", Some("imap"), Some("guest")),
+    ] {
+        let person = Person::new(uid, Some("server3"));
+        slapd.add(&person);
+        slapd.set(&person, "description", access);
+        slapd.set(&person, "employeeType", kind);
+    }
+    let config = Config::with_directory(&slapd).scripted(&backend).set("/limits/failed_logins", 50);
+    let config = config.set("/directory/allow_attribute", "description");
+    let allowing = |config: Config| {
+        let usher = Usher::start(config.set("/directory/allow_filter", "(employeeType=mail)"));
+        let mut imap = Imap::tls(usher.imaps_port());
+        for uid in ["pop", "none", "other"] {
+            imap.login(uid, "wrong").is("NO [AUTHENTICATIONFAILED]");
+            for _ in 0..2 {
+                // From the directory, then from the cache.
+                imap.login(uid, &password_of(uid)).is("NO [AUTHORIZATIONFAILED]");
+            }
+            assert_eq!(usher.nth_login(3, uid)["result"], "not_allowed");
+        }
+        assert_eq!(usher.metric("usher_logins_total", &[("result", "not_allowed")]), 6.0);
+        imap.login("both", &password_of("both")).ok();
+    };
+    allowing(config.clone());
+    allowing(config.user_dn("uid={login},ou=people,dc=example,dc=com"));
+    assert_eq!(backend.connections(), 2, "those who may");
+}
+
+#[test]
 fn a_name_that_fits_several_entries_is_refused() {
     let usher = Usher::start(Config::shared());
     let mut imap = Imap::tls(usher.imaps_port());

@@ -112,6 +112,10 @@ fn every_commented_key_is_sound() {
     // Each alone, as an operator would remove its `#`.
     for (key, more) in [
         ("hostname:", None),
+        ("user_dn: \"{login}@", Some(("  filter: \"(|(uid={login})(mail={login}))\"\n", ""))),
+        ("allow_attribute:", None),
+        ("allow_values:", Some(("# allow_attribute", "allow_attribute"))),
+        ("allow_filter:", None),
         ("capabilities:", None),
         ("trusted_networks:", None),
         ("- {protocol: imap, address: \"192.0.2.11:10993\"", None),
@@ -136,5 +140,25 @@ fn every_commented_key_is_sound() {
         }
         let warnings = parse_text(&text).map(|config| config.warnings);
         assert_eq!(warnings, Ok(Vec::new()), "{key}");
+    }
+}
+
+#[test]
+fn the_pieces_in_the_documentation_are_accepted() {
+    let rest = "listeners: [{protocol: imap, address: \"[::]:993\", tls: implicit}]
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+routing: {backends: [{name: server3, imap: {address: \"server3.example.com:993\", tls: implicit}}]}
+";
+    let text = include_str!("../../../docs/directory.md");
+    let pieces: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|piece| piece.split("```").next()).collect();
+    assert!(pieces.len() >= 5, "{pieces:?}");
+    for piece in pieces {
+        // A piece about a part of the section stands for itself and not for the whole.
+        let whole =
+            "directory:\n  servers: [\"ldaps://ldap1.example.com\"]\n  base: dc=x\n  filter: \"(uid={login})\"\n";
+        let piece =
+            if piece.contains("servers:") { piece.to_owned() } else { piece.replacen("directory:\n", whole, 1) };
+        let config = parse_text(&format!("{piece}{rest}"));
+        assert_eq!(config.map(|config| config.warnings), Ok(Vec::new()), "{piece}");
     }
 }

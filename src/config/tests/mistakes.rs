@@ -202,7 +202,7 @@ fn finding_the_user() {
         mistake("(|(uid={local})(mail={login}))", &format!("\"{filter}\" # HERE"), "directory.filter", phrase);
     }
     mistake(&both, "  user_dn: \"dc=x\" # HERE", "directory.user_dn", "names no user");
-    mistake(&both, "  user_dn: \"{login}@example.com\" # HERE", "directory.user_dn", "not a DN");
+    mistake(&both, "  user_dn: \"{login}@example.com\" # HERE", "directory.user_dn", "needs `base`");
 }
 
 #[test]
@@ -636,6 +636,26 @@ fn throttle() {
     exempt("[192.0.2.0/24, 192.0.2.0/33]", "throttle.exempt[1]");
     exempt("[office]", "throttle.exempt[0]");
     exempt("[\"::ffff:192.0.2.1\"]", "throttle.exempt[0]");
+    let more = "balance: round_robin\n  allow_attribute: x\n ";
+    mistake(
+        "balance: round_robin",
+        "allow_values: {imap: [x]} # HERE",
+        "directory.allow_values",
+        "needs `allow_attribute`",
+    );
+    mistake(
+        "balance: round_robin",
+        &format!("{more} allow_filter: \"(uid={{login}})\" # HERE"),
+        "directory.allow_filter",
+        "the same for every user",
+    );
+    mistake("balance: round_robin", "allow_filter: memberOf # HERE", "directory.allow_filter", "not a filter");
+    let found = "base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))";
+    mistake(found, "user_dn: \"{login}@ad.example.com\" # HERE", "directory.user_dn", "userPrincipalName");
+    mistake(found, "base: dc=x\n  user_dn: \"{login}@{domain}@x\" # HERE", "directory.user_dn", "principal name");
+    let cache = SOUND.lines().find(|line| line.starts_with("cache:")).unwrap();
+    let shorter = "cache: {negative_ttl: 5s, negative_ttl_max: 1s} # HERE";
+    mistake(cache, shorter, "cache.negative_ttl_max", "shorter than");
     mistake("balance: round_robin", "result_53: locked # HERE", "directory.result_53", "`account_locked`");
     mistake("ipv4_prefix: 24", "ipv4_prefix: 33 # HERE", "throttle.ipv4_prefix", "write 8 to 32 (default 32)");
     mistake("forget_every: 2m", "forget_every: 2 # HERE", "throttle.forget_every", "needs a unit");

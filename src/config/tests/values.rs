@@ -60,6 +60,7 @@ fn every_key_arrives() {
         },
         mail_host_attribute: "mailServer".into(),
         login_attribute: Some("uid".into()),
+        allow: Allow { values: own_names(), ..Allow::default() },
         timeout: Duration::from_secs(3),
         attempt_timeout: Duration::from_millis(700),
         balance: Balance::RoundRobin,
@@ -116,7 +117,16 @@ fn every_key_arrives() {
     let service = BackendService { login: "usher".into(), password_file: "/etc/usher/server4.password".into() };
     assert_eq!((&four.service, four.pass_refusals), (&Some(service), false));
 
-    assert_eq!(config.cache, Cache { ttl: seconds(60), negative_ttl: seconds(5), stale: seconds(7_200), capacity: 10 });
+    assert_eq!(
+        config.cache,
+        Cache {
+            ttl: seconds(60),
+            negative_ttl: seconds(5),
+            negative_ttl_max: seconds(900),
+            stale: seconds(7_200),
+            capacity: 10
+        }
+    );
     let limits = Limits {
         connections: 100,
         proxy_header_timeout: seconds(2),
@@ -200,7 +210,13 @@ fn defaults() {
     assert_eq!((&backend.health.probe, backend.logins_in_flight), (&Probe::Greeting, 200));
     assert_eq!(
         config.cache,
-        Cache { ttl: seconds(300), negative_ttl: seconds(30), stale: seconds(3_600), capacity: 100_000 }
+        Cache {
+            ttl: seconds(300),
+            negative_ttl: seconds(30),
+            negative_ttl_max: seconds(900),
+            stale: seconds(3_600),
+            capacity: 100_000
+        }
     );
     let limits = Limits {
         connections: 60_000,
@@ -334,6 +350,30 @@ fn other_rooms_find_the_line_of_a_key() {
 fn printed_configs_stay_readable() {
     let shown = format!("{:?}", parse_text(SOUND).unwrap());
     assert!(shown.contains("Lines(") && !shown.contains("\"tls.certificates"), "{shown}");
+}
+
+/// What allows each protocol unless the config says otherwise: its name.
+fn own_names() -> BTreeMap<&'static str, Vec<String>> {
+    crate::proto::PROTOCOLS.iter().map(|protocol| (protocol.name, vec![protocol.name.to_owned()])).collect()
+}
+
+#[test]
+fn who_may_use_what() {
+    let allow = "balance: round_robin\n  allow_attribute: mailAccess\n  allow_values: {imap: [IMAP, all]}\n  allow_filter: (memberOf=cn=mail,dc=example)";
+    let allow = sound("balance: round_robin", allow).directory.allow;
+    let mut values = own_names();
+    values.insert("imap", vec!["imap".to_owned(), "all".to_owned()]);
+    let filter = Some("(memberOf=cn=mail,dc=example)".to_owned());
+    assert_eq!(allow, Allow { attribute: Some("mailAccess".into()), values, filter });
+}
+
+#[test]
+fn a_principal_name_keeps_the_base() {
+    let found = "base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))";
+    let principal = "base: dc=ad,dc=example,dc=com\n  user_dn: \"{login}@ad.example.com\"";
+    let Find::Principal { template, base, service } = sound(found, principal).directory.find else { panic!() };
+    assert_eq!(template.parts, [TemplatePart::Login, TemplatePart::Text("@ad.example.com".into())]);
+    assert_eq!((base.as_str(), service.is_some()), ("dc=ad,dc=example,dc=com", true));
 }
 
 #[test]

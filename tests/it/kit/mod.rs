@@ -7,6 +7,7 @@ pub(crate) mod certs;
 pub(crate) mod client;
 pub(crate) mod config;
 pub(crate) mod cyrus;
+pub(crate) mod dirsrv;
 pub(crate) mod dovecot;
 pub(crate) mod people;
 pub(crate) mod process;

@@ -1,0 +1,62 @@
+//! The same promises on 389 Directory Server, whose password policy speaks another dialect.
+
+use crate::kit::dirsrv::DirSrv;
+use crate::kit::scripted::Scripted;
+use crate::kit::{Config, Imap, Person, Usher, password_of};
+
+/// A policy in which everything that can happen to an account can.
+const POLICY: [(&str, &str); 7] = [
+    ("passwordLockout", "on"),
+    ("passwordMaxFailure", "3"),
+    ("passwordMustChange", "on"),
+    ("passwordExp", "on"),
+    ("passwordMaxAge", "8640000"),
+    ("passwordWarning", "86400"),
+    ("passwordGraceLimit", "3"),
+];
+
+#[test]
+fn what_389_ds_says_of_an_account_is_understood() {
+    let people = ["alice", "disabled", "expired", "grace", "reset", "locked"];
+    let people = people.map(|uid| Person::new(uid, Some("server3")));
+    let directory = DirSrv::start(&POLICY, &people);
+    let [_, disabled, expired, grace, reset, locked] = &people;
+    directory.set(disabled, "nsAccountLock", Some("true"));
+    for (person, used) in [(expired, "3"), (grace, "0")] {
+        directory.set(person, "passwordExpirationTime", Some("20200101000000Z"));
+        directory.set(person, "passwordGraceUserTime", Some(used));
+    }
+    // Set by somebody else.
+    directory.set(reset, "userPassword", Some(&password_of("reset")));
+
+    let backend = Scripted::welcoming();
+    let config = Config::with_url(&directory.url()).scripted(&backend).set("/limits/failed_logins", 100);
+    let usher = Usher::start(config.set("/directory/reveal_account_state", true));
+    let mut imap = Imap::tls(usher.imaps_port());
+    for (person, result, told) in [
+        (disabled, "account_disabled", "NO [AUTHENTICATIONFAILED]"),
+        (expired, "password_expired", "NO [EXPIRED]"),
+        (reset, "password_must_change", "NO [EXPIRED]"),
+    ] {
+        imap.login(&person.uid, &person.password).is(told);
+        assert_eq!(usher.login(&person.uid)["result"], result);
+    }
+    imap.login("expired", "wrong").is("NO [AUTHENTICATIONFAILED]");
+    assert_eq!(usher.nth_login(2, "expired")["result"], "wrong_password");
+
+    // Three wrong passwords lock; the right one is then told as a wrong one, and works once it is unlocked.
+    for n in 0..3 {
+        imap.login("locked", &format!("guess {n}")).is("NO [AUTHENTICATIONFAILED]");
+    }
+    imap.login("locked", &locked.password).is("NO [AUTHENTICATIONFAILED]");
+    assert_eq!(usher.nth_login(4, "locked")["result"], "account_locked");
+    for attribute in ["accountUnlockTime", "passwordRetryCount"] {
+        directory.set(locked, attribute, None);
+    }
+    imap.login("locked", &locked.password).ok();
+
+    Imap::tls(usher.imaps_port()).login("grace", &grace.password).ok();
+    assert_eq!(usher.metric("usher_directory_password_warnings_total", &[("warning", "grace")]), 1.0);
+    Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
+    assert_eq!(usher.login("alice")["directory_said"].as_str(), None);
+}

@@ -1,0 +1,105 @@
+//! 389 Directory Server (ns-slapd) with a few people in it, made by hand in a folder of its own: no
+//! system service, no root, one port on loopback.
+
+use std::path::Path;
+
+use super::people::{Person, SERVICE_DN, SERVICE_PASSWORD, SUFFIX};
+use super::process::{Running, Server, folder, free_port, require, run, wait_for_port};
+
+const SERVER: &str = "/usr/sbin/ns-slapd";
+const DATA: &str = "/usr/share/dirsrv/data";
+/// The password of `cn=root`, hashed: the configuration takes no other form.
+const ROOT_HASH: &str = "{SSHA}k4gOyLGjOEySGD8vDPh581JBde5zYWx0c2FsdA==";
+const ROOT: [&str; 4] = ["-D", "cn=root", "-w", "rootroot"];
+
+/// A 389-DS; it ends with its handle.
+pub(crate) struct DirSrv {
+    _running: Running,
+    port: u16,
+}
+
+impl DirSrv {
+    /// One with these people, who are there before this password policy.
+    pub(crate) fn start(policy: &[(&str, &str)], people: &[Person]) -> Self {
+        require(Path::new(SERVER));
+        let (folder, port) = (folder("dirsrv"), free_port());
+        for name in ["config/schema", "certs", "ldif", "bak", "run", "inst", "log", "db", "tmp", "lock"] {
+            std::fs::create_dir_all(folder.join(name)).unwrap();
+        }
+        std::fs::copy("/etc/dirsrv/schema/99user.ldif", folder.join("config/schema/99user.ldif")).unwrap();
+        std::fs::write(folder.join("config/dse.ldif"), dse(&folder, port)).unwrap();
+        let words = [SERVER, "-d", "0", "-D"].map(String::from).to_vec();
+        let paths = [folder.join("config"), "-i".into(), folder.join("run/pid")];
+        let command = words.into_iter().chain(paths.map(|path| path.display().to_string())).collect();
+        let log = folder.join("log/console");
+        let server = Server { command, environment: vec![], log: Some(log), end: "TERM" };
+        let running = server.start().0;
+        wait_for_port(port, &folder.join("log/errors"));
+        let server = Self { _running: running, port };
+        let mut ldif = format!("dn: {SUFFIX}\nobjectClass: domain\ndc: example\n");
+        ldif.push_str(&format!(
+            "aci: (targetattr!=\"userPassword\")(version 3.0; acl \"usher\"; allow (read,search,compare) userdn=\"ldap:///{SERVICE_DN}\";)\n\n",
+        ));
+        for ou in ["services", "people"] {
+            ldif.push_str(&format!("dn: ou={ou},{SUFFIX}\nobjectClass: organizationalUnit\nou: {ou}\n\n"));
+        }
+        ldif.push_str(&format!(
+            "dn: {SERVICE_DN}\nobjectClass: applicationProcess\nobjectClass: simpleSecurityObject\n\
+             cn: usher\nuserPassword: {SERVICE_PASSWORD}\n\n"
+        ));
+        ldif.extend(people.iter().map(Person::ldif));
+        server.by_root("ldapadd", &ldif);
+        // Later, or everybody, usher's account too, would have a password that the administrator has set.
+        let policy = policy.iter().map(|(name, value)| format!("replace: {name}\n{name}: {value}\n"));
+        let policy: Vec<String> = policy.collect();
+        server.by_root("ldapmodify", &format!("dn: cn=config\nchangetype: modify\n{}", policy.join("-\n")));
+        server
+    }
+
+    /// `ldap://`.
+    pub(crate) fn url(&self) -> String {
+        format!("ldap://127.0.0.1:{}", self.port)
+    }
+
+    /// Changes a person's attribute as the administrator, or removes it where there is no value.
+    pub(crate) fn set(&self, person: &Person, attribute: &str, value: Option<&str>) {
+        let value = value.map(|value| format!("{attribute}: {value}\n")).unwrap_or_default();
+        let dn = person.dn();
+        self.by_root("ldapmodify", &format!("dn: {dn}\nchangetype: modify\nreplace: {attribute}\n{value}"));
+    }
+
+    fn by_root(&self, program: &str, ldif: &str) {
+        run(program, &[&["-x", "-H", &self.url()], &ROOT[..]].concat(), ldif.as_bytes()).succeeded();
+    }
+}
+
+/// The configuration that `dscreate` would write, from the package's templates.
+fn dse(folder: &Path, port: u16) -> String {
+    let template = |name: &str| std::fs::read_to_string(Path::new(DATA).join(name)).unwrap();
+    let user = run("id", &["-un"], b"").succeeded().stdout;
+    let folder = folder.display();
+    let mut text = template("template-dse.ldif") + &template("template-suffix-db.ldif");
+    for (name, value) in [
+        ("schema_dir", format!("{folder}/config/schema")),
+        ("config_dir", format!("{folder}/config")),
+        ("db_home_dir", format!("{folder}/db")),
+        ("cert_dir", format!("{folder}/certs")),
+        ("ds_port", format!("{port}\nnsslapd-listenhost: 127.0.0.1")),
+        ("ds_user", user.trim().to_owned()),
+        ("ds_passwd", ROOT_HASH.to_owned()),
+        ("ds_suffix", SUFFIX.to_owned()),
+        ("ds_bename", "userRoot".to_owned()),
+        ("db_lib", "bdb".to_owned()),
+        ("fqdn", "localhost".to_owned()),
+        ("rootdn", "cn=root".to_owned()),
+        ("ldapi", format!("{folder}/socket")),
+        ("ldapi_enabled", "off".to_owned()),
+        ("ldapi_autobind", "off".to_owned()),
+    ] {
+        text = text.replace(&format!("%{name}%"), &value);
+    }
+    for name in ["lock", "tmp", "ldif", "bak", "run", "inst", "log", "db"] {
+        text = text.replace(&format!("%{name}_dir%"), &format!("{folder}/{name}"));
+    }
+    text
+}
