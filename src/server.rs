@@ -8,6 +8,7 @@ mod memory;
 mod watch;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -23,7 +24,7 @@ use sd_notify::NotifyState;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
@@ -131,6 +132,7 @@ pub async fn run(file: PathBuf, take_over: bool) -> Result<(), StartError> {
         listeners: HashMap::new(),
         side_port: None,
         control: None,
+        answering: None,
         orders,
         refused: None,
     };
@@ -191,6 +193,8 @@ struct Server {
     side_port: Option<Listening>,
     /// Where the control socket is; it moves away from a successor's.
     control: Option<PathBuf>,
+    /// Who answers there, and the string by which that is ended.
+    answering: Option<(oneshot::Sender<Infallible>, JoinHandle<()>)>,
     /// Kept here as well, so that the channel stays open without a control socket.
     orders: mpsc::Sender<Request>,
     /// Changed files that were refused already: their mistakes are told once.
@@ -208,8 +212,10 @@ impl Server {
             let bind_error = |source| StartError::Bind { key: "control.path".to_owned(), what: what.clone(), source };
             let control = control::bind(settings, inherited.is_upgrade()).map_err(bind_error)?;
             info!(path = %settings.path.display(), "control socket listening");
-            tokio::spawn(control::serve(control, Arc::clone(&self.shared), self.orders.clone()));
+            let (string, until) = oneshot::channel();
+            let task = tokio::spawn(control::serve(control, Arc::clone(&self.shared), self.orders.clone(), until));
             self.control = Some(settings.path.clone());
+            self.answering = Some((string, task));
         }
         let task = tokio::spawn(admin::serve(side_port, Arc::clone(&self.shared)));
         self.side_port = Some(Listening { task, socket });

@@ -2,6 +2,7 @@
 //! group) can open. Both halves are here: the server in the running process, and the client that
 //! the commands use.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io;
@@ -14,6 +15,7 @@ use axum::extract::{Path as Part, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures_util::FutureExt as _;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -105,8 +107,13 @@ pub fn bind(settings: &config::Control, successor: bool) -> io::Result<UnixListe
     Ok(listener)
 }
 
-/// Serves the control socket until the task is ended.
-pub async fn serve(listener: UnixListener, shared: Arc<Shared>, orders: mpsc::Sender<Request>) {
+/// Serves the control socket until the other end of `until` is dropped, and what is being answered then.
+pub async fn serve(
+    listener: UnixListener,
+    shared: Arc<Shared>,
+    orders: mpsc::Sender<Request>,
+    until: oneshot::Receiver<Infallible>,
+) {
     let router = Router::new()
         .route("/sessions", get(sessions))
         .route("/confirm/{seconds}", post(confirm))
@@ -114,7 +121,8 @@ pub async fn serve(listener: UnixListener, shared: Arc<Shared>, orders: mpsc::Se
         .route("/reload", post(|control| order(control, Order::Reload)))
         .route("/upgrade", post(|control| order(control, Order::Upgrade)))
         .with_state(Control { shared, orders });
-    if let Err(error) = axum::serve(listener, router).await {
+    let until = until.map(|_| ());
+    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(until).await {
         error!(%error, "the control socket has ended");
     }
 }

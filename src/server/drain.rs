@@ -13,6 +13,8 @@ use crate::snapshot::Stage;
 
 /// How long closed sessions may take to say goodbye at the end.
 const LAST_FAREWELL: Duration = Duration::from_secs(3);
+/// How long an answer on the control socket may take at the end.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// Sessions are closed in groups no further apart than this.
 const STEP: Duration = Duration::from_millis(20);
 
@@ -45,12 +47,17 @@ impl Server {
     }
 
     /// Closes whatever is left, and says that it is done.
-    pub(super) async fn finish(&self) {
+    pub(super) async fn finish(&mut self) {
         self.shared.registry.end_all();
         let _ = timeout(LAST_FAREWELL, self.shared.vacated()).await;
         if let Some(path) = &self.control {
             // A socket that is left behind is replaced at the next start.
             let _ = std::fs::remove_file(path);
+        }
+        if let Some((string, task)) = self.answering.take() {
+            // Whoever asked for an upgrade is told of it, even if this process has nothing else to do.
+            drop(string);
+            let _ = timeout(LAST_ANSWER, task).await;
         }
         info!("stopped");
         self.shared.log.close();
