@@ -348,8 +348,9 @@ fn a_process_that_has_lost_its_successor_stops_at_once() {
     let successor = Successor::of(&usher, 2);
     let status = format!("/proc/{}/status", successor.0.as_raw_nonzero());
     drop(successor);
-    // Whoever is no parent is told nothing of its end.
-    while std::fs::read_to_string(&status).is_ok_and(|status| !status.contains("State:\tZ")) {
+    // Whoever is no parent is told nothing of its end, which is the end of its last thread.
+    let ended = |status: String| status.contains("State:\tZ") && status.contains("Threads:\t1\n");
+    while std::fs::read_to_string(&status).is_ok_and(|status| !ended(status)) {
         std::thread::sleep(Duration::from_millis(10));
     }
     session.command("NOOP").ok();
