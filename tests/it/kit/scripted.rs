@@ -278,6 +278,16 @@ impl Peer {
         }
     }
 
+    /// Waits for the client from here on as long as it takes: a session may be silent for minutes.
+    pub(crate) fn be_patient(&self) {
+        let socket = match &self.stream {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(stream) => &stream.sock,
+            Stream::Gone => return,
+        };
+        socket.set_read_timeout(None).unwrap();
+    }
+
     /// Reads until the client goes.
     pub(crate) fn wait_for_end(&mut self) {
         while self.fill() {
