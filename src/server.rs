@@ -83,15 +83,23 @@ fn way_out(error: &io::Error) -> &'static str {
     }
 }
 
+/// Loads the config file.
+///
+/// # Errors
+/// Every mistake in it, and those in the files that its sound sections name.
+pub fn load(file: &Path) -> Result<Config, Vec<Problem>> {
+    config::load(file).map_err(|mistakes| {
+        let in_files = mistakes.draft.iter().flat_map(|draft| files::problems(draft));
+        mistakes.problems.into_iter().chain(in_files).collect()
+    })
+}
+
 /// Loads and builds everything the config file says: what `check`, `run` and a reload have in common.
 ///
 /// # Errors
 /// Every mistake.
 pub fn prepare(file: &Path, metrics: &Arc<Metrics>, previous: Option<&Snapshot>) -> Result<Snapshot, Vec<Problem>> {
-    let mut config = config::load(file).map_err(|mistakes| {
-        let in_files = mistakes.draft.iter().flat_map(|draft| files::problems(draft));
-        mistakes.problems.into_iter().chain(in_files).collect::<Vec<_>>()
-    })?;
+    let mut config = load(file)?;
     fit_descriptors(&mut config, sys::raise_open_files());
     let mut problems = circle::problems(&config);
     match Files::read(&config) {

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{CONFIG, OK, SYSTEM, fail, fail_config};
-use crate::config;
 use crate::server::{self, StartError};
 use crate::sys::privileges::{self, User};
 
@@ -22,13 +21,13 @@ pub(super) struct Arguments {
 }
 
 /// Gives up root, new privileges and cores. Must be called before there is a second thread; no
-/// secret is read before.
+/// secret is read before, unless the config has mistakes: then nothing is started.
 ///
 /// # Errors
 /// The exit code, after the reason was told.
 pub(super) fn give_up_privileges(file: &Path, arguments: &Arguments) -> Result<(), ExitCode> {
-    // A config with mistakes is told by the server, which then does not start.
-    let Ok(config) = config::load(file) else { return Ok(()) };
+    // The server reads it again: what is sound only then would run with what was not given up here.
+    let config = server::load(file).map_err(|problems| fail_config(&problems))?;
     if privileges::is_root() {
         match &config.process.user {
             Some(name) => {

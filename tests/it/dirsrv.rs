@@ -60,3 +60,37 @@ fn what_389_ds_says_of_an_account_is_understood() {
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
     assert_eq!(usher.login("alice")["directory_said"].as_str(), None);
 }
+
+/// The plug-ins that 389-DS needs for content synchronization; the one writes what the other tells.
+const SYNC: [&str; 2] = ["Content Synchronization", "Retro Changelog Plugin"];
+
+#[test]
+fn changes_in_389_ds_are_followed_with_its_plug_in_and_without() {
+    let alice = Person::new("alice", Some("server3"));
+    for (plugins, way) in [(&SYNC[..], "sync"), (&[], "poll")] {
+        let directory = DirSrv::with_plugins(plugins, &[], std::slice::from_ref(&alice));
+        let servers = [Scripted::welcoming(), Scripted::welcoming()];
+        let config = Config::with_url(&directory.url())
+            .backend("server3", servers[0].port, &["server3"])
+            .backend("server4", servers[1].port, &["server4"])
+            .set("/routing/backends/1/imap/server_name", "server3.example.com")
+            .set("/directory/watch", "auto")
+            .set("/directory/poll_interval", "1s")
+            .set("/cache/ttl", "1h");
+        let usher = Usher::start(config);
+        usher.wait_log("following the directory", |line| line["mode"] == way);
+        usher.wait_log("the directory is followed", |_| true);
+        let mut session = Imap::tls(usher.imaps_port());
+        session.login("alice", &alice.password).ok();
+        assert_eq!(usher.login("alice")["backend"], "server3");
+        let edited = std::time::Instant::now();
+        directory.set(&alice, "mailHost", Some("server4"));
+        usher.wait_log("route changed", |line| line["new_backend"] == "server4");
+        println!("{way}: {:?} from the edit to the new route", edited.elapsed());
+        usher.wait_metric("usher_sessions_ended_total", &[("cause", "moved")], 1.0);
+        Imap::tls(usher.imaps_port()).login("alice", &alice.password).ok();
+        assert_eq!(usher.nth_login(2, "alice")["backend"], "server4");
+        directory.set(&alice, "nsAccountLock", Some("true"));
+        usher.wait_metric("usher_directory_changes_total", &[("kind", "disable")], 1.0);
+    }
+}

@@ -21,13 +21,24 @@ pub(crate) struct DirSrv {
 impl DirSrv {
     /// One with these people, who are there before this password policy.
     pub(crate) fn start(policy: &[(&str, &str)], people: &[Person]) -> Self {
+        Self::with_plugins(&[], policy, people)
+    }
+
+    /// The same, with plug-ins that are switched off by default.
+    pub(crate) fn with_plugins(plugins: &[&str], policy: &[(&str, &str)], people: &[Person]) -> Self {
         require(Path::new(SERVER));
         let (folder, port) = (folder("dirsrv"), free_port());
         for name in ["config/schema", "certs", "ldif", "bak", "run", "inst", "log", "db", "tmp", "lock"] {
             std::fs::create_dir_all(folder.join(name)).unwrap();
         }
         std::fs::copy("/etc/dirsrv/schema/99user.ldif", folder.join("config/schema/99user.ldif")).unwrap();
-        std::fs::write(folder.join("config/dse.ldif"), dse(&folder, port)).unwrap();
+        let mut config = dse(&folder, port);
+        for name in plugins {
+            let entry = config.find(&format!("dn: cn={name},cn=plugins,cn=config")).expect("a plug-in of the package");
+            let off = entry + config[entry..].find("nsslapd-pluginenabled: off").expect("it is off");
+            config.replace_range(off.."nsslapd-pluginenabled: off".len() + off, "nsslapd-pluginenabled: on");
+        }
+        std::fs::write(folder.join("config/dse.ldif"), config).unwrap();
         let words = [SERVER, "-d", "0", "-D"].map(String::from).to_vec();
         let paths = [folder.join("config"), "-i".into(), folder.join("run/pid")];
         let command = words.into_iter().chain(paths.map(|path| path.display().to_string())).collect();

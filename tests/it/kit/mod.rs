@@ -42,6 +42,9 @@ pub(crate) fn start_deadline() {
     TEST_ENDS.set(Some(Instant::now() + DEADLINE));
 }
 
+/// What is promised within a second, three times over: a busy machine fails no test.
+pub(crate) const PROMISED_SECOND: Duration = Duration::from_secs(3);
+
 /// How long a wait may take: this, or what is left of the test's deadline.
 pub(crate) fn patience(limit: Duration) -> Duration {
     let left = TEST_ENDS.get().map_or(DEADLINE, |end| end.saturating_duration_since(Instant::now()));
