@@ -71,6 +71,7 @@ impl Scripted {
         Self::start_at(port, Some(&world().server3), |peer| {
             peer.send(GREETING);
             if peer.accept_login().is_some() {
+                peer.be_patient();
                 peer.answer_everything();
             }
         })
@@ -276,6 +277,16 @@ impl Peer {
                 return;
             }
         }
+    }
+
+    /// Waits for the client from here on as long as it takes: a session may be silent for minutes.
+    fn be_patient(&self) {
+        let socket = match &self.stream {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(stream) => &stream.sock,
+            Stream::Gone => return,
+        };
+        socket.set_read_timeout(None).unwrap();
     }
 
     /// Reads until the client goes.
