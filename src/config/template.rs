@@ -185,8 +185,9 @@ fn is_value(value: &str) -> bool {
     if let Some(hex) = value.strip_prefix('#') {
         return !hex.is_empty() && hex.len().is_multiple_of(2) && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     }
-    let mut rest = value.bytes();
+    let (mut rest, mut ends_blank) = (value.bytes(), false);
     while let Some(byte) = rest.next() {
+        ends_blank = byte == b' ';
         let sound = match byte {
             b'\\' => match rest.next() {
                 Some(b' ' | b'"' | b'#' | b'+' | b',' | b';' | b'<' | b'=' | b'>' | b'\\') => true,
@@ -200,7 +201,8 @@ fn is_value(value: &str) -> bool {
             return false;
         }
     }
-    !value.is_empty()
+    // A blank at the end is part of the value only if it is escaped (RFC 4514 section 2.4).
+    !value.is_empty() && !ends_blank
 }
 
 /// Splits at a separator that is not escaped.
@@ -308,6 +310,8 @@ mod tests {
             "cn=\\4",
             "cn=#4",
             "cn=a\\,o=b,c",
+            "ou=a ,dc=b",
+            "ou=a ",
         ] {
             assert_eq!(base_dn(text), Err(TemplateError::NotADn), "{text}");
         }
@@ -322,6 +326,7 @@ mod tests {
         for (text, error) in [
             ("uid=alice,dc=x", TemplateError::NoLogin),
             ("uid={login},", TemplateError::NotADnTemplate),
+            ("uid={login} ", TemplateError::NotADnTemplate),
             ("{login}", TemplateError::NotADnTemplate),
             ("{login}=x,dc=y", TemplateError::NotADnTemplate),
             ("{login}@", TemplateError::NotADnTemplate),
