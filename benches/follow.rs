@@ -24,7 +24,7 @@ use ldap3::{LdapConnAsync, Mod};
 use serde_json::Value;
 
 use kit::people::{Person, SUFFIX};
-use kit::scripted::{GREETING, Scripted};
+use kit::scripted::Scripted;
 use kit::slapd::{Options, SYNCPROV, Slapd};
 use kit::{Config, Imap, Usher, password_of};
 
@@ -45,16 +45,7 @@ fn main() {
     let entries: String = (0..USERS).map(|number| Person::new(&name(number), Some("server3")).ldif()).collect();
     let slapd =
         Slapd::with(Options { modules: &["syncprov"], database: SYNCPROV, entries: &entries, ..Options::default() });
-    let server = || {
-        Scripted::tls(|peer| {
-            peer.send(GREETING);
-            if peer.accept_login().is_some() {
-                peer.be_patient();
-                peer.answer_everything();
-            }
-        })
-    };
-    let servers = [server(), server()];
+    let servers = [Scripted::welcoming(), Scripted::welcoming()];
     let config = Config::with_directory(&slapd)
         .backend("server3", servers[0].port, &["server3"])
         .backend("server4", servers[1].port, &["server4"])

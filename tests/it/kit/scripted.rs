@@ -71,6 +71,7 @@ impl Scripted {
         Self::start_at(port, Some(&world().server3), |peer| {
             peer.send(GREETING);
             if peer.accept_login().is_some() {
+                peer.be_patient();
                 peer.answer_everything();
             }
         })
@@ -279,7 +280,7 @@ impl Peer {
     }
 
     /// Waits for the client from here on as long as it takes: a session may be silent for minutes.
-    pub(crate) fn be_patient(&self) {
+    fn be_patient(&self) {
         let socket = match &self.stream {
             Stream::Plain(socket) => socket,
             Stream::Tls(stream) => &stream.sock,
