@@ -91,7 +91,7 @@ pub struct End<S> {
 }
 
 /// Relays until both directions are closed, one side breaks, nothing moves for `idle`, or `stop`
-/// is ready. A drain ends it at once; any other reason waits for a pause, [`POLITENESS`] at most, in
+/// is ready. A drain ends it at once; any other reason waits for a pause, three seconds at most, in
 /// which the parting line can stand behind a complete line of the backend.
 pub async fn relay<C, B>(
     client: End<C>,

@@ -1,6 +1,6 @@
 //! What usher may promise before a login: what every backend can do that the login may lead to.
 //!
-//! Each address' list is kept by its pool ([`super::pool`]), through outages and reloads; here is what
+//! Each address' list is kept by its pool (`pool`), through outages and reloads; here is what
 //! they have in common, worked out again when one of them has changed. A backend that was never
 //! reached counts with what is usual in the protocol. An operator's own list takes their place.
 
