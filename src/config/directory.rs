@@ -45,7 +45,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     let timeout = directory.duration("timeout", 5 * SECOND, SECOND / 10..=10 * SECOND);
     // A short whole shortens the default of its part: nobody should have to set both.
     let most = timeout.and_then(|whole| u64::try_from(whole.as_millis()).ok()).unwrap_or(10 * SECOND);
-    let attempt_timeout = directory.duration("attempt_timeout", (3 * SECOND / 2).min(most), SECOND / 20..=10 * SECOND);
+    let attempt_timeout = directory.duration("attempt_timeout", (6 * SECOND / 5).min(most), SECOND / 20..=10 * SECOND);
     if let (Some(whole), Some(one)) = (timeout, attempt_timeout)
         && one > whole
     {

@@ -203,7 +203,7 @@ impl Directory {
             login_attribute: None,
             allow: Allow::default(),
             timeout: Duration::from_secs(5),
-            attempt_timeout: Duration::from_millis(1_500),
+            attempt_timeout: Duration::from_millis(1_200),
             balance: Balance::First,
             connections: Connections {
                 min: 0,

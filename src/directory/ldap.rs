@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::connection::{Found, Question, Scope};
 use super::look::Look;
 use super::policy::{Bound, Said};
-use super::pool::Pool;
+use super::pool::{Pool, Time};
 use super::reading::Attributes;
 use super::server::{Failure, Lease, Server, Tuning};
 use super::{
@@ -123,13 +123,13 @@ impl Ldap {
         refused_before: RefusedBefore<'_>,
         trace: &mut Trace,
     ) -> Result<Identity, DirectoryError> {
-        let deadline = self.deadline();
+        let mut time = Time::new(self.settings.timeout);
         let password = self.sendable(password)?;
         match &self.settings.find {
             Find::Search { base, filter, .. } => {
                 let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
                 let started = Instant::now();
-                let found = self.ask(&question, deadline, trace).await;
+                let found = self.ask(&question, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, server) = found?;
                 let mut entry = self.one(found, trace)?;
@@ -138,12 +138,12 @@ impl Ldap {
                 }
 
                 let started = Instant::now();
-                let bound = self.bind(&entry.dn, &entry.marks, password, deadline, Some(&server), trace).await;
+                let bound = self.bind(&entry.dn, &entry.marks, password, &mut time, Some(&server), trace).await;
                 trace.bind = Some(started.elapsed());
                 let (server, lease) = bound?;
                 server.give_back(lease);
                 if let Some(question) = self.group(&entry.dn) {
-                    let (found, _) = self.ask(&question, deadline, trace).await?;
+                    let (found, _) = self.ask(&question, &mut time, trace).await?;
                     entry.in_group = self.matches(&found, trace)?;
                 }
                 Ok(Identity { entry: entry.into() })
@@ -152,17 +152,17 @@ impl Ldap {
                 let (name, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
                 let started = Instant::now();
                 // Nothing is seen of the entry before it is bound.
-                let bound = self.bind(&name, &Marks::default(), password, deadline, None, trace).await;
+                let bound = self.bind(&name, &Marks::default(), password, &mut time, None, trace).await;
                 trace.bind = Some(started.elapsed());
                 let (server, lease) = bound?;
 
                 let started = Instant::now();
-                let found = server.read(&lease, &question, deadline, trace).await;
+                let found = server.read(&lease, &question, time.deadline, trace).await;
                 trace.search = Some(started.elapsed());
                 // The bind was answered: whatever the read brings, no other server gets the password.
                 let mut entry = self.readable(found.map_err(DirectoryError::CannotTell)?, trace)?;
                 if let Some(question) = self.group(&entry.dn) {
-                    let found = server.read(&lease, &question, deadline, trace).await;
+                    let found = server.read(&lease, &question, time.deadline, trace).await;
                     entry.in_group = self.matches(&found.map_err(DirectoryError::CannotTell)?, trace)?;
                 }
                 server.give_back(lease);
@@ -190,12 +190,12 @@ impl Ldap {
     }
 
     async fn find(&self, login: &Login, trace: &mut Trace) -> Result<Entry, DirectoryError> {
-        let deadline = self.deadline();
+        let mut time = Time::new(self.settings.timeout);
         let started = Instant::now();
         let mut entry = match &self.settings.find {
             Find::Search { base, filter, .. } => {
                 let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
-                let found = self.ask(&question, deadline, trace).await;
+                let found = self.ask(&question, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 self.one(found?.0, trace)?
             }
@@ -204,7 +204,7 @@ impl Ldap {
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
                 let (_, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
-                let found = self.ask(&question, deadline, trace).await;
+                let found = self.ask(&question, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, _) = found?;
                 if found.code == NO_SUCH_OBJECT {
@@ -214,7 +214,7 @@ impl Ldap {
             }
         };
         if let Some(question) = self.group(&entry.dn) {
-            let (found, _) = self.ask(&question, deadline, trace).await?;
+            let (found, _) = self.ask(&question, &mut time, trace).await?;
             entry.in_group = self.matches(&found, trace)?;
         }
         Ok(entry)
@@ -224,22 +224,22 @@ impl Ldap {
     async fn ask(
         &self,
         question: &Question,
-        deadline: Instant,
+        time: &mut Time,
         trace: &mut Trace,
     ) -> Result<(Found, Arc<Server>), DirectoryError> {
-        let mut tries = self.pool.tries(deadline, None);
+        let mut tries = self.pool.tries(time, None);
         loop {
-            let server = tries.next(trace).await?;
-            let mut answer = server.search(question, deadline, trace).await;
+            let server = tries.next(time, trace).await?;
+            let mut answer = server.search(question, time.deadline, trace).await;
             // Nothing there, or no place for it: only a server that shows the canary is believed that.
             if answer.as_ref().is_ok_and(says_nothing)
-                && let Err(trouble) = server.confirm(deadline).await
+                && let Err(trouble) = server.confirm(time.deadline).await
             {
                 answer = Err(Failure::Unsure(trouble));
             }
             match answer {
                 Ok(found) => return Ok((found, server)),
-                Err(failure) => tries.note(failure)?,
+                Err(failure) => tries.note(failure, time)?,
             }
         }
     }
@@ -250,25 +250,25 @@ impl Ldap {
         dn: &str,
         seen: &Marks,
         password: &str,
-        deadline: Instant,
+        time: &mut Time,
         first: Option<&Arc<Server>>,
         trace: &mut Trace,
     ) -> Result<(Arc<Server>, Lease), DirectoryError> {
-        let mut tries = self.pool.tries(deadline, first);
+        let mut tries = self.pool.tries(time, first);
         loop {
-            let server = tries.next(trace).await?;
-            match server.bind(dn, password, deadline, trace).await {
+            let server = tries.next(time, trace).await?;
+            match server.bind(dn, password, time.deadline, trace).await {
                 Ok((bound, lease)) => {
                     let judged = self.judge(bound, dn, seen, trace);
                     let Err(refused) = judged else { return Ok((server, lease)) };
                     server.give_back(lease);
                     // An empty server refuses everybody. Its answer was one guess: no other gets it.
                     if bound.code == INVALID_CREDENTIALS {
-                        server.confirm(deadline).await.map_err(DirectoryError::CannotTell)?;
+                        server.confirm(time.deadline).await.map_err(DirectoryError::CannotTell)?;
                     }
                     return Err(refused);
                 }
-                Err(failure) => tries.note(failure)?,
+                Err(failure) => tries.note(failure, time)?,
             }
         }
     }
@@ -342,10 +342,6 @@ impl Ldap {
 
     fn search(&self, base: &str, filter: String) -> Question {
         search(base, filter, &self.attributes)
-    }
-
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.settings.timeout
     }
 }
 

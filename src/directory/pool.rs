@@ -22,6 +22,8 @@ use crate::config::Balance;
 
 /// How long a login may wait for a server to come back; with it, an outage is told within two seconds.
 const AWAY_PATIENCE: Duration = Duration::from_millis(1_500);
+/// When an outage has been told, once a server did not answer in time: promise 19 says two seconds.
+const TOLD: Duration = Duration::from_millis(1_900);
 /// How often those who wait for a look see whether another is due.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 
@@ -30,6 +32,29 @@ pub(super) fn jittered(duration: Duration) -> Duration {
     // Each RandomState has keys of its own: chance enough for this, without a dependency.
     let chance = u32::try_from(RandomState::new().hash_one(0) % 400).unwrap_or_default();
     duration.saturating_mul(800 + chance) / 1_000
+}
+
+/// The time of one decision, whatever number of questions it takes.
+#[derive(Debug)]
+pub(super) struct Time {
+    began: Instant,
+    /// When it is over.
+    pub(super) deadline: Instant,
+}
+
+impl Time {
+    /// From now on, so long.
+    pub(super) fn new(timeout: Duration) -> Self {
+        let began = Instant::now();
+        Self { began, deadline: began + timeout }
+    }
+
+    /// A server did not answer within `patience`. What the next one has to tell, it tells soon if it
+    /// is well; if it has fallen silent too, the user is not to wait as long a second time.
+    fn tighten(&mut self, patience: Duration) {
+        let left = (self.began + TOLD).max(Instant::now() + patience / 4);
+        self.deadline = self.deadline.min(left);
+    }
 }
 
 /// The servers.
@@ -55,7 +80,7 @@ impl Pool {
     }
 
     /// The order in which to ask now. `sticky` goes first whatever its health: it has just answered.
-    pub(super) fn tries(&self, deadline: Instant, sticky: Option<&Arc<Server>>) -> Tries<'_> {
+    pub(super) fn tries(&self, time: &Time, sticky: Option<&Arc<Server>>) -> Tries<'_> {
         let turn = match self.balance {
             Balance::First => 0,
             // The second half of a decision goes where the first one went, and takes no turn.
@@ -74,8 +99,7 @@ impl Pool {
             first: sticky.cloned(),
             order: order.into_iter().map(|(_, server)| server).collect(),
             asked: Vec::new(),
-            until: deadline.min(Instant::now() + AWAY_PATIENCE),
-            deadline,
+            until: time.deadline.min(Instant::now() + AWAY_PATIENCE),
             spare: true,
             last: None,
         }
@@ -187,7 +211,6 @@ pub(super) struct Tries<'a> {
     asked: Vec<Arc<Server>>,
     /// How long to wait for one that is aside.
     until: Instant,
-    deadline: Instant,
     /// Whether one more server may be asked after one that gave no verdict.
     spare: bool,
     last: Option<Trouble>,
@@ -195,7 +218,7 @@ pub(super) struct Tries<'a> {
 
 impl Tries<'_> {
     /// The next server, or the last one's trouble.
-    pub(super) async fn next(&mut self, trace: &mut Trace) -> Result<Arc<Server>, DirectoryError> {
+    pub(super) async fn next(&mut self, time: &Time, trace: &mut Trace) -> Result<Arc<Server>, DirectoryError> {
         let mut next = self.first.take();
         while next.is_none()
             && let Some(server) = self.order.pop_front()
@@ -212,7 +235,7 @@ impl Tries<'_> {
                 self.last = Some(trouble);
             }
         }
-        match next.filter(|_| Instant::now() < self.deadline) {
+        match next.filter(|_| Instant::now() < time.deadline) {
             Some(server) => {
                 self.asked.push(server.clone());
                 Ok(server)
@@ -222,7 +245,7 @@ impl Tries<'_> {
     }
 
     /// Notes that a server gave no verdict; an error if no other may be asked.
-    pub(super) fn note(&mut self, failure: Failure) -> Result<(), DirectoryError> {
+    pub(super) fn note(&mut self, failure: Failure, time: &mut Time) -> Result<(), DirectoryError> {
         match failure {
             Failure::Unasked(trouble) => self.last = Some(trouble),
             Failure::Unsure(trouble) if self.spare => {
@@ -233,6 +256,9 @@ impl Tries<'_> {
         }
         if let Some(server) = self.asked.last() {
             server.passed_on();
+            if matches!(self.last, Some(Trouble::Timeout)) {
+                time.tighten(server.patience);
+            }
         }
         Ok(())
     }
@@ -247,6 +273,17 @@ mod tests {
         for _ in 0..1_000 {
             let second = jittered(Duration::from_secs(10));
             assert!(second >= Duration::from_secs(8) && second < Duration::from_secs(12));
+        }
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_leaves_the_next_one_what_is_left_of_two_seconds() {
+        let decision = Duration::from_secs(5);
+        for (patience, told) in [(1_200, 1_900), (300, 1_900), (1_900, 2_375), (4_000, 5_000), (4_900, 5_000)] {
+            let (patience, began) = (Duration::from_millis(patience), Instant::now());
+            let mut time = Time::new(decision);
+            tokio::time::advance(patience).await;
+            time.tighten(patience);
+            assert_eq!(time.deadline - began, Duration::from_millis(told), "{patience:?}");
         }
     }
 }

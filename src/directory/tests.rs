@@ -55,7 +55,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         login_attribute: Some("uid".to_owned()),
         allow: config::Allow::default(),
         timeout: Duration::from_secs(5),
-        attempt_timeout: Duration::from_millis(1_500),
+        attempt_timeout: Duration::from_millis(1_200),
         balance: Balance::First,
         connections: Connections {
             min: 0,
@@ -423,6 +423,21 @@ async fn a_bind_without_an_answer_goes_to_one_other_server() {
     assert_eq!(servers.iter().map(|server| server.binds().len()).collect::<Vec<_>>(), [1, 1, 0]);
     // The unanswered connections are gone for good.
     until(|| servers[1].open() == 0).await;
+}
+
+#[tokio::test]
+async fn a_second_server_has_a_moment_and_is_not_blamed_for_needing_more() {
+    let silent_bind = |seen: &Seen| if is_bind(seen) { Vec::new() } else { alice(seen) };
+    let servers = [Scripted::start(silent_bind).await, Scripted::start(silent_bind).await];
+    let list = servers.iter().map(|server| server.server(LdapScheme::Ldap, "127.0.0.1")).collect();
+    // Of the two seconds, 0.4 are left for the second one.
+    let mut settings = settings(list, searching(None));
+    settings.attempt_timeout = Duration::from_millis(1_500);
+    let under = Under::test(&settings, Tuning::default());
+    assert_eq!(trouble(under.login("alice", "right").await.0), Trouble::Timeout);
+    let suspected = |at: usize| under.ldap.server(at).health.is_suspected();
+    assert_eq!((suspected(0), suspected(1)), (true, false));
+    assert_eq!(servers.iter().map(|server| server.binds().len()).collect::<Vec<_>>(), [1, 1]);
 }
 
 #[tokio::test]

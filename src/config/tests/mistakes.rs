@@ -232,7 +232,7 @@ fn durations_and_ranges() {
         "attempt_timeout: 700ms",
         "attempt_timeout: 10ms # HERE",
         "directory.attempt_timeout",
-        "write 50ms to 10s (default 1500ms)",
+        "write 50ms to 10s (default 1200ms)",
     );
     mistake(
         "  timeout: 3s",

@@ -196,7 +196,7 @@ fn defaults() {
     assert!(matches!(&directory.find, Find::UserDn { service: None, .. }));
     assert_eq!((directory.servers[0].scheme, directory.servers[0].host.as_str()), (LdapScheme::Ldapi, "/run/ldapi"));
     assert_eq!((directory.mail_host_attribute.as_str(), &directory.login_attribute), ("mailHost", &None));
-    assert_eq!((directory.timeout, directory.attempt_timeout), (seconds(5), Duration::from_millis(1_500)));
+    assert_eq!((directory.timeout, directory.attempt_timeout), (seconds(5), Duration::from_millis(1_200)));
     assert_eq!((directory.starttls, directory.plaintext, directory.balance), (false, false, Balance::First));
     let connections = Connections { min: 1, max: 16, idle: seconds(30), age: seconds(1_800), operations: 100_000 };
     assert_eq!((directory.connections, &directory.canary), (connections, &None));
