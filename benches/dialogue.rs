@@ -13,6 +13,7 @@ const LITERALS: &[u8] = b"a1 LOGIN {5+}\r\nalice {6+}\r\nsecret\r\n";
 const PLAIN: &[u8] = b"a1 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==\r\n";
 const POP3: &[u8] = b"CAPA\r\nUSER alice\r\nPASS secret word\r\n";
 const SUBMISSION: &[u8] = b"EHLO here\r\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n";
+const SIEVE: &[u8] = b"CAPABILITY\r\nAUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"\r\n";
 
 /// What a backend like Dovecot says to a login.
 const BACKENDS: &[(&str, &[u8])] = &[
@@ -33,6 +34,13 @@ const BACKENDS: &[(&str, &[u8])] = &[
         b"220 Dovecot ready.\r\n\
           250-server3\r\n250-8BITMIME\r\n250-AUTH PLAIN LOGIN\r\n250-BURL imap\r\n250-CHUNKING\r\n250 SIZE\r\n\
           235 2.7.0 Logged in.\r\n",
+    ),
+    (
+        "managesieve",
+        b"\"IMPLEMENTATION\" \"Dovecot Pigeonhole\"\r\n\
+          \"SIEVE\" \"fileinto reject envelope encoded-character vacation subaddress relational regex imap4flags\"\r\n\
+          \"NOTIFY\" \"mailto\"\r\n\"SASL\" \"PLAIN LOGIN\"\r\n\"VERSION\" \"1.0\"\r\nOK \"ready.\"\r\n\
+          OK \"Logged in.\"\r\nOK \"NOOP completed.\"\r\n",
     ),
 ];
 
@@ -100,6 +108,9 @@ fn dialogue(criterion: &mut Criterion) {
         bencher.iter(|| front("submission", black_box(SUBMISSION), SUBMISSION.len(), false));
     };
     group.bench_function("submission", submission);
+    group.bench_function("managesieve", |bencher| {
+        bencher.iter(|| front("managesieve", black_box(SIEVE), SIEVE.len(), false));
+    });
     let guesses = PLAIN.repeat(100);
     group.throughput(Throughput::Elements(100));
     group.bench_function("100 refused", |bencher| {

@@ -1,5 +1,6 @@
-//! The other protocols of the demo's mail servers: POP3 (RFC 1939), to fetch the welcome mail, and
-//! submission (RFC 6409), to hand in a mail that goes nowhere.
+//! The other protocols of the demo's mail servers: POP3 (RFC 1939), to fetch the welcome mail,
+//! submission (RFC 6409), to hand in a mail that goes nowhere, and ManageSieve (RFC 5804), to read
+//! the one filter script that everybody has.
 //!
 //! It is for the demo only, and only what usher and a plain client need of each: a line in, a reply
 //! out. A bad peer ends its own connection.
@@ -27,6 +28,8 @@ pub enum Service {
     Pop3,
     /// Handing in mail.
     Submission,
+    /// Filters.
+    ManageSieve,
 }
 
 /// A mail server: its name, what it speaks, and where its people's passwords are.
@@ -89,8 +92,15 @@ impl Dialogue {
     }
 
     fn greeting(&self) -> String {
-        let code = if self.server.service == Service::Pop3 { "+OK" } else { "220" };
-        format!("{code} {} of the usher demo\r\n", self.server.name)
+        let name = &self.server.name;
+        match self.server.service {
+            Service::Pop3 => format!("+OK {name} of the usher demo\r\n"),
+            Service::Submission => format!("220 {name} of the usher demo\r\n"),
+            Service::ManageSieve => {
+                let list = "\"SASL\" \"PLAIN\"\r\n\"SIEVE\" \"fileinto\"\r\n\"VERSION\" \"1.0\"";
+                format!("\"IMPLEMENTATION\" \"{name} of the usher demo\"\r\n{list}\r\nOK\r\n")
+            }
+        }
     }
 
     fn step(&mut self, line: &str) -> String {
@@ -100,10 +110,11 @@ impl Dialogue {
         }
         let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
         let verb = verb.to_ascii_uppercase();
-        self.over = verb == "QUIT";
+        self.over = matches!(verb.as_str(), "QUIT" | "LOGOUT");
         match self.server.service {
             Service::Pop3 => self.pop3(&verb, rest),
             Service::Submission => self.submission(&verb, rest),
+            Service::ManageSieve => self.sieve(&verb, rest),
         }
     }
 
@@ -151,6 +162,25 @@ impl Dialogue {
         format!("{reply}\r\n")
     }
 
+    fn sieve(&mut self, verb: &str, rest: &str) -> String {
+        if verb == "AUTHENTICATE" && self.message.is_none() {
+            return match self.log_in(&rest.replace('"', "")) {
+                true => format!("OK \"logged in on {}\"\r\n", self.server.name),
+                false => "NO \"no such person, or not this password\"\r\n".to_owned(),
+            };
+        }
+        match (verb, rest, &self.message) {
+            ("CAPABILITY", ..) => self.greeting(),
+            ("LISTSCRIPTS", _, Some(_)) => "\"welcome\" ACTIVE\r\nOK\r\n".to_owned(),
+            ("GETSCRIPT", "\"welcome\"", Some(_)) => {
+                let script = format!("# filters on {}\r\nkeep;\r\n", self.server.name);
+                format!("{{{}}}\r\n{script}\r\nOK\r\n", script.len())
+            }
+            ("NOOP" | "LOGOUT", ..) => "OK\r\n".to_owned(),
+            _ => "NO \"not here, or not now\"\r\n".to_owned(),
+        }
+    }
+
     /// `PLAIN` with its initial response.
     fn log_in(&mut self, arguments: &str) -> bool {
         let response = arguments.strip_prefix("PLAIN ").and_then(|text| STANDARD.decode(text).ok());
@@ -173,7 +203,7 @@ mod tests {
         let mut dialogue = Dialogue::new(Post::new("server3", service, directory));
         let mut replies = vec![dialogue.greeting()];
         replies.extend(lines.iter().map(|line| dialogue.step(line)));
-        assert!(dialogue.over, "QUIT ends it");
+        assert!(dialogue.over, "it can be ended");
         assert!(replies.iter().all(|reply| reply.is_empty() || reply.ends_with("\r\n")), "{replies:?}");
         replies
     }
@@ -187,6 +217,27 @@ mod tests {
         let starts = ["+OK", "-ERR", "-ERR [AUTH]", "+OK", "+OK 1 ", "+OK\r\nDate: ", "-ERR", "+OK\r\nDate: ", "+OK"];
         assert!(replies.iter().zip(starts).all(|(reply, start)| reply.starts_with(start)), "{replies:?}");
         assert!(replies[5].contains("Subject: Welcome to server3, alice\r\n") && replies[5].ends_with("\r\n.\r\n"));
+    }
+
+    #[test]
+    fn the_script_can_be_read_by_who_logged_in() {
+        let login =
+            |password| format!("AUTHENTICATE \"PLAIN\" \"{}\"", STANDARD.encode(format!("\0alice\0{password}")));
+        let (wrong, right) = (login("wrong"), login("wonderland"));
+        let lines =
+            ["LISTSCRIPTS", &wrong, &right, "LISTSCRIPTS", "GETSCRIPT \"welcome\"", "GETSCRIPT \"x\"", "LOGOUT"];
+        let replies = said(Service::ManageSieve, &lines);
+        let starts = [
+            "\"IMPLEMENTATION\" ",
+            "NO ",
+            "NO ",
+            "OK ",
+            "\"welcome\" ",
+            "{29}\r\n# filters on server3\r\n",
+            "NO ",
+            "OK",
+        ];
+        assert!(replies.iter().zip(starts).all(|(reply, start)| reply.starts_with(start)), "{replies:?}");
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub(crate) struct Scene {
     pub(crate) pop3s: SocketAddr,
     /// usher for sending, with implicit TLS.
     pub(crate) submissions: SocketAddr,
+    /// usher for filters, with implicit TLS.
+    pub(crate) sieves: SocketAddr,
     /// usher's side port.
     pub(crate) admin: SocketAddr,
     /// TLS for clients of usher.
@@ -71,6 +73,7 @@ pub(crate) struct Server {
     pub(crate) imap: SocketAddr,
     pub(crate) pop3: SocketAddr,
     pub(crate) submission: SocketAddr,
+    pub(crate) sieve: SocketAddr,
 }
 
 /// Why the scene could not be set.
@@ -114,15 +117,19 @@ impl Scene {
         for name in SERVERS {
             let certificate = authority.certify(&[&format!("{name}.demo.example")])?;
             let acceptor = TlsAcceptor::from(certificate.server()?);
-            let [imap, pop3, submission] = [bind().await?, bind().await?, bind().await?];
+            let [imap, pop3, submission, sieve] = [bind().await?, bind().await?, bind().await?, bind().await?];
             servers.push(Server {
                 imap: imap.local_addr()?,
                 pop3: pop3.local_addr()?,
                 submission: submission.local_addr()?,
+                sieve: sieve.local_addr()?,
             });
             serving.spawn(Mailbox::new(name, directory.clone()).serve(imap, acceptor.clone()));
-            serving.spawn(Post::new(name, Service::Pop3, directory.clone()).serve(pop3, acceptor.clone()));
-            serving.spawn(Post::new(name, Service::Submission, directory.clone()).serve(submission, acceptor));
+            for (service, listener) in
+                [(Service::Pop3, pop3), (Service::Submission, submission), (Service::ManageSieve, sieve)]
+            {
+                serving.spawn(Post::new(name, service, directory.clone()).serve(listener, acceptor.clone()));
+            }
         }
 
         let certificate = authority.certify(&["usher.demo.example", "localhost", "127.0.0.1"])?;
@@ -134,7 +141,7 @@ impl Scene {
         ] {
             write(&folder.path().join(name), &content)?;
         }
-        let doors @ [imaps, imap, pop3s, submissions, admin] = free_ports().await?;
+        let doors @ [imaps, imap, pop3s, submissions, sieves, admin] = free_ports().await?;
         write(&folder.path().join("usher.yaml"), &configuration(doors, ldap, &servers))?;
 
         let program = std::env::current_exe()?;
@@ -147,6 +154,7 @@ impl Scene {
             imap,
             pop3s,
             submissions,
+            sieves,
             admin,
             tls,
             program,
@@ -154,6 +162,15 @@ impl Scene {
             _serving: serving,
             folder,
         })
+    }
+
+    /// usher's address for this.
+    pub(crate) fn door(&self, service: Service) -> SocketAddr {
+        match service {
+            Service::Pop3 => self.pop3s,
+            Service::Submission => self.submissions,
+            Service::ManageSieve => self.sieves,
+        }
     }
 
     /// A file in the demo's folder.
@@ -242,8 +259,8 @@ fn write(path: &Path, content: &str) -> io::Result<()> {
 }
 
 /// The configuration, for usher and for the newcomer's eyes.
-fn configuration(doors: [SocketAddr; 5], ldap: SocketAddr, servers: &[Server]) -> String {
-    let [imaps, imap, pop3s, submissions, admin] = doors;
+fn configuration(doors: [SocketAddr; 6], ldap: SocketAddr, servers: &[Server]) -> String {
+    let [imaps, imap, pop3s, submissions, sieves, admin] = doors;
     let backends: String = SERVERS.iter().zip(servers).map(|(name, server)| backend(name, *server)).collect();
     format!(
         r#"# usher's configuration in the demo. A real one differs in names and addresses only:
@@ -253,6 +270,7 @@ listeners:
   - {{protocol: imap, address: "{imap}", tls: starttls}}
   - {{protocol: pop3, address: "{pop3s}", tls: implicit}}
   - {{protocol: submission, address: "{submissions}", tls: implicit}}
+  - {{protocol: managesieve, address: "{sieves}", tls: implicit}}
 tls:
   certificates: [{{chain: usher.pem, key: usher.key}}]
 directory:
@@ -276,7 +294,7 @@ log: {{format: json, level: info}}
 }
 
 fn backend(name: &str, server: Server) -> String {
-    let Server { imap, pop3, submission } = server;
+    let Server { imap, pop3, submission, sieve } = server;
     format!(
         r#"    - name: {name}
       hosts: [{name}, {name}.demo.example]
@@ -284,6 +302,7 @@ fn backend(name: &str, server: Server) -> String {
       imap: {{address: "{imap}", tls: implicit, server_name: {name}.demo.example}}
       pop3: {{address: "{pop3}", tls: implicit, server_name: {name}.demo.example}}
       submission: {{address: "{submission}", tls: implicit, server_name: {name}.demo.example}}
+      managesieve: {{address: "{sieve}", tls: implicit, server_name: {name}.demo.example}}
 "#
     )
 }
@@ -296,14 +315,19 @@ mod tests {
     #[test]
     fn the_configuration_is_yaml_with_the_addresses_given() {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let server = |port| Server { imap: address(port), pop3: address(port + 1), submission: address(port + 2) };
-        let doors = [address(1), address(2), address(3), address(4), address(5)];
-        let text = configuration(doors, address(6), &[server(10), server(20)]);
+        let server = |port| Server {
+            imap: address(port),
+            pop3: address(port + 1),
+            submission: address(port + 2),
+            sieve: address(port + 3),
+        };
+        let text = configuration([1, 2, 3, 4, 5, 7].map(address), address(6), &[server(10), server(20)]);
         let yaml: serde_json::Value = serde_yaml::from_str(&text).unwrap();
         assert_eq!(yaml["listeners"][1]["address"], "127.0.0.1:2");
         assert_eq!(yaml["directory"]["servers"][0], "ldap://127.0.0.1:6");
         assert_eq!(yaml["directory"]["filter"], "(|(uid={login})(mail={login}))");
         assert_eq!(yaml["routing"]["backends"][1]["submission"]["address"], "127.0.0.1:22");
+        assert_eq!(yaml["routing"]["backends"][0]["managesieve"]["address"], "127.0.0.1:13");
         assert_eq!(yaml["cache"]["ttl"], "3s");
     }
 

@@ -14,6 +14,7 @@ use ldap3::{LdapConnAsync, LdapConnSettings, Mod};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::{Client, Door, converse, http_get};
+use super::post::Service;
 use super::scene::{CACHE_SECONDS, SERVERS, Scene};
 use super::{ADMIN, ADMIN_PASSWORD};
 use crate::metrics::DECIDED_BY;
@@ -99,13 +100,23 @@ const STEPS: [Step; 6] = [
     },
 ];
 
-/// What is said in the other protocols, all of it at once, and what must be heard: title, whether it
-/// is about sending, said, heard.
-const OTHERS: [(&str, bool, &str, &str); 2] = [
-    ("alice, by POP3", false, "USER alice\r\nPASS wonderland\r\nRETR 1\r\nQUIT\r\n", "Welcome to server3, alice"),
+/// What is said in the other protocols, all of it at once, and what must be heard.
+const OTHERS: [(&str, Service, &str, &str); 3] = [
+    (
+        "alice, by POP3",
+        Service::Pop3,
+        "USER alice\r\nPASS wonderland\r\nRETR 1\r\nQUIT\r\n",
+        "Welcome to server3, alice",
+    ),
+    (
+        "alice's filters",
+        Service::ManageSieve,
+        "AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHdvbmRlcmxhbmQ=\"\r\nGETSCRIPT \"welcome\"\r\nLOGOUT\r\n",
+        "# filters on server3",
+    ),
     (
         "alice sends a mail",
-        true,
+        Service::Submission,
         "EHLO demo.example\r\nAUTH PLAIN AGFsaWNlAHdvbmRlcmxhbmQ=\r\nMAIL FROM:<alice@demo.example>\r\n\
          RCPT TO:<bob@demo.example>\r\nDATA\r\nSubject: hello\r\n\r\nHello Bob\r\n.\r\nQUIT\r\n",
         "server3 took the mail",
@@ -191,10 +202,9 @@ async fn tour(stage: &mut Stage) -> Option<Scene> {
         }
     }
 
-    stage.head("The same for POP3 and for sending");
-    for (title, sends, said, heard) in OTHERS {
-        let address = if sends { scene.submissions } else { scene.pop3s };
-        match converse(address, Arc::clone(&scene.tls), said).await {
+    stage.head("The same for POP3, for filters (ManageSieve) and for sending");
+    for (title, service, said, heard) in OTHERS {
+        match converse(scene.door(service), Arc::clone(&scene.tls), said).await {
             Ok(answers) if answers.contains(heard) => stage.held(title, format_args!("\"{heard}\""), ""),
             Ok(answers) => {
                 stage.failed(title, format_args!("expected \"{heard}\", was told: {}", answers.escape_debug()))
@@ -330,7 +340,7 @@ fn sample(text: &str, series: &str) -> Option<u64> {
 
 /// Commands to copy.
 fn invite(stage: &mut Stage, scene: &Scene) {
-    let Scene { ldap, imaps, imap, pop3s, submissions, admin, .. } = scene;
+    let Scene { ldap, imaps, imap, pop3s, submissions, sieves, admin, .. } = scene;
     let file = |name: &str| scene.file(name).display().to_string();
     let (ca, config, program) = (file("ca.pem"), file("usher.yaml"), scene.program.display());
     stage.head("Yours now, until Ctrl-C (alice: wonderland, bob: builder, carol: singer)");
@@ -343,6 +353,13 @@ fn invite(stage: &mut Stage, scene: &Scene) {
             format!(
                 "printf 'Subject: hello\\n\\nHello Bob\\n' | curl --cacert {ca} -u alice:wonderland --mail-from \
                  alice@demo.example --mail-rcpt bob@demo.example -T - 'smtps://{submissions}'"
+            ),
+        ),
+        (
+            "read alice's filters",
+            format!(
+                "printf 'AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHdvbmRlcmxhbmQ=\"\\r\\nGETSCRIPT \"welcome\"\\r\\nLOGOUT\\r\\n' | \
+                 openssl s_client -quiet -ign_eof -verify_return_error -CAfile {ca} -connect {sieves}"
             ),
         ),
         (

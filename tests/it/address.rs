@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::kit::client::base64;
 use crate::kit::dovecot::Dovecot;
 use crate::kit::process::free_port;
 use crate::kit::scripted::{GREETING, Scripted};
@@ -155,6 +156,25 @@ fn dovecot_sees_a_pop3_client_by_xclient_if_it_trusts_usher() {
     assert!(answer.ends_with(&format!("(session {})", event["session"].as_str().unwrap())), "{answer}");
     assert_eq!(event["result"], "backend_fault");
     assert!(event["backend_reply"].as_str().unwrap().contains("is usher in its trusted networks?"), "{event}");
+}
+
+#[test]
+fn dovecot_sees_a_sending_client_by_xclient() {
+    let Trusting { dovecot, .. } = trusting();
+    let config = forwarding(dovecot.imaps, "implicit", "none").speaking("submission", &[dovecot.submissions]);
+    let usher = Usher::start(behind_proxy(config.set("/routing/backends/0/submission/forward", "xclient")));
+    for (client, port) in [("203.0.113.8", 81), ("2001:db8::8", 82)] {
+        let mut smtp = Imap::headed(PROXY, usher.imaps_port(), &v1(client, port));
+        smtp.send("EHLO here\r\n");
+        while !smtp.line().starts_with("250 ") {}
+        smtp.send(format!("AUTH PLAIN {}\r\n", base64(format!("\0alice\0{}", password_of("alice")).as_bytes())));
+        let answer = smtp.line();
+        assert!(answer.starts_with("235 "), "{answer}");
+        let login = format!("submission-login: Info: Login: user=<alice>, rip=<{client}>, rport=<{port}>");
+        let line = dovecot.wait_logged(&[&login]);
+        let session = usher.wait_log("login", |line| line["client"] == client)["session"].clone();
+        assert!(line.contains(&format!("session=<{}>", session.as_str().unwrap())), "{line}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::json;
 
 use crate::kit::client::Tls;
+use crate::kit::dovecot::Dovecot;
 use crate::kit::scripted::Scripted;
 use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of, world};
 
@@ -140,6 +141,42 @@ fn dovecot_and_cyrus_agree_on_imap() {
     assert_eq!(usher.metric("usher_backend_capabilities_beyond", &[("protocol", "imap")]), 0.0);
 }
 
+/// The keywords of an EHLO.
+fn keywords(client: &mut Imap) -> BTreeSet<String> {
+    client.send("EHLO here\r\n");
+    let mut keywords = BTreeSet::new();
+    loop {
+        let line = client.line();
+        keywords.insert(line[4..].to_owned());
+        if line.starts_with("250 ") {
+            return keywords;
+        }
+    }
+}
+
+#[test]
+fn two_dovecots_of_different_size_are_promised_as_the_smaller_one() {
+    let sized = |pair, size: &str| {
+        let more = format!("submission_max_mail_size = {size}\n");
+        Dovecot::start_with(&world().certificates, pair, false, &more)
+    };
+    let (large, small) = (sized(&world().server3, "20 M"), sized(&world().server4, "5 M"));
+    let config = Config::shared().speaking("submission", &[large.submissions, small.submissions]);
+    let usher = Usher::start((0..2).fold(config, looked_after));
+    for (server, port, size) in [
+        ("server3.example.com", large.submissions, "SIZE 20971520"),
+        ("server4.example.com", small.submissions, "SIZE 5242880"),
+    ] {
+        let mut direct = Imap::try_tls(port, &Tls { server_name: server, ..Tls::default() }).unwrap();
+        assert!(keywords(&mut direct).contains(size), "{server} is set up for {size}");
+    }
+    usher.wait_log("backends differ in what they can do; clients are promised what all can", |line| {
+        line["protocol"] == "submission" && line["differences"].as_str().is_some_and(|told| told.contains("SIZE"))
+    });
+    let promised = keywords(&mut Imap::tls(usher.imaps_port()));
+    assert!(promised.contains("SIZE 5242880") && promised.contains("CHUNKING"), "{promised:?}");
+}
+
 #[test]
 fn submission_promises_the_smallest_size_and_the_keywords_of_all() {
     let small = Scripted::tls_as(&world().server4, |peer| {
@@ -158,15 +195,7 @@ fn submission_promises_the_smallest_size_and_the_keywords_of_all() {
     let told = differ["differences"].as_str().unwrap();
     assert!(told.contains("server3: ") && told.contains("server4: ") && told.contains("DSN"), "{differ}");
     let mut client = Imap::tls(usher.imaps_port());
-    client.send("EHLO here\r\n");
-    let mut keywords = BTreeSet::new();
-    loop {
-        let line = client.line();
-        keywords.insert(line[4..].to_owned());
-        if line.starts_with("250 ") {
-            break;
-        }
-    }
+    let keywords = keywords(&mut client);
     let has = |keyword: &str| keywords.contains(keyword);
     assert!(has("8BITMIME") && has("PIPELINING") && has("AUTH PLAIN LOGIN"), "{keywords:?}");
     assert!(!has("DSN") && !has("ENHANCEDSTATUSCODES"), "only one of them has these: {keywords:?}");
