@@ -5,6 +5,7 @@
 //! control socket ([`control`]), which only its owner can open.
 
 pub mod control;
+pub mod overview;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -80,6 +80,19 @@ pub(super) enum Standing {
     Open,
 }
 
+impl Standing {
+    pub(super) const ALL: [Self; 3] = [Self::Closed, Self::HalfOpen, Self::Open];
+
+    /// The metric label.
+    pub(super) const fn label(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Open => "open",
+        }
+    }
+}
+
 /// One address' breaker.
 #[derive(Debug)]
 pub(super) struct Breaker {
@@ -119,6 +132,14 @@ impl Breaker {
         match &self.state {
             State::Closed { .. } => None,
             State::Open { reason, .. } => Some(reason),
+        }
+    }
+
+    /// Since when it is down, if it is.
+    pub(super) fn since(&self) -> Option<Instant> {
+        match self.state {
+            State::Closed { .. } => None,
+            State::Open { since, .. } => Some(since),
         }
     }
 

@@ -11,6 +11,7 @@ mod health;
 pub mod offers;
 mod pool;
 mod resolve;
+pub mod state;
 
 use std::collections::HashMap;
 use std::io;
@@ -30,12 +31,13 @@ use crate::config;
 use crate::directory::Login;
 use crate::metrics::Metrics;
 use crate::outcome::{BackendWords, Refusal};
-use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Protocol, Welcome};
+use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, PROTOCOLS, Protocol, Welcome};
 use crate::secret::{Secret, SecretBuf};
 use crate::tls::stream::Stream;
 use endpoint::Endpoint;
 use health::Standing;
 use pool::{Pool, Proof};
+use state::State;
 
 /// How long a login waits for its turn, while too many are under way or after an outage.
 const TURN: Duration = Duration::from_secs(1);
@@ -51,6 +53,7 @@ pub struct Backend {
     service: Option<Service>,
     /// Places for logins under way.
     places: Arc<Semaphore>,
+    logins_in_flight: usize,
     in_flight: IntGauge,
     endpoints: HashMap<&'static str, Arc<Endpoint>>,
 }
@@ -268,6 +271,7 @@ impl Backend {
             timeout: settings.timeout,
             service,
             places: previous.map_or_else(new, |previous| Arc::clone(&previous.places)),
+            logins_in_flight: settings.logins_in_flight,
             in_flight: metrics.backend_logins_in_flight.with_label_values(&[&*name]),
             endpoints: endpoints.collect(),
             name,
@@ -345,12 +349,22 @@ impl Backend {
         for (protocol, endpoint) in &self.endpoints {
             let up = i64::from(endpoint.pool.is_up());
             metrics.backend_up.with_label_values(&[&*self.name, *protocol]).set(up);
-            for (label, standing) in
-                [("closed", Standing::Closed), ("half_open", Standing::HalfOpen), ("open", Standing::Open)]
-            {
+            for standing in Standing::ALL {
                 let count = i64::try_from(endpoint.pool.count(standing)).unwrap_or(i64::MAX);
-                metrics.backend_addresses.with_label_values(&[&*self.name, *protocol, label]).set(count);
+                metrics.backend_addresses.with_label_values(&[&*self.name, *protocol, standing.label()]).set(count);
             }
+        }
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let serving = PROTOCOLS.iter().filter_map(|protocol| self.endpoints.get(protocol.name));
+        State {
+            name: self.name.to_string(),
+            logins_in_flight: u64::try_from(self.in_flight.get()).unwrap_or(0),
+            logins_in_flight_limit: self.logins_in_flight,
+            protocols: serving.map(|endpoint| endpoint.pool.state()).collect(),
         }
     }
 }

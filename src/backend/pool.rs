@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::BackendError;
 use super::health::{Attempt, Breaker, Hope, PATIENCE, Ramp, SPACING, Standing};
 use super::resolve::{Unresolved, look_up};
+use super::state::{At, Serving};
 use crate::config::{self, Address, Probe};
 use crate::log::Escaped;
 use crate::proto::capabilities;
@@ -320,9 +321,27 @@ impl Pool {
 
     /// Whether a login would be sent somewhere, as far as anybody knows.
     pub(super) fn is_up(&self) -> bool {
+        self.roster().is_up()
+    }
+
+    /// How it stands.
+    pub(super) fn state(&self) -> Serving {
+        let capabilities = self.capabilities();
         let roster = self.roster();
-        // Nothing is known against a name that was not asked for yet.
-        roster.usable() > 0 || (roster.entries.is_empty() && roster.resolver.failure.is_none())
+        let addresses = roster.entries.iter().map(|(address, breaker)| At {
+            address: *address,
+            breaker: breaker.standing().label().into(),
+            reason: breaker.reason().map(ToString::to_string),
+            down_seconds: breaker.since().map(|since| since.elapsed().as_secs()),
+        });
+        let unresolved = roster.resolver.failure.clone().map(|failure| BackendError::from(failure).to_string());
+        Serving {
+            protocol: self.protocol.into(),
+            up: roster.is_up(),
+            unresolved,
+            addresses: addresses.collect(),
+            capabilities,
+        }
     }
 }
 
@@ -333,6 +352,11 @@ impl Roster {
 
     fn usable(&self) -> usize {
         self.entries.iter().filter(|(_, breaker)| breaker.is_closed()).count()
+    }
+
+    fn is_up(&self) -> bool {
+        // Nothing is known against a name that was not asked for yet.
+        self.usable() > 0 || (self.entries.is_empty() && self.resolver.failure.is_none())
     }
 
     /// These are the addresses from now on; what is known of those that stay stays.
@@ -437,7 +461,13 @@ routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: impli
         };
         assert_eq!(opened(rustix::io::Errno::MFILE), 0);
         assert_eq!(opened(rustix::io::Errno::ADDRNOTAVAIL), 0);
+        assert!(pool.state().up);
         assert_eq!(opened(rustix::io::Errno::CONNREFUSED), 1);
+        let state = pool.state();
+        assert!(!state.up && state.capabilities.is_none());
+        let [one] = state.addresses.as_slice() else { panic!("{state:?}") };
+        assert_eq!((one.address, &*one.breaker), (address, "open"));
+        assert!(one.reason.as_ref().unwrap().contains("Connection refused") && one.down_seconds.is_some(), "{one:?}");
     }
 
     #[tokio::test(start_paused = true)]

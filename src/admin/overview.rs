@@ -1,0 +1,34 @@
+//! How the backends stand, put together for whoever looks: the control socket's `/backends` and the
+//! side port. Names no user.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::state::State;
+use crate::snapshot::Shared;
+
+/// A backend as an administrator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// Its addresses, health and logins.
+    #[serde(flatten)]
+    pub state: State,
+    /// How many sessions are relayed to it, by protocol.
+    pub sessions: BTreeMap<String, usize>,
+}
+
+/// Every backend of the configuration in force, in its order.
+#[must_use]
+pub fn backends(shared: &Shared) -> Vec<Backend> {
+    let mut sessions: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
+    for session in shared.registry.sessions() {
+        let there = sessions.entry(session.backend.to_string()).or_default();
+        *there.entry(session.protocol.to_string()).or_default() += 1;
+    }
+    let snapshot = shared.snapshot.load();
+    let states = snapshot.backends.iter().map(crate::backend::Backend::state);
+    let with_sessions =
+        states.map(|state| Backend { sessions: sessions.remove(&state.name).unwrap_or_default(), state });
+    with_sessions.collect()
+}
