@@ -7,7 +7,8 @@
 //! - 3: [`directory`] (LDAP, and [`directory::Identity`], the evidence of a bind)
 //! - 4: [`cache`], [`known`] (what the directory has told), [`route`], [`registry`]
 //! - 5: [`authn`] (the decision), [`follow`] (what follows from changes), [`backend`], [`relay`]
-//! - 6: [`files`] (what a config's files hold), [`snapshot`] (what it all means), [`report`] (the `login` and `end` events)
+//! - 6: [`files`] (what a config's files hold), [`snapshot`] (what it all means), [`report`] (the `login` and `end` events),
+//!   [`cutover`] (where would everybody go, and what an nginx recipe becomes)
 //! - 7: [`session`]: the life of a login, top to bottom
 //! - 8: [`listener`], [`admin`]
 //! - 9: [`server`], [`cli`], `demo`; `trial` (what must hold for any input, for the fuzz targets)
@@ -19,6 +20,7 @@ pub mod backend;
 pub mod cache;
 pub mod cli;
 pub mod config;
+pub mod cutover;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod directory;

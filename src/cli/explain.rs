@@ -1,7 +1,7 @@
 //! `usher explain LOGIN`: where a user would be sent, and why, from the configuration and the
 //! directory as they are now. Asks for no password unless it is given one.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,27 +9,34 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::everybody;
 use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, fail, fail_config};
 use crate::admin::control::{self, User};
 use crate::config::{self, Config};
-use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, Login, Trouble};
+use crate::cutover::sheet::Shown;
+use crate::cutover::verdict::Verdict;
+use crate::directory::{Directory as _, Ldap, Login};
 use crate::files;
 use crate::metrics::Metrics;
 use crate::outcome::Refusal;
-use crate::proto::PROTOCOLS;
-use crate::route;
 use crate::secret::Secret;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The login name, as a client would type it
-    login: String,
+    #[arg(required_unless_present = "all")]
+    login: Option<String>,
     /// One JSON object instead of text
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Read the user's password from standard input and bind with it
-    #[arg(long)]
+    #[arg(long, conflicts_with = "all")]
     password_stdin: bool,
+    /// Say it of every user of the directory, or of those in --users
+    #[arg(long, conflicts_with = "login")]
+    all: bool,
+    #[command(flatten)]
+    pub(super) everybody: everybody::Arguments,
 }
 
 /// What is known about a login, as far as it came.
@@ -77,12 +84,11 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
         Ok(tls) => Ldap::new(&config.directory, tls, Arc::new(Metrics::new())),
         Err(problems) => return fail_config(&problems),
     };
+    let Some(login) = &arguments.login else { return everybody::explain(&config, &directory, arguments).await };
     let attribute = config.directory.mail_host_attribute.clone();
-    let mut told = Explanation { login: arguments.login.clone(), attribute, ..Explanation::default() };
-    let code = match Login::parse(arguments.login.as_bytes()) {
-        None => {
-            told.refused(&Refusal::UnusableName, "no login name: it is empty, too long or holds a control character")
-        }
+    let mut told = Explanation { login: login.clone(), attribute, ..Explanation::default() };
+    let code = match Login::parse(login.as_bytes()) {
+        None => told.judged(&config, Verdict::no_login()),
         Some(login) => {
             told.question = directory.question(&login);
             told.look(&directory).await;
@@ -106,12 +112,6 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
 }
 
 impl Explanation {
-    fn refused(&mut self, refusal: &Refusal, why: impl Into<String>) -> u8 {
-        refusal.label().clone_into(&mut self.result);
-        self.explanation = why.into();
-        DATA
-    }
-
     /// Every server, also those that would not be asked now.
     async fn look(&mut self, directory: &Ldap) {
         for (server, look) in directory.survey().await {
@@ -127,13 +127,12 @@ impl Explanation {
             let _ = std::io::stdin().read_to_end(&mut bytes);
             let password = Secret::from_file(bytes);
             if password.is_empty() {
-                self.refused(&Refusal::EmptyPassword, "the password is empty: it would not be sent to the directory");
-                return NO_PERMISSION;
+                let why = "the password is empty: it would not be sent to the directory";
+                return self.judged(config, Verdict::refused(Refusal::EmptyPassword, why));
             }
             if std::str::from_utf8(password.expose()).is_err() || password.expose().contains(&0) {
                 let why = "the password is not UTF-8 or holds NUL: LDAP cannot carry it";
-                self.refused(&Refusal::UnusablePassword, why);
-                return NO_PERMISSION;
+                return self.judged(config, Verdict::refused(Refusal::UnusablePassword, why));
             }
             let (answer, trace) = directory.authenticate(login, &password, &|_| false).await;
             (answer.map(|identity| identity.entry().clone()), trace)
@@ -142,104 +141,26 @@ impl Explanation {
         };
         let (found, trace) = found;
         self.server = trace.server.map(|server| server.to_string());
-        match found {
-            Ok(entry) => self.route(config, &entry, login),
-            Err(error) => self.not_found(&error),
-        }
+        self.judged(config, Verdict::of(config, found, login))
     }
 
-    fn not_found(&mut self, error: &DirectoryError) -> u8 {
-        match error {
-            DirectoryError::NoEntry => {
-                self.refused(&Refusal::UnknownUser, "the directory has no such entry");
-                NO_USER
-            }
-            DirectoryError::SeveralEntries => self.refused(
-                &Refusal::SeveralEntries,
-                "several entries match, so it cannot be told who this is; make the filter or the names unique",
-            ),
-            DirectoryError::InvalidCredentials { dn, .. } | DirectoryError::RefusedBefore { dn } => {
-                self.dn = (!dn.is_empty()).then(|| dn.to_string());
-                self.refused(&Refusal::WrongPassword, "the directory refused the password");
-                NO_PERMISSION
-            }
-            DirectoryError::Account { dn, state, proven } => {
-                self.dn = Some(dn.to_string());
-                let hint = if *proven { "" } else { " (it says so to everybody: the password may be right or wrong)" };
-                let refusal = Refusal::Account { state: *state, proven: *proven };
-                self.refused(&refusal, format!("{error}{hint}"));
-                NO_PERMISSION
-            }
-            DirectoryError::CannotTell(trouble) => {
-                let hint = match trouble {
-                    Trouble::NoServiceAccount => {
-                        "; with user_dn only the user may read the entry: give bind_dn a service account, or use --password-stdin"
-                    }
-                    Trouble::Connection { .. }
-                    | Trouble::Timeout
-                    | Trouble::Busy
-                    | Trouble::ServiceBind { .. }
-                    | Trouble::Result { .. }
-                    | Trouble::Malformed { .. }
-                    | Trouble::Canary { .. } => "",
-                };
-                self.refused(&Refusal::DirectoryUnavailable, format!("{error}{hint}"));
-                UNAVAILABLE
-            }
-        }
-    }
-
-    fn route(&mut self, config: &Config, entry: &Entry, login: &Login) -> u8 {
-        self.dn = Some(entry.dn.to_string());
-        self.mail_host.clone_from(&entry.mail_hosts);
-        self.held = entry.marks.held;
-        let directory = &config.directory;
-        let attribute = &directory.mail_host_attribute;
-        let backend_login = route::backend_login(directory.login_attribute.as_deref(), entry, login);
-        let protocols = PROTOCOLS.iter().filter(|protocol| route::allowed(&directory.allow, entry, protocol).is_ok());
-        self.may_use = protocols.map(|protocol| protocol.name).collect();
-        if self.may_use.is_empty() {
-            let why = match &directory.allow.attribute {
-                _ if !entry.in_group => "the entry does not match allow_filter".to_owned(),
-                Some(attribute) => format!("no value of {attribute} allows any protocol"),
-                None => "no protocol is allowed".to_owned(),
-            };
-            return self.refused(&Refusal::NotAllowed, why);
-        }
-        let route = match route::route(&config.routing, entry) {
-            Ok(route) => route,
-            Err(refusal) => {
-                let why = if refusal == Refusal::NoMailHost {
-                    format!("the entry has no {attribute}, and no routing.default is configured")
-                } else if refusal == Refusal::SeveralMailHosts {
-                    format!("the values of {attribute} name different backends")
-                } else {
-                    format!("no backend has this {attribute} among its hosts")
-                };
-                return self.refused(&refusal, why);
-            }
+    /// Takes over what is known; the exit code that goes with it.
+    fn judged(&mut self, config: &Config, verdict: Verdict) -> u8 {
+        verdict.label().clone_into(&mut self.result);
+        let Verdict { dn, mail_hosts, held, may_use, goal, words } = verdict;
+        (self.dn, self.mail_host, self.held, self.may_use, self.explanation) = (dn, mail_hosts, held, may_use, words);
+        let goal = match goal {
+            Ok(goal) => goal,
+            Err(refusal) => return code(&refusal),
         };
-        let backend_login = match backend_login {
-            Ok(backend_login) => backend_login,
-            Err(refusal) => {
-                let login_attribute = directory.login_attribute.as_deref().unwrap_or_default();
-                return self.refused(&refusal, format!("the entry has no usable {login_attribute}, or several"));
-            }
-        };
-        self.backend = Some(route.backend.name.clone());
-        self.by_default = route.by_default;
-        self.backend_login = Some(backend_login.as_str().to_owned());
-        let endpoints = route.backend.endpoints.iter();
+        let endpoints = config.routing.backends.get(goal.index).into_iter().flat_map(|backend| &backend.endpoints);
         self.serves = endpoints
             .map(|endpoint| {
                 let addresses: Vec<_> = endpoint.addresses.iter().map(ToString::to_string).collect();
                 format!("{} at {}", endpoint.protocol.name, addresses.join(" or "))
             })
             .collect();
-        "routed".clone_into(&mut self.result);
-        let why =
-            if route.by_default { format!("no {attribute}, so routing.default") } else { format!("its {attribute}") };
-        self.explanation = format!("would be sent to {} ({why})", route.backend.name);
+        (self.backend, self.by_default, self.backend_login) = (Some(goal.backend), goal.by_default, Some(goal.login));
         OK
     }
 
@@ -283,26 +204,34 @@ impl Explanation {
     }
 }
 
-/// A value as it is, so that a filter can be copied from a terminal; what would move its cursor or is
-/// invisible is escaped.
-struct Shown<'a>(&'a str);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.chars().try_for_each(|character| match character {
-            '"' | '\'' | '\\' => f.write_char(character),
-            _ => write!(f, "{}", character.escape_debug()),
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_shown_can_be_copied() {
-        assert_eq!(Shown(r#"(uid=al\2a) "x" 'y'"#).to_string(), r#"(uid=al\2a) "x" 'y'"#);
-        assert_eq!(Shown("a\r\n\x1b[2J\u{202e}").to_string(), r"a\r\n\u{1b}[2J\u{202e}");
+/// What a command exits with when this is why a login is refused.
+fn code(refusal: &Refusal) -> u8 {
+    match refusal {
+        Refusal::UnknownUser => NO_USER,
+        Refusal::WrongPassword | Refusal::EmptyPassword | Refusal::UnusablePassword | Refusal::Account { .. } => {
+            NO_PERMISSION
+        }
+        Refusal::DirectoryUnavailable => UNAVAILABLE,
+        Refusal::UnusableName
+        | Refusal::ForeignAuthzid
+        | Refusal::NotAllowed
+        | Refusal::SeveralEntries
+        | Refusal::NoMailHost
+        | Refusal::SeveralMailHosts
+        | Refusal::UnknownMailHost
+        | Refusal::NoBackendLogin
+        | Refusal::ProtocolNotServed
+        | Refusal::BackendUnreachable
+        | Refusal::BackendTls
+        | Refusal::BackendTimeout
+        | Refusal::BackendFault
+        | Refusal::BackendBusy
+        | Refusal::Disagrees(_)
+        | Refusal::TlsRequired
+        | Refusal::Limit
+        | Refusal::Deadline
+        | Refusal::Hold
+        | Refusal::Draining
+        | Refusal::Internal => DATA,
     }
 }

@@ -4,7 +4,10 @@ mod check;
 mod confirm;
 #[cfg(feature = "demo")]
 mod demo;
+mod everybody;
 mod explain;
+mod import_users;
+mod progress;
 mod reload;
 mod run;
 mod sessions;
@@ -23,6 +26,8 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 64;
 /// The directory's entry cannot be used.
 const DATA: u8 = 65;
+/// A file that was named as input cannot be read.
+const NO_INPUT: u8 = 66;
 /// The directory has no such user.
 const NO_USER: u8 = 67;
 /// A server is not available.
@@ -53,6 +58,8 @@ enum Command {
     Check,
     /// Say where a user would be sent, and why
     Explain(explain::Arguments),
+    /// Turn the users.txt of an nginx recipe into LDIF that sets everybody's mail host
+    ImportUsers(import_users::Arguments),
     /// List the sessions of the running usher
     Sessions(sessions::Arguments),
     /// Say that a change of many users at once is meant, and let the running usher act on it
@@ -97,6 +104,7 @@ pub fn main() -> ExitCode {
             Command::Run(arguments) => run::run(config, &arguments).await,
             Command::Check => check::check(&config),
             Command::Explain(arguments) => explain::explain(&config, &arguments).await,
+            Command::ImportUsers(arguments) => import_users::import_users(&config, &arguments).await,
             Command::Sessions(arguments) => sessions::sessions(&config, &arguments).await,
             Command::Confirm(arguments) => confirm::confirm(&config, &arguments).await,
             Command::Reload => reload::reload(&config).await,
@@ -127,4 +135,14 @@ fn fail_config(problems: &[crate::config::Problem]) -> ExitCode {
 /// `1 mistake`, `2 mistakes`.
 fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_arguments_of_all_commands_are_sound() {
+        super::Arguments::command().debug_assert();
+    }
 }

@@ -11,6 +11,7 @@ mod directory;
 mod locate;
 mod model;
 mod names;
+mod naming;
 mod raw;
 mod routing;
 mod template;
@@ -37,6 +38,7 @@ pub use model::{
     WatchMode,
 };
 pub use names::{cipher_suite, host_key};
+pub use naming::Naming;
 pub use watch::Meaning;
 
 /// A duration as it is written in the configuration, for arguments of commands.
@@ -45,6 +47,34 @@ pub use watch::Meaning;
 /// What is wrong with it.
 pub fn duration(text: &str) -> Result<std::time::Duration, String> {
     units::DURATION.parse(text).map(std::time::Duration::from_millis).map_err(|error| error.to_string())
+}
+
+/// A DN with placeholders as `user_dn` has it, for arguments of commands.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn dn_template(text: &str) -> Result<Template, String> {
+    match template::user_dn(text) {
+        Ok(template::UserName::Dn(template)) => Ok(template),
+        Ok(template::UserName::Principal(_)) => Err("not a DN like uid={login},ou=people,dc=example,dc=com".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A base DN as in the configuration, for arguments of commands.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn base_dn(text: &str) -> Result<String, String> {
+    template::base_dn(text).map_err(|error| error.to_string())
+}
+
+/// An attribute's name as in the configuration, for arguments of commands.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn attribute(text: &str) -> Result<String, String> {
+    names::attribute(text).map_err(|error| error.to_string())
 }
 
 use locate::Lines;

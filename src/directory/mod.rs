@@ -10,6 +10,7 @@ mod ber;
 mod connection;
 mod health;
 pub mod ldap;
+mod listing;
 mod look;
 mod policy;
 mod pool;
@@ -32,6 +33,7 @@ use crate::outcome::AccountState;
 use crate::secret::Secret;
 
 pub use ldap::Ldap;
+pub use listing::Listed;
 pub use policy::Said;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use policy::trial as bind_answer_trial;

@@ -69,20 +69,36 @@ pub(super) fn parts(message: StructureTag) -> Option<(String, Vec<Values>)> {
 #[expect(clippy::option_option, reason = "no entry at all, and one that is not looked into")]
 pub(super) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Option<Shown>> {
     let (dn, attributes) = parts(message)?;
+    Some(shown(&dn, &attributes, wanted))
+}
+
+/// What is wanted of an entry's attributes; `None` if one of them is out of bounds.
+pub(super) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> Option<Shown> {
     if dn.len() > MAX_DN {
-        return Some(None);
+        return None;
     }
     let entry = Entry::named(dn.into());
     let mut shown = Shown { entry, modified: None, modified_by: None };
-    for (description, values) in &attributes {
+    for (description, values) in attributes {
         let name = base_name(description);
         for (_, meaning) in wanted.0.iter().filter(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes())) {
             if !shown.take(*meaning, name, values) {
-                return Some(None);
+                return None;
             }
         }
     }
-    Some(Some(shown))
+    Some(shown)
+}
+
+/// The values of one attribute as names; none if they are out of bounds.
+pub(super) fn names_of(attributes: &[Values], attribute: &str) -> Vec<String> {
+    let mut list = Vec::new();
+    for (description, values) in attributes {
+        if base_name(description).eq_ignore_ascii_case(attribute.as_bytes()) && !names(values, &mut list) {
+            return Vec::new();
+        }
+    }
+    list
 }
 
 impl Shown {

@@ -14,7 +14,7 @@ const FLOORS: [&[&str]; 10] = [
     &["directory"],
     &["cache", "known", "registry", "route"],
     &["authn", "backend", "follow", "relay"],
-    &["files", "report", "snapshot"],
+    &["cutover", "files", "report", "snapshot"],
     &["session"],
     &["admin", "listener"],
     &["cli", "demo", "lib", "main", "server", "trial"],

@@ -11,6 +11,7 @@ mod backend;
 mod cache;
 mod capabilities;
 mod cli;
+mod cutover;
 #[cfg(feature = "demo")]
 mod demo;
 mod dialogue;

@@ -1,0 +1,195 @@
+//! `usher import-users`: the users.txt of an nginx recipe as LDIF. Prints; changes nothing.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, count, fail, fail_config, progress};
+use crate::config::{self, Config, Find, Naming, Template, TemplatePart};
+use crate::cutover::import::{Hosts, Import};
+use crate::cutover::ldif::{Replace, comment};
+use crate::cutover::recipe::Recipe;
+use crate::directory::Ldap;
+use crate::files;
+use crate::metrics::Metrics;
+
+/// What most directories call a login name.
+const USUAL_LOGIN: &str = "uid";
+/// `mail_host_attribute` where nothing is configured.
+const USUAL_HOST: &str = "mailHost";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The recipe's users.txt, one name a line; - is standard input
+    #[arg(value_name = "USERS.TXT")]
+    file: PathBuf,
+    /// Where the recipe sends who is in the file: a backend's name, or a value of the mail host attribute
+    #[arg(long, value_name = "NAME")]
+    backend: String,
+    /// Where it sends everybody else; routing.default if it is not given
+    #[arg(long, value_name = "NAME")]
+    default: Option<String>,
+    /// Write the default for everybody who is not in the file and has no mail host
+    #[arg(long)]
+    write_default: bool,
+    /// Where the users are; directory.base if it is not given
+    #[arg(long, value_name = "DN", value_parser = config::base_dn)]
+    base: Option<String>,
+    /// The attribute that holds the login name; what the filter compares with it if it is not given
+    #[arg(long, value_name = "ATTRIBUTE", value_parser = config::attribute)]
+    login_attribute: Option<String>,
+    /// The attribute to set; directory.mail_host_attribute if it is not given
+    #[arg(long, value_name = "ATTRIBUTE", value_parser = config::attribute)]
+    mail_host_attribute: Option<String>,
+    /// Ask no directory: make each DN of this, such as "uid={login},ou=people,dc=example,dc=com"
+    #[arg(long, value_name = "TEMPLATE", value_parser = config::dn_template)]
+    dn: Option<Template>,
+    /// With --dn: everybody's login name, one a line, to tell whom the recipe's strpos sent elsewhere
+    #[arg(long, value_name = "FILE", requires = "dn")]
+    everybody: Option<PathBuf>,
+}
+
+pub(super) async fn import_users(file: &Path, arguments: &Arguments) -> ExitCode {
+    let recipe = match read(&arguments.file) {
+        Ok(recipe) => recipe,
+        Err(code) => return code,
+    };
+    let template = match &arguments.dn {
+        Some(template) => Some(template.clone()),
+        // Without a configuration there is no directory to ask; where the users are is enough.
+        None if !file.exists() => match &arguments.base {
+            Some(base) => Some(template_below(base, arguments.login_attribute.as_deref().unwrap_or(USUAL_LOGIN))),
+            None => {
+                let words = "without a configuration give --base, or --dn \"uid={login},ou=people,dc=example,dc=com\"";
+                return fail(USAGE, format!("{}: no such file; {words}", file.display()));
+            }
+        },
+        None => None,
+    };
+    let Some(template) = template else { return online(file, arguments, &recipe).await };
+    let everybody = match arguments.everybody.as_deref().map(read).transpose() {
+        Ok(everybody) => everybody,
+        Err(code) => return code,
+    };
+    let hosts = Hosts { backend: arguments.backend.clone(), default: arguments.default.clone() };
+    let import = Import::offline(&recipe, &template, &hosts, everybody.as_ref());
+    let attribute = arguments.mail_host_attribute.as_deref().unwrap_or(USUAL_HOST);
+    finish(&import, attribute, arguments, "no directory was asked: ldapmodify tells which DNs do not exist")
+}
+
+fn read(path: &Path) -> Result<Recipe, ExitCode> {
+    Recipe::read(path).map_err(|error| fail(NO_INPUT, format!("{} cannot be read: {error}", path.display())))
+}
+
+/// `uid={login},BASE`.
+fn template_below(base: &str, attribute: &str) -> Template {
+    let text = |text: String| TemplatePart::Text(text);
+    let behind = if base.is_empty() { String::new() } else { format!(",{base}") };
+    Template { parts: vec![text(format!("{attribute}=")), TemplatePart::Login, text(behind)] }
+}
+
+async fn online(file: &Path, arguments: &Arguments, recipe: &Recipe) -> ExitCode {
+    let mut config = match config::load(file) {
+        Ok(config) => config,
+        Err(mistakes) => return fail_config(&mistakes.problems),
+    };
+    if let Some(attribute) = &arguments.mail_host_attribute {
+        config.directory.mail_host_attribute.clone_from(attribute);
+    }
+    if let (Some(given), Find::Search { base, .. } | Find::Principal { base, .. }) =
+        (&arguments.base, &mut config.directory.find)
+    {
+        base.clone_from(given);
+    }
+    let tls = match files::directory(&config.directory, &config.place) {
+        Ok(tls) => tls,
+        Err(problems) => return fail_config(&problems),
+    };
+    let default = arguments.default.as_ref().or(config.routing.default.as_ref());
+    let hosts = host(&config, &arguments.backend, "--backend").and_then(|backend| {
+        let default = default.map(|name| host(&config, name, "--default")).transpose()?;
+        Ok(Hosts { backend, default })
+    });
+    let hosts = match hosts {
+        Ok(hosts) => hosts,
+        Err(code) => return code,
+    };
+    let naming = match naming(&config, arguments.login_attribute.as_deref()) {
+        Ok(naming) => naming,
+        Err(code) => return code,
+    };
+    let directory = Ldap::new(&config.directory, tls, Arc::new(Metrics::new()));
+    let done = AtomicUsize::new(0);
+    let asked = Import::online(recipe, (&config, &directory, &naming), &hosts, arguments.write_default, &done);
+    match progress::watched(&done, "entries read", false, asked).await {
+        Ok(import) => finish(&import, &config.directory.mail_host_attribute, arguments, ""),
+        Err(error) => fail(UNAVAILABLE, format!("nothing is printed: {error}")),
+    }
+}
+
+/// The attributes that name users, by the argument or the configuration.
+pub(super) fn naming(config: &Config, attribute: Option<&str>) -> Result<Vec<Naming>, ExitCode> {
+    let naming = match attribute {
+        Some(attribute) => vec![Naming { attribute: attribute.to_owned(), suffix: String::new() }],
+        None => config.directory.naming(),
+    };
+    if naming.is_empty() {
+        let words = "directory.filter does not tell which attribute holds the login name: give --login-attribute";
+        return Err(fail(USAGE, words));
+    }
+    Ok(naming)
+}
+
+/// The value of the mail host attribute that means this backend.
+fn host(config: &Config, given: &str, argument: &str) -> Result<String, ExitCode> {
+    let backend = backend(config, given, argument)?;
+    let is_value = backend.hosts.contains(&config::host_key(given));
+    Ok(if is_value { given.to_owned() } else { backend.hosts.first().cloned().unwrap_or_else(|| given.to_owned()) })
+}
+
+/// The backend of this name, or with this among its hosts.
+pub(super) fn backend<'a>(config: &'a Config, given: &str, argument: &str) -> Result<&'a config::Backend, ExitCode> {
+    let backends = &config.routing.backends;
+    let named = backends.iter().find(|backend| backend.name == given);
+    let found = named.or_else(|| backends.iter().find(|backend| backend.hosts.contains(&config::host_key(given))));
+    found.ok_or_else(|| {
+        let names: Vec<_> = backends.iter().map(|backend| backend.name.as_str()).collect();
+        fail(USAGE, format!("{argument}: the configuration has no backend {given}; it has {}", names.join(", ")))
+    })
+}
+
+/// Prints the LDIF, and what is to be known beside it.
+fn finish(import: &Import, attribute: &str, arguments: &Arguments, beside: &str) -> ExitCode {
+    if let Err(error) = print(import, attribute, arguments) {
+        return fail(FAILED, format!("the LDIF cannot be written: {error}"));
+    }
+    for remark in &import.remarks {
+        eprintln!("{remark}");
+    }
+    if import.without > 0 {
+        let entries = if import.without == 1 { "entry" } else { "entries" };
+        eprintln!(
+            "{} other {entries} without {attribute}: put `routing.default` into the configuration, or add --write-default",
+            import.without
+        );
+    }
+    if !beside.is_empty() {
+        eprintln!("{beside}");
+    }
+    let problems = import.remarks.iter().filter(|remark| remark.is_problem()).count();
+    eprintln!("{}, {} already right, {} to decide", count(import.changes.len(), "change"), import.settled, problems);
+    ExitCode::from(if problems == 0 && import.without == 0 { OK } else { FAILED })
+}
+
+fn print(import: &Import, attribute: &str, arguments: &Arguments) -> io::Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    writeln!(out, "version: 1")?;
+    let name = arguments.file.display().to_string();
+    writeln!(out, "{}", comment(&format!("{attribute} of who is in {name}, for ldapmodify")))?;
+    for change in &import.changes {
+        write!(out, "{}", Replace { dn: &change.dn, attribute, value: &change.mail_host })?;
+    }
+    out.flush()
+}

@@ -1,0 +1,163 @@
+//! All users of the directory, one page after the other: for what is done once and by hand.
+//!
+//! On a connection of its own, so that no login waits behind it. Nothing of it is kept: who asks takes
+//! each entry before the next one is read. RFC 2696 (paged results).
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
+
+use ldap3::adapters::PagedResults;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::connection::{Connection, Fault, Scope};
+use super::reading::{self, Attributes, Values};
+use super::{Entry, Ldap, Trouble};
+use crate::config::{Find, Naming};
+
+/// Entries in a page.
+const PAGE: i32 = 500;
+/// How long a server may take for the next message.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// An entry among all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its DN.
+    pub dn: String,
+    /// The entry; `None` if it has more or longer values than usher reads.
+    pub entry: Option<Entry>,
+    /// The login names that its attributes say, the most usual first.
+    pub names: Vec<String>,
+}
+
+impl Ldap {
+    /// Tells every entry that a login could find, in the server's order, as the first server shows it
+    /// that can be asked. Ends early, and well, when the receiver is gone.
+    ///
+    /// # Errors
+    /// Why not all of them could be read; those that were told are no whole.
+    pub async fn list(&self, naming: &[Naming], told: mpsc::Sender<Listed>) -> Result<(), Trouble> {
+        let settings = self.settings();
+        let mut trouble = Trouble::NoServiceAccount;
+        let searches = matches!(settings.find, Find::Search { .. });
+        if settings.find.service().is_none() && !searches {
+            return Err(trouble);
+        }
+        for server in self.servers() {
+            let connection = match server.open_as_service().await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    trouble = error;
+                    continue;
+                }
+            };
+            let wanted = Attributes(settings.watched());
+            let pages = Pages { connection, base: settings.users_base(), filter: settings.users_filter() };
+            return pages.tell(settings.allow.filter.as_deref(), &wanted, naming, &told).await.map_err(
+                |end| match end {
+                    End::Fault(Fault::Timeout | Fault::Cut) => Trouble::Timeout,
+                    End::Fault(Fault::Malformed) => Trouble::Malformed { server: server.url.clone() },
+                    End::Fault(Fault::Broken(reason)) => Trouble::Connection { server: server.url.clone(), reason },
+                    End::Refused(code) => Trouble::Result { server: server.url.clone(), operation: "search", code },
+                },
+            );
+        }
+        Err(trouble)
+    }
+}
+
+/// Why a listing ended before its end.
+enum End {
+    Fault(Fault),
+    Refused(u32),
+}
+
+impl From<Fault> for End {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+struct Pages {
+    connection: Connection,
+    base: String,
+    filter: String,
+}
+
+impl Pages {
+    async fn tell(
+        &self,
+        allow: Option<&str>,
+        wanted: &Attributes,
+        naming: &[Naming],
+        told: &mpsc::Sender<Listed>,
+    ) -> Result<(), End> {
+        // Whether an entry matches another filter only the server can say: it is asked once for all.
+        let mut members = HashSet::new();
+        if let Some(allow) = allow {
+            let filter = format!("(&{}{allow})", self.filter);
+            self.search(&filter, vec!["1.1"], async |dn, _| {
+                members.insert(digest(&dn));
+                true
+            })
+            .await?;
+        }
+        let mut attributes = wanted.names();
+        attributes.extend(naming.iter().map(|naming| naming.attribute.as_str()));
+        self.search(&self.filter, attributes, async |dn, values| {
+            let mut entry = reading::shown(&dn, &values, wanted).map(|shown| shown.entry);
+            if let Some(entry) = &mut entry {
+                entry.in_group = allow.is_none() || members.contains(&digest(&dn));
+            }
+            let mut names: Vec<String> = Vec::new();
+            for naming in naming {
+                for value in reading::names_of(&values, &naming.attribute) {
+                    names.extend(
+                        naming.login(&value).filter(|name| !names.iter().any(|n| n == name)).map(str::to_owned),
+                    );
+                }
+            }
+            told.send(Listed { dn, entry, names }).await.is_ok()
+        })
+        .await
+    }
+
+    /// Reads all pages; ends early when somebody has heard enough.
+    async fn search(
+        &self,
+        filter: &str,
+        attributes: Vec<&str>,
+        mut each: impl AsyncFnMut(String, Vec<Values>) -> bool,
+    ) -> Result<(), End> {
+        let connection = &self.connection;
+        let mut ldap = connection.handle();
+        let asked = ldap.streaming_search_with(PagedResults::new(PAGE), &self.base, Scope::Subtree, filter, attributes);
+        let mut answers = in_time(connection.contained(asked)).await?;
+        while let Some(message) = in_time(connection.contained(answers.next())).await? {
+            if message.is_ref() || message.is_intermediate() {
+                continue;
+            }
+            let (dn, values) = reading::parts(message.0).ok_or(Fault::Malformed)?;
+            if !each(dn, values).await {
+                return Ok(());
+            }
+        }
+        match answers.finish().await.rc {
+            0 => Ok(()),
+            code => Err(End::Refused(code)),
+        }
+    }
+}
+
+async fn in_time<T>(asked: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    timeout(SILENCE, asked).await.unwrap_or(Err(Fault::Timeout))
+}
+
+fn digest(dn: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    dn.hash(&mut hasher);
+    hasher.finish()
+}
