@@ -1,0 +1,376 @@
+//! The measurements: logins, idle sessions, bulk, and logins beside bulk.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::client::{Door, Session};
+use super::proc::{Tree, kernel_kib};
+use super::report::Figures;
+
+const MIB: u64 = 1024 * 1024;
+const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
+/// How much a transfer beside logins fetches at a time.
+const MIXED_PIECE: u64 = 4 * MIB;
+/// How many sessions are opened at a time.
+const OPENING: usize = 32;
+/// At how many sessions memory is read.
+const STEPS: [usize; 7] = [1, 10, 100, 1_000, 3_000, 6_000, 9_000];
+/// How long after its sessions a server's memory is watched.
+const AFTERWARDS: Duration = Duration::from_secs(30);
+/// Nothing tells when a server has done what follows a login or an end.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Who logs in: `{}` in the name is a number from `first` on, of `number` users in turn.
+#[derive(Debug, Clone)]
+pub(crate) struct Users {
+    pub(crate) name: String,
+    pub(crate) password: String,
+    pub(crate) first: usize,
+    pub(crate) number: usize,
+}
+
+impl Users {
+    fn name(&self, n: usize) -> String {
+        self.name.replace("{}", &(self.first + n % self.number).to_string())
+    }
+}
+
+/// What is measured, and where.
+pub(crate) struct Bench {
+    /// A door per client: each has its own tickets.
+    pub(crate) doors: Vec<Door>,
+    pub(crate) users: Users,
+    pub(crate) tree: Tree,
+    /// The stub behind the server, to be asked how its handshakes went.
+    pub(crate) stub: Option<Door>,
+}
+
+/// How logins went.
+#[derive(Default)]
+struct Logins {
+    times: Vec<Duration>,
+    resumed: usize,
+    failed: usize,
+    first_failure: Option<io::Error>,
+    lasted: Duration,
+}
+
+impl Logins {
+    fn take(&mut self, login: io::Result<(Duration, bool)>) {
+        match login {
+            Ok((time, resumed)) => {
+                self.times.push(time);
+                self.resumed += usize::from(resumed);
+            }
+            Err(error) => {
+                self.failed += 1;
+                self.first_failure.get_or_insert(error);
+            }
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.times.extend(other.times);
+        self.resumed += other.resumed;
+        self.failed += other.failed;
+        self.first_failure = self.first_failure.take().or(other.first_failure);
+    }
+
+    /// Milliseconds below which this share of the logins was.
+    fn ms(&self, share: f64) -> f64 {
+        let mut times = self.times.clone();
+        times.sort_unstable();
+        let at = (times.len().saturating_sub(1) as f64 * share).round() as usize;
+        times.get(at).map_or(f64::NAN, |time| time.as_secs_f64() * 1_000.0)
+    }
+
+    fn tell(&self, figures: &mut Figures, prefix: &str) {
+        figures.add(&format!("{prefix}p50"), "ms", self.ms(0.5));
+        figures.add(&format!("{prefix}p95"), "ms", self.ms(0.95));
+        figures.add(&format!("{prefix}p99"), "ms", self.ms(0.99));
+        figures.add(&format!("{prefix}logins"), "", self.times.len() as f64);
+        figures.add(&format!("{prefix}logins per second"), "/s", self.times.len() as f64 / self.lasted.as_secs_f64());
+        figures.add(&format!("{prefix}failed"), "", self.failed as f64);
+        if let Some(error) = &self.first_failure {
+            figures.note(format!("first failure: {error}"));
+        }
+    }
+}
+
+/// A login and its end; the time is that from connecting to OK.
+async fn one(door: &Door, user: &str, password: &str) -> io::Result<(Duration, bool)> {
+    let began = Instant::now();
+    let session = door.login(user, password).await?;
+    let took = began.elapsed();
+    let resumed = session.resumed();
+    session.leave().await?;
+    Ok((took, resumed))
+}
+
+impl Bench {
+    /// Logins, each client beginning its next one when the last has ended.
+    async fn closed(&self, number: usize, at_a_time: usize) -> Logins {
+        let next = Arc::new(AtomicUsize::new(0));
+        let began = Instant::now();
+        let mut clients = JoinSet::new();
+        for door in self.doors.iter().cycle().take(at_a_time.min(number)) {
+            let (next, door, users) = (Arc::clone(&next), door.clone(), self.users.clone());
+            clients.spawn(async move {
+                let mut logins = Logins::default();
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= number {
+                        return logins;
+                    }
+                    logins.take(one(&door, &users.name(n), &users.password).await);
+                }
+            });
+        }
+        let mut all = Logins::default();
+        while let Some(logins) = clients.join_next().await {
+            all.add(logins.unwrap_or_default());
+        }
+        all.lasted = began.elapsed();
+        all
+    }
+
+    /// Logins that begin at their time, however the earlier ones do; timed from when they should
+    /// have begun.
+    async fn open(&self, number: usize, rate: f64) -> Logins {
+        let began = Instant::now();
+        let mut clients = JoinSet::new();
+        for n in 0..number {
+            let due = began + Duration::from_secs_f64(n as f64 / rate);
+            tokio::time::sleep_until(due.into()).await;
+            let door = self.doors[n % self.doors.len()].clone();
+            let (user, password) = (self.users.name(n), self.users.password.clone());
+            clients.spawn(async move {
+                let login = one(&door, &user, &password).await;
+                login.map(|(took, resumed)| (due.elapsed().max(took), resumed))
+            });
+        }
+        let mut all = Logins::default();
+        while let Some(login) = clients.join_next().await {
+            all.take(login.unwrap_or_else(|error| Err(io::Error::other(error))));
+        }
+        all.lasted = began.elapsed();
+        all
+    }
+
+    async fn measured(&self, number: usize, at_a_time: usize, rate: Option<f64>) -> (Logins, f64) {
+        let before = self.tree.cpu();
+        let logins = match rate {
+            Some(rate) => self.open(number, rate).await,
+            None => self.closed(number, at_a_time).await,
+        };
+        sleep(SETTLE / 4).await;
+        let cpu = self.tree.cpu() - before;
+        let ms = cpu * 1_000.0 / logins.times.len() as f64;
+        (logins, ms)
+    }
+
+    /// How many connections to the stub that logged in were full handshakes, and how many resumed.
+    async fn handshakes(&self) -> io::Result<Option<(f64, f64)>> {
+        let Some(stub) = &self.stub else { return Ok(None) };
+        let mut session = stub.enter().await?;
+        let line = session.command("XHANDSHAKES").await?;
+        session.leave().await?;
+        let mut numbers = line.split_whitespace().filter_map(|word| word.parse().ok());
+        Ok(numbers.next().zip(numbers.next()))
+    }
+
+    pub(crate) async fn logins(
+        &self,
+        number: usize,
+        at_a_time: usize,
+        rate: Option<f64>,
+        warm_up: usize,
+        figures: &mut Figures,
+    ) -> io::Result<()> {
+        if warm_up > 0 {
+            let logins = self.closed(warm_up, at_a_time.min(OPENING)).await;
+            if let Some(error) = logins.first_failure {
+                return Err(io::Error::other(format!("warming up: {error}")));
+            }
+        }
+        let before = self.handshakes().await?;
+        let (logins, cpu) = self.measured(number, at_a_time, rate).await;
+        figures.add("CPU per login", "ms", cpu);
+        logins.tell(figures, "");
+        figures.add("client resumed", "%", 100.0 * logins.resumed as f64 / logins.times.len() as f64);
+        if let (Some(before), Some(after)) = (before, self.handshakes().await?) {
+            let (full, resumed) = (after.0 - before.0, after.1 - before.1);
+            figures.add("backend resumed", "%", 100.0 * resumed / (full + resumed));
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn idle(&self, number: usize, logins: usize, figures: &mut Figures) -> io::Result<()> {
+        one(&self.doors[0], &self.users.name(0), &self.users.password).await?;
+        sleep(SETTLE).await;
+        let start = self.tree.pss_kib();
+        figures.add("PSS before", "KiB", start);
+        let alone = if logins > 0 { Some(self.measured(logins, OPENING, None).await.1) } else { None };
+        sleep(SETTLE).await;
+        let (buffers, slab) = kernel_kib();
+        let (pss, descriptors) = (self.tree.pss_kib(), self.tree.descriptors());
+        let mut sessions = Vec::new();
+        let began = Instant::now();
+        for step in STEPS.into_iter().filter(|step| *step < number).chain([number]) {
+            self.open_up_to(step, &mut sessions).await?;
+            sleep(SETTLE).await;
+            let now = kernel_kib();
+            figures.add(&format!("PSS at {step}"), "KiB", self.tree.pss_kib());
+            figures.add(&format!("descriptors at {step}"), "", self.tree.descriptors());
+            figures.add(&format!("slab of the machine at {step}"), "KiB", now.1 - slab);
+            figures.add(&format!("TCP buffers of the machine at {step}"), "KiB", now.0 - buffers);
+        }
+        figures.add("opened in", "s", began.elapsed().as_secs_f64());
+        let per_session = (self.tree.pss_kib() - pss) / number as f64;
+        figures.add("PSS per session", "KiB", per_session);
+        figures.add("descriptors per session", "", (self.tree.descriptors() - descriptors) / number as f64);
+        if let Some(alone) = alone {
+            let among = self.measured(logins, OPENING, None).await.1;
+            figures.add("CPU per login, none open", "ms", alone);
+            figures.add("CPU per login, all open", "ms", among);
+            figures.add("CPU per login, all open / none open", "x", among / alone);
+        }
+        self.afterwards(sessions, start, figures).await;
+        Ok(())
+    }
+
+    async fn open_up_to(&self, number: usize, sessions: &mut Vec<Session>) -> io::Result<()> {
+        let next = Arc::new(AtomicUsize::new(sessions.len()));
+        let mut clients = JoinSet::new();
+        for door in self.doors.iter().cycle().take(OPENING) {
+            let (next, door, users) = (Arc::clone(&next), door.clone(), self.users.clone());
+            clients.spawn(async move {
+                let mut opened = Vec::new();
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= number {
+                        return Ok::<_, io::Error>(opened);
+                    }
+                    opened.push(door.login(&users.name(n), &users.password).await?);
+                }
+            });
+        }
+        while let Some(opened) = clients.join_next().await {
+            sessions.extend(opened.map_err(io::Error::other)??);
+        }
+        Ok(())
+    }
+
+    /// What is left of the memory when everybody has left.
+    async fn afterwards(&self, sessions: Vec<Session>, start: f64, figures: &mut Figures) {
+        let mut leaving = JoinSet::new();
+        for session in sessions {
+            leaving.spawn(session.leave());
+        }
+        while leaving.join_next().await.is_some() {}
+        let left = Instant::now();
+        let (mut least, mut back) = (f64::INFINITY, None);
+        while left.elapsed() < AFTERWARDS && (back.is_none() || least > start * 1.2) {
+            sleep(SETTLE / 2).await;
+            least = least.min(self.tree.pss_kib());
+            if least < 1.5 * start {
+                back.get_or_insert(left.elapsed());
+            }
+        }
+        figures.add("PSS after all have left", "KiB", least);
+        figures.add("PSS after / before", "x", least / start);
+        if let Some(back) = back {
+            figures.add("under 1.5 x before after", "s", back.as_secs_f64());
+        }
+    }
+
+    pub(crate) async fn bulk(&self, number: usize, mib: u64, up: bool, figures: &mut Figures) -> io::Result<()> {
+        let mut sessions = Vec::new();
+        self.open_up_to(number, &mut sessions).await?;
+        for session in &mut sessions {
+            // Each has moved something before: windows and buffers have grown.
+            transfer(session, MIB, up).await?;
+        }
+        let (cpu, began) = (self.tree.cpu(), Instant::now());
+        let mut transfers = JoinSet::new();
+        for mut session in sessions {
+            transfers.spawn(async move { transfer(&mut session, mib * MIB, up).await.map(|()| session) });
+        }
+        let mut done = Vec::new();
+        while let Some(session) = transfers.join_next().await {
+            done.push(session.map_err(io::Error::other)??);
+        }
+        let (cpu, lasted) = (self.tree.cpu() - cpu, began.elapsed().as_secs_f64());
+        let gib = (number as u64 * mib * MIB) as f64 / GIB;
+        figures.add("CPU per GiB", "s", cpu / gib);
+        figures.add("throughput", "GiB/s", gib / lasted);
+        for session in done {
+            let _ = session.leave().await;
+        }
+        Ok(())
+    }
+
+    /// Logins one at a time, alone and beside transfers that go on all the while.
+    pub(crate) async fn mixed(&self, number: usize, logins: usize, figures: &mut Figures) -> io::Result<()> {
+        let alone = self.closed(logins, 1).await;
+        let moved = Arc::new(AtomicU64::new(0));
+        let enough = Arc::new(AtomicBool::new(false));
+        // In a thread of its own, or the logins would wait for this program's own transfers.
+        let transfers = {
+            let (moved, enough) = (Arc::clone(&moved), Arc::clone(&enough));
+            let (doors, users) = (self.doors.clone(), self.users.clone());
+            std::thread::spawn(move || transfers(&doors, &users, number, &moved, &enough))
+        };
+        while moved.load(Ordering::Relaxed) < number as u64 * MIXED_PIECE && !transfers.is_finished() {
+            sleep(SETTLE / 10).await;
+        }
+        let (began, before) = (Instant::now(), moved.load(Ordering::Relaxed));
+        let beside = self.closed(logins, 1).await;
+        let gib = (moved.load(Ordering::Relaxed) - before) as f64 / GIB;
+        let rate = gib / began.elapsed().as_secs_f64();
+        enough.store(true, Ordering::Relaxed);
+        transfers.join().map_err(|_| io::Error::other("the transfers panicked"))??;
+        alone.tell(figures, "alone: ");
+        beside.tell(figures, "beside bulk: ");
+        figures.add("p99 beside bulk / alone", "x", beside.ms(0.99) / alone.ms(0.99));
+        figures.add("throughput meanwhile", "GiB/s", rate);
+        Ok(())
+    }
+}
+
+/// Downloads by so many sessions until it is enough.
+fn transfers(
+    doors: &[Door],
+    users: &Users,
+    number: usize,
+    moved: &Arc<AtomicU64>,
+    enough: &Arc<AtomicBool>,
+) -> io::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let mut transfers = JoinSet::new();
+        for (n, door) in doors.iter().cycle().take(number).enumerate() {
+            let mut session = door.login(&users.name(n), &users.password).await?;
+            let (moved, enough) = (Arc::clone(moved), Arc::clone(enough));
+            transfers.spawn(async move {
+                while !enough.load(Ordering::Relaxed) {
+                    session.download(MIXED_PIECE).await?;
+                    moved.fetch_add(MIXED_PIECE, Ordering::Relaxed);
+                }
+                session.leave().await
+            });
+        }
+        while let Some(ended) = transfers.join_next().await {
+            ended.map_err(io::Error::other)??;
+        }
+        Ok(())
+    })
+}
+
+async fn transfer(session: &mut Session, size: u64, up: bool) -> io::Result<()> {
+    if up { session.upload(size).await } else { session.download(size).await }
+}
