@@ -22,6 +22,8 @@ const OPENING: usize = 32;
 const STEPS: [usize; 7] = [1, 10, 100, 1_000, 3_000, 6_000, 9_000];
 /// How long after its sessions a server's memory is watched.
 const AFTERWARDS: Duration = Duration::from_secs(30);
+/// No login of a series begins later than this: a server that starves them would keep us for hours.
+const LONGEST: Duration = Duration::from_secs(60);
 /// Nothing tells when a server has done what follows a login or an end.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -124,7 +126,7 @@ impl Bench {
                 let mut logins = Logins::default();
                 loop {
                     let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= number {
+                    if n >= number || began.elapsed() > LONGEST {
                         return logins;
                     }
                     logins.take(one(&door, &users.name(n), &users.password).await);
@@ -326,7 +328,11 @@ impl Bench {
             let (doors, users) = (self.doors.clone(), self.users.clone());
             std::thread::spawn(move || transfers(&doors, &users, number, &moved, &enough))
         };
-        while moved.load(Ordering::Relaxed) < number as u64 * MIXED_PIECE && !transfers.is_finished() {
+        let begun = Instant::now();
+        while moved.load(Ordering::Relaxed) < number as u64 * MIXED_PIECE
+            && !transfers.is_finished()
+            && begun.elapsed() < LONGEST / 2
+        {
             sleep(SETTLE / 10).await;
         }
         let (began, before) = (Instant::now(), moved.load(Ordering::Relaxed));

@@ -1,0 +1,139 @@
+//! What a decision costs: known or not, with few and with many users in the cache.
+//!
+//! The directory is an LDAP server in this process that says yes to everything at once, over
+//! loopback: a question costs what usher, the kernel and that server take, and no password hash.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a program for developers, and criterion's macros"
+)]
+
+use std::hint::black_box;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use futures_util::{SinkExt as _, StreamExt as _};
+use ldap3_proto::proto::{LdapBindResponse, LdapOp, LdapResult};
+use ldap3_proto::{LdapCodec, LdapFilter, LdapMsg, LdapPartialAttribute, LdapResultCode, LdapSearchResultEntry};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::codec::Framed;
+use usher::authn::{Ask, Authenticator, DecidedBy};
+use usher::cache::Cache;
+use usher::directory::Login;
+use usher::directory::ldap::Ldap;
+use usher::known::Known;
+use usher::metrics::Metrics;
+use usher::secret::Secret;
+
+/// How many questions are under way while the cache is filled.
+const FILLING: usize = 16;
+
+/// Answers everything with yes.
+async fn serve(tcp: TcpStream) {
+    tcp.set_nodelay(true).unwrap();
+    let mut framed = Framed::new(tcp, LdapCodec::default());
+    let done = || LdapResult {
+        code: LdapResultCode::Success,
+        matcheddn: String::new(),
+        message: String::new(),
+        referral: Vec::new(),
+    };
+    while let Some(Ok(message)) = framed.next().await {
+        let answers = match message.op {
+            LdapOp::BindRequest(_) => vec![LdapOp::BindResponse(LdapBindResponse { res: done(), saslcreds: None })],
+            LdapOp::SearchRequest(search) => {
+                let found = match search.filter {
+                    LdapFilter::Equality(_, uid) => Some(LdapOp::SearchResultEntry(LdapSearchResultEntry {
+                        dn: format!("uid={uid},dc=example"),
+                        attributes: vec![LdapPartialAttribute {
+                            atype: "mailHost".into(),
+                            vals: vec![b"server3".into()],
+                        }],
+                    })),
+                    _ => None,
+                };
+                found.into_iter().chain([LdapOp::SearchResultDone(done())]).collect()
+            }
+            _ => Vec::new(),
+        };
+        for op in answers {
+            framed.send(LdapMsg { msgid: message.msgid, op, ctrl: Vec::new() }).await.unwrap();
+        }
+    }
+}
+
+async fn directory() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            tokio::spawn(serve(tcp));
+        }
+    });
+    address
+}
+
+fn authenticator(directory: SocketAddr) -> Authenticator {
+    let text = format!(
+        "listeners: [{{protocol: imap, address: '127.0.0.1:0', tls: implicit}}]
+tls: {{certificates: [{{chain: chain.pem, key: key.pem}}]}}
+directory: {{servers: ['ldap://{directory}'], base: dc=example, filter: '(uid={{login}})', watch: off}}
+routing: {{backends: [{{name: server3, imap: {{address: '127.0.0.1:9', tls: implicit}}}}]}}
+cache: {{ttl: 1d, capacity: 1000000}}
+"
+    );
+    let config = usher::config::parse(Path::new("bench.yaml"), &text).unwrap();
+    let ldap = Ldap::new(&config.directory, None, Arc::new(Metrics::new()));
+    let known = Arc::new(Known::new(1_000_000, Duration::from_secs(600)));
+    Authenticator::new(Arc::new(ldap), Arc::new(Cache::new(&config.cache)), known, 1_000)
+}
+
+fn user(number: usize) -> Login {
+    Login::parse(format!("user{number}").as_bytes()).unwrap()
+}
+
+async fn fill(authn: &Authenticator, password: &Secret, users: usize) {
+    let decided = futures_util::stream::iter(0..users)
+        .map(|n| async move { authn.decide(&user(n), password, Ask::Cached).await.result.is_ok() })
+        .buffer_unordered(FILLING);
+    assert!(decided.all(std::future::ready).await, "the directory says yes");
+}
+
+fn decision(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let address = runtime.block_on(directory());
+    let password = Secret::copy_of(b"secret word");
+    let mut group = criterion.benchmark_group("decision");
+    for users in [10, 10_000, 100_000] {
+        let authn = authenticator(address);
+        runtime.block_on(fill(&authn, &password, users));
+        let mut next = 0;
+        group.bench_function(BenchmarkId::new("cached", users), |bencher| {
+            bencher.iter(|| {
+                // In an order in which no cache of the processor helps.
+                next = (next + 7_919) % users;
+                let decision = authn.recall(&user(next), &password).unwrap();
+                assert_eq!(decision.by, DecidedBy::Cache);
+                black_box(decision)
+            });
+        });
+        let mut fresh = users;
+        group.bench_function(BenchmarkId::new("asked: search and bind", users), |bencher| {
+            bencher.iter(|| {
+                fresh += 1;
+                let decision = runtime.block_on(authn.decide(&user(fresh), &password, Ask::Cached));
+                assert_eq!(decision.by, DecidedBy::Directory);
+                decision
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decision);
+criterion_main!(benches);
