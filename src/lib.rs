@@ -9,7 +9,7 @@
 //! - 5: [`authn`] (the decision), [`follow`] (what follows from changes), [`backend`], [`relay`]
 //! - 6: [`files`] (what a config's files hold), [`snapshot`] (what it all means), [`report`] (the `login` and `end` events),
 //!   [`cutover`] (where would everybody go, and what an nginx recipe becomes)
-//! - 7: [`session`]: the life of a login, top to bottom
+//! - 7: [`session`]: the life of a login, top to bottom; [`inspect`] (is all well at the servers?)
 //! - 8: [`listener`], [`admin`]
 //! - 9: [`server`], [`cli`], `demo`; `trial` (what must hold for any input, for the fuzz targets)
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic))]
@@ -26,6 +26,7 @@ pub mod demo;
 pub mod directory;
 pub mod files;
 pub mod follow;
+pub mod inspect;
 pub mod known;
 pub mod listener;
 pub mod log;

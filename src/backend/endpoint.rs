@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::health::Attempt;
+use super::inspect::Sight;
 use super::pool::{Look, Outlook, Pool, Proof};
 use super::{BackendError, Service, Talk};
 use crate::config::{Forward, Probe};
@@ -135,7 +136,7 @@ impl Endpoint {
             let approach = async {
                 let mut tcp = tcp?;
                 announce(&mut tcp, header).await?;
-                Talk::approach(self, tcp, settings.clone()).await
+                Talk::approach(self, tcp, settings.clone(), None).await
             };
             error = match timeout_at(until, approach).await.unwrap_or_else(|_| Err(self.late())) {
                 Ok(talk) => {
@@ -273,6 +274,38 @@ impl Endpoint {
         if self.pool.settings.probe == Probe::Tcp && !look.is_about_return() {
             return Ok(None);
         }
+        match self.converse(look.attempt.address, tcp, None, None).await {
+            // It greets, but does not let this nobody in; nor was that the question.
+            Err(BackendError::Fault(BackFault::NoMechanism)) if self.account.is_none() => Ok(Some(Proof::Greeting)),
+            conversed => conversed.map(Some),
+        }
+    }
+
+    /// Looks at one address as far as a login can be looked at without a user; `sight` keeps what is seen.
+    pub(super) async fn inspect(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        service: Option<&Service>,
+        sight: &mut Sight,
+    ) -> Result<Proof, BackendError> {
+        let looked = async {
+            let mut tcp = connect(address, Instant::now() + self.timeout, self.late()).await.tcp?;
+            sight.connected = true;
+            announce(&mut tcp, &self.header(None)).await?;
+            self.converse(address, tcp, service, Some(sight)).await
+        };
+        timeout(self.timeout, looked).await.unwrap_or_else(|_| Err(self.late()))
+    }
+
+    /// From the connection to a login that is about to be sent, or with the probe's account further. A
+    /// service account's name is shown, as a login would show it; its password is not sent.
+    async fn converse(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        tcp: TcpStream,
+        service: Option<&Service>,
+        sight: Option<&mut Sight>,
+    ) -> Result<Proof, BackendError> {
         let (login, password) = match &self.account {
             Some(account) => (account.login.clone().into_bytes(), account.password.clone()),
             None => (Vec::new(), Secret::new(Vec::new())),
@@ -281,23 +314,18 @@ impl Endpoint {
         // usher speaks for itself, so that a backend that does not trust it is found out.
         let own = tcp.local_addr().ok().map(|own| Origin { client: own, local: own, session: PROBE.to_owned() });
         let forward = own.and_then(|own| self.introduction(&own));
-        let (service, untagged_limit) = (None, self.untagged_limit);
+        // The probe's account is its own, and vouches for nobody.
+        let service = service.filter(|_| self.account.is_none()).map(|service| service.login.clone().into_bytes());
+        let untagged_limit = self.untagged_limit;
         let settings = BackSettings { tls: self.tls, login, password, service, forward, untagged_limit, host };
-        let talk = match Talk::approach(self, tcp, settings).await {
-            Ok(talk) => talk,
-            // It greets, but does not let this nobody in; nor was that the question.
-            Err(BackendError::Fault(BackFault::NoMechanism)) if self.account.is_none() => {
-                return Ok(Some(Proof::Greeting));
-            }
-            Err(error) => return Err(error),
-        };
-        self.learn(look.attempt.address, &talk);
+        let talk = Talk::approach(self, tcp, settings, sight).await?;
+        self.learn(address, &talk);
         let (mut stream, proof) = match self.account {
             Some(_) => (talk.log_in().await?.stream, Proof::Login),
             None => (talk.hang_up(), Proof::Greeting),
         };
         let _ = timeout(PARTING, stream.shutdown()).await;
-        Ok(Some(proof))
+        Ok(proof)
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod endpoint;
 mod health;
+pub mod inspect;
 pub mod offers;
 mod pool;
 mod resolve;
@@ -36,6 +37,7 @@ use crate::secret::{Secret, SecretBuf};
 use crate::tls::stream::Stream;
 use endpoint::Endpoint;
 use health::Standing;
+use inspect::Sight;
 use pool::{Pool, Proof};
 use state::State;
 
@@ -395,7 +397,13 @@ struct Talk {
 impl Talk {
     /// From the connection to the login, which is written but not sent: a login has not begun yet,
     /// and a look at the server ends here.
-    async fn approach(endpoint: &Endpoint, tcp: TcpStream, settings: BackSettings) -> Result<Self, BackendError> {
+    /// `sight` keeps what an operator may want to see of it.
+    async fn approach(
+        endpoint: &Endpoint,
+        tcp: TcpStream,
+        settings: BackSettings,
+        mut sight: Option<&mut Sight>,
+    ) -> Result<Self, BackendError> {
         let stream = match endpoint.tls {
             BackTls::Implicit => endpoint.start_tls(tcp).await?,
             BackTls::StartTls | BackTls::Plaintext => Stream::Plain(tcp),
@@ -404,7 +412,13 @@ impl Talk {
         let (input, out) = (SecretBuf::new(), SecretBuf::new());
         let mut talk = Self { stream, dialogue, input, out, step: BackStep::NeedMore };
         loop {
+            if let Some(sight) = &mut sight {
+                sight.heard(&talk.stream, talk.input.as_slice());
+            }
             talk.step = talk.dialogue.step(&mut talk.input, &mut talk.out);
+            if let Some(sight) = &mut sight {
+                sight.listed = talk.dialogue.capabilities();
+            }
             if talk.dialogue.has_asked() {
                 return Ok(talk);
             }

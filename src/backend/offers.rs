@@ -61,6 +61,13 @@ impl Offers {
         offer.map_or_else(Arc::default, |offer| Arc::clone(&offer.capabilities))
     }
 
+    /// What single backends have beyond what all of this protocol have, in an operator's words; empty if
+    /// they can do the same.
+    #[must_use]
+    pub fn differences(&self, protocol: &Protocol) -> String {
+        self.by_protocol.get(protocol.name).map(|offer| offer.load().differences.clone()).unwrap_or_default()
+    }
+
     /// Learns what has changed. To be called several times a second.
     pub fn refresh(&self, backends: &[Backend], metrics: &Metrics) {
         for protocol in PROTOCOLS {

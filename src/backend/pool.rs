@@ -149,6 +149,13 @@ impl Pool {
         });
     }
 
+    /// Asks the resolver now, and takes over what it says.
+    pub(super) async fn resolve(&self) -> Result<Vec<SocketAddr>, BackendError> {
+        let answer = look_up(&self.configured, &self.own).await;
+        self.roster().learn(answer.clone());
+        Ok(answer?)
+    }
+
     /// Begins a look at each address that is down, for a login's sake: at once if it has no other.
     pub(super) fn begin_looks(self: &Arc<Self>) -> Vec<Look> {
         let pause = if self.roster().usable() == 0 { SPACING } else { SUSPICION };

@@ -55,7 +55,7 @@ enum Command {
     /// Serve until SIGTERM or SIGINT; SIGHUP reloads (the default command)
     Run(run::Arguments),
     /// Read the configuration and every file it names, and say every mistake at once
-    Check,
+    Check(check::Arguments),
     /// Say where a user would be sent, and why
     Explain(explain::Arguments),
     /// Turn the users.txt of an nginx recipe into LDIF that sets everybody's mail host
@@ -102,7 +102,7 @@ pub fn main() -> ExitCode {
     let code = runtime.block_on(async {
         match command {
             Command::Run(arguments) => run::run(config, &arguments).await,
-            Command::Check => check::check(&config),
+            Command::Check(arguments) => check::check(&config, &arguments).await,
             Command::Explain(arguments) => explain::explain(&config, &arguments).await,
             Command::ImportUsers(arguments) => import_users::import_users(&config, &arguments).await,
             Command::Sessions(arguments) => sessions::sessions(&config, &arguments).await,

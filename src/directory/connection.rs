@@ -30,6 +30,7 @@ use super::Entry;
 use super::policy::{self, Bound};
 use super::reading::{Attributes, read_entry};
 use crate::config::LdapScheme;
+use crate::tls;
 
 /// RFC 4511 section 4.14.1.
 const START_TLS: &str = "1.3.6.1.4.1.1466.20037";
@@ -243,7 +244,7 @@ fn told(error: &LdapError) -> Fault {
     }
     let LdapError::Io { source } = error else { return Fault::broken(error) };
     // ldap3's own words for BER that it cannot parse.
-    if source.to_string() == "decoding error" { Fault::Malformed } else { Fault::broken(source) }
+    if source.to_string() == "decoding error" { Fault::Malformed } else { Fault::broken(&tls::describe(source)) }
 }
 
 impl Dial {
@@ -325,7 +326,7 @@ impl Dial {
             });
             near.into_std()
         };
-        joined.await.map_err(|error| Fault::broken(&error))
+        joined.await.map_err(|error| Fault::broken(&tls::describe(&error)))
     }
 }
 

@@ -78,6 +78,10 @@ impl Ldap {
         &self.settings
     }
 
+    pub(super) fn attributes(&self) -> &Arc<Attributes> {
+        &self.attributes
+    }
+
     pub(super) fn servers(&self) -> &[Arc<Server>] {
         self.pool.servers()
     }
@@ -409,7 +413,7 @@ fn look(settings: &config::Directory, attributes: &Arc<Attributes>) -> Look {
 }
 
 /// Where the name alone says whom to bind: that, and the question for the entry that it is.
-fn own(find: &Find, login: &Login, attributes: &Arc<Attributes>) -> Option<(String, Question)> {
+pub(super) fn own(find: &Find, login: &Login, attributes: &Arc<Attributes>) -> Option<(String, Question)> {
     match find {
         Find::Search { .. } => None,
         Find::UserDn { template, .. } => {
@@ -424,12 +428,12 @@ fn own(find: &Find, login: &Login, attributes: &Arc<Attributes>) -> Option<(Stri
     }
 }
 
-fn search(base: &str, filter: String, attributes: &Arc<Attributes>) -> Question {
+pub(super) fn search(base: &str, filter: String, attributes: &Arc<Attributes>) -> Question {
     let attributes = Arc::clone(attributes);
     Question { operation: "search", base: base.to_owned(), scope: Scope::Subtree, filter, attributes }
 }
 
-fn read(dn: String, attributes: &Arc<Attributes>) -> Question {
+pub(super) fn read(dn: String, attributes: &Arc<Attributes>) -> Question {
     let attributes = Arc::clone(attributes);
     Question { operation: "read", base: dn, scope: Scope::Base, filter: ANY.to_owned(), attributes }
 }

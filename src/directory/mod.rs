@@ -8,6 +8,7 @@
 
 mod ber;
 mod connection;
+mod examine;
 mod health;
 pub mod ldap;
 mod listing;
@@ -32,6 +33,7 @@ use std::time::Duration;
 use crate::outcome::AccountState;
 use crate::secret::Secret;
 
+pub use examine::{Counted, Examined, Sample};
 pub use ldap::Ldap;
 pub use listing::Listed;
 pub use policy::Said;

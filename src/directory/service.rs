@@ -144,6 +144,15 @@ impl Server {
     /// Connects and binds as the service account, or stays anonymous where there is none; and sees the
     /// canary, if there is one.
     pub(super) async fn open_as_service(&self) -> Result<Connection, Trouble> {
+        let connection = self.open_bound().await?;
+        if self.look.is_for_canary() {
+            self.show_itself(&connection, Instant::now() + self.patience).await?;
+        }
+        Ok(connection)
+    }
+
+    /// The same without the canary.
+    pub(super) async fn open_bound(&self) -> Result<Connection, Trouble> {
         let mut trace = Trace::default();
         let password = match &self.service {
             Some(account) => Some((account, self.service_password(account).await?)),
@@ -159,9 +168,6 @@ impl Server {
             let bound = bound.map_err(|fault| self.failed("bind", Cause::Look, &fault))?;
             self.verdict("bind", Cause::Look, bound.code, began).map_err(Failure::trouble)?;
             self.service_answer(account, bound)?;
-        }
-        if self.look.is_for_canary() {
-            self.show_itself(&connection, Instant::now() + self.patience).await?;
         }
         Ok(connection)
     }

@@ -227,15 +227,15 @@ impl<'a> Link<'a> {
 
 /// What the root DSE (RFC 4512 section 5.1) tells about following.
 #[derive(Debug, Default)]
-struct RootDse {
+pub(super) struct RootDse {
     /// Content synchronization is offered.
-    syncs: bool,
+    pub(super) syncs: bool,
     /// Active Directory's highestCommittedUSN.
     usn: Option<u64>,
 }
 
 impl RootDse {
-    async fn read(connection: &Connection) -> Result<Self, Fault> {
+    pub(super) async fn read(connection: &Connection) -> Result<Self, Fault> {
         let asked = async {
             let names = vec!["supportedControl", "highestCommittedUSN"];
             let mut ldap = connection.handle();

@@ -35,6 +35,8 @@ pub struct Facts {
     pub names: Vec<String>,
     /// The last second of its validity, Unix time.
     pub not_after: i64,
+    /// Who issued it: a DN in the certificate's own words.
+    pub issuer: String,
     /// Its SubjectPublicKeyInfo, DER.
     pub spki: Vec<u8>,
 }
@@ -58,6 +60,7 @@ impl Facts {
         Ok(Self {
             names,
             not_after: certificate.validity().not_after.timestamp(),
+            issuer: certificate.issuer().to_string(),
             spki: certificate.public_key().raw.to_vec(),
         })
     }

@@ -8,6 +8,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use rustls::pki_types::CertificateDer;
 use rustls::{CommonState, HandshakeKind};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
@@ -85,6 +86,15 @@ impl Stream {
             group: state.negotiated_key_exchange_group().and_then(|group| group.name().as_str()),
             resumed: is_resumed(state),
         })
+    }
+
+    /// The certificates that a server showed, its own first; none in the clear or from a client.
+    #[must_use]
+    pub fn server_certificates(&self) -> &[CertificateDer<'static>] {
+        match self {
+            Self::Client(stream) => stream.get_ref().1.peer_certificates().unwrap_or_default(),
+            Self::Plain(_) | Self::Server(_) => &[],
+        }
     }
 
     /// The name that the client asked for (SNI), as it wrote it.

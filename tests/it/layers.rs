@@ -15,7 +15,7 @@ const FLOORS: [&[&str]; 10] = [
     &["cache", "known", "registry", "route"],
     &["authn", "backend", "follow", "relay"],
     &["cutover", "files", "report", "snapshot"],
-    &["session"],
+    &["inspect", "session"],
     &["admin", "listener"],
     &["cli", "demo", "lib", "main", "server", "trial"],
 ];

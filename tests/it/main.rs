@@ -20,6 +20,7 @@ mod dirsrv;
 mod faults;
 mod flood;
 mod health;
+mod inspect;
 mod layers;
 mod lifecycle;
 mod listener_tls;

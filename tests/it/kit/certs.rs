@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use rcgen::{
@@ -34,13 +35,15 @@ pub(crate) struct Leaf<'a> {
     pub(crate) client: bool,
     pub(crate) rsa: bool,
     pub(crate) expired: bool,
+    /// It ends so many days from now.
+    pub(crate) days: Option<u64>,
     pub(crate) wrong_ca: bool,
 }
 
 impl<'a> Leaf<'a> {
     /// A server's certificate for these names.
     pub(crate) const fn server(names: &'a [&'a str]) -> Self {
-        Self { names, client: false, rsa: false, expired: false, wrong_ca: false }
+        Self { names, client: false, rsa: false, expired: false, days: None, wrong_ca: false }
     }
 }
 
@@ -71,6 +74,10 @@ impl Certificates {
         params.distinguished_name.push(DnType::CommonName, leaf.names[0]);
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(if leaf.expired { 2021 } else { 2049 }, 1, 1);
+        if let Some(days) = leaf.days {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            params.not_after = date_time_ymd(1970, 1, 1) + now + Duration::from_secs(days * 24 * 60 * 60);
+        }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![match leaf.client {
             true => ExtendedKeyUsagePurpose::ClientAuth,

@@ -1,0 +1,226 @@
+//! An examination of every server, for `usher check --connect`: each step that a login or the watch takes,
+//! one after the other, and what came of it.
+//!
+//! On connections of its own, made and bound by the code that serves logins; nobody's password but the
+//! service account's is sent. What an answer means for an operator is for who asked (`inspect`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use ldap3::SearchOptions;
+use ldap3::adapters::{Adapter, EntriesOnly, PagedResults};
+use ldap3::controls::{RawControl, RefreshMode, SyncRequest};
+use tokio::time::{Instant, timeout_at};
+
+use super::connection::{Connection, Fault, Found, Question, Scope};
+use super::ldap::{own, read, search};
+use super::server::Server;
+use super::watch::RootDse;
+use super::{Entry, Ldap, Login, Trace, Trouble, template};
+use crate::config::{Find, WatchMode};
+
+/// How long counting the users may take, and how many are counted.
+const COUNTING: Duration = Duration::from_secs(10);
+const MOST: usize = 200_000;
+/// Entries in a page, as polling asks for.
+const PAGE: i32 = 500;
+
+/// What was found at one server; what was not come to is `None`.
+#[derive(Debug)]
+pub struct Examined {
+    /// Its URL.
+    pub url: Arc<str>,
+    /// The connection, and the certificate that the server showed (DER).
+    pub connection: Result<Option<Vec<u8>>, Trouble>,
+    /// The service account's bind, or an anonymous start where there is no account.
+    pub service: Option<Result<(), Trouble>>,
+    /// The result code of a read of the base, and whether the entry came.
+    pub base: Option<Result<(u32, bool), Trouble>>,
+    /// The sample, found as a login is found.
+    pub sample: Option<Result<Sample, Trouble>>,
+    /// A user who shows a mail host, if there is any.
+    pub with_mail_host: Option<Result<Option<Entry>, Trouble>>,
+    /// Content synchronization: whether it is offered, and the result code of trying it.
+    pub sync: Option<Result<(bool, Option<u32>), Trouble>>,
+    /// How many users the server shows, and the result code: not 0, it shows no more than these.
+    pub users: Option<Result<Counted, Trouble>>,
+    /// Whether it shows the canary.
+    pub canary: Option<Result<(), Trouble>>,
+}
+
+/// What a sample's question brought.
+#[derive(Debug)]
+pub struct Sample {
+    /// What was asked.
+    pub filter: String,
+    /// The result code.
+    pub code: u32,
+    /// How many entries came, of which two are as good as many.
+    pub entries: usize,
+    /// The first of them.
+    pub first: Option<Entry>,
+}
+
+/// How many users a server shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// So many came.
+    pub users: usize,
+    /// The result code; 0 if that were all, or if there was no need to go on.
+    pub code: u32,
+    /// Whether there are more, which were not counted.
+    pub more: bool,
+    /// Whether they were read page by page.
+    pub paged: bool,
+}
+
+impl Ldap {
+    /// Examines every server, all at the same time. The sample is a login name; without one it is the
+    /// canary's, or whoever is found first.
+    pub async fn examine(&self, sample: Option<&Login>) -> Vec<Examined> {
+        join_all(self.servers().iter().map(|server| self.examine_one(server, sample))).await
+    }
+
+    async fn examine_one(&self, server: &Arc<Server>, sample: Option<&Login>) -> Examined {
+        let deadline = || Instant::now() + server.patience;
+        let mut examined = Examined {
+            url: Arc::clone(&server.url),
+            connection: Err(Trouble::Timeout),
+            service: None,
+            base: None,
+            sample: None,
+            with_mail_host: None,
+            sync: None,
+            users: None,
+            canary: None,
+        };
+        examined.connection = match server.connect(deadline(), &mut Trace::default()).await {
+            Ok(connection) => Ok(certificate(&connection, deadline()).await),
+            Err(failure) => Err(failure.trouble()),
+        };
+        if examined.connection.is_err() {
+            return examined;
+        }
+        let connection = match server.open_bound().await {
+            Ok(connection) => connection,
+            Err(trouble) => {
+                examined.service = Some(Err(trouble));
+                return examined;
+            }
+        };
+        examined.service = Some(Ok(()));
+        let settings = self.settings();
+        // Where only the user may read, there is nothing more to be seen.
+        if settings.find.service().is_none() && !matches!(settings.find, Find::Search { .. }) {
+            return examined;
+        }
+        if server.look.is_for_canary() {
+            examined.canary = Some(server.show_itself(&connection, deadline()).await);
+        }
+        let ask = async |question: Question| {
+            let asked = connection.search(&question, server.patience);
+            timeout_at(deadline(), asked).await.unwrap_or(Err(Fault::Timeout)).map_err(|fault| trouble(server, &fault))
+        };
+        let (base, users) = (settings.users_base(), settings.users_filter());
+        let attributes = self.attributes();
+        // The root has no entry that could be read.
+        if !base.is_empty() {
+            let found = ask(read(base.clone(), attributes)).await;
+            examined.base = Some(found.map(|found| (found.code, found.entries > 0)));
+        }
+        let canary = settings.canary.as_ref().and_then(|canary| Login::parse(canary.login.as_bytes()));
+        let question = match (sample.or(canary.as_ref()), &settings.find) {
+            (None, _) => Some(search(&base, users.clone(), attributes)),
+            (Some(login), Find::Search { base, filter, .. }) => {
+                template::filter(filter, login).map(|filter| search(base, filter, attributes))
+            }
+            (Some(login), find) => own(find, login, attributes).map(|(_, question)| question),
+        };
+        if let Some(question) = question {
+            let filter = if question.scope == Scope::Base { question.base.clone() } else { question.filter.clone() };
+            let found = ask(question).await;
+            examined.sample = Some(found.map(|Found { code, entries, first }| Sample { filter, code, entries, first }));
+        }
+        let with = format!("(&{users}({}=*))", settings.mail_host_attribute);
+        let found = ask(search(&base, with, attributes)).await;
+        examined.with_mail_host = Some(found.map(|found| found.first));
+        if settings.watch.mode != WatchMode::Off {
+            let tried = try_sync(&connection, &base, &users).await;
+            examined.sync = Some(tried.map_err(|fault| trouble(server, &fault)));
+        }
+        let by_sync = matches!(examined.sync, Some(Ok((true, Some(0 | 4)))));
+        let paged = !by_sync || settings.watch.mode == WatchMode::Poll;
+        let counted = timeout_at(Instant::now() + COUNTING.saturating_mul(2), count(&connection, &base, &users, paged));
+        let counted = counted.await.unwrap_or(Err(Fault::Timeout));
+        examined.users = Some(counted.map_err(|fault| trouble(server, &fault)));
+        examined
+    }
+}
+
+fn trouble(server: &Server, fault: &Fault) -> Trouble {
+    let server = Arc::clone(&server.url);
+    match fault {
+        Fault::Broken(reason) => Trouble::Connection { server, reason: reason.clone() },
+        Fault::Timeout | Fault::Cut => Trouble::Timeout,
+        Fault::Malformed => Trouble::Malformed { server },
+    }
+}
+
+/// The certificate that the server showed; none in the clear.
+async fn certificate(connection: &Connection, deadline: Instant) -> Option<Vec<u8>> {
+    let mut ldap = connection.handle();
+    let asked = connection.contained(ldap.get_peer_certificate());
+    timeout_at(deadline, asked).await.ok()?.ok()?
+}
+
+/// Whether the server offers content synchronization, and what comes of asking for it: one entry is
+/// enough to see. That it is listed says nothing about this database.
+async fn try_sync(connection: &Connection, base: &str, filter: &str) -> Result<(bool, Option<u32>), Fault> {
+    let until = Instant::now() + COUNTING;
+    let root = timeout_at(until, RootDse::read(connection)).await.map_err(|_| Fault::Timeout)??;
+    if !root.syncs {
+        return Ok((false, None));
+    }
+    let request = SyncRequest { mode: RefreshMode::RefreshOnly, cookie: None, reload_hint: false };
+    let request = RawControl { crit: true, ..request.into() };
+    let asked = async {
+        let mut ldap = connection.handle();
+        let search = ldap
+            .with_controls(request)
+            .with_search_options(SearchOptions::new().sizelimit(1))
+            .streaming_search(base, Scope::Subtree, filter, vec!["1.1"]);
+        let mut answers = connection.contained(search).await?;
+        while connection.contained(answers.next()).await?.is_some() {}
+        Ok(answers.finish().await.rc)
+    };
+    let code = timeout_at(until, asked).await.unwrap_or(Err(Fault::Timeout))?;
+    Ok((true, Some(code)))
+}
+
+/// Counts the users as the watch would read them.
+async fn count(connection: &Connection, base: &str, filter: &str, paged: bool) -> Result<Counted, Fault> {
+    let until = Instant::now() + COUNTING;
+    let mut ldap = connection.handle();
+    let mut adapters: Vec<Box<dyn Adapter<'_, &str, Vec<&str>>>> = vec![Box::new(EntriesOnly::new())];
+    if paged {
+        adapters.push(Box::new(PagedResults::new(PAGE)));
+    }
+    let asked = ldap.streaming_search_with(adapters, base, Scope::Subtree, filter, vec!["1.1"]);
+    let mut answers = connection.contained(asked).await?;
+    let mut users = 0;
+    loop {
+        if users >= MOST || Instant::now() >= until {
+            return Ok(Counted { users, code: 0, more: true, paged });
+        }
+        let next = timeout_at(until, connection.contained(answers.next())).await;
+        match next {
+            Ok(Ok(Some(_))) => users += 1,
+            Ok(Ok(None)) => break,
+            Ok(Err(fault)) => return Err(fault),
+            Err(_elapsed) if users > 0 => return Ok(Counted { users, code: 0, more: true, paged }),
+            Err(_elapsed) => return Err(Fault::Timeout),
+        }
+    }
+    Ok(Counted { users, code: answers.finish().await.rc, more: false, paged })
+}

@@ -1,0 +1,317 @@
+//! `usher check --connect`: what it says of good servers and of bad ones.
+
+use serde_json::{Value, json};
+
+use crate::kit::certs::Leaf;
+use crate::kit::people::SERVICE_DN;
+use crate::kit::process::free_port;
+use crate::kit::scripted::{GREETING, Scripted};
+use crate::kit::slapd::{Options, SYNCPROV, Slapd};
+use crate::kit::usher::command;
+use crate::kit::{Config, cyrus, dovecot, password_of, slapd, world};
+
+/// Runs it; the exit code and what it says.
+fn inspect(config: &Config, arguments: &[&str]) -> (i32, Value) {
+    config.write();
+    let said = command(config, &[&["check", "--connect", "--json"], arguments].concat(), b"");
+    let value = serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:#?}"));
+    (said.code, value)
+}
+
+/// The finding of this name about a server, whose name and protocol stand before it.
+#[track_caller]
+fn finding(report: &Value, kind: &str, name: &str, check: &str) -> Value {
+    let subjects = report["subjects"].as_array().unwrap().iter();
+    let mut subjects = subjects.filter(|subject| subject["kind"] == kind && subject["name"] == name);
+    let found = subjects.find_map(|subject| {
+        subject["findings"].as_array().unwrap().iter().find(|finding| finding["check"] == check).cloned()
+    });
+    found.unwrap_or_else(|| panic!("nothing about {check} of {kind} {name}: {report:#}"))
+}
+
+#[track_caller]
+fn is(finding: &Value, state: &str, words: &[&str]) {
+    assert_eq!(finding["state"], state, "{finding:#}");
+    let text = finding.to_string();
+    assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {finding:#}");
+}
+
+/// A directory alone is looked at; the mail server is well.
+fn directory_of(config: &Config, check: &str) -> (i32, Value) {
+    let url = serde_yaml::from_str::<Value>(&std::fs::read_to_string(config.write()).unwrap()).unwrap();
+    let url = url["directory"]["servers"][0].as_str().unwrap().to_owned();
+    let (code, report) = inspect(config, &[]);
+    (code, finding(&report, "directory", &url, check))
+}
+
+/// The mail server that is looked at, as server3; the directory is well.
+fn backend_of(config: &Config, check: &str) -> (i32, Value) {
+    let (code, report) = inspect(config, &[]);
+    (code, finding(&report, "backend", "server3", check))
+}
+
+#[test]
+fn all_is_well_with_real_servers() {
+    let config = Config::shared();
+    let (code, report) = inspect(&config, &["--sample", "alice@example.com"]);
+    assert_eq!((code, &report["ok"]), (0, &json!(true)), "{report:#}");
+    let url = slapd().tls_url();
+    let directory = |check| finding(&report, "directory", &url, check);
+    is(&directory("connection"), "ok", &["TLS", "ldap.example.com", "usher test CA", "2049-01-01"]);
+    is(&directory("service bind"), "ok", &[SERVICE_DN]);
+    is(&directory("base"), "ok", &["dc=example,dc=com"]);
+    is(&directory("filter"), "ok", &["mail=alice@example.com", "uid=alice,ou=people", "server3"]);
+    is(&directory("mail host"), "ok", &["mailHost is shown"]);
+    is(&directory("size limit"), "ok", &["users are shown"]);
+    for (name, greeting) in [("server3", "server3 is Dovecot"), ("server4", "Cyrus IMAP")] {
+        let backend = |check| finding(&report, "backend", name, check);
+        is(&backend("tcp"), "ok", &[]);
+        is(&backend("tls"), "ok", &["TLSv1_3", &format!("{name}.example.com"), "days"]);
+        is(&backend("greeting"), "ok", &[greeting]);
+        is(&backend("mechanisms"), "ok", &["PLAIN"]);
+        is(&backend("capabilities"), "ok", &["IMAP4rev1"]);
+        is(&backend("login"), "ok", &["could be sent"]);
+    }
+    // Dovecot and Cyrus are not alike, and what they differ in is promised to nobody.
+    is(&finding(&report, "protocol", "imap", "promised"), "ok", &["ID"]);
+    is(&finding(&report, "protocol", "imap", "differs"), "note", &["server3", "IDLE"]);
+
+    // The same for people, and nobody's password anywhere.
+    let said = command(&config, &["check", "--connect"], b"").succeeded();
+    for words in ["backend server3 imap 127.0.0.1:", "ok       greeting      ", "0 problems, 0 warnings"] {
+        assert!(said.stdout.contains(words), "{words}: {said:#?}");
+    }
+    assert!(!said.stdout.contains(&password_of("alice")) && !said.stdout.contains("service secret"));
+    assert!(!said.stderr.contains("looked at"), "no progress where there is no terminal: {said:#?}");
+}
+
+#[test]
+fn other_protocols_are_looked_at_as_well() {
+    let config = Config::shared().speaking("pop3", &[dovecot().pop3s]).set(
+        "/routing/backends/1/managesieve",
+        json!({"address": format!("127.0.0.1:{}", cyrus().sieve), "tls": "starttls", "server_name": "server4.example.com"}),
+    );
+    let (code, report) = inspect(&config, &[]);
+    assert_eq!(code, 0, "{report:#}");
+    let of = |name: &str, protocol: &str| {
+        let mut all = report["subjects"].as_array().unwrap().iter();
+        all.find(|subject| subject["name"] == name && subject["protocol"] == protocol).unwrap().to_string()
+    };
+    let pop3 = of("server3", "pop3");
+    assert!(pop3.contains("+OK server3 is Dovecot") && pop3.contains("PLAIN"), "{pop3}");
+    let sieve = of("server4", "managesieve");
+    assert!(sieve.contains("TLSv1_3") && sieve.contains("PLAIN"), "{sieve}");
+}
+
+#[test]
+fn what_only_some_servers_can_is_a_warning() {
+    // It has no ID, which Cyrus has.
+    let server = Scripted::tls(|peer| {
+        peer.send(GREETING);
+    });
+    let config = Config::with_directory(slapd()).scripted(&server).backend("server4", cyrus().imaps, &["server4"]);
+    let (code, report) = inspect(&config, &[]);
+    assert_eq!(code, 0);
+    is(&finding(&report, "protocol", "imap", "differs"), "warning", &["server4: ", "ID", "`capabilities`"]);
+}
+
+#[test]
+fn certificates_that_do_not_fit_are_told_with_what_to_do() {
+    let wrong_ca = Config::shared().set("/routing/backends/0/ca", json!(world().certificates.wrong_ca()));
+    let (code, found) = backend_of(&wrong_ca, "tls");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["no known authority", "`ca` must name"]);
+
+    let wrong_name = Config::shared().set("/routing/backends/0/imap/server_name", "server9.example.com");
+    let (code, found) = backend_of(&wrong_name, "tls");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["not for server9.example.com", "server3.example.com", "server_name"]);
+
+    let certificates = &world().certificates;
+    let names = &["server3.example.com"];
+    let expired = certificates.leaf("inspect-expired", Leaf { expired: true, ..Leaf::server(names) });
+    let server = Scripted::tls_as(&expired, |peer| {
+        peer.send(GREETING);
+    });
+    let config = Config::with_directory(slapd()).scripted(&server);
+    let (code, found) = backend_of(&config, "tls");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["expired on", "renew"]);
+    // A pin says more than a date.
+    let pinned = config.without("/routing/backends/0/ca").set("/routing/backends/0/pin_sha256", json!([expired.pin]));
+    let (_, found) = backend_of(&pinned, "tls");
+    is(&found, "ok", &["2021-01-01", "pin"]);
+    let other = pinned.set("/routing/backends/0/pin_sha256", json!([world().server4.pin]));
+    let (code, found) = backend_of(&other, "tls");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["not pinned", &expired.pin]);
+}
+
+#[test]
+fn a_certificate_near_its_end_is_a_warning() {
+    let names = &["server3.example.com"];
+    let soon = world().certificates.leaf("inspect-soon", Leaf { days: Some(5), ..Leaf::server(names) });
+    let server = Scripted::tls_as(&soon, |peer| {
+        peer.send(GREETING);
+        peer.answer_everything();
+    });
+    let config = Config::with_directory(slapd()).scripted(&server);
+    let (code, found) = backend_of(&config, "tls");
+    assert_eq!(code, 0, "it works");
+    is(&found, "warning", &["(4 days)", "renew"]);
+    // usher's own is told as well, and without a connection.
+    let own = world().certificates.leaf("inspect-own", Leaf { days: Some(5), ..Leaf::server(&["usher.example.com"]) });
+    let config = config.certificate(&own);
+    config.write();
+    let said = command(&config, &["check"], b"").succeeded();
+    assert!(said.stderr.contains("inspect-own.pem ends until"), "{said:#?}");
+}
+
+#[test]
+fn mail_servers_that_are_away_or_odd_are_told() {
+    let closed = Config::with_directory(slapd()).backend("server3", free_port(), &["server3"]);
+    let (code, found) = backend_of(&closed, "tcp");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["refused", "is the mail server running"]);
+
+    let silent = Scripted::tls(|peer| peer.wait_for_end());
+    let config = Config::with_directory(slapd()).scripted(&silent).set("/routing/backends/0/timeout", "500ms");
+    let (code, found) = backend_of(&config, "greeting");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["no answer within 500ms", "too slow"]);
+
+    let disabled = Scripted::tls(|peer| {
+        peer.send("* OK [CAPABILITY IMAP4rev1 LOGINDISABLED] no\r\n");
+        peer.wait_for_end();
+    });
+    let (code, found) = backend_of(&Config::with_directory(slapd()).scripted(&disabled), "mechanisms");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["no way to log in", "PLAIN"]);
+
+    let odd = Scripted::tls(|peer| {
+        peer.send("HTTP/1.1 400 Bad Request\u{1b}[2J\r\n");
+    });
+    let (_, report) = inspect(&Config::with_directory(slapd()).scripted(&odd), &[]);
+    let greeting = finding(&report, "backend", "server3", "greeting");
+    assert!(greeting["found"].as_str().unwrap().contains(r"\u{1b}[2J"), "no terminal is moved: {greeting}");
+    is(&finding(&report, "backend", "server3", "login"), "problem", &["port of this protocol"]);
+
+    let implicit = Config::shared().set("/routing/backends/0/imap/address", format!("127.0.0.1:{}", dovecot().imap));
+    is(&backend_of(&implicit, "tls").1, "problem", &["does not speak TLS here", "starttls"]);
+    let nowhere = Config::shared().set("/routing/backends/0/imap/address", "nowhere.invalid:993");
+    let (code, found) = backend_of(&nowhere, "name");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["cannot be resolved", "resolver"]);
+}
+
+/// No user's name or password is sent, and a probe's account only where probes log in.
+#[test]
+fn a_login_is_sent_for_the_probe_account_alone() {
+    let server = Scripted::welcoming();
+    let config = Config::with_directory(slapd()).scripted(&server);
+    is(&backend_of(&config, "login").1, "ok", &["could be sent"]);
+    assert!(!server.transcript().contains("AUTHENTICATE"), "{}", server.transcript());
+    let password = config.file("probe.password", "probe secret");
+    let account = json!({"login": "prober", "password_file": password});
+    let config = config.set("/routing/backends/0/probe", "login").set("/routing/backends/0/probe_account", account);
+    is(&backend_of(&config, "login").1, "ok", &["the probe's account got in"]);
+    assert_eq!(server.next_login(), "\0prober\0probe secret");
+}
+
+#[test]
+fn a_directory_that_cannot_be_reached_is_told() {
+    let good = || Config::with_directory(slapd()).backend("server3", dovecot().imaps, &["server3"]);
+    let config = good().set("/directory/ca", json!(world().certificates.wrong_ca()));
+    let (code, found) = directory_of(&config, "connection");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["no known authority", "directory.ca"]);
+
+    let config = good().set("/directory/servers/0", format!("ldaps://127.0.0.1:{}", free_port()));
+    is(&directory_of(&config, "connection").1, "problem", &["refused", "is the directory running"]);
+    let config = good().set("/directory/servers/0", format!("ldaps://127.0.0.1:{}", slapd().port));
+    assert_eq!(directory_of(&config, "connection").1["state"], "problem");
+
+    let other = world().certificates.leaf("inspect-ldap", Leaf::server(&["ldap.example.net"]));
+    let named = Slapd::with(Options { pair: Some(&other), ..Options::default() });
+    let config = Config::with_directory(&named).backend("server3", dovecot().imaps, &["server3"]);
+    is(&directory_of(&config, "connection").1, "problem", &["ldap.example.net", "directory.servers"]);
+
+    let config = good();
+    let wrong = config.file("wrong.password", "wrong");
+    let config = config.set("/directory/bind_password_file", json!(wrong));
+    let (code, found) = directory_of(&config, "service bind");
+    assert_eq!(code, 69);
+    is(&found, "problem", &[SERVICE_DN, "result 49", "wrong.password"]);
+}
+
+#[test]
+fn a_directory_that_shows_too_little_is_told() {
+    let good = || Config::with_directory(slapd()).backend("server3", dovecot().imaps, &["server3"]);
+    let (code, found) = directory_of(&good().set("/directory/base", "ou=nowhere,dc=example,dc=com"), "base");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["ou=nowhere", "result 32", "directory.base"]);
+    let config = good().set("/directory/filter", "(employeeNumber={login})");
+    is(&directory_of(&config, "filter").1, "problem", &["(employeeNumber=*)", "nobody"]);
+
+    let hidden = Slapd::with(Options { access: "access to attrs=mailHost by * none\n", ..Options::default() });
+    let config = Config::with_directory(&hidden).backend("server3", dovecot().imaps, &["server3"]);
+    let (code, found) = directory_of(&config, "mail host");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["no user shows mailHost", "access to attrs"]);
+    let config = config.set("/routing/default", "server3");
+    is(&directory_of(&config, "mail host").1, "warning", &["everybody goes to server3"]);
+
+    let config = good().set("/directory/canary", json!({"login": "alice", "mail_host": "server4"}));
+    let (code, found) = directory_of(&config, "canary");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["not shown"]);
+    let config = good().set("/directory/canary", json!({"login": "alice", "mail_host": "server3"}));
+    is(&directory_of(&config, "canary").1, "ok", &[]);
+}
+
+#[test]
+fn live_changes_and_limits_are_tried_and_not_believed() {
+    let followed = |slapd: &Slapd| {
+        let config = Config::with_directory(slapd).backend("server3", dovecot().imaps, &["server3"]);
+        config.set("/directory/watch", "auto")
+    };
+    let able = Slapd::with(Options { modules: &["syncprov"], database: SYNCPROV, ..Options::default() });
+    is(&directory_of(&followed(&able), "live changes").1, "ok", &["content synchronization"]);
+
+    // slapd lists the control whether or not this database has it.
+    let unable = Slapd::private();
+    let (code, found) = directory_of(&followed(&unable), "live changes");
+    assert_eq!(code, 0);
+    is(&found, "note", &["polling every 30 s", "syncprov"]);
+    let (code, found) = directory_of(&followed(&unable).set("/directory/watch", "sync"), "live changes");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["`watch: sync` wants it"]);
+
+    let limits = format!("limits dn.exact=\"{SERVICE_DN}\" size.soft=5 size.hard=5 size.prtotal=5\n");
+    let limited = Slapd::with(Options { database: &limits, ..Options::default() });
+    let (code, found) = directory_of(&followed(&limited), "size limit");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["first 5 users", "limits dn.exact"]);
+}
+
+#[test]
+fn a_sample_is_found_as_a_login_is() {
+    let config = Config::shared();
+    let url = slapd().tls_url();
+    let sample = |login: &str| {
+        let (code, report) = inspect(&config, &["--sample", login]);
+        (code, finding(&report, "directory", &url, "filter"))
+    };
+    let (code, found) = sample("nobody");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["uid=nobody", "finds nobody"]);
+    let (code, found) = sample("twin@example.com");
+    assert_eq!(code, 69);
+    is(&found, "problem", &["several entries"]);
+    let (code, found) = sample("carol");
+    assert_eq!(code, 0);
+    is(&found, "warning", &["no mailHost", "usher explain carol"]);
+    config.write();
+    assert_eq!(command(&config, &["check", "--connect", "--sample", ""], b"").code, 64);
+    assert_eq!(command(&config, &["check", "--sample", "alice"], b"").code, 64);
+}
