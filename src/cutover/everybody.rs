@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::mpsc;
 
-use super::AT_ONCE;
 use super::recipe::Recipe;
 use super::verdict::Verdict;
+use super::{AT_ONCE, look_up};
 use crate::config::{Config, Naming};
-use crate::directory::{Directory as _, DirectoryError, Ldap, Listed, Login, Trouble};
+use crate::directory::{DirectoryError, Ldap, Listed, Login, Trouble};
 use crate::outcome::Refusal;
 
 /// The recipe to compare with.
@@ -202,7 +202,7 @@ impl Told<'_, '_> {
         let Census { config, directory, .. } = *self.census;
         let asked = names.map(|name| async move {
             let Some(login) = Login::parse(name.as_bytes()) else { return Ok((name, Verdict::no_login())) };
-            match directory.look_up(&login).await.0 {
+            match look_up(directory, &login).await {
                 Err(DirectoryError::CannotTell(trouble)) if !is_about_one(&trouble) => Err(Ended::Directory(trouble)),
                 answer => Ok((name, Verdict::of(config, answer, &login))),
             }

@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::mpsc;
 
-use super::AT_ONCE;
 use super::recipe::Recipe;
 use super::sheet::Shown;
+use super::{AT_ONCE, look_up};
 use crate::config::{Config, Naming, Template, host_key};
-use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, Listed, Login, Trouble, template};
+use crate::directory::{DirectoryError, Entry, Ldap, Listed, Login, Trouble, template};
 use crate::route;
 
 /// Where the names of a file, and all others, are sent: values of `mail_host_attribute`.
@@ -200,7 +200,7 @@ impl Import {
         let mut named: HashMap<String, usize> = HashMap::new();
         let asked = recipe.names.iter().map(|name| async move {
             match Login::parse(name.text.as_bytes()) {
-                Some(login) => (name, Some(directory.look_up(&login).await.0)),
+                Some(login) => (name, Some(look_up(directory, &login).await)),
                 None => (name, None),
             }
         });

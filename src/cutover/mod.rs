@@ -12,6 +12,27 @@ pub mod recipe;
 pub mod sheet;
 pub mod verdict;
 
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, Login, Trouble};
+
 /// Questions to the directory under way at a time: they share one connection with each other and with
 /// no login, and a small server still answers logins beside them.
 pub const AT_ONCE: usize = 8;
+
+/// How long to wait before a question that was not answered in time is asked again.
+const PAUSES: [Duration; 3] = [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
+
+/// Asks as a login asks. Of many thousand questions one may meet a busy moment: no client waits for it, so
+/// that it is asked again before all of them are given up.
+async fn look_up(directory: &Ldap, login: &Login) -> Result<Entry, DirectoryError> {
+    for pause in PAUSES {
+        match directory.look_up(login).await.0 {
+            Err(DirectoryError::CannotTell(Trouble::Timeout | Trouble::Busy)) => sleep(pause).await,
+            answer => return answer,
+        }
+    }
+    directory.look_up(login).await.0
+}

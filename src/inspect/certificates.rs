@@ -54,7 +54,7 @@ pub(super) fn shown(check: &'static str, before: &str, chain: &[Vec<u8>], pinned
     if days(end, now) >= NEAR {
         return Finding::ok(check, found);
     }
-    Finding::new(check, State::Warning, found).advised("renew it on that server before it ends; then nobody gets in")
+    Finding::new(check, State::Warning, found).advised("renew it on that server: once it has ended nobody gets in")
 }
 
 fn days(end: i64, now: i64) -> i64 {

@@ -60,7 +60,7 @@ fn address(
         findings.push(Finding::ok("tcp", "connected"));
     }
     if let Some(agreed) = sight.agreed {
-        let before = format!("{} as {}", agreed.version, endpoint.server_name);
+        let before = format!("{} as {}", agreed.version.replace("TLSv1_", "TLS 1."), endpoint.server_name);
         findings.push(certificates::shown("tls", &before, &sight.certificates, !settings.pin_sha256.is_empty()));
     } else if endpoint.tls == BackTls::Plaintext && sight.greeting.is_some() {
         let near = inspection.address.ip().is_loopback();

@@ -66,7 +66,7 @@ fn all_is_well_with_real_servers() {
     for (name, greeting) in [("server3", "server3 is Dovecot"), ("server4", "Cyrus IMAP")] {
         let backend = |check| finding(&report, "backend", name, check);
         is(&backend("tcp"), "ok", &[]);
-        is(&backend("tls"), "ok", &["TLSv1_3", &format!("{name}.example.com"), "days"]);
+        is(&backend("tls"), "ok", &["TLS 1.3", &format!("{name}.example.com"), "days"]);
         is(&backend("greeting"), "ok", &[greeting]);
         is(&backend("mechanisms"), "ok", &["PLAIN"]);
         is(&backend("capabilities"), "ok", &["IMAP4rev1"]);
@@ -100,7 +100,7 @@ fn other_protocols_are_looked_at_as_well() {
     let pop3 = of("server3", "pop3");
     assert!(pop3.contains("+OK server3 is Dovecot") && pop3.contains("PLAIN"), "{pop3}");
     let sieve = of("server4", "managesieve");
-    assert!(sieve.contains("TLSv1_3") && sieve.contains("PLAIN"), "{sieve}");
+    assert!(sieve.contains("TLS 1.3") && sieve.contains("PLAIN"), "{sieve}");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn a_certificate_near_its_end_is_a_warning() {
     let config = Config::with_directory(slapd()).scripted(&server);
     let (code, found) = backend_of(&config, "tls");
     assert_eq!(code, 0, "it works");
-    is(&found, "warning", &["(4 days)", "renew"]);
+    is(&found, "warning", &["(5 days)", "renew"]);
     // usher's own is told as well, and without a connection.
     let own = world().certificates.leaf("inspect-own", Leaf { days: Some(5), ..Leaf::server(&["usher.example.com"]) });
     let config = config.certificate(&own);

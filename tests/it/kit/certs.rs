@@ -35,7 +35,7 @@ pub(crate) struct Leaf<'a> {
     pub(crate) client: bool,
     pub(crate) rsa: bool,
     pub(crate) expired: bool,
-    /// It ends so many days from now.
+    /// It ends so many days and a half from now.
     pub(crate) days: Option<u64>,
     pub(crate) wrong_ca: bool,
 }
@@ -76,7 +76,8 @@ impl Certificates {
         params.not_after = date_time_ymd(if leaf.expired { 2021 } else { 2049 }, 1, 1);
         if let Some(days) = leaf.days {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-            params.not_after = date_time_ymd(1970, 1, 1) + now + Duration::from_secs(days * 24 * 60 * 60);
+            params.not_after =
+                date_time_ymd(1970, 1, 1) + now + Duration::from_secs(days * 24 * 60 * 60 + 12 * 60 * 60);
         }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![match leaf.client {
