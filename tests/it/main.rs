@@ -27,6 +27,7 @@ mod listener_tls;
 mod login;
 mod managesieve;
 mod metrics;
+mod monitoring;
 mod policy;
 mod pop3;
 mod refusals;

@@ -179,14 +179,7 @@ impl Usher {
 
     /// A GET on the side port: status and body.
     pub(crate) fn http(&self, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(&self.side_port).expect("the side port accepts");
-        stream.set_read_timeout(Some(patience(Duration::from_secs(10)))).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: usher\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-        (status.unwrap_or_else(|| panic!("no status in {answer:?}")), body.to_owned())
+        fetch(&self.side_port, path)
     }
 
     /// Every series of `/metrics` with its value.
@@ -276,6 +269,19 @@ impl Usher {
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
+}
+
+/// A GET over plain HTTP: status and body.
+pub(crate) fn fetch(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("the port accepts");
+    stream.set_read_timeout(Some(patience(Duration::from_secs(10)))).unwrap();
+    // Version 1.0: no answer comes in chunks.
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: usher\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    (status.unwrap_or_else(|| panic!("no status in {answer:?}")), body.to_owned())
 }
 
 /// A name as the log has it: backslashes are doubled, so that an escaped byte is never mistaken for

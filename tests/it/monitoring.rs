@@ -1,0 +1,312 @@
+//! What watches usher: the page about its metrics, the alerts and what they lead to, the board, and a
+//! real Prometheus.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::kit::exposition::Exposition;
+use crate::kit::process::{Running, Server, folder, free_port, read_text, run, wait_for_port};
+use crate::kit::usher::fetch;
+use crate::kit::{Config, Imap, Usher, password_of, patience};
+
+/// A file as it is shipped.
+fn shipped(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn yaml(name: &str) -> Value {
+    serde_yaml::from_str(&read_text(&shipped(name))).unwrap()
+}
+
+/// One of everything that has series of its own.
+fn everything() -> Config {
+    let mut config = Config::shared().set("/directory/canary", json!({"login": "alice", "mail_host": "server3"}));
+    for row in ["pop3", "submission", "managesieve"] {
+        // Nobody looks after it and nobody logs in there.
+        let endpoint = json!({"address": "127.0.0.1:9", "tls": "implicit", "server_name": "server3.example.com"});
+        config.change(&format!("/routing/backends/0/{row}"), endpoint);
+    }
+    config
+}
+
+/// A usher and its first scrape.
+fn first_scrape() -> (Usher, Exposition) {
+    let usher = Usher::start(everything());
+    let shown = Exposition::read(&usher.http("/metrics").1);
+    (usher, shown)
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> Vec<String> {
+    text.split('`').skip(1).step_by(2).map(Into::into).collect()
+}
+
+#[test]
+fn the_page_about_metrics_has_each_of_them_and_no_other() {
+    let (_usher, shown) = first_scrape();
+    let page = read_text(&shipped("docs/metrics.md"));
+    let mut described = BTreeMap::new(); // name -> type and labels
+    let mut words: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new(); // metric and label -> values
+    let mut subject = Vec::new();
+    for line in page.lines() {
+        if line.starts_with('#') {
+            subject.clear();
+            if let Some((label, metrics)) = line.strip_prefix("#### ").and_then(|title| title.split_once(" of ")) {
+                let of_all = || {
+                    shown
+                        .0
+                        .iter()
+                        .filter(|(_, it)| it.labels.contains_key("protocol"))
+                        .map(|(name, _)| name.clone())
+                        .collect()
+                };
+                let metrics = if metrics == "all metrics" { of_all() } else { quoted(metrics) };
+                subject = metrics.into_iter().map(|metric| (metric, quoted(label).concat())).collect();
+            }
+        } else if let Some(row) = line.strip_prefix("| `") {
+            let cells: Vec<&str> = row.split(" | ").collect();
+            if subject.is_empty() {
+                let kind = cells[1].split(',').next().unwrap().to_owned();
+                let labels: BTreeSet<String> = quoted(cells[2]).into_iter().collect();
+                described.insert(cells[0].trim_matches('`').to_owned(), (kind, labels));
+            }
+            for place in &subject {
+                words.entry(place.clone()).or_default().extend(quoted(&format!("`{}", cells[0])));
+            }
+        }
+    }
+    let mut told = Vec::new();
+    for (name, family) in &shown.0 {
+        match described.remove(name) {
+            None => told.push(format!("{name} ({}) has no row", family.kind)),
+            Some((kind, labels)) => {
+                let exposed: BTreeSet<String> = family.labels.keys().cloned().collect();
+                if (&kind, &labels) != (&family.kind, &exposed) {
+                    told.push(format!(
+                        "{name} is a {} with labels {exposed:?}; its row says {kind}, {labels:?}",
+                        family.kind
+                    ));
+                }
+            }
+        }
+        for (label, exposed) in family.closed() {
+            let listed = words.remove(&(name.clone(), label.clone())).unwrap_or_default();
+            if listed != *exposed {
+                let (more, less): (Vec<_>, Vec<_>) =
+                    (exposed.difference(&listed).collect(), listed.difference(exposed).collect());
+                told.push(format!("`{label}` of `{name}`: not listed: {more:?}; listed and never there: {less:?}"));
+            }
+        }
+    }
+    told.extend(described.keys().map(|name| format!("{name} has a row and is no metric")));
+    told.extend(
+        words.keys().map(|(name, label)| format!("`{label}` of `{name}` is listed and there is no such label")),
+    );
+    assert!(
+        told.is_empty(),
+        "docs/metrics.md is not what a running usher shows. Whoever adds, renames or takes away a metric, a label \
+         or one of its words changes that page in the same commit: a row for the metric (type, labels, meaning, what \
+         to do when it moves), and a heading \"#### `label` of `metric`\" with a row for each word.\n{}",
+        told.join("\n")
+    );
+}
+
+/// Each alert with its rule.
+fn alerts() -> BTreeMap<String, Value> {
+    let file = yaml("deploy/alerts.yaml");
+    let groups = file["groups"].as_array().unwrap().iter();
+    let rules = groups.flat_map(|group| group["rules"].as_array().unwrap().clone());
+    rules.map(|rule| (rule["alert"].as_str().unwrap().to_owned(), rule)).collect()
+}
+
+#[test]
+fn each_alert_asks_for_what_is_there_and_fires_and_is_quiet_when_it_should() {
+    let (_usher, shown) = first_scrape();
+    let rules = alerts();
+    for (name, rule) in &rules {
+        assert_eq!(shown.missing(rule["expr"].as_str().unwrap()), [""; 0], "{name}");
+    }
+    let path = |name: &str| shipped(name).display().to_string();
+    run("promtool", &["check", "rules", &path("deploy/alerts.yaml")], b"").succeeded();
+    run("promtool", &["check", "config", &path("deploy/prometheus.yml")], b"").succeeded();
+    run("promtool", &["test", "rules", &path("deploy/alerts.test.yaml")], b"").succeeded();
+    // Not one rule is left out of that.
+    let file = yaml("deploy/alerts.test.yaml");
+    let cases = file["tests"].as_array().unwrap().iter().flat_map(|test| test["alert_rule_test"].as_array().unwrap());
+    let cases: BTreeSet<_> = cases
+        .map(|case| (case["alertname"].as_str().unwrap(), !case["exp_alerts"].as_array().unwrap().is_empty()))
+        .collect();
+    for name in rules.keys() {
+        for (fires, word) in [(true, "fires"), (false, "is quiet")] {
+            assert!(cases.contains(&(name, fires)), "no case in deploy/alerts.test.yaml in which {name} {word}");
+        }
+    }
+}
+
+#[test]
+fn each_alert_leads_to_its_row_of_the_runbook() {
+    let page = read_text(&shipped("docs/operations.md"));
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| <a id=\"")?.split_once("\"></a>"));
+    let rows: BTreeMap<String, String> = rows
+        .map(|(id, row)| {
+            let mut cells = row.split(" | ");
+            let (name, severity) = (cells.next().unwrap(), cells.next().unwrap());
+            assert_eq!(cells.filter(|cell| cell.len() > 5).count(), 2, "{name}: what it means and what to do");
+            (name.to_owned(), format!("{severity} docs/operations.md#{id}"))
+        })
+        .collect();
+    let rules = alerts().into_iter().map(|(name, rule)| {
+        let text = |pointer: &str| rule.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        assert!(!text("/annotations/summary").is_empty(), "{name}");
+        assert!(text("/annotations/runbook").ends_with(&format!("#{}", name.to_lowercase())), "{name}");
+        (name, format!("{} {}", text("/labels/severity"), text("/annotations/runbook")))
+    });
+    assert_eq!(rows, rules.collect(), "docs/operations.md (left) and deploy/alerts.yaml (right) name other alerts");
+    // Whatever leads there leads to a row.
+    let metrics = read_text(&shipped("docs/metrics.md"));
+    for link in metrics.split("(operations.md#").skip(1) {
+        let (anchor, _) = link.split_once(')').unwrap();
+        assert!(rows.keys().any(|name| name.to_lowercase() == anchor), "docs/metrics.md: no alert #{anchor}");
+    }
+}
+
+/// Every query of the board: its panels', its annotations' and its variables', as they would be sent.
+fn queries() -> Vec<String> {
+    fn collect(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                found
+                    .extend(["expr", "definition"].iter().filter_map(|key| fields.get(*key)?.as_str()).map(Into::into));
+                fields.values().for_each(|value| collect(value, found));
+            }
+            Value::Array(values) => values.iter().for_each(|value| collect(value, found)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+    let mut found = Vec::new();
+    collect(&serde_json::from_str(&read_text(&shipped("deploy/grafana/usher.json"))).unwrap(), &mut found);
+    found
+}
+
+#[test]
+fn the_board_asks_for_what_is_there() {
+    let (_usher, shown) = first_scrape();
+    for query in queries() {
+        assert_eq!(shown.missing(&query), [""; 0], "{query}");
+    }
+    let board: Value = serde_json::from_str(&read_text(&shipped("deploy/grafana/usher.json"))).unwrap();
+    assert!(board["schemaVersion"].as_u64().unwrap() >= 39 && board["id"].is_null() && board["uid"] == "usher");
+    let variables = board["templating"]["list"].as_array().unwrap();
+    assert!(variables.iter().any(|it| it["name"] == "datasource" && it["type"] == "datasource"), "{variables:?}");
+    let panels = board["panels"].as_array().unwrap();
+    let (mut ids, mut places) = (BTreeSet::new(), BTreeSet::new());
+    for panel in panels {
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "two panels have one id: {panel}");
+        let [x, y, w, h] = ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_u64().unwrap());
+        assert!(x + w <= 24, "{panel}");
+        let free = (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))).all(|place| places.insert(place));
+        assert!(free, "it lies on another: {panel}");
+        assert!(!panel["title"].as_str().unwrap().is_empty());
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            assert_eq!(target["datasource"]["uid"], "${datasource}", "{panel}");
+        }
+    }
+}
+
+/// A real Prometheus with the shipped rules, which scrapes this usher.
+struct Prometheus {
+    _running: Running,
+    port: u16,
+}
+
+impl Prometheus {
+    fn start(usher: &Usher) -> Self {
+        let (folder, port) = (folder("prometheus"), free_port());
+        let path = |name: &str| folder.join(name).display().to_string();
+        let shipped_config = read_text(&shipped("deploy/prometheus.yml"));
+        let config = shipped_config.replace("127.0.0.1:9930", usher.side_port()).replace("15s", "1s");
+        assert!(config.contains(usher.side_port()) && config.contains("scrape_interval: 1s"), "{config}");
+        std::fs::write(path("prometheus.yml"), config).unwrap();
+        std::fs::copy(shipped("deploy/alerts.yaml"), path("alerts.yaml")).unwrap();
+        let options = [
+            format!("--config.file={}", path("prometheus.yml")),
+            format!("--storage.tsdb.path={}", path("data")),
+            format!("--web.listen-address=127.0.0.1:{port}"),
+        ];
+        let command = ["prometheus".to_owned()].into_iter().chain(options).collect();
+        let log = Path::new(&path("log")).to_owned();
+        let server = Server { command, environment: vec![], log: Some(log.clone()), end: "KILL" };
+        let (running, _) = server.start();
+        wait_for_port(port, &log);
+        Self { _running: running, port }
+    }
+
+    /// Asks its API; the answer's `data`.
+    fn ask(&self, path: &str) -> Value {
+        let (status, body) = fetch(&format!("127.0.0.1:{}", self.port), &format!("/api/v1/{path}"));
+        // While it is starting it says 503 in words.
+        if status == 503 {
+            return Value::Null;
+        }
+        let answer: Value =
+            serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {status} {error}: {body}"));
+        assert_eq!(answer["status"], "success", "{path}: {body}");
+        answer["data"].clone()
+    }
+
+    fn query(&self, query: &str) -> Value {
+        let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        self.ask(&format!("query?query={encoded}"))["result"].clone()
+    }
+
+    /// Asks until the answer is as wanted.
+    fn wait(&self, what: &str, ask: impl Fn(&Self) -> Value, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + patience(Duration::from_secs(40));
+        loop {
+            let answer = ask(self);
+            if wanted(&answer) {
+                return answer;
+            }
+            assert!(Instant::now() < deadline, "{what}: never; the last answer was {answer}");
+            // It scrapes once a second, and nothing tells when.
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+#[test]
+fn a_real_prometheus_scrapes_usher_and_understands_every_query_of_the_board() {
+    let usher = Usher::start(everything());
+    Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
+    usher.login("alice");
+    let prometheus = Prometheus::start(&usher);
+    let is_up = |data: &Value| data["activeTargets"][0]["health"] == "up";
+    let targets = prometheus.wait("the target is up", |it| it.ask("targets"), is_up);
+    assert_eq!(targets["activeTargets"][0]["labels"]["job"], "usher");
+    let made = r#"usher_logins_total{job="usher",protocol="imap",result="ok"}"#;
+    prometheus.wait("the login is counted", |it| it.query(made), |result| result[0]["value"][1] == "1");
+
+    let groups = prometheus.ask("rules");
+    let rules: Vec<&Value> =
+        groups["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+    assert_eq!(rules.len(), alerts().len());
+    let evaluated = |data: &Value| {
+        let groups = data["groups"].as_array().unwrap().iter();
+        let mut rules = groups.flat_map(|group| group["rules"].as_array().unwrap());
+        rules.all(|rule| rule["health"] != "err")
+    };
+    prometheus.wait("no rule is in error", |it| it.ask("rules"), evaluated);
+
+    for query in queries() {
+        let fill = [("$__rate_interval", "1m"), ("$__interval", "1m"), ("$instance", ".*")];
+        let query = fill.iter().fold(query, |query, (variable, value)| query.replace(variable, value));
+        // Grafana's own function is for the label's values.
+        if !query.starts_with("label_values(") {
+            prometheus.query(&query);
+        }
+    }
+    assert_eq!(prometheus.query("usher_build_info")[0]["metric"]["version"], env!("CARGO_PKG_VERSION"));
+}
