@@ -29,6 +29,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -77,6 +78,9 @@ enum Command {
         /// How many logins are timed among them; 0 for none.
         #[arg(long, default_value_t = 1_000)]
         logins: usize,
+        /// How many seconds its memory is watched when all have left.
+        #[arg(long, default_value_t = 30)]
+        watch: u64,
     },
     /// Bytes through sessions at the same time.
     Bulk {
@@ -231,7 +235,9 @@ fn run(command: Command) -> io::Result<()> {
             Command::Logins { number, at_a_time, rate, warm_up, .. } => {
                 bench.logins(*number, *at_a_time, *rate, *warm_up, &mut figures).await
             }
-            Command::Idle { sessions, logins, .. } => bench.idle(*sessions, *logins, &mut figures).await,
+            Command::Idle { sessions, logins, watch, .. } => {
+                bench.idle(*sessions, *logins, Duration::from_secs(*watch), &mut figures).await
+            }
             Command::Bulk { sessions, mib, up, .. } => bench.bulk(*sessions, *mib, *up, &mut figures).await,
             Command::Mixed { sessions, logins, .. } => bench.mixed(*sessions, *logins, &mut figures).await,
             Command::Stub { .. } | Command::Certificates { .. } | Command::Table { .. } => Ok(()),

@@ -20,8 +20,6 @@ const MIXED_PIECE: u64 = 4 * MIB;
 const OPENING: usize = 32;
 /// At how many sessions memory is read.
 const STEPS: [usize; 7] = [1, 10, 100, 1_000, 3_000, 6_000, 9_000];
-/// How long after its sessions a server's memory is watched.
-const AFTERWARDS: Duration = Duration::from_secs(30);
 /// No login of a series begins later than this: a server that starves them would keep us for hours.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Nothing tells when a server has done what follows a login or an end.
@@ -212,11 +210,21 @@ impl Bench {
         Ok(())
     }
 
-    pub(crate) async fn idle(&self, number: usize, logins: usize, figures: &mut Figures) -> io::Result<()> {
+    pub(crate) async fn idle(
+        &self,
+        number: usize,
+        logins: usize,
+        afterwards: Duration,
+        figures: &mut Figures,
+    ) -> io::Result<()> {
         one(&self.doors[0], &self.users.name(0), &self.users.password).await?;
         sleep(SETTLE).await;
         let start = self.tree.pss_kib();
         figures.add("PSS before", "KiB", start);
+        if logins > 0 {
+            // A login that asks the directory is not to be compared with one that need not.
+            self.closed(self.users.number.min(logins), OPENING).await;
+        }
         let alone = if logins > 0 { Some(self.measured(logins, OPENING, None).await.1) } else { None };
         sleep(SETTLE).await;
         let (buffers, slab) = kernel_kib();
@@ -242,7 +250,7 @@ impl Bench {
             figures.add("CPU per login, all open", "ms", among);
             figures.add("CPU per login, all open / none open", "x", among / alone);
         }
-        self.afterwards(sessions, start, figures).await;
+        self.afterwards(sessions, start, afterwards, figures).await;
         Ok(())
     }
 
@@ -269,7 +277,7 @@ impl Bench {
     }
 
     /// What is left of the memory when everybody has left.
-    async fn afterwards(&self, sessions: Vec<Session>, start: f64, figures: &mut Figures) {
+    async fn afterwards(&self, sessions: Vec<Session>, start: f64, watched: Duration, figures: &mut Figures) {
         let mut leaving = JoinSet::new();
         for session in sessions {
             leaving.spawn(session.leave());
@@ -277,7 +285,7 @@ impl Bench {
         while leaving.join_next().await.is_some() {}
         let left = Instant::now();
         let (mut least, mut back) = (f64::INFINITY, None);
-        while left.elapsed() < AFTERWARDS && (back.is_none() || least > start * 1.2) {
+        while left.elapsed() < watched && (back.is_none() || least > start * 1.2) {
             sleep(SETTLE / 2).await;
             least = least.min(self.tree.pss_kib());
             if least < 1.5 * start {
@@ -319,6 +327,7 @@ impl Bench {
 
     /// Logins one at a time, alone and beside transfers that go on all the while.
     pub(crate) async fn mixed(&self, number: usize, logins: usize, figures: &mut Figures) -> io::Result<()> {
+        self.closed(self.users.number.min(logins), OPENING).await;
         let alone = self.closed(logins, 1).await;
         let moved = Arc::new(AtomicU64::new(0));
         let enough = Arc::new(AtomicBool::new(false));
