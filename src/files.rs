@@ -33,6 +33,8 @@ pub struct Files {
     pub directory_tls: Option<Arc<ClientConfig>>,
     /// Of each backend, in their order.
     pub backends: Vec<BackendFiles>,
+    /// What nginx has to show, if anything.
+    pub auth_http_key: Option<Secret>,
     /// What all of it looked like just before it was read.
     pub fingerprint: Fingerprint,
 }
@@ -65,6 +67,7 @@ fn paths(config: &Config) -> Vec<&Path> {
     let mut pairs: Vec<&CertificateFiles> = tls.certificates.iter().chain(&directory.client_certificate).collect();
     let mut paths: Vec<&PathBuf> = tls.client_ca.iter().chain(&directory.ca).collect();
     paths.extend(service.iter().map(|service| &service.password_file));
+    paths.extend(config.auth_http.iter().filter_map(|settings| settings.key_file.as_ref()));
     for backend in &routing.backends {
         pairs.extend(&backend.client_certificate);
         paths.extend(&backend.ca);
@@ -89,11 +92,12 @@ impl Files {
         let directory_tls = directory(&config.directory, place).map_err(|more| problems.extend(more));
         let backends = backends(&config.routing, place).map_err(|more| problems.extend(more));
         problems.extend(control(config.control.as_ref(), place));
-        match (tls, directory_tls, backends) {
-            (Ok(tls), Ok(directory_tls), Ok(backends)) if problems.is_empty() => {
-                Ok(Self { tls, directory_tls, backends, fingerprint })
+        let auth_http_key = auth_http_key(config.auth_http.as_ref(), place).map_err(|problem| problems.push(problem));
+        match (tls, directory_tls, backends, auth_http_key) {
+            (Ok(tls), Ok(directory_tls), Ok(backends), Ok(auth_http_key)) if problems.is_empty() => {
+                Ok(Self { tls, directory_tls, backends, auth_http_key, fingerprint })
             }
-            (_, _, _) => Err(problems),
+            (_, _, _, _) => Err(problems),
         }
     }
 }
@@ -106,7 +110,8 @@ pub fn problems(draft: &Draft) -> Vec<Problem> {
     let directory = draft.directory.as_ref().and_then(|settings| directory(settings, place).err());
     let backends = draft.routing.as_ref().and_then(|routing| backends(routing, place).err());
     let control = control(draft.control.as_ref(), place);
-    [tls, directory, backends].into_iter().flatten().flatten().chain(control).collect()
+    let key = auth_http_key(draft.auth_http.as_ref(), place).err();
+    [tls, directory, backends].into_iter().flatten().flatten().chain(control).chain(key).collect()
 }
 
 /// The socket's folder may come with the start (`RuntimeDirectory=`), its group does not.
@@ -114,6 +119,13 @@ fn control(control: Option<&config::Control>, place: &Place) -> Option<Problem> 
     let group = control?.group.as_ref()?;
     let message = sys::group_id(group).err().map(|error| format!("{error}; create it, or name another"))?;
     Some(place.problem("control.group", message))
+}
+
+/// What nginx has to show.
+fn auth_http_key(settings: Option<&config::AuthHttp>, place: &Place) -> Result<Option<Secret>, Problem> {
+    let file = settings.and_then(|settings| settings.key_file.as_ref());
+    let key = file.map(|file| password(file)).transpose();
+    key.map_err(|message| place.problem("auth_http.key_file", message))
 }
 
 /// TLS towards the directory, if any of its servers wants it.

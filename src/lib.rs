@@ -10,11 +10,12 @@
 //! - 6: [`files`] (what a config's files hold), [`snapshot`] (what it all means), [`report`] (the `login` and `end` events),
 //!   [`cutover`] (where would everybody go, and what an nginx recipe becomes)
 //! - 7: [`session`]: the life of a login, top to bottom; [`inspect`] (is all well at the servers?)
-//! - 8: [`listener`], [`admin`]
+//! - 8: [`listener`], [`auth_http`] (where nginx asks for leave), [`admin`]
 //! - 9: [`server`], [`cli`], `demo`; `trial` (what must hold for any input, for the fuzz targets)
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic))]
 
 pub mod admin;
+pub mod auth_http;
 pub mod authn;
 pub mod backend;
 pub mod cache;

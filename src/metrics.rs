@@ -34,6 +34,9 @@ pub const BREAKER_STATES: [&str; 3] = ["closed", "half_open", "open"];
 /// What a connection to a listener with PROXY headers began with.
 pub const PROXY_HEADERS: [&str; 9] =
     ["client", "local", "untrusted", "missing", "malformed", "too_long", "timeout", "closed", "limit"];
+/// What became of a question of nginx.
+pub const AUTH_HTTP: [&str; 9] =
+    ["ok", "refused", "method", "malformed", "key", "untrusted", "limit", "timeout", "closed"];
 /// How a TLS handshake with a client ended.
 pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"];
 /// What became of files that were found changed.
@@ -189,6 +192,8 @@ pub struct Metrics {
     pub backend_capability_changes: IntCounterVec,
     /// PROXY headers in front of clients' connections by what came of them.
     pub proxy_headers: IntCounterVec,
+    /// Questions of nginx by what became of them.
+    pub auth_http_requests: IntCounterVec,
     /// TLS handshakes with clients by result.
     pub tls_handshakes: IntCounterVec,
     /// TLS handshakes with clients under way.
@@ -377,6 +382,11 @@ impl Metrics {
                 "Connections to listeners with PROXY headers, by what they began with; all but client and local were closed.",
                 &["protocol", "result"],
             ),
+            auth_http_requests: counters(
+                "usher_auth_http_requests_total",
+                "Connections to the auth_http listener, by what became of them; all but ok, refused and method got no answer that a client was told.",
+                &["result"],
+            ),
             tls_handshakes: counters("usher_tls_handshakes_total", "TLS handshakes with clients.", &["result"]),
             handshakes: gauge("usher_tls_handshakes_under_way", "TLS handshakes with clients under way."),
             throttled: counters(
@@ -471,6 +481,9 @@ impl Metrics {
         }
         for result in CERTIFICATE_RELOADS {
             self.certificate_reloads.with_label_values(&[result]);
+        }
+        for result in AUTH_HTTP {
+            self.auth_http_requests.with_label_values(&[result]);
         }
         for result in HANDSHAKE_RESULTS {
             self.tls_handshakes.with_label_values(&[result]);

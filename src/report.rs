@@ -25,7 +25,7 @@ pub struct Visitor {
     pub session: SessionId,
     /// The client's address, canonical.
     pub client: IpAddr,
-    /// The webmail server that called for it, if one did.
+    /// The webmail server or nginx that called for it, if one did.
     pub via: Option<IpAddr>,
     /// The protocol's name.
     pub protocol: &'static str,

@@ -29,7 +29,6 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use crate::admin;
 use crate::admin::control::{self, Order, Request};
 use crate::backend::Backend;
 use crate::config::{self, Config, ListenerTls, Problem};
@@ -39,6 +38,7 @@ use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::unix_now;
 use crate::snapshot::{Shared, Snapshot};
+use crate::{admin, auth_http};
 use crate::{sys, tls};
 
 /// How often the directory is asked until it has answered once.
@@ -139,6 +139,7 @@ pub async fn run(file: PathBuf, take_over: bool) -> Result<(), StartError> {
         shared,
         listeners: HashMap::new(),
         side_port: None,
+        auth_http: None,
         control: None,
         answering: None,
         orders,
@@ -199,6 +200,8 @@ struct Server {
     shared: Arc<Shared>,
     listeners: HashMap<ListenerKey, Listening>,
     side_port: Option<Listening>,
+    /// Where nginx asks, and the address as configured.
+    auth_http: Option<(SocketAddr, Listening)>,
     /// Where the control socket is; it moves away from a successor's.
     control: Option<PathBuf>,
     /// Who answers there, and the string by which that is ended.
@@ -214,7 +217,9 @@ impl Server {
     async fn start(&mut self, mut inherited: Inherited) -> Result<(), StartError> {
         let snapshot = self.shared.snapshot.load_full();
         let bound = bind_new(&snapshot.config, &self.listeners, &mut inherited)?;
-        let (side_port, socket) = bind_side_port(&snapshot.config, &mut inherited)?;
+        let admin = snapshot.config.admin.address;
+        let (side_port, socket) = bind_http(admin, "admin.address", "side port listening", &mut inherited)?;
+        let auth_http = bind_auth_http(&snapshot.config, None, &mut inherited)?;
         if let Some(settings) = &snapshot.config.control {
             let what = settings.path.display().to_string();
             let bind_error = |source| StartError::Bind { key: "control.path".to_owned(), what: what.clone(), source };
@@ -233,6 +238,7 @@ impl Server {
         tokio::spawn(following::follow(Arc::clone(&self.shared)));
         self.in_force(&snapshot);
         self.accept(bound);
+        self.answer_nginx(auth_http);
         info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "ready");
         if !inherited.is_upgrade() {
             // Outside systemd nobody listens, which is no error.
@@ -284,6 +290,19 @@ impl Server {
             let task = tokio::spawn(listener::accept(Arc::clone(&self.shared), bound));
             self.listeners.insert(key, Listening { task, socket });
         }
+    }
+
+    fn answer_nginx(&mut self, bound: Option<(SocketAddr, TcpListener, OwnedFd)>) {
+        if let Some((address, listener, socket)) = bound {
+            let task = tokio::spawn(auth_http::serve(listener, Arc::clone(&self.shared)));
+            self.auth_http = Some((address, Listening { task, socket }));
+        }
+    }
+
+    /// Stops accepting clients, from whatever side.
+    fn close_listeners(&mut self) {
+        self.listeners.clear();
+        self.auth_http = None;
     }
 
     /// Until a signal says stop, and then until the last session has ended or must.
@@ -365,6 +384,10 @@ impl Server {
         // New listeners are bound before anything changes: if one fails, nothing has.
         let bound = bind_new(&snapshot.config, &self.listeners, &mut Inherited::default())
             .map_err(|error| vec![error.to_string()])?;
+        let present = self.auth_http.as_ref().map(|(address, _)| *address);
+        let nginx = bind_auth_http(&snapshot.config, present, &mut Inherited::default())
+            .map_err(|error| vec![error.to_string()])?;
+        let stays = snapshot.config.auth_http.as_ref().map(|settings| settings.address) == present;
         self.in_force(&snapshot);
         self.refused = None;
         self.shared.log.set_level(snapshot.config.log.level);
@@ -378,6 +401,10 @@ impl Server {
             stays
         });
         self.accept(bound);
+        if !stays {
+            self.auth_http = None;
+        }
+        self.answer_nginx(nginx);
         Ok(())
     }
 }
@@ -430,17 +457,35 @@ fn bind_new(
     numbered.map(bind).collect()
 }
 
-/// The same for the side port.
-fn bind_side_port(config: &Config, inherited: &mut Inherited) -> Result<(TcpListener, OwnedFd), StartError> {
-    let address = config.admin.address;
+/// The same for the address where nginx asks, if it is not there yet.
+fn bind_auth_http(
+    config: &Config,
+    present: Option<SocketAddr>,
+    inherited: &mut Inherited,
+) -> Result<Option<(SocketAddr, TcpListener, OwnedFd)>, StartError> {
+    let address = config.auth_http.as_ref().map(|settings| settings.address);
+    let bind = |address| {
+        let (listener, socket) = bind_http(address, "auth_http.address", "auth_http listening", inherited)?;
+        Ok((address, listener, socket))
+    };
+    address.filter(|address| present != Some(*address)).map(bind).transpose()
+}
+
+/// The same for a port that speaks HTTP.
+fn bind_http(
+    address: SocketAddr,
+    key: &str,
+    words: &str,
+    inherited: &mut Inherited,
+) -> Result<(TcpListener, OwnedFd), StartError> {
     let mut bind = || {
         let socket = inherited.take(address, None).map_or_else(|| std::net::TcpListener::bind(address), Ok)?;
         socket.set_nonblocking(true)?;
-        info!(address = %socket.local_addr()?, "side port listening");
+        info!(address = %socket.local_addr()?, "{words}");
         let once_more = socket.try_clone()?.into();
         Ok((TcpListener::from_std(socket)?, once_more))
     };
-    bind().map_err(|source| StartError::Bind { key: "admin.address".to_owned(), what: address.to_string(), source })
+    bind().map_err(|source| StartError::Bind { key: key.to_owned(), what: address.to_string(), source })
 }
 
 /// Asks the directory until it answers once: what `/ready` waits for.

@@ -4,6 +4,8 @@
 //! backend, tell the client, relay. Every wait has a deadline, every way out is counted, and a
 //! refused login leaves the connection usable.
 
+pub mod attempt;
+
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -12,35 +14,27 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
-use crate::authn::{Ask, DecidedBy, Decision, Proven};
-use crate::backend::{Backend, BackendError, LoggedIn};
+use crate::authn::{Ask, DecidedBy, Proven};
+use crate::backend::{BackendError, LoggedIn};
 use crate::config::{ListenerTls, OnUnavailable};
 use crate::directory::{Entry, Login};
-use crate::known::Settled;
 use crate::metrics::Metrics;
 use crate::outcome::{Refusal, Side};
 use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
 use crate::registry::{self, Session};
 use crate::relay::{End, relay};
 use crate::report::{self, Report, Visitor};
-use crate::route;
-use crate::secret::{Secret, SecretBuf};
+use crate::secret::SecretBuf;
 use crate::snapshot::{Permit, Shared, Snapshot, Stage};
-use crate::throttle::{Connection, Limited, Place};
+use crate::throttle::{Connection, Place};
 use crate::tls;
 use crate::tls::leg::Leg;
 use crate::tls::stream::Stream;
+use attempt::{Attempt, Found};
 
-/// Every attempt is answered within this time, whatever the directory and the backend do: `check`
-/// sees to it that their deadlines fit in.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// No refusal is held back for longer than this after its attempt began.
-const LATEST_REFUSAL: Duration = Duration::from_secs(8);
-/// How often the directory is asked about a user that it holds, if it does not tell.
-const HELD_LOOK: Duration = Duration::from_secs(1);
 /// How long a client may take to accept a parting line.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -289,27 +283,29 @@ impl Conversation {
     /// One login attempt, from the credentials to one `login` event, which has the true reason. The
     /// refusal that comes back is what the client may be told.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, Refusal> {
-        let began = Instant::now();
         let mut report = Report { tls: self.handshake.take(), ..Report::default() };
-        // A defect behind the dialogue costs this attempt; the connection can still be answered.
-        let admit = AssertUnwindSafe(self.admit(credentials, began, &mut report)).catch_unwind();
-        let outcome = match timeout_at(began + ATTEMPT_TIMEOUT, admit).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(Refusal::Internal),
-            Err(_) => Err(Refusal::Deadline),
+        let attempt = Attempt {
+            shared: &self.shared,
+            snapshot: &self.snapshot,
+            client: self.visitor.client,
+            protocol: self.protocol,
+            began: Instant::now(),
         };
+        let outcome = attempt.bounded(self.admit(&attempt, credentials, &mut report)).await;
         report.emit(&self.visitor, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
-        let outcome = outcome.map_err(|refusal| self.told(refusal));
-        if outcome.as_ref().is_err_and(|refusal| is_about_credentials(refusal) || *refusal == Refusal::Limit) {
-            // What must sound alike must take alike (CWE-208), and a limit that costs nothing must not
-            // invite the next attempt at once.
-            sleep_until(began + beat(began.elapsed(), self.snapshot.config.limits.refusal_delay)).await;
+        match outcome {
+            Ok(admitted) => Ok(admitted),
+            Err(refusal) => Err(attempt.told(refusal).await),
         }
-        outcome
     }
 
     /// Who is it, where does he belong, does that server take him?
-    async fn admit(&self, credentials: Credentials, began: Instant, report: &mut Report) -> Result<Admitted, Refusal> {
+    async fn admit(
+        &self,
+        attempt: &Attempt<'_>,
+        credentials: Credentials,
+        report: &mut Report,
+    ) -> Result<Admitted, Refusal> {
         let Credentials { login, password, authzid } = credentials;
         let foreign = !authzid.is_empty() && authzid != login;
         report.typed = login;
@@ -318,140 +314,42 @@ impl Conversation {
             return Err(Refusal::ForeignAuthzid);
         }
         let authn = &self.snapshot.authn;
-        let mut decision = self.decide(&login, &password, report).await?;
+        let mut decision = attempt.decide(&login, &password, report).await?;
         loop {
-            report.decided(&decision, &self.shared.metrics);
-            let proven = decision.result?;
-            if proven.identity.entry().marks.held {
-                self.wait_for_release(&login, &proven, began).await?;
-                // Moved meanwhile, most likely.
-                decision = authn.decide(&login, &password, Ask::Directory).await;
-                continue;
-            }
-            let place = self.place(&proven).map_err(|limited| report.limited(limited))?;
-            let target = self.target(proven.identity.entry(), &login)?;
-            report.sent_to(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
+            let Found { proven, by, place, target } = attempt.find(&login, &password, decision, report).await?;
             let answer =
                 target.backend.log_in(self.protocol, &target.login, &password, &self.origin, &mut report.phases).await;
             match answer {
                 Ok(logged_in) if authn.still_holds(&proven) => {
-                    self.count_backend(target.backend, "ok");
+                    attempt.count_backend(target.backend, "ok");
                     let backend = Arc::clone(&target.backend.name);
                     return Ok(Admitted { logged_in, proven, login, backend, place });
                 }
                 // Something about this entry was forgotten meanwhile: what it is now decides.
                 Ok(_) => {
-                    self.count_backend(target.backend, "ok");
+                    attempt.count_backend(target.backend, "ok");
                     decision = authn.decide(&login, &password, Ask::Directory).await;
                 }
                 // The password or the place may have changed since it was cached: bind again.
-                Err(BackendError::Refused(words)) if matches!(decision.by, DecidedBy::Cache | DecidedBy::Stale) => {
+                Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
                     report.words(&words);
                     decision = authn.decide_again(&login, &password, &proven.identity.entry().dn).await;
                     let fresh = decision.result.as_ref().ok();
-                    let fresh = fresh.and_then(|proven| self.target(proven.identity.entry(), &login).ok());
+                    let fresh = fresh.and_then(|proven| attempt.target(proven.identity.entry(), &login).ok());
                     if fresh.is_some_and(|fresh| fresh.is(&target)) {
-                        self.count_backend(target.backend, "disagrees");
+                        attempt.count_backend(target.backend, "disagrees");
                         report.decided(&decision, &self.shared.metrics);
                         return Err(BackendError::Refused(words).refusal(target.backend.pass_refusals));
                     }
-                    self.count_backend(target.backend, "refused");
+                    attempt.count_backend(target.backend, "refused");
                 }
                 Err(error) => {
-                    self.count_backend(target.backend, error.label());
+                    attempt.count_backend(target.backend, error.label());
                     report.failed(&error);
                     return Err(error.refusal(target.backend.pass_refusals));
                 }
             }
         }
-    }
-
-    /// Waits until the directory holds this user no more: told by the watch, or asked for. Measured from
-    /// the beginning of the attempt, of which the backend needs some as well.
-    async fn wait_for_release(&self, login: &Login, proven: &Proven, began: Instant) -> Result<(), Refusal> {
-        let (authn, held) = (&self.snapshot.authn, proven.identity.entry());
-        let until = began + self.snapshot.config.directory.watch.hold_timeout;
-        let mut look = Instant::now() + HELD_LOOK;
-        loop {
-            let changed = authn.entries().changed();
-            match authn.entries().settle(held) {
-                Settled::Instead(newer) if !newer.marks.held => return Ok(()),
-                Settled::Gone => return Ok(()),
-                Settled::Instead(_) | Settled::AsShown => {}
-            }
-            tokio::select! {
-                () = sleep_until(until) => return Err(Refusal::Hold),
-                () = changed => {}
-                () = sleep_until(look) => {
-                    if timeout_at(until, authn.is_held(login)).await == Ok(Some(false)) {
-                        return Ok(());
-                    }
-                    look = Instant::now() + HELD_LOOK;
-                }
-            }
-        }
-    }
-
-    /// The first decision of an attempt. What is known costs nothing; a guess waits for its turn.
-    async fn decide(&self, login: &Login, password: &Secret, report: &mut Report) -> Result<Decision, Refusal> {
-        let settings = &self.snapshot.config.throttle;
-        let (throttle, client) = (&self.shared.throttle, self.visitor.client);
-        let authn = &self.snapshot.authn;
-        if let Some(decision) = authn.recall(login, password) {
-            if let Ok(proven) = &decision.result {
-                throttle.recalled(settings, client, login.as_str(), &proven.identity.entry().dn);
-            }
-            return Ok(decision);
-        }
-        let turn = throttle.guess(settings, client, login.as_str(), password);
-        let mut turn = turn.map_err(|limited| report.limited(limited))?;
-        (report.limited_by, report.delay) = (turn.by, turn.delay);
-        sleep(turn.delay).await;
-        let decision = authn.decide(login, password, Ask::Cached).await;
-        if let Some(dn) = &decision.dn {
-            let more = turn.meant(dn, client).map_err(|limited| {
-                authn.unlearn(login, dn, password);
-                report.limited(limited)
-            })?;
-            sleep(more.saturating_sub(report.delay)).await;
-            report.delay = report.delay.max(more);
-        }
-        match (&decision.result, decision.by) {
-            (Ok(proven), _) => turn.right(&proven.identity.entry().dn),
-            // A state that is told as a wrong password costs as much, or the next guess would show
-            // by its time that this one was right.
-            (Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::Account { .. }), DecidedBy::Directory) => {
-                turn.wrong();
-            }
-            // No wrong password, or one that is known: the turn is given back.
-            (Err(_), _) => drop(turn),
-        }
-        Ok(decision)
-    }
-
-    /// What the client may hear of a refusal.
-    fn told(&self, refusal: Refusal) -> Refusal {
-        refusal.told(self.snapshot.config.directory.reveal_account_state).clone()
-    }
-
-    /// A place among the sessions of this user, from before the backend is asked to the end.
-    fn place(&self, proven: &Proven) -> Result<Place, Limited> {
-        let settings = &self.snapshot.config.throttle;
-        self.shared.throttle.session(settings, self.visitor.client, &proven.identity.entry().dn)
-    }
-
-    /// Where an entry leads, and under which name.
-    fn target(&self, entry: &Entry, typed: &Login) -> Result<Target<'_>, Refusal> {
-        let config = &self.snapshot.config;
-        route::allowed(&config.directory.allow, entry, self.protocol)?;
-        let route = route::route(&config.routing, entry)?;
-        let login = route::backend_login(config.directory.login_attribute.as_deref(), entry, typed)?;
-        let backend = self.snapshot.backends.get(route.index).ok_or(Refusal::Internal)?;
-        Ok(Target { backend, login, by_default: route.by_default })
-    }
-
-    fn count_backend(&self, backend: &Backend, result: &str) {
-        self.shared.metrics.backend_logins.with_label_values(&[&*backend.name, result]).inc();
     }
 
     /// Tells the client that it was refused, and parts from it after too many wrong guesses.
@@ -508,38 +406,6 @@ async fn leave(stream: &mut Stream) {
         std::io::Result::Ok(())
     };
     let _ = timeout(FAREWELL, farewell).await;
-}
-
-/// When an attempt is answered that has taken so long: at the next whole multiple of the delay. What
-/// the throttle made it wait is in what it has taken, and not added to it.
-fn beat(taken: Duration, delay: Duration) -> Duration {
-    let beats = u32::try_from(taken.as_nanos() / delay.as_nanos().max(1) + 1).unwrap_or(u32::MAX);
-    delay.saturating_mul(beats).min(LATEST_REFUSAL)
-}
-
-/// Whether the answer would tell, by its time, if the name exists.
-fn is_about_credentials(refusal: &Refusal) -> bool {
-    matches!(
-        refusal,
-        Refusal::WrongPassword
-            | Refusal::UnknownUser
-            | Refusal::EmptyPassword
-            | Refusal::UnusableName
-            | Refusal::UnusablePassword
-    )
-}
-
-/// Where somebody is to be logged in.
-struct Target<'a> {
-    backend: &'a Backend,
-    login: Login,
-    by_default: bool,
-}
-
-impl Target<'_> {
-    fn is(&self, other: &Target<'_>) -> bool {
-        self.backend.name == other.backend.name && self.login == other.login
-    }
 }
 
 /// Somebody whom both the directory and the backend have accepted.

@@ -23,6 +23,7 @@ use crate::known::Known;
 use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::secret::Secret;
 use crate::sys;
 use crate::throttle::Throttle;
 use crate::tls::server::ServerTls;
@@ -47,6 +48,8 @@ pub struct Snapshot {
     pub offers: Offers,
     /// usher's own name in its dialogues.
     pub host: Arc<str>,
+    /// What nginx has to show to ask for leave, if anything.
+    pub auth_http_key: Option<Secret>,
     /// What the files looked like.
     pub fingerprint: Fingerprint,
 }
@@ -73,7 +76,8 @@ impl Snapshot {
             })
             .collect();
         let offers = Offers::new(&config.capabilities, &backends, metrics, previous.map(|old| &old.offers));
-        Self { config, tls: files.tls, authn, directory, backends, offers, host, fingerprint: files.fingerprint }
+        let Files { tls, auth_http_key, fingerprint, .. } = files;
+        Self { config, tls, authn, directory, backends, offers, host, auth_http_key, fingerprint }
     }
 
     /// What changes of the directory are judged by.

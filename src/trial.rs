@@ -10,6 +10,7 @@ use std::path::Path;
 
 use ldap3::asn1::{ASNTag as _, PL, StructureTag};
 
+use crate::auth_http::read_request;
 use crate::config::{self, Find, Template};
 use crate::directory::{Login, bind_answer_trial, template};
 use crate::proto::proxy_header::{Header, Progress, Version, read, write};
@@ -66,6 +67,24 @@ pub fn proxy_header(data: &[u8]) {
                 (header, again) => assert_eq!(header, again),
             }
         }
+    }
+}
+
+/// A fuzz target: what comes to the `auth_http` listener. Once a question is whole, what follows it makes
+/// no difference, and neither do pieces; its name and password are no longer than what was sent.
+pub fn auth_http(data: &[u8]) {
+    let whole = read_request(data);
+    let first = (0..=data.len()).map(|end| read_request(data.get(..end).unwrap_or_default()));
+    let stepwise = first.into_iter().find(|read| !matches!(read, Ok(None))).unwrap_or(Ok(None));
+    match (whole, stepwise) {
+        (Ok(Some(whole)), Ok(Some(stepwise))) => {
+            assert_eq!((&whole.login, &whole.password), (&stepwise.login, &stepwise.password));
+            assert_eq!((whole.client, whole.attempts), (stepwise.client, stepwise.attempts));
+            assert!(whole.login.len() + whole.password.expose().len() < data.len(), "longer than what was sent");
+        }
+        (Ok(None), Ok(None)) => {}
+        (Err(whole), Err(stepwise)) => assert_eq!(whole, stepwise),
+        (whole, stepwise) => panic!("pieces make a difference: {whole:?} {stepwise:?}"),
     }
 }
 
@@ -289,6 +308,11 @@ mod tests {
     #[test]
     fn proxy_headers() {
         corpus("proxy_header", proxy_header);
+    }
+
+    #[test]
+    fn auth_http_question() {
+        corpus("auth_http", auth_http);
     }
 
     #[test]

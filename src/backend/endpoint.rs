@@ -19,7 +19,7 @@ use super::health::Attempt;
 use super::inspect::Sight;
 use super::pool::{Look, Outlook, Pool, Proof};
 use super::{BackendError, Service, Talk};
-use crate::config::{Forward, Probe};
+use crate::config::{Forward, Hop, Probe};
 use crate::metrics::Metrics;
 use crate::proto::proxy_header::{self, Header};
 use crate::proto::{BackFault, BackSettings, BackTls, Origin, Protocol, capabilities};
@@ -46,6 +46,8 @@ pub(super) struct Endpoint {
     pub(super) tls: BackTls,
     /// How it is told who the client is.
     pub(super) forward: Forward,
+    /// Where nginx is sent, if it can be.
+    pub(super) hop: Option<Hop>,
     pub(super) server_name: ServerName<'static>,
     pub(super) tls_config: Arc<rustls::ClientConfig>,
     /// The backend's `timeout`: a look has as long as a login.

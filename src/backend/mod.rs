@@ -256,6 +256,7 @@ impl Backend {
                 protocol: endpoint.protocol,
                 tls: endpoint.tls,
                 forward: endpoint.forward,
+                hop: endpoint.takes_nginx().then_some(endpoint.auth_http),
                 server_name,
                 tls_config,
                 timeout: settings.timeout,
@@ -325,6 +326,19 @@ impl Backend {
             endpoint.pool.well(address, Proof::Login);
         }
         answered
+    }
+
+    /// Where nginx is to log the user in: an address that is well, or the one that is configured for it.
+    ///
+    /// # Errors
+    /// There is none now, or none that takes a login without TLS.
+    pub async fn nginx_address(&self, protocol: &Protocol) -> Result<SocketAddr, BackendError> {
+        let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
+        let hop = endpoint.hop.ok_or(BackendError::NotServed)?;
+        let candidates = timeout_at(Instant::now() + self.timeout, endpoint.candidates()).await;
+        let late = |_| BackendError::Timeout { timeout: self.timeout };
+        let well = candidates.map_err(late).flatten()?.pop_front().ok_or(BackendError::NotServed)?;
+        Ok(SocketAddr::new(hop.address.unwrap_or_else(|| well.ip()), hop.port.unwrap_or_else(|| well.port())))
     }
 
     /// Waits for a turn: a place among the logins under way, and a slot in the ramp after an outage.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use rustls::SupportedCipherSuite;
 
 use super::model::{
-    Admin, Cache, CertificateFiles, Config, Control, Draft, Drain, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Network, OnUnavailable, Process, Routing, Tls, TlsVersion,
+    Admin, AuthHttp, Cache, CertificateFiles, Config, Control, Draft, Drain, Endpoint, Limits, Listener, ListenerTls,
+    Log, LogFormat, LogLevel, Network, OnUnavailable, Process, Routing, Tls, TlsVersion,
 };
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
@@ -45,6 +45,12 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let drain = root.section("drain", drain).flatten();
     let admin = root.section("admin", |admin| self::admin(admin, &mut addresses)).flatten();
     let control = root.get("control").and_then(|control| control.section(self::control).flatten());
+    let auth_http = root.get("auth_http");
+    let auth_http =
+        auth_http.and_then(|node| node.section(|section| self::auth_http(section, &mut addresses)).flatten());
+    if let (Some(_), Some(routing)) = (&auth_http, &routing) {
+        reachable(root, routing);
+    }
     let process = root.section("process", process).flatten();
     let log = root.section("log", log).flatten();
     let place = Arc::clone(root.place());
@@ -53,6 +59,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
         directory: directory.clone(),
         routing: routing.clone(),
         control: control.clone(),
+        auth_http: auth_http.clone(),
         place: Arc::clone(&place),
     };
     let config = || {
@@ -71,6 +78,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             drain: drain?,
             admin: admin?,
             control,
+            auth_http,
             process: process?,
             log: log?,
             warnings: Vec::new(),
@@ -363,6 +371,31 @@ fn control(control: &Section<'_>) -> Option<Control> {
     }
     let group = control.get("group").map(|node| node.parsed(names::unix_group));
     Some(Control { path: path?, group: group.flatten() })
+}
+
+fn auth_http(auth_http: &Section<'_>, addresses: &mut Addresses) -> Option<AuthHttp> {
+    let address = auth_http.required("address", "write an IP address and a port, such as \"127.0.0.1:9940\"");
+    let address = address.and_then(|node| addresses.read(&node));
+    let allow = auth_http.required("allow", "name the addresses of your nginx, which sees every password");
+    let allow = allow.and_then(|node| networks(&node));
+    let key_file = auth_http.get("key_file").map(|node| node.path());
+    if allow.iter().flatten().any(|network| network.bits == 0) {
+        auth_http.warn("allow", "everybody may ask, and say who a client is");
+    }
+    if address.is_some_and(|address| !address.ip().to_canonical().is_loopback()) {
+        auth_http.warn("address", "passwords cross the network from nginx to here in clear");
+    }
+    Some(AuthHttp { address: address?, allow: allow?, key_file: key_file.flatten() })
+}
+
+/// nginx speaks no TLS to backends: there must be somewhere that it can be sent.
+fn reachable(root: &Section<'_>, routing: &Routing) {
+    if !routing.backends.iter().flat_map(|backend| &backend.endpoints).any(Endpoint::takes_nginx) {
+        root.warn(
+            "auth_http",
+            "nginx speaks no TLS to backends, and none has a port for it: give one `auth_http: {port: ..}`",
+        );
+    }
 }
 
 fn process(process: &Section<'_>) -> Option<Process> {

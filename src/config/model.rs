@@ -47,6 +47,8 @@ pub struct Config {
     pub admin: Admin,
     /// The control socket, if there is one.
     pub control: Option<Control>,
+    /// Where nginx asks for leave, if it may.
+    pub auth_http: Option<AuthHttp>,
     /// The process itself.
     pub process: Process,
     /// Logging.
@@ -69,6 +71,8 @@ pub struct Draft {
     pub routing: Option<Routing>,
     /// The control socket.
     pub control: Option<Control>,
+    /// Where nginx asks for leave.
+    pub auth_http: Option<AuthHttp>,
     /// Where each key stands.
     pub place: Arc<Place>,
 }
@@ -516,6 +520,25 @@ pub struct Endpoint {
     pub server_name: String,
     /// How it is told who the client is.
     pub forward: Forward,
+    /// Where nginx is sent instead of `addresses`.
+    pub auth_http: Hop,
+}
+
+impl Endpoint {
+    /// Whether nginx can be sent there.
+    #[must_use]
+    pub fn takes_nginx(&self) -> bool {
+        self.protocol.nginx.is_some() && (self.tls == BackTls::Plaintext || self.auth_http.port.is_some())
+    }
+}
+
+/// Where nginx is sent, as far as it is not the address that is well: nginx speaks no TLS to backends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hop {
+    /// Another IP address.
+    pub address: Option<IpAddr>,
+    /// Another port.
+    pub port: Option<u16>,
 }
 
 /// How a backend is told who the client is.
@@ -738,6 +761,17 @@ pub struct Control {
     pub path: PathBuf,
     /// A group that may use it (0660 instead of 0600).
     pub group: Option<String>,
+}
+
+/// Where nginx's mail proxy asks for leave (`auth_http`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthHttp {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Who may ask.
+    pub allow: Vec<Network>,
+    /// The file with what must stand in `X-Auth-Key`, if anything must.
+    pub key_file: Option<PathBuf>,
 }
 
 /// The process itself.

@@ -24,6 +24,8 @@ const CAPABILITY: usize = 1000;
 pub(super) enum NameError {
     #[error("write an IP address and a port, such as \"[::]:993\" (all of IPv6 and IPv4) or \"192.0.2.1:993\"")]
     SocketAddress,
+    #[error("write an IP address, such as \"192.0.2.3\"; the port has a key of its own")]
+    IpAddress,
     #[error("write a host and a port, such as \"server3.example.com:993\" or \"[2001:db8::3]:993\"")]
     HostPort,
     #[error("an IPv6 address stands in brackets: \"[2001:db8::3]:993\"")]
@@ -69,6 +71,11 @@ pub(super) enum NameError {
 /// `address:port` of a listening socket; port 0 lets the system choose.
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, NameError> {
     text.parse().map_err(|_| NameError::SocketAddress)
+}
+
+/// An IP address.
+pub(super) fn ip_address(text: &str) -> Result<IpAddr, NameError> {
+    text.parse().map_err(|_| NameError::IpAddress)
 }
 
 /// The name that systemd gives a socket (systemd.socket(5), FileDescriptorName=).

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::compile::{certificate, protocol_names};
 use super::directory::Facts;
-use super::model::{Address, Backend, BackendService, Endpoint, Forward, Health, Listener, Probe, Routing};
+use super::model::{Address, Backend, BackendService, Endpoint, Forward, Health, Hop, Listener, Probe, Routing};
 use super::names;
 use super::raw::{Node, Section, Unique};
 use super::units::{HOUR, MINUTE, SECOND};
@@ -173,6 +173,10 @@ fn endpoint(protocol: &'static Protocol, endpoint: &Section<'_>, listeners: &[Li
     let tls = endpoint.required("tls", "write `implicit` or `starttls`").and_then(|node| node.word(&words));
     let server_name = endpoint.get("server_name").map(|node| node.parsed(names::host));
     let forward = forward(protocol, endpoint);
+    let auth_http = endpoint.section("auth_http", hop).flatten();
+    if auth_http.is_some_and(|hop| hop != Hop::default()) && protocol.nginx.is_none() {
+        endpoint.problem("auth_http", format!("nginx's mail proxy does not speak {}: remove it", protocol.name));
+    }
     let (addresses, tls) = (addresses?, tls?);
     if tls == BackTls::Plaintext && !addresses.iter().all(|address| names::is_loopback(&address.host)) {
         endpoint.warn("tls", "passwords and mail cross the network to this backend in clear");
@@ -183,7 +187,18 @@ fn endpoint(protocol: &'static Protocol, endpoint: &Section<'_>, listeners: &[Li
         return None;
     }
     let server_name = server_name.unwrap_or_else(|| Some(first.host.clone()))?;
-    Some(Endpoint { protocol, addresses, tls, server_name, forward: forward? })
+    Some(Endpoint { protocol, addresses, tls, server_name, forward: forward?, auth_http: auth_http? })
+}
+
+/// Where nginx is sent instead.
+fn hop(hop: &Section<'_>) -> Option<Hop> {
+    let address = hop.get("address").map(|node| node.parsed(names::ip_address));
+    // Nothing is at port 0, which here means that the key is absent.
+    let port = match hop.get("port") {
+        Some(_) => hop.integer("port", 0, 1..=65_535).map(Some),
+        None => Some(None),
+    };
+    Some(Hop { address: address.flatten(), port: port? })
 }
 
 /// How a backend is told who the client is, by what its protocol can do.

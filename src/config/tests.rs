@@ -66,6 +66,7 @@ routing:
       probe: login
       probe_account: {login: probe, password_file: probe.password}
       imap:
+        auth_http: {address: 127.0.0.1, port: 1143}
         address: server4.example.com:143
         tls: starttls
 cache: {ttl: 1m, negative_ttl: 5s, stale: 2h, capacity: 10}
@@ -103,6 +104,7 @@ process: {user: usher, group: mail, debug: true}
 log: {format: json, level: debug}
 hostname: mail.example.com
 trusted_networks: [198.51.100.9, "2001:db8:9::/64"]
+auth_http: {address: "127.0.0.1:9940", allow: 127.0.0.1, key_file: nginx.key}
 "#;
 
 fn parse_text(text: &str) -> Result<Config, Vec<Problem>> {

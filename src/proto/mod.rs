@@ -52,6 +52,26 @@ pub struct Protocol {
     pub back: fn(BackSettings) -> Box<dyn Back>,
     /// How a relayed session can be ended because the directory has changed.
     pub parting: Parting,
+    /// What it is to nginx's mail proxy, if that speaks it.
+    pub nginx: Option<Nginx>,
+}
+
+/// A protocol as nginx's mail proxy speaks it and asks for leave (`auth_http`).
+#[derive(Debug, Clone, Copy)]
+pub struct Nginx {
+    /// Its name there.
+    pub name: &'static str,
+    /// What the client is told of a refusal; the session's id stands in it where that helps.
+    pub words: fn(&Refusal, &str) -> Told,
+}
+
+/// A refusal in a protocol's words, without what nginx puts in front of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The reply code and the enhanced status code, where nginx has a place of its own for them.
+    pub code: Option<String>,
+    /// The rest, a response code in brackets included.
+    pub text: String,
 }
 
 /// How a relayed session can be ended by usher, which does not read what is said in it.

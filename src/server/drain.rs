@@ -29,7 +29,7 @@ impl Server {
             () = sleep(settings.delay) => false,
             () = stop.recv() => true,
         };
-        self.listeners.clear();
+        self.close_listeners();
         self.shared.stage.send_replace(Stage::Draining);
         if !hurried {
             self.close_sessions(settings.deadline, settings.max_closes_per_second, stop).await;

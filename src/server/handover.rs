@@ -181,6 +181,8 @@ impl Server {
         let sockets = self.listeners.iter().map(|((address, ..), one)| (address.to_string(), one.socket.as_fd()));
         let admin = self.shared.snapshot.load().config.admin.address.to_string();
         let sockets = sockets.chain(self.side_port.as_ref().map(|one| (admin, one.socket.as_fd())));
+        let auth_http = self.auth_http.as_ref();
+        let sockets = sockets.chain(auth_http.map(|(address, one)| (address.to_string(), one.socket.as_fd())));
         send_to(ours.as_fd(), &sockets.collect::<Vec<_>>())?;
         let mut command = Command::new(&self.program);
         // Whatever this process may be, that one may be.
@@ -219,7 +221,7 @@ impl Server {
         let config = self.shared.snapshot.load().config.clone();
         let deadline = config.drain.upgrade_deadline;
         info!(sessions = self.shared.registry.count(), ?deadline, "draining after an upgrade");
-        self.listeners.clear();
+        self.close_listeners();
         self.side_port = None;
         self.shared.stage.send_replace(Stage::Leaving);
         let conversations = config.limits.conversation_timeout;

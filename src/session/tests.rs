@@ -4,6 +4,7 @@
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::{TcpListener, tcp};
 
+use super::attempt::{ATTEMPT_TIMEOUT, beat};
 use super::*;
 use crate::authn::Authenticator;
 use crate::backend::offers::Offers;
@@ -29,6 +30,7 @@ static ONE_LINE: Protocol = Protocol {
     front: one_line,
     back: no_back,
     parting: proto::Parting::Close,
+    nginx: None,
 };
 
 struct OneLine;
@@ -131,6 +133,7 @@ limits: {{{limits}}}
             directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),
             backends: Vec::new(),
             offers: Offers::new(&[], &[], &metrics, None),
+            auth_http_key: None,
             fingerprint: Fingerprint::of(&config),
             config,
         };

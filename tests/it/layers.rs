@@ -16,7 +16,7 @@ const FLOORS: [&[&str]; 10] = [
     &["authn", "backend", "follow", "relay"],
     &["cutover", "files", "report", "snapshot"],
     &["inspect", "session"],
-    &["admin", "listener"],
+    &["admin", "auth_http", "listener"],
     &["cli", "demo", "lib", "main", "server", "trial"],
 ];
 

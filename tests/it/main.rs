@@ -7,6 +7,7 @@
 mod kit;
 
 mod address;
+mod auth_http;
 mod backend;
 mod cache;
 mod capabilities;

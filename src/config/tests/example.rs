@@ -43,6 +43,8 @@ fn the_example_has_every_key() {
         ("{delay", "{zzz: 1, delay"),
         ("admin: {", "admin: {zzz: 1, "),
         ("{path", "{zzz: 1, path"),
+        ("auth_http: {address: \"", "auth_http: {zzz: 1, address: \""),
+        ("auth_http: {address: 127", "auth_http: {zzz: 1, address: 127"),
         ("{user", "{zzz: 1, user"),
         ("{format", "{zzz: 1, format"),
         ("log:", "zzz: 1\nlog:"),
@@ -51,7 +53,7 @@ fn the_example_has_every_key() {
         text = text.replacen(from, to, 1);
     }
     let problems = parse_text(&text).unwrap_err();
-    assert_eq!(problems.len(), 22, "{problems:#?}");
+    assert_eq!(problems.len(), 24, "{problems:#?}");
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
@@ -127,6 +129,7 @@ fn every_commented_key_is_sound() {
         ("service:", None),
         ("probe_account:", Some(("# probe: greeting", "probe: login"))),
         ("group:", None),
+        ("auth_http: {address", Some(("# auth_http: {port: 143}", "auth_http: {port: 143}"))),
         ("exempt:", None),
         ("pin_sha256:", Some(("      ca: backend-ca.pem\n", ""))),
         ("canary:", None),

@@ -450,6 +450,22 @@ fn the_rest() {
         "an IP address and a port",
     );
     mistake("control: {path: control.sock, group: mail}", "control: # HERE", "control.path", "missing: write the path");
+    let nginx = "auth_http: {address: \"127.0.0.1:9940\", allow: 127.0.0.1, key_file: nginx.key}";
+    mistake(nginx, "auth_http: {allow: 127.0.0.1} # HERE", "auth_http.address", "missing: write an IP address");
+    mistake(nginx, "auth_http: {address: \"127.0.0.1:9940\"} # HERE", "auth_http.allow", "missing: name");
+    let taken = "auth_http: {address: \"[::1]:9931\", allow: 127.0.0.1} # HERE";
+    mistake(nginx, taken, "auth_http.address", "taken already by admin.address");
+    let hop = "auth_http: {address: 127.0.0.1, port: 1143}";
+    let key = "routing.backends[1].imap.auth_http";
+    mistake(hop, "auth_http: {port: 0} # HERE", &format!("{key}.port"), "write 1 to 65535");
+    mistake(hop, "auth_http: {address: localhost} # HERE", &format!("{key}.address"), "write an IP address");
+    let far = "auth_http: {address: \"192.0.2.1:9940\", allow: 127.0.0.1} # HERE";
+    suspicion(nginx, far, "auth_http.address", "in clear");
+    let all = "auth_http: {address: \"127.0.0.1:9940\", allow: 0.0.0.0/0} # HERE";
+    suspicion(nginx, all, "auth_http.allow", "everybody may ask");
+    let text = replaced(hop, "auth_http: {}");
+    let warnings = parse_text(&text).unwrap().warnings;
+    assert!(matches!(warnings.as_slice(), [one] if one.message.contains("none has a port for it")), "{warnings:?}");
     let long = "x".repeat(100);
     mistake("control.sock", &format!("{long} # HERE\n "), "control.path", "longer than 107 bytes");
     mistake("group: mail}", "group: \"m m\"} # HERE", "control.group", "name of letters");
@@ -581,7 +597,7 @@ fn every_key_given_twice() {
         problems,
         [
             "/etc/usher/config.yaml:17: directory.starttls: given twice, first in line 16: keep one",
-            "/etc/usher/config.yaml:96: cache: given twice, first in line 64: keep one",
+            "/etc/usher/config.yaml:97: cache: given twice, first in line 65: keep one",
         ]
     );
 }

@@ -169,6 +169,12 @@ fn every_key_arrives() {
     assert_eq!(config.drain, drain);
     assert_eq!(config.admin.address, "[::1]:9931".parse().unwrap());
     assert_eq!(config.control, Some(Control { path: "/etc/usher/control.sock".into(), group: Some("mail".into()) }));
+    let allow = vec![Network { address: "127.0.0.1".parse().unwrap(), bits: 32 }];
+    let (address, key_file) = ("127.0.0.1:9940".parse().unwrap(), Some("/etc/usher/nginx.key".into()));
+    assert_eq!(config.auth_http, Some(AuthHttp { address, allow, key_file }));
+    let hop = Hop { address: Some("127.0.0.1".parse().unwrap()), port: Some(1143) };
+    let hops: Vec<_> = config.routing.backends.iter().map(|backend| backend.endpoints[0].auth_http).collect();
+    assert_eq!(hops, [Hop::default(), hop]);
     assert_eq!(config.log, Log { format: LogFormat::Json, level: LogLevel::Debug });
 }
 

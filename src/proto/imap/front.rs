@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::super::sasl::{self, Exchange, Mechanism, Progress, SaslError};
 use super::super::wire::{Found, Gathering, Literal, Skip, Spoiled, first_word, is_http, printable, write_line};
-use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome, reference};
+use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Told, Welcome, reference};
 use super::command::{self, Denial, Problem, Verb};
 use super::{LATER, LINE, TEXT};
 use crate::outcome::{AccountState, BackendWords, Refusal};
@@ -434,6 +434,11 @@ fn lists_capabilities(untagged: &[u8]) -> bool {
     untagged
         .split(|byte| *byte == b'\n')
         .any(|line| line.get(..START.len()).is_some_and(|start| start.eq_ignore_ascii_case(START)))
+}
+
+/// As [`Front::refused`], for a client of nginx, which writes tag and NO.
+pub(super) fn told(refusal: &Refusal, session: &str) -> Told {
+    Told { code: None, text: format!("{}{}", words(refusal), reference(refusal, session)) }
 }
 
 /// A refusal in IMAP's words: RFC 5530's code and a text. Refusals that must not be told apart

@@ -12,7 +12,7 @@ mod tests;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod trial;
 
-use super::{Back, BackSettings, Front, FrontSettings, Introduction, Parting, Protocol};
+use super::{Back, BackSettings, Front, FrontSettings, Introduction, Nginx, Parting, Protocol};
 
 /// IMAP's row.
 pub const PROTOCOL: Protocol = Protocol {
@@ -25,6 +25,7 @@ pub const PROTOCOL: Protocol = Protocol {
     promised: |name| LATER.iter().any(|later| later.eq_ignore_ascii_case(name)),
     front,
     back,
+    nginx: Some(Nginx { name: "imap", words: front::told }),
     // RFC 3501 section 7.1.5: a server may say BYE at any time, between two of its lines.
     parting: Parting::Line(b"* BYE Your account was changed, please log in again.\r\n"),
 };

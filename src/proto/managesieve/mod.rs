@@ -30,6 +30,7 @@ pub const PROTOCOL: Protocol = Protocol {
     promised: |name| !OWN.iter().any(|own| own.eq_ignore_ascii_case(name)),
     front,
     back,
+    nginx: None,
 };
 
 /// What usher tells as its own, and what holds before the login alone or not through a relay.

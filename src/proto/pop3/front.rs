@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use super::super::line::{Act, Channel, Dialect, Problem};
 use super::super::sasl::SaslError;
 use super::super::wire::{first_word, printable, write_line};
-use super::super::{Credentials, FrontSettings, Welcome};
+use super::super::{Credentials, FrontSettings, Told, Welcome, reference};
 use super::{COMMAND, TEXT};
 use crate::outcome::{AccountState, BackendWords, Refusal};
 use crate::secret::{Secret, SecretBuf};
@@ -143,6 +143,13 @@ impl Dialect for Pop3 {
     fn farewell(why: &Refusal) -> String {
         words(why).into_owned()
     }
+}
+
+/// As a refused client is told, for one of nginx, which writes -ERR.
+pub(super) fn told(refusal: &Refusal, session: &str) -> Told {
+    let words = words(refusal);
+    let text = words.strip_prefix("-ERR ").unwrap_or(&words);
+    Told { code: None, text: format!("{text}{}", reference(refusal, session)) }
 }
 
 /// A refusal in POP3's words: the codes of RFC 2449 and 3206 and a text. Refusals that must not be told

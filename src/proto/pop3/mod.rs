@@ -13,7 +13,7 @@ mod tests;
 pub mod trial;
 
 use super::line::LineFront;
-use super::{Back, BackSettings, Front, FrontSettings, Introduction, Parting, Protocol};
+use super::{Back, BackSettings, Front, FrontSettings, Introduction, Nginx, Parting, Protocol};
 
 /// POP3's row.
 pub const PROTOCOL: Protocol = Protocol {
@@ -27,6 +27,7 @@ pub const PROTOCOL: Protocol = Protocol {
     promised: |name| front::LATER.iter().any(|later| later.eq_ignore_ascii_case(name)),
     front,
     back,
+    nginx: Some(Nginx { name: "pop3", words: front::told }),
 };
 
 /// The longest command, without CRLF (RFC 2449 section 4).

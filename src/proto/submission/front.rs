@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use super::super::line::{Act, Channel, Dialect, Problem};
 use super::super::sasl::SaslError;
 use super::super::wire::{first_word, printable, write_line};
-use super::super::{FrontSettings, Welcome};
+use super::super::{FrontSettings, Told, Welcome, reference};
 use super::{COMMAND, TEXT, split_enhanced};
 use crate::outcome::{AccountState, BackendWords, Refusal};
 use crate::secret::SecretBuf;
@@ -151,6 +151,15 @@ impl Dialect for Submission {
         let text = words.splitn(3, ' ').nth(2).unwrap_or_default();
         format!("421 4.3.2 {text}")
     }
+}
+
+/// As a refused client is told, for one of nginx, which takes the codes apart from the text.
+pub(super) fn told(refusal: &Refusal, session: &str) -> Told {
+    let words = words(refusal);
+    let mut parts = words.splitn(3, ' ');
+    let code = format!("{} {}", parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let text = format!("{}{}", parts.next().unwrap_or_default(), reference(refusal, session));
+    Told { code: Some(code), text }
 }
 
 /// A refusal in the codes of RFC 4954 section 6 and a text. Refusals that must not be told apart have

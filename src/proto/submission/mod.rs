@@ -13,7 +13,7 @@ mod tests;
 pub mod trial;
 
 use super::line::LineFront;
-use super::{Back, BackSettings, Front, FrontSettings, Introduction, Parting, Protocol};
+use super::{Back, BackSettings, Front, FrontSettings, Introduction, Nginx, Parting, Protocol};
 
 /// Submission's row.
 pub const PROTOCOL: Protocol = Protocol {
@@ -28,6 +28,7 @@ pub const PROTOCOL: Protocol = Protocol {
     promised: |name| !front::HIDDEN.iter().any(|hidden| hidden.eq_ignore_ascii_case(name)),
     front,
     back,
+    nginx: Some(Nginx { name: "smtp", words: front::told }),
 };
 
 /// The longest command, without CRLF (RFC 5321 section 4.5.3.1.4).

@@ -10,6 +10,7 @@ pub(crate) mod cyrus;
 pub(crate) mod dirsrv;
 pub(crate) mod dovecot;
 pub(crate) mod exposition;
+pub(crate) mod nginx;
 pub(crate) mod people;
 pub(crate) mod process;
 pub(crate) mod scripted;

@@ -1,0 +1,251 @@
+//! Where nginx's mail proxy asks for leave (`auth_http`): may this client log in, and where?
+//!
+//! The decision is that of a session, with its cache, limits and events. What is missing is the
+//! backend's word: nginx logs in by itself, so that OK here means that the directory has said yes, and
+//! no more. A question is one short connection; who may ask is seen to before a byte of it is read.
+
+mod request;
+
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use subtle::ConstantTimeEq as _;
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::authn::Ask;
+use crate::config::{AuthHttp, OnUnavailable};
+use crate::directory::Login;
+use crate::outcome::{Refusal, Side};
+use crate::proto::Told;
+use crate::report::{Report, Visitor};
+use crate::secret::{Secret, SecretBuf};
+use crate::session::attempt::{Attempt, Found};
+use crate::snapshot::{Shared, Snapshot};
+use crate::tls::stream::Stream;
+use request::{Fault, Request};
+
+#[cfg(any(test, feature = "fuzz"))]
+pub use request::read as read_request;
+
+/// nginx sends a question at once.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// And takes the answer at once.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait when the system has no descriptor left.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+/// How long nginx lets a client wait after a refusal, in seconds. What a guess has to cost it has cost
+/// here; without any wait nginx would close the connection.
+const WAIT: u32 = 1;
+/// nginx reads an answer into 1024 bytes.
+const TEXT: usize = 700;
+
+/// Why a question got no answer that a client could be told.
+#[derive(Debug, Error)]
+enum Unanswered {
+    #[error("{0}")]
+    Malformed(#[from] Fault),
+    #[error("X-Auth-Key is not what auth_http.key_file says")]
+    Key,
+    #[error("no whole question within {READ_TIMEOUT:?}")]
+    Timeout,
+    #[error("the connection was closed")]
+    Closed,
+}
+
+impl Unanswered {
+    /// The metric label.
+    const fn label(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::Key => "key",
+            Self::Timeout => "timeout",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// nginx reads no status; people who try it out do.
+    const fn status(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "400 Bad Request",
+            Self::Key => "403 Forbidden",
+            Self::Timeout | Self::Closed => "408 Request Timeout",
+        }
+    }
+}
+
+/// Where nginx is to log somebody in.
+struct Granted {
+    address: SocketAddr,
+    /// The name there, if it is not the one that was typed.
+    login: Option<Login>,
+}
+
+/// Answers until the task is ended.
+pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        let Ok((tcp, peer)) = listener.accept().await else {
+            sleep(EXHAUSTED_PAUSE).await;
+            continue;
+        };
+        let (peer, snapshot) = (peer.ip().to_canonical(), shared.snapshot.load_full());
+        let allowed = |settings: &AuthHttp| settings.allow.iter().any(|network| network.contains(peer));
+        if !snapshot.config.auth_http.as_ref().is_some_and(allowed) {
+            count(&shared, "untrusted");
+            if let Some(suppressed) = shared.repeats.allow("auth_http", "untrusted") {
+                warn!(%peer, suppressed, "connection closed: it is not in auth_http.allow");
+            }
+            continue;
+        }
+        let Some(permit) = shared.permit(snapshot.config.limits.connections) else {
+            count(&shared, "limit");
+            shared.metrics.connections_refused.inc();
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            // A panic was counted and told by its hook; nginx takes the closed connection for an outage.
+            let _ = AssertUnwindSafe(exchange(tcp, peer, &shared, &snapshot)).catch_unwind().await;
+            drop(permit);
+        });
+    }
+}
+
+fn count(shared: &Shared, result: &str) {
+    shared.metrics.auth_http_requests.with_label_values(&[result]).inc();
+}
+
+/// One question and its answer.
+async fn exchange(tcp: TcpStream, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) {
+    let mut stream = Stream::from(tcp);
+    let question = timeout(READ_TIMEOUT, question(&mut stream)).await.unwrap_or(Err(Unanswered::Timeout));
+    let question = question.and_then(|question| admitted(question, snapshot.auth_http_key.as_ref()));
+    let text = match question {
+        Ok(question) => answer(question, nginx, shared, snapshot).await,
+        Err(unanswered) => {
+            count(shared, unanswered.label());
+            // A health check of somebody's, or a program that was ended.
+            if matches!(unanswered, Unanswered::Closed) {
+                debug!(%nginx, "closed before its auth_http question");
+                return;
+            }
+            if let Some(suppressed) = shared.repeats.allow("auth_http", unanswered.label()) {
+                warn!(%nginx, reason = %unanswered, suppressed, "an auth_http question was not answered");
+            }
+            head(unanswered.status(), &[])
+        }
+    };
+    let mut out = SecretBuf::new();
+    out.extend(text.as_bytes());
+    if matches!(timeout(WRITE_TIMEOUT, stream.send(&mut out)).await, Ok(Ok(()))) {
+        let _ = timeout(WRITE_TIMEOUT, tokio::io::AsyncWriteExt::shutdown(&mut stream)).await;
+    }
+}
+
+/// Reads a question into memory that is wiped.
+async fn question(stream: &mut Stream) -> Result<Request, Unanswered> {
+    let mut input = SecretBuf::new();
+    loop {
+        match stream.fill(&mut input).await {
+            Ok(0) | Err(_) => return Err(Unanswered::Closed),
+            Ok(_) => {}
+        }
+        if let Some(request) = request::read(input.as_slice())? {
+            return Ok(request);
+        }
+    }
+}
+
+/// A question that shows the key, if one is wanted.
+fn admitted(question: Request, key: Option<&Secret>) -> Result<Request, Unanswered> {
+    let same = key.is_none_or(|key| question.key.expose().ct_eq(key.expose()).into());
+    if same { Ok(question) } else { Err(Unanswered::Key) }
+}
+
+/// Decides, writes the `login` event and says it as nginx wants to hear it.
+async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) -> String {
+    let Request { login, password, plain, protocol, nginx: row, client, attempts, .. } = question;
+    if !plain {
+        count(shared, "method");
+        let code = Some("504 5.5.4".to_owned());
+        return refusal(&Told { code, text: "Use PLAIN or LOGIN under TLS".to_owned() }, true);
+    }
+    let visitor = Visitor { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
+    let attempt = Attempt { shared, snapshot, client, protocol, began: Instant::now() };
+    let mut report = Report { typed: login, ..Report::default() };
+    let outcome = attempt.bounded(grant(&attempt, &password, &mut report)).await;
+    report.emit(&visitor, None, outcome.as_ref().err(), &shared.metrics);
+    match outcome {
+        Ok(granted) => {
+            count(shared, "ok");
+            leave(&granted)
+        }
+        Err(refused) => {
+            count(shared, "refused");
+            let refused = attempt.told(refused).await;
+            let limits = &snapshot.config.limits;
+            let guessed = refused.side() == Side::Client && attempts >= limits.failed_logins;
+            let away = refused.is_outage() && limits.on_unavailable == OnUnavailable::ReplyAndClose;
+            refusal(&(row.words)(&refused, &visitor.session.to_string()), !guessed && !away)
+        }
+    }
+}
+
+/// Who is it, and where does he belong?
+async fn grant(attempt: &Attempt<'_>, password: &Secret, report: &mut Report) -> Result<Granted, Refusal> {
+    let (config, authn) = (&attempt.snapshot.config, &attempt.snapshot.authn);
+    // While the question lasts: nginx' connections are its own.
+    let connection = attempt.shared.throttle.connection(&config.throttle, attempt.client);
+    let _connection = connection.map_err(|limited| report.limited(limited))?;
+    let login = Login::parse(&report.typed).ok_or(Refusal::UnusableName)?;
+    // nginx would write it to a backend as it is, where a line end begins another command.
+    if password.expose().iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
+        return Err(Refusal::UnusablePassword);
+    }
+    let mut decision = attempt.decide(&login, password, report).await?;
+    loop {
+        let Found { proven, target, .. } = attempt.find(&login, password, decision, report).await?;
+        let address = target.backend.nginx_address(attempt.protocol).await.map_err(|error| {
+            attempt.count_backend(target.backend, error.label());
+            report.failed(&error);
+            error.refusal(target.backend.pass_refusals)
+        })?;
+        if authn.still_holds(&proven) {
+            let other = (target.login != login).then_some(target.login);
+            // Headers are trimmed: another user could be meant.
+            let whole = other.as_ref().is_none_or(|name| name.as_str().trim() == name.as_str());
+            return if whole { Ok(Granted { address, login: other }) } else { Err(Refusal::NoBackendLogin) };
+        }
+        // Something about this entry was forgotten meanwhile: what it is now decides.
+        decision = authn.decide(&login, password, Ask::Directory).await;
+    }
+}
+
+fn leave(granted: &Granted) -> String {
+    let Granted { address, login } = granted;
+    let (ip, port) = (address.ip().to_string(), address.port().to_string());
+    let mut headers = vec![("Auth-Status", "OK"), ("Auth-Server", &ip), ("Auth-Port", &port)];
+    headers.extend(login.as_ref().map(|login| ("Auth-User", login.as_str())));
+    head("200 OK", &headers)
+}
+
+/// A refusal; `again`: the client may try once more on its connection, which nginx closes otherwise.
+fn refusal(told: &Told, again: bool) -> String {
+    let wait = WAIT.to_string();
+    let text: String = told.text.chars().take(TEXT).collect();
+    let mut headers = vec![("Auth-Status", text.as_str())];
+    headers.extend(told.code.as_deref().map(|code| ("Auth-Error-Code", code)));
+    headers.extend(again.then_some(("Auth-Wait", wait.as_str())));
+    head("200 OK", &headers)
+}
+
+/// An answer, which has no body. No value comes from a peer with a control character in it.
+fn head(status: &str, headers: &[(&str, &str)]) -> String {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    format!("HTTP/1.0 {status}\r\n{headers}Content-Length: 0\r\n\r\n")
+}
