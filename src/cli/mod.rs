@@ -7,6 +7,7 @@ mod demo;
 mod everybody;
 mod explain;
 mod import_users;
+mod manual;
 mod progress;
 mod reload;
 mod run;
@@ -68,6 +69,10 @@ enum Command {
     Reload,
     /// Let a new process of the installed program take the running usher's listeners; sessions go on
     Upgrade,
+    /// Write a shell's completions to standard output
+    Completions(manual::CompletionsArguments),
+    /// Write the manual: usher(8), or a page for each command
+    Man(manual::ManArguments),
     /// Start a directory, two mail servers and usher on this machine, and show a login
     #[cfg(feature = "demo")]
     Demo(demo::Arguments),
@@ -109,6 +114,8 @@ pub fn main() -> ExitCode {
             Command::Confirm(arguments) => confirm::confirm(&config, &arguments).await,
             Command::Reload => reload::reload(&config).await,
             Command::Upgrade => reload::upgrade(&config).await,
+            Command::Completions(arguments) => manual::completions(&arguments),
+            Command::Man(arguments) => manual::man(&arguments),
             #[cfg(feature = "demo")]
             Command::Demo(arguments) => demo::demo(&arguments).await,
         }

@@ -1,0 +1,289 @@
+//! `usher completions` and `usher man`: what shells and `man` are to know, from the commands as they are.
+//!
+//! Options and their texts come from clap. What else a manual page has (what a command does at length,
+//! examples, exit codes, files) stands here as data; a command without an entry has a page all the same.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+
+use super::{CONFIG, DATA, FAILED, NO_INPUT, NO_PERMISSION, NO_USER, OK, SYSTEM, UNAVAILABLE, USAGE, fail};
+
+/// The section of manuals for administration.
+const SECTION: &str = "8";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CompletionsArguments {
+    /// The shell: write its script to where that shell looks for completions
+    shell: Shell,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ManArguments {
+    /// Write a page for each command into this directory, instead of usher(8) to standard output
+    directory: Option<PathBuf>,
+}
+
+/// What a page says beyond the options: paragraphs, and examples with what they are for.
+struct Page {
+    command: &'static str,
+    paragraphs: &'static [&'static str],
+    examples: &'static [(&'static str, &'static str)],
+}
+
+const PAGES: &[Page] = &[
+    Page {
+        command: "usher",
+        paragraphs: &[
+            "usher is a mail front door. Mail clients connect to it over TLS and log in by IMAP, POP3, submission or \
+             ManageSieve. It proves the password by an LDAP bind as that user, reads which mail server is the user's \
+             from the directory (mailHost), logs in there over verified TLS, and then passes bytes unchanged in both \
+             directions.",
+            "Everything about it stands in one YAML file, which config.example.yaml explains key by key. Commands other \
+             than run and check ask the running usher over its control socket, which the same file names \
+             (control.path).",
+            "SIGHUP makes a running usher take over its file as it is now; SIGTERM and SIGINT make it drain and stop, \
+             and a second one at once.",
+        ],
+        examples: &[
+            ("usher check", "every mistake of /etc/usher/config.yaml, with its line and what to do"),
+            ("usher run --config usher.yaml", "serve in the foreground"),
+            ("usher explain alice@example.com", "where alice is sent, and why"),
+        ],
+    },
+    Page {
+        command: "run",
+        paragraphs: &[
+            "Binds the listeners and serves. It does not become a background process; under systemd it tells when it \
+             is ready (sd_notify). It does not run as root: it is started as a user of its own, or becomes one \
+             (process.user).",
+            "The log goes to standard output. SIGHUP reloads; SIGTERM and SIGINT drain as the section drain says, and \
+             a second signal stops at once.",
+        ],
+        examples: &[("usher run --config /etc/usher/config.yaml", "what the systemd unit starts")],
+    },
+    Page {
+        command: "check",
+        paragraphs: &[
+            "Reads the configuration and the certificates, keys and passwords that it names, as run and reload do. \
+             Mistakes are told all at once, each with file, line, key and what to do. Nothing is changed.",
+        ],
+        examples: &[(
+            "usher check --config new.yaml && mv new.yaml /etc/usher/config.yaml",
+            "take nothing unsound over",
+        )],
+    },
+    Page {
+        command: "explain",
+        paragraphs: &[
+            "Looks a login name up in the directory, as a login would but without a password unless --password is \
+             given, and tells the entry, its mail host and the backend, or why there is none. A running usher is asked \
+             what it knows besides.",
+        ],
+        examples: &[
+            ("usher explain alice", "one user"),
+            ("usher explain --json alice", "the same for a program"),
+            ("usher explain --password alice < password.txt", "bind as alice as well"),
+            ("usher explain --all", "everybody in the directory"),
+        ],
+    },
+    Page {
+        command: "import-users",
+        paragraphs: &["Writes LDIF to standard output and changes nothing; ldapmodify(1) takes it."],
+        examples: &[(
+            "usher import-users users.txt --backend server4 --default server3 > move.ldif",
+            "who is in the file to server4, everybody else to server3",
+        )],
+    },
+    Page {
+        command: "sessions",
+        paragraphs: &["Lists who is logged in through the running usher, oldest first."],
+        examples: &[
+            ("usher sessions --user alice", "one user's sessions"),
+            ("usher sessions --json | jq length", "how many there are"),
+        ],
+    },
+    Page {
+        command: "confirm",
+        paragraphs: &[
+            "When more users are moved, switched off or deleted in a minute than directory.brake allows, usher acts on \
+             none of it until this command says that it is meant. Each usher has a brake of its own.",
+        ],
+        examples: &[
+            ("usher confirm", "what has just been changed is meant"),
+            ("usher confirm --for 30m", "what will be changed in the next half hour is meant"),
+        ],
+    },
+    Page {
+        command: "reload",
+        paragraphs: &[
+            "No session ends. A file with a mistake changes nothing: the mistakes are told, and the old configuration \
+             stays in force. What cannot change in a running process is refused in so many words.",
+        ],
+        examples: &[("systemctl reload usher", "the same, by the unit")],
+    },
+    Page {
+        command: "upgrade",
+        paragraphs: &[
+            "Starts the program that is installed now, hands it the listening sockets, and lets the old process end \
+             when its sessions have, or at drain.upgrade_deadline. No connection is refused. If the new process does \
+             not start, nothing has changed.",
+        ],
+        examples: &[("apt install ./usher_1.1.0_amd64.deb && usher upgrade", "a new version without a lost session")],
+    },
+];
+
+/// What the commands exit with (sysexits.h).
+const EXIT_CODES: [(u8, &str); 10] = [
+    (OK, "It is done, and the answer is yes."),
+    (FAILED, "It is done or was tried, and the answer is no: the reason is on standard error."),
+    (USAGE, "The arguments are wrong."),
+    (DATA, "The directory's entry cannot be used, such as one without a mail host."),
+    (NO_INPUT, "A file that was named as input cannot be read."),
+    (NO_USER, "The directory has no such user."),
+    (UNAVAILABLE, "A server, or the running usher, does not answer."),
+    (SYSTEM, "The system does not allow it, such as to bind an address."),
+    (NO_PERMISSION, "The password is wrong."),
+    (CONFIG, "The configuration has mistakes; each is on standard error."),
+];
+
+const FILES: [(&str, &str); 4] = [
+    ("/etc/usher/config.yaml", "The configuration."),
+    ("/usr/share/doc/usher/config.example.yaml", "Every key of it, explained."),
+    (
+        "/run/usher/control.sock",
+        "The control socket, if control.path says so; only its owner and control.group may use it.",
+    ),
+    ("/usr/share/doc/usher", "Operations, directories, high availability, what is promised and what is not."),
+];
+
+/// Writes a shell's completions to standard output.
+pub(super) fn completions(arguments: &CompletionsArguments) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut super::Arguments::command(), "usher", &mut script);
+    done(io::stdout().write_all(&script), "standard output")
+}
+
+/// Writes manual pages: one to standard output, or all of them into a directory.
+pub(super) fn man(arguments: &ManArguments) -> ExitCode {
+    let pages = pages();
+    match &arguments.directory {
+        None => {
+            let whole = pages.first().map(|(_, page)| page.as_slice()).unwrap_or_default();
+            done(io::stdout().write_all(whole), "standard output")
+        }
+        Some(directory) => done(write(directory, &pages), &directory.display().to_string()),
+    }
+}
+
+fn done(outcome: io::Result<()>, place: &str) -> ExitCode {
+    match outcome {
+        // Whoever reads no further has seen enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => fail(FAILED, format!("{place}: {error}")),
+        Ok(()) | Err(_) => ExitCode::from(OK),
+    }
+}
+
+fn write(directory: &Path, pages: &[(String, Vec<u8>)]) -> io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    pages.iter().try_for_each(|(name, page)| std::fs::write(directory.join(format!("{name}.{SECTION}")), page))
+}
+
+/// Every page with its name, that of usher itself first.
+fn pages() -> Vec<(String, Vec<u8>)> {
+    let mut command = super::Arguments::command().disable_help_subcommand(true);
+    command.build();
+    let parts: Vec<_> = command.get_subcommands().filter(|part| !part.is_hide_set()).cloned().collect();
+    let also: Vec<String> = parts.iter().map(|part| format!("usher-{}", part.get_name())).collect();
+    let mut pages = vec![("usher".to_owned(), page(command, "usher", &also))];
+    for (part, name) in parts.into_iter().zip(&also) {
+        let short = part.get_name().to_owned();
+        pages.push((name.clone(), page(part, &short, &["usher".to_owned()])));
+    }
+    pages
+}
+
+fn page(command: clap::Command, name: &str, also: &[String]) -> Vec<u8> {
+    let known = PAGES.iter().find(|page| page.command == name);
+    let whole = name == "usher";
+    let title = if whole { name.to_owned() } else { format!("usher-{name}") };
+    let has_options = command.get_arguments().any(|argument| !argument.is_hide_set());
+    let source = concat!("usher ", env!("CARGO_PKG_VERSION"));
+    let man = Man::new(command).title(title).section(SECTION).source(source).manual("usher manual");
+    let mut out = Vec::new();
+    let rendered = (|| {
+        man.render_title(&mut out)?;
+        man.render_name_section(&mut out)?;
+        man.render_synopsis_section(&mut out)?;
+        man.render_description_section(&mut out)?;
+        paragraphs(known.map(|page| page.paragraphs).unwrap_or_default(), &mut out)?;
+        if has_options {
+            man.render_options_section(&mut out)?;
+        }
+        if whole {
+            man.render_subcommands_section(&mut out)?;
+            let codes = EXIT_CODES.map(|(code, meaning)| (code.to_string(), meaning));
+            terms("EXIT STATUS", codes.iter().map(|(code, meaning)| (code.as_str(), *meaning)), &mut out)?;
+            terms("FILES", FILES, &mut out)?;
+        } else {
+            section("EXIT STATUS", "0 if it is done and the answer is yes; usher(8) has the other codes.", &mut out)?;
+        }
+        terms("EXAMPLES", known.map(|page| page.examples).unwrap_or_default().iter().copied(), &mut out)?;
+        let also: Vec<String> = also.iter().map(|name| format!("{name}({SECTION})")).collect();
+        section("SEE ALSO", &also.join(", "), &mut out)
+    })();
+    rendered.expect("memory takes every write");
+    out
+}
+
+fn paragraphs(texts: &[&str], out: &mut dyn Write) -> io::Result<()> {
+    let mut roff = Roff::new();
+    for text in texts {
+        roff.control("PP", []).text([roman(*text)]);
+    }
+    roff.to_writer(out)
+}
+
+fn section(title: &str, text: &str, out: &mut dyn Write) -> io::Result<()> {
+    Roff::new().control("SH", [title]).text([roman(text)]).to_writer(out)
+}
+
+/// Each word, and below it what it means; nothing if there is none.
+fn terms<'a>(title: &str, terms: impl IntoIterator<Item = (&'a str, &'a str)>, out: &mut dyn Write) -> io::Result<()> {
+    let mut roff = Roff::new();
+    let mut terms = terms.into_iter().peekable();
+    if terms.peek().is_some() {
+        roff.control("SH", [title]);
+    }
+    for (term, meaning) in terms {
+        roff.control("TP", []).text([bold(term)]).text([roman(meaning)]);
+    }
+    roff.to_writer(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_page_and_every_entry_a_command() {
+        let pages = pages();
+        let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
+        for page in PAGES.iter().filter(|page| page.command != "usher") {
+            assert!(names.contains(&format!("usher-{}", page.command).as_str()), "{}", page.command);
+        }
+        for (name, page) in &pages {
+            let text = String::from_utf8(page.clone()).unwrap();
+            for title in [".SH NAME", ".SH SYNOPSIS", ".SH DESCRIPTION", ".SH \"EXIT STATUS\"", ".SH \"SEE ALSO\""] {
+                assert!(text.contains(title), "{name}: {title}\n{text}");
+            }
+            assert!(!text.contains("take\\-over"), "{name}: what is hidden is in no manual");
+        }
+        assert!(names.contains(&"usher-run") && !names.contains(&"usher-help"), "{names:?}");
+    }
+}
