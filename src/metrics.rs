@@ -536,6 +536,11 @@ impl Metrics {
     /// they are asked for.
     #[must_use]
     pub fn scrape(&self, refresh: impl FnOnce(&Self)) -> String {
+        self.measure(refresh, Self::render)
+    }
+
+    /// Whatever `read` makes of the metrics after `refresh`, as for a scrape.
+    pub fn measure<T>(&self, refresh: impl FnOnce(&Self), read: impl FnOnce(&Self) -> T) -> T {
         // One at a time: what is set anew must not be missing from another's text.
         let _turn = self.scraping.lock().unwrap_or_else(PoisonError::into_inner);
         // What a reload took away is neither up nor down.
@@ -545,7 +550,7 @@ impl Metrics {
         self.backend_up.reset();
         self.backend_addresses.reset();
         refresh(self);
-        self.render()
+        read(self)
     }
 
     /// The text of what is set.

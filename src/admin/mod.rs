@@ -1,4 +1,5 @@
-//! The side port: `/metrics`, `/live` and `/ready` over HTTP, for machines that watch.
+//! The side port: `/metrics`, `/live` and `/ready` over HTTP for machines that watch, and `/`, the status
+//! page, for people.
 //!
 //! It changes nothing and names no user. One request a connection, all of it within
 //! `EXCHANGE_TIMEOUT`, so that no peer can hold its descriptors. What steers usher is on the
@@ -6,6 +7,7 @@
 
 pub mod control;
 pub mod overview;
+mod status;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,7 +25,9 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use crate::metrics::Metrics;
 use crate::snapshot::{Shared, Stage};
+use status::Status;
 
 /// How long a request and its answer may take together.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,12 +38,15 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the side port until the task is ended.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let status = Status::new(Arc::clone(&shared));
+    let page = Router::new().route("/", get(status::show)).with_state(Arc::clone(&status));
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
-        .with_state(shared);
-    exchange(listener, router, EXCHANGE_TIMEOUT).await;
+        .with_state(shared)
+        .merge(page);
+    tokio::join!(exchange(listener, router, EXCHANGE_TIMEOUT), status.keep());
 }
 
 async fn exchange(listener: TcpListener, router: Router, limit: Duration) {
@@ -62,22 +69,23 @@ async fn exchange(listener: TcpListener, router: Router, limit: Duration) {
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     // Encoding thousands of series takes milliseconds, which no login should wait for.
-    let rendered = tokio::task::spawn_blocking(move || {
-        shared.metrics.scrape(|metrics| {
-            let snapshot = shared.snapshot.load();
-            let entries = snapshot.authn.cache().entries();
-            metrics.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
-            let dropped = &metrics.log_dropped;
-            dropped.inc_by((shared.log.dropped() as u64).saturating_sub(dropped.get()));
-            shared.throttle.measure();
-            snapshot.directory.show();
-            snapshot.backends.iter().for_each(|backend| backend.show(metrics));
-        })
-    });
+    let rendered = tokio::task::spawn_blocking(move || shared.metrics.scrape(|metrics| refresh(&shared, metrics)));
     match rendered.await {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+/// Sets the gauges that are known when they are asked for.
+fn refresh(shared: &Shared, metrics: &Metrics) {
+    let snapshot = shared.snapshot.load();
+    let entries = snapshot.authn.cache().entries();
+    metrics.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+    let dropped = &metrics.log_dropped;
+    dropped.inc_by((shared.log.dropped() as u64).saturating_sub(dropped.get()));
+    shared.throttle.measure();
+    snapshot.directory.show();
+    snapshot.backends.iter().for_each(|backend| backend.show(metrics));
 }
 
 /// Ready once the directory has answered, until the drain begins. A later outage of the directory

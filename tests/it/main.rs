@@ -36,6 +36,7 @@ mod relay;
 mod reload_drain;
 mod replicas;
 mod servers;
+mod status;
 mod submission;
 mod throttle;
 mod watch;

@@ -1,0 +1,367 @@
+//! The status page of the side port: how usher is, for people who would rather look.
+//!
+//! One page that needs nothing from elsewhere and works without its script, which only fetches it again.
+//! It shows what the metrics know and names no user and no client. Nothing can be changed here.
+
+mod history;
+mod html;
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::overview::{self, Backend};
+use crate::metrics::{DIRECTORY_CONNECTIONS, Metrics};
+use crate::registry::unix_now;
+use crate::snapshot::{Shared, Snapshot, Stage};
+use history::{History, PACE, SAMPLES, Sample};
+use html::{Cell, Chart, Escaped, Mark, Table};
+
+const STYLE: &str = include_str!("status/status.css");
+const SCRIPT: &str = include_str!("status/status.js");
+/// What a certificate's owner should be told of: two weeks, as in `deploy/alerts.yaml`.
+const EXPIRES_SOON: i64 = 14 * DAY;
+const DAY: i64 = 86_400;
+
+/// Exactly the style and the script above may act, and the page may be fetched again.
+static POLICY: LazyLock<String> = LazyLock::new(|| {
+    let hash = |text: &str| STANDARD.encode(digest(&SHA256, text.as_bytes()));
+    format!(
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash(STYLE),
+        hash(SCRIPT)
+    )
+});
+
+/// What the page is made of.
+pub(super) struct Status {
+    shared: Arc<Shared>,
+    started: Instant,
+    history: Mutex<History>,
+}
+
+impl Status {
+    pub(super) fn new(shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self { shared, started: Instant::now(), history: Mutex::default() })
+    }
+
+    /// Looks at the counters now and then, for ever.
+    pub(super) async fn keep(self: Arc<Self>) {
+        let mut ticks = interval(PACE);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let sample = Sample::take(&self.shared.metrics, &self.shared.snapshot.load().backends);
+            self.history.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+        }
+    }
+
+    /// The page as of now, after the gauges were set.
+    fn page(&self, metrics: &Metrics) -> String {
+        let snapshot = self.shared.snapshot.load();
+        let now = Sample::take(metrics, &snapshot.backends);
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let (lately, bars) = (history.lately(&now), history.bars(&now));
+        drop(history);
+        let host = Escaped(&*snapshot.host);
+        let mut page = format!(
+            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>usher on {host}</title>\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+             <link rel=\"icon\" href=\"data:,\"><style>{STYLE}</style></head>\n<body><main>\n"
+        );
+        let (mark, stage) = self.stage();
+        let state = html::State(mark, stage);
+        let (version, up) = (env!("CARGO_PKG_VERSION"), span(self.started.elapsed().as_secs()));
+        let _ = writeln!(
+            page,
+            "<header><h1>usher on {host}</h1><p id=\"stage\">{state}</p></header>\n\
+             <p class=\"quiet\">Version {version}, up for {up}. As of {} UTC.</p>",
+            time_of_day(unix_now())
+        );
+        self.concerns(&snapshot, &mut page);
+        let mut section = |title: &str, content: String| {
+            let _ = writeln!(page, "<section><h2>{}</h2>{content}</section>", Escaped(title));
+        };
+        section("At a glance", tiles(self.shared.registry.sessions().len(), metrics, &lately));
+        section("Backends", backends(&overview::backends(&self.shared), &lately));
+        section("Directory servers", directory(&snapshot, metrics));
+        section("Logins and refusals", charts(&bars));
+        section("Limits", limits(&snapshot, metrics));
+        section("Certificates", certificates(&snapshot, unix_now()));
+        let _ = writeln!(
+            page,
+            "</main>\n<footer><span id=\"word\" role=\"status\">Load this page again to see what is new.</span> \
+             <a href=\"/metrics\">Every number</a></footer>\n<script>{SCRIPT}</script></body></html>"
+        );
+        page
+    }
+
+    fn stage(&self) -> (Mark, &'static str) {
+        match *self.shared.stage.borrow() {
+            Stage::Serving if self.shared.directory_answered.load(Ordering::Relaxed) => (Mark::Good, "serving"),
+            Stage::Serving => (Mark::Attention, "the directory has not answered yet"),
+            Stage::Leaving => (Mark::Attention, "draining: still accepting"),
+            Stage::Draining => (Mark::Attention, "draining: no new logins"),
+        }
+    }
+
+    /// What somebody should look at, and has no section of its own.
+    fn concerns(&self, snapshot: &Snapshot, page: &mut String) {
+        let metrics = &self.shared.metrics;
+        let brake = metrics.directory_brake.get();
+        let confirm = format!("the brake holds back the changes of {brake} users until usher confirm");
+        let all = [
+            (brake > 0, Mark::Bad, confirm.as_str()),
+            (
+                metrics.config_last_reload_successful.get() == 0,
+                Mark::Bad,
+                "the last reload was refused: the configuration from before is in force",
+            ),
+            (
+                metrics.certificate_last_reload_successful.get() == 0,
+                Mark::Bad,
+                "changed certificates, keys or passwords are refused: the old ones are in use",
+            ),
+            (
+                snapshot.config.directory.is_followed() && metrics.directory_watch_connected.get() == 0,
+                Mark::Attention,
+                "the directory is not followed at the moment: changes are seen late",
+            ),
+            (metrics.panics.get() > 0, Mark::Bad, "usher has met a defect of its own: please report it"),
+            (metrics.log_dropped.get() > 0, Mark::Attention, "log lines were lost"),
+        ];
+        let mut all = all.iter().filter(|(is, ..)| *is).peekable();
+        if all.peek().is_some() {
+            page.push_str("<section><h2>To look at</h2><ul>");
+            for (_, mark, words) in all {
+                let _ = write!(page, "<li>{}</li>", html::State(*mark, words));
+            }
+            page.push_str("</ul></section>\n");
+        }
+    }
+}
+
+/// Answers with the page.
+pub(super) async fn show(State(status): State<Arc<Status>>) -> Response {
+    let made = tokio::task::spawn_blocking(move || {
+        let refresh = |metrics: &Metrics| super::refresh(&status.shared, metrics);
+        status.shared.metrics.measure(refresh, |metrics| status.page(metrics))
+    });
+    let Ok(page) = made.await else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, POLICY.as_str()),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, page).into_response()
+}
+
+fn tiles(sessions: usize, metrics: &Metrics, lately: &history::Lately) -> String {
+    let share =
+        |share: Option<f64>| share.map_or_else(|| "–".to_owned(), |share| format!("{:.1}\u{a0}%", share * 100.0));
+    let unavailable = |result: &str| {
+        ["directory_unavailable", "deadline", "internal"].contains(&result) || result.starts_with("backend_")
+    };
+    let tiles = [
+        ("Sessions", sessions.to_string()),
+        ("Connections", metrics.connections.get().to_string()),
+        ("Logins a minute", rate(lately.attempts_per_minute(|result| result == "ok"))),
+        ("Refusals a minute", rate(lately.attempts_per_minute(|result| result != "ok"))),
+        ("Told to try again", share(lately.share(unavailable))),
+        ("Answered by the cache", share(lately.cache_hits())),
+    ];
+    let mut text = "<dl class=\"tiles\">".to_owned();
+    for (name, value) in tiles {
+        let _ = write!(text, "<div><dt>{name}</dt><dd>{value}</dd></div>");
+    }
+    text + "</dl><p class=\"quiet\">Rates and shares are those of the last five minutes.</p>"
+}
+
+fn backends(backends: &[Backend], lately: &history::Lately) -> String {
+    let row = |backend: &Backend| {
+        let name = backend.state.name.as_str();
+        let (mark, words) = standing(backend);
+        let [good, bad] = lately.backend_per_minute(name).map_or([None, None], |rates| rates.map(Some));
+        let sessions = backend.sessions.values().sum::<usize>().to_string();
+        let numbers = [sessions, rate(good), rate(bad)].map(Cell::Number);
+        (name.to_owned(), [Cell::State(mark, words)].into_iter().chain(numbers).collect())
+    };
+    Table {
+        caption: "Mail servers behind usher; logins are those of a minute",
+        heads: &["Backend", "State", "Sessions", "Logins", "Failed"],
+        rows: backends.iter().map(row).collect(),
+    }
+    .to_string()
+}
+
+/// How a backend is, in words: the worst of what it serves.
+fn standing(backend: &Backend) -> (Mark, String) {
+    let serving = &backend.state.protocols;
+    let down: Vec<&str> = serving.iter().filter(|one| !one.up).map(|one| &*one.protocol).collect();
+    let addresses = || serving.iter().flat_map(|one| &one.addresses);
+    let lost: Vec<_> = addresses().filter_map(|address| address.down_seconds).collect();
+    let since = lost.iter().max().map_or_else(String::new, |seconds| format!(" for {}", span(*seconds)));
+    match (down.len(), lost.len()) {
+        (0, 0) => (Mark::Good, "up".to_owned()),
+        (0, lost) => (Mark::Attention, format!("{lost} of {} addresses down{since}", addresses().count())),
+        (some, _) if some < serving.len() => (Mark::Bad, format!("{} down{since}", down.join(", "))),
+        _ => (Mark::Bad, format!("down{since}")),
+    }
+}
+
+fn directory(snapshot: &Snapshot, metrics: &Metrics) -> String {
+    let row = |url: &str| {
+        let is = |gauge: &prometheus::IntGaugeVec| gauge.with_label_values(&[url]).get() != 0;
+        let (mark, words) = match (is(&metrics.directory_up), is(&metrics.directory_service_bind_ok)) {
+            (true, _) => (Mark::Good, "in use"),
+            (false, false) => (Mark::Bad, "refuses the service account"),
+            // The series is there only where a canary is looked for.
+            (false, true) if snapshot.config.directory.canary.is_some() && !is(&metrics.directory_canary_ok) => {
+                (Mark::Bad, "does not show the canary")
+            }
+            (false, true) => (Mark::Bad, "aside"),
+        };
+        let connections =
+            DIRECTORY_CONNECTIONS.map(|state| metrics.directory_connections.with_label_values(&[url, state]).get());
+        let numbers = [
+            connections.iter().sum::<i64>(),
+            i64::try_from(metrics.directory_failovers.with_label_values(&[url]).get()).unwrap_or(i64::MAX),
+        ];
+        let numbers = numbers.map(|number| Cell::Number(number.to_string()));
+        (url.to_owned(), [Cell::State(mark, words.to_owned())].into_iter().chain(numbers).collect())
+    };
+    Table {
+        caption: "Connections now, and questions since the start that went on to another server",
+        heads: &["Server", "State", "Connections", "Passed on"],
+        rows: snapshot.config.directory.servers.iter().map(|server| row(&server.url)).collect(),
+    }
+    .to_string()
+}
+
+fn charts(bars: &[(&'static str, Vec<u64>)]) -> String {
+    let counted = bars.iter().map(|(result, bars)| (*result, bars, bars.iter().sum::<u64>()));
+    let (good, mut refused): (Vec<_>, Vec<_>) = counted.partition(|(result, ..)| *result == "ok");
+    refused.retain(|(.., count)| *count > 0);
+    refused.sort_by_key(|(.., count)| std::cmp::Reverse(*count));
+    let minutes = PACE.as_secs().saturating_mul(SAMPLES as u64) / 60;
+    let nothing = if refused.is_empty() { " Nobody was refused." } else { "" };
+    let mut text = format!(
+        "<p class=\"quiet\">The last {minutes} minutes, a bar for each {} seconds, now at the right.{nothing}</p>\
+         <ul class=\"charts\">",
+        PACE.as_secs()
+    );
+    for (result, bars, count) in good.into_iter().chain(refused) {
+        let title = if result == "ok" { "logged in".to_owned() } else { result.replace('_', " ") };
+        let most = bars.iter().max().copied().unwrap_or_default();
+        let label = format!("{title}: {count} in {minutes} minutes, at the most {most} in {} seconds", PACE.as_secs());
+        let chart = Chart { label: &label, bars, places: SAMPLES };
+        let _ = write!(
+            text,
+            "<li><h3>{}: {count}</h3>{chart}<span class=\"quiet\">at the most {most} in {} s</span></li>",
+            Escaped(&title),
+            PACE.as_secs()
+        );
+    }
+    text + "</ul>"
+}
+
+fn limits(snapshot: &Snapshot, metrics: &Metrics) -> String {
+    let config = &snapshot.config;
+    let used = |used: i64, limit: u64| {
+        let share = used as f64 / (limit.max(1)) as f64;
+        let mark = if share > 0.9 {
+            Mark::Bad
+        } else if share > 0.7 {
+            Mark::Attention
+        } else {
+            Mark::Good
+        };
+        let words = format!("{:.0}\u{a0}%", share * 100.0);
+        vec![Cell::Number(used.to_string()), Cell::Number(limit.to_string()), Cell::State(mark, words)]
+    };
+    let handshakes = u64::from(config.throttle.handshakes.limit);
+    let mut rows = vec![
+        ("Connections".to_owned(), used(metrics.connections.get(), config.limits.connections as u64)),
+        ("Handshakes under way".to_owned(), used(metrics.handshakes.get(), handshakes)),
+    ];
+    for backend in snapshot.backends.iter().map(crate::backend::Backend::state) {
+        let in_flight = i64::try_from(backend.logins_in_flight).unwrap_or(i64::MAX);
+        rows.push((
+            format!("Logins under way at {}", backend.name),
+            used(in_flight, backend.logins_in_flight_limit as u64),
+        ));
+    }
+    // A cache may be full for good reasons.
+    let capacity = [metrics.cache_entries.get().to_string(), config.cache.capacity.to_string()].map(Cell::Number);
+    rows.push(("Users in the cache".to_owned(), capacity.into_iter().chain([Cell::Text(String::new())]).collect()));
+    Table { caption: "What is in use of what is allowed", heads: &["What", "Now", "Limit", "Share"], rows }.to_string()
+}
+
+fn certificates(snapshot: &Snapshot, now: u64) -> String {
+    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let row = |served: &crate::tls::server::Served| {
+        let left = served.not_after.saturating_sub(now);
+        let days = left.div_euclid(DAY);
+        let (mark, words) = match left {
+            ..0 => (Mark::Bad, "has expired".to_owned()),
+            0..EXPIRES_SOON => (Mark::Attention, format!("{days} days left: renew it")),
+            _ => (Mark::Good, format!("{days} days left")),
+        };
+        let names = served.names.join(", ");
+        (names, vec![Cell::State(mark, words), Cell::Text(served.chain.display().to_string())])
+    };
+    Table {
+        caption: "What clients are shown",
+        heads: &["Names", "State", "File"],
+        rows: snapshot.tls.certificates().iter().map(row).collect(),
+    }
+    .to_string()
+}
+
+/// A number of each minute.
+fn rate(rate: Option<f64>) -> String {
+    match rate {
+        None => "–".to_owned(),
+        Some(rate) if rate == 0.0 || rate >= 10.0 => format!("{rate:.0}"),
+        Some(rate) => format!("{rate:.1}"),
+    }
+}
+
+/// A time in its two largest units.
+fn span(seconds: u64) -> String {
+    match seconds {
+        ..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", seconds / 60),
+        3_600..86_400 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3_600),
+    }
+}
+
+fn time_of_day(unix: u64) -> String {
+    let seconds = unix % 86_400;
+    format!("{:02}:{:02}:{:02}", seconds / 3_600, seconds % 3_600 / 60, seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_rates_are_short() {
+        let spans = [59, 60, 3_599, 3_660, 86_399, 90_000].map(span);
+        assert_eq!(spans, ["59 s", "1 min", "59 min", "1 h 1 min", "23 h 59 min", "1 d 1 h"]);
+        assert_eq!(time_of_day(1_795_715_738), "17:55:38");
+        assert_eq!([None, Some(0.0), Some(0.25), Some(12.4)].map(rate), ["–", "0", "0.2", "12"]);
+    }
+}

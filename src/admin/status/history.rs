@@ -1,0 +1,204 @@
+//! The last half hour in numbers: what the counters stood at, every ten seconds.
+//!
+//! Memory is fixed: so many samples, each with a number per reason, and for the last minutes two per
+//! backend. Nothing in it names a user.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backend::Backend;
+use crate::metrics::{BACKEND_RESULTS, DECIDED_BY, Metrics};
+use crate::outcome::Refusal;
+use crate::proto::PROTOCOLS;
+
+/// How often the counters are looked at.
+pub(super) const PACE: Duration = Duration::from_secs(10);
+/// Half an hour of them.
+pub(super) const SAMPLES: usize = 180;
+/// Rates are told over the last five minutes.
+const RATE_SAMPLES: usize = 30;
+/// `ok` and each refusal.
+const RESULTS: usize = 1 + Refusal::LABELS.len();
+
+/// The words of `usher_logins_total`, in the order of a sample.
+pub(super) fn results() -> impl Iterator<Item = &'static str> {
+    std::iter::once("ok").chain(Refusal::LABELS)
+}
+
+/// The counters at a moment.
+#[derive(Debug, Clone)]
+pub(super) struct Sample {
+    at: Instant,
+    results: [u64; RESULTS],
+    decisions: [u64; DECIDED_BY.len()],
+    /// Of each backend: logins that succeeded there, and others.
+    backends: Vec<(Arc<str>, [u64; 2])>,
+}
+
+impl Sample {
+    /// Reads them.
+    pub(super) fn take(metrics: &Metrics, backends: &[Backend]) -> Self {
+        let mut sample = Self { at: Instant::now(), results: [0; RESULTS], decisions: [0; _], backends: Vec::new() };
+        for (count, result) in sample.results.iter_mut().zip(results()) {
+            let each = PROTOCOLS.iter().map(|row| metrics.logins.with_label_values(&[row.name, result]).get());
+            *count = each.sum();
+        }
+        for (count, by) in sample.decisions.iter_mut().zip(DECIDED_BY) {
+            *count = metrics.decisions.with_label_values(&[by]).get();
+        }
+        let logins = |name: &str, result| metrics.backend_logins.with_label_values(&[name, result]).get();
+        let counts = |name: &str| {
+            let all = BACKEND_RESULTS.map(|result| logins(name, result)).iter().sum::<u64>();
+            let good = logins(name, "ok");
+            [good, all.saturating_sub(good)]
+        };
+        sample.backends = backends.iter().map(|backend| (Arc::clone(&backend.name), counts(&backend.name))).collect();
+        sample
+    }
+
+    fn backend(&self, name: &str) -> Option<[u64; 2]> {
+        self.backends.iter().find(|(known, _)| **known == *name).map(|(_, counts)| *counts)
+    }
+}
+
+/// The samples, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct History(VecDeque<Sample>);
+
+impl History {
+    /// Adds the next one and forgets the oldest.
+    pub(super) fn push(&mut self, sample: Sample) {
+        self.0.push_back(sample);
+        if self.0.len() > SAMPLES {
+            self.0.pop_front();
+        }
+        // Backends may be many: of them no more is kept than is told.
+        if let Some(old) = self.0.len().checked_sub(RATE_SAMPLES + 1).and_then(|at| self.0.get_mut(at)) {
+            old.backends = Vec::new();
+        }
+    }
+
+    /// What has come in the last minutes up to `now`.
+    pub(super) fn lately(&self, now: &Sample) -> Lately {
+        let before = self.0.get(self.0.len().saturating_sub(RATE_SAMPLES)).cloned().unwrap_or_else(|| now.clone());
+        Lately { before, now: now.clone() }
+    }
+
+    /// What came of each result in each interval up to `now`, the oldest first.
+    pub(super) fn bars(&self, now: &Sample) -> Vec<(&'static str, Vec<u64>)> {
+        let moments: Vec<&Sample> = self.0.iter().chain([now]).collect();
+        let bars = |index: usize| {
+            let count = |sample: &Sample| sample.results.get(index).copied().unwrap_or_default();
+            let pairs = moments.windows(2).map(|pair| match pair {
+                [before, after] => count(after).saturating_sub(count(before)),
+                _ => 0,
+            });
+            pairs.collect()
+        };
+        results().enumerate().map(|(index, result)| (result, bars(index))).collect()
+    }
+}
+
+/// Two samples, some minutes apart.
+#[derive(Debug)]
+pub(super) struct Lately {
+    before: Sample,
+    now: Sample,
+}
+
+impl Lately {
+    /// A count as one of each minute; `None` until there are ten seconds to judge by.
+    fn per_minute(&self, count: u64) -> Option<f64> {
+        let seconds = self.now.at.duration_since(self.before.at).as_secs_f64();
+        (seconds >= PACE.as_secs_f64()).then(|| count as f64 * 60.0 / seconds)
+    }
+
+    fn count(&self, wanted: impl Fn(&str) -> bool) -> u64 {
+        let counts = self.now.results.iter().zip(&self.before.results).zip(results());
+        counts.filter(|(_, result)| wanted(result)).map(|((now, before), _)| now.saturating_sub(*before)).sum()
+    }
+
+    /// Attempts with such results in a minute.
+    pub(super) fn attempts_per_minute(&self, wanted: impl Fn(&str) -> bool) -> Option<f64> {
+        self.per_minute(self.count(wanted))
+    }
+
+    /// The share of attempts with such results; `None` if there was no attempt.
+    pub(super) fn share(&self, wanted: impl Fn(&str) -> bool) -> Option<f64> {
+        share(self.count(wanted), self.count(|_| true))
+    }
+
+    /// The share of decisions that cost no bind; `None` if there was none.
+    pub(super) fn cache_hits(&self) -> Option<f64> {
+        let counts = self.now.decisions.iter().zip(&self.before.decisions).zip(DECIDED_BY);
+        let sum = |wanted: &[&str]| {
+            let wanted = counts.clone().filter(|(_, by)| wanted.contains(by));
+            wanted.map(|((now, before), _)| now.saturating_sub(*before)).sum::<u64>()
+        };
+        // `default` is counted besides another.
+        share(sum(&["cache", "negative", "stale"]), sum(&["cache", "negative", "stale", "directory"]))
+    }
+
+    /// A backend's logins in a minute: those that succeeded, and others.
+    pub(super) fn backend_per_minute(&self, name: &str) -> Option<[f64; 2]> {
+        let [good, bad] = self.now.backend(name)?;
+        let [good_before, bad_before] = self.before.backend(name)?;
+        let (good, bad) = (good.saturating_sub(good_before), bad.saturating_sub(bad_before));
+        Some([self.per_minute(good)?, self.per_minute(bad)?])
+    }
+}
+
+fn share(part: u64, all: u64) -> Option<f64> {
+    (all > 0).then(|| part as f64 / all as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logins(metrics: &Metrics, result: &str, count: u64) {
+        metrics.logins.with_label_values(&["imap", result]).inc_by(count);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_an_hour_is_kept_and_no_more() {
+        let (metrics, mut history) = (Metrics::new(), History::default());
+        for _ in 0..SAMPLES + 5 {
+            history.push(Sample::take(&metrics, &[]));
+            logins(&metrics, "ok", 2);
+            logins(&metrics, "wrong_password", 1);
+            metrics.logins.with_label_values(&["pop3", "wrong_password"]).inc();
+            tokio::time::advance(PACE).await;
+        }
+        let now = Sample::take(&metrics, &[]);
+        assert_eq!(history.0.len(), SAMPLES);
+        for (result, bars) in history.bars(&now) {
+            let each = if ["ok", "wrong_password"].contains(&result) { 2 } else { 0 };
+            assert_eq!(bars, [each; SAMPLES], "{result}");
+        }
+        let lately = history.lately(&now);
+        assert_eq!(lately.attempts_per_minute(|result| result == "ok"), Some(12.0));
+        assert_eq!(lately.share(|result| result != "ok"), Some(0.5));
+        assert_eq!(lately.cache_hits(), None);
+        for (by, count) in [("cache", 3), ("directory", 1), ("default", 4)] {
+            metrics.decisions.with_label_values(&[by]).inc_by(count);
+        }
+        assert_eq!(history.lately(&Sample::take(&metrics, &[])).cache_hits(), Some(0.75));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_told_before_there_is_something_to_judge_by() {
+        let (metrics, mut history) = (Metrics::new(), History::default());
+        let now = Sample::take(&metrics, &[]);
+        assert_eq!(history.lately(&now).attempts_per_minute(|_| true), None);
+        assert!(history.bars(&now).iter().all(|(_, bars)| bars.is_empty()));
+        history.push(now);
+        logins(&metrics, "ok", 1);
+        tokio::time::advance(Duration::from_secs(20)).await;
+        let now = Sample::take(&metrics, &[]);
+        assert_eq!(history.lately(&now).attempts_per_minute(|_| true), Some(3.0));
+    }
+}

@@ -1,0 +1,167 @@
+//! The status page in a real browser: what is on it, on any screen, with its script and without.
+
+use serde_json::json;
+
+use crate::kit::browser::Browser;
+use crate::kit::{Config, Imap, Usher, password_of};
+
+/// Alice logged in, somebody refused, and a backend that is down.
+fn busy() -> (Usher, Imap) {
+    let mut config = Config::shared().backend("server5", 9, &["server5"]);
+    config.change("/routing/backends/2/probe", "tcp");
+    config.change("/routing/backends/2/probe_interval", "1s");
+    let usher = Usher::start(config);
+    let mut alice = Imap::tls(usher.imaps_port());
+    alice.login("alice", &password_of("alice")).ok();
+    Imap::tls(usher.imaps_port()).login("mallory-typed-this", "wrong").is("NO");
+    usher.login("mallory-typed-this");
+    usher.wait_metric("usher_connections", &[], 1.0);
+    usher.wait_metric("usher_backend_up", &[("backend", "server5")], 0.0);
+    (usher, alice)
+}
+
+/// The text of the row of a table that begins so.
+fn row(browser: &Browser, about: &str) -> String {
+    let script = format!(
+        "return [...document.querySelectorAll('tbody tr')].map(row => row.innerText.replace(/\\s+/g, ' ').trim())
+           .find(row => row.startsWith('{about}'))"
+    );
+    browser.run(&script).as_str().unwrap_or_else(|| panic!("no row {about}")).to_owned()
+}
+
+fn shows_everything(browser: &Browser) {
+    assert_eq!(browser.run("return document.title"), "usher on usher.example.com");
+    let headings = browser.run("return [...document.querySelectorAll('h1, h2')].map(it => it.innerText)");
+    let wanted = [
+        "usher on usher.example.com",
+        "At a glance",
+        "Backends",
+        "Directory servers",
+        "Logins and refusals",
+        "Limits",
+        "Certificates",
+    ];
+    assert_eq!(headings, json!(wanted));
+    assert!(browser.run("return document.querySelector('#stage').innerText").as_str().unwrap().ends_with("serving"));
+    assert!(row(browser, "server3").starts_with("server3 ● up 1 "), "{}", row(browser, "server3"));
+    assert!(row(browser, "server4").starts_with("server4 ● up 0 "), "{}", row(browser, "server4"));
+    assert!(row(browser, "server5").starts_with("server5 ✖ down for "), "{}", row(browser, "server5"));
+    assert!(row(browser, "ldap").contains("● in use"), "{}", row(browser, "ldap"));
+    assert!(row(browser, "Connections").starts_with("Connections 1 "), "{}", row(browser, "Connections"));
+    assert!(row(browser, "usher.example.com").contains(" days left"), "{}", row(browser, "usher.example.com"));
+    let charts =
+        browser.run("return [...document.querySelectorAll('.charts svg')].map(it => it.getAttribute('aria-label'))");
+    let charts: Vec<&str> = charts.as_array().unwrap().iter().map(|chart| chart.as_str().unwrap()).collect();
+    assert!(charts[0].starts_with("logged in: 1 in 30 minutes"), "{charts:?}");
+    assert!(charts[1].starts_with("unknown user: 1 in 30 minutes") && charts.len() == 2, "{charts:?}");
+    // Every table says what it is, and every cell which row and column it belongs to.
+    let tables = browser.run(
+        "return [...document.querySelectorAll('table')].every(it => it.caption.innerText && it.tBodies[0].rows.length
+           && [...it.rows].every(row => row.cells[0].scope)
+           && [...it.tHead.rows[0].cells].every(cell => cell.scope == 'col'))",
+    );
+    assert_eq!(tables, true);
+}
+
+#[test]
+fn the_page_tells_how_everything_is_and_who_nobody_is() {
+    let (usher, _alice) = busy();
+    let (status, page) = usher.http("/");
+    assert_eq!(status, 200);
+    for word in ["alice", "mallory", "ou=people"] {
+        assert!(!page.contains(word), "{word} in\n{page}");
+    }
+    // Nothing is fetched from elsewhere; nor may anything be, whatever gets onto the page.
+    for word in ["http:", "https:", "src=", "@import", "url("] {
+        assert!(!page.contains(word), "{word} in\n{page}");
+    }
+
+    let browser = Browser::start();
+    let url = format!("http://{}/", usher.side_port());
+    browser.open_without_script(&url);
+    shows_everything(&browser);
+    assert_eq!(browser.run("return document.querySelectorAll('button').length"), 0, "its script has run");
+    assert_eq!(browser.console(), [""; 0]);
+
+    browser.open(&url);
+    shows_everything(&browser);
+    assert_eq!(
+        browser.run("return [...document.querySelectorAll('button')].map(it => it.innerText)"),
+        json!(["Pause"])
+    );
+    let policy = browser.run("return fetch('/').then(answer => answer.headers.get('content-security-policy'))");
+    let policy = policy.as_str().unwrap();
+    assert!(policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"), "{policy}");
+    // An inline style or script of anybody else has no effect.
+    let injected = browser.run(
+        "const it = document.createElement('p'); it.innerHTML = '<b style=\"display: none\" onclick=\"document.title = 1\">x</b>';
+         document.body.append(it); it.firstChild.click(); return [document.title, getComputedStyle(it.firstChild).display]",
+    );
+    assert_eq!(injected, json!(["usher on usher.example.com", "inline"]));
+    let told = browser.console();
+    assert!(
+        !told.is_empty()
+            && told.iter().all(|line| line["message"].as_str().unwrap().contains("Content Security Policy")),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn the_page_refreshes_itself_can_be_paused_and_says_when_usher_is_gone() {
+    let (usher, _alice) = busy();
+    let browser = Browser::start();
+    browser.open(&format!("http://{}/", usher.side_port()));
+    let mut bob = Imap::tls(usher.imaps_port());
+    bob.login("bob", &password_of("bob")).ok();
+    browser.wait(
+        "return [...document.querySelectorAll('tbody tr')].some(row => /^server4\\s+●\\s+up\\s+1\\s/.test(row.innerText))",
+    );
+    assert_eq!(browser.run("return document.querySelectorAll('main').length"), 1);
+    assert_eq!(browser.run("return document.querySelector('#word').innerText"), "This page refreshes itself.");
+    assert_eq!(browser.console(), [""; 0]);
+    browser.run("document.querySelector('button').click()");
+    assert_eq!(browser.run("return document.querySelector('button').innerText"), "Go on");
+    browser.run("document.querySelector('button').click()");
+    drop(usher);
+    browser.wait("return document.querySelector('#word').innerText.startsWith('usher does not answer')");
+    assert!(row(&browser, "server4").contains("● up 1 "), "what was there stays");
+}
+
+#[test]
+fn the_page_fits_a_phone_and_a_dark_room() {
+    let (usher, _alice) = busy();
+    let browser = Browser::start();
+    let url = format!("http://{}/", usher.side_port());
+    let mut backgrounds = Vec::new();
+    for (width, scheme) in [(1_280, "light"), (1_280, "dark"), (360, "light"), (360, "dark")] {
+        browser.screen(width, scheme);
+        browser.open(&url);
+        // A phone would make its window wider for what does not fit.
+        let fits = browser.run("return [innerWidth, document.documentElement.scrollWidth <= innerWidth]");
+        assert_eq!(fits, json!([width, true]), "it scrolls sideways");
+        let outside = browser.run(
+            "return [...document.querySelectorAll('main *')].filter(it => it.getBoundingClientRect().right > innerWidth).map(it => it.outerHTML)",
+        );
+        assert_eq!(outside, json!([]), "out of sight at {width}");
+        // WCAG 2: 4.5 to 1 for text, on whatever lies behind it.
+        let faint = browser.run(
+            "const light = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).map(x => x / 255)
+               .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+             const behind = it => { for (; it; it = it.parentElement) { const colour = getComputedStyle(it).backgroundColor;
+               if (colour != 'rgba(0, 0, 0, 0)') return colour; } };
+             return [...document.querySelectorAll('body *')].filter(it => it.innerText && !it.children.length).filter(it => {
+               const [one, other] = [light(getComputedStyle(it).color), light(behind(it))].sort((a, b) => b - a);
+               return (one + 0.05) / (other + 0.05) < 4.5; }).map(it => it.outerHTML)",
+        );
+        assert_eq!(faint, json!([]), "too faint, {scheme}");
+        backgrounds.push(browser.run("return getComputedStyle(document.body).backgroundColor"));
+        if let Some(folder) = std::env::var_os("USHER_SCREENSHOTS") {
+            browser.screenshot(&std::path::Path::new(&folder).join(format!("{width}-{scheme}.png")));
+        }
+    }
+    assert!(
+        backgrounds[0] == backgrounds[2] && backgrounds[1] == backgrounds[3] && backgrounds[0] != backgrounds[1],
+        "{backgrounds:?}"
+    );
+    assert_eq!(browser.console(), [""; 0]);
+}
