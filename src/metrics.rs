@@ -186,6 +186,8 @@ pub struct Metrics {
     pub backend_addresses: IntGaugeVec,
     /// Probes of backends' addresses by result.
     pub backend_probes: IntCounterVec,
+    /// TLS handshakes with backends, by whether they resumed a session.
+    pub backend_handshakes: IntCounterVec,
     /// Capabilities that single backends have beyond what all have.
     pub backend_capabilities_beyond: IntGaugeVec,
     /// Changes of what a backend can do.
@@ -367,6 +369,11 @@ impl Metrics {
                 "Looks at a backend's address without a user, by result.",
                 &["backend", "result"],
             ),
+            backend_handshakes: counters(
+                "usher_backend_handshakes_total",
+                "TLS handshakes with the backend, probes included, by whether they resumed an earlier session.",
+                &["backend", "protocol", "resumed"],
+            ),
             backend_capabilities_beyond: gauges(
                 "usher_backend_capabilities_beyond",
                 "Capabilities that single backends have beyond what all have; clients are not promised them.",
@@ -387,7 +394,11 @@ impl Metrics {
                 "Connections to the auth_http listener, by what became of them; all but ok, refused and method got no answer that a client was told.",
                 &["result"],
             ),
-            tls_handshakes: counters("usher_tls_handshakes_total", "TLS handshakes with clients.", &["result"]),
+            tls_handshakes: counters(
+                "usher_tls_handshakes_total",
+                "TLS handshakes with clients, by result; resumed: without a certificate.",
+                &["protocol", "result"],
+            ),
             handshakes: gauge("usher_tls_handshakes_under_way", "TLS handshakes with clients under way."),
             throttled: counters(
                 "usher_throttled_total",
@@ -452,6 +463,9 @@ impl Metrics {
             for result in PROXY_HEADERS {
                 self.proxy_headers.with_label_values(&[protocol.name, result]);
             }
+            for result in HANDSHAKE_RESULTS {
+                self.tls_handshakes.with_label_values(&[protocol.name, result]);
+            }
             for direction in ["in", "out"] {
                 self.relayed_bytes.with_label_values(&[protocol.name, direction]);
             }
@@ -485,16 +499,17 @@ impl Metrics {
         for result in AUTH_HTTP {
             self.auth_http_requests.with_label_values(&[result]);
         }
-        for result in HANDSHAKE_RESULTS {
-            self.tls_handshakes.with_label_values(&[result]);
-        }
     }
 
     /// Creates the series of the names in this configuration.
     pub fn know(&self, config: &Config) {
         for backend in &config.routing.backends {
             for endpoint in &backend.endpoints {
-                self.backend_capability_changes.with_label_values(&[backend.name.as_str(), endpoint.protocol.name]);
+                let (name, protocol) = (backend.name.as_str(), endpoint.protocol.name);
+                self.backend_capability_changes.with_label_values(&[name, protocol]);
+                for resumed in ["yes", "no"] {
+                    self.backend_handshakes.with_label_values(&[name, protocol, resumed]);
+                }
             }
             for result in BACKEND_RESULTS {
                 self.backend_logins.with_label_values(&[backend.name.as_str(), result]);
@@ -586,7 +601,7 @@ mod tests {
             "usher_logins_total{protocol=\"imap\",result=\"wrong_password\"} 0",
             "usher_decisions_total{by=\"cache\"} 0",
             "usher_sessions_ended_total{cause=\"idle\"} 0",
-            "usher_tls_handshakes_total{result=\"full\"} 0",
+            "usher_tls_handshakes_total{protocol=\"pop3\",result=\"full\"} 0",
             "usher_login_phase_seconds_count{phase=\"bind\",protocol=\"imap\"} 0",
             "usher_relayed_bytes_total{direction=\"out\",protocol=\"imap\"} 0",
             "usher_certificate_reloads_total{result=\"refused\"} 0",

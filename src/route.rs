@@ -83,6 +83,7 @@ mod tests {
             client_certificate: None,
             pin_sha256: Vec::new(),
             service: None,
+            source: Vec::new(),
             timeout: Duration::from_secs(4),
             pass_refusals: true,
             health: Health {

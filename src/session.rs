@@ -223,22 +223,22 @@ impl Conversation {
         let _under_way = throttle.0.handshake(throttle.1, self.visitor.client).map_err(|_| Parting::Limit)?;
         let deadline = self.deadline.min(began + self.snapshot.config.limits.handshake_timeout);
         let acceptor = self.snapshot.tls.acceptor(self.protocol);
-        let handshakes = &self.shared.metrics.tls_handshakes;
+        let ended = |result| self.shared.metrics.tls_handshakes.with_label_values(&[self.protocol.name, result]).inc();
         let visitor = self.visitor;
         match timeout_at(deadline, acceptor.accept(tcp)).await {
             Ok(Ok(stream)) => {
-                handshakes.with_label_values(&[if stream.resumed() { "resumed" } else { "full" }]).inc();
+                ended(if stream.resumed() { "resumed" } else { "full" });
                 self.handshake = Some(began.elapsed());
                 Ok(stream)
             }
             Ok(Err(error)) => {
-                handshakes.with_label_values(&["failed"]).inc();
+                ended("failed");
                 let reason = tls::describe(&error);
                 debug!(session = %visitor.session, client = %visitor.client, protocol = visitor.protocol, reason, "TLS handshake failed");
                 Err(Parting::Handshake)
             }
             Err(_) => {
-                handshakes.with_label_values(&["timeout"]).inc();
+                ended("timeout");
                 Err(Parting::Handshake)
             }
         }

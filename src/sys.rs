@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::uname;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// A dead peer is noticed after at most this long without an acknowledgement.
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
@@ -33,6 +33,40 @@ pub fn tune(tcp: &TcpStream) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     Ok(())
+}
+
+/// A socket that will connect from this address, by whatever port is free towards its peer then.
+///
+/// # Errors
+/// The address is not this machine's (EADDRNOTAVAIL), or there are no descriptors left.
+pub fn bound_to(address: IpAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    late_port(&socket);
+    socket.bind(SocketAddr::new(address, 0))?;
+    Ok(socket)
+}
+
+/// Leaves the choice of a port to the connect (IP_BIND_ADDRESS_NO_PORT, ip(7)): a bind would take one
+/// that no other connection from this address may have, wherever it goes. A kernel that does not know
+/// the option takes it at the bind.
+#[allow(unsafe_code, reason = "no crate has a safe form of this option")]
+fn late_port(socket: &TcpSocket) {
+    #[cfg(target_os = "linux")]
+    {
+        use std::ffi::{c_int, c_void};
+        use std::os::fd::AsRawFd as _;
+        const IPPROTO_IP: c_int = 0;
+        const IP_BIND_ADDRESS_NO_PORT: c_int = 24;
+        unsafe extern "C" {
+            fn setsockopt(socket: c_int, level: c_int, name: c_int, value: *const c_void, size: u32) -> c_int;
+        }
+        let on: c_int = 1;
+        let (value, size) = (std::ptr::from_ref(&on).cast(), size_of::<c_int>() as u32);
+        // SAFETY: the descriptor is open as long as `socket` is borrowed, and `on` has the size told.
+        let _ = unsafe { setsockopt(socket.as_raw_fd(), IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, value, size) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = socket;
 }
 
 /// Whether connecting to this address would reach one of these listeners.

@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use prometheus::IntCounter;
 use rustls::pki_types::ServerName;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tracing::warn;
 
 use super::health::Attempt;
 use super::inspect::Sight;
@@ -59,6 +61,21 @@ pub(super) struct Endpoint {
     pub(super) account: Option<Service>,
     pub(super) pool: Arc<Pool>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) handshakes: Handshakes,
+}
+
+/// TLS handshakes with a backend, by what they were.
+#[derive(Debug)]
+pub(super) struct Handshakes {
+    full: IntCounter,
+    resumed: IntCounter,
+}
+
+impl Handshakes {
+    pub(super) fn new(metrics: &Metrics, backend: &str, protocol: &str) -> Self {
+        let of = |resumed| metrics.backend_handshakes.with_label_values(&[backend, protocol, resumed]);
+        Self { full: of("no"), resumed: of("yes") }
+    }
 }
 
 /// An attempt, as far as the connection.
@@ -166,7 +183,7 @@ impl Endpoint {
         candidates: &mut VecDeque<SocketAddr>,
         deadline: Instant,
     ) -> Dialled {
-        let mut dialling = FuturesUnordered::from_iter([connect(first, deadline, self.late())]);
+        let mut dialling = FuturesUnordered::from_iter([self.connect(first, deadline)]);
         let mut pending = vec![first];
         loop {
             let next =
@@ -193,9 +210,19 @@ impl Endpoint {
             }
             if let Some(address) = another {
                 pending.push(address);
-                dialling.push(connect(address, deadline, self.late()));
+                dialling.push(self.connect(address, deadline));
             }
         }
+    }
+
+    async fn connect(&self, address: SocketAddr, deadline: Instant) -> Dialled {
+        let began = Instant::now();
+        let tcp = timeout_at(deadline, self.pool.sources.connect(address)).await.unwrap_or_else(|_| Err(self.late()));
+        if let Ok(tcp) = &tcp {
+            // Options that cannot be set cost speed or a late end, not the login.
+            let _ = sys::tune(tcp);
+        }
+        Dialled { attempt: Attempt { address, began, connected: tcp.is_ok() }, tcp }
     }
 
     /// Notes what the server says it can do, of what clients may be promised.
@@ -238,7 +265,10 @@ impl Endpoint {
     /// TLS as a client.
     pub(super) async fn start_tls(&self, tcp: TcpStream) -> Result<Stream, BackendError> {
         let connecting = tls::client::connect(&self.tls_config, self.server_name.clone(), tcp);
-        connecting.await.map_err(|error| BackendError::Tls { reason: tls::describe(&error) })
+        let stream = connecting.await.map_err(|error| BackendError::Tls { reason: tls::describe(&error) })?;
+        let Handshakes { full, resumed } = &self.handshakes;
+        if stream.resumed() { resumed } else { full }.inc();
+        Ok(stream)
     }
 
     /// Looks at one address and notes how it is.
@@ -257,6 +287,11 @@ impl Endpoint {
                 "refused"
             }
             Err(error) => {
+                // No login may come to tell of it.
+                if error.is_our_own() {
+                    let (backend, address) = (&*self.pool.backend, look.attempt.address);
+                    warn!(backend, protocol = self.protocol.name, %address, %error, "this machine cannot probe a backend");
+                }
                 self.pool.fault(&look.attempt, error);
                 error.label()
             }
@@ -270,7 +305,7 @@ impl Endpoint {
     /// As far as the probe goes. That an address is back is proven by no less than its greeting.
     async fn examine(self: &Arc<Self>, look: &mut Look) -> Result<Option<Proof>, BackendError> {
         let deadline = Instant::now() + self.timeout;
-        let mut tcp = connect(look.attempt.address, deadline, self.late()).await.tcp?;
+        let mut tcp = self.connect(look.attempt.address, deadline).await.tcp?;
         look.connected();
         announce(&mut tcp, &self.header(None)).await?;
         if self.pool.settings.probe == Probe::Tcp && !look.is_about_return() {
@@ -334,18 +369,4 @@ impl Endpoint {
 /// Says the PROXY header, if there is one.
 async fn announce(tcp: &mut TcpStream, header: &[u8]) -> Result<(), BackendError> {
     tcp.write_all(header).await.map_err(|source| BackendError::Broken { source })
-}
-
-async fn connect(address: SocketAddr, deadline: Instant, late: BackendError) -> Dialled {
-    let began = Instant::now();
-    let tcp = match timeout_at(deadline, TcpStream::connect(address)).await {
-        Ok(Ok(tcp)) => {
-            // Options that cannot be set cost speed or a late end, not the login.
-            let _ = sys::tune(&tcp);
-            Ok(tcp)
-        }
-        Ok(Err(source)) => Err(BackendError::Connect { address, source }),
-        Err(_) => Err(late),
-    };
-    Dialled { attempt: Attempt { address, began, connected: tcp.is_ok() }, tcp }
 }

@@ -12,11 +12,12 @@ pub mod inspect;
 pub mod offers;
 mod pool;
 mod resolve;
+mod source;
 pub mod state;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ use crate::outcome::{BackendWords, Refusal};
 use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, PROTOCOLS, Protocol, Welcome};
 use crate::secret::{Secret, SecretBuf};
 use crate::tls::stream::Stream;
-use endpoint::Endpoint;
+use endpoint::{Endpoint, Handshakes};
 use health::Standing;
 use inspect::Sight;
 use pool::{Pool, Proof};
@@ -126,6 +127,20 @@ pub enum BackendError {
         /// The reason.
         source: io::Error,
     },
+    /// None of the addresses that connections may come from fits.
+    #[error("no address of `source` is of the family of its address {address}: add one")]
+    NoSource {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// An address that connections are to come from cannot be used.
+    #[error("cannot connect from {from}: {source}; `source` must name addresses of this machine")]
+    Source {
+        /// The address.
+        from: IpAddr,
+        /// The reason.
+        source: io::Error,
+    },
     /// All of its addresses are known to be down.
     #[error("known to be down: {reason}")]
     Down {
@@ -177,6 +192,8 @@ impl BackendError {
             | Self::Resolve { .. }
             | Self::Loop { .. }
             | Self::Connect { .. }
+            | Self::NoSource { .. }
+            | Self::Source { .. }
             | Self::Broken { .. }
             | Self::Closed
             | Self::Fault(_) => "unreachable",
@@ -198,6 +215,8 @@ impl BackendError {
             Self::Resolve { .. }
             | Self::Loop { .. }
             | Self::Connect { .. }
+            | Self::NoSource { .. }
+            | Self::Source { .. }
             | Self::Down { .. }
             | Self::Broken { .. }
             | Self::Closed
@@ -218,9 +237,12 @@ impl BackendError {
         }
     }
 
-    /// Whether this machine is to blame, which has no descriptor, port or memory left: that says
-    /// nothing about the server.
+    /// Whether this machine is to blame, which has no descriptor, port or memory left, or not the
+    /// address to connect from: that says nothing about the server.
     fn is_our_own(&self) -> bool {
+        if matches!(self, Self::NoSource { .. } | Self::Source { .. }) {
+            return true;
+        }
         let Self::Connect { source, .. } = self else { return false };
         let errno = source.raw_os_error().map(Errno::from_raw_os_error);
         matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::ADDRNOTAVAIL | Errno::NOBUFS | Errno::NOMEM))
@@ -251,7 +273,7 @@ impl Backend {
         let BackendFiles { tls, service, probe } = files;
         let endpoints = std::iter::zip(&settings.endpoints, tls).map(|(endpoint, (server_name, tls_config))| {
             let kept = previous.and_then(|previous| previous.endpoints.get(endpoint.protocol.name));
-            let new = || Arc::new(Pool::new(&name, endpoint, &settings.health, own));
+            let new = || Arc::new(Pool::new(&name, endpoint, settings, own));
             let endpoint = Endpoint {
                 protocol: endpoint.protocol,
                 tls: endpoint.tls,
@@ -265,6 +287,7 @@ impl Backend {
                 account: probe.clone(),
                 pool: kept.map_or_else(new, |kept| Arc::clone(&kept.pool)),
                 metrics: Arc::clone(metrics),
+                handshakes: Handshakes::new(metrics, &name, endpoint.protocol.name),
             };
             (endpoint.protocol.name, Arc::new(endpoint))
         });

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::BackendError;
 use super::health::{Attempt, Breaker, Hope, PATIENCE, Ramp, SPACING, Standing};
 use super::resolve::{Unresolved, look_up};
+use super::source::Sources;
 use super::state::{At, Serving};
 use crate::config::{self, Address, Probe};
 use crate::log::Escaped;
@@ -50,6 +51,8 @@ pub(super) struct Pool {
     configured: Vec<Address>,
     /// usher's listeners, to which no backend may lead.
     own: Arc<[SocketAddr]>,
+    /// Where connections come from.
+    pub(super) sources: Sources,
     pub(super) settings: config::Health,
     roster: Mutex<Roster>,
     /// Told whenever somebody who waits should look again.
@@ -94,7 +97,7 @@ impl Pool {
     pub(super) fn new(
         backend: &Arc<str>,
         endpoint: &config::Endpoint,
-        settings: &config::Health,
+        settings: &config::Backend,
         own: &Arc<[SocketAddr]>,
     ) -> Self {
         let literal = endpoint.addresses.iter().all(|address| address.host.parse::<IpAddr>().is_ok());
@@ -102,7 +105,7 @@ impl Pool {
         let mut roster = Roster {
             entries: Vec::new(),
             resolver,
-            ramp: Ramp::new(settings.ramp),
+            ramp: Ramp::new(settings.health.ramp),
             account_refused: false,
             lists: HashMap::new(),
             lessons: 0,
@@ -117,7 +120,8 @@ impl Pool {
             protocol: endpoint.protocol.name,
             configured: endpoint.addresses.clone(),
             own: Arc::clone(own),
-            settings: settings.clone(),
+            sources: Sources::new(&settings.source),
+            settings: settings.health.clone(),
             roster: Mutex::new(roster),
             news: watch::Sender::new(()),
         }
@@ -143,7 +147,7 @@ impl Pool {
         resolver.asking = true;
         let pool = Arc::clone(self);
         tokio::spawn(async move {
-            let answer = look_up(&pool.configured, &pool.own).await;
+            let answer = look_up(&pool.configured, &pool.own, &pool.sources).await;
             pool.roster().learn(answer);
             pool.news.send_replace(());
         });
@@ -457,7 +461,7 @@ routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: impli
         let config = config::parse(std::path::Path::new("/c.yaml"), text).unwrap();
         let backend = &config.routing.backends[0];
         let own: Arc<[SocketAddr]> = Arc::from([]);
-        let pool = Pool::new(&"server3".into(), &backend.endpoints[0], &backend.health, &own);
+        let pool = Pool::new(&"server3".into(), &backend.endpoints[0], backend, &own);
         let address = at(&["192.0.2.3:993"])[0];
         let opened = |reason: rustix::io::Errno| {
             for _ in 0..10 {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::net::lookup_host;
 
 use super::BackendError;
+use super::source::Sources;
 use crate::config::Address;
 use crate::sys;
 
@@ -23,6 +24,8 @@ pub(super) enum Unresolved {
     Name(Arc<io::Error>),
     /// This is one of usher's own listeners.
     Own(SocketAddr),
+    /// Connections may come from no address of the family of this one, or of any other.
+    Family(SocketAddr),
 }
 
 impl From<Unresolved> for BackendError {
@@ -30,13 +33,18 @@ impl From<Unresolved> for BackendError {
         match unresolved {
             Unresolved::Name(source) => Self::Resolve { source },
             Unresolved::Own(address) => Self::Loop { address },
+            Unresolved::Family(address) => Self::NoSource { address },
         }
     }
 }
 
 /// Looks all of them up; in their order, each address once. A name that has no address now is left
-/// out while another has one.
-pub(super) async fn look_up(configured: &[Address], own: &[SocketAddr]) -> Result<Vec<SocketAddr>, Unresolved> {
+/// out while another has one, and so is an address of a family that no source is of.
+pub(super) async fn look_up(
+    configured: &[Address],
+    own: &[SocketAddr],
+    sources: &Sources,
+) -> Result<Vec<SocketAddr>, Unresolved> {
     let mut answer = Vec::new();
     let mut trouble = io::Error::from(io::ErrorKind::NotFound);
     for Address { host, port } in configured {
@@ -59,8 +67,14 @@ pub(super) async fn look_up(configured: &[Address], own: &[SocketAddr]) -> Resul
     if let Some(address) = answer.iter().find(|address| sys::is_own(**address, own)) {
         return Err(Unresolved::Own(*address));
     }
+    let first = answer.first().copied();
+    answer.retain(|address| sources.reach(address));
     answer.truncate(MOST);
-    if answer.is_empty() { Err(Unresolved::Name(Arc::new(trouble))) } else { Ok(answer) }
+    match first {
+        None => Err(Unresolved::Name(Arc::new(trouble))),
+        Some(first) if answer.is_empty() => Err(Unresolved::Family(first)),
+        Some(_) => Ok(answer),
+    }
 }
 
 /// The addresses of one name with the families in turn, so that one family that leads nowhere costs
@@ -91,6 +105,10 @@ mod tests {
         Address { host: host.to_owned(), port }
     }
 
+    fn any() -> Sources {
+        Sources::new(&[])
+    }
+
     #[test]
     fn families_take_turns() {
         let found = ["[::1]:1", "[::2]:1", "[::3]:1", "1.0.0.1:1", "1.0.0.2:1"].map(at).to_vec();
@@ -102,7 +120,7 @@ mod tests {
     #[tokio::test]
     async fn the_configured_order_stands_and_nothing_comes_twice() {
         let configured = [address("127.0.0.9", 1), address("127.0.0.2", 1), address("127.0.0.9", 1), address("::1", 2)];
-        let answer = look_up(&configured, &[]).await.unwrap();
+        let answer = look_up(&configured, &[], &any()).await.unwrap();
         assert_eq!(answer, ["127.0.0.9:1", "127.0.0.2:1", "[::1]:2"].map(at));
     }
 
@@ -110,15 +128,24 @@ mod tests {
     async fn a_name_without_an_address_is_left_out_or_is_the_reason() {
         // RFC 6761 section 6.4: no resolver knows this.
         let nowhere = address("nowhere.invalid", 1);
-        let answer = look_up(&[nowhere.clone(), address("127.0.0.9", 1)], &[]).await.unwrap();
+        let answer = look_up(&[nowhere.clone(), address("127.0.0.9", 1)], &[], &any()).await.unwrap();
         assert_eq!(answer, [at("127.0.0.9:1")]);
-        assert!(matches!(look_up(&[nowhere], &[]).await, Err(Unresolved::Name(_))));
+        assert!(matches!(look_up(&[nowhere], &[], &any()).await, Err(Unresolved::Name(_))));
     }
 
     #[tokio::test]
     async fn usher_itself_is_no_backend() {
         let own = [at("127.0.0.9:993")];
-        let looked = look_up(&[address("127.0.0.1", 993), address("127.0.0.9", 993)], &own).await;
+        let looked = look_up(&[address("127.0.0.1", 993), address("127.0.0.9", 993)], &own, &any()).await;
         assert!(matches!(looked, Err(Unresolved::Own(address)) if address == at("127.0.0.9:993")));
+    }
+    #[tokio::test]
+    async fn an_address_without_a_source_of_its_family_is_left_out_or_is_the_reason() {
+        let (v4, v6) = (address("127.0.0.9", 1), address("::1", 1));
+        let sources = Sources::new(&[at("127.0.0.2:0").ip()]);
+        let answer = look_up(&[v6.clone(), v4], &[], &sources).await.unwrap();
+        assert_eq!(answer, [at("127.0.0.9:1")]);
+        let looked = look_up(&[v6], &[], &sources).await;
+        assert!(matches!(looked, Err(Unresolved::Family(address)) if address == at("[::1]:1")));
     }
 }

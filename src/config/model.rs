@@ -449,6 +449,8 @@ pub struct Backend {
     pub pin_sha256: Vec<[u8; 32]>,
     /// Login by a service account with the user as authzid.
     pub service: Option<BackendService>,
+    /// The addresses that connections to it come from, in turn; none: as the system chooses.
+    pub source: Vec<IpAddr>,
     /// Connect to the answer of the login.
     pub timeout: Duration,
     /// Whether a backend's own words of refusal reach the client.

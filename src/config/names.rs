@@ -66,6 +66,8 @@ pub(super) enum NameError {
         "write an address or a network, such as \"192.0.2.0/24\" or \"2001:db8::/32\", with no bit set behind the prefix"
     )]
     Network,
+    #[error("write an IP address of this machine, such as \"192.0.2.31\" or \"2001:db8::31\"")]
+    Source,
 }
 
 /// `address:port` of a listening socket; port 0 lets the system choose.
@@ -100,6 +102,14 @@ pub(super) fn network(text: &str) -> Result<Network, NameError> {
         return Err(NameError::Network);
     }
     Ok(network)
+}
+
+/// An address to connect from.
+pub(super) fn source(text: &str) -> Result<IpAddr, NameError> {
+    let address: IpAddr = text.parse().map_err(|_| NameError::Source)?;
+    // An IPv4 address in IPv6's clothes would be bound as one and connect to nothing.
+    let usable = !address.is_unspecified() && !address.is_multicast() && address.to_canonical() == address;
+    if usable { Ok(address) } else { Err(NameError::Source) }
 }
 
 /// `host:port` to connect to; gives the host without brackets.

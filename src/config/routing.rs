@@ -90,7 +90,16 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
     let pass_refusals = backend.flag("pass_backend_refusals", true);
     let health = health(backend);
     let logins_in_flight = backend.integer("logins_in_flight", 200, 1..=100_000);
+    let source = backend.get("source").map_or(Some(Vec::new()), |node| sources(&node));
     let endpoints = endpoints(backend, surroundings.listeners);
+    let source = source.filter(|source| {
+        let unreached = endpoints.iter().find_map(|endpoint| unreached(endpoint, source));
+        if let Some(address) = unreached {
+            let family = if address.host.contains(':') { "IPv6" } else { "IPv4" };
+            backend.problem("source", format!("no {family} address, and {address} has no other: add one"));
+        }
+        unreached.is_none()
+    });
     Some(Backend {
         name: name?,
         hosts,
@@ -98,6 +107,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
         client_certificate: client_certificate.flatten(),
         pin_sha256: pin_sha256.unwrap_or_default(),
         service: service.flatten(),
+        source: source?,
         timeout: timeout?,
         pass_refusals: pass_refusals?,
         health: health?,
@@ -113,6 +123,25 @@ fn hosts(items: Vec<Node<'_>>, taken: &mut Unique) -> Vec<String> {
         Some(host)
     };
     items.iter().filter_map(host).collect()
+}
+
+/// Addresses of this machine to connect from.
+fn sources(node: &Node<'_>) -> Option<Vec<IpAddr>> {
+    let items = node.one_or_more()?;
+    let mut unique = Unique::default();
+    let mut source = |item: &Node<'_>| {
+        let source = item.parsed(names::source)?;
+        unique.check(&source.to_string(), item);
+        Some(source)
+    };
+    let sources: Vec<_> = items.iter().filter_map(&mut source).collect();
+    (sources.len() == items.len()).then_some(sources)
+}
+
+/// The first address, written as one, of a family that no source is of.
+fn unreached<'a>(endpoint: &'a Endpoint, sources: &[IpAddr]) -> Option<&'a Address> {
+    let reached = |ip: IpAddr| sources.is_empty() || sources.iter().any(|source| source.is_ipv4() == ip.is_ipv4());
+    endpoint.addresses.iter().find(|address| address.host.parse().is_ok_and(|ip| !reached(ip)))
 }
 
 /// `{login, password_file}` of an account that is usher's own.

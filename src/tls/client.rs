@@ -1,14 +1,14 @@
 //! TLS towards backends and directories: verified by chain and name, or by a pinned key.
 //!
 //! There is no way to switch verification off. One configuration serves one group of servers and
-//! keeps its sessions for resumption, which halves the cost of the next handshake; early data is
-//! never sent, because it can be replayed (RFC 8446 section 8). RFC 9525 (names), RFC 5280 (chains).
+//! keeps its sessions for resumption ([`sessions`](super::sessions)), which halves the cost of the
+//! next handshake; early data is never sent, because it can be replayed (RFC 8446 section 8). RFC 9525 (names), RFC 5280 (chains).
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls::client::WantsClientCert;
+use rustls::client::{Resumption, WantsClientCert};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, version};
 use rustls_native_certs::CertificateResult;
@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::pin::Pinned;
+use super::sessions::Sessions;
 use super::stream::Stream;
 use super::{DEFAULT_GROUPS, Mistake, TlsError, certificate, provider};
 use crate::config::{CertificateFiles, Place, Problem};
@@ -67,6 +68,7 @@ impl ClientTls {
             }
         };
         config.alpn_protocols = self.alpn.iter().map(|id| id.to_vec()).collect();
+        config.resumption = Resumption::store(Arc::new(Sessions::default()));
         Ok(Arc::new(config))
     }
 

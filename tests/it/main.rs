@@ -35,6 +35,7 @@ mod refusals;
 mod relay;
 mod reload_drain;
 mod replicas;
+mod resumption;
 mod servers;
 mod status;
 mod submission;

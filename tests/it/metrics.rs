@@ -28,6 +28,7 @@ fn every_series_is_there_from_the_first_scrape() {
         "usher_backend_probes_total",
         "usher_backend_capabilities_beyond",
         "usher_backend_capability_changes_total",
+        "usher_backend_handshakes_total",
         "usher_tls_handshakes_total",
         "usher_tls_handshakes_under_way",
         "usher_throttled_total",

@@ -404,6 +404,21 @@ fn probes() {
 }
 
 #[test]
+fn sources() {
+    let key = "routing.backends[0].source";
+    let from = "logins_in_flight: 20";
+    let to = |list: &str| format!("{from}\n      source: [{list}] # HERE");
+    for (bad, at) in
+        [("eth0", "[0]"), ("0.0.0.0", "[0]"), ("192.0.2.1, \"::ffff:192.0.2.1\"", "[1]"), ("224.0.0.1", "[0]")]
+    {
+        mistake(from, &to(bad), &format!("{key}{at}"), "write an IP address of this machine");
+    }
+    mistake(from, &to("192.0.2.31, 192.0.2.31"), &format!("{key}[1]"), "taken already");
+    mistake(from, &to("\"2001:db8::31\""), key, "no IPv4 address, and 192.0.2.3:993 has no other: add one");
+    mistake(from, &to(""), key, "the list is empty");
+}
+
+#[test]
 fn a_backend_that_is_usher_itself() {
     for address in ["localhost:993", "127.0.0.1:993", "[::1]:143", "[::]:143"] {
         let imap = format!("\"{address}\", # HERE\n       ");

@@ -103,6 +103,10 @@ fn every_key_arrives() {
     let account = BackendService { login: "probe".into(), password_file: "/etc/usher/probe.password".into() };
     assert_eq!(four.health, health(Probe::Login(account), seconds(10), 3, seconds(10)));
     assert_eq!((three.logins_in_flight, four.logins_in_flight), (20, 200));
+    let sources = "logins_in_flight: 20\n      source: [192.0.2.31, \"2001:db8::31\"]";
+    let sourced = sound("logins_in_flight: 20", sources).routing;
+    let of = |index: usize| sourced.backends[index].source.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!((of(0), of(1)), (vec!["192.0.2.31".to_owned(), "2001:db8::31".to_owned()], vec![]));
     let endpoint = |backend: &Backend| {
         let [endpoint] = backend.endpoints.as_slice() else { panic!("not one endpoint") };
         let [address] = endpoint.addresses.as_slice() else { panic!("not one address") };

@@ -29,6 +29,54 @@ async fn a_good_backend_is_believed_and_resumed() {
     }
 }
 
+/// A handshake, and a byte that brings the tickets along; whether it resumed.
+async fn visit(server: &Acceptor, client: &Arc<ClientConfig>) -> bool {
+    let (near, far) = shake(server, client, NAME).await;
+    let (mut near, mut far) = (near.unwrap(), far.unwrap());
+    tokio::io::AsyncWriteExt::write_all(&mut far, b"*").await.unwrap();
+    tokio::io::AsyncReadExt::read_exact(&mut near, &mut [0]).await.unwrap();
+    near.resumed()
+}
+
+#[tokio::test]
+async fn enough_tickets_for_a_burst_are_kept_each_used_once_and_none_elsewhere() {
+    let desk = Desk::new();
+    let server = acceptor(&settings(vec![desk.ecdsa("one", &[NAME])]));
+    let client = desk.client().prepare().unwrap();
+    // One full handshake brings two; each further one takes one and brings two.
+    for count in 0..19 {
+        assert_eq!(visit(&server, &client).await, count > 0);
+    }
+    let mut resumed = Vec::new();
+    for _ in 0..21 {
+        // Nothing is read, so that no new ticket comes.
+        resumed.push(shake(&server, &client, NAME).await.0.unwrap().resumed());
+    }
+    let expected: Vec<bool> = (0..21).map(|count| count < 20).collect();
+    assert_eq!(resumed, expected);
+    // What another configuration has verified counts for nothing here.
+    visit(&server, &client).await;
+    let other = desk.client().prepare().unwrap();
+    assert!(!visit(&server, &other).await);
+
+    for _ in 0..260 {
+        visit(&server, &client).await;
+    }
+    let store = format!("{:?}", client.resumption);
+    assert!(store.contains("servers: 1, tickets: 256"), "{store}");
+}
+
+#[tokio::test]
+async fn a_session_of_tls_1_2_is_resumed_as_often_as_needed() {
+    let desk = Desk::new();
+    let mut tls = settings(vec![desk.ecdsa("one", &[NAME])]);
+    tls.cipher_suites = Some(vec!["TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384".to_owned()]);
+    let (server, client) = (acceptor(&tls), desk.client().prepare().unwrap());
+    for expected in [false, true, true, true] {
+        assert_eq!(visit(&server, &client).await, expected);
+    }
+}
+
 #[tokio::test]
 async fn a_wrong_authority_name_or_date_is_refused_in_plain_words() {
     let (desk, stranger) = (Desk::new(), Desk::named("Other CA"));

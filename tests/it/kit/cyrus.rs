@@ -28,6 +28,12 @@ const SERVER_NAME: &str = "server4.example.com";
 impl Cyrus {
     /// Everybody has a mailbox here from the first login on; `usher` may log in as anybody.
     pub(crate) fn start(pair: &Pair) -> Self {
+        Self::start_with(pair, true)
+    }
+
+    /// As [`Cyrus::start`]; whether its processes resume each other's TLS sessions, as they do where
+    /// OpenSSL is told to keep them in Cyrus' own database instead of tickets.
+    pub(crate) fn start_with(pair: &Pair, shares_sessions: bool) -> Self {
         let unpacked = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("cyrus");
         require(&unpacked.join("complete"));
         let folder = folder("cyrus");
@@ -92,6 +98,9 @@ notifysocket: {folder}/run/socket/notify
         let services = services + if pop3d.exists() { &pop3_services } else { "" };
         std::fs::write(folder.join("cyrus.conf"), format!("START {{\n}}\nSERVICES {{\n{services}}}\nEVENTS {{\n}}\n"))
             .unwrap();
+        let openssl = "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\nsystem_default = everywhere\n[everywhere]\n";
+        let tickets = if shares_sessions { "Options = -SessionTicket\n" } else { "" };
+        std::fs::write(folder.join("openssl.cnf"), format!("{openssl}{tickets}")).unwrap();
         let people = everybody().into_iter().map(|person| (person.uid, person.password));
         for (uid, password) in people.chain([("usher".to_owned(), SERVICE_PASSWORD.to_owned())]) {
             // The tools of SASL know no name with such letters.
@@ -110,7 +119,11 @@ notifysocket: {folder}/run/socket/notify
         let libraries = path(&format!("usr/lib/{}", architecture.trim()));
         let server = Server {
             command: command.into_iter().chain(more).collect(),
-            environment: vec![("LD_LIBRARY_PATH", libraries), ("CYRUS_USER", user)],
+            environment: vec![
+                ("LD_LIBRARY_PATH", libraries),
+                ("CYRUS_USER", user),
+                ("OPENSSL_CONF", path("openssl.cnf")),
+            ],
             log: Some(log.clone()),
             end: "TERM",
         };

@@ -1,7 +1,7 @@
 //! Peers that misbehave on order: a mail server and a directory that follow a script.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -17,6 +17,7 @@ use super::{patience, world};
 pub(crate) struct Scripted {
     pub(crate) port: u16,
     connections: Arc<AtomicUsize>,
+    clients: Arc<Mutex<Vec<IpAddr>>>,
     transcript: Arc<Mutex<String>>,
     logins: Mutex<Receiver<String>>,
 }
@@ -85,6 +86,8 @@ impl Scripted {
         let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let connections = Arc::new(AtomicUsize::new(0));
+        let clients = Arc::new(Mutex::new(Vec::new()));
+        let met = Arc::clone(&clients);
         let transcript = Arc::new(Mutex::new(String::new()));
         let (sender, logins) = channel();
         let shared = (Arc::clone(&connections), Arc::clone(&transcript), Arc::new(script));
@@ -92,7 +95,8 @@ impl Scripted {
         let tls = pair.unwrap_or(&world().server3).server_config();
         // These threads live as long as the test process; the script ends when its peer goes.
         std::thread::spawn(move || {
-            for socket in listener.incoming().flatten() {
+            while let Ok((socket, client)) = listener.accept() {
+                met.lock().unwrap().push(client.ip());
                 let (connections, transcript, script) = shared.clone();
                 let (tls, logins) = (Arc::clone(&tls), sender.clone());
                 std::thread::spawn(move || {
@@ -110,12 +114,17 @@ impl Scripted {
                 });
             }
         });
-        Self { port, connections, transcript, logins: Mutex::new(logins) }
+        Self { port, connections, clients, transcript, logins: Mutex::new(logins) }
     }
 
     /// How many connections came.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Where the connections came from, in their order.
+    pub(crate) fn clients(&self) -> Vec<String> {
+        self.clients.lock().unwrap().iter().map(ToString::to_string).collect()
     }
 
     /// Waits for the next login command that a script took by [`Peer::accept_login`] or
