@@ -65,7 +65,7 @@ fn paths(config: &Config) -> Vec<&Path> {
     let config::Config { tls, directory, routing, .. } = config;
     let service = directory.find.service();
     let mut pairs: Vec<&CertificateFiles> = tls.certificates.iter().chain(&directory.client_certificate).collect();
-    let mut paths: Vec<&PathBuf> = tls.client_ca.iter().chain(&directory.ca).collect();
+    let mut paths: Vec<&PathBuf> = tls.client_ca.iter().chain(&tls.ticket_keys_file).chain(&directory.ca).collect();
     paths.extend(service.iter().map(|service| &service.password_file));
     paths.extend(config.auth_http.iter().filter_map(|settings| settings.key_file.as_ref()));
     for backend in &routing.backends {

@@ -418,7 +418,7 @@ impl Metrics {
             ),
             certificate_reloads: counters(
                 "usher_certificate_reloads_total",
-                "Times that certificates, keys, CAs or passwords of the config in force were found changed.",
+                "Times that certificates, keys (of tickets too), CAs or passwords of the config in force were found changed.",
                 &["result"],
             ),
             certificate_last_reload_successful: gauge(

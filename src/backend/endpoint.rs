@@ -326,7 +326,7 @@ impl Endpoint {
         sight: &mut Sight,
     ) -> Result<Proof, BackendError> {
         let looked = async {
-            let mut tcp = connect(address, Instant::now() + self.timeout, self.late()).await.tcp?;
+            let mut tcp = self.connect(address, Instant::now() + self.timeout).await.tcp?;
             sight.connected = true;
             announce(&mut tcp, &self.header(None)).await?;
             self.converse(address, tcp, service, Some(sight)).await

@@ -155,7 +155,7 @@ impl Pool {
 
     /// Asks the resolver now, and takes over what it says.
     pub(super) async fn resolve(&self) -> Result<Vec<SocketAddr>, BackendError> {
-        let answer = look_up(&self.configured, &self.own).await;
+        let answer = look_up(&self.configured, &self.own, &self.sources).await;
         self.roster().learn(answer.clone());
         Ok(answer?)
     }

@@ -237,6 +237,7 @@ fn tls(tls: &Section<'_>) -> Option<Tls> {
         node.problem("needs `client_ca`: the CA that client certificates must come from");
     }
     let client_certificate_required = client_certificate.map_or(Some(false), |node| node.word(&words));
+    let ticket_keys_file = tls.get("ticket_keys_file").map(|node| node.path());
     let reload_interval = tls.duration("reload_interval", MINUTE, SECOND..=DAY);
     Some(Tls {
         certificates: certificates?,
@@ -245,6 +246,7 @@ fn tls(tls: &Section<'_>) -> Option<Tls> {
         cipher_suites: suites.map(|(suites, _)| suites.into_iter().flatten().map(names::suite_name).collect()),
         client_ca: client_ca.flatten(),
         client_certificate_required: client_certificate_required?,
+        ticket_keys_file: ticket_keys_file.flatten(),
         reload_interval: reload_interval?,
     })
 }

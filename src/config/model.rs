@@ -118,6 +118,8 @@ pub struct Tls {
     pub client_ca: Option<PathBuf>,
     /// Whether a client must show a certificate.
     pub client_certificate_required: bool,
+    /// The keys of tickets that other ushers know as well; `None`: each process makes its own.
+    pub ticket_keys_file: Option<PathBuf>,
     /// How often the files that the config names are looked at again.
     pub reload_interval: Duration,
 }

@@ -107,7 +107,7 @@ fn mechanism(capability: &str) -> Vec<&str> {
 const fn stage(error: &BackendError, inspection: &Inspection) -> &'static str {
     match error {
         BackendError::NotServed | BackendError::Resolve { .. } | BackendError::Loop { .. } => "name",
-        BackendError::Connect { .. } => "tcp",
+        BackendError::Connect { .. } | BackendError::NoSource { .. } | BackendError::Source { .. } => "tcp",
         BackendError::Tls { .. } | BackendError::Fault(BackFault::NoStartTls | BackFault::Injection) => "tls",
         BackendError::Fault(BackFault::NoMechanism) => "mechanisms",
         BackendError::Fault(BackFault::NotTold) => "forward",
@@ -146,6 +146,8 @@ fn words(error: &BackendError) -> String {
         BackendError::NotServed
         | BackendError::Resolve { .. }
         | BackendError::Loop { .. }
+        | BackendError::NoSource { .. }
+        | BackendError::Source { .. }
         | BackendError::Down { .. }
         | BackendError::Full
         | BackendError::Ramp
@@ -159,6 +161,9 @@ fn words(error: &BackendError) -> String {
 fn advice(error: &BackendError) -> &'static str {
     match error {
         BackendError::Resolve { .. } => "look at the backend's `address` and at this machine's resolver",
+        BackendError::NoSource { .. } | BackendError::Source { .. } => {
+            "set `source` to addresses that `ip address` lists"
+        }
         BackendError::Loop { .. } => "write the mail server's own address: this one leads back to usher",
         BackendError::Connect { .. } => {
             "is the mail server running, does it listen at this port, does a firewall let us in?"

@@ -190,7 +190,7 @@ pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
 }
 
 /// A key's file, which must be one that only usher reads.
-fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
+pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     read_if(path, |file| match sys::exposed(file) {
         Some(mode) => Err(TlsError::Exposed { path: path.to_owned(), mode }),
         None => Ok(()),

@@ -3,7 +3,7 @@
 //! [`server`] answers clients, [`client`] calls backends and directories, [`pin`] verifies by
 //! public key where no chain can be, [`certificate`] reads PEM files, [`stream`] is the connection
 //! that comes out, [`leg`] what it becomes after the login, `sessions` what is kept of it for the next
-//! one, and [`reason`] says in an operator's words why there is none. Every configuration names its `CryptoProvider` (aws-lc-rs); the process-wide default is for libraries that ask for it.
+//! one, [`tickets`] what clients keep of theirs, and [`reason`] says in an operator's words why there is none. Every configuration names its `CryptoProvider` (aws-lc-rs); the process-wide default is for libraries that ask for it.
 //! TLS 1.2 (ECDHE with AEAD only) and 1.3 (RFC 8446, RFC 9325); no renegotiation, no early data.
 
 pub mod certificate;
@@ -14,6 +14,7 @@ pub mod reason;
 pub mod server;
 mod sessions;
 pub mod stream;
+pub mod tickets;
 
 use std::io;
 use std::path::PathBuf;
@@ -129,6 +130,22 @@ pub enum TlsError {
     NoSystemRoots {
         /// The first failure, if there was one, with a leading separator.
         reason: String,
+    },
+    /// A line of the file of ticket keys is none.
+    #[error("line {line} of {}: {fault}", path.display())]
+    TicketKey {
+        /// The file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        fault: tickets::Fault,
+    },
+    /// No key in the file of ticket keys.
+    #[error("{} holds no key: write one with `openssl rand -base64 48`", path.display())]
+    NoTicketKey {
+        /// The file.
+        path: PathBuf,
     },
     /// `tls.certificates` is empty.
     #[error("at least one certificate is needed: name its chain and key")]

@@ -1,8 +1,9 @@
 //! TLS towards clients: certificates by SNI, groups in usher's order, one ALPN per protocol.
 //!
-//! [`ServerTls`] is built from a config snapshot and belongs to it: a reload builds another, with
-//! new ticket keys, so no session resumes into a policy it was not verified under. Within a
-//! snapshot every protocol has ticket keys and a cache of its own: no ticket crosses an ALPN.
+//! [`ServerTls`] is built from a config snapshot and belongs to it. No session resumes into a policy
+//! it was not verified under: a reload builds another with new ticket keys, unless they come from a
+//! file, and then they are derived from the policy as well ([`tickets`](super::tickets)). Every
+//! protocol has ticket keys and a cache of its own: no ticket crosses an ALPN.
 //! RFC 6066 section 3 (SNI), RFC 7301 (ALPN), RFC 8446 section 4.2 (extensions), ALPACA (2021).
 
 use std::collections::HashMap;
@@ -11,15 +12,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use ::aws_lc_rs::digest;
 use rustls::crypto::{SupportedKxGroup, aws_lc_rs};
-use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier, danger};
+use rustls::server::{
+    ClientHello, ProducesTickets, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier, danger,
+};
 use rustls::sign::CertifiedKey;
-use rustls::{ProtocolVersion, ServerConfig, SignatureAlgorithm, SignatureScheme, SupportedCipherSuite, version};
+use rustls::{
+    ProtocolVersion, RootCertStore, ServerConfig, SignatureAlgorithm, SignatureScheme, SupportedCipherSuite, version,
+};
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::certificate::{self, Loaded};
 use super::stream::Stream;
+use super::tickets::TicketKeys;
 use super::{Mistake, TlsError, key_exchange, provider, suite_name};
 use crate::config::{self, Group, Place, Problem, TlsVersion};
 use crate::proto::{PROTOCOLS, Protocol};
@@ -50,6 +57,8 @@ pub struct Served {
 pub struct ServerTls {
     served: Vec<Served>,
     by_group: Vec<(&'static dyn SupportedKxGroup, ServerConfig)>,
+    /// The keys that are shared with other ushers, and what a ticket's client had to meet.
+    shared: Option<(TicketKeys, Vec<u8>)>,
     acceptors: HashMap<&'static str, Arc<Acceptor>>,
 }
 
@@ -71,9 +80,12 @@ impl ServerTls {
         let loaded = load_all(tls, &mut mistakes);
         let suites = suites(tls, &mut mistakes);
         let verifier = client_verifier(tls).map_err(|mistake| mistakes.push(mistake)).ok();
-        let Some(verifier) = verifier.filter(|_| mistakes.is_empty()) else {
+        let keys = tls.ticket_keys_file.as_deref().map(TicketKeys::read).transpose();
+        let keys = keys.map_err(|error| mistakes.push(Mistake::new("tls.ticket_keys_file", error))).ok();
+        let (Some((verifier, roots)), Some(keys), true) = (verifier, keys, mistakes.is_empty()) else {
             return Err(mistakes);
         };
+        let shared = keys.map(|keys| (keys, policy(tls, roots.as_deref())));
 
         let resolver = Arc::new(BySni::new(&loaded));
         let mut by_group = Vec::with_capacity(tls.groups.len());
@@ -95,15 +107,25 @@ impl ServerTls {
                 not_after: loaded.facts.not_after,
             })
             .collect();
-        let acceptors = PROTOCOLS.iter().map(|row| (row.name, Arc::new(Acceptor::new(&by_group, row)))).collect();
-        Ok(Self { served, by_group, acceptors })
+        let mut server = Self { served, by_group, shared, acceptors: HashMap::new() };
+        server.acceptors = PROTOCOLS.iter().map(|row| (row.name, server.make(row))).collect();
+        Ok(server)
     }
 
     /// What answers the clients of a protocol; the same one for all its listeners.
     #[must_use]
     pub fn acceptor(&self, protocol: &Protocol) -> Arc<Acceptor> {
         let known = self.acceptors.get(protocol.name).cloned();
-        known.unwrap_or_else(|| Arc::new(Acceptor::new(&self.by_group, protocol)))
+        known.unwrap_or_else(|| self.make(protocol))
+    }
+
+    fn make(&self, protocol: &Protocol) -> Arc<Acceptor> {
+        let ticketer = match &self.shared {
+            Some((keys, policy)) => keys.ticketer(&[policy, protocol.name.as_bytes()].concat()).ok(),
+            // Without random bytes for a key there are no tickets: clients resume from the cache or not.
+            None => aws_lc_rs::Ticketer::new().ok(),
+        };
+        Arc::new(Acceptor::new(&self.by_group, protocol, ticketer))
     }
 
     /// The certificates, in the order of the config.
@@ -124,10 +146,12 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    fn new(templates: &[(&'static dyn SupportedKxGroup, ServerConfig)], protocol: &Protocol) -> Self {
+    fn new(
+        templates: &[(&'static dyn SupportedKxGroup, ServerConfig)],
+        protocol: &Protocol,
+        ticketer: Option<Arc<dyn ProducesTickets>>,
+    ) -> Self {
         let sessions = ServerSessionMemoryCache::new(SESSIONS);
-        // Without random bytes for a key there are no tickets: clients resume from the cache or not.
-        let ticketer = aws_lc_rs::Ticketer::new().ok();
         // An empty id is none that a client can offer (RFC 7301 section 3.1), so every offer is
         // refused; an empty list would accept every offer.
         let alpn = vec![protocol.alpn.unwrap_or_default().to_vec()];
@@ -201,20 +225,54 @@ fn suites(tls: &config::Tls, mistakes: &mut Vec<Mistake>) -> Option<Vec<Supporte
     Some(suites)
 }
 
-fn client_verifier(tls: &config::Tls) -> Result<Arc<dyn danger::ClientCertVerifier>, Mistake> {
+/// What a client has to meet, in bytes that are the same in every process with the same settings: a
+/// resumed session is not verified again, so only a ticket under the same policy is one. Certificates
+/// of usher's own are not in it, so that renewing one ends no session's ticket.
+fn policy(tls: &config::Tls, roots: Option<&RootCertStore>) -> Vec<u8> {
+    let mut policy = Vec::from(b"policy 1");
+    let mut add = |part: &[u8]| {
+        policy.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        policy.extend_from_slice(part);
+    };
+    add(match tls.min_version {
+        TlsVersion::V1_2 => b"1.2",
+        TlsVersion::V1_3 => b"1.3",
+    });
+    let groups = tls.groups.iter().flat_map(|group| u16::from(key_exchange(*group).name()).to_be_bytes());
+    add(&groups.collect::<Vec<u8>>());
+    add(tls.cipher_suites.as_ref().map(|suites| suites.join(",")).unwrap_or_default().as_bytes());
+    add(&[u8::from(tls.client_certificate_required)]);
+    let mut anchors: Vec<Vec<u8>> = Vec::new();
+    for anchor in roots.into_iter().flat_map(|roots| &roots.roots) {
+        let constraints = anchor.name_constraints.as_deref().unwrap_or_default();
+        let parts = [anchor.subject.as_ref(), anchor.subject_public_key_info.as_ref(), constraints];
+        let hashes = parts.map(|part| digest::digest(&digest::SHA256, part));
+        anchors.push(hashes.iter().flat_map(|hash| hash.as_ref().iter().copied()).collect());
+    }
+    // Their order in the file says nothing.
+    anchors.sort_unstable();
+    add(&anchors.concat());
+    policy
+}
+
+/// Who verifies clients' certificates, and by which authorities if they are asked for one.
+type Verifier = (Arc<dyn danger::ClientCertVerifier>, Option<Arc<RootCertStore>>);
+
+fn client_verifier(tls: &config::Tls) -> Result<Verifier, Mistake> {
     let Some(path) = &tls.client_ca else {
         let required = tls.client_certificate_required;
         let mistake = || Mistake::new("tls.client_certificate_required", TlsError::RequiredWithoutAuthority);
-        return if required { Err(mistake()) } else { Ok(WebPkiClientVerifier::no_client_auth()) };
+        return if required { Err(mistake()) } else { Ok((WebPkiClientVerifier::no_client_auth(), None)) };
     };
     let mistake = |error| Mistake::new("tls.client_ca", error);
-    let roots = certificate::load_roots(path).map_err(mistake)?;
+    let roots = Arc::new(certificate::load_roots(path).map_err(mistake)?);
     let crypto = provider(&tls.groups, None);
-    let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto);
+    let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), crypto);
     if !tls.client_certificate_required {
         verifier = verifier.allow_unauthenticated();
     }
-    verifier.build().map_err(|source| mistake(TlsError::ClientVerifier { source }))
+    let verifier = verifier.build().map_err(|source| mistake(TlsError::ClientVerifier { source }))?;
+    Ok((verifier, Some(roots)))
 }
 
 fn server_config(

@@ -165,12 +165,23 @@ fn each_alert_leads_to_its_row_of_the_runbook() {
         (name, format!("{} {}", text("/labels/severity"), text("/annotations/runbook")))
     });
     assert_eq!(rows, rules.collect(), "docs/operations.md (left) and deploy/alerts.yaml (right) name other alerts");
-    // Whatever leads there leads to a row.
+    // Whatever leads there leads to a row or to a section.
+    let sections: Vec<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "))
+        .map(|title| title.to_lowercase().replace(' ', "-").replace(|letter| !is_of_an_anchor(letter), ""))
+        .collect();
     let metrics = read_text(&shipped("docs/metrics.md"));
     for link in metrics.split("(operations.md#").skip(1) {
         let (anchor, _) = link.split_once(')').unwrap();
-        assert!(rows.keys().any(|name| name.to_lowercase() == anchor), "docs/metrics.md: no alert #{anchor}");
+        let leads = rows.keys().any(|name| name.to_lowercase() == anchor) || sections.iter().any(|id| id == anchor);
+        assert!(leads, "docs/metrics.md: neither an alert nor a section #{anchor}");
     }
+}
+
+/// As the hosts of repositories make anchors of headings.
+fn is_of_an_anchor(letter: char) -> bool {
+    letter.is_alphanumeric() || matches!(letter, '-' | '_')
 }
 
 /// Every query of the board: its panels', its annotations' and its variables', as they would be sent.

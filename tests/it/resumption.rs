@@ -1,10 +1,15 @@
-//! Sessions of TLS resumed: towards backends, whose handshakes are the dearest part of a login.
+//! Sessions of TLS resumed: towards backends, whose handshakes are the dearest part of a login, and by
+//! clients, at whichever usher they come to.
 
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 
+use rustls::HandshakeKind;
+use rustls::version::{TLS12, TLS13};
 use serde_json::json;
 
+use crate::kit::client::{Tls, base64};
 use crate::kit::scripted::Scripted;
+use crate::kit::usher::command;
 use crate::kit::{Config, Imap, Usher, password_of, slapd};
 
 /// How many handshakes with a backend were full, and how many resumed.
@@ -75,4 +80,67 @@ fn connections_to_a_backend_come_from_the_sources_in_turn() {
     astray.wait_log("login", told);
     astray.wait_log("this machine cannot probe a backend", told);
     assert_eq!(astray.metric("usher_backend_up", &[("backend", "server3")]), 1.0, "it is not the backend's fault");
+}
+
+/// A line of a file of ticket keys.
+fn key(byte: u8) -> String {
+    base64(&[byte; 48]) + "\n"
+}
+
+/// Connects once; whether the session was resumed.
+fn visit(usher: &Usher, client: &Arc<rustls::ClientConfig>) -> HandshakeKind {
+    let mut imap = Imap::try_tls_with(usher.imaps_port(), Arc::clone(client), Tls::default().server_name).unwrap();
+    imap.command("NOOP").ok(); // tickets of TLS 1.3 come with the first bytes
+    imap.connection().handshake_kind().unwrap()
+}
+
+#[test]
+fn a_client_resumes_at_another_usher_and_after_a_restart() {
+    let mut config = Config::shared().set("/tls/ticket_keys_file", "ticket.keys");
+    config.file("ticket.keys", key(1) + &key(2));
+    let (first, second) = (Usher::start(config.clone()), Usher::start(config.clone()));
+    let stranger = Usher::start(config.clone().without("/tls/ticket_keys_file"));
+    for version in [&TLS12, &TLS13] {
+        let client = Tls { versions: vec![version], ..Tls::default() }.config();
+        assert_eq!(visit(&first, &client), HandshakeKind::Full);
+        assert_eq!(visit(&second, &client), HandshakeKind::Resumed, "{version:?}");
+        assert_eq!(visit(&stranger, &client), HandshakeKind::Full, "{version:?}");
+    }
+    let client = Tls::default().config();
+    visit(&first, &client);
+    drop(first);
+    assert_eq!(visit(&Usher::start(config.clone()), &client), HandshakeKind::Resumed);
+    let resumed = second.metric("usher_tls_handshakes_total", &[("protocol", "imap"), ("result", "resumed")]);
+    assert_eq!(resumed, 2.0);
+
+    config.file("ticket.keys", key(1) + "secret\n");
+    config.write();
+    let said = command(&config, &["check"], b"");
+    let told = "tls.ticket_keys_file: line 2 of ";
+    assert!(said.code == 1 && said.stderr.contains(told) && !said.stderr.contains("secret"), "{said:#?}");
+    config.change("/tls/ticket_keys_file", "absent.keys");
+    config.write();
+    assert!(command(&config, &["check"], b"").stderr.contains("absent.keys"));
+}
+
+#[test]
+fn renewed_ticket_keys_are_used_without_being_told_and_bad_ones_never() {
+    let config = Config::shared().set("/tls/ticket_keys_file", "ticket.keys").set("/tls/reload_interval", "1s");
+    config.file("ticket.keys", key(1) + &key(2) + &key(3));
+    let usher = Usher::start(config);
+    let (client, forgotten) = (Tls::default().config(), Tls::default().config());
+    visit(&usher, &client);
+    visit(&usher, &forgotten);
+    usher.config.file("ticket.keys", key(2) + &key(3) + &key(4));
+    usher.wait_metric("usher_certificate_reloads_total", &[("result", "ok")], 1.0);
+    assert_eq!(visit(&usher, &client), HandshakeKind::Resumed, "made by the second key");
+    usher.config.file("ticket.keys", "nonsense");
+    usher.wait_log("a changed file is refused; its old content stays in force", |line| {
+        line["problem"].as_str().is_some_and(|problem| problem.contains("line 1 of"))
+    });
+    usher.wait_metric("usher_certificate_last_reload_successful", &[], 0.0);
+    assert_eq!(visit(&usher, &client), HandshakeKind::Resumed);
+    usher.config.file("ticket.keys", key(5) + &key(6) + &key(7));
+    usher.wait_metric("usher_certificate_reloads_total", &[("result", "ok")], 2.0);
+    assert_eq!(visit(&usher, &forgotten), HandshakeKind::Full, "its key is gone");
 }

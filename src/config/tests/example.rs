@@ -132,6 +132,7 @@ fn every_commented_key_is_sound() {
         ("auth_http: {address", Some(("# auth_http: {port: 143}", "auth_http: {port: 143}"))),
         ("exempt:", None),
         ("source:", None),
+        ("ticket_keys_file:", None),
         ("pin_sha256:", Some(("      ca: backend-ca.pem\n", ""))),
         ("canary:", None),
         ("user_dn:", Some(("  base: ou=people,dc=example,dc=com\n  filter: \"(|(uid={login})(mail={login}))\"\n", ""))),

@@ -31,7 +31,10 @@ fn every_key_arrives() {
     assert_eq!(tls.client_ca, Some("/etc/usher/clients.pem".into()));
     assert!(tls.client_certificate_required);
     let often = sound("client_certificate: required", "client_certificate: required\n  reload_interval: 10s");
-    assert_eq!(often.tls.reload_interval, Duration::from_secs(10));
+    assert_eq!((often.tls.reload_interval, often.tls.ticket_keys_file), (Duration::from_secs(10), None));
+    let shared =
+        sound("client_certificate: required", "client_certificate: required\n  ticket_keys_file: tls/ticket.keys");
+    assert_eq!(shared.tls.ticket_keys_file, Some("/etc/usher/tls/ticket.keys".into()));
 
     let server = |url: &str, host: &str, port| DirectoryServer {
         url: url.into(),

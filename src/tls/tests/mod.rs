@@ -5,6 +5,7 @@ mod files;
 mod pinning;
 mod relaying;
 mod serving;
+mod sharing;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -123,6 +124,7 @@ fn settings(certificates: Vec<CertificateFiles>) -> Tls {
         cipher_suites: None,
         client_ca: None,
         client_certificate_required: false,
+        ticket_keys_file: None,
         reload_interval: std::time::Duration::from_secs(60),
     }
 }

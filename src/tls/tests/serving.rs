@@ -10,7 +10,11 @@ use crate::config::Group;
 use crate::tls::{describe, key_exchange};
 
 /// A mail client with this provider and these versions.
-fn mail_client(desk: &Desk, provider: CryptoProvider, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+pub(super) fn mail_client(
+    desk: &Desk,
+    provider: CryptoProvider,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(desk.ca.der().clone()).unwrap();
     ClientConfig::builder_with_provider(Arc::new(provider))
@@ -180,7 +184,7 @@ async fn alpn_is_strict_when_offered() {
 }
 
 /// Two connections, with a byte each way so that tickets arrive; whether each side resumed.
-async fn twice(first: &Acceptor, second: &Acceptor, client: &Arc<ClientConfig>) -> (bool, bool) {
+pub(super) async fn twice(first: &Acceptor, second: &Acceptor, client: &Arc<ClientConfig>) -> (bool, bool) {
     let mut resumed = (false, false);
     for acceptor in [first, second] {
         let (near, far) = shake(acceptor, client, "mail.example.com").await;

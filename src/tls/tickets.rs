@@ -1,0 +1,238 @@
+//! Tickets for clients under keys from a file, so that several ushers, and an usher after its restart,
+//! resume each other's sessions.
+//!
+//! Every line of the file is a secret of 48 bytes. The last but one encrypts, all decrypt: a new line is
+//! first known everywhere and used afterwards, in whatever order the machines get the file. What is used
+//! is derived from a line and from what a client has to meet (HKDF, RFC 5869), so that no ticket is good
+//! where its client was not verified by the same rules. A ticket says when it was made; after
+//! [`LIFETIME`] it is nothing. AES-256-GCM; the form is usher's own (RFC 5077 section 4 leaves it open).
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use aws_lc_rs::error::Unspecified;
+use aws_lc_rs::hkdf::{self, HKDF_SHA256, Salt};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::UnixTime;
+use rustls::server::ProducesTickets;
+use zeroize::Zeroizing;
+
+use super::{TlsError, certificate};
+
+/// How long a ticket is good, in seconds: a phone that was out of reach for half a day begins anew.
+pub(super) const LIFETIME: u32 = 12 * 3_600;
+/// The most keys in a file: with one a day, tickets live half a day, and the rest is forgetfulness.
+pub(super) const MOST: usize = 8;
+
+/// What a line holds.
+const SECRET: usize = 48;
+/// In front of a ticket, to find its key.
+const NAME: usize = 16;
+const KEY: usize = 32;
+const TAG: usize = 16;
+/// When it was made, Unix seconds.
+const TIME: usize = 8;
+
+/// What is wrong with a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// It is not 48 bytes in base64.
+    #[error("write 48 random bytes in base64, as `openssl rand -base64 48` prints them")]
+    Malformed,
+    /// A key that stands there twice would never be renewed.
+    #[error("it repeats line {first}: remove one")]
+    Repeated {
+        /// The first of the two.
+        first: usize,
+    },
+    /// There are too many.
+    #[error("more than {MOST} keys: remove the first ones, which are the oldest")]
+    Surplus,
+}
+
+/// The secrets of a file, in their order.
+pub(super) struct TicketKeys {
+    secrets: Vec<Zeroizing<[u8; SECRET]>>,
+}
+
+impl TicketKeys {
+    /// Reads a file that only usher reads.
+    ///
+    /// # Errors
+    /// Why it cannot be used: its mode, or its first line with a fault.
+    pub(super) fn read(path: &Path) -> Result<Self, TlsError> {
+        let content = certificate::read_secret(path)?;
+        let mut secrets: Vec<Zeroizing<[u8; SECRET]>> = Vec::with_capacity(MOST);
+        let mut numbers = Vec::with_capacity(MOST);
+        for (index, line) in content.split(|byte| *byte == b'\n').enumerate() {
+            let (text, number) = (line.trim_ascii(), index + 1);
+            if text.is_empty() {
+                continue;
+            }
+            let refused = |fault| TlsError::TicketKey { path: path.to_owned(), line: number, fault };
+            let mut secret = Zeroizing::new([0; SECRET]);
+            if STANDARD.decode_slice(text, &mut *secret) != Ok(SECRET) {
+                return Err(refused(Fault::Malformed));
+            }
+            if let Some((_, first)) = std::iter::zip(&secrets, &numbers).find(|(known, _)| ***known == *secret) {
+                return Err(refused(Fault::Repeated { first: *first }));
+            }
+            if secrets.len() == MOST {
+                return Err(refused(Fault::Surplus));
+            }
+            secrets.push(secret);
+            numbers.push(number);
+        }
+        if secrets.is_empty() {
+            return Err(TlsError::NoTicketKey { path: path.to_owned() });
+        }
+        Ok(Self { secrets })
+    }
+
+    /// What makes and reads tickets where clients have to meet these rules.
+    pub(super) fn ticketer(&self, rules: &[u8]) -> Result<Arc<dyn ProducesTickets>, Unspecified> {
+        let keys: Vec<Key> =
+            self.secrets.iter().map(|secret| Key::derive(&**secret, rules)).collect::<Result<_, _>>()?;
+        let current = keys.len().saturating_sub(2);
+        Ok(Arc::new(Ticketer { keys, current }))
+    }
+}
+
+impl fmt::Debug for TicketKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TicketKeys({})", self.secrets.len())
+    }
+}
+
+#[derive(Debug)]
+struct Ticketer {
+    /// In the order of the file.
+    keys: Vec<Key>,
+    /// Which of them encrypts.
+    current: usize,
+}
+
+#[derive(Debug)]
+struct Key {
+    name: [u8; NAME],
+    key: RandomizedNonceKey,
+}
+
+impl Key {
+    fn derive(secret: &[u8], rules: &[u8]) -> Result<Self, Unspecified> {
+        let mut derived = Zeroizing::new([0; NAME + KEY]);
+        let prk = Salt::new(HKDF_SHA256, b"usher tickets, version 1").extract(secret);
+        prk.expand(&[rules], Length)?.fill(&mut *derived)?;
+        let (name, key) = derived.split_first_chunk().ok_or(Unspecified)?;
+        Ok(Self { name: *name, key: RandomizedNonceKey::new(&AES_256_GCM, key)? })
+    }
+}
+
+/// What is derived of a secret.
+struct Length;
+
+impl hkdf::KeyType for Length {
+    fn len(&self) -> usize {
+        NAME + KEY
+    }
+}
+
+impl Ticketer {
+    /// `name | nonce | sealed(time | session) | tag`.
+    fn seal(&self, session: &[u8], now: u64) -> Option<Vec<u8>> {
+        let Key { name, key } = self.keys.get(self.current)?;
+        // Room for all of it, so that no growth leaves a part of a session behind.
+        let mut sealed = Vec::with_capacity(TIME + session.len() + TAG);
+        sealed.extend_from_slice(&now.to_be_bytes());
+        sealed.extend_from_slice(session);
+        let nonce = key.seal_in_place_append_tag(Aad::from(name), &mut sealed).ok()?;
+        Some([name.as_slice(), nonce.as_ref(), &sealed].concat())
+    }
+
+    fn open(&self, ticket: &[u8], now: u64) -> Option<Vec<u8>> {
+        let (name, rest) = ticket.split_first_chunk::<NAME>()?;
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
+        let key = &self.keys.iter().find(|key| key.name == *name)?.key;
+        let mut sealed = Zeroizing::new(sealed.to_vec());
+        let opened = key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(name), &mut sealed).ok()?;
+        let (made, session) = opened.split_first_chunk::<TIME>()?;
+        // One from the future was made where the clock is ahead.
+        let age = now.saturating_sub(u64::from_be_bytes(*made));
+        (age <= u64::from(LIFETIME)).then(|| session.to_vec())
+    }
+}
+
+impl ProducesTickets for Ticketer {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        LIFETIME
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.seal(plain, UnixTime::now().as_secs())
+    }
+
+    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+        self.open(cipher, UnixTime::now().as_secs())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ticketer(secrets: &[u8], rules: &[u8]) -> Ticketer {
+        let keys: Vec<Key> = secrets.iter().map(|byte| Key::derive(&[*byte; SECRET], rules).unwrap()).collect();
+        Ticketer { current: keys.len().saturating_sub(2), keys }
+    }
+
+    #[test]
+    fn the_last_but_one_encrypts_and_all_decrypt() {
+        let sealed_by = |secrets: &[u8]| {
+            let ticket = ticketer(secrets, b"rules").seal(b"session", 0).unwrap();
+            (0..9).find(|byte| ticketer(&[*byte], b"rules").open(&ticket, 0).is_some()).unwrap()
+        };
+        assert_eq!([sealed_by(&[1]), sealed_by(&[1, 2]), sealed_by(&[1, 2, 3]), sealed_by(&[2, 3, 4])], [1, 1, 2, 3]);
+        // One machine has the new file and the other has not: each reads what the other made.
+        let (old, new) = (ticketer(&[1, 2, 3], b"rules"), ticketer(&[2, 3, 4], b"rules"));
+        for (maker, reader) in [(&old, &new), (&new, &old)] {
+            let ticket = maker.seal(b"session", 0).unwrap();
+            assert_eq!(reader.open(&ticket, 0).as_deref(), Some(&b"session"[..]));
+        }
+    }
+
+    #[test]
+    fn a_ticket_is_nothing_under_other_rules_later_or_changed() {
+        let ours = ticketer(&[1, 2], b"imap");
+        let mut ticket = ours.seal(b"session", 1_000).unwrap();
+        assert!(ticketer(&[1, 2], b"pop3").open(&ticket, 1_000).is_none());
+        let end = 1_000 + u64::from(LIFETIME);
+        assert!(ours.open(&ticket, 900).is_some() && ours.open(&ticket, end).is_some());
+        assert!(ours.open(&ticket, end + 1).is_none());
+        for index in 0..ticket.len() {
+            ticket[index] ^= 1;
+            assert!(ours.open(&ticket, 1_000).is_none(), "{index}");
+            ticket[index] ^= 1;
+            assert!(ours.open(&ticket[..index], 1_000).is_none(), "{index}");
+        }
+        assert_ne!(ours.seal(b"session", 1_000), Some(ticket), "each has a nonce of its own");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_of_a_stranger_are_a_ticket(tail in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let ours = ticketer(&[1, 2], b"imap");
+            prop_assert!(ours.open(&tail, 0).is_none());
+            let named = [&ours.keys[0].name[..], &tail].concat();
+            prop_assert!(ours.open(&named, 0).is_none());
+        }
+    }
+}
