@@ -11,6 +11,8 @@
 //! Digests are HMAC-SHA-256 under a random key of this process, compared in constant time.
 //! Freshness is judged here, on tokio's clock; moka's own expiry only frees memory.
 
+mod looking;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +28,8 @@ use tokio::time::Instant;
 use crate::config;
 use crate::directory::{Entry, Identity, Login, Marks};
 use crate::secret::Secret;
+
+pub use looking::Remembered;
 
 /// Right passwords kept per entry: a main and some app passwords must not evict each other.
 const RIGHT_PER_ENTRY: usize = 4;

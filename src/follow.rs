@@ -404,7 +404,7 @@ fn is_wanted(why: Why, watch: &config::Watch) -> bool {
         Why::Moved => watch.on_move,
         Why::Disabled | Why::Deleted => watch.on_disable,
         Why::PasswordChanged => watch.on_password_change,
-        Why::Hold | Why::Drain => OnChange::Close,
+        Why::Hold | Why::Drain | Why::Kicked | Why::BackendDrained => OnChange::Close,
     };
     choice == OnChange::Close
 }

@@ -42,6 +42,7 @@ pub mod secret;
 pub mod server;
 pub mod session;
 pub mod snapshot;
+pub mod steer;
 pub mod sys;
 pub mod throttle;
 pub mod tls;

@@ -24,9 +24,9 @@ const PHASE_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 pub const PHASES: [&str; 5] = ["tls", "search", "bind", "backend_connect", "backend_login"];
 /// Who decided a login.
 pub const DECIDED_BY: [&str; 5] = ["directory", "cache", "negative", "stale", "default"];
-/// How a login at a backend ended; the last three were not sent there.
-pub const BACKEND_RESULTS: [&str; 9] =
-    ["ok", "refused", "disagrees", "unreachable", "tls", "timeout", "down", "in_flight", "ramp"];
+/// How a login at a backend ended; the last four were not sent there.
+pub const BACKEND_RESULTS: [&str; 10] =
+    ["ok", "refused", "disagrees", "unreachable", "tls", "timeout", "down", "in_flight", "ramp", "draining"];
 /// What a probe of a backend's address found.
 pub const PROBE_RESULTS: [&str; 5] = ["ok", "refused", "unreachable", "tls", "timeout"];
 /// How the breaker of a backend's address may stand.
@@ -42,7 +42,7 @@ pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"
 /// What became of files that were found changed.
 pub const CERTIFICATE_RELOADS: [&str; 2] = ["ok", "refused"];
 /// Why a relayed session ended.
-pub const END_CAUSES: [&str; 12] = [
+pub const END_CAUSES: [&str; 14] = [
     "client_closed",
     "backend_closed",
     "client_error",
@@ -54,6 +54,8 @@ pub const END_CAUSES: [&str; 12] = [
     "deleted",
     "password_changed",
     "hold",
+    "kicked",
+    "backend_drained",
     "panic",
 ];
 /// Why a connection ended before a login.
@@ -182,6 +184,8 @@ pub struct Metrics {
     pub backend_logins_in_flight: IntGaugeVec,
     /// Whether a backend has an address to which logins go.
     pub backend_up: IntGaugeVec,
+    /// Whether each backend is out of service because an administrator says so.
+    pub backend_draining: IntGaugeVec,
     /// A backend's addresses by the state of their breakers.
     pub backend_addresses: IntGaugeVec,
     /// Probes of backends' addresses by result.
@@ -346,7 +350,7 @@ impl Metrics {
             ),
             backend_logins: counters(
                 "usher_backend_logins_total",
-                "Logins at backends after the directory said yes, by result; down, in_flight, ramp: not sent.",
+                "Logins at backends after the directory said yes, by result; down, in_flight, ramp, draining: not sent.",
                 &["backend", "result"],
             ),
             backend_logins_in_flight: gauges(
@@ -358,6 +362,11 @@ impl Metrics {
                 "usher_backend_up",
                 "1 if logins go to the backend, 0 if all of its addresses are down or its name leads nowhere.",
                 &["backend", "protocol"],
+            ),
+            backend_draining: gauges(
+                "usher_backend_draining",
+                "1 while an administrator has taken the backend out of service (`usher backends drain`), else 0.",
+                &["backend"],
             ),
             backend_addresses: gauges(
                 "usher_backend_addresses",
@@ -563,6 +572,7 @@ impl Metrics {
         self.directory_canary_ok.reset();
         self.directory_connections.reset();
         self.backend_up.reset();
+        self.backend_draining.reset();
         self.backend_addresses.reset();
         refresh(self);
         read(self)

@@ -129,6 +129,8 @@ pub enum Refusal {
     BackendFault,
     /// The backend has as many logins under way as it may, or is coming back from an outage.
     BackendBusy,
+    /// An administrator has taken the backend out of service for a while.
+    BackendDraining,
     /// The directory accepted the password, the backend did not: the servers disagree.
     /// Carries the backend's words if they may be passed on.
     Disagrees(Option<BackendWords>),
@@ -171,6 +173,7 @@ impl Refusal {
             Self::BackendTimeout => "backend_timeout",
             Self::BackendFault => "backend_fault",
             Self::BackendBusy => "backend_busy",
+            Self::BackendDraining => "backend_draining",
             Self::Disagrees(_) => "disagrees",
             Self::TlsRequired => "tls_required",
             Self::Limit => "limit",
@@ -182,7 +185,7 @@ impl Refusal {
     }
 
     /// Every label that [`Refusal::label`] can return, for metrics that exist from the start.
-    pub const LABELS: [&'static str; 33] = [
+    pub const LABELS: [&'static str; 34] = [
         "wrong_password",
         "unknown_user",
         "empty_password",
@@ -209,6 +212,7 @@ impl Refusal {
         "backend_timeout",
         "backend_fault",
         "backend_busy",
+        "backend_draining",
         "disagrees",
         "tls_required",
         "limit",
@@ -259,6 +263,7 @@ impl Refusal {
             | Self::BackendTimeout
             | Self::BackendFault
             | Self::BackendBusy
+            | Self::BackendDraining
             | Self::Disagrees(_)
             | Self::Limit
             | Self::Deadline
@@ -294,6 +299,7 @@ impl Refusal {
             | Self::BackendTimeout
             | Self::BackendFault
             | Self::BackendBusy
+            | Self::BackendDraining
             | Self::Disagrees(_)
             | Self::Deadline => Side::Backend,
             Self::Draining | Self::Internal => Side::Usher,
@@ -310,6 +316,7 @@ impl Refusal {
             | Self::BackendTimeout
             | Self::BackendFault
             | Self::BackendBusy
+            | Self::BackendDraining
             | Self::Hold
             | Self::Deadline => true,
             Self::WrongPassword

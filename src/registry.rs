@@ -3,6 +3,7 @@
 //!
 //! A session is listed while its [`Listed`] guard lives, however it ends.
 
+mod filter;
 mod id;
 
 use std::borrow::Cow;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+pub use filter::{Filter, FilterError};
 pub use id::SessionId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -52,9 +54,22 @@ pub enum Why {
     PasswordChanged,
     /// The account is held: nobody may be logged in.
     Hold,
+    /// An administrator says so.
+    Kicked,
+    /// Its backend is being drained.
+    BackendDrained,
 }
 
 impl Why {
+    /// Whether the directory has changed, as distinct from what somebody does about servers and sessions.
+    #[must_use]
+    pub const fn is_change(self) -> bool {
+        match self {
+            Self::Moved | Self::Disabled | Self::Deleted | Self::PasswordChanged | Self::Hold => true,
+            Self::Drain | Self::Kicked | Self::BackendDrained => false,
+        }
+    }
+
     /// The metric label and log word.
     #[must_use]
     pub const fn label(self) -> &'static str {
@@ -65,6 +80,8 @@ impl Why {
             Self::Deleted => "deleted",
             Self::PasswordChanged => "password_changed",
             Self::Hold => "hold",
+            Self::Kicked => "kicked",
+            Self::BackendDrained => "backend_drained",
         }
     }
 }

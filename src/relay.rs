@@ -130,7 +130,9 @@ where
     }
     let ended = Ended { cause, bytes_in: transfer.up.moved, bytes_out: transfer.down.moved };
     let line = match (cause, parting) {
-        (Cause::Asked(why), Parting::Line(line)) if why != Why::Drain && transfer.may_speak() => Some(line),
+        (Cause::Asked(why), Parting::Line { changed, ended }) if why != Why::Drain && transfer.may_speak() => {
+            Some(if why.is_change() { changed } else { ended })
+        }
         _ => None,
     };
     if matches!(cause, Cause::Idle | Cause::Asked(_)) {

@@ -112,11 +112,12 @@ pub fn prepare(file: &Path, metrics: &Arc<Metrics>, previous: Option<&Snapshot>)
     }
 }
 
-/// Runs until a signal ends it, or an upgrade. With `take_over` it is the new process of one.
+/// Runs until a signal ends it, or an upgrade. With `take_over` it is the new process of one, where
+/// these backends are `drained` at a rate.
 ///
 /// # Errors
 /// Why it did not start. Once it has started, it ends only by signal, with success.
-pub async fn run(file: PathBuf, take_over: bool) -> Result<(), StartError> {
+pub async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)]) -> Result<(), StartError> {
     // As it is now: an upgrade puts another file there.
     let program = std::env::current_exe().map_err(StartError::Inherit)?;
     let inherited = Inherited::receive(take_over).map_err(StartError::Inherit)?;
@@ -132,6 +133,9 @@ pub async fn run(file: PathBuf, take_over: bool) -> Result<(), StartError> {
     let stop = StopSignals::new().map_err(StartError::Signals)?;
     let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
     let shared = Shared::new(snapshot, metrics, log);
+    for (backend, rate) in drained {
+        shared.steer.drain(backend, *rate);
+    }
     let (orders, requests) = mpsc::channel(4);
     let mut server = Server {
         program,
@@ -172,7 +176,7 @@ impl StopSignals {
 /// What the main loop does after an order.
 enum Next {
     Serve,
-    /// A signal came meanwhile.
+    /// As a signal says that came meanwhile.
     Stop,
     /// Another process serves.
     Leave(Way),
@@ -252,6 +256,10 @@ impl Server {
         let metrics = &self.shared.metrics;
         metrics.know(&snapshot.config);
         self.shared.throttle.apply(&snapshot.config.throttle);
+        let is_configured = |name: &str| snapshot.backends.iter().any(|backend| *backend.name == *name);
+        for backend in self.shared.steer.keep(is_configured) {
+            info!(backend = &*backend, "this backend is not configured any more, nor drained");
+        }
         metrics.config_last_reload_successful.set(1);
         metrics.config_last_reload_success_timestamp.set(unix_now() as f64);
         for warning in &snapshot.config.warnings {
@@ -318,6 +326,7 @@ impl Server {
                     let (outcome, next) = match order {
                         Order::Reload => (self.reload().await, Next::Serve),
                         Order::Upgrade => self.upgrade(&mut stop).await,
+                        Order::Drain => (Ok(()), Next::Stop),
                     };
                     // Whoever asked may be gone.
                     let _ = answer.send(outcome);

@@ -24,6 +24,7 @@ use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::secret::Secret;
+use crate::steer::Steer;
 use crate::sys;
 use crate::throttle::Throttle;
 use crate::tls::server::ServerTls;
@@ -125,6 +126,8 @@ fn listening(config: &Config) -> Arc<[SocketAddr]> {
 pub enum Stage {
     /// Accepting and serving.
     Serving,
+    /// `/ready` is 503 because an administrator wants it; nothing else has changed.
+    Unready,
     /// `/ready` is 503 so that load balancers look away; still accepting and serving.
     Leaving,
     /// No new connection, no new login; sessions are closed one by one.
@@ -141,6 +144,8 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     /// What acts on changes of the directory.
     pub follow: Follow,
+    /// What an administrator has set going.
+    pub steer: Steer,
     /// What slows guessing, and what bounds everybody's share.
     pub throttle: Throttle,
     /// The stage of the process' life.
@@ -167,6 +172,7 @@ impl Shared {
         let registry = Arc::<Registry>::default();
         Arc::new(Self {
             follow: Follow::new(Arc::clone(&registry), Arc::clone(&metrics)),
+            steer: Steer::new(Arc::clone(&registry)),
             throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
             snapshot: ArcSwap::from_pointee(snapshot),
             metrics,

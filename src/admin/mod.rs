@@ -85,13 +85,20 @@ fn refresh(shared: &Shared, metrics: &Metrics) {
     dropped.inc_by((shared.log.dropped() as u64).saturating_sub(dropped.get()));
     shared.throttle.measure();
     snapshot.directory.show();
-    snapshot.backends.iter().for_each(|backend| backend.show(metrics));
+    for backend in &snapshot.backends {
+        backend.show(metrics);
+        let draining = shared.steer.drained(&backend.name).is_some();
+        metrics.backend_draining.with_label_values(&[&*backend.name]).set(draining.into());
+    }
 }
 
 /// Ready once the directory has answered, until the drain begins. A later outage of the directory
 /// does not unready every node at once: cached users still get in, and it has metrics of its own.
 async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    if *shared.stage.borrow() != Stage::Serving {
+    let stage = *shared.stage.borrow();
+    if stage == Stage::Unready {
+        (StatusCode::SERVICE_UNAVAILABLE, "taken away by an administrator: `usher drain --undo`\n")
+    } else if stage != Stage::Serving {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
     } else if !shared.directory_answered.load(Ordering::Relaxed) {
         (StatusCode::SERVICE_UNAVAILABLE, "the directory has not answered yet\n")

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::state::State;
 use crate::snapshot::Shared;
+use crate::steer::Drain;
 
 /// A backend as an administrator sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,8 @@ pub struct Backend {
     pub state: State,
     /// How many sessions are relayed to it, by protocol.
     pub sessions: BTreeMap<String, usize>,
+    /// Set while it is taken out of service.
+    pub draining: Option<Drain>,
 }
 
 /// Every backend of the configuration in force, in its order.
@@ -28,7 +31,10 @@ pub fn backends(shared: &Shared) -> Vec<Backend> {
     }
     let snapshot = shared.snapshot.load();
     let states = snapshot.backends.iter().map(crate::backend::Backend::state);
-    let with_sessions =
-        states.map(|state| Backend { sessions: sessions.remove(&state.name).unwrap_or_default(), state });
-    with_sessions.collect()
+    let whole = states.map(|state| Backend {
+        sessions: sessions.remove(&state.name).unwrap_or_default(),
+        draining: shared.steer.drained(&state.name),
+        state,
+    });
+    whole.collect()
 }

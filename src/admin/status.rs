@@ -109,6 +109,7 @@ impl Status {
         match *self.shared.stage.borrow() {
             Stage::Serving if self.shared.directory_answered.load(Ordering::Relaxed) => (Mark::Good, "serving"),
             Stage::Serving => (Mark::Attention, "the directory has not answered yet"),
+            Stage::Unready => (Mark::Attention, "serving, and taken away from load balancers"),
             Stage::Leaving => (Mark::Attention, "draining: still accepting"),
             Stage::Draining => (Mark::Attention, "draining: no new logins"),
         }

@@ -47,6 +47,14 @@ pub struct At {
     pub down_seconds: Option<u64>,
 }
 
+impl At {
+    /// Whether logins go there.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.down_seconds.is_none()
+    }
+}
+
 impl State {
     /// Whether it takes logins of each protocol that it serves.
     #[must_use]

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::sessions::control_socket;
-use super::{OK, UNAVAILABLE, count, fail};
-use crate::admin::control::{self, Confirmed};
+use super::count;
+use super::running::{Running, say, say_json};
+use crate::admin::control::Confirmed;
 use crate::config;
 
 /// The longest time that can be confirmed in advance.
@@ -17,6 +17,9 @@ pub(super) struct Arguments {
     /// Act on whatever comes within this time, too: before a planned move, such as 30m; at most 24h
     #[arg(long = "for", value_name = "TIME", value_parser = time, default_value = "0s")]
     time: Duration,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
 }
 
 fn time(text: &str) -> Result<Duration, String> {
@@ -24,22 +27,18 @@ fn time(text: &str) -> Result<Duration, String> {
     if time > DAY { Err("24h at the most".to_owned()) } else { Ok(time) }
 }
 
-pub(super) async fn confirm(config: &Path, arguments: &Arguments) -> ExitCode {
-    let socket = match control_socket(config) {
-        Ok(socket) => socket,
-        Err(code) => return code,
-    };
+pub(super) async fn confirm(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
     let path = format!("/confirm/{}", arguments.time.as_secs());
-    let mut changes = match control::ask::<Confirmed>(&socket, "POST", &path).await {
-        Ok(confirmed) => confirmed.changes,
-        Err(error) => return fail(UNAVAILABLE, error),
-    };
-    for socket in control::predecessors(&socket) {
-        // After an upgrade: the sessions there are moved by the process that has them.
-        changes = changes.max(control::ask::<Confirmed>(&socket, "POST", &path).await.map_or(0, |it| it.changes));
+    // After an upgrade the sessions there are moved by the process that has them.
+    let answers = Running::of(config)?.ask_all::<Confirmed>("POST", &path).await?;
+    let code = answers.code();
+    let changes = answers.all.iter().map(|confirmed| confirmed.changes).max().unwrap_or_default();
+    if arguments.json {
+        say_json(&Confirmed { changes });
+    } else {
+        say(format!("{} acted on", count(changes, "change")));
     }
-    println!("{} acted on", count(changes, "change"));
-    ExitCode::from(OK)
+    Ok(code)
 }
 
 #[cfg(test)]

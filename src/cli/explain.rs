@@ -226,6 +226,7 @@ fn code(refusal: &Refusal) -> u8 {
         | Refusal::BackendTimeout
         | Refusal::BackendFault
         | Refusal::BackendBusy
+        | Refusal::BackendDraining
         | Refusal::Disagrees(_)
         | Refusal::TlsRequired
         | Refusal::Limit

@@ -1,16 +1,21 @@
 //! The commands: one thin file each, and the exit codes they share (sysexits.h).
 
+mod backends;
+mod cache;
 mod check;
 mod confirm;
 #[cfg(feature = "demo")]
 mod demo;
+mod drain;
 mod everybody;
 mod explain;
 mod import_users;
+mod kick;
 mod manual;
 mod progress;
 mod reload;
 mod run;
+mod running;
 mod sessions;
 
 use std::fmt::Display;
@@ -61,14 +66,22 @@ enum Command {
     Explain(explain::Arguments),
     /// Turn the users.txt of an nginx recipe into LDIF that sets everybody's mail host
     ImportUsers(import_users::Arguments),
-    /// List the sessions of the running usher
+    /// List or count the sessions of the running usher
     Sessions(sessions::Arguments),
+    /// End sessions of the running usher, politely
+    Kick(kick::Arguments),
+    /// Show how the mail servers stand, or take one out of service for a while
+    Backends(backends::Arguments),
+    /// Show what the running usher remembers of a user, or let it forget
+    Cache(cache::Arguments),
     /// Say that a change of many users at once is meant, and let the running usher act on it
     Confirm(confirm::Arguments),
     /// Let the running usher take over its configuration file as it is now
-    Reload,
+    Reload(reload::Arguments),
     /// Let a new process of the installed program take the running usher's listeners; sessions go on
-    Upgrade,
+    Upgrade(reload::Arguments),
+    /// End the running usher as SIGTERM does, or only take it away from a load balancer
+    Drain(drain::Arguments),
     /// Write a shell's completions to standard output
     Completions(manual::CompletionsArguments),
     /// Write the manual: usher(8), or a page for each command
@@ -110,10 +123,14 @@ pub fn main() -> ExitCode {
             Command::Check(arguments) => check::check(&config, &arguments).await,
             Command::Explain(arguments) => explain::explain(&config, &arguments).await,
             Command::ImportUsers(arguments) => import_users::import_users(&config, &arguments).await,
-            Command::Sessions(arguments) => sessions::sessions(&config, &arguments).await,
-            Command::Confirm(arguments) => confirm::confirm(&config, &arguments).await,
-            Command::Reload => reload::reload(&config).await,
-            Command::Upgrade => reload::upgrade(&config).await,
+            Command::Sessions(arguments) => either(sessions::sessions(&config, &arguments).await),
+            Command::Kick(arguments) => either(kick::kick(&config, &arguments).await),
+            Command::Backends(arguments) => either(backends::backends(&config, &arguments).await),
+            Command::Cache(arguments) => either(cache::cache(&config, &arguments).await),
+            Command::Confirm(arguments) => either(confirm::confirm(&config, &arguments).await),
+            Command::Reload(arguments) => either(reload::reload(&config, &arguments).await),
+            Command::Upgrade(arguments) => either(reload::upgrade(&config, &arguments).await),
+            Command::Drain(arguments) => either(drain::drain(&config, &arguments).await),
             Command::Completions(arguments) => manual::completions(&arguments),
             Command::Man(arguments) => manual::man(&arguments),
             #[cfg(feature = "demo")]
@@ -123,6 +140,11 @@ pub fn main() -> ExitCode {
     // Blocking work that is still under way (a resolver) must not hold up the end.
     runtime.shutdown_background();
     code
+}
+
+/// The exit code, whichever way it came.
+fn either(code: Result<ExitCode, ExitCode>) -> ExitCode {
+    code.unwrap_or_else(|code| code)
 }
 
 /// Says on standard error why a command failed.

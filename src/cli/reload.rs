@@ -4,34 +4,42 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{FAILED, OK, UNAVAILABLE, fail};
-use crate::admin::control::{self, Outcome};
+use super::running::{Running, say, say_json};
+use super::{FAILED, OK, fail};
+use crate::admin::control::Outcome;
 
-pub(super) async fn reload(config: &Path) -> ExitCode {
-    order(config, "/reload", "reloaded", "the reload was refused; the old configuration stays in force").await
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
 }
 
-pub(super) async fn upgrade(config: &Path) -> ExitCode {
-    order(config, "/upgrade", "a new process serves", "the upgrade failed; the old process goes on").await
+pub(super) async fn reload(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+    let refused = "the reload was refused; the old configuration stays in force";
+    order(config, "/reload", "reloaded", refused, arguments.json).await
 }
 
-async fn order(config: &Path, path: &str, done: &str, refused: &str) -> ExitCode {
-    let socket = match super::sessions::control_socket(config) {
-        Ok(socket) => socket,
-        // Said already; to systemd it is a refused reload like another.
-        Err(_) => return ExitCode::from(FAILED),
-    };
-    match control::ask::<Outcome>(&socket, "POST", path).await {
-        Ok(Outcome { done: true, .. }) => {
-            println!("{done}");
-            ExitCode::from(OK)
-        }
-        Ok(Outcome { problems, .. }) => {
-            for problem in problems {
-                eprintln!("{problem}");
-            }
-            fail(FAILED, refused)
-        }
-        Err(error) => fail(UNAVAILABLE, error),
+pub(super) async fn upgrade(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+    let refused = "the upgrade failed; the old process goes on";
+    order(config, "/upgrade", "a new process serves", refused, arguments.json).await
+}
+
+async fn order(config: &Path, path: &str, done: &str, refused: &str, json: bool) -> Result<ExitCode, ExitCode> {
+    // What is wrong with the file was told; to systemd it is a refused reload like another.
+    let running = Running::of(config).map_err(|_| ExitCode::from(FAILED))?;
+    let outcome: Outcome = running.ask("POST", path).await?;
+    if json {
+        say_json(&outcome);
     }
+    if outcome.done {
+        if !json {
+            say(done);
+        }
+        return Ok(ExitCode::from(OK));
+    }
+    if !json {
+        outcome.problems.iter().for_each(|problem| eprintln!("{problem}"));
+    }
+    Err(fail(FAILED, refused))
 }

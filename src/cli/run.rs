@@ -15,6 +15,9 @@ pub(super) struct Arguments {
     /// Take the listeners from the process that started this one: what `usher upgrade` makes it do
     #[arg(long, hide = true)]
     take_over: bool,
+    /// A backend that the process that started this one drains, and how fast
+    #[arg(long, hide = true, value_name = "NAME=RATE", value_parser = drained)]
+    drained: Vec<(String, u32)>,
     /// Start this command once more, without this, and end
     #[arg(long, hide = true)]
     pub(super) detach: bool,
@@ -48,12 +51,17 @@ pub(super) fn give_up_privileges(file: &Path, arguments: &Arguments) -> Result<(
     forbidden.and(hidden).map_err(|error| fail(SYSTEM, format!("privileges cannot be given up: {error}")))
 }
 
+fn drained(text: &str) -> Result<(String, u32), String> {
+    let (name, rate) = text.rsplit_once('=').ok_or("NAME=RATE is wanted")?;
+    Ok((name.to_owned(), rate.parse::<u32>().map_err(|error| format!("{error}"))?))
+}
+
 pub(super) fn detach() -> ExitCode {
     server::detach().map_or_else(|error| fail(SYSTEM, error), |()| ExitCode::from(OK))
 }
 
 pub(super) async fn run(config: PathBuf, arguments: &Arguments) -> ExitCode {
-    match server::run(config, arguments.take_over).await {
+    match server::run(config, arguments.take_over, &arguments.drained).await {
         Ok(()) => ExitCode::from(OK),
         Err(StartError::Config(problems)) => fail_config(&problems),
         Err(error @ (StartError::Bind { .. } | StartError::Signals(_) | StartError::Inherit(_))) => fail(SYSTEM, error),

@@ -1,117 +1,175 @@
-//! `usher sessions`: who is logged in through the running usher.
+//! `usher sessions`: who is logged in through the running usher. And which of them are meant, for
+//! `usher kick` as well.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 
-use super::{CONFIG, OK, UNAVAILABLE, count, fail, fail_config};
-use crate::admin::control;
-use crate::config::{self, Mistakes};
-use crate::registry::{Session, unix_now};
+use clap::ValueEnum;
+use serde_json::{Map, Value};
+
+use super::count;
+use super::running::{Running, age, say, say_json, table, with_query};
+use crate::registry::{Filter, FilterError, Session, unix_now};
+
+const HELP: &str = "\
+Examples:
+  usher sessions --backend server3              who is on server3
+  usher sessions --user alice                   alice, also under her other names
+  usher sessions --client 192.0.2.0/24          from one network
+  usher sessions --older-than 1d --count=user   who stays for long, and how often
+  usher sessions --count=backend,protocol       how many are where
+
+Exit codes: 0 told; 1 told, but a process of an upgrade did not answer; 64 a mistake in the arguments;
+69 usher does not run; 77 you may not use the control socket.";
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
 pub(super) struct Arguments {
+    #[command(flatten)]
+    which: Which,
+    /// Only how many, by backend or by what else is named: `--count=user`, `--count=backend,protocol`
+    #[arg(
+        long,
+        value_name = "BY",
+        value_delimiter = ',',
+        num_args = 0..,
+        require_equals = true,
+        default_missing_value = "backend"
+    )]
+    count: Vec<By>,
     /// One JSON array instead of a table
     #[arg(long)]
     json: bool,
-    /// Only those of this user: the login name as it was typed, or the DN
-    #[arg(long, value_name = "NAME")]
+}
+
+/// Which sessions; each that is given has to fit.
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct Which {
+    /// Only this user's: the login name as it was typed, or the DN; under other names, too
+    #[arg(long, value_name = "NAME", value_parser = part("user"))]
     user: Option<String>,
+    /// Only those at this backend
+    #[arg(long, value_name = "NAME", value_parser = part("backend"))]
+    backend: Option<String>,
+    /// Only those from this address or network
+    #[arg(long, value_name = "ADDRESS[/BITS]", value_parser = part("client"))]
+    client: Option<String>,
+    /// Only those of this protocol: imap, pop3, submission, managesieve
+    #[arg(long, value_name = "NAME", value_parser = part("protocol"))]
+    protocol: Option<String>,
+    /// Only those that are at least so old, such as 12h
+    #[arg(long, value_name = "TIME", value_parser = part("older_than"))]
+    older_than: Option<String>,
+    /// Only those that are younger, such as 5m
+    #[arg(long, value_name = "TIME", value_parser = part("younger_than"))]
+    younger_than: Option<String>,
 }
 
-pub(super) async fn sessions(config: &Path, arguments: &Arguments) -> ExitCode {
-    let socket = match control_socket(config) {
-        Ok(socket) => socket,
-        Err(code) => return code,
-    };
-    let mut sessions: Vec<Session> = match control::ask(&socket, "GET", "/sessions").await {
-        Ok(sessions) => sessions,
-        Err(error) => return fail(UNAVAILABLE, error),
-    };
-    for socket in control::predecessors(&socket) {
-        // After an upgrade; one that does not answer has ended meanwhile.
-        sessions.extend(control::ask::<Vec<Session>>(&socket, "GET", "/sessions").await.unwrap_or_default());
+/// Checks a part of a filter here, where clap says which argument it was.
+fn part(key: &'static str) -> impl Fn(&str) -> Result<String, FilterError> + Clone + Send + Sync + 'static {
+    move |text| Filter::default().set(key, text).map(|()| text.to_owned())
+}
+
+impl Which {
+    /// As arguments of a request.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let values = [&self.user, &self.backend, &self.client, &self.protocol, &self.older_than, &self.younger_than];
+        std::iter::zip(Filter::KEYS, values).filter_map(|(key, value)| Some((key, value.as_deref()?)))
     }
-    if let Some(user) = &arguments.user {
-        sessions.retain(|session| [&session.login, &session.dn].iter().any(|name| name.eq_ignore_ascii_case(user)));
-    }
-    if arguments.json {
-        match serde_json::to_string_pretty(&sessions) {
-            Ok(text) => println!("{text}"),
-            Err(error) => return fail(UNAVAILABLE, error),
+}
+
+/// What sessions are counted by.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum By {
+    Backend,
+    Protocol,
+    User,
+    Client,
+}
+
+impl By {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Backend => "backend",
+            Self::Protocol => "protocol",
+            Self::User => "user",
+            Self::Client => "client",
         }
-    } else {
-        print_table(&sessions);
     }
-    ExitCode::from(OK)
+
+    fn of(self, session: &Session) -> String {
+        match self {
+            Self::Backend => session.backend.to_string(),
+            Self::Protocol => session.protocol.to_string(),
+            Self::User => session.login.to_string(),
+            Self::Client => session.client.to_string(),
+        }
+    }
 }
 
-fn print_table(sessions: &[Session]) {
-    let width = |column: fn(&Session) -> usize, title: &str| {
-        sessions.iter().map(column).chain([title.len()]).max().unwrap_or_default()
-    };
-    let login = width(|session| session.login.chars().count(), "USER");
-    let client = width(|session| session.client.to_string().len(), "CLIENT");
-    let backend = width(|session| session.backend.len(), "BACKEND");
+pub(super) async fn sessions(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+    let path = with_query("/sessions", arguments.which.pairs());
+    let answers = Running::of(config)?.ask_all::<Vec<Session>>("GET", &path).await?;
+    let code = answers.code();
+    let sessions = sorted(answers.all);
+    match (arguments.count.as_slice(), arguments.json) {
+        ([], true) => say_json(&sessions),
+        ([], false) => say(listed(&sessions)),
+        (by, json) => {
+            let counts = counted(&sessions, by);
+            if json { say_json(&as_objects(&counts, by)) } else { say(count_table(&counts, by, sessions.len())) }
+        }
+    }
+    Ok(code)
+}
+
+/// By user, and each user's from the oldest on.
+pub(super) fn sorted(lists: Vec<Vec<Session>>) -> Vec<Session> {
+    let mut sessions: Vec<Session> = lists.into_iter().flatten().collect();
+    sessions.sort_by(|one, other| (&one.login, one.since, one.id).cmp(&(&other.login, other.since, other.id)));
+    sessions
+}
+
+/// A table, and how many there are.
+pub(super) fn listed(sessions: &[Session]) -> String {
     let now = unix_now();
-    println!(
-        "{:13}  {:login$}  {:client$}  {:8}  {:backend$}  {:>8}",
-        "ID", "USER", "CLIENT", "PROTOCOL", "BACKEND", "AGE"
-    );
-    for session in sessions {
-        let Session { id, login: user, client: from, protocol, backend: to, since, .. } = session;
-        let (from, age) = (from.to_string(), age(now.saturating_sub(*since)));
-        println!("{id}  {user:login$}  {from:client$}  {protocol:8}  {to:backend$}  {age:>8}");
-    }
-    println!("{}", count(sessions.len(), "session"));
-}
-
-/// `42s`, `17m`, `5h03m`, `2d04h`.
-fn age(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m"),
-        (0, _, _) => format!("{hours}h{:02}m", minutes % 60),
-        (_, _, _) => format!("{days}d{:02}h", hours % 24),
-    }
-}
-
-/// The control socket of this configuration. Mistakes elsewhere in the file do not matter: the
-/// running usher has another one in force, and it says itself what it thinks of this one.
-pub(super) fn control_socket(file: &Path) -> Result<PathBuf, ExitCode> {
-    let control = match config::load(file) {
-        Ok(config) => config.control,
-        Err(Mistakes { draft: Some(draft), .. }) if draft.control.is_some() => draft.control,
-        Err(Mistakes { problems, .. }) => return Err(fail_config(&problems)),
+    let row = |session: &Session| {
+        let Session { id, login, client, protocol, backend, since, .. } = session;
+        let age = age(now.saturating_sub(*since));
+        vec![login.to_string(), client.to_string(), protocol.to_string(), backend.to_string(), age, id.to_string()]
     };
-    control.map(|control| control.path).ok_or_else(|| {
-        fail(
-            CONFIG,
-            format!("{} has no control socket; add `control: {{path: /run/usher/control.sock}}`", file.display()),
-        )
-    })
+    let rows: Vec<_> = sessions.iter().map(row).collect();
+    let number = count(sessions.len(), "session");
+    if rows.is_empty() {
+        return number;
+    }
+    format!("{}\n{number}", table(&["USER", "CLIENT", "PROTOCOL", "BACKEND", "AGE", "ID"], &rows))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::{age, control_socket};
-
-    #[test]
-    fn a_mistake_elsewhere_does_not_hide_the_control_socket() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("config.yaml");
-        std::fs::write(&file, "listenerz: []\ncontrol: {path: control.sock}\n").unwrap();
-        assert_eq!(control_socket(&file).unwrap(), folder.path().join("control.sock"));
-        std::fs::write(&file, "control: [\n").unwrap();
-        assert!(control_socket(&file).is_err());
+/// How many for each combination, the most first.
+fn counted(sessions: &[Session], by: &[By]) -> Vec<(Vec<String>, usize)> {
+    let mut counts: BTreeMap<Vec<String>, usize> = BTreeMap::new();
+    for session in sessions {
+        *counts.entry(by.iter().map(|by| by.of(session)).collect()).or_default() += 1;
     }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, number)| std::cmp::Reverse(*number));
+    counts
+}
 
-    #[test]
-    fn ages_have_two_units_at_most() {
-        assert_eq!(age(59), "59s");
-        assert_eq!(age(60), "1m");
-        assert_eq!(age(3_599), "59m");
-        assert_eq!(age(3_780), "1h03m");
-        assert_eq!(age(187_200), "2d04h");
-    }
+fn as_objects(counts: &[(Vec<String>, usize)], by: &[By]) -> Vec<Map<String, Value>> {
+    let object = |(values, number): &(Vec<String>, usize)| {
+        let named = std::iter::zip(by, values).map(|(by, value)| (by.name().to_owned(), Value::from(value.clone())));
+        named.chain([("sessions".to_owned(), Value::from(*number))]).collect()
+    };
+    counts.iter().map(object).collect()
+}
+
+fn count_table(counts: &[(Vec<String>, usize)], by: &[By], all: usize) -> String {
+    let titles: Vec<String> = by.iter().map(|by| by.name().to_uppercase()).chain(["SESSIONS".to_owned()]).collect();
+    let titles: Vec<&str> = titles.iter().map(String::as_str).collect();
+    let row = |(values, number): &(Vec<String>, usize)| values.iter().cloned().chain([number.to_string()]).collect();
+    let rows: Vec<_> = counts.iter().map(row).collect();
+    format!("{}\n{}", table(&titles, &rows), count(all, "session"))
 }

@@ -77,6 +77,14 @@ pub fn attribute(text: &str) -> Result<String, String> {
     names::attribute(text).map_err(|error| error.to_string())
 }
 
+/// An address, or a network as `address/bits`, as it is written in the configuration.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn network(text: &str) -> Result<Network, String> {
+    names::network(text).map_err(|error| error.to_string())
+}
+
 use locate::Lines;
 use raw::{Node, Report};
 

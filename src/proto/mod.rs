@@ -50,7 +50,7 @@ pub struct Protocol {
     pub front: fn(FrontSettings<'_>) -> Box<dyn Front>,
     /// Starts the dialogue with a backend.
     pub back: fn(BackSettings) -> Box<dyn Back>,
-    /// How a relayed session can be ended because the directory has changed.
+    /// How a relayed session can be ended, other than by the end of usher.
     pub parting: Parting,
     /// What it is to nginx's mail proxy, if that speaks it.
     pub nginx: Option<Nginx>,
@@ -77,12 +77,18 @@ pub struct Told {
 /// How a relayed session can be ended by usher, which does not read what is said in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parting {
-    /// With this line to the client where one can stand: behind a complete line of the backend, when
+    /// With a line to the client where one can stand: behind a complete line of the backend, when
     /// nothing moves. Else the connection is closed without a word.
-    Line(&'static [u8]),
+    Line {
+        /// Because the directory has changed.
+        changed: &'static [u8],
+        /// Because an administrator says so.
+        ended: &'static [u8],
+    },
     /// There is no line that would be understood: the connection is closed.
     Close,
-    /// Not at all: a close could cut a message in two, and sessions are short.
+    /// Not because of a change: a close could cut a message in two, and sessions are short. An
+    /// administrator who says so closes it.
     Never,
 }
 

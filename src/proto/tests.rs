@@ -100,6 +100,7 @@ const fn row(refusal: &Refusal) -> Row {
         | Refusal::BackendTimeout
         | Refusal::BackendFault
         | Refusal::BackendBusy
+        | Refusal::BackendDraining
         | Refusal::Disagrees(_)
         | Refusal::Deadline
         | Refusal::Hold
@@ -147,6 +148,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::BackendTimeout,
         Refusal::BackendFault,
         Refusal::BackendBusy,
+        Refusal::BackendDraining,
         Refusal::Disagrees(None),
         Refusal::TlsRequired,
         Refusal::Limit,

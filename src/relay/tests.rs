@@ -10,7 +10,7 @@ mod random;
 
 const IDLE: Duration = Duration::from_secs(60);
 
-const LINE: &[u8] = b"* BYE now\r\n";
+const LINES: Parting = Parting::Line { changed: b"* BYE now\r\n", ended: b"* BYE then\r\n" };
 
 fn counter() -> IntCounter {
     IntCounter::new("test", "test").unwrap()
@@ -143,7 +143,7 @@ async fn a_stop_says_goodbye_to_both() {
         tokio::time::sleep(Duration::from_secs(5)).await;
         Why::Drain
     };
-    let ended = relay(client_end, backend_end, IDLE, Parting::Line(LINE), stop).await;
+    let ended = relay(client_end, backend_end, IDLE, LINES, stop).await;
     assert_eq!(ended.cause, Cause::Asked(Why::Drain));
     assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
     assert_eq!(backend.read(&mut [0; 8]).await.unwrap(), 0);
@@ -181,9 +181,9 @@ async fn parting(
 
 #[tokio::test(start_paused = true)]
 async fn a_session_in_a_pause_is_told_and_ended_at_once() {
-    let (heard, took) = parting(b"", Parting::Line(LINE), async |_| {}).await;
-    assert_eq!((heard.as_slice(), took.is_zero()), (LINE, true));
-    let whole = parting(b"* 1 EXISTS\r\n", Parting::Line(LINE), async |_| {}).await;
+    let (heard, took) = parting(b"", LINES, async |_| {}).await;
+    assert_eq!((heard.as_slice(), took.is_zero()), (b"* BYE now\r\n".as_slice(), true));
+    let whole = parting(b"* 1 EXISTS\r\n", LINES, async |_| {}).await;
     assert_eq!(whole.0, b"* 1 EXISTS\r\n* BYE now\r\n");
     let (heard, took) = parting(b"", Parting::Close, async |_| {}).await;
     assert_eq!((heard.len(), took.is_zero()), (0, true));
@@ -197,13 +197,13 @@ async fn a_line_end_counts_however_its_bytes_come() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    assert_eq!(parting(b"", Parting::Line(LINE), dripping).await.0, b"* 2 EXISTS\r\n* BYE now\r\n");
+    assert_eq!(parting(b"", LINES, dripping).await.0, b"* 2 EXISTS\r\n* BYE now\r\n");
 }
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_said_inside_what_the_backend_says() {
     for half in [&b"* 1 FETCH (BODY[] {100}"[..], b"* 1 FETCH (BODY[] {100}\r", b"text\n", b"\n"] {
-        let (heard, took) = parting(half, Parting::Line(LINE), async |_| {}).await;
+        let (heard, took) = parting(half, LINES, async |_| {}).await;
         assert_eq!((heard.as_slice(), took.is_zero()), (half, true));
     }
 }
@@ -217,7 +217,7 @@ async fn a_busy_session_is_ended_in_its_next_pause_or_after_a_while() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    let (heard, took) = parting(b"", Parting::Line(LINE), answering).await;
+    let (heard, took) = parting(b"", LINES, answering).await;
     assert!(heard.ends_with(b"\r\n* BYE now\r\n"));
     assert!(took > Duration::from_secs(2) && took < POLITENESS, "{took:?}");
     let endless = async |backend: &mut DuplexStream| {
@@ -225,7 +225,7 @@ async fn a_busy_session_is_ended_in_its_next_pause_or_after_a_while() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    let (heard, took) = parting(b"", Parting::Line(LINE), endless).await;
+    let (heard, took) = parting(b"", LINES, endless).await;
     assert!(heard.ends_with(b"* 3 EXISTS\r\n"), "no line without a pause");
     assert!(took >= POLITENESS && took < POLITENESS + Duration::from_millis(200), "{took:?}");
 }

@@ -31,12 +31,15 @@ use tracing::{error, info, warn};
 use super::{Next, Server, StopSignals};
 use crate::admin::control;
 use crate::snapshot::Stage;
+use crate::steer::Drain;
 use crate::sys;
 
 /// Sockets in one message: below SCM_MAX_FD, which is 253.
 const MOST: usize = 250;
 /// Makes a process that starts another leave it to the service manager.
 const DETACH: &str = "--detach";
+/// Tells the new process of a backend that is drained, and how fast.
+const DRAINED: &str = "--drained";
 /// What goes with the sockets, and back when the new process serves.
 const SIGN: &[u8] = b"u";
 /// From the start of the new process until it serves.
@@ -187,6 +190,9 @@ impl Server {
         let mut command = Command::new(&self.program);
         // Whatever this process may be, that one may be.
         command.args(["run", DETACH, "--take-over", "--allow-root", "--config"]).arg(&self.file);
+        for (backend, Drain { rate, .. }) in self.shared.steer.drains() {
+            command.arg(DRAINED).arg(format!("{backend}={rate}"));
+        }
         let starter = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn();
         // The command holds the other end, whose closing tells that the new process has ended.
         drop(command);

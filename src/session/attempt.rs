@@ -164,6 +164,10 @@ impl<'a> Attempt<'a> {
             let place = self.place(&proven).map_err(|limited| report.limited(limited))?;
             let target = self.target(proven.identity.entry(), login)?;
             report.sent_to(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
+            if self.shared.steer.drained(&target.backend.name).is_some() {
+                self.count_backend(target.backend, "draining");
+                return Err(Refusal::BackendDraining);
+            }
             return Ok(Found { proven, by: decision.by, place, target });
         }
     }

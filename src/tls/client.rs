@@ -1,7 +1,7 @@
 //! TLS towards backends and directories: verified by chain and name, or by a pinned key.
 //!
 //! There is no way to switch verification off. One configuration serves one group of servers and
-//! keeps its sessions for resumption ([`sessions`](super::sessions)), which halves the cost of the
+//! keeps its sessions for resumption (`tls/sessions`), which halves the cost of the
 //! next handshake; early data is never sent, because it can be replayed (RFC 8446 section 8). RFC 9525 (names), RFC 5280 (chains).
 
 use std::io;

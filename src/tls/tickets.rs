@@ -5,7 +5,7 @@
 //! first known everywhere and used afterwards, in whatever order the machines get the file. What is used
 //! is derived from a line and from what a client has to meet (HKDF, RFC 5869), so that no ticket is good
 //! where its client was not verified by the same rules. A ticket says when it was made; after
-//! [`LIFETIME`] it is nothing. AES-256-GCM; the form is usher's own (RFC 5077 section 4 leaves it open).
+//! 12 hours it is nothing. AES-256-GCM; the form is usher's own (RFC 5077 section 4 leaves it open).
 
 use std::fmt;
 use std::path::Path;

@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 10] = [
     &["throttle", "tls"],
     &["directory"],
     &["cache", "known", "registry", "route"],
-    &["authn", "backend", "follow", "relay"],
+    &["authn", "backend", "follow", "relay", "steer"],
     &["cutover", "files", "report", "snapshot"],
     &["inspect", "session"],
     &["admin", "auth_http", "listener"],

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::kit::certs::{Leaf, Pair};
 use crate::kit::scripted::Scripted;
+use crate::kit::usher::Successor;
 use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
 
 fn login(usher: &Usher) -> Imap {
@@ -236,27 +237,7 @@ fn connections_are_lowered_to_the_descriptors_that_there_are() {
 
 /// A configuration with fixed ports, so that a second process listens where the first did.
 fn with_ports(peer: &Scripted) -> (Config, u16) {
-    let [imaps, admin] = [(); 2].map(|()| crate::kit::process::free_port());
-    let listener = json!([{"protocol": "imap", "address": format!("127.0.0.1:{imaps}"), "tls": "implicit"}]);
-    let config = Config::with_directory(slapd()).scripted(peer).set("/listeners", listener);
-    (config.set("/admin/address", format!("127.0.0.1:{admin}")), imaps)
-}
-
-/// The process that said the nth `ready`; it is ended when this is dropped.
-struct Successor(rustix::process::Pid);
-
-impl Successor {
-    fn of(usher: &Usher, nth: usize) -> Self {
-        let line = usher.wait_nth_log(nth, "ready", |_| true);
-        let pid = line["process"].as_i64().and_then(|pid| i32::try_from(pid).ok());
-        Self(rustix::process::Pid::from_raw(pid.unwrap()).unwrap())
-    }
-}
-
-impl Drop for Successor {
-    fn drop(&mut self) {
-        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::KILL);
-    }
+    Config::with_directory(slapd()).scripted(peer).with_ports()
 }
 
 #[test]

@@ -470,6 +470,7 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::BackendTimeout
         | Refusal::BackendFault
         | Refusal::BackendBusy => UNAVAILABLE,
+        Refusal::BackendDraining => "[UNAVAILABLE] Your mail server is being serviced, please try again later",
         Refusal::NoMailHost | Refusal::SeveralMailHosts | Refusal::UnknownMailHost | Refusal::NoBackendLogin => {
             "[CONTACTADMIN] Your mailbox cannot be reached, please tell your administrator"
         }

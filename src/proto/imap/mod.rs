@@ -27,7 +27,10 @@ pub const PROTOCOL: Protocol = Protocol {
     back,
     nginx: Some(Nginx { name: "imap", words: front::told }),
     // RFC 3501 section 7.1.5: a server may say BYE at any time, between two of its lines.
-    parting: Parting::Line(b"* BYE Your account was changed, please log in again.\r\n"),
+    parting: Parting::Line {
+        changed: b"* BYE Your account was changed, please log in again.\r\n",
+        ended: b"* BYE This session was ended by the administrator, please log in again.\r\n",
+    },
 };
 
 /// What usher offers before the login and a client may go on using after it, until it has read the

@@ -469,6 +469,7 @@ fn words(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
         | Refusal::BackendTimeout
         | Refusal::BackendFault
         | Refusal::BackendBusy => (TRY_LATER, UNAVAILABLE),
+        Refusal::BackendDraining => (TRY_LATER, "Your mail server is being serviced, please try again later"),
         Refusal::NoMailHost
         | Refusal::SeveralMailHosts
         | Refusal::UnknownMailHost

@@ -25,7 +25,10 @@ pub const PROTOCOL: Protocol = Protocol {
     starttls_port: 4190,
     introduction: None,
     // Without a command before it (RFC 5804 section 1.2).
-    parting: Parting::Line(b"BYE (TRYLATER) \"Your account has changed, please log in again\"\r\n"),
+    parting: Parting::Line {
+        changed: b"BYE (TRYLATER) \"Your account has changed, please log in again\"\r\n",
+        ended: b"BYE (TRYLATER) \"This session was ended by the administrator, please log in again\"\r\n",
+    },
     usual: &["SIEVE", "VERSION 1.0"],
     promised: |name| !OWN.iter().any(|own| own.eq_ignore_ascii_case(name)),
     front,

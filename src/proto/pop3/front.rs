@@ -181,6 +181,7 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::BackendTimeout
         | Refusal::BackendFault
         | Refusal::BackendBusy => UNAVAILABLE,
+        Refusal::BackendDraining => "-ERR [SYS/TEMP] Your mail server is being serviced, please try again later",
         Refusal::NoMailHost | Refusal::SeveralMailHosts | Refusal::UnknownMailHost | Refusal::NoBackendLogin => {
             "-ERR [SYS/PERM] Your mailbox cannot be reached, please tell your administrator"
         }

@@ -191,6 +191,7 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::BackendTimeout
         | Refusal::BackendFault
         | Refusal::BackendBusy => UNAVAILABLE,
+        Refusal::BackendDraining => "454 4.7.0 Your mail server is being serviced, please try again later",
         Refusal::NoMailHost | Refusal::SeveralMailHosts | Refusal::UnknownMailHost | Refusal::NoBackendLogin => {
             "554 5.3.5 Your mail server cannot be reached, please tell your administrator"
         }

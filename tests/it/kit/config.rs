@@ -142,6 +142,15 @@ impl Config {
         self
     }
 
+    /// One listener with implicit TLS, and a fixed port for it and for the side port, so that a second
+    /// process listens where the first did.
+    pub(crate) fn with_ports(self) -> (Self, u16) {
+        let [imaps, admin] = [(); 2].map(|()| super::process::free_port());
+        let listener = json!([{"protocol": "imap", "address": format!("127.0.0.1:{imaps}"), "tls": "implicit"}]);
+        let config = self.set("/listeners", listener);
+        (config.set("/admin/address", format!("127.0.0.1:{admin}")), imaps)
+    }
+
     /// The user's DN by a template, without a service account.
     pub(crate) fn user_dn(mut self, template: &str) -> Self {
         for key in ["bind_dn", "bind_password_file", "base", "filter"] {

@@ -284,6 +284,23 @@ pub(crate) fn fetch(address: &str, path: &str) -> (u16, String) {
     (status.unwrap_or_else(|| panic!("no status in {answer:?}")), body.to_owned())
 }
 
+/// The process that said the nth `ready`; it is ended when this is dropped.
+pub(crate) struct Successor(pub(crate) rustix::process::Pid);
+
+impl Successor {
+    pub(crate) fn of(usher: &Usher, nth: usize) -> Self {
+        let line = usher.wait_nth_log(nth, "ready", |_| true);
+        let pid = line["process"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        Self(rustix::process::Pid::from_raw(pid.unwrap()).unwrap())
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, Signal::KILL);
+    }
+}
+
 /// A name as the log has it: backslashes are doubled, so that an escaped byte is never mistaken for
 /// a typed one.
 pub(crate) fn logged(name: &str) -> String {

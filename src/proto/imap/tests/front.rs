@@ -790,6 +790,7 @@ fn every_refusal_has_its_words() {
         (Refusal::BackendTimeout, unavailable),
         (Refusal::BackendFault, unavailable),
         (Refusal::BackendBusy, unavailable),
+        (Refusal::BackendDraining, "NO [UNAVAILABLE] Your mail server is being serviced, please try again later"),
         (Refusal::Disagrees(None), unavailable),
         (
             disagrees("", "Login failed: authentication failure"),

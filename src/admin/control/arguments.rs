@@ -1,0 +1,112 @@
+//! The arguments of a request: pairs in its query, each taken once. What is left is a mistake, so
+//! that a word that was spelled wrong never widens what is meant.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{FromRequestParts, Path, Query};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+
+use super::Problem;
+use crate::config;
+use crate::registry::Filter;
+
+/// The longest time over which anything is spread.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A request that is not granted, with the sentence that says why.
+#[derive(Debug)]
+pub(super) struct Refused(pub(super) StatusCode, pub(super) String);
+
+impl Refused {
+    pub(super) fn bad(words: impl Into<String>) -> Self {
+        Self(StatusCode::BAD_REQUEST, words.into())
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, Json(Problem { error: self.1 })).into_response()
+    }
+}
+
+/// The variable part of a path.
+#[derive(Debug)]
+pub(super) struct Part(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Part {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        let part = Path::<String>::from_request_parts(parts, state).await;
+        part.map(|Path(part)| Self(part)).map_err(|error| Refused::bad(format!("the path is none: {error}")))
+    }
+}
+
+/// What the query says.
+#[derive(Debug)]
+pub(super) struct Arguments(Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Arguments {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refused> {
+        let query = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
+        query.map(|Query(pairs)| Self(pairs)).map_err(|error| Refused::bad(format!("the query is none: {error}")))
+    }
+}
+
+impl Arguments {
+    /// Takes an argument, if it is given.
+    pub(super) fn take(&mut self, key: &str) -> Option<String> {
+        let at = self.0.iter().position(|(known, _)| known == key)?;
+        Some(self.0.remove(at).1)
+    }
+
+    /// Takes `true` or `false`, which is also what nothing means.
+    pub(super) fn flag(&mut self, key: &str) -> Result<bool, Refused> {
+        match self.take(key).as_deref() {
+            Some("true") => Ok(true),
+            Some("false") | None => Ok(false),
+            Some(other) => Err(Refused::bad(format!("`{key}` is true or false, not `{other}`"))),
+        }
+    }
+
+    /// Takes a time as in the configuration, at most a day.
+    pub(super) fn time(&mut self, key: &str) -> Result<Option<Duration>, Refused> {
+        let Some(text) = self.take(key) else { return Ok(None) };
+        match config::duration(&text) {
+            Ok(time) if time <= DAY => Ok(Some(time)),
+            Ok(_) => Err(Refused::bad(format!("`{key}` is at most 24h, not `{text}`"))),
+            Err(why) => Err(Refused::bad(format!("`{key}` is no time: {why}"))),
+        }
+    }
+
+    /// Takes a whole number.
+    pub(super) fn number(&mut self, key: &str, most: u32) -> Result<Option<u32>, Refused> {
+        let Some(text) = self.take(key) else { return Ok(None) };
+        let number = text.parse().ok().filter(|number| *number <= most);
+        number.map(Some).ok_or_else(|| Refused::bad(format!("`{key}` is a number from 0 to {most}, not `{text}`")))
+    }
+
+    /// Takes all parts of a filter.
+    pub(super) fn filter(&mut self) -> Result<Filter, Refused> {
+        let mut filter = Filter::default();
+        for key in Filter::KEYS {
+            if let Some(value) = self.take(key) {
+                filter.set(key, &value).map_err(|error| Refused::bad(format!("{key}: {error}")))?;
+            }
+        }
+        Ok(filter)
+    }
+
+    /// Nothing may be left.
+    pub(super) fn end(self) -> Result<(), Refused> {
+        match self.0.first() {
+            None => Ok(()),
+            Some((key, _)) => Err(Refused::bad(format!("`{key}` is no argument of this, or was given twice"))),
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The control socket: HTTP and JSON over a Unix socket that only its owner (and a configured
+//! group) can open. Both halves are here: `socket`, `server` and `routes` in the running process, and
+//! `client`, which the commands use. What they say to each other is in `shapes` and documented in
+//! docs/control.md.
+//!
+//! Arguments are in the query, never in a body. Every mistake is answered with a sentence, every act
+//! is a line in the log with the caller's uid.
+
+mod arguments;
+mod client;
+mod routes;
+mod server;
+mod shapes;
+mod socket;
+
+pub use client::{ControlError, ask, ask_predecessors, encode};
+pub use server::serve;
+pub use shapes::{Cached, Confirmed, Dropped, Kicked, Leaving, Outcome, Problem, User};
+pub use socket::{bind, predecessor_path};
+use tokio::sync::oneshot;
+
+/// What the main loop can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Take over the configuration file.
+    Reload,
+    /// Hand the listeners over to a new process.
+    Upgrade,
+    /// End, as SIGTERM says.
+    Drain,
+}
+
+/// An order, with the place for its answer: the problems, or none.
+pub type Request = (Order, oneshot::Sender<Result<(), Vec<String>>>);
+
+/// Any name as a part of a path.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |at: usize| text.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    (0..text.len()).step_by(2).map(digit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_name_survives_a_path() {
+        for name in ["alice", "a/b?c=%d", "jürgen\0", ""] {
+            assert_eq!(unhex(&hex(name.as_bytes())).unwrap(), name.as_bytes());
+        }
+        assert_eq!(unhex("6"), None);
+        assert_eq!(unhex("zz"), None);
+    }
+}

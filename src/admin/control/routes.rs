@@ -1,0 +1,351 @@
+//! What can be asked on the control socket. A GET changes nothing; a POST does, and is told in the log
+//! with who did it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Extension, Request as HttpRequest, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use hyper::body::Body as _;
+use tokio::sync::{mpsc, oneshot};
+use tracing::info;
+
+use super::arguments::{Arguments, Part, Refused};
+use super::server::Caller;
+use super::{Cached, Confirmed, Dropped, Kicked, Leaving, Order, Outcome, Request, User, unhex};
+use crate::admin::overview::{self, Backend};
+use crate::cache::Remembered;
+use crate::directory::Login;
+use crate::follow::Standing;
+use crate::log::Escaped;
+use crate::registry::{Filter, Session, unix_now};
+use crate::route;
+use crate::snapshot::{Shared, Snapshot, Stage};
+use crate::steer::Drain;
+
+/// More closes in a second than any machine makes.
+const FASTEST: u32 = 10_000;
+
+type Answer<T> = Result<Json<T>, Refused>;
+
+#[derive(Clone)]
+struct Control {
+    shared: Arc<Shared>,
+    orders: mpsc::Sender<Request>,
+}
+
+pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Router {
+    Router::new()
+        .route("/sessions", get(sessions))
+        .route("/kick", post(kick))
+        .route("/backends", get(backends))
+        .route("/backends/{name}/drain", post(drain_backend))
+        .route("/backends/{name}/undrain", post(undrain_backend))
+        .route("/cache", get(cached))
+        .route("/cache/drop", post(drop_cached))
+        .route("/users/{login}", get(user))
+        .route("/confirm/{seconds}", post(confirm))
+        .route("/drain", post(drain))
+        .route("/reload", post(|control, caller, arguments| order(control, caller, arguments, Order::Reload)))
+        .route("/upgrade", post(|control, caller, arguments| order(control, caller, arguments, Order::Upgrade)))
+        .fallback(|| async { Refused(StatusCode::NOT_FOUND, "there is nothing by this path".to_owned()) })
+        .method_not_allowed_fallback(|| async {
+            let words = "GET asks and POST acts: this path wants the other one";
+            Refused(StatusCode::METHOD_NOT_ALLOWED, words.to_owned())
+        })
+        .layer(middleware::from_fn(without_body))
+        .with_state(Control { shared, orders })
+}
+
+/// Nobody has anything to upload.
+async fn without_body(request: HttpRequest, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        next.run(request).await
+    } else {
+        let words = "a request has no body here: arguments are in the query";
+        Refused(StatusCode::PAYLOAD_TOO_LARGE, words.to_owned()).into_response()
+    }
+}
+
+/// The one line of an administrative act: `what` it was done to, and the number of those concerned.
+fn audit(act: &str, caller: Caller, what: &str, count: Option<usize>) {
+    let Caller { uid, pid } = caller;
+    info!(act, uid, pid, what, count, "administrative act");
+}
+
+impl Control {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.snapshot.load_full()
+    }
+
+    /// The sessions that a filter means, oldest first.
+    fn chosen(&self, filter: &Filter) -> Result<Vec<Arc<Session>>, Refused> {
+        let (snapshot, sessions) = (self.snapshot(), self.shared.registry.sessions());
+        if let Some(backend) = &filter.backend {
+            // A backend that a reload took away may have sessions still.
+            let has_sessions = || sessions.iter().any(|session| *session.backend == **backend);
+            known_backend(&snapshot, backend).or_else(|error| if has_sessions() { Ok(()) } else { Err(error) })?;
+        }
+        let login = filter.user.as_ref().and_then(|user| Login::parse(user.as_bytes()));
+        let dn = login.and_then(|login| snapshot.authn.cache().meaning(&login));
+        Ok(filter.choose(sessions, dn, unix_now()))
+    }
+}
+
+fn known_backend(snapshot: &Snapshot, name: &str) -> Result<(), Refused> {
+    let names: Vec<&str> = snapshot.config.routing.backends.iter().map(|backend| backend.name.as_str()).collect();
+    if names.contains(&name) {
+        return Ok(());
+    }
+    let words = format!("no backend is called `{name}`; there are {}", names.join(", "));
+    Err(Refused::bad(words))
+}
+
+async fn sessions(State(control): State<Control>, mut arguments: Arguments) -> Answer<Vec<Arc<Session>>> {
+    let filter = arguments.filter()?;
+    arguments.end()?;
+    control.chosen(&filter).map(Json)
+}
+
+async fn kick(
+    State(control): State<Control>,
+    Extension(caller): Extension<Caller>,
+    mut arguments: Arguments,
+) -> Answer<Kicked> {
+    let (filter, all) = (arguments.filter()?, arguments.flag("all")?);
+    let (over, dry_run) = (arguments.time("over")?, arguments.flag("dry_run")?);
+    arguments.end()?;
+    if filter.is_empty() != all {
+        let words = "say which sessions (user, backend, client, protocol, older_than, younger_than), or all=true alone";
+        return Err(Refused::bad(words));
+    }
+    let sessions = control.chosen(&filter)?;
+    let rate = control.snapshot().config.drain.max_closes_per_second;
+    let count = sessions.len();
+    let over = over.unwrap_or_else(|| Duration::from_secs_f64(count.saturating_sub(1) as f64 / f64::from(rate.max(1))));
+    if !dry_run {
+        audit("kick", caller, &filter.to_string(), Some(count));
+        control.shared.steer.kick(sessions.iter().map(|session| session.id).collect(), over);
+    }
+    let sessions = if dry_run { sessions } else { Vec::new() };
+    Ok(Json(Kicked { count, over_seconds: over.as_secs_f64(), dry_run, sessions }))
+}
+
+async fn backends(State(control): State<Control>, arguments: Arguments) -> Answer<Vec<Backend>> {
+    arguments.end()?;
+    Ok(Json(overview::backends(&control.shared)))
+}
+
+async fn drain_backend(
+    State(control): State<Control>,
+    Extension(caller): Extension<Caller>,
+    Part(name): Part,
+    mut arguments: Arguments,
+) -> Answer<Backend> {
+    let (snapshot, rate) = (control.snapshot(), arguments.number("rate", FASTEST)?);
+    arguments.end()?;
+    known_backend(&snapshot, &name)?;
+    let Drain { rate, .. } =
+        control.shared.steer.drain(&name, rate.unwrap_or(snapshot.config.drain.max_closes_per_second));
+    audit("backend drain", caller, &format!("backend={name} rate={rate}"), None);
+    backend_now(&control, &name)
+}
+
+async fn undrain_backend(
+    State(control): State<Control>,
+    Extension(caller): Extension<Caller>,
+    Part(name): Part,
+    arguments: Arguments,
+) -> Answer<Backend> {
+    arguments.end()?;
+    known_backend(&control.snapshot(), &name)?;
+    if control.shared.steer.undrain(&name) {
+        audit("backend undrain", caller, &format!("backend={name}"), None);
+    }
+    backend_now(&control, &name)
+}
+
+fn backend_now(control: &Control, name: &str) -> Answer<Backend> {
+    let found = overview::backends(&control.shared).into_iter().find(|backend| backend.state.name == name);
+    let gone = || Refused(StatusCode::NOT_FOUND, format!("the backend `{name}` was just taken away"));
+    found.map(Json).ok_or_else(gone)
+}
+
+/// The login, which a script whose variable is empty would otherwise not name.
+fn login(arguments: &mut Arguments) -> Result<Option<String>, Refused> {
+    match arguments.take("login") {
+        Some(login) if login.is_empty() => Err(Refused::bad("`login` is empty")),
+        login => Ok(login),
+    }
+}
+
+async fn cached(State(control): State<Control>, mut arguments: Arguments) -> Answer<Vec<Cached>> {
+    let login = login(&mut arguments)?.ok_or_else(|| Refused::bad("`login` is missing: whom is it about?"))?;
+    arguments.end()?;
+    let snapshot = control.snapshot();
+    let found = snapshot.authn.cache().remembered(&login);
+    Ok(Json(found.into_iter().map(|remembered| shown(&snapshot, remembered)).collect()))
+}
+
+fn shown(snapshot: &Snapshot, remembered: Remembered) -> Cached {
+    let Remembered { dn, names, entry, right, wrong, age, left, stale_left } = remembered;
+    let routing = &snapshot.config.routing;
+    let target = entry.as_ref().and_then(|entry| route::route(routing, entry).ok());
+    Cached {
+        dn: dn.to_string(),
+        names,
+        mail_host: entry.as_ref().map(|entry| entry.mail_hosts.clone()).unwrap_or_default(),
+        backend: target.map(|route| route.backend.name.clone()),
+        right,
+        wrong,
+        age_seconds: age.map(|age| age.as_secs()),
+        left_seconds: left.map(|left| left.as_secs()),
+        stale_left_seconds: stale_left.map(|left| left.as_secs()),
+    }
+}
+
+async fn drop_cached(
+    State(control): State<Control>,
+    Extension(caller): Extension<Caller>,
+    mut arguments: Arguments,
+) -> Answer<Dropped> {
+    let (login, all) = (login(&mut arguments)?, arguments.flag("all")?);
+    arguments.end()?;
+    let snapshot = control.snapshot();
+    let cache = snapshot.authn.cache();
+    let dropped = match (login, all) {
+        (Some(login), false) => {
+            let dns: Vec<_> = cache.remembered(&login).into_iter().map(|one| one.dn).collect();
+            dns.iter().for_each(|dn| cache.drop_entry(dn));
+            let what = format!("login={}", Escaped(login.as_bytes()));
+            audit("cache drop", caller, &what, Some(dns.len()));
+            Dropped { entries: dns.len(), dns: dns.iter().map(ToString::to_string).collect() }
+        }
+        (None, true) => {
+            let entries = usize::try_from(cache.entries()).unwrap_or(usize::MAX);
+            cache.drop_all();
+            audit("cache drop", caller, "all", Some(entries));
+            Dropped { entries, dns: Vec::new() }
+        }
+        (Some(_), true) | (None, false) => {
+            return Err(Refused::bad("say whose (login), or all=true alone: everybody then asks the directory again"));
+        }
+    };
+    Ok(Json(dropped))
+}
+
+async fn user(State(control): State<Control>, Part(login): Part) -> Json<User> {
+    let snapshot = control.snapshot();
+    let (cache, known) = (snapshot.authn.cache(), snapshot.authn.entries());
+    let standing = match control.shared.follow.standing() {
+        _ if !snapshot.config.directory.is_followed() => "off",
+        Standing::Lost => "lost",
+        Standing::Following => "following",
+    };
+    let mut user = User { watch: standing.to_owned(), ..User::default() };
+    if let Some(dn) = unhex(&login).and_then(|login| cache.meaning(&Login::parse(&login)?)) {
+        user.cached_seconds = cache.age(&dn).map(|age| age.as_secs());
+        user.sessions = control.shared.registry.of(&dn).len();
+        if let Some(one) = known.by_dn(&dn) {
+            user.held = one.entry.marks.held;
+            user.kept_by_brake = one.pending.is_some().then(|| one.entry.mail_hosts.clone());
+        }
+    }
+    Json(user)
+}
+
+async fn confirm(
+    State(control): State<Control>,
+    Extension(caller): Extension<Caller>,
+    Part(seconds): Part,
+    arguments: Arguments,
+) -> Answer<Confirmed> {
+    arguments.end()?;
+    let number = |_| Refused::bad(format!("`{seconds}` is no number of seconds"));
+    let seconds: u32 = seconds.parse().map_err(number)?;
+    let (shared, time) = (&control.shared, Duration::from_secs(seconds.into()));
+    let changes = shared.follow.confirm(time, &control.snapshot().setting());
+    audit("confirm", caller, &format!("for={seconds}s"), Some(changes));
+    Ok(Json(Confirmed { changes }))
+}
+
+/// Ends the process, or only takes it away from balancers, or gives it back to them.
+async fn drain(
+    State(control): State<Control>,
+    Extension(caller): Extension<Caller>,
+    mut arguments: Arguments,
+) -> Answer<Leaving> {
+    let (ready_only, undo) = (arguments.flag("ready_only")?, arguments.flag("undo")?);
+    arguments.end()?;
+    let (shared, snapshot) = (&control.shared, control.snapshot());
+    let change = |from, to| {
+        shared.stage.send_if_modified(|stage| {
+            let changes = *stage == from;
+            if changes {
+                *stage = to;
+            }
+            changes
+        });
+    };
+    let act = match (ready_only, undo) {
+        (true, true) => return Err(Refused::bad("`ready_only` and `undo` are opposites: give one of them")),
+        (true, false) => {
+            change(Stage::Serving, Stage::Unready);
+            "drain ready-only"
+        }
+        (false, true) => {
+            change(Stage::Unready, Stage::Serving);
+            if *shared.stage.borrow() != Stage::Serving {
+                return Err(Refused(StatusCode::CONFLICT, "the process is ending: that cannot be undone".to_owned()));
+            }
+            "drain undo"
+        }
+        (false, false) => "drain",
+    };
+    let sessions = shared.registry.count();
+    audit(act, caller, "process", Some(sessions));
+    let ends = !(ready_only || undo);
+    if ends {
+        // It is never refused.
+        let _ = send(&control, Order::Drain).await?;
+    }
+    let settings = &snapshot.config.drain;
+    Ok(Json(Leaving {
+        ends,
+        ready: undo,
+        sessions,
+        delay_seconds: settings.delay.as_secs(),
+        deadline_seconds: settings.deadline.as_secs(),
+    }))
+}
+
+async fn order(
+    State(control): State<Control>,
+    Extension(caller): Extension<Caller>,
+    arguments: Arguments,
+    order: Order,
+) -> Answer<Outcome> {
+    arguments.end()?;
+    let act = match order {
+        Order::Reload => "reload",
+        Order::Upgrade => "upgrade",
+        Order::Drain => "drain",
+    };
+    audit(act, caller, "process", None);
+    Ok(Json(match send(&control, order).await? {
+        Ok(()) => Outcome { done: true, problems: Vec::new() },
+        Err(problems) => Outcome { done: false, problems },
+    }))
+}
+
+async fn send(control: &Control, order: Order) -> Result<Result<(), Vec<String>>, Refused> {
+    // The receiver is the main loop: it is gone only while the process ends.
+    let ending = || Refused(StatusCode::SERVICE_UNAVAILABLE, "usher is ending: it takes no orders".to_owned());
+    let (answer, answered) = oneshot::channel();
+    control.orders.send((order, answer)).await.map_err(|_| ending())?;
+    answered.await.map_err(|_| ending())
+}

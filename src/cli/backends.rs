@@ -1,0 +1,190 @@
+//! `usher backends`: how the mail servers stand, and taking one out of service for a while.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::running::{Running, age, say, say_json, table, with_query};
+use super::{FAILED, count};
+use crate::admin::control::encode;
+use crate::admin::overview::Backend;
+use crate::backend::state::{At, Serving};
+use crate::log::Escaped;
+use crate::registry::unix_now;
+use crate::steer::Drain;
+
+const HELP: &str = "\
+A backend is up, down (none of its addresses takes logins) or draining (`usher backends drain`). LOGINS
+are those under way there, of as many as may be; ADDRESSES those in use, of all.
+
+Exit codes: 0 all are up; 1 one is down that is not draining, or a process of an upgrade did not answer;
+64 a mistake in the arguments; 69 usher does not run; 77 you may not use the control socket.";
+
+const DRAIN_HELP: &str = "\
+Logins of its users are refused: \"Your mail server is being serviced, please try again later\", with the
+code that clients take for an outage. Who is moved to another backend in the directory gets in there.
+Its sessions are ended politely, oldest first. It stays so over `usher reload` and `usher upgrade`, until
+`usher backends undrain`; a restart of usher forgets it.
+
+Examples:
+  usher backends drain server3             as fast as drain.max_closes_per_second says
+  usher backends drain server3 --rate 5    five sessions a second
+  usher backends drain server3 --rate 0    nobody new; sessions end by themselves";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Also every address, and what each protocol's servers can do
+    #[arg(long)]
+    long: bool,
+    /// JSON instead of a table
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Send nobody to a backend any more, and end its sessions one by one
+    #[command(after_help = DRAIN_HELP)]
+    Drain {
+        /// The backend's name
+        name: String,
+        /// How many sessions are ended in a second at the most; 0: none
+        #[arg(long, value_name = "N")]
+        rate: Option<u32>,
+    },
+    /// Send users to a backend again
+    Undrain {
+        /// The backend's name
+        name: String,
+    },
+}
+
+pub(super) async fn backends(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+    let running = Running::of(config)?;
+    let path = |name: &str, act: &str| format!("/backends/{}/{act}", encode(name));
+    match &arguments.command {
+        None => show(&running, arguments).await,
+        Some(Command::Drain { name, rate }) => {
+            let rate = rate.map(|rate| rate.to_string());
+            let path = with_query(&path(name, "drain"), rate.as_deref().map(|rate| ("rate", rate)));
+            steer(&running, &path, arguments.json).await
+        }
+        Some(Command::Undrain { name }) => steer(&running, &path(name, "undrain"), arguments.json).await,
+    }
+}
+
+async fn steer(running: &Running, path: &str, json: bool) -> Result<ExitCode, ExitCode> {
+    let answers = running.ask_all::<Backend>("POST", path).await?;
+    let code = answers.code();
+    for backend in merged(answers.all.into_iter().map(|backend| vec![backend]).collect()) {
+        if json {
+            say_json(&backend);
+            continue;
+        }
+        let name = &backend.state.name;
+        let number: usize = backend.sessions.values().sum();
+        let (sessions, are) = (count(number, "session"), if number == 1 { "is" } else { "are" });
+        say(match backend.draining {
+            Some(Drain { rate: 0, .. }) => format!("{name} gets no new logins; its {sessions} {are} left alone"),
+            Some(Drain { rate, .. }) => {
+                format!("{name} gets no new logins; its {sessions} {are} being ended, {rate} a second")
+            }
+            None => format!("{name} gets logins again"),
+        });
+    }
+    Ok(code)
+}
+
+async fn show(running: &Running, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+    let answers = running.ask_all::<Vec<Backend>>("GET", "/backends").await?;
+    let code = answers.code();
+    let backends = merged(answers.all);
+    if arguments.json {
+        say_json(&backends);
+    } else {
+        say(text(&backends, arguments.long));
+    }
+    let is_trouble = backends.iter().any(|backend| backend.draining.is_none() && !backend.state.is_up());
+    Ok(if is_trouble { ExitCode::from(FAILED) } else { code })
+}
+
+/// As the process that serves sees them, with the sessions of all.
+fn merged(mut lists: Vec<Vec<Backend>>) -> Vec<Backend> {
+    let mut backends = if lists.is_empty() { Vec::new() } else { lists.remove(0) };
+    for other in lists.into_iter().flatten() {
+        if let Some(backend) = backends.iter_mut().find(|backend| backend.state.name == other.state.name) {
+            for (protocol, number) in other.sessions {
+                *backend.sessions.entry(protocol).or_default() += number;
+            }
+        }
+    }
+    backends
+}
+
+fn text(backends: &[Backend], long: bool) -> String {
+    let (mut rows, mut remarks) = (Vec::new(), Vec::new());
+    for backend in backends {
+        let name = &backend.state.name;
+        for serving in &backend.state.protocols {
+            let word = match backend.draining {
+                Some(_) => "draining",
+                None if serving.up => "up",
+                None => "down",
+            };
+            let used = serving.addresses.iter().filter(|at| at.is_used()).count();
+            let sessions = backend.sessions.get(&*serving.protocol).copied().unwrap_or(0);
+            rows.push(vec![
+                name.clone(),
+                serving.protocol.to_string(),
+                word.to_owned(),
+                sessions.to_string(),
+                format!("{}/{}", backend.state.logins_in_flight, backend.state.logins_in_flight_limit),
+                format!("{used}/{}", serving.addresses.len()),
+            ]);
+            remarks.extend(remarks_on(name, serving, long));
+        }
+        if let Some(drain) = backend.draining {
+            let since = age(unix_now().saturating_sub(drain.since));
+            let ending = match drain.rate {
+                0 => "its sessions are left alone".to_owned(),
+                rate => format!("{rate} sessions a second are ended"),
+            };
+            remarks.push(format!(
+                "{name} is draining for {since}: no new logins, {ending}; `usher backends undrain {name}`"
+            ));
+        }
+    }
+    let titles = ["BACKEND", "PROTOCOL", "STATE", "SESSIONS", "LOGINS", "ADDRESSES"];
+    std::iter::once(table(&titles, &rows)).chain(remarks).collect::<Vec<_>>().join("\n")
+}
+
+/// What is wrong with its addresses; or, at length, how each is and what they can do.
+fn remarks_on(name: &str, serving: &Serving, long: bool) -> Vec<String> {
+    let protocol = &serving.protocol;
+    let mut remarks = Vec::new();
+    if let Some(reason) = &serving.unresolved {
+        remarks.push(format!("{name} {protocol}: {}", Escaped(reason.as_bytes())));
+    }
+    for At { address, breaker, reason, down_seconds } in &serving.addresses {
+        match down_seconds {
+            Some(seconds) => {
+                let reason = reason.as_deref().unwrap_or("no reason is known");
+                let looking = if breaker == "half_open" { ", being looked at" } else { "" };
+                let reason = Escaped(reason.as_bytes());
+                remarks.push(format!("{name} {protocol}: {address} is down for {}{looking}: {reason}", age(*seconds)));
+            }
+            None if long => remarks.push(format!("{name} {protocol}: {address} is in use")),
+            None => {}
+        }
+    }
+    if long {
+        let able = serving.capabilities.as_ref().map(|list| list.join(", "));
+        let able = able.unwrap_or_else(|| "not known before the first greeting".to_owned());
+        remarks.push(format!("{name} {protocol}: capabilities: {}", Escaped(able.as_bytes())));
+    }
+    remarks
+}

@@ -1,0 +1,54 @@
+//! `usher drain`: ends the running usher as SIGTERM does, or only takes it away from balancers.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::running::{Running, age, say, say_json, with_query};
+use super::{OK, count};
+use crate::admin::control::Leaving;
+
+const HELP: &str = "\
+Without an option it is what SIGTERM and `systemctl stop` do: /ready says 503, after drain.delay the
+listeners are closed, sessions are ended one by one until drain.deadline, and the process ends with 0.
+The command does not wait for that; `systemctl stop usher` does. systemd does not start it again.
+
+--ready-only changes what /ready says, and nothing else: a load balancer sends new clients elsewhere,
+sessions and direct logins go on. It is forgotten by a restart and an upgrade.
+
+Exit codes: 0 done; 64 a mistake in the arguments, or it is ending already (--undo); 69 usher does not run,
+or is ending; 77 you may not use the control socket.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub(super) struct Arguments {
+    /// Let /ready say 503 and do nothing else
+    #[arg(long)]
+    ready_only: bool,
+    /// Take --ready-only back
+    #[arg(long, conflicts_with = "ready_only")]
+    undo: bool,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn drain(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+    let ready_only = arguments.ready_only.then_some(("ready_only", "true"));
+    let undo = arguments.undo.then_some(("undo", "true"));
+    let path = with_query("/drain", ready_only.into_iter().chain(undo));
+    let leaving: Leaving = Running::of(config)?.ask("POST", &path).await?;
+    if arguments.json {
+        say_json(&leaving);
+    } else if leaving.ends {
+        let sessions = count(leaving.sessions, "session");
+        let (delay, deadline) = (age(leaving.delay_seconds), age(leaving.deadline_seconds));
+        say(format!(
+            "draining: the listeners close in {delay}, {sessions} within {deadline} after that, then usher ends"
+        ));
+    } else if leaving.ready {
+        say("/ready says 200 again");
+    } else {
+        say("/ready says 503; everything else goes on. `usher drain --undo` takes it back");
+    }
+    Ok(ExitCode::from(OK))
+}

@@ -1,0 +1,86 @@
+//! `usher kick`: ends sessions, politely and at a pace.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::ArgGroup;
+
+use super::count;
+use super::running::{Running, say, say_json, with_query};
+use super::sessions::{Which, listed, sorted};
+use crate::admin::control::Kicked;
+use crate::config;
+use crate::registry::Session;
+
+const HELP: &str = "\
+A session that is ended waits for a pause, three seconds at most, and the client is told in its protocol's
+words that it should log in again. It may: who must stay out has to be switched off in the directory
+first, and forgotten here (`usher cache drop`).
+
+Examples:
+  usher kick --user alice                        alice, also under her other names
+  usher kick --backend server3 --over 10m        everybody on server3, evenly over ten minutes
+  usher kick --client 192.0.2.7 --dry-run        who that would be
+
+Without --over they end as fast as drain.max_closes_per_second allows.
+
+Exit codes: 0 done, also if there was none; 1 done, but a process of an upgrade did not answer; 64 a
+mistake in the arguments; 69 usher does not run; 77 you may not use the control socket.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+#[command(group = ArgGroup::new("whom").required(true).multiple(true)
+    .args(["user", "backend", "client", "protocol", "older_than", "younger_than", "all"]))]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    which: Which,
+    /// All sessions
+    #[arg(long, conflicts_with_all = ["user", "backend", "client", "protocol", "older_than", "younger_than"])]
+    all: bool,
+    /// Evenly over this time, such as 60s; 0s: all at once; at most 24h
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    over: Option<String>,
+    /// List the sessions that would be ended, and end none
+    #[arg(long)]
+    dry_run: bool,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+fn time(text: &str) -> Result<String, String> {
+    config::duration(text).map(|_| text.to_owned())
+}
+
+pub(super) async fn kick(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+    let all = arguments.all.then_some(("all", "true"));
+    let over = arguments.over.as_deref().map(|over| ("over", over));
+    let dry_run = arguments.dry_run.then_some(("dry_run", "true"));
+    let path = with_query("/kick", arguments.which.pairs().chain(all).chain(over).chain(dry_run));
+    let answers = Running::of(config)?.ask_all::<Kicked>("POST", &path).await?;
+    let code = answers.code();
+    let mut kicked = Kicked { count: 0, over_seconds: 0.0, dry_run: arguments.dry_run, sessions: Vec::new() };
+    for mut answer in answers.all {
+        kicked.count += answer.count;
+        kicked.over_seconds = kicked.over_seconds.max(answer.over_seconds);
+        kicked.sessions.append(&mut answer.sessions);
+    }
+    if arguments.json {
+        say_json(&kicked);
+        return Ok(code);
+    }
+    if arguments.dry_run && kicked.count > 0 {
+        let sessions = kicked.sessions.iter().map(|session| Session::clone(session)).collect();
+        say(listed(&sorted(vec![sessions])));
+    }
+    let verb = match (kicked.count, arguments.dry_run) {
+        (_, true) => "would be ended",
+        (1, false) => "is being ended",
+        (_, false) => "are being ended",
+    };
+    let over = Duration::from_secs_f64(kicked.over_seconds.round());
+    let over = if over.is_zero() { String::new() } else { format!(" over {over:?}") };
+    say(format!("{} {verb}{over}", count(kicked.count, "session")));
+    Ok(code)
+}

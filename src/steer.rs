@@ -1,0 +1,217 @@
+//! What an administrator sets going: sessions that end at a pace, and backends that are being drained.
+//!
+//! Outlives a reload, and goes over to the next process of an upgrade; nothing of it is on disk. Who
+//! may ask for it is for the control socket to say.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::registry::{Registry, SessionId, Why, unix_now};
+
+/// How often a drained backend is looked at for a session that was about to begin.
+const LOOK_AROUND: Duration = Duration::from_millis(250);
+
+/// A backend that is being drained: it gets no new login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Since when, Unix seconds.
+    pub since: u64,
+    /// How many of its sessions are closed in a second; 0: they end by themselves.
+    pub rate: u32,
+}
+
+/// What is under way.
+#[derive(Debug)]
+pub struct Steer {
+    registry: Arc<Registry>,
+    drained: Mutex<BTreeMap<Arc<str>, Draining>>,
+}
+
+#[derive(Debug)]
+struct Draining {
+    drain: Drain,
+    task: Option<AbortHandle>,
+}
+
+impl Drop for Draining {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+impl Steer {
+    /// Nothing is under way.
+    #[must_use]
+    pub fn new(registry: Arc<Registry>) -> Self {
+        Self { registry, drained: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Draining>> {
+        self.drained.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends these sessions one after another, evenly over this time; returns at once.
+    pub fn kick(&self, sessions: Vec<SessionId>, over: Duration) {
+        let registry = Arc::clone(&self.registry);
+        tokio::spawn(async move {
+            let began = Instant::now();
+            let share = over.as_secs_f64() / sessions.len().max(1) as f64;
+            for (nth, session) in sessions.into_iter().enumerate() {
+                sleep_until(began + Duration::from_secs_f64(share * nth as f64)).await;
+                registry.end(session, Why::Kicked);
+            }
+        });
+    }
+
+    /// Sends nobody to this backend from now on, and closes its sessions, oldest first, `rate` in a
+    /// second. Once more means another rate.
+    pub fn drain(&self, backend: &str, rate: u32) -> Drain {
+        let mut drained = self.lock();
+        let since = drained.get(backend).map_or_else(unix_now, |before| before.drain.since);
+        let (registry, name): (_, Arc<str>) = (Arc::clone(&self.registry), backend.into());
+        let closing = (rate > 0).then(|| tokio::spawn(close(registry, Arc::clone(&name), rate)));
+        let drain = Drain { since, rate };
+        drained.insert(name, Draining { drain, task: closing.map(|task| task.abort_handle()) });
+        drain
+    }
+
+    /// Sends users to this backend again; whether it was drained.
+    pub fn undrain(&self, backend: &str) -> bool {
+        self.lock().remove(backend).is_some()
+    }
+
+    /// Whether a backend is drained, and how.
+    #[must_use]
+    pub fn drained(&self, backend: &str) -> Option<Drain> {
+        self.lock().get(backend).map(|draining| draining.drain)
+    }
+
+    /// Every backend that is drained.
+    #[must_use]
+    pub fn drains(&self) -> Vec<(Arc<str>, Drain)> {
+        self.lock().iter().map(|(backend, draining)| (Arc::clone(backend), draining.drain)).collect()
+    }
+
+    /// Forgets backends that are not configured any more; returns their names.
+    pub fn keep(&self, configured: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
+        let mut drained = self.lock();
+        let gone: Vec<_> = drained.keys().filter(|backend| !configured(backend)).cloned().collect();
+        drained.retain(|backend, _| configured(backend));
+        gone
+    }
+}
+
+/// Closes a backend's sessions, also those of logins that had passed before. For ever.
+async fn close(registry: Arc<Registry>, backend: Arc<str>, rate: u32) {
+    let pause = Duration::from_secs(1) / rate.max(1);
+    loop {
+        for session in registry.sessions().into_iter().filter(|session| session.backend == backend) {
+            if registry.end(session.id, Why::BackendDrained) {
+                sleep(pause).await;
+            }
+        }
+        sleep(LOOK_AROUND).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::registry::Session;
+
+    fn session(registry: &Registry, backend: &str) -> Session {
+        Session {
+            id: registry.next_id(),
+            login: "alice".into(),
+            dn: "uid=alice".into(),
+            client: IpAddr::from([127, 0, 0, 1]),
+            protocol: "imap".into(),
+            backend: backend.into(),
+            since: 0,
+        }
+    }
+
+    /// Lists sessions; each tells when and why it was asked to end.
+    fn list(registry: &Arc<Registry>, backend: &str, count: usize, ends: &mut JoinSet<(f64, Why)>) -> Vec<SessionId> {
+        let began = Instant::now();
+        let mut ids = Vec::new();
+        for _ in 0..count {
+            let session = session(registry, backend);
+            ids.push(session.id);
+            let (listed, asked) = registry.list(session);
+            ends.spawn(async move {
+                let why = asked.await;
+                drop(listed);
+                (began.elapsed().as_secs_f64(), why)
+            });
+        }
+        ids
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn kicked_sessions_end_evenly_over_the_time() {
+        let registry = Arc::new(Registry::default());
+        let steer = Steer::new(Arc::clone(&registry));
+        let mut ends = JoinSet::new();
+        let ids = list(&registry, "server3", 10, &mut ends);
+        steer.kick(ids, Duration::from_secs(60));
+        let mut ends = ends.join_all().await;
+        ends.sort_by(|one, other| one.0.total_cmp(&other.0));
+        for (nth, (at, why)) in ends.into_iter().enumerate() {
+            assert_eq!(why, Why::Kicked);
+            assert!((at - 6.0 * nth as f64).abs() < 0.1, "number {nth} at {at}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drained_backend_loses_its_sessions_at_the_rate_and_no_others() {
+        let registry = Arc::new(Registry::default());
+        let steer = Steer::new(Arc::clone(&registry));
+        let (mut ends, mut others) = (JoinSet::new(), JoinSet::new());
+        list(&registry, "server3", 20, &mut ends);
+        list(&registry, "server4", 1, &mut others);
+        let drain = steer.drain("server3", 10);
+        assert_eq!((steer.drained("server3"), steer.drained("server4")), (Some(drain), None));
+        // A login that had passed before the drain began.
+        sleep(Duration::from_secs(1)).await;
+        list(&registry, "server3", 1, &mut ends);
+        let ends = ends.join_all().await;
+        assert!(ends.iter().all(|(_, why)| *why == Why::BackendDrained));
+        let latest = ends.iter().map(|(at, _)| *at).fold(0.0, f64::max);
+        assert!((1.5..2.5).contains(&latest), "{latest}");
+        assert_eq!(registry.count(), 1);
+        assert!(others.try_join_next().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn undrained_it_is_left_alone_and_another_rate_is_another_task() {
+        let registry = Arc::new(Registry::default());
+        let steer = Steer::new(Arc::clone(&registry));
+        let mut ends = JoinSet::new();
+        list(&registry, "server3", 3, &mut ends);
+        steer.drain("server3", 0);
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(registry.count(), 3, "rate 0 closes nobody");
+        steer.drain("server3", 1);
+        sleep(Duration::from_millis(1_500)).await;
+        assert_eq!(registry.count(), 1);
+        assert!(steer.undrain("server3") && !steer.undrain("server3"));
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(registry.count(), 1);
+        steer.drain("server3", 1);
+        steer.drain("server4", 1);
+        assert_eq!(steer.keep(|backend| backend == "server3"), vec![Arc::from("server4")]);
+        assert_eq!(steer.drains().len(), 1);
+    }
+}

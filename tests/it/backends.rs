@@ -1,0 +1,199 @@
+//! The mail servers as an administrator sees and services them, what is remembered of a user, and the
+//! end of the process: `usher backends`, `usher cache`, `usher drain`.
+
+use serde_json::{Value, json};
+
+use crate::kit::people::everybody;
+use crate::kit::slapd::Slapd;
+use crate::kit::usher::Successor;
+use crate::kit::{Config, Imap, Usher, cyrus, dovecot, password_of};
+
+const BYE: &str = "* BYE This session was ended by the administrator, please log in again.";
+const SERVICED: &str = "NO [UNAVAILABLE] Your mail server is being serviced, please try again later";
+const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
+
+fn login(usher: &Usher, name: &str) -> Imap {
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.login(name, &password_of(name)).ok();
+    imap
+}
+
+fn refused(port: u16, name: &str, words: &str) {
+    Imap::tls(port).login(name, &password_of(name)).is(words);
+}
+
+fn was_ended(imap: &mut Imap) {
+    assert_eq!(imap.line(), BYE);
+    imap.expect_clean_end();
+}
+
+fn told(usher: &Usher, arguments: &[&str]) -> Value {
+    let said = usher.command(&[arguments, &["--json"]].concat());
+    serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:#?}"))
+}
+
+#[test]
+fn how_each_backend_stands_is_told() {
+    let usher = Usher::start(Config::shared().backend("server5", 1, &["server5"]));
+    let _session = login(&usher, "alice");
+    let said = usher.command(&["backends"]).succeeded().stdout;
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 4, "nothing is known against anybody: {said}");
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(lines[0]), ["BACKEND", "PROTOCOL", "STATE", "SESSIONS", "LOGINS", "ADDRESSES"]);
+    assert_eq!(words(lines[1]), ["server3", "imap", "up", "1", "0/200", "1/1"]);
+    assert_eq!(words(lines[2]), ["server4", "imap", "up", "0", "0/200", "1/1"]);
+    let backends = told(&usher, &["backends"]);
+    let capabilities = backends[0]["protocols"][0]["capabilities"].as_array().unwrap();
+    assert!(capabilities.contains(&json!("ID")), "learned from the login: {backends}");
+    assert_eq!(backends[0]["sessions"], json!({"imap": 1}));
+    assert!(usher.command(&["backends", "--long"]).succeeded().stdout.contains("server3 imap: capabilities: "));
+}
+
+#[test]
+fn a_backend_that_is_down_is_told_with_the_reason() {
+    let usher = Usher::start(Config::with_directory(crate::kit::slapd()).backend("server3", 1, &["server3"]));
+    let down = "NO [UNAVAILABLE]";
+    // As many faults as open the breaker.
+    (0..3).for_each(|_| refused(usher.imaps_port(), "alice", down));
+    let said = usher.command(&["backends"]);
+    assert_eq!(said.code, 1, "{said:#?}");
+    let line = said.stdout.lines().last().unwrap();
+    assert!(
+        line.starts_with("server3 imap: 127.0.0.1:1 is down for ") && line.contains("Connection refused"),
+        "{line}"
+    );
+    let at = &told(&usher, &["backends"])[0]["protocols"][0]["addresses"][0];
+    assert!(at["breaker"] != "closed" && at["down_seconds"].is_u64(), "{at}");
+}
+
+#[test]
+fn a_drained_backend_gets_nobody_new_and_loses_its_sessions_until_it_is_given_back() {
+    let (config, port) = Config::shared().with_ports();
+    let mut usher = Usher::start(config);
+    let (mut alice, mut bob) = (login(&usher, "alice"), login(&usher, "bob"));
+    usher.wait_metric("usher_sessions", &[], 2.0);
+    assert_eq!(usher.metric("usher_backend_draining", &[("backend", "server3")]), 0.0);
+
+    let said = usher.command(&["backends", "drain", "server3", "--rate", "50"]).succeeded().stdout;
+    assert_eq!(said, "server3 gets no new logins; its 1 session is being ended, 50 a second\n");
+    was_ended(&mut alice);
+    refused(port, "alice", SERVICED);
+    let event = usher.nth_login(2, "alice");
+    assert_eq!((event["result"].as_str(), event["backend"].as_str()), (Some("backend_draining"), Some("server3")));
+    bob.command("NOOP").ok();
+    login(&usher, "bob");
+    usher.wait_metric("usher_sessions_ended_total", &[("cause", "backend_drained")], 1.0);
+    assert_eq!(usher.metric("usher_backend_draining", &[("backend", "server3")]), 1.0);
+    assert_eq!(usher.metric("usher_backend_draining", &[("backend", "server4")]), 0.0);
+    assert_eq!(usher.metric("usher_logins_total", &[("result", "backend_draining")]), 1.0);
+    let act = usher.wait_log("administrative act", |_| true);
+    assert_eq!((act["act"].as_str(), act["what"].as_str()), (Some("backend drain"), Some("backend=server3 rate=50")));
+    assert!(act["uid"].is_u64(), "{act}");
+
+    // Neither a reload nor an upgrade gives it back.
+    usher.config.change("/limits/refusal_delay", "200ms");
+    usher.config.write();
+    usher.command(&["reload"]).succeeded();
+    refused(port, "alice", SERVICED);
+    usher.command(&["upgrade"]).succeeded();
+    let _successor = Successor::of(&usher, 2);
+    refused(port, "alice", SERVICED);
+    let said = usher.command(&["backends"]).succeeded().stdout;
+    assert!(said.contains("server3  imap      draining") && said.contains("usher backends undrain server3"), "{said}");
+
+    let said = usher.command(&["backends", "undrain", "server3"]).succeeded().stdout;
+    assert_eq!(said, "server3 gets logins again\n");
+    let mut alice = login(&usher, "alice");
+    alice.command("NOOP").ok();
+    assert_eq!(usher.metric("usher_backend_draining", &[("backend", "server3")]), 0.0);
+}
+
+#[test]
+fn with_rate_0_sessions_are_left_and_a_name_that_is_wrong_is_told() {
+    let usher = Usher::start(Config::shared());
+    let mut alice = login(&usher, "alice");
+    let said = usher.command(&["backends", "drain", "serv3"]);
+    assert!(said.code == 64 && said.stderr.contains("no backend is called `serv3`; there are server3"), "{said:#?}");
+    let drained = told(&usher, &["backends", "drain", "server3", "--rate", "0"]);
+    assert_eq!((drained["name"].as_str(), drained["draining"]["rate"].as_u64()), (Some("server3"), Some(0)));
+    refused(usher.imaps_port(), "anna", SERVICED);
+    alice.command("NOOP").ok();
+    assert_eq!(usher.metric("usher_backend_draining", &[("backend", "server3")]), 1.0);
+}
+
+#[test]
+fn what_is_remembered_of_a_user_is_shown_without_secrets_and_dropped() {
+    let usher = Usher::start(Config::shared().set("/directory/login_attribute", "uid"));
+    let said = usher.command(&["cache", "show", "alice"]);
+    assert!(said.code == 67 && said.stderr.contains("nothing is remembered of alice"), "{said:#?}");
+    login(&usher, "alice");
+    Imap::tls(usher.imaps_port()).login("alice", "a wrong one").is("NO [AUTHENTICATIONFAILED]");
+    Imap::tls(usher.imaps_port()).login("alice@example.com", &password_of("alice")).ok();
+    for name in ["alice", "Alice@Example.com", ALICE] {
+        let said = usher.command(&["cache", "show", name]).succeeded().stdout;
+        for words in [ALICE, "alice, alice@example.com", "server3 (mailHost: server3)", "1 right, 1 wrong", "good for"]
+        {
+            assert!(said.contains(words), "{words}: {said}");
+        }
+        assert!(!said.contains("a wrong one") && !said.contains(&password_of("alice")), "{said}");
+    }
+    let cached = told(&usher, &["cache", "show", "alice"]);
+    assert_eq!((cached[0]["right"].as_u64(), cached[0]["backend"].as_str()), (Some(1), Some("server3")));
+    login(&usher, "alice");
+    assert_eq!(usher.nth_login(3, "alice")["by"], "cache");
+
+    for arguments in [&["cache", "drop"][..], &["cache", "drop", "alice", "--all"], &["cache", "drop", ""]] {
+        assert_eq!(usher.command(arguments).code, 64, "{arguments:?}");
+    }
+    let said = usher.command(&["cache", "drop", "alice@example.com"]).succeeded().stdout;
+    assert_eq!(said, format!("{ALICE}\n1 user forgotten\n"));
+    login(&usher, "alice");
+    assert_eq!(usher.nth_login(4, "alice")["by"], "directory");
+    login(&usher, "bob");
+    assert_eq!(told(&usher, &["cache", "drop", "--all"])["entries"], 2);
+    assert_eq!(usher.command(&["cache", "show", "bob"]).code, 67);
+    login(&usher, "bob");
+    assert_eq!(usher.nth_login(2, "bob")["by"], "directory");
+    usher.wait_log("administrative act", |line| line["act"] == "cache drop" && line["what"] == "all");
+}
+
+/// As docs/operations.md has it: switched off in the directory, forgotten, logged out.
+#[test]
+fn a_leaver_is_locked_out_now() {
+    let slapd = Slapd::private();
+    let config = Config::with_directory(&slapd).backend("server3", dovecot().imaps, &["server3"]);
+    let usher = Usher::start(config.backend("server4", cyrus().imaps, &["server4"]));
+    let mut alice = login(&usher, "alice");
+    let person = everybody().into_iter().find(|person| person.uid == "alice").unwrap();
+    slapd.set(&person, "userPassword", Some("nobody knows"));
+    // Nothing follows the directory here: the cache would let her in until `cache.ttl` is over.
+    login(&usher, "alice");
+    usher.command(&["cache", "drop", "alice"]).succeeded();
+    usher.command(&["kick", "--user", "alice"]).succeeded();
+    was_ended(&mut alice);
+    Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).is("NO [AUTHENTICATIONFAILED]");
+}
+
+#[test]
+fn the_process_is_taken_away_from_balancers_and_given_back_or_ends() {
+    let usher = Usher::start(Config::shared().set("/drain", json!({"delay": "0s", "deadline": "5s"})));
+    let mut alice = login(&usher, "alice");
+    assert_eq!(usher.http("/ready").0, 200);
+    let said = usher.command(&["drain", "--ready-only"]).succeeded().stdout;
+    assert!(said.starts_with("/ready says 503"), "{said}");
+    let (status, body) = usher.http("/ready");
+    assert!(status == 503 && body.contains("usher drain --undo"), "{status} {body}");
+    alice.command("NOOP").ok();
+    login(&usher, "bob");
+    assert_eq!(told(&usher, &["drain", "--undo"])["ready"], true);
+    assert_eq!(usher.http("/ready").0, 200);
+
+    let leaving = told(&usher, &["drain"]);
+    assert_eq!((leaving["ends"].as_bool(), leaving["deadline_seconds"].as_u64()), (Some(true), Some(5)), "{leaving}");
+    usher.wait_log("draining", |_| true);
+    alice.rest();
+    assert_eq!(usher.exit_code(), 0);
+    let act = usher.wait_log("administrative act", |line| line["act"] == "drain");
+    assert!(act["uid"].is_u64(), "{act}");
+}

@@ -1,0 +1,173 @@
+//! The control socket as scripts and strangers meet it: plain HTTP, sentences for mistakes, limits,
+//! and nothing of it on the side port.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::kit::process::run;
+use crate::kit::usher::{BINARY, command};
+use crate::kit::{Config, Imap, Usher, password_of, patience};
+
+/// Bytes to the control socket, and all that comes back.
+fn raw(usher: &Usher, request: &[u8]) -> String {
+    let mut stream = UnixStream::connect(usher.config.path("control.sock")).unwrap();
+    stream.set_read_timeout(Some(patience(Duration::from_secs(20)))).unwrap();
+    // It may be closed before all of it is read.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    // A reset instead of an end is an end.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
+/// A request without a body: the status and the JSON.
+pub(crate) fn ask(usher: &Usher, method: &str, path: &str) -> (u16, Value) {
+    let answer = raw(usher, format!("{method} {path} HTTP/1.1\r\nHost: usher\r\n\r\n").as_bytes());
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    assert!(head.contains("application/json"), "{answer}");
+    (status, serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}")))
+}
+
+#[test]
+fn curl_is_enough_for_a_script() {
+    let usher = Usher::start(Config::shared());
+    let mut alice = Imap::tls(usher.imaps_port());
+    alice.login("alice", &password_of("alice")).ok();
+    let socket = usher.config.path("control.sock").display().to_string();
+    let url = "http://usher/sessions?user=alice&client=127.0.0.0/8";
+    let said = run("curl", &["--silent", "--fail", "--unix-socket", &socket, url], b"").succeeded();
+    let sessions: Value = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!((sessions[0]["login"].as_str(), sessions[0]["backend"].as_str()), (Some("alice"), Some("server3")));
+    assert_eq!(sessions.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn every_mistake_is_answered_with_a_sentence_and_changes_nothing() {
+    let usher = Usher::start(Config::shared());
+    let mut alice = Imap::tls(usher.imaps_port());
+    alice.login("alice", &password_of("alice")).ok();
+    for (method, path, status, words) in [
+        ("GET", "/", 404, "nothing by this path"),
+        ("GET", "/kick?all=true", 405, "POST acts"),
+        ("POST", "/sessions", 405, "GET asks"),
+        ("POST", "/kick", 400, "say which sessions"),
+        ("POST", "/kick?user=alice&all=true", 400, "say which sessions"),
+        ("POST", "/kick?user=", 400, "`user` is empty"),
+        ("POST", "/kick?usr=alice", 400, "`usr` is no argument"),
+        ("POST", "/kick?user=alice&user=bob", 400, "`user` is no argument of this, or was given twice"),
+        ("POST", "/kick?user=alice&over=soon", 400, "`over` is no time"),
+        ("POST", "/kick?user=alice&over=25h", 400, "at most 24h"),
+        ("POST", "/kick?user=alice&dry_run=yes", 400, "`dry_run` is true or false"),
+        ("POST", "/kick?backend=serv3", 400, "no backend is called `serv3`; there are server3, server4"),
+        ("GET", "/sessions?protocol=http", 400, "`http` is no protocol; there are imap"),
+        ("GET", "/sessions?client=127.0.0.1/8", 400, "`127.0.0.1/8` is no client"),
+        ("GET", "/sessions?older_than=1", 400, "`1` is no age"),
+        ("GET", "/cache", 400, "`login` is missing"),
+        ("POST", "/cache/drop", 400, "say whose"),
+        ("POST", "/cache/drop?login=alice&all=true", 400, "say whose"),
+        ("POST", "/backends/server9/drain", 400, "no backend is called `server9`"),
+        ("POST", "/backends/server3/drain?rate=-1", 400, "`rate` is a number from 0 to"),
+        ("POST", "/drain?ready_only=true&undo=true", 400, "opposites"),
+        ("POST", "/confirm/soon", 400, "`soon` is no number of seconds"),
+    ] {
+        let (said, problem) = ask(&usher, method, path);
+        let sentence = problem["error"].as_str().unwrap_or_else(|| panic!("{method} {path}: {problem}"));
+        assert!(said == status && sentence.contains(words), "{method} {path}: {said} {sentence}");
+    }
+    alice.command("NOOP").ok();
+    assert!(!usher.log_text().contains("administrative act"));
+}
+
+#[test]
+fn sizes_and_slowness_are_limited() {
+    let usher = Usher::start(Config::shared());
+    let body = "POST /reload HTTP/1.1\r\nHost: usher\r\nContent-Length: 5\r\n\r\nhello";
+    let said = raw(&usher, body.as_bytes());
+    assert!(said.starts_with("HTTP/1.1 413 ") && said.contains("has no body here"), "{said}");
+    let endless = format!("GET /{} HTTP/1.1\r\n", "a".repeat(100_000));
+    let said = raw(&usher, endless.as_bytes());
+    assert!(said.is_empty() || said.starts_with("HTTP/1.1 4"), "{said}");
+    assert!(raw(&usher, b"\x16\x03\x01 no HTTP\r\n\r\n").starts_with("HTTP/1.1 400 "));
+    // More silent peers than may be at once: who comes behind them waits until these have been silent for too long.
+    let silent: Vec<_> = (0..40).map(|_| UnixStream::connect(usher.config.path("control.sock")).unwrap()).collect();
+    assert_eq!(ask(&usher, "GET", "/sessions").0, 200);
+    drop(silent);
+    assert_eq!(usher.http("/live").0, 200);
+}
+
+#[test]
+fn nothing_of_it_is_on_the_side_port() {
+    let usher = Usher::start(Config::shared());
+    for path in ["/sessions", "/backends", "/cache?login=alice", "/users/616c696365"] {
+        assert_eq!(usher.http(path).0, 404, "{path}");
+    }
+    for path in ["/kick?all=true", "/reload", "/upgrade", "/drain", "/confirm/0", "/cache/drop?all=true"] {
+        let mut stream = std::net::TcpStream::connect(usher.side_port()).unwrap();
+        stream.set_read_timeout(Some(patience(Duration::from_secs(10)))).unwrap();
+        write!(stream, "POST {path} HTTP/1.1\r\nHost: usher\r\nContent-Length: 0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
+    }
+}
+
+#[test]
+fn each_command_says_what_is_missing() {
+    let config = Config::shared();
+    config.write();
+    let commands: [&[&str]; 9] = [
+        &["sessions"],
+        &["kick", "--all"],
+        &["cache", "show", "alice"],
+        &["cache", "drop", "--all"],
+        &["backends"],
+        &["backends", "drain", "server3"],
+        &["drain"],
+        &["reload"],
+        &["confirm"],
+    ];
+    for arguments in commands {
+        let said = command(&config, arguments, b"");
+        assert!(said.code == 69 && said.stderr.contains("usher does not run there"), "{arguments:?}: {said:#?}");
+    }
+    let without = config.without("/control");
+    without.write();
+    let said = command(&without, &["sessions"], b"");
+    assert!(said.code == 78 && said.stderr.contains("add `control:"), "{said:#?}");
+}
+
+#[test]
+fn who_may_not_use_the_socket_is_told_so() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let usher = Usher::start(Config::shared());
+    // A copy that nobody else may hide: the build's own folder may be closed to others.
+    let program = usher.config.path("usher").display().to_string();
+    std::fs::copy(BINARY, &program).unwrap();
+    let file = usher.config.path("usher.yaml").display().to_string();
+    let stranger = ["--reuid", "65534", "--regid", "65534", "--clear-groups", &program, "--config", &file];
+    for arguments in [&["sessions"][..], &["kick", "--all"]] {
+        let said = run("setpriv", &[&stranger, arguments].concat(), b"");
+        assert!(said.code == 77 && said.stderr.contains("try sudo"), "{said:#?}");
+    }
+}
+
+#[test]
+fn help_teaches_by_examples() {
+    for (arguments, words) in [
+        (&["sessions", "--help"][..], "usher sessions --backend server3"),
+        (&["kick", "--help"], "usher kick --user alice"),
+        (&["cache", "--help"], "usher cache drop alice"),
+        (&["backends", "--help"], "Exit codes"),
+        (&["backends", "drain", "--help"], "usher backends drain server3 --rate 5"),
+        (&["drain", "--help"], "--ready-only"),
+    ] {
+        let said = run(BINARY, arguments, b"").succeeded();
+        assert!(said.stdout.contains(words), "{said:#?}");
+    }
+}

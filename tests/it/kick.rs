@@ -1,0 +1,171 @@
+//! Who is here, and ending it: `usher sessions` and `usher kick` on real mail servers.
+
+use serde_json::{Value, json};
+
+use crate::kit::usher::Successor;
+use crate::kit::{Config, Imap, Usher, password_of};
+
+const BYE: &str = "* BYE This session was ended by the administrator, please log in again.";
+
+/// Dovecot and Cyrus know people by their uid.
+fn config() -> Config {
+    Config::shared().set("/directory/login_attribute", "uid")
+}
+
+fn login(usher: &Usher, name: &str) -> Imap {
+    login_as(usher, name, name)
+}
+
+fn login_as(usher: &Usher, name: &str, uid: &str) -> Imap {
+    let mut imap = Imap::tls(usher.imaps_port());
+    imap.login(name, &password_of(uid)).ok();
+    imap
+}
+
+/// What a command prints as JSON.
+fn told(usher: &Usher, arguments: &[&str]) -> Value {
+    let said = usher.command(&[arguments, &["--json"]].concat()).succeeded();
+    serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:#?}"))
+}
+
+fn names(sessions: &Value) -> Vec<&str> {
+    sessions.as_array().unwrap().iter().map(|session| session["login"].as_str().unwrap()).collect()
+}
+
+fn was_ended(imap: &mut Imap) {
+    assert_eq!(imap.line(), BYE);
+    imap.expect_clean_end();
+}
+
+#[test]
+fn sessions_are_found_by_whatever_is_known_of_them() {
+    let usher = Usher::start(config());
+    let _sessions = [
+        login(&usher, "alice"),
+        login_as(&usher, "alice@example.com", "alice"),
+        login(&usher, "anna"),
+        login(&usher, "bob"),
+    ];
+    usher.wait_metric("usher_sessions", &[], 4.0);
+    for (filter, expected) in [
+        (&[][..], &["alice", "alice@example.com", "anna", "bob"][..]),
+        // A user is meant under all of her names.
+        (&["--user", "ALICE"], &["alice", "alice@example.com"]),
+        (&["--user", "uid=alice,ou=people,dc=example,dc=com"], &["alice", "alice@example.com"]),
+        (&["--user", "nobody"], &[]),
+        (&["--backend", "server4"], &["bob"]),
+        (&["--client", "127.0.0.0/8", "--backend", "server3", "--user", "anna"], &["anna"]),
+        (&["--client", "192.0.2.1"], &[]),
+        (&["--protocol", "imap"], &["alice", "alice@example.com", "anna", "bob"]),
+        (&["--protocol", "pop3"], &[]),
+        (&["--older-than", "1h"], &[]),
+        (&["--younger-than", "1h", "--user", "bob"], &["bob"]),
+    ] {
+        let sessions = told(&usher, &[&["sessions"], filter].concat());
+        assert_eq!(names(&sessions), expected, "{filter:?}");
+    }
+    let said = usher.command(&["sessions", "--backend", "server3"]).succeeded().stdout;
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].starts_with("USER ") && lines[0].contains("CLIENT") && lines[4] == "3 sessions", "{said}");
+    assert!(lines[1].starts_with("alice ") && lines[1].contains("server3"), "{said}");
+    assert_eq!(usher.command(&["sessions", "--user", "nobody"]).succeeded().stdout, "0 sessions\n");
+
+    let by_backend = usher.command(&["sessions", "--count"]).succeeded().stdout;
+    assert_eq!(by_backend, "BACKEND  SESSIONS\nserver3         3\nserver4         1\n4 sessions\n");
+    let both = told(&usher, &["sessions", "--count=backend,protocol", "--user", "bob"]);
+    assert_eq!(both, json!([{"backend": "server4", "protocol": "imap", "sessions": 1}]));
+}
+
+#[test]
+fn a_filter_that_is_wrong_is_refused_and_never_means_everybody() {
+    let usher = Usher::start(config());
+    let mut alice = login(&usher, "alice");
+    for (arguments, words) in [
+        (&["sessions", "--protocol", "http"][..], "`http` is no protocol; there are imap"),
+        (&["sessions", "--client", "10.0.0.1/8"], "is no client"),
+        (&["sessions", "--older-than", "5"], "needs a unit"),
+        (&["sessions", "--backend", "serv3"], "no backend is called `serv3`; there are server3, server4"),
+        (&["sessions", "--count=colour"], "possible values: backend, protocol, user, client"),
+        (&["kick"], "--all"),
+        (&["kick", "--user", ""], "`user` is empty"),
+        (&["kick", "--all", "--user", "alice"], "cannot be used with"),
+        (&["kick", "--over", "60s"], "--all"),
+        (&["kick", "--user", "alice", "--over", "soon"], "soon"),
+        (&["kick", "--user", "alice", "--over", "30h"], "at most 24h"),
+        (&["kick", "--backend", "serv3"], "no backend is called"),
+    ] {
+        let said = usher.command(arguments);
+        assert!(said.code == 64 && said.stderr.contains(words), "{arguments:?}: {said:#?}");
+    }
+    alice.command("NOOP").ok();
+}
+
+#[test]
+fn a_user_is_logged_out_under_all_names_politely_and_nobody_else() {
+    let usher = Usher::start(config());
+    let mut alice = login(&usher, "alice");
+    let mut alias = login_as(&usher, "alice@example.com", "alice");
+    let (mut anna, mut bob) = (login(&usher, "anna"), login(&usher, "bob"));
+    usher.wait_metric("usher_sessions", &[], 4.0);
+
+    let said = usher.command(&["kick", "--user", "alice", "--dry-run"]).succeeded().stdout;
+    assert!(said.contains("alice@example.com") && said.ends_with("2 sessions would be ended\n"), "{said}");
+    alice.command("NOOP").ok();
+    assert!(!usher.log_text().contains("administrative act"));
+
+    let said = usher.command(&["kick", "--user", "alice"]).succeeded().stdout;
+    assert_eq!(said, "2 sessions are being ended\n");
+    was_ended(&mut alice);
+    was_ended(&mut alias);
+    anna.command("NOOP").ok();
+    bob.command("NOOP").ok();
+    usher.wait_metric("usher_sessions_ended_total", &[("cause", "kicked")], 2.0);
+    assert_eq!(usher.wait_log("end", |_| true)["cause"], "kicked");
+    let act = usher.wait_log("administrative act", |_| true);
+    let uid = u64::from(rustix::process::getuid().as_raw());
+    assert_eq!(
+        (act["act"].as_str(), act["uid"].as_u64(), act["what"].as_str(), act["count"].as_u64()),
+        (Some("kick"), Some(uid), Some("user=alice"), Some(2)),
+        "{act}"
+    );
+    // Who is kicked may come back.
+    login(&usher, "alice");
+    let none = told(&usher, &["kick", "--user", "nobody"]);
+    assert_eq!((none["count"].as_u64(), none["dry_run"].as_bool()), (Some(0), Some(false)));
+}
+
+#[test]
+fn many_are_ended_evenly_over_the_time() {
+    let usher = Usher::start(config());
+    let mut sessions = [login(&usher, "alice"), login(&usher, "anna"), login(&usher, "bob")];
+    usher.wait_metric("usher_sessions", &[], 3.0);
+    let kicked = told(&usher, &["kick", "--all", "--over", "24h"]);
+    assert_eq!((kicked["count"].as_u64(), kicked["over_seconds"].as_f64()), (Some(3), Some(86_400.0)));
+    // The oldest at once, the next in eight hours.
+    was_ended(&mut sessions[0]);
+    sessions[1].command("NOOP").ok();
+    sessions[2].command("NOOP").ok();
+    // Somebody decides otherwise meanwhile.
+    usher.command(&["kick", "--all", "--over", "0s"]).succeeded();
+    was_ended(&mut sessions[1]);
+    was_ended(&mut sessions[2]);
+}
+
+#[test]
+fn after_an_upgrade_both_processes_are_asked() {
+    let (config, port) = config().with_ports();
+    let usher = Usher::start(config);
+    let mut older = login(&usher, "alice");
+    usher.command(&["upgrade", "--json"]).succeeded();
+    let _successor = Successor::of(&usher, 2);
+    let mut newer = Imap::tls(port);
+    newer.login("alice", &password_of("alice")).ok();
+    let sessions = told(&usher, &["sessions", "--user", "alice"]);
+    assert_eq!(names(&sessions), ["alice", "alice"]);
+    let said = usher.command(&["kick", "--user", "alice"]).succeeded().stdout;
+    assert_eq!(said, "2 sessions are being ended\n");
+    was_ended(&mut older);
+    was_ended(&mut newer);
+    // The old process has nothing to do any more.
+    assert_eq!(usher.exit_code(), 0);
+}
