@@ -214,6 +214,9 @@ fn standing(backend: &Backend) -> (Mark, String) {
     let lost: Vec<_> = addresses().filter_map(|address| address.down_seconds).collect();
     let since = lost.iter().max().map_or_else(String::new, |seconds| format!(" for {}", span(*seconds)));
     match (down.len(), lost.len()) {
+        (0, _) if backend.draining.is_some() => {
+            (Mark::Attention, "out of service: an administrator drains it".to_owned())
+        }
         (0, 0) => (Mark::Good, "up".to_owned()),
         (0, lost) => (Mark::Attention, format!("{lost} of {} addresses down{since}", addresses().count())),
         (some, _) if some < serving.len() => (Mark::Bad, format!("{} down{since}", down.join(", "))),
