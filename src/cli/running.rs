@@ -82,10 +82,12 @@ impl Running {
 
 /// Says why there is no answer.
 fn refused(error: &ControlError) -> ExitCode {
-    let code = match error {
-        _ if error.is_permission() => NO_PERMISSION,
-        _ if error.is_mistake() => USAGE,
-        _ => UNAVAILABLE,
+    let code = if error.is_permission() {
+        NO_PERMISSION
+    } else if error.is_mistake() {
+        USAGE
+    } else {
+        UNAVAILABLE
     };
     fail(code, error)
 }

@@ -52,14 +52,13 @@ pub enum ControlError {
 
 /// What to do when the socket cannot be opened.
 fn way_out(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            "usher does not run there; start it, or name its configuration with --config"
-        }
-        io::ErrorKind::PermissionDenied => {
-            "only usher's own user may use it, root, and who is in `control.group`: try sudo"
-        }
-        _ => "is usher running, and may you use its control socket?",
+    let kind = error.kind();
+    if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+        "usher does not run there; start it, or name its configuration with --config"
+    } else if kind == io::ErrorKind::PermissionDenied {
+        "only usher's own user may use it, root, and who is in `control.group`: try sudo"
+    } else {
+        "is usher running, and may you use its control socket?"
     }
 }
 
