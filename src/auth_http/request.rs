@@ -4,6 +4,7 @@
 //! writes spaces, percent signs and control characters below 0x20 of name and password as `%XX` and
 //! everything else as it is (NGX_ESCAPE_MAIL_AUTH): a plus is a plus. Whatever nginx would not have
 //! written is refused. <https://nginx.org/en/docs/mail/ngx_mail_auth_http_module.html>
+#![cfg_attr(not(any(test, feature = "fuzz")), expect(unreachable_pub, reason = "the fuzz target reaches it"))]
 
 use std::net::IpAddr;
 
