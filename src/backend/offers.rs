@@ -79,7 +79,9 @@ impl Offers {
                 continue;
             }
             let known = serving.map(|(backend, endpoint)| (&*backend.name, endpoint.pool.capabilities()));
-            let offer = self.offer(protocol, &known.collect::<Vec<_>>(), lessons, metrics);
+            let offer = Arc::new(self.offer(protocol, &known.collect::<Vec<_>>(), lessons, metrics));
+            // In force first, then told: whoever reads the line may rely on it.
+            told.store(Arc::clone(&offer));
             if offer.differences != before.differences {
                 let offered = Escaped(offer.capabilities.join(", ").as_bytes()).to_string();
                 let (protocol, differences) = (protocol.name, Escaped(offer.differences.as_bytes()).to_string());
@@ -91,7 +93,6 @@ impl Offers {
                     ),
                 }
             }
-            told.store(Arc::new(offer));
         }
     }
 
