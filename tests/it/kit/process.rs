@@ -128,7 +128,7 @@ pub(crate) fn folder(name: &str) -> PathBuf {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let (root, _janitor) = ROOT.get_or_init(|| {
         use std::os::unix::process::CommandExt as _;
-        let root = tempfile::Builder::new().prefix("usher-it-").tempdir().unwrap().keep();
+        let root = tempfile::Builder::new().prefix("usher-it-").tempdir_in(fast_folder()).unwrap().keep();
         open_to_all(&root);
         // Servers that are about to end may write once more: hence twice.
         let script = "cat >/dev/null; rm -rf \"$1\"; sleep 7; rm -rf \"$1\"";
@@ -145,6 +145,20 @@ pub(crate) fn folder(name: &str) -> PathBuf {
     std::fs::create_dir(&folder).unwrap();
     open_to_all(&folder);
     folder
+}
+
+/// In memory where there is room and programs may run (Cyrus is copied there), unless `TMPDIR` names
+/// a place. On a disk that is still writing what the compiler has left, a server may wait for longer
+/// than usher waits for it.
+fn fast_folder() -> PathBuf {
+    use rustix::fs::{StatVfsMountFlags, statvfs};
+    let has_room = |memory: &Path| {
+        statvfs(memory).is_ok_and(|found| {
+            found.f_bavail.saturating_mul(found.f_frsize) > 4 << 30 && !found.f_flag.contains(StatVfsMountFlags::NOEXEC)
+        })
+    };
+    let memory = Path::new("/dev/shm");
+    if std::env::var_os("TMPDIR").is_none() && has_room(memory) { memory.into() } else { std::env::temp_dir() }
 }
 
 fn open_to_all(folder: &Path) {
