@@ -15,7 +15,8 @@ use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of};
 
 const SCRIPT: &str = "require \"fileinto\";\r\nif header :contains \"subject\" \"usher\" { fileinto \"usher\"; }\r\n";
 
-/// Both servers, Dovecot by implicit TLS and Cyrus by STARTTLS, which is all that it has.
+/// Both servers by STARTTLS. timsieved has nothing else, and Pigeonhole before 2.4 cannot be relied on
+/// with anything else: see `tls` in config.example.yaml.
 fn config() -> Config {
     static MAILBOXES: Once = Once::new();
     // timsieved lets nobody in who has no mailbox, and it is imapd that makes one.
@@ -26,7 +27,8 @@ fn config() -> Config {
         }
     });
     Config::shared()
-        .speaking("managesieve", &[dovecot().sieves, cyrus().sieve])
+        .speaking("managesieve", &[dovecot().sieve, cyrus().sieve])
+        .set("/routing/backends/0/managesieve/tls", "starttls")
         .set("/routing/backends/1/managesieve/tls", "starttls")
 }
 
@@ -80,17 +82,7 @@ fn every_transition_has_its_list_and_no_other() {
         let config = config.set("/directory/login_attribute", "uid");
         config.set("/routing/backends/0/service", service.clone()).set("/routing/backends/1/service", service)
     };
-    let pigeonhole = |tls: &str, port: u16| {
-        let config = config().set("/routing/backends/0/managesieve/tls", tls);
-        config.set("/routing/backends/0/managesieve/address", format!("127.0.0.1:{port}"))
-    };
-    let backends = [
-        ("alice", pigeonhole("implicit", dovecot().sieves)),
-        ("alice", pigeonhole("starttls", dovecot().sieve)),
-        ("alice", service(config())),
-        ("bob", config()),
-        ("bob", service(config())),
-    ];
+    let backends = [("alice", config()), ("alice", service(config())), ("bob", config()), ("bob", service(config()))];
     for (uid, config) in backends {
         let usher = Usher::start(config);
         for implicit in [true, false] {
@@ -194,7 +186,7 @@ fn a_login_in_the_clear_is_refused_unasked() {
 
 #[test]
 fn a_users_backend_may_lack_it() {
-    let usher = Usher::start(Config::shared().speaking("managesieve", &[dovecot().sieves]));
+    let usher = Usher::start(Config::shared().speaking("managesieve", &[dovecot().sieve]));
     let mut sieve = Sieve::tls(usher.imaps_port());
     let refused = sieve.authenticate("bob", &password_of("bob"));
     assert!(refused.starts_with("NO \"Your scripts cannot be reached, please tell your administrator"), "{refused}");

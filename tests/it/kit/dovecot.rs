@@ -42,9 +42,7 @@ pub(crate) struct Dovecot {
     pub(crate) imaps: u16,
     /// STARTTLS.
     pub(crate) imap: u16,
-    /// ManageSieve, implicit TLS.
-    pub(crate) sieves: u16,
-    /// ManageSieve, STARTTLS.
+    /// ManageSieve, by STARTTLS.
     pub(crate) sieve: u16,
     /// Implicit TLS.
     pub(crate) pop3s: u16,
@@ -73,8 +71,8 @@ impl Dovecot {
     ) -> Self {
         require(Path::new("/usr/sbin/dovecot"));
         let [imaps, imap, pop3s, pop3, submissions, submission, relay] = std::array::from_fn(|_| free_port());
-        let (folder, running, sieves, sieve) = (folder("dovecot"), None, free_port(), free_port());
-        let dovecot = Self { folder, running, imaps, imap, sieves, sieve, pop3s, pop3, submissions, submission, relay };
+        let (folder, running, sieve) = (folder("dovecot"), None, free_port());
+        let dovecot = Self { folder, running, imaps, imap, sieve, pop3s, pop3, submissions, submission, relay };
         dovecot.configure(certificates, pair, demand_client_certificate, more)
     }
 
@@ -190,10 +188,6 @@ service managesieve-login {{
   inet_listener sieve {{
     port = {sieve}
   }}
-  inet_listener sieves {{
-    port = {sieves}
-    ssl = yes
-  }}
 }}
 plugin {{
   sieve = file:~/sieve;active=~/active.sieve
@@ -208,7 +202,6 @@ plugin {{
             pop3 = self.pop3,
             pop3s = self.pop3s,
             sieve = self.sieve,
-            sieves = self.sieves,
             submission = self.submission,
             submissions = self.submissions,
             relay = self.relay,
@@ -249,7 +242,7 @@ plugin {{
         let server = Server { command, environment: vec![], log: Some(log.clone()), end: "TERM" };
         self.running = Some(server.start().0);
         wait_for_port(self.imaps, &log);
-        [self.imap, self.sieve, self.sieves, self.pop3, self.pop3s, self.submission, self.submissions]
+        [self.imap, self.sieve, self.pop3, self.pop3s, self.submission, self.submissions]
             .into_iter()
             .for_each(|port| wait_for_port(port, &log));
     }
