@@ -19,7 +19,8 @@ use rustls::server::{
 };
 use rustls::sign::CertifiedKey;
 use rustls::{
-    ProtocolVersion, RootCertStore, ServerConfig, SignatureAlgorithm, SignatureScheme, SupportedCipherSuite, version,
+    CipherSuite, ProtocolVersion, RootCertStore, ServerConfig, SignatureAlgorithm, SignatureScheme,
+    SupportedCipherSuite, version,
 };
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
@@ -141,8 +142,18 @@ pub struct Acceptor {
     /// In order of preference. rustls takes the *client's* order among the groups of one config,
     /// so there is a config for each group and the choice is made here (RFC 8446 section 4.2.7
     /// leaves it to the server).
-    by_group: Vec<(&'static dyn SupportedKxGroup, Arc<ServerConfig>)>,
+    by_group: Vec<Choice>,
     tls13: bool,
+}
+
+/// How the clients who share a group are answered.
+#[derive(Debug)]
+struct Choice {
+    group: &'static dyn SupportedKxGroup,
+    /// By usher's order of suites.
+    ours: Arc<ServerConfig>,
+    /// By the client's, unless the operator wrote down an order, which is meant.
+    theirs: Arc<ServerConfig>,
 }
 
 impl Acceptor {
@@ -155,18 +166,24 @@ impl Acceptor {
         // An empty id is none that a client can offer (RFC 7301 section 3.1), so every offer is
         // refused; an empty list would accept every offer.
         let alpn = vec![protocol.alpn.unwrap_or_default().to_vec()];
-        let configure = |template: &ServerConfig| {
+        let configure = |template: &ServerConfig, ours: bool| {
             let mut config = template.clone();
             config.alpn_protocols.clone_from(&alpn);
             config.session_storage = sessions.clone();
+            config.ignore_client_order |= ours;
             if let Some(ticketer) = &ticketer {
                 config.ticketer = Arc::clone(ticketer);
             }
             Arc::new(config)
         };
-        let by_group: Vec<_> = templates.iter().map(|(group, template)| (*group, configure(template))).collect();
-        let tls13 = by_group.first().is_some_and(|(_, config)| {
-            config.crypto_provider().cipher_suites.iter().any(|suite| suite.tls13().is_some())
+        let choices = templates.iter().map(|(group, template)| Choice {
+            group: *group,
+            ours: configure(template, true),
+            theirs: configure(template, false),
+        });
+        let by_group: Vec<_> = choices.collect();
+        let tls13 = by_group.first().is_some_and(|choice| {
+            choice.ours.crypto_provider().cipher_suites.iter().any(|suite| suite.tls13().is_some())
         });
         Self { by_group, tls13 }
     }
@@ -190,9 +207,24 @@ impl Acceptor {
         let offered = hello.named_groups().unwrap_or_default();
         let wanted =
             |group: &dyn SupportedKxGroup| group.usable_for_version(version) && offered.contains(&group.name());
-        let chosen = self.by_group.iter().find(|(group, _)| wanted(*group)).or_else(|| self.by_group.first());
-        chosen.map(|(_, config)| Arc::clone(config))
+        let chosen = self.by_group.iter().find(|choice| wanted(choice.group)).or_else(|| self.by_group.first());
+        chosen.map(|choice| Arc::clone(if prefers_chacha(hello) { &choice.theirs } else { &choice.ours }))
     }
+}
+
+/// Whether AES is dear for a client: a telephone without instructions for it puts ChaCha20 first.
+fn prefers_chacha(hello: &ClientHello<'_>) -> bool {
+    // A client may begin with a suite that does not exist, to keep servers flexible (RFC 8701).
+    let grease = |suite: &CipherSuite| u16::from(*suite) & 0x0f0f == 0x0a0a;
+    let first = hello.cipher_suites().iter().find(|suite| !grease(suite));
+    matches!(
+        first,
+        Some(
+            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+                | CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+                | CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+        )
+    )
 }
 
 fn load_all(tls: &config::Tls, mistakes: &mut Vec<Mistake>) -> Vec<Loaded> {
@@ -290,8 +322,7 @@ fn server_config(
         .with_protocol_versions(versions)?
         .with_client_cert_verifier(Arc::clone(verifier))
         .with_cert_resolver(resolver.clone());
-    // A telephone knows best whether ChaCha20 or AES is cheap for it; an order that the operator
-    // wrote down is meant.
+    // Or by who asks: see `Acceptor::choose`.
     config.ignore_client_order = suites.is_some();
     config.send_tls13_tickets = TICKETS;
     Ok(config)

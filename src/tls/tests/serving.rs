@@ -158,6 +158,24 @@ async fn listed_suites_are_taken_in_their_order() {
 }
 
 #[tokio::test]
+async fn aes_128_is_usual_and_chacha_for_who_would_rather_have_it() {
+    let desk = Desk::new();
+    let acceptor = acceptor(&settings(vec![desk.ecdsa("one", &["mail.example.com"])]));
+    for (version, aes, chacha) in [
+        (&version::TLS13, "TLS13_AES_128_GCM_SHA256", "TLS13_CHACHA20_POLY1305_SHA256"),
+        (&version::TLS12, "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256"),
+    ] {
+        let mut provider = aws_lc_rs::default_provider();
+        for (first, agreed) in [("AES_256", aes), ("AES_128", aes), ("CHACHA20", chacha)] {
+            provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains(first));
+            let client = Arc::new(mail_client(&desk, provider.clone(), &[version]));
+            let (near, _) = shake(&acceptor, &client, "mail.example.com").await;
+            assert_eq!(near.unwrap().agreed().unwrap().suite, agreed, "{first} first");
+        }
+    }
+}
+
+#[tokio::test]
 async fn alpn_is_strict_when_offered() {
     let desk = Desk::new();
     let server = ServerTls::from_settings(&settings(vec![desk.ecdsa("one", &["mail.example.com"])])).unwrap();
