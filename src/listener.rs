@@ -66,6 +66,8 @@ pub fn adopt(config: &config::Listener, socket: std::net::TcpListener) -> io::Re
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket that was handed over does not listen"));
     }
     socket.set_nonblocking(true)?;
+    // Once for all that it will accept. Options that cannot be set cost speed or a late end, not the login.
+    let _ = sys::tune(&socket);
     let address = socket.local_addr()?;
     Ok(Bound { socket: TcpListener::from_std(socket)?, config: config.clone(), address })
 }
@@ -106,8 +108,6 @@ pub async fn accept(shared: Arc<Shared>, bound: Bound) {
             }
             continue;
         };
-        // Options that cannot be set cost speed or a late end, not the login.
-        let _ = sys::tune(&tcp);
         let local = canonical(tcp.local_addr().unwrap_or(address));
         let (protocol, tls, client) = (config.protocol, config.tls, canonical(peer));
         let accepted = Accepted { tcp, client, local, since: Instant::now(), protocol, tls, permit };
@@ -135,4 +135,41 @@ async fn enter(shared: Arc<Shared>, config: Arc<config::Listener>, mut accepted:
 /// An IPv4 client of an IPv6 socket is an IPv4 client.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// Whether a socket is set as [`sys::tune`] sets it.
+    fn is_tuned(tcp: &TcpStream) -> bool {
+        let socket = SockRef::from(tcp);
+        let options = (socket.tcp_nodelay().unwrap(), socket.keepalive().unwrap());
+        let times = (socket.tcp_keepalive_time().unwrap(), socket.tcp_user_timeout().unwrap());
+        options == (true, true) && times == (Duration::from_secs(240), Some(Duration::from_secs(120)))
+    }
+
+    #[tokio::test]
+    async fn what_is_accepted_has_the_options_of_the_listener() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let config = config::Listener {
+                protocol: crate::proto::PROTOCOLS.first().unwrap(),
+                address: address.parse().unwrap(),
+                tls: config::ListenerTls::Implicit,
+                proxies: None,
+                socket: None,
+            };
+            let bound = bind(&config).unwrap();
+            let client = TcpStream::connect(bound.address).await.unwrap();
+            assert!(!is_tuned(&client), "not by default");
+            assert!(is_tuned(&bound.socket.accept().await.unwrap().0));
+            // A socket that another process made as well.
+            let foreign = std::net::TcpListener::bind(address).unwrap();
+            let adopted = adopt(&config, foreign).unwrap();
+            let _client = TcpStream::connect(adopted.address).await.unwrap();
+            assert!(is_tuned(&adopted.socket.accept().await.unwrap().0));
+        }
+    }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::uname;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 
 /// A dead peer is noticed after at most this long without an acknowledgement.
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
@@ -22,13 +22,14 @@ const KEEPALIVE_TIME: Duration = Duration::from_secs(240);
 /// Between probes that are not answered.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Sets what every mail connection wants: no waiting for a full segment, and an end to silence.
+/// Sets what every mail connection wants: no waiting for a full segment, and an end to silence. A socket
+/// that listens hands its options on to what it accepts.
 ///
 /// # Errors
 /// The first option that the system refuses.
-pub fn tune(tcp: &TcpStream) -> io::Result<()> {
-    tcp.set_nodelay(true)?;
-    let socket = SockRef::from(tcp);
+pub fn tune<'a>(socket: impl Into<SockRef<'a>>) -> io::Result<()> {
+    let socket = socket.into();
+    socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL))?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
