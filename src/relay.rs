@@ -22,7 +22,7 @@ use crate::registry::Why;
 use crate::tls::leg::READ_SIZE;
 
 /// Reads per direction before the other sessions of this thread have their turn.
-const READS_PER_TURN: u32 = 8;
+const READS_PER_TURN: u32 = 2;
 /// How long the open direction of a half-closed session may stand still.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3);
 /// How long a peer may take to be told goodbye.
