@@ -33,7 +33,7 @@ const QUEUE: usize = 8_192;
 const WRITE: usize = 64 * 1024;
 
 /// How long the writing thread looks away after it has written. Lines that come meanwhile are one write,
-/// and none of them wakes the thread: under load that is a twentieth of a login's CPU.
+/// and none of them wakes the thread: each would cost a login several system calls.
 const GATHERING: Duration = Duration::from_millis(10);
 
 /// How many bytes of an outside value are shown.

@@ -156,6 +156,34 @@ fn a_stuck_output_loses_lines_but_no_time() {
     drop(release);
 }
 
+/// An output that counts how often it is written to, and how many lines.
+#[derive(Clone, Default)]
+struct Counted(Arc<Mutex<(usize, usize)>>);
+
+impl io::Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut counted = self.0.lock().unwrap();
+        counted.0 += 1;
+        counted.1 += bytes.iter().filter(|byte| **byte == b'\n').count();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn lines_that_come_together_are_one_write_and_none_is_lost() {
+    let counted = Counted::default();
+    let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), counted.clone());
+    dispatcher::with_default(&dispatch, || (0..1000).for_each(|line| info!(line, "login")));
+    guard.close();
+    let (writes, lines) = *counted.0.lock().unwrap();
+    assert_eq!(lines, 1000);
+    assert!(writes < 500, "{writes}");
+}
+
 /// An output that takes its time.
 struct Slow(Page);
 

@@ -224,7 +224,7 @@ fn provider(groups: &[Group], suites: Option<&[SupportedCipherSuite]>) -> Arc<Cr
     match suites {
         Some(suites) => provider.cipher_suites = suites.to_vec(),
         // AES-128 comes with SHA-256, for which processors have instructions as they have none for the
-        // SHA-384 of AES-256: a tenth of a login. It is the suite that all have to know (RFC 8446
+        // SHA-384 of AES-256, which was 9 % of a login's CPU. It is the suite that all have to know (RFC 8446
         // section 9.1). The order is stable otherwise: TLS 1.3 first.
         None => provider.cipher_suites.sort_by_key(|suite| (suite.tls13().is_none(), usual_place(*suite))),
     }

@@ -1,4 +1,4 @@
-//! TLS towards clients: certificates by SNI, groups in usher's order, one ALPN per protocol.
+//! TLS towards clients: certificates by SNI, groups and suites in usher's order, one ALPN per protocol.
 //!
 //! [`ServerTls`] is built from a config snapshot and belongs to it. No session resumes into a policy
 //! it was not verified under: a reload builds another with new ticket keys, unless they come from a
@@ -208,15 +208,16 @@ impl Acceptor {
         let wanted =
             |group: &dyn SupportedKxGroup| group.usable_for_version(version) && offered.contains(&group.name());
         let chosen = self.by_group.iter().find(|choice| wanted(choice.group)).or_else(|| self.by_group.first());
-        chosen.map(|choice| Arc::clone(if prefers_chacha(hello) { &choice.theirs } else { &choice.ours }))
+        chosen
+            .map(|choice| Arc::clone(if prefers_chacha(hello.cipher_suites()) { &choice.theirs } else { &choice.ours }))
     }
 }
 
 /// Whether AES is dear for a client: a telephone without instructions for it puts ChaCha20 first.
-fn prefers_chacha(hello: &ClientHello<'_>) -> bool {
+pub(super) fn prefers_chacha(suites: &[CipherSuite]) -> bool {
     // A client may begin with a suite that does not exist, to keep servers flexible (RFC 8701).
     let grease = |suite: &CipherSuite| u16::from(*suite) & 0x0f0f == 0x0a0a;
-    let first = hello.cipher_suites().iter().find(|suite| !grease(suite));
+    let first = suites.iter().find(|suite| !grease(suite));
     matches!(
         first,
         Some(

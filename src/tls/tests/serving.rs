@@ -1,12 +1,13 @@
 //! What clients meet: names, key types, versions, groups, ALPN, resumption, their own certificates.
 
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, WebPkiSupportedAlgorithms, aws_lc_rs};
-use rustls::{RootCertStore, SignatureScheme, SupportedProtocolVersion, version};
+use rustls::{CipherSuite, RootCertStore, SignatureScheme, SupportedProtocolVersion, version};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
 use super::*;
 use crate::config::Group;
+use crate::tls::server::prefers_chacha;
 use crate::tls::{describe, key_exchange};
 
 /// A mail client with this provider and these versions.
@@ -173,6 +174,17 @@ async fn aes_128_is_usual_and_chacha_for_who_would_rather_have_it() {
             assert_eq!(near.unwrap().agreed().unwrap().suite, agreed, "{first} first");
         }
     }
+}
+
+#[test]
+fn a_suite_that_does_not_exist_says_nothing_of_the_client() {
+    let (chacha, aes) = (CipherSuite::TLS13_CHACHA20_POLY1305_SHA256, CipherSuite::TLS13_AES_128_GCM_SHA256);
+    let grease = [0x0a0a, 0x1a1a, 0xfafa].map(CipherSuite::from);
+    for first in grease {
+        assert!(prefers_chacha(&[first, chacha, aes]), "{first:?}");
+        assert!(!prefers_chacha(&[first, aes, chacha]), "{first:?}");
+    }
+    assert!(!prefers_chacha(&grease) && !prefers_chacha(&[]));
 }
 
 #[tokio::test]
