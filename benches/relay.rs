@@ -15,8 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use usher::proto::Parting;
-use usher::relay::{End, relay};
-use usher::tls::leg::Leg;
+use usher::relay::{End, Relay};
 use usher::tls::stream::Stream;
 
 /// What is moved at a time.
@@ -123,18 +122,21 @@ fn throughput(criterion: &mut Criterion) {
         thread(move || async move {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             addressed.send(listener.local_addr().unwrap()).unwrap();
-            let client = Stream::Server(Box::new(at_relay.accept(&listener).await));
-            let backend = Stream::Client(Box::new(at_relay.connect(backend).await));
+            let (tcp, connection) = at_relay.accept(&listener).await.into_inner();
+            let client = Stream::under_tls(tcp, connection.into());
+            let (tcp, connection) = at_relay.connect(backend).await.into_inner();
+            let backend = Stream::under_tls(tcp, connection.into());
             usher::sys::tune(client.tcp()).unwrap();
             usher::sys::tune(backend.tcp()).unwrap();
             let link = std::fs::read_link("/proc/thread-self").unwrap();
             named.send(link.file_name().unwrap().to_string_lossy().into_owned()).unwrap();
             let end = |stream: Stream| End {
-                stream: Leg::from(stream),
+                stream,
                 first: Vec::new(),
                 sent: prometheus::IntCounter::new("sent", "bytes").unwrap(),
             };
-            relay(end(client), end(backend), Duration::from_secs(60), Parting::Close, std::future::pending()).await;
+            let mut relay = Relay::new(end(client), end(backend), Duration::from_secs(60));
+            relay.run(Parting::Close, &mut std::future::pending()).await;
         });
         let relay = address.recv().unwrap();
         thread(move || async move { peer(at_client.connect(relay).await, client_side).await });

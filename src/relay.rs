@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::proto::Parting;
 use crate::registry::Why;
-use crate::tls::leg::READ_SIZE;
+use crate::tls::stream::{READ_SIZE, Stream};
 
 /// Reads per direction before the other sessions of this thread have their turn.
 const READS_PER_TURN: u32 = 2;
@@ -81,77 +82,23 @@ pub struct Ended {
 
 /// One side of a relay: its stream, and what was read from the *other* side before the relay began.
 #[derive(Debug)]
-pub struct End<S> {
+pub struct End<T = TcpStream> {
     /// The stream.
-    pub stream: S,
+    pub stream: Stream<T>,
     /// Bytes that go to this stream first.
     pub first: Vec<u8>,
     /// Counts what is sent to this stream.
     pub sent: IntCounter,
 }
 
-/// Relays until both directions are closed, one side breaks, nothing moves for `idle`, or `stop`
-/// is ready. A drain ends it at once; any other reason waits for a pause, three seconds at most, in
-/// which the parting line can stand behind a complete line of the backend.
-pub async fn relay<C, B>(
-    client: End<C>,
-    backend: End<B>,
-    idle: Duration,
-    parting: Parting,
-    stop: impl Future<Output = Why>,
-) -> Ended
-where
-    C: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut transfer = Transfer {
-        up: Pipe::new(backend.first, backend.sent),
-        down: Pipe::new(client.first, client.sent),
-        client: client.stream,
-        backend: backend.stream,
-        closed_first: None,
-        idle,
-        last_progress: Instant::now(),
-        timer: Box::pin(sleep_until(Instant::now() + idle)),
-    };
-    let mut cause = {
-        tokio::pin!(stop);
-        let ended = poll_fn(|cx| match transfer.poll(cx) {
-            Poll::Ready(cause) => Poll::Ready(cause),
-            Poll::Pending => stop.as_mut().poll(cx).map(Cause::Asked),
-        });
-        ended.await
-    };
-    if let Cause::Asked(why) = cause
-        && why != Why::Drain
-    {
-        // It may end by itself meanwhile.
-        cause = transfer.pause().await.unwrap_or(cause);
-    }
-    let ended = Ended { cause, bytes_in: transfer.up.moved, bytes_out: transfer.down.moved };
-    let line = match (cause, parting) {
-        (Cause::Asked(why), Parting::Line { changed, ended }) if why != Why::Drain && transfer.may_speak() => {
-            Some(if why.is_change() { changed } else { ended })
-        }
-        _ => None,
-    };
-    if matches!(cause, Cause::Idle | Cause::Asked(_)) {
-        // So that a TLS peer sees an end and not a truncation.
-        let farewell = async {
-            if let Some(line) = line {
-                transfer.client.write_all(line).await?;
-            }
-            tokio::join!(transfer.client.shutdown(), transfer.backend.shutdown()).0
-        };
-        let _ = timeout(FAREWELL, farewell).await;
-    }
-    ended
-}
-
-/// Both directions of a session.
-struct Transfer<C, B> {
-    client: C,
-    backend: B,
+/// Both directions of a session, over sockets `T`.
+///
+/// It lives where its owner keeps it and is lent to [`Relay::run`]: a future that takes it by value would
+/// hold it twice, for as long as the session lives.
+#[derive(Debug)]
+pub struct Relay<T = TcpStream> {
+    client: Stream<T>,
+    backend: Stream<T>,
     up: Pipe,
     down: Pipe,
     closed_first: Option<Cause>,
@@ -160,11 +107,58 @@ struct Transfer<C, B> {
     timer: Pin<Box<Sleep>>,
 }
 
-impl<C, B> Transfer<C, B>
-where
-    C: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
+impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
+    /// A session whose both sides are logged in. It ends after `idle` without a byte.
+    #[must_use]
+    pub fn new(client: End<T>, backend: End<T>, idle: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            up: Pipe::new(backend.first, backend.sent),
+            down: Pipe::new(client.first, client.sent),
+            client: client.stream,
+            backend: backend.stream,
+            closed_first: None,
+            idle,
+            last_progress: now,
+            timer: Box::pin(sleep_until(now + idle)),
+        }
+    }
+
+    /// Relays until both directions are closed, one side breaks, nothing moves for the idle limit, or
+    /// `stop` is ready. A drain ends it at once; any other reason waits for a pause, three seconds at
+    /// most, in which the parting line can stand behind a complete line of the backend.
+    pub async fn run(&mut self, parting: Parting, stop: &mut (impl Future<Output = Why> + Unpin)) -> Ended {
+        let ended = poll_fn(|cx| match self.poll(cx) {
+            Poll::Ready(cause) => Poll::Ready(cause),
+            Poll::Pending => Pin::new(&mut *stop).poll(cx).map(Cause::Asked),
+        });
+        let mut cause = ended.await;
+        if let Cause::Asked(why) = cause
+            && why != Why::Drain
+        {
+            // It may end by itself meanwhile.
+            cause = self.pause().await.unwrap_or(cause);
+        }
+        let ended = Ended { cause, bytes_in: self.up.moved, bytes_out: self.down.moved };
+        let line = match (cause, parting) {
+            (Cause::Asked(why), Parting::Line { changed, ended }) if why != Why::Drain && self.may_speak() => {
+                Some(if why.is_change() { changed } else { ended })
+            }
+            _ => None,
+        };
+        if matches!(cause, Cause::Idle | Cause::Asked(_)) {
+            // So that a TLS peer sees an end and not a truncation.
+            let farewell = async {
+                if let Some(line) = line {
+                    self.client.write_all(line).await?;
+                }
+                tokio::join!(self.client.shutdown(), self.backend.shutdown()).0
+            };
+            let _ = timeout(FAREWELL, farewell).await;
+        }
+        ended
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
         let moved = self.up.moved + self.down.moved;
         let up = self.up.poll(cx, &mut self.client, &mut self.backend);
@@ -255,6 +249,7 @@ impl Broken {
 }
 
 /// One direction.
+#[derive(Debug)]
 struct Pipe {
     /// What the target did not take yet; without an allocation when there is nothing.
     unsent: Vec<u8>,
@@ -302,32 +297,51 @@ impl Pipe {
     }
 
     /// Moves what can be moved. Ready when the source's end was passed on.
-    fn poll<S, T>(&mut self, cx: &mut Context<'_>, source: &mut S, target: &mut T) -> Poll<Result<(), Broken>>
+    fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Stream<T>,
+        target: &mut Stream<T>,
+    ) -> Poll<Result<(), Broken>>
     where
-        S: AsyncRead + Unpin,
-        T: AsyncWrite + Unpin,
+        T: AsyncRead + AsyncWrite + Unpin,
     {
         for _ in 0..READS_PER_TURN {
-            ready!(self.poll_unsent(cx, target)).map_err(|_| Broken::Target)?;
-            ready!(self.poll_flush(cx, target)).map_err(|_| Broken::Target)?;
+            ready!(self.poll_deliver(cx, target)).map_err(|_| Broken::Target)?;
             if self.closed {
-                return Poll::Ready(Ok(()));
-            }
-            if self.ended {
-                // An end that cannot be told, because the target is gone, is told all the same.
-                let _ = ready!(Pin::new(&mut *target).poll_shutdown(cx));
-                self.closed = true;
                 return Poll::Ready(Ok(()));
             }
             ready!(self.poll_read(cx, source, target))?;
         }
+        ready!(self.poll_deliver(cx, target)).map_err(|_| Broken::Target)?;
         // More may be waiting: come back after the others.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
+    /// Waits until the target's connection has all that came, and is told the source's end if it has come,
+    /// in the same packet.
+    fn poll_deliver<T>(&mut self, cx: &mut Context<'_>, target: &mut Stream<T>) -> Poll<io::Result<()>>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        ready!(self.poll_unsent(cx, target))?;
+        if self.ended && !self.closed {
+            // An end that cannot be told, because the target is gone, is told all the same.
+            let _ = ready!(Pin::new(target).poll_shutdown(cx));
+            self.closed = true;
+        } else if self.unflushed {
+            ready!(Pin::new(target).poll_flush(cx))?;
+        }
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
+    }
+
     /// Sends what an earlier turn left.
-    fn poll_unsent<T: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, target: &mut T) -> Poll<io::Result<()>> {
+    fn poll_unsent<T>(&mut self, cx: &mut Context<'_>, target: &mut Stream<T>) -> Poll<io::Result<()>>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
         while let Some(rest) = self.unsent.get(self.unsent_from..).filter(|rest| !rest.is_empty()) {
             let written = ready!(Pin::new(&mut *target).poll_write(cx, rest))?;
             if written == 0 {
@@ -344,19 +358,19 @@ impl Pipe {
     }
 
     /// One read, and one write of what it brought.
-    fn poll_read<S, T>(&mut self, cx: &mut Context<'_>, source: &mut S, target: &mut T) -> Poll<Result<(), Broken>>
+    fn poll_read<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Stream<T>,
+        target: &mut Stream<T>,
+    ) -> Poll<Result<(), Broken>>
     where
-        S: AsyncRead + Unpin,
-        T: AsyncWrite + Unpin,
+        T: AsyncRead + AsyncWrite + Unpin,
     {
         BUFFER.with_borrow_mut(|buffer| {
             let mut read = ReadBuf::new(buffer);
-            match ready!(Pin::new(source).poll_read(cx, &mut read)) {
-                Ok(()) => {}
-                // Many clients end TCP without a close_notify; for mail that is an end like another.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-                Err(_) => return Poll::Ready(Err(Broken::Source)),
-            }
+            ready!(Pin::new(&mut *source).poll_read(cx, &mut read)).map_err(|_| Broken::Source)?;
+            self.ended = source.has_ended();
             let bytes = read.filled();
             if bytes.is_empty() {
                 self.ended = true;
@@ -372,15 +386,6 @@ impl Pipe {
             self.unsent.extend_from_slice(bytes.get(taken..).unwrap_or_default());
             Poll::Ready(Ok(()))
         })
-    }
-
-    /// Waits until the target's connection has what the target took.
-    fn poll_flush<T: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, target: &mut T) -> Poll<io::Result<()>> {
-        if self.unflushed {
-            ready!(Pin::new(target).poll_flush(cx))?;
-            self.unflushed = false;
-        }
-        Poll::Ready(Ok(()))
     }
 
     fn count(&mut self, bytes: usize) {

@@ -25,13 +25,12 @@ use crate::metrics::Metrics;
 use crate::outcome::{Refusal, Side};
 use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
 use crate::registry::{self, Session};
-use crate::relay::{End, relay};
+use crate::relay::{End, Relay};
 use crate::report::{self, Report, Visitor};
 use crate::secret::SecretBuf;
 use crate::snapshot::{Permit, Shared, Snapshot, Stage};
 use crate::throttle::{Connection, Place};
 use crate::tls;
-use crate::tls::leg::Leg;
 use crate::tls::stream::Stream;
 use attempt::{Attempt, Found};
 
@@ -128,7 +127,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let outcome = AssertUnwindSafe(conversation.hold(tcp, tls)).catch_unwind().await;
     let parting = match outcome {
         // The relay is a task of its own, so that what the login needed is given back now.
-        Ok(Ok(established)) => return drop(tokio::spawn(established.relay(shared, (permit, connection)))),
+        Ok(Ok(established)) => return drop(tokio::spawn(established.relay(&shared, (permit, connection)))),
         Ok(Err(parting)) => parting,
         Err(_) => Parting::Panic,
     };
@@ -434,26 +433,28 @@ struct Established {
 }
 
 impl Established {
-    /// Relays until the end, listed and counted; what it has taken of the limits is given back then.
-    async fn relay(self, shared: Arc<Shared>, taken: (Permit, Connection)) {
+    /// Relays until the end, listed and counted; what it has taken of the limits is given back then. The
+    /// future holds what the relay needs, and no more.
+    fn relay(self, shared: &Arc<Shared>, taken: (Permit, Connection)) -> impl Future<Output = ()> + use<> {
         let began = Instant::now();
+        let Self { visitor, session, entry, client, backend, to_client, to_backend, idle, parting, place } = self;
         let metrics = Arc::clone(&shared.metrics);
-        let visitor = self.visitor;
-        let sessions = metrics.sessions.with_label_values(&[visitor.protocol, &self.session.backend]);
+        let sessions = metrics.sessions.with_label_values(&[visitor.protocol, &session.backend]);
         let bytes = |direction| metrics.relayed_bytes.with_label_values(&[visitor.protocol, direction]);
-        let client = End { stream: Leg::from(self.client), first: self.to_client, sent: bytes("out") };
-        let backend = End { stream: Leg::from(self.backend), first: self.to_backend, sent: bytes("in") };
-        let (listed, asked_to_end) = shared.registry.list(self.session.clone());
+        let client = End { stream: client, first: to_client, sent: bytes("out") };
+        let backend = End { stream: backend, first: to_backend, sent: bytes("in") };
+        let mut relay = Relay::new(client, backend, idle);
+        let (listed, mut asked_to_end) = shared.registry.list(session.clone());
         // What was told about this user before he was listed has found no session to end.
-        shared.follow.look_at(&self.session, &self.entry, &shared.snapshot.load().setting());
-        drop((self.session, self.entry));
-        sessions.inc();
-        let relay = relay(client, backend, self.idle, self.parting, asked_to_end);
-        let ended = AssertUnwindSafe(relay).catch_unwind().await;
-        sessions.dec();
-        let cause = ended.as_ref().map_or("panic", |ended| ended.cause.label());
-        report::ended(&visitor, cause, ended.as_ref().ok(), began.elapsed(), &metrics);
-        drop((listed, self.place, taken));
+        shared.follow.look_at(&session, &entry, &shared.snapshot.load().setting());
+        async move {
+            sessions.inc();
+            let ended = AssertUnwindSafe(relay.run(parting, &mut asked_to_end)).catch_unwind().await;
+            sessions.dec();
+            let cause = ended.as_ref().map_or("panic", |ended| ended.cause.label());
+            report::ended(&visitor, cause, ended.as_ref().ok(), began.elapsed(), &metrics);
+            drop((listed, place, taken));
+        }
     }
 }
 

@@ -443,7 +443,7 @@ impl Talk {
     ) -> Result<Self, BackendError> {
         let stream = match endpoint.tls {
             BackTls::Implicit => endpoint.start_tls(tcp).await?,
-            BackTls::StartTls | BackTls::Plaintext => Stream::Plain(tcp),
+            BackTls::StartTls | BackTls::Plaintext => Stream::from(tcp),
         };
         let dialogue = (endpoint.protocol.back)(settings);
         let (input, out) = (SecretBuf::new(), SecretBuf::new());

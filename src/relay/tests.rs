@@ -1,6 +1,7 @@
 //! Order, half-close, back-pressure and every way to end.
 
 use std::future::pending;
+use std::pin::pin;
 
 use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
 
@@ -22,12 +23,21 @@ struct Setup {
     relay: tokio::task::JoinHandle<Ended>,
 }
 
+async fn run(
+    client: End<DuplexStream>,
+    backend: End<DuplexStream>,
+    parting: Parting,
+    stop: impl Future<Output = Why>,
+) -> Ended {
+    Relay::new(client, backend, IDLE).run(parting, &mut pin!(stop)).await
+}
+
 fn start(pipe: usize, to_client: &[u8], to_backend: &[u8]) -> Setup {
     let (client, client_side) = duplex(pipe);
     let (backend, backend_side) = duplex(pipe);
-    let client_end = End { stream: client_side, first: to_client.to_vec(), sent: counter() };
-    let backend_end = End { stream: backend_side, first: to_backend.to_vec(), sent: counter() };
-    let relay = tokio::spawn(relay(client_end, backend_end, IDLE, Parting::Close, pending()));
+    let client_end = End { stream: client_side.into(), first: to_client.to_vec(), sent: counter() };
+    let backend_end = End { stream: backend_side.into(), first: to_backend.to_vec(), sent: counter() };
+    let relay = tokio::spawn(run(client_end, backend_end, Parting::Close, pending()));
     Setup { client, backend, relay }
 }
 
@@ -137,13 +147,13 @@ async fn a_broken_side_ends_both() {
 async fn a_stop_says_goodbye_to_both() {
     let (mut client, client_side) = duplex(64);
     let (mut backend, backend_side) = duplex(64);
-    let client_end = End { stream: client_side, first: Vec::new(), sent: counter() };
-    let backend_end = End { stream: backend_side, first: Vec::new(), sent: counter() };
+    let client_end = End { stream: client_side.into(), first: Vec::new(), sent: counter() };
+    let backend_end = End { stream: backend_side.into(), first: Vec::new(), sent: counter() };
     let stop = async {
         tokio::time::sleep(Duration::from_secs(5)).await;
         Why::Drain
     };
-    let ended = relay(client_end, backend_end, IDLE, LINES, stop).await;
+    let ended = run(client_end, backend_end, LINES, stop).await;
     assert_eq!(ended.cause, Cause::Asked(Why::Drain));
     assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
     assert_eq!(backend.read(&mut [0; 8]).await.unwrap(), 0);
@@ -157,14 +167,14 @@ async fn parting(
 ) -> (Vec<u8>, Duration) {
     let (mut client, client_side) = duplex(4096);
     let (mut backend, backend_side) = duplex(4096);
-    let client_end = End { stream: client_side, first: first.to_vec(), sent: counter() };
-    let backend_end = End { stream: backend_side, first: Vec::new(), sent: counter() };
+    let client_end = End { stream: client_side.into(), first: first.to_vec(), sent: counter() };
+    let backend_end = End { stream: backend_side.into(), first: Vec::new(), sent: counter() };
     let asked = Instant::now() + Duration::from_secs(5);
     let stop = async move {
         sleep_until(asked).await;
         Why::Moved
     };
-    let relayed = relay(client_end, backend_end, IDLE, parting, stop);
+    let relayed = run(client_end, backend_end, parting, stop);
     let mut heard = Vec::new();
     let (ended, (), _) = tokio::join!(
         relayed,

@@ -10,10 +10,9 @@ use std::sync::Arc;
 
 use rustls::client::{Resumption, WantsClientCert};
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ConfigBuilder, RootCertStore, version};
+use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, version};
 use rustls_native_certs::CertificateResult;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use super::pin::Pinned;
 use super::sessions::Sessions;
@@ -93,14 +92,14 @@ impl ClientTls {
     }
 }
 
-/// Begins a handshake with the server of this name. The caller sets the deadline for it; dropping
+/// Does a handshake with the server of this name. The caller sets the deadline for it; dropping
 /// the future closes the connection.
 ///
 /// # Errors
 /// What went wrong, for [`describe`](super::describe).
 pub async fn connect(config: &Arc<ClientConfig>, name: ServerName<'static>, tcp: TcpStream) -> io::Result<Stream> {
-    let stream = TlsConnector::from(Arc::clone(config)).connect(name, tcp).await?;
-    Ok(Stream::Client(Box::new(stream)))
+    let connection = ClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
+    Stream::under_tls(tcp, connection.into()).handshake().await
 }
 
 /// The system's roots. A system has dozens; that one of them cannot be read is worth a warning and

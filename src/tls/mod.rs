@@ -1,14 +1,14 @@
 //! TLS on every side of usher: one policy, built from the config's files.
 //!
-//! [`server`] answers clients, [`client`] calls backends and directories, [`pin`] verifies by
-//! public key where no chain can be, [`certificate`] reads PEM files, [`stream`] is the connection
-//! that comes out, [`leg`] what it becomes after the login, `sessions` what is kept of it for the next
-//! one, [`tickets`] what clients keep of theirs, and [`reason`] says in an operator's words why there is none. Every configuration names its `CryptoProvider` (aws-lc-rs); the process-wide default is for libraries that ask for it.
+//! [`server`] answers clients, [`client`] calls backends and directories, [`pin`] verifies by public key
+//! where no chain can be, [`certificate`] reads PEM files, [`stream`] is the connection itself, `sessions`
+//! what is kept of it for the next one, [`tickets`] what clients keep of theirs, and [`reason`] says in an
+//! operator's words why there is none. Every configuration names its `CryptoProvider` (aws-lc-rs); the
+//! process-wide default is for libraries that ask for it.
 //! TLS 1.2 (ECDHE with AEAD only) and 1.3 (RFC 8446, RFC 9325); no renegotiation, no early data.
 
 pub mod certificate;
 pub mod client;
-pub mod leg;
 pub mod pin;
 pub mod reason;
 pub mod server;

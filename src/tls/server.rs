@@ -22,8 +22,9 @@ use rustls::{
     CipherSuite, ProtocolVersion, RootCertStore, ServerConfig, SignatureAlgorithm, SignatureScheme,
     SupportedCipherSuite, version,
 };
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use super::certificate::{self, Loaded};
 use super::stream::Stream;
@@ -196,7 +197,17 @@ impl Acceptor {
     pub async fn accept(&self, tcp: TcpStream) -> io::Result<Stream> {
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
         let config = self.choose(&start.client_hello()).ok_or(io::ErrorKind::Unsupported)?;
-        Ok(Stream::Server(Box::new(start.into_stream(config).await?)))
+        let StartHandshake { accepted, io: mut tcp, .. } = start;
+        match accepted.into_connection(config) {
+            Ok(connection) => Stream::under_tls(tcp, connection.into()).handshake().await,
+            Err((error, mut alert)) => {
+                let mut told = Vec::new();
+                alert.write_all(&mut told)?;
+                // As far as the client takes it.
+                let _ = tcp.write_all(&told).await;
+                Err(io::Error::new(io::ErrorKind::InvalidData, error))
+            }
+        }
     }
 
     /// The config of the first group that the client can do; if there is none, rustls refuses it.

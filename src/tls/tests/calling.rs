@@ -24,7 +24,7 @@ async fn a_good_backend_is_believed_and_resumed() {
         assert_eq!(near.resumed(), resumed);
         assert_eq!(near.agreed().unwrap().group, Some("X25519MLKEM768"));
         // The greeting brings the tickets along.
-        tokio::io::AsyncWriteExt::write_all(&mut far, b"*").await.unwrap();
+        tell(&mut far, b"*").await;
         tokio::io::AsyncReadExt::read_exact(&mut near, &mut [0]).await.unwrap();
     }
 }
@@ -33,7 +33,7 @@ async fn a_good_backend_is_believed_and_resumed() {
 async fn visit(server: &Acceptor, client: &Arc<ClientConfig>) -> bool {
     let (near, far) = shake(server, client, NAME).await;
     let (mut near, mut far) = (near.unwrap(), far.unwrap());
-    tokio::io::AsyncWriteExt::write_all(&mut far, b"*").await.unwrap();
+    tell(&mut far, b"*").await;
     tokio::io::AsyncReadExt::read_exact(&mut near, &mut [0]).await.unwrap();
     near.resumed()
 }

@@ -17,6 +17,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tempfile::TempDir;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
@@ -155,14 +156,19 @@ async fn shake(
     timeout(DEADLINE, async { tokio::join!(connect(client, name, near), acceptor.accept(far)) }).await.unwrap()
 }
 
+/// Says something now.
+async fn tell(stream: &mut (impl AsyncWrite + Unpin), words: &[u8]) {
+    stream.write_all(words).await.unwrap();
+    stream.flush().await.unwrap();
+}
+
 /// The names in the certificate that the server showed.
 fn shown(stream: &Stream) -> Vec<String> {
     super::certificate::Facts::read(&peer(stream)).unwrap().names
 }
 
 fn peer(stream: &Stream) -> Vec<u8> {
-    let Stream::Client(stream) = stream else { panic!("no client") };
-    stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    stream.server_certificates()[0].to_vec()
 }
 
 fn words(mistakes: &[Mistake]) -> Vec<String> {

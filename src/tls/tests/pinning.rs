@@ -150,7 +150,7 @@ async fn a_pinned_backend_resumes_too() {
         let (near, far) = shake(&server, &client, NAME).await;
         let (mut near, mut far) = (near.unwrap(), far.unwrap());
         assert_eq!(near.resumed(), resumed);
-        tokio::io::AsyncWriteExt::write_all(&mut far, b"*").await.unwrap();
+        tell(&mut far, b"*").await;
         near.read_u8().await.unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! What a leg must stand after its login: records in any pieces, key updates, late tickets, data that
+//! What a connection must stand after its login: records in any pieces, key updates, late tickets, data that
 //! rode with the handshake, every kind of end; against rustls and against openssl's own tools.
 
 use rustls::sign::SingleCertAndKey;
@@ -7,7 +7,6 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Bu
 use tokio::process::{Child, Command};
 
 use super::*;
-use crate::tls::leg::Leg;
 use crate::tls::{certificate, provider};
 
 const NAME: &str = "server3.example.com";
@@ -54,10 +53,10 @@ impl Ends {
         ends
     }
 
-    /// Both as legs, at the ends of a pipe of this size.
-    fn legs(self, pipe: usize) -> (Leg<DuplexStream>, Leg<DuplexStream>) {
+    /// Both as streams, at the ends of a pipe of this size.
+    fn streams(self, pipe: usize) -> (Stream<DuplexStream>, Stream<DuplexStream>) {
         let (near, far) = duplex(pipe);
-        (Leg::new(near, self.client), Leg::new(far, self.server))
+        (Stream::under_tls(near, self.client), Stream::under_tls(far, self.server))
     }
 }
 
@@ -66,8 +65,8 @@ fn pattern(seed: u32, length: u32) -> Vec<u8> {
 }
 
 /// Says `words` and hears all of the other side.
-async fn speak(leg: impl AsyncRead + AsyncWrite, words: &[u8]) -> Vec<u8> {
-    let (mut reader, mut writer) = tokio::io::split(leg);
+async fn speak(stream: impl AsyncRead + AsyncWrite, words: &[u8]) -> Vec<u8> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
     let mut heard = Vec::new();
     let say = async {
         writer.write_all(words).await.unwrap();
@@ -82,7 +81,7 @@ async fn speak(leg: impl AsyncRead + AsyncWrite, words: &[u8]) -> Vec<u8> {
 async fn records_split_at_any_byte_and_many_in_one_read_arrive_whole() {
     for version in VERSIONS {
         for (pipe, length) in [(1, 3_000), (7, 20_000), (4_097, 300_000), (1 << 20, 1_000_000)] {
-            let (near, far) = Ends::shaken(version).legs(pipe);
+            let (near, far) = Ends::shaken(version).streams(pipe);
             let (up, down) = (pattern(77_777, length), pattern(99_991, length));
             let (at_client, at_server) = tokio::join!(speak(near, &up), speak(far, &down));
             assert!(at_client == down && at_server == up, "{version:?} in pieces of {pipe}");
@@ -96,11 +95,11 @@ async fn what_rode_with_the_handshake_is_read_first() {
         let mut ends = Ends::shaken(version);
         std::io::Write::write_all(&mut ends.client.writer(), b"a1 LOGIN").unwrap();
         carry(&mut ends.client, &mut ends.server);
-        let (mut near, mut far) = ends.legs(4_096);
+        let (mut near, mut far) = ends.streams(4_096);
         let mut heard = [0; 8];
         far.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"a1 LOGIN");
-        near.write_all(b"a2 NOOP").await.unwrap();
+        tell(&mut near, b"a2 NOOP").await;
         far.read_exact(&mut heard[..7]).await.unwrap();
         assert_eq!(&heard[..7], b"a2 NOOP");
     }
@@ -110,14 +109,14 @@ async fn what_rode_with_the_handshake_is_read_first() {
 async fn a_key_update_is_followed_and_answered_with_the_next_bytes() {
     let mut ends = Ends::shaken(&version::TLS13);
     let (mut wire, far) = duplex(4_096);
-    let mut leg = Leg::new(far, ends.server);
+    let mut stream = Stream::under_tls(far, ends.server);
     for word in [b"one", b"two", b"six"] {
         // It asks for the same; rustls answers before its next data (RFC 8446 section 4.6.3).
         ends.client.refresh_traffic_keys().unwrap();
         let mut asked = Vec::new();
         ends.client.write_tls(&mut asked).unwrap();
         wire.write_all(&asked).await.unwrap();
-        let early = timeout(Duration::from_millis(10), leg.read_u8()).await;
+        let early = timeout(Duration::from_millis(10), stream.read_u8()).await;
         assert!(early.is_err(), "it is no data");
         // Both directions go on under the new keys.
         std::io::Write::write_all(&mut ends.client.writer(), word).unwrap();
@@ -125,8 +124,8 @@ async fn a_key_update_is_followed_and_answered_with_the_next_bytes() {
         ends.client.write_tls(&mut said).unwrap();
         wire.write_all(&said).await.unwrap();
         let mut heard = [0; 3];
-        leg.read_exact(&mut heard).await.unwrap();
-        leg.write_all(&heard).await.unwrap();
+        stream.read_exact(&mut heard).await.unwrap();
+        tell(&mut stream, &heard).await;
         let mut echo = vec![0; 4_096];
         let taken = wire.read(&mut echo).await.unwrap();
         ends.client.read_tls(&mut &echo[..taken]).unwrap();
@@ -142,9 +141,9 @@ async fn tickets_that_come_late_are_kept_for_the_next_handshake() {
     let server = acceptor(&settings(vec![desk.ecdsa("one", &[NAME])]));
     let client = desk.client().prepare().unwrap();
     let (near, far) = shake(&server, &client, NAME).await;
-    let (mut near, mut far) = (Leg::from(near.unwrap()), Leg::from(far.unwrap()));
+    let (mut near, mut far) = (near.unwrap(), far.unwrap());
     // A client reads nothing before this, so the tickets are still on their way.
-    far.write_all(b"* OK\r\n").await.unwrap();
+    tell(&mut far, b"* OK\r\n").await;
     near.read_exact(&mut [0; 6]).await.unwrap();
     assert!(shake(&server, &client, NAME).await.0.unwrap().resumed());
 }
@@ -152,18 +151,18 @@ async fn tickets_that_come_late_are_kept_for_the_next_handshake() {
 #[tokio::test]
 async fn each_direction_ends_alone_and_a_lost_end_is_one_too() {
     for version in VERSIONS {
-        let (mut near, mut far) = Ends::shaken(version).legs(4_096);
+        let (mut near, mut far) = Ends::shaken(version).streams(4_096);
         near.shutdown().await.unwrap();
         assert_eq!(far.read(&mut [0; 8]).await.unwrap(), 0, "close_notify is an end");
         assert_eq!(far.read(&mut [0; 8]).await.unwrap(), 0, "and stays one");
-        far.write_all(b"* BYE\r\n").await.unwrap();
+        tell(&mut far, b"* BYE\r\n").await;
         let mut last = [0; 7];
         near.read_exact(&mut last).await.unwrap();
         assert_eq!(&last, b"* BYE\r\n");
         far.shutdown().await.unwrap();
         assert_eq!(near.read(&mut [0; 8]).await.unwrap(), 0);
 
-        let (near, mut far) = Ends::shaken(version).legs(4_096);
+        let (near, mut far) = Ends::shaken(version).streams(4_096);
         drop(near);
         assert_eq!(far.read(&mut [0; 8]).await.unwrap(), 0, "so is a FIN without it");
     }
@@ -183,14 +182,14 @@ async fn nothing_counts_behind_an_end_and_a_forged_record_is_told_and_refused() 
         let (mut near, far) = duplex(4_096);
         near.write_all(&wire).await.unwrap();
         let mut heard = Vec::new();
-        Leg::new(far, ends.server).read_to_end(&mut heard).await.unwrap();
+        Stream::under_tls(far, ends.server).read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, b"first");
 
         let mut ends = Ends::shaken(version);
         let (mut near, far) = duplex(4_096);
         near.write_all(b"\x17\x03\x03\x00\x20forged forged forged forged forge").await.unwrap();
-        let mut leg = Leg::new(far, ends.server);
-        assert_eq!(leg.read_u8().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        let mut stream = Stream::under_tls(far, ends.server);
+        assert_eq!(stream.read_u8().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
         let mut alert = vec![0; 4_096];
         let taken = near.read(&mut alert).await.unwrap();
         ends.client.read_tls(&mut &alert[..taken]).unwrap();
@@ -201,7 +200,7 @@ async fn nothing_counts_behind_an_end_and_a_forged_record_is_told_and_refused() 
 
 #[tokio::test]
 async fn a_peer_that_takes_nothing_stops_the_writer() {
-    let (mut near, mut far) = Ends::shaken(&version::TLS13).legs(1_000);
+    let (mut near, mut far) = Ends::shaken(&version::TLS13).streams(1_000);
     let words = pattern(31, 50_000);
     // The first write is taken whole; only what the pipe has room for has left.
     assert_eq!(near.write(&words).await.unwrap(), words.len());
@@ -243,23 +242,23 @@ async fn openssl_as_a_client_changes_its_keys_and_ends() {
         let mut hear = BufReader::new(hear);
         let mut told = BufReader::new(client.stderr.take().unwrap());
         let (tcp, _) = listener.accept().await.unwrap();
-        let mut leg = BufReader::new(Leg::from(server.accept(tcp).await.unwrap()));
+        let mut stream = BufReader::new(server.accept(tcp).await.unwrap());
         // `K` changes its keys and asks usher for the same (TLS 1.3).
         let commands: &[&str] = if version == "-tls1_3" { &["K\n", "k\n", "K\n"] } else { &[""] };
         for (round, command) in commands.iter().enumerate() {
             say.write_all(format!("line {round}\n").as_bytes()).await.unwrap();
-            wait_for(&mut leg, &format!("line {round}")).await;
+            wait_for(&mut stream, &format!("line {round}")).await;
             say.write_all(command.as_bytes()).await.unwrap();
             if !command.is_empty() {
                 // Before the next line is written: a command is one only at the start of a read.
                 wait_for(&mut told, "KEYUPDATE").await;
             }
-            leg.write_all(format!("echo {round}\n").as_bytes()).await.unwrap();
+            tell(&mut stream, format!("echo {round}\n").as_bytes()).await;
             wait_for(&mut hear, &format!("echo {round}")).await;
         }
         say.write_all(b"Q\n").await.unwrap();
         let mut rest = Vec::new();
-        timeout(DEADLINE, leg.read_to_end(&mut rest)).await.unwrap().unwrap();
+        timeout(DEADLINE, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
         assert_eq!(String::from_utf8_lossy(&rest), "", "its end is an end");
     }
 }
@@ -278,13 +277,13 @@ async fn openssl_as_a_server_sends_tickets_late_and_takes_bulk() {
             let tcp = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
             let stream = connect(&client, NAME.try_into().unwrap(), tcp).await.unwrap();
             assert_eq!(stream.resumed(), resumed, "{version}");
-            let mut leg = BufReader::new(Leg::from(stream));
+            let mut stream = BufReader::new(stream);
             for length in [1, 100, 12_000] {
                 let line = "x".repeat(length) + "y";
-                leg.write_all(format!("{line}\n").as_bytes()).await.unwrap();
-                wait_for(&mut leg, &format!("y{}", "x".repeat(length))).await;
+                tell(&mut stream, format!("{line}\n").as_bytes()).await;
+                wait_for(&mut stream, &format!("y{}", "x".repeat(length))).await;
             }
-            leg.shutdown().await.unwrap();
+            stream.shutdown().await.unwrap();
         }
     }
 }
