@@ -8,6 +8,7 @@ mod request;
 
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -178,7 +179,7 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
     let visitor = Visitor { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
     let attempt = Attempt { shared, snapshot, client, protocol, began: Instant::now() };
     let mut report = Report { typed: login, ..Report::default() };
-    let outcome = attempt.bounded(grant(&attempt, &password, &mut report)).await;
+    let outcome = attempt.bounded(pin!(grant(&attempt, &password, &mut report))).await;
     report.emit(&visitor, None, outcome.as_ref().err(), &shared.metrics);
     match outcome {
         Ok(granted) => {

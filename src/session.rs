@@ -8,6 +8,7 @@ pub mod attempt;
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -191,7 +192,12 @@ impl Conversation {
                     self.front.tls_started();
                 }
                 Step::Attempt(credentials) => match self.attempt(credentials).await {
-                    Ok(admitted) => return self.welcome(stream, admitted).await,
+                    Ok(admitted) => {
+                        // Only here does a client get its OK.
+                        self.front.accepted(&admitted.logged_in.welcome, &mut self.out);
+                        self.send(&mut stream).await?;
+                        return Ok(self.establish(stream, admitted));
+                    }
                     Err(told) => self.refuse(&mut stream, &told).await?,
                 },
                 Step::Quit(quit) => {
@@ -290,7 +296,7 @@ impl Conversation {
             protocol: self.protocol,
             began: Instant::now(),
         };
-        let outcome = attempt.bounded(self.admit(&attempt, credentials, &mut report)).await;
+        let outcome = attempt.bounded(pin!(self.admit(&attempt, credentials, &mut report))).await;
         report.emit(&self.visitor, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
         match outcome {
             Ok(admitted) => Ok(admitted),
@@ -364,11 +370,9 @@ impl Conversation {
         self.send(stream).await
     }
 
-    /// Tells the client that it is in. Only here does a client get its OK.
-    async fn welcome(mut self, mut stream: Stream, admitted: Admitted) -> Result<Established, Parting> {
+    /// What the relay goes on with.
+    fn establish(self, stream: Stream, admitted: Admitted) -> Established {
         let Admitted { logged_in, proven, login, backend, place } = admitted;
-        self.front.accepted(&logged_in.welcome, &mut self.out);
-        self.send(&mut stream).await?;
         let session = Session {
             id: self.visitor.session,
             login: login.as_str().into(),
@@ -378,7 +382,7 @@ impl Conversation {
             backend,
             since: registry::unix_now(),
         };
-        Ok(Established {
+        Established {
             visitor: self.visitor,
             session,
             entry: proven.identity.shared_entry(),
@@ -389,7 +393,7 @@ impl Conversation {
             idle: self.snapshot.config.limits.idle_timeout,
             parting: self.protocol.parting,
             place,
-        })
+        }
     }
 }
 

@@ -459,29 +459,23 @@ impl Talk {
             if talk.dialogue.has_asked() {
                 return Ok(talk);
             }
-            talk = talk.go_on(endpoint).await?;
-        }
-    }
-
-    /// Does what has to be done next before the login.
-    async fn go_on(mut self, endpoint: &Endpoint) -> Result<Self, BackendError> {
-        self.send().await?;
-        match self.step {
-            BackStep::NeedMore => self.fill().await?,
-            BackStep::StartTls => {
-                // Nothing said in the clear may be taken for an answer under TLS.
-                if !self.input.is_empty() {
-                    return Err(BackendError::Fault(BackFault::Injection));
+            talk.send().await?;
+            match talk.step {
+                BackStep::NeedMore => talk.fill().await?,
+                BackStep::StartTls => {
+                    // Nothing said in the clear may be taken for an answer under TLS.
+                    if !talk.input.is_empty() {
+                        return Err(BackendError::Fault(BackFault::Injection));
+                    }
+                    let tcp = talk.stream.into_plain().ok_or(BackendError::Fault(BackFault::Garbage))?;
+                    talk.stream = endpoint.start_tls(tcp).await?;
+                    talk.dialogue.tls_started();
                 }
-                let tcp = self.stream.into_plain().ok_or(BackendError::Fault(BackFault::Garbage))?;
-                self.stream = endpoint.start_tls(tcp).await?;
-                self.dialogue.tls_started();
+                BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
+                // No answer comes before the question.
+                BackStep::Ready(_) | BackStep::Refused(_) => return Err(BackendError::Fault(BackFault::Garbage)),
             }
-            BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
-            // No answer comes before the question.
-            BackStep::Ready(_) | BackStep::Refused(_) => return Err(BackendError::Fault(BackFault::Garbage)),
         }
-        Ok(self)
     }
 
     /// Sends the login and waits for its answer.

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -77,11 +78,12 @@ impl Target<'_> {
 }
 
 impl<'a> Attempt<'a> {
-    /// Lets an attempt take its time and no more. A defect behind it costs this attempt alone.
+    /// Lets an attempt take its time and no more. A defect behind it costs this attempt alone. The attempt
+    /// is pinned where it is: a future by value would be held twice.
     ///
     /// # Errors
     /// Its own refusal, [`Refusal::Deadline`] or [`Refusal::Internal`].
-    pub async fn bounded<T>(&self, admit: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    pub async fn bounded<T>(&self, admit: Pin<&mut impl Future<Output = Result<T, Refusal>>>) -> Result<T, Refusal> {
         match timeout_at(self.began + ATTEMPT_TIMEOUT, AssertUnwindSafe(admit).catch_unwind()).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Refusal::Internal),

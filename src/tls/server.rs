@@ -195,17 +195,30 @@ impl Acceptor {
     /// # Errors
     /// What went wrong, for [`describe`](super::describe); the client was sent an alert.
     pub async fn accept(&self, tcp: TcpStream) -> io::Result<Stream> {
-        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
-        let config = self.choose(&start.client_hello()).ok_or(io::ErrorKind::Unsupported)?;
-        let StartHandshake { accepted, io: mut tcp, .. } = start;
-        match accepted.into_connection(config) {
-            Ok(connection) => Stream::under_tls(tcp, connection.into()).handshake().await,
-            Err((error, mut alert)) => {
-                let mut told = Vec::new();
-                alert.write_all(&mut told)?;
+        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp);
+        match self.begin(hello.await?) {
+            Ok(stream) => stream.handshake().await,
+            Err((mut tcp, alert, error)) => {
                 // As far as the client takes it.
-                let _ = tcp.write_all(&told).await;
-                Err(io::Error::new(io::ErrorKind::InvalidData, error))
+                let _ = tcp.write_all(&alert).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Goes on from a client's first message; if that cannot be, the connection, what the client is to be
+    /// sent, and why.
+    fn begin(&self, start: StartHandshake<TcpStream>) -> Result<Stream, (TcpStream, Vec<u8>, io::Error)> {
+        let config = self.choose(&start.client_hello());
+        let StartHandshake { accepted, io: tcp, .. } = start;
+        let Some(config) = config else { return Err((tcp, Vec::new(), io::ErrorKind::Unsupported.into())) };
+        match accepted.into_connection(config) {
+            Ok(connection) => Ok(Stream::under_tls(tcp, connection.into())),
+            Err((error, mut told)) => {
+                let mut alert = Vec::new();
+                // Memory takes all of it.
+                let _ = told.write_all(&mut alert);
+                Err((tcp, alert, io::Error::new(io::ErrorKind::InvalidData, error)))
             }
         }
     }
