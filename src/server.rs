@@ -4,7 +4,6 @@ mod circle;
 mod drain;
 mod following;
 mod handover;
-mod memory;
 mod watch;
 
 use std::collections::HashMap;
@@ -237,7 +236,6 @@ impl Server {
         let task = tokio::spawn(admin::serve(side_port, Arc::clone(&self.shared)));
         self.side_port = Some(Listening { task, socket });
         tokio::spawn(await_directory(Arc::clone(&self.shared)));
-        tokio::spawn(memory::give_back(Arc::clone(&self.shared)));
         tokio::spawn(look_after_servers(Arc::clone(&self.shared)));
         tokio::spawn(following::follow(Arc::clone(&self.shared)));
         self.in_force(&snapshot);

@@ -129,21 +129,6 @@ pub fn activated() -> io::Result<Vec<(String, OwnedFd)>> {
     Ok(sd_notify::listen_fds_with_names()?.map(owned).collect())
 }
 
-/// Gives the system back what the allocator keeps of freed memory: glibc by itself returns next to
-/// nothing of what a burst of sessions used. Takes milliseconds, in which other threads may wait to
-/// allocate. Elsewhere than on glibc it does nothing.
-#[allow(unsafe_code, reason = "malloc_trim(3) has no safe form")]
-pub fn give_memory_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        unsafe extern "C" {
-            fn malloc_trim(pad: usize) -> std::ffi::c_int;
-        }
-        // SAFETY: it may be called at any time from any thread, and touches only what is free.
-        unsafe { malloc_trim(0) };
-    }
-}
-
 /// The number of a group, by its name or as a number.
 ///
 /// # Errors
