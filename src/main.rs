@@ -7,19 +7,26 @@
 
 use std::process::ExitCode;
 
+use tikv_jemalloc_ctl::background_thread;
 use tikv_jemallocator::Jemalloc;
 
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// jemalloc looks for its settings under this name when it starts. What was freed goes back to the system
-/// within two seconds, by a thread of jemalloc's own that sleeps while there is nothing to do; a thread
-/// keeps 20 free pieces of a size for itself, not 200.
+/// within two seconds; a thread keeps 20 free pieces of a size for itself, not 200.
 #[expect(unsafe_code, reason = "a name that C looks for has no safe form; nothing else defines it")]
 #[unsafe(no_mangle)]
-pub static malloc_conf: &[u8; 110] =
-    b"background_thread:true,dirty_decay_ms:2000,muzzy_decay_ms:0,tcache_nslots_small_max:20,lg_tcache_nslots_mul:0\0";
+pub static malloc_conf: &[u8; 87] =
+    b"dirty_decay_ms:2000,muzzy_decay_ms:0,tcache_nslots_small_max:20,lg_tcache_nslots_mul:0\0";
 
 fn main() -> ExitCode {
-    usher::cli::main()
+    usher::cli::main(give_memory_back)
+}
+
+/// Starts the thread of jemalloc's that gives memory back while usher idles; it sleeps while there is
+/// nothing to do. Not by the settings: it would be there before root is given up, and stay root.
+fn give_memory_back() {
+    // Without it memory goes back as usher allocates, which is late and not wrong.
+    let _ = background_thread::write(true);
 }

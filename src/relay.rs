@@ -170,7 +170,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
             return Poll::Ready(broken.cause(Cause::BackendError, Cause::ClientError));
         }
         if self.closed_first.is_none() {
-            self.closed_first = match (self.up.ended, self.down.ended) {
+            // Told, not only heard: the last bytes have as long as all others.
+            self.closed_first = match (self.up.closed, self.down.closed) {
                 (true, _) => Some(Cause::ClientClosed),
                 (false, true) => Some(Cause::BackendClosed),
                 (false, false) => None,
@@ -327,8 +328,12 @@ impl Pipe {
     {
         ready!(self.poll_unsent(cx, target))?;
         if self.ended && !self.closed {
-            // An end that cannot be told, because the target is gone, is told all the same.
-            let _ = ready!(Pin::new(target).poll_shutdown(cx));
+            let told = ready!(Pin::new(target).poll_shutdown(cx));
+            // An end that cannot be told, because the target is gone, is told all the same; what was to
+            // be said before it is lost.
+            if self.unflushed {
+                told?;
+            }
             self.closed = true;
         } else if self.unflushed {
             ready!(Pin::new(target).poll_flush(cx))?;

@@ -96,9 +96,10 @@ enum Command {
     Demo(demo::Arguments),
 }
 
-/// The whole program.
+/// The whole program. `settled` is called once the process is who it will be, before it has a second thread:
+/// threads that are started earlier would keep what it gives up.
 #[must_use]
-pub fn main() -> ExitCode {
+pub fn main(settled: fn()) -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -117,6 +118,7 @@ pub fn main() -> ExitCode {
     {
         return code;
     }
+    settled();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = match runtime.enable_all().event_interval(TURNS).build() {
         Ok(runtime) => runtime,

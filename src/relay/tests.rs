@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
 use super::*;
 
 mod random;
+mod tls;
 
 const IDLE: Duration = Duration::from_secs(60);
 

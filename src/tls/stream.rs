@@ -320,9 +320,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let stream = self.get_mut();
         let read = stream.poll_receive(cx, buf);
-        // The peer may be waiting for what was not flushed yet, and rustls may have something to say to
-        // what it read: the answer to a key update, an alert. It is sent as far as the socket takes it;
-        // the next turn of the session sends the rest.
+        // The peer may be waiting for what was not flushed yet, and rustls may have an alert for what it
+        // read. It is sent as far as the socket takes it; the next turn of the session sends the rest.
         let _ = stream.poll_send(cx);
         read
     }

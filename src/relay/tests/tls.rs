@@ -1,0 +1,66 @@
+//! What a TLS connection changes: an end may come in one read with the bytes before it.
+
+use std::sync::Arc;
+
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+
+use super::*;
+
+/// Both ends of an established connection over a pipe of this size.
+async fn connection(pipe: usize) -> (Stream<DuplexStream>, Stream<DuplexStream>) {
+    let pair = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
+    let server = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
+    let server = server.unwrap().with_no_client_auth().with_single_cert(vec![pair.cert.der().clone()], key).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(pair.cert.der().clone()).unwrap();
+    let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let client = client.with_root_certificates(roots).with_no_client_auth();
+
+    let (near, far) = duplex(pipe);
+    let client = ClientConnection::new(Arc::new(client), ServerName::try_from("localhost").unwrap()).unwrap();
+    let server = ServerConnection::new(Arc::new(server)).unwrap();
+    let (near, far) = (Stream::under_tls(near, client.into()), Stream::under_tls(far, server.into()));
+    let (near, far) = tokio::join!(near.handshake(), far.handshake());
+    (near.unwrap(), far.unwrap())
+}
+
+/// A backend has said all and ended; the client's side of the relay, as it starts.
+async fn last_words(words: &[u8]) -> (Stream<DuplexStream>, tokio::task::JoinHandle<Ended>) {
+    let (client, client_side) = connection(4_096).await;
+    let (backend_side, mut backend) = connection(1 << 20).await;
+    backend.write_all(words).await.unwrap();
+    backend.shutdown().await.unwrap();
+    let client_end = End { stream: client_side, first: Vec::new(), sent: counter() };
+    let backend_end = End { stream: backend_side, first: Vec::new(), sent: counter() };
+    let relay = tokio::spawn(async move {
+        let ended = run(client_end, backend_end, Parting::Close, pending()).await;
+        drop(backend);
+        ended
+    });
+    (client, relay)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_bytes_reach_a_slow_client_though_the_end_came_with_them() {
+    let words = vec![b'w'; 60_000];
+    let (mut client, relay) = last_words(&words).await;
+    // Longer than a half-closed session may stand still.
+    tokio::time::sleep(2 * HALF_CLOSED_IDLE).await;
+    let mut heard = Vec::new();
+    client.read_to_end(&mut heard).await.unwrap();
+    assert!(heard == words, "{} bytes", heard.len());
+    client.shutdown().await.unwrap();
+    let ended = relay.await.unwrap();
+    assert_eq!(ended, Ended { cause: Cause::BackendClosed, bytes_in: 0, bytes_out: 60_000 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_gone_before_the_last_bytes_is_told_of() {
+    let (client, relay) = last_words(&[b'w'; 60_000]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop(client);
+    assert_eq!(relay.await.unwrap().cause, Cause::ClientError);
+}
