@@ -375,10 +375,9 @@ impl Pipe {
         BUFFER.with_borrow_mut(|buffer| {
             let mut read = ReadBuf::new(buffer);
             ready!(Pin::new(&mut *source).poll_read(cx, &mut read)).map_err(|_| Broken::Source)?;
-            self.ended = source.has_ended();
             let bytes = read.filled();
+            self.ended = bytes.is_empty() || source.has_ended();
             if bytes.is_empty() {
-                self.ended = true;
                 return Poll::Ready(Ok(()));
             }
             self.remember(bytes);

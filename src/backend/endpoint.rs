@@ -183,9 +183,6 @@ impl Endpoint {
         candidates: &mut VecDeque<SocketAddr>,
         deadline: Instant,
     ) -> Dialled {
-        if candidates.is_empty() {
-            return self.connect(first, deadline).await;
-        }
         let mut dialling = FuturesUnordered::from_iter([self.connect(first, deadline)]);
         let mut pending = vec![first];
         loop {
