@@ -541,8 +541,6 @@ impl Metrics {
                 self.directory_seconds.with_label_values(&[server.url.as_str(), operation]);
             }
             self.directory_failovers.with_label_values(&[server.url.as_str()]);
-            // A standby that was never asked has refused nobody: an alert on 0 must not ring for it.
-            self.directory_service_bind_ok.with_label_values(&[server.url.as_str()]).set(1);
         }
         self.connections_limit.set(i64::try_from(config.limits.connections).unwrap_or(i64::MAX));
     }
@@ -621,19 +619,6 @@ mod tests {
         ] {
             assert!(text.contains(needle), "{needle} is missing in\n{text}");
         }
-    }
-
-    #[test]
-    fn a_server_that_was_never_asked_rings_no_alert() {
-        let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
-tls: {certificates: [{chain: c.pem, key: k.pem}]}
-directory: {servers: ['ldaps://one', 'ldaps://two'], base: dc=x, filter: '(uid={login})'}
-routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
-";
-        let metrics = Metrics::new();
-        metrics.know(&crate::config::parse(std::path::Path::new("/c.yaml"), text).unwrap());
-        let text = metrics.render();
-        assert!(text.contains("usher_directory_service_bind_ok{server=\"ldaps://two\"} 1"), "{text}");
     }
 
     #[test]

@@ -153,6 +153,9 @@ impl Server {
         look: Look,
     ) -> Self {
         let (service, searches) = (settings.find.service().cloned(), matches!(settings.find, Find::Search { .. }));
+        // A standby that was never asked has refused nobody: an alert on 0 must not ring for it. Here and
+        // not when the config is in force: by then a bind may have been refused.
+        metrics.directory_service_bind_ok.with_label_values(&[server.url.as_str()]).set(1);
         Self {
             url: server.url.as_str().into(),
             dial: Dial {

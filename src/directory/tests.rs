@@ -1203,6 +1203,7 @@ async fn a_refused_service_account_is_held_back_and_its_file_read_again() {
     let url = format!("ldap://127.0.0.1:{}", server.port);
     let settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(account));
     let under = Under::test(&settings, Tuning { service_retry: Duration::from_secs(1), ..Tuning::default() });
+    assert_eq!(under.metrics.directory_service_bind_ok.with_label_values(&[&url]).get(), 1, "never asked");
     let refused = Trouble::ServiceBind { server: url.as_str().into(), code: 49 };
     for _ in 0..3 {
         let (result, trace) = under.login("alice", "right").await;
