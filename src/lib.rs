@@ -20,6 +20,7 @@ pub mod authn;
 pub mod backend;
 pub mod cache;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod cutover;
 #[cfg(feature = "demo")]

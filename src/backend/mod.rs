@@ -27,8 +27,9 @@ use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
+use crate::clock::wait_until;
 use crate::config;
 use crate::directory::Login;
 use crate::metrics::Metrics;
@@ -374,7 +375,7 @@ impl Backend {
         let slot = endpoint.pool.slot(left).ok_or(BackendError::Ramp)?;
         self.in_flight.inc();
         let place = Place { _permit: permit, in_flight: &self.in_flight };
-        sleep_until(slot).await;
+        wait_until(slot).await;
         Ok(place)
     }
 

@@ -9,10 +9,11 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::authn::{Ask, DecidedBy, Decision, Proven};
 use crate::backend::Backend;
+use crate::clock::wait_until;
 use crate::directory::{Entry, Login};
 use crate::known::Settled;
 use crate::outcome::Refusal;
@@ -120,14 +121,14 @@ impl<'a> Attempt<'a> {
         let turn = throttle.guess(settings, client, login.as_str(), password);
         let mut turn = turn.map_err(|limited| report.limited(limited))?;
         (report.limited_by, report.delay) = (turn.by, turn.delay);
-        sleep(turn.delay).await;
+        wait_until(Instant::now() + turn.delay).await;
         let decision = authn.decide(login, password, Ask::Cached).await;
         if let Some(dn) = &decision.dn {
             let more = turn.meant(dn, client).map_err(|limited| {
                 authn.unlearn(login, dn, password);
                 report.limited(limited)
             })?;
-            sleep(more.saturating_sub(report.delay)).await;
+            wait_until(Instant::now() + more.saturating_sub(report.delay)).await;
             report.delay = report.delay.max(more);
         }
         match (&decision.result, decision.by) {

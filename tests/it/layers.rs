@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Each floor's rooms, from the ground up.
 const FLOORS: [&[&str]; 10] = [
-    &["outcome", "secret"],
+    &["clock", "outcome", "secret"],
     &["config", "log", "metrics", "proto", "sys"],
     &["throttle", "tls"],
     &["directory"],

@@ -1,0 +1,32 @@
+//! Waiting for a time that may have come already.
+
+use tokio::time::{Instant, sleep_until};
+
+/// Waits until `at`, and not at all if that is now or over. tokio's own timers go by whole milliseconds and
+/// round up: asked to wait for nothing, they wait for the next one, and so would every login.
+pub async fn wait_until(at: Instant) {
+    if at > Instant::now() {
+        sleep_until(at).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    /// The time passes as timers say, and between two of their ticks it is when the wait begins.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_due_is_not_waited_for() {
+        advance(Duration::from_micros(300)).await;
+        let now = Instant::now();
+        wait_until(now).await;
+        wait_until(now - Duration::from_micros(1)).await;
+        assert_eq!(now, Instant::now());
+        wait_until(now + Duration::from_micros(1)).await;
+        assert!(Instant::now() > now);
+    }
+}
