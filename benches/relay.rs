@@ -136,7 +136,7 @@ fn throughput(criterion: &mut Criterion) {
                 sent: prometheus::IntCounter::new("sent", "bytes").unwrap(),
             };
             let mut relay = Relay::new(end(client), end(backend), Duration::from_secs(60));
-            relay.run(Parting::Close, &mut std::future::pending()).await;
+            relay.run(&Parting::Close, &mut std::future::pending()).await;
         });
         let relay = address.recv().unwrap();
         thread(move || async move { peer(at_client.connect(relay).await, client_side).await });

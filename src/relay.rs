@@ -127,7 +127,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
     /// Relays until both directions are closed, one side breaks, nothing moves for the idle limit, or
     /// `stop` is ready. A drain ends it at once; any other reason waits for a pause, three seconds at
     /// most, in which the parting line can stand behind a complete line of the backend.
-    pub async fn run(&mut self, parting: Parting, stop: &mut (impl Future<Output = Why> + Unpin)) -> Ended {
+    pub async fn run(&mut self, parting: &Parting, stop: &mut (impl Future<Output = Why> + Unpin)) -> Ended {
         let ended = poll_fn(|cx| match self.poll(cx) {
             Poll::Ready(cause) => Poll::Ready(cause),
             Poll::Pending => Pin::new(&mut *stop).poll(cx).map(Cause::Asked),
@@ -154,7 +154,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
                 }
                 tokio::join!(self.client.shutdown(), self.backend.shutdown()).0
             };
-            let _ = timeout(FAREWELL, farewell).await;
+            // In a box: the session would have room for its end from its beginning on.
+            let _ = Box::pin(timeout(FAREWELL, farewell)).await;
         }
         ended
     }

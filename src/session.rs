@@ -391,7 +391,7 @@ impl Conversation {
             to_client: logged_in.leftover.as_slice().to_vec(),
             to_backend: self.input.as_slice().to_vec(),
             idle: self.snapshot.config.limits.idle_timeout,
-            parting: self.protocol.parting,
+            parting: &self.protocol.parting,
             place,
         }
     }
@@ -432,7 +432,7 @@ struct Established {
     to_client: Vec<u8>,
     to_backend: Vec<u8>,
     idle: Duration,
-    parting: proto::Parting,
+    parting: &'static proto::Parting,
     place: Place,
 }
 

@@ -30,7 +30,7 @@ async fn run(
     parting: Parting,
     stop: impl Future<Output = Why>,
 ) -> Ended {
-    Relay::new(client, backend, IDLE).run(parting, &mut pin!(stop)).await
+    Relay::new(client, backend, IDLE).run(&parting, &mut pin!(stop)).await
 }
 
 fn start(pipe: usize, to_client: &[u8], to_backend: &[u8]) -> Setup {
