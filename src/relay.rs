@@ -1,12 +1,11 @@
 //! Bytes both ways after login, until somebody ends it.
 //!
 //! What was read before the relay goes first and in order. No buffer of ours is held while a
-//! session idles: reads go through one buffer per thread, and nothing is read from a sender whose
+//! session idles: what was read is lent to the other side at once, and nothing is read from a sender whose
 //! receiver has not taken what came before. Half-close is carried over. Nothing is parsed here:
 //! COMPRESS, IDLE and every later extension pass untouched. All that is remembered of the bytes is
 //! the last two, so that usher knows where a line of its own could stand.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -14,13 +13,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use prometheus::IntCounter;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::proto::Parting;
 use crate::registry::Why;
-use crate::tls::stream::{READ_SIZE, Stream};
+use crate::tls::stream::Stream;
 
 /// Reads per direction before the other sessions of this thread have their turn.
 const READS_PER_TURN: u32 = 2;
@@ -32,10 +31,6 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a session that is asked to end is waited for until it pauses.
 const POLITENESS: Duration = Duration::from_secs(3);
-
-thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
-}
 
 /// Why a relayed session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -373,24 +368,28 @@ impl Pipe {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        BUFFER.with_borrow_mut(|buffer| {
-            let mut read = ReadBuf::new(buffer);
-            ready!(Pin::new(&mut *source).poll_read(cx, &mut read)).map_err(|_| Broken::Source)?;
-            let bytes = read.filled();
-            self.ended = bytes.is_empty() || source.has_ended();
-            if bytes.is_empty() {
-                return Poll::Ready(Ok(()));
-            }
+        let mut broken = false;
+        let read = source.poll_pieces(cx, &mut |cx, bytes| {
             self.remember(bytes);
-            let taken = match Pin::new(target).poll_write(cx, bytes) {
+            // Behind what the target did not take, nothing may go.
+            let taken = if self.unsent.is_empty() { target.poll_append(cx, bytes) } else { Poll::Pending };
+            let taken = match taken {
                 Poll::Pending => 0,
                 Poll::Ready(Ok(taken)) => taken,
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Target)),
+                Poll::Ready(Err(_)) => {
+                    broken = true;
+                    0
+                }
             };
             self.count(taken);
             self.unsent.extend_from_slice(bytes.get(taken..).unwrap_or_default());
-            Poll::Ready(Ok(()))
-        })
+        });
+        if broken {
+            return Poll::Ready(Err(Broken::Target));
+        }
+        ready!(read).map_err(|_| Broken::Source)?;
+        self.ended = source.has_ended();
+        Poll::Ready(Ok(()))
     }
 
     fn count(&mut self, bytes: usize) {

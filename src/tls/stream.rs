@@ -2,11 +2,10 @@
 //! from either side.
 //!
 //! The handshake, the dialogue before the login and the relay behind it all drive the same rustls
-//! connection, and this is the only file that does. Nothing is copied into buffers of its own: before the
-//! login rustls reads the socket, 4 KiB at a time; the relay, which brings room for it, has one system
-//! call fill a buffer of this thread, and what came out is handed on before the next read. So an idle
-//! connection holds no more than rustls does, a busy one at most a partial record and what the peer has
-//! not taken yet.
+//! connection, and this is the only file that does. There are no buffers of its own: one system call
+//! fills a buffer of this thread, rustls decrypts what came, and each piece is lent to the caller before the
+//! next is looked at. So an idle connection holds no more than rustls does, a busy one at most a partial
+//! record and what the peer has not taken yet.
 //!
 //! What is written leaves with the next flush, or when the peer is waited for: tickets and greeting, the
 //! last bytes and the goodbye are one packet each. Sets no deadline and no limit: its
@@ -15,7 +14,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufRead as _, IoSlice, Read, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -23,22 +22,17 @@ use rustls::pki_types::CertificateDer;
 use rustls::{CommonState, Connection, HandshakeKind, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
-use zeroize::Zeroize as _;
+use zeroize::Zeroize;
 
 use crate::secret::SecretBuf;
 
-/// One read before login: a login and what is pipelined behind it fit in.
+/// The most that one system call reads before the login: a login and what is pipelined behind it fit in.
 const SIP: usize = 4096;
-/// One read of a socket for the relay: system calls dominate below, caches above.
-const WIRE_SIZE: usize = 64 * 1024;
-/// The most plaintext that a record which began in an earlier read adds to what this one holds
-/// (RFC 8446 section 5.1).
-const RECORD_SIZE: usize = 16 * 1024;
-/// What the relay should have room for, so that one system call can fill it.
-pub const READ_SIZE: usize = WIRE_SIZE + RECORD_SIZE;
+/// The most that one reads for the relay: system calls dominate below, caches above.
+const GULP: usize = 64 * 1024;
 
 thread_local! {
-    static WIRE: RefCell<Vec<u8>> = RefCell::new(vec![0; WIRE_SIZE]);
+    static WIRE: RefCell<Vec<u8>> = RefCell::new(vec![0; GULP]);
 }
 
 /// A connection over a socket `T`.
@@ -176,33 +170,49 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
         while self.state().is_some_and(CommonState::is_handshaking) {
             ready!(self.poll_send(cx))?;
             let Some(tls) = &mut self.tls else { break };
-            let outcome = ready!(poll_sip(&mut self.socket, tls, cx));
-            if outcome.is_err() {
+            let read = match tls.read_tls(&mut Socket { socket: &mut self.socket, cx }) {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                read => read.and_then(|_| process(tls)),
+            };
+            if read.is_err() {
                 // The alert, as far as the socket takes it.
                 let _ = self.poll_send(cx);
             }
-            if outcome? == 0 {
-                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
-            }
+            read?;
         }
         Poll::Ready(Ok(()))
     }
 
     /// Reads some bytes behind what `input` holds; returns how many, 0 at the end. The bytes touch
-    /// no memory but the connection's and `input`, except a place on the stack that is wiped.
+    /// no memory but the connection's and `input`, except a buffer of this thread that is wiped.
     ///
     /// # Errors
     /// Those of the connection. A peer that ends without close_notify is at its end.
     pub async fn fill(&mut self, input: &mut SecretBuf) -> io::Result<usize> {
-        poll_fn(|cx| {
-            let mut scratch = [0; SIP];
-            let mut read = ReadBuf::new(&mut scratch);
-            let outcome = ready!(Pin::new(&mut *self).poll_read(cx, &mut read)).map(|()| read.filled().len());
-            input.extend(read.filled());
-            read.filled_mut().zeroize();
-            Poll::Ready(outcome)
-        })
-        .await
+        let before = input.len();
+        let filled = poll_fn(|cx| {
+            let received = self.poll_receive(cx, SIP, &mut |_, bytes| input.extend(bytes));
+            if self.tls.is_none() {
+                WIRE.with_borrow_mut(|wire| wire.iter_mut().take(SIP).for_each(Zeroize::zeroize));
+            }
+            received
+        });
+        filled.await?;
+        Ok(input.len() - before)
+    }
+
+    /// Reads for the relay: one system call, and `take` is lent each piece of what it brought, where it
+    /// lies. Ready when there was some, or when the peer is at its end: [`Self::has_ended`] tells.
+    ///
+    /// # Errors
+    /// Those of the connection. A peer that ends without close_notify is at its end.
+    pub fn poll_pieces(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: &mut impl FnMut(&mut Context<'_>, &[u8]),
+    ) -> Poll<io::Result<()>> {
+        self.poll_receive(cx, GULP, take)
     }
 
     /// Sends all of `out` and wipes it.
@@ -216,6 +226,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
             self.flush().await?;
         }
         Ok(())
+    }
+
+    /// Takes `bytes` behind what was written before, to leave with the next flush: all of them under TLS,
+    /// what the socket takes in the clear. For pieces of one read; what bounds them is the caller's.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn poll_append(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(tls) = &mut self.tls else {
+            return Pin::new(&mut self.socket).poll_write(cx, bytes);
+        };
+        self.unsent = true;
+        Poll::Ready(tls.writer().write(bytes))
     }
 
     /// Sends what rustls has for the peer; ready when all of it is with the socket.
@@ -235,95 +258,91 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// One read of the socket, or as many as a record needs, decrypted into `buf`.
-    fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { socket, tls, ended, .. } = self;
-        let Some(tls) = tls else {
-            return Pin::new(socket).poll_read(cx, buf);
-        };
-        let before = buf.filled().len();
-        // What came with the handshake or did not fit in the last time.
-        if !*ended {
-            *ended = drain(tls, buf)?;
-        }
-        while buf.filled().len() == before && buf.remaining() > 0 && !*ended {
-            if buf.remaining() > RECORD_SIZE {
-                *ended = ready!(poll_gulp(socket, tls, cx, buf))?;
-            } else {
-                // Many clients end TCP without a close_notify; for mail that is an end like another.
-                *ended = ready!(poll_sip(socket, tls, cx))? == 0 || drain(tls, buf)?;
-            }
+    /// One read of the socket, or as many as a record needs.
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+        take: &mut impl FnMut(&mut Context<'_>, &[u8]),
+    ) -> Poll<io::Result<()>> {
+        let received = self.poll_wire(cx, most, take);
+        // The peer may be waiting for what was not flushed yet, and rustls may have an alert for what it
+        // read. It is sent as far as the socket takes it; the next turn of the session sends the rest.
+        let _ = self.poll_send(cx);
+        received
+    }
+
+    /// Until there was some plaintext, or the end.
+    fn poll_wire(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+        take: &mut impl FnMut(&mut Context<'_>, &[u8]),
+    ) -> Poll<io::Result<()>> {
+        // What came with the handshake.
+        let mut taken = !self.ended && self.lend(cx, take)?;
+        while !taken && !self.ended {
+            taken = ready!(WIRE.with_borrow_mut(|wire| {
+                let mut read = ReadBuf::new(wire.get_mut(..most).unwrap_or_default());
+                ready!(Pin::new(&mut self.socket).poll_read(cx, &mut read))?;
+                Poll::Ready(self.decrypt(read.filled(), cx, take))
+            }))?;
         }
         Poll::Ready(Ok(()))
     }
-}
 
-/// Lets rustls read the socket: how many bytes, 0 at an end. To be called when its plaintext was taken.
-fn poll_sip<T: AsyncRead + Unpin>(
-    socket: &mut T,
-    tls: &mut Connection,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    match tls.read_tls(&mut Socket { socket, cx }) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-        Ok(read @ 1..) => Poll::Ready(process(tls).map(|()| read)),
-        outcome => Poll::Ready(outcome),
-    }
-}
-
-/// Reads the socket into the buffer of this thread, as much as surely has room in `buf` once it is
-/// decrypted (rustls keeps the rest of a record), and takes the plaintext; whether the peer is at its end.
-fn poll_gulp<T: AsyncRead + Unpin>(
-    socket: &mut T,
-    tls: &mut Connection,
-    cx: &mut Context<'_>,
-    buf: &mut ReadBuf<'_>,
-) -> Poll<io::Result<bool>> {
-    WIRE.with_borrow_mut(|wire| {
-        let room = buf.remaining().saturating_sub(RECORD_SIZE).min(WIRE_SIZE);
-        let mut read = ReadBuf::new(wire.get_mut(..room).unwrap_or_default());
-        ready!(Pin::new(socket).poll_read(cx, &mut read))?;
-        let mut came = read.filled();
-        let mut ended = came.is_empty();
-        while !came.is_empty() && !ended {
+    /// Lends what one read of the socket brought, which is an end if it is nothing: many clients end TCP
+    /// without a close_notify, and for mail that is an end like another. Whether there was any plaintext.
+    fn decrypt(
+        &mut self,
+        mut came: &[u8],
+        cx: &mut Context<'_>,
+        take: &mut impl FnMut(&mut Context<'_>, &[u8]),
+    ) -> io::Result<bool> {
+        self.ended = came.is_empty();
+        let mut taken = false;
+        while !came.is_empty() && !self.ended {
+            let Some(tls) = &mut self.tls else {
+                take(cx, came);
+                return Ok(true);
+            };
             // 0 behind a close_notify: what follows it is nothing (RFC 8446 section 6.1).
-            ended = tls.read_tls(&mut came)? == 0;
+            self.ended = tls.read_tls(&mut came)? == 0;
             process(tls)?;
-            // Each time: rustls takes nothing more while it holds a record's plaintext.
-            ended |= drain(tls, buf)?;
+            // Each time: rustls reads no further while it holds a record's plaintext.
+            taken |= self.lend(cx, take)?;
         }
-        Poll::Ready(Ok(ended))
-    })
+        Ok(taken)
+    }
+
+    /// Lends the plaintext that rustls holds, and sees whether the peer's end is behind it.
+    fn lend(&mut self, cx: &mut Context<'_>, take: &mut impl FnMut(&mut Context<'_>, &[u8])) -> io::Result<bool> {
+        let Some(tls) = &mut self.tls else { return Ok(false) };
+        let mut reader = tls.reader();
+        let mut taken = false;
+        loop {
+            match reader.fill_buf() {
+                Ok([]) => {
+                    self.ended = true;
+                    return Ok(taken);
+                }
+                Ok(piece) => {
+                    take(cx, piece);
+                    let length = piece.len();
+                    reader.consume(length);
+                    taken = true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(taken),
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }
 
 fn process(tls: &mut Connection) -> io::Result<()> {
     match tls.process_new_packets() {
         Ok(_) => Ok(()),
         Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
-    }
-}
-
-/// Takes the plaintext that rustls holds, as far as there is room; whether the peer's end is behind it.
-fn drain(tls: &mut Connection, buf: &mut ReadBuf<'_>) -> io::Result<bool> {
-    while buf.remaining() > 0 {
-        match tls.reader().read(buf.initialize_unfilled()) {
-            Ok(0) => return Ok(true),
-            Ok(taken) => buf.advance(taken),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(false)
-}
-
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let stream = self.get_mut();
-        let read = stream.poll_receive(cx, buf);
-        // The peer may be waiting for what was not flushed yet, and rustls may have an alert for what it
-        // read. It is sent as far as the socket takes it; the next turn of the session sends the rest.
-        let _ = stream.poll_send(cx);
-        read
     }
 }
 
@@ -334,11 +353,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<T> {
         if stream.unsent {
             ready!(stream.poll_send(cx))?;
         }
-        let Some(tls) = &mut stream.tls else {
-            return Pin::new(&mut stream.socket).poll_write(cx, bytes);
-        };
-        stream.unsent = true;
-        Poll::Ready(tls.writer().write(bytes))
+        stream.poll_append(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

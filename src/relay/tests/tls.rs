@@ -6,6 +6,7 @@ use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 
 use super::*;
+use crate::secret::SecretBuf;
 
 /// Both ends of an established connection over a pipe of this size.
 async fn connection(pipe: usize) -> (Stream<DuplexStream>, Stream<DuplexStream>) {
@@ -49,9 +50,9 @@ async fn the_last_bytes_reach_a_slow_client_though_the_end_came_with_them() {
     let (mut client, relay) = last_words(&words).await;
     // Longer than a half-closed session may stand still.
     tokio::time::sleep(2 * HALF_CLOSED_IDLE).await;
-    let mut heard = Vec::new();
-    client.read_to_end(&mut heard).await.unwrap();
-    assert!(heard == words, "{} bytes", heard.len());
+    let mut heard = SecretBuf::new();
+    while client.fill(&mut heard).await.unwrap() > 0 {}
+    assert!(heard.as_slice() == words, "{} bytes", heard.len());
     client.shutdown().await.unwrap();
     let ended = relay.await.unwrap();
     assert_eq!(ended, Ended { cause: Cause::BackendClosed, bytes_in: 0, bytes_out: 60_000 });
@@ -63,4 +64,21 @@ async fn a_client_that_is_gone_before_the_last_bytes_is_told_of() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     drop(client);
     assert_eq!(relay.await.unwrap().cause, Cause::ClientError);
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_that_came_together_reach_a_slow_client_in_the_clear_in_their_order() {
+    let words: Vec<u8> = (0..200_000_u32).map(|at| (at.wrapping_mul(77_777) >> 13) as u8).collect();
+    let (mut client, client_side) = duplex(1_000);
+    let (backend_side, mut backend) = connection(1 << 20).await;
+    backend.write_all(&words).await.unwrap();
+    backend.flush().await.unwrap();
+    let client_end = End { stream: client_side.into(), first: Vec::new(), sent: counter() };
+    let backend_end = End { stream: backend_side, first: Vec::new(), sent: counter() };
+    let relay = tokio::spawn(run(client_end, backend_end, Parting::Close, pending()));
+    let mut heard = vec![0; words.len()];
+    client.read_exact(&mut heard).await.unwrap();
+    assert!(heard == words);
+    drop(client);
+    assert_eq!(relay.await.unwrap().bytes_out, 200_000);
 }

@@ -25,7 +25,7 @@ async fn a_good_backend_is_believed_and_resumed() {
         assert_eq!(near.agreed().unwrap().group, Some("X25519MLKEM768"));
         // The greeting brings the tickets along.
         tell(&mut far, b"*").await;
-        tokio::io::AsyncReadExt::read_exact(&mut near, &mut [0]).await.unwrap();
+        assert_eq!(hear(&mut near).await.unwrap(), b"*");
     }
 }
 
@@ -34,7 +34,7 @@ async fn visit(server: &Acceptor, client: &Arc<ClientConfig>) -> bool {
     let (near, far) = shake(server, client, NAME).await;
     let (mut near, mut far) = (near.unwrap(), far.unwrap());
     tell(&mut far, b"*").await;
-    tokio::io::AsyncReadExt::read_exact(&mut near, &mut [0]).await.unwrap();
+    assert_eq!(hear(&mut near).await.unwrap(), b"*");
     near.resumed()
 }
 
@@ -150,8 +150,7 @@ async fn a_backend_may_ask_for_our_certificate() {
         [(desk.client(), "it wants a client certificate"), (with(stranger.ecdsa("eve", &["eve"])), "UnknownCA")]
     {
         let (near, _far) = shake(&server, &client.prepare().unwrap(), NAME).await;
-        let read = tokio::io::AsyncReadExt::read_u8(&mut near.unwrap()).await;
-        let told = describe(&read.unwrap_err());
+        let told = describe(&hear(&mut near.unwrap()).await.unwrap_err());
         assert!(told.contains(expected), "{told}");
     }
 }

@@ -9,15 +9,17 @@ mod sharing;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tempfile::TempDir;
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
@@ -27,6 +29,7 @@ use super::stream::Stream;
 use super::{DEFAULT_GROUPS, Mistake};
 use crate::config::{CertificateFiles, Tls, TlsVersion};
 use crate::proto::{PROTOCOLS, Protocol};
+use crate::secret::SecretBuf;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -156,10 +159,56 @@ async fn shake(
     timeout(DEADLINE, async { tokio::join!(connect(client, name, near), acceptor.accept(far)) }).await.unwrap()
 }
 
+/// A stream that is read as others are, by the pieces that a relay would be lent.
+struct Reading<T = TcpStream> {
+    stream: Stream<T>,
+    rest: Vec<u8>,
+}
+
+impl<T> From<Stream<T>> for Reading<T> {
+    fn from(stream: Stream<T>) -> Self {
+        Self { stream, rest: Vec::new() }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Reading<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, rest } = self.get_mut();
+        if rest.is_empty() {
+            ready!(stream.poll_pieces(cx, &mut |_, piece| rest.extend_from_slice(piece)))?;
+        }
+        let taken = rest.len().min(buf.remaining());
+        buf.put_slice(&rest[..taken]);
+        rest.drain(..taken);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Reading<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
 /// Says something now.
 async fn tell(stream: &mut (impl AsyncWrite + Unpin), words: &[u8]) {
     stream.write_all(words).await.unwrap();
     stream.flush().await.unwrap();
+}
+
+/// Hears something.
+async fn hear(stream: &mut Stream) -> io::Result<Vec<u8>> {
+    let mut heard = SecretBuf::new();
+    stream.fill(&mut heard).await?;
+    Ok(heard.as_slice().to_vec())
 }
 
 /// The names in the certificate that the server showed.

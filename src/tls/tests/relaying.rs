@@ -54,9 +54,9 @@ impl Ends {
     }
 
     /// Both as streams, at the ends of a pipe of this size.
-    fn streams(self, pipe: usize) -> (Stream<DuplexStream>, Stream<DuplexStream>) {
+    fn streams(self, pipe: usize) -> (Reading<DuplexStream>, Reading<DuplexStream>) {
         let (near, far) = duplex(pipe);
-        (Stream::under_tls(near, self.client), Stream::under_tls(far, self.server))
+        (Stream::under_tls(near, self.client).into(), Stream::under_tls(far, self.server).into())
     }
 }
 
@@ -109,7 +109,7 @@ async fn what_rode_with_the_handshake_is_read_first() {
 async fn a_key_update_is_followed_and_answered_with_the_next_bytes() {
     let mut ends = Ends::shaken(&version::TLS13);
     let (mut wire, far) = duplex(4_096);
-    let mut stream = Stream::under_tls(far, ends.server);
+    let mut stream = Reading::from(Stream::under_tls(far, ends.server));
     for word in [b"one", b"two", b"six"] {
         // It asks for the same; rustls answers before its next data (RFC 8446 section 4.6.3).
         ends.client.refresh_traffic_keys().unwrap();
@@ -144,7 +144,7 @@ async fn tickets_that_come_late_are_kept_for_the_next_handshake() {
     let (mut near, mut far) = (near.unwrap(), far.unwrap());
     // A client reads nothing before this, so the tickets are still on their way.
     tell(&mut far, b"* OK\r\n").await;
-    near.read_exact(&mut [0; 6]).await.unwrap();
+    assert_eq!(hear(&mut near).await.unwrap(), b"* OK\r\n");
     assert!(shake(&server, &client, NAME).await.0.unwrap().resumed());
 }
 
@@ -182,13 +182,13 @@ async fn nothing_counts_behind_an_end_and_a_forged_record_is_told_and_refused() 
         let (mut near, far) = duplex(4_096);
         near.write_all(&wire).await.unwrap();
         let mut heard = Vec::new();
-        Stream::under_tls(far, ends.server).read_to_end(&mut heard).await.unwrap();
+        Reading::from(Stream::under_tls(far, ends.server)).read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, b"first");
 
         let mut ends = Ends::shaken(version);
         let (mut near, far) = duplex(4_096);
         near.write_all(b"\x17\x03\x03\x00\x20forged forged forged forged forge").await.unwrap();
-        let mut stream = Stream::under_tls(far, ends.server);
+        let mut stream = Reading::from(Stream::under_tls(far, ends.server));
         assert_eq!(stream.read_u8().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
         let mut alert = vec![0; 4_096];
         let taken = near.read(&mut alert).await.unwrap();
@@ -242,7 +242,7 @@ async fn openssl_as_a_client_changes_its_keys_and_ends() {
         let mut hear = BufReader::new(hear);
         let mut told = BufReader::new(client.stderr.take().unwrap());
         let (tcp, _) = listener.accept().await.unwrap();
-        let mut stream = BufReader::new(server.accept(tcp).await.unwrap());
+        let mut stream = BufReader::new(Reading::from(server.accept(tcp).await.unwrap()));
         // `K` changes its keys and asks usher for the same (TLS 1.3).
         let commands: &[&str] = if version == "-tls1_3" { &["K\n", "k\n", "K\n"] } else { &[""] };
         for (round, command) in commands.iter().enumerate() {
@@ -277,7 +277,7 @@ async fn openssl_as_a_server_sends_tickets_late_and_takes_bulk() {
             let tcp = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
             let stream = connect(&client, NAME.try_into().unwrap(), tcp).await.unwrap();
             assert_eq!(stream.resumed(), resumed, "{version}");
-            let mut stream = BufReader::new(stream);
+            let mut stream = BufReader::new(Reading::from(stream));
             for length in [1, 100, 12_000] {
                 let line = "x".repeat(length) + "y";
                 tell(&mut stream, format!("{line}\n").as_bytes()).await;

@@ -2,7 +2,7 @@
 
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::{CipherSuite, RootCertStore, SignatureScheme, SupportedProtocolVersion, version};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
 use super::*;
@@ -220,7 +220,7 @@ pub(super) async fn twice(first: &Acceptor, second: &Acceptor, client: &Arc<Clie
         let (near, far) = shake(acceptor, client, "mail.example.com").await;
         let (mut near, mut far) = (near.unwrap(), far.unwrap());
         tell(&mut far, b"*").await;
-        near.read_exact(&mut [0]).await.unwrap();
+        assert_eq!(hear(&mut near).await.unwrap(), b"*");
         resumed = (near.resumed(), far.resumed());
     }
     resumed
@@ -348,14 +348,14 @@ async fn a_stream_reports_and_closes_properly() {
     let plain = Stream::from(near);
     assert!(!plain.is_tls() && plain.agreed().is_none() && plain.into_plain().is_some());
     // The dropped side sent no close_notify: for mail that is an end like another.
-    assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
-    assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(hear(&mut far).await.unwrap(), b"");
+    assert_eq!(hear(&mut far).await.unwrap(), b"");
 
     let (near, far) = shake(&server, &Arc::new(modern(&desk)), "mail.example.com").await;
     let (mut near, far) = (near.unwrap(), far.unwrap());
     tell(&mut near, b"a1 NOOP\r\n").await;
     near.shutdown().await.unwrap();
-    let mut lines = BufReader::new(far).lines();
+    let mut lines = BufReader::new(Reading::from(far)).lines();
     assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("a1 NOOP"));
     assert_eq!(lines.next_line().await.unwrap(), None);
 }
