@@ -63,6 +63,7 @@ pub enum Known {
     Nothing,
 }
 
+#[derive(Clone)]
 struct Name {
     dn: Arc<str>,
     at: Instant,
@@ -102,7 +103,7 @@ pub struct Cache {
     negative_ttl: Duration,
     negative_ttl_max: Duration,
     stale: Duration,
-    names: moka::sync::Cache<Login, Arc<Name>>,
+    names: moka::sync::Cache<Login, Name>,
     people: moka::sync::Cache<Arc<str>, Arc<Person>>,
     wrong: moka::sync::Cache<Arc<str>, Arc<Refused>>,
     /// Counts what was forgotten; each slot has the count at its last time.
@@ -200,7 +201,7 @@ impl Cache {
             return;
         }
         let now = Instant::now();
-        self.names.insert(login.clone(), Arc::new(Name { dn: Arc::clone(&dn), at: now }));
+        self.names.insert(login.clone(), Name { dn: Arc::clone(&dn), at: now });
         self.people.entry(Arc::clone(&dn)).and_compute_with(|old| {
             let mut right = old.map(|old| old.into_value().right.clone()).unwrap_or_default();
             if let Some(known) = right.iter_mut().find(|known| known.digest.matches(&digest)) {
@@ -213,6 +214,8 @@ impl Cache {
                 {
                     right.remove(oldest);
                 }
+                // Most have one; room for four would be taken otherwise.
+                right.reserve_exact(1);
                 right.push(Right { digest, verified: Some(now) });
             }
             Op::Put(Arc::new(Person { identity, right }))
@@ -236,7 +239,7 @@ impl Cache {
             return;
         }
         let now = Instant::now();
-        self.names.insert(login.clone(), Arc::new(Name { dn: Arc::clone(dn), at: now }));
+        self.names.insert(login.clone(), Name { dn: Arc::clone(dn), at: now });
         self.drop_right(dn, &digest);
         self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| {
             let old = old.map(|old| Refused::clone(old.value())).filter(|old| !seen.differ(&old.seen));

@@ -258,15 +258,7 @@ impl Throttle {
     }
 
     fn succeeded(&self, visit: &Visit, dn: &str) {
-        let (of_prefix, of_user) = visit.memory.present(visit.prefix, visit.account(self));
-        if let Some(of_user) = of_user {
-            let failures = of_user.lock().reset();
-            // A prefix is forgiven what this user did, not what others did there: an account of
-            // one's own buys no guesses at others.
-            if let Some(of_prefix) = of_prefix {
-                of_prefix.lock().forgive(failures);
-            }
-        }
+        visit.memory.absolve(visit.account(self), visit.prefix);
         let user = self.entry(dn);
         visit.memory.name(visit.name, user);
         visit.memory.know(user, visit.prefix);
@@ -415,6 +407,7 @@ impl Turn<'_> {
         if entry == self.visit.user {
             return Ok(Duration::ZERO);
         }
+        let named = self.visit.account(throttle);
         let Visit { memory, prefix, name, .. } = &self.visit;
         memory.name(*name, entry);
         let memory = Arc::clone(memory);
@@ -422,7 +415,7 @@ impl Turn<'_> {
         let Some(Charged { user: of_name, prefix, password }) = self.charged.take() else {
             return Ok(Duration::ZERO);
         };
-        of_name.lock().refund(password);
+        memory.refund(named, &of_name, password);
         let of_entry = memory.user(self.visit.account(throttle));
         let (now, mut user) = (Instant::now(), of_entry.lock());
         if let Some(at) = user.tried(password) {

@@ -97,6 +97,10 @@ impl Bucket {
         self.tried.clear();
         std::mem::take(&mut self.failures)
     }
+
+    fn is_blank(&self) -> bool {
+        self.failures == 0 && self.tried.is_empty()
+    }
 }
 
 /// A bucket that several attempts may hold.
@@ -161,9 +165,25 @@ impl Memory {
         self.users.get_with(user, fresh)
     }
 
-    /// What there is already of a prefix and a user.
-    pub(super) fn present(&self, prefix: Key, user: Key) -> (Option<Shelf>, Option<Shelf>) {
-        (self.prefixes.get(&prefix), self.users.get(&user))
+    /// Gives back what a user was charged.
+    pub(super) fn refund(&self, user: Key, shelf: &Shelf, password: Fingerprint) {
+        let mut bucket = shelf.lock();
+        bucket.refund(password);
+        if bucket.is_blank() {
+            // Whoever holds it already and charges it now is charged elsewhere as well: see `Turn::meant`.
+            self.users.invalidate(&user);
+        }
+    }
+
+    /// A user begins anew, which is remembered by nothing: most people mistype rarely. His prefix is
+    /// forgiven what he did, not what others did there: an account of one's own buys no guesses at
+    /// others. Guesses that are under way are forgiven, too, as those before them.
+    pub(super) fn absolve(&self, user: Key, prefix: Key) {
+        let Some(of_user) = self.users.remove(&user) else { return };
+        let failures = of_user.lock().reset();
+        if let Some(of_prefix) = self.prefixes.get(&prefix) {
+            of_prefix.lock().forgive(failures);
+        }
     }
 
     /// The entry that a name meant the last time it was seen; the name itself until then.
@@ -195,6 +215,8 @@ impl Memory {
         if list.len() >= KNOWN_PER_USER {
             list.remove(0);
         }
+        // Most come from one place; room for four would be taken otherwise.
+        list.reserve_exact(1);
         list.push(Known { prefix, since: Instant::now() });
     }
 

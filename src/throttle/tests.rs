@@ -413,6 +413,28 @@ async fn a_flood_of_names_and_networks_is_bounded_and_push_out_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_kept_of_users_who_mistyped_nothing() {
+    let door = Door::new();
+    let accounts = || {
+        let memory = door.throttle.memory.load();
+        memory.settle();
+        memory.entries()[1]
+    };
+    // First under a name that nobody knew, then as one who is known there.
+    for _ in 0..2 {
+        door.right("203.0.113.5", "alice", ALICE);
+        assert_eq!(accounts(), 0);
+    }
+    door.wrong("203.0.113.5", "alice", "a typo", Some(ALICE));
+    assert_eq!(accounts(), 1);
+    door.right("203.0.113.5", "alice", ALICE);
+    assert_eq!(accounts(), 0);
+    // What a spelling was charged until its entry was known is the entry's now.
+    door.wrong("192.0.2.1", "ALICE@example.com", "a guess", Some(ALICE));
+    assert_eq!(accounts(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn homes_are_bounded_per_user() {
     let door = Door::new();
     door.right("203.0.113.5", "bob", BOB);
