@@ -6,7 +6,13 @@
 //! ```
 //!
 //! `docs/benchmarks.md` has the figures, and `benches/peers/run` those of a server that always resumes.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a program for developers")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a program for developers"
+)]
 
 #[path = "../tests/it/kit/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests' kit, of which this needs a part")]
@@ -55,7 +61,11 @@ fn main() {
             });
             let after = handshakes(&usher, backend);
             let (full, resumed) = (after.0 - before.0, after.1 - before.1);
-            println!("{server}, {at_a_time} at a time: {:.0} % of {}", 100.0 * resumed / (full + resumed), full + resumed);
+            println!(
+                "{server}, {at_a_time} at a time: {:.0} % of {}",
+                100.0 * resumed / (full + resumed),
+                full + resumed
+            );
         }
     }
 }

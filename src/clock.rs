@@ -18,7 +18,7 @@ mod tests {
 
     use super::*;
 
-    /// The time passes as timers say, and between two of their ticks it is when the wait begins.
+    /// A paused clock moves as timers fire, and they fire at whole milliseconds: it stands between two.
     #[tokio::test(start_paused = true)]
     async fn what_is_due_is_not_waited_for() {
         advance(Duration::from_micros(300)).await;

@@ -6,6 +6,7 @@
 //! COMPRESS, IDLE and every later extension pass untouched. All that is remembered of the bytes is
 //! the last two, so that usher knows where a line of its own could stand.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -31,6 +32,13 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a session that is asked to end is waited for until it pauses.
 const POLITENESS: Duration = Duration::from_secs(3);
+
+/// Pieces below this size are gathered: what copying them costs is little beside a record of their own.
+const SMALL: usize = 4096;
+
+thread_local! {
+    static GATHERED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Why a relayed session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -358,7 +366,8 @@ impl Pipe {
         Poll::Ready(Ok(()))
     }
 
-    /// One read, and one write of what it brought.
+    /// One read, and what it brought to the target. Large pieces go as they lie; small ones, of which a
+    /// read can bring thousands, are gathered first, so that there are few records and few writes.
     fn poll_read<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -368,28 +377,47 @@ impl Pipe {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let mut broken = false;
-        let read = source.poll_pieces(cx, &mut |cx, bytes| {
-            self.remember(bytes);
-            // Behind what the target did not take, nothing may go.
-            let taken = if self.unsent.is_empty() { target.poll_append(cx, bytes) } else { Poll::Pending };
-            let taken = match taken {
-                Poll::Pending => 0,
-                Poll::Ready(Ok(taken)) => taken,
-                Poll::Ready(Err(_)) => {
-                    broken = true;
-                    0
+        GATHERED.with_borrow_mut(|gathered| {
+            gathered.clear();
+            let mut passed = Ok(());
+            let mut pass = |cx: &mut Context<'_>, bytes: &[u8]| {
+                if passed.is_ok() {
+                    passed = self.pass(cx, target, bytes);
                 }
             };
-            self.count(taken);
-            self.unsent.extend_from_slice(bytes.get(taken..).unwrap_or_default());
-        });
-        if broken {
-            return Poll::Ready(Err(Broken::Target));
+            let read = source.poll_pieces(cx, &mut |cx, piece| {
+                if piece.len() < SMALL {
+                    gathered.extend_from_slice(piece);
+                } else {
+                    pass(cx, gathered);
+                    gathered.clear();
+                    pass(cx, piece);
+                }
+            });
+            ready!(read).map_err(|_| Broken::Source)?;
+            pass(cx, gathered);
+            self.ended = source.has_ended();
+            Poll::Ready(passed)
+        })
+    }
+
+    /// Gives the target what it takes, and keeps the rest. Behind what it did not take, nothing may go.
+    fn pass<T>(&mut self, cx: &mut Context<'_>, target: &mut Stream<T>, bytes: &[u8]) -> Result<(), Broken>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.remember(bytes);
+        let mut taken = 0;
+        if self.unsent.is_empty() && !bytes.is_empty() {
+            match target.poll_append(cx, bytes) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(some)) => taken = some,
+                Poll::Ready(Err(_)) => return Err(Broken::Target),
+            }
         }
-        ready!(read).map_err(|_| Broken::Source)?;
-        self.ended = source.has_ended();
-        Poll::Ready(Ok(()))
+        self.count(taken);
+        self.unsent.extend_from_slice(bytes.get(taken..).unwrap_or_default());
+        Ok(())
     }
 
     fn count(&mut self, bytes: usize) {

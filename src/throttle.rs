@@ -407,7 +407,7 @@ impl Turn<'_> {
         if entry == self.visit.user {
             return Ok(Duration::ZERO);
         }
-        let named = self.visit.account(throttle);
+        let charged = self.visit.account(throttle);
         let Visit { memory, prefix, name, .. } = &self.visit;
         memory.name(*name, entry);
         let memory = Arc::clone(memory);
@@ -415,7 +415,12 @@ impl Turn<'_> {
         let Some(Charged { user: of_name, prefix, password }) = self.charged.take() else {
             return Ok(Duration::ZERO);
         };
-        memory.refund(named, &of_name, password);
+        // Else it was charged to another entry, of which the name has been taken for.
+        if charged == self.visit.name {
+            memory.refund_name(charged, &of_name, password);
+        } else {
+            of_name.lock().refund(password);
+        }
         let of_entry = memory.user(self.visit.account(throttle));
         let (now, mut user) = (Instant::now(), of_entry.lock());
         if let Some(at) = user.tried(password) {

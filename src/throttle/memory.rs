@@ -165,19 +165,22 @@ impl Memory {
         self.users.get_with(user, fresh)
     }
 
-    /// Gives back what a user was charged.
-    pub(super) fn refund(&self, user: Key, shelf: &Shelf, password: Fingerprint) {
-        let mut bucket = shelf.lock();
-        bucket.refund(password);
-        if bucket.is_blank() {
-            // Whoever holds it already and charges it now is charged elsewhere as well: see `Turn::meant`.
-            self.users.invalidate(&user);
+    /// Gives back what a name was charged before its entry was known, which is charged instead: there
+    /// is nothing to remember of the name any more, unless others are under way with it.
+    pub(super) fn refund_name(&self, name: Key, shelf: &Shelf, password: Fingerprint) {
+        let is_blank = {
+            let mut bucket = shelf.lock();
+            bucket.refund(password);
+            bucket.is_blank()
+        };
+        if is_blank {
+            self.users.invalidate(&name);
         }
     }
 
-    /// A user begins anew, which is remembered by nothing: most people mistype rarely. His prefix is
-    /// forgiven what he did, not what others did there: an account of one's own buys no guesses at
-    /// others. Guesses that are under way are forgiven, too, as those before them.
+    /// A user begins anew: he has no account any more, so that most users never have one for long. His
+    /// prefix is forgiven what he did, not what others did there: an account of one's own buys no guesses
+    /// at others. Guesses that are under way are forgiven, too, as those before them.
     pub(super) fn absolve(&self, user: Key, prefix: Key) {
         let Some(of_user) = self.users.remove(&user) else { return };
         let failures = of_user.lock().reset();

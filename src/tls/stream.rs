@@ -136,7 +136,7 @@ impl<T> Stream<T> {
         }
     }
 
-    /// Whether the peer's end was met by the last read with room for all that it brought.
+    /// Whether the peer's end was met by the last read.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         self.ended

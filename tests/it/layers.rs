@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// Each floor's rooms, from the ground up.
 const FLOORS: [&[&str]; 10] = [
-    &["clock", "outcome", "secret"],
-    &["config", "log", "metrics", "proto", "sys"],
+    &["outcome", "secret"],
+    &["clock", "config", "log", "metrics", "proto", "sys"],
     &["throttle", "tls"],
     &["directory"],
     &["cache", "known", "registry", "route"],

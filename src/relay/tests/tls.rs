@@ -82,3 +82,27 @@ async fn records_that_came_together_reach_a_slow_client_in_the_clear_in_their_or
     drop(client);
     assert_eq!(relay.await.unwrap().bytes_out, 200_000);
 }
+
+#[tokio::test(start_paused = true)]
+async fn many_small_records_among_large_ones_keep_their_order() {
+    let words: Vec<u8> = (0..60_000_u32).map(|at| (at.wrapping_mul(99_991) >> 13) as u8).collect();
+    let (mut client, client_side) = connection(1 << 20).await;
+    let (backend_side, mut backend) = connection(1 << 20).await;
+    let mut rest = words.as_slice();
+    while !rest.is_empty() {
+        // A record for each byte of the first 500 of every 10,000; none waits for the one before.
+        for piece in rest[..500].chunks(1).chain([&rest[500..10_000]]) {
+            backend.write_all(piece).await.unwrap();
+        }
+        rest = &rest[10_000..];
+    }
+    backend.shutdown().await.unwrap();
+    let client_end = End { stream: client_side, first: Vec::new(), sent: counter() };
+    let backend_end = End { stream: backend_side, first: Vec::new(), sent: counter() };
+    let relay = tokio::spawn(run(client_end, backend_end, Parting::Close, pending()));
+    let mut heard = SecretBuf::new();
+    while client.fill(&mut heard).await.unwrap() > 0 {}
+    assert!(heard.as_slice() == words, "{} bytes", heard.len());
+    client.shutdown().await.unwrap();
+    assert_eq!(relay.await.unwrap().bytes_out, 60_000);
+}
