@@ -1,0 +1,178 @@
+//! What a refusal says about an account, and Active Directory.
+
+use super::*;
+
+/// What alice's bind comes to if it is answered so, in either way of finding her.
+async fn answered(code: u8, text: &str, controls: Controls) -> Answered {
+    let mut outcomes = Vec::new();
+    for find in [searching(None), templated(None)] {
+        let text = text.to_owned();
+        let server = Scripted::start(move |seen| match seen.bind() {
+            Some(("uid=alice,dc=x", _)) => bound_with(seen, code, &text, controls),
+            _ => alice(seen),
+        })
+        .await;
+        let under = Under::new(&[&server], find);
+        let (result, trace) = under.login("alice", "right").await;
+        // The connection is as good as before.
+        assert_eq!((under.login("alice", "right").await.0, server.connections() <= 2), (result.clone(), true));
+        let warnings = ["grace", "expiring"]
+            .map(|word| under.metrics.directory_password_warnings.with_label_values(&[word]).get());
+        outcomes.push((result.map(|identity| identity.entry().mail_hosts.clone()), trace.said, warnings));
+    }
+    let [searched, templated] = outcomes.try_into().unwrap();
+    assert_eq!(searched, templated);
+    searched
+}
+
+/// OIDs and values of controls.
+type Controls = &'static [(&'static str, &'static [u8])];
+
+type Answered = (Result<Vec<String>, DirectoryError>, Option<Said>, [u64; 2]);
+
+const PASSWORD_POLICY: &str = "1.3.6.1.4.1.42.2.27.8.5.1";
+
+const NETSCAPE_EXPIRED: &str = "2.16.840.1.113730.3.4.4";
+
+const NETSCAPE_EXPIRING: &str = "2.16.840.1.113730.3.4.5";
+
+#[tokio::test]
+async fn policy_controls_decide_about_an_account() {
+    let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Marks::default()) };
+    let refused: [(u8, Controls, DirectoryError); 7] = [
+        (49, &[(PASSWORD_POLICY, b"\x30\x00")], wrong),
+        (49, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x01")], account(AccountState::Locked, false)),
+        (19, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x01")], account(AccountState::Locked, false)),
+        (49, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x00")], account(AccountState::PasswordExpired, true)),
+        (49, &[(NETSCAPE_EXPIRED, b"0")], account(AccountState::PasswordExpired, true)),
+        // Success, and nothing allowed but another password: nobody gets in.
+        (0, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x02")], account(AccountState::PasswordMustChange, true)),
+        (0, &[(NETSCAPE_EXPIRED, b"0")], account(AccountState::PasswordMustChange, true)),
+    ];
+    for (code, controls, expected) in refused {
+        let (result, _, warnings) = answered(code, "", controls).await;
+        assert_eq!((result, warnings), (Err(expected), [0, 0]), "{code} {controls:?}");
+    }
+    let accepted: [(Controls, Said); 2] = [
+        (&[(PASSWORD_POLICY, b"\x30\x05\xa0\x03\x81\x01\x02"), (NETSCAPE_EXPIRED, b"0")], Said::Grace(2)),
+        (&[(NETSCAPE_EXPIRING, b"3600")], Said::Expiring(3_600)),
+    ];
+    for (controls, said) in accepted {
+        let (result, heard, warnings) = answered(0, "", controls).await;
+        assert_eq!((result, heard), (Ok(vec!["server3".to_owned()]), Some(said)));
+        assert_eq!(warnings.iter().sum::<u64>(), 2, "{said} was said twice");
+    }
+}
+
+#[tokio::test]
+async fn the_sub_codes_of_active_directory_are_read() {
+    let text = |code: &str| {
+        format!("80090308: LdapErr: DSID-0C090439, comment: AcceptSecurityContext error, data {code}, v4563\0")
+    };
+    let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Marks::default()) };
+    for (code, expected) in [
+        ("52e", wrong),
+        ("525", DirectoryError::NoEntry),
+        ("530", account(AccountState::NotNow, true)),
+        ("531", account(AccountState::NotHere, true)),
+        ("532", account(AccountState::PasswordExpired, true)),
+        ("533", account(AccountState::Disabled, true)),
+        ("701", account(AccountState::AccountExpired, true)),
+        ("773", account(AccountState::PasswordMustChange, true)),
+        ("775", account(AccountState::Locked, false)),
+    ] {
+        assert_eq!(answered(49, &text(code), &[]).await.0, Err(expected), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_result_means_what_the_config_says() {
+    assert_eq!(answered(19, "", &[]).await.0, Err(account(AccountState::Locked, false)));
+}
+
+#[tokio::test]
+async fn controls_that_cannot_be_read_lose_no_answer() {
+    let spoilt: Controls =
+        &[(PASSWORD_POLICY, b"\x30\x84\xff\xff\xff\xff\x81\x01\x01"), (NETSCAPE_EXPIRING, b"soon"), ("1.2.3", b"\xff")];
+    assert_eq!(answered(0, "", spoilt).await.0, Ok(vec!["server3".to_owned()]));
+}
+
+fn principal() -> Find {
+    let parts = vec![TemplatePart::Local, text("@ad.example.com")];
+    Find::Principal { template: Template { parts }, base: "dc=ad".to_owned(), service: None }
+}
+
+/// Active Directory with one user, who binds as his principal name.
+fn active_directory(seen: &Seen, found: &[&str]) -> Vec<Reply> {
+    match (&seen.op, seen.bind()) {
+        (_, Some(("alice@ad.example.com", "right"))) => bound(Code::Success),
+        (_, Some(_)) => bound(Code::InvalidCredentials),
+        (LdapOp::SearchRequest(_), None) => {
+            let mut replies: Vec<Reply> = found.iter().map(|dn| entry(dn, &[("mailHost", &[b"server3"])])).collect();
+            // As a domain controller does, for other partitions.
+            replies.extend([reference(), done(Code::Success)]);
+            replies
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn a_principal_name_is_bound_and_its_one_entry_read() {
+    let server = Scripted::start(|seen| active_directory(seen, &["CN=Alice,DC=ad"])).await;
+    let under = Under::new(&[&server], principal());
+    let identity = under.alice().await.unwrap();
+    assert_eq!(
+        (&*identity.entry().dn, identity.entry().mail_hosts.as_slice()),
+        ("CN=Alice,DC=ad", &["server3".to_owned()][..])
+    );
+    let LdapOp::SearchRequest(request) = server.seen()[1].op.clone() else { panic!() };
+    assert_eq!((request.base.as_str(), request.scope), ("dc=ad", LdapSearchScope::Subtree));
+    assert_eq!(request.filter, LdapFilter::Equality("userPrincipalName".into(), "alice@ad.example.com".into()));
+
+    assert!(matches!(under.login("alice", "wrong").await.0, Err(DirectoryError::InvalidCredentials { .. })));
+    // Another domain, another notation, another letter: not asked about.
+    for name in ["AD\\alice", "alice@x@y", "al ice", "j\u{fc}rgen"] {
+        assert_eq!(under.login(name, "right").await.0, Err(DirectoryError::NoEntry), "{name}");
+    }
+    assert_eq!(server.binds().len(), 2);
+}
+
+#[tokio::test]
+async fn a_principal_name_of_no_entry_or_several_is_nobody_and_no_wrong_password() {
+    let none = Scripted::start(|seen| active_directory(seen, &[])).await;
+    assert!(matches!(trouble(Under::new(&[&none], principal()).alice().await), Trouble::Result { code: 0, .. }));
+    let two = Scripted::start(|seen| active_directory(seen, &["CN=Alice,DC=ad", "CN=Alice,DC=other"])).await;
+    assert_eq!(Under::new(&[&two], principal()).alice().await, Err(DirectoryError::SeveralEntries));
+}
+
+#[tokio::test]
+async fn a_password_that_was_refused_before_is_looked_up_and_not_bound() {
+    let server = Scripted::start(|seen| match seen.base() {
+        Some(_) => vec![entry("uid=alice,dc=x", &[("PwdChangedTime", &[b"20260101000000Z"])]), done(Code::Success)],
+        None => alice(seen),
+    })
+    .await;
+    let under = Under::new(&[&server], searching(None));
+    let dn: Arc<str> = "uid=alice,dc=x".into();
+    let wrong = under.login("alice", "wrong").await.0;
+    let Err(DirectoryError::InvalidCredentials { seen: Some(marks), .. }) = wrong else { panic!("{wrong:?}") };
+    assert!(marks.would_show_a_change() && !marks.locked && !marks.differ(&marks.clone()));
+    assert!(marks.differ(&Marks::default()));
+
+    let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"wrong"));
+    let refused_before = move |entry: &Entry| entry.marks == marks;
+    let again = within(under.ldap.authenticate(&login, &password, &refused_before)).await.0;
+    assert_eq!((again, server.binds().len()), (Err(DirectoryError::RefusedBefore { dn }), 1));
+}
+
+#[tokio::test]
+async fn a_plain_no_of_a_locked_account_is_not_to_be_remembered() {
+    let server = Scripted::start(|seen| match seen.base() {
+        Some(_) => vec![entry("uid=alice,dc=x", &[("lockoutTime", &[b"133500000000000000"])]), done(Code::Success)],
+        None => alice(seen),
+    })
+    .await;
+    let refused = Under::new(&[&server], searching(None)).login("alice", "wrong").await.0;
+    assert_eq!(refused, Err(DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: None }));
+}

@@ -1,0 +1,375 @@
+//! What a server says, and what comes of it: the entries found, the results of a bind, bytes that are none.
+
+use super::*;
+
+#[tokio::test]
+async fn a_search_and_a_bind_make_an_identity() {
+    let server = Scripted::start(alice).await;
+    let under = Under::new(&[&server], searching(None));
+    let (identity, trace) = under.login("alice", "right").await;
+    let identity = identity.unwrap();
+    assert_eq!(&*identity.entry().dn, "uid=alice,dc=x");
+    assert_eq!(identity.entry().mail_hosts, ["server3"]);
+    assert_eq!(identity.entry().logins, ["alice"]);
+    assert_eq!(trace.server.as_deref(), Some(&*format!("ldap://127.0.0.1:{}", server.port)));
+    assert_eq!(trace.code, Some(0));
+    assert!(trace.search.is_some() && trace.bind.is_some());
+
+    let seen = server.seen();
+    let LdapOp::SearchRequest(request) = &seen[0].op else { panic!("{seen:?}") };
+    assert_eq!(request.base, "dc=x");
+    assert_eq!(request.scope, LdapSearchScope::Subtree);
+    assert_eq!(request.filter, LdapFilter::Equality("uid".to_owned(), "alice".to_owned()));
+    let watched: Vec<String> =
+        settings(Vec::new(), searching(None)).watched().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(request.attrs, watched);
+    assert_eq!((request.sizelimit, request.timelimit, request.typesonly), (2, 2, false));
+    // Anonymous: nobody was bound before the search, and the bind has a connection of its own.
+    assert_eq!(server.binds(), [(1, "uid=alice,dc=x".to_owned(), "right".to_owned())]);
+    assert_eq!(under.count(&server, "search", "0"), 1);
+    assert_eq!(under.count(&server, "bind", "0"), 1);
+    assert_eq!(under.count(&server, "connect", "0"), 2);
+}
+
+#[tokio::test]
+async fn a_bind_and_a_read_make_an_identity() {
+    let server = Scripted::start(alice).await;
+    let under = Under::new(&[&server], templated(None));
+    let (identity, trace) = under.login("alice@example.com", "right").await;
+    assert_eq!(identity.unwrap().entry().mail_hosts, ["server3"]);
+    assert!(trace.search.is_some() && trace.bind.is_some());
+    let seen = server.seen();
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    assert_eq!(seen[0].bind(), Some(("uid=alice,dc=x", "right")));
+    let LdapOp::SearchRequest(request) = &seen[1].op else { panic!("{seen:?}") };
+    assert_eq!((request.base.as_str(), request.scope.clone()), ("uid=alice,dc=x", LdapSearchScope::Base));
+    assert_eq!(request.filter, LdapFilter::Present("objectClass".to_owned()));
+    assert_eq!(seen[1].connection, seen[0].connection, "the entry is read as the user");
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_wrong_and_leaves_the_connection_in_use() {
+    let server = Scripted::start(alice).await;
+    for find in [searching(None), templated(None)] {
+        let under = Under::new(&[&server], find);
+        let (result, trace) = under.login("alice", "wrong").await;
+        assert_eq!(
+            result,
+            Err(DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Marks::default()) })
+        );
+        assert_eq!(trace.code, Some(49));
+        let before = server.connections();
+        under.alice().await.unwrap();
+        assert_eq!(server.connections(), before, "no new connection for the next user");
+    }
+}
+
+#[tokio::test]
+async fn one_bind_on_one_server_answers_for_all() {
+    let (one, two) = (Scripted::start(alice).await, Scripted::start(alice).await);
+    let under = Under::new(&[&one, &two], searching(None));
+    under.login("alice", "wrong").await.0.unwrap_err();
+    assert_eq!(one.binds().len(), 1);
+    assert_eq!(two.connections(), 0);
+}
+
+#[tokio::test]
+async fn the_number_of_entries_decides() {
+    let one = || entry("uid=alice,dc=x", &[("mailHost", &[b"server3"])]);
+    let cases: Vec<(Vec<Reply>, Option<DirectoryError>)> = vec![
+        (vec![done(Code::Success)], Some(DirectoryError::NoEntry)),
+        (vec![reference(), done(Code::Success)], Some(DirectoryError::NoEntry)),
+        (vec![one(), one(), done(Code::Success)], Some(DirectoryError::SeveralEntries)),
+        (vec![one(), one(), one(), done(Code::Success)], Some(DirectoryError::SeveralEntries)),
+        (vec![one(), one(), done(Code::SizeLimitExceeded)], Some(DirectoryError::SeveralEntries)),
+        (vec![one(), done(Code::SizeLimitExceeded)], Some(DirectoryError::SeveralEntries)),
+        // Active Directory sends references beside every answer under the root.
+        (vec![reference(), one(), reference(), done(Code::Success)], None),
+    ];
+    for (answer, expected) in cases {
+        let server = Scripted::start(first(vec![answer.clone(), answer.clone()], is_search)).await;
+        let under = Under::new(&[&server], searching(None));
+        assert_eq!(under.look_up("alice").await.0.err(), expected, "{answer:?}");
+        assert_eq!(under.alice().await.err(), expected, "{answer:?}");
+        assert_eq!(server.binds().len(), usize::from(expected.is_none()), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_is_neither_yes_nor_no_is_not_a_no() {
+    let codes = [
+        (Code::Referral, 10),
+        (Code::NoSuchObject, 32),
+        (Code::InvalidDNSyntax, 34),
+        (Code::InsufficentAccessRights, 50),
+        (Code::Busy, 51),
+        (Code::Unavailable, 52),
+        (Code::UnwillingToPerform, 53),
+        (Code::Other, 80),
+    ];
+    for (name, number) in codes {
+        let searched = name.clone();
+        let server = Scripted::start(first(vec![vec![done(searched)]], is_search)).await;
+        let under = Under::new(&[&server], searching(None));
+        let (result, trace) = under.login("alice", "right").await;
+        assert_eq!(code(result), ("search", number));
+        assert_eq!(trace.code, Some(number));
+
+        let server = Scripted::start(first(vec![bound(name.clone())], is_bind)).await;
+        let under = Under::new(&[&server], searching(None));
+        assert_eq!(code(under.alice().await), ("bind", number));
+        // A referral carries the password nowhere.
+        assert_eq!(server.binds().len(), 1);
+
+        let server = Scripted::start(first(vec![vec![done(name)]], is_search)).await;
+        let under = Under::new(&[&server], templated(None));
+        assert_eq!(code(under.alice().await), ("read", number));
+    }
+}
+
+#[tokio::test]
+async fn an_entry_that_the_user_may_not_read_is_no_refusal() {
+    let server = Scripted::start(first(vec![vec![done(Code::Success)]], is_search)).await;
+    let under = Under::new(&[&server], templated(None));
+    assert_eq!(code(under.alice().await), ("read", 0));
+}
+
+#[tokio::test]
+async fn busy_and_unavailable_go_to_the_next_server_once() {
+    for name in [Code::Busy, Code::Unavailable, Code::Other] {
+        let always = vec![vec![done(name)]; 9];
+        let servers = [
+            Scripted::start(first(always.clone(), is_search)).await,
+            Scripted::start(first(always, is_search)).await,
+            Scripted::start(alice).await,
+        ];
+        let under = Under::new(&[&servers[0], &servers[2]], searching(None));
+        assert_eq!(&*under.alice().await.unwrap().entry().dn, "uid=alice,dc=x");
+        let under = Under::new(&[&servers[0], &servers[1], &servers[2]], searching(None));
+        let before = servers[2].searches().len();
+        trouble(under.alice().await);
+        assert_eq!(servers[2].searches().len(), before, "two servers are asked, not three");
+    }
+}
+
+#[tokio::test]
+async fn a_bind_that_was_answered_is_no_other_server_s_guess() {
+    for name in [Code::Busy, Code::Unavailable, Code::Other] {
+        let unsure = Scripted::start(first(vec![bound(name)], is_bind)).await;
+        let next = Scripted::start(alice).await;
+        let under = Under::new(&[&unsure, &next], searching(None));
+        assert!(matches!(trouble(under.alice().await), Trouble::Result { operation: "bind", .. }));
+        assert_eq!((unsure.binds().len(), next.binds().len()), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn user_input_stays_data_on_the_wire() {
+    let nobody = |seen: &Seen| match seen.bind() {
+        Some(_) => bound(Code::InvalidCredentials),
+        None => vec![done(Code::Success)],
+    };
+    for name in ["*", "*)(uid=*", r"a\2a", "(", r"\", "jürgen", "a b ", "{login}", "uid=*"] {
+        let server = Scripted::start(nobody).await;
+        let under = Under::new(&[&server], searching(None));
+        assert_eq!(under.look_up(name).await.0, Err(DirectoryError::NoEntry), "{name}");
+        let LdapOp::SearchRequest(request) = server.seen()[0].op.clone() else { panic!() };
+        assert_eq!(request.filter, LdapFilter::Equality("uid".to_owned(), name.to_owned()));
+    }
+    let under_dn = async |name: &str| {
+        let server = Scripted::start(nobody).await;
+        let under = Under::new(&[&server], templated(None));
+        under.login(name, "x").await.0.unwrap_err();
+        server.binds()[0].1.clone()
+    };
+    assert_eq!(under_dn("alice,ou=admins").await, r"uid=alice\2cou\3dadmins,dc=x");
+    assert_eq!(under_dn("a+cn=b").await, r"uid=a\2bcn\3db,dc=x");
+    assert_eq!(under_dn(" #x ").await, r"uid=\20#x\20,dc=x");
+}
+
+#[tokio::test]
+async fn nothing_is_bound_without_name_or_password() {
+    let nameless = vec![entry("", &[("mailHost", &[b"server3"])]), done(Code::Success)];
+    let server = Scripted::start(first(vec![nameless.clone(), nameless], is_search)).await;
+    let under = Under::new(&[&server], searching(None));
+    assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }));
+    for password in ["", "a\0b"] {
+        assert!(matches!(trouble(under.login("alice", password).await.0), Trouble::Connection { .. }));
+    }
+    let login = Login::parse(b"alice").unwrap();
+    let latin = Secret::copy_of(b"caf\xe9");
+    assert!(matches!(trouble(under.ldap.authenticate(&login, &latin, &|_| false).await.0), Trouble::Connection { .. }));
+    assert_eq!(server.binds(), []);
+}
+
+#[tokio::test]
+async fn a_name_without_a_wanted_part_asks_nothing() {
+    let server = Scripted::start(alice).await;
+    let parts = vec![text("(mail="), TemplatePart::Local, text("@"), TemplatePart::Domain, text(")")];
+    let find = Find::Search { service: None, base: "dc=x".to_owned(), filter: Template { parts } };
+    let under = Under::new(&[&server], find);
+    for name in ["alice", "alice@", "@x"] {
+        assert_eq!(under.login(name, "right").await.0, Err(DirectoryError::NoEntry));
+        assert_eq!(under.look_up(name).await.0, Err(DirectoryError::NoEntry));
+    }
+    assert_eq!(server.connections(), 0);
+    let question = |name: &str| under.ldap.question(&Login::parse(name.as_bytes()).unwrap());
+    assert_eq!(question("a(@b"), r"search for (mail=a\28@b) under dc=x");
+    assert!(question("alice").starts_with("nothing:"));
+}
+
+#[tokio::test]
+async fn attributes_are_found_by_any_spelling_and_bounded() {
+    async fn read(attributes: &[(&str, &[&[u8]])]) -> Result<Entry, DirectoryError> {
+        let answer = vec![entry("uid=alice,dc=x", attributes), done(Code::Success)];
+        let server = Scripted::start(first(vec![answer], is_search)).await;
+        Under::new(&[&server], searching(None)).look_up("alice").await.0
+    }
+    let entry = read(&[("MAILHOST", &[b"a"]), ("mailhost;lang-de", &[b"b"]), ("Uid", &[b"c"]), ("sn", &[b"d"])]).await;
+    let entry = entry.unwrap();
+    assert_eq!((entry.mail_hosts, entry.logins), (vec!["a".to_owned(), "b".to_owned()], vec!["c".to_owned()]));
+
+    let entry = read(&[("mailHost", &[b"server3\xff"])]).await.unwrap();
+    assert_eq!(entry.mail_hosts, ["server3\u{fffd}"], "not UTF-8 matches nothing");
+    assert_eq!(read(&[]).await.unwrap().mail_hosts, Vec::<String>::new());
+
+    let long = vec![b'x'; 1_025];
+    assert!(matches!(trouble(read(&[("mailHost", &[&long])]).await), Trouble::Malformed { .. }));
+    let many = vec![&b"x"[..]; 65];
+    assert!(matches!(trouble(read(&[("uid", &many)]).await), Trouble::Malformed { .. }));
+    assert_eq!(read(&[("uid", &many[..64]), ("sn", &many)]).await.unwrap().logins.len(), 64);
+}
+
+#[tokio::test]
+async fn a_silent_server_costs_one_attempt_and_is_put_aside() {
+    let (silent, good) = (Scripted::start(|_| Vec::new()).await, Scripted::start(alice).await);
+    let servers = vec![silent.server(LdapScheme::Ldap, "127.0.0.1"), good.server(LdapScheme::Ldap, "127.0.0.1")];
+    let mut settings = settings(servers, searching(None));
+    settings.attempt_timeout = Duration::from_millis(200);
+    let under = Under::test(&settings, Tuning { aside: Duration::from_secs(600), ..Tuning::default() });
+    let started = Instant::now();
+    under.alice().await.unwrap();
+    assert!(started.elapsed() >= Duration::from_millis(200));
+    for _ in 0..5 {
+        under.ldap.look_after();
+        under.alice().await.unwrap();
+    }
+    assert_eq!(under.count(&silent, "search", "timeout"), 1, "it is aside");
+    // The look that decides meets silence as well.
+    until(|| under.count(&silent, "read", "timeout") == 1).await;
+    until(|| silent.open() == 0).await;
+    assert_eq!(under.metrics.directory_failovers.with_label_values(&[&silent.url()]).get(), 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_an_unavailable_directory() {
+    type Bytes = fn(u8) -> Vec<u8>;
+    let answers: [(&str, Bytes); 11] = [
+        ("not LDAP at all", |_| [&b"HTTP/1.1 400 Bad Request\r\n"[..], &[b'x'; 200]].concat()),
+        ("no sequence", |_| vec![0x04, 0x02, 0x61, 0x62]),
+        ("an empty sequence (the decoder panics)", |_| vec![0x30, 0x00]),
+        ("no message ID (the decoder panics)", |_| vec![0x30, 0x02, 0x65, 0x00]),
+        ("a bind response to a search (the driver panics)", |id| {
+            vec![0x30, 0x0c, 0x02, 0x01, id, 0x61, 0x07, 0x0a, 0x01, 0x00, 0x04, 0x00, 0x04, 0x00]
+        }),
+        ("a result without a code (the driver panics)", |id| vec![0x30, 0x05, 0x02, 0x01, id, 0x65, 0x00]),
+        ("a primitive result (the driver panics)", |id| vec![0x30, 0x06, 0x02, 0x01, id, 0x45, 0x01, 0x00]),
+        ("an entry without anything", |id| vec![0x30, 0x05, 0x02, 0x01, id, 0x64, 0x00]),
+        ("an entry whose attributes are a string", |id| {
+            vec![0x30, 0x0b, 0x02, 0x01, id, 0x64, 0x06, 0x04, 0x02, b'x', b'=', 0x04, 0x00]
+        }),
+        ("an entry whose name is not UTF-8", |id| {
+            vec![0x30, 0x0a, 0x02, 0x01, id, 0x64, 0x05, 0x04, 0x01, 0xff, 0x30, 0x00]
+        }),
+        ("a diagnostic that is not UTF-8", |id| {
+            vec![0x30, 0x0d, 0x02, 0x01, id, 0x65, 0x08, 0x0a, 0x01, 0x00, 0x04, 0x00, 0x04, 0x01, 0xff]
+        }),
+    ];
+    for (what, bytes) in answers {
+        let script = move |seen: &Seen| vec![Reply::Raw(bytes(u8::try_from(seen.id).unwrap())), Reply::Close];
+        let bad = Scripted::start(script).await;
+        let under = Under::new(&[&bad], searching(None));
+        assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }), "{what}");
+        let good = Scripted::start(alice).await;
+        let under = Under::new(&[&bad, &good], searching(None));
+        under.alice().await.unwrap();
+    }
+    for (what, bytes) in &answers[..4] {
+        let bytes = *bytes;
+        let script = move |seen: &Seen| vec![Reply::Raw(bytes(u8::try_from(seen.id).unwrap())), Reply::Close];
+        let bad = Scripted::start(script).await;
+        let under = Under::new(&[&bad], templated(None));
+        assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }), "{what}");
+    }
+    // A bind's answer is taken apart in the asking task: the panic is contained there as well.
+    let answers: [Bytes; 3] = [
+        |id| vec![0x30, 0x05, 0x02, 0x01, id, 0x61, 0x00],
+        |id| vec![0x30, 0x06, 0x02, 0x01, id, 0x41, 0x01, 0x00],
+        |id| vec![0x30, 0x0d, 0x02, 0x01, id, 0x61, 0x08, 0x0a, 0x01, 0x00, 0x04, 0x01, 0xff, 0x04, 0x00],
+    ];
+    for bytes in answers {
+        let script = move |seen: &Seen| vec![Reply::Raw(bytes(u8::try_from(seen.id).unwrap()))];
+        let bad = Scripted::start(script).await;
+        let under = Under::new(&[&bad], templated(None));
+        assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }));
+        assert_eq!(under.count(&bad, "bind", "malformed"), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_to_another_message_is_no_answer() {
+    let success = |id: u8| vec![0x30, 0x0c, 0x02, 0x01, id, 0x61, 0x07, 0x0a, 0x01, 0x00, 0x04, 0x00, 0x04, 0x00];
+    let script = move |seen: &Seen| {
+        let id = u8::try_from(seen.id).unwrap();
+        vec![Reply::Raw(success(id + 1)), Reply::Raw(success(0)), Reply::Raw(success(127))]
+    };
+    let server = Scripted::start(script).await;
+    let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], templated(None));
+    settings.attempt_timeout = Duration::from_millis(200);
+    let under = Under::test(&settings, Tuning::default());
+    assert_eq!(trouble(under.alice().await), Trouble::Timeout);
+}
+
+#[tokio::test]
+async fn no_log_line_and_no_error_holds_a_password() {
+    meet_the_line(&Scripted::start(|_: &Seen| vec![Reply::Close]).await).await;
+    let lines = Lines::default();
+    let writer = lines.clone();
+    // Of everything but the codec of the scripted server, which shows each message at trace.
+    let ours = tracing_subscriber::filter::filter_fn(|meta| !meta.target().starts_with("ldap3_proto"));
+    let output = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+    let subscriber = tracing_subscriber::registry().with(output.with_filter(ours));
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let (_folder, _file, account) = service(b"service-hunter2");
+    let answers = [vec![Reply::Close], vec![Reply::Raw(vec![0x30, 0x00])], bound(Code::Busy), bound(Code::Referral)];
+    for answer in answers {
+        let server = Scripted::start(first(vec![answer], is_bind)).await;
+        for find in [searching(None), searching(account.clone()), templated(None)] {
+            let under = Under::new(&[&server], find);
+            for _ in 0..2 {
+                let told = format!("{:?}", under.login("alice", "hunter2").await);
+                assert!(!told.contains("hunter2"), "{told}");
+            }
+            assert!(!format!("{:?}", under.ldap).contains("hunter2"));
+        }
+    }
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains("directory server failed"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test]
+async fn an_entry_out_of_bounds_is_no_fault_of_the_server() {
+    let odd = |seen: &Seen| match seen.base() {
+        Some(_) => vec![entry("uid=alice,dc=x", &[("mailHost", &[&[b'x'; 1_025]])]), done(Code::Success)],
+        None => alice(seen),
+    };
+    let (server, standby) = (Scripted::start(odd).await, Scripted::start(alice).await);
+    let under = Under::new(&[&server, &standby], searching(None));
+    for _ in 0..3 {
+        assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }));
+    }
+    assert_eq!(under.count(&server, "connect", "0"), 1, "its connection is as good as before");
+    assert_eq!(standby.searches().len(), 0, "nobody else need be asked");
+}
