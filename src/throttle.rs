@@ -415,7 +415,7 @@ impl Turn<'_> {
         let Some(Charged { user: of_name, prefix, password }) = self.charged.take() else {
             return Ok(Duration::ZERO);
         };
-        // Else it was charged to another entry, of which the name has been taken for.
+        // Else it was charged to another entry, which the name has meant until now.
         if charged == self.visit.name {
             memory.refund_name(charged, &of_name, password);
         } else {
