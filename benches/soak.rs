@@ -67,6 +67,8 @@ struct Stage {
     /// Outages so far, and those that last.
     outages: AtomicU64,
     lasting: AtomicU64,
+    /// No directory answers, or usher may not yet have noticed that one does.
+    blind: AtomicBool,
     logins: AtomicU64,
     tally: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
     faults: Mutex<Vec<String>>,
@@ -109,8 +111,10 @@ impl Stage {
         self.logins.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Logs in and sees to it that this is where the directory says.
+    /// Logs in and sees to it that this is where the directory says. While none says anything, who has been
+    /// moved and was away since gets in where he was last (`cache.stale`).
     fn visit(&self, worker: usize) -> Result<Imap, String> {
+        let blind = self.blind.load(Ordering::SeqCst);
         let before = *self.homes[worker].lock().unwrap();
         let certain = before.since.elapsed() > MOVED_FOR_CERTAIN;
         let mut imap = self.connect();
@@ -118,6 +122,10 @@ impl Stage {
         let said = imap.command("ID NIL").ok().untagged.join(" ");
         let landed = if said.contains("server3") { "server3" } else { "server4" };
         if certain && before == *self.homes[worker].lock().unwrap() && landed != before.server {
+            if blind || self.blind.load(Ordering::SeqCst) {
+                self.count("move", "not known of in an outage");
+                return Ok(imap);
+            }
             return Err(format!("{} is at {}, landed at {landed}", WORKERS[worker], before.server));
         }
         Ok(imap)
@@ -185,6 +193,7 @@ impl Stage {
     fn outage(&self, what: &'static str, mut away: impl FnMut(), mut back: impl FnMut(), dice: &mut Dice) {
         self.outages.fetch_add(1, Ordering::SeqCst);
         self.lasting.fetch_add(1, Ordering::SeqCst);
+        self.blind.store(what.starts_with("directory"), Ordering::SeqCst);
         away();
         dice.pause(2500);
         back();
@@ -198,6 +207,7 @@ impl Stage {
             std::thread::sleep(Duration::from_millis(200));
         }
         self.count(what, "as expected");
+        self.blind.store(false, Ordering::SeqCst);
         self.lasting.fetch_sub(1, Ordering::SeqCst);
     }
 }
@@ -275,6 +285,7 @@ fn soak(length: Duration, seed: u64) {
         over: AtomicBool::new(false),
         outages: AtomicU64::new(0),
         lasting: AtomicU64::new(0),
+        blind: AtomicBool::new(false),
         logins: AtomicU64::new(0),
         tally: Mutex::default(),
         faults: Mutex::default(),
