@@ -67,7 +67,7 @@ struct Stage {
     /// Outages so far, and those that last.
     outages: AtomicU64,
     lasting: AtomicU64,
-    /// No directory answers, or usher may not yet have noticed that one does.
+    /// The directory does not answer, or usher may not yet have noticed that it does.
     blind: AtomicBool,
     logins: AtomicU64,
     tally: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
@@ -111,7 +111,7 @@ impl Stage {
         self.logins.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Logs in and sees to it that this is where the directory says. While none says anything, who has been
+    /// Logs in and sees to it that this is where the directory says. While it says nothing, who has been
     /// moved and was away since gets in where he was last (`cache.stale`).
     fn visit(&self, worker: usize) -> Result<Imap, String> {
         let blind = self.blind.load(Ordering::SeqCst);
@@ -193,7 +193,6 @@ impl Stage {
     fn outage(&self, what: &'static str, mut away: impl FnMut(), mut back: impl FnMut(), dice: &mut Dice) {
         self.outages.fetch_add(1, Ordering::SeqCst);
         self.lasting.fetch_add(1, Ordering::SeqCst);
-        self.blind.store(what.starts_with("directory"), Ordering::SeqCst);
         away();
         dice.pause(2500);
         back();
@@ -207,7 +206,6 @@ impl Stage {
             std::thread::sleep(Duration::from_millis(200));
         }
         self.count(what, "as expected");
-        self.blind.store(false, Ordering::SeqCst);
         self.lasting.fetch_sub(1, Ordering::SeqCst);
     }
 }
@@ -251,12 +249,20 @@ fn trouble(stage: &Stage, usher: &Usher, directory: &mut Slapd, dovecot: &mut Do
                 stage.fault("reload", format!("{reload:?}"));
             }
         }
-        7 if dice.roll(2) == 0 => {
-            let directory = Mutex::new(directory);
-            let away = || directory.lock().unwrap().stop();
-            stage.outage("directory restart", away, || directory.lock().unwrap().start_again(), dice);
+        7 => {
+            stage.blind.store(true, Ordering::SeqCst);
+            let url = directory.tls_url();
+            if dice.roll(2) == 0 {
+                let directory = Mutex::new(directory);
+                let away = || directory.lock().unwrap().stop();
+                stage.outage("directory restart", away, || directory.lock().unwrap().start_again(), dice);
+            } else {
+                stage.outage("directory freeze", || directory.freeze(), || directory.thaw(), dice);
+            }
+            // Until then alice, too, may have been let in by what was known.
+            usher.wait_metric("usher_directory_up", &[("server", &url)], 1.0);
+            stage.blind.store(false, Ordering::SeqCst);
         }
-        7 => stage.outage("directory freeze", || directory.freeze(), || directory.thaw(), dice),
         _ => {
             let dovecot = Mutex::new(dovecot);
             let away = || dovecot.lock().unwrap().stop();
