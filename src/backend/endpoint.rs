@@ -266,6 +266,8 @@ impl Endpoint {
     pub(super) async fn start_tls(&self, tcp: TcpStream) -> Result<Stream, BackendError> {
         let connecting = tls::client::connect(&self.tls_config, self.server_name.clone(), tcp);
         let stream = connecting.await.map_err(|error| BackendError::Tls { reason: tls::describe(&error) })?;
+        // Cyrus sends its tickets, then its greeting, which waits until the tickets are acknowledged.
+        sys::acknowledge_at_once(stream.tcp());
         let Handshakes { full, resumed } = &self.handshakes;
         if stream.resumed() { resumed } else { full }.inc();
         Ok(stream)

@@ -454,3 +454,17 @@ fn a_client_that_leaves_during_the_backends_login_frees_it() {
     ended.recv_timeout(Duration::from_secs(10)).expect("the backend connection is freed");
     usher.wait_metric("usher_connections", &[], 0.0);
 }
+
+#[test]
+fn the_greeting_of_cyrus_waits_for_no_delayed_acknowledgement() {
+    // Linux delays one by 40 ms at least (TCP_DELACK_MIN): one login of these is enough to see that it did not.
+    let usher = Usher::start(Config::shared());
+    for _ in 0..8 {
+        let mut imap = Imap::tls(usher.imaps_port());
+        imap.login("bob", &password_of("bob")).ok();
+        imap.command("LOGOUT").ok();
+    }
+    let connecting = |line: &serde_json::Value| line["backend_connect_ms"].as_f64();
+    let quickest = usher.logged().iter().filter_map(connecting).fold(f64::INFINITY, f64::min);
+    assert!(quickest < 40.0, "{quickest} ms");
+}
