@@ -25,15 +25,6 @@ use kit::{Config, Imap, Usher, password_of, start_deadline};
 /// Logins for each figure.
 const LOGINS: usize = 512;
 
-/// How many handshakes with a backend were full, and how many resumed.
-fn handshakes(usher: &Usher, backend: &str) -> (f64, f64) {
-    let of = |resumed| {
-        let labels = [("backend", backend), ("protocol", "imap"), ("resumed", resumed)];
-        usher.metric("usher_backend_handshakes_total", &labels)
-    };
-    (of("no"), of("yes"))
-}
-
 fn main() {
     let throttled_by_nothing = serde_json::json!({"mode": "dry_run"});
     let mut config = Config::shared();
@@ -43,7 +34,7 @@ fn main() {
     let usher = Usher::start(config);
     for (uid, backend, server) in [("alice", "server3", "Dovecot"), ("bob", "server4", "Cyrus")] {
         for at_a_time in [1, 32, 256] {
-            let before = handshakes(&usher, backend);
+            let before = usher.backend_handshakes(backend);
             let (rounds, together) = (LOGINS / at_a_time, Barrier::new(at_a_time));
             std::thread::scope(|scope| {
                 for _ in 0..at_a_time {
@@ -59,7 +50,7 @@ fn main() {
                     });
                 }
             });
-            let after = handshakes(&usher, backend);
+            let after = usher.backend_handshakes(backend);
             let (full, resumed) = (after.0 - before.0, after.1 - before.1);
             println!(
                 "{server}, {at_a_time} at a time: {:.0} % of {}",

@@ -12,15 +12,6 @@ use crate::kit::scripted::Scripted;
 use crate::kit::usher::command;
 use crate::kit::{Config, Imap, Usher, password_of, slapd};
 
-/// How many handshakes with a backend were full, and how many resumed.
-fn handshakes(usher: &Usher, backend: &str) -> (f64, f64) {
-    let of = |resumed| {
-        let labels = [("backend", backend), ("protocol", "imap"), ("resumed", resumed)];
-        usher.metric("usher_backend_handshakes_total", &labels)
-    };
-    (of("no"), of("yes"))
-}
-
 fn login(usher: &Usher, uid: &str) -> Imap {
     let mut imap = Imap::tls(usher.imaps_port());
     imap.login(uid, &password_of(uid)).ok();
@@ -32,10 +23,10 @@ fn a_burst_of_logins_resumes_at_a_backend() {
     const BURST: usize = 24;
     let backend = Scripted::welcoming();
     let usher = Usher::start(Config::with_directory(slapd()).scripted(&backend));
-    assert_eq!(handshakes(&usher, "server3"), (0.0, 0.0), "there from the first scrape");
+    assert_eq!(usher.backend_handshakes("server3"), (0.0, 0.0), "there from the first scrape");
     // Each brings two tickets and takes one: more than the burst needs, and than rustls keeps.
     let mut sessions: Vec<Imap> = (0..BURST).map(|_| login(&usher, "alice")).collect();
-    assert_eq!(handshakes(&usher, "server3"), (1.0, 23.0));
+    assert_eq!(usher.backend_handshakes("server3"), (1.0, 23.0));
     let start = Barrier::new(BURST);
     std::thread::scope(|scope| {
         let one = || {
@@ -47,7 +38,7 @@ fn a_burst_of_logins_resumes_at_a_backend() {
         let burst: Vec<_> = (0..BURST).map(|_| scope.spawn(one)).collect();
         sessions.extend(burst.into_iter().map(|one| one.join().unwrap()));
     });
-    assert_eq!(handshakes(&usher, "server3"), (1.0, 47.0));
+    assert_eq!(usher.backend_handshakes("server3"), (1.0, 47.0));
 }
 
 #[test]
@@ -57,9 +48,9 @@ fn logins_resume_at_dovecot_and_cyrus() {
         // Another process of Dovecot's, with keys of its own, may answer the first ones.
         let met = (0..20).any(|_| {
             login(&usher, uid).command("LOGOUT").ok();
-            handshakes(&usher, backend).1 > 0.0
+            usher.backend_handshakes(backend).1 > 0.0
         });
-        assert!(met, "{backend}: {:?}", handshakes(&usher, backend));
+        assert!(met, "{backend}: {:?}", usher.backend_handshakes(backend));
     }
 }
 

@@ -133,6 +133,15 @@ impl Usher {
         self.log.unread.lock().unwrap()
     }
 
+    /// How many TLS handshakes with a backend were full, and how many resumed, in IMAP.
+    pub(crate) fn backend_handshakes(&self, backend: &str) -> (f64, f64) {
+        let of = |resumed| {
+            let labels = [("backend", backend), ("protocol", "imap"), ("resumed", resumed)];
+            self.metric("usher_backend_handshakes_total", &labels)
+        };
+        (of("no"), of("yes"))
+    }
+
     /// Every line logged so far.
     pub(crate) fn logged(&self) -> Vec<Value> {
         self.log.lines.lock().unwrap().clone()
