@@ -2,8 +2,9 @@
 //!
 //! Lines go through a bounded queue to standard output; when the reader of that pipe stops, lines
 //! are dropped and counted, and no login stalls. Whatever came from outside is written through
-//! [`Escaped`]; behind it the writer itself lets no control character pass, so that no name,
-//! certificate or server can forge a line (CWE-117). [`Repeats`] keeps one outage from filling the
+//! [`Escaped`]; behind it each field is quoted by how it was recorded, never by what its text looks
+//! like, and the writer itself lets no control character pass, so that no name, certificate or server
+//! can forge a line or a field (CWE-117). [`Repeats`] keeps one outage from filling the
 //! disk. Libraries are heard from warn up only: what they trace may hold a password.
 //! Timestamps are UTC (RFC 3339).
 
@@ -14,13 +15,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::Dispatch;
+use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::{Dispatch, field::Field};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::fmt::format::{Writer, debug_fn};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{Registry, reload};
 
@@ -72,7 +74,7 @@ fn build(settings: &config::Log, output: impl io::Write + Send + 'static) -> (Di
     let writer = OneLine { queue, format: settings.format };
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(writer);
     let dispatch = match settings.format {
-        LogFormat::Text => Dispatch::new(registry.with(layer.fmt_fields(debug_fn(write_field).delimited(" ")))),
+        LogFormat::Text => Dispatch::new(registry.with(layer.fmt_fields(KeyValue))),
         LogFormat::Json => Dispatch::new(registry.with(layer.json().flatten_event(true).with_span_list(false))),
     };
     (dispatch, Guard { dropped, level, worker: Mutex::new(Some(worker)) })
@@ -117,17 +119,90 @@ fn filter(level: LogLevel) -> Targets {
     Targets::new().with_default(level.min(LevelFilter::WARN)).with_target(env!("CARGO_CRATE_NAME"), level)
 }
 
-/// A field of a text line. A value that could be read as several fields is quoted.
-fn write_field(out: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
-    let text = format!("{value:?}");
-    let name = field.name();
-    if name == "message" {
-        out.write_str(&text)
-    } else if text.starts_with('"') || !(text.is_empty() || text.contains([' ', '"', '='])) {
-        write!(out, "{name}={text}")
-    } else {
-        write!(out, "{name}={text:?}")
+/// The fields of a text line, as `name=value` behind the message. A value that was recorded as a string is
+/// always quoted, every other one where it would not be read back as one value.
+#[derive(Debug, Clone, Copy)]
+struct KeyValue;
+
+impl<'writer> FormatFields<'writer> for KeyValue {
+    fn format_fields<R: RecordFields>(&self, out: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut line = FieldWriter { out, text: String::new(), is_first: true, result: Ok(()) };
+        fields.record(&mut line);
+        line.result
     }
+}
+
+struct FieldWriter<'writer> {
+    out: Writer<'writer>,
+    /// A value is written here first: only then is known whether it has to be quoted.
+    text: String,
+    is_first: bool,
+    result: fmt::Result,
+}
+
+impl FieldWriter<'_> {
+    fn write(&mut self, field: &Field, value: fmt::Arguments<'_>, is_string: bool) {
+        if self.result.is_ok() {
+            self.result = self.try_write(field, value, is_string);
+        }
+    }
+
+    fn try_write(&mut self, field: &Field, value: fmt::Arguments<'_>, is_string: bool) -> fmt::Result {
+        self.text.clear();
+        self.text.write_fmt(value)?;
+        if !std::mem::take(&mut self.is_first) {
+            self.out.write_char(' ')?;
+        }
+        // `r#type` is how Rust spells a field whose name is a keyword.
+        let name = field.name().strip_prefix("r#").unwrap_or(field.name());
+        let is_quoted = if name == "message" {
+            // The message ends where the first `name=` begins.
+            has_special(&self.text, " ")
+        } else {
+            write!(self.out, "{name}=")?;
+            is_string || self.text.is_empty() || has_special(&self.text, "")
+        };
+        if is_quoted { write!(self.out, "{:?}", self.text) } else { self.out.write_str(&self.text) }
+    }
+}
+
+impl Visit for FieldWriter<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.write(field, format_args!("{value}"), field.name() != "message");
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.write(field, format_args!("{value:?}"), false);
+    }
+}
+
+/// Whether a text has to be quoted to be read back as one value: it has a blank, a quote, an equals sign, a
+/// brace (which ends a span's fields), or what is no printable character, except those in `allowed`.
+fn has_special(text: &str, allowed: &str) -> bool {
+    text.chars().any(|one| match one {
+        ' ' | '"' | '=' | '{' | '}' => !allowed.contains(one),
+        _ => !is_printable(one),
+    })
+}
+
+/// Whether a character stands for itself: no control, nothing that is invisible, that turns the writing
+/// direction round, or that changes the character before it.
+#[must_use]
+pub fn is_printable(character: char) -> bool {
+    match character {
+        ' '..='~' => true,
+        // It escapes what is not printable, and nothing else beyond ASCII.
+        _ => !character.is_ascii() && character.escape_debug().len() == 1,
+    }
+}
+
+/// Writes a character as JSON escapes it in a string (RFC 8259 section 7).
+///
+/// # Errors
+/// Those of `out`.
+pub fn escape_json(out: &mut impl fmt::Write, character: char) -> fmt::Result {
+    let units = &mut [0; 2];
+    character.encode_utf16(units).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}"))
 }
 
 /// Sends each event as one line to the queue: the last guard against forged lines.
@@ -170,13 +245,12 @@ impl io::Write for OneLine {
         let text = String::from_utf8_lossy(line);
         let mut clean = String::with_capacity(text.len() + 1);
         for character in text.chars() {
-            let code = u32::from(character);
-            // Controls are Basic Multilingual Plane, so \uXXXX is right; in JSON they can be in
-            // strings only. serde_json leaves DEL and the C1 controls as they are.
-            let _ = match (character.is_control(), self.format) {
-                (false, _) => clean.write_char(character),
-                (true, LogFormat::Json) => write!(clean, "\\u{code:04x}"),
-                (true, LogFormat::Text) => write!(clean, "{}", character.escape_default()),
+            let _ = match (is_printable(character), self.format) {
+                (true, _) => clean.write_char(character),
+                // In JSON they can be in strings only. serde_json leaves DEL, the C1 controls and what
+                // turns the writing direction round as they are.
+                (false, LogFormat::Json) => escape_json(&mut clean, character),
+                (false, LogFormat::Text) => write!(clean, "{}", character.escape_debug()),
             };
         }
         clean.push('\n');
@@ -204,8 +278,7 @@ impl fmt::Display for Escaped<'_> {
                 if matches!(character, '"' | '\'') {
                     f.write_char(character)?;
                 } else {
-                    // Escapes the backslash, controls, and what is invisible or turns the
-                    // writing direction round.
+                    // Escapes the backslash, and what [`is_printable`] does not let pass.
                     write!(f, "{}", character.escape_debug())?;
                 }
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use super::{FAILED, OK, UNAVAILABLE, USAGE, count, fail, fail_config, progress};
-use crate::cutover::sheet::Shown;
+use crate::cutover::sheet::{Shown, ShownJson, ShownLines};
 use crate::directory::Login;
 use crate::inspect::{self, Finding, Report, State, Subject};
 use crate::metrics::Metrics;
@@ -35,10 +35,10 @@ pub(super) async fn check(config: &Path, arguments: &Arguments) -> ExitCode {
     };
     let config = &snapshot.config;
     for warning in &config.warnings {
-        eprintln!("warning: {warning}");
+        eprintln!("warning: {}", ShownLines(&warning.to_string()));
     }
     for Finding { found, .. } in inspect::served(&snapshot.tls) {
-        eprintln!("warning: {found}");
+        eprintln!("warning: {}", ShownLines(&found));
     }
     if !arguments.json {
         println!(
@@ -63,11 +63,11 @@ pub(super) async fn check(config: &Path, arguments: &Arguments) -> ExitCode {
     let report = progress::watched(&done, &of, false, looking).await;
     if arguments.json {
         match serde_json::to_string_pretty(&report) {
-            Ok(text) => println!("{text}"),
+            Ok(text) => println!("{}", ShownJson(&text)),
             Err(error) => return fail(FAILED, error),
         }
     } else {
-        print!("{}", text(&report));
+        print!("{}", ShownLines(&text(&report)));
     }
     ExitCode::from(if report.ok { OK } else { UNAVAILABLE })
 }

@@ -13,7 +13,7 @@ use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, explain, fail, progress};
 use crate::config::{self, Config};
 use crate::cutover::everybody::{Against, Census, Ended, Row, Totals};
 use crate::cutover::recipe::Recipe;
-use crate::cutover::sheet::{Csv, Shown, thousands};
+use crate::cutover::sheet::{Csv, Shown, ShownJson, thousands};
 use crate::directory::Ldap;
 
 #[derive(Debug, clap::Args)]
@@ -186,7 +186,7 @@ impl Sheet {
                 #[rustfmt::skip]
                 let shape = Shape { login, dn, mail_host, backend, by_default, backend_login, result, explanation, expected, differs };
                 self.out.write_all(if first { b"{\"users\": [\n" } else { b",\n" })?;
-                serde_json::to_writer(&mut self.out, &shape)?;
+                write!(self.out, "{}", ShownJson(&serde_json::to_string(&shape)?))?;
             }
         }
         if self.watched { self.out.flush() } else { Ok(()) }
@@ -238,7 +238,7 @@ impl Sheet {
 fn summary(out: &mut impl Write, totals: &Totals, compares: bool) -> io::Result<()> {
     writeln!(out, "{:>9}  {}", thousands(totals.users), if totals.users == 1 { "user" } else { "users" })?;
     for (backend, number) in &totals.backends {
-        writeln!(out, "{:>9}  to {backend}", thousands(*number))?;
+        writeln!(out, "{:>9}  to {}", thousands(*number), Shown(backend))?;
     }
     for (reason, number) in &totals.refusals {
         writeln!(out, "{:>9}  refused: {reason}", thousands(*number))?;

@@ -13,7 +13,7 @@ use super::everybody;
 use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, fail, fail_config};
 use crate::admin::control::{self, User};
 use crate::config::{self, Config};
-use crate::cutover::sheet::Shown;
+use crate::cutover::sheet::{Shown, ShownJson};
 use crate::cutover::verdict::Verdict;
 use crate::directory::{Directory as _, Ldap, Login};
 use crate::files;
@@ -102,7 +102,7 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
     };
     if arguments.json {
         match serde_json::to_string_pretty(&told) {
-            Ok(text) => println!("{text}"),
+            Ok(text) => println!("{}", ShownJson(&text)),
             Err(error) => return fail(FAILED, error),
         }
     } else {

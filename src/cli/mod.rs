@@ -24,6 +24,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::cutover::sheet::ShownLines;
+
 /// Turns of tasks after which a thread looks at its sockets again, if it never runs out of them. A session
 /// that downloads at full speed is always ready and takes a quarter of a millisecond: a login beside
 /// eight of them is to be seen within some milliseconds.
@@ -157,14 +159,14 @@ fn either(code: Result<ExitCode, ExitCode>) -> ExitCode {
 
 /// Says on standard error why a command failed.
 fn fail(code: u8, why: impl Display) -> ExitCode {
-    eprintln!("usher: {why}");
+    eprintln!("usher: {}", ShownLines(&why.to_string()));
     ExitCode::from(code)
 }
 
 /// Says every mistake of the configuration on standard error.
 fn fail_config(problems: &[crate::config::Problem]) -> ExitCode {
     for problem in problems {
-        eprintln!("{problem}");
+        eprintln!("{}", ShownLines(&problem.to_string()));
     }
     fail(CONFIG, format!("the configuration has {}", count(problems.len(), "mistake")))
 }

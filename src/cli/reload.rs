@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use super::running::{Running, say, say_json};
 use super::{FAILED, OK, fail};
 use crate::admin::control::Outcome;
+use crate::cutover::sheet::ShownLines;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -39,7 +40,7 @@ async fn order(config: &Path, path: &str, done: &str, refused: &str, json: bool)
         return Ok(ExitCode::from(OK));
     }
     if !json {
-        outcome.problems.iter().for_each(|problem| eprintln!("{problem}"));
+        outcome.problems.iter().for_each(|problem| eprintln!("{}", ShownLines(problem)));
     }
     Err(fail(FAILED, refused))
 }

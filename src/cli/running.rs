@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::{CONFIG, FAILED, NO_PERMISSION, OK, UNAVAILABLE, USAGE, fail, fail_config};
 use crate::admin::control::{self, ControlError, encode};
 use crate::config::{self, Mistakes};
+use crate::cutover::sheet::{ShownJson, ShownLines};
 
 /// The running usher of a configuration.
 pub(super) struct Running {
@@ -71,7 +72,8 @@ impl Running {
                 // What the one that serves understands and this one does not, it has nothing to do with.
                 Err(error) if error.is_mistake() => {}
                 Err(error) => {
-                    eprintln!("usher: the process before the last upgrade ({}): {error}", socket.display());
+                    let error = format!("the process before the last upgrade ({}): {error}", socket.display());
+                    eprintln!("usher: {}", ShownLines(&error));
                     answers.complete = false;
                 }
             }
@@ -98,15 +100,18 @@ pub(super) fn with_query<'k, 'v>(path: &str, pairs: impl IntoIterator<Item = (&'
     if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
 }
 
-/// Prints; whoever has closed the pipe (`| head`) has seen enough.
+/// Prints; whoever has closed the pipe (`| head`) has seen enough. What a terminal would obey is escaped:
+/// names and words come from others.
 pub(super) fn say(text: impl Display) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
+    let _ = writeln!(std::io::stdout().lock(), "{}", ShownLines(&text.to_string()));
 }
 
 /// Prints as JSON.
 pub(super) fn say_json(value: &impl Serialize) {
     match serde_json::to_string_pretty(value) {
-        Ok(text) => say(text),
+        Ok(text) => {
+            let _ = writeln!(std::io::stdout().lock(), "{}", ShownJson(&text));
+        }
         // Maps with keys that are no text, of which there are none.
         Err(error) => eprintln!("usher: {error}"),
     }

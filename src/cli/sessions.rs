@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::count;
 use super::running::{Running, age, say, say_json, table, with_query};
+use crate::cutover::sheet::Shown;
 use crate::registry::{Filter, FilterError, Session, unix_now};
 
 const HELP: &str = "\
@@ -137,7 +138,14 @@ pub(super) fn listed(sessions: &[Session]) -> String {
     let row = |session: &Session| {
         let Session { id, login, client, protocol, backend, since, .. } = session;
         let age = age(now.saturating_sub(*since));
-        vec![login.to_string(), client.to_string(), protocol.to_string(), backend.to_string(), age, id.to_string()]
+        vec![
+            Shown(login).to_string(),
+            client.to_string(),
+            protocol.to_string(),
+            backend.to_string(),
+            age,
+            id.to_string(),
+        ]
     };
     let rows: Vec<_> = sessions.iter().map(row).collect();
     let number = count(sessions.len(), "session");
@@ -169,7 +177,28 @@ fn as_objects(counts: &[(Vec<String>, usize)], by: &[By]) -> Vec<Map<String, Val
 fn count_table(counts: &[(Vec<String>, usize)], by: &[By], all: usize) -> String {
     let titles: Vec<String> = by.iter().map(|by| by.name().to_uppercase()).chain(["SESSIONS".to_owned()]).collect();
     let titles: Vec<&str> = titles.iter().map(String::as_str).collect();
-    let row = |(values, number): &(Vec<String>, usize)| values.iter().cloned().chain([number.to_string()]).collect();
+    let row = |(values, number): &(Vec<String>, usize)| {
+        values.iter().map(|value| Shown(value).to_string()).chain([number.to_string()]).collect()
+    };
     let rows: Vec<_> = counts.iter().map(row).collect();
     format!("{}\n{}", table(&titles, &rows), count(all, "session"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_that_a_terminal_would_obey_is_escaped() {
+        let session = serde_json::json!({
+            "id": "06AAAAAAAAAAA", "login": "al\u{202e}ice\u{9b}2J\u{1b}[31m", "dn": "uid=x", "client": "192.0.2.1",
+            "protocol": "imap", "backend": "server3", "since": 0,
+        });
+        let sessions: Vec<Session> = vec![serde_json::from_value(session).unwrap()];
+        let by = [By::User];
+        for text in [listed(&sessions), count_table(&counted(&sessions, &by), &by, 1)] {
+            assert!(text.contains(r"al\u{202e}ice\u{9b}2J\u{1b}[31m"), "{text}");
+            assert!(text.lines().all(|line| line.chars().all(crate::log::is_printable)), "{text}");
+        }
+    }
 }

@@ -1,6 +1,9 @@
 //! How rows are written for terminals and for spreadsheets.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
+
+use crate::log::{escape_json, is_printable};
 
 /// A value as it is, so that a filter can be copied from a terminal; what would move its cursor or is
 /// invisible is escaped.
@@ -16,8 +19,45 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
+/// Several lines, each as [`Shown`].
+#[derive(Debug, Clone, Copy)]
+pub struct ShownLines<'a>(pub &'a str);
+
+impl fmt::Display for ShownLines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, line) in self.0.split('\n').enumerate() {
+            if at > 0 {
+                f.write_char('\n')?;
+            }
+            write!(f, "{}", Shown(line))?;
+        }
+        Ok(())
+    }
+}
+
+/// JSON text whose strings may hold any character: what a terminal would obey or not show is written as
+/// JSON escapes it, which changes nothing for who parses it.
+#[derive(Debug, Clone, Copy)]
+pub struct ShownJson<'a>(pub &'a str);
+
+impl fmt::Display for ShownJson<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|character| match character {
+            // Between values; within a string it is escaped already.
+            '\n' => f.write_char(character),
+            _ if is_printable(character) => f.write_char(character),
+            _ => escape_json(f, character),
+        })
+    }
+}
+
+/// What a spreadsheet begins a formula with, also in the full width of East Asian keyboards.
+const FORMULA: [char; 8] = ['=', '+', '-', '@', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}'];
+
 /// A row of CSV (RFC 4180, lines end with LF). A field that a spreadsheet would take for a formula gets an
-/// apostrophe in front, which makes it text there: a login is somebody else's words.
+/// apostrophe in front, which makes it text there: a login is somebody else's words. What is invisible or
+/// would move a terminal's cursor is escaped as in [`Shown`], so that a row is one line and nothing stands
+/// unseen before a formula; accents that follow their letter stay.
 #[derive(Debug, Clone, Copy)]
 pub struct Csv<'a>(pub &'a [&'a str]);
 
@@ -27,15 +67,38 @@ impl fmt::Display for Csv<'_> {
             if at > 0 {
                 f.write_char(',')?;
             }
-            let text = if field.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']) { "'" } else { "" };
-            if field.contains(['"', ',', '\n', '\r', ';']) || field.starts_with(' ') || field.ends_with(' ') {
-                write!(f, "\"{text}{}\"", field.replace('"', "\"\""))?;
+            let visible = visible(field);
+            // What a spreadsheet may strip before it looks.
+            let begin = field.trim_start_matches(|first: char| first.is_whitespace() || !is_printable(first));
+            let text = if begin.starts_with(FORMULA) || field.starts_with(['\t', '\r', '\n']) { "'" } else { "" };
+            if visible.contains(['"', ',', ';']) || visible.starts_with(' ') || visible.ends_with(' ') {
+                write!(f, "\"{text}{}\"", visible.replace('"', "\"\""))?;
             } else {
-                write!(f, "{text}{field}")?;
+                write!(f, "{text}{visible}")?;
             }
         }
         f.write_char('\n')
     }
+}
+
+/// A field with what is invisible escaped.
+fn visible(field: &str) -> Cow<'_, str> {
+    let is_plain = |character: char| {
+        // Behind a letter only what has no shape of its own is escaped, and no accent.
+        is_printable(character) || format!("x{character}").escape_debug().count() == 2
+    };
+    if field.chars().all(is_plain) {
+        return Cow::Borrowed(field);
+    }
+    let mut visible = String::with_capacity(field.len() + 8);
+    for character in field.chars() {
+        if is_plain(character) {
+            visible.push(character);
+        } else {
+            visible.extend(character.escape_debug());
+        }
+    }
+    Cow::Owned(visible)
 }
 
 /// `1,234,567`.
@@ -66,7 +129,33 @@ mod tests {
     fn a_row_is_quoted_where_it_must_be() {
         let row = |fields: &[&str]| Csv(fields).to_string();
         assert_eq!(row(&["alice", "uid=alice,dc=x", ""]), "alice,\"uid=alice,dc=x\",\n");
-        assert_eq!(row(&["a\"b", "a\nb", " a", "a;b"]), "\"a\"\"b\",\"a\nb\",\" a\",\"a;b\"\n");
+        assert_eq!(row(&["a\"b", "a\nb", " a", "a;b"]), "\"a\"\"b\",a\\nb,\" a\",\"a;b\"\n");
+    }
+
+    #[test]
+    fn a_row_holds_nothing_that_a_terminal_obeys_or_hides() {
+        let row = Csv(&["\u{1b}]0;x\u{7}", "a\0b", "\u{9b}31m", "\u{202e}txt", "u\u{308}ber", "\u{feff}"]).to_string();
+        assert_eq!(row, "\"\\u{1b}]0;x\\u{7}\",a\\0b,\\u{9b}31m,\\u{202e}txt,u\u{308}ber,\\u{feff}\n");
+        let every: String = (0..=u32::from(char::MAX)).filter_map(char::from_u32).collect();
+        let row = Csv(&[every.as_str()]).to_string();
+        assert_eq!(row.matches('\n').count(), 1);
+        assert!(
+            !row.trim_end().contains(|one: char| one.is_control() || "\u{202e}\u{200f}\u{feff}\u{a0}".contains(one))
+        );
+    }
+
+    #[test]
+    fn json_for_a_terminal_means_the_same() {
+        let value = "\u{1b}[2J\u{7f}\u{9b}\u{202e}\u{e0001}\"\\ü\n";
+        let text = serde_json::to_string_pretty(&[value]).unwrap();
+        let shown = ShownJson(&text).to_string();
+        assert!(shown.chars().all(|one| one == '\n' || is_printable(one)), "{shown}");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&shown).unwrap(), [value]);
+    }
+
+    #[test]
+    fn lines_stay_lines() {
+        assert_eq!(ShownLines("a\u{1b}\nb").to_string(), "a\\u{1b}\nb");
     }
 
     #[test]
@@ -77,7 +166,13 @@ mod tests {
             ("-x", "'-x"),
             ("@SUM(A1)", "'@SUM(A1)"),
             ("=HYPERLINK(\"x\",\"y\")", "\"'=HYPERLINK(\"\"x\"\",\"\"y\"\")\""),
-            ("\tx", "'\tx"),
+            ("\tx", "'\\tx"),
+            ("\u{feff}=1+1", "'\\u{feff}=1+1"),
+            ("\u{a0}=1+1", "'\\u{a0}=1+1"),
+            ("\u{200b}\u{a0}@x", "'\\u{200b}\\u{a0}@x"),
+            (" =1+1", "\"' =1+1\""),
+            ("\u{0}=1+1", "'\\0=1+1"),
+            ("\u{ff1d}1+1", "'\u{ff1d}1+1"),
             ("a=b", "a=b"),
         ] {
             assert_eq!(Csv(&[field]).to_string(), format!("{told}\n"));

@@ -7,6 +7,8 @@ use tracing::{dispatcher, error, info, info_span};
 
 use super::*;
 
+mod fields;
+
 /// What was written, shared with the log's thread.
 #[derive(Clone, Default)]
 struct Page(Arc<Mutex<Vec<u8>>>);

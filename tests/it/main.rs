@@ -28,6 +28,7 @@ mod kick;
 mod layers;
 mod lifecycle;
 mod listener_tls;
+mod log_lines;
 mod login;
 mod managesieve;
 mod metrics;

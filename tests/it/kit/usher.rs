@@ -79,8 +79,9 @@ impl Usher {
         std::thread::spawn(move || {
             for line in output.split(b'\n').map_while(Result::ok) {
                 let text = String::from_utf8_lossy(&line).into_owned();
-                // What is no JSON is kept: a panic's message, say.
-                let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+                // What is no line of the log is kept: a panic's message, say.
+                let value = serde_json::from_str(&text).ok().or_else(|| super::log_line::parse(&text));
+                let value = value.unwrap_or(Value::String(text));
                 drop(written.unread.lock());
                 written.lines.lock().unwrap().push(value);
                 written.more.notify_all();

@@ -1,0 +1,53 @@
+//! No word from outside becomes a field of the log: of clients, of the directory, of mail servers.
+
+use serde_json::{Value, json};
+
+use crate::kit::scripted::{GREETING, Scripted};
+use crate::kit::slapd::Slapd;
+use crate::kit::{Config, Imap, Person, Usher, password_of};
+
+/// What a reader of lines must not take for fields.
+const FORGED: &str = r#""x" result="ok" client=203.0.113.9 login="boss" session=0"#;
+
+/// The fields of a login's line that nobody outside says.
+fn is_true(line: &Value, result: &str) {
+    assert_eq!(line["result"], result, "{line}");
+    assert!(line["client"].as_str().unwrap().starts_with("127.0.0.1"), "{line}");
+    assert_eq!(line["session"].as_str().unwrap().len(), 13, "{line}");
+}
+
+#[test]
+fn words_from_outside_stay_in_their_field_in_both_formats() {
+    for format in ["text", "json"] {
+        let slapd = Slapd::private();
+        slapd.add(&Person { password: password_of("mallory"), ..Person::new(FORGED, Some("server3")) });
+        let backend = Scripted::tls(|peer| {
+            peer.send(GREETING);
+            if let Some(tag) = peer.take_login() {
+                peer.send(format!("{tag} NO [LIMIT] {FORGED}\r\n"));
+            }
+        });
+        let config = Config::with_directory(&slapd).scripted(&backend).set("/limits/failed_logins", 50);
+        let usher = Usher::start(config.set("/log", json!({"format": format, "level": "debug"})));
+
+        // The name.
+        let mut imap = Imap::tls(usher.imaps_port());
+        imap.authenticate("", FORGED, b"wrong").is("NO [AUTHENTICATIONFAILED]");
+        let line = usher.login(FORGED);
+        is_true(&line, "wrong_password");
+        drop(imap);
+
+        // What the client says it is, the entry's DN, and what the mail server says.
+        let mut imap = Imap::tls(usher.imaps_port());
+        let quoted = FORGED.replace('"', "\\\"");
+        imap.command(&format!(r#"ID ("name" "{quoted}" "version" "{quoted}")"#)).ok();
+        imap.authenticate("", FORGED, password_of("mallory").as_bytes()).is("NO [LIMIT]");
+        let line = usher.nth_login(2, FORGED);
+        is_true(&line, "disagrees");
+        assert_eq!(line["client_name"], FORGED, "{line}");
+        assert_eq!(line["client_version"], FORGED, "{line}");
+        assert_eq!(line["backend_reply"], format!("[LIMIT] {FORGED}"), "{line}");
+        assert_eq!(line["login_backend"], FORGED, "{line}");
+        assert!(line["dn"].as_str().unwrap().contains("result"), "{line}");
+    }
+}
