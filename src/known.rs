@@ -7,7 +7,6 @@
 //! Knows nothing of routes and sessions, and acts on nothing: see `follow`.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -74,6 +73,8 @@ struct Inner {
     names: HashMap<Arc<str>, Key>,
     /// Those with something pending.
     held_back: HashSet<Key>,
+    /// The number of the last entry without an id.
+    numbered: u64,
     round: u32,
     braked: bool,
 }
@@ -83,20 +84,8 @@ struct Inner {
 pub enum Key {
     /// By what survives a rename.
     Id(EntryId),
-    /// By a digest of the DN.
+    /// By a number that was given to its DN, and to no other.
     Dn(u64),
-}
-
-impl Key {
-    fn of(entry: &Entry) -> Self {
-        entry.marks.id.map_or_else(|| Self::of_dn(&entry.dn), Self::Id)
-    }
-
-    fn of_dn(dn: &str) -> Self {
-        let mut hasher = DefaultHasher::new();
-        dn.hash(&mut hasher);
-        Self::Dn(hasher.finish())
-    }
 }
 
 impl Known {
@@ -115,7 +104,7 @@ impl Known {
     pub fn record(&self, entry: &Arc<Entry>) {
         let now = Instant::now();
         let mut inner = self.lock();
-        let key = inner.find(entry.marks.id, Some(&entry.dn)).unwrap_or_else(|| Key::of(entry));
+        let key = inner.find(entry.marks.id, Some(&entry.dn)).unwrap_or_else(|| inner.key_for(entry));
         if let Some(one) = inner.ones.get_mut(&key) {
             (one.decided, one.seen) = (Some(now), now);
         } else if inner.ones.len() < self.limit {
@@ -128,7 +117,8 @@ impl Known {
         let now = Instant::now();
         let mut inner = self.lock();
         if inner.ones.len() < self.limit {
-            inner.insert(Key::of(entry), Arc::clone(entry), has_sessions.then_some(now), Some(now));
+            let key = inner.key_for(entry);
+            inner.insert(key, Arc::clone(entry), has_sessions.then_some(now), Some(now));
         }
     }
 
@@ -313,6 +303,18 @@ impl Known {
 }
 
 impl Inner {
+    /// The key of an entry that is not found by its id. A DN that passes to another entry passes no key.
+    fn key_for(&mut self, entry: &Entry) -> Key {
+        match (entry.marks.id, self.names.get(&entry.dn)) {
+            (Some(id), _) => Key::Id(id),
+            (None, Some(key @ Key::Dn(_))) => *key,
+            (None, Some(Key::Id(_)) | None) => {
+                self.numbered += 1;
+                Key::Dn(self.numbered)
+            }
+        }
+    }
+
     fn find(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<Key> {
         let by_id = id.map(Key::Id).filter(|key| self.ones.contains_key(key));
         by_id.or_else(|| {
@@ -424,6 +426,25 @@ mod tests {
         known.record(&entry(2, "uid=a", "old", &csn(3)));
         assert_eq!(known.users(), 2);
         assert!(known.meet(EntryId::from_bytes(&[3; 16]), Some(&"uid=a".into())).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn entries_without_an_id_never_share_a_key() {
+        let unnamed = |dn: &str, host: &str| Arc::new(Entry { ..Entry::for_tests(dn, &[host]) });
+        let known = known();
+        known.record(&unnamed("uid=a", "one"));
+        let (renamed, _) = known.meet(None, Some(&"uid=a".into())).unwrap();
+        known.put(renamed, unnamed("uid=b", "one"), None);
+        // Another entry takes the DN that is free again; both are tracked.
+        known.record(&unnamed("uid=a", "two"));
+        let (other, _) = known.meet(None, Some(&"uid=a".into())).unwrap();
+        assert_ne!(renamed, other);
+        assert_eq!(known.users(), 2);
+        let host = |dn: &str| known.by_dn(&dn.into()).unwrap().entry.mail_hosts[0].clone();
+        assert_eq!((host("uid=a"), host("uid=b")), ("two".to_owned(), "one".to_owned()));
+        // What the watch tells of a DN that is known replaces it, and leaves no second one.
+        known.note(&unnamed("uid=a", "three"), true);
+        assert_eq!((known.users(), host("uid=a")), (2, "three".to_owned()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,7 +5,8 @@
 //! entries have, and once more for the rows.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{StreamExt as _, stream};
@@ -260,9 +261,8 @@ const fn is_about_one(trouble: &Trouble) -> bool {
     }
 }
 
-/// A name in 8 bytes, however it is capitalized.
+/// A name in 8 bytes, however it is capitalized: keyed, so that nobody can choose two names with the same.
 fn digest(name: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    name.to_lowercase().hash(&mut hasher);
-    hasher.finish()
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    KEY.hash_one(name.to_lowercase())
 }

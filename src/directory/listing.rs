@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::future::Future;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::BuildHasher as _;
 use std::time::Duration;
 
 use ldap3::adapters::PagedResults;
@@ -157,7 +157,5 @@ async fn in_time<T>(asked: impl Future<Output = Result<T, Fault>>) -> Result<T, 
 }
 
 fn digest(dn: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    dn.hash(&mut hasher);
-    hasher.finish()
+    reading::KEY.hash_one(dn)
 }

@@ -1,7 +1,8 @@
 //! Reading an entry out of a message (RFC 4511 section 4.5.2), bounded and without a panic: what a
 //! decision needs of it, and the marks by which a later version is told from this one.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
+use std::sync::LazyLock;
 
 use ldap3::asn1::StructureTag;
 
@@ -166,12 +167,15 @@ fn names(values: &[Vec<u8>], list: &mut Vec<String>) -> bool {
     true
 }
 
-/// A digest of an attribute's values, in whatever order they come. Compared with others of this
-/// process only; whoever can make two values collide may change the entry anyway.
+/// The key of this process' digests: nobody outside can look for two values with the same one.
+pub(super) static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// A keyed digest of an attribute's values, in whatever order they come. Compared with others of this
+/// process only.
 fn digest(name: &[u8], values: &[Vec<u8>]) -> u64 {
     let mut sorted: Vec<&Vec<u8>> = values.iter().collect();
     sorted.sort_unstable();
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = KEY.build_hasher();
     name.to_ascii_lowercase().hash(&mut hasher);
     sorted.hash(&mut hasher);
     hasher.finish()

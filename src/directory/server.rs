@@ -6,7 +6,7 @@
 //! answer nobody waited for, is closed and never used again.
 
 use std::future::Future;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use super::look::Look;
 use super::policy::Bound;
 use super::pool::jittered;
 use super::service::Opening;
-use super::{Trace, Trouble};
+use super::{Trace, Trouble, reading};
 use crate::config::{self, Connections, Find, ServiceAccount};
 use crate::log::Repeats;
 use crate::metrics::Metrics;
@@ -466,8 +466,8 @@ impl Server {
 
 /// Somebody's operation, about this.
 fn question(operation: &'static str, about: &[&str]) -> Cause {
-    // The keys do not matter: two that are taken for one cost a look more.
-    let who = BuildHasherDefault::<DefaultHasher>::default().hash_one(about);
+    // Two that are taken for one cost a look more.
+    let who = reading::KEY.hash_one(about);
     Cause::Question { operation, who }
 }
 
