@@ -230,7 +230,7 @@ impl Authenticator {
         let since = cache.stamp();
         async move {
             let refused_before = |entry: &Entry| cache.refused_before(entry, &digest);
-            let (answer, trace) = directory.authenticate(&login, &password, &refused_before).await;
+            let (answer, trace) = directory.authenticate(&login, &password, &refused_before, &*known).await;
             let answer = answer.and_then(|identity| newest(identity, &known)).map(Arc::new);
             match &answer {
                 // A hold is short: who is held is asked for again.
@@ -249,6 +249,7 @@ impl Authenticator {
                 Err(
                     DirectoryError::InvalidCredentials { seen: None, .. }
                     | DirectoryError::Account { .. }
+                    | DirectoryError::Held { .. }
                     | DirectoryError::NoEntry
                     | DirectoryError::SeveralEntries,
                 ) => cache.doubt(&login, &digest),
@@ -275,6 +276,7 @@ impl Authenticator {
             Err(DirectoryError::Account { dn, state, proven }) => {
                 (Err(Refusal::Account { state: *state, proven: *proven }), Some(Arc::clone(dn)))
             }
+            Err(DirectoryError::Held { dn }) => (Err(Refusal::Hold), Some(Arc::clone(dn))),
             Err(DirectoryError::NoEntry) => (Err(Refusal::UnknownUser), None),
             Err(DirectoryError::SeveralEntries) => (Err(Refusal::SeveralEntries), None),
             Err(DirectoryError::CannotTell(trouble)) => {

@@ -137,7 +137,8 @@ impl Follow {
     pub fn take(&self, change: Change, setting: &Setting<'_>) {
         let mut state = self.lock();
         match change {
-            Change::Began => {
+            Change::Began(round) => {
+                setting.known.begin_telling(&round.server, round.own_times);
                 setting.known.begin_round();
                 state.batch = Some(Vec::new());
             }
@@ -166,6 +167,7 @@ impl Follow {
                     state.standing = Standing::Following;
                     info!("the directory is followed");
                 }
+                setting.known.is_followed();
                 self.metrics.directory_watch_connected.set(1);
             }
             Change::Confirmed => {}
@@ -173,6 +175,7 @@ impl Follow {
                 // Half a refresh says nothing; the next one tells all of it again.
                 state.batch = None;
                 state.standing = Standing::Lost;
+                setting.known.is_lost();
                 self.metrics.directory_watch_connected.set(0);
             }
         }

@@ -3,8 +3,11 @@
 //! An entry gets here when a bind has proven a user, or when the watch has told of a change; it stays
 //! while it has sessions or a cached decision. So memory follows the users of usher and not the size
 //! of the directory: about 300 bytes each, as many as the cache and the connections allow. The watch
-//! is the newest source: what a replica shows that lags behind it does not count ([`Known::settle`]).
+//! is the newest source, and a floor under every answer (`known/floor.rs`): what a replica shows that lags
+//! behind it does not count ([`Known::settle`]).
 //! Knows nothing of routes and sessions, and acts on nothing: see `follow`.
+
+mod floor;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,10 +18,10 @@ use tokio::time::Instant;
 
 use crate::directory::{Entry, EntryId};
 
+pub use floor::Weight;
+
 /// How long a change is remembered of an entry with which nobody logs in: a replica may lag that far.
 const LAG: Duration = Duration::from_secs(10 * 60);
-/// How long the watch wins over a server that does not show how new its entry is.
-const BLIND_LAG: Duration = Duration::from_secs(60);
 
 /// What is to come, once the brake is off.
 #[derive(Debug, Clone)]
@@ -42,6 +45,15 @@ pub struct One {
     pub decided: Option<Instant>,
     /// When its values last changed, as told.
     pub told: Option<Instant>,
+    /// The version that this change made. Later ones that changed no value, as logins do, are no floor.
+    floor: Option<Box<str>>,
+    /// The server that told of it.
+    told_by: Option<Arc<str>>,
+    /// Since when the followed server, which is another than the one that told of the change, shows an
+    /// older version.
+    unmet: Option<Instant>,
+    /// The watch has told of this version, or that it still is in force.
+    watched: bool,
     /// When it was last heard of.
     seen: Instant,
     round: u32,
@@ -77,6 +89,9 @@ struct Inner {
     numbered: u64,
     round: u32,
     braked: bool,
+    source: floor::Source,
+    /// When any entry's values last changed, as told.
+    last_told: Option<Instant>,
 }
 
 /// By its id, or else by its DN.
@@ -129,17 +144,14 @@ impl Known {
         let Some(one) = inner.find(shown.marks.id, Some(&shown.dn)).and_then(|key| inner.ones.get(&key)) else {
             return Settled::AsShown;
         };
-        if inner.braked && one.decided.is_some() && (one.pending.is_some() || shown.leads_elsewhere(&one.entry)) {
-            return Settled::Instead(Arc::new(shown.with_route_of(&one.entry)));
-        }
-        let has_caught_up = match (&shown.marks.version, &one.entry.marks.version) {
-            (Some(shown), Some(known)) => is_caught_up(shown, known),
-            _ => one.told.is_none_or(|told| told.elapsed() >= BLIND_LAG),
-        };
         if one.gone {
-            // An entry that comes back under its old id is newer than the one that went.
-            let is_newer = has_caught_up && shown.marks.version != one.entry.marks.version;
-            return if is_newer { Settled::AsShown } else { Settled::Gone };
+            return if one.is_back(shown) { Settled::AsShown } else { Settled::Gone };
+        }
+        let has_caught_up = inner.is_as_new(one, shown, None);
+        if inner.braked && one.decided.is_some() && (one.pending.is_some() || shown.leads_elsewhere(&one.entry)) {
+            // What lags behind must not override what the brake leaves alone, such as a hold.
+            let newest = if has_caught_up { shown } else { &one.entry };
+            return Settled::Instead(Arc::new(newest.with_route_of(&one.entry)));
         }
         if has_caught_up { Settled::AsShown } else { Settled::Instead(Arc::clone(&one.entry)) }
     }
@@ -149,7 +161,7 @@ impl Known {
     #[must_use]
     pub fn is_in_flux(&self, dn: &Arc<str>) -> bool {
         let one = self.by_dn(dn);
-        one.and_then(|one| one.told).is_some_and(|told| told.elapsed() < BLIND_LAG)
+        one.and_then(|one| one.told).is_some_and(|told| told.elapsed() < floor::FLUX)
     }
 
     /// An entry by its DN.
@@ -178,6 +190,7 @@ impl Known {
         let round = inner.round;
         let one = inner.ones.get_mut(&key)?;
         one.round = round;
+        one.watched = true;
         Some((key, one.clone()))
     }
 
@@ -188,6 +201,7 @@ impl Known {
         for id in ids {
             if let Some(one) = inner.ones.get_mut(&Key::Id(*id)) {
                 one.round = round;
+                one.watched = true;
             }
         }
     }
@@ -218,8 +232,7 @@ impl Known {
     pub fn refresh(&self, key: Key, entry: Arc<Entry>) {
         let mut inner = self.lock();
         if let Some(one) = inner.ones.get_mut(&key) {
-            one.entry = entry;
-            one.seen = Instant::now();
+            one.refresh(entry);
         }
         inner.set_pending(key, None);
     }
@@ -236,13 +249,13 @@ impl Known {
 
     fn change(&self, key: Key, pending: Option<Pending>, change: impl FnOnce(&mut One)) {
         {
-            let mut inner = self.lock();
+            let inner = &mut *self.lock();
             inner.set_pending(key, pending);
             let Some(one) = inner.ones.get_mut(&key) else { return };
             let old = Arc::clone(&one.entry.dn);
             change(one);
-            let now = Instant::now();
-            (one.told, one.seen) = (Some(now), now);
+            one.set_floor(&inner.source);
+            inner.last_told = one.told;
             let new = Arc::clone(&one.entry.dn);
             if old != new {
                 // A name that another entry has taken meanwhile is that one's.
@@ -329,7 +342,12 @@ impl Inner {
         self.names.insert(Arc::clone(&entry.dn), key);
         self.held_back.remove(&key);
         let (seen, round) = (Instant::now(), self.round);
-        self.ones.insert(key, One { entry, pending: None, gone: false, decided, told, seen, round });
+        let floor = told.and_then(|_| entry.marks.version.clone());
+        let told_by = told.and_then(|_| self.source.telling());
+        let (watched, unmet) = (told.is_some(), None);
+        self.last_told = told.or(self.last_told);
+        let one = One { entry, pending: None, gone: false, decided, told, floor, told_by, unmet, watched, seen, round };
+        self.ones.insert(key, one);
     }
 
     fn set_pending(&mut self, key: Key, pending: Option<Pending>) {
@@ -353,16 +371,6 @@ impl Inner {
         }
         to
     }
-}
-
-/// Whether a version is as new as another. Two CSNs order exactly; a CSN begins with the second that
-/// is all a modifyTimestamp tells.
-fn is_caught_up(shown: &str, known: &str) -> bool {
-    if shown.contains('#') && known.contains('#') {
-        return shown >= known;
-    }
-    let second = |version: &str| version.get(..14).map(str::to_owned);
-    second(shown) >= second(known)
 }
 
 #[cfg(test)]
@@ -409,7 +417,7 @@ mod tests {
         assert_eq!(host(known.settle(&entry(1, "uid=a", "new", "20261126140005Z"))), "as shown");
         // Where it shows nothing, for a while.
         assert_eq!(host(known.settle(&entry(1, "uid=a", "old", ""))), "new");
-        tokio::time::advance(BLIND_LAG).await;
+        tokio::time::advance(floor::FLUX).await;
         assert_eq!(host(known.settle(&entry(1, "uid=a", "old", ""))), "as shown");
         assert_eq!(host(known.settle(&entry(2, "uid=b", "old", &csn(1)))), "as shown");
     }

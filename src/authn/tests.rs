@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config;
-use crate::directory::{Answer, Marks, RefusedBefore, Trouble};
+use crate::directory::{Answer, Floor, Marks, RefusedBefore, Trouble};
 
 const DN: &str = "uid=alice,ou=people";
 
@@ -27,6 +27,7 @@ impl Directory for Scripted {
         login: &'a Login,
         password: &'a Secret,
         refused_before: RefusedBefore<'a>,
+        _: &'a dyn Floor,
     ) -> Answer<'a, Identity> {
         Box::pin(async move {
             let marks = self.marks.lock().unwrap().clone();

@@ -15,7 +15,7 @@ use crate::admin::control::{self, User};
 use crate::config::{self, Config};
 use crate::cutover::sheet::{Shown, ShownJson};
 use crate::cutover::verdict::Verdict;
-use crate::directory::{Directory as _, Ldap, Login};
+use crate::directory::{Directory as _, Ldap, Login, NoFloor};
 use crate::files;
 use crate::metrics::Metrics;
 use crate::outcome::Refusal;
@@ -134,7 +134,7 @@ impl Explanation {
                 let why = "the password is not UTF-8 or holds NUL: LDAP cannot carry it";
                 return self.judged(config, Verdict::refused(Refusal::UnusablePassword, why));
             }
-            let (answer, trace) = directory.authenticate(login, &password, &|_| false).await;
+            let (answer, trace) = directory.authenticate(login, &password, &|_| false, &NoFloor).await;
             (answer.map(|identity| identity.entry().clone()), trace)
         } else {
             directory.look_up(login).await

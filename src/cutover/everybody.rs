@@ -257,6 +257,8 @@ const fn is_about_one(trouble: &Trouble) -> bool {
         | Trouble::Busy
         | Trouble::ServiceBind { .. }
         | Trouble::Canary { .. }
+        | Trouble::Behind { .. }
+        | Trouble::Hidden { .. }
         | Trouble::NoServiceAccount => false,
     }
 }

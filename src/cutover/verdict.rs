@@ -97,6 +97,9 @@ impl Verdict {
                 let refusal = Refusal::Account { state: *state, proven: *proven };
                 Self { dn: Some(dn.to_string()), ..Self::refused(refusal, format!("{error}{hint}")) }
             }
+            DirectoryError::Held { dn } => {
+                Self { dn: Some(dn.to_string()), ..Self::refused(Refusal::Hold, "the directory holds this user") }
+            }
             DirectoryError::CannotTell(trouble) => {
                 let hint = match trouble {
                     Trouble::NoServiceAccount => {
@@ -108,7 +111,9 @@ impl Verdict {
                     | Trouble::ServiceBind { .. }
                     | Trouble::Result { .. }
                     | Trouble::Malformed { .. }
-                    | Trouble::Canary { .. } => "",
+                    | Trouble::Canary { .. }
+                    | Trouble::Behind { .. }
+                    | Trouble::Hidden { .. } => "",
                 };
                 Self::refused(Refusal::DirectoryUnavailable, format!("{error}{hint}"))
             }

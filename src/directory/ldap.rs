@@ -22,7 +22,8 @@ use super::pool::{Pool, Time};
 use super::reading::Attributes;
 use super::server::{Failure, Lease, Server, Tuning};
 use super::{
-    Answer, Directory, DirectoryError, Entry, Identity, Login, Marks, Presence, RefusedBefore, Trace, Trouble, template,
+    Answer, Directory, DirectoryError, Entry, Floor, Freshness, Identity, Login, Marks, Presence, RefusedBefore, Trace,
+    Trouble, template,
 };
 use crate::config::{self, Find};
 use crate::metrics::Metrics;
@@ -125,6 +126,7 @@ impl Ldap {
         login: &Login,
         password: &Secret,
         refused_before: RefusedBefore<'_>,
+        floor: &dyn Floor,
         trace: &mut Trace,
     ) -> Result<Identity, DirectoryError> {
         let mut time = Time::new(self.settings.timeout);
@@ -144,6 +146,9 @@ impl Ldap {
                 let started = Instant::now();
                 let bound = self.bind(&entry.dn, &entry.marks, password, &mut time, Some(&server), trace).await;
                 trace.bind = Some(started.elapsed());
+                // The watch may have told of more meanwhile.
+                let answered = trace.server.as_deref().unwrap_or_default();
+                trace.behind = !matches!(floor.freshness(&entry, answered), Freshness::CaughtUp);
                 let (server, lease) = bound?;
                 server.give_back(lease);
                 if let Some(question) = self.group(&entry.dn) {
@@ -355,10 +360,11 @@ impl Directory for Ldap {
         login: &'a Login,
         password: &'a Secret,
         refused_before: RefusedBefore<'a>,
+        floor: &'a dyn Floor,
     ) -> Answer<'a, Identity> {
         Box::pin(async move {
             let mut trace = Trace::default();
-            (self.decide(login, password, refused_before, &mut trace).await, trace)
+            (self.decide(login, password, refused_before, floor, &mut trace).await, trace)
         })
     }
 

@@ -9,6 +9,7 @@
 mod ber;
 mod connection;
 mod examine;
+mod floor;
 mod health;
 pub mod ldap;
 mod listing;
@@ -34,13 +35,14 @@ use crate::outcome::AccountState;
 use crate::secret::Secret;
 
 pub use examine::{Counted, Examined, Sample};
+pub use floor::{Floor, Freshness, NoFloor};
 pub use ldap::Ldap;
 pub use listing::Listed;
 pub use policy::Said;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use policy::trial as bind_answer_trial;
 pub use reading::Shown;
-pub use watch::{Change, Tell};
+pub use watch::{Change, Round, Tell};
 
 /// A login name as typed, checked: UTF-8, not empty, no NUL or control character, at most
 /// [`Login::MAX`] bytes.
@@ -229,6 +231,9 @@ pub struct Trace {
     pub search: Option<Duration>,
     /// Time spent binding.
     pub bind: Option<Duration>,
+    /// The server whose answer counts had not caught up, when it answered, with what has been shown of the
+    /// entry: its verdict on the password is worth nothing later.
+    pub behind: bool,
 }
 
 /// Why the directory did not vouch for somebody.
@@ -259,6 +264,12 @@ pub enum DirectoryError {
         state: AccountState,
         /// Whether the directory says so only to who knows the password.
         proven: bool,
+    },
+    /// The entry is held. The password was not bound: no server has caught up with the hold yet.
+    #[error("the entry is held")]
+    Held {
+        /// The entry's DN.
+        dn: Arc<str>,
     },
     /// No entry matches.
     #[error("no entry matches")]
@@ -318,6 +329,18 @@ pub enum Trouble {
         /// The server's URL.
         server: Arc<str>,
     },
+    /// No server has caught up in time with what has been shown of the entry.
+    #[error("{server}: has not caught up with the last change of the entry, and no other server has")]
+    Behind {
+        /// The URL of the server that was asked last.
+        server: Arc<str>,
+    },
+    /// It shows no mail host of an entry that has one, although the entry was not changed.
+    #[error("{server}: hides the mail host of an entry that has one; see its access rules")]
+    Hidden {
+        /// The server's URL.
+        server: Arc<str>,
+    },
     /// `usher explain` asked for what only the user may read.
     #[error("there is no service account to read the entry with")]
     NoServiceAccount,
@@ -334,6 +357,8 @@ impl Trouble {
             | Self::Busy
             | Self::Malformed { .. }
             | Self::Canary { .. }
+            | Self::Behind { .. }
+            | Self::Hidden { .. }
             | Self::NoServiceAccount => None,
         }
     }
@@ -360,12 +385,13 @@ pub type RefusedBefore<'a> = &'a (dyn Fn(&Entry) -> bool + Send + Sync);
 pub trait Directory: Send + Sync + 'static {
     /// Finds the entry and binds as it, within the configured timeout. The password is UTF-8, not
     /// empty and without NUL: the decision has seen to it. Where the entry is found before the bind,
-    /// `refused_before` is asked about it.
+    /// `refused_before` is asked about it. It is bound at a server that has caught up with `floor`.
     fn authenticate<'a>(
         &'a self,
         login: &'a Login,
         password: &'a Secret,
         refused_before: RefusedBefore<'a>,
+        floor: &'a dyn Floor,
     ) -> Answer<'a, Identity>;
 
     /// Finds the entry without a password, for `usher explain`.

@@ -25,7 +25,7 @@ use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use super::policy::Said;
 use super::scripted::{Reply, Scripted, Seen, alice, bound, bound_with, done, entry, extended, first, reference};
 use super::server::{Failure, Tuning};
-use super::{Directory, DirectoryError, Entry, Identity, Ldap, Login, Marks, Presence, Trace, Trouble};
+use super::{Directory, DirectoryError, Entry, Identity, Ldap, Login, Marks, NoFloor, Presence, Trace, Trouble};
 use crate::config::{
     self, Balance, Canary, Connections, DirectoryServer, Find, LdapScheme, ServiceAccount, Template, TemplatePart,
 };
@@ -98,7 +98,7 @@ impl Under {
     async fn login(&self, login: &str, password: &str) -> (Result<Identity, DirectoryError>, Trace) {
         let login = Login::parse(login.as_bytes()).unwrap();
         let password = Secret::copy_of(password.as_bytes());
-        within(self.ldap.authenticate(&login, &password, &|_| false)).await
+        within(self.ldap.authenticate(&login, &password, &|_| false, &NoFloor)).await
     }
 
     async fn alice(&self) -> Result<Identity, DirectoryError> {

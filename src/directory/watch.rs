@@ -43,7 +43,7 @@ const ROUND: Duration = Duration::from_secs(10 * 60);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// Whatever may have been missed is about to be told.
-    Began,
+    Began(Round),
     /// An entry, as the server shows it: new, modified, renamed, or merely told again.
     Entry(Box<Shown>),
     /// These entries are there, and were not modified.
@@ -63,6 +63,17 @@ pub enum Change {
     Confirmed,
     /// From here on changes are missed, until the next [`Change::Began`].
     Lost,
+}
+
+/// How what was missed is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Round {
+    /// The URL of the server that tells.
+    pub server: Arc<str>,
+    /// Whether every entry is told of, changed or not.
+    pub whole: bool,
+    /// Whether the server's timestamps are its own, and mean nothing beside another's (Active Directory).
+    pub own_times: bool,
 }
 
 /// Who is told.

@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::config::{Config, parse};
-use crate::directory::{EntryId, Identity, Login, Marks};
+use crate::directory::{EntryId, Identity, Login, Marks, Round};
 use crate::registry::{AskedToEnd, Listed};
 use crate::secret::Secret;
 
@@ -68,7 +68,7 @@ impl Setup {
 
     /// The first refresh, which shows nobody who is known.
     fn following(self) -> Self {
-        [Change::Began, Change::OnlyThese, Change::Complete].into_iter().for_each(|change| self.take(change));
+        [began(), Change::OnlyThese, Change::Complete].into_iter().for_each(|change| self.take(change));
         self
     }
 
@@ -94,6 +94,11 @@ impl Setup {
     }
 }
 
+/// A whole refresh begins.
+fn began() -> Change {
+    Change::Began(Round { server: "ldap://one".into(), whole: true, own_times: false })
+}
+
 fn session(registry: &Registry, entry: &Entry) -> Session {
     Session {
         id: registry.next_id(),
@@ -110,15 +115,15 @@ fn session(registry: &Registry, entry: &Entry) -> Session {
 async fn half_a_refresh_changes_nothing() {
     let setup = setup("").following();
     let _user = setup.user(&entry(1, "server3", 1));
-    setup.take(Change::Began);
+    setup.take(began());
     setup.shown(entry(1, "server4", 2));
     assert_eq!(setup.host(1), "server3", "until it is complete");
     setup.take(Change::Lost);
     assert_eq!(setup.follow.standing(), Standing::Lost);
-    setup.take(Change::Began);
+    setup.take(began());
     setup.take(Change::Complete);
     assert_eq!((setup.host(1).as_str(), setup.is_cached(1)), ("server3", true));
-    setup.take(Change::Began);
+    setup.take(began());
     setup.shown(entry(1, "server4", 2));
     setup.take(Change::Complete);
     assert_eq!((setup.host(1).as_str(), setup.is_cached(1)), ("server4", false));
@@ -129,7 +134,7 @@ async fn a_directory_that_lacks_most_users_is_not_believed() {
     let setup = setup("").following();
     let users: Vec<_> = (1..=10).map(|number| setup.user(&entry(number, "server3", 1))).collect();
     let present = |setup: &Setup, numbers: std::ops::RangeInclusive<u8>| {
-        setup.take(Change::Began);
+        setup.take(began());
         numbers.for_each(|number| setup.shown(entry(number, "server3", 1)));
         setup.take(Change::OnlyThese);
         setup.take(Change::Complete);

@@ -56,6 +56,8 @@ fn words(trouble: &Trouble) -> String {
         Trouble::Result { operation, code, .. } => format!("result {code} to a {operation}"),
         Trouble::Malformed { .. } => "the answer cannot be read".to_owned(),
         Trouble::Canary { .. } => "not shown".to_owned(),
+        Trouble::Behind { .. } => "has not caught up with the last change".to_owned(),
+        Trouble::Hidden { .. } => "hides the mail host of an entry".to_owned(),
         Trouble::Timeout | Trouble::Busy | Trouble::NoServiceAccount => trouble.to_string(),
     }
 }
@@ -89,6 +91,8 @@ fn advice(trouble: &Trouble) -> &'static str {
         | Trouble::Result { .. }
         | Trouble::Malformed { .. }
         | Trouble::Canary { .. }
+        | Trouble::Behind { .. }
+        | Trouble::Hidden { .. }
         | Trouble::NoServiceAccount => "look at the server's own log",
     }
 }

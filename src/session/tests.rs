@@ -11,7 +11,7 @@ use crate::backend::offers::Offers;
 use crate::cache::Cache;
 use crate::config;
 use crate::directory::ldap::Ldap;
-use crate::directory::{Answer, Directory, Identity, RefusedBefore, Trace};
+use crate::directory::{Answer, Directory, Floor, Identity, RefusedBefore, Trace};
 use crate::files::Fingerprint;
 use crate::known::Known;
 use crate::metrics::Metrics;
@@ -79,7 +79,13 @@ impl Front for OneLine {
 struct Obedient;
 
 impl Directory for Obedient {
-    fn authenticate<'a>(&'a self, login: &'a Login, _: &'a Secret, _: RefusedBefore<'a>) -> Answer<'a, Identity> {
+    fn authenticate<'a>(
+        &'a self,
+        login: &'a Login,
+        _: &'a Secret,
+        _: RefusedBefore<'a>,
+        _: &'a dyn Floor,
+    ) -> Answer<'a, Identity> {
         Box::pin(async move {
             match login.as_str() {
                 "panic" => panic!("a defect of the directory room"),

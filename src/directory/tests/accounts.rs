@@ -162,7 +162,7 @@ async fn a_password_that_was_refused_before_is_looked_up_and_not_bound() {
 
     let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"wrong"));
     let refused_before = move |entry: &Entry| entry.marks == marks;
-    let again = within(under.ldap.authenticate(&login, &password, &refused_before)).await.0;
+    let again = within(under.ldap.authenticate(&login, &password, &refused_before, &NoFloor)).await.0;
     assert_eq!((again, server.binds().len()), (Err(DirectoryError::RefusedBefore { dn }), 1));
 }
 

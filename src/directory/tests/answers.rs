@@ -198,7 +198,10 @@ async fn nothing_is_bound_without_name_or_password() {
     }
     let login = Login::parse(b"alice").unwrap();
     let latin = Secret::copy_of(b"caf\xe9");
-    assert!(matches!(trouble(under.ldap.authenticate(&login, &latin, &|_| false).await.0), Trouble::Connection { .. }));
+    assert!(matches!(
+        trouble(under.ldap.authenticate(&login, &latin, &|_| false, &NoFloor).await.0),
+        Trouble::Connection { .. }
+    ));
     assert_eq!(server.binds(), []);
 }
 

@@ -35,7 +35,7 @@ async fn login_over(
     settings.starttls = scheme == LdapScheme::Ldap;
     let ldap = Ldap::new(&settings, client, Arc::new(Metrics::new()));
     let login = Login::parse(b"alice").unwrap();
-    within(ldap.authenticate(&login, &Secret::copy_of(b"right"), &|_| false)).await.0
+    within(ldap.authenticate(&login, &Secret::copy_of(b"right"), &|_| false, &NoFloor)).await.0
 }
 
 fn start_tls(seen: &Seen) -> Vec<Reply> {

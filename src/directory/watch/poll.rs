@@ -7,6 +7,7 @@
 //! another master carries an old one, so that each search reaches some rounds back.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ldap3::adapters::PagedResults;
@@ -14,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::super::connection::{Fault, Scope};
 use super::super::reading;
-use super::{Change, End, Link, RootDse, SILENCE, Tell, round_ends};
+use super::{Change, End, Link, RootDse, Round, SILENCE, Tell, round_ends};
 
 /// Every so many rounds everything is read.
 const ROUNDS: u32 = 10;
@@ -60,7 +61,8 @@ impl Since {
             Some(since) => format!("(&{}{since})", link.filter),
             None => link.filter.clone(),
         };
-        tell(Change::Began);
+        let server = Arc::clone(&link.server.url);
+        tell(Change::Began(Round { server, whole: since.is_none(), own_times: self.numbered }));
         let latest = search(link, &filter, tell).await?;
         if since.is_none() {
             tell(Change::OnlyThese);

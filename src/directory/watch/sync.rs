@@ -1,6 +1,7 @@
 //! Following by content synchronization: refresh, then persist (RFC 4533 sections 3.2 to 3.5).
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ldap3::ResultEntry;
@@ -11,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::super::connection::{Fault, Scope};
 use super::super::reading;
 use super::message::{SYNC_STATE, State, SyncInfo, SyncState};
-use super::{Change, End, Link, SILENCE, Tell, round_ends};
+use super::{Change, End, Link, Round, SILENCE, Tell, round_ends};
 
 /// The result of a search whose cookie is too old.
 const SYNC_REFRESH_REQUIRED: u32 = 4096;
@@ -34,7 +35,7 @@ async fn run(link: &Link<'_>, cookie: &mut Option<Vec<u8>>, tell: Tell<'_>) -> R
     let mut ldap = connection.handle();
     let search =
         ldap.with_controls(request).streaming_search(&link.base, Scope::Subtree, &link.filter, link.attributes.names());
-    tell(Change::Began);
+    tell(Change::Began(Round { server: Arc::clone(&link.server.url), whole: cookie.is_none(), own_times: false }));
     let mut answers = connection.contained(search).await?;
     let mut progress = Progress { refresh_ends: Some(round_ends()), whole: cookie.is_none(), cookie: cookie.clone() };
     loop {

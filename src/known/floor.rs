@@ -1,0 +1,234 @@
+//! Whether a server has caught up with what the watch has shown of an entry.
+//!
+//! Two entryCSN of one server order exactly. Everything else does not order between servers: entryCSN of
+//! two servers that are both written to, modifyTimestamp (a second is long), Active Directory's whenChanged
+//! (each controller's own). An entry with such a version counts as in flux for [`FLUX`] after a change, and
+//! only the server that is followed decides about it. An older version is older in any case, but not at
+//! Active Directory.
+//!
+//! The way back: a whole refresh from the server that showed the floor replaces it, as after a restore from
+//! a backup. What another server shows that is followed instead does not, until [`LAG`] is over: it may lag.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Inner, Key, Known, LAG, One};
+use crate::directory::{Entry, Floor, Freshness};
+
+/// How long only the followed server decides about a changed entry whose versions do not order.
+pub(super) const FLUX: Duration = Duration::from_secs(60);
+
+/// Where the floors come from.
+#[derive(Debug, Default)]
+pub(super) struct Source {
+    /// The URL of the server that is followed, or was followed last.
+    server: Option<Arc<str>>,
+    /// The same, from the beginning of its first refresh on.
+    telling: Option<Arc<str>>,
+    /// Whether every change is told now.
+    is_live: bool,
+    /// Whether timestamps are each server's own (Active Directory).
+    own_times: bool,
+}
+
+impl Source {
+    pub(super) fn telling(&self) -> Option<Arc<str>> {
+        self.telling.clone()
+    }
+}
+
+/// What the watch shows of an entry, beside the floor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// It is the newest.
+    Newest,
+    /// It is older, and in force all the same: the directory was set back.
+    SetBack,
+    /// Another server showed something newer: that stays in force.
+    Older,
+}
+
+/// What a comparison of versions tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    Older,
+    AsNew,
+    Unknown,
+}
+
+/// Compares the version that a server shows with another.
+fn age(shown: Option<&str>, other: Option<&str>, own_times: bool) -> Age {
+    let (Some(shown), Some(other)) = (shown, other) else { return Age::Unknown };
+    // A CSN is time, count, server and modification, parted by `#`.
+    let writer = |csn: &str| csn.split('#').nth(2).map(str::to_owned);
+    if let (Some(by), Some(other_by)) = (writer(shown), writer(other)) {
+        return match shown.cmp(other) {
+            Ordering::Less => Age::Older,
+            Ordering::Equal => Age::AsNew,
+            Ordering::Greater if by == other_by => Age::AsNew,
+            // Two servers have written: the later write need not know of the earlier one.
+            Ordering::Greater => Age::Unknown,
+        };
+    }
+    // A CSN begins with the second that is all a modifyTimestamp tells.
+    if own_times || shown.get(..14) >= other.get(..14) { Age::Unknown } else { Age::Older }
+}
+
+fn age_of(shown: &Entry, version: Option<&str>, own_times: bool) -> Age {
+    age(shown.marks.version.as_deref(), version, own_times)
+}
+
+impl One {
+    /// Whether its values changed so lately that a server may not know of it, where versions do not tell.
+    fn is_recent(&self) -> bool {
+        self.told.is_some_and(|told| told.elapsed() < FLUX)
+    }
+
+    /// Whether what a server shows is as new as what the watch has shown; `decides`: it is the server that
+    /// is followed.
+    pub(super) fn is_as_new(&self, shown: &Entry, source: &Source, decides: bool) -> bool {
+        if self.told.is_none() {
+            return true;
+        }
+        match age_of(shown, self.floor.as_deref(), source.own_times) {
+            Age::AsNew => true,
+            // What the server that is followed now never showed was lost with another one.
+            Age::Older => self.unmet.is_some_and(|since| since.elapsed() >= LAG),
+            Age::Unknown => decides || !self.is_recent(),
+        }
+    }
+
+    /// An entry that comes back under its old id is newer than the one that went.
+    pub(super) fn is_back(&self, shown: &Entry) -> bool {
+        let gone = self.entry.marks.version.as_deref();
+        shown.marks.version.as_deref() != gone
+            && match age_of(shown, gone, false) {
+                Age::Older => false,
+                Age::AsNew => true,
+                Age::Unknown => !self.is_recent(),
+            }
+    }
+
+    /// Whether a server hides the mail host: it shows none, and the entry was not edited so.
+    fn is_hidden(&self, shown: &Entry, source: &Source) -> bool {
+        // While every change is told, one that was not is none.
+        self.loses_mail_host(shown) && (self.is_same(shown) || (source.is_live && self.watched))
+    }
+
+    /// Whether this shows no mail host where there was one.
+    #[must_use]
+    pub fn loses_mail_host(&self, shown: &Entry) -> bool {
+        shown.mail_hosts.is_empty() && !self.entry.mail_hosts.is_empty()
+    }
+
+    /// Whether it is the same version, or a server does not show which.
+    #[must_use]
+    pub fn is_same(&self, shown: &Entry) -> bool {
+        let (shown, known) = (&shown.marks.version, &self.entry.marks.version);
+        known.is_some() && (shown == known || shown.is_none())
+    }
+
+    /// Its values have changed, as `source` tells.
+    pub(super) fn set_floor(&mut self, source: &Source) {
+        let now = Instant::now();
+        (self.told, self.seen, self.unmet) = (Some(now), now, None);
+        self.floor.clone_from(&self.entry.marks.version);
+        self.told_by.clone_from(&source.telling);
+    }
+
+    /// Takes over a version whose values are the same.
+    pub(super) fn refresh(&mut self, entry: Arc<Entry>) {
+        self.entry = entry;
+        (self.seen, self.unmet) = (Instant::now(), None);
+        // The directory was set back: what it shows is the floor now.
+        if age_of(&self.entry, self.floor.as_deref(), false) == Age::Older {
+            self.floor.clone_from(&self.entry.marks.version);
+        }
+    }
+}
+
+impl Inner {
+    pub(super) fn is_as_new(&self, one: &One, shown: &Entry, server: Option<&str>) -> bool {
+        // Asked by whoever has no server to name: a version that is shown counts.
+        let decides =
+            server.map_or(shown.marks.version.is_some(), |server| self.source.server.as_deref() == Some(server));
+        one.is_as_new(shown, &self.source, decides)
+    }
+}
+
+impl Floor for Known {
+    fn freshness(&self, shown: &Entry, server: &str) -> Freshness {
+        let inner = self.lock();
+        let one = inner.find(shown.marks.id, Some(&shown.dn)).and_then(|key| inner.ones.get(&key));
+        let Some(one) = one else { return Freshness::CaughtUp };
+        if one.gone {
+            return if one.is_back(shown) { Freshness::CaughtUp } else { Freshness::Gone };
+        }
+        if !inner.is_as_new(one, shown, Some(server)) {
+            return Freshness::Behind(Arc::clone(&one.entry));
+        }
+        if one.is_hidden(shown, &inner.source) {
+            return Freshness::Hidden(Arc::clone(&one.entry));
+        }
+        Freshness::CaughtUp
+    }
+
+    fn concerns(&self, name: &str) -> bool {
+        let inner = self.lock();
+        match inner.names.get(name).and_then(|key| inner.ones.get(key)) {
+            Some(one) => one.told.is_some() || one.gone,
+            // A principal's name, or a DN in the client's spelling: it may be any entry.
+            None => inner.last_told.is_some_and(|told| told.elapsed() < LAG),
+        }
+    }
+
+    fn followed(&self) -> Option<Arc<str>> {
+        self.lock().source.server.clone()
+    }
+}
+
+// For `follow` alone.
+impl Known {
+    /// This server begins to tell; `own_times`: its timestamps are its own.
+    pub fn begin_telling(&self, server: &Arc<str>, own_times: bool) {
+        let source = &mut self.lock().source;
+        source.telling = Some(Arc::clone(server));
+        source.own_times = own_times;
+    }
+
+    /// It has told everything up to now, and tells every change from here on.
+    pub fn is_followed(&self) {
+        let source = &mut self.lock().source;
+        source.server.clone_from(&source.telling);
+        source.is_live = true;
+    }
+
+    /// Changes are missed from here on.
+    pub fn is_lost(&self) {
+        self.lock().source.is_live = false;
+    }
+
+    /// What a version is worth that the watch tells of; `whole`: in a refresh that tells of all entries.
+    #[must_use]
+    pub fn weigh(&self, key: Key, shown: &Entry, whole: bool) -> Weight {
+        let inner = &mut *self.lock();
+        let source = &inner.source;
+        let Some(one) = inner.ones.get_mut(&key) else { return Weight::Newest };
+        let by_other = one.told_by.is_some() && one.told_by != source.telling;
+        let same_times = source.own_times && by_other;
+        let is_older = match age_of(shown, one.floor.as_deref(), same_times) {
+            Age::Older => true,
+            Age::Unknown => by_other && one.is_recent(),
+            Age::AsNew => false,
+        };
+        if is_older && (by_other || !whole) {
+            let since = *one.unmet.get_or_insert_with(Instant::now);
+            return if since.elapsed() < LAG { Weight::Older } else { Weight::Newest };
+        }
+        let is_set_back = whole && !by_other && age_of(shown, one.entry.marks.version.as_deref(), false) == Age::Older;
+        if is_set_back { Weight::SetBack } else { Weight::Newest }
+    }
+}
