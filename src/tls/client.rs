@@ -8,14 +8,16 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls::client::{Resumption, WantsClientCert};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WantsClientCert, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, version};
 use rustls_native_certs::CertificateResult;
 use tokio::net::TcpStream;
 
 use super::pin::Pinned;
-use super::sessions::Sessions;
+use super::sessions::{Noting, Sessions};
 use super::stream::Stream;
 use super::{DEFAULT_GROUPS, Mistake, TlsError, certificate, provider};
 use crate::config::{CertificateFiles, Place, Problem};
@@ -49,7 +51,8 @@ impl ClientTls {
     /// # Errors
     /// Every mistake in the settings and the files they name.
     pub fn prepare(&self) -> Result<Arc<ClientConfig>, Vec<Mistake>> {
-        let verified = self.verified();
+        let sessions = Arc::new(Sessions::default());
+        let verified = self.verified(&sessions);
         let certificate_key = format!("{}.client_certificate", self.key);
         let shown =
             self.client_certificate.as_ref().map(|files| certificate::load(files, &certificate_key)).transpose();
@@ -67,28 +70,37 @@ impl ClientTls {
             }
         };
         config.alpn_protocols = self.alpn.iter().map(|id| id.to_vec()).collect();
-        config.resumption = Resumption::store(Arc::new(Sessions::default()));
+        config.resumption = Resumption::store(sessions);
         Ok(Arc::new(config))
     }
 
     /// Decides who is believed.
-    fn verified(&self) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Mistake> {
-        let ca_key = || format!("{}.ca", self.key);
+    fn verified(&self, sessions: &Arc<Sessions>) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Mistake> {
         let crypto = provider(&DEFAULT_GROUPS, None);
-        let algorithms = crypto.signature_verification_algorithms;
-        let builder = ClientConfig::builder_with_provider(crypto)
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&crypto))
             .with_protocol_versions(&[&version::TLS13, &version::TLS12])
             .map_err(|source| Mistake::new(self.key.clone(), TlsError::Setup { source }))?;
+        let verifier = self.verifier(crypto)?;
+        let noting = Noting { verifier, sessions: Arc::clone(sessions) };
+        Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(noting)))
+    }
+
+    fn verifier(&self, crypto: Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, Mistake> {
+        let ca_key = || format!("{}.ca", self.key);
         if !self.pins.is_empty() {
-            let pinned = Pinned::new(self.pins.clone(), algorithms);
-            return Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(pinned)));
+            return Ok(Arc::new(Pinned::new(self.pins.clone(), crypto.signature_verification_algorithms)));
         }
         let roots = match &self.ca {
             Some(path) => certificate::load_roots(path),
             None => system_roots(rustls_native_certs::load_native_certs()),
         };
         let roots = roots.map_err(|error| Mistake::new(ca_key(), error))?;
-        Ok(builder.with_root_certificates(roots))
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), crypto).build();
+        // Without roots or with broken revocation lists alone, and there are some and none.
+        Ok(verifier.map_err(|error| {
+            let source = rustls::Error::General(error.to_string());
+            Mistake::new(ca_key(), TlsError::Setup { source })
+        })?)
     }
 }
 

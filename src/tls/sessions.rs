@@ -8,16 +8,21 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustls::NamedGroup;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, Error, NamedGroup, SignatureScheme};
 
-/// Tickets kept of one server: above the default of `logins_in_flight`. Each is about a kilobyte, and
-/// what the server's certificates are.
+/// Tickets kept of one server: above the default of `logins_in_flight`.
 const TICKETS: usize = 256;
+/// The longest ticket that is kept. Its server chooses the length, up to 64 KiB (RFC 8446 section 4.6.1);
+/// common servers take 200 bytes, and 2 KiB with a client's certificate in it.
+const LONGEST: usize = 4 * 1024;
+/// Bytes kept of one server: its tickets and the certificates that rustls copies beside each.
+const BYTES: usize = TICKETS * LONGEST;
 /// Servers of one configuration. Their names are the config's, so that this is never met.
 const SERVERS: usize = 64;
 /// How long a ticket may lie about. Its own life, which rustls looks at, is mostly shorter; this takes
@@ -36,8 +41,39 @@ struct Known {
     group: Option<NamedGroup>,
     /// Of TLS 1.2, which may resume a session many times.
     tls12: Option<Tls12ClientSessionValue>,
-    /// Of TLS 1.3, the newest in front, each with when it came.
-    tickets: VecDeque<(Instant, Tls13ClientSessionValue)>,
+    /// Of TLS 1.3, the newest in front.
+    tickets: VecDeque<Ticket>,
+    /// The length of the tickets and of their certificates.
+    bytes: usize,
+    /// The length of the certificates it has shown last.
+    certificates: usize,
+}
+
+struct Ticket {
+    came: Instant,
+    bytes: usize,
+    value: Tls13ClientSessionValue,
+}
+
+impl Known {
+    fn keep(&mut self, ticket: Ticket) {
+        self.bytes += ticket.bytes;
+        self.tickets.push_front(ticket);
+        let now = Instant::now();
+        while self
+            .tickets
+            .back()
+            .is_some_and(|oldest| self.tickets.len() > TICKETS || self.bytes > BYTES || is_old(oldest.came, now))
+        {
+            self.take(VecDeque::pop_back);
+        }
+    }
+
+    fn take(&mut self, which: impl FnOnce(&mut VecDeque<Ticket>) -> Option<Ticket>) -> Option<Ticket> {
+        let ticket = which(&mut self.tickets)?;
+        self.bytes = self.bytes.saturating_sub(ticket.bytes);
+        Some(ticket)
+    }
 }
 
 impl Sessions {
@@ -64,7 +100,8 @@ impl ClientSessionStore for Sessions {
     }
 
     fn set_tls12_session(&self, server: ServerName<'static>, session: Tls12ClientSessionValue) {
-        self.note(server, |known| known.tls12 = Some(session));
+        let bytes = ticket_length(&session);
+        self.note(server, |known| known.tls12 = bytes.is_some().then_some(session));
     }
 
     fn tls12_session(&self, server: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
@@ -78,26 +115,24 @@ impl ClientSessionStore for Sessions {
     }
 
     fn insert_tls13_ticket(&self, server: ServerName<'static>, ticket: Tls13ClientSessionValue) {
-        let now = Instant::now();
+        let Some(bytes) = ticket_length(&ticket) else { return };
         self.note(server, |known| {
-            known.tickets.push_front((now, ticket));
-            known.tickets.truncate(TICKETS);
-            while known.tickets.back().is_some_and(|(came, _)| is_old(*came, now)) {
-                known.tickets.pop_back();
-            }
+            let bytes = bytes + known.certificates;
+            known.keep(Ticket { came: Instant::now(), bytes, value: ticket });
         });
     }
 
     fn take_tls13_ticket(&self, server: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
         let mut servers = self.lock();
-        let tickets = &mut servers.get_mut(server)?.tickets;
-        let (came, ticket) = tickets.pop_front()?;
-        if is_old(came, Instant::now()) {
+        let known = servers.get_mut(server)?;
+        let ticket = known.take(VecDeque::pop_front)?;
+        if is_old(ticket.came, Instant::now()) {
             // All behind it are older.
-            tickets.clear();
+            known.tickets.clear();
+            known.bytes = 0;
             return None;
         }
-        Some(ticket)
+        Some(ticket.value)
     }
 }
 
@@ -105,11 +140,78 @@ fn is_old(came: Instant, now: Instant) -> bool {
     now.saturating_duration_since(came) > LIFE
 }
 
+/// The length of a session's ticket; `None` if it is longer than one that is kept. rustls shows it nowhere
+/// but in its `Debug`, in hexadecimal digits, with `epoch` behind it.
+fn ticket_length(session: &impl fmt::Debug) -> Option<usize> {
+    struct Length {
+        characters: usize,
+        is_over: bool,
+    }
+    impl fmt::Write for Length {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.is_over = text == "epoch";
+            self.characters += text.len();
+            // Ends the writing: what is behind costs as much again.
+            if self.is_over || self.characters > 2 * LONGEST { Err(fmt::Error) } else { Ok(()) }
+        }
+    }
+    let mut length = Length { characters: 0, is_over: false };
+    let _ = fmt::Write::write_fmt(&mut length, format_args!("{session:?}"));
+    length.is_over.then_some(length.characters / 2)
+}
+
+/// A verifier that notes how long the certificates are that a server shows: rustls keeps a copy of them
+/// beside each of its tickets.
+#[derive(Debug)]
+pub(super) struct Noting {
+    pub(super) verifier: Arc<dyn ServerCertVerifier>,
+    pub(super) sessions: Arc<Sessions>,
+}
+
+impl ServerCertVerifier for Noting {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let bytes = intermediates.iter().map(|one| one.len()).sum::<usize>() + end_entity.len();
+        self.sessions.note(server_name.to_owned(), |known| known.certificates = bytes);
+        self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
+
 impl fmt::Debug for Sessions {
     /// How much there is; what is in it are secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let servers = self.lock();
         let tickets: usize = servers.values().map(|known| known.tickets.len()).sum();
-        f.debug_struct("Sessions").field("servers", &servers.len()).field("tickets", &tickets).finish()
+        let bytes: usize = servers.values().map(|known| known.bytes).sum();
+        let mut shown = f.debug_struct("Sessions");
+        shown.field("servers", &servers.len()).field("tickets", &tickets).field("bytes", &bytes).finish()
     }
 }

@@ -66,6 +66,81 @@ async fn enough_tickets_for_a_burst_are_kept_each_used_once_and_none_elsewhere()
     assert!(store.contains("servers: 1, tickets: 256"), "{store}");
 }
 
+/// Tickets of a length that the server chooses.
+#[derive(Debug)]
+struct LongTickets(usize);
+
+impl rustls::server::ProducesTickets for LongTickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        3_600
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let mut ticket = plain.to_vec();
+        ticket.resize(self.0, 0);
+        Some(ticket)
+    }
+
+    fn decrypt(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+}
+
+/// What a store holds after visits to a server with tickets of this length, and so many certificates.
+async fn kept(visits: usize, length: usize, certificates: usize) -> String {
+    let desk = Desk::new();
+    let files = desk.ecdsa("one", &[NAME]);
+    let chain = (read(&files.chain) + &desk.ca.pem().repeat(certificates)).into_bytes();
+    let chain = rustls::pki_types::pem::PemObject::pem_slice_iter(&chain).collect::<Result<Vec<_>, _>>().unwrap();
+    let key = rustls::pki_types::pem::PemObject::from_pem_file(&files.key).unwrap();
+    let mut server = rustls::ServerConfig::builder_with_provider(crate::tls::provider(&DEFAULT_GROUPS, None))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    server.ticketer = Arc::new(LongTickets(length));
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+    let client = desk.client().prepare().unwrap();
+    for _ in 0..visits {
+        let (near, far) = tcp_pair().await;
+        let name = ServerName::try_from(NAME).unwrap();
+        let (near, far) = tokio::join!(connect(&client, name, near), acceptor.accept(far));
+        let (mut near, mut far) = (near.unwrap(), far.unwrap());
+        tell(&mut far, b"*").await;
+        assert_eq!(hear(&mut near).await.unwrap(), b"*");
+    }
+    format!("{:?}", client.resumption)
+}
+
+#[tokio::test]
+async fn tickets_of_a_server_are_bounded_in_bytes() {
+    let store = kept(3, 3_900, 0).await;
+    // The second and the third visit have tried one each.
+    assert!(store.contains("tickets: 4"), "{store}");
+    // Its server would have 256 of them kept.
+    for length in [4_200, 14_000] {
+        let store = kept(3, length, 0).await;
+        assert!(store.contains("tickets: 0, bytes: 0"), "{length}: {store}");
+    }
+    // So would it with a long chain, of which each ticket has a copy.
+    let store = kept(100, 300, 30).await;
+    let bytes: usize = store
+        .split("bytes: ")
+        .nth(1)
+        .unwrap()
+        .split(|one: char| !one.is_ascii_digit())
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((1_000_000..=1024 * 1024).contains(&bytes), "{store}");
+}
+
 #[tokio::test]
 async fn a_session_of_tls_1_2_is_resumed_as_often_as_needed() {
     let desk = Desk::new();
