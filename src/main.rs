@@ -3,15 +3,16 @@
 //!
 //! jemalloc puts small and large pieces on different pages. What a session takes is mostly large, what
 //! its login teaches usher for hours is small: with glibc they lie between each other, and what 9,000
-//! users had used was still held when they had left (docs/benchmarks.md, "Memory").
+//! users had used was still held when they had left (docs/benchmarks.md, "Memory"). What is freed is wiped
+//! first (`sys/allocator`).
 
 use std::process::ExitCode;
 
 use tikv_jemalloc_ctl::background_thread;
-use tikv_jemallocator::Jemalloc;
+use usher::sys::allocator::WipingJemalloc;
 
 #[global_allocator]
-static ALLOCATOR: Jemalloc = Jemalloc;
+static ALLOCATOR: WipingJemalloc = WipingJemalloc;
 
 /// jemalloc looks for its settings under this name when it starts. What was freed goes back to the system
 /// within two seconds; a thread keeps 20 free pieces of a size for itself, not 200; and pieces of 4 KiB, of

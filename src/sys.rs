@@ -1,5 +1,6 @@
 //! What only the operating system knows: limits, socket options, which addresses are ours.
 
+pub mod allocator;
 pub mod privileges;
 
 use std::fs::Metadata;
