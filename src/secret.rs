@@ -3,7 +3,7 @@
 //! [`Secret`] is a finished password, [`SecretBuf`] a growing buffer that may hold one (a read
 //! buffer before login, the bytes of a login command towards a backend). Neither prints its
 //! content, and neither leaves a copy behind when it grows, is consumed or is dropped.
-//! What rustls and ldap3 copy for themselves is beyond reach: see SECURITY.md.
+//! What rustls copies for itself is beyond reach: see SECURITY.md.
 
 use std::fmt;
 
@@ -70,6 +70,18 @@ impl SecretBuf {
     #[must_use]
     pub const fn new() -> Self {
         Self { bytes: Vec::new(), start: 0 }
+    }
+
+    /// An empty buffer that takes so many bytes without growing.
+    #[must_use]
+    pub fn with_room(bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes), start: 0 }
+    }
+
+    /// The room that there is without growing.
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> usize {
+        self.bytes.capacity()
     }
 
     /// The bytes not yet consumed.

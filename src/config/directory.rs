@@ -9,7 +9,7 @@ use super::model::{
 };
 use super::raw::{Node, Section, Unique};
 use super::template::UserName;
-use super::units::{DAY, HOUR, MINUTE, SECOND};
+use super::units::{DAY, HOUR, KIB, MIB, MINUTE, SECOND};
 use super::{names, template, watch};
 use crate::outcome::AccountState;
 use crate::proto::{PROTOCOLS, Protocol};
@@ -51,6 +51,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     {
         directory.problem("attempt_timeout", "longer than `timeout`, of which it is a part: shorten it");
     }
+    let max_message = directory.size("max_message", MIB, 16 * KIB..=64 * MIB);
     let allow = allow(directory);
     let words = [("first", Balance::First), ("round_robin", Balance::RoundRobin)];
     let balance = directory.get("balance").map_or(Some(Balance::First), |node| node.word(&words));
@@ -73,6 +74,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             allow: allow?,
             timeout: timeout?,
             attempt_timeout: attempt_timeout?,
+            max_message: max_message?,
             balance: balance?,
             connections: connections?,
             canary: canary.flatten(),

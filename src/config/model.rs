@@ -181,6 +181,8 @@ pub struct Directory {
     pub timeout: Duration,
     /// One operation, one connection set-up.
     pub attempt_timeout: Duration,
+    /// The longest message that is taken from a server, in bytes.
+    pub max_message: usize,
     /// Which of the servers that are well is asked.
     pub balance: Balance,
     /// The connections to each server.
@@ -211,6 +213,7 @@ impl Directory {
             allow: Allow::default(),
             timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_millis(1_200),
+            max_message: 1 << 20,
             balance: Balance::First,
             connections: Connections {
                 min: 0,

@@ -1,23 +1,53 @@
-//! Reading BER (X.690) piece by piece: the values of controls and intermediate responses.
+//! Reading and writing BER (X.690), element by element: the only reader of what a directory sends.
 //!
-//! Definite lengths only, as LDAP demands (RFC 4511 section 5.1). Nothing is built, nothing recurses,
-//! nothing panics, whatever bytes come.
+//! Definite lengths, one-byte tags and primitive strings only, as LDAP demands (RFC 4511 section 5.1).
+//! Nothing is built, nothing recurses, nothing panics, whatever bytes come. Whole messages are checked in
+//! `frames.rs`.
+
+/// What the first bytes of an element say of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) tag: u8,
+    /// Bytes of the header itself.
+    pub(super) size: usize,
+    /// Bytes of the content.
+    pub(super) content: usize,
+}
+
+/// Why there is no header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoHeader {
+    /// More bytes are needed.
+    Short,
+    /// A long tag, an indefinite length, or one of more than four bytes.
+    Malformed,
+}
+
+/// Reads the header of the element that these bytes begin with.
+pub(super) fn header(bytes: &[u8]) -> Result<Header, NoHeader> {
+    let (tag, rest) = bytes.split_first().ok_or(NoHeader::Short)?;
+    // 0x1f announces a tag of several bytes, which LDAP has not.
+    if tag & 0x1f == 0x1f {
+        return Err(NoHeader::Malformed);
+    }
+    let (first, rest) = rest.split_first().ok_or(NoHeader::Short)?;
+    let digits = usize::from(first & 0x7f);
+    if first & 0x80 == 0 {
+        return Ok(Header { tag: *tag, size: 2, content: digits });
+    }
+    if digits == 0 || digits > 4 {
+        return Err(NoHeader::Malformed);
+    }
+    let content = rest.get(..digits).ok_or(NoHeader::Short)?;
+    let content = content.iter().fold(0, |length, digit| length << 8 | usize::from(*digit));
+    Ok(Header { tag: *tag, size: 2 + digits, content })
+}
 
 /// The first element: its tag, its content, and what stands behind it.
 pub(super) fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (tag, rest) = bytes.split_first()?;
-    let (first, mut rest) = rest.split_first()?;
-    let mut length = usize::from(first & 0x7f);
-    if first & 0x80 != 0 {
-        let (digits, behind) = rest.split_at_checked(length)?;
-        if digits.is_empty() || digits.len() > 4 {
-            return None;
-        }
-        length = digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit));
-        rest = behind;
-    }
-    let (content, behind) = rest.split_at_checked(length)?;
-    Some((*tag, content, behind))
+    let header = header(bytes).ok()?;
+    let (content, behind) = bytes.get(header.size..)?.split_at_checked(header.content)?;
+    Some((header.tag, content, behind))
 }
 
 /// The content of the first element if it has this tag, and what stands behind it.
@@ -26,8 +56,59 @@ pub(super) fn tagged(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     (found == tag).then_some((content, rest))
 }
 
+/// A whole number of one to four bytes, its sign ignored. Longer ones are never folded: what is left of
+/// `01 00 00 00 00` would be 0, which is success.
+pub(super) fn number(content: &[u8]) -> Option<u32> {
+    matches!(content.len(), 1..=4).then(|| content.iter().fold(0, |number, byte| number << 8 | u32::from(*byte)))
+}
+
+/// How many bytes an element with so much content takes.
+pub(super) fn size_of(content: usize) -> usize {
+    match content {
+        0..0x80 => 2 + content,
+        0x80..0x100 => 3 + content,
+        0x100..0x1_0000 => 4 + content,
+        _ => 6 + content,
+    }
+}
+
+/// Writes the header of an element with so much content, in as few bytes as [`size_of`] counts.
+pub(super) fn put_header(tag: u8, content: usize, mut put: impl FnMut(&[u8])) {
+    // usher writes nothing of 4 GiB.
+    let length = u32::try_from(content).unwrap_or(u32::MAX);
+    let [_, _, high, low] = length.to_be_bytes();
+    match length {
+        0..0x80 => put(&[tag, low]),
+        0x80..0x100 => put(&[tag, 0x81, low]),
+        0x100..0x1_0000 => put(&[tag, 0x82, high, low]),
+        _ => {
+            put(&[tag, 0x84]);
+            put(&length.to_be_bytes());
+        }
+    }
+}
+
+/// An element of these parts.
+pub(super) fn wrapped(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let content = parts.iter().map(|part| part.len()).sum();
+    let mut bytes = Vec::with_capacity(size_of(content));
+    put_header(tag, content, |header| bytes.extend_from_slice(header));
+    parts.iter().for_each(|part| bytes.extend_from_slice(part));
+    bytes
+}
+
+/// A number as the content of an INTEGER or ENUMERATED: as few bytes as keep it positive.
+pub(super) fn digits(number: u32) -> Vec<u8> {
+    let bytes = u64::from(number).to_be_bytes();
+    let needless = bytes.iter().take(7).take_while(|byte| **byte == 0).count();
+    let negative = bytes.get(needless).is_some_and(|byte| *byte >= 0x80);
+    bytes.get(needless - usize::from(negative && needless > 0)..).unwrap_or_default().to_vec()
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -49,8 +130,57 @@ mod tests {
             b"\x04\x85\x00\x00\x00\x00\x01a",
             b"\x04\xff",
             b"\x04\x84\xff\xff\xff\xffa",
+            b"\x1f\x01a",
         ] {
             assert_eq!(element(bytes), None, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_not_folded() {
+        let cases: [(&[u8], Option<u32>); 6] = [
+            (b"", None),
+            (b"\x00", Some(0)),
+            (b"\x10\x00", Some(4096)),
+            (b"\x00\x00\x00\x31", Some(49)),
+            (b"\x01\x00\x00\x00\x00", None),
+            (b"\x00\x00\x00\x00\x00", None),
+        ];
+        for (content, expected) in cases {
+            assert_eq!(number(content), expected, "{content:?}");
+        }
+        for (number, expected) in [
+            (0, &b"\x00"[..]),
+            (127, b"\x7f"),
+            (128, b"\x00\x80"),
+            (256, b"\x01\x00"),
+            (u32::MAX, b"\x00\xff\xff\xff\xff"),
+        ] {
+            assert_eq!(digits(number), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(tag in any::<u8>(), length in 0_usize..70_000, rest in any::<[u8; 3]>()) {
+            let tag = if tag & 0x1f == 0x1f { tag & 0xe0 } else { tag };
+            let content = vec![7; length];
+            let written = wrapped(tag, &[&content]);
+            prop_assert_eq!(written.len(), size_of(length));
+            let all = [&written[..], &rest].concat();
+            prop_assert_eq!(element(&all), Some((tag, &content[..], &rest[..])));
+            // Of an element that is not all there no part is taken for one.
+            prop_assert_eq!(element(&written[..written.len() - 1]), None);
+        }
+
+        #[test]
+        fn a_number_is_read_as_it_was_written(value in 0..=i32::MAX as u32) {
+            prop_assert_eq!(number(&digits(value)), Some(value));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let _ = (header(&bytes), element(&bytes), number(&bytes));
         }
     }
 }

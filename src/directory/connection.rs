@@ -1,41 +1,43 @@
-//! One connection to one directory server: how it is made, and one operation each.
+//! How a directory server is reached, and the connection that many searches share.
 //!
-//! The client library is ldap3, held at arm's length: sockets are opened here (it sets neither
-//! TCP_NODELAY nor keepalive, which costs 44 ms per new TLS connection), its driver runs in a task
-//! whose end is the connection's end, its panics on malformed answers are caught and become
+//! Sockets are opened here, TLS and binds are `client.rs`, which hands a connection over that is bound.
+//! The searches on it are ldap3's, held at arm's length: it sees what `bridge.rs` lets through, its driver
+//! runs in a task whose end is the connection's end, its panics are caught and become
 //! [`Fault::Malformed`], and entries are read by a parser (`reading`) that cannot panic. Nothing here knows a
 //! deadline: whoever calls limits the wait and drops the connection when the time is over.
 //! RFC 4511.
 
 use std::future::Future;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use ldap3::exop::{Exop, WhoAmI};
+use ldap3::exop::WhoAmI;
 use ldap3::{LdapConnAsync, LdapConnSettings, LdapError, SearchOptions, StdStream};
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::TlsConnector;
 
 use super::Entry;
-use super::policy::{self, Bound};
+use super::bridge::Bridge;
+use super::client::Client;
+use super::frames::Violation;
 use super::reading::{Attributes, read_entry};
 use crate::config::LdapScheme;
 use crate::tls;
 
-/// RFC 4511 section 4.14.1.
-const START_TLS: &str = "1.3.6.1.4.1.1466.20037";
 /// Messages that one search may bring: two entries and the references beside them.
-const MAX_MESSAGES: usize = 1_000;
+pub(super) const MAX_MESSAGES: usize = 1_000;
 /// Bytes of a reason in a log line.
 const MAX_REASON: usize = 300;
 
@@ -51,15 +53,18 @@ pub(super) enum Fault {
     /// No answer in what was left of the decision's time, which was less than an answer may take.
     #[error("no answer in the time that was left")]
     Cut,
-    /// What came is no LDAP.
+    /// What came is no answer to what was asked.
     #[error("the answer cannot be read")]
     Malformed,
+    /// What came broke a rule of the protocol, or a limit.
+    #[error("the answer cannot be read: {0}")]
+    Violation(#[from] Violation),
 }
 
 impl Fault {
     /// A reason made of our words, the system's and the library's: bounded, without control
     /// characters.
-    fn broken(reason: &dyn std::fmt::Display) -> Self {
+    pub(super) fn broken(reason: &dyn std::fmt::Display) -> Self {
         let text: String = reason.to_string().chars().filter(|c| !c.is_control()).take(MAX_REASON).collect();
         Self::Broken(text)
     }
@@ -80,6 +85,8 @@ pub(super) struct Dial {
     pub(super) tls: Option<Arc<ClientConfig>>,
     /// How long making the connection may take; shared by all addresses of the host.
     pub(super) patience: Duration,
+    /// The longest message under TLS, or where there is none, in bytes.
+    pub(super) max_message: usize,
 }
 
 /// Which entries a search may see.
@@ -100,6 +107,15 @@ pub(super) struct Question {
     pub(super) attributes: Arc<Attributes>,
 }
 
+impl Question {
+    /// How many entries and seconds it asks for at most.
+    pub(super) fn limits(&self, time_limit: Duration) -> (u32, u32) {
+        let seconds = u32::try_from(time_limit.as_secs().saturating_add(1)).unwrap_or(u32::MAX).min(i32::MAX as u32);
+        // Two are as good as many: one entry is a user, more are a refusal.
+        (if self.scope == Scope::Base { 1 } else { 2 }, seconds)
+    }
+}
+
 /// The answer to a [`Question`].
 #[derive(Debug)]
 pub(super) struct Found {
@@ -111,33 +127,47 @@ pub(super) struct Found {
     pub(super) first: Option<Entry>,
 }
 
-/// An LDAP connection. Dropping it closes the socket at once.
+/// A connection that searches share. Dropping it closes the socket at once.
 #[derive(Debug)]
 pub(super) struct Connection {
     ldap: ldap3::Ldap,
     end: watch::Receiver<Option<Fault>>,
     operations: AtomicU64,
-    /// The driver (and the tunnel, if there is one): aborted on drop.
+    /// The driver and the bridge: aborted on drop.
     _tasks: JoinSet<()>,
 }
 
 impl Connection {
-    /// Connects, with TLS as configured.
-    pub(super) async fn open(dial: &Dial) -> Result<Self, Fault> {
-        let mut tasks = JoinSet::new();
-        // The StartTLS answer is parsed by ldap3 in this very task: it may panic.
-        let made = AssertUnwindSafe(dial.connect(&mut tasks)).catch_unwind().await;
-        let (driver, ldap) = made.unwrap_or(Err(Fault::Malformed))?;
+    /// Gives a connection to ldap3, with the identity that it has.
+    pub(super) async fn over(client: Client) -> Result<Self, Fault> {
+        let (stream, frames, operations) = client.into_parts();
+        let (near, far) = UnixStream::pair().map_err(|error| Fault::broken(&error))?;
+        let near = near.into_std().map_err(|error| Fault::broken(&error))?;
+        // The URL names nothing: the socket is given.
+        let settings = LdapConnSettings::new().set_std_stream(StdStream::Unix(near));
+        let made = LdapConnAsync::with_settings(settings, "ldapi:///").await;
+        let (driver, ldap) = made.map_err(|error| told(&error))?;
         let (ended, end) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        let bridge = Bridge::new(stream, frames, far);
+        let why = ended.clone();
+        tasks.spawn(async move {
+            let (fault, far) = bridge.run().await;
+            // Before ldap3 sees the end of the pair: the first reason is the true one.
+            if let Some(fault) = fault {
+                first_told(&why, fault);
+            }
+            drop(far);
+        });
         tasks.spawn(async move {
             let fault = match AssertUnwindSafe(driver.drive()).catch_unwind().await {
                 Ok(Ok(())) => Fault::Broken("connection closed by the server".to_owned()),
                 Ok(Err(error)) => told(&error),
                 Err(_panic) => Fault::Malformed,
             };
-            ended.send_replace(Some(fault));
+            first_told(&ended, fault);
         });
-        Ok(Self { ldap, end, operations: AtomicU64::new(0), _tasks: tasks })
+        Ok(Self { ldap, end, operations: AtomicU64::new(operations), _tasks: tasks })
     }
 
     /// Whether it is known to be dead.
@@ -150,26 +180,11 @@ impl Connection {
         self.operations.load(Ordering::Relaxed)
     }
 
-    /// A simple bind; its answer. Exclusive, because nothing else may be under way on the
-    /// connection meanwhile (RFC 4511 section 4.2.1). If the future is dropped before the answer,
-    /// the connection must not be used again.
-    pub(super) async fn bind(&mut self, dn: &str, password: &str) -> Result<Bound, Fault> {
-        // Both empty are anonymous binds in disguise, which succeed (RFC 4513 section 5.1.2).
-        if dn.is_empty() || password.is_empty() {
-            return Err(Fault::Broken("a bind without name or password is not sent".to_owned()));
-        }
-        self.operations.fetch_add(1, Ordering::Relaxed);
-        let mut ldap = self.ldap.clone();
-        let asked = ldap.with_controls(policy::request()).simple_bind(dn, password);
-        Ok(Bound::read(&self.contained(asked).await?))
-    }
-
     /// A search; any number of them may be under way.
     pub(super) async fn search(&self, question: &Question, time_limit: Duration) -> Result<Found, Fault> {
-        let seconds = i32::try_from(time_limit.as_secs().saturating_add(1)).unwrap_or(i32::MAX);
-        // Two are as good as many: one entry is a user, more are a refusal.
-        let size = if question.scope == Scope::Base { 1 } else { 2 };
-        let options = SearchOptions::new().sizelimit(size).timelimit(seconds);
+        let (size, seconds) = question.limits(time_limit);
+        let limit = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+        let options = SearchOptions::new().sizelimit(limit(size)).timelimit(limit(seconds));
         let wanted = &question.attributes;
         let names = wanted.names();
         self.operations.fetch_add(1, Ordering::Relaxed);
@@ -225,6 +240,15 @@ impl Connection {
     }
 }
 
+/// Notes why a connection has ended, unless that is known.
+fn first_told(end: &watch::Sender<Option<Fault>>, fault: Fault) {
+    end.send_if_modified(|known| {
+        let is_first = known.is_none();
+        known.get_or_insert(fault);
+        is_first
+    });
+}
+
 /// Whether an error says no more than that the driver is gone.
 fn is_end(error: &LdapError) -> bool {
     matches!(
@@ -239,44 +263,72 @@ fn is_end(error: &LdapError) -> bool {
 
 /// An error of ldap3 as a fault. `Display` only: `Debug` may show requests.
 fn told(error: &LdapError) -> Fault {
-    if let LdapError::LdapResult { result } = error {
-        return Fault::Broken(format!("StartTLS was refused with result {}", result.rc));
-    }
     let LdapError::Io { source } = error else { return Fault::broken(error) };
     // ldap3's own words for BER that it cannot parse.
     if source.to_string() == "decoding error" { Fault::Malformed } else { Fault::broken(&tls::describe(source)) }
 }
 
+/// A socket to a server.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Self::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, pieces),
+            Self::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, pieces),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Unix(socket) => Pin::new(socket).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+        }
+    }
+}
+
 impl Dial {
-    /// A connected socket, secured as configured, in ldap3's hands.
-    async fn connect(&self, tasks: &mut JoinSet<()>) -> Result<(LdapConnAsync, ldap3::Ldap), Fault> {
-        let settings = LdapConnSettings::new();
+    /// A connected socket, on which nothing was said.
+    pub(super) async fn socket(&self) -> Result<Socket, Fault> {
         if self.scheme == LdapScheme::Ldapi {
-            let stream = UnixStream::connect(&self.host).await.and_then(UnixStream::into_std);
-            let stream = stream.map_err(|error| Fault::broken(&error))?;
-            return made(settings.set_std_stream(StdStream::Unix(stream)), "ldapi:///").await;
+            return UnixStream::connect(&self.host).await.map(Socket::Unix).map_err(|error| Fault::broken(&error));
         }
-        let stream = self.tcp().await?;
-        if self.scheme == LdapScheme::Ldap && !self.starttls {
-            // The URL's host is neither resolved nor verified here.
-            return made(settings.set_std_stream(StdStream::Tcp(stream)), "ldap://server").await;
-        }
-        let Some(tls) = self.tls.clone() else {
-            return Err(Fault::Broken("TLS is wanted but not set up".to_owned()));
-        };
-        if let Ok(address) = self.host.parse::<Ipv6Addr>() {
-            let near = self.tunnel(stream, address, tls, tasks).await?;
-            return made(settings.set_std_stream(StdStream::Unix(near)), "ldapi:///").await;
-        }
-        // ldap3 verifies the host of this URL, whatever address the socket is connected to.
-        let starttls = self.scheme == LdapScheme::Ldap;
-        let scheme = if starttls { "ldap" } else { "ldaps" };
-        let settings = settings.set_config(tls).set_starttls(starttls).set_std_stream(StdStream::Tcp(stream));
-        made(settings, &format!("{scheme}://{}:{}", self.host, self.port)).await
+        self.tcp().await.map(Socket::Tcp)
     }
 
     /// Tries the host's addresses in order; each gets its share of the time that is left.
-    async fn tcp(&self) -> Result<std::net::TcpStream, Fault> {
+    async fn tcp(&self) -> Result<TcpStream, Fault> {
         let until = Instant::now() + self.patience;
         let addresses = lookup_host((self.host.as_str(), self.port)).await.map_err(|error| Fault::broken(&error))?;
         let addresses: Vec<SocketAddr> = addresses.collect();
@@ -295,55 +347,12 @@ impl Dial {
     }
 
     /// Sends at once, notices a dead peer while waiting (keepalive) and while sending.
-    fn tuned(&self, stream: TcpStream) -> std::io::Result<std::net::TcpStream> {
+    fn tuned(&self, stream: TcpStream) -> std::io::Result<TcpStream> {
         stream.set_nodelay(true)?;
         let socket = SockRef::from(&stream);
         let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
         socket.set_tcp_keepalive(&keepalive.with_retries(3))?;
         socket.set_tcp_user_timeout(Some(self.patience.saturating_mul(2)))?;
-        stream.into_std()
+        Ok(stream)
     }
-
-    /// TLS to an IPv6 literal. ldap3 would verify the name with the brackets of its URL, which no
-    /// certificate has; so TLS is done here, and ldap3 gets a socket pair in the clear.
-    async fn tunnel(
-        &self,
-        stream: std::net::TcpStream,
-        address: Ipv6Addr,
-        tls: Arc<ClientConfig>,
-        tasks: &mut JoinSet<()>,
-    ) -> Result<std::os::unix::net::UnixStream, Fault> {
-        if self.scheme == LdapScheme::Ldap {
-            start_tls(stream.try_clone().map_err(|error| Fault::broken(&error))?).await?;
-        }
-        let name = ServerName::from(IpAddr::V6(address));
-        let joined = async {
-            let mut far = TlsConnector::from(tls).connect(name, TcpStream::from_std(stream)?).await?;
-            let (near, mut middle) = UnixStream::pair()?;
-            tasks.spawn(async move {
-                // However it ends, ldap3 sees the end of the pair.
-                let _ = tokio::io::copy_bidirectional(&mut middle, &mut far).await;
-            });
-            near.into_std()
-        };
-        joined.await.map_err(|error| Fault::broken(&tls::describe(&error)))
-    }
-}
-
-/// Hands a socket to ldap3.
-async fn made(settings: LdapConnSettings, url: &str) -> Result<(LdapConnAsync, ldap3::Ldap), Fault> {
-    LdapConnAsync::with_settings(settings, url).await.map_err(|error| told(&error))
-}
-
-/// Asks for TLS on a duplicate of the socket; the original goes on behind the answer.
-async fn start_tls(stream: std::net::TcpStream) -> Result<(), Fault> {
-    let (driver, mut ldap) =
-        made(LdapConnSettings::new().set_std_stream(StdStream::Tcp(stream)), "ldap://server").await?;
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        let _ = driver.drive().await;
-    });
-    let request = Exop { name: Some(START_TLS.to_owned()), val: None };
-    let answer = ldap.extended(request).await.map_err(|error| told(&error))?;
-    answer.success().map(|_| ()).map_err(|error| told(&error))
 }

@@ -96,14 +96,14 @@ impl Ldap {
             canary: None,
         };
         examined.connection = match server.connect(deadline(), &mut Trace::default()).await {
-            Ok(connection) => Ok(certificate(&connection, deadline()).await),
+            Ok(connection) => Ok(connection.certificate()),
             Err(failure) => Err(failure.trouble()),
         };
         if examined.connection.is_err() {
             return examined;
         }
-        let connection = match server.open_bound().await {
-            Ok(connection) => connection,
+        let mut client = match server.open_bound().await {
+            Ok(client) => client,
             Err(trouble) => {
                 examined.service = Some(Err(trouble));
                 return examined;
@@ -116,8 +116,15 @@ impl Ldap {
             return examined;
         }
         if server.look.is_for_canary() {
-            examined.canary = Some(server.show_itself(&connection, deadline()).await);
+            examined.canary = Some(server.show_itself(&mut client, deadline()).await);
         }
+        let connection = match server.shared(client).await {
+            Ok(connection) => connection,
+            Err(trouble) => {
+                examined.connection = Err(trouble);
+                return examined;
+            }
+        };
         let ask = async |question: Question| {
             let asked = connection.search(&question, server.patience);
             timeout_at(deadline(), asked).await.unwrap_or(Err(Fault::Timeout)).map_err(|fault| trouble(server, &fault))
@@ -163,15 +170,8 @@ fn trouble(server: &Server, fault: &Fault) -> Trouble {
     match fault {
         Fault::Broken(reason) => Trouble::Connection { server, reason: reason.clone() },
         Fault::Timeout | Fault::Cut => Trouble::Timeout,
-        Fault::Malformed => Trouble::Malformed { server },
+        Fault::Malformed | Fault::Violation(_) => Trouble::Malformed { server },
     }
-}
-
-/// The certificate that the server showed; none in the clear.
-async fn certificate(connection: &Connection, deadline: Instant) -> Option<Vec<u8>> {
-    let mut ldap = connection.handle();
-    let asked = connection.contained(ldap.get_peer_certificate());
-    timeout_at(deadline, asked).await.ok()?.ok()?
 }
 
 /// Whether the server offers content synchronization, and what comes of asking for it: one entry is

@@ -163,15 +163,15 @@ impl Ldap {
                 // Nothing is seen of the entry before it is bound.
                 let bound = self.bind(&name, &Marks::default(), password, &mut time, None, trace).await;
                 trace.bind = Some(started.elapsed());
-                let (server, lease) = bound?;
+                let (server, mut lease) = bound?;
 
                 let started = Instant::now();
-                let found = server.read(&lease, &question, time.deadline, trace).await;
+                let found = server.read(&mut lease, &question, time.deadline, trace).await;
                 trace.search = Some(started.elapsed());
                 // The bind was answered: whatever the read brings, no other server gets the password.
                 let mut entry = self.readable(found.map_err(DirectoryError::CannotTell)?, trace)?;
                 if let Some(question) = self.group(&entry.dn) {
-                    let found = server.read(&lease, &question, time.deadline, trace).await;
+                    let found = server.read(&mut lease, &question, time.deadline, trace).await;
                     entry.in_group = self.matches(&found.map_err(DirectoryError::CannotTell)?, trace)?;
                 }
                 server.give_back(lease);
@@ -339,7 +339,7 @@ impl Ldap {
         Ok(entry)
     }
 
-    /// The password as ldap3 takes it. The decision refuses others before; this is the last door.
+    /// The password as a simple bind takes it. The decision refuses others before; this is the last door.
     fn sendable<'p>(&self, password: &'p Secret) -> Result<&'p str, DirectoryError> {
         let text = std::str::from_utf8(password.expose()).ok().filter(|text| !text.is_empty() && !text.contains('\0'));
         text.ok_or_else(|| {

@@ -59,7 +59,9 @@ impl Ldap {
             return pages.tell(settings.allow.filter.as_deref(), &wanted, naming, &told).await.map_err(
                 |end| match end {
                     End::Fault(Fault::Timeout | Fault::Cut) => Trouble::Timeout,
-                    End::Fault(Fault::Malformed) => Trouble::Malformed { server: server.url.clone() },
+                    End::Fault(Fault::Malformed | Fault::Violation(_)) => {
+                        Trouble::Malformed { server: server.url.clone() }
+                    }
                     End::Fault(Fault::Broken(reason)) => Trouble::Connection { server: server.url.clone(), reason },
                     End::Refused(code) => Trouble::Result { server: server.url.clone(), operation: "search", code },
                 },

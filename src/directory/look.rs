@@ -12,7 +12,8 @@ use std::sync::Mutex;
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use super::connection::{Connection, Found, Question};
+use super::client::Client;
+use super::connection::{Found, Question};
 use super::health::Cause;
 use super::server::{Failure, Server, locked};
 use super::{Trace, Trouble};
@@ -75,8 +76,8 @@ impl Server {
                 shared.mark_used();
             }
         } else {
-            let connection = self.connect(deadline, &mut Trace::default()).await.map_err(Failure::trouble)?;
-            self.show_itself(&connection, deadline).await?;
+            let mut connection = self.connect(deadline, &mut Trace::default()).await.map_err(Failure::trouble)?;
+            self.show_itself(&mut connection, deadline).await?;
             self.keep(connection);
         }
         if self.health.looked_well() {
@@ -86,7 +87,7 @@ impl Server {
     }
 
     /// Asks on a new connection what a look asks.
-    pub(super) async fn show_itself(&self, connection: &Connection, deadline: Instant) -> Result<(), Trouble> {
+    pub(super) async fn show_itself(&self, connection: &mut Client, deadline: Instant) -> Result<(), Trouble> {
         let question = &self.look.question;
         let asked = connection.search(question, self.patience);
         let answer =

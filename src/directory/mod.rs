@@ -7,9 +7,12 @@
 //! RFC 4511 (protocol), 4513 (authentication), 4514 (DN), 4515 (filter).
 
 mod ber;
+mod bridge;
+mod client;
 mod connection;
 mod examine;
 mod floor;
+mod frames;
 mod health;
 pub mod ldap;
 mod listing;
@@ -17,6 +20,7 @@ mod look;
 mod policy;
 mod pool;
 mod reading;
+mod request;
 #[cfg(test)]
 mod scripted;
 mod server;
@@ -36,6 +40,8 @@ use crate::secret::Secret;
 
 pub use examine::{Counted, Examined, Sample};
 pub use floor::{Floor, Freshness, NoFloor};
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use frames::trial as frames_trial;
 pub use ldap::Ldap;
 pub use listing::Listed;
 pub use policy::Said;
@@ -317,7 +323,7 @@ pub enum Trouble {
         /// The result code.
         code: u32,
     },
-    /// The client library panicked or returned what cannot be read.
+    /// What it answered is no LDAP, is not an answer to what was asked, or is out of bounds.
     #[error("{server}: the answer cannot be read")]
     Malformed {
         /// The server's URL.

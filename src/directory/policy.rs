@@ -9,13 +9,12 @@
 
 use std::fmt;
 
-use ldap3::LdapResult;
-use ldap3::controls::RawControl;
-
+use super::ber::{number as whole_number, tagged};
+use super::frames::Message;
 use crate::outcome::AccountState;
 
 /// The password-policy control, in request and response.
-const PASSWORD_POLICY: &str = "1.3.6.1.4.1.42.2.27.8.5.1";
+pub(super) const PASSWORD_POLICY: &str = "1.3.6.1.4.1.42.2.27.8.5.1";
 /// Netscape: the password has expired, or must be changed.
 const NETSCAPE_EXPIRED: &str = "2.16.840.1.113730.3.4.4";
 /// Netscape: the password will expire in so many seconds.
@@ -29,12 +28,6 @@ const SUCCESS: u32 = 0;
 const UNWILLING_TO_PERFORM: u32 = 53;
 /// invalidCredentials.
 const INVALID_CREDENTIALS: u32 = 49;
-
-/// Asks a server to say with its answer what its password policy thinks. Not critical: a server that
-/// does not know the control answers as ever.
-pub(super) fn request() -> RawControl {
-    RawControl { ctype: PASSWORD_POLICY.to_owned(), crit: false, val: None }
-}
 
 /// The answer to a bind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,32 +83,29 @@ impl fmt::Display for Said {
 }
 
 impl Bound {
-    /// Reads an answer.
-    pub(super) fn read(result: &LdapResult) -> Self {
-        let value = |oid: &str| {
-            let control = result.ctrls.iter().map(|control| &control.1).find(|control| control.ctype == oid)?;
-            Some(control.val.as_deref().unwrap_or_default())
-        };
-        let code = result.rc;
+    /// Reads an answer; `None` if there is no result in it.
+    pub(super) fn read(message: &Message<'_>) -> Option<Self> {
+        let outcome = message.outcome()?;
+        let (code, value) = (outcome.code, |oid: &str| message.control(oid));
         // A server of both kinds tells more in the newer control: a grace login is there, where the
         // Netscape control says no more than "expired".
         let said = value(PASSWORD_POLICY).and_then(|value| password_policy(code, value));
         let said = said.or_else(|| value(NETSCAPE_EXPIRED).map(|_| netscape_expired(code)));
         let said = said.or_else(|| value(NETSCAPE_EXPIRING).and_then(|value| netscape_expiring(code, value)));
-        Self { code, said: said.or_else(|| (code == INVALID_CREDENTIALS).then(|| sub_code(&result.text))?) }
+        Some(Self { code, said: said.or_else(|| (code == INVALID_CREDENTIALS).then(|| sub_code(outcome.text))?) })
     }
 }
 
 /// The value of a password-policy response.
 fn password_policy(code: u32, value: &[u8]) -> Option<Said> {
-    let (mut left, mut warning, mut error) = (element(value, 0x30)?.0, None, None);
-    if let Some((choice, rest)) = element(left, 0xa0) {
+    let (mut left, mut warning, mut error) = (tagged(value, 0x30)?.0, None, None);
+    if let Some((choice, rest)) = tagged(left, 0xa0) {
         left = rest;
-        let seconds = element(choice, 0x80).and_then(|(seconds, _)| number(seconds));
-        let grace = element(choice, 0x81).and_then(|(logins, _)| number(logins));
+        let seconds = tagged(choice, 0x80).and_then(|(seconds, _)| number(seconds));
+        let grace = tagged(choice, 0x81).and_then(|(logins, _)| number(logins));
         warning = seconds.map(Said::Expiring).or(grace.map(Said::Grace));
     }
-    if let Some((bytes, _)) = element(left, 0x81) {
+    if let Some((bytes, _)) = tagged(left, 0x81) {
         error = number(bytes);
     }
     let state = match error {
@@ -169,45 +159,47 @@ fn sub_code(text: &str) -> Option<Said> {
     Some(Said::State { state, proven })
 }
 
-/// The content of the BER element with this tag that stands at the beginning, and what follows it.
-/// X.690 section 8.1.3: a length of one byte, or of up to four behind their number; 389-DS writes four.
-fn element(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    let (_, rest) = bytes.split_first().filter(|(first, _)| **first == tag)?;
-    let (length, rest) = rest.split_first()?;
-    let (length, rest) = match length {
-        0..=0x7f => (usize::from(*length), rest),
-        0x81..=0x84 => {
-            let (digits, rest) = rest.split_at_checked(usize::from(length & 0x7f))?;
-            (digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)), rest)
-        }
-        _ => return None,
-    };
-    rest.split_at_checked(length)
-}
-
 /// A whole number of up to four bytes that is not negative.
 fn number(bytes: &[u8]) -> Option<u32> {
-    let (first, fits) = (bytes.first()?, bytes.len() <= 4);
-    (fits && *first < 0x80).then(|| bytes.iter().fold(0, |number, byte| number << 8 | u32::from(*byte)))
+    whole_number(bytes).filter(|_| bytes.first().is_some_and(|first| *first < 0x80))
 }
 
 /// What must hold for any answer: a state never stands where the server said none, and a warning
 /// never beside a refusal.
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) fn trial(code: u32, control: &[u8], text: &str) {
+    use super::ber::{digits, wrapped};
+    use super::frames::{BIND_RESPONSE, Frames};
+
     let said = [
         password_policy(code, control),
         netscape_expiring(code, control),
         (code == INVALID_CREDENTIALS).then(|| sub_code(text)).flatten(),
     ];
-    for said in said.into_iter().flatten() {
+    for said in said.iter().flatten() {
         assert!(said.warning().is_none() || code == SUCCESS, "{said} beside {code}");
         assert!(said.to_string().chars().all(|c| c.is_ascii_graphic() || c == ' '), "{said:?}");
     }
+    // The same in an answer, as it comes over the wire; and the bytes alone, as one.
+    let control = wrapped(0x30, &[&wrapped(0x04, &[PASSWORD_POLICY.as_bytes()]), &wrapped(0x04, &[control])]);
+    let result = [wrapped(0x0a, &[&digits(code)]), wrapped(0x04, &[]), wrapped(0x04, &[text.as_bytes()])].concat();
+    let parts = [wrapped(0x02, &[&[1]]), wrapped(BIND_RESPONSE, &[&result]), wrapped(0xa0, &[&control])].concat();
+    let bound = |bytes: &[u8]| {
+        let mut frames = Frames::new(1 << 20);
+        frames.push(bytes);
+        let (message, _) = frames.message().filter(|(message, _)| message.tag == BIND_RESPONSE)?;
+        Bound::read(&message)
+    };
+    let by_policy = said.first().copied().flatten();
+    let by_text = said.last().copied().flatten();
+    assert_eq!(bound(&wrapped(0x30, &[&parts])), Some(Bound { code, said: by_policy.or(by_text) }), "{parts:x?}");
+    let _ = (bound(&control), bound(text.as_bytes()));
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::ber::{digits, wrapped};
+    use super::super::frames::Frames;
     use super::*;
 
     const EXPIRED: Option<Said> = Some(Said::State { state: AccountState::PasswordExpired, proven: true });
@@ -215,18 +207,18 @@ mod tests {
     const LOCKED: Option<Said> = Some(Said::State { state: AccountState::Locked, proven: false });
     const MUST_CHANGE: Option<Said> = Some(Said::State { state: AccountState::PasswordMustChange, proven: true });
 
-    fn answer(code: u32, text: &str, controls: Controls<'_>) -> LdapResult {
+    /// What is read of an answer, as it comes over the wire.
+    fn bound(code: u32, text: &str, controls: Controls<'_>) -> Bound {
         let control = |(oid, value): &(&str, Option<&[u8]>)| {
-            let raw = RawControl { ctype: (*oid).to_owned(), crit: false, val: value.map(<[u8]>::to_vec) };
-            ldap3::controls::Control(None, raw)
+            let value = value.map(|value| wrapped(0x04, &[value])).unwrap_or_default();
+            wrapped(0x30, &[&wrapped(0x04, &[oid.as_bytes()]), &value])
         };
-        LdapResult {
-            rc: code,
-            matched: String::new(),
-            text: text.to_owned(),
-            refs: Vec::new(),
-            ctrls: controls.iter().map(control).collect(),
-        }
+        let controls: Vec<u8> = controls.iter().flat_map(control).collect();
+        let result = [wrapped(0x0a, &[&digits(code)]), wrapped(0x04, &[]), wrapped(0x04, &[text.as_bytes()])].concat();
+        let parts = [wrapped(0x02, &[&[1]]), wrapped(0x61, &[&result]), wrapped(0xa0, &[&controls])].concat();
+        let mut frames = Frames::new(10_000);
+        frames.push(&wrapped(0x30, &[&parts]));
+        Bound::read(&frames.message().unwrap().0).unwrap()
     }
 
     #[test]
@@ -247,7 +239,7 @@ mod tests {
             (0, b"\x30\x03\x81\x01\x06", None),
         ];
         for (code, value, said) in cases {
-            let bound = Bound::read(&answer(code, "", &[(PASSWORD_POLICY, Some(value))]));
+            let bound = bound(code, "", &[(PASSWORD_POLICY, Some(value))]);
             assert_eq!(bound, Bound { code, said }, "{code} {}", value.escape_ascii());
         }
         // The longer forms of the same lengths; the second is what 389-DS sends.
@@ -273,8 +265,7 @@ mod tests {
         for value in spoilt {
             assert_eq!(password_policy(49, value), None, "{}", value.escape_ascii());
         }
-        let without =
-            Bound::read(&answer(49, "", &[(PASSWORD_POLICY, None), ("1.2.3", Some(b"\x30\x03\x81\x01\x01"))]));
+        let without = bound(49, "", &[(PASSWORD_POLICY, None), ("1.2.3", Some(b"\x30\x03\x81\x01\x01"))]);
         assert_eq!(without.said, None);
     }
 
@@ -294,7 +285,7 @@ mod tests {
             (49, &[(NETSCAPE_EXPIRING, Some(b"1"))], None),
         ];
         for (code, controls, said) in cases {
-            assert_eq!(Bound::read(&answer(code, "", controls)).said, said, "{code} {controls:?}");
+            assert_eq!(bound(code, "", controls).said, said, "{code} {controls:?}");
         }
     }
 
@@ -318,11 +309,11 @@ mod tests {
         for (code, said) in cases {
             let text =
                 format!("80090308: LdapErr: DSID-0C090439, comment: AcceptSecurityContext error, data {code}, v4563\0");
-            assert_eq!(Bound::read(&answer(49, &text, &[])).said, said, "{code}");
-            assert_eq!(Bound::read(&answer(52, &text, &[])).said, None, "{code}");
+            assert_eq!(bound(49, &text, &[]).said, said, "{code}");
+            assert_eq!(bound(52, &text, &[]).said, None, "{code}");
         }
         for text in ["", "data 775", "AcceptSecurityContext error, data é"] {
-            assert_eq!(Bound::read(&answer(49, text, &[])).said, None, "{text}");
+            assert_eq!(bound(49, text, &[]).said, None, "{text}");
         }
     }
 

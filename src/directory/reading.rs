@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use ldap3::asn1::StructureTag;
 
+use super::ber::tagged;
 use super::{Entry, EntryId};
 use crate::config::Meaning;
 
@@ -19,6 +20,11 @@ const MAX_DN: usize = 8 * 1_024;
 const LOCKED_FOR_EVER: &[u8] = b"000001010000Z";
 /// ADS_UF_ACCOUNTDISABLE of userAccountControl.
 const ACCOUNT_DISABLED: u32 = 2;
+
+/// BER tags.
+const OCTET_STRING: u8 = 0x04;
+const SEQUENCE: u8 = 0x30;
+const SET: u8 = 0x31;
 
 /// What is asked for of an entry, and what it means.
 #[derive(Debug)]
@@ -63,6 +69,34 @@ pub(super) fn parts(message: StructureTag) -> Option<(String, Vec<Values>)> {
         attributes.push((description, values.map(StructureTag::expect_primitive).collect::<Option<_>>()?));
     }
     Some((dn, attributes))
+}
+
+/// The same of a SearchResultEntry's content as it came.
+fn parts_of(content: &[u8]) -> Option<(&str, Vec<Values>)> {
+    let (dn, rest) = tagged(content, OCTET_STRING)?;
+    let (mut list, _) = tagged(rest, SEQUENCE)?;
+    let mut attributes = Vec::new();
+    while !list.is_empty() {
+        let (attribute, behind) = tagged(list, SEQUENCE)?;
+        list = behind;
+        let (description, rest) = tagged(attribute, OCTET_STRING)?;
+        let (mut set, _) = tagged(rest, SET)?;
+        let mut values = Vec::new();
+        while !set.is_empty() {
+            let (value, behind) = tagged(set, OCTET_STRING)?;
+            set = behind;
+            values.push(value.to_vec());
+        }
+        attributes.push((description.to_vec(), values));
+    }
+    Some((std::str::from_utf8(dn).ok()?, attributes))
+}
+
+/// As [`read_entry`], of a message's content as it came.
+#[expect(clippy::option_option, reason = "no entry at all, and one that is not looked into")]
+pub(super) fn read_message(content: &[u8], wanted: &Attributes) -> Option<Option<Shown>> {
+    let (dn, attributes) = parts_of(content)?;
+    Some(shown(dn, &attributes, wanted))
 }
 
 /// Reads an entry; `None` if it is none. One that is out of bounds may have been filled by its owner:

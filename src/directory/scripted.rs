@@ -12,7 +12,7 @@ use ldap3_proto::proto::{
     LdapBindCred, LdapBindResponse, LdapExtendedResponse, LdapOp, LdapResult, LdapSearchResultReference,
 };
 use ldap3_proto::{LdapCodec, LdapMsg, LdapPartialAttribute, LdapResultCode, LdapSearchResultEntry};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -73,6 +73,10 @@ pub(super) enum Reply {
     Raw(Vec<u8>),
     /// Wait for a permit, which is used up.
     Wait(Arc<Semaphore>),
+    /// Say nothing for so long.
+    Pause(std::time::Duration),
+    /// Wait for bytes that are no request.
+    Hear,
     /// TLS from here on.
     Tls,
     /// Hang up.
@@ -198,6 +202,8 @@ async fn serve(
                 }
                 Reply::Raw(bytes) => framed.get_mut().write_all(&bytes).await.unwrap_or_default(),
                 Reply::Wait(gate) => gate.acquire().await.unwrap().forget(),
+                Reply::Pause(length) => tokio::time::sleep(length).await,
+                Reply::Hear => drop(framed.get_mut().read_u8().await),
                 Reply::Tls => {
                     let Ok(secured) = tls.as_ref().unwrap().accept(framed.into_inner()).await else { return };
                     framed = Framed::new(Box::new(secured), LdapCodec::default());

@@ -15,7 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
-use super::connection::{Connection, Dial, Fault, Found, Question};
+use super::client::Client;
+use super::connection::{Dial, Fault, Found, Question};
 use super::health::{Cause, Health};
 use super::look::Look;
 use super::policy::Bound;
@@ -94,13 +95,13 @@ const fn is_unsure(code: u32) -> bool {
 /// A bind connection waiting for its next use.
 #[derive(Debug)]
 struct Idle {
-    connection: Connection,
+    connection: Client,
     expires: Instant,
     since: Instant,
 }
 
 impl Idle {
-    fn is_usable(&self, limits: &Connections) -> bool {
+    fn is_usable(&mut self, limits: &Connections) -> bool {
         !self.connection.is_dead()
             && self.connection.operations() < limits.operations
             && self.expires > Instant::now()
@@ -111,7 +112,7 @@ impl Idle {
 /// A bind connection in exclusive use. Dropped without [`Server::give_back`], it is closed.
 #[derive(Debug)]
 pub(super) struct Lease {
-    connection: Connection,
+    connection: Client,
     expires: Instant,
     _permit: OwnedSemaphorePermit,
 }
@@ -165,6 +166,7 @@ impl Server {
                 starttls: settings.starttls,
                 tls,
                 patience: settings.attempt_timeout,
+                max_message: settings.max_message,
             },
             service,
             patience: settings.attempt_timeout,
@@ -239,7 +241,7 @@ impl Server {
     /// Reads on a bind connection, as the user who was bound.
     pub(super) async fn read(
         &self,
-        lease: &Lease,
+        lease: &mut Lease,
         question: &Question,
         deadline: Instant,
         trace: &mut Trace,
@@ -293,8 +295,10 @@ impl Server {
 
     /// Whether fewer bind connections are there than are to be kept ready.
     fn wants_more(&self) -> bool {
-        let ready = locked(&self.idle).iter().filter(|one| one.is_usable(&self.limits)).count();
-        ready + self.leased() < self.limits.min
+        let mut idle = locked(&self.idle);
+        // Of one that has died nobody tells: it is found out here, at each look, or when it is taken.
+        idle.retain_mut(|one| one.is_usable(&self.limits));
+        idle.len() + self.leased() < self.limits.min
     }
 
     /// Makes bind connections until as many as are to be kept ready are there.
@@ -307,7 +311,7 @@ impl Server {
     }
 
     /// Keeps a connection that nobody is using for the next bind, if it is wanted.
-    pub(super) fn keep(self: &Arc<Self>, connection: Connection) {
+    pub(super) fn keep(self: &Arc<Self>, connection: Client) {
         if self.wants_more() {
             locked(&self.idle).push(Idle { connection, expires: self.expiry(), since: Instant::now() });
             self.sweep();
@@ -317,12 +321,12 @@ impl Server {
     /// The connection that was used last is the one that most surely lives.
     fn take_idle(&self) -> Option<Idle> {
         let mut idle = locked(&self.idle);
-        std::iter::from_fn(|| idle.pop()).find(|one| one.is_usable(&self.limits))
+        std::iter::from_fn(|| idle.pop()).find_map(|mut one| one.is_usable(&self.limits).then_some(one))
     }
 
     /// A new connection, not bound.
-    pub(super) async fn connect(&self, deadline: Instant, trace: &mut Trace) -> Result<Connection, Failure> {
-        let made = self.observed("connect", deadline, trace, Connection::open(&self.dial), |_| 0).await;
+    pub(super) async fn connect(&self, deadline: Instant, trace: &mut Trace) -> Result<Client, Failure> {
+        let made = self.observed("connect", deadline, trace, Client::open(&self.dial), |_| 0).await;
         trace.code = None;
         made.map_err(|fault| Failure::Unasked(self.failed("connect", Cause::Look, &fault)))
     }
@@ -349,7 +353,7 @@ impl Server {
             Ok(answer) => self.metrics.directory_operation(&self.url, operation, code(answer)),
             Err(Fault::Timeout | Fault::Cut) => count("timeout"),
             Err(Fault::Broken(_)) => count("connection"),
-            Err(Fault::Malformed) => count("malformed"),
+            Err(Fault::Malformed | Fault::Violation(_)) => count("malformed"),
         }
         answer
     }
@@ -390,11 +394,15 @@ impl Server {
         let trouble = match fault {
             Fault::Broken(reason) => Trouble::Connection { server, reason: reason.clone() },
             Fault::Timeout | Fault::Cut => Trouble::Timeout,
-            Fault::Malformed => Trouble::Malformed { server },
+            Fault::Malformed | Fault::Violation(_) => Trouble::Malformed { server },
         };
         match (cause, fault) {
+            // Nothing of an entry is in the answer to a bind.
+            (Cause::Question { operation: "bind", .. }, Fault::Violation(_)) => self.broke(cause, &trouble),
             // What was asked may be what is slow or odd.
-            (Cause::Question { .. }, Fault::Timeout | Fault::Malformed) => self.faltered(cause, &trouble),
+            (Cause::Question { .. }, Fault::Timeout | Fault::Malformed | Fault::Violation(_)) => {
+                self.faltered(cause, &trouble);
+            }
             // It had too little time for anything to follow from that.
             (Cause::Question { .. }, Fault::Cut) => {}
             (Cause::Look, _) | (_, Fault::Broken(_)) => {
@@ -451,7 +459,7 @@ impl Server {
     fn close_unused(&self) -> bool {
         let mut idle = locked(&self.idle);
         let before = idle.len();
-        idle.retain(|one| one.is_usable(&self.limits));
+        idle.retain_mut(|one| one.is_usable(&self.limits));
         let mut search = locked(&self.search);
         let stale = |opening: &Opening| {
             opening.peek().is_some_and(|end| end.as_ref().map_or(true, |shared| !shared.is_usable(&self.limits)))

@@ -12,6 +12,7 @@ use futures_util::future::{BoxFuture, Shared};
 use tokio::time::{Instant, timeout_at};
 use tracing::error;
 
+use super::client::Client;
 use super::connection::{Connection, Fault, Found, Question};
 use super::health::Cause;
 use super::policy::{Bound, Said};
@@ -62,7 +63,7 @@ impl Server {
         let mut shared = self.search_connection(deadline, trace).await?;
         let (mut asked, reused) = (Instant::now(), shared.is_used());
         let mut answer = self.ask(&shared, question, deadline, trace).await;
-        if reused && matches!(answer, Err(Fault::Broken(_) | Fault::Malformed)) {
+        if reused && matches!(answer, Err(Fault::Broken(_) | Fault::Malformed | Fault::Violation(_))) {
             // It died under us, perhaps of another's question: once more on a fresh one.
             shared = self.search_connection(deadline, trace).await?;
             asked = Instant::now();
@@ -144,15 +145,20 @@ impl Server {
     /// Connects and binds as the service account, or stays anonymous where there is none; and sees the
     /// canary, if there is one.
     pub(super) async fn open_as_service(&self) -> Result<Connection, Trouble> {
-        let connection = self.open_bound().await?;
+        let mut client = self.open_bound().await?;
         if self.look.is_for_canary() {
-            self.show_itself(&connection, Instant::now() + self.patience).await?;
+            self.show_itself(&mut client, Instant::now() + self.patience).await?;
         }
-        Ok(connection)
+        self.shared(client).await
+    }
+
+    /// Makes a connection one that searches share.
+    pub(super) async fn shared(&self, client: Client) -> Result<Connection, Trouble> {
+        Connection::over(client).await.map_err(|fault| self.failed("connect", Cause::Look, &fault))
     }
 
     /// The same without the canary.
-    pub(super) async fn open_bound(&self) -> Result<Connection, Trouble> {
+    pub(super) async fn open_bound(&self) -> Result<Client, Trouble> {
         let mut trace = Trace::default();
         let password = match &self.service {
             Some(account) => Some((account, self.service_password(account).await?)),

@@ -4,6 +4,7 @@
 mod accounts;
 mod answers;
 mod connections;
+mod hostile;
 mod servers;
 mod service;
 mod tls;
@@ -63,6 +64,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         allow: config::Allow::default(),
         timeout: Duration::from_secs(5),
         attempt_timeout: Duration::from_millis(1_200),
+        max_message: 1 << 20,
         balance: Balance::First,
         connections: Connections {
             min: 0,

@@ -235,6 +235,12 @@ fn durations_and_ranges() {
         "write 50ms to 10s (default 1200ms)",
     );
     mistake(
+        "balance: round_robin",
+        "max_message: 4KiB # HERE",
+        "directory.max_message",
+        "write 16KiB to 64MiB (default 1MiB)",
+    );
+    mistake(
         "  timeout: 3s",
         "  timeout: 11s # HERE",
         "directory.timeout",

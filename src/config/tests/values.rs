@@ -66,6 +66,7 @@ fn every_key_arrives() {
         allow: Allow { values: own_names(), ..Allow::default() },
         timeout: Duration::from_secs(3),
         attempt_timeout: Duration::from_millis(700),
+        max_message: 1 << 20,
         balance: Balance::RoundRobin,
         connections: Connections {
             min: 2,
@@ -210,6 +211,7 @@ fn defaults() {
     assert_eq!((directory.servers[0].scheme, directory.servers[0].host.as_str()), (LdapScheme::Ldapi, "/run/ldapi"));
     assert_eq!((directory.mail_host_attribute.as_str(), &directory.login_attribute), ("mailHost", &None));
     assert_eq!((directory.timeout, directory.attempt_timeout), (seconds(5), Duration::from_millis(1_200)));
+    assert_eq!(directory.max_message, 1 << 20);
     assert_eq!((directory.starttls, directory.plaintext, directory.balance), (false, false, Balance::First));
     let connections = Connections { min: 1, max: 16, idle: seconds(30), age: seconds(1_800), operations: 100_000 };
     assert_eq!((directory.connections, &directory.canary), (connections, &None));

@@ -320,20 +320,6 @@ async fn what_cannot_be_read_is_an_unavailable_directory() {
 }
 
 #[tokio::test]
-async fn an_answer_to_another_message_is_no_answer() {
-    let success = |id: u8| vec![0x30, 0x0c, 0x02, 0x01, id, 0x61, 0x07, 0x0a, 0x01, 0x00, 0x04, 0x00, 0x04, 0x00];
-    let script = move |seen: &Seen| {
-        let id = u8::try_from(seen.id).unwrap();
-        vec![Reply::Raw(success(id + 1)), Reply::Raw(success(0)), Reply::Raw(success(127))]
-    };
-    let server = Scripted::start(script).await;
-    let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], templated(None));
-    settings.attempt_timeout = Duration::from_millis(200);
-    let under = Under::test(&settings, Tuning::default());
-    assert_eq!(trouble(under.alice().await), Trouble::Timeout);
-}
-
-#[tokio::test]
 async fn no_log_line_and_no_error_holds_a_password() {
     meet_the_line(&Scripted::start(|_: &Seen| vec![Reply::Close]).await).await;
     let lines = Lines::default();

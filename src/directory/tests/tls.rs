@@ -99,3 +99,99 @@ async fn plain_ipv6_and_all_addresses_of_a_name_are_tried() {
         Under::test(&settings, Tuning::default()).alice().await.unwrap();
     }
 }
+
+/// `30 84 <length>` in itself, 20,000 times.
+fn nested() -> Vec<u8> {
+    let levels = 20_000_u32;
+    (0..levels).rev().flat_map(|level| [&[0x30, 0x84][..], &(level * 6).to_be_bytes()].concat()).collect()
+}
+
+#[tokio::test]
+async fn what_stands_before_tls_is_one_small_answer_or_none() {
+    let ok = |id: i32| {
+        [&[0x30, 0x0c, 0x02, 0x01, u8::try_from(id).unwrap()][..], b"\x78\x07\x0a\x01\x00\x04\x00\x04\x00"].concat()
+    };
+    let long = |id: i32| {
+        let text = [&b"\x04\x82\x10\x00"[..], &[b'x'; 4_096]].concat();
+        let body = [&b"\x78\x82\x10\x09\x0a\x01\x00\x04\x00"[..], &text].concat();
+        [&[0x30, 0x82, 0x10, 0x10, 0x02, 0x01, u8::try_from(id).unwrap()][..], &body].concat()
+    };
+    type Bytes = Box<dyn Fn(i32) -> Vec<u8> + Send + Sync>;
+    let answers: Vec<(&str, Bytes)> = vec![
+        ("nested", Box::new(|_| nested())),
+        ("2 GiB", Box::new(|_| b"\x30\x84\x7f\xff\xff\xff".to_vec())),
+        ("more than 4 KiB", Box::new(long)),
+        ("more than one answer", Box::new(move |id| [ok(id), ok(id + 1)].concat())),
+        ("the beginning of another", Box::new(move |id| [&ok(id)[..], b"\x30"].concat())),
+        ("to another request", Box::new(move |id| ok(id + 1))),
+        (
+            "a bind response",
+            Box::new(move |id| ok(id).iter().map(|byte| if *byte == 0x78 { 0x61 } else { *byte }).collect()),
+        ),
+        (
+            "no code",
+            Box::new(|id| {
+                [&[0x30, 0x0b, 0x02, 0x01, u8::try_from(id).unwrap()][..], b"\x78\x06\x0a\x00\x04\x00\x04\x00"].concat()
+            }),
+        ),
+    ];
+    let (acceptor, client) = tls(&["127.0.0.1"]);
+    for (what, bytes) in answers {
+        let script = move |seen: &Seen| match &seen.op {
+            LdapOp::ExtendedRequest(_) => vec![Reply::Raw(bytes(seen.id)), Reply::Tls],
+            _ => alice(seen),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Scripted::start_on(listener, Some(acceptor.clone()), false, script);
+        let refused = trouble(login_over(&server, LdapScheme::Ldap, "127.0.0.1", Some(client.clone())).await);
+        assert!(matches!(refused, Trouble::Malformed { .. }), "{what}: {refused}");
+        assert_eq!(server.binds().len() + server.searches().len(), 0, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn nested_answers_under_tls_end_no_process() {
+    let (acceptor, client) = tls(&["127.0.0.1"]);
+    for bind in [false, true] {
+        let script = move |seen: &Seen| match seen.bind() {
+            None if bind => alice(seen),
+            _ => vec![Reply::Raw(nested())],
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Scripted::start_on(listener, Some(acceptor.clone()), true, script);
+        let refused = trouble(login_over(&server, LdapScheme::Ldaps, "127.0.0.1", Some(client.clone())).await);
+        assert!(matches!(refused, Trouble::Malformed { .. }), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_drip_before_tls_meets_the_time_of_one_try() {
+    let (acceptor, client) = tls(&["127.0.0.1"]);
+    // Of the answer to StartTLS, and of the handshake.
+    for handshake in [false, true] {
+        let drip = move |seen: &Seen| -> Vec<Reply> {
+            let all = [
+                &b"\x30\x82\x0f\x00\x02\x01\x01\x78\x82\x0e\xf9\x0a\x01\x00\x04\x00\x04\x82\x0e\xf0"[..],
+                &[b'x'; 900],
+            ]
+            .concat();
+            let slow = [&b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc"[..], &[0; 900]].concat();
+            let bytes = if handshake { slow } else { all };
+            let begin = if handshake { vec![extended(Code::Success), Reply::Hear] } else { Vec::new() };
+            assert!(matches!(seen.op, LdapOp::ExtendedRequest(_)), "{seen:?}");
+            let bytes =
+                bytes.into_iter().flat_map(|byte| [Reply::Raw(vec![byte]), Reply::Pause(Duration::from_millis(20))]);
+            begin.into_iter().chain(bytes).collect()
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Scripted::start_on(listener, Some(acceptor.clone()), false, drip);
+        let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
+        (settings.starttls, settings.attempt_timeout) = (true, Duration::from_millis(300));
+        let ldap = Ldap::new(&settings, Some(client.clone()), Arc::new(Metrics::new()));
+        let login = Login::parse(b"alice").unwrap();
+        let began = Instant::now();
+        let result = within(ldap.authenticate(&login, &Secret::copy_of(b"right"), &|_| false)).await.0;
+        assert_eq!(trouble(result), Trouble::Timeout);
+        assert!(began.elapsed() < Duration::from_millis(2_700), "{:?}", began.elapsed());
+    }
+}

@@ -1,0 +1,110 @@
+//! What stands between a directory server and ldap3: its answers pass as whole messages that are checked
+//! (`frames.rs`), its questions as they are.
+//!
+//! One task, two directions that do not wait for each other, and a bounded buffer for each: one message
+//! at most towards ldap3, one read towards the server. Whichever side does not take what is for it is not
+//! read from for the other. Sets no deadline: those who wait for an answer do.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+
+use super::client::{closed, ended, reason};
+use super::connection::{Fault, Socket};
+use super::frames::Frames;
+use crate::tls::stream::Stream;
+
+/// Bytes of questions that are read at once.
+const QUESTIONS: usize = 16 * 1_024;
+
+/// Both ends.
+#[derive(Debug)]
+pub(super) struct Bridge {
+    server: Stream<Socket>,
+    frames: Frames,
+    /// ldap3's end is the other one of a pair.
+    library: UnixStream,
+    /// What ldap3 has said, from `sent` on not yet with the server.
+    questions: Vec<u8>,
+    sent: usize,
+    /// Whether some of it may be with TLS and not with the socket.
+    unsent: bool,
+}
+
+impl Bridge {
+    pub(super) fn new(server: Stream<Socket>, mut frames: Frames, library: UnixStream) -> Self {
+        frames.expect_no_binds();
+        Self { server, frames, library, questions: Vec::new(), sent: 0, unsent: false }
+    }
+
+    /// Runs until one side ends: why, if it is the server's, and ldap3's end of the pair, which is to be
+    /// closed.
+    pub(super) async fn run(mut self) -> (Option<Fault>, UnixStream) {
+        let fault = poll_fn(|cx| match self.poll_answers(cx) {
+            Poll::Pending => self.poll_questions(cx),
+            fault => fault,
+        })
+        .await;
+        (fault, self.library)
+    }
+
+    /// Moves answers; ready when there will be no more.
+    fn poll_answers(&mut self, cx: &mut Context<'_>) -> Poll<Option<Fault>> {
+        loop {
+            let whole = self.frames.whole();
+            if !whole.is_empty() {
+                match ready!(Pin::new(&mut self.library).poll_write(cx, whole)) {
+                    Ok(n) if n > 0 => self.frames.consume(n),
+                    // ldap3 has let go of its end, and knows why.
+                    Ok(_) | Err(_) => return Poll::Ready(None),
+                }
+                continue;
+            }
+            if let Some(end) = self.frames.end() {
+                return Poll::Ready(Some(ended(end)));
+            }
+            // ldap3 tells so itself, once it has read what came before.
+            if self.server.has_ended() {
+                return Poll::Ready(None);
+            }
+            let frames = &mut self.frames;
+            if let Err(error) = ready!(self.server.poll_pieces(cx, &mut |_, piece| frames.push(piece))) {
+                return Poll::Ready(Some(reason(&error)));
+            }
+        }
+    }
+
+    /// Moves questions; ready when there will be no more.
+    fn poll_questions(&mut self, cx: &mut Context<'_>) -> Poll<Option<Fault>> {
+        loop {
+            let left = self.questions.get(self.sent..).unwrap_or_default();
+            if !left.is_empty() {
+                match ready!(Pin::new(&mut self.server).poll_write(cx, left)) {
+                    Ok(n) if n > 0 => (self.sent, self.unsent) = (self.sent + n, true),
+                    Ok(_) => return Poll::Ready(Some(closed())),
+                    Err(error) => return Poll::Ready(Some(reason(&error))),
+                }
+                continue;
+            }
+            if self.unsent {
+                if let Err(error) = ready!(Pin::new(&mut self.server).poll_flush(cx)) {
+                    return Poll::Ready(Some(reason(&error)));
+                }
+                self.unsent = false;
+            }
+            self.questions.resize(QUESTIONS, 0);
+            self.sent = 0;
+            let mut read = ReadBuf::new(&mut self.questions);
+            let came = Pin::new(&mut self.library).poll_read(cx, &mut read);
+            let length = read.filled().len();
+            self.questions.truncate(length);
+            match ready!(came) {
+                Ok(()) if length > 0 => {}
+                Ok(()) | Err(_) => return Poll::Ready(None),
+            }
+        }
+    }
+}

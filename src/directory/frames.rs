@@ -1,0 +1,365 @@
+//! What a directory sends, cut into whole LDAP messages that are checked and bounded, before anything
+//! else looks at them.
+//!
+//! Sans-IO: pieces go in as they arrive, messages come out (RFC 4511 section 4.1.1). A message is refused
+//! by its header if it is too long, so that no more is kept than has arrived and the limit allows. What is
+//! nested too deeply, has too many parts, contradicts itself in its lengths or has no proper result code
+//! is refused too: what comes out can be given to a parser that trusts its input. The first refusal is
+//! the last word: nothing behind it is read.
+
+use super::ber::{self, NoHeader, number, tagged};
+
+/// Bytes of a message before TLS: the answer to StartTLS takes a few dozen.
+pub(super) const BEFORE_TLS: usize = 4 * 1_024;
+/// Bytes of an empty buffer that are kept for the next messages: what one read brings.
+const KEPT: usize = 64 * 1_024;
+/// How deep constructed elements may stand in each other; an entry needs five.
+const DEPTH: usize = 20;
+/// A message may have an element for each so many bytes of the limit: a parsed element takes more memory
+/// than its two bytes.
+const BYTES_PER_ELEMENT: usize = 16;
+
+/// BER tags.
+const SEQUENCE: u8 = 0x30;
+const INTEGER: u8 = 0x02;
+const OCTET_STRING: u8 = 0x04;
+const ENUMERATED: u8 = 0x0a;
+const CONTROLS: u8 = 0xa0;
+/// Where Active Directory puts the name of a notice of disconnection.
+const MISPLACED_NAME: u8 = 0x8a;
+
+/// What a message can be that a client gets for what usher asks.
+pub(super) const BIND_RESPONSE: u8 = 0x61;
+pub(super) const SEARCH_ENTRY: u8 = 0x64;
+pub(super) const SEARCH_DONE: u8 = 0x65;
+pub(super) const SEARCH_REFERENCE: u8 = 0x73;
+pub(super) const EXTENDED_RESPONSE: u8 = 0x78;
+pub(super) const INTERMEDIATE_RESPONSE: u8 = 0x79;
+
+/// Why a server is not listened to any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Violation {
+    /// The lengths or tags are none of an LDAP message.
+    #[error("it is no LDAP message")]
+    NoMessage,
+    /// More bytes than are allowed.
+    #[error("it is longer than {0} bytes")]
+    TooLong(usize),
+    /// Elements in elements in elements.
+    #[error("it is nested more than {DEPTH} deep")]
+    TooDeep,
+    /// More elements than are allowed.
+    #[error("it has too many parts")]
+    TooMany,
+    /// No result where one must be, or a code of no bytes or more than four.
+    #[error("its result is malformed")]
+    Outcome,
+    /// Another kind of answer, or another message ID, than what was asked for.
+    #[error("it answers nothing that was asked")]
+    Foreign,
+    /// Something stands between the answer to StartTLS and TLS.
+    #[error("more than the answer to StartTLS came before TLS")]
+    BeforeTls,
+}
+
+/// A message, taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Message<'a> {
+    pub(super) id: u32,
+    /// Which operation.
+    pub(super) tag: u8,
+    /// The operation's content.
+    pub(super) body: &'a [u8],
+    /// The content of the controls; empty if there are none.
+    pub(super) controls: &'a [u8],
+}
+
+/// The result in a message: code, matched DN and diagnostic message (RFC 4511 section 4.1.9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Outcome<'a> {
+    pub(super) code: u32,
+    pub(super) text: &'a str,
+}
+
+/// The reader of one connection.
+#[derive(Debug)]
+pub(super) struct Frames {
+    bytes: Vec<u8>,
+    /// What stands before is consumed.
+    start: usize,
+    /// Where the checked messages end.
+    whole: usize,
+    most: usize,
+    /// Whether an answer to a bind would be one to nothing.
+    no_binds: bool,
+    /// Why nothing behind `whole` is read.
+    end: Option<End>,
+}
+
+/// Why no more messages come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The server broke a rule.
+    Violation(Violation),
+    /// A notice of disconnection (RFC 4511 section 4.4.1), and its result code.
+    Notice(u32),
+}
+
+impl Frames {
+    /// For messages of up to so many bytes.
+    pub(super) const fn new(most: usize) -> Self {
+        Self { bytes: Vec::new(), start: 0, whole: 0, most, no_binds: false, end: None }
+    }
+
+    /// From here on no bind is sent.
+    pub(super) const fn expect_no_binds(&mut self) {
+        self.no_binds = true;
+    }
+
+    /// Takes what has arrived.
+    pub(super) fn push(&mut self, piece: &[u8]) {
+        if self.end.is_some() {
+            return;
+        }
+        if self.start > 0 {
+            self.bytes.drain(..self.start);
+            self.whole -= self.start;
+            self.start = 0;
+        }
+        self.reserve(piece.len());
+        self.bytes.extend_from_slice(piece);
+        self.scan();
+    }
+
+    /// Grows twice as large at a time, but not beyond what the message needs that is arriving.
+    fn reserve(&mut self, more: usize) {
+        let length = self.bytes.len();
+        if self.bytes.capacity() - length < more {
+            let begun = self.bytes.get(self.whole..).and_then(|begun| ber::header(begun).ok());
+            let needed =
+                begun.map_or(more, |header| (self.whole + header.size + header.content).saturating_sub(length));
+            self.bytes.reserve_exact(needed.min(length).max(more));
+        }
+    }
+
+    /// Checks the messages that have become whole.
+    fn scan(&mut self) {
+        while let Some(rest) = self.bytes.get(self.whole..).filter(|rest| !rest.is_empty()) {
+            match first(rest, self.most) {
+                Ok(Some((message, _))) if message.id == 0 => {
+                    let end = notice(&message).map_or(End::Violation(Violation::Foreign), End::Notice);
+                    return self.stop(end);
+                }
+                Ok(Some((message, _))) if self.no_binds && message.tag == BIND_RESPONSE => {
+                    return self.stop(End::Violation(Violation::Foreign));
+                }
+                Ok(Some((_, size))) => self.whole += size,
+                Ok(None) => return,
+                Err(violation) => return self.stop(End::Violation(violation)),
+            }
+        }
+    }
+
+    fn stop(&mut self, end: End) {
+        self.end = Some(end);
+        self.bytes.truncate(self.whole);
+    }
+
+    /// The whole messages that have come and are not consumed.
+    pub(super) fn whole(&self) -> &[u8] {
+        self.bytes.get(self.start..self.whole).unwrap_or_default()
+    }
+
+    /// The first of them, and its length.
+    pub(super) fn message(&self) -> Option<(Message<'_>, usize)> {
+        let whole = self.whole();
+        let (_, content, behind) = ber::element(whole)?;
+        Some((Message::read(content)?, whole.len() - behind.len()))
+    }
+
+    /// Forgets so many bytes of the whole messages.
+    pub(super) fn consume(&mut self, n: usize) {
+        self.start = (self.start + n).min(self.whole);
+        if self.start == self.bytes.len() {
+            self.bytes.clear();
+            (self.start, self.whole) = (0, 0);
+            // What one large message took is not kept for the small ones that follow.
+            self.bytes.shrink_to(KEPT);
+        }
+    }
+
+    /// Whether nothing has come that is not consumed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.start == self.bytes.len() && self.end.is_none()
+    }
+
+    /// Why no more will come behind [`Self::whole`].
+    pub(super) const fn end(&self) -> Option<End> {
+        self.end
+    }
+
+    #[cfg(test)]
+    fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+}
+
+/// The message at the start of these bytes and its length, once all of it is there.
+fn first(bytes: &[u8], most: usize) -> Result<Option<(Message<'_>, usize)>, Violation> {
+    let header = match ber::header(bytes) {
+        Ok(header) => header,
+        Err(NoHeader::Short) if bytes.first().is_none_or(|tag| *tag == SEQUENCE) => return Ok(None),
+        Err(NoHeader::Short | NoHeader::Malformed) => return Err(Violation::NoMessage),
+    };
+    if header.tag != SEQUENCE {
+        return Err(Violation::NoMessage);
+    }
+    let size = header.size.saturating_add(header.content);
+    if size > most {
+        return Err(Violation::TooLong(most));
+    }
+    let Some(frame) = bytes.get(..size) else { return Ok(None) };
+    check(frame, most / BYTES_PER_ELEMENT)?;
+    let content = frame.get(header.size..).unwrap_or_default();
+    let message = Message::read(content).ok_or(Violation::NoMessage)?;
+    if message.has_result() && message.outcome().is_none() {
+        return Err(Violation::Outcome);
+    }
+    Ok(Some((message, size)))
+}
+
+/// Walks through all elements of a message, without recursion: each must end within the one around it.
+fn check(frame: &[u8], most_elements: usize) -> Result<(), Violation> {
+    // Where the elements end that are around the current one.
+    let mut ends = [0; DEPTH];
+    let (mut depth, mut at, mut elements) = (0_usize, 0_usize, 0_usize);
+    loop {
+        // Whatever ends here is left.
+        while let Some(end) = depth.checked_sub(1).and_then(|top| ends.get(top))
+            && *end == at
+        {
+            depth -= 1;
+        }
+        let around = match depth.checked_sub(1) {
+            Some(top) => ends.get(top).copied().unwrap_or_default(),
+            None if at == 0 => frame.len(),
+            None => return Ok(()),
+        };
+        elements += 1;
+        if elements > most_elements {
+            return Err(Violation::TooMany);
+        }
+        // What runs out within the element around it contradicts itself.
+        let header = frame.get(at..around).and_then(|rest| ber::header(rest).ok()).ok_or(Violation::NoMessage)?;
+        let (begin, end) = (at + header.size, at + header.size + header.content);
+        if end > around {
+            return Err(Violation::NoMessage);
+        }
+        if header.tag & 0x20 == 0 {
+            at = end;
+        } else {
+            *ends.get_mut(depth).ok_or(Violation::TooDeep)? = end;
+            (depth, at) = (depth + 1, begin);
+        }
+    }
+}
+
+impl<'a> Message<'a> {
+    /// Takes the content of an LDAPMessage apart.
+    fn read(content: &'a [u8]) -> Option<Self> {
+        let (id, rest) = tagged(content, INTEGER)?;
+        // maxInt is 2^31 - 1.
+        let id = number(id).filter(|id| i32::try_from(*id).is_ok())?;
+        let (tag, body, rest) = ber::element(rest)?;
+        let known =
+            [BIND_RESPONSE, SEARCH_ENTRY, SEARCH_DONE, SEARCH_REFERENCE, EXTENDED_RESPONSE, INTERMEDIATE_RESPONSE];
+        if !known.contains(&tag) {
+            return None;
+        }
+        let controls = match ber::element(rest) {
+            None if rest.is_empty() => &[][..],
+            Some((CONTROLS, controls, [])) => controls,
+            Some((MISPLACED_NAME, _, [])) if id == 0 => &[][..],
+            Some(_) | None => return None,
+        };
+        Some(Self { id, tag, body, controls })
+    }
+
+    /// Whether its kind has a result code.
+    const fn has_result(&self) -> bool {
+        matches!(self.tag, BIND_RESPONSE | SEARCH_DONE | EXTENDED_RESPONSE)
+    }
+
+    /// The result that it begins with.
+    pub(super) fn outcome(&self) -> Option<Outcome<'a>> {
+        let (code, rest) = tagged(self.body, ENUMERATED)?;
+        let (matched, rest) = tagged(rest, OCTET_STRING)?;
+        let (text, _) = tagged(rest, OCTET_STRING)?;
+        std::str::from_utf8(matched).ok()?;
+        Some(Outcome { code: number(code)?, text: std::str::from_utf8(text).ok()? })
+    }
+
+    /// The value of the control with this name, which is empty if there is none.
+    pub(super) fn control(&self, oid: &str) -> Option<&'a [u8]> {
+        let mut rest = self.controls;
+        while let Some((control, behind)) = tagged(rest, SEQUENCE) {
+            rest = behind;
+            let Some((name, mut value)) = tagged(control, OCTET_STRING) else { continue };
+            if name != oid.as_bytes() {
+                continue;
+            }
+            // The criticality, which says nothing in an answer.
+            if let Some((_, behind)) = tagged(value, 0x01) {
+                value = behind;
+            }
+            return Some(tagged(value, OCTET_STRING).map_or(&[][..], |(value, _)| value));
+        }
+        None
+    }
+}
+
+/// The result code of an unsolicited notification, of which there is one kind only: its sender ends the
+/// connection.
+fn notice(message: &Message<'_>) -> Option<u32> {
+    let outcome = message.outcome().filter(|_| message.tag == EXTENDED_RESPONSE)?;
+    Some(outcome.code)
+}
+
+/// What must hold for any bytes: two of a limit, eight that say how they are cut, and what comes. The
+/// pieces make no difference, no more is kept than has come and the limit allows, and a parser that
+/// trusts its input agrees about each message.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn trial(data: &[u8]) {
+    let Some((most, rest)) = data.split_first_chunk() else { return };
+    let Some((cuts, bytes)) = rest.split_first_chunk::<8>() else { return };
+    let most = usize::from(u16::from_be_bytes(*most));
+    let read = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let (mut frames, mut messages) = (Frames::new(most), Vec::new());
+        for piece in pieces {
+            frames.push(piece);
+            assert!(frames.bytes.len() <= most + piece.len(), "more is kept than one message");
+            assert!(frames.bytes.capacity() <= 2 * (most + piece.len()) + KEPT, "more is taken than is kept");
+            while let Some((message, size)) = frames.message() {
+                let whole = frames.whole().get(..size).unwrap_or_default();
+                let Ok((rest, parsed)) = ldap3::asn1::parse_tag(whole) else { panic!("no BER: {whole:x?}") };
+                assert!(rest.is_empty() && parsed.id == 16, "another length: {whole:x?}");
+                assert!(message.id > 0 && (!message.has_result() || message.outcome().is_some()), "{whole:x?}");
+                messages.push(whole.to_vec());
+                frames.consume(size);
+            }
+        }
+        (messages, frames.end())
+    };
+    let (mut left, mut cuts) = (bytes, cuts.iter().cycle());
+    let mut pieces = std::iter::from_fn(|| {
+        let size = usize::from(*cuts.next()?).max(1).min(left.len());
+        let (piece, rest) = left.split_at_checked(size).filter(|_| size > 0)?;
+        left = rest;
+        Some(piece)
+    });
+    let in_pieces = read(&mut pieces);
+    assert_eq!(read(&mut std::iter::once(bytes)), in_pieces, "pieces make a difference");
+}
+
+#[cfg(test)]
+mod tests;
