@@ -12,7 +12,7 @@ use ldap3::asn1::{ASNTag as _, PL, StructureTag};
 
 use crate::auth_http::read_request;
 use crate::config::{self, Find, Template};
-use crate::directory::{Login, bind_answer_trial, template};
+use crate::directory::{Login, bind_answer_trial, frames_trial, template};
 use crate::proto::proxy_header::{Header, Progress, Version, read, write};
 
 /// A fuzz target: a config file. What is refused is refused with a reason, at a line that the file
@@ -169,6 +169,13 @@ pub fn template(data: &[u8]) {
             assert_eq!(components(&dn), expected, "{dn:?} is somebody else");
         }
     }
+}
+
+/// A fuzz target: what a directory sends, as a stream: two bytes of a limit, eight that say in which pieces
+/// it comes, and the bytes. Pieces make no difference, memory is bounded, and a parser that trusts its input
+/// agrees about each message that is let through.
+pub fn ldap_frames(data: &[u8]) {
+    frames_trial(data);
 }
 
 /// A fuzz target: what a server says with the answer to a bind: the result code, the length of a
@@ -329,6 +336,11 @@ mod tests {
     #[test]
     fn bind_answers() {
         corpus("bind_answer", bind_answer);
+    }
+
+    #[test]
+    fn ldap_streams() {
+        corpus("ldap_frames", ldap_frames);
     }
 
     #[test]

@@ -1,0 +1,4 @@
+//! What a directory sends, cut into messages; the checks are `usher::trial::ldap_frames`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::trial::ldap_frames(data));
