@@ -23,6 +23,7 @@ mod dirsrv;
 mod faults;
 mod flood;
 mod health;
+mod hostile_directory;
 mod inspect;
 mod kick;
 mod layers;
