@@ -99,7 +99,8 @@ impl Client {
     /// A search, by whoever is bound.
     pub(super) async fn search(&mut self, question: &Question, time_limit: Duration) -> Result<Found, Fault> {
         let id = self.next_id();
-        let mut request = request::search(id, question, time_limit).ok_or(Fault::Malformed)?;
+        let request = request::search(id, question, time_limit);
+        let mut request = request.ok_or_else(|| Fault::Broken("the filter cannot be parsed".to_owned()))?;
         self.send(&mut request).await?;
         let mut found = Found { code: 0, entries: 0, first: None };
         for _ in 0..=MAX_MESSAGES {

@@ -190,7 +190,7 @@ async fn a_drip_before_tls_meets_the_time_of_one_try() {
         let ldap = Ldap::new(&settings, Some(client.clone()), Arc::new(Metrics::new()));
         let login = Login::parse(b"alice").unwrap();
         let began = Instant::now();
-        let result = within(ldap.authenticate(&login, &Secret::copy_of(b"right"), &|_| false)).await.0;
+        let result = within(ldap.authenticate(&login, &Secret::copy_of(b"right"), &|_| false, &NoFloor)).await.0;
         assert_eq!(trouble(result), Trouble::Timeout);
         assert!(began.elapsed() < Duration::from_millis(2_700), "{:?}", began.elapsed());
     }
