@@ -14,7 +14,7 @@ use crate::cache::{self, Cache, Digest, FlightError, Flights, Stamp};
 use crate::directory::{Directory, DirectoryError, Entry, Identity, Login, Presence, Trace};
 use crate::known::{Known, Settled};
 use crate::log::Repeats;
-use crate::outcome::Refusal;
+use crate::outcome::{AccountState, Refusal};
 use crate::secret::Secret;
 
 /// Who decided.
@@ -295,6 +295,10 @@ impl Authenticator {
 fn newest(identity: Identity, known: &Known) -> Result<Identity, DirectoryError> {
     match known.settle(identity.entry()) {
         Settled::AsShown => Ok(identity),
+        // Told of while the bind was under way.
+        Settled::Instead(entry) if entry.marks.disabled => {
+            Err(DirectoryError::Account { dn: Arc::clone(&entry.dn), state: AccountState::Disabled, proven: true })
+        }
         Settled::Instead(entry) => Ok(identity.with_entry(entry)),
         Settled::Gone => Err(DirectoryError::NoEntry),
     }

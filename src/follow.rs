@@ -15,13 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::cache::Cache;
 use crate::config::{self, OnChange, Routing};
 use crate::directory::{Change, Entry, Shown};
-use crate::known::{Key, Known, One, Pending, Settled};
-use crate::log::Escaped;
+use crate::known::{Key, Known, One, Pending, Settled, Weight};
+use crate::log::{Escaped, Repeats};
 use crate::metrics::Metrics;
 use crate::proto::{self, Parting};
 use crate::registry::{Registry, Session, Why, unix_now};
@@ -30,7 +30,8 @@ use brake::{Acted, Brake};
 use closing::Closing;
 use difference::{Difference, Place, place};
 
-/// A refresh that misses so many users, and more than half of those that are known, is not believed.
+/// A refresh that misses so many users, or shows so many without a mail host, and more than half of those
+/// that are known, is not believed.
 const MISSING: usize = 4;
 
 /// What a change is judged by.
@@ -62,6 +63,7 @@ pub struct Follow {
     metrics: Arc<Metrics>,
     state: Mutex<State>,
     closing: Closing,
+    repeats: Repeats,
 }
 
 struct State {
@@ -69,6 +71,12 @@ struct State {
     standing: Standing,
     /// The changes of a refresh or a round, until it is complete.
     batch: Option<Vec<Seen>>,
+    /// Whether it tells of every entry.
+    whole: bool,
+    /// Entries of it whose versions are older than before.
+    set_back: usize,
+    /// Entries of it that show no mail host any more although they were not modified.
+    hidden: usize,
 }
 
 impl std::fmt::Debug for Follow {
@@ -100,6 +108,12 @@ struct Author {
 }
 
 impl Seen {
+    /// Whether a user that had a mail host has none any more.
+    fn loses_mail_host(&self) -> bool {
+        let is_lost = |entry: &Entry| self.one.loses_mail_host(entry);
+        self.one.decided.is_some() && matches!(&self.news, News::Shown { entry, .. } if is_lost(entry))
+    }
+
     /// Whether a user is moved, switched off or gone.
     fn is_braked(&self) -> bool {
         let is_user = self.one.decided.is_some();
@@ -111,12 +125,40 @@ impl Seen {
     }
 }
 
+impl State {
+    /// A line about what an operator did not do to entries one by one.
+    fn tell_what_is_odd(&mut self) {
+        let (set_back, hidden) = (std::mem::take(&mut self.set_back), std::mem::take(&mut self.hidden));
+        if set_back > 0 {
+            warn!(
+                entries = set_back,
+                "the directory shows older versions of entries than before, as after a restore: they are in force"
+            );
+        }
+        if hidden > 0 {
+            warn!(
+                entries = hidden,
+                "entries show no mail host any more and were not modified: an access rule hides it; they stay where \
+                 they are"
+            );
+        }
+    }
+}
+
 impl Follow {
     /// Nothing is followed yet.
     #[must_use]
     pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
-        let state = State { brake: Brake::default(), standing: Standing::Lost, batch: None };
-        Self { closing: Closing::new(Arc::clone(&registry)), registry, metrics, state: Mutex::new(state) }
+        let state = State {
+            brake: Brake::default(),
+            standing: Standing::Lost,
+            batch: None,
+            whole: false,
+            set_back: 0,
+            hidden: 0,
+        };
+        let closing = Closing::new(Arc::clone(&registry));
+        Self { closing, registry, metrics, state: Mutex::new(state), repeats: Repeats::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -140,11 +182,15 @@ impl Follow {
             Change::Began(round) => {
                 setting.known.begin_telling(&round.server, round.own_times);
                 setting.known.begin_round();
-                state.batch = Some(Vec::new());
+                (state.batch, state.whole) = (Some(Vec::new()), round.whole);
+                (state.set_back, state.hidden) = (0, 0);
             }
             Change::Entry(shown) => {
-                if let Some(seen) = self.compare(*shown, state.batch.is_none(), setting) {
+                if let Some(seen) = self.compare(*shown, &mut state, setting) {
                     self.consider(&mut state, seen, setting);
+                }
+                if state.batch.is_none() && state.hidden > 0 && self.repeats.allow("hidden", "").is_some() {
+                    state.tell_what_is_odd();
                 }
             }
             Change::Present(ids) => setting.known.met(&ids),
@@ -163,6 +209,7 @@ impl Follow {
             Change::Complete => {
                 let batch = state.batch.take().unwrap_or_default();
                 self.decide(&mut state, batch, setting);
+                state.tell_what_is_odd();
                 if state.standing == Standing::Lost {
                     state.standing = Standing::Following;
                     info!("the directory is followed");
@@ -185,18 +232,32 @@ impl Follow {
     }
 
     /// What is new about an entry, if it is one that matters.
-    fn compare(&self, shown: Shown, exact: bool, setting: &Setting<'_>) -> Option<Seen> {
-        let Shown { entry, modified, modified_by } = shown;
-        let entry = Arc::new(entry);
+    fn compare(&self, shown: Shown, state: &mut State, setting: &Setting<'_>) -> Option<Seen> {
+        let Shown { mut entry, modified, modified_by } = shown;
+        let exact = state.batch.is_none();
+        let is_whole = !exact && state.whole;
         let met = setting.known.meet(entry.marks.id, Some(&entry.dn));
+        match met.as_ref().map_or(Weight::Newest, |(key, _)| setting.known.weigh(*key, &entry, is_whole)) {
+            Weight::Newest => {}
+            Weight::SetBack => state.set_back += 1,
+            Weight::Older => return None,
+        }
+        let is_back = met.as_ref().is_some_and(|(_, one)| one.gone);
         let Some((key, one)) = met.filter(|(_, one)| !one.gone) else {
             let has_sessions = self.registry.has(&entry.dn);
-            // What a whole refresh shows is no change, except of somebody who is logged in.
-            if exact || has_sessions {
-                setting.known.note(&entry, has_sessions);
+            // What a whole refresh shows is no change, except of somebody who is logged in, or was gone.
+            if !is_whole || has_sessions || is_back {
+                setting.known.note(&Arc::new(entry), has_sessions);
             }
             return None;
         };
+        // A failed or a good login modifies an entry, and nothing else of it.
+        let is_edited = !one.is_same(&entry) && !(exact && one.entry.marks.noise != entry.marks.noise);
+        if one.loses_mail_host(&entry) && !is_edited {
+            entry.mail_hosts.clone_from(&one.entry.mail_hosts);
+            state.hidden += 1;
+        }
+        let entry = Arc::new(entry);
         let difference = Difference::between(&one.entry, &entry, setting.routing, exact);
         if !difference.is_some() {
             // The values are back, if they had been away.
@@ -223,7 +284,8 @@ impl Follow {
         let limit = Brake::limit(setting.watch.brake, users);
         let implied = |seen: &&Seen| seen.is_braked() && matches!(seen.news, News::Gone { implied: true });
         let missing = batch.iter().filter(implied).count();
-        let unbelievable = missing >= MISSING && missing > users / 2;
+        let lost = batch.iter().filter(|seen| seen.loses_mail_host()).count();
+        let unbelievable = [missing, lost].into_iter().any(|count| count >= MISSING && count > users / 2);
         let is_too_much = state.brake.would_trip(braked, limit, now);
         if is_judged && (unbelievable || is_too_much) {
             let taken_back = state.brake.trip();
@@ -233,6 +295,7 @@ impl Follow {
                 limit,
                 users,
                 missing,
+                without_mail_host = lost,
                 "too many users are moved, switched off or gone at once: their routes and sessions stay as they are \
                  until `usher confirm`, or until the directory is as it was"
             );

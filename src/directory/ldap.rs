@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connection::{Found, Question, Scope};
+use super::fresh::{Check, untold};
 use super::look::Look;
 use super::policy::{Bound, Said};
 use super::pool::{Pool, Time};
@@ -39,6 +40,19 @@ const INVALID_CREDENTIALS: u32 = 49;
 const SIZE_LIMIT: u32 = 4;
 /// noSuchObject.
 const NO_SUCH_OBJECT: u32 = 32;
+
+/// Who is to be bound.
+#[derive(Clone, Copy)]
+struct Whom<'a> {
+    name: &'a str,
+    /// What the entry showed.
+    seen: &'a Marks,
+    password: &'a str,
+    /// The server that showed it, to be asked first.
+    first: Option<&'a Arc<Server>>,
+    /// By what another server is to be judged before the password goes there.
+    check: Option<Check<'a>>,
+}
 
 /// The LDAP directory of one configuration. Connections are made when they are needed.
 #[derive(Debug)]
@@ -135,16 +149,21 @@ impl Ldap {
             Find::Search { base, filter, .. } => {
                 let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
                 let started = Instant::now();
-                let found = self.ask(&question, &mut time, trace).await;
+                let found = self.ask(&question, None, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, server) = found?;
-                let mut entry = self.one(found, trace)?;
+                let (check, shown) = (Check { question: &question, floor }, self.one(found, trace)?);
+                let found = self.caught_up(check, (shown, server), &time, trace).await;
+                trace.search = Some(started.elapsed());
+                let (mut entry, server) = found?;
                 if refused_before(&entry) {
                     return Err(DirectoryError::RefusedBefore { dn: entry.dn });
                 }
 
                 let started = Instant::now();
-                let bound = self.bind(&entry.dn, &entry.marks, password, &mut time, Some(&server), trace).await;
+                let check = floor.concerns(&entry.dn).then_some(check);
+                let whom = Whom { name: &entry.dn, seen: &entry.marks, password, first: Some(&server), check };
+                let bound = self.bind(whom, &mut time, trace).await;
                 trace.bind = Some(started.elapsed());
                 // The watch may have told of more meanwhile.
                 let answered = trace.server.as_deref().unwrap_or_default();
@@ -152,17 +171,37 @@ impl Ldap {
                 let (server, lease) = bound?;
                 server.give_back(lease);
                 if let Some(question) = self.group(&entry.dn) {
-                    let (found, _) = self.ask(&question, &mut time, trace).await?;
+                    let found = match check {
+                        // Another server might not know yet that this has changed.
+                        Some(_) => server
+                            .search(&question, time.deadline, trace)
+                            .await
+                            .map_err(|failure| DirectoryError::CannotTell(failure.trouble()))?,
+                        None => self.ask(&question, None, &mut time, trace).await?.0,
+                    };
                     entry.in_group = self.matches(&found, trace)?;
                 }
                 Ok(Identity { entry: entry.into() })
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
                 let (name, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
+                let check = (floor.concerns(&name) && self.settings.find.service().is_some())
+                    .then_some(Check { question: &question, floor });
+                // What has not changed lately is bound unseen.
+                let found = match check {
+                    Some(check) => self.look_before(check, &mut time, trace).await?,
+                    None => None,
+                };
                 let started = Instant::now();
-                // Nothing is seen of the entry before it is bound.
-                let bound = self.bind(&name, &Marks::default(), password, &mut time, None, trace).await;
+                let (marks, first) = (Marks::default(), found.as_ref().map(|(_, server)| server));
+                let bound =
+                    self.bind(Whom { name: &name, seen: &marks, password, first, check }, &mut time, trace).await;
                 trace.bind = Some(started.elapsed());
+                let answered = trace.server.clone().unwrap_or_default();
+                trace.behind = match &found {
+                    Some((entry, _)) => !matches!(floor.freshness(entry, &answered), Freshness::CaughtUp),
+                    None => floor.concerns(&name),
+                };
                 let (server, mut lease) = bound?;
 
                 let started = Instant::now();
@@ -175,7 +214,14 @@ impl Ldap {
                     entry.in_group = self.matches(&found.map_err(DirectoryError::CannotTell)?, trace)?;
                 }
                 server.give_back(lease);
-                Ok(Identity { entry: entry.into() })
+                match floor.freshness(&entry, &server.url) {
+                    Freshness::CaughtUp => Ok(Identity { entry: entry.into() }),
+                    // Bound already, so that the password can be asked of no other.
+                    newest => {
+                        trace.behind = true;
+                        Err(untold(newest, &server.url))
+                    }
+                }
             }
         }
     }
@@ -204,7 +250,7 @@ impl Ldap {
         let mut entry = match &self.settings.find {
             Find::Search { base, filter, .. } => {
                 let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
-                let found = self.ask(&question, &mut time, trace).await;
+                let found = self.ask(&question, None, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 self.one(found?.0, trace)?
             }
@@ -213,7 +259,7 @@ impl Ldap {
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
                 let (_, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
-                let found = self.ask(&question, &mut time, trace).await;
+                let found = self.ask(&question, None, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, _) = found?;
                 if found.code == NO_SUCH_OBJECT {
@@ -223,20 +269,21 @@ impl Ldap {
             }
         };
         if let Some(question) = self.group(&entry.dn) {
-            let (found, _) = self.ask(&question, &mut time, trace).await?;
+            let (found, _) = self.ask(&question, None, &mut time, trace).await?;
             entry.in_group = self.matches(&found, trace)?;
         }
         Ok(entry)
     }
 
-    /// Asks as the service account, on the first server that gives a verdict.
-    async fn ask(
+    /// Asks as the service account, on the first server that gives a verdict; `first` is asked first.
+    pub(super) async fn ask(
         &self,
         question: &Question,
+        first: Option<&Arc<Server>>,
         time: &mut Time,
         trace: &mut Trace,
     ) -> Result<(Found, Arc<Server>), DirectoryError> {
-        let mut tries = self.pool.tries(time, None);
+        let mut tries = self.pool.tries(time, first);
         loop {
             let server = tries.next(time, trace).await?;
             let mut answer = server.search(question, time.deadline, trace).await;
@@ -256,16 +303,21 @@ impl Ldap {
     /// Binds on the first server that gives a verdict; its connection, bound, if that is a yes.
     async fn bind(
         &self,
-        dn: &str,
-        seen: &Marks,
-        password: &str,
+        Whom { name: dn, seen, password, first, check }: Whom<'_>,
         time: &mut Time,
-        first: Option<&Arc<Server>>,
         trace: &mut Trace,
     ) -> Result<(Arc<Server>, Lease), DirectoryError> {
         let mut tries = self.pool.tries(time, first);
         loop {
             let server = tries.next(time, trace).await?;
+            // Another than the one that has shown the entry need not know as much of it.
+            if let Some(check) = check
+                && first.is_none_or(|first| !Arc::ptr_eq(first, &server))
+                && !self.has_caught_up(&server, check, time.deadline, trace).await
+            {
+                tries.pass_over(Trouble::Behind { server: server.url.clone() });
+                continue;
+            }
             match server.bind(dn, password, time.deadline, trace).await {
                 Ok((bound, lease)) => {
                     let judged = self.judge(bound, dn, seen, trace);
@@ -310,7 +362,7 @@ impl Ldap {
     }
 
     /// The one entry of a search.
-    fn one(&self, found: Found, trace: &Trace) -> Result<Entry, DirectoryError> {
+    pub(super) fn one(&self, found: Found, trace: &Trace) -> Result<Entry, DirectoryError> {
         match found {
             Found { entries: 2.., .. } | Found { code: SIZE_LIMIT, .. } => Err(DirectoryError::SeveralEntries),
             Found { code: 0, first: Some(entry), .. } => self.named(entry, trace),
@@ -332,7 +384,7 @@ impl Ldap {
     }
 
     /// An entry without a name is nobody: a bind as it would be anonymous.
-    fn named(&self, entry: Entry, trace: &Trace) -> Result<Entry, DirectoryError> {
+    pub(super) fn named(&self, entry: Entry, trace: &Trace) -> Result<Entry, DirectoryError> {
         if entry.dn.is_empty() {
             return Err(told(trace, |server| Trouble::Malformed { server }));
         }
@@ -445,7 +497,7 @@ pub(super) fn read(dn: String, attributes: &Arc<Attributes>) -> Question {
 }
 
 /// Whether an answer is that there is no such entry, or that its mail is nowhere.
-fn says_nothing(found: &Found) -> bool {
+pub(super) fn says_nothing(found: &Found) -> bool {
     let nowhere = |entry: &Entry| entry.mail_hosts.is_empty();
     found.code == NO_SUCH_OBJECT || (found.code == 0 && found.first.as_ref().is_none_or(nowhere))
 }

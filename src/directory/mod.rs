@@ -13,6 +13,7 @@ mod connection;
 mod examine;
 mod floor;
 mod frames;
+mod fresh;
 mod health;
 pub mod ldap;
 mod listing;

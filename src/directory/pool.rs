@@ -244,6 +244,11 @@ impl Tries<'_> {
         }
     }
 
+    /// Notes that a server is not asked, because another would know more.
+    pub(super) fn pass_over(&mut self, trouble: Trouble) {
+        self.last = self.last.take().or(Some(trouble));
+    }
+
     /// Notes that a server gave no verdict; an error if no other may be asked.
     pub(super) fn note(&mut self, failure: Failure, time: &mut Time) -> Result<(), DirectoryError> {
         match failure {

@@ -4,6 +4,7 @@
 mod accounts;
 mod answers;
 mod connections;
+mod fresh;
 mod hostile;
 mod servers;
 mod service;

@@ -202,11 +202,18 @@ async fn follow_by_sync(link: &Link<'_>, memory: &mut Memory, mode: WatchMode, t
     let url = &link.server.url;
     let known = memory.cookie.take().filter(|cookie| cookie.server == *url);
     info!(server = %url, mode = "sync", resumed = known.is_some(), "following the directory");
+    let resumed = known.is_some();
     let mut bytes = known.map(|cookie| cookie.bytes);
     let end = sync::follow(link, &mut bytes, tell).await;
     match end {
         // A cookie that the server does not understand any more is of no use to another attempt.
         End::RefreshRequired => {}
+        // As a provider does that was restored from a backup: the cookie is newer than what it has. All
+        // that is to be known is told anew.
+        End::Refused(code) if resumed => {
+            info!(server = %url, code, "the server refuses the cookie: every entry is read anew");
+            return End::RefreshRequired;
+        }
         End::Refused(_) if mode == WatchMode::Auto => memory.refusing.push(Arc::clone(url)),
         End::Refused(_) => {}
         End::Fault(_) | End::LookAround | End::Nobody(_) => {

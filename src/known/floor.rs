@@ -165,7 +165,8 @@ impl Floor for Known {
         let one = inner.find(shown.marks.id, Some(&shown.dn)).and_then(|key| inner.ones.get(&key));
         let Some(one) = one else { return Freshness::CaughtUp };
         if one.gone {
-            return if one.is_back(shown) { Freshness::CaughtUp } else { Freshness::Gone };
+            let is_lost = one.unmet.is_some_and(|since| since.elapsed() >= LAG);
+            return if is_lost || one.is_back(shown) { Freshness::CaughtUp } else { Freshness::Gone };
         }
         if !inner.is_as_new(one, shown, Some(server)) {
             return Freshness::Behind(Arc::clone(&one.entry));
@@ -222,7 +223,7 @@ impl Known {
         let is_older = match age_of(shown, one.floor.as_deref(), same_times) {
             Age::Older => true,
             Age::Unknown => by_other && one.is_recent(),
-            Age::AsNew => false,
+            Age::AsNew => one.gone && by_other && !one.is_back(shown),
         };
         if is_older && (by_other || !whole) {
             let since = *one.unmet.get_or_insert_with(Instant::now);
@@ -230,5 +231,180 @@ impl Known {
         }
         let is_set_back = whole && !by_other && age_of(shown, one.entry.marks.version.as_deref(), false) == Age::Older;
         if is_set_back { Weight::SetBack } else { Weight::Newest }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::{EntryId, Marks};
+
+    const ONE: &str = "ldap://one";
+    const TWO: &str = "ldap://two";
+
+    fn entry(host: &str, version: &str) -> Arc<Entry> {
+        let version = (!version.is_empty()).then(|| version.into());
+        let marks = Marks { id: EntryId::from_bytes(&[1; 16]), version, ..Marks::default() };
+        let hosts: &[&str] = if host.is_empty() { &[] } else { &[host] };
+        Arc::new(Entry { marks, ..Entry::for_tests("uid=a", hosts) })
+    }
+
+    fn csn(second: u32, writer: u32) -> String {
+        format!("202611261400{second:02}.000001Z#000000#{writer:03x}#000000")
+    }
+
+    fn at(second: u32) -> String {
+        format!("202611261400{second:02}Z")
+    }
+
+    /// The first server is followed and has shown that the entry has moved, in this version.
+    fn moved(version: &str, own_times: bool) -> Known {
+        let known = Known::new(10, Duration::from_secs(300));
+        known.begin_telling(&ONE.into(), own_times);
+        known.is_followed();
+        known.record(&entry("old", ""));
+        tell(&known, "new", version);
+        known
+    }
+
+    fn tell(known: &Known, host: &str, version: &str) {
+        let key = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        known.put(key, entry(host, version), None);
+    }
+
+    fn weigh(known: &Known, host: &str, version: &str, whole: bool) -> Weight {
+        let key = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        known.weigh(key, &entry(host, version), whole)
+    }
+
+    fn follow(known: &Known, server: &str) {
+        known.begin_telling(&server.into(), false);
+        known.is_followed();
+    }
+
+    fn caught_up(known: &Known, version: &str, server: &str) -> bool {
+        matches!(known.freshness(&entry("x", version), server), Freshness::CaughtUp)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn versions_of_one_writer_order_and_no_time_makes_an_older_one_newer() {
+        let known = moved(&csn(5, 1), false);
+        for server in [ONE, TWO] {
+            assert!(!caught_up(&known, &csn(4, 1), server) && !caught_up(&known, &csn(4, 2), server));
+            assert!(caught_up(&known, &csn(5, 1), server) && caught_up(&known, &csn(6, 1), server));
+        }
+        tokio::time::advance(LAG).await;
+        assert!(!caught_up(&known, &csn(4, 1), TWO));
+        // A login is written down, which changes no value: that is no floor.
+        let key = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        known.refresh(key, entry("new", &csn(9, 1)));
+        assert!(caught_up(&known, &csn(5, 1), TWO) && !caught_up(&known, &csn(4, 1), TWO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_versions_do_not_order_the_followed_server_decides_for_a_minute() {
+        // Another writer, the same second, a later one, none at all; Active Directory's own times.
+        let cases = [
+            (csn(5, 1), csn(6, 2), false),
+            (at(5), at(5), false),
+            (at(5), at(9), false),
+            (at(5), csn(7, 2), false),
+            (at(5), String::new(), false),
+            (at(5), at(1), true),
+            (at(5), at(9), true),
+        ];
+        for (told, shown, own_times) in cases {
+            let known = moved(&told, own_times);
+            assert!(caught_up(&known, &shown, ONE) && !caught_up(&known, &shown, TWO), "{told} {shown}");
+            // Also when it is lost.
+            known.is_lost();
+            assert!(caught_up(&known, &shown, ONE) && !caught_up(&known, &shown, TWO), "{told} {shown}");
+            tokio::time::advance(FLUX).await;
+            assert!(caught_up(&known, &shown, TWO), "{told} {shown}");
+        }
+        let known = moved(&at(5), false);
+        tokio::time::advance(FLUX).await;
+        assert!(!caught_up(&known, &at(4), TWO), "older for good");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_only_a_bind_has_proven_is_no_floor() {
+        let known = Known::new(10, Duration::from_secs(300));
+        known.record(&entry("new", &csn(5, 1)));
+        assert!(caught_up(&known, &csn(1, 1), TWO) && !known.concerns("uid=a"));
+        tell(&known, "new", &csn(5, 1));
+        assert!(known.concerns("uid=a"));
+        // Another spelling, or a principal's name, may be of any entry.
+        assert!(known.concerns("uid=A") && known.concerns("a@example.com"));
+        tokio::time::advance(LAG).await;
+        assert!(known.concerns("uid=a") && !known.concerns("uid=A"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_whole_refresh_of_the_same_server_sets_back() {
+        let known = moved(&csn(5, 1), false);
+        assert_eq!(weigh(&known, "old", &csn(4, 1), false), Weight::Older);
+        assert_eq!(weigh(&known, "old", &csn(4, 1), true), Weight::SetBack);
+        assert_eq!(weigh(&known, "other", &csn(6, 1), true), Weight::Newest);
+        // Another server is followed instead, and lags.
+        follow(&known, TWO);
+        for whole in [true, false] {
+            assert_eq!(weigh(&known, "old", &csn(4, 1), whole), Weight::Older);
+            assert_eq!(weigh(&known, "old", &csn(6, 2), whole), Weight::Older, "its writer may not know");
+        }
+        assert!(!caught_up(&known, &csn(4, 1), TWO));
+        // What the first one had alone is lost with it.
+        tokio::time::advance(LAG).await;
+        assert!(caught_up(&known, &csn(4, 1), TWO));
+        assert_eq!(weigh(&known, "old", &csn(4, 1), false), Weight::Newest);
+        tell(&known, "old", &csn(4, 1));
+        assert!(!caught_up(&known, &csn(3, 1), TWO), "the floor is where it was set");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_gone_does_not_come_back_from_a_server_that_lags() {
+        let known = moved(&csn(5, 1), false);
+        let key = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        known.bury(key);
+        let gone = |version: &str| matches!(known.freshness(&entry("new", version), TWO), Freshness::Gone);
+        assert!(gone(&csn(5, 1)) && gone(&csn(6, 2)) && !gone(&csn(6, 1)));
+        follow(&known, TWO);
+        assert_eq!(weigh(&known, "new", &csn(5, 1), true), Weight::Older);
+        tokio::time::advance(LAG).await;
+        assert!(!gone(&csn(5, 1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mail_host_that_was_not_taken_away_is_hidden() {
+        let hidden =
+            |known: &Known, version: &str| matches!(known.freshness(&entry("", version), ONE), Freshness::Hidden(_));
+        let known = Known::new(10, Duration::from_secs(300));
+        known.record(&entry("new", &csn(5, 1)));
+        // The same version, or none is shown; a newer one may have taken it away.
+        assert!(hidden(&known, &csn(5, 1)) && hidden(&known, "") && !hidden(&known, &csn(6, 1)));
+        follow(&known, ONE);
+        assert!(!hidden(&known, &csn(6, 1)), "the watch has not shown this entry");
+        tell(&known, "new", &csn(5, 1));
+        assert!(hidden(&known, &csn(6, 1)), "the watch would have shown it");
+        known.is_lost();
+        assert!(!hidden(&known, &csn(6, 1)) && hidden(&known, &csn(5, 1)));
+        tell(&known, "", &csn(7, 1));
+        assert!(!hidden(&known, &csn(7, 1)), "taken away");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn under_the_brake_a_replica_that_lags_overrides_no_hold() {
+        let known = Known::new(10, Duration::from_secs(300));
+        follow(&known, ONE);
+        known.record(&entry("old", &csn(1, 1)));
+        let key = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        let mut held = Entry::clone(&entry("old", &csn(5, 1)));
+        held.marks.held = true;
+        known.put(key, Arc::new(held), Some(super::super::Pending::Entry(entry("new", &csn(5, 1)))));
+        known.brake(true);
+        for version in [csn(1, 1), csn(4, 1)] {
+            let super::super::Settled::Instead(settled) = known.settle(&entry("old", &version)) else { panic!() };
+            assert!(settled.marks.held && settled.mail_hosts == ["old"], "{settled:?}");
+        }
     }
 }

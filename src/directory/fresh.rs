@@ -1,0 +1,149 @@
+//! Where an entry may be bound: at a server that has caught up with what the watch has shown of it.
+//!
+//! A search that meets a replica which lags behind is repeated elsewhere, at the followed server first.
+//! Where no server has caught up, usher waits a little, as lag is mostly short, and then the newest version
+//! decides what it can: who is disabled is refused, who is held is held. The rest cannot be told. No
+//! password is sent to a server that lags.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tracing::debug;
+
+use super::connection::{Found, Question};
+use super::ldap::says_nothing;
+use super::pool::Time;
+use super::server::Server;
+use super::{DirectoryError, Entry, Floor, Freshness, Ldap, Trace, Trouble};
+use crate::outcome::AccountState;
+
+/// Before the servers are asked again; doubled each time.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How it is seen whether a server has caught up with an entry.
+#[derive(Clone, Copy)]
+pub(super) struct Check<'a> {
+    pub(super) question: &'a Question,
+    pub(super) floor: &'a dyn Floor,
+}
+
+impl Ldap {
+    /// Looks up, where the name alone says whom to bind, an entry that may have changed: the entry and a
+    /// server that has caught up; `None` if it is not shown to the service account.
+    pub(super) async fn look_before(
+        &self,
+        check: Check<'_>,
+        time: &mut Time,
+        trace: &mut Trace,
+    ) -> Result<Option<(Entry, Arc<Server>)>, DirectoryError> {
+        let started = Instant::now();
+        let followed = check.floor.followed();
+        let followed = self.servers().iter().find(|server| followed.as_ref() == Some(&server.url));
+        let first = followed.filter(|server| server.health.is_in_use());
+        let (found, server) = self.ask(check.question, first, time, trace).await?;
+        let Found { code: 0, entries: 1, first: Some(entry) } = found else { return Ok(None) };
+        let found = self.caught_up(check, (self.named(entry, trace)?, server), time, trace).await;
+        trace.search = Some(started.elapsed());
+        found.map(Some)
+    }
+
+    /// The entry as a server shows it that has caught up, and that server; `entry` is how `server` has
+    /// just shown it.
+    pub(super) async fn caught_up(
+        &self,
+        check: Check<'_>,
+        (entry, server): (Entry, Arc<Server>),
+        time: &Time,
+        trace: &mut Trace,
+    ) -> Result<(Entry, Arc<Server>), DirectoryError> {
+        let mut newest = match check.floor.freshness(&entry, &server.url) {
+            Freshness::CaughtUp => return Ok((entry, server)),
+            newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Gone) => newest,
+        };
+        debug!(server = %server.url, "directory server has not caught up with a change: others are asked");
+        let mut pause = PAUSE;
+        loop {
+            let followed = check.floor.followed();
+            let is_followed = |server: &Arc<Server>| followed.as_ref() == Some(&server.url);
+            let (first, others): (Vec<_>, Vec<_>) = self.servers().iter().partition(|server| is_followed(server));
+            for server in first.into_iter().chain(others).filter(|server| server.health.is_in_use()) {
+                let Some(found) = self.shown_by(server, check.question, time.deadline, trace).await else { continue };
+                match self.one(found, trace) {
+                    Ok(entry) => match check.floor.freshness(&entry, &server.url) {
+                        Freshness::CaughtUp => return Ok((entry, Arc::clone(server))),
+                        newer => newest = newer,
+                    },
+                    // A replica may lack an entry that has just been renamed.
+                    Err(error) if is_followed(server) => return Err(error),
+                    Err(_) => {}
+                }
+            }
+            refusal(&newest).map_or(Ok(()), Err)?;
+            // What is left must do for a bind.
+            if Instant::now() + pause + server.patience > time.deadline {
+                return Err(untold(newest, &server.url));
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Whether a server has caught up with the entry that this question is for.
+    pub(super) async fn has_caught_up(
+        &self,
+        server: &Arc<Server>,
+        Check { question, floor }: Check<'_>,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> bool {
+        let Some(found) = self.shown_by(server, question, deadline, trace).await else { return false };
+        let entry = self.one(found, trace);
+        entry.is_ok_and(|entry| matches!(floor.freshness(&entry, &server.url), Freshness::CaughtUp))
+    }
+
+    /// What one server answers, if that is worth anything. How it failed is in its health.
+    async fn shown_by(
+        &self,
+        server: &Arc<Server>,
+        question: &Question,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Option<Found> {
+        let found = server.search(question, deadline, trace).await.ok()?;
+        if says_nothing(&found) {
+            server.confirm(deadline).await.ok()?;
+        }
+        Some(found)
+    }
+}
+
+/// What the newest version of an entry says, whoever has or has not caught up with it.
+fn refusal(newest: &Freshness) -> Option<DirectoryError> {
+    match newest {
+        Freshness::Gone => Some(DirectoryError::NoEntry),
+        Freshness::Behind(entry) | Freshness::Hidden(entry) if entry.marks.disabled => {
+            Some(DirectoryError::Account { dn: entry.dn.clone(), state: AccountState::Disabled, proven: false })
+        }
+        Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::CaughtUp => None,
+    }
+}
+
+/// What can be said when no server has caught up.
+pub(super) fn untold(newest: Freshness, server: &Arc<str>) -> DirectoryError {
+    if let Some(refusal) = refusal(&newest) {
+        return refusal;
+    }
+    let server = Arc::clone(server);
+    match newest {
+        Freshness::Behind(entry) | Freshness::Hidden(entry) if entry.marks.held => {
+            DirectoryError::Held { dn: entry.dn.clone() }
+        }
+        Freshness::Hidden(_) => DirectoryError::CannotTell(Trouble::Hidden { server }),
+        Freshness::Behind(_) | Freshness::Gone | Freshness::CaughtUp => {
+            DirectoryError::CannotTell(Trouble::Behind { server })
+        }
+    }
+}

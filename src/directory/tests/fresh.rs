@@ -1,0 +1,171 @@
+//! Where a password goes when servers differ about an entry: to one that has caught up.
+
+use super::*;
+use crate::directory::{Floor, Freshness};
+
+/// What has been shown: that alice is at `server4`. Who shows less is behind, or hides it.
+#[derive(Default)]
+struct Shown {
+    newest: Marks,
+    gone: bool,
+    followed: Option<Arc<str>>,
+}
+
+impl Floor for Shown {
+    fn freshness(&self, shown: &Entry, _: &str) -> Freshness {
+        let newest =
+            || Arc::new(Entry { marks: self.newest.clone(), ..Entry::for_tests("uid=alice,dc=x", &["server4"]) });
+        match shown.mail_hosts.first().map(String::as_str) {
+            Some("server4") => Freshness::CaughtUp,
+            Some(_) if self.gone => Freshness::Gone,
+            Some(_) => Freshness::Behind(newest()),
+            None => Freshness::Hidden(newest()),
+        }
+    }
+
+    fn concerns(&self, _: &str) -> bool {
+        true
+    }
+
+    fn followed(&self) -> Option<Arc<str>> {
+        self.followed.clone()
+    }
+}
+
+/// As [`alice`], with this mail host.
+fn at(host: &'static [u8]) -> impl Fn(&Seen) -> Vec<Reply> + Send + Sync {
+    move |seen| match seen.base() {
+        Some(_) => {
+            let hosts: &[&[u8]] = &[host];
+            let hosts = if host.is_empty() { &[] } else { hosts };
+            vec![entry("uid=alice,dc=x", &[("mailHost", hosts), ("uid", &[b"alice"])]), done(Code::Success)]
+        }
+        None => alice(seen),
+    }
+}
+
+struct Servers {
+    list: Vec<Scripted>,
+    under: Under,
+}
+
+impl Servers {
+    async fn with(hosts: &[&'static [u8]], find: Find, timeout: Duration) -> Self {
+        let mut list = Vec::new();
+        for host in hosts {
+            list.push(Scripted::start(at(host)).await);
+        }
+        let urls = list.iter().map(|server| server.server(LdapScheme::Ldap, "127.0.0.1")).collect();
+        let settings =
+            config::Directory { timeout, attempt_timeout: Duration::from_millis(400), ..settings(urls, find) };
+        Self { under: Under::test(&settings, Tuning::default()), list }
+    }
+
+    async fn login(&self, password: &str, floor: &Shown) -> (Result<Identity, DirectoryError>, Trace) {
+        let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(password.as_bytes()));
+        within(self.under.ldap.authenticate(&login, &password, &|_| false, floor)).await
+    }
+
+    /// The passwords of alice that each server got.
+    fn binds(&self) -> Vec<usize> {
+        let of_alice =
+            |server: &Scripted| server.binds().iter().filter(|(_, dn, _)| dn.starts_with("uid=alice")).count();
+        self.list.iter().map(of_alice).collect()
+    }
+}
+
+const SHORT: Duration = Duration::from_millis(500);
+const LONG: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn a_password_goes_to_a_server_that_has_caught_up() {
+    let (_folder, _, account) = service(b"service");
+    for find in [searching(None), templated(account)] {
+        let servers = Servers::with(&[b"server3", b"server3", b"server4"], find.clone(), LONG).await;
+        let (result, trace) = servers.login("right", &Shown::default()).await;
+        assert_eq!(result.unwrap().entry().mail_hosts, ["server4"], "{find:?}");
+        assert!(!trace.behind);
+        let (result, trace) = servers.login("wrong", &Shown::default()).await;
+        assert!(matches!(result, Err(DirectoryError::InvalidCredentials { .. })), "{result:?}");
+        assert!(!trace.behind);
+        // One guess is one answered bind.
+        assert_eq!(servers.binds(), [0, 0, 2], "{find:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_followed_server_is_asked_before_the_others() {
+    let servers = Servers::with(&[b"server3", b"server3", b"server4"], searching(None), LONG).await;
+    let floor = Shown { followed: Some(servers.list[2].url().into()), ..Shown::default() };
+    servers.login("right", &floor).await.0.unwrap();
+    let searches: Vec<_> = servers.list.iter().map(|server| server.searches().len()).collect();
+    assert_eq!(searches, [1, 0, 1]);
+}
+
+#[tokio::test]
+async fn without_a_server_that_has_caught_up_the_newest_version_decides_what_it_can() {
+    let (_folder, _, account) = service(b"service");
+    for find in [searching(None), templated(account)] {
+        let servers = Servers::with(&[b"server3", b"server3"], find, SHORT).await;
+        let behind = trouble(servers.login("right", &Shown::default()).await.0);
+        assert!(matches!(behind, Trouble::Behind { .. }), "{behind:?}");
+        let disabled = Shown { newest: Marks { disabled: true, held: true, ..Marks::default() }, ..Shown::default() };
+        let refused = servers.login("right", &disabled).await.0.unwrap_err();
+        assert_eq!(refused, account_of(AccountState::Disabled));
+        let held = Shown { newest: Marks { held: true, ..Marks::default() }, ..Shown::default() };
+        assert_eq!(
+            servers.login("right", &held).await.0.unwrap_err(),
+            DirectoryError::Held { dn: "uid=alice,dc=x".into() }
+        );
+        let gone = Shown { gone: true, ..Shown::default() };
+        assert_eq!(servers.login("right", &gone).await.0.unwrap_err(), DirectoryError::NoEntry);
+        assert_eq!(servers.binds(), [0, 0], "no password for a server that lags");
+    }
+}
+
+fn account_of(state: AccountState) -> DirectoryError {
+    DirectoryError::Account { dn: "uid=alice,dc=x".into(), state, proven: false }
+}
+
+/// Shows the newest version at the nth search.
+fn catching_up(nth: usize) -> impl Fn(&Seen) -> Vec<Reply> + Send + Sync {
+    let searches = std::sync::atomic::AtomicUsize::new(0);
+    move |seen| {
+        let late = is_search(seen) && searches.fetch_add(1, Ordering::SeqCst) + 1 < nth;
+        if late { at(b"server3")(seen) } else { at(b"server4")(seen) }
+    }
+}
+
+#[tokio::test]
+async fn lag_that_is_short_is_waited_for() {
+    let late = Scripted::start(catching_up(3)).await;
+    let under = Under::new(&[&late], searching(None));
+    let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"right"));
+    let (result, _) = within(under.ldap.authenticate(&login, &password, &|_| false, &Shown::default())).await;
+    assert_eq!(result.unwrap().entry().mail_hosts, ["server4"]);
+    assert_eq!((late.searches().len(), late.binds().len()), (3, 1));
+}
+
+#[tokio::test]
+async fn a_mail_host_that_a_server_hides_is_shown_by_another_or_cannot_be_told() {
+    let servers = Servers::with(&[b"", b"server4"], searching(None), SHORT).await;
+    assert_eq!(servers.login("right", &Shown::default()).await.0.unwrap().entry().mail_hosts, ["server4"]);
+    assert_eq!(servers.binds(), [0, 1]);
+    let servers = Servers::with(&[b"", b""], searching(None), SHORT).await;
+    let hidden = trouble(servers.login("right", &Shown::default()).await.0);
+    assert!(matches!(hidden, Trouble::Hidden { .. }), "{hidden:?}");
+    assert_eq!(servers.binds(), [0, 0]);
+}
+
+#[tokio::test]
+async fn a_bind_that_fails_goes_on_to_no_server_that_lags() {
+    let broken =
+        Scripted::start(|seen: &Seen| if is_bind(seen) { vec![Reply::Close] } else { at(b"server4")(seen) }).await;
+    let lagging = Scripted::start(at(b"server3")).await;
+    let good = Scripted::start(at(b"server4")).await;
+    let under = Under::new(&[&broken, &lagging, &good], searching(None));
+    let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"right"));
+    let (result, _) = within(under.ldap.authenticate(&login, &password, &|_| false, &Shown::default())).await;
+    result.unwrap();
+    assert_eq!((lagging.binds().len(), good.binds().len()), (0, 1));
+}
