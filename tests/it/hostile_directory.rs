@@ -41,11 +41,13 @@ fn a_nested_answer_ends_neither_the_process_nor_a_session() {
     for (starttls, hostile) in [(true, Operation::Other(0x77)), (false, Operation::Search), (false, Operation::Bind)] {
         let attacks = Arc::new(AtomicBool::new(false));
         let attacking = Arc::clone(&attacks);
-        let attacker = ScriptedLdap::start(move |_, operation, id, _| match operation {
+        let attacker = ScriptedLdap::start(move |_, operation, id, request| match operation {
             operation if operation == hostile && attacking.load(Ordering::SeqCst) => Some(nested()),
             Operation::Bind => Some(ldap_result(id, 0x61, 0)),
             Operation::Search => {
-                let found = ldap_entry(id, "uid=alice,ou=people,dc=example,dc=com", &[("mailHost", "server3")]);
+                let uid = if request.windows(4).any(|word| word == b"anna") { "anna" } else { "alice" };
+                let dn = format!("uid={uid},ou=people,dc=example,dc=com");
+                let found = ldap_entry(id, &dn, &[("mailHost", "server3")]);
                 Some([found, ldap_result(id, 0x65, 0)].concat())
             }
             // It has no TLS: the good server is used from the beginning.
