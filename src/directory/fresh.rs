@@ -13,7 +13,7 @@ use tracing::debug;
 
 use super::connection::{Found, Question};
 use super::ldap::says_nothing;
-use super::pool::Time;
+use super::pool::{Time, look_if_due};
 use super::server::Server;
 use super::{DirectoryError, Entry, Floor, Freshness, Ldap, Trace, Trouble};
 use crate::outcome::AccountState;
@@ -40,10 +40,7 @@ impl Ldap {
         trace: &mut Trace,
     ) -> Result<Option<(Entry, Arc<Server>)>, DirectoryError> {
         let started = Instant::now();
-        let followed = check.floor.followed();
-        let followed = self.servers().iter().find(|server| followed.as_ref() == Some(&server.url));
-        let first = followed.filter(|server| server.health.is_in_use());
-        let (found, server) = self.ask(check.question, first, time, trace).await?;
+        let (found, server) = self.ask(check.question, time, trace).await?;
         let Found { code: 0, entries: 1, first: Some(entry) } = found else { return Ok(None) };
         let found = self.caught_up(check, (self.named(entry, trace)?, server), time, trace).await;
         trace.search = Some(started.elapsed());
@@ -69,7 +66,12 @@ impl Ldap {
             let followed = check.floor.followed();
             let is_followed = |server: &Arc<Server>| followed.as_ref() == Some(&server.url);
             let (first, others): (Vec<_>, Vec<_>) = self.servers().iter().partition(|server| is_followed(server));
-            for server in first.into_iter().chain(others).filter(|server| server.health.is_in_use()) {
+            for server in first.into_iter().chain(others) {
+                if !server.enter() {
+                    // It is needed as soon as it is back.
+                    look_if_due(server, false, true);
+                    continue;
+                }
                 let Some(found) = self.shown_by(server, check.question, time.deadline, trace).await else { continue };
                 match self.one(found, trace) {
                     Ok(entry) => match check.floor.freshness(&entry, &server.url) {

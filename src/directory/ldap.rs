@@ -149,7 +149,7 @@ impl Ldap {
             Find::Search { base, filter, .. } => {
                 let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
                 let started = Instant::now();
-                let found = self.ask(&question, None, &mut time, trace).await;
+                let found = self.ask(&question, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, server) = found?;
                 let (check, shown) = (Check { question: &question, floor }, self.one(found, trace)?);
@@ -177,7 +177,7 @@ impl Ldap {
                             .search(&question, time.deadline, trace)
                             .await
                             .map_err(|failure| DirectoryError::CannotTell(failure.trouble()))?,
-                        None => self.ask(&question, None, &mut time, trace).await?.0,
+                        None => self.ask(&question, &mut time, trace).await?.0,
                     };
                     entry.in_group = self.matches(&found, trace)?;
                 }
@@ -250,7 +250,7 @@ impl Ldap {
         let mut entry = match &self.settings.find {
             Find::Search { base, filter, .. } => {
                 let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
-                let found = self.ask(&question, None, &mut time, trace).await;
+                let found = self.ask(&question, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 self.one(found?.0, trace)?
             }
@@ -259,7 +259,7 @@ impl Ldap {
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
                 let (_, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
-                let found = self.ask(&question, None, &mut time, trace).await;
+                let found = self.ask(&question, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, _) = found?;
                 if found.code == NO_SUCH_OBJECT {
@@ -269,21 +269,20 @@ impl Ldap {
             }
         };
         if let Some(question) = self.group(&entry.dn) {
-            let (found, _) = self.ask(&question, None, &mut time, trace).await?;
+            let (found, _) = self.ask(&question, &mut time, trace).await?;
             entry.in_group = self.matches(&found, trace)?;
         }
         Ok(entry)
     }
 
-    /// Asks as the service account, on the first server that gives a verdict; `first` is asked first.
+    /// Asks as the service account, on the first server that gives a verdict.
     pub(super) async fn ask(
         &self,
         question: &Question,
-        first: Option<&Arc<Server>>,
         time: &mut Time,
         trace: &mut Trace,
     ) -> Result<(Found, Arc<Server>), DirectoryError> {
-        let mut tries = self.pool.tries(time, first);
+        let mut tries = self.pool.tries(time, None);
         loop {
             let server = tries.next(time, trace).await?;
             let mut answer = server.search(question, time.deadline, trace).await;

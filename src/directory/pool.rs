@@ -183,7 +183,7 @@ impl Pool {
 }
 
 /// Starts a look in the background if it is time for one.
-fn look_if_due(server: &Arc<Server>, away: bool, awaited: bool) {
+pub(super) fn look_if_due(server: &Arc<Server>, away: bool, awaited: bool) {
     if server.health.begin_look(away, awaited) {
         let looking = Looking(Arc::clone(server));
         tokio::spawn(async move {

@@ -26,6 +26,7 @@ mod health;
 mod hostile_directory;
 mod inspect;
 mod kick;
+mod lag;
 mod layers;
 mod lifecycle;
 mod listener_tls;

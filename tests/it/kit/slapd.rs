@@ -160,6 +160,25 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
         self.running = None;
     }
 
+    /// Copies its data, after [`Slapd::stop`].
+    pub(crate) fn back_up(&self) {
+        self.copy("data", "backup");
+    }
+
+    /// Puts the copy back, after [`Slapd::stop`].
+    pub(crate) fn restore(&self) {
+        std::fs::remove_dir_all(self.folder.join("data")).unwrap();
+        self.copy("backup", "data");
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        std::fs::create_dir(self.folder.join(to)).unwrap();
+        for file in std::fs::read_dir(self.folder.join(from)).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), self.folder.join(to).join(file.file_name())).unwrap();
+        }
+    }
+
     /// Stops its time: connections stay, nothing answers.
     pub(crate) fn freeze(&self) {
         self.running.as_ref().expect("running").signal(Signal::STOP);

@@ -1,0 +1,341 @@
+//! A replica that lags behind the server that is followed lets nobody in whom the watch has shown out, and
+//! a server that is set back or hides what it showed misleads nobody.
+
+use serde_json::{Value, json};
+
+use crate::kit::people::{SERVICE_DN, SUFFIX};
+use crate::kit::scripted::Scripted;
+use crate::kit::slapd::{Follows, Options, SYNCPROV, Slapd};
+use crate::kit::{Config, Imap, Person, Usher, password_of};
+
+const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
+const FOR_EVER: &str = "000001010000Z";
+
+/// Has what pwdAccountLockedTime says obeyed.
+const POLICY: &str = "overlay ppolicy\nppolicy_default \"cn=policy,ou=services,dc=example,dc=com\"\n";
+
+/// A provider with a password policy, and more settings of its database.
+fn provider(access: &str, entries: &str) -> Slapd {
+    let database = format!("{SYNCPROV}{POLICY}");
+    let policy =
+        "objectClass: device\nobjectClass: pwdPolicy\ncn: policy\npwdAttribute: userPassword\npwdLockout: TRUE\n";
+    let entries = &format!("dn: cn=policy,ou=services,{SUFFIX}\n{policy}\n{entries}");
+    Slapd::with(Options {
+        modules: &["syncprov", "ppolicy"],
+        database: &database,
+        access,
+        entries,
+        ..Options::default()
+    })
+}
+
+/// Its replica, which asks once and not again while a test lasts.
+fn lagging(provider: &Slapd) -> Slapd {
+    let follows = Some(Follows::Every(59, provider));
+    Slapd::with(Options { modules: &["ppolicy"], database: POLICY, follows, ..Options::default() })
+}
+
+fn dn(name: &str) -> String {
+    Person::new(name, None).dn()
+}
+
+/// usher, before these servers.
+struct Setup {
+    usher: Usher,
+    _backends: [Scripted; 2],
+}
+
+impl Setup {
+    fn new(servers: &[&Slapd], change: impl FnOnce(Config) -> Config) -> Self {
+        let backends = [Scripted::welcoming(), Scripted::welcoming()];
+        let urls: Vec<String> = servers.iter().map(|server| server.tls_url()).collect();
+        let config = Config::with_directory(servers[0])
+            .backend("server3", backends[0].port, &["server3"])
+            .backend("server4", backends[1].port, &["server4", "server4.example.com"])
+            .set("/routing/backends/1/imap/server_name", "server3.example.com")
+            .set("/directory/servers", urls)
+            .set("/directory/watch", "auto")
+            .set("/cache/ttl", "1h")
+            .set("/throttle", json!({"exempt": ["127.0.0.0/8"]}))
+            .set("/limits/failed_logins", 100);
+        let usher = Usher::start(change(config));
+        usher.wait_log("the directory is followed", |_| true);
+        Self { usher, _backends: backends }
+    }
+
+    /// One attempt: what the client hears, and the event.
+    fn attempt(&self, name: &str, password: &str) -> (String, Value) {
+        let events =
+            |lines: &[Value]| lines.iter().filter(|line| line["message"] == "login" && line["login"] == name).count();
+        let before = events(&self.usher.logged());
+        let mut imap = Imap::tls(self.usher.imaps_port());
+        let reply = imap.login(name, password);
+        (reply.tagged.clone(), self.usher.nth_login(before + 1, name))
+    }
+
+    fn login(&self, name: &str) -> Imap {
+        let mut imap = Imap::tls(self.usher.imaps_port());
+        imap.login(name, &password_of(name)).ok();
+        imap
+    }
+
+    fn refused(&self, name: &str, password: &str, beginning: &str) -> Value {
+        let (text, event) = self.attempt(name, password);
+        assert!(text.starts_with(beginning), "{text}: {event}");
+        event
+    }
+
+    fn accepted(&self, name: &str, password: &str) -> Value {
+        let (text, event) = self.attempt(name, password);
+        assert!(text.starts_with("OK"), "{text}: {event}");
+        event
+    }
+
+    /// Waits until the watch has shown so many changes of a kind.
+    fn shown(&self, kind: &str, count: f64) {
+        self.usher.wait_metric("usher_directory_changes_total", &[("kind", kind)], count);
+    }
+}
+
+fn set(slapd: &Slapd, name: &str, attribute: &str, value: Option<&str>) {
+    slapd.set(&Person::new(name, None), attribute, value);
+}
+
+/// How usher comes to ask the replica: each in turn, or the replica first.
+fn balances() -> [(&'static str, bool); 2] {
+    [("round_robin", false), ("first", true)]
+}
+
+#[test]
+fn disabled_user_is_not_let_in_by_a_replica_that_lags() {
+    for (balance, replica_first) in balances() {
+        let first = provider("", "");
+        let late = lagging(&first);
+        let servers = if replica_first { [&late, &first] } else { [&first, &late] };
+        let setup = Setup::new(&servers, |config| config.set("/directory/balance", balance));
+        let mut alice = setup.login("alice");
+        set(&first, "alice", "pwdAccountLockedTime", Some(FOR_EVER));
+        alice.line();
+        setup.shown("disable", 1.0);
+        let before = late.binds(ALICE);
+        for _ in 0..15 {
+            setup.refused("alice", &password_of("alice"), "NO");
+        }
+        assert!(!late.read(ALICE, &["pwdAccountLockedTime"]).contains(FOR_EVER), "it lags");
+        assert_eq!(late.binds(ALICE), before, "{balance}: no password goes there");
+        // Nothing of it was kept: once it is undone, she is back.
+        set(&first, "alice", "pwdAccountLockedTime", None);
+        setup.shown("enable", 1.0);
+        setup.accepted("alice", &password_of("alice"));
+    }
+}
+
+#[test]
+fn old_password_is_not_let_in_by_a_replica_that_lags_and_is_not_cached() {
+    for (balance, replica_first) in balances() {
+        let first = provider("", "");
+        let late = lagging(&first);
+        let servers = if replica_first { [&late, &first] } else { [&first, &late] };
+        let setup = Setup::new(&servers, |config| config.set("/directory/balance", balance));
+        setup.login("alice");
+        set(&first, "alice", "userPassword", Some("another"));
+        setup.shown("password", 1.0);
+        let before = late.binds(ALICE);
+        for _ in 0..15 {
+            setup.refused("alice", &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
+        }
+        let event = setup.accepted("alice", "another");
+        assert_eq!(event["by"], "directory", "{event}");
+        assert_eq!(setup.accepted("alice", "another")["by"], "cache");
+        setup.refused("alice", &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
+        assert_eq!(late.binds(ALICE), before, "{balance}");
+    }
+}
+
+#[test]
+fn user_unknown_until_a_change_is_judged_by_it_too() {
+    let first = provider("", "");
+    let late = lagging(&first);
+    let setup = Setup::new(&[&late, &first], |config| config);
+    set(&first, "bob", "pwdAccountLockedTime", Some(FOR_EVER));
+    set(&first, "ben", "userPassword", Some("another"));
+    // Comes behind the others.
+    setup.login("anna");
+    set(&first, "anna", "mailHost", Some("server4"));
+    setup.shown("move", 1.0);
+    setup.refused("bob", &password_of("bob"), "NO");
+    setup.refused("ben", &password_of("ben"), "NO [AUTHENTICATIONFAILED]");
+    setup.accepted("ben", "another");
+    assert_eq!((late.binds(&dn("bob")), late.binds(&dn("ben"))), (0, 0));
+}
+
+#[test]
+fn user_dn_entry_that_changed_is_bound_where_the_change_is_known() {
+    let first = provider("", "");
+    let late = lagging(&first);
+    let setup = Setup::new(&[&late, &first], |config| {
+        config
+            .without("/directory/base")
+            .without("/directory/filter")
+            .set("/directory/user_dn", format!("uid={{login}},ou=people,{SUFFIX}"))
+    });
+    setup.login("alice");
+    setup.login("anna");
+    assert_eq!((late.binds(ALICE), first.binds(ALICE)), (1, 0));
+    set(&first, "alice", "userPassword", Some("another"));
+    setup.shown("password", 1.0);
+    set(&first, "anna", "pwdAccountLockedTime", Some(FOR_EVER));
+    setup.shown("disable", 1.0);
+    for _ in 0..5 {
+        setup.refused("alice", &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
+        // In another spelling the entry is the same.
+        setup.refused("ALICE", &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
+        setup.refused("anna", &password_of("anna"), "NO");
+    }
+    setup.accepted("ALICE", "another");
+    assert_eq!((late.binds(ALICE), late.binds(&dn("anna"))), (1, 1));
+    // Who has not changed is bound where it is anybody's turn.
+    setup.login("ben");
+    assert_eq!(late.binds(&dn("ben")), 1);
+}
+
+#[test]
+fn without_a_server_that_has_caught_up_the_newest_version_decides_what_it_can() {
+    let mut first = provider("", "");
+    let late = lagging(&first);
+    let setup = Setup::new(&[&late, &first], |config| {
+        config.set("/directory/timeout", "2s").set("/directory/hold_attribute", "description").set("/cache/stale", "0s")
+    });
+    for name in ["alice", "anna", "ben"] {
+        setup.login(name);
+    }
+    set(&first, "alice", "userPassword", Some("another"));
+    set(&first, "anna", "pwdAccountLockedTime", Some(FOR_EVER));
+    set(&first, "ben", "description", Some("being moved"));
+    setup.shown("hold", 1.0);
+    first.stop();
+    setup.usher.wait_metric("usher_directory_watch_connected", &[], 0.0);
+    let binds = |name: &str| late.binds(&dn(name));
+    let before = (binds("alice"), binds("anna"), binds("ben"));
+    for password in [&password_of("alice"), "another", "wrong"] {
+        let event = setup.refused("alice", password, "NO [UNAVAILABLE]");
+        assert_eq!(event["result"], "directory_unavailable", "{event}");
+    }
+    let event = setup.refused("anna", &password_of("anna"), "NO");
+    assert_eq!(event["result"], "account_disabled", "{event}");
+    let event = setup.refused("ben", &password_of("ben"), "NO [UNAVAILABLE]");
+    assert_eq!(event["result"], "hold", "{event}");
+    assert_eq!((binds("alice"), binds("anna"), binds("ben")), before);
+    // Everybody else goes on.
+    setup.accepted("bob", &password_of("bob"));
+    first.start_again();
+    setup.usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
+    setup.accepted("alice", "another");
+}
+
+#[test]
+fn under_the_brake_a_hold_counts_on_a_replica_that_lags() {
+    let names: Vec<String> = (1..=8).map(|n| format!("dept{n}")).collect();
+    let ldif: String = names.iter().map(|name| Person::new(name, Some("server3")).ldif()).collect();
+    let first = provider("", &ldif);
+    let late = lagging(&first);
+    late.wait_for(&dn("dept8"), "uid: dept8");
+    let setup = Setup::new(&[&late, &first], |config| {
+        config
+            .set("/directory/brake", 3)
+            .set("/directory/hold_attribute", "description")
+            .set("/directory/hold_timeout", "200ms")
+    });
+    names.iter().for_each(|name| drop(setup.login(name)));
+    for name in &names {
+        set(&first, name, "mailHost", Some("server4"));
+    }
+    setup.usher.wait_metric("usher_directory_brake", &[], 8.0);
+    for name in &names {
+        set(&first, name, "description", Some("being moved"));
+    }
+    setup.shown("hold", 8.0);
+    for name in &names {
+        let event = setup.refused(name, &password_of(name), "NO [UNAVAILABLE]");
+        assert_eq!(event["result"], "hold", "{event}");
+    }
+}
+
+#[test]
+fn restored_provider_is_believed_with_one_warning() {
+    let mut first = provider("", "");
+    let setup = Setup::new(&[&first], |config| config);
+    let names = ["alice", "anna", "quote"];
+    names.iter().for_each(|name| drop(setup.login(name)));
+    first.stop();
+    first.back_up();
+    first.start_again();
+    setup.usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
+    for name in names {
+        set(&first, name, "mailHost", Some("server4"));
+    }
+    first.modify(&format!("dn: {}\nchangetype: delete\n", dn("ben")));
+    setup.shown("move", 3.0);
+    first.stop();
+    first.restore();
+    first.start_again();
+    // Back to where they were.
+    setup.shown("move", 6.0);
+    let line = "the directory shows older versions of entries than before, as after a restore: they are in force";
+    let warning = setup.usher.wait_log(line, |_| true);
+    assert_eq!((warning["entries"].as_u64(), warning["level"].as_str()), (Some(3), Some("WARN")), "{warning}");
+    for name in names {
+        assert_eq!(setup.accepted(name, &password_of(name))["backend"], "server3");
+    }
+    setup.accepted("ben", &password_of("ben"));
+    let warnings = setup.usher.logged().iter().filter(|shown| shown["message"] == line).count();
+    assert_eq!(warnings, 1);
+    // What changes from here on is seen.
+    set(&first, "alice", "mailHost", Some("server4"));
+    setup.shown("move", 7.0);
+    assert_eq!(setup.accepted("alice", &password_of("alice"))["backend"], "server4");
+}
+
+#[test]
+fn lost_access_rule_sends_no_known_user_to_the_default() {
+    let hosts =
+        format!("dn: cn=hosts,ou=services,{SUFFIX}\nobjectClass: groupOfNames\ncn: hosts\nmember: {SERVICE_DN}\n\n");
+    let access = format!(
+        "access to dn.subtree=\"ou=people,{SUFFIX}\" attrs=mailHost by group=\"cn=hosts,ou=services,{SUFFIX}\" read by * none\n"
+    );
+    let first = provider(&access, &hosts);
+    let setup =
+        Setup::new(&[&first], |config| config.set("/routing/default", "server4").set("/directory/timeout", "2s"));
+    let names = ["alice", "anna", "quote", "space", "gruen"];
+    let mut sessions: Vec<Imap> = names.iter().map(|name| setup.login(name)).collect();
+    let member = |dn: &str| {
+        first
+            .modify(&format!("dn: cn=hosts,ou=services,{SUFFIX}\nchangetype: modify\nreplace: member\nmember: {dn}\n"));
+    };
+    member("cn=nobody");
+    // Another password of theirs is asked for, which the cache does not know.
+    for name in names {
+        let event = setup.refused(name, "wrong", "NO [UNAVAILABLE]");
+        assert_eq!(event["result"], "directory_unavailable", "{event}");
+    }
+    let warned = |line: &Value| {
+        line["level"] == "WARN" && line["trouble"].as_str().is_some_and(|text| text.contains("hides the mail host"))
+    };
+    setup.usher.wait_log("the directory cannot tell", warned);
+    // Everything is told anew, and nothing of it was modified.
+    assert_eq!(setup.usher.hup()["message"], "reloaded");
+    let line = "entries show no mail host any more and were not modified: an access rule hides it; they stay where \
+                they are";
+    let warning = setup.usher.wait_log(line, |_| true);
+    assert_eq!(warning["entries"].as_u64(), Some(5), "{warning}");
+    assert_eq!(setup.usher.metric("usher_directory_changes_total", &[("kind", "move")]), 0.0);
+    for imap in &mut sessions {
+        assert!(imap.command("NOOP").is("OK did NOOP").untagged.is_empty());
+    }
+    // It is mended; and a mail host that is taken away is taken away.
+    member(SERVICE_DN);
+    setup.refused("alice", "wrong", "NO [AUTHENTICATIONFAILED]");
+    set(&first, "alice", "mailHost", None);
+    setup.shown("move", 1.0);
+    assert_eq!(setup.accepted("alice", &password_of("alice"))["backend"], "server4");
+}
