@@ -4,7 +4,6 @@
 //! config's line and key. A config that cannot be used is read as far as its sections are sound, so
 //! that one `usher check` finds the mistakes of both.
 
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use zeroize::Zeroizing;
 
 use crate::backend::{BackendFiles, Service};
 use crate::config::{self, CertificateFiles, Config, Draft, LdapScheme, Place, Problem};
@@ -204,13 +204,17 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
 fn password(path: &Path) -> Result<Secret, String> {
     let unreadable =
         |error: io::Error| format!("{} cannot be read: {error}; create it, readable for usher alone", path.display());
-    let mut file = File::open(path).map_err(unreadable)?;
-    if let Some(mode) = sys::exposed(&file.metadata().map_err(unreadable)?) {
+    let (file, metadata) = sys::open_regular(path).map_err(unreadable)?;
+    if let Some(mode) = sys::exposed(&metadata) {
         return Err(sys::exposed_words(path, mode));
     }
-    let mut bytes = Vec::with_capacity(PASSWORD_ROOM);
-    file.read_to_end(&mut bytes).map_err(unreadable)?;
-    let password = Secret::from_file(bytes);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(PASSWORD_ROOM + 1));
+    let limit = u64::try_from(PASSWORD_ROOM).unwrap_or(u64::MAX);
+    file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() == PASSWORD_ROOM {
+        return Err(format!("{} has {PASSWORD_ROOM} bytes or more: is this a password?", path.display()));
+    }
+    let password = Secret::from_file(std::mem::take(&mut bytes));
     if password.is_empty() {
         return Err(format!("{} is empty; put the password into its first line", path.display()));
     }

@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
+use watch::{Looking, Reader};
 
 use crate::admin::control::{self, Order, Request};
 use crate::backend::Backend;
@@ -147,6 +148,8 @@ pub async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)]) -> R
         answering: None,
         orders,
         refused: None,
+        reader: Reader::default(),
+        looking: None,
     };
     server.start(inherited).await?;
     server.serve(stop, hangup, requests).await;
@@ -213,6 +216,10 @@ struct Server {
     orders: mpsc::Sender<Request>,
     /// Changed files that were refused already: their mistakes are told once.
     refused: Option<Fingerprint>,
+    /// What reads them.
+    reader: Reader,
+    /// A look at them that is under way.
+    looking: Option<Looking>,
 }
 
 impl Server {
@@ -337,7 +344,10 @@ impl Server {
                         }
                     }
                 }
-                () = sleep(self.shared.snapshot.load().config.tls.reload_interval) => self.refresh().await,
+                () = sleep(self.shared.snapshot.load().config.tls.reload_interval), if self.looking.is_none() => {
+                    self.look_at_files();
+                }
+                looked = Looking::done(&mut self.looking), if self.looking.is_some() => self.looked_at_files(looked),
             }
         }
         // Who asks for a reload from here on is told at once that there is none.
@@ -367,11 +377,13 @@ impl Server {
         let previous = self.shared.snapshot.load_full();
         let old = Arc::clone(&previous);
         // Files and certificates: milliseconds in which the sessions of this thread would wait.
-        let prepared = tokio::task::spawn_blocking(move || prepare(&file, &metrics, Some(&old))).await;
+        let prepared = self.reader.read(move || prepare(&file, &metrics, Some(&old))).await;
+        // What it would find is about files that may be no longer meant.
+        self.looking = None;
         let snapshot = match prepared {
             Ok(Ok(snapshot)) => snapshot,
             Ok(Err(problems)) => return Err(problems.iter().map(ToString::to_string).collect()),
-            Err(_) => return Err(vec!["reading the configuration panicked: please report this".to_owned()]),
+            Err(unread) => return Err(vec![unread.to_string()]),
         };
         // What cannot change in a running process is refused in so many words, not ignored.
         let fixed = [

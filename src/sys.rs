@@ -3,7 +3,7 @@
 pub mod allocator;
 pub mod privileges;
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{FromRawFd as _, OwnedFd};
@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::uname;
 use socket2::{SockRef, TcpKeepalive};
@@ -110,6 +111,22 @@ pub fn raise_open_files() -> u64 {
     in_force.unwrap_or(u64::MAX)
 }
 
+/// Opens a file to read all of it. Only a regular file: a FIFO would be waited for, a device has no end.
+///
+/// # Errors
+/// Those of the system, or what it is instead of a file.
+pub fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
+    // Opening a FIFO waits for a writer otherwise; for a regular file the flag means nothing.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        let what = if metadata.is_dir() { "a folder" } else { "a FIFO, a socket or a device" };
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what} and no regular file")));
+    }
+    Ok((file, metadata))
+}
+
 /// Whether more people may read or change a file with a secret than its owner and, to read it, its
 /// group; `Some` has the mode. systemd's credentials and `root:usher 0640` are as they should be.
 #[must_use]
@@ -190,6 +207,23 @@ mod tests {
             assert_eq!(exposed(&file.as_file().metadata().unwrap()), exposed_mode, "{mode:o}");
         }
         assert!(exposed_words(Path::new("/k"), 0o644).ends_with("(mode 0644): run `chmod 640 /k`"));
+    }
+
+    #[test]
+    fn only_regular_files_are_opened_and_nothing_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        let status = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(status.success());
+        for path in [&fifo, folder.path(), Path::new("/dev/null")] {
+            let error = open_regular(path).unwrap_err();
+            assert!(error.to_string().ends_with("no regular file"), "{error}");
+        }
+        let link = folder.path().join("link");
+        std::fs::write(folder.path().join("file"), "x").unwrap();
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        assert_eq!(open_regular(&link).unwrap().1.len(), 1);
+        assert_eq!(open_regular(&folder.path().join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

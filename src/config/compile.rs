@@ -383,6 +383,12 @@ fn auth_http(auth_http: &Section<'_>, addresses: &mut Addresses) -> Option<AuthH
     let key_file = auth_http.get("key_file").map(|node| node.path());
     if allow.iter().flatten().any(|network| network.bits == 0) {
         auth_http.warn("allow", "everybody may ask, and say who a client is");
+    } else if key_file.is_none() && allow.iter().flatten().any(Network::has_loopback) {
+        auth_http.warn(
+            "allow",
+            "any user of this machine may ask, and say which client it is for: set `key_file`, and show its \
+             secret in nginx (`auth_http_header X-Auth-Key`)",
+        );
     }
     if address.is_some_and(|address| !address.ip().to_canonical().is_loopback()) {
         auth_http.warn("address", "passwords cross the network from nginx to here in clear");

@@ -24,7 +24,6 @@ mod tests;
 
 use std::cell::RefCell;
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -84,6 +83,8 @@ pub fn attribute(text: &str) -> Result<String, String> {
 pub fn network(text: &str) -> Result<Network, String> {
     names::network(text).map_err(|error| error.to_string())
 }
+
+use crate::sys;
 
 use locate::Lines;
 use raw::{Node, Report};
@@ -242,7 +243,7 @@ impl Place {
 /// Reads the file, or says why not and what to do.
 fn read(file: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
-    let opened = File::open(file).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes));
+    let opened = sys::open_regular(file).and_then(|(file, _)| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes));
     opened.map_err(|error| {
         if error.kind() == io::ErrorKind::NotFound {
             "no such file: name it with --config, or copy config.example.yaml there".to_owned()

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -733,6 +733,14 @@ impl Network {
             }
         };
         Self { address, bits }
+    }
+
+    /// Whether an address of loopback is in it.
+    #[must_use]
+    pub fn has_loopback(&self) -> bool {
+        self.address.is_loopback()
+            || self.contains(Ipv4Addr::LOCALHOST.into())
+            || self.contains(Ipv6Addr::LOCALHOST.into())
     }
 
     /// Whether an address, canonical, is in it.

@@ -139,6 +139,8 @@ pub(super) struct Server {
     permits: Arc<Semaphore>,
     /// Until when the service account is not tried again, and the code of its refusal.
     pub(super) refused: Mutex<Option<(Instant, u32)>>,
+    /// Held while the service account's password is read.
+    pub(super) reading: Arc<tokio::sync::Semaphore>,
     sweeping: AtomicBool,
     pub(super) repeats: Repeats,
 }
@@ -181,6 +183,7 @@ impl Server {
             idle: Mutex::new(Vec::new()),
             permits: Arc::new(Semaphore::new(settings.connections.max.max(1))),
             refused: Mutex::new(None),
+            reading: Arc::new(tokio::sync::Semaphore::new(1)),
             sweeping: AtomicBool::new(false),
             repeats: Repeats::default(),
         }

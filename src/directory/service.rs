@@ -4,6 +4,8 @@
 //! The account's password is read anew for each bind, so that a changed file needs no reload and
 //! nothing stays in memory; a refused account is held back, so that usher does not lock it out.
 
+use std::io::{self, Read as _};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -11,6 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::time::{Instant, timeout_at};
 use tracing::error;
+use zeroize::Zeroizing;
 
 use super::client::Client;
 use super::connection::{Connection, Fault, Found, Question};
@@ -20,6 +23,10 @@ use super::server::{Failure, Server, locked};
 use super::{Trace, Trouble};
 use crate::config::{Connections, ServiceAccount};
 use crate::secret::Secret;
+use crate::sys;
+
+/// What of a password file is read. One that is longer was refused when the configuration was read.
+const LARGEST_PASSWORD: usize = 4_096;
 
 /// The shared connection that carries searches.
 #[derive(Debug)]
@@ -196,14 +203,28 @@ impl Server {
             self.out_of_use(&trouble);
             trouble
         };
-        let read = tokio::time::timeout(self.patience, tokio::fs::read(&account.password_file)).await;
+        let read = tokio::time::timeout(self.patience, self.read_file(account.password_file.clone())).await;
         let bytes = read.map_err(|_| unusable("reading takes too long".to_owned()))?;
         let bytes = bytes.map_err(|error| unusable(error.to_string()))?;
-        let password = without_line_end(Secret::new(bytes));
+        let password = without_line_end(bytes);
         if password.is_empty() || std::str::from_utf8(password.expose()).is_err() {
             return Err(unusable("it is empty or not UTF-8".to_owned()));
         }
         Ok(password)
+    }
+
+    /// Reads a small file in a thread of its own; one at a time, so that a mount that never answers takes one
+    /// thread, whatever is asked.
+    async fn read_file(&self, path: PathBuf) -> io::Result<Secret> {
+        let permit = Arc::clone(&self.reading).acquire_owned().await.map_err(io::Error::other)?;
+        let read = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let (file, _) = sys::open_regular(&path)?;
+            let mut bytes = Zeroizing::new(Vec::with_capacity(LARGEST_PASSWORD + 1));
+            file.take(LARGEST_PASSWORD as u64).read_to_end(&mut bytes)?;
+            Ok(Secret::new(std::mem::take(&mut bytes)))
+        });
+        read.await.map_err(io::Error::other)?
     }
 
     /// Notes what became of the service account's bind.

@@ -3,9 +3,16 @@
 //! What all files hold is compared by content, since tools that renew certificates move links,
 //! write in place or replace folders. What is new is read as at a start; only if all of it is sound
 //! does it replace the snapshot in force. Listeners, sessions and the cache stay.
+//!
+//! Files are read in a thread of their own, for so long and no longer: one may lie on a mount that does not
+//! answer, and then nothing ends that thread, not even a signal.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 use tracing::{error, info};
 
 use super::Server;
@@ -16,7 +23,7 @@ use crate::tls::server::Served;
 
 /// What one look at the files came to.
 #[derive(Debug)]
-enum Look {
+pub(super) enum Look {
     /// They are as they were when the snapshot in force was made.
     Unchanged,
     /// They are as they were when they were refused.
@@ -27,13 +34,100 @@ enum Look {
     Unsound(Fingerprint, Vec<Problem>),
 }
 
+/// How long reading all files of a configuration may take.
+const READING: Duration = Duration::from_secs(5);
+
+/// Why there is nothing to go on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unread {
+    /// The thread has not come back.
+    #[error("the configuration's files are not read within {}s: is one of them on a mount that does not answer?", READING.as_secs())]
+    Late,
+    /// It panicked, which its hook has counted and told.
+    #[error("reading the configuration panicked: please report this")]
+    Panicked,
+}
+
+/// The thread that reads files. There is one at a time: one that never comes back keeps no others company.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    busy: Option<JoinHandle<()>>,
+}
+
+/// What a [`Reader`] was asked for.
+#[derive(Debug)]
+pub(super) struct Reading<T> {
+    answer: Option<oneshot::Receiver<T>>,
+    deadline: Instant,
+}
+
+impl Reader {
+    /// Begins to read. While the last reading goes on, nothing is begun and the answer is [`Unread::Late`].
+    pub(super) fn begin<T: Send + 'static>(&mut self, read: impl FnOnce() -> T + Send + 'static) -> Reading<T> {
+        let deadline = Instant::now() + READING;
+        if self.busy.as_ref().is_some_and(|busy| !busy.is_finished()) {
+            return Reading { answer: None, deadline };
+        }
+        let (tell, told) = oneshot::channel();
+        self.busy = Some(tokio::task::spawn_blocking(move || {
+            // Who asked may have given up.
+            let _ = tell.send(read());
+        }));
+        Reading { answer: Some(told), deadline }
+    }
+
+    /// Reads, and waits for it. What was begun before is waited for within the same time.
+    pub(super) async fn read<T: Send + 'static>(
+        &mut self,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Unread> {
+        if let Some(busy) = &mut self.busy {
+            let _ = timeout_at(Instant::now() + READING, busy).await.map_err(|_| Unread::Late)?;
+            self.busy = None;
+        }
+        self.begin(read).done().await
+    }
+}
+
+impl<T> Reading<T> {
+    /// Waits for the end. Nothing is lost if this is dropped and called again.
+    pub(super) async fn done(&mut self) -> Result<T, Unread> {
+        let Some(answer) = &mut self.answer else { return Err(Unread::Late) };
+        match timeout_at(self.deadline, answer).await {
+            Ok(Ok(read)) => Ok(read),
+            Ok(Err(_)) => Err(Unread::Panicked),
+            Err(_) => Err(Unread::Late),
+        }
+    }
+}
+
+/// A look at the files that is under way.
+#[derive(Debug)]
+pub(super) struct Looking(Reading<Look>);
+
+impl Looking {
+    /// Waits for a look, for ever if there is none.
+    pub(super) async fn done(looking: &mut Option<Self>) -> Result<Look, Unread> {
+        match looking {
+            Some(Self(reading)) => reading.done().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 impl Server {
-    /// Takes over what the files of the config in force hold now, if it is new and sound.
-    pub(super) async fn refresh(&mut self) {
-        let current = self.shared.snapshot.load_full();
-        let (old, refused) = (Arc::clone(&current), self.refused);
+    /// Looks whether the files of the config in force hold something new.
+    pub(super) fn look_at_files(&mut self) {
+        let (current, refused) = (self.shared.snapshot.load_full(), self.refused);
         // Keys are checked against certificates: milliseconds that no session should wait.
-        let looked = tokio::task::spawn_blocking(move || look(&old, refused)).await;
+        self.looking = Some(Looking(self.reader.begin(move || look(&current, refused))));
+    }
+
+    /// Takes over what a look has found, if it is new and sound.
+    pub(super) fn looked_at_files(&mut self, looked: Result<Look, Unread>) {
+        self.looking = None;
+        // A reload forgets a look: this is still about the snapshot in force.
+        let current = self.shared.snapshot.load_full();
         let metrics = &self.shared.metrics;
         match looked {
             Ok(Look::Unchanged) => {
@@ -57,8 +151,13 @@ impl Server {
                     error!(%problem, "a changed file is refused; its old content stays in force");
                 }
             }
-            // A panic was counted and told by its hook; the next look may go better.
-            Ok(Look::StillRefused) | Err(_) => {}
+            Err(unread @ Unread::Late) => {
+                metrics.certificate_reloads.with_label_values(&["refused"]).inc();
+                metrics.certificate_last_reload_successful.set(0);
+                error!(reason = %unread, "the files cannot be checked for changes; their old content stays in force");
+            }
+            // The next look may go better.
+            Ok(Look::StillRefused) | Err(Unread::Panicked) => {}
         }
     }
 }
@@ -94,4 +193,41 @@ fn newly_expired(current: &Snapshot, files: &Files) -> Vec<Problem> {
             current.config.problem(&format!("tls.certificates[{index}].chain"), words)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn files_that_never_come_are_given_up_and_take_one_thread() {
+        let mut reader = Reader::default();
+        assert_eq!(reader.read(|| 1).await, Ok(1));
+        let (release, stuck) = mpsc::channel::<()>();
+        // As a mount that is gone: nothing ends it from outside.
+        let mut reading = reader.begin(move || stuck.recv().is_err());
+        let began = Instant::now();
+        assert_eq!(reading.done().await, Err(Unread::Late));
+        assert!((READING..3 * READING).contains(&began.elapsed()), "{:?}", began.elapsed());
+        // Nothing else is begun beside it, and nothing is waited for.
+        assert_eq!(reader.begin(|| 2).done().await, Err(Unread::Late));
+        assert!(began.elapsed() < 3 * READING);
+        drop(release);
+        assert_eq!(reader.read(|| 3).await, Ok(3));
+    }
+
+    #[tokio::test]
+    async fn answer_is_kept_while_the_loop_does_something_else() {
+        let mut reader = Reader::default();
+        let (release, held) = mpsc::channel::<()>();
+        let mut reading = reader.begin(move || held.recv().is_err());
+        assert!(futures_util::FutureExt::now_or_never(reading.done()).is_none());
+        drop(release);
+        assert_eq!(reading.done().await, Ok(true));
+        let mut reading = reader.begin(|| -> u8 { std::panic::resume_unwind(Box::new(())) });
+        // The panic is seen as the end of its thread.
+        assert!(matches!(reading.done().await, Err(Unread::Panicked) | Err(Unread::Late)));
+    }
 }

@@ -5,7 +5,7 @@
 //! Files are read synchronously: at the start, by `usher check`, and on a reload in a blocking task.
 //! RFC 7468 (PEM), RFC 5280 (X.509), RFC 6125 section 6.4 (names).
 
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -199,8 +199,7 @@ pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
 
 fn read_if(path: &Path, fits: impl Fn(&Metadata) -> Result<(), TlsError>) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     let unreadable = |source: io::Error| TlsError::Unreadable { path: path.to_owned(), source };
-    let file = File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
+    let (file, metadata) = sys::open_regular(path).map_err(unreadable)?;
     fits(&metadata)?;
     if metadata.len() > FILE_LIMIT {
         return Err(TlsError::TooLarge { path: path.to_owned() });

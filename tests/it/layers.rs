@@ -21,8 +21,14 @@ const FLOORS: [&[&str]; 10] = [
 ];
 
 /// Imports inside a floor that the house allows: names and shapes, no behaviour.
-const NEIGHBOURS: [(&str, &str); 5] =
-    [("config", "proto"), ("log", "config"), ("metrics", "config"), ("metrics", "proto"), ("snapshot", "files")];
+const NEIGHBOURS: [(&str, &str); 6] = [
+    ("config", "proto"),
+    ("config", "sys"),
+    ("log", "config"),
+    ("metrics", "config"),
+    ("metrics", "proto"),
+    ("snapshot", "files"),
+];
 
 /// What the pure dialogues may not touch: sockets, files, clocks, the runtime.
 const IMPURE: [&str; 7] = ["tokio", "std::net", "std::fs", "std::time", "std::thread", "Instant", "SystemTime"];

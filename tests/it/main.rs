@@ -13,6 +13,7 @@ mod backends;
 mod cache;
 mod capabilities;
 mod cli;
+mod config_files;
 mod control;
 mod cutover;
 #[cfg(feature = "demo")]

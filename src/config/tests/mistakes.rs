@@ -480,10 +480,14 @@ fn the_rest() {
     let key = "routing.backends[1].imap.auth_http";
     mistake(hop, "auth_http: {port: 0} # HERE", &format!("{key}.port"), "write 1 to 65535");
     mistake(hop, "auth_http: {address: localhost} # HERE", &format!("{key}.address"), "write an IP address");
-    let far = "auth_http: {address: \"192.0.2.1:9940\", allow: 127.0.0.1} # HERE";
+    let far = "auth_http: {address: \"192.0.2.1:9940\", allow: 192.0.2.1} # HERE";
     suspicion(nginx, far, "auth_http.address", "in clear");
     let all = "auth_http: {address: \"127.0.0.1:9940\", allow: 0.0.0.0/0} # HERE";
     suspicion(nginx, all, "auth_http.allow", "everybody may ask");
+    for network in ["127.0.0.1", "127.0.0.0/8", "\"::1\"", "\"::/1\"", "126.0.0.0/7", "[192.0.2.1, 127.0.0.2]"] {
+        let unkeyed = format!("auth_http: {{address: \"127.0.0.1:9940\", allow: {network}}} # HERE");
+        suspicion(nginx, &unkeyed, "auth_http.allow", "any user of this machine may ask");
+    }
     let text = replaced(hop, "auth_http: {}");
     let warnings = parse_text(&text).unwrap().warnings;
     assert!(matches!(warnings.as_slice(), [one] if one.message.contains("none has a port for it")), "{warnings:?}");
