@@ -34,6 +34,7 @@ mod listener_tls;
 mod log_lines;
 mod login;
 mod managesieve;
+mod memory;
 mod metrics;
 mod monitoring;
 mod policy;

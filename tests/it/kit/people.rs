@@ -69,6 +69,8 @@ pub(crate) fn password_of(uid: &str) -> String {
         "long" => "0123456789".repeat(100),
         "quote" => r#"say \"friend\" {5} * % ( and enter"#.into(),
         "space" => "  two before, one behind ".into(),
+        // Searched for in memory, where no chance may have it.
+        _ if uid.starts_with("mem") => format!("{uid}Kq8vT3xZb7Lw2Nf9Rj4Hs6Dp1Gy5Mc0Wa8{uid}"),
         _ => format!("{uid}-secret"),
     }
 }
@@ -76,8 +78,9 @@ pub(crate) fn password_of(uid: &str) -> String {
 /// Everybody. Tests that change mailboxes use a person of their own.
 pub(crate) fn everybody() -> Vec<Person> {
     let on3 = ["alice", "anna", "sync3", "big3", "bytes3", "gruen", "long", "quote", "space", "post3", METACHARACTERS];
-    let on4 = ["bob", "ben", "sync4", "big4", "post4"];
-    let mut people: Vec<Person> = on3.iter().map(|uid| Person::new(uid, Some("server3"))).collect();
+    let on3 = on3.into_iter().chain(["memimap3", "mempop3", "memsend3", "memsieve3"]);
+    let on4 = ["bob", "ben", "sync4", "big4", "post4", "memimap4", "mempop4", "memsieve4"];
+    let mut people: Vec<Person> = on3.map(|uid| Person::new(uid, Some("server3"))).collect();
     people.extend(on4.iter().map(|uid| Person::new(uid, Some("Server4.Example.COM."))));
     people[0].mails = &["alice@example.com", "a.liddell@example.com"];
     people.push(Person::new("carol", None));

@@ -1,0 +1,232 @@
+//! No page that usher can write holds a password once it has done its work, whatever pools stay open.
+//!
+//! Everything that the process can write is read from outside, by /proc/PID/mem, and searched for the
+//! beginning and the end of each password, and for its base64 at each alignment.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::kit::client::{Tls, base64};
+use crate::kit::process::run;
+use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of, patience, relay};
+
+/// How soon it must be gone; asserted at three times its value.
+const GONE: Duration = Duration::from_secs(3);
+/// What of a password is searched for: a part of it is a leak as well.
+const PART: usize = 20;
+
+/// Prints the name of each needle that the process' writable memory holds, and where.
+const SCAN: &str = r#"
+import re, sys
+pid, needles = sys.argv[1], [line.split(" ") for line in sys.stdin.read().splitlines()]
+needles = [(name, bytes.fromhex(needle)) for name, needle in needles]
+with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+    for line in maps:
+        match = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+)", line)
+        begin, end = int(match[1], 16), int(match[2], 16)
+        if "w" not in match[3]:
+            continue
+        carry, at = b"", begin
+        while at < end:
+            try:
+                memory.seek(at)
+                piece = memory.read(min(end - at, 1 << 24))
+            except OSError:
+                break
+            if not piece:
+                break
+            text = carry + piece
+            for name, needle in needles:
+                found = text.find(needle)
+                while found >= 0:
+                    where = at - len(carry) + found
+                    around = text[max(found - 48, 0):found + len(needle) + 48]
+                    print(f"{name} at {where:x} in {line.split()[-1]} ({begin:x}-{end:x}): {around!r}")
+                    found = text.find(needle, found + 1)
+            at += len(piece)
+            carry = text[-64:]
+"#;
+
+/// What must not be found of a password.
+fn needles(name: &str, password: &str) -> Vec<(String, Vec<u8>)> {
+    let bytes = password.as_bytes();
+    let (first, last) = (&bytes[..PART], &bytes[bytes.len() - PART..]);
+    let mut needles = vec![(format!("{name}:first"), first.to_vec()), (format!("{name}:last"), last.to_vec())];
+    for alignment in 0..3 {
+        let encoded = base64(&[&vec![0; alignment], &bytes[..24]].concat());
+        // Without the digits that also say what is in front of it or behind.
+        let begin = [0, 2, 3][alignment];
+        needles.push((format!("{name}:base64-{alignment}"), encoded.as_bytes()[begin..begin + PART].to_vec()));
+    }
+    needles
+}
+
+/// Where the memory of usher holds any of them.
+fn found(usher: &Usher, needles: &[(String, Vec<u8>)]) -> Vec<String> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let input: String = needles.iter().map(|(name, needle)| format!("{name} {}\n", hex(needle))).collect();
+    let said = run("python3", &["-c", SCAN, &usher.pid().to_string()], input.as_bytes()).succeeded();
+    said.stdout.lines().map(str::to_owned).collect()
+}
+
+/// Waits until none is there.
+fn gone(usher: &Usher, what: &str, needles: &[(String, Vec<u8>)]) {
+    let deadline = Instant::now() + patience(3 * GONE);
+    loop {
+        let found = found(usher, needles);
+        if found.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}:\n{}", found.join("\n"));
+        // Memory gives no event to wait for.
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// A session that is open until it is dropped.
+enum Session {
+    Lines(#[expect(dead_code, reason = "kept open")] Imap),
+    Sieve(#[expect(dead_code, reason = "kept open")] Sieve),
+}
+
+/// A way to log in: the name of it, and what does it. The last argument says whether it should succeed.
+type Way = (&'static str, fn(u16, &str, &str, bool) -> Session);
+
+fn imap_login(port: u16, uid: &str, password: &str, good: bool) -> Session {
+    let mut imap = Imap::tls(port);
+    imap.login(uid, password).is(if good { "OK" } else { "NO [AUTHENTICATIONFAILED]" });
+    Session::Lines(imap)
+}
+
+fn imap_authenticate(port: u16, uid: &str, password: &str, good: bool) -> Session {
+    let mut imap = Imap::tls(port);
+    imap.authenticate("", uid, password.as_bytes()).is(if good { "OK" } else { "NO [AUTHENTICATIONFAILED]" });
+    Session::Lines(imap)
+}
+
+fn ask(connection: &mut Imap, command: &str) -> String {
+    connection.send(format!("{command}\r\n"));
+    connection.line()
+}
+
+fn pop3_pass(port: u16, uid: &str, password: &str, good: bool) -> Session {
+    let mut pop3 = Imap::tls(port);
+    assert!(ask(&mut pop3, &format!("USER {uid}")).starts_with("+OK"));
+    let said = ask(&mut pop3, &format!("PASS {password}"));
+    assert_eq!(said.starts_with("+OK"), good, "{said}");
+    Session::Lines(pop3)
+}
+
+fn plain(uid: &str, password: &str) -> String {
+    base64(format!("\0{uid}\0{password}").as_bytes())
+}
+
+fn pop3_auth(port: u16, uid: &str, password: &str, good: bool) -> Session {
+    let mut pop3 = Imap::tls(port);
+    let said = ask(&mut pop3, &format!("AUTH PLAIN {}", plain(uid, password)));
+    assert_eq!(said.starts_with("+OK"), good, "{said}");
+    Session::Lines(pop3)
+}
+
+fn submission(port: u16, uid: &str, password: &str, good: bool) -> Session {
+    let mut smtp = Imap::tls(port);
+    let mut said = ask(&mut smtp, "EHLO here");
+    while said.as_bytes().get(3) == Some(&b'-') {
+        said = smtp.line();
+    }
+    let said = ask(&mut smtp, &format!("AUTH PLAIN {}", plain(uid, password)));
+    assert!(said.starts_with(if good { "235 " } else { "535 " }), "{said}");
+    Session::Lines(smtp)
+}
+
+fn managesieve(port: u16, uid: &str, password: &str, good: bool) -> Session {
+    let mut sieve = Sieve::tls(port);
+    let said = sieve.authenticate(uid, password);
+    assert!(said.starts_with(if good { "OK" } else { "NO" }), "{said}");
+    Session::Sieve(sieve)
+}
+
+/// Wrong, uncached and cached logins in each way at each server: after each connection's end nothing is left.
+fn nothing_stays(config: Config, ways: &[Way], people: &[&str]) {
+    let config = config.set("/process", json!({"debug": true})).set("/limits/failed_logins", 50);
+    let usher = Usher::start(config);
+    let port = usher.imaps_port();
+    let (mut all, mut logins) = (Vec::new(), 0);
+    for uid in people {
+        let password = password_of(uid);
+        for (name, way) in ways {
+            let wrong = format!("wrong{name}{uid}Hn3Xc8Qz5Vb1Km7Ty4Lp9Wd2Rs6Jf0");
+            let needles = needles(&format!("{uid}-{name}-wrong"), &wrong);
+            drop(way(port, uid, &wrong, false));
+            gone(&usher, &format!("a wrong login of {uid} by {name}"), &needles);
+            all.extend(needles);
+        }
+        let right = needles(uid, &password);
+        // The first is asked of the directory, the others are in the cache.
+        for (name, way) in ways.iter().chain(ways) {
+            let session = way(port, uid, &password, true);
+            logins += 1;
+            // The one exception: what rustls has read from this client.
+            let open = found(&usher, &right);
+            let mut copies: Vec<&str> = open.iter().map(|line| line.split(':').next().unwrap_or_default()).collect();
+            copies.dedup();
+            assert!(open.len() <= 2, "{name}, while the session of {uid} is open:\n{}", open.join("\n"));
+            drop(session);
+            usher.wait_nth_log(logins, "end", |_| true);
+            gone(&usher, &format!("a session of {uid} by {name}"), &right);
+        }
+        all.extend(right);
+    }
+    gone(&usher, "after all", &all);
+    let connections = usher.metric("usher_directory_connections", &[]);
+    assert!(connections > 0.0 || usher.log_text().is_empty(), "the pool stays open: {connections}");
+}
+
+#[test]
+fn passwords_of_imap_stay_in_no_page() {
+    let ways: [Way; 2] = [("login", imap_login), ("authenticate", imap_authenticate)];
+    nothing_stays(Config::shared(), &ways, &["memimap3", "memimap4"]);
+}
+
+#[test]
+fn passwords_of_pop3_stay_in_no_page() {
+    let config = Config::shared().speaking("pop3", &[dovecot().pop3s, cyrus().pop3().0]);
+    let ways: [Way; 2] = [("pass", pop3_pass), ("auth", pop3_auth)];
+    nothing_stays(config, &ways, &["mempop3", "mempop4"]);
+}
+
+#[test]
+fn passwords_of_submission_stay_in_no_page() {
+    relay();
+    let config = Config::shared().speaking("submission", &[dovecot().submissions]);
+    nothing_stays(config, &[("auth", submission)], &["memsend3"]);
+}
+
+#[test]
+fn passwords_of_managesieve_stay_in_no_page() {
+    // timsieved lets nobody in who has no mailbox, and it is imapd that makes one.
+    let tls = Tls { server_name: "server4.example.com", ..Tls::default() };
+    let mut mailbox = Imap::try_tls(cyrus().imaps, &tls).unwrap();
+    mailbox.authenticate("", "memsieve4", password_of("memsieve4").as_bytes()).ok();
+    let config = Config::shared()
+        .speaking("managesieve", &[dovecot().sieve, cyrus().sieve])
+        .set("/routing/backends/0/managesieve/tls", "starttls")
+        .set("/routing/backends/1/managesieve/tls", "starttls");
+    nothing_stays(config, &[("authenticate", managesieve)], &["memsieve3", "memsieve4"]);
+}
+
+#[test]
+fn search_finds_what_is_there() {
+    // The service account's password at the backends is kept for as long as the process lives.
+    let mut config = Config::shared().set("/process", json!({"debug": true}));
+    let password = password_of("memimap3");
+    let file = config.file("service.password", &password);
+    let service: Value = json!({"login": "usher", "password_file": file});
+    config.change("/routing/backends/0/service", service);
+    config.change("/directory/login_attribute", "uid");
+    let usher = Usher::start(config);
+    let found = found(&usher, &needles("kept", &password));
+    assert!(found.iter().any(|line| line.starts_with("kept:first")), "{found:?}");
+    assert!(found.iter().any(|line| line.starts_with("kept:last")), "{found:?}");
+}
