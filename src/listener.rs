@@ -22,7 +22,7 @@ use crate::config;
 use crate::log::Repeats;
 use crate::session::{self, Accepted};
 use crate::snapshot::Shared;
-use crate::sys;
+use crate::sys::sockets;
 
 /// Connections that wait for accept; the system lowers it to its own limit.
 const BACKLOG: i32 = 4096;
@@ -67,7 +67,7 @@ pub fn adopt(config: &config::Listener, socket: std::net::TcpListener) -> io::Re
     }
     socket.set_nonblocking(true)?;
     // Once for all that it will accept. Options that cannot be set cost speed or a late end, not the login.
-    let _ = sys::tune(&socket);
+    let _ = sockets::tune(&socket, &sockets::CLIENT);
     let address = socket.local_addr()?;
     Ok(Bound { socket: TcpListener::from_std(socket)?, config: config.clone(), address })
 }
@@ -143,12 +143,12 @@ mod tests {
 
     use super::*;
 
-    /// Whether a socket is set as [`sys::tune`] sets it.
+    /// Whether a socket is set as [`sockets::tune`] sets it.
     fn is_tuned(tcp: &TcpStream) -> bool {
         let socket = SockRef::from(tcp);
         let options = (socket.tcp_nodelay().unwrap(), socket.keepalive().unwrap());
         let times = (socket.tcp_keepalive_time().unwrap(), socket.tcp_user_timeout().unwrap());
-        options == (true, true) && times == (Duration::from_secs(240), Some(Duration::from_secs(120)))
+        options == (true, true) && times == (sockets::CLIENT.idle, Some(sockets::CLIENT.user_timeout))
     }
 
     #[tokio::test]

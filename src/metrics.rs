@@ -42,12 +42,13 @@ pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"
 /// What became of files that were found changed.
 pub const CERTIFICATE_RELOADS: [&str; 2] = ["ok", "refused"];
 /// Why a relayed session ended.
-pub const END_CAUSES: [&str; 14] = [
+pub const END_CAUSES: [&str; 15] = [
     "client_closed",
     "backend_closed",
     "client_error",
     "backend_error",
     "idle",
+    "forbidden_command",
     "drain",
     "moved",
     "disabled",
@@ -146,6 +147,10 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Client connections allowed.
     pub connections_limit: IntGauge,
+    /// Bytes that the kernel holds for TCP connections, the machine's others included.
+    pub kernel_tcp_memory: IntGauge,
+    /// From where on it refuses more.
+    pub kernel_tcp_memory_limit: IntGauge,
     /// Client connections closed at accept because the limit was met.
     pub connections_refused: IntCounter,
     /// Bytes relayed after login, by direction (`in` from clients, `out` to clients).
@@ -264,6 +269,14 @@ impl Metrics {
             sessions_ended: counters("usher_sessions_ended_total", "Relayed sessions ended, by cause.", &["cause"]),
             connections: gauge("usher_connections", "Client connections now, before and after login."),
             connections_limit: gauge("usher_connections_limit", "Client connections allowed."),
+            kernel_tcp_memory: gauge(
+                "usher_kernel_tcp_memory_bytes",
+                "Memory that the kernel holds for all TCP connections of the machine.",
+            ),
+            kernel_tcp_memory_limit: gauge(
+                "usher_kernel_tcp_memory_limit_bytes",
+                "Memory that the kernel may hold for TCP connections (net.ipv4.tcp_mem).",
+            ),
             connections_refused: counter(
                 "usher_connections_refused_total",
                 "Client connections closed at accept because usher_connections_limit was met.",

@@ -2,41 +2,19 @@
 
 pub mod allocator;
 pub mod privileges;
+pub mod sockets;
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::uname;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpSocket;
-
-/// A dead peer is noticed after at most this long without an acknowledgement.
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
-/// When a silent connection is first probed: below the five minutes of common NAT boxes.
-const KEEPALIVE_TIME: Duration = Duration::from_secs(240);
-/// Between probes that are not answered.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-
-/// Sets what every mail connection wants: no waiting for a full segment, and an end to silence. A socket
-/// that listens hands its options on to what it accepts.
-///
-/// # Errors
-/// The first option that the system refuses.
-pub fn tune<'a>(socket: impl Into<SockRef<'a>>) -> io::Result<()> {
-    let socket = socket.into();
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL))?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    Ok(())
-}
+use socket2::SockRef;
 
 /// Acknowledges what comes next at once, and not after the 40 ms for which Linux waits for something to send
 /// along (TCP_QUICKACK, tcp(7)). For a peer that holds its next words back until then (Nagle's algorithm).
@@ -44,40 +22,6 @@ pub fn tune<'a>(socket: impl Into<SockRef<'a>>) -> io::Result<()> {
 pub fn acknowledge_at_once<'a>(socket: impl Into<SockRef<'a>>) {
     #[cfg(target_os = "linux")]
     let _ = socket.into().set_tcp_quickack(true);
-}
-
-/// A socket that will connect from this address, by whatever port is free towards its peer then.
-///
-/// # Errors
-/// The address is not this machine's (EADDRNOTAVAIL), or there are no descriptors left.
-pub fn bound_to(address: IpAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    late_port(&socket);
-    socket.bind(SocketAddr::new(address, 0))?;
-    Ok(socket)
-}
-
-/// Leaves the choice of a port to the connect (IP_BIND_ADDRESS_NO_PORT, ip(7)): a bind would take one
-/// that no other connection from this address may have, wherever it goes. A kernel that does not know
-/// the option takes it at the bind.
-#[allow(unsafe_code, reason = "no crate has a safe form of this option")]
-fn late_port(socket: &TcpSocket) {
-    #[cfg(target_os = "linux")]
-    {
-        use std::ffi::{c_int, c_void};
-        use std::os::fd::AsRawFd as _;
-        const IPPROTO_IP: c_int = 0;
-        const IP_BIND_ADDRESS_NO_PORT: c_int = 24;
-        unsafe extern "C" {
-            fn setsockopt(socket: c_int, level: c_int, name: c_int, value: *const c_void, size: u32) -> c_int;
-        }
-        let on: c_int = 1;
-        let (value, size) = (std::ptr::from_ref(&on).cast(), size_of::<c_int>() as u32);
-        // SAFETY: the descriptor is open as long as `socket` is borrowed, and `on` has the size told.
-        let _ = unsafe { setsockopt(socket.as_raw_fd(), IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, value, size) };
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = socket;
 }
 
 /// Whether connecting to this address would reach one of these listeners.
@@ -90,9 +34,21 @@ pub fn is_own(address: SocketAddr, listeners: &[SocketAddr]) -> bool {
     })
 }
 
-/// Whether an address is one of this machine's: only those can be bound.
+/// Whether an address is one of this machine's: only from such a one would a packet come that goes to it.
+/// Whether it can be bound says nothing, as net.ipv4.ip_nonlocal_bind, which is set where addresses wander
+/// (keepalived), lets all be.
 fn is_local(ip: IpAddr) -> bool {
-    ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
+    // All of 127.0.0.0/8 is here, and answers from 127.0.0.1.
+    ip.is_unspecified() || ip.is_loopback() || source_towards(ip).is_ok_and(|source| source == ip)
+}
+
+/// Where a packet to this address would come from. None is sent: UDP connects by choosing a route.
+fn source_towards(ip: IpAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    // No port is better than another, but 0 is none.
+    socket.connect((ip, 9))?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// The machine's name.

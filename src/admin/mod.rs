@@ -83,6 +83,10 @@ fn refresh(shared: &Shared, metrics: &Metrics) {
     metrics.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
     let dropped = &metrics.log_dropped;
     dropped.inc_by((shared.log.dropped() as u64).saturating_sub(dropped.get()));
+    if let Some((held, limit)) = crate::sys::sockets::kernel_memory() {
+        metrics.kernel_tcp_memory.set(i64::try_from(held).unwrap_or(i64::MAX));
+        metrics.kernel_tcp_memory_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+    }
     shared.throttle.measure();
     snapshot.directory.show();
     for backend in &snapshot.backends {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpStream;
 
 use super::BackendError;
-use crate::sys;
+use crate::sys::sockets;
 
 /// The addresses that connections come from.
 #[derive(Debug)]
@@ -38,12 +38,12 @@ impl Sources {
     pub(super) async fn connect(&self, address: SocketAddr) -> Result<TcpStream, BackendError> {
         let refused = |source| BackendError::Connect { address, source };
         if self.addresses.is_empty() {
-            return TcpStream::connect(address).await.map_err(refused);
+            return sockets::towards(address, None).map_err(refused)?.connect(address).await.map_err(refused);
         }
         let fitting = self.fitting(&address).count().max(1);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % fitting;
         let from = *self.fitting(&address).nth(turn).ok_or(BackendError::NoSource { address })?;
-        let socket = sys::bound_to(from).map_err(|source| BackendError::Source { from, source })?;
+        let socket = sockets::towards(address, Some(from)).map_err(|source| BackendError::Source { from, source })?;
         socket.connect(address).await.map_err(refused)
     }
 }

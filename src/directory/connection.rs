@@ -21,7 +21,6 @@ use futures_util::FutureExt;
 use ldap3::exop::WhoAmI;
 use ldap3::{LdapConnAsync, LdapConnSettings, LdapError, SearchOptions, StdStream};
 use rustls::ClientConfig;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::sync::watch;
@@ -34,6 +33,7 @@ use super::client::Client;
 use super::frames::Violation;
 use super::reading::{Attributes, read_entry};
 use crate::config::LdapScheme;
+use crate::sys::sockets;
 use crate::tls;
 
 /// Messages that one search may bring: two entries and the references beside them.
@@ -338,21 +338,18 @@ impl Dial {
             let now = Instant::now();
             let share = until.saturating_duration_since(now) / left;
             fault = match timeout_at(now + share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return self.tuned(stream).map_err(|error| Fault::broken(&error)),
+                Ok(Ok(stream)) => return tuned(stream).map_err(|error| Fault::broken(&error)),
                 Ok(Err(error)) => Fault::broken(&error),
                 Err(_elapsed) => Fault::Timeout,
             };
         }
         Err(fault)
     }
+}
 
-    /// Sends at once, notices a dead peer while waiting (keepalive) and while sending.
-    fn tuned(&self, stream: TcpStream) -> std::io::Result<TcpStream> {
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(&stream);
-        let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
-        socket.set_tcp_keepalive(&keepalive.with_retries(3))?;
-        socket.set_tcp_user_timeout(Some(self.patience.saturating_mul(2)))?;
-        Ok(stream)
-    }
+/// Sends at once, notices a dead peer while waiting and while sending.
+fn tuned(stream: TcpStream) -> std::io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    sockets::DIRECTORY.set(&stream)?;
+    Ok(stream)
 }

@@ -12,6 +12,7 @@ pub(crate) mod dirsrv;
 pub(crate) mod dovecot;
 pub(crate) mod exposition;
 pub(crate) mod log_line;
+pub(crate) mod netns;
 pub(crate) mod nginx;
 pub(crate) mod people;
 pub(crate) mod process;

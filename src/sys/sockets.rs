@@ -1,0 +1,223 @@
+//! What usher sets on its TCP sockets: when silence is an end, and what the kernel may hold for each.
+//!
+//! One table of timers, a row per leg. On Linux TCP_USER_TIMEOUT, where it is set, decides alone
+//! (`tcp_keepalive_timer`, `tcp_probe_timer`, `tcp_retransmit_timer`): keepalive ends a connection at the
+//! first probe that is due after so long without a packet from the peer, provided that at least one was sent
+//! before, whatever TCP_KEEPCNT says; what was sent and not acknowledged, and a window that stays at zero
+//! although the peer acknowledges each probe (RFC 9293 section 3.8.6.1 would wait for ever), end it after
+//! the same time. So it has to be longer than the probes that may be lost and than the pauses of a peer
+//! that lives. TCP_KEEPCNT says the same to systems that count.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpSocket;
+
+/// When the silence of a peer is the end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timers {
+    /// Without a packet for so long the peer is probed (TCP_KEEPIDLE).
+    pub idle: Duration,
+    /// Between probes that are not answered (TCP_KEEPINTVL).
+    pub interval: Duration,
+    /// So many unanswered probes end it, where the system counts (TCP_KEEPCNT).
+    pub probes: u32,
+    /// The longest without an acknowledgement, or with a window of zero (TCP_USER_TIMEOUT).
+    pub user_timeout: Duration,
+}
+
+/// A client's connection. Probed below the five minutes of common NAT boxes and no more often, which wakes
+/// phones. It survives six lost probes and ten minutes in which its client does not read; a client that is
+/// gone is noticed 11 minutes after its last packet, or after what it did not acknowledge.
+pub const CLIENT: Timers = Timers {
+    idle: Duration::from_secs(240),
+    interval: Duration::from_secs(60),
+    probes: 7,
+    user_timeout: Duration::from_secs(650),
+};
+
+/// A connection to a mail server: a session ends with either of its legs, so that both bear the same.
+pub const BACKEND: Timers = CLIENT;
+
+/// A connection to a directory server, that of the watch included: it survives three lost probes, and a
+/// server that is gone is noticed after 13 s, so that no login meets a pooled connection that died long ago
+/// and no change waits for one. Operations have deadlines of their own (`attempt_timeout`).
+pub const DIRECTORY: Timers = Timers {
+    idle: Duration::from_secs(5),
+    interval: Duration::from_secs(2),
+    probes: 4,
+    user_timeout: Duration::from_secs(12),
+};
+
+impl Timers {
+    /// Sets them.
+    ///
+    /// # Errors
+    /// The first option that the system refuses.
+    pub fn set<'a>(&self, socket: impl Into<SockRef<'a>>) -> io::Result<()> {
+        let socket = socket.into();
+        let keepalive = TcpKeepalive::new().with_time(self.idle).with_interval(self.interval);
+        socket.set_tcp_keepalive(&keepalive.with_retries(self.probes))?;
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_user_timeout(Some(self.user_timeout))?;
+        Ok(())
+    }
+}
+
+/// What the kernel may hold for a connection that a client has not logged in on: bytes that came and were
+/// not read. It doubles it, for its own bookkeeping.
+const UNREAD_BEFORE_LOGIN: usize = 8 * 1024;
+/// The same of a session, either leg: the receive window. 256 KiB at 20 ms are 100 Mbit/s for each session.
+/// Without a bound Linux lets it grow to tcp_rmem's 6 MiB and more, which a sender fills while the other
+/// side does not read. The system cuts it to net.core.rmem_max.
+const UNREAD: usize = 256 * 1024;
+/// Bytes that were written and not sent yet, before a login and in a session (TCP_NOTSENT_LOWAT): what is on
+/// its way comes on top, so that it bounds no throughput.
+const UNSENT_BEFORE_LOGIN: u32 = 8 * 1024;
+const UNSENT: u32 = 128 * 1024;
+
+/// Sets what every mail connection wants: no waiting for a full segment, an end to silence, and bounds on
+/// what the kernel holds. A socket that listens hands its options on to what it accepts; so it must have
+/// the window of a session, as the scale of windows is agreed upon with the first packet (RFC 7323).
+///
+/// # Errors
+/// The first option that the system refuses.
+pub fn tune<'a>(socket: impl Into<SockRef<'a>>, timers: &Timers) -> io::Result<()> {
+    let socket = socket.into();
+    socket.set_tcp_nodelay(true)?;
+    hold(&socket, UNREAD, UNSENT)?;
+    timers.set(socket)
+}
+
+/// Until the login the kernel holds little of what a client sends and does not wait for.
+pub fn before_login<'a>(socket: impl Into<SockRef<'a>>) {
+    // What cannot be set costs memory, not the login.
+    let _ = hold(&socket.into(), UNREAD_BEFORE_LOGIN, UNSENT_BEFORE_LOGIN);
+}
+
+/// A session has what every relayed connection has.
+pub fn after_login<'a>(socket: impl Into<SockRef<'a>>) {
+    let _ = hold(&socket.into(), UNREAD, UNSENT);
+}
+
+fn hold(socket: &SockRef<'_>, unread: usize, unsent: u32) -> io::Result<()> {
+    socket.set_recv_buffer_size(unread)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(unsent)?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = unsent;
+    Ok(())
+}
+
+/// A socket that will connect to `address`, tuned for a mail server, from this address of the machine if one
+/// is given, by whatever port is free towards its peer then.
+///
+/// # Errors
+/// `from` is not this machine's (EADDRNOTAVAIL), or there are no descriptors left.
+pub fn towards(address: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Before the connect, for the window's scale. Options that cannot be set cost speed or a late end.
+    let _ = tune(&socket, &BACKEND);
+    if let Some(from) = from {
+        late_port(&socket);
+        socket.bind(SocketAddr::new(from, 0))?;
+    }
+    Ok(socket)
+}
+
+/// Leaves the choice of a port to the connect (IP_BIND_ADDRESS_NO_PORT, ip(7)): a bind would take one
+/// that no other connection from this address may have, wherever it goes. A kernel that does not know
+/// the option takes it at the bind.
+fn late_port(socket: &TcpSocket) {
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
+    #[cfg(not(target_os = "linux"))]
+    let _ = socket;
+}
+
+/// What the kernel holds for all TCP connections of the machine, and from where on it refuses more
+/// (net.ipv4.tcp_mem), in bytes; `None` where it does not say.
+#[must_use]
+pub fn kernel_memory() -> Option<(u64, u64)> {
+    let page = rustix::param::page_size() as u64;
+    let sockets = std::fs::read_to_string("/proc/net/sockstat").ok()?;
+    let tcp = sockets.lines().find_map(|line| line.strip_prefix("TCP: "))?;
+    let mut words = tcp.split(' ');
+    words.find(|word| *word == "mem")?;
+    let held: u64 = words.next()?.parse().ok()?;
+    let limits = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").ok()?;
+    let limit: u64 = limits.split_whitespace().nth(2)?.parse().ok()?;
+    Some((held.saturating_mul(page), limit.saturating_mul(page)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// What a socket really has.
+    fn timers(socket: &SockRef<'_>) -> Timers {
+        assert!(socket.keepalive().unwrap());
+        Timers {
+            idle: socket.tcp_keepalive_time().unwrap(),
+            interval: socket.tcp_keepalive_interval().unwrap(),
+            probes: socket.tcp_keepalive_retries().unwrap(),
+            user_timeout: socket.tcp_user_timeout().unwrap().unwrap(),
+        }
+    }
+
+    #[test]
+    fn every_row_of_the_table_is_what_the_system_has() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        for row in [CLIENT, BACKEND, DIRECTORY] {
+            row.set(&socket).unwrap();
+            assert_eq!(timers(&SockRef::from(&socket)), row);
+        }
+    }
+
+    #[test]
+    fn the_timers_of_each_row_agree() {
+        for row in [CLIENT, BACKEND, DIRECTORY] {
+            // The fourth probe is sent and may be answered.
+            assert!(row.user_timeout > row.idle + 3 * row.interval, "{row:?} does not survive three lost probes");
+            // When the probe is due that finds the time over, and what a system that counts makes of it.
+            let steps = (row.user_timeout - row.idle).as_secs().div_ceil(row.interval.as_secs()) as u32;
+            assert_eq!(row.probes, steps, "{row:?}: both ways of counting end at the same probe");
+        }
+        let noticed = |row: Timers| row.idle + row.probes * row.interval;
+        for session in [CLIENT, BACKEND] {
+            assert!(session.user_timeout > Duration::from_secs(600), "ten minutes of a window of zero");
+            assert!(noticed(session) < Duration::from_secs(720) && session.user_timeout < Duration::from_secs(720));
+            assert!(session.idle < Duration::from_secs(300), "NAT boxes forget a connection after five minutes");
+        }
+        assert!(noticed(DIRECTORY) <= Duration::from_secs(15), "within seconds");
+    }
+
+    #[tokio::test]
+    async fn a_connection_to_a_mail_server_is_tuned_before_it_is_made() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            let to = listener.local_addr().unwrap();
+            for from in [None, Some(to.ip())] {
+                let stream = towards(to, from).unwrap().connect(to).await.unwrap();
+                let socket = SockRef::from(&stream);
+                assert_eq!(timers(&socket), BACKEND);
+                assert!(socket.tcp_nodelay().unwrap());
+                assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT);
+                assert!(socket.recv_buffer_size().unwrap() <= 2 * UNREAD, "the kernel doubles what is asked for");
+                before_login(&stream);
+                assert_eq!(SockRef::from(&stream).recv_buffer_size().unwrap(), 2 * UNREAD_BEFORE_LOGIN);
+            }
+        }
+    }
+
+    #[test]
+    fn the_kernel_tells_what_it_holds() {
+        let (held, limit) = kernel_memory().unwrap();
+        assert!(held < limit, "{held} of {limit}");
+    }
+}

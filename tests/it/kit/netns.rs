@@ -1,0 +1,102 @@
+//! Network namespaces: two machines joined by a cable, on which packets can be lost. Needs root and
+//! `iproute2` and `nftables`.
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+use std::process::id;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::process::run;
+
+/// Two namespaces; taken away when dropped.
+pub(crate) struct Cable {
+    /// Their names, near and far.
+    names: [String; 2],
+}
+
+/// Which end of a [`Cable`].
+#[derive(Clone, Copy)]
+pub(crate) enum End {
+    Near,
+    Far,
+}
+
+impl End {
+    /// Its address.
+    pub(crate) fn address(self) -> IpAddr {
+        ["192.0.2.1", "192.0.2.2"][self as usize].parse().unwrap()
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    run("ip", arguments, b"").succeeded();
+}
+
+impl Cable {
+    /// Both ends have their address, and loopback.
+    pub(crate) fn new() -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+        let cable = Self { names: ["near", "far"].map(|end| format!("usher-{}-{number}-{end}", id())) };
+        let [near, far] = &cable.names;
+        for name in &cable.names {
+            ip(&["netns", "add", name]);
+            ip(&["-n", name, "link", "set", "lo", "up"]);
+        }
+        ip(&["-n", near, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", far]);
+        for (name, end) in cable.names.iter().zip([End::Near, End::Far]) {
+            ip(&["-n", name, "address", "add", &format!("{}/24", end.address()), "dev", "cable"]);
+            ip(&["-n", name, "link", "set", "cable", "up"]);
+        }
+        cable
+    }
+
+    /// Runs this in a thread of one end: the sockets that it makes stay there.
+    pub(crate) fn at<T: Send + 'static>(&self, end: End, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let place = File::open(format!("/run/netns/{}", self.names[end as usize])).unwrap();
+        let there = std::thread::spawn(move || {
+            move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        });
+        there.join().unwrap()
+    }
+
+    /// What runs a command at one end.
+    pub(crate) fn command(&self, end: End) -> [&str; 4] {
+        ["ip", "netns", "exec", &self.names[end as usize]]
+    }
+
+    /// From now on the far end loses what comes for this port.
+    pub(crate) fn lose(&self, port: u16) {
+        let [.., far] = self.command(End::Far);
+        let chain = format!("type filter hook input priority 0\ntcp dport {port} counter drop\n");
+        let rules = format!("table inet lose{port} {{\nchain in {{\n{chain}}}\n}}\n");
+        run("ip", &["netns", "exec", far, "nft", "-f", "-"], rules.as_bytes()).succeeded();
+    }
+
+    /// How many packets for this port were lost.
+    pub(crate) fn lost(&self, port: u16) -> usize {
+        let [.., far] = self.command(End::Far);
+        let told = run("ip", &["netns", "exec", far, "nft", "list", "table", "inet", &format!("lose{port}")], b"");
+        let told = told.succeeded().stdout;
+        let mut words = told.split_whitespace().skip_while(|word| *word != "packets");
+        words.nth(1).expect("a counter").parse().unwrap()
+    }
+
+    /// Nothing for this port is lost any more.
+    pub(crate) fn mend(&self, port: u16) {
+        let [.., far] = self.command(End::Far);
+        run("ip", &["netns", "exec", far, "nft", "delete", "table", "inet", &format!("lose{port}")], b"").succeeded();
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = std::process::Command::new("ip").args(["netns", "delete", name]).status();
+        }
+    }
+}
