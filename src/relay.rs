@@ -4,7 +4,8 @@
 //! session idles: what was read is lent to the other side at once, and nothing is read from a sender whose
 //! receiver has not taken what came before. Half-close is carried over. Nothing is parsed here:
 //! COMPRESS, IDLE and every later extension pass untouched. All that is remembered of the bytes is
-//! the last two, so that usher knows where a line of its own could stand.
+//! the last two, so that usher knows where a line of its own could stand. The one exception: where a server
+//! would let its client log in anew, the client's lines are looked at for that command ([`Watch`]).
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -19,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::proto::Parting;
+use crate::proto::watch::Watch;
 use crate::registry::Why;
 use crate::tls::stream::Stream;
 
@@ -53,6 +55,8 @@ pub enum Cause {
     BackendError,
     /// No byte in either direction for the idle limit.
     Idle,
+    /// The client said the command that is watched for.
+    Forbidden,
     /// It was asked to.
     Asked(Why),
 }
@@ -67,6 +71,7 @@ impl Cause {
             Self::ClientError => "client_error",
             Self::BackendError => "backend_error",
             Self::Idle => "idle",
+            Self::Forbidden => "forbidden_command",
             Self::Asked(why) => why.label(),
         }
     }
@@ -127,6 +132,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
         }
     }
 
+    /// The same, with a command of the client's that ends it.
+    #[must_use]
+    pub fn watching(mut self, watch: Option<Watch>) -> Self {
+        self.up.watch = watch.map(Box::new);
+        let first = std::mem::take(&mut self.up.unsent);
+        if !self.up.is_forbidden(&first) {
+            self.up.unsent = first;
+        }
+        self
+    }
+
     /// Relays until both directions are closed, one side breaks, nothing moves for the idle limit, or
     /// `stop` is ready. A drain ends it at once; any other reason waits for a pause, three seconds at
     /// most, in which the parting line can stand behind a complete line of the backend.
@@ -145,11 +161,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
         let ended = Ended { cause, bytes_in: self.up.moved, bytes_out: self.down.moved };
         let line = match (cause, parting) {
             (Cause::Asked(why), Parting::Line { changed, ended }) if why != Why::Drain && self.may_speak() => {
-                Some(if why.is_change() { changed } else { ended })
+                Some(if why.is_change() { *changed } else { *ended })
+            }
+            // Where nothing is on its way, behind a whole line.
+            (Cause::Forbidden, _) if self.down.tail == *b"\r\n" && self.down.is_clear() => {
+                self.up.watch.as_ref().map(|watch| watch.told)
             }
             _ => None,
         };
-        if matches!(cause, Cause::Idle | Cause::Asked(_)) {
+        if matches!(cause, Cause::Idle | Cause::Forbidden | Cause::Asked(_)) {
             // So that a TLS peer sees an end and not a truncation.
             let farewell = async {
                 if let Some(line) = line {
@@ -242,6 +262,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
 enum Broken {
     Source,
     Target,
+    /// The source said what it must not.
+    Forbidden,
 }
 
 impl Broken {
@@ -249,6 +271,7 @@ impl Broken {
         match self {
             Self::Source => source,
             Self::Target => target,
+            Self::Forbidden => Cause::Forbidden,
         }
     }
 }
@@ -269,6 +292,9 @@ struct Pipe {
     /// The last two bytes that came. Before the first there was the line of the login.
     tail: [u8; 2],
     sent: IntCounter,
+    watch: Option<Box<Watch>>,
+    /// What is watched for was said: nothing more is passed on.
+    forbidden: bool,
 }
 
 impl Pipe {
@@ -282,10 +308,20 @@ impl Pipe {
             moved: 0,
             tail: *b"\r\n",
             sent,
+            watch: None,
+            forbidden: false,
         };
         pipe.remember(&first);
         pipe.unsent = first;
         pipe
+    }
+
+    /// Whether these bytes must not be passed on, nor any behind them.
+    fn is_forbidden(&mut self, bytes: &[u8]) -> bool {
+        if let Some(watch) = &mut self.watch {
+            self.forbidden = self.forbidden || watch.is_said(bytes);
+        }
+        self.forbidden
     }
 
     fn remember(&mut self, bytes: &[u8]) {
@@ -311,6 +347,9 @@ impl Pipe {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
+        if self.forbidden {
+            return Poll::Ready(Err(Broken::Forbidden));
+        }
         for _ in 0..READS_PER_TURN {
             ready!(self.poll_deliver(cx, target)).map_err(|_| Broken::Target)?;
             if self.closed {
@@ -406,6 +445,9 @@ impl Pipe {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
+        if self.is_forbidden(bytes) {
+            return Err(Broken::Forbidden);
+        }
         self.remember(bytes);
         let mut taken = 0;
         if self.unsent.is_empty() && !bytes.is_empty() {

@@ -57,8 +57,12 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The most room that an empty [`SecretBuf`] keeps: one read before the login.
+const KEPT: usize = 4096;
+
 /// A byte queue that wipes what leaves it: bytes are appended at the end and consumed from the
-/// front.
+/// front. Once empty it keeps [`KEPT`] bytes of room at most, so that a burst costs memory only while it
+/// lasts.
 #[derive(Default)]
 pub struct SecretBuf {
     bytes: Vec<u8>,
@@ -117,14 +121,22 @@ impl SecretBuf {
         self.start = end;
         if self.is_empty() {
             self.bytes.clear();
-            self.start = 0;
+            self.give_back();
         }
     }
 
     /// Consumes everything.
     pub fn clear(&mut self) {
         self.bytes.zeroize();
+        self.give_back();
+    }
+
+    /// The room of an empty buffer, all of it wiped before, beyond what is kept.
+    fn give_back(&mut self) {
         self.start = 0;
+        if self.bytes.capacity() > KEPT {
+            self.bytes = Vec::new();
+        }
     }
 
     /// Makes room for `more` bytes without leaving a copy of the old content in freed memory.
@@ -200,5 +212,19 @@ mod tests {
         assert_eq!(buf.as_slice(), expected);
         buf.clear();
         assert!(buf.is_empty());
+    }
+
+    #[test]
+    fn the_room_of_a_burst_is_given_back() {
+        let mut buf = SecretBuf::new();
+        buf.extend(&[b'x'; KEPT]);
+        buf.consume(KEPT);
+        assert_eq!(buf.bytes.capacity(), KEPT, "what one read needs is kept");
+        for empty in [|buf: &mut SecretBuf| buf.clear(), |buf: &mut SecretBuf| buf.consume(usize::MAX)] {
+            buf.extend(&[b'x'; 100_000]);
+            buf.consume(1);
+            empty(&mut buf);
+            assert_eq!(buf.bytes.capacity(), 0);
+        }
     }
 }

@@ -24,12 +24,14 @@ use crate::config::{ListenerTls, OnUnavailable};
 use crate::directory::{Entry, Login};
 use crate::metrics::Metrics;
 use crate::outcome::{Refusal, Side};
+use crate::proto::watch::Watch;
 use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
 use crate::registry::{self, Session};
 use crate::relay::{End, Relay};
 use crate::report::{self, Report, Visitor};
 use crate::secret::SecretBuf;
 use crate::snapshot::{Permit, Shared, Snapshot, Stage};
+use crate::sys::sockets;
 use crate::throttle::{Connection, Place};
 use crate::tls;
 use crate::tls::stream::Stream;
@@ -168,6 +170,7 @@ struct Conversation {
 impl Conversation {
     /// From the first byte to a login, or to a parting.
     async fn hold(mut self, tcp: TcpStream, tls: ListenerTls) -> Result<Established, Parting> {
+        sockets::before_login(&tcp);
         let mut stream = match tls {
             ListenerTls::Implicit => self.start_tls(tcp).await?,
             ListenerTls::StartTls => Stream::from(tcp),
@@ -183,6 +186,7 @@ impl Conversation {
             self.send(&mut stream).await?;
             match step {
                 Step::NeedMore => self.read(&mut stream).await?,
+                Step::Flush => {}
                 Step::StartTls => {
                     // Whatever came behind the command in the clear is dropped, not read as
                     // commands under TLS (RFC 3501 section 6.2.1; "NO STARTTLS", 2021).
@@ -373,6 +377,7 @@ impl Conversation {
     /// What the relay goes on with.
     fn establish(self, stream: Stream, admitted: Admitted) -> Established {
         let Admitted { logged_in, proven, login, backend, place } = admitted;
+        sockets::after_login(stream.tcp());
         let session = Session {
             id: self.visitor.session,
             login: login.as_str().into(),
@@ -388,6 +393,7 @@ impl Conversation {
             entry: proven.identity.shared_entry(),
             client: stream,
             backend: logged_in.stream,
+            watch: logged_in.watch,
             to_client: logged_in.leftover.as_slice().to_vec(),
             to_backend: self.input.as_slice().to_vec(),
             idle: self.snapshot.config.limits.idle_timeout,
@@ -429,6 +435,7 @@ struct Established {
     entry: Arc<Entry>,
     client: Stream,
     backend: Stream,
+    watch: Option<Watch>,
     to_client: Vec<u8>,
     to_backend: Vec<u8>,
     idle: Duration,
@@ -441,13 +448,14 @@ impl Established {
     /// future holds what the relay needs, and no more.
     fn relay(self, shared: &Arc<Shared>, taken: (Permit, Connection)) -> impl Future<Output = ()> + use<> {
         let began = Instant::now();
-        let Self { visitor, session, entry, client, backend, to_client, to_backend, idle, parting, place } = self;
+        let Self { visitor, session, entry, client, backend, watch, to_client, to_backend, idle, parting, place } =
+            self;
         let metrics = Arc::clone(&shared.metrics);
         let sessions = metrics.sessions.with_label_values(&[visitor.protocol, &session.backend]);
         let bytes = |direction| metrics.relayed_bytes.with_label_values(&[visitor.protocol, direction]);
         let client = End { stream: client, first: to_client, sent: bytes("out") };
         let backend = End { stream: backend, first: to_backend, sent: bytes("in") };
-        let mut relay = Relay::new(client, backend, idle);
+        let mut relay = Relay::new(client, backend, idle).watching(watch);
         let (listed, mut asked_to_end) = shared.registry.list(session.clone());
         // What was told about this user before he was listed has found no session to end.
         shared.follow.look_at(&session, &entry, &shared.snapshot.load().setting());

@@ -218,10 +218,6 @@ impl Endpoint {
     async fn connect(&self, address: SocketAddr, deadline: Instant) -> Dialled {
         let began = Instant::now();
         let tcp = timeout_at(deadline, self.pool.sources.connect(address)).await.unwrap_or_else(|_| Err(self.late()));
-        if let Ok(tcp) = &tcp {
-            // Options that cannot be set cost speed or a late end, not the login.
-            let _ = sys::tune(tcp);
-        }
         Dialled { attempt: Attempt { address, began, connected: tcp.is_ok() }, tcp }
     }
 
@@ -233,7 +229,7 @@ impl Endpoint {
             return;
         }
         let promised = |one: &String| (self.protocol.promised)(capabilities::name(one));
-        if self.pool.learn(address, listed.into_iter().filter(promised).take(CAPABILITIES).collect()) {
+        if self.pool.learn(address, capabilities::bounded(listed.into_iter().filter(promised).take(CAPABILITIES))) {
             let labels = [&*self.pool.backend, self.protocol.name];
             self.metrics.backend_capability_changes.with_label_values(&labels).inc();
         }

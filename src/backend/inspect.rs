@@ -53,6 +53,8 @@ pub struct Sight {
     pub certificates: Vec<Vec<u8>>,
     /// What it said last that it can do, mechanisms included.
     pub listed: Vec<String>,
+    /// Whether clients' commands are watched in a session there ([`crate::proto::Back::watch`]).
+    pub watched: bool,
 }
 
 impl Sight {

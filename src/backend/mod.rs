@@ -34,6 +34,7 @@ use crate::config;
 use crate::directory::Login;
 use crate::metrics::Metrics;
 use crate::outcome::{BackendWords, Refusal};
+use crate::proto::watch::Watch;
 use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, PROTOCOLS, Protocol, Welcome};
 use crate::secret::{Secret, SecretBuf};
 use crate::tls::stream::Stream;
@@ -91,6 +92,8 @@ pub struct LoggedIn {
     pub leftover: SecretBuf,
     /// What the backend said to the login.
     pub welcome: Welcome,
+    /// What of the client's commands must be watched from now on.
+    pub watch: Option<Watch>,
 }
 
 /// How long a login at a backend took; filled as far as it came.
@@ -456,6 +459,7 @@ impl Talk {
             talk.step = talk.dialogue.step(&mut talk.input, &mut talk.out);
             if let Some(sight) = &mut sight {
                 sight.listed = talk.dialogue.capabilities();
+                sight.watched = talk.dialogue.watch().is_some();
             }
             if talk.dialogue.has_asked() {
                 return Ok(talk);
@@ -486,7 +490,8 @@ impl Talk {
             match self.step {
                 BackStep::NeedMore => self.fill().await?,
                 BackStep::Ready(welcome) => {
-                    return Ok(LoggedIn { stream: self.stream, leftover: self.input, welcome });
+                    let watch = self.dialogue.watch();
+                    return Ok(LoggedIn { stream: self.stream, leftover: self.input, welcome, watch });
                 }
                 BackStep::Refused(words) => return Err(BackendError::Refused(words)),
                 BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),

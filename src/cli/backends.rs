@@ -182,7 +182,7 @@ fn remarks_on(name: &str, serving: &Serving, long: bool) -> Vec<String> {
         }
     }
     if long {
-        let able = serving.capabilities.as_ref().map(|list| list.join(", "));
+        let able = serving.capabilities.as_ref().filter(|list| !list.is_empty()).map(|list| list.join(", "));
         let able = able.unwrap_or_else(|| "not known before the first greeting".to_owned());
         remarks.push(format!("{name} {protocol}: capabilities: {}", Escaped(able.as_bytes())));
     }

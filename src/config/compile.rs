@@ -166,6 +166,9 @@ fn capabilities(section: &Section<'_>) -> Option<Vec<(&'static Protocol, Vec<Str
             promised.then_some(capability)
         };
         let read: Vec<_> = items.iter().filter_map(capability).collect();
+        if crate::proto::capabilities::bounded(read.iter().cloned()).len() < read.len() {
+            node.problem(format!("the list is longer than {} bytes", crate::proto::capabilities::WHOLE));
+        }
         (read.len() == items.len()).then_some((protocol, read))
     };
     nodes.map(read).collect()

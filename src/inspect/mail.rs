@@ -79,6 +79,11 @@ fn address(
         let can: Vec<&str> = can.iter().map(|one| one.as_str()).collect();
         findings.push(Finding::ok("capabilities", can.iter().map(|one| escaped(one)).collect::<Vec<_>>().join(", ")));
     }
+    if sight.watched {
+        let found = "the server takes UNAUTHENTICATE, after which a client could log in past usher: \
+                     a session in which a client says it is ended";
+        findings.push(Finding::new("unauthenticate", State::Note, found));
+    }
     match result {
         Ok(()) if logs_in => {
             findings.push(Finding::ok("login", format!("the probe's account got in, in {milliseconds} ms")))
@@ -223,8 +228,12 @@ pub(super) fn promised(
     if !backends.iter().any(serves) {
         return None;
     }
-    let offered = snapshot.offers.of(protocol).join(", ");
-    let mut findings = vec![Finding::ok("promised", escaped(&offered))];
+    let offered = match protocol.usual {
+        // Nothing here depends on the backends.
+        [] => "what usher answers for itself, whatever the backends can do".to_owned(),
+        _ => escaped(&snapshot.offers.of(protocol).join(", ")),
+    };
+    let mut findings = vec![Finding::ok("promised", offered)];
     let differences = snapshot.offers.differences(protocol);
     if !differences.is_empty() {
         let found = format!("only some backends have what could be promised: {}", escaped(&differences));

@@ -4,6 +4,24 @@
 //! `SIZE 10240000` or `SIEVE fileinto reject`. Case means nothing in either, nor the order of words.
 //! Pure functions: who keeps the lists, and for how long, is the backend's matter.
 
+/// The longest capability that is kept: far above any that a server has.
+pub const LONGEST: usize = 1024;
+/// How much of a list is kept in all: each answer to a client holds it.
+pub const WHOLE: usize = 4096;
+
+/// What is kept of a server's list: a capability that is longer than [`LONGEST`], and what is beyond
+/// [`WHOLE`] in all, is left out, so that it is promised to no client.
+#[must_use]
+pub fn bounded(list: impl Iterator<Item = String>) -> Vec<String> {
+    let mut left = WHOLE;
+    let fits = |one: &String| {
+        let fits = one.len() <= LONGEST && one.len() <= left;
+        left -= if fits { one.len() } else { 0 };
+        fits
+    };
+    list.filter(fits).collect()
+}
+
 /// What all of these lists have: of numbers the smallest, of words those that are in every list.
 #[must_use]
 pub fn common(lists: &[&[String]]) -> Vec<String> {
@@ -85,6 +103,15 @@ mod tests {
         // What is common is in each list, and common to itself.
         assert_eq!(merge(&[there.clone(), there.clone()]), there);
         there
+    }
+
+    #[test]
+    fn what_is_too_long_is_left_out() {
+        let long = |size| "x".repeat(size);
+        let kept =
+            |sizes: &[usize]| bounded(sizes.iter().map(|size| long(*size))).iter().map(String::len).collect::<Vec<_>>();
+        assert_eq!(kept(&[59_000, 3, LONGEST, LONGEST + 1, 7]), [3, LONGEST, 7]);
+        assert_eq!(kept(&[1000, 1000, 1000, 1000, 97, 96, 1]), [1000, 1000, 1000, 1000, 96]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use super::sasl::{self, Exchange, Mechanism, Progress, SaslError};
 use super::wire::{Found, Gathering, Skip, Spoiled, first_word, is_http, write_line};
-use super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome, reference};
+use super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome, reference};
 use crate::outcome::Refusal;
 use crate::secret::SecretBuf;
 
@@ -74,6 +74,8 @@ pub(super) enum Act<'a> {
     Authenticate(Mechanism, Option<&'a [u8]>),
     /// A login with everything it needs.
     Attempt(Credentials),
+    /// It is refused, and this many bytes behind it belong to it: they are no commands.
+    Discard(Problem, usize),
 }
 
 impl<'a> Act<'a> {
@@ -122,6 +124,8 @@ pub(super) enum Problem {
     Nul,
     /// One bad command too many; the last answer.
     TooMany,
+    /// More data behind a refused command than is read and thrown away; the last answer.
+    TooMuchData,
     /// A request of HTTP; the last answer.
     Http,
 }
@@ -149,6 +153,8 @@ enum State {
     Response(Exchange),
     /// In what is left of a refused line, of which so much may be thrown away.
     Refused(Skip, usize),
+    /// In the data behind a refused command, of which so many bytes are to come.
+    Data(usize),
     /// The session is starting TLS.
     Tls,
     /// The session is deciding about a login, or has accepted it.
@@ -168,6 +174,7 @@ impl<D: Dialect> Front for LineFront<D> {
                 State::Command => self.read_command(input, out),
                 State::Response(exchange) => self.read_response(exchange, input, out),
                 State::Refused(line, budget) => self.pass_over(line, budget, input, out),
+                State::Data(missing) => self.discard(missing, input),
                 State::Tls => {
                     // Asked again before the handshake: what came in the clear stays unread.
                     input.clear();
@@ -178,6 +185,9 @@ impl<D: Dialect> Front for LineFront<D> {
             };
             if let Some(step) = next {
                 return step;
+            }
+            if out.len() >= OUTPUT {
+                return Step::Flush;
             }
         }
     }
@@ -254,6 +264,14 @@ impl<D: Dialect> LineFront<D> {
             Ok(Act::StartTls) => self.wait_in(State::Tls, Step::StartTls),
             Ok(Act::Quit) => self.wait_in(State::Over(Quit::Logout), Step::Quit(Quit::Logout)),
             Ok(Act::Attempt(credentials)) => self.attempt(credentials),
+            Ok(Act::Discard(_, size)) if size > SWALLOWED => Some(self.give_up(Problem::TooMuchData, out)),
+            Ok(Act::Discard(problem, size)) => {
+                let denied = self.deny(problem, out);
+                if denied.is_none() {
+                    self.state = State::Data(size);
+                }
+                denied
+            }
             Ok(Act::Authenticate(mechanism, initial)) => {
                 let exchange = Exchange::new(mechanism);
                 let progress = match initial {
@@ -318,6 +336,15 @@ impl<D: Dialect> LineFront<D> {
             _ if ended => None,
             0 => Some(self.give_up(Problem::TooMany, out)),
             left => self.wait_in(State::Refused(line, left), Step::NeedMore),
+        }
+    }
+
+    fn discard(&mut self, missing: usize, input: &mut SecretBuf) -> Option<Step> {
+        let taken = missing.min(input.len());
+        input.consume(taken);
+        match missing - taken {
+            0 => None,
+            left => self.wait_in(State::Data(left), Step::NeedMore),
         }
     }
 

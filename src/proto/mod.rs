@@ -20,6 +20,7 @@ pub mod submission;
 mod tests;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod trial;
+pub mod watch;
 pub mod wire;
 
 use core::net::SocketAddr;
@@ -138,6 +139,10 @@ pub struct FrontSettings<'a> {
     pub bad_commands: u32,
 }
 
+/// How much output one step may gather before it returns [`Step::Flush`]: a client that pipelines small
+/// commands with long answers and does not read must not make usher hold all of them.
+const OUTPUT: usize = 8 * 1024;
+
 /// The end of a refusal's text: the session, where that helps ([`Refusal::names_session`]).
 fn reference(refusal: &Refusal, session: &str) -> String {
     if refusal.names_session() && !session.is_empty() { format!(" (session {session})") } else { String::new() }
@@ -172,6 +177,9 @@ pub struct Credentials {
 pub enum Step {
     /// Read more from the client, then call again.
     NeedMore,
+    /// Call again once the output is sent: there is more input, but the answers so far are as much as may
+    /// wait for a client at a time ([`OUTPUT`]).
+    Flush,
     /// Drop every byte already read in the clear, start TLS as a server, call
     /// [`Front::tls_started`].
     StartTls,
@@ -195,7 +203,8 @@ pub trait Front: Send + Sync {
     /// Writes the greeting.
     fn greet(&mut self, out: &mut SecretBuf);
 
-    /// Consumes what it can of `input`, all of it before `NeedMore`. Input behind a login attempt
+    /// Consumes what it can of `input`, all of it before `NeedMore`; returns `Flush` as soon as `out` holds
+    /// [`OUTPUT`] bytes, so that it never holds more than that and one answer. Input behind a login attempt
     /// stays in `input`: it goes to the backend after success and is parsed as commands after a
     /// refusal. Called again with the same input after any step but `NeedMore` and `Quit`.
     fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step;
@@ -345,5 +354,10 @@ pub trait Back: Send {
     /// [`FrontSettings::capabilities`]; nothing before that, or where it does not say.
     fn capabilities(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// What of the client's commands must be watched after a login here; for most servers nothing.
+    fn watch(&self) -> Option<watch::Watch> {
+        None
     }
 }

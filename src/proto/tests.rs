@@ -3,7 +3,7 @@
 mod chunks;
 
 use super::trial::{HOST, SESSION};
-use super::{FrontSettings, PROTOCOLS, Protocol, Step};
+use super::{FrontSettings, OUTPUT, PROTOCOLS, Protocol, Step, capabilities};
 use crate::outcome::{AccountState, Refusal};
 use crate::secret::SecretBuf;
 
@@ -199,5 +199,48 @@ fn every_protocol_answers_every_refusal_as_its_column_says() {
             // What must not be told apart is the same to the last byte.
             assert!((row != Row::Wrong) || answer == wrong, "{}: {refusal}: {answer}", protocol.name);
         }
+    }
+}
+
+/// A client that pipelines small commands with long answers, and does not read, makes usher gather little.
+#[test]
+fn a_step_gathers_no_more_than_its_bound() {
+    let longest = |n: usize| format!("X{n}{}", "x".repeat(capabilities::LONGEST - 2));
+    let listed: Vec<String> = capabilities::bounded((0..9).map(longest));
+    assert_eq!(listed.iter().map(String::len).sum::<usize>(), capabilities::WHOLE);
+    for protocol in PROTOCOLS {
+        let (command, last) = match protocol.name {
+            "imap" => ("a CAPABILITY\r\n", "a OK That is all before login\r\n"),
+            "pop3" => ("CAPA\r\n", "\r\n.\r\n"),
+            "submission" => ("EHLO x\r\n", "250 AUTH PLAIN LOGIN\r\n"),
+            "managesieve" => ("CAPABILITY\r\n", "OK \"That is all before login\"\r\n"),
+            other => panic!("{other} has no command here"),
+        };
+        let settings = FrontSettings {
+            host: HOST,
+            session: SESSION,
+            capabilities: Some(&listed),
+            tls: true,
+            starttls: false,
+            bad_commands: 1,
+        };
+        let mut front = (protocol.front)(settings);
+        let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
+        const ASKED: usize = 300;
+        input.extend(command.repeat(ASKED).as_bytes());
+        let (mut answered, mut flushes) = (0, 0);
+        loop {
+            let step = front.step(&mut input, &mut out);
+            assert!(out.len() <= OUTPUT + capabilities::WHOLE + 1024, "{}: {} bytes", protocol.name, out.len());
+            answered += std::str::from_utf8(out.as_slice()).unwrap().matches(last).count();
+            match step {
+                Step::Flush => assert!(out.len() >= OUTPUT, "{}: for {} bytes", protocol.name, out.len()),
+                step => break assert!(matches!(step, Step::NeedMore), "{}: {step:?}", protocol.name),
+            }
+            flushes += 1;
+            out.clear();
+        }
+        assert!(input.is_empty() && flushes > 0, "{}: {flushes}", protocol.name);
+        assert_eq!(answered, ASKED, "{}: each is answered once and whole", protocol.name);
     }
 }

@@ -5,7 +5,7 @@
 use core::net::SocketAddr;
 
 use super::{
-    Back, BackSettings, BackStep, BackTls, Credentials, Front, FrontSettings, Origin, Protocol, Step, Welcome,
+    Back, BackSettings, BackStep, BackTls, Credentials, Front, FrontSettings, OUTPUT, Origin, Protocol, Step, Welcome,
 };
 use crate::outcome::Refusal;
 use crate::secret::{Secret, SecretBuf};
@@ -33,6 +33,9 @@ pub enum Decision {
     /// Accept it, which ends the dialogue.
     Accept(Welcome),
 }
+
+/// What one step may gather: [`OUTPUT`] and one answer, which has the tag of a command or a list of 4 KiB.
+const MOST_OUTPUT: usize = OUTPUT + 13 * 1024;
 
 /// A client's dialogue and all that came of it.
 pub struct FrontTrial {
@@ -74,6 +77,7 @@ impl FrontTrial {
         while !self.over {
             let mut out = SecretBuf::new();
             let step = self.front.step(&mut self.input, &mut out);
+            assert!(out.len() <= MOST_OUTPUT, "{} bytes were gathered by one step", out.len());
             record(&out, &mut self.transcript);
             while let Some(refusal) = self.front.refused_unasked() {
                 self.refused.push(refusal);
@@ -83,6 +87,8 @@ impl FrontTrial {
                     assert!(self.input.is_empty(), "asked for more and left {} bytes", self.input.len());
                     return;
                 }
+                // It is sent: nothing of it is to be seen in what follows.
+                Step::Flush => {}
                 // A client that waits for the handshake: what is left comes after it.
                 Step::StartTls => {
                     note(&mut self.transcript, "=> tls");

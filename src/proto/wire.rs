@@ -116,7 +116,7 @@ impl Literal {
 
 /// Watches a line go by for the announcement of a literal at its end, without keeping any of it.
 #[derive(Debug, Default, Clone, Copy)]
-enum Marker {
+pub(super) enum Marker {
     #[default]
     Absent,
     /// Behind the brace, before any digit: `{}` announces nothing.
@@ -142,7 +142,13 @@ impl Marker {
         };
     }
 
-    const fn literal(self) -> Option<Literal> {
+    /// What it is behind one more byte.
+    pub(super) fn behind(mut self, byte: u8) -> Self {
+        self.watch(byte);
+        self
+    }
+
+    pub(super) const fn literal(self) -> Option<Literal> {
         if let Self::Closed(literal) = self { Some(literal) } else { None }
     }
 }

@@ -222,6 +222,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
     pub async fn send(&mut self, out: &mut SecretBuf) -> io::Result<()> {
         if !out.is_empty() {
             self.write_all(out.as_slice()).await?;
+            // Now, and not behind the flush, for which a peer that does not read lets it wait.
             out.clear();
             self.flush().await?;
         }

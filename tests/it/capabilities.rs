@@ -107,24 +107,57 @@ fn a_list_that_changes_is_learned_and_kept_through_an_outage() {
     offered("fileinto");
 }
 
+/// What usher answers for itself before the login no backend can take from the clients of the others.
 #[test]
-fn imap_promises_only_what_holds_after_the_login() {
+fn a_backend_that_lists_nothing_takes_nothing_from_imap_clients() {
     let server = Scripted::welcoming();
     let usher = Usher::start(Config::with_directory(crate::kit::slapd()).scripted(&server));
-    let mut imap = Imap::tls(usher.imaps_port());
     let usual = "* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN] usher is ready";
-    assert_eq!(imap.greeting, usual, "nobody was reached yet");
+    let mut imap = Imap::tls(usher.imaps_port());
+    assert_eq!(imap.greeting, usual);
     // Its greeting lists neither, which this login shows.
     imap.login("alice", &password_of("alice")).ok();
-    for _ in 0..200 {
-        let greeting = Imap::tls(usher.imaps_port()).greeting.clone();
-        if greeting == "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=LOGIN] usher is ready" {
-            return;
-        }
-        assert_eq!(greeting, usual);
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    panic!("still promised");
+    // Lists are merged a few times a second, and after a reload at once.
+    usher.hup();
+    assert_eq!(Imap::tls(usher.imaps_port()).greeting, usual);
+}
+
+/// A list is bounded, so that answers to clients are: what is too long is promised to nobody.
+#[test]
+fn what_is_listed_beyond_all_bounds_is_promised_to_nobody() {
+    let usher = Usher::start(hostile("managesieve"));
+    usher.wait_metric("usher_backend_probes_total", &[("backend", "server3"), ("result", "ok")], 1.0);
+    usher.hup();
+    let greeting = Sieve::tls(usher.imaps_port()).greeting;
+    assert!(greeting.contains(&"\"MAXREDIRECTS\" \"3\"".to_owned()), "{greeting:?}");
+    assert!(!greeting.iter().any(|line| line.contains("NOTIFY")), "{greeting:?}");
+
+    let usher = Usher::start(hostile("submission"));
+    usher.wait_metric("usher_backend_probes_total", &[("backend", "server3"), ("result", "ok")], 1.0);
+    usher.hup();
+    let promised = keywords(&mut Imap::tls(usher.imaps_port()));
+    assert!(promised.iter().any(|keyword| keyword.starts_with("X0")), "{promised:?}");
+    assert!(promised.iter().map(String::len).sum::<usize>() < 5 * 1024, "{promised:?}");
+}
+
+/// With a server that lists as much as a login may bring, and is probed: one capability of 59 KB, or as many
+/// as there is room for.
+pub(crate) fn hostile(protocol: &str) -> Config {
+    let server = match protocol {
+        "managesieve" => Scripted::tls(|peer| {
+            peer.send("\"IMPLEMENTATION\" \"scripted\"\r\n\"SASL\" \"PLAIN\"\r\n\"NOTIFY\" {59000}\r\n");
+            peer.send(format!("{}\r\n\"MAXREDIRECTS\" \"3\"\r\nOK\r\n", "x".repeat(59_000)));
+            peer.wait_for_end();
+        }),
+        _ => Scripted::tls(|peer| {
+            peer.send("220 scripted\r\n");
+            while peer.line().is_some() {
+                let many: String = (0..99).map(|n| format!("250-X{n}{}\r\n", "x".repeat(380))).collect();
+                peer.send(format!("250-scripted\r\n{many}250 AUTH PLAIN\r\n"));
+            }
+        }),
+    };
+    looked_after(Config::shared().speaking(protocol, &[server.port]), 0)
 }
 
 #[test]

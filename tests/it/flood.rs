@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use crate::kit::{Config, Imap, PROMISED_SECOND, Usher, password_of};
+use crate::kit::process::run;
+use crate::kit::scripted::{GREETING, Scripted};
+use crate::kit::{Config, Imap, PROMISED_SECOND, Usher, password_of, patience, slapd};
 
 /// usher's processor time so far, in clock ticks of 10 ms.
 fn ticks(usher: &Usher) -> u64 {
@@ -126,4 +128,108 @@ fn a_client_before_login_holds_little_memory() {
     assert!(each <= 128, "{each} KiB for each client before login");
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
     drop(hogs);
+}
+
+/// What the kernel holds for usher's connections, in KiB: what came and was not read, what was written and
+/// not acknowledged, and what is set aside for either.
+fn kernel_kib(usher: &Usher) -> u64 {
+    let listed = run("ss", &["-tmnpOH"], b"").succeeded().stdout;
+    let pid = format!("pid={},", usher.pid());
+    let sockets = listed.lines().filter(|line| line.contains(&pid));
+    let held = sockets.map(|line| {
+        let memory = line.split("skmem:(").nth(1).and_then(|rest| rest.split(')').next()).unwrap();
+        let parts = memory.split(',').filter_map(|part| part.strip_prefix(['r', 'w', 'f'])?.parse::<u64>().ok());
+        parts.sum::<u64>()
+    });
+    held.sum::<u64>() / 1024
+}
+
+/// Memory of usher and of the kernel for it, in KiB, once it grows no more.
+fn settled_kib(usher: &Usher) -> (u64, u64) {
+    let deadline = Instant::now() + patience(Duration::from_secs(20));
+    let mut before = 0;
+    loop {
+        let (own, kernels) = (usher.resident_kib(), kernel_kib(usher));
+        if own + kernels <= before {
+            return (own, kernels);
+        }
+        assert!(Instant::now() < deadline, "it goes on growing: {own} and {kernels} KiB");
+        before = own + kernels;
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// What each of so many connections has added since, in KiB: to usher's memory and to the kernel's.
+fn grown(usher: &Usher, before: (u64, u64), connections: u64) -> (u64, u64) {
+    let now = settled_kib(usher);
+    (now.0.saturating_sub(before.0) / connections, now.1.saturating_sub(before.1) / connections)
+}
+
+/// In every protocol, with backends that list as much as they can.
+#[test]
+fn clients_that_ask_and_do_not_read_hold_little_memory_the_kernels_included() {
+    const CLIENTS: u64 = 60;
+    for (protocol, question) in [
+        ("imap", "a CAPABILITY\r\n"),
+        ("pop3", "CAPA\r\n"),
+        ("submission", "EHLO x\r\n"),
+        ("managesieve", "CAPABILITY\r\n"),
+    ] {
+        let usher = match protocol {
+            "imap" | "pop3" => Usher::start(Config::shared().speaking(protocol, &[1])),
+            _ => {
+                let usher = Usher::start(crate::capabilities::hostile(protocol));
+                usher.wait_metric("usher_backend_probes_total", &[("backend", "server3"), ("result", "ok")], 1.0);
+                usher.hup();
+                usher
+            }
+        };
+        // Whatever is allocated once is allocated before the measuring.
+        drop((0..10).map(|_| Imap::tls(usher.imaps_port())).collect::<Vec<_>>());
+        let before = settled_kib(&usher);
+        let questions = question.repeat((256 << 10) / question.len());
+        let hogs: Vec<Imap> = (0..CLIENTS)
+            .map(|_| {
+                let mut client = Imap::tls(usher.imaps_port());
+                client.send(&questions);
+                client
+            })
+            .collect();
+        let (own, kernels) = grown(&usher, before, CLIENTS);
+        assert!(own + kernels <= 128, "{protocol}: {own} KiB of usher's and {kernels} of the kernel's for each client");
+        drop(hogs);
+    }
+}
+
+#[test]
+fn sessions_that_do_not_read_cost_under_a_mebibyte_each_the_kernels_included() {
+    const SESSIONS: u64 = 40;
+    const MESSAGE: usize = 24 << 20;
+    let backend = Scripted::tls(|peer| {
+        peer.send(GREETING);
+        if peer.accept_login().is_some() && peer.command().is_some() {
+            let piece = vec![b'x'; 65_536];
+            for _ in 0..MESSAGE / piece.len() {
+                if !peer.send(&piece) {
+                    break;
+                }
+            }
+        }
+    });
+    let usher = Usher::start(Config::with_directory(slapd()).scripted(&backend));
+    let log_in = || {
+        let mut imap = Imap::tls(usher.imaps_port());
+        imap.login("alice", &password_of("alice")).ok();
+        imap
+    };
+    drop(log_in());
+    let before = settled_kib(&usher);
+    let mut sessions: Vec<Imap> = (0..SESSIONS).map(|_| log_in()).collect();
+    sessions.iter_mut().for_each(|imap| imap.send("f FETCH 1 BODY[]\r\n"));
+    let (own, kernels) = grown(&usher, before, SESSIONS);
+    assert!(own + kernels <= 1024, "{own} KiB of usher's and {kernels} of the kernel's for each session");
+    let held = usher.metric("usher_kernel_tcp_memory_bytes", &[]);
+    assert!(held > 0.0 && held < usher.metric("usher_kernel_tcp_memory_limit_bytes", &[]), "{held}");
+    // And it goes on where it stopped.
+    assert!(sessions[0].bytes(MESSAGE).iter().all(|byte| *byte == b'x'));
 }

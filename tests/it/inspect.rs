@@ -73,7 +73,7 @@ fn all_is_well_with_real_servers() {
         is(&backend("login"), "ok", &["could be sent"]);
     }
     // Dovecot and Cyrus are not alike, and what they differ in is promised to nobody.
-    is(&finding(&report, "protocol", "imap", "promised"), "ok", &["ID"]);
+    is(&finding(&report, "protocol", "imap", "promised"), "ok", &["usher answers for itself"]);
     is(&finding(&report, "protocol", "imap", "differs"), "note", &["server3", "IDLE"]);
 
     // The same for people, and nobody's password anywhere.
@@ -105,14 +105,19 @@ fn other_protocols_are_looked_at_as_well() {
 
 #[test]
 fn what_only_some_servers_can_is_a_warning() {
-    // It has no ID, which Cyrus has.
+    // It has no SIZE, which Dovecot has.
     let server = Scripted::tls(|peer| {
-        peer.send(GREETING);
+        peer.send("220 scripted\r\n");
+        while peer.line().is_some() {
+            peer.send("250-scripted\r\n250-PIPELINING\r\n250 AUTH PLAIN\r\n");
+        }
     });
-    let config = Config::with_directory(slapd()).scripted(&server).backend("server4", cyrus().imaps, &["server4"]);
+    let config = Config::shared().speaking("submission", &[server.port, dovecot().submissions]);
+    let config = config.set("/routing/backends/1/submission/server_name", "server3.example.com");
     let (code, report) = inspect(&config, &[]);
-    assert_eq!(code, 0);
-    is(&finding(&report, "protocol", "imap", "differs"), "warning", &["server4: ", "ID", "`capabilities`"]);
+    assert_eq!(code, 0, "{report:#}");
+    let differs = finding(&report, "protocol", "submission", "differs");
+    is(&differs, "warning", &["server4: ", "8BITMIME", "`capabilities`"]);
 }
 
 #[test]

@@ -48,4 +48,6 @@ mod servers;
 mod status;
 mod submission;
 mod throttle;
+mod timers;
+mod unauthenticate;
 mod watch;

@@ -17,6 +17,8 @@ fn every_series_is_there_from_the_first_scrape() {
         "usher_connections",
         "usher_connections_limit",
         "usher_connections_refused_total",
+        "usher_kernel_tcp_memory_bytes",
+        "usher_kernel_tcp_memory_limit_bytes",
         "usher_relayed_bytes_total",
         "usher_cache_entries",
         "usher_directory_operations_total",

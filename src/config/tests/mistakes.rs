@@ -756,6 +756,9 @@ fn what_is_promised_is_made_of_capabilities() {
     }
     let with = "hostname: mail.example.com\ncapabilities: {imap: []} # HERE";
     mistake("hostname: mail.example.com", with, "capabilities.imap", "the list is empty");
+    let long: Vec<String> = (0..5).map(|n| format!("X{n}{}", "x".repeat(900))).collect();
+    let with = format!("hostname: mail.example.com\ncapabilities: {{submission: [{}]}} # HERE", long.join(", "));
+    mistake("hostname: mail.example.com", &with, "capabilities.submission", "longer than 4096 bytes");
     let with = "hostname: mail.example.com\ncapabilities: {nntp: [ID]} # HERE";
     mistake("hostname: mail.example.com", with, "capabilities.nntp", "unknown key");
 }

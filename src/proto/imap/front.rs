@@ -15,9 +15,9 @@ use zeroize::Zeroizing;
 
 use super::super::sasl::{self, Exchange, Mechanism, Progress, SaslError};
 use super::super::wire::{Found, Gathering, Literal, Skip, Spoiled, first_word, is_http, printable, write_line};
-use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Told, Welcome, reference};
+use super::super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Told, Welcome, reference};
 use super::command::{self, Denial, Problem, Verb};
-use super::{LATER, LINE, TEXT};
+use super::{LINE, TEXT};
 use crate::outcome::{AccountState, BackendWords, Refusal};
 use crate::secret::SecretBuf;
 
@@ -26,16 +26,15 @@ const COMMAND: usize = 32_768;
 /// How much of one refused command is read and thrown away before the client is given up.
 const SWALLOWED: usize = 65_536;
 
-/// What does not depend on anything; SASL-IR saves a round trip.
-const CAPABILITIES: &str = "IMAP4rev1 SASL-IR";
+/// What does not depend on anything, as usher answers it for itself. SASL-IR saves a round trip; LITERAL-
+/// and not LITERAL+, because the limits hold to that.
+const CAPABILITIES: &str = "IMAP4rev1 SASL-IR LITERAL- ID";
 
 /// The words for a login in the clear: the same whether the dialogue or the session refuses it.
 const TLS_FIRST: &str = "[PRIVACYREQUIRED] Start TLS before you log in";
 
 /// The dialogue with one client.
 pub(super) struct ImapFront {
-    /// What of [`LATER`] all backends can do.
-    later: Vec<&'static str>,
     session: Box<str>,
     tls: bool,
     starttls: bool,
@@ -108,6 +107,9 @@ impl Front for ImapFront {
             if let Some(step) = next {
                 return step;
             }
+            if out.len() >= OUTPUT {
+                return Step::Flush;
+            }
         }
     }
 
@@ -161,11 +163,7 @@ impl Front for ImapFront {
 
 impl ImapFront {
     pub(super) fn new(settings: FrontSettings<'_>) -> Self {
-        let all_have = |one: &&&str| {
-            settings.capabilities.is_none_or(|listed| listed.iter().any(|known| known.eq_ignore_ascii_case(one)))
-        };
         Self {
-            later: LATER.iter().filter(all_have).copied().collect(),
             session: settings.session.into(),
             tls: settings.tls,
             starttls: settings.starttls,
@@ -191,12 +189,7 @@ impl ImapFront {
             (false, true) => "STARTTLS LOGINDISABLED",
             (false, false) => "LOGINDISABLED",
         };
-        let mut capabilities = CAPABILITIES.to_owned();
-        for one in self.later.iter().copied().chain([more]) {
-            capabilities.push(' ');
-            capabilities.push_str(one);
-        }
-        capabilities
+        format!("{CAPABILITIES} {more}")
     }
 
     fn read_command(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {

@@ -21,8 +21,10 @@ pub const PROTOCOL: Protocol = Protocol {
     implicit_port: 993,
     starttls_port: 143,
     introduction: Some(Introduction::Id),
-    usual: &["LITERAL-", "ID"],
-    promised: |name| LATER.iter().any(|later| later.eq_ignore_ascii_case(name)),
+    // All that is listed before the login is what usher answers for itself, and a client reads the
+    // backend's own list with its OK: no backend can take anything from the clients of the others.
+    usual: &[],
+    promised: |_| false,
     front,
     back,
     nginx: Some(Nginx { name: "imap", words: front::told }),
@@ -33,9 +35,6 @@ pub const PROTOCOL: Protocol = Protocol {
     },
 };
 
-/// What usher offers before the login and a client may go on using after it, until it has read the
-/// list that comes with its OK. LITERAL+ is offered as LITERAL-: the limits hold to that.
-const LATER: &[&str] = &["LITERAL-", "ID"];
 /// The longest line, without CRLF, in either direction: clients keep to 8000 octets (RFC 2683
 /// section 3.2.1.5), servers to 8192 (RFC 7162 section 4).
 const LINE: usize = 8192;

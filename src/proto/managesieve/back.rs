@@ -7,12 +7,16 @@
 //! is success.
 
 use super::super::sasl::{fits_plain, write_plain};
+use super::super::watch::Watch;
 use super::super::wire::{Spoiled, printable, write_line};
 use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Welcome};
 use super::TEXT;
 use super::syntax::{Cursor, Gathered, Gatherer, write_string};
 use crate::outcome::BackendWords;
 use crate::secret::{Secret, SecretBuf};
+
+/// Ends a login and keeps the connection (RFC 5804 section 2.14).
+const UNAUTHENTICATE: &str = "UNAUTHENTICATE";
 
 /// The dialogue with one backend.
 pub(super) struct SieveBack {
@@ -93,6 +97,13 @@ impl Back for SieveBack {
 
     fn capabilities(&self) -> Vec<String> {
         if self.asked { self.capabilities.clone() } else { Vec::new() }
+    }
+
+    /// Cyrus has the command and does not list it before the login.
+    fn watch(&self) -> Option<Watch> {
+        let cyrus = |value: &str| value.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("CYRUS"));
+        let takes = self.value(UNAUTHENTICATE).is_some() || self.value("IMPLEMENTATION").is_some_and(cyrus);
+        takes.then(|| Watch::new(UNAUTHENTICATE, b"BYE \"UNAUTHENTICATE is not available here\"\r\n"))
     }
 }
 
@@ -189,6 +200,10 @@ impl SieveBack {
             }
             State::Afterwards { listing, .. } => {
                 *listing = true;
+                // Of this list no more is of use.
+                if name.expose().eq_ignore_ascii_case(UNAUTHENTICATE.as_bytes()) {
+                    self.capabilities.push(UNAUTHENTICATE.to_owned());
+                }
                 Ok(())
             }
             State::StartTls | State::Tls | State::Login | State::Over => Err(BackFault::Garbage),

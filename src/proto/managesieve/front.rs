@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use super::super::capabilities::name;
 use super::super::sasl::{Exchange, Mechanism, Progress, SaslError};
 use super::super::wire::{Gathering, Literal, Skip, Spoiled, is_http, printable};
-use super::super::{ClientId, Credentials, Front, FrontSettings, Quit, Step, Welcome, reference};
+use super::super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome, reference};
 use super::syntax::{Cursor, Gathered, Gatherer, write_string};
 use super::{PROTOCOL, TEXT};
 use crate::outcome::{AccountState, BackendWords, Refusal};
@@ -109,6 +109,9 @@ impl Front for SieveFront {
             };
             if let Some(step) = next {
                 return step;
+            }
+            if out.len() >= OUTPUT {
+                return Step::Flush;
             }
         }
     }

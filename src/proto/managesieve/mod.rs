@@ -37,7 +37,7 @@ pub const PROTOCOL: Protocol = Protocol {
 };
 
 /// What usher tells as its own, and what holds before the login alone or not through a relay.
-/// UNAUTHENTICATE would leave the client before login at the backend, with nobody to log it in.
+/// UNAUTHENTICATE would let the client log in again past usher: it ends the session (`watch`).
 const OWN: &[&str] = &["IMPLEMENTATION", "SASL", "STARTTLS", "OWNER", "LANGUAGE", "UNAUTHENTICATE", "XCLIENT"];
 
 /// How much of a peer's free text is passed on.

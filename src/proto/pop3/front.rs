@@ -126,6 +126,7 @@ impl Dialect for Pop3 {
             Problem::TooLong | Problem::ResponseTooLong => "-ERR Line too long",
             Problem::LineEnd => "-ERR A line ends with CR and LF",
             Problem::Nul => "-ERR A line holds no NUL",
+            Problem::TooMuchData => "-ERR Too much data",
             Problem::TooMany => "-ERR Too many bad commands",
             Problem::Http => "-ERR This is a mail server",
         }

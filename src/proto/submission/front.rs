@@ -103,6 +103,9 @@ impl Dialect for Submission {
             (b"EHLO" | b"HELO" | b"AUTH" | b"STARTTLS" | b"RSET" | b"VRFY" | b"QUIT", _) => {
                 return Err(Problem::Syntax);
             }
+            // What follows the line is the message's, whatever is answered (RFC 3030 section 2): read as
+            // commands it would be a way to say them in somebody else's name.
+            (b"BDAT", false) => return Ok(Act::Discard(Problem::LoginFirst, chunk(arguments).ok_or(Problem::Syntax)?)),
             // RFC 6409 section 4.3.
             (verb, _) if TRANSACTION.contains(&verb) => return Err(Problem::LoginFirst),
             _ => return Err(Problem::Unknown),
@@ -131,6 +134,7 @@ impl Dialect for Submission {
             Problem::ResponseTooLong => "500 5.5.6 Line too long",
             Problem::LineEnd => "500 5.5.2 A line ends with CR and LF",
             Problem::Nul => "500 5.5.2 A line holds no NUL",
+            Problem::TooMuchData => "421 4.7.0 Log in before you send a message",
             Problem::TooMany => "421 4.7.0 Too many bad commands",
             Problem::Http => "421 4.7.0 This is a mail server",
         }
@@ -151,6 +155,16 @@ impl Dialect for Submission {
         let text = words.splitn(3, ' ').nth(2).unwrap_or_default();
         format!("421 4.3.2 {text}")
     }
+}
+
+/// The size of BDAT's chunk, `size` or `size LAST`; one that no number can hold is `usize::MAX`.
+fn chunk(arguments: &[u8]) -> Option<usize> {
+    let (size, last) = first_word(arguments);
+    let sound = !size.is_empty() && size.iter().all(u8::is_ascii_digit);
+    if !sound || !(last.is_empty() || last.eq_ignore_ascii_case(b"LAST")) {
+        return None;
+    }
+    Some(std::str::from_utf8(size).ok()?.parse().unwrap_or(usize::MAX))
 }
 
 /// As a refused client is told, for one of nginx, which takes the codes apart from the text.

@@ -104,8 +104,6 @@ fn before_the_login_no_mail_is_taken() {
         S: 530 5.7.0 Log in first
         C: DATA
         S: 530 5.7.0 Log in first
-        C: BDAT 86 LAST
-        S: 530 5.7.0 Log in first
         C: NOOP
         S: 250 2.0.0 Nothing done
         C: NOOP again
@@ -468,4 +466,51 @@ fn a_backend_is_told_who_the_client_is_in_what_it_takes() {
     listing(told, "AUTH PLAIN", "=> fault NotTold");
     listing(told, "XCLIENT NAME", "=> fault NotTold");
     listing(told, "XCLIENT ADDR", "C: XCLIENT ADDR=198.51.100.7\nS: 550 5.7.1 no\n=> fault NotTold");
+}
+
+/// RFC 3030 section 2: what follows the line is the message's, whatever is answered.
+#[test]
+fn the_data_of_bdat_is_never_read_as_commands() {
+    greeted(
+        "
+        C: BDAT 21 LAST\\r\\nQUIT\\r\\nAUTH PLAIN AAAANOOP
+        S: 530 5.7.0 Log in first
+        S: 250 2.0.0 Nothing done
+        C: bdat 0 last
+        S: 530 5.7.0 Log in first
+        C: BDAT 0000000002\\r\\n\\r\\nNOOP
+        S: 530 5.7.0 Log in first
+        S: 250 2.0.0 Nothing done
+        C: BDAT
+        S: 530 5.7.0 Log in first
+        C: BDAT 5 NOW
+        S: 501 5.5.4 Arguments are not as the command wants them
+        C: BDAT five
+        S: 501 5.5.4 Arguments are not as the command wants them
+        C: BDAT +5
+        S: 501 5.5.4 Arguments are not as the command wants them
+        C: NOOP
+        S: 250 2.0.0 Nothing done
+        ",
+    );
+    // It counts as a bad command, with or without TLS.
+    client(
+        FrontSettings { bad_commands: 2, ..CLEAR },
+        "
+        C: BDAT 6\\r\\nNOOP\\r\\nBDAT 6 LAST\\r\\nNOOP\\r\\nNOOP
+        S: 530 5.7.0 Log in first
+        S: 421 4.7.0 Too many bad commands
+        => quit Nonsense
+        ",
+    );
+    // More than is thrown away of any command.
+    for size in ["65537", "18446744073709551616", "99999999999999999999999999 LAST"] {
+        greeted(&format!("C: BDAT {size}\nS: 421 4.7.0 Log in before you send a message\n=> quit Nonsense"));
+    }
+    let mut trial = crate::proto::trial::FrontTrial::new(&PROTOCOL, TLS, std::iter::empty());
+    trial.feed(b"BDAT 65536\r\n");
+    trial.feed(&b"QUIT\r\n".repeat(65_536 / 6));
+    trial.feed(b"QUITNOOP\r\n");
+    let transcript = trial.finish();
+    assert!(transcript.ends_with("530 5.7.0 Log in first\n250 2.0.0 Nothing done\n"), "{transcript}");
 }

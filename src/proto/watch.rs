@@ -1,0 +1,178 @@
+//! The one command that a relay looks for: a verb that would end the login and keep the session.
+//!
+//! A relay reads nothing of what passes, with this exception: where a server lets a client give up its
+//! login and begin another (UNAUTHENTICATE of RFC 5804 section 2.14), everything that usher is there for
+//! would be behind the client: limits, log, allow rules, an administrator's kick. So the lines of such a
+//! session are looked at, byte by byte and without keeping any, and the verb ends it.
+//!
+//! What the server takes for a command must never be taken for data here. A server that refuses a command
+//! reads on at its next line, be that in a string or in a literal that it never asked for. So every line
+//! counts, wherever it stands, with any of CR and LF as its end. Within a literal, which may be a script,
+//! only the line that is the verb and nothing else counts, as nothing else would be obeyed; one that
+//! begins with the word passes.
+
+use super::wire::Marker;
+
+/// Watches a client's side of a session for one verb.
+#[derive(Debug)]
+pub struct Watch {
+    verb: &'static [u8],
+    /// What a client may be told whose session is ended for it: a line.
+    pub told: &'static [u8],
+    line: Line,
+    /// What the line announces at its end.
+    marker: Marker,
+    /// The last byte was a CR.
+    after_cr: bool,
+    /// Bytes of a literal that are to come.
+    literal: usize,
+}
+
+/// How much of the verb a line has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    /// So many of its letters, behind blanks at the most.
+    Verb(usize),
+    /// All of it, and blanks behind it.
+    Ends,
+    /// Something else.
+    Other,
+}
+
+impl Watch {
+    /// Watches for this verb, in capital letters.
+    #[must_use]
+    pub const fn new(verb: &'static str, told: &'static [u8]) -> Self {
+        Self { verb: verb.as_bytes(), told, line: Line::Verb(0), marker: Marker::Absent, after_cr: false, literal: 0 }
+    }
+
+    /// Whether the verb is said in `bytes`, which go on where the last ones ended. What was passed on
+    /// before has not got the end of its line, and is no command yet.
+    pub fn is_said(&mut self, bytes: &[u8]) -> bool {
+        bytes.iter().any(|byte| self.is_said_by(*byte))
+    }
+
+    fn is_said_by(&mut self, byte: u8) -> bool {
+        let in_literal = self.literal > 0;
+        self.literal = self.literal.saturating_sub(1);
+        let ends = matches!(byte, b'\r' | b'\n');
+        let blank = matches!(byte, b' ' | b'\t');
+        let whole = Line::Verb(self.verb.len());
+        if self.line == Line::Ends && ends || self.line == whole && (ends || (!in_literal && !is_letter(byte))) {
+            return true;
+        }
+        if !in_literal {
+            self.announcement(byte);
+        }
+        self.line = match self.line {
+            _ if ends => Line::Verb(0),
+            Line::Verb(0) if blank => Line::Verb(0),
+            Line::Verb(matched) if self.verb.get(matched) == Some(&byte.to_ascii_uppercase()) => {
+                Line::Verb(matched + 1)
+            }
+            Line::Ends if blank => Line::Ends,
+            line if line == whole && blank => Line::Ends,
+            Line::Verb(_) | Line::Ends | Line::Other => Line::Other,
+        };
+        false
+    }
+
+    /// Looks for a literal at the end of a line of commands: `{5}` or `{5+}`, and CRLF.
+    fn announcement(&mut self, byte: u8) {
+        match byte {
+            b'\n' if self.after_cr => {
+                self.literal = self.marker.literal().map_or(0, |literal| literal.size);
+                self.marker = Marker::Absent;
+            }
+            b'\r' => {}
+            _ => {
+                // What stood before a CR alone announces nothing.
+                let before = if self.after_cr { Marker::Absent } else { self.marker };
+                self.marker = before.behind(byte);
+            }
+        }
+        self.after_cr = byte == b'\r';
+    }
+}
+
+fn is_letter(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Whether it is said, in pieces of any size; with how many bytes it was found out.
+    fn said(text: &[u8]) -> Option<usize> {
+        let found = |size: usize| {
+            let mut watch = Watch::new("UNAUTHENTICATE", b"");
+            let mut passed = 0;
+            for piece in text.chunks(size) {
+                if watch.is_said(piece) {
+                    return Some(passed + size);
+                }
+                passed += piece.len();
+            }
+            None
+        };
+        let single = found(1);
+        for size in 2..=text.len().max(2) {
+            assert_eq!(found(size).is_some(), single.is_some(), "{} by {size}", text.escape_ascii());
+        }
+        single
+    }
+
+    #[test]
+    fn the_verb_ends_a_session_wherever_a_server_may_read_a_command() {
+        for text in [
+            "UNAUTHENTICATE\r\n",
+            "unauthenticate\n",
+            "UnAuthenticate \t\r\n",
+            "  UNAUTHENTICATE\r",
+            "UNAUTHENTICATE now\r\n",
+            "UNAUTHENTICATE\"x\"\r\n",
+            "LISTSCRIPTS\r\nNOOP\r\nUNAUTHENTICATE\r\nAUTHENTICATE \"PLAIN\" \"AGJvYgBx\"\r\n",
+            "PUTSCRIPT \"a\" {5+}\r\nhello\r\nUNAUTHENTICATE\r\n",
+            "PUTSCRIPT \"a\" {5}\r\nhello\r\nUNAUTHENTICATE\r\n",
+            "PUTSCRIPT \"a\" {0+}\r\n\r\nUNAUTHENTICATE\r\n",
+            "PUTSCRIPT {1+}\r\na {7+}\r\nkeep;\r\n\r\nUNAUTHENTICATE\r\n",
+            // Refused before the literal, and read on at the next line; or no literal at all.
+            "NONSENSE {99+}\r\nUNAUTHENTICATE\r\n",
+            "PUTSCRIPT \"a\" {99999999999999999999999+}\r\nUNAUTHENTICATE\r\n",
+            "NOOP \"{99+}\r\nUNAUTHENTICATE\r\n",
+            "NONSENSE \"\r\nUNAUTHENTICATE\r\n\"\r\n",
+            "HAVESPACE \"a\" {2}\rUNAUTHENTICATE\r\n",
+        ] {
+            assert!(said(text.as_bytes()).is_some(), "{text:?}");
+        }
+        // Before its line ends: what went before was no command.
+        assert_eq!(said(b"UNAUTHENTICATE\r\n"), Some("UNAUTHENTICATE\r".len()));
+    }
+
+    #[test]
+    fn what_only_looks_like_it_passes() {
+        for text in [
+            "UNAUTHENTICATED\r\nUNAUTHENTICAT\r\nUNAUTHENTICATE-X\r\nXUNAUTHENTICATE\r\n",
+            "PUTSCRIPT \"unauthenticate\" \"UNAUTHENTICATE\"\r\n",
+            "NOOP \"UNAUTHENTICATE\"\r\nRENAMESCRIPT \"a\" UNAUTHENTICATE\r\n",
+            "PUTSCRIPT \"a\" {35+}\r\n# a comment\r\nUNAUTHENTICATE means x\r\nNOOP\r\n",
+            "PUTSCRIPT \"a\" {20}\r\n# UNAUTHENTICATE\r\n# \r\nNOOP\r\n",
+            "UNAUTHENTICATE",
+        ] {
+            assert!(said(text.as_bytes()).is_none(), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_command_behind_any_line_is_found(before in "[ -~]{0,40}(\r\n|\n|\r)", split in 0..60_usize) {
+            let text = format!("{before}UNAUTHENTICATE\r\n");
+            let mut watch = Watch::new("UNAUTHENTICATE", b"");
+            let (one, other) = text.as_bytes().split_at(split.min(text.len()));
+            prop_assert!(watch.is_said(one) || watch.is_said(other));
+        }
+    }
+}
