@@ -272,8 +272,13 @@ impl Conversation {
         }
     }
 
+    /// Sends what there is. Nothing more is read from a client that has not taken its answers.
     async fn send(&mut self, stream: &mut Stream) -> Result<(), Parting> {
-        match timeout_at(self.deadline, stream.send(&mut self.out)).await {
+        let sent = async {
+            stream.send(&mut self.out).await?;
+            stream.sent().await
+        };
+        match timeout_at(self.deadline, sent).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Parting::ClientClosed),
             Err(_) => Err(Parting::Deadline),

@@ -10,8 +10,10 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpSocket;
 
@@ -100,6 +102,15 @@ pub fn before_login<'a>(socket: impl Into<SockRef<'a>>) {
 /// A session has what every relayed connection has.
 pub fn after_login<'a>(socket: impl Into<SockRef<'a>>) {
     let _ = hold(&socket.into(), UNREAD, UNSENT);
+}
+
+/// Whether less than half of what may wait unsent does (TCP_NOTSENT_LOWAT), or the connection is over.
+///
+/// # Errors
+/// The system's.
+pub fn is_writable(socket: impl AsFd) -> io::Result<bool> {
+    let mut asked = [PollFd::new(&socket, PollFlags::OUT)];
+    Ok(poll(&mut asked, Some(&Timespec::default()))? > 0)
 }
 
 fn hold(socket: &SockRef<'_>, unread: usize, unsent: u32) -> io::Result<()> {

@@ -20,11 +20,12 @@ use std::task::{Context, Poll, ready};
 
 use rustls::pki_types::CertificateDer;
 use rustls::{CommonState, Connection, HandshakeKind, ProtocolVersion};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use zeroize::Zeroize;
 
 use crate::secret::SecretBuf;
+use crate::sys::sockets;
 
 /// The most that one system call reads before the login: a login and what is pipelined behind it fit in.
 const SIP: usize = 4096;
@@ -74,6 +75,16 @@ impl Stream {
     #[must_use]
     pub const fn tcp(&self) -> &TcpStream {
         &self.socket
+    }
+
+    /// Waits until the kernel has sent most of what it was given. That the socket takes a write does not
+    /// say so: one packet, which may be of 64 KiB, is filled up whatever waits already.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub async fn sent(&self) -> io::Result<()> {
+        let sent = || if sockets::is_writable(&self.socket)? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) };
+        self.socket.async_io(Interest::WRITABLE, sent).await
     }
 }
 

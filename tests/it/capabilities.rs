@@ -126,14 +126,14 @@ fn a_backend_that_lists_nothing_takes_nothing_from_imap_clients() {
 #[test]
 fn what_is_listed_beyond_all_bounds_is_promised_to_nobody() {
     let usher = Usher::start(hostile("managesieve"));
-    usher.wait_metric("usher_backend_probes_total", &[("backend", "server3"), ("result", "ok")], 1.0);
+    usher.wait_metric("usher_backend_probes_total", &[("backend", "server3"), ("result", "ok")], 2.0);
     usher.hup();
     let greeting = Sieve::tls(usher.imaps_port()).greeting;
     assert!(greeting.contains(&"\"MAXREDIRECTS\" \"3\"".to_owned()), "{greeting:?}");
     assert!(!greeting.iter().any(|line| line.contains("NOTIFY")), "{greeting:?}");
 
     let usher = Usher::start(hostile("submission"));
-    usher.wait_metric("usher_backend_probes_total", &[("backend", "server3"), ("result", "ok")], 1.0);
+    usher.wait_metric("usher_backend_probes_total", &[("backend", "server3"), ("result", "ok")], 2.0);
     usher.hup();
     let promised = keywords(&mut Imap::tls(usher.imaps_port()));
     assert!(promised.iter().any(|keyword| keyword.starts_with("X0")), "{promised:?}");
@@ -157,7 +157,8 @@ pub(crate) fn hostile(protocol: &str) -> Config {
             }
         }),
     };
-    looked_after(Config::shared().speaking(protocol, &[server.port]), 0)
+    // Looked at once: with its IMAP, two probes.
+    looked_after(Config::shared().speaking(protocol, &[server.port]), 0).set("/routing/backends/0/probe_interval", "1h")
 }
 
 #[test]
