@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use crate::authn::Ask;
 use crate::config::{AuthHttp, OnUnavailable};
 use crate::directory::Login;
-use crate::outcome::{Refusal, Side};
+use crate::outcome::Refusal;
 use crate::proto::Told;
 use crate::report::{Report, Visitor};
 use crate::secret::{Secret, SecretBuf};
@@ -190,7 +190,7 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
             count(shared, "refused");
             let refused = attempt.told(refused).await;
             let limits = &snapshot.config.limits;
-            let guessed = refused.side() == Side::Client && attempts >= limits.failed_logins;
+            let guessed = refused.counts_as_failed() && attempts >= limits.failed_logins;
             let away = refused.is_outage() && limits.on_unavailable == OnUnavailable::ReplyAndClose;
             refusal(&(row.words)(&refused, &visitor.session.to_string()), !guessed && !away)
         }

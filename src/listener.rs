@@ -100,13 +100,15 @@ pub async fn accept(shared: Arc<Shared>, bound: Bound) {
                 continue;
             }
         };
-        let limit = shared.snapshot.load().config.limits.connections;
-        let Some(permit) = shared.permit(limit) else {
-            shared.metrics.connections_refused.inc();
-            if let Some(suppressed) = repeats.allow("limit", "") {
-                warn!(limit, suppressed, "connection closed: limits.connections is met");
+        let permit = match shared.enter(&shared.snapshot.load().config.limits) {
+            Ok(permit) => permit,
+            Err(limit) => {
+                shared.metrics.connections_refused.inc();
+                if let Some(suppressed) = repeats.allow("limit", limit) {
+                    warn!(limit, suppressed, "connection closed: a limit on connections is met");
+                }
+                continue;
             }
-            continue;
         };
         let local = canonical(tcp.local_addr().unwrap_or(address));
         let (protocol, tls, client) = (config.protocol, config.tls, canonical(peer));

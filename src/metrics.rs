@@ -151,6 +151,8 @@ pub struct Metrics {
     pub kernel_tcp_memory: IntGauge,
     /// From where on it refuses more.
     pub kernel_tcp_memory_limit: IntGauge,
+    /// Those of them that are not logged in.
+    pub connections_unauthenticated: IntGauge,
     /// Client connections closed at accept because the limit was met.
     pub connections_refused: IntCounter,
     /// Bytes relayed after login, by direction (`in` from clients, `out` to clients).
@@ -277,9 +279,13 @@ impl Metrics {
                 "usher_kernel_tcp_memory_limit_bytes",
                 "Memory that the kernel may hold for TCP connections (net.ipv4.tcp_mem).",
             ),
+            connections_unauthenticated: gauge(
+                "usher_connections_unauthenticated",
+                "Client connections that are not logged in.",
+            ),
             connections_refused: counter(
                 "usher_connections_refused_total",
-                "Client connections closed at accept because usher_connections_limit was met.",
+                "Client connections closed at accept because limits.connections or limits.unauthenticated was met.",
             ),
             relayed_bytes: counters(
                 "usher_relayed_bytes_total",

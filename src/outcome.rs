@@ -306,6 +306,48 @@ impl Refusal {
         }
     }
 
+    /// Whether the password was right and the user may not log in, or leads to no backend. It counts as a
+    /// failed login of the connection: a client that repeats it costs a decision each time.
+    #[must_use]
+    pub const fn is_without_route(&self) -> bool {
+        match self {
+            Self::NotAllowed
+            | Self::NoMailHost
+            | Self::SeveralMailHosts
+            | Self::UnknownMailHost
+            | Self::NoBackendLogin
+            | Self::ProtocolNotServed => true,
+            Self::WrongPassword
+            | Self::UnknownUser
+            | Self::EmptyPassword
+            | Self::UnusableName
+            | Self::UnusablePassword
+            | Self::ForeignAuthzid
+            | Self::Account { .. }
+            | Self::DirectoryUnavailable
+            | Self::SeveralEntries
+            | Self::BackendUnreachable
+            | Self::BackendTls
+            | Self::BackendTimeout
+            | Self::BackendFault
+            | Self::BackendBusy
+            | Self::BackendDraining
+            | Self::Disagrees(_)
+            | Self::TlsRequired
+            | Self::Limit
+            | Self::Deadline
+            | Self::Hold
+            | Self::Draining
+            | Self::Internal => false,
+        }
+    }
+
+    /// Whether it counts as a failed login of its connection (`limits.failed_logins`).
+    #[must_use]
+    pub fn counts_as_failed(&self) -> bool {
+        self.side() == Side::Client || self.is_without_route()
+    }
+
     /// Whether a server behind usher was away, so that the same attempt may succeed later.
     #[must_use]
     pub const fn is_outage(&self) -> bool {

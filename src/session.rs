@@ -23,7 +23,7 @@ use crate::backend::{BackendError, LoggedIn};
 use crate::config::{ListenerTls, OnUnavailable};
 use crate::directory::{Entry, Login};
 use crate::metrics::Metrics;
-use crate::outcome::{Refusal, Side};
+use crate::outcome::Refusal;
 use crate::proto::watch::Watch;
 use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
 use crate::registry::{self, Session};
@@ -93,12 +93,13 @@ impl Parting {
 
 /// Serves a connection until its end. A panic ends this session and no other.
 pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
-    let Accepted { tcp, client, local, since, protocol, tls, permit } = accepted;
+    let Accepted { tcp, client, local, since, protocol, tls, mut permit } = accepted;
     let visitor =
         Visitor { session: shared.registry.next_id(), client: client.ip(), via: None, protocol: protocol.name };
     let origin = Origin { client, local, session: visitor.session.to_string() };
     let snapshot = shared.snapshot.load_full();
-    let Ok(connection) = shared.throttle.connection(&snapshot.config.throttle, client.ip()) else {
+    let crowded = shared.crowded(&snapshot.config.limits);
+    let Ok(mut connection) = shared.throttle.newcomer(&snapshot.config.throttle, client.ip(), crowded) else {
         // Quietly: before TLS there are no words that a client would show.
         return parted(&visitor, Parting::Limit, &shared.metrics);
     };
@@ -130,7 +131,11 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let outcome = AssertUnwindSafe(conversation.hold(tcp, tls)).catch_unwind().await;
     let parting = match outcome {
         // The relay is a task of its own, so that what the login needed is given back now.
-        Ok(Ok(established)) => return drop(tokio::spawn(established.relay(&shared, (permit, connection)))),
+        Ok(Ok(established)) => {
+            permit.logged_in();
+            connection.logged_in();
+            return drop(tokio::spawn(established.relay(&shared, (permit, connection))));
+        }
         Ok(Err(parting)) => parting,
         Err(_) => Parting::Panic,
     };
@@ -229,7 +234,8 @@ impl Conversation {
     async fn start_tls(&mut self, tcp: TcpStream) -> Result<Stream, Parting> {
         let began = Instant::now();
         let throttle = (&self.shared.throttle, &self.snapshot.config.throttle);
-        let _under_way = throttle.0.handshake(throttle.1, self.visitor.client).map_err(|_| Parting::Limit)?;
+        let crowded = self.shared.crowded(&self.snapshot.config.limits).is_some();
+        let _under_way = throttle.0.handshake(throttle.1, self.visitor.client, crowded).map_err(|_| Parting::Limit)?;
         let deadline = self.deadline.min(began + self.snapshot.config.limits.handshake_timeout);
         let acceptor = self.snapshot.tls.acceptor(self.protocol);
         let ended = |result| self.shared.metrics.tls_handshakes.with_label_values(&[self.protocol.name, result]).inc();
@@ -369,7 +375,7 @@ impl Conversation {
     /// Tells the client that it was refused, and parts from it after too many wrong guesses.
     async fn refuse(&mut self, stream: &mut Stream, refusal: &Refusal) -> Result<(), Parting> {
         self.front.refused(refusal, &mut self.out);
-        self.failed += u32::from(refusal.side() == Side::Client);
+        self.failed += u32::from(refusal.counts_as_failed());
         if self.failed >= self.snapshot.config.limits.failed_logins {
             return Err(self.part(stream, &Refusal::Limit, Parting::FailedLogins).await);
         }

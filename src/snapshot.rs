@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,7 +14,7 @@ use crate::authn::Authenticator;
 use crate::backend::Backend;
 use crate::backend::offers::Offers;
 use crate::cache::Cache;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Limits};
 use crate::directory::Directory;
 use crate::directory::ldap::Ldap;
 use crate::files::{Files, Fingerprint};
@@ -157,6 +157,7 @@ pub struct Shared {
     /// Lines about connections that strangers could repeat at will.
     pub repeats: log::Repeats,
     connections: watch::Sender<usize>,
+    unauthenticated: AtomicUsize,
 }
 
 impl std::fmt::Debug for Shared {
@@ -182,6 +183,7 @@ impl Shared {
             log,
             repeats: log::Repeats::default(),
             connections: watch::Sender::new(0),
+            unauthenticated: AtomicUsize::new(0),
         })
     }
 
@@ -201,8 +203,31 @@ impl Shared {
         });
         taken.then(|| {
             self.metrics.connections.inc();
-            Permit { shared: Arc::clone(self) }
+            Permit { shared: Arc::clone(self), unauthenticated: false }
         })
+    }
+
+    /// Takes one of the allowed connections for a client that is not logged in.
+    ///
+    /// # Errors
+    /// The key of the limit that is met.
+    pub fn enter(self: &Arc<Self>, limits: &Limits) -> Result<Permit, &'static str> {
+        let mut permit = self.permit(limits.connections).ok_or("limits.connections")?;
+        let taken = self.unauthenticated.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+            (count < limits.unauthenticated).then_some(count + 1)
+        });
+        taken.map_err(|_| "limits.unauthenticated")?;
+        permit.unauthenticated = true;
+        self.metrics.connections_unauthenticated.inc();
+        Ok(permit)
+    }
+
+    /// How many unauthenticated connections one network may have, once most of their places are taken.
+    #[must_use]
+    pub fn crowded(&self, limits: &Limits) -> Option<u32> {
+        let taken = self.unauthenticated.load(Ordering::Acquire);
+        let nearly_full = taken.saturating_mul(4) >= limits.unauthenticated.saturating_mul(3);
+        nearly_full.then(|| u32::try_from(limits.unauthenticated / 4).unwrap_or(u32::MAX).max(1))
     }
 
     /// Waits until every connection has ended.
@@ -215,10 +240,23 @@ impl Shared {
 #[derive(Debug)]
 pub struct Permit {
     shared: Arc<Shared>,
+    /// Whether it counts as one that is not logged in.
+    unauthenticated: bool,
+}
+
+impl Permit {
+    /// The client is logged in.
+    pub fn logged_in(&mut self) {
+        if std::mem::take(&mut self.unauthenticated) {
+            self.shared.unauthenticated.fetch_sub(1, Ordering::AcqRel);
+            self.shared.metrics.connections_unauthenticated.dec();
+        }
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.logged_in();
         self.shared.connections.send_modify(|count| *count -= 1);
         self.shared.metrics.connections.dec();
     }

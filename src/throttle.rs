@@ -85,6 +85,7 @@ pub struct Throttle {
     metrics: Arc<Metrics>,
     memory: ArcSwap<Memory>,
     connections: Arc<Counts>,
+    unauthenticated: Arc<Counts>,
     handshakes: Arc<Counts>,
     sessions: Arc<Counts>,
     sessions_by_prefix: Arc<Counts>,
@@ -113,6 +114,7 @@ impl Throttle {
             metrics,
             memory: ArcSwap::from_pointee(Memory::new(&settings.memory)),
             connections: Arc::default(),
+            unauthenticated: Arc::default(),
             handshakes: Arc::default(),
             sessions: Arc::default(),
             sessions_by_prefix: Arc::default(),
@@ -138,7 +140,7 @@ impl Throttle {
         }
     }
 
-    /// A connection has come.
+    /// A connection has come that logs nobody in by itself: a question of nginx.
     ///
     /// # Errors
     /// Its prefix has too many.
@@ -147,18 +149,43 @@ impl Throttle {
         if !exempt(settings, client) {
             self.within(Rule::ConnectionsPerPrefix, settings.connections_per_prefix, held.count, client)?;
         }
-        Ok(Connection { _held: held })
+        Ok(Connection { _held: held, unauthenticated: None })
     }
 
-    /// A TLS handshake begins.
+    /// A connection has come whose client is not logged in. `crowded`: most places of such connections
+    /// are taken, and one prefix may have so many of them; the rule acts then whatever its mode.
+    ///
+    /// # Errors
+    /// Its prefix has too many.
+    pub fn newcomer(
+        &self,
+        settings: &config::Throttle,
+        client: IpAddr,
+        crowded: Option<u32>,
+    ) -> Result<Connection, Limited> {
+        let prefix = self.prefix(settings, client);
+        let (held, unauthenticated) = (self.connections.hold(prefix), self.unauthenticated.hold(prefix));
+        if !exempt(settings, client) {
+            let rule = acting(settings.connections_per_prefix, crowded.is_some());
+            self.within(Rule::ConnectionsPerPrefix, rule, held.count, client)?;
+            if let Some(limit) = crowded {
+                self.within(Rule::ConnectionsPerPrefix, Limit { limit, ..rule }, unauthenticated.count, client)?;
+            }
+        }
+        Ok(Connection { _held: held, unauthenticated: Some(unauthenticated) })
+    }
+
+    /// A TLS handshake begins. `crowded`: most places of unauthenticated connections are taken; the rule
+    /// about the prefix acts then whatever its mode.
     ///
     /// # Errors
     /// There are too many, of its prefix or in all. A prefix with none under way may always have
     /// one, within `limits.connections`: a single network cannot shut the others out.
-    pub fn handshake(&self, settings: &config::Throttle, client: IpAddr) -> Result<Handshake, Limited> {
+    pub fn handshake(&self, settings: &config::Throttle, client: IpAddr, crowded: bool) -> Result<Handshake, Limited> {
         let held = self.handshakes.hold(self.prefix(settings, client));
         if !exempt(settings, client) {
-            self.within(Rule::HandshakesPerPrefix, settings.handshakes_per_prefix, held.count, client)?;
+            let rule = acting(settings.handshakes_per_prefix, crowded);
+            self.within(Rule::HandshakesPerPrefix, rule, held.count, client)?;
             if held.count > 1 {
                 self.within(Rule::Handshakes, settings.handshakes, held.total, client)?;
             }
@@ -340,6 +367,11 @@ fn exempt(settings: &config::Throttle, client: IpAddr) -> bool {
     settings.exempt.iter().any(|network| network.contains(client))
 }
 
+/// A rule that acts whatever its mode, if it must.
+const fn acting(rule: Limit, must: bool) -> Limit {
+    if must { Limit { mode: Mode::Enforce, ..rule } } else { rule }
+}
+
 /// Who comes from where, as far as it is known.
 #[derive(Debug)]
 struct Visit {
@@ -451,6 +483,15 @@ impl Drop for Turn<'_> {
 #[derive(Debug)]
 pub struct Connection {
     _held: Held,
+    /// While its client is not logged in.
+    unauthenticated: Option<Held>,
+}
+
+impl Connection {
+    /// The client is logged in.
+    pub fn logged_in(&mut self) {
+        self.unauthenticated = None;
+    }
 }
 
 /// A TLS handshake that counts, until it is dropped.

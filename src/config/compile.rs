@@ -314,6 +314,8 @@ fn cache(cache: &Section<'_>) -> Option<Cache> {
 
 fn limits(limits: &Section<'_>) -> Option<Limits> {
     let connections = limits.integer("connections", 60_000, 1..=1_000_000);
+    let half = connections.map_or(30_000, |connections: usize| (connections as u64 / 2).max(1));
+    let unauthenticated = limits.integer("unauthenticated", half, 1..=1_000_000);
     let proxy_header_timeout = limits.duration("proxy_header_timeout", 5 * SECOND, SECOND / 10..=MINUTE);
     let handshake_timeout = limits.duration("handshake_timeout", 10 * SECOND, SECOND / 10..=5 * MINUTE);
     let login_timeout = limits.duration("login_timeout", 30 * SECOND, SECOND / 10..=10 * MINUTE);
@@ -325,6 +327,11 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
     let idle_timeout = limits.duration("idle_timeout", 65 * MINUTE, SECOND..=7 * DAY);
     let words = [("reply", OnUnavailable::Reply), ("reply_and_close", OnUnavailable::ReplyAndClose)];
     let on_unavailable = limits.get("on_unavailable").map_or(Some(OnUnavailable::Reply), |node| node.word(&words));
+    if let (Some(all), Some(some)) = (connections, unauthenticated)
+        && some > all
+    {
+        limits.warn("unauthenticated", "never reached: `connections` is less and is met first");
+    }
     if let (Some(login), Some(conversation)) = (login_timeout, conversation_timeout)
         && login > conversation
     {
@@ -335,6 +342,7 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
     }
     Some(Limits {
         connections: connections?,
+        unauthenticated: unauthenticated?,
         proxy_header_timeout: proxy_header_timeout?,
         handshake_timeout: handshake_timeout?,
         login_timeout: login_timeout?,

@@ -596,6 +596,8 @@ pub struct Cache {
 pub struct Limits {
     /// Connections in all.
     pub connections: usize,
+    /// Connections that are not logged in.
+    pub unauthenticated: usize,
     /// The wait for a PROXY header.
     pub proxy_header_timeout: Duration,
     /// One TLS handshake with a client.

@@ -96,9 +96,9 @@ impl<'a> Attempt<'a> {
     pub async fn told(&self, refusal: Refusal) -> Refusal {
         let config = &self.snapshot.config;
         let refusal = refusal.told(config.directory.reveal_account_state).clone();
-        if is_about_credentials(&refusal) || refusal == Refusal::Limit {
-            // What must sound alike must take alike (CWE-208), and a limit that costs nothing must not
-            // invite the next attempt at once.
+        if is_about_credentials(&refusal) || refusal == Refusal::Limit || refusal.is_without_route() {
+            // What must sound alike must take alike (CWE-208); and a limit, or a login that leads nowhere,
+            // must not invite the next attempt at once.
             sleep_until(self.began + beat(self.began.elapsed(), config.limits.refusal_delay)).await;
         }
         refusal
@@ -164,8 +164,9 @@ impl<'a> Attempt<'a> {
                 decision = self.snapshot.authn.decide(login, password, Ask::Directory).await;
                 continue;
             }
-            let place = self.place(&proven).map_err(|limited| report.limited(limited))?;
+            // Found first: a login that leads nowhere takes no place and no part of the rate.
             let target = self.target(proven.identity.entry(), login)?;
+            let place = self.place(&proven).map_err(|limited| report.limited(limited))?;
             report.sent_to(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
             if self.shared.steer.drained(&target.backend.name).is_some() {
                 self.count_backend(target.backend, "draining");

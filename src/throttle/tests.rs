@@ -83,11 +83,11 @@ impl Door {
     }
 
     fn connection(&self, from: &str) -> Result<Connection, Limited> {
-        self.throttle.connection(&self.settings, ip(from))
+        self.throttle.newcomer(&self.settings, ip(from), None)
     }
 
     fn handshake(&self, from: &str) -> Result<Handshake, Limited> {
-        self.throttle.handshake(&self.settings, ip(from))
+        self.throttle.handshake(&self.settings, ip(from), false)
     }
 
     fn session(&self, from: &str, dn: &str) -> Result<Place, Limited> {
@@ -341,7 +341,32 @@ async fn connections_of_a_prefix_are_limited() {
     drop(held);
     drop(door.connection("192.0.2.1").unwrap());
     drop(other);
-    assert!(door.throttle.connections.is_empty(), "whoever left is not remembered");
+    assert!(
+        door.throttle.connections.is_empty() && door.throttle.unauthenticated.is_empty(),
+        "whoever left is not remembered"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_most_places_are_taken_the_rules_about_a_network_act_whatever_their_mode() {
+    let mut door = Door::new();
+    door.settings.connections_per_prefix = Limit { mode: Mode::DryRun, limit: 2 };
+    door.settings.handshakes_per_prefix = Limit { mode: Mode::DryRun, limit: 1 };
+    let newcomer = |from: &str, crowded| door.throttle.newcomer(&door.settings, ip(from), crowded);
+    let mut held: Vec<_> = (0..4).map(|_| newcomer("192.0.2.1", None).unwrap()).collect();
+    let limited = Limited(Rule::ConnectionsPerPrefix);
+    assert_eq!(newcomer("192.0.2.1", Some(100)).unwrap_err(), limited);
+    assert_eq!(door.counted("connections_per_prefix", "refused", Mode::Enforce), 1);
+    let _other = newcomer("192.0.2.2", Some(1)).unwrap();
+    assert_eq!(newcomer("192.0.2.2", Some(1)).unwrap_err(), limited, "its share of the places is one");
+    let _exempt: Vec<_> = (0..9).map(|_| newcomer("198.51.100.7", Some(1)).unwrap()).collect();
+    // Sessions are no unauthenticated connections.
+    held.truncate(1);
+    held.iter_mut().for_each(Connection::logged_in);
+    let _again = newcomer("192.0.2.1", Some(1)).unwrap();
+    let shake = |crowded| door.throttle.handshake(&door.settings, ip("192.0.2.1"), crowded);
+    let _under_way = [shake(false).unwrap(), shake(false).unwrap()];
+    assert_eq!(shake(true).unwrap_err(), Limited(Rule::HandshakesPerPrefix));
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,6 +15,7 @@ mod capabilities;
 mod cli;
 mod config_files;
 mod control;
+mod crowd;
 mod cutover;
 #[cfg(feature = "demo")]
 mod demo;

@@ -98,6 +98,7 @@ fn what_is_commented_out_is_the_default() {
         same(key, "routing");
     }
     for key in [
+        "unauthenticated",
         "proxy_header_timeout",
         "handshake_timeout",
         "conversation_timeout",

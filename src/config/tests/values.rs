@@ -137,6 +137,7 @@ fn every_key_arrives() {
     );
     let limits = Limits {
         connections: 100,
+        unauthenticated: 50,
         proxy_header_timeout: seconds(2),
         handshake_timeout: seconds(5),
         login_timeout: seconds(20),
@@ -235,6 +236,7 @@ fn defaults() {
     );
     let limits = Limits {
         connections: 60_000,
+        unauthenticated: 30_000,
         proxy_header_timeout: seconds(5),
         handshake_timeout: seconds(10),
         login_timeout: seconds(30),

@@ -1,0 +1,75 @@
+//! Clients that are not logged in, or never can be, take no place and no rate from those who are.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::kit::{Config, Imap, PROMISED_SECOND, Usher, password_of};
+
+const HOME: [u8; 4] = [127, 0, 0, 2];
+const ELSEWHERE: [u8; 4] = [127, 0, 0, 3];
+
+#[test]
+fn finished_handshakes_that_say_nothing_keep_nobody_out() {
+    // Every rule about networks is a dry run, as by default.
+    let usher = Usher::start(Config::shared().set("/limits/connections", 40));
+    let mut session = Imap::tls_from(HOME, usher.imaps_port());
+    session.login("alice", &password_of("alice")).ok();
+    // One address opens more than there are places and says nothing. Up to 3/4 of 20 it gets in.
+    let silent: Vec<Imap> = (0..60).filter_map(|_| Imap::try_tls_from(ELSEWHERE, usher.imaps_port()).ok()).collect();
+    assert!(usher.metric("usher_connections_unauthenticated", &[]) <= 15.0);
+    let asked = Instant::now();
+    for login in ["bob", "alice"] {
+        Imap::tls_from(HOME, usher.imaps_port()).login(login, &password_of(login)).ok();
+    }
+    assert!(asked.elapsed() < PROMISED_SECOND * 3, "{:?}", asked.elapsed());
+    session.command("NOOP").ok();
+    let labels = [("rule", "connections_per_prefix"), ("effect", "refused"), ("mode", "enforce")];
+    assert!(usher.metric("usher_throttled_total", &labels) >= 1.0);
+    drop(silent);
+    usher.wait_metric("usher_connections_unauthenticated", &[], 0.0);
+}
+
+#[test]
+fn who_is_not_logged_in_is_bounded_apart_from_sessions() {
+    let config = Config::shared().set("/limits/connections", 8).set("/limits/unauthenticated", 2);
+    let usher = Usher::start(config.set("/throttle/exempt", json!(["127.0.0.0/8"])));
+    let sessions: Vec<Imap> = (0..4)
+        .map(|_| {
+            let mut imap = Imap::tls(usher.imaps_port());
+            imap.login("alice", &password_of("alice")).ok();
+            imap
+        })
+        .collect();
+    let mut waiting: Vec<Imap> = (0..2).map(|_| Imap::tls(usher.imaps_port())).collect();
+    assert_eq!(usher.metric("usher_connections_unauthenticated", &[]), 2.0);
+    assert_eq!(Imap::silent(usher.imaps_port()).rest(), b"");
+    usher.wait_metric("usher_connections_refused_total", &[], 1.0);
+    let told = usher.wait_log("connection closed: a limit on connections is met", |_| true);
+    assert_eq!(told["limit"], "limits.unauthenticated", "{told}");
+    // Who logs in gives the place to the next.
+    waiting[0].login("bob", &password_of("bob")).ok();
+    Imap::tls(usher.imaps_port()).login("bob", &password_of("bob")).ok();
+    drop(sessions);
+}
+
+#[test]
+fn right_passwords_without_a_route_wait_are_counted_and_take_nothing() {
+    let config = Config::shared().set("/limits/failed_logins", 2).set("/limits/refusal_delay", "400ms");
+    let rule = json!({"mode": "enforce", "limit": 1});
+    let usher = Usher::start(config.set("/throttle/logins_per_second", rule));
+    // carol has no mailHost, dave's names no backend; a password that is right and cached is no different.
+    for (login, result) in [("carol", "no_mail_host"), ("dave", "unknown_mail_host")] {
+        let mut imap = Imap::tls(usher.imaps_port());
+        let asked = Instant::now();
+        imap.login(login, &password_of(login)).is("NO [CONTACTADMIN]");
+        assert!(asked.elapsed() >= Duration::from_millis(400), "{login}: {:?}", asked.elapsed());
+        imap.send(format!("z LOGIN {login} {}\r\n", password_of(login)));
+        let rest = String::from_utf8(imap.rest()).unwrap();
+        assert!(rest.contains("z NO [CONTACTADMIN]") && rest.contains("* BYE"), "{rest}");
+        assert_eq!(usher.metric("usher_logins_total", &[("result", result)]), 2.0);
+    }
+    // Four right passwords later the one login of this second is still there.
+    Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
+    assert_eq!(usher.metric("usher_logins_total", &[("result", "limit")]), 0.0);
+}
