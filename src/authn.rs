@@ -6,7 +6,7 @@
 //! happens is "cannot tell" ([`Refusal::DirectoryUnavailable`]). While no directory server is in use,
 //! what the cache knew within `cache.stale` lets in, and keeps nobody out.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::warn;
 
@@ -16,6 +16,7 @@ use crate::known::{Known, Settled};
 use crate::log::Repeats;
 use crate::outcome::{AccountState, Refusal};
 use crate::secret::Secret;
+use crate::throttle::Gate;
 
 /// Who decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,10 +25,11 @@ pub enum DecidedBy {
     Directory,
     /// A bind within `cache.ttl`.
     Cache,
-    /// invalidCredentials within `cache.negative_ttl`, or within `cache.negative_ttl_max` where a
-    /// look-up showed that nothing has changed.
+    /// invalidCredentials within `cache.negative_ttl`, or longer ago where a look-up showed that nothing
+    /// says that the password may be right by now.
     Negative,
-    /// A bind within `cache.stale`, while no directory server is in use.
+    /// A bind within `cache.stale`, while no directory server is in use, or while guesses have locked the
+    /// account and the user is at a known network.
     Stale,
     /// Nobody was asked: such a name or password is never sent anywhere.
     Usher,
@@ -75,20 +77,43 @@ pub struct Decision {
     pub dn: Option<Arc<str>>,
     /// How the question to the directory went.
     pub trace: Trace,
+    /// The password was not sent: too many had been tried for the entry.
+    pub withheld: bool,
 }
 
 impl Decision {
     fn remembered(identity: Arc<Identity>, since: Stamp, by: DecidedBy) -> Self {
         let dn = Some(Arc::clone(&identity.entry().dn));
-        Self { result: Ok(Proven { identity, since }), by, dn, trace: Trace::default() }
+        Self { result: Ok(Proven { identity, since }), by, dn, trace: Trace::default(), withheld: false }
     }
 
     fn refused(refusal: Refusal, by: DecidedBy) -> Self {
-        Self { result: Err(refusal), by, dn: None, trace: Trace::default() }
+        Self { result: Err(refusal), by, dn: None, trace: Trace::default(), withheld: false }
     }
 }
 
-type Landed = Arc<(Result<Arc<Identity>, DirectoryError>, Trace, Stamp)>;
+type Landed = Arc<(Result<Arc<Identity>, DirectoryError>, Trace, Stamp, Met)>;
+
+/// The entry as a question met it between the search and the bind.
+#[derive(Debug, Clone, Default)]
+struct Met {
+    /// What it shows, if it is locked.
+    locked: Option<Arc<Entry>>,
+    /// Its turn had not come: the password was not sent.
+    withheld: bool,
+}
+
+impl Met {
+    /// The entry, if an answer says or may say that guesses have locked it. An administrator's lock shows
+    /// as a switch (draft-behera-ldap-password-policy-10 section 5.3.3).
+    fn locked_by_guesses<T>(&self, answer: &Result<T, DirectoryError>) -> Option<&Arc<Entry>> {
+        let is_refused = matches!(
+            answer,
+            Err(DirectoryError::InvalidCredentials { .. } | DirectoryError::Account { state: AccountState::Locked, .. })
+        );
+        self.locked.as_ref().filter(|entry| is_refused && !entry.marks.disabled && !entry.marks.held)
+    }
+}
 
 /// Decides about names and passwords.
 pub struct Authenticator {
@@ -162,8 +187,23 @@ impl Authenticator {
         Some(Decision::remembered(identity, since, DecidedBy::Stale))
     }
 
+    /// Decides about a guess that has had its turn. The gate is asked about the entry before it is bound.
+    pub async fn guess(&self, login: &Login, password: &Secret, gate: Option<Arc<Gate>>) -> Decision {
+        let decision = self.decide_through(login, password, Ask::Cached, gate.as_ref()).await;
+        // The question may be one that somebody else has asked, whose network is not known.
+        let is_let = |gate: &Arc<Gate>| gate.is_exempt() || decision.dn.as_ref().is_some_and(|dn| gate.is_known(dn));
+        if decision.withheld && gate.as_ref().is_some_and(is_let) {
+            return self.decide_through(login, password, Ask::Cached, gate.as_ref()).await;
+        }
+        decision
+    }
+
     /// Decides. Takes at most the directory's `timeout`; a look longer for who was known.
     pub async fn decide(&self, login: &Login, password: &Secret, ask: Ask) -> Decision {
+        self.decide_through(login, password, ask, None).await
+    }
+
+    async fn decide_through(&self, login: &Login, password: &Secret, ask: Ask, gate: Option<&Arc<Gate>>) -> Decision {
         if let Some(refused) = unusable(password) {
             return refused;
         }
@@ -173,7 +213,8 @@ impl Authenticator {
         {
             return known;
         }
-        let landed = self.flights.join(login, &digest, || self.question(login.clone(), password.clone(), digest)).await;
+        let question = || self.question(login.clone(), password.clone(), digest, gate.cloned());
+        let landed = self.flights.join(login, &digest, question).await;
         match landed {
             // The first of an outage learn of it here.
             Ok(landed) if ask == Ask::Cached && matches!(landed.0, Err(DirectoryError::CannotTell(_))) => {
@@ -182,7 +223,10 @@ impl Authenticator {
                     Some(_) | None => self.judge(&landed),
                 }
             }
-            Ok(landed) => self.judge(&landed),
+            Ok(landed) => {
+                let despite = gate.and_then(|gate| self.despite_lock(login, &digest, &landed, gate));
+                despite.unwrap_or_else(|| self.judge(&landed))
+            }
             Err(FlightError::TooMany) => Decision::refused(Refusal::Limit, DecidedBy::Usher),
             Err(FlightError::Lost) => Decision::refused(Refusal::Internal, DecidedBy::Usher),
         }
@@ -200,10 +244,23 @@ impl Authenticator {
         decision
     }
 
-    /// Takes back what a decision taught the cache, because it must not be told: a client who asked
-    /// again would hear it from there.
-    pub fn unlearn(&self, login: &Login, dn: &Arc<str>, password: &Secret) {
-        self.cache.unlearn(login, dn, &self.cache.digest(password));
+    /// The owner, whom strangers' guesses have locked out, at a known network with the password that was
+    /// right within `cache.stale` and has not been changed since.
+    fn despite_lock(&self, login: &Login, digest: &Digest, landed: &Landed, gate: &Gate) -> Option<Decision> {
+        let (answer, trace, since, met) = landed.as_ref();
+        let entry = met.locked_by_guesses(answer).filter(|entry| gate.is_known(&entry.dn))?;
+        let identity = unchanged(&self.cache, login, digest, entry)?;
+        let entry = match self.known.settle(entry) {
+            Settled::AsShown => Arc::clone(entry),
+            Settled::Instead(newer) => newer,
+            Settled::Gone => return None,
+        };
+        if entry.marks.disabled || entry.marks.held {
+            return None;
+        }
+        let identity = Arc::new(Identity::clone(&identity).with_entry(entry));
+        let decision = Decision::remembered(identity, *since, DecidedBy::Stale);
+        Some(Decision { trace: trace.clone(), ..decision })
     }
 
     /// Whether nothing about this person was forgotten since the decision: asked again just before
@@ -225,13 +282,28 @@ impl Authenticator {
     }
 
     /// The question of one flight: asks, and feeds the cache even when every asker is gone.
-    fn question(&self, login: Login, password: Secret, digest: Digest) -> impl Future<Output = Landed> + use<> {
+    fn question(
+        &self,
+        login: Login,
+        password: Secret,
+        digest: Digest,
+        gate: Option<Arc<Gate>>,
+    ) -> impl Future<Output = Landed> + use<> {
         let (directory, cache, known) = (Arc::clone(&self.directory), Arc::clone(&self.cache), Arc::clone(&self.known));
         let since = cache.stamp();
         async move {
-            let refused_before = |entry: &Entry| cache.refused_before(entry, &digest);
+            let met = Mutex::new(Met::default());
+            let refused_before = |entry: &Entry| {
+                let refused = cache.refused_before(entry, &digest);
+                let withheld = !refused && gate.as_ref().is_some_and(|gate| !gate.may_bind(&entry.dn));
+                let locked = entry.marks.locked.then(|| Arc::new(entry.clone()));
+                *met.lock().unwrap_or_else(PoisonError::into_inner) = Met { locked, withheld };
+                refused || withheld
+            };
             let (answer, trace) = directory.authenticate(&login, &password, &refused_before, &*known).await;
+            let met = met.into_inner().unwrap_or_else(PoisonError::into_inner);
             let answer = answer.and_then(|identity| newest(identity, &known)).map(Arc::new);
+            let locked = met.locked_by_guesses(&answer);
             match &answer {
                 // A hold is short: who is held is asked for again.
                 Ok(identity) if identity.entry().marks.held => known.record(&identity.shared_entry()),
@@ -239,11 +311,13 @@ impl Authenticator {
                     known.record(&identity.shared_entry());
                     cache.right(&login, Arc::clone(identity), digest, since);
                 }
-                // A replica may not know yet what was changed: perhaps this very password.
-                Err(DirectoryError::InvalidCredentials { dn, .. }) if known.is_in_flux(dn) => {}
+                // A server that lags may not know yet what was changed: perhaps this very password.
+                Err(DirectoryError::InvalidCredentials { .. }) if trace.behind => {}
                 Err(DirectoryError::InvalidCredentials { dn, seen: Some(seen) }) => {
                     cache.wrong(&login, dn, seen, digest, since);
                 }
+                // The lock hides it, and says nothing against what was right before.
+                Err(_) if locked.is_some_and(|entry| unchanged(&cache, &login, &digest, entry).is_some()) => {}
                 // A state passes, and may have hidden that the password is right: not remembered. But
                 // what was right before must not come back as stale.
                 Err(
@@ -255,13 +329,14 @@ impl Authenticator {
                 ) => cache.doubt(&login, &digest),
                 Err(DirectoryError::RefusedBefore { .. } | DirectoryError::CannotTell(_)) => {}
             }
-            Arc::new((answer, trace, since))
+            Arc::new((answer, trace, since, met))
         }
     }
 
     fn judge(&self, landed: &Landed) -> Decision {
-        let (answer, trace, since) = landed.as_ref();
+        let (answer, trace, since, met) = landed.as_ref();
         let by = match answer {
+            Err(DirectoryError::RefusedBefore { .. }) if met.withheld => DecidedBy::Usher,
             Err(DirectoryError::RefusedBefore { .. }) => DecidedBy::Negative,
             Ok(_) | Err(_) => DecidedBy::Directory,
         };
@@ -287,7 +362,7 @@ impl Authenticator {
                 (Err(Refusal::DirectoryUnavailable), None)
             }
         };
-        Decision { result, by, dn, trace: trace.clone() }
+        Decision { result, by, dn, trace: trace.clone(), withheld: met.withheld }
     }
 }
 
@@ -302,6 +377,14 @@ fn newest(identity: Identity, known: &Known) -> Result<Identity, DirectoryError>
         Settled::Instead(entry) => Ok(identity.with_entry(entry)),
         Settled::Gone => Err(DirectoryError::NoEntry),
     }
+}
+
+/// Who was known by this password within `cache.stale`, if the entry shows that the password has not been
+/// changed since.
+fn unchanged(cache: &Cache, login: &Login, digest: &Digest, entry: &Entry) -> Option<Arc<Identity>> {
+    let identity = cache.stale(login, digest)?;
+    let known = identity.entry();
+    (known.dn == entry.dn && !entry.marks.password_differs(&known.marks)).then_some(identity)
 }
 
 /// Refuses what is never sent to a directory.

@@ -4,14 +4,16 @@
 //! of the passwords that were right; DN -> digests of passwords that were wrong (apart, so that
 //! guessing can never push out a right one); and the flights, one per typed name and password.
 //!
-//! A wrong password is remembered for `negative_ttl` without another question, and for longer each
-//! time it is refused again, up to `negative_ttl_max`; but then the entry is looked up, and if its lock
-//! or its password's age has changed, all of its wrong passwords are forgotten: the owner is never
-//! kept out by what usher remembers.
+//! A wrong password is remembered for `negative_ttl` without another question. After that the entry is
+//! looked up, and the password is bound again only if something says that it may be right by now: what
+//! the entry shows of its password or policy has changed, or [`SURE`] has passed. Where the entry shows
+//! no count of wrong passwords, a lock could have hidden that it is right: then it counts for longer
+//! each time it is refused, up to `negative_ttl_max` (`refused`).
 //! Digests are HMAC-SHA-256 under a random key of this process, compared in constant time.
 //! Freshness is judged here, on tokio's clock; moka's own expiry only frees memory.
 
 mod looking;
+mod refused;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -30,11 +32,13 @@ use crate::directory::{Entry, Identity, Login, Marks};
 use crate::secret::Secret;
 
 pub use looking::Remembered;
+use refused::Refused;
 
 /// Right passwords kept per entry: a main and some app passwords must not evict each other.
 const RIGHT_PER_ENTRY: usize = 4;
-/// Wrong passwords kept per entry.
-const WRONG_PER_ENTRY: usize = 8;
+/// How long wrong passwords are kept: for longer than they count, so that one that is refused again is
+/// known to be the same.
+const WRONG_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// How many groups of DNs share a generation; a shared one costs a needless bind, no more.
 const GENERATION_SLOTS: usize = 1024;
 
@@ -81,21 +85,6 @@ struct Person {
     right: Vec<Right>,
 }
 
-#[derive(Clone)]
-struct Wrong {
-    digest: Digest,
-    at: Instant,
-    /// How long it counts as wrong, while the entry shows the same marks.
-    life: Duration,
-}
-
-/// The wrong passwords of an entry, and what it showed when they were refused.
-#[derive(Clone, Default)]
-struct Refused {
-    seen: Marks,
-    list: Vec<Wrong>,
-}
-
 /// The cache.
 pub struct Cache {
     key: hmac::Key,
@@ -137,8 +126,7 @@ impl Cache {
             stale: settings.stale,
             names: bounded(settings.capacity, life),
             people: bounded(settings.capacity, life),
-            // For longer than they count: how often one was refused before makes it grow.
-            wrong: bounded(settings.capacity, settings.negative_ttl_max.saturating_mul(2)),
+            wrong: bounded(settings.capacity, WRONG_KEPT),
             history: AtomicU64::new(0),
             forgotten: (0..GENERATION_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             slots: RandomState::new(),
@@ -165,10 +153,7 @@ impl Cache {
         if let Some(identity) = self.verified(&name.dn, digest, self.ttl) {
             return Known::Right(identity);
         }
-        let mut refused = false;
-        for wrong in self.wrong.get(&name.dn).iter().flat_map(|refused| refused.list.iter()) {
-            refused |= wrong.digest.matches(digest) && fresh(wrong.at, self.negative_ttl);
-        }
+        let refused = self.wrong.get(&name.dn).is_some_and(|refused| refused.lately(digest, self.negative_ttl));
         if refused { Known::Wrong(Arc::clone(&name.dn)) } else { Known::Nothing }
     }
 
@@ -242,48 +227,38 @@ impl Cache {
         self.names.insert(login.clone(), Name { dn: Arc::clone(dn), at: now });
         self.drop_right(dn, &digest);
         self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| {
-            let old = old.map(|old| Refused::clone(old.value())).filter(|old| !seen.differ(&old.seen));
-            let mut list = old.unwrap_or_default().list;
-            let before = list.iter().find(|wrong| wrong.digest.matches(&digest)).map(|wrong| wrong.life);
-            // It grows only where a change of the password would show.
-            let grown = before.filter(|_| seen.would_show_a_change()).map(|life| life.saturating_mul(2));
-            let life = grown.map_or(self.negative_ttl, |grown| grown.min(self.negative_ttl_max));
-            list.retain(|wrong| !wrong.digest.matches(&digest));
-            if list.len() >= WRONG_PER_ENTRY {
-                list.remove(0);
-            }
-            list.push(Wrong { digest, at: now, life });
-            Op::Put(Arc::new(Refused { seen: seen.clone(), list }))
+            let mut refused = old.map(|old| Refused::clone(old.value())).unwrap_or_default();
+            refused.add(seen, digest, now, (self.negative_ttl, self.negative_ttl_max));
+            Op::Put(Arc::new(refused))
         });
     }
 
-    /// Whether this password was refused for the entry as it was just looked up, and still counts as
-    /// wrong.
+    /// Whether this password was refused for the entry as it was just looked up, and nothing says that it
+    /// may be right by now.
     #[must_use]
     pub fn refused_before(&self, entry: &Entry, digest: &Digest) -> bool {
-        self.looked_up(&entry.dn, &entry.marks);
-        let now = Instant::now();
-        let mut refused = false;
-        for wrong in self.wrong.get(&entry.dn).iter().flat_map(|refused| refused.list.iter()) {
-            refused |= wrong.digest.matches(digest) && now.saturating_duration_since(wrong.at) < wrong.life;
-        }
-        refused
+        self.look(&entry.dn, |refused| refused.look(&entry.marks));
+        self.wrong.get(&entry.dn).is_some_and(|refused| refused.counts(&entry.marks, digest))
     }
 
-    /// Takes note of what an entry shows now: if its lock or its password has changed, any of its wrong
-    /// passwords may be right, and all are forgotten.
-    pub fn looked_up(&self, dn: &Arc<str>, marks: &Marks) {
-        if self.wrong.get(dn).is_some_and(|refused| marks.differ(&refused.seen)) {
-            self.wrong.invalidate(dn);
-        }
+    /// Takes note of a lock that the watch has told of, or of its end.
+    pub fn lock_shown(&self, dn: &Arc<str>, marks: &Marks) {
+        self.look(dn, |refused| refused.lock_shown(marks));
     }
 
-    /// Takes back what an answer taught that must not be told: what this name means, and whether this
-    /// password is right.
-    pub fn unlearn(&self, login: &Login, dn: &Arc<str>, digest: &Digest) {
-        self.names.invalidate(login);
-        self.drop_right(dn, digest);
-        self.drop_wrong(dn, digest);
+    /// Changes what is known of an entry's wrong passwords by what it shows, where that is new.
+    fn look(&self, dn: &Arc<str>, look: impl Fn(&mut Refused) -> bool) {
+        let changes = |refused: &Arc<Refused>| look(&mut Refused::clone(refused));
+        if self.wrong.get(dn).as_ref().is_some_and(changes) {
+            self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| match old {
+                None => Op::Nop,
+                Some(old) => {
+                    let mut refused = Refused::clone(old.value());
+                    look(&mut refused);
+                    Op::Put(Arc::new(refused))
+                }
+            });
+        }
     }
 
     /// Forgets that this password was right: the directory did not say so when it was asked again.
@@ -310,7 +285,7 @@ impl Cache {
             None => Op::Nop,
             Some(old) => {
                 let mut refused = Refused::clone(old.value());
-                refused.list.retain(|wrong| !wrong.digest.matches(digest));
+                refused.drop(digest);
                 Op::Put(Arc::new(refused))
             }
         });

@@ -402,8 +402,15 @@ impl Follow {
                 if difference.forgets() {
                     setting.cache.forget(dn);
                 }
-                if difference.password || difference.lockout || difference.disabled == Some(false) {
+                let may_be_right = difference.password
+                    || difference.policy
+                    || difference.unexplained
+                    || difference.disabled == Some(false);
+                if may_be_right {
                     setting.cache.forgive(dn);
+                } else if difference.lockout {
+                    // A lock makes no password right, and may have hidden that one is.
+                    setting.cache.lock_shown(dn, &entry.marks);
                 }
                 if difference.renamed {
                     self.registry.rename(dn, &entry.dn);

@@ -52,6 +52,9 @@ pub struct Report {
     pub trace: Trace,
     /// The rule of the throttle that delayed or refused it.
     pub limited_by: Option<Rule>,
+    /// The password was not sent: too many had been tried for the entry, under whatever spelling. The
+    /// client is told what an unknown name is told; here it is a limit.
+    pub withheld: bool,
     /// How long the throttle made it wait.
     pub delay: Duration,
     /// The TLS handshake before this attempt.
@@ -82,6 +85,11 @@ impl Report {
         Refusal::Limit
     }
 
+    /// Takes over that the throttle kept the password from the directory.
+    pub fn withhold(&mut self) {
+        (self.limited_by, self.withheld) = (Some(Rule::FailedLoginsPerUser), true);
+    }
+
     /// Takes over where it goes.
     pub fn sent_to(&mut self, backend: &Arc<str>, login: &Login, by_default: bool, metrics: &Metrics) {
         if by_default {
@@ -109,6 +117,7 @@ impl Report {
 
     /// Writes the event and counts, once per attempt.
     pub fn emit(&self, visitor: &Visitor, client_id: Option<&ClientId>, refusal: Option<&Refusal>, metrics: &Metrics) {
+        let refusal = if self.withheld { Some(&Refusal::Limit) } else { refusal };
         let result = refusal.map_or("ok", Refusal::label);
         metrics.logins.with_label_values(&[visitor.protocol, result]).inc();
         let phases = [

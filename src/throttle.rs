@@ -9,10 +9,12 @@
 //! **Wrong passwords.** Only an attempt that the directory has to be asked about is a guess: a right
 //! password that is cached never waits, and neither does one that is known to be wrong. A guess is
 //! charged to its prefix and its user when it comes, not when it has failed, so that a thousand at
-//! once are no faster than one after the other; whatever is no wrong password is refunded. A user at
-//! a prefix known from an earlier login has an account of his own there: he waits for nobody's
+//! once are no faster than one after the other; whatever is no wrong password is refunded. It waits for
+//! what its spelling has earned; the entry, once it is found, decides whether it is bound at all (`gate`).
+//! A user at a prefix known from an earlier login has an account of his own there: he waits for nobody's
 //! mistakes but those made in his name in that place.
 
+mod gate;
 mod held;
 mod memory;
 
@@ -31,8 +33,10 @@ use crate::config::{self, FailedLogins, Limit, Mode, Network};
 use crate::log::Repeats;
 use crate::metrics::{Metrics, THROTTLE_MEMORY};
 use crate::secret::Secret;
+pub use gate::Gate;
+use gate::Visit;
 use held::{Counts, Held};
-use memory::{Fingerprint, Memory, Shelf};
+use memory::{Fingerprint, Memory};
 
 /// A hash of a prefix, a name, an entry or a pair of them.
 type Key = u64;
@@ -239,56 +243,70 @@ impl Throttle {
         password: &Secret,
     ) -> Result<Turn<'_>, Limited> {
         let visit = self.visit(settings, client, login);
-        let mut turn = Turn {
-            delay: Duration::ZERO,
-            by: None,
-            throttle: self,
-            rule: settings.failed_logins_per_user,
-            visit,
-            charged: None,
-        };
-        if exempt(settings, client) {
+        let (now, password) = (Instant::now(), self.fingerprint(password));
+        let (user_rule, prefix_rule) = (settings.failed_logins_per_user, settings.failed_logins_per_prefix);
+        let (memory, prefix, known) = (Arc::clone(&visit.memory), visit.prefix, visit.known);
+        let account = visit.account(&self.keys);
+        let exempt = exempt(settings, client);
+        let mut gate = Gate::new(visit, exempt, user_rule, password, &self.keys);
+        let mut turn = Turn { delay: Duration::ZERO, by: None, throttle: self, gate: None, asked: false };
+        if exempt {
+            turn.gate = Some(Arc::new(gate));
             return Ok(turn);
         }
-        let (now, password) = (Instant::now(), self.fingerprint(password));
-        let Visit { memory, prefix, known, .. } = &turn.visit;
-        let (of_user, of_prefix) = (memory.user(turn.visit.account(self)), memory.prefix(*prefix));
+        let (of_user, of_prefix) = (memory.user(account), memory.prefix(prefix));
         let mut user = of_user.lock();
         if let Some(at) = user.tried(password) {
             turn.delay = at.saturating_duration_since(now);
+            gate.waited = !turn.delay.is_zero();
+            turn.gate = Some(Arc::new(gate));
             return Ok(turn);
         }
-        let mut prefix = of_prefix.lock();
         let every = memory.settings().forget_every;
-        let rules = (&settings.failed_logins_per_user, &settings.failed_logins_per_prefix);
-        let user_delay = user.delay(now, every, rules.0);
-        let prefix_delay = if *known { Duration::ZERO } else { prefix.delay(now, every, rules.1) };
-        for (rule, settings, delay) in
-            [(Rule::FailedLoginsPerUser, rules.0, user_delay), (Rule::FailedLoginsPerPrefix, rules.1, prefix_delay)]
-        {
+        let user_delay = user.delay(now, every, &user_rule);
+        if !known && user.is_at_limit(&user_rule) {
+            self.met(Rule::FailedLoginsPerUser, user_rule.mode, "refused", client)?;
+        }
+        let mut prefix = of_prefix.lock();
+        let prefix_delay = if known { Duration::ZERO } else { prefix.delay(now, every, &prefix_rule) };
+        for (rule, settings, delay) in [
+            (Rule::FailedLoginsPerUser, &user_rule, user_delay),
+            (Rule::FailedLoginsPerPrefix, &prefix_rule, prefix_delay),
+        ] {
             let delay = self.wait(rule, settings, delay, client)?;
             if delay > turn.delay {
                 (turn.delay, turn.by) = (delay, Some(rule));
             }
         }
-        user.charge(now, user_delay, rules.0);
+        user.charge(now, user_delay, &user_rule);
         user.try_password(password, now + turn.delay);
-        prefix.charge(now, prefix_delay, rules.1);
+        prefix.charge(now, prefix_delay, &prefix_rule);
         drop((user, prefix));
-        turn.charged = Some(Charged { user: of_user, prefix: of_prefix, password });
+        gate.waited = !turn.delay.is_zero();
+        gate.charged(of_user, of_prefix);
+        turn.gate = Some(Arc::new(gate));
         Ok(turn)
     }
 
     /// A right password that was cached: nothing was guessed, and the prefix is known from now on.
     pub fn recalled(&self, settings: &config::Throttle, client: IpAddr, login: &str, dn: &str) {
-        self.succeeded(&self.visit(settings, client, login), dn);
+        let Visit { memory, prefix, name, known, user } = self.visit(settings, client, login);
+        let account = if known { self.key(&(user, prefix)) } else { name };
+        self.succeeded(&memory, (account, prefix, name), dn);
     }
 
-    fn succeeded(&self, visit: &Visit, dn: &str) {
-        visit.memory.absolve(visit.account(self), visit.prefix);
+    /// The user with this DN has shown a right password: what was counted is forgotten, and the network is
+    /// known. At a network that was known before, what strangers elsewhere have earned stays.
+    fn succeeded(&self, memory: &Memory, (account, prefix, name): (Key, Key, Key), dn: &str) {
         let user = self.entry(dn);
-        visit.memory.name(visit.name, user);
-        visit.memory.know(user, visit.prefix);
+        memory.absolve(account, prefix);
+        if memory.knows(user, prefix) {
+            memory.absolve(self.key(&(user, prefix)), prefix);
+        } else {
+            memory.begin_anew(user);
+        }
+        memory.name(name, user);
+        memory.know(user, prefix);
     }
 
     fn visit(&self, settings: &config::Throttle, client: IpAddr, login: &str) -> Visit {
@@ -348,9 +366,8 @@ impl Throttle {
         self.key(&Network::of(client, bits))
     }
 
-    /// An entry by its DN, in which a template may capitalize and space otherwise than the directory.
     fn entry(&self, dn: &str) -> Key {
-        self.key(&dn.to_lowercase().split(',').map(str::trim).collect::<Vec<_>>())
+        entry_key(&self.keys, dn)
     }
 
     fn key(&self, what: &impl Hash) -> Key {
@@ -367,36 +384,18 @@ fn exempt(settings: &config::Throttle, client: IpAddr) -> bool {
     settings.exempt.iter().any(|network| network.contains(client))
 }
 
+/// An entry by its DN, in which a template may capitalize and space otherwise than the directory.
+fn entry_key(keys: &RandomState, dn: &str) -> Key {
+    keys.hash_one(dn.to_lowercase().split(',').map(str::trim).collect::<Vec<_>>())
+}
+
 /// A rule that acts whatever its mode, if it must.
 const fn acting(rule: Limit, must: bool) -> Limit {
     if must { Limit { mode: Mode::Enforce, ..rule } } else { rule }
 }
 
-/// Who comes from where, as far as it is known.
-#[derive(Debug)]
-struct Visit {
-    memory: Arc<Memory>,
-    prefix: Key,
-    name: Key,
-    user: Key,
-    known: bool,
-}
-
-impl Visit {
-    /// Where this user's wrong passwords are counted: apart at a prefix that he is known at.
-    fn account(&self, throttle: &Throttle) -> Key {
-        if self.known { throttle.key(&(self.user, self.prefix)) } else { self.user }
-    }
-}
-
-#[derive(Debug)]
-struct Charged {
-    user: Shelf,
-    prefix: Shelf,
-    password: Fingerprint,
-}
-
-/// An attempt that may go on after a delay. Dropped without a word, it was no wrong password.
+/// An attempt that may go on after a delay. Dropped without a word before the directory is asked, it was
+/// no wrong password; after that, it may still be answered "wrong", and counts.
 #[derive(Debug)]
 #[must_use]
 pub struct Turn<'a> {
@@ -405,76 +404,54 @@ pub struct Turn<'a> {
     /// The rule that says so.
     pub by: Option<Rule>,
     throttle: &'a Throttle,
-    rule: FailedLogins,
-    visit: Visit,
-    charged: Option<Charged>,
+    gate: Option<Arc<Gate>>,
+    asked: bool,
 }
 
 impl Turn<'_> {
+    /// What is asked about the entry before it is bound. The directory is asked from here on.
+    pub fn asks(&mut self) -> Option<Arc<Gate>> {
+        self.asked = true;
+        self.gate.clone()
+    }
+
     /// The directory said yes.
     pub fn right(mut self, dn: &str) {
-        if let Some(Charged { user, prefix, password }) = self.charged.take() {
-            user.lock().refund(password);
-            prefix.lock().forgive(1);
+        if let Some(gate) = self.gate.take() {
+            gate.refund();
+            let account = if gate.known { self.throttle.key(&(gate.user, gate.prefix)) } else { gate.name };
+            self.throttle.succeeded(&gate.memory, (account, gate.prefix, gate.name), dn);
         }
-        self.throttle.succeeded(&self.visit, dn);
     }
 
-    /// The directory said that the password is wrong, or that there is no such entry.
+    /// The directory said that the password is wrong, or that there is no such entry, or it was not asked
+    /// because the entry's turn had not come.
     pub fn wrong(mut self) {
-        // What was charged stays charged.
-        self.charged = None;
+        if let Some(gate) = self.gate.take() {
+            gate.keep();
+        }
     }
 
-    /// The name means this entry. If nobody knew, the attempt was charged to the name; now it takes
-    /// its turn at the entry, and its answer, right or wrong, waits for so long: otherwise each
-    /// spelling that the directory takes for the same would be a guess for nothing. What it has waited
-    /// for before counts: the longer of both is its delay, not the sum.
-    ///
-    /// # Errors
-    /// It would have to wait longer than `max_delay`: what the directory said must not be told.
-    pub fn meant(&mut self, dn: &str, client: IpAddr) -> Result<Duration, Limited> {
-        let (throttle, rule) = (self.throttle, self.rule);
-        let entry = throttle.entry(dn);
-        if entry == self.visit.user {
-            return Ok(Duration::ZERO);
+    /// It was no wrong password, or nobody could tell.
+    pub fn untold(mut self) {
+        if let Some(gate) = self.gate.take() {
+            gate.refund();
         }
-        let charged = self.visit.account(throttle);
-        let Visit { memory, prefix, name, .. } = &self.visit;
-        memory.name(*name, entry);
-        let memory = Arc::clone(memory);
-        (self.visit.user, self.visit.known) = (entry, memory.knows(entry, *prefix));
-        let Some(Charged { user: of_name, prefix, password }) = self.charged.take() else {
-            return Ok(Duration::ZERO);
-        };
-        // Else it was charged to another entry, which the name has meant until now.
-        if charged == self.visit.name {
-            memory.refund_name(charged, &of_name, password);
-        } else {
-            of_name.lock().refund(password);
+    }
+
+    /// Counts and tells that the entry's turn had not come, if so.
+    pub fn tell_if_over(&self, client: IpAddr) {
+        if let Some(gate) = self.gate.as_ref().filter(|gate| gate.was_over()) {
+            // Whether it acts is for the gate.
+            let _ = self.throttle.met(Rule::FailedLoginsPerUser, gate.rule.mode, "refused", client);
         }
-        let of_entry = memory.user(self.visit.account(throttle));
-        let (now, mut user) = (Instant::now(), of_entry.lock());
-        if let Some(at) = user.tried(password) {
-            prefix.lock().forgive(1);
-            return Ok(at.saturating_duration_since(now));
-        }
-        let delay = user.delay(now, memory.settings().forget_every, &rule);
-        let wait = throttle.wait(Rule::FailedLoginsPerUser, &rule, delay, client);
-        let wait = wait.inspect_err(|_| prefix.lock().forgive(1))?;
-        user.charge(now, delay, &rule);
-        user.try_password(password, now + wait);
-        drop(user);
-        self.charged = Some(Charged { user: of_entry, prefix, password });
-        Ok(wait)
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        if let Some(Charged { user, prefix, password }) = self.charged.take() {
-            user.lock().refund(password);
-            prefix.lock().forgive(1);
+        if let Some(gate) = self.gate.take() {
+            if self.asked { gate.keep() } else { gate.refund() }
         }
     }
 }

@@ -53,7 +53,7 @@ impl Cache {
 
     fn of_entry(&self, dn: Arc<str>, mut names: Vec<String>) -> Option<Remembered> {
         let person = self.people.get(&dn);
-        let wrong = self.wrong.get(&dn).map_or(0, |refused| refused.list.len());
+        let wrong = self.wrong.get(&dn).map_or(0, |refused| refused.count());
         // A name whose decision was forgotten says nothing any more.
         if person.is_none() && wrong == 0 {
             return None;

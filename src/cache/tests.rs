@@ -58,19 +58,6 @@ async fn a_right_password_is_known_for_its_time_and_only_that_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_unlearnt_is_told_under_no_name() {
-    let cache = cache();
-    for learn in [learn_right, learn_wrong] {
-        learn_right(&cache, "alice", "another");
-        learn(&cache, "Al ice", "sesame");
-        learn_right(&cache, "alice", "another");
-        cache.unlearn(&login("Al ice"), &Arc::from(DN), &digest(&cache, "sesame"));
-        assert_eq!((ask(&cache, "Al ice", "sesame"), ask(&cache, "alice", "sesame")), ("nothing", "nothing"));
-        assert_eq!((ask(&cache, "Al ice", "another"), ask(&cache, "alice", "another")), ("nothing", "right"));
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_wrong_password_under_the_templates_spelling_hides_neither_itself_nor_the_right_one() {
     let cache = cache();
     let respelled = Arc::from("UID=Alice, OU=people,DC=example,DC=com");

@@ -696,6 +696,8 @@ pub struct FailedLogins {
     pub mode: Mode,
     /// So many wrong passwords cost nothing.
     pub free: u32,
+    /// Beyond so many from networks that are not known, no password is sent to the directory.
+    pub limit: Option<u32>,
     /// How long the first one that is not free has to wait; each further one twice as long.
     pub first_delay: Duration,
     /// The longest delay; an attempt that would have to wait longer is refused.

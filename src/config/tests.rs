@@ -90,7 +90,7 @@ throttle:
   forget_every: 2m
   known_for: 7d
   failed_logins_per_prefix: {mode: enforce, free: 30, first_delay: 1s, max_delay: 3s}
-  failed_logins_per_user: {mode: dry_run, free: 7, first_delay: 100ms, max_delay: 2s}
+  failed_logins_per_user: {mode: dry_run, free: 7, limit: 4, first_delay: 100ms, max_delay: 2s}
   connections_per_prefix: {mode: enforce, limit: 11}
   handshakes: {mode: dry_run, limit: 12}
   handshakes_per_prefix: {mode: enforce, limit: 13}

@@ -14,12 +14,12 @@ pub(super) fn read(throttle: &Section<'_>) -> Option<Throttle> {
     let ipv6_prefix = throttle.integer("ipv6_prefix", 64, 16..=128);
     let exempt = throttle.get("exempt").map_or(Some(Vec::new()), |node| networks(&node));
     let capacity = throttle.integer("capacity", 100_000, 1_000..=10_000_000);
-    let forget_every = throttle.duration("forget_every", MINUTE, SECOND..=HOUR);
+    let forget_every = throttle.duration("forget_every", MINUTE, SECOND..=DAY);
     let known_for = throttle.duration("known_for", 30 * DAY, HOUR..=365 * DAY);
     // What hangs on a prefix alone begins as a dry run: only the operator knows which networks
     // stand for many people.
-    let failed_logins_per_prefix = failed_logins(throttle, "failed_logins_per_prefix", Mode::DryRun, 20);
-    let failed_logins_per_user = failed_logins(throttle, "failed_logins_per_user", Mode::Enforce, 5);
+    let failed_logins_per_prefix = failed_logins(throttle, "failed_logins_per_prefix", Mode::DryRun, 20, false);
+    let failed_logins_per_user = failed_logins(throttle, "failed_logins_per_user", Mode::Enforce, 5, true);
     let connections_per_prefix = limit(throttle, "connections_per_prefix", Mode::DryRun, 1_000);
     let handshakes = limit(throttle, "handshakes", Mode::Enforce, 10_000);
     let handshakes_per_prefix = limit(throttle, "handshakes_per_prefix", Mode::DryRun, 100);
@@ -47,7 +47,13 @@ fn mode(rule: &Section<'_>, default: Mode) -> Option<Mode> {
     rule.get("mode").map_or(Some(default), |node| node.word(&words))
 }
 
-fn failed_logins(throttle: &Section<'_>, key: &'static str, default: Mode, free: u64) -> Option<FailedLogins> {
+fn failed_logins(
+    throttle: &Section<'_>,
+    key: &'static str,
+    default: Mode,
+    free: u64,
+    may_limit: bool,
+) -> Option<FailedLogins> {
     let read = |rule: &Section<'_>| {
         let mode = mode(rule, default);
         let free = rule.integer("free", free, 1..=1_000);
@@ -61,7 +67,12 @@ fn failed_logins(throttle: &Section<'_>, key: &'static str, default: Mode, free:
         {
             rule.problem("first_delay", "longer than `max_delay`, up to which it grows: shorten it");
         }
-        Some(FailedLogins { mode: mode?, free: free?, first_delay: first_delay?, max_delay: max_delay? })
+        let limit = (may_limit && rule.get("limit").is_some()).then(|| rule.integer("limit", 3, 1..=1_000));
+        let limit = match limit {
+            Some(limit) => Some(limit?),
+            None => None,
+        };
+        Some(FailedLogins { mode: mode?, free: free?, limit, first_delay: first_delay?, max_delay: max_delay? })
     };
     throttle.section(key, read).flatten()
 }

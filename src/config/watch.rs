@@ -64,8 +64,12 @@ pub enum Meaning {
     Allow,
     /// There while the account is locked after wrong passwords.
     Lockout,
-    /// pwdReset: somebody else has set the password.
-    Reset,
+    /// pwdReset, somebody else has set the password; pwdPolicySubentry, which policy it has.
+    Policy,
+    /// pwdFailureTime: wrong passwords, counted by a policy of the draft.
+    Failures,
+    /// The same, counted by another server.
+    Count,
     /// pwdAccountLockedTime: a lock-out, or an administrator's lock (draft-behera section 5.3.3).
     Locked,
     /// nsAccountLock: switched off when true.
@@ -87,28 +91,31 @@ pub enum Meaning {
 }
 
 /// The attributes that tell whether a password that was refused may be right by now.
-const PASSWORDS: [(&str, Meaning); 9] = [
+const PASSWORDS: [(&str, Meaning); 13] = [
     ("pwdChangedTime", Meaning::Password),
     ("pwdLastSet", Meaning::Password),
     ("passwordExpirationTime", Meaning::Password),
     ("pwdAccountLockedTime", Meaning::Locked),
     ("lockoutTime", Meaning::Lockout),
     ("accountUnlockTime", Meaning::Lockout),
-    ("pwdReset", Meaning::Reset),
+    ("pwdReset", Meaning::Policy),
+    ("pwdPolicySubentry", Meaning::Policy),
+    ("pwdFailureTime", Meaning::Failures),
+    ("badPwdCount", Meaning::Count),
+    ("passwordRetryCount", Meaning::Count),
     ("entryCSN", Meaning::Csn),
     ("modifyTimestamp", Meaning::Modified),
 ];
 /// The attributes that look-ups read, too, where the directory is followed.
-const FOLLOWED: [(&str, Meaning); 6] = [
+const FOLLOWED: [(&str, Meaning); 5] = [
     ("entryUUID", Meaning::Id),
     ("nsUniqueId", Meaning::Id),
     ("objectGUID", Meaning::Guid),
     ("nsAccountLock", Meaning::Switch),
     ("userAccountControl", Meaning::Control),
-    ("pwdFailureTime", Meaning::Noise),
 ];
 /// More of those that only explain.
-const NOISE: [&str; 2] = ["pwdLastSuccess", "authTimestamp"];
+const NOISE: [&str; 5] = ["pwdLastSuccess", "authTimestamp", "badPasswordTime", "lastLogon", "logonCount"];
 
 impl Directory {
     /// The attributes that are read of an entry, each with its meaning: what a decision needs and,

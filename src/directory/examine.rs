@@ -17,7 +17,7 @@ use super::connection::{Connection, Fault, Found, Question, Scope};
 use super::ldap::{own, read, search};
 use super::server::Server;
 use super::watch::RootDse;
-use super::{Entry, Ldap, Login, Trace, Trouble, template};
+use super::{Entry, Ldap, Lockout, Login, Trace, Trouble, lockout, template};
 use crate::config::{Find, WatchMode};
 
 /// How long counting the users may take, and how many are counted.
@@ -45,6 +45,8 @@ pub struct Examined {
     pub sync: Option<Result<(bool, Option<u32>), Trouble>>,
     /// How many users the server shows, and the result code: not 0, it shows no more than these.
     pub users: Option<Result<Counted, Trouble>>,
+    /// The strictest policy that locks accounts, where one may be read.
+    pub lockout: Option<Result<Option<Lockout>, Trouble>>,
     /// Whether it shows the canary.
     pub canary: Option<Result<(), Trouble>>,
 }
@@ -93,6 +95,7 @@ impl Ldap {
             with_mail_host: None,
             sync: None,
             users: None,
+            lockout: None,
             canary: None,
         };
         examined.connection = match server.connect(deadline(), &mut Trace::default()).await {
@@ -156,6 +159,8 @@ impl Ldap {
             let tried = try_sync(&connection, &base, &users).await;
             examined.sync = Some(tried.map_err(|fault| trouble(server, &fault)));
         }
+        let policies = lockout::strictest(&connection, &base).await;
+        examined.lockout = Some(policies.map_err(|fault| trouble(server, &fault)));
         let by_sync = matches!(examined.sync, Some(Ok((true, Some(0 | 4)))));
         let paged = !by_sync || settings.watch.mode == WatchMode::Poll;
         let counted = timeout_at(Instant::now() + COUNTING.saturating_mul(2), count(&connection, &base, &users, paged));

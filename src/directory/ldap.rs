@@ -10,6 +10,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustls::ClientConfig;
 use tokio::sync::watch;
@@ -28,6 +29,7 @@ use super::{
 };
 use crate::config::{self, Find};
 use crate::metrics::Metrics;
+use crate::outcome::AccountState;
 use crate::secret::Secret;
 
 /// Any entry: the DN alone says which.
@@ -61,6 +63,8 @@ pub struct Ldap {
     attributes: Arc<Attributes>,
     pool: Pool,
     metrics: Arc<Metrics>,
+    /// The server has said of an account that it is locked: a refusal without that word is none.
+    names_locks: AtomicBool,
 }
 
 impl Ldap {
@@ -86,7 +90,7 @@ impl Ldap {
         };
         let servers = settings.servers.iter().map(server).collect();
         let pool = Pool::new(servers, settings.balance, changed);
-        Self { pool, attributes, settings: settings.clone(), metrics }
+        Self { pool, attributes, settings: settings.clone(), metrics, names_locks: AtomicBool::new(false) }
     }
 
     pub(super) fn settings(&self) -> &config::Directory {
@@ -185,6 +189,10 @@ impl Ldap {
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
                 let (name, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
+                let named = Entry::named(name.as_str().into());
+                if refused_before(&named) {
+                    return Err(DirectoryError::RefusedBefore { dn: named.dn });
+                }
                 let check = (floor.concerns(&name) && self.settings.find.service().is_some())
                     .then_some(Check { question: &question, floor });
                 // What has not changed lately is bound unseen.
@@ -340,7 +348,10 @@ impl Ldap {
         match (bound.code, bound.said) {
             // Beside success as well: a server that says "change the password first" allows this user
             // nothing else, and a password that somebody else has set must not open a mailbox for ever.
-            (_, Some(Said::State { state, proven })) => Err(account(state, proven)),
+            (_, Some(Said::State { state, proven })) => {
+                self.names_locks.fetch_or(state == AccountState::Locked, Ordering::Relaxed);
+                Err(account(state, proven))
+            }
             (SUCCESS, said) => {
                 if let Some(warning) = said.and_then(Said::warning) {
                     self.metrics.directory_password_warnings.with_label_values(&[warning]).inc();
@@ -349,7 +360,9 @@ impl Ldap {
             }
             (INVALID_CREDENTIALS, Some(Said::NoAccount)) => Err(DirectoryError::NoEntry),
             (INVALID_CREDENTIALS, said) => {
-                let seen = (said.is_none() && !seen.locked).then(|| seen.clone());
+                // A lock that is not named may hide that the password is right.
+                let is_looked_at = !seen.locked || self.names_locks.load(Ordering::Relaxed);
+                let seen = (said.is_none() && is_looked_at).then(|| seen.clone());
                 Err(DirectoryError::InvalidCredentials { dn: dn.into(), seen })
             }
             (code, _) => Err(match self.settings.results.get(&code) {

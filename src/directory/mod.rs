@@ -17,6 +17,7 @@ mod fresh;
 mod health;
 pub mod ldap;
 mod listing;
+mod lockout;
 mod look;
 mod policy;
 mod pool;
@@ -45,6 +46,7 @@ pub use floor::{Floor, Freshness, NoFloor};
 pub(crate) use frames::trial as frames_trial;
 pub use ldap::Ldap;
 pub use listing::Listed;
+pub use lockout::Lockout;
 pub use policy::Said;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use policy::trial as bind_answer_trial;
@@ -202,6 +204,13 @@ pub struct Marks {
     pub locked: bool,
     /// Lock-outs.
     pub lockout: u64,
+    /// What the policy says of the password itself: that it must be changed, and which policy it is.
+    pub policy: u64,
+    /// Wrong passwords as the directory counts them; `None` where the entry shows none.
+    pub failures: Option<u64>,
+    /// The entry shows what a policy of the draft writes, which also writes when the password changes
+    /// (draft-behera-ldap-password-policy-10 sections 5.3.2 to 5.3.4).
+    pub drafted: bool,
     /// Attributes that decide in some other way.
     pub decides: u64,
     /// What logins, good and bad, change.
@@ -215,13 +224,17 @@ impl Marks {
         self.password.is_some() || self.version.is_some()
     }
 
-    /// Whether something has changed that may make a refused password right: a lock, or the password's
-    /// age. Where no age is shown, any change of the entry: without a policy a wrong password is none.
+    /// Whether the password may be another by now: its age has changed, or what the policy says of it.
     #[must_use]
-    pub fn differ(&self, earlier: &Self) -> bool {
-        let aged = self.password.is_some() || earlier.password.is_some();
-        (self.password, self.lockout, self.locked) != (earlier.password, earlier.lockout, earlier.locked)
-            || (!aged && self.version != earlier.version)
+    pub fn password_differs(&self, earlier: &Self) -> bool {
+        (self.password, self.policy) != (earlier.password, earlier.policy)
+    }
+
+    /// Whether a change of the password would show in its age, and nowhere else: a server with a policy
+    /// of the draft writes it with the first change, so that an entry without one has had none.
+    #[must_use]
+    pub const fn is_aged(&self) -> bool {
+        self.password.is_some() || self.drafted
     }
 }
 

@@ -154,10 +154,17 @@ impl Shown {
             Meaning::Decides => marks.decides ^= digest(name, values),
             Meaning::Password => marks.password = Some(marks.password.unwrap_or_default() ^ digest(name, values)),
             Meaning::Locked if values.iter().any(|value| value.starts_with(LOCKED_FOR_EVER)) => {
-                (marks.disabled, marks.locked) = (true, true);
+                (marks.disabled, marks.locked, marks.drafted) = (true, true, true);
             }
-            Meaning::Reset => marks.lockout ^= digest(name, values),
+            Meaning::Policy => marks.policy ^= digest(name, values),
+            Meaning::Failures | Meaning::Count => {
+                let count = digest(name, values);
+                marks.failures = Some(marks.failures.unwrap_or_default() ^ count);
+                marks.drafted |= meaning == Meaning::Failures;
+                marks.noise ^= count;
+            }
             Meaning::Lockout | Meaning::Locked => {
+                marks.drafted |= meaning == Meaning::Locked;
                 // Active Directory writes 0 when it unlocks.
                 marks.locked |= values.iter().any(|value| value != b"0");
                 marks.lockout ^= digest(name, values);

@@ -25,6 +25,8 @@ pub(super) struct Difference {
     pub(super) held: Option<bool>,
     pub(super) password: bool,
     pub(super) lockout: bool,
+    /// What the policy says of the password.
+    pub(super) policy: bool,
     pub(super) renamed: bool,
     /// Another attribute that decides, or another spelling of the same place.
     pub(super) other: bool,
@@ -44,6 +46,7 @@ impl Difference {
             held: (before.held != after.held).then_some(after.held),
             password: before.password != after.password,
             lockout: before.lockout != after.lockout,
+            policy: before.policy != after.policy,
             renamed: old.dn != new.dn,
             other: before.decides != after.decides || (from == to && old.mail_hosts != new.mail_hosts),
             ..Self::default()
@@ -52,13 +55,15 @@ impl Difference {
             difference.moved = Some((from, to));
         }
         let explained = difference.is_some() || (exact && before.noise != after.noise);
-        difference.unexplained = before.version != after.version && after.password.is_none() && !explained;
+        // Where a policy writes when passwords change, what it does not write was no such change.
+        let aged = before.is_aged() || after.is_aged();
+        difference.unexplained = before.version != after.version && !aged && !explained;
         difference
     }
 
     /// Whether anything has changed.
     pub(super) fn is_some(&self) -> bool {
-        self.moves() || self.disabled.is_some() || self.held.is_some() || self.lockout || self.forgets()
+        self.moves() || self.disabled.is_some() || self.held.is_some() || self.lockout || self.policy || self.forgets()
     }
 
     /// Whether its mail is elsewhere, or under another name.
@@ -92,7 +97,7 @@ impl Difference {
             (self.held == Some(true), "hold"),
             (self.held == Some(false), "release"),
             (self.password, "password"),
-            (self.lockout, "lockout"),
+            (self.lockout || self.policy, "lockout"),
             (self.renamed, "rename"),
             (self.other, "other"),
             (self.unexplained, "unexplained"),
@@ -144,6 +149,8 @@ mod tests {
     #[test]
     fn what_nothing_explains_is_asked_again() {
         assert_eq!(difference(true, |_| {}).kinds(), ["unexplained"]);
+        // A policy that counts failures shows the first change of a password as well.
+        assert!(!difference(false, |entry| (entry.marks.noise, entry.marks.drafted) = (2, true)).is_some());
         // Unless the server shows when passwords change.
         let with = |version: &str| {
             entry(|entry| {

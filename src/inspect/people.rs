@@ -1,11 +1,15 @@
 //! What an examination of a directory server means.
 
+use std::time::Duration;
+
 use super::{Finding, State, Subject, certificates};
 use crate::config::{Config, LdapScheme, WatchMode};
 use crate::cutover::sheet::{Shown, thousands};
 use crate::cutover::verdict::Verdict;
-use crate::directory::{Counted, Examined, Login, Sample, Trouble};
+use crate::directory::{Counted, Examined, Lockout, Login, Sample, Trouble};
 
+/// The longest window that `throttle.forget_every` can be.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// LDAP results that say that a limit was met.
 const LIMITS: [u32; 3] = [3, 4, 11];
 
@@ -25,6 +29,8 @@ pub(super) fn subject(config: &Config, examined: &Examined, sample: Option<&Logi
     findings.extend(examined.canary.as_ref().map(canary));
     findings.extend(examined.sync.as_ref().map(|sync| synchronization(config, sync)));
     findings.extend(examined.users.as_ref().map(|users| size(config, users)));
+    let lockout = examined.lockout.as_ref().and_then(|lockout| lockout.as_ref().ok()?.as_ref());
+    findings.extend(lockout.map(|lockout| locking(config, lockout)));
     Subject { kind: "directory", name: examined.url.to_string(), protocol: None, address: None, findings }
 }
 
@@ -254,6 +260,39 @@ fn synchronization(config: &Config, sync: &Result<(bool, Option<u32>), Trouble>)
             let found = format!("{found}: polling every {} s", watch.poll_interval.as_secs());
             Finding::new("live changes", State::Note, found).advised(advice)
         }
+    }
+}
+
+/// What strangers' guesses can do to users, by the directory's policy.
+fn locking(config: &Config, lockout: &Lockout) -> Finding {
+    let Lockout { policy, failures, window } = lockout;
+    let within = window.map_or_else(String::new, |window| format!(" within {}", in_words(window)));
+    let found = format!("{} locks an account after {failures} wrong passwords{within}", Shown(policy));
+    let (throttle, rule) = (&config.throttle, &config.throttle.failed_logins_per_user);
+    // Within the window one more is forgotten, and one is left for the owner.
+    let most = failures.saturating_sub(2).max(1);
+    let window = window.unwrap_or(DAY).min(DAY);
+    let advice = format!(
+        "`throttle.failed_logins_per_user: {{limit: {most}}}` with `throttle.forget_every: {}` keeps strangers from locking \
+         users out; it also keeps users out who come from a new network while somebody guesses",
+        in_words(window)
+    );
+    match rule.limit {
+        None => Finding::new("lock-out", State::Note, found).advised(advice),
+        Some(limit) if limit >= *failures || throttle.memory.forget_every < window => {
+            let found = format!("{found}: throttle.failed_logins_per_user.limit lets as many pass");
+            Finding::new("lock-out", State::Warning, found).advised(advice)
+        }
+        Some(_) => Finding::ok("lock-out", format!("{found}; strangers are stopped before")),
+    }
+}
+
+/// A duration as the config takes it.
+fn in_words(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds if seconds % 3_600 == 0 => format!("{}h", seconds / 3_600),
+        seconds if seconds % 60 == 0 => format!("{}m", seconds / 60),
+        seconds => format!("{seconds}s"),
     }
 }
 

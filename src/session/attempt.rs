@@ -104,7 +104,8 @@ impl<'a> Attempt<'a> {
         refusal
     }
 
-    /// The first decision of an attempt. What is known costs nothing; a guess waits for its turn.
+    /// The first decision of an attempt. A right password that is known costs nothing; a guess waits for
+    /// its turn.
     ///
     /// # Errors
     /// The throttle's refusal: the directory was not asked.
@@ -112,34 +113,39 @@ impl<'a> Attempt<'a> {
         let settings = &self.snapshot.config.throttle;
         let (throttle, client) = (&self.shared.throttle, self.client);
         let authn = &self.snapshot.authn;
-        if let Some(decision) = authn.recall(login, password) {
+        let recalled = authn.recall(login, password);
+        if let Some(decision) = &recalled {
             if let Ok(proven) = &decision.result {
                 throttle.recalled(settings, client, login.as_str(), &proven.identity.entry().dn);
             }
-            return Ok(decision);
+            if decision.result.is_ok() || decision.by == DecidedBy::Usher {
+                return Ok(decision.clone());
+            }
         }
+        // A password that is known to be wrong takes its turn like one of a name that nobody has, where it
+        // is known of nothing: the same one again waits for nothing at either.
         let turn = throttle.guess(settings, client, login.as_str(), password);
         let mut turn = turn.map_err(|limited| report.limited(limited))?;
         (report.limited_by, report.delay) = (turn.by, turn.delay);
         wait_until(Instant::now() + turn.delay).await;
-        let decision = authn.decide(login, password, Ask::Cached).await;
-        if let Some(dn) = &decision.dn {
-            let more = turn.meant(dn, client).map_err(|limited| {
-                authn.unlearn(login, dn, password);
-                report.limited(limited)
-            })?;
-            wait_until(Instant::now() + more.saturating_sub(report.delay)).await;
-            report.delay = report.delay.max(more);
+        let decision = match recalled {
+            Some(known) => known,
+            None => authn.guess(login, password, turn.asks()).await,
+        };
+        turn.tell_if_over(client);
+        if decision.withheld {
+            report.withhold();
         }
         match (&decision.result, decision.by) {
             (Ok(proven), _) => turn.right(&proven.identity.entry().dn),
             // A state that is told as a wrong password costs as much, or the next guess would show
             // by its time that this one was right.
-            (Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::Account { .. }), DecidedBy::Directory) => {
-                turn.wrong();
-            }
-            // No wrong password, or one that is known: the turn is given back.
-            (Err(_), _) => drop(turn),
+            (
+                Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::Account { .. }),
+                DecidedBy::Directory | DecidedBy::Negative | DecidedBy::Usher,
+            ) => turn.wrong(),
+            // Nobody could tell: what was charged is given back.
+            (Err(_), _) => turn.untold(),
         }
         Ok(decision)
     }

@@ -50,14 +50,33 @@ impl Bucket {
 
     /// How long an attempt that comes now has to wait.
     pub(super) fn delay(&mut self, now: Instant, every: Duration, rule: &FailedLogins) -> Duration {
+        let step = self.step(now, every, rule);
+        // Those who come at the same time take turns: many connections guess no faster than one.
+        if step.is_zero() { step } else { (self.turn.max(now) + step).saturating_duration_since(now) }
+    }
+
+    /// What there has to be between two attempts, after those that were not forgotten.
+    fn step(&mut self, now: Instant, every: Duration, rule: &FailedLogins) -> Duration {
         let passed = now.saturating_duration_since(self.forgotten);
         let forgotten = u32::try_from(passed.as_millis() / every.as_millis().max(1)).unwrap_or(u32::MAX);
         self.failures = self.failures.saturating_sub(forgotten);
         self.forgotten = if self.failures == 0 { now } else { self.forgotten + every.saturating_mul(forgotten) };
         let Some(above) = self.failures.checked_sub(rule.free) else { return Duration::ZERO };
-        let step = rule.first_delay.saturating_mul(1 << above.min(MOST_ABOVE_FREE)).min(rule.max_delay);
-        // Those who come at the same time take turns: many connections guess no faster than one.
-        (self.turn.max(now) + step).saturating_duration_since(now)
+        rule.first_delay.saturating_mul(1 << above.min(MOST_ABOVE_FREE)).min(rule.max_delay)
+    }
+
+    /// Whether an attempt that comes now would be too early: there were too many, and the last one is not
+    /// long enough ago. One that has `waited` for its turn under its spelling, whose count may be one
+    /// behind, is given half of that.
+    pub(super) fn is_over(&mut self, now: Instant, every: Duration, rule: &FailedLogins, waited: bool) -> bool {
+        let step = self.step(now, every, rule);
+        let patience = if waited { step / 2 } else { step };
+        self.is_at_limit(rule) || (!step.is_zero() && now < self.turn + patience)
+    }
+
+    /// Whether there were as many as may be.
+    pub(super) fn is_at_limit(&self, rule: &FailedLogins) -> bool {
+        rule.limit.is_some_and(|limit| self.failures >= limit)
     }
 
     /// When this password has its turn, if it was tried before: the same one again is no new guess.
@@ -67,10 +86,17 @@ impl Bucket {
 
     /// Counts an attempt as a wrong one until it is known better.
     pub(super) fn charge(&mut self, now: Instant, delay: Duration, rule: &FailedLogins) {
-        self.failures = self.failures.saturating_add(1).min(rule.free.saturating_add(MOST_ABOVE_FREE));
+        let most = rule.free.saturating_add(MOST_ABOVE_FREE).max(rule.limit.unwrap_or_default());
+        self.failures = self.failures.saturating_add(1).min(most);
         if !delay.is_zero() {
             self.turn = now + delay.min(rule.max_delay);
         }
+    }
+
+    /// Counts an attempt that is made now.
+    pub(super) fn charge_now(&mut self, now: Instant, rule: &FailedLogins) {
+        self.charge(now, Duration::ZERO, rule);
+        self.turn = now;
     }
 
     /// Remembers that a password is being tried.
@@ -187,6 +213,11 @@ impl Memory {
         if let Some(of_prefix) = self.prefixes.get(&prefix) {
             of_prefix.lock().forgive(failures);
         }
+    }
+
+    /// A user begins anew, whatever spelling the guesses had.
+    pub(super) fn begin_anew(&self, user: Key) {
+        self.users.invalidate(&user);
     }
 
     /// The entry that a name meant the last time it was seen; the name itself until then.

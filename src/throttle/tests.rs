@@ -26,7 +26,7 @@ fn ms(milliseconds: u64) -> Duration {
 impl Door {
     fn new() -> Self {
         let failed_logins =
-            |free| FailedLogins { mode: Mode::Enforce, free, first_delay: BASE, max_delay: Duration::from_secs(4) };
+            |free| FailedLogins { mode: Mode::Enforce, free, limit: None, first_delay: BASE, max_delay: ms(4_000) };
         let limit = |limit| Limit { mode: Mode::Enforce, limit };
         let settings = config::Throttle {
             ipv4_prefix: 32,
@@ -56,11 +56,16 @@ impl Door {
 
     /// How long a wrong guess waits; time does not pass meanwhile.
     fn wrong(&self, from: &str, login: &str, password: &str, dn: Option<&str>) -> Duration {
+        self.tried(from, login, password, dn).0
+    }
+
+    /// How long a wrong guess waits, and whether its entry is bound; time does not pass meanwhile.
+    fn tried(&self, from: &str, login: &str, password: &str, dn: Option<&str>) -> (Duration, bool) {
         let mut turn = self.guess(from, login, password).unwrap();
-        let meant = dn.map(|dn| turn.meant(dn, ip(from)).unwrap());
-        let delay = turn.delay + meant.unwrap_or_default();
+        let gate = turn.asks().unwrap();
+        let (delay, bound) = (turn.delay, dn.is_some_and(|dn| gate.may_bind(dn)));
         turn.wrong();
-        delay
+        (delay, bound)
     }
 
     /// Wrong guesses at alice, each after the one before, until the next would wait its longest.
@@ -73,7 +78,8 @@ impl Door {
 
     fn right(&self, from: &str, login: &str, dn: &str) -> Duration {
         let mut turn = self.guess(from, login, "right").unwrap();
-        let delay = turn.delay + turn.meant(dn, ip(from)).unwrap();
+        let (delay, gate) = (turn.delay, turn.asks().unwrap());
+        assert!(gate.may_bind(dn), "{login} from {from}");
         turn.right(dn);
         delay
     }
@@ -112,29 +118,109 @@ async fn wrong_passwords_for_a_user_wait_twice_as_long_each_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_spelling_is_the_same_entry_once_it_is_known() {
+async fn what_a_spelling_meets_does_not_tell_whether_it_leads_to_an_entry() {
     let door = Door::new();
-    for (n, login) in ["alice", "alice@example.com", "a.liddell"].into_iter().enumerate() {
-        assert_eq!(door.wrong("192.0.2.1", login, &n.to_string(), Some(ALICE)), Duration::ZERO);
-    }
-    for (login, delay) in [("alice@example.com", 300), ("a.liddell", 600), ("alice", 1_200)] {
-        assert_eq!(door.wrong("192.0.2.1", login, login, Some(ALICE)), ms(delay));
-        advance(ms(delay)).await;
+    door.heat("192.0.2.1").await;
+    // Each attempt under another spelling waits as one under a name that nobody has.
+    for n in 0..12 {
+        let password = format!("other guess {n}");
+        let alias = door.guess("192.0.2.2", "alice@example.org", &password);
+        let nobody = door.guess("192.0.2.3", "nobody@example.org", &password);
+        let (mut alias, nobody) = (alias.unwrap(), nobody.unwrap());
+        assert_eq!((alias.delay, alias.by), (nobody.delay, nobody.by), "attempt {n}");
+        let delay = alias.delay;
+        let _ = alias.asks().unwrap().may_bind(ALICE);
+        alias.wrong();
+        nobody.wrong();
+        advance(delay).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_spelling_is_no_guess_for_nothing() {
-    let door = Door::new();
+async fn no_number_of_spellings_is_more_guesses_than_one() {
+    let mut door = Door::new();
+    door.settings.failed_logins_per_prefix.free = 1_000;
     door.heat("192.0.2.1").await;
-    // What the directory said, right or wrong, is told when the entry's turn has come ..
-    let mut turn = door.guess("192.0.2.2", "al\u{ad}ice", "a").unwrap();
-    assert_eq!(turn.delay, Duration::ZERO, "nobody can know yet");
-    assert_eq!(turn.meant(ALICE, ip("192.0.2.2")), Ok(ms(4_000)));
-    turn.wrong();
-    // .. or not at all.
-    let mut turn = door.guess("192.0.2.2", "alic\u{ad}e", "b").unwrap();
-    assert_eq!(turn.meant("UID=Alice, DC=example", ip("192.0.2.2")), Err(Limited(Rule::FailedLoginsPerUser)));
+    door.wrong("192.0.2.1", "alice", "one more", Some(ALICE));
+    let bound = |n: u32| door.tried("192.0.2.2", &format!("alice+{n}"), &format!("at once {n}"), Some(ALICE)).1;
+    assert_eq!((0..120).filter(|n| bound(*n)).count(), 0, "the entry's turn has not come");
+    // One after the other they are as many as under one spelling: one each 4 s.
+    let mut bound = 0;
+    for n in 0..120 {
+        advance(ms(1_000)).await;
+        bound += u32::from(door.tried("192.0.2.2", &format!("alice-{n}"), &format!("{n}"), Some(ALICE)).1);
+    }
+    assert!((25..=31).contains(&bound), "{bound}");
+    // From the beginning, too: the free ones are the entry's.
+    let free = (0..120).filter(|n| door.tried("192.0.2.2", &format!("bob+{n}"), &n.to_string(), Some(BOB)).1).count();
+    assert_eq!(free, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn guesses_that_wait_for_their_turn_are_made() {
+    let door = Door::new();
+    for n in 0..60 {
+        let (delay, bound) = door.tried("192.0.2.1", "alice", &n.to_string(), Some(ALICE));
+        assert!(bound, "guess {n} has waited {delay:?}");
+        advance(delay + ms(700)).await;
+    }
+    // Those that come at the same time as well, each when its turn has come.
+    advance(Duration::from_secs(3_600)).await;
+    let mut turns: Vec<Turn<'_>> =
+        (0..100).filter_map(|n| door.guess("192.0.2.1", "alice", &format!("again {n}")).ok()).collect();
+    let mut passed = Duration::ZERO;
+    for turn in &mut turns {
+        advance(turn.delay - passed).await;
+        passed = turn.delay;
+        assert!(turn.asks().unwrap().may_bind(ALICE), "after {passed:?}");
+    }
+    assert!(turns.len() > 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn beyond_the_limit_nobody_is_bound_but_where_he_is_known() {
+    let mut door = Door::new();
+    door.settings.failed_logins_per_user.limit = Some(4);
+    door.right("203.0.113.5", "alice", ALICE);
+    let guess = |n: u32, login: &str| -> Option<bool> {
+        let mut turn = door.guess(&format!("192.0.2.{n}"), login, &format!("guess {n}")).ok()?;
+        let bound = turn.asks().unwrap().may_bind(ALICE);
+        turn.wrong();
+        Some(bound)
+    };
+    let mut bound = 0;
+    for n in 0..20 {
+        bound += u32::from(guess(n, "alice") == Some(true));
+        advance(Duration::from_secs(1)).await;
+    }
+    assert_eq!(bound, 4);
+    assert_eq!(guess(21, "alice"), None, "the spelling is told a limit, as one of nobody would be");
+    assert_eq!(guess(22, "alice@example.com"), Some(false));
+    // An unknown name has the same limit.
+    let nobody = |n: u32| door.guess("192.0.2.9", "nobody", &format!("guess {n}")).map(Turn::wrong);
+    assert_eq!((0..20).filter(|n| nobody(*n).is_ok()).count(), 4);
+    // At home she is let, even with a mistake or two, and a dry run keeps nobody out.
+    assert_eq!(door.tried("203.0.113.5", "alice", "a typo", Some(ALICE)), (Duration::ZERO, true));
+    assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
+    assert_eq!(guess(23, "alice"), None, "which is none of the strangers' business");
+    door.settings.failed_logins_per_user.mode = Mode::DryRun;
+    assert!(door.tried("192.0.2.24", "alice", "guess 24", Some(ALICE)).1);
+    door.settings.failed_logins_per_user.mode = Mode::Enforce;
+    advance(Duration::from_secs(2 * 61)).await;
+    assert!(door.tried("192.0.2.25", "alice", "guess 25", Some(ALICE)).1, "one is forgotten each forget_every");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_may_still_be_answered_counts() {
+    let door = Door::new();
+    for n in 0..3 {
+        // The directory was asked, and the attempt ran out of time before it answered.
+        let mut turn = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
+        assert!(turn.asks().unwrap().may_bind(ALICE));
+        drop(turn);
+    }
+    assert_eq!(door.guess("192.0.2.1", "alice", "x").unwrap().delay, BASE);
+    assert!(!door.tried("192.0.2.1", "a.liddell", "x", Some(ALICE)).1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -188,7 +274,7 @@ async fn the_same_wrong_password_again_does_not_grow_it() {
         advance(Duration::from_secs(40)).await;
     }
     // Under another spelling too, and counted once.
-    door.wrong("192.0.2.1", "alice@example.com", "old password", Some(ALICE));
+    assert!(door.tried("192.0.2.1", "alice@example.com", "old password", Some(ALICE)).1);
     assert_eq!(door.wrong("192.0.2.1", "alice", "1", Some(ALICE)), Duration::ZERO);
     assert_eq!(door.wrong("192.0.2.1", "alice", "2", Some(ALICE)), Duration::ZERO);
     assert_eq!(door.wrong("192.0.2.1", "alice", "3", Some(ALICE)), Duration::ZERO);
@@ -278,8 +364,11 @@ async fn an_account_of_ones_own_buys_no_guesses_at_others() {
 async fn what_is_no_wrong_password_is_refunded() {
     let door = Door::new();
     for n in 0..50 {
-        // The directory could not tell, or the attempt ran out of time.
+        // The directory could not tell, or the attempt ended before it was asked.
         drop(door.guess("192.0.2.1", "alice", &n.to_string()).unwrap());
+        let mut turn = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
+        assert!(turn.asks().unwrap().may_bind(ALICE));
+        turn.untold();
     }
     for n in 0..3 {
         assert_eq!(door.wrong("192.0.2.1", "alice", &n.to_string(), Some(ALICE)), Duration::ZERO);
@@ -454,9 +543,11 @@ async fn nothing_is_kept_of_users_who_mistyped_nothing() {
     assert_eq!(accounts(), 1);
     door.right("203.0.113.5", "alice", ALICE);
     assert_eq!(accounts(), 0);
-    // What a spelling was charged until its entry was known is the entry's now.
+    // A guess is one of its spelling and of its entry.
     door.wrong("192.0.2.1", "ALICE@example.com", "a guess", Some(ALICE));
-    assert_eq!(accounts(), 1);
+    assert_eq!(accounts(), 2);
+    door.right("192.0.2.1", "ALICE@example.com", ALICE);
+    assert_eq!(accounts(), 0);
 }
 
 #[tokio::test(start_paused = true)]

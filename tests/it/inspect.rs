@@ -320,3 +320,29 @@ fn a_sample_is_found_as_a_login_is() {
     assert_eq!(command(&config, &["check", "--connect", "--sample", ""], b"").code, 64);
     assert_eq!(command(&config, &["check", "--sample", "alice"], b"").code, 64);
 }
+
+#[test]
+fn a_lock_out_policy_brings_a_number_that_stays_below_it() {
+    let policy = |name: &str, failures: u32| {
+        format!(
+            "dn: cn={name},ou=policies,dc=example,dc=com\nobjectClass: device\nobjectClass: pwdPolicy\ncn: {name}
+pwdAttribute: userPassword\npwdLockout: TRUE\npwdMaxFailure: {failures}\npwdFailureCountInterval: 900\n\n"
+        )
+    };
+    let unit = "dn: ou=policies,dc=example,dc=com\nobjectClass: organizationalUnit\nou: policies\n\n";
+    let entries = format!("{unit}{}{}", policy("lax", 9), policy("strict", 5));
+    let slapd = Slapd::with(Options {
+        modules: &["ppolicy"],
+        database: "overlay ppolicy\nppolicy_default \"cn=strict,ou=policies,dc=example,dc=com\"\n",
+        entries: &entries,
+        ..Options::default()
+    });
+    let mut config = Config::with_directory(&slapd).backend("server3", dovecot().imaps, &["server3"]);
+    let (_, found) = directory_of(&config, "lock-out");
+    is(&found, "note", &["cn=strict", "after 5 wrong passwords within 15m", "limit: 3", "forget_every: 15m"]);
+    for (limit, every, state) in [(3, "15m", "ok"), (3, "1m", "warning"), (5, "15m", "warning")] {
+        config.change("/throttle/failed_logins_per_user", json!({"limit": limit}));
+        config.change("/throttle/forget_every", every);
+        is(&directory_of(&config, "lock-out").1, state, &["cn=strict"]);
+    }
+}

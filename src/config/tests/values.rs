@@ -152,7 +152,7 @@ fn every_key_arrives() {
     assert_eq!(config.limits, limits);
     let failed_logins = |mode, free, first, max| {
         let first_delay = Duration::from_millis(first);
-        FailedLogins { mode, free, first_delay, max_delay: seconds(max) }
+        FailedLogins { mode, free, limit: None, first_delay, max_delay: seconds(max) }
     };
     let limit = |mode, limit| Limit { mode, limit };
     let throttle = Throttle {
@@ -164,7 +164,7 @@ fn every_key_arrives() {
         ],
         memory: Memory { capacity: 5_000, forget_every: seconds(120), known_for: seconds(7 * 86_400) },
         failed_logins_per_prefix: failed_logins(Mode::Enforce, 30, 1_000, 3),
-        failed_logins_per_user: failed_logins(Mode::DryRun, 7, 100, 2),
+        failed_logins_per_user: FailedLogins { limit: Some(4), ..failed_logins(Mode::DryRun, 7, 100, 2) },
         connections_per_prefix: limit(Mode::Enforce, 11),
         handshakes: limit(Mode::DryRun, 12),
         handshakes_per_prefix: limit(Mode::Enforce, 13),
@@ -251,7 +251,7 @@ fn defaults() {
     assert_eq!(config.limits, limits);
     let failed_logins = |mode, free| {
         let first_delay = Duration::from_millis(300);
-        FailedLogins { mode, free, first_delay, max_delay: seconds(4) }
+        FailedLogins { mode, free, limit: None, first_delay, max_delay: seconds(4) }
     };
     let limit = |mode, limit| Limit { mode, limit };
     let throttle = Throttle {

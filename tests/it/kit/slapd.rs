@@ -224,6 +224,13 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
         self.logged().lines().filter(|line| line.contains(" SRCH base=") && line.contains(needle)).count()
     }
 
+    /// Binds past usher with a wrong password.
+    pub(crate) fn refuses(&self, dn: &str, password: &str) {
+        let url = self.url();
+        let output = run("ldapwhoami", &["-x", "-H", &url, "-D", dn, "-w", password], b"");
+        assert_ne!(output.code, 0, "{dn} is let in");
+    }
+
     /// Changes entries by LDIF.
     pub(crate) fn modify(&self, ldif: &str) {
         let url = self.url();

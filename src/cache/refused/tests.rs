@@ -1,0 +1,216 @@
+//! What binds a wrong password again, on a paused clock.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::cache::Cache;
+use crate::config;
+use crate::directory::{Entry, Login};
+use crate::secret::Secret;
+
+const DN: &str = "uid=alice,dc=example";
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// A server with a password policy of the draft, reduced to what counts.
+struct Server {
+    cache: Cache,
+    login: Login,
+    marks: Marks,
+    /// Failures within the window, by when.
+    failures: Vec<Instant>,
+    locked: Option<Instant>,
+    window: Duration,
+    lock: Duration,
+    /// Changes whenever the entry is written.
+    writes: u64,
+    binds: usize,
+    locks: usize,
+}
+
+impl Server {
+    fn new(window: Duration, lock: Duration) -> Self {
+        let settings = config::Cache {
+            ttl: 5 * MINUTE,
+            negative_ttl: MINUTE / 2,
+            negative_ttl_max: 15 * MINUTE,
+            stale: HOUR,
+            capacity: 100,
+        };
+        let marks = Marks { version: Some("0".into()), ..Marks::default() };
+        Self {
+            cache: Cache::new(&settings),
+            login: Login::parse(b"alice").unwrap(),
+            marks,
+            failures: Vec::new(),
+            locked: None,
+            window,
+            lock,
+            writes: 0,
+            binds: 0,
+            locks: 0,
+        }
+    }
+
+    fn digest(&self, password: &str) -> Digest {
+        self.cache.digest(&Secret::copy_of(password.as_bytes()))
+    }
+
+    fn written(&mut self) {
+        self.writes += 1;
+        self.marks.version = Some(self.writes.to_string().into());
+        self.marks.failures = (!self.failures.is_empty()).then_some(self.writes);
+        self.marks.noise = self.writes;
+        self.marks.locked = self.locked.is_some();
+        self.marks.lockout = self.locked.map_or(0, |_| self.writes);
+        self.marks.drafted = self.marks.failures.is_some() || self.marks.locked;
+    }
+
+    /// A wrong bind, as slapd counts it. Returns whether a lock hid it.
+    fn fails(&mut self) -> bool {
+        self.binds += 1;
+        if self.locked.is_some_and(|since| since.elapsed() < self.lock) {
+            return true;
+        }
+        self.locked = None;
+        let window = self.window;
+        self.failures.retain(|at| at.elapsed() < window);
+        self.failures.push(Instant::now());
+        if self.failures.len() >= 5 {
+            self.locked = Some(Instant::now());
+            self.locks += 1;
+        }
+        self.written();
+        false
+    }
+
+    /// The owner's bind with the right password.
+    fn succeeds(&mut self) {
+        if self.locked.is_none_or(|since| since.elapsed() >= self.lock) {
+            self.locked = None;
+            self.failures.clear();
+            self.written();
+        }
+    }
+
+    fn entry(&self) -> Entry {
+        Entry { marks: self.marks.clone(), ..Entry::for_tests(DN, &["server3"]) }
+    }
+
+    /// A device with a wrong password asks, as often as it likes. Returns whether it was bound.
+    fn asks(&mut self, password: &str) -> bool {
+        let digest = self.digest(password);
+        if matches!(self.cache.ask(&self.login, &digest), crate::cache::Known::Wrong(_)) {
+            return false;
+        }
+        let seen = self.entry();
+        if self.cache.refused_before(&seen, &digest) {
+            return false;
+        }
+        let since = self.cache.stamp();
+        self.fails();
+        // A server that does not name its locks: what it refuses while one shows is not remembered.
+        if !seen.marks.locked {
+            self.cache.wrong(&self.login, &Arc::from(DN), &seen.marks, digest, since);
+        }
+        true
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_with_an_old_password_never_locks_whatever_the_window() {
+    for window in [5 * MINUTE, 15 * MINUTE, HOUR] {
+        for good_logins in [false, true] {
+            let mut server = Server::new(window, 5 * MINUTE);
+            for minute in 0..24 * 60 {
+                server.asks("old");
+                if good_logins && minute % 7 == 3 {
+                    server.succeeds();
+                }
+                tokio::time::advance(MINUTE).await;
+            }
+            assert_eq!(server.locks, 0, "{window:?}, {} binds", server.binds);
+            assert!(server.binds <= 4, "{} binds with good logins: {good_logins}", server.binds);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_comes_and_goes_brings_no_old_password_back() {
+    let mut server = Server::new(HOUR, 5 * MINUTE);
+    server.asks("old");
+    tokio::time::advance(MINUTE).await;
+    assert!(!server.asks("old"), "seen with a failure and no lock");
+    // A stranger locks the account through another service. After the lock, one failure would lock again.
+    for _ in 0..4 {
+        server.fails();
+    }
+    assert_eq!(server.locks, 1);
+    for _ in 0..60 {
+        assert!(!server.asks("old"));
+        tokio::time::advance(MINUTE).await;
+    }
+    assert_eq!(server.locks, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_password_whose_bind_met_the_lock_is_asked_about_once_more_and_no_lock_is_kept_up_by_it() {
+    let mut server = Server::new(HOUR, 5 * MINUTE);
+    for _ in 0..4 {
+        server.fails();
+    }
+    assert!(server.asks("old"), "the fifth failure, which locks");
+    let mut bound = 0;
+    for minute in 0..3 * 60 {
+        tokio::time::advance(MINUTE).await;
+        bound += u32::from(server.asks("old"));
+        // The owner gets in again when the lock is over.
+        if minute == 10 {
+            server.succeeds();
+        }
+    }
+    assert_eq!((bound, server.locks), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_the_password_is_a_reason_and_so_are_twelve_hours() {
+    let mut server = Server::new(HOUR, 5 * MINUTE);
+    server.asks("next");
+    tokio::time::advance(MINUTE).await;
+    assert!(!server.asks("next"));
+    server.marks.password = Some(1);
+    assert!(server.asks("next"), "its age has changed");
+    tokio::time::advance(MINUTE).await;
+    assert!(!server.asks("next"));
+    server.marks.policy = 1;
+    assert!(server.asks("next"), "it was reset");
+    tokio::time::advance(MINUTE).await;
+    assert!(!server.asks("next"));
+    tokio::time::advance(SURE - 2 * MINUTE).await;
+    assert!(!server.asks("next"));
+    tokio::time::advance(MINUTE).await;
+    assert!(server.asks("next"), "12 h");
+    tokio::time::advance(11 * HOUR).await;
+    assert!(!server.asks("next"), "and it is known to be the same for 24");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nothing_is_counted_it_is_asked_about_ever_more_seldom() {
+    let mut server = Server::new(HOUR, 5 * MINUTE);
+    let digest = server.digest("old");
+    let mut bound = Vec::new();
+    let seen = Marks { password: Some(1), ..Marks::default() };
+    let entry = Entry { marks: seen.clone(), ..Entry::for_tests(DN, &["server3"]) };
+    for half_minute in 0..120 {
+        let known = matches!(server.cache.ask(&server.login, &digest), crate::cache::Known::Wrong(_));
+        if !known && !server.cache.refused_before(&entry, &digest) {
+            bound.push(half_minute);
+            server.cache.wrong(&server.login, &Arc::from(DN), &seen, digest, server.cache.stamp());
+        }
+        tokio::time::advance(MINUTE / 2).await;
+    }
+    assert_eq!(bound, [0, 1, 3, 7, 15, 31, 61, 91], "in half minutes, at most 15 min apart");
+    // Without a policy any change of the entry may have been one of the password.
+    server.marks = Marks { version: Some("9".into()), ..Marks::default() };
+    assert!(server.asks("old"));
+}

@@ -1,0 +1,183 @@
+//! The charge of one guess, and whether the entry it turns out to be about may be bound.
+//!
+//! How long a guess waits is told by what was typed alone: by its spelling, or by the user's account at
+//! a network where the user is known. The entry is met later, between the search and the bind, and has
+//! an account over all of its spellings. If that one's turn has not come, the password is not bound, and
+//! the client hears at the usual time what an unknown name hears. So neither the time nor the words of
+//! an answer tell whether a spelling leads to an entry, and another spelling is no further guess.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use super::memory::{Fingerprint, Memory, Shelf};
+use super::{Key, entry_key};
+use crate::config::{FailedLogins, Mode};
+
+/// Where a guess is charged.
+#[derive(Debug, Default)]
+struct Charged {
+    /// The spelling, or the user's account at a known network.
+    name: Option<Shelf>,
+    /// The entry, over all spellings.
+    entry: Option<Shelf>,
+    prefix: Option<Shelf>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    charged: Charged,
+    /// The entry that was met, and whether it may be bound.
+    met: Option<(Key, bool)>,
+    /// Whether the entry's turn had not come, in whichever mode.
+    over: bool,
+}
+
+/// One guess on its way to the directory. It may outlive the attempt that made it.
+#[derive(Debug)]
+pub struct Gate {
+    pub(super) memory: Arc<Memory>,
+    pub(super) prefix: Key,
+    pub(super) name: Key,
+    /// The entry that the spelling has meant until now; the spelling itself if it has meant none.
+    pub(super) user: Key,
+    /// Whether that user has logged in from here before.
+    pub(super) known: bool,
+    pub(super) exempt: bool,
+    pub(super) rule: FailedLogins,
+    pub(super) password: Fingerprint,
+    /// Whether the guess had to wait for its turn.
+    pub(super) waited: bool,
+    pub(super) keys: RandomState,
+    state: Mutex<State>,
+}
+
+/// What a guess is about, as far as it is known.
+#[derive(Debug)]
+pub(super) struct Visit {
+    pub(super) memory: Arc<Memory>,
+    pub(super) prefix: Key,
+    pub(super) name: Key,
+    pub(super) user: Key,
+    pub(super) known: bool,
+}
+
+impl Visit {
+    /// Where the guesses under this spelling are counted: apart where the user is known.
+    pub(super) fn account(&self, keys: &RandomState) -> Key {
+        if self.known { keys.hash_one((self.user, self.prefix)) } else { self.name }
+    }
+}
+
+impl Gate {
+    pub(super) fn new(
+        visit: Visit,
+        exempt: bool,
+        rule: FailedLogins,
+        password: Fingerprint,
+        keys: &RandomState,
+    ) -> Self {
+        let Visit { memory, prefix, name, user, known } = visit;
+        let (keys, state) = (keys.clone(), Mutex::default());
+        Self { memory, prefix, name, user, known, exempt, rule, password, waited: false, keys, state }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Whole at every moment: charges are moved one by one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of where the guess was charged when it came.
+    pub(super) fn charged(&self, name: Shelf, prefix: Shelf) {
+        self.lock().charged = Charged { name: Some(name), entry: None, prefix: Some(prefix) };
+    }
+
+    /// Whether the entry that the directory has found may be bound. Charges it: before the bind, so that
+    /// no number of spellings at the same time is more guesses than one.
+    #[must_use]
+    pub fn may_bind(&self, dn: &str) -> bool {
+        let entry = entry_key(&self.keys, dn);
+        let mut state = self.lock();
+        if let Some((met, may)) = state.met
+            && met == entry
+        {
+            return may;
+        }
+        let may = self.exempt || self.meet(&mut state, entry, dn);
+        state.met = Some((entry, may));
+        may
+    }
+
+    fn meet(&self, state: &mut State, entry: Key, dn: &str) -> bool {
+        // A principal name is no DN: the spelling keeps the entry that it has meant.
+        if dn.contains('=') {
+            self.memory.name(self.name, entry);
+        }
+        let now = Instant::now();
+        if self.is_known(dn) {
+            if !self.known
+                && let Some(name) = state.charged.name.take()
+            {
+                // At home nobody's guesses elsewhere count, whatever was typed.
+                self.memory.refund_name(self.name, &name, self.password);
+                let home = self.memory.user(self.keys.hash_one((entry, self.prefix)));
+                {
+                    let mut bucket = home.lock();
+                    bucket.charge(now, std::time::Duration::ZERO, &self.rule);
+                    bucket.try_password(self.password, now);
+                }
+                state.charged.name = Some(home);
+            }
+            return true;
+        }
+        let of_entry = self.memory.user(entry);
+        let mut bucket = of_entry.lock();
+        // The same password again is no new guess.
+        if bucket.tried(self.password).is_some() {
+            return true;
+        }
+        state.over = bucket.is_over(now, self.memory.settings().forget_every, &self.rule, self.waited);
+        if state.over && self.rule.mode == Mode::Enforce {
+            return false;
+        }
+        bucket.charge_now(now, &self.rule);
+        bucket.try_password(self.password, now);
+        drop(bucket);
+        state.charged.entry = Some(of_entry);
+        true
+    }
+
+    /// Whether the user with this DN has logged in from here before.
+    #[must_use]
+    pub fn is_known(&self, dn: &str) -> bool {
+        self.known || self.memory.knows(entry_key(&self.keys, dn), self.prefix)
+    }
+
+    /// Whether no rule about wrong passwords applies here.
+    #[must_use]
+    pub const fn is_exempt(&self) -> bool {
+        self.exempt
+    }
+
+    /// Whether the entry's turn had not come.
+    pub(super) fn was_over(&self) -> bool {
+        self.lock().over
+    }
+
+    /// What was charged stays charged.
+    pub(super) fn keep(&self) {
+        self.lock().charged = Charged::default();
+    }
+
+    /// It was no wrong password.
+    pub(super) fn refund(&self) {
+        let Charged { name, entry, prefix } = std::mem::take(&mut self.lock().charged);
+        for shelf in [name, entry].into_iter().flatten() {
+            shelf.lock().refund(self.password);
+        }
+        if let Some(prefix) = prefix {
+            prefix.lock().forgive(1);
+        }
+    }
+}
