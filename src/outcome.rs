@@ -224,12 +224,13 @@ impl Refusal {
 
     /// What the client may hear instead: a state of the account only with `reveal`
     /// (`directory.reveal_account_state`) and only who has proven to know the password. Everybody else
-    /// hears what a wrong password is answered with.
+    /// hears what a wrong password is answered with. So does the owner of a locked account: directories say
+    /// that before they look at the password, and a stranger who guesses would learn it.
     #[must_use]
     pub const fn told(&self, reveal: bool) -> &Self {
         static PLAIN: Refusal = Refusal::WrongPassword;
-        if let Self::Account { proven, .. } = self
-            && !(reveal && *proven)
+        if let Self::Account { state, proven } = self
+            && (matches!(state, AccountState::Locked) || !reveal || !*proven)
         {
             return &PLAIN;
         }
@@ -248,8 +249,8 @@ impl Refusal {
             | Self::UnusablePassword
             | Self::ForeignAuthzid
             | Self::TlsRequired => false,
-            Self::Account { .. }
-            | Self::Hold
+            Self::Account { state, .. } => !matches!(state, AccountState::Locked),
+            Self::Hold
             | Self::NotAllowed
             | Self::DirectoryUnavailable
             | Self::SeveralEntries
@@ -419,7 +420,8 @@ mod tests {
                 assert_eq!(Refusal::Account { state, proven }.told(reveal), &Refusal::WrongPassword);
             }
             let proven = Refusal::Account { state, proven: true };
-            assert_eq!(proven.told(true), &proven);
+            let told = if state == AccountState::Locked { &Refusal::WrongPassword } else { &proven };
+            assert_eq!(proven.told(true), told);
         }
         assert_eq!(Refusal::NotAllowed.told(false), &Refusal::NotAllowed);
     }

@@ -18,7 +18,7 @@ enum Row {
     NoMailbox,
     /// The password must be changed first.
     NewPassword,
-    /// The account is locked, disabled or over.
+    /// The account is disabled or over.
     Inactive,
     /// Not at this time, not from here.
     NotNow,
@@ -92,7 +92,8 @@ const fn row(refusal: &Refusal) -> Row {
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
         | Refusal::UnusableName
-        | Refusal::UnusablePassword => Row::Wrong,
+        | Refusal::UnusablePassword
+        | Refusal::Account { state: AccountState::Locked, .. } => Row::Wrong,
         Refusal::DirectoryUnavailable
         | Refusal::SeveralEntries
         | Refusal::BackendUnreachable
@@ -113,10 +114,7 @@ const fn row(refusal: &Refusal) -> Row {
         Refusal::Account { state: AccountState::PasswordExpired | AccountState::PasswordMustChange, .. } => {
             Row::NewPassword
         }
-        Refusal::Account {
-            state: AccountState::Locked | AccountState::Disabled | AccountState::AccountExpired,
-            ..
-        } => Row::Inactive,
+        Refusal::Account { state: AccountState::Disabled | AccountState::AccountExpired, .. } => Row::Inactive,
         Refusal::Account { state: AccountState::NotNow | AccountState::NotHere, .. } => Row::NotNow,
         Refusal::ForeignAuthzid | Refusal::NotAllowed => Row::NotAllowed,
         Refusal::Limit => Row::Limit,
@@ -158,9 +156,10 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::Internal,
     ];
     all.extend(states);
-    for label in Refusal::LABELS {
-        assert!(all.iter().any(|refusal| refusal.label() == label), "{label} is missing here");
-    }
+    let mut labels: Vec<_> = all.iter().map(Refusal::label).collect();
+    let mut known = Refusal::LABELS.to_vec();
+    (labels.sort_unstable(), known.sort_unstable());
+    assert_eq!(labels, known, "each is here once, and has its label in the list");
     all
 }
 

@@ -434,6 +434,9 @@ pub(super) fn told(refusal: &Refusal, session: &str) -> Told {
     Told { code: None, text: format!("{}{}", words(refusal), reference(refusal, session)) }
 }
 
+/// For whoever must not learn more; an account that is locked too (`Refusal::told`).
+const WRONG: &str = "[AUTHENTICATIONFAILED] Name or password is wrong";
+
 /// A refusal in IMAP's words: RFC 5530's code and a text. Refusals that must not be told apart
 /// have the very same words; none repeats what the client sent.
 fn words(refusal: &Refusal) -> Cow<'static, str> {
@@ -442,13 +445,13 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
         | Refusal::UnusableName
-        | Refusal::UnusablePassword => "[AUTHENTICATIONFAILED] Name or password is wrong",
+        | Refusal::UnusablePassword => WRONG,
         Refusal::ForeignAuthzid => "[AUTHORIZATIONFAILED] You may only act as yourself",
         Refusal::NotAllowed => "[AUTHORIZATIONFAILED] You may not use this service, please ask your administrator",
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => "[EXPIRED] Your password has expired, please change it",
             AccountState::PasswordMustChange => "[EXPIRED] You have to change your password first",
-            AccountState::Locked => "[CONTACTADMIN] Your account is locked, please tell your administrator",
+            AccountState::Locked => WRONG,
             AccountState::Disabled => "[CONTACTADMIN] Your account is disabled, please tell your administrator",
             AccountState::AccountExpired => "[CONTACTADMIN] Your account has expired, please tell your administrator",
             AccountState::NotNow => "[AUTHORIZATIONFAILED] You may not log in at this time",

@@ -441,6 +441,8 @@ const fn unreadable(error: SaslError) -> Denial {
 
 /// What may be tried again later: a client keeps its password.
 const TRY_LATER: &str = "TRYLATER";
+/// For whoever must not learn more; an account that is locked too (`Refusal::told`).
+const WRONG: &str = "Name or password is wrong";
 const UNAVAILABLE: &str = "The mail service is not available, try again later";
 
 /// A refusal in ManageSieve's words: a code of RFC 5804 section 1.3, or none, and a text. Refusals that
@@ -451,13 +453,13 @@ fn words(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
         | Refusal::UnusableName
-        | Refusal::UnusablePassword => ("", "Name or password is wrong"),
+        | Refusal::UnusablePassword => ("", WRONG),
         Refusal::ForeignAuthzid => ("", "You may only act as yourself"),
         Refusal::NotAllowed => ("", "You may not use this service, please ask your administrator"),
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => ("", "Your password has expired, please change it"),
             AccountState::PasswordMustChange => ("", "You have to change your password first"),
-            AccountState::Locked => ("", "Your account is locked, please tell your administrator"),
+            AccountState::Locked => ("", WRONG),
             AccountState::Disabled => ("", "Your account is disabled, please tell your administrator"),
             AccountState::AccountExpired => ("", "Your account has expired, please tell your administrator"),
             AccountState::NotNow => ("", "You may not log in at this time"),

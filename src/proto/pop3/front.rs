@@ -153,6 +153,9 @@ pub(super) fn told(refusal: &Refusal, session: &str) -> Told {
     Told { code: None, text: format!("{text}{}", reference(refusal, session)) }
 }
 
+/// For whoever must not learn more; an account that is locked too (`Refusal::told`).
+const WRONG: &str = "-ERR [AUTH] Name or password is wrong";
+
 /// A refusal in POP3's words: the codes of RFC 2449 and 3206 and a text. Refusals that must not be told
 /// apart have the very same words; none repeats what the client sent.
 fn words(refusal: &Refusal) -> Cow<'static, str> {
@@ -161,13 +164,13 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
         | Refusal::UnusableName
-        | Refusal::UnusablePassword => "-ERR [AUTH] Name or password is wrong",
+        | Refusal::UnusablePassword => WRONG,
         Refusal::ForeignAuthzid => "-ERR [SYS/PERM] You may only act as yourself",
         Refusal::NotAllowed => "-ERR [SYS/PERM] You may not use this service, please ask your administrator",
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => "-ERR [SYS/PERM] Your password has expired, please change it",
             AccountState::PasswordMustChange => "-ERR [SYS/PERM] You have to change your password first",
-            AccountState::Locked => "-ERR [SYS/PERM] Your account is locked, please tell your administrator",
+            AccountState::Locked => WRONG,
             AccountState::Disabled => "-ERR [SYS/PERM] Your account is disabled, please tell your administrator",
             AccountState::AccountExpired => "-ERR [SYS/PERM] Your account has expired, please tell your administrator",
             AccountState::NotNow => "-ERR [SYS/PERM] You may not log in at this time",

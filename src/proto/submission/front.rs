@@ -176,6 +176,9 @@ pub(super) fn told(refusal: &Refusal, session: &str) -> Told {
     Told { code: Some(code), text }
 }
 
+/// For whoever must not learn more; an account that is locked too (`Refusal::told`).
+const WRONG: &str = "535 5.7.8 Name or password is wrong";
+
 /// A refusal in the codes of RFC 4954 section 6 and a text. Refusals that must not be told apart have
 /// the very same words; none repeats what the client sent.
 fn words(refusal: &Refusal) -> Cow<'static, str> {
@@ -184,13 +187,13 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
         | Refusal::UnusableName
-        | Refusal::UnusablePassword => "535 5.7.8 Name or password is wrong",
+        | Refusal::UnusablePassword => WRONG,
         Refusal::ForeignAuthzid => "535 5.7.8 You may only act as yourself",
         Refusal::NotAllowed => "535 5.7.8 You may not use this service, please ask your administrator",
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => "535 5.7.8 Your password has expired, please change it",
             AccountState::PasswordMustChange => "535 5.7.8 You have to change your password first",
-            AccountState::Locked => "535 5.7.8 Your account is locked, please tell your administrator",
+            AccountState::Locked => WRONG,
             AccountState::Disabled => "535 5.7.8 Your account is disabled, please tell your administrator",
             AccountState::AccountExpired => "535 5.7.8 Your account has expired, please tell your administrator",
             AccountState::NotNow => "535 5.7.8 You may not log in at this time",

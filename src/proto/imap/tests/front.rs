@@ -767,7 +767,7 @@ fn every_refusal_has_its_words() {
         (Refusal::NotAllowed, "NO [AUTHORIZATIONFAILED] You may not use this service, please ask your administrator"),
         (state(AccountState::PasswordExpired), "NO [EXPIRED] Your password has expired, please change it"),
         (state(AccountState::PasswordMustChange), "NO [EXPIRED] You have to change your password first"),
-        (state(AccountState::Locked), "NO [CONTACTADMIN] Your account is locked, please tell your administrator"),
+        (state(AccountState::Locked), wrong),
         (state(AccountState::Disabled), "NO [CONTACTADMIN] Your account is disabled, please tell your administrator"),
         (
             state(AccountState::AccountExpired),
