@@ -1,0 +1,190 @@
+//! The closed sets of labels in `src/metrics.rs` are those that the code counts under.
+//!
+//! Every series exists from the first scrape, so that the sets are written down there a second time, below the
+//! rooms that have the enums. This reads both from the source: no room has to be opened for a test.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// A part of a source file that holds labels: from a text to the next one.
+struct Part(&'static str, &'static str, &'static str);
+
+/// A set, where its labels come from, those that are counted by their words, and those that are never counted.
+struct Set {
+    name: &'static str,
+    parts: &'static [Part],
+    words: &'static [(&'static str, &'static str)],
+    not_counted: &'static [&'static str],
+}
+
+/// The end of a function in an `impl`.
+const END: &str = "\n    }\n";
+
+const SETS: &[Set] = &[
+    Set {
+        name: "DECIDED_BY",
+        parts: &[Part("authn.rs", "impl DecidedBy {", END)],
+        words: &[("default", "report.rs")],
+        not_counted: &["usher"],
+    },
+    Set {
+        name: "BACKEND_RESULTS",
+        parts: &[Part("backend/mod.rs", "impl BackendError {", END)],
+        words: &[("ok", "session.rs"), ("refused", "session.rs"), ("draining", "session/attempt.rs")],
+        not_counted: &[],
+    },
+    Set {
+        name: "PROBE_RESULTS",
+        parts: &[Part("backend/mod.rs", "impl BackendError {", END)],
+        words: &[("ok", "backend/endpoint.rs"), ("refused", "backend/endpoint.rs")],
+        // A probe is no login: it has no place to wait for, and a refusal of its account has a word of its own.
+        not_counted: &["down", "in_flight", "ramp", "disagrees"],
+    },
+    Set {
+        name: "BREAKER_STATES",
+        parts: &[Part("backend/health.rs", "impl Standing {", END)],
+        words: &[],
+        not_counted: &[],
+    },
+    Set {
+        name: "PROXY_HEADERS",
+        parts: &[Part("listener/header.rs", "impl Closed {", END)],
+        words: &[("client", "listener/header.rs"), ("local", "listener/header.rs")],
+        not_counted: &[],
+    },
+    Set {
+        name: "AUTH_HTTP",
+        parts: &[Part("auth_http.rs", "impl Unanswered {", END)],
+        words: &[
+            ("ok", "auth_http.rs"),
+            ("refused", "auth_http.rs"),
+            ("method", "auth_http.rs"),
+            ("untrusted", "auth_http.rs"),
+            ("limit", "auth_http.rs"),
+        ],
+        not_counted: &[],
+    },
+    Set {
+        name: "HANDSHAKE_RESULTS",
+        parts: &[],
+        words: &[
+            ("full", "session.rs"),
+            ("resumed", "session.rs"),
+            ("failed", "session.rs"),
+            ("timeout", "session.rs"),
+        ],
+        not_counted: &[],
+    },
+    Set {
+        name: "CERTIFICATE_RELOADS",
+        parts: &[],
+        words: &[("ok", "server/watch.rs"), ("refused", "server/watch.rs")],
+        not_counted: &[],
+    },
+    Set {
+        name: "END_CAUSES",
+        parts: &[Part("relay.rs", "impl Cause {", END), Part("registry.rs", "impl Why {", END)],
+        words: &[("panic", "session.rs")],
+        not_counted: &[],
+    },
+    Set {
+        name: "CONVERSATION_CAUSES",
+        parts: &[Part("session.rs", "impl Parting {", END)],
+        words: &[],
+        not_counted: &[],
+    },
+    Set {
+        name: "DIRECTORY_CHANGES",
+        parts: &[Part("follow/difference.rs", "fn kinds(", END)],
+        words: &[("delete", "follow.rs")],
+        not_counted: &[],
+    },
+    Set {
+        name: "DIRECTORY_OPERATIONS",
+        parts: &[],
+        words: &[
+            ("connect", "directory/server.rs"),
+            ("bind", "directory/server.rs"),
+            ("search", "directory/ldap.rs"),
+            ("read", "directory/ldap.rs"),
+        ],
+        not_counted: &[],
+    },
+    Set {
+        name: "DIRECTORY_CONNECTIONS",
+        parts: &[Part("directory/server.rs", "let states = [", "];")],
+        words: &[],
+        not_counted: &[],
+    },
+    Set {
+        name: "PASSWORD_WARNINGS",
+        parts: &[Part("directory/policy.rs", "fn warning(", END)],
+        words: &[],
+        not_counted: &[],
+    },
+    Set { name: "PHASES", parts: &[Part("report.rs", "let phases = [", "];")], words: &[], not_counted: &[] },
+];
+
+/// Sets that a unit test compares with what counts, and the file of that test.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("DELAY_RULES", "throttle/tests.rs"),
+    ("LIMIT_RULES", "throttle/tests.rs"),
+    ("THROTTLE_MEMORY", "throttle/tests.rs"),
+    // Numbers of RFC 4511, each a label if it is in the set.
+    ("DIRECTORY_CODES", "metrics.rs"),
+];
+
+fn source(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The words in quotes that can be labels.
+fn words(text: &str) -> BTreeSet<String> {
+    let is_label = |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    text.split('"').skip(1).step_by(2).filter(is_label).map(str::to_owned).collect()
+}
+
+fn part(Part(file, from, to): &Part) -> BTreeSet<String> {
+    let text = source(file);
+    let (_, rest) = text.split_once(from).unwrap_or_else(|| panic!("{file} has no `{from}`"));
+    words(rest.split(to).next().unwrap())
+}
+
+/// The sets of `src/metrics.rs` by their names.
+fn declared() -> Vec<(String, BTreeSet<String>)> {
+    let text = source("metrics.rs");
+    let sets = text.split("\npub const ").skip(1).filter_map(|rest| {
+        let (name, rest) = rest.split_once(": [&str;")?;
+        Some((name.to_owned(), words(rest.split_once('=')?.1.split("];").next()?)))
+    });
+    sets.collect()
+}
+
+#[test]
+fn every_set_of_labels_is_what_the_code_counts_under() {
+    let mut wrong = Vec::new();
+    let declared = declared();
+    assert!(declared.len() >= SETS.len() + ELSEWHERE.len(), "{declared:?}");
+    for (name, labels) in declared {
+        let Some(set) = SETS.iter().find(|set| set.name == name) else {
+            match ELSEWHERE.iter().find(|(known, _)| *known == name) {
+                Some((_, file)) => assert!(source(file).contains(&name), "{name} is not in {file}"),
+                None => wrong.push(format!("{name} is compared with nothing: add it here")),
+            }
+            continue;
+        };
+        let mut counted: BTreeSet<String> = set.parts.iter().flat_map(part).collect();
+        for word in set.not_counted {
+            assert!(counted.remove(*word), "{name}: {word} is no label of the code");
+        }
+        for (word, file) in set.words {
+            assert!(words(&source(file)).contains(*word), "{name}: {word} is not in {file}");
+            counted.insert((*word).to_owned());
+        }
+        if counted != labels {
+            wrong.push(format!("{name}: the code counts under {counted:?}, metrics.rs has {labels:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
