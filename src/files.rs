@@ -17,6 +17,8 @@ use crate::backend::{BackendFiles, Service};
 use crate::config::{self, CertificateFiles, Config, Draft, LdapScheme, Place, Problem};
 use crate::secret::Secret;
 use crate::sys;
+use crate::sys::paths::check_folder;
+use crate::sys::privileges::User;
 use crate::tls::certificate;
 use crate::tls::client::ClientTls;
 use crate::tls::server::ServerTls;
@@ -91,7 +93,9 @@ impl Files {
         let tls = ServerTls::build(&config.tls, place).map_err(|more| problems.extend(more));
         let directory_tls = directory(&config.directory, place).map_err(|more| problems.extend(more));
         let backends = backends(&config.routing, place).map_err(|more| problems.extend(more));
-        problems.extend(control(config.control.as_ref(), place));
+        let (user, absent) = process(&config.process, place);
+        problems.extend(absent);
+        problems.extend(control(config.control.as_ref(), user, place));
         let auth_http_key = auth_http_key(config.auth_http.as_ref(), place).map_err(|problem| problems.push(problem));
         match (tls, directory_tls, backends, auth_http_key) {
             (Ok(tls), Ok(directory_tls), Ok(backends), Ok(auth_http_key)) if problems.is_empty() => {
@@ -109,16 +113,31 @@ pub fn problems(draft: &Draft) -> Vec<Problem> {
     let tls = draft.tls.as_ref().and_then(|tls| ServerTls::build(tls, place).err());
     let directory = draft.directory.as_ref().and_then(|settings| directory(settings, place).err());
     let backends = draft.routing.as_ref().and_then(|routing| backends(routing, place).err());
-    let control = control(draft.control.as_ref(), place);
+    let control = control(draft.control.as_ref(), None, place);
     let key = auth_http_key(draft.auth_http.as_ref(), place).err();
     [tls, directory, backends].into_iter().flatten().flatten().chain(control).chain(key).collect()
 }
 
 /// The socket's folder may come with the start (`RuntimeDirectory=`), its group does not.
-fn control(control: Option<&config::Control>, place: &Place) -> Option<Problem> {
-    let group = control?.group.as_ref()?;
-    let message = sys::group_id(group).err().map(|error| format!("{error}; create it, or name another"))?;
-    Some(place.problem("control.group", message))
+fn control(control: Option<&config::Control>, user: Option<u32>, place: &Place) -> Vec<Problem> {
+    let Some(control) = control else { return Vec::new() };
+    let group = control
+        .group
+        .as_ref()
+        .and_then(|group| sys::group_id(group).err())
+        .map(|error| place.problem("control.group", format!("{error}; create it, or name another")));
+    let folder = control.path.parent().and_then(|folder| check_folder(folder, user).err());
+    let folder = folder.map(|error| place.problem("control.path", error.to_string()));
+    group.into_iter().chain(folder).collect()
+}
+
+/// The user to become, who has to be there.
+fn process(process: &config::Process, place: &Place) -> (Option<u32>, Option<Problem>) {
+    let Some(name) = &process.user else { return (None, None) };
+    match User::find(name, process.group.as_deref()) {
+        Ok(user) => (Some(user.uid()), None),
+        Err(error) => (None, Some(place.problem("process.user", error.to_string()))),
+    }
 }
 
 /// What nginx has to show.

@@ -1,6 +1,7 @@
 //! What only the operating system knows: limits, socket options, which addresses are ours.
 
 pub mod allocator;
+pub mod paths;
 pub mod privileges;
 pub mod sockets;
 
@@ -111,20 +112,22 @@ pub fn activated() -> io::Result<Vec<(String, OwnedFd)>> {
     Ok(sd_notify::listen_fds_with_names()?.map(owned).collect())
 }
 
-/// The number of a group, by its name or as a number.
+/// The number of a group, by its name or as a number. Names are looked up as the system does it
+/// (nsswitch.conf(5)): in /etc/group, by sssd, or wherever else its groups are.
 ///
 /// # Errors
-/// `/etc/group` cannot be read, or has no such group.
+/// There is no such group, or the system cannot tell.
 pub fn group_id(name: &str) -> io::Result<u32> {
     if let Ok(number) = name.parse() {
         return Ok(number);
     }
-    let groups = std::fs::read_to_string("/etc/group")?;
-    let number = groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(name)).then(|| fields.nth(1)).flatten()?.parse().ok()
-    });
-    number.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no group {name:?} in /etc/group")))
+    let group = nix::unistd::Group::from_name(name)?.ok_or_else(|| absent("group", name))?;
+    Ok(group.gid.as_raw())
+}
+
+/// A user or group that the system does not know.
+fn absent(kind: &str, name: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("the system has no {kind} {name:?} (`getent` shows those it has)"))
 }
 
 #[cfg(test)]

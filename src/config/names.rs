@@ -58,7 +58,9 @@ pub(super) enum NameError {
     Pin,
     #[error("write 1 to 64 letters, digits, `_`, `-`, `.`, as FileDescriptorName= in the socket unit has it")]
     SocketName,
-    #[error("write a group name of letters, digits, `_`, `-`, `.`")]
+    #[error("write a user name of letters, digits, `_`, `-`, `.`, `@`")]
+    UnixUser,
+    #[error("write a group name of letters, digits, `_`, `-`, `.`, `@`")]
     UnixGroup,
     #[error("the name is empty")]
     ServiceLogin,
@@ -251,13 +253,20 @@ pub(super) fn service_login(text: &str) -> Result<String, NameError> {
     if text.is_empty() { Err(NameError::ServiceLogin) } else { Ok(text.to_owned()) }
 }
 
-/// The name of a Unix group, or its number.
+/// A user as the system names it.
+pub(super) fn unix_user(text: &str) -> Result<String, NameError> {
+    if is_unix_name(text) { Ok(text.to_owned()) } else { Err(NameError::UnixUser) }
+}
+
+/// A group as the system names it, or its number.
 pub(super) fn unix_group(text: &str) -> Result<String, NameError> {
-    let sound = !text.is_empty()
-        && text.len() <= 32
-        && !text.starts_with('-')
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'));
-    if sound { Ok(text.to_owned()) } else { Err(NameError::UnixGroup) }
+    if is_unix_name(text) { Ok(text.to_owned()) } else { Err(NameError::UnixGroup) }
+}
+
+/// Names of `/etc/passwd`, and those with a domain that sssd and winbind have.
+fn is_unix_name(text: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'@');
+    (1..=255).contains(&text.len()) && !text.starts_with(['-', '@']) && text.bytes().all(is_letter)
 }
 
 /// Key exchange groups by their IANA names and what else they are called, the default order first.
@@ -367,6 +376,10 @@ mod tests {
             assert_eq!(mail_host(text), Err(NameError::MailHost), "{text}");
         }
         assert!(unix_group("usher").is_ok() && unix_group("-x").is_err() && unix_group("").is_err());
+        assert!(unix_user("usher@example.com").is_ok());
+        for name in ["", "-x", "@x", "a b", "a:b", "a/b", &"u".repeat(256)] {
+            assert_eq!(unix_user(name), Err(NameError::UnixUser), "{name}");
+        }
     }
 
     #[test]

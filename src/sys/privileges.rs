@@ -5,6 +5,7 @@
 //! nothing needs root to be bound: CAP_NET_BIND_SERVICE stays, alone, for ports below 1024, and for
 //! those that a reload adds. capabilities(7), credentials(7).
 
+use std::ffi::CString;
 use std::io;
 
 use rustix::process::{DumpableBehavior, Gid, Resource, Rlimit, Uid, getuid, set_dumpable_behavior, setrlimit};
@@ -13,7 +14,7 @@ use rustix::thread::{
     set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::group_id;
+use super::{absent, group_id};
 
 /// Whether this process is root.
 #[must_use]
@@ -57,21 +58,26 @@ pub struct User {
 }
 
 impl User {
-    /// Looks a user up, with the groups of `/etc/group`; `group` replaces the user's own.
+    /// Looks a user up as the system does it (nsswitch.conf(5)), with all groups; `group` replaces the user's own.
     ///
     /// # Errors
-    /// There is no such user or group, or it is root.
+    /// There is no such user or group, it is root, or the system cannot tell.
     pub fn find(name: &str, group: Option<&str>) -> io::Result<Self> {
-        let users = std::fs::read_to_string("/etc/passwd")?;
-        let groups = std::fs::read_to_string("/etc/group")?;
-        let (uid, own) = find_user(&users, name).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, format!("there is no user {name:?} in /etc/passwd"))
-        })?;
+        let user = nix::unistd::User::from_name(name)?.ok_or_else(|| absent("user", name))?;
+        let (uid, own) = (user.uid.as_raw(), user.gid.as_raw());
         let gid = group.map(group_id).transpose()?.unwrap_or(own);
         if uid == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is root")));
         }
-        Ok(Self { uid, gid, groups: groups_of(&groups, name) })
+        let name = CString::new(user.name)?;
+        let groups = nix::unistd::getgrouplist(&name, nix::unistd::Gid::from_raw(gid))?;
+        Ok(Self { uid, gid, groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect() })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn uid(&self) -> u32 {
+        self.uid
     }
 
     /// Becomes this user for good, and keeps CAP_NET_BIND_SERVICE if it is there. Must be called on
@@ -97,38 +103,24 @@ impl User {
     }
 }
 
-/// User and group id from the lines of `/etc/passwd`.
-fn find_user(passwd: &str, name: &str) -> Option<(u32, u32)> {
-    let of_line = |line: &str| {
-        let mut fields = line.strip_prefix(name)?.strip_prefix(':')?.split(':').skip(1);
-        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
-    };
-    passwd.lines().find_map(of_line)
-}
-
-/// The groups that have this member, from the lines of `/etc/group`.
-fn groups_of(group: &str, name: &str) -> Vec<u32> {
-    let of_line = |line: &str| {
-        let mut fields = line.split(':').skip(2);
-        let id = fields.next()?.parse().ok()?;
-        fields.next()?.split(',').any(|member| member == name).then_some(id)
-    };
-    group.lines().filter_map(of_line).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn users_and_their_groups_are_found() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nusher:x:123:124::/nonexistent:/usr/sbin/nologin\n";
-        assert_eq!(find_user(passwd, "usher"), Some((123, 124)));
-        assert_eq!(find_user(passwd, "ushe"), None);
-        assert_eq!(find_user(passwd, "broken"), None);
-        let group = "root:x:0:\nssl-cert:x:110:postgres,usher\nmail:x:8:usher2\n";
-        assert_eq!(groups_of(group, "usher"), [110]);
-        assert!(groups_of(group, "nobody").is_empty());
+    fn users_are_found_where_the_system_has_them_with_their_groups() {
+        // Every system has this one, wherever its users are.
+        let daemon = User::find("daemon", None).unwrap();
+        assert!(daemon.uid() != 0 && daemon.groups.contains(&daemon.gid), "{daemon:?}");
+        let other = User::find("daemon", Some("4711")).unwrap();
+        assert_eq!((other.uid(), other.gid), (daemon.uid(), 4_711));
+    }
+
+    #[test]
+    fn an_absent_user_is_told_as_a_user_and_an_absent_group_as_a_group() {
+        let refused = |user, group| User::find(user, group).unwrap_err().to_string();
+        assert!(refused("no-such-name", None).contains("no user \"no-such-name\""));
+        assert!(refused("daemon", Some("no-such-name")).contains("no group \"no-such-name\""));
     }
 
     #[test]
