@@ -88,7 +88,7 @@ struct Granted {
 }
 
 /// Answers until the task is ended.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+pub async fn serve(listener: Arc<TcpListener>, shared: Arc<Shared>) {
     loop {
         let Ok((tcp, peer)) = listener.accept().await else {
             sleep(EXHAUSTED_PAUSE).await;

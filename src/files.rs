@@ -18,7 +18,7 @@ use crate::config::{self, CertificateFiles, Config, Draft, LdapScheme, Place, Pr
 use crate::secret::Secret;
 use crate::sys;
 use crate::sys::paths::check_folder;
-use crate::sys::privileges::User;
+use crate::sys::privileges::{self, User};
 use crate::tls::certificate;
 use crate::tls::client::ClientTls;
 use crate::tls::server::ServerTls;
@@ -131,11 +131,13 @@ fn control(control: Option<&config::Control>, user: Option<u32>, place: &Place) 
     group.into_iter().chain(folder).collect()
 }
 
-/// The user to become, who has to be there.
+/// The user to become, who has to be there. A process that has become it asks nothing of a directory of users
+/// that may be away.
 fn process(process: &config::Process, place: &Place) -> (Option<u32>, Option<Problem>) {
     let Some(name) = &process.user else { return (None, None) };
     match User::find(name, process.group.as_deref()) {
         Ok(user) => (Some(user.uid()), None),
+        Err(_) if !privileges::is_root() => (None, None),
         Err(error) => (None, Some(place.problem("process.user", error.to_string()))),
     }
 }

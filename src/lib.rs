@@ -2,7 +2,7 @@
 //!
 //! The floors of the house, from the ground up; a room uses only what is below it:
 //! - 0: [`secret`] (memory that is wiped), [`outcome`] (why a login did not happen)
-//! - 1: [`proto`] (pure dialogues), [`config`], [`metrics`], [`log`], [`sys`]
+//! - 1: [`proto`] (pure dialogues), [`config`], [`metrics`], [`log`], [`sys`], [`tasks`]
 //! - 2: [`throttle`] (what slows guessing), [`tls`]
 //! - 3: [`directory`] (LDAP, and [`directory::Identity`], the evidence of a bind)
 //! - 4: [`cache`], [`known`] (what the directory has told), [`route`], [`registry`]
@@ -45,6 +45,7 @@ pub mod session;
 pub mod snapshot;
 pub mod steer;
 pub mod sys;
+pub mod tasks;
 pub mod throttle;
 pub mod tls;
 #[cfg(any(test, feature = "fuzz"))]

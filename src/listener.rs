@@ -83,9 +83,9 @@ impl Bound {
 }
 
 /// Accepts until the task is ended.
-pub async fn accept(shared: Arc<Shared>, bound: Bound) {
-    let Bound { socket, config, address } = bound;
-    let config = Arc::new(config);
+pub async fn accept(shared: Arc<Shared>, bound: Arc<Bound>) {
+    let Bound { socket, config, address } = &*bound;
+    let (config, address) = (Arc::new(config.clone()), *address);
     let repeats = Repeats::default();
     loop {
         let (tcp, peer) = match socket.accept().await {

@@ -16,6 +16,7 @@ use prometheus::{
 use crate::config::{Config, Mode};
 use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
+use crate::tasks::Task;
 
 /// Seconds: from half a millisecond (a cached decision) to the ten seconds a client is promised.
 const PHASE_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -229,6 +230,8 @@ pub struct Metrics {
     pub log_dropped: IntCounter,
     /// Panics caught: each is a defect to report.
     pub panics: IntCounter,
+    /// Tasks of the process that were started again after a panic.
+    pub task_restarts: IntCounterVec,
 }
 
 /// A metric that is declared wrongly is a defect that the first test meets.
@@ -467,6 +470,11 @@ impl Metrics {
             log_dropped: counter("usher_log_dropped_total", "Log lines lost because the log's output was stuck."),
             scraping: Mutex::default(),
             panics: counter("usher_panics_total", "Panics caught; each ended one session at most and is a defect."),
+            task_restarts: counters(
+                "usher_task_restarts_total",
+                "Times that a task of the whole process was started again after a panic, by task; each is a defect.",
+                &["task"],
+            ),
             registry,
         };
         metrics.know_constants();
@@ -523,6 +531,9 @@ impl Metrics {
         }
         for result in CERTIFICATE_RELOADS {
             self.certificate_reloads.with_label_values(&[result]);
+        }
+        for task in Task::ALL {
+            self.task_restarts.with_label_values(&[task.label()]);
         }
         for result in AUTH_HTTP {
             self.auth_http_requests.with_label_values(&[result]);

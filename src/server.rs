@@ -4,32 +4,36 @@ mod circle;
 mod drain;
 mod following;
 mod handover;
+mod supervise;
 mod watch;
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 pub use handover::detach;
 use handover::{Inherited, Way};
 use rustix::io::Errno;
 use sd_notify::NotifyState;
+use supervise::Supervisor;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
 use tokio::time::sleep;
+use tokio_util::sync::DropGuard;
 use tracing::{error, info, warn};
 use watch::{Looking, Reader};
 
-use crate::admin::control::{self, Order, Request};
+use crate::admin::SidePort;
+use crate::admin::control::{self, Order, Request, SocketFile};
 use crate::backend::Backend;
 use crate::config::{self, Config, ListenerTls, Problem};
 use crate::files::{self, Files, Fingerprint};
@@ -38,13 +42,15 @@ use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::unix_now;
 use crate::snapshot::{Shared, Snapshot};
-use crate::{admin, auth_http};
-use crate::{sys, tls};
+use crate::tasks::{self, Task};
+use crate::{auth_http, sys, tls};
 
 /// How often the directory is asked until it has answered once.
 const FIRST_ANSWER_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is seen whether a server is due for a look; each has an interval of its own.
 const LOOK_AROUND: Duration = Duration::from_millis(250);
+/// When a test wants the main loop to panic, after its start.
+const DEFECT: Duration = Duration::from_millis(500);
 /// Two sockets a session, and some for everything else.
 const SPARE_DESCRIPTORS: u64 = 256;
 
@@ -112,12 +118,21 @@ pub fn prepare(file: &Path, metrics: &Arc<Metrics>, previous: Option<&Snapshot>)
     }
 }
 
+/// How usher ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// As a signal or an administrator said, or after an upgrade.
+    AsTold,
+    /// By a defect of its own that it cannot go on with; the log has it.
+    Broken,
+}
+
 /// Runs until a signal ends it, or an upgrade. With `take_over` it is the new process of one, where
 /// these backends are `drained` at a rate.
 ///
 /// # Errors
-/// Why it did not start. Once it has started, it ends only by signal, with success.
-pub async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)]) -> Result<(), StartError> {
+/// Why it did not start.
+pub async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)]) -> Result<Ended, StartError> {
     // As it is now: an upgrade puts another file there.
     let program = std::env::current_exe().map_err(StartError::Inherit)?;
     let inherited = Inherited::receive(take_over).map_err(StartError::Inherit)?;
@@ -137,6 +152,7 @@ pub async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)]) -> R
         shared.steer.drain(backend, *rate);
     }
     let (orders, requests) = mpsc::channel(4);
+    let supervisor = Supervisor::new(&shared.metrics);
     let mut server = Server {
         program,
         file,
@@ -145,15 +161,22 @@ pub async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)]) -> R
         side_port: None,
         auth_http: None,
         control: None,
-        answering: None,
         orders,
+        supervisor,
         refused: None,
         reader: Reader::default(),
         looking: None,
     };
     server.start(inherited).await?;
-    server.serve(stop, hangup, requests).await;
-    Ok(())
+    let served = AssertUnwindSafe(server.serve(stop, hangup, requests)).catch_unwind().await;
+    Ok(match served {
+        Ok(ended) => ended,
+        Err(_) => {
+            error!("the main loop panicked: the process ends, for the service manager to start it again");
+            server.finish().await;
+            Ended::Broken
+        }
+    })
 }
 
 /// The signals that stop usher.
@@ -187,16 +210,10 @@ enum Next {
 /// What tells one listener from another.
 type ListenerKey = (SocketAddr, &'static str, ListenerTls);
 
-/// A socket in use: whoever accepts from it, and the socket once more for a successor.
+/// A socket in use: whoever accepts from it until this is dropped, and the socket once more for a successor.
 struct Listening {
-    task: JoinHandle<()>,
+    _accepting: DropGuard,
     socket: OwnedFd,
-}
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 struct Server {
@@ -209,11 +226,11 @@ struct Server {
     /// Where nginx asks, and the address as configured.
     auth_http: Option<(SocketAddr, Listening)>,
     /// Where the control socket is; it moves away from a successor's.
-    control: Option<PathBuf>,
-    /// Who answers there, and the string by which that is ended.
-    answering: Option<(oneshot::Sender<Infallible>, JoinHandle<()>)>,
+    control: Option<SocketFile>,
     /// Kept here as well, so that the channel stays open without a control socket.
     orders: mpsc::Sender<Request>,
+    /// Who owns the tasks.
+    supervisor: Supervisor,
     /// Changed files that were refused already: their mistakes are told once.
     refused: Option<Fingerprint>,
     /// What reads them.
@@ -233,18 +250,16 @@ impl Server {
         if let Some(settings) = &snapshot.config.control {
             let what = settings.path.display().to_string();
             let bind_error = |source| StartError::Bind { key: "control.path".to_owned(), what: what.clone(), source };
-            let control = control::bind(settings, inherited.is_upgrade()).map_err(bind_error)?;
+            let (control, file) = control::bind(settings, inherited.is_upgrade()).map_err(bind_error)?;
             info!(path = %settings.path.display(), "control socket listening");
-            let (string, until) = oneshot::channel();
-            let task = tokio::spawn(control::serve(control, Arc::clone(&self.shared), self.orders.clone(), until));
-            self.control = Some(settings.path.clone());
-            self.answering = Some((string, task));
+            let (control, shared, orders) = (Arc::new(control), Arc::clone(&self.shared), self.orders.clone());
+            self.supervisor.keep_until_told(Task::Control, move |stop| {
+                let (control, shared, orders) = (Arc::clone(&control), Arc::clone(&shared), orders.clone());
+                async move { control::serve(&control, shared, orders, stop).await }
+            });
+            self.control = Some(file);
         }
-        let task = tokio::spawn(admin::serve(side_port, Arc::clone(&self.shared)));
-        self.side_port = Some(Listening { task, socket });
-        tokio::spawn(await_directory(Arc::clone(&self.shared)));
-        tokio::spawn(look_after_servers(Arc::clone(&self.shared)));
-        tokio::spawn(following::follow(Arc::clone(&self.shared)));
+        self.keep_tasks(side_port, socket);
         self.in_force(&snapshot);
         self.accept(bound);
         self.answer_nginx(auth_http);
@@ -254,6 +269,31 @@ impl Server {
             let _ = sd_notify::notify(&[NotifyState::Ready]);
         }
         inherited.serving().map_err(StartError::Inherit)
+    }
+
+    /// Starts the tasks that live as long as the process.
+    fn keep_tasks(&mut self, listener: TcpListener, socket: OwnedFd) {
+        let (supervisor, shared) = (&self.supervisor, &self.shared);
+        let (side_port, listener) = (Arc::new(SidePort::new(shared)), Arc::new(listener));
+        let sampled = Arc::clone(&side_port);
+        supervisor.keep(Task::StatusSamples, move || {
+            let sampled = Arc::clone(&sampled);
+            async move { sampled.sample().await }
+        });
+        let accepting = supervisor.keep_while(Task::SidePort, move || {
+            let (side_port, listener) = (Arc::clone(&side_port), Arc::clone(&listener));
+            async move { side_port.serve(&listener).await }
+        });
+        self.side_port = Some(Listening { _accepting: accepting, socket });
+        let with_shared = || Arc::clone(shared);
+        let awaited = with_shared();
+        supervisor.keep(Task::DirectoryAwait, move || await_directory(Arc::clone(&awaited)));
+        let probed = with_shared();
+        supervisor.keep(Task::Probes, move || look_after_servers(Arc::clone(&probed)));
+        let followed = with_shared();
+        supervisor.keep(Task::DirectoryWatch, move || following::follow(Arc::clone(&followed)));
+        let closed = with_shared();
+        supervisor.keep(Task::SessionCloser, move || following::close_sessions(Arc::clone(&closed)));
     }
 
     /// Says and counts what a snapshot that is now in force means.
@@ -300,15 +340,21 @@ impl Server {
                 ListenerTls::StartTls => "starttls",
             };
             info!(protocol = config.protocol.name, address = %bound.address, tls, "listening");
-            let task = tokio::spawn(listener::accept(Arc::clone(&self.shared), bound));
-            self.listeners.insert(key, Listening { task, socket });
+            let (shared, bound) = (Arc::clone(&self.shared), Arc::new(bound));
+            let accepting = self
+                .supervisor
+                .keep_while(Task::Listener, move || listener::accept(Arc::clone(&shared), Arc::clone(&bound)));
+            self.listeners.insert(key, Listening { _accepting: accepting, socket });
         }
     }
 
     fn answer_nginx(&mut self, bound: Option<(SocketAddr, TcpListener, OwnedFd)>) {
         if let Some((address, listener, socket)) = bound {
-            let task = tokio::spawn(auth_http::serve(listener, Arc::clone(&self.shared)));
-            self.auth_http = Some((address, Listening { task, socket }));
+            let (shared, listener) = (Arc::clone(&self.shared), Arc::new(listener));
+            let accepting = self
+                .supervisor
+                .keep_while(Task::AuthHttp, move || auth_http::serve(Arc::clone(&listener), Arc::clone(&shared)));
+            self.auth_http = Some((address, Listening { _accepting: accepting, socket }));
         }
     }
 
@@ -319,10 +365,22 @@ impl Server {
     }
 
     /// Until a signal says stop, and then until the last session has ended or must.
-    async fn serve(mut self, mut stop: StopSignals, mut hangup: Signal, mut requests: mpsc::Receiver<Request>) {
+    async fn serve(
+        &mut self,
+        mut stop: StopSignals,
+        mut hangup: Signal,
+        mut requests: mpsc::Receiver<Request>,
+    ) -> Ended {
         loop {
             tokio::select! {
                 () = stop.recv() => break,
+                () = self.supervisor.lost() => {
+                    error!("the process cannot do without this task and ends, for the service manager to start it again");
+                    self.close_listeners();
+                    self.finish().await;
+                    return Ended::Broken;
+                }
+                () = tasks::defect::of("main", DEFECT) => {}
                 _ = hangup.recv() => {
                     // The log has said why if it was refused.
                     let _ = self.reload().await;
@@ -340,7 +398,8 @@ impl Server {
                         Next::Stop => break,
                         Next::Leave(way) => {
                             drop(requests);
-                            return self.leave_to_successor(way, &mut stop).await;
+                            self.leave_to_successor(way, &mut stop).await;
+                            return Ended::AsTold;
                         }
                     }
                 }
@@ -353,6 +412,7 @@ impl Server {
         // Who asks for a reload from here on is told at once that there is none.
         drop(requests);
         self.drain(&mut stop).await;
+        Ended::AsTold
     }
 
     /// Takes over the config file as it is now, or leaves everything as it was and says why.
@@ -387,7 +447,7 @@ impl Server {
         };
         // What cannot change in a running process is refused in so many words, not ignored.
         let fixed = [
-            ("admin.address", previous.config.admin != snapshot.config.admin),
+            ("admin.address", previous.config.admin.address != snapshot.config.admin.address),
             ("control", previous.config.control != snapshot.config.control),
             ("process", previous.config.process != snapshot.config.process),
             ("log.format", previous.config.log.format != snapshot.config.log.format),

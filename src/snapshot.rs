@@ -173,7 +173,7 @@ impl Shared {
         let registry = Arc::<Registry>::default();
         Arc::new(Self {
             follow: Follow::new(Arc::clone(&registry), Arc::clone(&metrics)),
-            steer: Steer::new(Arc::clone(&registry)),
+            steer: Steer::new(Arc::clone(&registry), Arc::clone(&metrics)),
             throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
             snapshot: ArcSwap::from_pointee(snapshot),
             metrics,

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::metrics::Metrics;
 use crate::registry::{Registry, SessionId, Why, unix_now};
+use crate::tasks::{self, Task};
 
 /// How often a drained backend is looked at for a session that was about to begin.
 const LOOK_AROUND: Duration = Duration::from_millis(250);
@@ -29,6 +31,7 @@ pub struct Drain {
 #[derive(Debug)]
 pub struct Steer {
     registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
     drained: Mutex<BTreeMap<Arc<str>, Draining>>,
 }
 
@@ -49,8 +52,8 @@ impl Drop for Draining {
 impl Steer {
     /// Nothing is under way.
     #[must_use]
-    pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, drained: Mutex::default() }
+    pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
+        Self { registry, metrics, drained: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Draining>> {
@@ -59,15 +62,16 @@ impl Steer {
 
     /// Ends these sessions one after another, evenly over this time; returns at once.
     pub fn kick(&self, sessions: Vec<SessionId>, over: Duration) {
-        let registry = Arc::clone(&self.registry);
-        tokio::spawn(async move {
+        let (registry, metrics) = (Arc::clone(&self.registry), Arc::clone(&self.metrics));
+        let ending = async move {
             let began = Instant::now();
             let share = over.as_secs_f64() / sessions.len().max(1) as f64;
             for (nth, session) in sessions.into_iter().enumerate() {
                 sleep_until(began + Duration::from_secs_f64(share * nth as f64)).await;
                 registry.end(session, Why::Kicked);
             }
-        });
+        };
+        tokio::spawn(async move { tasks::once(Task::Kick, &metrics.task_restarts, ending).await });
     }
 
     /// Sends nobody to this backend from now on, and closes its sessions, oldest first, `rate` in a
@@ -76,7 +80,11 @@ impl Steer {
         let mut drained = self.lock();
         let since = drained.get(backend).map_or_else(unix_now, |before| before.drain.since);
         let (registry, name): (_, Arc<str>) = (Arc::clone(&self.registry), backend.into());
-        let closing = (rate > 0).then(|| tokio::spawn(close(registry, Arc::clone(&name), rate)));
+        let closing = (rate > 0).then(|| {
+            let (name, metrics) = (Arc::clone(&name), Arc::clone(&self.metrics));
+            let make = move || close(Arc::clone(&registry), Arc::clone(&name), rate);
+            tokio::spawn(async move { tasks::keep(Task::BackendDrain, &metrics.task_restarts, make).await })
+        });
         let drain = Drain { since, rate };
         drained.insert(name, Draining { drain, task: closing.map(|task| task.abort_handle()) });
         drain
@@ -162,7 +170,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn kicked_sessions_end_evenly_over_the_time() {
         let registry = Arc::new(Registry::default());
-        let steer = Steer::new(Arc::clone(&registry));
+        let steer = Steer::new(Arc::clone(&registry), Arc::default());
         let mut ends = JoinSet::new();
         let ids = list(&registry, "server3", 10, &mut ends);
         steer.kick(ids, Duration::from_secs(60));
@@ -177,7 +185,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_drained_backend_loses_its_sessions_at_the_rate_and_no_others() {
         let registry = Arc::new(Registry::default());
-        let steer = Steer::new(Arc::clone(&registry));
+        let steer = Steer::new(Arc::clone(&registry), Arc::default());
         let (mut ends, mut others) = (JoinSet::new(), JoinSet::new());
         list(&registry, "server3", 20, &mut ends);
         list(&registry, "server4", 1, &mut others);
@@ -197,7 +205,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn undrained_it_is_left_alone_and_another_rate_is_another_task() {
         let registry = Arc::new(Registry::default());
-        let steer = Steer::new(Arc::clone(&registry));
+        let steer = Steer::new(Arc::clone(&registry), Arc::default());
         let mut ends = JoinSet::new();
         list(&registry, "server3", 3, &mut ends);
         steer.drain("server3", 0);

@@ -2,77 +2,139 @@
 //! page, for people.
 //!
 //! It changes nothing and names no user. One request a connection, all of it within
-//! `EXCHANGE_TIMEOUT`, so that no peer can hold its descriptors. What steers usher is on the
-//! control socket ([`control`]), which only its owner can open.
+//! `EXCHANGE_TIMEOUT`, so that no peer can hold its descriptors; places are shared out (`places`), pages are
+//! made only so often (`paced`), and only for who asks by a name of this machine (`hosts`). What steers usher
+//! is on the control socket ([`control`]), which only its owner can open.
 
 pub mod control;
+mod hosts;
 pub mod overview;
+mod paced;
+mod places;
 mod status;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use crate::metrics::Metrics;
 use crate::snapshot::{Shared, Stage};
+use hosts::OwnNames;
+use paced::Paced;
+use places::{Bounds, Places};
 use status::Status;
 
+/// From the connection to the end of the request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a request and its answer may take together.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections at a time: some scrapers and health checks.
-const CONNECTIONS: usize = 256;
+/// Connections at a time: some scrapers and health checks; and those of one address.
+const PLACES: Bounds = Bounds { all: 256, share: 64, reserved: 0 };
+/// The status page is made at most once in this time, the metrics at most once in that.
+const PAGE_PACE: Duration = Duration::from_secs(1);
+const METRICS_PACE: Duration = Duration::from_millis(100);
 /// How long to wait when the system has no descriptor left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+/// What a connection gets for which there is no place.
+const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
-/// Serves the side port until the task is ended.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let status = Status::new(Arc::clone(&shared));
-    let page = Router::new().route("/", get(status::show)).with_state(Arc::clone(&status));
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/live", get(|| async { "live\n" }))
-        .route("/ready", get(ready))
-        .with_state(shared)
-        .merge(page);
-    tokio::join!(exchange(listener, router, EXCHANGE_TIMEOUT), status.keep());
+/// The side port: what it answers, whoever has connected.
+pub struct SidePort {
+    status: Arc<Status>,
+    router: Router,
+    places: Arc<Places<IpAddr>>,
 }
 
-async fn exchange(listener: TcpListener, router: Router, limit: Duration) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    // The semaphore is never closed: the loop ends with its task.
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        let Ok((tcp, _)) = listener.accept().await else {
+impl SidePort {
+    /// For one process.
+    #[must_use]
+    pub fn new(shared: &Arc<Shared>) -> Self {
+        let status = Status::new(Arc::clone(shared));
+        let page = {
+            let status = Arc::clone(&status);
+            Paced::new(PAGE_PACE, move || status.measured())
+        };
+        let metrics = {
+            let shared = Arc::clone(shared);
+            Paced::new(METRICS_PACE, move || shared.metrics.scrape(|metrics| refresh(&shared, metrics)))
+        };
+        let (own, asked) = (Arc::new(OwnNames::read()), Arc::clone(shared));
+        let router = Router::new()
+            .route("/live", get(|| async { "live\n" }))
+            .route("/ready", get(ready))
+            .with_state(Arc::clone(shared))
+            .merge(Router::new().route("/", get(status::show)).with_state(page))
+            .merge(Router::new().route("/metrics", get(self::metrics)).with_state(metrics))
+            .layer(middleware::from_fn(move |request: Request, next: Next| {
+                let is_own = own.are_asked_for(request.headers(), &asked.snapshot.load());
+                async move { if is_own { next.run(request).await } else { MISDIRECTED.into_response() } }
+            }));
+        Self { status, router, places: Places::new(PLACES) }
+    }
+
+    /// Serves it until the task is ended.
+    pub async fn serve(&self, listener: &TcpListener) {
+        exchange(listener, &self.router, &self.places).await;
+    }
+
+    /// Looks at the counters now and then, for ever.
+    pub async fn sample(&self) {
+        self.status.keep().await;
+    }
+}
+
+/// Somebody else's name.
+const MISDIRECTED: (StatusCode, &str) = (
+    StatusCode::MISDIRECTED_REQUEST,
+    "this is no name of this machine: add it to `admin.hosts`, or ask by the address\n",
+);
+
+async fn exchange(listener: &TcpListener, router: &Router, places: &Arc<Places<IpAddr>>) {
+    loop {
+        let Ok((tcp, peer)) = listener.accept().await else {
             sleep(EXHAUSTED_PAUSE).await;
             continue;
         };
-        let service = TowerToHyperService::new(router.clone());
+        let Some(place) = places.take(peer.ip().to_canonical(), false) else {
+            // Whether it is heard does not matter.
+            let _ = tcp.try_write(NO_PLACE);
+            continue;
+        };
+        let asked = place.asked();
+        let router = router.clone().layer(middleware::from_fn(move |request: Request, next: Next| {
+            asked.set();
+            next.run(request)
+        }));
         tokio::spawn(async move {
-            let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(tcp), service);
-            // Who is late or breaks the protocol gets no answer; that is all.
-            let _ = timeout(limit, connection).await;
-            drop(place);
+            let mut http = http1::Builder::new();
+            http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+            let connection = http.serve_connection(TokioIo::new(tcp), TowerToHyperService::new(router));
+            tokio::select! {
+                // Who is late or breaks the protocol gets no answer; that is all.
+                _ = timeout(EXCHANGE_TIMEOUT, connection) => {}
+                () = place.lost() => {}
+            }
         });
     }
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    // Encoding thousands of series takes milliseconds, which no login should wait for.
-    let rendered = tokio::task::spawn_blocking(move || shared.metrics.scrape(|metrics| refresh(&shared, metrics)));
-    match rendered.await {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+async fn metrics(State(metrics): State<Arc<Paced>>) -> Response {
+    match metrics.text().await {
+        Some(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
@@ -111,6 +173,12 @@ async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     }
 }
 
+impl std::fmt::Debug for SidePort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SidePort").finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -118,19 +186,33 @@ mod tests {
 
     use super::*;
 
+    async fn closed(stream: &mut TcpStream) {
+        let end = timeout(Duration::from_secs(10), stream.read(&mut [0])).await.expect("an end in time");
+        assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    }
+
     #[tokio::test]
-    async fn a_peer_that_says_nothing_is_closed_and_another_is_answered() {
+    async fn silent_peers_are_closed_and_keep_nobody_out() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/live", get(|| async { "live\n" }));
-        tokio::spawn(exchange(listener, router, Duration::from_millis(300)));
-        let mut silent = TcpStream::connect(address).await.unwrap();
-        let mut asking = TcpStream::connect(address).await.unwrap();
-        asking.write_all(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        asking.read_to_string(&mut answer).await.unwrap();
+        tokio::spawn(async move { exchange(&listener, &router, &Places::new(PLACES)).await });
+        let mut silent = Vec::new();
+        // As many as there are places, which were all taken for ten seconds once.
+        for _ in 0..256 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let asked = async {
+            let mut asking = TcpStream::connect(address).await.unwrap();
+            asking.write_all(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            asking.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = timeout(Duration::from_secs(3), asked).await.expect("at once");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("live\n"), "{answer}");
-        let closed = timeout(Duration::from_secs(10), silent.read(&mut [0])).await.expect("an end in time");
-        assert_eq!(closed.unwrap(), 0);
+        // The oldest has lost its place, the newest meets the deadline of a head.
+        closed(&mut silent[0]).await;
+        closed(silent.last_mut().unwrap()).await;
     }
 }

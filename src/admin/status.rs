@@ -19,6 +19,7 @@ use base64::engine::general_purpose::STANDARD;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::overview::{self, Backend};
+use super::paced::Paced;
 use crate::metrics::{DIRECTORY_CONNECTIONS, Metrics};
 use crate::registry::unix_now;
 use crate::snapshot::{Shared, Snapshot, Stage};
@@ -55,7 +56,7 @@ impl Status {
     }
 
     /// Looks at the counters now and then, for ever.
-    pub(super) async fn keep(self: Arc<Self>) {
+    pub(super) async fn keep(&self) {
         let mut ticks = interval(PACE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -63,6 +64,12 @@ impl Status {
             let sample = Sample::take(&self.shared.metrics, &self.shared.snapshot.load().backends);
             self.history.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
         }
+    }
+
+    /// The page as of now.
+    pub(super) fn measured(&self) -> String {
+        let refresh = |metrics: &Metrics| super::refresh(&self.shared, metrics);
+        self.shared.metrics.measure(refresh, |metrics| self.page(metrics))
     }
 
     /// The page as of now, after the gauges were set.
@@ -152,12 +159,8 @@ impl Status {
 }
 
 /// Answers with the page.
-pub(super) async fn show(State(status): State<Arc<Status>>) -> Response {
-    let made = tokio::task::spawn_blocking(move || {
-        let refresh = |metrics: &Metrics| super::refresh(&status.shared, metrics);
-        status.shared.metrics.measure(refresh, |metrics| status.page(metrics))
-    });
-    let Ok(page) = made.await else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+pub(super) async fn show(State(page): State<Arc<Paced>>) -> Response {
+    let Some(page) = page.text().await else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
         (header::CONTENT_SECURITY_POLICY, POLICY.as_str()),

@@ -27,6 +27,7 @@ use crate::proto::proxy_header::{self, Header};
 use crate::proto::{BackFault, BackSettings, BackTls, Origin, Protocol, capabilities};
 use crate::secret::Secret;
 use crate::sys;
+use crate::tasks::{self, Task};
 use crate::tls;
 use crate::tls::stream::Stream;
 
@@ -92,7 +93,7 @@ impl Endpoint {
         // Subscribed before looking, so that nothing happens unseen in between.
         let mut news = self.pool.news();
         loop {
-            self.pool.refresh();
+            self.pool.refresh(&self.metrics);
             self.look(self.pool.begin_looks());
             let until = match self.pool.outlook(arrived) {
                 Outlook::Usable(addresses) => return Ok(addresses.into()),
@@ -109,14 +110,18 @@ impl Endpoint {
     /// Looks at each address whose time has come.
     pub(super) fn look_after(self: &Arc<Self>) {
         if self.pool.settings.probe != Probe::Off {
-            self.pool.refresh();
+            self.pool.refresh(&self.metrics);
             self.look(self.pool.begin_due_looks());
         }
     }
 
     fn look(self: &Arc<Self>, looks: impl IntoIterator<Item = Look>) {
         for look in looks {
-            tokio::spawn(Arc::clone(self).look_at(look));
+            let endpoint = Arc::clone(self);
+            tokio::spawn(async move {
+                let metrics = Arc::clone(&endpoint.metrics);
+                tasks::once(Task::BackendProbe, &metrics.task_restarts, endpoint.look_at(look)).await
+            });
         }
     }
 

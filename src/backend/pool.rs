@@ -20,7 +20,9 @@ use super::source::Sources;
 use super::state::{At, Serving};
 use crate::config::{self, Address, Probe};
 use crate::log::Escaped;
+use crate::metrics::Metrics;
 use crate::proto::capabilities;
+use crate::tasks::{self, Task};
 
 /// How long an answer of the resolver is used. The system's resolver tells no time to live; this is
 /// short enough for a move by DNS and long enough to keep it out of a busy login path.
@@ -82,6 +84,13 @@ struct Resolver {
     failure: Option<Unresolved>,
 }
 
+impl Resolver {
+    /// Nothing came of asking.
+    fn ask_again(&mut self) {
+        (self.asking, self.due) = (false, Some(Instant::now() + RETRY));
+    }
+}
+
 /// What a login finds.
 #[derive(Debug)]
 pub(super) enum Outlook {
@@ -138,17 +147,20 @@ impl Pool {
     }
 
     /// Asks the resolver if it is time to, beside whoever calls.
-    pub(super) fn refresh(self: &Arc<Self>) {
+    pub(super) fn refresh(self: &Arc<Self>, metrics: &Arc<Metrics>) {
         let now = Instant::now();
         let resolver = &mut self.roster().resolver;
         if resolver.asking || resolver.due.is_none_or(|due| due > now) {
             return;
         }
         resolver.asking = true;
-        let pool = Arc::clone(self);
+        let (pool, metrics) = (Arc::clone(self), Arc::clone(metrics));
         tokio::spawn(async move {
-            let answer = look_up(&pool.configured, &pool.own, &pool.sources).await;
-            pool.roster().learn(answer);
+            let asked = look_up(&pool.configured, &pool.own, &pool.sources);
+            match tasks::once(Task::Resolver, &metrics.task_restarts, asked).await {
+                Some(answer) => pool.roster().learn(answer),
+                None => pool.roster().resolver.ask_again(),
+            }
             pool.news.send_replace(());
         });
     }

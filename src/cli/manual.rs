@@ -12,7 +12,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{CONFIG, DATA, FAILED, NO_INPUT, NO_PERMISSION, NO_USER, OK, SYSTEM, UNAVAILABLE, USAGE, fail};
+use super::{CONFIG, DATA, FAILED, NO_INPUT, NO_PERMISSION, NO_USER, OK, SOFTWARE, SYSTEM, UNAVAILABLE, USAGE, fail};
 
 /// The section of manuals for administration.
 const SECTION: &str = "8";
@@ -139,7 +139,7 @@ const PAGES: &[Page] = &[
 ];
 
 /// What the commands exit with (sysexits.h).
-const EXIT_CODES: [(u8, &str); 10] = [
+const EXIT_CODES: [(u8, &str); 11] = [
     (OK, "It is done, and the answer is yes."),
     (FAILED, "It is done or was tried, and the answer is no: the reason is on standard error."),
     (USAGE, "The arguments are wrong."),
@@ -147,6 +147,7 @@ const EXIT_CODES: [(u8, &str); 10] = [
     (NO_INPUT, "A file that was named as input cannot be read."),
     (NO_USER, "The directory has no such user."),
     (UNAVAILABLE, "A server, or the running usher, does not answer."),
+    (SOFTWARE, "usher has a defect that it cannot go on with: the log has it, report it."),
     (SYSTEM, "The system does not allow it, such as to bind an address."),
     (NO_PERMISSION, "The password is wrong."),
     (CONFIG, "The configuration has mistakes; each is on standard error."),

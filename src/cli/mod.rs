@@ -45,6 +45,8 @@ const NO_INPUT: u8 = 66;
 const NO_USER: u8 = 67;
 /// A server is not available.
 const UNAVAILABLE: u8 = 69;
+/// usher has a defect that it cannot go on with.
+const SOFTWARE: u8 = 70;
 /// The system does not allow it: an address that cannot be bound.
 const SYSTEM: u8 = 71;
 /// The password is wrong.

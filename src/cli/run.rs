@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{CONFIG, OK, SYSTEM, fail, fail_config};
-use crate::server::{self, StartError};
+use super::{CONFIG, OK, SOFTWARE, SYSTEM, fail, fail_config};
+use crate::server::{self, Ended, StartError};
 use crate::sys::privileges::{self, User};
 
 #[derive(Debug, Default, clap::Args)]
@@ -62,7 +62,8 @@ pub(super) fn detach() -> ExitCode {
 
 pub(super) async fn run(config: PathBuf, arguments: &Arguments) -> ExitCode {
     match server::run(config, arguments.take_over, &arguments.drained).await {
-        Ok(()) => ExitCode::from(OK),
+        Ok(Ended::AsTold) => ExitCode::from(OK),
+        Ok(Ended::Broken) => ExitCode::from(SOFTWARE),
         Err(StartError::Config(problems)) => fail_config(&problems),
         Err(error @ (StartError::Bind { .. } | StartError::Signals(_) | StartError::Inherit(_))) => fail(SYSTEM, error),
     }

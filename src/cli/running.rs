@@ -65,8 +65,9 @@ impl Running {
     /// # Errors
     /// As [`Running::ask`].
     pub(super) async fn ask_all<T: DeserializeOwned>(&self, method: &str, path: &str) -> Result<Answers<T>, ExitCode> {
-        let mut answers = Answers { all: vec![self.ask(method, path).await?], complete: true };
-        for (socket, answer) in control::ask_predecessors(&self.socket, method, path).await {
+        let asked = control::ask_all(&self.socket, method, path).await.map_err(|error| refused(&error))?;
+        let mut answers = Answers { all: vec![asked.serving], complete: true };
+        for (socket, answer) in asked.before {
             match answer {
                 Ok(answer) => answers.all.push(answer),
                 // What the one that serves understands and this one does not, it has nothing to do with.

@@ -371,7 +371,10 @@ fn drain(drain: &Section<'_>) -> Option<Drain> {
 
 fn admin(admin: &Section<'_>, addresses: &mut Addresses) -> Option<Admin> {
     let address = admin.get("address").map_or(Some(ADMIN), |node| addresses.read(&node));
-    Some(Admin { address: address? })
+    let hosts = admin
+        .get("hosts")
+        .map_or(Some(Vec::new()), |node| node.one_or_more()?.iter().map(|host| host.parsed(names::own_name)).collect());
+    Some(Admin { address: address?, hosts: hosts? })
 }
 
 fn control(control: &Section<'_>) -> Option<Control> {
@@ -418,7 +421,7 @@ fn reachable(root: &Section<'_>, routing: &Routing) {
 }
 
 fn process(process: &Section<'_>) -> Option<Process> {
-    let user = process.get("user").map(|node| node.parsed(names::unix_group));
+    let user = process.get("user").map(|node| node.parsed(names::unix_user));
     let group = process.get("group");
     if let (Some(node), None) = (&group, &user) {
         node.problem("needs `user`: the user to become");

@@ -778,6 +778,8 @@ pub struct Drain {
 pub struct Admin {
     /// Address and port.
     pub address: SocketAddr,
+    /// Names of this machine by which it may be asked for, beside those that usher knows.
+    pub hosts: Vec<String>,
 }
 
 /// The control socket.

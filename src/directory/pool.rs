@@ -19,6 +19,7 @@ use super::health::Standing;
 use super::server::{Failure, Server};
 use super::{DirectoryError, Presence, Trace, Trouble};
 use crate::config::Balance;
+use crate::tasks::{self, Task};
 
 /// How long a login may wait for a server to come back; with it, an outage is told within two seconds.
 const AWAY_PATIENCE: Duration = Duration::from_millis(1_500);
@@ -188,7 +189,7 @@ pub(super) fn look_if_due(server: &Arc<Server>, away: bool, awaited: bool) {
         let looking = Looking(Arc::clone(server));
         tokio::spawn(async move {
             // What it finds is in `health` by then.
-            let _: Result<(), Trouble> = looking.0.look().await;
+            let _ = tasks::once(Task::DirectoryProbe, &looking.0.metrics.task_restarts, looking.0.look()).await;
         });
     }
 }

@@ -8,7 +8,7 @@
 use std::future::Future;
 use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -26,6 +26,7 @@ use super::{Trace, Trouble, reading};
 use crate::config::{self, Connections, Find, ServiceAccount};
 use crate::log::Repeats;
 use crate::metrics::Metrics;
+use crate::tasks::{self, Task};
 
 /// Times that are fixed in production and turned by tests.
 #[derive(Debug, Clone, Copy)]
@@ -441,21 +442,9 @@ impl Server {
         if self.sweeping.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (server, pause) = (Arc::downgrade(self), self.limits.idle);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(pause).await;
-                let Some(server) = server.upgrade() else { return };
-                if server.close_unused() {
-                    continue;
-                }
-                server.sweeping.store(false, Ordering::Release);
-                // Something may have been given back between the look and the store.
-                if !server.close_unused() || server.sweeping.swap(true, Ordering::AcqRel) {
-                    return;
-                }
-            }
-        });
+        let (server, pause, metrics) = (Arc::downgrade(self), self.limits.idle, Arc::clone(&self.metrics));
+        let make = move || sweep(server.clone(), pause);
+        tokio::spawn(async move { tasks::keep(Task::DirectorySweep, &metrics.task_restarts, make).await });
     }
 
     /// Closes what is past its use; whether anything is left that will have to be closed.
@@ -472,6 +461,22 @@ impl Server {
         }
         debug!(server = %self.url, closed = before - idle.len(), kept = idle.len(), "unused directory connections");
         !idle.is_empty() || search.is_some()
+    }
+}
+
+/// Closes unused connections of a server from time to time, until there is none.
+async fn sweep(server: Weak<Server>, pause: Duration) {
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(server) = server.upgrade() else { return };
+        if server.close_unused() {
+            continue;
+        }
+        server.sweeping.store(false, Ordering::Release);
+        // Something may have been given back between the look and the store.
+        if !server.close_unused() || server.sweeping.swap(true, Ordering::AcqRel) {
+            return;
+        }
     }
 }
 

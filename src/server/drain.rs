@@ -20,7 +20,7 @@ const STEP: Duration = Duration::from_millis(20);
 
 impl Server {
     /// Ends the process as `drain` says; a signal meanwhile means now.
-    pub(super) async fn drain(mut self, stop: &mut StopSignals) {
+    pub(super) async fn drain(&mut self, stop: &mut StopSignals) {
         let settings = self.shared.snapshot.load().config.drain.clone();
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         info!(sessions = self.shared.registry.count(), delay = ?settings.delay, deadline = ?settings.deadline, "draining");
@@ -50,15 +50,11 @@ impl Server {
     pub(super) async fn finish(&mut self) {
         self.shared.registry.end_all();
         let _ = timeout(LAST_FAREWELL, self.shared.vacated()).await;
-        if let Some(path) = &self.control {
-            // A socket that is left behind is replaced at the next start.
-            let _ = std::fs::remove_file(path);
+        if let Some(file) = &self.control {
+            file.remove();
         }
-        if let Some((string, task)) = self.answering.take() {
-            // Whoever asked for an upgrade is told of it, even if this process has nothing else to do.
-            drop(string);
-            let _ = timeout(LAST_ANSWER, task).await;
-        }
+        // Whoever asked for an upgrade is told of it, even if this process has nothing else to do.
+        self.supervisor.end(LAST_ANSWER).await;
         info!("stopped");
         self.shared.log.close();
     }

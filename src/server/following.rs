@@ -1,11 +1,11 @@
 //! Following the directory of whatever snapshot is in force, for ever.
 
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::time::{interval, sleep};
+use tokio::time::interval;
 
 use crate::directory::Change;
 use crate::snapshot::{Shared, Snapshot};
@@ -14,25 +14,26 @@ use crate::snapshot::{Shared, Snapshot};
 const LOOK_AROUND: Duration = Duration::from_millis(250);
 /// How often entries are forgotten with which nothing is to do any more.
 const SWEEP: Duration = Duration::from_secs(60);
-/// Before following again after a defect.
-const AFTER_PANIC: Duration = Duration::from_secs(5);
 
-/// Follows, and ends sessions that have to end.
-pub(super) async fn follow(shared: Arc<Shared>) {
-    let rate = || shared.snapshot.load().config.drain.max_closes_per_second;
-    tokio::join!(shared.follow.close(rate), follow_each(&shared));
+/// Ends sessions that have to end, one after another.
+pub(super) async fn close_sessions(shared: Arc<Shared>) {
+    shared.follow.close(|| shared.snapshot.load().config.drain.max_closes_per_second).await;
 }
 
-async fn follow_each(shared: &Shared) {
+/// Follows.
+pub(super) async fn follow(shared: Arc<Shared>) {
     loop {
         let snapshot = shared.snapshot.load_full();
         let tell = |change| shared.follow.take(change, &snapshot.setting());
-        tokio::select! {
-            // A panic was counted and told by its hook.
-            _ = AssertUnwindSafe(snapshot.directory.follow(&tell)).catch_unwind() => sleep(AFTER_PANIC).await,
-            () = replaced(shared, &snapshot) => {}
-        }
+        let followed = tokio::select! {
+            end = AssertUnwindSafe(snapshot.directory.follow(&tell)).catch_unwind() => end.map(drop),
+            () = replaced(&shared, &snapshot) => Ok(()),
+        };
         tell(Change::Lost);
+        if let Err(panic) = followed {
+            // The task's owner counts it and starts it again.
+            resume_unwind(panic);
+        }
     }
 }
 

@@ -14,7 +14,6 @@ use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{Next, Server, StopSignals};
-use crate::admin::control;
+use crate::admin::control::SocketFile;
 use crate::snapshot::Stage;
 use crate::steer::Drain;
 use crate::sys;
@@ -153,7 +152,7 @@ impl Server {
     /// fails, or a signal says stop, nothing has changed.
     pub(super) async fn upgrade(&mut self, stop: &mut StopSignals) -> (Result<(), Vec<String>>, Next) {
         info!(program = %self.program.display(), "upgrading");
-        let kept = match self.step_aside() {
+        let kept = match self.control.as_ref().map(SocketFile::step_aside).transpose() {
             Ok(kept) => kept,
             Err(error) => return (Err(vec![format!("the control socket cannot step aside: {error}")]), Next::Serve),
         };
@@ -173,7 +172,9 @@ impl Server {
             }
             Err(error) => {
                 error!(%error, "the upgrade failed; this process goes on");
-                self.step_back(kept.as_deref());
+                if let (Some(control), Some(kept)) = (&self.control, &kept) {
+                    control.step_back(kept);
+                }
                 (Err(vec![error.to_string()]), otherwise)
             }
         }
@@ -202,28 +203,9 @@ impl Server {
         Ok((process, way))
     }
 
-    /// Makes a second name for the control socket, under which this process answers when the first
-    /// is the new one's.
-    fn step_aside(&self) -> io::Result<Option<PathBuf>> {
-        let Some(path) = &self.control else { return Ok(None) };
-        let kept = control::predecessor_path(path, std::process::id());
-        // What is there by this name belonged to a process that has ended.
-        let _ = std::fs::remove_file(&kept);
-        std::fs::hard_link(path, &kept)?;
-        Ok(Some(kept))
-    }
-
-    fn step_back(&self, kept: Option<&Path>) {
-        if let (Some(path), Some(kept)) = (&self.control, kept) {
-            // Renaming does nothing if both are the same socket still (rename(2)).
-            let _ = std::fs::rename(kept, path);
-            let _ = std::fs::remove_file(kept);
-        }
-    }
-
     /// Ends this process after an upgrade: whoever is about to log in may do so, then sessions are
     /// closed slowly. A signal means faster, another one means now.
-    pub(super) async fn leave_to_successor(mut self, way: Way, stop: &mut StopSignals) {
+    pub(super) async fn leave_to_successor(&mut self, way: Way, stop: &mut StopSignals) {
         let config = self.shared.snapshot.load().config.clone();
         let deadline = config.drain.upgrade_deadline;
         info!(sessions = self.shared.registry.count(), ?deadline, "draining after an upgrade");

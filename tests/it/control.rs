@@ -108,7 +108,7 @@ fn nothing_of_it_is_on_the_side_port() {
     for path in ["/kick?all=true", "/reload", "/upgrade", "/drain", "/confirm/0", "/cache/drop?all=true"] {
         let mut stream = std::net::TcpStream::connect(usher.side_port()).unwrap();
         stream.set_read_timeout(Some(patience(Duration::from_secs(10)))).unwrap();
-        write!(stream, "POST {path} HTTP/1.1\r\nHost: usher\r\nContent-Length: 0\r\n\r\n").unwrap();
+        write!(stream, "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");

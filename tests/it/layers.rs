@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Each floor's rooms, from the ground up.
 const FLOORS: [&[&str]; 10] = [
     &["outcome", "secret"],
-    &["clock", "config", "log", "metrics", "proto", "sys"],
+    &["clock", "config", "log", "metrics", "proto", "sys", "tasks"],
     &["throttle", "tls"],
     &["directory"],
     &["cache", "known", "registry", "route"],
@@ -21,12 +21,13 @@ const FLOORS: [&[&str]; 10] = [
 ];
 
 /// Imports inside a floor that the house allows: names and shapes, no behaviour.
-const NEIGHBOURS: [(&str, &str); 6] = [
+const NEIGHBOURS: [(&str, &str); 7] = [
     ("config", "proto"),
     ("config", "sys"),
     ("log", "config"),
     ("metrics", "config"),
     ("metrics", "proto"),
+    ("metrics", "tasks"),
     ("snapshot", "files"),
 ];
 

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use futures_util::future::join_all;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Problem, socket};
 
@@ -19,6 +20,10 @@ use super::{Problem, socket};
 const ANSWER_LIMIT: usize = 256 * 1024 * 1024;
 /// A reload reads files and builds everything: seconds at the most.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// A process that has only its last sessions to tell of answers at once; one that is stopped never does.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
+/// Before another try to connect to a socket whose queue is full.
+const QUEUE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why the running usher could not be asked.
 #[derive(Debug, Error)]
@@ -34,6 +39,14 @@ pub enum ControlError {
     /// The answer did not come in time.
     #[error("usher did not answer in time")]
     Timeout,
+    /// The socket of a predecessor is another process'.
+    #[error("the socket belongs to process {} of user {uid}, not to the process that its name tells: it is not asked", .pid.unwrap_or(0))]
+    Foreign {
+        /// The user it belongs to.
+        uid: u32,
+        /// The process.
+        pid: Option<i32>,
+    },
     /// HTTP failed.
     #[error("usher's answer broke off: {0}")]
     Http(#[from] hyper::Error),
@@ -87,29 +100,66 @@ impl ControlError {
 /// # Errors
 /// Why there is no answer.
 pub async fn ask<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -> Result<T, ControlError> {
-    timeout(ANSWER_TIMEOUT, request(socket, method, path)).await.map_err(|_| ControlError::Timeout)?
+    let asked = async { request(connect(socket).await?, method, path).await };
+    timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| ControlError::Timeout)?
 }
 
-/// Asks each process that has handed its listeners over and still has sessions; those that have ended
-/// meanwhile say nothing.
-pub async fn ask_predecessors<T: DeserializeOwned>(
-    socket: &Path,
-    method: &str,
-    path: &str,
-) -> Vec<(PathBuf, Result<T, ControlError>)> {
-    let mut answers = Vec::new();
-    for predecessor in socket::predecessors(socket) {
-        let answer = ask(&predecessor, method, path).await;
-        if !answer.as_ref().is_err_and(ControlError::is_absence) {
-            answers.push((predecessor, answer));
+/// What the process that serves answers, and those before it.
+pub struct Answers<T> {
+    /// The process that serves.
+    pub serving: T,
+    /// Each that has handed its listeners over and still has sessions, by its socket.
+    pub before: Vec<(PathBuf, Result<T, ControlError>)>,
+}
+
+/// Asks the process that serves, then all at once those that have handed their listeners over and still have
+/// sessions; those that have ended meanwhile say nothing. A predecessor is believed if the kernel says that
+/// its socket belongs to the process that its name tells, run by the user of the one that serves, or by root.
+///
+/// # Errors
+/// Why the process that serves does not answer.
+pub async fn ask_all<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -> Result<Answers<T>, ControlError> {
+    let asked = async {
+        let stream = connect(socket).await?;
+        let user = stream.peer_cred().ok().map(|credentials| credentials.uid());
+        Ok::<_, ControlError>((user, request(stream, method, path).await?))
+    };
+    let (user, serving) = timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| ControlError::Timeout)??;
+    let questions = socket::predecessors(socket).into_iter().map(|(process, its_socket)| async move {
+        let asked = async {
+            let stream = connect(&its_socket).await?;
+            believe(&stream, process, user)?;
+            request(stream, method, path).await
+        };
+        let answer = timeout(PREDECESSOR_TIMEOUT, asked).await.unwrap_or(Err(ControlError::Timeout));
+        (its_socket, answer)
+    });
+    let answers = join_all(questions).await.into_iter();
+    let before = answers.filter(|(_, answer)| !answer.as_ref().is_err_and(ControlError::is_absence)).collect();
+    Ok(Answers { serving, before })
+}
+
+/// Whether this socket is that of the process, run by this user or by root (SO_PEERCRED, unix(7)).
+fn believe(stream: &UnixStream, process: u32, user: Option<u32>) -> Result<(), ControlError> {
+    let credentials = stream.peer_cred().map_err(|error| ControlError::Unreadable(error.to_string()))?;
+    let (uid, pid) = (credentials.uid(), credentials.pid());
+    let is_user = uid == 0 || Some(uid) == user;
+    let is_process = pid.and_then(|pid| u32::try_from(pid).ok()) == Some(process);
+    if is_user && is_process { Ok(()) } else { Err(ControlError::Foreign { uid, pid }) }
+}
+
+async fn connect(socket: &Path) -> Result<UnixStream, ControlError> {
+    let connect_error = |source| ControlError::Connect { path: socket.display().to_string(), source };
+    loop {
+        match UnixStream::connect(socket).await {
+            // Its queue is full for the moment (connect(2)); the caller's deadline ends the wait.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(QUEUE_PAUSE).await,
+            connected => return connected.map_err(connect_error),
         }
     }
-    answers
 }
 
-async fn request<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -> Result<T, ControlError> {
-    let connect_error = |source| ControlError::Connect { path: socket.display().to_string(), source };
-    let stream = UnixStream::connect(socket).await.map_err(connect_error)?;
+async fn request<T: DeserializeOwned>(stream: UnixStream, method: &str, path: &str) -> Result<T, ControlError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request =
         hyper::Request::builder().method(method).uri(path).header("host", "usher").body(Empty::<Bytes>::new());

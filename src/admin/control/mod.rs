@@ -13,10 +13,10 @@ mod server;
 mod shapes;
 mod socket;
 
-pub use client::{ControlError, ask, ask_predecessors, encode};
+pub use client::{Answers, ControlError, ask, ask_all, encode};
 pub use server::serve;
 pub use shapes::{Cached, Confirmed, Dropped, Kicked, Leaving, Outcome, Problem, User};
-pub use socket::{bind, predecessor_path};
+pub use socket::{SocketFile, bind};
 use tokio::sync::oneshot;
 
 /// What the main loop can be asked for.

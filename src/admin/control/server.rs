@@ -1,25 +1,32 @@
 //! The server half: connections of the control socket, each with one request, all within bounds.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use futures_util::FutureExt as _;
+use axum::extract::Request as HttpRequest;
+use axum::middleware::{self, Next};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::super::places::{Bounds, Places};
 use super::{Request, routes};
 use crate::snapshot::Shared;
 
-/// Connections at a time: administrators and their scripts. Whoever comes then waits.
-const CONNECTIONS: u32 = 32;
-/// From the connection to the end of the request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections at a time: administrators and their scripts; of one user; and what is kept for root.
+const PLACES: Bounds = Bounds { all: 32, share: 8, reserved: 1 };
+/// What a connection gets for which there is no place.
+const NO_PLACE: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
+    Content-Length: 63\r\nConnection: close\r\n\r\n\
+    {\"error\": \"too many requests at a time: ask again in a moment\"}";
+/// From the connection to the end of the request's head, which a program sends at once.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// A head is one line and some words; hyper wants no less.
 const HEAD_LIMIT: usize = 8 * 1024;
 /// From the connection to the end of the answer: an upgrade takes 45 s at the most.
@@ -41,41 +48,61 @@ impl Caller {
     }
 }
 
-/// Serves the control socket until the other end of `until` is dropped, and what is being answered then.
+/// Serves the control socket until the token says stop, and what is being answered then.
 pub async fn serve(
-    listener: UnixListener,
+    listener: &UnixListener,
     shared: Arc<Shared>,
     orders: mpsc::Sender<Request>,
-    until: oneshot::Receiver<Infallible>,
+    stop: CancellationToken,
 ) {
     let router = routes::router(shared, orders);
-    let places = Arc::new(Semaphore::new(CONNECTIONS as usize));
-    let mut until = until.fuse();
+    let (places, answering) = (Places::new(PLACES), TaskTracker::new());
     loop {
         let accepted = tokio::select! {
-            _ = &mut until => break,
-            accepted = accept(&listener, &places) => accepted,
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
         };
-        let Some((stream, place)) = accepted else {
+        let Ok((stream, _)) = accepted else {
             sleep(EXHAUSTED_PAUSE).await;
             continue;
         };
-        let service = TowerToHyperService::new(router.clone().layer(Extension(Caller::of(&stream))));
-        tokio::spawn(async move {
+        let caller = Caller::of(&stream);
+        let Some(place) = places.take(caller.uid, caller.uid == Some(0)) else {
+            // Whether it is heard does not matter.
+            let _ = stream.try_write(NO_PLACE.as_bytes());
+            continue;
+        };
+        let asked = place.asked();
+        let router = router.clone().layer(Extension(caller)).layer(middleware::from_fn(
+            move |request: HttpRequest, next: Next| {
+                asked.set();
+                next.run(request)
+            },
+        ));
+        answering.spawn(async move {
             let mut http = http1::Builder::new();
             http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_LIMIT);
-            // Who is late or breaks the protocol gets no answer; that is all.
-            let _ = timeout(EXCHANGE_TIMEOUT, http.serve_connection(TokioIo::new(stream), service)).await;
-            drop(place);
+            let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+            tokio::select! {
+                // Who is late or breaks the protocol gets no answer; that is all.
+                _ = timeout(EXCHANGE_TIMEOUT, connection) => {}
+                () = place.lost() => {}
+            }
         });
     }
     // Each has an end of its own.
-    let _ = places.acquire_many(CONNECTIONS).await;
+    answering.close();
+    answering.wait().await;
 }
 
-async fn accept(listener: &UnixListener, places: &Arc<Semaphore>) -> Option<(UnixStream, OwnedSemaphorePermit)> {
-    // The semaphore is never closed.
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
-    let (stream, _) = listener.accept().await.ok()?;
-    Some((stream, place))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_without_a_place_has_the_length_that_it_tells() {
+        let (head, body) = NO_PLACE.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{}", body.len());
+        serde_json::from_str::<super::super::Problem>(body).unwrap();
+    }
 }

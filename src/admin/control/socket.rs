@@ -1,80 +1,192 @@
 //! The socket's file: made for its owner alone, and found again beside that of a process before.
+//!
+//! Its folder must be one where nobody else can make or change names (`sys/paths`). There the socket is
+//! made in a new folder with mode 0700, gets its group and mode, and is renamed into place: no step goes by
+//! a name that another user could have put there.
 
-use std::ffi::OsString;
-use std::fs::{self, Permissions};
+use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, chmodat, chownat, mkdirat, open, openat, renameat, statat, unlinkat,
+};
+use rustix::process::geteuid;
 use tokio::net::UnixListener;
 
 use crate::config;
+use crate::sys::paths::check_folder;
+
+/// The socket's name in the folder in which it is made.
+const MADE: &str = "socket";
+
+/// The control socket's file, which this process has made.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl SocketFile {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it a second name, under which this process answers once the first is a successor's.
+    ///
+    /// # Errors
+    /// The system's reason, or that the file by this name is not the one that was made.
+    pub fn step_aside(&self) -> io::Result<Self> {
+        let kept = predecessor_path(&self.path, std::process::id());
+        // What is there by this name belonged to a process that has ended.
+        let _ = fs::remove_file(&kept);
+        fs::hard_link(&self.path, &kept)?;
+        let kept = Self { path: kept, id: self.id };
+        if kept.is_there() {
+            return Ok(kept);
+        }
+        let _ = fs::remove_file(&kept.path);
+        Err(io::Error::other(format!("{} is not this process' own any more", self.path.display())))
+    }
+
+    /// Takes the second name away again, and puts the file back where it was.
+    pub fn step_back(&self, kept: &Self) {
+        // Renaming does nothing if both are the same file still (rename(2)).
+        let _ = fs::rename(&kept.path, &self.path);
+        let _ = fs::remove_file(&kept.path);
+    }
+
+    /// Removes it, unless another process has put its own there.
+    pub fn remove(&self) {
+        if self.is_there() {
+            // A socket that is left behind is replaced at the next start.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        rustix::fs::lstat(&self.path).is_ok_and(|found| id(&found) == self.id)
+    }
+}
+
+fn id(found: &Stat) -> (u64, u64) {
+    (found.st_dev, found.st_ino)
+}
 
 /// Binds the control socket with its permissions from the first moment, in place of a stale one, or
 /// of that of the process whose `successor` this is.
 ///
 /// # Errors
-/// The system's reason, or that another usher answers there.
-pub fn bind(settings: &config::Control, successor: bool) -> io::Result<UnixListener> {
+/// The system's reason, that others can write to its folder, or that another usher answers there.
+pub fn bind(settings: &config::Control, successor: bool) -> io::Result<(UnixListener, SocketFile)> {
     let path = &settings.path;
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no file's path"));
+    };
+    check_folder(folder, Some(geteuid().as_raw())).map_err(io::Error::other)?;
     if !successor && std::os::unix::net::UnixStream::connect(path).is_ok() {
         let words = format!("another process answers on {}", path.display());
         return Err(io::Error::new(io::ErrorKind::AddrInUse, words));
     }
-    match fs::symlink_metadata(path) {
+    let folder_fd = open(folder, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    match statat(&folder_fd, name, AtFlags::SYMLINK_NOFOLLOW) {
         // A path that was meant for something else: replacing it would destroy a file.
-        Ok(there) if !there.file_type().is_socket() => {
+        Ok(there) if FileType::from_raw_mode(there.st_mode) != FileType::Socket => {
             let words = format!("{} is there and is no socket", path.display());
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, words));
         }
         Ok(_) | Err(_) => {}
     }
-    // Bound under another name and moved into place only when its mode is right.
-    let mut unready = OsString::from(path);
-    unready.push(".new");
-    let unready = Path::new(&unready);
-    match fs::remove_file(unready) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
+    let group = settings.group.as_ref().map(|group| crate::sys::group_id(group)).transpose()?;
+    let workshop = Workshop::new(folder, &folder_fd, name)?;
+    let listener = workshop.bind()?;
+    let mode = if group.is_some() { 0o660 } else { 0o600 };
+    chownat(&workshop.inside, MADE, None, group.map(Gid::from_raw), AtFlags::SYMLINK_NOFOLLOW)?;
+    chmodat(&workshop.inside, MADE, Mode::from_raw_mode(mode), AtFlags::empty())?;
+    let made = statat(&workshop.inside, MADE, AtFlags::SYMLINK_NOFOLLOW)?;
+    renameat(&workshop.inside, MADE, &folder_fd, name)?;
+    Ok((listener, SocketFile { path: path.clone(), id: id(&made) }))
+}
+
+/// A new folder that only this process' user can enter; gone when dropped.
+struct Workshop<'f> {
+    folder: BorrowedFd<'f>,
+    name: OsString,
+    path: PathBuf,
+    inside: OwnedFd,
+}
+
+impl<'f> Workshop<'f> {
+    fn new(folder_path: &Path, folder: &'f OwnedFd, socket: &OsStr) -> io::Result<Self> {
+        use std::os::fd::AsFd as _;
+        let mut name = socket.to_owned();
+        name.push(".new");
+        let folder = folder.as_fd();
+        // One that a process left which ended in between.
+        clear(folder, &name);
+        mkdirat(folder, &name, Mode::RWXU)?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        let inside = openat(folder, &name, flags, Mode::empty())?;
+        Ok(Self { folder, path: folder_path.join(&name), name, inside })
     }
-    // Nobody else from its first moment on, whatever the process' own mask is.
-    let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let bound = UnixListener::bind(unready);
-    rustix::process::umask(mask);
-    let listener = bound?;
-    let mode = match &settings.group {
-        None => 0o600,
-        Some(group) => {
-            std::os::unix::fs::chown(unready, None, Some(crate::sys::group_id(group)?))?;
-            0o660
+
+    /// By the descriptor: the path in a socket's address has 107 bytes at the most, and the name in the new
+    /// folder is longer than the configured one. By the path where /proc is not mounted.
+    fn bind(&self) -> io::Result<UnixListener> {
+        let by_descriptor = format!("/proc/self/fd/{}/{MADE}", self.inside.as_raw_fd());
+        match UnixListener::bind(by_descriptor) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => UnixListener::bind(self.path.join(MADE)),
+            bound => bound,
         }
-    };
-    fs::set_permissions(unready, Permissions::from_mode(mode))?;
-    fs::rename(unready, path)?;
-    Ok(listener)
+    }
+}
+
+impl Drop for Workshop<'_> {
+    fn drop(&mut self) {
+        clear(self.folder, &self.name);
+    }
+}
+
+/// Removes a [`Workshop`] as far as it is there, or a socket by its name.
+fn clear(folder: BorrowedFd<'_>, name: &OsStr) {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    match openat(folder, name, flags, Mode::empty()) {
+        Ok(inside) => {
+            let _ = unlinkat(&inside, MADE, AtFlags::empty());
+            let _ = unlinkat(folder, name, AtFlags::REMOVEDIR);
+        }
+        Err(_) => drop(unlinkat(folder, name, AtFlags::empty())),
+    }
 }
 
 /// Where a process that handed its listeners over still answers for the sessions it has.
 #[must_use]
-pub fn predecessor_path(path: &Path, process: u32) -> PathBuf {
+fn predecessor_path(path: &Path, process: u32) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(format!(".{process}"));
     name.into()
 }
 
-/// The sockets of all predecessors beside this one, dead ones included.
+/// The sockets of all predecessors beside this one, dead ones included, each with its process.
 #[must_use]
-pub(super) fn predecessors(path: &Path) -> Vec<PathBuf> {
+pub(super) fn predecessors(path: &Path) -> Vec<(u32, PathBuf)> {
     let entries = path.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
-    let is_one = |other: &PathBuf| {
-        let process = other.extension().and_then(|end| end.to_str()).and_then(|end| end.parse().ok());
-        process.is_some_and(|process| predecessor_path(path, process) == *other)
+    let one = |other: PathBuf| {
+        let process = other.extension().and_then(|end| end.to_str()).and_then(|end| end.parse().ok())?;
+        (predecessor_path(path, process) == other).then_some((process, other))
     };
-    entries.map(|entry| entry.path()).filter(is_one).collect()
+    entries.filter_map(|entry| one(entry.path())).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[tokio::test]
@@ -91,5 +203,53 @@ mod tests {
         drop(first);
         let _second = bind(&settings, false).unwrap();
         assert_eq!(fs::metadata(&settings.path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[tokio::test]
+    async fn folders_where_others_can_make_names_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = config::Control { path: folder.path().join("control.sock"), group: None };
+        for mode in [0o770, 0o777, 0o1777] {
+            fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+            let refused = bind(&settings, false).unwrap_err().to_string();
+            assert!(refused.contains("others can write to"), "{mode:o}: {refused}");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_process_left_that_ended_in_between_is_cleared_and_a_long_path_fits() {
+        let folder = tempfile::tempdir().unwrap();
+        let room = 107 - folder.path().as_os_str().len() - 1;
+        let path = folder.path().join("s".repeat(room));
+        let settings = config::Control { path: path.clone(), group: None };
+        let left = folder.path().join(format!("{}.new", "s".repeat(room)));
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join(MADE), "").unwrap();
+        drop(bind(&settings, false).unwrap());
+        assert!(!left.exists());
+        // As an older version left it.
+        fs::write(&left, "").unwrap();
+        let (_listener, file) = bind(&settings, false).unwrap();
+        assert!(!left.exists() && path.exists());
+        file.remove();
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn another_process_socket_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = config::Control { path: folder.path().join("control.sock"), group: None };
+        let (first, old) = bind(&settings, false).unwrap();
+        let kept = old.step_aside().unwrap();
+        drop(first);
+        let (_second, new) = bind(&settings, true).unwrap();
+        old.remove();
+        assert!(settings.path.exists(), "it is the second one's");
+        assert!(old.step_aside().is_err());
+        kept.remove();
+        new.remove();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -470,6 +470,17 @@ fn the_rest() {
         "admin.address",
         "an IP address and a port",
     );
+    for (hosts, key) in [("[a.example, \"b c\"]", "admin.hosts[1]"), ("192.0.2.1", "admin.hosts")] {
+        let admin = format!("admin: {{address: \"[::1]:9931\", hosts: {hosts}}} # HERE");
+        mistake("admin: {address: \"[::1]:9931\"}", &admin, key, "write a host name");
+    }
+    mistake("{user: usher, group", "{user: a b, # HERE\n group", "process.user", "write a user name of letters");
+    mistake(
+        "{user: usher, group: mail",
+        "{user: usher, group: a b # HERE\n ",
+        "process.group",
+        "write a group name of letters",
+    );
     mistake("control: {path: control.sock, group: mail}", "control: # HERE", "control.path", "missing: write the path");
     let nginx = "auth_http: {address: \"127.0.0.1:9940\", allow: 127.0.0.1, key_file: nginx.key}";
     mistake(nginx, "auth_http: {allow: 127.0.0.1} # HERE", "auth_http.address", "missing: write an IP address");

@@ -286,7 +286,7 @@ pub(crate) fn fetch(address: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("the port accepts");
     stream.set_read_timeout(Some(patience(Duration::from_secs(10)))).unwrap();
     // Version 1.0: no answer comes in chunks.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: usher\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));

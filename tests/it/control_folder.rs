@@ -1,0 +1,215 @@
+//! The control socket's folder: nobody but root and usher's user may make or change names on the way to it.
+
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::control::ask;
+use crate::kit::process::write_secret;
+use crate::kit::usher::{Successor, command};
+use crate::kit::{Config, Imap, Usher, password_of, patience};
+
+/// Nobody's, in no group of usher's.
+const STRANGER: u32 = 65_534;
+
+fn is_root() -> bool {
+    rustix::process::getuid().is_root()
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+/// With the control socket in a folder of its own.
+fn with_folder(config: Config) -> (Config, std::path::PathBuf) {
+    let config = config.set("/control/path", "run/control.sock");
+    let folder = config.path("run");
+    std::fs::create_dir(&folder).unwrap();
+    (config, folder)
+}
+
+#[test]
+fn folders_that_others_can_write_are_refused_by_check_and_run() {
+    let (config, folder) = with_folder(Config::shared());
+    config.write();
+    command(&config, &["check"], b"").succeeded();
+    for bad in [0o770, 0o777, 0o1777] {
+        set_mode(&folder, bad);
+        for arguments in [&["check"][..], &["run", "--allow-root"]] {
+            let said = command(&config, arguments, b"");
+            let words = format!("others can write to {} (mode {bad:04o})", folder.display());
+            assert!(
+                said.code == 78 && said.stderr.contains("control.path") && said.stderr.contains(&words),
+                "{said:#?}"
+            );
+        }
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "nothing was made there");
+    }
+    set_mode(&folder, 0o755);
+    command(&config, &["check"], b"").succeeded();
+    // The folder above it: its owner's is renamed by others, with all that is in it.
+    let above = config.path("");
+    set_mode(&above, 0o777);
+    let said = command(&config, &["check"], b"");
+    assert!(said.code == 78 && said.stderr.contains("(mode 0777)"), "{said:#?}");
+    set_mode(&above, 0o755);
+}
+
+#[test]
+fn a_folder_of_another_user_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let (config, folder) = with_folder(Config::shared());
+    config.write();
+    chown(&folder, Some(STRANGER), None).unwrap();
+    let said = command(&config, &["run", "--allow-root"], b"");
+    assert!(said.code == 71 && said.stderr.contains("belongs to user 65534"), "{said:#?}");
+    // `check` by root does not know as whom usher will run, unless the file says so.
+    command(&config, &["check"], b"").succeeded();
+    let config = config.set("/process", serde_json::json!({"user": "daemon"}));
+    config.write();
+    let said = command(&config, &["check"], b"");
+    assert!(said.code == 78 && said.stderr.contains("belongs to user 65534"), "{said:#?}");
+}
+
+#[test]
+fn a_group_member_gets_no_file_of_ushers_by_swapping_names() {
+    if !is_root() {
+        return;
+    }
+    let (config, folder) = with_folder(Config::shared().set("/control/group", STRANGER.to_string()));
+    let key = config.path("precious.key");
+    write_secret(&key, "secret");
+    chown(&folder, None, Some(STRANGER)).unwrap();
+    set_mode(&folder, 0o770);
+    config.write();
+    // As a member of the group does it who wants the key: whatever usher makes there becomes a link to it.
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for name in ["control.sock.new", "control.sock.new/socket", "control.sock"] {
+                    let name = folder.join(name);
+                    if std::fs::symlink_metadata(&name).is_ok() && std::fs::remove_file(&name).is_ok() {
+                        let _ = symlink(&key, &name);
+                    }
+                }
+            }
+        });
+        for _ in 0..20 {
+            let said = command(&config, &["run", "--allow-root"], b"");
+            assert_eq!(said.code, 78, "{said:#?}");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(mode(&key), 0o600);
+    // In a folder of usher's own the group has the socket, and nothing else.
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir(&folder).unwrap();
+    set_mode(&folder, 0o755);
+    let usher = Usher::start(config);
+    let socket = folder.join("control.sock");
+    assert_eq!((mode(&socket), std::fs::read_dir(&folder).unwrap().count()), (0o660, 1));
+    let found = rustix::fs::stat(&socket).unwrap();
+    assert_eq!((found.st_uid, found.st_gid), (0, STRANGER));
+    assert_eq!(mode(&key), 0o600);
+    drop(usher);
+}
+
+#[test]
+fn a_planted_predecessor_is_not_believed() {
+    let usher = Usher::start(Config::shared());
+    let mut alice = Imap::tls(usher.imaps_port());
+    alice.login("alice", &password_of("alice")).ok();
+    // By the id of a process that lives and is not the one that listens.
+    let planted = usher.config.path("control.sock.1");
+    let listener = UnixListener::bind(&planted).unwrap();
+    let asked = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = Vec::new();
+        std::io::Read::read_to_end(&mut stream, &mut request).unwrap();
+        request
+    });
+    let said = usher.command(&["sessions"]);
+    assert!(said.code == 1 && said.stdout.contains("alice"), "{said:#?}");
+    let words = format!("the socket belongs to process {}", std::process::id());
+    assert!(said.stderr.contains("control.sock.1") && said.stderr.contains(&words), "{said:#?}");
+    assert!(asked.join().unwrap().is_empty(), "it is asked nothing");
+}
+
+#[test]
+fn a_stopped_predecessor_costs_two_seconds() {
+    let (config, imaps) = Config::shared().with_ports();
+    let usher = Usher::start(config);
+    let mut alice = Imap::tls(imaps);
+    alice.login("alice", &password_of("alice")).ok();
+    usher.command(&["upgrade"]).succeeded();
+    let _successor = Successor::of(&usher, 2);
+    let said = usher.command(&["sessions"]).succeeded();
+    assert!(said.stdout.contains("alice"), "{said:#?}");
+    usher.signal(rustix::process::Signal::STOP);
+    let began = Instant::now();
+    let said = usher.command(&["sessions"]);
+    let took = began.elapsed();
+    assert!(said.code == 1 && said.stderr.contains("did not answer in time"), "{said:#?}");
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    usher.signal(rustix::process::Signal::CONT);
+}
+
+#[test]
+fn half_requests_keep_no_administrator_out() {
+    let usher = Usher::start(Config::shared());
+    let socket = usher.config.path("control.sock");
+    let half: Vec<UnixStream> = (0..1_000)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&socket).unwrap();
+            // It may have lost its place already.
+            let _ = std::io::Write::write_all(&mut stream, b"GET /sessions HTTP/1.1\r\n");
+            stream
+        })
+        .collect();
+    let began = Instant::now();
+    usher.command(&["sessions"]).succeeded();
+    assert_eq!(ask(&usher, "GET", "/backends").0, 200);
+    assert!(began.elapsed() < patience(Duration::from_secs(3)), "{:?}", began.elapsed());
+    drop(half);
+}
+
+#[test]
+fn one_user_takes_no_other_users_places() {
+    if !is_root() {
+        return;
+    }
+    let usher = Usher::start(Config::shared().set("/control/group", STRANGER.to_string()));
+    // More than all places, by somebody in the group. The program may be closed to that user, so it becomes it.
+    let script = "import os, socket, sys, time\n\
+                  os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))\n\
+                  def one():\n    s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); return s\n\
+                  held = [one() for _ in range(60)]\n\
+                  print('held', flush=True)\n\
+                  time.sleep(60)\n";
+    let socket = usher.config.path("control.sock").display().to_string();
+    let group = STRANGER.to_string();
+    let mut stranger = std::process::Command::new("python3")
+        .args(["-c", script, &socket, &group])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stranger.stdout.take().unwrap()), &mut line).unwrap();
+    assert_eq!(line, "held\n");
+    let (status, sessions) = ask(&usher, "GET", "/sessions");
+    assert_eq!((status, sessions), (200, Value::Array(Vec::new())));
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+}

@@ -1,0 +1,102 @@
+//! Tasks of the whole process that panic: each is started again, counted and logged, and what cannot be
+//! started again ends the process. The panics are asked for by a variable that release builds do not know.
+
+use std::collections::BTreeSet;
+
+use crate::kit::{Config, Imap, Usher, dovecot, password_of};
+
+/// usher with tasks that panic so often.
+fn panicking(config: Config, tasks: &[(&str, u32)]) -> Usher {
+    let asked: Vec<String> = tasks.iter().map(|(task, times)| format!("{task}={times}")).collect();
+    Usher::start_with(config, vec![("USHER_PANIC", asked.join(","))])
+}
+
+fn restarts(usher: &Usher, task: &str) -> f64 {
+    usher.metric("usher_task_restarts_total", &[("task", task)])
+}
+
+/// The labels of the metric, as long as there are no others.
+fn tasks(usher: &Usher) -> BTreeSet<String> {
+    let series = usher.metrics().into_keys();
+    let label =
+        |name: String| Some(name.strip_prefix("usher_task_restarts_total{task=\"")?.split('"').next()?.to_owned());
+    series.filter_map(label).collect()
+}
+
+/// Tasks that this test kills, and those that it cannot with this configuration.
+const KILLED: [&str; 12] = [
+    "listener",
+    "auth_http",
+    "side_port",
+    "control",
+    "status_samples",
+    "directory_await",
+    "directory_watch",
+    "session_closer",
+    "probes",
+    "directory_probe",
+    "backend_probe",
+    "resolver",
+];
+const BY_AN_ACT: [&str; 2] = ["backend_drain", "kick"];
+/// Runs once there are unused connections.
+const BY_A_LOGIN: [&str; 1] = ["directory_sweep"];
+
+#[test]
+fn each_task_that_panics_is_started_again_counted_and_logged_and_usher_serves() {
+    let mut config = Config::shared()
+        .set("/directory/watch", "auto")
+        .set("/auth_http", serde_json::json!({"address": "127.0.0.1:0", "allow": ["127.0.0.1"]}));
+    for backend in 0..2 {
+        config.change(&format!("/routing/backends/{backend}/probe"), "greeting");
+    }
+    // A name, for the resolver to look up.
+    config.change("/routing/backends/0/imap/address", format!("localhost:{}", dovecot().imaps));
+    let all: Vec<(&str, u32)> = KILLED.iter().chain(&BY_AN_ACT).chain(&BY_A_LOGIN).map(|task| (*task, 1)).collect();
+    let usher = panicking(config, &all);
+    for task in KILLED {
+        usher.wait_metric("usher_task_restarts_total", &[("task", task)], 1.0);
+        let told = |line: &serde_json::Value| line["task"] == task && line["level"] == "ERROR";
+        let is_once = ["directory_probe", "backend_probe", "resolver"].contains(&task);
+        let words = if is_once { "it is tried again when it is due" } else { "it is started again" };
+        usher.wait_log(&format!("a task of the process panicked; {words}"), told);
+    }
+    let mut alice = Imap::tls(usher.imaps_port());
+    alice.login("alice", &password_of("alice")).ok();
+    usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
+    for task in BY_A_LOGIN {
+        usher.wait_metric("usher_task_restarts_total", &[("task", task)], 1.0);
+    }
+    assert_eq!(usher.http("/live").0, 200);
+    assert_eq!(usher.http("/").0, 200);
+    usher.command(&["sessions"]).succeeded();
+    usher.command(&["backends", "drain", "server3", "--rate", "10"]).succeeded();
+    usher.wait_metric("usher_task_restarts_total", &[("task", "backend_drain")], 1.0);
+    // The drain's second run ends it.
+    usher.wait_metric("usher_sessions", &[], 0.0);
+    usher.command(&["backends", "undrain", "server3"]).succeeded();
+    let mut alice = Imap::tls(usher.imaps_port());
+    alice.login("alice", &password_of("alice")).ok();
+    usher.command(&["kick", "--user", "alice"]).succeeded();
+    usher.wait_metric("usher_task_restarts_total", &[("task", "kick")], 1.0);
+    usher.command(&["kick", "--user", "alice"]).succeeded();
+    usher.wait_metric("usher_sessions", &[], 0.0);
+    let killed: BTreeSet<String> = all.iter().map(|(task, _)| (*task).to_owned()).collect();
+    assert_eq!(tasks(&usher), killed, "every task is killed here");
+    assert_eq!(restarts(&usher, "listener"), 1.0);
+}
+
+#[test]
+fn an_accept_loop_that_does_not_stay_up_ends_the_process() {
+    let usher = panicking(Config::shared(), &[("side_port", 1_000)]);
+    usher.wait_log("a task of the process panics again and again: it is given up", |line| line["task"] == "side_port");
+    assert_eq!(usher.exit_code(), 70);
+}
+
+#[test]
+fn a_panic_of_the_main_loop_ends_the_process() {
+    let usher = panicking(Config::shared(), &[("main", 1)]);
+    assert_eq!(usher.exit_code(), 70);
+    usher.wait_log("stopped", |_| true);
+    assert!(!usher.config.path("control.sock").exists());
+}
