@@ -195,3 +195,27 @@ async fn a_search_connection_is_recycled() {
     }
     assert_eq!(server.connections(), 6);
 }
+
+#[tokio::test]
+async fn many_searches_and_large_answers_share_a_connection() {
+    // More than the buffers between the server and its reader hold, in both directions at once.
+    let large = vec![b'x'; 60_000];
+    let script = move |seen: &Seen| match &seen.op {
+        LdapOp::SearchRequest(request) => {
+            let LdapFilter::Equality(_, name) = &request.filter else { return everybody(seen) };
+            let attributes: [(&str, &[&[u8]]); 2] = [("sn", &[&large]), ("mailHost", &[b"server3"])];
+            vec![entry(&format!("uid={name},dc=x"), &attributes), done(Code::Success)]
+        }
+        _ => everybody(seen),
+    };
+    let server = Scripted::start(script).await;
+    let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
+    (settings.timeout, settings.attempt_timeout) = (Duration::from_secs(15), Duration::from_secs(15));
+    let under = Under::test(&settings, Tuning::default());
+    let names: Vec<String> = (0..300).map(|n| format!("user{n}{}", "y".repeat(400))).collect();
+    let found = futures_util::future::join_all(names.iter().map(|name| under.look_up(name))).await;
+    for (name, (found, _)) in names.iter().zip(found) {
+        assert_eq!(&*found.unwrap().dn, format!("uid={name},dc=x"));
+    }
+    assert_eq!(server.connections(), 1);
+}
