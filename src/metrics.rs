@@ -170,6 +170,8 @@ pub struct Metrics {
     pub directory_up: IntGaugeVec,
     /// 0 if a server did not show the canary when it was asked last.
     pub directory_canary_ok: IntGaugeVec,
+    /// How far a server is behind the newest write that another has shown.
+    pub directory_lag: GaugeVec,
     /// Connections to a server by what they are there for.
     pub directory_connections: IntGaugeVec,
     /// Questions that went on to another server because this one gave no verdict.
@@ -349,6 +351,16 @@ impl Metrics {
                 "usher_directory_canary_ok",
                 "0 if the server did not show the canary when it was asked last, else 1.",
                 &["server"],
+            ),
+            directory_lag: register(
+                &registry,
+                declared(GaugeVec::new(
+                    Opts::new(
+                        "usher_directory_lag_seconds",
+                        "How far the server was behind the newest write that another has shown, by contextCSN, at its last probe.",
+                    ),
+                    &["server"],
+                )),
             ),
             directory_connections: gauges(
                 "usher_directory_connections",
@@ -598,6 +610,7 @@ impl Metrics {
         // What a reload took away is neither up nor down.
         self.directory_up.reset();
         self.directory_canary_ok.reset();
+        self.directory_lag.reset();
         self.directory_connections.reset();
         self.backend_up.reset();
         self.backend_draining.reset();

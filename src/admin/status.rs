@@ -245,12 +245,15 @@ fn directory(snapshot: &Snapshot, metrics: &Metrics) -> String {
             connections.iter().sum::<i64>(),
             i64::try_from(metrics.directory_failovers.with_label_values(&[url]).get()).unwrap_or(i64::MAX),
         ];
-        let numbers = numbers.map(|number| Cell::Number(number.to_string()));
-        (url.to_owned(), [Cell::State(mark, words.to_owned())].into_iter().chain(numbers).collect())
+        let numbers = numbers.map(|number| number.to_string());
+        let lag = snapshot.directory.lag(url).map_or_else(|| "–".to_owned(), |lag| format!("{lag:.1}\u{a0}s"));
+        let cells = numbers.into_iter().chain([lag]).map(Cell::Number);
+        (url.to_owned(), [Cell::State(mark, words.to_owned())].into_iter().chain(cells).collect())
     };
     Table {
-        caption: "Connections now, and questions since the start that went on to another server",
-        heads: &["Server", "State", "Connections", "Passed on"],
+        caption: "Connections now, questions since the start that went on to another server, and how far a server lags \
+                  behind the newest write that is known",
+        heads: &["Server", "State", "Connections", "Passed on", "Lag"],
         rows: snapshot.config.directory.servers.iter().map(|server| row(&server.url)).collect(),
     }
     .to_string()

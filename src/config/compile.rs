@@ -39,6 +39,14 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     if let (Some(listeners), Some(routing)) = (&listeners, &routing) {
         served(root, listeners, routing);
     }
+    if let (Some(directory), Some(routing)) = (&directory, &routing)
+        && routing.default.is_some()
+        && directory.canary.is_none()
+    {
+        let message = "without `directory.canary` a server that hides or has lost the mail host sends everybody to the \
+                       default: name an entry that every server must show";
+        root.warn("routing.default", message);
+    }
     let cache = root.section("cache", cache).flatten();
     let limits = root.section("limits", limits).flatten();
     let throttle = root.section("throttle", throttle::read).flatten();

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::connection::{Found, Question, Scope};
 use super::fresh::{Check, untold};
+use super::lag::Lag;
 use super::look::Look;
 use super::policy::{Bound, Said};
 use super::pool::{Pool, Time};
@@ -83,8 +84,10 @@ impl Ldap {
     ) -> Self {
         let attributes = Arc::new(Attributes(settings.watched()));
         let (changes, changed) = watch::channel(());
+        let (is_compared, seen) = (settings.is_followed() && settings.servers.len() > 1, Arc::default());
         let server = |server| {
-            let look = look(settings, &attributes);
+            let mut look = look(settings, &attributes);
+            look.lag = is_compared.then(|| Lag::new(settings.users_base(), Arc::clone(&seen)));
             let how = (tuning, changes.clone());
             Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), how, look))
         };
@@ -132,6 +135,13 @@ impl Ldap {
     pub async fn survey(&self) -> Vec<(Arc<str>, Result<(), Trouble>)> {
         let looks = self.pool.servers().iter().map(|server| async { (server.url.clone(), server.look().await) });
         futures_util::future::join_all(looks).await
+    }
+
+    /// How many seconds this server was behind the others at its last probe, where that is known.
+    #[must_use]
+    pub fn lag(&self, url: &str) -> Option<f64> {
+        let server = self.servers().iter().find(|server| &*server.url == url)?;
+        server.look.lag.as_ref()?.seconds()
     }
 
     /// Sets the gauges of the servers, at a scrape.

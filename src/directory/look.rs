@@ -15,6 +15,7 @@ use tracing::{error, info};
 use super::client::Client;
 use super::connection::{Found, Question};
 use super::health::Cause;
+use super::lag::Lag;
 use super::server::{Failure, Server, locked};
 use super::{Trace, Trouble};
 
@@ -25,6 +26,8 @@ pub(super) struct Look {
     /// The value that must be there; without a canary any answer will do.
     mail_host: Option<String>,
     canary: Mutex<Canary>,
+    /// Read beside it, where it is of interest.
+    pub(super) lag: Option<Lag>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -36,7 +39,7 @@ struct Canary {
 impl Look {
     /// With `mail_host`, the question is for the canary.
     pub(super) fn new(question: Arc<Question>, mail_host: Option<String>) -> Self {
-        Self { question, mail_host, canary: Mutex::default() }
+        Self { question, mail_host, canary: Mutex::default(), lag: None }
     }
 
     /// Whether there is a canary.
@@ -75,6 +78,7 @@ impl Server {
             } else {
                 shared.mark_used();
             }
+            self.measure_lag(&shared, deadline).await;
         } else {
             let mut connection = self.connect(deadline, &mut Trace::default()).await.map_err(Failure::trouble)?;
             self.show_itself(&mut connection, deadline).await?;

@@ -15,6 +15,7 @@ mod floor;
 mod frames;
 mod fresh;
 mod health;
+mod lag;
 pub mod ldap;
 mod listing;
 mod lockout;

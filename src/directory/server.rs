@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 use super::client::Client;
 use super::connection::{Dial, Fault, Found, Question};
 use super::health::{Cause, Health};
+use super::lag::Lag;
 use super::look::Look;
 use super::policy::Bound;
 use super::pool::jittered;
@@ -208,6 +209,9 @@ impl Server {
         let metrics = &self.metrics;
         metrics.directory_up.with_label_values(&[&self.url]).set(self.health.is_up().into());
         metrics.directory_canary_ok.with_label_values(&[&self.url]).set((!self.look.is_missing()).into());
+        if let Some(seconds) = self.look.lag.as_ref().and_then(Lag::seconds) {
+            metrics.directory_lag.with_label_values(&[&self.url]).set(seconds);
+        }
         let open = locked(&self.search).as_ref().is_some_and(|opening| matches!(opening.peek(), Some(Ok(_))));
         let states = [("idle", locked(&self.idle).len()), ("busy", self.leased()), ("search", open.into())];
         for (state, count) in states {

@@ -31,7 +31,7 @@ const LARGEST_PASSWORD: usize = 4_096;
 /// The shared connection that carries searches.
 #[derive(Debug)]
 pub(super) struct SearchConnection {
-    connection: Connection,
+    pub(super) connection: Connection,
     expires: Instant,
     used: Mutex<Instant>,
     /// Whether it was used since it was made.

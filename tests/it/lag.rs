@@ -1,12 +1,14 @@
 //! A replica that lags behind the server that is followed lets nobody in whom the watch has shown out, and
 //! a server that is set back or hides what it showed misleads nobody.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::kit::people::{SERVICE_DN, SUFFIX};
 use crate::kit::scripted::Scripted;
 use crate::kit::slapd::{Follows, Options, SYNCPROV, Slapd};
-use crate::kit::{Config, Imap, Person, Usher, password_of};
+use crate::kit::{Config, Imap, Person, Usher, password_of, patience};
 
 const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
 const FOR_EVER: &str = "000001010000Z";
@@ -338,4 +340,22 @@ fn lost_access_rule_sends_no_known_user_to_the_default() {
     set(&first, "alice", "mailHost", None);
     setup.shown("move", 1.0);
     assert_eq!(setup.accepted("alice", &password_of("alice"))["backend"], "server4");
+}
+
+#[test]
+fn lag_is_measured_with_each_probe() {
+    let first = provider("", "");
+    let late = lagging(&first);
+    let setup = Setup::new(&[&first, &late], |config| config);
+    let lag = |server: &Slapd| setup.usher.metric("usher_directory_lag_seconds", &[("server", &server.tls_url())]);
+    setup.usher.wait_metric("usher_directory_lag_seconds", &[("server", &late.tls_url())], 0.0);
+    set(&first, "alice", "mailHost", Some("server4"));
+    let deadline = Instant::now() + patience(Duration::from_secs(60));
+    // A metric gives no event to wait for.
+    while lag(&late) <= 0.0 {
+        assert!(Instant::now() < deadline, "{:?}", setup.usher.metrics());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(lag(&first), 0.0);
+    assert!(setup.usher.http("/").1.contains("<th scope=\"col\">Lag</th>"), "{}", setup.usher.http("/").1);
 }

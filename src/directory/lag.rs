@@ -1,0 +1,182 @@
+//! How far a server is behind the others, by contextCSN where it shows one: OpenLDAP keeps in its suffix
+//! entry, for each server that writes, the CSN of the last write that has arrived (RFC 4533 says nothing of
+//! it; slapd-config(5), slapo-syncprov(5)).
+//!
+//! Read with each probe of the server, where the directory is followed and has several servers. A server
+//! that shows none is not asked again. Nothing is decided by it: see `fresh` for what is.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::time::{Instant, timeout_at};
+
+use super::connection::{Connection, Fault, Scope};
+use super::reading::{self, Values};
+use super::server::{Server, locked};
+use super::service::SearchConnection;
+
+/// Servers that write, of one directory; more are not read.
+const MOST: usize = 64;
+/// Bytes of a CSN.
+const LONGEST: usize = 80;
+
+/// What each server showed last: its contextCSN by the server that wrote.
+pub(super) type Seen = HashMap<Arc<str>, HashMap<String, String>>;
+
+/// The lag of one server.
+#[derive(Debug)]
+pub(super) struct Lag {
+    base: String,
+    seen: Arc<Mutex<Seen>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Nothing is known yet.
+    New,
+    /// It shows no contextCSN.
+    Unknown,
+    /// The suffix above the base, and the lag in seconds.
+    Known { suffix: String, seconds: f64 },
+}
+
+impl Lag {
+    /// Of a server of the directory with this base; `seen` is what all of its servers show.
+    pub(super) fn new(base: String, seen: Arc<Mutex<Seen>>) -> Self {
+        Self { base, seen, state: Mutex::new(State::New) }
+    }
+
+    /// Seconds, where the server shows it.
+    pub(super) fn seconds(&self) -> Option<f64> {
+        match *locked(&self.state) {
+            State::Known { seconds, .. } => Some(seconds),
+            State::New | State::Unknown => None,
+        }
+    }
+}
+
+impl Server {
+    /// Reads the server's contextCSN and compares it with what the others have shown.
+    pub(super) async fn measure_lag(&self, shared: &SearchConnection, deadline: Instant) {
+        let Some(lag) = &self.look.lag else { return };
+        let known = match &*locked(&lag.state) {
+            State::New => None,
+            State::Unknown => return,
+            State::Known { suffix, .. } => Some(suffix.clone()),
+        };
+        let asked = async {
+            let suffix = match known {
+                Some(suffix) => Some(suffix),
+                None => suffix_of(&read(&shared.connection, "", "namingContexts").await?, &lag.base),
+            };
+            let Some(suffix) = suffix else { return Ok(None) };
+            let shown = by_writer(&read(&shared.connection, &suffix, "contextCSN").await?);
+            Ok::<_, Fault>((!shown.is_empty()).then_some((suffix, shown)))
+        };
+        // A server that does not answer is the probe's matter.
+        let Ok(Ok(found)) = timeout_at(deadline.min(Instant::now() + self.patience), asked).await else { return };
+        *locked(&lag.state) = match found {
+            None => State::Unknown,
+            Some((suffix, shown)) => {
+                let mut seen = locked(&lag.seen);
+                let seconds = behind(&shown, seen.values());
+                seen.insert(Arc::clone(&self.url), shown);
+                State::Known { suffix, seconds }
+            }
+        };
+    }
+}
+
+/// The values of one attribute of one entry.
+async fn read(connection: &Connection, base: &str, attribute: &str) -> Result<Vec<Vec<u8>>, Fault> {
+    let mut ldap = connection.handle();
+    let search = ldap.streaming_search(base, Scope::Base, "(objectClass=*)", vec![attribute]);
+    let mut answers = connection.contained(search).await?;
+    let mut found = Vec::new();
+    while let Some(message) = connection.contained(answers.next()).await? {
+        if message.is_ref() || message.is_intermediate() {
+            continue;
+        }
+        let (_, attributes) = reading::parts(message.0).ok_or(Fault::Malformed)?;
+        let is_wanted = |(name, _): &Values| name.eq_ignore_ascii_case(attribute.as_bytes());
+        found.extend(attributes.into_iter().filter(is_wanted).flat_map(|(_, values)| values));
+    }
+    found.truncate(MOST);
+    Ok(found)
+}
+
+/// The naming context that holds this base.
+fn suffix_of(contexts: &[Vec<u8>], base: &str) -> Option<String> {
+    let plain = |dn: &str| dn.to_lowercase().replace(", ", ",");
+    let base = plain(base);
+    let contexts = contexts.iter().filter_map(|context| std::str::from_utf8(context).ok());
+    let above = contexts.filter(|context| {
+        let context = plain(context);
+        !context.is_empty() && (base == context || base.ends_with(&format!(",{context}")))
+    });
+    above.max_by_key(|context| context.len()).map(str::to_owned)
+}
+
+/// CSNs by who wrote them.
+fn by_writer(values: &[Vec<u8>]) -> HashMap<String, String> {
+    let csns = values.iter().filter(|value| value.len() <= LONGEST).filter_map(|value| std::str::from_utf8(value).ok());
+    csns.filter_map(|csn| Some((csn.split('#').nth(2)?.to_owned(), csn.to_owned()))).collect()
+}
+
+/// Seconds between the newest write that others have shown and the newest of the same writer here.
+fn behind<'a>(shown: &HashMap<String, String>, others: impl Iterator<Item = &'a HashMap<String, String>>) -> f64 {
+    let mut most: f64 = 0.0;
+    for (writer, newest) in others.flatten() {
+        let Some(own) = shown.get(writer).filter(|own| *own < newest) else { continue };
+        if let (Some(newest), Some(own)) = (seconds(newest), seconds(own)) {
+            most = most.max(newest - own);
+        }
+    }
+    most
+}
+
+/// The time of a CSN (`20261126140005.123456Z#...`) in seconds since some day.
+fn seconds(csn: &str) -> Option<f64> {
+    let number = |range: std::ops::Range<usize>| csn.get(range)?.parse::<u32>().ok();
+    let (year, month, day) = (number(0..4)?, number(4..6)?, number(6..8)?);
+    // Days of a civil date, the year beginning in March so that a leap day is its last.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day;
+    let rest = f64::from(number(8..10)? * 3_600 + number(10..12)? * 60 + number(12..14)?);
+    let fraction = csn.get(14..).and_then(|rest| rest.split('Z').next()?.parse::<f64>().ok()).unwrap_or_default();
+    Some(f64::from(days) * 86_400.0 + rest + fraction)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(csns: &[&str]) -> HashMap<String, String> {
+        by_writer(&csns.iter().map(|csn| csn.as_bytes().to_vec()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn lag_is_time_between_writes_of_one_writer() {
+        let here = shown(&["20261231235959.500000Z#000000#001#000000", "20261126140005.000000Z#000000#002#000000"]);
+        let lag = |csns: &[&str]| behind(&here, [shown(csns)].iter());
+        assert_eq!(lag(&["20261231235959.500000Z#000000#001#000000"]), 0.0);
+        assert_eq!(lag(&["20270101000001.000000Z#000000#001#000000"]), 1.5);
+        assert_eq!(lag(&["20261126140000.000000Z#000000#001#000000"]), 0.0, "an older one is not ahead");
+        assert_eq!(lag(&["20261126150005.000000Z#000000#002#000000"]), 3_600.0);
+        assert_eq!(lag(&["20271126150005.000000Z#000000#003#000000"]), 0.0, "who has written nothing here");
+        assert_eq!(lag(&["no#csn#001#x"]), 0.0, "no time");
+        let leap = seconds("20280301000000.0Z").unwrap() - seconds("20280228000000.0Z").unwrap();
+        assert_eq!(leap, 2.0 * 86_400.0);
+        assert!(seconds("2028").is_none() && seconds("").is_none() && seconds("0000").is_none());
+    }
+
+    #[test]
+    fn suffix_is_the_longest_context_above_the_base() {
+        let contexts = ["dc=com", "dc=example,dc=com", "cn=x", "", "dc=le,dc=com"].map(|text| text.as_bytes().to_vec());
+        let suffix = |base| suffix_of(&contexts, base);
+        assert_eq!(suffix("ou=people, DC=Example,dc=com").as_deref(), Some("dc=example,dc=com"));
+        assert_eq!(suffix("dc=example,dc=com").as_deref(), Some("dc=example,dc=com"));
+        assert_eq!(suffix("o=elsewhere"), None);
+    }
+}
