@@ -252,8 +252,8 @@ impl Follow {
             return None;
         };
         // A failed or a good login modifies an entry, and nothing else of it.
-        let is_edited = !one.is_same(&entry) && !(exact && one.entry.marks.noise != entry.marks.noise);
-        if one.loses_mail_host(&entry) && !is_edited {
+        let is_unedited = one.is_same(&entry) || (exact && one.entry.marks.noise != entry.marks.noise);
+        if one.loses_mail_host(&entry) && is_unedited {
             entry.mail_hosts.clone_from(&one.entry.mail_hosts);
             state.hidden += 1;
         }

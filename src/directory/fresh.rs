@@ -76,7 +76,7 @@ impl Ldap {
                 match self.one(found, trace) {
                     Ok(entry) => match check.floor.freshness(&entry, &server.url) {
                         Freshness::CaughtUp => return Ok((entry, Arc::clone(server))),
-                        newer => newest = newer,
+                        newer @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Gone) => newest = newer,
                     },
                     // A replica may lack an entry that has just been renamed.
                     Err(error) if is_followed(server) => return Err(error),

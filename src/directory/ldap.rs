@@ -235,7 +235,7 @@ impl Ldap {
                 match floor.freshness(&entry, &server.url) {
                     Freshness::CaughtUp => Ok(Identity { entry: entry.into() }),
                     // Bound already, so that the password can be asked of no other.
-                    newest => {
+                    newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Gone) => {
                         trace.behind = true;
                         Err(untold(newest, &server.url))
                     }

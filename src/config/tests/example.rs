@@ -126,7 +126,7 @@ fn every_commented_key_is_sound() {
         ("client_ca:", None),
         ("client_certificate: {chain: tls", None),
         ("client_certificate: optional", Some(("# client_ca", "client_ca"))),
-        ("default:", None),
+        ("default:", Some(("# canary: {", "canary: {"))),
         ("service:", None),
         ("probe_account:", Some(("# probe: greeting", "probe: login"))),
         ("group:", None),

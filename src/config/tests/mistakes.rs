@@ -335,6 +335,12 @@ fn backend_names_and_hosts() {
 
 #[test]
 fn routing_default() {
+    let text = replaced("default: server3", "default: server3 # HERE")
+        .replace("  canary: {login: canary@example.com, mail_host: server3}\n", "");
+    let warnings = parse_text(&text).unwrap().warnings;
+    let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+    assert_eq!((warning.key.as_str(), warning.line), ("routing.default", marked(&text)), "{warning}");
+    assert!(warning.message.contains("directory.canary"), "{warning}");
     mistake("default: server3", "default: server5 # HERE", "routing.default", "there are: server3, server4");
     mistake("default: server3", "default: [server3] # HERE", "routing.default", "expected a text");
     let text = "routing: {backends: []}";

@@ -52,6 +52,10 @@ impl Since {
     async fn round(&mut self, link: &Link<'_>, tell: Tell<'_>) -> Result<(), End> {
         // Asked first: what changes meanwhile has a higher number and is told twice, not never.
         let usn = if self.numbered { RootDse::read(&link.connection).await?.usn } else { None };
+        // Set back, as from a snapshot: nothing would be found beyond the old number.
+        if usn.is_some_and(|usn| self.next_usn.is_some_and(|next| usn.saturating_add(1) < next)) {
+            self.next_usn = None;
+        }
         let since = if self.numbered {
             self.next_usn.map(|usn| format!("(uSNChanged>={usn})"))
         } else {

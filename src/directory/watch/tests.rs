@@ -224,6 +224,30 @@ fn asks(seen: &Seen, attribute: &str) -> Option<String> {
 }
 
 #[tokio::test]
+async fn a_domain_controller_whose_numbers_go_back_is_read_anew() {
+    let roots = std::sync::atomic::AtomicUsize::new(0);
+    let server = Scripted::start(move |seen| match &seen.op {
+        LdapOp::SearchRequest(_) if is_root(seen) => {
+            // It was set back after the second round; the first time it is asked what it offers.
+            let usn = if roots.fetch_add(1, Ordering::SeqCst) < 3 { b"500" } else { b"100" };
+            root(&[("highestCommittedUSN", &[usn])])
+        }
+        LdapOp::SearchRequest(_) => vec![done(Code::Success)],
+        _ => bound(Code::Success),
+    })
+    .await;
+    let under = Under::test(&[&server], WatchMode::Auto);
+    let told = under.until(|changes| changes.iter().filter(|change| **change == Change::Complete).count() >= 4).await;
+    let whole = told.iter().filter_map(|change| match change {
+        Change::Began(round) => Some(round.whole),
+        _ => None,
+    });
+    assert_eq!(whole.take(4).collect::<Vec<_>>(), [true, false, true, false]);
+    let numbers: Vec<_> = server.seen().iter().filter_map(|seen| asks(seen, "uSNChanged")).collect();
+    assert_eq!(numbers[..2], ["501", "101"]);
+}
+
+#[tokio::test]
 async fn active_directory_is_asked_by_its_own_numbers() {
     let rounds = std::sync::atomic::AtomicU64::new(100);
     let server = Scripted::start(move |seen| match &seen.op {
@@ -259,6 +283,11 @@ async fn active_directory_is_asked_by_its_own_numbers() {
     let told = under.until(|changes| changes.iter().filter(|change| **change == Change::Complete).count() >= 3).await;
     let first = ["Began", "cn=a is at server3", "OnlyThese", "Complete", "Began", "cn=a is at server4", "Complete"];
     assert_eq!(kinds(&told)[..7], first);
+    let rounds = told.iter().filter_map(|change| match change {
+        Change::Began(round) => Some((round.whole, round.own_times)),
+        _ => None,
+    });
+    assert_eq!(rounds.take(2).collect::<Vec<_>>(), [(true, true), (false, true)]);
     let Change::Entry(shown) = &told[5] else { panic!("{told:?}") };
     let marks = &shown.entry.marks;
     assert_eq!((marks.id, marks.disabled, marks.password.is_some()), (Some(id(1)), true, true));
