@@ -158,7 +158,8 @@ fn every_refusal() -> Vec<Refusal> {
     all.extend(states);
     let mut labels: Vec<_> = all.iter().map(Refusal::label).collect();
     let mut known = Refusal::LABELS.to_vec();
-    (labels.sort_unstable(), known.sort_unstable());
+    labels.sort_unstable();
+    known.sort_unstable();
     assert_eq!(labels, known, "each is here once, and has its label in the list");
     all
 }

@@ -71,7 +71,9 @@ impl User {
         }
         let name = CString::new(user.name)?;
         let groups = nix::unistd::getgrouplist(&name, nix::unistd::Gid::from_raw(gid))?;
-        Ok(Self { uid, gid, groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect() })
+        // The system lists the group itself as well.
+        let groups = groups.into_iter().map(nix::unistd::Gid::as_raw).filter(|group| *group != gid).collect();
+        Ok(Self { uid, gid, groups })
     }
 
     /// Its number.
@@ -111,7 +113,7 @@ mod tests {
     fn users_are_found_where_the_system_has_them_with_their_groups() {
         // Every system has this one, wherever its users are.
         let daemon = User::find("daemon", None).unwrap();
-        assert!(daemon.uid() != 0 && daemon.groups.contains(&daemon.gid), "{daemon:?}");
+        assert!(daemon.uid() != 0 && !daemon.groups.contains(&daemon.gid), "{daemon:?}");
         let other = User::find("daemon", Some("4711")).unwrap();
         assert_eq!((other.uid(), other.gid), (daemon.uid(), 4_711));
     }
