@@ -188,6 +188,11 @@ impl Cache {
         let now = Instant::now();
         self.names.insert(login.clone(), Name { dn: Arc::clone(&dn), at: now });
         self.people.entry(Arc::clone(&dn)).and_compute_with(|old| {
+            // Asked again where the entry is locked: what was forgotten meanwhile is newer than this answer,
+            // which nobody may see then.
+            if !self.holds(&dn, since) {
+                return Op::Nop;
+            }
             let mut right = old.map(|old| old.into_value().right.clone()).unwrap_or_default();
             if let Some(known) = right.iter_mut().find(|known| known.digest.matches(&digest)) {
                 known.verified = Some(now);
@@ -206,10 +211,6 @@ impl Cache {
             Op::Put(Arc::new(Person { identity, right }))
         });
         self.drop_wrong(&dn, &digest);
-        // Forgotten while it was being written: what was written is older than the news.
-        if !self.holds(&dn, since) {
-            self.people.invalidate(&dn);
-        }
     }
 
     /// Remembers that the directory refused this password for this DN, whose entry showed these marks.
@@ -313,11 +314,19 @@ impl Cache {
     /// Forgets an entry: its decision and every password of it, and ends the life of answers that
     /// were on their way.
     pub fn forget(&self, dn: &Arc<str>) {
+        // Twice: before, so that no older answer is written after the removal; and behind it, so that no
+        // stamp holds that was taken when the decision could still be read.
+        self.pass(self.slot(dn));
+        self.people.entry(Arc::clone(dn)).and_compute_with(|old| if old.is_some() { Op::Remove } else { Op::Nop });
+        self.pass(self.slot(dn));
+    }
+
+    /// A new point in history; no earlier stamp holds for these slots.
+    fn pass<'a>(&self, slots: impl IntoIterator<Item = &'a AtomicU64>) {
         let now = self.history.fetch_add(1, Ordering::SeqCst) + 1;
-        if let Some(slot) = self.slot(dn) {
+        for slot in slots {
             slot.fetch_max(now, Ordering::SeqCst);
         }
-        self.people.invalidate(dn);
     }
 
     /// The present point in history, to be taken *before* the directory is asked.

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Cache;
@@ -86,12 +85,10 @@ impl Cache {
 
     /// Forgets everything, and ends the life of answers that are on their way.
     pub fn drop_all(&self) {
-        let now = self.history.fetch_add(1, Ordering::SeqCst) + 1;
-        for slot in &self.forgotten {
-            slot.fetch_max(now, Ordering::SeqCst);
-        }
+        self.pass(&self.forgotten);
         self.names.invalidate_all();
         self.people.invalidate_all();
         self.wrong.invalidate_all();
+        self.pass(&self.forgotten);
     }
 }

@@ -229,3 +229,36 @@ async fn what_is_stale_is_kept_for_an_outage_and_for_nothing_else() {
     learn_right(&cache, "alice", "sesame");
     assert!(cache.stale(&login("alice"), &digest(&cache, "sesame")).is_none());
 }
+
+/// A decision that was read while its entry was being forgotten must not hold once it is forgotten,
+/// wherever between the steps of [`Cache::forget`] its stamp was taken.
+#[test]
+fn decision_read_during_forget_does_not_hold_after_it() {
+    const ROUNDS: usize = 100_000;
+    let cache = cache();
+    let forgotten = AtomicUsize::new(0);
+    let (name, dn, password) = (login("alice"), Arc::from(DN), digest(&cache, "sesame"));
+    let read = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=ROUNDS {
+                let identity = Identity::for_tests(DN, &[&round.to_string()]);
+                cache.right(&name, Arc::new(identity), password, cache.stamp());
+                cache.forget(&dn);
+                forgotten.store(round, Ordering::SeqCst);
+            }
+        });
+        let mut read = 0_usize;
+        while forgotten.load(Ordering::SeqCst) < ROUNDS {
+            let since = cache.stamp();
+            let Known::Right(identity) = cache.ask(&name, &password) else { continue };
+            let round: usize = identity.entry().mail_hosts[0].parse().unwrap();
+            while forgotten.load(Ordering::SeqCst) < round {
+                std::hint::spin_loop();
+            }
+            read += 1;
+            assert!(!cache.holds(DN, since), "round {round} was forgotten and its decision holds");
+        }
+        read
+    });
+    assert!(read > 0, "no decision was ever read while it was there");
+}
