@@ -132,6 +132,7 @@ fn throughput(criterion: &mut Criterion) {
             named.send(link.file_name().unwrap().to_string_lossy().into_owned()).unwrap();
             let end = |stream: Stream| End {
                 stream,
+                own: 0,
                 first: Vec::new(),
                 sent: prometheus::IntCounter::new("sent", "bytes").unwrap(),
             };

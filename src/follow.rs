@@ -3,7 +3,8 @@
 //!
 //! What is a change is for `difference` to say, what is too much at once for `brake`. The order is
 //! always the same: first the values are put in force (`known`), then the cache forgets and sessions
-//! are looked for; so a login that comes meanwhile meets either the new values or the closing.
+//! are looked for; so a login that comes meanwhile meets either the new values or the closing. An entry
+//! that has sessions is tracked by what they were logged in with, whatever else is known of it.
 
 mod brake;
 mod closing;
@@ -18,17 +19,17 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::cache::Cache;
-use crate::config::{self, OnChange, Routing};
-use crate::directory::{Change, Entry, Shown};
+use crate::config::{self, Routing};
+use crate::directory::{Change, Entry, EntryId, Shown};
 use crate::known::{Key, Known, One, Pending, Settled, Weight};
 use crate::log::{Escaped, Repeats};
 use crate::metrics::Metrics;
-use crate::proto::{self, Parting};
-use crate::registry::{Registry, Session, Why, unix_now};
+use crate::outcome::AccountState;
+use crate::registry::{Basis, Registry, Session, Why, unix_now};
 
 use brake::{Acted, Brake};
 use closing::Closing;
-use difference::{Difference, Place, place};
+use difference::{Consequence, Difference, Newest, Place, is_wanted, place};
 
 /// A refresh that misses so many users, or shows so many without a mail host, and more than half of those
 /// that are known, is not believed.
@@ -180,6 +181,9 @@ impl Follow {
         let mut state = self.lock();
         match change {
             Change::Began(round) => {
+                // After a reload, or where memory is full, a session's entry may not be tracked: a refresh
+                // must find it changed, or missing.
+                self.registry.listed().iter().for_each(|(_, basis)| drop(setting.known.track(&basis.entry)));
                 setting.known.begin_telling(&round.server, round.own_times);
                 setting.known.begin_round();
                 (state.batch, state.whole) = (Some(Vec::new()), round.whole);
@@ -195,9 +199,9 @@ impl Follow {
             }
             Change::Present(ids) => setting.known.met(&ids),
             Change::Gone { id, dn } => {
-                if let Some((key, one)) = setting.known.meet(id, dn.as_ref())
-                    && !one.gone
-                {
+                let tracked = setting.known.meet(id, dn.as_ref());
+                let tracked = tracked.or_else(|| self.track_session(id, dn.as_ref(), setting));
+                if let Some((key, one)) = tracked.filter(|(_, one)| !one.gone) {
                     self.consider(&mut state, Seen { key, one, news: News::Gone { implied: false } }, setting);
                 }
             }
@@ -234,20 +238,29 @@ impl Follow {
     /// What is new about an entry, if it is one that matters.
     fn compare(&self, shown: Shown, state: &mut State, setting: &Setting<'_>) -> Option<Seen> {
         let Shown { mut entry, modified, modified_by } = shown;
-        let exact = state.batch.is_none();
-        let is_whole = !exact && state.whole;
-        let met = setting.known.meet(entry.marks.id, Some(&entry.dn));
+        let is_single = state.batch.is_none();
+        let is_whole = !is_single && state.whole;
+        let id = entry.marks.id;
+        let met = setting.known.meet(id, Some(&entry.dn));
         match met.as_ref().map_or(Weight::Newest, |(key, _)| setting.known.weigh(*key, &entry, is_whole)) {
             Weight::Newest => {}
             Weight::SetBack => state.set_back += 1,
             Weight::Older => return None,
         }
-        let is_back = met.as_ref().is_some_and(|(_, one)| one.gone);
-        let Some((key, one)) = met.filter(|(_, one)| !one.gone) else {
-            let has_sessions = self.registry.has(&entry.dn);
-            // What a whole refresh shows is no change, except of somebody who is logged in, or was gone.
-            if !is_whole || has_sessions || is_back {
-                setting.known.note(&Arc::new(entry), has_sessions);
+        if met.as_ref().is_some_and(|(_, one)| one.gone) {
+            let entry = Arc::new(entry);
+            setting.known.note(&entry);
+            if self.registry.has(&entry.dn) {
+                setting.known.track(&entry);
+            }
+            return None;
+        }
+        // Between a login and what is told now there may have been more than one modification.
+        let exact = is_single && met.is_some();
+        let Some((key, one)) = met.or_else(|| self.track_session(id, Some(&entry.dn), setting)) else {
+            // What a whole refresh shows is no change.
+            if !is_whole {
+                setting.known.note(&Arc::new(entry));
             }
             return None;
         };
@@ -258,7 +271,7 @@ impl Follow {
             state.hidden += 1;
         }
         let entry = Arc::new(entry);
-        let difference = Difference::between(&one.entry, &entry, setting.routing, exact);
+        let difference = Difference::between(&one.entry, &entry, setting.routing, exact, unix_now());
         if !difference.is_some() {
             // The values are back, if they had been away.
             setting.known.refresh(key, entry);
@@ -266,6 +279,14 @@ impl Follow {
         }
         let by = Author { name: modified_by, at: modified };
         Some(Seen { key, one, news: News::Shown { entry, by, difference } })
+    }
+
+    /// Tracks an entry that has sessions and was not tracked, by what one of them was logged in with.
+    fn track_session(&self, id: Option<EntryId>, dn: Option<&Arc<str>>, setting: &Setting<'_>) -> Option<(Key, One)> {
+        let entry = self.registry.entry(id, dn)?;
+        let tracked = setting.known.track(&entry);
+        // Under the id that the directory tells, if the login did not show one.
+        Some(setting.known.meet(id, Some(&entry.dn)).unwrap_or(tracked))
     }
 
     fn consider(&self, state: &mut State, seen: Seen, setting: &Setting<'_>) {
@@ -341,7 +362,7 @@ impl Follow {
         for (key, one) in held_back {
             let news = match one.pending.clone() {
                 Some(Pending::Entry(entry)) => {
-                    let difference = Difference::between(&one.entry, &entry, setting.routing, true);
+                    let difference = Difference::between(&one.entry, &entry, setting.routing, true, unix_now());
                     News::Shown { entry, by: Author::default(), difference }
                 }
                 Some(Pending::Gone) => News::Gone { implied: false },
@@ -395,7 +416,7 @@ impl Follow {
                 setting.cache.forgive(dn);
                 count("delete");
                 info!(dn = %Escaped(dn.as_bytes()), "an entry is gone from the directory");
-                self.end_sessions(dn, Why::Deleted, setting, |_| true);
+                self.end_sessions(dn, Newest::Gone, setting);
             }
             News::Shown { entry, by, difference } => {
                 setting.known.put(key, Arc::clone(&entry), None);
@@ -421,70 +442,60 @@ impl Follow {
                 if let Some(moved) = &difference.moved {
                     audit(&entry.dn, moved, &by, false);
                 }
-                self.end_by(&entry, &difference, setting);
+                self.end_sessions(&entry.dn, Newest::Entry(&entry), setting);
             }
         }
     }
 
     /// Ends the sessions that a change leaves no place for.
-    fn end_by(&self, entry: &Entry, difference: &Difference, setting: &Setting<'_>) {
-        let dn = &entry.dn;
-        if difference.held == Some(true) {
-            self.end_sessions(dn, Why::Hold, setting, |_| true);
-        } else if difference.disabled == Some(true) {
-            self.end_sessions(dn, Why::Disabled, setting, |_| true);
-        } else if difference.login {
-            self.end_sessions(dn, Why::Moved, setting, |_| true);
-        } else if let Some((_, new)) = &difference.moved {
-            self.end_sessions(dn, Why::Moved, setting, |session| new.as_ref().ok() != Some(&session.backend));
-        } else if difference.password {
-            self.end_sessions(dn, Why::PasswordChanged, setting, |_| true);
-        }
+    fn end_sessions(&self, dn: &Arc<str>, newest: Newest<'_>, setting: &Setting<'_>) {
+        let now = unix_now();
+        let sessions = self.registry.of(dn);
+        let ending = sessions.iter().filter_map(|(session, basis)| {
+            let consequence = Consequence::of(session, basis, newest, setting.routing, now);
+            Some((session.id, consequence.ends(session, setting.watch)?))
+        });
+        self.closing.add(ending);
     }
 
-    fn end_sessions(&self, dn: &Arc<str>, why: Why, setting: &Setting<'_>, which: impl Fn(&Session) -> bool) {
-        if is_wanted(why, setting.watch) {
-            let sessions = self.registry.of(dn);
-            let ending = sessions.iter().filter(|session| which(session) && is_closable(session));
-            self.closing.add(ending.map(|session| (session.id, why)));
-        }
-    }
-
-    /// Looks at a session once more when it is listed: what has changed since its login was decided was
-    /// told when nobody could find it yet.
-    pub fn look_at(&self, session: &Session, decided: &Entry, setting: &Setting<'_>) {
-        let why = match setting.known.settle(decided) {
-            Settled::AsShown => None,
-            Settled::Gone => Some(Why::Deleted),
-            Settled::Instead(entry) if entry.marks.held => Some(Why::Hold),
-            Settled::Instead(entry) => {
-                let is_elsewhere = place(setting.routing, &entry).as_ref().ok() != Some(&session.backend);
-                (is_elsewhere || entry.logins != decided.logins).then_some(Why::Moved)
+    /// Compares a session that was just listed with what has been told since its login was decided, when
+    /// nobody could find it yet. It is listed under the newest DN from here on.
+    ///
+    /// # Errors
+    /// Why it must not begin, the gravest reason first.
+    pub fn check_listed(&self, session: &Session, basis: &Basis, setting: &Setting<'_>) -> Result<(), Why> {
+        let newest = match setting.known.settle(&basis.entry) {
+            // From now on a change is compared with what this login was decided by, if with nothing newer.
+            Settled::AsShown => {
+                setting.known.track(&basis.entry);
+                return Ok(());
             }
+            Settled::Instead(entry) => entry,
+            Settled::Gone => return Err(Why::Deleted),
         };
-        if let Some(why) = why
-            && is_wanted(why, setting.watch)
-            && is_closable(session)
-        {
-            self.closing.add([(session.id, why)]);
+        let consequence = Consequence::of(session, basis, Newest::Entry(&newest), setting.routing, unix_now());
+        if consequence.renamed {
+            self.registry.rename(&session.dn, &newest.dn);
         }
+        consequence.reasons.first().map_or(Ok(()), |why| Err(*why))
     }
-}
 
-/// Whether the operator wants sessions to end for this.
-fn is_wanted(why: Why, watch: &config::Watch) -> bool {
-    let choice = match why {
-        Why::Moved => watch.on_move,
-        Why::Disabled | Why::Deleted => watch.on_disable,
-        Why::PasswordChanged => watch.on_password_change,
-        Why::Hold | Why::Drain | Why::Kicked | Why::BackendDrained => OnChange::Close,
-    };
-    choice == OnChange::Close
-}
-
-/// Whether its protocol allows sessions to be ended.
-fn is_closable(session: &Session) -> bool {
-    proto::by_name(&session.protocol).is_none_or(|protocol| protocol.parting != Parting::Never)
+    /// Ends the sessions of accounts whose time is over: a date passes without a change. While changes are
+    /// told, because a later date may be missed otherwise.
+    pub fn end_expired(&self, setting: &Setting<'_>) {
+        if self.standing() != Standing::Following || !is_wanted(Why::Expired, setting.watch) {
+            return;
+        }
+        let now = unix_now();
+        let has_expired = |session: &Session, basis: &Basis| {
+            let tracked = setting.known.by_dn(&session.dn);
+            let marks = tracked.as_ref().map_or(&basis.entry.marks, |one| &one.entry.marks);
+            marks.closed(now) == Some(AccountState::AccountExpired)
+        };
+        let sessions = self.registry.listed();
+        let expired = sessions.iter().filter(|(session, basis)| has_expired(session, basis));
+        self.closing.add(expired.map(|(session, _)| (session.id, Why::Expired)));
+    }
 }
 
 /// The line of a changed route.

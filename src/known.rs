@@ -9,7 +9,7 @@
 
 mod floor;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -87,6 +87,8 @@ struct Inner {
     held_back: HashSet<Key>,
     /// The number of the last entry without an id.
     numbered: u64,
+    /// Those that only the watch has told of when they came, oldest first: their room is taken first.
+    noted: VecDeque<Key>,
     round: u32,
     braked: bool,
     source: floor::Source,
@@ -122,19 +124,36 @@ impl Known {
         let key = inner.find(entry.marks.id, Some(&entry.dn)).unwrap_or_else(|| inner.key_for(entry));
         if let Some(one) = inner.ones.get_mut(&key) {
             (one.decided, one.seen) = (Some(now), now);
-        } else if inner.ones.len() < self.limit {
+        } else if inner.has_room(self.limit) {
             inner.insert(key, Arc::clone(entry), Some(now), None);
         }
     }
 
     /// Remembers an entry that only the watch has told of, for replicas that lag.
-    pub fn note(&self, entry: &Arc<Entry>, has_sessions: bool) {
+    pub fn note(&self, entry: &Arc<Entry>) {
         let now = Instant::now();
         let mut inner = self.lock();
-        if inner.ones.len() < self.limit {
-            let key = inner.key_for(entry);
-            inner.insert(key, Arc::clone(entry), has_sessions.then_some(now), Some(now));
+        let key = inner.key_for(entry);
+        if inner.ones.contains_key(&key) || inner.has_room(self.limit) {
+            inner.insert(key, Arc::clone(entry), None, Some(now));
+            inner.noted.push_back(key);
         }
+    }
+
+    /// Tracks an entry that has sessions, by the version that a session was logged in with, unless something
+    /// is known of it already. It is returned even if there is no room to keep it.
+    pub fn track(&self, entry: &Arc<Entry>) -> (Key, One) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let key = inner.find(entry.marks.id, Some(&entry.dn)).unwrap_or_else(|| inner.key_for(entry));
+        if let Some(one) = inner.ones.get_mut(&key) {
+            one.decided.get_or_insert(now);
+            return (key, one.clone());
+        }
+        if inner.has_room(self.limit) {
+            inner.insert(key, Arc::clone(entry), Some(now), None);
+        }
+        (key, One::new(Arc::clone(entry), Some(now), None, &inner.source, inner.round))
     }
 
     /// What an answer about this entry is worth.
@@ -305,13 +324,24 @@ impl Known {
         };
         let idle: Vec<Key> = candidates.into_iter().filter(|(_, dn)| !has_sessions(dn)).map(|(key, _)| key).collect();
         let mut inner = self.lock();
-        for key in idle {
-            if let Some(one) = inner.ones.remove(&key)
-                && inner.names.get(&one.entry.dn) == Some(&key)
-            {
-                inner.names.remove(&one.entry.dn);
-            }
-        }
+        idle.into_iter().for_each(|key| inner.remove(key));
+        let Inner { noted, ones, .. } = &mut *inner;
+        noted.retain(|key| ones.get(key).is_some_and(|one| one.decided.is_none()));
+    }
+}
+
+impl One {
+    fn new(
+        entry: Arc<Entry>,
+        decided: Option<Instant>,
+        told: Option<Instant>,
+        source: &floor::Source,
+        round: u32,
+    ) -> Self {
+        let floor = told.and_then(|_| entry.marks.version.clone());
+        let told_by = told.and_then(|_| source.telling());
+        let (seen, watched, unmet) = (Instant::now(), told.is_some(), None);
+        Self { entry, pending: None, gone: false, decided, told, floor, told_by, unmet, watched, seen, round }
     }
 }
 
@@ -328,6 +358,25 @@ impl Inner {
         }
     }
 
+    /// Whether there is room for one more entry; if not, one that was merely seen gives up its own.
+    fn has_room(&mut self, limit: usize) -> bool {
+        while self.ones.len() >= limit {
+            let Some(key) = self.noted.pop_front() else { return false };
+            if self.ones.get(&key).is_some_and(|one| one.decided.is_none() && one.pending.is_none()) {
+                self.remove(key);
+            }
+        }
+        true
+    }
+
+    fn remove(&mut self, key: Key) {
+        if let Some(one) = self.ones.remove(&key)
+            && self.names.get(&one.entry.dn) == Some(&key)
+        {
+            self.names.remove(&one.entry.dn);
+        }
+    }
+
     fn find(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<Key> {
         let by_id = id.map(Key::Id).filter(|key| self.ones.contains_key(key));
         by_id.or_else(|| {
@@ -341,12 +390,8 @@ impl Inner {
     fn insert(&mut self, key: Key, entry: Arc<Entry>, decided: Option<Instant>, told: Option<Instant>) {
         self.names.insert(Arc::clone(&entry.dn), key);
         self.held_back.remove(&key);
-        let (seen, round) = (Instant::now(), self.round);
-        let floor = told.and_then(|_| entry.marks.version.clone());
-        let told_by = told.and_then(|_| self.source.telling());
-        let (watched, unmet) = (told.is_some(), None);
+        let one = One::new(entry, decided, told, &self.source, self.round);
         self.last_told = told.or(self.last_told);
-        let one = One { entry, pending: None, gone: false, decided, told, floor, told_by, unmet, watched, seen, round };
         self.ones.insert(key, one);
     }
 
@@ -366,6 +411,9 @@ impl Inner {
             self.names.insert(Arc::clone(&one.entry.dn), to);
             if self.held_back.remove(&from) {
                 self.held_back.insert(to);
+            }
+            if one.decided.is_none() {
+                self.noted.push_back(to);
             }
             self.ones.insert(to, one);
         }
@@ -482,6 +530,25 @@ mod tests {
         assert_eq!(known.users(), 1, "it has sessions");
         known.sweep(|_| false);
         assert_eq!((known.users(), known.lock().names.len()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn full_table_takes_room_from_entries_that_were_only_seen() {
+        let known = Known::new(3, Duration::from_secs(300));
+        let is_tracked = |id: u8| known.by_dn(&format!("uid={id}").into()).is_some();
+        let an_entry = |id: u8| entry(id, &format!("uid={id}"), "old", &csn(1));
+        (1..=3).for_each(|id| known.note(&an_entry(id)));
+        known.record(&an_entry(4));
+        assert_eq!([1, 2, 3, 4].map(is_tracked), [false, true, true, true], "the oldest has gone");
+        known.record(&an_entry(2));
+        known.note(&an_entry(5));
+        assert_eq!([2, 3, 4, 5].map(is_tracked), [true, false, true, true], "a user's entry stays");
+        known.track(&an_entry(6));
+        assert_eq!([2, 4, 5, 6].map(is_tracked), [true, true, false, true]);
+        let (_, one) = known.track(&an_entry(7));
+        assert_eq!((one.entry.dn.as_ref(), is_tracked(7)), ("uid=7", false), "users only: there is no room");
+        known.record(&an_entry(8));
+        assert_eq!((known.users(), is_tracked(8), known.lock().noted.len()), (3, false, 0));
     }
 
     #[tokio::test(start_paused = true)]

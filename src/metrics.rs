@@ -53,6 +53,7 @@ pub const END_CAUSES: [&str; 15] = [
     "drain",
     "moved",
     "disabled",
+    "expired",
     "deleted",
     "password_changed",
     "hold",

@@ -142,6 +142,8 @@ pub enum Refusal {
     Deadline,
     /// The directory holds the account: nobody is to be logged in while its mail is moved.
     Hold,
+    /// An administrator ended the session before its client was told OK.
+    Kicked,
     /// usher is shutting down.
     Draining,
     /// A defect of usher.
@@ -179,13 +181,14 @@ impl Refusal {
             Self::Limit => "limit",
             Self::Deadline => "deadline",
             Self::Hold => "hold",
+            Self::Kicked => "kicked",
             Self::Draining => "draining",
             Self::Internal => "internal",
         }
     }
 
     /// Every label that [`Refusal::label`] can return, for metrics that exist from the start.
-    pub const LABELS: [&'static str; 34] = [
+    pub const LABELS: [&'static str; 35] = [
         "wrong_password",
         "unknown_user",
         "empty_password",
@@ -218,6 +221,7 @@ impl Refusal {
         "limit",
         "deadline",
         "hold",
+        "kicked",
         "draining",
         "internal",
     ];
@@ -268,6 +272,7 @@ impl Refusal {
             | Self::Disagrees(_)
             | Self::Limit
             | Self::Deadline
+            | Self::Kicked
             | Self::Draining
             | Self::Internal => true,
         }
@@ -286,7 +291,8 @@ impl Refusal {
             | Self::Account { .. }
             | Self::NotAllowed
             | Self::TlsRequired
-            | Self::Limit => Side::Client,
+            | Self::Limit
+            | Self::Kicked => Side::Client,
             Self::DirectoryUnavailable
             | Self::SeveralEntries
             | Self::NoMailHost
@@ -379,6 +385,7 @@ impl Refusal {
             | Self::Disagrees(_)
             | Self::TlsRequired
             | Self::Limit
+            | Self::Kicked
             | Self::Draining
             | Self::Internal => false,
         }

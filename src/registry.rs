@@ -1,7 +1,9 @@
 //! The sessions that are being relayed: who, from where, to which backend, since when; and the
 //! string by which each can be asked to end, with the reason.
 //!
-//! A session is listed while its [`Listed`] guard lives, however it ends.
+//! A session is listed from before its client is told OK, and while its [`Listed`] guard lives, however
+//! it ends. With it is kept what it was logged in with, so that a later version of the entry can be
+//! compared.
 
 mod filter;
 mod id;
@@ -19,6 +21,8 @@ pub use filter::{Filter, FilterError};
 pub use id::SessionId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+
+use crate::directory::{Entry, EntryId};
 
 /// What is known of a relayed session. Never a password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,6 +43,15 @@ pub struct Session {
     pub since: u64,
 }
 
+/// What a session was logged in with.
+#[derive(Debug, Clone)]
+pub struct Basis {
+    /// The version of the entry that the login was decided by.
+    pub entry: Arc<Entry>,
+    /// The name at the backend.
+    pub backend_login: Arc<str>,
+}
+
 /// Why a session is asked to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Why {
@@ -48,6 +61,8 @@ pub enum Why {
     Moved,
     /// The account was switched off.
     Disabled,
+    /// The account's own time is over.
+    Expired,
     /// The entry is gone.
     Deleted,
     /// The password was changed.
@@ -65,7 +80,7 @@ impl Why {
     #[must_use]
     pub const fn is_change(self) -> bool {
         match self {
-            Self::Moved | Self::Disabled | Self::Deleted | Self::PasswordChanged | Self::Hold => true,
+            Self::Moved | Self::Disabled | Self::Expired | Self::Deleted | Self::PasswordChanged | Self::Hold => true,
             Self::Drain | Self::Kicked | Self::BackendDrained => false,
         }
     }
@@ -77,6 +92,7 @@ impl Why {
             Self::Drain => "drain",
             Self::Moved => "moved",
             Self::Disabled => "disabled",
+            Self::Expired => "expired",
             Self::Deleted => "deleted",
             Self::PasswordChanged => "password_changed",
             Self::Hold => "hold",
@@ -95,9 +111,11 @@ pub struct Registry {
 
 #[derive(Debug, Default)]
 struct Relayed {
-    sessions: BTreeMap<SessionId, Arc<Session>>,
+    sessions: BTreeMap<SessionId, (Arc<Session>, Basis)>,
     /// The same by DN.
     by_dn: BTreeSet<(Arc<str>, SessionId)>,
+    /// The same by what stays when the DN changes.
+    by_id: BTreeSet<(EntryId, SessionId)>,
     /// Those that nobody has asked to end yet; dropping one of these asks, too.
     open: BTreeMap<SessionId, oneshot::Sender<Why>>,
     /// Whether a session that is listed now is asked to end at once.
@@ -112,12 +130,13 @@ impl Registry {
 
     /// Lists a session until the guard is dropped; the future is ready when it is asked to end.
     #[must_use]
-    pub fn list(self: &Arc<Self>, session: Session) -> (Listed, AskedToEnd) {
+    pub fn list(self: &Arc<Self>, session: Session, basis: Basis) -> (Listed, AskedToEnd) {
         let id = session.id;
         let (string, asked) = oneshot::channel();
         let mut relayed = self.lock();
         relayed.by_dn.insert((Arc::clone(&session.dn), id));
-        relayed.sessions.insert(id, Arc::new(session));
+        relayed.by_id.extend(basis.entry.marks.id.map(|entry| (entry, id)));
+        relayed.sessions.insert(id, (Arc::new(session), basis));
         if !relayed.closed {
             relayed.open.insert(id, string);
         }
@@ -127,6 +146,12 @@ impl Registry {
     /// The sessions now, oldest first.
     #[must_use]
     pub fn sessions(&self) -> Vec<Arc<Session>> {
+        self.lock().sessions.values().map(|(session, _)| Arc::clone(session)).collect()
+    }
+
+    /// The same, each with what it was logged in with.
+    #[must_use]
+    pub fn listed(&self) -> Vec<(Arc<Session>, Basis)> {
         self.lock().sessions.values().cloned().collect()
     }
 
@@ -136,12 +161,29 @@ impl Registry {
         self.lock().sessions.len()
     }
 
-    /// The sessions of an entry, oldest first.
+    /// The sessions of an entry, oldest first, each with what it was logged in with.
     #[must_use]
-    pub fn of(&self, dn: &Arc<str>) -> Vec<Arc<Session>> {
+    pub fn of(&self, dn: &Arc<str>) -> Vec<(Arc<Session>, Basis)> {
         let relayed = self.lock();
         let ids = relayed.by_dn.range(every_id(dn));
         ids.filter_map(|(_, id)| relayed.sessions.get(id).cloned()).collect()
+    }
+
+    /// The entry of this id, or else of this DN, as the last of its sessions was logged in with it;
+    /// `None` if it has no session.
+    #[must_use]
+    pub fn entry(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<Arc<Entry>> {
+        let relayed = self.lock();
+        let by_id = id.and_then(|id| relayed.by_id.range((id, SessionId::FIRST)..=(id, SessionId::LAST)).next_back());
+        let by_id = by_id.map(|(_, session)| *session);
+        let session = by_id.or_else(|| {
+            let (_, session) = relayed.by_dn.range(every_id(dn?)).next_back()?;
+            Some(*session)
+        })?;
+        let entry = &relayed.sessions.get(&session)?.1.entry;
+        // Another entry of that name is another user.
+        let is_other = matches!((id, entry.marks.id), (Some(id), Some(listed)) if id != listed);
+        (!is_other).then(|| Arc::clone(entry))
     }
 
     /// Whether an entry has sessions.
@@ -155,9 +197,9 @@ impl Registry {
         let mut relayed = self.lock();
         let ids = relayed.by_dn.range(every_id(old));
         for (_, id) in ids.cloned().collect::<Vec<_>>() {
-            if let Some(session) = relayed.sessions.get(&id) {
-                let renamed = Session { dn: Arc::clone(new), ..Session::clone(session) };
-                relayed.sessions.insert(id, Arc::new(renamed));
+            if let Some((session, basis)) = relayed.sessions.get_mut(&id) {
+                *session = Arc::new(Session { dn: Arc::clone(new), ..Session::clone(session) });
+                basis.entry = Arc::new(Entry { dn: Arc::clone(new), ..Entry::clone(&basis.entry) });
             }
             relayed.by_dn.remove(&(Arc::clone(old), id));
             relayed.by_dn.insert((Arc::clone(new), id));
@@ -196,6 +238,17 @@ fn every_id(dn: &Arc<str>) -> RangeInclusive<(Arc<str>, SessionId)> {
 #[derive(Debug)]
 pub struct AskedToEnd(oneshot::Receiver<Why>);
 
+impl AskedToEnd {
+    /// Why it was asked, if it was already.
+    pub fn now(&mut self) -> Option<Why> {
+        match self.0.try_recv() {
+            Ok(why) => Some(why),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Why::Drain),
+        }
+    }
+}
+
 impl Future for AskedToEnd {
     type Output = Why;
 
@@ -215,8 +268,11 @@ pub struct Listed {
 impl Drop for Listed {
     fn drop(&mut self) {
         let mut relayed = self.registry.lock();
-        if let Some(session) = relayed.sessions.remove(&self.id) {
+        if let Some((session, basis)) = relayed.sessions.remove(&self.id) {
             relayed.by_dn.remove(&(Arc::clone(&session.dn), self.id));
+            if let Some(entry) = basis.entry.marks.id {
+                relayed.by_id.remove(&(entry, self.id));
+            }
         }
         relayed.open.remove(&self.id);
     }
@@ -229,8 +285,22 @@ pub fn unix_now() -> u64 {
 }
 
 #[cfg(test)]
+impl Basis {
+    /// What a session of this DN was logged in with, for tests.
+    pub(crate) fn for_tests(dn: &str) -> Self {
+        Self { entry: Arc::new(Entry::for_tests(dn, &[])), backend_login: "alice".into() }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use crate::directory::Marks;
+
+    fn list(registry: &Arc<Registry>, session: Session) -> (Listed, AskedToEnd) {
+        let basis = Basis::for_tests(&session.dn);
+        registry.list(session, basis)
+    }
 
     fn session(registry: &Registry) -> Session {
         Session {
@@ -247,7 +317,7 @@ mod tests {
     #[test]
     fn a_session_is_listed_while_its_guard_lives() {
         let registry = Arc::new(Registry::default());
-        let listed = registry.list(session(&registry));
+        let listed = list(&registry, session(&registry));
         assert_eq!(registry.count(), 1);
         assert_eq!(registry.sessions()[0].login.as_ref(), "alice");
         drop(listed);
@@ -257,14 +327,14 @@ mod tests {
     #[tokio::test]
     async fn an_entrys_sessions_are_found_also_under_its_next_name() {
         let registry = Arc::new(Registry::default());
-        let [one, two] = [(); 2].map(|()| registry.list(session(&registry)));
+        let [one, two] = [(); 2].map(|()| list(&registry, session(&registry)));
         let stranger = Session { dn: "uid=alic".into(), ..session(&registry) };
-        let _stranger = registry.list(stranger);
+        let _stranger = list(&registry, stranger);
         let (old, new) = (Arc::from("uid=alice"), Arc::from("uid=alicia"));
         assert_eq!((registry.of(&old).len(), registry.of(&new).len()), (2, 0));
         registry.rename(&old, &new);
         let ids = [one.0.id, two.0.id];
-        assert_eq!(registry.of(&new).iter().map(|session| session.id).collect::<Vec<_>>(), ids);
+        assert_eq!(registry.of(&new).iter().map(|(session, _)| session.id).collect::<Vec<_>>(), ids);
         assert!(!registry.has(&old) && registry.has(&Arc::from("uid=alic")));
         assert_eq!(registry.sessions()[0].dn.as_ref(), "uid=alicia");
         assert!(registry.end(ids[0], Why::Moved));
@@ -276,9 +346,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn entry_of_a_session_is_found_by_its_id_and_by_its_dn() {
+        let registry = Arc::new(Registry::default());
+        let id = |number: u8| EntryId::from_bytes(&[number; 16]);
+        let with_id = |dn: &str, number: u8| {
+            let marks = Marks { id: id(number), ..Marks::default() };
+            let basis = Basis { entry: Arc::new(Entry { marks, ..Entry::for_tests(dn, &[]) }), ..Basis::for_tests(dn) };
+            registry.list(Session { dn: dn.into(), ..session(&registry) }, basis)
+        };
+        let (alice, _asked) = with_id("uid=alice", 1);
+        let dn = |id, dn: Option<&str>| Some(registry.entry(id, dn.map(Arc::from).as_ref())?.dn.to_string());
+        assert_eq!(dn(id(1), None).as_deref(), Some("uid=alice"));
+        assert_eq!(dn(None, Some("uid=alice")).as_deref(), Some("uid=alice"));
+        assert_eq!(dn(id(1), Some("uid=other")).as_deref(), Some("uid=alice"));
+        assert_eq!(dn(id(2), Some("uid=alice")), None, "another entry has taken the name");
+        assert_eq!(dn(id(2), None), None);
+        registry.rename(&Arc::from("uid=alice"), &Arc::from("uid=alicia"));
+        assert_eq!(dn(id(1), None).as_deref(), Some("uid=alicia"));
+        drop(alice);
+        assert_eq!((dn(id(1), None), dn(None, Some("uid=alicia"))), (None, None));
+        let relayed = registry.lock();
+        assert!(relayed.by_id.is_empty() && relayed.by_dn.is_empty());
+    }
+
+    #[tokio::test]
+    async fn request_to_end_is_seen_at_once() {
+        let registry = Arc::new(Registry::default());
+        let (listed, mut asked) = list(&registry, session(&registry));
+        assert_eq!(asked.now(), None);
+        registry.end(listed.id, Why::Kicked);
+        assert_eq!(asked.now(), Some(Why::Kicked));
+        registry.end_all();
+        assert_eq!(list(&registry, session(&registry)).1.now(), Some(Why::Drain));
+    }
+
+    #[tokio::test]
     async fn sessions_are_asked_to_end_oldest_first_and_then_all() {
         let registry = Arc::new(Registry::default());
-        let [mut one, mut two, mut three] = [(); 3].map(|()| registry.list(session(&registry)));
+        let [mut one, mut two, mut three] = [(); 3].map(|()| list(&registry, session(&registry)));
         assert!(registry.end_oldest());
         assert_eq!((&mut one.1).await, Why::Drain);
         assert_eq!(registry.count(), 3, "listed until it has ended");
@@ -287,7 +392,7 @@ mod tests {
         (&mut three.1).await;
         assert!(!registry.end_oldest());
         registry.end_all();
-        registry.list(session(&registry)).1.await;
+        list(&registry, session(&registry)).1.await;
         (&mut two.1).await;
     }
 }

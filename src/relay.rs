@@ -88,13 +88,16 @@ pub struct Ended {
     pub bytes_out: u64,
 }
 
-/// One side of a relay: its stream, and what was read from the *other* side before the relay began.
+/// One side of a relay: its stream, and what goes to it before anything is relayed.
 #[derive(Debug)]
 pub struct End<T = TcpStream> {
     /// The stream.
     pub stream: Stream<T>,
-    /// Bytes that go to this stream first.
+    /// Bytes that go to this stream first: usher's own, and what was read from the *other* side before the
+    /// relay began.
     pub first: Vec<u8>,
+    /// How many of these are usher's own, which are not counted.
+    pub own: usize,
     /// Counts what is sent to this stream.
     pub sent: IntCounter,
 }
@@ -112,6 +115,8 @@ pub struct Relay<T = TcpStream> {
     closed_first: Option<Cause>,
     idle: Duration,
     last_progress: Instant,
+    /// The client has said something since the backend last did.
+    unanswered: bool,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -121,13 +126,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
     pub fn new(client: End<T>, backend: End<T>, idle: Duration) -> Self {
         let now = Instant::now();
         Self {
-            up: Pipe::new(backend.first, backend.sent),
-            down: Pipe::new(client.first, client.sent),
+            up: Pipe::new(backend.first, backend.own, backend.sent),
+            down: Pipe::new(client.first, client.own, client.sent),
             client: client.stream,
             backend: backend.stream,
             closed_first: None,
             idle,
             last_progress: now,
+            unanswered: false,
             timer: Box::pin(sleep_until(now + idle)),
         }
     }
@@ -160,7 +166,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
         }
         let ended = Ended { cause, bytes_in: self.up.moved, bytes_out: self.down.moved };
         let line = match (cause, parting) {
-            (Cause::Asked(why), Parting::Line { changed, ended }) if why != Why::Drain && self.may_speak() => {
+            (Cause::Asked(Why::Drain), _) => None,
+            (Cause::Asked(_), Parting::Reply { .. }) if self.unanswered => None,
+            (Cause::Asked(why), Parting::Line { changed, ended } | Parting::Reply { changed, ended })
+                if self.may_speak() =>
+            {
                 Some(if why.is_change() { *changed } else { *ended })
             }
             // Where nothing is on its way, behind a whole line.
@@ -184,7 +194,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
-        let moved = self.up.moved + self.down.moved;
+        let (sent, moved) = (self.up.moved, self.up.moved + self.down.moved);
         let up = self.up.poll(cx, &mut self.client, &mut self.backend);
         if let Poll::Ready(Err(broken)) = up {
             return Poll::Ready(broken.cause(Cause::ClientError, Cause::BackendError));
@@ -210,6 +220,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
         }
         if self.up.moved + self.down.moved != moved {
             self.last_progress = Instant::now();
+            self.unanswered = self.down.moved + sent == moved;
         }
         self.poll_idle(cx)
     }
@@ -291,6 +302,8 @@ struct Pipe {
     moved: u64,
     /// The last two bytes that came. Before the first there was the line of the login.
     tail: [u8; 2],
+    /// How many bytes of what is unsent are not counted.
+    own: usize,
     sent: IntCounter,
     watch: Option<Box<Watch>>,
     /// What is watched for was said: nothing more is passed on.
@@ -298,7 +311,7 @@ struct Pipe {
 }
 
 impl Pipe {
-    fn new(first: Vec<u8>, sent: IntCounter) -> Self {
+    fn new(first: Vec<u8>, own: usize, sent: IntCounter) -> Self {
         let mut pipe = Self {
             unsent: Vec::new(),
             unsent_from: 0,
@@ -307,6 +320,7 @@ impl Pipe {
             closed: false,
             moved: 0,
             tail: *b"\r\n",
+            own,
             sent,
             watch: None,
             forbidden: false,
@@ -464,6 +478,9 @@ impl Pipe {
 
     fn count(&mut self, bytes: usize) {
         self.unflushed |= bytes > 0;
+        let own = self.own.min(bytes);
+        self.own -= own;
+        let bytes = bytes - own;
         self.moved += bytes as u64;
         self.sent.inc_by(bytes as u64);
     }

@@ -5,6 +5,7 @@
 //! refused login leaves the connection usable.
 
 pub mod attempt;
+mod listing;
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -21,7 +22,7 @@ use tracing::debug;
 use crate::authn::{Ask, DecidedBy, Proven};
 use crate::backend::{BackendError, LoggedIn};
 use crate::config::{ListenerTls, OnUnavailable};
-use crate::directory::{Entry, Login};
+use crate::directory::Login;
 use crate::metrics::Metrics;
 use crate::outcome::Refusal;
 use crate::proto::watch::Watch;
@@ -29,13 +30,14 @@ use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Qu
 use crate::registry::{self, Session};
 use crate::relay::{End, Relay};
 use crate::report::{self, Report, Visitor};
-use crate::secret::SecretBuf;
+use crate::secret::{Secret, SecretBuf};
 use crate::snapshot::{Permit, Shared, Snapshot, Stage};
 use crate::sys::sockets;
 use crate::throttle::{Connection, Place};
 use crate::tls;
 use crate::tls::stream::Stream;
 use attempt::{Attempt, Found};
+use listing::{Listing, NotListed};
 
 /// How long a client may take to accept a parting line.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -201,12 +203,7 @@ impl Conversation {
                     self.front.tls_started();
                 }
                 Step::Attempt(credentials) => match self.attempt(credentials).await {
-                    Ok(admitted) => {
-                        // Only here does a client get its OK.
-                        self.front.accepted(&admitted.logged_in.welcome, &mut self.out);
-                        self.send(&mut stream).await?;
-                        return Ok(self.establish(stream, admitted));
-                    }
+                    Ok(admitted) => return Ok(self.establish(stream, admitted)),
                     Err(told) => self.refuse(&mut stream, &told).await?,
                 },
                 Step::Quit(quit) => {
@@ -303,57 +300,77 @@ impl Conversation {
     /// One login attempt, from the credentials to one `login` event, which has the true reason. The
     /// refusal that comes back is what the client may be told.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, Refusal> {
-        let mut report = Report { tls: self.handshake.take(), ..Report::default() };
-        let attempt = Attempt {
-            shared: &self.shared,
-            snapshot: &self.snapshot,
-            client: self.visitor.client,
-            protocol: self.protocol,
-            began: Instant::now(),
-        };
-        let outcome = attempt.bounded(pin!(self.admit(&attempt, credentials, &mut report))).await;
-        report.emit(&self.visitor, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
-        match outcome {
-            Ok(admitted) => Ok(admitted),
-            Err(refusal) => Err(attempt.told(refusal).await),
+        let Credentials { login, password, authzid } = credentials;
+        let foreign = !authzid.is_empty() && authzid != login;
+        let mut report = Report { tls: self.handshake.take(), typed: login, ..Report::default() };
+        let began = Instant::now();
+        loop {
+            // What is in force now, not what was when the client came: only that is told of changes.
+            self.snapshot = self.shared.snapshot.load_full();
+            let attempt = Attempt {
+                shared: &self.shared,
+                snapshot: &self.snapshot,
+                client: self.visitor.client,
+                protocol: self.protocol,
+                began,
+            };
+            let outcome = {
+                let admit = pin!(self.admit(&attempt, &password, foreign, &mut report));
+                attempt.bounded(admit).await
+            };
+            let outcome = match outcome {
+                Ok(Some(admitted)) => Ok(admitted),
+                Ok(None) => continue,
+                Err(refusal) => Err(refusal),
+            };
+            report.emit(&self.visitor, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
+            return match outcome {
+                Ok(admitted) => Ok(admitted),
+                Err(refusal) => Err(attempt.told(refusal).await),
+            };
         }
     }
 
-    /// Who is it, where does he belong, does that server take him?
+    /// Who is it, where does he belong, does that server take him? `None`: a reload meanwhile has the
+    /// question asked anew.
     async fn admit(
         &self,
         attempt: &Attempt<'_>,
-        credentials: Credentials,
+        password: &Secret,
+        foreign: bool,
         report: &mut Report,
-    ) -> Result<Admitted, Refusal> {
-        let Credentials { login, password, authzid } = credentials;
-        let foreign = !authzid.is_empty() && authzid != login;
-        report.typed = login;
+    ) -> Result<Option<Admitted>, Refusal> {
         let login = Login::parse(&report.typed).ok_or(Refusal::UnusableName)?;
         if foreign {
             return Err(Refusal::ForeignAuthzid);
         }
         let authn = &self.snapshot.authn;
-        let mut decision = attempt.decide(&login, &password, report).await?;
+        let mut decision = attempt.decide(&login, password, report).await?;
         loop {
-            let Found { proven, by, place, target } = attempt.find(&login, &password, decision, report).await?;
+            let Found { proven, by, place, target } = attempt.find(&login, password, decision, report).await?;
             let answer =
-                target.backend.log_in(self.protocol, &target.login, &password, &self.origin, &mut report.phases).await;
+                target.backend.log_in(self.protocol, &target.login, password, &self.origin, &mut report.phases).await;
             match answer {
-                Ok(logged_in) if authn.still_holds(&proven) => {
+                Ok(logged_in) => {
                     attempt.count_backend(target.backend, "ok");
-                    let backend = Arc::clone(&target.backend.name);
-                    return Ok(Admitted { logged_in, proven, login, backend, place });
-                }
-                // Something about this entry was forgotten meanwhile: what it is now decides.
-                Ok(_) => {
-                    attempt.count_backend(target.backend, "ok");
-                    decision = authn.decide(&login, &password, Ask::Directory).await;
+                    let session = self.session(&login, &proven, &target.backend.name);
+                    let backend_login = target.login.as_str().into();
+                    match listing::list(&self.shared, &self.snapshot, &proven, session, backend_login) {
+                        Ok(listing) => {
+                            let backend = Arc::clone(&target.backend.name);
+                            return Ok(Some(Admitted { logged_in, listing, backend, place }));
+                        }
+                        Err(NotListed::Reloaded) => return Ok(None),
+                        Err(NotListed::Refused(refusal)) => return Err(refusal),
+                        Err(NotListed::Again) => {
+                            decision = authn.decide(&login, password, Ask::Directory).await;
+                        }
+                    }
                 }
                 // The password or the place may have changed since it was cached: bind again.
                 Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
                     report.words(&words);
-                    decision = authn.decide_again(&login, &password, &proven.identity.entry().dn).await;
+                    decision = authn.decide_again(&login, password, &proven.identity.entry().dn).await;
                     let fresh = decision.result.as_ref().ok();
                     let fresh = fresh.and_then(|proven| attempt.target(proven.identity.entry(), &login).ok());
                     if fresh.is_some_and(|fresh| fresh.is(&target)) {
@@ -372,6 +389,19 @@ impl Conversation {
         }
     }
 
+    /// The session of an attempt that backend and directory have accepted.
+    fn session(&self, login: &Login, proven: &Proven, backend: &Arc<str>) -> Session {
+        Session {
+            id: self.visitor.session,
+            login: login.as_str().into(),
+            dn: Arc::clone(&proven.identity.entry().dn),
+            client: self.visitor.client,
+            protocol: self.protocol.name.into(),
+            backend: Arc::clone(backend),
+            since: registry::unix_now(),
+        }
+    }
+
     /// Tells the client that it was refused, and parts from it after too many wrong guesses.
     async fn refuse(&mut self, stream: &mut Stream, refusal: &Refusal) -> Result<(), Parting> {
         self.front.refused(refusal, &mut self.out);
@@ -385,27 +415,22 @@ impl Conversation {
         self.send(stream).await
     }
 
-    /// What the relay goes on with.
-    fn establish(self, stream: Stream, admitted: Admitted) -> Established {
-        let Admitted { logged_in, proven, login, backend, place } = admitted;
+    /// What the relay goes on with. Only here does a client get its OK: the relay sends it first, so that a
+    /// session whose client does not take it is relayed, idles and is ended like any other.
+    fn establish(mut self, stream: Stream, admitted: Admitted) -> Established {
+        let Admitted { logged_in, listing, backend, place } = admitted;
         sockets::after_login(stream.tcp());
-        let session = Session {
-            id: self.visitor.session,
-            login: login.as_str().into(),
-            dn: Arc::clone(&proven.identity.entry().dn),
-            client: self.visitor.client,
-            protocol: self.protocol.name.into(),
-            backend,
-            since: registry::unix_now(),
-        };
+        self.front.accepted(&logged_in.welcome, &mut self.out);
+        let (answer, leftover) = (self.out.as_slice(), logged_in.leftover.as_slice());
         Established {
             visitor: self.visitor,
-            session,
-            entry: proven.identity.shared_entry(),
+            backend_name: backend,
+            listing,
             client: stream,
             backend: logged_in.stream,
             watch: logged_in.watch,
-            to_client: logged_in.leftover.as_slice().to_vec(),
+            to_client: [answer, leftover].concat(),
+            answer: answer.len(),
             to_backend: self.input.as_slice().to_vec(),
             idle: self.snapshot.config.limits.idle_timeout,
             parting: &self.protocol.parting,
@@ -428,12 +453,11 @@ async fn leave(stream: &mut Stream) {
     let _ = timeout(FAREWELL, farewell).await;
 }
 
-/// Somebody whom both the directory and the backend have accepted.
+/// Somebody whom both the directory and the backend have accepted, and whose session is listed.
 #[derive(Debug)]
 struct Admitted {
     logged_in: LoggedIn,
-    proven: Proven,
-    login: Login,
+    listing: Listing,
     backend: Arc<str>,
     place: Place,
 }
@@ -441,13 +465,15 @@ struct Admitted {
 /// A session after its login: what the relay needs, and no more.
 struct Established {
     visitor: Visitor,
-    session: Session,
-    /// As it was decided about.
-    entry: Arc<Entry>,
+    backend_name: Arc<str>,
+    listing: Listing,
     client: Stream,
     backend: Stream,
     watch: Option<Watch>,
+    /// The OK, and what the backend has said behind its own.
     to_client: Vec<u8>,
+    /// How long the OK is.
+    answer: usize,
     to_backend: Vec<u8>,
     idle: Duration,
     parting: &'static proto::Parting,
@@ -455,21 +481,19 @@ struct Established {
 }
 
 impl Established {
-    /// Relays until the end, listed and counted; what it has taken of the limits is given back then. The
-    /// future holds what the relay needs, and no more.
+    /// Relays until the end, counted; what it has taken of the limits is given back then. The future holds
+    /// what the relay needs, and no more.
     fn relay(self, shared: &Arc<Shared>, taken: (Permit, Connection)) -> impl Future<Output = ()> + use<> {
         let began = Instant::now();
-        let Self { visitor, session, entry, client, backend, watch, to_client, to_backend, idle, parting, place } =
-            self;
+        let Self { visitor, backend_name, listing, client, backend, to_client, answer, .. } = self;
+        let Self { watch, to_backend, idle, parting, place, .. } = self;
+        let Listing { listed, mut asked_to_end } = listing;
         let metrics = Arc::clone(&shared.metrics);
-        let sessions = metrics.sessions.with_label_values(&[visitor.protocol, &session.backend]);
+        let sessions = metrics.sessions.with_label_values(&[visitor.protocol, &backend_name]);
         let bytes = |direction| metrics.relayed_bytes.with_label_values(&[visitor.protocol, direction]);
-        let client = End { stream: client, first: to_client, sent: bytes("out") };
-        let backend = End { stream: backend, first: to_backend, sent: bytes("in") };
+        let client = End { stream: client, first: to_client, own: answer, sent: bytes("out") };
+        let backend = End { stream: backend, first: to_backend, own: 0, sent: bytes("in") };
         let mut relay = Relay::new(client, backend, idle).watching(watch);
-        let (listed, mut asked_to_end) = shared.registry.list(session.clone());
-        // What was told about this user before he was listed has found no session to end.
-        shared.follow.look_at(&session, &entry, &shared.snapshot.load().setting());
         async move {
             sessions.inc();
             let ended = AssertUnwindSafe(relay.run(parting, &mut asked_to_end)).catch_unwind().await;

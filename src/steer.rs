@@ -136,7 +136,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::registry::Session;
+    use crate::registry::{Basis, Session};
 
     fn session(registry: &Registry, backend: &str) -> Session {
         Session {
@@ -157,7 +157,7 @@ mod tests {
         for _ in 0..count {
             let session = session(registry, backend);
             ids.push(session.id);
-            let (listed, asked) = registry.list(session);
+            let (listed, asked) = registry.list(session, Basis::for_tests("uid=alice"));
             ends.spawn(async move {
                 let why = asked.await;
                 drop(listed);

@@ -232,6 +232,7 @@ fn code(refusal: &Refusal) -> u8 {
         | Refusal::Limit
         | Refusal::Deadline
         | Refusal::Hold
+        | Refusal::Kicked
         | Refusal::Draining
         | Refusal::Internal => DATA,
     }

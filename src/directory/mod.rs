@@ -146,7 +146,7 @@ impl Entry {
         Self {
             mail_hosts: other.mail_hosts.clone(),
             logins: other.logins.clone(),
-            marks: Marks { disabled: other.marks.disabled, ..self.marks.clone() },
+            marks: Marks { disabled: other.marks.disabled, expires: other.marks.expires, ..self.marks.clone() },
             ..self.clone()
         }
     }
@@ -197,8 +197,10 @@ pub struct Marks {
     pub version: Option<Box<str>>,
     /// `hold_attribute` has a value.
     pub held: bool,
-    /// Switched off by an administrator.
+    /// Switched off by an administrator, as `disabled_by` says.
     pub disabled: bool,
+    /// When the account's own time ends, in Unix seconds: the earliest of those that `disabled_by` lists.
+    pub expires: Option<i64>,
     /// When the password was changed; `None` where the server does not show it.
     pub password: Option<u64>,
     /// Locked after wrong passwords, or was until lately.
@@ -219,6 +221,16 @@ pub struct Marks {
 }
 
 impl Marks {
+    /// Why the entry shows that it may not log in at this time, in Unix seconds; `None` if it does not.
+    #[must_use]
+    pub fn closed(&self, now: u64) -> Option<AccountState> {
+        let has_expired = |expires: i64| u64::try_from(expires).is_ok_and(|expires| expires <= now) || expires < 0;
+        if self.disabled {
+            return Some(AccountState::Disabled);
+        }
+        self.expires.is_some_and(has_expired).then_some(AccountState::AccountExpired)
+    }
+
     /// Whether a change of the password would show.
     #[must_use]
     pub const fn would_show_a_change(&self) -> bool {

@@ -1,4 +1,5 @@
-//! The sessions that are to end: one after another, so that clients do not all come back at once.
+//! The sessions that are to end: one after another, so that clients do not all come back at once, and
+//! those of accounts that must not be used before those of accounts that have only been moved.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,8 +21,24 @@ pub(super) struct Closing {
 /// As long as there are sessions, at most: each is in it once for each reason.
 #[derive(Debug, Default)]
 struct Queue {
-    order: VecDeque<(SessionId, Why)>,
+    /// By rank; each in the order of its changes.
+    order: [VecDeque<(SessionId, Why)>; RANKS],
     queued: HashSet<(SessionId, Why)>,
+}
+
+/// How many ranks there are.
+const RANKS: usize = 5;
+
+/// Which endings come first: a session that must not go on does not wait until thousands that have been
+/// moved are closed.
+const fn rank(why: Why) -> usize {
+    match why {
+        Why::Hold => 0,
+        Why::Disabled | Why::Expired | Why::Kicked => 1,
+        Why::Deleted => 2,
+        Why::PasswordChanged => 3,
+        Why::Moved | Why::Drain | Why::BackendDrained => 4,
+    }
 }
 
 impl Closing {
@@ -36,8 +53,10 @@ impl Closing {
     pub(super) fn add(&self, sessions: impl IntoIterator<Item = (SessionId, Why)>) {
         let mut queue = self.lock();
         for ending in sessions {
-            if queue.queued.insert(ending) {
-                queue.order.push_back(ending);
+            if queue.queued.insert(ending)
+                && let Some(order) = queue.order.get_mut(rank(ending.1))
+            {
+                order.push_back(ending);
             }
         }
         self.more.notify_one();
@@ -47,13 +66,13 @@ impl Closing {
     pub(super) fn withdraw(&self) {
         let mut queue = self.lock();
         let stays = |(_, why): &(SessionId, Why)| !matches!(why, Why::Moved | Why::Disabled | Why::Deleted);
-        queue.order.retain(stays);
+        queue.order.iter_mut().for_each(|order| order.retain(stays));
         queue.queued.retain(stays);
     }
 
     fn next(&self) -> Option<(SessionId, Why)> {
         let mut queue = self.lock();
-        let next = queue.order.pop_front()?;
+        let next = queue.order.iter_mut().find_map(VecDeque::pop_front)?;
         queue.queued.remove(&next);
         Some(next)
     }

@@ -1,12 +1,17 @@
 //! What has changed between two versions of an entry: values of watched attributes, never the mere
 //! fact that it was modified. With a password policy each stranger's wrong guess modifies an entry,
 //! and with lastbind each good login does.
+//!
+//! [`Consequence`] is the one place that says what this means for a session: asked when a change is
+//! told, when a session is listed, and when a login is about to be answered. Pure: it is told the time.
 
 use std::sync::Arc;
 
-use crate::config::Routing;
+use crate::config::{OnChange, Routing, Watch};
 use crate::directory::Entry;
-use crate::outcome::Refusal;
+use crate::outcome::{AccountState, Refusal};
+use crate::proto;
+use crate::registry::{Basis, Session, Why};
 use crate::route;
 
 /// Where an entry leads: a backend, or why nowhere.
@@ -36,19 +41,22 @@ pub(super) struct Difference {
 
 impl Difference {
     /// Compares. `exact`: every modification is told of by itself, so that an entry of which a failed
-    /// or a good login has changed something has been changed in nothing else.
-    pub(super) fn between(old: &Entry, new: &Entry, routing: &Routing, exact: bool) -> Self {
+    /// or a good login has changed something has been changed in nothing else. `now`: Unix seconds.
+    pub(super) fn between(old: &Entry, new: &Entry, routing: &Routing, exact: bool, now: u64) -> Self {
         let (from, to) = (place(routing, old), place(routing, new));
         let (before, after) = (&old.marks, &new.marks);
         let mut difference = Self {
             login: old.logins != new.logins,
-            disabled: (before.disabled != after.disabled).then_some(after.disabled),
+            disabled: (before.closed(now).is_some() != after.closed(now).is_some())
+                .then_some(after.closed(now).is_some()),
             held: (before.held != after.held).then_some(after.held),
             password: before.password != after.password,
             lockout: before.lockout != after.lockout,
             policy: before.policy != after.policy,
             renamed: old.dn != new.dn,
-            other: before.decides != after.decides || (from == to && old.mail_hosts != new.mail_hosts),
+            other: before.decides != after.decides
+                || before.expires != after.expires
+                || (from == to && old.mail_hosts != new.mail_hosts),
             ..Self::default()
         };
         if from != to {
@@ -106,6 +114,65 @@ impl Difference {
     }
 }
 
+/// What the directory shows of an entry now.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Newest<'a> {
+    /// This version is in force.
+    Entry(&'a Entry),
+    /// The entry is gone.
+    Gone,
+}
+
+/// What the newest version of an entry means for one of its sessions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Consequence {
+    /// The session has to be listed under another DN.
+    pub(super) renamed: bool,
+    /// Why the session has no place any more, the gravest reason first; none: it goes on.
+    pub(super) reasons: Vec<Why>,
+}
+
+impl Consequence {
+    /// Compares the version that a session was logged in with to the newest. `now`: Unix seconds.
+    ///
+    /// A session whose route changed by a reload alone goes on: its entry leads where it led.
+    pub(super) fn of(session: &Session, basis: &Basis, newest: Newest<'_>, routing: &Routing, now: u64) -> Self {
+        let Newest::Entry(entry) = newest else { return Self { renamed: false, reasons: vec![Why::Deleted] } };
+        let closed = entry.marks.closed(now);
+        let (led, leads) = (place(routing, &basis.entry), place(routing, entry));
+        let is_elsewhere = led != leads && leads.as_ref().ok() != Some(&session.backend);
+        let is_same_login = matches!(entry.logins.as_slice(), [login] if **login == *basis.backend_login);
+        let is_renamed_there = basis.entry.logins != entry.logins && !is_same_login;
+        let reasons = [
+            (entry.marks.held, Why::Hold),
+            (closed == Some(AccountState::Disabled), Why::Disabled),
+            (closed == Some(AccountState::AccountExpired), Why::Expired),
+            (is_elsewhere || is_renamed_there, Why::Moved),
+            (basis.entry.marks.password != entry.marks.password, Why::PasswordChanged),
+        ];
+        let reasons = reasons.into_iter().filter_map(|(is, why)| is.then_some(why)).collect();
+        Self { renamed: session.dn != entry.dn, reasons }
+    }
+
+    /// Why the session is to end, as the operator and its protocol have it.
+    pub(super) fn ends(&self, session: &Session, watch: &Watch) -> Option<Why> {
+        let follows_moves = proto::by_name(&session.protocol).is_none_or(|protocol| protocol.follows_moves);
+        let is_wanted = |why: &Why| is_wanted(*why, watch) && (*why != Why::Moved || follows_moves);
+        self.reasons.iter().copied().find(is_wanted)
+    }
+}
+
+/// Whether the operator wants sessions to end for this.
+pub(super) fn is_wanted(why: Why, watch: &Watch) -> bool {
+    let choice = match why {
+        Why::Moved => watch.on_move,
+        Why::Disabled | Why::Expired | Why::Deleted => watch.on_disable,
+        Why::PasswordChanged => watch.on_password_change,
+        Why::Hold | Why::Drain | Why::Kicked | Why::BackendDrained => OnChange::Close,
+    };
+    choice == OnChange::Close
+}
+
 /// Where an entry leads.
 pub(super) fn place(routing: &Routing, entry: &Entry) -> Place {
     let route = route::route(routing, entry);
@@ -116,6 +183,8 @@ pub(super) fn place(routing: &Routing, entry: &Entry) -> Place {
 mod tests {
     use super::*;
     use crate::directory::Marks;
+
+    const NOW: u64 = 1_000;
 
     fn routing() -> Routing {
         Routing { default: None, backends: Vec::new() }
@@ -133,7 +202,7 @@ mod tests {
             entry.marks.version = Some("2".into());
             change(entry);
         });
-        Difference::between(&entry(|_| {}), &changed, &routing(), exact)
+        Difference::between(&entry(|_| {}), &changed, &routing(), exact, NOW)
     }
 
     #[test]
@@ -157,8 +226,8 @@ mod tests {
                 (entry.marks.version, entry.marks.password) = (Some(version.into()), Some(7));
             })
         };
-        assert!(!Difference::between(&with("1"), &with("2"), &routing(), true).is_some());
-        assert!(!Difference::between(&entry(|_| {}), &entry(|_| {}), &routing(), true).is_some());
+        assert!(!Difference::between(&with("1"), &with("2"), &routing(), true, NOW).is_some());
+        assert!(!Difference::between(&entry(|_| {}), &entry(|_| {}), &routing(), true, NOW).is_some());
     }
 
     #[test]

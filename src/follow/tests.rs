@@ -78,7 +78,22 @@ impl Setup {
         self.known.record(&identity.shared_entry());
         let digest = self.cache.digest(&Secret::copy_of(b"sesame"));
         self.cache.right(&Login::parse(entry.dn.as_bytes()).unwrap(), identity, digest, self.cache.stamp());
-        self.registry.list(session(&self.registry, entry))
+        self.session("imap", entry)
+    }
+
+    /// A session of this protocol, logged in with this version of its entry.
+    fn session(&self, protocol: &'static str, entry: &Entry) -> (Listed, AskedToEnd) {
+        let session = Session { protocol: protocol.into(), ..session(&self.registry, entry) };
+        self.registry.list(session, basis(entry))
+    }
+
+    /// What a session is asked to end by, if the closing goes on for a while.
+    async fn asked(&self, asked: &mut AskedToEnd) -> Option<Why> {
+        tokio::select! {
+            () = self.follow.close(|| 100) => None,
+            why = asked => Some(why),
+            () = tokio::time::sleep(Duration::from_secs(5)) => None,
+        }
     }
 
     fn is_cached(&self, number: u8) -> bool {
@@ -97,6 +112,10 @@ impl Setup {
 /// A whole refresh begins.
 fn began() -> Change {
     Change::Began(Round { server: "ldap://one".into(), whole: true, own_times: false })
+}
+
+fn basis(entry: &Entry) -> Basis {
+    Basis { entry: Arc::new(entry.clone()), backend_login: "user".into() }
 }
 
 fn session(registry: &Registry, entry: &Entry) -> Session {
@@ -168,32 +187,212 @@ async fn under_the_brake_a_password_still_counts_and_a_place_does_not() {
     assert_eq!((setup.brake(), setup.host(1).as_str()), (2, "server4"));
 }
 
+/// Each change that leaves a session no place, with the reason, and a name for it.
+fn changes(version: u32) -> Vec<(Entry, Why)> {
+    let changed = |change: fn(&mut Entry)| {
+        let mut entry = entry(1, "server3", version);
+        change(&mut entry);
+        entry
+    };
+    vec![
+        (changed(|entry| entry.marks.held = true), Why::Hold),
+        (changed(|entry| entry.marks.disabled = true), Why::Disabled),
+        (changed(|entry| entry.marks.expires = Some(1)), Why::Expired),
+        (changed(|entry| entry.mail_hosts = vec!["server4".into()]), Why::Moved),
+        (changed(|entry| entry.mail_hosts.clear()), Why::Moved),
+        (changed(|entry| entry.logins = vec!["other".into()]), Why::Moved),
+        (changed(|entry| entry.marks.password = Some(2)), Why::PasswordChanged),
+    ]
+}
+
+const CLOSE_ALL: &str = ", on_password_change: close";
+
 #[tokio::test(start_paused = true)]
-async fn who_was_listed_too_late_to_be_found_is_found_when_he_is_listed() {
-    let setup = setup(", hold_attribute: hold").following();
+async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
+    for (changed, why) in changes(2) {
+        let setup = setup(CLOSE_ALL).following();
+        let decided = entry(1, "server3", 1);
+        let (_listed, mut asked) = setup.user(&decided);
+        setup.shown(changed.clone());
+        assert_eq!(setup.asked(&mut asked).await, Some(why), "{changed:?}");
+        // Decided before the change was told, listed after it.
+        let late = session(&setup.registry, &decided);
+        let (_late, _asked) = setup.registry.list(late.clone(), basis(&decided));
+        assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Err(why), "{changed:?}");
+        // Decided after it.
+        if !matches!(why, Why::Hold | Why::Disabled | Why::Expired) {
+            let new = Session { backend: changed.mail_hosts.concat().into(), ..late };
+            assert_eq!(setup.follow.check_listed(&new, &basis(&changed), &setup.setting()), Ok(()), "{changed:?}");
+        }
+    }
+    let setup = setup("").following();
+    let decided = entry(1, "server3", 1);
+    let _user = setup.user(&decided);
+    setup.take(Change::Gone { id: decided.marks.id, dn: None });
+    let late = session(&setup.registry, &decided);
+    assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Err(Why::Deleted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_that_is_listed_late_is_listed_under_the_newest_dn() {
+    let setup = setup("").following();
     let decided = entry(1, "server3", 1);
     setup.known.record(&Arc::new(decided.clone()));
-    let (_listed, asked) = setup.registry.list(session(&setup.registry, &decided));
-    let closing = setup.follow.close(|| 100);
-    tokio::pin!(closing);
-    // Nothing was told: the session stays.
-    setup.follow.look_at(&setup.registry.sessions()[0], &decided, &setup.setting());
-    tokio::select! {
-        () = &mut closing => {}
-        () = tokio::time::sleep(Duration::from_secs(1)) => {}
-    }
-    assert!(setup.registry.end(setup.registry.sessions()[0].id, Why::Drain), "nobody has asked it yet");
-    assert_eq!(asked.await, Why::Drain);
+    setup.shown(Entry { dn: "cn=1".into(), ..entry(1, "server3", 2) });
+    let late = session(&setup.registry, &decided);
+    let (_late, mut asked) = setup.registry.list(late.clone(), basis(&decided));
+    assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Ok(()));
+    assert!(setup.registry.has(&"cn=1".into()) && !setup.registry.has(&decided.dn));
+    setup.shown(Entry { dn: "cn=1".into(), ..entry(1, "server4", 3) });
+    assert_eq!(setup.asked(&mut asked).await, Some(Why::Moved));
+}
 
-    setup.known.record(&Arc::new(decided.clone()));
-    let held = Entry { marks: Marks { held: true, ..entry(1, "server3", 2).marks }, ..decided.clone() };
-    setup.shown(held);
-    let (_listed, asked) = setup.registry.list(session(&setup.registry, &decided));
-    setup.follow.look_at(&setup.registry.sessions()[1], &decided, &setup.setting());
-    tokio::select! {
-        () = &mut closing => {}
-        why = asked => assert_eq!(why, Why::Hold),
+/// After a reload that begins another memory, and where there is no room for the session's entry.
+#[tokio::test(start_paused = true)]
+async fn entry_with_sessions_that_is_not_tracked_is_judged_by_what_they_were_logged_in_with() {
+    for is_full in [false, true] {
+        for (changed, why) in changes(2) {
+            let mut setup = setup(CLOSE_ALL);
+            setup.known = Known::new(usize::from(is_full), Duration::from_secs(300));
+            let setup = setup.following();
+            let (_listed, mut asked) = setup.session("imap", &entry(1, "server3", 1));
+            if is_full {
+                setup.known.record(&Arc::new(entry(9, "server3", 1)));
+            } else {
+                setup.known.note(&Arc::new(entry(8, "server3", 1)));
+            }
+            // Noise is no change.
+            let mut noise = entry(1, "server3", 1);
+            noise.marks.noise = 7;
+            setup.shown(noise);
+            assert_eq!(setup.asked(&mut asked).await, None);
+            setup.shown(Entry { dn: "cn=1".into(), ..changed.clone() });
+            assert_eq!(setup.asked(&mut asked).await, Some(why), "{changed:?} {is_full}");
+        }
+        let mut setup = setup("");
+        setup.known = Known::new(usize::from(is_full), Duration::from_secs(300));
+        let setup = setup.following();
+        let decided = entry(1, "server3", 1);
+        let (_listed, mut asked) = setup.session("imap", &decided);
+        setup.take(Change::Gone { id: decided.marks.id, dn: None });
+        assert_eq!(setup.asked(&mut asked).await, Some(Why::Deleted), "{is_full}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refresh_after_a_reload_finds_changed_and_missing_entries_of_sessions() {
+    let setup = setup("");
+    let (_one, mut one) = setup.session("imap", &entry(1, "server3", 1));
+    let (_two, mut two) = setup.session("imap", &entry(2, "server3", 1));
+    let (_three, mut three) = setup.session("imap", &entry(3, "server3", 1));
+    setup.take(Change::Began);
+    setup.shown(entry(1, "server4", 2));
+    setup.shown(entry(3, "server3", 1));
+    setup.take(Change::OnlyThese);
+    setup.take(Change::Complete);
+    assert_eq!(setup.asked(&mut one).await, Some(Why::Moved));
+    assert_eq!(setup.asked(&mut two).await, Some(Why::Deleted));
+    assert_eq!(setup.asked(&mut three).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn submission_goes_on_after_a_move_and_ends_for_everything_else() {
+    for (changed, why) in changes(2) {
+        let setup = setup(CLOSE_ALL).following();
+        let decided = entry(1, "server3", 1);
+        setup.known.record(&Arc::new(decided.clone()));
+        let (_listed, mut asked) = setup.session("submission", &decided);
+        setup.shown(changed.clone());
+        let expected = (why != Why::Moved).then_some(why);
+        assert_eq!(setup.asked(&mut asked).await, expected, "{changed:?}");
+    }
+    // A move and a new password at once: the password counts.
+    let setup = setup(CLOSE_ALL).following();
+    let decided = entry(1, "server3", 1);
+    setup.known.record(&Arc::new(decided.clone()));
+    let (_listed, mut asked) = setup.session("submission", &decided);
+    let mut changed = entry(1, "server4", 2);
+    changed.marks.password = Some(2);
+    setup.shown(changed);
+    assert_eq!(setup.asked(&mut asked).await, Some(Why::PasswordChanged));
+}
+
+#[tokio::test(start_paused = true)]
+async fn operator_may_keep_sessions() {
+    let setup = setup(", on_move: keep, on_disable: keep").following();
+    for (changed, why) in changes(2) {
+        if why == Why::Hold {
+            continue;
+        }
+        let (_listed, mut asked) = setup.user(&entry(1, "server3", 1));
+        setup.shown(changed.clone());
+        assert_eq!(setup.asked(&mut asked).await, None, "{changed:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn disabled_sessions_end_before_moved_ones() {
+    let setup = setup(CLOSE_ALL).following();
+    let began = Instant::now();
+    let mut waiting = JoinSet::new();
+    for number in 1..=100 {
+        let (listed, asked) = setup.user(&entry(number, "server3", 1));
+        waiting.spawn(async move {
+            let why = asked.await;
+            drop(listed);
+            (began.elapsed(), why)
+        });
+    }
+    (1..=90).for_each(|number| setup.shown(entry(number, "server4", 2)));
+    let change = |number: u8, change: fn(&mut Marks)| {
+        let mut entry = entry(number, "server3", 2);
+        change(&mut entry.marks);
+        setup.shown(entry);
+    };
+    change(91, |marks| marks.password = Some(2));
+    setup.take(Change::Gone { id: entry(92, "", 1).marks.id, dn: None });
+    change(93, |marks| marks.disabled = true);
+    change(94, |marks| marks.held = true);
+    let ended = async {
+        let mut ended = Vec::new();
+        while ended.len() < 94
+            && let Some(Ok(one)) = waiting.join_next().await
+        {
+            ended.push(one);
+        }
+        ended.sort_by_key(|(at, _)| *at);
+        ended
+    };
+    let ended = tokio::select! {
+        () = setup.follow.close(|| 10) => Vec::new(),
+        ended = ended => ended,
+    };
+    let first: Vec<Why> = ended.iter().take(5).map(|(_, why)| *why).collect();
+    assert_eq!(first, [Why::Hold, Why::Disabled, Why::Deleted, Why::PasswordChanged, Why::Moved]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_of_an_expired_account_end_at_the_sweep() {
+    let setup = setup("").following();
+    let expiring = |at: i64| {
+        let mut entry = entry(1, "server3", 1);
+        entry.marks.expires = Some(at);
+        entry
+    };
+    let soon = i64::try_from(unix_now()).unwrap();
+    let (_listed, mut asked) = setup.user(&expiring(soon + 100_000));
+    setup.follow.end_expired(&setup.setting());
+    assert_eq!(setup.asked(&mut asked).await, None);
+    // A session whose entry is not tracked, and one whose date was put off since.
+    let (_other, mut other) = setup.session("submission", &Entry { dn: "uid=7".into(), ..expiring(soon - 1) });
+    let (_late, mut late) = setup.session("imap", &expiring(soon - 1));
+    setup.follow.end_expired(&setup.setting());
+    assert_eq!(setup.asked(&mut other).await, Some(Why::Expired));
+    assert_eq!(setup.asked(&mut late).await, None, "the newest date counts");
+    setup.take(Change::Lost);
+    let (_lost, mut lost) = setup.session("imap", &Entry { dn: "uid=8".into(), ..expiring(soon - 1) });
+    setup.follow.end_expired(&setup.setting());
+    assert_eq!(setup.asked(&mut lost).await, None, "a later date may have been missed");
 }
 
 #[tokio::test(start_paused = true)]

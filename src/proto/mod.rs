@@ -53,6 +53,8 @@ pub struct Protocol {
     pub back: fn(BackSettings) -> Box<dyn Back>,
     /// How a relayed session can be ended, other than by the end of usher.
     pub parting: Parting,
+    /// Whether a session ends when its user's mail is elsewhere. Mail that is being sent does not care.
+    pub follows_moves: bool,
     /// What it is to nginx's mail proxy, if that speaks it.
     pub nginx: Option<Nginx>,
 }
@@ -86,11 +88,17 @@ pub enum Parting {
         /// Because an administrator says so.
         ended: &'static [u8],
     },
+    /// The same with a line that a client takes for the reply to its next command (SMTP's 421, RFC 5321
+    /// section 3.8): only while no command of the client waits for its reply. So it is never taken for the
+    /// reply to a message's end that has been sent.
+    Reply {
+        /// Because the directory has changed.
+        changed: &'static [u8],
+        /// Because an administrator says so.
+        ended: &'static [u8],
+    },
     /// There is no line that would be understood: the connection is closed.
     Close,
-    /// Not because of a change: a close could cut a message in two, and sessions are short. An
-    /// administrator who says so closes it.
-    Never,
 }
 
 /// How a backend is told in its dialogue, before the login, who the client is.

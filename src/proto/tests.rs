@@ -105,6 +105,7 @@ const fn row(refusal: &Refusal) -> Row {
         | Refusal::Disagrees(_)
         | Refusal::Deadline
         | Refusal::Hold
+        | Refusal::Kicked
         | Refusal::Draining => Row::Unavailable,
         Refusal::NoMailHost
         | Refusal::SeveralMailHosts
@@ -152,6 +153,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::Limit,
         Refusal::Deadline,
         Refusal::Hold,
+        Refusal::Kicked,
         Refusal::Draining,
         Refusal::Internal,
     ];

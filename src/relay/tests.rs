@@ -36,8 +36,8 @@ async fn run(
 fn start(pipe: usize, to_client: &[u8], to_backend: &[u8]) -> Setup {
     let (client, client_side) = duplex(pipe);
     let (backend, backend_side) = duplex(pipe);
-    let client_end = End { stream: client_side.into(), first: to_client.to_vec(), sent: counter() };
-    let backend_end = End { stream: backend_side.into(), first: to_backend.to_vec(), sent: counter() };
+    let client_end = End { stream: client_side.into(), first: to_client.to_vec(), own: 0, sent: counter() };
+    let backend_end = End { stream: backend_side.into(), first: to_backend.to_vec(), own: 0, sent: counter() };
     let relay = tokio::spawn(run(client_end, backend_end, Parting::Close, pending()));
     Setup { client, backend, relay }
 }
@@ -148,8 +148,8 @@ async fn a_broken_side_ends_both() {
 async fn a_stop_says_goodbye_to_both() {
     let (mut client, client_side) = duplex(64);
     let (mut backend, backend_side) = duplex(64);
-    let client_end = End { stream: client_side.into(), first: Vec::new(), sent: counter() };
-    let backend_end = End { stream: backend_side.into(), first: Vec::new(), sent: counter() };
+    let client_end = End { stream: client_side.into(), first: Vec::new(), own: 0, sent: counter() };
+    let backend_end = End { stream: backend_side.into(), first: Vec::new(), own: 0, sent: counter() };
     let stop = async {
         tokio::time::sleep(Duration::from_secs(5)).await;
         Why::Drain
@@ -168,8 +168,8 @@ async fn parting(
 ) -> (Vec<u8>, Duration) {
     let (mut client, client_side) = duplex(4096);
     let (mut backend, backend_side) = duplex(4096);
-    let client_end = End { stream: client_side.into(), first: first.to_vec(), sent: counter() };
-    let backend_end = End { stream: backend_side.into(), first: Vec::new(), sent: counter() };
+    let client_end = End { stream: client_side.into(), first: first.to_vec(), own: 0, sent: counter() };
+    let backend_end = End { stream: backend_side.into(), first: Vec::new(), own: 0, sent: counter() };
     let asked = Instant::now() + Duration::from_secs(5);
     let stop = async move {
         sleep_until(asked).await;

@@ -86,7 +86,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::registry::Session;
+    use crate::registry::{Basis, Session};
 
     /// When, after the start, each of these sessions is asked to end, in seconds.
     async fn ends(sessions: u32, time: u64, rate: u32) -> Vec<f64> {
@@ -103,7 +103,7 @@ mod tests {
                 backend: "server3".into(),
                 since: 0,
             };
-            let (listed, asked) = registry.list(session);
+            let (listed, asked) = registry.list(session, Basis::for_tests("uid=alice"));
             waiting.spawn(async move {
                 asked.await;
                 drop(listed);

@@ -12,7 +12,8 @@ use crate::snapshot::{Shared, Snapshot};
 
 /// How often it is seen whether another snapshot is in force: its directory is followed then.
 const LOOK_AROUND: Duration = Duration::from_millis(250);
-/// How often entries are forgotten with which nothing is to do any more.
+/// How often entries are forgotten with which nothing is to do any more, and sessions are looked for whose
+/// account has expired.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Ends sessions that have to end, one after another.
@@ -47,7 +48,10 @@ async fn replaced(shared: &Shared, snapshot: &Arc<Snapshot>) {
                     return;
                 }
             }
-            _ = sweep.tick() => snapshot.authn.entries().sweep(|dn| shared.registry.has(dn)),
+            _ = sweep.tick() => {
+                shared.follow.end_expired(&snapshot.setting());
+                snapshot.authn.entries().sweep(|dn| shared.registry.has(dn));
+            }
         }
     }
 }

@@ -11,12 +11,11 @@ use crate::backend::offers::Offers;
 use crate::cache::Cache;
 use crate::config;
 use crate::directory::ldap::Ldap;
-use crate::directory::{Answer, Directory, Floor, Identity, RefusedBefore, Trace};
+use crate::directory::{Answer, Directory, Entry, Floor, Identity, RefusedBefore, Trace};
 use crate::files::Fingerprint;
 use crate::known::Known;
 use crate::metrics::Metrics;
 use crate::proto::{Back, BackSettings, ClientId, Welcome};
-use crate::secret::Secret;
 
 /// A protocol in which a line is a login, and the word `defect` is one.
 static ONE_LINE: Protocol = Protocol {
@@ -30,6 +29,7 @@ static ONE_LINE: Protocol = Protocol {
     front: one_line,
     back: no_back,
     parting: proto::Parting::Close,
+    follows_moves: true,
     nginx: None,
 };
 

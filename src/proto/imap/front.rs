@@ -477,6 +477,7 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         Refusal::Limit => "[LIMIT] Too many attempts or sessions, try again later",
         Refusal::Deadline => "[UNAVAILABLE] Logging in took too long, try again",
         Refusal::Hold => "[UNAVAILABLE] Your mailbox is being moved, try again in a moment",
+        Refusal::Kicked => "[UNAVAILABLE] This session was ended by the administrator, please log in again",
         Refusal::Draining => "[UNAVAILABLE] The server is shutting down, try again",
         Refusal::Internal => "[SERVERBUG] Something went wrong here, try again",
     })

@@ -33,6 +33,7 @@ pub const PROTOCOL: Protocol = Protocol {
         changed: b"* BYE Your account was changed, please log in again.\r\n",
         ended: b"* BYE This session was ended by the administrator, please log in again.\r\n",
     },
+    follows_moves: true,
 };
 
 /// The longest line, without CRLF, in either direction: clients keep to 8000 octets (RFC 2683

@@ -483,6 +483,7 @@ fn words(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
         Refusal::TlsRequired => (TLS_FIRST.0, TLS_FIRST.1),
         Refusal::Limit => (TRY_LATER, "Too many attempts or sessions, try again later"),
         Refusal::Deadline => (TRY_LATER, "Logging in took too long, try again"),
+        Refusal::Kicked => (TRY_LATER, "This session was ended by the administrator, please log in again"),
         Refusal::Draining => (TRY_LATER, "The server is shutting down, try again"),
         Refusal::Hold => (TRY_LATER, "Your scripts are being moved, try again in a moment"),
         Refusal::Internal => (TRY_LATER, "Something went wrong here, try again"),

@@ -29,6 +29,7 @@ pub const PROTOCOL: Protocol = Protocol {
         changed: b"BYE (TRYLATER) \"Your account has changed, please log in again\"\r\n",
         ended: b"BYE (TRYLATER) \"This session was ended by the administrator, please log in again\"\r\n",
     },
+    follows_moves: true,
     usual: &["SIEVE", "VERSION 1.0"],
     promised: |name| !OWN.iter().any(|own| own.eq_ignore_ascii_case(name)),
     front,

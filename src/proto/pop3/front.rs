@@ -196,6 +196,7 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         Refusal::Limit => "-ERR [SYS/TEMP] Too many attempts or sessions, try again later",
         Refusal::Deadline => "-ERR [SYS/TEMP] Logging in took too long, try again",
         Refusal::Hold => "-ERR [SYS/TEMP] Your mailbox is being moved, try again in a moment",
+        Refusal::Kicked => "-ERR [SYS/TEMP] This session was ended by the administrator, please log in again",
         Refusal::Draining => "-ERR [SYS/TEMP] The server is shutting down, try again",
         Refusal::Internal => "-ERR [SYS/TEMP] Something went wrong here, try again",
     })

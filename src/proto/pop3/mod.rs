@@ -23,6 +23,7 @@ pub const PROTOCOL: Protocol = Protocol {
     starttls_port: 110,
     introduction: Some(Introduction::Xclient),
     parting: Parting::Close,
+    follows_moves: true,
     usual: front::LATER,
     promised: |name| front::LATER.iter().any(|later| later.eq_ignore_ascii_case(name)),
     front,

@@ -219,6 +219,7 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         Refusal::TlsRequired => TLS_FIRST,
         Refusal::Limit => "454 4.7.0 Too many attempts or sessions, try again later",
         Refusal::Deadline => "454 4.7.0 Logging in took too long, try again",
+        Refusal::Kicked => "454 4.7.0 This session was ended by the administrator, please log in again",
         Refusal::Draining => "454 4.7.0 The server is shutting down, try again",
         Refusal::Internal => "451 4.3.0 Something went wrong here, try again",
     })

@@ -22,8 +22,13 @@ pub const PROTOCOL: Protocol = Protocol {
     implicit_port: 465,
     starttls_port: 587,
     introduction: Some(Introduction::Xclient),
-    // A close in a transaction leaves the client in doubt whether its message was sent.
-    parting: Parting::Never,
+    parting: Parting::Reply {
+        changed: b"421 4.3.2 Your account was changed, please log in again\r\n",
+        ended: b"421 4.3.2 This session was ended by the administrator, please log in again\r\n",
+    },
+    // A close in a transaction leaves the client in doubt whether its message was sent, and the old server
+    // sends it as well as the new one.
+    follows_moves: false,
     usual: front::USUAL,
     promised: |name| !front::HIDDEN.iter().any(|hidden| hidden.eq_ignore_ascii_case(name)),
     front,

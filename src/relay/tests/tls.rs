@@ -34,8 +34,8 @@ async fn last_words(words: &[u8]) -> (Stream<DuplexStream>, tokio::task::JoinHan
     let (backend_side, mut backend) = connection(1 << 20).await;
     backend.write_all(words).await.unwrap();
     backend.shutdown().await.unwrap();
-    let client_end = End { stream: client_side, first: Vec::new(), sent: counter() };
-    let backend_end = End { stream: backend_side, first: Vec::new(), sent: counter() };
+    let client_end = End { stream: client_side, first: Vec::new(), own: 0, sent: counter() };
+    let backend_end = End { stream: backend_side, first: Vec::new(), own: 0, sent: counter() };
     let relay = tokio::spawn(async move {
         let ended = run(client_end, backend_end, Parting::Close, pending()).await;
         drop(backend);
@@ -73,8 +73,8 @@ async fn records_that_came_together_reach_a_slow_client_in_the_clear_in_their_or
     let (backend_side, mut backend) = connection(1 << 20).await;
     backend.write_all(&words).await.unwrap();
     backend.flush().await.unwrap();
-    let client_end = End { stream: client_side.into(), first: Vec::new(), sent: counter() };
-    let backend_end = End { stream: backend_side, first: Vec::new(), sent: counter() };
+    let client_end = End { stream: client_side.into(), first: Vec::new(), own: 0, sent: counter() };
+    let backend_end = End { stream: backend_side, first: Vec::new(), own: 0, sent: counter() };
     let relay = tokio::spawn(run(client_end, backend_end, Parting::Close, pending()));
     let mut heard = vec![0; words.len()];
     client.read_exact(&mut heard).await.unwrap();
@@ -97,8 +97,8 @@ async fn many_small_records_among_large_ones_keep_their_order() {
         rest = &rest[10_000..];
     }
     backend.shutdown().await.unwrap();
-    let client_end = End { stream: client_side, first: Vec::new(), sent: counter() };
-    let backend_end = End { stream: backend_side, first: Vec::new(), sent: counter() };
+    let client_end = End { stream: client_side, first: Vec::new(), own: 0, sent: counter() };
+    let backend_end = End { stream: backend_side, first: Vec::new(), own: 0, sent: counter() };
     let relay = tokio::spawn(run(client_end, backend_end, Parting::Close, pending()));
     let mut heard = SecretBuf::new();
     while client.fill(&mut heard).await.unwrap() > 0 {}

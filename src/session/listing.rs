@@ -1,0 +1,76 @@
+//! The last step before a client is told OK: its session is listed, and nothing that happened since its
+//! login was decided speaks against it.
+//!
+//! From the listing on, `kick`, `sessions`, a drain and the watch see the session, however long its client
+//! takes to accept the OK. So the order is: list, compare with what the watch has told, ask the cache
+//! whether anything was forgotten, OK, relay. What happened before the listing is found by the comparison;
+//! what happens later finds the session.
+
+use std::sync::Arc;
+
+use crate::authn::Proven;
+use crate::outcome::{AccountState, Refusal};
+use crate::registry::{AskedToEnd, Basis, Listed, Session, Why};
+use crate::snapshot::{Shared, Snapshot};
+
+/// A session that may begin.
+#[derive(Debug)]
+pub(super) struct Listing {
+    /// Keeps it listed.
+    pub(super) listed: Listed,
+    /// Ready when it is asked to end.
+    pub(super) asked_to_end: AskedToEnd,
+}
+
+/// Why a session does not begin.
+#[derive(Debug)]
+pub(super) enum NotListed {
+    /// Something about the entry has changed: what it is now decides.
+    Again,
+    /// A reload has begun another memory of the directory: what is in force now decides.
+    Reloaded,
+    /// It would have to end at once.
+    Refused(Refusal),
+}
+
+/// Lists a session whose backend has accepted its login, decided with this snapshot.
+///
+/// # Errors
+/// Why the client must not be told OK; the session is not listed then.
+pub(super) fn list(
+    shared: &Shared,
+    decided: &Snapshot,
+    proven: &Proven,
+    session: Session,
+    backend_login: Arc<str>,
+) -> Result<Listing, NotListed> {
+    let basis = Basis { entry: proven.identity.shared_entry(), backend_login };
+    let (listed, mut asked_to_end) = shared.registry.list(session.clone(), basis.clone());
+    // Loaded behind the listing: a later reload compares all that is listed.
+    let newest = shared.snapshot.load();
+    if !Arc::ptr_eq(newest.authn.cache(), decided.authn.cache()) {
+        return Err(NotListed::Reloaded);
+    }
+    shared.follow.check_listed(&session, &basis, &newest.setting()).map_err(not_listed)?;
+    if !decided.authn.still_holds(proven) {
+        return Err(NotListed::Again);
+    }
+    asked_to_end.now().map_or(Ok(()), |why| Err(not_listed(why)))?;
+    Ok(Listing { listed, asked_to_end })
+}
+
+/// What a reason to end a session means before the client has heard anything.
+fn not_listed(why: Why) -> NotListed {
+    // The backend has accepted the password that the directory had accepted.
+    let account = |state| Refusal::Account { state, proven: true };
+    NotListed::Refused(match why {
+        // The directory says where to go now, when the hold is over, or that the password is wrong.
+        Why::Moved | Why::Hold | Why::PasswordChanged => return NotListed::Again,
+        Why::Disabled => account(AccountState::Disabled),
+        Why::Expired => account(AccountState::AccountExpired),
+        Why::Deleted => Refusal::UnknownUser,
+        Why::Drain => Refusal::Draining,
+        Why::BackendDrained => Refusal::BackendDraining,
+        Why::Kicked => Refusal::Kicked,
+    })
+}
