@@ -15,6 +15,7 @@ use crate::directory::{Directory, DirectoryError, Entry, Identity, Login, Presen
 use crate::known::{Known, Settled};
 use crate::log::Repeats;
 use crate::outcome::{AccountState, Refusal};
+use crate::registry::unix_now;
 use crate::secret::Secret;
 use crate::throttle::Gate;
 
@@ -171,6 +172,8 @@ impl Authenticator {
     fn known(&self, login: &Login, digest: &Digest) -> Option<Decision> {
         let since = self.cache.stamp();
         match self.cache.ask(login, digest) {
+            // Its time may be over since: the directory is asked what it says now.
+            cache::Known::Right(identity) if is_closed(&identity).is_some() => None,
             cache::Known::Right(identity) => Some(Decision::remembered(identity, since, DecidedBy::Cache)),
             cache::Known::Wrong(dn) => {
                 let refused = Decision::refused(Refusal::WrongPassword, DecidedBy::Negative);
@@ -183,7 +186,7 @@ impl Authenticator {
     /// What was known, to be asked for while the directory is away.
     fn stale(&self, login: &Login, digest: &Digest) -> Option<Decision> {
         let since = self.cache.stamp();
-        let identity = self.cache.stale(login, digest)?;
+        let identity = self.cache.stale(login, digest).filter(|identity| is_closed(identity).is_none())?;
         Some(Decision::remembered(identity, since, DecidedBy::Stale))
     }
 
@@ -302,7 +305,7 @@ impl Authenticator {
             };
             let (answer, trace) = directory.authenticate(&login, &password, &refused_before, &*known).await;
             let met = met.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let answer = answer.and_then(|identity| newest(identity, &known)).map(Arc::new);
+            let answer = answer.and_then(|identity| newest(identity, &known)).and_then(open).map(Arc::new);
             let locked = met.locked_by_guesses(&answer);
             match &answer {
                 // A hold is short: who is held is asked for again.
@@ -370,10 +373,6 @@ impl Authenticator {
 fn newest(identity: Identity, known: &Known) -> Result<Identity, DirectoryError> {
     match known.settle(identity.entry()) {
         Settled::AsShown => Ok(identity),
-        // Told of while the bind was under way.
-        Settled::Instead(entry) if entry.marks.disabled => {
-            Err(DirectoryError::Account { dn: Arc::clone(&entry.dn), state: AccountState::Disabled, proven: true })
-        }
         Settled::Instead(entry) => Ok(identity.with_entry(entry)),
         Settled::Gone => Err(DirectoryError::NoEntry),
     }
@@ -384,7 +383,20 @@ fn newest(identity: Identity, known: &Known) -> Result<Identity, DirectoryError>
 fn unchanged(cache: &Cache, login: &Login, digest: &Digest, entry: &Entry) -> Option<Arc<Identity>> {
     let identity = cache.stale(login, digest)?;
     let known = identity.entry();
-    (known.dn == entry.dn && !entry.marks.password_differs(&known.marks)).then_some(identity)
+    let is_open = entry.marks.closed(unix_now()).is_none();
+    (is_open && known.dn == entry.dn && !entry.marks.password_differs(&known.marks)).then_some(identity)
+}
+
+/// Why the entry shows that it may not log in now.
+fn is_closed(identity: &Identity) -> Option<AccountState> {
+    identity.entry().marks.closed(unix_now())
+}
+
+/// Refuses an entry that shows that it may not log in, although the server has let it bind.
+fn open(identity: Identity) -> Result<Identity, DirectoryError> {
+    let Some(state) = is_closed(&identity) else { return Ok(identity) };
+    // After the bind: only who knows the password comes here.
+    Err(DirectoryError::Account { dn: Arc::clone(&identity.entry().dn), state, proven: true })
 }
 
 /// Refuses what is never sent to a directory.

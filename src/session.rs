@@ -42,6 +42,9 @@ use listing::{Listing, NotListed};
 /// How long a client may take to accept a parting line.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How often an entry that changes while its login is under way is decided about again: each costs a bind.
+const AGAIN: u32 = 3;
+
 /// A connection as it was accepted.
 #[derive(Debug)]
 pub struct Accepted {
@@ -346,6 +349,7 @@ impl Conversation {
         }
         let authn = &self.snapshot.authn;
         let mut decision = attempt.decide(&login, password, report).await?;
+        let mut again = 0;
         loop {
             let Found { proven, by, place, target } = attempt.find(&login, password, decision, report).await?;
             let answer =
@@ -362,7 +366,9 @@ impl Conversation {
                         }
                         Err(NotListed::Reloaded) => return Ok(None),
                         Err(NotListed::Refused(refusal)) => return Err(refusal),
+                        Err(NotListed::Again) if again == AGAIN => return Err(Refusal::DirectoryUnavailable),
                         Err(NotListed::Again) => {
+                            again += 1;
                             decision = authn.decide(&login, password, Ask::Directory).await;
                         }
                     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::compile::certificate;
 use super::model::{
-    Allow, Balance, Canary, Connections, Directory, DirectoryServer, Find, LdapScheme, ServiceAccount, TemplatePart,
+    Allow, Balance, Canary, Connections, Directory, DirectoryServer, DisabledBy, Find, LdapScheme, ServiceAccount,
+    TemplatePart,
 };
 use super::raw::{Node, Section, Unique};
 use super::template::UserName;
@@ -58,6 +59,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     let connections = directory.section("connections", connections).flatten();
     let canary = directory.get("canary").map(|node| node.section(|section| canary(section, find.as_ref())).flatten());
     let reveal_account_state = directory.flag("reveal_account_state", false);
+    let disabled_by = directory.get("disabled_by").map(|node| disabled_by(&node));
     let results = results(directory);
     let watch = watch::read(directory, find.as_ref().map(may_read));
     let facts = Facts { timeout, login_attribute: login_attribute.is_some() };
@@ -79,6 +81,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
             connections: connections?,
             canary: canary.flatten(),
             reveal_account_state: reveal_account_state?,
+            disabled_by: disabled_by.unwrap_or_else(|| Some(DisabledBy::DEFAULT.to_vec()))?,
             watch: watch?,
             results: results?,
         })
@@ -108,6 +111,22 @@ fn allow(directory: &Section<'_>) -> Option<Allow> {
     let values = directory.section("allow_values", read).flatten();
     let filter = directory.get("allow_filter").map(|node| node.parsed(template::fixed_filter));
     Some(Allow { attribute: flat(attribute)?, values: values?, filter: flat(filter)? })
+}
+
+/// The attributes that count, each once; an empty list: none does.
+fn disabled_by(node: &Node<'_>) -> Option<Vec<DisabledBy>> {
+    let (mut list, mut sound) = (Vec::new(), true);
+    for item in node.any_list()? {
+        match item.word(&DisabledBy::ALL) {
+            Some(one) if list.contains(&one) => {
+                item.problem("listed twice: keep one");
+                sound = false;
+            }
+            Some(one) => list.push(one),
+            None => sound = false,
+        }
+    }
+    sound.then_some(list)
 }
 
 /// Absent is sound; a value that could not be read is not.

@@ -191,6 +191,8 @@ pub struct Directory {
     pub canary: Option<Canary>,
     /// Whether a client who knows the password hears why the account may not log in.
     pub reveal_account_state: bool,
+    /// The attributes by which an entry shows that it may not log in.
+    pub disabled_by: Vec<DisabledBy>,
     /// How it is followed, and what follows from its changes.
     pub watch: Watch,
     /// Result codes of a bind that mean a state of the account; others mean "cannot tell".
@@ -224,10 +226,43 @@ impl Directory {
             },
             canary: None,
             reveal_account_state: false,
+            disabled_by: DisabledBy::DEFAULT.to_vec(),
             watch: Watch::off(),
             results: BTreeMap::new(),
         }
     }
+}
+
+/// An attribute by which an entry shows that it may not log in, whether or not the server lets it bind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DisabledBy {
+    /// nsAccountLock is TRUE.
+    NsAccountLock,
+    /// userAccountControl has bit 2.
+    UserAccountControl,
+    /// pwdAccountLockedTime is 000001010000Z: locked for ever, by an administrator.
+    PwdAccountLockedTime,
+    /// accountExpires of Active Directory has passed.
+    AccountExpires,
+    /// shadowExpire, in days, has passed.
+    ShadowExpire,
+    /// krbPrincipalExpiration has passed.
+    KrbPrincipalExpiration,
+}
+
+impl DisabledBy {
+    /// Every one, with its attribute.
+    pub const ALL: [(&'static str, Self); 6] = [
+        ("nsAccountLock", Self::NsAccountLock),
+        ("userAccountControl", Self::UserAccountControl),
+        ("pwdAccountLockedTime", Self::PwdAccountLockedTime),
+        ("accountExpires", Self::AccountExpires),
+        ("shadowExpire", Self::ShadowExpire),
+        ("krbPrincipalExpiration", Self::KrbPrincipalExpiration),
+    ];
+    /// What counts by default. Not shadowExpire: many trees hold it from times when something else read it.
+    pub const DEFAULT: [Self; 4] =
+        [Self::NsAccountLock, Self::UserAccountControl, Self::PwdAccountLockedTime, Self::AccountExpires];
 }
 
 /// How the directory is followed, and what follows from its changes.

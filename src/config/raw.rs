@@ -127,14 +127,20 @@ impl<'a> Node<'a> {
 
     /// The items of a list that has at least one.
     pub(super) fn list(&self) -> Option<Vec<Self>> {
-        let Value::Sequence(items) = self.value else {
-            self.mismatch("a list (each item begins with `- `)");
-            return None;
-        };
+        let items = self.any_list()?;
         if items.is_empty() {
             self.problem("the list is empty: it needs at least one item");
             return None;
         }
+        Some(items)
+    }
+
+    /// The items of a list.
+    pub(super) fn any_list(&self) -> Option<Vec<Self>> {
+        let Value::Sequence(items) = self.value else {
+            self.mismatch("a list (each item begins with `- `)");
+            return None;
+        };
         let item = |(at, value)| Self { report: self.report, path: format!("{}[{at}]", self.path), value };
         Some(items.iter().enumerate().map(item).collect())
     }

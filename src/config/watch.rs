@@ -1,7 +1,7 @@
 //! The keys of the `directory` section that say how it is followed, and what follows from a change;
 //! and the one list of the attributes whose values count.
 
-use super::model::{Directory, Find, OnChange, TemplatePart, Watch, WatchMode};
+use super::model::{Directory, DisabledBy, Find, OnChange, TemplatePart, Watch, WatchMode};
 use super::names;
 use super::raw::Section;
 use super::units::{HOUR, SECOND};
@@ -76,6 +76,12 @@ pub enum Meaning {
     Switch,
     /// userAccountControl: switched off when bit 2 is set.
     Control,
+    /// accountExpires: expired from then on, in steps of 100 ns since 1601; 0 and the largest: never.
+    Expires,
+    /// shadowExpire: expired from then on, in days since 1970; none above 0: never.
+    ExpiresDay,
+    /// krbPrincipalExpiration: expired from then on, a generalized time.
+    ExpiresTime,
     /// Logins, good and bad, change it: it explains why an entry was modified.
     Noise,
     /// It stays the same when the entry gets another DN, as text of 32 hexadecimal digits.
@@ -91,11 +97,10 @@ pub enum Meaning {
 }
 
 /// The attributes that tell whether a password that was refused may be right by now.
-const PASSWORDS: [(&str, Meaning); 13] = [
+const PASSWORDS: [(&str, Meaning); 12] = [
     ("pwdChangedTime", Meaning::Password),
     ("pwdLastSet", Meaning::Password),
     ("passwordExpirationTime", Meaning::Password),
-    ("pwdAccountLockedTime", Meaning::Locked),
     ("lockoutTime", Meaning::Lockout),
     ("accountUnlockTime", Meaning::Lockout),
     ("pwdReset", Meaning::Policy),
@@ -107,15 +112,28 @@ const PASSWORDS: [(&str, Meaning); 13] = [
     ("modifyTimestamp", Meaning::Modified),
 ];
 /// The attributes that look-ups read, too, where the directory is followed.
-const FOLLOWED: [(&str, Meaning); 5] = [
+const FOLLOWED: [(&str, Meaning); 3] = [
     ("entryUUID", Meaning::Id),
     ("nsUniqueId", Meaning::Id),
     ("objectGUID", Meaning::Guid),
-    ("nsAccountLock", Meaning::Switch),
-    ("userAccountControl", Meaning::Control),
 ];
 /// More of those that only explain.
 const NOISE: [&str; 5] = ["pwdLastSuccess", "authTimestamp", "badPasswordTime", "lastLogon", "logonCount"];
+
+impl DisabledBy {
+    fn watched(self) -> (String, Meaning) {
+        let meaning = match self {
+            Self::NsAccountLock => Meaning::Switch,
+            Self::UserAccountControl => Meaning::Control,
+            Self::PwdAccountLockedTime => Meaning::Locked,
+            Self::AccountExpires => Meaning::Expires,
+            Self::ShadowExpire => Meaning::ExpiresDay,
+            Self::KrbPrincipalExpiration => Meaning::ExpiresTime,
+        };
+        let name = Self::ALL.iter().find(|(_, one)| *one == self).map_or("", |(name, _)| *name);
+        (name.to_owned(), meaning)
+    }
+}
 
 impl Directory {
     /// The attributes that are read of an entry, each with its meaning: what a decision needs and,
@@ -127,9 +145,13 @@ impl Directory {
         watched.extend(self.login_attribute.clone().map(|name| (name, Meaning::Login)));
         watched.extend(self.watch.hold_attribute.clone().map(|name| (name, Meaning::Hold)));
         watched.extend(self.allow.attribute.clone().map(|name| (name, Meaning::Allow)));
+        watched.extend(self.disabled_by.iter().map(|one| one.watched()));
         // Where the name alone says whom to bind, nothing is read before the bind.
         if matches!(self.find, Find::Search { .. }) || self.is_followed() {
             watched.extend(PASSWORDS.map(|(name, meaning)| (name.to_owned(), meaning)));
+            if !self.disabled_by.contains(&DisabledBy::PwdAccountLockedTime) {
+                watched.push(("pwdAccountLockedTime".to_owned(), Meaning::Lockout));
+            }
         }
         if self.is_followed() {
             watched.extend(FOLLOWED.map(|(name, meaning)| (name.to_owned(), meaning)));
@@ -235,6 +257,9 @@ mod tests {
                 .partition(|name| PASSWORDS.iter().any(|(known, _)| name == known));
             // Whether a refused password may be right by now.
             assert_eq!(passwords.len(), PASSWORDS.len());
+            let (disabled, names): (Vec<_>, Vec<_>) =
+                names.into_iter().partition(|name| DisabledBy::ALL.iter().any(|(known, _)| name == known));
+            assert_eq!(disabled, ["nsAccountLock", "userAccountControl", "pwdAccountLockedTime", "accountExpires"]);
             names
         };
         assert_eq!(names("watch: off"), ["mailHost"]);
@@ -242,6 +267,15 @@ mod tests {
         assert_eq!(names(keys), ["mailHost", "uid", "hold", "allow"]);
         assert!(names("watch: auto").contains(&"entryUUID".to_owned()));
         let alone = sound_directory("user_dn: 'uid={login},dc=x'");
-        assert!(!alone.is_followed() && alone.watched().len() == 1);
+        assert!(!alone.is_followed() && alone.watched().len() == 5);
+        let none = sound_directory("user_dn: 'uid={login},dc=x', disabled_by: []");
+        assert_eq!(none.watched().len(), 1);
+        // A lock for ever is a lock-out then, which says why a password was refused.
+        let other = sound_directory("base: 'dc=x', filter: '(uid={login})', disabled_by: [shadowexpire]");
+        let watched = other.watched();
+        let meaning = |name: &str| watched.iter().find(|(known, _)| known == name).map(|(_, meaning)| *meaning);
+        assert_eq!(meaning("pwdAccountLockedTime"), Some(Meaning::Lockout));
+        assert_eq!(meaning("shadowExpire"), Some(Meaning::ExpiresDay));
+        assert_eq!(meaning("nsAccountLock"), None);
     }
 }

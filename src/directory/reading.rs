@@ -174,6 +174,9 @@ impl Shown {
                 let flags = std::str::from_utf8(first).ok().and_then(|flags| flags.parse::<u32>().ok());
                 marks.disabled |= flags.is_some_and(|flags| flags & ACCOUNT_DISABLED != 0);
             }
+            Meaning::Expires => marks.expire(values.iter().filter_map(|value| filetime(value))),
+            Meaning::ExpiresDay => marks.expire(values.iter().filter_map(|value| day(value))),
+            Meaning::ExpiresTime => marks.expire(values.iter().filter_map(|value| generalized(value))),
             Meaning::Noise => marks.noise ^= digest(name, values),
             // 389-DS knows both, and its content synchronization goes by its own.
             Meaning::Id if marks.id.is_none() || name.eq_ignore_ascii_case(b"nsUniqueId") => {
@@ -208,6 +211,54 @@ fn names(values: &[Vec<u8>], list: &mut Vec<String>) -> bool {
     true
 }
 
+impl super::Marks {
+    /// The earliest end counts.
+    fn expire(&mut self, ends: impl Iterator<Item = i64>) {
+        self.expires = self.expires.into_iter().chain(ends).min();
+    }
+}
+
+fn number(value: &[u8]) -> Option<i64> {
+    std::str::from_utf8(value).ok()?.trim().parse().ok()
+}
+
+/// accountExpires: steps of 100 ns since 1601, as Unix seconds; `None`: never ([MS-ADTS] 2.2.9 of ADA1).
+fn filetime(value: &[u8]) -> Option<i64> {
+    const STEPS_PER_SECOND: i64 = 10_000_000;
+    /// From 1601 to 1970.
+    const EPOCH: i64 = 11_644_473_600;
+    let steps = number(value).filter(|steps| *steps > 0 && *steps != i64::MAX)?;
+    Some(steps / STEPS_PER_SECOND - EPOCH)
+}
+
+/// shadowExpire: days since 1970, as Unix seconds; `None`: never (shadow(5): empty, and 0 is not to be used).
+fn day(value: &[u8]) -> Option<i64> {
+    number(value).filter(|days| *days > 0)?.checked_mul(24 * 60 * 60)
+}
+
+/// A generalized time in UTC (RFC 4517 section 3.3.13) with at least its seconds, as Unix seconds; `None` for
+/// 1970, which means never to Kerberos.
+fn generalized(value: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(value).ok()?.trim();
+    let digits = text.strip_suffix('Z')?.split(['.', ',']).next()?;
+    if digits.len() != 14 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let part = |from: usize, to: usize| digits.get(from..to)?.parse::<i64>().ok();
+    let (year, month, date) = (part(0, 4)?, part(4, 6)?, part(6, 8)?);
+    let (hour, minute, second) = (part(8, 10)?, part(10, 12)?, part(12, 14)?);
+    if !(1..=12).contains(&month) || !(1..=31).contains(&date) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    // Days since 1970 of a date of the Gregorian calendar; a year begins in March here, with the leap day last.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let era = year.div_euclid(400);
+    let year = year.rem_euclid(400);
+    let days = era * 146_097 + year * 365 + year / 4 - year / 100 + (153 * month + 2) / 5 + date - 1 - 719_468;
+    let seconds = days * 86_400 + hour * 3_600 + minute * 60 + second;
+    (seconds != 0).then_some(seconds)
+}
+
 /// The key of this process' digests: nobody outside can look for two values with the same one.
 pub(super) static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
@@ -225,4 +276,41 @@ fn digest(name: &[u8], values: &[Vec<u8>]) -> u64 {
 /// The attribute type of an attribute description: `mailHost` of `mailHost;lang-de`.
 fn base_name(description: &[u8]) -> &[u8] {
     description.split(|byte| *byte == b';').next().unwrap_or(description)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_of_accounts_are_read_in_each_form() {
+        assert_eq!(filetime(b"133484256000000000"), Some(1_703_952_000));
+        assert_eq!(filetime(b"9223372036854775806"), Some(910_692_730_085));
+        for never in ["0", "9223372036854775807", "-1", "", "tomorrow", "99999999999999999999"] {
+            assert_eq!(filetime(never.as_bytes()), None, "{never}");
+        }
+        assert_eq!(day(b"19722"), Some(1_703_980_800));
+        for never in ["-1", "0", "", "x", "9223372036854775807"] {
+            assert_eq!(day(never.as_bytes()), None, "{never}");
+        }
+        assert_eq!(generalized(b"20231230160000Z"), Some(1_703_952_000));
+        assert_eq!(generalized(b"20240229000000.5Z"), Some(1_709_164_800));
+        assert_eq!(generalized(b"19691231235959Z"), Some(-1));
+        assert_eq!(generalized(b"19700102000000Z"), Some(86_400));
+        for never in ["19700101000000Z", "20231230160000", "20231330160000Z", "2023123016Z", "", "20231230160000+01"] {
+            assert_eq!(generalized(never.as_bytes()), None, "{never}");
+        }
+    }
+
+    #[test]
+    fn earliest_end_of_an_account_counts() {
+        let mut marks = super::super::Marks::default();
+        marks.expire([7, 5].into_iter());
+        marks.expire([6].into_iter());
+        marks.expire([].into_iter());
+        assert_eq!(marks.expires, Some(5));
+        assert_eq!((marks.closed(4), marks.closed(5)), (None, Some(crate::outcome::AccountState::AccountExpired)));
+        marks.expires = Some(-1);
+        assert!(marks.closed(0).is_some());
+    }
 }

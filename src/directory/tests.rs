@@ -29,7 +29,8 @@ use super::scripted::{Reply, Scripted, Seen, alice, bound, bound_with, done, ent
 use super::server::{Failure, Tuning};
 use super::{Directory, DirectoryError, Entry, Identity, Ldap, Login, Marks, NoFloor, Presence, Trace, Trouble};
 use crate::config::{
-    self, Balance, Canary, Connections, DirectoryServer, Find, LdapScheme, ServiceAccount, Template, TemplatePart,
+    self, Balance, Canary, Connections, DirectoryServer, DisabledBy, Find, LdapScheme, ServiceAccount, Template,
+    TemplatePart,
 };
 use crate::metrics::Metrics;
 use crate::outcome::AccountState;
@@ -76,6 +77,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         },
         canary: None,
         reveal_account_state: false,
+        disabled_by: DisabledBy::DEFAULT.to_vec(),
         watch: config::Watch::off(),
         results: [(19, AccountState::Locked)].into(),
     }

@@ -285,7 +285,7 @@ async fn refresh_after_a_reload_finds_changed_and_missing_entries_of_sessions() 
     let (_one, mut one) = setup.session("imap", &entry(1, "server3", 1));
     let (_two, mut two) = setup.session("imap", &entry(2, "server3", 1));
     let (_three, mut three) = setup.session("imap", &entry(3, "server3", 1));
-    setup.take(Change::Began);
+    setup.take(began());
     setup.shown(entry(1, "server4", 2));
     setup.shown(entry(3, "server3", 1));
     setup.take(Change::OnlyThese);

@@ -33,6 +33,7 @@ mod labels;
 mod lag;
 mod layers;
 mod lifecycle;
+mod listed;
 mod listener_tls;
 mod lockout;
 mod log_lines;

@@ -84,7 +84,8 @@ fn what_is_commented_out_is_the_default() {
     same("groups", "tls");
     same("reload_interval", "tls");
     same("plaintext", "directory");
-    for key in ["balance", "connections", "reveal_account_state", "result_19", "result_50", "result_53"] {
+    for key in ["balance", "connections", "reveal_account_state", "disabled_by", "result_19", "result_50", "result_53"]
+    {
         same(key, "directory");
     }
     same("on_unavailable", "limits");

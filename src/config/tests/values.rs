@@ -77,6 +77,7 @@ fn every_key_arrives() {
         },
         canary: Some(Canary { login: "canary@example.com".into(), mail_host: "server3".into() }),
         reveal_account_state: false,
+        disabled_by: DisabledBy::DEFAULT.to_vec(),
         watch: Watch {
             mode: WatchMode::Off,
             poll_interval: Duration::from_secs(60),

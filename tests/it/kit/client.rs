@@ -153,6 +153,15 @@ impl Imap {
         Self::on(TcpStream::from(socket))
     }
 
+    /// Over TLS, with so small a receive window that what is not read soon waits in usher.
+    pub(crate) fn narrow(port: u16) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(65_536).unwrap();
+        socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).expect("the port accepts");
+        let tls = Tls::default();
+        Self::on(TcpStream::from(socket)).handshake(tls.config(), tls.server_name).expect("the handshake succeeds")
+    }
+
     fn on(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
