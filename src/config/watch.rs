@@ -112,11 +112,8 @@ const PASSWORDS: [(&str, Meaning); 12] = [
     ("modifyTimestamp", Meaning::Modified),
 ];
 /// The attributes that look-ups read, too, where the directory is followed.
-const FOLLOWED: [(&str, Meaning); 3] = [
-    ("entryUUID", Meaning::Id),
-    ("nsUniqueId", Meaning::Id),
-    ("objectGUID", Meaning::Guid),
-];
+const FOLLOWED: [(&str, Meaning); 3] =
+    [("entryUUID", Meaning::Id), ("nsUniqueId", Meaning::Id), ("objectGUID", Meaning::Guid)];
 /// More of those that only explain.
 const NOISE: [&str; 5] = ["pwdLastSuccess", "authTimestamp", "badPasswordTime", "lastLogon", "logonCount"];
 
