@@ -43,7 +43,7 @@ pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"
 /// What became of files that were found changed.
 pub const CERTIFICATE_RELOADS: [&str; 2] = ["ok", "refused"];
 /// Why a relayed session ended.
-pub const END_CAUSES: [&str; 15] = [
+pub const END_CAUSES: [&str; 16] = [
     "client_closed",
     "backend_closed",
     "client_error",

@@ -344,6 +344,7 @@ impl Refusal {
             | Self::Limit
             | Self::Deadline
             | Self::Hold
+            | Self::Kicked
             | Self::Draining
             | Self::Internal => false,
         }
