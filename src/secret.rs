@@ -3,7 +3,7 @@
 //! [`Secret`] is a finished password, [`SecretBuf`] a growing buffer that may hold one (a read
 //! buffer before login, the bytes of a login command towards a backend). Neither prints its
 //! content, and neither leaves a copy behind when it grows, is consumed or is dropped.
-//! What rustls copies for itself is beyond reach: see SECURITY.md.
+//! What libraries copy for themselves is wiped by the allocator when they free it (`sys/allocator`).
 
 use std::fmt;
 

@@ -217,6 +217,13 @@ fn passwords_of_managesieve_stay_in_no_page() {
 }
 
 #[test]
+fn unit_allows_no_swap() {
+    let unit = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/usher.service");
+    let unit = std::fs::read_to_string(unit).unwrap();
+    assert!(unit.lines().any(|line| line == "MemorySwapMax=0"), "{unit}");
+}
+
+#[test]
 fn search_finds_what_is_there() {
     // The service account's password at the backends is kept for as long as the process lives.
     let mut config = Config::shared().set("/process", json!({"debug": true}));
