@@ -209,7 +209,9 @@ impl Server {
         let metrics = &self.metrics;
         metrics.directory_up.with_label_values(&[&self.url]).set(self.health.is_up().into());
         metrics.directory_canary_ok.with_label_values(&[&self.url]).set((!self.look.is_missing()).into());
-        if let Some(seconds) = self.look.lag.as_ref().and_then(Lag::seconds) {
+        // A server that is alone is behind no other.
+        let alone = (!self.replaceable).then_some(0.0);
+        if let Some(seconds) = self.look.lag.as_ref().and_then(Lag::seconds).or(alone) {
             metrics.directory_lag.with_label_values(&[&self.url]).set(seconds);
         }
         let open = locked(&self.search).as_ref().is_some_and(|opening| matches!(opening.peek(), Some(Ok(_))));
