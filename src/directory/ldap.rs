@@ -8,9 +8,9 @@
 //! repeated on another server (promise 6), referrals are never followed (promise 9), and nothing
 //! is ever bound with an empty DN or password (promise 2). RFC 4511, 4513.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::ClientConfig;
 use tokio::sync::watch;
@@ -64,8 +64,9 @@ pub struct Ldap {
     attributes: Arc<Attributes>,
     pool: Pool,
     metrics: Arc<Metrics>,
-    /// The server has said of an account that it is locked: a refusal without that word is none.
-    names_locks: AtomicBool,
+    /// The servers that have said of an account that it is locked: where they do not say so, no lock hides
+    /// that a password is right.
+    pub(super) name_locks: Mutex<BTreeSet<Arc<str>>>,
 }
 
 impl Ldap {
@@ -93,7 +94,7 @@ impl Ldap {
         };
         let servers = settings.servers.iter().map(server).collect();
         let pool = Pool::new(servers, settings.balance, changed);
-        Self { pool, attributes, settings: settings.clone(), metrics, names_locks: AtomicBool::new(false) }
+        Self { pool, attributes, settings: settings.clone(), metrics, name_locks: Mutex::default() }
     }
 
     pub(super) fn settings(&self) -> &config::Directory {
@@ -359,7 +360,9 @@ impl Ldap {
             // Beside success as well: a server that says "change the password first" allows this user
             // nothing else, and a password that somebody else has set must not open a mailbox for ever.
             (_, Some(Said::State { state, proven })) => {
-                self.names_locks.fetch_or(state == AccountState::Locked, Ordering::Relaxed);
+                if let (AccountState::Locked, Some(server)) = (state, &trace.server) {
+                    self.name_locks.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(server));
+                }
                 Err(account(state, proven))
             }
             (SUCCESS, said) => {
@@ -371,7 +374,7 @@ impl Ldap {
             (INVALID_CREDENTIALS, Some(Said::NoAccount)) => Err(DirectoryError::NoEntry),
             (INVALID_CREDENTIALS, said) => {
                 // A lock that is not named may hide that the password is right.
-                let is_looked_at = !seen.locked || self.names_locks.load(Ordering::Relaxed);
+                let is_looked_at = !seen.locked || self.names_locks(trace.server.as_ref());
                 let seen = (said.is_none() && is_looked_at).then(|| seen.clone());
                 Err(DirectoryError::InvalidCredentials { dn: dn.into(), seen })
             }
@@ -381,6 +384,12 @@ impl Ldap {
                 None => told(trace, |server| Trouble::Result { server, operation: "bind", code }),
             }),
         }
+    }
+
+    /// Whether this server says of a locked account that it is. As many are known as there are servers.
+    fn names_locks(&self, server: Option<&Arc<str>>) -> bool {
+        let known = self.name_locks.lock().unwrap_or_else(PoisonError::into_inner);
+        server.is_some_and(|server| known.contains(server))
     }
 
     /// The one entry of a search.

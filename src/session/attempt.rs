@@ -113,15 +113,15 @@ impl<'a> Attempt<'a> {
         let settings = &self.snapshot.config.throttle;
         let (throttle, client) = (&self.shared.throttle, self.client);
         let authn = &self.snapshot.authn;
-        let recalled = authn.recall(login, password);
-        if let Some(decision) = &recalled {
-            if let Ok(proven) = &decision.result {
-                throttle.recalled(settings, client, login.as_str(), &proven.identity.entry().dn);
+        let recalled = match authn.recall(login, password) {
+            Some(decision) if decision.result.is_ok() || decision.by == DecidedBy::Usher => {
+                if let Ok(proven) = &decision.result {
+                    throttle.recalled(settings, client, login.as_str(), &proven.identity.entry().dn);
+                }
+                return Ok(decision);
             }
-            if decision.result.is_ok() || decision.by == DecidedBy::Usher {
-                return Ok(decision.clone());
-            }
-        }
+            recalled => recalled,
+        };
         // A password that is known to be wrong takes its turn like one of a name that nobody has, where it
         // is known of nothing: the same one again waits for nothing at either.
         let turn = throttle.guess(settings, client, login.as_str(), password);

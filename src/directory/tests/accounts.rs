@@ -176,3 +176,36 @@ async fn a_plain_no_of_a_locked_account_is_not_to_be_remembered() {
     let refused = Under::new(&[&server], searching(None)).login("alice", "wrong").await.0;
     assert_eq!(refused, Err(DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: None }));
 }
+
+#[tokio::test]
+async fn a_plain_no_of_a_server_that_names_its_locks_is_to_be_remembered() {
+    // The lock still shows when it is over: only the server knows that it has looked at the password.
+    let start = || {
+        Scripted::start(|seen| match (seen.base(), seen.bind()) {
+            (Some(_), _) => {
+                vec![entry("uid=alice,dc=x", &[("pwdAccountLockedTime", &[b"20260101000000Z"])]), done(Code::Success)]
+            }
+            (_, Some(("uid=alice,dc=x", "while it lasts"))) => {
+                bound_with(seen, 49, "", &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x01")])
+            }
+            _ => alice(seen),
+        })
+    };
+    let (server, other) = (start().await, start().await);
+    let under = Under::new(&[&server], searching(None));
+    let is_remembered = async |under: &Under| {
+        let refused = under.login("alice", "wrong").await.0;
+        let Err(DirectoryError::InvalidCredentials { seen, .. }) = refused else { panic!("{refused:?}") };
+        seen.is_some()
+    };
+    assert!(!is_remembered(&under).await);
+    assert_eq!(under.login("alice", "while it lasts").await.0, Err(account(AccountState::Locked, false)));
+    assert!(is_remembered(&under).await);
+    // What one server says is no word of another's.
+    let both = Under::new(&[&server, &other], searching(None));
+    assert_eq!(both.login("alice", "while it lasts").await.0, Err(account(AccountState::Locked, false)));
+    assert!(is_remembered(&both).await);
+    both.ldap.name_locks.lock().unwrap().clear();
+    both.ldap.name_locks.lock().unwrap().insert(Arc::clone(&both.ldap.server(1).url));
+    assert!(!is_remembered(&both).await);
+}
