@@ -44,7 +44,7 @@ impl Directory for Scripted {
             } else if guess == *self.password.lock().unwrap() {
                 Ok(Identity::for_tests(DN, &["server3"]))
             } else {
-                Err(DirectoryError::InvalidCredentials { dn: DN.into(), seen: (!marks.locked).then_some(marks) })
+                Err(DirectoryError::InvalidCredentials { dn: DN.into(), seen: (!marks.locked).then_some(marks.into()) })
             };
             (answer, Trace::default())
         })

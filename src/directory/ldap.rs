@@ -375,7 +375,7 @@ impl Ldap {
             (INVALID_CREDENTIALS, said) => {
                 // A lock that is not named may hide that the password is right.
                 let is_looked_at = !seen.locked || self.names_locks(trace.server.as_ref());
-                let seen = (said.is_none() && is_looked_at).then(|| seen.clone());
+                let seen = (said.is_none() && is_looked_at).then(|| Box::new(seen.clone()));
                 Err(DirectoryError::InvalidCredentials { dn: dn.into(), seen })
             }
             (code, _) => Err(match self.settings.results.get(&code) {

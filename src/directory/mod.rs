@@ -279,7 +279,7 @@ pub enum DirectoryError {
         dn: Arc<str>,
         /// What the entry showed when it was looked up for this bind. `None`: the refusal may have
         /// another reason than the password, and is not to be remembered.
-        seen: Option<Marks>,
+        seen: Option<Box<Marks>>,
     },
     /// The same password was refused for this DN before, and nothing shows that it may be right by now:
     /// it was not sent.

@@ -38,7 +38,7 @@ const NETSCAPE_EXPIRING: &str = "2.16.840.1.113730.3.4.5";
 
 #[tokio::test]
 async fn policy_controls_decide_about_an_account() {
-    let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Marks::default()) };
+    let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Box::default()) };
     let refused: [(u8, Controls, DirectoryError); 7] = [
         (49, &[(PASSWORD_POLICY, b"\x30\x00")], wrong),
         (49, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x01")], account(AccountState::Locked, false)),
@@ -69,7 +69,7 @@ async fn the_sub_codes_of_active_directory_are_read() {
     let text = |code: &str| {
         format!("80090308: LdapErr: DSID-0C090439, comment: AcceptSecurityContext error, data {code}, v4563\0")
     };
-    let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Marks::default()) };
+    let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Box::default()) };
     for (code, expected) in [
         ("52e", wrong),
         ("525", DirectoryError::NoEntry),
@@ -161,7 +161,7 @@ async fn a_password_that_was_refused_before_is_looked_up_and_not_bound() {
     assert!(marks.password_differs(&Marks::default()));
 
     let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"wrong"));
-    let refused_before = move |entry: &Entry| entry.marks == marks;
+    let refused_before = move |entry: &Entry| entry.marks == *marks;
     let again = within(under.ldap.authenticate(&login, &password, &refused_before, &NoFloor)).await.0;
     assert_eq!((again, server.binds().len()), (Err(DirectoryError::RefusedBefore { dn }), 1));
 }

@@ -55,7 +55,7 @@ async fn a_wrong_password_is_wrong_and_leaves_the_connection_in_use() {
         let (result, trace) = under.login("alice", "wrong").await;
         assert_eq!(
             result,
-            Err(DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Marks::default()) })
+            Err(DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Box::default()) })
         );
         assert_eq!(trace.code, Some(49));
         let before = server.connections();
