@@ -807,6 +807,7 @@ fn every_refusal_has_its_words() {
         (Refusal::Limit, "NO [LIMIT] Too many attempts or sessions, try again later"),
         (Refusal::Deadline, "NO [UNAVAILABLE] Logging in took too long, try again"),
         (Refusal::Hold, "NO [UNAVAILABLE] Your mailbox is being moved, try again in a moment"),
+        (Refusal::Kicked, "NO [UNAVAILABLE] This session was ended by the administrator, please log in again"),
         (Refusal::Draining, "NO [UNAVAILABLE] The server is shutting down, try again"),
         (Refusal::Internal, "NO [SERVERBUG] Something went wrong here, try again"),
     ];
