@@ -13,8 +13,9 @@ use crate::kit::slapd::{Options, SYNCPROV, Slapd};
 use crate::kit::{Config, Imap, Person, Usher, dovecot, password_of, relay};
 
 const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
-/// How much a backend says before it accepts a login: more than the kernel keeps of a connection (tcp_wmem).
-const MUCH: usize = 8 * 1024 * 1024;
+/// How much a backend says before it accepts a login: far more than the kernel takes before a login, and little
+/// enough for a busy machine to say it within the time of a login.
+const MUCH: usize = 2 * 1024 * 1024;
 
 /// A directory that is followed, with a password policy and the attributes of other trees.
 fn directory() -> Slapd {
