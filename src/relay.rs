@@ -22,12 +22,16 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use crate::proto::Parting;
 use crate::proto::watch::Watch;
 use crate::registry::Why;
+use crate::sys::sockets::Transport;
 use crate::tls::stream::Stream;
 
 /// Reads per direction before the other sessions of this thread have their turn.
 const READS_PER_TURN: u32 = 2;
 /// How long the open direction of a half-closed session may stand still.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3);
+/// When nothing has moved for so long and a receiver takes nothing, its sender, which is not read meanwhile,
+/// is asked again and again whether it is still there: no event tells of it while bytes of it wait.
+const STALL: Duration = Duration::from_secs(1);
 /// How long a peer may take to be told goodbye.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// A session in which nothing moves for so long is between two commands, or waits in one (IDLE).
@@ -120,7 +124,7 @@ pub struct Relay<T = TcpStream> {
     timer: Pin<Box<Sleep>>,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
+impl<T: Transport> Relay<T> {
     /// A session whose both sides are logged in. It ends after `idle` without a byte.
     #[must_use]
     pub fn new(client: End<T>, backend: End<T>, idle: Duration) -> Self {
@@ -257,14 +261,38 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Relay<T> {
 
     /// The timer is not moved with every byte: when it rings it looks when the last one was.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
+        let stalled = self.up.is_stalled() || self.down.is_stalled();
+        if stalled && self.timer.deadline() > self.last_progress + STALL {
+            self.timer.as_mut().reset(self.last_progress + STALL);
+        }
         loop {
             ready!(self.timer.as_mut().poll(cx));
             let limit = if self.closed_first.is_some() { HALF_CLOSED_IDLE.min(self.idle) } else { self.idle };
             let deadline = self.last_progress + limit;
-            if deadline <= Instant::now() {
+            let now = Instant::now();
+            if deadline <= now {
                 return Poll::Ready(self.closed_first.unwrap_or(Cause::Idle));
             }
-            self.timer.as_mut().reset(deadline);
+            let next = match self.last_progress + STALL {
+                _ if !stalled => deadline,
+                due if due > now => due,
+                _ => match self.gone() {
+                    Some(cause) => return Poll::Ready(cause),
+                    None => now + STALL,
+                },
+            };
+            self.timer.as_mut().reset(next.min(deadline));
+        }
+    }
+
+    /// Whether a side has broken off that is not read, because what it said before is not taken.
+    fn gone(&self) -> Option<Cause> {
+        if self.up.is_stalled() && self.client.is_broken() {
+            Some(Cause::ClientError)
+        } else if self.down.is_stalled() && self.backend.is_broken() {
+            Some(Cause::BackendError)
+        } else {
+            None
         }
     }
 }
@@ -348,7 +376,12 @@ impl Pipe {
 
     /// Whether all that came was passed on, and more could be.
     fn is_clear(&self) -> bool {
-        self.unsent.is_empty() && !self.unflushed && !self.ended
+        !self.is_stalled() && !self.ended
+    }
+
+    /// Whether the target has not taken what came.
+    fn is_stalled(&self) -> bool {
+        !self.unsent.is_empty() || self.unflushed
     }
 
     /// Moves what can be moved. Ready when the source's end was passed on.

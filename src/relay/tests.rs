@@ -8,7 +8,14 @@ use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
 use super::*;
 
 mod random;
+mod stalled;
 mod tls;
+
+impl Transport for DuplexStream {
+    fn is_broken(&self) -> bool {
+        false
+    }
+}
 
 const IDLE: Duration = Duration::from_secs(60);
 

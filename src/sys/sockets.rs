@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpSocket;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpSocket, TcpStream};
 
 /// When the silence of a peer is the end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +114,21 @@ pub fn is_writable(socket: impl AsFd) -> io::Result<bool> {
     Ok(poll(&mut asked, Some(&Timespec::default()))? > 0)
 }
 
+/// What a relay runs over.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin {
+    /// Whether the connection is over, by a reset or a timer, whatever is still to be read from it.
+    fn is_broken(&self) -> bool;
+}
+
+impl Transport for TcpStream {
+    fn is_broken(&self) -> bool {
+        let mut asked = [PollFd::new(self, PollFlags::empty())];
+        let told = poll(&mut asked, Some(&Timespec::default()));
+        let [asked] = asked;
+        told.is_ok_and(|told| told > 0) && asked.revents().intersects(PollFlags::ERR | PollFlags::HUP)
+    }
+}
+
 fn hold(socket: &SockRef<'_>, unread: usize, unsent: u32) -> io::Result<()> {
     socket.set_recv_buffer_size(unread)?;
     #[cfg(target_os = "linux")]
@@ -165,7 +181,9 @@ pub fn kernel_memory() -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpListener;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -183,7 +201,7 @@ mod tests {
     #[test]
     fn every_row_of_the_table_is_what_the_system_has() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         for row in [CLIENT, BACKEND, DIRECTORY] {
             row.set(&socket).unwrap();
             assert_eq!(timers(&SockRef::from(&socket)), row);
@@ -223,6 +241,30 @@ mod tests {
                 before_login(&stream);
                 assert_eq!(SockRef::from(&stream).recv_buffer_size().unwrap(), 2 * UNREAD_BEFORE_LOGIN);
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reset_shows_behind_what_was_not_read_and_an_end_is_none() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        for resets in [true, false] {
+            let mut near = towards(to, None).unwrap().connect(to).await.unwrap();
+            let mut far = listener.accept().await.unwrap().0;
+            far.write_all(b"not read").await.unwrap();
+            near.readable().await.unwrap();
+            assert!(!near.is_broken());
+            if resets {
+                far.set_zero_linger().unwrap();
+            }
+            drop(far);
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(if resets { 10 } else { 1 });
+            while !near.is_broken() && tokio::time::Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(near.is_broken(), resets);
+            let mut read = [0; 8];
+            near.read_exact(&mut read).await.unwrap();
         }
     }
 

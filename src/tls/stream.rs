@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use zeroize::Zeroize;
 
 use crate::secret::SecretBuf;
-use crate::sys::sockets;
+use crate::sys::sockets::{self, Transport};
 
 /// The most that one system call reads before the login: a login and what is pipelined behind it fit in.
 const SIP: usize = 4096;
@@ -155,6 +155,14 @@ impl<T> Stream<T> {
 
     fn state(&self) -> Option<&CommonState> {
         self.tls.as_deref().map(|connection| &**connection)
+    }
+}
+
+impl<T: Transport> Stream<T> {
+    /// Whether the connection is over before usher ended its side, whatever is still to be read from it.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        !self.closing && self.socket.is_broken()
     }
 }
 

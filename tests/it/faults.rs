@@ -256,6 +256,24 @@ fn a_client_may_leave_a_session_whose_backend_is_frozen() {
 }
 
 #[test]
+fn a_backend_may_leave_a_session_whose_client_does_not_read() {
+    let backend = Moody::start();
+    let usher = backend.usher();
+    let still = Still::of(&usher);
+    backend.be(Some(|peer| {
+        after_login(peer, |peer| {
+            peer.send_until_stuck();
+            peer.reset();
+        });
+    }));
+    let imap = alice(&usher);
+    // The client's own descriptor is still open: usher's is not.
+    still.again("a backend that left a client who does not read");
+    usher.wait_log("end", |line| line["cause"] == "backend_error");
+    drop(imap);
+}
+
+#[test]
 fn a_backends_reset_frees_both_ends_at_once() {
     let backend = Moody::start();
     let usher = backend.usher();

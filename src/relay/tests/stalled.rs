@@ -1,0 +1,82 @@
+//! A receiver takes nothing, and its sender breaks off behind what nobody reads: on sockets, since that is
+//! what the kernel says of them.
+
+use tokio::net::TcpListener;
+
+use super::*;
+
+async fn connection() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (far, _) = listener.accept().await.unwrap();
+    // So that little of it fits anywhere.
+    let _ = crate::sys::sockets::tune(&far, &crate::sys::sockets::CLIENT);
+    (near, far)
+}
+
+/// Writes until nothing fits in any longer.
+async fn fill(sender: &mut TcpStream) {
+    let bytes = vec![b'x'; 1 << 20];
+    while timeout(Duration::from_millis(500), sender.write_all(&bytes)).await.is_ok() {}
+}
+
+struct Sockets {
+    client: TcpStream,
+    backend: TcpStream,
+    relay: tokio::task::JoinHandle<Ended>,
+}
+
+async fn start() -> Sockets {
+    let (client, client_side) = connection().await;
+    let (backend, backend_side) = connection().await;
+    let end = |side: TcpStream| End { stream: side.into(), first: Vec::new(), sent: counter() };
+    let (at_client, at_backend) = (end(client_side), end(backend_side));
+    let relay = tokio::spawn(async move {
+        Relay::new(at_client, at_backend, IDLE).run(&Parting::Close, &mut pending::<Why>()).await
+    });
+    Sockets { client, backend, relay }
+}
+
+async fn cause(relay: tokio::task::JoinHandle<Ended>) -> Cause {
+    timeout(3 * (STALL + STALL), relay).await.expect("not noticed").unwrap().cause
+}
+
+#[tokio::test]
+async fn a_client_that_resets_is_noticed_though_the_backend_takes_nothing() {
+    let mut sockets = start().await;
+    fill(&mut sockets.client).await;
+    assert!(!sockets.relay.is_finished());
+    sockets.client.set_zero_linger().unwrap();
+    drop(sockets.client);
+    assert_eq!(cause(sockets.relay).await, Cause::ClientError);
+}
+
+#[tokio::test]
+async fn a_backend_that_resets_is_noticed_though_the_client_takes_nothing() {
+    let mut sockets = start().await;
+    fill(&mut sockets.backend).await;
+    assert!(!sockets.relay.is_finished());
+    sockets.backend.set_zero_linger().unwrap();
+    drop(sockets.backend);
+    assert_eq!(cause(sockets.relay).await, Cause::BackendError);
+}
+
+#[tokio::test]
+async fn a_sender_that_ends_or_waits_behind_a_receiver_that_pauses_is_heard_to_its_end() {
+    let mut sockets = start().await;
+    fill(&mut sockets.backend).await;
+    sockets.backend.shutdown().await.unwrap();
+    // Two looks at a connection that has ended and is not broken.
+    tokio::time::sleep(STALL * 2 + STALL / 2).await;
+    assert!(!sockets.relay.is_finished());
+    let (mut heard, mut read) = (0, vec![0; 1 << 16]);
+    loop {
+        match sockets.client.read(&mut read).await.unwrap() {
+            0 => break,
+            some => heard += some as u64,
+        }
+    }
+    drop(sockets.client);
+    let ended = timeout(Duration::from_secs(10), sockets.relay).await.unwrap().unwrap();
+    assert_eq!((ended.cause, ended.bytes_out), (Cause::BackendClosed, heard));
+}
