@@ -29,7 +29,7 @@ struct Sockets {
 async fn start() -> Sockets {
     let (client, client_side) = connection().await;
     let (backend, backend_side) = connection().await;
-    let end = |side: TcpStream| End { stream: side.into(), first: Vec::new(), sent: counter() };
+    let end = |side: TcpStream| End { stream: side.into(), first: Vec::new(), own: 0, sent: counter() };
     let (at_client, at_backend) = (end(client_side), end(backend_side));
     let relay = tokio::spawn(async move {
         Relay::new(at_client, at_backend, IDLE).run(&Parting::Close, &mut pending::<Why>()).await
