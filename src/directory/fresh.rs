@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::connection::{Found, Question};
-use super::ldap::says_nothing;
+use super::ldap::{NO_SUCH_OBJECT, says_nothing};
 use super::pool::{Time, look_if_due};
 use super::server::Server;
 use super::{DirectoryError, Entry, Floor, Freshness, Ldap, Trace, Trouble};
@@ -41,10 +41,55 @@ impl Ldap {
     ) -> Result<Option<(Entry, Arc<Server>)>, DirectoryError> {
         let started = Instant::now();
         let (found, server) = self.ask(check.question, time, trace).await?;
-        let Found { code: 0, entries: 1, first: Some(entry) } = found else { return Ok(None) };
-        let found = self.caught_up(check, (self.named(entry, trace)?, server), time, trace).await;
+        let shown = match found {
+            Found { code: 0, entries: 1, first: Some(entry) } => Some((self.named(entry, trace)?, server)),
+            // A replica may lack an entry that is new, or has just been renamed.
+            Found { code: 0 | NO_SUCH_OBJECT, entries: 0, .. } => {
+                self.shown_elsewhere(check, &server, time.deadline, trace).await
+            }
+            Found { .. } => None,
+        };
+        let found = match shown {
+            Some(shown) => self.caught_up(check, shown, time, trace).await.map(Some),
+            None => Ok(None),
+        };
         trace.search = Some(started.elapsed());
-        found.map(Some)
+        found
+    }
+
+    /// An entry that `asked` does not show, as another server shows it; `None` if the followed one does not.
+    async fn shown_elsewhere(
+        &self,
+        check: Check<'_>,
+        asked: &Arc<Server>,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Option<(Entry, Arc<Server>)> {
+        let followed = check.floor.followed();
+        for server in self.followed_first(followed.as_ref()) {
+            let is_followed = followed.as_ref() == Some(&server.url);
+            let is_asked = Arc::ptr_eq(server, asked);
+            if !is_asked
+                && server.enter()
+                && let Some(found) = self.shown_by(server, check.question, deadline, trace).await
+            {
+                match self.one(found, trace) {
+                    Ok(entry) => return Some((entry, Arc::clone(server))),
+                    Err(_) if is_followed => return None,
+                    Err(_) => {}
+                }
+            }
+            if is_asked && is_followed {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// All servers, the followed one before the others.
+    fn followed_first(&self, followed: Option<&Arc<str>>) -> impl Iterator<Item = &Arc<Server>> {
+        let (first, others): (Vec<_>, Vec<_>) = self.servers().iter().partition(|server| followed == Some(&server.url));
+        first.into_iter().chain(others)
     }
 
     /// The entry as a server shows it that has caught up, and that server; `entry` is how `server` has
@@ -65,8 +110,7 @@ impl Ldap {
         loop {
             let followed = check.floor.followed();
             let is_followed = |server: &Arc<Server>| followed.as_ref() == Some(&server.url);
-            let (first, others): (Vec<_>, Vec<_>) = self.servers().iter().partition(|server| is_followed(server));
-            for server in first.into_iter().chain(others) {
+            for server in self.followed_first(followed.as_ref()) {
                 if !server.enter() {
                     // It is needed as soon as it is back.
                     look_if_due(server, false, true);

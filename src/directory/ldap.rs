@@ -42,7 +42,7 @@ const INVALID_CREDENTIALS: u32 = 49;
 /// sizeLimitExceeded.
 const SIZE_LIMIT: u32 = 4;
 /// noSuchObject.
-const NO_SUCH_OBJECT: u32 = 32;
+pub(super) const NO_SUCH_OBJECT: u32 = 32;
 
 /// Who is to be bound.
 #[derive(Clone, Copy)]
@@ -211,6 +211,8 @@ impl Ldap {
                     Some(check) => self.look_before(check, &mut time, trace).await?,
                     None => None,
                 };
+                // What no server shows, none is behind with.
+                let check = check.filter(|_| found.is_some());
                 let started = Instant::now();
                 let (marks, first) = (Marks::default(), found.as_ref().map(|(_, server)| server));
                 let bound =

@@ -169,3 +169,38 @@ async fn a_bind_that_fails_goes_on_to_no_server_that_lags() {
     result.unwrap();
     assert_eq!((lagging.binds().len(), good.binds().len()), (0, 1));
 }
+
+/// A directory in which the template leads to nobody.
+fn nobody(seen: &Seen) -> Vec<Reply> {
+    match seen.base() {
+        Some(_) => vec![done(Code::NoSuchObject)],
+        None => alice(seen),
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_leads_to_no_entry_is_no_outage_although_other_entries_have_changed() {
+    let (_folder, _, account) = service(b"service");
+    let (one, two) = (Scripted::start(nobody).await, Scripted::start(nobody).await);
+    let under = Under::new(&[&one, &two], templated(account));
+    let (login, password) = (Login::parse(b"bob").unwrap(), Secret::copy_of(b"any"));
+    for followed in [None, Some(one.url()), Some(two.url())] {
+        let floor = Shown { followed: followed.map(Into::into), ..Shown::default() };
+        let (result, _) = within(under.ldap.authenticate(&login, &password, &|_| false, &floor)).await;
+        assert!(matches!(result, Err(DirectoryError::InvalidCredentials { .. })), "{result:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_entry_that_a_replica_does_not_show_yet_is_bound_where_it_is_shown() {
+    let (_folder, _, account) = service(b"service");
+    let (lagging, good) = (Scripted::start(nobody).await, Scripted::start(at(b"server4")).await);
+    let under = Under::new(&[&lagging, &good], templated(account));
+    let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"right"));
+    for followed in [None, Some(good.url())] {
+        let floor = Shown { followed: followed.map(Into::into), ..Shown::default() };
+        let (result, _) = within(under.ldap.authenticate(&login, &password, &|_| false, &floor)).await;
+        assert_eq!(result.unwrap().entry().mail_hosts, ["server4"]);
+    }
+    assert!(!lagging.binds().iter().any(|(_, dn, _)| dn.starts_with("uid=")), "it lags");
+}
