@@ -62,8 +62,6 @@ enum Age {
 /// Compares the version that a server shows with another.
 fn age(shown: Option<&str>, other: Option<&str>, own_times: bool) -> Age {
     let (Some(shown), Some(other)) = (shown, other) else { return Age::Unknown };
-    // A CSN is time, count, server and modification, parted by `#`.
-    let writer = |csn: &str| csn.split('#').nth(2).map(str::to_owned);
     if let (Some(by), Some(other_by)) = (writer(shown), writer(other)) {
         return match shown.cmp(other) {
             Ordering::Less => Age::Older,
@@ -75,6 +73,18 @@ fn age(shown: Option<&str>, other: Option<&str>, own_times: bool) -> Age {
     }
     // A CSN begins with the second that is all a modifyTimestamp tells.
     if own_times || shown.get(..14) >= other.get(..14) { Age::Unknown } else { Age::Older }
+}
+
+/// Which server wrote a version: a CSN is time, count, server and modification, parted by `#`.
+fn writer(version: &str) -> Option<&str> {
+    version.split('#').nth(2)
+}
+
+/// Whether one server has written both versions, so that their order is that of the writes. Clocks of
+/// several differ, and any clock may be set back.
+fn is_ordered(one: Option<&str>, other: Option<&str>) -> bool {
+    let writer = |version: Option<&str>| version.and_then(writer).map(str::to_owned);
+    writer(one).is_some() && writer(one) == writer(other)
 }
 
 fn age_of(shown: &Entry, version: Option<&str>, own_times: bool) -> Age {
@@ -225,7 +235,9 @@ impl Known {
             Age::Unknown => by_other && one.is_recent(),
             Age::AsNew => one.gone && by_other && !one.is_back(shown),
         };
-        if is_older && (by_other || !whole) {
+        // What the same server tells of one change after another is in force there, whatever the clocks say.
+        let is_ordered = is_ordered(shown.marks.version.as_deref(), one.floor.as_deref());
+        if is_older && (by_other || (!whole && is_ordered)) {
             let since = *one.unmet.get_or_insert_with(Instant::now);
             return if since.elapsed() < LAG { Weight::Older } else { Weight::Newest };
         }
@@ -359,6 +371,19 @@ mod tests {
         assert_eq!(weigh(&known, "old", &csn(4, 1), false), Weight::Newest);
         tell(&known, "old", &csn(4, 1));
         assert!(!caught_up(&known, &csn(3, 1), TWO), "the floor is where it was set");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_followed_server_tells_counts_although_a_clock_was_set_back() {
+        // A clock that was set back, or two writers whose clocks differ: the change is told of all the same.
+        for (told, shown, own_times) in
+            [(at(5), at(4), false), (at(5), at(4), true), (csn(5, 1), csn(4, 2), false), (csn(5, 1), at(4), false)]
+        {
+            let known = moved(&told, own_times);
+            assert_eq!(weigh(&known, "other", &shown, false), Weight::Newest, "{told} {shown}");
+            tell(&known, "other", &shown);
+            assert!(caught_up(&known, &shown, ONE), "{told} {shown}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
