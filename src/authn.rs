@@ -309,10 +309,14 @@ impl Authenticator {
             let locked = met.locked_by_guesses(&answer);
             match &answer {
                 // A hold is short: who is held is asked for again.
-                Ok(identity) if identity.entry().marks.held => known.record(&identity.shared_entry()),
-                Ok(identity) => {
+                Ok(identity) if identity.entry().marks.held => {
                     known.record(&identity.shared_entry());
-                    cache.right(&login, Arc::clone(identity), digest, since);
+                }
+                Ok(identity) => {
+                    // Whose changes nobody would notice is asked for each time.
+                    if known.record(&identity.shared_entry()) {
+                        cache.right(&login, Arc::clone(identity), digest, since);
+                    }
                 }
                 // A server that lags may not know yet what was changed: perhaps this very password.
                 Err(DirectoryError::InvalidCredentials { .. }) if trace.behind => {}
@@ -384,7 +388,9 @@ fn unchanged(cache: &Cache, login: &Login, digest: &Digest, entry: &Entry) -> Op
     let identity = cache.stale(login, digest)?;
     let known = identity.entry();
     let is_open = entry.marks.closed(unix_now()).is_none();
-    (is_open && known.dn == entry.dn && !entry.marks.password_differs(&known.marks)).then_some(identity)
+    // Of an entry that shows nothing of its password's age nobody can tell.
+    let is_aged = entry.marks.is_aged() || known.marks.is_aged();
+    (is_open && is_aged && known.dn == entry.dn && !entry.marks.password_differs(&known.marks)).then_some(identity)
 }
 
 /// Why the entry shows that it may not log in now.

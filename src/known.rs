@@ -117,16 +117,21 @@ impl Known {
     }
 
     /// Remembers an entry that a bind has proven. What the watch compares with stays what it was:
-    /// these values may be older than what it has told, and what is newer it will tell.
-    pub fn record(&self, entry: &Arc<Entry>) {
+    /// these values may be older than what it has told, and what is newer it will tell. Returns whether a
+    /// change of the entry would be noticed, if any is told: not where there is no room to track it.
+    pub fn record(&self, entry: &Arc<Entry>) -> bool {
         let now = Instant::now();
         let mut inner = self.lock();
         let key = inner.find(entry.marks.id, Some(&entry.dn)).unwrap_or_else(|| inner.key_for(entry));
         if let Some(one) = inner.ones.get_mut(&key) {
             (one.decided, one.seen) = (Some(now), now);
-        } else if inner.has_room(self.limit) {
-            inner.insert(key, Arc::clone(entry), Some(now), None);
+            return true;
         }
+        if inner.has_room(self.limit) {
+            inner.insert(key, Arc::clone(entry), Some(now), None);
+            return true;
+        }
+        inner.source.telling().is_none()
     }
 
     /// Remembers an entry that only the watch has told of, for replicas that lag.
@@ -173,14 +178,6 @@ impl Known {
             return Settled::Instead(Arc::new(newest.with_route_of(&one.entry)));
         }
         if has_caught_up { Settled::AsShown } else { Settled::Instead(Arc::clone(&one.entry)) }
-    }
-
-    /// Whether the watch has told of a change of this entry so lately that a replica may not know: what
-    /// it says about a password is not worth remembering then.
-    #[must_use]
-    pub fn is_in_flux(&self, dn: &Arc<str>) -> bool {
-        let one = self.by_dn(dn);
-        one.and_then(|one| one.told).is_some_and(|told| told.elapsed() < floor::FLUX)
     }
 
     /// An entry by its DN.

@@ -268,3 +268,54 @@ async fn a_hundred_equal_logins_at_once_are_one_bind() {
     }
     assert_eq!(setup.binds(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_whose_changes_nobody_would_notice_is_not_cached() {
+    let directory = setup().directory;
+    let settings = config::Cache {
+        ttl: Duration::from_secs(300),
+        negative_ttl: Duration::from_secs(30),
+        negative_ttl_max: Duration::from_secs(900),
+        stale: STALE,
+        capacity: 100,
+    };
+    // There is no room for it.
+    let known = Arc::new(Known::new(0, Duration::from_secs(300)));
+    let asked = Arc::clone(&directory) as Arc<dyn Directory>;
+    let authn = Authenticator::new(asked, Arc::new(Cache::new(&settings)), Arc::clone(&known), 10);
+    let setup = Setup { directory, authn };
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Cache), "nothing is followed");
+    known.begin_telling(&"ldap://one".into(), false);
+    setup.authn.cache().drop_all();
+    for _ in 0..2 {
+        assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn despite_a_lock_only_who_has_surely_the_same_password_gets_in() {
+    let settings = config::Cache {
+        ttl: Duration::from_secs(300),
+        negative_ttl: Duration::from_secs(30),
+        negative_ttl_max: Duration::from_secs(900),
+        stale: STALE,
+        capacity: 100,
+    };
+    let cache = Cache::new(&settings);
+    let (login, digest) = (Login::parse(b"alice").unwrap(), cache.digest(&Secret::copy_of(b"sesame")));
+    let locked = |marks: Marks| Entry { marks: Marks { locked: true, ..marks }, ..Entry::for_tests(DN, &["server3"]) };
+    for (before, after, is_same) in [
+        (aged(1), aged(1), true),
+        (aged(1), aged(2), false),
+        (Marks::default(), aged(2), false),
+        (Marks::default(), Marks { drafted: true, ..Marks::default() }, true),
+        // Nothing would show that the password is another one.
+        (Marks::default(), Marks { version: Some("2".into()), ..Marks::default() }, false),
+    ] {
+        let entry = Arc::new(Entry { marks: before, ..Entry::for_tests(DN, &["server3"]) });
+        let identity = Arc::new(Identity::for_tests(DN, &[]).with_entry(entry));
+        cache.right(&login, identity, digest, cache.stamp());
+        assert_eq!(unchanged(&cache, &login, &digest, &locked(after.clone())).is_some(), is_same, "{after:?}");
+    }
+}
