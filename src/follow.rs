@@ -25,7 +25,7 @@ use crate::known::{Key, Known, One, Pending, Settled, Weight};
 use crate::log::{Escaped, Repeats};
 use crate::metrics::Metrics;
 use crate::outcome::AccountState;
-use crate::registry::{Basis, Registry, Session, Why, unix_now};
+use crate::registry::{Basis, Registry, Session, Why, is_other, unix_now};
 
 use brake::{Acted, Brake};
 use closing::Closing;
@@ -258,6 +258,11 @@ impl Follow {
         // Between a login and what is told now there may have been more than one modification.
         let exact = is_single && met.is_some();
         let Some((key, one)) = met.or_else(|| self.track_session(id, Some(&entry.dn), setting)) else {
+            if setting.known.by_dn(&entry.dn).is_some() {
+                // Another entry had this DN until now: what is remembered by it is of that one.
+                setting.cache.forget(&entry.dn);
+                setting.cache.forgive(&entry.dn);
+            }
             // What a whole refresh shows is no change.
             if !is_whole {
                 setting.known.note(&Arc::new(entry));
@@ -416,7 +421,7 @@ impl Follow {
                 setting.cache.forgive(dn);
                 count("delete");
                 info!(dn = %Escaped(dn.as_bytes()), "an entry is gone from the directory");
-                self.end_sessions(dn, Newest::Gone, setting);
+                self.end_sessions(&one.entry, Newest::Gone, setting);
             }
             News::Shown { entry, by, difference } => {
                 setting.known.put(key, Arc::clone(&entry), None);
@@ -434,7 +439,7 @@ impl Follow {
                     setting.cache.lock_shown(dn, &entry.marks);
                 }
                 if difference.renamed {
-                    self.registry.rename(dn, &entry.dn);
+                    self.registry.rename(entry.marks.id, dn, &entry.dn);
                     setting.cache.forget(&entry.dn);
                     info!(old = %Escaped(dn.as_bytes()), new = %Escaped(entry.dn.as_bytes()), "an entry has another DN");
                 }
@@ -442,16 +447,17 @@ impl Follow {
                 if let Some(moved) = &difference.moved {
                     audit(&entry.dn, moved, &by, false);
                 }
-                self.end_sessions(&entry.dn, Newest::Entry(&entry), setting);
+                self.end_sessions(&entry, Newest::Entry(&entry), setting);
             }
         }
     }
 
     /// Ends the sessions that a change leaves no place for.
-    fn end_sessions(&self, dn: &Arc<str>, newest: Newest<'_>, setting: &Setting<'_>) {
+    fn end_sessions(&self, entry: &Entry, newest: Newest<'_>, setting: &Setting<'_>) {
         let now = unix_now();
-        let sessions = self.registry.of(dn);
-        let ending = sessions.iter().filter_map(|(session, basis)| {
+        let sessions = self.registry.of(&entry.dn);
+        let own = sessions.iter().filter(|(_, basis)| !is_other(entry.marks.id, basis.entry.marks.id));
+        let ending = own.filter_map(|(session, basis)| {
             let consequence = Consequence::of(session, basis, newest, setting.routing, now);
             Some((session.id, consequence.ends(session, setting.watch)?))
         });
@@ -475,7 +481,7 @@ impl Follow {
         };
         let consequence = Consequence::of(session, basis, Newest::Entry(&newest), setting.routing, unix_now());
         if consequence.renamed {
-            self.registry.rename(&session.dn, &newest.dn);
+            self.registry.rename(newest.marks.id, &session.dn, &newest.dn);
         }
         consequence.reasons.first().map_or(Ok(()), |why| Err(*why))
     }

@@ -181,9 +181,7 @@ impl Registry {
             Some(*session)
         })?;
         let entry = &relayed.sessions.get(&session)?.1.entry;
-        // Another entry of that name is another user.
-        let is_other = matches!((id, entry.marks.id), (Some(id), Some(listed)) if id != listed);
-        (!is_other).then(|| Arc::clone(entry))
+        (!is_other(id, entry.marks.id)).then(|| Arc::clone(entry))
     }
 
     /// Whether an entry has sessions.
@@ -192,12 +190,15 @@ impl Registry {
         self.lock().by_dn.range(every_id(dn)).next().is_some()
     }
 
-    /// An entry has another DN now: its sessions are listed under it.
-    pub fn rename(&self, old: &Arc<str>, new: &Arc<str>) {
+    /// The entry with this id has another DN now: its sessions are listed under it.
+    pub fn rename(&self, entry: Option<EntryId>, old: &Arc<str>, new: &Arc<str>) {
         let mut relayed = self.lock();
         let ids = relayed.by_dn.range(every_id(old));
         for (_, id) in ids.cloned().collect::<Vec<_>>() {
             if let Some((session, basis)) = relayed.sessions.get_mut(&id) {
+                if is_other(entry, basis.entry.marks.id) {
+                    continue;
+                }
                 *session = Arc::new(Session { dn: Arc::clone(new), ..Session::clone(session) });
                 basis.entry = Arc::new(Entry { dn: Arc::clone(new), ..Entry::clone(&basis.entry) });
             }
@@ -227,6 +228,11 @@ impl Registry {
     fn lock(&self) -> MutexGuard<'_, Relayed> {
         self.relayed.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether two ids are known to be those of two entries: another entry of a DN is another user.
+pub fn is_other(one: Option<EntryId>, other: Option<EntryId>) -> bool {
+    matches!((one, other), (Some(one), Some(other)) if one != other)
 }
 
 /// Where an entry's sessions are among all that are sorted by DN.
@@ -332,7 +338,7 @@ mod tests {
         let _stranger = list(&registry, stranger);
         let (old, new) = (Arc::from("uid=alice"), Arc::from("uid=alicia"));
         assert_eq!((registry.of(&old).len(), registry.of(&new).len()), (2, 0));
-        registry.rename(&old, &new);
+        registry.rename(None, &old, &new);
         let ids = [one.0.id, two.0.id];
         assert_eq!(registry.of(&new).iter().map(|(session, _)| session.id).collect::<Vec<_>>(), ids);
         assert!(!registry.has(&old) && registry.has(&Arc::from("uid=alic")));
@@ -361,7 +367,7 @@ mod tests {
         assert_eq!(dn(id(1), Some("uid=other")).as_deref(), Some("uid=alice"));
         assert_eq!(dn(id(2), Some("uid=alice")), None, "another entry has taken the name");
         assert_eq!(dn(id(2), None), None);
-        registry.rename(&Arc::from("uid=alice"), &Arc::from("uid=alicia"));
+        registry.rename(id(1), &Arc::from("uid=alice"), &Arc::from("uid=alicia"));
         assert_eq!(dn(id(1), None).as_deref(), Some("uid=alicia"));
         drop(alice);
         assert_eq!((dn(id(1), None), dn(None, Some("uid=alicia"))), (None, None));

@@ -65,7 +65,8 @@ impl Closing {
     /// Forgets those that the brake is about.
     pub(super) fn withdraw(&self) {
         let mut queue = self.lock();
-        let stays = |(_, why): &(SessionId, Why)| !matches!(why, Why::Moved | Why::Disabled | Why::Deleted);
+        let stays =
+            |(_, why): &(SessionId, Why)| !matches!(why, Why::Moved | Why::Disabled | Why::Expired | Why::Deleted);
         queue.order.iter_mut().for_each(|order| order.retain(stays));
         queue.queued.retain(stays);
     }

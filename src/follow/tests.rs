@@ -423,3 +423,52 @@ async fn sessions_end_one_after_another() {
     let last = ended[49].1.as_secs_f64();
     assert!((4.8..5.1).contains(&last), "ten in a second: {last}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_gets_the_dn_of_a_deleted_entry_gets_neither_its_password_nor_its_end() {
+    let setup = setup("").following();
+    let (_old, mut old) = setup.user(&entry(1, "server3", 1));
+    assert!(setup.is_cached(1));
+    // Deleted and made anew between two rounds: only the new entry is told of until the next whole one.
+    let anew = Entry { dn: "uid=1".into(), ..entry(2, "server3", 5) };
+    setup.shown(anew.clone());
+    assert!(!setup.is_cached(1), "another entry has that DN");
+    setup.known.record(&Arc::new(anew.clone()));
+    let (_new, mut new) = setup.session("imap", &anew);
+    setup.take(began());
+    setup.shown(anew);
+    setup.take(Change::OnlyThese);
+    setup.take(Change::Complete);
+    assert_eq!(setup.asked(&mut old).await, Some(Why::Deleted));
+    assert_eq!(setup.asked(&mut new).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rename_takes_no_session_of_another_entry_along() {
+    let setup = setup("").following();
+    let decided = entry(1, "server3", 1);
+    setup.known.record(&Arc::new(decided.clone()));
+    setup.shown(Entry { dn: "cn=1".into(), ..entry(1, "server3", 2) });
+    let anew = Entry { dn: "uid=1".into(), ..entry(2, "server3", 3) };
+    setup.known.record(&Arc::new(anew.clone()));
+    let _new = setup.session("imap", &anew);
+    let late = session(&setup.registry, &decided);
+    let _late = setup.registry.list(late.clone(), basis(&decided));
+    assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Ok(()));
+    assert!(setup.registry.has(&"cn=1".into()) && setup.registry.has(&"uid=1".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_brake_takes_back_the_end_of_sessions_whose_accounts_were_made_to_expire() {
+    let setup = setup(", brake: 2").following();
+    let mut users: Vec<_> = (1..=3).map(|number| setup.user(&entry(number, "server3", 1))).collect();
+    for number in 1..=3 {
+        let mut expired = entry(number, "server3", 2);
+        expired.marks.expires = Some(1);
+        setup.shown(expired);
+    }
+    assert_eq!(setup.brake(), 3);
+    for (_, asked) in &mut users {
+        assert_eq!(setup.asked(asked).await, None);
+    }
+}
