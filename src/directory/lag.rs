@@ -93,17 +93,21 @@ async fn read(connection: &Connection, base: &str, attribute: &str) -> Result<Ve
     let mut ldap = connection.handle();
     let search = ldap.streaming_search(base, Scope::Base, "(objectClass=*)", vec![attribute]);
     let mut answers = connection.contained(search).await?;
-    let mut found = Vec::new();
+    let mut found = None;
     while let Some(message) = connection.contained(answers.next()).await? {
         if message.is_ref() || message.is_intermediate() {
             continue;
         }
+        // It is one entry that was asked for; however many come, no more is kept.
+        if found.is_some() {
+            return Err(Fault::Malformed);
+        }
         let (_, attributes) = reading::parts(message.0).ok_or(Fault::Malformed)?;
         let is_wanted = |(name, _): &Values| name.eq_ignore_ascii_case(attribute.as_bytes());
-        found.extend(attributes.into_iter().filter(is_wanted).flat_map(|(_, values)| values));
+        let values = attributes.into_iter().filter(is_wanted).flat_map(|(_, values)| values);
+        found = Some(values.take(MOST).collect());
     }
-    found.truncate(MOST);
-    Ok(found)
+    Ok(found.unwrap_or_default())
 }
 
 /// The naming context that holds this base.

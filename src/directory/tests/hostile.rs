@@ -229,3 +229,31 @@ async fn a_server_that_was_malformed_comes_back() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn no_more_is_kept_for_the_lag_than_one_entry_may_show() {
+    // Another entry for each that is taken, as long as somebody takes them.
+    let entries = |copies: usize| {
+        move |seen: &Seen| match seen.base() {
+            Some("" | "dc=x") => {
+                let csn = &b"20261126140005.000000Z#000000#001#000000"[..];
+                let one = entry("dc=x", &[("namingContexts", &[b"dc=x"]), ("contextCSN", &[csn])]);
+                let mut replies = vec![one; copies];
+                replies.push(done(Code::Success));
+                replies
+            }
+            _ => alice(seen),
+        }
+    };
+    for (copies, is_known) in [(1, true), (100, false)] {
+        let one = Scripted::start(entries(copies)).await;
+        let two = Scripted::start(entries(copies)).await;
+        let servers = [&one, &two].map(|server| server.server(LdapScheme::Ldap, "127.0.0.1")).into();
+        let mut settings = settings(servers, searching(None));
+        settings.watch.mode = config::WatchMode::Auto;
+        let under = Under::test(&settings, Tuning::default());
+        within(under.ldap.probe()).await.unwrap();
+        let known = [&one, &two].map(|server| under.ldap.lag(&server.url()).is_some());
+        assert_eq!(known.contains(&true), is_known, "{copies}");
+    }
+}
