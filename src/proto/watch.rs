@@ -6,10 +6,11 @@
 //! session are looked at, byte by byte and without keeping any, and the verb ends it.
 //!
 //! What the server takes for a command must never be taken for data here. A server that refuses a command
-//! reads on at its next line, be that in a string or in a literal that it never asked for. So every line
-//! counts, wherever it stands, with any of CR and LF as its end. Within a literal, which may be a script,
-//! only the line that is the verb and nothing else counts, as nothing else would be obeyed; one that
-//! begins with the word passes.
+//! reads on at its next line, be that in a string or in a literal that it never asked for; timsieved goes on
+//! even behind the character that it stumbled over, within the line. So every line counts, wherever it
+//! stands, with any of CR and LF as its end, if it begins with the verb or ends with it as a word. Within a
+//! literal, which may be a script, only the end counts: a script that has such a line cannot be stored, and
+//! one that has the word elsewhere passes.
 
 use super::wire::Marker;
 
@@ -19,7 +20,9 @@ pub struct Watch {
     verb: &'static [u8],
     /// What a client may be told whose session is ended for it: a line.
     pub told: &'static [u8],
-    line: Line,
+    word: Word,
+    /// Nothing but blanks stood before the word in its line.
+    is_first: bool,
     /// What the line announces at its end.
     marker: Marker,
     /// The last byte was a CR.
@@ -28,14 +31,14 @@ pub struct Watch {
     literal: usize,
 }
 
-/// How much of the verb a line has brought.
+/// How much of the verb the current word has brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
-    /// So many of its letters, behind blanks at the most.
+enum Word {
+    /// So many of its letters, behind what is no letter.
     Verb(usize),
     /// All of it, and blanks behind it.
     Ends,
-    /// Something else.
+    /// Another word.
     Other,
 }
 
@@ -43,7 +46,8 @@ impl Watch {
     /// Watches for this verb, in capital letters.
     #[must_use]
     pub const fn new(verb: &'static str, told: &'static [u8]) -> Self {
-        Self { verb: verb.as_bytes(), told, line: Line::Verb(0), marker: Marker::Absent, after_cr: false, literal: 0 }
+        let (word, marker) = (Word::Verb(0), Marker::Absent);
+        Self { verb: verb.as_bytes(), told, word, is_first: true, marker, after_cr: false, literal: 0 }
     }
 
     /// Whether the verb is said in `bytes`, which go on where the last ones ended. What was passed on
@@ -57,23 +61,28 @@ impl Watch {
         self.literal = self.literal.saturating_sub(1);
         let ends = matches!(byte, b'\r' | b'\n');
         let blank = matches!(byte, b' ' | b'\t');
-        let whole = Line::Verb(self.verb.len());
-        if self.line == Line::Ends && ends || self.line == whole && (ends || (!in_literal && !is_letter(byte))) {
+        let is_whole = self.word == Word::Verb(self.verb.len());
+        let is_command = self.is_first && !in_literal && !is_letter(byte);
+        if self.word == Word::Ends && ends || is_whole && (ends || is_command) {
             return true;
         }
         if !in_literal {
             self.announcement(byte);
         }
-        self.line = match self.line {
-            _ if ends => Line::Verb(0),
-            Line::Verb(0) if blank => Line::Verb(0),
-            Line::Verb(matched) if self.verb.get(matched) == Some(&byte.to_ascii_uppercase()) => {
-                Line::Verb(matched + 1)
-            }
-            Line::Ends if blank => Line::Ends,
-            line if line == whole && blank => Line::Ends,
-            Line::Verb(_) | Line::Ends | Line::Other => Line::Other,
+        let matched = match self.word {
+            Word::Verb(matched) => Some(matched),
+            Word::Ends => Some(0),
+            Word::Other => None,
         };
+        let goes_on = matched.filter(|matched| self.verb.get(*matched) == Some(&byte.to_ascii_uppercase()));
+        let keeps = blank && self.word == Word::Verb(0) || goes_on.is_some() && self.word != Word::Ends;
+        self.word = match goes_on {
+            Some(matched) => Word::Verb(matched + 1),
+            None if blank && (is_whole || self.word == Word::Ends) => Word::Ends,
+            None if byte.is_ascii_alphabetic() => Word::Other,
+            None => Word::Verb(0),
+        };
+        self.is_first = ends || self.is_first && keeps;
         false
     }
 
@@ -145,6 +154,13 @@ mod tests {
             "NOOP \"{99+}\r\nUNAUTHENTICATE\r\n",
             "NONSENSE \"\r\nUNAUTHENTICATE\r\n\"\r\n",
             "HAVESPACE \"a\" {2}\rUNAUTHENTICATE\r\n",
+            // timsieved goes on behind what it stumbles over.
+            "LISTSCRIPTS ;UNAUTHENTICATE\r\n",
+            "GETSCRIPT \"a\"\u{1}unauthenticate\r\n",
+            "HAVESPACE \"a\" 5UNAUTHENTICATE \r\n",
+            "NONSENSE {99+}\r\n;UNAUTHENTICATE\r\n",
+            "UNAUTHENTICATED UNAUTHENTICATE UNAUTHENTICATE\r\n",
+            "PUTSCRIPT \"a\" {3+}\r\nabc\u{ff}UNAUTHENTICATE\n",
         ] {
             assert!(said(text.as_bytes()).is_some(), "{text:?}");
         }
@@ -157,9 +173,9 @@ mod tests {
         for text in [
             "UNAUTHENTICATED\r\nUNAUTHENTICAT\r\nUNAUTHENTICATE-X\r\nXUNAUTHENTICATE\r\n",
             "PUTSCRIPT \"unauthenticate\" \"UNAUTHENTICATE\"\r\n",
-            "NOOP \"UNAUTHENTICATE\"\r\nRENAMESCRIPT \"a\" UNAUTHENTICATE\r\n",
+            "NOOP \"UNAUTHENTICATE\"\r\nRENAMESCRIPT \"a\" UNAUTHENTICATE x\r\n",
             "PUTSCRIPT \"a\" {35+}\r\n# a comment\r\nUNAUTHENTICATE means x\r\nNOOP\r\n",
-            "PUTSCRIPT \"a\" {20}\r\n# UNAUTHENTICATE\r\n# \r\nNOOP\r\n",
+            "PUTSCRIPT \"a\" {20}\r\n# UNAUTHENTICATE.\r\n# \r\nNOOP\r\n",
             "UNAUTHENTICATE",
         ] {
             assert!(said(text.as_bytes()).is_none(), "{text:?}");
@@ -173,6 +189,14 @@ mod tests {
             let mut watch = Watch::new("UNAUTHENTICATE", b"");
             let (one, other) = text.as_bytes().split_at(split.min(text.len()));
             prop_assert!(watch.is_said(one) || watch.is_said(other));
+        }
+
+        #[test]
+        fn at_the_end_of_any_line_it_is_found_behind_all_but_a_letter(
+            before in prop::collection::vec(any::<u8>(), 0..40), between in "[^A-Za-z]",
+        ) {
+            let text = [&before, between.as_bytes(), b"UNAUTHENTICATE\r\n"].concat();
+            prop_assert!(Watch::new("UNAUTHENTICATE", b"").is_said(&text));
         }
     }
 }

@@ -56,6 +56,12 @@ fn no_trick_gets_it_to_the_real_timsieved() {
         "NOOP \"\nUNAUTHENTICATE\r\n",
         "LISTSCRIPTS \"\r\nUNAUTHENTICATE\r\n\"\r\n",
         "LISTSCRIPTS\r\nNOOP\r\nUNAUTHENTICATE\r\nNOOP\r\n",
+        // It goes on behind the byte that it stumbles over, and obeys.
+        ";UNAUTHENTICATE\r\n",
+        "NOOP\u{1}unauthenticate\r\n",
+        "HAVESPACE \"a\" 5UNAUTHENTICATE\r\n",
+        "NONSENSE {99+}\r\n\u{fffd}UNAUTHENTICATE\r\n",
+        "PUTSCRIPT \"a\" {3+}\r\nabc;UNAUTHENTICATE\r\n",
     ];
     for (number, trick) in tricks.into_iter().enumerate() {
         bob(&usher).send(trick);
@@ -67,7 +73,7 @@ fn no_trick_gets_it_to_the_real_timsieved() {
 #[test]
 fn scripts_come_through_and_it_is_found_behind_them() {
     let usher = Usher::start(timsieved());
-    let script = "# UNAUTHENTICATE\r\n# a comment about it\r\nkeep;\r\n";
+    let script = "# UNAUTHENTICATE.\r\n# a comment about it\r\nkeep;\r\n";
     let mut sieve = bob(&usher);
     let put = sieve.command(&format!("PUTSCRIPT \"about\" {{{}+}}\r\n{script}", script.len()));
     assert!(put.last().unwrap().starts_with("OK"), "{put:?}");
