@@ -5,6 +5,7 @@
 //! machine's are answered; others get 421 (RFC 9110 section 15.5.20).
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Mutex, PoisonError};
 
 use axum::http::{HeaderMap, header};
 
@@ -50,6 +51,30 @@ impl OwnNames {
     }
 }
 
+/// As many foreign names are told of, each once: whoever watches this machine by a name that it does not know
+/// finds it in the log, and a stranger with many names does not fill it.
+const TOLD: usize = 16;
+/// A longer name is no host's (RFC 1035 section 2.3.4).
+const NAME: usize = 255;
+
+/// The foreign names that were told of.
+#[derive(Debug, Default)]
+pub(super) struct Strangers(Mutex<Vec<Box<[u8]>>>);
+
+impl Strangers {
+    /// The first Host of a request, if it was not told of yet and there is room to remember it.
+    pub(super) fn first_seen<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
+        let host = headers.get(header::HOST)?.as_bytes();
+        // The list is whole whatever panicked while holding it.
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if host.len() > NAME || told.len() >= TOLD || told.iter().any(|one| one.eq_ignore_ascii_case(host)) {
+            return None;
+        }
+        told.push(host.into());
+        Some(host)
+    }
+}
+
 fn is_address(host: &str) -> bool {
     let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     inner.map_or_else(|| host.parse::<IpAddr>().is_ok(), |inner| inner.parse::<Ipv6Addr>().is_ok())
@@ -83,6 +108,19 @@ mod tests {
         assert_eq!(names, ["mail1", "mail1.one.example", "mail1.two.example", "mail1.three.example"]);
         let OwnNames(names) = OwnNames::of("mail1.example.com", "");
         assert_eq!(names, ["mail1.example.com"]);
+    }
+
+    #[test]
+    fn a_foreign_name_is_told_once_and_only_so_many_are() {
+        let (strangers, mut headers) = (Strangers::default(), HeaderMap::new());
+        assert_eq!(strangers.first_seen(&headers), None);
+        let mut told = |host: &str| {
+            headers.insert(header::HOST, host.parse().unwrap());
+            strangers.first_seen(&headers).is_some()
+        };
+        assert!(told("usher.mail.svc:9930"));
+        assert!(!told("Usher.mail.svc:9930") && !told(&"x".repeat(256)));
+        assert_eq!((0..1_000).filter(|number| told(&format!("{number}.example"))).count(), TOLD - 1);
     }
 
     #[test]

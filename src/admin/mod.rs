@@ -29,10 +29,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
+use tracing::warn;
 
+use crate::log::Escaped;
 use crate::metrics::Metrics;
 use crate::snapshot::{Shared, Stage};
-use hosts::OwnNames;
+use hosts::{OwnNames, Strangers};
 use paced::Paced;
 use places::{Bounds, Places};
 use status::Status;
@@ -71,7 +73,7 @@ impl SidePort {
             let shared = Arc::clone(shared);
             Paced::new(METRICS_PACE, move || shared.metrics.scrape(|metrics| refresh(&shared, metrics)))
         };
-        let (own, asked) = (Arc::new(OwnNames::read()), Arc::clone(shared));
+        let (own, asked) = (Arc::new((OwnNames::read(), Strangers::default())), Arc::clone(shared));
         let router = Router::new()
             .route("/live", get(|| async { "live\n" }))
             .route("/ready", get(ready))
@@ -79,7 +81,14 @@ impl SidePort {
             .merge(Router::new().route("/", get(status::show)).with_state(page))
             .merge(Router::new().route("/metrics", get(self::metrics)).with_state(metrics))
             .layer(middleware::from_fn(move |request: Request, next: Next| {
-                let is_own = own.are_asked_for(request.headers(), &asked.snapshot.load());
+                let (names, strangers) = &*own;
+                let is_own = names.are_asked_for(request.headers(), &asked.snapshot.load());
+                if !is_own && let Some(host) = strangers.first_seen(request.headers()) {
+                    warn!(
+                        host = %Escaped(host),
+                        "side port: answered 421, this is no name of this machine; if it should be, add it to admin.hosts",
+                    );
+                }
                 async move { if is_own { next.run(request).await } else { MISDIRECTED.into_response() } }
             }));
         Self { status, router, places: Places::new(PLACES) }

@@ -24,8 +24,8 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 pub enum UnsafeFolder {
     /// Its group or everybody can write there.
     #[error(
-        "others can write to {} (mode {mode:04o}) and put their own files in place of usher's: run `chmod go-w {}`, \
-         or name a folder of usher's own such as /run/usher", .folder.display(), .folder.display()
+        "others can write to {} (mode {mode:04o}) and put their own files in place of usher's: {}",
+        .folder.display(), way_out(.folder, *.mode)
     )]
     Writable {
         /// The folder.
@@ -52,6 +52,16 @@ pub enum UnsafeFolder {
         /// The system's reason.
         source: io::Error,
     },
+}
+
+/// What to do about a folder that others can write to. One with the sticky bit, such as /tmp, is shared on
+/// purpose.
+fn way_out(folder: &Path, mode: u32) -> String {
+    if mode & STICKY == 0 {
+        format!("run `chmod go-w {}`, or name a folder of usher's own such as /run/usher", folder.display())
+    } else {
+        "it is shared by all users; name a folder of usher's own such as /run/usher".to_owned()
+    }
 }
 
 /// A folder on the way, and the owner of the entry through which the way leads on.
@@ -175,6 +185,8 @@ mod tests {
                 "{mode:o} {refused}"
             );
             assert!(refused.to_string().contains(&format!("(mode {mode:04o})")), "{refused}");
+            // Not `chmod go-w /tmp`.
+            assert_eq!(refused.to_string().contains("chmod"), mode != 0o1777, "{refused}");
         }
         set_mode(&lower, 0o700);
         for mode in [0o770, 0o777] {

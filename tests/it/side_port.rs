@@ -65,6 +65,11 @@ fn a_foreign_name_is_refused_and_this_machines_are_not() {
     }
     let (status, answer) = get(&usher, "/", "Host: evil.example\r\n");
     assert!(status == 421 && answer.contains("admin.hosts"), "{answer}");
+    // The log tells each name once.
+    usher.wait_log(
+        "side port: answered 421, this is no name of this machine; if it should be, add it to admin.hosts",
+        |_| true,
+    );
     // The name that clients know it by.
     assert_eq!(get(&usher, "/live", "Host: usher.example.com\r\n").0, 200);
 }
