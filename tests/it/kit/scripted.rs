@@ -187,17 +187,6 @@ impl Peer {
         stream.write_all(bytes).and_then(|()| stream.flush()).is_ok()
     }
 
-    /// Sends until the client takes nothing any longer; what is sent then is half of something.
-    pub(crate) fn send_until_stuck(&mut self) {
-        let socket = match &self.stream {
-            Stream::Plain(socket) => socket,
-            Stream::Tls(stream) => &stream.sock,
-            Stream::Gone => return,
-        };
-        socket.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
-        while self.send([b'x'; 65_536]) {}
-    }
-
     fn fill(&mut self) -> bool {
         let mut chunk = [0; 65536];
         let stream: &mut dyn Read = match &mut self.stream {
