@@ -42,8 +42,8 @@ impl OwnNames {
             is_address(host)
                 || host == "localhost"
                 || host.ends_with(".localhost")
-                || self.0.iter().chain(&snapshot.config.admin.hosts).any(|own| own.eq_ignore_ascii_case(host))
-                || snapshot.host.eq_ignore_ascii_case(host)
+                || self.0.iter().chain(&snapshot.config.admin.hosts).any(|own| is_same(own, host))
+                || is_same(&snapshot.host, host)
                 || served().any(|name| is_covered(host, name))
         };
         let mut hosts = headers.get_all(header::HOST).iter();
@@ -78,6 +78,11 @@ impl Strangers {
 fn is_address(host: &str) -> bool {
     let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     inner.map_or_else(|| host.parse::<IpAddr>().is_ok(), |inner| inner.parse::<Ipv6Addr>().is_ok())
+}
+
+/// Whether a name that was configured, with a final dot or without, is that of a request, which has none.
+fn is_same(own: &str, host: &str) -> bool {
+    own.strip_suffix('.').unwrap_or(own).eq_ignore_ascii_case(host)
 }
 
 /// Whether a certificate's name stands for a host: itself, or by a wildcard for one label.
@@ -135,6 +140,7 @@ mod tests {
         ] {
             assert_eq!(without_port(host), name, "{host}");
         }
+        assert!(is_same("A.example.", "a.example") && is_same("a.example", "a.example") && !is_same("", "a.example"));
         assert!(
             is_address("192.0.2.1") && is_address("[2001:db8::1]") && !is_address("[x]") && !is_address("1.example")
         );
