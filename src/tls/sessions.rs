@@ -8,6 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ const TICKETS: usize = 256;
 /// The longest ticket that is kept. Its server chooses the length, up to 64 KiB (RFC 8446 section 4.6.1);
 /// common servers take 200 bytes, and 2 KiB with a client's certificate in it.
 const LONGEST: usize = 4 * 1024;
+/// One in so many tickets of a server is measured, at random, and all of one that has sent a longer one: the only
+/// way to measure one costs a hundredth of a login.
+const MEASURED: u64 = 8;
 /// Bytes kept of one server: its tickets and the certificates that rustls copies beside each.
 const BYTES: usize = TICKETS * LONGEST;
 /// Servers of one configuration. Their names are the config's, so that this is never met.
@@ -45,6 +49,10 @@ struct Known {
     tickets: VecDeque<Ticket>,
     /// The length of the tickets and of their certificates.
     bytes: usize,
+    /// The longest ticket that was measured.
+    longest: Option<usize>,
+    /// A ticket was too long to be kept: none is kept unmeasured from there on.
+    has_sent_longer: bool,
     /// The length of the certificates it has shown last.
     certificates: usize,
 }
@@ -56,6 +64,24 @@ struct Ticket {
 }
 
 impl Known {
+    fn is_to_be_measured(&self) -> bool {
+        // Each RandomState has keys of its own: no server knows which of its tickets it will be.
+        let is_its_turn = || RandomState::new().hash_one(0).is_multiple_of(MEASURED);
+        self.has_sent_longer || self.longest.is_none() || is_its_turn()
+    }
+
+    /// Takes note of a ticket's length. If it is too long, those that were not measured go with it.
+    fn measured(&mut self, length: Option<usize>) {
+        match length {
+            Some(length) => self.longest = self.longest.max(Some(length)),
+            None => {
+                self.has_sent_longer = true;
+                self.tickets.clear();
+                self.bytes = 0;
+            }
+        }
+    }
+
     fn keep(&mut self, ticket: Ticket) {
         self.bytes += ticket.bytes;
         self.tickets.push_front(ticket);
@@ -115,9 +141,15 @@ impl ClientSessionStore for Sessions {
     }
 
     fn insert_tls13_ticket(&self, server: ServerName<'static>, ticket: Tls13ClientSessionValue) {
-        let Some(bytes) = ticket_length(&ticket) else { return };
+        if self.lock().get(&server).is_none_or(Known::is_to_be_measured) {
+            let length = ticket_length(&ticket);
+            self.note(server.clone(), |known| known.measured(length));
+            if length.is_none() {
+                return;
+            }
+        }
         self.note(server, |known| {
-            let bytes = bytes + known.certificates;
+            let bytes = known.longest.unwrap_or(LONGEST) + known.certificates;
             known.keep(Ticket { came: Instant::now(), bytes, value: ticket });
         });
     }
