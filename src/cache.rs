@@ -6,7 +6,7 @@
 //!
 //! A wrong password is remembered for `negative_ttl` without another question. After that the entry is
 //! looked up, and the password is bound again only if something says that it may be right by now: what
-//! the entry shows of its password or policy has changed, or [`SURE`] has passed. Where the entry shows
+//! the entry shows of its password or policy has changed, or `SURE` (12 h) has passed. Where the entry shows
 //! no count of wrong passwords, a lock could have hidden that it is right: then it counts for longer
 //! each time it is refused, up to `negative_ttl_max` (`refused`).
 //! Digests are HMAC-SHA-256 under a random key of this process, compared in constant time.

@@ -61,7 +61,7 @@ impl fmt::Debug for Secret {
 const KEPT: usize = 4096;
 
 /// A byte queue that wipes what leaves it: bytes are appended at the end and consumed from the
-/// front. Once empty it keeps [`KEPT`] bytes of room at most, so that a burst costs memory only while it
+/// front. Once empty it keeps `KEPT` bytes of room at most, so that a burst costs memory only while it
 /// lasts.
 #[derive(Default)]
 pub struct SecretBuf {

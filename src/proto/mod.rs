@@ -186,7 +186,7 @@ pub enum Step {
     /// Read more from the client, then call again.
     NeedMore,
     /// Call again once the output is sent: there is more input, but the answers so far are as much as may
-    /// wait for a client at a time ([`OUTPUT`]).
+    /// wait for a client at a time (`OUTPUT`).
     Flush,
     /// Drop every byte already read in the clear, start TLS as a server, call
     /// [`Front::tls_started`].
@@ -212,7 +212,7 @@ pub trait Front: Send + Sync {
     fn greet(&mut self, out: &mut SecretBuf);
 
     /// Consumes what it can of `input`, all of it before `NeedMore`; returns `Flush` as soon as `out` holds
-    /// [`OUTPUT`] bytes, so that it never holds more than that and one answer. Input behind a login attempt
+    /// `OUTPUT` bytes, so that it never holds more than that and one answer. Input behind a login attempt
     /// stays in `input`: it goes to the backend after success and is parsed as commands after a
     /// refusal. Called again with the same input after any step but `NeedMore` and `Quit`.
     fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step;

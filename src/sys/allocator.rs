@@ -1,7 +1,7 @@
 //! The allocator: jemalloc, and what is given back to it is wiped.
 //!
 //! Libraries copy what they send and read: rustls, hyper, an encoder of LDAP. Where those copies lie is known
-//! to nobody, so that no type can wipe them; but all of them come back here. Blocks below [`WIPED`] are
+//! to nobody, so that no type can wipe them; but all of them come back here. Blocks below `WIPED` bytes are
 //! filled with zeros when they are freed, when they move, and behind their end when they shrink. All that a
 //! login touches is smaller; larger blocks hold what relays carry. C code gives its memory back without
 //! coming by: aws-lc wipes its own (OPENSSL_free).
