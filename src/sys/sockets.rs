@@ -77,9 +77,10 @@ const UNREAD_BEFORE_LOGIN: usize = 8 * 1024;
 /// side does not read. The system cuts it to net.core.rmem_max.
 const UNREAD: usize = 256 * 1024;
 /// Bytes that were written and not sent yet, before a login and in a session (TCP_NOTSENT_LOWAT): what is on
-/// its way comes on top, so that it bounds no throughput.
+/// its way comes on top. The kernel wakes the writer at half of it, so that a small one costs CPU: with 128 KiB a
+/// GiB took 8 % more, with this 5 %; with 512 KiB a session that does not read takes more than 1 MiB.
 const UNSENT_BEFORE_LOGIN: u32 = 8 * 1024;
-const UNSENT: u32 = 128 * 1024;
+const UNSENT: u32 = 384 * 1024;
 
 /// Sets what every mail connection wants: no waiting for a full segment, an end to silence, and bounds on
 /// what the kernel holds. A socket that listens hands its options on to what it accepts; so it must have
