@@ -332,7 +332,8 @@ fn notice(message: &Message<'_>) -> Option<u32> {
 pub(crate) fn trial(data: &[u8]) {
     let Some((most, rest)) = data.split_first_chunk() else { return };
     let Some((cuts, bytes)) = rest.split_first_chunk::<8>() else { return };
-    let most = usize::from(u16::from_be_bytes(*most));
+    // What has come of a header is kept until it is whole, whatever the limit: six bytes at most.
+    let most = usize::from(u16::from_be_bytes(*most)).max(6);
     let read = |pieces: &mut dyn Iterator<Item = &[u8]>| {
         let (mut frames, mut messages) = (Frames::new(most), Vec::new());
         for piece in pieces {
