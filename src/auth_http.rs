@@ -203,7 +203,7 @@ async fn grant(attempt: &Attempt<'_>, password: &Secret, report: &mut Report) ->
     // While the question lasts: nginx' connections are its own.
     let connection = attempt.shared.throttle.connection(&config.throttle, attempt.client);
     let _connection = connection.map_err(|limited| report.limited(limited))?;
-    let login = Login::parse(&report.typed).ok_or(Refusal::UnusableName)?;
+    let login = Login::parse(&report.typed).ok_or(Refusal::InvalidUsername)?;
     // nginx would write it to a backend as it is, where a line end begins another command.
     if password.expose().iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
         return Err(Refusal::UnusablePassword);

@@ -27,7 +27,7 @@ pub const PHASES: [&str; 5] = ["tls", "search", "bind", "backend_connect", "back
 pub const DECIDED_BY: [&str; 5] = ["directory", "cache", "negative", "stale", "default"];
 /// How a login at a backend ended; the last four were not sent there.
 pub const BACKEND_RESULTS: [&str; 10] =
-    ["ok", "refused", "disagrees", "unreachable", "tls", "timeout", "down", "in_flight", "ramp", "draining"];
+    ["ok", "refused", "backend_rejected", "unreachable", "tls", "timeout", "down", "in_flight", "ramp", "draining"];
 /// What a probe of a backend's address found.
 pub const PROBE_RESULTS: [&str; 5] = ["ok", "refused", "unreachable", "tls", "timeout"];
 /// How the breaker of a backend's address may stand.
@@ -67,7 +67,7 @@ pub const CONVERSATION_CAUSES: [&str; 10] = [
     "limit",
     "client_closed",
     "logout",
-    "nonsense",
+    "protocol_error",
     "failed_logins",
     "deadline",
     "draining",

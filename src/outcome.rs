@@ -45,9 +45,9 @@ pub enum AccountState {
     /// The account's own time is over.
     AccountExpired,
     /// Not at this hour.
-    NotNow,
+    OutsideLogonHours,
     /// Not from this machine.
-    NotHere,
+    WrongWorkstation,
 }
 
 impl AccountState {
@@ -58,8 +58,8 @@ impl AccountState {
         Self::Locked,
         Self::Disabled,
         Self::AccountExpired,
-        Self::NotNow,
-        Self::NotHere,
+        Self::OutsideLogonHours,
+        Self::WrongWorkstation,
     ];
 
     /// The metric label and the log's `reason`.
@@ -71,8 +71,8 @@ impl AccountState {
             Self::Locked => "account_locked",
             Self::Disabled => "account_disabled",
             Self::AccountExpired => "account_expired",
-            Self::NotNow => "not_now",
-            Self::NotHere => "not_here",
+            Self::OutsideLogonHours => "outside_logon_hours",
+            Self::WrongWorkstation => "wrong_workstation",
         }
     }
 }
@@ -89,11 +89,11 @@ pub enum Refusal {
     /// The password was empty: never sent to a directory (RFC 4513 section 5.1.2).
     EmptyPassword,
     /// The name was empty, too long, not UTF-8, or held NUL or another control character.
-    UnusableName,
+    InvalidUsername,
     /// The password was not UTF-8 or held NUL: no LDAP simple bind can carry it.
     UnusablePassword,
     /// The client asked to act as somebody else (SASL authzid).
-    ForeignAuthzid,
+    AuthzidNotAllowed,
     /// The account is not one to log in with, whatever the password.
     Account {
         /// Why.
@@ -133,7 +133,7 @@ pub enum Refusal {
     BackendDraining,
     /// The directory accepted the password, the backend did not: the servers disagree.
     /// Carries the backend's words if they may be passed on.
-    Disagrees(Option<BackendWords>),
+    BackendRejected(Option<BackendWords>),
     /// Clear-text login before TLS.
     TlsRequired,
     /// A limit was met: too many sessions, attempts or flights.
@@ -158,9 +158,9 @@ impl Refusal {
             Self::WrongPassword => "wrong_password",
             Self::UnknownUser => "unknown_user",
             Self::EmptyPassword => "empty_password",
-            Self::UnusableName => "unusable_name",
+            Self::InvalidUsername => "invalid_username",
             Self::UnusablePassword => "unusable_password",
-            Self::ForeignAuthzid => "foreign_authzid",
+            Self::AuthzidNotAllowed => "authzid_not_allowed",
             Self::Account { state, .. } => state.label(),
             Self::NotAllowed => "not_allowed",
             Self::DirectoryUnavailable => "directory_unavailable",
@@ -176,7 +176,7 @@ impl Refusal {
             Self::BackendFault => "backend_fault",
             Self::BackendBusy => "backend_busy",
             Self::BackendDraining => "backend_draining",
-            Self::Disagrees(_) => "disagrees",
+            Self::BackendRejected(_) => "backend_rejected",
             Self::TlsRequired => "tls_required",
             Self::Limit => "limit",
             Self::Deadline => "deadline",
@@ -192,16 +192,16 @@ impl Refusal {
         "wrong_password",
         "unknown_user",
         "empty_password",
-        "unusable_name",
+        "invalid_username",
         "unusable_password",
-        "foreign_authzid",
+        "authzid_not_allowed",
         "password_expired",
         "password_must_change",
         "account_locked",
         "account_disabled",
         "account_expired",
-        "not_now",
-        "not_here",
+        "outside_logon_hours",
+        "wrong_workstation",
         "not_allowed",
         "directory_unavailable",
         "several_entries",
@@ -216,7 +216,7 @@ impl Refusal {
         "backend_fault",
         "backend_busy",
         "backend_draining",
-        "disagrees",
+        "backend_rejected",
         "tls_required",
         "limit",
         "deadline",
@@ -249,9 +249,9 @@ impl Refusal {
             Self::WrongPassword
             | Self::UnknownUser
             | Self::EmptyPassword
-            | Self::UnusableName
+            | Self::InvalidUsername
             | Self::UnusablePassword
-            | Self::ForeignAuthzid
+            | Self::AuthzidNotAllowed
             | Self::TlsRequired => false,
             Self::Account { state, .. } => !matches!(state, AccountState::Locked),
             Self::Hold
@@ -269,7 +269,7 @@ impl Refusal {
             | Self::BackendFault
             | Self::BackendBusy
             | Self::BackendDraining
-            | Self::Disagrees(_)
+            | Self::BackendRejected(_)
             | Self::Limit
             | Self::Deadline
             | Self::Kicked
@@ -285,9 +285,9 @@ impl Refusal {
             Self::WrongPassword
             | Self::UnknownUser
             | Self::EmptyPassword
-            | Self::UnusableName
+            | Self::InvalidUsername
             | Self::UnusablePassword
-            | Self::ForeignAuthzid
+            | Self::AuthzidNotAllowed
             | Self::Account { .. }
             | Self::NotAllowed
             | Self::TlsRequired
@@ -307,7 +307,7 @@ impl Refusal {
             | Self::BackendFault
             | Self::BackendBusy
             | Self::BackendDraining
-            | Self::Disagrees(_)
+            | Self::BackendRejected(_)
             | Self::Deadline => Side::Backend,
             Self::Draining | Self::Internal => Side::Usher,
         }
@@ -327,9 +327,9 @@ impl Refusal {
             Self::WrongPassword
             | Self::UnknownUser
             | Self::EmptyPassword
-            | Self::UnusableName
+            | Self::InvalidUsername
             | Self::UnusablePassword
-            | Self::ForeignAuthzid
+            | Self::AuthzidNotAllowed
             | Self::Account { .. }
             | Self::DirectoryUnavailable
             | Self::SeveralEntries
@@ -339,7 +339,7 @@ impl Refusal {
             | Self::BackendFault
             | Self::BackendBusy
             | Self::BackendDraining
-            | Self::Disagrees(_)
+            | Self::BackendRejected(_)
             | Self::TlsRequired
             | Self::Limit
             | Self::Deadline
@@ -372,9 +372,9 @@ impl Refusal {
             Self::WrongPassword
             | Self::UnknownUser
             | Self::EmptyPassword
-            | Self::UnusableName
+            | Self::InvalidUsername
             | Self::UnusablePassword
-            | Self::ForeignAuthzid
+            | Self::AuthzidNotAllowed
             | Self::Account { .. }
             | Self::NotAllowed
             | Self::SeveralEntries
@@ -383,7 +383,7 @@ impl Refusal {
             | Self::UnknownMailHost
             | Self::NoBackendLogin
             | Self::ProtocolNotServed
-            | Self::Disagrees(_)
+            | Self::BackendRejected(_)
             | Self::TlsRequired
             | Self::Limit
             | Self::Kicked
@@ -413,7 +413,8 @@ mod tests {
 
     #[test]
     fn what_sounds_like_a_wrong_password_names_no_session() {
-        for refusal in [Refusal::WrongPassword, Refusal::UnknownUser, Refusal::EmptyPassword, Refusal::UnusableName] {
+        for refusal in [Refusal::WrongPassword, Refusal::UnknownUser, Refusal::EmptyPassword, Refusal::InvalidUsername]
+        {
             assert!(!refusal.names_session(), "{refusal}");
         }
         let locked = Refusal::Account { state: AccountState::Locked, proven: false };

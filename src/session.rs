@@ -71,7 +71,7 @@ enum Parting {
     Limit,
     ClientClosed,
     Logout,
-    Nonsense,
+    ProtocolError,
     FailedLogins,
     Deadline,
     Draining,
@@ -86,7 +86,7 @@ impl Parting {
             Self::Limit => "limit",
             Self::ClientClosed => "client_closed",
             Self::Logout => "logout",
-            Self::Nonsense => "nonsense",
+            Self::ProtocolError => "protocol_error",
             Self::FailedLogins => "failed_logins",
             Self::Deadline => "deadline",
             Self::Draining => "draining",
@@ -201,7 +201,7 @@ impl Conversation {
                     // Whatever came behind the command in the clear is dropped, not read as
                     // commands under TLS (RFC 3501 section 6.2.1; "NO STARTTLS", 2021).
                     self.input.clear();
-                    let tcp = stream.into_plain().ok_or(Parting::Nonsense)?;
+                    let tcp = stream.into_plain().ok_or(Parting::ProtocolError)?;
                     stream = self.start_tls(tcp).await?;
                     self.front.tls_started();
                 }
@@ -213,7 +213,7 @@ impl Conversation {
                     leave(&mut stream).await;
                     return Err(match quit {
                         Quit::Logout => Parting::Logout,
-                        Quit::Nonsense => Parting::Nonsense,
+                        Quit::ProtocolError => Parting::ProtocolError,
                     });
                 }
             }
@@ -343,9 +343,9 @@ impl Conversation {
         foreign: bool,
         report: &mut Report,
     ) -> Result<Option<Admitted>, Refusal> {
-        let login = Login::parse(&report.typed).ok_or(Refusal::UnusableName)?;
+        let login = Login::parse(&report.typed).ok_or(Refusal::InvalidUsername)?;
         if foreign {
-            return Err(Refusal::ForeignAuthzid);
+            return Err(Refusal::AuthzidNotAllowed);
         }
         let authn = &self.snapshot.authn;
         let mut decision = attempt.decide(&login, password, report).await?;
@@ -380,7 +380,7 @@ impl Conversation {
                     let fresh = decision.result.as_ref().ok();
                     let fresh = fresh.and_then(|proven| attempt.target(proven.identity.entry(), &login).ok());
                     if fresh.is_some_and(|fresh| fresh.is(&target)) {
-                        attempt.count_backend(target.backend, "disagrees");
+                        attempt.count_backend(target.backend, "backend_rejected");
                         report.decided(&decision, &self.shared.metrics);
                         return Err(BackendError::Refused(words).refusal(target.backend.pass_refusals));
                     }

@@ -206,7 +206,7 @@ impl BackendError {
             Self::Ramp => "ramp",
             Self::Tls { .. } => "tls",
             Self::Timeout { .. } => "timeout",
-            Self::Refused(_) => "disagrees",
+            Self::Refused(_) => "backend_rejected",
         }
     }
 
@@ -237,7 +237,7 @@ impl BackendError {
                 | BackFault::TooMuch
                 | BackFault::Garbage,
             ) => Refusal::BackendFault,
-            Self::Refused(words) => Refusal::Disagrees(pass_refusals.then(|| words.clone())),
+            Self::Refused(words) => Refusal::BackendRejected(pass_refusals.then(|| words.clone())),
         }
     }
 

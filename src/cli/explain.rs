@@ -212,8 +212,8 @@ fn code(refusal: &Refusal) -> u8 {
             NO_PERMISSION
         }
         Refusal::DirectoryUnavailable => UNAVAILABLE,
-        Refusal::UnusableName
-        | Refusal::ForeignAuthzid
+        Refusal::InvalidUsername
+        | Refusal::AuthzidNotAllowed
         | Refusal::NotAllowed
         | Refusal::SeveralEntries
         | Refusal::NoMailHost
@@ -227,7 +227,7 @@ fn code(refusal: &Refusal) -> u8 {
         | Refusal::BackendFault
         | Refusal::BackendBusy
         | Refusal::BackendDraining
-        | Refusal::Disagrees(_)
+        | Refusal::BackendRejected(_)
         | Refusal::TlsRequired
         | Refusal::Limit
         | Refusal::Deadline

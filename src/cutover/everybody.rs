@@ -188,7 +188,7 @@ impl Told<'_, '_> {
                 Verdict::refused(Refusal::DirectoryUnavailable, "the entry has more or longer values than usher reads")
             }
             (None, Some(_)) if login.is_empty() => Verdict::refused(
-                Refusal::UnusableName,
+                Refusal::InvalidUsername,
                 "no attribute that the filter compares with a login has a value",
             ),
             (None, Some(_)) => Verdict::no_login(),

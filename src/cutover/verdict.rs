@@ -49,7 +49,7 @@ impl Verdict {
     /// What is no login name.
     #[must_use]
     pub fn no_login() -> Self {
-        Self::refused(Refusal::UnusableName, "no login name: it is empty, too long or holds a control character")
+        Self::refused(Refusal::InvalidUsername, "no login name: it is empty, too long or holds a control character")
     }
 
     /// Of what the directory answered.

@@ -147,8 +147,8 @@ fn sub_code(text: &str) -> Option<Said> {
     let (state, proven) = match u32::from_str_radix(digits, 16).ok()? {
         0x52e => return None,
         0x525 => return Some(Said::NoAccount),
-        0x530 => (AccountState::NotNow, true),
-        0x531 => (AccountState::NotHere, true),
+        0x530 => (AccountState::OutsideLogonHours, true),
+        0x531 => (AccountState::WrongWorkstation, true),
         0x532 => (AccountState::PasswordExpired, true),
         0x533 => (AccountState::Disabled, true),
         0x701 => (AccountState::AccountExpired, true),
@@ -295,8 +295,8 @@ mod tests {
         let cases = [
             ("52e", None),
             ("525", Some(Said::NoAccount)),
-            ("530", state(AccountState::NotNow, true)),
-            ("531", state(AccountState::NotHere, true)),
+            ("530", state(AccountState::OutsideLogonHours, true)),
+            ("531", state(AccountState::WrongWorkstation, true)),
             ("532", state(AccountState::PasswordExpired, true)),
             ("533", state(AccountState::Disabled, true)),
             ("701", state(AccountState::AccountExpired, true)),

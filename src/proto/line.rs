@@ -360,8 +360,8 @@ impl<D: Dialect> LineFront<D> {
 
     fn give_up(&mut self, problem: Problem, out: &mut SecretBuf) -> Step {
         write_line(out, &[D::denial(problem).as_bytes()]);
-        self.state = State::Over(Quit::Nonsense);
-        Step::Quit(Quit::Nonsense)
+        self.state = State::Over(Quit::ProtocolError);
+        Step::Quit(Quit::ProtocolError)
     }
 
     fn wait_in(&mut self, state: State, step: Step) -> Option<Step> {

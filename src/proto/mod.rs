@@ -203,7 +203,7 @@ pub enum Quit {
     /// The client said so (LOGOUT, QUIT).
     Logout,
     /// Too many bad commands, or an input that cannot be resynchronized.
-    Nonsense,
+    ProtocolError,
 }
 
 /// The client half of a protocol, from the greeting until a login is accepted.

@@ -21,7 +21,7 @@ enum Row {
     /// The account is disabled or over.
     Inactive,
     /// Not at this time, not from here.
-    NotNow,
+    OutsideLogonHours,
     /// Not as somebody else, not by this protocol.
     NotAllowed,
     Limit,
@@ -42,7 +42,7 @@ const SUBMISSION: Column = Column {
     protocol: "submission",
     attempt: b"EHLO here\r\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n",
     answer: |row| match row {
-        Row::Wrong | Row::NewPassword | Row::Inactive | Row::NotNow | Row::NotAllowed => "535 5.7.8 ",
+        Row::Wrong | Row::NewPassword | Row::Inactive | Row::OutsideLogonHours | Row::NotAllowed => "535 5.7.8 ",
         Row::Unavailable | Row::Limit => "454 4.7.0 ",
         Row::NoMailbox => "554 5.3.5 ",
         Row::TlsFirst => "538 5.7.11 ",
@@ -56,7 +56,9 @@ const POP3: Column = Column {
     answer: |row| match row {
         Row::Wrong => "-ERR [AUTH] ",
         Row::Unavailable | Row::Limit | Row::OurFault => "-ERR [SYS/TEMP] ",
-        Row::NoMailbox | Row::NewPassword | Row::Inactive | Row::NotNow | Row::NotAllowed => "-ERR [SYS/PERM] ",
+        Row::NoMailbox | Row::NewPassword | Row::Inactive | Row::OutsideLogonHours | Row::NotAllowed => {
+            "-ERR [SYS/PERM] "
+        }
         Row::TlsFirst => "-ERR ",
     },
 };
@@ -69,7 +71,7 @@ const IMAP: Column = Column {
         Row::Unavailable => "a NO [UNAVAILABLE] ",
         Row::NoMailbox | Row::Inactive => "a NO [CONTACTADMIN] ",
         Row::NewPassword => "a NO [EXPIRED] ",
-        Row::NotNow | Row::NotAllowed => "a NO [AUTHORIZATIONFAILED] ",
+        Row::OutsideLogonHours | Row::NotAllowed => "a NO [AUTHORIZATIONFAILED] ",
         Row::Limit => "a NO [LIMIT] ",
         Row::TlsFirst => "a NO [PRIVACYREQUIRED] ",
         Row::OurFault => "a NO [SERVERBUG] ",
@@ -80,7 +82,9 @@ const MANAGESIEVE: Column = Column {
     protocol: "managesieve",
     attempt: b"AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"\r\n",
     answer: |row| match row {
-        Row::Wrong | Row::NoMailbox | Row::NewPassword | Row::Inactive | Row::NotNow | Row::NotAllowed => "NO \"",
+        Row::Wrong | Row::NoMailbox | Row::NewPassword | Row::Inactive | Row::OutsideLogonHours | Row::NotAllowed => {
+            "NO \""
+        }
         Row::Unavailable | Row::Limit | Row::OurFault => "NO (TRYLATER) \"",
         Row::TlsFirst => "NO (ENCRYPT-NEEDED) \"",
     },
@@ -91,7 +95,7 @@ const fn row(refusal: &Refusal) -> Row {
         Refusal::WrongPassword
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
-        | Refusal::UnusableName
+        | Refusal::InvalidUsername
         | Refusal::UnusablePassword
         | Refusal::Account { state: AccountState::Locked, .. } => Row::Wrong,
         Refusal::DirectoryUnavailable
@@ -102,7 +106,7 @@ const fn row(refusal: &Refusal) -> Row {
         | Refusal::BackendFault
         | Refusal::BackendBusy
         | Refusal::BackendDraining
-        | Refusal::Disagrees(_)
+        | Refusal::BackendRejected(_)
         | Refusal::Deadline
         | Refusal::Hold
         | Refusal::Kicked
@@ -116,8 +120,10 @@ const fn row(refusal: &Refusal) -> Row {
             Row::NewPassword
         }
         Refusal::Account { state: AccountState::Disabled | AccountState::AccountExpired, .. } => Row::Inactive,
-        Refusal::Account { state: AccountState::NotNow | AccountState::NotHere, .. } => Row::NotNow,
-        Refusal::ForeignAuthzid | Refusal::NotAllowed => Row::NotAllowed,
+        Refusal::Account { state: AccountState::OutsideLogonHours | AccountState::WrongWorkstation, .. } => {
+            Row::OutsideLogonHours
+        }
+        Refusal::AuthzidNotAllowed | Refusal::NotAllowed => Row::NotAllowed,
         Refusal::Limit => Row::Limit,
         Refusal::TlsRequired => Row::TlsFirst,
         Refusal::Internal => Row::OurFault,
@@ -131,9 +137,9 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::WrongPassword,
         Refusal::UnknownUser,
         Refusal::EmptyPassword,
-        Refusal::UnusableName,
+        Refusal::InvalidUsername,
         Refusal::UnusablePassword,
-        Refusal::ForeignAuthzid,
+        Refusal::AuthzidNotAllowed,
         Refusal::NotAllowed,
         Refusal::DirectoryUnavailable,
         Refusal::SeveralEntries,
@@ -148,7 +154,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::BackendFault,
         Refusal::BackendBusy,
         Refusal::BackendDraining,
-        Refusal::Disagrees(None),
+        Refusal::BackendRejected(None),
         Refusal::TlsRequired,
         Refusal::Limit,
         Refusal::Deadline,

@@ -247,7 +247,7 @@ fn is_about_credentials(refusal: &Refusal) -> bool {
         Refusal::WrongPassword
             | Refusal::UnknownUser
             | Refusal::EmptyPassword
-            | Refusal::UnusableName
+            | Refusal::InvalidUsername
             | Refusal::UnusablePassword
     )
 }

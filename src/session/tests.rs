@@ -286,7 +286,7 @@ async fn names_and_authzids_that_cannot_be_are_refused_before_the_directory() {
     let mut client = door.client().await;
     for unusable in ["\u{1}\n", "\n"] {
         client.says(unusable).await;
-        client.hears("refused unusable_name\n").await;
+        client.hears("refused invalid_username\n").await;
     }
 }
 

@@ -171,7 +171,7 @@ fn odd_characters_come_through_as_they_were_typed() {
         assert_eq!(answer.tagged, "NO [AUTHENTICATIONFAILED] Name or password is wrong", "{name:?}");
     }
     let forged = usher.wait_log("login", |line| line["login"] == "alice\\r\\nAuth-Status: OK");
-    assert_eq!(forged["result"], "unusable_name");
+    assert_eq!(forged["result"], "invalid_username");
     assert_eq!(usher.login("alice%20")["result"], "unknown_user");
     let results = ["unusable_password", "unusable_password", "empty_password"];
     for (nth, result) in results.into_iter().enumerate() {

@@ -80,7 +80,7 @@ fn a_client_certificate_is_shown_to_a_backend_that_wants_one() {
     // Dovecot finishes the handshake and says what it misses when the login comes.
     let usher = Usher::start(config.clone());
     login(&usher, "NO [");
-    assert_eq!(usher.login("alice")["result"], "disagrees");
+    assert_eq!(usher.login("alice")["result"], "backend_rejected");
     let pair = certificates.leaf("backend-client-good", Leaf { client: true, ..Leaf::server(&["usher"]) });
     let usher = Usher::start(config.set("/routing/backends/0/client_certificate", pair.yaml()));
     let (mut imap, _) = login(&usher, "OK");
@@ -401,10 +401,10 @@ fn disagreement(answer: &'static str, pass: bool) -> String {
     let usher = Usher::start(config.set("/routing/backends/0/pass_backend_refusals", pass));
     let (_, reply) = login(&usher, "NO [");
     let event = usher.login("alice");
-    assert_eq!(event["result"], "disagrees", "{event}");
+    assert_eq!(event["result"], "backend_rejected", "{event}");
     let said = event["backend_reply"].as_str().unwrap_or_default();
     assert!(said.contains(answer.rsplit(']').next().unwrap().trim()), "the log has the backend's words: {event}");
-    assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "disagrees")]), 1.0);
+    assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "backend_rejected")]), 1.0);
     let session = format!(" (session {})", event["session"].as_str().unwrap());
     reply.tagged.strip_suffix(&session).expect("the session is named").to_owned()
 }

@@ -38,7 +38,7 @@ const SETS: &[Set] = &[
         parts: &[Part("backend/mod.rs", "impl BackendError {", END)],
         words: &[("ok", "backend/endpoint.rs"), ("refused", "backend/endpoint.rs")],
         // A probe is no login: it has no place to wait for, and a refusal of its account has a word of its own.
-        not_counted: &["down", "in_flight", "ramp", "disagrees"],
+        not_counted: &["down", "in_flight", "ramp", "backend_rejected"],
     },
     Set {
         name: "BREAKER_STATES",

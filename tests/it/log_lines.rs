@@ -43,7 +43,7 @@ fn words_from_outside_stay_in_their_field_in_both_formats() {
         imap.command(&format!(r#"ID ("name" "{quoted}" "version" "{quoted}")"#)).ok();
         imap.authenticate("", FORGED, password_of("mallory").as_bytes()).is("NO [LIMIT]");
         let line = usher.nth_login(2, FORGED);
-        is_true(&line, "disagrees");
+        is_true(&line, "backend_rejected");
         assert_eq!(line["client_name"], FORGED, "{line}");
         assert_eq!(line["client_version"], FORGED, "{line}");
         assert_eq!(line["backend_reply"], format!("[LIMIT] {FORGED}"), "{line}");

@@ -51,7 +51,9 @@ fn every_series_is_there_from_the_first_scrape() {
         assert_eq!(usher.metric("usher_decisions_total", &[("by", by)]), 0.0);
     }
     for backend in ["server3", "server4"] {
-        for result in ["ok", "refused", "disagrees", "unreachable", "tls", "timeout", "down", "in_flight", "ramp"] {
+        for result in
+            ["ok", "refused", "backend_rejected", "unreachable", "tls", "timeout", "down", "in_flight", "ramp"]
+        {
             assert_eq!(usher.metric("usher_backend_logins_total", &[("backend", backend), ("result", result)]), 0.0);
         }
     }

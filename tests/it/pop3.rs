@@ -154,7 +154,7 @@ fn a_backends_own_codes_are_passed_and_its_no_is_not_a_wrong_password() {
     let event = usher.login("bob");
     assert_eq!(
         (&event["result"], &event["backend_reply"]),
-        (&"disagrees".into(), &"[IN-USE] The mailbox is open elsewhere".into())
+        (&"backend_rejected".into(), &"[IN-USE] The mailbox is open elsewhere".into())
     );
     // Dovecot knows no such name: the directory says yes, the backend no.
     let refused = log_in(&mut pop3, "a.liddell@example.com", &password_of("alice"));

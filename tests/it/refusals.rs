@@ -19,7 +19,7 @@ fn wrong_passwords_and_unknown_users_are_told_the_same() {
         ("alice", "wrong", "wrong_password"),
         ("nobody", "wrong", "unknown_user"),
         ("alice", "", "empty_password"),
-        ("", "wrong", "unusable_name"),
+        ("", "wrong", "invalid_username"),
     ];
     let replies = attempts.map(|(login, password, result)| {
         let reply = imap.login(login, password).is("NO [AUTHENTICATIONFAILED]");
@@ -70,7 +70,7 @@ fn what_no_bind_can_carry_is_refused_before_it() {
         imap.send([format!("a LOGIN {{{}+}}\r\n", name.len()).as_bytes(), name, b" secret\r\n"].concat());
         imap.reply("a").is("NO [AUTHENTICATIONFAILED]");
     }
-    assert_eq!(usher.metric("usher_logins_total", &[("result", "unusable_name")]), 7.0);
+    assert_eq!(usher.metric("usher_logins_total", &[("result", "invalid_username")]), 7.0);
     assert_eq!((slapd.binds(ALICE), slapd.searches("uid")), (0, 0), "{}", slapd.logged());
 }
 
@@ -79,7 +79,7 @@ fn nobody_may_act_as_somebody_else() {
     let usher = Usher::start(Config::shared());
     let mut imap = Imap::tls(usher.imaps_port());
     imap.authenticate("bob", "alice", password_of("alice").as_bytes()).is("NO [AUTHORIZATIONFAILED]");
-    assert_eq!(usher.login("alice")["result"], "foreign_authzid");
+    assert_eq!(usher.login("alice")["result"], "authzid_not_allowed");
     imap.authenticate("alice", "alice", password_of("alice").as_bytes()).ok();
 }
 

@@ -73,8 +73,8 @@ async fn the_sub_codes_of_active_directory_are_read() {
     for (code, expected) in [
         ("52e", wrong),
         ("525", DirectoryError::NoEntry),
-        ("530", account(AccountState::NotNow, true)),
-        ("531", account(AccountState::NotHere, true)),
+        ("530", account(AccountState::OutsideLogonHours, true)),
+        ("531", account(AccountState::WrongWorkstation, true)),
         ("532", account(AccountState::PasswordExpired, true)),
         ("533", account(AccountState::Disabled, true)),
         ("701", account(AccountState::AccountExpired, true)),

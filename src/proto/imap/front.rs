@@ -402,8 +402,8 @@ impl ImapFront {
 
     fn give_up(&mut self, text: &str, out: &mut SecretBuf) -> Step {
         write_line(out, &[b"* BYE ", text.as_bytes()]);
-        self.state = State::Over(Quit::Nonsense);
-        Step::Quit(Quit::Nonsense)
+        self.state = State::Over(Quit::ProtocolError);
+        Step::Quit(Quit::ProtocolError)
     }
 
     fn wait_in(&mut self, state: State, step: Step) -> Option<Step> {
@@ -444,9 +444,9 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         Refusal::WrongPassword
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
-        | Refusal::UnusableName
+        | Refusal::InvalidUsername
         | Refusal::UnusablePassword => WRONG,
-        Refusal::ForeignAuthzid => "[AUTHORIZATIONFAILED] You may only act as yourself",
+        Refusal::AuthzidNotAllowed => "[AUTHORIZATIONFAILED] You may only act as yourself",
         Refusal::NotAllowed => "[AUTHORIZATIONFAILED] You may not use this service, please ask your administrator",
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => "[EXPIRED] Your password has expired, please change it",
@@ -454,11 +454,11 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
             AccountState::Locked => WRONG,
             AccountState::Disabled => "[CONTACTADMIN] Your account is disabled, please tell your administrator",
             AccountState::AccountExpired => "[CONTACTADMIN] Your account has expired, please tell your administrator",
-            AccountState::NotNow => "[AUTHORIZATIONFAILED] You may not log in at this time",
-            AccountState::NotHere => "[AUTHORIZATIONFAILED] You may not log in from here",
+            AccountState::OutsideLogonHours => "[AUTHORIZATIONFAILED] You may not log in at this time",
+            AccountState::WrongWorkstation => "[AUTHORIZATIONFAILED] You may not log in from here",
         },
-        Refusal::Disagrees(Some(words)) => return Cow::Owned(backend_words(words)),
-        Refusal::Disagrees(None)
+        Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_words(words)),
+        Refusal::BackendRejected(None)
         | Refusal::DirectoryUnavailable
         | Refusal::SeveralEntries
         | Refusal::BackendUnreachable

@@ -371,8 +371,8 @@ impl SieveFront {
 
     fn give_up(&mut self, text: &str, out: &mut SecretBuf) -> Step {
         answer(out, "BYE", "", text.as_bytes());
-        self.state = State::Over(Quit::Nonsense);
-        Step::Quit(Quit::Nonsense)
+        self.state = State::Over(Quit::ProtocolError);
+        Step::Quit(Quit::ProtocolError)
     }
 
     fn wait_in(&mut self, state: State, step: Step) -> Option<Step> {
@@ -452,9 +452,9 @@ fn words(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
         Refusal::WrongPassword
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
-        | Refusal::UnusableName
+        | Refusal::InvalidUsername
         | Refusal::UnusablePassword => ("", WRONG),
-        Refusal::ForeignAuthzid => ("", "You may only act as yourself"),
+        Refusal::AuthzidNotAllowed => ("", "You may only act as yourself"),
         Refusal::NotAllowed => ("", "You may not use this service, please ask your administrator"),
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => ("", "Your password has expired, please change it"),
@@ -462,11 +462,11 @@ fn words(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
             AccountState::Locked => ("", WRONG),
             AccountState::Disabled => ("", "Your account is disabled, please tell your administrator"),
             AccountState::AccountExpired => ("", "Your account has expired, please tell your administrator"),
-            AccountState::NotNow => ("", "You may not log in at this time"),
-            AccountState::NotHere => ("", "You may not log in from here"),
+            AccountState::OutsideLogonHours => ("", "You may not log in at this time"),
+            AccountState::WrongWorkstation => ("", "You may not log in from here"),
         },
-        Refusal::Disagrees(Some(words)) => return (TRY_LATER, backend_words(words)),
-        Refusal::Disagrees(None)
+        Refusal::BackendRejected(Some(words)) => return (TRY_LATER, backend_words(words)),
+        Refusal::BackendRejected(None)
         | Refusal::DirectoryUnavailable
         | Refusal::SeveralEntries
         | Refusal::BackendUnreachable

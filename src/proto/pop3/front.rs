@@ -163,9 +163,9 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         Refusal::WrongPassword
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
-        | Refusal::UnusableName
+        | Refusal::InvalidUsername
         | Refusal::UnusablePassword => WRONG,
-        Refusal::ForeignAuthzid => "-ERR [SYS/PERM] You may only act as yourself",
+        Refusal::AuthzidNotAllowed => "-ERR [SYS/PERM] You may only act as yourself",
         Refusal::NotAllowed => "-ERR [SYS/PERM] You may not use this service, please ask your administrator",
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => "-ERR [SYS/PERM] Your password has expired, please change it",
@@ -173,11 +173,11 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
             AccountState::Locked => WRONG,
             AccountState::Disabled => "-ERR [SYS/PERM] Your account is disabled, please tell your administrator",
             AccountState::AccountExpired => "-ERR [SYS/PERM] Your account has expired, please tell your administrator",
-            AccountState::NotNow => "-ERR [SYS/PERM] You may not log in at this time",
-            AccountState::NotHere => "-ERR [SYS/PERM] You may not log in from here",
+            AccountState::OutsideLogonHours => "-ERR [SYS/PERM] You may not log in at this time",
+            AccountState::WrongWorkstation => "-ERR [SYS/PERM] You may not log in from here",
         },
-        Refusal::Disagrees(Some(words)) => return Cow::Owned(backend_words(words)),
-        Refusal::Disagrees(None)
+        Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_words(words)),
+        Refusal::BackendRejected(None)
         | Refusal::DirectoryUnavailable
         | Refusal::SeveralEntries
         | Refusal::BackendUnreachable

@@ -284,7 +284,7 @@ fn other_commands() {
         C: CAPA
         ",
     );
-    client(TLS, "C: GET / HTTP/1.1\nS: -ERR This is a mail server\n=> quit Nonsense\nC: USER alice");
+    client(TLS, "C: GET / HTTP/1.1\nS: -ERR This is a mail server\n=> quit ProtocolError\nC: USER alice");
 }
 
 #[test]
@@ -347,14 +347,14 @@ fn bad_commands_have_a_limit() {
         S: -ERR Unknown command
         C: CAPA 1
         S: -ERR Too many bad commands
-        => quit Nonsense
+        => quit ProtocolError
         C: QUIT
         ",
     );
     let endless = "x".repeat(70_000);
     client(
         TLS,
-        &format!("C: {endless}\nS: -ERR Line too long\nS: -ERR Too many bad commands\n=> quit Nonsense")
+        &format!("C: {endless}\nS: -ERR Line too long\nS: -ERR Too many bad commands\n=> quit ProtocolError")
             .replace("C:", "c:"),
     );
 }
@@ -365,7 +365,7 @@ fn a_backends_words_are_passed_where_they_help() {
         let words = BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false };
         let mut front = LineFront::new(Pop3::new(TLS), TLS);
         let mut out = SecretBuf::new();
-        front.refused(&Refusal::Disagrees(Some(words)), &mut out);
+        front.refused(&Refusal::BackendRejected(Some(words)), &mut out);
         let answer = out.as_slice().escape_ascii().to_string();
         answer.strip_suffix(r" (session S7Q2X)\r\n").expect("the session is named").to_owned()
     };

@@ -186,9 +186,9 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
         Refusal::WrongPassword
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
-        | Refusal::UnusableName
+        | Refusal::InvalidUsername
         | Refusal::UnusablePassword => WRONG,
-        Refusal::ForeignAuthzid => "535 5.7.8 You may only act as yourself",
+        Refusal::AuthzidNotAllowed => "535 5.7.8 You may only act as yourself",
         Refusal::NotAllowed => "535 5.7.8 You may not use this service, please ask your administrator",
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => "535 5.7.8 Your password has expired, please change it",
@@ -196,11 +196,11 @@ fn words(refusal: &Refusal) -> Cow<'static, str> {
             AccountState::Locked => WRONG,
             AccountState::Disabled => "535 5.7.8 Your account is disabled, please tell your administrator",
             AccountState::AccountExpired => "535 5.7.8 Your account has expired, please tell your administrator",
-            AccountState::NotNow => "535 5.7.8 You may not log in at this time",
-            AccountState::NotHere => "535 5.7.8 You may not log in from here",
+            AccountState::OutsideLogonHours => "535 5.7.8 You may not log in at this time",
+            AccountState::WrongWorkstation => "535 5.7.8 You may not log in from here",
         },
-        Refusal::Disagrees(Some(words)) => return Cow::Owned(backend_words(words)),
-        Refusal::Disagrees(None)
+        Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_words(words)),
+        Refusal::BackendRejected(None)
         | Refusal::DirectoryUnavailable
         | Refusal::SeveralEntries
         | Refusal::BackendUnreachable

@@ -273,10 +273,10 @@ fn lines_have_limits_and_one_kind_of_end() {
         ",
         &response[..12_276]
     ));
-    client(TLS, "C: GET / HTTP/1.1\nS: 421 4.7.0 This is a mail server\n=> quit Nonsense\nC: EHLO x");
+    client(TLS, "C: GET / HTTP/1.1\nS: 421 4.7.0 This is a mail server\n=> quit ProtocolError\nC: EHLO x");
     client(
         FrontSettings { bad_commands: 2, ..TLS },
-        "C: XYZZY\nS: 500 5.5.2 Unknown command\nC: DATA\nS: 421 4.7.0 Too many bad commands\n=> quit Nonsense\nC: QUIT",
+        "C: XYZZY\nS: 500 5.5.2 Unknown command\nC: DATA\nS: 421 4.7.0 Too many bad commands\n=> quit ProtocolError\nC: QUIT",
     );
 }
 
@@ -286,7 +286,7 @@ fn a_backends_words_are_passed_where_they_help() {
         let words = BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false };
         let mut front = LineFront::new(Submission::new(TLS), TLS);
         let mut out = SecretBuf::new();
-        front.refused(&Refusal::Disagrees(Some(words)), &mut out);
+        front.refused(&Refusal::BackendRejected(Some(words)), &mut out);
         let answer = out.as_slice().escape_ascii().to_string();
         answer.strip_suffix(r" (session S7Q2X)\r\n").expect("the session is named").to_owned()
     };
@@ -500,12 +500,12 @@ fn the_data_of_bdat_is_never_read_as_commands() {
         C: BDAT 6\\r\\nNOOP\\r\\nBDAT 6 LAST\\r\\nNOOP\\r\\nNOOP
         S: 530 5.7.0 Log in first
         S: 421 4.7.0 Too many bad commands
-        => quit Nonsense
+        => quit ProtocolError
         ",
     );
     // More than is thrown away of any command.
     for size in ["65537", "18446744073709551616", "99999999999999999999999999 LAST"] {
-        greeted(&format!("C: BDAT {size}\nS: 421 4.7.0 Log in before you send a message\n=> quit Nonsense"));
+        greeted(&format!("C: BDAT {size}\nS: 421 4.7.0 Log in before you send a message\n=> quit ProtocolError"));
     }
     let mut trial = crate::proto::trial::FrontTrial::new(&PROTOCOL, TLS, std::iter::empty());
     trial.feed(b"BDAT 65536\r\n");

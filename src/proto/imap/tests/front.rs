@@ -270,7 +270,7 @@ fn sizes_never_desynchronize() {
              c: {most}
              C: {{30+}}
              S: * BYE [TOOBIG] Literal too large
-             => quit Nonsense"
+             => quit ProtocolError"
         ),
     );
     script(
@@ -280,7 +280,7 @@ fn sizes_never_desynchronize() {
              c: {most}
              c: {more}
              S: * BYE Command too long
-             => quit Nonsense"
+             => quit ProtocolError"
         ),
     );
     for size in ["65537", "18446744073709551616", "99999999999999999999999999999999999999999999999999"] {
@@ -289,7 +289,7 @@ fn sizes_never_desynchronize() {
             &format!(
                 "C: a LOGIN {{{size}+}}
                  S: * BYE [TOOBIG] Literal too large
-                 => quit Nonsense
+                 => quit ProtocolError
                  C: b NOOP"
             ),
         );
@@ -325,7 +325,7 @@ fn long_lines_are_passed_over() {
              S: a BAD [TOOBIG] Line too long
              c: {endless}
              S: * BYE Command too long
-             => quit Nonsense",
+             => quit ProtocolError",
             "x".repeat(8191)
         ),
     );
@@ -363,7 +363,7 @@ fn a_browser_is_sent_away() {
             &format!(
                 "C: {request}
                  S: * BYE This is a mail server
-                 => quit Nonsense
+                 => quit ProtocolError
                  C: a LOGIN alice secret"
             ),
         );
@@ -392,7 +392,7 @@ fn bad_commands_have_a_limit_that_tls_does_not_reset() {
         C: *
         S: f BAD Authentication cancelled
         S: * BYE Too many bad commands
-        => quit Nonsense
+        => quit ProtocolError
         C: g NOOP
         => refused unasked: tls_required
         "#,
@@ -404,7 +404,7 @@ fn bad_commands_have_a_limit_that_tls_does_not_reset() {
         C: 12345
         S: a BAD Unknown command
         S: * BYE Too many bad commands
-        => quit Nonsense
+        => quit ProtocolError
         "#,
     );
 }
@@ -753,17 +753,21 @@ fn every_refusal_has_its_words() {
     let wrong = "NO [AUTHENTICATIONFAILED] Name or password is wrong";
     let unavailable = "NO [UNAVAILABLE] The mail service is not available, try again later";
     let contact = "NO [CONTACTADMIN] Your mailbox cannot be reached, please tell your administrator";
-    let disagrees = |code: &str, text: &str| {
-        Refusal::Disagrees(Some(BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false }))
+    let backend_rejected = |code: &str, text: &str| {
+        Refusal::BackendRejected(Some(BackendWords {
+            code: code.to_owned(),
+            text: text.to_owned(),
+            unavailable: false,
+        }))
     };
     let state = |state| Refusal::Account { state, proven: true };
     let cases = [
         (Refusal::WrongPassword, wrong),
         (Refusal::UnknownUser, wrong),
         (Refusal::EmptyPassword, wrong),
-        (Refusal::UnusableName, wrong),
+        (Refusal::InvalidUsername, wrong),
         (Refusal::UnusablePassword, wrong),
-        (Refusal::ForeignAuthzid, "NO [AUTHORIZATIONFAILED] You may only act as yourself"),
+        (Refusal::AuthzidNotAllowed, "NO [AUTHORIZATIONFAILED] You may only act as yourself"),
         (Refusal::NotAllowed, "NO [AUTHORIZATIONFAILED] You may not use this service, please ask your administrator"),
         (state(AccountState::PasswordExpired), "NO [EXPIRED] Your password has expired, please change it"),
         (state(AccountState::PasswordMustChange), "NO [EXPIRED] You have to change your password first"),
@@ -773,8 +777,8 @@ fn every_refusal_has_its_words() {
             state(AccountState::AccountExpired),
             "NO [CONTACTADMIN] Your account has expired, please tell your administrator",
         ),
-        (state(AccountState::NotNow), "NO [AUTHORIZATIONFAILED] You may not log in at this time"),
-        (state(AccountState::NotHere), "NO [AUTHORIZATIONFAILED] You may not log in from here"),
+        (state(AccountState::OutsideLogonHours), "NO [AUTHORIZATIONFAILED] You may not log in at this time"),
+        (state(AccountState::WrongWorkstation), "NO [AUTHORIZATIONFAILED] You may not log in from here"),
         (Refusal::DirectoryUnavailable, unavailable),
         (Refusal::SeveralEntries, unavailable),
         (Refusal::NoMailHost, contact),
@@ -791,18 +795,18 @@ fn every_refusal_has_its_words() {
         (Refusal::BackendFault, unavailable),
         (Refusal::BackendBusy, unavailable),
         (Refusal::BackendDraining, "NO [UNAVAILABLE] Your mail server is being serviced, please try again later"),
-        (Refusal::Disagrees(None), unavailable),
+        (Refusal::BackendRejected(None), unavailable),
         (
-            disagrees("", "Login failed: authentication failure"),
+            backend_rejected("", "Login failed: authentication failure"),
             "NO [UNAVAILABLE] Login failed: authentication failure",
         ),
-        (disagrees("AuthenticationFailed", "No"), "NO [UNAVAILABLE] No"),
-        (disagrees("CAPABILITY IMAP4rev1", "No"), "NO [UNAVAILABLE] No"),
-        (disagrees("LIMIT", "Too many open connections"), "NO [LIMIT] Too many open connections"),
-        (disagrees("INUSE more", "Locked"), "NO [INUSE more] Locked"),
-        (disagrees("REFERRAL imap://inside/", "Go to inside"), unavailable),
-        (disagrees("LIMIT", ""), unavailable),
-        (disagrees("A] b", "c\r\na OK \0\u{e9}"), "NO [UNAVAILABLE] c??a OK ???"),
+        (backend_rejected("AuthenticationFailed", "No"), "NO [UNAVAILABLE] No"),
+        (backend_rejected("CAPABILITY IMAP4rev1", "No"), "NO [UNAVAILABLE] No"),
+        (backend_rejected("LIMIT", "Too many open connections"), "NO [LIMIT] Too many open connections"),
+        (backend_rejected("INUSE more", "Locked"), "NO [INUSE more] Locked"),
+        (backend_rejected("REFERRAL imap://inside/", "Go to inside"), unavailable),
+        (backend_rejected("LIMIT", ""), unavailable),
+        (backend_rejected("A] b", "c\r\na OK \0\u{e9}"), "NO [UNAVAILABLE] c??a OK ???"),
         (Refusal::TlsRequired, "NO [PRIVACYREQUIRED] Start TLS before you log in"),
         (Refusal::Limit, "NO [LIMIT] Too many attempts or sessions, try again later"),
         (Refusal::Deadline, "NO [UNAVAILABLE] Logging in took too long, try again"),
@@ -826,7 +830,7 @@ fn every_refusal_has_its_words() {
         let expected = format!("a {words}{reference}\r\n* BYE {}{reference}\r\n", &words[3..]);
         assert_eq!(out.as_slice().escape_ascii().to_string(), expected.as_bytes().escape_ascii().to_string());
     }
-    let long = words_of(&disagrees("LIMIT", &"x".repeat(9000)));
+    let long = words_of(&backend_rejected("LIMIT", &"x".repeat(9000)));
     assert_eq!(long.len(), "a NO [LIMIT]  (session S7Q2X)\r\n".len() + 512);
 }
 

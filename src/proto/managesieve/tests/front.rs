@@ -13,15 +13,15 @@ const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..T
 
 /// What a decision in a script means.
 fn decision(words: &str) -> Decision {
-    let disagrees = |code: &str, text: &str| {
+    let backend_rejected = |code: &str, text: &str| {
         let words = BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false };
-        Decision::Refuse(Refusal::Disagrees(Some(words)))
+        Decision::Refuse(Refusal::BackendRejected(Some(words)))
     };
     match words {
         "wrong" => Decision::Refuse(Refusal::WrongPassword),
         "unavailable" => Decision::Refuse(Refusal::DirectoryUnavailable),
-        "backend says" => disagrees("AUTH-TOO-WEAK", "Your \"script\" \\ moves"),
-        "backend says nothing" => disagrees("", " "),
+        "backend says" => backend_rejected("AUTH-TOO-WEAK", "Your \"script\" \\ moves"),
+        "backend says nothing" => backend_rejected("", " "),
         "accept" => Decision::Accept(Welcome { text: b"User \"logged\" in".to_vec(), ..Welcome::default() }),
         "accept quietly" => Decision::Accept(Welcome::default()),
         other => panic!("no such decision: {other}"),
@@ -211,10 +211,10 @@ fn what_is_not_for_now_is_refused_and_the_session_goes_on() {
         C: XYZZY
         S: NO "Unknown command"
         S: BYE "Too many bad commands"
-        => quit Nonsense
+        => quit ProtocolError
         "#,
     );
-    script(TLS, "C: GET / HTTP/1.1\nS: BYE \"This is a mail server\"\n=> quit Nonsense");
+    script(TLS, "C: GET / HTTP/1.1\nS: BYE \"This is a mail server\"\n=> quit ProtocolError");
 }
 
 #[test]
@@ -350,7 +350,7 @@ fn sizes_never_desynchronize() {
         ),
     );
     for size in ["65537", "18446744073709551616"] {
-        script(TLS, &format!("C: NOOP {{{size}+}}\nS: BYE \"Literal too large\"\n=> quit Nonsense\nC: NOOP"));
+        script(TLS, &format!("C: NOOP {{{size}+}}\nS: BYE \"Literal too large\"\n=> quit ProtocolError\nC: NOOP"));
     }
     let endless = "x".repeat(80_000);
     script(
@@ -366,7 +366,7 @@ fn sizes_never_desynchronize() {
              S: NO \"Command too long\"
              c: {endless}
              S: BYE \"Command too long\"
-             => quit Nonsense",
+             => quit ProtocolError",
             "x".repeat(16_385)
         ),
     );
