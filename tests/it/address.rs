@@ -108,7 +108,7 @@ fn dovecot_sees_the_client_in_every_mode() {
 }
 
 #[test]
-fn an_ipv6_client_is_shown_as_one() {
+fn ipv6_client_is_reported_as_ipv6() {
     let Trusting { dovecot, haproxy_imaps, .. } = trusting();
     for (forward, port) in [("id", dovecot.imaps), ("proxy_v1", *haproxy_imaps), ("proxy_v2", *haproxy_imaps)] {
         let usher = Usher::start(forwarding(port, "implicit", forward).set("/listeners/0/address", "[::1]:0"));
@@ -133,7 +133,7 @@ fn pop3(usher: &Usher, client: &str, client_port: u16) -> (Imap, String) {
 }
 
 #[test]
-fn dovecot_sees_a_pop3_client_by_xclient_if_it_trusts_usher() {
+fn dovecot_sees_a_pop3_client_by_xclient_if_it_trusts_the_proxy() {
     let speaking = |dovecot: &Dovecot| {
         let config = forwarding(dovecot.imaps, "implicit", "none").speaking("pop3", &[dovecot.pop3s]);
         Usher::start(behind_proxy(config.set("/routing/backends/0/pop3/forward", "xclient")))
@@ -159,7 +159,7 @@ fn dovecot_sees_a_pop3_client_by_xclient_if_it_trusts_usher() {
 }
 
 #[test]
-fn dovecot_sees_a_sending_client_by_xclient() {
+fn dovecot_sees_a_submission_client_by_xclient() {
     let Trusting { dovecot, .. } = trusting();
     let config = forwarding(dovecot.imaps, "implicit", "none").speaking("submission", &[dovecot.submissions]);
     let usher = Usher::start(behind_proxy(config.set("/routing/backends/0/submission/forward", "xclient")));
@@ -178,7 +178,7 @@ fn dovecot_sees_a_sending_client_by_xclient() {
 }
 
 #[test]
-fn a_proxys_header_names_the_client_for_the_log_and_the_backend() {
+fn proxy_header_names_the_client_in_the_log_and_to_the_backend() {
     let Trusting { dovecot, haproxy_imaps, .. } = trusting();
     let usher = Usher::start(behind_proxy(forwarding(*haproxy_imaps, "implicit", "proxy_v2")));
     let four = |port: u8| [&ADDRESSES[..8], &[0, port, 0x03, 0xe1]].concat();
@@ -213,7 +213,7 @@ fn a_proxys_header_names_the_client_for_the_log_and_the_backend() {
 }
 
 #[test]
-fn a_header_in_pieces_is_a_header_and_nothing_behind_it_is_lost() {
+fn fragmented_proxy_header_is_accepted_and_no_byte_after_it_is_lost() {
     let peer = Scripted::welcoming();
     let usher = Usher::start(behind_proxy(Config::with_directory(slapd()).scripted(&peer)));
     for header in [v1("203.0.113.7", 1), v2(0x21, 0x11, &ADDRESSES)] {
@@ -237,7 +237,7 @@ fn a_header_in_pieces_is_a_header_and_nothing_behind_it_is_lost() {
 }
 
 #[test]
-fn what_is_no_header_or_from_nobody_who_may_send_one_is_closed_and_counted() {
+fn invalid_or_untrusted_proxy_header_is_closed_and_counted() {
     let peer = Scripted::welcoming();
     let config = behind_proxy(Config::with_directory(slapd()).scripted(&peer));
     let usher = Usher::start(config.set("/limits/proxy_header_timeout", "300ms"));
@@ -282,7 +282,7 @@ fn what_is_no_header_or_from_nobody_who_may_send_one_is_closed_and_counted() {
 }
 
 #[test]
-fn who_waits_for_a_header_is_half_open_and_they_are_limited() {
+fn connections_awaiting_a_proxy_header_are_limited_as_half_open() {
     let peer = Scripted::welcoming();
     let config = behind_proxy(Config::with_directory(slapd()).scripted(&peer));
     let config = config.set("/throttle", json!({"handshakes": {"mode": "enforce", "limit": 2}}));
@@ -299,7 +299,7 @@ fn who_waits_for_a_header_is_half_open_and_they_are_limited() {
 }
 
 #[test]
-fn limits_count_a_proxys_clients_and_not_the_proxy() {
+fn limits_count_the_clients_behind_a_proxy_and_not_the_proxy() {
     let peer = Scripted::welcoming();
     let config = behind_proxy(Config::with_directory(slapd()).scripted(&peer));
     let config = config.set("/throttle", json!({"connections_per_prefix": {"mode": "enforce", "limit": 1}}));
@@ -312,7 +312,7 @@ fn limits_count_a_proxys_clients_and_not_the_proxy() {
 }
 
 #[test]
-fn a_reload_changes_who_may_say_who_a_client_is() {
+fn reload_changes_the_trusted_networks() {
     let peer = Scripted::welcoming();
     let mut usher = Usher::start(behind_proxy(Config::with_directory(slapd()).scripted(&peer)));
     assert!(Imap::try_headed(CLIENT, usher.imaps_port(), &v1("203.0.113.7", 1)).is_err());
@@ -331,7 +331,7 @@ fn a_reload_changes_who_may_say_who_a_client_is() {
 const CLAIM: &str = r#"ID ("name" "webmail" "X-Originating-IP" "203.0.113.50" "x-originating-port" "4712")"#;
 
 #[test]
-fn a_webmails_user_is_the_client_and_nobody_elses_word_counts() {
+fn webmail_forwards_its_client_and_untrusted_senders_are_ignored() {
     let Trusting { dovecot, .. } = trusting();
     let config = forwarding(dovecot.imaps, "implicit", "id").set("/trusted_networks", "127.0.0.30");
     let config = config.set("/throttle", json!({"connections_per_prefix": {"mode": "enforce", "limit": 3}}));
@@ -367,7 +367,7 @@ fn a_webmails_user_is_the_client_and_nobody_elses_word_counts() {
 }
 
 #[test]
-fn what_a_webmail_said_before_starttls_is_forgotten_and_nonsense_is_no_address() {
+fn forwarded_address_is_dropped_at_starttls_and_invalid_ones_are_ignored() {
     let peer = Scripted::welcoming();
     let config = Config::with_directory(slapd()).scripted(&peer).set("/trusted_networks", json!(["127.0.0.0/8"]));
     let usher = Usher::start(config);
@@ -393,7 +393,7 @@ fn what_a_webmail_said_before_starttls_is_forgotten_and_nonsense_is_no_address()
 }
 
 #[test]
-fn a_probe_of_a_listener_with_headers_sends_one_for_itself() {
+fn probe_of_a_listener_with_proxy_headers_sends_its_own() {
     let more = |port: u16| {
         format!(
             "haproxy_trusted_networks = 127.0.0.0/8\nservice imap-login {{\n  inet_listener imaps_haproxy {{\n    port = {port}\n    \
@@ -414,7 +414,7 @@ fn a_probe_of_a_listener_with_headers_sends_one_for_itself() {
 }
 
 #[test]
-fn a_backend_that_does_not_let_itself_be_told_is_at_fault() {
+fn backend_that_rejects_the_client_address_is_at_fault() {
     let refusing = Scripted::tls(|peer| {
         peer.send(GREETING);
         while let Some((tag, command)) = peer.command() {
@@ -445,7 +445,7 @@ fn a_backend_that_does_not_let_itself_be_told_is_at_fault() {
 }
 
 #[test]
-fn a_session_is_named_where_that_helps_and_never_for_a_wrong_password() {
+fn session_id_is_in_replies_except_for_a_wrong_password() {
     let usher = Usher::start(Config::shared().set("/routing/backends/0/imap/address", "127.0.0.1:9"));
     let mut imap = Imap::tls(usher.imaps_port());
     let wrong = imap.login("alice", "wrong");
@@ -456,7 +456,7 @@ fn a_session_is_named_where_that_helps_and_never_for_a_wrong_password() {
 }
 
 #[test]
-fn a_mode_that_a_protocol_has_not_is_a_mistake_with_its_line() {
+fn address_mode_without_protocol_support_is_a_config_error_with_its_line() {
     let config = forwarding(9, "implicit", "xclient");
     config.write();
     let said = command(&config, &["check"], b"");

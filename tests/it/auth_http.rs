@@ -87,7 +87,7 @@ fn plain(user: &str, password: &str) -> String {
 }
 
 #[test]
-fn nginx_logs_people_in_where_usher_says() {
+fn nginx_logs_users_in_at_the_returned_backend() {
     let usher = Usher::start(config());
     let nginx = Nginx::start(port(&usher), "");
     let password = password_of("alice");
@@ -113,7 +113,7 @@ fn nginx_logs_people_in_where_usher_says() {
 }
 
 #[test]
-fn wrong_passwords_have_their_words_and_leave_the_connection_usable() {
+fn wrong_passwords_have_their_reply_and_leave_the_connection_usable() {
     let usher = Usher::start(config());
     let nginx = Nginx::start(port(&usher), "");
     let mut imap = Imap::tls(nginx.imaps);
@@ -150,7 +150,7 @@ fn wrong_passwords_have_their_words_and_leave_the_connection_usable() {
 }
 
 #[test]
-fn odd_characters_come_through_as_they_were_typed() {
+fn special_characters_arrive_unchanged() {
     let usher = Usher::start(config());
     let nginx = Nginx::start(port(&usher), "");
     for uid in ["gruen", "long", "quote", "space", METACHARACTERS] {
@@ -180,7 +180,7 @@ fn odd_characters_come_through_as_they_were_typed() {
 }
 
 #[test]
-fn an_outage_is_not_told_as_a_wrong_password() {
+fn outage_is_not_reported_as_a_wrong_password() {
     let slapd = Slapd::private();
     let mail = dovecot();
     let config = with_directory(&slapd).set("/limits/failed_logins", 1).set("/routing/backends/0/failures", 1);
@@ -225,7 +225,7 @@ fn an_outage_is_not_told_as_a_wrong_password() {
 }
 
 #[test]
-fn strangers_and_bad_questions_get_no_answer_about_anybody() {
+fn untrusted_clients_and_malformed_requests_learn_nothing_about_users() {
     let config = config();
     let key = config.file("nginx.key", "s e:cret\n");
     let usher = Usher::start(config.set("/auth_http/key_file", key.display().to_string()));
@@ -272,7 +272,7 @@ fn strangers_and_bad_questions_get_no_answer_about_anybody() {
 }
 
 #[test]
-fn a_refusal_says_whether_the_client_may_try_again() {
+fn refusal_states_whether_the_client_may_retry() {
     let usher = Usher::start(config());
     let port = port(&usher);
     let wait = |attempt| {
@@ -288,7 +288,7 @@ fn a_refusal_says_whether_the_client_may_try_again() {
 }
 
 #[test]
-fn a_reload_opens_and_closes_it() {
+fn reload_opens_and_closes_the_listener() {
     let mut usher = Usher::start(config().without("/auth_http"));
     let one = crate::kit::process::free_port();
     let other = crate::kit::process::free_port();

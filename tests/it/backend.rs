@@ -38,7 +38,7 @@ fn fault(result: &str, counter: &str, backend: &Scripted) -> Usher {
 }
 
 #[test]
-fn a_wrong_chain_name_or_date_sees_no_password() {
+fn backend_with_a_wrong_chain_name_or_date_receives_no_password() {
     let certificates = &world().certificates;
     let name = ["server3.example.com"];
     let pairs = [
@@ -55,7 +55,7 @@ fn a_wrong_chain_name_or_date_sees_no_password() {
 }
 
 #[test]
-fn a_pin_stands_in_for_the_chain_and_nothing_else() {
+fn pin_replaces_only_the_chain_verification() {
     let certificates = &world().certificates;
     let pair =
         certificates.leaf("pinned", Leaf { wrong_ca: true, expired: true, ..Leaf::server(&["old.example.net"]) });
@@ -73,7 +73,7 @@ fn a_pin_stands_in_for_the_chain_and_nothing_else() {
 }
 
 #[test]
-fn a_client_certificate_is_shown_to_a_backend_that_wants_one() {
+fn client_certificate_is_presented_to_a_backend_that_requests_it() {
     let certificates = &world().certificates;
     let dovecot = Dovecot::start(certificates, &world().server3, true);
     let config = Config::with_directory(slapd()).backend("server3", dovecot.imaps, &["server3"]);
@@ -89,7 +89,7 @@ fn a_client_certificate_is_shown_to_a_backend_that_wants_one() {
 }
 
 #[test]
-fn the_configured_name_is_sent_and_the_session_resumed() {
+fn configured_server_name_is_sent_and_the_tls_session_resumed() {
     let (sender, handshakes) = std::sync::mpsc::channel();
     let sender = std::sync::Mutex::new(sender);
     let backend = Scripted::tls(move |peer| {
@@ -107,7 +107,7 @@ fn the_configured_name_is_sent_and_the_session_resumed() {
 }
 
 #[test]
-fn a_backend_that_is_down_harms_only_its_own_users_and_comes_back() {
+fn down_backend_affects_only_its_users_and_recovers() {
     let mut dovecot = Dovecot::start(&world().certificates, &world().server3, false);
     let config = Config::with_directory(slapd()).backend("server3", dovecot.imaps, &["server3"]);
     let usher = Usher::start(config.backend("server4", crate::kit::cyrus().imaps, &["server4.example.com"]));
@@ -122,7 +122,7 @@ fn a_backend_that_is_down_harms_only_its_own_users_and_comes_back() {
 }
 
 #[test]
-fn silence_meets_the_timeout_at_every_step() {
+fn silent_backend_times_out_at_every_step() {
     let steps: [fn(&mut Peer); 4] = [
         |peer| peer.wait_for_end(),
         |peer| {
@@ -148,7 +148,7 @@ fn silence_meets_the_timeout_at_every_step() {
 }
 
 #[test]
-fn a_bye_or_an_end_is_an_unavailable_backend() {
+fn bye_or_close_is_an_unavailable_backend() {
     let scripts: [fn(&mut Peer); 4] = [
         |peer| {
             peer.send("* BYE too busy\r\n");
@@ -170,7 +170,7 @@ fn a_bye_or_an_end_is_an_unavailable_backend() {
 }
 
 #[test]
-fn what_is_not_ok_is_never_success() {
+fn replies_other_than_ok_are_never_success() {
     let answers: [fn(&str) -> String; 10] = [
         |tag| format!("{tag} OKAY [CAPABILITY IMAP4rev1] welcome\r\n"),
         |tag| format!("{tag} BAD [CAPABILITY IMAP4rev1] what\r\n"),
@@ -210,7 +210,7 @@ fn preauth_is_refused_before_the_password() {
 }
 
 #[test]
-fn login_is_never_sent_to_who_disables_it() {
+fn login_is_never_sent_under_logindisabled() {
     let backend = Scripted::tls(|peer| {
         peer.send("* OK [CAPABILITY IMAP4rev1 LOGINDISABLED] no login here\r\n");
         while let Some((tag, command)) = peer.command() {
@@ -222,7 +222,7 @@ fn login_is_never_sent_to_who_disables_it() {
 }
 
 #[test]
-fn endless_untagged_lines_meet_a_limit() {
+fn untagged_lines_are_limited() {
     let scripts: [fn(&mut Peer); 3] = [
         |peer| {
             peer.send(GREETING);
@@ -245,7 +245,7 @@ fn endless_untagged_lines_meet_a_limit() {
 }
 
 #[test]
-fn starttls_must_be_offered_and_nothing_may_follow_it() {
+fn starttls_must_be_offered_and_bytes_after_it_are_refused() {
     let scripts: [fn(&mut Peer); 4] = [
         // Not offered.
         |peer| {
@@ -287,7 +287,7 @@ fn starttls_must_be_offered_and_nothing_may_follow_it() {
 }
 
 #[test]
-fn capabilities_are_asked_again_after_starttls() {
+fn capabilities_are_requested_again_after_starttls() {
     // In the clear it lies about what it can; under TLS it has no SASL-IR.
     let backend = Scripted::plain(|peer| {
         peer.send("* OK [CAPABILITY IMAP4rev1 STARTTLS SASL-IR AUTH=PLAIN] hello\r\n");
@@ -310,7 +310,7 @@ fn capabilities_are_asked_again_after_starttls() {
 }
 
 #[test]
-fn a_backend_in_the_clear_is_used_only_by_its_own_word() {
+fn cleartext_backend_requires_explicit_configuration() {
     let backend = Scripted::plain(|peer| {
         peer.send(GREETING);
         peer.accept_login();
@@ -322,7 +322,7 @@ fn a_backend_in_the_clear_is_used_only_by_its_own_word() {
 }
 
 #[test]
-fn without_plain_login_is_used_with_every_byte_intact() {
+fn login_command_is_used_without_plain_and_keeps_every_byte() {
     let backend = Scripted::tls(|peer| {
         peer.send("* OK [CAPABILITY IMAP4rev1] old\r\n");
         peer.accept_login();
@@ -340,7 +340,7 @@ fn without_plain_login_is_used_with_every_byte_intact() {
 }
 
 #[test]
-fn greetings_and_answers_may_come_byte_by_byte() {
+fn greetings_and_replies_are_accepted_byte_by_byte() {
     let backend = Scripted::tls(|peer| {
         for byte in GREETING.bytes() {
             peer.send([byte]);
@@ -358,7 +358,7 @@ fn greetings_and_answers_may_come_byte_by_byte() {
 }
 
 #[test]
-fn untagged_lines_reach_the_client_in_order_before_the_tagged_one() {
+fn untagged_lines_reach_the_client_in_order_before_the_tagged_reply() {
     let backend = Scripted::tls(|peer| {
         peer.send(GREETING);
         let Some(tag) = peer.take_login() else { return };
@@ -375,7 +375,7 @@ fn untagged_lines_reach_the_client_in_order_before_the_tagged_one() {
 }
 
 #[test]
-fn capabilities_are_asked_for_if_the_ok_has_none() {
+fn capabilities_are_requested_if_the_ok_has_none() {
     let backend = Scripted::tls(|peer| {
         peer.send(GREETING);
         let Some(tag) = peer.take_login() else { return };
@@ -410,7 +410,7 @@ fn disagreement(answer: &'static str, pass: bool) -> String {
 }
 
 #[test]
-fn a_backends_no_is_not_a_wrong_password() {
+fn backend_rejection_is_not_a_wrong_password() {
     assert_eq!(
         disagreement("[AUTHENTICATIONFAILED] Authentication failed.", true),
         "NO [UNAVAILABLE] Authentication failed."
@@ -423,7 +423,7 @@ fn a_backends_no_is_not_a_wrong_password() {
 }
 
 #[test]
-fn a_referral_is_not_followed_and_not_shown() {
+fn referral_is_neither_followed_nor_forwarded() {
     let backend = Scripted::tls(|peer| {
         peer.send(GREETING);
         if let Some(tag) = peer.take_login() {
@@ -436,7 +436,7 @@ fn a_referral_is_not_followed_and_not_shown() {
 }
 
 #[test]
-fn a_client_that_leaves_during_the_backends_login_frees_it() {
+fn client_that_disconnects_during_the_backend_login_frees_the_connection() {
     let (sender, ended) = std::sync::mpsc::channel();
     let sender = std::sync::Mutex::new(sender);
     let backend = Scripted::tls(move |peer| {
@@ -456,7 +456,7 @@ fn a_client_that_leaves_during_the_backends_login_frees_it() {
 }
 
 #[test]
-fn the_greeting_of_cyrus_waits_for_no_delayed_acknowledgement() {
+fn cyrus_greeting_waits_for_no_delayed_acknowledgement() {
     // Linux delays one by 40 ms at least (TCP_DELACK_MIN): one login of these is enough to see that it did not.
     let usher = Usher::start(Config::shared());
     for _ in 0..8 {

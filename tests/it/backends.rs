@@ -33,7 +33,7 @@ fn told(usher: &Usher, arguments: &[&str]) -> Value {
 }
 
 #[test]
-fn how_each_backend_stands_is_told() {
+fn backends_command_reports_the_state_of_each_backend() {
     let usher = Usher::start(Config::shared().backend("server5", 1, &["server5"]));
     let _session = login(&usher, "alice");
     let said = usher.command(&["backends"]).succeeded().stdout;
@@ -49,7 +49,7 @@ fn how_each_backend_stands_is_told() {
 }
 
 #[test]
-fn a_backend_that_is_down_is_told_with_the_reason() {
+fn down_backend_is_reported_with_the_reason() {
     let usher = Usher::start(Config::with_directory(crate::kit::slapd()).backend("server3", 1, &["server3"]));
     let down = "NO [UNAVAILABLE]";
     // As many faults as open the breaker.
@@ -66,7 +66,7 @@ fn a_backend_that_is_down_is_told_with_the_reason() {
 }
 
 #[test]
-fn a_drained_backend_gets_nobody_new_and_loses_its_sessions_until_it_is_given_back() {
+fn drained_backend_gets_no_logins_and_loses_its_sessions_until_undrained() {
     let (config, port) = Config::shared().with_ports();
     let mut usher = Usher::start(config);
     let (mut alice, mut bob) = (login(&usher, "alice"), login(&usher, "bob"));
@@ -108,7 +108,7 @@ fn a_drained_backend_gets_nobody_new_and_loses_its_sessions_until_it_is_given_ba
 }
 
 #[test]
-fn with_rate_0_sessions_are_left_and_a_name_that_is_wrong_is_told() {
+fn drain_with_rate_0_keeps_sessions_and_an_unknown_name_is_an_error() {
     let usher = Usher::start(Config::shared());
     let mut alice = login(&usher, "alice");
     let said = usher.command(&["backends", "drain", "serv3"]);
@@ -121,7 +121,7 @@ fn with_rate_0_sessions_are_left_and_a_name_that_is_wrong_is_told() {
 }
 
 #[test]
-fn what_is_remembered_of_a_user_is_shown_without_secrets_and_dropped() {
+fn cached_user_data_is_shown_without_secrets_and_can_be_dropped() {
     let usher = Usher::start(Config::shared().set("/directory/login_attribute", "uid"));
     let said = usher.command(&["cache", "show", "alice"]);
     assert!(said.code == 67 && said.stderr.contains("nothing is remembered of alice"), "{said:#?}");
@@ -158,7 +158,7 @@ fn what_is_remembered_of_a_user_is_shown_without_secrets_and_dropped() {
 
 /// As docs/operations.md has it: switched off in the directory, forgotten, logged out.
 #[test]
-fn a_leaver_is_locked_out_now() {
+fn departed_user_is_locked_out_at_once() {
     let slapd = Slapd::private();
     let config = Config::with_directory(&slapd).backend("server3", dovecot().imaps, &["server3"]);
     let usher = Usher::start(config.backend("server4", cyrus().imaps, &["server4"]));
@@ -174,7 +174,7 @@ fn a_leaver_is_locked_out_now() {
 }
 
 #[test]
-fn the_process_is_taken_away_from_balancers_and_given_back_or_ends() {
+fn process_leaves_the_load_balancer_and_returns_or_ends() {
     let usher = Usher::start(Config::shared().set("/drain", json!({"delay": "0s", "deadline": "5s"})));
     let mut alice = login(&usher, "alice");
     assert_eq!(usher.http("/ready").0, 200);

@@ -30,7 +30,7 @@ fn decided(usher: &Usher, by: &str) -> f64 {
 }
 
 #[test]
-fn a_known_user_and_password_cost_no_bind() {
+fn cached_user_and_password_cost_no_bind() {
     let (slapd, _backend, usher) = private();
     for _ in 0..3 {
         login(&usher, &password_of("alice"), "OK");
@@ -43,7 +43,7 @@ fn a_known_user_and_password_cost_no_bind() {
 }
 
 #[test]
-fn another_password_always_asks_and_never_evicts_the_right_one() {
+fn other_password_is_always_verified_and_never_evicts_the_valid_one() {
     let (slapd, _backend, usher) = private();
     login(&usher, &password_of("alice"), "OK");
     login(&usher, "first wrong one", "NO [AUTHENTICATIONFAILED]");
@@ -54,7 +54,7 @@ fn another_password_always_asks_and_never_evicts_the_right_one() {
 }
 
 #[test]
-fn a_repeated_wrong_password_costs_no_further_bind() {
+fn repeated_wrong_password_costs_no_further_bind() {
     let (slapd, _backend, usher) = private();
     let mut imap = Imap::tls(usher.imaps_port());
     for _ in 0..10 {
@@ -66,7 +66,7 @@ fn a_repeated_wrong_password_costs_no_further_bind() {
 }
 
 #[test]
-fn a_wrong_password_is_forgotten_in_time() {
+fn wrong_password_expires_from_the_cache() {
     let (slapd, _backend, usher) = private_with(|config| config.set("/cache/negative_ttl", "300ms"));
     login(&usher, "early", "NO [AUTHENTICATIONFAILED]");
     slapd.set(&Person::new("alice", None), "userPassword", Some("early"));
@@ -75,7 +75,7 @@ fn a_wrong_password_is_forgotten_in_time() {
 }
 
 #[test]
-fn a_decision_lives_as_long_as_its_ttl() {
+fn decision_is_cached_for_its_ttl() {
     let (slapd, _backend, usher) = private_with(|config| config.set("/cache/ttl", "500ms"));
     login(&usher, &password_of("alice"), "OK");
     std::thread::sleep(Duration::from_millis(700)); // the life of the entry is what is tested
@@ -84,7 +84,7 @@ fn a_decision_lives_as_long_as_its_ttl() {
 }
 
 #[test]
-fn a_changed_password_ends_the_old_one() {
+fn changed_password_invalidates_the_old_one() {
     let (slapd, _backend, usher) = private();
     login(&usher, &password_of("alice"), "OK");
     slapd.set(&Person::new("alice", None), "userPassword", Some("changed"));
@@ -96,7 +96,7 @@ fn a_changed_password_ends_the_old_one() {
 }
 
 #[test]
-fn main_and_app_passwords_live_side_by_side() {
+fn main_and_app_passwords_are_cached_together() {
     let (slapd, _backend, usher) = private();
     let passwords = ["main-password", "phone-password", "tablet-password"];
     let values = passwords.map(|password| format!("userPassword: {password}\n")).concat();
@@ -114,7 +114,7 @@ fn main_and_app_passwords_live_side_by_side() {
 }
 
 #[test]
-fn the_same_password_of_another_user_is_no_hit() {
+fn same_password_of_another_user_is_no_cache_hit() {
     let (slapd, _backend, usher) = private();
     slapd.set(&Person::new("anna", None), "userPassword", Some("shared"));
     slapd.set(&Person::new("alice", None), "userPassword", Some("sharedx"));
@@ -127,7 +127,7 @@ fn the_same_password_of_another_user_is_no_hit() {
 }
 
 #[test]
-fn one_flight_serves_everybody_who_asks_the_same() {
+fn identical_concurrent_logins_share_one_flight() {
     const CLIENTS: usize = 20;
     let (slapd, _backend, usher) =
         private_with(|config| config.set("/directory/timeout", "6s").set("/directory/attempt_timeout", "6s"));
@@ -144,7 +144,7 @@ fn one_flight_serves_everybody_who_asks_the_same() {
 }
 
 #[test]
-fn users_seen_lately_log_in_while_the_directory_is_down() {
+fn recently_seen_users_log_in_while_the_directory_is_down() {
     let (mut slapd, _backend, usher) = private();
     login(&usher, &password_of("alice"), "OK");
     slapd.stop();
@@ -172,7 +172,7 @@ fn moody() -> (Arc<AtomicBool>, Scripted) {
 }
 
 #[test]
-fn a_cached_login_that_the_backend_refuses_is_verified_again() {
+fn cached_login_rejected_by_the_backend_is_verified_again() {
     let slapd = Slapd::private();
     let (refuses, backend) = moody();
     let usher = Usher::start(Config::with_directory(&slapd).scripted(&backend));
@@ -191,7 +191,7 @@ fn a_cached_login_that_the_backend_refuses_is_verified_again() {
 }
 
 #[test]
-fn a_route_is_cached_with_the_decision_and_not_longer() {
+fn route_is_cached_only_as_long_as_the_decision() {
     let (slapd, backend, usher) = private_with(|config| config.set("/cache/ttl", "500ms"));
     login(&usher, &password_of("alice"), "OK");
     slapd.set(&Person::new("alice", None), "mailHost", Some("server9"));
@@ -201,7 +201,7 @@ fn a_route_is_cached_with_the_decision_and_not_longer() {
 }
 
 #[test]
-fn the_cache_is_bounded() {
+fn cache_is_bounded() {
     let (_slapd, _backend, usher) = private_with(|config| config.set("/cache/capacity", 2));
     for uid in ["alice", "anna", "gruen", "quote", "space"] {
         Imap::tls(usher.imaps_port()).authenticate("", uid, password_of(uid).as_bytes()).ok();

@@ -58,7 +58,7 @@ fn sieve_extensions_are_those_that_both_servers_have() {
 }
 
 #[test]
-fn the_operators_own_list_takes_their_place() {
+fn configured_capabilities_replace_the_learned_ones() {
     let config = both().set("/capabilities", json!({"managesieve": ["SIEVE fileinto", "MAXREDIRECTS 3"]}));
     let usher = Usher::start(config);
     usher.wait_log("backends differ in what they can do; clients are promised what all can", |_| true);
@@ -70,7 +70,7 @@ fn the_operators_own_list_takes_their_place() {
 }
 
 #[test]
-fn a_list_that_changes_is_learned_and_kept_through_an_outage() {
+fn changed_capability_list_is_learned_and_kept_through_an_outage() {
     let state = Arc::new(AtomicUsize::new(0));
     let now = Arc::clone(&state);
     let server = Scripted::tls(move |peer| {
@@ -109,7 +109,7 @@ fn a_list_that_changes_is_learned_and_kept_through_an_outage() {
 
 /// What usher answers for itself before the login no backend can take from the clients of the others.
 #[test]
-fn a_backend_that_lists_nothing_takes_nothing_from_imap_clients() {
+fn backend_without_capabilities_removes_nothing_for_imap_clients() {
     let server = Scripted::welcoming();
     let usher = Usher::start(Config::with_directory(crate::kit::slapd()).scripted(&server));
     let usual = "* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN] usher is ready";
@@ -124,7 +124,7 @@ fn a_backend_that_lists_nothing_takes_nothing_from_imap_clients() {
 
 /// A list is bounded, so that answers to clients are: what is too long is promised to nobody.
 #[test]
-fn what_is_listed_beyond_all_bounds_is_promised_to_nobody() {
+fn oversized_capability_lists_are_not_advertised() {
     let usher = Usher::start(hostile("managesieve"));
     usher.wait_metric("usher_backend_probes_total", &[("backend", "server3"), ("result", "ok")], 2.0);
     usher.hup();
@@ -162,7 +162,7 @@ pub(crate) fn hostile(protocol: &str) -> Config {
 }
 
 #[test]
-fn dovecot_and_cyrus_agree_on_imap() {
+fn common_imap_capabilities_of_dovecot_and_cyrus_are_advertised() {
     let config = (0..2).fold(Config::shared(), looked_after);
     // One look at each and no more.
     let once = |config: Config, index| config.set(&format!("/routing/backends/{index}/probe_interval"), "1h");
@@ -189,7 +189,7 @@ fn keywords(client: &mut Imap) -> BTreeSet<String> {
 }
 
 #[test]
-fn two_dovecots_of_different_size_are_promised_as_the_smaller_one() {
+fn smaller_size_of_two_dovecots_is_advertised() {
     let sized = |pair, size: &str| {
         let more = format!("submission_max_mail_size = {size}\n");
         Dovecot::start_with(&world().certificates, pair, false, &more)
@@ -212,7 +212,7 @@ fn two_dovecots_of_different_size_are_promised_as_the_smaller_one() {
 }
 
 #[test]
-fn submission_promises_the_smallest_size_and_the_keywords_of_all() {
+fn submission_advertises_the_smallest_size_and_the_common_keywords() {
     let small = Scripted::tls_as(&world().server4, |peer| {
         peer.send("220 scripted\r\n");
         while let Some(line) = peer.line() {

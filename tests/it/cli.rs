@@ -26,14 +26,14 @@ fn refuses(config: &Config, key: &str, word: &str) {
 }
 
 #[test]
-fn a_good_file_is_told_good() {
+fn valid_file_passes_check() {
     let config = Config::shared();
     config.write();
     command(&config, &["check"], b"").succeeded();
 }
 
 #[test]
-fn all_mistakes_are_told_at_once_each_with_line_and_key() {
+fn all_mistakes_are_reported_at_once_with_line_and_key() {
     let config = Config::shared()
         .set("/listeners/0/port", 993)
         .set("/directory/timeout", "5 parsecs")
@@ -47,7 +47,7 @@ fn all_mistakes_are_told_at_once_each_with_line_and_key() {
 }
 
 #[test]
-fn files_that_the_config_names_are_looked_into() {
+fn files_named_by_the_config_are_checked() {
     let config = Config::shared();
     refuses(&config.clone().set("/tls/certificates/0/chain", "missing.pem"), "tls.certificates[0]", "missing.pem");
     let other = world().certificates.leaf("mismatched", Leaf::server(&["usher.example.com"]));
@@ -60,7 +60,7 @@ fn files_that_the_config_names_are_looked_into() {
 }
 
 #[test]
-fn what_would_be_unsafe_or_circular_is_refused() {
+fn unsafe_or_circular_configuration_is_refused() {
     let config = Config::shared();
     let password = config.file("backend.password", SERVICE_PASSWORD);
     let service = json!({"login": "usher", "password_file": password});
@@ -87,7 +87,7 @@ fn what_would_be_unsafe_or_circular_is_refused() {
 /// Why proxy authorization needs `login_attribute`: whoever may write a mail alias into their own
 /// entry could otherwise log in as anybody, with their own password.
 #[test]
-fn with_proxy_authorization_an_alias_is_not_an_identity() {
+fn alias_is_no_identity_with_proxy_authorization() {
     let slapd = Slapd::private();
     let backend = crate::kit::scripted::Scripted::welcoming();
     // anna writes "bob" into her own mail attribute and logs in by that name.
@@ -108,7 +108,7 @@ fn explain(config: &Config, arguments: &[&str], input: &str) -> (i32, Value) {
 }
 
 #[test]
-fn explain_tells_where_a_name_leads() {
+fn explain_shows_the_backend_of_a_name() {
     let config = Config::shared();
     config.write();
     let said = command(&config, &["explain", "alice"], b"").succeeded();
@@ -134,7 +134,7 @@ fn explain_tells_where_a_name_leads() {
 }
 
 #[test]
-fn explain_tells_a_directory_that_cannot_tell() {
+fn explain_reports_an_unavailable_directory() {
     let mut slapd = Slapd::private();
     let config = Config::with_directory(&slapd).backend("server3", 1, &["server3"]);
     slapd.stop();
@@ -143,7 +143,7 @@ fn explain_tells_a_directory_that_cannot_tell() {
 }
 
 #[test]
-fn explain_without_a_service_account_needs_the_password() {
+fn explain_without_a_service_account_requires_the_password() {
     let config = Config::shared().user_dn("uid={login},ou=people,dc=example,dc=com");
     config.write();
     let (code, value) = explain(&config, &["alice"], "");
@@ -157,7 +157,7 @@ fn explain_without_a_service_account_needs_the_password() {
 }
 
 #[test]
-fn sessions_lists_who_is_here() {
+fn sessions_command_lists_open_sessions() {
     let usher = Usher::start(Config::shared());
     let mut imap = Imap::tls(usher.imaps_port());
     imap.login("alice", &password_of("alice")).ok();
@@ -174,7 +174,7 @@ fn sessions_lists_who_is_here() {
 }
 
 #[test]
-fn the_control_socket_is_for_its_owner() {
+fn control_socket_is_restricted_to_its_owner() {
     use std::os::unix::fs::PermissionsExt as _;
     let usher = Usher::start(Config::shared());
     let mode = std::fs::metadata(usher.config.path("control.sock")).unwrap().permissions().mode();
@@ -182,7 +182,7 @@ fn the_control_socket_is_for_its_owner() {
 }
 
 #[test]
-fn commands_without_a_running_usher_fail() {
+fn commands_without_a_running_process_fail() {
     let config = Config::shared();
     config.write();
     assert_ne!(command(&config, &["reload"], b"").code, 0);
@@ -190,14 +190,14 @@ fn commands_without_a_running_usher_fail() {
 }
 
 #[test]
-fn run_is_what_usher_does_unless_told_otherwise() {
+fn run_is_the_default_command() {
     let config = Config::shared();
     let file = config.write_text("listeners: {}\n").display().to_string();
     assert_eq!(run(BINARY, &["--config", &file], b"").code, 78);
 }
 
 #[test]
-fn systemd_is_told_when_usher_is_ready_and_when_it_stops() {
+fn systemd_is_notified_of_readiness_and_stop() {
     let config = Config::shared();
     let path = config.path("notify.sock");
     let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
@@ -218,7 +218,7 @@ fn systemd_is_told_when_usher_is_ready_and_when_it_stops() {
 }
 
 #[test]
-fn help_and_version_are_there() {
+fn help_and_version_are_printed() {
     assert!(run(BINARY, &["--help"], b"").succeeded().stdout.contains("check"));
     assert!(run(BINARY, &["--version"], b"").succeeded().stdout.contains(env!("CARGO_PKG_VERSION")));
 }

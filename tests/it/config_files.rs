@@ -5,7 +5,7 @@ use crate::kit::usher::command;
 use crate::kit::{Config, Imap, Usher, password_of};
 
 #[test]
-fn fifo_among_the_files_is_refused_and_blocks_nothing() {
+fn fifo_among_config_files_is_refused_and_blocks_nothing() {
     let config = Config::shared();
     let usher = Usher::start(config);
     let mut open = Imap::tls(usher.imaps_port());

@@ -33,7 +33,7 @@ pub(crate) fn ask(usher: &Usher, method: &str, path: &str) -> (u16, Value) {
 }
 
 #[test]
-fn curl_is_enough_for_a_script() {
+fn curl_can_drive_the_control_socket() {
     let usher = Usher::start(Config::shared());
     let mut alice = Imap::tls(usher.imaps_port());
     alice.login("alice", &password_of("alice")).ok();
@@ -46,7 +46,7 @@ fn curl_is_enough_for_a_script() {
 }
 
 #[test]
-fn every_mistake_is_answered_with_a_sentence_and_changes_nothing() {
+fn invalid_requests_get_an_error_message_and_change_nothing() {
     let usher = Usher::start(Config::shared());
     let mut alice = Imap::tls(usher.imaps_port());
     alice.login("alice", &password_of("alice")).ok();
@@ -83,7 +83,7 @@ fn every_mistake_is_answered_with_a_sentence_and_changes_nothing() {
 }
 
 #[test]
-fn sizes_and_slowness_are_limited() {
+fn request_size_and_duration_are_limited() {
     let usher = Usher::start(Config::shared());
     let body = "POST /reload HTTP/1.1\r\nHost: usher\r\nContent-Length: 5\r\n\r\nhello";
     let said = raw(&usher, body.as_bytes());
@@ -100,7 +100,7 @@ fn sizes_and_slowness_are_limited() {
 }
 
 #[test]
-fn nothing_of_it_is_on_the_side_port() {
+fn control_commands_are_not_on_the_side_port() {
     let usher = Usher::start(Config::shared());
     for path in ["/sessions", "/backends", "/cache?login=alice", "/users/616c696365"] {
         assert_eq!(usher.http(path).0, 404, "{path}");
@@ -116,7 +116,7 @@ fn nothing_of_it_is_on_the_side_port() {
 }
 
 #[test]
-fn each_command_says_what_is_missing() {
+fn commands_report_missing_arguments() {
     let config = Config::shared();
     config.write();
     let commands: [&[&str]; 9] = [
@@ -141,7 +141,7 @@ fn each_command_says_what_is_missing() {
 }
 
 #[test]
-fn who_may_not_use_the_socket_is_told_so() {
+fn unauthorized_user_gets_an_error_for_the_control_socket() {
     if !rustix::process::getuid().is_root() {
         return;
     }
@@ -158,7 +158,7 @@ fn who_may_not_use_the_socket_is_told_so() {
 }
 
 #[test]
-fn help_teaches_by_examples() {
+fn help_shows_examples() {
     for (arguments, words) in [
         (&["sessions", "--help"][..], "usher sessions --backend server3"),
         (&["kick", "--help"], "usher kick --user alice"),

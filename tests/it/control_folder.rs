@@ -38,7 +38,7 @@ fn with_folder(config: Config) -> (Config, std::path::PathBuf) {
 }
 
 #[test]
-fn folders_that_others_can_write_are_refused_by_check_and_run() {
+fn folders_writable_by_others_are_refused_by_check_and_run() {
     let (config, folder) = with_folder(Config::shared());
     config.write();
     command(&config, &["check"], b"").succeeded();
@@ -65,7 +65,7 @@ fn folders_that_others_can_write_are_refused_by_check_and_run() {
 }
 
 #[test]
-fn a_folder_of_another_user_is_refused() {
+fn folder_of_another_user_is_refused() {
     if !is_root() {
         return;
     }
@@ -83,7 +83,7 @@ fn a_folder_of_another_user_is_refused() {
 }
 
 #[test]
-fn a_group_member_gets_no_file_of_ushers_by_swapping_names() {
+fn group_member_gets_no_private_file_by_swapping_names() {
     if !is_root() {
         return;
     }
@@ -127,7 +127,7 @@ fn a_group_member_gets_no_file_of_ushers_by_swapping_names() {
 }
 
 #[test]
-fn a_planted_predecessor_is_not_believed() {
+fn forged_predecessor_socket_is_ignored() {
     let usher = Usher::start(Config::shared());
     let mut alice = Imap::tls(usher.imaps_port());
     alice.login("alice", &password_of("alice")).ok();
@@ -148,7 +148,7 @@ fn a_planted_predecessor_is_not_believed() {
 }
 
 #[test]
-fn a_stopped_predecessor_costs_two_seconds() {
+fn frozen_predecessor_costs_two_seconds() {
     let (config, imaps) = Config::shared().with_ports();
     let usher = Usher::start(config);
     let mut alice = Imap::tls(imaps);
@@ -167,7 +167,7 @@ fn a_stopped_predecessor_costs_two_seconds() {
 }
 
 #[test]
-fn half_requests_keep_no_administrator_out() {
+fn incomplete_requests_block_no_administrator() {
     let usher = Usher::start(Config::shared());
     let socket = usher.config.path("control.sock");
     let half: Vec<UnixStream> = (0..1_000)
@@ -186,7 +186,7 @@ fn half_requests_keep_no_administrator_out() {
 }
 
 #[test]
-fn one_user_takes_no_other_users_places() {
+fn one_user_cannot_take_all_connection_slots() {
     if !is_root() {
         return;
     }

@@ -10,7 +10,7 @@ const HOME: [u8; 4] = [127, 0, 0, 2];
 const ELSEWHERE: [u8; 4] = [127, 0, 0, 3];
 
 #[test]
-fn finished_handshakes_that_say_nothing_keep_nobody_out() {
+fn silent_connections_after_the_handshake_block_no_login() {
     // Every rule about networks is a dry run, as by default.
     let usher = Usher::start(Config::shared().set("/limits/connections", 40));
     let mut session = Imap::tls_from(HOME, usher.imaps_port());
@@ -31,7 +31,7 @@ fn finished_handshakes_that_say_nothing_keep_nobody_out() {
 }
 
 #[test]
-fn who_is_not_logged_in_is_bounded_apart_from_sessions() {
+fn unauthenticated_connections_are_limited_apart_from_sessions() {
     let config = Config::shared().set("/limits/connections", 8).set("/limits/unauthenticated", 2);
     let usher = Usher::start(config.set("/throttle/exempt", json!(["127.0.0.0/8"])));
     let sessions: Vec<Imap> = (0..4)
@@ -54,7 +54,7 @@ fn who_is_not_logged_in_is_bounded_apart_from_sessions() {
 }
 
 #[test]
-fn right_passwords_without_a_route_wait_are_counted_and_take_nothing() {
+fn valid_passwords_without_a_route_are_delayed_and_counted_but_take_no_slot() {
     let config = Config::shared().set("/limits/failed_logins", 2).set("/limits/refusal_delay", "400ms");
     let rule = json!({"mode": "enforce", "limit": 1});
     let usher = Usher::start(config.set("/throttle/logins_per_second", rule));

@@ -39,7 +39,7 @@ fn says(text: &str, words: &[&str]) {
 }
 
 #[test]
-fn a_users_file_becomes_ldif_and_everybody_lands_where_the_recipe_said() {
+fn users_file_becomes_ldif_and_each_user_keeps_the_backend() {
     let people = [
         person("alice", None),
         person(METACHARACTERS, None),
@@ -92,7 +92,7 @@ fn a_users_file_becomes_ldif_and_everybody_lands_where_the_recipe_said() {
 }
 
 #[test]
-fn an_import_that_leaves_nothing_to_decide_succeeds() {
+fn import_without_open_questions_succeeds() {
     let slapd = slapd_with(&[person("alice", None), person("bob", None), person("carol", None)]);
     let config = config(&slapd);
     // Without a default in the configuration, who is not in the file would have no mail server.
@@ -113,7 +113,7 @@ fn an_import_that_leaves_nothing_to_decide_succeeds() {
 }
 
 #[test]
-fn without_a_directory_names_become_dns() {
+fn import_without_a_directory_builds_dns_from_names() {
     let config = Config::with_url("ldap://127.0.0.1");
     let everybody = config.file("everybody", "ann\njoanna\nzoe\n").display().to_string();
     let dn = format!("uid={{login}},{BASE}");
@@ -133,7 +133,7 @@ fn without_a_directory_names_become_dns() {
 }
 
 #[test]
-fn an_import_needs_a_directory_that_answers_and_a_backend_that_exists() {
+fn import_requires_a_reachable_directory_and_an_existing_backend() {
     let mut slapd = slapd_with(&[]);
     let config = config(&slapd);
     let said = import(&config, &["--backend", "server7"], "olga\n");
@@ -167,7 +167,7 @@ fn explain(config: &Config, arguments: &[&str], input: &str) -> Output {
 }
 
 #[test]
-fn explain_all_tells_of_everybody_in_the_directory() {
+fn explain_all_lists_every_user_of_the_directory() {
     let (_slapd, config) = census();
     let said = explain(&config, &[], "");
     assert_eq!(said.code, 1, "some would be refused: {said:#?}");
@@ -196,7 +196,7 @@ fn explain_all_tells_of_everybody_in_the_directory() {
 }
 
 #[test]
-fn explain_all_takes_a_list() {
+fn explain_all_accepts_a_list() {
     let (mut slapd, config) = census();
     let said = explain(&config, &["--users", "-", "--json"], "bob\n\nnobody\nALICE\n");
     assert_eq!(said.code, 1);
@@ -213,7 +213,7 @@ fn explain_all_takes_a_list() {
 }
 
 #[test]
-fn differences_to_a_recipe_are_told_both_ways() {
+fn differences_to_a_recipe_are_reported_both_ways() {
     let (slapd, config) = census();
     for uid in ["carol", "dave"] {
         slapd.set(&person(uid, None), "mailHost", Some("server3"));
@@ -246,7 +246,7 @@ fn differences_to_a_recipe_are_told_both_ways() {
 }
 
 #[test]
-fn a_directory_that_shows_a_part_is_no_whole() {
+fn partial_directory_is_reported_as_incomplete() {
     let entries: String = (0..20).map(|n| person(&format!("many{n}"), Some("server3")).ldif()).collect();
     let limits = "limits dn.exact=\"cn=usher,ou=services,dc=example,dc=com\" size.soft=5 size.hard=5 size.prtotal=5\n";
     let slapd = Slapd::with(Options { entries: &entries, database: limits, ..Options::default() });
@@ -259,7 +259,7 @@ fn a_directory_that_shows_a_part_is_no_whole() {
 
 /// Beyond what slapd tells at once (500) and one page.
 #[test]
-fn a_large_directory_is_told_whole() {
+fn large_directory_is_listed_completely() {
     let host = |n| if n % 2 == 0 { "server3" } else { "server4" };
     let entries: String = (0..1_200).map(|n| person(&format!("crowd{n}"), Some(host(n))).ldif()).collect();
     let limits = "limits dn.exact=\"cn=usher,ou=services,dc=example,dc=com\" size=unlimited\n";

@@ -11,7 +11,7 @@ fn usher() -> Usher {
 }
 
 #[test]
-fn commands_may_come_byte_by_byte() {
+fn commands_are_accepted_byte_by_byte() {
     let usher = usher();
     let mut imap = Imap::tls(usher.imaps_port());
     imap.drip("a CAPABILITY\r\n");
@@ -26,7 +26,7 @@ fn commands_may_come_byte_by_byte() {
 }
 
 #[test]
-fn what_is_pipelined_behind_a_login_arrives_in_order() {
+fn commands_pipelined_after_a_login_arrive_in_order() {
     let backend = Scripted::welcoming();
     let usher = Usher::start(Config::with_directory(slapd()).scripted(&backend));
     let mut imap = Imap::tls(usher.imaps_port());
@@ -40,7 +40,7 @@ fn what_is_pipelined_behind_a_login_arrives_in_order() {
 }
 
 #[test]
-fn what_is_pipelined_behind_a_refusal_is_still_commands() {
+fn commands_pipelined_after_a_refusal_are_still_commands() {
     let usher = usher();
     let mut imap = Imap::tls(usher.imaps_port());
     let good = password_of("alice");
@@ -53,7 +53,7 @@ fn what_is_pipelined_behind_a_refusal_is_still_commands() {
 }
 
 #[test]
-fn a_clear_text_login_is_refused_before_the_secret_and_without_the_directory() {
+fn cleartext_login_is_refused_before_the_secret_and_without_the_directory() {
     let slapd = Slapd::private();
     let usher = Usher::start(Config::with_directory(&slapd).scripted(&Scripted::welcoming()));
     let mut imap = Imap::plain(usher.imap_port());
@@ -74,7 +74,7 @@ fn a_clear_text_login_is_refused_before_the_secret_and_without_the_directory() {
 }
 
 #[test]
-fn starttls_forgets_what_was_said_before_it() {
+fn starttls_discards_earlier_state() {
     let usher = usher();
     let mut imap = Imap::plain(usher.imap_port());
     imap.command(r#"ID ("name" "before")"#).ok();
@@ -91,7 +91,7 @@ fn starttls_forgets_what_was_said_before_it() {
 }
 
 #[test]
-fn what_a_client_says_it_is_stands_in_the_log() {
+fn client_id_is_logged() {
     let usher = usher();
     let mut imap = Imap::tls(usher.imaps_port());
     let reply = imap.command(r#"ID ("name" "Testclient" "version" "4.2" "x-originating-ip" "1.2.3.4")"#).ok();
@@ -103,7 +103,7 @@ fn what_a_client_says_it_is_stands_in_the_log() {
 }
 
 #[test]
-fn sizes_beyond_the_limits_do_not_desynchronize() {
+fn oversized_input_does_not_desynchronize() {
     let usher = Usher::start(Config::shared().set("/limits/bad_commands", 100));
     let mut imap = Imap::tls(usher.imaps_port());
     for size in ["100000", "4294967295", "18446744073709551616", "99999999999999999999999999"] {
@@ -124,7 +124,7 @@ fn sizes_beyond_the_limits_do_not_desynchronize() {
 }
 
 #[test]
-fn nonsense_is_limited() {
+fn invalid_commands_are_limited() {
     let usher = Usher::start(Config::shared().set("/limits/bad_commands", 5));
     let mut imap = Imap::tls(usher.imaps_port());
     imap.send("x FROBNICATE\r\n".repeat(20));
@@ -140,7 +140,7 @@ fn nonsense_is_limited() {
 }
 
 #[test]
-fn logout_says_goodbye() {
+fn logout_gets_a_bye() {
     let usher = usher();
     let mut imap = Imap::tls(usher.imaps_port());
     let reply = imap.command("LOGOUT").ok();
@@ -149,7 +149,7 @@ fn logout_says_goodbye() {
 }
 
 #[test]
-fn a_client_that_drips_meets_the_login_deadline() {
+fn dripping_client_is_closed_at_the_login_deadline() {
     let config = Config::shared().set("/limits/login_timeout", "1s").set("/limits/conversation_timeout", "2s");
     let usher = Usher::start(config);
     let started = Instant::now();
@@ -166,7 +166,7 @@ fn a_client_that_drips_meets_the_login_deadline() {
 }
 
 #[test]
-fn sasl_is_cancelled_and_corrected_without_harm() {
+fn sasl_exchange_can_be_cancelled_and_retried() {
     let usher = usher();
     let mut imap = Imap::tls(usher.imaps_port());
     imap.send("a AUTHENTICATE PLAIN\r\n");

@@ -26,7 +26,7 @@ fn alice(usher: &Usher) -> crate::kit::client::Reply {
 }
 
 #[test]
-fn ldaps_starttls_loopback_and_socket_all_work() {
+fn ldaps_starttls_loopback_and_unix_socket_connect() {
     for (url, starttls) in
         [(slapd().tls_url(), false), (slapd().url(), true), (slapd().url(), false), (slapd().socket_url(), false)]
     {
@@ -36,7 +36,7 @@ fn ldaps_starttls_loopback_and_socket_all_work() {
 }
 
 #[test]
-fn a_server_that_the_ca_does_not_vouch_for_sees_no_password() {
+fn server_outside_the_ca_receives_no_password() {
     let slapd = Slapd::private();
     let backend = Scripted::welcoming();
     let wrong_ca = world().certificates.wrong_ca();
@@ -51,7 +51,7 @@ fn a_server_that_the_ca_does_not_vouch_for_sees_no_password() {
 }
 
 #[test]
-fn a_certificate_for_another_name_is_no_certificate() {
+fn certificate_for_another_name_is_rejected() {
     let certificates = &world().certificates;
     let pair = certificates.leaf("ldap-other-name", Leaf::server(&["ldap.example.net"]));
     let slapd = Slapd::with(Options { ca: Some(&certificates.ca()), pair: Some(&pair), ..Options::default() });
@@ -75,7 +75,7 @@ fn starttls_is_mandatory_once_configured() {
 }
 
 #[test]
-fn a_client_certificate_is_shown_to_the_directory() {
+fn client_certificate_is_presented_to_the_directory() {
     let certificates = &world().certificates;
     let slapd =
         Slapd::with(Options { ca: Some(&certificates.ca()), global: "TLSVerifyClient demand", ..Options::default() });
@@ -87,7 +87,7 @@ fn a_client_certificate_is_shown_to_the_directory() {
 }
 
 #[test]
-fn a_search_may_be_anonymous() {
+fn search_can_be_anonymous() {
     let config = Config::shared().without("/directory/bind_dn").without("/directory/bind_password_file");
     let usher = Usher::start(config.set("/directory/base", format!("ou=open,{SUFFIX}")));
     let mut imap = Imap::tls(usher.imaps_port());
@@ -96,7 +96,7 @@ fn a_search_may_be_anonymous() {
 }
 
 #[test]
-fn an_entry_that_its_owner_may_not_read_is_no_route() {
+fn entry_that_its_user_cannot_read_gives_no_route() {
     let usher = Usher::start(Config::shared().user_dn("uid={login},ou=closed,dc=example,dc=com"));
     let mut imap = Imap::tls(usher.imaps_port());
     imap.login("clara", "wrong").is("NO [AUTHENTICATIONFAILED]");
@@ -104,7 +104,7 @@ fn an_entry_that_its_owner_may_not_read_is_no_route() {
 }
 
 #[test]
-fn a_refused_service_account_is_not_a_wrong_password() {
+fn refused_service_account_is_not_a_wrong_password() {
     let config = Config::shared();
     config.file("ldap.password", "not the password");
     let usher = Usher::start(config);
@@ -116,7 +116,7 @@ fn a_refused_service_account_is_not_a_wrong_password() {
 }
 
 #[test]
-fn operations_are_counted_as_the_directory_counts_them() {
+fn operation_counts_match_the_directory() {
     let slapd = Slapd::private();
     let usher = Usher::start(Config::with_directory(&slapd).scripted(&Scripted::welcoming()));
     alice(&usher).ok();
@@ -127,7 +127,7 @@ fn operations_are_counted_as_the_directory_counts_them() {
 }
 
 #[test]
-fn a_directory_that_comes_back_is_used_at_once() {
+fn recovered_directory_is_used_at_once() {
     let mut slapd = Slapd::private();
     let usher =
         Usher::start(Config::with_directory(&slapd).scripted(&Scripted::welcoming()).set("/cache/ttl", "100ms"));
@@ -141,7 +141,7 @@ fn a_directory_that_comes_back_is_used_at_once() {
 }
 
 #[test]
-fn a_frozen_directory_costs_a_timeout_and_no_more() {
+fn frozen_directory_costs_one_timeout() {
     let slapd = Slapd::private();
     let config = Config::with_directory(&slapd).scripted(&Scripted::welcoming()).set("/directory/timeout", "2s");
     let usher = Usher::start(config.set("/directory/attempt_timeout", "700ms"));
@@ -156,7 +156,7 @@ fn a_frozen_directory_costs_a_timeout_and_no_more() {
 }
 
 #[test]
-fn the_next_server_answers_for_a_dead_or_frozen_one() {
+fn next_server_answers_for_a_dead_or_frozen_one() {
     let (mut first, second) = (Slapd::private(), Slapd::private());
     let config = Config::with_directory(&first)
         .scripted(&Scripted::welcoming())
@@ -178,7 +178,7 @@ fn the_next_server_answers_for_a_dead_or_frozen_one() {
 }
 
 #[test]
-fn a_wrong_password_costs_one_bind_on_one_server() {
+fn wrong_password_costs_one_bind_on_one_server() {
     let (first, second) = (Slapd::private(), Slapd::private());
     let config = Config::with_directory(&first).scripted(&Scripted::welcoming());
     let usher = Usher::start(config.set("/directory/servers", json!([first.tls_url(), second.tls_url()])));
@@ -214,7 +214,7 @@ fn continuation_references_beside_the_entry_are_ignored() {
 }
 
 #[test]
-fn only_success_is_yes_and_only_invalid_credentials_is_no() {
+fn only_success_accepts_and_only_invalid_credentials_refuses() {
     let backend = Scripted::welcoming();
     for code in [1, 2, 3, 7, 8, 10, 11, 12, 14, 16, 19, 21, 32, 34, 36, 48, 50, 51, 52, 53, 54, 64, 71, 80, 118] {
         let ldap = answers_binds(move |id| Some(ldap_result(id, 0x61, code)));
@@ -230,7 +230,7 @@ fn only_success_is_yes_and_only_invalid_credentials_is_no() {
 }
 
 #[test]
-fn an_answer_that_is_none_lets_nobody_in() {
+fn invalid_reply_logs_no_user_in() {
     let backend = Scripted::welcoming();
     type Answer = fn(u8) -> Option<Vec<u8>>;
     let answers: [(&str, Answer); 7] = [
@@ -255,7 +255,7 @@ fn an_answer_that_is_none_lets_nobody_in() {
 }
 
 #[test]
-fn malformed_search_answers_are_an_unavailable_directory() {
+fn malformed_search_replies_are_an_unavailable_directory() {
     type Answer = fn(u8) -> Option<Vec<u8>>;
     let answers: [(&str, Answer); 4] = [
         ("a bind response", |id| Some(ldap_result(id, 0x61, 0))),
@@ -277,7 +277,7 @@ fn malformed_search_answers_are_an_unavailable_directory() {
 }
 
 #[test]
-fn a_referral_never_carries_the_password_away() {
+fn referral_never_receives_the_password() {
     let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     elsewhere.set_nonblocking(true).unwrap();
     let url = format!("ldap://{}/", elsewhere.local_addr().unwrap());
@@ -290,7 +290,7 @@ fn a_referral_never_carries_the_password_away() {
 }
 
 #[test]
-fn look_ups_ask_for_two_entries_and_named_attributes() {
+fn searches_request_at_most_two_entries_and_named_attributes() {
     let (sender, requests) = std::sync::mpsc::channel();
     let ldap = ScriptedLdap::start(move |_, operation, id, request| match operation {
         Operation::Bind => Some(ldap_result(id, 0x61, 0)),
@@ -329,7 +329,7 @@ fn users_are_never_bound_on_the_search_connection() {
 }
 
 #[test]
-fn one_slow_bind_does_not_hold_up_another() {
+fn slow_bind_does_not_delay_another() {
     // alice's bind is never answered; anna's is answered at once.
     let anna = "uid=anna,ou=people,dc=example,dc=com";
     let ldap = ScriptedLdap::start(move |_, operation, id, request| match operation {

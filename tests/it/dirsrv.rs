@@ -16,7 +16,7 @@ const POLICY: [(&str, &str); 7] = [
 ];
 
 #[test]
-fn what_389_ds_says_of_an_account_is_understood() {
+fn account_states_of_389_ds_are_recognized() {
     let people = ["alice", "disabled", "expired", "grace", "reset", "locked"];
     let people = people.map(|uid| Person::new(uid, Some("server3")));
     let directory = DirSrv::start(&POLICY, &people);
@@ -65,7 +65,7 @@ fn what_389_ds_says_of_an_account_is_understood() {
 const SYNC: [&str; 2] = ["Content Synchronization", "Retro Changelog Plugin"];
 
 #[test]
-fn changes_in_389_ds_are_followed_with_its_plug_in_and_without() {
+fn changes_in_389_ds_are_followed_with_and_without_its_plugin() {
     let alice = Person::new("alice", Some("server3"));
     for (plugins, way) in [(&SYNC[..], "sync"), (&[], "poll")] {
         let directory = DirSrv::with_plugins(plugins, &[], std::slice::from_ref(&alice));

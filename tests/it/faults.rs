@@ -107,7 +107,7 @@ fn after_login(peer: &mut Peer, rest: impl FnOnce(&mut Peer)) {
 }
 
 #[test]
-fn every_fault_of_a_backend_at_login_is_told_survived_and_leaves_nothing() {
+fn backend_faults_at_login_are_reported_and_leave_no_state() {
     let faults: [(&str, Script); 9] = [
         ("a reset before the greeting", Peer::reset),
         ("an end before the greeting", |_| {}),
@@ -162,7 +162,7 @@ fn every_fault_of_a_backend_at_login_is_told_survived_and_leaves_nothing() {
 }
 
 #[test]
-fn every_fault_of_a_client_before_login_costs_nobody_anything() {
+fn client_faults_before_login_affect_no_other_client() {
     let backend = Moody::start();
     let usher = backend.usher();
     let still = Still::of(&usher);
@@ -219,7 +219,7 @@ fn every_fault_of_a_client_before_login_costs_nobody_anything() {
 }
 
 #[test]
-fn a_frozen_backend_harms_only_its_own_users() {
+fn frozen_backend_affects_only_its_users() {
     let backend = Moody::start();
     let usher = backend.usher();
     let still = Still::of(&usher);
@@ -239,7 +239,7 @@ fn a_frozen_backend_harms_only_its_own_users() {
 }
 
 #[test]
-fn a_client_may_leave_a_session_whose_backend_is_frozen() {
+fn client_can_close_a_session_with_a_frozen_backend() {
     let backend = Moody::start();
     let usher = backend.usher();
     let still = Still::of(&usher);
@@ -256,7 +256,7 @@ fn a_client_may_leave_a_session_whose_backend_is_frozen() {
 }
 
 #[test]
-fn a_backend_may_leave_a_session_whose_client_does_not_read() {
+fn backend_can_close_a_session_with_a_client_that_does_not_read() {
     let backend = Moody::start();
     let usher = backend.usher();
     let still = Still::of(&usher);
@@ -276,7 +276,7 @@ fn a_backend_may_leave_a_session_whose_client_does_not_read() {
 }
 
 #[test]
-fn a_backends_reset_frees_both_ends_at_once() {
+fn backend_reset_frees_both_sides_at_once() {
     let backend = Moody::start();
     let usher = backend.usher();
     let still = Still::of(&usher);
@@ -311,7 +311,7 @@ fn lives_on(talk: impl FnOnce(&mut Imap) -> Instant, script: Script) {
 }
 
 #[test]
-fn after_a_clients_end_the_session_ends_three_seconds_behind_the_last_byte() {
+fn session_ends_three_seconds_after_the_last_byte_of_a_closed_client() {
     let talk = |imap: &mut Imap| {
         imap.half_close();
         (0..4).for_each(|_| assert_eq!(imap.line(), "* OK still here"));
@@ -332,7 +332,7 @@ fn after_a_clients_end_the_session_ends_three_seconds_behind_the_last_byte() {
 }
 
 #[test]
-fn after_a_backends_end_the_session_ends_three_seconds_behind_the_last_byte() {
+fn session_ends_three_seconds_after_the_last_byte_of_a_closed_backend() {
     let (sender, ended) = channel();
     let sender = Mutex::new(sender);
     let backend = Scripted::tls(move |peer| {
@@ -358,7 +358,7 @@ fn after_a_backends_end_the_session_ends_three_seconds_behind_the_last_byte() {
 }
 
 #[test]
-fn a_directory_that_froze_died_or_came_back_leaves_nothing() {
+fn frozen_dead_or_recovered_directory_leaves_no_state() {
     let mut directory = Slapd::private();
     let backend = Moody::start();
     let config = Config::with_directory(&directory).scripted(&backend.backend);
@@ -406,7 +406,7 @@ fn keepalive(local: u16, remote: u16) -> Option<Duration> {
 }
 
 #[test]
-fn a_silent_peer_is_asked_whether_it_lives() {
+fn silent_peer_is_probed_by_keepalive() {
     let backend = Moody::start();
     let usher = backend.usher();
     let mut imap = alice(&usher);

@@ -21,7 +21,7 @@ fn connect(port: u16, n: usize) -> Vec<TcpStream> {
 }
 
 #[test]
-fn a_good_login_passes_a_thousand_stuck_handshakes() {
+fn valid_login_passes_a_thousand_stuck_handshakes() {
     let usher = Usher::start(Config::shared());
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
     let mut stuck = connect(usher.imaps_port(), 1_000);
@@ -41,7 +41,7 @@ fn a_good_login_passes_a_thousand_stuck_handshakes() {
 }
 
 #[test]
-fn connections_are_limited_and_the_surplus_is_counted() {
+fn connections_are_limited_and_the_excess_is_counted() {
     let config = Config::shared().set("/limits/connections", 2).set("/limits/unauthenticated", 2);
     let usher = Usher::start(config.set("/throttle/exempt", serde_json::json!(["127.0.0.0/8"])));
     let mut first = Imap::tls(usher.imaps_port());
@@ -58,7 +58,7 @@ fn connections_are_limited_and_the_surplus_is_counted() {
 }
 
 #[test]
-fn out_of_descriptors_sessions_live_and_logins_come_back() {
+fn sessions_survive_descriptor_exhaustion_and_logins_return() {
     let usher = Usher::start(Config::shared());
     let mut session = Imap::tls(usher.imaps_port());
     session.login("alice", &password_of("alice")).ok();
@@ -90,7 +90,7 @@ fn out_of_descriptors_sessions_live_and_logins_come_back() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_holds_up_no_login() {
+fn unread_log_delays_no_login() {
     let usher = Usher::start(Config::shared());
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
     let unread = usher.log_unread();
@@ -107,7 +107,7 @@ fn a_log_that_nobody_reads_holds_up_no_login() {
 }
 
 #[test]
-fn a_client_before_login_holds_little_memory() {
+fn client_before_login_holds_little_memory() {
     const CLIENTS: u64 = 100;
     let usher = Usher::start(Config::shared());
     // Whatever is allocated once is allocated before the measuring.
@@ -168,7 +168,7 @@ fn grown(usher: &Usher, before: (u64, u64), connections: u64) -> (u64, u64) {
 
 /// In every protocol, with backends that list as much as they can.
 #[test]
-fn clients_that_ask_and_do_not_read_hold_little_memory_the_kernels_included() {
+fn clients_that_do_not_read_replies_hold_little_memory_including_the_kernel() {
     const CLIENTS: u64 = 60;
     for (protocol, question) in [
         ("imap", "a CAPABILITY\r\n"),
@@ -204,7 +204,7 @@ fn clients_that_ask_and_do_not_read_hold_little_memory_the_kernels_included() {
 }
 
 #[test]
-fn sessions_that_do_not_read_cost_under_a_mebibyte_each_the_kernels_included() {
+fn sessions_that_do_not_read_hold_under_a_mebibyte_including_the_kernel() {
     const SESSIONS: u64 = 40;
     const MESSAGE: usize = 24 << 20;
     let backend = Scripted::tls(|peer| {

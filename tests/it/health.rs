@@ -69,7 +69,7 @@ fn is_told_quickly(usher: &Usher) {
 }
 
 #[test]
-fn a_dead_backend_is_told_quickly_and_taken_back_by_the_first_login() {
+fn dead_backend_is_reported_quickly_and_used_again_by_the_first_login() {
     let mut dovecot = dovecot();
     // Nobody but the logins looks, so that it is the first of them that finds it back.
     let usher = Usher::start(at(local(dovecot.imaps)));
@@ -93,7 +93,7 @@ fn a_dead_backend_is_told_quickly_and_taken_back_by_the_first_login() {
 }
 
 #[test]
-fn a_connection_refused_for_a_moment_is_tried_again() {
+fn briefly_refused_connection_is_retried() {
     let port = crate::kit::process::free_port();
     let usher = Usher::start(at(local(port)).set("/routing/backends/0/timeout", "2s"));
     let mut imap = Imap::tls(usher.imaps_port());
@@ -105,7 +105,7 @@ fn a_connection_refused_for_a_moment_is_tried_again() {
 }
 
 #[test]
-fn a_black_hole_is_told_quickly_once_it_is_known() {
+fn black_hole_is_reported_quickly_once_detected() {
     let hole = BlackHole::open();
     let usher = Usher::start(at(local(hole.port)));
     learn_the_outage(&usher);
@@ -114,7 +114,7 @@ fn a_black_hole_is_told_quickly_once_it_is_known() {
 }
 
 #[test]
-fn a_frozen_backend_is_told_quickly_and_used_again_when_it_thaws() {
+fn frozen_backend_is_reported_quickly_and_used_again_when_it_thaws() {
     let dovecot = dovecot();
     let config = at(local(dovecot.imaps)).set("/routing/backends/0/probe", "greeting");
     // It thaws with a queue of connections that were given up: not too little time for the first login.
@@ -130,7 +130,7 @@ fn a_frozen_backend_is_told_quickly_and_used_again_when_it_thaws() {
 }
 
 #[test]
-fn a_wrong_certificate_is_an_outage_without_a_password() {
+fn wrong_certificate_is_an_outage_and_receives_no_password() {
     let pair =
         world().certificates.leaf("health-wrong-ca", Leaf { wrong_ca: true, ..Leaf::server(&["server3.example.com"]) });
     let backend = Scripted::tls_as(&pair, |_| panic!("the handshake must not succeed"));
@@ -142,7 +142,7 @@ fn a_wrong_certificate_is_an_outage_without_a_password() {
 }
 
 #[test]
-fn a_greeting_of_refusal_is_an_outage() {
+fn refusing_greeting_is_an_outage() {
     let backend = Scripted::tls(|peer| {
         peer.send("* BYE too many connections\r\n");
     });
@@ -152,7 +152,7 @@ fn a_greeting_of_refusal_is_an_outage() {
 }
 
 #[test]
-fn users_of_the_other_backend_notice_nothing() {
+fn users_of_another_backend_are_unaffected() {
     let hole = BlackHole::open();
     let well = Scripted::tls_as(&world().server4, |peer| {
         peer.send(GREETING);
@@ -187,7 +187,7 @@ fn users_of_the_other_backend_notice_nothing() {
 }
 
 #[test]
-fn refused_users_and_what_follows_a_login_never_open_the_breaker() {
+fn refused_users_and_errors_after_login_never_mark_a_backend_down() {
     let answers: [fn(&str) -> String; 4] = [
         |tag| format!("{tag} NO [AUTHENTICATIONFAILED] no\r\n"),
         |tag| format!("{tag} NO [UNAVAILABLE] your mailbox is broken\r\n"),
@@ -211,7 +211,7 @@ fn refused_users_and_what_follows_a_login_never_open_the_breaker() {
 }
 
 #[test]
-fn the_next_address_takes_over_and_gives_back() {
+fn next_address_takes_over_until_the_first_recovers() {
     let mut first = dovecot();
     let second = Scripted::welcoming();
     let config = at(json!([local(first.imaps), local(second.port)])).set("/routing/backends/0/probe", "greeting");
@@ -236,7 +236,7 @@ fn the_next_address_takes_over_and_gives_back() {
 }
 
 #[test]
-fn an_address_that_does_not_connect_costs_a_quarter_second_and_then_nothing() {
+fn unreachable_address_costs_a_quarter_second_and_then_nothing() {
     let hole = BlackHole::open();
     let second = Scripted::welcoming();
     let config = at(json!([local(hole.port), local(second.port)])).set("/routing/backends/0/timeout", "2s");
@@ -251,7 +251,7 @@ fn an_address_that_does_not_connect_costs_a_quarter_second_and_then_nothing() {
 }
 
 #[test]
-fn an_address_that_hangs_after_connecting_leaves_time_for_the_next() {
+fn hanging_address_leaves_time_for_the_next() {
     let hangs = Scripted::plain(Peer::wait_for_end);
     let second = Scripted::welcoming();
     let config = at(json!([local(hangs.port), local(second.port)])).set("/routing/backends/0/timeout", "2s");
@@ -263,7 +263,7 @@ fn an_address_that_hangs_after_connecting_leaves_time_for_the_next() {
 }
 
 #[test]
-fn a_name_is_looked_up_and_one_that_leads_nowhere_is_told_quickly() {
+fn host_name_is_resolved_and_an_unresolvable_one_is_reported_quickly() {
     let backend = Scripted::welcoming();
     // It may have an IPv6 address as well, where nobody listens.
     let usher = Usher::start(at(format!("localhost:{}", backend.port).into()));
@@ -279,7 +279,7 @@ fn a_name_is_looked_up_and_one_that_leads_nowhere_is_told_quickly() {
 }
 
 #[test]
-fn logins_in_flight_are_limited_and_the_surplus_is_counted() {
+fn concurrent_logins_are_limited_and_the_excess_is_counted() {
     let backend = Scripted::tls(|peer| {
         peer.send(GREETING);
         peer.take_login();
@@ -302,7 +302,7 @@ fn logins_in_flight_are_limited_and_the_surplus_is_counted() {
 }
 
 #[test]
-fn after_an_outage_logins_come_back_by_and_by() {
+fn logins_return_gradually_after_an_outage() {
     let mut dovecot = dovecot();
     let usher = Usher::start(at(local(dovecot.imaps)).set("/routing/backends/0/timeout", "4s"));
     login(&usher).0.ok();
@@ -342,7 +342,7 @@ fn wait_probes(usher: &Usher, result: &str, at_least: f64) {
 }
 
 #[test]
-fn a_tcp_probe_only_connects() {
+fn tcp_probe_only_connects() {
     let backend = Scripted::plain(Peer::wait_for_end);
     let usher = probed(&backend, "tcp");
     wait_probes(&usher, "ok", 2.0);
@@ -353,7 +353,7 @@ fn a_tcp_probe_only_connects() {
 }
 
 #[test]
-fn a_greeting_probe_goes_up_to_the_login() {
+fn greeting_probe_stops_before_the_login() {
     let (sender, over) = std::sync::mpsc::channel();
     let sender = std::sync::Mutex::new(sender);
     let backend = Scripted::tls(move |peer| {
@@ -372,7 +372,7 @@ fn a_greeting_probe_goes_up_to_the_login() {
 }
 
 #[test]
-fn a_probe_starts_tls_where_a_login_would() {
+fn probe_starts_tls_as_a_login_does() {
     let backend = Scripted::plain(|peer| {
         peer.send("* OK [CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED] hello\r\n");
         let Some((tag, command)) = peer.command() else { return };
@@ -392,7 +392,7 @@ fn a_probe_starts_tls_where_a_login_would() {
 }
 
 #[test]
-fn a_login_probe_logs_in_and_sees_what_a_greeting_does_not() {
+fn login_probe_detects_what_a_greeting_probe_misses() {
     let backend = Scripted::tls(|peer| {
         peer.send(GREETING);
         let Some(tag) = peer.take_login() else { return };
@@ -418,7 +418,7 @@ fn a_login_probe_logs_in_and_sees_what_a_greeting_does_not() {
 }
 
 #[test]
-fn a_reload_keeps_what_is_known_of_backends_that_stay_as_they_are() {
+fn reload_keeps_the_state_of_unchanged_backends() {
     let hole = BlackHole::open();
     let mut usher = Usher::start(at(local(hole.port)));
     learn_the_outage(&usher);

@@ -35,7 +35,7 @@ fn alice(usher: &Usher) -> Imap {
 }
 
 #[test]
-fn a_nested_answer_ends_neither_the_process_nor_a_session() {
+fn nested_reply_ends_neither_the_process_nor_a_session() {
     let good = Slapd::private();
     // Before TLS, to a search, and to a bind.
     for (starttls, hostile) in [(true, Operation::Other(0x77)), (false, Operation::Search), (false, Operation::Bind)] {
@@ -83,7 +83,7 @@ fn peak_kib(pid: i32) -> u64 {
 }
 
 #[test]
-fn gigabytes_behind_a_header_cost_no_memory() {
+fn gigabytes_after_a_header_use_no_memory() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ldap://{}", listener.local_addr().unwrap());
     let sent = Arc::new(AtomicU64::new(0));

@@ -51,7 +51,7 @@ fn backend_of(config: &Config, check: &str) -> (i32, Value) {
 }
 
 #[test]
-fn all_is_well_with_real_servers() {
+fn real_servers_pass_every_check() {
     let config = Config::shared();
     let (code, report) = inspect(&config, &["--sample", "alice@example.com"]);
     assert_eq!((code, &report["ok"]), (0, &json!(true)), "{report:#}");
@@ -86,7 +86,7 @@ fn all_is_well_with_real_servers() {
 }
 
 #[test]
-fn other_protocols_are_looked_at_as_well() {
+fn other_protocols_are_checked_too() {
     let config = Config::shared().speaking("pop3", &[dovecot().pop3s]).set(
         "/routing/backends/1/managesieve",
         json!({"address": format!("127.0.0.1:{}", cyrus().sieve), "tls": "starttls", "server_name": "server4.example.com"}),
@@ -104,7 +104,7 @@ fn other_protocols_are_looked_at_as_well() {
 }
 
 #[test]
-fn what_only_some_servers_can_is_a_warning() {
+fn capabilities_of_only_some_servers_are_a_warning() {
     // It has no SIZE, which Dovecot has.
     let server = Scripted::tls(|peer| {
         peer.send("220 scripted\r\n");
@@ -121,7 +121,7 @@ fn what_only_some_servers_can_is_a_warning() {
 }
 
 #[test]
-fn certificates_that_do_not_fit_are_told_with_what_to_do() {
+fn mismatched_certificates_are_reported_with_advice() {
     let wrong_ca = Config::shared().set("/routing/backends/0/ca", json!(world().certificates.wrong_ca()));
     let (code, found) = backend_of(&wrong_ca, "tls");
     assert_eq!(code, 69);
@@ -153,7 +153,7 @@ fn certificates_that_do_not_fit_are_told_with_what_to_do() {
 }
 
 #[test]
-fn a_certificate_near_its_end_is_a_warning() {
+fn certificate_near_expiry_is_a_warning() {
     let names = &["server3.example.com"];
     let soon = world().certificates.leaf("inspect-soon", Leaf { days: Some(5), ..Leaf::server(names) });
     let server = Scripted::tls_as(&soon, |peer| {
@@ -173,7 +173,7 @@ fn a_certificate_near_its_end_is_a_warning() {
 }
 
 #[test]
-fn mail_servers_that_are_away_or_odd_are_told() {
+fn unreachable_or_misbehaving_mail_servers_are_reported() {
     let closed = Config::with_directory(slapd()).backend("server3", free_port(), &["server3"]);
     let (code, found) = backend_of(&closed, "tcp");
     assert_eq!(code, 69);
@@ -211,7 +211,7 @@ fn mail_servers_that_are_away_or_odd_are_told() {
 
 /// No user's name or password is sent, and a probe's account only where probes log in.
 #[test]
-fn a_login_is_sent_for_the_probe_account_alone() {
+fn only_the_probe_account_logs_in() {
     let server = Scripted::welcoming();
     let config = Config::with_directory(slapd()).scripted(&server);
     is(&backend_of(&config, "login").1, "ok", &["could be sent"]);
@@ -224,7 +224,7 @@ fn a_login_is_sent_for_the_probe_account_alone() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_reached_is_told() {
+fn unreachable_directory_is_reported() {
     let good = || Config::with_directory(slapd()).backend("server3", dovecot().imaps, &["server3"]);
     let config = good().set("/directory/ca", json!(world().certificates.wrong_ca()));
     let (code, found) = directory_of(&config, "connection");
@@ -250,7 +250,7 @@ fn a_directory_that_cannot_be_reached_is_told() {
 }
 
 #[test]
-fn a_directory_that_shows_too_little_is_told() {
+fn directory_that_hides_entries_is_reported() {
     let good = || Config::with_directory(slapd()).backend("server3", dovecot().imaps, &["server3"]);
     let (code, found) = directory_of(&good().set("/directory/base", "ou=nowhere,dc=example,dc=com"), "base");
     assert_eq!(code, 69);
@@ -275,7 +275,7 @@ fn a_directory_that_shows_too_little_is_told() {
 }
 
 #[test]
-fn live_changes_and_limits_are_tried_and_not_believed() {
+fn change_notification_and_limits_are_tested_rather_than_assumed() {
     let followed = |slapd: &Slapd| {
         let config = Config::with_directory(slapd).backend("server3", dovecot().imaps, &["server3"]);
         config.set("/directory/watch", "auto")
@@ -300,7 +300,7 @@ fn live_changes_and_limits_are_tried_and_not_believed() {
 }
 
 #[test]
-fn a_sample_is_found_as_a_login_is() {
+fn sample_user_is_looked_up_like_a_login() {
     let config = Config::shared();
     let url = slapd().tls_url();
     let sample = |login: &str| {
@@ -322,7 +322,7 @@ fn a_sample_is_found_as_a_login_is() {
 }
 
 #[test]
-fn a_lock_out_policy_brings_a_number_that_stays_below_it() {
+fn lockout_policy_yields_a_limit_below_it() {
     let policy = |name: &str, failures: u32| {
         format!(
             "dn: cn={name},ou=policies,dc=example,dc=com\nobjectClass: device\nobjectClass: pwdPolicy\ncn: {name}

@@ -38,7 +38,7 @@ fn was_ended(imap: &mut Imap) {
 }
 
 #[test]
-fn sessions_are_found_by_whatever_is_known_of_them() {
+fn sessions_are_found_by_each_filter() {
     let usher = Usher::start(config());
     let _sessions = [
         login(&usher, "alice"),
@@ -77,7 +77,7 @@ fn sessions_are_found_by_whatever_is_known_of_them() {
 }
 
 #[test]
-fn a_filter_that_is_wrong_is_refused_and_never_means_everybody() {
+fn invalid_filter_is_refused_and_never_matches_every_session() {
     let usher = Usher::start(config());
     let mut alice = login(&usher, "alice");
     for (arguments, words) in [
@@ -101,7 +101,7 @@ fn a_filter_that_is_wrong_is_refused_and_never_means_everybody() {
 }
 
 #[test]
-fn a_user_is_logged_out_under_all_names_politely_and_nobody_else() {
+fn kicked_user_is_logged_out_under_every_name_and_no_other_user_is() {
     let usher = Usher::start(config());
     let mut alice = login(&usher, "alice");
     let mut alias = login_as(&usher, "alice@example.com", "alice");
@@ -135,7 +135,7 @@ fn a_user_is_logged_out_under_all_names_politely_and_nobody_else() {
 }
 
 #[test]
-fn many_are_ended_evenly_over_the_time() {
+fn many_sessions_are_ended_evenly_over_the_time() {
     let usher = Usher::start(config());
     let mut sessions = [login(&usher, "alice"), login(&usher, "anna"), login(&usher, "bob")];
     usher.wait_metric("usher_sessions", &[], 3.0);
@@ -152,7 +152,7 @@ fn many_are_ended_evenly_over_the_time() {
 }
 
 #[test]
-fn after_an_upgrade_both_processes_are_asked() {
+fn both_processes_are_queried_after_an_upgrade() {
     let (config, port) = config().with_ports();
     let usher = Usher::start(config);
     let mut older = login(&usher, "alice");

@@ -162,7 +162,7 @@ fn declared() -> Vec<(String, BTreeSet<String>)> {
 }
 
 #[test]
-fn every_set_of_labels_is_what_the_code_counts_under() {
+fn label_sets_match_the_code() {
     let mut wrong = Vec::new();
     let declared = declared();
     assert!(declared.len() >= SETS.len() + ELSEWHERE.len(), "{declared:?}");

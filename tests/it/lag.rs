@@ -109,7 +109,7 @@ fn balances() -> [(&'static str, bool); 2] {
 }
 
 #[test]
-fn disabled_user_is_not_let_in_by_a_replica_that_lags() {
+fn disabled_user_is_refused_although_a_replica_lags() {
     for (balance, replica_first) in balances() {
         let first = provider("", "");
         let late = lagging(&first);
@@ -133,7 +133,7 @@ fn disabled_user_is_not_let_in_by_a_replica_that_lags() {
 }
 
 #[test]
-fn old_password_is_not_let_in_by_a_replica_that_lags_and_is_not_cached() {
+fn old_password_is_refused_and_not_cached_although_a_replica_lags() {
     for (balance, replica_first) in balances() {
         let first = provider("", "");
         let late = lagging(&first);
@@ -155,7 +155,7 @@ fn old_password_is_not_let_in_by_a_replica_that_lags_and_is_not_cached() {
 }
 
 #[test]
-fn user_unknown_until_a_change_is_judged_by_it_too() {
+fn user_first_seen_by_a_change_is_checked_against_it() {
     let first = provider("", "");
     let late = lagging(&first);
     let setup = Setup::new(&[&late, &first], |config| config);
@@ -172,7 +172,7 @@ fn user_unknown_until_a_change_is_judged_by_it_too() {
 }
 
 #[test]
-fn user_dn_entry_that_changed_is_bound_where_the_change_is_known() {
+fn changed_user_dn_entry_is_bound_on_a_server_with_the_change() {
     let first = provider("", "");
     let late = lagging(&first);
     let setup = Setup::new(&[&late, &first], |config| {
@@ -202,7 +202,7 @@ fn user_dn_entry_that_changed_is_bound_where_the_change_is_known() {
 }
 
 #[test]
-fn without_a_server_that_has_caught_up_the_newest_version_decides_what_it_can() {
+fn newest_version_decides_when_every_server_lags() {
     let mut first = provider("", "");
     let late = lagging(&first);
     let setup = Setup::new(&[&late, &first], |config| {
@@ -236,7 +236,7 @@ fn without_a_server_that_has_caught_up_the_newest_version_decides_what_it_can() 
 }
 
 #[test]
-fn under_the_brake_a_hold_counts_on_a_replica_that_lags() {
+fn hold_counts_during_the_brake_although_a_replica_lags() {
     let names: Vec<String> = (1..=8).map(|n| format!("dept{n}")).collect();
     let ldif: String = names.iter().map(|name| Person::new(name, Some("server3")).ldif()).collect();
     let first = provider("", &ldif);
@@ -264,7 +264,7 @@ fn under_the_brake_a_hold_counts_on_a_replica_that_lags() {
 }
 
 #[test]
-fn restored_provider_is_believed_with_one_warning() {
+fn restored_provider_is_accepted_with_one_warning() {
     let mut first = provider("", "");
     let setup = Setup::new(&[&first], |config| config);
     let names = ["alice", "anna", "quote"];
@@ -299,7 +299,7 @@ fn restored_provider_is_believed_with_one_warning() {
 }
 
 #[test]
-fn lost_access_rule_sends_no_known_user_to_the_default() {
+fn lost_access_rule_sends_no_tracked_user_to_the_default() {
     let hosts =
         format!("dn: cn=hosts,ou=services,{SUFFIX}\nobjectClass: groupOfNames\ncn: hosts\nmember: {SERVICE_DN}\n\n");
     let access = format!(
@@ -343,7 +343,7 @@ fn lost_access_rule_sends_no_known_user_to_the_default() {
 }
 
 #[test]
-fn lag_is_measured_with_each_probe() {
+fn lag_is_measured_by_each_probe() {
     let first = provider("", "");
     let late = lagging(&first);
     let setup = Setup::new(&[&first, &late], |config| config);

@@ -102,7 +102,7 @@ fn imports(code: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn rooms_import_only_from_floors_below() {
+fn modules_import_only_from_lower_layers() {
     let mut wrong = Vec::new();
     for (room, path) in sources() {
         for other in imports(&code(&path)) {

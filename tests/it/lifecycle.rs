@@ -29,7 +29,7 @@ fn shown(usher: &Usher) -> rustls::pki_types::CertificateDer<'static> {
 }
 
 #[test]
-fn a_renewed_certificate_is_used_without_being_told_and_a_bad_one_never() {
+fn renewed_certificate_is_used_without_a_signal_and_an_invalid_one_never() {
     let leaf = |name| world().certificates.leaf(name, Leaf::server(&["usher.example.com"]));
     let (first, second, third) = (leaf("watched-1"), leaf("watched-2"), leaf("watched-3"));
     let expired = Leaf { expired: true, ..Leaf::server(&["usher.example.com"]) };
@@ -70,7 +70,7 @@ fn a_renewed_certificate_is_used_without_being_told_and_a_bad_one_never() {
 }
 
 #[test]
-fn secrets_that_others_can_read_are_refused_with_what_to_do() {
+fn secrets_readable_by_others_are_refused_with_advice() {
     let config = Config::shared();
     let file = config.write();
     let password = config.path("ldap.password");
@@ -119,7 +119,7 @@ fn seconds(text: &str) -> u64 {
 }
 
 #[test]
-fn the_unit_waits_for_the_drain_of_every_shipped_config() {
+fn systemd_unit_waits_for_the_drain_of_every_shipped_config() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let unit = std::fs::read_to_string(root.join("deploy/usher.service")).unwrap();
     let limit = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).map(seconds).unwrap();
@@ -144,7 +144,7 @@ fn the_unit_waits_for_the_drain_of_every_shipped_config() {
 }
 
 #[test]
-fn the_unit_exposes_as_little_as_is_told() {
+fn systemd_unit_exposure_is_as_documented() {
     let unit = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/usher.service");
     let arguments = ["security", "--offline=true", "--no-pager", unit.to_str().unwrap()];
     let said = crate::kit::process::run("systemd-analyze", &arguments, b"").succeeded().stdout;
@@ -161,7 +161,7 @@ fn status(usher: &Usher, name: &str) -> String {
 }
 
 #[test]
-fn no_new_privileges_and_no_core_but_for_debugging() {
+fn new_privileges_and_core_dumps_are_disabled_except_for_debugging() {
     let usher = Usher::start(Config::shared());
     assert_eq!(status(&usher, "NoNewPrivs"), "1");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", usher.pid())).unwrap();
@@ -173,7 +173,7 @@ fn no_new_privileges_and_no_core_but_for_debugging() {
 }
 
 #[test]
-fn root_is_refused_or_becomes_somebody_else_who_may_bind_low_ports() {
+fn root_is_refused_or_drops_to_a_user_that_can_bind_low_ports() {
     if !rustix::process::getuid().is_root() {
         return;
     }
@@ -222,7 +222,7 @@ fn root_is_refused_or_becomes_somebody_else_who_may_bind_low_ports() {
 }
 
 #[test]
-fn connections_are_lowered_to_the_descriptors_that_there_are() {
+fn connection_limit_is_lowered_to_the_available_descriptors() {
     let config = Config::shared().set("/limits/connections", 1_000);
     let file = config.write().display().to_string();
     let limited = ["prlimit", "--nofile=600:600"];
@@ -241,7 +241,7 @@ fn with_ports(peer: &Scripted) -> (Config, u16) {
 }
 
 #[test]
-fn an_upgrade_under_load_loses_no_login_and_keeps_old_sessions() {
+fn upgrade_under_load_loses_no_login_and_keeps_old_sessions() {
     let peer = Scripted::welcoming();
     let (config, port) = with_ports(&peer);
     let usher = Usher::start(config);
@@ -305,7 +305,7 @@ fn an_upgrade_under_load_loses_no_login_and_keeps_old_sessions() {
 }
 
 #[test]
-fn after_an_upgrade_one_signal_means_faster_and_another_now() {
+fn old_process_drains_faster_at_one_signal_and_ends_at_the_next() {
     let peer = Scripted::welcoming();
     let (config, _) = with_ports(&peer);
     let usher = Usher::start(config.set("/drain/deadline", "5m"));
@@ -320,7 +320,7 @@ fn after_an_upgrade_one_signal_means_faster_and_another_now() {
 }
 
 #[test]
-fn a_process_that_has_lost_its_successor_stops_at_once() {
+fn process_without_its_successor_stops_at_once() {
     let peer = Scripted::welcoming();
     let (config, _) = with_ports(&peer);
     let usher = Usher::start(config.set("/drain/deadline", "5m"));
@@ -342,7 +342,7 @@ fn a_process_that_has_lost_its_successor_stops_at_once() {
 }
 
 #[test]
-fn an_upgrade_that_fails_changes_nothing() {
+fn failed_upgrade_changes_nothing() {
     let peer = Scripted::welcoming();
     let (config, _) = with_ports(&peer);
     let usher = Usher::start(config);
@@ -367,7 +367,7 @@ fn an_upgrade_that_fails_changes_nothing() {
 }
 
 #[test]
-fn a_signal_during_an_upgrade_stops_both() {
+fn signal_during_an_upgrade_stops_both_processes() {
     let peer = Scripted::welcoming();
     let (config, _) = with_ports(&peer);
     let program = config.path("program");
@@ -403,7 +403,7 @@ fn activated(config: Config, socket: std::net::TcpListener, name: &str) -> Usher
 }
 
 #[test]
-fn sockets_that_systemd_opened_are_used() {
+fn sockets_opened_by_systemd_are_used() {
     let peer = Scripted::welcoming();
     let (config, port) = with_ports(&peer);
     let socket = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
@@ -412,7 +412,7 @@ fn sockets_that_systemd_opened_are_used() {
 }
 
 #[test]
-fn a_socket_with_a_name_is_used_wherever_it_listens_by_the_successor_too() {
+fn named_socket_is_used_at_any_address_by_the_successor_too() {
     let peer = Scripted::welcoming();
     let (config, configured) = with_ports(&peer);
     let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -429,7 +429,7 @@ fn a_socket_with_a_name_is_used_wherever_it_listens_by_the_successor_too() {
 }
 
 #[test]
-fn behind_haproxy_no_login_fails_while_one_usher_leaves() {
+fn logins_behind_haproxy_succeed_while_one_instance_drains() {
     let peer = Scripted::welcoming();
     let ((one, first), (two, second)) = (with_ports(&peer), with_ports(&peer));
     let drain = json!({"delay": "3s", "deadline": "2s"});

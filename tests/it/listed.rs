@@ -91,7 +91,7 @@ fn was_let_in(imap: &mut Imap) -> bool {
 }
 
 #[test]
-fn client_that_reads_its_ok_late_gets_it_if_nothing_has_changed() {
+fn client_that_reads_its_ok_late_gets_it_if_the_entry_is_unchanged() {
     let (slapd, backend) = (directory(), talkative());
     let usher = start(config(&slapd, &[&backend]));
     let mut imap = unread_login(&usher);
@@ -192,7 +192,7 @@ impl Gated {
 }
 
 #[test]
-fn conversation_that_began_before_a_reload_is_decided_by_what_is_in_force() {
+fn dialogue_begun_before_a_reload_uses_the_configuration_in_force() {
     let (slapd, backend) = (directory(), Scripted::welcoming());
     let mut usher = start(config(&slapd, &[&backend]));
     let mut session = Imap::tls(usher.imaps_port());
@@ -209,7 +209,7 @@ fn conversation_that_began_before_a_reload_is_decided_by_what_is_in_force() {
 }
 
 #[test]
-fn attempt_that_began_before_a_reload_is_decided_by_what_is_in_force() {
+fn attempt_begun_before_a_reload_uses_the_configuration_in_force() {
     let (slapd, gated) = (directory(), Gated::new());
     let mut usher = start(config(&slapd, &[&gated.backend]));
     let mut imap = Imap::tls(usher.imaps_port());
@@ -227,7 +227,7 @@ fn attempt_that_began_before_a_reload_is_decided_by_what_is_in_force() {
 }
 
 #[test]
-fn change_during_a_login_is_its_refusal_and_a_move_is_followed() {
+fn change_during_a_login_refuses_it_and_a_move_is_followed() {
     let (slapd, gated, other) = (directory(), Gated::new(), Scripted::welcoming());
     let usher = start(config(&slapd, &[&gated.backend, &other]).set("/directory/reveal_account_state", true));
     let begin = || {
@@ -289,7 +289,7 @@ fn sending(usher: &Usher) -> Imap {
 }
 
 #[test]
-fn disabled_account_sends_nothing_more_and_a_moved_one_goes_on() {
+fn disabled_account_sends_nothing_more_and_a_moved_one_continues() {
     let slapd = directory();
     let usher = start(submission(&slapd));
     let (mut idle, mut busy) = (sending(&usher), sending(&usher));
@@ -325,7 +325,7 @@ fn filetime(seconds: i64) -> String {
 }
 
 #[test]
-fn account_that_shows_itself_disabled_or_expired_is_refused_although_it_may_bind() {
+fn disabled_or_expired_account_is_refused_although_its_bind_succeeds() {
     let (slapd, backend) = (directory(), Scripted::welcoming());
     for watch in ["off", "auto"] {
         let usher = Usher::start(config(&slapd, &[&backend]).set("/directory/watch", watch).set("/cache/ttl", "1s"));
@@ -365,7 +365,7 @@ fn account_that_shows_itself_disabled_or_expired_is_refused_although_it_may_bind
 }
 
 #[test]
-fn expiry_that_is_set_ends_the_session_and_a_date_that_passes_is_not_remembered() {
+fn expiry_ends_the_session_and_is_not_cached_past_its_date() {
     let (slapd, backend) = (directory(), Scripted::welcoming());
     let usher = start(config(&slapd, &[&backend]));
     set(&slapd, "accountExpires", Some(&filetime(4)));

@@ -18,7 +18,7 @@ fn shows(imap: &Imap, pair: &crate::kit::certs::Pair) -> bool {
 }
 
 #[test]
-fn tls_1_2_and_1_3_are_spoken_and_older_ones_are_not() {
+fn tls_1_2_and_1_3_are_accepted_and_older_versions_are_refused() {
     let usher = Usher::start(Config::shared());
     for (version, spoken) in [(&TLS12, ProtocolVersion::TLSv1_2), (&TLS13, ProtocolVersion::TLSv1_3)] {
         let tls = Tls { versions: vec![version], ..Tls::default() };
@@ -61,7 +61,7 @@ fn alpn_is_strict_when_offered() {
 }
 
 #[test]
-fn certificates_are_chosen_by_name_and_kind() {
+fn certificates_are_selected_by_name_and_key_type() {
     let certificates = &world().certificates;
     let first = certificates.leaf("sni-first", Leaf::server(&["usher.example.com", "first.example.com"]));
     let rsa = certificates.leaf("sni-rsa", Leaf { rsa: true, ..Leaf::server(&["both.example.com"]) });
@@ -85,7 +85,7 @@ fn certificates_are_chosen_by_name_and_kind() {
 }
 
 #[test]
-fn an_expired_certificate_is_served_with_an_error_and_a_metric() {
+fn expired_certificate_is_served_with_an_error_and_a_metric() {
     let pair = world().certificates.leaf("expired", Leaf { expired: true, ..Leaf::server(&["usher.example.com"]) });
     let usher = Usher::start(Config::shared().certificate(&pair));
     let logged = usher.logged();
@@ -138,7 +138,7 @@ fn sessions_are_resumed() {
 }
 
 #[test]
-fn client_certificates_are_asked_for_where_configured() {
+fn client_certificates_are_requested_where_configured() {
     let certificates = &world().certificates;
     let leaf = Leaf { client: true, ..Leaf::server(&["client"]) };
     let good = certificates.leaf("client-good", leaf);
@@ -155,7 +155,7 @@ fn client_certificates_are_asked_for_where_configured() {
 }
 
 #[test]
-fn a_handshake_has_a_deadline_of_its_own() {
+fn handshake_has_a_deadline_of_its_own() {
     let usher = Usher::start(Config::shared().set("/limits/handshake_timeout", "500ms"));
     let started = Instant::now();
     let mut silent = Imap::silent(usher.imaps_port());
@@ -174,7 +174,7 @@ fn a_handshake_has_a_deadline_of_its_own() {
 }
 
 #[test]
-fn an_ipv4_client_of_an_ipv6_listener_is_an_ipv4_client() {
+fn ipv4_client_of_an_ipv6_listener_is_an_ipv4_client() {
     let listeners = json!([{"protocol": "imap", "address": "[::]:0", "tls": "implicit"}]);
     let usher = Usher::start(Config::shared().set("/listeners", listeners));
     assert!(usher.addresses()[0].starts_with("[::]:"), "{:?}", usher.addresses());

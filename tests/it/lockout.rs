@@ -58,7 +58,7 @@ fn is_locked(slapd: &Slapd, uid: &str) -> bool {
 }
 
 #[test]
-fn a_phone_with_an_old_password_never_locks_its_owner_out() {
+fn device_with_an_old_password_never_locks_its_account() {
     const ROUNDS: usize = 48;
     let users: Vec<(String, u32)> = WINDOWS
         .into_iter()
@@ -111,7 +111,7 @@ fn a_phone_with_an_old_password_never_locks_its_owner_out() {
 }
 
 #[test]
-fn a_lock_by_guesses_keeps_nobody_out_where_he_is_known() {
+fn guess_lockout_does_not_affect_networks_the_user_logs_in_from() {
     for use_lockout in [true, false] {
         let users = [("alicia", 60), ("robert", 60), ("carla", 60)];
         let (slapd, backend) = (slapd(&users, use_lockout), Scripted::welcoming());
@@ -145,7 +145,7 @@ fn a_lock_by_guesses_keeps_nobody_out_where_he_is_known() {
 }
 
 #[test]
-fn beyond_its_limit_no_stranger_locks_an_account() {
+fn guesses_beyond_the_limit_never_lock_an_account() {
     let users = [("alicia", 60)];
     let (slapd, backend) = (slapd(&users, true), Scripted::welcoming());
     let rule = json!({"mode": "enforce", "limit": 3});

@@ -17,7 +17,7 @@ fn is_true(line: &Value, result: &str) {
 }
 
 #[test]
-fn words_from_outside_stay_in_their_field_in_both_formats() {
+fn untrusted_text_stays_in_its_field_in_both_formats() {
     for format in ["text", "json"] {
         let slapd = Slapd::private();
         slapd.add(&Person { password: password_of("mallory"), ..Person::new(FORGED, Some("server3")) });

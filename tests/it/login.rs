@@ -42,7 +42,7 @@ fn alice_lands_on_dovecot_and_bob_on_cyrus() {
 }
 
 #[test]
-fn starttls_leads_to_the_same_servers() {
+fn starttls_reaches_the_same_servers() {
     let usher = usher();
     let mut imap = Imap::plain(usher.imap_port());
     imap.command("STARTTLS").ok();
@@ -133,7 +133,7 @@ fn mbsync_syncs_hundreds_of_messages_with_cyrus() {
 }
 
 #[test]
-fn user_dn_needs_no_service_account() {
+fn user_dn_mode_needs_no_service_account() {
     let config =
         Config::shared().user_dn("uid={local},ou=people,dc=example,dc=com").set("/directory/login_attribute", "uid");
     let usher = Usher::start(config);
@@ -147,7 +147,7 @@ fn user_dn_needs_no_service_account() {
 }
 
 #[test]
-fn metacharacters_are_letters_in_a_filter() {
+fn metacharacters_are_escaped_in_a_filter() {
     // In front of the search an asterisk would find people, a bracket would end the filter.
     let usher = Usher::start(Config::shared().set("/limits/failed_logins", 50));
     let mut imap = Imap::tls(usher.imaps_port());
@@ -170,7 +170,7 @@ fn metacharacters_are_letters_in_a_filter() {
 }
 
 #[test]
-fn metacharacters_are_letters_in_a_dn() {
+fn metacharacters_are_escaped_in_a_dn() {
     let config = Config::shared().user_dn("uid={login},ou=people,dc=example,dc=com").set("/limits/failed_logins", 50);
     let usher = Usher::start(config);
     let mut imap = Imap::tls(usher.imaps_port());
@@ -202,7 +202,7 @@ fn passwords_of_any_text_arrive_byte_for_byte() {
 }
 
 #[test]
-fn every_spelling_is_one_entry() {
+fn spellings_of_a_name_are_one_entry() {
     let usher = Usher::start(Config::shared().set("/directory/login_attribute", "uid"));
     for login in ["ALICE", "A.Liddell@example.com", "alice@EXAMPLE.com"] {
         let mut imap = Imap::tls(usher.imaps_port());
@@ -245,7 +245,7 @@ fn proxy_authorization_reaches_cyrus_and_dovecot() {
 }
 
 #[test]
-fn backends_are_reached_by_starttls_as_well() {
+fn backends_are_reached_by_starttls() {
     let config = Config::shared()
         .set("/routing/backends/0/imap/address", format!("127.0.0.1:{}", dovecot().imap))
         .set("/routing/backends/0/imap/tls", "starttls")
@@ -261,7 +261,7 @@ fn backends_are_reached_by_starttls_as_well() {
 }
 
 #[test]
-fn everybody_with_a_route_gets_in() {
+fn every_user_with_a_route_logs_in() {
     let usher = usher();
     for person in everybody().iter().filter(|person| person.mail_host == Some("server3") && person.ou != "closed") {
         Imap::tls(usher.imaps_port()).authenticate("", &person.uid, person.password.as_bytes()).ok();

@@ -75,7 +75,7 @@ fn alice_lands_on_pigeonhole_and_bob_on_timsieved() {
 /// either side of usher, in every combination: with one list too many or too few, the answers below
 /// would be one off.
 #[test]
-fn every_transition_has_its_list_and_no_other() {
+fn capabilities_are_sent_at_every_transition_and_nowhere_else() {
     let service = |config: Config| {
         let password = config.file("backend.password", SERVICE_PASSWORD);
         let service = json!({"login": "usher", "password_file": password});
@@ -112,7 +112,7 @@ fn every_transition_has_its_list_and_no_other() {
 }
 
 #[test]
-fn what_is_pipelined_behind_a_login_arrives_in_order() {
+fn commands_pipelined_after_a_login_arrive_in_order() {
     let usher = Usher::start(config());
     for uid in ["anna", "ben"] {
         let mut sieve = Sieve::tls(usher.imaps_port());
@@ -150,7 +150,7 @@ fn sieve_connect_uploads_and_lists() {
 }
 
 #[test]
-fn alpn_is_strict_here_too() {
+fn alpn_is_strict_for_managesieve() {
     let usher = Usher::start(config());
     let connect = |alpn: &'static [u8]| Sieve::try_tls(usher.imaps_port(), &Tls { alpn: vec![alpn], ..Tls::default() });
     assert!(connect(b"managesieve").is_ok());
@@ -158,7 +158,7 @@ fn alpn_is_strict_here_too() {
 }
 
 #[test]
-fn an_outage_is_never_a_wrong_password() {
+fn outage_is_never_a_wrong_password() {
     let mut slapd = Slapd::private();
     let config = Config::with_directory(&slapd).backend("server3", 1, &["server3"]);
     // Nobody listens there.
@@ -176,7 +176,7 @@ fn an_outage_is_never_a_wrong_password() {
 }
 
 #[test]
-fn a_login_in_the_clear_is_refused_unasked() {
+fn cleartext_login_is_refused_without_a_lookup() {
     let usher = Usher::start(config());
     let mut sieve = Sieve::plain(usher.imap_port());
     assert!(sieve.authenticate("alice", &password_of("alice")).starts_with("NO (ENCRYPT-NEEDED) \""));
@@ -185,7 +185,7 @@ fn a_login_in_the_clear_is_refused_unasked() {
 }
 
 #[test]
-fn a_users_backend_may_lack_it() {
+fn backend_without_managesieve_is_a_clear_refusal() {
     let usher = Usher::start(Config::shared().speaking("managesieve", &[dovecot().sieve]));
     let mut sieve = Sieve::tls(usher.imaps_port());
     let refused = sieve.authenticate("bob", &password_of("bob"));
@@ -194,7 +194,7 @@ fn a_users_backend_may_lack_it() {
 }
 
 #[test]
-fn a_referral_is_not_followed_and_not_shown() {
+fn referral_is_neither_followed_nor_forwarded() {
     for answer in ["BYE (REFERRAL \"sieve://inside.example\") \"inside\"", "NO (REFERRAL \"sieve://inside.example\")"] {
         let (server, config) = scripted(move |peer| {
             if takes_a_login(peer) {
@@ -214,7 +214,7 @@ fn a_referral_is_not_followed_and_not_shown() {
 }
 
 #[test]
-fn a_list_behind_a_login_is_consumed_and_the_clients_answers_are_its_own() {
+fn capability_list_after_a_login_is_consumed_and_later_replies_are_forwarded() {
     let (_server, config) = scripted(|peer| {
         if !takes_a_login(peer) {
             return;
@@ -234,7 +234,7 @@ fn a_list_behind_a_login_is_consumed_and_the_clients_answers_are_its_own() {
 }
 
 #[test]
-fn a_drain_says_bye() {
+fn drain_sends_bye() {
     let usher = Usher::start(config());
     let mut sieve = Sieve::tls(usher.imaps_port());
     usher.terminate();

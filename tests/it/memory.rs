@@ -184,27 +184,27 @@ fn nothing_stays(config: Config, ways: &[Way], people: &[&str]) {
 }
 
 #[test]
-fn passwords_of_imap_stay_in_no_page() {
+fn imap_passwords_stay_in_no_memory_page() {
     let ways: [Way; 2] = [("login", imap_login), ("authenticate", imap_authenticate)];
     nothing_stays(Config::shared(), &ways, &["memimap3", "memimap4"]);
 }
 
 #[test]
-fn passwords_of_pop3_stay_in_no_page() {
+fn pop3_passwords_stay_in_no_memory_page() {
     let config = Config::shared().speaking("pop3", &[dovecot().pop3s, cyrus().pop3().0]);
     let ways: [Way; 2] = [("pass", pop3_pass), ("auth", pop3_auth)];
     nothing_stays(config, &ways, &["mempop3", "mempop4"]);
 }
 
 #[test]
-fn passwords_of_submission_stay_in_no_page() {
+fn submission_passwords_stay_in_no_memory_page() {
     relay();
     let config = Config::shared().speaking("submission", &[dovecot().submissions]);
     nothing_stays(config, &[("auth", submission)], &["memsend3"]);
 }
 
 #[test]
-fn passwords_of_managesieve_stay_in_no_page() {
+fn managesieve_passwords_stay_in_no_memory_page() {
     // timsieved lets nobody in who has no mailbox, and it is imapd that makes one.
     let tls = Tls { server_name: "server4.example.com", ..Tls::default() };
     let mut mailbox = Imap::try_tls(cyrus().imaps, &tls).unwrap();
@@ -217,14 +217,14 @@ fn passwords_of_managesieve_stay_in_no_page() {
 }
 
 #[test]
-fn unit_allows_no_swap() {
+fn systemd_unit_allows_no_swap() {
     let unit = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/usher.service");
     let unit = std::fs::read_to_string(unit).unwrap();
     assert!(unit.lines().any(|line| line == "MemorySwapMax=0"), "{unit}");
 }
 
 #[test]
-fn search_finds_what_is_there() {
+fn memory_search_finds_a_known_value() {
     // The service account's password at the backends is kept for as long as the process lives.
     let mut config = Config::shared().set("/process", json!({"debug": true}));
     let password = password_of("memimap3");

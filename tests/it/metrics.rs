@@ -5,7 +5,7 @@ use crate::kit::slapd::Slapd;
 use crate::kit::{Config, Imap, Usher, password_of};
 
 #[test]
-fn every_series_is_there_from_the_first_scrape() {
+fn every_series_exists_from_the_first_scrape() {
     let usher = Usher::start(Config::shared());
     let (_, body) = usher.http("/metrics");
     for name in [
@@ -71,7 +71,7 @@ fn each_phase_of_a_login_is_timed() {
 }
 
 #[test]
-fn metrics_name_no_user() {
+fn metrics_contain_no_user_name() {
     let usher = Usher::start(Config::shared());
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
     Imap::tls(usher.imaps_port()).login("mallory-typed-this", "wrong").is("NO");
@@ -82,7 +82,7 @@ fn metrics_name_no_user() {
 }
 
 #[test]
-fn ready_waits_for_the_first_answer_of_the_directory_and_no_later_one() {
+fn readiness_waits_for_the_first_directory_reply_only() {
     let mut slapd = Slapd::private();
     slapd.stop();
     let usher = Usher::start_unready(Config::with_directory(&slapd).scripted(&Scripted::welcoming()));
@@ -100,7 +100,7 @@ fn ready_waits_for_the_first_answer_of_the_directory_and_no_later_one() {
 }
 
 #[test]
-fn the_side_port_serves_nothing_else() {
+fn side_port_serves_nothing_else() {
     let usher = Usher::start(Config::shared());
     assert_eq!(usher.http("/nothing-here").0, 404);
     assert!(usher.side_port().starts_with("127.0.0.1:"), "{}", usher.side_port());

@@ -45,7 +45,7 @@ fn quoted(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_page_about_metrics_has_each_of_them_and_no_other() {
+fn metrics_page_documents_exactly_the_exported_metrics() {
     let (_usher, shown) = first_scrape();
     let page = read_text(&shipped("docs/metrics.md"));
     let mut described = BTreeMap::new(); // name -> type and labels
@@ -123,7 +123,7 @@ fn alerts() -> BTreeMap<String, Value> {
 }
 
 #[test]
-fn each_alert_asks_for_what_is_there_and_fires_and_is_quiet_when_it_should() {
+fn alerts_query_existing_series_and_fire_only_when_expected() {
     let (_usher, shown) = first_scrape();
     let rules = alerts();
     for (name, rule) in &rules {
@@ -147,7 +147,7 @@ fn each_alert_asks_for_what_is_there_and_fires_and_is_quiet_when_it_should() {
 }
 
 #[test]
-fn each_alert_leads_to_its_row_of_the_runbook() {
+fn alerts_link_to_their_runbook_rows() {
     let page = read_text(&shipped("docs/operations.md"));
     let rows = page.lines().filter_map(|line| line.strip_prefix("| <a id=\"")?.split_once("\"></a>"));
     let rows: BTreeMap<String, String> = rows
@@ -203,7 +203,7 @@ fn queries() -> Vec<String> {
 }
 
 #[test]
-fn the_board_asks_for_what_is_there() {
+fn dashboard_queries_existing_series() {
     let (_usher, shown) = first_scrape();
     for query in queries() {
         assert_eq!(shown.missing(&query), [""; 0], "{query}");
@@ -289,7 +289,7 @@ impl Prometheus {
 }
 
 #[test]
-fn a_real_prometheus_scrapes_usher_and_understands_every_query_of_the_board() {
+fn real_prometheus_scrapes_and_evaluates_every_dashboard_query() {
     let usher = Usher::start(everything());
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
     usher.login("alice");

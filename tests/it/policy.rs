@@ -81,7 +81,7 @@ fn config(slapd: &Slapd, backend: &Scripted) -> Config {
 }
 
 #[test]
-fn the_log_knows_why_and_the_client_hears_no_state() {
+fn account_state_is_logged_and_not_revealed_to_the_client() {
     let (slapd, backend) = (slapd(true), Scripted::welcoming());
     let usher = Usher::start(config(&slapd, &backend));
     let mut imap = Imap::tls(usher.imaps_port());
@@ -106,7 +106,7 @@ fn the_log_knows_why_and_the_client_hears_no_state() {
 }
 
 #[test]
-fn a_state_is_revealed_to_who_knows_the_password_and_to_nobody_else() {
+fn account_state_is_revealed_only_after_a_valid_password() {
     let (slapd, backend) = (slapd(true), Scripted::welcoming());
     let usher = Usher::start(config(&slapd, &backend).set("/directory/reveal_account_state", true));
     let mut imap = Imap::tls(usher.imaps_port());
@@ -122,7 +122,7 @@ fn a_state_is_revealed_to_who_knows_the_password_and_to_nobody_else() {
 }
 
 #[test]
-fn a_grace_login_and_a_warning_are_logins() {
+fn grace_login_and_expiry_warning_are_successful_logins() {
     let (slapd, backend) = (slapd(true), Scripted::welcoming());
     let usher = Usher::start(config(&slapd, &backend));
     for (login, warning, said) in
@@ -140,7 +140,7 @@ fn a_grace_login_and_a_warning_are_logins() {
 }
 
 #[test]
-fn a_user_dn_makes_no_difference() {
+fn user_dn_mode_handles_account_states_alike() {
     let (slapd, backend) = (slapd(true), Scripted::welcoming());
     let template = "uid={login},ou=people,dc=example,dc=com";
     let config = config(&slapd, &backend).user_dn(template).set("/directory/reveal_account_state", true);
@@ -155,7 +155,7 @@ fn a_user_dn_makes_no_difference() {
 }
 
 #[test]
-fn a_lock_is_not_kept_up_by_what_usher_remembers() {
+fn cached_wrong_password_does_not_prolong_a_lock() {
     // This directory does not say that an account is locked: its right password is refused like a wrong one.
     let (slapd, backend) = (slapd(false), Scripted::welcoming());
     let usher = Usher::start(config(&slapd, &backend).set("/cache/negative_ttl", "1h"));
@@ -168,7 +168,7 @@ fn a_lock_is_not_kept_up_by_what_usher_remembers() {
 }
 
 #[test]
-fn a_wrong_password_is_looked_up_and_not_bound_until_something_changes() {
+fn repeated_wrong_password_is_searched_and_not_bound_until_the_entry_changes() {
     let (slapd, backend) = (slapd(true), Scripted::welcoming());
     let config = config(&slapd, &backend).set("/cache/negative_ttl", "100ms").set("/cache/negative_ttl_max", "1h");
     let usher = Usher::start(config);
@@ -210,7 +210,7 @@ fn longer(one: &[Duration], other: &[Duration]) -> f64 {
 }
 
 #[test]
-fn the_time_of_a_refusal_tells_nothing() {
+fn refusal_time_reveals_nothing() {
     let (slapd, backend) = (slapd(true), Scripted::welcoming());
     let config = config(&slapd, &backend).set("/throttle/exempt", serde_json::json!(["127.0.0.0/8"]));
     let at_once = Usher::start(config.clone().set("/limits/refusal_delay", "0s"));

@@ -57,7 +57,7 @@ fn alice_lands_on_dovecot_and_bob_on_cyrus() {
 }
 
 #[test]
-fn passwords_with_blanks_and_other_letters_arrive() {
+fn passwords_with_spaces_and_non_ascii_letters_are_accepted() {
     let usher = Usher::start(config());
     for uid in ["gruen", "quote", "space"] {
         let mut pop3 = Imap::tls(usher.imaps_port());
@@ -72,7 +72,7 @@ fn passwords_with_blanks_and_other_letters_arrive() {
 }
 
 #[test]
-fn stls_forgets_what_was_said_before_it() {
+fn stls_discards_earlier_state() {
     let usher = Usher::start(config());
     let mut pop3 = Imap::plain(usher.imap_port());
     assert!(ask(&mut pop3, "CAPA").starts_with("+OK"));
@@ -91,7 +91,7 @@ fn stls_forgets_what_was_said_before_it() {
 }
 
 #[test]
-fn what_is_pipelined_arrives_in_order_whole_or_byte_by_byte() {
+fn pipelined_commands_arrive_in_order_whole_or_byte_by_byte() {
     let usher = Usher::start(config());
     for (uid, byte_by_byte) in [("alice", false), ("alice", true), ("post4", false), ("post4", true)] {
         let mut pop3 = Imap::tls(usher.imaps_port());
@@ -138,7 +138,7 @@ fn refusals_have_codes_and_leave_the_connection_usable() {
 }
 
 #[test]
-fn a_backends_own_codes_are_passed_and_its_no_is_not_a_wrong_password() {
+fn backend_response_codes_are_forwarded_and_its_rejection_is_not_a_wrong_password() {
     let strict = Scripted::tls(|peer| {
         peer.send("+OK ready <1@strict>\r\n");
         assert_eq!(peer.line().as_deref(), Some("CAPA"));
@@ -237,7 +237,7 @@ fn real_clients_fetch_mail() {
 }
 
 #[test]
-fn a_listener_needs_a_backend_that_speaks_its_protocol() {
+fn listener_requires_a_backend_with_its_protocol() {
     let config = Config::shared().speaking("pop3", &[]);
     config.write();
     let said = command(&config, &["check"], b"");

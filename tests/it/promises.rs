@@ -53,7 +53,7 @@ fn rooms(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_test_that_a_document_names_exists() {
+fn tests_named_in_documents_exist() {
     let mut wrong = Vec::new();
     let mut seen = 0;
     for document in DOCUMENTS {
@@ -77,7 +77,7 @@ fn every_test_that_a_document_names_exists() {
 }
 
 #[test]
-fn every_room_whose_unit_tests_a_document_names_has_some() {
+fn modules_with_unit_tests_named_in_documents_have_some() {
     let mut wrong = Vec::new();
     let mut seen = BTreeSet::new();
     for document in DOCUMENTS {
@@ -107,7 +107,7 @@ fn has_tests(place: &Path) -> bool {
 }
 
 #[test]
-fn names_are_read_as_the_documents_write_them() {
+fn names_are_parsed_as_written_in_documents() {
     assert_eq!(quoted("a `b` c `d::e_f`\n`g`"), ["b", "d::e_f", "g"]);
     assert_eq!(as_test("cli::no_such_test"), Some(("cli", "no_such_test")));
     assert_eq!((as_test("directory::Identity"), as_test("Refusal::told"), as_test("nowhere::x")), (None, None, None));

@@ -12,7 +12,7 @@ use crate::kit::{Config, Imap, Person, Usher, password_of};
 const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
 
 #[test]
-fn wrong_passwords_and_unknown_users_are_told_the_same() {
+fn wrong_passwords_and_unknown_users_get_the_same_reply() {
     let usher = Usher::start(Config::shared().set("/limits/failed_logins", 20));
     let mut imap = Imap::tls(usher.imaps_port());
     let attempts = [
@@ -34,7 +34,7 @@ fn wrong_passwords_and_unknown_users_are_told_the_same() {
 }
 
 #[test]
-fn an_empty_password_never_reaches_the_directory() {
+fn empty_password_never_reaches_the_directory() {
     // This slapd calls an empty password a good bind, as RFC 4513 section 5.1.2 lets it.
     let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
     let usher = Usher::start(Config::with_directory(&slapd).scripted(&backend).set("/limits/failed_logins", 20));
@@ -57,7 +57,7 @@ fn an_empty_password_never_reaches_the_directory() {
 }
 
 #[test]
-fn what_no_bind_can_carry_is_refused_before_it() {
+fn credentials_that_no_bind_can_carry_are_refused_before_it() {
     let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
     let usher = Usher::start(Config::with_directory(&slapd).scripted(&backend).set("/limits/failed_logins", 50));
     let mut imap = Imap::tls(usher.imaps_port());
@@ -75,7 +75,7 @@ fn what_no_bind_can_carry_is_refused_before_it() {
 }
 
 #[test]
-fn nobody_may_act_as_somebody_else() {
+fn acting_as_another_user_is_refused() {
     let usher = Usher::start(Config::shared());
     let mut imap = Imap::tls(usher.imaps_port());
     imap.authenticate("bob", "alice", password_of("alice").as_bytes()).is("NO [AUTHORIZATIONFAILED]");
@@ -84,7 +84,7 @@ fn nobody_may_act_as_somebody_else() {
 }
 
 #[test]
-fn a_user_without_a_usable_mail_host_is_refused_politely() {
+fn user_without_a_usable_mail_host_gets_a_clear_refusal() {
     let usher = Usher::start(Config::shared());
     for (login, result, mail_host) in [("carol", "no_mail_host", None), ("dave", "unknown_mail_host", Some("server9"))]
     {
@@ -110,7 +110,7 @@ fn several_mail_hosts_are_no_route_unless_they_are_one_backend() {
 }
 
 #[test]
-fn the_default_is_for_users_without_the_attribute_only() {
+fn default_backend_applies_only_without_the_attribute() {
     let usher = Usher::start(Config::shared().set("/routing/default", "server3"));
     let mut imap = Imap::tls(usher.imaps_port());
     imap.login("dave", &password_of("dave")).is("NO [CONTACTADMIN]");
@@ -120,7 +120,7 @@ fn the_default_is_for_users_without_the_attribute_only() {
 }
 
 #[test]
-fn no_or_several_values_of_the_login_attribute_are_a_refusal() {
+fn login_attribute_without_exactly_one_value_is_a_refusal() {
     let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
     slapd.add(&Person { mails: &["one@example.com", "two@example.com"], ..Person::new("zoe", Some("server3")) });
     slapd.add(&Person { mails: &["max@example.com"], ..Person::new("max", Some("server3")) });
@@ -138,7 +138,7 @@ fn no_or_several_values_of_the_login_attribute_are_a_refusal() {
 }
 
 #[test]
-fn who_may_use_what_is_told_to_who_knows_the_password() {
+fn protocol_permission_is_revealed_only_after_a_valid_password() {
     let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
     for (uid, access, kind) in [
         ("both", Some("IMAP"), Some("mail")),
@@ -173,7 +173,7 @@ fn who_may_use_what_is_told_to_who_knows_the_password() {
 }
 
 #[test]
-fn a_name_that_fits_several_entries_is_refused() {
+fn name_that_matches_several_entries_is_refused() {
     let usher = Usher::start(Config::shared());
     let mut imap = Imap::tls(usher.imaps_port());
     for uid in ["castor", "pollux"] {
@@ -184,7 +184,7 @@ fn a_name_that_fits_several_entries_is_refused() {
 }
 
 #[test]
-fn a_refusal_takes_its_time_whoever_is_asked_for() {
+fn refusal_is_delayed_equally_for_every_name() {
     let delay = Duration::from_millis(700);
     let usher = Usher::start(Config::shared().set("/limits/refusal_delay", "700ms"));
     let timed = |login: &str, password: &str| {
@@ -218,7 +218,7 @@ fn failed_logins_are_limited_per_connection() {
 }
 
 #[test]
-fn a_protocol_or_backend_is_never_chosen_by_the_client() {
+fn client_never_chooses_a_protocol_or_backend() {
     // An entry may name usher's own listener or any host: only configured names are routes.
     let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
     let usher = Usher::start(Config::with_directory(&slapd).scripted(&backend));

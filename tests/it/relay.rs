@@ -45,12 +45,12 @@ fn there_and_back(uid: &str) {
 }
 
 #[test]
-fn fifty_megabytes_go_to_dovecot_and_back() {
+fn fifty_megabytes_pass_to_dovecot_and_back() {
     there_and_back("big3");
 }
 
 #[test]
-fn fifty_megabytes_go_to_cyrus_and_back() {
+fn fifty_megabytes_pass_to_cyrus_and_back() {
     there_and_back("big4");
 }
 
@@ -98,7 +98,7 @@ fn every_byte_passes_unchanged_both_ways() {
 }
 
 #[test]
-fn a_clients_half_close_leaves_the_other_direction_open() {
+fn client_half_close_leaves_the_other_direction_open() {
     let (_backend, usher) = after_login(|peer| {
         peer.wait_for_end();
         // Only now, after the client's end, does the answer begin.
@@ -117,7 +117,7 @@ fn a_clients_half_close_leaves_the_other_direction_open() {
 }
 
 #[test]
-fn a_backends_half_close_leaves_the_other_direction_open() {
+fn backend_half_close_leaves_the_other_direction_open() {
     let (sender, received) = event();
     let (_backend, usher) = after_login(move |peer| {
         peer.send("* BYE\r\n");
@@ -133,7 +133,7 @@ fn a_backends_half_close_leaves_the_other_direction_open() {
 }
 
 #[test]
-fn a_backends_end_reaches_the_client_with_its_last_words() {
+fn backend_close_reaches_the_client_after_its_last_bytes() {
     let (_backend, usher) = after_login(|peer| {
         peer.send("* BYE autologout\r\n");
     });
@@ -147,7 +147,7 @@ fn a_backends_end_reaches_the_client_with_its_last_words() {
 }
 
 #[test]
-fn a_reset_frees_both_ends_at_once() {
+fn reset_frees_both_sides_at_once() {
     let (sender, ended) = event();
     let (_backend, usher) = after_login(move |peer| {
         peer.wait_for_end();
@@ -164,7 +164,7 @@ fn a_reset_frees_both_ends_at_once() {
 }
 
 #[test]
-fn the_end_event_counts_time_and_bytes() {
+fn end_event_counts_time_and_bytes() {
     let (_backend, usher) = after_login(Peer::answer_everything);
     let mut imap = alice(&usher);
     imap.command("NOOP").ok();
@@ -179,7 +179,7 @@ fn the_end_event_counts_time_and_bytes() {
 }
 
 #[test]
-fn a_client_that_does_not_read_costs_its_buffers_only() {
+fn client_that_does_not_read_costs_only_its_buffers() {
     const SENT: usize = 200 << 20;
     let (sender, stuck) = event();
     let (_backend, usher) = after_login(move |peer| {
@@ -207,7 +207,7 @@ fn a_client_that_does_not_read_costs_its_buffers_only() {
 }
 
 #[test]
-fn a_session_without_a_byte_ends_at_the_idle_limit() {
+fn silent_session_ends_at_the_idle_limit() {
     let backend = Scripted::welcoming();
     let usher = Usher::start(Config::with_directory(slapd()).scripted(&backend).set("/limits/idle_timeout", "1s"));
     let mut imap = alice(&usher);
@@ -218,7 +218,7 @@ fn a_session_without_a_byte_ends_at_the_idle_limit() {
 }
 
 #[test]
-fn idle_needs_no_help() {
+fn idle_works_through_the_relay() {
     let usher = Usher::start(Config::shared());
     let mut watcher = Imap::tls(usher.imaps_port());
     watcher.login("quote", &password_of("quote")).ok();
@@ -234,7 +234,7 @@ fn idle_needs_no_help() {
 }
 
 #[test]
-fn no_number_of_sessions_leaks_descriptors() {
+fn sessions_leak_no_descriptors() {
     let (_backend, usher) = after_login(Peer::answer_everything);
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", usher.pid())).unwrap().count();
     let session = |n: usize| {

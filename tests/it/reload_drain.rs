@@ -28,7 +28,7 @@ fn login(usher: &Usher) -> (Imap, String) {
 }
 
 #[test]
-fn a_reload_keeps_sessions_and_changes_what_follows() {
+fn reload_keeps_sessions_and_applies_to_later_logins() {
     let (old, new) = (named("old"), named("new"));
     let mut usher = Usher::start(Config::with_directory(slapd()).scripted(&old));
     let (mut session, said) = login(&usher);
@@ -46,7 +46,7 @@ fn a_reload_keeps_sessions_and_changes_what_follows() {
 }
 
 #[test]
-fn a_bad_file_is_refused_and_the_old_one_stays() {
+fn invalid_file_is_refused_and_the_old_configuration_stays() {
     let backend = named("old");
     let usher = Usher::start(Config::with_directory(slapd()).scripted(&backend));
     let (mut session, _) = login(&usher);
@@ -120,7 +120,7 @@ fn sigterm_lets_sessions_finish_and_exits_with_0() {
 }
 
 #[test]
-fn readiness_falls_before_listeners_close() {
+fn readiness_fails_before_listeners_close() {
     let backend = named("one");
     let config = Config::with_directory(slapd()).scripted(&backend);
     let usher = Usher::start(config.set("/drain", json!({"delay": "2s", "deadline": "1s"})));
@@ -138,7 +138,7 @@ fn readiness_falls_before_listeners_close() {
 }
 
 #[test]
-fn nobody_new_is_accepted_after_the_delay() {
+fn new_connections_are_refused_after_the_delay() {
     let backend = named("one");
     let config = Config::with_directory(slapd()).scripted(&backend);
     let usher = Usher::start(config.set("/drain", json!({"delay": "0s", "deadline": "10s"})));

@@ -47,7 +47,7 @@ fn told(usher: &Usher, message: &str) -> usize {
 }
 
 #[test]
-fn a_frozen_server_costs_one_time_out_and_is_used_again() {
+fn frozen_server_costs_one_timeout_and_is_used_again() {
     let (first, second) = (Slapd::private(), Slapd::private());
     let usher = Usher::start(over(&[&first, &second]));
     login(&usher, "alice").0.ok();
@@ -76,7 +76,7 @@ fn a_frozen_server_costs_one_time_out_and_is_used_again() {
 }
 
 #[test]
-fn a_black_hole_a_dead_one_and_a_bad_certificate_are_found_out_without_a_login() {
+fn black_hole_dead_server_and_bad_certificate_are_detected_without_a_login() {
     let good = Slapd::private();
     let hole = BlackHole::open();
     let pair = world().certificates.leaf("ldap-elsewhere", Leaf::server(&["ldap.example.net"]));
@@ -97,7 +97,7 @@ fn a_black_hole_a_dead_one_and_a_bad_certificate_are_found_out_without_a_login()
 }
 
 #[test]
-fn busy_unsure_and_broken_servers_are_put_aside() {
+fn busy_unavailable_and_malformed_servers_are_marked_down() {
     let good = Slapd::private();
     // Whatever it is asked but to bind: this result, or garbage, or the end of the connection.
     for answer in [Some(51), Some(52), Some(80), None] {
@@ -115,7 +115,7 @@ fn busy_unsure_and_broken_servers_are_put_aside() {
 }
 
 #[test]
-fn starttls_refused_or_stripped_is_a_server_that_is_not_used() {
+fn server_that_refuses_or_strips_starttls_is_not_used() {
     let good = Slapd::private();
     for code in [2, 0] {
         // 2: refused. 0: agreed to, and then no TLS: whoever stands between took it away.
@@ -132,7 +132,7 @@ fn starttls_refused_or_stripped_is_a_server_that_is_not_used() {
 }
 
 #[test]
-fn in_turn_each_server_gets_its_share() {
+fn round_robin_gives_each_server_its_share() {
     let servers = [Slapd::private(), Slapd::private()];
     let usher = Usher::start(over(&[&servers[0], &servers[1]]).set("/directory/balance", "round_robin"));
     let people = ["alice", "anna", "quote", "space", "bytes3", "big3"];
@@ -147,7 +147,7 @@ fn in_turn_each_server_gets_its_share() {
 }
 
 #[test]
-fn both_may_restart_and_the_first_login_afterwards_gets_in() {
+fn first_login_succeeds_after_both_servers_restart() {
     let mut servers = [Slapd::private(), Slapd::private()];
     let usher = Usher::start(over(&[&servers[0], &servers[1]]));
     login(&usher, "alice").0.ok();
@@ -204,7 +204,7 @@ fn fill(slapd: &Slapd) {
 }
 
 #[test]
-fn an_empty_server_and_lost_access_rules_mislead_nobody() {
+fn empty_server_and_lost_access_rules_refuse_no_user() {
     let (first, second) = (with_readers(), Slapd::private());
     let canary = json!({"login": "anna", "mail_host": "server3"});
     let config = over(&[&first, &second]).set("/directory/canary", canary).set("/cache/ttl", "100ms");
@@ -239,7 +239,7 @@ fn an_empty_server_and_lost_access_rules_mislead_nobody() {
 }
 
 #[test]
-fn in_an_outage_who_was_known_gets_in_and_nobody_is_told_a_wrong_password() {
+fn cached_users_log_in_during_an_outage_and_no_reply_says_wrong_password() {
     let servers = [Slapd::private(), Slapd::private()];
     let usher = Usher::start(over(&[&servers[0], &servers[1]]).set("/cache/ttl", "100ms"));
     let urls = servers.each_ref().map(Slapd::tls_url);
@@ -285,7 +285,7 @@ fn in_an_outage_who_was_known_gets_in_and_nobody_is_told_a_wrong_password() {
 }
 
 #[test]
-fn stale_can_be_turned_off() {
+fn stale_can_be_disabled() {
     let mut slapd = Slapd::private();
     let config = over(&[&slapd]).set("/cache", json!({"ttl": "100ms", "stale": "0s"}));
     let usher = Usher::start(config);
@@ -297,7 +297,7 @@ fn stale_can_be_turned_off() {
 }
 
 #[test]
-fn a_client_may_be_parted_with_when_nothing_can_be_decided() {
+fn connection_can_be_closed_when_the_directory_is_unavailable() {
     let mut slapd = Slapd::private();
     for policy in ["reply", "reply_and_close"] {
         let limits = json!({"failed_logins": 100, "on_unavailable": policy});
@@ -318,7 +318,7 @@ fn a_client_may_be_parted_with_when_nothing_can_be_decided() {
 }
 
 #[test]
-fn a_client_that_leaves_during_its_bind_poisons_nothing() {
+fn client_that_disconnects_during_its_bind_corrupts_no_connection() {
     let slapd = Slapd::private();
     let config = over(&[&slapd]).set("/directory/timeout", "8s").set("/directory/attempt_timeout", "8s");
     let usher =
@@ -337,7 +337,7 @@ fn a_client_that_leaves_during_its_bind_poisons_nothing() {
 }
 
 #[test]
-fn more_logins_than_connections_are_told_quickly() {
+fn logins_beyond_the_connections_are_refused_quickly() {
     // Users' binds are never answered.
     let ldap = ScriptedLdap::start(|_, operation, id, request| {
         let is = |text: &str| request.windows(text.len()).any(|window| window == text.as_bytes());
@@ -365,7 +365,7 @@ fn more_logins_than_connections_are_told_quickly() {
 }
 
 #[test]
-fn explain_looks_at_every_server() {
+fn explain_queries_every_server() {
     let (mut first, second) = (Slapd::private(), Slapd::private());
     first.stop();
     let config = over(&[&first, &second]).set("/directory/canary", json!({"login": "anna", "mail_host": "server3"}));

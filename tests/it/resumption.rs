@@ -19,7 +19,7 @@ fn login(usher: &Usher, uid: &str) -> Imap {
 }
 
 #[test]
-fn a_burst_of_logins_resumes_at_a_backend() {
+fn login_burst_resumes_tls_at_a_backend() {
     const BURST: usize = 24;
     let backend = Scripted::welcoming();
     let usher = Usher::start(Config::with_directory(slapd()).scripted(&backend));
@@ -42,7 +42,7 @@ fn a_burst_of_logins_resumes_at_a_backend() {
 }
 
 #[test]
-fn logins_resume_at_dovecot_and_cyrus() {
+fn logins_resume_tls_at_dovecot_and_cyrus() {
     let usher = Usher::start(Config::shared());
     for (uid, backend) in [("alice", "server3"), ("bob", "server4")] {
         // Another process of Dovecot's, with keys of its own, may answer the first ones.
@@ -55,7 +55,7 @@ fn logins_resume_at_dovecot_and_cyrus() {
 }
 
 #[test]
-fn connections_to_a_backend_come_from_the_sources_in_turn() {
+fn connections_to_a_backend_use_the_sources_in_turn() {
     let backend = Scripted::welcoming();
     let config = Config::with_directory(slapd()).scripted(&backend);
     let usher = Usher::start(config.clone().set("/routing/backends/0/source", json!(["127.0.0.2", "127.0.0.3"])));
@@ -86,7 +86,7 @@ fn visit(usher: &Usher, client: &Arc<rustls::ClientConfig>) -> HandshakeKind {
 }
 
 #[test]
-fn a_client_resumes_at_another_usher_and_after_a_restart() {
+fn client_resumes_tls_at_another_instance_and_after_a_restart() {
     let mut config = Config::shared().set("/tls/ticket_keys_file", "ticket.keys");
     config.file("ticket.keys", key(1) + &key(2));
     let (first, second) = (Usher::start(config.clone()), Usher::start(config.clone()));
@@ -115,7 +115,7 @@ fn a_client_resumes_at_another_usher_and_after_a_restart() {
 }
 
 #[test]
-fn renewed_ticket_keys_are_used_without_being_told_and_bad_ones_never() {
+fn renewed_ticket_keys_are_used_without_a_signal_and_invalid_ones_never() {
     let config = Config::shared().set("/tls/ticket_keys_file", "ticket.keys").set("/tls/reload_interval", "1s");
     config.file("ticket.keys", key(1) + &key(2) + &key(3));
     let usher = Usher::start(config);

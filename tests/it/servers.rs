@@ -8,7 +8,7 @@ use crate::kit::slapd::{Follows, Options, SYNCPROV, Slapd};
 use crate::kit::{cyrus, dovecot, password_of, slapd, world};
 
 #[test]
-fn slapd_knows_everybody_and_checks_passwords() {
+fn slapd_has_every_user_and_checks_passwords() {
     let slapd = slapd();
     let service = ["-D", SERVICE_DN, "-w", SERVICE_PASSWORD];
     for url in [slapd.url(), slapd.tls_url(), slapd.socket_url()] {
@@ -56,7 +56,7 @@ fn connect(port: u16, server_name: &'static str) -> Imap {
 }
 
 #[test]
-fn dovecot_lets_in_whom_it_knows_and_its_master() {
+fn dovecot_accepts_its_users_and_its_master_user() {
     let mut imap = connect(dovecot().imaps, "server3.example.com");
     assert!(imap.greeting.contains("server3 is Dovecot"), "{}", imap.greeting);
     imap.login("alice", "wrong").is("NO [AUTHENTICATIONFAILED]");
@@ -74,7 +74,7 @@ fn dovecot_lets_in_whom_it_knows_and_its_master() {
 }
 
 #[test]
-fn cyrus_lets_in_whom_it_knows_and_its_proxy() {
+fn cyrus_accepts_its_users_and_its_proxy_user() {
     for uid in ["bob", "ben", "sync4", "big4"] {
         let mut imap = connect(cyrus().imaps, "server4.example.com");
         assert!(imap.greeting.contains("Cyrus"), "{}", imap.greeting);

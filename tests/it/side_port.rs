@@ -19,7 +19,7 @@ fn get(usher: &Usher, path: &str, headers: &str) -> (u16, String) {
 }
 
 #[test]
-fn silent_connections_keep_no_health_check_waiting() {
+fn silent_connections_delay_no_health_check() {
     let usher = Usher::start(Config::shared());
     let silent: Vec<_> = (0..256).map(|_| TcpStream::connect(usher.side_port()).unwrap()).collect();
     let began = Instant::now();
@@ -33,7 +33,7 @@ fn silent_connections_keep_no_health_check_waiting() {
 }
 
 #[test]
-fn a_foreign_name_is_refused_and_this_machines_are_not() {
+fn foreign_host_name_is_refused_and_local_names_are_accepted() {
     let usher = Usher::start(Config::shared().set("/admin/hosts", serde_json::json!(["Extra.Example.com"])));
     let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let own = usher.side_port().to_owned();
@@ -75,7 +75,7 @@ fn a_foreign_name_is_refused_and_this_machines_are_not() {
 }
 
 #[test]
-fn pages_are_made_only_so_often_however_many_ask() {
+fn pages_are_rendered_at_a_bounded_rate() {
     let usher = Usher::start(Config::shared());
     let (stop, pages, texts) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let began = Instant::now();
@@ -102,7 +102,7 @@ fn pages_are_made_only_so_often_however_many_ask() {
 }
 
 #[test]
-fn a_reload_takes_over_the_names() {
+fn reload_applies_new_host_names() {
     let mut usher = Usher::start(Config::shared());
     assert_eq!(get(&usher, "/live", "Host: later.example.com\r\n").0, 421);
     usher.config.change("/admin/hosts", serde_json::json!("later.example.com"));

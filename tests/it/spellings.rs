@@ -46,7 +46,7 @@ fn plain(login: &str, password: &str) -> String {
 }
 
 #[test]
-fn spellings_of_a_blocked_name_are_no_more_guesses_than_one() {
+fn spellings_of_a_limited_name_give_no_additional_guesses() {
     let (slapd, backend) = (slapd(), Scripted::welcoming());
     let usher = Usher::start(config(&slapd, &backend));
     Imap::tls_from(HOME, usher.imaps_port()).login("alice", &password_of("alice")).ok();
@@ -84,7 +84,7 @@ fn longer(one: &[Duration], other: &[Duration]) -> f64 {
 }
 
 #[test]
-fn the_time_of_an_answer_does_not_tell_that_a_spelling_leads_to_an_entry() {
+fn reply_time_does_not_reveal_that_a_spelling_matches_an_entry() {
     let (slapd, backend) = (slapd(), Scripted::welcoming());
     let usher = Usher::start(config(&slapd, &backend).set("/limits/refusal_delay", "200ms"));
     let mut imap = Imap::tls_from(ELSEWHERE, usher.imaps_port());

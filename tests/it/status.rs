@@ -64,7 +64,7 @@ fn shows_everything(browser: &Browser) {
 }
 
 #[test]
-fn the_page_tells_how_everything_is_and_who_nobody_is() {
+fn status_page_shows_the_state_and_names_no_user() {
     let (usher, _alice) = busy();
     let (status, page) = usher.http("/");
     assert_eq!(status, 200);
@@ -107,7 +107,7 @@ fn the_page_tells_how_everything_is_and_who_nobody_is() {
 }
 
 #[test]
-fn the_page_refreshes_itself_can_be_paused_and_says_when_usher_is_gone() {
+fn status_page_refreshes_can_be_paused_and_shows_a_lost_connection() {
     let (usher, _alice) = busy();
     let browser = Browser::start();
     browser.open(&format!("http://{}/", usher.side_port()));
@@ -128,7 +128,7 @@ fn the_page_refreshes_itself_can_be_paused_and_says_when_usher_is_gone() {
 }
 
 #[test]
-fn the_page_fits_a_phone_and_a_dark_room() {
+fn status_page_fits_small_screens_and_dark_mode() {
     let (usher, _alice) = busy();
     let browser = Browser::start();
     let url = format!("http://{}/", usher.side_port());

@@ -46,7 +46,7 @@ fn plain(uid: &str, password: &str) -> String {
 }
 
 #[test]
-fn alice_sends_mail_and_bobs_server_takes_none() {
+fn alice_sends_mail_and_the_server_of_bob_accepts_none() {
     let usher = Usher::start(config());
     let mut smtp = greeted(usher.imaps_port());
     assert!(ask(&mut smtp, "MAIL FROM:<alice@example.com>").starts_with("530 5.7.0"));
@@ -68,7 +68,7 @@ fn alice_sends_mail_and_bobs_server_takes_none() {
 }
 
 #[test]
-fn what_is_pipelined_behind_auth_waits_for_its_answer() {
+fn commands_pipelined_after_auth_wait_for_its_reply() {
     let usher = Usher::start(config());
     for byte_by_byte in [false, true] {
         let mut smtp = greeted(usher.imaps_port());
@@ -86,7 +86,7 @@ fn what_is_pipelined_behind_auth_waits_for_its_answer() {
 }
 
 #[test]
-fn starttls_forgets_what_was_said_before_it() {
+fn starttls_discards_earlier_state() {
     let usher = Usher::start(config());
     let mut smtp = Imap::plain(usher.imap_port());
     assert!(ask(&mut smtp, "EHLO here").ends_with("250 STARTTLS"));
@@ -123,7 +123,7 @@ fn refusals_have_codes_and_leave_the_connection_usable() {
 }
 
 #[test]
-fn what_is_temporary_at_a_backend_stays_so() {
+fn temporary_backend_failures_stay_temporary() {
     for (said, told) in [
         ("432 4.7.12 A password transition is needed", "432 4.7.12 A password transition is needed"),
         ("454-4.7.0 One line\r\n454 4.7.0 and another", "454 4.7.0 One line"),
@@ -145,7 +145,7 @@ fn what_is_temporary_at_a_backend_stays_so() {
 }
 
 #[test]
-fn a_backend_is_reached_by_starttls_and_by_a_service_account() {
+fn backend_is_reached_by_starttls_and_by_a_service_account() {
     let config = config().set("/directory/login_attribute", "uid").set("/hostname", "mail.example.com");
     let password = config.file("backend.password", SERVICE_PASSWORD);
     let config = config
@@ -163,7 +163,7 @@ fn a_backend_is_reached_by_starttls_and_by_a_service_account() {
 }
 
 #[test]
-fn no_alpn_is_registered_so_any_is_refused() {
+fn alpn_is_refused_because_none_is_registered() {
     let usher = Usher::start(config());
     for offered in [&b"smtp"[..], b"imap", b"http/1.1"] {
         let tls = Tls { alpn: vec![offered], ..Tls::default() };

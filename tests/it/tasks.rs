@@ -43,7 +43,7 @@ const BY_AN_ACT: [&str; 2] = ["backend_drain", "kick"];
 const BY_A_LOGIN: [&str; 1] = ["directory_sweep"];
 
 #[test]
-fn each_task_that_panics_is_started_again_counted_and_logged_and_usher_serves() {
+fn panicked_tasks_are_restarted_counted_and_logged_while_logins_succeed() {
     let mut config = Config::shared()
         .set("/directory/watch", "auto")
         .set("/auth_http", serde_json::json!({"address": "127.0.0.1:0", "allow": ["127.0.0.1"]}));
@@ -87,14 +87,14 @@ fn each_task_that_panics_is_started_again_counted_and_logged_and_usher_serves() 
 }
 
 #[test]
-fn an_accept_loop_that_does_not_stay_up_ends_the_process() {
+fn failing_accept_loop_ends_the_process() {
     let usher = panicking(Config::shared(), &[("side_port", 1_000)]);
     usher.wait_log("a task of the process panics again and again: it is given up", |line| line["task"] == "side_port");
     assert_eq!(usher.exit_code(), 70);
 }
 
 #[test]
-fn a_panic_of_the_main_loop_ends_the_process() {
+fn main_loop_panic_ends_the_process() {
     let usher = panicking(Config::shared(), &[("main", 1)]);
     assert_eq!(usher.exit_code(), 70);
     usher.wait_log("stopped", |_| true);

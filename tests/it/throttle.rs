@@ -35,7 +35,7 @@ fn let_the_cache_forget() {
 }
 
 #[test]
-fn guessing_is_slowed_for_its_user_but_not_where_he_is_known() {
+fn guessing_delays_the_user_except_from_networks_with_earlier_logins() {
     let usher = Usher::start(config().set("/throttle/failed_logins_per_user", failed_logins("enforce", 2)));
     let alice = password_of("alice");
     Imap::tls_from(HOME, usher.imaps_port()).login("alice", &alice).ok();
@@ -64,7 +64,7 @@ fn guessing_is_slowed_for_its_user_but_not_where_he_is_known() {
 }
 
 #[test]
-fn many_connections_guess_no_faster_and_are_told_a_limit() {
+fn many_connections_guess_no_faster_and_get_a_limit_reply() {
     let usher = Usher::start(config().set("/throttle/failed_logins_per_user", failed_logins("enforce", 1)));
     let mut guessers: Vec<Imap> = (0..12).map(|_| Imap::tls_from(ELSEWHERE, usher.imaps_port())).collect();
     for (n, guesser) in guessers.iter_mut().enumerate() {
@@ -83,7 +83,7 @@ fn many_connections_guess_no_faster_and_are_told_a_limit() {
 }
 
 #[test]
-fn another_spelling_of_the_name_is_no_way_around() {
+fn other_spellings_of_a_name_share_its_limit() {
     let rule = json!({"mode": "enforce", "free": 1, "first_delay": "4s", "max_delay": "4s"});
     let config = config().set("/throttle/failed_logins_per_user", rule).set("/directory/login_attribute", "uid");
     let usher = Usher::start(config);
@@ -101,7 +101,7 @@ fn another_spelling_of_the_name_is_no_way_around() {
 }
 
 #[test]
-fn the_same_wrong_password_again_and_again_slows_nobody() {
+fn repeated_wrong_password_delays_no_user() {
     let usher = Usher::start(config().set("/throttle/failed_logins_per_user", failed_logins("enforce", 2)));
     let mut phone = Imap::tls_from(ELSEWHERE, usher.imaps_port());
     for _ in 0..6 {
@@ -113,7 +113,7 @@ fn the_same_wrong_password_again_and_again_slows_nobody() {
 }
 
 #[test]
-fn a_right_cached_password_is_never_delayed() {
+fn right_cached_password_is_never_delayed() {
     let config = config().set("/throttle/failed_logins_per_user", failed_logins("enforce", 1));
     let usher = Usher::start(config.set("/cache", json!({"ttl": "5m"})));
     let mut guesser = Imap::tls_from(ELSEWHERE, usher.imaps_port());
@@ -134,7 +134,7 @@ fn a_right_cached_password_is_never_delayed() {
 }
 
 #[test]
-fn a_network_is_slowed_whatever_names_it_tries_unless_it_is_a_dry_run() {
+fn network_is_delayed_for_every_name_except_in_a_dry_run() {
     for mode in ["dry_run", "enforce"] {
         let config = config().set("/throttle/failed_logins_per_prefix", failed_logins(mode, 2));
         let usher = Usher::start(config.set("/throttle/exempt", json!(["127.0.0.4"])));
@@ -154,7 +154,7 @@ fn a_network_is_slowed_whatever_names_it_tries_unless_it_is_a_dry_run() {
 }
 
 #[test]
-fn connections_of_a_network_are_limited_quietly() {
+fn connections_of_a_network_are_limited_without_a_reply() {
     let mut usher = Usher::start(config().set("/throttle/connections_per_prefix", limit(2)));
     let mut first = Imap::tls_from(ELSEWHERE, usher.imaps_port());
     let second = Imap::tls_from(ELSEWHERE, usher.imaps_port());
@@ -180,7 +180,7 @@ fn connections_of_a_network_are_limited_quietly() {
 }
 
 #[test]
-fn half_open_handshakes_of_a_network_are_limited_and_cost_the_others_nothing() {
+fn half_open_handshakes_are_limited_per_network_without_affecting_others() {
     let config = config().set("/throttle/handshakes_per_prefix", limit(3)).set("/throttle/handshakes", limit(5));
     let usher = Usher::start(config);
     let stuck: Vec<Imap> = (0..3).map(|_| Imap::silent_from(ELSEWHERE, usher.imaps_port())).collect();
@@ -203,7 +203,7 @@ fn half_open_handshakes_of_a_network_are_limited_and_cost_the_others_nothing() {
 }
 
 #[test]
-fn sessions_of_a_user_are_limited_whatever_he_types() {
+fn sessions_of_a_user_are_limited_under_every_spelling() {
     let config = config()
         .set("/throttle/sessions_per_user", limit(3))
         .set("/throttle/sessions_per_user_and_prefix", limit(2))
@@ -235,7 +235,7 @@ fn sessions_of_a_user_are_limited_whatever_he_types() {
 }
 
 #[test]
-fn logins_per_second_are_limited_and_guesses_do_not_use_them_up() {
+fn login_rate_is_limited_and_guesses_do_not_consume_it() {
     let usher = Usher::start(config().set("/throttle/logins_per_second", limit(1)));
     let mut imap = Imap::tls_from(ELSEWHERE, usher.imaps_port());
     for n in 0..3 {
@@ -251,7 +251,7 @@ fn logins_per_second_are_limited_and_guesses_do_not_use_them_up() {
 }
 
 #[test]
-fn a_good_login_passes_a_guessing_flood() {
+fn valid_login_passes_a_guessing_flood() {
     let usher = Usher::start(Config::shared());
     let port = usher.imaps_port();
     Imap::tls_from(HOME, port).login("bob", &password_of("bob")).ok();

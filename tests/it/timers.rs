@@ -69,18 +69,18 @@ fn survives_lost_probes_and_notices_a_dead_peer(timers: Timers) {
 }
 
 #[test]
-fn a_session_survives_three_lost_probes_and_a_dead_peer_is_noticed() {
+fn session_survives_three_lost_probes_and_a_dead_peer_is_noticed() {
     assert_eq!(CLIENT, BACKEND, "one test for both legs");
     survives_lost_probes_and_notices_a_dead_peer(scaled(CLIENT));
 }
 
 #[test]
-fn a_directory_connection_survives_three_lost_probes_and_a_dead_server_is_noticed_within_seconds() {
+fn directory_connection_survives_three_lost_probes_and_a_dead_server_is_noticed_within_seconds() {
     survives_lost_probes_and_notices_a_dead_peer(DIRECTORY);
 }
 
 #[test]
-fn a_session_survives_ten_minutes_in_which_its_peer_does_not_read() {
+fn session_survives_ten_minutes_in_which_its_peer_does_not_read() {
     let cable = Cable::new();
     let timers = scaled(CLIENT);
     let (mut near, mut far, port) = connected(&cable, timers);
@@ -117,7 +117,7 @@ fn a_session_survives_ten_minutes_in_which_its_peer_does_not_read() {
 /// `net.ipv4.ip_nonlocal_bind`, which keepalived wants, lets every address be bound; only those of the
 /// machine are usher itself.
 #[test]
-fn a_backend_at_a_listeners_port_is_usher_itself_only_at_this_machines_addresses() {
+fn loop_check_flags_a_backend_on_a_listener_port_only_at_local_addresses() {
     let cable = Cable::new();
     let config = crate::kit::Config::shared().set("/listeners/0/address", "[::]:4993");
     let check = |address: &str| {

@@ -30,7 +30,7 @@ fn bob(usher: &Usher) -> Sieve {
 }
 
 #[test]
-fn at_the_real_timsieved_it_ends_the_session() {
+fn unauthenticate_ends_the_session_at_timsieved() {
     let usher = Usher::start(timsieved());
     let mut sieve = bob(&usher);
     let listed = sieve.command("CAPABILITY");
@@ -44,7 +44,7 @@ fn at_the_real_timsieved_it_ends_the_session() {
 
 /// What timsieved makes of each of these is its matter: none leads to a session of somebody else.
 #[test]
-fn no_trick_gets_it_to_the_real_timsieved() {
+fn unauthenticate_in_disguise_never_reaches_timsieved() {
     let usher = Usher::start(timsieved());
     let tricks = [
         "unauthenticate\r\n",
@@ -71,7 +71,7 @@ fn no_trick_gets_it_to_the_real_timsieved() {
 }
 
 #[test]
-fn scripts_come_through_and_it_is_found_behind_them() {
+fn unauthenticate_is_found_after_uploaded_scripts() {
     let usher = Usher::start(timsieved());
     let script = "# UNAUTHENTICATE.\r\n# a comment about it\r\nkeep;\r\n";
     let mut sieve = bob(&usher);
@@ -111,7 +111,7 @@ fn all(heard: &Receiver<String>) -> Vec<String> {
 }
 
 #[test]
-fn where_it_is_listed_it_is_found_in_any_pieces() {
+fn advertised_unauthenticate_is_found_in_any_fragmentation() {
     let (_server, usher, heard) = listing("\"unauthenticate\"\r\n");
     for pieces in [
         &["UNAUTHENTICATE\r\n"][..],
@@ -139,7 +139,7 @@ fn where_it_is_listed_it_is_found_in_any_pieces() {
 }
 
 #[test]
-fn where_it_is_not_listed_nothing_is_looked_at() {
+fn sessions_are_not_scanned_without_the_capability() {
     let (_server, usher, heard) = listing("");
     let mut sieve = alice(&usher);
     assert_eq!(sieve.command("UNAUTHENTICATE"), ["OK"]);
@@ -148,7 +148,7 @@ fn where_it_is_not_listed_nothing_is_looked_at() {
 }
 
 #[test]
-fn check_says_so() {
+fn check_reports_the_unauthenticate_capability() {
     let config = timsieved();
     config.write();
     let said = command(&config, &["check", "--connect"], b"").succeeded();

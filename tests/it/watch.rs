@@ -114,7 +114,7 @@ fn has_ended(imap: &mut Imap) {
 }
 
 #[test]
-fn a_move_is_obeyed_at_once_and_told_in_one_line() {
+fn move_takes_effect_at_once_and_is_one_log_line() {
     let town = Town::new();
     let (mut alice, server) = town.login("alice");
     let (mut anna, _) = town.login("anna");
@@ -144,7 +144,7 @@ fn a_move_is_obeyed_at_once_and_told_in_one_line() {
 }
 
 #[test]
-fn who_is_switched_off_or_gone_is_logged_out() {
+fn disabled_or_deleted_user_is_logged_out() {
     let town = Town::new();
     let (mut alice, _) = town.login("alice");
     let (mut anna, _) = town.login("anna");
@@ -170,7 +170,7 @@ fn who_is_switched_off_or_gone_is_logged_out() {
 }
 
 #[test]
-fn an_entry_keeps_its_sessions_under_another_dn() {
+fn renamed_entry_keeps_its_sessions() {
     let town = Town::new();
     let (mut alice, _) = town.login("alice");
     town.slapd.modify(&format!("dn: {ALICE}\nchangetype: modrdn\nnewrdn: cn=alice\ndeleteoldrdn: 0\n"));
@@ -186,7 +186,7 @@ fn an_entry_keeps_its_sessions_under_another_dn() {
 }
 
 #[test]
-fn an_old_password_is_of_no_use_and_sessions_go_on_or_not_as_wanted() {
+fn old_password_is_refused_and_sessions_end_as_configured() {
     for (choice, ends) in [("keep", false), ("close", true)] {
         let town = Town::with(with_policy(), |config| config.set("/directory/on_password_change", choice));
         let (mut alice, _) = town.login("alice");
@@ -210,7 +210,7 @@ fn an_old_password_is_of_no_use_and_sessions_go_on_or_not_as_wanted() {
 }
 
 #[test]
-fn sessions_go_on_where_that_is_wanted() {
+fn sessions_continue_where_configured() {
     let town = Town::with(provider(""), |config| {
         config.set("/directory/on_move", "keep").set("/directory/on_disable", "keep")
     });
@@ -226,7 +226,7 @@ fn sessions_go_on_where_that_is_wanted() {
 }
 
 #[test]
-fn five_hundred_guesses_of_a_stranger_change_nothing() {
+fn failed_logins_recorded_in_the_directory_end_no_session() {
     let town = Town::with(with_policy(), |config| config);
     let (mut alice, _) = town.login("alice");
     let (url, before) = (town.slapd.url(), town.slapd.binds(ALICE));
@@ -257,7 +257,7 @@ fn five_hundred_guesses_of_a_stranger_change_nothing() {
 }
 
 #[test]
-fn a_hold_ends_sessions_and_keeps_logins_waiting_until_it_is_released() {
+fn hold_ends_sessions_and_defers_logins_until_released() {
     let town = Town::with(provider(""), |config| {
         config.set("/directory/hold_attribute", "description").set("/directory/hold_timeout", "4s")
     });
@@ -286,7 +286,7 @@ fn a_hold_ends_sessions_and_keeps_logins_waiting_until_it_is_released() {
 }
 
 #[test]
-fn what_was_missed_is_made_up_for() {
+fn missed_changes_are_applied_after_reconnecting() {
     let mut town = Town::new();
     let (mut alice, _) = town.login("alice");
     let (mut anna, _) = town.login("anna");
@@ -315,7 +315,7 @@ fn what_was_missed_is_made_up_for() {
 }
 
 #[test]
-fn a_frozen_directory_is_noticed() {
+fn frozen_directory_is_noticed() {
     let town = Town::new();
     town.slapd.freeze();
     town.usher.wait_metric("usher_directory_watch_connected", &[], 0.0);
@@ -324,7 +324,7 @@ fn a_frozen_directory_is_noticed() {
 }
 
 #[test]
-fn a_replica_that_lags_behind_sends_nobody_to_the_old_server() {
+fn lagging_replica_sends_no_user_to_the_old_server() {
     let first = provider("");
     let late = Slapd::with(Options { follows: Some(Follows::Every(5, &first)), ..Options::default() });
     let urls = [late.tls_url(), first.tls_url()];
@@ -364,7 +364,7 @@ fn edit(names: &[String], host: &str) -> String {
 }
 
 #[test]
-fn too_many_moves_at_once_wait_for_somebody_to_say_that_they_are_meant() {
+fn mass_move_waits_for_confirmation() {
     let (names, ldif) = department();
     let (known, strangers) = names.split_at(6);
     let town = Town::with(provider(&ldif), |config| config.set("/directory/brake", 3));
@@ -396,7 +396,7 @@ fn too_many_moves_at_once_wait_for_somebody_to_say_that_they_are_meant() {
 }
 
 #[test]
-fn the_brake_goes_off_when_the_values_are_back() {
+fn brake_is_released_when_the_values_are_restored() {
     let (names, ldif) = department();
     let town = Town::with(provider(&ldif), |config| config.set("/directory/brake", 3));
     let _sessions: Vec<_> = names.iter().map(|name| town.login(name)).collect();
@@ -410,7 +410,7 @@ fn the_brake_goes_off_when_the_values_are_back() {
 }
 
 #[test]
-fn a_planned_move_is_confirmed_before() {
+fn planned_move_is_confirmed_in_advance() {
     let (names, ldif) = department();
     let town = Town::with(provider(&ldif), |config| config.set("/directory/brake", 3));
     let mut sessions: Vec<_> = names.iter().map(|name| town.login(name).0).collect();
@@ -422,7 +422,7 @@ fn a_planned_move_is_confirmed_before() {
 }
 
 #[test]
-fn a_directory_that_cannot_tell_is_asked() {
+fn directory_without_change_notification_is_polled() {
     let slapd = Slapd::with(Options {
         database: "limits dn.exact=\"cn=usher,ou=services,dc=example,dc=com\" size=unlimited\n",
         ..Options::default()
@@ -451,7 +451,7 @@ impl Drop for Ends<'_> {
 }
 
 #[test]
-fn no_login_goes_to_the_old_server_a_second_after_the_edit() {
+fn logins_go_to_the_new_server_a_second_after_the_edit() {
     let town = Town::new();
     let people: Vec<Person> =
         everybody().into_iter().filter(|person| person.mail_host == Some("server3")).take(4).collect();

@@ -117,7 +117,7 @@ impl Family {
 }
 
 #[test]
-fn a_query_that_does_not_fit_is_found_out() {
+fn query_of_a_missing_series_is_detected() {
     let shown = Exposition::read(
         "# TYPE usher_logins_total counter\nusher_logins_total{protocol=\"imap\",result=\"ok\"} 3\n\
          # TYPE usher_phase_seconds histogram\nusher_phase_seconds_bucket{phase=\"tls\",le=\"1\"} 0\n",
