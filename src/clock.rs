@@ -20,7 +20,7 @@ mod tests {
 
     /// A paused clock moves as timers fire, and they fire at whole milliseconds: it stands between two.
     #[tokio::test(start_paused = true)]
-    async fn what_is_due_is_not_waited_for() {
+    async fn due_timer_does_not_wait() {
         advance(Duration::from_micros(300)).await;
         let now = Instant::now();
         wait_until(now).await;

@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_of_the_config_and_of_its_files_are_told_together() {
+    fn mistakes_of_the_config_and_its_files_are_reported_together() {
         let folder = tempfile::tempdir().unwrap();
         let one = rcgen::generate_simple_self_signed(vec!["one.example".to_owned()]).unwrap();
         let two = rcgen::generate_simple_self_signed(vec!["two.example".to_owned()]).unwrap();
@@ -323,7 +323,7 @@ routing:
     }
 
     #[test]
-    fn secrets_that_others_can_read_are_refused() {
+    fn secrets_readable_by_others_are_refused() {
         let folder = folder();
         let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
         Files::read(&config).unwrap();
@@ -339,7 +339,7 @@ routing:
     }
 
     #[test]
-    fn the_fingerprint_changes_with_any_content_and_comes_back() {
+    fn fingerprint_depends_only_on_the_content() {
         let folder = folder();
         let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
         let first = Fingerprint::of(&config);

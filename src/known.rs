@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_watch_wins_until_the_answer_has_caught_up() {
+    async fn watch_takes_precedence_until_the_reply_is_current() {
         let known = known();
         known.record(&entry(1, "uid=a", "old", &csn(1)));
         let (key, _) = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap();
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_entry_is_found_under_its_next_name_and_not_under_its_last() {
+    async fn entry_is_found_under_its_new_dn_and_not_under_its_old_one() {
         let known = known();
         known.record(&entry(1, "uid=a", "old", &csn(1)));
         let (key, _) = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap();
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_gone_is_gone_on_a_lagging_replica_too() {
+    async fn deleted_entry_is_deleted_on_a_lagging_replica_too() {
         let known = known();
         known.record(&entry(1, "uid=a", "old", &csn(1)));
         let (key, _) = known.meet(None, Some(&"uid=a".into())).unwrap();
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn memory_is_bounded_and_given_back() {
+    async fn memory_is_bounded_and_released() {
         let known = Known::new(2, Duration::from_secs(300));
         for id in 1..=3 {
             known.record(&entry(id, &format!("uid={id}"), "old", &csn(1)));
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn full_table_takes_room_from_entries_that_were_only_seen() {
+    async fn full_table_evicts_entries_without_sessions() {
         let known = Known::new(3, Duration::from_secs(300));
         let is_tracked = |id: u8| known.by_dn(&format!("uid={id}").into()).is_some();
         let an_entry = |id: u8| entry(id, &format!("uid={id}"), "old", &csn(1));
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_met_in_a_round_is_missing() {
+    async fn entry_not_observed_in_a_refresh_is_missing() {
         let known = known();
         for id in 1..=3 {
             known.record(&entry(id, &format!("uid={id}"), "old", &csn(1)));
@@ -564,7 +564,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_brake_keeps_known_users_where_they_are() {
+    async fn brake_keeps_tracked_users_on_their_backends() {
         let known = known();
         known.record(&entry(1, "uid=a", "old", &csn(1)));
         known.brake(true);

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_accepted_has_the_options_of_the_listener() {
+    async fn accepted_socket_has_the_options_of_the_listener() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let config = config::Listener {
                 protocol: crate::proto::PROTOCOLS.first().unwrap(),

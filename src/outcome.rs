@@ -404,7 +404,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_state_has_its_label() {
+    fn states_have_labels() {
         for state in AccountState::ALL {
             let label = Refusal::Account { state, proven: true }.label();
             assert_eq!(Refusal::LABELS.iter().filter(|known| **known == label).count(), 1, "{label}");
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sounds_like_a_wrong_password_names_no_session() {
+    fn wrong_password_reply_contains_no_session_id() {
         for refusal in [Refusal::WrongPassword, Refusal::UnknownUser, Refusal::EmptyPassword, Refusal::InvalidUsername]
         {
             assert!(!refusal.names_session(), "{refusal}");
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_is_told_to_who_may_hear_it() {
+    fn account_state_is_revealed_only_when_allowed() {
         for state in AccountState::ALL {
             for (reveal, proven) in [(false, false), (false, true), (true, false)] {
                 assert_eq!(Refusal::Account { state, proven }.told(reveal), &Refusal::WrongPassword);

@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_listed_while_its_guard_lives() {
+    fn session_is_listed_while_its_guard_lives() {
         let registry = Arc::new(Registry::default());
         let listed = list(&registry, session(&registry));
         assert_eq!(registry.count(), 1);
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_entrys_sessions_are_found_also_under_its_next_name() {
+    async fn sessions_of_an_entry_are_found_under_its_new_dn() {
         let registry = Arc::new(Registry::default());
         let [one, two] = [(); 2].map(|()| list(&registry, session(&registry)));
         let stranger = Session { dn: "uid=alic".into(), ..session(&registry) };
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn request_to_end_is_seen_at_once() {
+    async fn stop_request_is_seen_at_once() {
         let registry = Arc::new(Registry::default());
         let (listed, mut asked) = list(&registry, session(&registry));
         assert_eq!(asked.now(), None);
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sessions_are_asked_to_end_oldest_first_and_then_all() {
+    async fn sessions_are_stopped_oldest_first_and_then_all() {
         let registry = Arc::new(Registry::default());
         let [mut one, mut two, mut three] = [(); 3].map(|()| list(&registry, session(&registry)));
         assert!(registry.end_oldest());

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_names_a_backend_in_any_spelling() {
+    fn value_names_a_backend_in_any_spelling() {
         for value in ["server3", "SERVER3", "server3.example.com", "Server3.Example.com.", " server3 "] {
             assert_eq!(chosen(None, &[value]), Ok(("server3".to_owned(), false)), "{value}");
         }
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_missing_attribute_falls_to_the_default() {
+    fn default_applies_only_to_a_missing_attribute() {
         assert_eq!(chosen(None, &[]), Err(Refusal::NoMailHost));
         assert_eq!(chosen(Some("server4"), &[]), Ok(("server4".to_owned(), true)));
         for value in ["server9", "", "server3.example.org", "server33"] {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_backend_gets_the_typed_name_or_the_one_value() {
+    fn backend_receives_the_typed_name_or_the_single_value() {
         let typed = Login::parse(b"Alice@example.com").unwrap();
         assert_eq!(backend_login(None, &entry(&[], &["alice"]), &typed).unwrap().as_str(), "Alice@example.com");
         assert_eq!(backend_login(Some("uid"), &entry(&[], &["alice"]), &typed).unwrap().as_str(), "alice");
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_protocol_is_allowed_by_value_and_filter() {
+    fn protocol_is_allowed_by_value_and_filter() {
         let values = [("imap", vec!["imap".to_owned(), "all".to_owned()])].into();
         let allow = Allow { attribute: Some("mailAccess".to_owned()), values, filter: None };
         let entry = |allowed: &[&str], in_group| {

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_room_of_a_burst_is_given_back() {
+    fn burst_capacity_is_released() {
         let mut buf = SecretBuf::new();
         buf.extend(&[b'x'; KEPT]);
         buf.consume(KEPT);

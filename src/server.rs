@@ -636,7 +636,7 @@ limits: {connections: 1000}
 ";
 
     #[test]
-    fn connections_are_lowered_to_what_the_descriptors_allow() {
+    fn connection_limit_is_lowered_to_the_available_descriptors() {
         let mut config = config::parse(Path::new("/c.yaml"), CONFIG).unwrap();
         config.warnings.clear();
         fit_descriptors(&mut config, 2_256);
@@ -651,7 +651,7 @@ limits: {connections: 1000}
     }
 
     #[test]
-    fn a_listener_that_changes_its_kind_is_told_apart_from_an_address_in_use() {
+    fn changed_listener_kind_is_distinguished_from_an_address_in_use() {
         let config = config::parse(Path::new("/c.yaml"), CONFIG).unwrap();
         let key = |port, tls| (SocketAddr::from(([127, 0, 0, 1], port)), "imap", tls);
         let present = [key(993, ListenerTls::Implicit), key(143, ListenerTls::StartTls)];

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_drained_backend_loses_its_sessions_at_the_rate_and_no_others() {
+    async fn drained_backend_loses_its_sessions_at_the_rate_and_no_others() {
         let registry = Arc::new(Registry::default());
         let steer = Steer::new(Arc::clone(&registry), Arc::default());
         let (mut ends, mut others) = (JoinSet::new(), JoinSet::new());
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn undrained_it_is_left_alone_and_another_rate_is_another_task() {
+    async fn undrain_stops_the_task_and_another_rate_starts_another() {
         let registry = Arc::new(Registry::default());
         let steer = Steer::new(Arc::clone(&registry), Arc::default());
         let mut ends = JoinSet::new();

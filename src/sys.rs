@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wildcard_listener_owns_every_local_address_at_its_port() {
+    fn wildcard_listener_owns_every_local_address_at_its_port() {
         let at = |text: &str| text.parse::<SocketAddr>().unwrap();
         let wildcard = [at("[::]:993")];
         assert!(is_own(at("127.0.0.1:993"), &wildcard));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_for_their_owner_and_readable_for_their_group() {
+    fn secrets_are_accepted_for_owner_and_group_read() {
         use std::os::unix::fs::PermissionsExt as _;
         let file = tempfile::NamedTempFile::new().unwrap();
         for (mode, exposed_mode) in [
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_are_opened_and_nothing_is_waited_for() {
+    fn only_regular_files_are_opened_without_blocking() {
         let folder = tempfile::tempdir().unwrap();
         let fifo = folder.path().join("fifo");
         let status = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_of_open_files_is_never_lowered() {
+    fn open_file_limit_is_never_lowered() {
         let before = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         assert!(raise_open_files() >= before);
     }

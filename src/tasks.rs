@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_panics_is_started_again_with_longer_and_longer_pauses() {
+    async fn panicked_task_is_restarted_with_growing_pauses() {
         let (metrics, runs, began) = (Metrics::new(), Cell::new(0), Instant::now());
         let make = || async {
             runs.set(runs.get() + 1);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_vital_task_that_panics_at_once_again_and_again_is_given_up() {
+    async fn vital_task_that_keeps_panicking_is_given_up() {
         let (metrics, runs) = (Metrics::new(), Cell::new(0));
         let make = || async {
             runs.set(runs.get() + 1);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_vital_task_that_panics_now_and_then_goes_on() {
+    async fn vital_task_that_panics_occasionally_is_restarted() {
         let (metrics, runs) = (Metrics::new(), Cell::new(0));
         let make = || async {
             runs.set(runs.get() + 1);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_panic_before_the_first_wait_is_caught_too() {
+    async fn panic_before_the_first_await_is_caught() {
         let (metrics, mut runs) = (Metrics::new(), 0);
         let make = || {
             runs += 1;
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn every_task_is_listed_once_with_a_label_of_its_own() {
+    fn tasks_are_listed_once_with_unique_labels() {
         let labels: std::collections::BTreeSet<_> = Task::ALL.iter().map(|task| task.label()).collect();
         assert_eq!(labels.len(), Task::ALL.len());
     }

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_machine_has_its_name_in_its_domains() {
+    fn local_host_name_is_accepted_in_its_domains() {
         let resolver =
             "# domain no.example\nnameserver 192.0.2.1\nsearch one.example Two.Example.\ndomain three.example\n";
         let OwnNames(names) = OwnNames::of("Mail1", resolver);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_name_is_told_once_and_only_so_many_are() {
+    fn foreign_host_name_is_logged_once_and_their_number_is_bounded() {
         let (strangers, mut headers) = (Strangers::default(), HeaderMap::new());
         assert_eq!(strangers.first_seen(&headers), None);
         let mut told = |host: &str| {
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_and_final_dots_do_not_matter() {
+    fn ports_and_final_dots_are_ignored() {
         for (host, name) in [
             ("a.example", "a.example"),
             ("a.example:9930", "a.example"),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_stands_for_one_label() {
+    fn wildcard_matches_one_label() {
         assert!(is_covered("mail.example.com", "mail.example.com"));
         assert!(is_covered("mail.example.com", "*.example.com"));
         assert!(!is_covered("a.mail.example.com", "*.example.com"));

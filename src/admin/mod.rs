@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silent_peers_are_closed_and_keep_nobody_out() {
+    async fn silent_peers_are_closed_and_block_no_other() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/live", get(|| async { "live\n" }));

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn any_number_of_requests_cost_one_text_in_the_pace_and_none_is_older_than_its_request() {
+    async fn concurrent_requests_share_one_rendering_that_is_never_older_than_a_request() {
         let (paced, made) = counted(1_000);
         let began = Instant::now();
         assert_eq!(paced.text().await.unwrap(), "1");
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_who_leaves_takes_nothing_from_the_others_and_a_panic_ends_nothing() {
+    async fn cancelled_request_and_panic_affect_no_other_request() {
         let (paced, made) = counted(1_000);
         paced.text().await.unwrap();
         let leaves = paced.text();

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_share_gives_up_its_oldest_that_has_not_asked() {
+    fn full_share_evicts_its_oldest_idle_connection() {
         let places = Places::new(BOUNDS);
         let taken: Vec<_> = (0..3).map(|_| places.take(1, false).unwrap()).collect();
         let other = places.take(2, false).unwrap();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_left_for_the_privileged_whoever_else_comes() {
+    fn slot_is_reserved_for_privileged_users() {
         let places = Places::new(BOUNDS);
         let asking = |peer| {
             let place = places.take(peer, false)?;
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_silent_ones_hold_no_more_than_the_bounds() {
+    fn silent_connections_hold_no_more_than_the_bounds() {
         let places = Places::new(BOUNDS);
         let silent: Vec<_> = (0..1_000).map(|number| places.take(number % 7, false).unwrap()).collect();
         assert_eq!(places.lock().taken.len(), 5);

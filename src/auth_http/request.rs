@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_of_nginx_is_read_once_it_is_whole() {
+    fn nginx_request_is_parsed_once_complete() {
         for end in 0..GOOD.len() {
             assert!(read(&GOOD.as_bytes()[..end]).unwrap().is_none(), "{end}");
         }
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_passwords_are_as_they_were_typed() {
+    fn names_and_passwords_are_decoded_unchanged() {
         for (written, typed) in [
             ("a+b%2B", &b"a+b+"[..]),
             ("a%20b%25%25c", b"a b%%c"),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nginx_would_not_write_is_refused() {
+    fn malformed_request_is_refused() {
         for name in ["Auth-Method", "Auth-User", "Auth-Pass", "Auth-Protocol", "Auth-Login-Attempt", "Client-IP"] {
             assert_eq!(bad(name, "Other"), Fault::Header(name));
         }

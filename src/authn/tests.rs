@@ -100,7 +100,7 @@ impl Setup {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_login_comes_from_the_cache() {
+async fn second_login_is_served_from_the_cache() {
     let setup = setup();
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Cache));
@@ -108,7 +108,7 @@ async fn a_second_login_comes_from_the_cache() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_no_directory_should_see_is_not_asked() {
+async fn invalid_credentials_never_reach_the_directory() {
     let setup = setup();
     assert_eq!(setup.decide("alice", b"").await, (Some(Refusal::EmptyPassword), DecidedBy::Usher));
     for unusable in [&b"se\0same"[..], b"\0", b"s\xe9same"] {
@@ -118,7 +118,7 @@ async fn what_no_directory_should_see_is_not_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_wrong_password_is_one_bind_and_a_new_one_another() {
+async fn repeated_wrong_password_is_one_bind_and_a_new_one_another() {
     let setup = setup();
     let wrong = Some(Refusal::WrongPassword);
     assert_eq!(setup.decide("alice", b"stale").await, (wrong.clone(), DecidedBy::Directory));
@@ -139,7 +139,7 @@ fn aged(password: u64) -> Marks {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_phone_that_retries_each_minute_for_a_day_costs_few_binds() {
+async fn device_that_retries_each_minute_for_a_day_costs_few_binds() {
     let setup = setup();
     show(&setup, aged(1));
     for _ in 0..24 * 60 {
@@ -155,7 +155,7 @@ async fn a_phone_that_retries_each_minute_for_a_day_costs_few_binds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_no_change_would_show_a_wrong_password_is_known_for_its_time_only() {
+async fn wrong_password_is_cached_for_its_ttl_when_changes_are_not_visible() {
     let setup = setup();
     for _ in 0..10 {
         assert_eq!(setup.decide("alice", b"stale").await, (Some(Refusal::WrongPassword), DecidedBy::Directory));
@@ -165,7 +165,7 @@ async fn where_no_change_would_show_a_wrong_password_is_known_for_its_time_only(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_locked_account_refuses_is_not_remembered() {
+async fn refusal_of_a_locked_account_is_not_cached() {
     let setup = setup();
     *setup.directory.password.lock().unwrap() = "none while it is locked".to_owned();
     show(&setup, Marks { locked: true, ..Marks::default() });
@@ -176,7 +176,7 @@ async fn what_a_locked_account_refuses_is_not_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_never_a_wrong_password_and_never_remembered() {
+async fn outage_is_never_a_wrong_password_and_never_cached() {
     let setup = setup();
     *setup.directory.down.lock().unwrap() = true;
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::DirectoryUnavailable), DecidedBy::Directory));
@@ -187,7 +187,7 @@ async fn an_outage_is_never_a_wrong_password_and_never_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_directory_took_back_is_not_stale() {
+async fn decision_revoked_by_the_directory_is_not_served_stale() {
     let setup = setup();
     setup.decide("alice", b"sesame").await;
     tokio::time::advance(Duration::from_secs(301)).await;
@@ -200,7 +200,7 @@ async fn what_the_directory_took_back_is_not_stale() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_directory_is_away_who_was_known_gets_in_and_nobody_is_wrong() {
+async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_is_wrong() {
     let setup = setup();
     let unavailable = Some(Refusal::DirectoryUnavailable);
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
@@ -230,7 +230,7 @@ async fn while_the_directory_is_away_who_was_known_gets_in_and_nobody_is_wrong()
 }
 
 #[tokio::test(start_paused = true)]
-async fn asked_again_a_password_that_went_wrong_is_forgotten() {
+async fn password_refused_on_revalidation_is_removed() {
     let setup = setup();
     let login = Login::parse(b"alice").unwrap();
     let decision = setup.authn.decide(&login, &Secret::copy_of(b"sesame"), Ask::Cached).await;
@@ -244,7 +244,7 @@ async fn asked_again_a_password_that_went_wrong_is_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn asked_again_an_entry_that_is_gone_is_forgotten() {
+async fn entry_missing_on_revalidation_is_removed() {
     let setup = setup();
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
     *setup.directory.gone.lock().unwrap() = true;
@@ -255,7 +255,7 @@ async fn asked_again_an_entry_that_is_gone_is_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hundred_equal_logins_at_once_are_one_bind() {
+async fn hundred_identical_concurrent_logins_are_one_bind() {
     let setup = Arc::new(setup());
     let logins: Vec<_> = (0..100)
         .map(|_| {
@@ -270,7 +270,7 @@ async fn a_hundred_equal_logins_at_once_are_one_bind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_entry_whose_changes_nobody_would_notice_is_not_cached() {
+async fn entry_outside_change_tracking_is_not_cached() {
     let directory = setup().directory;
     let settings = config::Cache {
         ttl: Duration::from_secs(300),
@@ -294,7 +294,7 @@ async fn an_entry_whose_changes_nobody_would_notice_is_not_cached() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn despite_a_lock_only_who_has_surely_the_same_password_gets_in() {
+async fn locked_account_accepts_only_the_password_verified_before() {
     let settings = config::Cache {
         ttl: Duration::from_secs(300),
         negative_ttl: Duration::from_secs(30),

@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn faults_in_a_row_open_it_and_one_success_between_them_does_not() {
+    async fn consecutive_faults_mark_down_and_a_success_resets_them() {
         let mut breaker = Breaker::default();
         assert!(!fault(&mut breaker) && !fault(&mut breaker) && !breaker.is_sound());
         assert_eq!(breaker.well(Instant::now()), None);
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_its_return_one_fault_is_enough_for_a_while() {
+    async fn recovering_backend_is_marked_down_by_one_fault() {
         let mut breaker = open();
         advance(Duration::from_secs(7)).await;
         assert_eq!(breaker.well(Instant::now()), Some(Duration::from_secs(7)));
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_began_before_its_return_is_no_news() {
+    async fn results_begun_before_the_recovery_are_ignored() {
         let early = attempt(true);
         let mut breaker = open();
         advance(Duration::from_secs(1)).await;
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn looks_are_single_and_apart() {
+    async fn probes_are_single_and_spaced() {
         let mut breaker = open();
         assert!(breaker.begin_look(SPACING, Instant::now()));
         assert_eq!(breaker.standing(), Standing::HalfOpen);
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_login_hopes_for_a_look_that_began_after_it_came() {
+    async fn login_waits_for_a_probe_begun_after_its_arrival() {
         let mut breaker = open();
         let early = Instant::now();
         breaker.begin_look(SPACING, early);
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_login_waits_longer_where_a_look_comes_further_than_the_last() {
+    async fn login_waits_longer_when_a_probe_makes_progress() {
         let mut breaker = open();
         let began = Instant::now();
         breaker.begin_look(SPACING, began);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_ramp_doubles_ten_times_and_ends() {
+    async fn slow_start_doubles_ten_times_and_ends() {
         let mut ramp = Ramp::new(Duration::from_secs(10));
         let wait = Duration::from_secs(1);
         assert_eq!(ramp.slot(wait, Instant::now()), Some(Instant::now()), "no outage, no ramp");
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_ramp_of_no_length_is_none() {
+    async fn slow_start_of_no_length_is_off() {
         let mut ramp = Ramp::new(Duration::ZERO);
         ramp.begin(Instant::now());
         assert!((0..1_000).all(|_| ramp.slot(Duration::ZERO, Instant::now()).is_some()));

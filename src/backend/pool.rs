@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shortage_of_ushers_own_is_no_fault_of_the_server() {
+    fn local_shortage_is_no_fault_of_the_server() {
         let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
 tls: {certificates: [{chain: c.pem, key: k.pem}]}
 directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
@@ -494,7 +494,7 @@ routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: impli
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_known_of_an_address_survives_a_new_answer() {
+    async fn address_state_survives_a_new_dns_reply() {
         let mut roster = roster();
         roster.learn(Ok(at(&["192.0.2.1:993", "192.0.2.2:993"])));
         let address = at(&["192.0.2.1:993"])[0];
@@ -506,7 +506,7 @@ routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: impli
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_resolver_that_is_away_takes_nothing_back_and_is_asked_again_soon() {
+    async fn unreachable_resolver_removes_no_address_and_is_retried_soon() {
         let mut roster = roster();
         let away = || Err(Unresolved::Name(Arc::new(io::ErrorKind::TimedOut.into())));
         roster.learn(away());

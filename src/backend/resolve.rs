@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn families_take_turns() {
+    fn address_families_alternate() {
         let found = ["[::1]:1", "[::2]:1", "[::3]:1", "1.0.0.1:1", "1.0.0.2:1"].map(at).to_vec();
         let turns = ["[::1]:1", "1.0.0.1:1", "[::2]:1", "1.0.0.2:1", "[::3]:1"].map(at);
         assert_eq!(interleaved(found), turns);
@@ -118,14 +118,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_configured_order_stands_and_nothing_comes_twice() {
+    async fn configured_order_is_kept_without_duplicates() {
         let configured = [address("127.0.0.9", 1), address("127.0.0.2", 1), address("127.0.0.9", 1), address("::1", 2)];
         let answer = look_up(&configured, &[], &any()).await.unwrap();
         assert_eq!(answer, ["127.0.0.9:1", "127.0.0.2:1", "[::1]:2"].map(at));
     }
 
     #[tokio::test]
-    async fn a_name_without_an_address_is_left_out_or_is_the_reason() {
+    async fn name_without_an_address_is_skipped_or_reported() {
         // RFC 6761 section 6.4: no resolver knows this.
         let nowhere = address("nowhere.invalid", 1);
         let answer = look_up(&[nowhere.clone(), address("127.0.0.9", 1)], &[], &any()).await.unwrap();
@@ -134,13 +134,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn usher_itself_is_no_backend() {
+    async fn own_address_is_no_backend() {
         let own = [at("127.0.0.9:993")];
         let looked = look_up(&[address("127.0.0.1", 993), address("127.0.0.9", 993)], &own, &any()).await;
         assert!(matches!(looked, Err(Unresolved::Own(address)) if address == at("127.0.0.9:993")));
     }
     #[tokio::test]
-    async fn an_address_without_a_source_of_its_family_is_left_out_or_is_the_reason() {
+    async fn address_without_a_source_of_its_family_is_skipped_or_reported() {
         let (v4, v6) = (address("127.0.0.9", 1), address("::1", 1));
         let sources = Sources::new(&[at("127.0.0.2:0").ip()]);
         let answer = look_up(&[v6.clone(), v4], &[], &sources).await.unwrap();

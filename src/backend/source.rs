@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_sources_of_the_family_take_turns() {
+    async fn sources_of_a_family_are_used_in_turn() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let sources = sources(&["127.0.0.2", "::1", "127.0.0.3"]);
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_of_another_machine_or_family_is_told_as_our_own_fault() {
+    async fn source_of_another_machine_or_family_is_a_local_fault() {
         let address = "127.0.0.1:9".parse().unwrap();
         let error = sources(&["192.0.2.1"]).connect(address).await.unwrap_err();
         assert!(error.is_our_own(), "{error:?}");

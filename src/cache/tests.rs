@@ -44,7 +44,7 @@ fn ask(cache: &Cache, name: &str, password: &str) -> &'static str {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_right_password_is_known_for_its_time_and_only_that_one() {
+async fn valid_password_is_cached_for_its_ttl_and_no_other_matches() {
     let cache = cache();
     assert_eq!(ask(&cache, "alice", "sesame"), "nothing");
     learn_right(&cache, "alice", "sesame");
@@ -58,7 +58,7 @@ async fn a_right_password_is_known_for_its_time_and_only_that_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wrong_password_under_the_templates_spelling_hides_neither_itself_nor_the_right_one() {
+async fn wrong_password_under_the_template_spelling_hides_no_other_result() {
     let cache = cache();
     let respelled = Arc::from("UID=Alice, OU=people,DC=example,DC=com");
     let wrong =
@@ -74,7 +74,7 @@ async fn a_wrong_password_under_the_templates_spelling_hides_neither_itself_nor_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wrong_password_is_remembered_apart_and_shorter() {
+async fn wrong_password_is_cached_separately_and_for_less_time() {
     let cache = cache();
     learn_right(&cache, "alice", "sesame");
     for guess in 0..50 {
@@ -89,7 +89,7 @@ async fn a_wrong_password_is_remembered_apart_and_shorter() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_password_makes_the_others_prove_themselves_again() {
+async fn new_password_requires_the_others_to_be_verified_again() {
     let cache = cache();
     learn_right(&cache, "alice", "old");
     learn_right(&cache, "alice", "new");
@@ -101,7 +101,7 @@ async fn a_new_password_makes_the_others_prove_themselves_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn app_passwords_live_side_by_side() {
+async fn app_passwords_are_cached_together() {
     let cache = cache();
     let passwords = ["main", "phone", "laptop", "tablet"];
     for password in passwords {
@@ -119,7 +119,7 @@ async fn app_passwords_live_side_by_side() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_password_that_became_right_is_no_longer_wrong() {
+async fn password_that_became_valid_is_no_longer_refused() {
     let cache = cache();
     learn_wrong(&cache, "alice", "soon");
     assert_eq!(ask(&cache, "alice", "soon"), "wrong");
@@ -128,7 +128,7 @@ async fn a_password_that_became_right_is_no_longer_wrong() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn spellings_of_one_entry_share_what_is_known() {
+async fn spellings_of_one_entry_share_the_cached_entry() {
     let cache = cache();
     learn_right(&cache, "alice", "sesame");
     learn_right(&cache, "alice@example.com", "sesame");
@@ -137,7 +137,7 @@ async fn spellings_of_one_entry_share_what_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_asked_before_the_news_is_not_kept_after_it() {
+async fn reply_requested_before_a_change_is_not_cached_after_it() {
     let cache = cache();
     let before = cache.stamp();
     cache.forget(&Arc::from(DN));
@@ -153,7 +153,7 @@ async fn an_answer_asked_before_the_news_is_not_kept_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn equal_questions_share_one_flight_and_outlive_their_askers() {
+async fn identical_requests_share_one_flight_that_outlives_its_callers() {
     let cache = cache();
     let flights = Arc::new(Flights::new(10));
     let asked = Arc::new(AtomicUsize::new(0));
@@ -184,7 +184,7 @@ async fn equal_questions_share_one_flight_and_outlive_their_askers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn flights_are_bounded_and_a_panic_takes_none_with_it() {
+async fn flights_are_bounded_and_a_panic_affects_no_other() {
     let cache = cache();
     let flights: Flights<()> = Flights::new(1);
     let key = digest(&cache, "sesame");
@@ -199,7 +199,7 @@ async fn flights_are_bounded_and_a_panic_takes_none_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_stale_is_kept_for_an_outage_and_for_nothing_else() {
+async fn stale_entries_are_used_only_during_an_outage() {
     let cache = cache();
     let stale = |password: &str| cache.stale(&login("alice"), &digest(&cache, password)).is_some();
     learn_right(&cache, "alice", "sesame");
@@ -233,7 +233,7 @@ async fn what_is_stale_is_kept_for_an_outage_and_for_nothing_else() {
 /// A decision that was read while its entry was being forgotten must not hold once it is forgotten,
 /// wherever between the steps of [`Cache::forget`] its stamp was taken.
 #[test]
-fn decision_read_during_forget_does_not_hold_after_it() {
+fn decision_read_during_forget_is_not_cached() {
     const ROUNDS: usize = 100_000;
     let cache = cache();
     let forgotten = AtomicUsize::new(0);

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_is_written_as_in_the_configuration() {
+    fn time_is_written_as_in_the_configuration() {
         assert_eq!(time("30m"), Ok(Duration::from_secs(1_800)));
         assert!(time("30").unwrap_err().contains("needs a unit"));
         assert!(time("2d").is_err());

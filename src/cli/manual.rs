@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_command_has_a_page_and_every_entry_a_command() {
+    fn commands_and_manual_pages_match() {
         let pages = pages();
         let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
         for page in PAGES.iter().filter(|page| page.command != "usher") {

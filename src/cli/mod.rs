@@ -183,7 +183,7 @@ mod tests {
     use clap::CommandFactory as _;
 
     #[test]
-    fn the_arguments_of_all_commands_are_sound() {
+    fn arguments_of_all_commands_are_consistent() {
         super::Arguments::command().debug_assert();
     }
 }

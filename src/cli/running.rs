@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistake_elsewhere_does_not_hide_the_control_socket() {
+    fn control_socket_is_found_despite_other_config_mistakes() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config.yaml");
         std::fs::write(&file, "listenerz: []\ncontrol: {path: control.sock}\n").unwrap();
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_have_two_units_at_most() {
+    fn ages_have_at_most_two_units() {
         assert_eq!(age(59), "59s");
         assert_eq!(age(60), "1m");
         assert_eq!(age(3_599), "59m");
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_escaped_in_a_query() {
+    fn name_is_escaped_in_a_query() {
         assert_eq!(with_query("/sessions", []), "/sessions");
         let path = with_query("/kick", [("user", "jürgen&all=true"), ("client", "2001:db8::/32")]);
         assert_eq!(path, "/kick?user=j%C3%BCrgen%26all%3Dtrue&client=2001%3Adb8%3A%3A%2F32");

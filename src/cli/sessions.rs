@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn name_that_a_terminal_would_obey_is_escaped() {
+    fn name_with_terminal_control_is_escaped() {
         let session = serde_json::json!({
             "id": "06AAAAAAAAAAA", "login": "al\u{202e}ice\u{9b}2J\u{1b}[31m", "dn": "uid=x", "client": "192.0.2.1",
             "protocol": "imap", "backend": "server3", "since": 0,

@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn block_and_flow_style() {
+    fn block_and_flow_style_are_located() {
         let text = "# a comment\n\
                     tls:\n  certificates:\n  - chain: a\n    key: b\n  -\n    chain: c\n\
                     cache: {ttl: 5m,\n  capacity: 1}\n\
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_placed_at_what_surrounds_it() {
+    fn missing_key_is_located_at_its_parent() {
         let (lines, _) = Lines::read("a:\n  b:\n  - c: 1\n");
         assert_eq!(lines.of("a.b[0].missing"), Some(3));
         assert_eq!(lines.of("a.b[7].c.d"), Some(2));
@@ -192,28 +192,28 @@ mod tests {
     }
 
     #[test]
-    fn an_alias_is_placed_where_it_stands() {
+    fn alias_is_located_where_it_is_used() {
         let (lines, _) = Lines::read("a: &x {b: 1}\nc:\n  - *x\n  - d: *x\n");
         assert_eq!(lines.of("c[0].b"), Some(3));
         assert_eq!(lines.of("c[1].d.b"), Some(4));
     }
 
     #[test]
-    fn every_duplicate_with_both_lines() {
+    fn duplicates_are_reported_with_both_lines() {
         let (_, duplicates) = Lines::read("a: 1\nb: {c: 1, c: 2}\na: 3\n");
         let at = |path: &str, line, first| Duplicate { path: path.into(), line, first };
         assert_eq!(duplicates, [at("b.c", 2, 2), at("a", 3, 1)]);
     }
 
     #[test]
-    fn odd_keys_do_not_derail() {
+    fn unusual_keys_are_skipped() {
         let (lines, _) = Lines::read("? [x, y]\n: z\n? {a: b}\n: {c: d}\n&k e: 1\n*k : 2\nlast: 1\n");
         assert_eq!(lines.of("last"), Some(7));
         assert_eq!(lines.of("c"), None);
     }
 
     #[test]
-    fn the_index_stays_small() {
+    fn index_size_is_bounded() {
         let deep = "[".repeat(100_000);
         assert!(Lines::read(&deep).0.lines.len() < LONGEST_PATH);
         let long = format!("{}:\n{}", "k".repeat(100_000), "  - x\n".repeat(10_000));

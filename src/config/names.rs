@@ -307,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_and_ports() {
+    fn hosts_and_ports_are_parsed() {
         let at = |host: &str, port| Ok((host.to_owned(), port));
         assert_eq!(host_port("server3.example.com:993"), at("server3.example.com", 993));
         assert_eq!(host_port("192.0.2.1:143"), at("192.0.2.1", 143));
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn ldap_urls() {
+    fn ldap_urls_are_parsed() {
         let parts = |url: &str| ldap_url(url).map(|server| (server.scheme, server.host, server.port));
         assert_eq!(parts("ldap://ldap1.example.com"), Ok((LdapScheme::Ldap, "ldap1.example.com".into(), 389)));
         assert_eq!(parts("LDAPS://ldap1:1636"), Ok((LdapScheme::Ldaps, "ldap1".into(), 1636)));
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_by_spelling() {
+    fn loopback_is_recognized_by_spelling() {
         for host in ["localhost", "LOCALHOST", "127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1"] {
             assert!(is_loopback(host), "{host}");
         }
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_names() {
+    fn plain_names_are_checked() {
         assert!(attribute("mailHost").is_ok() && attribute("msExch-1").is_ok());
         for text in ["", "1a", "mail host", "mail;lang-en", "2.5.4.3", "maíl", "a=b"] {
             assert_eq!(attribute(text), Err(NameError::Attribute), "{text}");
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn cipher_suites_by_iana_name() {
+    fn cipher_suites_are_named_as_by_iana() {
         for name in ["TLS_AES_256_GCM_SHA384", "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256"] {
             assert_eq!(cipher_suite(name).map(suite_name).as_deref(), Some(name));
             assert!(suite_names().contains(name));

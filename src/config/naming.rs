@@ -87,7 +87,7 @@ mod tests {
     use super::super::tests::sound_directory;
 
     #[test]
-    fn the_filter_tells_which_attributes_name_a_user() {
+    fn filter_yields_the_attributes_that_name_a_user() {
         for (keys, names) in [
             ("base: 'dc=x', filter: '(uid={login})'", vec![("uid", "")]),
             ("base: 'dc=x', filter: '(|(uid={login})(mail={login}))'", vec![("uid", ""), ("mail", "")]),
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_a_login_without_what_stands_behind_it() {
+    fn login_is_the_value_without_the_template_suffix() {
         let naming = sound_directory("user_dn: '{login}@ad.example.com', base: 'dc=x'").naming();
         assert_eq!(naming[0].login("alice@ad.example.com"), Some("alice"));
         assert_eq!(naming[0].login("alice@example.org"), None);

@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_in_parts() {
+    fn filter_is_split_into_parts() {
         let text = |text: &str| TemplatePart::Text(text.into());
         let template = filter("(|(uid={local})(mail={login}))").unwrap();
         let parts = [text("(|(uid="), TemplatePart::Local, text(")(mail="), TemplatePart::Login, text("))")];
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_that_are_sound() {
+    fn valid_filters_are_accepted() {
         for text in [
             "(uid={login})",
             "(&(objectClass=person)(!(shadowExpire=0))(|(uid={login})(mail={local}@{domain})))",
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_that_are_not() {
+    fn invalid_filters_are_refused() {
         let unknown = |name: &str| TemplateError::Unknown(name.into());
         for (text, error) in [
             ("", TemplateError::NoLogin),
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn dns() {
+    fn dns_are_checked() {
         for text in [
             "dc=com",
             "uid=a,ou=people, dc=example,dc=com",
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn dn_templates() {
+    fn dn_templates_are_checked() {
         assert!(user_dn("uid={local},ou=people,dc=example,dc=com").is_ok());
         assert!(user_dn("uid={local}+o={domain},dc=example").is_ok());
         for (text, error) in [

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_numbers_with_units() {
+    fn quantities_are_whole_numbers_with_units() {
         for (text, milliseconds) in
             [("0s", 0), ("1500ms", 1_500), ("30s", 30_000), ("65m", 3_900_000), ("2h", 2 * HOUR), ("1d", DAY)]
         {
@@ -116,14 +116,14 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_number_asks_for_its_unit() {
+    fn bare_number_error_requests_a_unit() {
         let message = DURATION.parse("30").unwrap_err().to_string();
         assert_eq!(message, "a duration needs a unit: write it like 30s (units: ms, s, m, h, d)");
         assert!(matches!(SIZE.parse("0"), Err(UnitError::NoUnit { .. })));
     }
 
     #[test]
-    fn nothing_else_is_a_quantity() {
+    fn other_texts_are_no_quantities() {
         for text in ["", "s", "-1s", "1.5s", "5 s", " 5s", "5S", "5sec", "1h30m", "5s ", "٣s", "64KB"] {
             assert!(matches!(DURATION.parse(text), Err(UnitError::Malformed { .. })), "{text:?}");
             assert!(matches!(SIZE.parse(text), Err(UnitError::Malformed { .. })), "{text:?}");
@@ -131,13 +131,13 @@ mod tests {
     }
 
     #[test]
-    fn too_large_is_larger_than_any_range() {
+    fn oversized_number_exceeds_every_range() {
         assert_eq!(DURATION.parse("99999999999999999999999s"), Ok(u64::MAX));
         assert_eq!(DURATION.parse("18446744073709551615d"), Ok(u64::MAX));
     }
 
     #[test]
-    fn shown_in_the_largest_unit_that_fits() {
+    fn quantities_are_shown_in_the_largest_exact_unit() {
         for (milliseconds, text) in [(0, "0"), (1_500, "1500ms"), (60_000, "1m"), (90_000, "90s"), (DAY, "1d")] {
             assert_eq!(DURATION.show(milliseconds), text);
         }

@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_for_all_users_has_stars_for_names() {
+    fn filter_for_all_users_has_wildcards_for_names() {
         for (filter, all) in [
             ("(uid={login})", "(uid=*)"),
             ("(|(uid={login})(mail={login}))", "(|(uid=*)(mail=*))"),
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_tells_where_the_users_are() {
+    fn template_yields_the_base_of_the_users() {
         let account = "bind_dn: 'cn=u', bind_password_file: p";
         for (template, base) in [
             ("uid={local},ou=people,dc=example,dc=com", "ou=people,dc=example,dc=com"),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_followed_is_asked_for_what_a_decision_needs() {
+    fn polled_search_requests_the_attributes_of_a_decision() {
         let names = |keys: &str| {
             let watched = sound_directory(&format!("base: 'dc=x', filter: '(uid={{login}})', {keys}")).watched();
             let (passwords, names): (Vec<_>, Vec<_>) = watched

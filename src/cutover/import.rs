@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_login_is_told() {
+    fn invalid_login_is_reported() {
         let long = "x".repeat(600);
         let recipe = Recipe::parse(format!("a\x07b\n{long}\n").as_bytes());
         let dn = config::dn_template("uid={login},dc=x").unwrap();

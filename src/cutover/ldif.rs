@@ -58,14 +58,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_a_record() {
+    fn change_is_one_record() {
         let change = Replace { dn: "uid=alice,dc=x", attribute: "mailHost", value: "server4" };
         let text = "dn: uid=alice,dc=x\nchangetype: modify\nreplace: mailHost\nmailHost: server4\n-\n\n";
         assert_eq!(change.to_string(), text);
     }
 
     #[test]
-    fn what_could_be_misread_is_base64() {
+    fn ambiguous_value_is_base64() {
         for (value, told) in [
             ("a b", ": a b"),
             ("", ": "),

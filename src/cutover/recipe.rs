@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_a_line() {
+    fn name_is_one_line() {
         let recipe = Recipe::parse(b"\xef\xbb\xbfjoanna\r\nbob\n\n Bob\nb\xe4r\n  \njos\xc3\xa9 \n");
         assert_eq!(texts(&recipe), ["joanna", "bob", "josé"]);
         assert_eq!(recipe.names[2].line, 7);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_strpos_finds_besides_is_told() {
+    fn additional_strpos_matches_are_reported() {
         let recipe = Recipe::parse(b"joanna\nbob\nbobby\nx@example.com\n");
         let within = |name: &str| recipe.within(name).map(|name| name.text.as_str());
         assert_eq!(within("ann"), Some("joanna"));
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_index_finds_what_a_plain_search_finds() {
+    fn index_matches_a_plain_search() {
         let file: String = (0..400).map(|n| format!("user{}{}\n", n * 7919 % 1000, n % 3)).collect();
         let recipe = Recipe::parse(file.as_bytes());
         for n in 0..2_000 {

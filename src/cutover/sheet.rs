@@ -120,20 +120,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_can_be_copied() {
+    fn displayed_text_can_be_copied() {
         assert_eq!(Shown(r#"(uid=al\2a) "x" 'y'"#).to_string(), r#"(uid=al\2a) "x" 'y'"#);
         assert_eq!(Shown("a\r\n\x1b[2J\u{202e}").to_string(), r"a\r\n\u{1b}[2J\u{202e}");
     }
 
     #[test]
-    fn a_row_is_quoted_where_it_must_be() {
+    fn row_is_quoted_where_required() {
         let row = |fields: &[&str]| Csv(fields).to_string();
         assert_eq!(row(&["alice", "uid=alice,dc=x", ""]), "alice,\"uid=alice,dc=x\",\n");
         assert_eq!(row(&["a\"b", "a\nb", " a", "a;b"]), "\"a\"\"b\",a\\nb,\" a\",\"a;b\"\n");
     }
 
     #[test]
-    fn a_row_holds_nothing_that_a_terminal_obeys_or_hides() {
+    fn row_contains_no_terminal_control_or_invisible_character() {
         let row = Csv(&["\u{1b}]0;x\u{7}", "a\0b", "\u{9b}31m", "\u{202e}txt", "u\u{308}ber", "\u{feff}"]).to_string();
         assert_eq!(row, "\"\\u{1b}]0;x\\u{7}\",a\\0b,\\u{9b}31m,\\u{202e}txt,u\u{308}ber,\\u{feff}\n");
         let every: String = (0..=u32::from(char::MAX)).filter_map(char::from_u32).collect();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn json_for_a_terminal_means_the_same() {
+    fn json_for_a_terminal_decodes_to_the_same_value() {
         let value = "\u{1b}[2J\u{7f}\u{9b}\u{202e}\u{e0001}\"\\ü\n";
         let text = serde_json::to_string_pretty(&[value]).unwrap();
         let shown = ShownJson(&text).to_string();
@@ -154,12 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn lines_stay_lines() {
+    fn line_breaks_are_escaped() {
         assert_eq!(ShownLines("a\u{1b}\nb").to_string(), "a\\u{1b}\nb");
     }
 
     #[test]
-    fn no_field_is_a_formula() {
+    fn fields_are_never_formulas() {
         for (field, told) in [
             ("=1+1", "'=1+1"),
             ("+49", "'+49"),

@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_right_password_names_a_person() {
+    fn only_the_valid_password_binds_a_user() {
         let directory = demo();
         assert_eq!(directory.verify("Alice.Arden@demo.example", "wonderland").as_deref(), Some("alice"));
         assert_eq!(directory.verify("alice", "Wonderland"), None);
@@ -442,7 +442,7 @@ mod tests {
 
     /// The directory on a real socket, spoken to with the client library that usher uses.
     #[tokio::test]
-    async fn a_real_client_binds_searches_and_moves_a_user() {
+    async fn real_client_binds_searches_and_moves_a_user() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("ldap://{}", listener.local_addr().unwrap());
         let serving = tokio::spawn(demo().serve(listener));

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_comments_folding_base64_and_several_values() {
+    fn comments_folding_base64_and_multiple_values_are_read() {
         let entries = parse(
             "# a comment\n  that goes on\nversion: 1\n\ndn: uid=a,dc=x\nmailHost: ser\n ver3\nmail: a@x\n# inside\nMAIL: b@x\n\
              cn:: w4dlbGlr\nempty:\n\n\ndn:: dWlkPWIsZGM9eA==\r\nuid: b: c\r\n",
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn says_which_line_is_wrong() {
+    fn error_names_the_line() {
         assert_eq!(parse("\nmail: a\n"), Err(LdifError::NoDn { line: 2 }));
         assert_eq!(parse("dn: x\nmail\n"), Err(LdifError::NoColon { line: 2 }));
         assert_eq!(parse("dn: x\n: a\n"), Err(LdifError::NoColon { line: 2 }));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_demo_directory_holds_the_people_of_the_tour() {
+    fn demo_directory_contains_the_users_of_the_tour() {
         let entries = parse(super::super::LDIF).unwrap();
         let host = |uid: &str| {
             let entry = entries.iter().find(|entry| text(entry.values("uid")) == [uid]).unwrap();

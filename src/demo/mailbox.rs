@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_log_in_lands_on_the_server_by_name() {
+    fn logins_reach_the_named_server_by_every_mechanism() {
         let ok = format!("a OK [CAPABILITY {AFTER_LOGIN}] alice logged in on server3\r\n");
         for said in [
             "a LOGIN alice wonderland\r\n",
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_reads_the_welcome_mail() {
+    fn new_user_reads_the_welcome_mail() {
         let said = answers(
             "a LOGIN alice wonderland\r\nb LIST \"\" *\r\nc STATUS INBOX (MESSAGES UNSEEN)\r\nd SELECT inbox\r\n\
              e UID SEARCH ALL\r\nf UID FETCH 1:* (FLAGS BODY.PEEK[HEADER.FIELDS (SUBJECT)])\r\ng IDLE\r\nDONE\r\n\
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_grows_without_end() {
+    fn memory_use_is_bounded() {
         assert!(!hear("a LOGIN {99999999999999}\r\n", 7).1);
         assert!(!hear("a APPEND INBOX {70000}\r\n", 7).1);
         assert!(!hear(&"x".repeat(LIMIT + 4096), 4096).1);

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_welcome_mail_can_be_fetched_by_who_logged_in() {
+    fn welcome_mail_can_be_fetched_after_login() {
         let wrong = format!("AUTH PLAIN {}", STANDARD.encode("\0alice\0wrong"));
         let right = format!("AUTH PLAIN {}", STANDARD.encode("\0alice\0wonderland"));
         let lines = ["RETR 1", &wrong, &right, "STAT", "RETR 1", "RETR 2", "TOP 1 0", "QUIT"];
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_script_can_be_read_by_who_logged_in() {
+    fn script_can_be_read_after_login() {
         let login =
             |password| format!("AUTHENTICATE \"PLAIN\" \"{}\"", STANDARD.encode(format!("\0alice\0{password}")));
         let (wrong, right) = (login("wrong"), login("wonderland"));
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mail_can_be_handed_in_by_who_logged_in() {
+    fn mail_can_be_submitted_after_login() {
         let wrong = format!("AUTH PLAIN {}", STANDARD.encode("\0bob\0wrong"));
         let right = format!("AUTH PLAIN {}", STANDARD.encode("\0bob\0builder"));
         let lines = ["EHLO x", "MAIL FROM:<a@b>", &wrong, &right, "MAIL FROM:<a@b>", "DATA", "QUIT", ".", "QUIT"];

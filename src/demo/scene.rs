@@ -313,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_is_yaml_with_the_addresses_given() {
+    fn configuration_is_yaml_with_the_given_addresses() {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let server = |port| Server {
             imap: address(port),
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_is_kept_and_readiness_heard_in_either_json_shape() {
+    fn log_is_kept_and_readiness_recognized_in_either_json_form() {
         for (line, heard) in [
             ("{\"message\":\"ready\"}", true),
             ("{\"level\":\"INFO\",\"fields\":{\"message\":\"ready\"}}", true),
@@ -350,7 +350,7 @@ mod tests {
     /// The demo's client reads the demo's mail over verified TLS; a name that is not in the
     /// certificate is refused.
     #[tokio::test]
-    async fn client_and_mail_server_understand_each_other() {
+    async fn client_and_mail_server_interoperate() {
         let authority = Authority::new().unwrap();
         let directory = Directory::new(ldif::parse(LDIF).unwrap(), ADMIN);
         let mut serving = JoinSet::new();

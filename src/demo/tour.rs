@@ -462,19 +462,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn samples_are_read_whole() {
+    fn samples_are_read_completely() {
         let text = "# HELP x\nusher_decisions_total{by=\"cache\"} 12\nusher_decisions_total{by=\"cache2\"} 7\n";
         assert_eq!(sample(text, "usher_decisions_total{by=\"cache\"}"), Some(12));
         assert_eq!(sample(text, "usher_decisions_total{by=\"directory\"}"), None);
     }
 
     #[test]
-    fn steps_name_deciders_that_exist() {
+    fn steps_name_existing_deciders() {
         assert!(STEPS.iter().all(|step| DECIDED_BY.contains(&step.by)));
     }
 
     #[test]
-    fn one_failure_fails_the_demo() {
+    fn failed_step_fails_the_demo() {
         let mut stage = Stage::new();
         stage.held("a", "b", "c");
         assert_eq!(stage.verdict(), ExitCode::SUCCESS);

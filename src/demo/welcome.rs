@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn literals_say_their_exact_size() {
+    fn literals_announce_their_exact_size() {
         let answer = fetch("1", &["BODY[]"], false).unwrap();
         let (head, rest) = answer.split_once("}\r\n").unwrap();
         let size: usize = head.rsplit_once('{').unwrap().1.parse().unwrap();
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_and_partials() {
+    fn body_parts_and_partial_fetches_are_returned() {
         assert_eq!(
             fetch("*", &["body.peek[header.fields (subject X-None)]"], true).unwrap(),
             "* 1 FETCH (UID 1 BODY[HEADER.FIELDS (SUBJECT X-NONE)] {38}\r\nSubject: Welcome to server3, alice\r\n\r\n)\r\n"
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_without_the_message_and_nonsense() {
+    fn sets_without_the_message_and_invalid_sets_are_handled() {
         assert_eq!(fetch("2", &["FLAGS"], false).unwrap(), "");
         assert_eq!(fetch("7:*", &["FLAGS"], false).unwrap(), "* 1 FETCH (FLAGS ())\r\n");
         for (set, item) in [("x", "FLAGS"), ("0", "FLAGS"), ("1", "BODY[2.MIME]"), ("1", "BODY[]<1>"), ("1", "SPAM")] {

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_element_is_its_content_and_the_rest() {
+    fn element_is_split_into_content_and_rest() {
         assert_eq!(element(b"\x04\x02abc"), Some((4, &b"ab"[..], &b"c"[..])));
         assert_eq!(element(b"\x04\x81\x02abc"), Some((4, &b"ab"[..], &b"c"[..])));
         assert_eq!(tagged(b"\x04\x00", 4), Some((&b""[..], &b""[..])));
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_or_endless_is_none() {
+    fn truncated_or_indefinite_element_is_refused() {
         for bytes in [
             &b""[..],
             b"\x04",
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_not_folded() {
+    fn oversized_numbers_are_refused() {
         let cases: [(&[u8], Option<u32>); 6] = [
             (b"", None),
             (b"\x00", Some(0)),
@@ -162,7 +162,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(tag in any::<u8>(), length in 0_usize..70_000, rest in any::<[u8; 3]>()) {
+        fn written_element_is_read_back(tag in any::<u8>(), length in 0_usize..70_000, rest in any::<[u8; 3]>()) {
             let tag = if tag & 0x1f == 0x1f { tag & 0xe0 } else { tag };
             let content = vec![7; length];
             let written = wrapped(tag, &[&content]);
@@ -174,12 +174,12 @@ mod tests {
         }
 
         #[test]
-        fn a_number_is_read_as_it_was_written(value in 0..=i32::MAX as u32) {
+        fn written_number_is_read_back(value in 0..=i32::MAX as u32) {
             prop_assert_eq!(number(&digits(value)), Some(value));
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             let _ = (header(&bytes), element(&bytes), number(&bytes));
         }
     }

@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_server_that_fails_is_put_aside_for_longer_each_time() {
+    async fn failing_server_is_marked_down_for_growing_times() {
         let health = health();
         let mut pauses = Vec::new();
         for _ in 0..8 {
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_failed_must_succeed() {
+    async fn failed_operation_must_succeed_for_recovery() {
         let health = health();
         health.broke(ALICE, &Trouble::Timeout);
         let before = Instant::now();
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_server_that_returns_only_to_fail_has_learned_nothing() {
+    async fn server_that_fails_after_recovery_keeps_its_backoff() {
         let health = health();
         let mut pause = Duration::ZERO;
         for _ in 0..5 {
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn looks_come_sooner_the_more_they_are_needed() {
+    async fn probes_are_sooner_when_fewer_servers_are_healthy() {
         let health = health();
         assert!(health.begin_look(false, false), "at the start");
         good_look(&health);

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_dialect_is_read_and_what_locks_nobody_is_none() {
+    fn lockout_policies_are_read_in_each_dialect() {
         let read = |attributes: &[(&str, &str)]| {
             let attributes: Vec<Values> = attributes
                 .iter()

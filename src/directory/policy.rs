@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn the_password_policy_control_is_read() {
+    fn password_policy_control_is_read() {
         let cases: [(u32, &[u8], Option<Said>); 12] = [
             (49, b"\x30\x00", None),
             (49, b"\x30\x03\x81\x01\x01", LOCKED),
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_or_spoilt_says_nothing() {
+    fn malformed_control_yields_no_state() {
         let whole = b"\x30\x08\xa0\x03\x81\x01\x02\x81\x01\x00";
         for length in 0..whole.len() {
             trial(0, &whole[..length], "");
@@ -272,7 +272,7 @@ mod tests {
     type Controls<'a> = &'a [(&'a str, Option<&'a [u8]>)];
 
     #[test]
-    fn netscape_controls_are_read_and_the_newer_one_counts_more() {
+    fn netscape_controls_are_read_and_the_newer_control_takes_precedence() {
         let grace: &[u8] = b"\x30\x05\xa0\x03\x81\x01\x01";
         let zero: Option<&[u8]> = Some(b"0");
         let cases: [(u32, Controls<'_>, Option<Said>); 7] = [
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn sub_codes_are_read_beside_invalid_credentials_only() {
+    fn sub_codes_are_read_with_invalid_credentials_only() {
         let state = |state, proven| Some(Said::State { state, proven });
         let cases = [
             ("52e", None),
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_can_be_read_in_the_log() {
+    fn policy_state_is_readable_in_the_log() {
         let shown =
             [Said::SubCode(0x52f), Said::Grace(2), Said::Expiring(60), Said::NoAccount].map(|said| said.to_string());
         let expected =

@@ -275,14 +275,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jitter_is_a_fifth_at_most() {
+    fn jitter_is_at_most_a_fifth() {
         for _ in 0..1_000 {
             let second = jittered(Duration::from_secs(10));
             assert!(second >= Duration::from_secs(8) && second < Duration::from_secs(12));
         }
     }
     #[tokio::test(start_paused = true)]
-    async fn a_silent_server_leaves_the_next_one_what_is_left_of_two_seconds() {
+    async fn silent_server_leaves_the_remaining_time_to_the_next() {
         let decision = Duration::from_secs(5);
         for (patience, told) in [(1_200, 1_900), (300, 1_900), (1_900, 2_375), (4_000, 5_000), (4_900, 5_000)] {
             let (patience, began) = (Duration::from_millis(patience), Instant::now());

@@ -283,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_of_accounts_are_read_in_each_form() {
+    fn account_expiry_is_read_in_each_form() {
         assert_eq!(filetime(b"133484256000000000"), Some(1_703_952_000));
         assert_eq!(filetime(b"9223372036854775806"), Some(910_692_730_085));
         for never in ["0", "9223372036854775807", "-1", "", "tomorrow", "99999999999999999999"] {
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn earliest_end_of_an_account_counts() {
+    fn earliest_account_expiry_counts() {
         let mut marks = super::super::Marks::default();
         marks.expire([7, 5].into_iter());
         marks.expire([6].into_iter());

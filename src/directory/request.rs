@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bind_as_it_goes_over_the_wire() {
+    fn bind_is_encoded_as_specified() {
         let expected = [
             &b"\x30\x39\x02\x01\x01\x60\x15\x02\x01\x03\x04\x08uid=x,dc\x80\x06secret"[..],
             b"\xa0\x1d\x30\x1b\x04\x191.3.6.1.4.1.42.2.27.8.5.1",
@@ -117,7 +117,7 @@ mod tests {
     proptest! {
         /// What goes out is read back as it was meant, and fills the room that was made for it.
         #[test]
-        fn a_bind_is_read_as_it_was_written(id in 1..=i32::MAX as u32, dn in ".{1,300}", password in ".{1,40000}") {
+        fn encoded_bind_is_read_back(id in 1..=i32::MAX as u32, dn in ".{1,300}", password in ".{1,40000}") {
             let request = bind(id, &dn, &password);
             let (message, rest) = tagged(request.as_slice(), SEQUENCE).unwrap();
             prop_assert_eq!(rest, b"");
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_asks_what_ldap3_would() {
+    fn search_is_encoded_as_by_ldap3() {
         let question = Question {
             operation: "read",
             base: "uid=alice,dc=x".to_owned(),

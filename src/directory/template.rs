@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn filter_metacharacters_are_letters() {
+    fn filter_metacharacters_are_escaped() {
         let template =
             template(&[text("(|(uid="), TemplatePart::Login, text(")(mail="), TemplatePart::Login, text("))")]);
         assert_eq!(
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn dn_metacharacters_are_letters() {
+    fn dn_metacharacters_are_escaped() {
         let template = template(&[text("uid="), TemplatePart::Local, text(",dc="), TemplatePart::Domain]);
         assert_eq!(dn(&template, &login("a,ou=x+y@example")).unwrap(), r"uid=a\2cou\3dx\2by,dc=example");
         assert_eq!(dn(&template, &login(" #a @b")).unwrap(), r"uid=\20#a\20,dc=b");
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_principal_has_plain_letters_only() {
+    fn principal_allows_plain_characters_only() {
         let template = template(&[TemplatePart::Local, text("@ad.example.com")]);
         assert_eq!(principal(&template, &login("Al.ice_b-2@elsewhere")).unwrap(), "Al.ice_b-2@ad.example.com");
         let whole = Template { parts: vec![TemplatePart::Login, text("@ad.example.com")] };
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_part_asks_nothing() {
+    fn missing_part_yields_no_request() {
         let both = template(&[TemplatePart::Local, text("|"), TemplatePart::Domain]);
         for name in ["alice", "alice@", "@example.com", "@"] {
             assert_eq!(filter(&both, &login(name)), None, "{name}");

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_are_allowed_and_many_of_many() {
+    fn small_changes_pass_and_large_shares_engage_the_brake() {
         assert_eq!(Brake::limit(None, 10), 200);
         assert_eq!(Brake::limit(None, 10_000), 200);
         assert_eq!(Brake::limit(None, 50_000), 1_000);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_counts_a_minute() {
+    async fn brake_counts_over_a_minute() {
         let entry = Arc::new(Entry::for_tests("uid=a", &["old"]));
         let mut brake = Brake::default();
         assert!(!brake.would_trip(3, 3, Instant::now()));

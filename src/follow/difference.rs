@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_guess_is_no_change() {
+    fn recorded_failed_login_is_no_change() {
         assert!(!difference(true, |entry| entry.marks.noise = 2).is_some());
         // Where several modifications are told as one, the password may have been among them.
         assert_eq!(difference(false, |entry| entry.marks.noise = 2).kinds(), ["unexplained"]);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_explains_is_asked_again() {
+    fn unexplained_change_is_read_again() {
         assert_eq!(difference(true, |_| {}).kinds(), ["unexplained"]);
         // A policy that counts failures shows the first change of a password as well.
         assert!(!difference(false, |entry| (entry.marks.noise, entry.marks.drafted) = (2, true)).is_some());
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_changes() {
+    fn changed_values_are_changes() {
         let kinds = |change: fn(&mut Entry)| difference(true, change).kinds();
         assert_eq!(kinds(|entry| entry.marks.password = Some(1)), ["password"]);
         assert_eq!(kinds(|entry| entry.marks.disabled = true), ["disable"]);

@@ -131,7 +131,7 @@ fn session(registry: &Registry, entry: &Entry) -> Session {
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_a_refresh_changes_nothing() {
+async fn incomplete_refresh_changes_nothing() {
     let setup = setup("").following();
     let _user = setup.user(&entry(1, "server3", 1));
     setup.take(began());
@@ -149,7 +149,7 @@ async fn half_a_refresh_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_directory_that_lacks_most_users_is_not_believed() {
+async fn refresh_without_most_users_is_rejected() {
     let setup = setup("").following();
     let users: Vec<_> = (1..=10).map(|number| setup.user(&entry(number, "server3", 1))).collect();
     let present = |setup: &Setup, numbers: std::ops::RangeInclusive<u8>| {
@@ -170,7 +170,7 @@ async fn a_directory_that_lacks_most_users_is_not_believed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn under_the_brake_a_password_still_counts_and_a_place_does_not() {
+async fn password_change_applies_during_the_brake_and_a_move_does_not() {
     let setup = setup(", brake: 1").following();
     let _users: Vec<_> = (1..=3).map(|number| setup.user(&entry(number, "server3", 1))).collect();
     (1..=2).for_each(|number| setup.shown(entry(number, "server4", 2)));
@@ -296,7 +296,7 @@ async fn refresh_after_a_reload_finds_changed_and_missing_entries_of_sessions() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn submission_goes_on_after_a_move_and_ends_for_everything_else() {
+async fn submission_continues_after_a_move_and_ends_for_other_changes() {
     for (changed, why) in changes(2) {
         let setup = setup(CLOSE_ALL).following();
         let decided = entry(1, "server3", 1);
@@ -318,7 +318,7 @@ async fn submission_goes_on_after_a_move_and_ends_for_everything_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn operator_may_keep_sessions() {
+async fn sessions_are_kept_if_configured() {
     let setup = setup(", on_move: keep, on_disable: keep").following();
     for (changed, why) in changes(2) {
         if why == Why::Hold {
@@ -425,7 +425,7 @@ async fn sessions_end_one_after_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_gets_the_dn_of_a_deleted_entry_gets_neither_its_password_nor_its_end() {
+async fn entry_that_reuses_a_deleted_dn_inherits_neither_password_nor_termination() {
     let setup = setup("").following();
     let (_old, mut old) = setup.user(&entry(1, "server3", 1));
     assert!(setup.is_cached(1));
@@ -444,7 +444,7 @@ async fn who_gets_the_dn_of_a_deleted_entry_gets_neither_its_password_nor_its_en
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rename_takes_no_session_of_another_entry_along() {
+async fn rename_affects_no_session_of_another_entry() {
     let setup = setup("").following();
     let decided = entry(1, "server3", 1);
     setup.known.record(&Arc::new(decided.clone()));
@@ -459,7 +459,7 @@ async fn a_rename_takes_no_session_of_another_entry_along() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_brake_takes_back_the_end_of_sessions_whose_accounts_were_made_to_expire() {
+async fn brake_cancels_the_end_of_sessions_of_mass_expired_accounts() {
     let setup = setup(", brake: 2").following();
     let mut users: Vec<_> = (1..=3).map(|number| setup.user(&entry(number, "server3", 1))).collect();
     for number in 1..=3 {

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_is_a_date_and_days() {
+    fn expiry_is_shown_as_a_date_and_days() {
         let now = 1_795_000_000; // 2026-11-18T11:06:40Z
         assert_eq!(until(now + 28 * DAY, now), "until 2026-12-16 (28 days)");
         assert_eq!(until(now + DAY, now), "until 2026-11-19 (1 day)");

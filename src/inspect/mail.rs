@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mechanisms_are_found_in_every_protocols_form() {
+    fn mechanisms_are_found_in_the_form_of_each_protocol() {
         for (capability, mechanisms) in [
             ("AUTH=PLAIN", vec!["PLAIN"]),
             ("auth=login", vec!["login"]),

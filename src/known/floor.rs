@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn versions_of_one_writer_order_and_no_time_makes_an_older_one_newer() {
+    async fn versions_of_one_writer_are_ordered_regardless_of_time() {
         let known = moved(&csn(5, 1), false);
         for server in [ONE, TWO] {
             assert!(!caught_up(&known, &csn(4, 1), server) && !caught_up(&known, &csn(4, 2), server));
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_versions_do_not_order_the_followed_server_decides_for_a_minute() {
+    async fn followed_server_decides_for_a_minute_when_versions_are_unordered() {
         // Another writer, the same second, a later one, none at all; Active Directory's own times.
         let cases = [
             (csn(5, 1), csn(6, 2), false),
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_only_a_bind_has_proven_is_no_floor() {
+    async fn version_seen_only_by_a_bind_is_no_floor() {
         let known = Known::new(10, Duration::from_secs(300));
         known.record(&entry("new", &csn(5, 1)));
         assert!(caught_up(&known, &csn(1, 1), TWO) && !known.concerns("uid=a"));
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_whole_refresh_of_the_same_server_sets_back() {
+    async fn floor_is_lowered_only_by_a_complete_refresh_of_the_same_server() {
         let known = moved(&csn(5, 1), false);
         assert_eq!(weigh(&known, "old", &csn(4, 1), false), Weight::Older);
         assert_eq!(weigh(&known, "old", &csn(4, 1), true), Weight::SetBack);
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_the_followed_server_tells_counts_although_a_clock_was_set_back() {
+    async fn change_from_the_followed_server_counts_although_its_clock_was_set_back() {
         // A clock that was set back, or two writers whose clocks differ: the change is told of all the same.
         for (told, shown, own_times) in
             [(at(5), at(4), false), (at(5), at(4), true), (csn(5, 1), csn(4, 2), false), (csn(5, 1), at(4), false)]
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_gone_does_not_come_back_from_a_server_that_lags() {
+    async fn deleted_entry_is_not_restored_by_a_lagging_server() {
         let known = moved(&csn(5, 1), false);
         let key = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
         known.bury(key);
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_mail_host_that_was_not_taken_away_is_hidden() {
+    async fn mail_host_that_was_not_removed_counts_as_hidden() {
         let hidden =
             |known: &Known, version: &str| matches!(known.freshness(&entry("", version), ONE), Freshness::Hidden(_));
         let known = Known::new(10, Duration::from_secs(300));
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn under_the_brake_a_replica_that_lags_overrides_no_hold() {
+    async fn lagging_replica_overrides_no_hold_during_the_brake() {
         let known = Known::new(10, Duration::from_secs(300));
         follow(&known, ONE);
         known.record(&entry("old", &csn(1, 1)));

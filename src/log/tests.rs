@@ -107,7 +107,7 @@ fn no_control_byte_is_ever_written() {
 }
 
 #[test]
-fn the_level_holds_and_can_be_changed() {
+fn level_is_applied_and_can_be_changed() {
     let lines = written(LogFormat::Text, LogLevel::Warn, |guard| {
         info!("unheard");
         guard.set_level(LogLevel::Debug);
@@ -120,7 +120,7 @@ fn the_level_holds_and_can_be_changed() {
 }
 
 #[test]
-fn libraries_are_heard_from_warn_up_only() {
+fn library_events_are_logged_from_warn_up() {
     let lines = written(LogFormat::Text, LogLevel::Trace, |_| {
         tracing::trace!(target: "hyper::proto", "password");
         info!(target: "ldap3", "password");
@@ -145,7 +145,7 @@ impl io::Write for Stuck {
 }
 
 #[test]
-fn a_stuck_output_loses_lines_but_no_time() {
+fn blocked_output_loses_lines_without_delay() {
     let (release, stuck) = mpsc::channel();
     let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), Stuck(stuck));
     let lines = 2 * QUEUE;
@@ -176,7 +176,7 @@ impl io::Write for Counted {
 }
 
 #[test]
-fn lines_that_come_together_are_one_write_and_none_is_lost() {
+fn concurrent_lines_are_one_write_and_none_is_lost() {
     let counted = Counted::default();
     let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), counted.clone());
     dispatcher::with_default(&dispatch, || (0..1000).for_each(|line| info!(line, "login")));
@@ -201,7 +201,7 @@ impl io::Write for Slow {
 }
 
 #[test]
-fn the_last_lines_are_written_although_others_still_hold_the_guard() {
+fn last_lines_are_written_while_the_guard_is_still_shared() {
     let page = Page::default();
     let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), Slow(page.clone()));
     dispatcher::with_default(&dispatch, || (0..100).for_each(|line| info!(line, "end")));
@@ -211,7 +211,7 @@ fn the_last_lines_are_written_although_others_still_hold_the_guard() {
 }
 
 #[test]
-fn one_event_is_one_write_to_the_queue() {
+fn event_is_one_write_to_the_queue() {
     let page = Page::default();
     let (queue, worker) = NonBlockingBuilder::default().finish(page.clone());
     let mut line = OneLine { queue, format: LogFormat::Text };
@@ -222,7 +222,7 @@ fn one_event_is_one_write_to_the_queue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn repeated_outages_are_thinned_out() {
+async fn repeated_outages_are_rate_limited() {
     let repeats = Repeats::default();
     assert_eq!(repeats.allow("directory", "ldap1"), Some(0));
     assert_eq!(repeats.allow("directory", "ldap2"), Some(0));
@@ -237,7 +237,7 @@ async fn repeated_outages_are_thinned_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_memory_of_outages_is_bounded() {
+async fn outage_memory_is_bounded() {
     let repeats = Repeats::default();
     for name in 0..OUTAGES {
         assert_eq!(repeats.allow("backend", &name.to_string()), Some(0));

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_left_out() {
+    fn oversized_capabilities_are_omitted() {
         let long = |size| "x".repeat(size);
         let kept =
             |sizes: &[usize]| bounded(sizes.iter().map(|size| long(*size))).iter().map(String::len).collect::<Vec<_>>();
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_all_have_is_common() {
+    fn common_capabilities_are_those_of_every_backend() {
         assert_eq!(merged(&[]), list(&[]));
         assert_eq!(merged(&[&["IDLE", "ID"]]), ["IDLE", "ID"]);
         assert_eq!(merged(&[&["IDLE", "ID", "SORT"], &["id", "Idle"]]), ["IDLE", "ID"]);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_size_holds_for_everybody() {
+    fn smallest_size_is_advertised() {
         assert_eq!(merged(&[&["SIZE 2000"], &["SIZE 1000"], &["SIZE 3000"]]), ["SIZE 1000"]);
         assert_eq!(merged(&[&["SIZE 0"], &["SIZE 1000"], &["SIZE"]]), ["SIZE 1000"]);
         assert_eq!(merged(&[&["SIZE 0"], &["SIZE 0"]]), ["SIZE 0"]);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_those_of_all() {
+    fn capability_values_are_intersected() {
         let sieve = [&["SIEVE fileinto reject vacation"][..], &["SIEVE Vacation fileinto"]];
         assert_eq!(merged(&sieve), ["SIEVE fileinto vacation"]);
         assert_eq!(merged(&[&["SIEVE a"], &["SIEVE b"]]), ["SIEVE"]);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_is_told_as_it_was() {
+    fn excess_capabilities_are_reported_unchanged() {
         let common = list(&["SIZE 10", "SIEVE a b", "IDLE"]);
         let full = list(&["idle", "Size 20", "SIEVE b a", "CHUNKING"]);
         assert_eq!(beyond(&full, &common), ["Size 20", "CHUNKING"]);

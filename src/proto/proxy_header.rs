@@ -248,7 +248,7 @@ mod tests {
     const V4: [u8; 12] = [192, 0, 2, 7, 192, 0, 2, 1, 0x12, 0x67, 0x03, 0xe1];
 
     #[test]
-    fn lines() {
+    fn text_headers_are_parsed() {
         let four = client("192.0.2.7:4711", "192.0.2.1:993");
         assert_eq!(said(b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 993\r\n"), four);
         let six = client("[2001:db8::7]:1", "[2001:db8::1]:65535");
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_none() {
+    fn invalid_text_headers_are_refused() {
         for line in [
             "PROXY \r\n",
             "PROXY UNKNOWNX\r\n",
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn binary_headers() {
+    fn binary_headers_are_parsed() {
         let four = client("192.0.2.7:4711", "192.0.2.1:993");
         assert_eq!(said(&v2(0x21, 0x11, &V4)), four);
         // Extensions, well-formed or not, are nobody's matter here.
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn binary_headers_that_are_none() {
+    fn invalid_binary_headers_are_refused() {
         for malformed in [
             v2(0x11, 0x11, &V4),
             v2(0x22, 0x11, &V4),
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_told_at_its_first_wrong_byte() {
+    fn invalid_header_is_detected_at_its_first_wrong_byte() {
         for other in [b"\x16\x03\x01".as_slice(), b"a LOGIN", b"G", b"PROXX", b"proxy", b"\r\n\r\n\0\r\nQUIT\r"] {
             refused(other, Fault::Missing);
         }
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn both_addresses_are_of_the_clients_family() {
+    fn both_addresses_have_the_family_of_the_client() {
         for (from, to, line) in [
             ("192.0.2.7:1", "[2001:db8::1]:2", "PROXY TCP4 192.0.2.7 0.0.0.0 1 2\r\n"),
             ("[2001:db8::7]:1", "192.0.2.1:2", "PROXY TCP6 2001:db8::7 ::ffff:192.0.2.1 1 2\r\n"),

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn login_asks_twice() {
+    fn login_sends_two_challenges() {
         let exchange = Exchange::new(Mechanism::Login);
         assert_eq!(STANDARD.decode(exchange.challenge()).unwrap(), b"Username:");
         let exchange = goes(exchange.respond(b"YWxpY2U=").unwrap());
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_are_canonical_base64_or_a_cancel() {
+    fn responses_are_canonical_base64_or_a_cancellation() {
         for wrong in [&b"YQ"[..], b"YQ=", b"YR==", b"Y Q==", b"YQ==\t", b"****", b"=", b"YQ==YQ=="] {
             assert_eq!(plain_of(wrong).unwrap_err(), SaslError::NotBase64, "{}", wrong.escape_ascii());
         }
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_what_is_read() {
+    fn written_response_is_read_back() {
         let password = Secret::copy_of(b"p\xc3\xa4ss \"w\\rd");
         for authzid in [&b""[..], b"a", b"al", b"ali"] {
             let mut out = SecretBuf::new();
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn mechanisms_have_names_in_any_case() {
+    fn mechanism_names_are_case_insensitive() {
         assert_eq!(Mechanism::by_name(b"plain"), Some(Mechanism::Plain));
         assert_eq!(Mechanism::by_name(b"Login"), Some(Mechanism::Login));
         assert_eq!(Mechanism::by_name(b"SCRAM-SHA-256"), None);

@@ -193,7 +193,7 @@ fn answer(protocol: &Protocol, attempt: &[u8], refusal: &Refusal) -> String {
 }
 
 #[test]
-fn every_protocol_answers_every_refusal_as_its_column_says() {
+fn protocols_reply_to_each_refusal_as_tabulated() {
     for protocol in PROTOCOLS {
         let column = COLUMNS.iter().find(|column| column.protocol == protocol.name);
         let Column { attempt, answer: expected, .. } = column.expect("each protocol has its column above");
@@ -212,7 +212,7 @@ fn every_protocol_answers_every_refusal_as_its_column_says() {
 
 /// A client that pipelines small commands with long answers, and does not read, makes usher gather little.
 #[test]
-fn a_step_gathers_no_more_than_its_bound() {
+fn step_buffer_is_bounded() {
     let longest = |n: usize| format!("X{n}{}", "x".repeat(capabilities::LONGEST - 2));
     let listed: Vec<String> = capabilities::bounded((0..9).map(longest));
     assert_eq!(listed.iter().map(String::len).sum::<usize>(), capabilities::WHOLE);

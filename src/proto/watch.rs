@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_verb_ends_a_session_wherever_a_server_may_read_a_command() {
+    fn unauthenticate_ends_a_session_wherever_a_command_can_start() {
         for text in [
             "UNAUTHENTICATE\r\n",
             "unauthenticate\n",
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_it_passes() {
+    fn similar_text_passes() {
         for text in [
             "UNAUTHENTICATED\r\nUNAUTHENTICAT\r\nUNAUTHENTICATE-X\r\nXUNAUTHENTICATE\r\n",
             "PUTSCRIPT \"unauthenticate\" \"UNAUTHENTICATE\"\r\n",
@@ -184,7 +184,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_command_behind_any_line_is_found(before in "[ -~]{0,40}(\r\n|\n|\r)", split in 0..60_usize) {
+        fn command_after_any_line_is_found(before in "[ -~]{0,40}(\r\n|\n|\r)", split in 0..60_usize) {
             let text = format!("{before}UNAUTHENTICATE\r\n");
             let mut watch = Watch::new("UNAUTHENTICATE", b"");
             let (one, other) = text.as_bytes().split_at(split.min(text.len()));
@@ -192,7 +192,7 @@ mod tests {
         }
 
         #[test]
-        fn at_the_end_of_any_line_it_is_found_behind_all_but_a_letter(
+        fn verb_at_the_end_of_a_line_is_found_except_after_a_letter(
             before in prop::collection::vec(any::<u8>(), 0..40), between in "[^A-Za-z]",
         ) {
             let text = [&before, between.as_bytes(), b"UNAUTHENTICATE\r\n"].concat();

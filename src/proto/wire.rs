@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_literal_that_ends_in_cr_does_not_lend_it_to_the_next_line() {
+    fn cr_at_the_end_of_a_literal_is_not_part_of_the_next_line() {
         let mut gathering = Gathering::default();
         let mut input = buf(b"{3}\r\nab\r\nX\r\n");
         assert_eq!(gathering.take_line(&mut input, 9), Found::Line);
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn literals_are_announced_at_the_very_end() {
+    fn literal_announcement_ends_the_line() {
         let some = |size, synchronizing| Some(Literal { size, synchronizing });
         let cases: [(&[u8], Option<Literal>); 13] = [
             (b"a LOGIN {5}", some(5, true)),
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_skip_ends_at_crlf_alone_and_within_its_budget() {
+    fn discard_ends_at_crlf_only_and_within_its_budget() {
         let mut skip = Skip::behind(b"held\r");
         let mut input = buf(b"\r\0\n{1+}\r\rx\r\nrest");
         assert_eq!(skip.pass(&mut input, 3), (3, false));
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn words_become_printable() {
+    fn text_is_made_printable() {
         assert_eq!(printable(b"a\r\nb\0\xc3\xa9]", 99), "a??b???]");
         assert_eq!(printable(b"12345", 3), "123");
     }

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_is_meant_under_all_of_his_names() {
+    fn user_matches_under_every_name() {
         for name in ["alice", "ALICE@Example.com", "uid=alice,dc=x", "UID=ALICE,DC=X"] {
             assert_eq!(chosen(&[("user", name)]), ["alice", "alice@example.com"], "{name}");
         }
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_has_to_fit() {
+    fn every_condition_must_match() {
         assert_eq!(chosen(&[]).len(), 4);
         assert_eq!(chosen(&[("backend", "server4")]), ["bob", "alic"]);
         assert_eq!(chosen(&[("client", "192.0.2.0/24")]), ["alice", "bob"]);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_told_in_a_sentence() {
+    fn mistake_is_reported_as_a_message() {
         let wrong = |key: &str, value: &str| Filter::default().set(key, value).unwrap_err().to_string();
         assert_eq!(wrong("user", ""), "`user` is empty");
         assert_eq!(wrong("protocol", "http"), "`http` is no protocol; there are imap, pop3, submission, managesieve");
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_has_it_in_words() {
+    fn filter_is_described_in_the_log() {
         let mut filter = Filter::default();
         assert_eq!(filter.to_string(), "all");
         for (key, value) in [("user", "a\nb"), ("client", "192.0.2.0/24"), ("older_than", "2m")] {

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_that_count_at_the_same_time_give_different_ids() {
+    fn concurrent_processes_give_different_ids() {
         let (old, new) = (Ids { last: AtomicU64::new(0), process: 1 }, Ids { last: AtomicU64::new(0), process: 2 });
         let now = Duration::from_secs(1_795_000_000);
         let all: BTreeSet<SessionId> = (0..100).flat_map(|_| [old.next_at(now), new.next_at(now)]).collect();

@@ -50,7 +50,7 @@ fn start(pipe: usize, to_client: &[u8], to_backend: &[u8]) -> Setup {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_read_before_goes_first_on_both_sides() {
+async fn bytes_read_before_are_forwarded_first_on_both_sides() {
     let mut setup = start(16, b"to the client, ", b"to the backend, ");
     setup.client.write_all(b"from the client").await.unwrap();
     setup.backend.write_all(b"from the backend").await.unwrap();
@@ -63,7 +63,7 @@ async fn what_was_read_before_goes_first_on_both_sides() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_half_close_is_passed_on_and_the_answer_still_arrives() {
+async fn half_close_is_forwarded_and_the_reply_still_arrives() {
     let mut setup = start(64, b"", b"");
     setup.client.write_all(b"last words").await.unwrap();
     setup.client.shutdown().await.unwrap();
@@ -81,7 +81,7 @@ async fn a_half_close_is_passed_on_and_the_answer_still_arrives() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_half_closed_session_ends_three_seconds_after_its_last_byte() {
+async fn half_closed_session_ends_three_seconds_after_its_last_byte() {
     let mut setup = start(64, b"", b"");
     setup.client.shutdown().await.unwrap();
     let began = Instant::now();
@@ -95,7 +95,7 @@ async fn a_half_closed_session_ends_three_seconds_after_its_last_byte() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_ends_a_session_and_a_byte_keeps_it() {
+async fn silent_session_ends_and_one_byte_keeps_it() {
     let mut setup = start(64, b"", b"");
     let began = Instant::now();
     tokio::time::sleep(Duration::from_secs(50)).await;
@@ -106,7 +106,7 @@ async fn silence_ends_a_session_and_a_byte_keeps_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_receiver_that_does_not_read_stops_the_sender() {
+async fn receiver_that_does_not_read_stops_the_sender() {
     let mut setup = start(1024, b"", b"");
     let sent = timeout(Duration::from_secs(5), setup.client.write_all(&vec![b'x'; 10 * 1024 * 1024])).await;
     assert!(sent.is_err(), "ten MiB went into nowhere");
@@ -117,7 +117,7 @@ async fn a_receiver_that_does_not_read_stops_the_sender() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lot_of_bytes_arrive_unchanged_both_ways_at_once() {
+async fn bulk_data_arrives_unchanged_in_both_directions() {
     let setup = start(5000, b"", b"");
     let pattern = |seed: u32| -> Vec<u8> { (0..3_000_000_u32).map(|at| (at.wrapping_mul(seed) >> 13) as u8).collect() };
     let speak = |stream: DuplexStream, words: Vec<u8>| async move {
@@ -141,7 +141,7 @@ async fn a_lot_of_bytes_arrive_unchanged_both_ways_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broken_side_ends_both() {
+async fn broken_side_ends_both() {
     let mut setup = start(64, b"", b"");
     drop(setup.client);
     setup.backend.write_all(b"into the void").await.unwrap();
@@ -152,7 +152,7 @@ async fn a_broken_side_ends_both() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_says_goodbye_to_both() {
+async fn stop_sends_bye_to_both() {
     let (mut client, client_side) = duplex(64);
     let (mut backend, backend_side) = duplex(64);
     let client_end = End { stream: client_side.into(), first: Vec::new(), own: 0, sent: counter() };
@@ -198,7 +198,7 @@ async fn parting(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_in_a_pause_is_told_and_ended_at_once() {
+async fn paused_session_gets_a_bye_and_ends_at_once() {
     let (heard, took) = parting(b"", LINES, async |_| {}).await;
     assert_eq!((heard.as_slice(), took.is_zero()), (b"* BYE now\r\n".as_slice(), true));
     let whole = parting(b"* 1 EXISTS\r\n", LINES, async |_| {}).await;
@@ -208,7 +208,7 @@ async fn a_session_in_a_pause_is_told_and_ended_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_line_end_counts_however_its_bytes_come() {
+async fn line_end_is_detected_in_any_fragmentation() {
     let dripping = async |backend: &mut DuplexStream| {
         for byte in b"* 2 EXISTS\r\n" {
             backend.write_all(&[*byte]).await.unwrap();
@@ -219,7 +219,7 @@ async fn a_line_end_counts_however_its_bytes_come() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_said_inside_what_the_backend_says() {
+async fn bye_is_never_inserted_into_a_backend_reply() {
     for half in [&b"* 1 FETCH (BODY[] {100}"[..], b"* 1 FETCH (BODY[] {100}\r", b"text\n", b"\n"] {
         let (heard, took) = parting(half, LINES, async |_| {}).await;
         assert_eq!((heard.as_slice(), took.is_zero()), (half, true));
@@ -227,7 +227,7 @@ async fn nothing_is_said_inside_what_the_backend_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_session_is_ended_in_its_next_pause_or_after_a_while() {
+async fn busy_session_ends_at_its_next_pause_or_after_a_delay() {
     // It answers for 6.5 s, of which 1.5 s after the session was asked to end.
     let answering = async |backend: &mut DuplexStream| {
         for _ in 0..65 {

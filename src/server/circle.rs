@@ -69,7 +69,7 @@ mod tests {
     use crate::config;
 
     #[test]
-    fn a_resolver_that_does_not_answer_holds_up_nothing() {
+    fn silent_resolver_delays_nothing() {
         let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
 tls: {certificates: [{chain: c.pem, key: k.pem}]}
 directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn never_more_in_a_second_than_allowed_and_the_rest_at_the_deadline() {
+    async fn drain_rate_is_bounded_until_the_deadline() {
         let ends = ends(1_000, 5, 100).await;
         let before = |second: f64| ends.iter().filter(|end| **end < second - 0.01).count();
         for second in 1..=4_u32 {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_time_nothing_is_waited_for() {
+    async fn drain_without_time_waits_for_nothing() {
         assert!(ends(3, 0, 100).await.iter().all(|end| *end < 0.1));
     }
 }

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_pass_with_what_waits_in_them_and_with_their_names() {
+    fn sockets_are_handed_over_with_pending_data_and_names() {
         let (old, new) = UnixStream::pair().unwrap();
         let (Inherited { sockets, .. }, addresses) = listening(["127.0.0.1:0", "[::]:993", ""]);
         let mut client = std::net::TcpStream::connect(addresses[1]).unwrap();
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_known_by_its_name_before_its_address() {
+    fn socket_is_matched_by_name_before_address() {
         let (mut inherited, at) = listening(["imaps", "usher", "usher", "imap"]);
         let elsewhere = SocketAddr::from(([192, 0, 2, 1], 993));
         let mut take = |address, name| inherited.take(address, name).map(|socket| socket.local_addr().unwrap());
@@ -343,14 +343,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_ends_at_once_is_a_failed_upgrade() {
+    async fn process_that_ends_at_once_is_a_failed_upgrade() {
         let (old, mut successor) = successor("sh", "exit 1");
         let error = await_sign(old, &mut successor).await.unwrap_err();
         assert!(error.to_string().contains("has ended"), "{error}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_process_that_never_serves_is_ended() {
+    async fn process_that_never_serves_is_ended() {
         let (old, mut successor) = successor("sh", "exec sleep 1000");
         let process = successor.starter.id();
         let error = await_sign(old, &mut successor).await.unwrap_err();
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_was_left_alone_is_ended_too_unless_it_serves() {
+    async fn orphaned_process_is_ended_unless_it_serves() {
         // As the new process does it: its id, in the order of networks, and then the sign.
         let tell = "import os, time; os.write(0, os.getpid().to_bytes(4, 'big')); time.sleep(1000)";
         let (old, mut given_up) = successor("python3", tell);
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_arrives_from_a_process_that_is_gone() {
+    fn ended_process_sends_nothing() {
         let (old, new) = UnixStream::pair().unwrap();
         drop(old);
         assert!(receive_from(new.as_fd()).is_err());

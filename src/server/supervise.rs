@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_vital_task_that_does_not_stay_up_is_the_end_and_another_is_not() {
+    async fn failing_vital_task_ends_the_process_and_another_does_not() {
         let supervisor = Supervisor::new(&Arc::new(Metrics::new()));
         supervisor.keep(Task::Probes, || async { panic!("as wanted") });
         sleep(Duration::from_secs(3_600)).await;
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_guard_ends_one_task_and_the_supervisor_all_and_waits_for_them() {
+    async fn guard_ends_its_task_and_the_supervisor_ends_all_and_waits() {
         struct Held(Arc<AtomicUsize>);
         impl Drop for Held {
             fn drop(&mut self) {

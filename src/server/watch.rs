@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn files_that_never_come_are_given_up_and_take_one_thread() {
+    async fn unreadable_files_are_given_up_and_block_one_thread() {
         let mut reader = Reader::default();
         assert_eq!(reader.read(|| 1).await, Ok(1));
         let (release, stuck) = mpsc::channel::<()>();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answer_is_kept_while_the_loop_does_something_else() {
+    async fn reply_is_kept_while_the_loop_is_busy() {
         let mut reader = Reader::default();
         let (release, held) = mpsc::channel::<()>();
         let mut reading = reader.begin(move || held.recv().is_err());
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_answer_is_followed_by_the_next_at_once() {
+    async fn next_reply_follows_at_once() {
         let mut reader = Reader::default();
         for number in 0..2_000 {
             // The thread of the one before may still be on its way out.

@@ -194,7 +194,7 @@ impl Client {
 }
 
 #[tokio::test]
-async fn a_defect_behind_the_dialogue_is_told_and_the_connection_goes_on() {
+async fn defect_after_the_dialogue_is_reported_and_the_connection_continues() {
     let door = Door::open("").await;
     let mut client = door.client().await;
     client.says("panic\n").await;
@@ -204,7 +204,7 @@ async fn a_defect_behind_the_dialogue_is_told_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn a_defect_of_the_dialogue_ends_one_connection_and_no_other() {
+async fn defect_in_the_dialogue_ends_only_its_connection() {
     let door = Door::open("").await;
     let (mut victim, mut neighbour) = (door.client().await, door.client().await);
     victim.says("defect\n").await;
@@ -216,7 +216,7 @@ async fn a_defect_of_the_dialogue_ends_one_connection_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_client_that_only_waits_is_told_goodbye() {
+async fn idle_client_gets_a_bye() {
     let door = Door::open("login_timeout: 200ms").await;
     let mut client = door.client().await;
     client.hears("bye deadline\n").await;
@@ -226,7 +226,7 @@ async fn a_client_that_only_waits_is_told_goodbye() {
 }
 
 #[tokio::test]
-async fn dripping_does_not_buy_time() {
+async fn slow_bytes_do_not_extend_the_deadline() {
     let door = Door::open("login_timeout: 500ms").await;
     let mut client = door.client().await;
     let began = Instant::now();
@@ -242,7 +242,7 @@ async fn dripping_does_not_buy_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_directory_is_an_outage_within_ten_seconds() {
+async fn silent_directory_is_an_outage_within_ten_seconds() {
     let door = Door::open("").await;
     let mut client = door.client().await;
     let began = Instant::now();
@@ -254,7 +254,7 @@ async fn a_silent_directory_is_an_outage_within_ten_seconds() {
 }
 
 #[test]
-fn refusals_are_answered_on_the_beat() {
+fn refusals_are_sent_at_the_refusal_tick() {
     let ms = Duration::from_millis;
     for (taken, answered) in [(0, 2_000), (1, 2_000), (1_999, 2_000), (2_000, 4_000), (5_001, 6_000), (7_999, 8_000)] {
         assert_eq!(beat(ms(taken), ms(2_000)), ms(answered), "{taken}");
@@ -265,7 +265,7 @@ fn refusals_are_answered_on_the_beat() {
 }
 
 #[tokio::test]
-async fn guessing_ends_after_the_configured_number() {
+async fn guessing_connection_ends_after_the_configured_failures() {
     let door = Door::open("failed_logins: 2, refusal_delay: 50ms").await;
     let mut client = door.client().await;
     let began = Instant::now();
@@ -281,7 +281,7 @@ async fn guessing_ends_after_the_configured_number() {
 }
 
 #[tokio::test]
-async fn names_and_authzids_that_cannot_be_are_refused_before_the_directory() {
+async fn invalid_names_and_authzids_are_refused_before_the_directory() {
     let door = Door::open("refusal_delay: 0s").await;
     let mut client = door.client().await;
     for unusable in ["\u{1}\n", "\n"] {
@@ -291,7 +291,7 @@ async fn names_and_authzids_that_cannot_be_are_refused_before_the_directory() {
 }
 
 #[tokio::test]
-async fn a_drain_says_goodbye_to_those_who_are_not_logged_in() {
+async fn drain_sends_bye_to_unauthenticated_clients() {
     let door = Door::open("refusal_delay: 0s").await;
     let mut client = door.client().await;
     door.shared.stage.send_replace(Stage::Leaving);
@@ -304,7 +304,7 @@ async fn a_drain_says_goodbye_to_those_who_are_not_logged_in() {
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_have_no_place() {
+async fn connections_over_the_limit_are_refused() {
     let door = Door::open("").await;
     let places: Vec<_> = (0..10).map(|_| door.shared.permit(10)).collect();
     assert!(places.iter().all(Option::is_some));

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_that_others_can_write_are_refused_wherever_they_are_on_the_way() {
+    fn folders_writable_by_others_are_refused_anywhere_on_the_path() {
         let root = tempfile::tempdir().unwrap();
         let (upper, lower) = (root.path().join("upper"), root.path().join("upper/lower"));
         fs::create_dir_all(&lower).unwrap();
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_of_every_link_on_the_way_is_checked() {
+    fn folder_of_every_link_on_the_path_is_checked() {
         let root = tempfile::tempdir().unwrap();
         let (open, good) = (root.path().join("open"), root.path().join("good"));
         fs::create_dir(&open).unwrap();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn another_users_folder_is_refused_and_what_others_own_in_a_sticky_one() {
+    fn foreign_folder_and_foreign_file_in_a_sticky_folder_are_refused() {
         if !geteuid().is_root() {
             return;
         }

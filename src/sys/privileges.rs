@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_are_found_where_the_system_has_them_with_their_groups() {
+    fn users_are_resolved_with_their_groups() {
         // Every system has this one, wherever its users are.
         let daemon = User::find("daemon", None).unwrap();
         assert!(daemon.uid() != 0 && !daemon.groups.contains(&daemon.gid), "{daemon:?}");
@@ -119,20 +119,20 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_user_is_told_as_a_user_and_an_absent_group_as_a_group() {
+    fn missing_user_and_missing_group_are_distinct_errors() {
         let refused = |user, group| User::find(user, group).unwrap_err().to_string();
         assert!(refused("no-such-name", None).contains("no user \"no-such-name\""));
         assert!(refused("daemon", Some("no-such-name")).contains("no group \"no-such-name\""));
     }
 
     #[test]
-    fn nobody_becomes_root() {
+    fn switching_to_root_is_refused() {
         assert!(User::find("root", None).is_err());
         assert!(User::find("no such user", None).is_err());
     }
 
     #[test]
-    fn no_core_is_written_and_the_process_can_still_look_at_itself() {
+    fn core_dumps_are_disabled_and_proc_self_stays_readable() {
         forbid_cores().unwrap();
         assert_eq!(rustix::process::getrlimit(Resource::Core).current, Some(0));
         let behavior = rustix::process::dumpable_behavior().unwrap();

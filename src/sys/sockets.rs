@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_of_the_table_is_what_the_system_has() {
+    fn socket_option_table_matches_the_system() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         for row in [CLIENT, BACKEND, DIRECTORY] {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_timers_of_each_row_agree() {
+    fn timers_of_each_row_are_consistent() {
         for row in [CLIENT, BACKEND, DIRECTORY] {
             // The fourth probe is sent and may be answered.
             assert!(row.user_timeout > row.idle + 3 * row.interval, "{row:?} does not survive three lost probes");
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_to_a_mail_server_is_tuned_before_it_is_made() {
+    async fn backend_socket_options_are_set_before_connecting() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(address).unwrap();
             let to = listener.local_addr().unwrap();
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reset_shows_behind_what_was_not_read_and_an_end_is_none() {
+    async fn reset_is_detected_behind_unread_data_and_a_close_is_no_reset() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = listener.local_addr().unwrap();
         for resets in [true, false] {
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tells_what_it_holds() {
+    fn kernel_reports_unsent_bytes() {
         let (held, limit) = kernel_memory().unwrap();
         assert!(held < limit, "{held} of {limit}");
     }

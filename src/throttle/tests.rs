@@ -102,7 +102,7 @@ impl Door {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wrong_passwords_for_a_user_wait_twice_as_long_each_time() {
+async fn wrong_passwords_for_a_user_double_the_delay() {
     let door = Door::new();
     let mut delays = Vec::new();
     for n in 0..9 {
@@ -118,7 +118,7 @@ async fn wrong_passwords_for_a_user_wait_twice_as_long_each_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_spelling_meets_does_not_tell_whether_it_leads_to_an_entry() {
+async fn limits_of_a_spelling_do_not_reveal_whether_it_matches_an_entry() {
     let door = Door::new();
     door.heat("192.0.2.1").await;
     // Each attempt under another spelling waits as one under a name that nobody has.
@@ -137,7 +137,7 @@ async fn what_a_spelling_meets_does_not_tell_whether_it_leads_to_an_entry() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_number_of_spellings_is_more_guesses_than_one() {
+async fn spellings_give_no_additional_guesses() {
     let mut door = Door::new();
     door.settings.failed_logins_per_prefix.free = 1_000;
     door.heat("192.0.2.1").await;
@@ -157,7 +157,7 @@ async fn no_number_of_spellings_is_more_guesses_than_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn guesses_that_wait_for_their_turn_are_made() {
+async fn queued_guesses_are_evaluated() {
     let door = Door::new();
     for n in 0..60 {
         let (delay, bound) = door.tried("192.0.2.1", "alice", &n.to_string(), Some(ALICE));
@@ -178,7 +178,7 @@ async fn guesses_that_wait_for_their_turn_are_made() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn beyond_the_limit_nobody_is_bound_but_where_he_is_known() {
+async fn binds_beyond_the_limit_happen_only_for_networks_with_earlier_logins() {
     let mut door = Door::new();
     door.settings.failed_logins_per_user.limit = Some(4);
     door.right("203.0.113.5", "alice", ALICE);
@@ -211,7 +211,7 @@ async fn beyond_the_limit_nobody_is_bound_but_where_he_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_that_may_still_be_answered_counts() {
+async fn pending_attempt_counts() {
     let door = Door::new();
     for n in 0..3 {
         // The directory was asked, and the attempt ran out of time before it answered.
@@ -224,7 +224,7 @@ async fn a_question_that_may_still_be_answered_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn names_without_an_entry_are_slowed_like_those_with_one() {
+async fn names_without_an_entry_are_delayed_like_those_with_one() {
     let door = Door::new();
     for (n, delay) in [0, 0, 0, 300, 600].into_iter().enumerate() {
         assert_eq!(door.wrong("192.0.2.1", "nobody", &n.to_string(), None), ms(delay));
@@ -233,7 +233,7 @@ async fn names_without_an_entry_are_slowed_like_those_with_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_prefix_is_slowed_whatever_names_it_tries() {
+async fn prefix_is_delayed_for_every_name() {
     let mut door = Door::new();
     door.settings.failed_logins_per_prefix.free = 3;
     for (n, delay) in [0, 0, 0, 300, 600].into_iter().enumerate() {
@@ -247,7 +247,7 @@ async fn a_prefix_is_slowed_whatever_names_it_tries() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_at_once_guess_no_faster_than_one_after_the_other() {
+async fn concurrent_guesses_are_no_faster_than_sequential_ones() {
     let door = Door::new();
     let mut waiting = Vec::new();
     let mut refused = 0;
@@ -267,7 +267,7 @@ async fn many_at_once_guess_no_faster_than_one_after_the_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_wrong_password_again_does_not_grow_it() {
+async fn repeated_wrong_password_does_not_grow_the_delay() {
     let door = Door::new();
     for _ in 0..100 {
         assert_eq!(door.wrong("192.0.2.1", "alice", "old password", Some(ALICE)), Duration::ZERO);
@@ -282,7 +282,7 @@ async fn the_same_wrong_password_again_does_not_grow_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_password_that_waits_is_not_let_through_beside() {
+async fn delayed_password_is_not_accepted_by_a_concurrent_attempt() {
     let door = Door::new();
     door.heat("192.0.2.1").await;
     let first = door.guess("192.0.2.2", "alice", "guess").unwrap();
@@ -293,7 +293,7 @@ async fn a_password_that_waits_is_not_let_through_beside() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn guessing_from_elsewhere_never_slows_a_user_where_he_is_known() {
+async fn guessing_from_elsewhere_never_delays_a_network_with_earlier_logins() {
     let door = Door::new();
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
     door.heat("192.0.2.1").await;
@@ -306,7 +306,7 @@ async fn guessing_from_elsewhere_never_slows_a_user_where_he_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nor_do_others_at_that_prefix() {
+async fn other_clients_of_a_prefix_never_delay_its_users() {
     let mut door = Door::new();
     door.settings.failed_logins_per_prefix.free = 1;
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
@@ -320,7 +320,7 @@ async fn nor_do_others_at_that_prefix() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_he_is_known_his_own_mistakes_still_count() {
+async fn own_mistakes_count_in_networks_with_earlier_logins() {
     let door = Door::new();
     door.right("203.0.113.5", "alice", ALICE);
     door.heat("203.0.113.5").await;
@@ -329,7 +329,7 @@ async fn where_he_is_known_his_own_mistakes_still_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn success_begins_anew() {
+async fn success_resets_the_delay() {
     let mut door = Door::new();
     door.settings.failed_logins_per_prefix.free = 10;
     for n in 0..9 {
@@ -346,7 +346,7 @@ async fn success_begins_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_account_of_ones_own_buys_no_guesses_at_others() {
+async fn successful_login_of_one_account_gives_no_guesses_at_others() {
     let mut door = Door::new();
     door.settings.failed_logins_per_prefix.free = 5;
     let mut slowed = Duration::ZERO;
@@ -361,7 +361,7 @@ async fn an_account_of_ones_own_buys_no_guesses_at_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_wrong_password_is_refunded() {
+async fn attempt_without_a_wrong_password_is_refunded() {
     let door = Door::new();
     for n in 0..50 {
         // The directory could not tell, or the attempt ended before it was asked.
@@ -377,7 +377,7 @@ async fn what_is_no_wrong_password_is_refunded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wrong_passwords_are_forgotten_one_by_one() {
+async fn wrong_passwords_expire_one_by_one() {
     let door = Door::new();
     door.heat("192.0.2.1").await;
     advance(Duration::from_secs(60 * 14)).await;
@@ -389,7 +389,7 @@ async fn wrong_passwords_are_forgotten_one_by_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dry_run_counts_and_leaves_everybody_alone() {
+async fn dry_run_counts_and_delays_no_login() {
     let mut door = Door::new();
     door.settings.failed_logins_per_user.mode = Mode::DryRun;
     for n in 0..20 {
@@ -406,7 +406,7 @@ async fn a_dry_run_counts_and_leaves_everybody_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn exempt_networks_are_not_slowed_and_charge_nobody() {
+async fn exempt_networks_are_neither_delayed_nor_charged() {
     let door = Door::new();
     for n in 0..50 {
         assert_eq!(door.wrong("198.51.100.7", "alice", &n.to_string(), Some(ALICE)), Duration::ZERO);
@@ -437,7 +437,7 @@ async fn connections_of_a_prefix_are_limited() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_most_places_are_taken_the_rules_about_a_network_act_whatever_their_mode() {
+async fn network_rules_are_enforced_in_any_mode_when_most_slots_are_used() {
     let mut door = Door::new();
     door.settings.connections_per_prefix = Limit { mode: Mode::DryRun, limit: 2 };
     door.settings.handshakes_per_prefix = Limit { mode: Mode::DryRun, limit: 1 };
@@ -459,7 +459,7 @@ async fn when_most_places_are_taken_the_rules_about_a_network_act_whatever_their
 }
 
 #[tokio::test(start_paused = true)]
-async fn handshakes_are_limited_and_one_prefix_cannot_shut_the_others_out() {
+async fn handshakes_are_limited_per_prefix_without_blocking_others() {
     let mut door = Door::new();
     let mut held: Vec<_> = (0..3).map(|_| door.handshake("192.0.2.1").unwrap()).collect();
     assert_eq!(door.handshake("192.0.2.1").unwrap_err(), Limited(Rule::HandshakesPerPrefix));
@@ -475,7 +475,7 @@ async fn handshakes_are_limited_and_one_prefix_cannot_shut_the_others_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sessions_of_a_user_are_limited_in_all_and_from_a_prefix() {
+async fn sessions_of_a_user_are_limited_in_total_and_per_prefix() {
     let door = Door::new();
     let here = [door.session("192.0.2.1", ALICE).unwrap(), door.session("192.0.2.1", ALICE).unwrap()];
     assert_eq!(door.session("192.0.2.1", ALICE).unwrap_err(), Limited(Rule::SessionsPerUserAndPrefix));
@@ -489,7 +489,7 @@ async fn sessions_of_a_user_are_limited_in_all_and_from_a_prefix() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn logins_per_second_may_come_at_once_but_not_go_on_so() {
+async fn login_rate_allows_a_burst_and_limits_the_average() {
     let mut door = Door::new();
     door.settings.logins_per_second.limit = 10;
     let burst = (0..30).filter(|n| door.session("192.0.2.1", &format!("uid={n}")).is_ok()).count();
@@ -501,7 +501,7 @@ async fn logins_per_second_may_come_at_once_but_not_go_on_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_names_and_networks_is_bounded_and_push_out_nobody() {
+async fn flood_of_names_and_networks_is_bounded_and_evicts_no_other() {
     let door = Door::new();
     door.right("203.0.113.5", "alice", ALICE);
     door.heat("192.0.2.1").await;
@@ -527,7 +527,7 @@ async fn a_flood_of_names_and_networks_is_bounded_and_push_out_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_kept_of_users_who_mistyped_nothing() {
+async fn users_without_failures_use_no_memory() {
     let door = Door::new();
     let accounts = || {
         let memory = door.throttle.memory.load();
@@ -551,7 +551,7 @@ async fn nothing_is_kept_of_users_who_mistyped_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn homes_are_bounded_per_user() {
+async fn known_networks_are_bounded_per_user() {
     let door = Door::new();
     door.right("203.0.113.5", "bob", BOB);
     for n in 0..1_000 {
@@ -568,7 +568,7 @@ async fn homes_are_bounded_per_user() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reload_forgets_only_what_its_bounds_concern() {
+async fn reload_drops_only_counters_with_changed_bounds() {
     let mut door = Door::new();
     door.heat("192.0.2.1").await;
     door.settings.failed_logins_per_user.max_delay = ms(2_000);
@@ -580,7 +580,7 @@ async fn a_reload_forgets_only_what_its_bounds_concern() {
 }
 
 #[test]
-fn every_rule_has_its_series_under_its_own_name() {
+fn rules_have_series_under_their_names() {
     let rules = [
         Rule::FailedLoginsPerPrefix,
         Rule::FailedLoginsPerUser,

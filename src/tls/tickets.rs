@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_but_one_encrypts_and_all_decrypt() {
+    fn second_newest_key_encrypts_and_all_keys_decrypt() {
         let sealed_by = |secrets: &[u8]| {
             let ticket = ticketer(secrets, b"rules").seal(b"session", 0).unwrap();
             (0..9).find(|byte| ticketer(&[*byte], b"rules").open(&ticket, 0).is_some()).unwrap()
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_nothing_under_other_rules_later_or_changed() {
+    fn ticket_is_invalid_under_other_settings_expired_or_modified() {
         let ours = ticketer(&[1, 2], b"imap");
         let mut ticket = ours.seal(b"session", 1_000).unwrap();
         assert!(ticketer(&[1, 2], b"pop3").open(&ticket, 1_000).is_none());
@@ -228,7 +228,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_of_a_stranger_are_a_ticket(tail in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_are_no_ticket(tail in proptest::collection::vec(any::<u8>(), 0..200)) {
             let ours = ticketer(&[1, 2], b"imap");
             prop_assert!(ours.open(&tail, 0).is_none());
             let named = [&ours.keys[0].name[..], &tail].concat();

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_answer_without_a_place_has_the_length_that_it_tells() {
+    fn overload_reply_has_the_announced_length() {
         let (head, body) = NO_PLACE.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{}", body.len());
         serde_json::from_str::<super::super::Problem>(body).unwrap();

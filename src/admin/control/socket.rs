@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_stale_socket_is_replaced_and_no_other_file() {
+    async fn stale_socket_is_replaced_and_other_files_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         let settings = config::Control { path: folder.path().join("control.sock"), group: None };
         fs::write(&settings.path, "precious").unwrap();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn folders_where_others_can_make_names_are_refused() {
+    async fn folders_writable_by_others_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let settings = config::Control { path: folder.path().join("control.sock"), group: None };
         for mode in [0o770, 0o777, 0o1777] {
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_process_left_that_ended_in_between_is_cleared_and_a_long_path_fits() {
+    async fn leftovers_of_an_ended_process_are_removed_and_a_long_path_fits() {
         let folder = tempfile::tempdir().unwrap();
         let room = 107 - folder.path().as_os_str().len() - 1;
         let path = folder.path().join("s".repeat(room));
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_process_socket_is_not_removed() {
+    async fn socket_of_another_process_is_not_removed() {
         let folder = tempfile::tempdir().unwrap();
         let settings = config::Control { path: folder.path().join("control.sock"), group: None };
         let (first, old) = bind(&settings, false).unwrap();

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn half_an_hour_is_kept_and_no_more() {
+    async fn history_is_limited_to_half_an_hour() {
         let (metrics, mut history) = (Metrics::new(), History::default());
         for _ in 0..SAMPLES + 5 {
             history.push(Sample::take(&metrics, &[]));
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_is_told_before_there_is_something_to_judge_by() {
+    async fn history_reports_nothing_before_two_samples() {
         let (metrics, mut history) = (Metrics::new(), History::default());
         let now = Sample::take(&metrics, &[]);
         assert_eq!(history.lately(&now).attempts_per_minute(|_| true), None);

@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_gets_out_of_its_place() {
+    fn html_values_are_escaped() {
         assert_eq!(Escaped("a<b>&\"'ü\"").to_string(), "a&lt;b&gt;&amp;&quot;&#39;ü&quot;");
         assert_eq!(Escaped("<<").to_string(), "&lt;&lt;");
         assert_eq!(Escaped("").to_string(), "");

@@ -118,7 +118,7 @@ impl Server {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_device_with_an_old_password_never_locks_whatever_the_window() {
+async fn device_with_an_old_password_never_locks_for_any_window() {
     for window in [5 * MINUTE, 15 * MINUTE, HOUR] {
         for good_logins in [false, true] {
             let mut server = Server::new(window, 5 * MINUTE);
@@ -136,7 +136,7 @@ async fn a_device_with_an_old_password_never_locks_whatever_the_window() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lock_that_comes_and_goes_brings_no_old_password_back() {
+async fn temporary_lock_revives_no_old_password() {
     let mut server = Server::new(HOUR, 5 * MINUTE);
     server.asks("old");
     tokio::time::advance(MINUTE).await;
@@ -154,7 +154,7 @@ async fn a_lock_that_comes_and_goes_brings_no_old_password_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_password_whose_bind_met_the_lock_is_asked_about_once_more_and_no_lock_is_kept_up_by_it() {
+async fn password_refused_during_a_lock_is_verified_once_more_without_prolonging_the_lock() {
     let mut server = Server::new(HOUR, 5 * MINUTE);
     for _ in 0..4 {
         server.fails();
@@ -173,7 +173,7 @@ async fn a_password_whose_bind_met_the_lock_is_asked_about_once_more_and_no_lock
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_of_the_password_is_a_reason_and_so_are_twelve_hours() {
+async fn password_change_or_twelve_hours_allow_another_bind() {
     let mut server = Server::new(HOUR, 5 * MINUTE);
     server.asks("next");
     tokio::time::advance(MINUTE).await;
@@ -195,7 +195,7 @@ async fn a_change_of_the_password_is_a_reason_and_so_are_twelve_hours() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_nothing_is_counted_it_is_asked_about_ever_more_seldom() {
+async fn refused_password_is_verified_at_growing_intervals_without_failure_counters() {
     let mut server = Server::new(HOUR, 5 * MINUTE);
     let digest = server.digest("old");
     let mut bound = Vec::new();

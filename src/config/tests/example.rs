@@ -6,7 +6,7 @@ use crate::metrics::{DELAY_RULES, LIMIT_RULES};
 const EXAMPLE: &str = include_str!("../../../config.example.yaml");
 
 #[test]
-fn the_example_loads_without_a_word() {
+fn example_loads_without_warnings() {
     let config = parse_text(EXAMPLE).unwrap();
     assert_eq!(config.warnings, []);
     assert_eq!(config.routing.backends.len(), 2);
@@ -20,7 +20,7 @@ fn values(key: &str) -> Vec<&'static str> {
 }
 
 #[test]
-fn the_example_has_every_key() {
+fn example_has_every_key() {
     // A key that does not exist in each section of SOUND makes usher list the ones that do.
     let mut text = SOUND.to_owned();
     for (from, to) in [
@@ -66,7 +66,7 @@ fn the_example_has_every_key() {
 }
 
 #[test]
-fn what_is_commented_out_is_the_default() {
+fn commented_values_are_the_defaults() {
     let same = |key: &str, from: &str| {
         let text = EXAMPLE.replacen(&format!("# {key}: "), &format!("{key}: "), 1);
         assert_ne!(text, EXAMPLE, "{key} is not commented out");
@@ -112,7 +112,7 @@ fn what_is_commented_out_is_the_default() {
 }
 
 #[test]
-fn every_commented_key_is_sound() {
+fn commented_keys_are_valid() {
     // Each alone, as an operator would remove its `#`.
     for (key, more) in [
         ("hostname:", None),
@@ -151,7 +151,7 @@ fn every_commented_key_is_sound() {
 }
 
 #[test]
-fn the_pieces_in_the_documentation_are_accepted() {
+fn documentation_snippets_are_accepted() {
     let rest = "listeners: [{protocol: imap, address: \"[::]:993\", tls: implicit}]
 tls: {certificates: [{chain: c.pem, key: k.pem}]}
 routing: {backends: [{name: server3, imap: {address: \"server3.example.com:993\", tls: implicit}}]}

@@ -12,7 +12,7 @@ fn second_listener(listener: &str, key: &str, phrase: &str) {
 }
 
 #[test]
-fn listeners() {
+fn listener_mistakes_are_reported() {
     second_listener("{address: \"[::]:143\", tls: starttls}", ".protocol", "missing: write `imap`");
     second_listener("{protocol: nntp, address: \"[::]:143\", tls: starttls}", ".protocol", "write one of `imap`");
     second_listener("{protocol: imap, tls: starttls}", ".address", "missing: write an IP address");
@@ -30,7 +30,7 @@ fn listeners() {
 }
 
 #[test]
-fn proxies_and_those_who_call_for_others() {
+fn proxy_and_webmail_mistakes_are_reported() {
     let listener = |more: &str| format!("{{protocol: imap, address: \"[::]:143\", tls: starttls, {more}}}");
     second_listener(&listener("proxy_header: required"), ".trusted", "missing: name the networks of your proxies");
     second_listener(
@@ -61,7 +61,7 @@ fn proxies_and_those_who_call_for_others() {
 }
 
 #[test]
-fn listeners_that_collide() {
+fn colliding_listeners_are_reported() {
     for address in ["[::]:993", "0.0.0.0:993", "192.0.2.1:993"] {
         let listener = format!("{{protocol: imap, address: \"{address}\", tls: implicit}}");
         second_listener(&listener, ".address", "taken already by listeners[0].address");
@@ -78,7 +78,7 @@ fn listeners_that_collide() {
 }
 
 #[test]
-fn no_listener_at_all() {
+fn missing_listeners_are_reported() {
     let text = replaced("listeners:\n", "x:\n");
     let problems = parse_text(&text).unwrap_err();
     assert_eq!((problems[0].key.as_str(), problems[0].line), ("x", Some(2)));
@@ -90,7 +90,7 @@ fn no_listener_at_all() {
 }
 
 #[test]
-fn tls() {
+fn tls_mistakes_are_reported() {
     mistake("  min_version: \"1.3\"", "  min_version: 1.1 # HERE", "tls.min_version", "`1.2`, `1.3`");
     mistake("[X25519, P-384]", "[] # HERE", "tls.groups", "the list is empty");
     mistake("[X25519, P-384]", "[X25519, P-521] # HERE", "tls.groups[1]", "`X25519MLKEM768`");
@@ -126,7 +126,7 @@ fn tls() {
 }
 
 #[test]
-fn certificates() {
+fn certificate_mistakes_are_reported() {
     let pair = "certificates:\n    - chain: tls/fullchain.pem\n      key: /etc/tls/privkey.pem";
     mistake(pair, "certificates: [] # HERE", "tls.certificates", "the list is empty");
     mistake(pair, "certificates: # HERE", "tls.certificates", "the value is missing");
@@ -144,7 +144,7 @@ fn certificates() {
 const SERVERS: &str = "[\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"]";
 
 #[test]
-fn directory_servers() {
+fn directory_server_mistakes_are_reported() {
     let key = "directory.servers";
     mistake(SERVERS, "[] # HERE", key, "the list is empty");
     mistake(&format!("directory:\n  servers: {SERVERS}"), "directory: # HERE", key, "missing: name at least one");
@@ -178,7 +178,7 @@ fn directory_servers() {
 }
 
 #[test]
-fn finding_the_user() {
+fn user_lookup_mistakes_are_reported() {
     let (base, filter) = ("  base: ou=people,dc=example,dc=com", "  filter: (|(uid={local})(mail={login}))");
     let both = format!("{base}\n{filter}");
     let dn = "uid={login},dc=x";
@@ -206,7 +206,7 @@ fn finding_the_user() {
 }
 
 #[test]
-fn service_account() {
+fn service_account_mistakes_are_reported() {
     let (dn, file) = ("  bind_dn: cn=usher,dc=example,dc=com\n", "  bind_password_file: ldap.password\n");
     only_problem(&replaced(dn, ""), Some(14), "directory.bind_dn", "missing: name the account");
     only_problem(&replaced(file, ""), Some(14), "directory.bind_password_file", "missing: name the file");
@@ -215,13 +215,13 @@ fn service_account() {
 }
 
 #[test]
-fn attributes() {
+fn attribute_mistakes_are_reported() {
     mistake("mailServer", "mail host # HERE", "directory.mail_host_attribute", "letters, digits and hyphens");
     mistake("login_attribute: uid", "login_attribute: 0.9.2342 # HERE", "directory.login_attribute", "attribute name");
 }
 
 #[test]
-fn durations_and_ranges() {
+fn durations_out_of_range_are_reported() {
     mistake(
         "attempt_timeout: 700ms",
         "attempt_timeout: 4s # HERE",
@@ -292,7 +292,7 @@ fn durations_and_ranges() {
 }
 
 #[test]
-fn backend_names_and_hosts() {
+fn backend_name_and_host_mistakes_are_reported() {
     let name = "    - name: server4\n";
     mistake(
         name,
@@ -334,7 +334,7 @@ fn backend_names_and_hosts() {
 }
 
 #[test]
-fn routing_default() {
+fn routing_default_mistakes_are_reported() {
     let text = replaced("default: server3", "default: server3 # HERE")
         .replace("  canary: {login: canary@example.com, mail_host: server3}\n", "");
     let warnings = parse_text(&text).unwrap().warnings;
@@ -349,7 +349,7 @@ fn routing_default() {
 }
 
 #[test]
-fn backend_endpoints() {
+fn backend_endpoint_mistakes_are_reported() {
     let key = "routing.backends[0].imap";
     let imap = "      imap: {address: \"192.0.2.3:993\", tls: implicit, server_name: server3.example.com}";
     let endpoint = |endpoint: &str, part: &str, phrase: &str| {
@@ -372,7 +372,7 @@ fn backend_endpoints() {
 }
 
 #[test]
-fn several_addresses() {
+fn backend_address_mistakes_are_reported() {
     let key = "routing.backends[0].imap.address";
     let address = "\"192.0.2.3:993\",";
     mistake(address, "[], # HERE\n       ", key, "the list is empty");
@@ -390,7 +390,7 @@ fn several_addresses() {
 }
 
 #[test]
-fn probes() {
+fn probe_mistakes_are_reported() {
     let key = |key: &str| format!("routing.backends[0].{key}");
     mistake("probe: tcp", "probe: ping # HERE", &key("probe"), "`off`, `tcp`, `greeting`, `login`");
     mistake("probe: tcp", "probe: false # HERE", &key("probe"), "expected a text");
@@ -416,7 +416,7 @@ fn probes() {
 }
 
 #[test]
-fn sources() {
+fn source_address_mistakes_are_reported() {
     let key = "routing.backends[0].source";
     let from = "logins_in_flight: 20";
     let to = |list: &str| format!("{from}\n      source: [{list}] # HERE");
@@ -431,7 +431,7 @@ fn sources() {
 }
 
 #[test]
-fn a_backend_that_is_usher_itself() {
+fn backend_loop_is_reported() {
     for address in ["localhost:993", "127.0.0.1:993", "[::1]:143", "[::]:143"] {
         let imap = format!("\"{address}\", # HERE\n       ");
         mistake("\"192.0.2.3:993\",", &imap, "routing.backends[0].imap.address", "usher's own listeners");
@@ -439,7 +439,7 @@ fn a_backend_that_is_usher_itself() {
 }
 
 #[test]
-fn pins() {
+fn pin_mistakes_are_reported() {
     let pin = "[47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=]";
     mistake(pin, "47DEQpj8HBSa # HERE", "routing.backends[1].pin_sha256", "base64 form of a SHA-256");
     mistake(pin, "[] # HERE", "routing.backends[1].pin_sha256", "the list is empty");
@@ -448,7 +448,7 @@ fn pins() {
 }
 
 #[test]
-fn a_service_account_needs_names_from_the_directory() {
+fn service_account_requires_names_from_the_directory() {
     let text = replaced("  login_attribute: uid\n", "").replace("server4.password}", "server4.password} # HERE");
     let key = "routing.backends[1].service";
     only_problem(&text, marked(&text), key, "needs `directory.login_attribute`");
@@ -460,7 +460,7 @@ fn a_service_account_needs_names_from_the_directory() {
 }
 
 #[test]
-fn the_answer_within_ten_seconds() {
+fn timeouts_beyond_ten_seconds_are_reported() {
     mistake("timeout: 6s", "timeout: 7001ms # HERE", "routing.backends[0].timeout", "more than 10s");
     sound("timeout: 6s", "timeout: 7s");
     // The default counts as well: 6.5 s and 4 s.
@@ -469,7 +469,7 @@ fn the_answer_within_ten_seconds() {
 }
 
 #[test]
-fn the_rest() {
+fn other_mistakes_are_reported() {
     mistake(
         "admin: {address: \"[::1]:9931\"}",
         "admin: {address: \"9930\"} # HERE",
@@ -522,7 +522,7 @@ fn the_rest() {
 }
 
 #[test]
-fn unknown_keys_with_a_guess() {
+fn unknown_keys_are_reported_with_a_suggestion() {
     mistake(
         "  idle_timeout",
         "  idle_timout: 1h # HERE\n  idle_timeout",
@@ -585,7 +585,7 @@ fn no_value_is_ever_repeated() {
 }
 
 #[test]
-fn all_mistakes_at_once_in_the_order_of_the_file() {
+fn all_mistakes_are_reported_in_file_order() {
     let text = SOUND
         .replace("tls: starttls}", "tls: maybe}")
         .replace("  timeout: 3s", "  timeout: 3")
@@ -607,7 +607,7 @@ fn all_mistakes_at_once_in_the_order_of_the_file() {
 }
 
 #[test]
-fn yaml_that_is_none() {
+fn invalid_yaml_is_reported() {
     let at = |text: &str, line, phrase| only_problem(text, line, "", phrase);
     at("a: 1\nb: [1, 2\nc: 3\n", Some(3), "not YAML: ");
     at("a: 1\n\tb: 2\n", Some(2), "not YAML: ");
@@ -621,7 +621,7 @@ fn yaml_that_is_none() {
 }
 
 #[test]
-fn an_alias_bomb_is_bounded() {
+fn alias_bomb_is_bounded() {
     let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
     for level in 1..12 {
         let items = vec![format!("*a{}", level - 1); 9].join(", ");
@@ -632,7 +632,7 @@ fn an_alias_bomb_is_bounded() {
 }
 
 #[test]
-fn every_key_given_twice() {
+fn duplicate_keys_are_reported() {
     let text = replaced("  starttls: true", "  starttls: true\n  starttls: false").replace("log:", "cache: {}\nlog:");
     let problems: Vec<_> = parse_text(&text).unwrap_err().iter().map(ToString::to_string).collect();
     assert_eq!(
@@ -650,7 +650,7 @@ fn merge_keys_are_not_merged() {
 }
 
 #[test]
-fn files_that_cannot_be_read() {
+fn unreadable_files_are_reported() {
     let directory = tempfile::tempdir().unwrap();
     let told = |name: &str| {
         let problems = load(&directory.path().join(name)).unwrap_err();
@@ -669,7 +669,7 @@ fn files_that_cannot_be_read() {
 }
 
 #[test]
-fn a_file_from_the_disk() {
+fn config_file_is_read_from_disk() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.yaml");
     // With the byte order mark and line ends that Windows editors write.
@@ -681,7 +681,7 @@ fn a_file_from_the_disk() {
 }
 
 #[test]
-fn throttle() {
+fn throttle_mistakes_are_reported() {
     let exempt = |text: &str, key: &str| {
         mistake(
             "exempt: [192.0.2.0/24, \"2001:db8::7\"]",
@@ -729,7 +729,7 @@ fn throttle() {
 }
 
 #[test]
-fn a_canary_that_could_never_be_shown() {
+fn impossible_canary_is_reported() {
     let canary = "canary: {login: canary@example.com, mail_host: server3}";
     let key = "directory.canary";
     mistake(canary, "canary: {login: canary} # HERE", "directory.canary.mail_host", "missing: the value");
@@ -748,7 +748,7 @@ fn a_canary_that_could_never_be_shown() {
 }
 
 #[test]
-fn the_name_of_usher_is_a_host_name() {
+fn server_name_must_be_a_host_name() {
     for name in ["192.0.2.1", "\"2001:db8::1\"", "mail example.com", "\"\""] {
         mistake(
             "hostname: mail.example.com",
@@ -760,7 +760,7 @@ fn the_name_of_usher_is_a_host_name() {
 }
 
 #[test]
-fn what_is_promised_is_made_of_capabilities() {
+fn advertised_list_must_consist_of_capabilities() {
     let key = "capabilities.imap[0]";
     for (capability, phrase) in [
         ("STARTTLS", "usher does not promise this for imap"),

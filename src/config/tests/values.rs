@@ -9,7 +9,7 @@ use crate::proto::BackTls;
 use crate::proto::proxy_header::Version;
 
 #[test]
-fn every_key_arrives() {
+fn every_key_is_read() {
     let config = parse_text(SOUND).unwrap();
     assert_eq!(config.warnings, []);
     assert_eq!(config.file, Path::new("/etc/usher/config.yaml"));
@@ -199,7 +199,7 @@ limits:
 "#;
 
 #[test]
-fn defaults() {
+fn defaults_are_as_documented() {
     let config = parse_text(SHORT).unwrap();
     assert_eq!(config.warnings, []);
     let seconds = Duration::from_secs;
@@ -283,7 +283,7 @@ fn defaults() {
 }
 
 #[test]
-fn a_service_account_helps_explain_in_user_dn_mode() {
+fn service_account_helps_explain_in_user_dn_mode() {
     let config = sound(
         "base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))",
         "user_dn: uid={login},o=x",
@@ -292,13 +292,13 @@ fn a_service_account_helps_explain_in_user_dn_mode() {
 }
 
 #[test]
-fn a_short_timeout_shortens_the_attempt() {
+fn short_timeout_shortens_the_attempt() {
     let config = sound("timeout: 3s\n  attempt_timeout: 700ms", "timeout: 1s");
     assert_eq!(config.directory.attempt_timeout, Duration::from_secs(1));
 }
 
 #[test]
-fn aliases_words_and_single_texts() {
+fn aliases_keywords_and_single_values_are_accepted() {
     let config = sound("min_version: \"1.3\"", "min_version: 1.2");
     assert_eq!(config.tls.min_version, TlsVersion::V1_2);
     let config = sound("hosts: [server3, Server3.Example.COM.]", "hosts: &host mail3").routing;
@@ -309,7 +309,7 @@ fn aliases_words_and_single_texts() {
 }
 
 #[test]
-fn several_addresses_in_their_order() {
+fn addresses_keep_their_order() {
     let config = sound("\"192.0.2.3:993\"", "[\"192.0.2.3:993\", \"[2001:db8::3]:993\", \"mail3.example.com:994\"]");
     let endpoint = &config.routing.backends[0].endpoints[0];
     let addresses: Vec<_> = endpoint.addresses.iter().map(ToString::to_string).collect();
@@ -321,7 +321,7 @@ fn several_addresses_in_their_order() {
 }
 
 #[test]
-fn clear_text_on_this_machine_needs_no_permission() {
+fn cleartext_on_loopback_needs_no_permission() {
     sound(
         "\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"]\n  starttls: true",
         "\"ldap://[::1]\", \"ldap://localhost:3890\"]",
@@ -331,7 +331,7 @@ fn clear_text_on_this_machine_needs_no_permission() {
 }
 
 #[test]
-fn what_is_suspicious_is_told() {
+fn suspicious_values_are_warnings() {
     let clear = "\"ldap://ldap1.example.com\", \"ldap://[2001:db8::1]:3389\"]\n  starttls: true\n  plaintext: false";
     suspicion(clear, "ldap://ldap1]\n  plaintext: true # HERE", "directory.plaintext", "in clear");
     suspicion("plaintext: false", "plaintext: true # HERE", "directory.plaintext", "without effect");
@@ -354,7 +354,7 @@ fn what_is_suspicious_is_told() {
 }
 
 #[test]
-fn other_rooms_find_the_line_of_a_key() {
+fn line_of_a_key_is_available_to_other_modules() {
     let config = parse_text(SOUND).unwrap();
     let problem = config.problem("tls.certificates[0].key", "does not belong to the certificate");
     let expected = "/etc/usher/config.yaml:8: tls.certificates[0].key: does not belong to the certificate";
@@ -365,7 +365,7 @@ fn other_rooms_find_the_line_of_a_key() {
 }
 
 #[test]
-fn printed_configs_stay_readable() {
+fn debug_output_stays_readable() {
     let shown = format!("{:?}", parse_text(SOUND).unwrap());
     assert!(shown.contains("Lines(") && !shown.contains("\"tls.certificates"), "{shown}");
 }
@@ -376,7 +376,7 @@ fn own_names() -> BTreeMap<&'static str, Vec<String>> {
 }
 
 #[test]
-fn who_may_use_what() {
+fn protocol_permissions_are_read() {
     let allow = "balance: round_robin\n  allow_attribute: mailAccess\n  allow_values: {imap: [IMAP, all]}\n  allow_filter: (memberOf=cn=mail,dc=example)";
     let allow = sound("balance: round_robin", allow).directory.allow;
     let mut values = own_names();
@@ -386,7 +386,7 @@ fn who_may_use_what() {
 }
 
 #[test]
-fn a_principal_name_keeps_the_base() {
+fn principal_name_mode_keeps_the_base() {
     let found = "base: ou=people,dc=example,dc=com\n  filter: (|(uid={local})(mail={login}))";
     let principal = "base: dc=ad,dc=example,dc=com\n  user_dn: \"{login}@ad.example.com\"";
     let Find::Principal { template, base, service } = sound(found, principal).directory.find else { panic!() };
@@ -395,7 +395,7 @@ fn a_principal_name_keeps_the_base() {
 }
 
 #[test]
-fn results_of_a_bind_get_their_meaning() {
+fn bind_results_are_mapped_to_states() {
     let states = "balance: round_robin\n  reveal_account_state: true\n  result_19: account_locked\n  result_50: cannot_tell\n  result_53: account_disabled";
     let directory = sound("balance: round_robin", states).directory;
     assert!(directory.reveal_account_state);
@@ -403,7 +403,7 @@ fn results_of_a_bind_get_their_meaning() {
 }
 
 #[test]
-fn a_network_holds_its_addresses_and_no_other() {
+fn network_contains_exactly_its_addresses() {
     let network = |address: &str, bits| Network::of(address.parse().unwrap(), bits);
     for (network, inside, outside) in [
         (network("192.0.2.0", 24), "192.0.2.255", "192.0.3.0"),
@@ -418,7 +418,7 @@ fn a_network_holds_its_addresses_and_no_other() {
 }
 
 #[test]
-fn who_a_client_is_said_to_be() {
+fn trusted_client_address_settings_are_read() {
     let header = "tls: starttls, proxy_header: required, trusted: [192.0.2.20, \"2001:db8::/64\"]}";
     let config = sound("tls: starttls}\ntls:", &format!("{header}\ntls:"));
     let network = |address: &str, bits| Network { address: address.parse().unwrap(), bits };

@@ -33,7 +33,7 @@ fn violation(bytes: &[u8]) -> Option<Violation> {
 }
 
 #[test]
-fn messages_come_out_whole_and_in_order() {
+fn messages_are_returned_complete_and_in_order() {
     let mut frames = Frames::new(BEFORE_TLS);
     let (one, two) = (done(1, b"\x00", b"all"), done(2, b"\x10\x00", b""));
     frames.push(&[&one[..], &two[..two.len() - 1]].concat());
@@ -68,7 +68,7 @@ fn controls_are_found_by_their_name() {
 }
 
 #[test]
-fn depth_and_parts_are_bounded() {
+fn nesting_and_elements_are_bounded() {
     // A message of 20 levels is read, one of 21 is not. As a message is two levels without this:
     let at = |levels: usize| violation(&message(1, &wrapped(SEARCH_ENTRY, &[b"\x04\x00", &nested(levels)])));
     assert_eq!((at(18), at(19)), (None, Some(Violation::TooDeep)));
@@ -85,7 +85,7 @@ fn depth_and_parts_are_bounded() {
 }
 
 #[test]
-fn lengths_that_contradict_each_other_are_none() {
+fn contradictory_lengths_are_malformed() {
     for bytes in [
         &b"\x30\x80\x02\x01\x01\x00\x00"[..],                // indefinite
         b"\x30\x85\x00\x00\x00\x00\x05\x02\x01\x01\x64\x00", // more than four digits
@@ -111,7 +111,7 @@ fn lengths_that_contradict_each_other_are_none() {
 }
 
 #[test]
-fn a_result_needs_a_code_of_one_to_four_bytes() {
+fn result_code_has_one_to_four_bytes() {
     for code in [&b""[..], b"\x01\x00\x00\x00\x00", b"\x00\x00\x00\x00\x00", &[0; 260]] {
         assert_eq!(violation(&done(1, code, b"")), Some(Violation::Outcome), "{code:?}");
     }
@@ -130,7 +130,7 @@ fn a_result_needs_a_code_of_one_to_four_bytes() {
 }
 
 #[test]
-fn a_notice_of_disconnection_is_the_last_word() {
+fn notice_of_disconnection_ends_the_stream() {
     let notice = message(0, &wrapped(EXTENDED_RESPONSE, &[b"\x0a\x01\x34\x04\x00\x04\x00"]));
     let mut frames = Frames::new(BEFORE_TLS);
     frames.push(&[done(1, b"\x00", b""), notice, done(2, b"\x00", b"")].concat());
@@ -140,7 +140,7 @@ fn a_notice_of_disconnection_is_the_last_word() {
 }
 
 #[test]
-fn memory_follows_what_has_come_and_not_what_is_said() {
+fn memory_grows_with_received_bytes_and_not_with_announced_lengths() {
     // Refused at the header, and nothing behind it is kept.
     let mut frames = Frames::new(1 << 20);
     frames.push(b"\x30\x84\x7f\xff\xff\xff");
@@ -161,7 +161,7 @@ fn memory_follows_what_has_come_and_not_what_is_said() {
 }
 
 #[test]
-fn one_byte_at_a_time_is_no_work_for_all_of_them() {
+fn byte_by_byte_input_is_parsed_in_linear_time() {
     // A mebibyte in pieces of one byte: what had come is not looked at again for each.
     let bytes = message(1, &wrapped(SEARCH_ENTRY, &[b"\x04\x00", &wrapped(OCTET_STRING, &[&vec![b'x'; 1 << 19]])]));
     let mut frames = Frames::new(1 << 20);
@@ -188,12 +188,12 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn pieces_make_no_difference(bytes in stream(), most in 16_usize..2_000, cuts in any::<[u8; 8]>()) {
+    fn fragmentation_does_not_change_the_result(bytes in stream(), most in 16_usize..2_000, cuts in any::<[u8; 8]>()) {
         trial(&[&(most as u16).to_be_bytes()[..], &cuts, &bytes].concat());
     }
 
     #[test]
-    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         trial(&bytes);
     }
 }

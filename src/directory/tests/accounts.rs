@@ -37,7 +37,7 @@ const NETSCAPE_EXPIRED: &str = "2.16.840.1.113730.3.4.4";
 const NETSCAPE_EXPIRING: &str = "2.16.840.1.113730.3.4.5";
 
 #[tokio::test]
-async fn policy_controls_decide_about_an_account() {
+async fn policy_controls_determine_the_account_state() {
     let wrong = DirectoryError::InvalidCredentials { dn: "uid=alice,dc=x".into(), seen: Some(Box::default()) };
     let refused: [(u8, Controls, DirectoryError); 7] = [
         (49, &[(PASSWORD_POLICY, b"\x30\x00")], wrong),
@@ -65,7 +65,7 @@ async fn policy_controls_decide_about_an_account() {
 }
 
 #[tokio::test]
-async fn the_sub_codes_of_active_directory_are_read() {
+async fn active_directory_sub_codes_are_read() {
     let text = |code: &str| {
         format!("80090308: LdapErr: DSID-0C090439, comment: AcceptSecurityContext error, data {code}, v4563\0")
     };
@@ -86,12 +86,12 @@ async fn the_sub_codes_of_active_directory_are_read() {
 }
 
 #[tokio::test]
-async fn a_result_means_what_the_config_says() {
+async fn result_codes_are_mapped_as_configured() {
     assert_eq!(answered(19, "", &[]).await.0, Err(account(AccountState::Locked, false)));
 }
 
 #[tokio::test]
-async fn controls_that_cannot_be_read_lose_no_answer() {
+async fn unreadable_controls_lose_no_reply() {
     let spoilt: Controls =
         &[(PASSWORD_POLICY, b"\x30\x84\xff\xff\xff\xff\x81\x01\x01"), (NETSCAPE_EXPIRING, b"soon"), ("1.2.3", b"\xff")];
     assert_eq!(answered(0, "", spoilt).await.0, Ok(vec!["server3".to_owned()]));
@@ -118,7 +118,7 @@ fn active_directory(seen: &Seen, found: &[&str]) -> Vec<Reply> {
 }
 
 #[tokio::test]
-async fn a_principal_name_is_bound_and_its_one_entry_read() {
+async fn principal_name_is_bound_and_its_single_entry_read() {
     let server = Scripted::start(|seen| active_directory(seen, &["CN=Alice,DC=ad"])).await;
     let under = Under::new(&[&server], principal());
     let identity = under.alice().await.unwrap();
@@ -139,7 +139,7 @@ async fn a_principal_name_is_bound_and_its_one_entry_read() {
 }
 
 #[tokio::test]
-async fn a_principal_name_of_no_entry_or_several_is_nobody_and_no_wrong_password() {
+async fn principal_name_without_exactly_one_entry_is_an_unknown_user_and_no_wrong_password() {
     let none = Scripted::start(|seen| active_directory(seen, &[])).await;
     assert!(matches!(trouble(Under::new(&[&none], principal()).alice().await), Trouble::Result { code: 0, .. }));
     let two = Scripted::start(|seen| active_directory(seen, &["CN=Alice,DC=ad", "CN=Alice,DC=other"])).await;
@@ -147,7 +147,7 @@ async fn a_principal_name_of_no_entry_or_several_is_nobody_and_no_wrong_password
 }
 
 #[tokio::test]
-async fn a_password_that_was_refused_before_is_looked_up_and_not_bound() {
+async fn previously_refused_password_is_searched_and_not_bound() {
     let server = Scripted::start(|seen| match seen.base() {
         Some(_) => vec![entry("uid=alice,dc=x", &[("PwdChangedTime", &[b"20260101000000Z"])]), done(Code::Success)],
         None => alice(seen),
@@ -167,7 +167,7 @@ async fn a_password_that_was_refused_before_is_looked_up_and_not_bound() {
 }
 
 #[tokio::test]
-async fn a_plain_no_of_a_locked_account_is_not_to_be_remembered() {
+async fn refusal_of_a_possibly_locked_account_is_not_cacheable() {
     let server = Scripted::start(|seen| match seen.base() {
         Some(_) => vec![entry("uid=alice,dc=x", &[("lockoutTime", &[b"133500000000000000"])]), done(Code::Success)],
         None => alice(seen),
@@ -178,7 +178,7 @@ async fn a_plain_no_of_a_locked_account_is_not_to_be_remembered() {
 }
 
 #[tokio::test]
-async fn a_plain_no_of_a_server_that_names_its_locks_is_to_be_remembered() {
+async fn refusal_by_a_server_that_reports_locks_is_cacheable() {
     // The lock still shows when it is over: only the server knows that it has looked at the password.
     let start = || {
         Scripted::start(|seen| match (seen.base(), seen.bind()) {

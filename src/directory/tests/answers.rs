@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_search_and_a_bind_make_an_identity() {
+async fn search_and_bind_give_an_identity() {
     let server = Scripted::start(alice).await;
     let under = Under::new(&[&server], searching(None));
     let (identity, trace) = under.login("alice", "right").await;
@@ -32,7 +32,7 @@ async fn a_search_and_a_bind_make_an_identity() {
 }
 
 #[tokio::test]
-async fn a_bind_and_a_read_make_an_identity() {
+async fn bind_and_read_give_an_identity() {
     let server = Scripted::start(alice).await;
     let under = Under::new(&[&server], templated(None));
     let (identity, trace) = under.login("alice@example.com", "right").await;
@@ -48,7 +48,7 @@ async fn a_bind_and_a_read_make_an_identity() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_wrong_and_leaves_the_connection_in_use() {
+async fn wrong_password_is_refused_and_keeps_the_connection() {
     let server = Scripted::start(alice).await;
     for find in [searching(None), templated(None)] {
         let under = Under::new(&[&server], find);
@@ -65,7 +65,7 @@ async fn a_wrong_password_is_wrong_and_leaves_the_connection_in_use() {
 }
 
 #[tokio::test]
-async fn one_bind_on_one_server_answers_for_all() {
+async fn bind_on_one_server_decides() {
     let (one, two) = (Scripted::start(alice).await, Scripted::start(alice).await);
     let under = Under::new(&[&one, &two], searching(None));
     under.login("alice", "wrong").await.0.unwrap_err();
@@ -74,7 +74,7 @@ async fn one_bind_on_one_server_answers_for_all() {
 }
 
 #[tokio::test]
-async fn the_number_of_entries_decides() {
+async fn entry_count_decides() {
     let one = || entry("uid=alice,dc=x", &[("mailHost", &[b"server3"])]);
     let cases: Vec<(Vec<Reply>, Option<DirectoryError>)> = vec![
         (vec![done(Code::Success)], Some(DirectoryError::NoEntry)),
@@ -96,7 +96,7 @@ async fn the_number_of_entries_decides() {
 }
 
 #[tokio::test]
-async fn a_result_that_is_neither_yes_nor_no_is_not_a_no() {
+async fn indeterminate_result_is_no_refusal() {
     let codes = [
         (Code::Referral, 10),
         (Code::NoSuchObject, 32),
@@ -128,7 +128,7 @@ async fn a_result_that_is_neither_yes_nor_no_is_not_a_no() {
 }
 
 #[tokio::test]
-async fn an_entry_that_the_user_may_not_read_is_no_refusal() {
+async fn entry_unreadable_to_the_user_is_no_refusal() {
     let server = Scripted::start(first(vec![vec![done(Code::Success)]], is_search)).await;
     let under = Under::new(&[&server], templated(None));
     assert_eq!(code(under.alice().await), ("read", 0));
@@ -153,7 +153,7 @@ async fn busy_and_unavailable_go_to_the_next_server_once() {
 }
 
 #[tokio::test]
-async fn a_bind_that_was_answered_is_no_other_server_s_guess() {
+async fn answered_bind_is_not_repeated_on_another_server() {
     for name in [Code::Busy, Code::Unavailable, Code::Other] {
         let unsure = Scripted::start(first(vec![bound(name)], is_bind)).await;
         let next = Scripted::start(alice).await;
@@ -188,7 +188,7 @@ async fn user_input_stays_data_on_the_wire() {
 }
 
 #[tokio::test]
-async fn nothing_is_bound_without_name_or_password() {
+async fn bind_requires_name_and_password() {
     let nameless = vec![entry("", &[("mailHost", &[b"server3"])]), done(Code::Success)];
     let server = Scripted::start(first(vec![nameless.clone(), nameless], is_search)).await;
     let under = Under::new(&[&server], searching(None));
@@ -206,7 +206,7 @@ async fn nothing_is_bound_without_name_or_password() {
 }
 
 #[tokio::test]
-async fn a_name_without_a_wanted_part_asks_nothing() {
+async fn name_without_a_required_part_sends_no_request() {
     let server = Scripted::start(alice).await;
     let parts = vec![text("(mail="), TemplatePart::Local, text("@"), TemplatePart::Domain, text(")")];
     let find = Find::Search { service: None, base: "dc=x".to_owned(), filter: Template { parts } };
@@ -222,7 +222,7 @@ async fn a_name_without_a_wanted_part_asks_nothing() {
 }
 
 #[tokio::test]
-async fn attributes_are_found_by_any_spelling_and_bounded() {
+async fn attributes_are_matched_in_any_case_and_bounded() {
     async fn read(attributes: &[(&str, &[&[u8]])]) -> Result<Entry, DirectoryError> {
         let answer = vec![entry("uid=alice,dc=x", attributes), done(Code::Success)];
         let server = Scripted::start(first(vec![answer], is_search)).await;
@@ -244,7 +244,7 @@ async fn attributes_are_found_by_any_spelling_and_bounded() {
 }
 
 #[tokio::test]
-async fn a_silent_server_costs_one_attempt_and_is_put_aside() {
+async fn silent_server_costs_one_attempt_and_is_marked_down() {
     let (silent, good) = (Scripted::start(|_| Vec::new()).await, Scripted::start(alice).await);
     let servers = vec![silent.server(LdapScheme::Ldap, "127.0.0.1"), good.server(LdapScheme::Ldap, "127.0.0.1")];
     let mut settings = settings(servers, searching(None));
@@ -265,7 +265,7 @@ async fn a_silent_server_costs_one_attempt_and_is_put_aside() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_an_unavailable_directory() {
+async fn malformed_reply_is_an_unavailable_directory() {
     type Bytes = fn(u8) -> Vec<u8>;
     let answers: [(&str, Bytes); 11] = [
         ("not LDAP at all", |_| [&b"HTTP/1.1 400 Bad Request\r\n"[..], &[b'x'; 200]].concat()),
@@ -320,7 +320,7 @@ async fn what_cannot_be_read_is_an_unavailable_directory() {
 }
 
 #[tokio::test]
-async fn no_log_line_and_no_error_holds_a_password() {
+async fn log_lines_and_errors_contain_no_password() {
     meet_the_line(&Scripted::start(|_: &Seen| vec![Reply::Close]).await).await;
     let lines = Lines::default();
     let writer = lines.clone();
@@ -349,7 +349,7 @@ async fn no_log_line_and_no_error_holds_a_password() {
 }
 
 #[tokio::test]
-async fn an_entry_out_of_bounds_is_no_fault_of_the_server() {
+async fn oversized_entry_is_no_fault_of_the_server() {
     let odd = |seen: &Seen| match seen.base() {
         Some(_) => vec![entry("uid=alice,dc=x", &[("mailHost", &[&[b'x'; 1_025]])]), done(Code::Success)],
         None => alice(seen),

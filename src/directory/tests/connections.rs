@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn connections_are_kept_ready_and_recycled() {
+async fn idle_connections_are_kept_and_recycled() {
     let server = Scripted::start(alice).await;
     let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
     settings.connections.min = 3;
@@ -28,7 +28,7 @@ async fn connections_are_kept_ready_and_recycled() {
 }
 
 #[tokio::test]
-async fn an_overload_is_told_within_one_try() {
+async fn overload_is_reported_within_one_attempt() {
     let gate = Arc::new(Semaphore::new(0));
     let held = gate.clone();
     let script = move |seen: &Seen| match seen.bind() {
@@ -51,7 +51,7 @@ async fn an_overload_is_told_within_one_try() {
 }
 
 #[tokio::test]
-async fn a_dead_connection_is_replaced_unseen() {
+async fn dead_connection_is_replaced_transparently() {
     // Both connections work once; the next request on each is met with a hang-up.
     let script = |seen: &Seen| if seen.connection < 2 && seen.id > 1 { vec![Reply::Close] } else { alice(seen) };
     let server = Scripted::start(script).await;
@@ -67,7 +67,7 @@ async fn a_dead_connection_is_replaced_unseen() {
 }
 
 #[tokio::test]
-async fn a_restarted_server_is_used_at_once() {
+async fn restarted_server_is_used_at_once() {
     let server = Scripted::start(alice).await;
     let port = server.port;
     let under = Under::new(&[&server], searching(None));
@@ -88,7 +88,7 @@ async fn a_restarted_server_is_used_at_once() {
 }
 
 #[tokio::test]
-async fn a_hang_up_during_a_bind_is_not_a_wrong_password() {
+async fn disconnect_during_a_bind_is_not_a_wrong_password() {
     let server = Scripted::start(first(vec![vec![Reply::Close]; 9], is_bind)).await;
     let under = Under::new(&[&server], searching(None));
     assert!(matches!(trouble(under.alice().await), Trouble::Connection { .. }));
@@ -96,7 +96,7 @@ async fn a_hang_up_during_a_bind_is_not_a_wrong_password() {
 }
 
 #[tokio::test]
-async fn binds_run_side_by_side_up_to_the_limit() {
+async fn binds_run_concurrently_up_to_the_limit() {
     let gate = Arc::new(Semaphore::new(0));
     let held = gate.clone();
     let script = move |seen: &Seen| match seen.bind() {
@@ -134,7 +134,7 @@ async fn binds_run_side_by_side_up_to_the_limit() {
 }
 
 #[tokio::test]
-async fn the_wait_for_a_free_connection_ends_with_the_deadline() {
+async fn wait_for_a_free_connection_ends_at_the_deadline() {
     let scripted = Scripted::start(|_| Vec::new()).await;
     let mut settings = settings(vec![scripted.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
     settings.connections.max = 1;
@@ -151,7 +151,7 @@ async fn the_wait_for_a_free_connection_ends_with_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_dropped_login_takes_its_connection_along() {
+async fn dropped_login_closes_its_connection() {
     let server = Scripted::start(first(vec![Vec::new()], is_bind)).await;
     let under = Under::new(&[&server], searching(None));
     let waiting = tokio::time::timeout(Duration::from_millis(100), under.alice()).await;
@@ -179,7 +179,7 @@ async fn unused_connections_are_closed() {
 }
 
 #[tokio::test]
-async fn a_search_connection_is_recycled() {
+async fn search_connection_is_recycled() {
     let server = Scripted::start(alice).await;
     let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
     settings.connections.operations = 10;
@@ -197,7 +197,7 @@ async fn a_search_connection_is_recycled() {
 }
 
 #[tokio::test]
-async fn many_searches_and_large_answers_share_a_connection() {
+async fn searches_and_large_replies_share_a_connection() {
     // More than the buffers between the server and its reader hold, in both directions at once.
     let large = vec![b'x'; 60_000];
     let script = move |seen: &Seen| match &seen.op {

@@ -78,7 +78,7 @@ const SHORT: Duration = Duration::from_millis(500);
 const LONG: Duration = Duration::from_secs(5);
 
 #[tokio::test]
-async fn a_password_goes_to_a_server_that_has_caught_up() {
+async fn password_is_sent_to_a_current_server() {
     let (_folder, _, account) = service(b"service");
     for find in [searching(None), templated(account)] {
         let servers = Servers::with(&[b"server3", b"server3", b"server4"], find.clone(), LONG).await;
@@ -94,7 +94,7 @@ async fn a_password_goes_to_a_server_that_has_caught_up() {
 }
 
 #[tokio::test]
-async fn the_followed_server_is_asked_before_the_others() {
+async fn followed_server_is_queried_first() {
     let servers = Servers::with(&[b"server3", b"server3", b"server4"], searching(None), LONG).await;
     let floor = Shown { followed: Some(servers.list[2].url().into()), ..Shown::default() };
     servers.login("right", &floor).await.0.unwrap();
@@ -103,7 +103,7 @@ async fn the_followed_server_is_asked_before_the_others() {
 }
 
 #[tokio::test]
-async fn without_a_server_that_has_caught_up_the_newest_version_decides_what_it_can() {
+async fn newest_version_decides_when_every_server_lags() {
     let (_folder, _, account) = service(b"service");
     for find in [searching(None), templated(account)] {
         let servers = Servers::with(&[b"server3", b"server3"], find, SHORT).await;
@@ -137,7 +137,7 @@ fn catching_up(nth: usize) -> impl Fn(&Seen) -> Vec<Reply> + Send + Sync {
 }
 
 #[tokio::test]
-async fn lag_that_is_short_is_waited_for() {
+async fn short_lag_is_waited_for() {
     let late = Scripted::start(catching_up(3)).await;
     let under = Under::new(&[&late], searching(None));
     let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"right"));
@@ -147,7 +147,7 @@ async fn lag_that_is_short_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_mail_host_that_a_server_hides_is_shown_by_another_or_cannot_be_told() {
+async fn hidden_mail_host_is_read_from_another_server_or_unavailable() {
     let servers = Servers::with(&[b"", b"server4"], searching(None), SHORT).await;
     assert_eq!(servers.login("right", &Shown::default()).await.0.unwrap().entry().mail_hosts, ["server4"]);
     assert_eq!(servers.binds(), [0, 1]);
@@ -158,7 +158,7 @@ async fn a_mail_host_that_a_server_hides_is_shown_by_another_or_cannot_be_told()
 }
 
 #[tokio::test]
-async fn a_bind_that_fails_goes_on_to_no_server_that_lags() {
+async fn failed_bind_is_not_retried_on_a_lagging_server() {
     let broken =
         Scripted::start(|seen: &Seen| if is_bind(seen) { vec![Reply::Close] } else { at(b"server4")(seen) }).await;
     let lagging = Scripted::start(at(b"server3")).await;
@@ -179,7 +179,7 @@ fn nobody(seen: &Seen) -> Vec<Reply> {
 }
 
 #[tokio::test]
-async fn a_name_that_leads_to_no_entry_is_no_outage_although_other_entries_have_changed() {
+async fn unknown_name_is_no_outage_although_other_entries_have_changed() {
     let (_folder, _, account) = service(b"service");
     let (one, two) = (Scripted::start(nobody).await, Scripted::start(nobody).await);
     let under = Under::new(&[&one, &two], templated(account));
@@ -192,7 +192,7 @@ async fn a_name_that_leads_to_no_entry_is_no_outage_although_other_entries_have_
 }
 
 #[tokio::test]
-async fn an_entry_that_a_replica_does_not_show_yet_is_bound_where_it_is_shown() {
+async fn entry_missing_on_a_replica_is_bound_on_a_server_that_has_it() {
     let (_folder, _, account) = service(b"service");
     let (lagging, good) = (Scripted::start(nobody).await, Scripted::start(at(b"server4")).await);
     let under = Under::new(&[&lagging, &good], templated(account));

@@ -29,7 +29,7 @@ fn is_malformed(result: Result<impl std::fmt::Debug, DirectoryError>) -> bool {
 }
 
 #[tokio::test]
-async fn nested_answers_end_no_process() {
+async fn nested_replies_end_no_process() {
     for (what, bytes) in
         [("from the first byte", (|_, _| nested()) as fn(i32, u8) -> Vec<u8>), ("in an answer", nested_within)]
     {
@@ -51,7 +51,7 @@ async fn nested_answers_end_no_process() {
 }
 
 #[tokio::test]
-async fn a_result_code_that_is_none_is_no_success() {
+async fn invalid_result_code_is_no_success() {
     for code in [&b""[..], b"\x01\x00\x00\x00\x00", b"\x00\x00\x00\x00\x00", b"\x05\x01\x00\x00\x00\x00"] {
         let script = move |seen: &Seen| match seen.bind() {
             Some(_) => vec![Reply::Raw(message(seen.id, &result(0x61, code)))],
@@ -70,7 +70,7 @@ async fn a_result_code_that_is_none_is_no_success() {
 }
 
 #[tokio::test]
-async fn a_bind_is_answered_by_a_bind_response_with_its_id() {
+async fn only_a_bind_response_with_its_id_answers_a_bind() {
     let ok = |tag| move |id| message(id, &result(tag, b"\x00"));
     type Bytes = Box<dyn Fn(i32) -> Vec<u8> + Send + Sync>;
     let answers: Vec<(&str, Bytes)> = vec![
@@ -96,7 +96,7 @@ async fn a_bind_is_answered_by_a_bind_response_with_its_id() {
 }
 
 #[tokio::test]
-async fn what_is_said_unasked_ends_a_connection_before_its_next_bind() {
+async fn unsolicited_message_ends_a_connection_before_its_next_bind() {
     let success = |id| message(id, &result(0x61, b"\x00"));
     let script = move |seen: &Seen| match seen.bind() {
         // The answer to the next bind, before it is asked.
@@ -117,7 +117,7 @@ async fn what_is_said_unasked_ends_a_connection_before_its_next_bind() {
 }
 
 #[tokio::test]
-async fn a_notice_of_disconnection_is_an_end() {
+async fn notice_of_disconnection_ends_the_connection() {
     let name = b"1.3.6.1.4.1.1466.20036";
     let result = [&b"\x0a\x01\x34\x04\x00\x04\x04bye!"[..], &wrapped(0x8a, &[name])].concat();
     // As the standard has it, and as Active Directory sends it: with the name behind the operation.
@@ -143,7 +143,7 @@ async fn a_notice_of_disconnection_is_an_end() {
 }
 
 #[tokio::test]
-async fn a_message_beyond_the_limit_is_refused_by_its_header() {
+async fn message_beyond_the_limit_is_refused_by_its_header() {
     // 2 GiB, and silence: nobody waits for what would follow.
     for header in [&b"\x30\x84\x7f\xff\xff\xff\x02\x01\x01"[..], b"\x30\x83\x10\x00\x00\x02\x01"] {
         for bind in [false, true] {
@@ -176,7 +176,7 @@ async fn a_message_beyond_the_limit_is_refused_by_its_header() {
 }
 
 #[tokio::test]
-async fn a_drip_meets_the_time_of_one_try() {
+async fn dripping_server_is_bounded_by_the_attempt_timeout() {
     // Each byte is a sign of life, and none of them the last.
     let drip = |bytes: Vec<u8>| -> Vec<Reply> {
         bytes.into_iter().flat_map(|byte| [Reply::Raw(vec![byte]), Reply::Pause(Duration::from_millis(20))]).collect()
@@ -199,7 +199,7 @@ async fn a_drip_meets_the_time_of_one_try() {
 }
 
 #[tokio::test]
-async fn a_server_that_was_malformed_comes_back() {
+async fn server_recovers_after_a_malformed_reply() {
     let odd = Arc::new(AtomicBool::new(true));
     let is_odd = odd.clone();
     let script = move |seen: &Seen| match is_odd.load(Ordering::SeqCst) {
@@ -231,7 +231,7 @@ async fn a_server_that_was_malformed_comes_back() {
 }
 
 #[tokio::test]
-async fn no_more_is_kept_for_the_lag_than_one_entry_may_show() {
+async fn lag_memory_is_bounded_by_the_entry_limit() {
     // Another entry for each that is taken, as long as somebody takes them.
     let entries = |copies: usize| {
         move |seen: &Seen| match seen.base() {

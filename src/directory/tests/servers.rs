@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_bind_without_an_answer_goes_to_one_other_server() {
+async fn unanswered_bind_is_retried_on_one_other_server() {
     let silent_bind = |seen: &Seen| if is_bind(seen) { Vec::new() } else { alice(seen) };
     let servers =
         [Scripted::start(silent_bind).await, Scripted::start(silent_bind).await, Scripted::start(alice).await];
@@ -20,7 +20,7 @@ async fn a_bind_without_an_answer_goes_to_one_other_server() {
 }
 
 #[tokio::test]
-async fn a_second_server_has_a_moment_and_is_not_blamed_for_needing_more() {
+async fn second_server_gets_a_minimum_time_and_no_fault_for_exceeding_it() {
     let silent_bind = |seen: &Seen| if is_bind(seen) { Vec::new() } else { alice(seen) };
     let servers = [Scripted::start(silent_bind).await, Scripted::start(silent_bind).await];
     let list = servers.iter().map(|server| server.server(LdapScheme::Ldap, "127.0.0.1")).collect();
@@ -35,7 +35,7 @@ async fn a_second_server_has_a_moment_and_is_not_blamed_for_needing_more() {
 }
 
 #[tokio::test]
-async fn nobody_queues_at_a_dead_server() {
+async fn logins_do_not_queue_at_a_dead_server() {
     let silent = Scripted::start(|seen: &Seen| if is_bind(seen) { Vec::new() } else { alice(seen) }).await;
     let good = Scripted::start(alice).await;
     let servers = vec![silent.server(LdapScheme::Ldap, "127.0.0.1"), good.server(LdapScheme::Ldap, "127.0.0.1")];
@@ -52,7 +52,7 @@ async fn nobody_queues_at_a_dead_server() {
 }
 
 #[tokio::test]
-async fn an_unreachable_server_costs_nothing() {
+async fn unreachable_server_costs_nothing() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let good = Scripted::start(alice).await;
     let dead = |name: &str| DirectoryServer {
@@ -69,7 +69,7 @@ async fn an_unreachable_server_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_back_is_found_in_the_background() {
+async fn recovered_server_is_found_in_the_background() {
     let well = Arc::new(AtomicBool::new(false));
     let switch = well.clone();
     let script = move |seen: &Seen| match switch.load(Ordering::SeqCst) {
@@ -123,7 +123,7 @@ fn canary() -> Option<Canary> {
 }
 
 #[tokio::test]
-async fn one_user_s_slow_bind_puts_no_server_aside() {
+async fn slow_bind_of_one_user_marks_no_server_down() {
     let slow = |seen: &Seen| match seen.bind() {
         Some((dn, _)) if dn.starts_with("uid=slow,") => Vec::new(),
         _ => everybody(seen),
@@ -145,7 +145,7 @@ async fn one_user_s_slow_bind_puts_no_server_aside() {
 }
 
 #[tokio::test]
-async fn a_server_whose_binds_hang_returns_by_a_bind() {
+async fn server_with_hanging_binds_recovers_by_a_bind() {
     let hangs = switch(true);
     let now = hangs.clone();
     let script = move |seen: &Seen| match (now.load(Ordering::SeqCst), seen.bind()) {
@@ -184,7 +184,7 @@ async fn a_server_whose_binds_hang_returns_by_a_bind() {
 }
 
 #[tokio::test]
-async fn who_had_too_little_time_is_not_to_blame() {
+async fn attempt_with_too_little_time_is_no_fault() {
     // The first server takes all the time there is but a little, in which the second cannot answer.
     let silent = Scripted::start(|_| Vec::new()).await;
     let mute = Scripted::start(|_| Vec::new()).await;
@@ -198,7 +198,7 @@ async fn who_had_too_little_time_is_not_to_blame() {
 }
 
 #[tokio::test]
-async fn a_look_keeps_no_more_connections_than_are_wanted() {
+async fn probe_keeps_no_more_connections_than_configured() {
     let server = Scripted::start(alice).await;
     let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], templated(None));
     settings.connections.min = 1;
@@ -211,7 +211,7 @@ async fn a_look_keeps_no_more_connections_than_are_wanted() {
 }
 
 #[tokio::test]
-async fn in_turn_means_a_whole_decision_each() {
+async fn round_robin_assigns_whole_decisions() {
     let servers = [Scripted::start(alice).await, Scripted::start(alice).await, Scripted::start(alice).await];
     let mut settings = hurried(&[&servers[0], &servers[1], &servers[2]], searching(None));
     settings.balance = Balance::RoundRobin;
@@ -232,7 +232,7 @@ async fn in_turn_means_a_whole_decision_each() {
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_show_the_canary_is_not_used() {
+async fn server_without_the_canary_is_not_used() {
     let shown = [switch(false), switch(true)];
     let servers = [Scripted::start(with_canary(&shown[0])).await, Scripted::start(with_canary(&shown[1])).await];
     let mut settings = hurried(&[&servers[0], &servers[1]], searching(None));
@@ -260,7 +260,7 @@ async fn a_server_that_does_not_show_the_canary_is_not_used() {
 }
 
 #[tokio::test]
-async fn nothing_is_believed_of_a_server_that_lost_the_canary() {
+async fn replies_of_a_server_that_lost_the_canary_are_discarded() {
     // Empty from one moment to the next: nobody is found, no mail host shown, everybody refused.
     let whole = switch(true);
     let now = whole.clone();
@@ -298,7 +298,7 @@ async fn nothing_is_believed_of_a_server_that_lost_the_canary() {
 }
 
 #[tokio::test]
-async fn while_all_are_away_everybody_is_told_quickly_and_the_first_one_back_is_used() {
+async fn logins_fail_quickly_while_all_servers_are_down_and_the_first_recovered_is_used() {
     let well = switch(true);
     let now = well.clone();
     let script = move |seen: &Seen| match now.load(Ordering::SeqCst) {
@@ -330,7 +330,7 @@ async fn while_all_are_away_everybody_is_told_quickly_and_the_first_one_back_is_
 }
 
 #[tokio::test]
-async fn an_answer_without_end_meets_the_deadline() {
+async fn endless_reply_is_ended_by_the_deadline() {
     let endless = [
         // A message that says it has 2 GiB, and drips.
         vec![0x30, 0x84, 0x7f, 0xff, 0xff, 0xff],
@@ -367,7 +367,7 @@ async fn an_answer_without_end_meets_the_deadline() {
 }
 
 #[tokio::test]
-async fn an_odd_answer_to_one_user_is_no_fault_of_the_server() {
+async fn unusual_result_for_one_user_is_no_fault_of_the_server() {
     // ldap3 panics at this one, in the task that all searches of the connection share.
     let odd = |seen: &Seen| match &seen.op {
         LdapOp::SearchRequest(request) if request.filter == LdapFilter::Equality("uid".into(), "odd".into()) => {
@@ -386,7 +386,7 @@ async fn an_odd_answer_to_one_user_is_no_fault_of_the_server() {
 }
 
 #[tokio::test]
-async fn the_deadline_ends_everything() {
+async fn deadline_ends_every_operation() {
     let servers = [Scripted::start(|_| Vec::new()).await, Scripted::start(|_| Vec::new()).await];
     let list = servers.iter().map(|server| server.server(LdapScheme::Ldap, "127.0.0.1")).collect();
     for find in [searching(None), templated(None)] {
@@ -400,7 +400,7 @@ async fn the_deadline_ends_everything() {
 }
 
 #[tokio::test]
-async fn an_outage_is_told_once_in_a_while_and_not_at_each_login() {
+async fn outage_is_logged_at_intervals_and_not_per_login() {
     let server = Scripted::start(|_: &Seen| vec![Reply::Close]).await;
     meet_the_line(&server).await;
     let lines = Lines::default();

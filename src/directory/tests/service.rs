@@ -7,7 +7,7 @@ fn anything(_: &Seen) -> bool {
 }
 
 #[tokio::test]
-async fn the_service_account_is_bound_once_per_connection() {
+async fn service_account_is_bound_once_per_connection() {
     for password in [&b"service"[..], b"service\n", b"service\r\n"] {
         let (_folder, _file, account) = service(password);
         let server = Scripted::start(alice).await;
@@ -24,7 +24,7 @@ async fn the_service_account_is_bound_once_per_connection() {
 }
 
 #[tokio::test]
-async fn a_refused_service_account_is_held_back_and_its_file_read_again() {
+async fn refused_service_account_is_paused_and_its_file_read_again() {
     let (_folder, file, account) = service(b"old");
     let server = Scripted::start(alice).await;
     let url = format!("ldap://127.0.0.1:{}", server.port);
@@ -51,7 +51,7 @@ async fn a_refused_service_account_is_held_back_and_its_file_read_again() {
 }
 
 #[tokio::test]
-async fn a_service_account_refused_by_one_server_may_be_known_to_the_next() {
+async fn service_account_refused_by_one_server_is_tried_on_the_next() {
     let (_folder, _file, account) = service(b"service");
     let refusing = Scripted::start(first(vec![bound(Code::InvalidCredentials); 9], is_bind)).await;
     let good = Scripted::start(alice).await;
@@ -62,7 +62,7 @@ async fn a_service_account_refused_by_one_server_may_be_known_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_service_password_that_cannot_be_used_is_never_sent() {
+async fn unusable_service_password_is_never_sent() {
     for password in [&b""[..], b"\n", b"caf\xe9"] {
         let (_folder, _file, account) = service(password);
         let server = Scripted::start(alice).await;
@@ -78,7 +78,7 @@ async fn a_service_password_that_cannot_be_used_is_never_sent() {
 }
 
 #[tokio::test]
-async fn explain_reads_as_the_service_account_or_says_that_it_cannot() {
+async fn explain_reads_as_the_service_account_or_reports_an_error() {
     let server = Scripted::start(alice).await;
     let under = Under::new(&[&server], templated(None));
     assert_eq!(trouble(under.look_up("alice").await.0), Trouble::NoServiceAccount);
@@ -97,7 +97,7 @@ async fn explain_reads_as_the_service_account_or_says_that_it_cannot() {
 }
 
 #[tokio::test]
-async fn the_probe_asks_what_anybody_may_ask() {
+async fn probe_reads_the_anonymous_root_dse() {
     let (_folder, _file, account) = service(b"service");
     let server = Scripted::start(alice).await;
     for (find, binds) in [(searching(account), 1), (searching(None), 0), (templated(None), 0)] {

@@ -73,7 +73,7 @@ async fn tls_verifies_the_name_in_the_url() {
 }
 
 #[tokio::test]
-async fn refused_starttls_never_falls_back_to_the_clear() {
+async fn refused_starttls_never_falls_back_to_cleartext() {
     let refuse = |seen: &Seen| match &seen.op {
         LdapOp::ExtendedRequest(_) => vec![extended(Code::UnwillingToPerform)],
         _ => alice(seen),
@@ -89,7 +89,7 @@ async fn refused_starttls_never_falls_back_to_the_clear() {
 }
 
 #[tokio::test]
-async fn plain_ipv6_and_all_addresses_of_a_name_are_tried() {
+async fn ipv6_literals_and_all_addresses_of_a_name_are_tried() {
     let server = Scripted::start_on(TcpListener::bind("[::1]:0").await.unwrap(), None, false, alice);
     for host in ["::1", "localhost"] {
         let settings = settings(vec![server.server(LdapScheme::Ldap, host)], searching(None));
@@ -107,7 +107,7 @@ fn nested() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_stands_before_tls_is_one_small_answer_or_none() {
+async fn cleartext_before_tls_is_at_most_one_small_reply() {
     let ok = |id: i32| {
         [&[0x30, 0x0c, 0x02, 0x01, u8::try_from(id).unwrap()][..], b"\x78\x07\x0a\x01\x00\x04\x00\x04\x00"].concat()
     };
@@ -150,7 +150,7 @@ async fn what_stands_before_tls_is_one_small_answer_or_none() {
 }
 
 #[tokio::test]
-async fn nested_answers_under_tls_end_no_process() {
+async fn nested_replies_under_tls_end_no_process() {
     let (acceptor, client) = tls(&["127.0.0.1"]);
     for bind in [false, true] {
         let script = move |seen: &Seen| match seen.bind() {
@@ -165,7 +165,7 @@ async fn nested_answers_under_tls_end_no_process() {
 }
 
 #[tokio::test]
-async fn a_drip_before_tls_meets_the_time_of_one_try() {
+async fn dripping_server_before_tls_is_bounded_by_the_attempt_timeout() {
     let (acceptor, client) = tls(&["127.0.0.1"]);
     // Of the answer to StartTLS, and of the handshake.
     for handshake in [false, true] {

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_of_an_entry() {
+    fn entry_state_control_is_read() {
         let value = |state, cookie: &[u8]| wrapped(SEQUENCE, &[&[ENUMERATED, 1, state][..], &string(&[7; 16]), cookie]);
         for (number, state) in [(0, State::Present), (1, State::Changed), (2, State::Changed), (3, State::Deleted)] {
             assert_eq!(SyncState::parse(&value(number, b"")), Some(SyncState { state, id: id(7), cookie: None }));
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_says_between_entries() {
+    fn sync_info_messages_are_read() {
         let parse = |value: &[u8]| SyncInfo::parse(Some(SYNC_INFO), Some(value)).flatten();
         assert_eq!(parse(b"\x80\x01c"), Some(SyncInfo::Cookie(b"c".to_vec())));
         assert_eq!(parse(b"\xa1\x00"), Some(SyncInfo::Phase { present: false, cookie: None, done: true }));
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_none() {
+    fn malformed_message_is_refused() {
         let parse = |value: &[u8]| SyncInfo::parse(Some(SYNC_INFO), Some(value));
         for value in [&b""[..], b"\xa4\x00", b"\xa3\x00", b"\xa3\x04\x31\x02\x04\x05", b"\xa3\x05\x31\x03\x04\x01x"] {
             assert_eq!(parse(value), None, "{value:?}");
@@ -170,7 +170,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
             let _ = SyncState::parse(&bytes);
             let _ = SyncInfo::parse(Some(SYNC_INFO), Some(&bytes));
         }

@@ -111,7 +111,7 @@ fn kinds(changes: &[Change]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_refresh_is_told_and_then_each_change() {
+async fn refresh_is_reported_and_then_each_change() {
     let server = Scripted::start(|seen| match &seen.op {
         LdapOp::SearchRequest(_) if is_root(seen) => syncing(),
         LdapOp::SearchRequest(_) if seen.connection == 0 => vec![
@@ -156,7 +156,7 @@ async fn a_refresh_is_told_and_then_each_change() {
 }
 
 #[tokio::test]
-async fn malformed_answers_end_a_connection_and_nothing_else() {
+async fn malformed_replies_end_only_the_connection() {
     let malformed: Vec<fn(&Seen) -> Vec<Reply>> = vec![
         // An entry without the control, with half of one, with a state and an id that are none.
         |_| vec![entry("uid=a", &[])],
@@ -189,7 +189,7 @@ async fn malformed_answers_end_a_connection_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_server_that_wants_to_begin_anew_or_refuses_is_not_left() {
+async fn server_that_requires_a_refresh_or_refuses_is_kept() {
     let refusal = |code| {
         Scripted::start(move |seen: &Seen| match &seen.op {
             LdapOp::SearchRequest(_) if is_root(seen) => syncing(),
@@ -224,7 +224,7 @@ fn asks(seen: &Seen, attribute: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_domain_controller_whose_numbers_go_back_is_read_anew() {
+async fn domain_controller_with_a_decreased_usn_is_read_again() {
     let roots = std::sync::atomic::AtomicUsize::new(0);
     let server = Scripted::start(move |seen| match &seen.op {
         LdapOp::SearchRequest(_) if is_root(seen) => {
@@ -248,7 +248,7 @@ async fn a_domain_controller_whose_numbers_go_back_is_read_anew() {
 }
 
 #[tokio::test]
-async fn active_directory_is_asked_by_its_own_numbers() {
+async fn active_directory_is_polled_by_usn() {
     let rounds = std::sync::atomic::AtomicU64::new(100);
     let server = Scripted::start(move |seen| match &seen.op {
         LdapOp::SearchRequest(request) if is_root(seen) => {
@@ -298,7 +298,7 @@ async fn active_directory_is_asked_by_its_own_numbers() {
 }
 
 #[tokio::test]
-async fn others_are_asked_by_time_and_now_and_then_for_everything() {
+async fn other_servers_are_polled_by_time_and_periodically_in_full() {
     let server = Scripted::start(|seen| match &seen.op {
         LdapOp::SearchRequest(_) if is_root(seen) => root(&[]),
         LdapOp::SearchRequest(_) => {
@@ -321,7 +321,7 @@ async fn others_are_asked_by_time_and_now_and_then_for_everything() {
 }
 
 #[tokio::test]
-async fn part_of_an_answer_makes_nobody_gone() {
+async fn incomplete_reply_deletes_no_entry() {
     let server = Scripted::start(|seen| match &seen.op {
         LdapOp::SearchRequest(_) if is_root(seen) => root(&[]),
         LdapOp::SearchRequest(_) => vec![entry("uid=a", &[]), done(Code::SizeLimitExceeded)],
@@ -334,7 +334,7 @@ async fn part_of_an_answer_makes_nobody_gone() {
 }
 
 #[tokio::test]
-async fn the_first_that_can_tell_is_preferred_to_the_first() {
+async fn first_server_with_change_notification_is_preferred() {
     let asked = Scripted::start(|seen| match &seen.op {
         LdapOp::SearchRequest(_) => root(&[]),
         _ => bound(Code::Success),

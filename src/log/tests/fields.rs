@@ -112,7 +112,7 @@ fn value_that_begins_with_a_quote_forges_no_field() {
 }
 
 #[test]
-fn value_that_could_be_read_otherwise_is_quoted() {
+fn ambiguous_value_is_quoted() {
     for value in
         ["", " ", "a b", "a=b", "a\u{a0}b", "\u{feff}a", "\u{202e}", "a\nb", "\u{9b}31m", "}: login", "\\", "ü"]
     {
@@ -125,7 +125,7 @@ fn value_that_could_be_read_otherwise_is_quoted() {
 }
 
 #[test]
-fn value_in_a_span_stays_within_it() {
+fn span_value_stays_in_its_field() {
     let lines = written(LogFormat::Text, LogLevel::Info, |_| {
         let _span = info_span!("session", client = %"x}: login result=ok").entered();
         info!("login");
@@ -176,7 +176,7 @@ fn values() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn any_value_comes_back_as_it_was_recorded(value in values()) {
+    fn value_round_trips_unchanged(value in values()) {
         comes_back(&value);
     }
 }

@@ -30,7 +30,7 @@ fn client(settings: FrontSettings<'_>, text: &str) {
 }
 
 #[test]
-fn no_apop_is_offered() {
+fn apop_is_not_offered() {
     client(TLS, "S: +OK usher is ready\nC: APOP alice c4c9334bac560ecc979e58001b3e22fb\nS: -ERR Unknown command");
 }
 
@@ -77,7 +77,7 @@ fn capabilities_follow_tls() {
 }
 
 #[test]
-fn only_what_every_backend_can_is_promised_and_only_what_holds_later() {
+fn only_common_and_lasting_capabilities_are_advertised() {
     let listed = ["uidl", "UTF8", "SASL CRAM-MD5", "STLS", "LOGIN-DELAY 900", "APOP", "XCLIENT"].map(String::from);
     client(
         FrontSettings { capabilities: Some(&listed), ..TLS },
@@ -94,7 +94,7 @@ fn only_what_every_backend_can_is_promised_and_only_what_holds_later() {
 }
 
 #[test]
-fn user_and_pass() {
+fn user_and_pass_log_in() {
     client(
         TLS,
         r#"
@@ -133,7 +133,7 @@ fn user_and_pass() {
 }
 
 #[test]
-fn auth_with_and_without_an_initial_response() {
+fn auth_is_accepted_with_and_without_an_initial_response() {
     client(
         TLS,
         r#"
@@ -174,7 +174,7 @@ fn auth_with_and_without_an_initial_response() {
 }
 
 #[test]
-fn exchanges_that_come_to_nothing() {
+fn failed_exchanges_leave_the_connection_usable() {
     client(
         TLS,
         r"
@@ -201,7 +201,7 @@ fn exchanges_that_come_to_nothing() {
 }
 
 #[test]
-fn a_login_in_the_clear_is_refused_before_the_secret() {
+fn cleartext_login_is_refused_before_the_secret() {
     client(
         CLEAR,
         "
@@ -221,7 +221,7 @@ fn a_login_in_the_clear_is_refused_before_the_secret() {
 }
 
 #[test]
-fn tls_forgets_what_was_said_before_it() {
+fn tls_start_discards_earlier_state() {
     // The trial hands on what came with the command; the session drops it.
     let mut front = LineFront::new(Pop3::new(CLEAR), CLEAR);
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
@@ -236,7 +236,7 @@ fn tls_forgets_what_was_said_before_it() {
 }
 
 #[test]
-fn what_is_pipelined_waits_for_the_decision() {
+fn pipelined_commands_wait_for_the_decision() {
     client(
         TLS,
         r#"
@@ -260,7 +260,7 @@ fn what_is_pipelined_waits_for_the_decision() {
 }
 
 #[test]
-fn other_commands() {
+fn other_commands_are_answered() {
     client(
         TLS,
         r"
@@ -288,7 +288,7 @@ fn other_commands() {
 }
 
 #[test]
-fn lines_have_limits_and_one_kind_of_end() {
+fn lines_are_limited_and_end_with_crlf_only() {
     let name = "n".repeat(COMMAND - 5);
     client(TLS, &format!("C: USER {name}\nS: +OK Now the password\nC: USER {name}n\nS: -ERR Line too long"));
     let response = "A".repeat(12_288);
@@ -339,7 +339,7 @@ fn lines_have_limits_and_one_kind_of_end() {
 }
 
 #[test]
-fn bad_commands_have_a_limit() {
+fn bad_commands_are_limited() {
     client(
         FrontSettings { bad_commands: 2, ..TLS },
         "
@@ -360,7 +360,7 @@ fn bad_commands_have_a_limit() {
 }
 
 #[test]
-fn a_backends_words_are_passed_where_they_help() {
+fn backend_texts_are_forwarded_where_useful() {
     let words = |code: &str, text: &str| {
         let words = BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false };
         let mut front = LineFront::new(Pop3::new(TLS), TLS);
@@ -414,7 +414,7 @@ fn greeted(login: Login, capabilities: &str, text: &str) {
 }
 
 #[test]
-fn dovecot_and_cyrus() {
+fn dovecot_and_cyrus_logins_succeed() {
     backend(
         STARTTLS,
         "
@@ -455,7 +455,7 @@ fn dovecot_and_cyrus() {
 }
 
 #[test]
-fn a_backend_is_told_who_the_client_is_if_it_offers_that() {
+fn client_address_is_sent_if_the_backend_supports_it() {
     let told = Login { client: Some("198.51.100.7:4711"), ..ALICE };
     let asked = "
         S: +OK Updated
@@ -484,7 +484,7 @@ fn a_backend_is_told_who_the_client_is_if_it_offers_that() {
 }
 
 #[test]
-fn plain_waits_where_the_line_has_no_room() {
+fn plain_response_follows_the_challenge_when_the_line_is_too_long() {
     let message = [&b"\0alice\0"[..], &[b'x'; 190]].concat();
     let message = base64::engine::general_purpose::STANDARD.encode(message);
     greeted(
@@ -495,7 +495,7 @@ fn plain_waits_where_the_line_has_no_room() {
 }
 
 #[test]
-fn without_plain_user_and_pass_are_used_but_never_for_somebody_else() {
+fn user_and_pass_replace_plain_except_for_proxy_authorization() {
     let told = "
         C: USER alice
         S: +OK
@@ -514,7 +514,7 @@ fn without_plain_user_and_pass_are_used_but_never_for_somebody_else() {
 }
 
 #[test]
-fn what_is_not_the_protocol_is_a_fault() {
+fn protocol_violation_is_a_fault() {
     backend(ALICE, "S: -ERR [SYS/TEMP] too many connections\n=> fault Bye");
     backend(STARTTLS, "S: +OK\nC: STLS\nS: -ERR no\n=> fault NoStartTls");
     for garbage in ["+OKAY", "* OK imap", "220 smtp", "+ ", "", " +OK", "+ok ready"] {

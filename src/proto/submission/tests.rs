@@ -69,7 +69,7 @@ fn extensions_follow_tls() {
 }
 
 #[test]
-fn what_every_backend_can_is_told_but_for_what_is_ushers_own() {
+fn common_backend_extensions_are_offered_except_the_proxys_own() {
     let listed = [
         "SIZE 10240000",
         "auth PLAIN",
@@ -95,7 +95,7 @@ fn what_every_backend_can_is_told_but_for_what_is_ushers_own() {
 }
 
 #[test]
-fn before_the_login_no_mail_is_taken() {
+fn mail_is_refused_before_the_login() {
     greeted(
         "
         C: MAIL FROM:<alice@example.com>
@@ -131,7 +131,7 @@ fn before_the_login_no_mail_is_taken() {
 }
 
 #[test]
-fn auth_with_and_without_an_initial_response() {
+fn auth_is_accepted_with_and_without_an_initial_response() {
     greeted(
         r#"
         C: AUTH PLAIN AGFsaWNlAHNlY3JldA==
@@ -165,7 +165,7 @@ fn auth_with_and_without_an_initial_response() {
 }
 
 #[test]
-fn exchanges_that_come_to_nothing() {
+fn failed_exchanges_leave_the_connection_usable() {
     greeted(
         r"
         C: AUTH PLAIN
@@ -187,7 +187,7 @@ fn exchanges_that_come_to_nothing() {
 }
 
 #[test]
-fn a_login_in_the_clear_is_refused_before_the_secret() {
+fn cleartext_login_is_refused_before_the_secret() {
     client(
         CLEAR,
         "
@@ -207,7 +207,7 @@ fn a_login_in_the_clear_is_refused_before_the_secret() {
 }
 
 #[test]
-fn tls_forgets_what_was_said_before_it() {
+fn tls_start_discards_earlier_state() {
     let mut front = LineFront::new(Submission::new(CLEAR), CLEAR);
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     input.extend(b"EHLO mallory\r\nSTARTTLS\r\nEHLO mallory\r\n");
@@ -222,7 +222,7 @@ fn tls_forgets_what_was_said_before_it() {
 }
 
 #[test]
-fn what_is_pipelined_waits_for_the_decision() {
+fn pipelined_commands_wait_for_the_decision() {
     greeted(
         r#"
         C: AUTH PLAIN AGFsaWNlAHdyb25n\r\nMAIL FROM:<a@b>\r\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>
@@ -242,7 +242,7 @@ fn what_is_pipelined_waits_for_the_decision() {
 }
 
 #[test]
-fn lines_have_limits_and_one_kind_of_end() {
+fn lines_are_limited_and_end_with_crlf_only() {
     let name = "n".repeat(505);
     client(TLS, &format!("C: HELO {name}\nS: 250 {HOST}\nC: HELO {name}n\nS: 500 5.5.2 Line too long"));
     let response = "A".repeat(12_288);
@@ -281,7 +281,7 @@ fn lines_have_limits_and_one_kind_of_end() {
 }
 
 #[test]
-fn a_backends_words_are_passed_where_they_help() {
+fn backend_texts_are_forwarded_where_useful() {
     let words = |code: &str, text: &str| {
         let words = BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false };
         let mut front = LineFront::new(Submission::new(TLS), TLS);
@@ -346,7 +346,7 @@ fn listing(login: Login, keywords: &str, text: &str) {
 }
 
 #[test]
-fn tls_is_started_and_ehlo_said_again() {
+fn ehlo_is_sent_again_after_starttls() {
     backend(
         STARTTLS,
         r"
@@ -376,7 +376,7 @@ fn tls_is_started_and_ehlo_said_again() {
 }
 
 #[test]
-fn mechanisms_are_used_as_listed() {
+fn mechanism_is_one_of_the_advertised() {
     listing(PROXY, "AUTH LOGIN PLAIN", "C: AUTH PLAIN YWxpY2UAcHJveHkAc2VjcmV0\nS: 235 2.7.0\n=> ready []");
     listing(
         ALICE,
@@ -404,7 +404,7 @@ fn mechanisms_are_used_as_listed() {
 }
 
 #[test]
-fn refusals_and_faults_of_a_login_are_told_apart() {
+fn refusals_and_faults_of_a_login_are_distinguished() {
     let sent = "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\n";
     for (answer, step) in [
         ("535 5.7.8 Authentication failed", "refused [535 5.7.8] Authentication failed"),
@@ -431,7 +431,7 @@ fn refusals_and_faults_of_a_login_are_told_apart() {
 }
 
 #[test]
-fn what_is_not_the_protocol_is_a_fault() {
+fn protocol_violation_is_a_fault() {
     backend(ALICE, "S: 554 5.3.2 no service\n=> fault Bye");
     backend(ALICE, "S: 421 busy\n=> fault Bye");
     for garbage in ["+OK", "* OK imap", "250 ok", "22", "", "220x", "199 x", "620 x"] {
@@ -445,7 +445,7 @@ fn what_is_not_the_protocol_is_a_fault() {
 }
 
 #[test]
-fn a_backend_is_told_who_the_client_is_in_what_it_takes() {
+fn client_address_is_sent_in_the_supported_attributes() {
     let told = Login { client: Some("198.51.100.7:4711"), ..ALICE };
     let rest = format!(
         "
@@ -470,7 +470,7 @@ fn a_backend_is_told_who_the_client_is_in_what_it_takes() {
 
 /// RFC 3030 section 2: what follows the line is the message's, whatever is answered.
 #[test]
-fn the_data_of_bdat_is_never_read_as_commands() {
+fn bdat_data_is_never_read_as_commands() {
     greeted(
         "
         C: BDAT 21 LAST\\r\\nQUIT\\r\\nAUTH PLAIN AAAANOOP

@@ -275,7 +275,7 @@ fn decision() -> impl Strategy<Value = Decision> {
 
 proptest! {
     #[test]
-    fn any_chunking_of_a_clients_words_gets_the_same_replies(
+    fn client_bytes_get_the_same_replies_in_any_chunking(
         (protocol, sent) in protocol().prop_flat_map(|(protocol, talk)| (Just(protocol), input(talk.client))),
         cuts in cuts(),
         (tls, starttls) in any::<(bool, bool)>(),
@@ -292,7 +292,7 @@ proptest! {
     }
 
     #[test]
-    fn any_chunking_of_a_backends_words_gets_the_same_steps(
+    fn backend_bytes_give_the_same_steps_in_any_chunking(
         (protocol, sent) in protocol().prop_flat_map(|(protocol, talk)| (Just(protocol), input(talk.backend))),
         cuts in cuts(),
         (starttls, by_service) in any::<(bool, bool)>(),

@@ -101,7 +101,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_goes_in_one_side_comes_out_of_the_other(client in part(), backend in part(), pipe in 512..20_000_usize) {
+    fn relayed_bytes_arrive_unchanged(client in part(), backend in part(), pipe in 512..20_000_usize) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.expect("a runtime").block_on(play(&client, &backend, pipe))?;
     }

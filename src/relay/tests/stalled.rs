@@ -42,7 +42,7 @@ async fn cause(relay: tokio::task::JoinHandle<Ended>) -> Cause {
 }
 
 #[tokio::test]
-async fn a_client_that_resets_is_noticed_though_the_backend_takes_nothing() {
+async fn client_reset_is_detected_while_the_backend_reads_nothing() {
     let mut sockets = start().await;
     sockets.client.write_all(&[b'x'; SAID]).await.unwrap();
     sockets.client.set_zero_linger().unwrap();
@@ -51,7 +51,7 @@ async fn a_client_that_resets_is_noticed_though_the_backend_takes_nothing() {
 }
 
 #[tokio::test]
-async fn a_backend_that_resets_is_noticed_though_the_client_takes_nothing() {
+async fn backend_reset_is_detected_while_the_client_reads_nothing() {
     let mut sockets = start().await;
     sockets.backend.write_all(&[b'x'; SAID]).await.unwrap();
     sockets.backend.set_zero_linger().unwrap();
@@ -60,7 +60,7 @@ async fn a_backend_that_resets_is_noticed_though_the_client_takes_nothing() {
 }
 
 #[tokio::test]
-async fn a_sender_that_ends_or_waits_behind_a_receiver_that_pauses_is_heard_to_its_end() {
+async fn sender_that_closes_before_a_pausing_receiver_is_relayed_completely() {
     let mut sockets = start().await;
     sockets.backend.write_all(&[b'x'; SAID]).await.unwrap();
     sockets.backend.shutdown().await.unwrap();

@@ -45,7 +45,7 @@ async fn last_words(words: &[u8]) -> (Stream<DuplexStream>, tokio::task::JoinHan
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_bytes_reach_a_slow_client_though_the_end_came_with_them() {
+async fn last_bytes_reach_a_slow_client_after_the_close() {
     let words = vec![b'w'; 60_000];
     let (mut client, relay) = last_words(&words).await;
     // Longer than a half-closed session may stand still.
@@ -59,7 +59,7 @@ async fn the_last_bytes_reach_a_slow_client_though_the_end_came_with_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_is_gone_before_the_last_bytes_is_told_of() {
+async fn client_gone_before_the_last_bytes_is_reported() {
     let (client, relay) = last_words(&[b'w'; 60_000]).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     drop(client);
@@ -67,7 +67,7 @@ async fn a_client_that_is_gone_before_the_last_bytes_is_told_of() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_that_came_together_reach_a_slow_client_in_the_clear_in_their_order() {
+async fn coalesced_records_reach_a_slow_cleartext_client_in_order() {
     let words: Vec<u8> = (0..200_000_u32).map(|at| (at.wrapping_mul(77_777) >> 13) as u8).collect();
     let (mut client, client_side) = duplex(1_000);
     let (backend_side, mut backend) = connection(1 << 20).await;

@@ -16,7 +16,7 @@ async fn refusal(server: &Acceptor, client: &ClientTls) -> String {
 }
 
 #[tokio::test]
-async fn a_good_backend_is_believed_and_resumed() {
+async fn valid_backend_is_accepted_and_resumed() {
     let desk = Desk::new();
     let server = acceptor(&settings(vec![desk.ecdsa("one", &[NAME])]));
     let client = ClientTls { alpn: Some(b"imap"), ..desk.client() }.prepare().unwrap();
@@ -41,7 +41,7 @@ async fn visit(server: &Acceptor, client: &Arc<ClientConfig>) -> bool {
 }
 
 #[tokio::test]
-async fn enough_tickets_for_a_burst_are_kept_each_used_once_and_none_elsewhere() {
+async fn tickets_for_a_burst_are_kept_and_each_is_used_once_at_its_server() {
     let desk = Desk::new();
     let server = acceptor(&settings(vec![desk.ecdsa("one", &[NAME])]));
     let client = desk.client().prepare().unwrap();
@@ -156,7 +156,7 @@ async fn tickets_of_a_server_are_bounded_in_bytes() {
 }
 
 #[tokio::test]
-async fn a_session_of_tls_1_2_is_resumed_as_often_as_needed() {
+async fn session_of_tls_1_2_is_resumed_as_often_as_needed() {
     let desk = Desk::new();
     let mut tls = settings(vec![desk.ecdsa("one", &[NAME])]);
     tls.cipher_suites = Some(vec!["TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384".to_owned()]);
@@ -167,7 +167,7 @@ async fn a_session_of_tls_1_2_is_resumed_as_often_as_needed() {
 }
 
 #[tokio::test]
-async fn a_wrong_authority_name_or_date_is_refused_in_plain_words() {
+async fn wrong_authority_name_or_date_is_refused_with_a_clear_error() {
     let (desk, stranger) = (Desk::new(), Desk::named("Other CA"));
     let told = refusal(&acceptor(&settings(vec![stranger.ecdsa("one", &[NAME])])), &desk.client()).await;
     assert!(told.starts_with("its certificate comes from no known authority: name the authority as `ca`"), "{told}");
@@ -201,7 +201,7 @@ async fn a_wrong_authority_name_or_date_is_refused_in_plain_words() {
 }
 
 #[tokio::test]
-async fn old_certificates_are_refused_with_the_way_out() {
+async fn obsolete_certificates_are_refused_with_advice() {
     let desk = Desk::new();
     desk.openssl("req -x509 -newkey rsa:2048 -nodes -keyout own.key -out own.pem -subj /CN=server3.example.com");
     let server = acceptor(&settings(vec![desk.files("own")]));
@@ -223,7 +223,7 @@ async fn hostile_names_in_a_certificate_cannot_forge_a_line() {
 }
 
 #[tokio::test]
-async fn a_backend_may_ask_for_our_certificate() {
+async fn backend_can_request_a_client_certificate() {
     let (desk, stranger) = (Desk::new(), Desk::named("Other CA"));
     let mut tls = settings(vec![desk.ecdsa("one", &[NAME])]);
     tls.client_ca = Some(desk.ca_file());
@@ -245,7 +245,7 @@ async fn a_backend_may_ask_for_our_certificate() {
 }
 
 #[test]
-fn a_system_without_roots_is_told_what_to_do() {
+fn missing_system_roots_are_reported_with_advice() {
     let error = system_roots(CertificateResult::default()).unwrap_err();
     assert!(error.to_string().contains("ca-certificates"), "{error}");
     let mut partly = CertificateResult::default();

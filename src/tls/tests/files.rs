@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn all_mistakes_are_told_at_once() {
+fn all_mistakes_are_reported_at_once() {
     let desk = Desk::new();
     let good = desk.ecdsa("good", &["mail.example.com"]);
     let other = desk.ecdsa("other", &["mail.example.com"]);
@@ -38,7 +38,7 @@ fn all_mistakes_are_told_at_once() {
 }
 
 #[test]
-fn encrypted_keys_are_refused_with_the_way_out() {
+fn encrypted_keys_are_refused_with_advice() {
     let desk = Desk::new();
     let good = desk.ecdsa("good", &["mail.example.com"]);
     desk.openssl("pkcs8 -topk8 -in good.key -out new.key -passout pass:x");
@@ -52,7 +52,7 @@ fn encrypted_keys_are_refused_with_the_way_out() {
 }
 
 #[test]
-fn the_usual_key_forms_are_read() {
+fn common_key_formats_are_read() {
     let desk = Desk::new();
     desk.openssl("genrsa -traditional -out pkcs1.key 2048");
     desk.openssl("ecparam -name secp384r1 -genkey -out sec1.key");
@@ -65,7 +65,7 @@ fn the_usual_key_forms_are_read() {
 }
 
 #[test]
-fn der_files_and_small_keys_are_explained() {
+fn der_files_and_small_keys_are_refused_with_advice() {
     let desk = Desk::new();
     let good = desk.ecdsa("good", &["mail.example.com"]);
     desk.openssl("x509 -in good.pem -outform der -out good.der");
@@ -77,7 +77,7 @@ fn der_files_and_small_keys_are_explained() {
 }
 
 #[test]
-fn an_unusable_authority_is_told_with_its_position() {
+fn unusable_authority_is_reported_with_its_position() {
     let desk = Desk::new();
     let both = read(&desk.ca_file()) + "-----BEGIN CERTIFICATE-----\nMAAA\n-----END CERTIFICATE-----\n";
     let client = ClientTls { ca: Some(desk.write("two.pem", &both)), ..desk.client() };
@@ -86,7 +86,7 @@ fn an_unusable_authority_is_told_with_its_position() {
 }
 
 #[test]
-fn mistakes_towards_a_backend_are_collected() {
+fn backend_tls_mistakes_are_collected() {
     let desk = Desk::new();
     let client =
         ClientTls { ca: Some(desk.path("none.pem")), client_certificate: Some(desk.files("none")), ..desk.client() };
@@ -96,7 +96,7 @@ fn mistakes_towards_a_backend_are_collected() {
 }
 
 #[test]
-fn suites_that_fit_no_version_are_refused() {
+fn suites_without_a_matching_version_are_refused() {
     let desk = Desk::new();
     let mut tls = settings(vec![desk.ecdsa("good", &["mail.example.com"])]);
     tls.min_version = TlsVersion::V1_3;
@@ -106,7 +106,7 @@ fn suites_that_fit_no_version_are_refused() {
 }
 
 #[test]
-fn what_is_served_is_known_with_its_end() {
+fn served_certificates_are_listed_with_their_expiry() {
     let desk = Desk::new();
     let tls = settings(vec![
         desk.ecdsa("good", &["Mail.Example.com", "*.example.org"]),

@@ -67,7 +67,7 @@ async fn s_server(desk: &Desk, arguments: &str) -> (tokio::process::Child, TcpSt
 }
 
 #[tokio::test]
-async fn a_pin_accepts_what_no_verifier_takes() {
+async fn pin_accepts_a_certificate_that_no_verifier_accepts() {
     for (kind, command) in KINDS {
         let desk = Desk::new();
         let facts = make(&desk, command);
@@ -97,7 +97,7 @@ async fn a_pin_accepts_what_no_verifier_takes() {
 
 /// The pin as an operator computes it is the pin that is compared.
 #[tokio::test]
-async fn the_pin_is_the_one_openssl_computes() {
+async fn pin_equals_the_one_computed_by_openssl() {
     let desk = Desk::new();
     let facts = make(&desk, KINDS[0].1);
     desk.openssl("x509 -in k.pem -pubkey -noout -out pub.pem");
@@ -117,7 +117,7 @@ impl ResolvesServerCert for Impostor {
 }
 
 #[tokio::test]
-async fn a_copied_certificate_is_worth_nothing_without_its_key() {
+async fn copied_certificate_without_its_key_is_refused() {
     let desk = Desk::new();
     let real = load(&desk.ecdsa("real", &[NAME]), "").unwrap();
     let thief = load(&desk.ecdsa("thief", &[NAME]), "").unwrap();
@@ -141,7 +141,7 @@ async fn a_copied_certificate_is_worth_nothing_without_its_key() {
 }
 
 #[tokio::test]
-async fn a_pinned_backend_resumes_too() {
+async fn pinned_backend_resumes() {
     let desk = Desk::new();
     let files = desk.ecdsa("real", &["other.example.net"]);
     let server = acceptor(&settings(vec![files.clone()]));

@@ -90,7 +90,7 @@ async fn records_split_at_any_byte_and_many_in_one_read_arrive_whole() {
 }
 
 #[tokio::test]
-async fn what_rode_with_the_handshake_is_read_first() {
+async fn data_sent_with_the_handshake_is_read_first() {
     for version in VERSIONS {
         let mut ends = Ends::shaken(version);
         std::io::Write::write_all(&mut ends.client.writer(), b"a1 LOGIN").unwrap();
@@ -106,7 +106,7 @@ async fn what_rode_with_the_handshake_is_read_first() {
 }
 
 #[tokio::test]
-async fn a_key_update_is_followed_and_answered_with_the_next_bytes() {
+async fn key_update_is_followed_and_answered_with_the_next_bytes() {
     let mut ends = Ends::shaken(&version::TLS13);
     let (mut wire, far) = duplex(4_096);
     let mut stream = Reading::from(Stream::under_tls(far, ends.server));
@@ -136,7 +136,7 @@ async fn a_key_update_is_followed_and_answered_with_the_next_bytes() {
 }
 
 #[tokio::test]
-async fn tickets_that_come_late_are_kept_for_the_next_handshake() {
+async fn late_tickets_are_kept_for_the_next_handshake() {
     let desk = Desk::new();
     let server = acceptor(&settings(vec![desk.ecdsa("one", &[NAME])]));
     let client = desk.client().prepare().unwrap();
@@ -149,7 +149,7 @@ async fn tickets_that_come_late_are_kept_for_the_next_handshake() {
 }
 
 #[tokio::test]
-async fn each_direction_ends_alone_and_a_lost_end_is_one_too() {
+async fn directions_close_separately_and_a_missing_close_notify_is_a_close() {
     for version in VERSIONS {
         let (mut near, mut far) = Ends::shaken(version).streams(4_096);
         near.shutdown().await.unwrap();
@@ -169,7 +169,7 @@ async fn each_direction_ends_alone_and_a_lost_end_is_one_too() {
 }
 
 #[tokio::test]
-async fn nothing_counts_behind_an_end_and_a_forged_record_is_told_and_refused() {
+async fn data_after_a_close_is_ignored_and_a_forged_record_is_reported_and_refused() {
     for version in VERSIONS {
         let mut ends = Ends::shaken(version);
         std::io::Write::write_all(&mut ends.client.writer(), b"first").unwrap();
@@ -199,7 +199,7 @@ async fn nothing_counts_behind_an_end_and_a_forged_record_is_told_and_refused() 
 }
 
 #[tokio::test]
-async fn a_peer_that_takes_nothing_stops_the_writer() {
+async fn peer_that_reads_nothing_blocks_the_writer() {
     let (mut near, mut far) = Ends::shaken(&version::TLS13).streams(1_000);
     let words = pattern(31, 50_000);
     // The first write is taken whole; only what the pipe has room for has left.
@@ -231,7 +231,7 @@ async fn wait_for(reader: &mut (impl tokio::io::AsyncBufRead + Unpin), expected:
 }
 
 #[tokio::test]
-async fn openssl_as_a_client_changes_its_keys_and_ends() {
+async fn openssl_client_updates_its_keys_and_closes() {
     let desk = Desk::new();
     let server = acceptor(&settings(vec![desk.ecdsa("one", &[NAME])]));
     for version in ["-tls1_3", "-tls1_2"] {
@@ -264,7 +264,7 @@ async fn openssl_as_a_client_changes_its_keys_and_ends() {
 }
 
 #[tokio::test]
-async fn openssl_as_a_server_sends_tickets_late_and_takes_bulk() {
+async fn openssl_server_sends_late_tickets_and_accepts_bulk_data() {
     let desk = Desk::new();
     desk.ecdsa("one", &[NAME]);
     for version in ["-tls1_3", "-tls1_2"] {

@@ -46,7 +46,7 @@ fn with_groups(desk: &Desk, groups: &[Group]) -> ClientConfig {
 }
 
 #[tokio::test]
-async fn a_certificate_is_chosen_by_name() {
+async fn certificate_is_selected_by_name() {
     let desk = Desk::new();
     let server = acceptor(&settings(vec![
         desk.ecdsa("one", &["one.example.com", "any.example.com"]),
@@ -73,7 +73,7 @@ async fn a_certificate_is_chosen_by_name() {
 }
 
 #[tokio::test]
-async fn without_a_name_the_first_certificate_answers() {
+async fn first_certificate_is_served_without_a_name() {
     let desk = Desk::new();
     let server =
         acceptor(&settings(vec![desk.ecdsa("one", &["one.example.com"]), desk.ecdsa("two", &["two.example.com"])]));
@@ -84,7 +84,7 @@ async fn without_a_name_the_first_certificate_answers() {
 }
 
 #[tokio::test]
-async fn ecdsa_for_who_can_and_rsa_for_the_others() {
+async fn ecdsa_is_served_to_capable_clients_and_rsa_to_others() {
     let desk = Desk::new();
     let names = ["mail.example.com"];
     let server = acceptor(&settings(vec![desk.rsa("rsa", &names), desk.ecdsa("ecdsa", &names)]));
@@ -104,7 +104,7 @@ async fn ecdsa_for_who_can_and_rsa_for_the_others() {
 }
 
 #[tokio::test]
-async fn min_version_is_kept() {
+async fn min_version_is_enforced() {
     let desk = Desk::new();
     let mut tls = settings(vec![desk.ecdsa("one", &["mail.example.com"])]);
     let old = Arc::new(mail_client(&desk, aws_lc_rs::default_provider(), &[&version::TLS12]));
@@ -119,7 +119,7 @@ async fn min_version_is_kept() {
 }
 
 #[tokio::test]
-async fn the_group_is_the_servers_choice() {
+async fn group_is_chosen_by_the_server() {
     use Group::{Secp256r1, Secp384r1, X25519, X25519MlKem768};
     let desk = Desk::new();
     let mut tls = settings(vec![desk.ecdsa("one", &["mail.example.com"])]);
@@ -146,7 +146,7 @@ async fn the_group_is_the_servers_choice() {
 }
 
 #[tokio::test]
-async fn listed_suites_are_taken_in_their_order() {
+async fn configured_suites_are_used_in_order() {
     let desk = Desk::new();
     let mut tls = settings(vec![desk.ecdsa("one", &["mail.example.com"])]);
     tls.cipher_suites = Some(vec![
@@ -159,7 +159,7 @@ async fn listed_suites_are_taken_in_their_order() {
 }
 
 #[tokio::test]
-async fn aes_128_is_usual_and_chacha_for_who_would_rather_have_it() {
+async fn aes_128_is_the_default_and_chacha_follows_the_client_preference() {
     let desk = Desk::new();
     let acceptor = acceptor(&settings(vec![desk.ecdsa("one", &["mail.example.com"])]));
     for (version, aes, chacha) in [
@@ -177,7 +177,7 @@ async fn aes_128_is_usual_and_chacha_for_who_would_rather_have_it() {
 }
 
 #[test]
-fn a_suite_that_does_not_exist_says_nothing_of_the_client() {
+fn unknown_suite_is_no_client_preference() {
     let (chacha, aes) = (CipherSuite::TLS13_CHACHA20_POLY1305_SHA256, CipherSuite::TLS13_AES_128_GCM_SHA256);
     let grease = [0x0a0a, 0x1a1a, 0xfafa].map(CipherSuite::from);
     for first in grease {
@@ -244,7 +244,7 @@ async fn sessions_resume_within_a_protocol_only() {
 }
 
 #[tokio::test]
-async fn an_expired_certificate_is_served() {
+async fn expired_certificate_is_served() {
     let desk = Desk::new();
     let server = acceptor(&settings(vec![desk.expired("old", &["mail.example.com"])]));
     let (near, far) = shake(&server, &Arc::new(modern(&desk)), "mail.example.com").await;
@@ -277,7 +277,7 @@ async fn client_certificates_are_checked_when_an_authority_is_named() {
 }
 
 #[tokio::test]
-async fn a_client_in_the_clear_is_told_apart() {
+async fn cleartext_client_is_detected() {
     let desk = Desk::new();
     let server = acceptor(&settings(vec![desk.ecdsa("one", &["mail.example.com"])]));
     let (mut near, far) = tcp_pair().await;
@@ -312,7 +312,7 @@ async fn s_client(desk: &Desk, server: &Acceptor, arguments: &str) -> (String, i
 }
 
 #[tokio::test]
-async fn openssl_agrees() {
+async fn openssl_interoperates() {
     let desk = Desk::new();
     let names = ["mail.example.com"];
     let server = acceptor(&settings(vec![desk.rsa("rsa", &names), desk.ecdsa("ecdsa", &names)]));
@@ -335,7 +335,7 @@ async fn openssl_agrees() {
 }
 
 #[tokio::test]
-async fn a_stream_reports_and_closes_properly() {
+async fn stream_reports_and_closes_properly() {
     let desk = Desk::new();
     let server = acceptor(&settings(vec![desk.ecdsa("one", &["mail.example.com"])]));
     let (near, far) = shake(&server, &Arc::new(modern(&desk)), "mail.example.com").await;

@@ -29,7 +29,7 @@ fn desk() -> Desk {
 }
 
 #[tokio::test]
-async fn a_session_resumes_wherever_its_key_is_known() {
+async fn session_resumes_at_every_server_with_its_key() {
     let desk = desk();
     for version in [&version::TLS13, &version::TLS12] {
         let between = async |first: &[u8], second: &[u8]| {
@@ -46,7 +46,7 @@ async fn a_session_resumes_wherever_its_key_is_known() {
 }
 
 #[tokio::test]
-async fn no_session_resumes_under_other_rules() {
+async fn sessions_do_not_resume_under_other_settings() {
     let desk = desk();
     let plain = machine(&desk, &[1], |_| ());
     let asks = |required| {
@@ -77,7 +77,7 @@ async fn no_session_resumes_under_other_rules() {
 }
 
 #[test]
-fn files_that_hold_no_keys_are_refused_with_file_and_line() {
+fn files_without_keys_are_refused_with_file_and_line() {
     let desk = desk();
     let refused = |content: &str| {
         let mut tls = settings(vec![desk.files("one")]);

@@ -61,7 +61,7 @@ fn logged_in(text: &str) {
 }
 
 #[test]
-fn dovecot() {
+fn dovecot_login_succeeds() {
     greeted(
         ALICE,
         "IMAP4rev1 SASL-IR LOGIN-REFERRALS ID ENABLE IDLE LITERAL+ AUTH=PLAIN AUTH=LOGIN",
@@ -75,7 +75,7 @@ fn dovecot() {
 }
 
 #[test]
-fn cyrus() {
+fn cyrus_login_succeeds() {
     greeted(
         PROXY,
         "IMAP4rev1 LITERAL+ ID ENABLE AUTH=PLAIN SASL-IR",
@@ -94,7 +94,7 @@ fn cyrus() {
 }
 
 #[test]
-fn a_backend_is_told_who_the_client_is_under_tls_and_before_the_login() {
+fn client_address_is_sent_under_tls_and_before_the_login() {
     let told = |client| Login { client: Some(client), ..STARTTLS };
     let fields = r#""x-connected-ip" "192.0.2.1" "x-connected-port" "993" "x-session-id" "S7Q2X")"#;
     for (client, ip, port) in [("198.51.100.7:4711", "198.51.100.7", 4711), ("[2001:db8::7]:1", "2001:db8::7", 1)] {
@@ -129,7 +129,7 @@ fn a_backend_is_told_who_the_client_is_under_tls_and_before_the_login() {
 }
 
 #[test]
-fn greetings() {
+fn greetings_are_classified() {
     script(ALICE, "S: * BYE Too many connections\n=> fault Bye");
     script(ALICE, "S: * PREAUTH welcome back\n=> fault Preauth");
     script(STARTTLS, "S: * PREAUTH welcome back\n=> fault Preauth");
@@ -151,7 +151,7 @@ fn greetings() {
 }
 
 #[test]
-fn capabilities_are_asked_for_when_not_told() {
+fn capabilities_are_requested_when_not_announced() {
     script(
         ALICE,
         "
@@ -178,7 +178,7 @@ fn capabilities_are_asked_for_when_not_told() {
 }
 
 #[test]
-fn starttls_forgets_what_was_said() {
+fn starttls_discards_earlier_state() {
     greeted(
         STARTTLS,
         "IMAP4rev1 STARTTLS SASL-IR AUTH=PLAIN",
@@ -221,7 +221,7 @@ fn starttls_forgets_what_was_said() {
 }
 
 #[test]
-fn a_login_uses_what_is_listed() {
+fn login_uses_an_advertised_mechanism() {
     greeted(ALICE, "IMAP4rev1 AUTH=PLAIN LITERAL+", "C: u1 AUTHENTICATE PLAIN\nS: + \nC: AGFsaWNlAHNlY3JldA==");
     greeted(ALICE, "IMAP4rev1 AUTH=PLAIN", "C: u1 AUTHENTICATE PLAIN\nS: u1 NO no more\n=> refused [] no more");
     greeted(ALICE, "IMAP4rev1 LOGINDISABLED AUTH=PLAIN SASL-IR", "C: u1 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==");
@@ -235,7 +235,7 @@ fn a_login_uses_what_is_listed() {
 }
 
 #[test]
-fn login_arguments_are_carried_byte_for_byte() {
+fn login_arguments_are_sent_byte_for_byte() {
     let quoted = Login { login: b"al ice", password: br#"a"b\c"#, ..ALICE };
     greeted(quoted, "IMAP4rev1", r#"C: u1 LOGIN "al ice" "a\"b\\c""#);
     greeted(Login { password: b"", ..ALICE }, "IMAP4rev1", r#"C: u1 LOGIN "alice" """#);
@@ -278,7 +278,7 @@ fn login_arguments_are_carried_byte_for_byte() {
 }
 
 #[test]
-fn only_our_tag_and_ok_is_success() {
+fn only_ok_with_the_sent_tag_is_success() {
     for garbage in [
         "u1 OKAY",
         "u1 OK\\tin",
@@ -308,7 +308,7 @@ fn only_our_tag_and_ok_is_success() {
 }
 
 #[test]
-fn refusals_keep_their_code_and_text() {
+fn refusals_keep_code_and_text() {
     logged_in("S: u1 NO\n=> refused []");
     logged_in("S: u1 no [limit] Too many\n=> refused [limit] Too many");
     logged_in("S: u1 NO [INUSE 3 more]Locked\n=> refused [INUSE 3 more] Locked");
@@ -320,7 +320,7 @@ fn refusals_keep_their_code_and_text() {
 }
 
 #[test]
-fn lines_before_the_answer_reach_the_client_in_order() {
+fn lines_before_the_reply_reach_the_client_in_order() {
     logged_in(
         r#"
         S: * OK [ALERT] mail system {5}
@@ -343,7 +343,7 @@ fn lines_before_the_answer_reach_the_client_in_order() {
 }
 
 #[test]
-fn other_codes_of_the_answer_reach_the_client_before_it() {
+fn other_response_codes_reach_the_client_before_the_reply() {
     logged_in(
         r"
         S: * CAPABILITY IMAP4rev1
@@ -372,7 +372,7 @@ fn capabilities_are_filtered() {
 }
 
 #[test]
-fn endless_lines_meet_a_limit() {
+fn endless_lines_are_limited() {
     // The limit of 2000 bytes, less the greeting.
     let greeting = "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready\r\n".len();
     let rest = 2000 - greeting;

@@ -37,7 +37,7 @@ fn script(settings: FrontSettings<'_>, text: &str) {
 }
 
 #[test]
-fn the_greeting_tells_what_holds() {
+fn greeting_lists_the_current_capabilities() {
     script(TLS, "S: * OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN] usher is ready");
     script(CLEAR, "S: * OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID STARTTLS LOGINDISABLED] usher is ready");
     let neither = FrontSettings { starttls: false, ..CLEAR };
@@ -45,7 +45,7 @@ fn the_greeting_tells_what_holds() {
 }
 
 #[test]
-fn commands_of_any_state() {
+fn commands_valid_in_any_state_are_answered() {
     script(
         TLS,
         r#"
@@ -67,7 +67,7 @@ fn commands_of_any_state() {
 }
 
 #[test]
-fn tags_are_echoed_whatever_they_are() {
+fn any_valid_tag_is_echoed() {
     let long = "t".repeat(8000);
     script(TLS, &format!("C: {long} NOOP\nS: {long} OK Nothing done"));
     script(
@@ -94,7 +94,7 @@ fn tags_are_echoed_whatever_they_are() {
 }
 
 #[test]
-fn what_is_not_for_now_is_bad_and_the_session_goes_on() {
+fn command_in_the_wrong_state_is_bad_and_the_session_continues() {
     script(
         TLS,
         r#"
@@ -150,7 +150,7 @@ fn rejected_commands_are_consumed_with_their_literals() {
 }
 
 #[test]
-fn login_takes_strings_in_every_form() {
+fn login_accepts_strings_in_every_form() {
     script(
         TLS,
         r#"
@@ -199,7 +199,7 @@ fn login_takes_strings_in_every_form() {
 }
 
 #[test]
-fn login_takes_nothing_else() {
+fn login_refuses_other_arguments() {
     for arguments in [
         "",
         " ",
@@ -238,7 +238,7 @@ fn login_takes_nothing_else() {
 }
 
 #[test]
-fn sizes_never_desynchronize() {
+fn oversized_input_never_desynchronizes() {
     let full = "p".repeat(4096);
     script(
         TLS,
@@ -297,7 +297,7 @@ fn sizes_never_desynchronize() {
 }
 
 #[test]
-fn long_lines_are_passed_over() {
+fn long_lines_are_discarded() {
     let most = "x".repeat(8192 - "a XYZZY ".len());
     script(
         TLS,
@@ -356,7 +356,7 @@ fn only_crlf_ends_a_line() {
 }
 
 #[test]
-fn a_browser_is_sent_away() {
+fn http_request_is_disconnected() {
     for request in ["GET / HTTP/1.1", "POST /login HTTP/1.1", "OPTIONS *", "PRI * HTTP/2.0", "GET"] {
         script(
             TLS,
@@ -372,7 +372,7 @@ fn a_browser_is_sent_away() {
 }
 
 #[test]
-fn bad_commands_have_a_limit_that_tls_does_not_reset() {
+fn bad_command_limit_is_not_reset_by_tls() {
     script(
         FrontSettings { bad_commands: 4, ..CLEAR },
         r#"
@@ -410,7 +410,7 @@ fn bad_commands_have_a_limit_that_tls_does_not_reset() {
 }
 
 #[test]
-fn a_login_in_the_clear_is_refused_before_the_secret_is_asked_for() {
+fn cleartext_login_is_refused_before_the_secret_is_requested() {
     script(
         CLEAR,
         r#"
@@ -438,7 +438,7 @@ fn a_login_in_the_clear_is_refused_before_the_secret_is_asked_for() {
 }
 
 #[test]
-fn starttls_forgets_what_was_said() {
+fn starttls_discards_earlier_state() {
     script(
         CLEAR,
         r#"
@@ -471,7 +471,7 @@ fn starttls_forgets_what_was_said() {
 }
 
 #[test]
-fn authenticate_in_every_form() {
+fn authenticate_is_accepted_in_every_form() {
     script(
         TLS,
         r#"
@@ -516,7 +516,7 @@ fn authenticate_in_every_form() {
 }
 
 #[test]
-fn an_exchange_that_fails_is_over() {
+fn failed_sasl_exchange_ends() {
     script(
         TLS,
         r#"
@@ -565,7 +565,7 @@ fn an_exchange_that_fails_is_over() {
 }
 
 #[test]
-fn sasl_lines_may_be_longer() {
+fn sasl_lines_have_a_larger_limit() {
     // 12,288 characters of base64, all zero bits: 9,216 NULs.
     let most = "A".repeat(12_288);
     let initial = "A".repeat(12_288 - "a AUTHENTICATE PLAIN ".len() - 3);
@@ -593,7 +593,7 @@ fn sasl_lines_may_be_longer() {
 }
 
 #[test]
-fn what_is_pipelined_waits_for_the_answer() {
+fn pipelined_commands_wait_for_the_reply() {
     script(
         TLS,
         r#"
@@ -611,7 +611,7 @@ fn what_is_pipelined_waits_for_the_answer() {
 }
 
 #[test]
-fn a_client_that_asked_for_capabilities_gets_the_new_ones() {
+fn client_that_requested_capabilities_gets_the_new_ones() {
     let asking = r#"
         C: a CAPABILITY
         S: * CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN
@@ -648,7 +648,7 @@ fn a_client_that_asked_for_capabilities_gets_the_new_ones() {
 }
 
 #[test]
-fn id_is_answered_and_remembered_within_bounds() {
+fn id_is_answered_and_stored_within_bounds() {
     script(
         TLS,
         r#"
@@ -709,7 +709,7 @@ fn id_is_answered_and_remembered_within_bounds() {
 }
 
 #[test]
-fn one_command_is_held_at_the_most() {
+fn at_most_one_command_is_buffered() {
     let pair = format!("{{30+}}\r\n{} {{1024+}}\r\n{}", "f".repeat(30), "v".repeat(1024));
     let largest = format!("a ID ({})\r\n", vec![pair.as_str(); 30].join(" "));
     let mut trial = FrontTrial::new(&PROTOCOL, TLS, std::iter::empty());
@@ -724,7 +724,7 @@ fn one_command_is_held_at_the_most() {
 }
 
 #[test]
-fn what_is_held_is_bounded_whatever_comes() {
+fn buffered_input_is_bounded() {
     let floods: [&[u8]; 6] = [
         b"x",
         b"a AUTHENTICATE PLAIN\r\nAAAAAAAAAAAAAAAA",
@@ -749,7 +749,7 @@ fn what_is_held_is_bounded_whatever_comes() {
 }
 
 #[test]
-fn every_refusal_has_its_words() {
+fn refusals_have_their_replies() {
     let wrong = "NO [AUTHENTICATIONFAILED] Name or password is wrong";
     let unavailable = "NO [UNAVAILABLE] The mail service is not available, try again later";
     let contact = "NO [CONTACTADMIN] Your mailbox cannot be reached, please tell your administrator";

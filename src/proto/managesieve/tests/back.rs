@@ -38,7 +38,7 @@ fn asked(text: &str) {
 }
 
 #[test]
-fn pigeonhole() {
+fn pigeonhole_login_succeeds() {
     script(
         STARTTLS,
         r#"
@@ -68,7 +68,7 @@ fn pigeonhole() {
 }
 
 #[test]
-fn timsieved() {
+fn timsieved_login_succeeds() {
     script(
         Login { service: Some(b"proxy"), ..ALICE },
         r#"
@@ -88,7 +88,7 @@ fn timsieved() {
 }
 
 #[test]
-fn a_list_behind_the_login_is_consumed() {
+fn capability_list_after_the_login_is_consumed() {
     asked(
         r#"
         S: OK "In"
@@ -111,7 +111,7 @@ fn a_list_behind_the_login_is_consumed() {
 }
 
 #[test]
-fn the_login_is_carried_byte_for_byte() {
+fn login_is_sent_byte_for_byte() {
     static LONG: [u8; 800] = [b'p'; 800];
     // 807 bytes are 1076 characters of base64: more than a quoted string takes.
     let coded = format!("AGFsaWNlAHBw{}", "cHBw".repeat(266));
@@ -123,7 +123,7 @@ fn the_login_is_carried_byte_for_byte() {
 }
 
 #[test]
-fn a_login_needs_plain() {
+fn login_requires_plain() {
     for mechanisms in ["\"SASL\" \"\"", "\"SASL\"", "\"SASL\" \"GSSAPI XPLAIN\"", "\"SIEVE\" \"PLAIN\""] {
         script(ALICE, &format!("S: {mechanisms}\nS: OK\n=> fault NoMechanism"));
     }
@@ -131,7 +131,7 @@ fn a_login_needs_plain() {
 }
 
 #[test]
-fn tls_is_started_or_nothing_is_said() {
+fn starttls_failure_sends_no_login() {
     script(STARTTLS, "S: \"SASL\" \"PLAIN\"\nS: OK\n=> fault NoStartTls");
     script(STARTTLS, "S: \"STARTTLS\"\nS: OK\nC: STARTTLS\nS: NO\n=> fault NoStartTls");
     script(STARTTLS, "S: \"STARTTLS\"\nS: OK\nC: STARTTLS\nS: \"SASL\" \"PLAIN\"\n=> fault Garbage");
@@ -147,7 +147,7 @@ fn tls_is_started_or_nothing_is_said() {
 }
 
 #[test]
-fn refusals_keep_their_code_and_text() {
+fn refusals_keep_code_and_text() {
     asked("S: NO \"Authentication failed.\"\n=> refused [] Authentication failed.");
     asked("S: no (TRYLATER) {5}\nS: later\n=> refused [TRYLATER] later");
     asked("S: NO (AUTH-TOO-WEAK)\n=> refused [AUTH-TOO-WEAK]");
@@ -161,7 +161,7 @@ fn refusals_keep_their_code_and_text() {
 }
 
 #[test]
-fn nothing_but_ok_is_success() {
+fn only_ok_is_success() {
     for garbage in [
         "OKAY",
         "OK in",
@@ -190,7 +190,7 @@ fn nothing_but_ok_is_success() {
 }
 
 #[test]
-fn endless_answers_meet_a_limit() {
+fn endless_replies_are_limited() {
     let rest = 2000 - "\"SASL\" \"PLAIN\"\r\nOK\r\n".len();
     asked(&format!("S: NO \"{}\"\n=> refused [] {}", "x".repeat(rest - 5), "x".repeat(512)));
     asked(&format!("S: NO \"{}\"\n=> fault TooMuch", "x".repeat(rest - 4)));

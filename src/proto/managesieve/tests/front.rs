@@ -34,7 +34,7 @@ fn script(settings: FrontSettings<'_>, text: &str) {
 }
 
 #[test]
-fn the_greeting_tells_what_holds() {
+fn greeting_lists_the_current_capabilities() {
     script(
         TLS,
         r#"
@@ -59,7 +59,7 @@ fn the_greeting_tells_what_holds() {
 }
 
 #[test]
-fn what_all_backends_can_do_is_offered_but_for_what_is_ushers_own() {
+fn common_backend_capabilities_are_offered_except_the_proxys_own() {
     let long = format!("SIEVE {}", "x".repeat(1025));
     let learned = [
         "IMPLEMENTATION Dovecot",
@@ -93,7 +93,7 @@ fn what_all_backends_can_do_is_offered_but_for_what_is_ushers_own() {
 }
 
 #[test]
-fn the_list_comes_again_under_tls() {
+fn capability_list_is_sent_again_under_tls() {
     script(
         CLEAR,
         r#"
@@ -131,7 +131,7 @@ fn the_list_comes_again_under_tls() {
 }
 
 #[test]
-fn commands_of_any_state() {
+fn commands_valid_in_any_state_are_answered() {
     script(
         TLS,
         r#"
@@ -158,7 +158,7 @@ fn commands_of_any_state() {
 }
 
 #[test]
-fn what_is_not_for_now_is_refused_and_the_session_goes_on() {
+fn command_in_the_wrong_state_is_refused_and_the_session_continues() {
     let syntax = "NO \"Arguments are not as the command wants them\"";
     for wrong in [
         "NOOP ",
@@ -218,7 +218,7 @@ fn what_is_not_for_now_is_refused_and_the_session_goes_on() {
 }
 
 #[test]
-fn a_login_takes_every_form() {
+fn login_is_accepted_in_every_form() {
     script(
         TLS,
         r#"
@@ -266,7 +266,7 @@ fn a_login_takes_every_form() {
 }
 
 #[test]
-fn an_exchange_that_fails_is_over() {
+fn failed_sasl_exchange_ends() {
     script(
         TLS,
         r#"
@@ -304,7 +304,7 @@ fn an_exchange_that_fails_is_over() {
 }
 
 #[test]
-fn a_login_in_the_clear_is_refused_and_told() {
+fn cleartext_login_is_refused_with_a_reason() {
     script(
         CLEAR,
         r#"
@@ -322,7 +322,7 @@ fn a_login_in_the_clear_is_refused_and_told() {
 }
 
 #[test]
-fn sizes_never_desynchronize() {
+fn oversized_input_never_desynchronizes() {
     // The whole command may have 16384 bytes without its last line's end.
     let head = "PUTSCRIPT \"a\" {16360+}\r\n".len();
     let (fits, over) = (16_384 - head, 16_385 - head);
@@ -380,7 +380,7 @@ fn only_crlf_ends_a_line() {
 }
 
 #[test]
-fn little_is_kept_whatever_comes() {
+fn buffered_input_is_bounded() {
     let mut front = SieveFront::new(TLS);
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     for piece in [&b"NOOP {16000+}\r\n"[..], &[b'x'; 15_999], b"x ", &[b'y'; 9000], &[b'y'; 9000]] {
