@@ -14,8 +14,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
-use usher::proto::Parting;
-use usher::relay::{End, Relay};
+use usher::proto::ClosingLine;
+use usher::relay::{Relay, RelaySide};
 use usher::tls::stream::Stream;
 
 /// What is moved at a time.
@@ -130,14 +130,14 @@ fn throughput(criterion: &mut Criterion) {
             usher::sys::sockets::tune(backend.tcp(), &usher::sys::sockets::CLIENT).unwrap();
             let link = std::fs::read_link("/proc/thread-self").unwrap();
             named.send(link.file_name().unwrap().to_string_lossy().into_owned()).unwrap();
-            let end = |stream: Stream| End {
+            let end = |stream: Stream| RelaySide {
                 stream,
                 own: 0,
                 first: Vec::new(),
                 sent: prometheus::IntCounter::new("sent", "bytes").unwrap(),
             };
             let mut relay = Relay::new(end(client), end(backend), Duration::from_secs(60));
-            relay.run(&Parting::Close, &mut std::future::pending()).await;
+            relay.run(&ClosingLine::Close, &mut std::future::pending()).await;
         });
         let relay = address.recv().unwrap();
         thread(move || async move { peer(at_client.connect(relay).await, client_side).await });

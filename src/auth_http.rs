@@ -23,13 +23,13 @@ use crate::authn::Ask;
 use crate::config::{AuthHttp, OnUnavailable};
 use crate::directory::Login;
 use crate::outcome::Refusal;
-use crate::proto::Told;
-use crate::report::{Report, Visitor};
+use crate::proto::NginxReply;
+use crate::report::{ConnectionInfo, LoginEvent};
 use crate::secret::{Secret, SecretBuf};
-use crate::session::attempt::{Attempt, Found};
+use crate::session::attempt::{LoginAttempt, RoutedLogin};
 use crate::snapshot::{Shared, Snapshot};
 use crate::tls::stream::Stream;
-use request::{Fault, Request};
+use request::{Request, RequestSyntaxError};
 
 #[cfg(any(test, feature = "fuzz"))]
 pub use request::read as read_request;
@@ -48,9 +48,9 @@ const TEXT: usize = 700;
 
 /// Why a question got no answer that a client could be told.
 #[derive(Debug, Error)]
-enum Unanswered {
+enum NoReply {
     #[error("{0}")]
-    Malformed(#[from] Fault),
+    Malformed(#[from] RequestSyntaxError),
     #[error("X-Auth-Key is not what auth_http.key_file says")]
     Key,
     #[error("no whole question within {READ_TIMEOUT:?}")]
@@ -59,7 +59,7 @@ enum Unanswered {
     Closed,
 }
 
-impl Unanswered {
+impl NoReply {
     /// The metric label.
     const fn label(&self) -> &'static str {
         match self {
@@ -81,7 +81,7 @@ impl Unanswered {
 }
 
 /// Where nginx is to log somebody in.
-struct Granted {
+struct NginxTarget {
     address: SocketAddr,
     /// The name there, if it is not the one that was typed.
     login: Option<Login>,
@@ -124,14 +124,14 @@ fn count(shared: &Shared, result: &str) {
 /// One question and its answer.
 async fn exchange(tcp: TcpStream, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) {
     let mut stream = Stream::from(tcp);
-    let question = timeout(READ_TIMEOUT, question(&mut stream)).await.unwrap_or(Err(Unanswered::Timeout));
+    let question = timeout(READ_TIMEOUT, question(&mut stream)).await.unwrap_or(Err(NoReply::Timeout));
     let question = question.and_then(|question| admitted(question, snapshot.auth_http_key.as_ref()));
     let text = match question {
         Ok(question) => answer(question, nginx, shared, snapshot).await,
         Err(unanswered) => {
             count(shared, unanswered.label());
             // A health check of somebody's, or a program that was ended.
-            if matches!(unanswered, Unanswered::Closed) {
+            if matches!(unanswered, NoReply::Closed) {
                 debug!(%nginx, "closed before its auth_http question");
                 return;
             }
@@ -149,11 +149,11 @@ async fn exchange(tcp: TcpStream, nginx: IpAddr, shared: &Shared, snapshot: &Sna
 }
 
 /// Reads a question into memory that is wiped.
-async fn question(stream: &mut Stream) -> Result<Request, Unanswered> {
+async fn question(stream: &mut Stream) -> Result<Request, NoReply> {
     let mut input = SecretBuf::new();
     loop {
         match stream.fill(&mut input).await {
-            Ok(0) | Err(_) => return Err(Unanswered::Closed),
+            Ok(0) | Err(_) => return Err(NoReply::Closed),
             Ok(_) => {}
         }
         if let Some(request) = request::read(input.as_slice())? {
@@ -163,9 +163,9 @@ async fn question(stream: &mut Stream) -> Result<Request, Unanswered> {
 }
 
 /// A question that shows the key, if one is wanted.
-fn admitted(question: Request, key: Option<&Secret>) -> Result<Request, Unanswered> {
+fn admitted(question: Request, key: Option<&Secret>) -> Result<Request, NoReply> {
     let same = key.is_none_or(|key| question.key.expose().ct_eq(key.expose()).into());
-    if same { Ok(question) } else { Err(Unanswered::Key) }
+    if same { Ok(question) } else { Err(NoReply::Key) }
 }
 
 /// Decides, writes the `login` event and says it as nginx wants to hear it.
@@ -174,31 +174,32 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
     if !plain {
         count(shared, "method");
         let code = Some("504 5.5.4".to_owned());
-        return refusal(&Told { code, text: "Use PLAIN or LOGIN under TLS".to_owned() }, true);
+        return refusal(&NginxReply { code, text: "Use PLAIN or LOGIN under TLS".to_owned() }, true);
     }
-    let visitor = Visitor { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
-    let attempt = Attempt { shared, snapshot, client, protocol, began: Instant::now() };
-    let mut report = Report { typed: login, ..Report::default() };
+    let visitor =
+        ConnectionInfo { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
+    let attempt = LoginAttempt { shared, snapshot, client, protocol, began: Instant::now() };
+    let mut report = LoginEvent { typed: login, ..LoginEvent::default() };
     let outcome = attempt.bounded(pin!(grant(&attempt, &password, &mut report))).await;
     report.emit(&visitor, None, outcome.as_ref().err(), &shared.metrics);
     match outcome {
         Ok(granted) => {
             count(shared, "ok");
-            leave(&granted)
+            lingering_close(&granted)
         }
         Err(refused) => {
             count(shared, "refused");
-            let refused = attempt.told(refused).await;
+            let refused = attempt.reply(refused).await;
             let limits = &snapshot.config.limits;
             let guessed = refused.counts_as_failed() && attempts >= limits.failed_logins;
             let away = refused.is_outage() && limits.on_unavailable == OnUnavailable::ReplyAndClose;
-            refusal(&(row.words)(&refused, &visitor.session.to_string()), !guessed && !away)
+            refusal(&(row.reply)(&refused, &visitor.session.to_string()), !guessed && !away)
         }
     }
 }
 
 /// Who is it, and where does he belong?
-async fn grant(attempt: &Attempt<'_>, password: &Secret, report: &mut Report) -> Result<Granted, Refusal> {
+async fn grant(attempt: &LoginAttempt<'_>, password: &Secret, report: &mut LoginEvent) -> Result<NginxTarget, Refusal> {
     let (config, authn) = (&attempt.snapshot.config, &attempt.snapshot.authn);
     // While the question lasts: nginx' connections are its own.
     let connection = attempt.shared.throttle.connection(&config.throttle, attempt.client);
@@ -206,11 +207,11 @@ async fn grant(attempt: &Attempt<'_>, password: &Secret, report: &mut Report) ->
     let login = Login::parse(&report.typed).ok_or(Refusal::InvalidUsername)?;
     // nginx would write it to a backend as it is, where a line end begins another command.
     if password.expose().iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
-        return Err(Refusal::UnusablePassword);
+        return Err(Refusal::InvalidPassword);
     }
     let mut decision = attempt.decide(&login, password, report).await?;
     loop {
-        let Found { proven, target, .. } = attempt.find(&login, password, decision, report).await?;
+        let RoutedLogin { proven, target, .. } = attempt.find(&login, password, decision, report).await?;
         let address = target.backend.nginx_address(attempt.protocol).await.map_err(|error| {
             attempt.count_backend(target.backend, error.label());
             report.failed(&error);
@@ -220,15 +221,15 @@ async fn grant(attempt: &Attempt<'_>, password: &Secret, report: &mut Report) ->
             let other = (target.login != login).then_some(target.login);
             // Headers are trimmed: another user could be meant.
             let whole = other.as_ref().is_none_or(|name| name.as_str().trim() == name.as_str());
-            return if whole { Ok(Granted { address, login: other }) } else { Err(Refusal::NoBackendLogin) };
+            return if whole { Ok(NginxTarget { address, login: other }) } else { Err(Refusal::NoBackendLogin) };
         }
         // Something about this entry was forgotten meanwhile: what it is now decides.
         decision = authn.decide(&login, password, Ask::Directory).await;
     }
 }
 
-fn leave(granted: &Granted) -> String {
-    let Granted { address, login } = granted;
+fn lingering_close(granted: &NginxTarget) -> String {
+    let NginxTarget { address, login } = granted;
     let (ip, port) = (address.ip().to_string(), address.port().to_string());
     let mut headers = vec![("Auth-Status", "OK"), ("Auth-Server", &ip), ("Auth-Port", &port)];
     headers.extend(login.as_ref().map(|login| ("Auth-User", login.as_str())));
@@ -236,7 +237,7 @@ fn leave(granted: &Granted) -> String {
 }
 
 /// A refusal; `again`: the client may try once more on its connection, which nginx closes otherwise.
-fn refusal(told: &Told, again: bool) -> String {
+fn refusal(told: &NginxReply, again: bool) -> String {
     let wait = WAIT.to_string();
     let text: String = told.text.chars().take(TEXT).collect();
     let mut headers = vec![("Auth-Status", text.as_str())];

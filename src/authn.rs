@@ -413,7 +413,7 @@ fn unusable(password: &Secret) -> Option<Decision> {
     }
     // A simple bind carries UTF-8 here, and a NUL would cut a password short somewhere behind.
     let carried = std::str::from_utf8(password.expose()).is_ok() && !password.expose().contains(&0);
-    (!carried).then(|| Decision::refused(Refusal::UnusablePassword, DecidedBy::Usher))
+    (!carried).then(|| Decision::refused(Refusal::InvalidPassword, DecidedBy::Usher))
 }
 
 #[cfg(test)]

@@ -227,7 +227,7 @@ fn password(path: &Path) -> Result<Secret, String> {
         |error: io::Error| format!("{} cannot be read: {error}; create it, readable for usher alone", path.display());
     let (file, metadata) = sys::open_regular(path).map_err(unreadable)?;
     if let Some(mode) = sys::exposed(&metadata) {
-        return Err(sys::exposed_words(path, mode));
+        return Err(sys::exposed_message(path, mode));
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(PASSWORD_ROOM + 1));
     let limit = u64::try_from(PASSWORD_ROOM).unwrap_or(u64::MAX);

@@ -25,7 +25,7 @@ use crate::known::{Key, Known, One, Pending, Settled, Weight};
 use crate::log::{Escaped, Repeats};
 use crate::metrics::Metrics;
 use crate::outcome::AccountState;
-use crate::registry::{Basis, Registry, Session, Why, is_other, unix_now};
+use crate::registry::{Registry, Session, SessionBasis, TerminationReason, is_other, unix_now};
 
 use brake::{Acted, Brake};
 use closing::Closing;
@@ -469,7 +469,12 @@ impl Follow {
     ///
     /// # Errors
     /// Why it must not begin, the gravest reason first.
-    pub fn check_listed(&self, session: &Session, basis: &Basis, setting: &Setting<'_>) -> Result<(), Why> {
+    pub fn check_listed(
+        &self,
+        session: &Session,
+        basis: &SessionBasis,
+        setting: &Setting<'_>,
+    ) -> Result<(), TerminationReason> {
         let newest = match setting.known.settle(&basis.entry) {
             // From now on a change is compared with what this login was decided by, if with nothing newer.
             Settled::AsShown => {
@@ -477,7 +482,7 @@ impl Follow {
                 return Ok(());
             }
             Settled::Instead(entry) => entry,
-            Settled::Gone => return Err(Why::Deleted),
+            Settled::Gone => return Err(TerminationReason::Deleted),
         };
         let consequence = Consequence::of(session, basis, Newest::Entry(&newest), setting.routing, unix_now());
         if consequence.renamed {
@@ -489,18 +494,18 @@ impl Follow {
     /// Ends the sessions of accounts whose time is over: a date passes without a change. While changes are
     /// told, because a later date may be missed otherwise.
     pub fn end_expired(&self, setting: &Setting<'_>) {
-        if self.standing() != Standing::Following || !is_wanted(Why::Expired, setting.watch) {
+        if self.standing() != Standing::Following || !is_wanted(TerminationReason::Expired, setting.watch) {
             return;
         }
         let now = unix_now();
-        let has_expired = |session: &Session, basis: &Basis| {
+        let has_expired = |session: &Session, basis: &SessionBasis| {
             let tracked = setting.known.by_dn(&session.dn);
             let marks = tracked.as_ref().map_or(&basis.entry.marks, |one| &one.entry.marks);
             marks.closed(now) == Some(AccountState::AccountExpired)
         };
         let sessions = self.registry.listed();
         let expired = sessions.iter().filter(|(session, basis)| has_expired(session, basis));
-        self.closing.add(expired.map(|(session, _)| (session.id, Why::Expired)));
+        self.closing.add(expired.map(|(session, _)| (session.id, TerminationReason::Expired)));
     }
 }
 

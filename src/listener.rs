@@ -31,7 +31,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// A bound listener.
 #[derive(Debug)]
-pub struct Bound {
+pub struct BoundListener {
     socket: TcpListener,
     /// As configured.
     pub config: config::Listener,
@@ -43,7 +43,7 @@ pub struct Bound {
 ///
 /// # Errors
 /// The system's reason: the address is in use, is not local, or the port needs a capability.
-pub fn bind(config: &config::Listener) -> io::Result<Bound> {
+pub fn bind(config: &config::Listener) -> io::Result<BoundListener> {
     let socket = Socket::new(Domain::for_address(config.address), Type::STREAM, Some(Protocol::TCP))?;
     if config.address.is_ipv6() {
         // `[::]` takes both families, whatever the system's default.
@@ -61,7 +61,7 @@ pub fn bind(config: &config::Listener) -> io::Result<Bound> {
 ///
 /// # Errors
 /// It is no socket that listens.
-pub fn adopt(config: &config::Listener, socket: std::net::TcpListener) -> io::Result<Bound> {
+pub fn adopt(config: &config::Listener, socket: std::net::TcpListener) -> io::Result<BoundListener> {
     if !SockRef::from(&socket).is_listener()? {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket that was handed over does not listen"));
     }
@@ -69,10 +69,10 @@ pub fn adopt(config: &config::Listener, socket: std::net::TcpListener) -> io::Re
     // Once for all that it will accept. Options that cannot be set cost speed or a late end, not the login.
     let _ = sockets::tune(&socket, &sockets::CLIENT);
     let address = socket.local_addr()?;
-    Ok(Bound { socket: TcpListener::from_std(socket)?, config: config.clone(), address })
+    Ok(BoundListener { socket: TcpListener::from_std(socket)?, config: config.clone(), address })
 }
 
-impl Bound {
+impl BoundListener {
     /// The socket once more, to be handed over while it is in use.
     ///
     /// # Errors
@@ -83,8 +83,8 @@ impl Bound {
 }
 
 /// Accepts until the task is ended.
-pub async fn accept(shared: Arc<Shared>, bound: Arc<Bound>) {
-    let Bound { socket, config, address } = &*bound;
+pub async fn accept(shared: Arc<Shared>, bound: Arc<BoundListener>) {
+    let BoundListener { socket, config, address } = &*bound;
     let (config, address) = (Arc::new(config.clone()), *address);
     let repeats = Repeats::default();
     loop {

@@ -36,7 +36,7 @@ const WRITE: usize = 64 * 1024;
 
 /// How long the writing thread looks away after it has written. Lines that come meanwhile are one write,
 /// and none of them wakes the thread: each would cost a login several system calls.
-const GATHERING: Duration = Duration::from_millis(10);
+const BATCH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How many bytes of an outside value are shown.
 const SHOWN: usize = 256;
@@ -67,7 +67,7 @@ fn build(settings: &config::Log, output: impl io::Write + Send + 'static) -> (Di
         .lossy(true)
         .buffered_lines_limit(QUEUE)
         .thread_name("log")
-        .finish(Gathered { lines: BufWriter::with_capacity(WRITE, output) });
+        .finish(BatchingWriter { lines: BufWriter::with_capacity(WRITE, output) });
     let dropped = queue.error_counter();
     let (filter, level) = reload::Layer::new(filter(settings.level));
     let registry = tracing_subscriber::registry().with(filter);
@@ -214,18 +214,18 @@ struct OneLine {
 
 /// The output of the thread that writes: it is given the lines one by one, and flushed when there are no
 /// more.
-struct Gathered<W: io::Write> {
+struct BatchingWriter<W: io::Write> {
     lines: BufWriter<W>,
 }
 
-impl<W: io::Write> io::Write for Gathered<W> {
+impl<W: io::Write> io::Write for BatchingWriter<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.lines.write(line)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.lines.flush()?;
-        std::thread::sleep(GATHERING);
+        std::thread::sleep(BATCH_INTERVAL);
         Ok(())
     }
 }

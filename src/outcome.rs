@@ -21,7 +21,7 @@ pub enum Side {
 
 /// What a backend said when it refused a login that the directory had accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackendWords {
+pub struct BackendReply {
     /// The response code without brackets, such as `LIMIT`, or the reply code of a protocol that has
     /// numbers, such as `454 4.7.0`; empty when there was none.
     pub code: String,
@@ -91,7 +91,7 @@ pub enum Refusal {
     /// The name was empty, too long, not UTF-8, or held NUL or another control character.
     InvalidUsername,
     /// The password was not UTF-8 or held NUL: no LDAP simple bind can carry it.
-    UnusablePassword,
+    InvalidPassword,
     /// The client asked to act as somebody else (SASL authzid).
     AuthzidNotAllowed,
     /// The account is not one to log in with, whatever the password.
@@ -133,7 +133,7 @@ pub enum Refusal {
     BackendDraining,
     /// The directory accepted the password, the backend did not: the servers disagree.
     /// Carries the backend's words if they may be passed on.
-    BackendRejected(Option<BackendWords>),
+    BackendRejected(Option<BackendReply>),
     /// Clear-text login before TLS.
     TlsRequired,
     /// A limit was met: too many sessions, attempts or flights.
@@ -159,7 +159,7 @@ impl Refusal {
             Self::UnknownUser => "unknown_user",
             Self::EmptyPassword => "empty_password",
             Self::InvalidUsername => "invalid_username",
-            Self::UnusablePassword => "unusable_password",
+            Self::InvalidPassword => "unusable_password",
             Self::AuthzidNotAllowed => "authzid_not_allowed",
             Self::Account { state, .. } => state.label(),
             Self::NotAllowed => "not_allowed",
@@ -231,7 +231,7 @@ impl Refusal {
     /// hears what a wrong password is answered with. So does the owner of a locked account: directories say
     /// that before they look at the password, and a stranger who guesses would learn it.
     #[must_use]
-    pub const fn told(&self, reveal: bool) -> &Self {
+    pub const fn disclosed(&self, reveal: bool) -> &Self {
         static PLAIN: Refusal = Refusal::WrongPassword;
         if let Self::Account { state, proven } = self
             && (matches!(state, AccountState::Locked) || !reveal || !*proven)
@@ -250,7 +250,7 @@ impl Refusal {
             | Self::UnknownUser
             | Self::EmptyPassword
             | Self::InvalidUsername
-            | Self::UnusablePassword
+            | Self::InvalidPassword
             | Self::AuthzidNotAllowed
             | Self::TlsRequired => false,
             Self::Account { state, .. } => !matches!(state, AccountState::Locked),
@@ -286,7 +286,7 @@ impl Refusal {
             | Self::UnknownUser
             | Self::EmptyPassword
             | Self::InvalidUsername
-            | Self::UnusablePassword
+            | Self::InvalidPassword
             | Self::AuthzidNotAllowed
             | Self::Account { .. }
             | Self::NotAllowed
@@ -328,7 +328,7 @@ impl Refusal {
             | Self::UnknownUser
             | Self::EmptyPassword
             | Self::InvalidUsername
-            | Self::UnusablePassword
+            | Self::InvalidPassword
             | Self::AuthzidNotAllowed
             | Self::Account { .. }
             | Self::DirectoryUnavailable
@@ -373,7 +373,7 @@ impl Refusal {
             | Self::UnknownUser
             | Self::EmptyPassword
             | Self::InvalidUsername
-            | Self::UnusablePassword
+            | Self::InvalidPassword
             | Self::AuthzidNotAllowed
             | Self::Account { .. }
             | Self::NotAllowed
@@ -418,7 +418,7 @@ mod tests {
             assert!(!refusal.names_session(), "{refusal}");
         }
         let locked = Refusal::Account { state: AccountState::Locked, proven: false };
-        assert!(!locked.told(true).names_session());
+        assert!(!locked.disclosed(true).names_session());
         assert!(Refusal::BackendTimeout.names_session() && Refusal::NoMailHost.names_session());
     }
 
@@ -426,12 +426,12 @@ mod tests {
     fn account_state_is_revealed_only_when_allowed() {
         for state in AccountState::ALL {
             for (reveal, proven) in [(false, false), (false, true), (true, false)] {
-                assert_eq!(Refusal::Account { state, proven }.told(reveal), &Refusal::WrongPassword);
+                assert_eq!(Refusal::Account { state, proven }.disclosed(reveal), &Refusal::WrongPassword);
             }
             let proven = Refusal::Account { state, proven: true };
             let told = if state == AccountState::Locked { &Refusal::WrongPassword } else { &proven };
-            assert_eq!(proven.told(true), told);
+            assert_eq!(proven.disclosed(true), told);
         }
-        assert_eq!(Refusal::NotAllowed.told(false), &Refusal::NotAllowed);
+        assert_eq!(Refusal::NotAllowed.disclosed(false), &Refusal::NotAllowed);
     }
 }

@@ -45,7 +45,7 @@ pub struct Session {
 
 /// What a session was logged in with.
 #[derive(Debug, Clone)]
-pub struct Basis {
+pub struct SessionBasis {
     /// The version of the entry that the login was decided by.
     pub entry: Arc<Entry>,
     /// The name at the backend.
@@ -54,7 +54,7 @@ pub struct Basis {
 
 /// Why a session is asked to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Why {
+pub enum TerminationReason {
     /// usher is stopping.
     Drain,
     /// The directory names another backend, or another name there.
@@ -75,7 +75,7 @@ pub enum Why {
     BackendDrained,
 }
 
-impl Why {
+impl TerminationReason {
     /// Whether the directory has changed, as distinct from what somebody does about servers and sessions.
     #[must_use]
     pub const fn is_change(self) -> bool {
@@ -105,19 +105,19 @@ impl Why {
 /// Every relayed session.
 #[derive(Debug, Default)]
 pub struct Registry {
-    relayed: Mutex<Relayed>,
+    table: Mutex<SessionTable>,
     ids: id::Ids,
 }
 
 #[derive(Debug, Default)]
-struct Relayed {
-    sessions: BTreeMap<SessionId, (Arc<Session>, Basis)>,
+struct SessionTable {
+    sessions: BTreeMap<SessionId, (Arc<Session>, SessionBasis)>,
     /// The same by DN.
     by_dn: BTreeSet<(Arc<str>, SessionId)>,
     /// The same by what stays when the DN changes.
     by_id: BTreeSet<(EntryId, SessionId)>,
     /// Those that nobody has asked to end yet; dropping one of these asks, too.
-    open: BTreeMap<SessionId, oneshot::Sender<Why>>,
+    open: BTreeMap<SessionId, oneshot::Sender<TerminationReason>>,
     /// Whether a session that is listed now is asked to end at once.
     closed: bool,
 }
@@ -130,7 +130,7 @@ impl Registry {
 
     /// Lists a session until the guard is dropped; the future is ready when it is asked to end.
     #[must_use]
-    pub fn list(self: &Arc<Self>, session: Session, basis: Basis) -> (Listed, AskedToEnd) {
+    pub fn list(self: &Arc<Self>, session: Session, basis: SessionBasis) -> (ListedSession, StopHandle) {
         let id = session.id;
         let (string, asked) = oneshot::channel();
         let mut relayed = self.lock();
@@ -140,7 +140,7 @@ impl Registry {
         if !relayed.closed {
             relayed.open.insert(id, string);
         }
-        (Listed { registry: Arc::clone(self), id }, AskedToEnd(asked))
+        (ListedSession { registry: Arc::clone(self), id }, StopHandle(asked))
     }
 
     /// The sessions now, oldest first.
@@ -151,7 +151,7 @@ impl Registry {
 
     /// The same, each with what it was logged in with.
     #[must_use]
-    pub fn listed(&self) -> Vec<(Arc<Session>, Basis)> {
+    pub fn listed(&self) -> Vec<(Arc<Session>, SessionBasis)> {
         self.lock().sessions.values().cloned().collect()
     }
 
@@ -163,7 +163,7 @@ impl Registry {
 
     /// The sessions of an entry, oldest first, each with what it was logged in with.
     #[must_use]
-    pub fn of(&self, dn: &Arc<str>) -> Vec<(Arc<Session>, Basis)> {
+    pub fn of(&self, dn: &Arc<str>) -> Vec<(Arc<Session>, SessionBasis)> {
         let relayed = self.lock();
         let ids = relayed.by_dn.range(every_id(dn));
         ids.filter_map(|(_, id)| relayed.sessions.get(id).cloned()).collect()
@@ -208,7 +208,7 @@ impl Registry {
     }
 
     /// Asks a session to end, unless it was asked before; whether it was asked now.
-    pub fn end(&self, id: SessionId, why: Why) -> bool {
+    pub fn end(&self, id: SessionId, why: TerminationReason) -> bool {
         let asked = self.lock().open.remove(&id);
         asked.is_some_and(|string| string.send(why).is_ok())
     }
@@ -225,8 +225,8 @@ impl Registry {
         relayed.open.clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Relayed> {
-        self.relayed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, SessionTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -242,36 +242,36 @@ fn every_id(dn: &Arc<str>) -> RangeInclusive<(Arc<str>, SessionId)> {
 
 /// Ready when the session is asked to end; tells why.
 #[derive(Debug)]
-pub struct AskedToEnd(oneshot::Receiver<Why>);
+pub struct StopHandle(oneshot::Receiver<TerminationReason>);
 
-impl AskedToEnd {
+impl StopHandle {
     /// Why it was asked, if it was already.
-    pub fn now(&mut self) -> Option<Why> {
+    pub fn requested(&mut self) -> Option<TerminationReason> {
         match self.0.try_recv() {
             Ok(why) => Some(why),
             Err(oneshot::error::TryRecvError::Empty) => None,
-            Err(oneshot::error::TryRecvError::Closed) => Some(Why::Drain),
+            Err(oneshot::error::TryRecvError::Closed) => Some(TerminationReason::Drain),
         }
     }
 }
 
-impl Future for AskedToEnd {
-    type Output = Why;
+impl Future for StopHandle {
+    type Output = TerminationReason;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Why> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TerminationReason> {
         // Where all are asked at once, the other ends are dropped.
-        Pin::new(&mut self.0).poll(cx).map(|why| why.unwrap_or(Why::Drain))
+        Pin::new(&mut self.0).poll(cx).map(|why| why.unwrap_or(TerminationReason::Drain))
     }
 }
 
 /// Keeps a session listed.
 #[derive(Debug)]
-pub struct Listed {
+pub struct ListedSession {
     registry: Arc<Registry>,
     id: SessionId,
 }
 
-impl Drop for Listed {
+impl Drop for ListedSession {
     fn drop(&mut self) {
         let mut relayed = self.registry.lock();
         if let Some((session, basis)) = relayed.sessions.remove(&self.id) {
@@ -291,7 +291,7 @@ pub fn unix_now() -> u64 {
 }
 
 #[cfg(test)]
-impl Basis {
+impl SessionBasis {
     /// What a session of this DN was logged in with, for tests.
     pub(crate) fn for_tests(dn: &str) -> Self {
         Self { entry: Arc::new(Entry::for_tests(dn, &[])), backend_login: "alice".into() }
@@ -303,8 +303,8 @@ mod tests {
     use super::*;
     use crate::directory::Marks;
 
-    fn list(registry: &Arc<Registry>, session: Session) -> (Listed, AskedToEnd) {
-        let basis = Basis::for_tests(&session.dn);
+    fn list(registry: &Arc<Registry>, session: Session) -> (ListedSession, StopHandle) {
+        let basis = SessionBasis::for_tests(&session.dn);
         registry.list(session, basis)
     }
 
@@ -343,12 +343,12 @@ mod tests {
         assert_eq!(registry.of(&new).iter().map(|(session, _)| session.id).collect::<Vec<_>>(), ids);
         assert!(!registry.has(&old) && registry.has(&Arc::from("uid=alic")));
         assert_eq!(registry.sessions()[0].dn.as_ref(), "uid=alicia");
-        assert!(registry.end(ids[0], Why::Moved));
-        assert!(!registry.end(ids[0], Why::Hold), "once is enough");
-        assert_eq!(one.1.await, Why::Moved);
+        assert!(registry.end(ids[0], TerminationReason::Moved));
+        assert!(!registry.end(ids[0], TerminationReason::Hold), "once is enough");
+        assert_eq!(one.1.await, TerminationReason::Moved);
         drop((one.0, two));
         assert!(!registry.has(&new));
-        assert!(!registry.end(ids[1], Why::Moved), "it has ended");
+        assert!(!registry.end(ids[1], TerminationReason::Moved), "it has ended");
     }
 
     #[tokio::test]
@@ -357,7 +357,10 @@ mod tests {
         let id = |number: u8| EntryId::from_bytes(&[number; 16]);
         let with_id = |dn: &str, number: u8| {
             let marks = Marks { id: id(number), ..Marks::default() };
-            let basis = Basis { entry: Arc::new(Entry { marks, ..Entry::for_tests(dn, &[]) }), ..Basis::for_tests(dn) };
+            let basis = SessionBasis {
+                entry: Arc::new(Entry { marks, ..Entry::for_tests(dn, &[]) }),
+                ..SessionBasis::for_tests(dn)
+            };
             registry.list(Session { dn: dn.into(), ..session(&registry) }, basis)
         };
         let (alice, _asked) = with_id("uid=alice", 1);
@@ -379,11 +382,11 @@ mod tests {
     async fn stop_request_is_seen_at_once() {
         let registry = Arc::new(Registry::default());
         let (listed, mut asked) = list(&registry, session(&registry));
-        assert_eq!(asked.now(), None);
-        registry.end(listed.id, Why::Kicked);
-        assert_eq!(asked.now(), Some(Why::Kicked));
+        assert_eq!(asked.requested(), None);
+        registry.end(listed.id, TerminationReason::Kicked);
+        assert_eq!(asked.requested(), Some(TerminationReason::Kicked));
         registry.end_all();
-        assert_eq!(list(&registry, session(&registry)).1.now(), Some(Why::Drain));
+        assert_eq!(list(&registry, session(&registry)).1.requested(), Some(TerminationReason::Drain));
     }
 
     #[tokio::test]
@@ -391,7 +394,7 @@ mod tests {
         let registry = Arc::new(Registry::default());
         let [mut one, mut two, mut three] = [(); 3].map(|()| list(&registry, session(&registry)));
         assert!(registry.end_oldest());
-        assert_eq!((&mut one.1).await, Why::Drain);
+        assert_eq!((&mut one.1).await, TerminationReason::Drain);
         assert_eq!(registry.count(), 3, "listed until it has ended");
         drop(two.0);
         assert!(registry.end_oldest());

@@ -19,9 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use crate::proto::Parting;
-use crate::proto::watch::Watch;
-use crate::registry::Why;
+use crate::proto::ClosingLine;
+use crate::proto::watch::CommandWatch;
+use crate::registry::TerminationReason;
 use crate::sys::sockets::Transport;
 use crate::tls::stream::Stream;
 
@@ -31,24 +31,24 @@ const READS_PER_TURN: u32 = 2;
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3);
 /// When nothing has moved for so long and a receiver takes nothing, its sender, which is not read meanwhile,
 /// is asked again and again whether it is still there: no event tells of it while bytes of it wait.
-const STALL: Duration = Duration::from_secs(1);
+const STALL_PROBE: Duration = Duration::from_secs(1);
 /// How long a peer may take to be told goodbye.
-const FAREWELL: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A session in which nothing moves for so long is between two commands, or waits in one (IDLE).
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a session that is asked to end is waited for until it pauses.
-const POLITENESS: Duration = Duration::from_secs(3);
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Pieces below this size are gathered: what copying them costs is little beside a record of their own.
 const SMALL: usize = 4096;
 
 thread_local! {
-    static GATHERED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static COALESCED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Why a relayed session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub enum EndReason {
     /// The client closed first.
     ClientClosed,
     /// The backend closed first.
@@ -62,10 +62,10 @@ pub enum Cause {
     /// The client said the command that is watched for.
     Forbidden,
     /// It was asked to.
-    Asked(Why),
+    Asked(TerminationReason),
 }
 
-impl Cause {
+impl EndReason {
     /// The metric label and log word.
     #[must_use]
     pub const fn label(self) -> &'static str {
@@ -83,9 +83,9 @@ impl Cause {
 
 /// How a relayed session went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ended {
+pub struct RelayOutcome {
     /// Why it ended.
-    pub cause: Cause,
+    pub cause: EndReason,
     /// Bytes from the client to the backend.
     pub bytes_in: u64,
     /// Bytes from the backend to the client.
@@ -94,7 +94,7 @@ pub struct Ended {
 
 /// One side of a relay: its stream, and what goes to it before anything is relayed.
 #[derive(Debug)]
-pub struct End<T = TcpStream> {
+pub struct RelaySide<T = TcpStream> {
     /// The stream.
     pub stream: Stream<T>,
     /// Bytes that go to this stream first: usher's own, and what was read from the *other* side before the
@@ -116,7 +116,7 @@ pub struct Relay<T = TcpStream> {
     backend: Stream<T>,
     up: Pipe,
     down: Pipe,
-    closed_first: Option<Cause>,
+    closed_first: Option<EndReason>,
     idle: Duration,
     last_progress: Instant,
     /// The client has said something since the backend last did.
@@ -127,7 +127,7 @@ pub struct Relay<T = TcpStream> {
 impl<T: Transport> Relay<T> {
     /// A session whose both sides are logged in. It ends after `idle` without a byte.
     #[must_use]
-    pub fn new(client: End<T>, backend: End<T>, idle: Duration) -> Self {
+    pub fn new(client: RelaySide<T>, backend: RelaySide<T>, idle: Duration) -> Self {
         let now = Instant::now();
         Self {
             up: Pipe::new(backend.first, backend.own, backend.sent),
@@ -144,7 +144,7 @@ impl<T: Transport> Relay<T> {
 
     /// The same, with a command of the client's that ends it.
     #[must_use]
-    pub fn watching(mut self, watch: Option<Watch>) -> Self {
+    pub fn watching(mut self, watch: Option<CommandWatch>) -> Self {
         self.up.watch = watch.map(Box::new);
         let first = std::mem::take(&mut self.up.unsent);
         if !self.up.is_forbidden(&first) {
@@ -156,34 +156,38 @@ impl<T: Transport> Relay<T> {
     /// Relays until both directions are closed, one side breaks, nothing moves for the idle limit, or
     /// `stop` is ready. A drain ends it at once; any other reason waits for a pause, three seconds at
     /// most, in which the parting line can stand behind a complete line of the backend.
-    pub async fn run(&mut self, parting: &Parting, stop: &mut (impl Future<Output = Why> + Unpin)) -> Ended {
+    pub async fn run(
+        &mut self,
+        parting: &ClosingLine,
+        stop: &mut (impl Future<Output = TerminationReason> + Unpin),
+    ) -> RelayOutcome {
         let ended = poll_fn(|cx| match self.poll(cx) {
             Poll::Ready(cause) => Poll::Ready(cause),
-            Poll::Pending => Pin::new(&mut *stop).poll(cx).map(Cause::Asked),
+            Poll::Pending => Pin::new(&mut *stop).poll(cx).map(EndReason::Asked),
         });
         let mut cause = ended.await;
-        if let Cause::Asked(why) = cause
-            && why != Why::Drain
+        if let EndReason::Asked(why) = cause
+            && why != TerminationReason::Drain
         {
             // It may end by itself meanwhile.
             cause = self.pause().await.unwrap_or(cause);
         }
-        let ended = Ended { cause, bytes_in: self.up.moved, bytes_out: self.down.moved };
+        let ended = RelayOutcome { cause, bytes_in: self.up.moved, bytes_out: self.down.moved };
         let line = match (cause, parting) {
-            (Cause::Asked(Why::Drain), _) => None,
-            (Cause::Asked(_), Parting::Reply { .. }) if self.unanswered => None,
-            (Cause::Asked(why), Parting::Line { changed, ended } | Parting::Reply { changed, ended })
-                if self.may_speak() =>
+            (EndReason::Asked(TerminationReason::Drain), _) => None,
+            (EndReason::Asked(_), ClosingLine::Reply { .. }) if self.unanswered => None,
+            (EndReason::Asked(why), ClosingLine::Line { changed, ended } | ClosingLine::Reply { changed, ended })
+                if self.can_insert_line() =>
             {
                 Some(if why.is_change() { *changed } else { *ended })
             }
             // Where nothing is on its way, behind a whole line.
-            (Cause::Forbidden, _) if self.down.tail == *b"\r\n" && self.down.is_clear() => {
-                self.up.watch.as_ref().map(|watch| watch.told)
+            (EndReason::Forbidden, _) if self.down.tail == *b"\r\n" && self.down.is_clear() => {
+                self.up.watch.as_ref().map(|watch| watch.reply)
             }
             _ => None,
         };
-        if matches!(cause, Cause::Idle | Cause::Forbidden | Cause::Asked(_)) {
+        if matches!(cause, EndReason::Idle | EndReason::Forbidden | EndReason::Asked(_)) {
             // So that a TLS peer sees an end and not a truncation.
             let farewell = async {
                 if let Some(line) = line {
@@ -192,26 +196,26 @@ impl<T: Transport> Relay<T> {
                 tokio::join!(self.client.shutdown(), self.backend.shutdown()).0
             };
             // In a box: the session would have room for its end from its beginning on.
-            let _ = Box::pin(timeout(FAREWELL, farewell)).await;
+            let _ = Box::pin(timeout(CLOSE_TIMEOUT, farewell)).await;
         }
         ended
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<EndReason> {
         let (sent, moved) = (self.up.moved, self.up.moved + self.down.moved);
         let up = self.up.poll(cx, &mut self.client, &mut self.backend);
         if let Poll::Ready(Err(broken)) = up {
-            return Poll::Ready(broken.cause(Cause::ClientError, Cause::BackendError));
+            return Poll::Ready(broken.cause(EndReason::ClientError, EndReason::BackendError));
         }
         let down = self.down.poll(cx, &mut self.backend, &mut self.client);
         if let Poll::Ready(Err(broken)) = down {
-            return Poll::Ready(broken.cause(Cause::BackendError, Cause::ClientError));
+            return Poll::Ready(broken.cause(EndReason::BackendError, EndReason::ClientError));
         }
         if self.closed_first.is_none() {
             // Told, not only heard: the last bytes have as long as all others.
             self.closed_first = match (self.up.closed, self.down.closed) {
-                (true, _) => Some(Cause::ClientClosed),
-                (false, true) => Some(Cause::BackendClosed),
+                (true, _) => Some(EndReason::ClientClosed),
+                (false, true) => Some(EndReason::BackendClosed),
                 (false, false) => None,
             };
             if self.closed_first.is_some() {
@@ -220,7 +224,7 @@ impl<T: Transport> Relay<T> {
             }
         }
         if up.is_ready() && down.is_ready() {
-            return Poll::Ready(self.closed_first.unwrap_or(Cause::ClientClosed));
+            return Poll::Ready(self.closed_first.unwrap_or(EndReason::ClientClosed));
         }
         if self.up.moved + self.down.moved != moved {
             self.last_progress = Instant::now();
@@ -231,8 +235,8 @@ impl<T: Transport> Relay<T> {
 
     /// Relays on until nothing has moved for [`PAUSE`], or [`POLITENESS`] is over; the cause if the
     /// session ended by itself.
-    async fn pause(&mut self) -> Option<Cause> {
-        let latest = Instant::now() + POLITENESS;
+    async fn pause(&mut self) -> Option<EndReason> {
+        let latest = Instant::now() + PAUSE_TIMEOUT;
         let mut timer = Box::pin(sleep_until(latest));
         poll_fn(|cx| {
             if let Poll::Ready(cause) = self.poll(cx) {
@@ -252,7 +256,7 @@ impl<T: Transport> Relay<T> {
 
     /// Whether a line of usher's own would be one to the client: nothing moves, nothing is on its way,
     /// and what came last from the backend ended a line.
-    fn may_speak(&self) -> bool {
+    fn can_insert_line(&self) -> bool {
         self.last_progress.elapsed() >= PAUSE
             && self.down.tail == *b"\r\n"
             && self.up.is_clear()
@@ -260,10 +264,10 @@ impl<T: Transport> Relay<T> {
     }
 
     /// The timer is not moved with every byte: when it rings it looks when the last one was.
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<EndReason> {
         let stalled = self.up.is_stalled() || self.down.is_stalled();
-        if stalled && self.timer.deadline() > self.last_progress + STALL {
-            self.timer.as_mut().reset(self.last_progress + STALL);
+        if stalled && self.timer.deadline() > self.last_progress + STALL_PROBE {
+            self.timer.as_mut().reset(self.last_progress + STALL_PROBE);
         }
         loop {
             ready!(self.timer.as_mut().poll(cx));
@@ -271,14 +275,14 @@ impl<T: Transport> Relay<T> {
             let deadline = self.last_progress + limit;
             let now = Instant::now();
             if deadline <= now {
-                return Poll::Ready(self.closed_first.unwrap_or(Cause::Idle));
+                return Poll::Ready(self.closed_first.unwrap_or(EndReason::Idle));
             }
-            let next = match self.last_progress + STALL {
+            let next = match self.last_progress + STALL_PROBE {
                 _ if !stalled => deadline,
                 due if due > now => due,
-                _ => match self.gone() {
+                _ => match self.broken_side() {
                     Some(cause) => return Poll::Ready(cause),
-                    None => now + STALL,
+                    None => now + STALL_PROBE,
                 },
             };
             self.timer.as_mut().reset(next.min(deadline));
@@ -286,11 +290,11 @@ impl<T: Transport> Relay<T> {
     }
 
     /// Whether a side has broken off that is not read, because what it said before is not taken.
-    fn gone(&self) -> Option<Cause> {
+    fn broken_side(&self) -> Option<EndReason> {
         if self.up.is_stalled() && self.client.is_broken() {
-            Some(Cause::ClientError)
+            Some(EndReason::ClientError)
         } else if self.down.is_stalled() && self.backend.is_broken() {
-            Some(Cause::BackendError)
+            Some(EndReason::BackendError)
         } else {
             None
         }
@@ -298,19 +302,19 @@ impl<T: Transport> Relay<T> {
 }
 
 /// Which side of a pipe broke.
-enum Broken {
+enum PipeError {
     Source,
     Target,
     /// The source said what it must not.
     Forbidden,
 }
 
-impl Broken {
-    fn cause(&self, source: Cause, target: Cause) -> Cause {
+impl PipeError {
+    fn cause(&self, source: EndReason, target: EndReason) -> EndReason {
         match self {
             Self::Source => source,
             Self::Target => target,
-            Self::Forbidden => Cause::Forbidden,
+            Self::Forbidden => EndReason::Forbidden,
         }
     }
 }
@@ -333,7 +337,7 @@ struct Pipe {
     /// How many bytes of what is unsent are not counted.
     own: usize,
     sent: IntCounter,
-    watch: Option<Box<Watch>>,
+    watch: Option<Box<CommandWatch>>,
     /// What is watched for was said: nothing more is passed on.
     forbidden: bool,
 }
@@ -353,7 +357,7 @@ impl Pipe {
             watch: None,
             forbidden: false,
         };
-        pipe.remember(&first);
+        pipe.remember_tail(&first);
         pipe.unsent = first;
         pipe
     }
@@ -361,12 +365,12 @@ impl Pipe {
     /// Whether these bytes must not be passed on, nor any behind them.
     fn is_forbidden(&mut self, bytes: &[u8]) -> bool {
         if let Some(watch) = &mut self.watch {
-            self.forbidden = self.forbidden || watch.is_said(bytes);
+            self.forbidden = self.forbidden || watch.contains_verb(bytes);
         }
         self.forbidden
     }
 
-    fn remember(&mut self, bytes: &[u8]) {
+    fn remember_tail(&mut self, bytes: &[u8]) {
         match bytes {
             [] => {}
             [one] => self.tail = [self.tail[1], *one],
@@ -390,21 +394,21 @@ impl Pipe {
         cx: &mut Context<'_>,
         source: &mut Stream<T>,
         target: &mut Stream<T>,
-    ) -> Poll<Result<(), Broken>>
+    ) -> Poll<Result<(), PipeError>>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
         if self.forbidden {
-            return Poll::Ready(Err(Broken::Forbidden));
+            return Poll::Ready(Err(PipeError::Forbidden));
         }
         for _ in 0..READS_PER_TURN {
-            ready!(self.poll_deliver(cx, target)).map_err(|_| Broken::Target)?;
+            ready!(self.poll_deliver(cx, target)).map_err(|_| PipeError::Target)?;
             if self.closed {
                 return Poll::Ready(Ok(()));
             }
             ready!(self.poll_read(cx, source, target))?;
         }
-        ready!(self.poll_deliver(cx, target)).map_err(|_| Broken::Target)?;
+        ready!(self.poll_deliver(cx, target)).map_err(|_| PipeError::Target)?;
         // More may be waiting: come back after the others.
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -459,11 +463,11 @@ impl Pipe {
         cx: &mut Context<'_>,
         source: &mut Stream<T>,
         target: &mut Stream<T>,
-    ) -> Poll<Result<(), Broken>>
+    ) -> Poll<Result<(), PipeError>>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        GATHERED.with_borrow_mut(|gathered| {
+        COALESCED.with_borrow_mut(|gathered| {
             gathered.clear();
             let mut passed = Ok(());
             let mut pass = |cx: &mut Context<'_>, bytes: &[u8]| {
@@ -480,7 +484,7 @@ impl Pipe {
                     pass(cx, piece);
                 }
             });
-            ready!(read).map_err(|_| Broken::Source)?;
+            ready!(read).map_err(|_| PipeError::Source)?;
             pass(cx, gathered);
             self.ended = source.has_ended();
             Poll::Ready(passed)
@@ -488,20 +492,20 @@ impl Pipe {
     }
 
     /// Gives the target what it takes, and keeps the rest. Behind what it did not take, nothing may go.
-    fn pass<T>(&mut self, cx: &mut Context<'_>, target: &mut Stream<T>, bytes: &[u8]) -> Result<(), Broken>
+    fn pass<T>(&mut self, cx: &mut Context<'_>, target: &mut Stream<T>, bytes: &[u8]) -> Result<(), PipeError>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
         if self.is_forbidden(bytes) {
-            return Err(Broken::Forbidden);
+            return Err(PipeError::Forbidden);
         }
-        self.remember(bytes);
+        self.remember_tail(bytes);
         let mut taken = 0;
         if self.unsent.is_empty() && !bytes.is_empty() {
             match target.poll_append(cx, bytes) {
                 Poll::Pending => {}
                 Poll::Ready(Ok(some)) => taken = some,
-                Poll::Ready(Err(_)) => return Err(Broken::Target),
+                Poll::Ready(Err(_)) => return Err(PipeError::Target),
             }
         }
         self.count(taken);

@@ -12,15 +12,15 @@ use crate::backend::{BackendError, Phases};
 use crate::directory::{Login, Trace};
 use crate::log::Escaped;
 use crate::metrics::Metrics;
-use crate::outcome::{BackendWords, Refusal, Side};
+use crate::outcome::{BackendReply, Refusal, Side};
 use crate::proto::ClientId;
 use crate::registry::SessionId;
-use crate::relay::Ended;
+use crate::relay::RelayOutcome;
 use crate::throttle::{Limited, Rule};
 
 /// Who is at the door: the same for every attempt of a connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Visitor {
+pub struct ConnectionInfo {
     /// The session id.
     pub session: SessionId,
     /// The client's address, canonical.
@@ -33,7 +33,7 @@ pub struct Visitor {
 
 /// How one login attempt went, filled in as it goes.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct LoginEvent {
     /// The name as typed.
     pub typed: Vec<u8>,
     /// The name given to the backend.
@@ -65,7 +65,7 @@ pub struct Report {
     pub reply: Option<String>,
 }
 
-impl Report {
+impl LoginEvent {
     /// Takes over what a decision says.
     pub fn decided(&mut self, decision: &Decision, metrics: &Metrics) {
         if decision.by != DecidedBy::Usher {
@@ -91,7 +91,7 @@ impl Report {
     }
 
     /// Takes over where it goes.
-    pub fn sent_to(&mut self, backend: &Arc<str>, login: &Login, by_default: bool, metrics: &Metrics) {
+    pub fn routed(&mut self, backend: &Arc<str>, login: &Login, by_default: bool, metrics: &Metrics) {
         if by_default {
             metrics.decisions.with_label_values(&["default"]).inc();
         }
@@ -103,20 +103,26 @@ impl Report {
     /// Takes over what went wrong with a backend.
     pub fn failed(&mut self, error: &BackendError) {
         if let BackendError::Refused(words) = error {
-            self.words(words);
+            self.backend_reply(words);
         } else {
             self.reply = Some(error.to_string());
         }
     }
 
     /// Takes over a backend's words.
-    pub fn words(&mut self, words: &BackendWords) {
-        let BackendWords { code, text, .. } = words;
+    pub fn backend_reply(&mut self, words: &BackendReply) {
+        let BackendReply { code, text, .. } = words;
         self.reply = Some(if code.is_empty() { text.clone() } else { format!("[{code}] {text}") });
     }
 
     /// Writes the event and counts, once per attempt.
-    pub fn emit(&self, visitor: &Visitor, client_id: Option<&ClientId>, refusal: Option<&Refusal>, metrics: &Metrics) {
+    pub fn emit(
+        &self,
+        visitor: &ConnectionInfo,
+        client_id: Option<&ClientId>,
+        refusal: Option<&Refusal>,
+        metrics: &Metrics,
+    ) {
         let refusal = if self.withheld { Some(&Refusal::Limit) } else { refusal };
         let result = refusal.map_or("ok", Refusal::label);
         metrics.logins.with_label_values(&[visitor.protocol, result]).inc();
@@ -177,7 +183,13 @@ impl Report {
 }
 
 /// Writes the event of a session's end and counts it.
-pub fn ended(visitor: &Visitor, cause: &'static str, ended: Option<&Ended>, lasted: Duration, metrics: &Metrics) {
+pub fn ended(
+    visitor: &ConnectionInfo,
+    cause: &'static str,
+    ended: Option<&RelayOutcome>,
+    lasted: Duration,
+    metrics: &Metrics,
+) {
     metrics.sessions_ended.with_label_values(&[cause]).inc();
     info!(
         session = %visitor.session,

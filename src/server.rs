@@ -37,7 +37,7 @@ use crate::admin::control::{self, Order, Request, SocketFile};
 use crate::backend::Backend;
 use crate::config::{self, Config, ListenerTls, Problem};
 use crate::files::{self, Files, Fingerprint};
-use crate::listener::{self, Bound};
+use crate::listener::{self, BoundListener};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::unix_now;
@@ -331,7 +331,7 @@ impl Server {
         }
     }
 
-    fn accept(&mut self, bound: Vec<(Bound, OwnedFd)>) {
+    fn accept(&mut self, bound: Vec<(BoundListener, OwnedFd)>) {
         for (bound, socket) in bound {
             let config = &bound.config;
             let key = (config.address, config.protocol.name, config.tls);
@@ -518,7 +518,7 @@ fn bind_new(
     config: &Config,
     present: &HashMap<ListenerKey, Listening>,
     inherited: &mut Inherited,
-) -> Result<Vec<(Bound, OwnedFd)>, StartError> {
+) -> Result<Vec<(BoundListener, OwnedFd)>, StartError> {
     let missing = |listener: &&config::Listener| !present.contains_key(&listener_key(listener));
     let numbered = config.listeners.iter().enumerate().filter(|(_, listener)| missing(listener));
     let bind = |(index, listener): (usize, &config::Listener)| {
@@ -585,7 +585,7 @@ async fn look_after_servers(shared: Arc<Shared>) {
     loop {
         let snapshot = shared.snapshot.load();
         snapshot.directory.look_after();
-        snapshot.backends.iter().for_each(Backend::look_after);
+        snapshot.backends.iter().for_each(Backend::run_probes);
         snapshot.offers.refresh(&snapshot.backends, &shared.metrics);
         drop(snapshot);
         sleep(LOOK_AROUND).await;

@@ -25,25 +25,25 @@ use crate::config::{ListenerTls, OnUnavailable};
 use crate::directory::Login;
 use crate::metrics::Metrics;
 use crate::outcome::Refusal;
-use crate::proto::watch::Watch;
+use crate::proto::watch::CommandWatch;
 use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
 use crate::registry::{self, Session};
-use crate::relay::{End, Relay};
-use crate::report::{self, Report, Visitor};
+use crate::relay::{Relay, RelaySide};
+use crate::report::{self, ConnectionInfo, LoginEvent};
 use crate::secret::{Secret, SecretBuf};
 use crate::snapshot::{Permit, Shared, Snapshot, Stage};
 use crate::sys::sockets;
 use crate::throttle::{Connection, Place};
 use crate::tls;
 use crate::tls::stream::Stream;
-use attempt::{Attempt, Found};
+use attempt::{LoginAttempt, RoutedLogin};
 use listing::{Listing, NotListed};
 
 /// How long a client may take to accept a parting line.
-const FAREWELL: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often an entry that changes while its login is under way is decided about again: each costs a bind.
-const AGAIN: u32 = 3;
+const MAX_REDECISIONS: u32 = 3;
 
 /// A connection as it was accepted.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub struct Accepted {
 
 /// Why a conversation ended before a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Parting {
+enum CloseReason {
     Handshake,
     Limit,
     ClientClosed,
@@ -79,7 +79,7 @@ enum Parting {
     Panic,
 }
 
-impl Parting {
+impl CloseReason {
     const fn label(self) -> &'static str {
         match self {
             Self::Handshake => "handshake",
@@ -100,13 +100,13 @@ impl Parting {
 pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let Accepted { tcp, client, local, since, protocol, tls, mut permit } = accepted;
     let visitor =
-        Visitor { session: shared.registry.next_id(), client: client.ip(), via: None, protocol: protocol.name };
+        ConnectionInfo { session: shared.registry.next_id(), client: client.ip(), via: None, protocol: protocol.name };
     let origin = Origin { client, local, session: visitor.session.to_string() };
     let snapshot = shared.snapshot.load_full();
-    let crowded = shared.crowded(&snapshot.config.limits);
+    let crowded = shared.per_network_limit(&snapshot.config.limits);
     let Ok(mut connection) = shared.throttle.newcomer(&snapshot.config.throttle, client.ip(), crowded) else {
         // Quietly: before TLS there are no words that a client would show.
-        return parted(&visitor, Parting::Limit, &shared.metrics);
+        return record_close(&visitor, CloseReason::Limit, &shared.metrics);
     };
     let offer = snapshot.offers.of(protocol);
     let front = (protocol.front)(FrontSettings {
@@ -121,7 +121,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let conversation = Conversation {
         shared: Arc::clone(&shared),
         snapshot,
-        visitor,
+        info: visitor,
         caller: client,
         origin,
         protocol,
@@ -133,7 +133,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         failed: 0,
         handshake: None,
     };
-    let outcome = AssertUnwindSafe(conversation.hold(tcp, tls)).catch_unwind().await;
+    let outcome = AssertUnwindSafe(conversation.run(tcp, tls)).catch_unwind().await;
     let parting = match outcome {
         // The relay is a task of its own, so that what the login needed is given back now.
         Ok(Ok(established)) => {
@@ -142,14 +142,14 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
             return drop(tokio::spawn(established.relay(&shared, (permit, connection))));
         }
         Ok(Err(parting)) => parting,
-        Err(_) => Parting::Panic,
+        Err(_) => CloseReason::Panic,
     };
-    parted(&visitor, parting, &shared.metrics);
+    record_close(&visitor, parting, &shared.metrics);
 }
 
 /// Counts and tells the end of a conversation that led to no session.
-fn parted(visitor: &Visitor, parting: Parting, metrics: &Metrics) {
-    let Visitor { session, client, protocol, .. } = *visitor;
+fn record_close(visitor: &ConnectionInfo, parting: CloseReason, metrics: &Metrics) {
+    let ConnectionInfo { session, client, protocol, .. } = *visitor;
     metrics.conversations_ended.with_label_values(&[protocol, parting.label()]).inc();
     debug!(%session, %client, protocol, cause = parting.label(), "left before login");
 }
@@ -158,7 +158,7 @@ fn parted(visitor: &Visitor, parting: Parting, metrics: &Metrics) {
 struct Conversation {
     shared: Arc<Shared>,
     snapshot: Arc<Snapshot>,
-    visitor: Visitor,
+    info: ConnectionInfo,
     /// Who connected: the client, or a webmail server on behalf of one.
     caller: SocketAddr,
     /// Who the client is, for the backend.
@@ -179,7 +179,7 @@ struct Conversation {
 
 impl Conversation {
     /// From the first byte to a login, or to a parting.
-    async fn hold(mut self, tcp: TcpStream, tls: ListenerTls) -> Result<Established, Parting> {
+    async fn run(mut self, tcp: TcpStream, tls: ListenerTls) -> Result<Established, CloseReason> {
         sockets::before_login(&tcp);
         let mut stream = match tls {
             ListenerTls::Implicit => self.start_tls(tcp).await?,
@@ -188,10 +188,10 @@ impl Conversation {
         self.front.greet(&mut self.out);
         loop {
             let step = self.front.step(&mut self.input, &mut self.out);
-            self.recognize();
-            while let Some(refusal) = self.front.refused_unasked() {
-                let report = Report::default();
-                report.emit(&self.visitor, self.front.client_id(), Some(&refusal), &self.shared.metrics);
+            self.apply_original_client();
+            while let Some(refusal) = self.front.take_local_refusal() {
+                let report = LoginEvent::default();
+                report.emit(&self.info, self.front.client_id(), Some(&refusal), &self.shared.metrics);
             }
             self.send(&mut stream).await?;
             match step {
@@ -201,7 +201,7 @@ impl Conversation {
                     // Whatever came behind the command in the clear is dropped, not read as
                     // commands under TLS (RFC 3501 section 6.2.1; "NO STARTTLS", 2021).
                     self.input.clear();
-                    let tcp = stream.into_plain().ok_or(Parting::ProtocolError)?;
+                    let tcp = stream.into_plain().ok_or(CloseReason::ProtocolError)?;
                     stream = self.start_tls(tcp).await?;
                     self.front.tls_started();
                 }
@@ -210,10 +210,10 @@ impl Conversation {
                     Err(told) => self.refuse(&mut stream, &told).await?,
                 },
                 Step::Quit(quit) => {
-                    leave(&mut stream).await;
+                    lingering_close(&mut stream).await;
                     return Err(match quit {
-                        Quit::Logout => Parting::Logout,
-                        Quit::ProtocolError => Parting::ProtocolError,
+                        Quit::Logout => CloseReason::Logout,
+                        Quit::ProtocolError => CloseReason::ProtocolError,
                     });
                 }
             }
@@ -222,24 +222,24 @@ impl Conversation {
 
     /// Who the client is: a webmail server that is trusted says for whom it calls, and from then on
     /// the log, the limits and the backend go by that. Its connection stays its own.
-    fn recognize(&mut self) {
+    fn apply_original_client(&mut self) {
         let claim = self.front.client_id().and_then(|id| id.originating);
         let trusted = &self.snapshot.config.trusted_networks;
         let claim = claim.filter(|_| trusted.iter().any(|network| network.contains(self.caller.ip())));
         self.origin.client = claim.unwrap_or(self.caller);
-        self.visitor.client = self.origin.client.ip();
-        self.visitor.via = claim.map(|_| self.caller.ip());
+        self.info.client = self.origin.client.ip();
+        self.info.via = claim.map(|_| self.caller.ip());
     }
 
-    async fn start_tls(&mut self, tcp: TcpStream) -> Result<Stream, Parting> {
+    async fn start_tls(&mut self, tcp: TcpStream) -> Result<Stream, CloseReason> {
         let began = Instant::now();
         let throttle = (&self.shared.throttle, &self.snapshot.config.throttle);
-        let crowded = self.shared.crowded(&self.snapshot.config.limits).is_some();
-        let _under_way = throttle.0.handshake(throttle.1, self.visitor.client, crowded).map_err(|_| Parting::Limit)?;
+        let crowded = self.shared.per_network_limit(&self.snapshot.config.limits).is_some();
+        let _under_way = throttle.0.handshake(throttle.1, self.info.client, crowded).map_err(|_| CloseReason::Limit)?;
         let deadline = self.deadline.min(began + self.snapshot.config.limits.handshake_timeout);
         let acceptor = self.snapshot.tls.acceptor(self.protocol);
         let ended = |result| self.shared.metrics.tls_handshakes.with_label_values(&[self.protocol.name, result]).inc();
-        let visitor = self.visitor;
+        let visitor = self.info;
         match timeout_at(deadline, acceptor.accept(tcp)).await {
             Ok(Ok(stream)) => {
                 ended(if stream.resumed() { "resumed" } else { "full" });
@@ -250,52 +250,52 @@ impl Conversation {
                 ended("failed");
                 let reason = tls::describe(&error);
                 debug!(session = %visitor.session, client = %visitor.client, protocol = visitor.protocol, reason, "TLS handshake failed");
-                Err(Parting::Handshake)
+                Err(CloseReason::Handshake)
             }
             Err(_) => {
                 ended("timeout");
-                Err(Parting::Handshake)
+                Err(CloseReason::Handshake)
             }
         }
     }
 
     /// Reads some more; the wait counts towards the client's own time.
-    async fn read(&mut self, stream: &mut Stream) -> Result<(), Parting> {
+    async fn read(&mut self, stream: &mut Stream) -> Result<(), CloseReason> {
         let began = Instant::now();
         let patience = self.snapshot.config.limits.login_timeout.saturating_sub(self.waited);
         let deadline = self.deadline.min(began + patience);
         let read = tokio::select! {
             read = timeout_at(deadline, stream.fill(&mut self.input)) => read,
             () = self.shared.stage(Stage::Draining) => {
-                return Err(self.part(stream, &Refusal::Draining, Parting::Draining).await);
+                return Err(self.close_with(stream, &Refusal::Draining, CloseReason::Draining).await);
             }
         };
         self.waited += began.elapsed();
         match read {
-            Ok(Ok(0) | Err(_)) => Err(Parting::ClientClosed),
+            Ok(Ok(0) | Err(_)) => Err(CloseReason::ClientClosed),
             Ok(Ok(_)) => Ok(()),
-            Err(_) => Err(self.part(stream, &Refusal::Deadline, Parting::Deadline).await),
+            Err(_) => Err(self.close_with(stream, &Refusal::Deadline, CloseReason::Deadline).await),
         }
     }
 
     /// Sends what there is. Nothing more is read from a client that has not taken its answers.
-    async fn send(&mut self, stream: &mut Stream) -> Result<(), Parting> {
+    async fn send(&mut self, stream: &mut Stream) -> Result<(), CloseReason> {
         let sent = async {
             stream.send(&mut self.out).await?;
             stream.sent().await
         };
         match timeout_at(self.deadline, sent).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Parting::ClientClosed),
-            Err(_) => Err(Parting::Deadline),
+            Ok(Err(_)) => Err(CloseReason::ClientClosed),
+            Err(_) => Err(CloseReason::Deadline),
         }
     }
 
     /// Ends the conversation with the protocol's parting line.
-    async fn part(&mut self, stream: &mut Stream, why: &Refusal, parting: Parting) -> Parting {
+    async fn close_with(&mut self, stream: &mut Stream, why: &Refusal, parting: CloseReason) -> CloseReason {
         self.front.bye(why, &mut self.out);
-        if matches!(timeout(FAREWELL, stream.send(&mut self.out)).await, Ok(Ok(()))) {
-            leave(stream).await;
+        if matches!(timeout(CLOSE_TIMEOUT, stream.send(&mut self.out)).await, Ok(Ok(()))) {
+            lingering_close(stream).await;
         }
         parting
     }
@@ -305,15 +305,15 @@ impl Conversation {
     async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, Refusal> {
         let Credentials { login, password, authzid } = credentials;
         let foreign = !authzid.is_empty() && authzid != login;
-        let mut report = Report { tls: self.handshake.take(), typed: login, ..Report::default() };
+        let mut report = LoginEvent { tls: self.handshake.take(), typed: login, ..LoginEvent::default() };
         let began = Instant::now();
         loop {
             // What is in force now, not what was when the client came: only that is told of changes.
             self.snapshot = self.shared.snapshot.load_full();
-            let attempt = Attempt {
+            let attempt = LoginAttempt {
                 shared: &self.shared,
                 snapshot: &self.snapshot,
-                client: self.visitor.client,
+                client: self.info.client,
                 protocol: self.protocol,
                 began,
             };
@@ -326,10 +326,10 @@ impl Conversation {
                 Ok(None) => continue,
                 Err(refusal) => Err(refusal),
             };
-            report.emit(&self.visitor, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
+            report.emit(&self.info, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
             return match outcome {
                 Ok(admitted) => Ok(admitted),
-                Err(refusal) => Err(attempt.told(refusal).await),
+                Err(refusal) => Err(attempt.reply(refusal).await),
             };
         }
     }
@@ -338,10 +338,10 @@ impl Conversation {
     /// question asked anew.
     async fn admit(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &LoginAttempt<'_>,
         password: &Secret,
         foreign: bool,
-        report: &mut Report,
+        report: &mut LoginEvent,
     ) -> Result<Option<Admitted>, Refusal> {
         let login = Login::parse(&report.typed).ok_or(Refusal::InvalidUsername)?;
         if foreign {
@@ -351,7 +351,7 @@ impl Conversation {
         let mut decision = attempt.decide(&login, password, report).await?;
         let mut again = 0;
         loop {
-            let Found { proven, by, place, target } = attempt.find(&login, password, decision, report).await?;
+            let RoutedLogin { proven, by, place, target } = attempt.find(&login, password, decision, report).await?;
             let answer =
                 target.backend.log_in(self.protocol, &target.login, password, &self.origin, &mut report.phases).await;
             match answer {
@@ -366,7 +366,7 @@ impl Conversation {
                         }
                         Err(NotListed::Reloaded) => return Ok(None),
                         Err(NotListed::Refused(refusal)) => return Err(refusal),
-                        Err(NotListed::Again) if again == AGAIN => return Err(Refusal::DirectoryUnavailable),
+                        Err(NotListed::Again) if again == MAX_REDECISIONS => return Err(Refusal::DirectoryUnavailable),
                         Err(NotListed::Again) => {
                             again += 1;
                             decision = authn.decide(&login, password, Ask::Directory).await;
@@ -375,7 +375,7 @@ impl Conversation {
                 }
                 // The password or the place may have changed since it was cached: bind again.
                 Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
-                    report.words(&words);
+                    report.backend_reply(&words);
                     decision = authn.decide_again(&login, password, &proven.identity.entry().dn).await;
                     let fresh = decision.result.as_ref().ok();
                     let fresh = fresh.and_then(|proven| attempt.target(proven.identity.entry(), &login).ok());
@@ -398,10 +398,10 @@ impl Conversation {
     /// The session of an attempt that backend and directory have accepted.
     fn session(&self, login: &Login, proven: &Proven, backend: &Arc<str>) -> Session {
         Session {
-            id: self.visitor.session,
+            id: self.info.session,
             login: login.as_str().into(),
             dn: Arc::clone(&proven.identity.entry().dn),
-            client: self.visitor.client,
+            client: self.info.client,
             protocol: self.protocol.name.into(),
             backend: Arc::clone(backend),
             since: registry::unix_now(),
@@ -409,14 +409,14 @@ impl Conversation {
     }
 
     /// Tells the client that it was refused, and parts from it after too many wrong guesses.
-    async fn refuse(&mut self, stream: &mut Stream, refusal: &Refusal) -> Result<(), Parting> {
+    async fn refuse(&mut self, stream: &mut Stream, refusal: &Refusal) -> Result<(), CloseReason> {
         self.front.refused(refusal, &mut self.out);
         self.failed += u32::from(refusal.counts_as_failed());
         if self.failed >= self.snapshot.config.limits.failed_logins {
-            return Err(self.part(stream, &Refusal::Limit, Parting::FailedLogins).await);
+            return Err(self.close_with(stream, &Refusal::Limit, CloseReason::FailedLogins).await);
         }
         if refusal.is_outage() && self.snapshot.config.limits.on_unavailable == OnUnavailable::ReplyAndClose {
-            return Err(self.part(stream, refusal, Parting::Unavailable).await);
+            return Err(self.close_with(stream, refusal, CloseReason::Unavailable).await);
         }
         self.send(stream).await
     }
@@ -429,7 +429,7 @@ impl Conversation {
         self.front.accepted(&logged_in.welcome, &mut self.out);
         let (answer, leftover) = (self.out.as_slice(), logged_in.leftover.as_slice());
         Established {
-            visitor: self.visitor,
+            visitor: self.info,
             backend_name: backend,
             listing,
             client: stream,
@@ -439,7 +439,7 @@ impl Conversation {
             answer: answer.len(),
             to_backend: self.input.as_slice().to_vec(),
             idle: self.snapshot.config.limits.idle_timeout,
-            parting: &self.protocol.parting,
+            parting: &self.protocol.closing_line,
             place,
         }
     }
@@ -447,7 +447,7 @@ impl Conversation {
 
 /// Closes so that the last line arrives: a close with unread input is a reset (RFC 9293 section
 /// 3.10.4), which can overtake what was sent. So the client's rest is read and thrown away.
-async fn leave(stream: &mut Stream) {
+async fn lingering_close(stream: &mut Stream) {
     let farewell = async {
         stream.shutdown().await?;
         let mut rest = SecretBuf::new();
@@ -456,7 +456,7 @@ async fn leave(stream: &mut Stream) {
         }
         std::io::Result::Ok(())
     };
-    let _ = timeout(FAREWELL, farewell).await;
+    let _ = timeout(CLOSE_TIMEOUT, farewell).await;
 }
 
 /// Somebody whom both the directory and the backend have accepted, and whose session is listed.
@@ -470,19 +470,19 @@ struct Admitted {
 
 /// A session after its login: what the relay needs, and no more.
 struct Established {
-    visitor: Visitor,
+    visitor: ConnectionInfo,
     backend_name: Arc<str>,
     listing: Listing,
     client: Stream,
     backend: Stream,
-    watch: Option<Watch>,
+    watch: Option<CommandWatch>,
     /// The OK, and what the backend has said behind its own.
     to_client: Vec<u8>,
     /// How long the OK is.
     answer: usize,
     to_backend: Vec<u8>,
     idle: Duration,
-    parting: &'static proto::Parting,
+    parting: &'static proto::ClosingLine,
     place: Place,
 }
 
@@ -493,12 +493,12 @@ impl Established {
         let began = Instant::now();
         let Self { visitor, backend_name, listing, client, backend, to_client, answer, .. } = self;
         let Self { watch, to_backend, idle, parting, place, .. } = self;
-        let Listing { listed, mut asked_to_end } = listing;
+        let Listing { listed, stop: mut asked_to_end } = listing;
         let metrics = Arc::clone(&shared.metrics);
         let sessions = metrics.sessions.with_label_values(&[visitor.protocol, &backend_name]);
         let bytes = |direction| metrics.relayed_bytes.with_label_values(&[visitor.protocol, direction]);
-        let client = End { stream: client, first: to_client, own: answer, sent: bytes("out") };
-        let backend = End { stream: backend, first: to_backend, own: 0, sent: bytes("in") };
+        let client = RelaySide { stream: client, first: to_client, own: answer, sent: bytes("out") };
+        let backend = RelaySide { stream: backend, first: to_backend, own: 0, sent: bytes("in") };
         let mut relay = Relay::new(client, backend, idle).watching(watch);
         async move {
             sessions.inc();

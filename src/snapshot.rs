@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::authn::Authenticator;
 use crate::backend::Backend;
-use crate::backend::offers::Offers;
+use crate::backend::offers::AdvertisedCapabilities;
 use crate::cache::Cache;
 use crate::config::{self, Config, Limits};
 use crate::directory::Directory;
@@ -24,7 +24,7 @@ use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::secret::Secret;
-use crate::steer::Steer;
+use crate::steer::AdminActions;
 use crate::sys;
 use crate::throttle::Throttle;
 use crate::tls::server::ServerTls;
@@ -46,7 +46,7 @@ pub struct Snapshot {
     /// The backends, in the order of `routing.backends`.
     pub backends: Vec<Backend>,
     /// What clients are promised before their login.
-    pub offers: Offers,
+    pub offers: AdvertisedCapabilities,
     /// usher's own name in its dialogues.
     pub host: Arc<str>,
     /// What nginx has to show to ask for leave, if anything.
@@ -76,7 +76,8 @@ impl Snapshot {
                 Backend::new(settings, files, untagged_limit, &host, &own, metrics, kept)
             })
             .collect();
-        let offers = Offers::new(&config.capabilities, &backends, metrics, previous.map(|old| &old.offers));
+        let offers =
+            AdvertisedCapabilities::new(&config.capabilities, &backends, metrics, previous.map(|old| &old.offers));
         let Files { tls, auth_http_key, fingerprint, .. } = files;
         Self { config, tls, authn, directory, backends, offers, host, auth_http_key, fingerprint }
     }
@@ -145,7 +146,7 @@ pub struct Shared {
     /// What acts on changes of the directory.
     pub follow: Follow,
     /// What an administrator has set going.
-    pub steer: Steer,
+    pub steer: AdminActions,
     /// What slows guessing, and what bounds everybody's share.
     pub throttle: Throttle,
     /// The stage of the process' life.
@@ -173,7 +174,7 @@ impl Shared {
         let registry = Arc::<Registry>::default();
         Arc::new(Self {
             follow: Follow::new(Arc::clone(&registry), Arc::clone(&metrics)),
-            steer: Steer::new(Arc::clone(&registry), Arc::clone(&metrics)),
+            steer: AdminActions::new(Arc::clone(&registry), Arc::clone(&metrics)),
             throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
             snapshot: ArcSwap::from_pointee(snapshot),
             metrics,
@@ -224,14 +225,14 @@ impl Shared {
 
     /// How many unauthenticated connections one network may have, once most of their places are taken.
     #[must_use]
-    pub fn crowded(&self, limits: &Limits) -> Option<u32> {
+    pub fn per_network_limit(&self, limits: &Limits) -> Option<u32> {
         let taken = self.unauthenticated.load(Ordering::Acquire);
         let nearly_full = taken.saturating_mul(4) >= limits.unauthenticated.saturating_mul(3);
         nearly_full.then(|| u32::try_from(limits.unauthenticated / 4).unwrap_or(u32::MAX).max(1))
     }
 
     /// Waits until every connection has ended.
-    pub async fn vacated(&self) {
+    pub async fn connections_closed(&self) {
         let _ = self.connections.subscribe().wait_for(|count| *count == 0).await;
     }
 }

@@ -12,11 +12,11 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::metrics::Metrics;
-use crate::registry::{Registry, SessionId, Why, unix_now};
+use crate::registry::{Registry, SessionId, TerminationReason, unix_now};
 use crate::tasks::{self, Task};
 
 /// How often a drained backend is looked at for a session that was about to begin.
-const LOOK_AROUND: Duration = Duration::from_millis(250);
+const SCAN_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A backend that is being drained: it gets no new login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,19 +29,19 @@ pub struct Drain {
 
 /// What is under way.
 #[derive(Debug)]
-pub struct Steer {
+pub struct AdminActions {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
-    drained: Mutex<BTreeMap<Arc<str>, Draining>>,
+    drained: Mutex<BTreeMap<Arc<str>, BackendDrain>>,
 }
 
 #[derive(Debug)]
-struct Draining {
+struct BackendDrain {
     drain: Drain,
     task: Option<AbortHandle>,
 }
 
-impl Drop for Draining {
+impl Drop for BackendDrain {
     fn drop(&mut self) {
         if let Some(task) = &self.task {
             task.abort();
@@ -49,14 +49,14 @@ impl Drop for Draining {
     }
 }
 
-impl Steer {
+impl AdminActions {
     /// Nothing is under way.
     #[must_use]
     pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
         Self { registry, metrics, drained: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Draining>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, BackendDrain>> {
         self.drained.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -68,7 +68,7 @@ impl Steer {
             let share = over.as_secs_f64() / sessions.len().max(1) as f64;
             for (nth, session) in sessions.into_iter().enumerate() {
                 sleep_until(began + Duration::from_secs_f64(share * nth as f64)).await;
-                registry.end(session, Why::Kicked);
+                registry.end(session, TerminationReason::Kicked);
             }
         };
         tokio::spawn(async move { tasks::once(Task::Kick, &metrics.task_restarts, ending).await });
@@ -86,7 +86,7 @@ impl Steer {
             tokio::spawn(async move { tasks::keep(Task::BackendDrain, &metrics.task_restarts, make).await })
         });
         let drain = Drain { since, rate };
-        drained.insert(name, Draining { drain, task: closing.map(|task| task.abort_handle()) });
+        drained.insert(name, BackendDrain { drain, task: closing.map(|task| task.abort_handle()) });
         drain
     }
 
@@ -121,11 +121,11 @@ async fn close(registry: Arc<Registry>, backend: Arc<str>, rate: u32) {
     let pause = Duration::from_secs(1) / rate.max(1);
     loop {
         for session in registry.sessions().into_iter().filter(|session| session.backend == backend) {
-            if registry.end(session.id, Why::BackendDrained) {
+            if registry.end(session.id, TerminationReason::BackendDrained) {
                 sleep(pause).await;
             }
         }
-        sleep(LOOK_AROUND).await;
+        sleep(SCAN_INTERVAL).await;
     }
 }
 
@@ -136,7 +136,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::registry::{Basis, Session};
+    use crate::registry::{Session, SessionBasis};
 
     fn session(registry: &Registry, backend: &str) -> Session {
         Session {
@@ -151,13 +151,18 @@ mod tests {
     }
 
     /// Lists sessions; each tells when and why it was asked to end.
-    fn list(registry: &Arc<Registry>, backend: &str, count: usize, ends: &mut JoinSet<(f64, Why)>) -> Vec<SessionId> {
+    fn list(
+        registry: &Arc<Registry>,
+        backend: &str,
+        count: usize,
+        ends: &mut JoinSet<(f64, TerminationReason)>,
+    ) -> Vec<SessionId> {
         let began = Instant::now();
         let mut ids = Vec::new();
         for _ in 0..count {
             let session = session(registry, backend);
             ids.push(session.id);
-            let (listed, asked) = registry.list(session, Basis::for_tests("uid=alice"));
+            let (listed, asked) = registry.list(session, SessionBasis::for_tests("uid=alice"));
             ends.spawn(async move {
                 let why = asked.await;
                 drop(listed);
@@ -170,14 +175,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn kicked_sessions_end_evenly_over_the_time() {
         let registry = Arc::new(Registry::default());
-        let steer = Steer::new(Arc::clone(&registry), Arc::default());
+        let steer = AdminActions::new(Arc::clone(&registry), Arc::default());
         let mut ends = JoinSet::new();
         let ids = list(&registry, "server3", 10, &mut ends);
         steer.kick(ids, Duration::from_secs(60));
         let mut ends = ends.join_all().await;
         ends.sort_by(|one, other| one.0.total_cmp(&other.0));
         for (nth, (at, why)) in ends.into_iter().enumerate() {
-            assert_eq!(why, Why::Kicked);
+            assert_eq!(why, TerminationReason::Kicked);
             assert!((at - 6.0 * nth as f64).abs() < 0.1, "number {nth} at {at}");
         }
     }
@@ -185,7 +190,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn drained_backend_loses_its_sessions_at_the_rate_and_no_others() {
         let registry = Arc::new(Registry::default());
-        let steer = Steer::new(Arc::clone(&registry), Arc::default());
+        let steer = AdminActions::new(Arc::clone(&registry), Arc::default());
         let (mut ends, mut others) = (JoinSet::new(), JoinSet::new());
         list(&registry, "server3", 20, &mut ends);
         list(&registry, "server4", 1, &mut others);
@@ -195,7 +200,7 @@ mod tests {
         sleep(Duration::from_secs(1)).await;
         list(&registry, "server3", 1, &mut ends);
         let ends = ends.join_all().await;
-        assert!(ends.iter().all(|(_, why)| *why == Why::BackendDrained));
+        assert!(ends.iter().all(|(_, why)| *why == TerminationReason::BackendDrained));
         let latest = ends.iter().map(|(at, _)| *at).fold(0.0, f64::max);
         assert!((1.5..2.5).contains(&latest), "{latest}");
         assert_eq!(registry.count(), 1);
@@ -205,7 +210,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn undrain_stops_the_task_and_another_rate_starts_another() {
         let registry = Arc::new(Registry::default());
-        let steer = Steer::new(Arc::clone(&registry), Arc::default());
+        let steer = AdminActions::new(Arc::clone(&registry), Arc::default());
         let mut ends = JoinSet::new();
         list(&registry, "server3", 3, &mut ends);
         steer.drain("server3", 0);

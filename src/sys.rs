@@ -94,7 +94,7 @@ pub fn exposed(file: &Metadata) -> Option<u32> {
 
 /// What to do about an [`exposed`] file.
 #[must_use]
-pub fn exposed_words(path: &Path, mode: u32) -> String {
+pub fn exposed_message(path: &Path, mode: u32) -> String {
     let path = path.display();
     format!("{path} holds a secret that others can read or change (mode {mode:04o}): run `chmod 640 {path}`")
 }
@@ -165,7 +165,7 @@ mod tests {
             std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
             assert_eq!(exposed(&file.as_file().metadata().unwrap()), exposed_mode, "{mode:o}");
         }
-        assert!(exposed_words(Path::new("/k"), 0o644).ends_with("(mode 0644): run `chmod 640 /k`"));
+        assert!(exposed_message(Path::new("/k"), 0o644).ends_with("(mode 0644): run `chmod 640 /k`"));
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl Task {
 
 /// How a task ended that was kept running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum TaskExit {
     /// By itself.
     Done,
     /// It is vital, and panics again and again.
@@ -127,7 +127,11 @@ pub enum End {
 }
 
 /// Runs a task until it ends by itself; after a panic `make` makes it anew.
-pub async fn keep<F: Future<Output = ()>>(task: Task, restarts: &IntCounterVec, mut make: impl FnMut() -> F) -> End {
+pub async fn keep<F: Future<Output = ()>>(
+    task: Task,
+    restarts: &IntCounterVec,
+    mut make: impl FnMut() -> F,
+) -> TaskExit {
     let (mut pause, mut in_a_row) = (FIRST_PAUSE, 0);
     let is_short = matches!(task, Task::DirectoryAwait);
     loop {
@@ -140,7 +144,7 @@ pub async fn keep<F: Future<Output = ()>>(task: Task, restarts: &IntCounterVec, 
             }
         };
         if AssertUnwindSafe(run).catch_unwind().await.is_ok() {
-            return End::Done;
+            return TaskExit::Done;
         }
         if began.elapsed() >= SOUND {
             (pause, in_a_row) = (FIRST_PAUSE, 0);
@@ -149,7 +153,7 @@ pub async fn keep<F: Future<Output = ()>>(task: Task, restarts: &IntCounterVec, 
         in_a_row += 1;
         if task.is_vital() && in_a_row > VITAL_RESTARTS {
             error!(task = task.label(), "a task of the process panics again and again: it is given up");
-            return End::GivenUp;
+            return TaskExit::GivenUp;
         }
         error!(task = task.label(), ?pause, "a task of the process panicked; it is started again");
         sleep(pause).await;
@@ -249,7 +253,7 @@ mod tests {
             runs.set(runs.get() + 1);
             assert!(runs.get() > 12, "as wanted");
         };
-        assert_eq!(keep(Task::Probes, &metrics.task_restarts, make).await, End::Done);
+        assert_eq!(keep(Task::Probes, &metrics.task_restarts, make).await, TaskExit::Done);
         assert_eq!((runs.get(), restarts(&metrics, Task::Probes)), (13, 12));
         // 0.1 s, doubled ten times and then as long as it gets.
         assert_eq!(began.elapsed(), Duration::from_millis(222_300));
@@ -262,7 +266,7 @@ mod tests {
             runs.set(runs.get() + 1);
             panic!("as wanted");
         };
-        assert_eq!(keep(Task::Listener, &metrics.task_restarts, make).await, End::GivenUp);
+        assert_eq!(keep(Task::Listener, &metrics.task_restarts, make).await, TaskExit::GivenUp);
         assert_eq!((runs.get(), restarts(&metrics, Task::Listener)), (6, 6));
     }
 
@@ -274,7 +278,7 @@ mod tests {
             sleep(SOUND).await;
             assert!(runs.get() > 20, "as wanted");
         };
-        assert_eq!(keep(Task::Listener, &metrics.task_restarts, make).await, End::Done);
+        assert_eq!(keep(Task::Listener, &metrics.task_restarts, make).await, TaskExit::Done);
         assert_eq!(restarts(&metrics, Task::Listener), 20);
     }
 
@@ -286,7 +290,7 @@ mod tests {
             assert!(runs > 1, "as wanted");
             std::future::ready(())
         };
-        assert_eq!(keep(Task::Probes, &metrics.task_restarts, make).await, End::Done);
+        assert_eq!(keep(Task::Probes, &metrics.task_restarts, make).await, TaskExit::Done);
         let once = once(Task::Kick, &metrics.task_restarts, async { panic!("as wanted") });
         assert_eq!(once.await, None::<()>);
         assert_eq!((restarts(&metrics, Task::Probes), restarts(&metrics, Task::Kick)), (1, 1));

@@ -13,7 +13,7 @@ use ldap3::asn1::{ASNTag as _, PL, StructureTag};
 use crate::auth_http::read_request;
 use crate::config::{self, Find, Template};
 use crate::directory::{Login, bind_answer_trial, frames_trial, template};
-use crate::proto::proxy_header::{Header, Progress, Version, read, write};
+use crate::proto::proxy_header::{Header, HeaderProgress, Version, read, write};
 
 /// A fuzz target: a config file. What is refused is refused with a reason, at a line that the file
 /// has, in words that cannot move a terminal's cursor.
@@ -38,17 +38,17 @@ pub fn proxy_header(data: &[u8]) {
     let stepwise = loop {
         let known = data.get(..taken).unwrap_or_default();
         match read(known) {
-            Ok(Progress::Needs(more)) => {
+            Ok(HeaderProgress::Needs(more)) => {
                 assert!(more > 0, "needs nothing and is not complete");
                 assert!(taken + more <= 4096, "asks for more than a header may have");
                 match whole {
-                    Ok(Progress::Complete(_, length)) => {
+                    Ok(HeaderProgress::Complete(_, length)) => {
                         assert!(taken + more <= length, "asks for what is not its own")
                     }
-                    Ok(Progress::Needs(_)) | Err(_) => {}
+                    Ok(HeaderProgress::Needs(_)) | Err(_) => {}
                 }
                 if taken == data.len() {
-                    break Ok(Progress::Needs(more));
+                    break Ok(HeaderProgress::Needs(more));
                 }
                 taken += 1;
             }
@@ -56,11 +56,13 @@ pub fn proxy_header(data: &[u8]) {
         }
     };
     assert_eq!(stepwise, whole, "pieces make a difference");
-    if let Ok(Progress::Complete(header, length)) = whole {
+    if let Ok(HeaderProgress::Complete(header, length)) = whole {
         assert!(length <= data.len(), "longer than what has come");
         for version in [Version::V1, Version::V2] {
             let written = write(version, &header);
-            let Ok(Progress::Complete(again, all)) = read(&written) else { panic!("cannot read its own: {written:?}") };
+            let Ok(HeaderProgress::Complete(again, all)) = read(&written) else {
+                panic!("cannot read its own: {written:?}")
+            };
             assert_eq!(all, written.len());
             match (header, again) {
                 (Header::Client { client, .. }, Header::Client { client: same, .. }) => assert_eq!(client, same),

@@ -161,7 +161,7 @@ fn refresh(shared: &Shared, metrics: &Metrics) {
     shared.throttle.measure();
     snapshot.directory.show();
     for backend in &snapshot.backends {
-        backend.show(metrics);
+        backend.update_gauges(metrics);
         let draining = shared.steer.drained(&backend.name).is_some();
         metrics.backend_draining.with_label_values(&[&*backend.name]).set(draining.into());
     }

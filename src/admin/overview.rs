@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::state::State;
+use crate::backend::state::BackendStatus;
 use crate::snapshot::Shared;
 use crate::steer::Drain;
 
@@ -14,7 +14,7 @@ use crate::steer::Drain;
 pub struct Backend {
     /// Its addresses, health and logins.
     #[serde(flatten)]
-    pub state: State,
+    pub state: BackendStatus,
     /// How many sessions are relayed to it, by protocol.
     pub sessions: BTreeMap<String, usize>,
     /// Set while it is taken out of service.
@@ -30,7 +30,7 @@ pub fn backends(shared: &Shared) -> Vec<Backend> {
         *there.entry(session.protocol.to_string()).or_default() += 1;
     }
     let snapshot = shared.snapshot.load();
-    let states = snapshot.backends.iter().map(crate::backend::Backend::state);
+    let states = snapshot.backends.iter().map(crate::backend::Backend::status);
     let whole = states.map(|state| Backend {
         sessions: sessions.remove(&state.name).unwrap_or_default(),
         draining: shared.steer.drained(&state.name),

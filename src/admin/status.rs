@@ -305,7 +305,7 @@ fn limits(snapshot: &Snapshot, metrics: &Metrics) -> String {
         ("Connections".to_owned(), used(metrics.connections.get(), config.limits.connections as u64)),
         ("Handshakes under way".to_owned(), used(metrics.handshakes.get(), handshakes)),
     ];
-    for backend in snapshot.backends.iter().map(crate::backend::Backend::state) {
+    for backend in snapshot.backends.iter().map(crate::backend::Backend::status) {
         let in_flight = i64::try_from(backend.logins_in_flight).unwrap_or(i64::MAX);
         rows.push((
             format!("Logins under way at {}", backend.name),
@@ -320,7 +320,7 @@ fn limits(snapshot: &Snapshot, metrics: &Metrics) -> String {
 
 fn certificates(snapshot: &Snapshot, now: u64) -> String {
     let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let row = |served: &crate::tls::server::Served| {
+    let row = |served: &crate::tls::server::ServedCertificate| {
         let left = served.not_after.saturating_sub(now);
         let days = left.div_euclid(DAY);
         let (mark, words) = match left {

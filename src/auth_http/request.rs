@@ -42,7 +42,7 @@ pub struct Request {
 
 /// Why it is no question of nginx's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum Fault {
+pub enum RequestSyntaxError {
     /// Longer than any.
     #[error("it is longer than 32 KiB")]
     TooLong,
@@ -61,47 +61,51 @@ pub enum Fault {
 ///
 /// # Errors
 /// It is none.
-pub fn read(bytes: &[u8]) -> Result<Option<Request>, Fault> {
+pub fn read(bytes: &[u8]) -> Result<Option<Request>, RequestSyntaxError> {
     let known = bytes.get(..bytes.len().min(MOST)).unwrap_or_default();
     let Some(end) = known.windows(4).position(|four| four == b"\r\n\r\n") else {
-        return if bytes.len() < MOST { Ok(None) } else { Err(Fault::TooLong) };
+        return if bytes.len() < MOST { Ok(None) } else { Err(RequestSyntaxError::TooLong) };
     };
     let mut lines = known.get(..end).unwrap_or_default().split(|byte| *byte == b'\n');
     let mut lines = std::iter::from_fn(|| lines.next().map(|line| line.strip_suffix(b"\r").unwrap_or(line)));
     let words: Vec<&[u8]> = lines.next().unwrap_or_default().split(|byte| *byte == b' ').collect();
     if !matches!(words.as_slice(), [b"GET", _, version] if version.starts_with(b"HTTP/1.")) {
-        return Err(Fault::NotGet);
+        return Err(RequestSyntaxError::NotGet);
     }
     let mut values = [None; NAMES.len()];
     for line in lines {
-        let colon = line.iter().position(|byte| *byte == b':').ok_or(Fault::NoHeader)?;
+        let colon = line.iter().position(|byte| *byte == b':').ok_or(RequestSyntaxError::NoHeader)?;
         let (name, value) = (line.get(..colon).unwrap_or_default(), line.get(colon + 1..).unwrap_or_default());
         if name.is_empty() || value.iter().any(|byte| *byte < b' ' && *byte != b'\t') {
-            return Err(Fault::NoHeader);
+            return Err(RequestSyntaxError::NoHeader);
         }
         let mut places = NAMES.into_iter().zip(&mut values);
         if let Some((name, place)) = places.find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name))
             && place.replace(value.trim_ascii()).is_some()
         {
-            return Err(Fault::Header(name));
+            return Err(RequestSyntaxError::Header(name));
         }
     }
     let [method, login, password, protocol, attempts, client, key] = values;
     let text = |value: Option<&'_ [u8]>| value.and_then(|value| String::from_utf8(value.to_vec()).ok());
-    let method = text(method).ok_or(Fault::Header("Auth-Method"))?;
+    let method = text(method).ok_or(RequestSyntaxError::Header("Auth-Method"))?;
     let protocol = text(protocol).unwrap_or_default();
     let spoken = PROTOCOLS.iter().filter_map(|known| Some((known, known.nginx?)));
-    let (protocol, nginx) =
-        spoken.into_iter().find(|(_, nginx)| nginx.name == protocol).ok_or(Fault::Header("Auth-Protocol"))?;
+    let (protocol, nginx) = spoken
+        .into_iter()
+        .find(|(_, nginx)| nginx.name == protocol)
+        .ok_or(RequestSyntaxError::Header("Auth-Protocol"))?;
     let client: Option<IpAddr> = text(client).and_then(|client| client.parse().ok());
     Ok(Some(Request {
-        login: login.and_then(decoded).ok_or(Fault::Header("Auth-User"))?,
-        password: password.and_then(decoded).map(Secret::new).ok_or(Fault::Header("Auth-Pass"))?,
+        login: login.and_then(decoded).ok_or(RequestSyntaxError::Header("Auth-User"))?,
+        password: password.and_then(decoded).map(Secret::new).ok_or(RequestSyntaxError::Header("Auth-Pass"))?,
         plain: method == "plain",
         protocol,
         nginx,
-        client: client.ok_or(Fault::Header("Client-IP"))?.to_canonical(),
-        attempts: text(attempts).and_then(|count| count.parse().ok()).ok_or(Fault::Header("Auth-Login-Attempt"))?,
+        client: client.ok_or(RequestSyntaxError::Header("Client-IP"))?.to_canonical(),
+        attempts: text(attempts)
+            .and_then(|count| count.parse().ok())
+            .ok_or(RequestSyntaxError::Header("Auth-Login-Attempt"))?,
         key: Secret::copy_of(key.unwrap_or_default()),
     }))
 }
@@ -135,7 +139,7 @@ mod tests {
         read(GOOD.replacen(from, to, 1).as_bytes()).unwrap().expect("a whole question")
     }
 
-    fn bad(from: &str, to: &str) -> Fault {
+    fn bad(from: &str, to: &str) -> RequestSyntaxError {
         assert!(GOOD.contains(from), "{from}");
         read(GOOD.replacen(from, to, 1).as_bytes()).unwrap_err()
     }
@@ -176,21 +180,21 @@ mod tests {
     #[test]
     fn malformed_request_is_refused() {
         for name in ["Auth-Method", "Auth-User", "Auth-Pass", "Auth-Protocol", "Auth-Login-Attempt", "Client-IP"] {
-            assert_eq!(bad(name, "Other"), Fault::Header(name));
+            assert_eq!(bad(name, "Other"), RequestSyntaxError::Header(name));
         }
-        assert_eq!(bad("Auth-SSL: on", "auth-pass: another"), Fault::Header("Auth-Pass"));
+        assert_eq!(bad("Auth-SSL: on", "auth-pass: another"), RequestSyntaxError::Header("Auth-Pass"));
         for escape in ["%", "%2", "%zz", "a%2g", "%+1"] {
-            assert_eq!(bad("alice", escape), Fault::Header("Auth-User"), "{escape}");
+            assert_eq!(bad("alice", escape), RequestSyntaxError::Header("Auth-User"), "{escape}");
         }
-        assert_eq!(bad("192.0.2.1", "unix:"), Fault::Header("Client-IP"));
-        assert_eq!(bad(": imap", ": managesieve"), Fault::Header("Auth-Protocol"));
-        assert_eq!(bad("Attempt: 1", "Attempt: -1"), Fault::Header("Auth-Login-Attempt"));
+        assert_eq!(bad("192.0.2.1", "unix:"), RequestSyntaxError::Header("Client-IP"));
+        assert_eq!(bad(": imap", ": managesieve"), RequestSyntaxError::Header("Auth-Protocol"));
+        assert_eq!(bad("Attempt: 1", "Attempt: -1"), RequestSyntaxError::Header("Auth-Login-Attempt"));
         for line in ["none", ": none", "a: b\rc", "a: \0"] {
-            assert_eq!(bad("Auth-SSL: on", line), Fault::NoHeader, "{line:?}");
+            assert_eq!(bad("Auth-SSL: on", line), RequestSyntaxError::NoHeader, "{line:?}");
         }
         for first in ["POST /auth HTTP/1.0", "GET /auth HTTP/2", "GET / x HTTP/1.0", "* OK"] {
-            assert_eq!(bad("GET /auth HTTP/1.0", first), Fault::NotGet, "{first}");
+            assert_eq!(bad("GET /auth HTTP/1.0", first), RequestSyntaxError::NotGet, "{first}");
         }
-        assert_eq!(bad("secret", &"x".repeat(MOST)), Fault::TooLong);
+        assert_eq!(bad("secret", &"x".repeat(MOST)), RequestSyntaxError::TooLong);
     }
 }

@@ -17,10 +17,10 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::warn;
 
-use super::health::Attempt;
-use super::inspect::Sight;
-use super::pool::{Look, Outlook, Pool, Proof};
-use super::{BackendError, Service, Talk};
+use super::health::ConnectAttempt;
+use super::inspect::Observations;
+use super::pool::{Evidence, Pool, RunningProbe, Selection};
+use super::{BackendDialogue, BackendError, Service};
 use crate::config::{Forward, Hop, Probe};
 use crate::metrics::Metrics;
 use crate::proto::proxy_header::{self, Header};
@@ -38,9 +38,9 @@ const RETRY: Duration = Duration::from_millis(250);
 /// More capabilities than any server has.
 const CAPABILITIES: usize = 100;
 /// The session id of a look.
-const PROBE: &str = "PROBE";
+const PROBE_SESSION: &str = "PROBE";
 /// How long a look's parting may take.
-const PARTING: Duration = Duration::from_secs(1);
+const PROBE_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where a backend speaks one protocol.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub(super) struct Endpoint {
     /// How it is told who the client is.
     pub(super) forward: Forward,
     /// Where nginx is sent, if it can be.
-    pub(super) hop: Option<Hop>,
+    pub(super) nginx: Option<Hop>,
     pub(super) server_name: ServerName<'static>,
     pub(super) tls_config: Arc<rustls::ClientConfig>,
     /// The backend's `timeout`: a look has as long as a login.
@@ -80,8 +80,8 @@ impl Handshakes {
 }
 
 /// An attempt, as far as the connection.
-struct Dialled {
-    attempt: Attempt,
+struct Connection {
+    attempt: ConnectAttempt,
     tcp: Result<TcpStream, BackendError>,
 }
 
@@ -91,14 +91,14 @@ impl Endpoint {
     pub(super) async fn candidates(self: &Arc<Self>) -> Result<VecDeque<SocketAddr>, BackendError> {
         let arrived = Instant::now();
         // Subscribed before looking, so that nothing happens unseen in between.
-        let mut news = self.pool.news();
+        let mut news = self.pool.changed();
         loop {
             self.pool.refresh(&self.metrics);
-            self.look(self.pool.begin_looks());
-            let until = match self.pool.outlook(arrived) {
-                Outlook::Usable(addresses) => return Ok(addresses.into()),
-                Outlook::Hopeless(error) => return Err(error),
-                Outlook::Wait(until) => until,
+            self.spawn_probes(self.pool.begin_down_probes());
+            let until = match self.pool.select(arrived) {
+                Selection::Usable(addresses) => return Ok(addresses.into()),
+                Selection::Unavailable(error) => return Err(error),
+                Selection::Wait(until) => until,
             };
             match until {
                 Some(until) => drop(timeout_at(until, news.changed()).await),
@@ -108,19 +108,19 @@ impl Endpoint {
     }
 
     /// Looks at each address whose time has come.
-    pub(super) fn look_after(self: &Arc<Self>) {
+    pub(super) fn run_probes(self: &Arc<Self>) {
         if self.pool.settings.probe != Probe::Off {
             self.pool.refresh(&self.metrics);
-            self.look(self.pool.begin_due_looks());
+            self.spawn_probes(self.pool.begin_due_probes());
         }
     }
 
-    fn look(self: &Arc<Self>, looks: impl IntoIterator<Item = Look>) {
+    fn spawn_probes(self: &Arc<Self>, looks: impl IntoIterator<Item = RunningProbe>) {
         for look in looks {
             let endpoint = Arc::clone(self);
             tokio::spawn(async move {
                 let metrics = Arc::clone(&endpoint.metrics);
-                tasks::once(Task::BackendProbe, &metrics.task_restarts, endpoint.look_at(look)).await
+                tasks::once(Task::BackendProbe, &metrics.task_restarts, endpoint.run_probe(look)).await
             });
         }
     }
@@ -132,7 +132,7 @@ impl Endpoint {
         deadline: Instant,
         settings: &BackSettings,
         header: &[u8],
-    ) -> Result<(SocketAddr, Talk), BackendError> {
+    ) -> Result<(SocketAddr, BackendDialogue), BackendError> {
         let tried = self.try_each(self.candidates().await?, deadline, settings, header).await;
         let again = Instant::now() + RETRY;
         if again >= deadline || !matches!(tried, Err(BackendError::Connect { .. })) {
@@ -149,29 +149,29 @@ impl Endpoint {
         deadline: Instant,
         settings: &BackSettings,
         header: &[u8],
-    ) -> Result<(SocketAddr, Talk), BackendError> {
+    ) -> Result<(SocketAddr, BackendDialogue), BackendError> {
         let mut error = self.late();
         while let Some(first) = candidates.pop_front() {
-            let Dialled { attempt, tcp } = self.dial(first, &mut candidates, deadline).await;
+            let Connection { attempt, tcp } = self.dial(first, &mut candidates, deadline).await;
             let now = Instant::now();
             // While there are others, one that hangs must leave them time.
             let until =
                 if candidates.is_empty() { deadline } else { now + deadline.saturating_duration_since(now) / 2 };
             let approach = async {
                 let mut tcp = tcp?;
-                announce(&mut tcp, header).await?;
-                Talk::approach(self, tcp, settings.clone(), None).await
+                send_header(&mut tcp, header).await?;
+                BackendDialogue::approach(self, tcp, settings.clone(), None).await
             };
             error = match timeout_at(until, approach).await.unwrap_or_else(|_| Err(self.late())) {
                 Ok(talk) => {
-                    self.learn(attempt.address, &talk);
-                    self.pool.well(attempt.address, Proof::Greeting);
+                    self.record_capabilities(attempt.address, &talk);
+                    self.pool.succeeded(attempt.address, Evidence::Greeting);
                     return Ok((attempt.address, talk));
                 }
                 Err(error) => error,
             };
-            if error.is_the_servers() {
-                self.pool.fault(&attempt, &error);
+            if error.is_server_fault() {
+                self.pool.failed(&attempt, &error);
             }
             if Instant::now() >= deadline {
                 break;
@@ -187,7 +187,7 @@ impl Endpoint {
         first: SocketAddr,
         candidates: &mut VecDeque<SocketAddr>,
         deadline: Instant,
-    ) -> Dialled {
+    ) -> Connection {
         let mut dialling = FuturesUnordered::from_iter([self.connect(first, deadline)]);
         let mut pending = vec![first];
         loop {
@@ -196,11 +196,11 @@ impl Endpoint {
             let failed = match next {
                 // Nothing yet: another beside it.
                 Ok(None) | Err(_) => None,
-                Ok(Some(Dialled { attempt, tcp: Err(error) })) => Some((attempt, error)),
+                Ok(Some(Connection { attempt, tcp: Err(error) })) => Some((attempt, error)),
                 Ok(Some(dialled)) => {
                     pending.retain(|address| *address != dialled.attempt.address);
                     // Whether these are slow or dead is not for this login to find out.
-                    self.look(pending.iter().filter_map(|address| self.pool.begin_look(*address)));
+                    self.spawn_probes(pending.iter().filter_map(|address| self.pool.begin_probe(*address)));
                     candidates.extend(pending);
                     return dialled;
                 }
@@ -209,9 +209,9 @@ impl Endpoint {
             if let Some((attempt, error)) = failed {
                 pending.retain(|address| *address != attempt.address);
                 if another.is_none() && pending.is_empty() {
-                    return Dialled { attempt, tcp: Err(error) };
+                    return Connection { attempt, tcp: Err(error) };
                 }
-                self.pool.fault(&attempt, &error);
+                self.pool.failed(&attempt, &error);
             }
             if let Some(address) = another {
                 pending.push(address);
@@ -220,21 +220,24 @@ impl Endpoint {
         }
     }
 
-    async fn connect(&self, address: SocketAddr, deadline: Instant) -> Dialled {
+    async fn connect(&self, address: SocketAddr, deadline: Instant) -> Connection {
         let began = Instant::now();
         let tcp = timeout_at(deadline, self.pool.sources.connect(address)).await.unwrap_or_else(|_| Err(self.late()));
-        Dialled { attempt: Attempt { address, began, connected: tcp.is_ok() }, tcp }
+        Connection { attempt: ConnectAttempt { address, began, connected: tcp.is_ok() }, tcp }
     }
 
     /// Notes what the server says it can do, of what clients may be promised.
-    fn learn(&self, address: SocketAddr, talk: &Talk) {
+    fn record_capabilities(&self, address: SocketAddr, talk: &BackendDialogue) {
         let listed = talk.dialogue.capabilities();
         // A server that says nothing at all takes nothing back.
         if listed.is_empty() {
             return;
         }
         let promised = |one: &String| (self.protocol.promised)(capabilities::name(one));
-        if self.pool.learn(address, capabilities::bounded(listed.into_iter().filter(promised).take(CAPABILITIES))) {
+        if self
+            .pool
+            .record_capabilities(address, capabilities::bounded(listed.into_iter().filter(promised).take(CAPABILITIES)))
+        {
             let labels = [&*self.pool.backend, self.protocol.name];
             self.metrics.backend_capability_changes.with_label_values(&labels).inc();
         }
@@ -245,7 +248,7 @@ impl Endpoint {
     }
 
     /// What the dialogue is to say of the client, if it is the one to say so.
-    pub(super) fn introduction(&self, origin: &Origin) -> Option<Origin> {
+    pub(super) fn forwarded_client(&self, origin: &Origin) -> Option<Origin> {
         match self.forward {
             Forward::Dialogue => Some(origin.clone()),
             Forward::Nothing | Forward::Header(_) => None,
@@ -275,27 +278,27 @@ impl Endpoint {
     }
 
     /// Looks at one address and notes how it is.
-    async fn look_at(self: Arc<Self>, mut look: Look) {
-        let looked = timeout(self.timeout, self.examine(&mut look)).await.unwrap_or_else(|_| Err(self.late()));
+    async fn run_probe(self: Arc<Self>, mut look: RunningProbe) {
+        let looked = timeout(self.timeout, self.probe(&mut look)).await.unwrap_or_else(|_| Err(self.late()));
         let result = match &looked {
             Ok(proof) => {
                 if let Some(proof) = proof {
-                    self.pool.well(look.attempt.address, *proof);
+                    self.pool.succeeded(look.attempt.address, *proof);
                 }
                 "ok"
             }
             // The server works; that it does not like this account is the operator's matter.
             Err(BackendError::Refused(words)) if !words.unavailable => {
-                self.pool.well(look.attempt.address, Proof::Login);
+                self.pool.succeeded(look.attempt.address, Evidence::Login);
                 "refused"
             }
             Err(error) => {
                 // No login may come to tell of it.
-                if error.is_our_own() {
+                if error.is_local_fault() {
                     let (backend, address) = (&*self.pool.backend, look.attempt.address);
                     warn!(backend, protocol = self.protocol.name, %address, %error, "this machine cannot probe a backend");
                 }
-                self.pool.fault(&look.attempt, error);
+                self.pool.failed(&look.attempt, error);
                 error.label()
             }
         };
@@ -306,17 +309,17 @@ impl Endpoint {
     }
 
     /// As far as the probe goes. That an address is back is proven by no less than its greeting.
-    async fn examine(self: &Arc<Self>, look: &mut Look) -> Result<Option<Proof>, BackendError> {
+    async fn probe(self: &Arc<Self>, look: &mut RunningProbe) -> Result<Option<Evidence>, BackendError> {
         let deadline = Instant::now() + self.timeout;
         let mut tcp = self.connect(look.attempt.address, deadline).await.tcp?;
         look.connected();
-        announce(&mut tcp, &self.header(None)).await?;
-        if self.pool.settings.probe == Probe::Tcp && !look.is_about_return() {
+        send_header(&mut tcp, &self.header(None)).await?;
+        if self.pool.settings.probe == Probe::Tcp && !look.is_recovery() {
             return Ok(None);
         }
-        match self.converse(look.attempt.address, tcp, None, None).await {
+        match self.dialogue(look.attempt.address, tcp, None, None).await {
             // It greets, but does not let this nobody in; nor was that the question.
-            Err(BackendError::Fault(BackFault::NoMechanism)) if self.account.is_none() => Ok(Some(Proof::Greeting)),
+            Err(BackendError::Fault(BackFault::NoMechanism)) if self.account.is_none() => Ok(Some(Evidence::Greeting)),
             conversed => conversed.map(Some),
         }
     }
@@ -326,50 +329,51 @@ impl Endpoint {
         self: &Arc<Self>,
         address: SocketAddr,
         service: Option<&Service>,
-        sight: &mut Sight,
-    ) -> Result<Proof, BackendError> {
+        sight: &mut Observations,
+    ) -> Result<Evidence, BackendError> {
         let looked = async {
             let mut tcp = self.connect(address, Instant::now() + self.timeout).await.tcp?;
             sight.connected = true;
-            announce(&mut tcp, &self.header(None)).await?;
-            self.converse(address, tcp, service, Some(sight)).await
+            send_header(&mut tcp, &self.header(None)).await?;
+            self.dialogue(address, tcp, service, Some(sight)).await
         };
         timeout(self.timeout, looked).await.unwrap_or_else(|_| Err(self.late()))
     }
 
     /// From the connection to a login that is about to be sent, or with the probe's account further. A
     /// service account's name is shown, as a login would show it; its password is not sent.
-    async fn converse(
+    async fn dialogue(
         self: &Arc<Self>,
         address: SocketAddr,
         tcp: TcpStream,
         service: Option<&Service>,
-        sight: Option<&mut Sight>,
-    ) -> Result<Proof, BackendError> {
+        sight: Option<&mut Observations>,
+    ) -> Result<Evidence, BackendError> {
         let (login, password) = match &self.account {
             Some(account) => (account.login.clone().into_bytes(), account.password.clone()),
             None => (Vec::new(), Secret::new(Vec::new())),
         };
         let host = Arc::clone(&self.host);
         // usher speaks for itself, so that a backend that does not trust it is found out.
-        let own = tcp.local_addr().ok().map(|own| Origin { client: own, local: own, session: PROBE.to_owned() });
-        let forward = own.and_then(|own| self.introduction(&own));
+        let own =
+            tcp.local_addr().ok().map(|own| Origin { client: own, local: own, session: PROBE_SESSION.to_owned() });
+        let forward = own.and_then(|own| self.forwarded_client(&own));
         // The probe's account is its own, and vouches for nobody.
         let service = service.filter(|_| self.account.is_none()).map(|service| service.login.clone().into_bytes());
         let untagged_limit = self.untagged_limit;
         let settings = BackSettings { tls: self.tls, login, password, service, forward, untagged_limit, host };
-        let talk = Talk::approach(self, tcp, settings, sight).await?;
-        self.learn(address, &talk);
+        let talk = BackendDialogue::approach(self, tcp, settings, sight).await?;
+        self.record_capabilities(address, &talk);
         let (mut stream, proof) = match self.account {
-            Some(_) => (talk.log_in().await?.stream, Proof::Login),
-            None => (talk.hang_up(), Proof::Greeting),
+            Some(_) => (talk.log_in().await?.stream, Evidence::Login),
+            None => (talk.into_stream(), Evidence::Greeting),
         };
-        let _ = timeout(PARTING, stream.shutdown()).await;
+        let _ = timeout(PROBE_CLOSE_TIMEOUT, stream.shutdown()).await;
         Ok(proof)
     }
 }
 
 /// Says the PROXY header, if there is one.
-async fn announce(tcp: &mut TcpStream, header: &[u8]) -> Result<(), BackendError> {
+async fn send_header(tcp: &mut TcpStream, header: &[u8]) -> Result<(), BackendError> {
     tcp.write_all(header).await.map_err(|source| BackendError::Broken { source })
 }

@@ -13,27 +13,27 @@ use tokio::time::timeout;
 use super::{Backend, BackendError};
 use crate::config::Probe;
 use crate::proto::Protocol;
-use crate::tls::stream::{Agreed, Stream};
+use crate::tls::stream::{NegotiatedTls, Stream};
 
 /// More of a greeting is not kept.
 const GREETING: usize = 512;
 
 /// Where a backend speaks one protocol, as it was found.
 #[derive(Debug)]
-pub struct Inspected {
+pub struct ProtocolInspection {
     /// The protocol.
     pub protocol: &'static Protocol,
     /// Each of its addresses, or why there is none.
-    pub addresses: Result<Vec<Inspection>, BackendError>,
+    pub addresses: Result<Vec<AddressInspection>, BackendError>,
 }
 
 /// One address.
 #[derive(Debug)]
-pub struct Inspection {
+pub struct AddressInspection {
     /// The address.
     pub address: SocketAddr,
     /// How far it came and what it saw.
-    pub sight: Sight,
+    pub observed: Observations,
     /// Whether a login could have been sent (or was, as the probe's account); else why not.
     pub result: Result<(), BackendError>,
     /// How long it took, in milliseconds.
@@ -42,13 +42,13 @@ pub struct Inspection {
 
 /// What was seen on the way to a login.
 #[derive(Debug, Default)]
-pub struct Sight {
+pub struct Observations {
     /// TCP was connected.
     pub connected: bool,
     /// The first line that the server said, without its end.
     pub greeting: Option<Vec<u8>>,
     /// What TLS agreed on.
-    pub agreed: Option<Agreed>,
+    pub agreed: Option<NegotiatedTls>,
     /// The certificates that the server showed (DER), its own first.
     pub certificates: Vec<Vec<u8>>,
     /// What it said last that it can do, mechanisms included.
@@ -57,9 +57,9 @@ pub struct Sight {
     pub watched: bool,
 }
 
-impl Sight {
+impl Observations {
     /// Notes what is there before the dialogue takes it.
-    pub(super) fn heard(&mut self, stream: &Stream, input: &[u8]) {
+    pub(super) fn record(&mut self, stream: &Stream, input: &[u8]) {
         if self.agreed.is_none() {
             self.agreed = stream.agreed();
             self.certificates = stream.server_certificates().iter().map(|one| one.to_vec()).collect();
@@ -75,7 +75,7 @@ impl Sight {
 impl Backend {
     /// Looks at every address of every protocol now, all at the same time, each within the backend's
     /// `timeout`.
-    pub async fn inspect(&self) -> Vec<Inspected> {
+    pub async fn inspect(&self) -> Vec<ProtocolInspection> {
         let mut endpoints: Vec<_> = self.endpoints.values().collect();
         endpoints.sort_by_key(|endpoint| endpoint.protocol.name);
         let inspect = endpoints.into_iter().map(|endpoint| async move {
@@ -83,15 +83,20 @@ impl Backend {
             let addresses = match timeout(self.timeout, endpoint.pool.resolve()).await.unwrap_or_else(late) {
                 Ok(addresses) => {
                     let each = addresses.into_iter().map(|address| async move {
-                        let (mut sight, began) = (Sight::default(), Instant::now());
+                        let (mut sight, began) = (Observations::default(), Instant::now());
                         let result = endpoint.inspect(address, self.service.as_ref(), &mut sight).await.map(drop);
-                        Inspection { address, sight, result, milliseconds: began.elapsed().as_millis() }
+                        AddressInspection {
+                            address,
+                            observed: sight,
+                            result,
+                            milliseconds: began.elapsed().as_millis(),
+                        }
                     });
                     Ok(join_all(each).await)
                 }
                 Err(error) => Err(error),
             };
-            Inspected { protocol: endpoint.protocol, addresses }
+            ProtocolInspection { protocol: endpoint.protocol, addresses }
         });
         join_all(inspect).await
     }

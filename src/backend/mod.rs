@@ -33,19 +33,19 @@ use crate::clock::wait_until;
 use crate::config;
 use crate::directory::Login;
 use crate::metrics::Metrics;
-use crate::outcome::{BackendWords, Refusal};
-use crate::proto::watch::Watch;
+use crate::outcome::{BackendReply, Refusal};
+use crate::proto::watch::CommandWatch;
 use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, PROTOCOLS, Protocol, Welcome};
 use crate::secret::{Secret, SecretBuf};
 use crate::tls::stream::Stream;
 use endpoint::{Endpoint, Handshakes};
-use health::Standing;
-use inspect::Sight;
-use pool::{Pool, Proof};
-use state::State;
+use health::BreakerState;
+use inspect::Observations;
+use pool::{Evidence, Pool};
+use state::BackendStatus;
 
 /// How long a login waits for its turn, while too many are under way or after an outage.
-const TURN: Duration = Duration::from_secs(1);
+const SLOT_WAIT: Duration = Duration::from_secs(1);
 
 /// A backend, ready to be logged in to.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub struct Backend {
     timeout: Duration,
     service: Option<Service>,
     /// Places for logins under way.
-    places: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
     logins_in_flight: usize,
     in_flight: IntGauge,
     endpoints: HashMap<&'static str, Arc<Endpoint>>,
@@ -93,7 +93,7 @@ pub struct LoggedIn {
     /// What the backend said to the login.
     pub welcome: Welcome,
     /// What of the client's commands must be watched from now on.
-    pub watch: Option<Watch>,
+    pub watch: Option<CommandWatch>,
 }
 
 /// How long a login at a backend took; filled as far as it came.
@@ -156,7 +156,7 @@ pub enum BackendError {
     Full,
     /// It comes back from an outage, and too many want to come with it.
     #[error("it has just come back, and too many want to log in at once")]
-    Ramp,
+    SlowStart,
     /// The handshake failed: a certificate, a name, a version.
     #[error("TLS: {reason}")]
     Tls {
@@ -183,7 +183,7 @@ pub enum BackendError {
     Fault(BackFault),
     /// It refused the login.
     #[error("it refused the login")]
-    Refused(BackendWords),
+    Refused(BackendReply),
 }
 
 impl BackendError {
@@ -203,7 +203,7 @@ impl BackendError {
             | Self::Fault(_) => "unreachable",
             Self::Down { .. } => "down",
             Self::Full => "in_flight",
-            Self::Ramp => "ramp",
+            Self::SlowStart => "ramp",
             Self::Tls { .. } => "tls",
             Self::Timeout { .. } => "timeout",
             Self::Refused(_) => "backend_rejected",
@@ -225,17 +225,17 @@ impl BackendError {
             | Self::Broken { .. }
             | Self::Closed
             | Self::Fault(BackFault::Bye) => Refusal::BackendUnreachable,
-            Self::Full | Self::Ramp => Refusal::BackendBusy,
+            Self::Full | Self::SlowStart => Refusal::BackendBusy,
             Self::Tls { .. } | Self::Fault(BackFault::NoStartTls | BackFault::Injection) => Refusal::BackendTls,
             Self::Timeout { .. } => Refusal::BackendTimeout,
             Self::Fault(
                 BackFault::Preauth
                 | BackFault::NoMechanism
-                | BackFault::NotTold
+                | BackFault::ForwardingRefused
                 | BackFault::Bad
                 | BackFault::Referral
-                | BackFault::TooMuch
-                | BackFault::Garbage,
+                | BackFault::TooLarge
+                | BackFault::ProtocolViolation,
             ) => Refusal::BackendFault,
             Self::Refused(words) => Refusal::BackendRejected(pass_refusals.then(|| words.clone())),
         }
@@ -243,7 +243,7 @@ impl BackendError {
 
     /// Whether this machine is to blame, which has no descriptor, port or memory left, or not the
     /// address to connect from: that says nothing about the server.
-    fn is_our_own(&self) -> bool {
+    fn is_local_fault(&self) -> bool {
         if matches!(self, Self::NoSource { .. } | Self::Source { .. }) {
             return true;
         }
@@ -254,7 +254,7 @@ impl BackendError {
 
     /// Whether an error before the login was sent is a fault of the server, and not of what it was
     /// asked. What comes after the login never is: it may be about this user.
-    const fn is_the_servers(&self) -> bool {
+    const fn is_server_fault(&self) -> bool {
         !matches!(self, Self::Fault(BackFault::NoMechanism))
     }
 }
@@ -282,7 +282,7 @@ impl Backend {
                 protocol: endpoint.protocol,
                 tls: endpoint.tls,
                 forward: endpoint.forward,
-                hop: endpoint.takes_nginx().then_some(endpoint.auth_http),
+                nginx: endpoint.takes_nginx().then_some(endpoint.auth_http),
                 server_name,
                 tls_config,
                 timeout: settings.timeout,
@@ -300,7 +300,7 @@ impl Backend {
             pass_refusals: settings.pass_refusals,
             timeout: settings.timeout,
             service,
-            places: previous.map_or_else(new, |previous| Arc::clone(&previous.places)),
+            slots: previous.map_or_else(new, |previous| Arc::clone(&previous.slots)),
             logins_in_flight: settings.logins_in_flight,
             in_flight: metrics.backend_logins_in_flight.with_label_values(&[&*name]),
             endpoints: endpoints.collect(),
@@ -331,7 +331,7 @@ impl Backend {
         };
         let login = login.as_str().as_bytes().to_vec();
         let (untagged_limit, host) = (endpoint.untagged_limit, Arc::clone(&endpoint.host));
-        let forward = endpoint.introduction(origin);
+        let forward = endpoint.forwarded_client(origin);
         let header = endpoint.header(Some(origin));
         let settings = BackSettings { tls: endpoint.tls, login, password, service, forward, untagged_limit, host };
 
@@ -339,7 +339,7 @@ impl Backend {
         let approach = async {
             // A backend that is down is told before anybody waits for a turn there.
             endpoint.candidates().await?;
-            let place = self.turn(endpoint).await?;
+            let place = self.login_slot(endpoint).await?;
             Ok((place, endpoint.approach(deadline, &settings, &header).await?))
         };
         let approached = timeout_at(deadline, approach).await.map_err(late).flatten();
@@ -350,7 +350,7 @@ impl Backend {
         let answered = timeout_at(deadline, talk.log_in()).await.map_err(late).flatten();
         phases.login = Some(began.elapsed());
         if answered.is_ok() {
-            endpoint.pool.well(address, Proof::Login);
+            endpoint.pool.succeeded(address, Evidence::Login);
         }
         answered
     }
@@ -361,7 +361,7 @@ impl Backend {
     /// There is none now, or none that takes a login without TLS.
     pub async fn nginx_address(&self, protocol: &Protocol) -> Result<SocketAddr, BackendError> {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
-        let hop = endpoint.hop.ok_or(BackendError::NotServed)?;
+        let hop = endpoint.nginx.ok_or(BackendError::NotServed)?;
         let candidates = timeout_at(Instant::now() + self.timeout, endpoint.candidates()).await;
         let late = |_| BackendError::Timeout { timeout: self.timeout };
         let well = candidates.map_err(late).flatten()?.pop_front().ok_or(BackendError::NotServed)?;
@@ -369,30 +369,30 @@ impl Backend {
     }
 
     /// Waits for a turn: a place among the logins under way, and a slot in the ramp after an outage.
-    async fn turn(&self, endpoint: &Endpoint) -> Result<Place<'_>, BackendError> {
-        let patience = Instant::now() + TURN;
-        let permit = timeout_at(patience, self.places.acquire()).await.map_err(|_| BackendError::Full)?;
+    async fn login_slot(&self, endpoint: &Endpoint) -> Result<LoginSlot<'_>, BackendError> {
+        let patience = Instant::now() + SLOT_WAIT;
+        let permit = timeout_at(patience, self.slots.acquire()).await.map_err(|_| BackendError::Full)?;
         // Nobody closes the semaphore.
         let permit = permit.map_err(|_| BackendError::Full)?;
         let left = patience.saturating_duration_since(Instant::now());
-        let slot = endpoint.pool.slot(left).ok_or(BackendError::Ramp)?;
+        let slot = endpoint.pool.slot(left).ok_or(BackendError::SlowStart)?;
         self.in_flight.inc();
-        let place = Place { _permit: permit, in_flight: &self.in_flight };
+        let place = LoginSlot { _permit: permit, in_flight: &self.in_flight };
         wait_until(slot).await;
         Ok(place)
     }
 
     /// Looks at those of its addresses whose time has come. To be called several times a second.
-    pub fn look_after(&self) {
-        self.endpoints.values().for_each(Endpoint::look_after);
+    pub fn run_probes(&self) {
+        self.endpoints.values().for_each(Endpoint::run_probes);
     }
 
     /// Sets the gauges of its health.
-    pub fn show(&self, metrics: &Metrics) {
+    pub fn update_gauges(&self, metrics: &Metrics) {
         for (protocol, endpoint) in &self.endpoints {
             let up = i64::from(endpoint.pool.is_up());
             metrics.backend_up.with_label_values(&[&*self.name, *protocol]).set(up);
-            for standing in Standing::ALL {
+            for standing in BreakerState::ALL {
                 let count = i64::try_from(endpoint.pool.count(standing)).unwrap_or(i64::MAX);
                 metrics.backend_addresses.with_label_values(&[&*self.name, *protocol, standing.label()]).set(count);
             }
@@ -401,32 +401,32 @@ impl Backend {
 
     /// How it stands.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn status(&self) -> BackendStatus {
         let serving = PROTOCOLS.iter().filter_map(|protocol| self.endpoints.get(protocol.name));
-        State {
+        BackendStatus {
             name: self.name.to_string(),
             logins_in_flight: u64::try_from(self.in_flight.get()).unwrap_or(0),
             logins_in_flight_limit: self.logins_in_flight,
-            protocols: serving.map(|endpoint| endpoint.pool.state()).collect(),
+            protocols: serving.map(|endpoint| endpoint.pool.status()).collect(),
         }
     }
 }
 
 /// A place among the logins under way, given back when dropped.
 #[derive(Debug)]
-struct Place<'a> {
+struct LoginSlot<'a> {
     _permit: SemaphorePermit<'a>,
     in_flight: &'a IntGauge,
 }
 
-impl Drop for Place<'_> {
+impl Drop for LoginSlot<'_> {
     fn drop(&mut self) {
         self.in_flight.dec();
     }
 }
 
 /// A conversation with a backend.
-struct Talk {
+struct BackendDialogue {
     stream: Stream,
     dialogue: Box<dyn Back>,
     input: SecretBuf,
@@ -435,7 +435,7 @@ struct Talk {
     step: BackStep,
 }
 
-impl Talk {
+impl BackendDialogue {
     /// From the connection to the login, which is written but not sent: a login has not begun yet,
     /// and a look at the server ends here.
     /// `sight` keeps what an operator may want to see of it.
@@ -443,7 +443,7 @@ impl Talk {
         endpoint: &Endpoint,
         tcp: TcpStream,
         settings: BackSettings,
-        mut sight: Option<&mut Sight>,
+        mut sight: Option<&mut Observations>,
     ) -> Result<Self, BackendError> {
         let stream = match endpoint.tls {
             BackTls::Implicit => endpoint.start_tls(tcp).await?,
@@ -454,14 +454,14 @@ impl Talk {
         let mut talk = Self { stream, dialogue, input, out, step: BackStep::NeedMore };
         loop {
             if let Some(sight) = &mut sight {
-                sight.heard(&talk.stream, talk.input.as_slice());
+                sight.record(&talk.stream, talk.input.as_slice());
             }
             talk.step = talk.dialogue.step(&mut talk.input, &mut talk.out);
             if let Some(sight) = &mut sight {
                 sight.listed = talk.dialogue.capabilities();
                 sight.watched = talk.dialogue.watch().is_some();
             }
-            if talk.dialogue.has_asked() {
+            if talk.dialogue.login_written() {
                 return Ok(talk);
             }
             talk.send().await?;
@@ -472,13 +472,15 @@ impl Talk {
                     if !talk.input.is_empty() {
                         return Err(BackendError::Fault(BackFault::Injection));
                     }
-                    let tcp = talk.stream.into_plain().ok_or(BackendError::Fault(BackFault::Garbage))?;
+                    let tcp = talk.stream.into_plain().ok_or(BackendError::Fault(BackFault::ProtocolViolation))?;
                     talk.stream = endpoint.start_tls(tcp).await?;
                     talk.dialogue.tls_started();
                 }
                 BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
                 // No answer comes before the question.
-                BackStep::Ready(_) | BackStep::Refused(_) => return Err(BackendError::Fault(BackFault::Garbage)),
+                BackStep::Ready(_) | BackStep::Refused(_) => {
+                    return Err(BackendError::Fault(BackFault::ProtocolViolation));
+                }
             }
         }
     }
@@ -496,14 +498,14 @@ impl Talk {
                 BackStep::Refused(words) => return Err(BackendError::Refused(words)),
                 BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
                 // TLS comes before the login.
-                BackStep::StartTls => return Err(BackendError::Fault(BackFault::Garbage)),
+                BackStep::StartTls => return Err(BackendError::Fault(BackFault::ProtocolViolation)),
             }
             self.step = self.dialogue.step(&mut self.input, &mut self.out);
         }
     }
 
     /// Leaves without a login; what was written of it is wiped.
-    fn hang_up(self) -> Stream {
+    fn into_stream(self) -> Stream {
         self.stream
     }
 

@@ -18,22 +18,22 @@ use crate::proto::{PROTOCOLS, Protocol, capabilities};
 
 /// What is promised, for each protocol.
 #[derive(Debug)]
-pub struct Offers {
-    by_protocol: HashMap<&'static str, ArcSwap<Offer>>,
+pub struct AdvertisedCapabilities {
+    by_protocol: HashMap<&'static str, ArcSwap<Advertised>>,
     /// What the operator says instead.
     fixed: Vec<(&'static Protocol, Vec<String>)>,
 }
 
 #[derive(Debug)]
-struct Offer {
+struct Advertised {
     /// How often any of the lists that it is made of has changed; `None`: it is made of none.
-    lessons: Option<u64>,
+    generation: Option<u64>,
     capabilities: Arc<[String]>,
     /// What single backends have beyond that, in an operator's words.
     differences: String,
 }
 
-impl Offers {
+impl AdvertisedCapabilities {
     /// What these backends have in common now, with the operator's lists. What is known from
     /// `previous` is not logged again.
     #[must_use]
@@ -46,7 +46,7 @@ impl Offers {
         let start = |protocol: &'static Protocol| {
             let known = previous.and_then(|previous| previous.by_protocol.get(protocol.name)).map(ArcSwap::load_full);
             let differences = known.map(|offer| offer.differences.clone()).unwrap_or_default();
-            let offer = Offer { lessons: None, capabilities: Arc::default(), differences };
+            let offer = Advertised { generation: None, capabilities: Arc::default(), differences };
             (protocol.name, ArcSwap::from_pointee(offer))
         };
         let offers = Self { by_protocol: PROTOCOLS.iter().map(start).collect(), fixed: fixed.to_vec() };
@@ -73,9 +73,9 @@ impl Offers {
         for protocol in PROTOCOLS {
             let Some(told) = self.by_protocol.get(protocol.name) else { continue };
             let serving = backends.iter().filter_map(|backend| Some((backend, backend.endpoints.get(protocol.name)?)));
-            let lessons = Some(serving.clone().map(|(_, endpoint)| endpoint.pool.lessons()).sum());
+            let lessons = Some(serving.clone().map(|(_, endpoint)| endpoint.pool.generation()).sum());
             let before = told.load();
-            if before.lessons == lessons {
+            if before.generation == lessons {
                 continue;
             }
             let known = serving.map(|(backend, endpoint)| (&*backend.name, endpoint.pool.capabilities()));
@@ -102,7 +102,7 @@ impl Offers {
         backends: &[(&str, Option<Vec<String>>)],
         lessons: Option<u64>,
         metrics: &Metrics,
-    ) -> Offer {
+    ) -> Advertised {
         let usual: Vec<String> = protocol.usual.iter().map(ToString::to_string).collect();
         let lists: Vec<&[String]> = backends.iter().map(|(_, known)| known.as_deref().unwrap_or(&usual)).collect();
         let fixed = self.fixed.iter().find(|(known, _)| *known == protocol).map(|(_, fixed)| fixed.clone());
@@ -122,6 +122,6 @@ impl Offers {
         }
         let gauge = metrics.backend_capabilities_beyond.with_label_values(&[protocol.name]);
         gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-        Offer { lessons, capabilities: capabilities.into(), differences }
+        Advertised { generation: lessons, capabilities: capabilities.into(), differences }
     }
 }

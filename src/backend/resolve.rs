@@ -19,7 +19,7 @@ const MOST: usize = 16;
 
 /// Why there is no address.
 #[derive(Debug, Clone)]
-pub(super) enum Unresolved {
+pub(super) enum ResolveError {
     /// The resolver's reason.
     Name(Arc<io::Error>),
     /// This is one of usher's own listeners.
@@ -28,23 +28,23 @@ pub(super) enum Unresolved {
     Family(SocketAddr),
 }
 
-impl From<Unresolved> for BackendError {
-    fn from(unresolved: Unresolved) -> Self {
+impl From<ResolveError> for BackendError {
+    fn from(unresolved: ResolveError) -> Self {
         match unresolved {
-            Unresolved::Name(source) => Self::Resolve { source },
-            Unresolved::Own(address) => Self::Loop { address },
-            Unresolved::Family(address) => Self::NoSource { address },
+            ResolveError::Name(source) => Self::Resolve { source },
+            ResolveError::Own(address) => Self::Loop { address },
+            ResolveError::Family(address) => Self::NoSource { address },
         }
     }
 }
 
 /// Looks all of them up; in their order, each address once. A name that has no address now is left
 /// out while another has one, and so is an address of a family that no source is of.
-pub(super) async fn look_up(
+pub(super) async fn resolve(
     configured: &[Address],
     own: &[SocketAddr],
     sources: &Sources,
-) -> Result<Vec<SocketAddr>, Unresolved> {
+) -> Result<Vec<SocketAddr>, ResolveError> {
     let mut answer = Vec::new();
     let mut trouble = io::Error::from(io::ErrorKind::NotFound);
     for Address { host, port } in configured {
@@ -65,14 +65,14 @@ pub(super) async fn look_up(
         }
     }
     if let Some(address) = answer.iter().find(|address| sys::is_own(**address, own)) {
-        return Err(Unresolved::Own(*address));
+        return Err(ResolveError::Own(*address));
     }
     let first = answer.first().copied();
     answer.retain(|address| sources.reach(address));
     answer.truncate(MOST);
     match first {
-        None => Err(Unresolved::Name(Arc::new(trouble))),
-        Some(first) if answer.is_empty() => Err(Unresolved::Family(first)),
+        None => Err(ResolveError::Name(Arc::new(trouble))),
+        Some(first) if answer.is_empty() => Err(ResolveError::Family(first)),
         Some(_) => Ok(answer),
     }
 }
@@ -120,7 +120,7 @@ mod tests {
     #[tokio::test]
     async fn configured_order_is_kept_without_duplicates() {
         let configured = [address("127.0.0.9", 1), address("127.0.0.2", 1), address("127.0.0.9", 1), address("::1", 2)];
-        let answer = look_up(&configured, &[], &any()).await.unwrap();
+        let answer = resolve(&configured, &[], &any()).await.unwrap();
         assert_eq!(answer, ["127.0.0.9:1", "127.0.0.2:1", "[::1]:2"].map(at));
     }
 
@@ -128,24 +128,24 @@ mod tests {
     async fn name_without_an_address_is_skipped_or_reported() {
         // RFC 6761 section 6.4: no resolver knows this.
         let nowhere = address("nowhere.invalid", 1);
-        let answer = look_up(&[nowhere.clone(), address("127.0.0.9", 1)], &[], &any()).await.unwrap();
+        let answer = resolve(&[nowhere.clone(), address("127.0.0.9", 1)], &[], &any()).await.unwrap();
         assert_eq!(answer, [at("127.0.0.9:1")]);
-        assert!(matches!(look_up(&[nowhere], &[], &any()).await, Err(Unresolved::Name(_))));
+        assert!(matches!(resolve(&[nowhere], &[], &any()).await, Err(ResolveError::Name(_))));
     }
 
     #[tokio::test]
     async fn own_address_is_no_backend() {
         let own = [at("127.0.0.9:993")];
-        let looked = look_up(&[address("127.0.0.1", 993), address("127.0.0.9", 993)], &own, &any()).await;
-        assert!(matches!(looked, Err(Unresolved::Own(address)) if address == at("127.0.0.9:993")));
+        let looked = resolve(&[address("127.0.0.1", 993), address("127.0.0.9", 993)], &own, &any()).await;
+        assert!(matches!(looked, Err(ResolveError::Own(address)) if address == at("127.0.0.9:993")));
     }
     #[tokio::test]
     async fn address_without_a_source_of_its_family_is_skipped_or_reported() {
         let (v4, v6) = (address("127.0.0.9", 1), address("::1", 1));
         let sources = Sources::new(&[at("127.0.0.2:0").ip()]);
-        let answer = look_up(&[v6.clone(), v4], &[], &sources).await.unwrap();
+        let answer = resolve(&[v6.clone(), v4], &[], &sources).await.unwrap();
         assert_eq!(answer, [at("127.0.0.9:1")]);
-        let looked = look_up(&[v6], &[], &sources).await;
-        assert!(matches!(looked, Err(Unresolved::Family(address)) if address == at("[::1]:1")));
+        let looked = resolve(&[v6], &[], &sources).await;
+        assert!(matches!(looked, Err(ResolveError::Family(address)) if address == at("[::1]:1")));
     }
 }

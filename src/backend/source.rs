@@ -76,7 +76,7 @@ mod tests {
     async fn source_of_another_machine_or_family_is_a_local_fault() {
         let address = "127.0.0.1:9".parse().unwrap();
         let error = sources(&["192.0.2.1"]).connect(address).await.unwrap_err();
-        assert!(error.is_our_own(), "{error:?}");
+        assert!(error.is_local_fault(), "{error:?}");
         let told = error.to_string();
         assert!(told.starts_with("cannot connect from 192.0.2.1: Cannot assign requested address"), "{told}");
         let v6 = sources(&["::1"]);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
+pub struct BackendStatus {
     /// Its name.
     pub name: String,
     /// Logins under way there.
@@ -16,12 +16,12 @@ pub struct State {
     /// How many may be.
     pub logins_in_flight_limit: usize,
     /// Where it speaks which protocol, in usher's order of protocols.
-    pub protocols: Vec<Serving>,
+    pub protocols: Vec<ProtocolStatus>,
 }
 
 /// A backend's addresses for one protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Serving {
+pub struct ProtocolStatus {
     /// The protocol's name.
     pub protocol: Cow<'static, str>,
     /// Whether a login would be sent somewhere.
@@ -29,14 +29,14 @@ pub struct Serving {
     /// Why there is no address, if the resolver says so.
     pub unresolved: Option<String>,
     /// The addresses in order of preference; none before the resolver has answered.
-    pub addresses: Vec<At>,
+    pub addresses: Vec<AddressStatus>,
     /// What all of its addresses can do, as clients are told; nothing before one was reached.
     pub capabilities: Option<Vec<String>>,
 }
 
 /// One address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct At {
+pub struct AddressStatus {
     /// The address.
     pub address: SocketAddr,
     /// How its breaker stands: `closed` (in use), `half_open` (down, somebody is looking) or `open`.
@@ -47,7 +47,7 @@ pub struct At {
     pub down_seconds: Option<u64>,
 }
 
-impl At {
+impl AddressStatus {
     /// Whether logins go there.
     #[must_use]
     pub fn is_used(&self) -> bool {
@@ -55,7 +55,7 @@ impl At {
     }
 }
 
-impl State {
+impl BackendStatus {
     /// Whether it takes logins of each protocol that it serves.
     #[must_use]
     pub fn is_up(&self) -> bool {

@@ -9,7 +9,7 @@ use super::running::{Running, age, say, say_json, table, with_query};
 use super::{FAILED, count};
 use crate::admin::control::encode;
 use crate::admin::overview::Backend;
-use crate::backend::state::{At, Serving};
+use crate::backend::state::{AddressStatus, ProtocolStatus};
 use crate::log::Escaped;
 use crate::registry::unix_now;
 use crate::steer::Drain;
@@ -163,13 +163,13 @@ fn text(backends: &[Backend], long: bool) -> String {
 }
 
 /// What is wrong with its addresses; or, at length, how each is and what they can do.
-fn remarks_on(name: &str, serving: &Serving, long: bool) -> Vec<String> {
+fn remarks_on(name: &str, serving: &ProtocolStatus, long: bool) -> Vec<String> {
     let protocol = &serving.protocol;
     let mut remarks = Vec::new();
     if let Some(reason) = &serving.unresolved {
         remarks.push(format!("{name} {protocol}: {}", Escaped(reason.as_bytes())));
     }
-    for At { address, breaker, reason, down_seconds } in &serving.addresses {
+    for AddressStatus { address, breaker, reason, down_seconds } in &serving.addresses {
         match down_seconds {
             Some(seconds) => {
                 let reason = reason.as_deref().unwrap_or("no reason is known");

@@ -132,7 +132,7 @@ impl Explanation {
             }
             if std::str::from_utf8(password.expose()).is_err() || password.expose().contains(&0) {
                 let why = "the password is not UTF-8 or holds NUL: LDAP cannot carry it";
-                return self.judged(config, Verdict::refused(Refusal::UnusablePassword, why));
+                return self.judged(config, Verdict::refused(Refusal::InvalidPassword, why));
             }
             let (answer, trace) = directory.authenticate(login, &password, &|_| false, &NoFloor).await;
             (answer.map(|identity| identity.entry().clone()), trace)
@@ -208,7 +208,7 @@ impl Explanation {
 fn code(refusal: &Refusal) -> u8 {
     match refusal {
         Refusal::UnknownUser => NO_USER,
-        Refusal::WrongPassword | Refusal::EmptyPassword | Refusal::UnusablePassword | Refusal::Account { .. } => {
+        Refusal::WrongPassword | Refusal::EmptyPassword | Refusal::InvalidPassword | Refusal::Account { .. } => {
             NO_PERMISSION
         }
         Refusal::DirectoryUnavailable => UNAVAILABLE,

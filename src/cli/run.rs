@@ -35,7 +35,7 @@ pub(super) fn give_up_privileges(file: &Path, arguments: &Arguments) -> Result<(
         match &config.process.user {
             Some(name) => {
                 let user = User::find(name, config.process.group.as_deref());
-                let became = user.and_then(|user| user.become_it());
+                let became = user.and_then(|user| user.switch_to());
                 became.map_err(|error| fail(SYSTEM, config.problem("process.user", error.to_string())))?;
             }
             None if arguments.allow_root => {}

@@ -10,7 +10,7 @@ use super::names;
 use super::raw::{Node, Section, Unique};
 use super::units::{HOUR, MINUTE, SECOND};
 use crate::proto::proxy_header::Version;
-use crate::proto::{BackTls, Introduction, PROTOCOLS, Protocol};
+use crate::proto::{BackTls, ForwardMethod, PROTOCOLS, Protocol};
 
 /// More addresses of one endpoint than any login could try in its time.
 const ADDRESSES: usize = 16;
@@ -236,15 +236,15 @@ fn forward(protocol: &Protocol, endpoint: &Section<'_>) -> Option<Forward> {
         ("none", (Forward::Nothing, None)),
         ("proxy_v1", (Forward::Header(Version::V1), None)),
         ("proxy_v2", (Forward::Header(Version::V2), None)),
-        ("id", (Forward::Dialogue, Some(Introduction::Id))),
-        ("xclient", (Forward::Dialogue, Some(Introduction::Xclient))),
+        ("id", (Forward::Dialogue, Some(ForwardMethod::Id))),
+        ("xclient", (Forward::Dialogue, Some(ForwardMethod::Xclient))),
     ];
     let Some(node) = endpoint.get("forward") else { return Some(Forward::Nothing) };
     let (forward, introduction) = node.word(&words)?;
-    if introduction.is_some() && introduction != protocol.introduction {
-        let has = match protocol.introduction {
-            Some(Introduction::Id) => "`id`, ",
-            Some(Introduction::Xclient) => "`xclient`, ",
+    if introduction.is_some() && introduction != protocol.forward_method {
+        let has = match protocol.forward_method {
+            Some(ForwardMethod::Id) => "`id`, ",
+            Some(ForwardMethod::Xclient) => "`xclient`, ",
             None => "",
         };
         node.problem(format!("{} has no such command: write {has}`proxy_v1`, `proxy_v2` or `none`", protocol.name));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use crate::registry::{Registry, SessionId, Why};
+use crate::registry::{Registry, SessionId, TerminationReason};
 
 /// The queue.
 #[derive(Debug)]
@@ -22,8 +22,8 @@ pub(super) struct Closing {
 #[derive(Debug, Default)]
 struct Queue {
     /// By rank; each in the order of its changes.
-    order: [VecDeque<(SessionId, Why)>; RANKS],
-    queued: HashSet<(SessionId, Why)>,
+    order: [VecDeque<(SessionId, TerminationReason)>; RANKS],
+    queued: HashSet<(SessionId, TerminationReason)>,
 }
 
 /// How many ranks there are.
@@ -31,13 +31,13 @@ const RANKS: usize = 5;
 
 /// Which endings come first: a session that must not go on does not wait until thousands that have been
 /// moved are closed.
-const fn rank(why: Why) -> usize {
+const fn rank(why: TerminationReason) -> usize {
     match why {
-        Why::Hold => 0,
-        Why::Disabled | Why::Expired | Why::Kicked => 1,
-        Why::Deleted => 2,
-        Why::PasswordChanged => 3,
-        Why::Moved | Why::Drain | Why::BackendDrained => 4,
+        TerminationReason::Hold => 0,
+        TerminationReason::Disabled | TerminationReason::Expired | TerminationReason::Kicked => 1,
+        TerminationReason::Deleted => 2,
+        TerminationReason::PasswordChanged => 3,
+        TerminationReason::Moved | TerminationReason::Drain | TerminationReason::BackendDrained => 4,
     }
 }
 
@@ -50,7 +50,7 @@ impl Closing {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn add(&self, sessions: impl IntoIterator<Item = (SessionId, Why)>) {
+    pub(super) fn add(&self, sessions: impl IntoIterator<Item = (SessionId, TerminationReason)>) {
         let mut queue = self.lock();
         for ending in sessions {
             if queue.queued.insert(ending)
@@ -65,13 +65,20 @@ impl Closing {
     /// Forgets those that the brake is about.
     pub(super) fn withdraw(&self) {
         let mut queue = self.lock();
-        let stays =
-            |(_, why): &(SessionId, Why)| !matches!(why, Why::Moved | Why::Disabled | Why::Expired | Why::Deleted);
+        let stays = |(_, why): &(SessionId, TerminationReason)| {
+            !matches!(
+                why,
+                TerminationReason::Moved
+                    | TerminationReason::Disabled
+                    | TerminationReason::Expired
+                    | TerminationReason::Deleted
+            )
+        };
         queue.order.iter_mut().for_each(|order| order.retain(stays));
         queue.queued.retain(stays);
     }
 
-    fn next(&self) -> Option<(SessionId, Why)> {
+    fn next(&self) -> Option<(SessionId, TerminationReason)> {
         let mut queue = self.lock();
         let next = queue.order.iter_mut().find_map(VecDeque::pop_front)?;
         queue.queued.remove(&next);

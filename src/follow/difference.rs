@@ -11,7 +11,7 @@ use crate::config::{OnChange, Routing, Watch};
 use crate::directory::Entry;
 use crate::outcome::{AccountState, Refusal};
 use crate::proto;
-use crate::registry::{Basis, Session, Why};
+use crate::registry::{Session, SessionBasis, TerminationReason};
 use crate::route;
 
 /// Where an entry leads: a backend, or why nowhere.
@@ -129,46 +129,52 @@ pub(super) struct Consequence {
     /// The session has to be listed under another DN.
     pub(super) renamed: bool,
     /// Why the session has no place any more, the gravest reason first; none: it goes on.
-    pub(super) reasons: Vec<Why>,
+    pub(super) reasons: Vec<TerminationReason>,
 }
 
 impl Consequence {
     /// Compares the version that a session was logged in with to the newest. `now`: Unix seconds.
     ///
     /// A session whose route changed by a reload alone goes on: its entry leads where it led.
-    pub(super) fn of(session: &Session, basis: &Basis, newest: Newest<'_>, routing: &Routing, now: u64) -> Self {
-        let Newest::Entry(entry) = newest else { return Self { renamed: false, reasons: vec![Why::Deleted] } };
+    pub(super) fn of(session: &Session, basis: &SessionBasis, newest: Newest<'_>, routing: &Routing, now: u64) -> Self {
+        let Newest::Entry(entry) = newest else {
+            return Self { renamed: false, reasons: vec![TerminationReason::Deleted] };
+        };
         let closed = entry.marks.closed(now);
         let (led, leads) = (place(routing, &basis.entry), place(routing, entry));
         let is_elsewhere = led != leads && leads.as_ref().ok() != Some(&session.backend);
         let is_same_login = matches!(entry.logins.as_slice(), [login] if **login == *basis.backend_login);
         let is_renamed_there = basis.entry.logins != entry.logins && !is_same_login;
         let reasons = [
-            (entry.marks.held, Why::Hold),
-            (closed == Some(AccountState::Disabled), Why::Disabled),
-            (closed == Some(AccountState::AccountExpired), Why::Expired),
-            (is_elsewhere || is_renamed_there, Why::Moved),
-            (basis.entry.marks.password != entry.marks.password, Why::PasswordChanged),
+            (entry.marks.held, TerminationReason::Hold),
+            (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
+            (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
+            (is_elsewhere || is_renamed_there, TerminationReason::Moved),
+            (basis.entry.marks.password != entry.marks.password, TerminationReason::PasswordChanged),
         ];
         let reasons = reasons.into_iter().filter_map(|(is, why)| is.then_some(why)).collect();
         Self { renamed: session.dn != entry.dn, reasons }
     }
 
     /// Why the session is to end, as the operator and its protocol have it.
-    pub(super) fn ends(&self, session: &Session, watch: &Watch) -> Option<Why> {
+    pub(super) fn ends(&self, session: &Session, watch: &Watch) -> Option<TerminationReason> {
         let follows_moves = proto::by_name(&session.protocol).is_none_or(|protocol| protocol.follows_moves);
-        let is_wanted = |why: &Why| is_wanted(*why, watch) && (*why != Why::Moved || follows_moves);
+        let is_wanted =
+            |why: &TerminationReason| is_wanted(*why, watch) && (*why != TerminationReason::Moved || follows_moves);
         self.reasons.iter().copied().find(is_wanted)
     }
 }
 
 /// Whether the operator wants sessions to end for this.
-pub(super) fn is_wanted(why: Why, watch: &Watch) -> bool {
+pub(super) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
     let choice = match why {
-        Why::Moved => watch.on_move,
-        Why::Disabled | Why::Expired | Why::Deleted => watch.on_disable,
-        Why::PasswordChanged => watch.on_password_change,
-        Why::Hold | Why::Drain | Why::Kicked | Why::BackendDrained => OnChange::Close,
+        TerminationReason::Moved => watch.on_move,
+        TerminationReason::Disabled | TerminationReason::Expired | TerminationReason::Deleted => watch.on_disable,
+        TerminationReason::PasswordChanged => watch.on_password_change,
+        TerminationReason::Hold
+        | TerminationReason::Drain
+        | TerminationReason::Kicked
+        | TerminationReason::BackendDrained => OnChange::Close,
     };
     choice == OnChange::Close
 }

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::config::{Config, parse};
 use crate::directory::{EntryId, Identity, Login, Marks, Round};
-use crate::registry::{AskedToEnd, Listed};
+use crate::registry::{ListedSession, StopHandle};
 use crate::secret::Secret;
 
 struct Setup {
@@ -73,7 +73,7 @@ impl Setup {
     }
 
     /// A user who has logged in: his decision is cached, and he has a session.
-    fn user(&self, entry: &Entry) -> (Listed, AskedToEnd) {
+    fn user(&self, entry: &Entry) -> (ListedSession, StopHandle) {
         let identity = Arc::new(Identity::for_tests(&entry.dn, &[]).with_entry(Arc::new(entry.clone())));
         self.known.record(&identity.shared_entry());
         let digest = self.cache.digest(&Secret::copy_of(b"sesame"));
@@ -82,13 +82,13 @@ impl Setup {
     }
 
     /// A session of this protocol, logged in with this version of its entry.
-    fn session(&self, protocol: &'static str, entry: &Entry) -> (Listed, AskedToEnd) {
+    fn session(&self, protocol: &'static str, entry: &Entry) -> (ListedSession, StopHandle) {
         let session = Session { protocol: protocol.into(), ..session(&self.registry, entry) };
         self.registry.list(session, basis(entry))
     }
 
     /// What a session is asked to end by, if the closing goes on for a while.
-    async fn asked(&self, asked: &mut AskedToEnd) -> Option<Why> {
+    async fn asked(&self, asked: &mut StopHandle) -> Option<TerminationReason> {
         tokio::select! {
             () = self.follow.close(|| 100) => None,
             why = asked => Some(why),
@@ -114,8 +114,8 @@ fn began() -> Change {
     Change::Began(Round { server: "ldap://one".into(), whole: true, own_times: false })
 }
 
-fn basis(entry: &Entry) -> Basis {
-    Basis { entry: Arc::new(entry.clone()), backend_login: "user".into() }
+fn basis(entry: &Entry) -> SessionBasis {
+    SessionBasis { entry: Arc::new(entry.clone()), backend_login: "user".into() }
 }
 
 fn session(registry: &Registry, entry: &Entry) -> Session {
@@ -188,20 +188,20 @@ async fn password_change_applies_during_the_brake_and_a_move_does_not() {
 }
 
 /// Each change that leaves a session no place, with the reason, and a name for it.
-fn changes(version: u32) -> Vec<(Entry, Why)> {
+fn changes(version: u32) -> Vec<(Entry, TerminationReason)> {
     let changed = |change: fn(&mut Entry)| {
         let mut entry = entry(1, "server3", version);
         change(&mut entry);
         entry
     };
     vec![
-        (changed(|entry| entry.marks.held = true), Why::Hold),
-        (changed(|entry| entry.marks.disabled = true), Why::Disabled),
-        (changed(|entry| entry.marks.expires = Some(1)), Why::Expired),
-        (changed(|entry| entry.mail_hosts = vec!["server4".into()]), Why::Moved),
-        (changed(|entry| entry.mail_hosts.clear()), Why::Moved),
-        (changed(|entry| entry.logins = vec!["other".into()]), Why::Moved),
-        (changed(|entry| entry.marks.password = Some(2)), Why::PasswordChanged),
+        (changed(|entry| entry.marks.held = true), TerminationReason::Hold),
+        (changed(|entry| entry.marks.disabled = true), TerminationReason::Disabled),
+        (changed(|entry| entry.marks.expires = Some(1)), TerminationReason::Expired),
+        (changed(|entry| entry.mail_hosts = vec!["server4".into()]), TerminationReason::Moved),
+        (changed(|entry| entry.mail_hosts.clear()), TerminationReason::Moved),
+        (changed(|entry| entry.logins = vec!["other".into()]), TerminationReason::Moved),
+        (changed(|entry| entry.marks.password = Some(2)), TerminationReason::PasswordChanged),
     ]
 }
 
@@ -220,7 +220,7 @@ async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
         let (_late, _asked) = setup.registry.list(late.clone(), basis(&decided));
         assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Err(why), "{changed:?}");
         // Decided after it.
-        if !matches!(why, Why::Hold | Why::Disabled | Why::Expired) {
+        if !matches!(why, TerminationReason::Hold | TerminationReason::Disabled | TerminationReason::Expired) {
             let new = Session { backend: changed.mail_hosts.concat().into(), ..late };
             assert_eq!(setup.follow.check_listed(&new, &basis(&changed), &setup.setting()), Ok(()), "{changed:?}");
         }
@@ -230,7 +230,7 @@ async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
     let _user = setup.user(&decided);
     setup.take(Change::Gone { id: decided.marks.id, dn: None });
     let late = session(&setup.registry, &decided);
-    assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Err(Why::Deleted));
+    assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Err(TerminationReason::Deleted));
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,7 +244,7 @@ async fn session_that_is_listed_late_is_listed_under_the_newest_dn() {
     assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Ok(()));
     assert!(setup.registry.has(&"cn=1".into()) && !setup.registry.has(&decided.dn));
     setup.shown(Entry { dn: "cn=1".into(), ..entry(1, "server4", 3) });
-    assert_eq!(setup.asked(&mut asked).await, Some(Why::Moved));
+    assert_eq!(setup.asked(&mut asked).await, Some(TerminationReason::Moved));
 }
 
 /// After a reload that begins another memory, and where there is no room for the session's entry.
@@ -275,7 +275,7 @@ async fn entry_with_sessions_that_is_not_tracked_is_judged_by_what_they_were_log
         let decided = entry(1, "server3", 1);
         let (_listed, mut asked) = setup.session("imap", &decided);
         setup.take(Change::Gone { id: decided.marks.id, dn: None });
-        assert_eq!(setup.asked(&mut asked).await, Some(Why::Deleted), "{is_full}");
+        assert_eq!(setup.asked(&mut asked).await, Some(TerminationReason::Deleted), "{is_full}");
     }
 }
 
@@ -290,8 +290,8 @@ async fn refresh_after_a_reload_finds_changed_and_missing_entries_of_sessions() 
     setup.shown(entry(3, "server3", 1));
     setup.take(Change::OnlyThese);
     setup.take(Change::Complete);
-    assert_eq!(setup.asked(&mut one).await, Some(Why::Moved));
-    assert_eq!(setup.asked(&mut two).await, Some(Why::Deleted));
+    assert_eq!(setup.asked(&mut one).await, Some(TerminationReason::Moved));
+    assert_eq!(setup.asked(&mut two).await, Some(TerminationReason::Deleted));
     assert_eq!(setup.asked(&mut three).await, None);
 }
 
@@ -303,7 +303,7 @@ async fn submission_continues_after_a_move_and_ends_for_other_changes() {
         setup.known.record(&Arc::new(decided.clone()));
         let (_listed, mut asked) = setup.session("submission", &decided);
         setup.shown(changed.clone());
-        let expected = (why != Why::Moved).then_some(why);
+        let expected = (why != TerminationReason::Moved).then_some(why);
         assert_eq!(setup.asked(&mut asked).await, expected, "{changed:?}");
     }
     // A move and a new password at once: the password counts.
@@ -314,14 +314,14 @@ async fn submission_continues_after_a_move_and_ends_for_other_changes() {
     let mut changed = entry(1, "server4", 2);
     changed.marks.password = Some(2);
     setup.shown(changed);
-    assert_eq!(setup.asked(&mut asked).await, Some(Why::PasswordChanged));
+    assert_eq!(setup.asked(&mut asked).await, Some(TerminationReason::PasswordChanged));
 }
 
 #[tokio::test(start_paused = true)]
 async fn sessions_are_kept_if_configured() {
     let setup = setup(", on_move: keep, on_disable: keep").following();
     for (changed, why) in changes(2) {
-        if why == Why::Hold {
+        if why == TerminationReason::Hold {
             continue;
         }
         let (_listed, mut asked) = setup.user(&entry(1, "server3", 1));
@@ -367,8 +367,17 @@ async fn disabled_sessions_end_before_moved_ones() {
         () = setup.follow.close(|| 10) => Vec::new(),
         ended = ended => ended,
     };
-    let first: Vec<Why> = ended.iter().take(5).map(|(_, why)| *why).collect();
-    assert_eq!(first, [Why::Hold, Why::Disabled, Why::Deleted, Why::PasswordChanged, Why::Moved]);
+    let first: Vec<TerminationReason> = ended.iter().take(5).map(|(_, why)| *why).collect();
+    assert_eq!(
+        first,
+        [
+            TerminationReason::Hold,
+            TerminationReason::Disabled,
+            TerminationReason::Deleted,
+            TerminationReason::PasswordChanged,
+            TerminationReason::Moved
+        ]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -387,7 +396,7 @@ async fn sessions_of_an_expired_account_end_at_the_sweep() {
     let (_other, mut other) = setup.session("submission", &Entry { dn: "uid=7".into(), ..expiring(soon - 1) });
     let (_late, mut late) = setup.session("imap", &expiring(soon - 1));
     setup.follow.end_expired(&setup.setting());
-    assert_eq!(setup.asked(&mut other).await, Some(Why::Expired));
+    assert_eq!(setup.asked(&mut other).await, Some(TerminationReason::Expired));
     assert_eq!(setup.asked(&mut late).await, None, "the newest date counts");
     setup.take(Change::Lost);
     let (_lost, mut lost) = setup.session("imap", &Entry { dn: "uid=8".into(), ..expiring(soon - 1) });
@@ -418,7 +427,7 @@ async fn sessions_end_one_after_another() {
         () = setup.follow.close(|| 10) => Vec::new(),
         ended = ended => ended,
     };
-    assert!(ended.iter().all(|(why, _)| *why == Why::Moved));
+    assert!(ended.iter().all(|(why, _)| *why == TerminationReason::Moved));
     assert!(ended[0].1.is_zero(), "the first at once");
     let last = ended[49].1.as_secs_f64();
     assert!((4.8..5.1).contains(&last), "ten in a second: {last}");
@@ -439,7 +448,7 @@ async fn entry_that_reuses_a_deleted_dn_inherits_neither_password_nor_terminatio
     setup.shown(anew);
     setup.take(Change::OnlyThese);
     setup.take(Change::Complete);
-    assert_eq!(setup.asked(&mut old).await, Some(Why::Deleted));
+    assert_eq!(setup.asked(&mut old).await, Some(TerminationReason::Deleted));
     assert_eq!(setup.asked(&mut new).await, None);
 }
 

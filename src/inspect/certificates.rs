@@ -6,7 +6,7 @@ use x509_parser::time::ASN1Time;
 
 use super::{Finding, State};
 use crate::cutover::sheet::Shown;
-use crate::tls::certificate::Facts;
+use crate::tls::certificate::CertificateInfo;
 use crate::tls::server::ServerTls;
 
 /// So long before its end a certificate is told: two weeks are time enough to renew it by hand.
@@ -36,10 +36,10 @@ pub fn served(tls: &ServerTls) -> Vec<Finding> {
 /// A server's certificates (its own first, DER): names, issuer, end. With a pin their dates do not count.
 pub(super) fn shown(check: &'static str, before: &str, chain: &[Vec<u8>], pinned: bool) -> Finding {
     let now = now();
-    let Some(Ok(own)) = chain.first().map(|der| Facts::read(der)) else {
+    let Some(Ok(own)) = chain.first().map(|der| CertificateInfo::read(der)) else {
         return Finding::ok(check, before);
     };
-    let ends = chain.iter().filter_map(|der| Facts::read(der).ok()).map(|facts| facts.not_after).min();
+    let ends = chain.iter().filter_map(|der| CertificateInfo::read(der).ok()).map(|facts| facts.not_after).min();
     let end = ends.unwrap_or(own.not_after);
     let mut names: Vec<String> = own.names.iter().take(NAMES).map(|name| Shown(name).to_string()).collect();
     if own.names.len() > NAMES {

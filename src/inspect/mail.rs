@@ -2,14 +2,14 @@
 
 use super::{Finding, State, Subject, certificates};
 use crate::backend::BackendError;
-use crate::backend::inspect::{Inspected, Inspection};
+use crate::backend::inspect::{AddressInspection, ProtocolInspection};
 use crate::config;
 use crate::log::Escaped;
 use crate::proto::{BackFault, BackTls, Protocol, capabilities};
 use crate::snapshot::Snapshot;
 
 /// A subject for each address of a backend's protocol.
-pub(super) fn subjects(settings: &config::Backend, logs_in: bool, inspected: &Inspected) -> Vec<Subject> {
+pub(super) fn subjects(settings: &config::Backend, logs_in: bool, inspected: &ProtocolInspection) -> Vec<Subject> {
     let protocol = inspected.protocol;
     let subject = |address: Option<String>, findings| Subject {
         kind: "backend",
@@ -25,8 +25,8 @@ pub(super) fn subjects(settings: &config::Backend, logs_in: bool, inspected: &In
         Ok(addresses) => addresses,
         Err(error) => return vec![subject(None, vec![Finding::problem("name", error.to_string(), advice(error))])],
     };
-    let promised = |one: &Inspection| -> Vec<String> {
-        one.sight.listed.iter().filter(|one| (protocol.promised)(capabilities::name(one))).cloned().collect()
+    let promised = |one: &AddressInspection| -> Vec<String> {
+        one.observed.listed.iter().filter(|one| (protocol.promised)(capabilities::name(one))).cloned().collect()
     };
     let lists: Vec<Vec<String>> = addresses.iter().map(&promised).collect();
     let listing: Vec<&[String]> = lists.iter().map(Vec::as_slice).filter(|list| !list.is_empty()).collect();
@@ -52,9 +52,9 @@ fn address(
     settings: &config::Backend,
     endpoint: &config::Endpoint,
     logs_in: bool,
-    inspection: &Inspection,
+    inspection: &AddressInspection,
 ) -> Vec<Finding> {
-    let Inspection { sight, result, milliseconds, .. } = inspection;
+    let AddressInspection { observed: sight, result, milliseconds, .. } = inspection;
     let mut findings = Vec::new();
     if sight.connected {
         findings.push(Finding::ok("tcp", "connected"));
@@ -109,17 +109,17 @@ fn mechanism(capability: &str) -> Vec<&str> {
 }
 
 /// What was come to when this went wrong.
-const fn stage(error: &BackendError, inspection: &Inspection) -> &'static str {
+const fn stage(error: &BackendError, inspection: &AddressInspection) -> &'static str {
     match error {
         BackendError::NotServed | BackendError::Resolve { .. } | BackendError::Loop { .. } => "name",
         BackendError::Connect { .. } | BackendError::NoSource { .. } | BackendError::Source { .. } => "tcp",
         BackendError::Tls { .. } | BackendError::Fault(BackFault::NoStartTls | BackFault::Injection) => "tls",
         BackendError::Fault(BackFault::NoMechanism) => "mechanisms",
-        BackendError::Fault(BackFault::NotTold) => "forward",
+        BackendError::Fault(BackFault::ForwardingRefused) => "forward",
         BackendError::Refused(_) => "login",
         BackendError::Down { .. }
         | BackendError::Full
-        | BackendError::Ramp
+        | BackendError::SlowStart
         | BackendError::Broken { .. }
         | BackendError::Closed
         | BackendError::Timeout { .. }
@@ -128,10 +128,10 @@ const fn stage(error: &BackendError, inspection: &Inspection) -> &'static str {
             | BackFault::Preauth
             | BackFault::Bad
             | BackFault::Referral
-            | BackFault::TooMuch
-            | BackFault::Garbage,
+            | BackFault::TooLarge
+            | BackFault::ProtocolViolation,
         ) => {
-            let sight = &inspection.sight;
+            let sight = &inspection.observed;
             if !sight.connected {
                 "tcp"
             } else if sight.greeting.is_none() {
@@ -155,7 +155,7 @@ fn words(error: &BackendError) -> String {
         | BackendError::Source { .. }
         | BackendError::Down { .. }
         | BackendError::Full
-        | BackendError::Ramp
+        | BackendError::SlowStart
         | BackendError::Broken { .. }
         | BackendError::Closed
         | BackendError::Timeout { .. }
@@ -200,19 +200,19 @@ fn advice(error: &BackendError) -> &'static str {
             BackFault::NoStartTls => "let the server offer STARTTLS, or use its TLS port with `tls: implicit`",
             BackFault::Injection => "something stands between us and the server and writes into the connection",
             BackFault::NoMechanism => "let the server offer PLAIN (a `service` needs it), or LOGIN, under TLS",
-            BackFault::NotTold => "put usher into the server's trusted networks, or write `forward: none`",
-            BackFault::Bad | BackFault::Garbage => "is this the port of this protocol?",
+            BackFault::ForwardingRefused => "put usher into the server's trusted networks, or write `forward: none`",
+            BackFault::Bad | BackFault::ProtocolViolation => "is this the port of this protocol?",
             BackFault::Referral => "write the server that it refers to as `address`",
-            BackFault::TooMuch => "see limits.backend_untagged",
+            BackFault::TooLarge => "see limits.backend_untagged",
         },
-        BackendError::NotServed | BackendError::Down { .. } | BackendError::Full | BackendError::Ramp => "",
+        BackendError::NotServed | BackendError::Down { .. } | BackendError::Full | BackendError::SlowStart => "",
     }
 }
 
 /// What a backend lists in this protocol, at all of its addresses that were reached.
-fn listed(inspected: &[Inspected], protocol: &Protocol) -> Option<Vec<String>> {
+fn listed(inspected: &[ProtocolInspection], protocol: &Protocol) -> Option<Vec<String>> {
     let addresses = inspected.iter().find(|one| one.protocol == protocol)?.addresses.as_ref().ok()?;
-    let lists = addresses.iter().map(|one| one.sight.listed.as_slice()).filter(|list| !list.is_empty());
+    let lists = addresses.iter().map(|one| one.observed.listed.as_slice()).filter(|list| !list.is_empty());
     let lists: Vec<&[String]> = lists.collect();
     (!lists.is_empty()).then(|| capabilities::common(&lists))
 }
@@ -220,7 +220,7 @@ fn listed(inspected: &[Inspected], protocol: &Protocol) -> Option<Vec<String>> {
 /// What clients of a protocol would be promised, and which backend could more.
 pub(super) fn promised(
     snapshot: &Snapshot,
-    inspected: &[Vec<Inspected>],
+    inspected: &[Vec<ProtocolInspection>],
     protocol: &'static Protocol,
 ) -> Option<Subject> {
     let backends = &snapshot.config.routing.backends;

@@ -11,28 +11,28 @@ use tokio::time::timeout_at;
 use tracing::{debug, warn};
 
 use crate::config::{Config, Network};
-use crate::proto::proxy_header::{self, Fault, Header, Progress};
+use crate::proto::proxy_header::{self, Header, HeaderError, HeaderProgress};
 use crate::session::Accepted;
 use crate::snapshot::Shared;
 
 /// Why a connection has no header to be served by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Closed {
+enum HeaderRejection {
     Untrusted,
-    Fault(Fault),
+    Fault(HeaderError),
     Timeout,
     /// The peer went away, as who only asks whether the port is open.
     ByPeer,
     Limit,
 }
 
-impl Closed {
+impl HeaderRejection {
     const fn label(self) -> &'static str {
         match self {
             Self::Untrusted => "untrusted",
-            Self::Fault(Fault::Missing) => "missing",
-            Self::Fault(Fault::Malformed) => "malformed",
-            Self::Fault(Fault::TooLong) => "too_long",
+            Self::Fault(HeaderError::Missing) => "missing",
+            Self::Fault(HeaderError::Malformed) => "malformed",
+            Self::Fault(HeaderError::TooLong) => "too_long",
             Self::Timeout => "timeout",
             Self::ByPeer => "closed",
             Self::Limit => "limit",
@@ -40,13 +40,13 @@ impl Closed {
     }
 }
 
-impl From<Fault> for Closed {
-    fn from(fault: Fault) -> Self {
+impl From<HeaderError> for HeaderRejection {
+    fn from(fault: HeaderError) -> Self {
         Self::Fault(fault)
     }
 }
 
-impl From<io::Error> for Closed {
+impl From<io::Error> for HeaderRejection {
     fn from(_: io::Error) -> Self {
         Self::ByPeer
     }
@@ -64,12 +64,12 @@ pub(super) async fn receive(
     let count = |result| shared.metrics.proxy_headers.with_label_values(&[protocol, result]).inc();
     let received = async {
         if !proxies.iter().any(|network| network.contains(proxy)) {
-            return Err(Closed::Untrusted);
+            return Err(HeaderRejection::Untrusted);
         }
-        let _half_open = shared.throttle.header(&config.throttle, proxy).map_err(|_| Closed::Limit)?;
+        let _half_open = shared.throttle.header(&config.throttle, proxy).map_err(|_| HeaderRejection::Limit)?;
         // It is part of the conversation, which may be shorter.
         let patience = config.limits.proxy_header_timeout.min(config.limits.conversation_timeout);
-        timeout_at(accepted.since + patience, take(&mut accepted.tcp)).await.unwrap_or(Err(Closed::Timeout))
+        timeout_at(accepted.since + patience, take(&mut accepted.tcp)).await.unwrap_or(Err(HeaderRejection::Timeout))
     };
     match received.await {
         Ok(Header::Local) => count("local"),
@@ -80,7 +80,7 @@ pub(super) async fn receive(
         Err(closed) => {
             let reason = closed.label();
             count(reason);
-            if matches!(closed, Closed::ByPeer | Closed::Limit) {
+            if matches!(closed, HeaderRejection::ByPeer | HeaderRejection::Limit) {
                 debug!(%proxy, protocol, reason, "closed before its PROXY header");
             } else if let Some(suppressed) = shared.repeats.allow("proxy header", reason) {
                 warn!(%proxy, protocol, reason, suppressed, "connection closed: no PROXY header as the listener wants it");
@@ -92,16 +92,16 @@ pub(super) async fn receive(
 }
 
 /// Reads the header off the connection.
-async fn take(tcp: &mut TcpStream) -> Result<Header, Closed> {
+async fn take(tcp: &mut TcpStream) -> Result<Header, HeaderRejection> {
     let mut bytes = Vec::new();
     loop {
         let more = match proxy_header::read(&bytes)? {
-            Progress::Complete(header, _) => return Ok(header),
-            Progress::Needs(more) => more,
+            HeaderProgress::Complete(header, _) => return Ok(header),
+            HeaderProgress::Needs(more) => more,
         };
         // What follows is TLS' or the dialogue's.
         if (&mut *tcp).take(more as u64).read_buf(&mut bytes).await? == 0 {
-            return Err(Closed::ByPeer);
+            return Err(HeaderRejection::ByPeer);
         }
     }
 }

@@ -7,14 +7,14 @@
 
 use std::borrow::Cow;
 
-use super::sasl::{self, Exchange, Mechanism, Progress, SaslError};
-use super::wire::{Found, Gathering, Skip, Spoiled, first_word, is_http, write_line};
-use super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome, reference};
+use super::sasl::{self, Exchange, ExchangeStep, Mechanism, SaslError};
+use super::wire::{Discard, Invalid, LineBuffer, Scan, first_word, is_http, write_line};
+use super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome, session_suffix};
 use crate::outcome::Refusal;
 use crate::secret::SecretBuf;
 
 /// How much of one refused line is read and thrown away before the client is given up.
-const SWALLOWED: usize = 65_536;
+const MAX_DISCARDED: usize = 65_536;
 
 /// What a protocol of lines says and understands. Answers are whole lines without CRLF.
 pub(super) trait Dialect: Send + Sync {
@@ -27,13 +27,18 @@ pub(super) trait Dialect: Send + Sync {
     fn greet(&self, out: &mut SecretBuf);
 
     /// Carries out a command and writes its answer, unless the answer is to come.
-    fn obey<'a>(&mut self, command: &'a [u8], channel: Channel, out: &mut SecretBuf) -> Result<Act<'a>, Problem>;
+    fn command<'a>(
+        &mut self,
+        command: &'a [u8],
+        channel: Channel,
+        out: &mut SecretBuf,
+    ) -> Result<LineAction<'a>, LineProblem>;
 
     /// Everything that the client said is forgotten.
-    fn forget(&mut self);
+    fn reset(&mut self);
 
     /// The answer to what cannot be carried out.
-    fn denial(problem: Problem) -> &'static str;
+    fn denial(problem: LineProblem) -> &'static str;
 
     /// The answer to an attempt that is refused. The session's id follows it where that helps.
     fn refusal(refusal: &Refusal) -> Cow<'static, str>;
@@ -42,7 +47,7 @@ pub(super) trait Dialect: Send + Sync {
     fn success(welcome: &Welcome) -> String;
 
     /// The parting line.
-    fn farewell(why: &Refusal) -> String;
+    fn closing_line(why: &Refusal) -> String;
 }
 
 /// How the client is connected.
@@ -63,7 +68,7 @@ impl Channel {
 
 /// What a command leads to.
 #[derive(Debug)]
-pub(super) enum Act<'a> {
+pub(super) enum LineAction<'a> {
     /// It is answered.
     Done,
     /// It is answered, and TLS is to be started.
@@ -75,29 +80,29 @@ pub(super) enum Act<'a> {
     /// A login with everything it needs.
     Attempt(Credentials),
     /// It is refused, and this many bytes behind it belong to it: they are no commands.
-    Discard(Problem, usize),
+    Discard(LineProblem, usize),
 }
 
-impl<'a> Act<'a> {
+impl<'a> LineAction<'a> {
     /// What the arguments of an AUTH lead to.
-    pub(super) fn authenticate(arguments: &'a [u8], channel: Channel) -> Result<Self, Problem> {
+    pub(super) fn authenticate(arguments: &'a [u8], channel: Channel) -> Result<Self, LineProblem> {
         // Before the arguments are looked at: there may be a password among them.
         if !channel.tls {
-            return Err(Problem::TlsFirst);
+            return Err(LineProblem::TlsFirst);
         }
         let (mechanism, response) = first_word(arguments);
         let alone = mechanism.len() == arguments.len();
         if mechanism.is_empty() || (!alone && response.is_empty()) || response.contains(&b' ') {
-            return Err(Problem::Syntax);
+            return Err(LineProblem::Syntax);
         }
-        let mechanism = Mechanism::by_name(mechanism).ok_or(Problem::Mechanism)?;
+        let mechanism = Mechanism::by_name(mechanism).ok_or(LineProblem::Mechanism)?;
         Ok(Self::Authenticate(mechanism, (!alone).then_some(response)))
     }
 }
 
 /// Why a command is not carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Problem {
+pub(super) enum LineProblem {
     /// No such command.
     Unknown,
     /// Its arguments are not as it wants them.
@@ -137,22 +142,22 @@ pub(super) struct LineFront<D> {
     channel: Channel,
     /// How many bad commands are still answered.
     bad_commands_left: u32,
-    state: State,
+    state: LineState,
     /// What has arrived of the current line.
-    gathered: Gathering,
+    buffer: LineBuffer,
     /// Logins in the clear, refused here and not yet told to the session.
-    refused_unasked: u32,
+    local_refusals: u32,
 }
 
 #[derive(Debug, Default)]
-enum State {
+enum LineState {
     /// In a command.
     #[default]
     Command,
     /// In a response of an authentication exchange.
     Response(Exchange),
     /// In what is left of a refused line, of which so much may be thrown away.
-    Refused(Skip, usize),
+    Refused(Discard, usize),
     /// In the data behind a refused command, of which so many bytes are to come.
     Data(usize),
     /// The session is starting TLS.
@@ -171,17 +176,17 @@ impl<D: Dialect> Front for LineFront<D> {
     fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step {
         loop {
             let next = match std::mem::take(&mut self.state) {
-                State::Command => self.read_command(input, out),
-                State::Response(exchange) => self.read_response(exchange, input, out),
-                State::Refused(line, budget) => self.pass_over(line, budget, input, out),
-                State::Data(missing) => self.discard(missing, input),
-                State::Tls => {
+                LineState::Command => self.read_command(input, out),
+                LineState::Response(exchange) => self.read_response(exchange, input, out),
+                LineState::Refused(line, budget) => self.discard_line(line, budget, input, out),
+                LineState::Data(missing) => self.discard_data(missing, input),
+                LineState::Tls => {
                     // Asked again before the handshake: what came in the clear stays unread.
                     input.clear();
-                    self.wait_in(State::Tls, Step::StartTls)
+                    self.wait_in(LineState::Tls, Step::StartTls)
                 }
-                State::Deciding => self.wait_in(State::Deciding, Step::NeedMore),
-                State::Over(quit) => self.wait_in(State::Over(quit), Step::Quit(quit)),
+                LineState::Deciding => self.wait_in(LineState::Deciding, Step::NeedMore),
+                LineState::Over(quit) => self.wait_in(LineState::Over(quit), Step::Quit(quit)),
             };
             if let Some(step) = next {
                 return step;
@@ -195,31 +200,31 @@ impl<D: Dialect> Front for LineFront<D> {
     /// The count of bad commands is the connection's and stays.
     fn tls_started(&mut self) {
         self.channel.tls = true;
-        self.state = State::Command;
-        self.gathered = Gathering::default();
-        self.dialect.forget();
+        self.state = LineState::Command;
+        self.buffer = LineBuffer::default();
+        self.dialect.reset();
     }
 
     fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
-        write_line(out, &[D::refusal(refusal).as_bytes(), reference(refusal, &self.session).as_bytes()]);
-        self.state = State::Command;
+        write_line(out, &[D::refusal(refusal).as_bytes(), session_suffix(refusal, &self.session).as_bytes()]);
+        self.state = LineState::Command;
     }
 
     fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf) {
         write_line(out, &[D::success(welcome).as_bytes()]);
-        self.state = State::Deciding;
+        self.state = LineState::Deciding;
     }
 
     fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
-        write_line(out, &[D::farewell(why).as_bytes(), reference(why, &self.session).as_bytes()]);
+        write_line(out, &[D::closing_line(why).as_bytes(), session_suffix(why, &self.session).as_bytes()]);
     }
 
     fn client_id(&self) -> Option<&ClientId> {
         None
     }
 
-    fn refused_unasked(&mut self) -> Option<Refusal> {
-        self.refused_unasked = self.refused_unasked.checked_sub(1)?;
+    fn take_local_refusal(&mut self) -> Option<Refusal> {
+        self.local_refusals = self.local_refusals.checked_sub(1)?;
         Some(Refusal::TlsRequired)
     }
 }
@@ -231,140 +236,152 @@ impl<D: Dialect> LineFront<D> {
             session: settings.session.into(),
             channel: Channel { tls: settings.tls, starttls: settings.starttls },
             bad_commands_left: settings.bad_commands,
-            state: State::Command,
-            gathered: Gathering::default(),
-            refused_unasked: 0,
+            state: LineState::Command,
+            buffer: LineBuffer::default(),
+            local_refusals: 0,
         }
     }
 
     /// How many bytes are kept between calls, besides what the dialect keeps.
     #[cfg(test)]
-    pub(super) fn held(&self) -> usize {
-        self.gathered.bytes().len()
+    pub(super) fn buffered(&self) -> usize {
+        self.buffer.bytes().len()
     }
 
     fn read_command(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
-        let mut found = self.gathered.take_line(input, D::LINE);
-        if found == Found::Spoiled(Spoiled::TooLong) && is_auth(self.gathered.bytes()) {
-            found = self.gathered.take_line(input, sasl::LINE);
+        let mut found = self.buffer.take_line(input, D::LINE);
+        if found == Scan::Spoiled(Invalid::TooLong) && is_auth(self.buffer.bytes()) {
+            found = self.buffer.take_line(input, sasl::LINE);
         }
-        if found == Found::Part {
+        if found == Scan::Incomplete {
             return Some(Step::NeedMore);
         }
-        let command = std::mem::take(&mut self.gathered);
+        let command = std::mem::take(&mut self.buffer);
         if is_http(command.bytes()) {
-            return Some(self.give_up(Problem::Http, out));
+            return Some(self.close(LineProblem::Http, out));
         }
-        if let Found::Spoiled(why) = found {
-            let too_long = if is_auth(command.bytes()) { Problem::ResponseTooLong } else { Problem::TooLong };
-            return self.refuse_spoiled(why, too_long, command.line(), out);
+        if let Scan::Spoiled(why) = found {
+            let too_long = if is_auth(command.bytes()) { LineProblem::ResponseTooLong } else { LineProblem::TooLong };
+            return self.refuse_invalid(why, too_long, command.line(), out);
         }
-        match self.dialect.obey(command.line(), self.channel, out) {
-            Ok(Act::Done) => None,
-            Ok(Act::StartTls) => self.wait_in(State::Tls, Step::StartTls),
-            Ok(Act::Quit) => self.wait_in(State::Over(Quit::Logout), Step::Quit(Quit::Logout)),
-            Ok(Act::Attempt(credentials)) => self.attempt(credentials),
-            Ok(Act::Discard(_, size)) if size > SWALLOWED => Some(self.give_up(Problem::TooMuchData, out)),
-            Ok(Act::Discard(problem, size)) => {
+        match self.dialect.command(command.line(), self.channel, out) {
+            Ok(LineAction::Done) => None,
+            Ok(LineAction::StartTls) => self.wait_in(LineState::Tls, Step::StartTls),
+            Ok(LineAction::Quit) => self.wait_in(LineState::Over(Quit::Logout), Step::Quit(Quit::Logout)),
+            Ok(LineAction::Attempt(credentials)) => self.attempt(credentials),
+            Ok(LineAction::Discard(_, size)) if size > MAX_DISCARDED => Some(self.close(LineProblem::TooMuchData, out)),
+            Ok(LineAction::Discard(problem, size)) => {
                 let denied = self.deny(problem, out);
                 if denied.is_none() {
-                    self.state = State::Data(size);
+                    self.state = LineState::Data(size);
                 }
                 denied
             }
-            Ok(Act::Authenticate(mechanism, initial)) => {
+            Ok(LineAction::Authenticate(mechanism, initial)) => {
                 let exchange = Exchange::new(mechanism);
                 let progress = match initial {
                     Some(response) => exchange.initial_response(response),
-                    None => Ok(Progress::Goes(exchange)),
+                    None => Ok(ExchangeStep::Continue(exchange)),
                 };
-                self.go_on(progress, out)
+                self.advance_exchange(progress, out)
             }
             Err(problem) => {
-                self.refused_unasked = self.refused_unasked.saturating_add(u32::from(problem == Problem::TlsFirst));
+                self.local_refusals = self.local_refusals.saturating_add(u32::from(problem == LineProblem::TlsFirst));
                 self.deny(problem, out)
             }
         }
     }
 
     fn read_response(&mut self, exchange: Exchange, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
-        let found = self.gathered.take_line(input, sasl::LINE);
-        if found == Found::Part {
-            return self.wait_in(State::Response(exchange), Step::NeedMore);
+        let found = self.buffer.take_line(input, sasl::LINE);
+        if found == Scan::Incomplete {
+            return self.wait_in(LineState::Response(exchange), Step::NeedMore);
         }
-        let response = std::mem::take(&mut self.gathered);
+        let response = std::mem::take(&mut self.buffer);
         match found {
-            Found::Spoiled(why) => self.refuse_spoiled(why, Problem::ResponseTooLong, response.line(), out),
-            Found::Line | Found::Part => self.go_on(exchange.respond(response.line()), out),
+            Scan::Spoiled(why) => self.refuse_invalid(why, LineProblem::ResponseTooLong, response.line(), out),
+            Scan::Line | Scan::Incomplete => self.advance_exchange(exchange.respond(response.line()), out),
         }
     }
 
-    fn go_on(&mut self, progress: Result<Progress, SaslError>, out: &mut SecretBuf) -> Option<Step> {
+    fn advance_exchange(&mut self, progress: Result<ExchangeStep, SaslError>, out: &mut SecretBuf) -> Option<Step> {
         match progress {
-            Ok(Progress::Done(credentials)) => self.attempt(credentials),
-            Ok(Progress::Goes(exchange)) => {
+            Ok(ExchangeStep::Done(credentials)) => self.attempt(credentials),
+            Ok(ExchangeStep::Continue(exchange)) => {
                 write_line(out, &[D::CHALLENGE.as_bytes(), exchange.challenge().as_bytes()]);
-                self.state = State::Response(exchange);
+                self.state = LineState::Response(exchange);
                 None
             }
-            Err(error) => self.deny(Problem::Response(error), out),
+            Err(error) => self.deny(LineProblem::Response(error), out),
         }
     }
 
     fn attempt(&mut self, credentials: Credentials) -> Option<Step> {
-        self.wait_in(State::Deciding, Step::Attempt(credentials))
+        self.wait_in(LineState::Deciding, Step::Attempt(credentials))
     }
 
     /// Refuses a line at the byte that spoils it, without waiting for an end that a client which
     /// ends its lines with LF alone never sends. What follows up to the CRLF is no command.
-    fn refuse_spoiled(&mut self, why: Spoiled, too_long: Problem, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
+    fn refuse_invalid(
+        &mut self,
+        why: Invalid,
+        too_long: LineProblem,
+        line: &[u8],
+        out: &mut SecretBuf,
+    ) -> Option<Step> {
         let problem = match why {
-            Spoiled::TooLong => too_long,
-            Spoiled::BareLf | Spoiled::BareCr => Problem::LineEnd,
-            Spoiled::Nul => Problem::Nul,
+            Invalid::TooLong => too_long,
+            Invalid::BareLf | Invalid::BareCr => LineProblem::LineEnd,
+            Invalid::Nul => LineProblem::Nul,
         };
         let denied = self.deny(problem, out);
         if denied.is_none() {
-            self.state = State::Refused(Skip::behind(line), SWALLOWED);
+            self.state = LineState::Refused(Discard::behind(line), MAX_DISCARDED);
         }
         denied
     }
 
-    fn pass_over(&mut self, mut line: Skip, budget: usize, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
-        let (passed, ended) = line.pass(input, budget);
+    fn discard_line(
+        &mut self,
+        mut line: Discard,
+        budget: usize,
+        input: &mut SecretBuf,
+        out: &mut SecretBuf,
+    ) -> Option<Step> {
+        let (passed, ended) = line.discard(input, budget);
         match budget - passed {
             _ if ended => None,
-            0 => Some(self.give_up(Problem::TooMany, out)),
-            left => self.wait_in(State::Refused(line, left), Step::NeedMore),
+            0 => Some(self.close(LineProblem::TooMany, out)),
+            left => self.wait_in(LineState::Refused(line, left), Step::NeedMore),
         }
     }
 
-    fn discard(&mut self, missing: usize, input: &mut SecretBuf) -> Option<Step> {
+    fn discard_data(&mut self, missing: usize, input: &mut SecretBuf) -> Option<Step> {
         let taken = missing.min(input.len());
         input.consume(taken);
         match missing - taken {
             0 => None,
-            left => self.wait_in(State::Data(left), Step::NeedMore),
+            left => self.wait_in(LineState::Data(left), Step::NeedMore),
         }
     }
 
     /// Answers a bad command; the last one is told that it is.
-    fn deny(&mut self, problem: Problem, out: &mut SecretBuf) -> Option<Step> {
+    fn deny(&mut self, problem: LineProblem, out: &mut SecretBuf) -> Option<Step> {
         self.bad_commands_left = self.bad_commands_left.saturating_sub(1);
         if self.bad_commands_left == 0 {
-            return Some(self.give_up(Problem::TooMany, out));
+            return Some(self.close(LineProblem::TooMany, out));
         }
         write_line(out, &[D::denial(problem).as_bytes()]);
         None
     }
 
-    fn give_up(&mut self, problem: Problem, out: &mut SecretBuf) -> Step {
+    fn close(&mut self, problem: LineProblem, out: &mut SecretBuf) -> Step {
         write_line(out, &[D::denial(problem).as_bytes()]);
-        self.state = State::Over(Quit::ProtocolError);
+        self.state = LineState::Over(Quit::ProtocolError);
         Step::Quit(Quit::ProtocolError)
     }
 
-    fn wait_in(&mut self, state: State, step: Step) -> Option<Step> {
+    fn wait_in(&mut self, state: LineState, step: Step) -> Option<Step> {
         self.state = state;
         Some(step)
     }

@@ -26,7 +26,7 @@ pub mod wire;
 use core::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::outcome::{BackendWords, Refusal};
+use crate::outcome::{BackendReply, Refusal};
 use crate::secret::{Secret, SecretBuf};
 
 /// A row of the protocol table.
@@ -41,7 +41,7 @@ pub struct Protocol {
     /// The port of STARTTLS.
     pub starttls_port: u16,
     /// How its dialogue can tell a backend who the client is, if it can.
-    pub introduction: Option<Introduction>,
+    pub forward_method: Option<ForwardMethod>,
     /// What is promised before the login for a backend that was never reached.
     pub usual: &'static [&'static str],
     /// Whether a capability of this name is one that a client may be promised before the login: not
@@ -52,7 +52,7 @@ pub struct Protocol {
     /// Starts the dialogue with a backend.
     pub back: fn(BackSettings) -> Box<dyn Back>,
     /// How a relayed session can be ended, other than by the end of usher.
-    pub parting: Parting,
+    pub closing_line: ClosingLine,
     /// Whether a session ends when its user's mail is elsewhere. Mail that is being sent does not care.
     pub follows_moves: bool,
     /// What it is to nginx's mail proxy, if that speaks it.
@@ -65,12 +65,12 @@ pub struct Nginx {
     /// Its name there.
     pub name: &'static str,
     /// What the client is told of a refusal; the session's id stands in it where that helps.
-    pub words: fn(&Refusal, &str) -> Told,
+    pub reply: fn(&Refusal, &str) -> NginxReply,
 }
 
 /// A refusal in a protocol's words, without what nginx puts in front of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
+pub struct NginxReply {
     /// The reply code and the enhanced status code, where nginx has a place of its own for them.
     pub code: Option<String>,
     /// The rest, a response code in brackets included.
@@ -79,7 +79,7 @@ pub struct Told {
 
 /// How a relayed session can be ended by usher, which does not read what is said in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Parting {
+pub enum ClosingLine {
     /// With a line to the client where one can stand: behind a complete line of the backend, when
     /// nothing moves. Else the connection is closed without a word.
     Line {
@@ -103,7 +103,7 @@ pub enum Parting {
 
 /// How a backend is told in its dialogue, before the login, who the client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Introduction {
+pub enum ForwardMethod {
     /// IMAP's ID (RFC 2971) with `x-originating-ip` and its kin.
     Id,
     /// The command XCLIENT of Postfix and Dovecot.
@@ -152,7 +152,7 @@ pub struct FrontSettings<'a> {
 const OUTPUT: usize = 8 * 1024;
 
 /// The end of a refusal's text: the session, where that helps ([`Refusal::names_session`]).
-fn reference(refusal: &Refusal, session: &str) -> String {
+fn session_suffix(refusal: &Refusal, session: &str) -> String {
     if refusal.names_session() && !session.is_empty() { format!(" (session {session})") } else { String::new() }
 }
 
@@ -235,7 +235,7 @@ pub trait Front: Send + Sync {
 
     /// A login that the dialogue refused by itself, without an attempt, such as one in the clear:
     /// the answer is sent, it is to be logged and counted. One per call; ask after each step.
-    fn refused_unasked(&mut self) -> Option<Refusal> {
+    fn take_local_refusal(&mut self) -> Option<Refusal> {
         None
     }
 }
@@ -305,7 +305,7 @@ pub enum BackStep {
     /// Logged in. What is left in `input` belongs to the client, in order, after the answer.
     Ready(Welcome),
     /// The backend refused the login.
-    Refused(BackendWords),
+    Refused(BackendReply),
     /// The backend cannot be used.
     Fault(BackFault),
 }
@@ -330,7 +330,7 @@ pub enum BackFault {
     NoMechanism,
     /// It refuses to be told who the client is: usher is not in its trusted networks.
     #[error("it does not let usher tell it the client's address; is usher in its trusted networks?")]
-    NotTold,
+    ForwardingRefused,
     /// It takes a correct command for a wrong one (BAD).
     #[error("it answered BAD")]
     Bad,
@@ -339,10 +339,10 @@ pub enum BackFault {
     Referral,
     /// Its lines are too long or too many.
     #[error("it sent more than a login may bring")]
-    TooMuch,
+    TooLarge,
     /// Anything else that is no answer of this protocol.
     #[error("it broke the protocol")]
-    Garbage,
+    ProtocolViolation,
 }
 
 /// The backend half of a protocol, from its greeting to the answer of the login.
@@ -356,7 +356,7 @@ pub trait Back: Send {
 
     /// Whether the login has been written to `out`, sent or not. What went wrong before is about
     /// the server; what goes wrong from here on may be about this user alone.
-    fn has_asked(&self) -> bool;
+    fn login_written(&self) -> bool;
 
     /// What the backend said that it can do, right before the login, as in
     /// [`FrontSettings::capabilities`]; nothing before that, or where it does not say.
@@ -365,7 +365,7 @@ pub trait Back: Send {
     }
 
     /// What of the client's commands must be watched after a login here; for most servers nothing.
-    fn watch(&self) -> Option<watch::Watch> {
+    fn watch(&self) -> Option<watch::CommandWatch> {
         None
     }
 }

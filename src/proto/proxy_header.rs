@@ -45,7 +45,7 @@ pub enum Header {
 
 /// What has come of a header so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub enum HeaderProgress {
     /// At least so many more bytes belong to it.
     Needs(usize),
     /// It is complete, and so long.
@@ -54,7 +54,7 @@ pub enum Progress {
 
 /// Why there is no header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum HeaderError {
     /// The connection begins with something else.
     Missing,
     /// It is not as the protocol wants it.
@@ -67,34 +67,34 @@ pub enum Fault {
 ///
 /// # Errors
 /// They are no header.
-pub fn read(bytes: &[u8]) -> Result<Progress, Fault> {
+pub fn read(bytes: &[u8]) -> Result<HeaderProgress, HeaderError> {
     let begins = |start: &[u8]| std::iter::zip(bytes, start).all(|(byte, wanted)| byte == wanted);
     match bytes.first() {
         // The shortest line has more.
-        None => Ok(Progress::Needs(SIGNATURE.len())),
+        None => Ok(HeaderProgress::Needs(SIGNATURE.len())),
         Some(_) if begins(&SIGNATURE) => read_binary(bytes),
         Some(_) if begins(LINE) => read_line(bytes),
-        Some(_) => Err(Fault::Missing),
+        Some(_) => Err(HeaderError::Missing),
     }
 }
 
-fn read_line(bytes: &[u8]) -> Result<Progress, Fault> {
+fn read_line(bytes: &[u8]) -> Result<HeaderProgress, HeaderError> {
     let Some(end) = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n')) else {
         let left = LONGEST_LINE.saturating_sub(bytes.len());
-        return if left < 2 { Err(Fault::TooLong) } else { Ok(Progress::Needs(2)) };
+        return if left < 2 { Err(HeaderError::TooLong) } else { Ok(HeaderProgress::Needs(2)) };
     };
     let length = end + 2;
     if length > LONGEST_LINE {
-        return Err(Fault::TooLong);
+        return Err(HeaderError::TooLong);
     }
     match bytes.get(end..length) {
         Some(b"\r\n") => {
-            let header = bytes.get(..end).and_then(line).ok_or(Fault::Malformed)?;
-            Ok(Progress::Complete(header, length))
+            let header = bytes.get(..end).and_then(line).ok_or(HeaderError::Malformed)?;
+            Ok(HeaderProgress::Complete(header, length))
         }
-        Some(_) => Err(Fault::Malformed),
-        None if bytes.ends_with(b"\r") => Ok(Progress::Needs(1)),
-        None => Err(Fault::Malformed),
+        Some(_) => Err(HeaderError::Malformed),
+        None if bytes.ends_with(b"\r") => Ok(HeaderProgress::Needs(1)),
+        None => Err(HeaderError::Malformed),
     }
 }
 
@@ -122,23 +122,23 @@ fn line(line: &[u8]) -> Option<Header> {
     })
 }
 
-fn read_binary(bytes: &[u8]) -> Result<Progress, Fault> {
+fn read_binary(bytes: &[u8]) -> Result<HeaderProgress, HeaderError> {
     let Some([.., command, family, high, low]) = bytes.first_chunk::<FIXED>() else {
-        return Ok(Progress::Needs(FIXED.saturating_sub(bytes.len())));
+        return Ok(HeaderProgress::Needs(FIXED.saturating_sub(bytes.len())));
     };
     // Version 2, and one of its two commands.
     if !matches!(command, 0x20 | 0x21) {
-        return Err(Fault::Malformed);
+        return Err(HeaderError::Malformed);
     }
     let length = FIXED + usize::from(u16::from_be_bytes([*high, *low]));
     if length > LONGEST {
-        return Err(Fault::TooLong);
+        return Err(HeaderError::TooLong);
     }
     let Some(addresses) = bytes.get(FIXED..length) else {
-        return Ok(Progress::Needs(length - bytes.len()));
+        return Ok(HeaderProgress::Needs(length - bytes.len()));
     };
     let header = if *command == 0x20 { Some(Header::Local) } else { binary(*family, addresses) };
-    Ok(Progress::Complete(header.ok_or(Fault::Malformed)?, length))
+    Ok(HeaderProgress::Complete(header.ok_or(HeaderError::Malformed)?, length))
 }
 
 /// The addresses of a family, with whatever extensions behind them.
@@ -232,15 +232,15 @@ mod tests {
         for behind in [b"".as_slice(), b"\x16\x03\x01", b"\r\n", b"PROXY "] {
             let all = [bytes, behind].concat();
             trial(&all);
-            let Ok(Progress::Complete(_, length)) = read(&all) else { panic!("{:?}", read(&all)) };
+            let Ok(HeaderProgress::Complete(_, length)) = read(&all) else { panic!("{:?}", read(&all)) };
             assert_eq!(length, bytes.len());
         }
-        let Ok(Progress::Complete(header, _)) = read(bytes) else { panic!("{bytes:?}") };
+        let Ok(HeaderProgress::Complete(header, _)) = read(bytes) else { panic!("{bytes:?}") };
         header
     }
 
     #[track_caller]
-    fn refused(bytes: &[u8], fault: Fault) {
+    fn refused(bytes: &[u8], fault: HeaderError) {
         trial(bytes);
         assert_eq!(read(bytes), Err(fault), "{}", bytes.escape_ascii());
     }
@@ -258,9 +258,9 @@ mod tests {
         // The longest that the protocol has: what follows UNKNOWN is to be ignored.
         let longest = format!("PROXY UNKNOWN {}", "f".repeat(91));
         assert_eq!(said(format!("{longest}\r\n").as_bytes()), Header::Local);
-        refused(format!("{longest}f\r\n").as_bytes(), Fault::TooLong);
-        refused(format!("{longest}f").as_bytes(), Fault::TooLong);
-        refused("PROXY UNKNOWN".repeat(10_000).as_bytes(), Fault::TooLong);
+        refused(format!("{longest}f\r\n").as_bytes(), HeaderError::TooLong);
+        refused(format!("{longest}f").as_bytes(), HeaderError::TooLong);
+        refused("PROXY UNKNOWN".repeat(10_000).as_bytes(), HeaderError::TooLong);
     }
 
     #[test]
@@ -283,7 +283,7 @@ mod tests {
             "PROXY TCP4 192.0.2.7 192.0.2.1 4711 993\rx",
             "PROXY TCP4 \0 192.0.2.1 4711 993\r\n",
         ] {
-            refused(line.as_bytes(), Fault::Malformed);
+            refused(line.as_bytes(), HeaderError::Malformed);
         }
     }
 
@@ -319,21 +319,21 @@ mod tests {
             v2(0x21, 0x11, &V4[..11]),
             v2(0x21, 0x21, &[0; 35]),
         ] {
-            refused(&malformed, Fault::Malformed);
+            refused(&malformed, HeaderError::Malformed);
         }
-        refused(&v2(0x21, 0x11, &[0; 4_081]), Fault::TooLong);
+        refused(&v2(0x21, 0x11, &[0; 4_081]), HeaderError::TooLong);
         // Told by the length alone, before any of it is waited for.
-        refused(&[SIGNATURE.as_slice(), &[0x21, 0x11, 0xff, 0xff]].concat(), Fault::TooLong);
+        refused(&[SIGNATURE.as_slice(), &[0x21, 0x11, 0xff, 0xff]].concat(), HeaderError::TooLong);
     }
 
     #[test]
     fn invalid_header_is_detected_at_its_first_wrong_byte() {
         for other in [b"\x16\x03\x01".as_slice(), b"a LOGIN", b"G", b"PROXX", b"proxy", b"\r\n\r\n\0\r\nQUIT\r"] {
-            refused(other, Fault::Missing);
+            refused(other, HeaderError::Missing);
         }
-        assert_eq!(read(b""), Ok(Progress::Needs(12)));
-        assert_eq!(read(b"P"), Ok(Progress::Needs(2)));
-        assert_eq!(read(b"\r"), Ok(Progress::Needs(15)));
+        assert_eq!(read(b""), Ok(HeaderProgress::Needs(12)));
+        assert_eq!(read(b"P"), Ok(HeaderProgress::Needs(2)));
+        assert_eq!(read(b"\r"), Ok(HeaderProgress::Needs(15)));
     }
 
     #[test]

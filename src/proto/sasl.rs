@@ -59,9 +59,9 @@ enum Awaiting {
 
 /// What a response led to.
 #[derive(Debug)]
-pub enum Progress {
+pub enum ExchangeStep {
     /// The next challenge is to be sent.
-    Goes(Exchange),
+    Continue(Exchange),
     /// The exchange is over.
     Done(Credentials),
 }
@@ -91,7 +91,7 @@ impl Exchange {
     ///
     /// # Errors
     /// As [`Exchange::respond`], except that `*` does not cancel here.
-    pub fn initial_response(self, response: &[u8]) -> Result<Progress, SaslError> {
+    pub fn initial_response(self, response: &[u8]) -> Result<ExchangeStep, SaslError> {
         self.take(if response == b"=" { b"" } else { response })
     }
 
@@ -99,18 +99,18 @@ impl Exchange {
     ///
     /// # Errors
     /// The exchange is over: cancelled, undecodable or malformed.
-    pub fn respond(self, line: &[u8]) -> Result<Progress, SaslError> {
+    pub fn respond(self, line: &[u8]) -> Result<ExchangeStep, SaslError> {
         if line == b"*" { Err(SaslError::Cancelled) } else { self.take(line) }
     }
 
-    fn take(self, response: &[u8]) -> Result<Progress, SaslError> {
+    fn take(self, response: &[u8]) -> Result<ExchangeStep, SaslError> {
         let response = decode(response)?;
         Ok(match self.0 {
-            Awaiting::PlainMessage => Progress::Done(plain(&response)?),
-            Awaiting::LoginName => Progress::Goes(Self(Awaiting::LoginPassword { login: response })),
+            Awaiting::PlainMessage => ExchangeStep::Done(plain(&response)?),
+            Awaiting::LoginName => ExchangeStep::Continue(Self(Awaiting::LoginPassword { login: response })),
             Awaiting::LoginPassword { login } => {
                 let login = login.expose().to_vec();
-                Progress::Done(Credentials { login, password: response, authzid: Vec::new() })
+                ExchangeStep::Done(Credentials { login, password: response, authzid: Vec::new() })
             }
         })
     }
@@ -173,13 +173,13 @@ mod tests {
         Exchange::new(Mechanism::Plain).respond(response).map(done)
     }
 
-    fn done(progress: Progress) -> Credentials {
-        let Progress::Done(credentials) = progress else { panic!("there is another challenge") };
+    fn done(progress: ExchangeStep) -> Credentials {
+        let ExchangeStep::Done(credentials) = progress else { panic!("there is another challenge") };
         credentials
     }
 
-    fn goes(progress: Progress) -> Exchange {
-        let Progress::Goes(exchange) = progress else { panic!("the exchange is over") };
+    fn goes(progress: ExchangeStep) -> Exchange {
+        let ExchangeStep::Continue(exchange) = progress else { panic!("the exchange is over") };
         exchange
     }
 

@@ -8,22 +8,27 @@
 //! Each script is played in lockstep (nothing comes early or late), whole, byte by byte and split
 //! at each place into two: the transcript is always the same.
 
-use super::trial::{BackTrial, Decision, FrontTrial};
+use super::trial::{BackRun, FrontRun, ScriptedDecision};
 use super::{BackSettings, FrontSettings, Protocol};
 
 /// Plays a client's script with and without its greeting, which most leave out. `decision` says what
 /// the words behind `<=` mean.
 #[track_caller]
-pub(super) fn client(protocol: &Protocol, settings: FrontSettings<'_>, decision: fn(&str) -> Decision, text: &str) {
+pub(super) fn client(
+    protocol: &Protocol,
+    settings: FrontSettings<'_>,
+    decision: fn(&str) -> ScriptedDecision,
+    text: &str,
+) {
     let mut script = Script::parse(text, 'C');
-    let greeting = FrontTrial::new(protocol, settings, std::iter::empty()).transcript;
+    let greeting = FrontRun::new(protocol, settings, std::iter::empty()).transcript;
     if !script.transcript.starts_with(&greeting) {
         script.transcript.insert_str(0, &greeting);
         script.sent.iter_mut().for_each(|(_, before)| before.insert_str(0, &greeting));
     }
     let trial = || {
-        let decisions: Vec<Decision> = script.decisions.iter().map(|words| decision(words)).collect();
-        FrontTrial::new(protocol, settings, decisions.into_iter())
+        let decisions: Vec<ScriptedDecision> = script.decisions.iter().map(|words| decision(words)).collect();
+        FrontRun::new(protocol, settings, decisions.into_iter())
     };
     let mut lockstep = trial();
     for (bytes, before) in &script.sent {
@@ -43,14 +48,14 @@ pub(super) fn client(protocol: &Protocol, settings: FrontSettings<'_>, decision:
 #[track_caller]
 pub(super) fn backend(protocol: &Protocol, settings: &BackSettings, text: &str) {
     let script = Script::parse(text, 'S');
-    let mut lockstep = BackTrial::new(protocol, settings.clone());
+    let mut lockstep = BackRun::new(protocol, settings.clone());
     for (bytes, before) in &script.sent {
         assert_eq!(&lockstep.transcript, before, "before {}", clipped(bytes));
         lockstep.feed(bytes);
     }
     assert_eq!(lockstep.finish(), script.transcript);
     for cut in script.cuts() {
-        let mut trial = BackTrial::new(protocol, settings.clone());
+        let mut trial = BackRun::new(protocol, settings.clone());
         cut.iter().for_each(|piece| trial.feed(piece));
         let pieces: Vec<_> = cut.iter().map(|piece| clipped(piece)).collect();
         assert_eq!(trial.finish(), script.transcript, "cut into {pieces:?}");

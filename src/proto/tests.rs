@@ -96,7 +96,7 @@ const fn row(refusal: &Refusal) -> Row {
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
         | Refusal::InvalidUsername
-        | Refusal::UnusablePassword
+        | Refusal::InvalidPassword
         | Refusal::Account { state: AccountState::Locked, .. } => Row::Wrong,
         Refusal::DirectoryUnavailable
         | Refusal::SeveralEntries
@@ -138,7 +138,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::UnknownUser,
         Refusal::EmptyPassword,
         Refusal::InvalidUsername,
-        Refusal::UnusablePassword,
+        Refusal::InvalidPassword,
         Refusal::AuthzidNotAllowed,
         Refusal::NotAllowed,
         Refusal::DirectoryUnavailable,

@@ -27,7 +27,7 @@ pub fn calling(client: &str) -> Origin {
 
 /// What is done about a login attempt.
 #[derive(Debug, Clone)]
-pub enum Decision {
+pub enum ScriptedDecision {
     /// Refuse it and go on.
     Refuse(Refusal),
     /// Accept it, which ends the dialogue.
@@ -38,23 +38,23 @@ pub enum Decision {
 const MOST_OUTPUT: usize = OUTPUT + 13 * 1024;
 
 /// A client's dialogue and all that came of it.
-pub struct FrontTrial {
+pub struct FrontRun {
     front: Box<dyn Front>,
     input: SecretBuf,
-    decisions: Box<dyn Iterator<Item = Decision>>,
+    decisions: Box<dyn Iterator<Item = ScriptedDecision>>,
     over: bool,
     refused: Vec<Refusal>,
     /// What was sent, a line each, and every step as a line that starts with `=>`.
     pub transcript: String,
 }
 
-impl FrontTrial {
+impl FrontRun {
     /// Greets. `decisions` are taken in order; when they are used up, passwords are wrong.
     #[must_use]
     pub fn new(
         protocol: &Protocol,
         settings: FrontSettings<'_>,
-        decisions: impl Iterator<Item = Decision> + 'static,
+        decisions: impl Iterator<Item = ScriptedDecision> + 'static,
     ) -> Self {
         let mut front = (protocol.front)(settings);
         let mut out = SecretBuf::new();
@@ -79,7 +79,7 @@ impl FrontTrial {
             let step = self.front.step(&mut self.input, &mut out);
             assert!(out.len() <= MOST_OUTPUT, "{} bytes were gathered by one step", out.len());
             record(&out, &mut self.transcript);
-            while let Some(refusal) = self.front.refused_unasked() {
+            while let Some(refusal) = self.front.take_local_refusal() {
                 self.refused.push(refusal);
             }
             match step {
@@ -108,9 +108,9 @@ impl FrontTrial {
         let told = [login, password.expose(), authzid].map(|part| format!(" \"{}\"", shown(part)));
         note(&mut self.transcript, &format!("=> attempt{}", told.concat()));
         let mut out = SecretBuf::new();
-        match self.decisions.next().unwrap_or(Decision::Refuse(Refusal::WrongPassword)) {
-            Decision::Refuse(refusal) => self.front.refused(&refusal, &mut out),
-            Decision::Accept(welcome) => {
+        match self.decisions.next().unwrap_or(ScriptedDecision::Refuse(Refusal::WrongPassword)) {
+            ScriptedDecision::Refuse(refusal) => self.front.refused(&refusal, &mut out),
+            ScriptedDecision::Accept(welcome) => {
                 self.front.accepted(&welcome, &mut out);
                 self.over = true;
             }
@@ -136,7 +136,7 @@ impl FrontTrial {
 }
 
 /// A login at a backend and all that came of it.
-pub struct BackTrial {
+pub struct BackRun {
     back: Box<dyn Back>,
     input: SecretBuf,
     over: bool,
@@ -144,7 +144,7 @@ pub struct BackTrial {
     pub transcript: String,
 }
 
-impl BackTrial {
+impl BackRun {
     /// Waits for the greeting.
     #[must_use]
     pub fn new(protocol: &Protocol, settings: BackSettings) -> Self {
@@ -239,8 +239,8 @@ pub fn front(protocol: &Protocol, data: &[u8], sound: fn(&str) -> bool) {
     let accepting = choice & 4 != 0;
     let run = |size: usize| {
         let welcome = Welcome { capabilities: b"IMAP4rev1 IDLE".to_vec(), ..Welcome::default() };
-        let decisions = accepting.then_some(Decision::Accept(welcome));
-        let mut trial = FrontTrial::new(protocol, settings, decisions.into_iter());
+        let decisions = accepting.then_some(ScriptedDecision::Accept(welcome));
+        let mut trial = FrontRun::new(protocol, settings, decisions.into_iter());
         sent.chunks(size).for_each(|piece| trial.feed(piece));
         trial.finish()
     };
@@ -273,7 +273,7 @@ pub fn back(protocol: &Protocol, data: &[u8], harmless: fn(&str) -> bool, succes
             forward: (choice & 8 != 0).then(|| calling("198.51.100.7:4711")),
             host: HOST.into(),
         };
-        let mut trial = BackTrial::new(protocol, settings);
+        let mut trial = BackRun::new(protocol, settings);
         sent.chunks(size).for_each(|piece| trial.feed(piece));
         trial.finish()
     };

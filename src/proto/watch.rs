@@ -12,19 +12,19 @@
 //! literal, which may be a script, only the end counts: a script that has such a line cannot be stored, and
 //! one that has the word elsewhere passes.
 
-use super::wire::Marker;
+use super::wire::LiteralMarker;
 
 /// Watches a client's side of a session for one verb.
 #[derive(Debug)]
-pub struct Watch {
+pub struct CommandWatch {
     verb: &'static [u8],
     /// What a client may be told whose session is ended for it: a line.
-    pub told: &'static [u8],
-    word: Word,
+    pub reply: &'static [u8],
+    word: VerbMatch,
     /// Nothing but blanks stood before the word in its line.
     is_first: bool,
     /// What the line announces at its end.
-    marker: Marker,
+    marker: LiteralMarker,
     /// The last byte was a CR.
     after_cr: bool,
     /// Bytes of a literal that are to come.
@@ -33,7 +33,7 @@ pub struct Watch {
 
 /// How much of the verb the current word has brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+enum VerbMatch {
     /// So many of its letters, behind what is no letter.
     Verb(usize),
     /// All of it, and blanks behind it.
@@ -42,45 +42,45 @@ enum Word {
     Other,
 }
 
-impl Watch {
+impl CommandWatch {
     /// Watches for this verb, in capital letters.
     #[must_use]
     pub const fn new(verb: &'static str, told: &'static [u8]) -> Self {
-        let (word, marker) = (Word::Verb(0), Marker::Absent);
-        Self { verb: verb.as_bytes(), told, word, is_first: true, marker, after_cr: false, literal: 0 }
+        let (word, marker) = (VerbMatch::Verb(0), LiteralMarker::Absent);
+        Self { verb: verb.as_bytes(), reply: told, word, is_first: true, marker, after_cr: false, literal: 0 }
     }
 
     /// Whether the verb is said in `bytes`, which go on where the last ones ended. What was passed on
     /// before has not got the end of its line, and is no command yet.
-    pub fn is_said(&mut self, bytes: &[u8]) -> bool {
-        bytes.iter().any(|byte| self.is_said_by(*byte))
+    pub fn contains_verb(&mut self, bytes: &[u8]) -> bool {
+        bytes.iter().any(|byte| self.push(*byte))
     }
 
-    fn is_said_by(&mut self, byte: u8) -> bool {
+    fn push(&mut self, byte: u8) -> bool {
         let in_literal = self.literal > 0;
         self.literal = self.literal.saturating_sub(1);
         let ends = matches!(byte, b'\r' | b'\n');
         let blank = matches!(byte, b' ' | b'\t');
-        let is_whole = self.word == Word::Verb(self.verb.len());
+        let is_whole = self.word == VerbMatch::Verb(self.verb.len());
         let is_command = self.is_first && !in_literal && !is_letter(byte);
-        if self.word == Word::Ends && ends || is_whole && (ends || is_command) {
+        if self.word == VerbMatch::Ends && ends || is_whole && (ends || is_command) {
             return true;
         }
         if !in_literal {
             self.announcement(byte);
         }
         let matched = match self.word {
-            Word::Verb(matched) => Some(matched),
-            Word::Ends => Some(0),
-            Word::Other => None,
+            VerbMatch::Verb(matched) => Some(matched),
+            VerbMatch::Ends => Some(0),
+            VerbMatch::Other => None,
         };
         let goes_on = matched.filter(|matched| self.verb.get(*matched) == Some(&byte.to_ascii_uppercase()));
-        let keeps = blank && self.word == Word::Verb(0) || goes_on.is_some() && self.word != Word::Ends;
+        let keeps = blank && self.word == VerbMatch::Verb(0) || goes_on.is_some() && self.word != VerbMatch::Ends;
         self.word = match goes_on {
-            Some(matched) => Word::Verb(matched + 1),
-            None if blank && (is_whole || self.word == Word::Ends) => Word::Ends,
-            None if byte.is_ascii_alphabetic() => Word::Other,
-            None => Word::Verb(0),
+            Some(matched) => VerbMatch::Verb(matched + 1),
+            None if blank && (is_whole || self.word == VerbMatch::Ends) => VerbMatch::Ends,
+            None if byte.is_ascii_alphabetic() => VerbMatch::Other,
+            None => VerbMatch::Verb(0),
         };
         self.is_first = ends || self.is_first && keeps;
         false
@@ -91,12 +91,12 @@ impl Watch {
         match byte {
             b'\n' if self.after_cr => {
                 self.literal = self.marker.literal().map_or(0, |literal| literal.size);
-                self.marker = Marker::Absent;
+                self.marker = LiteralMarker::Absent;
             }
             b'\r' => {}
             _ => {
                 // What stood before a CR alone announces nothing.
-                let before = if self.after_cr { Marker::Absent } else { self.marker };
+                let before = if self.after_cr { LiteralMarker::Absent } else { self.marker };
                 self.marker = before.behind(byte);
             }
         }
@@ -117,10 +117,10 @@ mod tests {
     /// Whether it is said, in pieces of any size; with how many bytes it was found out.
     fn said(text: &[u8]) -> Option<usize> {
         let found = |size: usize| {
-            let mut watch = Watch::new("UNAUTHENTICATE", b"");
+            let mut watch = CommandWatch::new("UNAUTHENTICATE", b"");
             let mut passed = 0;
             for piece in text.chunks(size) {
-                if watch.is_said(piece) {
+                if watch.contains_verb(piece) {
                     return Some(passed + size);
                 }
                 passed += piece.len();
@@ -186,9 +186,9 @@ mod tests {
         #[test]
         fn command_after_any_line_is_found(before in "[ -~]{0,40}(\r\n|\n|\r)", split in 0..60_usize) {
             let text = format!("{before}UNAUTHENTICATE\r\n");
-            let mut watch = Watch::new("UNAUTHENTICATE", b"");
+            let mut watch = CommandWatch::new("UNAUTHENTICATE", b"");
             let (one, other) = text.as_bytes().split_at(split.min(text.len()));
-            prop_assert!(watch.is_said(one) || watch.is_said(other));
+            prop_assert!(watch.contains_verb(one) || watch.contains_verb(other));
         }
 
         #[test]
@@ -196,7 +196,7 @@ mod tests {
             before in prop::collection::vec(any::<u8>(), 0..40), between in "[^A-Za-z]",
         ) {
             let text = [&before, between.as_bytes(), b"UNAUTHENTICATE\r\n"].concat();
-            prop_assert!(Watch::new("UNAUTHENTICATE", b"").is_said(&text));
+            prop_assert!(CommandWatch::new("UNAUTHENTICATE", b"").contains_verb(&text));
         }
     }
 }

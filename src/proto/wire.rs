@@ -9,18 +9,18 @@ use crate::secret::SecretBuf;
 
 /// What came of reading on in a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum Scan {
     /// The input is used up, the line goes on.
-    Part,
+    Incomplete,
     /// The line is complete, CRLF included.
     Line,
     /// The next byte of the input, which is left there, cannot belong to the line.
-    Spoiled(Spoiled),
+    Spoiled(Invalid),
 }
 
 /// Why a line is not a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spoiled {
+pub enum Invalid {
     /// It is longer than its limit.
     TooLong,
     /// An LF without CR before it.
@@ -33,13 +33,13 @@ pub enum Spoiled {
 
 /// A command or an answer as it arrives: lines, and literals between them.
 #[derive(Debug, Default)]
-pub struct Gathering {
+pub struct LineBuffer {
     bytes: SecretBuf,
     /// Where the current line starts in `bytes`.
     line: usize,
 }
 
-impl Gathering {
+impl LineBuffer {
     /// Everything so far, CRLFs and literals included.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
@@ -55,24 +55,24 @@ impl Gathering {
 
     /// Moves bytes from `input` to the current line, up to its CRLF. `limit` bounds the line
     /// without its CRLF. After [`Spoiled::TooLong`] it may be called again with a higher limit.
-    pub fn take_line(&mut self, input: &mut SecretBuf, limit: usize) -> Found {
+    pub fn take_line(&mut self, input: &mut SecretBuf, limit: usize) -> Scan {
         let line = self.bytes().get(self.line..).unwrap_or_default();
         let mut after_cr = line.last() == Some(&b'\r');
         let mut length = line.len() - usize::from(after_cr);
         let mut taken = 0;
-        let mut found = Found::Part;
+        let mut found = Scan::Incomplete;
         for byte in input.as_slice() {
             match (after_cr, byte) {
-                (true, b'\n') => found = Found::Line,
-                (true, _) => found = Found::Spoiled(Spoiled::BareCr),
-                (false, b'\n') => found = Found::Spoiled(Spoiled::BareLf),
-                (false, b'\0') => found = Found::Spoiled(Spoiled::Nul),
+                (true, b'\n') => found = Scan::Line,
+                (true, _) => found = Scan::Spoiled(Invalid::BareCr),
+                (false, b'\n') => found = Scan::Spoiled(Invalid::BareLf),
+                (false, b'\0') => found = Scan::Spoiled(Invalid::Nul),
                 (false, b'\r') => after_cr = true,
-                (false, _) if length >= limit => found = Found::Spoiled(Spoiled::TooLong),
+                (false, _) if length >= limit => found = Scan::Spoiled(Invalid::TooLong),
                 (false, _) => length += 1,
             }
-            taken += usize::from(!matches!(found, Found::Spoiled(_)));
-            if found != Found::Part {
+            taken += usize::from(!matches!(found, Scan::Spoiled(_)));
+            if found != Scan::Incomplete {
                 break;
             }
         }
@@ -108,15 +108,15 @@ impl Literal {
     /// The literal that this line (without CRLF) announces at its end, if it does.
     #[must_use]
     pub fn announced_by(line: &[u8]) -> Option<Self> {
-        let mut marker = Marker::default();
-        line.iter().for_each(|byte| marker.watch(*byte));
+        let mut marker = LiteralMarker::default();
+        line.iter().for_each(|byte| marker.push(*byte));
         marker.literal()
     }
 }
 
 /// Watches a line go by for the announcement of a literal at its end, without keeping any of it.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) enum Marker {
+pub(super) enum LiteralMarker {
     #[default]
     Absent,
     /// Behind the brace, before any digit: `{}` announces nothing.
@@ -126,8 +126,8 @@ pub(super) enum Marker {
     Closed(Literal),
 }
 
-impl Marker {
-    fn watch(&mut self, byte: u8) {
+impl LiteralMarker {
+    fn push(&mut self, byte: u8) {
         *self = match (*self, byte) {
             (_, b'{') => Self::Opened,
             (Self::Opened, b'0'..=b'9') => Self::Digits(usize::from(byte - b'0')),
@@ -144,7 +144,7 @@ impl Marker {
 
     /// What it is behind one more byte.
     pub(super) fn behind(mut self, byte: u8) -> Self {
-        self.watch(byte);
+        self.push(byte);
         self
     }
 
@@ -155,29 +155,29 @@ impl Marker {
 
 /// Passes over the rest of a line without keeping it.
 #[derive(Debug, Default)]
-pub struct Skip {
-    marker: Marker,
+pub struct Discard {
+    marker: LiteralMarker,
     after_cr: bool,
 }
 
-impl Skip {
+impl Discard {
     /// Starts behind what is already held of the line.
     #[must_use]
     pub fn behind(held: &[u8]) -> Self {
         let mut skip = Self::default();
         held.iter().for_each(|byte| {
-            skip.watch(*byte);
+            skip.push(*byte);
         });
         skip
     }
 
     /// Drops up to `most` bytes of `input`. Returns how many, and whether the last was the line's.
-    pub fn pass(&mut self, input: &mut SecretBuf, most: usize) -> (usize, bool) {
+    pub fn discard(&mut self, input: &mut SecretBuf, most: usize) -> (usize, bool) {
         let mut passed = 0;
         let mut ended = false;
         for byte in input.as_slice().iter().take(most) {
             passed += 1;
-            ended = self.watch(*byte);
+            ended = self.push(*byte);
             if ended {
                 break;
             }
@@ -193,16 +193,16 @@ impl Skip {
     }
 
     /// Returns whether this byte ends the line. A CR counts only once it is known what follows.
-    fn watch(&mut self, byte: u8) -> bool {
+    fn push(&mut self, byte: u8) -> bool {
         if self.after_cr {
             if byte == b'\n' {
                 return true;
             }
-            self.marker.watch(b'\r');
+            self.marker.push(b'\r');
         }
         self.after_cr = byte == b'\r';
         if !self.after_cr {
-            self.marker.watch(byte);
+            self.marker.push(byte);
         }
         false
     }
@@ -250,12 +250,12 @@ mod tests {
     }
 
     /// Gathers one line with the limit 5, in pieces of `size` bytes; returns what is left as well.
-    fn gather(bytes: &[u8], size: usize) -> (Found, Vec<u8>, Vec<u8>) {
-        let mut gathering = Gathering::default();
+    fn gather(bytes: &[u8], size: usize) -> (Scan, Vec<u8>, Vec<u8>) {
+        let mut gathering = LineBuffer::default();
         let mut input = SecretBuf::new();
-        let mut found = Found::Part;
+        let mut found = Scan::Incomplete;
         let mut pieces = bytes.chunks(size);
-        while found == Found::Part {
+        while found == Scan::Incomplete {
             let Some(piece) = pieces.next() else { break };
             input.extend(piece);
             found = gathering.take_line(&mut input, 5);
@@ -267,15 +267,15 @@ mod tests {
     #[test]
     fn only_crlf_ends_a_line() {
         let cases = [
-            (&b"12345\r\nrest"[..], Found::Line, &b"12345"[..], &b"rest"[..]),
-            (&b"\r\n\r\n"[..], Found::Line, &b""[..], &b"\r\n"[..]),
-            (&b"123"[..], Found::Part, &b"123"[..], &b""[..]),
-            (&b"12345\r"[..], Found::Part, &b"12345\r"[..], &b""[..]),
-            (&b"123456\r\n"[..], Found::Spoiled(Spoiled::TooLong), &b"12345"[..], &b"6\r\n"[..]),
-            (&b"1\n2\r\n"[..], Found::Spoiled(Spoiled::BareLf), &b"1"[..], &b"\n2\r\n"[..]),
-            (&b"1\r2\r\n"[..], Found::Spoiled(Spoiled::BareCr), &b"1\r"[..], &b"2\r\n"[..]),
-            (&b"1\r\r\n"[..], Found::Spoiled(Spoiled::BareCr), &b"1\r"[..], &b"\r\n"[..]),
-            (&b"1\x002\r\n"[..], Found::Spoiled(Spoiled::Nul), &b"1"[..], &b"\x002\r\n"[..]),
+            (&b"12345\r\nrest"[..], Scan::Line, &b"12345"[..], &b"rest"[..]),
+            (&b"\r\n\r\n"[..], Scan::Line, &b""[..], &b"\r\n"[..]),
+            (&b"123"[..], Scan::Incomplete, &b"123"[..], &b""[..]),
+            (&b"12345\r"[..], Scan::Incomplete, &b"12345\r"[..], &b""[..]),
+            (&b"123456\r\n"[..], Scan::Spoiled(Invalid::TooLong), &b"12345"[..], &b"6\r\n"[..]),
+            (&b"1\n2\r\n"[..], Scan::Spoiled(Invalid::BareLf), &b"1"[..], &b"\n2\r\n"[..]),
+            (&b"1\r2\r\n"[..], Scan::Spoiled(Invalid::BareCr), &b"1\r"[..], &b"2\r\n"[..]),
+            (&b"1\r\r\n"[..], Scan::Spoiled(Invalid::BareCr), &b"1\r"[..], &b"\r\n"[..]),
+            (&b"1\x002\r\n"[..], Scan::Spoiled(Invalid::Nul), &b"1"[..], &b"\x002\r\n"[..]),
         ];
         for (bytes, found, line, left) in cases {
             for size in 1..=bytes.len() {
@@ -291,11 +291,11 @@ mod tests {
 
     #[test]
     fn cr_at_the_end_of_a_literal_is_not_part_of_the_next_line() {
-        let mut gathering = Gathering::default();
+        let mut gathering = LineBuffer::default();
         let mut input = buf(b"{3}\r\nab\r\nX\r\n");
-        assert_eq!(gathering.take_line(&mut input, 9), Found::Line);
+        assert_eq!(gathering.take_line(&mut input, 9), Scan::Line);
         assert_eq!(gathering.take_literal(&mut input, 3), 0);
-        assert_eq!(gathering.take_line(&mut input, 9), Found::Spoiled(Spoiled::BareLf));
+        assert_eq!(gathering.take_line(&mut input, 9), Scan::Spoiled(Invalid::BareLf));
     }
 
     #[test]
@@ -319,9 +319,9 @@ mod tests {
         for (line, literal) in cases {
             assert_eq!(Literal::announced_by(line), literal, "{}", line.escape_ascii());
             for held in 0..=line.len() {
-                let mut skip = Skip::behind(&line[..held]);
+                let mut skip = Discard::behind(&line[..held]);
                 let mut input = buf(&[&line[held..], b"\r\nrest"].concat());
-                assert!(skip.pass(&mut input, usize::MAX).1);
+                assert!(skip.discard(&mut input, usize::MAX).1);
                 assert_eq!(skip.announced(), literal);
                 assert_eq!(input.as_slice(), b"rest");
             }
@@ -330,10 +330,10 @@ mod tests {
 
     #[test]
     fn discard_ends_at_crlf_only_and_within_its_budget() {
-        let mut skip = Skip::behind(b"held\r");
+        let mut skip = Discard::behind(b"held\r");
         let mut input = buf(b"\r\0\n{1+}\r\rx\r\nrest");
-        assert_eq!(skip.pass(&mut input, 3), (3, false));
-        assert_eq!(skip.pass(&mut input, usize::MAX), (9, true));
+        assert_eq!(skip.discard(&mut input, 3), (3, false));
+        assert_eq!(skip.discard(&mut input, usize::MAX), (9, true));
         assert_eq!(skip.announced(), None);
         assert_eq!(input.as_slice(), b"rest");
     }

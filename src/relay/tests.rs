@@ -19,7 +19,7 @@ impl Transport for DuplexStream {
 
 const IDLE: Duration = Duration::from_secs(60);
 
-const LINES: Parting = Parting::Line { changed: b"* BYE now\r\n", ended: b"* BYE then\r\n" };
+const LINES: ClosingLine = ClosingLine::Line { changed: b"* BYE now\r\n", ended: b"* BYE then\r\n" };
 
 fn counter() -> IntCounter {
     IntCounter::new("test", "test").unwrap()
@@ -28,24 +28,24 @@ fn counter() -> IntCounter {
 struct Setup {
     client: DuplexStream,
     backend: DuplexStream,
-    relay: tokio::task::JoinHandle<Ended>,
+    relay: tokio::task::JoinHandle<RelayOutcome>,
 }
 
 async fn run(
-    client: End<DuplexStream>,
-    backend: End<DuplexStream>,
-    parting: Parting,
-    stop: impl Future<Output = Why>,
-) -> Ended {
+    client: RelaySide<DuplexStream>,
+    backend: RelaySide<DuplexStream>,
+    parting: ClosingLine,
+    stop: impl Future<Output = TerminationReason>,
+) -> RelayOutcome {
     Relay::new(client, backend, IDLE).run(&parting, &mut pin!(stop)).await
 }
 
 fn start(pipe: usize, to_client: &[u8], to_backend: &[u8]) -> Setup {
     let (client, client_side) = duplex(pipe);
     let (backend, backend_side) = duplex(pipe);
-    let client_end = End { stream: client_side.into(), first: to_client.to_vec(), own: 0, sent: counter() };
-    let backend_end = End { stream: backend_side.into(), first: to_backend.to_vec(), own: 0, sent: counter() };
-    let relay = tokio::spawn(run(client_end, backend_end, Parting::Close, pending()));
+    let client_end = RelaySide { stream: client_side.into(), first: to_client.to_vec(), own: 0, sent: counter() };
+    let backend_end = RelaySide { stream: backend_side.into(), first: to_backend.to_vec(), own: 0, sent: counter() };
+    let relay = tokio::spawn(run(client_end, backend_end, ClosingLine::Close, pending()));
     Setup { client, backend, relay }
 }
 
@@ -77,7 +77,7 @@ async fn half_close_is_forwarded_and_the_reply_still_arrives() {
     setup.client.read_to_end(&mut answer).await.unwrap();
     assert_eq!(answer, b"answer");
     let ended = setup.relay.await.unwrap();
-    assert_eq!(ended, Ended { cause: Cause::ClientClosed, bytes_in: 10, bytes_out: 6 });
+    assert_eq!(ended, RelayOutcome { cause: EndReason::ClientClosed, bytes_in: 10, bytes_out: 6 });
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,7 +89,7 @@ async fn half_closed_session_ends_three_seconds_after_its_last_byte() {
         tokio::time::sleep(Duration::from_secs(2)).await;
         setup.backend.write_all(b"still here").await.unwrap();
     }
-    assert_eq!(setup.relay.await.unwrap().cause, Cause::ClientClosed);
+    assert_eq!(setup.relay.await.unwrap().cause, EndReason::ClientClosed);
     let lived = began.elapsed();
     assert!(lived >= Duration::from_secs(12) && lived < Duration::from_secs(14), "{lived:?}");
 }
@@ -100,7 +100,7 @@ async fn silent_session_ends_and_one_byte_keeps_it() {
     let began = Instant::now();
     tokio::time::sleep(Duration::from_secs(50)).await;
     setup.backend.write_all(b"* OK still here\r\n").await.unwrap();
-    assert_eq!(setup.relay.await.unwrap().cause, Cause::Idle);
+    assert_eq!(setup.relay.await.unwrap().cause, EndReason::Idle);
     let lived = began.elapsed();
     assert!(lived >= Duration::from_secs(110) && lived < Duration::from_secs(112), "{lived:?}");
 }
@@ -146,7 +146,7 @@ async fn broken_side_ends_both() {
     drop(setup.client);
     setup.backend.write_all(b"into the void").await.unwrap();
     let ended = setup.relay.await.unwrap();
-    assert!(matches!(ended.cause, Cause::ClientClosed | Cause::ClientError), "{ended:?}");
+    assert!(matches!(ended.cause, EndReason::ClientClosed | EndReason::ClientError), "{ended:?}");
     let mut rest = Vec::new();
     setup.backend.read_to_end(&mut rest).await.unwrap();
 }
@@ -155,14 +155,14 @@ async fn broken_side_ends_both() {
 async fn stop_sends_bye_to_both() {
     let (mut client, client_side) = duplex(64);
     let (mut backend, backend_side) = duplex(64);
-    let client_end = End { stream: client_side.into(), first: Vec::new(), own: 0, sent: counter() };
-    let backend_end = End { stream: backend_side.into(), first: Vec::new(), own: 0, sent: counter() };
+    let client_end = RelaySide { stream: client_side.into(), first: Vec::new(), own: 0, sent: counter() };
+    let backend_end = RelaySide { stream: backend_side.into(), first: Vec::new(), own: 0, sent: counter() };
     let stop = async {
         tokio::time::sleep(Duration::from_secs(5)).await;
-        Why::Drain
+        TerminationReason::Drain
     };
     let ended = run(client_end, backend_end, LINES, stop).await;
-    assert_eq!(ended.cause, Cause::Asked(Why::Drain));
+    assert_eq!(ended.cause, EndReason::Asked(TerminationReason::Drain));
     assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
     assert_eq!(backend.read(&mut [0; 8]).await.unwrap(), 0);
 }
@@ -170,17 +170,17 @@ async fn stop_sends_bye_to_both() {
 /// A session that is asked to end after 5 s: what the client hears from then on, and when.
 async fn parting(
     first: &[u8],
-    parting: Parting,
+    parting: ClosingLine,
     backend_says: impl AsyncFn(&mut DuplexStream) + Send + 'static,
 ) -> (Vec<u8>, Duration) {
     let (mut client, client_side) = duplex(4096);
     let (mut backend, backend_side) = duplex(4096);
-    let client_end = End { stream: client_side.into(), first: first.to_vec(), own: 0, sent: counter() };
-    let backend_end = End { stream: backend_side.into(), first: Vec::new(), own: 0, sent: counter() };
+    let client_end = RelaySide { stream: client_side.into(), first: first.to_vec(), own: 0, sent: counter() };
+    let backend_end = RelaySide { stream: backend_side.into(), first: Vec::new(), own: 0, sent: counter() };
     let asked = Instant::now() + Duration::from_secs(5);
     let stop = async move {
         sleep_until(asked).await;
-        Why::Moved
+        TerminationReason::Moved
     };
     let relayed = run(client_end, backend_end, parting, stop);
     let mut heard = Vec::new();
@@ -193,7 +193,7 @@ async fn parting(
         },
         client.read_to_end(&mut heard)
     );
-    assert_eq!(ended.cause, Cause::Asked(Why::Moved));
+    assert_eq!(ended.cause, EndReason::Asked(TerminationReason::Moved));
     (heard, asked.elapsed())
 }
 
@@ -203,7 +203,7 @@ async fn paused_session_gets_a_bye_and_ends_at_once() {
     assert_eq!((heard.as_slice(), took.is_zero()), (b"* BYE now\r\n".as_slice(), true));
     let whole = parting(b"* 1 EXISTS\r\n", LINES, async |_| {}).await;
     assert_eq!(whole.0, b"* 1 EXISTS\r\n* BYE now\r\n");
-    let (heard, took) = parting(b"", Parting::Close, async |_| {}).await;
+    let (heard, took) = parting(b"", ClosingLine::Close, async |_| {}).await;
     assert_eq!((heard.len(), took.is_zero()), (0, true));
 }
 
@@ -237,7 +237,7 @@ async fn busy_session_ends_at_its_next_pause_or_after_a_delay() {
     };
     let (heard, took) = parting(b"", LINES, answering).await;
     assert!(heard.ends_with(b"\r\n* BYE now\r\n"));
-    assert!(took > Duration::from_secs(2) && took < POLITENESS, "{took:?}");
+    assert!(took > Duration::from_secs(2) && took < PAUSE_TIMEOUT, "{took:?}");
     let endless = async |backend: &mut DuplexStream| {
         while backend.write_all(b"* 3 EXISTS\r\n").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -245,5 +245,5 @@ async fn busy_session_ends_at_its_next_pause_or_after_a_delay() {
     };
     let (heard, took) = parting(b"", LINES, endless).await;
     assert!(heard.ends_with(b"* 3 EXISTS\r\n"), "no line without a pause");
-    assert!(took >= POLITENESS && took < POLITENESS + Duration::from_millis(200), "{took:?}");
+    assert!(took >= PAUSE_TIMEOUT && took < PAUSE_TIMEOUT + Duration::from_millis(200), "{took:?}");
 }

@@ -40,7 +40,7 @@ impl Server {
     /// Closes sessions until there is none or the time is over; whether a signal came before.
     pub(super) async fn close_sessions(&self, time: Duration, rate: u32, stop: &mut StopSignals) -> bool {
         tokio::select! {
-            () = self.shared.vacated() => false,
+            () = self.shared.connections_closed() => false,
             () = close_evenly(&self.shared.registry, time, rate) => false,
             () = stop.recv() => true,
         }
@@ -49,7 +49,7 @@ impl Server {
     /// Closes whatever is left, and says that it is done.
     pub(super) async fn finish(&mut self) {
         self.shared.registry.end_all();
-        let _ = timeout(LAST_FAREWELL, self.shared.vacated()).await;
+        let _ = timeout(LAST_FAREWELL, self.shared.connections_closed()).await;
         if let Some(file) = &self.control {
             file.remove();
         }
@@ -86,7 +86,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::registry::{Basis, Session};
+    use crate::registry::{Session, SessionBasis};
 
     /// When, after the start, each of these sessions is asked to end, in seconds.
     async fn ends(sessions: u32, time: u64, rate: u32) -> Vec<f64> {
@@ -103,7 +103,7 @@ mod tests {
                 backend: "server3".into(),
                 since: 0,
             };
-            let (listed, asked) = registry.list(session, Basis::for_tests("uid=alice"));
+            let (listed, asked) = registry.list(session, SessionBasis::for_tests("uid=alice"));
             waiting.spawn(async move {
                 asked.await;
                 drop(listed);

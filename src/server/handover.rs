@@ -214,7 +214,7 @@ impl Server {
         self.shared.stage.send_replace(Stage::Leaving);
         let conversations = config.limits.conversation_timeout;
         let stopped = tokio::select! {
-            _ = timeout(conversations, self.shared.vacated()) => false,
+            _ = timeout(conversations, self.shared.connections_closed()) => false,
             () = stop.recv() => true,
         };
         self.shared.stage.send_replace(Stage::Draining);

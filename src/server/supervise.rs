@@ -9,7 +9,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Metrics;
-use crate::tasks::{self, End, Task};
+use crate::tasks::{self, Task, TaskExit};
 
 /// Every supervised task of the process.
 #[derive(Debug)]
@@ -77,10 +77,10 @@ impl Supervisor {
     }
 }
 
-fn note(end: End, lost: &CancellationToken) {
+fn note(end: TaskExit, lost: &CancellationToken) {
     match end {
-        End::Done => {}
-        End::GivenUp => lost.cancel(),
+        TaskExit::Done => {}
+        TaskExit::GivenUp => lost.cancel(),
     }
 }
 

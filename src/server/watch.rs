@@ -20,7 +20,7 @@ use super::Server;
 use crate::config::Problem;
 use crate::files::{Files, Fingerprint};
 use crate::snapshot::Snapshot;
-use crate::tls::server::Served;
+use crate::tls::server::ServedCertificate;
 
 /// What one look at the files came to.
 #[derive(Debug)]
@@ -189,7 +189,7 @@ fn look(current: &Snapshot, refused: Option<Fingerprint>) -> Look {
 /// Certificates that are expired and were not in force before: nobody is served by them. One that
 /// has expired in service must not keep the others from being renewed.
 fn newly_expired(current: &Snapshot, files: &Files) -> Vec<Problem> {
-    let in_force = |one: &Served| {
+    let in_force = |one: &ServedCertificate| {
         current.tls.certificates().iter().any(|old| old.chain == one.chain && old.not_after == one.not_after)
     };
     let served = files.tls.certificates().iter().enumerate();

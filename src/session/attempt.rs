@@ -18,7 +18,7 @@ use crate::directory::{Entry, Login};
 use crate::known::Settled;
 use crate::outcome::Refusal;
 use crate::proto::Protocol;
-use crate::report::Report;
+use crate::report::LoginEvent;
 use crate::route;
 use crate::secret::Secret;
 use crate::snapshot::{Shared, Snapshot};
@@ -30,11 +30,11 @@ pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// No refusal is held back for longer than this after its attempt began.
 const LATEST_REFUSAL: Duration = Duration::from_secs(8);
 /// How often the directory is asked about a user that it holds, if it does not tell.
-const HELD_LOOK: Duration = Duration::from_secs(1);
+const HOLD_POLL: Duration = Duration::from_secs(1);
 
 /// What an attempt is decided with.
 #[derive(Debug, Clone, Copy)]
-pub struct Attempt<'a> {
+pub struct LoginAttempt<'a> {
     /// What all of usher shares.
     pub shared: &'a Shared,
     /// What the config in force means.
@@ -49,7 +49,7 @@ pub struct Attempt<'a> {
 
 /// Somebody who may be logged in, and where.
 #[derive(Debug)]
-pub struct Found<'a> {
+pub struct RoutedLogin<'a> {
     /// Who.
     pub proven: Proven,
     /// Who decided.
@@ -78,7 +78,7 @@ impl Target<'_> {
     }
 }
 
-impl<'a> Attempt<'a> {
+impl<'a> LoginAttempt<'a> {
     /// Lets an attempt take its time and no more. A defect behind it costs this attempt alone. The attempt
     /// is pinned where it is: a future by value would be held twice.
     ///
@@ -93,13 +93,13 @@ impl<'a> Attempt<'a> {
     }
 
     /// What the client may hear of a refusal, at the time when it may.
-    pub async fn told(&self, refusal: Refusal) -> Refusal {
+    pub async fn reply(&self, refusal: Refusal) -> Refusal {
         let config = &self.snapshot.config;
-        let refusal = refusal.told(config.directory.reveal_account_state).clone();
+        let refusal = refusal.disclosed(config.directory.reveal_account_state).clone();
         if is_about_credentials(&refusal) || refusal == Refusal::Limit || refusal.is_without_route() {
             // What must sound alike must take alike (CWE-208); and a limit, or a login that leads nowhere,
             // must not invite the next attempt at once.
-            sleep_until(self.began + beat(self.began.elapsed(), config.limits.refusal_delay)).await;
+            sleep_until(self.began + next_refusal_tick(self.began.elapsed(), config.limits.refusal_delay)).await;
         }
         refusal
     }
@@ -109,7 +109,7 @@ impl<'a> Attempt<'a> {
     ///
     /// # Errors
     /// The throttle's refusal: the directory was not asked.
-    pub async fn decide(&self, login: &Login, password: &Secret, report: &mut Report) -> Result<Decision, Refusal> {
+    pub async fn decide(&self, login: &Login, password: &Secret, report: &mut LoginEvent) -> Result<Decision, Refusal> {
         let settings = &self.snapshot.config.throttle;
         let (throttle, client) = (&self.shared.throttle, self.client);
         let authn = &self.snapshot.authn;
@@ -159,8 +159,8 @@ impl<'a> Attempt<'a> {
         login: &Login,
         password: &Secret,
         mut decision: Decision,
-        report: &mut Report,
-    ) -> Result<Found<'a>, Refusal> {
+        report: &mut LoginEvent,
+    ) -> Result<RoutedLogin<'a>, Refusal> {
         loop {
             report.decided(&decision, &self.shared.metrics);
             let proven = decision.result?;
@@ -173,12 +173,12 @@ impl<'a> Attempt<'a> {
             // Found first: a login that leads nowhere takes no place and no part of the rate.
             let target = self.target(proven.identity.entry(), login)?;
             let place = self.place(&proven).map_err(|limited| report.limited(limited))?;
-            report.sent_to(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
+            report.routed(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
             if self.shared.steer.drained(&target.backend.name).is_some() {
                 self.count_backend(target.backend, "draining");
                 return Err(Refusal::BackendDraining);
             }
-            return Ok(Found { proven, by: decision.by, place, target });
+            return Ok(RoutedLogin { proven, by: decision.by, place, target });
         }
     }
 
@@ -205,7 +205,7 @@ impl<'a> Attempt<'a> {
     async fn wait_for_release(&self, login: &Login, proven: &Proven) -> Result<(), Refusal> {
         let (authn, held) = (&self.snapshot.authn, proven.identity.entry());
         let until = self.began + self.snapshot.config.directory.watch.hold_timeout;
-        let mut look = Instant::now() + HELD_LOOK;
+        let mut look = Instant::now() + HOLD_POLL;
         loop {
             let changed = authn.entries().changed();
             match authn.entries().settle(held) {
@@ -220,7 +220,7 @@ impl<'a> Attempt<'a> {
                     if timeout_at(until, authn.is_held(login)).await == Ok(Some(false)) {
                         return Ok(());
                     }
-                    look = Instant::now() + HELD_LOOK;
+                    look = Instant::now() + HOLD_POLL;
                 }
             }
         }
@@ -235,7 +235,7 @@ impl<'a> Attempt<'a> {
 
 /// When an attempt is answered that has taken so long: at the next whole multiple of the delay. What
 /// the throttle made it wait is in what it has taken, and not added to it.
-pub(super) fn beat(taken: Duration, delay: Duration) -> Duration {
+pub(super) fn next_refusal_tick(taken: Duration, delay: Duration) -> Duration {
     let beats = u32::try_from(taken.as_nanos() / delay.as_nanos().max(1) + 1).unwrap_or(u32::MAX);
     delay.saturating_mul(beats).min(LATEST_REFUSAL)
 }
@@ -248,6 +248,6 @@ fn is_about_credentials(refusal: &Refusal) -> bool {
             | Refusal::UnknownUser
             | Refusal::EmptyPassword
             | Refusal::InvalidUsername
-            | Refusal::UnusablePassword
+            | Refusal::InvalidPassword
     )
 }

@@ -10,16 +10,16 @@ use std::sync::Arc;
 
 use crate::authn::Proven;
 use crate::outcome::{AccountState, Refusal};
-use crate::registry::{AskedToEnd, Basis, Listed, Session, Why};
+use crate::registry::{ListedSession, Session, SessionBasis, StopHandle, TerminationReason};
 use crate::snapshot::{Shared, Snapshot};
 
 /// A session that may begin.
 #[derive(Debug)]
 pub(super) struct Listing {
     /// Keeps it listed.
-    pub(super) listed: Listed,
+    pub(super) listed: ListedSession,
     /// Ready when it is asked to end.
-    pub(super) asked_to_end: AskedToEnd,
+    pub(super) stop: StopHandle,
 }
 
 /// Why a session does not begin.
@@ -44,7 +44,7 @@ pub(super) fn list(
     session: Session,
     backend_login: Arc<str>,
 ) -> Result<Listing, NotListed> {
-    let basis = Basis { entry: proven.identity.shared_entry(), backend_login };
+    let basis = SessionBasis { entry: proven.identity.shared_entry(), backend_login };
     let (listed, mut asked_to_end) = shared.registry.list(session.clone(), basis.clone());
     // Loaded behind the listing: a later reload compares all that is listed.
     let newest = shared.snapshot.load();
@@ -55,22 +55,24 @@ pub(super) fn list(
     if !decided.authn.still_holds(proven) {
         return Err(NotListed::Again);
     }
-    asked_to_end.now().map_or(Ok(()), |why| Err(not_listed(why)))?;
-    Ok(Listing { listed, asked_to_end })
+    asked_to_end.requested().map_or(Ok(()), |why| Err(not_listed(why)))?;
+    Ok(Listing { listed, stop: asked_to_end })
 }
 
 /// What a reason to end a session means before the client has heard anything.
-fn not_listed(why: Why) -> NotListed {
+fn not_listed(why: TerminationReason) -> NotListed {
     // The backend has accepted the password that the directory had accepted.
     let account = |state| Refusal::Account { state, proven: true };
     NotListed::Refused(match why {
         // The directory says where to go now, when the hold is over, or that the password is wrong.
-        Why::Moved | Why::Hold | Why::PasswordChanged => return NotListed::Again,
-        Why::Disabled => account(AccountState::Disabled),
-        Why::Expired => account(AccountState::AccountExpired),
-        Why::Deleted => Refusal::UnknownUser,
-        Why::Drain => Refusal::Draining,
-        Why::BackendDrained => Refusal::BackendDraining,
-        Why::Kicked => Refusal::Kicked,
+        TerminationReason::Moved | TerminationReason::Hold | TerminationReason::PasswordChanged => {
+            return NotListed::Again;
+        }
+        TerminationReason::Disabled => account(AccountState::Disabled),
+        TerminationReason::Expired => account(AccountState::AccountExpired),
+        TerminationReason::Deleted => Refusal::UnknownUser,
+        TerminationReason::Drain => Refusal::Draining,
+        TerminationReason::BackendDrained => Refusal::BackendDraining,
+        TerminationReason::Kicked => Refusal::Kicked,
     })
 }

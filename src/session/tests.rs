@@ -4,10 +4,10 @@
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::{TcpListener, tcp};
 
-use super::attempt::{ATTEMPT_TIMEOUT, beat};
+use super::attempt::{ATTEMPT_TIMEOUT, next_refusal_tick};
 use super::*;
 use crate::authn::Authenticator;
-use crate::backend::offers::Offers;
+use crate::backend::offers::AdvertisedCapabilities;
 use crate::cache::Cache;
 use crate::config;
 use crate::directory::ldap::Ldap;
@@ -25,10 +25,10 @@ static ONE_LINE: Protocol = Protocol {
     starttls_port: 0,
     usual: &[],
     promised: |_| false,
-    introduction: None,
+    forward_method: None,
     front: one_line,
     back: no_back,
-    parting: proto::Parting::Close,
+    closing_line: proto::ClosingLine::Close,
     follows_moves: true,
     nginx: None,
 };
@@ -138,7 +138,7 @@ limits: {{{limits}}}
             ),
             directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),
             backends: Vec::new(),
-            offers: Offers::new(&[], &[], &metrics, None),
+            offers: AdvertisedCapabilities::new(&[], &[], &metrics, None),
             auth_http_key: None,
             fingerprint: Fingerprint::of(&config),
             config,
@@ -221,7 +221,7 @@ async fn idle_client_gets_a_bye() {
     let mut client = door.client().await;
     client.hears("bye deadline\n").await;
     client.hears_the_end().await;
-    door.shared.vacated().await;
+    door.shared.connections_closed().await;
     assert_eq!(door.parted("deadline"), 1);
 }
 
@@ -236,7 +236,7 @@ async fn slow_bytes_do_not_extend_the_deadline() {
         }
     };
     timeout(Duration::from_secs(10), dripping).await.expect("the connection is closed");
-    door.shared.vacated().await;
+    door.shared.connections_closed().await;
     assert!(began.elapsed() >= Duration::from_millis(400));
     assert_eq!(door.parted("deadline"), 1);
 }
@@ -257,11 +257,11 @@ async fn silent_directory_is_an_outage_within_ten_seconds() {
 fn refusals_are_sent_at_the_refusal_tick() {
     let ms = Duration::from_millis;
     for (taken, answered) in [(0, 2_000), (1, 2_000), (1_999, 2_000), (2_000, 4_000), (5_001, 6_000), (7_999, 8_000)] {
-        assert_eq!(beat(ms(taken), ms(2_000)), ms(answered), "{taken}");
+        assert_eq!(next_refusal_tick(ms(taken), ms(2_000)), ms(answered), "{taken}");
     }
-    assert_eq!(beat(ms(7_000), ms(5_000)), ms(8_000), "no later than this");
-    assert_eq!(beat(ms(9_000), ms(2_000)), ms(8_000), "which is over: at once");
-    assert_eq!(beat(ms(70), Duration::ZERO), Duration::ZERO);
+    assert_eq!(next_refusal_tick(ms(7_000), ms(5_000)), ms(8_000), "no later than this");
+    assert_eq!(next_refusal_tick(ms(9_000), ms(2_000)), ms(8_000), "which is over: at once");
+    assert_eq!(next_refusal_tick(ms(70), Duration::ZERO), Duration::ZERO);
 }
 
 #[tokio::test]
@@ -276,7 +276,7 @@ async fn guessing_connection_ends_after_the_configured_failures() {
     client.hears("refused unknown_user\n").await;
     client.hears("bye limit\n").await;
     client.hears_the_end().await;
-    door.shared.vacated().await;
+    door.shared.connections_closed().await;
     assert_eq!(door.parted("failed_logins"), 1);
 }
 
@@ -300,7 +300,7 @@ async fn drain_sends_bye_to_unauthenticated_clients() {
     door.shared.stage.send_replace(Stage::Draining);
     client.hears("bye draining\n").await;
     client.hears_the_end().await;
-    door.shared.vacated().await;
+    door.shared.connections_closed().await;
 }
 
 #[tokio::test]
@@ -311,6 +311,6 @@ async fn connections_over_the_limit_are_refused() {
     assert!(door.shared.permit(10).is_none());
     drop(places);
     assert!(door.shared.permit(10).is_some());
-    door.shared.vacated().await;
+    door.shared.connections_closed().await;
     assert_eq!(door.shared.metrics.connections.get(), 0);
 }

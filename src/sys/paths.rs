@@ -25,7 +25,7 @@ pub enum UnsafeFolder {
     /// Its group or everybody can write there.
     #[error(
         "others can write to {} (mode {mode:04o}) and put their own files in place of usher's: {}",
-        .folder.display(), way_out(.folder, *.mode)
+        .folder.display(), remedy(.folder, *.mode)
     )]
     Writable {
         /// The folder.
@@ -56,7 +56,7 @@ pub enum UnsafeFolder {
 
 /// What to do about a folder that others can write to. One with the sticky bit, such as /tmp, is shared on
 /// purpose.
-fn way_out(folder: &Path, mode: u32) -> String {
+fn remedy(folder: &Path, mode: u32) -> String {
     if mode & STICKY == 0 {
         format!("run `chmod go-w {}`, or name a folder of usher's own such as /run/usher", folder.display())
     } else {
@@ -65,7 +65,7 @@ fn way_out(folder: &Path, mode: u32) -> String {
 }
 
 /// A folder on the way, and the owner of the entry through which the way leads on.
-struct Passed {
+struct PathStep {
     folder: PathBuf,
     metadata: Metadata,
     next: Option<u32>,
@@ -80,10 +80,10 @@ struct Passed {
 /// # Errors
 /// The first folder that is not safe.
 pub fn check_folder(folder: &Path, user: Option<u32>) -> Result<(), UnsafeFolder> {
-    let way = way_to(folder)?;
+    let way = path_steps(folder)?;
     let user = user.or_else(|| way.last().map(|last| last.metadata.uid()));
     let is_trusted = |uid: u32| uid == 0 || Some(uid) == user;
-    for Passed { folder, metadata, next } in way {
+    for PathStep { folder, metadata, next } in way {
         let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
         if !is_trusted(uid) {
             return Err(UnsafeFolder::Foreign { folder, uid });
@@ -97,7 +97,7 @@ pub fn check_folder(folder: &Path, user: Option<u32>) -> Result<(), UnsafeFolder
 }
 
 /// Every folder that the system passes through on the way to this one, itself the last, as far as they exist.
-fn way_to(folder: &Path) -> Result<Vec<Passed>, UnsafeFolder> {
+fn path_steps(folder: &Path) -> Result<Vec<PathStep>, UnsafeFolder> {
     let unreadable = |folder: &Path| {
         let folder = folder.to_owned();
         move |source| UnsafeFolder::Unreadable { folder, source }
@@ -119,7 +119,7 @@ fn way_to(folder: &Path) -> Result<Vec<Passed>, UnsafeFolder> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             Err(error) => return Err(unreadable(&path)(error)),
         };
-        way.push(Passed { folder: at.clone(), metadata: metadata.clone(), next: Some(found.uid()) });
+        way.push(PathStep { folder: at.clone(), metadata: metadata.clone(), next: Some(found.uid()) });
         if found.is_symlink() {
             links += 1;
             if links > LINKS {
@@ -138,7 +138,7 @@ fn way_to(folder: &Path) -> Result<Vec<Passed>, UnsafeFolder> {
             return Err(unreadable(&path)(io::ErrorKind::NotADirectory.into()));
         }
     }
-    way.push(Passed { folder: at, metadata, next: None });
+    way.push(PathStep { folder: at, metadata, next: None });
     Ok(way)
 }
 

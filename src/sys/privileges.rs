@@ -87,7 +87,7 @@ impl User {
     ///
     /// # Errors
     /// The system's reason, such as that this process is not root.
-    pub fn become_it(&self) -> io::Result<()> {
+    pub fn switch_to(&self) -> io::Result<()> {
         let had = capabilities(None)?.permitted;
         let keep = had & CapabilitySet::NET_BIND_SERVICE;
         let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();

@@ -21,7 +21,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 use zeroize::Zeroizing;
 
-use super::{Mistake, TlsError};
+use super::{TlsError, TlsProblem};
 use crate::config::CertificateFiles;
 use crate::sys;
 
@@ -30,7 +30,7 @@ pub const FILE_LIMIT: u64 = 4 << 20;
 
 /// What a certificate says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub struct CertificateInfo {
     /// The DNS names of its subjectAltName, lower case; a wildcard as `*.example.com`.
     pub names: Vec<String>,
     /// The last second of its validity, Unix time.
@@ -41,7 +41,7 @@ pub struct Facts {
     pub spki: Vec<u8>,
 }
 
-impl Facts {
+impl CertificateInfo {
     /// Reads a certificate.
     ///
     /// # Errors
@@ -82,20 +82,20 @@ fn dns_name(name: &GeneralName<'_>) -> Option<String> {
 
 /// A certificate chain with its key, ready to be shown to a peer.
 #[derive(Debug, Clone)]
-pub struct Loaded {
+pub struct LoadedCertificate {
     /// What rustls presents.
     pub certified: Arc<CertifiedKey>,
     /// What the first certificate says.
-    pub facts: Facts,
+    pub info: CertificateInfo,
 }
 
 /// Loads a chain and its key; `key` is the config key of the pair.
 ///
 /// # Errors
 /// Every mistake in either file, under `key.chain` and `key.key`.
-pub fn load(files: &CertificateFiles, key: &str) -> Result<Loaded, Vec<Mistake>> {
-    let chain = read_chain(&files.chain).map_err(|error| Mistake::new(format!("{key}.chain"), error));
-    let private = read_key(&files.key).map_err(|error| Mistake::new(format!("{key}.key"), error));
+pub fn load(files: &CertificateFiles, key: &str) -> Result<LoadedCertificate, Vec<TlsProblem>> {
+    let chain = read_chain(&files.chain).map_err(|error| TlsProblem::new(format!("{key}.chain"), error));
+    let private = read_key(&files.key).map_err(|error| TlsProblem::new(format!("{key}.key"), error));
     let ((chain, facts), private) = match (chain, private) {
         (Ok(chain), Ok(private)) => (chain, private),
         (chain, private) => return Err(chain.err().into_iter().chain(private.err()).collect()),
@@ -103,9 +103,9 @@ pub fn load(files: &CertificateFiles, key: &str) -> Result<Loaded, Vec<Mistake>>
     // rustls compares by webpki, which cannot read every old certificate: so by the bytes.
     let matches = private.public_key().is_none_or(|public| public == SubjectPublicKeyInfoDer::from(&*facts.spki));
     if !matches {
-        return Err(vec![Mistake::new(format!("{key}.key"), TlsError::KeyMismatch { chain: files.chain.clone() })]);
+        return Err(vec![TlsProblem::new(format!("{key}.key"), TlsError::KeyMismatch { chain: files.chain.clone() })]);
     }
-    Ok(Loaded { certified: Arc::new(CertifiedKey::new(chain, private)), facts })
+    Ok(LoadedCertificate { certified: Arc::new(CertifiedKey::new(chain, private)), info: facts })
 }
 
 /// Reads a file of authorities. Every certificate in it must be usable: one that is left out in
@@ -126,11 +126,11 @@ pub fn load_roots(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-fn read_chain(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Facts), TlsError> {
+fn read_chain(path: &Path) -> Result<(Vec<CertificateDer<'static>>, CertificateInfo), TlsError> {
     let chain = read_certificates(path)?;
     let mut first = None;
     for (index, certificate) in chain.iter().enumerate() {
-        let facts = Facts::read(certificate).map_err(|reason| TlsError::BrokenCertificate {
+        let facts = CertificateInfo::read(certificate).map_err(|reason| TlsError::BrokenCertificate {
             path: path.to_owned(),
             position: index + 1,
             reason,
@@ -147,7 +147,7 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErr
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     let certificates = certificates.map_err(|error| broken_pem(path, &error))?;
     if certificates.is_empty() {
-        let hint = if Facts::read(&bytes).is_ok() {
+        let hint = if CertificateInfo::read(&bytes).is_ok() {
             "; it is DER: convert it with `openssl x509 -inform der -in FILE -out NEW`"
         } else if contains(&bytes, b"PRIVATE KEY-----") {
             "; it holds a private key: are chain and key swapped?"

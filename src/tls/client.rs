@@ -16,10 +16,10 @@ use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, versi
 use rustls_native_certs::CertificateResult;
 use tokio::net::TcpStream;
 
-use super::pin::Pinned;
-use super::sessions::{Noting, Sessions};
+use super::pin::PinVerifier;
+use super::sessions::{ChainMeasuringVerifier, ClientSessions};
 use super::stream::Stream;
-use super::{DEFAULT_GROUPS, Mistake, TlsError, certificate, provider};
+use super::{DEFAULT_GROUPS, TlsError, TlsProblem, certificate, provider};
 use crate::config::{CertificateFiles, Place, Problem};
 
 /// What a config says about TLS towards some servers.
@@ -50,8 +50,8 @@ impl ClientTls {
     ///
     /// # Errors
     /// Every mistake in the settings and the files they name.
-    pub fn prepare(&self) -> Result<Arc<ClientConfig>, Vec<Mistake>> {
-        let sessions = Arc::new(Sessions::default());
+    pub fn prepare(&self) -> Result<Arc<ClientConfig>, Vec<TlsProblem>> {
+        let sessions = Arc::new(ClientSessions::default());
         let verified = self.verified(&sessions);
         let certificate_key = format!("{}.client_certificate", self.key);
         let shown =
@@ -75,31 +75,34 @@ impl ClientTls {
     }
 
     /// Decides who is believed.
-    fn verified(&self, sessions: &Arc<Sessions>) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Mistake> {
+    fn verified(
+        &self,
+        sessions: &Arc<ClientSessions>,
+    ) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsProblem> {
         let crypto = provider(&DEFAULT_GROUPS, None);
         let builder = ClientConfig::builder_with_provider(Arc::clone(&crypto))
             .with_protocol_versions(&[&version::TLS13, &version::TLS12])
-            .map_err(|source| Mistake::new(self.key.clone(), TlsError::Setup { source }))?;
+            .map_err(|source| TlsProblem::new(self.key.clone(), TlsError::Setup { source }))?;
         let verifier = self.verifier(crypto)?;
-        let noting = Noting { verifier, sessions: Arc::clone(sessions) };
+        let noting = ChainMeasuringVerifier { verifier, sessions: Arc::clone(sessions) };
         Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(noting)))
     }
 
-    fn verifier(&self, crypto: Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, Mistake> {
+    fn verifier(&self, crypto: Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, TlsProblem> {
         let ca_key = || format!("{}.ca", self.key);
         if !self.pins.is_empty() {
-            return Ok(Arc::new(Pinned::new(self.pins.clone(), crypto.signature_verification_algorithms)));
+            return Ok(Arc::new(PinVerifier::new(self.pins.clone(), crypto.signature_verification_algorithms)));
         }
         let roots = match &self.ca {
             Some(path) => certificate::load_roots(path),
             None => system_roots(rustls_native_certs::load_native_certs()),
         };
-        let roots = roots.map_err(|error| Mistake::new(ca_key(), error))?;
+        let roots = roots.map_err(|error| TlsProblem::new(ca_key(), error))?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), crypto).build();
         // Without roots or with broken revocation lists alone, and there are some and none.
         Ok(verifier.map_err(|error| {
             let source = rustls::Error::General(error.to_string());
-            Mistake::new(ca_key(), TlsError::Setup { source })
+            TlsProblem::new(ca_key(), TlsError::Setup { source })
         })?)
     }
 }

@@ -44,7 +44,7 @@ pub enum TlsError {
         source: io::Error,
     },
     /// A key that is no secret.
-    #[error("{}", sys::exposed_words(path, *mode))]
+    #[error("{}", sys::exposed_message(path, *mode))]
     Exposed {
         /// The file.
         path: PathBuf,
@@ -139,7 +139,7 @@ pub enum TlsError {
         /// Which line, from 1.
         line: usize,
         /// What is wrong with it.
-        fault: tickets::Fault,
+        fault: tickets::TicketKeyError,
     },
     /// No key in the file of ticket keys.
     #[error("{} holds no key: write one with `openssl rand -base64 48`", path.display())]
@@ -191,14 +191,14 @@ pub enum TlsError {
 
 /// A [`TlsError`] and the config key it belongs to.
 #[derive(Debug)]
-pub struct Mistake {
+pub struct TlsProblem {
     /// The key path, such as `tls.certificates[0].key`.
     pub key: String,
     /// What is wrong.
     pub error: TlsError,
 }
 
-impl Mistake {
+impl TlsProblem {
     fn new(key: impl Into<String>, error: TlsError) -> Self {
         Self { key: key.into(), error }
     }

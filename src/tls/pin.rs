@@ -14,7 +14,7 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, PeerMisbehaved, SignatureScheme};
 
-use super::certificate::Facts;
+use super::certificate::CertificateInfo;
 
 /// The server's key is none of those that the config names.
 #[derive(Debug, thiserror::Error)]
@@ -26,18 +26,18 @@ pub struct NotPinned {
 
 /// Accepts exactly the servers that hold a pinned key.
 #[derive(Debug)]
-pub(super) struct Pinned {
+pub(super) struct PinVerifier {
     pins: Vec<[u8; 32]>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl Pinned {
+impl PinVerifier {
     pub(super) fn new(pins: Vec<[u8; 32]>, algorithms: WebPkiSupportedAlgorithms) -> Self {
         Self { pins, algorithms }
     }
 }
 
-impl ServerCertVerifier for Pinned {
+impl ServerCertVerifier for PinVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -85,6 +85,6 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, Error> {
-    Facts::read(certificate).map_err(|_| CertificateError::BadEncoding.into())
+fn facts(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, Error> {
+    CertificateInfo::read(certificate).map_err(|_| CertificateError::BadEncoding.into())
 }

@@ -26,10 +26,10 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
-use super::certificate::{self, Loaded};
+use super::certificate::{self, LoadedCertificate};
 use super::stream::Stream;
 use super::tickets::TicketKeys;
-use super::{Mistake, TlsError, key_exchange, provider, suite_name};
+use super::{TlsError, TlsProblem, key_exchange, provider, suite_name};
 use crate::config::{self, Group, Place, Problem, TlsVersion};
 use crate::proto::{PROTOCOLS, Protocol};
 
@@ -42,7 +42,7 @@ const TICKETS: usize = 2;
 
 /// A certificate that is shown to clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Served {
+pub struct ServedCertificate {
     /// The chain file: the metric label.
     pub chain: PathBuf,
     /// The DNS names in it, lower case.
@@ -57,7 +57,7 @@ pub struct Served {
 /// TLS towards clients, as one config snapshot wants it.
 #[derive(Debug)]
 pub struct ServerTls {
-    served: Vec<Served>,
+    served: Vec<ServedCertificate>,
     by_group: Vec<(&'static dyn SupportedKxGroup, ServerConfig)>,
     /// The keys that are shared with other ushers, and what a ticket's client had to meet.
     shared: Option<(TicketKeys, Vec<u8>)>,
@@ -77,13 +77,13 @@ impl ServerTls {
     ///
     /// # Errors
     /// Every mistake in the settings and the files they name.
-    pub fn from_settings(tls: &config::Tls) -> Result<Self, Vec<Mistake>> {
+    pub fn from_settings(tls: &config::Tls) -> Result<Self, Vec<TlsProblem>> {
         let mut mistakes = Vec::new();
         let loaded = load_all(tls, &mut mistakes);
         let suites = suites(tls, &mut mistakes);
         let verifier = client_verifier(tls).map_err(|mistake| mistakes.push(mistake)).ok();
         let keys = tls.ticket_keys_file.as_deref().map(TicketKeys::read).transpose();
-        let keys = keys.map_err(|error| mistakes.push(Mistake::new("tls.ticket_keys_file", error))).ok();
+        let keys = keys.map_err(|error| mistakes.push(TlsProblem::new("tls.ticket_keys_file", error))).ok();
         let (Some((verifier, roots)), Some(keys), true) = (verifier, keys, mistakes.is_empty()) else {
             return Err(mistakes);
         };
@@ -96,17 +96,17 @@ impl ServerTls {
                 let suites_given = suites.is_some();
                 let key = if suites_given { "tls.cipher_suites" } else { "tls.groups" };
                 let error = if suites_given { TlsError::NoSuite { source } } else { TlsError::Setup { source } };
-                vec![Mistake::new(key, error)]
+                vec![TlsProblem::new(key, error)]
             })?;
             by_group.push((key_exchange(*group), config));
         }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let served = std::iter::zip(&tls.certificates, loaded)
-            .map(|(files, loaded)| Served {
+            .map(|(files, loaded)| ServedCertificate {
                 chain: files.chain.clone(),
-                expired: loaded.facts.not_after < i64::try_from(now).unwrap_or(i64::MAX),
-                names: loaded.facts.names,
-                not_after: loaded.facts.not_after,
+                expired: loaded.info.not_after < i64::try_from(now).unwrap_or(i64::MAX),
+                names: loaded.info.names,
+                not_after: loaded.info.not_after,
             })
             .collect();
         let mut server = Self { served, by_group, shared, acceptors: HashMap::new() };
@@ -132,7 +132,7 @@ impl ServerTls {
 
     /// The certificates, in the order of the config.
     #[must_use]
-    pub fn certificates(&self) -> &[Served] {
+    pub fn certificates(&self) -> &[ServedCertificate] {
         &self.served
     }
 }
@@ -143,13 +143,13 @@ pub struct Acceptor {
     /// In order of preference. rustls takes the *client's* order among the groups of one config,
     /// so there is a config for each group and the choice is made here (RFC 8446 section 4.2.7
     /// leaves it to the server).
-    by_group: Vec<Choice>,
+    by_group: Vec<GroupConfig>,
     tls13: bool,
 }
 
 /// How the clients who share a group are answered.
 #[derive(Debug)]
-struct Choice {
+struct GroupConfig {
     group: &'static dyn SupportedKxGroup,
     /// By usher's order of suites.
     ours: Arc<ServerConfig>,
@@ -177,7 +177,7 @@ impl Acceptor {
             }
             Arc::new(config)
         };
-        let choices = templates.iter().map(|(group, template)| Choice {
+        let choices = templates.iter().map(|(group, template)| GroupConfig {
             group: *group,
             ours: configure(template, true),
             theirs: configure(template, false),
@@ -252,9 +252,9 @@ pub(super) fn prefers_chacha(suites: &[CipherSuite]) -> bool {
     )
 }
 
-fn load_all(tls: &config::Tls, mistakes: &mut Vec<Mistake>) -> Vec<Loaded> {
+fn load_all(tls: &config::Tls, mistakes: &mut Vec<TlsProblem>) -> Vec<LoadedCertificate> {
     if tls.certificates.is_empty() {
-        mistakes.push(Mistake::new("tls.certificates", TlsError::NoCertificates));
+        mistakes.push(TlsProblem::new("tls.certificates", TlsError::NoCertificates));
     }
     let mut all = Vec::with_capacity(tls.certificates.len());
     for (index, files) in tls.certificates.iter().enumerate() {
@@ -266,7 +266,7 @@ fn load_all(tls: &config::Tls, mistakes: &mut Vec<Mistake>) -> Vec<Loaded> {
     all
 }
 
-fn suites(tls: &config::Tls, mistakes: &mut Vec<Mistake>) -> Option<Vec<SupportedCipherSuite>> {
+fn suites(tls: &config::Tls, mistakes: &mut Vec<TlsProblem>) -> Option<Vec<SupportedCipherSuite>> {
     let names = tls.cipher_suites.as_ref()?;
     let mut suites = Vec::with_capacity(names.len());
     for (index, name) in names.iter().enumerate() {
@@ -275,7 +275,7 @@ fn suites(tls: &config::Tls, mistakes: &mut Vec<Mistake>) -> Option<Vec<Supporte
             None => {
                 let known: Vec<_> = aws_lc_rs::ALL_CIPHER_SUITES.iter().map(|suite| suite_name(*suite)).collect();
                 let error = TlsError::UnknownSuite { name: name.clone(), known: known.join(", ") };
-                mistakes.push(Mistake::new(format!("tls.cipher_suites[{index}]"), error));
+                mistakes.push(TlsProblem::new(format!("tls.cipher_suites[{index}]"), error));
             }
         }
     }
@@ -315,13 +315,13 @@ fn policy(tls: &config::Tls, roots: Option<&RootCertStore>) -> Vec<u8> {
 /// Who verifies clients' certificates, and by which authorities if they are asked for one.
 type Verifier = (Arc<dyn danger::ClientCertVerifier>, Option<Arc<RootCertStore>>);
 
-fn client_verifier(tls: &config::Tls) -> Result<Verifier, Mistake> {
+fn client_verifier(tls: &config::Tls) -> Result<Verifier, TlsProblem> {
     let Some(path) = &tls.client_ca else {
         let required = tls.client_certificate_required;
-        let mistake = || Mistake::new("tls.client_certificate_required", TlsError::RequiredWithoutAuthority);
+        let mistake = || TlsProblem::new("tls.client_certificate_required", TlsError::RequiredWithoutAuthority);
         return if required { Err(mistake()) } else { Ok((WebPkiClientVerifier::no_client_auth(), None)) };
     };
-    let mistake = |error| Mistake::new("tls.client_ca", error);
+    let mistake = |error| TlsProblem::new("tls.client_ca", error);
     let roots = Arc::new(certificate::load_roots(path).map_err(mistake)?);
     let crypto = provider(&tls.groups, None);
     let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), crypto);
@@ -364,14 +364,14 @@ struct BySni {
 }
 
 impl BySni {
-    fn new(loaded: &[Loaded]) -> Self {
+    fn new(loaded: &[LoadedCertificate]) -> Self {
         let mut exact: HashMap<String, Vec<_>> = HashMap::new();
         let mut wildcard: HashMap<String, Vec<_>> = HashMap::new();
         // Sorted by key type once, here; the order of the config decides among equals.
-        let mut ranked: Vec<&Loaded> = loaded.iter().collect();
+        let mut ranked: Vec<&LoadedCertificate> = loaded.iter().collect();
         ranked.sort_by_key(|one| rank(one.certified.key.algorithm()));
         for one in &ranked {
-            for name in &one.facts.names {
+            for name in &one.info.names {
                 let (names, name) = match name.strip_prefix("*.") {
                     Some(parent) => (&mut wildcard, parent),
                     None => (&mut exact, name.as_str()),
@@ -380,7 +380,7 @@ impl BySni {
             }
         }
         let first = loaded.first();
-        let (twins, rest): (Vec<&Loaded>, Vec<&Loaded>) =
+        let (twins, rest): (Vec<&LoadedCertificate>, Vec<&LoadedCertificate>) =
             ranked.into_iter().partition(|one| first.is_some_and(|first| same_names(first, one)));
         let default = twins.into_iter().chain(rest).map(|one| Arc::clone(&one.certified)).collect();
         Self { exact, wildcard, default }
@@ -415,9 +415,9 @@ fn rank(algorithm: SignatureAlgorithm) -> u8 {
     }
 }
 
-fn same_names(one: &Loaded, other: &Loaded) -> bool {
-    let sorted = |loaded: &Loaded| {
-        let mut names = loaded.facts.names.clone();
+fn same_names(one: &LoadedCertificate, other: &LoadedCertificate) -> bool {
+    let sorted = |loaded: &LoadedCertificate| {
+        let mut names = loaded.info.names.clone();
         names.sort_unstable();
         names.dedup();
         names

@@ -35,18 +35,18 @@ const LIFE: Duration = Duration::from_secs(24 * 3_600);
 
 /// What is known of the servers of one configuration.
 #[derive(Default)]
-pub(super) struct Sessions {
-    servers: Mutex<HashMap<ServerName<'static>, Known>>,
+pub(super) struct ClientSessions {
+    servers: Mutex<HashMap<ServerName<'static>, ServerSessions>>,
 }
 
 #[derive(Default)]
-struct Known {
+struct ServerSessions {
     /// The group it took last: asking for it first saves a round trip.
     group: Option<NamedGroup>,
     /// Of TLS 1.2, which may resume a session many times.
     tls12: Option<Tls12ClientSessionValue>,
     /// Of TLS 1.3, the newest in front.
-    tickets: VecDeque<Ticket>,
+    tickets: VecDeque<StoredTicket>,
     /// The length of the tickets and of their certificates.
     bytes: usize,
     /// The longest ticket that was measured.
@@ -57,13 +57,13 @@ struct Known {
     certificates: usize,
 }
 
-struct Ticket {
+struct StoredTicket {
     came: Instant,
     bytes: usize,
     value: Tls13ClientSessionValue,
 }
 
-impl Known {
+impl ServerSessions {
     fn is_to_be_measured(&self) -> bool {
         // Each RandomState has keys of its own: no server knows which of its tickets it will be.
         let is_its_turn = || RandomState::new().hash_one(0).is_multiple_of(MEASURED);
@@ -82,7 +82,7 @@ impl Known {
         }
     }
 
-    fn keep(&mut self, ticket: Ticket) {
+    fn keep(&mut self, ticket: StoredTicket) {
         self.bytes += ticket.bytes;
         self.tickets.push_front(ticket);
         let now = Instant::now();
@@ -95,20 +95,23 @@ impl Known {
         }
     }
 
-    fn take(&mut self, which: impl FnOnce(&mut VecDeque<Ticket>) -> Option<Ticket>) -> Option<Ticket> {
+    fn take(
+        &mut self,
+        which: impl FnOnce(&mut VecDeque<StoredTicket>) -> Option<StoredTicket>,
+    ) -> Option<StoredTicket> {
         let ticket = which(&mut self.tickets)?;
         self.bytes = self.bytes.saturating_sub(ticket.bytes);
         Some(ticket)
     }
 }
 
-impl Sessions {
-    fn lock(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, Known>> {
+impl ClientSessions {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, ServerSessions>> {
         // No holder leaves it half-changed, so that a panic elsewhere means nothing.
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, server: ServerName<'static>, note: impl FnOnce(&mut Known)) {
+    fn update(&self, server: ServerName<'static>, note: impl FnOnce(&mut ServerSessions)) {
         let mut servers = self.lock();
         if servers.len() < SERVERS || servers.contains_key(&server) {
             note(servers.entry(server).or_default());
@@ -116,9 +119,9 @@ impl Sessions {
     }
 }
 
-impl ClientSessionStore for Sessions {
+impl ClientSessionStore for ClientSessions {
     fn set_kx_hint(&self, server: ServerName<'static>, group: NamedGroup) {
-        self.note(server, |known| known.group = Some(group));
+        self.update(server, |known| known.group = Some(group));
     }
 
     fn kx_hint(&self, server: &ServerName<'_>) -> Option<NamedGroup> {
@@ -127,7 +130,7 @@ impl ClientSessionStore for Sessions {
 
     fn set_tls12_session(&self, server: ServerName<'static>, session: Tls12ClientSessionValue) {
         let bytes = ticket_length(&session);
-        self.note(server, |known| known.tls12 = bytes.is_some().then_some(session));
+        self.update(server, |known| known.tls12 = bytes.is_some().then_some(session));
     }
 
     fn tls12_session(&self, server: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
@@ -141,16 +144,16 @@ impl ClientSessionStore for Sessions {
     }
 
     fn insert_tls13_ticket(&self, server: ServerName<'static>, ticket: Tls13ClientSessionValue) {
-        if self.lock().get(&server).is_none_or(Known::is_to_be_measured) {
+        if self.lock().get(&server).is_none_or(ServerSessions::is_to_be_measured) {
             let length = ticket_length(&ticket);
-            self.note(server.clone(), |known| known.measured(length));
+            self.update(server.clone(), |known| known.measured(length));
             if length.is_none() {
                 return;
             }
         }
-        self.note(server, |known| {
+        self.update(server, |known| {
             let bytes = known.longest.unwrap_or(LONGEST) + known.certificates;
-            known.keep(Ticket { came: Instant::now(), bytes, value: ticket });
+            known.keep(StoredTicket { came: Instant::now(), bytes, value: ticket });
         });
     }
 
@@ -175,11 +178,11 @@ fn is_old(came: Instant, now: Instant) -> bool {
 /// The length of a session's ticket; `None` if it is longer than one that is kept. rustls shows it nowhere
 /// but in its `Debug`, in hexadecimal digits, with `epoch` behind it.
 fn ticket_length(session: &impl fmt::Debug) -> Option<usize> {
-    struct Length {
+    struct TicketLength {
         characters: usize,
         is_over: bool,
     }
-    impl fmt::Write for Length {
+    impl fmt::Write for TicketLength {
         fn write_str(&mut self, text: &str) -> fmt::Result {
             self.is_over = text == "epoch";
             self.characters += text.len();
@@ -187,7 +190,7 @@ fn ticket_length(session: &impl fmt::Debug) -> Option<usize> {
             if self.is_over || self.characters > 2 * LONGEST { Err(fmt::Error) } else { Ok(()) }
         }
     }
-    let mut length = Length { characters: 0, is_over: false };
+    let mut length = TicketLength { characters: 0, is_over: false };
     let _ = fmt::Write::write_fmt(&mut length, format_args!("{session:?}"));
     length.is_over.then_some(length.characters / 2)
 }
@@ -195,12 +198,12 @@ fn ticket_length(session: &impl fmt::Debug) -> Option<usize> {
 /// A verifier that notes how long the certificates are that a server shows: rustls keeps a copy of them
 /// beside each of its tickets.
 #[derive(Debug)]
-pub(super) struct Noting {
+pub(super) struct ChainMeasuringVerifier {
     pub(super) verifier: Arc<dyn ServerCertVerifier>,
-    pub(super) sessions: Arc<Sessions>,
+    pub(super) sessions: Arc<ClientSessions>,
 }
 
-impl ServerCertVerifier for Noting {
+impl ServerCertVerifier for ChainMeasuringVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -210,7 +213,7 @@ impl ServerCertVerifier for Noting {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let bytes = intermediates.iter().map(|one| one.len()).sum::<usize>() + end_entity.len();
-        self.sessions.note(server_name.to_owned(), |known| known.certificates = bytes);
+        self.sessions.update(server_name.to_owned(), |known| known.certificates = bytes);
         self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
@@ -237,7 +240,7 @@ impl ServerCertVerifier for Noting {
     }
 }
 
-impl fmt::Debug for Sessions {
+impl fmt::Debug for ClientSessions {
     /// How much there is; what is in it are secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let servers = self.lock();

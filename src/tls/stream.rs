@@ -28,12 +28,12 @@ use crate::secret::SecretBuf;
 use crate::sys::sockets::{self, Transport};
 
 /// The most that one system call reads before the login: a login and what is pipelined behind it fit in.
-const SIP: usize = 4096;
+const PRELOGIN_READ: usize = 4096;
 /// The most that one reads for the relay: system calls dominate below, caches above.
-const GULP: usize = 64 * 1024;
+const RELAY_READ: usize = 64 * 1024;
 
 thread_local! {
-    static WIRE: RefCell<Vec<u8>> = RefCell::new(vec![0; GULP]);
+    static WIRE: RefCell<Vec<u8>> = RefCell::new(vec![0; RELAY_READ]);
 }
 
 /// A connection over a socket `T`.
@@ -52,7 +52,7 @@ pub struct Stream<T = TcpStream> {
 
 /// What a handshake agreed on, in the standard's names, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Agreed {
+pub struct NegotiatedTls {
     /// Such as `TLSv1_3`.
     pub version: &'static str,
     /// The cipher suite.
@@ -119,9 +119,9 @@ impl<T> Stream<T> {
 
     /// What the handshake agreed on; `None` in the clear.
     #[must_use]
-    pub fn agreed(&self) -> Option<Agreed> {
+    pub fn agreed(&self) -> Option<NegotiatedTls> {
         let state = self.state()?;
-        Some(Agreed {
+        Some(NegotiatedTls {
             version: state.protocol_version()?.as_str()?,
             suite: state.negotiated_cipher_suite()?.suite().as_str()?,
             group: state.negotiated_key_exchange_group().and_then(|group| group.name().as_str()),
@@ -211,9 +211,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
     pub async fn fill(&mut self, input: &mut SecretBuf) -> io::Result<usize> {
         let before = input.len();
         let filled = poll_fn(|cx| {
-            let received = self.poll_receive(cx, SIP, &mut |_, bytes| input.extend(bytes));
+            let received = self.poll_receive(cx, PRELOGIN_READ, &mut |_, bytes| input.extend(bytes));
             if self.tls.is_none() {
-                WIRE.with_borrow_mut(|wire| wire.iter_mut().take(SIP).for_each(Zeroize::zeroize));
+                WIRE.with_borrow_mut(|wire| wire.iter_mut().take(PRELOGIN_READ).for_each(Zeroize::zeroize));
             }
             received
         });
@@ -231,7 +231,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
         cx: &mut Context<'_>,
         take: &mut impl FnMut(&mut Context<'_>, &[u8]),
     ) -> Poll<io::Result<()>> {
-        self.poll_receive(cx, GULP, take)
+        self.poll_receive(cx, RELAY_READ, take)
     }
 
     /// Sends all of `out` and wipes it.
@@ -300,7 +300,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
         take: &mut impl FnMut(&mut Context<'_>, &[u8]),
     ) -> Poll<io::Result<()>> {
         // What came with the handshake.
-        let mut taken = !self.ended && self.lend(cx, take)?;
+        let mut taken = !self.ended && self.with_plaintext(cx, take)?;
         while !taken && !self.ended {
             taken = ready!(WIRE.with_borrow_mut(|wire| {
                 let mut read = ReadBuf::new(wire.get_mut(..most).unwrap_or_default());
@@ -330,13 +330,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
             self.ended = tls.read_tls(&mut came)? == 0;
             process(tls)?;
             // Each time: rustls reads no further while it holds a record's plaintext.
-            taken |= self.lend(cx, take)?;
+            taken |= self.with_plaintext(cx, take)?;
         }
         Ok(taken)
     }
 
     /// Lends the plaintext that rustls holds, and sees whether the peer's end is behind it.
-    fn lend(&mut self, cx: &mut Context<'_>, take: &mut impl FnMut(&mut Context<'_>, &[u8])) -> io::Result<bool> {
+    fn with_plaintext(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: &mut impl FnMut(&mut Context<'_>, &[u8]),
+    ) -> io::Result<bool> {
         let Some(tls) = &mut self.tls else { return Ok(false) };
         let mut reader = tls.reader();
         let mut taken = false;

@@ -38,7 +38,7 @@ const TIME: usize = 8;
 
 /// What is wrong with a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum TicketKeyError {
     /// It is not 48 bytes in base64.
     #[error("write 48 random bytes in base64, as `openssl rand -base64 48` prints them")]
     Malformed,
@@ -75,13 +75,13 @@ impl TicketKeys {
             let refused = |fault| TlsError::TicketKey { path: path.to_owned(), line: number, fault };
             let mut secret = Zeroizing::new([0; SECRET]);
             if STANDARD.decode_slice(text, &mut *secret) != Ok(SECRET) {
-                return Err(refused(Fault::Malformed));
+                return Err(refused(TicketKeyError::Malformed));
             }
             if let Some((_, first)) = std::iter::zip(&secrets, &numbers).find(|(known, _)| ***known == *secret) {
-                return Err(refused(Fault::Repeated { first: *first }));
+                return Err(refused(TicketKeyError::Repeated { first: *first }));
             }
             if secrets.len() == MOST {
-                return Err(refused(Fault::Surplus));
+                return Err(refused(TicketKeyError::Surplus));
             }
             secrets.push(secret);
             numbers.push(number);
@@ -125,16 +125,16 @@ impl Key {
     fn derive(secret: &[u8], rules: &[u8]) -> Result<Self, Unspecified> {
         let mut derived = Zeroizing::new([0; NAME + KEY]);
         let prk = Salt::new(HKDF_SHA256, b"usher tickets, version 1").extract(secret);
-        prk.expand(&[rules], Length)?.fill(&mut *derived)?;
+        prk.expand(&[rules], KeyLength)?.fill(&mut *derived)?;
         let (name, key) = derived.split_first_chunk().ok_or(Unspecified)?;
         Ok(Self { name: *name, key: RandomizedNonceKey::new(&AES_256_GCM, key)? })
     }
 }
 
 /// What is derived of a secret.
-struct Length;
+struct KeyLength;
 
-impl hkdf::KeyType for Length {
+impl hkdf::KeyType for KeyLength {
     fn len(&self) -> usize {
         NAME + KEY
     }

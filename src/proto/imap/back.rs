@@ -7,10 +7,10 @@
 //! another order than the protocol's is given up.
 
 use super::super::sasl::{fits_plain, write_plain};
-use super::super::wire::{Found, Gathering, Literal, Spoiled, first_word, printable, write_line};
+use super::super::wire::{Invalid, LineBuffer, Literal, Scan, first_word, printable, write_line};
 use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Welcome};
 use super::{LINE, TEXT};
-use crate::outcome::BackendWords;
+use crate::outcome::BackendReply;
 use crate::secret::{Secret, SecretBuf};
 
 /// The longest name or password that is sent as a quoted string: old servers have short lines.
@@ -27,9 +27,9 @@ pub(super) struct ImapBack {
     forward: Option<Origin>,
     /// STARTTLS is wanted and has not been done.
     in_the_clear: bool,
-    state: State,
+    state: ImapBackState,
     /// What has arrived of the current answer.
-    gathered: Gathering,
+    buffer: LineBuffer,
     /// Bytes of a literal that are to come before the answer's line goes on.
     literal: usize,
     /// What the backend can do, as far as it said so in the current phase: before TLS, before the
@@ -44,12 +44,12 @@ pub(super) struct ImapBack {
     /// How many commands were sent: the number in the last one's tag.
     commands: u32,
     /// Whether the login is among them.
-    asked: bool,
+    login_written: bool,
 }
 
 /// What the backend is to say next, besides untagged lines.
 #[derive(Debug)]
-enum State {
+enum ImapBackState {
     Greeting,
     /// The answer to a CAPABILITY before the login.
     Capability,
@@ -62,7 +62,7 @@ enum State {
     /// The answer to ID.
     Id,
     /// The answer to the login, or leave to go on with it.
-    Login(Pending),
+    Login(ImapPending),
     /// The answer to a CAPABILITY after a login that was accepted with this text.
     Afterwards(Vec<u8>),
     /// Nothing any more.
@@ -71,7 +71,7 @@ enum State {
 
 /// What of a login waits for a continuation.
 #[derive(Debug, Clone, Copy)]
-enum Pending {
+enum ImapPending {
     Nothing,
     PlainMessage,
     LoginName,
@@ -83,7 +83,7 @@ impl Back for ImapBack {
         match self.advance(input, out) {
             Ok(step) => step,
             Err(fault) => {
-                self.state = State::Over;
+                self.state = ImapBackState::Over;
                 BackStep::Fault(fault)
             }
         }
@@ -92,11 +92,11 @@ impl Back for ImapBack {
     fn tls_started(&mut self) {
         self.in_the_clear = false;
         self.capabilities = None;
-        self.state = State::Secured;
+        self.state = ImapBackState::Secured;
     }
 
-    fn has_asked(&self) -> bool {
-        self.asked
+    fn login_written(&self) -> bool {
+        self.login_written
     }
 
     fn capabilities(&self) -> Vec<String> {
@@ -112,41 +112,43 @@ impl ImapBack {
             service: settings.service,
             forward: settings.forward,
             in_the_clear: settings.tls == BackTls::StartTls,
-            state: State::Greeting,
-            gathered: Gathering::default(),
+            state: ImapBackState::Greeting,
+            buffer: LineBuffer::default(),
             literal: 0,
             capabilities: None,
             listed: Vec::new(),
             untagged: Vec::new(),
             untagged_left: settings.untagged_limit,
             commands: 0,
-            asked: false,
+            login_written: false,
         }
     }
 
     fn advance(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Result<BackStep, BackFault> {
-        if matches!(self.state, State::Secured) {
+        if matches!(self.state, ImapBackState::Secured) {
             self.send(&[b"CAPABILITY"], out);
-            self.state = State::Capability;
+            self.state = ImapBackState::Capability;
         }
         loop {
             if self.literal > 0 {
-                self.literal = self.gathered.take_literal(input, self.literal);
+                self.literal = self.buffer.take_literal(input, self.literal);
                 if self.literal > 0 {
                     return Ok(BackStep::NeedMore);
                 }
             }
-            match self.gathered.take_line(input, LINE) {
-                Found::Part => return Ok(BackStep::NeedMore),
-                Found::Line => {}
-                Found::Spoiled(Spoiled::TooLong) => return Err(BackFault::TooMuch),
+            match self.buffer.take_line(input, LINE) {
+                Scan::Incomplete => return Ok(BackStep::NeedMore),
+                Scan::Line => {}
+                Scan::Spoiled(Invalid::TooLong) => return Err(BackFault::TooLarge),
                 // A line that two readers may end at different places must not reach a client.
-                Found::Spoiled(Spoiled::BareLf | Spoiled::BareCr | Spoiled::Nul) => return Err(BackFault::Garbage),
+                Scan::Spoiled(Invalid::BareLf | Invalid::BareCr | Invalid::Nul) => {
+                    return Err(BackFault::ProtocolViolation);
+                }
             }
             if self.is_cut_by_literal()? {
                 continue;
             }
-            let answer = std::mem::take(&mut self.gathered);
+            let answer = std::mem::take(&mut self.buffer);
             if let Some(step) = self.receive(answer.bytes(), out)? {
                 return Ok(step);
             }
@@ -156,15 +158,15 @@ impl ImapBack {
     /// Whether the line just gathered ends in a literal that belongs to it. Only data has literals:
     /// the text of a status may end in `{5}` and mean nothing by it.
     fn is_cut_by_literal(&mut self) -> Result<bool, BackFault> {
-        let answer = self.gathered.bytes();
-        let is_data = answer.strip_prefix(b"* ").is_some_and(|line| Status::of(line).is_none());
-        let Some(literal) = Literal::announced_by(self.gathered.line()).filter(|_| is_data) else { return Ok(false) };
+        let answer = self.buffer.bytes();
+        let is_data = answer.strip_prefix(b"* ").is_some_and(|line| ImapStatus::of(line).is_none());
+        let Some(literal) = Literal::announced_by(self.buffer.line()).filter(|_| is_data) else { return Ok(false) };
         if answer.len().saturating_add(literal.size) > self.untagged_left {
-            return Err(BackFault::TooMuch);
+            return Err(BackFault::TooLarge);
         }
         self.literal = literal.size;
         // Starts the next line, for an empty literal as well.
-        self.gathered.take_literal(&mut SecretBuf::new(), 0);
+        self.buffer.take_literal(&mut SecretBuf::new(), 0);
         Ok(true)
     }
 
@@ -172,21 +174,21 @@ impl ImapBack {
     fn receive(&mut self, answer: &[u8], out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
         let tag = self.tag();
         if let Some(line) = answer.strip_prefix(b"* ") {
-            self.untagged_left = self.untagged_left.checked_sub(answer.len()).ok_or(BackFault::TooMuch)?;
+            self.untagged_left = self.untagged_left.checked_sub(answer.len()).ok_or(BackFault::TooLarge)?;
             self.untagged(line, out)?;
             return Ok(None);
         }
         if answer.starts_with(b"+ ") || answer == b"+\r\n" {
-            self.go_ahead(out)?;
+            self.continue_login(out)?;
             return Ok(None);
         }
         let line = answer.strip_prefix(tag.as_bytes()).and_then(|line| line.strip_prefix(b" "));
-        self.tagged(line.and_then(Status::of).ok_or(BackFault::Garbage)?, out)
+        self.tagged(line.and_then(ImapStatus::of).ok_or(BackFault::ProtocolViolation)?, out)
     }
 
     fn untagged(&mut self, line: &[u8], out: &mut SecretBuf) -> Result<(), BackFault> {
-        let status = Status::of(line);
-        if let Some(Status { word: Word::Bye, .. }) = status {
+        let status = ImapStatus::of(line);
+        if let Some(ImapStatus { word: ImapStatusKind::Bye, .. }) = status {
             return Err(BackFault::Bye);
         }
         let listed = match &status {
@@ -198,13 +200,13 @@ impl ImapBack {
             self.capabilities = Some(listed.to_vec());
         }
         match (&self.state, status.map(|status| status.word)) {
-            (State::Greeting, Some(Word::Ok)) => self.proceed(out),
+            (ImapBackState::Greeting, Some(ImapStatusKind::Ok)) => self.proceed(out),
             // A session that is logged in before TLS: the user's commands would go to whoever
             // holds the wire (RFC 9051 section 11.1).
-            (_, Some(Word::Preauth)) => Err(BackFault::Preauth),
-            (State::Greeting, _) => Err(BackFault::Garbage),
+            (_, Some(ImapStatusKind::Preauth)) => Err(BackFault::Preauth),
+            (ImapBackState::Greeting, _) => Err(BackFault::ProtocolViolation),
             // Capabilities do not pass as they are: the client gets them with the tagged OK.
-            (State::Login(_) | State::Afterwards(_), _) if !lists => {
+            (ImapBackState::Login(_) | ImapBackState::Afterwards(_), _) if !lists => {
                 self.untagged.extend_from_slice(b"* ");
                 self.untagged.extend_from_slice(line);
                 Ok(())
@@ -213,39 +215,42 @@ impl ImapBack {
         }
     }
 
-    fn tagged(&mut self, status: Status<'_>, out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
-        match (std::mem::replace(&mut self.state, State::Over), status.word) {
-            (State::Capability, Word::Ok) => {
+    fn tagged(&mut self, status: ImapStatus<'_>, out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
+        match (std::mem::replace(&mut self.state, ImapBackState::Over), status.word) {
+            (ImapBackState::Capability, ImapStatusKind::Ok) => {
                 // An OK without any list is an answer to another question.
-                self.capabilities.as_ref().ok_or(BackFault::Garbage)?;
+                self.capabilities.as_ref().ok_or(BackFault::ProtocolViolation)?;
                 self.proceed(out)?;
                 Ok(None)
             }
-            (State::StartTls, Word::Ok) => {
-                self.state = State::Tls;
+            (ImapBackState::StartTls, ImapStatusKind::Ok) => {
+                self.state = ImapBackState::Tls;
                 Ok(Some(BackStep::StartTls))
             }
-            (State::StartTls, Word::No) => Err(BackFault::NoStartTls),
-            (State::Id, Word::Ok) => {
+            (ImapBackState::StartTls, ImapStatusKind::No) => Err(BackFault::NoStartTls),
+            (ImapBackState::Id, ImapStatusKind::Ok) => {
                 self.proceed(out)?;
                 Ok(None)
             }
-            (State::Id, Word::No | Word::Bad) => Err(BackFault::NotTold),
-            (State::Login(_), Word::Ok) => self.logged_in(&status, out),
-            (State::Login(_), Word::No) if status.is_referral() => Err(BackFault::Referral),
-            (State::Login(_), Word::No) => Ok(Some(BackStep::Refused(BackendWords {
+            (ImapBackState::Id, ImapStatusKind::No | ImapStatusKind::Bad) => Err(BackFault::ForwardingRefused),
+            (ImapBackState::Login(_), ImapStatusKind::Ok) => self.logged_in(&status, out),
+            (ImapBackState::Login(_), ImapStatusKind::No) if status.is_referral() => Err(BackFault::Referral),
+            (ImapBackState::Login(_), ImapStatusKind::No) => Ok(Some(BackStep::Refused(BackendReply {
                 code: printable(status.code, TEXT),
                 text: printable(status.text, TEXT),
                 unavailable: status.is_about_the_server(),
             }))),
-            (State::Afterwards(text), Word::Ok) => Ok(Some(self.ready(text))),
-            (State::Capability | State::Afterwards(_), Word::No)
-            | (State::Capability | State::StartTls | State::Login(_) | State::Afterwards(_), Word::Bad) => {
-                Err(BackFault::Bad)
-            }
-            (State::Greeting | State::Tls | State::Secured | State::Over, _) | (_, Word::Bye | Word::Preauth) => {
-                Err(BackFault::Garbage)
-            }
+            (ImapBackState::Afterwards(text), ImapStatusKind::Ok) => Ok(Some(self.ready(text))),
+            (ImapBackState::Capability | ImapBackState::Afterwards(_), ImapStatusKind::No)
+            | (
+                ImapBackState::Capability
+                | ImapBackState::StartTls
+                | ImapBackState::Login(_)
+                | ImapBackState::Afterwards(_),
+                ImapStatusKind::Bad,
+            ) => Err(BackFault::Bad),
+            (ImapBackState::Greeting | ImapBackState::Tls | ImapBackState::Secured | ImapBackState::Over, _)
+            | (_, ImapStatusKind::Bye | ImapStatusKind::Preauth) => Err(BackFault::ProtocolViolation),
         }
     }
 
@@ -253,20 +258,20 @@ impl ImapBack {
     fn proceed(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
         if self.capabilities.is_none() {
             self.send(&[b"CAPABILITY"], out);
-            self.state = State::Capability;
+            self.state = ImapBackState::Capability;
         } else if self.in_the_clear {
             if !self.can("STARTTLS") {
                 return Err(BackFault::NoStartTls);
             }
             self.send(&[b"STARTTLS"], out);
-            self.state = State::StartTls;
+            self.state = ImapBackState::StartTls;
         } else if let Some(origin) = self.forward.take() {
             self.introduce(&origin, out);
-            self.state = State::Id;
+            self.state = ImapBackState::Id;
         } else {
             let pending = self.log_in(out)?;
-            self.asked = true;
-            self.state = State::Login(pending);
+            self.login_written = true;
+            self.state = ImapBackState::Login(pending);
             // They change with the login (RFC 9051 section 6.2.3).
             let capabilities = self.capabilities.take().unwrap_or_default();
             let words = capabilities.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
@@ -295,7 +300,7 @@ impl ImapBack {
 
     /// Sends the login, or what can be sent of it at once. PLAIN is preferred to LOGIN, which knows
     /// no authzid and may be disabled; a login for somebody else is never weakened to a LOGIN.
-    fn log_in(&mut self, out: &mut SecretBuf) -> Result<Pending, BackFault> {
+    fn log_in(&mut self, out: &mut SecretBuf) -> Result<ImapPending, BackFault> {
         let parts = [self.login.as_slice(), self.service.as_deref().unwrap_or_default(), self.password.expose()];
         if !parts.into_iter().all(fits_plain) {
             return Err(BackFault::NoMechanism);
@@ -303,35 +308,35 @@ impl ImapBack {
         if self.can("AUTH=PLAIN") {
             if !self.can("SASL-IR") {
                 self.send(&[b"AUTHENTICATE PLAIN"], out);
-                return Ok(Pending::PlainMessage);
+                return Ok(ImapPending::PlainMessage);
             }
             self.begin(b"AUTHENTICATE PLAIN ", out);
             self.write_plain_message(out);
-            return Ok(Pending::Nothing);
+            return Ok(ImapPending::Nothing);
         }
         if self.service.is_some() || self.can("LOGINDISABLED") {
             return Err(BackFault::NoMechanism);
         }
         self.begin(b"LOGIN ", out);
-        Ok(if self.write_argument(&self.login, out) { self.write_password(out) } else { Pending::LoginName })
+        Ok(if self.write_argument(&self.login, out) { self.write_password(out) } else { ImapPending::LoginName })
     }
 
     /// The backend gives leave to send what is pending.
-    fn go_ahead(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
-        let State::Login(pending) = self.state else { return Err(BackFault::Garbage) };
-        self.state = State::Login(match pending {
-            Pending::Nothing => return Err(BackFault::Garbage),
-            Pending::PlainMessage => {
+    fn continue_login(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
+        let ImapBackState::Login(pending) = self.state else { return Err(BackFault::ProtocolViolation) };
+        self.state = ImapBackState::Login(match pending {
+            ImapPending::Nothing => return Err(BackFault::ProtocolViolation),
+            ImapPending::PlainMessage => {
                 self.write_plain_message(out);
-                Pending::Nothing
+                ImapPending::Nothing
             }
-            Pending::LoginName => {
+            ImapPending::LoginName => {
                 out.extend(&self.login);
                 self.write_password(out)
             }
-            Pending::Password => {
+            ImapPending::Password => {
                 write_line(out, &[self.password.expose()]);
-                Pending::Nothing
+                ImapPending::Nothing
             }
         });
         Ok(())
@@ -345,13 +350,13 @@ impl ImapBack {
         out.extend(b"\r\n");
     }
 
-    fn write_password(&self, out: &mut SecretBuf) -> Pending {
+    fn write_password(&self, out: &mut SecretBuf) -> ImapPending {
         out.extend(b" ");
         if !self.write_argument(self.password.expose(), out) {
-            return Pending::Password;
+            return ImapPending::Password;
         }
         out.extend(b"\r\n");
-        Pending::Nothing
+        ImapPending::Nothing
     }
 
     /// Writes a string in the plainest form that carries it. Returns whether that was possible, or
@@ -378,7 +383,7 @@ impl ImapBack {
     }
 
     /// The login is accepted; if nobody said what can be done now, that is asked first.
-    fn logged_in(&mut self, status: &Status<'_>, out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
+    fn logged_in(&mut self, status: &ImapStatus<'_>, out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
         match status.capabilities() {
             Some(listed) => self.capabilities = Some(listed.to_vec()),
             // The client's tagged OK has room for one code, the capabilities. Another one (ALERT,
@@ -386,7 +391,7 @@ impl ImapBack {
             None if status.is_referral() => {}
             None if !status.code.is_empty() => {
                 let line = [b"* OK [", status.code, b"] ", status.text, b"\r\n"].concat();
-                self.untagged_left = self.untagged_left.checked_sub(line.len()).ok_or(BackFault::TooMuch)?;
+                self.untagged_left = self.untagged_left.checked_sub(line.len()).ok_or(BackFault::TooLarge)?;
                 self.untagged.extend(line);
             }
             None => {}
@@ -396,7 +401,7 @@ impl ImapBack {
             return Ok(Some(self.ready(text)));
         }
         self.send(&[b"CAPABILITY"], out);
-        self.state = State::Afterwards(text);
+        self.state = ImapBackState::Afterwards(text);
         Ok(None)
     }
 
@@ -429,15 +434,15 @@ impl ImapBack {
 
 /// A status response behind its tag or `*` (RFC 9051 section 7.1).
 #[derive(Debug)]
-struct Status<'a> {
-    word: Word,
+struct ImapStatus<'a> {
+    word: ImapStatusKind,
     /// The response code without brackets; empty when there is none.
     code: &'a [u8],
     text: &'a [u8],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+enum ImapStatusKind {
     Ok,
     No,
     Bad,
@@ -445,12 +450,17 @@ enum Word {
     Preauth,
 }
 
-impl<'a> Status<'a> {
+impl<'a> ImapStatus<'a> {
     /// `None` if the line's first word, up to a space or the end, is exactly none of the five.
     fn of(line: &'a [u8]) -> Option<Self> {
         let (word, rest) = first_word(line.strip_suffix(b"\r\n").unwrap_or(line));
-        let words =
-            [("OK", Word::Ok), ("NO", Word::No), ("BAD", Word::Bad), ("BYE", Word::Bye), ("PREAUTH", Word::Preauth)];
+        let words = [
+            ("OK", ImapStatusKind::Ok),
+            ("NO", ImapStatusKind::No),
+            ("BAD", ImapStatusKind::Bad),
+            ("BYE", ImapStatusKind::Bye),
+            ("PREAUTH", ImapStatusKind::Preauth),
+        ];
         let (_, word) = words.into_iter().find(|(name, _)| name.as_bytes().eq_ignore_ascii_case(word))?;
         let (code, text) = split_code(rest).unwrap_or((b"", rest));
         Some(Self { word, code, text })

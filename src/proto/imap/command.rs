@@ -67,32 +67,32 @@ const LATER: &[&str] = &[
 
 /// Why a command cannot be carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Problem {
+pub(super) enum CommandError {
     /// It is right so far; this literal is to follow.
     Incomplete(Literal),
     /// It is answered with this.
-    Denied(Denial),
+    Denied(ImapDenial),
 }
 
-impl From<Denial> for Problem {
-    fn from(denial: Denial) -> Self {
+impl From<ImapDenial> for CommandError {
+    fn from(denial: ImapDenial) -> Self {
         Self::Denied(denial)
     }
 }
 
 /// The answer to a command that is not carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Denial {
+pub(super) enum ImapDenial {
     /// BAD with this text: the client broke the protocol.
     Bad(&'static str),
     /// NO with this text: understood and refused.
     No(&'static str),
 }
 
-const SYNTAX: Problem = Problem::Denied(Denial::Bad("Arguments are not as the command wants them"));
-const TOO_BIG: Problem = Problem::Denied(TOO_BIG_A_COMMAND);
+const SYNTAX: CommandError = CommandError::Denied(ImapDenial::Bad("Arguments are not as the command wants them"));
+const TOO_BIG: CommandError = CommandError::Denied(COMMAND_TOO_BIG);
 /// Larger than an argument or a whole command may be.
-pub(super) const TOO_BIG_A_COMMAND: Denial = Denial::Bad("[TOOBIG] Argument too long");
+pub(super) const COMMAND_TOO_BIG: ImapDenial = ImapDenial::Bad("[TOOBIG] Argument too long");
 
 /// What a command asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +122,7 @@ pub(super) fn is_authenticate(command: &[u8]) -> bool {
 }
 
 /// The verb behind the tag, and its arguments.
-pub(super) fn verb<'a>(command: &'a [u8], tag: &[u8]) -> (Verb, Arguments<'a>) {
+pub(super) fn verb<'a>(command: &'a [u8], tag: &[u8]) -> (Verb, ImapArguments<'a>) {
     let rest = command.get(tag.len()..).unwrap_or_default();
     let rest = rest.strip_prefix(b" ").unwrap_or_default();
     let end = rest.iter().position(|byte| matches!(byte, b' ' | b'\r')).unwrap_or(rest.len());
@@ -138,23 +138,23 @@ pub(super) fn verb<'a>(command: &'a [u8], tag: &[u8]) -> (Verb, Arguments<'a>) {
     ];
     let later = LATER.iter().map(|name| (*name, Verb::Later));
     let found = known.into_iter().chain(later).find(|(name, _)| name.as_bytes().eq_ignore_ascii_case(word));
-    (found.map_or(Verb::Unknown, |(_, verb)| verb), Arguments { rest })
+    (found.map_or(Verb::Unknown, |(_, verb)| verb), ImapArguments { rest })
 }
 
 /// The arguments of a command, consumed from the left. `rest` ends with the last line so far, so
 /// that it is empty exactly behind the announcement of a literal that has not come.
-pub(super) struct Arguments<'a> {
+pub(super) struct ImapArguments<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Arguments<'a> {
+impl<'a> ImapArguments<'a> {
     /// No arguments at all.
-    pub(super) fn none(mut self) -> Result<(), Problem> {
+    pub(super) fn none(mut self) -> Result<(), CommandError> {
         self.end()
     }
 
     /// LOGIN: name and password.
-    pub(super) fn login(mut self) -> Result<(Secret, Secret), Problem> {
+    pub(super) fn login(mut self) -> Result<(Secret, Secret), CommandError> {
         self.expect(b" ")?;
         let login = self.astring(ARGUMENT)?;
         self.expect(b" ")?;
@@ -164,7 +164,7 @@ impl<'a> Arguments<'a> {
     }
 
     /// AUTHENTICATE: the mechanism's name and, if there is one, the initial response.
-    pub(super) fn authenticate(mut self) -> Result<(&'a [u8], Option<&'a [u8]>), Problem> {
+    pub(super) fn authenticate(mut self) -> Result<(&'a [u8], Option<&'a [u8]>), CommandError> {
         self.expect(b" ")?;
         let mechanism = self.atom()?;
         if self.end().is_ok() {
@@ -177,7 +177,7 @@ impl<'a> Arguments<'a> {
     }
 
     /// ID: of what the client tells, name and version; `NIL` and `()` tell nothing.
-    pub(super) fn id(mut self) -> Result<ClientId, Problem> {
+    pub(super) fn id(mut self) -> Result<ClientId, CommandError> {
         let (mut id, mut ip, mut port) = (ClientId::default(), None, 0);
         self.expect(b" ")?;
         if self.nil() {
@@ -213,12 +213,12 @@ impl<'a> Arguments<'a> {
         Ok(id)
     }
 
-    fn expect(&mut self, text: &[u8]) -> Result<(), Problem> {
+    fn expect(&mut self, text: &[u8]) -> Result<(), CommandError> {
         self.rest = self.rest.strip_prefix(text).ok_or(SYNTAX)?;
         Ok(())
     }
 
-    fn end(&mut self) -> Result<(), Problem> {
+    fn end(&mut self) -> Result<(), CommandError> {
         if self.rest == b"\r\n" { Ok(()) } else { Err(SYNTAX) }
     }
 
@@ -231,7 +231,7 @@ impl<'a> Arguments<'a> {
     }
 
     /// Any of the three forms of a string, up to `most` bytes.
-    fn astring(&mut self, most: usize) -> Result<Secret, Problem> {
+    fn astring(&mut self, most: usize) -> Result<Secret, CommandError> {
         if matches!(self.rest.first(), Some(b'"' | b'{')) {
             return self.string(most);
         }
@@ -239,7 +239,7 @@ impl<'a> Arguments<'a> {
         if atom.len() > most { Err(TOO_BIG) } else { Ok(Secret::copy_of(atom)) }
     }
 
-    fn string(&mut self, most: usize) -> Result<Secret, Problem> {
+    fn string(&mut self, most: usize) -> Result<Secret, CommandError> {
         let string = match self.rest.first() {
             Some(b'"') => self.quoted()?,
             Some(b'{') => self.literal(most)?,
@@ -249,7 +249,7 @@ impl<'a> Arguments<'a> {
     }
 
     /// Eight-bit bytes are taken as they are: RFC 9051 has UTF-8 here, and older clients Latin-1.
-    fn quoted(&mut self) -> Result<Secret, Problem> {
+    fn quoted(&mut self) -> Result<Secret, CommandError> {
         let mut bytes = self.rest.iter().skip(1);
         // As large as it can get, so that no growth leaves a copy behind.
         let mut text = Zeroizing::new(Vec::with_capacity(self.rest.len()));
@@ -269,7 +269,7 @@ impl<'a> Arguments<'a> {
         Ok(Secret::copy_of(&text))
     }
 
-    fn literal(&mut self, most: usize) -> Result<Secret, Problem> {
+    fn literal(&mut self, most: usize) -> Result<Secret, CommandError> {
         let end = self.rest.iter().position(|byte| *byte == b'\r').ok_or(SYNTAX)?;
         let marker = self.rest.get(..end).unwrap_or_default();
         // The announcement has to be all that is left of the line.
@@ -281,19 +281,19 @@ impl<'a> Arguments<'a> {
         self.advance(end);
         self.expect(b"\r\n")?;
         if self.rest.is_empty() {
-            return Err(Problem::Incomplete(literal));
+            return Err(CommandError::Incomplete(literal));
         }
         let bytes = Secret::copy_of(self.rest.get(..literal.size).ok_or(SYNTAX)?);
         self.advance(literal.size);
         Ok(bytes)
     }
 
-    fn atom(&mut self) -> Result<&'a [u8], Problem> {
+    fn atom(&mut self) -> Result<&'a [u8], CommandError> {
         self.run_of(|byte| is_astring_char(byte) && byte != b']')
     }
 
     /// One or more bytes of a kind.
-    fn run_of(&mut self, kind: impl Fn(u8) -> bool) -> Result<&'a [u8], Problem> {
+    fn run_of(&mut self, kind: impl Fn(u8) -> bool) -> Result<&'a [u8], CommandError> {
         let end = self.rest.iter().position(|byte| !kind(*byte)).unwrap_or(self.rest.len());
         let (run, rest) = self.rest.split_at(end);
         self.rest = rest;

@@ -13,18 +13,20 @@ use std::borrow::Cow;
 
 use zeroize::Zeroizing;
 
-use super::super::sasl::{self, Exchange, Mechanism, Progress, SaslError};
-use super::super::wire::{Found, Gathering, Literal, Skip, Spoiled, first_word, is_http, printable, write_line};
-use super::super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Told, Welcome, reference};
-use super::command::{self, Denial, Problem, Verb};
+use super::super::sasl::{self, Exchange, ExchangeStep, Mechanism, SaslError};
+use super::super::wire::{Discard, Invalid, LineBuffer, Literal, Scan, first_word, is_http, printable, write_line};
+use super::super::{
+    ClientId, Credentials, Front, FrontSettings, NginxReply, OUTPUT, Quit, Step, Welcome, session_suffix,
+};
+use super::command::{self, CommandError, ImapDenial, Verb};
 use super::{LINE, TEXT};
-use crate::outcome::{AccountState, BackendWords, Refusal};
+use crate::outcome::{AccountState, BackendReply, Refusal};
 use crate::secret::SecretBuf;
 
 /// The longest command with its literals: an ID with everything that RFC 2971 allows.
 const COMMAND: usize = 32_768;
 /// How much of one refused command is read and thrown away before the client is given up.
-const SWALLOWED: usize = 65_536;
+const MAX_DISCARDED: usize = 65_536;
 
 /// What does not depend on anything, as usher answers it for itself. SASL-IR saves a round trip; LITERAL-
 /// and not LITERAL+, because the limits hold to that.
@@ -40,20 +42,20 @@ pub(super) struct ImapFront {
     starttls: bool,
     /// How many bad commands are still answered.
     bad_commands_left: u32,
-    state: State,
+    state: ImapFrontState,
     /// What has arrived of the current command or response.
-    gathered: Gathering,
+    buffer: LineBuffer,
     /// The current command's tag; empty when it has none. In wiping memory, as a client that loses
     /// its place may send a password where a tag belongs.
     tag: Zeroizing<Vec<u8>>,
     asked_capabilities: bool,
     id: Option<ClientId>,
     /// Logins in the clear, refused here and not yet told to the session.
-    refused_unasked: u32,
+    local_refusals: u32,
 }
 
 #[derive(Debug, Default)]
-enum State {
+enum ImapFrontState {
     /// In a line of a command.
     #[default]
     Command,
@@ -62,7 +64,7 @@ enum State {
     /// In a response of an authentication exchange.
     Response(Exchange),
     /// In what is left of a refused command.
-    Refused(Leftover),
+    Refused(DiscardedCommand),
     /// The session is starting TLS.
     Tls,
     /// The session is deciding about a login, or has accepted it.
@@ -73,14 +75,14 @@ enum State {
 
 /// What is left of a refused command on the wire.
 #[derive(Debug)]
-struct Leftover {
-    line: Skip,
+struct DiscardedCommand {
+    line: Discard,
     /// Bytes of a literal before the line goes on.
     literal: usize,
     /// How much more may be thrown away.
     budget: usize,
     /// The answer, where it waits for the command's end.
-    answer: Option<Denial>,
+    answer: Option<ImapDenial>,
 }
 
 impl Front for ImapFront {
@@ -92,17 +94,17 @@ impl Front for ImapFront {
     fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step {
         loop {
             let next = match std::mem::take(&mut self.state) {
-                State::Command => self.read_command(input, out),
-                State::Literal(missing) => self.read_literal(missing, input),
-                State::Response(exchange) => self.read_response(exchange, input, out),
-                State::Refused(leftover) => self.pass_over(leftover, input, out),
-                State::Tls => {
+                ImapFrontState::Command => self.read_command(input, out),
+                ImapFrontState::Literal(missing) => self.read_literal(missing, input),
+                ImapFrontState::Response(exchange) => self.read_response(exchange, input, out),
+                ImapFrontState::Refused(leftover) => self.discard_command(leftover, input, out),
+                ImapFrontState::Tls => {
                     // Asked again before the handshake: what came in the clear stays unread.
                     input.clear();
-                    self.wait_in(State::Tls, Step::StartTls)
+                    self.wait_in(ImapFrontState::Tls, Step::StartTls)
                 }
-                State::Deciding => self.wait_in(State::Deciding, Step::NeedMore),
-                State::Over(quit) => self.wait_in(State::Over(quit), Step::Quit(quit)),
+                ImapFrontState::Deciding => self.wait_in(ImapFrontState::Deciding, Step::NeedMore),
+                ImapFrontState::Over(quit) => self.wait_in(ImapFrontState::Over(quit), Step::Quit(quit)),
             };
             if let Some(step) = next {
                 return step;
@@ -116,16 +118,16 @@ impl Front for ImapFront {
     /// The count of bad commands is the connection's and stays.
     fn tls_started(&mut self) {
         self.tls = true;
-        self.state = State::Command;
-        self.gathered = Gathering::default();
+        self.state = ImapFrontState::Command;
+        self.buffer = LineBuffer::default();
         self.tag = Zeroizing::default();
         self.asked_capabilities = false;
         self.id = None;
     }
 
     fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
-        self.answer(&format!("NO {}{}", words(refusal), reference(refusal, &self.session)), out);
-        self.state = State::Command;
+        self.answer(&format!("NO {}{}", refusal_text(refusal), session_suffix(refusal, &self.session)), out);
+        self.state = ImapFrontState::Command;
     }
 
     fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf) {
@@ -144,19 +146,19 @@ impl Front for ImapFront {
             out.extend(b"] ");
         }
         write_line(out, &[if text.is_empty() { "Logged in" } else { &text }.as_bytes()]);
-        self.state = State::Deciding;
+        self.state = ImapFrontState::Deciding;
     }
 
     fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
-        write_line(out, &[b"* BYE ", words(why).as_bytes(), reference(why, &self.session).as_bytes()]);
+        write_line(out, &[b"* BYE ", refusal_text(why).as_bytes(), session_suffix(why, &self.session).as_bytes()]);
     }
 
     fn client_id(&self) -> Option<&ClientId> {
         self.id.as_ref()
     }
 
-    fn refused_unasked(&mut self) -> Option<Refusal> {
-        self.refused_unasked = self.refused_unasked.checked_sub(1)?;
+    fn take_local_refusal(&mut self) -> Option<Refusal> {
+        self.local_refusals = self.local_refusals.checked_sub(1)?;
         Some(Refusal::TlsRequired)
     }
 }
@@ -168,19 +170,19 @@ impl ImapFront {
             tls: settings.tls,
             starttls: settings.starttls,
             bad_commands_left: settings.bad_commands,
-            state: State::Command,
-            gathered: Gathering::default(),
+            state: ImapFrontState::Command,
+            buffer: LineBuffer::default(),
             tag: Zeroizing::default(),
             asked_capabilities: false,
             id: None,
-            refused_unasked: 0,
+            local_refusals: 0,
         }
     }
 
     /// How many bytes are kept between calls.
     #[cfg(test)]
-    pub(super) fn held(&self) -> usize {
-        self.gathered.bytes().len() + self.tag.len()
+    pub(super) fn buffered(&self) -> usize {
+        self.buffer.bytes().len() + self.tag.len()
     }
 
     fn capabilities(&self) -> String {
@@ -193,51 +195,51 @@ impl ImapFront {
     }
 
     fn read_command(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
-        let room = COMMAND.saturating_sub(self.gathered.bytes().len() - self.gathered.line().len());
-        let mut found = self.gathered.take_line(input, LINE.min(room));
-        if found == Found::Spoiled(Spoiled::TooLong) && command::is_authenticate(self.gathered.bytes()) {
-            found = self.gathered.take_line(input, sasl::LINE);
+        let room = COMMAND.saturating_sub(self.buffer.bytes().len() - self.buffer.line().len());
+        let mut found = self.buffer.take_line(input, LINE.min(room));
+        if found == Scan::Spoiled(Invalid::TooLong) && command::is_authenticate(self.buffer.bytes()) {
+            found = self.buffer.take_line(input, sasl::LINE);
         }
-        if found == Found::Part {
+        if found == Scan::Incomplete {
             return Some(Step::NeedMore);
         }
-        let command = std::mem::take(&mut self.gathered);
+        let command = std::mem::take(&mut self.buffer);
         if is_http(command.bytes()) {
-            return Some(self.give_up("This is a mail server", out));
+            return Some(self.close("This is a mail server", out));
         }
         self.tag = Zeroizing::new(command::tag(command.bytes()).unwrap_or_default().to_vec());
-        if let Found::Spoiled(why) = found {
-            return self.refuse_spoiled(why, command.line(), out);
+        if let Scan::Spoiled(why) = found {
+            return self.refuse_invalid(why, command.line(), out);
         }
-        match self.obey(command.bytes(), out) {
+        match self.execute(command.bytes(), out) {
             Ok(step) => step,
-            Err(Problem::Denied(denial)) => self.refuse(denial, command.line(), out),
-            Err(Problem::Incomplete(literal)) if command.bytes().len().saturating_add(literal.size) > COMMAND => {
-                self.refuse(command::TOO_BIG_A_COMMAND, command.line(), out)
+            Err(CommandError::Denied(denial)) => self.refuse(denial, command.line(), out),
+            Err(CommandError::Incomplete(literal)) if command.bytes().len().saturating_add(literal.size) > COMMAND => {
+                self.refuse(command::COMMAND_TOO_BIG, command.line(), out)
             }
-            Err(Problem::Incomplete(literal)) => {
+            Err(CommandError::Incomplete(literal)) => {
                 if literal.synchronizing {
                     write_line(out, &[b"+ Go ahead"]);
                 }
-                self.gathered = command;
-                self.state = State::Literal(literal.size);
+                self.buffer = command;
+                self.state = ImapFrontState::Literal(literal.size);
                 None
             }
         }
     }
 
     fn read_literal(&mut self, missing: usize, input: &mut SecretBuf) -> Option<Step> {
-        let missing = self.gathered.take_literal(input, missing);
+        let missing = self.buffer.take_literal(input, missing);
         if missing == 0 {
             return None;
         }
-        self.wait_in(State::Literal(missing), Step::NeedMore)
+        self.wait_in(ImapFrontState::Literal(missing), Step::NeedMore)
     }
 
     /// Carries out what is there of a command.
-    fn obey(&mut self, command: &[u8], out: &mut SecretBuf) -> Result<Option<Step>, Problem> {
+    fn execute(&mut self, command: &[u8], out: &mut SecretBuf) -> Result<Option<Step>, CommandError> {
         if self.tag.is_empty() {
-            return Err(Denial::Bad("A command starts with a tag").into());
+            return Err(ImapDenial::Bad("A command starts with a tag").into());
         }
         let (verb, arguments) = command::verb(command, &self.tag);
         match verb {
@@ -261,20 +263,20 @@ impl ImapFront {
                 arguments.none()?;
                 write_line(out, &[b"* BYE Goodbye"]);
                 self.answer("OK Logged out", out);
-                return Ok(self.wait_in(State::Over(Quit::Logout), Step::Quit(Quit::Logout)));
+                return Ok(self.wait_in(ImapFrontState::Over(Quit::Logout), Step::Quit(Quit::Logout)));
             }
             Verb::StartTls => {
                 arguments.none()?;
                 if self.tls || !self.starttls {
-                    return Err(Denial::Bad("TLS cannot be started here").into());
+                    return Err(ImapDenial::Bad("TLS cannot be started here").into());
                 }
                 self.answer("OK Begin TLS now", out);
-                return Ok(self.wait_in(State::Tls, Step::StartTls));
+                return Ok(self.wait_in(ImapFrontState::Tls, Step::StartTls));
             }
             // Before any argument is looked at, so before a literal is asked for.
             Verb::Login | Verb::Authenticate if !self.tls => {
-                self.refused_unasked = self.refused_unasked.saturating_add(1);
-                return Err(Denial::No(TLS_FIRST).into());
+                self.local_refusals = self.local_refusals.saturating_add(1);
+                return Err(ImapDenial::No(TLS_FIRST).into());
             }
             Verb::Login => {
                 let (login, password) = arguments.login()?;
@@ -283,59 +285,64 @@ impl ImapFront {
             }
             Verb::Authenticate => {
                 let (mechanism, initial) = arguments.authenticate()?;
-                let mechanism = Mechanism::by_name(mechanism).ok_or(Denial::No("Unsupported mechanism"))?;
+                let mechanism = Mechanism::by_name(mechanism).ok_or(ImapDenial::No("Unsupported mechanism"))?;
                 let exchange = Exchange::new(mechanism);
                 let progress = match initial {
                     Some(response) => exchange.initial_response(response).map_err(unreadable)?,
-                    None => Progress::Goes(exchange),
+                    None => ExchangeStep::Continue(exchange),
                 };
-                return Ok(self.go_on(progress, out));
+                return Ok(self.advance_exchange(progress, out));
             }
-            Verb::Later => return Err(Denial::Bad("Log in first").into()),
-            Verb::Unknown => return Err(Denial::Bad("Unknown command").into()),
+            Verb::Later => return Err(ImapDenial::Bad("Log in first").into()),
+            Verb::Unknown => return Err(ImapDenial::Bad("Unknown command").into()),
         }
         Ok(None)
     }
 
     fn read_response(&mut self, exchange: Exchange, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
-        match self.gathered.take_line(input, sasl::LINE) {
-            Found::Part => self.wait_in(State::Response(exchange), Step::NeedMore),
-            Found::Line => {
-                let response = std::mem::take(&mut self.gathered);
+        match self.buffer.take_line(input, sasl::LINE) {
+            Scan::Incomplete => self.wait_in(ImapFrontState::Response(exchange), Step::NeedMore),
+            Scan::Line => {
+                let response = std::mem::take(&mut self.buffer);
                 match exchange.respond(response.line()) {
-                    Ok(progress) => self.go_on(progress, out),
+                    Ok(progress) => self.advance_exchange(progress, out),
                     Err(error) => self.deny(unreadable(error), out),
                 }
             }
-            Found::Spoiled(why) => {
-                let response = std::mem::take(&mut self.gathered);
-                self.refuse_spoiled(why, response.line(), out)
+            Scan::Spoiled(why) => {
+                let response = std::mem::take(&mut self.buffer);
+                self.refuse_invalid(why, response.line(), out)
             }
         }
     }
 
-    fn go_on(&mut self, progress: Progress, out: &mut SecretBuf) -> Option<Step> {
+    fn advance_exchange(&mut self, progress: ExchangeStep, out: &mut SecretBuf) -> Option<Step> {
         match progress {
-            Progress::Done(credentials) => self.attempt(credentials),
-            Progress::Goes(exchange) => {
+            ExchangeStep::Done(credentials) => self.attempt(credentials),
+            ExchangeStep::Continue(exchange) => {
                 write_line(out, &[b"+ ", exchange.challenge().as_bytes()]);
-                self.state = State::Response(exchange);
+                self.state = ImapFrontState::Response(exchange);
                 None
             }
         }
     }
 
     fn attempt(&mut self, credentials: Credentials) -> Option<Step> {
-        self.wait_in(State::Deciding, Step::Attempt(credentials))
+        self.wait_in(ImapFrontState::Deciding, Step::Attempt(credentials))
     }
 
     /// Refuses a command at the end of `line`. A client that asked leave to send a literal is
     /// answered instead; one that did not ask has to be let finish first (RFC 7888 section 4).
-    fn refuse(&mut self, denial: Denial, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
+    fn refuse(&mut self, denial: ImapDenial, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
         match Literal::announced_by(line) {
             Some(literal) if !literal.synchronizing => {
-                let leftover = Leftover { line: Skip::default(), literal: 0, budget: SWALLOWED, answer: Some(denial) };
-                self.swallow(literal, leftover, out)
+                let leftover = DiscardedCommand {
+                    line: Discard::default(),
+                    literal: 0,
+                    budget: MAX_DISCARDED,
+                    answer: Some(denial),
+                };
+                self.discard_literal(literal, leftover, out)
             }
             Some(_) | None => self.deny(denial, out),
         }
@@ -343,56 +350,67 @@ impl ImapFront {
 
     /// Refuses a line at the byte that spoils it, without waiting for an end that a client which
     /// ends its lines with LF alone never sends. What follows up to the CRLF is no command.
-    fn refuse_spoiled(&mut self, why: Spoiled, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
+    fn refuse_invalid(&mut self, why: Invalid, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
         let denied = self.deny(
-            Denial::Bad(match why {
-                Spoiled::TooLong => "[TOOBIG] Line too long",
-                Spoiled::BareLf | Spoiled::BareCr => "A line ends with CR and LF",
-                Spoiled::Nul => "A line holds no NUL",
+            ImapDenial::Bad(match why {
+                Invalid::TooLong => "[TOOBIG] Line too long",
+                Invalid::BareLf | Invalid::BareCr => "A line ends with CR and LF",
+                Invalid::Nul => "A line holds no NUL",
             }),
             out,
         );
         if denied.is_none() {
-            let line = Skip::behind(line);
-            self.state = State::Refused(Leftover { line, literal: 0, budget: SWALLOWED, answer: None });
+            let line = Discard::behind(line);
+            self.state =
+                ImapFrontState::Refused(DiscardedCommand { line, literal: 0, budget: MAX_DISCARDED, answer: None });
         }
         denied
     }
 
-    fn pass_over(&mut self, mut leftover: Leftover, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
+    fn discard_command(
+        &mut self,
+        mut leftover: DiscardedCommand,
+        input: &mut SecretBuf,
+        out: &mut SecretBuf,
+    ) -> Option<Step> {
         let taken = leftover.literal.min(input.len());
         input.consume(taken);
         leftover.literal -= taken;
         if leftover.literal > 0 {
-            return self.wait_in(State::Refused(leftover), Step::NeedMore);
+            return self.wait_in(ImapFrontState::Refused(leftover), Step::NeedMore);
         }
-        let (passed, ended) = leftover.line.pass(input, leftover.budget);
+        let (passed, ended) = leftover.line.discard(input, leftover.budget);
         leftover.budget -= passed;
         match leftover.line.announced() {
-            _ if !ended && leftover.budget == 0 => Some(self.give_up("Command too long", out)),
-            _ if !ended => self.wait_in(State::Refused(leftover), Step::NeedMore),
-            Some(literal) if !literal.synchronizing => self.swallow(literal, leftover, out),
+            _ if !ended && leftover.budget == 0 => Some(self.close("Command too long", out)),
+            _ if !ended => self.wait_in(ImapFrontState::Refused(leftover), Step::NeedMore),
+            Some(literal) if !literal.synchronizing => self.discard_literal(literal, leftover, out),
             Some(_) | None => leftover.answer.and_then(|denial| self.deny(denial, out)),
         }
     }
 
     /// Goes on behind a literal that comes unasked, if it is of a size worth waiting for.
-    fn swallow(&mut self, literal: Literal, leftover: Leftover, out: &mut SecretBuf) -> Option<Step> {
+    fn discard_literal(&mut self, literal: Literal, leftover: DiscardedCommand, out: &mut SecretBuf) -> Option<Step> {
         let Some(budget) = leftover.budget.checked_sub(literal.size) else {
-            return Some(self.give_up("[TOOBIG] Literal too large", out));
+            return Some(self.close("[TOOBIG] Literal too large", out));
         };
-        self.state = State::Refused(Leftover { line: Skip::default(), literal: literal.size, budget, ..leftover });
+        self.state = ImapFrontState::Refused(DiscardedCommand {
+            line: Discard::default(),
+            literal: literal.size,
+            budget,
+            ..leftover
+        });
         None
     }
 
     /// Answers a bad command, the last one with a goodbye.
-    fn deny(&mut self, denial: Denial, out: &mut SecretBuf) -> Option<Step> {
+    fn deny(&mut self, denial: ImapDenial, out: &mut SecretBuf) -> Option<Step> {
         match denial {
-            Denial::Bad(text) => self.answer(&format!("BAD {text}"), out),
-            Denial::No(text) => self.answer(&format!("NO {text}"), out),
+            ImapDenial::Bad(text) => self.answer(&format!("BAD {text}"), out),
+            ImapDenial::No(text) => self.answer(&format!("NO {text}"), out),
         }
         self.bad_commands_left = self.bad_commands_left.saturating_sub(1);
-        (self.bad_commands_left == 0).then(|| self.give_up("Too many bad commands", out))
+        (self.bad_commands_left == 0).then(|| self.close("Too many bad commands", out))
     }
 
     fn answer(&self, answer: &str, out: &mut SecretBuf) {
@@ -400,21 +418,21 @@ impl ImapFront {
         write_line(out, &[tag, b" ", answer.as_bytes()]);
     }
 
-    fn give_up(&mut self, text: &str, out: &mut SecretBuf) -> Step {
+    fn close(&mut self, text: &str, out: &mut SecretBuf) -> Step {
         write_line(out, &[b"* BYE ", text.as_bytes()]);
-        self.state = State::Over(Quit::ProtocolError);
+        self.state = ImapFrontState::Over(Quit::ProtocolError);
         Step::Quit(Quit::ProtocolError)
     }
 
-    fn wait_in(&mut self, state: State, step: Step) -> Option<Step> {
+    fn wait_in(&mut self, state: ImapFrontState, step: Step) -> Option<Step> {
         self.state = state;
         Some(step)
     }
 }
 
 /// What cannot be read is the client's breach, not a wrong password: BAD (RFC 9051 section 6.2.2).
-const fn unreadable(error: SaslError) -> Denial {
-    Denial::Bad(match error {
+const fn unreadable(error: SaslError) -> ImapDenial {
+    ImapDenial::Bad(match error {
         SaslError::Cancelled => "Authentication cancelled",
         SaslError::NotBase64 => "Response is not base64",
         SaslError::Malformed => "Response is not as the mechanism wants it",
@@ -430,34 +448,34 @@ fn lists_capabilities(untagged: &[u8]) -> bool {
 }
 
 /// As [`Front::refused`], for a client of nginx, which writes tag and NO.
-pub(super) fn told(refusal: &Refusal, session: &str) -> Told {
-    Told { code: None, text: format!("{}{}", words(refusal), reference(refusal, session)) }
+pub(super) fn nginx_reply(refusal: &Refusal, session: &str) -> NginxReply {
+    NginxReply { code: None, text: format!("{}{}", refusal_text(refusal), session_suffix(refusal, session)) }
 }
 
 /// For whoever must not learn more; an account that is locked too (`Refusal::told`).
-const WRONG: &str = "[AUTHENTICATIONFAILED] Name or password is wrong";
+const WRONG_CREDENTIALS: &str = "[AUTHENTICATIONFAILED] Name or password is wrong";
 
 /// A refusal in IMAP's words: RFC 5530's code and a text. Refusals that must not be told apart
 /// have the very same words; none repeats what the client sent.
-fn words(refusal: &Refusal) -> Cow<'static, str> {
+fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
     Cow::Borrowed(match refusal {
         Refusal::WrongPassword
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
         | Refusal::InvalidUsername
-        | Refusal::UnusablePassword => WRONG,
+        | Refusal::InvalidPassword => WRONG_CREDENTIALS,
         Refusal::AuthzidNotAllowed => "[AUTHORIZATIONFAILED] You may only act as yourself",
         Refusal::NotAllowed => "[AUTHORIZATIONFAILED] You may not use this service, please ask your administrator",
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => "[EXPIRED] Your password has expired, please change it",
             AccountState::PasswordMustChange => "[EXPIRED] You have to change your password first",
-            AccountState::Locked => WRONG,
+            AccountState::Locked => WRONG_CREDENTIALS,
             AccountState::Disabled => "[CONTACTADMIN] Your account is disabled, please tell your administrator",
             AccountState::AccountExpired => "[CONTACTADMIN] Your account has expired, please tell your administrator",
             AccountState::OutsideLogonHours => "[AUTHORIZATIONFAILED] You may not log in at this time",
             AccountState::WrongWorkstation => "[AUTHORIZATIONFAILED] You may not log in from here",
         },
-        Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_words(words)),
+        Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_text(words)),
         Refusal::BackendRejected(None)
         | Refusal::DirectoryUnavailable
         | Refusal::SeveralEntries
@@ -487,7 +505,7 @@ const UNAVAILABLE: &str = "[UNAVAILABLE] The mail service is not available, try 
 
 /// What a backend said when it refused a login that the directory had accepted. Its missing or
 /// AUTHENTICATIONFAILED code would make the client ask for a new password: the one it has is right.
-fn backend_words(words: &BackendWords) -> String {
+fn backend_text(words: &BackendReply) -> String {
     let code = printable(words.code.as_bytes(), TEXT);
     let text = printable(words.text.as_bytes(), TEXT);
     let kind = first_word(code.as_bytes()).0.to_ascii_uppercase();

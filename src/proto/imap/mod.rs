@@ -12,7 +12,7 @@ mod tests;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod trial;
 
-use super::{Back, BackSettings, Front, FrontSettings, Introduction, Nginx, Parting, Protocol};
+use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
 /// IMAP's row.
 pub const PROTOCOL: Protocol = Protocol {
@@ -20,16 +20,16 @@ pub const PROTOCOL: Protocol = Protocol {
     alpn: Some(b"imap"),
     implicit_port: 993,
     starttls_port: 143,
-    introduction: Some(Introduction::Id),
+    forward_method: Some(ForwardMethod::Id),
     // All that is listed before the login is what usher answers for itself, and a client reads the
     // backend's own list with its OK: no backend can take anything from the clients of the others.
     usual: &[],
     promised: |_| false,
     front,
     back,
-    nginx: Some(Nginx { name: "imap", words: front::told }),
+    nginx: Some(Nginx { name: "imap", reply: front::nginx_reply }),
     // RFC 3501 section 7.1.5: a server may say BYE at any time, between two of its lines.
-    parting: Parting::Line {
+    closing_line: ClosingLine::Line {
         changed: b"* BYE Your account was changed, please log in again.\r\n",
         ended: b"* BYE This session was ended by the administrator, please log in again.\r\n",
     },

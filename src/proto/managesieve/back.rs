@@ -7,12 +7,12 @@
 //! is success.
 
 use super::super::sasl::{fits_plain, write_plain};
-use super::super::watch::Watch;
-use super::super::wire::{Spoiled, printable, write_line};
+use super::super::watch::CommandWatch;
+use super::super::wire::{Invalid, printable, write_line};
 use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Welcome};
 use super::TEXT;
-use super::syntax::{Cursor, Gathered, Gatherer, write_string};
-use crate::outcome::BackendWords;
+use super::syntax::{Cursor, MessageReader, MessageScan, write_string};
+use crate::outcome::BackendReply;
 use crate::secret::{Secret, SecretBuf};
 
 /// Ends a login and keeps the connection (RFC 5804 section 2.14).
@@ -25,19 +25,19 @@ pub(super) struct SieveBack {
     service: Option<Vec<u8>>,
     /// STARTTLS is wanted and has not been done.
     in_the_clear: bool,
-    state: State,
-    answer: Gatherer,
+    state: SieveBackState,
+    answer: MessageReader,
     /// What the backend can do, as far as it said so in the current phase: `NAME` or `NAME value`.
     capabilities: Vec<String>,
     /// How many bytes the backend may still send.
     left: usize,
     /// Whether the login was written.
-    asked: bool,
+    login_written: bool,
 }
 
 /// What the backend is to say next.
 #[derive(Debug)]
-enum State {
+enum SieveBackState {
     /// Its capabilities, unasked, with an OK at their end: as a greeting, or under TLS.
     List,
     /// The answer to STARTTLS.
@@ -54,21 +54,21 @@ enum State {
 }
 
 /// One answer.
-enum Answer {
+enum SieveReply {
     /// A string, or two: a capability.
     Strings(Secret, Option<Secret>),
-    Status(Status),
+    Status(SieveStatus),
 }
 
-struct Status {
-    word: Word,
+struct SieveStatus {
+    word: SieveStatusKind,
     /// The response code's name; empty when there is none.
     code: Vec<u8>,
     text: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+enum SieveStatusKind {
     Ok,
     No,
     Bye,
@@ -79,7 +79,7 @@ impl Back for SieveBack {
         match self.advance(input, out) {
             Ok(step) => step,
             Err(fault) => {
-                self.state = State::Over;
+                self.state = SieveBackState::Over;
                 BackStep::Fault(fault)
             }
         }
@@ -88,22 +88,22 @@ impl Back for SieveBack {
     fn tls_started(&mut self) {
         self.in_the_clear = false;
         self.capabilities.clear();
-        self.state = State::List;
+        self.state = SieveBackState::List;
     }
 
-    fn has_asked(&self) -> bool {
-        self.asked
+    fn login_written(&self) -> bool {
+        self.login_written
     }
 
     fn capabilities(&self) -> Vec<String> {
-        if self.asked { self.capabilities.clone() } else { Vec::new() }
+        if self.login_written { self.capabilities.clone() } else { Vec::new() }
     }
 
     /// Cyrus has the command and does not list it before the login.
-    fn watch(&self) -> Option<Watch> {
+    fn watch(&self) -> Option<CommandWatch> {
         let cyrus = |value: &str| value.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("CYRUS"));
         let takes = self.value(UNAUTHENTICATE).is_some() || self.value("IMPLEMENTATION").is_some_and(cyrus);
-        takes.then(|| Watch::new(UNAUTHENTICATE, b"BYE \"UNAUTHENTICATE is not available here\"\r\n"))
+        takes.then(|| CommandWatch::new(UNAUTHENTICATE, b"BYE \"UNAUTHENTICATE is not available here\"\r\n"))
     }
 }
 
@@ -114,83 +114,92 @@ impl SieveBack {
             password: settings.password,
             service: settings.service,
             in_the_clear: settings.tls == BackTls::StartTls,
-            state: State::List,
-            answer: Gatherer::default(),
+            state: SieveBackState::List,
+            answer: MessageReader::default(),
             capabilities: Vec::new(),
             left: settings.untagged_limit,
-            asked: false,
+            login_written: false,
         }
     }
 
     fn advance(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Result<BackStep, BackFault> {
         loop {
             match self.answer.take(input, self.left) {
-                Gathered::Part => return Ok(BackStep::NeedMore),
-                Gathered::Whole => {}
-                Gathered::Announced(literal) => {
-                    if self.answer.gathered.bytes().len().saturating_add(literal.size) > self.left {
-                        return Err(BackFault::TooMuch);
+                MessageScan::Incomplete => return Ok(BackStep::NeedMore),
+                MessageScan::Whole => {}
+                MessageScan::Announced(literal) => {
+                    if self.answer.buffer.bytes().len().saturating_add(literal.size) > self.left {
+                        return Err(BackFault::TooLarge);
                     }
                     self.answer.expect(literal);
                     continue;
                 }
-                Gathered::Spoiled(Spoiled::TooLong) => return Err(BackFault::TooMuch),
-                Gathered::Spoiled(Spoiled::BareLf | Spoiled::BareCr | Spoiled::Nul) => return Err(BackFault::Garbage),
+                MessageScan::Spoiled(Invalid::TooLong) => return Err(BackFault::TooLarge),
+                MessageScan::Spoiled(Invalid::BareLf | Invalid::BareCr | Invalid::Nul) => {
+                    return Err(BackFault::ProtocolViolation);
+                }
             }
-            let answer = std::mem::take(&mut self.answer).gathered;
+            let answer = std::mem::take(&mut self.answer).buffer;
             self.left = self.left.saturating_sub(answer.bytes().len());
-            if let Some(step) = self.receive(Answer::of(answer.bytes()).ok_or(BackFault::Garbage)?, out)? {
+            if let Some(step) =
+                self.receive(SieveReply::of(answer.bytes()).ok_or(BackFault::ProtocolViolation)?, out)?
+            {
                 return Ok(step);
             }
         }
     }
 
-    fn receive(&mut self, answer: Answer, out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
+    fn receive(&mut self, answer: SieveReply, out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
         let status = match answer {
-            Answer::Strings(name, value) => return self.listed(&name, value.as_ref()).map(|()| None),
-            Answer::Status(status) => status,
+            SieveReply::Strings(name, value) => return self.listed(&name, value.as_ref()).map(|()| None),
+            SieveReply::Status(status) => status,
         };
-        if status.code.eq_ignore_ascii_case(b"REFERRAL") && status.word != Word::Ok {
+        if status.code.eq_ignore_ascii_case(b"REFERRAL") && status.word != SieveStatusKind::Ok {
             // Its text names servers inside as well (RFC 5804 section 1.3).
             return Err(BackFault::Referral);
         }
-        match (std::mem::replace(&mut self.state, State::Over), status.word) {
-            (_, Word::Bye) => Err(BackFault::Bye),
-            (State::List, Word::Ok) => self.proceed(out).map(|()| None),
-            (State::StartTls, Word::Ok) => {
-                self.state = State::Tls;
+        match (std::mem::replace(&mut self.state, SieveBackState::Over), status.word) {
+            (_, SieveStatusKind::Bye) => Err(BackFault::Bye),
+            (SieveBackState::List, SieveStatusKind::Ok) => self.proceed(out).map(|()| None),
+            (SieveBackState::StartTls, SieveStatusKind::Ok) => {
+                self.state = SieveBackState::Tls;
                 Ok(Some(BackStep::StartTls))
             }
-            (State::StartTls, Word::No) => Err(BackFault::NoStartTls),
-            (State::Login, Word::Ok) => {
+            (SieveBackState::StartTls, SieveStatusKind::No) => Err(BackFault::NoStartTls),
+            (SieveBackState::Login, SieveStatusKind::Ok) => {
                 write_line(out, &[b"NOOP"]);
                 let referral = status.code.eq_ignore_ascii_case(b"REFERRAL");
-                self.state =
-                    State::Afterwards { text: if referral { Vec::new() } else { status.text }, listing: false };
+                self.state = SieveBackState::Afterwards {
+                    text: if referral { Vec::new() } else { status.text },
+                    listing: false,
+                };
                 Ok(None)
             }
-            (State::Login, Word::No) => Ok(Some(BackStep::Refused(BackendWords {
+            (SieveBackState::Login, SieveStatusKind::No) => Ok(Some(BackStep::Refused(BackendReply {
                 code: printable(&status.code, TEXT),
                 text: printable(&status.text, TEXT),
                 unavailable: status.code.eq_ignore_ascii_case(b"TRYLATER"),
             }))),
             // The end of a list that came unasked; the answer to NOOP is still to come.
-            (State::Afterwards { text, listing: true }, Word::Ok) => {
-                self.state = State::Afterwards { text, listing: false };
+            (SieveBackState::Afterwards { text, listing: true }, SieveStatusKind::Ok) => {
+                self.state = SieveBackState::Afterwards { text, listing: false };
                 Ok(None)
             }
             // NOOP is answered. A server from before it was invented says NO, which is as good.
-            (State::Afterwards { text, listing: false }, Word::Ok | Word::No) => {
+            (SieveBackState::Afterwards { text, listing: false }, SieveStatusKind::Ok | SieveStatusKind::No) => {
                 Ok(Some(BackStep::Ready(Welcome { text, ..Welcome::default() })))
             }
-            (State::List | State::Afterwards { .. } | State::Tls | State::Over, _) => Err(BackFault::Garbage),
+            (
+                SieveBackState::List | SieveBackState::Afterwards { .. } | SieveBackState::Tls | SieveBackState::Over,
+                _,
+            ) => Err(BackFault::ProtocolViolation),
         }
     }
 
     /// A line of a list.
     fn listed(&mut self, name: &Secret, value: Option<&Secret>) -> Result<(), BackFault> {
         match &mut self.state {
-            State::List => {
+            SieveBackState::List => {
                 // What does not print has no place in a list that clients may get.
                 let shown = |string: &Secret| printable(string.expose(), usize::MAX);
                 let value = value.map(shown).filter(|value| !value.is_empty());
@@ -198,7 +207,7 @@ impl SieveBack {
                 self.capabilities.push(shown(name).to_ascii_uppercase() + &value);
                 Ok(())
             }
-            State::Afterwards { listing, .. } => {
+            SieveBackState::Afterwards { listing, .. } => {
                 *listing = true;
                 // Of this list no more is of use.
                 if name.expose().eq_ignore_ascii_case(UNAUTHENTICATE.as_bytes()) {
@@ -206,7 +215,9 @@ impl SieveBack {
                 }
                 Ok(())
             }
-            State::StartTls | State::Tls | State::Login | State::Over => Err(BackFault::Garbage),
+            SieveBackState::StartTls | SieveBackState::Tls | SieveBackState::Login | SieveBackState::Over => {
+                Err(BackFault::ProtocolViolation)
+            }
         }
     }
 
@@ -217,7 +228,7 @@ impl SieveBack {
                 return Err(BackFault::NoStartTls);
             }
             write_line(out, &[b"STARTTLS"]);
-            self.state = State::StartTls;
+            self.state = SieveBackState::StartTls;
             return Ok(());
         }
         let parts = [self.login.as_slice(), self.service.as_deref().unwrap_or_default(), self.password.expose()];
@@ -233,8 +244,8 @@ impl SieveBack {
         out.extend(b"AUTHENTICATE \"PLAIN\" ");
         write_string(out, message.as_slice(), "+");
         out.extend(b"\r\n");
-        self.asked = true;
-        self.state = State::Login;
+        self.login_written = true;
+        self.state = SieveBackState::Login;
         Ok(())
     }
 
@@ -245,11 +256,11 @@ impl SieveBack {
     }
 }
 
-impl Answer {
+impl SieveReply {
     /// `None` if it is none of this protocol's.
     fn of(answer: &[u8]) -> Option<Self> {
         let mut rest = Cursor::new(answer);
-        let words = [("OK", Word::Ok), ("NO", Word::No), ("BYE", Word::Bye)];
+        let words = [("OK", SieveStatusKind::Ok), ("NO", SieveStatusKind::No), ("BYE", SieveStatusKind::Bye)];
         let atom = rest.atom();
         if atom.is_empty() {
             let name = rest.string()?;
@@ -261,7 +272,7 @@ impl Answer {
             return Some(Self::Strings(name, value));
         }
         let (_, word) = words.into_iter().find(|(name, _)| name.as_bytes().eq_ignore_ascii_case(atom))?;
-        let mut status = Status { word, code: Vec::new(), text: Vec::new() };
+        let mut status = SieveStatus { word, code: Vec::new(), text: Vec::new() };
         if rest.end().is_some() {
             return Some(Self::Status(status));
         }

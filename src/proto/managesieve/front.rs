@@ -11,29 +11,29 @@
 use std::borrow::Cow;
 
 use super::super::capabilities::name;
-use super::super::sasl::{Exchange, Mechanism, Progress, SaslError};
-use super::super::wire::{Gathering, Literal, Skip, Spoiled, is_http, printable};
-use super::super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome, reference};
-use super::syntax::{Cursor, Gathered, Gatherer, write_string};
+use super::super::sasl::{Exchange, ExchangeStep, Mechanism, SaslError};
+use super::super::wire::{Discard, Invalid, LineBuffer, Literal, is_http, printable};
+use super::super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome, session_suffix};
+use super::syntax::{Cursor, MessageReader, MessageScan, write_string};
 use super::{PROTOCOL, TEXT};
-use crate::outcome::{AccountState, BackendWords, Refusal};
+use crate::outcome::{AccountState, BackendReply, Refusal};
 use crate::secret::{Secret, SecretBuf};
 
 /// The longest command with its literals: AUTHENTICATE with a response as long as SASL's lines.
 const COMMAND: usize = 16_384;
 /// How much of one refused command is read and thrown away before the client is given up.
-const SWALLOWED: usize = 65_536;
+const MAX_DISCARDED: usize = 65_536;
 /// The longest tag of a NOOP, which comes back as a quoted string.
 const TAG: usize = 1024;
 
-const SYNTAX: Denial = Denial("", "Arguments are not as the command wants them");
-const TOO_LONG: Denial = Denial("", "Command too long");
+const SYNTAX: SieveDenial = SieveDenial("", "Arguments are not as the command wants them");
+const TOO_LONG: SieveDenial = SieveDenial("", "Command too long");
 /// The same whether the dialogue or the session refuses a login in the clear.
-const TLS_FIRST: Denial = Denial("ENCRYPT-NEEDED", "Start TLS before you log in");
+const TLS_FIRST: SieveDenial = SieveDenial("ENCRYPT-NEEDED", "Start TLS before you log in");
 
 /// A response code (empty: none) and a text, said with NO or BYE.
 #[derive(Debug, Clone, Copy)]
-struct Denial(&'static str, &'static str);
+struct SieveDenial(&'static str, &'static str);
 
 /// The dialogue with one client.
 pub(super) struct SieveFront {
@@ -44,22 +44,22 @@ pub(super) struct SieveFront {
     starttls: bool,
     /// How many bad commands are still answered.
     bad_commands_left: u32,
-    state: State,
+    state: SieveFrontState,
     /// What has arrived of the current command or response.
-    command: Gatherer,
+    command: MessageReader,
     /// The exchange whose response is awaited instead of a command.
     exchange: Option<Exchange>,
     /// Logins in the clear, refused here and not yet told to the session.
-    refused_unasked: u32,
+    local_refusals: u32,
 }
 
 #[derive(Debug, Default)]
-enum State {
+enum SieveFrontState {
     /// In a command or a response.
     #[default]
     Command,
     /// In what is left of a refused command.
-    Refused(Leftover),
+    Refused(DiscardedCommand),
     /// The session is starting TLS.
     Tls,
     /// TLS is there: the client is waiting for the capabilities.
@@ -72,14 +72,14 @@ enum State {
 
 /// What is left of a refused command on the wire.
 #[derive(Debug)]
-struct Leftover {
-    line: Skip,
+struct DiscardedCommand {
+    line: Discard,
     /// Bytes of a literal before the line goes on.
     literal: usize,
     /// How much more may be thrown away.
     budget: usize,
     /// The answer, where it waits for the command's end.
-    answer: Option<Denial>,
+    answer: Option<SieveDenial>,
 }
 
 impl Front for SieveFront {
@@ -91,21 +91,21 @@ impl Front for SieveFront {
     fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step {
         loop {
             let next = match std::mem::take(&mut self.state) {
-                State::Command => self.read(input, out),
-                State::Refused(leftover) => self.pass_over(leftover, input, out),
-                State::Tls => {
+                SieveFrontState::Command => self.read(input, out),
+                SieveFrontState::Refused(leftover) => self.discard_command(leftover, input, out),
+                SieveFrontState::Tls => {
                     // Asked again before the handshake: what came in the clear stays unread.
                     input.clear();
-                    self.wait_in(State::Tls, Step::StartTls)
+                    self.wait_in(SieveFrontState::Tls, Step::StartTls)
                 }
-                State::Secured => {
+                SieveFrontState::Secured => {
                     // Unasked, as the client has forgotten what it knew (RFC 5804 section 2.2).
                     self.list(out);
                     ok(out, b"TLS is established");
                     None
                 }
-                State::Deciding => self.wait_in(State::Deciding, Step::NeedMore),
-                State::Over(quit) => self.wait_in(State::Over(quit), Step::Quit(quit)),
+                SieveFrontState::Deciding => self.wait_in(SieveFrontState::Deciding, Step::NeedMore),
+                SieveFrontState::Over(quit) => self.wait_in(SieveFrontState::Over(quit), Step::Quit(quit)),
             };
             if let Some(step) = next {
                 return step;
@@ -119,21 +119,21 @@ impl Front for SieveFront {
     /// The count of bad commands is the connection's and stays.
     fn tls_started(&mut self) {
         self.tls = true;
-        self.state = State::Secured;
-        self.command = Gatherer::default();
+        self.state = SieveFrontState::Secured;
+        self.command = MessageReader::default();
         self.exchange = None;
     }
 
     fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
         self.refuse("NO", refusal, out);
-        self.state = State::Command;
+        self.state = SieveFrontState::Command;
     }
 
     /// No capabilities follow: no security layer was negotiated (RFC 5804 section 2.1).
     fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf) {
         let text = printable(&welcome.text, TEXT);
         ok(out, if text.is_empty() { "Logged in" } else { &text }.as_bytes());
-        self.state = State::Deciding;
+        self.state = SieveFrontState::Deciding;
     }
 
     fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
@@ -144,8 +144,8 @@ impl Front for SieveFront {
         None
     }
 
-    fn refused_unasked(&mut self) -> Option<Refusal> {
-        self.refused_unasked = self.refused_unasked.checked_sub(1)?;
+    fn take_local_refusal(&mut self) -> Option<Refusal> {
+        self.local_refusals = self.local_refusals.checked_sub(1)?;
         Some(Refusal::TlsRequired)
     }
 }
@@ -162,23 +162,23 @@ impl SieveFront {
             tls: settings.tls,
             starttls: settings.starttls,
             bad_commands_left: settings.bad_commands,
-            state: State::Command,
-            command: Gatherer::default(),
+            state: SieveFrontState::Command,
+            command: MessageReader::default(),
             exchange: None,
-            refused_unasked: 0,
+            local_refusals: 0,
         }
     }
 
     /// Writes a refusal in this protocol's words.
     fn refuse(&self, word: &str, refusal: &Refusal, out: &mut SecretBuf) {
-        let (code, text) = words(refusal);
-        answer(out, word, code, format!("{text}{}", reference(refusal, &self.session)).as_bytes());
+        let (code, text) = refusal_text(refusal);
+        answer(out, word, code, format!("{text}{}", session_suffix(refusal, &self.session)).as_bytes());
     }
 
     /// How many bytes are kept between calls.
     #[cfg(test)]
-    pub(super) fn held(&self) -> usize {
-        self.command.gathered.bytes().len()
+    pub(super) fn buffered(&self) -> usize {
+        self.command.buffer.bytes().len()
     }
 
     /// Writes the capabilities, a line each, without the OK that ends them.
@@ -209,38 +209,44 @@ impl SieveFront {
 
     fn read(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
         let gathered = self.command.take(input, COMMAND);
-        let line = self.command.gathered.line();
-        let size = self.command.gathered.bytes().len();
+        let line = self.command.buffer.line();
+        let size = self.command.buffer.bytes().len();
         match gathered {
-            Gathered::Part => return Some(Step::NeedMore),
-            Gathered::Announced(literal) if !literal.synchronizing && size.saturating_add(literal.size) <= COMMAND => {
+            MessageScan::Incomplete => return Some(Step::NeedMore),
+            MessageScan::Announced(literal)
+                if !literal.synchronizing && size.saturating_add(literal.size) <= COMMAND =>
+            {
                 self.command.expect(literal);
                 return None;
             }
-            Gathered::Announced(_) | Gathered::Whole | Gathered::Spoiled(_) => {}
+            MessageScan::Announced(_) | MessageScan::Whole | MessageScan::Spoiled(_) => {}
         }
-        if is_http(self.command.gathered.bytes()) {
-            return Some(self.give_up("This is a mail server", out));
+        if is_http(self.command.buffer.bytes()) {
+            return Some(self.close("This is a mail server", out));
         }
         match gathered {
-            Gathered::Spoiled(why) => {
-                let line = Skip::behind(line);
-                self.refuse_spoiled(why, line, out)
+            MessageScan::Spoiled(why) => {
+                let line = Discard::behind(line);
+                self.refuse_invalid(why, line, out)
             }
             // A client that waits for leave to send it, which this protocol knows nothing of.
-            Gathered::Announced(literal) if literal.synchronizing => {
-                self.deny(Denial("", "A literal is announced as {n+}"), out)
+            MessageScan::Announced(literal) if literal.synchronizing => {
+                self.deny(SieveDenial("", "A literal is announced as {n+}"), out)
             }
-            Gathered::Announced(literal) => {
-                self.command = Gatherer::default();
+            MessageScan::Announced(literal) => {
+                self.command = MessageReader::default();
                 let answer = Some(TOO_LONG);
-                self.swallow(literal, Leftover { line: Skip::default(), literal: 0, budget: SWALLOWED, answer }, out)
+                self.discard_literal(
+                    literal,
+                    DiscardedCommand { line: Discard::default(), literal: 0, budget: MAX_DISCARDED, answer },
+                    out,
+                )
             }
-            Gathered::Part | Gathered::Whole => {
-                let command = std::mem::take(&mut self.command).gathered;
+            MessageScan::Incomplete | MessageScan::Whole => {
+                let command = std::mem::take(&mut self.command).buffer;
                 let done = match self.exchange.take() {
                     Some(exchange) => self.respond(exchange, &command, out),
-                    None => self.obey(&command, out),
+                    None => self.execute(&command, out),
                 };
                 done.unwrap_or_else(|denial| self.deny(denial, out))
             }
@@ -248,7 +254,7 @@ impl SieveFront {
     }
 
     /// Carries out a command.
-    fn obey(&mut self, command: &Gathering, out: &mut SecretBuf) -> Result<Option<Step>, Denial> {
+    fn execute(&mut self, command: &LineBuffer, out: &mut SecretBuf) -> Result<Option<Step>, SieveDenial> {
         let mut arguments = Cursor::new(command.bytes());
         let verb = arguments.atom().to_ascii_uppercase();
         match verb.as_slice() {
@@ -261,50 +267,56 @@ impl SieveFront {
             b"LOGOUT" => {
                 arguments.end().ok_or(SYNTAX)?;
                 ok(out, b"Goodbye");
-                return Ok(self.wait_in(State::Over(Quit::Logout), Step::Quit(Quit::Logout)));
+                return Ok(self.wait_in(SieveFrontState::Over(Quit::Logout), Step::Quit(Quit::Logout)));
             }
             b"STARTTLS" => {
                 arguments.end().ok_or(SYNTAX)?;
                 if self.tls || !self.starttls {
-                    return Err(Denial("", "TLS cannot be started here"));
+                    return Err(SieveDenial("", "TLS cannot be started here"));
                 }
                 ok(out, b"Begin TLS now");
-                return Ok(self.wait_in(State::Tls, Step::StartTls));
+                return Ok(self.wait_in(SieveFrontState::Tls, Step::StartTls));
             }
             b"AUTHENTICATE" if !self.tls => {
-                self.refused_unasked = self.refused_unasked.saturating_add(1);
+                self.local_refusals = self.local_refusals.saturating_add(1);
                 return Err(TLS_FIRST);
             }
             b"AUTHENTICATE" => {
                 let (mechanism, initial) = authenticate(arguments).ok_or(SYNTAX)?;
-                let mechanism = Mechanism::by_name(mechanism.expose()).ok_or(Denial("", "Unsupported mechanism"))?;
+                let mechanism =
+                    Mechanism::by_name(mechanism.expose()).ok_or(SieveDenial("", "Unsupported mechanism"))?;
                 let exchange = Exchange::new(mechanism);
                 let progress = match initial {
                     Some(response) => exchange.initial_response(response.expose()).map_err(unreadable)?,
-                    None => Progress::Goes(exchange),
+                    None => ExchangeStep::Continue(exchange),
                 };
-                return Ok(self.go_on(progress, out));
+                return Ok(self.advance_exchange(progress, out));
             }
             b"PUTSCRIPT" | b"LISTSCRIPTS" | b"SETACTIVE" | b"GETSCRIPT" | b"DELETESCRIPT" | b"RENAMESCRIPT"
-            | b"CHECKSCRIPT" | b"HAVESPACE" | b"UNAUTHENTICATE" => return Err(Denial("", "Log in first")),
-            _ => return Err(Denial("", "Unknown command")),
+            | b"CHECKSCRIPT" | b"HAVESPACE" | b"UNAUTHENTICATE" => return Err(SieveDenial("", "Log in first")),
+            _ => return Err(SieveDenial("", "Unknown command")),
         }
         Ok(None)
     }
 
     /// Takes the response to a challenge; the string `*` cancels.
-    fn respond(&mut self, exchange: Exchange, line: &Gathering, out: &mut SecretBuf) -> Result<Option<Step>, Denial> {
+    fn respond(
+        &mut self,
+        exchange: Exchange,
+        line: &LineBuffer,
+        out: &mut SecretBuf,
+    ) -> Result<Option<Step>, SieveDenial> {
         let mut line = Cursor::new(line.bytes());
         let response = line.string().filter(|_| line.end().is_some());
-        let response = response.ok_or(Denial("", "A response is a string"))?;
+        let response = response.ok_or(SieveDenial("", "A response is a string"))?;
         let progress = exchange.respond(response.expose()).map_err(unreadable)?;
-        Ok(self.go_on(progress, out))
+        Ok(self.advance_exchange(progress, out))
     }
 
-    fn go_on(&mut self, progress: Progress, out: &mut SecretBuf) -> Option<Step> {
+    fn advance_exchange(&mut self, progress: ExchangeStep, out: &mut SecretBuf) -> Option<Step> {
         match progress {
-            Progress::Done(credentials) => self.attempt(credentials),
-            Progress::Goes(exchange) => {
+            ExchangeStep::Done(credentials) => self.attempt(credentials),
+            ExchangeStep::Continue(exchange) => {
                 write_string(out, exchange.challenge().as_bytes(), "");
                 out.extend(b"\r\n");
                 self.exchange = Some(exchange);
@@ -314,68 +326,79 @@ impl SieveFront {
     }
 
     fn attempt(&mut self, credentials: Credentials) -> Option<Step> {
-        self.wait_in(State::Deciding, Step::Attempt(credentials))
+        self.wait_in(SieveFrontState::Deciding, Step::Attempt(credentials))
     }
 
     /// Refuses a line at the byte that spoils it, without waiting for an end that a client which
     /// ends its lines with LF alone never sends. What follows up to the CRLF is no command.
-    fn refuse_spoiled(&mut self, why: Spoiled, line: Skip, out: &mut SecretBuf) -> Option<Step> {
+    fn refuse_invalid(&mut self, why: Invalid, line: Discard, out: &mut SecretBuf) -> Option<Step> {
         let denied = self.deny(
             match why {
-                Spoiled::TooLong => TOO_LONG,
-                Spoiled::BareLf | Spoiled::BareCr => Denial("", "A line ends with CR and LF"),
-                Spoiled::Nul => Denial("", "A line holds no NUL"),
+                Invalid::TooLong => TOO_LONG,
+                Invalid::BareLf | Invalid::BareCr => SieveDenial("", "A line ends with CR and LF"),
+                Invalid::Nul => SieveDenial("", "A line holds no NUL"),
             },
             out,
         );
         if denied.is_none() {
-            self.state = State::Refused(Leftover { line, literal: 0, budget: SWALLOWED, answer: None });
+            self.state =
+                SieveFrontState::Refused(DiscardedCommand { line, literal: 0, budget: MAX_DISCARDED, answer: None });
         }
         denied
     }
 
-    fn pass_over(&mut self, mut leftover: Leftover, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
+    fn discard_command(
+        &mut self,
+        mut leftover: DiscardedCommand,
+        input: &mut SecretBuf,
+        out: &mut SecretBuf,
+    ) -> Option<Step> {
         let taken = leftover.literal.min(input.len());
         input.consume(taken);
         leftover.literal -= taken;
         if leftover.literal > 0 {
-            return self.wait_in(State::Refused(leftover), Step::NeedMore);
+            return self.wait_in(SieveFrontState::Refused(leftover), Step::NeedMore);
         }
-        let (passed, ended) = leftover.line.pass(input, leftover.budget);
+        let (passed, ended) = leftover.line.discard(input, leftover.budget);
         leftover.budget -= passed;
         match leftover.line.announced() {
-            _ if !ended && leftover.budget == 0 => Some(self.give_up("Command too long", out)),
-            _ if !ended => self.wait_in(State::Refused(leftover), Step::NeedMore),
-            Some(literal) if !literal.synchronizing => self.swallow(literal, leftover, out),
+            _ if !ended && leftover.budget == 0 => Some(self.close("Command too long", out)),
+            _ if !ended => self.wait_in(SieveFrontState::Refused(leftover), Step::NeedMore),
+            Some(literal) if !literal.synchronizing => self.discard_literal(literal, leftover, out),
             Some(_) | None => leftover.answer.and_then(|denial| self.deny(denial, out)),
         }
     }
 
     /// Goes on behind a literal that comes unasked, if it is of a size worth waiting for.
-    fn swallow(&mut self, literal: Literal, leftover: Leftover, out: &mut SecretBuf) -> Option<Step> {
+    fn discard_literal(&mut self, literal: Literal, leftover: DiscardedCommand, out: &mut SecretBuf) -> Option<Step> {
         let Some(budget) = leftover.budget.checked_sub(literal.size) else {
-            return Some(self.give_up("Literal too large", out));
+            return Some(self.close("Literal too large", out));
         };
-        self.state = State::Refused(Leftover { line: Skip::default(), literal: literal.size, budget, ..leftover });
+        self.state = SieveFrontState::Refused(DiscardedCommand {
+            line: Discard::default(),
+            literal: literal.size,
+            budget,
+            ..leftover
+        });
         None
     }
 
     /// Answers a bad command, the last one with a goodbye. An exchange that it was part of is over.
-    fn deny(&mut self, Denial(code, text): Denial, out: &mut SecretBuf) -> Option<Step> {
-        self.command = Gatherer::default();
+    fn deny(&mut self, SieveDenial(code, text): SieveDenial, out: &mut SecretBuf) -> Option<Step> {
+        self.command = MessageReader::default();
         self.exchange = None;
         answer(out, "NO", code, text.as_bytes());
         self.bad_commands_left = self.bad_commands_left.saturating_sub(1);
-        (self.bad_commands_left == 0).then(|| self.give_up("Too many bad commands", out))
+        (self.bad_commands_left == 0).then(|| self.close("Too many bad commands", out))
     }
 
-    fn give_up(&mut self, text: &str, out: &mut SecretBuf) -> Step {
+    fn close(&mut self, text: &str, out: &mut SecretBuf) -> Step {
         answer(out, "BYE", "", text.as_bytes());
-        self.state = State::Over(Quit::ProtocolError);
+        self.state = SieveFrontState::Over(Quit::ProtocolError);
         Step::Quit(Quit::ProtocolError)
     }
 
-    fn wait_in(&mut self, state: State, step: Step) -> Option<Step> {
+    fn wait_in(&mut self, state: SieveFrontState, step: Step) -> Option<Step> {
         self.state = state;
         Some(step)
     }
@@ -431,41 +454,41 @@ fn answer(out: &mut SecretBuf, word: &str, code: &str, text: &[u8]) {
 }
 
 /// What cannot be read is no wrong password, and says so in its text: there is only NO.
-const fn unreadable(error: SaslError) -> Denial {
+const fn unreadable(error: SaslError) -> SieveDenial {
     match error {
-        SaslError::Cancelled => Denial("", "Authentication cancelled"),
-        SaslError::NotBase64 => Denial("", "Response is not base64"),
-        SaslError::Malformed => Denial("", "Response is not as the mechanism wants it"),
+        SaslError::Cancelled => SieveDenial("", "Authentication cancelled"),
+        SaslError::NotBase64 => SieveDenial("", "Response is not base64"),
+        SaslError::Malformed => SieveDenial("", "Response is not as the mechanism wants it"),
     }
 }
 
 /// What may be tried again later: a client keeps its password.
 const TRY_LATER: &str = "TRYLATER";
 /// For whoever must not learn more; an account that is locked too (`Refusal::told`).
-const WRONG: &str = "Name or password is wrong";
+const WRONG_CREDENTIALS: &str = "Name or password is wrong";
 const UNAVAILABLE: &str = "The mail service is not available, try again later";
 
 /// A refusal in ManageSieve's words: a code of RFC 5804 section 1.3, or none, and a text. Refusals that
 /// must not be told apart have the very same words; none repeats what the client sent.
-fn words(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
+fn refusal_text(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
     let (code, text) = match refusal {
         Refusal::WrongPassword
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
         | Refusal::InvalidUsername
-        | Refusal::UnusablePassword => ("", WRONG),
+        | Refusal::InvalidPassword => ("", WRONG_CREDENTIALS),
         Refusal::AuthzidNotAllowed => ("", "You may only act as yourself"),
         Refusal::NotAllowed => ("", "You may not use this service, please ask your administrator"),
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => ("", "Your password has expired, please change it"),
             AccountState::PasswordMustChange => ("", "You have to change your password first"),
-            AccountState::Locked => ("", WRONG),
+            AccountState::Locked => ("", WRONG_CREDENTIALS),
             AccountState::Disabled => ("", "Your account is disabled, please tell your administrator"),
             AccountState::AccountExpired => ("", "Your account has expired, please tell your administrator"),
             AccountState::OutsideLogonHours => ("", "You may not log in at this time"),
             AccountState::WrongWorkstation => ("", "You may not log in from here"),
         },
-        Refusal::BackendRejected(Some(words)) => return (TRY_LATER, backend_words(words)),
+        Refusal::BackendRejected(Some(words)) => return (TRY_LATER, backend_text(words)),
         Refusal::BackendRejected(None)
         | Refusal::DirectoryUnavailable
         | Refusal::SeveralEntries
@@ -493,7 +516,7 @@ fn words(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
 
 /// What a backend said when it refused a login that the directory had accepted. Of its codes none would
 /// be true here: without TRYLATER the client asks for another password, and the one it has is right.
-fn backend_words(words: &BackendWords) -> Cow<'static, str> {
+fn backend_text(words: &BackendReply) -> Cow<'static, str> {
     let text = printable(words.text.as_bytes(), TEXT);
     if text.trim().is_empty() { Cow::Borrowed(UNAVAILABLE) } else { Cow::Owned(text) }
 }

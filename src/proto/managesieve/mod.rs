@@ -15,7 +15,7 @@ mod tests;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod trial;
 
-use super::{Back, BackSettings, Front, FrontSettings, Parting, Protocol};
+use super::{Back, BackSettings, ClosingLine, Front, FrontSettings, Protocol};
 
 /// ManageSieve's row.
 pub const PROTOCOL: Protocol = Protocol {
@@ -23,9 +23,9 @@ pub const PROTOCOL: Protocol = Protocol {
     alpn: Some(b"managesieve"),
     implicit_port: 4190,
     starttls_port: 4190,
-    introduction: None,
+    forward_method: None,
     // Without a command before it (RFC 5804 section 1.2).
-    parting: Parting::Line {
+    closing_line: ClosingLine::Line {
         changed: b"BYE (TRYLATER) \"Your account has changed, please log in again\"\r\n",
         ended: b"BYE (TRYLATER) \"This session was ended by the administrator, please log in again\"\r\n",
     },

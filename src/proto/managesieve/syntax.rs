@@ -3,7 +3,7 @@
 //! Reads what has arrived whole, literals included. Strings are copied into wiping memory: they may be
 //! passwords.
 
-use super::super::wire::{Found, Gathering, Literal, Spoiled, write_line};
+use super::super::wire::{Invalid, LineBuffer, Literal, Scan, write_line};
 use crate::secret::{Secret, SecretBuf};
 
 /// The longest quoted string (RFC 5804 section 4, `quoted`).
@@ -79,41 +79,41 @@ impl<'a> Cursor<'a> {
 
 /// Lines and their literals, gathered until a command or an answer is whole.
 #[derive(Debug, Default)]
-pub(super) struct Gatherer {
-    pub(super) gathered: Gathering,
+pub(super) struct MessageReader {
+    pub(super) buffer: LineBuffer,
     /// Bytes of a literal that are to come before the line goes on.
     missing: usize,
 }
 
 /// What came of gathering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Gathered {
+pub(super) enum MessageScan {
     /// More is to come.
-    Part,
+    Incomplete,
     /// A command or an answer is whole.
     Whole,
     /// A line announces this literal, which has not been looked at.
     Announced(Literal),
     /// The line is spoiled by the next byte, which is left.
-    Spoiled(Spoiled),
+    Spoiled(Invalid),
 }
 
-impl Gatherer {
+impl MessageReader {
     /// Moves bytes from `input`, of which no more than `limit` are kept in all.
-    pub(super) fn take(&mut self, input: &mut SecretBuf, limit: usize) -> Gathered {
+    pub(super) fn take(&mut self, input: &mut SecretBuf, limit: usize) -> MessageScan {
         if self.missing > 0 {
-            self.missing = self.gathered.take_literal(input, self.missing);
+            self.missing = self.buffer.take_literal(input, self.missing);
             if self.missing > 0 {
-                return Gathered::Part;
+                return MessageScan::Incomplete;
             }
         }
-        let before = self.gathered.bytes().len() - self.gathered.line().len();
-        match self.gathered.take_line(input, limit.saturating_sub(before)) {
-            Found::Part => Gathered::Part,
-            Found::Spoiled(why) => Gathered::Spoiled(why),
-            Found::Line => match Literal::announced_by(self.gathered.line()) {
-                Some(literal) => Gathered::Announced(literal),
-                None => Gathered::Whole,
+        let before = self.buffer.bytes().len() - self.buffer.line().len();
+        match self.buffer.take_line(input, limit.saturating_sub(before)) {
+            Scan::Incomplete => MessageScan::Incomplete,
+            Scan::Spoiled(why) => MessageScan::Spoiled(why),
+            Scan::Line => match Literal::announced_by(self.buffer.line()) {
+                Some(literal) => MessageScan::Announced(literal),
+                None => MessageScan::Whole,
             },
         }
     }
@@ -122,7 +122,7 @@ impl Gatherer {
     pub(super) fn expect(&mut self, literal: Literal) {
         self.missing = literal.size;
         // Starts the next line, for an empty literal as well.
-        self.gathered.take_literal(&mut SecretBuf::new(), 0);
+        self.buffer.take_literal(&mut SecretBuf::new(), 0);
     }
 }
 

@@ -7,10 +7,10 @@
 use std::ops::ControlFlow;
 
 use super::super::sasl::{fits_plain, write_plain};
-use super::super::wire::{Found, Gathering, Spoiled, first_word, printable, write_line};
+use super::super::wire::{Invalid, LineBuffer, Scan, first_word, printable, write_line};
 use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Welcome};
 use super::{COMMAND, TEXT};
-use crate::outcome::BackendWords;
+use crate::outcome::BackendReply;
 use crate::secret::{Secret, SecretBuf};
 
 /// The longest line of a server, without CRLF. It may have 512 octets (RFC 2449 section 4), and some
@@ -29,20 +29,20 @@ pub(super) struct Pop3Back {
     takes_xclient: bool,
     /// STLS is wanted and has not been done.
     in_the_clear: bool,
-    state: State,
+    state: Pop3BackState,
     /// What has arrived of the current line.
-    gathered: Gathering,
+    gathered: LineBuffer,
     /// The lines of CAPA's answer, in capitals.
     capabilities: Vec<Vec<u8>>,
     /// How many bytes the backend may still send.
     bytes_left: usize,
     /// Whether the login was written.
-    asked: bool,
+    login_written: bool,
 }
 
 /// What the backend is to say next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum Pop3BackState {
     Greeting,
     /// The answer to STLS.
     StartTls,
@@ -67,7 +67,7 @@ enum State {
 }
 
 /// A line of the backend.
-enum Answer<'a> {
+enum Pop3Reply<'a> {
     /// `+OK` and its text.
     Ok(&'a [u8]),
     /// `-ERR` and its text.
@@ -81,7 +81,7 @@ impl Back for Pop3Back {
         match self.advance(input, out) {
             Ok(step) => step,
             Err(fault) => {
-                self.state = State::Over;
+                self.state = Pop3BackState::Over;
                 BackStep::Fault(fault)
             }
         }
@@ -89,11 +89,11 @@ impl Back for Pop3Back {
 
     fn tls_started(&mut self) {
         self.in_the_clear = false;
-        self.state = State::Secured;
+        self.state = Pop3BackState::Secured;
     }
 
-    fn has_asked(&self) -> bool {
-        self.asked
+    fn login_written(&self) -> bool {
+        self.login_written
     }
 
     fn capabilities(&self) -> Vec<String> {
@@ -110,28 +110,30 @@ impl Pop3Back {
             forward: settings.forward,
             takes_xclient: false,
             in_the_clear: settings.tls == BackTls::StartTls,
-            state: State::Greeting,
-            gathered: Gathering::default(),
+            state: Pop3BackState::Greeting,
+            gathered: LineBuffer::default(),
             capabilities: Vec::new(),
             bytes_left: settings.untagged_limit,
-            asked: false,
+            login_written: false,
         }
     }
 
     fn advance(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Result<BackStep, BackFault> {
-        if self.state == State::Secured {
+        if self.state == Pop3BackState::Secured {
             self.secured(out)?;
         }
         loop {
             match self.gathered.take_line(input, LINE) {
-                Found::Part => return Ok(BackStep::NeedMore),
-                Found::Line => {}
-                Found::Spoiled(Spoiled::TooLong) => return Err(BackFault::TooMuch),
+                Scan::Incomplete => return Ok(BackStep::NeedMore),
+                Scan::Line => {}
+                Scan::Spoiled(Invalid::TooLong) => return Err(BackFault::TooLarge),
                 // A line that two readers may end at different places is not to be guessed at.
-                Found::Spoiled(Spoiled::BareLf | Spoiled::BareCr | Spoiled::Nul) => return Err(BackFault::Garbage),
+                Scan::Spoiled(Invalid::BareLf | Invalid::BareCr | Invalid::Nul) => {
+                    return Err(BackFault::ProtocolViolation);
+                }
             }
             let line = std::mem::take(&mut self.gathered);
-            self.bytes_left = self.bytes_left.checked_sub(line.bytes().len()).ok_or(BackFault::TooMuch)?;
+            self.bytes_left = self.bytes_left.checked_sub(line.bytes().len()).ok_or(BackFault::TooLarge)?;
             if let ControlFlow::Break(step) = self.receive(line.line(), out)? {
                 return Ok(step);
             }
@@ -140,7 +142,7 @@ impl Pop3Back {
 
     /// Understands one line.
     fn receive(&mut self, line: &[u8], out: &mut SecretBuf) -> Result<ControlFlow<BackStep>, BackFault> {
-        if self.state == State::Capabilities {
+        if self.state == Pop3BackState::Capabilities {
             if line == b"." {
                 self.log_in(out)?;
             } else {
@@ -148,65 +150,65 @@ impl Pop3Back {
             }
             return Ok(ControlFlow::Continue(()));
         }
-        let answer = Answer::of(line).ok_or(BackFault::Garbage)?;
+        let answer = Pop3Reply::of(line).ok_or(BackFault::ProtocolViolation)?;
         match (self.state, answer) {
             // The time stamp of APOP, if there is one, is for nobody.
-            (State::Greeting, Answer::Ok(text)) => {
+            (Pop3BackState::Greeting, Pop3Reply::Ok(text)) => {
                 self.takes_xclient = text.split(|byte| *byte == b' ').any(|word| word == b"[XCLIENT]");
                 if self.in_the_clear {
                     write_line(out, &[b"STLS"]);
-                    self.state = State::StartTls;
+                    self.state = Pop3BackState::StartTls;
                 } else {
                     self.secured(out)?;
                 }
             }
-            (State::Greeting, Answer::Err(_)) => return Err(BackFault::Bye),
-            (State::StartTls, Answer::Ok(_)) => {
-                self.state = State::Tls;
+            (Pop3BackState::Greeting, Pop3Reply::Err(_)) => return Err(BackFault::Bye),
+            (Pop3BackState::StartTls, Pop3Reply::Ok(_)) => {
+                self.state = Pop3BackState::Tls;
                 return Ok(ControlFlow::Break(BackStep::StartTls));
             }
-            (State::StartTls, Answer::Err(_)) => return Err(BackFault::NoStartTls),
-            (State::Xclient, Answer::Ok(_)) => self.ask(out),
-            (State::Xclient, Answer::Err(_)) => return Err(BackFault::NotTold),
-            (State::Capa, Answer::Ok(_)) => self.state = State::Capabilities,
+            (Pop3BackState::StartTls, Pop3Reply::Err(_)) => return Err(BackFault::NoStartTls),
+            (Pop3BackState::Xclient, Pop3Reply::Ok(_)) => self.ask(out),
+            (Pop3BackState::Xclient, Pop3Reply::Err(_)) => return Err(BackFault::ForwardingRefused),
+            (Pop3BackState::Capa, Pop3Reply::Ok(_)) => self.state = Pop3BackState::Capabilities,
             // It knows nothing but RFC 1939, which has USER.
-            (State::Capa, Answer::Err(_)) => {
+            (Pop3BackState::Capa, Pop3Reply::Err(_)) => {
                 self.capabilities.push(b"USER".to_vec());
                 self.log_in(out)?;
             }
-            (State::Name, Answer::Ok(_)) => {
+            (Pop3BackState::Name, Pop3Reply::Ok(_)) => {
                 write_line(out, &[b"PASS ", self.password.expose()]);
-                self.state = State::Login;
+                self.state = Pop3BackState::Login;
             }
-            (State::Challenge, Answer::Challenge) => {
+            (Pop3BackState::Challenge, Pop3Reply::Challenge) => {
                 self.write_message(out);
                 out.extend(b"\r\n");
-                self.state = State::Login;
+                self.state = Pop3BackState::Login;
             }
-            (State::Login, Answer::Ok(text)) => {
-                self.state = State::Over;
+            (Pop3BackState::Login, Pop3Reply::Ok(text)) => {
+                self.state = Pop3BackState::Over;
                 let capabilities = Vec::new();
                 let welcome = Welcome { untagged: Vec::new(), capabilities, text: text.to_vec() };
                 return Ok(ControlFlow::Break(BackStep::Ready(welcome)));
             }
-            (State::Name | State::Challenge | State::Login, Answer::Err(text)) => {
-                self.state = State::Over;
+            (Pop3BackState::Name | Pop3BackState::Challenge | Pop3BackState::Login, Pop3Reply::Err(text)) => {
+                self.state = Pop3BackState::Over;
                 return Ok(ControlFlow::Break(BackStep::Refused(refusal(text))));
             }
             (
-                State::Greeting
-                | State::StartTls
-                | State::Tls
-                | State::Secured
-                | State::Xclient
-                | State::Capa
-                | State::Capabilities
-                | State::Name
-                | State::Challenge
-                | State::Login
-                | State::Over,
+                Pop3BackState::Greeting
+                | Pop3BackState::StartTls
+                | Pop3BackState::Tls
+                | Pop3BackState::Secured
+                | Pop3BackState::Xclient
+                | Pop3BackState::Capa
+                | Pop3BackState::Capabilities
+                | Pop3BackState::Name
+                | Pop3BackState::Challenge
+                | Pop3BackState::Login
+                | Pop3BackState::Over,
                 _,
-            ) => return Err(BackFault::Garbage),
+            ) => return Err(BackFault::ProtocolViolation),
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -219,18 +221,18 @@ impl Pop3Back {
             return Ok(());
         };
         if !self.takes_xclient {
-            return Err(BackFault::NotTold);
+            return Err(BackFault::ForwardingRefused);
         }
         let told = format!("XCLIENT ADDR={} PORT={} SESSION={session}", client.ip(), client.port());
         write_line(out, &[told.as_bytes()]);
-        self.state = State::Xclient;
+        self.state = Pop3BackState::Xclient;
         Ok(())
     }
 
     /// Asks what the backend can do.
     fn ask(&mut self, out: &mut SecretBuf) {
         write_line(out, &[b"CAPA"]);
-        self.state = State::Capa;
+        self.state = Pop3BackState::Capa;
     }
 
     /// Sends the login, or what can be sent of it at once. PLAIN is preferred to USER, which knows no
@@ -248,25 +250,25 @@ impl Pop3Back {
             self.authenticate(out)
         } else if user {
             write_line(out, &[b"USER ", &self.login]);
-            State::Name
+            Pop3BackState::Name
         } else {
             return Err(BackFault::NoMechanism);
         };
-        self.asked = true;
+        self.login_written = true;
         Ok(())
     }
 
     /// The message goes with the command if the line has the room (RFC 5034 section 4).
-    fn authenticate(&self, out: &mut SecretBuf) -> State {
+    fn authenticate(&self, out: &mut SecretBuf) -> Pop3BackState {
         let mut command = SecretBuf::new();
         command.extend(b"AUTH PLAIN ");
         self.write_message(&mut command);
         if command.len() > COMMAND {
             write_line(out, &[b"AUTH PLAIN"]);
-            return State::Challenge;
+            return Pop3BackState::Challenge;
         }
         write_line(out, &[command.as_slice()]);
-        State::Login
+        Pop3BackState::Login
     }
 
     fn write_message(&self, out: &mut SecretBuf) {
@@ -286,7 +288,7 @@ impl Pop3Back {
     }
 }
 
-impl<'a> Answer<'a> {
+impl<'a> Pop3Reply<'a> {
     /// `None` if the line's first word is exactly none of the three.
     fn of(line: &'a [u8]) -> Option<Self> {
         match first_word(line) {
@@ -299,14 +301,14 @@ impl<'a> Answer<'a> {
 }
 
 /// A refusal's code (RFC 2449 section 8) and its text.
-fn refusal(text: &[u8]) -> BackendWords {
+fn refusal(text: &[u8]) -> BackendReply {
     let split = text.strip_prefix(b"[").and_then(|inside| {
         let end = inside.iter().position(|byte| *byte == b']')?;
         let text = inside.get(end + 1..)?;
         Some((inside.get(..end)?, text.strip_prefix(b" ").unwrap_or(text)))
     });
     let (code, text) = split.unwrap_or((b"", text));
-    BackendWords {
+    BackendReply {
         code: printable(code, TEXT),
         text: printable(text, TEXT),
         // Not IN-USE, which is about one mailbox.

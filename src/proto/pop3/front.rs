@@ -4,12 +4,12 @@ use std::borrow::Cow;
 
 use zeroize::Zeroizing;
 
-use super::super::line::{Act, Channel, Dialect, Problem};
+use super::super::line::{Channel, Dialect, LineAction, LineProblem};
 use super::super::sasl::SaslError;
 use super::super::wire::{first_word, printable, write_line};
-use super::super::{Credentials, FrontSettings, Told, Welcome, reference};
+use super::super::{Credentials, FrontSettings, NginxReply, Welcome, session_suffix};
 use super::{COMMAND, TEXT};
-use crate::outcome::{AccountState, BackendWords, Refusal};
+use crate::outcome::{AccountState, BackendReply, Refusal};
 use crate::secret::{Secret, SecretBuf};
 
 /// What may be promised before login for the time after it; also what is promised while nobody knows the
@@ -66,14 +66,19 @@ impl Dialect for Pop3 {
         write_line(out, &[b"+OK usher is ready"]);
     }
 
-    fn obey<'a>(&mut self, command: &'a [u8], channel: Channel, out: &mut SecretBuf) -> Result<Act<'a>, Problem> {
+    fn command<'a>(
+        &mut self,
+        command: &'a [u8],
+        channel: Channel,
+        out: &mut SecretBuf,
+    ) -> Result<LineAction<'a>, LineProblem> {
         let (verb, arguments) = first_word(command);
         let alone = verb.len() == command.len();
         // A client that has lost its place may send a password where a command belongs.
         let verb = Zeroizing::new(verb.to_ascii_uppercase());
         match (verb.as_slice(), alone) {
             (b"CAPA", true) => self.list(channel, out),
-            (b"USER", false) if !channel.tls => return Err(Problem::TlsFirst),
+            (b"USER", false) if !channel.tls => return Err(LineProblem::TlsFirst),
             (b"USER", false) => {
                 // Whoever it is: the answer must not tell who exists.
                 self.name = Some(arguments.to_vec());
@@ -81,59 +86,59 @@ impl Dialect for Pop3 {
             }
             (b"PASS", false) => {
                 // All that is behind the one space, as passwords may hold blanks (RFC 1939 section 7).
-                let login = self.name.take().ok_or(Problem::Order)?;
+                let login = self.name.take().ok_or(LineProblem::Order)?;
                 let password = Secret::copy_of(arguments);
-                return Ok(Act::Attempt(Credentials { login, password, authzid: Vec::new() }));
+                return Ok(LineAction::Attempt(Credentials { login, password, authzid: Vec::new() }));
             }
             // In no RFC, but some clients ask so for what CAPA tells.
             (b"AUTH", true) => {
                 let mechanisms: &[u8] = if channel.tls { b"PLAIN\r\nLOGIN\r\n." } else { b"." };
                 write_line(out, &[b"+OK These are the mechanisms\r\n", mechanisms]);
             }
-            (b"AUTH", false) => return Act::authenticate(arguments, channel),
-            (b"STLS", true) if !channel.can_start_tls() => return Err(Problem::NoTls),
+            (b"AUTH", false) => return LineAction::authenticate(arguments, channel),
+            (b"STLS", true) if !channel.can_start_tls() => return Err(LineProblem::NoTls),
             (b"STLS", true) => {
                 write_line(out, &[b"+OK Begin TLS now"]);
-                return Ok(Act::StartTls);
+                return Ok(LineAction::StartTls);
             }
             (b"QUIT", true) => {
                 write_line(out, &[b"+OK Goodbye"]);
-                return Ok(Act::Quit);
+                return Ok(LineAction::Quit);
             }
-            (b"CAPA" | b"USER" | b"PASS" | b"STLS" | b"QUIT", _) => return Err(Problem::Syntax),
-            (verb, _) if TRANSACTION.contains(&verb) => return Err(Problem::LoginFirst),
-            _ => return Err(Problem::Unknown),
+            (b"CAPA" | b"USER" | b"PASS" | b"STLS" | b"QUIT", _) => return Err(LineProblem::Syntax),
+            (verb, _) if TRANSACTION.contains(&verb) => return Err(LineProblem::LoginFirst),
+            _ => return Err(LineProblem::Unknown),
         }
-        Ok(Act::Done)
+        Ok(LineAction::Done)
     }
 
-    fn forget(&mut self) {
+    fn reset(&mut self) {
         self.name = None;
     }
 
-    fn denial(problem: Problem) -> &'static str {
+    fn denial(problem: LineProblem) -> &'static str {
         match problem {
-            Problem::Unknown => "-ERR Unknown command",
-            Problem::Syntax => "-ERR Arguments are not as the command wants them",
-            Problem::LoginFirst => "-ERR Log in first",
-            Problem::Order => "-ERR First the name, then the password",
-            Problem::TlsFirst => TLS_FIRST,
-            Problem::NoTls => "-ERR TLS cannot be started here",
-            Problem::Mechanism => "-ERR Unsupported mechanism",
-            Problem::Response(SaslError::Cancelled) => "-ERR Authentication cancelled",
-            Problem::Response(SaslError::NotBase64) => "-ERR Response is not base64",
-            Problem::Response(SaslError::Malformed) => "-ERR Response is not as the mechanism wants it",
-            Problem::TooLong | Problem::ResponseTooLong => "-ERR Line too long",
-            Problem::LineEnd => "-ERR A line ends with CR and LF",
-            Problem::Nul => "-ERR A line holds no NUL",
-            Problem::TooMuchData => "-ERR Too much data",
-            Problem::TooMany => "-ERR Too many bad commands",
-            Problem::Http => "-ERR This is a mail server",
+            LineProblem::Unknown => "-ERR Unknown command",
+            LineProblem::Syntax => "-ERR Arguments are not as the command wants them",
+            LineProblem::LoginFirst => "-ERR Log in first",
+            LineProblem::Order => "-ERR First the name, then the password",
+            LineProblem::TlsFirst => TLS_FIRST,
+            LineProblem::NoTls => "-ERR TLS cannot be started here",
+            LineProblem::Mechanism => "-ERR Unsupported mechanism",
+            LineProblem::Response(SaslError::Cancelled) => "-ERR Authentication cancelled",
+            LineProblem::Response(SaslError::NotBase64) => "-ERR Response is not base64",
+            LineProblem::Response(SaslError::Malformed) => "-ERR Response is not as the mechanism wants it",
+            LineProblem::TooLong | LineProblem::ResponseTooLong => "-ERR Line too long",
+            LineProblem::LineEnd => "-ERR A line ends with CR and LF",
+            LineProblem::Nul => "-ERR A line holds no NUL",
+            LineProblem::TooMuchData => "-ERR Too much data",
+            LineProblem::TooMany => "-ERR Too many bad commands",
+            LineProblem::Http => "-ERR This is a mail server",
         }
     }
 
     fn refusal(refusal: &Refusal) -> Cow<'static, str> {
-        words(refusal)
+        refusal_text(refusal)
     }
 
     fn success(welcome: &Welcome) -> String {
@@ -141,42 +146,42 @@ impl Dialect for Pop3 {
         format!("+OK {}", if text.is_empty() { "Logged in" } else { &text })
     }
 
-    fn farewell(why: &Refusal) -> String {
-        words(why).into_owned()
+    fn closing_line(why: &Refusal) -> String {
+        refusal_text(why).into_owned()
     }
 }
 
 /// As a refused client is told, for one of nginx, which writes -ERR.
-pub(super) fn told(refusal: &Refusal, session: &str) -> Told {
-    let words = words(refusal);
+pub(super) fn nginx_reply(refusal: &Refusal, session: &str) -> NginxReply {
+    let words = refusal_text(refusal);
     let text = words.strip_prefix("-ERR ").unwrap_or(&words);
-    Told { code: None, text: format!("{text}{}", reference(refusal, session)) }
+    NginxReply { code: None, text: format!("{text}{}", session_suffix(refusal, session)) }
 }
 
 /// For whoever must not learn more; an account that is locked too (`Refusal::told`).
-const WRONG: &str = "-ERR [AUTH] Name or password is wrong";
+const WRONG_CREDENTIALS: &str = "-ERR [AUTH] Name or password is wrong";
 
 /// A refusal in POP3's words: the codes of RFC 2449 and 3206 and a text. Refusals that must not be told
 /// apart have the very same words; none repeats what the client sent.
-fn words(refusal: &Refusal) -> Cow<'static, str> {
+fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
     Cow::Borrowed(match refusal {
         Refusal::WrongPassword
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
         | Refusal::InvalidUsername
-        | Refusal::UnusablePassword => WRONG,
+        | Refusal::InvalidPassword => WRONG_CREDENTIALS,
         Refusal::AuthzidNotAllowed => "-ERR [SYS/PERM] You may only act as yourself",
         Refusal::NotAllowed => "-ERR [SYS/PERM] You may not use this service, please ask your administrator",
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => "-ERR [SYS/PERM] Your password has expired, please change it",
             AccountState::PasswordMustChange => "-ERR [SYS/PERM] You have to change your password first",
-            AccountState::Locked => WRONG,
+            AccountState::Locked => WRONG_CREDENTIALS,
             AccountState::Disabled => "-ERR [SYS/PERM] Your account is disabled, please tell your administrator",
             AccountState::AccountExpired => "-ERR [SYS/PERM] Your account has expired, please tell your administrator",
             AccountState::OutsideLogonHours => "-ERR [SYS/PERM] You may not log in at this time",
             AccountState::WrongWorkstation => "-ERR [SYS/PERM] You may not log in from here",
         },
-        Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_words(words)),
+        Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_text(words)),
         Refusal::BackendRejected(None)
         | Refusal::DirectoryUnavailable
         | Refusal::SeveralEntries
@@ -206,7 +211,7 @@ const UNAVAILABLE: &str = "-ERR [SYS/TEMP] The mail service is not available, tr
 
 /// What a backend said when it refused a login that the directory had accepted. Its missing or AUTH
 /// code would make the client ask for a new password: the one it has is right.
-fn backend_words(words: &BackendWords) -> String {
+fn backend_text(words: &BackendReply) -> String {
     let code = printable(words.code.as_bytes(), TEXT);
     let text = printable(words.text.as_bytes(), TEXT);
     if text.trim().is_empty() {

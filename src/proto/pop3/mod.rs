@@ -13,7 +13,7 @@ mod tests;
 pub mod trial;
 
 use super::line::LineFront;
-use super::{Back, BackSettings, Front, FrontSettings, Introduction, Nginx, Parting, Protocol};
+use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
 /// POP3's row.
 pub const PROTOCOL: Protocol = Protocol {
@@ -21,14 +21,14 @@ pub const PROTOCOL: Protocol = Protocol {
     alpn: Some(b"pop3"),
     implicit_port: 995,
     starttls_port: 110,
-    introduction: Some(Introduction::Xclient),
-    parting: Parting::Close,
+    forward_method: Some(ForwardMethod::Xclient),
+    closing_line: ClosingLine::Close,
     follows_moves: true,
     usual: front::LATER,
     promised: |name| front::LATER.iter().any(|later| later.eq_ignore_ascii_case(name)),
     front,
     back,
-    nginx: Some(Nginx { name: "pop3", words: front::told }),
+    nginx: Some(Nginx { name: "pop3", reply: front::nginx_reply }),
 };
 
 /// The longest command, without CRLF (RFC 2449 section 4).

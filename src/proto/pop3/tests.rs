@@ -5,8 +5,8 @@ use base64::Engine as _;
 use super::super::line::LineFront;
 use super::front::Pop3;
 use super::{COMMAND, PROTOCOL};
-use crate::outcome::{BackendWords, Refusal};
-use crate::proto::trial::{Decision, HOST, SESSION, calling};
+use crate::outcome::{BackendReply, Refusal};
+use crate::proto::trial::{HOST, SESSION, ScriptedDecision, calling};
 use crate::proto::{BackSettings, BackTls, Front as _, FrontSettings, Step, Welcome, script};
 use crate::secret::{Secret, SecretBuf};
 
@@ -14,12 +14,12 @@ const TLS: FrontSettings<'_> =
     FrontSettings { host: HOST, session: SESSION, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
-fn decision(words: &str) -> Decision {
+fn decision(words: &str) -> ScriptedDecision {
     match words {
-        "wrong" => Decision::Refuse(Refusal::WrongPassword),
-        "unavailable" => Decision::Refuse(Refusal::DirectoryUnavailable),
-        "accept" => Decision::Accept(Welcome { text: b"In <5>\r\n-ERR".to_vec(), ..Welcome::default() }),
-        "accept quietly" => Decision::Accept(Welcome::default()),
+        "wrong" => ScriptedDecision::Refuse(Refusal::WrongPassword),
+        "unavailable" => ScriptedDecision::Refuse(Refusal::DirectoryUnavailable),
+        "accept" => ScriptedDecision::Accept(Welcome { text: b"In <5>\r\n-ERR".to_vec(), ..Welcome::default() }),
+        "accept quietly" => ScriptedDecision::Accept(Welcome::default()),
         other => panic!("no such decision: {other}"),
     }
 }
@@ -331,7 +331,7 @@ fn lines_are_limited_and_end_with_crlf_only() {
             while let Step::Attempt(_) = front.step(&mut input, &mut out) {
                 front.refused(&Refusal::WrongPassword, &mut out);
             }
-            assert!(front.held() <= 12_288 + 1, "{} bytes are kept", front.held());
+            assert!(front.buffered() <= 12_288 + 1, "{} bytes are kept", front.buffered());
             out.clear();
             input.clear();
         }
@@ -362,7 +362,7 @@ fn bad_commands_are_limited() {
 #[test]
 fn backend_texts_are_forwarded_where_useful() {
     let words = |code: &str, text: &str| {
-        let words = BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false };
+        let words = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false };
         let mut front = LineFront::new(Pop3::new(TLS), TLS);
         let mut out = SecretBuf::new();
         front.refused(&Refusal::BackendRejected(Some(words)), &mut out);

@@ -8,10 +8,10 @@
 use std::sync::Arc;
 
 use super::super::sasl::{fits_plain, write_base64, write_plain};
-use super::super::wire::{Found, Gathering, Spoiled, printable, write_line};
+use super::super::wire::{Invalid, LineBuffer, Scan, printable, write_line};
 use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Welcome};
 use super::{COMMAND, TEXT, split_enhanced};
-use crate::outcome::BackendWords;
+use crate::outcome::BackendReply;
 use crate::secret::{Secret, SecretBuf};
 
 /// The longest line of a server, without CRLF. It may have 512 octets (RFC 5321 section 4.5.3.1.5), and
@@ -29,9 +29,9 @@ pub(super) struct SubmissionBack {
     host: Arc<str>,
     /// STARTTLS is wanted and has not been done.
     in_the_clear: bool,
-    state: State,
+    state: SubmissionBackState,
     /// What has arrived of the current line.
-    gathered: Gathering,
+    buffer: LineBuffer,
     /// The lines of the current reply, without their codes.
     lines: Vec<Vec<u8>>,
     /// The code of the current reply, when a line of it has come.
@@ -39,14 +39,14 @@ pub(super) struct SubmissionBack {
     /// How many bytes the backend may still send.
     bytes_left: usize,
     /// Whether the login was written.
-    asked: bool,
+    login_written: bool,
     /// The keywords that it listed before that.
     listed: Vec<String>,
 }
 
 /// What the backend is to say next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum SubmissionBackState {
     Greeting,
     /// The answer to EHLO.
     Ehlo,
@@ -59,14 +59,14 @@ enum State {
     /// The answer to XCLIENT.
     Xclient,
     /// The answer to the login, or leave to go on with it.
-    Login(Pending),
+    Login(SubmissionPending),
     /// Nothing any more.
     Over,
 }
 
 /// What of a login waits for a challenge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pending {
+enum SubmissionPending {
     Nothing,
     PlainMessage,
     LoginName,
@@ -78,7 +78,7 @@ impl Back for SubmissionBack {
         match self.advance(input, out) {
             Ok(step) => step,
             Err(fault) => {
-                self.state = State::Over;
+                self.state = SubmissionBackState::Over;
                 BackStep::Fault(fault)
             }
         }
@@ -86,11 +86,11 @@ impl Back for SubmissionBack {
 
     fn tls_started(&mut self) {
         self.in_the_clear = false;
-        self.state = State::Secured;
+        self.state = SubmissionBackState::Secured;
     }
 
-    fn has_asked(&self) -> bool {
-        self.asked
+    fn login_written(&self) -> bool {
+        self.login_written
     }
 
     fn capabilities(&self) -> Vec<String> {
@@ -107,30 +107,32 @@ impl SubmissionBack {
             forward: settings.forward,
             host: settings.host,
             in_the_clear: settings.tls == BackTls::StartTls,
-            state: State::Greeting,
-            gathered: Gathering::default(),
+            state: SubmissionBackState::Greeting,
+            buffer: LineBuffer::default(),
             lines: Vec::new(),
             code: None,
             bytes_left: settings.untagged_limit,
-            asked: false,
+            login_written: false,
             listed: Vec::new(),
         }
     }
 
     fn advance(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Result<BackStep, BackFault> {
-        if self.state == State::Secured {
+        if self.state == SubmissionBackState::Secured {
             self.introduce(out);
         }
         loop {
-            match self.gathered.take_line(input, LINE) {
-                Found::Part => return Ok(BackStep::NeedMore),
-                Found::Line => {}
-                Found::Spoiled(Spoiled::TooLong) => return Err(BackFault::TooMuch),
+            match self.buffer.take_line(input, LINE) {
+                Scan::Incomplete => return Ok(BackStep::NeedMore),
+                Scan::Line => {}
+                Scan::Spoiled(Invalid::TooLong) => return Err(BackFault::TooLarge),
                 // A line that two readers may end at different places is not to be guessed at.
-                Found::Spoiled(Spoiled::BareLf | Spoiled::BareCr | Spoiled::Nul) => return Err(BackFault::Garbage),
+                Scan::Spoiled(Invalid::BareLf | Invalid::BareCr | Invalid::Nul) => {
+                    return Err(BackFault::ProtocolViolation);
+                }
             }
-            let line = std::mem::take(&mut self.gathered);
-            self.bytes_left = self.bytes_left.checked_sub(line.bytes().len()).ok_or(BackFault::TooMuch)?;
+            let line = std::mem::take(&mut self.buffer);
+            self.bytes_left = self.bytes_left.checked_sub(line.bytes().len()).ok_or(BackFault::TooLarge)?;
             if let Some(code) = self.gather(line.line())? {
                 let lines = std::mem::take(&mut self.lines);
                 if let Some(step) = self.receive(code, &lines, out)? {
@@ -142,16 +144,16 @@ impl SubmissionBack {
 
     /// Adds a line to the reply; the code when it is complete (RFC 5321 section 4.2).
     fn gather(&mut self, line: &[u8]) -> Result<Option<[u8; 3]>, BackFault> {
-        let (code, rest) = line.split_first_chunk::<3>().ok_or(BackFault::Garbage)?;
+        let (code, rest) = line.split_first_chunk::<3>().ok_or(BackFault::ProtocolViolation)?;
         let known = self.code.is_none_or(|known| known == *code);
         if !known || !matches!(code, [b'2'..=b'5', b'0'..=b'9', b'0'..=b'9']) {
-            return Err(BackFault::Garbage);
+            return Err(BackFault::ProtocolViolation);
         }
         let (goes_on, text) = match rest.split_first() {
             None => (false, rest),
             Some((b' ', text)) => (false, text),
             Some((b'-', text)) => (true, text),
-            Some(_) => return Err(BackFault::Garbage),
+            Some(_) => return Err(BackFault::ProtocolViolation),
         };
         self.lines.push(text.to_vec());
         self.code = goes_on.then_some(*code);
@@ -168,36 +170,38 @@ impl SubmissionBack {
         let text = lines.first().map(Vec::as_slice).unwrap_or_default();
         match (self.state, &code) {
             // It closes, whatever it was asked (RFC 5321 section 3.8).
-            (_, b"421") | (State::Greeting, [b'4' | b'5', ..]) => return Err(BackFault::Bye),
-            (State::Greeting, b"220") | (State::Xclient, b"220") => self.introduce(out),
-            (State::Ehlo, b"250") => self.proceed(lines.get(1..).unwrap_or_default(), out)?,
-            (State::StartTls, b"220") => {
-                self.state = State::Tls;
+            (_, b"421") | (SubmissionBackState::Greeting, [b'4' | b'5', ..]) => return Err(BackFault::Bye),
+            (SubmissionBackState::Greeting, b"220") | (SubmissionBackState::Xclient, b"220") => self.introduce(out),
+            (SubmissionBackState::Ehlo, b"250") => self.proceed(lines.get(1..).unwrap_or_default(), out)?,
+            (SubmissionBackState::StartTls, b"220") => {
+                self.state = SubmissionBackState::Tls;
                 return Ok(Some(BackStep::StartTls));
             }
-            (State::StartTls, [b'4' | b'5', ..]) => return Err(BackFault::NoStartTls),
-            (State::Xclient, [b'4' | b'5', ..]) => return Err(BackFault::NotTold),
-            (State::Login(pending), b"334") => self.go_ahead(pending, out)?,
-            (State::Login(_), b"235") => {
-                self.state = State::Over;
+            (SubmissionBackState::StartTls, [b'4' | b'5', ..]) => return Err(BackFault::NoStartTls),
+            (SubmissionBackState::Xclient, [b'4' | b'5', ..]) => return Err(BackFault::ForwardingRefused),
+            (SubmissionBackState::Login(pending), b"334") => self.continue_login(pending, out)?,
+            (SubmissionBackState::Login(_), b"235") => {
+                self.state = SubmissionBackState::Over;
                 let text = split_enhanced(text, b'2').map_or(text, |(_, text)| text).to_vec();
                 return Ok(Some(BackStep::Ready(Welcome { text, ..Welcome::default() })));
             }
             // It wants TLS or a stronger mechanism: no matter whose login it is.
-            (State::Login(_), b"530" | b"534" | b"538") => return Err(BackFault::NoMechanism),
-            (State::Ehlo, [b'4' | b'5', ..]) | (State::Login(_), [b'5', b'0', _]) => return Err(BackFault::Bad),
-            (State::Login(_), [b'4' | b'5', ..]) => {
-                self.state = State::Over;
+            (SubmissionBackState::Login(_), b"530" | b"534" | b"538") => return Err(BackFault::NoMechanism),
+            (SubmissionBackState::Ehlo, [b'4' | b'5', ..]) | (SubmissionBackState::Login(_), [b'5', b'0', _]) => {
+                return Err(BackFault::Bad);
+            }
+            (SubmissionBackState::Login(_), [b'4' | b'5', ..]) => {
+                self.state = SubmissionBackState::Over;
                 return Ok(Some(BackStep::Refused(refusal(code, text))));
             }
-            _ => return Err(BackFault::Garbage),
+            _ => return Err(BackFault::ProtocolViolation),
         }
         Ok(None)
     }
 
     fn introduce(&mut self, out: &mut SecretBuf) {
         write_line(out, &[b"EHLO ", self.host.as_bytes()]);
-        self.state = State::Ehlo;
+        self.state = SubmissionBackState::Ehlo;
     }
 
     /// With the keywords of EHLO: TLS first, then who the client is, then the login.
@@ -205,16 +209,16 @@ impl SubmissionBack {
         if self.in_the_clear {
             listed(keywords, "STARTTLS").ok_or(BackFault::NoStartTls)?;
             write_line(out, &[b"STARTTLS"]);
-            self.state = State::StartTls;
+            self.state = SubmissionBackState::StartTls;
         } else if let Some(origin) = self.forward.take() {
-            let attributes = listed(keywords, "XCLIENT").ok_or(BackFault::NotTold)?;
+            let attributes = listed(keywords, "XCLIENT").ok_or(BackFault::ForwardingRefused)?;
             write_line(out, &[b"XCLIENT", xclient(&origin, &attributes)?.as_bytes()]);
-            self.state = State::Xclient;
+            self.state = SubmissionBackState::Xclient;
         } else {
             let mechanisms = listed(keywords, "AUTH").unwrap_or_default();
             let pending = self.log_in(&mechanisms, out)?;
-            self.state = State::Login(pending);
-            self.asked = true;
+            self.state = SubmissionBackState::Login(pending);
+            self.login_written = true;
             self.listed = keywords.iter().map(|line| printable(line, TEXT)).collect();
         }
         Ok(())
@@ -222,7 +226,7 @@ impl SubmissionBack {
 
     /// Sends the login, or what can be sent of it at once. PLAIN is preferred to LOGIN, which knows no
     /// authzid; a login for somebody else is never weakened to a LOGIN.
-    fn log_in(&self, mechanisms: &[String], out: &mut SecretBuf) -> Result<Pending, BackFault> {
+    fn log_in(&self, mechanisms: &[String], out: &mut SecretBuf) -> Result<SubmissionPending, BackFault> {
         let offers = |name: &str| mechanisms.iter().any(|mechanism| mechanism == name);
         let parts = [self.login.as_slice(), self.service.as_deref().unwrap_or_default(), self.password.expose()];
         if offers("PLAIN") && parts.into_iter().all(fits_plain) {
@@ -232,37 +236,37 @@ impl SubmissionBack {
             // The message goes with the command if the line has the room (RFC 4954 section 4).
             if command.len() <= COMMAND {
                 write_line(out, &[command.as_slice()]);
-                return Ok(Pending::Nothing);
+                return Ok(SubmissionPending::Nothing);
             }
             write_line(out, &[b"AUTH PLAIN"]);
-            return Ok(Pending::PlainMessage);
+            return Ok(SubmissionPending::PlainMessage);
         }
         if offers("LOGIN") && self.service.is_none() {
             write_line(out, &[b"AUTH LOGIN"]);
-            return Ok(Pending::LoginName);
+            return Ok(SubmissionPending::LoginName);
         }
         Err(BackFault::NoMechanism)
     }
 
     /// The backend gives leave to send what is pending.
-    fn go_ahead(&mut self, pending: Pending, out: &mut SecretBuf) -> Result<(), BackFault> {
+    fn continue_login(&mut self, pending: SubmissionPending, out: &mut SecretBuf) -> Result<(), BackFault> {
         let next = match pending {
-            Pending::Nothing => return Err(BackFault::Garbage),
-            Pending::PlainMessage => {
+            SubmissionPending::Nothing => return Err(BackFault::ProtocolViolation),
+            SubmissionPending::PlainMessage => {
                 self.write_message(out);
-                Pending::Nothing
+                SubmissionPending::Nothing
             }
-            Pending::LoginName => {
+            SubmissionPending::LoginName => {
                 write_base64(&self.login, out);
-                Pending::Password
+                SubmissionPending::Password
             }
-            Pending::Password => {
+            SubmissionPending::Password => {
                 write_base64(self.password.expose(), out);
-                Pending::Nothing
+                SubmissionPending::Nothing
             }
         };
         out.extend(b"\r\n");
-        self.state = State::Login(next);
+        self.state = SubmissionBackState::Login(next);
         Ok(())
     }
 
@@ -299,13 +303,13 @@ fn xclient(origin: &Origin, taken: &[String]) -> Result<String, BackFault> {
     ];
     let takes = |name: &str| taken.iter().any(|taken| taken == name);
     if !takes("ADDR") {
-        return Err(BackFault::NotTold);
+        return Err(BackFault::ForwardingRefused);
     }
     Ok(known.into_iter().filter(|(name, _)| takes(name)).map(|(name, value)| format!(" {name}={value}")).collect())
 }
 
 /// A refusal's codes and its text.
-fn refusal(code: [u8; 3], text: &[u8]) -> BackendWords {
+fn refusal(code: [u8; 3], text: &[u8]) -> BackendReply {
     let [class, ..] = code;
     let reply = printable(&code, 3);
     let (code, text) = match split_enhanced(text, class) {
@@ -313,5 +317,5 @@ fn refusal(code: [u8; 3], text: &[u8]) -> BackendWords {
         None => (reply.clone(), text),
     };
     // 432 asks this user to change over to another mechanism's password.
-    BackendWords { code, text: printable(text, TEXT), unavailable: class == b'4' && reply != "432" }
+    BackendReply { code, text: printable(text, TEXT), unavailable: class == b'4' && reply != "432" }
 }

@@ -4,12 +4,12 @@ use std::borrow::Cow;
 
 use zeroize::Zeroizing;
 
-use super::super::line::{Act, Channel, Dialect, Problem};
+use super::super::line::{Channel, Dialect, LineAction, LineProblem};
 use super::super::sasl::SaslError;
 use super::super::wire::{first_word, printable, write_line};
-use super::super::{FrontSettings, Told, Welcome, reference};
+use super::super::{FrontSettings, NginxReply, Welcome, session_suffix};
 use super::{COMMAND, TEXT, split_enhanced};
-use crate::outcome::{AccountState, BackendWords, Refusal};
+use crate::outcome::{AccountState, BackendReply, Refusal};
 use crate::secret::SecretBuf;
 
 /// What every server of this century has, while nobody knows what the backends have.
@@ -17,7 +17,7 @@ pub(super) const USUAL: &[&str] = &["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCOD
 
 /// What a backend may list and no client may see: what usher answers for itself, and what is between
 /// servers. Everything else holds after the login, and clients do not say EHLO again then.
-pub(super) const HIDDEN: &[&str] = &["AUTH", "STARTTLS", "XCLIENT", "XFORWARD"];
+pub(super) const NOT_OFFERED: &[&str] = &["AUTH", "STARTTLS", "XCLIENT", "XFORWARD"];
 
 /// Commands of a mail transaction, told apart from words that are no command.
 const TRANSACTION: &[&[u8]] = &[b"MAIL", b"RCPT", b"DATA", b"BDAT", b"BURL", b"ETRN", b"EXPN"];
@@ -39,7 +39,7 @@ impl Submission {
     pub(super) fn new(settings: FrontSettings<'_>) -> Self {
         let told = |listed: &&String| {
             let keyword = listed.split([' ', '=']).next().unwrap_or_default();
-            !HIDDEN.iter().any(|hidden| hidden.eq_ignore_ascii_case(keyword))
+            !NOT_OFFERED.iter().any(|hidden| hidden.eq_ignore_ascii_case(keyword))
         };
         let capabilities = match settings.capabilities {
             Some(listed) => listed.iter().filter(told).map(|listed| printable(listed.as_bytes(), TEXT)).collect(),
@@ -70,7 +70,12 @@ impl Dialect for Submission {
         write_line(out, &[b"220 ", self.host.as_bytes(), b" ESMTP usher is ready"]);
     }
 
-    fn obey<'a>(&mut self, command: &'a [u8], channel: Channel, out: &mut SecretBuf) -> Result<Act<'a>, Problem> {
+    fn command<'a>(
+        &mut self,
+        command: &'a [u8],
+        channel: Channel,
+        out: &mut SecretBuf,
+    ) -> Result<LineAction<'a>, LineProblem> {
         let (verb, arguments) = first_word(command);
         let alone = arguments.is_empty();
         // A client that has lost its place may send a password where a command belongs.
@@ -84,12 +89,12 @@ impl Dialect for Submission {
                 self.greeted = true;
                 write_line(out, &[b"250 ", self.host.as_bytes()]);
             }
-            (b"AUTH", false) if channel.tls && !self.greeted => return Err(Problem::Order),
-            (b"AUTH", false) => return Act::authenticate(arguments, channel),
-            (b"STARTTLS", true) if !channel.can_start_tls() => return Err(Problem::NoTls),
+            (b"AUTH", false) if channel.tls && !self.greeted => return Err(LineProblem::Order),
+            (b"AUTH", false) => return LineAction::authenticate(arguments, channel),
+            (b"STARTTLS", true) if !channel.can_start_tls() => return Err(LineProblem::NoTls),
             (b"STARTTLS", true) => {
                 write_line(out, &[b"220 2.0.0 Begin TLS now"]);
-                return Ok(Act::StartTls);
+                return Ok(LineAction::StartTls);
             }
             (b"NOOP", _) => write_line(out, &[b"250 2.0.0 Nothing done"]),
             (b"RSET", true) => write_line(out, &[b"250 2.0.0 Nothing to forget"]),
@@ -98,50 +103,52 @@ impl Dialect for Submission {
             (b"VRFY", false) => write_line(out, &[b"252 2.1.5 Send some mail and see"]),
             (b"QUIT", true) => {
                 write_line(out, &[b"221 2.0.0 Goodbye"]);
-                return Ok(Act::Quit);
+                return Ok(LineAction::Quit);
             }
             (b"EHLO" | b"HELO" | b"AUTH" | b"STARTTLS" | b"RSET" | b"VRFY" | b"QUIT", _) => {
-                return Err(Problem::Syntax);
+                return Err(LineProblem::Syntax);
             }
             // What follows the line is the message's, whatever is answered (RFC 3030 section 2): read as
             // commands it would be a way to say them in somebody else's name.
-            (b"BDAT", false) => return Ok(Act::Discard(Problem::LoginFirst, chunk(arguments).ok_or(Problem::Syntax)?)),
+            (b"BDAT", false) => {
+                return Ok(LineAction::Discard(LineProblem::LoginFirst, chunk(arguments).ok_or(LineProblem::Syntax)?));
+            }
             // RFC 6409 section 4.3.
-            (verb, _) if TRANSACTION.contains(&verb) => return Err(Problem::LoginFirst),
-            _ => return Err(Problem::Unknown),
+            (verb, _) if TRANSACTION.contains(&verb) => return Err(LineProblem::LoginFirst),
+            _ => return Err(LineProblem::Unknown),
         }
-        Ok(Act::Done)
+        Ok(LineAction::Done)
     }
 
     /// The client must say EHLO again after TLS (RFC 3207 section 4.2).
-    fn forget(&mut self) {
+    fn reset(&mut self) {
         self.greeted = false;
     }
 
-    fn denial(problem: Problem) -> &'static str {
+    fn denial(problem: LineProblem) -> &'static str {
         match problem {
-            Problem::Unknown => "500 5.5.2 Unknown command",
-            Problem::Syntax => "501 5.5.4 Arguments are not as the command wants them",
-            Problem::LoginFirst => "530 5.7.0 Log in first",
-            Problem::Order => "503 5.5.1 Say EHLO first",
-            Problem::TlsFirst => TLS_FIRST,
-            Problem::NoTls => "503 5.5.1 TLS cannot be started here",
-            Problem::Mechanism => "504 5.5.4 Unsupported mechanism",
-            Problem::Response(SaslError::Cancelled) => "501 5.7.0 Authentication cancelled",
-            Problem::Response(SaslError::NotBase64) => "501 5.5.2 Response is not base64",
-            Problem::Response(SaslError::Malformed) => "501 5.5.2 Response is not as the mechanism wants it",
-            Problem::TooLong => "500 5.5.2 Line too long",
-            Problem::ResponseTooLong => "500 5.5.6 Line too long",
-            Problem::LineEnd => "500 5.5.2 A line ends with CR and LF",
-            Problem::Nul => "500 5.5.2 A line holds no NUL",
-            Problem::TooMuchData => "421 4.7.0 Log in before you send a message",
-            Problem::TooMany => "421 4.7.0 Too many bad commands",
-            Problem::Http => "421 4.7.0 This is a mail server",
+            LineProblem::Unknown => "500 5.5.2 Unknown command",
+            LineProblem::Syntax => "501 5.5.4 Arguments are not as the command wants them",
+            LineProblem::LoginFirst => "530 5.7.0 Log in first",
+            LineProblem::Order => "503 5.5.1 Say EHLO first",
+            LineProblem::TlsFirst => TLS_FIRST,
+            LineProblem::NoTls => "503 5.5.1 TLS cannot be started here",
+            LineProblem::Mechanism => "504 5.5.4 Unsupported mechanism",
+            LineProblem::Response(SaslError::Cancelled) => "501 5.7.0 Authentication cancelled",
+            LineProblem::Response(SaslError::NotBase64) => "501 5.5.2 Response is not base64",
+            LineProblem::Response(SaslError::Malformed) => "501 5.5.2 Response is not as the mechanism wants it",
+            LineProblem::TooLong => "500 5.5.2 Line too long",
+            LineProblem::ResponseTooLong => "500 5.5.6 Line too long",
+            LineProblem::LineEnd => "500 5.5.2 A line ends with CR and LF",
+            LineProblem::Nul => "500 5.5.2 A line holds no NUL",
+            LineProblem::TooMuchData => "421 4.7.0 Log in before you send a message",
+            LineProblem::TooMany => "421 4.7.0 Too many bad commands",
+            LineProblem::Http => "421 4.7.0 This is a mail server",
         }
     }
 
     fn refusal(refusal: &Refusal) -> Cow<'static, str> {
-        words(refusal)
+        refusal_text(refusal)
     }
 
     fn success(welcome: &Welcome) -> String {
@@ -150,8 +157,8 @@ impl Dialect for Submission {
     }
 
     /// RFC 5321 section 3.8 has one code for closing at any time.
-    fn farewell(why: &Refusal) -> String {
-        let words = words(why);
+    fn closing_line(why: &Refusal) -> String {
+        let words = refusal_text(why);
         let text = words.splitn(3, ' ').nth(2).unwrap_or_default();
         format!("421 4.3.2 {text}")
     }
@@ -168,38 +175,38 @@ fn chunk(arguments: &[u8]) -> Option<usize> {
 }
 
 /// As a refused client is told, for one of nginx, which takes the codes apart from the text.
-pub(super) fn told(refusal: &Refusal, session: &str) -> Told {
-    let words = words(refusal);
+pub(super) fn nginx_reply(refusal: &Refusal, session: &str) -> NginxReply {
+    let words = refusal_text(refusal);
     let mut parts = words.splitn(3, ' ');
     let code = format!("{} {}", parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let text = format!("{}{}", parts.next().unwrap_or_default(), reference(refusal, session));
-    Told { code: Some(code), text }
+    let text = format!("{}{}", parts.next().unwrap_or_default(), session_suffix(refusal, session));
+    NginxReply { code: Some(code), text }
 }
 
 /// For whoever must not learn more; an account that is locked too (`Refusal::told`).
-const WRONG: &str = "535 5.7.8 Name or password is wrong";
+const WRONG_CREDENTIALS: &str = "535 5.7.8 Name or password is wrong";
 
 /// A refusal in the codes of RFC 4954 section 6 and a text. Refusals that must not be told apart have
 /// the very same words; none repeats what the client sent.
-fn words(refusal: &Refusal) -> Cow<'static, str> {
+fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
     Cow::Borrowed(match refusal {
         Refusal::WrongPassword
         | Refusal::UnknownUser
         | Refusal::EmptyPassword
         | Refusal::InvalidUsername
-        | Refusal::UnusablePassword => WRONG,
+        | Refusal::InvalidPassword => WRONG_CREDENTIALS,
         Refusal::AuthzidNotAllowed => "535 5.7.8 You may only act as yourself",
         Refusal::NotAllowed => "535 5.7.8 You may not use this service, please ask your administrator",
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => "535 5.7.8 Your password has expired, please change it",
             AccountState::PasswordMustChange => "535 5.7.8 You have to change your password first",
-            AccountState::Locked => WRONG,
+            AccountState::Locked => WRONG_CREDENTIALS,
             AccountState::Disabled => "535 5.7.8 Your account is disabled, please tell your administrator",
             AccountState::AccountExpired => "535 5.7.8 Your account has expired, please tell your administrator",
             AccountState::OutsideLogonHours => "535 5.7.8 You may not log in at this time",
             AccountState::WrongWorkstation => "535 5.7.8 You may not log in from here",
         },
-        Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_words(words)),
+        Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_text(words)),
         Refusal::BackendRejected(None)
         | Refusal::DirectoryUnavailable
         | Refusal::SeveralEntries
@@ -230,7 +237,7 @@ const UNAVAILABLE: &str = "454 4.7.0 The mail service is not available, try agai
 /// What a backend said when it refused a login that the directory had accepted. The code of a wrong
 /// password would make the client ask for a new one: the one it has is right. What is temporary stays
 /// so.
-fn backend_words(words: &BackendWords) -> String {
+fn backend_text(words: &BackendReply) -> String {
     let text = printable(words.text.as_bytes(), TEXT);
     let (reply, enhanced) = words.code.split_once(' ').unwrap_or((&words.code, ""));
     let class = match reply.as_bytes() {

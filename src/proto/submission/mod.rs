@@ -13,7 +13,7 @@ mod tests;
 pub mod trial;
 
 use super::line::LineFront;
-use super::{Back, BackSettings, Front, FrontSettings, Introduction, Nginx, Parting, Protocol};
+use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
 /// Submission's row.
 pub const PROTOCOL: Protocol = Protocol {
@@ -21,8 +21,8 @@ pub const PROTOCOL: Protocol = Protocol {
     alpn: None,
     implicit_port: 465,
     starttls_port: 587,
-    introduction: Some(Introduction::Xclient),
-    parting: Parting::Reply {
+    forward_method: Some(ForwardMethod::Xclient),
+    closing_line: ClosingLine::Reply {
         changed: b"421 4.3.2 Your account was changed, please log in again\r\n",
         ended: b"421 4.3.2 This session was ended by the administrator, please log in again\r\n",
     },
@@ -30,10 +30,10 @@ pub const PROTOCOL: Protocol = Protocol {
     // sends it as well as the new one.
     follows_moves: false,
     usual: front::USUAL,
-    promised: |name| !front::HIDDEN.iter().any(|hidden| hidden.eq_ignore_ascii_case(name)),
+    promised: |name| !front::NOT_OFFERED.iter().any(|hidden| hidden.eq_ignore_ascii_case(name)),
     front,
     back,
-    nginx: Some(Nginx { name: "smtp", words: front::told }),
+    nginx: Some(Nginx { name: "smtp", reply: front::nginx_reply }),
 };
 
 /// The longest command, without CRLF (RFC 5321 section 4.5.3.1.4).

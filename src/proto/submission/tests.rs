@@ -5,8 +5,8 @@ use base64::Engine as _;
 use super::super::line::LineFront;
 use super::PROTOCOL;
 use super::front::Submission;
-use crate::outcome::{BackendWords, Refusal};
-use crate::proto::trial::{Decision, HOST, SESSION, calling};
+use crate::outcome::{BackendReply, Refusal};
+use crate::proto::trial::{HOST, SESSION, ScriptedDecision, calling};
 use crate::proto::{BackSettings, BackTls, Front as _, FrontSettings, Step, Welcome, script};
 use crate::secret::{Secret, SecretBuf};
 
@@ -14,12 +14,12 @@ const TLS: FrontSettings<'_> =
     FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50, session: SESSION };
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
-fn decision(words: &str) -> Decision {
+fn decision(words: &str) -> ScriptedDecision {
     match words {
-        "wrong" => Decision::Refuse(Refusal::WrongPassword),
-        "unavailable" => Decision::Refuse(Refusal::DirectoryUnavailable),
-        "accept" => Decision::Accept(Welcome { text: b"In\r\n250 ok".to_vec(), ..Welcome::default() }),
-        "accept quietly" => Decision::Accept(Welcome::default()),
+        "wrong" => ScriptedDecision::Refuse(Refusal::WrongPassword),
+        "unavailable" => ScriptedDecision::Refuse(Refusal::DirectoryUnavailable),
+        "accept" => ScriptedDecision::Accept(Welcome { text: b"In\r\n250 ok".to_vec(), ..Welcome::default() }),
+        "accept quietly" => ScriptedDecision::Accept(Welcome::default()),
         other => panic!("no such decision: {other}"),
     }
 }
@@ -283,7 +283,7 @@ fn lines_are_limited_and_end_with_crlf_only() {
 #[test]
 fn backend_texts_are_forwarded_where_useful() {
     let words = |code: &str, text: &str| {
-        let words = BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false };
+        let words = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false };
         let mut front = LineFront::new(Submission::new(TLS), TLS);
         let mut out = SecretBuf::new();
         front.refused(&Refusal::BackendRejected(Some(words)), &mut out);
@@ -507,7 +507,7 @@ fn bdat_data_is_never_read_as_commands() {
     for size in ["65537", "18446744073709551616", "99999999999999999999999999 LAST"] {
         greeted(&format!("C: BDAT {size}\nS: 421 4.7.0 Log in before you send a message\n=> quit ProtocolError"));
     }
-    let mut trial = crate::proto::trial::FrontTrial::new(&PROTOCOL, TLS, std::iter::empty());
+    let mut trial = crate::proto::trial::FrontRun::new(&PROTOCOL, TLS, std::iter::empty());
     trial.feed(b"BDAT 65536\r\n");
     trial.feed(&b"QUIT\r\n".repeat(65_536 / 6));
     trial.feed(b"QUITNOOP\r\n");

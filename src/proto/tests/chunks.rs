@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::super::trial::{BackTrial, Decision, FrontTrial, HOST, SESSION};
+use super::super::trial::{BackRun, FrontRun, HOST, SESSION, ScriptedDecision};
 use crate::outcome::Refusal;
 use crate::proto::{BackSettings, BackTls, FrontSettings, PROTOCOLS, Protocol, Welcome};
 use crate::secret::Secret;
@@ -267,10 +267,10 @@ fn cuts() -> impl Strategy<Value = Vec<Index>> {
     vec(any::<Index>(), 0..40)
 }
 
-fn decision() -> impl Strategy<Value = Decision> {
+fn decision() -> impl Strategy<Value = ScriptedDecision> {
     let refused = select(vec![Refusal::WrongPassword, Refusal::NoMailHost, Refusal::UnknownMailHost]);
     let welcome = Welcome { capabilities: b"IMAP4rev1 IDLE".to_vec(), ..Welcome::default() };
-    prop_oneof![3 => refused.prop_map(Decision::Refuse), 1 => Just(Decision::Accept(welcome))]
+    prop_oneof![3 => refused.prop_map(ScriptedDecision::Refuse), 1 => Just(ScriptedDecision::Accept(welcome))]
 }
 
 proptest! {
@@ -284,7 +284,7 @@ proptest! {
     ) {
         let said = |pieces: &[&[u8]]| {
             let settings = FrontSettings { host: HOST, session: SESSION, capabilities: None, tls, starttls, bad_commands };
-            let mut trial = FrontTrial::new(protocol, settings, decisions.clone().into_iter());
+            let mut trial = FrontRun::new(protocol, settings, decisions.clone().into_iter());
             pieces.iter().for_each(|piece| trial.feed(piece));
             trial.finish()
         };
@@ -300,7 +300,7 @@ proptest! {
         untagged_limit in 0..2000_usize,
     ) {
         let said = |pieces: &[&[u8]]| {
-            let mut trial = BackTrial::new(protocol, BackSettings {
+            let mut trial = BackRun::new(protocol, BackSettings {
                 tls: if starttls { BackTls::StartTls } else { BackTls::Implicit },
                 login: b"alice".to_vec(),
                 password: Secret::copy_of(password.as_bytes()),

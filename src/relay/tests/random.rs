@@ -87,11 +87,11 @@ async fn play(client: &Part, backend: &Part, pipe: usize) -> Result<(), TestCase
     prop_assert!(at_client == from_backend, "the client heard {} of {} bytes", at_client.len(), from_backend.len());
     let ended = setup.relay.await.expect("no panic");
     prop_assert_eq!((ended.bytes_in, ended.bytes_out), (from_client.len() as u64, from_backend.len() as u64));
-    let possible: &[Cause] = match (client.closes, backend.closes) {
-        (true, true) => &[Cause::ClientClosed, Cause::BackendClosed],
-        (true, false) => &[Cause::ClientClosed],
-        (false, true) => &[Cause::BackendClosed],
-        (false, false) => &[Cause::Idle],
+    let possible: &[EndReason] = match (client.closes, backend.closes) {
+        (true, true) => &[EndReason::ClientClosed, EndReason::BackendClosed],
+        (true, false) => &[EndReason::ClientClosed],
+        (false, true) => &[EndReason::BackendClosed],
+        (false, false) => &[EndReason::Idle],
     };
     prop_assert!(possible.contains(&ended.cause), "{:?}", ended.cause);
     Ok(())

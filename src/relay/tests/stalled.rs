@@ -23,22 +23,22 @@ const SAID: usize = 480 * 1024;
 struct Sockets {
     client: TcpStream,
     backend: TcpStream,
-    relay: tokio::task::JoinHandle<Ended>,
+    relay: tokio::task::JoinHandle<RelayOutcome>,
 }
 
 async fn start() -> Sockets {
     let (client, client_side) = connection().await;
     let (backend, backend_side) = connection().await;
-    let end = |side: TcpStream| End { stream: side.into(), first: Vec::new(), own: 0, sent: counter() };
+    let end = |side: TcpStream| RelaySide { stream: side.into(), first: Vec::new(), own: 0, sent: counter() };
     let (at_client, at_backend) = (end(client_side), end(backend_side));
     let relay = tokio::spawn(async move {
-        Relay::new(at_client, at_backend, IDLE).run(&Parting::Close, &mut pending::<Why>()).await
+        Relay::new(at_client, at_backend, IDLE).run(&ClosingLine::Close, &mut pending::<TerminationReason>()).await
     });
     Sockets { client, backend, relay }
 }
 
-async fn cause(relay: tokio::task::JoinHandle<Ended>) -> Cause {
-    timeout(3 * (STALL + STALL), relay).await.expect("not noticed").unwrap().cause
+async fn cause(relay: tokio::task::JoinHandle<RelayOutcome>) -> EndReason {
+    timeout(3 * (STALL_PROBE + STALL_PROBE), relay).await.expect("not noticed").unwrap().cause
 }
 
 #[tokio::test]
@@ -47,7 +47,7 @@ async fn client_reset_is_detected_while_the_backend_reads_nothing() {
     sockets.client.write_all(&[b'x'; SAID]).await.unwrap();
     sockets.client.set_zero_linger().unwrap();
     drop(sockets.client);
-    assert_eq!(cause(sockets.relay).await, Cause::ClientError);
+    assert_eq!(cause(sockets.relay).await, EndReason::ClientError);
 }
 
 #[tokio::test]
@@ -56,7 +56,7 @@ async fn backend_reset_is_detected_while_the_client_reads_nothing() {
     sockets.backend.write_all(&[b'x'; SAID]).await.unwrap();
     sockets.backend.set_zero_linger().unwrap();
     drop(sockets.backend);
-    assert_eq!(cause(sockets.relay).await, Cause::BackendError);
+    assert_eq!(cause(sockets.relay).await, EndReason::BackendError);
 }
 
 #[tokio::test]
@@ -65,11 +65,11 @@ async fn sender_that_closes_before_a_pausing_receiver_is_relayed_completely() {
     sockets.backend.write_all(&[b'x'; SAID]).await.unwrap();
     sockets.backend.shutdown().await.unwrap();
     // Two looks at a connection that has ended and is not broken.
-    tokio::time::sleep(STALL * 2 + STALL / 2).await;
+    tokio::time::sleep(STALL_PROBE * 2 + STALL_PROBE / 2).await;
     assert!(!sockets.relay.is_finished());
     let mut heard = Vec::new();
     sockets.client.read_to_end(&mut heard).await.unwrap();
     drop(sockets.client);
     let ended = timeout(Duration::from_secs(10), sockets.relay).await.unwrap().unwrap();
-    assert_eq!((ended.cause, ended.bytes_out), (Cause::BackendClosed, SAID as u64));
+    assert_eq!((ended.cause, ended.bytes_out), (EndReason::BackendClosed, SAID as u64));
 }

@@ -29,15 +29,15 @@ async fn connection(pipe: usize) -> (Stream<DuplexStream>, Stream<DuplexStream>)
 }
 
 /// A backend has said all and ended; the client's side of the relay, as it starts.
-async fn last_words(words: &[u8]) -> (Stream<DuplexStream>, tokio::task::JoinHandle<Ended>) {
+async fn last_words(words: &[u8]) -> (Stream<DuplexStream>, tokio::task::JoinHandle<RelayOutcome>) {
     let (client, client_side) = connection(4_096).await;
     let (backend_side, mut backend) = connection(1 << 20).await;
     backend.write_all(words).await.unwrap();
     backend.shutdown().await.unwrap();
-    let client_end = End { stream: client_side, first: Vec::new(), own: 0, sent: counter() };
-    let backend_end = End { stream: backend_side, first: Vec::new(), own: 0, sent: counter() };
+    let client_end = RelaySide { stream: client_side, first: Vec::new(), own: 0, sent: counter() };
+    let backend_end = RelaySide { stream: backend_side, first: Vec::new(), own: 0, sent: counter() };
     let relay = tokio::spawn(async move {
-        let ended = run(client_end, backend_end, Parting::Close, pending()).await;
+        let ended = run(client_end, backend_end, ClosingLine::Close, pending()).await;
         drop(backend);
         ended
     });
@@ -55,7 +55,7 @@ async fn last_bytes_reach_a_slow_client_after_the_close() {
     assert!(heard.as_slice() == words, "{} bytes", heard.len());
     client.shutdown().await.unwrap();
     let ended = relay.await.unwrap();
-    assert_eq!(ended, Ended { cause: Cause::BackendClosed, bytes_in: 0, bytes_out: 60_000 });
+    assert_eq!(ended, RelayOutcome { cause: EndReason::BackendClosed, bytes_in: 0, bytes_out: 60_000 });
 }
 
 #[tokio::test(start_paused = true)]
@@ -63,7 +63,7 @@ async fn client_gone_before_the_last_bytes_is_reported() {
     let (client, relay) = last_words(&[b'w'; 60_000]).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     drop(client);
-    assert_eq!(relay.await.unwrap().cause, Cause::ClientError);
+    assert_eq!(relay.await.unwrap().cause, EndReason::ClientError);
 }
 
 #[tokio::test(start_paused = true)]
@@ -73,9 +73,9 @@ async fn coalesced_records_reach_a_slow_cleartext_client_in_order() {
     let (backend_side, mut backend) = connection(1 << 20).await;
     backend.write_all(&words).await.unwrap();
     backend.flush().await.unwrap();
-    let client_end = End { stream: client_side.into(), first: Vec::new(), own: 0, sent: counter() };
-    let backend_end = End { stream: backend_side, first: Vec::new(), own: 0, sent: counter() };
-    let relay = tokio::spawn(run(client_end, backend_end, Parting::Close, pending()));
+    let client_end = RelaySide { stream: client_side.into(), first: Vec::new(), own: 0, sent: counter() };
+    let backend_end = RelaySide { stream: backend_side, first: Vec::new(), own: 0, sent: counter() };
+    let relay = tokio::spawn(run(client_end, backend_end, ClosingLine::Close, pending()));
     let mut heard = vec![0; words.len()];
     client.read_exact(&mut heard).await.unwrap();
     assert!(heard == words);
@@ -97,9 +97,9 @@ async fn many_small_records_among_large_ones_keep_their_order() {
         rest = &rest[10_000..];
     }
     backend.shutdown().await.unwrap();
-    let client_end = End { stream: client_side, first: Vec::new(), own: 0, sent: counter() };
-    let backend_end = End { stream: backend_side, first: Vec::new(), own: 0, sent: counter() };
-    let relay = tokio::spawn(run(client_end, backend_end, Parting::Close, pending()));
+    let client_end = RelaySide { stream: client_side, first: Vec::new(), own: 0, sent: counter() };
+    let backend_end = RelaySide { stream: backend_side, first: Vec::new(), own: 0, sent: counter() };
+    let relay = tokio::spawn(run(client_end, backend_end, ClosingLine::Close, pending()));
     let mut heard = SecretBuf::new();
     while client.fill(&mut heard).await.unwrap() > 0 {}
     assert!(heard.as_slice() == words, "{} bytes", heard.len());

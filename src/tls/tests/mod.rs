@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use super::client::{ClientTls, connect};
 use super::server::{Acceptor, ServerTls};
 use super::stream::Stream;
-use super::{DEFAULT_GROUPS, Mistake};
+use super::{DEFAULT_GROUPS, TlsProblem};
 use crate::config::{CertificateFiles, Tls, TlsVersion};
 use crate::proto::{PROTOCOLS, Protocol};
 use crate::secret::SecretBuf;
@@ -213,14 +213,14 @@ async fn hear(stream: &mut Stream) -> io::Result<Vec<u8>> {
 
 /// The names in the certificate that the server showed.
 fn shown(stream: &Stream) -> Vec<String> {
-    super::certificate::Facts::read(&peer(stream)).unwrap().names
+    super::certificate::CertificateInfo::read(&peer(stream)).unwrap().names
 }
 
 fn peer(stream: &Stream) -> Vec<u8> {
     stream.server_certificates()[0].to_vec()
 }
 
-fn words(mistakes: &[Mistake]) -> Vec<String> {
+fn words(mistakes: &[TlsProblem]) -> Vec<String> {
     mistakes.iter().map(|mistake| format!("{}: {}", mistake.key, mistake.error)).collect()
 }
 

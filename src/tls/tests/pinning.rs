@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
 use super::*;
-use crate::tls::certificate::{Facts, load};
+use crate::tls::certificate::{CertificateInfo, load};
 use crate::tls::{describe, provider};
 
 const NAME: &str = "server3.example.com";
@@ -26,7 +26,7 @@ const KINDS: [(&str, &str); 7] = [
     ("X.509 v1 signed with SHA-1", "x509 -req -sha1 -in v1.csr -signkey k.key -out k.pem -days 30"),
 ];
 
-fn make(desk: &Desk, command: &str) -> Facts {
+fn make(desk: &Desk, command: &str) -> CertificateInfo {
     if command.contains("v1.csr") {
         desk.openssl("req -new -newkey rsa:2048 -nodes -keyout k.key -out v1.csr -subj /CN=server3.example.com");
     }
@@ -35,7 +35,7 @@ fn make(desk: &Desk, command: &str) -> Facts {
     } else {
         desk.openssl(command);
     }
-    load(&desk.files("k"), "").unwrap().facts
+    load(&desk.files("k"), "").unwrap().info
 }
 
 fn pinned(pins: &[[u8; 32]]) -> ClientTls {
@@ -123,7 +123,7 @@ async fn copied_certificate_without_its_key_is_refused() {
     let thief = load(&desk.ecdsa("thief", &[NAME]), "").unwrap();
     let copied = CertifiedKey::new(real.certified.cert.clone(), Arc::clone(&thief.certified.key));
     let impostor = Arc::new(Impostor(Arc::new(copied)));
-    let client = pinned(&[real.facts.spki_sha256()]).prepare().unwrap();
+    let client = pinned(&[real.info.spki_sha256()]).prepare().unwrap();
     for version in [&version::TLS13, &version::TLS12] {
         let config = ServerConfig::builder_with_provider(provider(&DEFAULT_GROUPS, None))
             .with_protocol_versions(&[version])
@@ -145,7 +145,7 @@ async fn pinned_backend_resumes() {
     let desk = Desk::new();
     let files = desk.ecdsa("real", &["other.example.net"]);
     let server = acceptor(&settings(vec![files.clone()]));
-    let client = pinned(&[load(&files, "").unwrap().facts.spki_sha256()]).prepare().unwrap();
+    let client = pinned(&[load(&files, "").unwrap().info.spki_sha256()]).prepare().unwrap();
     for resumed in [false, true] {
         let (near, far) = shake(&server, &client, NAME).await;
         let (mut near, mut far) = (near.unwrap(), far.unwrap());

@@ -2,8 +2,8 @@
 
 use super::super::PROTOCOL;
 use super::super::front::ImapFront;
-use crate::outcome::{AccountState, BackendWords, Refusal};
-use crate::proto::trial::{Decision, FrontTrial, HOST, SESSION};
+use crate::outcome::{AccountState, BackendReply, Refusal};
+use crate::proto::trial::{FrontRun, HOST, SESSION, ScriptedDecision};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
 use crate::secret::SecretBuf;
 
@@ -12,17 +12,17 @@ const TLS: FrontSettings<'_> =
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
 /// What a decision in a script means.
-fn decision(words: &str) -> Decision {
+fn decision(words: &str) -> ScriptedDecision {
     match words {
-        "wrong" => Decision::Refuse(Refusal::WrongPassword),
-        "unavailable" => Decision::Refuse(Refusal::DirectoryUnavailable),
-        "accept" => Decision::Accept(Welcome {
+        "wrong" => ScriptedDecision::Refuse(Refusal::WrongPassword),
+        "unavailable" => ScriptedDecision::Refuse(Refusal::DirectoryUnavailable),
+        "accept" => ScriptedDecision::Accept(Welcome {
             untagged: Vec::new(),
             capabilities: b"IMAP4rev1 IDLE".to_vec(),
             text: b"User logged in SESSIONID=<cyrus-1>".to_vec(),
         }),
-        "accept quietly" => Decision::Accept(Welcome::default()),
-        "accept with lines" => Decision::Accept(Welcome {
+        "accept quietly" => ScriptedDecision::Accept(Welcome::default()),
+        "accept with lines" => ScriptedDecision::Accept(Welcome {
             untagged: b"* OK [ALERT] {5}\r\n* CAPABILITY IMAP4rev1\r\n".to_vec(),
             capabilities: b"IMAP4rev1".to_vec(),
             text: b"In\r\n* BYE".to_vec(),
@@ -712,13 +712,13 @@ fn id_is_answered_and_stored_within_bounds() {
 fn at_most_one_command_is_buffered() {
     let pair = format!("{{30+}}\r\n{} {{1024+}}\r\n{}", "f".repeat(30), "v".repeat(1024));
     let largest = format!("a ID ({})\r\n", vec![pair.as_str(); 30].join(" "));
-    let mut trial = FrontTrial::new(&PROTOCOL, TLS, std::iter::empty());
+    let mut trial = FrontRun::new(&PROTOCOL, TLS, std::iter::empty());
     trial.feed(largest.as_bytes());
     assert!(trial.finish().ends_with("a OK Nice to meet you\n"), "everything that RFC 2971 allows");
 
     // The same with a tag that makes it too long: the literal that does not fit is swallowed.
     let tag = "t".repeat(2000);
-    let mut trial = FrontTrial::new(&PROTOCOL, TLS, std::iter::empty());
+    let mut trial = FrontRun::new(&PROTOCOL, TLS, std::iter::empty());
     trial.feed(format!("{tag}{largest}b NOOP\r\n").as_bytes());
     assert!(trial.finish().ends_with("BAD [TOOBIG] Argument too long\nb OK Nothing done\n"));
 }
@@ -741,7 +741,7 @@ fn buffered_input_is_bounded() {
             while let Step::Attempt(_) = front.step(&mut input, &mut out) {
                 front.refused(&Refusal::WrongPassword, &mut out);
             }
-            assert!(front.held() <= 32_768 + 8_192, "{} bytes of {}", front.held(), flood.escape_ascii());
+            assert!(front.buffered() <= 32_768 + 8_192, "{} bytes of {}", front.buffered(), flood.escape_ascii());
             out.clear();
             input.clear();
         }
@@ -754,7 +754,7 @@ fn refusals_have_their_replies() {
     let unavailable = "NO [UNAVAILABLE] The mail service is not available, try again later";
     let contact = "NO [CONTACTADMIN] Your mailbox cannot be reached, please tell your administrator";
     let backend_rejected = |code: &str, text: &str| {
-        Refusal::BackendRejected(Some(BackendWords {
+        Refusal::BackendRejected(Some(BackendReply {
             code: code.to_owned(),
             text: text.to_owned(),
             unavailable: false,
@@ -766,7 +766,7 @@ fn refusals_have_their_replies() {
         (Refusal::UnknownUser, wrong),
         (Refusal::EmptyPassword, wrong),
         (Refusal::InvalidUsername, wrong),
-        (Refusal::UnusablePassword, wrong),
+        (Refusal::InvalidPassword, wrong),
         (Refusal::AuthzidNotAllowed, "NO [AUTHORIZATIONFAILED] You may only act as yourself"),
         (Refusal::NotAllowed, "NO [AUTHORIZATIONFAILED] You may not use this service, please ask your administrator"),
         (state(AccountState::PasswordExpired), "NO [EXPIRED] Your password has expired, please change it"),

@@ -2,8 +2,8 @@
 
 use super::super::PROTOCOL;
 use super::super::front::SieveFront;
-use crate::outcome::{BackendWords, Refusal};
-use crate::proto::trial::{Decision, HOST};
+use crate::outcome::{BackendReply, Refusal};
+use crate::proto::trial::{HOST, ScriptedDecision};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
 use crate::secret::SecretBuf;
 
@@ -12,18 +12,18 @@ const TLS: FrontSettings<'_> =
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
 /// What a decision in a script means.
-fn decision(words: &str) -> Decision {
+fn decision(words: &str) -> ScriptedDecision {
     let backend_rejected = |code: &str, text: &str| {
-        let words = BackendWords { code: code.to_owned(), text: text.to_owned(), unavailable: false };
-        Decision::Refuse(Refusal::BackendRejected(Some(words)))
+        let words = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false };
+        ScriptedDecision::Refuse(Refusal::BackendRejected(Some(words)))
     };
     match words {
-        "wrong" => Decision::Refuse(Refusal::WrongPassword),
-        "unavailable" => Decision::Refuse(Refusal::DirectoryUnavailable),
+        "wrong" => ScriptedDecision::Refuse(Refusal::WrongPassword),
+        "unavailable" => ScriptedDecision::Refuse(Refusal::DirectoryUnavailable),
         "backend says" => backend_rejected("AUTH-TOO-WEAK", "Your \"script\" \\ moves"),
         "backend says nothing" => backend_rejected("", " "),
-        "accept" => Decision::Accept(Welcome { text: b"User \"logged\" in".to_vec(), ..Welcome::default() }),
-        "accept quietly" => Decision::Accept(Welcome::default()),
+        "accept" => ScriptedDecision::Accept(Welcome { text: b"User \"logged\" in".to_vec(), ..Welcome::default() }),
+        "accept quietly" => ScriptedDecision::Accept(Welcome::default()),
         other => panic!("no such decision: {other}"),
     }
 }
@@ -386,7 +386,7 @@ fn buffered_input_is_bounded() {
     for piece in [&b"NOOP {16000+}\r\n"[..], &[b'x'; 15_999], b"x ", &[b'y'; 9000], &[b'y'; 9000]] {
         input.extend(piece);
         assert!(matches!(front.step(&mut input, &mut out), Step::NeedMore));
-        assert!(input.is_empty() && front.held() <= 16_384 + 2, "{}", front.held());
+        assert!(input.is_empty() && front.buffered() <= 16_384 + 2, "{}", front.buffered());
     }
     front.bye(&Refusal::Draining, &mut out);
     assert!(out.as_slice().ends_with(b"BYE (TRYLATER) \"The server is shutting down, try again\"\r\n"));
