@@ -1,7 +1,7 @@
-//! What a decision costs: known or not, with few and with many users in the cache.
+//! The cost of a decision: cached or not, with few and with many users in the cache.
 //!
-//! The directory is an LDAP server in this process that says yes to everything at once, over
-//! loopback: a question costs what usher, the kernel and that server take, and no password hash.
+//! The directory is an LDAP server in this process that accepts everything at once, over
+//! loopback: a lookup costs the time of usher, the kernel and this server, without a password hash.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -29,10 +29,10 @@ use usher::known::Known;
 use usher::metrics::Metrics;
 use usher::secret::Secret;
 
-/// How many questions are under way while the cache is filled.
+/// Number of concurrent lookups while the cache is filled.
 const FILLING: usize = 16;
 
-/// Answers everything with yes.
+/// Replies to every request with success.
 async fn serve(tcp: TcpStream) {
     tcp.set_nodelay(true).unwrap();
     let mut framed = Framed::new(tcp, LdapCodec::default());
@@ -100,7 +100,7 @@ async fn fill(authn: &Authenticator, password: &Secret, users: usize) {
     let decided = futures_util::stream::iter(0..users)
         .map(|n| async move { authn.decide(&user(n), password, Ask::Cached).await.result.is_ok() })
         .buffer_unordered(FILLING);
-    assert!(decided.all(std::future::ready).await, "the directory says yes");
+    assert!(decided.all(std::future::ready).await, "the directory accepts");
 }
 
 fn decision(criterion: &mut Criterion) {
@@ -115,7 +115,7 @@ fn decision(criterion: &mut Criterion) {
         let mut next = 0;
         group.bench_function(BenchmarkId::new("cached", users), |bencher| {
             bencher.iter(|| {
-                // In an order in which no cache of the processor helps.
+                // An order that defeats the CPU caches.
                 next = (next + 7_919) % users;
                 let decision = authn.recall(&user(next), &password).unwrap();
                 assert_eq!(decision.by, DecidedBy::Cache);
@@ -123,7 +123,7 @@ fn decision(criterion: &mut Criterion) {
             });
         });
         let mut fresh = users;
-        group.bench_function(BenchmarkId::new("asked: search and bind", users), |bencher| {
+        group.bench_function(BenchmarkId::new("not cached: search and bind", users), |bencher| {
             bencher.iter(|| {
                 fresh += 1;
                 let decision = runtime.block_on(authn.decide(&user(fresh), &password, Ask::Cached));

@@ -1,5 +1,5 @@
-//! What a login costs in the dialogues alone, without sockets, TLS and directory.
-#![allow(missing_docs, reason = "criterion's macros write functions without any")]
+//! The cost of a login in the dialogues alone, without sockets, TLS and directory.
+#![allow(missing_docs, reason = "criterion's macros generate undocumented functions")]
 
 use std::hint::black_box;
 
@@ -15,7 +15,7 @@ const POP3: &[u8] = b"CAPA\r\nUSER alice\r\nPASS secret word\r\n";
 const SUBMISSION: &[u8] = b"EHLO here\r\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n";
 const SIEVE: &[u8] = b"CAPABILITY\r\nAUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"\r\n";
 
-/// What a backend like Dovecot says to a login.
+/// Replies of a backend like Dovecot to a login.
 const BACKENDS: &[(&str, &[u8])] = &[
     (
         "imap",
@@ -44,8 +44,8 @@ const BACKENDS: &[(&str, &[u8])] = &[
     ),
 ];
 
-/// A client from its greeting to its login, with its bytes in pieces of `size`. Returns how many
-/// bytes it was sent.
+/// A client from the greeting to its login, with its bytes in chunks of `size`. Returns the number of
+/// bytes sent to it.
 fn front(protocol: &str, sent: &[u8], size: usize, refused: bool) -> usize {
     let protocol = by_name(protocol).expect("it is registered");
     let mut front = (protocol.front)(FrontSettings {
@@ -58,8 +58,8 @@ fn front(protocol: &str, sent: &[u8], size: usize, refused: bool) -> usize {
     });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     front.greet(&mut out);
-    for piece in sent.chunks(size) {
-        input.extend(piece);
+    for chunk in sent.chunks(size) {
+        input.extend(chunk);
         while let Step::Attempt(credentials) = front.step(&mut input, &mut out) {
             black_box(credentials);
             if refused {
@@ -88,8 +88,8 @@ fn back(protocol: &str, sent: &[u8], size: usize) -> bool {
         host: "usher.example.com".into(),
     });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
-    sent.chunks(size).any(|piece| {
-        input.extend(piece);
+    sent.chunks(size).any(|chunk| {
+        input.extend(chunk);
         matches!(back.step(&mut input, &mut out), BackStep::Ready(_))
     })
 }
@@ -117,9 +117,9 @@ fn dialogue(criterion: &mut Criterion) {
         bencher.iter(|| front("imap", black_box(&guesses), guesses.len(), true))
     });
     group.throughput(Throughput::Bytes(1 << 20));
-    let nothing = [b"a1 ".as_slice(), &vec![b'x'; 1 << 20]].concat();
-    group.bench_function("a megabyte of nothing", |bencher| {
-        bencher.iter(|| front("imap", black_box(&nothing), 16_384, false))
+    let invalid = [b"a1 ".as_slice(), &vec![b'x'; 1 << 20]].concat();
+    group.bench_function("a megabyte of invalid data", |bencher| {
+        bencher.iter(|| front("imap", black_box(&invalid), 16_384, false))
     });
     group.finish();
 

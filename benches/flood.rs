@@ -1,9 +1,9 @@
-//! What a login costs while one network floods the door: usher beside nginx mail and Dovecot.
+//! The time of a login during a flood from one network: usher, nginx mail and Dovecot side by side.
 //!
-//! Each front stands alone before the same Dovecot on loopback. A client at 127.0.0.2 logs in again
-//! and again; then 127.0.0.9 opens connections that say nothing, begins handshakes that never end
-//! and guesses passwords, and the client logs in as often once more. What is told is the ratio.
-//! `docs/benchmarks.md` has results, and says what to install.
+//! Each proxy runs alone in front of the same Dovecot on loopback. A client at 127.0.0.2 logs in
+//! repeatedly; then 127.0.0.9 opens silent connections, starts handshakes that never complete and
+//! guesses passwords, and the client logs in as many times again. The result is the ratio.
+//! `docs/benchmarks.md` has results and lists what to install.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -13,7 +13,7 @@
 )]
 
 #[path = "../tests/it/kit/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "the tests' kit, of which this needs a part")]
+#[allow(dead_code, unused_imports, reason = "a part of the tests' kit")]
 mod kit;
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -35,22 +35,22 @@ use kit::{Config, Usher, client, password_of, world};
 
 const CLIENT: [u8; 4] = [127, 0, 0, 2];
 const FLOOD: [u8; 4] = [127, 0, 0, 9];
-/// Connections that say nothing.
+/// Silent connections.
 const HALF_OPEN: usize = 600;
 /// Handshakes of a byte a second.
 const SLOW: usize = 300;
-/// Connections that guess.
+/// Connections that guess passwords.
 const GUESSING: usize = 50;
 /// How many logins are timed at a time.
 const LOGINS: usize = 100;
 /// A login that takes longer has failed.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a flood rises before the logins are timed.
-const RISE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Duration of the flood before the logins are timed.
+const WARM_UP: Duration = Duration::from_secs(5);
 /// Where Debian's nginx is unpacked: it is not installed, and no service is started.
 const NGINX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/flood");
 
-/// What the flood did.
+/// Counts of the flood.
 #[derive(Debug, Default)]
 struct Done {
     connections: AtomicU64,
@@ -58,14 +58,14 @@ struct Done {
 }
 
 fn main() {
-    // `cargo test --benches` runs this as well, without the word.
+    // `cargo test --benches` runs this without the argument.
     if !std::env::args().any(|word| word == "--bench") {
         return;
     }
     println!("{HALF_OPEN} silent connections, {SLOW} slow handshakes, {GUESSING} guessers from one address;");
     println!("{LOGINS} logins of another address before and during it, milliseconds\n");
     println!(
-        "| front | quiet: median | p95 | flood: median | p95 | failed | ratio of medians | connections/s | guesses/s |"
+        "| proxy | no flood: median | p95 | flood: median | p95 | failed | ratio of medians | connections/s | guesses/s |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     let mail = kit::dovecot();
@@ -101,17 +101,17 @@ fn config(mail: &Dovecot) -> Config {
         .set("/log", json!({"format": "json"}))
 }
 
-/// Times a front and prints its row. In a thread of its own: the kit's deadline is that of a test.
+/// Times a proxy and prints its row, in a separate thread: the kit's deadline is that of a test.
 fn row(name: &str, port: u16) {
     std::thread::scope(|scope| {
         let timed = scope.spawn(|| {
-            // Whatever is done once is done before the timing.
+            // One-time initialization is not timed.
             logins(port, 5);
             let quiet = logins(port, LOGINS);
             let done = Arc::new(Done::default());
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             flood(&runtime, port, &done);
-            std::thread::sleep(RISE);
+            std::thread::sleep(WARM_UP);
             let (began, before) =
                 (Instant::now(), (done.connections.load(Ordering::Relaxed), done.guesses.load(Ordering::Relaxed)));
             let flooded = logins(port, LOGINS);
@@ -126,7 +126,7 @@ fn row(name: &str, port: u16) {
             let at = ((times.len() - 1) as f64 * share).round() as usize;
             times[at].as_secs_f64() * 1_000.0
         };
-        let failed = flooded.iter().filter(|time| **time >= PATIENCE).count();
+        let failed = flooded.iter().filter(|time| **time >= TIMEOUT).count();
         let (before, during) = (ms(0.5, &quiet), ms(0.5, &flooded));
         println!(
             "| {name} | {before:.1} | {:.1} | {during:.1} | {:.1} | {failed} | {:.2} | {:.0} | {:.1} |",
@@ -139,33 +139,33 @@ fn row(name: &str, port: u16) {
     });
 }
 
-/// The times of so many logins, sorted: from connecting to OK. One that fails counts as
-/// [`PATIENCE`], and after five of them in a row the rest counts as failed.
+/// The times of `number` logins, sorted: from connecting to OK. A failed login counts as
+/// [`TIMEOUT`]; after five failures in a row the remaining logins count as failed.
 fn logins(port: u16, number: usize) -> Vec<Duration> {
     let tls = client::Tls::default().config();
     let (mut times, mut failures) = (Vec::new(), 0);
     for _ in 0..number {
         if failures == 5 {
-            times.push(PATIENCE);
+            times.push(TIMEOUT);
             continue;
         }
         let began = Instant::now();
-        let took = login(port, Arc::clone(&tls)).map(|()| began.elapsed()).filter(|took| *took < PATIENCE);
+        let took = login(port, Arc::clone(&tls)).map(|()| began.elapsed()).filter(|took| *took < TIMEOUT);
         failures = if took.is_some() { 0 } else { failures + 1 };
-        times.push(took.unwrap_or(PATIENCE));
+        times.push(took.unwrap_or(TIMEOUT));
     }
     times.sort();
     times
 }
 
-/// A login with a full handshake, as a program that was just started does it.
+/// A login with a full handshake, like that of a client that has just started.
 fn login(port: u16, tls: Arc<rustls::ClientConfig>) -> Option<()> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).ok()?;
     socket.bind(&SocketAddr::from((CLIENT, 0)).into()).ok()?;
-    socket.connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)).into(), PATIENCE).ok()?;
+    socket.connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)).into(), TIMEOUT).ok()?;
     let mut stream = std::net::TcpStream::from(socket);
     stream.set_nodelay(true).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    stream.set_read_timeout(Some(TIMEOUT)).ok()?;
     let mut tls = rustls::ClientConfig::clone(&tls);
     tls.resumption = rustls::client::Resumption::disabled();
     let name = ServerName::try_from("usher.example.com").unwrap();
@@ -189,7 +189,7 @@ fn flood(runtime: &tokio::runtime::Runtime, port: u16, done: &Arc<Done>) {
         let (done, tls) = (Arc::clone(done), tls.clone());
         runtime.spawn(async move {
             for attempt in 0_u64.. {
-                // Whoever is turned away comes back, but not in the same breath.
+                // A connection that was closed is reopened after a second.
                 sleep(Duration::from_millis(if attempt == 0 { n as u64 } else { 1_000 })).await;
                 let Ok(tcp) = connect(port).await else { continue };
                 done.connections.fetch_add(1, Ordering::Relaxed);
@@ -213,7 +213,7 @@ async fn wait(mut tcp: TcpStream) {
     let _ = tcp.read(&mut [0; 64]).await;
 }
 
-/// The head of a record of 512 bytes, and one byte of it a second.
+/// The header of a record of 512 bytes, then one byte of it a second.
 async fn drip(mut tcp: TcpStream) {
     let mut sent = tcp.write_all(&[22, 3, 1, 2, 0, 1]).await;
     while sent.is_ok() {
@@ -222,7 +222,7 @@ async fn drip(mut tcp: TcpStream) {
     }
 }
 
-/// Guesses until it is sent away: at the user who logs in meanwhile, and at others.
+/// Guesses passwords until the connection is closed: of the client's user and of others.
 async fn guess(tcp: TcpStream, tls: &tokio_rustls::TlsConnector, word: &str, done: &Done) -> std::io::Result<()> {
     let name = ServerName::try_from("usher.example.com").unwrap();
     let stream = tls.connect(name, tcp).await?;
@@ -245,8 +245,8 @@ async fn guess(tcp: TcpStream, tls: &tokio_rustls::TlsConnector, word: &str, don
     Ok(())
 }
 
-/// Debian's nginx with its mail module, in front of the mail server's clear port: it speaks no TLS
-/// to backends. Passwords are checked by a small HTTP server here.
+/// Debian's nginx with its mail module, in front of the mail server's clear-text port: it has no TLS
+/// to backends. A small HTTP server in this process checks passwords.
 fn nginx(mail: &Dovecot) -> (Running, u16) {
     let unpack = "set -e; mkdir -p \"$1/packages\"; cd \"$1/packages\"; [ -e ../usr/sbin/nginx ] || {
         apt-get -qq download nginx libnginx-mod-mail; for package in *.deb; do dpkg -x \"$package\" ..; done; }";
@@ -287,7 +287,7 @@ mail {{
     (running, port)
 }
 
-/// nginx's authentication protocol: alice's password is right, every other one is wrong.
+/// nginx's authentication protocol: alice's password is correct, every other one is wrong.
 fn auth_http(backend: u16) -> u16 {
     let listener = StdListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -310,12 +310,12 @@ fn answer(stream: std::net::TcpStream, backend: u16) {
         right += usize::from(expected.iter().any(|(name, value)| header == ((*name).to_owned(), value)));
         line.clear();
     }
-    let words = match right {
+    let headers = match right {
         2 => format!("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: {backend}\r\n"),
-        // What nginx's documentation shows.
+        // As in nginx's documentation.
         _ => "Auth-Status: Invalid login or password\r\nAuth-Wait: 3\r\n".to_owned(),
     };
-    let _ = (&stream).write_all(format!("HTTP/1.0 200 OK\r\n{words}\r\n").as_bytes());
+    let _ = (&stream).write_all(format!("HTTP/1.0 200 OK\r\n{headers}\r\n").as_bytes());
 }
 
 /// A second Dovecot that proxies to the first one over TLS.

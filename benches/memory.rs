@@ -1,5 +1,5 @@
-//! Benchmarks of memory: what a session costs, what a burst leaves behind, and that no number of
-//! logins makes usher grow. They take minutes and want 20,000 descriptors:
+//! Benchmarks of memory: the cost of a session, the memory left after a burst, and that usher does not
+//! grow with the number of logins. They take minutes and need 20,000 descriptors:
 //!
 //! ```sh
 //! ulimit -n 20000; cargo bench --bench memory
@@ -15,7 +15,7 @@
 )]
 
 #[path = "../tests/it/kit/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "the tests' kit, of which this needs a part")]
+#[allow(dead_code, unused_imports, reason = "a part of the tests' kit")]
 mod kit;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,10 +28,10 @@ use kit::{Config, Imap, Usher, password_of, slapd, start_deadline};
 const SESSIONS: usize = 2_000;
 /// Threads that log in.
 const CLIENTS: usize = 4;
-/// How long after a burst its memory must be back.
+/// Time after a burst until its memory must be returned.
 const SETTLED: Duration = Duration::from_secs(30);
 
-/// The proportional set size of usher: what it alone costs, in KiB.
+/// The proportional set size of usher in KiB.
 fn pss_kib(usher: &Usher) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", usher.pid())).unwrap();
     let line = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap();
@@ -49,7 +49,7 @@ fn descriptors(usher: &Usher) -> usize {
 
 fn start(peer: &Scripted) -> Usher {
     let config = Config::with_directory(slapd()).scripted(peer).set("/log/level", "info");
-    // Everybody is alice, and nobody waits.
+    // All clients log in as alice, without limits.
     let config = config.set("/throttle/sessions_per_user", serde_json::json!({"mode": "dry_run"}));
     let usher = Usher::start(config.set("/throttle/logins_per_second", serde_json::json!({"mode": "dry_run"})));
     login(&usher);
@@ -82,16 +82,16 @@ fn a_burst_gives_its_memory_back() {
         let ended = Instant::now();
         let mut least = just_after;
         while ended.elapsed() < SETTLED {
-            // Memory gives no event to wait for.
+            // There is no event to wait for.
             std::thread::sleep(Duration::from_millis(500));
             least = least.min(pss_kib(&usher));
         }
         println!(
             "round {round}: idle {idle} KiB, {SESSIONS} sessions {full} KiB ({} KiB each), \
-             when they have left {just_after} KiB, within {SETTLED:?} {least} KiB",
+             after logout {just_after} KiB, within {SETTLED:?} {least} KiB",
             (full - idle) / SESSIONS as u64
         );
-        assert!(least < idle + (full - idle) / 4, "three quarters of a burst are given back");
+        assert!(least < idle + (full - idle) / 4, "three quarters of a burst are returned");
     }
 }
 
@@ -125,9 +125,9 @@ fn a_hundred_thousand_logins_leave_nothing_behind() {
         println!("{goal} logins: {} KiB, {} descriptors, {:?}", sample.0, sample.1, began.elapsed());
         samples.push(sample);
     }
-    // The first tenth fills what is bounded: tickets, caches, threads.
+    // The first tenth fills everything with a limit: tickets, caches, threads.
     let (first, last) = (samples[0], samples[samples.len() - 1]);
     assert!(last.0 < first.0 + 2_048, "{samples:?} KiB");
-    // A connection to the directory may come and go.
+    // The number of connections to the directory may vary.
     assert!(last.1 <= first.1 + 2, "{samples:?} descriptors");
 }

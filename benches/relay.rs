@@ -1,7 +1,7 @@
-//! What a byte costs the relay, TLS 1.3 on both sides: the CPU of its thread alone.
+//! The cost of a relayed byte, TLS 1.3 on both sides: the CPU time of the relay's thread alone.
 //!
 //! A client, a relay and a backend over loopback, each in a thread; the times that criterion shows
-//! are those that the relay's thread was on a processor, and not those of its peers.
+//! are the CPU time of the relay's thread without that of its peers.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a program for developers, and criterion's macros")]
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use usher::proto::ClosingLine;
 use usher::relay::{Relay, RelaySide};
 use usher::tls::stream::Stream;
 
-/// What is moved at a time.
+/// Size of one transfer.
 const SIZE: usize = 16 * 1024 * 1024;
 
 #[derive(Clone)]
@@ -58,40 +58,40 @@ impl Tls {
     }
 }
 
-/// Runs it in a thread with a runtime of its own.
+/// Runs a future in a thread with a separate runtime.
 fn thread<F: Future<Output = ()>>(run: impl FnOnce() -> F + Send + 'static) {
     std::thread::spawn(|| {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run());
     });
 }
 
-/// How long a thread was on a processor: the first number of its schedstat, in nanoseconds.
+/// The CPU time of a thread: the first number of its schedstat, in nanoseconds.
 fn cpu(thread: &str) -> Duration {
     let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).unwrap();
     Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
 
-/// Sends so many times [`SIZE`] as it is told to.
+/// Sends [`SIZE`] bytes as many times as requested through the channel.
 async fn send(stream: impl Into<TlsStream<TcpStream>>, mut times: UnboundedReceiver<u64>) {
-    let (mut stream, piece) = (stream.into(), vec![b'm'; 64 * 1024]);
+    let (mut stream, chunk) = (stream.into(), vec![b'm'; 64 * 1024]);
     while let Some(times) = times.recv().await {
-        for _ in 0..times * (SIZE / piece.len()) as u64 {
-            stream.write_all(&piece).await.unwrap();
+        for _ in 0..times * (SIZE / chunk.len()) as u64 {
+            stream.write_all(&chunk).await.unwrap();
         }
         stream.flush().await.unwrap();
     }
 }
 
-/// Tells when another [`SIZE`] has come.
-async fn receive(stream: impl Into<TlsStream<TcpStream>>, come: mpsc::Sender<()>) {
-    let (mut stream, mut piece, mut rest) = (stream.into(), vec![0; 64 * 1024], SIZE);
+/// Notifies each time another [`SIZE`] bytes have arrived.
+async fn receive(stream: impl Into<TlsStream<TcpStream>>, arrived: mpsc::Sender<()>) {
+    let (mut stream, mut chunk, mut rest) = (stream.into(), vec![0; 64 * 1024], SIZE);
     loop {
-        let room = rest.min(piece.len());
-        let Ok(read @ 1..) = stream.read(piece.get_mut(..room).unwrap()).await else { return };
+        let room = rest.min(chunk.len());
+        let Ok(read @ 1..) = stream.read(chunk.get_mut(..room).unwrap()).await else { return };
         rest -= read;
         if rest == 0 {
             rest = SIZE;
-            if come.send(()).is_err() {
+            if arrived.send(()).is_err() {
                 return;
             }
         }
@@ -104,11 +104,11 @@ fn throughput(criterion: &mut Criterion) {
     for (name, up) in [("download", false), ("upload", true)] {
         let tls = Tls::new();
         let (addressed, address) = mpsc::channel();
-        let (times, told) = tokio::sync::mpsc::unbounded_channel();
-        let (come, has_come) = mpsc::channel();
+        let (times, requested) = tokio::sync::mpsc::unbounded_channel();
+        let (arrived, arrivals) = mpsc::channel();
         let (client_side, backend_side) = match up {
-            true => ((Some(told), None), (None, Some(come))),
-            false => ((None, Some(come)), (Some(told), None)),
+            true => ((Some(requested), None), (None, Some(arrived))),
+            false => ((None, Some(arrived)), (Some(requested), None)),
         };
         let (at_backend, at_relay, at_client) = (tls.clone(), tls.clone(), tls);
         thread(move || async move {
@@ -147,7 +147,7 @@ fn throughput(criterion: &mut Criterion) {
                 let before = cpu(&relays);
                 times.send(iterations).unwrap();
                 for _ in 0..iterations {
-                    has_come.recv().unwrap();
+                    arrivals.recv().unwrap();
                 }
                 cpu(&relays) - before
             });
@@ -156,14 +156,14 @@ fn throughput(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The one that sends, or the one that receives.
+/// The sending or the receiving peer.
 async fn peer(
     stream: impl Into<TlsStream<TcpStream>>,
     task: (Option<UnboundedReceiver<u64>>, Option<mpsc::Sender<()>>),
 ) {
     match task {
         (Some(times), _) => send(stream, times).await,
-        (None, Some(come)) => receive(stream, come).await,
+        (None, Some(arrived)) => receive(stream, arrived).await,
         (None, None) => {}
     }
 }

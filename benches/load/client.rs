@@ -1,4 +1,4 @@
-//! An IMAP client that only logs in, waits, and moves bytes: as little as possible besides.
+//! A minimal IMAP client that logs in, waits and transfers bytes.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,17 +18,17 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// A login that takes longer has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Client addresses on loopback: each has ports of its own, so that they never run out.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Client addresses on loopback: each has its own ports, so that they are never exhausted.
 const SOURCES: u32 = 200;
-const PIECE: usize = 64 * 1024;
+const CHUNK: usize = 64 * 1024;
 
 /// A group for the key exchange.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 pub(crate) enum Group {
-    /// What most programs use.
+    /// Used by most programs.
     X25519,
-    /// Post-quantum and classical together.
+    /// Post-quantum and classical combined.
     X25519mlkem768,
 }
 
@@ -41,7 +41,7 @@ pub(crate) fn provider(group: Option<Group>) -> CryptoProvider {
     CryptoProvider { kx_groups: vec![group], ..aws_lc_rs::default_provider() }
 }
 
-/// A listener whose queue takes a whole burst.
+/// A listener with a queue large enough for a burst.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
@@ -49,21 +49,21 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(4_096)
 }
 
-/// Where to log in, and how: one client's memory of tickets.
+/// Address and TLS settings of the server, with the tickets of one client.
 #[derive(Clone)]
-pub(crate) struct Door {
+pub(crate) struct Endpoint {
     address: SocketAddr,
     name: ServerName<'static>,
     tls: Arc<ClientConfig>,
 }
 
-impl Door {
+impl Endpoint {
     pub(crate) fn new(address: SocketAddr, name: &str, group: Group, resume: bool) -> io::Result<Self> {
         let mut tls = ClientConfig::builder_with_provider(Arc::new(provider(Some(group))))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(io::Error::other)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody))
+            .with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate))
             .with_no_client_auth();
         tls.resumption = match resume {
             true => Resumption::store(Arc::new(ClientSessionMemoryCache::new(8))),
@@ -74,14 +74,14 @@ impl Door {
     }
 
     /// Connects and reads the greeting.
-    pub(crate) async fn enter(&self) -> io::Result<Session> {
-        let entering = async {
+    pub(crate) async fn open(&self) -> io::Result<Session> {
+        let opening = async {
             let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(self.name.clone(), self.dial().await?);
             let mut session = Session { stream: stream.await?, input: Vec::new() };
             session.line().await?;
             Ok(session)
         };
-        timeout(PATIENCE, entering).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        timeout(TIMEOUT, opening).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     async fn dial(&self) -> io::Result<TcpStream> {
@@ -101,7 +101,7 @@ impl Door {
 
     /// A whole login: from connecting to OK.
     pub(crate) async fn login(&self, user: &str, password: &str) -> io::Result<Session> {
-        let mut session = self.enter().await?;
+        let mut session = self.open().await?;
         session.command(&format!("LOGIN \"{user}\" \"{password}\"")).await?;
         Ok(session)
     }
@@ -121,11 +121,11 @@ impl Session {
 
     /// Sends a command and waits for its OK. Returns the last untagged line.
     pub(crate) async fn command(&mut self, command: &str) -> io::Result<String> {
-        let answered = async {
+        let replied = async {
             self.send(format!("a {command}\r\n").as_bytes()).await?;
-            self.answer().await
+            self.reply().await
         };
-        timeout(PATIENCE, answered).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        timeout(TIMEOUT, replied).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -133,7 +133,7 @@ impl Session {
         self.stream.flush().await
     }
 
-    async fn answer(&mut self) -> io::Result<String> {
+    async fn reply(&mut self) -> io::Result<String> {
         let mut untagged = String::new();
         loop {
             let line = self.line().await?;
@@ -141,7 +141,7 @@ impl Session {
                 return Ok(untagged);
             }
             if line.starts_with("a ") || line.starts_with("* BYE") {
-                return Err(io::Error::other(format!("the server said {:?}", line.trim_end())));
+                return Err(io::Error::other(format!("unexpected reply: {:?}", line.trim_end())));
             }
             untagged = line;
         }
@@ -156,21 +156,21 @@ impl Session {
             }
             self.input.reserve(1_024);
             if self.stream.read_buf(&mut self.input).await? == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server hung up"));
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
             }
         }
     }
 
-    /// A polite end: LOGOUT, and waiting until the server has closed.
-    pub(crate) async fn leave(mut self) -> io::Result<()> {
-        let left = async {
+    /// Sends LOGOUT and waits until the server has closed the connection.
+    pub(crate) async fn logout(mut self) -> io::Result<()> {
+        let logged_out = async {
             self.send(b"a LOGOUT\r\n").await?;
             let mut rest = [0; 1_024];
             while self.stream.read(&mut rest).await.unwrap_or(0) > 0 {}
             let _ = self.stream.shutdown().await;
             Ok(())
         };
-        timeout(PATIENCE, left).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        timeout(TIMEOUT, logged_out).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Fetches a literal of `size` bytes and drops it.
@@ -178,42 +178,42 @@ impl Session {
         self.send(format!("a UID FETCH 1 BODY.PEEK[]<0.{size}>\r\n").as_bytes()).await?;
         let head = self.line().await?;
         if !head.contains(&format!("{{{size}}}")) {
-            return Err(io::Error::other(format!("the server said {:?}", head.trim_end())));
+            return Err(io::Error::other(format!("unexpected reply: {:?}", head.trim_end())));
         }
         let mut rest = size - (self.input.len() as u64).min(size);
         self.input.drain(..usize::try_from(size - rest).unwrap_or(self.input.len()));
-        let mut piece = vec![0; PIECE];
+        let mut chunk = vec![0; CHUNK];
         while rest > 0 {
-            let room = PIECE.min(usize::try_from(rest).unwrap_or(PIECE));
-            let read = self.stream.read(&mut piece[..room]).await?;
+            let room = CHUNK.min(usize::try_from(rest).unwrap_or(CHUNK));
+            let read = self.stream.read(&mut chunk[..room]).await?;
             if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             rest -= read as u64;
         }
-        self.answer().await.map(drop)
+        self.reply().await.map(drop)
     }
 
     /// Appends a message of `size` bytes.
     pub(crate) async fn upload(&mut self, size: u64) -> io::Result<()> {
         self.send(format!("a APPEND INBOX {{{size}+}}\r\n").as_bytes()).await?;
-        let piece = vec![b'm'; PIECE];
+        let chunk = vec![b'm'; CHUNK];
         let mut rest = size;
         while rest > 0 {
-            let length = PIECE.min(usize::try_from(rest).unwrap_or(PIECE));
-            self.stream.write_all(&piece[..length]).await?;
+            let length = CHUNK.min(usize::try_from(rest).unwrap_or(CHUNK));
+            self.stream.write_all(&chunk[..length]).await?;
             rest -= length as u64;
         }
         self.send(b"\r\n").await?;
-        self.answer().await.map(drop)
+        self.reply().await.map(drop)
     }
 }
 
-/// Accepts every certificate: this measures servers, and verifying would only cost the client.
+/// Accepts every certificate: verification would only cost the client CPU time.
 #[derive(Debug)]
-struct Anybody;
+struct AcceptAnyCertificate;
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

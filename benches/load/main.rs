@@ -1,8 +1,8 @@
-//! Load on an IMAP login proxy, whichever it is: what a login, an idle session and a gibibyte cost it.
+//! Load on any IMAP login proxy: the cost of a login, an idle session and a gibibyte.
 //!
-//! It speaks to a server's implicit-TLS port as clients do and reads the server's CPU and memory from
-//! `/proc`; it knows nothing about usher. `load stub` is a mail server to put behind the proxy, and
-//! `load certificates` makes what both need.
+//! It connects to a server's implicit-TLS port like a client and reads the server's CPU and memory from
+//! `/proc`; it does not depend on usher. `load stub` is a mail server for use behind the proxy, and
+//! `load certificates` creates the certificates of both.
 //!
 //! ```sh
 //! cargo bench --bench load -- logins --address 127.0.0.1:993 --pid 1234 --user 'user{}' --password word
@@ -33,56 +33,56 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use client::{Door, Group};
+use client::{Endpoint, Group};
 use measure::{Bench, Users};
 use proc::Tree;
 use report::Figures;
 
-/// Clients with tickets of their own.
-const DOORS: usize = 256;
+/// Number of clients, each with its own tickets.
+const CLIENTS: usize = 256;
 
 #[derive(Parser)]
 #[command(name = "load", about = "Load on an IMAP login proxy")]
-struct Words {
+struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Logins: CPU for each, and how long they take. Each ends with a LOGOUT.
+    /// Logins: CPU time and duration of each. Each ends with a LOGOUT.
     Logins {
         #[command(flatten)]
         target: Target,
-        /// How many logins.
+        /// Number of logins.
         #[arg(long, default_value_t = 2_000)]
         number: usize,
-        /// How many at a time, each client beginning its next login when the last has ended.
+        /// Number of concurrent clients; each starts its next login when the last one has ended.
         #[arg(long, default_value_t = 32)]
         at_a_time: usize,
-        /// So many per second instead, however long they take.
+        /// Logins per second instead, independent of their duration.
         #[arg(long)]
         rate: Option<f64>,
-        /// Logins beforehand that are not counted.
+        /// Number of logins before the measurement.
         #[arg(long, default_value_t = 100)]
         warm_up: usize,
     },
-    /// Sessions that do nothing: memory while they are there and when they have left, and what a
-    /// login costs among them.
+    /// Idle sessions: memory while they are open and after they have ended, and the cost of a
+    /// login while they are open.
     Idle {
         #[command(flatten)]
         target: Target,
-        /// How many sessions.
+        /// Number of sessions.
         #[arg(long, default_value_t = 9_000)]
         sessions: usize,
-        /// How many logins are timed among them; 0 for none.
+        /// Number of timed logins while they are open; 0 for none.
         #[arg(long, default_value_t = 1_000)]
         logins: usize,
-        /// How many seconds its memory is watched when all have left.
+        /// Seconds for which memory is observed after all sessions have ended.
         #[arg(long, default_value_t = 30)]
         watch: u64,
     },
-    /// Bytes through sessions at the same time.
+    /// Bulk transfers through concurrent sessions.
     Bulk {
         #[command(flatten)]
         target: Target,
@@ -91,21 +91,21 @@ enum Command {
         /// MiB for each session.
         #[arg(long, default_value_t = 512)]
         mib: u64,
-        /// From the client to the server, as an APPEND does.
+        /// From the client to the server (APPEND).
         #[arg(long)]
         up: bool,
     },
-    /// Logins one at a time, alone and beside downloads.
+    /// Logins one at a time, alone and during downloads.
     Mixed {
         #[command(flatten)]
         target: Target,
         #[arg(long, default_value_t = 8)]
         sessions: usize,
-        /// How many logins are timed, twice.
+        /// Number of timed logins in each of the two phases.
         #[arg(long, default_value_t = 500)]
         logins: usize,
     },
-    /// A mail server that lets everybody in: prints its address, and serves until it is ended.
+    /// A mail server that accepts every login: prints its address and serves until terminated.
     Stub {
         #[arg(long, default_value = "127.0.0.1:0")]
         address: SocketAddr,
@@ -114,15 +114,15 @@ enum Command {
         #[arg(long)]
         key: PathBuf,
     },
-    /// A CA (ca.pem) and a certificate with its key for each name (NAME.pem, NAME.key), P-256.
+    /// Creates a CA (ca.pem) and a certificate with its key for each name (NAME.pem, NAME.key), P-256.
     Certificates { folder: PathBuf, names: Vec<String> },
-    /// A Markdown table of a file of `--json` lines.
+    /// Prints a Markdown table of a file of `--json` lines.
     Table {
         file: PathBuf,
-        /// The columns; ratios are to the first.
+        /// The proxies, one column each; ratios are to the first.
         #[arg(long, value_delimiter = ',')]
         fronts: Vec<String>,
-        /// The figures, by name; all if none is named.
+        /// The figures, by name; default: all.
         #[arg(long, value_delimiter = ';')]
         only: Vec<String>,
     },
@@ -133,52 +133,52 @@ struct Target {
     /// The server's implicit-TLS port.
     #[arg(long)]
     address: SocketAddr,
-    /// The name that clients ask for (SNI).
+    /// The server name that clients send (SNI).
     #[arg(long, default_value = "usher.example.com")]
     name: String,
-    /// The server's processes: these and all that descend from them.
+    /// The server's processes; their descendants are included.
     #[arg(long = "pid", required = true)]
     pids: Vec<u32>,
-    /// A user; `{}` becomes a number.
+    /// The user name; `{}` is replaced by a number.
     #[arg(long, default_value = "user{}")]
     user: String,
     #[arg(long, default_value = "password")]
     password: String,
-    /// How many users take turns.
+    /// Number of users, used in turn.
     #[arg(long, default_value_t = 1_000)]
     users: usize,
-    /// The number of the first of them.
+    /// The number of the first user.
     #[arg(long, default_value_t = 0)]
     first_user: usize,
-    /// Resume TLS sessions, as a mail program does that has connected before.
+    /// Resume TLS sessions, like a mail program that has connected before.
     #[arg(long)]
     resume: bool,
     /// The group for the key exchange.
     #[arg(long, value_enum, default_value_t = Group::X25519)]
     group: Group,
-    /// The stub behind the server: tells how many of its handshakes were resumed.
+    /// The stub behind the server, which reports how many of its handshakes were resumed.
     #[arg(long)]
     stub: Option<SocketAddr>,
     /// One line of JSON instead of a table.
     #[arg(long)]
     json: bool,
-    /// What the server is called.
+    /// Name of the server in the results.
     #[arg(long, default_value = "")]
     front: String,
-    /// What the measurement is called.
+    /// Name of the measurement in the results.
     #[arg(long, default_value = "")]
     row: String,
-    /// Which repetition it is.
+    /// Number of the repetition.
     #[arg(long, default_value_t = 0)]
     round: u32,
 }
 
 impl Target {
     fn bench(&self) -> io::Result<Bench> {
-        let door = || Door::new(self.address, &self.name, self.group, self.resume);
-        let stub = self.stub.map(|stub| Door::new(stub, "localhost", Group::X25519, false)).transpose()?;
+        let endpoint = || Endpoint::new(self.address, &self.name, self.group, self.resume);
+        let stub = self.stub.map(|stub| Endpoint::new(stub, "localhost", Group::X25519, false)).transpose()?;
         Ok(Bench {
-            doors: (0..DOORS).map(|_| door()).collect::<io::Result<_>>()?,
+            endpoints: (0..CLIENTS).map(|_| endpoint()).collect::<io::Result<_>>()?,
             users: Users {
                 name: self.user.clone(),
                 password: self.password.clone(),
@@ -196,12 +196,12 @@ impl Target {
 }
 
 fn main() -> ExitCode {
-    // cargo adds a word of its own; without any there is nothing to do (`cargo test --benches`).
-    let words: Vec<String> = std::env::args().filter(|word| word != "--bench").collect();
-    if words.len() == 1 && std::env::args().len() == 1 {
+    // cargo bench adds an argument; `cargo test --benches` passes none, and nothing is measured.
+    let arguments: Vec<String> = std::env::args().filter(|word| word != "--bench").collect();
+    if arguments.len() == 1 && std::env::args().len() == 1 {
         return ExitCode::SUCCESS;
     }
-    match run(Words::parse_from(words).command) {
+    match run(Arguments::parse_from(arguments).command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("load: {error}");
@@ -246,7 +246,7 @@ fn run(command: Command) -> io::Result<()> {
     figures.print(target.json)
 }
 
-/// ECDSA P-256 throughout, as issuers give it today.
+/// ECDSA P-256, the common type of issued certificates.
 fn certificates(folder: &std::path::Path, names: &[String]) -> io::Result<()> {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
     std::fs::create_dir_all(folder)?;

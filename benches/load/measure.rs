@@ -1,4 +1,4 @@
-//! The measurements: logins, idle sessions, bulk, and logins beside bulk.
+//! The measurements: logins, idle sessions, bulk transfers, and logins during bulk transfers.
 
 use std::io;
 use std::sync::Arc;
@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::client::{Door, Session};
+use super::client::{Endpoint, Session};
 use super::proc::{Tree, kernel_kib};
 use super::report::Figures;
 
 const MIB: u64 = 1024 * 1024;
 const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
-/// How much a transfer beside logins fetches at a time.
-const MIXED_PIECE: u64 = 4 * MIB;
-/// How many sessions are opened at a time.
+/// Size of each transfer in the mixed measurement.
+const MIXED_CHUNK: u64 = 4 * MIB;
+/// Number of sessions opened concurrently.
 const OPENING: usize = 32;
-/// At how many sessions memory is read.
+/// Numbers of sessions at which memory is measured.
 const STEPS: [usize; 7] = [1, 10, 100, 1_000, 3_000, 6_000, 9_000];
-/// No login of a series begins later than this: a server that starves them would keep us for hours.
+/// No login of a series starts later than this: with a starved server a series would take hours.
 const LONGEST: Duration = Duration::from_secs(60);
-/// Nothing tells when a server has done what follows a login or an end.
+/// There is no event when a server has finished its work after a login or a logout.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Who logs in: `{}` in the name is a number from `first` on, of `number` users in turn.
+/// The users that log in: `{}` in the name is replaced by `number` numbers from `first` on, in turn.
 #[derive(Debug, Clone)]
 pub(crate) struct Users {
     pub(crate) name: String,
@@ -40,17 +40,17 @@ impl Users {
     }
 }
 
-/// What is measured, and where.
+/// The target of the measurements.
 pub(crate) struct Bench {
-    /// A door per client: each has its own tickets.
-    pub(crate) doors: Vec<Door>,
+    /// One endpoint per client: each has its own tickets.
+    pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) users: Users,
     pub(crate) tree: Tree,
-    /// The stub behind the server, to be asked how its handshakes went.
-    pub(crate) stub: Option<Door>,
+    /// The stub behind the server, which counts its handshakes.
+    pub(crate) stub: Option<Endpoint>,
 }
 
-/// How logins went.
+/// Results of logins.
 #[derive(Default)]
 struct Logins {
     times: Vec<Duration>,
@@ -81,7 +81,7 @@ impl Logins {
         self.first_failure = self.first_failure.take().or(other.first_failure);
     }
 
-    /// Milliseconds below which this share of the logins was.
+    /// The quantile `share` of the times, in milliseconds.
     fn ms(&self, share: f64) -> f64 {
         let mut times = self.times.clone();
         times.sort_unstable();
@@ -89,7 +89,7 @@ impl Logins {
         times.get(at).map_or(f64::NAN, |time| time.as_secs_f64() * 1_000.0)
     }
 
-    fn tell(&self, figures: &mut Figures, prefix: &str) {
+    fn report(&self, figures: &mut Figures, prefix: &str) {
         figures.add(&format!("{prefix}p50"), "ms", self.ms(0.5));
         figures.add(&format!("{prefix}p95"), "ms", self.ms(0.95));
         figures.add(&format!("{prefix}p99"), "ms", self.ms(0.99));
@@ -102,24 +102,24 @@ impl Logins {
     }
 }
 
-/// A login and its end; the time is that from connecting to OK.
-async fn one(door: &Door, user: &str, password: &str) -> io::Result<(Duration, bool)> {
+/// A login and a logout; the time is measured from connecting to OK.
+async fn timed_login(endpoint: &Endpoint, user: &str, password: &str) -> io::Result<(Duration, bool)> {
     let began = Instant::now();
-    let session = door.login(user, password).await?;
+    let session = endpoint.login(user, password).await?;
     let took = began.elapsed();
     let resumed = session.resumed();
-    session.leave().await?;
+    session.logout().await?;
     Ok((took, resumed))
 }
 
 impl Bench {
-    /// Logins, each client beginning its next one when the last has ended.
+    /// Closed loop: each client starts its next login when the last one has ended.
     async fn closed(&self, number: usize, at_a_time: usize) -> Logins {
         let next = Arc::new(AtomicUsize::new(0));
         let began = Instant::now();
         let mut clients = JoinSet::new();
-        for door in self.doors.iter().cycle().take(at_a_time.min(number)) {
-            let (next, door, users) = (Arc::clone(&next), door.clone(), self.users.clone());
+        for endpoint in self.endpoints.iter().cycle().take(at_a_time.min(number)) {
+            let (next, endpoint, users) = (Arc::clone(&next), endpoint.clone(), self.users.clone());
             clients.spawn(async move {
                 let mut logins = Logins::default();
                 loop {
@@ -127,7 +127,7 @@ impl Bench {
                     if n >= number || began.elapsed() > LONGEST {
                         return logins;
                     }
-                    logins.take(one(&door, &users.name(n), &users.password).await);
+                    logins.take(timed_login(&endpoint, &users.name(n), &users.password).await);
                 }
             });
         }
@@ -139,19 +139,19 @@ impl Bench {
         all
     }
 
-    /// Logins that begin at their time, however the earlier ones do; timed from when they should
-    /// have begun, up to a millisecond before the timer says so.
+    /// Open loop: each login starts at its scheduled time, independent of earlier ones; timed from the
+    /// scheduled time, which is up to a millisecond before the timer fires.
     async fn open(&self, number: usize, rate: f64) -> Logins {
         let began = Instant::now();
         let mut clients = JoinSet::new();
         for n in 0..number {
             let due = began + Duration::from_secs_f64(n as f64 / rate);
             tokio::time::sleep_until(due.into()).await;
-            let door = self.doors[n % self.doors.len()].clone();
+            let endpoint = self.endpoints[n % self.endpoints.len()].clone();
             let (user, password) = (self.users.name(n), self.users.password.clone());
             clients.spawn(async move {
                 let late = due.elapsed();
-                let login = one(&door, &user, &password).await;
+                let login = timed_login(&endpoint, &user, &password).await;
                 login.map(|(took, resumed)| (late + took, resumed))
             });
         }
@@ -175,12 +175,12 @@ impl Bench {
         (logins, ms)
     }
 
-    /// How many connections to the stub that logged in were full handshakes, and how many resumed.
+    /// Numbers of full and of resumed handshakes of connections to the stub that logged in.
     async fn handshakes(&self) -> io::Result<Option<(f64, f64)>> {
         let Some(stub) = &self.stub else { return Ok(None) };
-        let mut session = stub.enter().await?;
+        let mut session = stub.open().await?;
         let line = session.command("XHANDSHAKES").await?;
-        session.leave().await?;
+        session.logout().await?;
         let mut numbers = line.split_whitespace().filter_map(|word| word.parse().ok());
         Ok(numbers.next().zip(numbers.next()))
     }
@@ -202,7 +202,7 @@ impl Bench {
         let before = self.handshakes().await?;
         let (logins, cpu) = self.measured(number, at_a_time, rate).await;
         figures.add("CPU per login", "ms", cpu);
-        logins.tell(figures, "");
+        logins.report(figures, "");
         figures.add("client resumed", "%", 100.0 * logins.resumed as f64 / logins.times.len() as f64);
         if let (Some(before), Some(after)) = (before, self.handshakes().await?) {
             let (full, resumed) = (after.0 - before.0, after.1 - before.1);
@@ -218,12 +218,12 @@ impl Bench {
         afterwards: Duration,
         figures: &mut Figures,
     ) -> io::Result<()> {
-        one(&self.doors[0], &self.users.name(0), &self.users.password).await?;
+        timed_login(&self.endpoints[0], &self.users.name(0), &self.users.password).await?;
         sleep(SETTLE).await;
         let start = self.tree.pss_kib();
         figures.add("PSS before", "KiB", start);
         if logins > 0 {
-            // A login that asks the directory is not to be compared with one that need not.
+            // A login with a directory lookup cannot be compared with a cached one.
             self.closed(self.users.number.min(logins), OPENING).await;
         }
         let alone = if logins > 0 { Some(self.measured(logins, OPENING, None).await.1) } else { None };
@@ -258,8 +258,8 @@ impl Bench {
     async fn open_up_to(&self, number: usize, sessions: &mut Vec<Session>) -> io::Result<()> {
         let next = Arc::new(AtomicUsize::new(sessions.len()));
         let mut clients = JoinSet::new();
-        for door in self.doors.iter().cycle().take(OPENING) {
-            let (next, door, users) = (Arc::clone(&next), door.clone(), self.users.clone());
+        for endpoint in self.endpoints.iter().cycle().take(OPENING) {
+            let (next, endpoint, users) = (Arc::clone(&next), endpoint.clone(), self.users.clone());
             clients.spawn(async move {
                 let mut opened = Vec::new();
                 loop {
@@ -267,7 +267,7 @@ impl Bench {
                     if n >= number {
                         return Ok::<_, io::Error>(opened);
                     }
-                    opened.push(door.login(&users.name(n), &users.password).await?);
+                    opened.push(endpoint.login(&users.name(n), &users.password).await?);
                 }
             });
         }
@@ -277,11 +277,11 @@ impl Bench {
         Ok(())
     }
 
-    /// What is left of the memory when everybody has left.
+    /// Memory after all sessions have ended.
     async fn afterwards(&self, sessions: Vec<Session>, start: f64, watched: Duration, figures: &mut Figures) {
         let mut leaving = JoinSet::new();
         for session in sessions {
-            leaving.spawn(session.leave());
+            leaving.spawn(session.logout());
         }
         while leaving.join_next().await.is_some() {}
         let left = Instant::now();
@@ -304,7 +304,7 @@ impl Bench {
         let mut sessions = Vec::new();
         self.open_up_to(number, &mut sessions).await?;
         for session in &mut sessions {
-            // Each has moved something before: windows and buffers have grown.
+            // A first transfer, so that windows and buffers have grown.
             transfer(session, MIB, up).await?;
         }
         let (cpu, began) = (self.tree.cpu(), Instant::now());
@@ -321,25 +321,25 @@ impl Bench {
         figures.add("CPU per GiB", "s", cpu / gib);
         figures.add("throughput", "GiB/s", gib / lasted);
         for session in done {
-            let _ = session.leave().await;
+            let _ = session.logout().await;
         }
         Ok(())
     }
 
-    /// Logins one at a time, alone and beside transfers that go on all the while.
+    /// Logins one at a time, alone and during continuous transfers.
     pub(crate) async fn mixed(&self, number: usize, logins: usize, figures: &mut Figures) -> io::Result<()> {
         self.closed(self.users.number.min(logins), OPENING).await;
         let alone = self.closed(logins, 1).await;
         let moved = Arc::new(AtomicU64::new(0));
-        let enough = Arc::new(AtomicBool::new(false));
-        // In a thread of its own, or the logins would wait for this program's own transfers.
+        let stop = Arc::new(AtomicBool::new(false));
+        // In a separate thread, or the logins would wait for this program's own transfers.
         let transfers = {
-            let (moved, enough) = (Arc::clone(&moved), Arc::clone(&enough));
-            let (doors, users) = (self.doors.clone(), self.users.clone());
-            std::thread::spawn(move || transfers(&doors, &users, number, &moved, &enough))
+            let (moved, stop) = (Arc::clone(&moved), Arc::clone(&stop));
+            let (endpoints, users) = (self.endpoints.clone(), self.users.clone());
+            std::thread::spawn(move || transfers(&endpoints, &users, number, &moved, &stop))
         };
         let begun = Instant::now();
-        while moved.load(Ordering::Relaxed) < number as u64 * MIXED_PIECE
+        while moved.load(Ordering::Relaxed) < number as u64 * MIXED_CHUNK
             && !transfers.is_finished()
             && begun.elapsed() < LONGEST / 2
         {
@@ -349,35 +349,35 @@ impl Bench {
         let beside = self.closed(logins, 1).await;
         let gib = (moved.load(Ordering::Relaxed) - before) as f64 / GIB;
         let rate = gib / began.elapsed().as_secs_f64();
-        enough.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         transfers.join().map_err(|_| io::Error::other("the transfers panicked"))??;
-        alone.tell(figures, "alone: ");
-        beside.tell(figures, "beside bulk: ");
+        alone.report(figures, "alone: ");
+        beside.report(figures, "beside bulk: ");
         figures.add("p99 beside bulk / alone", "x", beside.ms(0.99) / alone.ms(0.99));
         figures.add("throughput meanwhile", "GiB/s", rate);
         Ok(())
     }
 }
 
-/// Downloads by so many sessions until it is enough.
+/// Downloads by `number` sessions until `stop` is set.
 fn transfers(
-    doors: &[Door],
+    endpoints: &[Endpoint],
     users: &Users,
     number: usize,
     moved: &Arc<AtomicU64>,
-    enough: &Arc<AtomicBool>,
+    stop: &Arc<AtomicBool>,
 ) -> io::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut transfers = JoinSet::new();
-        for (n, door) in doors.iter().cycle().take(number).enumerate() {
-            let mut session = door.login(&users.name(n), &users.password).await?;
-            let (moved, enough) = (Arc::clone(moved), Arc::clone(enough));
+        for (n, endpoint) in endpoints.iter().cycle().take(number).enumerate() {
+            let mut session = endpoint.login(&users.name(n), &users.password).await?;
+            let (moved, stop) = (Arc::clone(moved), Arc::clone(stop));
             transfers.spawn(async move {
-                while !enough.load(Ordering::Relaxed) {
-                    session.download(MIXED_PIECE).await?;
-                    moved.fetch_add(MIXED_PIECE, Ordering::Relaxed);
+                while !stop.load(Ordering::Relaxed) {
+                    session.download(MIXED_CHUNK).await?;
+                    moved.fetch_add(MIXED_CHUNK, Ordering::Relaxed);
                 }
-                session.leave().await
+                session.logout().await
             });
         }
         while let Some(ended) = transfers.join_next().await {

@@ -1,4 +1,4 @@
-//! What `/proc` says of a server: all processes that descend from those that were named.
+//! CPU and memory of a server from `/proc`: the given processes and all their descendants.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -6,7 +6,7 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What Linux counts CPU in towards programs, whatever its own clock is (USER_HZ).
+/// Linux reports CPU time in this unit, independent of its own clock (USER_HZ).
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// The processes of a server.
@@ -68,29 +68,28 @@ struct Stat {
     ticks: u64,
 }
 
-/// Every process. One that ends meanwhile is left out.
+/// All processes, without those that end during the scan.
 fn stats() -> HashMap<u32, Stat> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     numbers.filter_map(|pid: u32| Some((pid, stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))).collect()
 }
 
-/// proc_pid_stat(5): behind the name, which may hold anything, come fields 3 and on.
+/// proc_pid_stat(5): fields from 3 on follow the name, which may contain any character.
 fn stat(line: &str) -> Option<Stat> {
     let fields: Vec<&str> = line.rsplit_once(") ")?.1.split(' ').collect();
     let ticks = fields.get(11..15)?.iter().map(|field| field.parse::<u64>().unwrap_or(0)).sum();
     Some(Stat { parent: fields.get(1)?.parse().ok()?, ticks })
 }
 
-/// The number behind a word in a file of lines.
+/// The number after a word at the start of a line.
 fn field(path: &str, word: &str) -> Option<f64> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find(|line| line.starts_with(word))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// KiB that the kernel holds for sockets and for everything small (the whole machine): buffers of
-/// TCP from sockstat, and slab.
+/// Kernel memory of the whole machine in KiB: TCP buffers from sockstat, and slab.
 pub(crate) fn kernel_kib() -> (f64, f64) {
     let sockets = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
     let tcp = sockets.lines().find(|line| line.starts_with("TCP:")).unwrap_or_default();
@@ -99,10 +98,10 @@ pub(crate) fn kernel_kib() -> (f64, f64) {
     (pages * page_kib, field("/proc/meminfo", "Slab:").unwrap_or(0.0))
 }
 
-/// Raises the limit of open files as far as this process may: 9,000 sessions need as many.
+/// Raises the limit of open files to the maximum of this process: each session needs one.
 pub(crate) fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    let in_force = if setrlimit(Resource::Nofile, wanted).is_ok() { limit.maximum } else { limit.current };
-    in_force.unwrap_or(u64::MAX)
+    let current = if setrlimit(Resource::Nofile, wanted).is_ok() { limit.maximum } else { limit.current };
+    current.unwrap_or(u64::MAX)
 }

@@ -1,4 +1,4 @@
-//! What was measured, for people, for programs, and side by side.
+//! Results as text, as JSON and as a table of several proxies.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _};
@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 /// The figures of one measurement.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Figures {
-    /// Which server.
+    /// The proxy.
     front: String,
-    /// Which measurement.
+    /// The measurement.
     row: String,
-    /// Which repetition.
+    /// The repetition.
     round: u32,
     figures: Vec<Figure>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -24,7 +24,7 @@ pub(crate) struct Figures {
 struct Figure {
     name: String,
     unit: String,
-    /// `None` for what is no number: a rate of nothing.
+    /// `None` for a value that is not finite: a rate without events.
     value: Option<f64>,
 }
 
@@ -42,7 +42,7 @@ impl Figures {
         self.notes.push(note);
     }
 
-    /// Tells it: a table, or one line of JSON.
+    /// Prints the figures as a table, or as one line of JSON.
     pub(crate) fn print(&self, json: bool) -> io::Result<()> {
         if json {
             println!("{}", serde_json::to_string(self)?);
@@ -59,7 +59,7 @@ impl Figures {
     }
 }
 
-/// Three digits that count, and no more.
+/// Rounds to three significant digits.
 fn digits(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
@@ -73,8 +73,8 @@ fn digits(value: f64) -> String {
 /// A row of the table.
 type Key = (usize, String, String, String);
 
-/// A Markdown table of a file with a measurement in JSON on each line: a row for each figure, a
-/// column for each front, and in it median, least and most, and the ratio to the first front's.
+/// Prints a Markdown table of a file with one measurement in JSON per line: a row for each figure, a
+/// column for each proxy with median, minimum and maximum, and the ratio to the first proxy's.
 pub(crate) fn table(file: &Path, fronts: &[String], only: &[String]) -> io::Result<()> {
     let mut cells: BTreeMap<Key, BTreeMap<String, Vec<f64>>> = BTreeMap::new();
     let mut rows: Vec<String> = Vec::new();

@@ -1,9 +1,9 @@
-//! A mail server that lets everybody in and keeps nothing: what stands behind a proxy under test.
+//! A mail server that accepts every login and stores nothing, as the backend of a proxy under test.
 //!
 //! IMAP over implicit TLS 1.3, as far as proxies and this tool need it: LOGIN and AUTHENTICATE PLAIN
 //! with any password; `UID FETCH 1 BODY.PEEK[]<0.N>` sends a literal of N bytes; the literal of an APPEND
-//! is swallowed, whatever its size. It runs as a process of its own, so that its CPU is nobody
-//! else's.
+//! is discarded, whatever its size. It runs as a separate process, so that its CPU time is not counted
+//! for another one.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,9 +23,9 @@ const GREETING: &[u8] =
     b"* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID ENABLE IDLE AUTH=PLAIN AUTH=LOGIN] stub ready\r\n";
 const CAPABILITIES: &[u8] = b"* CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID ENABLE IDLE AUTH=PLAIN AUTH=LOGIN\r\n";
 const LOGGED_IN: &str = "OK [CAPABILITY IMAP4rev1 LITERAL+ ID ENABLE IDLE UIDPLUS MOVE] Logged in";
-/// What is written at a time: several records, as a busy server does it.
-const PIECE: usize = 64 * 1024;
-/// A line that is longer is nonsense.
+/// Size of one write: several records, like a busy server.
+const CHUNK: usize = 64 * 1024;
+/// A longer line is a protocol error.
 const LONGEST_LINE: usize = 16 * 1024;
 
 static FULL: AtomicU64 = AtomicU64::new(0);
@@ -46,9 +46,9 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor) -> io::Result<()> 
     loop {
         let Ok((tcp, _)) = listener.accept().await else { continue };
         let acceptor = acceptor.clone();
-        // A peer that breaks off is none of our business.
+        // A connection that breaks is not an error of the stub.
         tokio::spawn(async move {
-            let _ = conversation(tcp, acceptor).await;
+            let _ = session(tcp, acceptor).await;
         });
     }
 }
@@ -63,12 +63,12 @@ fn settings(chain: &Path, key: &Path) -> io::Result<rustls::ServerConfig> {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
         .map_err(io::Error::other)?;
-    // Tickets, as real servers have them: a proxy can resume however many of them it keeps.
+    // Stateless tickets, like real servers: a proxy can resume with any number of kept tickets.
     config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
     Ok(config)
 }
 
-async fn conversation(tcp: TcpStream, acceptor: TlsAcceptor) -> io::Result<()> {
+async fn session(tcp: TcpStream, acceptor: TlsAcceptor) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     let stream = acceptor.accept(tcp).await?;
     let counter = match stream.get_ref().1.handshake_kind() {
@@ -76,16 +76,16 @@ async fn conversation(tcp: TcpStream, acceptor: TlsAcceptor) -> io::Result<()> {
         Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest) | None => &FULL,
     };
     let mut peer = Peer { stream, input: Vec::new() };
-    peer.say(GREETING).await?;
+    peer.send(GREETING).await?;
     let mut counted = false;
     while let Some(line) = peer.command().await? {
         let (tag, command) = line.split_once(' ').unwrap_or((&line, ""));
         let verb = command.to_ascii_uppercase();
-        let (untagged, answer) = if verb.starts_with("LOGIN") {
+        let (untagged, reply) = if verb.starts_with("LOGIN") {
             (&b""[..], LOGGED_IN)
         } else if verb.starts_with("AUTHENTICATE") {
             if verb.split(' ').nth(2).is_none() {
-                peer.say(b"+ \r\n").await?;
+                peer.send(b"+ \r\n").await?;
                 peer.line().await?;
             }
             (&b""[..], LOGGED_IN)
@@ -93,10 +93,10 @@ async fn conversation(tcp: TcpStream, acceptor: TlsAcceptor) -> io::Result<()> {
             (CAPABILITIES, "OK done")
         } else if verb.starts_with("XHANDSHAKES") {
             let counted = format!("* {} {}\r\n", FULL.load(Ordering::Relaxed), RESUMED.load(Ordering::Relaxed));
-            peer.say(counted.as_bytes()).await?;
+            peer.send(counted.as_bytes()).await?;
             (&b""[..], "OK done")
         } else if verb.starts_with("LOGOUT") {
-            peer.say(format!("* BYE\r\n{tag} OK done\r\n").as_bytes()).await?;
+            peer.send(format!("* BYE\r\n{tag} OK done\r\n").as_bytes()).await?;
             return peer.stream.shutdown().await;
         } else {
             if let Some(size) = fetched(&verb) {
@@ -104,16 +104,16 @@ async fn conversation(tcp: TcpStream, acceptor: TlsAcceptor) -> io::Result<()> {
             }
             (&b""[..], "OK done")
         };
-        if answer == LOGGED_IN && !std::mem::replace(&mut counted, true) {
-            // Only of connections that log in: probes and our own questions are not counted.
+        if reply == LOGGED_IN && !std::mem::replace(&mut counted, true) {
+            // Only connections that log in count, not probes and requests for these counts.
             counter.fetch_add(1, Ordering::Relaxed);
         }
-        peer.say(&[untagged, format!("{tag} {answer}\r\n").as_bytes()].concat()).await?;
+        peer.send(&[untagged, format!("{tag} {reply}\r\n").as_bytes()].concat()).await?;
     }
     Ok(())
 }
 
-/// How much a `FETCH ... <0.N>` asks for.
+/// The size that a `FETCH ... <0.N>` requests.
 fn fetched(verb: &str) -> Option<u64> {
     verb.split_once("<0.")?.1.split_once('>')?.0.parse().ok()
 }
@@ -124,12 +124,12 @@ struct Peer {
 }
 
 impl Peer {
-    async fn say(&mut self, words: &[u8]) -> io::Result<()> {
-        self.stream.write_all(words).await?;
+    async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await?;
         self.stream.flush().await
     }
 
-    /// A line without its end, `None` when the peer has left.
+    /// A line without its end, `None` when the peer has closed the connection.
     async fn line(&mut self) -> io::Result<Option<String>> {
         loop {
             if let Some(end) = self.input.iter().position(|byte| *byte == b'\n') {
@@ -147,7 +147,7 @@ impl Peer {
         }
     }
 
-    /// A command with its literals swallowed.
+    /// A command without its literals, which are discarded.
     async fn command(&mut self) -> io::Result<Option<String>> {
         let mut command = String::new();
         loop {
@@ -158,20 +158,20 @@ impl Peer {
             };
             let size = announced.1.trim_end_matches('+');
             if !announced.1.ends_with('+') {
-                self.say(b"+ go on\r\n").await?;
+                self.send(b"+ go on\r\n").await?;
             }
-            self.swallow(size.parse().map_err(|_| io::ErrorKind::InvalidData)?).await?;
+            self.discard(size.parse().map_err(|_| io::ErrorKind::InvalidData)?).await?;
         }
     }
 
-    async fn swallow(&mut self, mut size: u64) -> io::Result<()> {
+    async fn discard(&mut self, mut size: u64) -> io::Result<()> {
         let known = self.input.len().min(usize::try_from(size).unwrap_or(usize::MAX));
         self.input.drain(..known);
         size -= known as u64;
-        let mut piece = vec![0; PIECE.min(usize::try_from(size).unwrap_or(PIECE))];
+        let mut chunk = vec![0; CHUNK.min(usize::try_from(size).unwrap_or(CHUNK))];
         while size > 0 {
-            let room = piece.len().min(usize::try_from(size).unwrap_or(PIECE));
-            let read = self.stream.read(&mut piece[..room]).await?;
+            let room = chunk.len().min(usize::try_from(size).unwrap_or(CHUNK));
+            let read = self.stream.read(&mut chunk[..room]).await?;
             if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -181,13 +181,13 @@ impl Peer {
     }
 
     async fn literal(&mut self, mut size: u64) -> io::Result<()> {
-        self.say(format!("* 1 FETCH (UID 1 BODY[]<0> {{{size}}}\r\n").as_bytes()).await?;
-        let piece = vec![b'm'; PIECE];
+        self.send(format!("* 1 FETCH (UID 1 BODY[]<0> {{{size}}}\r\n").as_bytes()).await?;
+        let chunk = vec![b'm'; CHUNK];
         while size > 0 {
-            let length = PIECE.min(usize::try_from(size).unwrap_or(PIECE));
-            self.stream.write_all(&piece[..length]).await?;
+            let length = CHUNK.min(usize::try_from(size).unwrap_or(CHUNK));
+            self.stream.write_all(&chunk[..length]).await?;
             size -= length as u64;
         }
-        self.say(b")\r\n").await
+        self.send(b")\r\n").await
     }
 }
