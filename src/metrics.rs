@@ -26,8 +26,18 @@ pub const PHASES: [&str; 5] = ["tls", "search", "bind", "backend_connect", "back
 /// Who decided a login.
 pub const DECIDED_BY: [&str; 5] = ["directory", "cache", "negative", "stale", "default"];
 /// How a login at a backend ended; the last four were not sent there.
-pub const BACKEND_RESULTS: [&str; 10] =
-    ["ok", "refused", "backend_rejected", "unreachable", "tls", "timeout", "down", "in_flight", "ramp", "draining"];
+pub const BACKEND_RESULTS: [&str; 10] = [
+    "ok",
+    "refused",
+    "backend_rejected",
+    "unreachable",
+    "tls",
+    "timeout",
+    "down",
+    "in_flight",
+    "slow_start",
+    "draining",
+];
 /// What a probe of a backend's address found.
 pub const PROBE_RESULTS: [&str; 5] = ["ok", "refused", "unreachable", "tls", "timeout"];
 /// How the breaker of a backend's address may stand.
@@ -62,7 +72,7 @@ pub const END_CAUSES: [&str; 16] = [
     "panic",
 ];
 /// Why a connection ended before a login.
-pub const CONVERSATION_CAUSES: [&str; 10] = [
+pub const PRELOGIN_CAUSES: [&str; 10] = [
     "handshake",
     "limit",
     "client_closed",
@@ -86,7 +96,7 @@ pub const LIMIT_RULES: [&str; 6] = [
     "logins_per_second",
 ];
 /// What the throttle remembers.
-pub const THROTTLE_MEMORY: [&str; 4] = ["prefixes", "users", "names", "known"];
+pub const THROTTLE_MEMORY: [&str; 4] = ["prefixes", "users", "names", "known_networks"];
 /// What may change of a user in the directory.
 pub const DIRECTORY_CHANGES: [&str; 12] = [
     "move",
@@ -162,7 +172,7 @@ pub struct Metrics {
     /// Users with a cached decision.
     pub cache_entries: IntGauge,
     /// Connections that ended before a login, by cause.
-    pub conversations_ended: IntCounterVec,
+    pub prelogin_ended: IntCounterVec,
     /// Directory operations by server, operation and result code.
     pub directory_operations: IntCounterVec,
     /// Seconds per directory operation, answered or not.
@@ -204,7 +214,7 @@ pub struct Metrics {
     /// TLS handshakes with backends, by whether they resumed a session.
     pub backend_handshakes: IntCounterVec,
     /// Capabilities that single backends have beyond what all have.
-    pub backend_capabilities_beyond: IntGaugeVec,
+    pub backend_capabilities_missing: IntGaugeVec,
     /// Changes of what a backend can do.
     pub backend_capability_changes: IntCounterVec,
     /// PROXY headers in front of clients' connections by what came of them.
@@ -302,8 +312,8 @@ impl Metrics {
                 "usher_cache_entries",
                 "Users with a cached decision, older ones included that cache.stale keeps for an outage.",
             ),
-            conversations_ended: counters(
-                "usher_conversations_ended_total",
+            prelogin_ended: counters(
+                "usher_prelogin_connections_ended_total",
                 "Client connections that ended before a login, by cause.",
                 &["protocol", "cause"],
             ),
@@ -385,7 +395,7 @@ impl Metrics {
             ),
             backend_logins: counters(
                 "usher_backend_logins_total",
-                "Logins at backends after the directory said yes, by result; down, in_flight, ramp, draining: not sent.",
+                "Logins at backends after the directory said yes, by result; down, in_flight, slow_start, draining: not sent.",
                 &["backend", "result"],
             ),
             backend_logins_in_flight: gauges(
@@ -418,8 +428,8 @@ impl Metrics {
                 "TLS handshakes with the backend, probes included, by whether they resumed an earlier session.",
                 &["backend", "protocol", "resumed"],
             ),
-            backend_capabilities_beyond: gauges(
-                "usher_backend_capabilities_beyond",
+            backend_capabilities_missing: gauges(
+                "usher_backend_capabilities_missing",
                 "Capabilities that single backends have beyond what all have; clients are not promised them.",
                 &["protocol"],
             ),
@@ -443,7 +453,7 @@ impl Metrics {
                 "TLS handshakes with clients, by result; resumed: without a certificate.",
                 &["protocol", "result"],
             ),
-            handshakes: gauge("usher_tls_handshakes_under_way", "TLS handshakes with clients under way."),
+            handshakes: gauge("usher_tls_handshakes_in_progress", "TLS handshakes with clients under way."),
             throttled: counters(
                 "usher_throttled_total",
                 "What a rule of the throttle delayed or refused (mode enforce), or would have (mode dry_run).",
@@ -505,10 +515,10 @@ impl Metrics {
             for phase in PHASES {
                 self.login_phase.with_label_values(&[protocol.name, phase]);
             }
-            for cause in CONVERSATION_CAUSES {
-                self.conversations_ended.with_label_values(&[protocol.name, cause]);
+            for cause in PRELOGIN_CAUSES {
+                self.prelogin_ended.with_label_values(&[protocol.name, cause]);
             }
-            self.backend_capabilities_beyond.with_label_values(&[protocol.name]);
+            self.backend_capabilities_missing.with_label_values(&[protocol.name]);
             for result in PROXY_HEADERS {
                 self.proxy_headers.with_label_values(&[protocol.name, result]);
             }

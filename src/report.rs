@@ -159,7 +159,7 @@ impl LoginEvent {
                     by_default = self.by_default.then_some(true),
                     directory_server = self.trace.server.as_deref(),
                     directory_code = self.trace.code,
-                    directory_said = self.trace.said.map(tracing::field::display),
+                    directory_message = self.trace.said.map(tracing::field::display),
                     limited_by = self.limited_by.map(Rule::label),
                     delay_ms = (!self.delay.is_zero()).then(|| milliseconds(self.delay)),
                     backend_reply = self.reply.as_deref().map(|words| tracing::field::display(Escaped(words.as_bytes()))),

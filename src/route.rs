@@ -90,7 +90,7 @@ mod tests {
                 probe: Probe::Off,
                 probe_interval: Duration::from_secs(10),
                 failures: 3,
-                ramp: Duration::ZERO,
+                slow_start: Duration::ZERO,
             },
             logins_in_flight: 200,
             endpoints: Vec::new(),

@@ -117,7 +117,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         starttls: tls == ListenerTls::StartTls,
         bad_commands: snapshot.config.limits.bad_commands,
     });
-    let deadline = since + snapshot.config.limits.conversation_timeout;
+    let deadline = since + snapshot.config.limits.prelogin_timeout;
     let conversation = Conversation {
         shared: Arc::clone(&shared),
         snapshot,
@@ -150,7 +150,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
 /// Counts and tells the end of a conversation that led to no session.
 fn record_close(visitor: &ConnectionInfo, parting: CloseReason, metrics: &Metrics) {
     let ConnectionInfo { session, client, protocol, .. } = *visitor;
-    metrics.conversations_ended.with_label_values(&[protocol, parting.label()]).inc();
+    metrics.prelogin_ended.with_label_values(&[protocol, parting.label()]).inc();
     debug!(%session, %client, protocol, cause = parting.label(), "left before login");
 }
 
@@ -224,7 +224,7 @@ impl Conversation {
     /// the log, the limits and the backend go by that. Its connection stays its own.
     fn apply_original_client(&mut self) {
         let claim = self.front.client_id().and_then(|id| id.originating);
-        let trusted = &self.snapshot.config.trusted_networks;
+        let trusted = &self.snapshot.config.trusted;
         let claim = claim.filter(|_| trusted.iter().any(|network| network.contains(self.caller.ip())));
         self.origin.client = claim.unwrap_or(self.caller);
         self.info.client = self.origin.client.ip();

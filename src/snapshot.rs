@@ -68,7 +68,7 @@ impl Snapshot {
         let authn = Authenticator::new(asked, cache, known, config.limits.connections);
         let own = listening(&config);
         let host = host(&config, &files.tls);
-        let untagged_limit = config.limits.backend_untagged;
+        let untagged_limit = config.limits.max_backend_greeting;
         let backends: Vec<_> = std::iter::zip(&config.routing.backends, files.backends)
             .map(|(settings, files)| {
                 let kept =

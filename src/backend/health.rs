@@ -21,9 +21,9 @@ const EXTENDED_WAIT: Duration = Duration::from_secs(2);
 /// Between the end of one look at an address that is down and the next, for a login's sake: shorter
 /// than [`PATIENCE`], so that the first login after its return finds it.
 pub(super) const SPACING: Duration = Duration::from_millis(20);
-/// Logins a second at the beginning of a ramp.
+/// Logins a second at the beginning of a slow start.
 const INITIAL_RATE: f64 = 10.0;
-/// How often the rate doubles over a ramp: at its end it is beyond what any server takes.
+/// How often the rate doubles over a slow start: at its end it is beyond what any server takes.
 const DOUBLINGS: f64 = 10.0;
 
 /// What a breaker has been told of its address.
@@ -363,32 +363,32 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn slow_start_doubles_ten_times_and_ends() {
-        let mut ramp = SlowStart::new(Duration::from_secs(10));
+        let mut slow_start = SlowStart::new(Duration::from_secs(10));
         let wait = Duration::from_secs(1);
-        assert_eq!(ramp.slot(wait, Instant::now()), Some(Instant::now()), "no outage, no ramp");
-        ramp.begin(Instant::now());
+        assert_eq!(slow_start.slot(wait, Instant::now()), Some(Instant::now()), "no outage, no slow start");
+        slow_start.begin(Instant::now());
         let began = Instant::now();
         // Everybody comes at once: who may go within the second that a login may wait?
         let mut slots = Vec::new();
-        while let Some(slot) = ramp.slot(wait, Instant::now()) {
+        while let Some(slot) = slow_start.slot(wait, Instant::now()) {
             slots.push(slot - began);
         }
         assert_eq!(slots.first(), Some(&Duration::ZERO), "the first goes at once");
         assert!((13..=16).contains(&slots.len()), "10 to 20 logins a second in the first second: {slots:?}");
         advance(Duration::from_secs(5)).await;
         let mut second = 0;
-        while ramp.slot(wait, Instant::now()).is_some() {
+        while slow_start.slot(wait, Instant::now()).is_some() {
             second += 1;
         }
         assert!((400..=500).contains(&second), "320 to 640 a second in the sixth second: {second}");
         advance(Duration::from_secs(5)).await;
-        assert!((0..10_000).all(|_| ramp.slot(Duration::ZERO, Instant::now()).is_some()));
+        assert!((0..10_000).all(|_| slow_start.slot(Duration::ZERO, Instant::now()).is_some()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn slow_start_of_no_length_is_off() {
-        let mut ramp = SlowStart::new(Duration::ZERO);
-        ramp.begin(Instant::now());
-        assert!((0..1_000).all(|_| ramp.slot(Duration::ZERO, Instant::now()).is_some()));
+        let mut slow_start = SlowStart::new(Duration::ZERO);
+        slow_start.begin(Instant::now());
+        assert!((0..1_000).all(|_| slow_start.slot(Duration::ZERO, Instant::now()).is_some()));
     }
 }

@@ -203,7 +203,7 @@ impl BackendError {
             | Self::Fault(_) => "unreachable",
             Self::Down { .. } => "down",
             Self::Full => "in_flight",
-            Self::SlowStart => "ramp",
+            Self::SlowStart => "slow_start",
             Self::Tls { .. } => "tls",
             Self::Timeout { .. } => "timeout",
             Self::Refused(_) => "backend_rejected",
@@ -368,7 +368,7 @@ impl Backend {
         Ok(SocketAddr::new(hop.address.unwrap_or_else(|| well.ip()), hop.port.unwrap_or_else(|| well.port())))
     }
 
-    /// Waits for a turn: a place among the logins under way, and a slot in the ramp after an outage.
+    /// Waits for a turn: a place among the logins under way, and a slot in the slow start after an outage.
     async fn login_slot(&self, endpoint: &Endpoint) -> Result<LoginSlot<'_>, BackendError> {
         let patience = Instant::now() + SLOT_WAIT;
         let permit = timeout_at(patience, self.slots.acquire()).await.map_err(|_| BackendError::Full)?;

@@ -120,7 +120,7 @@ impl AdvertisedCapabilities {
                 let _ = write!(differences, "{separator}{name}: {}", beyond.join(", "));
             }
         }
-        let gauge = metrics.backend_capabilities_beyond.with_label_values(&[protocol.name]);
+        let gauge = metrics.backend_capabilities_missing.with_label_values(&[protocol.name]);
         gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         Advertised { generation: lessons, capabilities: capabilities.into(), differences }
     }

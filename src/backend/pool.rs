@@ -65,7 +65,7 @@ pub(super) struct Pool {
 struct AddressSet {
     entries: Vec<(SocketAddr, Breaker)>,
     resolver: Resolver,
-    ramp: SlowStart,
+    slow_start: SlowStart,
     /// Whether the account of the probes was refused last time.
     account_refused: bool,
     /// What each address said last that it can do, sorted out for clients.
@@ -114,7 +114,7 @@ impl Pool {
         let mut roster = AddressSet {
             entries: Vec::new(),
             resolver,
-            ramp: SlowStart::new(settings.health.ramp),
+            slow_start: SlowStart::new(settings.health.slow_start),
             account_refused: false,
             lists: HashMap::new(),
             generation: 0,
@@ -234,7 +234,7 @@ impl Pool {
 
     /// When a login may go after an outage; `None` if that is later than it may wait.
     pub(super) fn slot(&self, patience: Duration) -> Option<Instant> {
-        self.addresses().ramp.slot(patience, Instant::now())
+        self.addresses().slow_start.slot(patience, Instant::now())
     }
 
     /// An attempt met a fault, which is the server's unless this machine is to blame.
@@ -272,7 +272,7 @@ impl Pool {
         let outage = roster.usable() == 0;
         let Some(down) = roster.breaker(address).and_then(|breaker| breaker.succeeded(now)) else { return };
         if outage {
-            roster.ramp.begin(now);
+            roster.slow_start.begin(now);
         }
         let usable = roster.usable();
         drop(roster);
@@ -459,7 +459,7 @@ mod tests {
         AddressSet {
             entries: Vec::new(),
             resolver,
-            ramp: SlowStart::new(Duration::ZERO),
+            slow_start: SlowStart::new(Duration::ZERO),
             account_refused,
             lists,
             generation: lessons,

@@ -11,8 +11,8 @@ use std::time::Duration;
 use rustls::SupportedCipherSuite;
 
 use super::model::{
-    Admin, AuthHttp, Cache, CertificateFiles, Config, Control, Draft, Drain, Endpoint, Limits, Listener, ListenerTls,
-    Log, LogFormat, LogLevel, Network, OnUnavailable, Process, Routing, Tls, TlsVersion,
+    Admin, AuthHttp, Cache, CertificateFiles, ClientAuth, Config, Control, Draft, Drain, Endpoint, Limits, Listener,
+    ListenerTls, Log, LogFormat, LogLevel, Network, OnUnavailable, Process, Routing, Tls, TlsVersion,
 };
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
@@ -29,7 +29,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
     let hostname = root.get("hostname").map(|node| node.parsed(names::own_name));
     let listeners = listeners(root, &mut addresses);
     let capabilities = root.section("capabilities", capabilities).flatten();
-    let trusted_networks = root.get("trusted_networks").map_or(Some(Vec::new()), |node| networks(&node));
+    let trusted = root.get("trusted").map_or(Some(Vec::new()), |node| networks(&node));
     let tls = root.section("tls", tls).flatten();
     let directory = root.section("directory", directory::read);
     let (directory, facts) =
@@ -78,7 +78,7 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
             capabilities: capabilities?,
             tls: tls?,
             directory: directory?,
-            trusted_networks: trusted_networks?,
+            trusted: trusted?,
             routing: routing?,
             cache: cache?,
             limits: limits?,
@@ -242,12 +242,7 @@ fn tls(tls: &Section<'_>) -> Option<Tls> {
         node.problem("only TLS 1.2 suites, but `min_version` is 1.3: nobody could connect; add a TLS 1.3 suite");
     }
     let client_ca = tls.get("client_ca").map(|node| node.path());
-    let words = [("optional", false), ("required", true)];
-    let client_certificate = tls.get("client_certificate");
-    if let (Some(node), None) = (&client_certificate, &client_ca) {
-        node.problem("needs `client_ca`: the CA that client certificates must come from");
-    }
-    let client_certificate_required = client_certificate.map_or(Some(false), |node| node.word(&words));
+    let client_auth = client_auth(tls, client_ca.is_some());
     let ticket_keys_file = tls.get("ticket_keys_file").map(|node| node.path());
     let reload_interval = tls.duration("reload_interval", MINUTE, SECOND..=DAY);
     Some(Tls {
@@ -256,10 +251,27 @@ fn tls(tls: &Section<'_>) -> Option<Tls> {
         groups: groups?,
         cipher_suites: suites.map(|(suites, _)| suites.into_iter().flatten().map(names::suite_name).collect()),
         client_ca: client_ca.flatten(),
-        client_certificate_required: client_certificate_required?,
+        client_auth: client_auth?,
         ticket_keys_file: ticket_keys_file.flatten(),
         reload_interval: reload_interval?,
     })
+}
+
+/// Whether clients are asked for a certificate: optional as soon as there is a CA for it.
+fn client_auth(tls: &Section<'_>, has_ca: bool) -> Option<ClientAuth> {
+    let Some(node) = tls.get("client_auth") else {
+        return Some(if has_ca { ClientAuth::Optional } else { ClientAuth::Off });
+    };
+    let words = [("off", ClientAuth::Off), ("optional", ClientAuth::Optional), ("required", ClientAuth::Required)];
+    let client_auth = node.word(&words)?;
+    match client_auth {
+        ClientAuth::Off if has_ca => tls.warn("client_ca", "without effect: `client_auth` is off; remove one"),
+        ClientAuth::Optional | ClientAuth::Required if !has_ca => {
+            node.problem("needs `client_ca`: the CA that client certificates must come from");
+        }
+        ClientAuth::Off | ClientAuth::Optional | ClientAuth::Required => {}
+    }
+    Some(client_auth)
 }
 
 fn cipher_suites(node: &Node<'_>) -> Option<Vec<SupportedCipherSuite>> {
@@ -327,11 +339,11 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
     let proxy_header_timeout = limits.duration("proxy_header_timeout", 5 * SECOND, SECOND / 10..=MINUTE);
     let handshake_timeout = limits.duration("handshake_timeout", 10 * SECOND, SECOND / 10..=5 * MINUTE);
     let login_timeout = limits.duration("login_timeout", 30 * SECOND, SECOND / 10..=10 * MINUTE);
-    let conversation_timeout = limits.duration("conversation_timeout", MINUTE, SECOND / 10..=HOUR);
+    let prelogin_timeout = limits.duration("prelogin_timeout", MINUTE, SECOND / 10..=HOUR);
     let refusal_delay = limits.duration("refusal_delay", 2 * SECOND, 0..=5 * SECOND);
     let failed_logins = limits.integer("failed_logins", 3, 1..=100);
     let bad_commands = limits.integer("bad_commands", 10, 1..=1_000);
-    let backend_untagged = limits.size("backend_untagged", 64 * KIB, KIB..=16 * MIB);
+    let max_backend_greeting = limits.size("max_backend_greeting", 64 * KIB, KIB..=16 * MIB);
     let idle_timeout = limits.duration("idle_timeout", 65 * MINUTE, SECOND..=7 * DAY);
     let words = [("reply", OnUnavailable::Reply), ("reply_and_close", OnUnavailable::ReplyAndClose)];
     let on_unavailable = limits.get("on_unavailable").map_or(Some(OnUnavailable::Reply), |node| node.word(&words));
@@ -340,10 +352,10 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
     {
         limits.warn("unauthenticated", "never reached: `connections` is less and is met first");
     }
-    if let (Some(login), Some(conversation)) = (login_timeout, conversation_timeout)
+    if let (Some(login), Some(conversation)) = (login_timeout, prelogin_timeout)
         && login > conversation
     {
-        limits.warn("login_timeout", "never reached: `conversation_timeout` is shorter and ends the connection first");
+        limits.warn("login_timeout", "never reached: `prelogin_timeout` is shorter and ends the connection first");
     }
     if idle_timeout.is_some_and(|idle| idle < Duration::from_secs(30 * 60)) {
         limits.warn("idle_timeout", "RFC 3501 section 5.4 asks for at least 30m: clients that wait will be cut off");
@@ -354,11 +366,11 @@ fn limits(limits: &Section<'_>) -> Option<Limits> {
         proxy_header_timeout: proxy_header_timeout?,
         handshake_timeout: handshake_timeout?,
         login_timeout: login_timeout?,
-        conversation_timeout: conversation_timeout?,
+        prelogin_timeout: prelogin_timeout?,
         refusal_delay: refusal_delay?,
         failed_logins: failed_logins?,
         bad_commands: bad_commands?,
-        backend_untagged: backend_untagged?,
+        max_backend_greeting: max_backend_greeting?,
         idle_timeout: idle_timeout?,
         on_unavailable: on_unavailable?,
     })

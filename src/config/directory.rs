@@ -143,7 +143,7 @@ const RESULTS: [(&str, u32); 3] = [("result_19", 19), ("result_50", 50), ("resul
 
 /// The results that mean a state of the account; the others cannot be told apart from an outage.
 fn results(directory: &Section<'_>) -> Option<BTreeMap<u32, AccountState>> {
-    let mut words = vec![("cannot_tell", None)];
+    let mut words = vec![("unavailable", None)];
     words.extend(AccountState::ALL.map(|state| (state.label(), Some(state))));
     let (mut results, mut sound) = (BTreeMap::new(), true);
     for (key, code) in RESULTS {
@@ -266,10 +266,16 @@ fn connections(connections: &Section<'_>) -> Option<Connections> {
     {
         connections.problem("min", "more than `max`: fewer can be kept ready, or more allowed");
     }
-    let idle = connections.duration("idle", 30 * SECOND, SECOND / 10..=HOUR);
-    let age = connections.duration("age", 30 * MINUTE, SECOND..=DAY);
-    let operations = connections.integer("operations", 100_000, 1..=10_000_000);
-    Some(Connections { min: min?, max: max?, idle: idle?, age: age?, operations: operations? })
+    let idle_timeout = connections.duration("idle_timeout", 30 * SECOND, SECOND / 10..=HOUR);
+    let max_age = connections.duration("max_age", 30 * MINUTE, SECOND..=DAY);
+    let max_operations = connections.integer("max_operations", 100_000, 1..=10_000_000);
+    Some(Connections {
+        min: min?,
+        max: max?,
+        idle_timeout: idle_timeout?,
+        max_age: max_age?,
+        max_operations: max_operations?,
+    })
 }
 
 /// An entry that usher could never ask for would put every server out of use.

@@ -13,6 +13,7 @@ mod model;
 mod names;
 mod naming;
 mod raw;
+mod renamed;
 mod routing;
 mod template;
 mod throttle;
@@ -30,11 +31,11 @@ use std::sync::Arc;
 
 pub use compile::collide;
 pub use model::{
-    Address, Admin, Allow, AuthHttp, Backend, BackendService, Balance, Cache, Canary, CertificateFiles, Config,
-    Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Drain, Endpoint, FailedLogins, Find, Forward,
-    Group, Health, Hop, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode,
-    Network, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Template, TemplatePart, Throttle, Tls,
-    TlsVersion, Watch, WatchMode,
+    Address, Admin, Allow, AuthHttp, Backend, BackendService, Balance, Cache, Canary, CertificateFiles, ClientAuth,
+    Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Drain, Endpoint, FailedLogins, Find,
+    Forward, Group, Health, Hop, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory,
+    Mode, Network, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Template, TemplatePart, Throttle,
+    Tls, TlsVersion, Watch, WatchMode,
 };
 pub use names::{cipher_suite, host_key};
 pub use naming::Naming;

@@ -33,7 +33,7 @@ pub struct Config {
     /// The directory.
     pub directory: Directory,
     /// Networks whose clients may say, by IMAP's ID, for whom they call: webmail.
-    pub trusted_networks: Vec<Network>,
+    pub trusted: Vec<Network>,
     /// Backends and who goes where.
     pub routing: Routing,
     /// How long decisions are kept.
@@ -117,12 +117,23 @@ pub struct Tls {
     pub cipher_suites: Option<Vec<String>>,
     /// The CA of client certificates; when set, a certificate that is shown must be from it.
     pub client_ca: Option<PathBuf>,
-    /// Whether a client must show a certificate.
-    pub client_certificate_required: bool,
+    /// Whether clients are asked for a certificate.
+    pub client_auth: ClientAuth,
     /// The keys of tickets that other ushers know as well; `None`: each process makes its own.
     pub ticket_keys_file: Option<PathBuf>,
     /// How often the files that the config names are looked at again.
     pub reload_interval: Duration,
+}
+
+/// Whether clients are asked for a certificate in the TLS handshake; `client_ca` verifies it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// Not asked for.
+    Off,
+    /// Asked for; a client without one may go on.
+    Optional,
+    /// The handshake fails without one.
+    Required,
 }
 
 /// A certificate chain and its private key.
@@ -220,9 +231,9 @@ impl Directory {
             connections: Connections {
                 min: 0,
                 max: 4,
-                idle: Duration::from_secs(30),
-                age: Duration::from_secs(1_800),
-                operations: 100_000,
+                idle_timeout: Duration::from_secs(30),
+                max_age: Duration::from_secs(1_800),
+                max_operations: 100_000,
             },
             canary: None,
             reveal_account_state: false,
@@ -343,11 +354,11 @@ pub struct Connections {
     /// Connections for binds at the most.
     pub max: usize,
     /// The longest that one is kept unused.
-    pub idle: Duration,
+    pub idle_timeout: Duration,
     /// The longest life of one, give or take a fifth.
-    pub age: Duration,
+    pub max_age: Duration,
     /// How many operations one may do.
-    pub operations: u64,
+    pub max_operations: u64,
 }
 
 /// An entry that shows whether a server holds the directory, and shows it to usher.
@@ -514,7 +525,7 @@ pub struct Health {
     /// How many faults in a row make an address count as down.
     pub failures: u32,
     /// How long logins are let in by and by after an outage.
-    pub ramp: Duration,
+    pub slow_start: Duration,
 }
 
 /// How a backend is looked after.
@@ -640,7 +651,7 @@ pub struct Limits {
     /// Waiting for a client between the greeting and its successful login, in all.
     pub login_timeout: Duration,
     /// The whole conversation before login, directory and backend included.
-    pub conversation_timeout: Duration,
+    pub prelogin_timeout: Duration,
     /// Wrong names and passwords, and what must look like them, are answered at whole multiples of this.
     pub refusal_delay: Duration,
     /// Refused logins per connection.
@@ -648,7 +659,7 @@ pub struct Limits {
     /// Bad commands per connection before login.
     pub bad_commands: u32,
     /// Bytes of untagged lines that a backend's login may bring.
-    pub backend_untagged: usize,
+    pub max_backend_greeting: usize,
     /// A session without a byte in either direction.
     pub idle_timeout: Duration,
     /// What becomes of a connection whose login could not be decided or carried out.
@@ -701,7 +712,7 @@ pub struct Memory {
     /// One wrong password is forgotten each time this has passed.
     pub forget_every: Duration,
     /// How long a prefix is known as one from which a user has logged in.
-    pub known_for: Duration,
+    pub known_network_ttl: Duration,
 }
 
 /// Whether a rule acts or only counts.
@@ -730,7 +741,7 @@ pub struct FailedLogins {
     /// Whether it acts.
     pub mode: Mode,
     /// So many wrong passwords cost nothing.
-    pub free: u32,
+    pub free_failures: u32,
     /// Beyond so many from networks that are not known, no password is sent to the directory.
     pub limit: Option<u32>,
     /// How long the first one that is not free has to wait; each further one twice as long.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde_yaml::{Mapping, Value};
 
 use super::units::{DURATION, SIZE, Scale};
-use super::{Place, Problem, join};
+use super::{Place, Problem, join, renamed};
 
 /// What has been found so far, and where the file is.
 #[derive(Debug)]
@@ -95,7 +95,9 @@ impl<'a> Node<'a> {
             None => self.text()?,
         };
         let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|(_, meaning)| *meaning);
-        if found.is_none() {
+        if let (None, Some(new)) = (&found, renamed::word(&self.path, text)) {
+            self.problem(format!("`{}` is called `{new}` now: write that", text.escape_debug()));
+        } else if found.is_none() {
             let words: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
             self.problem(format!("write one of {}", words.join(", ")));
         }
@@ -309,7 +311,11 @@ impl<'a> Section<'a> {
                 }
             };
             if !known.contains(&key.as_str()) {
-                self.problem(&key, advice(&key, &known));
+                let message = match renamed::key(&join(&self.path, &key)) {
+                    Some(new) => format!("this key is called `{new}` now: write that"),
+                    None => advice(&key, &known),
+                };
+                self.problem(&key, message);
             }
         }
     }

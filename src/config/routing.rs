@@ -177,8 +177,8 @@ fn health(backend: &Section<'_>) -> Option<Health> {
     }
     let probe_interval = backend.duration("probe_interval", 10 * SECOND, SECOND..=HOUR);
     let failures = backend.integer("failures", 3, 1..=100);
-    let ramp = backend.duration("ramp", 10 * SECOND, 0..=10 * MINUTE);
-    Some(Health { probe: probe?, probe_interval: probe_interval?, failures: failures?, ramp: ramp? })
+    let slow_start = backend.duration("slow_start", 10 * SECOND, 0..=10 * MINUTE);
+    Some(Health { probe: probe?, probe_interval: probe_interval?, failures: failures?, slow_start: slow_start? })
 }
 
 /// One key for each protocol that usher speaks.

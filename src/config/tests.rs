@@ -18,7 +18,7 @@ tls:
   groups: [X25519, P-384]
   cipher_suites: [TLS_AES_256_GCM_SHA384]
   client_ca: clients.pem
-  client_certificate: required
+  client_auth: required
 directory:
   servers: ["ldap://ldap1.example.com", "ldap://[2001:db8::1]:3389"]
   starttls: true
@@ -34,7 +34,7 @@ directory:
   timeout: 3s
   attempt_timeout: 700ms
   balance: round_robin
-  connections: {min: 2, max: 8, idle: 20s, age: 10m, operations: 5000}
+  connections: {min: 2, max: 8, idle_timeout: 20s, max_age: 10m, max_operations: 5000}
   canary: {login: canary@example.com, mail_host: server3}
   watch: off
   poll_interval: 1m
@@ -57,7 +57,7 @@ routing:
       probe: tcp
       probe_interval: 1m
       failures: 5
-      ramp: 0s
+      slow_start: 0s
       logins_in_flight: 20
     - name: server4
       pin_sha256: [47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=]
@@ -75,11 +75,11 @@ limits:
   proxy_header_timeout: 2s
   handshake_timeout: 5s
   login_timeout: 20s
-  conversation_timeout: 40s
+  prelogin_timeout: 40s
   refusal_delay: 1s
   failed_logins: 5
   bad_commands: 4
-  backend_untagged: 1MiB
+  max_backend_greeting: 1MiB
   idle_timeout: 1h
   on_unavailable: reply_and_close
 throttle:
@@ -88,9 +88,9 @@ throttle:
   exempt: [192.0.2.0/24, "2001:db8::7"]
   capacity: 5000
   forget_every: 2m
-  known_for: 7d
-  failed_logins_per_prefix: {mode: enforce, free: 30, first_delay: 1s, max_delay: 3s}
-  failed_logins_per_user: {mode: dry_run, free: 7, limit: 4, first_delay: 100ms, max_delay: 2s}
+  known_network_ttl: 7d
+  failed_logins_per_prefix: {mode: enforce, free_failures: 30, first_delay: 1s, max_delay: 3s}
+  failed_logins_per_user: {mode: dry_run, free_failures: 7, limit: 4, first_delay: 100ms, max_delay: 2s}
   connections_per_prefix: {mode: enforce, limit: 11}
   handshakes: {mode: dry_run, limit: 12}
   handshakes_per_prefix: {mode: enforce, limit: 13}
@@ -103,7 +103,7 @@ control: {path: control.sock, group: mail}
 process: {user: usher, group: mail, debug: true}
 log: {format: json, level: debug}
 hostname: mail.example.com
-trusted_networks: [198.51.100.9, "2001:db8:9::/64"]
+trusted: [198.51.100.9, "2001:db8:9::/64"]
 auth_http: {address: "127.0.0.1:9940", allow: 127.0.0.1, key_file: nginx.key}
 "#;
 

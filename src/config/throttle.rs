@@ -15,7 +15,7 @@ pub(super) fn read(throttle: &Section<'_>) -> Option<Throttle> {
     let exempt = throttle.get("exempt").map_or(Some(Vec::new()), |node| networks(&node));
     let capacity = throttle.integer("capacity", 100_000, 1_000..=10_000_000);
     let forget_every = throttle.duration("forget_every", MINUTE, SECOND..=DAY);
-    let known_for = throttle.duration("known_for", 30 * DAY, HOUR..=365 * DAY);
+    let known_network_ttl = throttle.duration("known_network_ttl", 30 * DAY, HOUR..=365 * DAY);
     // What hangs on a prefix alone begins as a dry run: only the operator knows which networks
     // stand for many people.
     let failed_logins_per_prefix = failed_logins(throttle, "failed_logins_per_prefix", Mode::DryRun, 20, false);
@@ -30,7 +30,7 @@ pub(super) fn read(throttle: &Section<'_>) -> Option<Throttle> {
         ipv4_prefix: ipv4_prefix?,
         ipv6_prefix: ipv6_prefix?,
         exempt: exempt?,
-        memory: Memory { capacity: capacity?, forget_every: forget_every?, known_for: known_for? },
+        memory: Memory { capacity: capacity?, forget_every: forget_every?, known_network_ttl: known_network_ttl? },
         failed_logins_per_prefix: failed_logins_per_prefix?,
         failed_logins_per_user: failed_logins_per_user?,
         connections_per_prefix: connections_per_prefix?,
@@ -51,12 +51,12 @@ fn failed_logins(
     throttle: &Section<'_>,
     key: &'static str,
     default: Mode,
-    free: u64,
+    free_failures: u64,
     may_limit: bool,
 ) -> Option<FailedLogins> {
     let read = |rule: &Section<'_>| {
         let mode = mode(rule, default);
-        let free = rule.integer("free", free, 1..=1_000);
+        let free_failures = rule.integer("free_failures", free_failures, 1..=1_000);
         // Together with the directory's own time it has to fit into the ten seconds of an attempt.
         let max_delay = rule.duration("max_delay", 4 * SECOND, SECOND / 10..=5 * SECOND);
         // A short longest delay shortens the default of the first: nobody should have to set both.
@@ -72,7 +72,13 @@ fn failed_logins(
             Some(limit) => Some(limit?),
             None => None,
         };
-        Some(FailedLogins { mode: mode?, free: free?, limit, first_delay: first_delay?, max_delay: max_delay? })
+        Some(FailedLogins {
+            mode: mode?,
+            free_failures: free_failures?,
+            limit,
+            first_delay: first_delay?,
+            max_delay: max_delay?,
+        })
     };
     throttle.section(key, read).flatten()
 }

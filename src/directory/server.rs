@@ -105,9 +105,9 @@ struct Idle {
 impl Idle {
     fn is_usable(&mut self, limits: &Connections) -> bool {
         !self.connection.is_dead()
-            && self.connection.operations() < limits.operations
+            && self.connection.operations() < limits.max_operations
             && self.expires > Instant::now()
-            && self.since.elapsed() < limits.idle
+            && self.since.elapsed() < limits.idle_timeout
     }
 }
 
@@ -440,7 +440,7 @@ impl Server {
     }
 
     pub(super) fn expiry(&self) -> Instant {
-        Instant::now() + jittered(self.limits.age)
+        Instant::now() + jittered(self.limits.max_age)
     }
 
     /// Sees to it that unused connections are closed, also when nobody logs in any more.
@@ -448,7 +448,7 @@ impl Server {
         if self.sweeping.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (server, pause, metrics) = (Arc::downgrade(self), self.limits.idle, Arc::clone(&self.metrics));
+        let (server, pause, metrics) = (Arc::downgrade(self), self.limits.idle_timeout, Arc::clone(&self.metrics));
         let make = move || sweep(server.clone(), pause);
         tokio::spawn(async move { tasks::keep(Task::DirectorySweep, &metrics.task_restarts, make).await });
     }

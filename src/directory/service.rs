@@ -41,9 +41,9 @@ pub(super) struct SearchConnection {
 impl SearchConnection {
     pub(super) fn is_usable(&self, limits: &Connections) -> bool {
         !self.connection.is_dead()
-            && self.connection.operations() < limits.operations
+            && self.connection.operations() < limits.max_operations
             && self.expires > Instant::now()
-            && locked(&self.used).elapsed() < limits.idle
+            && locked(&self.used).elapsed() < limits.idle_timeout
     }
 
     pub(super) fn is_used(&self) -> bool {

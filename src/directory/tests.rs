@@ -71,9 +71,9 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
         connections: Connections {
             min: 0,
             max: 4,
-            idle: Duration::from_secs(30),
-            age: Duration::from_secs(1_800),
-            operations: 100_000,
+            idle_timeout: Duration::from_secs(30),
+            max_age: Duration::from_secs(1_800),
+            max_operations: 100_000,
         },
         canary: None,
         reveal_account_state: false,

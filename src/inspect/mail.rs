@@ -203,7 +203,7 @@ fn advice(error: &BackendError) -> &'static str {
             BackFault::ForwardingRefused => "put usher into the server's trusted networks, or write `forward: none`",
             BackFault::Bad | BackFault::ProtocolViolation => "is this the port of this protocol?",
             BackFault::Referral => "write the server that it refers to as `address`",
-            BackFault::TooLarge => "see limits.backend_untagged",
+            BackFault::TooLarge => "see limits.max_backend_greeting",
         },
         BackendError::NotServed | BackendError::Down { .. } | BackendError::Full | BackendError::SlowStart => "",
     }

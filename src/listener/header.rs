@@ -68,7 +68,7 @@ pub(super) async fn receive(
         }
         let _half_open = shared.throttle.header(&config.throttle, proxy).map_err(|_| HeaderRejection::Limit)?;
         // It is part of the conversation, which may be shorter.
-        let patience = config.limits.proxy_header_timeout.min(config.limits.conversation_timeout);
+        let patience = config.limits.proxy_header_timeout.min(config.limits.prelogin_timeout);
         timeout_at(accepted.since + patience, take(&mut accepted.tcp)).await.unwrap_or(Err(HeaderRejection::Timeout))
     };
     match received.await {

@@ -212,7 +212,7 @@ impl Server {
         self.close_listeners();
         self.side_port = None;
         self.shared.stage.send_replace(Stage::Leaving);
-        let conversations = config.limits.conversation_timeout;
+        let conversations = config.limits.prelogin_timeout;
         let stopped = tokio::select! {
             _ = timeout(conversations, self.shared.connections_closed()) => false,
             () = stop.recv() => true,

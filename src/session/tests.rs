@@ -164,7 +164,7 @@ limits: {{{limits}}}
     }
 
     fn parted(&self, cause: &str) -> u64 {
-        self.shared.metrics.conversations_ended.with_label_values(&["imap", cause]).get()
+        self.shared.metrics.prelogin_ended.with_label_values(&["imap", cause]).get()
     }
 }
 

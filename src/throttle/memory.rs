@@ -61,7 +61,7 @@ impl Bucket {
         let forgotten = u32::try_from(passed.as_millis() / every.as_millis().max(1)).unwrap_or(u32::MAX);
         self.failures = self.failures.saturating_sub(forgotten);
         self.forgotten = if self.failures == 0 { now } else { self.forgotten + every.saturating_mul(forgotten) };
-        let Some(above) = self.failures.checked_sub(rule.free) else { return Duration::ZERO };
+        let Some(above) = self.failures.checked_sub(rule.free_failures) else { return Duration::ZERO };
         rule.first_delay.saturating_mul(1 << above.min(MOST_ABOVE_FREE)).min(rule.max_delay)
     }
 
@@ -86,7 +86,7 @@ impl Bucket {
 
     /// Counts an attempt as a wrong one until it is known better.
     pub(super) fn charge(&mut self, now: Instant, delay: Duration, rule: &FailedLogins) {
-        let most = rule.free.saturating_add(MOST_ABOVE_FREE).max(rule.limit.unwrap_or_default());
+        let most = rule.free_failures.saturating_add(MOST_ABOVE_FREE).max(rule.limit.unwrap_or_default());
         self.failures = self.failures.saturating_add(1).min(most);
         if !delay.is_zero() {
             self.turn = now + delay.min(rule.max_delay);
@@ -168,12 +168,12 @@ impl Memory {
             users: bounded().time_to_idle(life).build(),
             names: moka::sync::Cache::builder()
                 .max_capacity(settings.capacity)
-                .time_to_idle(settings.known_for)
+                .time_to_idle(settings.known_network_ttl)
                 .build(),
             // Only a right password makes an entry here, so that the newest always has its place.
             known: moka::sync::Cache::builder()
                 .max_capacity(settings.capacity)
-                .time_to_idle(settings.known_for)
+                .time_to_idle(settings.known_network_ttl)
                 .eviction_policy(EvictionPolicy::lru())
                 .build(),
         }
@@ -235,7 +235,7 @@ impl Memory {
     /// Whether this user has logged in from this prefix before.
     pub(super) fn knows(&self, user: Key, prefix: Key) -> bool {
         let now = Instant::now();
-        let fresh = |known: &Known| now.saturating_duration_since(known.since) < self.settings.known_for;
+        let fresh = |known: &Known| now.saturating_duration_since(known.since) < self.settings.known_network_ttl;
         let Some(list) = self.known.get(&user) else { return false };
         let list = list.lock().unwrap_or_else(PoisonError::into_inner);
         list.iter().any(|known| known.prefix == prefix && fresh(known))

@@ -25,8 +25,13 @@ fn ms(milliseconds: u64) -> Duration {
 
 impl Door {
     fn new() -> Self {
-        let failed_logins =
-            |free| FailedLogins { mode: Mode::Enforce, free, limit: None, first_delay: BASE, max_delay: ms(4_000) };
+        let failed_logins = |free_failures| FailedLogins {
+            mode: Mode::Enforce,
+            free_failures,
+            limit: None,
+            first_delay: BASE,
+            max_delay: ms(4_000),
+        };
         let limit = |limit| Limit { mode: Mode::Enforce, limit };
         let settings = config::Throttle {
             ipv4_prefix: 32,
@@ -35,7 +40,7 @@ impl Door {
             memory: config::Memory {
                 capacity: 1_000,
                 forget_every: Duration::from_secs(60),
-                known_for: Duration::from_secs(86_400),
+                known_network_ttl: Duration::from_secs(86_400),
             },
             failed_logins_per_prefix: failed_logins(100),
             failed_logins_per_user: failed_logins(3),
@@ -139,7 +144,7 @@ async fn limits_of_a_spelling_do_not_reveal_whether_it_matches_an_entry() {
 #[tokio::test(start_paused = true)]
 async fn spellings_give_no_additional_guesses() {
     let mut door = Door::new();
-    door.settings.failed_logins_per_prefix.free = 1_000;
+    door.settings.failed_logins_per_prefix.free_failures = 1_000;
     door.heat("192.0.2.1").await;
     door.wrong("192.0.2.1", "alice", "one more", Some(ALICE));
     let bound = |n: u32| door.tried("192.0.2.2", &format!("alice+{n}"), &format!("at once {n}"), Some(ALICE)).1;
@@ -235,7 +240,7 @@ async fn names_without_an_entry_are_delayed_like_those_with_one() {
 #[tokio::test(start_paused = true)]
 async fn prefix_is_delayed_for_every_name() {
     let mut door = Door::new();
-    door.settings.failed_logins_per_prefix.free = 3;
+    door.settings.failed_logins_per_prefix.free_failures = 3;
     for (n, delay) in [0, 0, 0, 300, 600].into_iter().enumerate() {
         let from = format!("2001:db8::{n}");
         assert_eq!(door.wrong(&from, &format!("user{n}"), "spring", None), ms(delay));
@@ -302,13 +307,13 @@ async fn guessing_from_elsewhere_never_delays_a_network_with_earlier_logins() {
     assert_eq!(door.right("203.0.113.5", "alice@example.com", ALICE), Duration::ZERO, "a spelling never seen");
     advance(Duration::from_secs(86_401)).await;
     door.heat("192.0.2.1").await;
-    assert_eq!(door.guess("203.0.113.5", "alice", "x").unwrap().delay, ms(4_000), "known_for has passed");
+    assert_eq!(door.guess("203.0.113.5", "alice", "x").unwrap().delay, ms(4_000), "known_network_ttl has passed");
 }
 
 #[tokio::test(start_paused = true)]
 async fn other_clients_of_a_prefix_never_delay_its_users() {
     let mut door = Door::new();
-    door.settings.failed_logins_per_prefix.free = 1;
+    door.settings.failed_logins_per_prefix.free_failures = 1;
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
     for n in 0..5 {
         let turn = door.guess("203.0.113.5", &format!("user{n}"), "x").unwrap();
@@ -331,7 +336,7 @@ async fn own_mistakes_count_in_networks_with_earlier_logins() {
 #[tokio::test(start_paused = true)]
 async fn success_resets_the_delay() {
     let mut door = Door::new();
-    door.settings.failed_logins_per_prefix.free = 10;
+    door.settings.failed_logins_per_prefix.free_failures = 10;
     for n in 0..9 {
         let delay = door.wrong("192.0.2.1", "alice", &n.to_string(), Some(ALICE));
         advance(delay).await;
@@ -348,7 +353,7 @@ async fn success_resets_the_delay() {
 #[tokio::test(start_paused = true)]
 async fn successful_login_of_one_account_gives_no_guesses_at_others() {
     let mut door = Door::new();
-    door.settings.failed_logins_per_prefix.free = 5;
+    door.settings.failed_logins_per_prefix.free_failures = 5;
     let mut slowed = Duration::ZERO;
     for n in 0..12 {
         let turn = door.guess("192.0.2.1", &format!("user{n}"), "spring").unwrap();

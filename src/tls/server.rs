@@ -30,7 +30,7 @@ use super::certificate::{self, LoadedCertificate};
 use super::stream::Stream;
 use super::tickets::TicketKeys;
 use super::{TlsError, TlsProblem, key_exchange, provider, suite_name};
-use crate::config::{self, Group, Place, Problem, TlsVersion};
+use crate::config::{self, ClientAuth, Group, Place, Problem, TlsVersion};
 use crate::proto::{PROTOCOLS, Protocol};
 
 /// TLS 1.2 sessions kept per protocol for clients without tickets; about 200 bytes each.
@@ -298,7 +298,7 @@ fn policy(tls: &config::Tls, roots: Option<&RootCertStore>) -> Vec<u8> {
     let groups = tls.groups.iter().flat_map(|group| u16::from(key_exchange(*group).name()).to_be_bytes());
     add(&groups.collect::<Vec<u8>>());
     add(tls.cipher_suites.as_ref().map(|suites| suites.join(",")).unwrap_or_default().as_bytes());
-    add(&[u8::from(tls.client_certificate_required)]);
+    add(&[u8::from(tls.client_auth == ClientAuth::Required)]);
     let mut anchors: Vec<Vec<u8>> = Vec::new();
     for anchor in roots.into_iter().flat_map(|roots| &roots.roots) {
         let constraints = anchor.name_constraints.as_deref().unwrap_or_default();
@@ -316,16 +316,17 @@ fn policy(tls: &config::Tls, roots: Option<&RootCertStore>) -> Vec<u8> {
 type Verifier = (Arc<dyn danger::ClientCertVerifier>, Option<Arc<RootCertStore>>);
 
 fn client_verifier(tls: &config::Tls) -> Result<Verifier, TlsProblem> {
-    let Some(path) = &tls.client_ca else {
-        let required = tls.client_certificate_required;
-        let mistake = || TlsProblem::new("tls.client_certificate_required", TlsError::RequiredWithoutAuthority);
+    let client_ca = tls.client_ca.as_ref().filter(|_| tls.client_auth != ClientAuth::Off);
+    let Some(path) = client_ca else {
+        let required = tls.client_auth == ClientAuth::Required;
+        let mistake = || TlsProblem::new("tls.client_auth", TlsError::RequiredWithoutAuthority);
         return if required { Err(mistake()) } else { Ok((WebPkiClientVerifier::no_client_auth(), None)) };
     };
     let mistake = |error| TlsProblem::new("tls.client_ca", error);
     let roots = Arc::new(certificate::load_roots(path).map_err(mistake)?);
     let crypto = provider(&tls.groups, None);
     let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), crypto);
-    if !tls.client_certificate_required {
+    if tls.client_auth == ClientAuth::Optional {
         verifier = verifier.allow_unauthenticated();
     }
     let verifier = verifier.build().map_err(|source| mistake(TlsError::ClientVerifier { source }))?;

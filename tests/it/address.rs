@@ -333,7 +333,7 @@ const CLAIM: &str = r#"ID ("name" "webmail" "X-Originating-IP" "203.0.113.50" "x
 #[test]
 fn webmail_forwards_its_client_and_untrusted_senders_are_ignored() {
     let Trusting { dovecot, .. } = trusting();
-    let config = forwarding(dovecot.imaps, "implicit", "id").set("/trusted_networks", "127.0.0.30");
+    let config = forwarding(dovecot.imaps, "implicit", "id").set("/trusted", "127.0.0.30");
     let config = config.set("/throttle", json!({"connections_per_prefix": {"mode": "enforce", "limit": 3}}));
     let usher = Usher::start(config);
     let mut webmail = Imap::tls_from(WEBMAIL, usher.imaps_port());
@@ -369,7 +369,7 @@ fn webmail_forwards_its_client_and_untrusted_senders_are_ignored() {
 #[test]
 fn forwarded_address_is_dropped_at_starttls_and_invalid_ones_are_ignored() {
     let peer = Scripted::welcoming();
-    let config = Config::with_directory(slapd()).scripted(&peer).set("/trusted_networks", json!(["127.0.0.0/8"]));
+    let config = Config::with_directory(slapd()).scripted(&peer).set("/trusted", json!(["127.0.0.0/8"]));
     let usher = Usher::start(config);
     let mut imap = Imap::plain(usher.imap_port());
     imap.command(CLAIM).ok();

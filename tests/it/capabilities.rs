@@ -48,7 +48,7 @@ fn sieve_extensions_are_those_that_both_servers_have() {
     let greeting = Sieve::tls(usher.imaps_port()).greeting;
     assert_eq!(words(&greeting, "SIEVE"), both);
     assert!(!greeting.iter().any(|line| line.starts_with("\"UNAUTHENTICATE\"")), "{greeting:?}");
-    assert!(usher.metric("usher_backend_capabilities_beyond", &[("protocol", "managesieve")]) >= 2.0);
+    assert!(usher.metric("usher_backend_capabilities_missing", &[("protocol", "managesieve")]) >= 2.0);
     // Told once, however often they are looked at.
     usher.hup();
     usher.wait_metric("usher_backend_capability_changes_total", &[("protocol", "managesieve")], 0.0);
@@ -172,7 +172,7 @@ fn common_imap_capabilities_of_dovecot_and_cyrus_are_advertised() {
     }
     let greeting = Imap::tls(usher.imaps_port()).greeting.clone();
     assert!(greeting.contains(" LITERAL- ID "), "{greeting}");
-    assert_eq!(usher.metric("usher_backend_capabilities_beyond", &[("protocol", "imap")]), 0.0);
+    assert_eq!(usher.metric("usher_backend_capabilities_missing", &[("protocol", "imap")]), 0.0);
 }
 
 /// The keywords of an EHLO.

@@ -150,7 +150,7 @@ fn logout_gets_a_bye() {
 
 #[test]
 fn dripping_client_is_closed_at_the_login_deadline() {
-    let config = Config::shared().set("/limits/login_timeout", "1s").set("/limits/conversation_timeout", "2s");
+    let config = Config::shared().set("/limits/login_timeout", "1s").set("/limits/prelogin_timeout", "2s");
     let usher = Usher::start(config);
     let started = Instant::now();
     let mut silent = Imap::tls(usher.imaps_port());

@@ -58,7 +58,7 @@ fn account_states_of_389_ds_are_recognized() {
     Imap::tls(usher.imaps_port()).login("grace", &grace.password).ok();
     assert_eq!(usher.metric("usher_directory_password_warnings_total", &[("warning", "grace")]), 1.0);
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
-    assert_eq!(usher.login("alice")["directory_said"].as_str(), None);
+    assert_eq!(usher.login("alice")["directory_message"].as_str(), None);
 }
 
 /// The plug-ins that 389-DS needs for content synchronization; the one writes what the other tells.

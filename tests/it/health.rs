@@ -318,7 +318,7 @@ fn logins_return_gradually_after_an_outage() {
     let (let_in, later): (Vec<String>, Vec<String>) = replies.partition(|reply| reply.starts_with("OK"));
     assert!((10..=25).contains(&let_in.len()), "{} of 60 were let in within a second", let_in.len());
     assert!(later.iter().all(|reply| reply.starts_with("NO [UNAVAILABLE]")), "{later:?}");
-    assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "ramp")]), later.len() as f64);
+    assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "slow_start")]), later.len() as f64);
 }
 
 /// A backend that is looked after in this way.

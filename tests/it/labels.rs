@@ -38,7 +38,7 @@ const SETS: &[Set] = &[
         parts: &[Part("backend/mod.rs", "impl BackendError {", END)],
         words: &[("ok", "backend/endpoint.rs"), ("refused", "backend/endpoint.rs")],
         // A probe is no login: it has no place to wait for, and a refusal of its account has a word of its own.
-        not_counted: &["down", "in_flight", "ramp", "backend_rejected"],
+        not_counted: &["down", "in_flight", "slow_start", "backend_rejected"],
     },
     Set {
         name: "BREAKER_STATES",
@@ -87,12 +87,7 @@ const SETS: &[Set] = &[
         words: &[("panic", "session.rs")],
         not_counted: &[],
     },
-    Set {
-        name: "CONVERSATION_CAUSES",
-        parts: &[Part("session.rs", "impl Parting {", END)],
-        words: &[],
-        not_counted: &[],
-    },
+    Set { name: "PRELOGIN_CAUSES", parts: &[Part("session.rs", "impl Parting {", END)], words: &[], not_counted: &[] },
     Set {
         name: "DIRECTORY_CHANGES",
         parts: &[Part("follow/difference.rs", "fn kinds(", END)],

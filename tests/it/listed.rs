@@ -48,7 +48,7 @@ fn config(slapd: &Slapd, backends: &[&Scripted]) -> Config {
         .set("/cache/ttl", "1h")
         .set("/directory/on_password_change", "close")
         .set("/directory/hold_attribute", "description")
-        .set("/limits/backend_untagged", "16MiB")
+        .set("/limits/max_backend_greeting", "16MiB")
 }
 
 fn start(config: Config) -> Usher {

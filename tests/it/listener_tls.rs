@@ -150,7 +150,7 @@ fn client_certificates_are_requested_where_configured() {
     };
     let optional = Usher::start(config.clone());
     assert!(login(&optional, None) && login(&optional, Some(good.clone())) && !login(&optional, Some(bad.clone())));
-    let required = Usher::start(config.set("/tls/client_certificate", "required"));
+    let required = Usher::start(config.set("/tls/client_auth", "required"));
     assert!(!login(&required, None) && login(&required, Some(good)) && !login(&required, Some(bad)));
 }
 

@@ -28,11 +28,11 @@ fn every_series_exists_from_the_first_scrape() {
         "usher_backend_up",
         "usher_backend_addresses",
         "usher_backend_probes_total",
-        "usher_backend_capabilities_beyond",
+        "usher_backend_capabilities_missing",
         "usher_backend_capability_changes_total",
         "usher_backend_handshakes_total",
         "usher_tls_handshakes_total",
-        "usher_tls_handshakes_under_way",
+        "usher_tls_handshakes_in_progress",
         "usher_throttled_total",
         "usher_throttle_entries",
         "usher_certificate_expiry_timestamp_seconds",
@@ -52,7 +52,7 @@ fn every_series_exists_from_the_first_scrape() {
     }
     for backend in ["server3", "server4"] {
         for result in
-            ["ok", "refused", "backend_rejected", "unreachable", "tls", "timeout", "down", "in_flight", "ramp"]
+            ["ok", "refused", "backend_rejected", "unreachable", "tls", "timeout", "down", "in_flight", "slow_start"]
         {
             assert_eq!(usher.metric("usher_backend_logins_total", &[("backend", backend), ("result", result)]), 0.0);
         }

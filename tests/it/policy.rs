@@ -93,7 +93,7 @@ fn account_state_is_logged_and_not_revealed_to_the_client() {
         assert_eq!(told.tagged, wrong.tagged, "{login}");
         let event = usher.login(login);
         assert_eq!(
-            (event["result"].as_str(), event["directory_said"].as_str()),
+            (event["result"].as_str(), event["directory_message"].as_str()),
             (Some(result), Some(result)),
             "{event}"
         );
@@ -130,13 +130,13 @@ fn grace_login_and_expiry_warning_are_successful_logins() {
     {
         Imap::tls(usher.imaps_port()).login(login, &password_of(login)).ok();
         let event = usher.login(login);
-        assert!(event["directory_said"].as_str().is_some_and(|words| words.starts_with(said)), "{event}");
+        assert!(event["directory_message"].as_str().is_some_and(|words| words.starts_with(said)), "{event}");
         assert_eq!(usher.metric("usher_directory_password_warnings_total", &[("warning", warning)]), 1.0);
     }
     // The cache spares the grace logins: it is the directory that counts them.
     Imap::tls(usher.imaps_port()).login("grace", &password_of("grace")).ok();
     let cached = usher.nth_login(2, "grace");
-    assert_eq!((cached["by"].as_str(), &cached["directory_said"]), (Some("cache"), &Value::Null), "{cached}");
+    assert_eq!((cached["by"].as_str(), &cached["directory_message"]), (Some("cache"), &Value::Null), "{cached}");
 }
 
 #[test]

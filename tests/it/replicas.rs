@@ -311,7 +311,7 @@ fn connection_can_be_closed_when_the_directory_is_unavailable() {
             assert!(imap.line().starts_with("* BYE [UNAVAILABLE]"));
             imap.expect_clean_end();
             let labels = [("cause", "unavailable"), ("protocol", "imap")];
-            usher.wait_metric("usher_conversations_ended_total", &labels, 1.0);
+            usher.wait_metric("usher_prelogin_connections_ended_total", &labels, 1.0);
         }
         slapd.start_again();
     }

@@ -29,7 +29,7 @@ fn slapd() -> Slapd {
 
 fn config(slapd: &Slapd, backend: &Scripted) -> Config {
     // After the free ones each waits four seconds.
-    let rule = json!({"mode": "enforce", "free": 5, "first_delay": "4s", "max_delay": "4s"});
+    let rule = json!({"mode": "enforce", "free_failures": 5, "first_delay": "4s", "max_delay": "4s"});
     let config = Config::with_directory(slapd).scripted(backend).set("/limits/failed_logins", 100);
     config.set("/throttle/failed_logins_per_user", rule)
 }

@@ -17,8 +17,8 @@ fn config() -> Config {
     config.set("/cache", json!({"ttl": "100ms", "negative_ttl": "100ms"}))
 }
 
-fn failed_logins(mode: &str, free: u32) -> Value {
-    json!({"mode": mode, "free": free, "first_delay": "100ms", "max_delay": "800ms"})
+fn failed_logins(mode: &str, free_failures: u32) -> Value {
+    json!({"mode": mode, "free_failures": free_failures, "first_delay": "100ms", "max_delay": "800ms"})
 }
 
 fn limit(limit: u32) -> Value {
@@ -84,7 +84,7 @@ fn many_connections_guess_no_faster_and_get_a_limit_reply() {
 
 #[test]
 fn other_spellings_of_a_name_share_its_limit() {
-    let rule = json!({"mode": "enforce", "free": 1, "first_delay": "4s", "max_delay": "4s"});
+    let rule = json!({"mode": "enforce", "free_failures": 1, "first_delay": "4s", "max_delay": "4s"});
     let config = config().set("/throttle/failed_logins_per_user", rule).set("/directory/login_attribute", "uid");
     let usher = Usher::start(config);
     Imap::tls_from(ELSEWHERE, usher.imaps_port()).login("alice", "the free one").is("NO [AUTHENTICATIONFAILED]");
@@ -161,7 +161,7 @@ fn connections_of_a_network_are_limited_without_a_reply() {
     assert_eq!(Imap::silent_from(ELSEWHERE, usher.imaps_port()).rest(), b"");
     assert_eq!(Imap::silent_from(ELSEWHERE, usher.imap_port()).rest(), b"", "all listeners together");
     assert_eq!(throttled(&usher, "connections_per_prefix", "refused", "enforce"), 2.0);
-    assert_eq!(usher.metric("usher_conversations_ended_total", &[("cause", "limit")]), 2.0);
+    assert_eq!(usher.metric("usher_prelogin_connections_ended_total", &[("cause", "limit")]), 2.0);
     let told = usher.wait_log("a rule of the throttle is met", |line| line["rule"] == "connections_per_prefix");
     assert_eq!((told["client"].as_str(), told["mode"].as_str()), (Some("127.0.0.3"), Some("enforce")), "{told}");
     Imap::tls_from(HOME, usher.imaps_port()).login("bob", &password_of("bob")).ok();
@@ -184,11 +184,11 @@ fn half_open_handshakes_are_limited_per_network_without_affecting_others() {
     let config = config().set("/throttle/handshakes_per_prefix", limit(3)).set("/throttle/handshakes", limit(5));
     let usher = Usher::start(config);
     let stuck: Vec<Imap> = (0..3).map(|_| Imap::silent_from(ELSEWHERE, usher.imaps_port())).collect();
-    usher.wait_metric("usher_tls_handshakes_under_way", &[], 3.0);
+    usher.wait_metric("usher_tls_handshakes_in_progress", &[], 3.0);
     assert_eq!(Imap::silent_from(ELSEWHERE, usher.imaps_port()).rest(), b"");
     assert_eq!(throttled(&usher, "handshakes_per_prefix", "refused", "enforce"), 1.0);
     let more: Vec<Imap> = (0..2).map(|_| Imap::silent_from(OFFICE, usher.imaps_port())).collect();
-    usher.wait_metric("usher_tls_handshakes_under_way", &[], 5.0);
+    usher.wait_metric("usher_tls_handshakes_in_progress", &[], 5.0);
     assert_eq!(Imap::silent_from(OFFICE, usher.imaps_port()).rest(), b"", "five are under way");
     assert_eq!(throttled(&usher, "handshakes", "refused", "enforce"), 1.0);
     Imap::tls_from(HOME, usher.imaps_port()).login("alice", &password_of("alice")).ok();
@@ -198,7 +198,7 @@ fn half_open_handshakes_are_limited_per_network_without_affecting_others() {
     late.command("STARTTLS").ok();
     assert_eq!(late.rest(), b"");
     drop((stuck, more));
-    usher.wait_metric("usher_tls_handshakes_under_way", &[], 0.0);
+    usher.wait_metric("usher_tls_handshakes_in_progress", &[], 0.0);
     Imap::tls_from(ELSEWHERE, usher.imaps_port()).login("bob", &password_of("bob")).ok();
 }
 

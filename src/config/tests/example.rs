@@ -38,7 +38,7 @@ fn example_has_every_key() {
         ("canary: {", "canary: {zzz: 1, "),
         ("  connections: 100", "  zzz: 1\n  connections: 100"),
         ("  ipv4_prefix", "  zzz: 1\n  ipv4_prefix"),
-        ("{mode: enforce, free", "{zzz: 1, mode: enforce, free"),
+        ("{mode: enforce, free_failures", "{zzz: 1, mode: enforce, free_failures"),
         ("{mode: enforce, limit", "{zzz: 1, mode: enforce, limit"),
         ("{delay", "{zzz: 1, delay"),
         ("admin: {", "admin: {zzz: 1, "),
@@ -89,23 +89,23 @@ fn commented_values_are_the_defaults() {
         same(key, "directory");
     }
     same("on_unavailable", "limits");
-    for key in ["ipv4_prefix", "ipv6_prefix", "capacity", "forget_every", "known_for"] {
+    for key in ["ipv4_prefix", "ipv6_prefix", "capacity", "forget_every", "known_network_ttl"] {
         same(key, "throttle");
     }
     for rule in DELAY_RULES.iter().chain(&LIMIT_RULES) {
         same(rule, "throttle");
     }
-    for key in ["pass_backend_refusals", "probe", "probe_interval", "failures", "ramp", "logins_in_flight"] {
+    for key in ["pass_backend_refusals", "probe", "probe_interval", "failures", "slow_start", "logins_in_flight"] {
         same(key, "routing");
     }
     for key in [
         "unauthenticated",
         "proxy_header_timeout",
         "handshake_timeout",
-        "conversation_timeout",
+        "prelogin_timeout",
         "refusal_delay",
         "bad_commands",
-        "backend_untagged",
+        "max_backend_greeting",
     ] {
         same(key, "limits");
     }
@@ -121,12 +121,12 @@ fn commented_keys_are_valid() {
         ("allow_values:", Some(("# allow_attribute", "allow_attribute"))),
         ("allow_filter:", None),
         ("capabilities:", None),
-        ("trusted_networks:", None),
+        ("trusted:", None),
         ("- {protocol: imap, address: \"192.0.2.11:10993\"", None),
         ("cipher_suites:", None),
         ("client_ca:", None),
         ("client_certificate: {chain: tls", None),
-        ("client_certificate: optional", Some(("# client_ca", "client_ca"))),
+        ("client_auth: optional", Some(("# client_ca", "client_ca"))),
         ("default:", Some(("# canary: {", "canary: {"))),
         ("service:", None),
         ("probe_account:", Some(("# probe: greeting", "probe: login"))),

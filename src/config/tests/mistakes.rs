@@ -47,7 +47,7 @@ fn proxy_and_webmail_mistakes_are_reported() {
     };
     suspicious(trusted("0.0.0.0/0"), "everybody is trusted");
     suspicious(listener("trusted: 192.0.2.1"), "without effect");
-    mistake("[198.51.100.9,", "[webmail, # HERE\n ", "trusted_networks[0]", "an address or a network");
+    mistake("[198.51.100.9,", "[webmail, # HERE\n ", "trusted[0]", "an address or a network");
     let endpoint = "tls: implicit, server_name";
     let forward = |word: &str| format!("tls: implicit, forward: {word}, # HERE\n       server_name");
     let key = "routing.backends[0].imap.forward";
@@ -106,17 +106,12 @@ fn tls_mistakes_are_reported() {
     let old = "[TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256] # HERE";
     mistake("[TLS_AES_256_GCM_SHA384]", old, "tls.cipher_suites", "add a TLS 1.3 suite");
     mistake(
-        "  client_ca: clients.pem\n  client_certificate: required",
-        "  client_certificate: required # HERE",
-        "tls.client_certificate",
+        "  client_ca: clients.pem\n  client_auth: required",
+        "  client_auth: required # HERE",
+        "tls.client_auth",
         "needs `client_ca`",
     );
-    mistake(
-        "client_certificate: required",
-        "client_certificate: always # HERE",
-        "tls.client_certificate",
-        "`optional`, `required`",
-    );
+    mistake("client_auth: required", "client_auth: always # HERE", "tls.client_auth", "`off`, `optional`, `required`");
     mistake("client_ca: clients.pem", "client_ca: # HERE", "tls.client_ca", "the value is missing");
     mistake("client_ca: clients.pem", "client_ca: \"\" # HERE", "tls.client_ca", "the path is empty");
     mistake("client_ca: clients.pem", "client_ca: ~/clients.pem # HERE", "tls.client_ca", "not expanded");
@@ -253,7 +248,12 @@ fn durations_out_of_range_are_reported() {
     mistake("  timeout: 3s", "  timeout: [3s] # HERE", "directory.timeout", "found a list, but expected a duration");
     mistake("max: 8,", "max: 0, # HERE\n   ", "directory.connections.max", "write 1 to 1000 (default 16)");
     mistake("{min: 2, max", "{min: 9, # HERE\n    max", "directory.connections.min", "more than `max`");
-    mistake("operations: 5000}", "operations: 0} # HERE", "directory.connections.operations", "out of range");
+    mistake(
+        "max_operations: 5000}",
+        "max_operations: 0} # HERE",
+        "directory.connections.max_operations",
+        "out of range",
+    );
     mistake("stale: 2h", "stale: 30s # HERE\n ", "cache.stale", "shorter than `ttl`");
     mistake("ttl: 1m", "ttl: 2d # HERE\n ", "cache.ttl", "write 100ms to 1d (default 5m)");
     mistake("ttl: 1m,", "ttl: 0s, # HERE\n ", "cache.ttl", "out of range");
@@ -271,12 +271,12 @@ fn durations_out_of_range_are_reported() {
         ("connections: 100", "connections: \"100\"", "a whole number without quotes"),
         ("handshake_timeout: 5s", "handshake_timeout: 1h", "write 100ms to 5m (default 10s)"),
         ("login_timeout: 20s", "login_timeout: 11m", "write 100ms to 10m (default 30s)"),
-        ("conversation_timeout: 40s", "conversation_timeout: 2h", "write 100ms to 1h (default 1m)"),
+        ("prelogin_timeout: 40s", "prelogin_timeout: 2h", "write 100ms to 1h (default 1m)"),
         ("failed_logins: 5", "failed_logins: 101", "write 1 to 100 (default 3)"),
         ("bad_commands: 4", "bad_commands: 0", "write 1 to 1000 (default 10)"),
-        ("backend_untagged: 1MiB", "backend_untagged: 1GiB", "write 1KiB to 16MiB (default 64KiB)"),
-        ("backend_untagged: 1MiB", "backend_untagged: 65536", "a size needs a unit"),
-        ("backend_untagged: 1MiB", "backend_untagged: 64KB", "units: B, KiB, MiB, GiB"),
+        ("max_backend_greeting: 1MiB", "max_backend_greeting: 1GiB", "write 1KiB to 16MiB (default 64KiB)"),
+        ("max_backend_greeting: 1MiB", "max_backend_greeting: 65536", "a size needs a unit"),
+        ("max_backend_greeting: 1MiB", "max_backend_greeting: 64KB", "units: B, KiB, MiB, GiB"),
         ("idle_timeout: 1h", "idle_timeout: 0s", "write 1s to 7d (default 65m)"),
     ] {
         let (key, _) = from.split_once(':').unwrap();
@@ -402,7 +402,7 @@ fn probe_mistakes_are_reported() {
         "write 1s to 1h (default 10s)",
     );
     mistake("failures: 5", "failures: 0 # HERE", &key("failures"), "write 1 to 100 (default 3)");
-    mistake("ramp: 0s", "ramp: 11m # HERE", &key("ramp"), "write 0 to 10m (default 10s)");
+    mistake("slow_start: 0s", "slow_start: 11m # HERE", &key("slow_start"), "write 0 to 10m (default 10s)");
     let in_flight = "logins_in_flight: 0 # HERE";
     mistake("logins_in_flight: 20", in_flight, &key("logins_in_flight"), "write 1 to 100000 (default 200)");
     let account = "{login: probe, password_file: probe.password}";
@@ -778,4 +778,57 @@ fn advertised_list_must_consist_of_capabilities() {
     mistake("hostname: mail.example.com", &with, "capabilities.submission", "longer than 4096 bytes");
     let with = "hostname: mail.example.com\ncapabilities: {nntp: [ID]} # HERE";
     mistake("hostname: mail.example.com", with, "capabilities.nntp", "unknown key");
+}
+
+#[test]
+fn old_name_of_a_key_is_an_error_that_names_the_new_one() {
+    let old = [
+        ("  client_auth: required", "  client_certificate: required # HERE", "tls.client_certificate"),
+        ("  balance: round_robin", "  bind_connections: 8 # HERE", "directory.bind_connections"),
+        ("idle_timeout: 20s, ", "idle: 20s, # HERE\n    ", "directory.connections.idle"),
+        ("max_age: 10m, ", "age: 10m, # HERE\n    ", "directory.connections.age"),
+        ("max_operations: 5000}", "operations: 5000} # HERE", "directory.connections.operations"),
+        ("slow_start: 0s", "ramp: 0s # HERE", "routing.backends[0].ramp"),
+        ("max_backend_greeting: 1MiB", "backend_untagged: 1MiB # HERE", "limits.backend_untagged"),
+        ("prelogin_timeout: 40s", "conversation_timeout: 40s # HERE", "limits.conversation_timeout"),
+        ("free_failures: 30, ", "free: 30, # HERE\n    ", "throttle.failed_logins_per_prefix.free"),
+        ("free_failures: 7, ", "free: 7, # HERE\n    ", "throttle.failed_logins_per_user.free"),
+        ("known_network_ttl: 7d", "known_for: 7d # HERE", "throttle.known_for"),
+        ("trusted: [198.51.100.9, \"2001:db8:9::/64\"]", "trusted_networks: 198.51.100.9 # HERE", "trusted_networks"),
+    ];
+    for (from, to, path) in old {
+        let new = renamed::key(path).unwrap_or_else(|| panic!("{path} is not in the table"));
+        mistake(from, to, path, &format!("called `{new}` now"));
+    }
+    for (pattern, _) in renamed::all() {
+        assert!(old.iter().any(|(_, _, path)| path.replace("[0]", "[]") == pattern), "{pattern} has no example here");
+    }
+    assert_eq!(renamed::key("routing.backends[12].ramp"), Some("slow_start"));
+    for other in ["ramp", "routing.backends[].ramp", "routing.backends[0].imap.ramp", "limits.ramp", "trusted"] {
+        assert_eq!(renamed::key(other), None, "{other}");
+    }
+}
+
+#[test]
+fn old_word_is_an_error_that_names_the_new_one() {
+    let words = [("cannot_tell", "unavailable"), ("not_now", "outside_logon_hours"), ("not_here", "wrong_workstation")];
+    for key in ["result_19", "result_50", "result_53"] {
+        for (old, new) in words {
+            let to = format!("balance: round_robin\n  {key}: {old} # HERE");
+            let phrase = format!("`{old}` is called `{new}` now");
+            mistake("balance: round_robin", &to, &format!("directory.{key}"), &phrase);
+        }
+    }
+    mistake("balance: round_robin", "balance: not_now # HERE", "directory.balance", "write one of");
+}
+
+#[test]
+fn client_auth_needs_a_ca_unless_it_is_off() {
+    let ca = "  client_ca: clients.pem\n  client_auth: required";
+    for word in ["optional", "required"] {
+        mistake(ca, &format!("  client_auth: {word} # HERE"), "tls.client_auth", "needs `client_ca`");
+    }
+    assert_eq!(sound(ca, "  client_auth: off").tls.client_auth, ClientAuth::Off);
+    assert_eq!(sound(ca, "  client_ca: clients.pem").tls.client_auth, ClientAuth::Optional);
+    suspicion(ca, "  client_ca: clients.pem # HERE\n  client_auth: off", "tls.client_ca", "without effect");
 }

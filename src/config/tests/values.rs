@@ -20,7 +20,7 @@ fn every_key_is_read() {
 
     assert!(config.listeners.iter().all(|listener| listener.proxies.is_none()));
     let network = |address: &str, bits| Network { address: address.parse().unwrap(), bits };
-    assert_eq!(config.trusted_networks, [network("198.51.100.9", 32), network("2001:db8:9::", 64)]);
+    assert_eq!(config.trusted, [network("198.51.100.9", 32), network("2001:db8:9::", 64)]);
 
     let tls = &config.tls;
     let pair = |chain: &str, key: &str| CertificateFiles { chain: chain.into(), key: key.into() };
@@ -29,11 +29,10 @@ fn every_key_is_read() {
     assert_eq!(tls.groups, [Group::X25519, Group::Secp384r1]);
     assert_eq!(tls.cipher_suites, Some(vec!["TLS_AES_256_GCM_SHA384".to_owned()]));
     assert_eq!(tls.client_ca, Some("/etc/usher/clients.pem".into()));
-    assert!(tls.client_certificate_required);
-    let often = sound("client_certificate: required", "client_certificate: required\n  reload_interval: 10s");
+    assert_eq!(tls.client_auth, ClientAuth::Required);
+    let often = sound("client_auth: required", "client_auth: required\n  reload_interval: 10s");
     assert_eq!((often.tls.reload_interval, often.tls.ticket_keys_file), (Duration::from_secs(10), None));
-    let shared =
-        sound("client_certificate: required", "client_certificate: required\n  ticket_keys_file: tls/ticket.keys");
+    let shared = sound("client_auth: required", "client_auth: required\n  ticket_keys_file: tls/ticket.keys");
     assert_eq!(shared.tls.ticket_keys_file, Some("/etc/usher/tls/ticket.keys".into()));
 
     let server = |url: &str, host: &str, port| DirectoryServer {
@@ -71,9 +70,9 @@ fn every_key_is_read() {
         connections: Connections {
             min: 2,
             max: 8,
-            idle: Duration::from_secs(20),
-            age: Duration::from_secs(600),
-            operations: 5_000,
+            idle_timeout: Duration::from_secs(20),
+            max_age: Duration::from_secs(600),
+            max_operations: 5_000,
         },
         canary: Some(Canary { login: "canary@example.com".into(), mail_host: "server3".into() }),
         reveal_account_state: false,
@@ -102,7 +101,7 @@ fn every_key_is_read() {
     assert_eq!(three.client_certificate, Some(pair("/etc/usher/c.pem", "/etc/usher/k.pem")));
     assert_eq!((three.pin_sha256.len(), &three.service, three.pass_refusals), (0, &None, true));
     assert_eq!(three.timeout, Duration::from_secs(6));
-    let health = |probe, probe_interval, failures, ramp| Health { probe, probe_interval, failures, ramp };
+    let health = |probe, probe_interval, failures, slow_start| Health { probe, probe_interval, failures, slow_start };
     let seconds = Duration::from_secs;
     assert_eq!(three.health, health(Probe::Tcp, seconds(60), 5, seconds(0)));
     let account = BackendService { login: "probe".into(), password_file: "/etc/usher/probe.password".into() };
@@ -142,18 +141,18 @@ fn every_key_is_read() {
         proxy_header_timeout: seconds(2),
         handshake_timeout: seconds(5),
         login_timeout: seconds(20),
-        conversation_timeout: seconds(40),
+        prelogin_timeout: seconds(40),
         refusal_delay: seconds(1),
         failed_logins: 5,
         bad_commands: 4,
-        backend_untagged: 1 << 20,
+        max_backend_greeting: 1 << 20,
         idle_timeout: seconds(3_600),
         on_unavailable: OnUnavailable::ReplyAndClose,
     };
     assert_eq!(config.limits, limits);
-    let failed_logins = |mode, free, first, max| {
+    let failed_logins = |mode, free_failures, first, max| {
         let first_delay = Duration::from_millis(first);
-        FailedLogins { mode, free, limit: None, first_delay, max_delay: seconds(max) }
+        FailedLogins { mode, free_failures, limit: None, first_delay, max_delay: seconds(max) }
     };
     let limit = |mode, limit| Limit { mode, limit };
     let throttle = Throttle {
@@ -163,7 +162,7 @@ fn every_key_is_read() {
             Network { address: "192.0.2.0".parse().unwrap(), bits: 24 },
             Network { address: "2001:db8::7".parse().unwrap(), bits: 128 },
         ],
-        memory: Memory { capacity: 5_000, forget_every: seconds(120), known_for: seconds(7 * 86_400) },
+        memory: Memory { capacity: 5_000, forget_every: seconds(120), known_network_ttl: seconds(7 * 86_400) },
         failed_logins_per_prefix: failed_logins(Mode::Enforce, 30, 1_000, 3),
         failed_logins_per_user: FailedLogins { limit: Some(4), ..failed_logins(Mode::DryRun, 7, 100, 2) },
         connections_per_prefix: limit(Mode::Enforce, 11),
@@ -206,7 +205,7 @@ fn defaults_are_as_documented() {
     assert_eq!(config.tls.min_version, TlsVersion::V1_2);
     assert_eq!(config.tls.groups, [Group::X25519MlKem768, Group::X25519, Group::Secp256r1, Group::Secp384r1]);
     assert_eq!((config.tls.cipher_suites, config.tls.client_ca), (None, None));
-    assert!(!config.tls.client_certificate_required);
+    assert_eq!(config.tls.client_auth, ClientAuth::Off);
     assert_eq!(config.tls.reload_interval, seconds(60));
     let directory = &config.directory;
     assert!(matches!(&directory.find, Find::UserDn { service: None, .. }));
@@ -215,7 +214,8 @@ fn defaults_are_as_documented() {
     assert_eq!((directory.timeout, directory.attempt_timeout), (seconds(5), Duration::from_millis(1_200)));
     assert_eq!(directory.max_message, 1 << 20);
     assert_eq!((directory.starttls, directory.plaintext, directory.balance), (false, false, Balance::First));
-    let connections = Connections { min: 1, max: 16, idle: seconds(30), age: seconds(1_800), operations: 100_000 };
+    let connections =
+        Connections { min: 1, max: 16, idle_timeout: seconds(30), max_age: seconds(1_800), max_operations: 100_000 };
     assert_eq!((directory.connections, &directory.canary), (connections, &None));
     assert_eq!((directory.reveal_account_state, directory.results.len()), (false, 0));
     assert_eq!(config.routing.default, None);
@@ -241,25 +241,25 @@ fn defaults_are_as_documented() {
         proxy_header_timeout: seconds(5),
         handshake_timeout: seconds(10),
         login_timeout: seconds(30),
-        conversation_timeout: seconds(60),
+        prelogin_timeout: seconds(60),
         refusal_delay: seconds(2),
         failed_logins: 3,
         bad_commands: 10,
-        backend_untagged: 65_536,
+        max_backend_greeting: 65_536,
         idle_timeout: seconds(65 * 60),
         on_unavailable: OnUnavailable::Reply,
     };
     assert_eq!(config.limits, limits);
-    let failed_logins = |mode, free| {
+    let failed_logins = |mode, free_failures| {
         let first_delay = Duration::from_millis(300);
-        FailedLogins { mode, free, limit: None, first_delay, max_delay: seconds(4) }
+        FailedLogins { mode, free_failures, limit: None, first_delay, max_delay: seconds(4) }
     };
     let limit = |mode, limit| Limit { mode, limit };
     let throttle = Throttle {
         ipv4_prefix: 32,
         ipv6_prefix: 64,
         exempt: Vec::new(),
-        memory: Memory { capacity: 100_000, forget_every: seconds(60), known_for: seconds(30 * 86_400) },
+        memory: Memory { capacity: 100_000, forget_every: seconds(60), known_network_ttl: seconds(30 * 86_400) },
         failed_logins_per_prefix: failed_logins(Mode::DryRun, 20),
         failed_logins_per_user: failed_logins(Mode::Enforce, 5),
         connections_per_prefix: limit(Mode::DryRun, 1_000),
@@ -396,7 +396,7 @@ fn principal_name_mode_keeps_the_base() {
 
 #[test]
 fn bind_results_are_mapped_to_states() {
-    let states = "balance: round_robin\n  reveal_account_state: true\n  result_19: account_locked\n  result_50: cannot_tell\n  result_53: account_disabled";
+    let states = "balance: round_robin\n  reveal_account_state: true\n  result_19: account_locked\n  result_50: unavailable\n  result_53: account_disabled";
     let directory = sound("balance: round_robin", states).directory;
     assert!(directory.reveal_account_state);
     assert_eq!(directory.results, [(19, AccountState::Locked), (53, AccountState::Disabled)].into());

@@ -7,7 +7,7 @@ async fn idle_connections_are_kept_and_recycled() {
     let server = Scripted::start(alice).await;
     let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
     settings.connections.min = 3;
-    settings.connections.operations = 5;
+    settings.connections.max_operations = 5;
     let under = Under::test(&settings, Tuning::default());
     under.ldap.look_after();
     // Three for binds, one for searches.
@@ -166,7 +166,7 @@ async fn dropped_login_closes_its_connection() {
 async fn unused_connections_are_closed() {
     let server = Scripted::start(alice).await;
     let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
-    settings.connections.idle = Duration::from_millis(60);
+    settings.connections.idle_timeout = Duration::from_millis(60);
     let under = Under::test(&settings, Tuning::default());
     under.alice().await.unwrap();
     assert_eq!(server.open(), 2);
@@ -182,13 +182,13 @@ async fn unused_connections_are_closed() {
 async fn search_connection_is_recycled() {
     let server = Scripted::start(alice).await;
     let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
-    settings.connections.operations = 10;
+    settings.connections.max_operations = 10;
     let under = Under::test(&settings, Tuning::default());
     for _ in 0..30 {
         under.look_up("alice").await.0.unwrap();
     }
     assert_eq!(server.connections(), 3);
-    settings.connections.age = Duration::ZERO;
+    settings.connections.max_age = Duration::ZERO;
     let under = Under::test(&settings, Tuning::default());
     for _ in 0..3 {
         under.look_up("alice").await.0.unwrap();

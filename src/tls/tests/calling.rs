@@ -227,7 +227,7 @@ async fn backend_can_request_a_client_certificate() {
     let (desk, stranger) = (Desk::new(), Desk::named("Other CA"));
     let mut tls = settings(vec![desk.ecdsa("one", &[NAME])]);
     tls.client_ca = Some(desk.ca_file());
-    tls.client_certificate_required = true;
+    tls.client_auth = ClientAuth::Required;
     let server = acceptor(&tls);
     let with = |files| ClientTls { client_certificate: Some(files), ..desk.client() };
 

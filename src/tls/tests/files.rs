@@ -16,7 +16,7 @@ fn all_mistakes_are_reported_at_once() {
     };
     let mut tls = settings(vec![good, swapped, mixed, missing, broken]);
     tls.cipher_suites = Some(vec!["TLS_AES_128_GCM_SHA256".to_owned(), "RC4-MD5".to_owned()]);
-    tls.client_certificate_required = true;
+    tls.client_auth = ClientAuth::Required;
 
     let words = words(&ServerTls::from_settings(&tls).unwrap_err());
     let starts = [
@@ -27,7 +27,7 @@ fn all_mistakes_are_reported_at_once() {
         "tls.certificates[3].key: cannot read ",
         "tls.certificates[4].chain: certificate 1 in ",
         "tls.cipher_suites[1]: there is no cipher suite \"RC4-MD5\" here; the suites are TLS_AES_256_GCM_SHA384, ",
-        "tls.client_certificate_required: ",
+        "tls.client_auth: ",
     ];
     assert_eq!(words.len(), starts.len(), "{words:#?}");
     for (word, start) in words.iter().zip(starts) {

@@ -27,7 +27,7 @@ use super::client::{ClientTls, connect};
 use super::server::{Acceptor, ServerTls};
 use super::stream::Stream;
 use super::{DEFAULT_GROUPS, TlsProblem};
-use crate::config::{CertificateFiles, Tls, TlsVersion};
+use crate::config::{CertificateFiles, ClientAuth, Tls, TlsVersion};
 use crate::proto::{PROTOCOLS, Protocol};
 use crate::secret::SecretBuf;
 
@@ -127,7 +127,7 @@ fn settings(certificates: Vec<CertificateFiles>) -> Tls {
         groups: DEFAULT_GROUPS.to_vec(),
         cipher_suites: None,
         client_ca: None,
-        client_certificate_required: false,
+        client_auth: ClientAuth::Optional,
         ticket_keys_file: None,
         reload_interval: std::time::Duration::from_secs(60),
     }

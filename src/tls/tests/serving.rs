@@ -263,7 +263,7 @@ async fn client_certificates_are_checked_when_an_authority_is_named() {
     let none = desk.client().prepare().unwrap();
     tls.client_ca = Some(desk.ca_file());
     for required in [false, true] {
-        tls.client_certificate_required = required;
+        tls.client_auth = if required { ClientAuth::Required } else { ClientAuth::Optional };
         let server = acceptor(&tls);
         shake(&server, &known, "mail.example.com").await.1.unwrap();
         let told = describe(&shake(&server, &foreign, "mail.example.com").await.1.unwrap_err());

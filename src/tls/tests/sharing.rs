@@ -52,7 +52,7 @@ async fn sessions_do_not_resume_under_other_settings() {
     let asks = |required| {
         machine(&desk, &[1], |tls| {
             tls.client_ca = Some(desk.ca_file());
-            tls.client_certificate_required = required;
+            tls.client_auth = if required { ClientAuth::Required } else { ClientAuth::Optional };
         })
     };
     let (optional, required) = (asks(false), asks(true));
