@@ -1,5 +1,5 @@
-//! The client's address, all the way through: from a proxy in front or a webmail server, in logs and
-//! limits, to a backend that shows it in a log of its own.
+//! The client's address from end to end: from a proxy or a webmail server, in logs and
+//! limits, to a backend that records it in its own log.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -13,14 +13,14 @@ use crate::kit::dovecot::Dovecot;
 use crate::kit::process::free_port;
 use crate::kit::scripted::{GREETING, Scripted};
 use crate::kit::usher::command;
-use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
+use crate::kit::{Config, Imap, Usher, password_of, shared, slapd};
 
-/// Where the clients of these tests connect from: all of it is loopback.
+/// The client addresses of these tests, all on loopback.
 const CLIENT: [u8; 4] = [127, 0, 0, 77];
 const PROXY: [u8; 4] = [127, 0, 0, 20];
 const WEBMAIL: [u8; 4] = [127, 0, 0, 30];
 
-/// A Dovecot that takes everybody's word on loopback, with listeners that want a PROXY header.
+/// A Dovecot that trusts all of loopback, with listeners that require a PROXY header.
 struct Trusting {
     dovecot: Dovecot,
     haproxy_imaps: u16,
@@ -37,18 +37,18 @@ fn trusting() -> &'static Trusting {
              service imap-login {{\n  inet_listener imaps_haproxy {{\n    port = {haproxy_imaps}\n    ssl = yes\n    \
              haproxy = yes\n  }}\n  inet_listener imap_haproxy {{\n    port = {haproxy_imap}\n    haproxy = yes\n  }}\n}}\n"
         );
-        let dovecot = Dovecot::start_with(&world().certificates, &world().server3, false, &more);
+        let dovecot = Dovecot::start_with(&shared().certificates, &shared().server3, false, &more);
         Trusting { dovecot, haproxy_imaps, haproxy_imap }
     })
 }
 
-/// server3 there, told about clients so.
+/// server3 at that Dovecot, with this way of forwarding the client address.
 fn forwarding(port: u16, tls: &str, forward: &str) -> Config {
     let config = Config::with_directory(slapd()).backend("server3", port, &["server3"]);
     config.set("/routing/backends/0/imap/tls", tls).set("/routing/backends/0/imap/forward", forward)
 }
 
-/// A listener that wants headers from [`PROXY`].
+/// A listener that requires headers from [`PROXY`].
 fn behind_proxy(config: Config) -> Config {
     config.set("/listeners/0/proxy_header", "required").set("/listeners/0/trusted", "127.0.0.20")
 }
@@ -72,7 +72,7 @@ fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
 /// 203.0.113.9 port 4711 to 192.0.2.1 port 993.
 const ADDRESSES: [u8; 12] = [203, 0, 113, 9, 192, 0, 2, 1, 0x12, 0x67, 0x03, 0xe1];
 
-/// What became of the connections to listeners with headers.
+/// The results of the connections to listeners with headers.
 fn headers(usher: &Usher, result: &str) -> f64 {
     usher.metric("usher_proxy_headers_total", &[("protocol", "imap"), ("result", result)])
 }
@@ -98,7 +98,7 @@ fn dovecot_sees_the_client_in_every_mode() {
         let rport = format!("rport=<{}>", imap.local_address().port());
         let line = dovecot.wait_logged(&["Login: user=<alice>, rip=<127.0.0.77>", &rport]);
         assert!(line.contains(&format!("lip=<127.0.0.1>, lport=<{}>", usher.imaps_port())), "{forward}: {line}");
-        // Its lines are found by usher's session id.
+        // Its log lines are found by usher's session id.
         assert_eq!(line.contains(&format!("session=<{session}>")), forward == "id", "{forward}: {line}");
         imap.command("NOOP").ok();
     }
@@ -122,9 +122,9 @@ fn ipv6_client_is_reported_as_ipv6() {
     }
 }
 
-/// A POP3 session through a listener of usher's that wants a PROXY header.
+/// A POP3 session through a listener of usher that requires a PROXY header.
 fn pop3(usher: &Usher, client: &str, client_port: u16) -> (Imap, String) {
-    let mut pop3 = Imap::headed(PROXY, usher.imaps_port(), &v1(client, client_port));
+    let mut pop3 = Imap::with_header(PROXY, usher.imaps_port(), &v1(client, client_port));
     pop3.send("USER alice\r\n");
     pop3.line();
     pop3.send(format!("PASS {}\r\n", password_of("alice")));
@@ -148,7 +148,7 @@ fn dovecot_sees_a_pop3_client_by_xclient_if_it_trusts_the_proxy() {
         let session = usher.wait_log("login", |line| line["client"] == client)["session"].clone();
         assert!(line.contains(&format!("session=<{}>", session.as_str().unwrap())), "{line}");
     }
-    // This one trusts nobody, and does not offer it.
+    // This server trusts no client and does not offer XCLIENT.
     let usher = speaking(crate::kit::dovecot());
     let (_pop3, answer) = pop3(&usher, "203.0.113.7", 73);
     let event = usher.login("alice");
@@ -164,7 +164,7 @@ fn dovecot_sees_a_submission_client_by_xclient() {
     let config = forwarding(dovecot.imaps, "implicit", "none").speaking("submission", &[dovecot.submissions]);
     let usher = Usher::start(behind_proxy(config.set("/routing/backends/0/submission/forward", "xclient")));
     for (client, port) in [("203.0.113.8", 81), ("2001:db8::8", 82)] {
-        let mut smtp = Imap::headed(PROXY, usher.imaps_port(), &v1(client, port));
+        let mut smtp = Imap::with_header(PROXY, usher.imaps_port(), &v1(client, port));
         smtp.send("EHLO here\r\n");
         while !smtp.line().starts_with("250 ") {}
         smtp.send(format!("AUTH PLAIN {}\r\n", base64(format!("\0alice\0{}", password_of("alice")).as_bytes())));
@@ -193,7 +193,7 @@ fn proxy_header_names_the_client_in_the_log_and_to_the_backend() {
         (v2(0x21, 0x21, &six), "2001:db8::9"),
     ];
     for ((header, client), nth) in clients.iter().zip(1..) {
-        let mut imap = log_in(Imap::headed(PROXY, usher.imaps_port(), header), "alice");
+        let mut imap = log_in(Imap::with_header(PROXY, usher.imaps_port(), header), "alice");
         assert_eq!(client_of(&usher, nth), *client);
         let listed = usher.command(&["sessions", "--json"]).succeeded().stdout;
         assert!(listed.contains(&format!("\"{client}\"")), "{listed}");
@@ -201,10 +201,10 @@ fn proxy_header_names_the_client_in_the_log_and_to_the_backend() {
         imap.command("LOGOUT").ok();
     }
     assert_eq!(headers(&usher, "client"), 5.0);
-    // A health check is the proxy's own, and is answered.
+    // A health check comes from the proxy itself and gets a greeting.
     let locals = [b"PROXY UNKNOWN\r\n".to_vec(), v2(0x20, 0, b""), v2(0x21, 0x31, &[b'/'; 216])];
     for (local, nth) in locals.iter().zip(6..) {
-        let imap = Imap::headed(PROXY, usher.imaps_port(), local);
+        let imap = Imap::with_header(PROXY, usher.imaps_port(), local);
         assert!(imap.greeting.starts_with("* OK "), "{}", imap.greeting);
         log_in(imap, "alice");
         assert_eq!(client_of(&usher, nth), "127.0.0.20");
@@ -214,7 +214,7 @@ fn proxy_header_names_the_client_in_the_log_and_to_the_backend() {
 
 #[test]
 fn fragmented_proxy_header_is_accepted_and_no_byte_after_it_is_lost() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let usher = Usher::start(behind_proxy(Config::with_directory(slapd()).scripted(&peer)));
     for header in [v1("203.0.113.7", 1), v2(0x21, 0x11, &ADDRESSES)] {
         let mut imap = Imap::silent_from(PROXY, usher.imaps_port());
@@ -238,13 +238,13 @@ fn fragmented_proxy_header_is_accepted_and_no_byte_after_it_is_lost() {
 
 #[test]
 fn invalid_or_untrusted_proxy_header_is_closed_and_counted() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let config = behind_proxy(Config::with_directory(slapd()).scripted(&peer));
     let usher = Usher::start(config.set("/limits/proxy_header_timeout", "300ms"));
     let port = usher.imaps_port();
     let closed = |from, bytes: &[u8]| {
         let mut imap = Imap::silent_from(from, port);
-        // It may be closed while it speaks.
+        // The connection may be closed while the client writes.
         let _ = imap.try_send(bytes);
         assert_eq!(imap.rest(), b"", "nothing is said");
     };
@@ -253,74 +253,75 @@ fn invalid_or_untrusted_proxy_header_is_closed_and_counted() {
     closed(PROXY, &v2(0x21, 0x11, &ADDRESSES[..4]));
     closed(PROXY, format!("PROXY UNKNOWN {}", "x".repeat(200)).as_bytes());
     closed(PROXY, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff");
-    // TLS without a header, as from a client that found a way around the balancer.
+    // TLS without a header, as from a client that bypasses the load balancer.
     assert!(Imap::try_tls_from(PROXY, port).is_err());
     let began = Instant::now();
     closed(PROXY, b"PROXY TCP4 203.0.113.7 192.0.");
     assert!(began.elapsed() >= Duration::from_millis(250), "{:?}", began.elapsed());
-    // A drip does not buy time.
+    // Single bytes do not extend the deadline.
     let mut imap = Imap::silent_from(PROXY, port);
     let began = Instant::now();
     while imap.try_send(b"PROXY UNKNOWN ".get(..1).unwrap()).is_ok() && began.elapsed() < Duration::from_secs(10) {
-        // What the client waits for is to be closed, which gives it no event while it writes.
+        // The client waits for the close, which it can only notice by writing.
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    // A check that only connects is nobody's fault.
+    // A check that only connects is not counted as a fault.
     drop(Imap::silent_from(PROXY, port));
     usher.wait_metric("usher_proxy_headers_total", &[("result", "closed")], 1.0);
     let results: Vec<f64> =
         ["untrusted", "malformed", "too_long", "client", "local", "limit"].map(|result| headers(&usher, result)).into();
     assert_eq!(results, [1.0, 2.0, 2.0, 0.0, 0.0, 0.0]);
     assert_eq!(headers(&usher, "missing") + headers(&usher, "timeout"), 3.0);
-    let told = usher
+    let reported = usher
         .wait_log("connection closed: no PROXY header as the listener wants it", |line| line["reason"] == "untrusted");
-    assert_eq!((&told["proxy"], &told["level"]), (&json!("127.0.0.77"), &json!("WARN")));
+    assert_eq!((&reported["proxy"], &reported["level"]), (&json!("127.0.0.77"), &json!("WARN")));
     usher.wait_metric("usher_connections", &[], 0.0);
     assert_eq!(peer.connections(), 0);
-    log_in(Imap::headed(PROXY, port, &v1("203.0.113.7", 1)), "alice");
+    log_in(Imap::with_header(PROXY, port, &v1("203.0.113.7", 1)), "alice");
 }
 
 #[test]
 fn connections_awaiting_a_proxy_header_are_limited_as_half_open() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let config = behind_proxy(Config::with_directory(slapd()).scripted(&peer));
     let config = config.set("/throttle", json!({"handshakes": {"mode": "enforce", "limit": 2}}));
     let usher = Usher::start(config.set("/listeners/0/trusted", "127.0.0.0/8"));
     let waiting = [(); 2].map(|()| Imap::silent_from(PROXY, usher.imaps_port()));
     usher.wait_metric("usher_connections", &[], 2.0);
-    let refused = Imap::try_headed(PROXY, usher.imaps_port(), &v1("203.0.113.7", 1)).map(|imap| imap.greeting.clone());
+    let refused =
+        Imap::try_with_header(PROXY, usher.imaps_port(), &v1("203.0.113.7", 1)).map(|imap| imap.greeting.clone());
     assert!(refused.as_ref().is_err_and(|error| error.kind() != ErrorKind::WouldBlock), "{refused:?}");
     usher.wait_metric("usher_proxy_headers_total", &[("result", "limit")], 1.0);
-    // A proxy with none that waits is not shut out by another.
+    // A proxy without waiting connections is not blocked by another.
     drop(waiting);
     usher.wait_metric("usher_connections", &[], 0.0);
-    log_in(Imap::headed(PROXY, usher.imaps_port(), &v1("203.0.113.7", 1)), "alice");
+    log_in(Imap::with_header(PROXY, usher.imaps_port(), &v1("203.0.113.7", 1)), "alice");
 }
 
 #[test]
 fn limits_count_the_clients_behind_a_proxy_and_not_the_proxy() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let config = behind_proxy(Config::with_directory(slapd()).scripted(&peer));
     let config = config.set("/throttle", json!({"connections_per_prefix": {"mode": "enforce", "limit": 1}}));
     let usher = Usher::start(config);
     let port = usher.imaps_port();
-    let _sessions = ["203.0.113.7", "203.0.113.8"].map(|client| Imap::headed(PROXY, port, &v1(client, 1)));
-    assert!(Imap::try_headed(PROXY, port, &v1("203.0.113.7", 2)).is_err());
-    let told = usher.wait_log("a rule of the throttle is met", |line| line["rule"] == "connections_per_prefix");
-    assert_eq!(told["client"], "203.0.113.7");
+    let _sessions = ["203.0.113.7", "203.0.113.8"].map(|client| Imap::with_header(PROXY, port, &v1(client, 1)));
+    assert!(Imap::try_with_header(PROXY, port, &v1("203.0.113.7", 2)).is_err());
+    let reported = usher.wait_log("a rule of the throttle is met", |line| line["rule"] == "connections_per_prefix");
+    assert_eq!(reported["client"], "203.0.113.7");
 }
 
 #[test]
 fn reload_changes_the_trusted_networks() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let mut usher = Usher::start(behind_proxy(Config::with_directory(slapd()).scripted(&peer)));
-    assert!(Imap::try_headed(CLIENT, usher.imaps_port(), &v1("203.0.113.7", 1)).is_err());
+    assert!(Imap::try_with_header(CLIENT, usher.imaps_port(), &v1("203.0.113.7", 1)).is_err());
     usher.config.change("/listeners/0/trusted", json!(["127.0.0.77"]));
     usher.config.write();
     assert_eq!(usher.hup()["message"], "reloaded");
-    log_in(Imap::headed(CLIENT, usher.imaps_port(), &v1("203.0.113.7", 1)), "alice");
-    assert!(Imap::try_headed(PROXY, usher.imaps_port(), &v1("203.0.113.7", 1)).is_err());
+    log_in(Imap::with_header(CLIENT, usher.imaps_port(), &v1("203.0.113.7", 1)), "alice");
+    assert!(Imap::try_with_header(PROXY, usher.imaps_port(), &v1("203.0.113.7", 1)).is_err());
     usher.config.change("/listeners/0", json!({"protocol": "imap", "address": "127.0.0.1:0", "tls": "implicit"}));
     usher.config.write();
     assert_eq!(usher.hup()["message"], "reloaded");
@@ -328,7 +329,7 @@ fn reload_changes_the_trusted_networks() {
     assert_eq!((client_of(&usher, 1), client_of(&usher, 2)), (json!("203.0.113.7"), json!("127.0.0.77")));
 }
 
-const CLAIM: &str = r#"ID ("name" "webmail" "X-Originating-IP" "203.0.113.50" "x-originating-port" "4712")"#;
+const FORWARDED_ID: &str = r#"ID ("name" "webmail" "X-Originating-IP" "203.0.113.50" "x-originating-port" "4712")"#;
 
 #[test]
 fn webmail_forwards_its_client_and_untrusted_senders_are_ignored() {
@@ -337,8 +338,8 @@ fn webmail_forwards_its_client_and_untrusted_senders_are_ignored() {
     let config = config.set("/throttle", json!({"connections_per_prefix": {"mode": "enforce", "limit": 3}}));
     let usher = Usher::start(config);
     let mut webmail = Imap::tls_from(WEBMAIL, usher.imaps_port());
-    webmail.command(CLAIM).ok();
-    // A guess is the user's and not the webmail's.
+    webmail.command(FORWARDED_ID).ok();
+    // A wrong password is charged to the user and not to the webmail server.
     webmail.login("alice", "wrong").is("NO [AUTHENTICATIONFAILED]");
     let webmail = log_in(webmail, "alice");
     for nth in [1, 2] {
@@ -349,16 +350,16 @@ fn webmail_forwards_its_client_and_untrusted_senders_are_ignored() {
     drop(webmail);
     assert_eq!(usher.wait_log("end", |_| true)["client"], "203.0.113.50");
 
-    // The connections of the webmail are its own.
+    // Connections are counted for the webmail server itself.
     let _four = [(); 3].map(|()| {
         let mut imap = Imap::tls_from(WEBMAIL, usher.imaps_port());
-        imap.command(CLAIM).ok();
+        imap.command(FORWARDED_ID).ok();
         imap
     });
     assert!(Imap::try_tls_from(WEBMAIL, usher.imaps_port()).is_err());
 
     let mut liar = Imap::tls_from(CLIENT, usher.imaps_port());
-    liar.command(CLAIM).ok();
+    liar.command(FORWARDED_ID).ok();
     let liar = log_in(liar, "anna");
     let event = usher.login("anna");
     assert_eq!((&event["client"], &event["via"]), (&json!("127.0.0.77"), &Value::Null), "{event}");
@@ -368,11 +369,11 @@ fn webmail_forwards_its_client_and_untrusted_senders_are_ignored() {
 
 #[test]
 fn forwarded_address_is_dropped_at_starttls_and_invalid_ones_are_ignored() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let config = Config::with_directory(slapd()).scripted(&peer).set("/trusted", json!(["127.0.0.0/8"]));
     let usher = Usher::start(config);
     let mut imap = Imap::plain(usher.imap_port());
-    imap.command(CLAIM).ok();
+    imap.command(FORWARDED_ID).ok();
     imap.command("STARTTLS").ok();
     imap.start_tls();
     log_in(imap, "alice");
@@ -383,13 +384,13 @@ fn forwarded_address_is_dropped_at_starttls_and_invalid_ones_are_ignored() {
         assert_eq!(client_of(&usher, nth + 2), "127.0.0.1", "{address}");
     }
     assert_eq!(client_of(&usher, 1), "127.0.0.1");
-    // A later ID takes the place of an earlier one.
+    // A later ID replaces an earlier one.
     let mut imap = Imap::tls(usher.imaps_port());
-    imap.command(CLAIM).ok();
+    imap.command(FORWARDED_ID).ok();
     imap.command("ID (\"x-originating-ip\" \"::ffff:203.0.113.51\")").ok();
     log_in(imap, "alice");
     assert_eq!(client_of(&usher, 6), "203.0.113.51");
-    assert!(!peer.transcript().contains("originating"), "no field of a client's goes on");
+    assert!(!peer.transcript().contains("originating"), "no client field is forwarded");
 }
 
 #[test]
@@ -401,7 +402,7 @@ fn probe_of_a_listener_with_proxy_headers_sends_its_own() {
         )
     };
     let port = free_port();
-    let dovecot = Dovecot::start_with(&world().certificates, &world().server3, false, &more(port));
+    let dovecot = Dovecot::start_with(&shared().certificates, &shared().server3, false, &more(port));
     for (probe, forward) in [("greeting", "proxy_v1"), ("greeting", "proxy_v2"), ("tcp", "proxy_v2")] {
         let config = forwarding(port, "implicit", forward).set("/routing/backends/0/probe", probe);
         let usher = Usher::start(config.set("/routing/backends/0/probe_interval", "1s"));
@@ -432,13 +433,13 @@ fn backend_that_rejects_the_client_address_is_at_fault() {
     assert!(reply.tagged.ends_with(&format!("(session {})", event["session"].as_str().unwrap())), "{reply:?}");
     assert!(!refusing.transcript().contains("AUTHENTICATE"), "no password before it");
 
-    // A listener of Dovecot's that wants a header, from a network that it does not trust.
+    // A listener of Dovecot that requires a header, from an untrusted network.
     let port = free_port();
     let more = format!(
         "haproxy_trusted_networks = 192.0.2.0/24\nservice imap-login {{\n  inet_listener imaps_haproxy {{\n    port = {port}\n    \
          ssl = yes\n    haproxy = yes\n  }}\n}}\n"
     );
-    let dovecot = Dovecot::start_with(&world().certificates, &world().server3, false, &more);
+    let dovecot = Dovecot::start_with(&shared().certificates, &shared().server3, false, &more);
     let usher = Usher::start(forwarding(port, "implicit", "proxy_v2"));
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).is("NO [UNAVAILABLE]");
     dovecot.wait_logged(&["haproxy"]);

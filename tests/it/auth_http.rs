@@ -1,4 +1,4 @@
-//! nginx's mail proxy in front of real mail servers, with usher for its `auth_http`.
+//! nginx's mail proxy in front of real mail servers, with usher as its `auth_http` server.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use crate::kit::client::base64;
 use crate::kit::nginx::Nginx;
-use crate::kit::people::METACHARACTERS;
 use crate::kit::slapd::Slapd;
-use crate::kit::{Config, Imap, Usher, dovecot, password_of, patience, relay, slapd};
+use crate::kit::users::METACHARACTERS;
+use crate::kit::{Config, Imap, Usher, dovecot, password_of, relay, slapd, wait_limit};
 
-/// Mail on server3, whose clear ports nginx is sent to; server4 has none for it.
+/// server3 with its plaintext ports for nginx; server4 has none.
 fn with_directory(directory: &Slapd) -> Config {
     relay();
     let mail = dovecot();
@@ -40,21 +40,21 @@ fn port(usher: &Usher) -> u16 {
     line["address"].as_str().unwrap().parse::<std::net::SocketAddr>().unwrap().port()
 }
 
-/// Sends these bytes from this loopback address and returns all that comes back.
+/// Sends these bytes from this loopback address and returns the whole reply.
 fn raw(from: [u8; 4], port: u16, bytes: impl AsRef<[u8]>) -> String {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&std::net::SocketAddr::from((from, 0)).into()).unwrap();
     socket.connect(&std::net::SocketAddr::from(([127, 0, 0, 1], port)).into()).unwrap();
     let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(patience(Duration::from_secs(20)))).unwrap();
-    // Who is not allowed is closed while this is written.
+    stream.set_read_timeout(Some(wait_limit(Duration::from_secs(20)))).unwrap();
+    // A connection from elsewhere is closed while this is written.
     let _ = stream.write_all(bytes.as_ref());
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8(answer).unwrap()
 }
 
-/// A question as nginx asks it.
+/// A request as nginx sends it.
 fn question(user: &str, password: &str, protocol: &str, attempt: u32, more: &str) -> String {
     format!(
         "GET / HTTP/1.0\r\nHost: 127.0.0.1\r\nAuth-Method: plain\r\nAuth-User: {user}\r\nAuth-Pass: {password}\r\n\
@@ -91,14 +91,14 @@ fn nginx_logs_users_in_at_the_returned_backend() {
     let usher = Usher::start(config());
     let nginx = Nginx::start(port(&usher), "");
     let password = password_of("alice");
-    // The directory's entry has another name than the one that is typed.
+    // The entry has another name than the typed one.
     let mut imap = Imap::tls(nginx.imaps);
     imap.login("alice@example.com", &password).ok();
     imap.command("SELECT INBOX").ok();
     let event = usher.login("alice@example.com");
     let expected = json!(["ok", "imap", "127.0.0.1", "127.0.0.1", "alice", "server3"]);
-    let told = ["result", "protocol", "client", "via", "login_backend", "backend"].map(|key| event[key].clone());
-    assert_eq!(Value::from(told.to_vec()), expected, "{event}");
+    let reported = ["result", "protocol", "client", "via", "login_backend", "backend"].map(|key| event[key].clone());
+    assert_eq!(Value::from(reported.to_vec()), expected, "{event}");
 
     let mut pop3 = Imap::tls(nginx.pop3s);
     assert!(said(&mut pop3, "USER alice").starts_with("+OK"));
@@ -119,7 +119,7 @@ fn wrong_passwords_have_their_reply_and_leave_the_connection_usable() {
     let mut imap = Imap::tls(nginx.imaps);
     let wrong = "NO [AUTHENTICATIONFAILED] Name or password is wrong";
     assert_eq!(imap.login("alice", "wrong").tagged, wrong);
-    assert_eq!(imap.login("nobody", "wrong").tagged, wrong);
+    assert_eq!(imap.login("unknown", "wrong").tagged, wrong);
     imap.login("alice", &password_of("alice")).ok();
     let mut pop3 = Imap::tls(nginx.pop3s);
     said(&mut pop3, "USER alice");
@@ -136,10 +136,10 @@ fn wrong_passwords_have_their_reply_and_leave_the_connection_usable() {
         imap.login("anna", "wrong").is("NO [AUTHENTICATIONFAILED]");
     }
     imap.rest();
-    // Whose server nginx cannot reach is told so.
+    // A user whose server nginx cannot reach gets a reply that says so.
     Imap::tls(nginx.imaps).login("bob", &password_of("bob")).is("NO [CONTACTADMIN]");
     assert_eq!(usher.login("bob")["result"], "protocol_not_served");
-    // Digests say nothing to a directory.
+    // Digests cannot be verified by a bind.
     let mut pop3 = Imap::tls(nginx.pop3s);
     assert_eq!(said(&mut pop3, "APOP alice 0123456789abcdef0123456789abcdef"), "-ERR Use PLAIN or LOGIN under TLS");
     let mut smtp = self::smtp(nginx.submissions);
@@ -159,7 +159,7 @@ fn special_characters_arrive_unchanged() {
             .authenticate("", uid, (password_of(uid) + "+").as_bytes())
             .is("NO [AUTHENTICATIONFAILED]");
     }
-    // Line ends, NUL, Latin-1 and what looks like nginx' own writing.
+    // Line ends, NUL, Latin-1 and text that looks like nginx' own escapes.
     for (name, password) in [
         ("alice\r\nAuth-Status: OK", &b"x"[..]),
         ("alice", b"x\r\nClient-IP: 127.0.0.9"),
@@ -184,7 +184,7 @@ fn outage_is_not_reported_as_a_wrong_password() {
     let slapd = Slapd::private();
     let mail = dovecot();
     let config = with_directory(&slapd).set("/limits/failed_logins", 1).set("/routing/backends/0/failures", 1);
-    // anna's server is away from the beginning; what her password is does not matter then.
+    // anna's server is down from the beginning; her password does not matter then.
     let mut config = config.set("/routing/backends/1/hosts", json!(["server4.example.com"]));
     let dead = crate::kit::process::free_port();
     config.change("/routing/backends/1/imap/address", format!("127.0.0.1:{dead}"));
@@ -200,7 +200,7 @@ fn outage_is_not_reported_as_a_wrong_password() {
     assert_eq!(usher.login("bob")["result"], "backend_unreachable");
     imap.login("alice", &password_of("alice")).ok();
     drop(slapd);
-    // Who is known gets in; others are told that nobody can tell, on a connection that stays.
+    // Cached users log in; others get a temporary failure, on a connection that stays open.
     Imap::tls(nginx.imaps).login("alice", &password_of("alice")).ok();
     let mut imap = Imap::tls(nginx.imaps);
     for _ in 0..2 {
@@ -211,7 +211,7 @@ fn outage_is_not_reported_as_a_wrong_password() {
     assert!(said(&mut pop3, &format!("PASS {}", password_of("anna"))).starts_with("-ERR [SYS/TEMP] "));
     let mut smtp = smtp(nginx.submissions);
     assert!(said(&mut smtp, &plain("anna", &password_of("anna"))).starts_with("454 4.7.0 "));
-    // Without usher nginx speaks for itself, and never of passwords.
+    // Without usher nginx sends its own error, which never mentions the password.
     usher.terminate();
     usher.exit_code();
     let mut imap = Imap::tls(nginx.imaps);
@@ -234,8 +234,8 @@ fn untrusted_clients_and_malformed_requests_learn_nothing_about_users() {
     let answer = ask(port, &good);
     let clear = dovecot().imap.to_string();
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
-    let told = ["Auth-Status", "Auth-Server", "Auth-Port", "Auth-User"].map(|name| header(&answer, name));
-    assert_eq!(told, [Some("OK"), Some("127.0.0.1"), Some(&*clear), None]);
+    let reported = ["Auth-Status", "Auth-Server", "Auth-Port", "Auth-User"].map(|name| header(&answer, name));
+    assert_eq!(reported, [Some("OK"), Some("127.0.0.1"), Some(&*clear), None]);
     let event = usher.login("alice");
     assert_eq!((&event["client"], &event["via"]), (&json!("192.0.2.7"), &json!("127.0.0.1")));
 
@@ -255,7 +255,7 @@ fn untrusted_clients_and_malformed_requests_learn_nothing_about_users() {
     ] {
         let before = usher.metric("usher_auth_http_requests_total", &[("result", result)]);
         let answer = ask(port, &question);
-        // nginx, which reads no status, finds no Auth-Status either: its client hears of an error.
+        // nginx, which ignores the status, finds no Auth-Status either: its client gets an error.
         assert!(answer.is_empty() || answer.starts_with(&format!("HTTP/1.0 {status} ")), "{answer}");
         assert_eq!(header(&answer, "Auth-Status"), None);
         assert_eq!(usher.metric("usher_auth_http_requests_total", &[("result", result)]), before + 1.0);
@@ -263,7 +263,7 @@ fn untrusted_clients_and_malformed_requests_learn_nothing_about_users() {
     drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
     usher.wait_metric("usher_auth_http_requests_total", &[("result", "closed")], 1.0);
     usher.wait_metric("usher_auth_http_requests_total", &[("result", "untrusted")], 1.0);
-    // Whoever says nothing is let go.
+    // A silent connection is closed.
     assert!(raw([127, 0, 0, 1], port, "GET / HTTP/1.0\r\n").starts_with("HTTP/1.0 408 "));
 
     let nginx = Nginx::start(port, "auth_http_header X-Auth-Key \"s e:cret\";");
@@ -277,8 +277,9 @@ fn refusal_states_whether_the_client_may_retry() {
     let port = port(&usher);
     let wait = |attempt| {
         let answer = ask(port, &question("anna", "wrong", "smtp", attempt, ""));
-        let told = ["Auth-Status", "Auth-Error-Code"].map(|name| header(&answer, name).unwrap_or_default().to_owned());
-        assert_eq!(told, ["Name or password is wrong", "535 5.7.8"]);
+        let reported =
+            ["Auth-Status", "Auth-Error-Code"].map(|name| header(&answer, name).unwrap_or_default().to_owned());
+        assert_eq!(reported, ["Name or password is wrong", "535 5.7.8"]);
         header(&answer, "Auth-Wait").map(str::to_owned)
     };
     assert_eq!([1, 2, 3, 4].map(wait), [Some("1".to_owned()), Some("1".to_owned()), None, None]);
@@ -302,12 +303,12 @@ fn reload_opens_and_closes_the_listener() {
         assert_eq!(header(&ask(port, &question), "Auth-Status"), Some("OK"));
         assert!(!listens(before));
     }
-    // Who may ask changes with the file.
+    // The allowed networks change with the file.
     usher.config.change("/auth_http/allow", json!(["192.0.2.1"]));
     usher.config.write();
     assert_eq!(usher.hup()["message"], "reloaded");
     assert_eq!(ask(other, &question), "");
-    // A new process has it from the old one.
+    // A new process inherits the listener.
     usher.config.change("/auth_http/allow", json!(["127.0.0.1"]));
     usher.config.write();
     assert_eq!(usher.hup()["message"], "reloaded");

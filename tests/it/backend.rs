@@ -1,4 +1,4 @@
-//! The backend leg: only the right server sees a password, and only its own OK is a success.
+//! The backend leg: only a verified server receives a password, and only its OK is a success.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,13 @@ use crate::kit::certs::Leaf;
 use crate::kit::client::Reply;
 use crate::kit::dovecot::Dovecot;
 use crate::kit::scripted::{GREETING, Peer, Scripted};
-use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
+use crate::kit::{Config, Imap, Usher, password_of, shared, slapd};
 
 fn usher(backend: &Scripted) -> Usher {
     Usher::start(Config::with_directory(slapd()).scripted(backend).set("/routing/backends/0/timeout", "1500ms"))
 }
 
-/// Logs alice in and wants this answer within the backend's time-out and a usable connection.
+/// Logs alice in and expects this reply within the backend's timeout and a usable connection.
 fn login(usher: &Usher, beginning: &str) -> (Imap, Reply) {
     let mut imap = Imap::tls(usher.imaps_port());
     let asked = Instant::now();
@@ -26,7 +26,7 @@ fn login(usher: &Usher, beginning: &str) -> (Imap, Reply) {
     (imap, reply)
 }
 
-/// A script whose fault makes this backend unavailable, with this result and counter.
+/// A fault that makes this backend unavailable, with this result and counter.
 fn fault(result: &str, counter: &str, backend: &Scripted) -> Usher {
     let usher = usher(backend);
     login(&usher, "NO [UNAVAILABLE]");
@@ -39,7 +39,7 @@ fn fault(result: &str, counter: &str, backend: &Scripted) -> Usher {
 
 #[test]
 fn backend_with_a_wrong_chain_name_or_date_receives_no_password() {
-    let certificates = &world().certificates;
+    let certificates = &shared().certificates;
     let name = ["server3.example.com"];
     let pairs = [
         certificates.leaf("backend-wrong-ca", Leaf { wrong_ca: true, ..Leaf::server(&name) }),
@@ -56,28 +56,28 @@ fn backend_with_a_wrong_chain_name_or_date_receives_no_password() {
 
 #[test]
 fn pin_replaces_only_the_chain_verification() {
-    let certificates = &world().certificates;
+    let certificates = &shared().certificates;
     let pair =
         certificates.leaf("pinned", Leaf { wrong_ca: true, expired: true, ..Leaf::server(&["old.example.net"]) });
     let backend = Scripted::tls_as(&pair, |peer| {
         peer.send(GREETING);
         peer.accept_login();
-        peer.answer_everything();
+        peer.reply_to_everything();
     });
     let config = Config::with_directory(slapd()).scripted(&backend).without("/routing/backends/0/ca");
     let usher = Usher::start(config.clone().set("/routing/backends/0/pin_sha256", pair.pin.as_str()));
     login(&usher, "OK");
-    let other = Usher::start(config.set("/routing/backends/0/pin_sha256", json!([world().server3.pin])));
+    let other = Usher::start(config.set("/routing/backends/0/pin_sha256", json!([shared().server3.pin])));
     login(&other, "NO [UNAVAILABLE]");
     assert_eq!(other.login("alice")["result"], "backend_tls");
 }
 
 #[test]
 fn client_certificate_is_presented_to_a_backend_that_requests_it() {
-    let certificates = &world().certificates;
-    let dovecot = Dovecot::start(certificates, &world().server3, true);
+    let certificates = &shared().certificates;
+    let dovecot = Dovecot::start(certificates, &shared().server3, true);
     let config = Config::with_directory(slapd()).backend("server3", dovecot.imaps, &["server3"]);
-    // Dovecot finishes the handshake and says what it misses when the login comes.
+    // Dovecot completes the handshake and reports the missing certificate at the login.
     let usher = Usher::start(config.clone());
     login(&usher, "NO [");
     assert_eq!(usher.login("alice")["result"], "backend_rejected");
@@ -96,7 +96,7 @@ fn configured_server_name_is_sent_and_the_tls_session_resumed() {
         let _ = sender.lock().unwrap().send((peer.server_name.clone(), peer.resumed));
         peer.send(GREETING);
         peer.accept_login();
-        peer.answer_everything();
+        peer.reply_to_everything();
     });
     let usher = usher(&backend);
     for resumed in [false, true] {
@@ -108,7 +108,7 @@ fn configured_server_name_is_sent_and_the_tls_session_resumed() {
 
 #[test]
 fn down_backend_affects_only_its_users_and_recovers() {
-    let mut dovecot = Dovecot::start(&world().certificates, &world().server3, false);
+    let mut dovecot = Dovecot::start(&shared().certificates, &shared().server3, false);
     let config = Config::with_directory(slapd()).backend("server3", dovecot.imaps, &["server3"]);
     let usher = Usher::start(config.backend("server4", crate::kit::cyrus().imaps, &["server4.example.com"]));
     login(&usher, "OK");
@@ -143,7 +143,7 @@ fn silent_backend_times_out_at_every_step() {
     for script in steps {
         fault("backend_timeout", "timeout", &Scripted::tls(script));
     }
-    // A port that accepts and never speaks TLS.
+    // A port that accepts and never answers the TLS handshake.
     fault("backend_timeout", "timeout", &Scripted::plain(Peer::wait_for_end));
 }
 
@@ -188,8 +188,8 @@ fn replies_other_than_ok_are_never_success() {
             peer.send(GREETING);
             if let Some(tag) = peer.take_login() {
                 peer.send(answer(&tag));
-                // Whoever takes that for success finds a session that works.
-                peer.answer_everything();
+                // A proxy that accepted it as success would find a working session.
+                peer.reply_to_everything();
             }
         });
         let usher = usher(&backend);
@@ -260,7 +260,7 @@ fn starttls_must_be_offered_and_bytes_after_it_are_refused() {
             }
             peer.take_login();
         },
-        // Answered together with plaintext that would count as said under TLS.
+        // Answered together with plaintext that would count as received under TLS.
         |peer| {
             peer.send("* OK [CAPABILITY IMAP4rev1 STARTTLS] hello\r\n");
             if let Some((tag, _)) = peer.command() {
@@ -270,7 +270,7 @@ fn starttls_must_be_offered_and_bytes_after_it_are_refused() {
                 peer.take_login();
             }
         },
-        // The known downgrade trick.
+        // The known downgrade attack.
         |peer| {
             peer.send("* PREAUTH [CAPABILITY IMAP4rev1 STARTTLS] come in\r\n");
             peer.take_login();
@@ -288,7 +288,7 @@ fn starttls_must_be_offered_and_bytes_after_it_are_refused() {
 
 #[test]
 fn capabilities_are_requested_again_after_starttls() {
-    // In the clear it lies about what it can; under TLS it has no SASL-IR.
+    // Before TLS it advertises wrong capabilities; under TLS it has no SASL-IR.
     let backend = Scripted::plain(|peer| {
         peer.send("* OK [CAPABILITY IMAP4rev1 STARTTLS SASL-IR AUTH=PLAIN] hello\r\n");
         let Some((tag, command)) = peer.command() else { return };
@@ -301,7 +301,7 @@ fn capabilities_are_requested_again_after_starttls() {
         assert_eq!(command, "CAPABILITY");
         peer.send(format!("* CAPABILITY IMAP4rev1 AUTH=PLAIN\r\n{tag} OK done\r\n"));
         peer.accept_login();
-        peer.answer_everything();
+        peer.reply_to_everything();
     });
     let config = Config::with_directory(slapd()).scripted(&backend).set("/routing/backends/0/imap/tls", "starttls");
     let usher = Usher::start(config);
@@ -314,7 +314,7 @@ fn cleartext_backend_requires_explicit_configuration() {
     let backend = Scripted::plain(|peer| {
         peer.send(GREETING);
         peer.accept_login();
-        peer.answer_everything();
+        peer.reply_to_everything();
     });
     let config = Config::with_directory(slapd()).scripted(&backend);
     login(&Usher::start(config.clone().set("/routing/backends/0/imap/tls", "plaintext-insecure")), "OK");
@@ -326,7 +326,7 @@ fn login_command_is_used_without_plain_and_keeps_every_byte() {
     let backend = Scripted::tls(|peer| {
         peer.send("* OK [CAPABILITY IMAP4rev1] old\r\n");
         peer.accept_login();
-        peer.answer_everything();
+        peer.reply_to_everything();
     });
     let usher = usher(&backend);
     for uid in ["alice", "gruen", "space"] {
@@ -349,7 +349,7 @@ fn greetings_and_replies_are_accepted_byte_by_byte() {
         for byte in format!("* OK hello\r\n{tag} OK [CAPABILITY IMAP4rev1] welcome\r\n").bytes() {
             peer.send([byte]);
         }
-        peer.answer_everything();
+        peer.reply_to_everything();
     });
     let usher = usher(&backend);
     let (mut imap, reply) = login(&usher, "OK [CAPABILITY IMAP4rev1] welcome");
@@ -366,7 +366,7 @@ fn untagged_lines_reach_the_client_in_order_before_the_tagged_reply() {
             "* OK [ALERT] disk full\r\n* LIST () \"/\" {{5}}\r\nIN\r\nX\r\n* OK [X] third\r\n\
              {tag} OK [CAPABILITY IMAP4rev1 UNAUTHENTICATE IDLE] User logged in SESSIONID=<s-1>\r\n* 1 EXISTS\r\n"
         ));
-        peer.answer_everything();
+        peer.reply_to_everything();
     });
     let usher = usher(&backend);
     let (mut imap, reply) = login(&usher, "OK [CAPABILITY IMAP4rev1 IDLE] User logged in SESSIONID=<s-1>");
@@ -383,18 +383,18 @@ fn capabilities_are_requested_if_the_ok_has_none() {
         let Some((tag, command)) = peer.command() else { return };
         assert_eq!(command, "CAPABILITY");
         peer.send(format!("* CAPABILITY IMAP4rev1 MOVE UNAUTHENTICATE\r\n{tag} OK done\r\n"));
-        peer.answer_everything();
+        peer.reply_to_everything();
     });
     login(&usher(&backend), "OK [CAPABILITY IMAP4rev1 MOVE] welcome");
 }
 
-/// alice's password is right for the directory, and the backend answers so.
+/// alice's password is valid in the directory, and the backend replies with this.
 fn disagreement(answer: &'static str, pass: bool) -> String {
     let backend = Scripted::tls(move |peer| {
         peer.send(GREETING);
         if let Some(tag) = peer.take_login() {
             peer.send(format!("{tag} NO {answer}\r\n"));
-            peer.answer_everything();
+            peer.reply_to_everything();
         }
     });
     let config = Config::with_directory(slapd()).scripted(&backend);
@@ -403,7 +403,7 @@ fn disagreement(answer: &'static str, pass: bool) -> String {
     let event = usher.login("alice");
     assert_eq!(event["result"], "backend_rejected", "{event}");
     let said = event["backend_reply"].as_str().unwrap_or_default();
-    assert!(said.contains(answer.rsplit(']').next().unwrap().trim()), "the log has the backend's words: {event}");
+    assert!(said.contains(answer.rsplit(']').next().unwrap().trim()), "the log has the text of the backend: {event}");
     assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "backend_rejected")]), 1.0);
     let session = format!(" (session {})", event["session"].as_str().unwrap());
     reply.tagged.strip_suffix(&session).expect("the session is named").to_owned()
@@ -457,7 +457,7 @@ fn client_that_disconnects_during_the_backend_login_frees_the_connection() {
 
 #[test]
 fn cyrus_greeting_waits_for_no_delayed_acknowledgement() {
-    // Linux delays one by 40 ms at least (TCP_DELACK_MIN): one login of these is enough to see that it did not.
+    // Linux delays one by at least 40 ms (TCP_DELACK_MIN): one faster login proves that it did not.
     let usher = Usher::start(Config::shared());
     for _ in 0..8 {
         let mut imap = Imap::tls(usher.imaps_port());

@@ -1,4 +1,4 @@
-//! The cache: whom it answers for, how long, and what it never does.
+//! The cache: which logins it answers, for how long, and what it never does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::kit::scripted::{GREETING, Scripted};
 use crate::kit::slapd::Slapd;
-use crate::kit::{Config, Imap, Person, Usher, password_of};
+use crate::kit::{Config, Imap, User, Usher, password_of};
 
 const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
 
@@ -15,7 +15,7 @@ fn private() -> (Slapd, Scripted, Usher) {
 }
 
 fn private_with(change: impl Fn(Config) -> Config) -> (Slapd, Scripted, Usher) {
-    let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
+    let (slapd, backend) = (Slapd::private(), Scripted::accepting());
     let usher =
         Usher::start(change(Config::with_directory(&slapd).scripted(&backend).set("/limits/failed_logins", 50)));
     (slapd, backend, usher)
@@ -50,7 +50,7 @@ fn other_password_is_always_verified_and_never_evicts_the_valid_one() {
     login(&usher, "second wrong one", "NO [AUTHENTICATIONFAILED]");
     assert_eq!(slapd.binds(ALICE), 3);
     login(&usher, &password_of("alice"), "OK");
-    assert_eq!(slapd.binds(ALICE), 3, "the right one is still known");
+    assert_eq!(slapd.binds(ALICE), 3, "the valid one is still cached");
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn repeated_wrong_password_costs_no_further_bind() {
     for _ in 0..10 {
         imap.login("alice", "stale").is("NO [AUTHENTICATIONFAILED]");
     }
-    assert_eq!(slapd.binds(ALICE), 1, "a stuck phone locks nobody out");
+    assert_eq!(slapd.binds(ALICE), 1, "a repeated wrong password locks no account");
     assert_eq!(decided(&usher, "negative"), 9.0);
     imap.login("alice", &password_of("alice")).ok();
 }
@@ -69,8 +69,8 @@ fn repeated_wrong_password_costs_no_further_bind() {
 fn wrong_password_expires_from_the_cache() {
     let (slapd, _backend, usher) = private_with(|config| config.set("/cache/negative_ttl", "300ms"));
     login(&usher, "early", "NO [AUTHENTICATIONFAILED]");
-    slapd.set(&Person::new("alice", None), "userPassword", Some("early"));
-    std::thread::sleep(Duration::from_millis(400)); // the life of the entry is what is tested
+    slapd.set(&User::new("alice", None), "userPassword", Some("early"));
+    std::thread::sleep(Duration::from_millis(400)); // the lifetime of the entry is what is tested
     login(&usher, "early", "OK");
 }
 
@@ -78,7 +78,7 @@ fn wrong_password_expires_from_the_cache() {
 fn decision_is_cached_for_its_ttl() {
     let (slapd, _backend, usher) = private_with(|config| config.set("/cache/ttl", "500ms"));
     login(&usher, &password_of("alice"), "OK");
-    std::thread::sleep(Duration::from_millis(700)); // the life of the entry is what is tested
+    std::thread::sleep(Duration::from_millis(700)); // the lifetime of the entry is what is tested
     login(&usher, &password_of("alice"), "OK");
     assert_eq!(slapd.binds(ALICE), 2);
 }
@@ -87,9 +87,9 @@ fn decision_is_cached_for_its_ttl() {
 fn changed_password_invalidates_the_old_one() {
     let (slapd, _backend, usher) = private();
     login(&usher, &password_of("alice"), "OK");
-    slapd.set(&Person::new("alice", None), "userPassword", Some("changed"));
+    slapd.set(&User::new("alice", None), "userPassword", Some("changed"));
     login(&usher, "changed", "OK");
-    // A password not known before has succeeded: the others are verified at their next use.
+    // A new password has succeeded: the others are verified at their next use.
     login(&usher, &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
     login(&usher, "changed", "OK");
     assert_eq!(slapd.binds(ALICE), 3, "{}", slapd.logged());
@@ -110,17 +110,17 @@ fn main_and_app_passwords_are_cached_together() {
     for password in passwords {
         login(&usher, password, "OK");
     }
-    assert_eq!(slapd.binds(ALICE), binds, "by now each is known and none evicts another");
+    assert_eq!(slapd.binds(ALICE), binds, "each is cached and none evicts another");
 }
 
 #[test]
 fn same_password_of_another_user_is_no_cache_hit() {
     let (slapd, _backend, usher) = private();
-    slapd.set(&Person::new("anna", None), "userPassword", Some("shared"));
-    slapd.set(&Person::new("alice", None), "userPassword", Some("sharedx"));
+    slapd.set(&User::new("anna", None), "userPassword", Some("shared"));
+    slapd.set(&User::new("alice", None), "userPassword", Some("sharedx"));
     let mut imap = Imap::tls(usher.imaps_port());
     imap.login("anna", "shared").ok();
-    // Neither the same password nor another cut between name and password is the same key.
+    // Neither the same password nor another split of name and password gives the same key.
     login(&usher, "shared", "NO [AUTHENTICATIONFAILED]");
     Imap::tls(usher.imaps_port()).login("annas", "hared").is("NO [AUTHENTICATIONFAILED]");
     assert_eq!(slapd.binds(ALICE), 1);
@@ -153,8 +153,8 @@ fn recently_seen_users_log_in_while_the_directory_is_down() {
     Imap::tls(usher.imaps_port()).login("anna", &password_of("anna")).is("NO [UNAVAILABLE]");
 }
 
-/// A backend that refuses when told to.
-fn moody() -> (Arc<AtomicBool>, Scripted) {
+/// A backend that refuses while the flag is set.
+fn faulty_backend() -> (Arc<AtomicBool>, Scripted) {
     let refuses = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&refuses);
     let backend = Scripted::tls(move |peer| {
@@ -165,7 +165,7 @@ fn moody() -> (Arc<AtomicBool>, Scripted) {
             } else {
                 peer.send(format!("{tag} OK [CAPABILITY IMAP4rev1] welcome\r\n"));
             }
-            peer.answer_everything();
+            peer.reply_to_everything();
         }
     });
     (refuses, backend)
@@ -174,15 +174,15 @@ fn moody() -> (Arc<AtomicBool>, Scripted) {
 #[test]
 fn cached_login_rejected_by_the_backend_is_verified_again() {
     let slapd = Slapd::private();
-    let (refuses, backend) = moody();
+    let (refuses, backend) = faulty_backend();
     let usher = Usher::start(Config::with_directory(&slapd).scripted(&backend));
     login(&usher, &password_of("alice"), "OK");
     refuses.store(true, Ordering::SeqCst);
-    // Still right: the servers disagree.
+    // The password is still valid in the directory: the servers disagree.
     login(&usher, &password_of("alice"), "NO [UNAVAILABLE] the backend says no");
     assert_eq!(slapd.binds(ALICE), 2, "{}", slapd.logged());
-    // Wrong by now: the password was changed on both, and the old one is told so.
-    slapd.set(&Person::new("alice", None), "userPassword", Some("changed"));
+    // Wrong by now: the password was changed on both, and the old one is refused.
+    slapd.set(&User::new("alice", None), "userPassword", Some("changed"));
     login(&usher, &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
     assert_eq!(slapd.binds(ALICE), 3, "{}", slapd.logged());
     refuses.store(false, Ordering::SeqCst);
@@ -194,8 +194,8 @@ fn cached_login_rejected_by_the_backend_is_verified_again() {
 fn route_is_cached_only_as_long_as_the_decision() {
     let (slapd, backend, usher) = private_with(|config| config.set("/cache/ttl", "500ms"));
     login(&usher, &password_of("alice"), "OK");
-    slapd.set(&Person::new("alice", None), "mailHost", Some("server9"));
-    std::thread::sleep(Duration::from_millis(700)); // the life of the entry is what is tested
+    slapd.set(&User::new("alice", None), "mailHost", Some("server9"));
+    std::thread::sleep(Duration::from_millis(700)); // the lifetime of the entry is what is tested
     login(&usher, &password_of("alice"), "NO [CONTACTADMIN]");
     assert_eq!(backend.connections(), 1);
 }

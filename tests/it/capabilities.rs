@@ -1,4 +1,4 @@
-//! What clients are promised before their login is what every backend can do.
+//! The capabilities advertised before login are those of every backend.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::kit::client::Tls;
 use crate::kit::dovecot::Dovecot;
 use crate::kit::scripted::Scripted;
-use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of, world};
+use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of, shared};
 
 /// The words of a capability in a list of ManageSieve.
 fn words(list: &[String], name: &str) -> BTreeSet<String> {
@@ -19,15 +19,15 @@ fn words(list: &[String], name: &str) -> BTreeSet<String> {
     line.trim_end_matches('"').split(' ').filter(|word| !word.is_empty()).map(ToOwned::to_owned).collect()
 }
 
-/// Pigeonhole and timsieved, looked after every second.
+/// Pigeonhole and timsieved, probed every second.
 fn both() -> Config {
     let config = Config::shared().speaking("managesieve", &[dovecot().sieve, cyrus().sieve]);
     (0..2).fold(config, |config, index| {
-        looked_after(config, index).set(&format!("/routing/backends/{index}/managesieve/tls"), "starttls")
+        probed(config, index).set(&format!("/routing/backends/{index}/managesieve/tls"), "starttls")
     })
 }
 
-fn looked_after(config: Config, index: usize) -> Config {
+fn probed(config: Config, index: usize) -> Config {
     let config = config.set(&format!("/routing/backends/{index}/probe"), "greeting");
     config.set(&format!("/routing/backends/{index}/probe_interval"), "1s")
 }
@@ -37,8 +37,8 @@ fn sieve_extensions_are_those_that_both_servers_have() {
     let usher = Usher::start(both());
     let differ = usher.wait_log("backends differ in what they can do; clients are promised what all can", |_| true);
     assert_eq!(differ["protocol"], "managesieve", "{differ}");
-    let told = differ["differences"].as_str().unwrap();
-    assert!(told.contains("server3: ") && told.contains("server4: "), "{differ}");
+    let reported = differ["differences"].as_str().unwrap();
+    assert!(reported.contains("server3: ") && reported.contains("server4: "), "{differ}");
 
     let pigeonhole = words(&Sieve::plain(dovecot().sieve).greeting, "SIEVE");
     let timsieved = words(&Sieve::plain(cyrus().sieve).greeting, "SIEVE");
@@ -49,7 +49,7 @@ fn sieve_extensions_are_those_that_both_servers_have() {
     assert_eq!(words(&greeting, "SIEVE"), both);
     assert!(!greeting.iter().any(|line| line.starts_with("\"UNAUTHENTICATE\"")), "{greeting:?}");
     assert!(usher.metric("usher_backend_capabilities_missing", &[("protocol", "managesieve")]) >= 2.0);
-    // Told once, however often they are looked at.
+    // Logged once, however often they are probed.
     usher.hup();
     usher.wait_metric("usher_backend_capability_changes_total", &[("protocol", "managesieve")], 0.0);
     let differ = |line: &&serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("differ"));
@@ -63,10 +63,10 @@ fn configured_capabilities_replace_the_learned_ones() {
     let usher = Usher::start(config);
     usher.wait_log("backends differ in what they can do; clients are promised what all can", |_| true);
     let greeting = Sieve::tls(usher.imaps_port()).greeting;
-    let told = greeting.join("|");
+    let reported = greeting.join("|");
     let expected =
         "\"IMPLEMENTATION\" \"usher\"|\"SASL\" \"PLAIN LOGIN\"|\"SIEVE\" \"fileinto\"|\"MAXREDIRECTS\" \"3\"|OK";
-    assert!(told.starts_with(expected), "{told}");
+    assert!(reported.starts_with(expected), "{reported}");
 }
 
 #[test]
@@ -75,15 +75,15 @@ fn changed_capability_list_is_learned_and_kept_through_an_outage() {
     let now = Arc::clone(&state);
     let server = Scripted::tls(move |peer| {
         let list = ["SIEVE\" \"fileinto reject", "SIEVE\" \"fileinto"].get(now.load(Ordering::SeqCst));
-        // An outage: it closes without a word.
+        // An outage: the server closes without a greeting.
         let Some(list) = list else { return };
         peer.send(format!("\"IMPLEMENTATION\" \"scripted\"\r\n\"SASL\" \"PLAIN\"\r\n\"{list}\"\r\nOK\r\n"));
         peer.wait_for_end();
     });
-    let config = looked_after(Config::shared().speaking("managesieve", &[server.port]), 0);
+    let config = probed(Config::shared().speaking("managesieve", &[server.port]), 0);
     let usher = Usher::start(config);
     let offered = |wanted: &str| {
-        // A greeting gives no event when the next one will differ.
+        // A change of the greeting offers no event to wait for.
         for _ in 0..200 {
             if words(&Sieve::tls(usher.imaps_port()).greeting, "SIEVE").into_iter().collect::<Vec<_>>().join(" ")
                 == wanted
@@ -92,7 +92,7 @@ fn changed_capability_list_is_learned_and_kept_through_an_outage() {
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
-        panic!("never promised {wanted}");
+        panic!("never advertised {wanted}");
     };
     offered("fileinto reject");
     state.store(1, Ordering::SeqCst);
@@ -107,22 +107,22 @@ fn changed_capability_list_is_learned_and_kept_through_an_outage() {
     offered("fileinto");
 }
 
-/// What usher answers for itself before the login no backend can take from the clients of the others.
+/// A capability that usher implements before login cannot be removed by one backend.
 #[test]
 fn backend_without_capabilities_removes_nothing_for_imap_clients() {
-    let server = Scripted::welcoming();
+    let server = Scripted::accepting();
     let usher = Usher::start(Config::with_directory(crate::kit::slapd()).scripted(&server));
     let usual = "* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN] usher is ready";
     let mut imap = Imap::tls(usher.imaps_port());
     assert_eq!(imap.greeting, usual);
-    // Its greeting lists neither, which this login shows.
+    // Its greeting lists neither, as this login shows.
     imap.login("alice", &password_of("alice")).ok();
-    // Lists are merged a few times a second, and after a reload at once.
+    // Lists are merged a few times a second, and at once after a reload.
     usher.hup();
     assert_eq!(Imap::tls(usher.imaps_port()).greeting, usual);
 }
 
-/// A list is bounded, so that answers to clients are: what is too long is promised to nobody.
+/// Lists are bounded, so that replies to clients are: oversized capabilities are not advertised.
 #[test]
 fn oversized_capability_lists_are_not_advertised() {
     let usher = Usher::start(hostile("managesieve"));
@@ -140,8 +140,8 @@ fn oversized_capability_lists_are_not_advertised() {
     assert!(promised.iter().map(String::len).sum::<usize>() < 5 * 1024, "{promised:?}");
 }
 
-/// With a server that lists as much as a login may bring, and is probed: one capability of 59 KB, or as many
-/// as there is room for.
+/// A probed server that lists as much as the login limit allows: one capability of 59 KB, or as many
+/// as fit.
 pub(crate) fn hostile(protocol: &str) -> Config {
     let server = match protocol {
         "managesieve" => Scripted::tls(|peer| {
@@ -157,14 +157,14 @@ pub(crate) fn hostile(protocol: &str) -> Config {
             }
         }),
     };
-    // Looked at once: with its IMAP, two probes.
-    looked_after(Config::shared().speaking(protocol, &[server.port]), 0).set("/routing/backends/0/probe_interval", "1h")
+    // Probed once: with IMAP, two probes.
+    probed(Config::shared().speaking(protocol, &[server.port]), 0).set("/routing/backends/0/probe_interval", "1h")
 }
 
 #[test]
 fn common_imap_capabilities_of_dovecot_and_cyrus_are_advertised() {
-    let config = (0..2).fold(Config::shared(), looked_after);
-    // One look at each and no more.
+    let config = (0..2).fold(Config::shared(), probed);
+    // One probe of each and no more.
     let once = |config: Config, index| config.set(&format!("/routing/backends/{index}/probe_interval"), "1h");
     let usher = Usher::start((0..2).fold(config, once));
     for server in ["server3", "server4"] {
@@ -192,11 +192,11 @@ fn keywords(client: &mut Imap) -> BTreeSet<String> {
 fn smaller_size_of_two_dovecots_is_advertised() {
     let sized = |pair, size: &str| {
         let more = format!("submission_max_mail_size = {size}\n");
-        Dovecot::start_with(&world().certificates, pair, false, &more)
+        Dovecot::start_with(&shared().certificates, pair, false, &more)
     };
-    let (large, small) = (sized(&world().server3, "20 M"), sized(&world().server4, "5 M"));
+    let (large, small) = (sized(&shared().server3, "20 M"), sized(&shared().server4, "5 M"));
     let config = Config::shared().speaking("submission", &[large.submissions, small.submissions]);
-    let usher = Usher::start((0..2).fold(config, looked_after));
+    let usher = Usher::start((0..2).fold(config, probed));
     for (server, port, size) in [
         ("server3.example.com", large.submissions, "SIZE 20971520"),
         ("server4.example.com", small.submissions, "SIZE 5242880"),
@@ -205,7 +205,8 @@ fn smaller_size_of_two_dovecots_is_advertised() {
         assert!(keywords(&mut direct).contains(size), "{server} is set up for {size}");
     }
     usher.wait_log("backends differ in what they can do; clients are promised what all can", |line| {
-        line["protocol"] == "submission" && line["differences"].as_str().is_some_and(|told| told.contains("SIZE"))
+        line["protocol"] == "submission"
+            && line["differences"].as_str().is_some_and(|reported| reported.contains("SIZE"))
     });
     let promised = keywords(&mut Imap::tls(usher.imaps_port()));
     assert!(promised.contains("SIZE 5242880") && promised.contains("CHUNKING"), "{promised:?}");
@@ -213,7 +214,7 @@ fn smaller_size_of_two_dovecots_is_advertised() {
 
 #[test]
 fn submission_advertises_the_smallest_size_and_the_common_keywords() {
-    let small = Scripted::tls_as(&world().server4, |peer| {
+    let small = Scripted::tls_as(&shared().server4, |peer| {
         peer.send("220 scripted\r\n");
         while let Some(line) = peer.line() {
             assert!(line.starts_with("EHLO "), "{line}");
@@ -222,12 +223,12 @@ fn submission_advertises_the_smallest_size_and_the_common_keywords() {
         }
     });
     let config = Config::shared().speaking("submission", &[dovecot().submissions, small.port]);
-    let usher = Usher::start((0..2).fold(config, looked_after));
+    let usher = Usher::start((0..2).fold(config, probed));
     let differ = usher.wait_log("backends differ in what they can do; clients are promised what all can", |line| {
         line["protocol"] == "submission"
     });
-    let told = differ["differences"].as_str().unwrap();
-    assert!(told.contains("server3: ") && told.contains("server4: ") && told.contains("DSN"), "{differ}");
+    let reported = differ["differences"].as_str().unwrap();
+    assert!(reported.contains("server3: ") && reported.contains("server4: ") && reported.contains("DSN"), "{differ}");
     let mut client = Imap::tls(usher.imaps_port());
     let keywords = keywords(&mut client);
     let has = |keyword: &str| keywords.contains(keyword);

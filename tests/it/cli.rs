@@ -1,4 +1,4 @@
-//! The commands: check, explain, sessions, reload, and the exit codes of all of them.
+//! The commands check, explain, sessions and reload, and their exit codes.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,13 +6,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::kit::certs::Leaf;
-use crate::kit::people::{METACHARACTERS, SERVICE_PASSWORD};
 use crate::kit::process::run;
 use crate::kit::slapd::Slapd;
+use crate::kit::users::{METACHARACTERS, SERVICE_PASSWORD};
 use crate::kit::usher::{BINARY, command};
-use crate::kit::{Config, Imap, Usher, password_of, world};
+use crate::kit::{Config, Imap, Usher, password_of, shared};
 
-/// What `check` says about a mistake: the line of the key, the key, and a word of the message.
+/// A mistake as `check` reports it: the line of the key, the key, and a part of the message.
 fn refuses(config: &Config, key: &str, word: &str) {
     let file = config.write();
     let said = command(config, &["check"], b"");
@@ -50,7 +50,7 @@ fn all_mistakes_are_reported_at_once_with_line_and_key() {
 fn files_named_by_the_config_are_checked() {
     let config = Config::shared();
     refuses(&config.clone().set("/tls/certificates/0/chain", "missing.pem"), "tls.certificates[0]", "missing.pem");
-    let other = world().certificates.leaf("mismatched", Leaf::server(&["usher.example.com"]));
+    let other = shared().certificates.leaf("mismatched", Leaf::server(&["usher.example.com"]));
     refuses(&config.clone().set("/tls/certificates/0/key", json!(other.key)), "tls.certificates[0]", "");
     let garbage = config.file("garbage.pem", "not PEM at all");
     refuses(&config.clone().set("/directory/ca", json!(garbage)), "directory.ca", "");
@@ -84,21 +84,21 @@ fn unsafe_or_circular_configuration_is_refused() {
     refuses(&config.set("/directory/bind_password", "inline"), "directory.bind_password", "");
 }
 
-/// Why proxy authorization needs `login_attribute`: whoever may write a mail alias into their own
-/// entry could otherwise log in as anybody, with their own password.
+/// Why proxy authorization requires `login_attribute`: a user that may write a mail alias into their own
+/// entry could otherwise log in as any user, with their own password.
 #[test]
 fn alias_is_no_identity_with_proxy_authorization() {
     let slapd = Slapd::private();
-    let backend = crate::kit::scripted::Scripted::welcoming();
+    let backend = crate::kit::scripted::Scripted::accepting();
     // anna writes "bob" into her own mail attribute and logs in by that name.
-    let anna = crate::kit::Person::new("anna", None);
+    let anna = crate::kit::User::new("anna", None);
     slapd.set(&anna, "mail", Some("bob-the-boss"));
     let config = Config::with_directory(&slapd).scripted(&backend).set("/directory/login_attribute", "uid");
     let password = config.file("backend.password", SERVICE_PASSWORD);
     let usher =
         Usher::start(config.set("/routing/backends/0/service", json!({"login": "usher", "password_file": password})));
     Imap::tls(usher.imaps_port()).login("bob-the-boss", &password_of("anna")).ok();
-    assert_eq!(backend.next_login(), format!("anna\0usher\0{SERVICE_PASSWORD}"), "she is who her entry says");
+    assert_eq!(backend.next_login(), format!("anna\0usher\0{SERVICE_PASSWORD}"), "the login is that of her entry");
 }
 
 fn explain(config: &Config, arguments: &[&str], input: &str) -> (i32, Value) {
@@ -119,7 +119,7 @@ fn explain_shows_the_backend_of_a_name() {
         ("alice", 0),
         ("bob", 0),
         (METACHARACTERS, 0),
-        ("nobody", 67),
+        ("unknown", 67),
         ("carol", 65),
         ("dave", 65),
         ("twin@example.com", 65),
@@ -202,19 +202,19 @@ fn systemd_is_notified_of_readiness_and_stop() {
     let path = config.path("notify.sock");
     let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let told = |word: &str| {
+    let expect_notice = |word: &str| {
         let mut buffer = [0; 4096];
         loop {
-            let n = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("never told {word}: {error}"));
+            let n = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("no notice {word}: {error}"));
             if String::from_utf8_lossy(&buffer[..n]).lines().any(|line| line == word) {
                 return;
             }
         }
     };
     let usher = Usher::start_with(config, vec![("NOTIFY_SOCKET", path.display().to_string())]);
-    told("READY=1");
+    expect_notice("READY=1");
     usher.terminate();
-    told("STOPPING=1");
+    expect_notice("STOPPING=1");
 }
 
 #[test]
@@ -235,9 +235,9 @@ fn make_files(value: &Value, folder: &Path) {
         Value::Object(entries) => {
             for (key, value) in entries {
                 match key.as_str() {
-                    "chain" => write(value, &read(&world().usher.chain)),
-                    "key" if value.is_string() => write(value, &read(&world().usher.key)),
-                    "ca" | "client_ca" => write(value, &read(&world().certificates.ca())),
+                    "chain" => write(value, &read(&shared().usher.chain)),
+                    "key" if value.is_string() => write(value, &read(&shared().usher.key)),
+                    "ca" | "client_ca" => write(value, &read(&shared().certificates.ca())),
                     key if key.ends_with("_file") => write(value, b"a password\n"),
                     _ => make_files(value, folder),
                 }
@@ -256,7 +256,7 @@ fn every_shipped_config_passes_check() {
         for file in std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
             let Ok(text) = std::fs::read_to_string(&file) else { continue };
             let yaml = file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
-            // What has listeners is a configuration of usher; the rest is for its neighbours.
+            // A file with listeners is a configuration of usher; the others are for other programs.
             if !yaml || !text.contains("\nlisteners:") && !text.starts_with("listeners:") {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! Files of the configuration that are none: nothing is waited for, and what serves goes on serving.
+//! Configuration files that are no regular files: nothing blocks, and the running process keeps serving.
 
 use crate::kit::process::run;
 use crate::kit::usher::command;
@@ -15,7 +15,7 @@ fn fifo_among_config_files_is_refused_and_blocks_nothing() {
         let content = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         run("mkfifo", &["-m", "600", &path.display().to_string()], b"").succeeded();
-        // A reader that opens it waits for a writer, for ever.
+        // Opening it for reading blocks until there is a writer.
         let answer = usher.hup();
         assert_eq!(answer["message"], "reload refused; the old configuration stays in force", "{answer}");
         assert!(answer["problem"].as_str().unwrap().contains("no regular file"), "{answer}");

@@ -1,5 +1,5 @@
-//! The control socket as scripts and strangers meet it: plain HTTP, sentences for mistakes, limits,
-//! and nothing of it on the side port.
+//! The control socket for scripts and unauthorized users: plain HTTP, error messages, limits,
+//! and none of its commands on the side port.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -9,16 +9,16 @@ use serde_json::Value;
 
 use crate::kit::process::run;
 use crate::kit::usher::{BINARY, command};
-use crate::kit::{Config, Imap, Usher, password_of, patience};
+use crate::kit::{Config, Imap, Usher, password_of, wait_limit};
 
-/// Bytes to the control socket, and all that comes back.
+/// Sends bytes to the control socket and returns the whole reply.
 fn raw(usher: &Usher, request: &[u8]) -> String {
     let mut stream = UnixStream::connect(usher.config.path("control.sock")).unwrap();
-    stream.set_read_timeout(Some(patience(Duration::from_secs(20)))).unwrap();
-    // It may be closed before all of it is read.
+    stream.set_read_timeout(Some(wait_limit(Duration::from_secs(20)))).unwrap();
+    // The connection may be closed before all of it is read.
     let _ = stream.write_all(request);
     let mut answer = Vec::new();
-    // A reset instead of an end is an end.
+    // A reset counts as a close.
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8(answer).unwrap()
 }
@@ -92,7 +92,7 @@ fn request_size_and_duration_are_limited() {
     let said = raw(&usher, endless.as_bytes());
     assert!(said.is_empty() || said.starts_with("HTTP/1.1 4"), "{said}");
     assert!(raw(&usher, b"\x16\x03\x01 no HTTP\r\n\r\n").starts_with("HTTP/1.1 400 "));
-    // More silent peers than may be at once: who comes behind them waits until these have been silent for too long.
+    // More silent peers than slots: the next request waits until they time out.
     let silent: Vec<_> = (0..40).map(|_| UnixStream::connect(usher.config.path("control.sock")).unwrap()).collect();
     assert_eq!(ask(&usher, "GET", "/sessions").0, 200);
     drop(silent);
@@ -107,7 +107,7 @@ fn control_commands_are_not_on_the_side_port() {
     }
     for path in ["/kick?all=true", "/reload", "/upgrade", "/drain", "/confirm/0", "/cache/drop?all=true"] {
         let mut stream = std::net::TcpStream::connect(usher.side_port()).unwrap();
-        stream.set_read_timeout(Some(patience(Duration::from_secs(10)))).unwrap();
+        stream.set_read_timeout(Some(wait_limit(Duration::from_secs(10)))).unwrap();
         write!(stream, "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -146,13 +146,13 @@ fn unauthorized_user_gets_an_error_for_the_control_socket() {
         return;
     }
     let usher = Usher::start(Config::shared());
-    // A copy that nobody else may hide: the build's own folder may be closed to others.
+    // A copy readable by all users: the build folder may not be.
     let program = usher.config.path("usher").display().to_string();
     std::fs::copy(BINARY, &program).unwrap();
     let file = usher.config.path("usher.yaml").display().to_string();
-    let stranger = ["--reuid", "65534", "--regid", "65534", "--clear-groups", &program, "--config", &file];
+    let other_user = ["--reuid", "65534", "--regid", "65534", "--clear-groups", &program, "--config", &file];
     for arguments in [&["sessions"][..], &["kick", "--all"]] {
-        let said = run("setpriv", &[&stranger, arguments].concat(), b"");
+        let said = run("setpriv", &[&other_user, arguments].concat(), b"");
         assert!(said.code == 77 && said.stderr.contains("try sudo"), "{said:#?}");
     }
 }

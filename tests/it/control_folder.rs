@@ -1,4 +1,4 @@
-//! The control socket's folder: nobody but root and usher's user may make or change names on the way to it.
+//! The folder of the control socket: only root and usher's user may create or change names on its path.
 
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,10 +12,10 @@ use serde_json::Value;
 use crate::control::ask;
 use crate::kit::process::write_secret;
 use crate::kit::usher::{Successor, command};
-use crate::kit::{Config, Imap, Usher, password_of, patience};
+use crate::kit::{Config, Imap, Usher, password_of, wait_limit};
 
-/// Nobody's, in no group of usher's.
-const STRANGER: u32 = 65_534;
+/// An unrelated user, in no group of usher.
+const OTHER_UID: u32 = 65_534;
 
 fn is_root() -> bool {
     rustix::process::getuid().is_root()
@@ -29,7 +29,7 @@ fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
-/// With the control socket in a folder of its own.
+/// A configuration with the control socket in its own folder.
 fn with_folder(config: Config) -> (Config, std::path::PathBuf) {
     let config = config.set("/control/path", "run/control.sock");
     let folder = config.path("run");
@@ -56,7 +56,7 @@ fn folders_writable_by_others_are_refused_by_check_and_run() {
     }
     set_mode(&folder, 0o755);
     command(&config, &["check"], b"").succeeded();
-    // The folder above it: its owner's is renamed by others, with all that is in it.
+    // The parent folder: others could rename the folder with all its contents.
     let above = config.path("");
     set_mode(&above, 0o777);
     let said = command(&config, &["check"], b"");
@@ -71,10 +71,10 @@ fn folder_of_another_user_is_refused() {
     }
     let (config, folder) = with_folder(Config::shared());
     config.write();
-    chown(&folder, Some(STRANGER), None).unwrap();
+    chown(&folder, Some(OTHER_UID), None).unwrap();
     let said = command(&config, &["run", "--allow-root"], b"");
     assert!(said.code == 71 && said.stderr.contains("belongs to user 65534"), "{said:#?}");
-    // `check` by root does not know as whom usher will run, unless the file says so.
+    // `check` as root does not know the user that usher will run as, unless the file names it.
     command(&config, &["check"], b"").succeeded();
     let config = config.set("/process", serde_json::json!({"user": "daemon"}));
     config.write();
@@ -87,13 +87,13 @@ fn group_member_gets_no_private_file_by_swapping_names() {
     if !is_root() {
         return;
     }
-    let (config, folder) = with_folder(Config::shared().set("/control/group", STRANGER.to_string()));
+    let (config, folder) = with_folder(Config::shared().set("/control/group", OTHER_UID.to_string()));
     let key = config.path("precious.key");
     write_secret(&key, "secret");
-    chown(&folder, None, Some(STRANGER)).unwrap();
+    chown(&folder, None, Some(OTHER_UID)).unwrap();
     set_mode(&folder, 0o770);
     config.write();
-    // As a member of the group does it who wants the key: whatever usher makes there becomes a link to it.
+    // The attack of a group member on the key: every name that usher creates is replaced by a link to it.
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -113,7 +113,7 @@ fn group_member_gets_no_private_file_by_swapping_names() {
         stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(mode(&key), 0o600);
-    // In a folder of usher's own the group has the socket, and nothing else.
+    // In a folder owned by usher the group can access the socket, and nothing else.
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir(&folder).unwrap();
     set_mode(&folder, 0o755);
@@ -121,7 +121,7 @@ fn group_member_gets_no_private_file_by_swapping_names() {
     let socket = folder.join("control.sock");
     assert_eq!((mode(&socket), std::fs::read_dir(&folder).unwrap().count()), (0o660, 1));
     let found = rustix::fs::stat(&socket).unwrap();
-    assert_eq!((found.st_uid, found.st_gid), (0, STRANGER));
+    assert_eq!((found.st_uid, found.st_gid), (0, OTHER_UID));
     assert_eq!(mode(&key), 0o600);
     drop(usher);
 }
@@ -131,7 +131,7 @@ fn forged_predecessor_socket_is_ignored() {
     let usher = Usher::start(Config::shared());
     let mut alice = Imap::tls(usher.imaps_port());
     alice.login("alice", &password_of("alice")).ok();
-    // By the id of a process that lives and is not the one that listens.
+    // Named after the id of a live process that is not the one that listens.
     let planted = usher.config.path("control.sock.1");
     let listener = UnixListener::bind(&planted).unwrap();
     let asked = std::thread::spawn(move || {
@@ -144,7 +144,7 @@ fn forged_predecessor_socket_is_ignored() {
     assert!(said.code == 1 && said.stdout.contains("alice"), "{said:#?}");
     let words = format!("the socket belongs to process {}", std::process::id());
     assert!(said.stderr.contains("control.sock.1") && said.stderr.contains(&words), "{said:#?}");
-    assert!(asked.join().unwrap().is_empty(), "it is asked nothing");
+    assert!(asked.join().unwrap().is_empty(), "no request is sent");
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn incomplete_requests_block_no_administrator() {
     let half: Vec<UnixStream> = (0..1_000)
         .map(|_| {
             let mut stream = UnixStream::connect(&socket).unwrap();
-            // It may have lost its place already.
+            // The connection may have been evicted already.
             let _ = std::io::Write::write_all(&mut stream, b"GET /sessions HTTP/1.1\r\n");
             stream
         })
@@ -181,7 +181,7 @@ fn incomplete_requests_block_no_administrator() {
     let began = Instant::now();
     usher.command(&["sessions"]).succeeded();
     assert_eq!(ask(&usher, "GET", "/backends").0, 200);
-    assert!(began.elapsed() < patience(Duration::from_secs(3)), "{:?}", began.elapsed());
+    assert!(began.elapsed() < wait_limit(Duration::from_secs(3)), "{:?}", began.elapsed());
     drop(half);
 }
 
@@ -190,8 +190,8 @@ fn one_user_cannot_take_all_connection_slots() {
     if !is_root() {
         return;
     }
-    let usher = Usher::start(Config::shared().set("/control/group", STRANGER.to_string()));
-    // More than all places, by somebody in the group. The program may be closed to that user, so it becomes it.
+    let usher = Usher::start(Config::shared().set("/control/group", OTHER_UID.to_string()));
+    // More connections than slots, from a group member. That user may not be able to execute the program, hence Python.
     let script = "import os, socket, sys, time\n\
                   os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))\n\
                   def one():\n    s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); return s\n\
@@ -199,17 +199,17 @@ fn one_user_cannot_take_all_connection_slots() {
                   print('held', flush=True)\n\
                   time.sleep(60)\n";
     let socket = usher.config.path("control.sock").display().to_string();
-    let group = STRANGER.to_string();
-    let mut stranger = std::process::Command::new("python3")
+    let group = OTHER_UID.to_string();
+    let mut other_user = std::process::Command::new("python3")
         .args(["-c", script, &socket, &group])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut line = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stranger.stdout.take().unwrap()), &mut line).unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(other_user.stdout.take().unwrap()), &mut line).unwrap();
     assert_eq!(line, "held\n");
     let (status, sessions) = ask(&usher, "GET", "/sessions");
     assert_eq!((status, sessions), (200, Value::Array(Vec::new())));
-    stranger.kill().unwrap();
-    stranger.wait().unwrap();
+    other_user.kill().unwrap();
+    other_user.wait().unwrap();
 }

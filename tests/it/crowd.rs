@@ -1,4 +1,4 @@
-//! Clients that are not logged in, or never can be, take no place and no rate from those who are.
+//! Clients that are not logged in, or never can be, take no slots and no login rate from others.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ const ELSEWHERE: [u8; 4] = [127, 0, 0, 3];
 
 #[test]
 fn silent_connections_after_the_handshake_block_no_login() {
-    // Every rule about networks is a dry run, as by default.
+    // Every network rule is a dry run, as by default.
     let usher = Usher::start(Config::shared().set("/limits/connections", 40));
     let mut session = Imap::tls_from(HOME, usher.imaps_port());
     session.login("alice", &password_of("alice")).ok();
-    // One address opens more than there are places and says nothing. Up to 3/4 of 20 it gets in.
+    // One address opens more connections than there are slots and stays silent. Up to 3/4 of 20 are accepted.
     let silent: Vec<Imap> = (0..60).filter_map(|_| Imap::try_tls_from(ELSEWHERE, usher.imaps_port()).ok()).collect();
     assert!(usher.metric("usher_connections_unauthenticated", &[]) <= 15.0);
     let asked = Instant::now();
@@ -45,9 +45,9 @@ fn unauthenticated_connections_are_limited_apart_from_sessions() {
     assert_eq!(usher.metric("usher_connections_unauthenticated", &[]), 2.0);
     assert_eq!(Imap::silent(usher.imaps_port()).rest(), b"");
     usher.wait_metric("usher_connections_refused_total", &[], 1.0);
-    let told = usher.wait_log("connection closed: a limit on connections is met", |_| true);
-    assert_eq!(told["limit"], "limits.unauthenticated", "{told}");
-    // Who logs in gives the place to the next.
+    let reported = usher.wait_log("connection closed: a limit on connections is met", |_| true);
+    assert_eq!(reported["limit"], "limits.unauthenticated", "{reported}");
+    // A login frees its slot for the next client.
     waiting[0].login("bob", &password_of("bob")).ok();
     Imap::tls(usher.imaps_port()).login("bob", &password_of("bob")).ok();
     drop(sessions);
@@ -58,7 +58,7 @@ fn valid_passwords_without_a_route_are_delayed_and_counted_but_take_no_slot() {
     let config = Config::shared().set("/limits/failed_logins", 2).set("/limits/refusal_delay", "400ms");
     let rule = json!({"mode": "enforce", "limit": 1});
     let usher = Usher::start(config.set("/throttle/logins_per_second", rule));
-    // carol has no mailHost, dave's names no backend; a password that is right and cached is no different.
+    // carol has no mailHost, dave's names no backend; a valid cached password makes no difference.
     for (login, result) in [("carol", "no_mail_host"), ("dave", "unknown_mail_host")] {
         let mut imap = Imap::tls(usher.imaps_port());
         let asked = Instant::now();
@@ -69,7 +69,7 @@ fn valid_passwords_without_a_route_are_delayed_and_counted_but_take_no_slot() {
         assert!(rest.contains("z NO [CONTACTADMIN]") && rest.contains("* BYE"), "{rest}");
         assert_eq!(usher.metric("usher_logins_total", &[("result", result)]), 2.0);
     }
-    // Four right passwords later the one login of this second is still there.
+    // After four valid passwords the one login of this second is still available.
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
     assert_eq!(usher.metric("usher_logins_total", &[("result", "limit")]), 0.0);
 }

@@ -1,32 +1,32 @@
-//! Before usher takes over: where everybody would go, and what becomes of an nginx recipe's users.txt.
+//! Migration: the backend of every user, and the import of an nginx recipe's users.txt.
 
 use serde_json::Value;
 
-use crate::kit::people::METACHARACTERS;
 use crate::kit::process::Output;
 use crate::kit::slapd::{Options, Slapd};
+use crate::kit::users::METACHARACTERS;
 use crate::kit::usher::command;
-use crate::kit::{Config, Imap, Person, Usher, password_of};
+use crate::kit::{Config, Imap, User, Usher, password_of};
 
-/// Where the people of these tests are: the usual ones are elsewhere.
+/// The base of the users of these tests: the default users are elsewhere.
 const BASE: &str = "ou=open,dc=example,dc=com";
 
-fn person(uid: &str, mail_host: Option<&'static str>) -> Person {
-    Person { ou: "open", ..Person::new(uid, mail_host) }
+fn person(uid: &str, mail_host: Option<&'static str>) -> User {
+    User { ou: "open", ..User::new(uid, mail_host) }
 }
 
-/// A directory with these people, and olga, who is there already.
-fn slapd_with(people: &[Person]) -> Slapd {
-    let entries: String = people.iter().map(Person::ldif).collect();
+/// A directory with these users, and olga, a default user.
+fn slapd_with(people: &[User]) -> Slapd {
+    let entries: String = people.iter().map(User::ldif).collect();
     Slapd::with(Options { entries: &entries, ..Options::default() })
 }
 
-/// The shared mail servers behind this directory.
+/// The shared mail servers with this directory.
 fn config(slapd: &Slapd) -> Config {
     Config::shared().set("/directory/servers/0", slapd.tls_url()).set("/directory/base", BASE)
 }
 
-/// `usher import-users` on standard input.
+/// Runs `usher import-users` on standard input.
 fn import(config: &Config, arguments: &[&str], users: &str) -> Output {
     config.write();
     command(config, &[&["import-users", "-"], arguments].concat(), users.as_bytes())
@@ -51,7 +51,7 @@ fn users_file_becomes_ldif_and_each_user_keeps_the_backend() {
     ];
     let slapd = slapd_with(&people);
     let config = config(&slapd).set("/routing/default", "server4");
-    // bobby's line sent bob along with him; benjamin's sent ben, and nobody is called benjamin.
+    // The line of bobby also matched bob; that of benjamin matched ben, and no user is called benjamin.
     let users = format!("alice\r\n{METACHARACTERS}\n\ngruen\nanna\nALICE\nolga\nbobby\nbenjamin\nb\u{7}b\n");
     let said = import(&config, &["--backend", "server3"], &users);
     assert_eq!(said.code, 1, "{said:#?}");
@@ -68,13 +68,13 @@ fn users_file_becomes_ldif_and_each_user_keeps_the_backend() {
     ] {
         says(&said.stderr, words);
     }
-    assert!(!said.stdout.contains("benjamin") && !said.stdout.contains("uid=bob,"), "nothing is invented: {said:#?}");
+    assert!(!said.stdout.contains("benjamin") && !said.stdout.contains("uid=bob,"), "no backend is guessed: {said:#?}");
     slapd.modify(&said.stdout);
     for (uid, host) in [("alice", "server3"), ("gruen", "server3"), (METACHARACTERS, "server3")] {
         let read = slapd.read(&person(uid, None).dn(), &["mailHost"]);
         assert!(read.contains(&format!("mailHost: {host}\n")), "{uid}: {read}");
     }
-    // Applied, there is nothing left to do.
+    // Once applied, there is nothing left to do.
     let again = import(&config, &["--backend", "server3"], &users);
     says(&again.stderr, &["0 changes, 6 already right, 4 to decide"]);
 
@@ -95,7 +95,7 @@ fn users_file_becomes_ldif_and_each_user_keeps_the_backend() {
 fn import_without_open_questions_succeeds() {
     let slapd = slapd_with(&[person("alice", None), person("bob", None), person("carol", None)]);
     let config = config(&slapd);
-    // Without a default in the configuration, who is not in the file would have no mail server.
+    // Without a configured default, users missing in the file would have no mail server.
     let arguments = ["--backend", "server3", "--default", "server4.example.com"];
     let said = import(&config, &arguments, "alice\nolga\n");
     assert_eq!(said.code, 1, "{said:#?}");
@@ -105,7 +105,7 @@ fn import_without_open_questions_succeeds() {
     for uid in ["bob", "carol"] {
         says(&slapd.read(&person(uid, None).dn(), &["mailHost"]), &["mailHost: server4.example.com"]);
     }
-    // Whoever leads elsewhere than either is left alone, and told.
+    // A user with a third mail server is left unchanged and reported.
     slapd.set(&person("carol", None), "mailHost", Some("server9"));
     let said = import(&config, &arguments, "alice\nolga\n");
     assert_eq!(said.code, 1, "{said:#?}");
@@ -115,9 +115,9 @@ fn import_without_open_questions_succeeds() {
 #[test]
 fn import_without_a_directory_builds_dns_from_names() {
     let config = Config::with_url("ldap://127.0.0.1");
-    let everybody = config.file("everybody", "ann\njoanna\nzoe\n").display().to_string();
+    let all_users = config.file("everybody", "ann\njoanna\nzoe\n").display().to_string();
     let dn = format!("uid={{login}},{BASE}");
-    let arguments = ["import-users", "-", "--backend", "server4", "--dn", &dn, "--everybody", &everybody];
+    let arguments = ["import-users", "-", "--backend", "server4", "--dn", &dn, "--everybody", &all_users];
     let said = command(&config, &arguments, "joanna\njosé \nx, y\n".as_bytes());
     assert_eq!(said.code, 1, "{said:#?}");
     says(&said.stderr, &["ann is not in the file", "within joanna (line 1)"]);
@@ -125,7 +125,7 @@ fn import_without_a_directory_builds_dns_from_names() {
     says(&said.stdout, &[&format!("dn: uid=joanna,{BASE}")]);
     says(&said.stdout, &["dn:: dWlkPWpvc8Op"]);
     says(&said.stdout, &[&format!("dn: uid=x\\2c y,{BASE}")]);
-    // No configuration is needed for it, only where the users are.
+    // This requires no configuration, only the base of the users.
     let arguments = ["import-users", "-", "--backend", "server4", "--base", BASE];
     command(&config, &arguments, b"joanna\n").succeeded();
     assert_eq!(command(&config, &arguments[..4], b"joanna\n").code, 64);
@@ -145,16 +145,16 @@ fn import_requires_a_reachable_directory_and_an_existing_backend() {
     says(&said.stderr, &["nothing is printed"]);
 }
 
-/// `usher explain --all` on a directory where the recipe is nearly right.
-fn census() -> (Slapd, Config) {
+/// `usher explain --all` on a directory that nearly matches the recipe.
+fn mixed_directory() -> (Slapd, Config) {
     let people = [
         person("alice", Some("server3")),
         person("bob", Some("server4")),
         person("=cmd|calc", Some("server3")),
         person("carol", None),
         person("dave", Some("server9")),
-        Person { mails: &["twin@example.com"], ..person("castor", Some("server3")) },
-        Person { mails: &["twin@example.com"], ..person("pollux", Some("server4")) },
+        User { mails: &["twin@example.com"], ..person("castor", Some("server3")) },
+        User { mails: &["twin@example.com"], ..person("pollux", Some("server4")) },
     ];
     let slapd = slapd_with(&people);
     let config = config(&slapd);
@@ -168,9 +168,9 @@ fn explain(config: &Config, arguments: &[&str], input: &str) -> Output {
 
 #[test]
 fn explain_all_lists_every_user_of_the_directory() {
-    let (_slapd, config) = census();
+    let (_slapd, config) = mixed_directory();
     let said = explain(&config, &[], "");
-    assert_eq!(said.code, 1, "some would be refused: {said:#?}");
+    assert_eq!(said.code, 1, "some users would be refused: {said:#?}");
     says(&said.stdout, &["alice", "server3", "routed", "uid=alice,ou=open,dc=example,dc=com"]);
     says(&said.stdout, &["carol", "no_mail_host"]);
     says(&said.stdout, &["dave", "unknown_mail_host", "server9"]);
@@ -190,19 +190,19 @@ fn explain_all_lists_every_user_of_the_directory() {
 
     let said = explain(&config, &["--csv"], "");
     assert!(said.stdout.starts_with("login,dn,mail_host,backend,by_default,backend_login,result,explanation\n"));
-    // What a spreadsheet would run is text.
+    // A formula for a spreadsheet is escaped.
     says(&said.stdout, &["'=cmd|calc,", "server3"]);
     says(&said.stderr, &["9  users"]);
 }
 
 #[test]
 fn explain_all_accepts_a_list() {
-    let (mut slapd, config) = census();
-    let said = explain(&config, &["--users", "-", "--json"], "bob\n\nnobody\nALICE\n");
+    let (mut slapd, config) = mixed_directory();
+    let said = explain(&config, &["--users", "-", "--json"], "bob\n\nunknown\nALICE\n");
     assert_eq!(said.code, 1);
     let value: Value = serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:#?}"));
     let rows: Vec<_> = value["users"].as_array().unwrap().iter().map(|row| row["login"].as_str().unwrap()).collect();
-    assert_eq!(rows, ["bob", "nobody", "ALICE"], "in the order of the list");
+    assert_eq!(rows, ["bob", "unknown", "ALICE"], "in the order of the list");
     assert_eq!(value["refusals"]["unknown_user"], 1);
     let said = explain(&config, &["--users", "-"], "bob\nalice\n").succeeded();
     says(&said.stdout, &["2  users"]);
@@ -214,7 +214,7 @@ fn explain_all_accepts_a_list() {
 
 #[test]
 fn differences_to_a_recipe_are_reported_both_ways() {
-    let (slapd, config) = census();
+    let (slapd, config) = mixed_directory();
     for uid in ["carol", "dave"] {
         slapd.set(&person(uid, None), "mailHost", Some("server3"));
     }
@@ -223,7 +223,7 @@ fn differences_to_a_recipe_are_reported_both_ways() {
     let arguments = ["--against", &users, "--backend", "server4", "--default", "server3"];
     let said = explain(&config, &arguments, "");
     assert_eq!(said.code, 1, "{said:#?}");
-    // olga is in the file and goes to server3; nobody is called ghost.
+    // olga is in the file and has server3; no user is called ghost.
     says(&said.stdout, &["olga", "server3", "server4"]);
     says(&said.stdout, &["ghost", "-", "server4", "unknown_user"]);
     says(&said.stdout, &["2  differ from the recipe"]);
@@ -236,7 +236,7 @@ fn differences_to_a_recipe_are_reported_both_ways() {
     assert_eq!((&row["expected"], &row["differs"]), (&"server3".into(), &true.into()), "the other way");
     assert_eq!(value["differences"], 3);
 
-    // What the recipe says is what the directory says.
+    // The recipe and the directory agree.
     slapd.set(&person("alice", None), "mailHost", Some("server3"));
     slapd.set(&person("olga", None), "mailHost", Some("server4"));
     config.file("users.txt", "bob\npollux\nolga\n");
@@ -257,7 +257,7 @@ fn partial_directory_is_reported_as_incomplete() {
     says(&said.stderr, &["no whole", "limits", "--users"]);
 }
 
-/// Beyond what slapd tells at once (500) and one page.
+/// More than slapd's size limit (500) and one page.
 #[test]
 fn large_directory_is_listed_completely() {
     let host = |n| if n % 2 == 0 { "server3" } else { "server4" };

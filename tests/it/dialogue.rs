@@ -1,4 +1,4 @@
-//! The dialogue before login over real sockets; its finer rules are scripts beside `proto/imap`.
+//! The dialogue before login over real sockets; the details are scripts beside `proto/imap`.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ fn commands_are_accepted_byte_by_byte() {
 
 #[test]
 fn commands_pipelined_after_a_login_arrive_in_order() {
-    let backend = Scripted::welcoming();
+    let backend = Scripted::accepting();
     let usher = Usher::start(Config::with_directory(slapd()).scripted(&backend));
     let mut imap = Imap::tls(usher.imaps_port());
     let many: String = (0..500).map(|n| format!("p{n} NOOP {n}\r\n")).collect();
@@ -55,12 +55,12 @@ fn commands_pipelined_after_a_refusal_are_still_commands() {
 #[test]
 fn cleartext_login_is_refused_before_the_secret_and_without_the_directory() {
     let slapd = Slapd::private();
-    let usher = Usher::start(Config::with_directory(&slapd).scripted(&Scripted::welcoming()));
+    let usher = Usher::start(Config::with_directory(&slapd).scripted(&Scripted::accepting()));
     let mut imap = Imap::plain(usher.imap_port());
     assert!(imap.greeting.contains("STARTTLS") && imap.greeting.contains("LOGINDISABLED"), "{}", imap.greeting);
     assert!(!imap.greeting.contains("AUTH="), "{}", imap.greeting);
     imap.login("alice", &password_of("alice")).is("NO [PRIVACYREQUIRED]");
-    // No go-ahead for the literal that would hold the secret.
+    // No continuation for the literal that would contain the secret.
     imap.command("LOGIN alice {12}").is("NO [PRIVACYREQUIRED]");
     imap.command("AUTHENTICATE PLAIN").is("NO [PRIVACYREQUIRED]");
     assert_eq!(slapd.searches("alice"), 0, "{}", slapd.logged());
@@ -78,7 +78,7 @@ fn starttls_discards_earlier_state() {
     let usher = usher();
     let mut imap = Imap::plain(usher.imap_port());
     imap.command(r#"ID ("name" "before")"#).ok();
-    // The second command comes in the clear, in the same packet: it must not run under TLS.
+    // The second command arrives as plaintext in the same packet: it must not run under TLS.
     imap.send("a STARTTLS\r\nb NOOP\r\nc LOGIN alice injected\r\n");
     imap.reply("a").ok();
     imap.start_tls();
@@ -118,7 +118,7 @@ fn oversized_input_does_not_desynchronize() {
     assert!(line.starts_with("b BAD") || line.starts_with("* BAD"), "{line}");
     imap.command("NOOP").ok();
     imap.login("alice", &password_of("alice")).ok();
-    // What never ends is not waited for.
+    // An endless line is not waited for.
     let mut imap = Imap::tls(usher.imaps_port());
     while imap.try_send("x".repeat(10_000)).is_ok() {}
 }
@@ -155,7 +155,7 @@ fn dripping_client_is_closed_at_the_login_deadline() {
     let started = Instant::now();
     let mut silent = Imap::tls(usher.imaps_port());
     let mut busy = Imap::tls(usher.imaps_port());
-    // Each byte would start a deadline per read again, each NOOP one per command.
+    // Each byte would restart a deadline per read, each NOOP one per command.
     while busy.try_send("x NOOP\r\n").is_ok() && started.elapsed() < Duration::from_secs(6) {
         std::thread::sleep(Duration::from_millis(50)); // the pace of the dripping
     }

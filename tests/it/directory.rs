@@ -1,26 +1,26 @@
-//! The directory: how it is reached, what its answers mean, and what happens when it is not there.
+//! The directory: connections, the meaning of its replies, and its outages.
 
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::kit::certs::Leaf;
-use crate::kit::people::{SERVICE_DN, SUFFIX};
 use crate::kit::scripted::{
     Operation, Scripted, ScriptedLdap, ber, ldap_entry, ldap_message, ldap_reference, ldap_result,
 };
 use crate::kit::slapd::{Options, Slapd};
-use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
+use crate::kit::users::{SERVICE_DN, SUFFIX};
+use crate::kit::{Config, Imap, Usher, password_of, shared, slapd};
 
 const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
-/// What a client is promised an answer in.
-const PROMISE: Duration = Duration::from_secs(10);
+/// The promised maximum time of a reply.
+const REPLY_LIMIT: Duration = Duration::from_secs(10);
 
 fn alice(usher: &Usher) -> crate::kit::client::Reply {
     let mut imap = Imap::tls(usher.imaps_port());
     let asked = Instant::now();
     let reply = imap.login("alice", &password_of("alice"));
-    assert!(asked.elapsed() < PROMISE, "answered after {:?}", asked.elapsed());
+    assert!(asked.elapsed() < REPLY_LIMIT, "answered after {:?}", asked.elapsed());
     imap.command("NOOP").ok();
     reply
 }
@@ -38,8 +38,8 @@ fn ldaps_starttls_loopback_and_unix_socket_connect() {
 #[test]
 fn server_outside_the_ca_receives_no_password() {
     let slapd = Slapd::private();
-    let backend = Scripted::welcoming();
-    let wrong_ca = world().certificates.wrong_ca();
+    let backend = Scripted::accepting();
+    let wrong_ca = shared().certificates.wrong_ca();
     let config = Config::with_directory(&slapd).scripted(&backend).set("/directory/ca", json!(wrong_ca));
     for (url, starttls) in [(slapd.tls_url(), false), (slapd.url(), true)] {
         let config = config.clone().set("/directory/servers", json!([url])).set("/directory/starttls", starttls);
@@ -52,11 +52,11 @@ fn server_outside_the_ca_receives_no_password() {
 
 #[test]
 fn certificate_for_another_name_is_rejected() {
-    let certificates = &world().certificates;
+    let certificates = &shared().certificates;
     let pair = certificates.leaf("ldap-other-name", Leaf::server(&["ldap.example.net"]));
     let slapd = Slapd::with(Options { ca: Some(&certificates.ca()), pair: Some(&pair), ..Options::default() });
     for (url, starttls) in [(slapd.tls_url(), false), (slapd.url(), true)] {
-        let config = Config::with_url(&url).scripted(&Scripted::welcoming()).set("/directory/starttls", starttls);
+        let config = Config::with_url(&url).scripted(&Scripted::accepting()).set("/directory/starttls", starttls);
         alice(&Usher::start(config)).is("NO [UNAVAILABLE]");
     }
     assert_eq!((slapd.binds(ALICE), slapd.binds(SERVICE_DN)), (0, 0), "{}", slapd.logged());
@@ -70,16 +70,16 @@ fn starttls_is_mandatory_once_configured() {
         Operation::Bind => panic!("a password in the clear"),
         Operation::Search | Operation::Other(_) => None,
     });
-    let config = Config::with_url(&ldap.url()).scripted(&Scripted::welcoming()).set("/directory/starttls", true);
+    let config = Config::with_url(&ldap.url()).scripted(&Scripted::accepting()).set("/directory/starttls", true);
     alice(&Usher::start(config)).is("NO [UNAVAILABLE]");
 }
 
 #[test]
 fn client_certificate_is_presented_to_the_directory() {
-    let certificates = &world().certificates;
+    let certificates = &shared().certificates;
     let slapd =
         Slapd::with(Options { ca: Some(&certificates.ca()), global: "TLSVerifyClient demand", ..Options::default() });
-    let backend = Scripted::welcoming();
+    let backend = Scripted::accepting();
     let config = Config::with_directory(&slapd).scripted(&backend);
     alice(&Usher::start(config.clone())).is("NO [UNAVAILABLE]");
     let pair = certificates.leaf("ldap-client", Leaf { client: true, ..Leaf::server(&["usher.example.com"]) });
@@ -118,7 +118,7 @@ fn refused_service_account_is_not_a_wrong_password() {
 #[test]
 fn operation_counts_match_the_directory() {
     let slapd = Slapd::private();
-    let usher = Usher::start(Config::with_directory(&slapd).scripted(&Scripted::welcoming()));
+    let usher = Usher::start(Config::with_directory(&slapd).scripted(&Scripted::accepting()));
     alice(&usher).ok();
     assert_eq!(usher.metric("usher_directory_service_bind_ok", &[]), 1.0);
     let binds = slapd.binds(ALICE) + slapd.binds(SERVICE_DN);
@@ -130,7 +130,7 @@ fn operation_counts_match_the_directory() {
 fn recovered_directory_is_used_at_once() {
     let mut slapd = Slapd::private();
     let usher =
-        Usher::start(Config::with_directory(&slapd).scripted(&Scripted::welcoming()).set("/cache/ttl", "100ms"));
+        Usher::start(Config::with_directory(&slapd).scripted(&Scripted::accepting()).set("/cache/ttl", "100ms"));
     alice(&usher).ok();
     slapd.stop();
     let mut imap = Imap::tls(usher.imaps_port());
@@ -143,7 +143,7 @@ fn recovered_directory_is_used_at_once() {
 #[test]
 fn frozen_directory_costs_one_timeout() {
     let slapd = Slapd::private();
-    let config = Config::with_directory(&slapd).scripted(&Scripted::welcoming()).set("/directory/timeout", "2s");
+    let config = Config::with_directory(&slapd).scripted(&Scripted::accepting()).set("/directory/timeout", "2s");
     let usher = Usher::start(config.set("/directory/attempt_timeout", "700ms"));
     alice(&usher).ok();
     slapd.freeze();
@@ -159,7 +159,7 @@ fn frozen_directory_costs_one_timeout() {
 fn next_server_answers_for_a_dead_or_frozen_one() {
     let (mut first, second) = (Slapd::private(), Slapd::private());
     let config = Config::with_directory(&first)
-        .scripted(&Scripted::welcoming())
+        .scripted(&Scripted::accepting())
         .set("/directory/servers", json!([first.tls_url(), second.tls_url()]))
         .set("/directory/attempt_timeout", "1s");
     let usher = Usher::start(config);
@@ -180,7 +180,7 @@ fn next_server_answers_for_a_dead_or_frozen_one() {
 #[test]
 fn wrong_password_costs_one_bind_on_one_server() {
     let (first, second) = (Slapd::private(), Slapd::private());
-    let config = Config::with_directory(&first).scripted(&Scripted::welcoming());
+    let config = Config::with_directory(&first).scripted(&Scripted::accepting());
     let usher = Usher::start(config.set("/directory/servers", json!([first.tls_url(), second.tls_url()])));
     let mut imap = Imap::tls(usher.imaps_port());
     imap.login("alice", "wrong").is("NO [AUTHENTICATIONFAILED]");
@@ -189,7 +189,7 @@ fn wrong_password_costs_one_bind_on_one_server() {
     assert_eq!(usher.metric("usher_decisions_total", &[("by", "negative")]), 1.0);
 }
 
-/// A directory that finds alice and answers her bind so.
+/// A directory that finds alice and answers her bind with this.
 fn answers_binds(answer: impl Fn(u8) -> Option<Vec<u8>> + Send + Sync + 'static) -> ScriptedLdap {
     ScriptedLdap::start(move |_, operation, id, request| match operation {
         Operation::Bind if contains(request, SERVICE_DN) => Some(ldap_result(id, 0x61, 0)),
@@ -210,12 +210,12 @@ fn contains(bytes: &[u8], text: &str) -> bool {
 #[test]
 fn continuation_references_beside_the_entry_are_ignored() {
     let ldap = answers_binds(|id| Some(ldap_result(id, 0x61, 0)));
-    alice(&Usher::start(Config::with_url(&ldap.url()).scripted(&Scripted::welcoming()))).ok();
+    alice(&Usher::start(Config::with_url(&ldap.url()).scripted(&Scripted::accepting()))).ok();
 }
 
 #[test]
 fn only_success_accepts_and_only_invalid_credentials_refuses() {
-    let backend = Scripted::welcoming();
+    let backend = Scripted::accepting();
     for code in [1, 2, 3, 7, 8, 10, 11, 12, 14, 16, 19, 21, 32, 34, 36, 48, 50, 51, 52, 53, 54, 64, 71, 80, 118] {
         let ldap = answers_binds(move |id| Some(ldap_result(id, 0x61, code)));
         let usher = Usher::start(Config::with_url(&ldap.url()).scripted(&backend));
@@ -231,7 +231,7 @@ fn only_success_accepts_and_only_invalid_credentials_refuses() {
 
 #[test]
 fn invalid_reply_logs_no_user_in() {
-    let backend = Scripted::welcoming();
+    let backend = Scripted::accepting();
     type Answer = fn(u8) -> Option<Vec<u8>>;
     let answers: [(&str, Answer); 7] = [
         ("success for another message", |id| Some(ldap_result(id.wrapping_add(1), 0x61, 0))),
@@ -248,7 +248,7 @@ fn invalid_reply_logs_no_user_in() {
         let usher = Usher::start(config.set("/directory/attempt_timeout", "400ms"));
         let reply = alice(&usher);
         assert!(reply.tagged.starts_with("NO [UNAVAILABLE]"), "{name}: {reply:?}");
-        // Whatever panicked in the LDAP library, usher lives and answers.
+        // A panic of the LDAP library would end neither usher nor its replies.
         assert_eq!(usher.http("/live").0, 200, "{name}");
     }
     assert_eq!(backend.connections(), 0);
@@ -268,7 +268,7 @@ fn malformed_search_replies_are_an_unavailable_directory() {
             Operation::Bind => Some(ldap_result(id, 0x61, 0)),
             Operation::Search | Operation::Other(_) => answer(id),
         });
-        let config = Config::with_url(&ldap.url()).scripted(&Scripted::welcoming()).set("/directory/timeout", "1s");
+        let config = Config::with_url(&ldap.url()).scripted(&Scripted::accepting()).set("/directory/timeout", "1s");
         let usher = Usher::start(config.set("/directory/attempt_timeout", "400ms"));
         let reply = alice(&usher);
         assert!(reply.tagged.starts_with("NO [UNAVAILABLE]"), "{name}: {reply:?}");
@@ -285,8 +285,8 @@ fn referral_never_receives_the_password() {
         let referral = ber(0xa3, &[&ber(4, &[url.as_bytes()])]);
         Some(ldap_message(id, &ber(0x61, &[&[10, 1, 10, 4, 0, 4, 0], &referral])))
     });
-    alice(&Usher::start(Config::with_url(&ldap.url()).scripted(&Scripted::welcoming()))).is("NO [UNAVAILABLE]");
-    assert!(elsewhere.accept().is_err(), "somebody followed the referral");
+    alice(&Usher::start(Config::with_url(&ldap.url()).scripted(&Scripted::accepting()))).is("NO [UNAVAILABLE]");
+    assert!(elsewhere.accept().is_err(), "the referral was followed");
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn searches_request_at_most_two_entries_and_named_attributes() {
         }
         Operation::Other(_) => None,
     });
-    let config = Config::with_url(&ldap.url()).scripted(&Scripted::welcoming());
+    let config = Config::with_url(&ldap.url()).scripted(&Scripted::accepting());
     alice(&Usher::start(config.set("/directory/login_attribute", "uid"))).is("NO [AUTHENTICATIONFAILED]");
     let request = requests.iter().find(|request| contains(request, "alice")).unwrap();
     // SearchRequest (RFC 4511 4.5.1): base, scope, derefAliases, sizeLimit, timeLimit, typesOnly.
@@ -314,7 +314,7 @@ fn searches_request_at_most_two_entries_and_named_attributes() {
 #[test]
 fn users_are_never_bound_on_the_search_connection() {
     let slapd = Slapd::private();
-    let usher = Usher::start(Config::with_directory(&slapd).scripted(&Scripted::welcoming()));
+    let usher = Usher::start(Config::with_directory(&slapd).scripted(&Scripted::accepting()));
     for uid in ["alice", "anna", "quote"] {
         Imap::tls(usher.imaps_port()).login(uid, &password_of(uid)).ok();
     }
@@ -341,7 +341,7 @@ fn slow_bind_does_not_delay_another() {
         }
         Operation::Other(_) => None,
     });
-    let config = Config::with_url(&ldap.url()).scripted(&Scripted::welcoming()).set("/directory/timeout", "5s");
+    let config = Config::with_url(&ldap.url()).scripted(&Scripted::accepting()).set("/directory/timeout", "5s");
     let usher = Usher::start(config.set("/directory/attempt_timeout", "5s"));
     let mut waiting = Imap::tls(usher.imaps_port());
     waiting.send("a LOGIN alice secret\r\n");

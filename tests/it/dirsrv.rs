@@ -1,10 +1,10 @@
-//! The same promises on 389 Directory Server, whose password policy speaks another dialect.
+//! The same behaviour with 389 Directory Server, whose password policy uses other attributes and controls.
 
 use crate::kit::dirsrv::DirSrv;
 use crate::kit::scripted::Scripted;
-use crate::kit::{Config, Imap, Person, Usher, password_of};
+use crate::kit::{Config, Imap, User, Usher, password_of};
 
-/// A policy in which everything that can happen to an account can.
+/// A policy with every account state enabled.
 const POLICY: [(&str, &str); 7] = [
     ("passwordLockout", "on"),
     ("passwordMaxFailure", "3"),
@@ -18,7 +18,7 @@ const POLICY: [(&str, &str); 7] = [
 #[test]
 fn account_states_of_389_ds_are_recognized() {
     let people = ["alice", "disabled", "expired", "grace", "reset", "locked"];
-    let people = people.map(|uid| Person::new(uid, Some("server3")));
+    let people = people.map(|uid| User::new(uid, Some("server3")));
     let directory = DirSrv::start(&POLICY, &people);
     let [_, disabled, expired, grace, reset, locked] = &people;
     directory.set(disabled, "nsAccountLock", Some("true"));
@@ -26,25 +26,25 @@ fn account_states_of_389_ds_are_recognized() {
         directory.set(person, "passwordExpirationTime", Some("20200101000000Z"));
         directory.set(person, "passwordGraceUserTime", Some(used));
     }
-    // Set by somebody else.
+    // A password set by the administrator.
     directory.set(reset, "userPassword", Some(&password_of("reset")));
 
-    let backend = Scripted::welcoming();
+    let backend = Scripted::accepting();
     let config = Config::with_url(&directory.url()).scripted(&backend).set("/limits/failed_logins", 100);
     let usher = Usher::start(config.set("/directory/reveal_account_state", true));
     let mut imap = Imap::tls(usher.imaps_port());
-    for (person, result, told) in [
+    for (person, result, reported) in [
         (disabled, "account_disabled", "NO [AUTHENTICATIONFAILED]"),
         (expired, "password_expired", "NO [EXPIRED]"),
         (reset, "password_must_change", "NO [EXPIRED]"),
     ] {
-        imap.login(&person.uid, &person.password).is(told);
+        imap.login(&person.uid, &person.password).is(reported);
         assert_eq!(usher.login(&person.uid)["result"], result);
     }
     imap.login("expired", "wrong").is("NO [AUTHENTICATIONFAILED]");
     assert_eq!(usher.nth_login(2, "expired")["result"], "wrong_password");
 
-    // Three wrong passwords lock; the right one is then told as a wrong one, and works once it is unlocked.
+    // Three wrong passwords lock; the valid one then gets the same reply, and works once unlocked.
     for n in 0..3 {
         imap.login("locked", &format!("guess {n}")).is("NO [AUTHENTICATIONFAILED]");
     }
@@ -61,15 +61,15 @@ fn account_states_of_389_ds_are_recognized() {
     assert_eq!(usher.login("alice")["directory_message"].as_str(), None);
 }
 
-/// The plug-ins that 389-DS needs for content synchronization; the one writes what the other tells.
+/// The plugins that 389-DS needs for content synchronization: one records the changes that the other sends.
 const SYNC: [&str; 2] = ["Content Synchronization", "Retro Changelog Plugin"];
 
 #[test]
 fn changes_in_389_ds_are_followed_with_and_without_its_plugin() {
-    let alice = Person::new("alice", Some("server3"));
+    let alice = User::new("alice", Some("server3"));
     for (plugins, way) in [(&SYNC[..], "sync"), (&[], "poll")] {
         let directory = DirSrv::with_plugins(plugins, &[], std::slice::from_ref(&alice));
-        let servers = [Scripted::welcoming(), Scripted::welcoming()];
+        let servers = [Scripted::accepting(), Scripted::accepting()];
         let config = Config::with_url(&directory.url())
             .backend("server3", servers[0].port, &["server3"])
             .backend("server4", servers[1].port, &["server4"])

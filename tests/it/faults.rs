@@ -1,7 +1,7 @@
-//! Faults of every peer, one by one: the answer, the session afterwards, and that nothing leaked.
+//! Faults of every peer, one by one: the reply, the session afterwards, and that nothing leaked.
 //!
-//! What a single rule of the wire asks for is in `backend.rs`, `directory.rs` and `relay.rs`; here
-//! the same usher meets one fault after the other and must be as it was before each.
+//! Single protocol rules are tested in `backend.rs`, `directory.rs` and `relay.rs`; here
+//! one process gets one fault after the other and must return to its state before each.
 
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -9,22 +9,22 @@ use std::time::{Duration, Instant};
 
 use crate::kit::scripted::{GREETING, Peer, Scripted};
 use crate::kit::slapd::Slapd;
-use crate::kit::{Config, Imap, PROMISED_SECOND, Usher, cyrus, password_of, patience, slapd};
+use crate::kit::{Config, Imap, PROMISED_SECOND, Usher, cyrus, password_of, slapd, wait_limit};
 
-/// What usher holds while nobody is there.
+/// The resources that usher holds without clients.
 struct Still<'u> {
     usher: &'u Usher,
     descriptors: usize,
 }
 
 impl<'u> Still<'u> {
-    /// Takes stock after a login, so that what is opened once (the directory's connections) is
+    /// Counts after a login, so that what is opened once (the directory's connections) is
     /// open.
     fn of(usher: &'u Usher) -> Self {
         alice(usher).command("LOGOUT").ok();
         usher.wait_metric("usher_connections", &[], 0.0);
         let mut descriptors = count(usher);
-        // The side port's own connections end a moment after their answer.
+        // Connections to the side port end a moment after their reply.
         loop {
             std::thread::sleep(Duration::from_millis(50));
             let now = count(usher);
@@ -35,15 +35,15 @@ impl<'u> Still<'u> {
         }
     }
 
-    /// Nobody is there again, and nothing of them.
+    /// Waits until the counts are those of the beginning.
     fn again(&self, after: &str) {
         self.usher.wait_metric("usher_connections", &[], 0.0);
         self.usher.wait_metric("usher_sessions", &[], 0.0);
-        let deadline = Instant::now() + patience(Duration::from_secs(5));
+        let deadline = Instant::now() + wait_limit(Duration::from_secs(5));
         while count(self.usher) > self.descriptors {
             let (before, now) = (self.descriptors, count(self.usher));
             assert!(Instant::now() < deadline, "after {after}: {now} descriptors instead of {before}");
-            // A descriptor that closes gives no event to wait for.
+            // A closed descriptor offers no event to wait for.
             std::thread::sleep(Duration::from_millis(20));
         }
         assert_eq!(self.usher.metric("usher_panics_total", &[]), 0.0, "after {after}");
@@ -60,15 +60,15 @@ fn alice(usher: &Usher) -> Imap {
     imap
 }
 
-/// A backend that behaves, or as it is told.
+/// A backend that accepts logins, or runs the given faulty script.
 type Script = fn(&mut Peer);
 
-struct Moody {
+struct FaultyBackend {
     mood: Arc<Mutex<Option<Script>>>,
     backend: Scripted,
 }
 
-impl Moody {
+impl FaultyBackend {
     fn start() -> Self {
         let mood: Arc<Mutex<Option<Script>>> = Arc::default();
         let now = Arc::clone(&mood);
@@ -79,7 +79,7 @@ impl Moody {
                 None => {
                     peer.send(GREETING);
                     if peer.accept_login().is_some() {
-                        peer.answer_everything();
+                        peer.reply_to_everything();
                     }
                 }
             }
@@ -98,7 +98,7 @@ impl Moody {
     }
 }
 
-/// Lets the login in and runs the rest.
+/// Accepts the login and runs the rest.
 fn after_login(peer: &mut Peer, rest: impl FnOnce(&mut Peer)) {
     peer.send(GREETING);
     if peer.accept_login().is_some() {
@@ -141,7 +141,7 @@ fn backend_faults_at_login_are_reported_and_leave_no_state() {
             while peer.send("x".repeat(10_000)) {}
         }),
     ];
-    let backend = Moody::start();
+    let backend = FaultyBackend::start();
     let usher = backend.usher();
     let still = Still::of(&usher);
     for (fault, script) in faults {
@@ -151,7 +151,7 @@ fn backend_faults_at_login_are_reported_and_leave_no_state() {
         let reply = imap.login("alice", &password_of("alice"));
         assert!(reply.tagged.starts_with("NO [UNAVAILABLE]"), "{fault}: {reply:?}");
         assert!(asked.elapsed() < Duration::from_secs(5), "{fault}: answered after {:?}", asked.elapsed());
-        // The connection goes on, and the backend is used by the first login after it is well.
+        // The connection continues, and the first login after the recovery uses the backend.
         imap.command("NOOP").ok();
         backend.be(None);
         imap.login("alice", &password_of("alice")).ok();
@@ -163,7 +163,7 @@ fn backend_faults_at_login_are_reported_and_leave_no_state() {
 
 #[test]
 fn client_faults_before_login_affect_no_other_client() {
-    let backend = Moody::start();
+    let backend = FaultyBackend::start();
     let usher = backend.usher();
     let still = Still::of(&usher);
     let login = format!("LOGIN alice {}", password_of("alice"));
@@ -220,7 +220,7 @@ fn client_faults_before_login_affect_no_other_client() {
 
 #[test]
 fn frozen_backend_affects_only_its_users() {
-    let backend = Moody::start();
+    let backend = FaultyBackend::start();
     let usher = backend.usher();
     let still = Still::of(&usher);
     let mut before = alice(&usher);
@@ -240,13 +240,13 @@ fn frozen_backend_affects_only_its_users() {
 
 #[test]
 fn client_can_close_a_session_with_a_frozen_backend() {
-    let backend = Moody::start();
+    let backend = FaultyBackend::start();
     let usher = backend.usher();
     let still = Still::of(&usher);
     backend.be(Some(|peer| {
         after_login(peer, |_| std::thread::sleep(Duration::from_secs(20)));
     }));
-    // More than usher keeps, to a backend that reads nothing.
+    // More than usher buffers, to a backend that reads nothing.
     let mut imap = alice(&usher);
     (0..5).for_each(|_| imap.send(vec![b'x'; 200_000]));
     imap.reset();
@@ -257,12 +257,12 @@ fn client_can_close_a_session_with_a_frozen_backend() {
 
 #[test]
 fn backend_can_close_a_session_with_a_client_that_does_not_read() {
-    let backend = Moody::start();
+    let backend = FaultyBackend::start();
     let usher = backend.usher();
     let still = Still::of(&usher);
     backend.be(Some(|peer| {
         after_login(peer, |peer| {
-            // More than the client's side takes, and less than shuts the window of usher's: a kernel drops
+            // More than the client's side buffers, and less than fills usher's window: a kernel drops
             // a reset that is outside of it.
             peer.send(vec![b'x'; 480 * 1024]);
             peer.reset();
@@ -270,14 +270,14 @@ fn backend_can_close_a_session_with_a_client_that_does_not_read() {
     }));
     let imap = alice(&usher);
     // The client's own descriptor is still open: usher's is not.
-    still.again("a backend that left a client who does not read");
+    still.again("a backend that closed on a client that does not read");
     usher.wait_log("end", |line| line["cause"] == "backend_error");
     drop(imap);
 }
 
 #[test]
 fn backend_reset_frees_both_sides_at_once() {
-    let backend = Moody::start();
+    let backend = FaultyBackend::start();
     let usher = backend.usher();
     let still = Still::of(&usher);
     backend.be(Some(|peer| {
@@ -290,7 +290,7 @@ fn backend_reset_frees_both_sides_at_once() {
     let asked = Instant::now();
     imap.send("x NOOP\r\n");
     imap.rest();
-    assert!(asked.elapsed() < Duration::from_secs(2), "the client was told after {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(2), "the client got its reply after {:?}", asked.elapsed());
     // The client's own descriptor is still open: usher's is not.
     still.again("a backend's reset");
     usher.wait_log("end", |line| line["cause"] == "backend_error");
@@ -298,7 +298,7 @@ fn backend_reset_frees_both_sides_at_once() {
 
 /// The time from the last byte to the end of a session of which one half is closed.
 fn lives_on(talk: impl FnOnce(&mut Imap) -> Instant, script: Script) {
-    let backend = Moody::start();
+    let backend = FaultyBackend::start();
     let usher = backend.usher();
     let still = Still::of(&usher);
     backend.be(Some(script));
@@ -360,11 +360,11 @@ fn session_ends_three_seconds_after_the_last_byte_of_a_closed_backend() {
 #[test]
 fn frozen_dead_or_recovered_directory_leaves_no_state() {
     let mut directory = Slapd::private();
-    let backend = Moody::start();
+    let backend = FaultyBackend::start();
     let config = Config::with_directory(&directory).scripted(&backend.backend);
     let usher = Usher::start(config.set("/directory/timeout", "2s").set("/directory/attempt_timeout", "1s"));
     let still = Still::of(&usher);
-    // Somebody else each time: who was seen lately needs no directory.
+    // Another user each time: a cached user needs no directory.
     for (fault, uid) in [("frozen", "anna"), ("dead", "sync3")] {
         if fault == "frozen" {
             directory.freeze()
@@ -386,8 +386,8 @@ fn frozen_dead_or_recovered_directory_leaves_no_state() {
     }
 }
 
-/// The keepalive timer of the socket between these ports, as the kernel shows it: how long until
-/// it rings.
+/// The keepalive timer of the socket between these ports, from the kernel's table: the time until
+/// it expires.
 fn keepalive(local: u16, remote: u16) -> Option<Duration> {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     table.lines().skip(1).find_map(|line| {
@@ -407,13 +407,13 @@ fn keepalive(local: u16, remote: u16) -> Option<Duration> {
 
 #[test]
 fn silent_peer_is_probed_by_keepalive() {
-    let backend = Moody::start();
+    let backend = FaultyBackend::start();
     let usher = backend.usher();
     let mut imap = alice(&usher);
     imap.command("NOOP").is("OK did NOOP");
     for (side, (local, remote)) in [("client", (usher.imaps_port(), 0)), ("backend", (0, backend.backend.port))] {
-        let deadline = Instant::now() + patience(Duration::from_secs(5));
-        // Until the last acknowledgement is there another timer runs.
+        let deadline = Instant::now() + wait_limit(Duration::from_secs(5));
+        // Another timer runs until the last acknowledgement.
         let rings = loop {
             if let Some(rings) = keepalive(local, remote) {
                 break rings;

@@ -1,4 +1,4 @@
-//! Many clients at once, most of them useless: a good login still gets through.
+//! Many simultaneous clients, most of them hostile: a valid login still succeeds.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::kit::process::run;
 use crate::kit::scripted::{GREETING, Scripted};
-use crate::kit::{Config, Imap, PROMISED_SECOND, Usher, password_of, patience, slapd};
+use crate::kit::{Config, Imap, PROMISED_SECOND, Usher, password_of, slapd, wait_limit};
 
 /// usher's processor time so far, in clock ticks of 10 ms.
 fn ticks(usher: &Usher) -> u64 {
@@ -26,7 +26,7 @@ fn valid_login_passes_a_thousand_stuck_handshakes() {
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
     let mut stuck = connect(usher.imaps_port(), 1_000);
     for socket in stuck.iter_mut().step_by(2) {
-        // Half of them begin a handshake: the head of a record that never comes.
+        // Half of them begin a handshake: the header of a record that never follows.
         std::io::Write::write_all(socket, &[22, 3, 1, 2, 0, 1]).unwrap();
     }
     let idle: Vec<Imap> = (0..100).map(|_| Imap::tls(usher.imaps_port())).collect();
@@ -83,7 +83,7 @@ fn sessions_survive_descriptor_exhaustion_and_logins_return() {
             .map(|mut imap| imap.login("alice", &password_of("alice")));
         match reply {
             Ok(reply) if reply.tagged.starts_with("OK") => break,
-            _ => assert!(asked.elapsed() < Duration::from_secs(3), "not well again: {reply:?}"),
+            _ => assert!(asked.elapsed() < Duration::from_secs(3), "not recovered: {reply:?}"),
         }
     }
     prlimit(pid, Resource::Nofile, normal).unwrap();
@@ -94,7 +94,7 @@ fn unread_log_delays_no_login() {
     let usher = Usher::start(Config::shared());
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
     let unread = usher.log_unread();
-    // Each of these leaves lines: more than pipe and queue can hold.
+    // Each of these writes log lines: more than pipe and queue can hold.
     while usher.metric("usher_log_dropped_total", &[]) < 1.0 {
         for _ in 0..500 {
             Imap::silent(usher.imaps_port()).send("no TLS at all\r\n");
@@ -110,7 +110,7 @@ fn unread_log_delays_no_login() {
 fn client_before_login_holds_little_memory() {
     const CLIENTS: u64 = 100;
     let usher = Usher::start(Config::shared());
-    // Whatever is allocated once is allocated before the measuring.
+    // One-time allocations are made before the measurement.
     Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")).ok();
     let before = usher.resident_kib();
     let hogs: Vec<Imap> = (0..CLIENTS)
@@ -131,8 +131,8 @@ fn client_before_login_holds_little_memory() {
     drop(hogs);
 }
 
-/// What the kernel holds for usher's connections, in KiB: what came and was not read, what was written and
-/// not acknowledged, and what is set aside for either.
+/// Kernel memory of usher's connections, in KiB: unread input, written and
+/// unacknowledged output, and reserved space.
 fn kernel_kib(usher: &Usher) -> u64 {
     let listed = run("ss", &["-tmnpOH"], b"").succeeded().stdout;
     let pid = format!("pid={},", usher.pid());
@@ -145,9 +145,9 @@ fn kernel_kib(usher: &Usher) -> u64 {
     held.sum::<u64>() / 1024
 }
 
-/// Memory of usher and of the kernel for it, in KiB, once it grows no more.
+/// Memory of usher and of the kernel for it, in KiB, once it stops growing.
 fn settled_kib(usher: &Usher) -> (u64, u64) {
-    let deadline = Instant::now() + patience(Duration::from_secs(20));
+    let deadline = Instant::now() + wait_limit(Duration::from_secs(20));
     let mut before = 0;
     loop {
         let (own, kernels) = (usher.resident_kib(), kernel_kib(usher));
@@ -160,7 +160,7 @@ fn settled_kib(usher: &Usher) -> (u64, u64) {
     }
 }
 
-/// What each of so many connections has added since, in KiB: to usher's memory and to the kernel's.
+/// The growth per connection since, in KiB: of usher's memory and of the kernel's.
 fn grown(usher: &Usher, before: (u64, u64), connections: u64) -> (u64, u64) {
     let now = settled_kib(usher);
     (now.0.saturating_sub(before.0) / connections, now.1.saturating_sub(before.1) / connections)
@@ -185,10 +185,10 @@ fn clients_that_do_not_read_replies_hold_little_memory_including_the_kernel() {
                 usher
             }
         };
-        // Whatever is allocated once is allocated before the measuring.
+        // One-time allocations are made before the measurement.
         drop((0..10).map(|_| Imap::tls(usher.imaps_port())).collect::<Vec<_>>());
         let before = settled_kib(&usher);
-        // In pieces as a network brings them: on loopback one write is one packet, of up to 64 KiB.
+        // In segments of network size: on loopback one write is one packet, of up to 64 KiB.
         let questions = question.repeat(4096 / question.len());
         let hogs: Vec<Imap> = (0..CLIENTS)
             .map(|_| {
@@ -232,6 +232,6 @@ fn sessions_that_do_not_read_hold_under_a_mebibyte_including_the_kernel() {
     assert!(own + kernels <= 1024, "{own} KiB of usher's and {kernels} of the kernel's for each session");
     let held = usher.metric("usher_kernel_tcp_memory_bytes", &[]);
     assert!(held > 0.0 && held < usher.metric("usher_kernel_tcp_memory_limit_bytes", &[]), "{held}");
-    // And it goes on where it stopped.
+    // It continues where it stopped.
     assert!(sessions[0].bytes(MESSAGE).iter().all(|byte| *byte == b'x'));
 }

@@ -1,4 +1,4 @@
-//! Backends that fail: told quickly, harming nobody else, and used again at once when they are back.
+//! Failing backends: reported quickly, without effect on other users, and used again at once after recovery.
 
 use std::time::{Duration, Instant};
 
@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 use crate::kit::certs::Leaf;
 use crate::kit::client::Reply;
 use crate::kit::dovecot::Dovecot;
-use crate::kit::people::SERVICE_PASSWORD;
 use crate::kit::scripted::{BlackHole, GREETING, Peer, Scripted};
-use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
+use crate::kit::users::SERVICE_PASSWORD;
+use crate::kit::{Config, Imap, Usher, password_of, shared, slapd};
 
-/// In which an outage that is known is told.
+/// The time limit for a reply during a detected outage.
 const QUICK: Duration = Duration::from_millis(50);
 
 fn dovecot() -> Dovecot {
-    Dovecot::start(&world().certificates, &world().server3, false)
+    Dovecot::start(&shared().certificates, &shared().server3, false)
 }
 
 /// Starts it again and waits until it greets: a listening port is not a mail server yet.
@@ -41,8 +41,8 @@ fn login(usher: &Usher) -> (Reply, Duration) {
     (imap.login("alice", &password_of("alice")), asked.elapsed())
 }
 
-/// Logs in until the breaker is open.
-fn learn_the_outage(usher: &Usher) {
+/// Logs in until the backend is marked down.
+fn log_in_until_down(usher: &Usher) {
     for _ in 0..3 {
         login(usher).0.is("NO [UNAVAILABLE]");
     }
@@ -54,16 +54,16 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// A known outage is told quickly, and counted as what it is.
-fn is_told_quickly(usher: &Usher) {
+/// A detected outage gets a quick reply with the right result.
+fn is_reported_quickly(usher: &Usher) {
     let times = (0..11).map(|_| {
         let (reply, took) = login(usher);
         reply.is("NO [UNAVAILABLE]");
         took
     });
     let median = median(times.collect());
-    println!("a known outage is told in {median:?}");
-    assert!(median < QUICK, "a known outage took {median:?}");
+    println!("a detected outage is reported in {median:?}");
+    assert!(median < QUICK, "a detected outage took {median:?}");
     assert!(usher.metric("usher_backend_logins_total", &[("result", "down")]) >= 10.0);
     assert_eq!(usher.metric("usher_backend_up", &[]), 0.0);
 }
@@ -71,24 +71,24 @@ fn is_told_quickly(usher: &Usher) {
 #[test]
 fn dead_backend_is_reported_quickly_and_used_again_by_the_first_login() {
     let mut dovecot = dovecot();
-    // Nobody but the logins looks, so that it is the first of them that finds it back.
+    // Probes are off, so that the first login detects the recovery.
     let usher = Usher::start(at(local(dovecot.imaps)));
     login(&usher).0.ok();
     assert_eq!(usher.metric("usher_backend_up", &[("backend", "server3"), ("protocol", "imap")]), 1.0);
     dovecot.stop();
-    learn_the_outage(&usher);
-    is_told_quickly(&usher);
+    log_in_until_down(&usher);
+    is_reported_quickly(&usher);
     assert_eq!(usher.metric("usher_backend_addresses", &[("state", "closed")]), 0.0);
     let event = usher.nth_login(8, "alice");
     assert_eq!(event["result"], "backend_unreachable");
-    assert!(event["backend_reply"].as_str().unwrap().starts_with("known to be down: no connection"), "{event}");
+    assert!(event["backend_reply"].as_str().unwrap().starts_with("marked down: no connection"), "{event}");
     start_again(&mut dovecot);
     login(&usher).0.ok();
     assert_eq!(usher.metric("usher_backend_up", &[]), 1.0);
     assert_eq!(usher.metric("usher_backend_addresses", &[("state", "closed")]), 1.0);
     for message in ["backend address is down", "backend address is back"] {
-        let told = usher.logged().iter().filter(|line| line["message"] == message).count();
-        assert_eq!(told, 1, "{message}: a line for the change, none for a login");
+        let reported = usher.logged().iter().filter(|line| line["message"] == message).count();
+        assert_eq!(reported, 1, "{message}: a line for the change, none for a login");
     }
 }
 
@@ -98,9 +98,9 @@ fn briefly_refused_connection_is_retried() {
     let usher = Usher::start(at(local(port)).set("/routing/backends/0/timeout", "2s"));
     let mut imap = Imap::tls(usher.imaps_port());
     imap.send(format!("x LOGIN alice \"{}\"\r\n", password_of("alice")));
-    // By now nobody was there.
+    // So far there was no server.
     usher.wait_metric("usher_backend_logins_in_flight", &[], 1.0);
-    let _backend = Scripted::welcoming_at(port);
+    let _backend = Scripted::accepting_at(port);
     imap.reply("x").ok();
 }
 
@@ -108,22 +108,22 @@ fn briefly_refused_connection_is_retried() {
 fn black_hole_is_reported_quickly_once_detected() {
     let hole = BlackHole::open();
     let usher = Usher::start(at(local(hole.port)));
-    learn_the_outage(&usher);
+    log_in_until_down(&usher);
     assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "timeout")]), 3.0);
-    is_told_quickly(&usher);
+    is_reported_quickly(&usher);
 }
 
 #[test]
 fn frozen_backend_is_reported_quickly_and_used_again_when_it_thaws() {
     let dovecot = dovecot();
     let config = at(local(dovecot.imaps)).set("/routing/backends/0/probe", "greeting");
-    // It thaws with a queue of connections that were given up: not too little time for the first login.
+    // It thaws with a queue of abandoned connections: the first login needs enough time.
     let config = config.set("/routing/backends/0/timeout", "2s").set("/routing/backends/0/probe_interval", "1s");
     let usher = Usher::start(config);
     login(&usher).0.ok();
     let frozen = dovecot.freeze();
     usher.wait_log("backend address is down", |_| true);
-    is_told_quickly(&usher);
+    is_reported_quickly(&usher);
     drop(frozen);
     usher.wait_metric("usher_backend_up", &[], 1.0);
     login(&usher).0.ok();
@@ -131,13 +131,14 @@ fn frozen_backend_is_reported_quickly_and_used_again_when_it_thaws() {
 
 #[test]
 fn wrong_certificate_is_an_outage_and_receives_no_password() {
-    let pair =
-        world().certificates.leaf("health-wrong-ca", Leaf { wrong_ca: true, ..Leaf::server(&["server3.example.com"]) });
+    let pair = shared()
+        .certificates
+        .leaf("health-wrong-ca", Leaf { wrong_ca: true, ..Leaf::server(&["server3.example.com"]) });
     let backend = Scripted::tls_as(&pair, |_| panic!("the handshake must not succeed"));
     let usher = Usher::start(at(local(backend.port)));
-    learn_the_outage(&usher);
+    log_in_until_down(&usher);
     assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "tls")]), 3.0);
-    is_told_quickly(&usher);
+    is_reported_quickly(&usher);
     assert!(!backend.transcript().contains("C:"), "{}", backend.transcript());
 }
 
@@ -147,17 +148,17 @@ fn refusing_greeting_is_an_outage() {
         peer.send("* BYE too many connections\r\n");
     });
     let usher = Usher::start(at(local(backend.port)));
-    learn_the_outage(&usher);
-    is_told_quickly(&usher);
+    log_in_until_down(&usher);
+    is_reported_quickly(&usher);
 }
 
 #[test]
 fn users_of_another_backend_are_unaffected() {
     let hole = BlackHole::open();
-    let well = Scripted::tls_as(&world().server4, |peer| {
+    let well = Scripted::tls_as(&shared().server4, |peer| {
         peer.send(GREETING);
         peer.accept_login();
-        peer.answer_everything();
+        peer.reply_to_everything();
     });
     let config = at(local(hole.port)).set("/routing/backends/0/timeout", "4s");
     let usher = Usher::start(config.backend("server4", well.port, &["server4.example.com"]));
@@ -169,14 +170,14 @@ fn users_of_another_backend_are_unaffected() {
     };
     bob();
     let normal = median((0..15).map(|_| bob()).collect());
-    // Sent and not waited for: the outage is not known yet, and these hang in it.
+    // Sent without waiting: the outage is not detected yet, and these logins hang.
     let mut pending: Vec<Imap> = (0..50).map(|_| Imap::tls(usher.imaps_port())).collect();
     for imap in &mut pending {
         imap.send(format!("x LOGIN alice \"{}\"\r\n", password_of("alice")));
     }
     usher.wait_metric("usher_backend_logins_in_flight", &[("backend", "server3")], 50.0);
     let meanwhile = median((0..15).map(|_| bob()).collect());
-    // Twice is promised, and three times that asserted; no less than what a busy machine adds to a few
+    // Twice is promised, three times that asserted, with a minimum for what a busy machine adds to a few
     // milliseconds.
     let bound = (normal * 6).max(normal + Duration::from_millis(50));
     assert!(meanwhile < bound, "{meanwhile:?} instead of {normal:?} while another backend is dead");
@@ -213,7 +214,7 @@ fn refused_users_and_errors_after_login_never_mark_a_backend_down() {
 #[test]
 fn next_address_takes_over_until_the_first_recovers() {
     let mut first = dovecot();
-    let second = Scripted::welcoming();
+    let second = Scripted::accepting();
     let config = at(json!([local(first.imaps), local(second.port)])).set("/routing/backends/0/probe", "greeting");
     let usher = Usher::start(config.set("/routing/backends/0/probe_interval", "1s"));
     let serves = |imap: &mut Imap| imap.command("NOOP").ok().tagged;
@@ -224,7 +225,7 @@ fn next_address_takes_over_until_the_first_recovers() {
     };
     assert!(!land().contains("did NOOP"), "the first address serves");
     first.stop();
-    // Not even the login that finds it dead fails.
+    // Not even the login that detects the outage fails.
     assert!(land().contains("did NOOP"), "the second address serves");
     usher.wait_metric("usher_backend_addresses", &[("state", "closed")], 1.0);
     assert_eq!(usher.metric("usher_backend_up", &[]), 1.0);
@@ -238,13 +239,13 @@ fn next_address_takes_over_until_the_first_recovers() {
 #[test]
 fn unreachable_address_costs_a_quarter_second_and_then_nothing() {
     let hole = BlackHole::open();
-    let second = Scripted::welcoming();
+    let second = Scripted::accepting();
     let config = at(json!([local(hole.port), local(second.port)])).set("/routing/backends/0/timeout", "2s");
     let usher = Usher::start(config.set("/routing/backends/0/failures", 1));
     let (reply, took) = login(&usher);
     reply.ok();
     assert!(took >= Duration::from_millis(250) && took < Duration::from_millis(1_500), "{took:?}");
-    // The login did not wait to see whether it is slow or dead; a look beside it did.
+    // The login did not wait to see whether it is slow or dead; a background probe did.
     usher.wait_log("backend address is down", |line| line["address"] == local(hole.port));
     let took = median((0..5).map(|_| login(&usher)).map(|(reply, took)| (reply.ok(), took).1).collect());
     assert!(took < Duration::from_millis(150), "{took:?}");
@@ -253,7 +254,7 @@ fn unreachable_address_costs_a_quarter_second_and_then_nothing() {
 #[test]
 fn hanging_address_leaves_time_for_the_next() {
     let hangs = Scripted::plain(Peer::wait_for_end);
-    let second = Scripted::welcoming();
+    let second = Scripted::accepting();
     let config = at(json!([local(hangs.port), local(second.port)])).set("/routing/backends/0/timeout", "2s");
     let usher = Usher::start(config);
     let (reply, took) = login(&usher);
@@ -264,17 +265,17 @@ fn hanging_address_leaves_time_for_the_next() {
 
 #[test]
 fn host_name_is_resolved_and_an_unresolvable_one_is_reported_quickly() {
-    let backend = Scripted::welcoming();
-    // It may have an IPv6 address as well, where nobody listens.
+    let backend = Scripted::accepting();
+    // The name may also have an IPv6 address, where no server listens.
     let usher = Usher::start(at(format!("localhost:{}", backend.port).into()));
     login(&usher).0.ok();
-    // RFC 6761 section 6.4: no resolver knows this.
+    // RFC 6761 section 6.4: no resolver resolves this name.
     let config = at("server3.invalid:993".into()).set("/routing/backends/0/timeout", "4s");
     let usher = Usher::start(config);
     login(&usher).0.is("NO [UNAVAILABLE]");
     let times = (0..11).map(|_| login(&usher)).map(|(reply, took)| (reply.is("NO [UNAVAILABLE]"), took).1);
     let median = median(times.collect());
-    assert!(median < QUICK, "a name that is known to lead nowhere took {median:?}");
+    assert!(median < QUICK, "an unresolvable name took {median:?}");
     assert_eq!(usher.metric("usher_backend_up", &[]), 0.0);
 }
 
@@ -307,7 +308,7 @@ fn logins_return_gradually_after_an_outage() {
     let usher = Usher::start(at(local(dovecot.imaps)).set("/routing/backends/0/timeout", "4s"));
     login(&usher).0.ok();
     dovecot.stop();
-    learn_the_outage(&usher);
+    log_in_until_down(&usher);
     let mut crowd: Vec<Imap> = (0..60).map(|_| Imap::tls(usher.imaps_port())).collect();
     start_again(&mut dovecot);
     login(&usher).0.ok();
@@ -316,12 +317,12 @@ fn logins_return_gradually_after_an_outage() {
     }
     let replies = crowd.iter_mut().map(|imap| imap.reply("x").tagged);
     let (let_in, later): (Vec<String>, Vec<String>) = replies.partition(|reply| reply.starts_with("OK"));
-    assert!((10..=25).contains(&let_in.len()), "{} of 60 were let in within a second", let_in.len());
+    assert!((10..=25).contains(&let_in.len()), "{} of 60 were accepted within a second", let_in.len());
     assert!(later.iter().all(|reply| reply.starts_with("NO [UNAVAILABLE]")), "{later:?}");
     assert_eq!(usher.metric("usher_backend_logins_total", &[("result", "slow_start")]), later.len() as f64);
 }
 
-/// A backend that is looked after in this way.
+/// A backend with this kind of probe.
 fn probed(backend: &Scripted, probe: &str) -> Usher {
     let mut config = at(local(backend.port)).set("/routing/backends/0/probe", probe);
     config.change("/routing/backends/0/probe_interval", "1s");
@@ -337,7 +338,7 @@ fn wait_probes(usher: &Usher, result: &str, at_least: f64) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while usher.metric("usher_backend_probes_total", &[("result", result)]) < at_least {
         assert!(Instant::now() < deadline, "no {at_least} probes with result {result}");
-        std::thread::sleep(Duration::from_millis(20)); // a metric gives no event to wait for
+        std::thread::sleep(Duration::from_millis(20)); // a metric offers no event to wait for
     }
 }
 
@@ -346,9 +347,9 @@ fn tcp_probe_only_connects() {
     let backend = Scripted::plain(Peer::wait_for_end);
     let usher = probed(&backend, "tcp");
     wait_probes(&usher, "ok", 2.0);
-    // What it does not look at, it does not vouch for.
-    learn_the_outage(&usher);
-    is_told_quickly(&usher);
+    // A probe reports nothing about what it does not test.
+    log_in_until_down(&usher);
+    is_reported_quickly(&usher);
     wait_probes(&usher, "timeout", 1.0);
 }
 
@@ -398,12 +399,12 @@ fn login_probe_detects_what_a_greeting_probe_misses() {
         let Some(tag) = peer.take_login() else { return };
         peer.send(match peer.number {
             1 | 2 => format!("{tag} OK [CAPABILITY IMAP4rev1] welcome\r\n"),
-            3 => format!("{tag} NO [AUTHENTICATIONFAILED] who are you\r\n"),
+            3 => format!("{tag} NO [AUTHENTICATIONFAILED] bad credentials\r\n"),
             4 => format!("{tag} OK [CAPABILITY IMAP4rev1] welcome\r\n"),
-            5..=8 => format!("{tag} NO [UNAVAILABLE] nobody can be asked\r\n"),
+            5..=8 => format!("{tag} NO [UNAVAILABLE] no directory available\r\n"),
             _ => format!("{tag} OK [CAPABILITY IMAP4rev1] welcome\r\n"),
         });
-        peer.answer_everything();
+        peer.reply_to_everything();
     });
     let usher = probed(&backend, "login");
     assert_eq!(backend.next_login(), format!("\0usher-probe\0{SERVICE_PASSWORD}"));
@@ -421,12 +422,12 @@ fn login_probe_detects_what_a_greeting_probe_misses() {
 fn reload_keeps_the_state_of_unchanged_backends() {
     let hole = BlackHole::open();
     let mut usher = Usher::start(at(local(hole.port)));
-    learn_the_outage(&usher);
+    log_in_until_down(&usher);
     usher.config.change("/limits", json!({"bad_commands": 5}));
     usher.config.write();
     assert_eq!(usher.hup()["message"], "reloaded");
-    is_told_quickly(&usher);
-    let well = Scripted::welcoming();
+    is_reported_quickly(&usher);
+    let well = Scripted::accepting();
     usher.config.change("/routing/backends/0/imap/address", local(well.port));
     usher.config.write();
     assert_eq!(usher.hup()["message"], "reloaded");

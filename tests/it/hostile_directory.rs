@@ -1,4 +1,4 @@
-//! Directories that attack whoever asks them: the process lives, its sessions too, its memory is bounded,
+//! Directories that attack their clients: the process and its sessions survive, its memory is bounded,
 //! and the next server answers.
 
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::kit::scripted::{Operation, Scripted, ScriptedLdap, ldap_entry, ldap_result};
 use super::kit::slapd::Slapd;
-use super::kit::{Config, Imap, Usher, password_of, patience};
+use super::kit::{Config, Imap, Usher, password_of, wait_limit};
 
 /// `30 84 <length>` in itself, 20,000 times: 120 KB.
 fn nested() -> Vec<u8> {
@@ -19,11 +19,11 @@ fn nested() -> Vec<u8> {
     (0..levels).rev().flat_map(|level| [&[0x30, 0x84][..], &(level * 6).to_be_bytes()].concat()).collect()
 }
 
-/// usher with this server before a good one, for whatever the second may be asked.
+/// usher with this server before a healthy one.
 fn before(good: &Slapd, url: &str, starttls: bool) -> Config {
     let good_url = if starttls { good.url() } else { good.tls_url() };
     Config::with_directory(good)
-        .scripted(&Scripted::welcoming())
+        .scripted(&Scripted::accepting())
         .set("/directory/servers", json!([url, good_url]))
         .set("/directory/starttls", starttls)
 }
@@ -50,13 +50,13 @@ fn nested_reply_ends_neither_the_process_nor_a_session() {
                 let found = ldap_entry(id, &dn, &[("mailHost", "server3")]);
                 Some([found, ldap_result(id, 0x65, 0)].concat())
             }
-            // It has no TLS: the good server is used from the beginning.
+            // It has no TLS: the healthy server is used from the beginning.
             Operation::Other(_) => Some(ldap_result(id, 0x78, 2)),
         });
         let usher = Usher::start(before(&good, &attacker.url(), starttls).set("/cache/ttl", "100ms"));
         let mut session = alice(&usher);
         attacks.store(true, Ordering::SeqCst);
-        // The next server answers for it.
+        // The next server answers instead.
         Imap::tls(usher.imaps_port()).login("anna", &password_of("anna")).ok();
         usher.wait_metric("usher_directory_up", &[("server", &attacker.url())], 0.0);
         drop(alice(&usher));
@@ -67,9 +67,9 @@ fn nested_reply_ends_neither_the_process_nor_a_session() {
                 metrics.filter(|(name, _)| name.contains("directory_operations") && name.contains("malformed"));
             malformed.map(|(_, count)| count).sum::<f64>()
         };
-        // Before TLS it is found out by the next probe.
+        // Before TLS the next probe detects it.
         while counted() == 0.0 {
-            patience(Duration::from_secs(20));
+            wait_limit(Duration::from_secs(20));
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -91,7 +91,7 @@ fn gigabytes_after_a_header_use_no_memory() {
     std::thread::spawn(move || {
         for (number, mut socket) in listener.incoming().flatten().enumerate() {
             let count = Arc::clone(&count);
-            // In turn to the service account's bind and to the search behind it.
+            // Alternately to the service account's bind and to the search after it.
             std::thread::spawn(move || flood(&mut socket, number % 2 == 1, &count));
         }
     });
@@ -102,7 +102,7 @@ fn gigabytes_after_a_header_use_no_memory() {
     let before = sent.load(Ordering::SeqCst);
     let began = Instant::now();
     // It is probed again and again.
-    while sent.load(Ordering::SeqCst) == before && began.elapsed() < patience(Duration::from_secs(20)) {
+    while sent.load(Ordering::SeqCst) == before && began.elapsed() < wait_limit(Duration::from_secs(20)) {
         drop(alice(&usher));
     }
     drop(alice(&usher));
@@ -110,7 +110,7 @@ fn gigabytes_after_a_header_use_no_memory() {
     assert!(peak < 128 * 1024 && grown < 32 * 1024, "a peak of {peak} KiB, and {grown} KiB more");
 }
 
-/// A header of 2 GiB and as many bytes behind it as somebody takes.
+/// A header of 2 GiB and as many bytes after it as the peer reads.
 fn flood(socket: &mut TcpStream, after_bind: bool, count: &AtomicU64) {
     let mut request = [0; 4096];
     if after_bind

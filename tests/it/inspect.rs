@@ -1,16 +1,16 @@
-//! `usher check --connect`: what it says of good servers and of bad ones.
+//! `usher check --connect`: its findings about healthy and faulty servers.
 
 use serde_json::{Value, json};
 
 use crate::kit::certs::Leaf;
-use crate::kit::people::SERVICE_DN;
 use crate::kit::process::free_port;
 use crate::kit::scripted::{GREETING, Scripted};
 use crate::kit::slapd::{Options, SYNCPROV, Slapd};
+use crate::kit::users::SERVICE_DN;
 use crate::kit::usher::command;
-use crate::kit::{Config, cyrus, dovecot, password_of, slapd, world};
+use crate::kit::{Config, cyrus, dovecot, password_of, shared, slapd};
 
-/// Runs it; the exit code and what it says.
+/// Runs it; returns the exit code and the report.
 fn inspect(config: &Config, arguments: &[&str]) -> (i32, Value) {
     config.write();
     let said = command(config, &[&["check", "--connect", "--json"], arguments].concat(), b"");
@@ -18,7 +18,7 @@ fn inspect(config: &Config, arguments: &[&str]) -> (i32, Value) {
     (said.code, value)
 }
 
-/// The finding of this name about a server, whose name and protocol stand before it.
+/// The finding with this name about a server, given by name and protocol.
 #[track_caller]
 fn finding(report: &Value, kind: &str, name: &str, check: &str) -> Value {
     let subjects = report["subjects"].as_array().unwrap().iter();
@@ -36,7 +36,7 @@ fn is(finding: &Value, state: &str, words: &[&str]) {
     assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {finding:#}");
 }
 
-/// A directory alone is looked at; the mail server is well.
+/// Checks a directory; the mail server is healthy.
 fn directory_of(config: &Config, check: &str) -> (i32, Value) {
     let url = serde_yaml::from_str::<Value>(&std::fs::read_to_string(config.write()).unwrap()).unwrap();
     let url = url["directory"]["servers"][0].as_str().unwrap().to_owned();
@@ -44,7 +44,7 @@ fn directory_of(config: &Config, check: &str) -> (i32, Value) {
     (code, finding(&report, "directory", &url, check))
 }
 
-/// The mail server that is looked at, as server3; the directory is well.
+/// Checks a mail server, as server3; the directory is healthy.
 fn backend_of(config: &Config, check: &str) -> (i32, Value) {
     let (code, report) = inspect(config, &[]);
     (code, finding(&report, "backend", "server3", check))
@@ -72,11 +72,11 @@ fn real_servers_pass_every_check() {
         is(&backend("capabilities"), "ok", &["IMAP4rev1"]);
         is(&backend("login"), "ok", &["could be sent"]);
     }
-    // Dovecot and Cyrus are not alike, and what they differ in is promised to nobody.
+    // Dovecot and Cyrus have different capabilities, and only the common ones are advertised.
     is(&finding(&report, "protocol", "imap", "promised"), "ok", &["usher answers for itself"]);
     is(&finding(&report, "protocol", "imap", "differs"), "note", &["server3", "IDLE"]);
 
-    // The same for people, and nobody's password anywhere.
+    // The same as text, without any password.
     let said = command(&config, &["check", "--connect"], b"").succeeded();
     for words in ["backend server3 imap 127.0.0.1:", "ok       greeting      ", "0 problems, 0 warnings"] {
         assert!(said.stdout.contains(words), "{words}: {said:#?}");
@@ -122,7 +122,7 @@ fn capabilities_of_only_some_servers_are_a_warning() {
 
 #[test]
 fn mismatched_certificates_are_reported_with_advice() {
-    let wrong_ca = Config::shared().set("/routing/backends/0/ca", json!(world().certificates.wrong_ca()));
+    let wrong_ca = Config::shared().set("/routing/backends/0/ca", json!(shared().certificates.wrong_ca()));
     let (code, found) = backend_of(&wrong_ca, "tls");
     assert_eq!(code, 69);
     is(&found, "problem", &["no known authority", "`ca` must name"]);
@@ -132,7 +132,7 @@ fn mismatched_certificates_are_reported_with_advice() {
     assert_eq!(code, 69);
     is(&found, "problem", &["not for server9.example.com", "server3.example.com", "server_name"]);
 
-    let certificates = &world().certificates;
+    let certificates = &shared().certificates;
     let names = &["server3.example.com"];
     let expired = certificates.leaf("inspect-expired", Leaf { expired: true, ..Leaf::server(names) });
     let server = Scripted::tls_as(&expired, |peer| {
@@ -142,11 +142,11 @@ fn mismatched_certificates_are_reported_with_advice() {
     let (code, found) = backend_of(&config, "tls");
     assert_eq!(code, 69);
     is(&found, "problem", &["expired on", "renew"]);
-    // A pin says more than a date.
+    // A pin takes precedence over the date.
     let pinned = config.without("/routing/backends/0/ca").set("/routing/backends/0/pin_sha256", json!([expired.pin]));
     let (_, found) = backend_of(&pinned, "tls");
     is(&found, "ok", &["2021-01-01", "pin"]);
-    let other = pinned.set("/routing/backends/0/pin_sha256", json!([world().server4.pin]));
+    let other = pinned.set("/routing/backends/0/pin_sha256", json!([shared().server4.pin]));
     let (code, found) = backend_of(&other, "tls");
     assert_eq!(code, 69);
     is(&found, "problem", &["not pinned", &expired.pin]);
@@ -155,17 +155,17 @@ fn mismatched_certificates_are_reported_with_advice() {
 #[test]
 fn certificate_near_expiry_is_a_warning() {
     let names = &["server3.example.com"];
-    let soon = world().certificates.leaf("inspect-soon", Leaf { days: Some(5), ..Leaf::server(names) });
+    let soon = shared().certificates.leaf("inspect-soon", Leaf { days: Some(5), ..Leaf::server(names) });
     let server = Scripted::tls_as(&soon, |peer| {
         peer.send(GREETING);
-        peer.answer_everything();
+        peer.reply_to_everything();
     });
     let config = Config::with_directory(slapd()).scripted(&server);
     let (code, found) = backend_of(&config, "tls");
     assert_eq!(code, 0, "it works");
     is(&found, "warning", &["(5 days)", "renew"]);
-    // usher's own is told as well, and without a connection.
-    let own = world().certificates.leaf("inspect-own", Leaf { days: Some(5), ..Leaf::server(&["usher.example.com"]) });
+    // usher's own certificate is reported too, without a connection.
+    let own = shared().certificates.leaf("inspect-own", Leaf { days: Some(5), ..Leaf::server(&["usher.example.com"]) });
     let config = config.certificate(&own);
     config.write();
     let said = command(&config, &["check"], b"").succeeded();
@@ -209,10 +209,10 @@ fn unreachable_or_misbehaving_mail_servers_are_reported() {
     is(&found, "problem", &["cannot be resolved", "resolver"]);
 }
 
-/// No user's name or password is sent, and a probe's account only where probes log in.
+/// No user name or password is sent, and the probe account only if probes log in.
 #[test]
 fn only_the_probe_account_logs_in() {
-    let server = Scripted::welcoming();
+    let server = Scripted::accepting();
     let config = Config::with_directory(slapd()).scripted(&server);
     is(&backend_of(&config, "login").1, "ok", &["could be sent"]);
     assert!(!server.transcript().contains("AUTHENTICATE"), "{}", server.transcript());
@@ -226,7 +226,7 @@ fn only_the_probe_account_logs_in() {
 #[test]
 fn unreachable_directory_is_reported() {
     let good = || Config::with_directory(slapd()).backend("server3", dovecot().imaps, &["server3"]);
-    let config = good().set("/directory/ca", json!(world().certificates.wrong_ca()));
+    let config = good().set("/directory/ca", json!(shared().certificates.wrong_ca()));
     let (code, found) = directory_of(&config, "connection");
     assert_eq!(code, 69);
     is(&found, "problem", &["no known authority", "directory.ca"]);
@@ -236,7 +236,7 @@ fn unreachable_directory_is_reported() {
     let config = good().set("/directory/servers/0", format!("ldaps://127.0.0.1:{}", slapd().port));
     assert_eq!(directory_of(&config, "connection").1["state"], "problem");
 
-    let other = world().certificates.leaf("inspect-ldap", Leaf::server(&["ldap.example.net"]));
+    let other = shared().certificates.leaf("inspect-ldap", Leaf::server(&["ldap.example.net"]));
     let named = Slapd::with(Options { pair: Some(&other), ..Options::default() });
     let config = Config::with_directory(&named).backend("server3", dovecot().imaps, &["server3"]);
     is(&directory_of(&config, "connection").1, "problem", &["ldap.example.net", "directory.servers"]);
@@ -283,7 +283,7 @@ fn change_notification_and_limits_are_tested_rather_than_assumed() {
     let able = Slapd::with(Options { modules: &["syncprov"], database: SYNCPROV, ..Options::default() });
     is(&directory_of(&followed(&able), "live changes").1, "ok", &["content synchronization"]);
 
-    // slapd lists the control whether or not this database has it.
+    // slapd lists the control even if this database does not support it.
     let unable = Slapd::private();
     let (code, found) = directory_of(&followed(&unable), "live changes");
     assert_eq!(code, 0);
@@ -307,9 +307,9 @@ fn sample_user_is_looked_up_like_a_login() {
         let (code, report) = inspect(&config, &["--sample", login]);
         (code, finding(&report, "directory", &url, "filter"))
     };
-    let (code, found) = sample("nobody");
+    let (code, found) = sample("unknown");
     assert_eq!(code, 69);
-    is(&found, "problem", &["uid=nobody", "finds nobody"]);
+    is(&found, "problem", &["uid=unknown", "finds nobody"]);
     let (code, found) = sample("twin@example.com");
     assert_eq!(code, 69);
     is(&found, "problem", &["several entries"]);

@@ -1,4 +1,4 @@
-//! Who is here, and ending it: `usher sessions` and `usher kick` on real mail servers.
+//! Listing and ending sessions: `usher sessions` and `usher kick` on real mail servers.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::kit::{Config, Imap, Usher, password_of};
 
 const BYE: &str = "* BYE This session was ended by the administrator, please log in again.";
 
-/// Dovecot and Cyrus know people by their uid.
+/// Dovecot and Cyrus identify users by their uid.
 fn config() -> Config {
     Config::shared().set("/directory/login_attribute", "uid")
 }
@@ -22,8 +22,8 @@ fn login_as(usher: &Usher, name: &str, uid: &str) -> Imap {
     imap
 }
 
-/// What a command prints as JSON.
-fn told(usher: &Usher, arguments: &[&str]) -> Value {
+/// The JSON output of a command.
+fn json_output(usher: &Usher, arguments: &[&str]) -> Value {
     let said = usher.command(&[arguments, &["--json"]].concat()).succeeded();
     serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:#?}"))
 }
@@ -49,10 +49,10 @@ fn sessions_are_found_by_each_filter() {
     usher.wait_metric("usher_sessions", &[], 4.0);
     for (filter, expected) in [
         (&[][..], &["alice", "alice@example.com", "anna", "bob"][..]),
-        // A user is meant under all of her names.
+        // A user matches under all of her names.
         (&["--user", "ALICE"], &["alice", "alice@example.com"]),
         (&["--user", "uid=alice,ou=people,dc=example,dc=com"], &["alice", "alice@example.com"]),
-        (&["--user", "nobody"], &[]),
+        (&["--user", "unknown"], &[]),
         (&["--backend", "server4"], &["bob"]),
         (&["--client", "127.0.0.0/8", "--backend", "server3", "--user", "anna"], &["anna"]),
         (&["--client", "192.0.2.1"], &[]),
@@ -61,18 +61,18 @@ fn sessions_are_found_by_each_filter() {
         (&["--older-than", "1h"], &[]),
         (&["--younger-than", "1h", "--user", "bob"], &["bob"]),
     ] {
-        let sessions = told(&usher, &[&["sessions"], filter].concat());
+        let sessions = json_output(&usher, &[&["sessions"], filter].concat());
         assert_eq!(names(&sessions), expected, "{filter:?}");
     }
     let said = usher.command(&["sessions", "--backend", "server3"]).succeeded().stdout;
     let lines: Vec<&str> = said.lines().collect();
     assert!(lines[0].starts_with("USER ") && lines[0].contains("CLIENT") && lines[4] == "3 sessions", "{said}");
     assert!(lines[1].starts_with("alice ") && lines[1].contains("server3"), "{said}");
-    assert_eq!(usher.command(&["sessions", "--user", "nobody"]).succeeded().stdout, "0 sessions\n");
+    assert_eq!(usher.command(&["sessions", "--user", "unknown"]).succeeded().stdout, "0 sessions\n");
 
     let by_backend = usher.command(&["sessions", "--count"]).succeeded().stdout;
     assert_eq!(by_backend, "BACKEND  SESSIONS\nserver3         3\nserver4         1\n4 sessions\n");
-    let both = told(&usher, &["sessions", "--count=backend,protocol", "--user", "bob"]);
+    let both = json_output(&usher, &["sessions", "--count=backend,protocol", "--user", "bob"]);
     assert_eq!(both, json!([{"backend": "server4", "protocol": "imap", "sessions": 1}]));
 }
 
@@ -128,9 +128,9 @@ fn kicked_user_is_logged_out_under_every_name_and_no_other_user_is() {
         (Some("kick"), Some(uid), Some("user=alice"), Some(2)),
         "{act}"
     );
-    // Who is kicked may come back.
+    // A kicked user may log in again.
     login(&usher, "alice");
-    let none = told(&usher, &["kick", "--user", "nobody"]);
+    let none = json_output(&usher, &["kick", "--user", "unknown"]);
     assert_eq!((none["count"].as_u64(), none["dry_run"].as_bool()), (Some(0), Some(false)));
 }
 
@@ -139,13 +139,13 @@ fn many_sessions_are_ended_evenly_over_the_time() {
     let usher = Usher::start(config());
     let mut sessions = [login(&usher, "alice"), login(&usher, "anna"), login(&usher, "bob")];
     usher.wait_metric("usher_sessions", &[], 3.0);
-    let kicked = told(&usher, &["kick", "--all", "--over", "24h"]);
+    let kicked = json_output(&usher, &["kick", "--all", "--over", "24h"]);
     assert_eq!((kicked["count"].as_u64(), kicked["over_seconds"].as_f64()), (Some(3), Some(86_400.0)));
     // The oldest at once, the next in eight hours.
     was_ended(&mut sessions[0]);
     sessions[1].command("NOOP").ok();
     sessions[2].command("NOOP").ok();
-    // Somebody decides otherwise meanwhile.
+    // Another administrator cancels it meanwhile.
     usher.command(&["kick", "--all", "--over", "0s"]).succeeded();
     was_ended(&mut sessions[1]);
     was_ended(&mut sessions[2]);
@@ -160,12 +160,12 @@ fn both_processes_are_queried_after_an_upgrade() {
     let _successor = Successor::of(&usher, 2);
     let mut newer = Imap::tls(port);
     newer.login("alice", &password_of("alice")).ok();
-    let sessions = told(&usher, &["sessions", "--user", "alice"]);
+    let sessions = json_output(&usher, &["sessions", "--user", "alice"]);
     assert_eq!(names(&sessions), ["alice", "alice"]);
     let said = usher.command(&["kick", "--user", "alice"]).succeeded().stdout;
     assert_eq!(said, "2 sessions are being ended\n");
     was_ended(&mut older);
     was_ended(&mut newer);
-    // The old process has nothing to do any more.
+    // The old process has no sessions left.
     assert_eq!(usher.exit_code(), 0);
 }

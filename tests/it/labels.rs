@@ -1,7 +1,7 @@
-//! The closed sets of labels in `src/metrics.rs` are those that the code counts under.
+//! The closed label sets in `src/metrics.rs` are those that the code uses.
 //!
-//! Every series exists from the first scrape, so that the sets are written down there a second time, below the
-//! rooms that have the enums. This reads both from the source: no room has to be opened for a test.
+//! Every series exists from the first scrape, so the sets are repeated there, in a layer below the
+//! modules with the enums. This reads both from the source, so no module has to be public for a test.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::path::Path;
 /// A part of a source file that holds labels: from a text to the next one.
 struct Part(&'static str, &'static str, &'static str);
 
-/// A set, where its labels come from, those that are counted by their words, and those that are never counted.
+/// A set, the sources of its labels, those counted as literals, and those never counted.
 struct Set {
     name: &'static str,
     parts: &'static [Part],
@@ -37,7 +37,7 @@ const SETS: &[Set] = &[
         name: "PROBE_RESULTS",
         parts: &[Part("backend/mod.rs", "impl BackendError {", END)],
         words: &[("ok", "backend/endpoint.rs"), ("refused", "backend/endpoint.rs")],
-        // A probe is no login: it has no place to wait for, and a refusal of its account has a word of its own.
+        // A probe is no login: it is not limited, and a refusal of its account has its own label.
         not_counted: &["down", "in_flight", "slow_start", "backend_rejected"],
     },
     Set {
@@ -120,8 +120,8 @@ const SETS: &[Set] = &[
     Set { name: "PHASES", parts: &[Part("report.rs", "let phases = [", "];")], words: &[], not_counted: &[] },
 ];
 
-/// Sets that a unit test compares with what counts, and the file of that test.
-const ELSEWHERE: &[(&str, &str)] = &[
+/// Sets that a unit test compares with the code, and the file of that test.
+const CHECKED_BY_UNIT_TESTS: &[(&str, &str)] = &[
     ("DELAY_RULES", "throttle/tests.rs"),
     ("LIMIT_RULES", "throttle/tests.rs"),
     ("THROTTLE_MEMORY", "throttle/tests.rs"),
@@ -134,7 +134,7 @@ fn source(file: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The words in quotes that can be labels.
+/// The quoted words that can be labels.
 fn words(text: &str) -> BTreeSet<String> {
     let is_label = |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
     text.split('"').skip(1).step_by(2).filter(is_label).map(str::to_owned).collect()
@@ -160,10 +160,10 @@ fn declared() -> Vec<(String, BTreeSet<String>)> {
 fn label_sets_match_the_code() {
     let mut wrong = Vec::new();
     let declared = declared();
-    assert!(declared.len() >= SETS.len() + ELSEWHERE.len(), "{declared:?}");
+    assert!(declared.len() >= SETS.len() + CHECKED_BY_UNIT_TESTS.len(), "{declared:?}");
     for (name, labels) in declared {
         let Some(set) = SETS.iter().find(|set| set.name == name) else {
-            match ELSEWHERE.iter().find(|(known, _)| *known == name) {
+            match CHECKED_BY_UNIT_TESTS.iter().find(|(known, _)| *known == name) {
                 Some((_, file)) => assert!(source(file).contains(&name), "{name} is not in {file}"),
                 None => wrong.push(format!("{name} is compared with nothing: add it here")),
             }

@@ -1,22 +1,22 @@
-//! A replica that lags behind the server that is followed lets nobody in whom the watch has shown out, and
-//! a server that is set back or hides what it showed misleads nobody.
+//! A replica that lags behind the followed server accepts no user that a change has disabled, and
+//! a server that is restored or hides entries causes no wrong decision.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::kit::people::{SERVICE_DN, SUFFIX};
 use crate::kit::scripted::Scripted;
-use crate::kit::slapd::{Follows, Options, SYNCPROV, Slapd};
-use crate::kit::{Config, Imap, Person, Usher, password_of, patience};
+use crate::kit::slapd::{Options, ReplicaOf, SYNCPROV, Slapd};
+use crate::kit::users::{SERVICE_DN, SUFFIX};
+use crate::kit::{Config, Imap, User, Usher, password_of, wait_limit};
 
 const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
-const FOR_EVER: &str = "000001010000Z";
+const PERMANENT: &str = "000001010000Z";
 
-/// Has what pwdAccountLockedTime says obeyed.
+/// Enforces pwdAccountLockedTime.
 const POLICY: &str = "overlay ppolicy\nppolicy_default \"cn=policy,ou=services,dc=example,dc=com\"\n";
 
-/// A provider with a password policy, and more settings of its database.
+/// A provider with a password policy and additional database settings.
 fn provider(access: &str, entries: &str) -> Slapd {
     let database = format!("{SYNCPROV}{POLICY}");
     let policy =
@@ -31,17 +31,17 @@ fn provider(access: &str, entries: &str) -> Slapd {
     })
 }
 
-/// Its replica, which asks once and not again while a test lasts.
+/// Its replica, which polls once and not again during a test.
 fn lagging(provider: &Slapd) -> Slapd {
-    let follows = Some(Follows::Every(59, provider));
-    Slapd::with(Options { modules: &["ppolicy"], database: POLICY, follows, ..Options::default() })
+    let follows = Some(ReplicaOf::Every(59, provider));
+    Slapd::with(Options { modules: &["ppolicy"], database: POLICY, replica_of: follows, ..Options::default() })
 }
 
 fn dn(name: &str) -> String {
-    Person::new(name, None).dn()
+    User::new(name, None).dn()
 }
 
-/// usher, before these servers.
+/// usher with these servers.
 struct Setup {
     usher: Usher,
     _backends: [Scripted; 2],
@@ -49,7 +49,7 @@ struct Setup {
 
 impl Setup {
     fn new(servers: &[&Slapd], change: impl FnOnce(Config) -> Config) -> Self {
-        let backends = [Scripted::welcoming(), Scripted::welcoming()];
+        let backends = [Scripted::accepting(), Scripted::accepting()];
         let urls: Vec<String> = servers.iter().map(|server| server.tls_url()).collect();
         let config = Config::with_directory(servers[0])
             .backend("server3", backends[0].port, &["server3"])
@@ -65,7 +65,7 @@ impl Setup {
         Self { usher, _backends: backends }
     }
 
-    /// One attempt: what the client hears, and the event.
+    /// One attempt: the reply and the event.
     fn attempt(&self, name: &str, password: &str) -> (String, Value) {
         let events =
             |lines: &[Value]| lines.iter().filter(|line| line["message"] == "login" && line["login"] == name).count();
@@ -93,17 +93,17 @@ impl Setup {
         event
     }
 
-    /// Waits until the watch has shown so many changes of a kind.
+    /// Waits until the watch has reported this many changes of a kind.
     fn shown(&self, kind: &str, count: f64) {
         self.usher.wait_metric("usher_directory_changes_total", &[("kind", kind)], count);
     }
 }
 
 fn set(slapd: &Slapd, name: &str, attribute: &str, value: Option<&str>) {
-    slapd.set(&Person::new(name, None), attribute, value);
+    slapd.set(&User::new(name, None), attribute, value);
 }
 
-/// How usher comes to ask the replica: each in turn, or the replica first.
+/// How usher comes to query the replica: round robin, or the replica first.
 fn balances() -> [(&'static str, bool); 2] {
     [("round_robin", false), ("first", true)]
 }
@@ -116,16 +116,16 @@ fn disabled_user_is_refused_although_a_replica_lags() {
         let servers = if replica_first { [&late, &first] } else { [&first, &late] };
         let setup = Setup::new(&servers, |config| config.set("/directory/balance", balance));
         let mut alice = setup.login("alice");
-        set(&first, "alice", "pwdAccountLockedTime", Some(FOR_EVER));
+        set(&first, "alice", "pwdAccountLockedTime", Some(PERMANENT));
         alice.line();
         setup.shown("disable", 1.0);
         let before = late.binds(ALICE);
         for _ in 0..15 {
             setup.refused("alice", &password_of("alice"), "NO");
         }
-        assert!(!late.read(ALICE, &["pwdAccountLockedTime"]).contains(FOR_EVER), "it lags");
+        assert!(!late.read(ALICE, &["pwdAccountLockedTime"]).contains(PERMANENT), "it lags");
         assert_eq!(late.binds(ALICE), before, "{balance}: no password goes there");
-        // Nothing of it was kept: once it is undone, she is back.
+        // Nothing was cached: once it is undone, she can log in again.
         set(&first, "alice", "pwdAccountLockedTime", None);
         setup.shown("enable", 1.0);
         setup.accepted("alice", &password_of("alice"));
@@ -159,9 +159,9 @@ fn user_first_seen_by_a_change_is_checked_against_it() {
     let first = provider("", "");
     let late = lagging(&first);
     let setup = Setup::new(&[&late, &first], |config| config);
-    set(&first, "bob", "pwdAccountLockedTime", Some(FOR_EVER));
+    set(&first, "bob", "pwdAccountLockedTime", Some(PERMANENT));
     set(&first, "ben", "userPassword", Some("another"));
-    // Comes behind the others.
+    // Arrives after the others.
     setup.login("anna");
     set(&first, "anna", "mailHost", Some("server4"));
     setup.shown("move", 1.0);
@@ -186,17 +186,17 @@ fn changed_user_dn_entry_is_bound_on_a_server_with_the_change() {
     assert_eq!((late.binds(ALICE), first.binds(ALICE)), (1, 0));
     set(&first, "alice", "userPassword", Some("another"));
     setup.shown("password", 1.0);
-    set(&first, "anna", "pwdAccountLockedTime", Some(FOR_EVER));
+    set(&first, "anna", "pwdAccountLockedTime", Some(PERMANENT));
     setup.shown("disable", 1.0);
     for _ in 0..5 {
         setup.refused("alice", &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
-        // In another spelling the entry is the same.
+        // Another spelling gives the same entry.
         setup.refused("ALICE", &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
         setup.refused("anna", &password_of("anna"), "NO");
     }
     setup.accepted("ALICE", "another");
     assert_eq!((late.binds(ALICE), late.binds(&dn("anna"))), (1, 1));
-    // Who has not changed is bound where it is anybody's turn.
+    // An unchanged user is bound at the next server in turn.
     setup.login("ben");
     assert_eq!(late.binds(&dn("ben")), 1);
 }
@@ -212,7 +212,7 @@ fn newest_version_decides_when_every_server_lags() {
         setup.login(name);
     }
     set(&first, "alice", "userPassword", Some("another"));
-    set(&first, "anna", "pwdAccountLockedTime", Some(FOR_EVER));
+    set(&first, "anna", "pwdAccountLockedTime", Some(PERMANENT));
     set(&first, "ben", "description", Some("being moved"));
     setup.shown("hold", 1.0);
     first.stop();
@@ -228,7 +228,7 @@ fn newest_version_decides_when_every_server_lags() {
     let event = setup.refused("ben", &password_of("ben"), "NO [UNAVAILABLE]");
     assert_eq!(event["result"], "hold", "{event}");
     assert_eq!((binds("alice"), binds("anna"), binds("ben")), before);
-    // Everybody else goes on.
+    // Other users continue.
     setup.accepted("bob", &password_of("bob"));
     first.start_again();
     setup.usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
@@ -238,7 +238,7 @@ fn newest_version_decides_when_every_server_lags() {
 #[test]
 fn hold_counts_during_the_brake_although_a_replica_lags() {
     let names: Vec<String> = (1..=8).map(|n| format!("dept{n}")).collect();
-    let ldif: String = names.iter().map(|name| Person::new(name, Some("server3")).ldif()).collect();
+    let ldif: String = names.iter().map(|name| User::new(name, Some("server3")).ldif()).collect();
     let first = provider("", &ldif);
     let late = lagging(&first);
     late.wait_for(&dn("dept8"), "uid: dept8");
@@ -281,7 +281,7 @@ fn restored_provider_is_accepted_with_one_warning() {
     first.stop();
     first.restore();
     first.start_again();
-    // Back to where they were.
+    // The values are restored.
     setup.shown("move", 6.0);
     let line = "the directory shows older versions of entries than before, as after a restore: they are in force";
     let warning = setup.usher.wait_log(line, |_| true);
@@ -292,7 +292,7 @@ fn restored_provider_is_accepted_with_one_warning() {
     setup.accepted("ben", &password_of("ben"));
     let warnings = setup.usher.logged().iter().filter(|shown| shown["message"] == line).count();
     assert_eq!(warnings, 1);
-    // What changes from here on is seen.
+    // Later changes are seen.
     set(&first, "alice", "mailHost", Some("server4"));
     setup.shown("move", 7.0);
     assert_eq!(setup.accepted("alice", &password_of("alice"))["backend"], "server4");
@@ -314,8 +314,8 @@ fn lost_access_rule_sends_no_tracked_user_to_the_default() {
         first
             .modify(&format!("dn: cn=hosts,ou=services,{SUFFIX}\nchangetype: modify\nreplace: member\nmember: {dn}\n"));
     };
-    member("cn=nobody");
-    // Another password of theirs is asked for, which the cache does not know.
+    member("cn=other");
+    // Another of their passwords, which is not cached.
     for name in names {
         let event = setup.refused(name, "wrong", "NO [UNAVAILABLE]");
         assert_eq!(event["result"], "directory_unavailable", "{event}");
@@ -324,7 +324,7 @@ fn lost_access_rule_sends_no_tracked_user_to_the_default() {
         line["level"] == "WARN" && line["trouble"].as_str().is_some_and(|text| text.contains("hides the mail host"))
     };
     setup.usher.wait_log("the directory cannot tell", warned);
-    // Everything is told anew, and nothing of it was modified.
+    // A full refresh is sent, in which nothing was modified.
     assert_eq!(setup.usher.hup()["message"], "reloaded");
     let line = "entries show no mail host any more and were not modified: an access rule hides it; they stay where \
                 they are";
@@ -334,7 +334,7 @@ fn lost_access_rule_sends_no_tracked_user_to_the_default() {
     for imap in &mut sessions {
         assert!(imap.command("NOOP").is("OK did NOOP").untagged.is_empty());
     }
-    // It is mended; and a mail host that is taken away is taken away.
+    // Access is restored; and a mail host that is really removed counts as removed.
     member(SERVICE_DN);
     setup.refused("alice", "wrong", "NO [AUTHENTICATIONFAILED]");
     set(&first, "alice", "mailHost", None);
@@ -350,8 +350,8 @@ fn lag_is_measured_by_each_probe() {
     let lag = |server: &Slapd| setup.usher.metric("usher_directory_lag_seconds", &[("server", &server.tls_url())]);
     setup.usher.wait_metric("usher_directory_lag_seconds", &[("server", &late.tls_url())], 0.0);
     set(&first, "alice", "mailHost", Some("server4"));
-    let deadline = Instant::now() + patience(Duration::from_secs(60));
-    // A metric gives no event to wait for.
+    let deadline = Instant::now() + wait_limit(Duration::from_secs(60));
+    // A metric offers no event to wait for.
     while lag(&late) <= 0.0 {
         assert!(Instant::now() < deadline, "{:?}", setup.usher.metrics());
         std::thread::sleep(Duration::from_millis(100));

@@ -1,13 +1,13 @@
-//! The house's floors: a room imports from floors below its own, and a protocol touches no socket.
+//! The layers: a module imports from layers below its own, and a protocol uses no socket.
 //!
-//! The table is data. Changing the house means changing it here and in ARCHITECTURE.md, in one
+//! The table is data. Changing the layers means changing it here and in ARCHITECTURE.md, in one
 //! commit.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Each floor's rooms, from the ground up.
-const FLOORS: [&[&str]; 10] = [
+/// The modules of each layer, lowest first.
+const LAYERS: [&[&str]; 10] = [
     &["outcome", "secret"],
     &["clock", "config", "log", "metrics", "proto", "sys", "tasks"],
     &["throttle", "tls"],
@@ -20,8 +20,8 @@ const FLOORS: [&[&str]; 10] = [
     &["cli", "demo", "lib", "main", "server", "trial"],
 ];
 
-/// Imports inside a floor that the house allows: names and shapes, no behaviour.
-const NEIGHBOURS: [(&str, &str); 7] = [
+/// Allowed imports inside a layer: names and types, no behaviour.
+const WITHIN_LAYER: [(&str, &str); 7] = [
     ("config", "proto"),
     ("config", "sys"),
     ("log", "config"),
@@ -31,15 +31,15 @@ const NEIGHBOURS: [(&str, &str); 7] = [
     ("snapshot", "files"),
 ];
 
-/// What the pure dialogues may not touch: sockets, files, clocks, the runtime.
+/// What the pure dialogues may not use: sockets, files, clocks, the runtime.
 const IMPURE: [&str; 7] = ["tokio", "std::net", "std::fs", "std::time", "std::thread", "Instant", "SystemTime"];
 
-fn floor(room: &str) -> usize {
-    let found = FLOORS.iter().position(|rooms| rooms.contains(&room));
-    found.unwrap_or_else(|| panic!("{room} stands on no floor: the house needs a place for it"))
+fn layer_of(module: &str) -> usize {
+    let found = LAYERS.iter().position(|modules| modules.contains(&module));
+    found.unwrap_or_else(|| panic!("{module} is in no layer: add it to the table"))
 }
 
-/// Every source file that is no test, with its room.
+/// Every source file except tests, with its module.
 fn sources() -> Vec<(String, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let (mut found, mut folders) = (Vec::new(), vec![root.clone()]);
@@ -52,15 +52,15 @@ fn sources() -> Vec<(String, PathBuf)> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let room = path.strip_prefix(&root).unwrap().components().next().unwrap();
-                found.push((Path::new(room.as_os_str()).file_stem().unwrap().to_string_lossy().into_owned(), path));
+                let module = path.strip_prefix(&root).unwrap().components().next().unwrap();
+                found.push((Path::new(module.as_os_str()).file_stem().unwrap().to_string_lossy().into_owned(), path));
             }
         }
     }
     found
 }
 
-/// A file's code: no comments, and nothing from its unit tests on.
+/// A file's code without comments, up to its unit tests.
 fn code(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap();
     let mut code = String::new();
@@ -74,13 +74,13 @@ fn code(path: &Path) -> String {
     code
 }
 
-/// The rooms that a file names by `crate::room` or `crate::{room, ..}`.
+/// The modules that a file names by `crate::module` or `crate::{module, ..}`.
 fn imports(code: &str) -> BTreeSet<String> {
     let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    let mut rooms = BTreeSet::new();
+    let mut modules = BTreeSet::new();
     for rest in code.split("crate::").skip(1) {
         let Some(list) = rest.strip_prefix('{') else {
-            rooms.insert(word(rest));
+            modules.insert(word(rest));
             continue;
         };
         let (mut depth, mut start) = (0, true);
@@ -91,24 +91,24 @@ fn imports(code: &str) -> BTreeSet<String> {
                 '}' => depth -= 1,
                 ',' if depth == 0 => start = true,
                 letter if start && letter.is_alphabetic() => {
-                    rooms.insert(word(&list[at..]));
+                    modules.insert(word(&list[at..]));
                     start = false;
                 }
                 _ => {}
             }
         }
     }
-    rooms
+    modules
 }
 
 #[test]
 fn modules_import_only_from_lower_layers() {
     let mut wrong = Vec::new();
-    for (room, path) in sources() {
+    for (module, path) in sources() {
         for other in imports(&code(&path)) {
-            let neighbours = other == room || NEIGHBOURS.contains(&(room.as_str(), other.as_str()));
-            if !neighbours && floor(&other) >= floor(&room) && floor(&room) < FLOORS.len() - 1 {
-                wrong.push(format!("{}: {room} imports {other}", path.display()));
+            let neighbours = other == module || WITHIN_LAYER.contains(&(module.as_str(), other.as_str()));
+            if !neighbours && layer_of(&other) >= layer_of(&module) && layer_of(&module) < LAYERS.len() - 1 {
+                wrong.push(format!("{}: {module} imports {other}", path.display()));
             }
         }
     }
@@ -118,7 +118,7 @@ fn modules_import_only_from_lower_layers() {
 #[test]
 fn protocols_are_pure() {
     let mut wrong = Vec::new();
-    for (_, path) in sources().into_iter().filter(|(room, _)| room == "proto") {
+    for (_, path) in sources().into_iter().filter(|(module, _)| module == "proto") {
         let code = code(&path);
         wrong.extend(
             IMPURE.iter().filter(|word| code.contains(*word)).map(|word| format!("{}: {word}", path.display())),

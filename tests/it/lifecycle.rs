@@ -1,4 +1,4 @@
-//! What happens to a running usher: certificates that change, files that are too open, an end that
+//! A running usher: changed certificates, files with wrong permissions, a shutdown that
 //! is spread out.
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::kit::certs::{Leaf, Pair};
 use crate::kit::scripted::Scripted;
 use crate::kit::usher::Successor;
-use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
+use crate::kit::{Config, Imap, Usher, password_of, shared, slapd};
 
 fn login(usher: &Usher) -> Imap {
     let mut imap = Imap::tls(usher.imaps_port());
@@ -18,7 +18,7 @@ fn login(usher: &Usher) -> Imap {
     imap
 }
 
-/// Puts this pair where the configuration names its certificate.
+/// Copies this pair to the configured certificate files.
 fn install(config: &Config, pair: &Pair) {
     config.file("served.key", std::fs::read(&pair.key).unwrap());
     config.file("served.pem", std::fs::read(&pair.chain).unwrap());
@@ -30,11 +30,11 @@ fn shown(usher: &Usher) -> rustls::pki_types::CertificateDer<'static> {
 
 #[test]
 fn renewed_certificate_is_used_without_a_signal_and_an_invalid_one_never() {
-    let leaf = |name| world().certificates.leaf(name, Leaf::server(&["usher.example.com"]));
+    let leaf = |name| shared().certificates.leaf(name, Leaf::server(&["usher.example.com"]));
     let (first, second, third) = (leaf("watched-1"), leaf("watched-2"), leaf("watched-3"));
     let expired = Leaf { expired: true, ..Leaf::server(&["usher.example.com"]) };
-    let expired = world().certificates.leaf("watched-expired", expired);
-    let peer = Scripted::welcoming();
+    let expired = shared().certificates.leaf("watched-expired", expired);
+    let peer = Scripted::accepting();
     let config = Config::with_directory(slapd())
         .scripted(&peer)
         .set("/tls/certificates", json!([{"chain": "served.pem", "key": "served.key"}]))
@@ -87,7 +87,7 @@ fn secrets_readable_by_others_are_refused_with_advice() {
 
 #[test]
 fn sessions_are_closed_one_by_one_until_the_deadline() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let config = Config::with_directory(slapd()).scripted(&peer);
     let usher = Usher::start(config.set("/drain", json!({"deadline": "3s", "max_closes_per_second": 2})));
     let sessions: Vec<Imap> = (0..8).map(|_| login(&usher)).collect();
@@ -134,7 +134,7 @@ fn systemd_unit_waits_for_the_drain_of_every_shipped_config() {
                 continue;
             }
             let of = |key: &str, default: &str| seconds(config["drain"][key].as_str().unwrap_or(default));
-            // Closed sessions say goodbye for three seconds at most.
+            // Closing a session takes at most three seconds.
             let needed = of("delay", "0s") + of("deadline", "30s") + 3;
             assert!(needed < limit, "{}: {needed} s, but TimeoutStopSec={limit}", path.display());
             seen += 1;
@@ -178,7 +178,7 @@ fn root_is_refused_or_drops_to_a_user_that_can_bind_low_ports() {
         return;
     }
     let config = Config::shared().set("/tls/certificates", json!([{"chain": "served.pem", "key": "served.key"}]));
-    install(&config, &world().usher);
+    install(&config, &shared().usher);
     config.write();
     let refused = crate::kit::usher::command(&config, &["run"], b"");
     assert_eq!(refused.code, 78, "{refused:#?}");
@@ -217,7 +217,7 @@ fn root_is_refused_or_drops_to_a_user_that_can_bind_low_ports() {
     assert_eq!(usher.hup()["message"], "reloaded");
     drop(std::net::TcpStream::connect("127.93.9.3:993").unwrap());
     session.command("NOOP").ok();
-    // The process can still count what it has open.
+    // The process can still count its open descriptors.
     assert!(usher.metric("process_open_fds", &[]) > 5.0);
 }
 
@@ -242,7 +242,7 @@ fn with_ports(peer: &Scripted) -> (Config, u16) {
 
 #[test]
 fn upgrade_under_load_loses_no_login_and_keeps_old_sessions() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let (config, port) = with_ports(&peer);
     let usher = Usher::start(config);
     let mut session = login(&usher);
@@ -255,7 +255,7 @@ fn upgrade_under_load_loses_no_login_and_keeps_old_sessions() {
                     let (mut logins, mut slowest) = (0, Duration::ZERO);
                     while !stop.load(Ordering::SeqCst) {
                         let began = Instant::now();
-                        // The greeting is part of it.
+                        // Including the greeting.
                         let mut imap = Imap::tls(port);
                         slowest = slowest.max(began.elapsed());
                         imap.login("alice", &password_of("alice")).ok();
@@ -270,7 +270,7 @@ fn upgrade_under_load_loses_no_login_and_keeps_old_sessions() {
         usher.command(&["upgrade"]).succeeded();
         let successor = Successor::of(&usher, 2);
         let by_the_new = usher.logged().len();
-        // Logins go on after it.
+        // Logins continue after it.
         let enough = usher.logged().iter().filter(|line| line["message"] == "login").count() + 20;
         usher.nth_login(enough, "alice");
         stop.store(true, Ordering::SeqCst);
@@ -281,20 +281,20 @@ fn upgrade_under_load_loses_no_login_and_keeps_old_sessions() {
         successor
     });
     assert_ne!(successor.0.as_raw_nonzero().get(), usher.pid());
-    // The old process still relays, and is asked by the same command.
+    // The old process still relays, and is queried by the same command.
     session.command("NOOP").ok();
     let mut newer = login(&usher);
     let said = usher.command(&["sessions", "--json"]).succeeded();
     let listed: Vec<serde_json::Value> = serde_json::from_str(&said.stdout).unwrap();
     assert_eq!(listed.len(), 2, "{listed:?}");
-    // Each by the id that its line in the log has, whichever process wrote it.
+    // Each by the id in its log line, whichever process wrote it.
     let logged = usher.logged();
     for session in &listed {
         let is_its = |line: &&serde_json::Value| line["message"] == "login" && line["session"] == session["id"];
         assert_eq!(logged.iter().filter(is_its).count(), 1, "{session}");
     }
     assert_ne!(listed[0]["id"], listed[1]["id"]);
-    // It ends when its last session has, and the new one serves on.
+    // It ends with its last session, and the new one keeps serving.
     session.command("LOGOUT").ok();
     drop(session);
     assert_eq!(usher.exit_code(), 0);
@@ -306,7 +306,7 @@ fn upgrade_under_load_loses_no_login_and_keeps_old_sessions() {
 
 #[test]
 fn old_process_drains_faster_at_one_signal_and_ends_at_the_next() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let (config, _) = with_ports(&peer);
     let usher = Usher::start(config.set("/drain/deadline", "5m"));
     let _session = login(&usher);
@@ -321,7 +321,7 @@ fn old_process_drains_faster_at_one_signal_and_ends_at_the_next() {
 
 #[test]
 fn process_without_its_successor_stops_at_once() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let (config, _) = with_ports(&peer);
     let usher = Usher::start(config.set("/drain/deadline", "5m"));
     let mut session = login(&usher);
@@ -329,13 +329,13 @@ fn process_without_its_successor_stops_at_once() {
     let successor = Successor::of(&usher, 2);
     let status = format!("/proc/{}/status", successor.0.as_raw_nonzero());
     drop(successor);
-    // Whoever is no parent is told nothing of its end, which is the end of its last thread.
+    // A process that is not the parent gets no event for its exit, which is the exit of its last thread.
     let ended = |status: String| status.contains("State:\tZ") && status.contains("Threads:\t1\n");
     while std::fs::read_to_string(&status).is_ok_and(|status| !ended(status)) {
         std::thread::sleep(Duration::from_millis(10));
     }
     session.command("NOOP").ok();
-    // As systemd does it before it starts the service again.
+    // As systemd does before it restarts the service.
     usher.terminate();
     usher.wait_log("the new process has ended; what is left is closed, for nobody serves", |_| true);
     assert_eq!(usher.exit_code(), 0);
@@ -343,7 +343,7 @@ fn process_without_its_successor_stops_at_once() {
 
 #[test]
 fn failed_upgrade_changes_nothing() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let (config, _) = with_ports(&peer);
     let usher = Usher::start(config);
     let mut session = login(&usher);
@@ -368,7 +368,7 @@ fn failed_upgrade_changes_nothing() {
 
 #[test]
 fn signal_during_an_upgrade_stops_both_processes() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let (config, _) = with_ports(&peer);
     let program = config.path("program");
     let binary = crate::kit::usher::BINARY;
@@ -404,7 +404,7 @@ fn activated(config: Config, socket: std::net::TcpListener, name: &str) -> Usher
 
 #[test]
 fn sockets_opened_by_systemd_are_used() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let (config, port) = with_ports(&peer);
     let socket = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
     let usher = activated(config, socket, "usher.socket");
@@ -413,29 +413,29 @@ fn sockets_opened_by_systemd_are_used() {
 
 #[test]
 fn named_socket_is_used_at_any_address_by_the_successor_too() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let (config, configured) = with_ports(&peer);
     let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = socket.local_addr().unwrap().port();
     let usher = activated(config.set("/listeners/0/socket", "imaps"), socket, "imaps");
     assert_eq!(usher.imaps_port(), port);
-    assert!(std::net::TcpStream::connect(("127.0.0.1", configured)).is_err(), "nobody listens there");
+    assert!(std::net::TcpStream::connect(("127.0.0.1", configured)).is_err(), "no server listens there");
     login(&usher);
     usher.command(&["upgrade"]).succeeded();
     let _successor = Successor::of(&usher, 2);
     assert_eq!(usher.exit_code(), 0);
     login(&usher);
-    assert!(std::net::TcpStream::connect(("127.0.0.1", configured)).is_err(), "nobody listens there");
+    assert!(std::net::TcpStream::connect(("127.0.0.1", configured)).is_err(), "no server listens there");
 }
 
 #[test]
 fn logins_behind_haproxy_succeed_while_one_instance_drains() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let ((one, first), (two, second)) = (with_ports(&peer), with_ports(&peer));
     let drain = json!({"delay": "3s", "deadline": "2s"});
-    let headed =
+    let with_header =
         |config: Config| config.set("/listeners/0/proxy_header", "required").set("/listeners/0/trusted", "127.0.0.1");
-    let ushers = [Usher::start(headed(one).set("/drain", drain)), Usher::start(headed(two))];
+    let ushers = [Usher::start(with_header(one).set("/drain", drain)), Usher::start(with_header(two))];
     for usher in &ushers {
         usher.wait_log("the directory answers", |_| true);
     }
@@ -443,7 +443,7 @@ fn logins_behind_haproxy_succeed_while_one_instance_drains() {
     let shipped = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/haproxy.cfg");
     let mut text = std::fs::read_to_string(shipped).unwrap();
     let side = |usher: &Usher| usher.side_port().rsplit(':').next().unwrap().to_owned();
-    // Clients all come from one address here, so that they must be spread by turns.
+    // All clients have one address here, so they must be balanced round robin.
     for (from, to) in [
         ("bind :993", format!("bind 127.0.0.1:{port}")),
         ("balance source\n    hash-type consistent", "balance roundrobin".to_owned()),
@@ -472,17 +472,17 @@ fn logins_behind_haproxy_succeed_while_one_instance_drains() {
         imap
     };
     let mut sessions = vec![log_in(), log_in()];
-    // A first check that comes late may keep one of them out for a second.
+    // A late first check may keep one of them down for a second.
     while ushers.iter().any(|usher| usher.metric("usher_sessions", &[]) < 1.0) {
         sessions.push(log_in());
     }
-    // Behind the balancer the client is still the client, and the balancer's checks disturb nobody.
+    // Behind the load balancer the client address is kept, and the balancer's checks have no effect.
     for usher in &ushers {
         assert_eq!(usher.login("alice")["client"], "127.0.0.77");
         assert_eq!(usher.metric("usher_proxy_headers_total", &[("result", "missing")]), 0.0);
     }
     ushers[0].terminate();
-    // Before, while and after the first leaves.
+    // Before, during and after the drain of the first.
     let mut later = 0;
     while ushers[0].logged().iter().all(|line| line["message"] != "stopped") {
         log_in().command("NOOP").ok();

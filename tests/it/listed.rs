@@ -1,5 +1,5 @@
-//! What a change means for a session, whenever it comes: while a login is decided, while its OK is on its
-//! way, and after it. And accounts that show themselves disabled.
+//! The effect of a change on a session, at any time: while a login is decided, while its OK is in
+//! transit, and after it. And accounts whose entries show them as disabled.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -7,17 +7,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, SystemTime};
 
 use crate::kit::client::base64;
-use crate::kit::people::SUFFIX;
 use crate::kit::scripted::{GREETING, Peer, Scripted};
 use crate::kit::slapd::{Options, SYNCPROV, Slapd};
-use crate::kit::{Config, Imap, Person, Usher, dovecot, password_of, relay};
+use crate::kit::users::SUFFIX;
+use crate::kit::{Config, Imap, User, Usher, dovecot, password_of, relay};
 
 const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
-/// How much a backend says before it accepts a login: far more than the kernel takes before a login, and little
-/// enough for a busy machine to say it within the time of a login.
-const MUCH: usize = 2 * 1024 * 1024;
+/// The size of a backend's output before it accepts a login: far more than the kernel buffers, and little
+/// enough for a busy machine to send it within the login timeout.
+const OUTPUT_BEFORE_OK: usize = 2 * 1024 * 1024;
 
-/// A directory that is followed, with a password policy and the attributes of other trees.
+/// A followed directory with a password policy and the attributes of other directories.
 fn directory() -> Slapd {
     Slapd::with(Options {
         modules: &["syncprov", "ppolicy"],
@@ -58,32 +58,32 @@ fn start(config: Config) -> Usher {
 }
 
 fn set(slapd: &Slapd, attribute: &str, value: Option<&str>) {
-    slapd.set(&Person::new("alice", None), attribute, value);
+    slapd.set(&User::new("alice", None), attribute, value);
 }
 
-/// Says so much before it accepts a login that a client that does not read cannot be sent the OK.
-fn talkative() -> Scripted {
+/// Sends so much before it accepts a login that the OK cannot reach a client that does not read.
+fn verbose_backend() -> Scripted {
     Scripted::tls(|peer: &mut Peer| {
         peer.send(GREETING);
         if let Some(tag) = peer.take_login() {
             let line = format!("* OK {}\r\n", "x".repeat(8_000));
-            peer.send(line.repeat(MUCH / line.len()));
+            peer.send(line.repeat(OUTPUT_BEFORE_OK / line.len()));
             peer.send(format!("{tag} OK [CAPABILITY IMAP4rev1] welcome\r\n"));
-            peer.answer_everything();
+            peer.reply_to_everything();
         }
     })
 }
 
 /// A client that fills its receive window with pipelined CAPABILITY, logs in and reads nothing.
 fn unread_login(usher: &Usher) -> Imap {
-    let mut imap = Imap::narrow(usher.imaps_port());
+    let mut imap = Imap::with_small_window(usher.imaps_port());
     imap.send("c CAPABILITY\r\n".repeat(10));
     imap.send(format!("w LOGIN alice {}\r\nn NOOP\r\n", password_of("alice")));
     imap
 }
 
-/// Whether the client was told OK, of all that has come until the connection ended.
-fn was_let_in(imap: &mut Imap) -> bool {
+/// Whether the client received OK before the connection ended.
+fn was_accepted(imap: &mut Imap) -> bool {
     let said = imap.rest();
     let has = |line: &[u8]| said.windows(line.len()).any(|window| window == line);
     assert!(has(b"c OK"), "{} bytes", said.len());
@@ -92,7 +92,7 @@ fn was_let_in(imap: &mut Imap) -> bool {
 
 #[test]
 fn client_that_reads_its_ok_late_gets_it_if_the_entry_is_unchanged() {
-    let (slapd, backend) = (directory(), talkative());
+    let (slapd, backend) = (directory(), verbose_backend());
     let usher = start(config(&slapd, &[&backend]));
     let mut imap = unread_login(&usher);
     assert_eq!(usher.login("alice")["result"], "ok");
@@ -103,7 +103,7 @@ fn client_that_reads_its_ok_late_gets_it_if_the_entry_is_unchanged() {
 
 #[test]
 fn session_whose_ok_is_blocked_is_listed_and_ends_by_every_reason() {
-    let (slapd, backend, other) = (directory(), talkative(), Scripted::welcoming());
+    let (slapd, backend, other) = (directory(), verbose_backend(), Scripted::accepting());
     let usher = start(config(&slapd, &[&backend, &other]));
     let listed = |count: &str| {
         let shown = usher.command(&["sessions", "--user", "alice"]);
@@ -138,12 +138,12 @@ fn session_whose_ok_is_blocked_is_listed_and_ends_by_every_reason() {
         usher.wait_metric("usher_sessions_ended_total", &[("cause", cause)], *count);
         usher.wait_log("end", |line| line["cause"] == cause);
         listed("0 sessions");
-        assert!(!was_let_in(&mut imap), "{cause}");
+        assert!(!was_accepted(&mut imap), "{cause}");
         undo();
         usher.wait_metric("usher_sessions", &[], 0.0);
-        settled(&usher, &mut nth);
+        wait_until_accepted(&usher, &mut nth);
     }
-    // Under another DN it is found by that one.
+    // After a rename it is found by the new DN.
     let mut imap = unread_login(&usher);
     nth += 1;
     assert_eq!(usher.nth_login(nth, "alice")["result"], "ok");
@@ -151,11 +151,11 @@ fn session_whose_ok_is_blocked_is_listed_and_ends_by_every_reason() {
     usher.wait_log("an entry has another DN", |line| line["old"] == ALICE);
     usher.command(&["kick", "--user", "cn=alice,ou=people,dc=example,dc=com"]).succeeded();
     usher.wait_metric("usher_sessions_ended_total", &[("cause", "kicked")], 2.0);
-    assert!(!was_let_in(&mut imap));
+    assert!(!was_accepted(&mut imap));
 }
 
-/// Waits until alice is let in again at server3: an undone change has been told.
-fn settled(usher: &Usher, nth: &mut usize) {
+/// Waits until alice is accepted again at server3: the reverted change has arrived.
+fn wait_until_accepted(usher: &Usher, nth: &mut usize) {
     loop {
         let mut imap = Imap::tls(usher.imaps_port());
         let reply = imap.login("alice", &password_of("alice"));
@@ -169,13 +169,13 @@ fn settled(usher: &Usher, nth: &mut usize) {
     }
 }
 
-/// A backend that accepts a login when it is told to.
-struct Gated {
+/// A backend that accepts a login when the gate opens.
+struct GatedBackend {
     backend: Scripted,
     gate: Sender<()>,
 }
 
-impl Gated {
+impl GatedBackend {
     fn new() -> Self {
         let (gate, open): (_, Receiver<()>) = channel();
         let open = Mutex::new(open);
@@ -184,7 +184,7 @@ impl Gated {
             if let Some(tag) = peer.take_login() {
                 let _ = open.lock().unwrap().recv_timeout(Duration::from_secs(30));
                 peer.send(format!("{tag} OK [CAPABILITY IMAP4rev1] welcome\r\n"));
-                peer.answer_everything();
+                peer.reply_to_everything();
             }
         });
         Self { backend, gate }
@@ -193,7 +193,7 @@ impl Gated {
 
 #[test]
 fn dialogue_begun_before_a_reload_uses_the_configuration_in_force() {
-    let (slapd, backend) = (directory(), Scripted::welcoming());
+    let (slapd, backend) = (directory(), Scripted::accepting());
     let mut usher = start(config(&slapd, &[&backend]));
     let mut session = Imap::tls(usher.imaps_port());
     session.login("alice", &password_of("alice")).ok();
@@ -204,13 +204,13 @@ fn dialogue_begun_before_a_reload_uses_the_configuration_in_force() {
     usher.wait_nth_log(2, "following the directory", |_| true);
     set(&slapd, "pwdAccountLockedTime", Some("000001010000Z"));
     usher.wait_metric("usher_sessions_ended_total", &[("cause", "disabled")], 1.0);
-    // Decided and remembered before the reload, by a memory that is told of nothing any more.
+    // Decided and cached before the reload, in a cache that no longer receives changes.
     old.login("alice", &password_of("alice")).is("NO [AUTHENTICATIONFAILED]");
 }
 
 #[test]
 fn attempt_begun_before_a_reload_uses_the_configuration_in_force() {
-    let (slapd, gated) = (directory(), Gated::new());
+    let (slapd, gated) = (directory(), GatedBackend::new());
     let mut usher = start(config(&slapd, &[&gated.backend]));
     let mut imap = Imap::tls(usher.imaps_port());
     imap.send(format!("w LOGIN alice {}\r\n", password_of("alice")));
@@ -228,7 +228,7 @@ fn attempt_begun_before_a_reload_uses_the_configuration_in_force() {
 
 #[test]
 fn change_during_a_login_refuses_it_and_a_move_is_followed() {
-    let (slapd, gated, other) = (directory(), Gated::new(), Scripted::welcoming());
+    let (slapd, gated, other) = (directory(), GatedBackend::new(), Scripted::accepting());
     let usher = start(config(&slapd, &[&gated.backend, &other]).set("/directory/reveal_account_state", true));
     let begin = || {
         let mut imap = Imap::tls(usher.imaps_port());
@@ -237,7 +237,7 @@ fn change_during_a_login_refuses_it_and_a_move_is_followed() {
         imap
     };
     let changed = |kind: &str| usher.wait_metric("usher_directory_changes_total", &[("kind", kind)], 1.0);
-    // The server lets it bind: only its entry shows it.
+    // The server accepts its bind: only the entry shows the state.
     let mut imap = begin();
     set(&slapd, "nsAccountLock", Some("TRUE"));
     changed("disable");
@@ -253,7 +253,7 @@ fn change_during_a_login_refuses_it_and_a_move_is_followed() {
     assert_eq!(usher.nth_login(2, "alice")["backend"], "server4");
 }
 
-/// Dovecot's submission service behind this directory.
+/// Dovecot's submission service with this directory.
 fn submission(slapd: &Slapd) -> Config {
     relay();
     Config::with_directory(slapd)
@@ -298,10 +298,10 @@ fn disabled_account_sends_nothing_more_and_a_moved_one_continues() {
     assert!(ask(&mut busy, "DATA").starts_with("354 "));
     busy.send("Subject: half of it\r\n\r\nnever sent");
     set(&slapd, "nsAccountLock", Some("TRUE"));
-    // The reply to whatever it says next, DATA for instance.
+    // The reply to its next command, such as DATA.
     assert_eq!(reply(&mut idle), "421 4.3.2 Your account was changed, please log in again");
     idle.expect_clean_end();
-    // In the middle of a message nothing is said that could be taken for its acceptance.
+    // During a message nothing is sent that could be mistaken for its acceptance.
     busy.expect_clean_end();
     usher.wait_metric("usher_sessions_ended_total", &[("cause", "disabled")], 2.0);
     assert_eq!(usher.metric("usher_sessions_ended_total", &[("cause", "moved")]), 0.0);
@@ -314,11 +314,11 @@ fn disabled_account_sends_nothing_more_and_a_moved_one_continues() {
     assert_eq!(reply(&mut kicked), "421 4.3.2 This session was ended by the administrator, please log in again");
     let mut held = sending(&usher);
     set(&slapd, "description", Some("held"));
-    assert!(reply(&mut held).starts_with("421 "), "nobody is to be logged in during a hold");
+    assert!(reply(&mut held).starts_with("421 "), "no login is accepted during a hold");
     usher.wait_metric("usher_sessions_ended_total", &[("cause", "hold")], 1.0);
 }
 
-/// Seconds from now as accountExpires has them.
+/// Seconds from now in the form of accountExpires.
 fn filetime(seconds: i64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     ((i64::try_from(now).unwrap() + seconds + 11_644_473_600) * 10_000_000).to_string()
@@ -326,7 +326,7 @@ fn filetime(seconds: i64) -> String {
 
 #[test]
 fn disabled_or_expired_account_is_refused_although_its_bind_succeeds() {
-    let (slapd, backend) = (directory(), Scripted::welcoming());
+    let (slapd, backend) = (directory(), Scripted::accepting());
     for watch in ["off", "auto"] {
         let usher = Usher::start(config(&slapd, &[&backend]).set("/directory/watch", watch).set("/cache/ttl", "1s"));
         let mut nth = 0;
@@ -346,7 +346,7 @@ fn disabled_or_expired_account_is_refused_although_its_bind_succeeds() {
             ("shadowExpire", "1".to_owned(), "ok"),
         ] {
             set(&slapd, attribute, Some(&value));
-            // What is remembered is over, or forgotten.
+            // The cached decision has expired or was dropped.
             std::thread::sleep(Duration::from_millis(1_100));
             login(result);
             set(&slapd, attribute, None);
@@ -366,12 +366,12 @@ fn disabled_or_expired_account_is_refused_although_its_bind_succeeds() {
 
 #[test]
 fn expiry_ends_the_session_and_is_not_cached_past_its_date() {
-    let (slapd, backend) = (directory(), Scripted::welcoming());
+    let (slapd, backend) = (directory(), Scripted::accepting());
     let usher = start(config(&slapd, &[&backend]));
     set(&slapd, "accountExpires", Some(&filetime(4)));
     let mut imap = Imap::tls(usher.imaps_port());
     imap.login("alice", &password_of("alice")).ok();
-    // The decision is cached for an hour, and the account's time ends within it.
+    // The decision is cached for an hour, and the account expires within it.
     let refused = std::iter::repeat_with(|| Imap::tls(usher.imaps_port()).login("alice", &password_of("alice")));
     let refused = refused.map(|reply| reply.tagged).find(|tagged| !tagged.starts_with("OK ")).unwrap();
     assert!(refused.starts_with("NO [AUTHENTICATIONFAILED]"), "{refused}");

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::kit::certs::Leaf;
 use crate::kit::client::Tls;
 use crate::kit::process::run;
-use crate::kit::{Config, Imap, Usher, password_of, world};
+use crate::kit::{Config, Imap, Usher, password_of, shared};
 
 fn shows(imap: &Imap, pair: &crate::kit::certs::Pair) -> bool {
     imap.connection().peer_certificates().unwrap()[0] == pair.certificates()[0]
@@ -62,7 +62,7 @@ fn alpn_is_strict_when_offered() {
 
 #[test]
 fn certificates_are_selected_by_name_and_key_type() {
-    let certificates = &world().certificates;
+    let certificates = &shared().certificates;
     let first = certificates.leaf("sni-first", Leaf::server(&["usher.example.com", "first.example.com"]));
     let rsa = certificates.leaf("sni-rsa", Leaf { rsa: true, ..Leaf::server(&["both.example.com"]) });
     let ecdsa = certificates.leaf("sni-ecdsa", Leaf::server(&["both.example.com"]));
@@ -76,7 +76,7 @@ fn certificates_are_selected_by_name_and_key_type() {
     assert!(shows(&connect("both.example.com", None), &ecdsa), "ECDSA if the client can");
     let old = vec![CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256];
     assert!(shows(&connect("both.example.com", Some(old)), &rsa), "RSA for one who cannot");
-    // An unknown name and no name at all: the first; its name does not fit, which s_client tells.
+    // An unknown name and no name: the first; its name does not match, as s_client reports.
     let target = format!("127.0.0.1:{}", usher.imaps_port());
     for name in [&["-noservername"][..], &["-servername", "unknown.example.com"]] {
         let said = run("openssl", &[&["s_client", "-connect", &target][..], name].concat(), b"");
@@ -86,11 +86,11 @@ fn certificates_are_selected_by_name_and_key_type() {
 
 #[test]
 fn expired_certificate_is_served_with_an_error_and_a_metric() {
-    let pair = world().certificates.leaf("expired", Leaf { expired: true, ..Leaf::server(&["usher.example.com"]) });
+    let pair = shared().certificates.leaf("expired", Leaf { expired: true, ..Leaf::server(&["usher.example.com"]) });
     let usher = Usher::start(Config::shared().certificate(&pair));
     let logged = usher.logged();
-    let told = logged.iter().any(|line| line["level"] == "ERROR" && line.to_string().contains("expired"));
-    assert!(told, "{logged:#?}");
+    let reported = logged.iter().any(|line| line["level"] == "ERROR" && line.to_string().contains("expired"));
+    assert!(reported, "{logged:#?}");
     let ends = usher.metric("usher_certificate_expiry_timestamp_seconds", &[]);
     assert_eq!(ends, 1_609_459_200.0, "2021-01-01");
     let target = format!("127.0.0.1:{}", usher.imaps_port());
@@ -139,7 +139,7 @@ fn sessions_are_resumed() {
 
 #[test]
 fn client_certificates_are_requested_where_configured() {
-    let certificates = &world().certificates;
+    let certificates = &shared().certificates;
     let leaf = Leaf { client: true, ..Leaf::server(&["client"]) };
     let good = certificates.leaf("client-good", leaf);
     let bad = certificates.leaf("client-bad", Leaf { wrong_ca: true, ..leaf });

@@ -1,15 +1,15 @@
-//! No word from outside becomes a field of the log: of clients, of the directory, of mail servers.
+//! No external text becomes a log field: from clients, the directory or mail servers.
 
 use serde_json::{Value, json};
 
 use crate::kit::scripted::{GREETING, Scripted};
 use crate::kit::slapd::Slapd;
-use crate::kit::{Config, Imap, Person, Usher, password_of};
+use crate::kit::{Config, Imap, User, Usher, password_of};
 
-/// What a reader of lines must not take for fields.
+/// Text that a log parser must not take for fields.
 const FORGED: &str = r#""x" result="ok" client=203.0.113.9 login="boss" session=0"#;
 
-/// The fields of a login's line that nobody outside says.
+/// The fields of a login line that contain no external text.
 fn is_true(line: &Value, result: &str) {
     assert_eq!(line["result"], result, "{line}");
     assert!(line["client"].as_str().unwrap().starts_with("127.0.0.1"), "{line}");
@@ -20,7 +20,7 @@ fn is_true(line: &Value, result: &str) {
 fn untrusted_text_stays_in_its_field_in_both_formats() {
     for format in ["text", "json"] {
         let slapd = Slapd::private();
-        slapd.add(&Person { password: password_of("mallory"), ..Person::new(FORGED, Some("server3")) });
+        slapd.add(&User { password: password_of("mallory"), ..User::new(FORGED, Some("server3")) });
         let backend = Scripted::tls(|peer| {
             peer.send(GREETING);
             if let Some(tag) = peer.take_login() {
@@ -37,7 +37,7 @@ fn untrusted_text_stays_in_its_field_in_both_formats() {
         is_true(&line, "wrong_password");
         drop(imap);
 
-        // What the client says it is, the entry's DN, and what the mail server says.
+        // The client's ID, the entry's DN, and the mail server's text.
         let mut imap = Imap::tls(usher.imaps_port());
         let quoted = FORGED.replace('"', "\\\"");
         imap.command(&format!(r#"ID ("name" "{quoted}" "version" "{quoted}")"#)).ok();

@@ -1,7 +1,7 @@
-//! A login on real servers: who lands where, with which client, by which way through the directory.
+//! A login on real servers: routing, clients, and the ways to look up a user in the directory.
 
-use crate::kit::people::{METACHARACTERS, SERVICE_PASSWORD, everybody};
 use crate::kit::tools::{Mbsync, curl, imaplib};
+use crate::kit::users::{METACHARACTERS, SERVICE_PASSWORD, all_users};
 use crate::kit::usher::logged;
 use crate::kit::{Config, Imap, Usher, cyrus, dovecot, password_of};
 
@@ -14,7 +14,7 @@ fn alice_lands_on_dovecot_and_bob_on_cyrus() {
     let usher = usher();
     let mut alice = Imap::tls(usher.imaps_port());
     alice.login("alice", &password_of("alice")).ok();
-    // Dovecot tells its name to whoever asks, Cyrus names itself and a session.
+    // Dovecot returns its name by ID, Cyrus its name and a session.
     let said = alice.command("ID NIL").ok();
     assert!(said.untagged[0].contains("\"server3\""), "{said:?}");
     let mut bob = Imap::tls(usher.imaps_port());
@@ -148,7 +148,7 @@ fn user_dn_mode_needs_no_service_account() {
 
 #[test]
 fn metacharacters_are_escaped_in_a_filter() {
-    // In front of the search an asterisk would find people, a bracket would end the filter.
+    // Unescaped, an asterisk would match users, a parenthesis would end the filter.
     let usher = Usher::start(Config::shared().set("/limits/failed_logins", 50));
     let mut imap = Imap::tls(usher.imaps_port());
     let alice = password_of("alice");
@@ -211,14 +211,14 @@ fn spellings_of_a_name_are_one_entry() {
         assert_eq!(event["dn"], "uid=alice,ou=people,dc=example,dc=com", "{event}");
         assert_eq!(event["login_backend"], "alice", "{event}");
     }
-    assert_eq!(usher.metric("usher_cache_entries", &[]), 1.0, "one person is one entry in the cache");
+    assert_eq!(usher.metric("usher_cache_entries", &[]), 1.0, "one user is one cache entry");
 }
 
 #[test]
 fn without_login_attribute_the_backend_gets_the_name_as_typed() {
     let usher = usher();
     let mut imap = Imap::tls(usher.imaps_port());
-    // Dovecot knows no such name: the directory says yes, the backend no.
+    // Dovecot has no such user: the directory accepts, the backend refuses.
     imap.login("a.liddell@example.com", &password_of("alice")).is("NO [UNAVAILABLE]");
     let event = usher.login("a.liddell@example.com");
     assert_eq!(event["result"], "backend_rejected", "{event}");
@@ -239,7 +239,7 @@ fn proxy_authorization_reaches_cyrus_and_dovecot() {
         imap.login(uid, &password_of(uid)).ok();
         imap.command("SELECT INBOX").ok();
     }
-    // Dovecot's log names the account that vouched and the user it vouched for.
+    // Dovecot's log names the service account and the user.
     let logged = dovecot().logged();
     assert!(logged.contains("user=<alice>") && logged.contains("master"), "{logged}");
 }
@@ -263,7 +263,7 @@ fn backends_are_reached_by_starttls() {
 #[test]
 fn every_user_with_a_route_logs_in() {
     let usher = usher();
-    for person in everybody().iter().filter(|person| person.mail_host == Some("server3") && person.ou != "closed") {
+    for person in all_users().iter().filter(|person| person.mail_host == Some("server3") && person.ou != "closed") {
         Imap::tls(usher.imaps_port()).authenticate("", &person.uid, person.password.as_bytes()).ok();
     }
 }

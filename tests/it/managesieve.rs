@@ -7,10 +7,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use crate::kit::client::Tls;
-use crate::kit::people::SERVICE_PASSWORD;
 use crate::kit::scripted::{Peer, Scripted};
 use crate::kit::slapd::Slapd;
 use crate::kit::tools::sieve_connect;
+use crate::kit::users::SERVICE_PASSWORD;
 use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of};
 
 const SCRIPT: &str = "require \"fileinto\";\r\nif header :contains \"subject\" \"usher\" { fileinto \"usher\"; }\r\n";
@@ -19,7 +19,7 @@ const SCRIPT: &str = "require \"fileinto\";\r\nif header :contains \"subject\" \
 /// with anything else: see `tls` in config.example.yaml.
 fn config() -> Config {
     static MAILBOXES: Once = Once::new();
-    // timsieved lets nobody in who has no mailbox, and it is imapd that makes one.
+    // timsieved accepts only users with a mailbox, which imapd creates.
     MAILBOXES.call_once(|| {
         for uid in ["bob", "ben"] {
             let tls = Tls { server_name: "server4.example.com", ..Tls::default() };
@@ -32,14 +32,14 @@ fn config() -> Config {
         .set("/routing/backends/1/managesieve/tls", "starttls")
 }
 
-/// A server that a script plays, as server3.
+/// A scripted server, as server3.
 fn scripted(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> (Scripted, Config) {
     let server = Scripted::tls(script);
     let config = Config::shared().speaking("managesieve", &[server.port]);
     (server, config)
 }
 
-/// Plays a server that greets and reads a login: `false` if none came.
+/// Sends a greeting and reads a login: `false` if none came.
 fn takes_a_login(peer: &mut Peer) -> bool {
     peer.send("\"IMPLEMENTATION\" \"scripted\"\r\n\"SASL\" \"PLAIN\"\r\n\"SIEVE\" \"fileinto\"\r\nOK\r\n");
     peer.line().is_some_and(|line| line.starts_with("AUTHENTICATE \"PLAIN\" "))
@@ -71,9 +71,9 @@ fn alice_lands_on_pigeonhole_and_bob_on_timsieved() {
     }
 }
 
-/// Where capabilities come unasked and where they do not (RFC 5804 sections 1.7, 2.1 and 2.2), on
-/// either side of usher, in every combination: with one list too many or too few, the answers below
-/// would be one off.
+/// Where capabilities are sent unsolicited and where not (RFC 5804 sections 1.7, 2.1 and 2.2), on
+/// either side of usher, in every combination: with one list too many or too few, the replies below
+/// would be off by one.
 #[test]
 fn capabilities_are_sent_at_every_transition_and_nowhere_else() {
     let service = |config: Config| {
@@ -97,7 +97,7 @@ fn capabilities_are_sent_at_every_transition_and_nowhere_else() {
                 assert!(!under_tls.contains(&"\"STARTTLS\"".to_owned()), "{under_tls:?}");
                 sieve
             };
-            // A refused login in between, and no list behind it either.
+            // A refused login in between, with no list after it either.
             assert_eq!(sieve.authenticate(uid, "wrong"), "NO \"Name or password is wrong\"");
             let before = sieve.command("CAPABILITY");
             assert!(before[0].contains("usher"), "{before:?}");
@@ -124,7 +124,7 @@ fn commands_pipelined_after_a_login_arrive_in_order() {
             SCRIPT.len()
         ));
         let first = sieve.answer();
-        assert_eq!(first[0], "\"\"", "the empty challenge");
+        assert_eq!(first[0], "\"\"", "an empty challenge");
         assert!(first.len() == 2 && first[1].starts_with("OK"), "{first:?}");
         assert!(sieve.answer()[0].starts_with("OK (TAG "));
         assert!(sieve.answer()[0].starts_with("OK"));
@@ -161,13 +161,13 @@ fn alpn_is_strict_for_managesieve() {
 fn outage_is_never_a_wrong_password() {
     let mut slapd = Slapd::private();
     let config = Config::with_directory(&slapd).backend("server3", 1, &["server3"]);
-    // Nobody listens there.
+    // No server listens there.
     let usher = Usher::start(config.speaking("managesieve", &[1]));
     let mut sieve = Sieve::tls(usher.imaps_port());
     assert!(sieve.authenticate("alice", &password_of("alice")).starts_with("NO (TRYLATER) \""));
     assert_eq!(usher.login("alice")["result"], "backend_unreachable");
     assert_eq!(sieve.authenticate("alice", "wrong"), "NO \"Name or password is wrong\"");
-    // bob's server is none of the configured ones.
+    // bob's server is not configured.
     let refused = sieve.authenticate("bob", &password_of("bob"));
     assert!(refused.starts_with("NO \"Your scripts cannot be reached, please tell your administrator"), "{refused}");
     slapd.stop();
@@ -204,10 +204,10 @@ fn referral_is_neither_followed_nor_forwarded() {
         });
         let usher = Usher::start(config);
         let mut sieve = Sieve::tls(usher.imaps_port());
-        let told = sieve.authenticate("alice", &password_of("alice"));
+        let reported = sieve.authenticate("alice", &password_of("alice"));
         let session = usher.login("alice")["session"].as_str().unwrap().to_owned();
         let words = "The mail service is not available, try again later";
-        assert_eq!(told, format!("NO (TRYLATER) \"{words} (session {session})\""));
+        assert_eq!(reported, format!("NO (TRYLATER) \"{words} (session {session})\""));
         assert_eq!(usher.login("alice")["result"], "backend_fault");
         assert_eq!(server.connections(), 1);
     }

@@ -1,4 +1,4 @@
-//! No page that usher can write holds a password once it has done its work, whatever pools stay open.
+//! No writable memory page of usher contains a password after its use, even while pools stay open.
 //!
 //! Everything that the process can write is read from outside, by /proc/PID/mem, and searched for the
 //! beginning and the end of each password, and for its base64 at each alignment.
@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 
 use crate::kit::client::{Tls, base64};
 use crate::kit::process::run;
-use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of, patience, relay};
+use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of, relay, wait_limit};
 
-/// How soon it must be gone; asserted at three times its value.
-const GONE: Duration = Duration::from_secs(3);
-/// What of a password is searched for: a part of it is a leak as well.
+/// The time until it must be wiped; asserted at three times its value.
+const WIPED_WITHIN: Duration = Duration::from_secs(3);
+/// The length of the searched parts: a part of a password is a leak too.
 const PART: usize = 20;
 
-/// Prints the name of each needle that the process' writable memory holds, and where.
+/// Prints the name of each needle found in the writable memory of the process, and its place.
 const SCAN: &str = r#"
 import re, sys
 pid, needles = sys.argv[1], [line.split(" ") for line in sys.stdin.read().splitlines()]
@@ -48,21 +48,21 @@ with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as mem
             carry = text[-64:]
 "#;
 
-/// What must not be found of a password.
+/// The needles for a password.
 fn needles(name: &str, password: &str) -> Vec<(String, Vec<u8>)> {
     let bytes = password.as_bytes();
     let (first, last) = (&bytes[..PART], &bytes[bytes.len() - PART..]);
     let mut needles = vec![(format!("{name}:first"), first.to_vec()), (format!("{name}:last"), last.to_vec())];
     for alignment in 0..3 {
         let encoded = base64(&[&vec![0; alignment], &bytes[..24]].concat());
-        // Without the digits that also say what is in front of it or behind.
+        // Without the digits that also encode neighbouring bytes.
         let begin = [0, 2, 3][alignment];
         needles.push((format!("{name}:base64-{alignment}"), encoded.as_bytes()[begin..begin + PART].to_vec()));
     }
     needles
 }
 
-/// Where the memory of usher holds any of them.
+/// The places in the memory of usher that contain any of them.
 fn found(usher: &Usher, needles: &[(String, Vec<u8>)]) -> Vec<String> {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let input: String = needles.iter().map(|(name, needle)| format!("{name} {}\n", hex(needle))).collect();
@@ -70,16 +70,16 @@ fn found(usher: &Usher, needles: &[(String, Vec<u8>)]) -> Vec<String> {
     said.stdout.lines().map(str::to_owned).collect()
 }
 
-/// Waits until none is there.
+/// Waits until none is found.
 fn gone(usher: &Usher, what: &str, needles: &[(String, Vec<u8>)]) {
-    let deadline = Instant::now() + patience(3 * GONE);
+    let deadline = Instant::now() + wait_limit(3 * WIPED_WITHIN);
     loop {
         let found = found(usher, needles);
         if found.is_empty() {
             return;
         }
         assert!(Instant::now() < deadline, "{what}:\n{}", found.join("\n"));
-        // Memory gives no event to wait for.
+        // Memory offers no event to wait for.
         std::thread::sleep(Duration::from_millis(200));
     }
 }
@@ -90,8 +90,8 @@ enum Session {
     Sieve(#[expect(dead_code, reason = "kept open")] Sieve),
 }
 
-/// A way to log in: the name of it, and what does it. The last argument says whether it should succeed.
-type Way = (&'static str, fn(u16, &str, &str, bool) -> Session);
+/// A login method: its name and function. The last argument is whether the login should succeed.
+type LoginMethod = (&'static str, fn(u16, &str, &str, bool) -> Session);
 
 fn imap_login(port: u16, uid: &str, password: &str, good: bool) -> Session {
     let mut imap = Imap::tls(port);
@@ -147,8 +147,8 @@ fn managesieve(port: u16, uid: &str, password: &str, good: bool) -> Session {
     Session::Sieve(sieve)
 }
 
-/// Wrong, uncached and cached logins in each way at each server: after each connection's end nothing is left.
-fn nothing_stays(config: Config, ways: &[Way], people: &[&str]) {
+/// Wrong, uncached and cached logins by each method at each server: nothing is left after each connection.
+fn nothing_stays(config: Config, ways: &[LoginMethod], people: &[&str]) {
     let config = config.set("/process", json!({"debug": true})).set("/limits/failed_logins", 50);
     let usher = Usher::start(config);
     let port = usher.imaps_port();
@@ -163,11 +163,11 @@ fn nothing_stays(config: Config, ways: &[Way], people: &[&str]) {
             all.extend(needles);
         }
         let right = needles(uid, &password);
-        // The first is asked of the directory, the others are in the cache.
+        // The first is verified by the directory, the others by the cache.
         for (name, way) in ways.iter().chain(ways) {
             let session = way(port, uid, &password, true);
             logins += 1;
-            // The one exception: what rustls has read from this client.
+            // The one exception: the buffer of rustls for this client.
             let open = found(&usher, &right);
             let mut copies: Vec<&str> = open.iter().map(|line| line.split(':').next().unwrap_or_default()).collect();
             copies.dedup();
@@ -185,14 +185,14 @@ fn nothing_stays(config: Config, ways: &[Way], people: &[&str]) {
 
 #[test]
 fn imap_passwords_stay_in_no_memory_page() {
-    let ways: [Way; 2] = [("login", imap_login), ("authenticate", imap_authenticate)];
+    let ways: [LoginMethod; 2] = [("login", imap_login), ("authenticate", imap_authenticate)];
     nothing_stays(Config::shared(), &ways, &["memimap3", "memimap4"]);
 }
 
 #[test]
 fn pop3_passwords_stay_in_no_memory_page() {
     let config = Config::shared().speaking("pop3", &[dovecot().pop3s, cyrus().pop3().0]);
-    let ways: [Way; 2] = [("pass", pop3_pass), ("auth", pop3_auth)];
+    let ways: [LoginMethod; 2] = [("pass", pop3_pass), ("auth", pop3_auth)];
     nothing_stays(config, &ways, &["mempop3", "mempop4"]);
 }
 
@@ -205,7 +205,7 @@ fn submission_passwords_stay_in_no_memory_page() {
 
 #[test]
 fn managesieve_passwords_stay_in_no_memory_page() {
-    // timsieved lets nobody in who has no mailbox, and it is imapd that makes one.
+    // timsieved accepts only users with a mailbox, which imapd creates.
     let tls = Tls { server_name: "server4.example.com", ..Tls::default() };
     let mut mailbox = Imap::try_tls(cyrus().imaps, &tls).unwrap();
     mailbox.authenticate("", "memsieve4", password_of("memsieve4").as_bytes()).ok();

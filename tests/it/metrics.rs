@@ -1,4 +1,4 @@
-//! The side port: what is counted, what never shows, and when usher is ready.
+//! The side port: metrics, what they never contain, and readiness.
 
 use crate::kit::scripted::Scripted;
 use crate::kit::slapd::Slapd;
@@ -85,7 +85,7 @@ fn metrics_contain_no_user_name() {
 fn readiness_waits_for_the_first_directory_reply_only() {
     let mut slapd = Slapd::private();
     slapd.stop();
-    let usher = Usher::start_unready(Config::with_directory(&slapd).scripted(&Scripted::welcoming()));
+    let usher = Usher::start_unready(Config::with_directory(&slapd).scripted(&Scripted::accepting()));
     assert_eq!(usher.http("/live").0, 200);
     assert_eq!(usher.http("/ready").0, 503);
     slapd.start_again();

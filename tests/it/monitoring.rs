@@ -1,4 +1,4 @@
-//! What watches usher: the page about its metrics, the alerts and what they lead to, the board, and a
+//! Monitoring: the metrics page, the alerts and their runbook, the dashboard, and a
 //! real Prometheus.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use crate::kit::exposition::Exposition;
 use crate::kit::process::{Running, Server, folder, free_port, read_text, run, wait_for_port};
 use crate::kit::usher::fetch;
-use crate::kit::{Config, Imap, Usher, password_of, patience};
+use crate::kit::{Config, Imap, Usher, password_of, wait_limit};
 
-/// A file as it is shipped.
+/// A shipped file.
 fn shipped(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
 }
@@ -21,25 +21,25 @@ fn yaml(name: &str) -> Value {
     serde_yaml::from_str(&read_text(&shipped(name))).unwrap()
 }
 
-/// One of everything that has series of its own.
+/// A configuration with one of everything that has its own series.
 fn everything() -> Config {
     let mut config = Config::shared().set("/directory/canary", json!({"login": "alice", "mail_host": "server3"}));
     for row in ["pop3", "submission", "managesieve"] {
-        // Nobody looks after it and nobody logs in there.
+        // It has no probes and no logins.
         let endpoint = json!({"address": "127.0.0.1:9", "tls": "implicit", "server_name": "server3.example.com"});
         config.change(&format!("/routing/backends/0/{row}"), endpoint);
     }
     config
 }
 
-/// A usher and its first scrape.
+/// An usher and its first scrape.
 fn first_scrape() -> (Usher, Exposition) {
     let usher = Usher::start(everything());
     let shown = Exposition::read(&usher.http("/metrics").1);
     (usher, shown)
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn quoted(text: &str) -> Vec<String> {
     text.split('`').skip(1).step_by(2).map(Into::into).collect()
 }
@@ -78,14 +78,14 @@ fn metrics_page_documents_exactly_the_exported_metrics() {
             }
         }
     }
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for (name, family) in &shown.0 {
         match described.remove(name) {
-            None => told.push(format!("{name} ({}) has no row", family.kind)),
+            None => reported.push(format!("{name} ({}) has no row", family.kind)),
             Some((kind, labels)) => {
                 let exposed: BTreeSet<String> = family.labels.keys().cloned().collect();
                 if (&kind, &labels) != (&family.kind, &exposed) {
-                    told.push(format!(
+                    reported.push(format!(
                         "{name} is a {} with labels {exposed:?}; its row says {kind}, {labels:?}",
                         family.kind
                     ));
@@ -97,20 +97,20 @@ fn metrics_page_documents_exactly_the_exported_metrics() {
             if listed != *exposed {
                 let (more, less): (Vec<_>, Vec<_>) =
                     (exposed.difference(&listed).collect(), listed.difference(exposed).collect());
-                told.push(format!("`{label}` of `{name}`: not listed: {more:?}; listed and never there: {less:?}"));
+                reported.push(format!("`{label}` of `{name}`: not listed: {more:?}; listed and never there: {less:?}"));
             }
         }
     }
-    told.extend(described.keys().map(|name| format!("{name} has a row and is no metric")));
-    told.extend(
+    reported.extend(described.keys().map(|name| format!("{name} has a row and is no metric")));
+    reported.extend(
         words.keys().map(|(name, label)| format!("`{label}` of `{name}` is listed and there is no such label")),
     );
     assert!(
-        told.is_empty(),
-        "docs/metrics.md is not what a running usher shows. Whoever adds, renames or takes away a metric, a label \
-         or one of its words changes that page in the same commit: a row for the metric (type, labels, meaning, what \
-         to do when it moves), and a heading \"#### `label` of `metric`\" with a row for each word.\n{}",
-        told.join("\n")
+        reported.is_empty(),
+        "docs/metrics.md differs from a running usher. A change that adds, renames or removes a metric, a label \
+         or one of its label values changes that page in the same commit: a row for the metric (type, labels, meaning, what \
+         to do when it moves), and a heading \"#### `label` of `metric`\" with a row for each value.\n{}",
+        reported.join("\n")
     );
 }
 
@@ -133,7 +133,7 @@ fn alerts_query_existing_series_and_fire_only_when_expected() {
     run("promtool", &["check", "rules", &path("deploy/alerts.yaml")], b"").succeeded();
     run("promtool", &["check", "config", &path("deploy/prometheus.yml")], b"").succeeded();
     run("promtool", &["test", "rules", &path("deploy/alerts.test.yaml")], b"").succeeded();
-    // Not one rule is left out of that.
+    // No rule is missing there.
     let file = yaml("deploy/alerts.test.yaml");
     let cases = file["tests"].as_array().unwrap().iter().flat_map(|test| test["alert_rule_test"].as_array().unwrap());
     let cases: BTreeSet<_> = cases
@@ -165,7 +165,7 @@ fn alerts_link_to_their_runbook_rows() {
         (name, format!("{} {}", text("/labels/severity"), text("/annotations/runbook")))
     });
     assert_eq!(rows, rules.collect(), "docs/operations.md (left) and deploy/alerts.yaml (right) name other alerts");
-    // Whatever leads there leads to a row or to a section.
+    // Every link leads to a row or to a section.
     let sections: Vec<String> = page
         .lines()
         .filter_map(|line| line.strip_prefix("## "))
@@ -179,12 +179,12 @@ fn alerts_link_to_their_runbook_rows() {
     }
 }
 
-/// As the hosts of repositories make anchors of headings.
+/// The anchor of a heading, as repository hosts generate it.
 fn is_of_an_anchor(letter: char) -> bool {
     letter.is_alphanumeric() || matches!(letter, '-' | '_')
 }
 
-/// Every query of the board: its panels', its annotations' and its variables', as they would be sent.
+/// Every query of the dashboard: of panels, annotations and variables, as they would be sent.
 fn queries() -> Vec<String> {
     fn collect(value: &Value, found: &mut Vec<String>) {
         match value {
@@ -255,10 +255,10 @@ impl Prometheus {
         Self { _running: running, port }
     }
 
-    /// Asks its API; the answer's `data`.
+    /// Queries its API; returns `data` of the reply.
     fn ask(&self, path: &str) -> Value {
         let (status, body) = fetch(&format!("127.0.0.1:{}", self.port), &format!("/api/v1/{path}"));
-        // While it is starting it says 503 in words.
+        // While it starts it answers 503 with text.
         if status == 503 {
             return Value::Null;
         }
@@ -273,16 +273,16 @@ impl Prometheus {
         self.ask(&format!("query?query={encoded}"))["result"].clone()
     }
 
-    /// Asks until the answer is as wanted.
+    /// Queries until the reply matches.
     fn wait(&self, what: &str, ask: impl Fn(&Self) -> Value, wanted: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + patience(Duration::from_secs(40));
+        let deadline = Instant::now() + wait_limit(Duration::from_secs(40));
         loop {
             let answer = ask(self);
             if wanted(&answer) {
                 return answer;
             }
             assert!(Instant::now() < deadline, "{what}: never; the last answer was {answer}");
-            // It scrapes once a second, and nothing tells when.
+            // It scrapes once a second, without an event to wait for.
             std::thread::sleep(Duration::from_millis(200));
         }
     }
@@ -314,7 +314,7 @@ fn real_prometheus_scrapes_and_evaluates_every_dashboard_query() {
     for query in queries() {
         let fill = [("$__rate_interval", "1m"), ("$__interval", "1m"), ("$instance", ".*")];
         let query = fill.iter().fold(query, |query, (variable, value)| query.replace(variable, value));
-        // Grafana's own function is for the label's values.
+        // Grafana's function `label_values`.
         if !query.starts_with("label_values(") {
             prometheus.query(&query);
         }

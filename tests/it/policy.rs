@@ -1,5 +1,5 @@
-//! A directory that says more than yes and no: OpenLDAP's password policy. The log has the true
-//! reason; the client hears what it may hear, at a time that says nothing.
+//! A directory with account states: OpenLDAP's password policy. The log has the true
+//! reason; the reply reveals only what it may, after a delay that reveals nothing.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use crate::kit::scripted::Scripted;
 use crate::kit::slapd::{Options, Slapd};
-use crate::kit::{Config, Imap, Person, Usher, password_of};
+use crate::kit::{Config, Imap, User, Usher, password_of};
 
-/// Everybody's policy locks after three wrong passwords; three more are about age.
+/// The default policy locks after three wrong passwords; three more concern password age.
 const POLICIES: &str = "dn: ou=policies,dc=example,dc=com
 objectClass: organizationalUnit
 ou: policies
@@ -48,7 +48,7 @@ pwdExpireWarning: 2000000000
 
 ";
 
-/// People whose accounts are in some state, by what their entries have for it.
+/// Users with an account state, and the attributes that cause it.
 const STATES: [(&str, &str); 5] = [
     ("expired", "pwdChangedTime: 20200101000000Z\npwdPolicySubentry: cn=daily,ou=policies,dc=example,dc=com"),
     ("grace", "pwdChangedTime: 20200101000000Z\npwdPolicySubentry: cn=lenient,ou=policies,dc=example,dc=com"),
@@ -57,18 +57,18 @@ const STATES: [(&str, &str); 5] = [
     ("locked", "pwdAccountLockedTime: 000001010000Z"),
 ];
 
-/// `slow-secret`, hashed so that to compare takes a server some 50 ms.
+/// `slow-secret`, hashed so that a comparison takes about 50 ms.
 const SLOW: &str = "{CRYPT}$6$rounds=100000$usherusher$db/COFdH7zRqXg.7Tv6lNv8PWwTPEum5tfqAK.TniQ3kWiVCc0PkSIXs6cb6rQJTWNU9IPQ/P.AnB82J6flAW.";
 
-/// A directory with a password policy. With `use_lockout` it says that an account is locked.
+/// A directory with a password policy. With `use_lockout` it reports locked accounts.
 fn slapd(use_lockout: bool) -> Slapd {
     let mut entries = POLICIES.to_owned();
     for (uid, state) in STATES {
-        let person = Person::new(uid, Some("server3")).ldif();
+        let person = User::new(uid, Some("server3")).ldif();
         entries.push_str(&format!("{}\n{state}\n\n", person.trim_end()));
     }
-    // Under a policy that never locks, so that every guess is compared.
-    let slow = Person { password: SLOW.into(), ..Person::new("slow", Some("server3")) }.ldif();
+    // With a policy that never locks, so that every password is compared.
+    let slow = User { password: SLOW.into(), ..User::new("slow", Some("server3")) }.ldif();
     entries.push_str(&format!("{}\npwdPolicySubentry: cn=daily,ou=policies,dc=example,dc=com\n\n", slow.trim_end()));
     let use_lockout = if use_lockout { "ppolicy_use_lockout" } else { "" };
     let database =
@@ -82,15 +82,15 @@ fn config(slapd: &Slapd, backend: &Scripted) -> Config {
 
 #[test]
 fn account_state_is_logged_and_not_revealed_to_the_client() {
-    let (slapd, backend) = (slapd(true), Scripted::welcoming());
+    let (slapd, backend) = (slapd(true), Scripted::accepting());
     let usher = Usher::start(config(&slapd, &backend));
     let mut imap = Imap::tls(usher.imaps_port());
     let wrong = imap.login("alice", "wrong").is("NO [AUTHENTICATIONFAILED]");
     for (login, result) in
         [("expired", "password_expired"), ("reset", "password_must_change"), ("locked", "account_locked")]
     {
-        let told = imap.login(login, &password_of(login)).is("NO [AUTHENTICATIONFAILED]");
-        assert_eq!(told.tagged, wrong.tagged, "{login}");
+        let reported = imap.login(login, &password_of(login)).is("NO [AUTHENTICATIONFAILED]");
+        assert_eq!(reported.tagged, wrong.tagged, "{login}");
         let event = usher.login(login);
         assert_eq!(
             (event["result"].as_str(), event["directory_message"].as_str()),
@@ -99,7 +99,7 @@ fn account_state_is_logged_and_not_revealed_to_the_client() {
         );
         assert_eq!(usher.metric("usher_logins_total", &[("result", result)]), 1.0);
     }
-    // A wrong password is one, whatever else is true of the account, unless the lock hides it.
+    // A wrong password is reported in any account state, unless the lock hides it.
     imap.login("expired", "wrong").is("NO [AUTHENTICATIONFAILED]");
     assert_eq!(usher.nth_login(2, "expired")["result"], "wrong_password");
     assert_eq!(backend.connections(), 0);
@@ -107,14 +107,14 @@ fn account_state_is_logged_and_not_revealed_to_the_client() {
 
 #[test]
 fn account_state_is_revealed_only_after_a_valid_password() {
-    let (slapd, backend) = (slapd(true), Scripted::welcoming());
+    let (slapd, backend) = (slapd(true), Scripted::accepting());
     let usher = Usher::start(config(&slapd, &backend).set("/directory/reveal_account_state", true));
     let mut imap = Imap::tls(usher.imaps_port());
     for login in ["expired", "reset"] {
         imap.login(login, "wrong").is("NO [AUTHENTICATIONFAILED]");
         imap.login(login, &password_of(login)).is("NO [EXPIRED]");
     }
-    // The lock is told to strangers as well, so nobody hears it.
+    // The directory reports a lock without a valid password, so the client never sees it.
     for password in ["wrong", &password_of("locked")] {
         imap.login("locked", password).is("NO [AUTHENTICATIONFAILED]");
     }
@@ -123,7 +123,7 @@ fn account_state_is_revealed_only_after_a_valid_password() {
 
 #[test]
 fn grace_login_and_expiry_warning_are_successful_logins() {
-    let (slapd, backend) = (slapd(true), Scripted::welcoming());
+    let (slapd, backend) = (slapd(true), Scripted::accepting());
     let usher = Usher::start(config(&slapd, &backend));
     for (login, warning, said) in
         [("grace", "grace", "password expired, 2 grace logins left"), ("expiring", "expiring", "password expires in ")]
@@ -133,7 +133,7 @@ fn grace_login_and_expiry_warning_are_successful_logins() {
         assert!(event["directory_message"].as_str().is_some_and(|words| words.starts_with(said)), "{event}");
         assert_eq!(usher.metric("usher_directory_password_warnings_total", &[("warning", warning)]), 1.0);
     }
-    // The cache spares the grace logins: it is the directory that counts them.
+    // Cached logins consume no grace logins: the directory counts them.
     Imap::tls(usher.imaps_port()).login("grace", &password_of("grace")).ok();
     let cached = usher.nth_login(2, "grace");
     assert_eq!((cached["by"].as_str(), &cached["directory_message"]), (Some("cache"), &Value::Null), "{cached}");
@@ -141,7 +141,7 @@ fn grace_login_and_expiry_warning_are_successful_logins() {
 
 #[test]
 fn user_dn_mode_handles_account_states_alike() {
-    let (slapd, backend) = (slapd(true), Scripted::welcoming());
+    let (slapd, backend) = (slapd(true), Scripted::accepting());
     let template = "uid={login},ou=people,dc=example,dc=com";
     let config = config(&slapd, &backend).user_dn(template).set("/directory/reveal_account_state", true);
     let usher = Usher::start(config);
@@ -156,11 +156,11 @@ fn user_dn_mode_handles_account_states_alike() {
 
 #[test]
 fn cached_wrong_password_does_not_prolong_a_lock() {
-    // This directory does not say that an account is locked: its right password is refused like a wrong one.
-    let (slapd, backend) = (slapd(false), Scripted::welcoming());
+    // This directory does not report locked accounts: the valid password is refused like a wrong one.
+    let (slapd, backend) = (slapd(false), Scripted::accepting());
     let usher = Usher::start(config(&slapd, &backend).set("/cache/negative_ttl", "1h"));
     let mut imap = Imap::tls(usher.imaps_port());
-    let (locked, password) = (Person::new("locked", None), password_of("locked"));
+    let (locked, password) = (User::new("locked", None), password_of("locked"));
     imap.login("locked", &password).is("NO [AUTHENTICATIONFAILED]");
     assert_eq!(usher.login("locked")["result"], "wrong_password");
     slapd.set(&locked, "pwdAccountLockedTime", None);
@@ -169,28 +169,28 @@ fn cached_wrong_password_does_not_prolong_a_lock() {
 
 #[test]
 fn repeated_wrong_password_is_searched_and_not_bound_until_the_entry_changes() {
-    let (slapd, backend) = (slapd(true), Scripted::welcoming());
+    let (slapd, backend) = (slapd(true), Scripted::accepting());
     let config = config(&slapd, &backend).set("/cache/negative_ttl", "100ms").set("/cache/negative_ttl_max", "1h");
     let usher = Usher::start(config);
-    // With an age, under a policy that never locks.
-    let (person, dn) = (Person::new("expiring", None), "uid=expiring,ou=people,dc=example,dc=com");
+    // With a maximum age, and a policy that never locks.
+    let (person, dn) = (User::new("expiring", None), "uid=expiring,ou=people,dc=example,dc=com");
     let mut imap = Imap::tls(usher.imaps_port());
     for _ in 0..16 {
-        // Each answer takes longer than negative_ttl.
+        // Each reply takes longer than negative_ttl.
         imap.login("expiring", "next year's").is("NO [AUTHENTICATIONFAILED]");
     }
     let binds = slapd.binds(dn);
-    assert!((2..=10).contains(&binds), "{binds} binds, {} look-ups", slapd.searches("expiring"));
+    assert!((2..=10).contains(&binds), "{binds} binds, {} searches", slapd.searches("expiring"));
     assert!(usher.metric("usher_decisions_total", &[("by", "negative")]) >= 6.0);
-    // What was wrong becomes the password, and is right at the next look-up.
+    // The wrong password becomes the valid one, and is accepted at the next search.
     slapd.set(&person, "userPassword", Some("next year's"));
     imap.login("expiring", "next year's").ok();
 }
 
-/// How long so many refusals of each kind take, asked in turn: an unknown name, a wrong password that
-/// takes the directory its time, and a locked account.
+/// The times of refusals of each kind, measured in turn: an unknown name, a wrong password that
+/// is slow to compare, and a locked account.
 fn refusals_in_time(usher: &Usher, rounds: usize) -> [Vec<Duration>; 3] {
-    let mut clients = ["nobody", "slow", "locked"].map(|login| (login, Imap::tls(usher.imaps_port()), Vec::new()));
+    let mut clients = ["unknown", "slow", "locked"].map(|login| (login, Imap::tls(usher.imaps_port()), Vec::new()));
     for round in 0..rounds {
         for (login, imap, times) in &mut clients {
             let asked = Instant::now();
@@ -201,8 +201,8 @@ fn refusals_in_time(usher: &Usher, rounds: usize) -> [Vec<Duration>; 3] {
     clients.map(|(_, _, times)| times)
 }
 
-/// In which share of all pairs the one took longer than the other: half of them if nothing tells them
-/// apart (the Mann-Whitney statistic).
+/// The share of pairs in which one took longer than the other: a half if they are
+/// indistinguishable (the Mann-Whitney statistic).
 fn longer(one: &[Duration], other: &[Duration]) -> f64 {
     let pairs = one.iter().flat_map(|one| other.iter().map(move |other| one > other));
     let (longer, all) = pairs.fold((0.0, 0.0), |(longer, all), is| (longer + f64::from(u8::from(is)), all + 1.0));
@@ -211,7 +211,7 @@ fn longer(one: &[Duration], other: &[Duration]) -> f64 {
 
 #[test]
 fn refusal_time_reveals_nothing() {
-    let (slapd, backend) = (slapd(true), Scripted::welcoming());
+    let (slapd, backend) = (slapd(true), Scripted::accepting());
     let config = config(&slapd, &backend).set("/throttle/exempt", serde_json::json!(["127.0.0.0/8"]));
     let at_once = Usher::start(config.clone().set("/limits/refusal_delay", "0s"));
     let [unknown, wrong, locked] = refusals_in_time(&at_once, 8);

@@ -1,19 +1,19 @@
-//! POP3 on real servers: dialogue, refusals, and the clients that people use.
+//! POP3 on real servers: dialogue, refusals, and common clients.
 
 use crate::kit::client::base64;
-use crate::kit::people::SERVICE_PASSWORD;
 use crate::kit::scripted::Scripted;
 use crate::kit::slapd::Slapd;
 use crate::kit::tools::{curl_url, fetch, python};
+use crate::kit::users::SERVICE_PASSWORD;
 use crate::kit::usher::command;
 use crate::kit::{Config, Imap, Usher, cyrus, dovecot, password_of};
 
-/// The shared world, spoken to by POP3.
+/// The shared servers over POP3.
 fn config() -> Config {
     Config::shared().speaking("pop3", &[dovecot().pop3s, cyrus().pop3().0])
 }
 
-/// Sends a command and returns the first line of its answer.
+/// Sends a command and returns the first line of its reply.
 fn ask(pop3: &mut Imap, command: &str) -> String {
     pop3.send(format!("{command}\r\n"));
     pop3.line()
@@ -24,9 +24,9 @@ fn list(pop3: &mut Imap) -> Vec<String> {
     std::iter::from_fn(|| Some(pop3.line()).filter(|line| line != ".")).collect()
 }
 
-/// USER and PASS; the answer to the latter.
+/// USER and PASS; the reply to the latter.
 fn log_in(pop3: &mut Imap, uid: &str, password: &str) -> String {
-    assert!(ask(pop3, &format!("USER {uid}")).starts_with("+OK"), "USER never tells who exists");
+    assert!(ask(pop3, &format!("USER {uid}")).starts_with("+OK"), "USER never reveals whether a user exists");
     ask(pop3, &format!("PASS {password}"))
 }
 
@@ -40,7 +40,7 @@ fn alice_lands_on_dovecot_and_bob_on_cyrus() {
     let message = format!("\0bob\0{}", password_of("bob"));
     let welcome = ask(&mut bob, &format!("AUTH PLAIN {}", base64(message.as_bytes())));
     assert!(welcome.starts_with("+OK") && welcome.contains("SESSIONID=<"), "{welcome}");
-    // From here on it is the backend's own list.
+    // After the login it is the backend's list.
     for (pop3, own) in [(&mut alice, "CAPA"), (&mut bob, "IMPLEMENTATION Cyrus")] {
         assert!(ask(pop3, "STAT").starts_with("+OK "));
         assert!(ask(pop3, "CAPA").starts_with("+OK"));
@@ -63,7 +63,7 @@ fn passwords_with_spaces_and_non_ascii_letters_are_accepted() {
         let mut pop3 = Imap::tls(usher.imaps_port());
         assert!(log_in(&mut pop3, uid, &password_of(uid)).starts_with("+OK"), "{uid}");
     }
-    // Longer than a command may be (RFC 2449 section 4), but not than a response.
+    // Longer than the limit of a command (RFC 2449 section 4), but not of a response.
     let mut pop3 = Imap::tls(usher.imaps_port());
     assert_eq!(log_in(&mut pop3, "long", &password_of("long")), "-ERR Line too long");
     assert_eq!(ask(&mut pop3, "AUTH PLAIN"), "+ ");
@@ -78,7 +78,7 @@ fn stls_discards_earlier_state() {
     assert!(ask(&mut pop3, "CAPA").starts_with("+OK"));
     assert_eq!(list(&mut pop3), ["TOP", "UIDL", "RESP-CODES", "PIPELINING", "AUTH-RESP-CODE", "STLS"]);
     assert_eq!(ask(&mut pop3, "USER alice"), "-ERR Start TLS before you log in");
-    // Somebody on the wire adds commands of his own.
+    // An attacker on the wire injects commands.
     pop3.send("STLS\r\nUSER mallory\r\nCAPA\r\n");
     assert_eq!(pop3.line(), "+OK Begin TLS now");
     pop3.start_tls();
@@ -123,7 +123,7 @@ fn refusals_have_codes_and_leave_the_connection_usable() {
     let mut pop3 = Imap::tls(usher.imaps_port());
     let wrong = log_in(&mut pop3, "alice", "wrong");
     assert_eq!(wrong, "-ERR [AUTH] Name or password is wrong");
-    assert_eq!(log_in(&mut pop3, "nobody", "wrong"), wrong);
+    assert_eq!(log_in(&mut pop3, "unknown", "wrong"), wrong);
     assert_eq!(log_in(&mut pop3, "alice", ""), wrong);
     assert!(log_in(&mut pop3, "carol", &password_of("carol")).starts_with("-ERR [SYS/PERM] Your mailbox cannot"));
     let not_served = log_in(&mut pop3, "bob", &password_of("bob"));
@@ -156,7 +156,7 @@ fn backend_response_codes_are_forwarded_and_its_rejection_is_not_a_wrong_passwor
         (&event["result"], &event["backend_reply"]),
         (&"backend_rejected".into(), &"[IN-USE] The mailbox is open elsewhere".into())
     );
-    // Dovecot knows no such name: the directory says yes, the backend no.
+    // Dovecot has no such user: the directory accepts, the backend refuses.
     let refused = log_in(&mut pop3, "a.liddell@example.com", &password_of("alice"));
     assert!(refused.starts_with("-ERR [SYS/TEMP] "), "{refused}");
 }
@@ -242,6 +242,9 @@ fn listener_requires_a_backend_with_its_protocol() {
     config.write();
     let said = command(&config, &["check"], b"");
     assert_eq!(said.code, 78, "{said:#?}");
-    let told = said.stdout + &said.stderr;
-    assert!(told.contains("listeners[0].protocol: no backend serves it: add `pop3: {address: .., tls: ..}`"), "{told}");
+    let reported = said.stdout + &said.stderr;
+    assert!(
+        reported.contains("listeners[0].protocol: no backend serves it: add `pop3: {address: .., tls: ..}`"),
+        "{reported}"
+    );
 }

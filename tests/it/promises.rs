@@ -1,4 +1,4 @@
-//! The documents that say which test holds what: every test that they name exists.
+//! Every test named in the documents exists.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// What stands between backquotes, line by line.
+/// The texts between backquotes, line by line.
 fn quoted(text: &str) -> Vec<&str> {
     text.lines().flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
 }
@@ -31,24 +31,24 @@ fn tests_in(text: &str) -> BTreeSet<String> {
     names
 }
 
-/// A name of a test as the documents write it: `file::test`.
+/// A test name in the documents: `file::test`.
 fn as_test(quoted: &str) -> Option<(&str, &str)> {
     let (file, test) = quoted.split_once("::")?;
     let is_name =
         |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
-    // Types and functions of usher are named in the same form.
+    // Types and functions of usher have the same form.
     (is_name(file) && is_name(test) && test != "test" && path(&format!("tests/it/{file}.rs")).exists())
         .then_some((file, test))
 }
 
-/// The rooms that `unit: a, b (`file`)` names.
-fn rooms(text: &str) -> Vec<String> {
+/// The modules named by `unit: a, b (`file`)`.
+fn modules(text: &str) -> Vec<String> {
     let named = text.split("unit: ").skip(1).flat_map(|rest| {
         let end = rest.find([';', '|', '.', '\n']).unwrap_or(rest.len());
-        rest[..end].split(',').map(|room| room.split('(').next().unwrap_or_default().trim().to_owned())
+        rest[..end].split(',').map(|module| module.split('(').next().unwrap_or_default().trim().to_owned())
     });
     named
-        .filter(|room| !room.is_empty() && room.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
+        .filter(|module| !module.is_empty() && module.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
         .collect()
 }
 
@@ -73,7 +73,7 @@ fn tests_named_in_documents_exist() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(seen > 150, "only {seen} names were found: are the documents written in another way now?");
+    assert!(seen > 150, "only {seen} names were found: has the form of the documents changed?");
 }
 
 #[test]
@@ -81,16 +81,16 @@ fn modules_with_unit_tests_named_in_documents_have_some() {
     let mut wrong = Vec::new();
     let mut seen = BTreeSet::new();
     for document in DOCUMENTS {
-        for room in rooms(&read(document)) {
-            if room == "test" || room == "tests" || room == "room" {
+        for module in modules(&read(document)) {
+            if module == "test" || module == "tests" || module == "module" {
                 continue;
             }
-            let places = [format!("src/{room}.rs"), format!("src/{room}"), format!("src/proto/{room}")];
+            let places = [format!("src/{module}.rs"), format!("src/{module}"), format!("src/proto/{module}")];
             let has_tests = places.iter().map(|place| path(place)).any(|place| has_tests(&place));
             if !has_tests {
-                wrong.push(format!("{document}: unit: {room} has no tests"));
+                wrong.push(format!("{document}: unit: {module} has no tests"));
             }
-            seen.insert(room);
+            seen.insert(module);
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -110,8 +110,8 @@ fn has_tests(place: &Path) -> bool {
 fn names_are_parsed_as_written_in_documents() {
     assert_eq!(quoted("a `b` c `d::e_f`\n`g`"), ["b", "d::e_f", "g"]);
     assert_eq!(as_test("cli::no_such_test"), Some(("cli", "no_such_test")));
-    assert_eq!((as_test("directory::Identity"), as_test("Refusal::told"), as_test("nowhere::x")), (None, None, None));
-    assert_eq!(rooms("x; unit: tls, authn (`random`); fuzz\nunit: steer |"), ["tls", "authn", "steer"]);
+    assert_eq!((as_test("directory::Identity"), as_test("Refusal::reply"), as_test("nowhere::x")), (None, None, None));
+    assert_eq!(modules("x; unit: tls, authn (`random`); fuzz\nunit: steer |"), ["tls", "authn", "steer"]);
     let text = "#[test]\nfn one() {\n}\n#[cfg(x)]\n#[test]\n#[cfg(y)]\nfn two() {\n}\nfn three() {}\n";
     assert_eq!(tests_in(text).into_iter().collect::<Vec<_>>(), ["one", "two"]);
 }

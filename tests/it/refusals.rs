@@ -1,4 +1,4 @@
-//! Who does not get in, what they are told, and what never reaches the directory.
+//! Refused logins, their replies, and what never reaches the directory.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::kit::client::base64;
 use crate::kit::scripted::Scripted;
 use crate::kit::slapd::Slapd;
-use crate::kit::{Config, Imap, Person, Usher, password_of};
+use crate::kit::{Config, Imap, User, Usher, password_of};
 
 const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
 
@@ -17,7 +17,7 @@ fn wrong_passwords_and_unknown_users_get_the_same_reply() {
     let mut imap = Imap::tls(usher.imaps_port());
     let attempts = [
         ("alice", "wrong", "wrong_password"),
-        ("nobody", "wrong", "unknown_user"),
+        ("unknown", "wrong", "unknown_user"),
         ("alice", "", "empty_password"),
         ("", "wrong", "invalid_username"),
     ];
@@ -29,14 +29,14 @@ fn wrong_passwords_and_unknown_users_get_the_same_reply() {
         reply.tagged
     });
     assert!(replies.iter().all(|reply| *reply == replies[0]), "{replies:?}");
-    // After any number of refusals the connection is as good as new.
+    // The connection stays usable after any number of refusals.
     imap.login("alice", &password_of("alice")).ok();
 }
 
 #[test]
 fn empty_password_never_reaches_the_directory() {
-    // This slapd calls an empty password a good bind, as RFC 4513 section 5.1.2 lets it.
-    let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
+    // This slapd accepts an empty password, as RFC 4513 section 5.1.2 allows.
+    let (slapd, backend) = (Slapd::private(), Scripted::accepting());
     let usher = Usher::start(Config::with_directory(&slapd).scripted(&backend).set("/limits/failed_logins", 20));
     let mut imap = Imap::tls(usher.imaps_port());
     imap.command("LOGIN alice \"\"").is("NO [AUTHENTICATIONFAILED]");
@@ -58,7 +58,7 @@ fn empty_password_never_reaches_the_directory() {
 
 #[test]
 fn credentials_that_no_bind_can_carry_are_refused_before_it() {
-    let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
+    let (slapd, backend) = (Slapd::private(), Scripted::accepting());
     let usher = Usher::start(Config::with_directory(&slapd).scripted(&backend).set("/limits/failed_logins", 50));
     let mut imap = Imap::tls(usher.imaps_port());
     for password in [&b"alice-secret\xff"[..], b"\xc3\x28", b"alice-secret\0", b"\0alice-secret"] {
@@ -121,15 +121,15 @@ fn default_backend_applies_only_without_the_attribute() {
 
 #[test]
 fn login_attribute_without_exactly_one_value_is_a_refusal() {
-    let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
-    slapd.add(&Person { mails: &["one@example.com", "two@example.com"], ..Person::new("zoe", Some("server3")) });
-    slapd.add(&Person { mails: &["max@example.com"], ..Person::new("max", Some("server3")) });
+    let (slapd, backend) = (Slapd::private(), Scripted::accepting());
+    slapd.add(&User { mails: &["one@example.com", "two@example.com"], ..User::new("zoe", Some("server3")) });
+    slapd.add(&User { mails: &["max@example.com"], ..User::new("max", Some("server3")) });
     let config = Config::with_directory(&slapd).scripted(&backend).set("/directory/login_attribute", "mail");
     let usher = Usher::start(config);
     let mut imap = Imap::tls(usher.imaps_port());
     for login in ["zoe", "bob"] {
-        // bob has no mail; his mailHost is a backend that is not configured here, so make it one.
-        slapd.set(&Person::new(login, None), "mailHost", Some("server3"));
+        // bob has no mail attribute; server4 is added as a backend, so that only that attribute matters.
+        slapd.set(&User::new(login, None), "mailHost", Some("server3"));
         imap.login(login, &password_of(login)).is("NO [CONTACTADMIN]");
         assert_eq!(usher.login(login)["result"], "no_backend_login");
     }
@@ -139,14 +139,14 @@ fn login_attribute_without_exactly_one_value_is_a_refusal() {
 
 #[test]
 fn protocol_permission_is_revealed_only_after_a_valid_password() {
-    let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
+    let (slapd, backend) = (Slapd::private(), Scripted::accepting());
     for (uid, access, kind) in [
         ("both", Some("IMAP"), Some("mail")),
         ("pop", Some("pop3"), Some("mail")),
         ("none", None, Some("mail")),
         ("other", Some("imap"), Some("guest")),
     ] {
-        let person = Person::new(uid, Some("server3"));
+        let person = User::new(uid, Some("server3"));
         slapd.add(&person);
         slapd.set(&person, "description", access);
         slapd.set(&person, "employeeType", kind);
@@ -192,10 +192,10 @@ fn refusal_is_delayed_equally_for_every_name() {
         let asked = Instant::now();
         (imap.login(login, password), asked.elapsed())
     };
-    for (login, password) in [("alice", "wrong"), ("alice", "wrong"), ("nobody", "wrong"), ("alice", "")] {
+    for (login, password) in [("alice", "wrong"), ("alice", "wrong"), ("unknown", "wrong"), ("alice", "")] {
         let (reply, taken) = timed(login, password);
         reply.is("NO [AUTHENTICATIONFAILED]");
-        // The known wrong password, the unknown user and the empty one need no bind, and wait as well.
+        // The cached wrong password, the unknown user and the empty password need no bind, and are delayed too.
         assert!(taken >= delay, "{login} {password}: {taken:?}");
     }
     let (reply, taken) = timed("alice", &password_of("alice"));
@@ -219,11 +219,11 @@ fn failed_logins_are_limited_per_connection() {
 
 #[test]
 fn client_never_chooses_a_protocol_or_backend() {
-    // An entry may name usher's own listener or any host: only configured names are routes.
-    let (slapd, backend) = (Slapd::private(), Scripted::welcoming());
+    // An entry may name a listener of usher or any host: only configured names are routes.
+    let (slapd, backend) = (Slapd::private(), Scripted::accepting());
     let usher = Usher::start(Config::with_directory(&slapd).scripted(&backend));
     let own = format!("127.0.0.1:{}", usher.imaps_port());
-    let person = Person::new("alice", None);
+    let person = User::new("alice", None);
     for host in [own.as_str(), "127.0.0.1", "server3:993", "server3 server4", "imaps://server3", "*"] {
         slapd.set(&person, "mailHost", Some(host));
         let mut imap = Imap::tls(usher.imaps_port());
@@ -253,7 +253,7 @@ fn passwords_are_never_logged_at_any_level() {
     let backend = Scripted::tls(|peer| {
         peer.send(crate::kit::scripted::GREETING);
         if let Some(tag) = peer.take_login() {
-            // A backend may even say the password back.
+            // A backend may even echo the password.
             peer.send(format!("{tag} NO [LIMIT] too many sessions\r\n"));
         }
     });

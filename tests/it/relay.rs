@@ -1,4 +1,4 @@
-//! After login: every byte both ways, ends carried over, nothing kept that is not needed.
+//! After login: every byte both ways, closes forwarded, bounded buffers.
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
@@ -8,7 +8,7 @@ use crate::kit::scripted::{GREETING, Peer, Scripted};
 use crate::kit::tools::curl;
 use crate::kit::{Config, Imap, Usher, password_of, slapd};
 
-/// Bytes that repeat only after a long while.
+/// Bytes with a long period.
 fn noise(n: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let next = || {
@@ -18,7 +18,7 @@ fn noise(n: usize, seed: u64) -> Vec<u8> {
     std::iter::repeat_with(next).take(n).collect()
 }
 
-/// A message of about 50 MB in lines that mail may have.
+/// A message of about 50 MB in lines of valid length.
 fn large_message() -> Vec<u8> {
     let mut message = b"Subject: large\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: 8bit\r\n\r\n".to_vec();
     for line in noise(48 * 1024 * 1024, 7).chunks(900) {
@@ -54,7 +54,7 @@ fn fifty_megabytes_pass_to_cyrus_and_back() {
     there_and_back("big4");
 }
 
-/// A backend that lets everybody in and then runs the script, and an usher before it.
+/// A backend that accepts every login and then runs the script, with an usher in front.
 fn after_login(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> (Scripted, Usher) {
     let backend = Scripted::tls(move |peer| {
         peer.send(GREETING);
@@ -101,7 +101,7 @@ fn every_byte_passes_unchanged_both_ways() {
 fn client_half_close_leaves_the_other_direction_open() {
     let (_backend, usher) = after_login(|peer| {
         peer.wait_for_end();
-        // Only now, after the client's end, does the answer begin.
+        // The reply begins only now, after the client's half-close.
         for _ in 0..16 {
             peer.send(noise(65_536, 9));
         }
@@ -165,7 +165,7 @@ fn reset_frees_both_sides_at_once() {
 
 #[test]
 fn end_event_counts_time_and_bytes() {
-    let (_backend, usher) = after_login(Peer::answer_everything);
+    let (_backend, usher) = after_login(Peer::reply_to_everything);
     let mut imap = alice(&usher);
     imap.command("NOOP").ok();
     imap.command("LOGOUT").ok();
@@ -192,15 +192,15 @@ fn client_that_does_not_read_costs_only_its_buffers() {
     });
     let mut imap = alice(&usher);
     let before = usher.resident_kib();
-    // The backend gets stuck when every buffer on the way is full.
+    // The backend blocks when every buffer on the path is full.
     let mut pieces = 0;
     while stuck.recv_timeout(Duration::from_millis(700)).is_ok() {
         pieces += 1;
     }
-    assert!(pieces * 65_536 < SENT, "nothing held the backend back");
+    assert!(pieces * 65_536 < SENT, "the backend never waited for the client");
     let grown = usher.resident_kib().saturating_sub(before);
     assert!(grown < 2 * 1024, "{grown} KiB for a client that does not read");
-    // And it goes on where it stopped.
+    // It continues where it stopped.
     for _ in 0..64 {
         assert!(imap.bytes(65_536) == noise(65_536, 9));
     }
@@ -208,7 +208,7 @@ fn client_that_does_not_read_costs_only_its_buffers() {
 
 #[test]
 fn silent_session_ends_at_the_idle_limit() {
-    let backend = Scripted::welcoming();
+    let backend = Scripted::accepting();
     let usher = Usher::start(Config::with_directory(slapd()).scripted(&backend).set("/limits/idle_timeout", "1s"));
     let mut imap = alice(&usher);
     imap.command("NOOP").ok();
@@ -235,7 +235,7 @@ fn idle_works_through_the_relay() {
 
 #[test]
 fn sessions_leak_no_descriptors() {
-    let (_backend, usher) = after_login(Peer::answer_everything);
+    let (_backend, usher) = after_login(Peer::reply_to_everything);
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", usher.pid())).unwrap().count();
     let session = |n: usize| {
         let mut imap = alice(&usher);

@@ -1,4 +1,4 @@
-//! Reloads that drop nothing, and ends that let sessions finish.
+//! Reloads that drop no session, and shutdowns that let sessions finish.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,15 +8,15 @@ use serde_json::json;
 
 use crate::kit::certs::Leaf;
 use crate::kit::scripted::{GREETING, Scripted};
-use crate::kit::{Config, Imap, Usher, password_of, slapd, world};
+use crate::kit::{Config, Imap, Usher, password_of, shared, slapd};
 
-/// A backend that tells its name.
+/// A backend that sends its name.
 fn named(name: &'static str) -> Scripted {
     Scripted::tls(move |peer| {
         peer.send(GREETING);
         if let Some(tag) = peer.take_login() {
             peer.send(format!("{tag} OK [CAPABILITY IMAP4rev1] this is {name}\r\n"));
-            peer.answer_everything();
+            peer.reply_to_everything();
         }
     })
 }
@@ -33,7 +33,7 @@ fn reload_keeps_sessions_and_applies_to_later_logins() {
     let mut usher = Usher::start(Config::with_directory(slapd()).scripted(&old));
     let (mut session, said) = login(&usher);
     assert!(said.ends_with("this is old"), "{said}");
-    let pair = world().certificates.leaf("renewed", Leaf::server(&["usher.example.com"]));
+    let pair = shared().certificates.leaf("renewed", Leaf::server(&["usher.example.com"]));
     usher.config.change("/routing/backends/0/imap/address", format!("127.0.0.1:{}", new.port));
     usher.config.change("/tls/certificates", json!([pair.yaml()]));
     usher.config.write();
@@ -115,7 +115,7 @@ fn sigterm_lets_sessions_finish_and_exits_with_0() {
     session.command("LOGOUT").ok();
     drop(session);
     assert_eq!(usher.exit_code(), 0);
-    assert!(asked.elapsed() < Duration::from_secs(10), "nobody was left to wait for: {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(10), "no session was left to wait for: {:?}", asked.elapsed());
     usher.wait_log("stopped", |_| true);
 }
 
@@ -128,7 +128,7 @@ fn readiness_fails_before_listeners_close() {
     usher.wait_log("draining", |_| true);
     assert_eq!(usher.http("/ready").0, 503);
     assert_eq!(usher.http("/live").0, 200);
-    // During the delay balancers still send clients here.
+    // During the delay load balancers still send clients here.
     let (mut session, _) = login(&usher);
     session.command("NOOP").ok();
     session.rest();

@@ -1,5 +1,5 @@
-//! Several directory servers: one that fails is put aside and taken back, one that lies is not
-//! believed, and when all are away who was known still gets in.
+//! Several directory servers: a failing one is marked down and used again, one with wrong data is not
+//! used, and when all are unreachable cached users still log in.
 
 use std::time::{Duration, Instant};
 
@@ -7,21 +7,21 @@ use serde_json::{Value, json};
 
 use crate::kit::certs::Leaf;
 use crate::kit::client::Reply;
-use crate::kit::people::{SERVICE_DN, SUFFIX, everybody};
 use crate::kit::scripted::{BlackHole, Operation, Scripted, ScriptedLdap, ldap_entry, ldap_result};
 use crate::kit::slapd::{Options, Slapd};
+use crate::kit::users::{SERVICE_DN, SUFFIX, all_users};
 use crate::kit::usher::command;
-use crate::kit::{Config, Imap, Usher, password_of, world};
+use crate::kit::{Config, Imap, Usher, password_of, shared};
 
 const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
-/// In which an outage is told.
-const TOLD: Duration = Duration::from_secs(2);
+/// The time limit for reporting an outage.
+const REPORTED_WITHIN: Duration = Duration::from_secs(2);
 
-/// These servers in this order, over TLS, and a backend that welcomes everybody.
+/// These servers in this order, over TLS, and a backend that accepts every login.
 fn over(servers: &[&Slapd]) -> Config {
     let urls: Vec<String> = servers.iter().map(|server| server.tls_url()).collect();
     Config::with_directory(servers[0])
-        .scripted(&Scripted::welcoming())
+        .scripted(&Scripted::accepting())
         .set("/directory/servers", json!(urls))
         .set("/directory/attempt_timeout", "700ms")
         .set("/limits", json!({"failed_logins": 100}))
@@ -41,8 +41,8 @@ fn up(usher: &Usher, url: &str, value: f64) {
     usher.wait_metric("usher_directory_up", &[("server", url)], value);
 }
 
-/// How many lines with this message there are.
-fn told(usher: &Usher, message: &str) -> usize {
+/// The number of lines with this message.
+fn lines_with(usher: &Usher, message: &str) -> usize {
     usher.logged().iter().filter(|line| line["message"] == message).count()
 }
 
@@ -64,7 +64,7 @@ fn frozen_server_costs_one_timeout_and_is_used_again() {
         let labels = [("server", url.as_str()), ("operation", operation), ("code", "timeout")];
         usher.metric("usher_directory_operations_total", &labels)
     };
-    // One login met it at most; a look may have been there first.
+    // At most one login used it; a probe may have been first.
     assert!(timed_out("search") + timed_out("bind") <= 1.0);
     assert!(usher.metric("usher_directory_failovers_total", &[("server", &url)]) <= 2.0);
     assert_eq!(usher.metric("usher_directory_up", &[("server", &second.tls_url())]), 1.0);
@@ -72,14 +72,14 @@ fn frozen_server_costs_one_timeout_and_is_used_again() {
     up(&usher, &url, 1.0);
     login(&usher, "olga").0.ok();
     let olga = "uid=olga,ou=open,dc=example,dc=com";
-    assert_eq!((first.binds(olga), second.binds(olga)), (1, 0), "back to the preferred one");
+    assert_eq!((first.binds(olga), second.binds(olga)), (1, 0), "the preferred server is used again");
 }
 
 #[test]
 fn black_hole_dead_server_and_bad_certificate_are_detected_without_a_login() {
     let good = Slapd::private();
     let hole = BlackHole::open();
-    let pair = world().certificates.leaf("ldap-elsewhere", Leaf::server(&["ldap.example.net"]));
+    let pair = shared().certificates.leaf("ldap-elsewhere", Leaf::server(&["ldap.example.net"]));
     let other_name = Slapd::with(Options { pair: Some(&pair), ..Options::default() });
     let dead = format!("ldaps://127.0.0.1:{}", crate::kit::process::free_port());
     let hole = format!("ldaps://127.0.0.1:{}", hole.port);
@@ -91,7 +91,7 @@ fn black_hole_dead_server_and_bad_certificate_are_detected_without_a_login() {
     }
     let (reply, took) = login(&usher, "alice");
     reply.ok();
-    assert!(took < TOLD, "{took:?}");
+    assert!(took < REPORTED_WITHIN, "{took:?}");
     assert_eq!((other_name.binds(ALICE), other_name.binds(SERVICE_DN)), (0, 0));
     assert_eq!(usher.metric("usher_directory_up", &[("server", &good.tls_url())]), 1.0);
 }
@@ -99,7 +99,7 @@ fn black_hole_dead_server_and_bad_certificate_are_detected_without_a_login() {
 #[test]
 fn busy_unavailable_and_malformed_servers_are_marked_down() {
     let good = Slapd::private();
-    // Whatever it is asked but to bind: this result, or garbage, or the end of the connection.
+    // The reply to every operation except a bind: this result, garbage, or a close.
     for answer in [Some(51), Some(52), Some(80), None] {
         let first = ScriptedLdap::start(move |_, operation, id, _| match (operation, answer) {
             (Operation::Bind, _) => Some(ldap_result(id, 0x61, 0)),
@@ -118,7 +118,7 @@ fn busy_unavailable_and_malformed_servers_are_marked_down() {
 fn server_that_refuses_or_strips_starttls_is_not_used() {
     let good = Slapd::private();
     for code in [2, 0] {
-        // 2: refused. 0: agreed to, and then no TLS: whoever stands between took it away.
+        // 2: refused. 0: accepted without TLS afterwards, as when an attacker strips it.
         let first = ScriptedLdap::start(move |_, operation, id, _| match operation {
             Operation::Other(0x77) => Some(ldap_result(id, 0x78, code)),
             Operation::Bind | Operation::Search => panic!("asked in the clear"),
@@ -155,7 +155,7 @@ fn first_login_succeeds_after_both_servers_restart() {
     for uid in ["anna", "quote"] {
         let (reply, took) = login(&usher, uid);
         reply.is("NO [UNAVAILABLE]");
-        assert!(took < TOLD, "{took:?}");
+        assert!(took < REPORTED_WITHIN, "{took:?}");
     }
     usher.wait_log("the directory is away: no server is in use; who is known within cache.stale still gets in", |_| {
         true
@@ -165,7 +165,7 @@ fn first_login_succeeds_after_both_servers_restart() {
     usher.wait_log("the directory is back", |_| true);
 }
 
-/// A slapd whose service account may read the people only as a member of a group.
+/// A slapd whose service account may read the users only as a member of a group.
 fn with_readers() -> Slapd {
     let people = format!("dn.subtree=\"ou=people,{SUFFIX}\"");
     let readers = format!("by group.exact=\"cn=readers,ou=services,{SUFFIX}\" read");
@@ -185,9 +185,9 @@ fn with_readers() -> Slapd {
     })
 }
 
-/// Puts the service account into a group of [`with_readers`], or somebody else in its place.
+/// Makes the service account the member of a group of [`with_readers`], or another DN instead.
 fn member(slapd: &Slapd, group: &str, is_usher: bool) {
-    let member = if is_usher { SERVICE_DN } else { "cn=nobody" };
+    let member = if is_usher { SERVICE_DN } else { "cn=other" };
     slapd.modify(&format!(
         "dn: cn={group},ou=services,{SUFFIX}\nchangetype: modify\nreplace: member\nmember: {member}\n"
     ));
@@ -195,12 +195,12 @@ fn member(slapd: &Slapd, group: &str, is_usher: bool) {
 
 fn empty(slapd: &Slapd) {
     let delete = |dn: String| format!("dn: {dn}\nchangetype: delete\n\n");
-    let people = everybody().into_iter().filter(|person| person.ou == "people" && person.dn().is_ascii());
+    let people = all_users().into_iter().filter(|person| person.ou == "people" && person.dn().is_ascii());
     slapd.modify(&people.map(|person| delete(person.dn())).collect::<String>());
 }
 
 fn fill(slapd: &Slapd) {
-    everybody().iter().filter(|person| person.ou == "people").for_each(|person| slapd.add(person));
+    all_users().iter().filter(|person| person.ou == "people").for_each(|person| slapd.add(person));
 }
 
 #[test]
@@ -210,8 +210,8 @@ fn empty_server_and_lost_access_rules_refuse_no_user() {
     let config = over(&[&first, &second]).set("/directory/canary", canary).set("/cache/ttl", "100ms");
     let usher = Usher::start(config.set("/cache/negative_ttl", "100ms"));
     let url = first.tls_url();
-    type Turn<'a> = &'a dyn Fn();
-    let cases: [(&str, Turn<'_>, Turn<'_>); 3] = [
+    type Change<'a> = &'a dyn Fn();
+    let cases: [(&str, Change<'_>, Change<'_>); 3] = [
         ("lost access", &|| member(&first, "readers", false), &|| member(&first, "readers", true)),
         ("lost mailHost", &|| member(&first, "hosts", false), &|| member(&first, "hosts", true)),
         ("empty", &|| empty(&first), &|| fill(&first)),
@@ -222,14 +222,14 @@ fn empty_server_and_lost_access_rules_refuse_no_user() {
         login(&usher, "alice").0.ok();
         assert_eq!(first.binds(ALICE), before + 1, "{case}: {}", first.logged());
         lose();
-        std::thread::sleep(Duration::from_millis(1_100)); // for so long the canary's word holds
-        // The very first one: nobody is told what this server says.
+        std::thread::sleep(Duration::from_millis(1_100)); // the validity of a canary check
+        // The very first login: replies of this server are never used.
         login(&usher, "quote").0.ok();
         up(&usher, &url, 0.0);
         assert_eq!(usher.metric("usher_directory_canary_ok", &[("server", &url)]), 0.0, "{case}");
         login(&usher, "alice").0.ok();
         login_as(&usher, "alice", "wrong").0.is("NO [AUTHENTICATIONFAILED]");
-        assert_eq!(first.binds(ALICE), before + 1, "{case}: it is out of use");
+        assert_eq!(first.binds(ALICE), before + 1, "{case}: it is marked down");
         let line = "the directory server does not show the canary: it is not used";
         usher.wait_nth_log(at + 1, line, |line| line["server"] == url.as_str() && line["level"] == "ERROR");
         mend();
@@ -247,8 +247,8 @@ fn cached_users_log_in_during_an_outage_and_no_reply_says_wrong_password() {
         login(&usher, uid).0.ok();
     }
     servers.iter().for_each(Slapd::freeze);
-    std::thread::sleep(Duration::from_millis(150)); // the life of the entry is what is tested
-    // The first of them learns of it.
+    std::thread::sleep(Duration::from_millis(150)); // the lifetime of the entry is what is tested
+    // The first of them detects it.
     login(&usher, "alice").0.ok();
     assert_eq!(usher.nth_login(2, "alice")["by"], "stale");
     for url in &urls {
@@ -261,27 +261,29 @@ fn cached_users_log_in_during_an_outage_and_no_reply_says_wrong_password() {
             reply.ok();
             slowest[0] = slowest[0].max(took);
         }
-        for (uid, password) in [("alice", "wrong"), ("bob", "bob-secret"), ("nobody", "x"), ("quote", "alice-secret")] {
+        for (uid, password) in [("alice", "wrong"), ("bob", "bob-secret"), ("unknown", "x"), ("quote", "alice-secret")]
+        {
             let (reply, took) = login_as(&usher, uid, password);
             reply.is("NO [UNAVAILABLE]");
             slowest[1] = slowest[1].max(took);
         }
     }
-    println!(
-        "both frozen: who was known is in within {:?}, everybody else is told within {:?}",
-        slowest[0], slowest[1]
-    );
-    assert!(slowest.iter().all(|took| *took < TOLD), "{slowest:?}");
+    println!("both frozen: cached login within {:?}, refusal within {:?}", slowest[0], slowest[1]);
+    assert!(slowest.iter().all(|took| *took < REPORTED_WITHIN), "{slowest:?}");
     assert!(usher.metric("usher_decisions_total", &[("by", "stale")]) >= 7.0);
     assert_eq!(usher.http("/ready").0, 200);
     servers.iter().for_each(Slapd::thaw);
-    login(&usher, "bob").0.is("NO [CONTACTADMIN]"); // known again, and at home on no backend here
+    login(&usher, "bob").0.is("NO [CONTACTADMIN]"); // found again, without a configured backend here
     usher.wait_log("the directory is back", |_| true);
     let anew = usher.metric("usher_decisions_total", &[("by", "directory")]);
     login(&usher, "alice").0.ok();
     assert_eq!(usher.metric("usher_decisions_total", &[("by", "directory")]), anew + 1.0);
     let away = "the directory is away: no server is in use; who is known within cache.stale still gets in";
-    assert_eq!((told(&usher, away), told(&usher, "the directory is back")), (1, 1), "a line for each change");
+    assert_eq!(
+        (lines_with(&usher, away), lines_with(&usher, "the directory is back")),
+        (1, 1),
+        "a line for each change"
+    );
 }
 
 #[test]
@@ -292,7 +294,7 @@ fn stale_can_be_disabled() {
     login(&usher, "alice").0.ok();
     slapd.stop();
     up(&usher, &slapd.tls_url(), 0.0);
-    std::thread::sleep(Duration::from_millis(150)); // the life of the entry is what is tested
+    std::thread::sleep(Duration::from_millis(150)); // the lifetime of the entry is what is tested
     login(&usher, "alice").0.is("NO [UNAVAILABLE]");
 }
 
@@ -338,7 +340,7 @@ fn client_that_disconnects_during_its_bind_corrupts_no_connection() {
 
 #[test]
 fn logins_beyond_the_connections_are_refused_quickly() {
-    // Users' binds are never answered.
+    // Binds of users are never answered.
     let ldap = ScriptedLdap::start(|_, operation, id, request| {
         let is = |text: &str| request.windows(text.len()).any(|window| window == text.as_bytes());
         match operation {
@@ -349,7 +351,7 @@ fn logins_beyond_the_connections_are_refused_quickly() {
             }
         }
     });
-    let config = Config::with_url(&ldap.url()).scripted(&Scripted::welcoming());
+    let config = Config::with_url(&ldap.url()).scripted(&Scripted::accepting());
     let config = config.set("/directory/connections", json!({"min": 0, "max": 2}));
     let config = config.set("/throttle", json!({"exempt": ["127.0.0.0/8"]}));
     let usher = Usher::start(config.set("/directory/attempt_timeout", "700ms"));

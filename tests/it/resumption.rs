@@ -1,5 +1,5 @@
-//! Sessions of TLS resumed: towards backends, whose handshakes are the dearest part of a login, and by
-//! clients, at whichever usher they come to.
+//! TLS session resumption: towards backends, whose handshakes are the most expensive part of a login, and by
+//! clients, at any instance.
 
 use std::sync::{Arc, Barrier};
 
@@ -21,10 +21,10 @@ fn login(usher: &Usher, uid: &str) -> Imap {
 #[test]
 fn login_burst_resumes_tls_at_a_backend() {
     const BURST: usize = 24;
-    let backend = Scripted::welcoming();
+    let backend = Scripted::accepting();
     let usher = Usher::start(Config::with_directory(slapd()).scripted(&backend));
     assert_eq!(usher.backend_handshakes("server3"), (0.0, 0.0), "there from the first scrape");
-    // Each brings two tickets and takes one: more than the burst needs, and than rustls keeps.
+    // Each yields two tickets and uses one: more than the burst needs, and than rustls keeps.
     let mut sessions: Vec<Imap> = (0..BURST).map(|_| login(&usher, "alice")).collect();
     assert_eq!(usher.backend_handshakes("server3"), (1.0, 23.0));
     let start = Barrier::new(BURST);
@@ -45,32 +45,32 @@ fn login_burst_resumes_tls_at_a_backend() {
 fn logins_resume_tls_at_dovecot_and_cyrus() {
     let usher = Usher::start(Config::shared());
     for (uid, backend) in [("alice", "server3"), ("bob", "server4")] {
-        // Another process of Dovecot's, with keys of its own, may answer the first ones.
-        let met = (0..20).any(|_| {
+        // Another Dovecot process, with its own keys, may answer the first ones.
+        let resumed = (0..20).any(|_| {
             login(&usher, uid).command("LOGOUT").ok();
             usher.backend_handshakes(backend).1 > 0.0
         });
-        assert!(met, "{backend}: {:?}", usher.backend_handshakes(backend));
+        assert!(resumed, "{backend}: {:?}", usher.backend_handshakes(backend));
     }
 }
 
 #[test]
 fn connections_to_a_backend_use_the_sources_in_turn() {
-    let backend = Scripted::welcoming();
+    let backend = Scripted::accepting();
     let config = Config::with_directory(slapd()).scripted(&backend);
     let usher = Usher::start(config.clone().set("/routing/backends/0/source", json!(["127.0.0.2", "127.0.0.3"])));
     let _sessions: Vec<Imap> = (0..4).map(|_| login(&usher, "alice")).collect();
     assert_eq!(backend.clients(), ["127.0.0.2", "127.0.0.3", "127.0.0.2", "127.0.0.3"]);
 
-    // RFC 5737: nobody's address.
+    // RFC 5737: a documentation address.
     let astray =
         Usher::start(config.set("/routing/backends/0/source", "192.0.2.1").set("/routing/backends/0/probe", "tcp"));
     let mut imap = Imap::tls(astray.imaps_port());
     imap.login("alice", &password_of("alice")).is("NO [UNAVAILABLE]");
-    let told = |line: &serde_json::Value| line.to_string().contains("cannot connect from 192.0.2.1: Cannot assign");
-    astray.wait_log("login", told);
-    astray.wait_log("this machine cannot probe a backend", told);
-    assert_eq!(astray.metric("usher_backend_up", &[("backend", "server3")]), 1.0, "it is not the backend's fault");
+    let reported = |line: &serde_json::Value| line.to_string().contains("cannot connect from 192.0.2.1: Cannot assign");
+    astray.wait_log("login", reported);
+    astray.wait_log("this machine cannot probe a backend", reported);
+    assert_eq!(astray.metric("usher_backend_up", &[("backend", "server3")]), 1.0, "not a fault of the backend");
 }
 
 /// A line of a file of ticket keys.
@@ -78,7 +78,7 @@ fn key(byte: u8) -> String {
     base64(&[byte; 48]) + "\n"
 }
 
-/// Connects once; whether the session was resumed.
+/// Connects once and returns the kind of handshake.
 fn visit(usher: &Usher, client: &Arc<rustls::ClientConfig>) -> HandshakeKind {
     let mut imap = Imap::try_tls_with(usher.imaps_port(), Arc::clone(client), Tls::default().server_name).unwrap();
     imap.command("NOOP").ok(); // tickets of TLS 1.3 come with the first bytes
@@ -90,12 +90,12 @@ fn client_resumes_tls_at_another_instance_and_after_a_restart() {
     let mut config = Config::shared().set("/tls/ticket_keys_file", "ticket.keys");
     config.file("ticket.keys", key(1) + &key(2));
     let (first, second) = (Usher::start(config.clone()), Usher::start(config.clone()));
-    let stranger = Usher::start(config.clone().without("/tls/ticket_keys_file"));
+    let other = Usher::start(config.clone().without("/tls/ticket_keys_file"));
     for version in [&TLS12, &TLS13] {
         let client = Tls { versions: vec![version], ..Tls::default() }.config();
         assert_eq!(visit(&first, &client), HandshakeKind::Full);
         assert_eq!(visit(&second, &client), HandshakeKind::Resumed, "{version:?}");
-        assert_eq!(visit(&stranger, &client), HandshakeKind::Full, "{version:?}");
+        assert_eq!(visit(&other, &client), HandshakeKind::Full, "{version:?}");
     }
     let client = Tls::default().config();
     visit(&first, &client);
@@ -107,8 +107,8 @@ fn client_resumes_tls_at_another_instance_and_after_a_restart() {
     config.file("ticket.keys", key(1) + "secret\n");
     config.write();
     let said = command(&config, &["check"], b"");
-    let told = "tls.ticket_keys_file: line 2 of ";
-    assert!(said.code == 78 && said.stderr.contains(told) && !said.stderr.contains("secret"), "{said:#?}");
+    let reported = "tls.ticket_keys_file: line 2 of ";
+    assert!(said.code == 78 && said.stderr.contains(reported) && !said.stderr.contains("secret"), "{said:#?}");
     config.change("/tls/ticket_keys_file", "absent.keys");
     config.write();
     assert!(command(&config, &["check"], b"").stderr.contains("absent.keys"));

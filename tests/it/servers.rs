@@ -1,24 +1,24 @@
-//! The kit itself, without usher: the servers answer as the other tests take for granted.
+//! The kit itself, without usher: the servers behave as the other tests assume.
 
 use crate::kit::client::{Imap, Tls};
-use crate::kit::people::{Person, SERVICE_DN, SERVICE_PASSWORD, SUFFIX, everybody};
 use crate::kit::process::run;
 use crate::kit::scripted::{GREETING, Scripted};
-use crate::kit::slapd::{Follows, Options, SYNCPROV, Slapd};
-use crate::kit::{cyrus, dovecot, password_of, slapd, world};
+use crate::kit::slapd::{Options, ReplicaOf, SYNCPROV, Slapd};
+use crate::kit::users::{SERVICE_DN, SERVICE_PASSWORD, SUFFIX, User, all_users};
+use crate::kit::{cyrus, dovecot, password_of, shared, slapd};
 
 #[test]
 fn slapd_has_every_user_and_checks_passwords() {
     let slapd = slapd();
     let service = ["-D", SERVICE_DN, "-w", SERVICE_PASSWORD];
     for url in [slapd.url(), slapd.tls_url(), slapd.socket_url()] {
-        let ca = format!("LDAPTLS_CACERT={}", world().certificates.ca().display());
+        let ca = format!("LDAPTLS_CACERT={}", shared().certificates.ca().display());
         let search = [&[&ca, "ldapsearch", "-x", "-LLL", "-H", &url, "-b", SUFFIX], &service[..]].concat();
         let found = run("env", &[&search[..], &["(uid=*)", "uid"]].concat(), b"").succeeded();
-        // clara's entry can be found by nobody.
-        assert_eq!(found.stdout.matches("dn:").count(), everybody().len() - 1, "{found:#?}");
+        // clara's entry is readable by no account.
+        assert_eq!(found.stdout.matches("dn:").count(), all_users().len() - 1, "{found:#?}");
     }
-    for person in everybody() {
+    for person in all_users() {
         let bind = ["-x", "-H", &slapd.url(), "-D", &person.dn(), "-w", &person.password];
         assert!(run("ldapwhoami", &bind, b"").succeeded().stdout.contains("dn:uid="));
         let wrong = ["-x", "-H", &slapd.url(), "-D", &person.dn(), "-w", "wrong"];
@@ -39,9 +39,9 @@ fn slapd_has_replicas_password_policy_and_lastbind() {
         ),
         ..Options::default()
     });
-    let replica = |follows| Slapd::with(Options { follows: Some(follows), ..Options::default() });
-    let (second, late) = (replica(Follows::AtOnce(&first)), replica(Follows::Every(5, &first)));
-    let alice = Person::new("alice", None);
+    let replica = |follows| Slapd::with(Options { replica_of: Some(follows), ..Options::default() });
+    let (second, late) = (replica(ReplicaOf::AtOnce(&first)), replica(ReplicaOf::Every(5, &first)));
+    let alice = User::new("alice", None);
     first.set(&alice, "mailHost", Some("server4"));
     second.wait_for(&alice.dn(), "mailHost: server4");
     late.wait_for(&alice.dn(), "mailHost: server4");
@@ -60,7 +60,7 @@ fn dovecot_accepts_its_users_and_its_master_user() {
     let mut imap = connect(dovecot().imaps, "server3.example.com");
     assert!(imap.greeting.contains("server3 is Dovecot"), "{}", imap.greeting);
     imap.login("alice", "wrong").is("NO [AUTHENTICATIONFAILED]");
-    for person in everybody() {
+    for person in all_users() {
         let mut imap = connect(dovecot().imaps, "server3.example.com");
         let reply = imap.authenticate("", &person.uid, person.password.as_bytes());
         assert!(reply.tagged.starts_with("OK"), "{person:?}: {}", dovecot().logged());
@@ -94,12 +94,12 @@ fn scripted_server_plays_a_login() {
     let server = Scripted::tls(|peer| {
         peer.send(GREETING);
         if peer.accept_login().is_some() {
-            peer.answer_everything();
+            peer.reply_to_everything();
         }
     });
     let mut imap = connect(server.port, "server3.example.com");
-    imap.authenticate("", "somebody", b"anything").ok();
-    assert_eq!(server.next_login(), "\0somebody\0anything");
+    imap.authenticate("", "unknown", b"anything").ok();
+    assert_eq!(server.next_login(), "\0unknown\0anything");
     imap.command("NOOP").is("OK did NOOP");
     imap.send("a LOGIN {1+}\r\nx {1}\r\n");
     assert!(imap.line().starts_with('+'));

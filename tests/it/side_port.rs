@@ -1,16 +1,16 @@
-//! The side port against those who connect and say nothing, ask without end, or come by another's name.
+//! The side port with clients that stay silent, send endless requests, or use a foreign host name.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::kit::{Config, Usher, patience};
+use crate::kit::{Config, Usher, wait_limit};
 
-/// A GET with these header lines: the status and the answer.
+/// A GET with these header lines: the status and the reply.
 fn get(usher: &Usher, path: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(usher.side_port()).unwrap();
-    stream.set_read_timeout(Some(patience(Duration::from_secs(10)))).unwrap();
+    stream.set_read_timeout(Some(wait_limit(Duration::from_secs(10)))).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -24,10 +24,10 @@ fn silent_connections_delay_no_health_check() {
     let silent: Vec<_> = (0..256).map(|_| TcpStream::connect(usher.side_port()).unwrap()).collect();
     let began = Instant::now();
     assert_eq!(usher.http("/live").0, 200);
-    assert!(began.elapsed() < patience(Duration::from_secs(1)), "{:?}", began.elapsed());
-    // The newest of them has a second for its request.
+    assert!(began.elapsed() < wait_limit(Duration::from_secs(1)), "{:?}", began.elapsed());
+    // The newest of them has one second for its request.
     let mut last = silent.last().unwrap();
-    last.set_read_timeout(Some(patience(Duration::from_secs(5)))).unwrap();
+    last.set_read_timeout(Some(wait_limit(Duration::from_secs(5)))).unwrap();
     assert_eq!(last.read(&mut [0]).unwrap_or_default(), 0);
     drop(silent);
 }
@@ -65,12 +65,12 @@ fn foreign_host_name_is_refused_and_local_names_are_accepted() {
     }
     let (status, answer) = get(&usher, "/", "Host: evil.example\r\n");
     assert!(status == 421 && answer.contains("admin.hosts"), "{answer}");
-    // The log tells each name once.
+    // Each name is logged once.
     usher.wait_log(
         "side port: answered 421, this is no name of this machine; if it should be, add it to admin.hosts",
         |_| true,
     );
-    // The name that clients know it by.
+    // The name that clients use.
     assert_eq!(get(&usher, "/live", "Host: usher.example.com\r\n").0, 200);
 }
 
@@ -94,7 +94,7 @@ fn pages_are_rendered_at_a_bounded_rate() {
         std::thread::sleep(Duration::from_secs(3));
         stop.store(true, Ordering::Relaxed);
     });
-    // One who asks again and again gets each once: as many as were made.
+    // A client that polls gets each rendering once: it counts them.
     let seconds = began.elapsed().as_secs_f64();
     let (pages, texts) = (pages.into_inner() as f64, texts.into_inner() as f64);
     assert!(pages <= seconds + 2.0 && texts <= 10.0 * seconds + 2.0, "{pages} and {texts} in {seconds} s");

@@ -1,5 +1,5 @@
-//! The same entry under many spellings: neither the words nor the time of an answer tell that a spelling
-//! leads to one, and all of them together are no more guesses than one.
+//! The same entry under many spellings: neither text nor time of a reply reveals that a spelling
+//! matches an entry, and all of them share the guesses of one name.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ fn spelt(name: &str, n: usize) -> String {
     format!("{name}.{n}@example.com")
 }
 
-/// A directory in which alice has so many addresses.
+/// A directory in which alice has this many addresses.
 fn slapd() -> Slapd {
     let slapd = Slapd::private();
     let mails: String = (0..=130).map(|n| format!("mail: {}\n", spelt("alice", n))).collect();
@@ -28,13 +28,13 @@ fn slapd() -> Slapd {
 }
 
 fn config(slapd: &Slapd, backend: &Scripted) -> Config {
-    // After the free ones each waits four seconds.
+    // After the free failures each waits four seconds.
     let rule = json!({"mode": "enforce", "free_failures": 5, "first_delay": "4s", "max_delay": "4s"});
     let config = Config::with_directory(slapd).scripted(backend).set("/limits/failed_logins", 100);
     config.set("/throttle/failed_logins_per_user", rule)
 }
 
-/// Wrong guesses, until the next would have to wait.
+/// Wrong passwords, until the next would have to wait.
 fn block(imap: &mut Imap, login: &str) {
     for guess in 0..5 {
         imap.login(login, &format!("guess {guess}")).is("NO [AUTHENTICATIONFAILED]");
@@ -47,7 +47,7 @@ fn plain(login: &str, password: &str) -> String {
 
 #[test]
 fn spellings_of_a_limited_name_give_no_additional_guesses() {
-    let (slapd, backend) = (slapd(), Scripted::welcoming());
+    let (slapd, backend) = (slapd(), Scripted::accepting());
     let usher = Usher::start(config(&slapd, &backend));
     Imap::tls_from(HOME, usher.imaps_port()).login("alice", &password_of("alice")).ok();
     let mut guesser = Imap::tls_from(ELSEWHERE, usher.imaps_port());
@@ -68,15 +68,19 @@ fn spellings_of_a_limited_name_give_no_additional_guesses() {
     let binds = slapd.binds(ALICE) - before;
     assert!(binds <= turns, "{binds} binds in {:?}", asked.elapsed());
     assert!(slapd.searches("alice") >= 6);
-    let told = usher.wait_log("login", |line| line["result"] == "limit");
-    assert_eq!((&told["limited_by"], &told["by"]), (&json!("failed_logins_per_user"), &json!("usher")), "{told}");
-    // Who is known here is let, under a spelling that nobody has used.
+    let reported = usher.wait_log("login", |line| line["result"] == "limit");
+    assert_eq!(
+        (&reported["limited_by"], &reported["by"]),
+        (&json!("failed_logins_per_user"), &json!("usher")),
+        "{reported}"
+    );
+    // A user with earlier logins from this network is accepted, under an unused spelling.
     let mut home = Imap::tls_from(HOME, usher.imaps_port());
     home.authenticate("", &spelt("alice", 130), password_of("alice").as_bytes()).ok();
 }
 
-/// In which share of all pairs the one took longer than the other: half of them if nothing tells them
-/// apart (the Mann-Whitney statistic).
+/// The share of pairs in which one took longer than the other: a half if they are
+/// indistinguishable (the Mann-Whitney statistic).
 fn longer(one: &[Duration], other: &[Duration]) -> f64 {
     let pairs = one.iter().flat_map(|one| other.iter().map(move |other| one > other));
     let (longer, all) = pairs.fold((0.0, 0.0), |(longer, all), is| (longer + f64::from(u8::from(is)), all + 1.0));
@@ -85,7 +89,7 @@ fn longer(one: &[Duration], other: &[Duration]) -> f64 {
 
 #[test]
 fn reply_time_does_not_reveal_that_a_spelling_matches_an_entry() {
-    let (slapd, backend) = (slapd(), Scripted::welcoming());
+    let (slapd, backend) = (slapd(), Scripted::accepting());
     let usher = Usher::start(config(&slapd, &backend).set("/limits/refusal_delay", "200ms"));
     let mut imap = Imap::tls_from(ELSEWHERE, usher.imaps_port());
     block(&mut imap, "alice");
@@ -94,19 +98,19 @@ fn reply_time_does_not_reveal_that_a_spelling_matches_an_entry() {
         let reply = imap.authenticate("", login, guess.as_bytes()).is("NO [AUTHENTICATIONFAILED]");
         (reply.tagged, asked.elapsed())
     };
-    // Aliases and spellings of a name that is blocked, and of one that nobody has; each more than once.
-    let (mut alias, mut nobody) = (Vec::new(), Vec::new());
+    // Aliases and spellings of a limited name, and of an unknown one; each more than once.
+    let (mut alias, mut unknown) = (Vec::new(), Vec::new());
     for n in 1..=8 {
         for guess in ["one", "another"] {
             let (words, took) = ask(&spelt("alice", n), guess);
-            let (same_words, same) = ask(&spelt("nobody", n), guess);
+            let (same_words, same) = ask(&spelt("unknown", n), guess);
             assert_eq!(words, same_words);
             alias.push(took);
-            nobody.push(same);
+            unknown.push(same);
         }
     }
     assert!(alias.iter().all(|took| *took < Duration::from_secs(3)), "{alias:?}");
     // With 16 of each, chance alone leaves this range once in ten thousand runs.
-    let share = longer(&alias, &nobody);
-    assert!((0.1..0.9).contains(&share), "{share}: {alias:?} {nobody:?}");
+    let share = longer(&alias, &unknown);
+    assert!((0.1..0.9).contains(&share), "{share}: {alias:?} {unknown:?}");
 }

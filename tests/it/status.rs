@@ -1,11 +1,11 @@
-//! The status page in a real browser: what is on it, on any screen, with its script and without.
+//! The status page in a real browser: its content, on any screen, with and without its script.
 
 use serde_json::json;
 
 use crate::kit::browser::Browser;
 use crate::kit::{Config, Imap, Usher, password_of};
 
-/// Alice logged in, somebody refused, and a backend that is down.
+/// A session of alice, a refused login, and a backend that is down.
 fn busy() -> (Usher, Imap) {
     let mut config = Config::shared().backend("server5", 9, &["server5"]);
     config.change("/routing/backends/2/probe", "tcp");
@@ -20,7 +20,7 @@ fn busy() -> (Usher, Imap) {
     (usher, alice)
 }
 
-/// The text of the row of a table that begins so.
+/// The text of the table row that begins with this.
 fn row(browser: &Browser, about: &str) -> String {
     let script = format!(
         "return [...document.querySelectorAll('tbody tr')].map(row => row.innerText.replace(/\\s+/g, ' ').trim())
@@ -54,7 +54,7 @@ fn shows_everything(browser: &Browser) {
     let charts: Vec<&str> = charts.as_array().unwrap().iter().map(|chart| chart.as_str().unwrap()).collect();
     assert!(charts[0].starts_with("logged in: 1 in 30 minutes"), "{charts:?}");
     assert!(charts[1].starts_with("unknown user: 1 in 30 minutes") && charts.len() == 2, "{charts:?}");
-    // Every table says what it is, and every cell which row and column it belongs to.
+    // Every table has a caption, and every cell its row and column headers.
     let tables = browser.run(
         "return [...document.querySelectorAll('table')].every(it => it.caption.innerText && it.tBodies[0].rows.length
            && [...it.rows].every(row => row.cells[0].scope)
@@ -71,7 +71,7 @@ fn status_page_shows_the_state_and_names_no_user() {
     for word in ["alice", "mallory", "ou=people"] {
         assert!(!page.contains(word), "{word} in\n{page}");
     }
-    // Nothing is fetched from elsewhere; nor may anything be, whatever gets onto the page.
+    // Nothing is fetched from elsewhere, and the policy forbids it for any injected content.
     for word in ["http:", "https:", "src=", "@import", "url("] {
         assert!(!page.contains(word), "{word} in\n{page}");
     }
@@ -92,17 +92,17 @@ fn status_page_shows_the_state_and_names_no_user() {
     let policy = browser.run("return fetch('/').then(answer => answer.headers.get('content-security-policy'))");
     let policy = policy.as_str().unwrap();
     assert!(policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"), "{policy}");
-    // An inline style or script of anybody else has no effect.
+    // An injected inline style or script has no effect.
     let injected = browser.run(
         "const it = document.createElement('p'); it.innerHTML = '<b style=\"display: none\" onclick=\"document.title = 1\">x</b>';
          document.body.append(it); it.firstChild.click(); return [document.title, getComputedStyle(it.firstChild).display]",
     );
     assert_eq!(injected, json!(["usher on usher.example.com", "inline"]));
-    let told = browser.console();
+    let reported = browser.console();
     assert!(
-        !told.is_empty()
-            && told.iter().all(|line| line["message"].as_str().unwrap().contains("Content Security Policy")),
-        "{told:?}"
+        !reported.is_empty()
+            && reported.iter().all(|line| line["message"].as_str().unwrap().contains("Content Security Policy")),
+        "{reported:?}"
     );
 }
 
@@ -136,14 +136,14 @@ fn status_page_fits_small_screens_and_dark_mode() {
     for (width, scheme) in [(1_280, "light"), (1_280, "dark"), (360, "light"), (360, "dark")] {
         browser.screen(width, scheme);
         browser.open(&url);
-        // A phone would make its window wider for what does not fit.
+        // A phone would widen its viewport for overflowing content.
         let fits = browser.run("return [innerWidth, document.documentElement.scrollWidth <= innerWidth]");
         assert_eq!(fits, json!([width, true]), "it scrolls sideways");
         let outside = browser.run(
             "return [...document.querySelectorAll('main *')].filter(it => it.getBoundingClientRect().right > innerWidth).map(it => it.outerHTML)",
         );
-        assert_eq!(outside, json!([]), "out of sight at {width}");
-        // WCAG 2: 4.5 to 1 for text, on whatever lies behind it.
+        assert_eq!(outside, json!([]), "invisible at {width}");
+        // WCAG 2: a contrast of 4.5 to 1 for text on its background.
         let faint = browser.run(
             "const light = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).map(x => x / 255)
                .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };

@@ -1,20 +1,20 @@
-//! Submission on a real server: dialogue, refusals, and the clients that people use.
+//! Submission on a real server: dialogue, refusals, and common clients.
 
 use crate::kit::client::{Tls, base64};
-use crate::kit::people::SERVICE_PASSWORD;
 use crate::kit::process::{read_text, run};
 use crate::kit::scripted::Scripted;
 use crate::kit::slapd::Slapd;
 use crate::kit::tools::{curl_url, python};
-use crate::kit::{Config, Imap, Usher, dovecot, password_of, relay, slapd, world};
+use crate::kit::users::SERVICE_PASSWORD;
+use crate::kit::{Config, Imap, Usher, dovecot, password_of, relay, shared, slapd};
 
-/// The shared world, in which only server3 takes mail.
+/// The shared servers, of which only server3 accepts mail.
 fn config() -> Config {
     relay();
     Config::shared().speaking("submission", &[dovecot().submissions])
 }
 
-/// Sends a command and returns its reply, the lines of one that has several joined.
+/// Sends a command and returns its reply, with multiple lines joined.
 fn ask(smtp: &mut Imap, command: &str) -> String {
     smtp.send(format!("{command}\r\n"));
     reply(smtp)
@@ -30,7 +30,7 @@ fn reply(smtp: &mut Imap) -> String {
     reply
 }
 
-/// A connection under TLS that has said EHLO.
+/// A connection under TLS after EHLO.
 fn greeted(port: u16) -> Imap {
     let mut smtp = Imap::tls(port);
     assert!(smtp.greeting.starts_with("220 usher.example.com "), "{}", smtp.greeting);
@@ -55,7 +55,7 @@ fn alice_sends_mail_and_the_server_of_bob_accepts_none() {
     assert!(refused.starts_with(words), "{refused}");
     assert_eq!(usher.login("bob")["result"], "protocol_not_served");
     assert_eq!(ask(&mut smtp, &plain("alice", &password_of("alice"))), "235 2.7.0 Logged in.");
-    // A second one is the backend's to refuse.
+    // A second AUTH is refused by the backend.
     assert!(ask(&mut smtp, &plain("alice", &password_of("alice"))).starts_with("503 "));
     assert!(ask(&mut smtp, "MAIL FROM:<alice@example.com>").starts_with("250 "));
     assert!(ask(&mut smtp, "RCPT TO:<carol@example.com>").starts_with("250 "));
@@ -91,7 +91,7 @@ fn starttls_discards_earlier_state() {
     let mut smtp = Imap::plain(usher.imap_port());
     assert!(ask(&mut smtp, "EHLO here").ends_with("250 STARTTLS"));
     assert!(ask(&mut smtp, &plain("alice", "secret")).starts_with("538 5.7.11"));
-    // Somebody on the wire adds commands of his own.
+    // An attacker on the wire injects commands.
     smtp.send("STARTTLS\r\nEHLO mallory\r\nNOOP\r\n");
     assert!(smtp.line().starts_with("220 "));
     smtp.start_tls();
@@ -112,10 +112,10 @@ fn refusals_have_codes_and_leave_the_connection_usable() {
     let mut smtp = greeted(usher.imaps_port());
     let wrong = ask(&mut smtp, &plain("alice", "wrong"));
     assert_eq!(wrong, "535 5.7.8 Name or password is wrong");
-    assert_eq!(ask(&mut smtp, &plain("nobody", "wrong")), wrong);
+    assert_eq!(ask(&mut smtp, &plain("unknown", "wrong")), wrong);
     assert_eq!(ask(&mut smtp, &plain("alice", "")), wrong);
     assert!(ask(&mut smtp, &plain("carol", &password_of("carol"))).starts_with("554 5.3.5 "));
-    // Dovecot knows no such name: the directory says yes, the backend no.
+    // Dovecot has no such user: the directory accepts, the backend refuses.
     assert!(ask(&mut smtp, &plain("a.liddell@example.com", &password_of("alice"))).starts_with("454 4.7.0 "));
     drop(slapd);
     assert!(ask(&mut smtp, &plain("anna", &password_of("anna"))).starts_with("454 4.7.0 "));
@@ -124,7 +124,7 @@ fn refusals_have_codes_and_leave_the_connection_usable() {
 
 #[test]
 fn temporary_backend_failures_stay_temporary() {
-    for (said, told) in [
+    for (said, reported) in [
         ("432 4.7.12 A password transition is needed", "432 4.7.12 A password transition is needed"),
         ("454-4.7.0 One line\r\n454 4.7.0 and another", "454 4.7.0 One line"),
         ("535 5.7.8 Error: authentication failed", "454 4.7.0 Error: authentication failed"),
@@ -140,7 +140,7 @@ fn temporary_backend_failures_stay_temporary() {
         let config = Config::with_directory(slapd()).scripted(&backend).speaking("submission", &[backend.port]);
         let usher = Usher::start(config);
         let answer = ask(&mut greeted(usher.imaps_port()), &plain("alice", &password_of("alice")));
-        assert!(answer.starts_with(&format!("{told} (session ")), "{answer}");
+        assert!(answer.starts_with(&format!("{reported} (session ")), "{answer}");
     }
 }
 
@@ -175,7 +175,7 @@ fn alpn_is_refused_because_none_is_registered() {
 fn real_clients_send_mail() {
     let usher = Usher::start(config());
     let (implicit, starttls) = (usher.imaps_port().to_string(), usher.imap_port().to_string());
-    let (ca, password) = (world().certificates.ca().display().to_string(), password_of("alice"));
+    let (ca, password) = (shared().certificates.ca().display().to_string(), password_of("alice"));
     let message = |client: &str| format!("From: alice@example.com\r\nSubject: sent by {client}\r\n\r\nwords\r\n");
 
     let file = usher.config.file("message", message("curl")).display().to_string();
@@ -208,7 +208,7 @@ fn real_clients_send_mail() {
     }
     let config = read_text(&usher.config.path("msmtprc")).replace(&password, "wrong");
     let file = usher.config.file("msmtprc", config).display().to_string();
-    let wrong = run("msmtp", &["-C", &file, "carol@example.com"], message("nobody").as_bytes());
+    let wrong = run("msmtp", &["-C", &file, "carol@example.com"], message("unknown").as_bytes());
     assert_eq!(wrong.code, 77, "msmtp calls this a denied login: {wrong:#?}");
 
     let script = format!(

@@ -1,11 +1,11 @@
-//! Tasks of the whole process that panic: each is started again, counted and logged, and what cannot be
-//! started again ends the process. The panics are asked for by a variable that release builds do not know.
+//! Process-wide tasks that panic: each is restarted, counted and logged, and one that cannot be
+//! restarted ends the process. An environment variable, ignored by release builds, triggers the panics.
 
 use std::collections::BTreeSet;
 
 use crate::kit::{Config, Imap, Usher, dovecot, password_of};
 
-/// usher with tasks that panic so often.
+/// usher with tasks that panic this often.
 fn panicking(config: Config, tasks: &[(&str, u32)]) -> Usher {
     let asked: Vec<String> = tasks.iter().map(|(task, times)| format!("{task}={times}")).collect();
     Usher::start_with(config, vec![("USHER_PANIC", asked.join(","))])
@@ -15,7 +15,7 @@ fn restarts(usher: &Usher, task: &str) -> f64 {
     usher.metric("usher_task_restarts_total", &[("task", task)])
 }
 
-/// The labels of the metric, as long as there are no others.
+/// All labels of the metric.
 fn tasks(usher: &Usher) -> BTreeSet<String> {
     let series = usher.metrics().into_keys();
     let label =
@@ -23,8 +23,8 @@ fn tasks(usher: &Usher) -> BTreeSet<String> {
     series.filter_map(label).collect()
 }
 
-/// Tasks that this test kills, and those that it cannot with this configuration.
-const KILLED: [&str; 12] = [
+/// Tasks that this test makes panic; the others do not run with this configuration.
+const PANICKED: [&str; 12] = [
     "listener",
     "auth_http",
     "side_port",
@@ -38,9 +38,9 @@ const KILLED: [&str; 12] = [
     "backend_probe",
     "resolver",
 ];
-const BY_AN_ACT: [&str; 2] = ["backend_drain", "kick"];
-/// Runs once there are unused connections.
-const BY_A_LOGIN: [&str; 1] = ["directory_sweep"];
+const STARTED_BY_COMMAND: [&str; 2] = ["backend_drain", "kick"];
+/// A task that runs once there are unused connections.
+const STARTED_BY_LOGIN: [&str; 1] = ["directory_sweep"];
 
 #[test]
 fn panicked_tasks_are_restarted_counted_and_logged_while_logins_succeed() {
@@ -52,19 +52,20 @@ fn panicked_tasks_are_restarted_counted_and_logged_while_logins_succeed() {
     }
     // A name, for the resolver to look up.
     config.change("/routing/backends/0/imap/address", format!("localhost:{}", dovecot().imaps));
-    let all: Vec<(&str, u32)> = KILLED.iter().chain(&BY_AN_ACT).chain(&BY_A_LOGIN).map(|task| (*task, 1)).collect();
+    let all: Vec<(&str, u32)> =
+        PANICKED.iter().chain(&STARTED_BY_COMMAND).chain(&STARTED_BY_LOGIN).map(|task| (*task, 1)).collect();
     let usher = panicking(config, &all);
-    for task in KILLED {
+    for task in PANICKED {
         usher.wait_metric("usher_task_restarts_total", &[("task", task)], 1.0);
-        let told = |line: &serde_json::Value| line["task"] == task && line["level"] == "ERROR";
+        let reported = |line: &serde_json::Value| line["task"] == task && line["level"] == "ERROR";
         let is_once = ["directory_probe", "backend_probe", "resolver"].contains(&task);
         let words = if is_once { "it is tried again when it is due" } else { "it is started again" };
-        usher.wait_log(&format!("a task of the process panicked; {words}"), told);
+        usher.wait_log(&format!("a task of the process panicked; {words}"), reported);
     }
     let mut alice = Imap::tls(usher.imaps_port());
     alice.login("alice", &password_of("alice")).ok();
     usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
-    for task in BY_A_LOGIN {
+    for task in STARTED_BY_LOGIN {
         usher.wait_metric("usher_task_restarts_total", &[("task", task)], 1.0);
     }
     assert_eq!(usher.http("/live").0, 200);
@@ -72,7 +73,7 @@ fn panicked_tasks_are_restarted_counted_and_logged_while_logins_succeed() {
     usher.command(&["sessions"]).succeeded();
     usher.command(&["backends", "drain", "server3", "--rate", "10"]).succeeded();
     usher.wait_metric("usher_task_restarts_total", &[("task", "backend_drain")], 1.0);
-    // The drain's second run ends it.
+    // The second run of the drain ends the process.
     usher.wait_metric("usher_sessions", &[], 0.0);
     usher.command(&["backends", "undrain", "server3"]).succeeded();
     let mut alice = Imap::tls(usher.imaps_port());
@@ -82,7 +83,7 @@ fn panicked_tasks_are_restarted_counted_and_logged_while_logins_succeed() {
     usher.command(&["kick", "--user", "alice"]).succeeded();
     usher.wait_metric("usher_sessions", &[], 0.0);
     let killed: BTreeSet<String> = all.iter().map(|(task, _)| (*task).to_owned()).collect();
-    assert_eq!(tasks(&usher), killed, "every task is killed here");
+    assert_eq!(tasks(&usher), killed, "every task panics here");
     assert_eq!(restarts(&usher, "listener"), 1.0);
 }
 

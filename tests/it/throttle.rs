@@ -1,4 +1,4 @@
-//! Who guesses is slowed, whoever takes too much is told so, and the others do not notice.
+//! Limits: guessing is delayed, excess is refused with a clear reply, and other users are unaffected.
 
 use std::time::{Duration, Instant};
 
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use crate::kit::{Config, Imap, PROMISED_SECOND, Usher, password_of};
 
-/// Networks of their own, as usher sees them.
+/// Addresses in separate networks, as limits see them.
 const HOME: [u8; 4] = [127, 0, 0, 2];
 const ELSEWHERE: [u8; 4] = [127, 0, 0, 3];
 const OFFICE: [u8; 4] = [127, 0, 0, 4];
 
-/// Many guesses per connection, and nothing cached for long: each guess is one at the directory.
+/// Many attempts per connection, and a short cache: each attempt reaches the directory.
 fn config() -> Config {
     let config = Config::shared().set("/limits/failed_logins", 100);
     config.set("/cache", json!({"ttl": "100ms", "negative_ttl": "100ms"}))
@@ -29,9 +29,9 @@ fn throttled(usher: &Usher, rule: &str, effect: &str, mode: &str) -> f64 {
     usher.metric("usher_throttled_total", &[("rule", rule), ("effect", effect), ("mode", mode)])
 }
 
-/// The cache has forgotten: the next login asks the directory.
-fn let_the_cache_forget() {
-    std::thread::sleep(Duration::from_millis(150)); // the time over which the cache is looked at
+/// Waits until the cache has expired: the next login queries the directory.
+fn expire_the_cache() {
+    std::thread::sleep(Duration::from_millis(150)); // the lifetime of the cached entry
 }
 
 #[test]
@@ -49,16 +49,16 @@ fn guessing_delays_the_user_except_from_networks_with_earlier_logins() {
     assert!(events[2..].iter().all(|event| event["limited_by"] == "failed_logins_per_user"), "{events:?}");
     assert_eq!(throttled(&usher, "failed_logins_per_user", "delayed", "enforce"), 3.0);
 
-    // At home his own password waits for nobody, cached or not.
-    let_the_cache_forget();
+    // In a network with earlier logins the valid password is never delayed, cached or not.
+    expire_the_cache();
     Imap::tls_from(HOME, usher.imaps_port()).login("alice", &alice).ok();
     let home = usher.nth_login(7, "alice");
     assert_eq!((home["by"].as_str(), home["delay_ms"].as_f64()), (Some("directory"), None), "{home}");
-    // From elsewhere it takes its turn like any guess.
-    let_the_cache_forget();
+    // From elsewhere it is delayed like any attempt.
+    expire_the_cache();
     Imap::tls_from(OFFICE, usher.imaps_port()).login("alice", &alice).ok();
     assert_eq!(usher.nth_login(8, "alice")["delay_ms"], 800.0);
-    // Somebody else is not concerned.
+    // Other users are not affected.
     guesser.login("bob", &password_of("bob")).ok();
     assert_eq!(usher.login("bob")["delay_ms"], Value::Null);
 }
@@ -71,14 +71,14 @@ fn many_connections_guess_no_faster_and_get_a_limit_reply() {
         guesser.send(format!("a LOGIN alice guess{n}\r\n"));
     }
     let replies: Vec<String> = guessers.iter_mut().map(|guesser| guesser.reply("a").tagged).collect();
-    let told = |words: &str| replies.iter().filter(|reply| reply.starts_with(words)).count();
-    // The first is free; the next ones wait 100, 300 and 700 ms; the others would wait too long.
-    assert_eq!((told("NO [AUTHENTICATIONFAILED]"), told("NO [LIMIT]")), (4, 8), "{replies:?}");
+    let reported = |words: &str| replies.iter().filter(|reply| reply.starts_with(words)).count();
+    // The first failure is free; the next wait 100, 300 and 700 ms; the others would wait too long.
+    assert_eq!((reported("NO [AUTHENTICATIONFAILED]"), reported("NO [LIMIT]")), (4, 8), "{replies:?}");
     assert_eq!(throttled(&usher, "failed_logins_per_user", "refused", "enforce"), 8.0);
     assert_eq!(usher.metric("usher_logins_total", &[("result", "limit")]), 8.0);
     let refused = usher.wait_log("login", |line| line["result"] == "limit");
     assert_eq!(refused["limited_by"], "failed_logins_per_user", "{refused}");
-    // Refused or not, the connection is as good as new.
+    // The connection stays usable, refused or not.
     guessers[11].login("bob", &password_of("bob")).ok();
 }
 
@@ -88,15 +88,15 @@ fn other_spellings_of_a_name_share_its_limit() {
     let config = config().set("/throttle/failed_logins_per_user", rule).set("/directory/login_attribute", "uid");
     let usher = Usher::start(config);
     Imap::tls_from(ELSEWHERE, usher.imaps_port()).login("alice", "the free one").is("NO [AUTHENTICATIONFAILED]");
-    // Whether it would have been right is not asked before the entry's turn has come ..
+    // The password is not verified before the entry's delay has passed ..
     let mut imap = Imap::tls_from(HOME, usher.imaps_port());
-    let told = imap.login("a.liddell@example.com", &password_of("alice")).is("NO [AUTHENTICATIONFAILED]").tagged;
-    assert_eq!(imap.login("alice@example.com", "wrong").tagged, told);
+    let reported = imap.login("a.liddell@example.com", &password_of("alice")).is("NO [AUTHENTICATIONFAILED]").tagged;
+    assert_eq!(imap.login("alice@example.com", "wrong").tagged, reported);
     let refused = usher.nth_login(1, "a.liddell@example.com");
     assert_eq!((&refused["result"], &refused["limited_by"]), (&json!("limit"), &json!("failed_logins_per_user")));
     assert_eq!((&refused["by"], &refused["bind_ms"]), (&json!("usher"), &Value::Null), "{refused}");
-    // .. and then it is, under a spelling that is as good as the first.
-    std::thread::sleep(Duration::from_secs(4)); // the turn
+    // .. and then it is, under another spelling too.
+    std::thread::sleep(Duration::from_secs(4)); // the delay
     Imap::tls_from(HOME, usher.imaps_port()).login("a.liddell@example.com", &password_of("alice")).ok();
 }
 
@@ -106,7 +106,7 @@ fn repeated_wrong_password_delays_no_user() {
     let mut phone = Imap::tls_from(ELSEWHERE, usher.imaps_port());
     for _ in 0..6 {
         phone.login("alice", "last year's").is("NO [AUTHENTICATIONFAILED]");
-        let_the_cache_forget();
+        expire_the_cache();
     }
     phone.login("alice", &password_of("alice")).ok();
     assert_eq!(throttled(&usher, "failed_logins_per_user", "delayed", "enforce"), 0.0);
@@ -162,16 +162,20 @@ fn connections_of_a_network_are_limited_without_a_reply() {
     assert_eq!(Imap::silent_from(ELSEWHERE, usher.imap_port()).rest(), b"", "all listeners together");
     assert_eq!(throttled(&usher, "connections_per_prefix", "refused", "enforce"), 2.0);
     assert_eq!(usher.metric("usher_prelogin_connections_ended_total", &[("cause", "limit")]), 2.0);
-    let told = usher.wait_log("a rule of the throttle is met", |line| line["rule"] == "connections_per_prefix");
-    assert_eq!((told["client"].as_str(), told["mode"].as_str()), (Some("127.0.0.3"), Some("enforce")), "{told}");
+    let reported = usher.wait_log("a rule of the throttle is met", |line| line["rule"] == "connections_per_prefix");
+    assert_eq!(
+        (reported["client"].as_str(), reported["mode"].as_str()),
+        (Some("127.0.0.3"), Some("enforce")),
+        "{reported}"
+    );
     Imap::tls_from(HOME, usher.imaps_port()).login("bob", &password_of("bob")).ok();
-    // A session still counts, and whoever left does not.
+    // An open session still counts, a closed one does not.
     first.login("alice", &password_of("alice")).ok();
     assert_eq!(Imap::silent_from(ELSEWHERE, usher.imaps_port()).rest(), b"");
     drop(second);
     usher.wait_metric("usher_connections", &[], 1.0);
     Imap::tls_from(ELSEWHERE, usher.imaps_port()).login("bob", &password_of("bob")).ok();
-    // A reload raises the limit for those who come now.
+    // A reload raises the limit for new connections.
     usher.config.change("/throttle/connections_per_prefix", limit(9));
     usher.config.write();
     assert_eq!(usher.hup()["message"], "reloaded");
@@ -189,10 +193,10 @@ fn half_open_handshakes_are_limited_per_network_without_affecting_others() {
     assert_eq!(throttled(&usher, "handshakes_per_prefix", "refused", "enforce"), 1.0);
     let more: Vec<Imap> = (0..2).map(|_| Imap::silent_from(OFFICE, usher.imaps_port())).collect();
     usher.wait_metric("usher_tls_handshakes_in_progress", &[], 5.0);
-    assert_eq!(Imap::silent_from(OFFICE, usher.imaps_port()).rest(), b"", "five are under way");
+    assert_eq!(Imap::silent_from(OFFICE, usher.imaps_port()).rest(), b"", "five are in progress");
     assert_eq!(throttled(&usher, "handshakes", "refused", "enforce"), 1.0);
     Imap::tls_from(HOME, usher.imaps_port()).login("alice", &password_of("alice")).ok();
-    // By STARTTLS they are the same handshakes.
+    // STARTTLS handshakes count alike.
     let mut late = Imap::silent_from(ELSEWHERE, usher.imap_port());
     late.line();
     late.command("STARTTLS").ok();
@@ -228,7 +232,7 @@ fn sessions_of_a_user_are_limited_under_every_spelling() {
     let refused = usher.wait_log("login", |line| line["limited_by"] == "sessions_per_user");
     assert_eq!((refused["result"].as_str(), refused["backend"].as_str()), (Some("limit"), None), "{refused}");
     third.login("bob", &password_of("bob")).ok();
-    // When one ends there is room again, on the same connection.
+    // When one session ends the next login succeeds, on the same connection.
     drop(sessions);
     usher.wait_metric("usher_sessions", &[("backend", "server3")], 1.0);
     elsewhere.login("alice", &alice).ok();
@@ -246,7 +250,7 @@ fn login_rate_is_limited_and_guesses_do_not_consume_it() {
     other.reply("a").ok();
     imap.login("bob", &password_of("bob")).is("NO [LIMIT]");
     assert_eq!(throttled(&usher, "logins_per_second", "refused", "enforce"), 1.0);
-    std::thread::sleep(Duration::from_secs(1)); // the second that the limit speaks of
+    std::thread::sleep(Duration::from_secs(1)); // the second of the limit
     imap.login("bob", &password_of("bob")).ok();
 }
 
@@ -275,7 +279,7 @@ fn valid_login_passes_a_guessing_flood() {
             std::thread::sleep(Duration::from_millis(10));
         }
         for login in ["bob", "alice"] {
-            // Alice is the one who is guessed at, and this is her first login.
+            // alice is the target of the guesses, and this is her first login.
             let limit = if login == "bob" { PROMISED_SECOND } else { Duration::from_secs(9) };
             let asked = Instant::now();
             let mut imap = Imap::tls_from(HOME, port);

@@ -1,5 +1,5 @@
-//! When silence is an end: the table of timers on real sockets, with packets that are lost, at a sixtieth of
-//! its times where those are minutes. Time itself is what is measured here.
+//! Dead peer detection: the timer table on real sockets with packet loss, at a sixtieth of
+//! the times that are minutes. These tests measure time.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use usher::sys::sockets::{BACKEND, CLIENT, DIRECTORY, Timers};
 
-use crate::kit::netns::{Cable, End};
-use crate::kit::patience;
+use crate::kit::netns::{End, Link};
+use crate::kit::wait_limit;
 
 const SCALE: u32 = 60;
 
@@ -17,24 +17,24 @@ fn scaled(timers: Timers) -> Timers {
     Timers { idle: idle / SCALE, interval: interval / SCALE, probes, user_timeout: user_timeout / SCALE }
 }
 
-/// When a peer that is gone is noticed at the latest.
+/// The latest time at which a dead peer is detected.
 fn noticed(timers: &Timers) -> Duration {
     timers.idle + timers.interval * timers.probes
 }
 
-/// A connection between the ends: usher's near one with these timers, the far one and its port.
-fn connected(cable: &Cable, timers: Timers) -> (TcpStream, TcpStream, u16) {
+/// A connection between the ends: the near one with usher's timers, the far one and its port.
+fn connected(cable: &Link, timers: Timers) -> (TcpStream, TcpStream, u16) {
     let listener = cable.at(End::Far, || TcpListener::bind(SocketAddr::new(End::Far.address(), 0)).unwrap());
     let address = listener.local_addr().unwrap();
     let near = cable.at(End::Near, move || TcpStream::connect(address).unwrap());
     timers.set(&near).unwrap();
-    near.set_read_timeout(Some(patience(noticed(&timers) * 3))).unwrap();
+    near.set_read_timeout(Some(wait_limit(noticed(&timers) * 3))).unwrap();
     (near, listener.accept().unwrap().0, address.port())
 }
 
-/// Whether a byte comes through and back.
+/// Whether a byte passes in both directions.
 fn lives(near: &mut TcpStream, far: &mut TcpStream) {
-    far.set_read_timeout(Some(patience(Duration::from_secs(10)))).unwrap();
+    far.set_read_timeout(Some(wait_limit(Duration::from_secs(10)))).unwrap();
     let mut byte = [0];
     near.write_all(b"x").unwrap();
     far.read_exact(&mut byte).unwrap();
@@ -45,18 +45,18 @@ fn lives(near: &mut TcpStream, far: &mut TcpStream) {
 
 #[track_caller]
 fn survives_lost_probes_and_notices_a_dead_peer(timers: Timers) {
-    let cable = Cable::new();
+    let cable = Link::new();
     let (mut near, mut far, port) = connected(&cable, timers);
     lives(&mut near, &mut far);
     cable.lose(port);
     let silent = Instant::now();
     while cable.lost(port) < 3 {
-        assert!(silent.elapsed() < patience(noticed(&timers) * 3), "it is not probed");
+        assert!(silent.elapsed() < wait_limit(noticed(&timers) * 3), "it is not probed");
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(silent.elapsed() >= timers.idle - Duration::from_secs(1), "probed too early");
     cable.mend(port);
-    // The next probe is answered, and the time begins anew.
+    // The next probe is answered, and the timer restarts.
     lives(&mut near, &mut far);
 
     cable.lose(port);
@@ -64,8 +64,8 @@ fn survives_lost_probes_and_notices_a_dead_peer(timers: Timers) {
     let error = near.read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error} after {:?}", silent.elapsed());
     let (least, most) = (timers.idle + 3 * timers.interval, noticed(&timers));
-    assert!(silent.elapsed() >= least, "given up after {:?}: three lost probes are no death", silent.elapsed());
-    assert!(silent.elapsed() < patience(most * 3), "noticed after {:?}", silent.elapsed());
+    assert!(silent.elapsed() >= least, "closed after {:?}: three lost probes are no death", silent.elapsed());
+    assert!(silent.elapsed() < wait_limit(most * 3), "noticed after {:?}", silent.elapsed());
 }
 
 #[test]
@@ -81,10 +81,10 @@ fn directory_connection_survives_three_lost_probes_and_a_dead_server_is_noticed_
 
 #[test]
 fn session_survives_ten_minutes_in_which_its_peer_does_not_read() {
-    let cable = Cable::new();
+    let cable = Link::new();
     let timers = scaled(CLIENT);
     let (mut near, mut far, port) = connected(&cable, timers);
-    // Until nothing fits in, and the window is shut.
+    // Until nothing fits, and the window is zero.
     near.set_nonblocking(true).unwrap();
     let (mut sent, mut full) = (0_usize, Instant::now());
     while full.elapsed() < Duration::from_millis(300) {
@@ -98,27 +98,27 @@ fn session_survives_ten_minutes_in_which_its_peer_does_not_read() {
     }
     std::thread::sleep(Duration::from_secs(600) / SCALE);
     near.set_nonblocking(false).unwrap();
-    far.set_read_timeout(Some(patience(Duration::from_secs(10)))).unwrap();
+    far.set_read_timeout(Some(wait_limit(Duration::from_secs(10)))).unwrap();
     let (mut read, mut buffer) = (0, vec![0; 65_536]);
     while read < sent {
         read += far.read(&mut buffer).unwrap();
     }
     lives(&mut near, &mut far);
 
-    // And one that is gone meanwhile is noticed.
+    // A peer that dies meanwhile is detected.
     cable.lose(port);
     let silent = Instant::now();
     near.write_all(b"x").unwrap();
     let error = near.read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
-    assert!(silent.elapsed() >= Duration::from_secs(600) / SCALE, "given up after {:?}", silent.elapsed());
+    assert!(silent.elapsed() >= Duration::from_secs(600) / SCALE, "closed after {:?}", silent.elapsed());
 }
 
-/// `net.ipv4.ip_nonlocal_bind`, which keepalived wants, lets every address be bound; only those of the
-/// machine are usher itself.
+/// `net.ipv4.ip_nonlocal_bind`, which keepalived requires, allows binding any address; only those of the
+/// machine are local.
 #[test]
 fn loop_check_flags_a_backend_on_a_listener_port_only_at_local_addresses() {
-    let cable = Cable::new();
+    let cable = Link::new();
     let config = crate::kit::Config::shared().set("/listeners/0/address", "[::]:4993");
     let check = |address: &str| {
         let config = config.clone().set("/routing/backends/0/imap/address", address);

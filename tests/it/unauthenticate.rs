@@ -1,5 +1,5 @@
-//! UNAUTHENTICATE in a relayed ManageSieve session: a client would log in anew past usher. It ends the
-//! session, however it is said; everything else passes untouched.
+//! UNAUTHENTICATE in a relayed ManageSieve session: a client could log in again, bypassing usher. It ends the
+//! session in any form; everything else passes unchanged.
 
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, Once};
@@ -8,9 +8,9 @@ use std::time::Duration;
 use crate::kit::client::Tls;
 use crate::kit::scripted::Scripted;
 use crate::kit::usher::command;
-use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of, patience};
+use crate::kit::{Config, Imap, Sieve, Usher, cyrus, dovecot, password_of, wait_limit};
 
-const TOLD: &str = "BYE \"UNAUTHENTICATE is not available here\"";
+const REFUSED_BYE: &str = "BYE \"UNAUTHENTICATE is not available here\"";
 
 /// bob's scripts are on the real timsieved.
 fn timsieved() -> Config {
@@ -35,14 +35,14 @@ fn unauthenticate_ends_the_session_at_timsieved() {
     let mut sieve = bob(&usher);
     let listed = sieve.command("CAPABILITY");
     assert!(listed.iter().any(|line| line.starts_with("\"UNAUTHENTICATE\"")), "it has the command: {listed:?}");
-    assert_eq!(sieve.command("UNAUTHENTICATE"), [TOLD]);
+    assert_eq!(sieve.command("UNAUTHENTICATE"), [REFUSED_BYE]);
     sieve.expect_clean_end();
     let end = usher.wait_log("end", |_| true);
     assert_eq!(end["cause"], "forbidden_command", "{end}");
     assert_eq!(usher.metric("usher_sessions_ended_total", &[("cause", "forbidden_command")]), 1.0);
 }
 
-/// What timsieved makes of each of these is its matter: none leads to a session of somebody else.
+/// timsieved may react to these in any way: none leads to a session of another user.
 #[test]
 fn unauthenticate_in_disguise_never_reaches_timsieved() {
     let usher = Usher::start(timsieved());
@@ -51,12 +51,12 @@ fn unauthenticate_in_disguise_never_reaches_timsieved() {
         "UnAuthenticate\n",
         "NONSENSE {999+}\r\nUNAUTHENTICATE\r\n",
         "PUTSCRIPT \"a\" {99999999+}\r\nUNAUTHENTICATE\r\n",
-        // Refused for want of a plus, and the "script" is read as commands.
+        // Refused for lack of a plus, and the "script" is read as commands.
         "PUTSCRIPT \"a\" {99}\r\nkeep;\r\nUNAUTHENTICATE\r\n",
         "NOOP \"\nUNAUTHENTICATE\r\n",
         "LISTSCRIPTS \"\r\nUNAUTHENTICATE\r\n\"\r\n",
         "LISTSCRIPTS\r\nNOOP\r\nUNAUTHENTICATE\r\nNOOP\r\n",
-        // It goes on behind the byte that it stumbles over, and obeys.
+        // timsieved continues after the invalid byte and executes the command.
         ";UNAUTHENTICATE\r\n",
         "NOOP\u{1}unauthenticate\r\n",
         "HAVESPACE \"a\" 5UNAUTHENTICATE\r\n",
@@ -79,10 +79,10 @@ fn unauthenticate_is_found_after_uploaded_scripts() {
     assert!(put.last().unwrap().starts_with("OK"), "{put:?}");
     let read = sieve.command("GETSCRIPT \"about\"");
     assert!(read[0].ends_with(script), "{read:?}");
-    assert_eq!(sieve.command("UNAUTHENTICATE"), [TOLD]);
+    assert_eq!(sieve.command("UNAUTHENTICATE"), [REFUSED_BYE]);
 }
 
-/// A server that lists `more`; what it was told, a line each.
+/// A server that lists `more`; returns the lines it received.
 fn listing(more: &'static str) -> (Scripted, Usher, Receiver<String>) {
     let (sender, heard) = channel();
     let sender = Mutex::new(sender);
@@ -104,9 +104,9 @@ fn alice(usher: &Usher) -> Sieve {
     sieve
 }
 
-/// Everything that the server heard of the next session.
+/// All lines that the server received in the next session.
 fn all(heard: &Receiver<String>) -> Vec<String> {
-    let next = || heard.recv_timeout(patience(Duration::from_secs(10))).unwrap();
+    let next = || heard.recv_timeout(wait_limit(Duration::from_secs(10))).unwrap();
     std::iter::from_fn(|| Some(next()).filter(|line| line != "(end)")).collect()
 }
 
@@ -123,7 +123,7 @@ fn advertised_unauthenticate_is_found_in_any_fragmentation() {
         let mut sieve = alice(&usher);
         for piece in pieces {
             sieve.send(piece);
-            // So that each is read alone.
+            // So that each is read separately.
             std::thread::sleep(Duration::from_millis(50));
         }
         let heard = all(&heard);
@@ -131,7 +131,7 @@ fn advertised_unauthenticate_is_found_in_any_fragmentation() {
         let said = |line: &&String| line.trim().eq_ignore_ascii_case("UNAUTHENTICATE") || line.starts_with("AUTH");
         assert_eq!(heard.iter().skip(1).find(said), None, "{pieces:?}");
     }
-    // Pipelined behind the login, before there is a relay.
+    // Pipelined after the login, before the relay starts.
     let mut sieve = Sieve::tls(usher.imaps_port());
     let message = crate::kit::client::base64(format!("\0alice\0{}", password_of("alice")).as_bytes());
     sieve.send(format!("AUTHENTICATE \"PLAIN\" \"{message}\"\r\nUNAUTHENTICATE\r\n"));

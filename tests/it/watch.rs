@@ -1,5 +1,5 @@
-//! Live changes: an edit in the directory is obeyed at once, by decisions, sessions and holds; and what
-//! is no change of a value changes nothing.
+//! Live changes: an edit in the directory takes effect at once, for decisions, sessions and holds; and what
+//! changes no value has no effect.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -8,30 +8,30 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::kit::people::{SUFFIX, everybody};
 use crate::kit::process::run;
 use crate::kit::scripted::Scripted;
-use crate::kit::slapd::{Follows, Options, SYNCPROV, Slapd};
-use crate::kit::{Config, Imap, Person, Usher, password_of};
+use crate::kit::slapd::{Options, ReplicaOf, SYNCPROV, Slapd};
+use crate::kit::users::{SUFFIX, all_users};
+use crate::kit::{Config, Imap, User, Usher, password_of};
 
-/// What a client hears in a pause.
+/// The BYE sent to a client between commands.
 const BYE: &str = "* BYE Your account was changed, please log in again.";
 const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
 
-/// A directory, two mail servers, and usher, which follows the one to the others.
-struct Town {
+/// A followed directory, two mail servers, and usher.
+struct Setup {
     slapd: Slapd,
     usher: Usher,
     _servers: [Scripted; 2],
     logins: RefCell<HashMap<String, usize>>,
 }
 
-/// A directory that can be followed; with more people, as LDIF.
+/// A directory with change notification; `more` users as LDIF.
 fn provider(entries: &str) -> Slapd {
     Slapd::with(Options { modules: &["syncprov"], database: SYNCPROV, entries, ..Options::default() })
 }
 
-/// The same with a password policy, and with each good login written down.
+/// The same with a password policy, and with each successful login recorded.
 fn with_policy() -> Slapd {
     Slapd::with(Options {
         modules: &["syncprov", "ppolicy"],
@@ -46,13 +46,13 @@ fn with_policy() -> Slapd {
     })
 }
 
-impl Town {
+impl Setup {
     fn new() -> Self {
         Self::with(provider(""), |config| config)
     }
 
     fn with(slapd: Slapd, change: impl FnOnce(Config) -> Config) -> Self {
-        let servers = [Scripted::welcoming(), Scripted::welcoming()];
+        let servers = [Scripted::accepting(), Scripted::accepting()];
         let config = Config::with_directory(&slapd)
             .backend("server3", servers[0].port, &["server3"])
             .backend("server4", servers[1].port, &["server4", "server4.example.com"])
@@ -64,7 +64,7 @@ impl Town {
         Self { slapd, usher, _servers: servers, logins: RefCell::default() }
     }
 
-    /// Logs in, and tells which server it was.
+    /// Logs in and returns the name of the server.
     fn login(&self, name: &str) -> (Imap, String) {
         let mut imap = Imap::tls(self.usher.imaps_port());
         imap.login(name, &password_of(name)).ok();
@@ -77,7 +77,7 @@ impl Town {
         self.event(name);
     }
 
-    /// The event of the login that was just answered.
+    /// The event of the last login.
     fn event(&self, name: &str) -> Value {
         let mut logins = self.logins.borrow_mut();
         let nth = logins.entry(name.to_owned()).or_default();
@@ -86,7 +86,7 @@ impl Town {
     }
 
     fn set(&self, name: &str, attribute: &str, value: Option<&str>) {
-        self.slapd.set(&Person::new(name, None), attribute, value);
+        self.slapd.set(&User::new(name, None), attribute, value);
     }
 
     fn moved(&self, dn: &str, to: &str) -> Value {
@@ -99,10 +99,10 @@ impl Town {
 }
 
 fn dn(name: &str) -> String {
-    Person::new(name, None).dn()
+    User::new(name, None).dn()
 }
 
-/// Nothing was said to this session, and it still answers.
+/// This session received nothing, and still replies.
 fn is_open(imap: &mut Imap) {
     let reply = imap.command("NOOP").is("OK did NOOP");
     assert!(reply.untagged.is_empty(), "{reply:?}");
@@ -115,121 +115,121 @@ fn has_ended(imap: &mut Imap) {
 
 #[test]
 fn move_takes_effect_at_once_and_is_one_log_line() {
-    let town = Town::new();
-    let (mut alice, server) = town.login("alice");
-    let (mut anna, _) = town.login("anna");
+    let setup = Setup::new();
+    let (mut alice, server) = setup.login("alice");
+    let (mut anna, _) = setup.login("anna");
     assert_eq!(server, "server3");
-    assert_eq!(town.usher.metric("usher_directory_watch_connected", &[]), 1.0);
-    town.set("alice", "mailHost", Some("server4"));
+    assert_eq!(setup.usher.metric("usher_directory_watch_connected", &[]), 1.0);
+    setup.set("alice", "mailHost", Some("server4"));
     has_ended(&mut alice);
-    assert_eq!(town.login("alice").1, "server4");
-    let line = town.moved(ALICE, "server4");
+    assert_eq!(setup.login("alice").1, "server4");
+    let line = setup.moved(ALICE, "server4");
     assert_eq!(
         (line["old_backend"].as_str(), line["modified_by"].as_str()),
         (Some("server3"), Some("cn=root,dc=example,dc=com")),
         "{line}"
     );
     assert!(line["modified"].as_str().unwrap().ends_with('Z'), "{line}");
-    town.closed("moved", 1.0);
-    assert_eq!(town.usher.metric("usher_directory_changes_total", &[("kind", "move")]), 1.0);
+    setup.closed("moved", 1.0);
+    assert_eq!(setup.usher.metric("usher_directory_changes_total", &[("kind", "move")]), 1.0);
     is_open(&mut anna);
-    // Another spelling of the same place is no move; no place at all is one.
-    town.set("anna", "mailHost", Some("SERVER3."));
-    town.usher.wait_metric("usher_directory_changes_total", &[("kind", "other")], 1.0);
+    // Another spelling of the same backend is no move; a removed value is one.
+    setup.set("anna", "mailHost", Some("SERVER3."));
+    setup.usher.wait_metric("usher_directory_changes_total", &[("kind", "other")], 1.0);
     is_open(&mut anna);
-    town.set("anna", "mailHost", None);
+    setup.set("anna", "mailHost", None);
     has_ended(&mut anna);
-    town.moved(&dn("anna"), "none (no_mail_host)");
-    town.refused("anna", &password_of("anna"), "NO [CONTACTADMIN]");
+    setup.moved(&dn("anna"), "none (no_mail_host)");
+    setup.refused("anna", &password_of("anna"), "NO [CONTACTADMIN]");
 }
 
 #[test]
 fn disabled_or_deleted_user_is_logged_out() {
-    let town = Town::new();
-    let (mut alice, _) = town.login("alice");
-    let (mut anna, _) = town.login("anna");
-    let (mut bob, _) = town.login("bob");
-    // No schema of slapd without a policy has an attribute for it: the entry is an extensibleObject.
-    town.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
+    let setup = Setup::new();
+    let (mut alice, _) = setup.login("alice");
+    let (mut anna, _) = setup.login("anna");
+    let (mut bob, _) = setup.login("bob");
+    // Without a policy no schema of slapd has an attribute for it: the entry is an extensibleObject.
+    setup.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
     has_ended(&mut anna);
-    town.refused("anna", &password_of("anna"), "NO [AUTHENTICATIONFAILED]");
-    town.closed("deleted", 1.0);
-    town.usher.wait_log("an entry is gone from the directory", |line| line["dn"] == dn("anna"));
+    setup.refused("anna", &password_of("anna"), "NO [AUTHENTICATIONFAILED]");
+    setup.closed("deleted", 1.0);
+    setup.usher.wait_log("an entry is gone from the directory", |line| line["dn"] == dn("anna"));
     is_open(&mut alice);
     is_open(&mut bob);
 
-    let town = Town::with(with_policy(), |config| config);
-    let (mut alice, _) = town.login("alice");
-    town.set("alice", "pwdAccountLockedTime", Some("000001010000Z"));
+    let setup = Setup::with(with_policy(), |config| config);
+    let (mut alice, _) = setup.login("alice");
+    setup.set("alice", "pwdAccountLockedTime", Some("000001010000Z"));
     has_ended(&mut alice);
-    town.closed("disabled", 1.0);
-    town.refused("alice", &password_of("alice"), "NO");
-    town.set("alice", "pwdAccountLockedTime", None);
-    town.usher.wait_metric("usher_directory_changes_total", &[("kind", "enable")], 1.0);
-    town.login("alice");
+    setup.closed("disabled", 1.0);
+    setup.refused("alice", &password_of("alice"), "NO");
+    setup.set("alice", "pwdAccountLockedTime", None);
+    setup.usher.wait_metric("usher_directory_changes_total", &[("kind", "enable")], 1.0);
+    setup.login("alice");
 }
 
 #[test]
 fn renamed_entry_keeps_its_sessions() {
-    let town = Town::new();
-    let (mut alice, _) = town.login("alice");
-    town.slapd.modify(&format!("dn: {ALICE}\nchangetype: modrdn\nnewrdn: cn=alice\ndeleteoldrdn: 0\n"));
-    town.usher.wait_log("an entry has another DN", |line| line["old"] == ALICE);
+    let setup = Setup::new();
+    let (mut alice, _) = setup.login("alice");
+    setup.slapd.modify(&format!("dn: {ALICE}\nchangetype: modrdn\nnewrdn: cn=alice\ndeleteoldrdn: 0\n"));
+    setup.usher.wait_log("an entry has another DN", |line| line["old"] == ALICE);
     is_open(&mut alice);
-    assert_eq!(town.login("alice").1, "server3");
-    // It is still the same user: what happens to it under the new name reaches the old session.
+    assert_eq!(setup.login("alice").1, "server3");
+    // It is still the same user: changes under the new name affect the old session.
     let new = "cn=alice,ou=people,dc=example,dc=com";
-    town.slapd.modify(&format!("dn: {new}\nchangetype: modify\nreplace: mailHost\nmailHost: server4\n"));
-    town.moved(new, "server4");
+    setup.slapd.modify(&format!("dn: {new}\nchangetype: modify\nreplace: mailHost\nmailHost: server4\n"));
+    setup.moved(new, "server4");
     has_ended(&mut alice);
-    assert_eq!(town.login("alice").1, "server4");
+    assert_eq!(setup.login("alice").1, "server4");
 }
 
 #[test]
 fn old_password_is_refused_and_sessions_end_as_configured() {
     for (choice, ends) in [("keep", false), ("close", true)] {
-        let town = Town::with(with_policy(), |config| config.set("/directory/on_password_change", choice));
-        let (mut alice, _) = town.login("alice");
-        town.set("alice", "userPassword", Some("another"));
-        town.usher.wait_metric("usher_directory_changes_total", &[("kind", "password")], 1.0);
-        town.refused("alice", &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
+        let setup = Setup::with(with_policy(), |config| config.set("/directory/on_password_change", choice));
+        let (mut alice, _) = setup.login("alice");
+        setup.set("alice", "userPassword", Some("another"));
+        setup.usher.wait_metric("usher_directory_changes_total", &[("kind", "password")], 1.0);
+        setup.refused("alice", &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
         if ends {
             has_ended(&mut alice);
-            town.closed("password_changed", 1.0);
+            setup.closed("password_changed", 1.0);
         } else {
             is_open(&mut alice);
         }
     }
-    // Where the directory does not show when passwords change, whoever was modified is asked for again.
-    let town = Town::new();
-    let (mut alice, _) = town.login("alice");
-    town.set("alice", "userPassword", Some("another"));
-    town.usher.wait_metric("usher_directory_changes_total", &[("kind", "unexplained")], 1.0);
-    town.refused("alice", &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
+    // If the directory does not record password changes, every modified user is verified again.
+    let setup = Setup::new();
+    let (mut alice, _) = setup.login("alice");
+    setup.set("alice", "userPassword", Some("another"));
+    setup.usher.wait_metric("usher_directory_changes_total", &[("kind", "unexplained")], 1.0);
+    setup.refused("alice", &password_of("alice"), "NO [AUTHENTICATIONFAILED]");
     is_open(&mut alice);
 }
 
 #[test]
 fn sessions_continue_where_configured() {
-    let town = Town::with(provider(""), |config| {
+    let setup = Setup::with(provider(""), |config| {
         config.set("/directory/on_move", "keep").set("/directory/on_disable", "keep")
     });
-    let (mut alice, _) = town.login("alice");
-    let (mut anna, _) = town.login("anna");
-    town.set("alice", "mailHost", Some("server4"));
-    town.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
-    town.moved(ALICE, "server4");
-    town.usher.wait_log("an entry is gone from the directory", |_| true);
-    assert_eq!(town.login("alice").1, "server4", "new logins go to the new place");
+    let (mut alice, _) = setup.login("alice");
+    let (mut anna, _) = setup.login("anna");
+    setup.set("alice", "mailHost", Some("server4"));
+    setup.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
+    setup.moved(ALICE, "server4");
+    setup.usher.wait_log("an entry is gone from the directory", |_| true);
+    assert_eq!(setup.login("alice").1, "server4", "new logins go to the new place");
     is_open(&mut alice);
     is_open(&mut anna);
 }
 
 #[test]
 fn failed_logins_recorded_in_the_directory_end_no_session() {
-    let town = Town::with(with_policy(), |config| config);
-    let (mut alice, _) = town.login("alice");
-    let (url, before) = (town.slapd.url(), town.slapd.binds(ALICE));
+    let setup = Setup::with(with_policy(), |config| config);
+    let (mut alice, _) = setup.login("alice");
+    let (url, before) = (setup.slapd.url(), setup.slapd.binds(ALICE));
     for _ in 0..10 {
         std::thread::scope(|scope| {
             for _ in 0..2 {
@@ -243,117 +243,117 @@ fn failed_logins_recorded_in_the_directory_end_no_session() {
         });
         is_open(&mut alice);
     }
-    // A change of somebody else's value comes behind all of them.
-    town.login("anna");
-    town.set("anna", "mailHost", Some("server4"));
-    town.moved(&dn("anna"), "server4");
-    assert!(town.slapd.read(ALICE, &["pwdAccountLockedTime"]).contains("pwdAccountLockedTime: 2"), "locked out");
-    assert_eq!(town.slapd.binds(ALICE), before + 500);
+    // A change of another user's value arrives after all of them.
+    setup.login("anna");
+    setup.set("anna", "mailHost", Some("server4"));
+    setup.moved(&dn("anna"), "server4");
+    assert!(setup.slapd.read(ALICE, &["pwdAccountLockedTime"]).contains("pwdAccountLockedTime: 2"), "locked out");
+    assert_eq!(setup.slapd.binds(ALICE), before + 500);
     is_open(&mut alice);
-    let mut imap = Imap::tls(town.usher.imaps_port());
+    let mut imap = Imap::tls(setup.usher.imaps_port());
     imap.login("alice", &password_of("alice")).ok();
-    assert_eq!(town.event("alice")["by"], "cache");
-    assert_eq!(town.slapd.binds(ALICE), before + 500);
+    assert_eq!(setup.event("alice")["by"], "cache");
+    assert_eq!(setup.slapd.binds(ALICE), before + 500);
 }
 
 #[test]
 fn hold_ends_sessions_and_defers_logins_until_released() {
-    let town = Town::with(provider(""), |config| {
+    let setup = Setup::with(provider(""), |config| {
         config.set("/directory/hold_attribute", "description").set("/directory/hold_timeout", "4s")
     });
-    let (mut alice, _) = town.login("alice");
-    town.set("alice", "description", Some("being moved"));
+    let (mut alice, _) = setup.login("alice");
+    setup.set("alice", "description", Some("being moved"));
     has_ended(&mut alice);
-    town.closed("hold", 1.0);
-    let shown = town.usher.command(&["sessions", "--user", "alice"]);
+    setup.closed("hold", 1.0);
+    let shown = setup.usher.command(&["sessions", "--user", "alice"]);
     assert!(shown.stdout.contains("0 sessions"), "{shown:?}");
-    let explained = town.usher.command(&["explain", "alice"]);
+    let explained = setup.usher.command(&["explain", "alice"]);
     assert!(explained.stdout.contains("held") && explained.stdout.contains("watch following"), "{explained:?}");
 
-    // Nobody gets in, and nobody is told that the password is wrong.
+    // No login succeeds, and no reply says that the password is wrong.
     let began = Instant::now();
-    town.refused("alice", &password_of("alice"), "NO [UNAVAILABLE]");
+    setup.refused("alice", &password_of("alice"), "NO [UNAVAILABLE]");
     assert!(began.elapsed() >= Duration::from_millis(3_900), "{:?}", began.elapsed());
 
-    let mut waiting = Imap::tls(town.usher.imaps_port());
+    let mut waiting = Imap::tls(setup.usher.imaps_port());
     waiting.send(format!("w LOGIN alice {}\r\n", password_of("alice")));
-    town.set("alice", "mailHost", Some("server4"));
-    town.set("alice", "description", None);
+    setup.set("alice", "mailHost", Some("server4"));
+    setup.set("alice", "description", None);
     let released = Instant::now();
     waiting.reply("w").ok();
     assert!(released.elapsed() < Duration::from_millis(900), "{:?}", released.elapsed());
-    assert_eq!(town.event("alice")["backend"], "server4");
+    assert_eq!(setup.event("alice")["backend"], "server4");
 }
 
 #[test]
 fn missed_changes_are_applied_after_reconnecting() {
-    let mut town = Town::new();
-    let (mut alice, _) = town.login("alice");
-    let (mut anna, _) = town.login("anna");
-    let (mut ben, _) = town.login("ben");
-    town.slapd.stop();
-    town.usher.wait_metric("usher_directory_watch_connected", &[], 0.0);
-    town.slapd.modify_unseen(&format!(
+    let mut setup = Setup::new();
+    let (mut alice, _) = setup.login("alice");
+    let (mut anna, _) = setup.login("anna");
+    let (mut ben, _) = setup.login("ben");
+    setup.slapd.stop();
+    setup.usher.wait_metric("usher_directory_watch_connected", &[], 0.0);
+    setup.slapd.modify_offline(&format!(
         "dn: {ALICE}\nchangetype: modify\nreplace: mailHost\nmailHost: server4\n\n\
          dn: {}\nchangetype: delete\n",
         dn("anna")
     ));
-    town.slapd.start_again();
+    setup.slapd.start_again();
     has_ended(&mut alice);
     has_ended(&mut anna);
     is_open(&mut ben);
-    town.usher.wait_log("following the directory", |line| line["resumed"] == true);
-    town.usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
-    assert_eq!(town.login("alice").1, "server4");
-    // Without a cookie everything is told anew: a reload begins so.
-    town.set("ben", "mailHost", Some("server3"));
+    setup.usher.wait_log("following the directory", |line| line["resumed"] == true);
+    setup.usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
+    assert_eq!(setup.login("alice").1, "server4");
+    // Without a cookie the server sends a full refresh: a reload begins so.
+    setup.set("ben", "mailHost", Some("server3"));
     has_ended(&mut ben);
-    let (mut ben, server) = town.login("ben");
-    assert_eq!((server.as_str(), town.usher.hup()["message"].as_str()), ("server3", Some("reloaded")));
-    town.usher.wait_nth_log(2, "following the directory", |line| line["resumed"] == false);
+    let (mut ben, server) = setup.login("ben");
+    assert_eq!((server.as_str(), setup.usher.hup()["message"].as_str()), ("server3", Some("reloaded")));
+    setup.usher.wait_nth_log(2, "following the directory", |line| line["resumed"] == false);
     is_open(&mut ben);
 }
 
 #[test]
 fn frozen_directory_is_noticed() {
-    let town = Town::new();
-    town.slapd.freeze();
-    town.usher.wait_metric("usher_directory_watch_connected", &[], 0.0);
-    town.slapd.thaw();
-    town.usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
+    let setup = Setup::new();
+    setup.slapd.freeze();
+    setup.usher.wait_metric("usher_directory_watch_connected", &[], 0.0);
+    setup.slapd.thaw();
+    setup.usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
 }
 
 #[test]
 fn lagging_replica_sends_no_user_to_the_old_server() {
     let first = provider("");
-    let late = Slapd::with(Options { follows: Some(Follows::Every(5, &first)), ..Options::default() });
+    let late = Slapd::with(Options { replica_of: Some(ReplicaOf::Every(5, &first)), ..Options::default() });
     let urls = [late.tls_url(), first.tls_url()];
-    // Look-ups and binds go to the one that lags; only the other can be followed.
-    let town = Town::with(first, |config| config.set("/directory/servers", urls.to_vec()));
-    let (mut alice, _) = town.login("alice");
-    let (mut anna, _) = town.login("anna");
+    // Searches and binds go to the lagging server; only the other can be followed.
+    let setup = Setup::with(first, |config| config.set("/directory/servers", urls.to_vec()));
+    let (mut alice, _) = setup.login("alice");
+    let (mut anna, _) = setup.login("anna");
     late.wait_for(ALICE, "mailHost: server3");
-    town.set("alice", "mailHost", Some("server4"));
-    town.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
+    setup.set("alice", "mailHost", Some("server4"));
+    setup.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
     has_ended(&mut alice);
     has_ended(&mut anna);
     while late.read(ALICE, &["mailHost"]).contains("server3") {
-        assert_eq!(town.login("alice").1, "server4");
-        town.refused("anna", &password_of("anna"), "NO [AUTHENTICATIONFAILED]");
+        assert_eq!(setup.login("alice").1, "server4");
+        setup.refused("anna", &password_of("anna"), "NO [AUTHENTICATIONFAILED]");
     }
     assert!(late.searches("alice") > 1, "it was asked again");
-    // Somebody whom usher has never seen.
-    town.set("bob", "mailHost", Some("server3"));
-    town.login("ben");
-    town.set("ben", "mailHost", Some("server3"));
-    town.moved(&dn("ben"), "server3");
-    assert_eq!(town.login("bob").1, "server3");
+    // A user that usher has never seen.
+    setup.set("bob", "mailHost", Some("server3"));
+    setup.login("ben");
+    setup.set("ben", "mailHost", Some("server3"));
+    setup.moved(&dn("ben"), "server3");
+    assert_eq!(setup.login("bob").1, "server3");
 }
 
-/// People of one department.
+/// Users of one department.
 fn department() -> (Vec<String>, String) {
     let names: Vec<String> = (1..=8).map(|n| format!("dept{n}")).collect();
-    let ldif = names.iter().map(|name| Person::new(name, Some("server3")).ldif()).collect();
+    let ldif = names.iter().map(|name| User::new(name, Some("server3")).ldif()).collect();
     (names, ldif)
 }
 
@@ -367,58 +367,58 @@ fn edit(names: &[String], host: &str) -> String {
 fn mass_move_waits_for_confirmation() {
     let (names, ldif) = department();
     let (known, strangers) = names.split_at(6);
-    let town = Town::with(provider(&ldif), |config| config.set("/directory/brake", 3));
-    known.iter().for_each(|name| assert_eq!(town.login(name).1, "server3"));
-    town.slapd.modify(&edit(&names, "server4"));
-    town.usher.wait_metric("usher_directory_brake", &[], 6.0);
-    let line = town.usher.wait_log("route changed", |line| line["taken_back_by_brake"] == true);
+    let setup = Setup::with(provider(&ldif), |config| config.set("/directory/brake", 3));
+    known.iter().for_each(|name| assert_eq!(setup.login(name).1, "server3"));
+    setup.slapd.modify(&edit(&names, "server4"));
+    setup.usher.wait_metric("usher_directory_brake", &[], 6.0);
+    let line = setup.usher.wait_log("route changed", |line| line["taken_back_by_brake"] == true);
     assert_eq!(line["new_backend"], "server3");
-    let alarms = town.usher.logged().iter().filter(|line| line["level"] == "ERROR").count();
+    let alarms = setup.usher.logged().iter().filter(|line| line["level"] == "ERROR").count();
     assert_eq!(alarms, 1);
     let mut kept: Vec<Imap> = known
         .iter()
         .map(|name| {
-            let (imap, server) = town.login(name);
+            let (imap, server) = setup.login(name);
             assert_eq!(server, "server3", "{name}");
             imap
         })
         .collect();
-    strangers.iter().for_each(|name| assert_eq!(town.login(name).1, "server4", "{name}"));
+    strangers.iter().for_each(|name| assert_eq!(setup.login(name).1, "server4", "{name}"));
     kept.iter_mut().for_each(is_open);
-    let explained = town.usher.command(&["explain", &known[0]]);
+    let explained = setup.usher.command(&["explain", &known[0]]);
     assert!(explained.stdout.contains("stays at server3 until `usher confirm`"), "{explained:?}");
 
-    let confirmed = town.usher.command(&["confirm"]).succeeded();
+    let confirmed = setup.usher.command(&["confirm"]).succeeded();
     assert_eq!(confirmed.stdout, "6 changes acted on\n");
     kept.iter_mut().for_each(has_ended);
-    known.iter().for_each(|name| assert_eq!(town.login(name).1, "server4", "{name}"));
-    assert_eq!(town.usher.metric("usher_directory_brake", &[]), 0.0);
+    known.iter().for_each(|name| assert_eq!(setup.login(name).1, "server4", "{name}"));
+    assert_eq!(setup.usher.metric("usher_directory_brake", &[]), 0.0);
 }
 
 #[test]
 fn brake_is_released_when_the_values_are_restored() {
     let (names, ldif) = department();
-    let town = Town::with(provider(&ldif), |config| config.set("/directory/brake", 3));
-    let _sessions: Vec<_> = names.iter().map(|name| town.login(name)).collect();
-    town.slapd.modify(&edit(&names, "server9"));
-    town.usher.wait_metric("usher_directory_brake", &[], 8.0);
-    assert_eq!(town.login("dept1").1, "server3");
-    town.slapd.modify(&edit(&names, "server3"));
-    town.usher.wait_metric("usher_directory_brake", &[], 0.0);
-    town.usher.wait_log("the directory is as it was before the brake: it is off again", |_| true);
-    names.iter().for_each(|name| assert_eq!(town.login(name).1, "server3", "{name}"));
+    let setup = Setup::with(provider(&ldif), |config| config.set("/directory/brake", 3));
+    let _sessions: Vec<_> = names.iter().map(|name| setup.login(name)).collect();
+    setup.slapd.modify(&edit(&names, "server9"));
+    setup.usher.wait_metric("usher_directory_brake", &[], 8.0);
+    assert_eq!(setup.login("dept1").1, "server3");
+    setup.slapd.modify(&edit(&names, "server3"));
+    setup.usher.wait_metric("usher_directory_brake", &[], 0.0);
+    setup.usher.wait_log("the directory is as it was before the brake: it is off again", |_| true);
+    names.iter().for_each(|name| assert_eq!(setup.login(name).1, "server3", "{name}"));
 }
 
 #[test]
 fn planned_move_is_confirmed_in_advance() {
     let (names, ldif) = department();
-    let town = Town::with(provider(&ldif), |config| config.set("/directory/brake", 3));
-    let mut sessions: Vec<_> = names.iter().map(|name| town.login(name).0).collect();
-    town.usher.command(&["confirm", "--for", "30m"]).succeeded();
-    town.slapd.modify(&edit(&names, "server4"));
+    let setup = Setup::with(provider(&ldif), |config| config.set("/directory/brake", 3));
+    let mut sessions: Vec<_> = names.iter().map(|name| setup.login(name).0).collect();
+    setup.usher.command(&["confirm", "--for", "30m"]).succeeded();
+    setup.slapd.modify(&edit(&names, "server4"));
     sessions.iter_mut().for_each(has_ended);
-    names.iter().for_each(|name| assert_eq!(town.login(name).1, "server4", "{name}"));
-    assert_eq!(town.usher.metric("usher_directory_brake", &[]), 0.0);
+    names.iter().for_each(|name| assert_eq!(setup.login(name).1, "server4", "{name}"));
+    assert_eq!(setup.usher.metric("usher_directory_brake", &[]), 0.0);
 }
 
 #[test]
@@ -427,24 +427,24 @@ fn directory_without_change_notification_is_polled() {
         database: "limits dn.exact=\"cn=usher,ou=services,dc=example,dc=com\" size=unlimited\n",
         ..Options::default()
     });
-    let town = Town::with(slapd, |config| config.set("/directory/poll_interval", "1s"));
-    town.usher.wait_log("following the directory", |line| line["mode"] == "poll");
-    let (mut alice, _) = town.login("alice");
-    let (mut anna, _) = town.login("anna");
-    let (mut ben, _) = town.login("ben");
-    town.set("alice", "mailHost", Some("server4"));
+    let setup = Setup::with(slapd, |config| config.set("/directory/poll_interval", "1s"));
+    setup.usher.wait_log("following the directory", |line| line["mode"] == "poll");
+    let (mut alice, _) = setup.login("alice");
+    let (mut anna, _) = setup.login("anna");
+    let (mut ben, _) = setup.login("ben");
+    setup.set("alice", "mailHost", Some("server4"));
     has_ended(&mut alice);
-    assert_eq!(town.login("alice").1, "server4");
-    town.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
+    assert_eq!(setup.login("alice").1, "server4");
+    setup.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
     has_ended(&mut anna);
     is_open(&mut ben);
-    assert_eq!(town.slapd.searches("(uid=ben)"), 1, "nobody is asked for by name");
+    assert_eq!(setup.slapd.searches("(uid=ben)"), 1, "no search is by name");
 }
 
-/// Ends the clients of a test, also when it fails.
-struct Ends<'a>(&'a AtomicBool);
+/// Stops the clients of a test, also when it fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Ends<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -452,15 +452,15 @@ impl Drop for Ends<'_> {
 
 #[test]
 fn logins_go_to_the_new_server_a_second_after_the_edit() {
-    let town = Town::new();
-    let people: Vec<Person> =
-        everybody().into_iter().filter(|person| person.mail_host == Some("server3")).take(4).collect();
+    let setup = Setup::new();
+    let people: Vec<User> =
+        all_users().into_iter().filter(|person| person.mail_host == Some("server3")).take(4).collect();
     let (over, mut found) = (AtomicBool::new(false), Vec::new());
-    let clients_end = Ends(&over);
+    let clients_end = StopOnDrop(&over);
     std::thread::scope(|scope| {
         let _clients_end = clients_end;
         for person in &people {
-            let (port, over) = (town.usher.imaps_port(), &over);
+            let (port, over) = (setup.usher.imaps_port(), &over);
             scope.spawn(move || {
                 while !over.load(Ordering::Relaxed) {
                     let mut imap = Imap::tls(port);
@@ -469,23 +469,23 @@ fn logins_go_to_the_new_server_a_second_after_the_edit() {
                 }
             });
         }
-        people.iter().for_each(|person| drop(town.usher.login(&person.uid)));
+        people.iter().for_each(|person| drop(setup.usher.login(&person.uid)));
         for host in ["server4", "server3", "server4"] {
             for person in &people {
-                town.slapd.set(person, "mailHost", Some(host));
+                setup.slapd.set(person, "mailHost", Some(host));
             }
             let edited = Instant::now();
             std::thread::sleep(Duration::from_secs(1).saturating_sub(edited.elapsed()));
-            let before = town.usher.logged().len();
+            let before = setup.usher.logged().len();
             std::thread::sleep(Duration::from_secs(1));
-            let logged = town.usher.logged();
+            let logged = setup.usher.logged();
             let later: Vec<&Value> = logged[before..].iter().filter(|line| line["message"] == "login").collect();
             let late: Vec<_> = later.iter().filter(|line| line["backend"] != host).collect();
             found.push((later.len(), format!("{late:?}")));
         }
     });
     for (logins, late) in found {
-        assert!(logins > 0, "nobody has logged in");
+        assert!(logins > 0, "no login succeeded");
         assert_eq!(late, "[]");
     }
 }

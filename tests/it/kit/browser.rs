@@ -1,4 +1,4 @@
-//! A real Chromium without a screen, steered by chromedriver over WebDriver: HTTP and JSON.
+//! A headless Chromium, controlled by chromedriver over WebDriver: HTTP and JSON.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::patience;
 use super::process::{Running, Server, folder, free_port, wait_for_port};
+use super::wait_limit;
 
-/// What keeps it from asking anybody else anything, and lets root start it.
+/// Arguments that prevent background requests and let root start it.
 const ARGUMENTS: [&str; 8] = [
     "--headless",
     "--no-sandbox",
@@ -34,7 +34,7 @@ impl Browser {
     pub(crate) fn start() -> Self {
         let (folder, port) = (folder("chromium"), free_port());
         let log = folder.join("driver.log");
-        // The driver's end is not the browser's; time is.
+        // The browser outlives its driver: a timeout ends it.
         let chromium = folder.join("chromium");
         std::fs::write(&chromium, "#!/bin/sh\nexec timeout -k 1 90 chromium \"$@\"\n").unwrap();
         std::fs::set_permissions(&chromium, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -67,25 +67,25 @@ impl Browser {
     pub(crate) fn open_without_script(&self, url: &str) {
         self.command("Emulation.setScriptExecutionDisabled", &json!({"value": true}));
         self.open(url);
-        // What looks at the page is a script as well; the page's own had its time.
+        // The test inspects the page by a script; the page's own scripts did not run while it loaded.
         self.command("Emulation.setScriptExecutionDisabled", &json!({"value": false}));
     }
 
-    /// What a script returns.
+    /// Runs a script and returns its value.
     pub(crate) fn run(&self, script: &str) -> Value {
         self.ask("POST", "/execute/sync", &json!({"script": script, "args": []}))
     }
 
     /// Waits until a script returns true.
     pub(crate) fn wait(&self, script: &str) {
-        let deadline = Instant::now() + patience(Duration::from_secs(30));
+        let deadline = Instant::now() + wait_limit(Duration::from_secs(30));
         while self.run(script) != true {
             assert!(Instant::now() < deadline, "never true: {script}\n{}", self.run("return document.body.innerText"));
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 
-    /// A screen of this width that likes it `light` or `dark`.
+    /// Sets the width of the screen and the colour scheme, `light` or `dark`.
     pub(crate) fn screen(&self, width: u32, scheme: &str) {
         let size = json!({"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600});
         self.command("Emulation.setDeviceMetricsOverride", &size);
@@ -93,7 +93,7 @@ impl Browser {
         self.command("Emulation.setEmulatedMedia", &feature);
     }
 
-    /// Writes what is to be seen into a PNG file.
+    /// Writes a screenshot into a PNG file.
     pub(crate) fn screenshot(&self, file: &std::path::Path) {
         use base64::Engine as _;
         let taken = self.command("Page.captureScreenshot", &json!({"captureBeyondViewport": true}));
@@ -101,7 +101,7 @@ impl Browser {
         std::fs::write(file, bytes.unwrap()).unwrap();
     }
 
-    /// Everything that stands in its console, errors of loading and of the page's policy included.
+    /// All console messages, including load errors and policy violations.
     pub(crate) fn console(&self) -> Vec<Value> {
         self.ask("POST", "/se/log", &json!({"type": "browser"})).as_array().unwrap().clone()
     }
@@ -113,11 +113,11 @@ impl Browser {
     fn ask(&self, method: &str, path: &str, body: &Value) -> Value {
         let body = body.to_string();
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("chromedriver accepts");
-        stream.set_read_timeout(Some(patience(Duration::from_secs(40)))).unwrap();
+        stream.set_read_timeout(Some(wait_limit(Duration::from_secs(40)))).unwrap();
         let (session, length) = (&self.session, body.len());
         let head = format!("{method} /session{session}{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n");
         write!(stream, "{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
-        // It keeps the connection open whatever it is asked for: the length says where the answer ends.
+        // It ignores `Connection: close`: the length marks the end of the reply.
         let mut stream = BufReader::new(stream);
         let mut length = 0;
         for line in stream.by_ref().lines().map(Result::unwrap).take_while(|line| !line.is_empty()) {
@@ -136,7 +136,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Its end by the driver, which may be gone.
+        // The driver closes the browser, if it still runs.
         if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) {
             let _ = write!(stream, "DELETE /session{} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", self.session);
             let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));

@@ -1,4 +1,4 @@
-//! Certificates: a CA that everybody here trusts, one that nobody trusts, and what they sign.
+//! Certificates: a CA that all peers trust, one that none trusts, and the certificates they sign.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,18 +24,18 @@ pub(crate) struct Certificates {
 pub(crate) struct Pair {
     pub(crate) chain: PathBuf,
     pub(crate) key: PathBuf,
-    /// Base64 of the SHA-256 of the public key info, as `pin_sha256` wants it.
+    /// Base64 of the SHA-256 of the public key info, as in `pin_sha256`.
     pub(crate) pin: String,
 }
 
-/// What a leaf is to be.
+/// The properties of a leaf certificate.
 #[derive(Clone, Copy)]
 pub(crate) struct Leaf<'a> {
     pub(crate) names: &'a [&'a str],
     pub(crate) client: bool,
     pub(crate) rsa: bool,
     pub(crate) expired: bool,
-    /// It ends so many days and a half from now.
+    /// The validity in days, plus a half.
     pub(crate) days: Option<u64>,
     pub(crate) wrong_ca: bool,
 }
@@ -51,7 +51,7 @@ impl Certificates {
     /// Makes the CAs and the leaves that the shared servers use.
     pub(crate) fn new(folder: &Path) -> Self {
         let certificates =
-            Self { folder: folder.into(), ca: authority("usher test CA"), wrong_ca: authority("somebody else's CA") };
+            Self { folder: folder.into(), ca: authority("usher test CA"), wrong_ca: authority("usher wrong CA") };
         std::fs::write(certificates.ca(), certificates.ca.pem()).unwrap();
         std::fs::write(certificates.wrong_ca(), certificates.wrong_ca.pem()).unwrap();
         certificates
@@ -62,7 +62,7 @@ impl Certificates {
         self.folder.join("ca.pem")
     }
 
-    /// A CA that signed nothing that a server here shows by default.
+    /// A CA that signed no default server certificate.
     pub(crate) fn wrong_ca(&self) -> PathBuf {
         self.folder.join("wrong-ca.pem")
     }
@@ -110,12 +110,12 @@ fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
 }
 
 impl Pair {
-    /// The certificate as rustls wants it.
+    /// The certificate chain for rustls.
     pub(crate) fn certificates(&self) -> Vec<CertificateDer<'static>> {
         CertificateDer::pem_file_iter(&self.chain).unwrap().map(Result::unwrap).collect()
     }
 
-    /// The key as rustls wants it.
+    /// The private key for rustls.
     pub(crate) fn private_key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::from_pem_file(&self.key).unwrap()
     }
@@ -137,7 +137,7 @@ impl Pair {
     }
 }
 
-/// The cryptography of every TLS peer in the kit.
+/// The crypto provider of every TLS peer in the kit.
 pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }

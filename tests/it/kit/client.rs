@@ -1,4 +1,4 @@
-//! An IMAP client that sends exactly what it is told, byte for byte, and shows what it saw.
+//! An IMAP client that sends the given bytes unchanged and records a transcript.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,9 +11,9 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, Support
 use socket2::{Domain, Socket, Type};
 
 use super::certs::{Pair, provider};
-use super::{patience, world};
+use super::{shared, wait_limit};
 
-/// How the client does TLS.
+/// The TLS settings of the client.
 #[derive(Clone)]
 pub(crate) struct Tls {
     pub(crate) versions: Vec<&'static SupportedProtocolVersion>,
@@ -43,7 +43,7 @@ impl Tls {
     /// A configuration that trusts the test CA; shared, it resumes sessions.
     pub(crate) fn config(&self) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(world().certificates.ca()).unwrap()).unwrap();
+        roots.add(CertificateDer::from_pem_file(shared().certificates.ca()).unwrap()).unwrap();
         let mut provider = rustls::crypto::CryptoProvider::clone(&provider());
         if let Some(groups) = &self.groups {
             provider.kx_groups.retain(|group| groups.contains(&group.name()));
@@ -69,7 +69,7 @@ enum Stream {
     Gone,
 }
 
-/// An answer: what came before the tagged line, and the tagged line without its tag.
+/// A reply: the untagged lines, and the tagged line without its tag.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
     pub(crate) untagged: Vec<String>,
@@ -83,7 +83,7 @@ impl Reply {
         self
     }
 
-    /// Panics unless it begins so, as in `NO [UNAVAILABLE]`.
+    /// Panics unless it begins with this text, such as `NO [UNAVAILABLE]`.
     pub(crate) fn is(self, beginning: &str) -> Self {
         assert!(self.tagged.starts_with(beginning), "wanted {beginning}, got {self:?}");
         self
@@ -101,7 +101,7 @@ pub(crate) struct Imap {
 }
 
 impl Imap {
-    /// Connects over TLS and takes the greeting.
+    /// Connects over TLS and reads the greeting.
     pub(crate) fn tls(port: u16) -> Self {
         Self::try_tls(port, &Tls::default()).expect("the handshake succeeds")
     }
@@ -117,14 +117,14 @@ impl Imap {
         Self::silent_from(address, port).handshake(tls.config(), tls.server_name)
     }
 
-    /// Connects in the clear and takes the greeting.
+    /// Connects without TLS and reads the greeting.
     pub(crate) fn plain(port: u16) -> Self {
         let mut imap = Self::silent(port);
         imap.greeting = imap.line();
         imap
     }
 
-    /// Connects over TLS as told; the error of the handshake, or of the read of the greeting.
+    /// Connects over TLS with these settings; the error of the handshake, or of the read of the greeting.
     pub(crate) fn try_tls(port: u16, tls: &Tls) -> std::io::Result<Self> {
         Self::try_tls_with(port, tls.config(), tls.server_name)
     }
@@ -140,7 +140,7 @@ impl Imap {
         Ok(self)
     }
 
-    /// Connects and says and hears nothing.
+    /// Connects; sends and reads nothing.
     pub(crate) fn silent(port: u16) -> Self {
         Self::silent_from([127, 0, 0, 1], port)
     }
@@ -153,8 +153,8 @@ impl Imap {
         Self::on(TcpStream::from(socket))
     }
 
-    /// Over TLS, with so small a receive window that what is not read soon waits in usher.
-    pub(crate) fn narrow(port: u16) -> Self {
+    /// Over TLS with a small receive window: unread bytes soon queue in usher.
+    pub(crate) fn with_small_window(port: u16) -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(65_536).unwrap();
         socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).expect("the port accepts");
@@ -169,25 +169,25 @@ impl Imap {
         Self { stream: Stream::Plain(stream), buffer: Vec::new(), transcript: String::new(), tags: 0, greeting }
     }
 
-    /// Connects and says and hears nothing, anywhere.
+    /// Connects to any address; sends and reads nothing.
     pub(crate) fn silent_at(address: SocketAddr) -> Self {
         Self::on(TcpStream::connect(address).expect("the port accepts"))
     }
 
-    /// Connects from a loopback address, says these bytes before its first of TLS, and takes the
+    /// Connects from a loopback address, sends these bytes before TLS, and reads the
     /// greeting.
-    pub(crate) fn headed(from: [u8; 4], port: u16, header: &[u8]) -> Self {
-        Self::try_headed(from, port, header).expect("the handshake succeeds")
+    pub(crate) fn with_header(from: [u8; 4], port: u16, header: &[u8]) -> Self {
+        Self::try_with_header(from, port, header).expect("the handshake succeeds")
     }
 
-    /// As [`Imap::headed`]; the error of the handshake, or of the read of the greeting.
-    pub(crate) fn try_headed(from: [u8; 4], port: u16, header: &[u8]) -> std::io::Result<Self> {
+    /// As [`Imap::with_header`]; the error of the handshake, or of the read of the greeting.
+    pub(crate) fn try_with_header(from: [u8; 4], port: u16, header: &[u8]) -> std::io::Result<Self> {
         let (mut imap, tls) = (Self::silent_from(from, port), Tls::default());
         imap.try_send(header)?;
         imap.handshake(tls.config(), tls.server_name)
     }
 
-    /// The handshake on a connection in the clear.
+    /// The TLS handshake on a plaintext connection.
     pub(crate) fn start_tls(&mut self) {
         let tls = Tls::default();
         self.start_tls_with(tls.config(), tls.server_name).expect("the handshake succeeds");
@@ -199,7 +199,7 @@ impl Imap {
         };
         let name = ServerName::try_from(server_name.to_owned()).unwrap();
         let mut connection = ClientConnection::new(config, name).unwrap();
-        socket.set_read_timeout(Some(patience(Duration::from_secs(15))))?;
+        socket.set_read_timeout(Some(wait_limit(Duration::from_secs(15))))?;
         while connection.is_handshaking() {
             connection.complete_io(&mut socket)?;
         }
@@ -208,7 +208,7 @@ impl Imap {
         Ok(())
     }
 
-    /// The TLS connection, to ask what was negotiated.
+    /// The TLS connection, with the negotiated parameters.
     pub(crate) fn connection(&self) -> &ClientConnection {
         match &self.stream {
             Stream::Tls(stream) => &stream.conn,
@@ -216,7 +216,7 @@ impl Imap {
         }
     }
 
-    /// Where it connects from.
+    /// The local address of the connection.
     pub(crate) fn local_address(&self) -> SocketAddr {
         self.socket().local_addr().unwrap()
     }
@@ -238,10 +238,10 @@ impl Imap {
 
     /// Sends bytes in one write.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.try_send(bytes).expect("the peer takes the bytes");
+        self.try_send(bytes).expect("the peer reads the bytes");
     }
 
-    /// Sends bytes; an error if the peer is gone.
+    /// Sends bytes; an error if the peer has closed.
     pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
         let bytes = bytes.as_ref();
         self.note("C:", bytes);
@@ -254,16 +254,16 @@ impl Imap {
         stream.flush()
     }
 
-    /// Sends each byte alone, in a TLS record and a TCP segment of its own.
+    /// Sends each byte in its own TLS record and TCP segment.
     pub(crate) fn drip(&mut self, bytes: impl AsRef<[u8]>) {
         for byte in bytes.as_ref() {
             self.send([*byte]);
         }
     }
 
-    /// Reads what there is into the buffer; `false` at the end.
+    /// Reads available bytes into the buffer; `false` at the end.
     fn fill(&mut self) -> std::io::Result<bool> {
-        let limit = patience(Duration::from_secs(20));
+        let limit = wait_limit(Duration::from_secs(20));
         self.socket().set_read_timeout(Some(limit))?;
         let mut chunk = [0; 65536];
         let stream: &mut dyn Read = match &mut self.stream {
@@ -299,7 +299,7 @@ impl Imap {
         self.try_line().expect("a line comes in time").expect("a line comes before the end")
     }
 
-    /// Exactly so many bytes.
+    /// Reads exactly `n` bytes.
     pub(crate) fn bytes(&mut self, n: usize) -> Vec<u8> {
         while self.buffer.len() < n {
             assert!(self.fill().expect("bytes come in time"), "the connection ended after {} bytes", self.buffer.len());
@@ -309,7 +309,7 @@ impl Imap {
         bytes
     }
 
-    /// Reads up to the tagged answer; literals of untagged answers are kept inside their lines.
+    /// Reads up to the tagged reply; literals of untagged replies are kept inside their lines.
     pub(crate) fn reply(&mut self, tag: &str) -> Reply {
         let mut untagged = Vec::new();
         let start = format!("{tag} ");
@@ -326,7 +326,7 @@ impl Imap {
         }
     }
 
-    /// Sends a command under a tag of its own and reads the answer.
+    /// Sends a command under a new tag and reads the reply.
     pub(crate) fn command(&mut self, command: &str) -> Reply {
         self.tags += 1;
         let tag = format!("t{}", self.tags);
@@ -347,7 +347,7 @@ impl Imap {
         self.command(&format!("AUTHENTICATE PLAIN {}", base64(&message)))
     }
 
-    /// The connection ends now, whatever comes before it; what came is returned.
+    /// Reads until the connection ends and returns the bytes.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         loop {
             match self.fill() {
@@ -369,13 +369,13 @@ impl Imap {
         rest
     }
 
-    /// The connection ends now with a close_notify (or a FIN in the clear), and nothing before it.
+    /// Expects a close_notify (or a FIN without TLS) with no bytes before it.
     pub(crate) fn expect_clean_end(&mut self) {
         let more = self.fill().expect("a clean end");
         assert!(!more, "instead of the end: {:?}", String::from_utf8_lossy(&self.buffer));
     }
 
-    /// Ends our direction: close_notify, then FIN.
+    /// Closes the sending direction: close_notify, then FIN.
     pub(crate) fn half_close(&mut self) {
         if let Stream::Tls(stream) = &mut self.stream {
             stream.conn.send_close_notify();
@@ -399,12 +399,12 @@ impl Drop for Imap {
     }
 }
 
-/// The size of the literal that a line announces at its end.
+/// The size of the literal announced at the end of a line.
 pub(crate) fn literal_size(line: &str) -> Option<usize> {
     line.strip_suffix('}')?.rsplit_once('{')?.1.trim_end_matches('+').parse().ok()
 }
 
-/// Base64 as SASL wants it.
+/// Base64 as in SASL.
 pub(crate) fn base64(bytes: &[u8]) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode(bytes)

@@ -1,18 +1,18 @@
-//! Configurations for usher: sensible defaults on the shared world, changed key by key.
+//! Configurations for usher: defaults for the shared servers, changed key by key.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::certs::Pair;
-use super::people::{SERVICE_DN, SERVICE_PASSWORD, SUFFIX};
 use super::process::{folder, write_secret};
 use super::scripted::Scripted;
 use super::slapd::Slapd;
-use super::{cyrus, dovecot, slapd, world};
+use super::users::{SERVICE_DN, SERVICE_PASSWORD, SUFFIX};
+use super::{cyrus, dovecot, shared, slapd};
 
-/// A configuration file and the folder it lives in. A clone has a folder of its own, with copies
-/// of the files: two ushers never share a socket.
+/// A configuration file and its folder. A clone has its own folder, with copies
+/// of the files: two processes never share a socket.
 #[derive(Debug)]
 pub(crate) struct Config {
     folder: PathBuf,
@@ -32,7 +32,7 @@ impl Clone for Config {
 }
 
 impl Config {
-    /// The shared directory, alice's people on Dovecot and bob's on Cyrus.
+    /// The shared directory, with server3 on Dovecot and server4 on Cyrus.
     pub(crate) fn shared() -> Self {
         let config = Self::with_directory(slapd());
         config.backend("server3", dovecot().imaps, &["server3", "server3.example.com"]).backend(
@@ -42,34 +42,34 @@ impl Config {
         )
     }
 
-    /// This directory and no backend yet.
+    /// This directory, without backends.
     pub(crate) fn with_directory(slapd: &Slapd) -> Self {
         Self::with_url(&slapd.tls_url())
     }
 
-    /// A directory at this URL and no backend yet.
+    /// A directory at this URL, without backends.
     pub(crate) fn with_url(url: &str) -> Self {
         let folder = folder("usher");
-        // Told relative to the file, as the documentation promises.
+        // A path relative to the configuration file, as documented.
         write_secret(&folder.join("ldap.password"), format!("{SERVICE_PASSWORD}\n"));
         let value = json!({
             "listeners": [
                 {"protocol": "imap", "address": "127.0.0.1:0", "tls": "implicit"},
                 {"protocol": "imap", "address": "127.0.0.1:0", "tls": "starttls"},
             ],
-            "tls": {"certificates": [world().usher.yaml()]},
+            "tls": {"certificates": [shared().usher.yaml()]},
             "directory": {
                 "servers": [url],
-                "ca": world().certificates.ca(),
+                "ca": shared().certificates.ca(),
                 "bind_dn": SERVICE_DN,
                 "bind_password_file": "ldap.password",
                 "base": SUFFIX,
                 "filter": "(|(uid={login})(mail={login}))",
-                // What is counted in a test is then what logins have asked for.
+                // Operation counts in a test then contain those of logins only.
                 "watch": "off",
             },
             "routing": {"backends": []},
-            // Where the time of a refusal is not looked at, it need not be waited for.
+            // Tests that do not measure refusals need not wait for their delay.
             "limits": {"refusal_delay": "100ms"},
             "admin": {"address": "127.0.0.1:0"},
             "control": {"path": "control.sock"},
@@ -79,13 +79,13 @@ impl Config {
         Self { folder, value }
     }
 
-    /// Adds a backend on loopback with implicit TLS, which shows the certificate of
-    /// `{name}.example.com`. Nobody looks after it, so that a script meets logins only.
+    /// Adds a backend on loopback with implicit TLS, which presents the certificate of
+    /// `{name}.example.com`. Probes are off, so that a script sees logins only.
     pub(crate) fn backend(mut self, name: &str, port: u16, hosts: &[&str]) -> Self {
         let backend = json!({
             "name": name,
             "hosts": hosts,
-            "ca": world().certificates.ca(),
+            "ca": shared().certificates.ca(),
             "probe": "off",
             "imap": {
                 "address": format!("127.0.0.1:{port}"),
@@ -97,7 +97,7 @@ impl Config {
         self
     }
 
-    /// Another protocol instead of IMAP: two listeners, and where server3 and server4 speak it.
+    /// Another protocol instead of IMAP: two listeners, and the ports of server3 and server4.
     pub(crate) fn speaking(mut self, protocol: &str, ports: &[u16]) -> Self {
         for (listener, tls) in ["implicit", "starttls"].iter().enumerate() {
             let address = json!({"protocol": protocol, "address": "127.0.0.1:0", "tls": tls});
@@ -135,7 +135,7 @@ impl Config {
         *place = value.into();
     }
 
-    /// Takes a key away.
+    /// Removes a key.
     pub(crate) fn without(mut self, pointer: &str) -> Self {
         let (parent, key) = pointer.rsplit_once('/').unwrap();
         self.value.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(key);
@@ -159,17 +159,17 @@ impl Config {
         self.set("/directory/user_dn", template)
     }
 
-    /// Only TLS from the first byte, or only by STARTTLS, with this certificate.
+    /// One listener with this certificate.
     pub(crate) fn certificate(self, pair: &Pair) -> Self {
         self.set("/tls/certificates", json!([pair.yaml()]))
     }
 
-    /// Writes the file and tells where it is.
+    /// Writes the file and returns its path.
     pub(crate) fn write(&self) -> PathBuf {
         self.write_text(&serde_yaml::to_string(&self.value).unwrap())
     }
 
-    /// Writes any text in its place.
+    /// Writes another text to the path of the file.
     pub(crate) fn write_text(&self, text: &str) -> PathBuf {
         let file = self.path("usher.yaml");
         std::fs::write(&file, text).unwrap();
@@ -181,7 +181,7 @@ impl Config {
         self.folder.join(name)
     }
 
-    /// Writes a file beside the configuration, for its owner alone.
+    /// Writes a file beside the configuration, readable by its owner only.
     pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         write_secret(&path, content);

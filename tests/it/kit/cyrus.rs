@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use super::certs::Pair;
-use super::people::{SERVICE_PASSWORD, everybody};
 use super::process::{Running, Server, folder, free_port, require, run, wait_for_port};
+use super::users::{SERVICE_PASSWORD, all_users};
 
-/// A Cyrus of its own folder and ports.
+/// A Cyrus with its own folder and ports.
 pub(crate) struct Cyrus {
     _running: Running,
     /// Implicit TLS.
@@ -18,7 +18,7 @@ pub(crate) struct Cyrus {
     pub(crate) sieve: u16,
     pop3s: u16,
     pop3: u16,
-    /// An unpacking from before pop3d was needed does for everything else.
+    /// The path of pop3d, which an older unpacked package may lack.
     pop3d: PathBuf,
 }
 
@@ -26,13 +26,13 @@ pub(crate) struct Cyrus {
 const SERVER_NAME: &str = "server4.example.com";
 
 impl Cyrus {
-    /// Everybody has a mailbox here from the first login on; `usher` may log in as anybody.
+    /// Every user gets a mailbox at the first login; `usher` may log in as any user.
     pub(crate) fn start(pair: &Pair) -> Self {
         Self::start_with(pair, true)
     }
 
-    /// As [`Cyrus::start`]; whether its processes resume each other's TLS sessions, as they do where
-    /// OpenSSL is told to keep them in Cyrus' own database instead of tickets.
+    /// As [`Cyrus::start`]; whether its processes resume each other's TLS sessions, as they do if
+    /// OpenSSL keeps them in Cyrus' own database instead of tickets.
     pub(crate) fn start_with(pair: &Pair, shares_sessions: bool) -> Self {
         let unpacked = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("cyrus");
         require(&unpacked.join("complete"));
@@ -41,12 +41,12 @@ impl Cyrus {
         let root = rustix::process::getuid().is_root();
         let user =
             if root { "cyrus".to_owned() } else { run("id", &["-un"], b"").succeeded().stdout.trim().to_owned() };
-        // The user cyrus may have no way into a checkout in somebody's home.
+        // The user cyrus may not have access to a checkout in a home directory.
         run("cp", &["-r", &unpacked.join("usr").display().to_string(), &path("usr")], b"").succeeded();
         for name in ["lib", "lib/db", "lib/socket", "spool", "sieve", "run", "run/proc", "run/lock", "run/socket"] {
             std::fs::create_dir(folder.join(name)).unwrap();
         }
-        // A copy of the key for the user cyrus: the folder becomes his.
+        // A copy of the key for the user cyrus, which will own the folder.
         let key = path("tls.key");
         std::fs::copy(&pair.key, &key).unwrap();
         let [imaps, imap, sieve, pop3s, pop3] = std::array::from_fn(|_| free_port());
@@ -82,10 +82,10 @@ notifysocket: {folder}/run/socket/notify
             chain = pair.chain.display(),
         );
         std::fs::write(folder.join("imapd.conf"), config).unwrap();
-        // A child of Cyrus that meets a client who left before TLS was up ends itself, and the next one
-        // starts only when a client waits. On a machine without time to spare, where that takes longer
-        // than usher waits, every child would meet one who has left: hence some are kept ready where the
-        // soak goes.
+        // A child of Cyrus exits when its client disconnects before TLS is up, and the next one
+        // starts only when a client waits. On a busy machine, where that takes longer
+        // than usher waits, every child would get a closed connection: hence some are kept ready for
+        // the soak test.
         let service = |name: &str, program: &str, port: u16, options: &str, ready: u32| {
             let program = path(&format!("usr/lib/cyrus/bin/{program}"));
             let arguments = format!("{program}{options} -C {}", path("imapd.conf"));
@@ -101,9 +101,9 @@ notifysocket: {folder}/run/socket/notify
         let openssl = "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\nsystem_default = everywhere\n[everywhere]\n";
         let tickets = if shares_sessions { "Options = -SessionTicket\n" } else { "" };
         std::fs::write(folder.join("openssl.cnf"), format!("{openssl}{tickets}")).unwrap();
-        let people = everybody().into_iter().map(|person| (person.uid, person.password));
+        let people = all_users().into_iter().map(|person| (person.uid, person.password));
         for (uid, password) in people.chain([("usher".to_owned(), SERVICE_PASSWORD.to_owned())]) {
-            // The tools of SASL know no name with such letters.
+            // The SASL tools refuse a name with such characters.
             if uid.bytes().all(|byte| byte.is_ascii_alphanumeric()) && password.len() < 500 {
                 let arguments = ["-p", "-c", "-f", &path("sasldb2"), "-u", SERVER_NAME, &uid];
                 run("saslpasswd2", &arguments, password.as_bytes()).succeeded();

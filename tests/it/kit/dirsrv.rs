@@ -1,31 +1,31 @@
-//! 389 Directory Server (ns-slapd) with a few people in it, made by hand in a folder of its own: no
+//! 389 Directory Server (ns-slapd) with a few users, configured in its own folder: no
 //! system service, no root, one port on loopback.
 
 use std::path::Path;
 
-use super::people::{Person, SERVICE_DN, SERVICE_PASSWORD, SUFFIX};
 use super::process::{Running, Server, folder, free_port, require, run, wait_for_port};
+use super::users::{SERVICE_DN, SERVICE_PASSWORD, SUFFIX, User};
 
 const SERVER: &str = "/usr/sbin/ns-slapd";
 const DATA: &str = "/usr/share/dirsrv/data";
-/// The password of `cn=root`, hashed: the configuration takes no other form.
+/// The password of `cn=root`, hashed: the configuration accepts no other form.
 const ROOT_HASH: &str = "{SSHA}k4gOyLGjOEySGD8vDPh581JBde5zYWx0c2FsdA==";
 const ROOT: [&str; 4] = ["-D", "cn=root", "-w", "rootroot"];
 
-/// A 389-DS; it ends with its handle.
+/// A 389-DS, which ends when dropped.
 pub(crate) struct DirSrv {
     _running: Running,
     port: u16,
 }
 
 impl DirSrv {
-    /// One with these people, who are there before this password policy.
-    pub(crate) fn start(policy: &[(&str, &str)], people: &[Person]) -> Self {
+    /// A server with these users, added before this password policy.
+    pub(crate) fn start(policy: &[(&str, &str)], people: &[User]) -> Self {
         Self::with_plugins(&[], policy, people)
     }
 
     /// The same, with plug-ins that are switched off by default.
-    pub(crate) fn with_plugins(plugins: &[&str], policy: &[(&str, &str)], people: &[Person]) -> Self {
+    pub(crate) fn with_plugins(plugins: &[&str], policy: &[(&str, &str)], people: &[User]) -> Self {
         require(Path::new(SERVER));
         let (folder, port) = (folder("dirsrv"), free_port());
         for name in ["config/schema", "certs", "ldif", "bak", "run", "inst", "log", "db", "tmp", "lock"] {
@@ -58,12 +58,12 @@ impl DirSrv {
             "dn: {SERVICE_DN}\nobjectClass: applicationProcess\nobjectClass: simpleSecurityObject\n\
              cn: usher\nuserPassword: {SERVICE_PASSWORD}\n\n"
         ));
-        ldif.extend(people.iter().map(Person::ldif));
-        server.by_root("ldapadd", &ldif);
-        // Later, or everybody, usher's account too, would have a password that the administrator has set.
+        ldif.extend(people.iter().map(User::ldif));
+        server.as_root("ldapadd", &ldif);
+        // Set last: otherwise every password, the service account's too, would count as set by the administrator.
         let policy = policy.iter().map(|(name, value)| format!("replace: {name}\n{name}: {value}\n"));
         let policy: Vec<String> = policy.collect();
-        server.by_root("ldapmodify", &format!("dn: cn=config\nchangetype: modify\n{}", policy.join("-\n")));
+        server.as_root("ldapmodify", &format!("dn: cn=config\nchangetype: modify\n{}", policy.join("-\n")));
         server
     }
 
@@ -72,14 +72,14 @@ impl DirSrv {
         format!("ldap://127.0.0.1:{}", self.port)
     }
 
-    /// Changes a person's attribute as the administrator, or removes it where there is no value.
-    pub(crate) fn set(&self, person: &Person, attribute: &str, value: Option<&str>) {
+    /// Changes an attribute of a user as the administrator, or removes it without a value.
+    pub(crate) fn set(&self, person: &User, attribute: &str, value: Option<&str>) {
         let value = value.map(|value| format!("{attribute}: {value}\n")).unwrap_or_default();
         let dn = person.dn();
-        self.by_root("ldapmodify", &format!("dn: {dn}\nchangetype: modify\nreplace: {attribute}\n{value}"));
+        self.as_root("ldapmodify", &format!("dn: {dn}\nchangetype: modify\nreplace: {attribute}\n{value}"));
     }
 
-    fn by_root(&self, program: &str, ldif: &str) {
+    fn as_root(&self, program: &str, ldif: &str) {
         run(program, &[&["-x", "-H", &self.url()], &ROOT[..]].concat(), ldif.as_bytes()).succeeded();
     }
 }

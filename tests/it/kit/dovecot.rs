@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::certs::{Certificates, Pair};
-use super::patience;
-use super::people::{SERVICE_PASSWORD, everybody};
 use super::process::{Running, Server, folder, free_port, read_text, require, wait_for_port};
+use super::users::{SERVICE_PASSWORD, all_users};
+use super::wait_limit;
 
-/// Processes that are stopped; they go on when it is dropped, so that they can also end.
+/// Frozen processes; they continue when it is dropped, so that they can also end.
 pub(crate) struct Frozen(Vec<Pid>);
 
 impl Drop for Frozen {
@@ -21,20 +21,20 @@ impl Drop for Frozen {
     }
 }
 
-/// A server that takes every mail.
+/// An SMTP server that accepts every message.
 pub(crate) struct Relay {
     _running: Running,
     mail: PathBuf,
 }
 
 impl Relay {
-    /// Whether a mail with this in it has arrived.
+    /// Whether a message that contains this text has arrived.
     pub(crate) fn has(&self, text: &str) -> bool {
         std::fs::read_dir(&self.mail).unwrap().any(|file| read_text(&file.unwrap().path()).contains(text))
     }
 }
 
-/// A Dovecot of its own folder and ports.
+/// A Dovecot with its own folder and ports.
 pub(crate) struct Dovecot {
     folder: PathBuf,
     running: Option<Running>,
@@ -52,12 +52,12 @@ pub(crate) struct Dovecot {
     pub(crate) submissions: u16,
     /// STARTTLS.
     pub(crate) submission: u16,
-    /// Where it hands mail to: see [`Dovecot::relay`].
+    /// The port of its relay: see [`Dovecot::relay`].
     relay: u16,
 }
 
 impl Dovecot {
-    /// Everybody has a mailbox here, wherever the directory sends them.
+    /// Every user has a mailbox here, whatever `mailHost` says.
     pub(crate) fn start(certificates: &Certificates, pair: &Pair, demand_client_certificate: bool) -> Self {
         Self::start_with(certificates, pair, demand_client_certificate, "")
     }
@@ -85,7 +85,7 @@ impl Dovecot {
     ) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = &self.folder;
-        // Mail must not be touched as root; without root everything runs as who we are.
+        // Dovecot refuses to access mail as root; without root everything runs as the current user.
         let me = rustix::process::getuid();
         let (mail_user, service_user) = match me.is_root() {
             true => ("mail_uid = nobody\nmail_gid = nogroup".to_owned(), String::new()),
@@ -209,7 +209,7 @@ plugin {{
         std::fs::write(folder.join("dovecot.conf"), config).unwrap();
         // Dovecot escapes a name before it looks it up.
         let escape = |name: &str| name.replace('\\', "\\\\").replace('"', "\\\"").replace('\'', "\\'");
-        let passwords: String = everybody()
+        let passwords: String = all_users()
             .iter()
             .map(|person| format!("{}:{{PLAIN}}{}\n", escape(&person.uid), person.password))
             .collect();
@@ -221,11 +221,11 @@ plugin {{
         self
     }
 
-    /// Starts the server that it hands mail to, without which nobody can log in to send any.
+    /// Starts its relay server, without which no submission login succeeds.
     pub(crate) fn relay(&self) -> Relay {
         let mail = folder("relay");
         let listen = format!("127.0.0.1:{}", self.relay);
-        // Debian's own: its package is for no other Python.
+        // Debian's Python: the package is not installed for another.
         let command = ["/usr/bin/python3", "-m", "aiosmtpd", "-n", "-l", &listen, "-c", "aiosmtpd.handlers.Mailbox"];
         let command = command.map(String::from).into_iter().chain([mail.join("mail").display().to_string()]).collect();
         let log = mail.join("log");
@@ -247,7 +247,7 @@ plugin {{
             .for_each(|port| wait_for_port(port, &log));
     }
 
-    /// Ends it with all its sessions.
+    /// StopOnDrop it with all its sessions.
     pub(crate) fn stop(&mut self) {
         self.running = None;
     }
@@ -264,27 +264,27 @@ plugin {{
                 processes.push(child.expect("a folder with a stat is a process"));
             }
         }
-        // A child that was on its way out is gone by now, and one that is gone does nothing.
+        // A child that was about to exit may have ended by now, which is no error.
         processes.retain(|pid| kill_process(*pid, Signal::STOP).is_ok());
         assert!(processes.contains(&master), "the master is alive");
         Frozen(processes)
     }
 
-    /// Waits until it has logged a line with all of these words, and returns it.
+    /// Waits for a log line that contains all of these words, and returns it.
     pub(crate) fn wait_logged(&self, words: &[&str]) -> String {
-        let deadline = Instant::now() + patience(Duration::from_secs(15));
+        let deadline = Instant::now() + wait_limit(Duration::from_secs(15));
         loop {
             let logged = self.logged();
             if let Some(line) = logged.lines().find(|line| words.iter().all(|word| line.contains(word))) {
                 return line.to_owned();
             }
             assert!(Instant::now() < deadline, "Dovecot never logged {words:?}:\n{logged}");
-            // A log file gives no event to wait for.
+            // A log file offers no event to wait for.
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Everything it logged.
+    /// Its log so far.
     pub(crate) fn logged(&self) -> String {
         read_text(&self.folder.join("output")) + &read_text(&self.folder.join("log"))
     }

@@ -1,34 +1,34 @@
-//! The text of `/metrics` as data, and whether a query of Prometheus fits it.
+//! The text of `/metrics` as data, and whether a Prometheus query matches it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Labels whose values are the configuration's: any.
+/// Labels whose values come from the configuration.
 const OPEN: [&str; 4] = ["backend", "server", "chain", "version"];
-/// Labels that Prometheus itself adds.
+/// Labels added by Prometheus.
 const ADDED: [&str; 4] = ["job", "instance", "le", "alertname"];
 
-/// A metric as it is shown.
+/// An exported metric.
 #[derive(Debug, Default)]
 pub(crate) struct Family {
     /// `counter`, `gauge` or `histogram`.
     pub(crate) kind: String,
-    /// Each label with the values that it has.
+    /// Each label with its values.
     pub(crate) labels: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Family {
-    /// The labels whose values usher itself chooses.
+    /// The labels with a closed set of values.
     pub(crate) fn closed(&self) -> impl Iterator<Item = (&String, &BTreeSet<String>)> {
         self.labels.iter().filter(|(label, _)| !OPEN.contains(&label.as_str()))
     }
 }
 
-/// What one scrape shows, by name.
+/// The metrics of one scrape, by name.
 #[derive(Debug)]
 pub(crate) struct Exposition(pub(crate) BTreeMap<String, Family>);
 
 impl Exposition {
-    /// Reads a scrape.
+    /// Parses a scrape.
     pub(crate) fn read(text: &str) -> Self {
         let mut shown = Self(BTreeMap::new());
         for line in text.lines() {
@@ -58,7 +58,7 @@ impl Exposition {
         histogram.or_else(|| self.0.get_key_value(series))
     }
 
-    /// What a query asks for that is not there: metrics, labels, and words that a label never has.
+    /// The metrics, labels and label values of a query that do not exist.
     pub(crate) fn missing(&self, query: &str) -> Vec<String> {
         let mut missing = Vec::new();
         let mut known: BTreeSet<&str> = ADDED.into();
@@ -101,7 +101,7 @@ impl Exposition {
 }
 
 impl Family {
-    /// What a matcher such as `result=~"ok|refused` speaks of that this metric lacks.
+    /// What a matcher such as `result=~"ok|refused` names that this metric lacks.
     fn lacks(&self, matcher: &str) -> Option<String> {
         let (label, words) = matcher.split_once('"')?;
         let label = label.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != '_');

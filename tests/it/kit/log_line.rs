@@ -1,9 +1,9 @@
-//! A reader of text log lines, written apart from usher: what stands in a line is what was meant.
+//! A parser of text log lines, independent of usher's writer.
 
 use serde_json::{Map, Value};
 
 /// A text line as the object that the JSON format would have written, all values as strings; `None` if it
-/// is no line of the log.
+/// is not a log line.
 pub(crate) fn parse(line: &str) -> Option<Value> {
     let (time, rest) = line.split_once(' ')?;
     if time.as_bytes().get(10) != Some(&b'T') || !time.ends_with('Z') {

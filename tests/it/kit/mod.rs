@@ -1,6 +1,6 @@
-//! The kit: one shared world of real servers, usher under test, clients and scripted peers.
+//! The kit: shared real servers, usher under test, clients and scripted peers.
 //!
-//! Every wait has a deadline, every test has one in all ([`DEADLINE`]), and whatever a failing
+//! Every wait has a deadline, every test has an overall one ([`DEADLINE`]), and everything a failing
 //! test had open prints its transcript or log when it is dropped.
 
 pub(crate) mod browser;
@@ -14,12 +14,12 @@ pub(crate) mod exposition;
 pub(crate) mod log_line;
 pub(crate) mod netns;
 pub(crate) mod nginx;
-pub(crate) mod people;
 pub(crate) mod process;
 pub(crate) mod scripted;
 pub(crate) mod sieve;
 pub(crate) mod slapd;
 pub(crate) mod tools;
+pub(crate) mod users;
 pub(crate) mod usher;
 
 use std::cell::Cell;
@@ -30,35 +30,35 @@ use certs::{Certificates, Leaf, Pair};
 
 pub(crate) use client::Imap;
 pub(crate) use config::Config;
-pub(crate) use people::{Person, password_of};
 pub(crate) use sieve::Sieve;
+pub(crate) use users::{User, password_of};
 pub(crate) use usher::Usher;
 
-/// What a test may take from the moment its usher starts.
+/// The time limit of a test, from the start of its usher.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 thread_local! {
-    // The runner gives each test a thread of its own.
+    // The test runner runs each test in its own thread.
     static TEST_ENDS: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Starts the test's own deadline, again if there was one.
+/// Starts or restarts the deadline of the test.
 pub(crate) fn start_deadline() {
     TEST_ENDS.set(Some(Instant::now() + DEADLINE));
 }
 
-/// What is promised within a second, three times over: a busy machine fails no test.
+/// Three times a promised second, so that a busy machine fails no test.
 pub(crate) const PROMISED_SECOND: Duration = Duration::from_secs(3);
 
-/// How long a wait may take: this, or what is left of the test's deadline.
-pub(crate) fn patience(limit: Duration) -> Duration {
+/// The limit of one wait: this, or what is left of the test's deadline.
+pub(crate) fn wait_limit(limit: Duration) -> Duration {
     let left = TEST_ENDS.get().map_or(DEADLINE, |end| end.saturating_duration_since(Instant::now()));
-    assert!(!left.is_zero(), "the test met its own deadline of {DEADLINE:?}");
+    assert!(!left.is_zero(), "the test exceeded its deadline of {DEADLINE:?}");
     limit.min(left)
 }
 
-/// What the tests share: nobody may stop, freeze or reconfigure any of it.
-pub(crate) struct World {
+/// What the tests share: no test may stop, freeze or reconfigure it.
+pub(crate) struct SharedServers {
     pub(crate) certificates: Certificates,
     /// usher's own certificate.
     pub(crate) usher: Pair,
@@ -70,13 +70,13 @@ pub(crate) struct World {
     pub(crate) server4: Pair,
 }
 
-/// Certificates; made when the first test asks.
-pub(crate) fn world() -> &'static World {
-    static WORLD: OnceLock<World> = OnceLock::new();
+/// Certificates, created at the first use.
+pub(crate) fn shared() -> &'static SharedServers {
+    static WORLD: OnceLock<SharedServers> = OnceLock::new();
     WORLD.get_or_init(|| {
         let certificates = Certificates::new(&process::folder("certificates"));
         let local = ["usher.example.com", "localhost", "127.0.0.1"];
-        World {
+        SharedServers {
             usher: certificates.leaf("usher", Leaf::server(&local)),
             ldap: certificates.leaf("ldap", Leaf::server(&["ldap.example.com", "localhost", "127.0.0.1"])),
             server3: certificates.leaf("server3", Leaf::server(&["server3.example.com"])),
@@ -95,10 +95,10 @@ pub(crate) fn slapd() -> &'static slapd::Slapd {
 /// The shared server3.
 pub(crate) fn dovecot() -> &'static dovecot::Dovecot {
     static DOVECOT: OnceLock<dovecot::Dovecot> = OnceLock::new();
-    DOVECOT.get_or_init(|| dovecot::Dovecot::start(&world().certificates, &world().server3, false))
+    DOVECOT.get_or_init(|| dovecot::Dovecot::start(&shared().certificates, &shared().server3, false))
 }
 
-/// Where server3 hands mail to.
+/// The relay of server3.
 pub(crate) fn relay() -> &'static dovecot::Relay {
     static RELAY: OnceLock<dovecot::Relay> = OnceLock::new();
     RELAY.get_or_init(|| dovecot().relay())
@@ -107,5 +107,5 @@ pub(crate) fn relay() -> &'static dovecot::Relay {
 /// The shared server4.
 pub(crate) fn cyrus() -> &'static cyrus::Cyrus {
     static CYRUS: OnceLock<cyrus::Cyrus> = OnceLock::new();
-    CYRUS.get_or_init(|| cyrus::Cyrus::start(&world().server4))
+    CYRUS.get_or_init(|| cyrus::Cyrus::start(&shared().server4))
 }

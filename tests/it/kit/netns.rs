@@ -1,4 +1,4 @@
-//! Network namespaces: two machines joined by a cable, on which packets can be lost. Needs root and
+//! Network namespaces: two hosts joined by a link on which packets can be dropped. Requires root and
 //! `iproute2` and `nftables`.
 
 use std::fs::File;
@@ -11,13 +11,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::process::run;
 
-/// Two namespaces; taken away when dropped.
-pub(crate) struct Cable {
+/// Two namespaces, removed when dropped.
+pub(crate) struct Link {
     /// Their names, near and far.
     names: [String; 2],
 }
 
-/// Which end of a [`Cable`].
+/// Which end of a [`Link`].
 #[derive(Clone, Copy)]
 pub(crate) enum End {
     Near,
@@ -35,7 +35,7 @@ fn ip(arguments: &[&str]) {
     run("ip", arguments, b"").succeeded();
 }
 
-impl Cable {
+impl Link {
     /// Both ends have their address, and loopback.
     pub(crate) fn new() -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
@@ -54,7 +54,7 @@ impl Cable {
         cable
     }
 
-    /// Runs this in a thread of one end: the sockets that it makes stay there.
+    /// Runs this in a thread of one end: the sockets it creates stay there.
     pub(crate) fn at<T: Send + 'static>(&self, end: End, work: impl FnOnce() -> T + Send + 'static) -> T {
         let place = File::open(format!("/run/netns/{}", self.names[end as usize])).unwrap();
         let there = std::thread::spawn(move || {
@@ -64,12 +64,12 @@ impl Cable {
         there.join().unwrap()
     }
 
-    /// What runs a command at one end.
+    /// The command prefix that runs a program at one end.
     pub(crate) fn command(&self, end: End) -> [&str; 4] {
         ["ip", "netns", "exec", &self.names[end as usize]]
     }
 
-    /// From now on the far end loses what comes for this port.
+    /// From now on the far end drops packets for this port.
     pub(crate) fn lose(&self, port: u16) {
         let [.., far] = self.command(End::Far);
         let chain = format!("type filter hook input priority 0\ntcp dport {port} counter drop\n");
@@ -77,23 +77,23 @@ impl Cable {
         run("ip", &["netns", "exec", far, "nft", "-f", "-"], rules.as_bytes()).succeeded();
     }
 
-    /// How many packets for this port were lost.
+    /// The number of dropped packets for this port.
     pub(crate) fn lost(&self, port: u16) -> usize {
         let [.., far] = self.command(End::Far);
-        let told = run("ip", &["netns", "exec", far, "nft", "list", "table", "inet", &format!("lose{port}")], b"");
-        let told = told.succeeded().stdout;
-        let mut words = told.split_whitespace().skip_while(|word| *word != "packets");
+        let output = run("ip", &["netns", "exec", far, "nft", "list", "table", "inet", &format!("lose{port}")], b"");
+        let output = output.succeeded().stdout;
+        let mut words = output.split_whitespace().skip_while(|word| *word != "packets");
         words.nth(1).expect("a counter").parse().unwrap()
     }
 
-    /// Nothing for this port is lost any more.
+    /// Stops dropping packets for this port.
     pub(crate) fn mend(&self, port: u16) {
         let [.., far] = self.command(End::Far);
         run("ip", &["netns", "exec", far, "nft", "delete", "table", "inet", &format!("lose{port}")], b"").succeeded();
     }
 }
 
-impl Drop for Cable {
+impl Drop for Link {
     fn drop(&mut self) {
         for name in &self.names {
             let _ = std::process::Command::new("ip").args(["netns", "delete", name]).status();

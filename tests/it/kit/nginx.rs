@@ -1,10 +1,10 @@
-//! nginx's mail proxy, which asks usher for leave. It is not installed: `tests/run` unpacks Debian's
+//! nginx's mail proxy, which uses usher for `auth_http`. It is not installed: `tests/run` unpacks Debian's
 //! packages under `target/`.
 
 use std::path::Path;
 
 use super::process::{Running, Server, folder, free_port, require, wait_for_port};
-use super::world;
+use super::shared;
 
 /// A running nginx with usher's certificate.
 pub(crate) struct Nginx {
@@ -18,7 +18,7 @@ pub(crate) struct Nginx {
 }
 
 impl Nginx {
-    /// One that asks at this port of loopback; `more` is configuration for all of its servers.
+    /// One with `auth_http` at this port on loopback; `more` is configuration for all of its servers.
     pub(crate) fn start(auth_http: u16, more: &str) -> Self {
         let unpacked = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("nginx");
         require(&unpacked.join("complete"));
@@ -60,8 +60,8 @@ mail {{
 ",
             modules = unpacked.join("usr/lib/nginx/modules").display(),
             folder = folder.display(),
-            chain = world().usher.chain.display(),
-            key = world().usher.key.display(),
+            chain = shared().usher.chain.display(),
+            key = shared().usher.key.display(),
         );
         let file = folder.join("nginx.conf");
         std::fs::write(&file, config).unwrap();

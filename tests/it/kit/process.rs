@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::patience;
+use super::wait_limit;
 
 /// Only the soft limit of descriptors is lowered, for servers that make tables of that size; whoever
 /// needs more may raise it again.
 ///
-/// `$1` log file or nothing, `$2` the signal that ends the server. The inner shell tells the server's process id on the first line of standard output.
+/// `$1` log file or nothing, `$2` the signal that ends the server. The inner shell prints the server's process
+/// id on the first line of standard output.
 const GUARDIAN: &str = r#"
 log=$1 signal=$2
 shift 2
@@ -36,11 +37,11 @@ kill $watcher
 exit $code
 "#;
 
-/// What to run and how to end it.
+/// The command of a server and the signal that ends it.
 pub(crate) struct Server<'a> {
     pub(crate) command: Vec<String>,
     pub(crate) environment: Vec<(&'a str, String)>,
-    /// Where its output goes; `None`: to the reader that `start` returns.
+    /// The file of its output; `None`: the reader that `start` returns.
     pub(crate) log: Option<PathBuf>,
     /// `TERM` or `KILL`.
     pub(crate) end: &'a str,
@@ -64,15 +65,15 @@ impl Server<'_> {
             .envs(self.environment)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null()) // the shell's own remarks about who was killed
-            .process_group(0) // a Ctrl-C in the terminal must not end the guardian before its work
+            .stderr(Stdio::null()) // the shell's messages about killed jobs
+            .process_group(0) // a Ctrl-C in the terminal must not end the guardian before its cleanup
             .spawn()
             .expect("sh starts");
         let mut output = BufReader::new(guardian.stdout.take().unwrap());
         let pipe = guardian.stdin.take();
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
-        let pid = line.trim().parse().ok().and_then(Pid::from_raw).expect("the guardian tells a process id");
+        let pid = line.trim().parse().ok().and_then(Pid::from_raw).expect("the guardian prints a process id");
         let (sender, exit) = channel();
         std::thread::spawn(move || sender.send(guardian.wait().unwrap()));
         (Running { pid, pipe, exit: Mutex::new(exit) }, output)
@@ -90,18 +91,18 @@ impl Running {
         kill_process(self.pid, signal).expect("the server is alive");
     }
 
-    /// Waits for its end; the code is 128 + n if signal n ended it.
+    /// Waits for its exit; the code is 128 + n if signal n ended it.
     pub(crate) fn exit_code(&self) -> i32 {
         let status = self
             .exit
             .lock()
             .unwrap()
-            .recv_timeout(patience(Duration::from_secs(30)))
+            .recv_timeout(wait_limit(Duration::from_secs(30)))
             .expect("the process ends in time");
         status.code().expect("the guardian is not killed")
     }
 
-    /// Ends it now and waits until it is gone.
+    /// Kills it and waits for its exit.
     pub(crate) fn stop(&mut self) {
         self.pipe = None;
         let _ = self.exit.lock().unwrap().recv_timeout(Duration::from_secs(15));
@@ -114,7 +115,7 @@ impl Drop for Running {
     }
 }
 
-/// Writes a file that only its owner may read, as usher wants keys and passwords.
+/// Writes a file readable by its owner only, as usher requires for keys and passwords.
 pub(crate) fn write_secret(path: &Path, content: impl AsRef<[u8]>) {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::write(path, content).unwrap();
@@ -122,7 +123,7 @@ pub(crate) fn write_secret(path: &Path, content: impl AsRef<[u8]>) {
 }
 
 /// A new folder for a server or a test, readable by every user (Cyrus runs as its own). All of them
-/// go when the test process ends, in whatever way.
+/// are removed when the test process ends, in any way.
 pub(crate) fn folder(name: &str) -> PathBuf {
     static ROOT: OnceLock<(PathBuf, Child)> = OnceLock::new();
     static NEXT: AtomicU16 = AtomicU16::new(0);
@@ -130,7 +131,7 @@ pub(crate) fn folder(name: &str) -> PathBuf {
         use std::os::unix::process::CommandExt as _;
         let root = tempfile::Builder::new().prefix("usher-it-").tempdir_in(fast_folder()).unwrap().keep();
         open_to_all(&root);
-        // Servers that are about to end may write once more: hence twice.
+        // Servers that are about to exit may write once more: hence twice.
         let script = "cat >/dev/null; rm -rf \"$1\"; sleep 7; rm -rf \"$1\"";
         let janitor = Command::new("sh")
             .args(["-c", script, "janitor", &root.display().to_string()])
@@ -147,8 +148,8 @@ pub(crate) fn folder(name: &str) -> PathBuf {
     folder
 }
 
-/// In memory where there is room and programs may run (Cyrus is copied there), unless `TMPDIR` names
-/// a place. On a disk that is still writing what the compiler has left, a server may wait for longer
+/// In memory if there is space and programs may run (Cyrus is copied there), unless `TMPDIR` names
+/// a folder. On a disk still busy with the compiler's output, a server may wait for longer
 /// than usher waits for it.
 fn fast_folder() -> PathBuf {
     use rustix::fs::{StatVfsMountFlags, statvfs};
@@ -166,8 +167,8 @@ fn open_to_all(folder: &Path) {
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A port on loopback that nobody uses, outside the range that the kernel gives to clients, so
-/// that a stopped server finds it free when it comes back.
+/// An unused port on loopback, outside the range that the kernel gives to clients, so
+/// that a stopped server finds it free when restarted.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 500).unwrap() * 20;
@@ -180,24 +181,24 @@ pub(crate) fn free_port() -> u16 {
     panic!("no free port on loopback");
 }
 
-/// Waits until somebody accepts connections there.
+/// Waits until the port accepts connections.
 pub(crate) fn wait_for_port(port: u16, log: &Path) {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
         if std::time::Instant::now() > deadline {
             panic!("nothing listens on port {port}; {}:\n{}", log.display(), read_text(log));
         }
-        // A server that is about to listen gives no event to wait for.
+        // A server that is about to listen offers no event to wait for.
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// A file's text, or why there is none.
+/// The text of a file, or the reason why it cannot be read.
 pub(crate) fn read_text(path: &Path) -> String {
     std::fs::read(path).map_or_else(|error| error.to_string(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// What a finished command said.
+/// The output of a finished command.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) code: i32,
@@ -206,14 +207,14 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Panics with everything it said unless it succeeded.
+    /// Panics with its output unless it succeeded.
     pub(crate) fn succeeded(self) -> Self {
         assert_eq!(self.code, 0, "{self:#?}");
         self
     }
 }
 
-/// Runs a command to its end, 50 s at most, with this on its standard input.
+/// Runs a command to its end, at most 50 s, with this standard input.
 pub(crate) fn run(program: &str, arguments: &[&str], input: &[u8]) -> Output {
     use std::io::Write as _;
     let mut child = Command::new("timeout")
@@ -241,7 +242,7 @@ pub(crate) fn run(program: &str, arguments: &[&str], input: &[u8]) -> Output {
     })
 }
 
-/// Panics if a server's program is missing: a test is never skipped in silence.
+/// Panics if a server's program is missing: a test is never skipped silently.
 pub(crate) fn require(program: &Path) {
     assert!(program.exists(), "{} is missing: run ./tests/run, which installs what the tests need", program.display());
 }

@@ -1,4 +1,4 @@
-//! Peers that misbehave on order: a mail server and a directory that follow a script.
+//! Scripted peers that can misbehave: a mail server and a directory.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 
 use super::certs::Pair;
 use super::client::literal_size;
-use super::{patience, world};
+use super::{shared, wait_limit};
 
 /// A mail server that runs a script on each connection.
 pub(crate) struct Scripted {
@@ -30,9 +30,9 @@ pub(crate) struct Peer {
     logins: Sender<String>,
     /// The number of this connection, from 1.
     pub(crate) number: usize,
-    /// The name that the client asked for in its TLS handshake.
+    /// The server name of the client's TLS handshake.
     pub(crate) server_name: Option<String>,
-    /// Whether the TLS session continued an earlier one.
+    /// Whether the TLS session was resumed.
     pub(crate) resumed: bool,
     tls: Arc<ServerConfig>,
 }
@@ -43,16 +43,16 @@ enum Stream {
     Gone,
 }
 
-/// What most scripts greet with.
+/// The greeting of most scripts.
 pub(crate) const GREETING: &str = "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] scripted\r\n";
 
 impl Scripted {
     /// TLS from the first byte with server3's certificate.
     pub(crate) fn tls(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
-        Self::start(Some(&world().server3), script)
+        Self::start(Some(&shared().server3), script)
     }
 
-    /// In the clear, until the script says otherwise.
+    /// Without TLS, until the script starts it.
     pub(crate) fn plain(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
         Self::start(None, script)
     }
@@ -62,18 +62,18 @@ impl Scripted {
         Self::start(Some(pair), script)
     }
 
-    /// TLS, and the script is to answer every login with OK and every later command too.
-    pub(crate) fn welcoming() -> Self {
-        Self::welcoming_at(0)
+    /// TLS, with a script that answers every login and every later command with OK.
+    pub(crate) fn accepting() -> Self {
+        Self::accepting_at(0)
     }
 
-    /// As [`Scripted::welcoming`], at this port.
-    pub(crate) fn welcoming_at(port: u16) -> Self {
-        Self::start_at(port, Some(&world().server3), |peer| {
+    /// As [`Scripted::accepting`], at this port.
+    pub(crate) fn accepting_at(port: u16) -> Self {
+        Self::start_at(port, Some(&shared().server3), |peer| {
             peer.send(GREETING);
             if peer.accept_login().is_some() {
-                peer.be_patient();
-                peer.answer_everything();
+                peer.wait_indefinitely();
+                peer.reply_to_everything();
             }
         })
     }
@@ -87,17 +87,17 @@ impl Scripted {
         let port = listener.local_addr().unwrap().port();
         let connections = Arc::new(AtomicUsize::new(0));
         let clients = Arc::new(Mutex::new(Vec::new()));
-        let met = Arc::clone(&clients);
+        let seen = Arc::clone(&clients);
         let transcript = Arc::new(Mutex::new(String::new()));
         let (sender, logins) = channel();
-        let shared = (Arc::clone(&connections), Arc::clone(&transcript), Arc::new(script));
+        let state = (Arc::clone(&connections), Arc::clone(&transcript), Arc::new(script));
         let implicit = pair.is_some();
-        let tls = pair.unwrap_or(&world().server3).server_config();
-        // These threads live as long as the test process; the script ends when its peer goes.
+        let tls = pair.unwrap_or(&shared().server3).server_config();
+        // These threads live as long as the test process; a script ends when its peer closes.
         std::thread::spawn(move || {
             while let Ok((socket, client)) = listener.accept() {
-                met.lock().unwrap().push(client.ip());
-                let (connections, transcript, script) = shared.clone();
+                seen.lock().unwrap().push(client.ip());
+                let (connections, transcript, script) = state.clone();
                 let (tls, logins) = (Arc::clone(&tls), sender.clone());
                 std::thread::spawn(move || {
                     socket.set_nodelay(true).unwrap();
@@ -117,25 +117,25 @@ impl Scripted {
         Self { port, connections, clients, transcript, logins: Mutex::new(logins) }
     }
 
-    /// How many connections came.
+    /// The number of connections so far.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 
-    /// Where the connections came from, in their order.
+    /// The client addresses of the connections, in order.
     pub(crate) fn clients(&self) -> Vec<String> {
         self.clients.lock().unwrap().iter().map(ToString::to_string).collect()
     }
 
-    /// Waits for the next login command that a script took by [`Peer::accept_login`] or
+    /// Waits for the next login command that a script read by [`Peer::accept_login`] or
     /// [`Peer::take_login`]: `authzid NUL authcid NUL password`, or LOGIN's arguments with literals
     /// as quoted strings.
     pub(crate) fn next_login(&self) -> String {
-        let limit = patience(Duration::from_secs(20));
+        let limit = wait_limit(Duration::from_secs(20));
         self.logins.lock().unwrap().recv_timeout(limit).expect("a login reaches the scripted server")
     }
 
-    /// Everything said so far.
+    /// The transcript so far.
     pub(crate) fn transcript(&self) -> String {
         self.transcript.lock().unwrap().clone()
     }
@@ -156,7 +156,7 @@ impl Peer {
         self.transcript.lock().unwrap().push_str(&line);
     }
 
-    /// The handshake; `false` if the client does not like it.
+    /// The TLS handshake; `false` if it fails.
     pub(crate) fn start_tls(&mut self) -> bool {
         let Stream::Plain(mut socket) = std::mem::replace(&mut self.stream, Stream::Gone) else {
             panic!("TLS twice");
@@ -175,7 +175,7 @@ impl Peer {
         true
     }
 
-    /// Sends; `false` if the client is gone.
+    /// Sends bytes; `false` if the client has closed.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         let bytes = bytes.as_ref();
         self.note("S:", bytes);
@@ -199,7 +199,7 @@ impl Peer {
         n > 0
     }
 
-    /// A line without its end; `None` if the client is gone.
+    /// A line without its line end; `None` if the client has closed.
     pub(crate) fn line(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
@@ -213,7 +213,7 @@ impl Peer {
         }
     }
 
-    /// Exactly so many bytes.
+    /// Reads exactly `n` bytes.
     pub(crate) fn bytes(&mut self, n: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < n {
             if !self.fill() {
@@ -223,7 +223,7 @@ impl Peer {
         Some(self.buffer.drain(..n).collect())
     }
 
-    /// A command: its tag and the rest, with literals asked for and put in as quoted strings.
+    /// A command: its tag and the rest, with literals requested and inserted as quoted strings.
     pub(crate) fn command(&mut self) -> Option<(String, String)> {
         let mut line = self.line()?;
         while let Some(size) = literal_size(&line) {
@@ -239,7 +239,7 @@ impl Peer {
         Some((tag.to_owned(), rest.to_owned()))
     }
 
-    /// Answers CAPABILITY and ID until a login comes and returns its tag without answering it.
+    /// Answers CAPABILITY and ID until a login arrives and returns its tag without answering it.
     pub(crate) fn take_login(&mut self) -> Option<String> {
         use base64::Engine as _;
         loop {
@@ -278,8 +278,8 @@ impl Peer {
         self.send(format!("{tag} OK [CAPABILITY IMAP4rev1 SCRIPTED] welcome\r\n")).then_some(tag)
     }
 
-    /// Answers every command with its own words in the text, until the client goes.
-    pub(crate) fn answer_everything(&mut self) {
+    /// Answers every command with OK and its own text, until the client closes.
+    pub(crate) fn reply_to_everything(&mut self) {
         while let Some((tag, command)) = self.command() {
             let end = command.eq_ignore_ascii_case("LOGOUT");
             if !self.send(format!("{tag} OK did {command}\r\n")) || end {
@@ -288,8 +288,8 @@ impl Peer {
         }
     }
 
-    /// Waits for the client from here on as long as it takes: a session may be silent for minutes.
-    fn be_patient(&self) {
+    /// Removes the read timeout: a session may be silent for minutes.
+    fn wait_indefinitely(&self) {
         let socket = match &self.stream {
             Stream::Plain(socket) => socket,
             Stream::Tls(stream) => &stream.sock,
@@ -298,14 +298,14 @@ impl Peer {
         socket.set_read_timeout(None).unwrap();
     }
 
-    /// Reads until the client goes.
+    /// Reads until the client closes.
     pub(crate) fn wait_for_end(&mut self) {
         while self.fill() {
             self.buffer.clear();
         }
     }
 
-    /// Ends our direction and keeps the other open.
+    /// Closes the sending direction and keeps the other open.
     pub(crate) fn half_close(&mut self) {
         match &mut self.stream {
             Stream::Plain(socket) => drop(socket.shutdown(std::net::Shutdown::Write)),
@@ -331,7 +331,7 @@ impl Peer {
     }
 }
 
-/// A port where connecting gets no answer: its queue of connections is full.
+/// A port where connecting gets no reply: its accept queue is full.
 pub(crate) struct BlackHole {
     _socket: socket2::Socket,
     _queue: Vec<TcpStream>,
@@ -352,18 +352,18 @@ impl BlackHole {
     }
 }
 
-/// A request to a [`ScriptedLdap`], as much of it as the scripts need.
+/// The operation of a request to a [`ScriptedLdap`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operation {
     /// A bind.
     Bind,
     /// A search.
     Search,
-    /// Anything else, by its BER tag.
+    /// Any other operation, by its BER tag.
     Other(u8),
 }
 
-/// A directory in the clear whose answers a script writes.
+/// A directory without TLS whose replies come from a script.
 pub(crate) struct ScriptedLdap {
     port: u16,
     connections: Arc<AtomicUsize>,
@@ -408,7 +408,7 @@ impl ScriptedLdap {
         format!("ldap://127.0.0.1:{}", self.port)
     }
 
-    /// How many connections came.
+    /// The number of connections so far.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }

@@ -1,4 +1,4 @@
-//! A ManageSieve client that sends exactly what it is told, on the connection of the IMAP one.
+//! A ManageSieve client that sends the given bytes unchanged, over the connection of the IMAP client.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,22 +8,22 @@ use super::client::{Imap, Tls};
 /// A connection.
 pub(crate) struct Sieve {
     connection: Imap,
-    /// The capabilities that came with the greeting, a line each, with the answer that ended them.
+    /// The capabilities of the greeting, one per line, with the reply that ends them.
     pub(crate) greeting: Vec<String>,
 }
 
 impl Sieve {
-    /// Connects over TLS and takes the greeting.
+    /// Connects over TLS and reads the greeting.
     pub(crate) fn tls(port: u16) -> Self {
         Self::greeted(Imap::tls(port))
     }
 
-    /// As [`Sieve::tls`], with a TLS of one's own; the error of the handshake.
+    /// As [`Sieve::tls`], with other TLS settings; the error of the handshake.
     pub(crate) fn try_tls(port: u16, tls: &Tls) -> std::io::Result<Self> {
         Imap::try_tls(port, tls).map(Self::greeted)
     }
 
-    /// Connects in the clear and takes the greeting.
+    /// Connects without TLS and reads the greeting.
     pub(crate) fn plain(port: u16) -> Self {
         Self::greeted(Imap::plain(port))
     }
@@ -35,7 +35,7 @@ impl Sieve {
         sieve
     }
 
-    /// STARTTLS and the list that comes under TLS.
+    /// STARTTLS and the capability list that follows under TLS.
     pub(crate) fn start_tls(&mut self) -> Vec<String> {
         assert!(self.command("STARTTLS")[0].starts_with("OK"));
         self.connection.start_tls();
@@ -47,7 +47,7 @@ impl Sieve {
         self.connection.send(bytes);
     }
 
-    /// Reads up to the next answer, which is the last of the lines. Literals stay inside theirs.
+    /// Reads up to the next reply, which is the last of the lines. Literals are kept inside their lines.
     pub(crate) fn answer(&mut self) -> Vec<String> {
         let first = self.connection.line();
         self.answer_from(first)
@@ -69,13 +69,13 @@ impl Sieve {
         }
     }
 
-    /// Sends a command and reads its answer.
+    /// Sends a command and reads its reply.
     pub(crate) fn command(&mut self, command: &str) -> Vec<String> {
         self.send(format!("{command}\r\n"));
         self.answer()
     }
 
-    /// AUTHENTICATE PLAIN with an initial response; the one line of its answer.
+    /// AUTHENTICATE PLAIN with an initial response; the one line of its reply.
     pub(crate) fn authenticate(&mut self, login: &str, password: &str) -> String {
         let message = STANDARD.encode(format!("\0{login}\0{password}"));
         let mut answer = self.command(&format!("AUTHENTICATE \"PLAIN\" \"{message}\""));
@@ -83,7 +83,7 @@ impl Sieve {
         answer.remove(0)
     }
 
-    /// Expects the end.
+    /// Expects the connection to end.
     pub(crate) fn expect_clean_end(&mut self) {
         self.connection.expect_clean_end();
     }

@@ -1,4 +1,4 @@
-//! OpenLDAP's slapd with the test people in it.
+//! OpenLDAP's slapd with the test users.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -6,50 +6,50 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::certs::Pair;
-use super::people::{Person, SERVICE_DN, SERVICE_PASSWORD, SUFFIX, everybody};
 use super::process::{Running, Server, folder, free_port, read_text, require, run, wait_for_port};
-use super::{patience, world};
+use super::users::{SERVICE_DN, SERVICE_PASSWORD, SUFFIX, User, all_users};
+use super::{shared, wait_limit};
 
 /// The rootdn's password, for the tests' own changes.
 const ROOT: [&str; 4] = ["-D", "cn=root,dc=example,dc=com", "-w", "root"];
 
-/// What a slapd has besides the usual; everything may be left at its default.
+/// Additional settings of a slapd.
 #[derive(Default)]
 pub(crate) struct Options<'a> {
-    /// Another authority than the world's.
+    /// Another CA than the shared one.
     pub(crate) ca: Option<&'a Path>,
-    /// Another certificate than the world's.
+    /// Another certificate than the shared one.
     pub(crate) pair: Option<&'a Pair>,
     /// Modules to load: `syncprov`, `ppolicy`.
     pub(crate) modules: &'a [&'a str],
     /// Lines for the head of slapd.conf, before the database: schema and global settings.
     pub(crate) global: &'a str,
-    /// `access` lines that come before the usual ones.
+    /// `access` lines before the default ones.
     pub(crate) access: &'a str,
     /// Lines for the end of the database: overlays, limits, `lastbind on`.
     pub(crate) database: &'a str,
-    /// More entries, as LDIF, behind the usual ones.
+    /// More entries, as LDIF, after the default ones.
     pub(crate) entries: &'a str,
     /// It is a replica and begins empty; `entries` is not used.
-    pub(crate) follows: Option<Follows<'a>>,
+    pub(crate) replica_of: Option<ReplicaOf<'a>>,
 }
 
-/// Makes the service account read all at once, and the database a provider of RFC 4533. Goes into
+/// Lifts the size limit of the service account and makes the database a provider of RFC 4533. Goes into
 /// [`Options::database`], with `syncprov` in [`Options::modules`].
 pub(crate) const SYNCPROV: &str = r#"limits dn.exact="cn=usher,ou=services,dc=example,dc=com" size=unlimited time=unlimited
 overlay syncprov
 "#;
 
-/// Whose replica a slapd is: the other needs [`SYNCPROV`].
+/// The provider of a replica; it needs [`SYNCPROV`].
 #[derive(Clone, Copy)]
-pub(crate) enum Follows<'a> {
+pub(crate) enum ReplicaOf<'a> {
     /// Within milliseconds.
     AtOnce(&'a Slapd),
-    /// It asks once when it starts and then every so many seconds: so far it lags behind.
+    /// Polls at the start and then at this interval in seconds: so far it lags.
     Every(u8, &'a Slapd),
 }
 
-impl Follows<'_> {
+impl ReplicaOf<'_> {
     fn syncrepl(self) -> String {
         let (kind, provider) = match self {
             Self::AtOnce(provider) => ("refreshAndPersist retry=\"1 +\"".into(), provider),
@@ -65,7 +65,7 @@ impl Follows<'_> {
     }
 }
 
-/// A slapd of its own folder and ports.
+/// A slapd with its own folder and ports.
 pub(crate) struct Slapd {
     folder: PathBuf,
     running: Option<Running>,
@@ -74,21 +74,21 @@ pub(crate) struct Slapd {
 }
 
 impl Slapd {
-    /// One for a test alone, which may stop, freeze and change it.
+    /// A server for one test, which may stop, freeze and change it.
     pub(crate) fn private() -> Self {
         Self::with(Options::default())
     }
 
-    /// One of a test's own making.
+    /// A server with these options.
     pub(crate) fn with(options: Options<'_>) -> Self {
         require(Path::new("/usr/sbin/slapd"));
         let folder = folder("slapd");
         std::fs::create_dir(folder.join("data")).unwrap();
-        let certificates = &world().certificates;
+        let certificates = &shared().certificates;
         let ca = options.ca.map_or_else(|| certificates.ca(), Path::to_owned);
-        let pair = options.pair.unwrap_or(&world().ldap);
+        let pair = options.pair.unwrap_or(&shared().ldap);
         let modules: String = options.modules.iter().map(|name| format!("moduleload {name}\n")).collect();
-        // An empty password with a DN is a good bind here (RFC 4513 5.1.2): usher must not rely on
+        // An empty password with a DN is a successful bind here (RFC 4513 5.1.2): usher must not rely on
         // a server that refuses it.
         let config = format!(
             r#"include /etc/ldap/schema/core.schema
@@ -126,18 +126,18 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
             global = options.global,
             access = options.access,
             database = options.database,
-            follows = options.follows.map(Follows::syncrepl).unwrap_or_default(),
+            follows = options.replica_of.map(ReplicaOf::syncrepl).unwrap_or_default(),
         );
         std::fs::write(folder.join("slapd.conf"), config).unwrap();
-        if options.follows.is_none() {
+        if options.replica_of.is_none() {
             let file = folder.join("slapd.conf").display().to_string();
             run("/usr/sbin/slapadd", &["-q", "-f", &file], content(options.entries).as_bytes()).succeeded();
         }
         let mut slapd = Self { folder, running: None, port: free_port(), tls_port: free_port() };
         slapd.start_again();
-        if options.follows.is_some() {
-            // A refresh comes in the order of the entries.
-            let last = everybody().last().expect("there are people").clone();
+        if options.replica_of.is_some() {
+            // A refresh sends entries in order.
+            let last = all_users().last().expect("there are users").clone();
             slapd.wait_for(&last.dn(), &format!("uid: {}", last.uid));
         }
         slapd
@@ -155,7 +155,7 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
         wait_for_port(self.tls_port, &self.log());
     }
 
-    /// Ends it; connections are reset and refused.
+    /// Stops it; connections are reset and refused.
     pub(crate) fn stop(&mut self) {
         self.running = None;
     }
@@ -165,7 +165,7 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
         self.copy("data", "backup");
     }
 
-    /// Puts the copy back, after [`Slapd::stop`].
+    /// Restores the copy, after [`Slapd::stop`].
     pub(crate) fn restore(&self) {
         std::fs::remove_dir_all(self.folder.join("data")).unwrap();
         self.copy("backup", "data");
@@ -179,12 +179,12 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
         }
     }
 
-    /// Stops its time: connections stay, nothing answers.
+    /// Freezes it: connections stay open, nothing replies.
     pub(crate) fn freeze(&self) {
         self.running.as_ref().expect("running").signal(Signal::STOP);
     }
 
-    /// Lets it go on.
+    /// Lets it continue.
     pub(crate) fn thaw(&self) {
         self.running.as_ref().expect("running").signal(Signal::CONT);
     }
@@ -208,27 +208,27 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
         self.folder.join("log")
     }
 
-    /// Everything it logged.
+    /// Its log so far.
     pub(crate) fn logged(&self) -> String {
         read_text(&self.log())
     }
 
-    /// How many simple binds as this DN it was asked for, by its own log.
+    /// The number of simple bind requests as this DN, by its own log.
     pub(crate) fn binds(&self, dn: &str) -> usize {
         let needle = format!("BIND dn=\"{dn}\" method=128");
         self.logged().lines().filter(|line| line.contains(&needle)).count()
     }
 
-    /// How many searches it was asked for whose line in the log holds this.
+    /// The number of searches whose log line contains this.
     pub(crate) fn searches(&self, needle: &str) -> usize {
         self.logged().lines().filter(|line| line.contains(" SRCH base=") && line.contains(needle)).count()
     }
 
-    /// Binds past usher with a wrong password.
+    /// Binds directly with a wrong password.
     pub(crate) fn refuses(&self, dn: &str, password: &str) {
         let url = self.url();
         let output = run("ldapwhoami", &["-x", "-H", &url, "-D", dn, "-w", password], b"");
-        assert_ne!(output.code, 0, "{dn} is let in");
+        assert_ne!(output.code, 0, "{dn} is accepted");
     }
 
     /// Changes entries by LDIF.
@@ -237,15 +237,15 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
         run("ldapmodify", &[&["-x", "-H", &url], &ROOT[..]].concat(), ldif.as_bytes()).succeeded();
     }
 
-    /// Changes entries after [`Slapd::stop`], where nobody sees it: on a socket of this call's own.
-    pub(crate) fn modify_unseen(&self, ldif: &str) {
+    /// Changes entries after [`Slapd::stop`], unseen by followers: on a socket of its own.
+    pub(crate) fn modify_offline(&self, ldif: &str) {
         let hidden = format!("ldapi://{}", self.folder.join("hidden").display().to_string().replace('/', "%2F"));
         let config = self.folder.join("slapd.conf").display().to_string();
         let words = ["/usr/sbin/slapd", "-d", "stats", "-f", &config, "-h", &hidden];
         let command = words.map(String::from).to_vec();
         let server = Server { command, environment: vec![], log: Some(self.log()), end: "TERM" };
         let _running = server.start().0;
-        let deadline = Instant::now() + patience(Duration::from_secs(20));
+        let deadline = Instant::now() + wait_limit(Duration::from_secs(20));
         while std::os::unix::net::UnixStream::connect(self.folder.join("hidden")).is_err() {
             assert!(Instant::now() < deadline, "slapd does not start:\n{}", self.logged());
             std::thread::sleep(Duration::from_millis(10));
@@ -253,38 +253,38 @@ access to * by dn.exact="{SERVICE_DN}" read by self read by * none
         run("ldapmodify", &[&["-x", "-H", &hidden], &ROOT[..]].concat(), ldif.as_bytes()).succeeded();
     }
 
-    /// Adds a person.
-    pub(crate) fn add(&self, person: &Person) {
+    /// Adds a user.
+    pub(crate) fn add(&self, person: &User) {
         let url = self.url();
         run("ldapadd", &[&["-x", "-H", &url], &ROOT[..]].concat(), person.ldif().as_bytes()).succeeded();
     }
 
-    /// What it shows of an entry to its administrator: `ldapsearch`'s lines for these attributes,
-    /// or nothing where there is no such entry.
+    /// The attributes of an entry as its administrator reads them, in the lines of `ldapsearch`,
+    /// or nothing if there is no such entry.
     pub(crate) fn read(&self, dn: &str, attributes: &[&str]) -> String {
         let url = self.url();
         let words = ["-x", "-LLL", "-o", "ldif-wrap=no", "-H", &url, "-s", "base", "-b", dn];
         run("ldapsearch", &[&words, &ROOT[..], attributes].concat(), b"").stdout
     }
 
-    /// Waits until an entry shows this line, as a replica does some time after its provider.
+    /// Waits until an entry has this line, as a replica does some time after its provider.
     pub(crate) fn wait_for(&self, dn: &str, line: &str) {
-        let deadline = Instant::now() + patience(Duration::from_secs(20));
+        let deadline = Instant::now() + wait_limit(Duration::from_secs(20));
         while !self.read(dn, &["*", "+"]).lines().any(|shown| shown == line) {
-            assert!(Instant::now() < deadline, "{dn} does not show {line}; its log:\n{}", self.logged());
-            // A replica gives no event to wait for.
+            assert!(Instant::now() < deadline, "{dn} does not have {line}; its log:\n{}", self.logged());
+            // A replica offers no event to wait for.
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Sets an attribute, or removes it where there is no value.
-    pub(crate) fn set(&self, person: &Person, attribute: &str, value: Option<&str>) {
+    /// Sets an attribute, or removes it without a value.
+    pub(crate) fn set(&self, person: &User, attribute: &str, value: Option<&str>) {
         let value = value.map(|value| format!("{attribute}: {value}\n")).unwrap_or_default();
         self.modify(&format!("dn: {}\nchangetype: modify\nreplace: {attribute}\n{value}", person.dn()));
     }
 }
 
-/// The usual entries, and more.
+/// The default entries, and more.
 fn content(more: &str) -> String {
     let mut ldif = format!("dn: {SUFFIX}\nobjectClass: domain\ndc: example\n\n");
     for ou in ["services", "people", "open", "closed"] {
@@ -292,7 +292,7 @@ fn content(more: &str) -> String {
     }
     ldif.push_str(&format!("dn: {SERVICE_DN}\nobjectClass: applicationProcess\nobjectClass: simpleSecurityObject\n"));
     ldif.push_str(&format!("cn: usher\nuserPassword: {SERVICE_PASSWORD}\n\n"));
-    ldif.extend(everybody().iter().map(Person::ldif));
+    ldif.extend(all_users().iter().map(User::ldif));
     ldif.push_str(more);
     ldif
 }

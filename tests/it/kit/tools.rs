@@ -1,16 +1,16 @@
-//! The clients that people use: curl, Python's libraries, mbsync, fetchmail, mpop and sieve-connect.
+//! Common mail clients: curl, Python's libraries, mbsync, fetchmail, mpop and sieve-connect.
 
 use super::process::{Output, folder, run};
-use super::{password_of, world};
+use super::{password_of, shared};
 
-/// curl on an IMAP URL of this port, as somebody with their password.
+/// curl on an IMAP URL of this port, as this user.
 pub(crate) fn curl(port: u16, uid: &str, path: &str, arguments: &[&str]) -> Output {
     curl_url(&format!("imaps://127.0.0.1:{port}/{path}"), uid, arguments)
 }
 
-/// curl on any URL, as somebody with their password.
+/// curl on any URL, as this user.
 pub(crate) fn curl_url(url: &str, uid: &str, arguments: &[&str]) -> Output {
-    let ca = world().certificates.ca().display().to_string();
+    let ca = shared().certificates.ca().display().to_string();
     let user = format!("{uid}:{}", password_of(uid));
     let fixed = ["-sS", "--max-time", "45", "--cacert", &ca, "-u", &user, url];
     run("curl", &[&fixed, arguments].concat(), b"")
@@ -18,7 +18,7 @@ pub(crate) fn curl_url(url: &str, uid: &str, arguments: &[&str]) -> Output {
 
 /// A Python script with `connection`, an `imaplib.IMAP4_SSL` before login, and `port` and `ca`.
 pub(crate) fn imaplib(port: u16, script: &str) -> Output {
-    let ca = world().certificates.ca().display().to_string();
+    let ca = shared().certificates.ca().display().to_string();
     let head = format!(
         "import imaplib, ssl\nport, ca = {port}, {ca:?}\ncontext = ssl.create_default_context(cafile=ca)\n\
          connection = imaplib.IMAP4_SSL('localhost', port, ssl_context=context, timeout=40)\n"
@@ -28,16 +28,16 @@ pub(crate) fn imaplib(port: u16, script: &str) -> Output {
 
 /// A Python script with `port` and a `context` for TLS.
 pub(crate) fn python(port: u16, script: &str) -> Output {
-    let ca = world().certificates.ca().display().to_string();
+    let ca = shared().certificates.ca().display().to_string();
     let head = format!("import ssl\nport = {port}\ncontext = ssl.create_default_context(cafile={ca:?})\n");
     run("python3", &["-c", &(head + script)], b"")
 }
 
-/// Fetches all mail of somebody over POP3 with a client of this name and returns what arrived.
+/// Fetches all mail of a user over POP3 with this client and returns the messages.
 pub(crate) fn fetch(client: &str, port: u16, uid: &str) -> Vec<String> {
     let folder = folder(client);
     let path = |name: &str| folder.join(name).display().to_string();
-    let (password, ca) = (password_of(uid), world().certificates.ca().display().to_string());
+    let (password, ca) = (password_of(uid), shared().certificates.ca().display().to_string());
     for name in ["mail", "mail/new", "mail/cur", "mail/tmp"] {
         std::fs::create_dir(folder.join(name)).unwrap();
     }
@@ -59,7 +59,7 @@ pub(crate) fn fetch(client: &str, port: u16, uid: &str) -> Vec<String> {
             ),
             vec!["-C".into(), path("config")],
         ),
-        other => panic!("how does {other} work?"),
+        other => panic!("unknown client {other}"),
     };
     super::process::write_secret(&folder.join("config"), config);
     let home = format!("HOME={}", path(""));
@@ -69,14 +69,14 @@ pub(crate) fn fetch(client: &str, port: u16, uid: &str) -> Vec<String> {
     files.map(|file| super::process::read_text(&file.unwrap().path())).collect()
 }
 
-/// sieve-connect on a port with STARTTLS, as somebody with this password.
+/// sieve-connect on a port with STARTTLS, as this user.
 pub(crate) fn sieve_connect(port: u16, uid: &str, password: &str, arguments: &[&str]) -> Output {
-    let (port, ca) = (port.to_string(), world().certificates.ca().display().to_string());
+    let (port, ca) = (port.to_string(), shared().certificates.ca().display().to_string());
     let fixed = ["--server", "localhost", "--port", &port, "--user", uid, "--passwordfd", "0", "--tlscafile", &ca];
     run("sieve-connect", &[&fixed, arguments].concat(), format!("{password}\n").as_bytes())
 }
 
-/// A local Maildir that mbsync keeps equal to somebody's INBOX.
+/// A local Maildir that mbsync synchronizes with the INBOX of a user.
 pub(crate) struct Mbsync {
     folder: std::path::PathBuf,
 }
@@ -91,7 +91,7 @@ impl Mbsync {
              MaildirStore near\nPath {folder}/\nInbox {folder}/INBOX\n\n\
              Channel all\nFar :far:\nNear :near:\nPatterns INBOX\nCreate Near\nSync All\nExpunge Both\nSyncState *\n",
             password = password_of(uid),
-            ca = world().certificates.ca().display(),
+            ca = shared().certificates.ca().display(),
             folder = folder.display(),
         );
         std::fs::write(folder.join("mbsyncrc"), config).unwrap();
@@ -103,14 +103,14 @@ impl Mbsync {
         run("mbsync", &["-V", "-c", &self.folder.join("mbsyncrc").display().to_string(), "all"], b"").succeeded()
     }
 
-    /// The local messages, in no order.
+    /// The local messages, unordered.
     pub(crate) fn messages(&self) -> Vec<Vec<u8>> {
         let folders = ["new", "cur"].map(|name| self.folder.join("INBOX").join(name));
         let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
         files.map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect()
     }
 
-    /// Puts a new message into the local Maildir.
+    /// Adds a message to the local Maildir.
     pub(crate) fn deliver(&self, name: &str, message: &[u8]) {
         std::fs::write(self.folder.join("INBOX/new").join(format!("{name}.test")), message).unwrap();
     }

@@ -10,8 +10,8 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::config::Config;
-use super::patience;
 use super::process::{Output, Running, Server, run};
+use super::wait_limit;
 
 /// The binary that cargo built for these tests.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_usher");
@@ -20,11 +20,11 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_usher");
 struct Log {
     lines: Mutex<Vec<Value>>,
     more: Condvar,
-    /// Held by a test that does not want the log to be read.
+    /// Held by a test that leaves the log unread.
     unread: Mutex<()>,
 }
 
-/// The last line of a log: nothing can follow it.
+/// The last line of a log.
 const ENDED: &str = "(usher ended)";
 
 /// A running usher.
@@ -46,15 +46,15 @@ impl Usher {
     pub(crate) fn start_with(config: Config, environment: Vec<(&str, String)>) -> Self {
         let mut usher = Self::spawn(config, environment, &[]);
         usher.wait_log("ready", |_| true);
-        usher.learn_addresses();
+        usher.read_addresses();
         usher
     }
 
-    /// As [`Usher::start`], by a command that prepares the process and then becomes usher.
+    /// As [`Usher::start`], by a command that prepares the process and then executes usher.
     pub(crate) fn start_under(config: Config, command: &[&str]) -> Self {
         let mut usher = Self::spawn(config, vec![], command);
         usher.wait_log("ready", |_| true);
-        usher.learn_addresses();
+        usher.read_addresses();
         usher
     }
 
@@ -63,7 +63,7 @@ impl Usher {
         let mut usher = Self::spawn(config, vec![], &[]);
         usher.wait_log("side port listening", |_| true);
         usher.wait_nth_log(2, "listening", |_| true);
-        usher.learn_addresses();
+        usher.read_addresses();
         usher
     }
 
@@ -79,7 +79,7 @@ impl Usher {
         std::thread::spawn(move || {
             for line in output.split(b'\n').map_while(Result::ok) {
                 let text = String::from_utf8_lossy(&line).into_owned();
-                // What is no line of the log is kept: a panic's message, say.
+                // Output that is not a log line is kept, such as a panic message.
                 let value = serde_json::from_str(&text).ok().or_else(|| super::log_line::parse(&text));
                 let value = value.unwrap_or(Value::String(text));
                 drop(written.unread.lock());
@@ -92,7 +92,7 @@ impl Usher {
         Self { config, running, log, addresses: Vec::new(), side_port: String::new() }
     }
 
-    fn learn_addresses(&mut self) {
+    fn read_addresses(&mut self) {
         let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();
         for line in self.logged() {
             match line["message"].as_str() {
@@ -119,7 +119,7 @@ impl Usher {
         address.parse::<std::net::SocketAddr>().unwrap().port()
     }
 
-    /// Every address it told to listen on.
+    /// Every address it listens on, from its log.
     pub(crate) fn addresses(&self) -> Vec<String> {
         self.addresses.iter().map(|(_, address)| address.clone()).collect()
     }
@@ -129,12 +129,12 @@ impl Usher {
         &self.side_port
     }
 
-    /// Leaves the log unread, and its pipe full, while the guard lives.
+    /// Leaves the log unread, and its pipe full, until the guard is dropped.
     pub(crate) fn log_unread(&self) -> MutexGuard<'_, ()> {
         self.log.unread.lock().unwrap()
     }
 
-    /// How many TLS handshakes with a backend were full, and how many resumed, in IMAP.
+    /// The numbers of full and resumed TLS handshakes with a backend, in IMAP.
     pub(crate) fn backend_handshakes(&self, backend: &str) -> (f64, f64) {
         let of = |resumed| {
             let labels = [("backend", backend), ("protocol", "imap"), ("resumed", resumed)];
@@ -148,14 +148,14 @@ impl Usher {
         self.log.lines.lock().unwrap().clone()
     }
 
-    /// Waits for a line with this message that the predicate likes, past or to come.
+    /// Waits for a line with this message that matches the predicate, past or future.
     pub(crate) fn wait_log(&self, message: &str, predicate: impl Fn(&Value) -> bool) -> Value {
         self.wait_nth_log(1, message, predicate)
     }
 
     /// Waits for the nth such line, counted from 1.
     pub(crate) fn wait_nth_log(&self, nth: usize, message: &str, predicate: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + patience(Duration::from_secs(20));
+        let deadline = Instant::now() + wait_limit(Duration::from_secs(20));
         let mut lines = self.log.lines.lock().unwrap();
         loop {
             let fits = |line: &&Value| line["message"] == message && predicate(line);
@@ -171,18 +171,18 @@ impl Usher {
         }
     }
 
-    /// The nth `login` event of somebody, as typed.
+    /// The nth `login` event of a name, as typed.
     pub(crate) fn nth_login(&self, nth: usize, login: &str) -> Value {
         let login = logged(login);
         self.wait_nth_log(nth, "login", |line| line["login"] == login)
     }
 
-    /// The first `login` event of somebody, as typed.
+    /// The first `login` event of a name, as typed.
     pub(crate) fn login(&self, login: &str) -> Value {
         self.nth_login(1, login)
     }
 
-    /// Every log line as text, to look for what must not be there.
+    /// Every log line as text, to search for what must not be there.
     pub(crate) fn log_text(&self) -> String {
         self.logged().iter().map(|line| format!("{line}\n")).collect()
     }
@@ -214,16 +214,16 @@ impl Usher {
         found.fold(*first, |sum, (_, value)| sum + value)
     }
 
-    /// Waits until the sum of these series is this.
+    /// Waits until the sum of these series has this value.
     pub(crate) fn wait_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
-        let deadline = Instant::now() + patience(Duration::from_secs(15));
+        let deadline = Instant::now() + wait_limit(Duration::from_secs(15));
         loop {
             let now = self.metric(name, labels);
             if (now - value).abs() < 0.5 {
                 return;
             }
             assert!(Instant::now() < deadline, "{name} {labels:?} is {now}, never {value}");
-            // A metric gives no event to wait for.
+            // A metric offers no event to wait for.
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -243,12 +243,12 @@ impl Usher {
         self.running.signal(signal);
     }
 
-    /// Writes the configuration as it is now, has it reloaded by SIGHUP, waits for the answer.
+    /// Writes the current configuration, reloads it by SIGHUP, and waits for the result.
     pub(crate) fn hup(&self) -> Value {
         let answers = |line: &Value| line["message"].as_str().is_some_and(|message| message.starts_with("reload"));
         let before = self.logged().iter().filter(|line| answers(line)).count();
         self.running.signal(Signal::HUP);
-        let deadline = Instant::now() + patience(Duration::from_secs(20));
+        let deadline = Instant::now() + wait_limit(Duration::from_secs(20));
         let mut lines = self.log.lines.lock().unwrap();
         loop {
             if let Some(line) = lines.iter().filter(|line| answers(line)).nth(before) {
@@ -284,7 +284,7 @@ impl Usher {
 /// A GET over plain HTTP: status and body.
 pub(crate) fn fetch(address: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("the port accepts");
-    stream.set_read_timeout(Some(patience(Duration::from_secs(10)))).unwrap();
+    stream.set_read_timeout(Some(wait_limit(Duration::from_secs(10)))).unwrap();
     // Version 1.0: no answer comes in chunks.
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
