@@ -1,4 +1,4 @@
-//! The decision over a scripted directory: what is asked, what is not, what is told.
+//! The decision with a scripted directory: requests, avoided requests, results.
 
 const STALE: Duration = Duration::from_secs(3_600);
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use crate::directory::{Answer, Floor, Marks, RefusedBefore, Trouble};
 
 const DN: &str = "uid=alice,ou=people";
 
-/// Knows one user and counts the binds.
+/// A directory with one user that counts binds.
 #[derive(Default)]
 struct Scripted {
     password: Mutex<String>,
@@ -147,7 +147,7 @@ async fn device_that_retries_each_minute_for_a_day_costs_few_binds() {
         tokio::time::advance(Duration::from_secs(60)).await;
     }
     assert!(setup.binds() <= 24 * 4 + 8, "{} binds", setup.binds());
-    // The day it is right again, a look-up shows it.
+    // When it becomes valid again, a search detects it.
     *setup.directory.password.lock().unwrap() = "stale".to_owned();
     show(&setup, aged(2));
     tokio::time::advance(Duration::from_secs(30)).await;
@@ -206,7 +206,7 @@ async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
     tokio::time::advance(Duration::from_secs(301)).await;
     *setup.directory.down.lock().unwrap() = true;
-    // Slow for her is not away.
+    // A slow reply for one user is no outage.
     assert_eq!(setup.decide("alice", b"sesame").await, (unavailable.clone(), DecidedBy::Directory));
     *setup.directory.presence.lock().unwrap() = Some(Presence::Returning);
     let binds = setup.binds();
@@ -218,7 +218,7 @@ async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_
     let recalled = setup.authn.recall(&login, &Secret::copy_of(b"sesame")).unwrap();
     assert_eq!(recalled.by, DecidedBy::Stale, "and costs no guess");
     assert_eq!(setup.binds(), binds + 1, "nobody is asked");
-    // Another password, another name, a second opinion: the directory alone can tell.
+    // Another password, another name, a revalidation: only the directory can decide.
     assert_eq!(setup.decide("alice", b"other").await, (unavailable.clone(), DecidedBy::Directory));
     assert_eq!(setup.decide("bob", b"sesame").await, (unavailable.clone(), DecidedBy::Directory));
     let again = setup.authn.decide_again(&login, &Secret::copy_of(b"sesame"), &DN.into()).await;
@@ -279,7 +279,7 @@ async fn entry_outside_change_tracking_is_not_cached() {
         stale: STALE,
         capacity: 100,
     };
-    // There is no room for it.
+    // The table is full.
     let known = Arc::new(Known::new(0, Duration::from_secs(300)));
     let asked = Arc::clone(&directory) as Arc<dyn Directory>;
     let authn = Authenticator::new(asked, Arc::new(Cache::new(&settings)), Arc::clone(&known), 10);
@@ -310,7 +310,7 @@ async fn locked_account_accepts_only_the_password_verified_before() {
         (aged(1), aged(2), false),
         (Marks::default(), aged(2), false),
         (Marks::default(), Marks { drafted: true, ..Marks::default() }, true),
-        // Nothing would show that the password is another one.
+        // No change would reveal another password.
         (Marks::default(), Marks { version: Some("2".into()), ..Marks::default() }, false),
     ] {
         let entry = Arc::new(Entry { marks: before, ..Entry::for_tests(DN, &["server3"]) });

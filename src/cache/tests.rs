@@ -1,4 +1,4 @@
-//! What is remembered, for how long, and what is never mixed up.
+//! Cached entries, their lifetime, and their separation.
 
 use std::sync::atomic::AtomicUsize;
 
@@ -107,7 +107,7 @@ async fn app_passwords_are_cached_together() {
     for password in passwords {
         learn_right(&cache, "alice", password);
     }
-    // Each was new once; asked again, each is known and disturbs no other.
+    // Each was new once; verified again, each is cached and affects no other.
     for password in passwords {
         learn_right(&cache, "alice", password);
     }
@@ -205,7 +205,7 @@ async fn stale_entries_are_used_only_during_an_outage() {
     learn_right(&cache, "alice", "sesame");
     tokio::time::advance(TTL).await;
     assert_eq!((ask(&cache, "alice", "sesame"), stale("sesame"), stale("other")), ("nothing", true, false));
-    // Replaced, perhaps: not to be believed before it is verified again.
+    // Possibly replaced: not accepted before it is verified again.
     learn_right(&cache, "alice", "new");
     assert_eq!((stale("sesame"), stale("new")), (false, true));
     learn_wrong(&cache, "alice", "new");
@@ -230,8 +230,8 @@ async fn stale_entries_are_used_only_during_an_outage() {
     assert!(cache.stale(&login("alice"), &digest(&cache, "sesame")).is_none());
 }
 
-/// A decision that was read while its entry was being forgotten must not hold once it is forgotten,
-/// wherever between the steps of [`Cache::forget`] its stamp was taken.
+/// A decision read while its entry is being dropped must not be used afterwards,
+/// wherever between the steps of [`Cache::forget`] its stamp was read.
 #[test]
 fn decision_read_during_forget_is_not_cached() {
     const ROUNDS: usize = 100_000;

@@ -1,11 +1,11 @@
-//! Whole files: what a sound one becomes, and what each mistake is told as.
+//! Whole files: the values of a valid one, and the report of each mistake.
 //!
-//! A mistake is made by replacing a piece of [`SOUND`]. The line that the problem must name is the
+//! A mistake is made by replacing a part of [`SOUND`]. The line that the problem must name is the
 //! one that ends in `# HERE`.
 
 use super::*;
 
-/// Every key of the config but `user_dn`, one a line as far as it matters.
+/// Every key of the config except `user_dn`, one per line where it matters.
 const SOUND: &str = r#"
 listeners:
   - {protocol: imap, address: "[::]:993", tls: implicit}
@@ -154,7 +154,7 @@ fn sound(from: &str, to: &str) -> Config {
     config
 }
 
-/// The directory of a config that is sound with these keys in its section.
+/// The directory section of a valid config with these keys.
 #[track_caller]
 pub(super) fn sound_directory(keys: &str) -> Directory {
     let text = format!(

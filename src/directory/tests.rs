@@ -36,7 +36,7 @@ use crate::metrics::Metrics;
 use crate::outcome::AccountState;
 use crate::secret::Secret;
 
-/// No test lasts longer.
+/// The time limit of a test.
 const TEST_TIME: Duration = Duration::from_secs(20);
 
 fn text(text: &str) -> TemplatePart {
@@ -83,7 +83,7 @@ fn settings(servers: Vec<DirectoryServer>, find: Find) -> config::Directory {
     }
 }
 
-/// A directory under test, with the numbers it keeps.
+/// A directory under test, with its metrics.
 struct Under {
     ldap: Ldap,
     metrics: Arc<Metrics>,
@@ -125,7 +125,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(TEST_TIME, future).await.expect("the test's own deadline")
 }
 
-/// Waits for an event that has no signal of its own.
+/// Waits for an event without a signal.
 async fn until(what: impl Fn() -> bool) {
     within(async {
         while !what() {
@@ -157,7 +157,7 @@ fn is_bind(seen: &Seen) -> bool {
     seen.bind().is_some()
 }
 
-/// Finds anybody by `uid`, lets anybody in, and shows no canary.
+/// Finds every user by `uid`, accepts every bind, and has no canary.
 fn everybody(seen: &Seen) -> Vec<Reply> {
     let name = match &seen.op {
         LdapOp::SearchRequest(request) => match &request.filter {
@@ -172,7 +172,7 @@ fn everybody(seen: &Seen) -> Vec<Reply> {
     }
 }
 
-/// What is logged, at every level.
+/// The log, at every level.
 #[derive(Debug, Clone, Default)]
 struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
 
@@ -187,9 +187,9 @@ impl std::io::Write for Lines {
     }
 }
 
-/// Has the line "directory server failed" met while somebody listens. tracing computes once, when a
-/// line is first met, who wants it, and another test's thread, in which nobody does, may be the first;
-/// a listener that comes later has it computed anew.
+/// Emits the line "directory server failed" while a subscriber is active. tracing computes once, when a
+/// line is first reached, whether it is enabled, and another test's thread without subscriber may be first;
+/// a later subscriber has it computed again.
 async fn meet_the_line(failing: &Scripted) {
     let _anybody = tracing::subscriber::set_default(tracing_subscriber::registry());
     trouble(Under::new(&[failing], templated(None)).alice().await);

@@ -1,4 +1,4 @@
-//! Changes and what follows from them, without a directory.
+//! Changes and their actions, without a directory.
 
 use std::net::IpAddr;
 
@@ -66,13 +66,13 @@ impl Setup {
         self.take(Change::Entry(Box::new(Shown { entry, modified: None, modified_by: None })));
     }
 
-    /// The first refresh, which shows nobody who is known.
+    /// The first refresh, without any tracked entry.
     fn following(self) -> Self {
         [began(), Change::OnlyThese, Change::Complete].into_iter().for_each(|change| self.take(change));
         self
     }
 
-    /// A user who has logged in: his decision is cached, and he has a session.
+    /// A user with a cached decision and a session.
     fn user(&self, entry: &Entry) -> (ListedSession, StopHandle) {
         let identity = Arc::new(Identity::for_tests(&entry.dn, &[]).with_entry(Arc::new(entry.clone())));
         self.known.record(&identity.shared_entry());
@@ -87,7 +87,7 @@ impl Setup {
         self.registry.list(session, basis(entry))
     }
 
-    /// What a session is asked to end by, if the closing goes on for a while.
+    /// The termination reason of a session, with time for the closer.
     async fn asked(&self, asked: &mut StopHandle) -> Option<TerminationReason> {
         tokio::select! {
             () = self.follow.close(|| 100) => None,
@@ -109,7 +109,7 @@ impl Setup {
     }
 }
 
-/// A whole refresh begins.
+/// A full refresh begins.
 fn began() -> Change {
     Change::Began(Round { server: "ldap://one".into(), whole: true, own_times: false })
 }
@@ -182,12 +182,12 @@ async fn password_change_applies_during_the_brake_and_a_move_does_not() {
     assert_eq!((setup.brake(), setup.host(3).as_str(), setup.is_cached(3)), (3, "server3", false));
     assert_eq!(setup.follow.confirm(Duration::ZERO, &setup.setting()), 3);
     assert_eq!((setup.brake(), setup.host(1).as_str(), setup.host(3).as_str()), (0, "server4", "server4"));
-    // After that it counts anew.
+    // After that the count restarts.
     (1..=2).for_each(|number| setup.shown(entry(number, "server3", 4)));
     assert_eq!((setup.brake(), setup.host(1).as_str()), (2, "server4"));
 }
 
-/// Each change that leaves a session no place, with the reason, and a name for it.
+/// Each change that ends a session, with the reason, and a name for it.
 fn changes(version: u32) -> Vec<(Entry, TerminationReason)> {
     let changed = |change: fn(&mut Entry)| {
         let mut entry = entry(1, "server3", version);
@@ -215,7 +215,7 @@ async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
         let (_listed, mut asked) = setup.user(&decided);
         setup.shown(changed.clone());
         assert_eq!(setup.asked(&mut asked).await, Some(why), "{changed:?}");
-        // Decided before the change was told, listed after it.
+        // Decided before the change arrived, listed after it.
         let late = session(&setup.registry, &decided);
         let (_late, _asked) = setup.registry.list(late.clone(), basis(&decided));
         assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Err(why), "{changed:?}");
@@ -247,7 +247,7 @@ async fn session_that_is_listed_late_is_listed_under_the_newest_dn() {
     assert_eq!(setup.asked(&mut asked).await, Some(TerminationReason::Moved));
 }
 
-/// After a reload that begins another memory, and where there is no room for the session's entry.
+/// After a reload that starts an empty table, and when the table has no room for the session's entry.
 #[tokio::test(start_paused = true)]
 async fn entry_with_sessions_that_is_not_tracked_is_judged_by_what_they_were_logged_in_with() {
     for is_full in [false, true] {
@@ -261,7 +261,7 @@ async fn entry_with_sessions_that_is_not_tracked_is_judged_by_what_they_were_log
             } else {
                 setup.known.note(&Arc::new(entry(8, "server3", 1)));
             }
-            // Noise is no change.
+            // Changed operational attributes are no change.
             let mut noise = entry(1, "server3", 1);
             noise.marks.noise = 7;
             setup.shown(noise);
@@ -392,7 +392,7 @@ async fn sessions_of_an_expired_account_end_at_the_sweep() {
     let (_listed, mut asked) = setup.user(&expiring(soon + 100_000));
     setup.follow.end_expired(&setup.setting());
     assert_eq!(setup.asked(&mut asked).await, None);
-    // A session whose entry is not tracked, and one whose date was put off since.
+    // A session whose entry is not tracked, and one whose expiry was postponed.
     let (_other, mut other) = setup.session("submission", &Entry { dn: "uid=7".into(), ..expiring(soon - 1) });
     let (_late, mut late) = setup.session("imap", &expiring(soon - 1));
     setup.follow.end_expired(&setup.setting());
@@ -438,7 +438,7 @@ async fn entry_that_reuses_a_deleted_dn_inherits_neither_password_nor_terminatio
     let setup = setup("").following();
     let (_old, mut old) = setup.user(&entry(1, "server3", 1));
     assert!(setup.is_cached(1));
-    // Deleted and made anew between two rounds: only the new entry is told of until the next whole one.
+    // Deleted and recreated between two polls: only the new entry is reported until the next full one.
     let anew = Entry { dn: "uid=1".into(), ..entry(2, "server3", 5) };
     setup.shown(anew.clone());
     assert!(!setup.is_cached(1), "another entry has that DN");

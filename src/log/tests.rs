@@ -9,7 +9,7 @@ use super::*;
 
 mod fields;
 
-/// What was written, shared with the log's thread.
+/// The written bytes, shared with the log's thread.
 #[derive(Clone, Default)]
 struct Page(Arc<Mutex<Vec<u8>>>);
 
@@ -28,7 +28,7 @@ fn settings(format: LogFormat, level: LogLevel) -> config::Log {
     config::Log { format, level }
 }
 
-/// The lines that `events` cause.
+/// The log lines that `events` produce.
 fn written(format: LogFormat, level: LogLevel, events: impl FnOnce(&Guard)) -> Vec<String> {
     let page = Page::default();
     let (dispatch, guard) = build(&settings(format, level), page.clone());
@@ -54,7 +54,7 @@ fn outside_bytes_are_escaped_and_bounded() {
     assert_eq!(Escaped(&[b'x'; 256]).to_string(), "x".repeat(256));
     assert_eq!(Escaped(&[b'x'; 257]).to_string(), "x".repeat(256) + "…");
     assert_eq!(Escaped(&[0xff; 300]).to_string(), r"\xff".repeat(256) + "…");
-    // A character is shown whole or not at all.
+    // A character is never cut.
     assert_eq!(Escaped("ä".repeat(200).as_bytes()).to_string(), "ä".repeat(128) + "…");
 }
 
@@ -129,12 +129,12 @@ fn library_events_are_logged_from_warn_up() {
     assert_eq!(lines.len(), 1, "{lines:?}");
 }
 
-/// An output that takes nothing until it is told to.
+/// An output that blocks until it is released.
 struct Stuck(mpsc::Receiver<()>);
 
 impl io::Write for Stuck {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Once the sender is gone everything flows.
+        // Dropping the sender releases the output.
         let _ = self.0.recv();
         Ok(bytes.len())
     }
@@ -149,16 +149,16 @@ fn blocked_output_loses_lines_without_delay() {
     let (release, stuck) = mpsc::channel();
     let (dispatch, guard) = build(&settings(LogFormat::Text, LogLevel::Info), Stuck(stuck));
     let lines = 2 * QUEUE;
-    // This would never end if a line waited for the output.
+    // This would hang if a line waited for the output.
     dispatcher::with_default(&dispatch, || (0..lines).for_each(|line| info!(line, "login")));
-    // What was gathered for one write is in the output's hands beside those in the queue; a line has 45
-    // bytes at least.
+    // The lines of the write in progress come on top of those in the queue; a line has
+    // at least 45 bytes.
     let lost = guard.dropped();
     assert!((lines - QUEUE - WRITE / 45 - 1..=lines - QUEUE).contains(&lost), "{lost}");
     drop(release);
 }
 
-/// An output that counts how often it is written to, and how many lines.
+/// An output that counts its writes and lines.
 #[derive(Clone, Default)]
 struct Counted(Arc<Mutex<(usize, usize)>>);
 
@@ -186,7 +186,7 @@ fn concurrent_lines_are_one_write_and_none_is_lost() {
     assert!(writes < 500, "{writes}");
 }
 
-/// An output that takes its time.
+/// A slow output.
 struct Slow(Page);
 
 impl io::Write for Slow {

@@ -1,4 +1,4 @@
-//! What every protocol answers to every refusal: one table, a column per protocol.
+//! The reply of every protocol to every refusal: one table, a column per protocol.
 
 mod chunks;
 
@@ -7,29 +7,29 @@ use super::{FrontSettings, OUTPUT, PROTOCOLS, Protocol, Step, capabilities};
 use crate::outcome::{AccountState, Refusal};
 use crate::secret::SecretBuf;
 
-/// The rows of the table: what a client may do about a refusal.
+/// The rows of the table: how a client can react to a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Row {
-    /// Wrong password, unknown user, anything that must look the same.
+    /// Wrong password, unknown user, and every refusal that must look the same.
     Wrong,
-    /// The directory or a backend cannot, for now.
+    /// A temporary failure of the directory or a backend.
     Unavailable,
-    /// Nothing tells where the mailbox is, or it cannot be had this way.
+    /// The mailbox has no route, or not with this protocol.
     NoMailbox,
     /// The password must be changed first.
     NewPassword,
-    /// The account is disabled or over.
+    /// The account is disabled or expired.
     Inactive,
-    /// Not at this time, not from here.
+    /// Not at this time, or not from this network.
     OutsideLogonHours,
-    /// Not as somebody else, not by this protocol.
+    /// Not as another user, or not by this protocol.
     NotAllowed,
     Limit,
     TlsFirst,
     OurFault,
 }
 
-/// One column: how a login is attempted in this protocol, and how each answer begins.
+/// One column: the login command of this protocol, and the beginning of each reply.
 struct Column {
     protocol: &'static str,
     attempt: &'static [u8],
@@ -130,7 +130,7 @@ const fn row(refusal: &Refusal) -> Row {
     }
 }
 
-/// Every refusal there is; the test sees to it that none is missing.
+/// Every refusal; the test checks that none is missing.
 fn every_refusal() -> Vec<Refusal> {
     let states = AccountState::ALL.map(|state| Refusal::Account { state, proven: true });
     let mut all = vec![
@@ -172,7 +172,7 @@ fn every_refusal() -> Vec<Refusal> {
     all
 }
 
-/// What this protocol answers to an attempt that is refused so.
+/// The reply of this protocol to an attempt with this refusal.
 fn answer(protocol: &Protocol, attempt: &[u8], refusal: &Refusal) -> String {
     let mut front = (protocol.front)(FrontSettings {
         host: HOST,
@@ -204,13 +204,13 @@ fn protocols_reply_to_each_refusal_as_tabulated() {
             let expected = expected(row);
             assert!(answer.starts_with(expected), "{}: {refusal}: {answer} is not {expected}", protocol.name);
             assert!(answer.ends_with("\r\n") && answer.lines().count() == 1, "{}: {answer}", protocol.name);
-            // What must not be told apart is the same to the last byte.
+            // Refusals that must be indistinguishable have identical replies.
             assert!((row != Row::Wrong) || answer == wrong, "{}: {refusal}: {answer}", protocol.name);
         }
     }
 }
 
-/// A client that pipelines small commands with long answers, and does not read, makes usher gather little.
+/// A client that pipelines small commands with long replies, and does not read, fills only a bounded buffer.
 #[test]
 fn step_buffer_is_bounded() {
     let longest = |n: usize| format!("X{n}{}", "x".repeat(capabilities::LONGEST - 2));

@@ -1,4 +1,4 @@
-//! Order, half-close, back-pressure and every way to end.
+//! Order, half-close, back-pressure and every way to close.
 
 use std::future::pending;
 use std::pin::pin;
@@ -167,7 +167,7 @@ async fn stop_sends_bye_to_both() {
     assert_eq!(backend.read(&mut [0; 8]).await.unwrap(), 0);
 }
 
-/// A session that is asked to end after 5 s: what the client hears from then on, and when.
+/// A session stopped after 5 s: the bytes the client receives from then on, and when.
 async fn parting(
     first: &[u8],
     parting: ClosingLine,
@@ -188,7 +188,7 @@ async fn parting(
         relayed,
         async {
             backend_says(&mut backend).await;
-            // Until usher has closed, which a backend must see as an end.
+            // Until usher has closed, which a backend must see as EOF.
             let _ = backend.read_to_end(&mut Vec::new()).await;
         },
         client.read_to_end(&mut heard)
@@ -228,7 +228,7 @@ async fn bye_is_never_inserted_into_a_backend_reply() {
 
 #[tokio::test(start_paused = true)]
 async fn busy_session_ends_at_its_next_pause_or_after_a_delay() {
-    // It answers for 6.5 s, of which 1.5 s after the session was asked to end.
+    // It replies for 6.5 s, of which 1.5 s are after the stop.
     let answering = async |backend: &mut DuplexStream| {
         for _ in 0..65 {
             backend.write_all(b"* 3 EXISTS\r\n").await.unwrap();

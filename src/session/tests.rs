@@ -1,5 +1,5 @@
-//! What no real server shows on demand: defects, deadlines and the end of the process, over real
-//! sockets, with a dialogue of one line and a directory that does as it is told.
+//! Cases that no real server produces on demand: defects, deadlines and the shutdown, over real
+//! sockets, with a dialogue of one line and a scripted directory.
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::{TcpListener, tcp};
@@ -17,7 +17,7 @@ use crate::known::Known;
 use crate::metrics::Metrics;
 use crate::proto::{Back, BackSettings, ClientId, Welcome};
 
-/// A protocol in which a line is a login, and the word `defect` is one.
+/// A protocol in which a line is a login, and the word `defect` causes a defect.
 static ONE_LINE: Protocol = Protocol {
     name: "imap",
     alpn: None,
@@ -75,7 +75,7 @@ impl Front for OneLine {
     }
 }
 
-/// Panics for `panic`, never answers `silence`, and knows nobody.
+/// Panics for `panic`, never answers `silence`, and has no users.
 struct Obedient;
 
 impl Directory for Obedient {
@@ -185,7 +185,7 @@ impl Client {
         assert_eq!(line, expected);
     }
 
-    /// Nothing more comes, and nothing more is said.
+    /// Nothing more arrives, and nothing more is sent.
     async fn hears_the_end(mut self) {
         let mut rest = Vec::new();
         timeout(Duration::from_secs(20), self.reader.read_to_end(&mut rest)).await.expect("an end in time").unwrap();

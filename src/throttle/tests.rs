@@ -9,7 +9,7 @@ const BASE: Duration = Duration::from_millis(300);
 const ALICE: &str = "uid=alice,dc=example";
 const BOB: &str = "uid=bob,dc=example";
 
-/// A throttle and what its rules say.
+/// A throttle with these rules.
 struct Door {
     throttle: Throttle,
     settings: config::Throttle,
@@ -59,12 +59,12 @@ impl Door {
         self.throttle.guess(&self.settings, ip(from), login, &password)
     }
 
-    /// How long a wrong guess waits; time does not pass meanwhile.
+    /// The delay of a wrong password; time does not advance.
     fn wrong(&self, from: &str, login: &str, password: &str, dn: Option<&str>) -> Duration {
         self.tried(from, login, password, dn).0
     }
 
-    /// How long a wrong guess waits, and whether its entry is bound; time does not pass meanwhile.
+    /// The delay of a wrong password, and whether its entry is bound; time does not advance.
     fn tried(&self, from: &str, login: &str, password: &str, dn: Option<&str>) -> (Duration, bool) {
         let mut turn = self.guess(from, login, password).unwrap();
         let gate = turn.asks().unwrap();
@@ -73,7 +73,7 @@ impl Door {
         (delay, bound)
     }
 
-    /// Wrong guesses at alice, each after the one before, until the next would wait its longest.
+    /// Sequential wrong passwords for alice, until the next would have the maximum delay.
     async fn heat(&self, from: &str) {
         for n in 0..20 {
             let delay = self.wrong(from, "alice", &format!("guess {n}"), Some(ALICE));
@@ -111,7 +111,7 @@ async fn wrong_passwords_for_a_user_double_the_delay() {
     let door = Door::new();
     let mut delays = Vec::new();
     for n in 0..9 {
-        // From a new address each time, under changing spellings.
+        // From a new address each time, with changing spellings.
         let login = if n % 2 == 0 { "alice" } else { " Alice" };
         let delay = door.wrong(&format!("192.0.2.{n}"), login, &n.to_string(), Some(ALICE));
         delays.push(u64::try_from(delay.as_millis()).unwrap());
@@ -126,7 +126,7 @@ async fn wrong_passwords_for_a_user_double_the_delay() {
 async fn limits_of_a_spelling_do_not_reveal_whether_it_matches_an_entry() {
     let door = Door::new();
     door.heat("192.0.2.1").await;
-    // Each attempt under another spelling waits as one under a name that nobody has.
+    // Each attempt under another spelling waits like one under an unknown name.
     for n in 0..12 {
         let password = format!("other guess {n}");
         let alias = door.guess("192.0.2.2", "alice@example.org", &password);
@@ -149,14 +149,14 @@ async fn spellings_give_no_additional_guesses() {
     door.wrong("192.0.2.1", "alice", "one more", Some(ALICE));
     let bound = |n: u32| door.tried("192.0.2.2", &format!("alice+{n}"), &format!("at once {n}"), Some(ALICE)).1;
     assert_eq!((0..120).filter(|n| bound(*n)).count(), 0, "the entry's turn has not come");
-    // One after the other they are as many as under one spelling: one each 4 s.
+    // Sequentially they are as many as under one spelling: one each 4 s.
     let mut bound = 0;
     for n in 0..120 {
         advance(ms(1_000)).await;
         bound += u32::from(door.tried("192.0.2.2", &format!("alice-{n}"), &format!("{n}"), Some(ALICE)).1);
     }
     assert!((25..=31).contains(&bound), "{bound}");
-    // From the beginning, too: the free ones are the entry's.
+    // From the start, too: the free failures belong to the entry.
     let free = (0..120).filter(|n| door.tried("192.0.2.2", &format!("bob+{n}"), &n.to_string(), Some(BOB)).1).count();
     assert_eq!(free, 3);
 }
@@ -169,7 +169,7 @@ async fn queued_guesses_are_evaluated() {
         assert!(bound, "guess {n} has waited {delay:?}");
         advance(delay + ms(700)).await;
     }
-    // Those that come at the same time as well, each when its turn has come.
+    // Concurrent ones too, each after its delay.
     advance(Duration::from_secs(3_600)).await;
     let mut turns: Vec<Turn<'_>> =
         (0..100).filter_map(|n| door.guess("192.0.2.1", "alice", &format!("again {n}")).ok()).collect();
@@ -204,7 +204,7 @@ async fn binds_beyond_the_limit_happen_only_for_networks_with_earlier_logins() {
     // An unknown name has the same limit.
     let nobody = |n: u32| door.guess("192.0.2.9", "nobody", &format!("guess {n}")).map(Turn::wrong);
     assert_eq!((0..20).filter(|n| nobody(*n).is_ok()).count(), 4);
-    // At home she is let, even with a mistake or two, and a dry run keeps nobody out.
+    // In a network with earlier logins she is accepted, even after a mistake or two, and a dry run refuses no login.
     assert_eq!(door.tried("203.0.113.5", "alice", "a typo", Some(ALICE)), (Duration::ZERO, true));
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
     assert_eq!(guess(23, "alice"), None, "which is none of the strangers' business");
@@ -219,7 +219,7 @@ async fn binds_beyond_the_limit_happen_only_for_networks_with_earlier_logins() {
 async fn pending_attempt_counts() {
     let door = Door::new();
     for n in 0..3 {
-        // The directory was asked, and the attempt ran out of time before it answered.
+        // The directory was queried, and the attempt timed out before the reply.
         let mut turn = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
         assert!(turn.asks().unwrap().may_bind(ALICE));
         drop(turn);
@@ -343,7 +343,7 @@ async fn success_resets_the_delay() {
     }
     assert_eq!(door.right("192.0.2.1", "alice", ALICE), ms(4_000));
     assert_eq!(door.wrong("192.0.2.1", "alice", "x", Some(ALICE)), Duration::ZERO);
-    // And the prefix was forgiven what alice did there, so that nine more cost nothing.
+    // The failures of alice were refunded to the prefix, so that nine more are free.
     for n in 0..9 {
         assert_eq!(door.wrong("192.0.2.1", &format!("user{n}"), "x", None), Duration::ZERO);
     }
@@ -369,7 +369,7 @@ async fn successful_login_of_one_account_gives_no_guesses_at_others() {
 async fn attempt_without_a_wrong_password_is_refunded() {
     let door = Door::new();
     for n in 0..50 {
-        // The directory could not tell, or the attempt ended before it was asked.
+        // The directory was unavailable, or the attempt ended before the request.
         drop(door.guess("192.0.2.1", "alice", &n.to_string()).unwrap());
         let mut turn = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
         assert!(turn.asks().unwrap().may_bind(ALICE));
@@ -420,7 +420,7 @@ async fn exempt_networks_are_neither_delayed_nor_charged() {
     let connections: Vec<_> = (0..9).map(|_| door.connection("198.51.100.7").unwrap()).collect();
     let handshakes: Vec<_> = (0..9).map(|_| door.handshake("198.51.100.7").unwrap()).collect();
     drop((connections, handshakes));
-    // What holds for a user holds everywhere.
+    // A limit of a user holds for every network.
     let held: Vec<_> = (0..3).map(|_| door.session("198.51.100.7", ALICE).unwrap()).collect();
     assert_eq!(door.session("198.51.100.7", ALICE).unwrap_err(), Limited(Rule::SessionsPerUser));
     drop(held);
@@ -511,7 +511,7 @@ async fn flood_of_names_and_networks_is_bounded_and_evicts_no_other() {
     door.right("203.0.113.5", "alice", ALICE);
     door.heat("192.0.2.1").await;
     let memory = door.throttle.memory.load();
-    // A guess takes a key for its prefix and a key for its name; a million of them take most of a
+    // A wrong password uses a key for its prefix and a key for its name; a million of them take most of a
     // minute without optimization.
     let guesses = if cfg!(debug_assertions) { 50_000 } else { 500_000 };
     for n in 0..guesses {
@@ -539,7 +539,7 @@ async fn users_without_failures_use_no_memory() {
         memory.settle();
         memory.entries()[1]
     };
-    // First under a name that nobody knew, then as one who is known there.
+    // First under an unknown name, then as a user with earlier logins there.
     for _ in 0..2 {
         door.right("203.0.113.5", "alice", ALICE);
         assert_eq!(accounts(), 0);
@@ -548,7 +548,7 @@ async fn users_without_failures_use_no_memory() {
     assert_eq!(accounts(), 1);
     door.right("203.0.113.5", "alice", ALICE);
     assert_eq!(accounts(), 0);
-    // A guess is one of its spelling and of its entry.
+    // A wrong password is charged to its spelling and to its entry.
     door.wrong("192.0.2.1", "ALICE@example.com", "a guess", Some(ALICE));
     assert_eq!(accounts(), 2);
     door.right("192.0.2.1", "ALICE@example.com", ALICE);

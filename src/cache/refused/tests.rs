@@ -1,4 +1,4 @@
-//! What binds a wrong password again, on a paused clock.
+//! When a refused password is bound again, on a paused clock.
 
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ const DN: &str = "uid=alice,dc=example";
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// A server with a password policy of the draft, reduced to what counts.
+/// A server with a password policy of the draft, reduced to failure counting.
 struct Server {
     cache: Cache,
     login: Login,
     marks: Marks,
-    /// Failures within the window, by when.
+    /// The times of failures within the window.
     failures: Vec<Instant>,
     locked: Option<Instant>,
     window: Duration,
@@ -84,7 +84,7 @@ impl Server {
         false
     }
 
-    /// The owner's bind with the right password.
+    /// A bind of the user with the valid password.
     fn succeeds(&mut self) {
         if self.locked.is_none_or(|since| since.elapsed() >= self.lock) {
             self.locked = None;
@@ -97,7 +97,7 @@ impl Server {
         Entry { marks: self.marks.clone(), ..Entry::for_tests(DN, &["server3"]) }
     }
 
-    /// A device with a wrong password asks, as often as it likes. Returns whether it was bound.
+    /// An attempt of a device with a wrong password. Returns whether it was bound.
     fn asks(&mut self, password: &str) -> bool {
         let digest = self.digest(password);
         if matches!(self.cache.ask(&self.login, &digest), crate::cache::Known::Wrong(_)) {
@@ -109,7 +109,7 @@ impl Server {
         }
         let since = self.cache.stamp();
         self.fails();
-        // A server that does not name its locks: what it refuses while one shows is not remembered.
+        // A server that does not report locks: its refusals are not cached while one is visible.
         if !seen.marks.locked {
             self.cache.wrong(&self.login, &Arc::from(DN), &seen.marks, digest, since);
         }
@@ -141,7 +141,7 @@ async fn temporary_lock_revives_no_old_password() {
     server.asks("old");
     tokio::time::advance(MINUTE).await;
     assert!(!server.asks("old"), "seen with a failure and no lock");
-    // A stranger locks the account through another service. After the lock, one failure would lock again.
+    // An attacker locks the account through another service. After the lock, one failure would lock again.
     for _ in 0..4 {
         server.fails();
     }
@@ -164,7 +164,7 @@ async fn password_refused_during_a_lock_is_verified_once_more_without_prolonging
     for minute in 0..3 * 60 {
         tokio::time::advance(MINUTE).await;
         bound += u32::from(server.asks("old"));
-        // The owner gets in again when the lock is over.
+        // The user can log in again when the lock is over.
         if minute == 10 {
             server.succeeds();
         }
@@ -210,7 +210,7 @@ async fn refused_password_is_verified_at_growing_intervals_without_failure_count
         tokio::time::advance(MINUTE / 2).await;
     }
     assert_eq!(bound, [0, 1, 3, 7, 15, 31, 61, 91], "in half minutes, at most 15 min apart");
-    // Without a policy any change of the entry may have been one of the password.
+    // Without a policy any change of the entry may be a password change.
     server.marks = Marks { version: Some("9".into()), ..Marks::default() };
     assert!(server.asks("old"));
 }

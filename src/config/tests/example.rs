@@ -12,7 +12,7 @@ fn example_loads_without_warnings() {
     assert_eq!(config.routing.backends.len(), 2);
 }
 
-/// What stands behind `key:` in the example, commented out or not.
+/// The value of `key:` in the example, commented out or not.
 fn values(key: &str) -> Vec<&'static str> {
     let lines = EXAMPLE.lines().flat_map(|line| line.split(['{', '}', ',']));
     let bare = lines.map(|piece| piece.trim_start_matches([' ', '#', '-']));
@@ -21,7 +21,7 @@ fn values(key: &str) -> Vec<&'static str> {
 
 #[test]
 fn example_has_every_key() {
-    // A key that does not exist in each section of SOUND makes usher list the ones that do.
+    // An unknown key in each section of SOUND makes the error list the existing ones.
     let mut text = SOUND.to_owned();
     for (from, to) in [
         ("tls: implicit}\n", "tls: implicit, zzz: 1}\n"),
@@ -113,7 +113,7 @@ fn commented_values_are_the_defaults() {
 
 #[test]
 fn commented_keys_are_valid() {
-    // Each alone, as an operator would remove its `#`.
+    // Each separately, as an operator would remove its `#`.
     for (key, more) in [
         ("hostname:", None),
         ("user_dn: \"{login}@", Some(("  filter: \"(|(uid={login})(mail={login}))\"\n", ""))),
@@ -160,7 +160,7 @@ routing: {backends: [{name: server3, imap: {address: \"server3.example.com:993\"
     let pieces: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|piece| piece.split("```").next()).collect();
     assert!(pieces.len() >= 5, "{pieces:?}");
     for piece in pieces {
-        // A piece about a part of the section stands for itself and not for the whole.
+        // A snippet about a part of the section replaces only that part.
         let whole =
             "directory:\n  servers: [\"ldaps://ldap1.example.com\"]\n  base: dc=x\n  filter: \"(uid={login})\"\n";
         let piece =

@@ -1,4 +1,4 @@
-//! What each mistake is told as.
+//! The report of each mistake.
 
 use std::fs;
 
@@ -179,7 +179,7 @@ fn user_lookup_mistakes_are_reported() {
     let dn = "uid={login},dc=x";
     mistake(&both, &format!("{both}\n  user_dn: {dn} # HERE"), "directory.user_dn", "either this or those");
     mistake(&both, &format!("{base}\n  user_dn: {dn} # HERE"), "directory.user_dn", "either this or those");
-    // What is missing is told at the section.
+    // A missing key is reported at its section.
     let directory = Some(14);
     only_problem(&replaced(&both, ""), directory, "directory", "`base` and `filter`, or `user_dn`");
     only_problem(&replaced(base, ""), directory, "directory.base", "missing: `filter` needs one");
@@ -463,7 +463,7 @@ fn service_account_requires_names_from_the_directory() {
 fn timeouts_beyond_ten_seconds_are_reported() {
     mistake("timeout: 6s", "timeout: 7001ms # HERE", "routing.backends[0].timeout", "more than 10s");
     sound("timeout: 6s", "timeout: 7s");
-    // The default counts as well: 6.5 s and 4 s.
+    // The default counts too: 6.5 s and 4 s.
     let text = replaced("  timeout: 3s", "  timeout: 6500ms").replace("timeout: 6s", "timeout: 1s");
     only_problem(&text, Some(54), "routing.backends[1].timeout", "more than 10s");
 }
@@ -553,7 +553,7 @@ fn inline_passwords_are_refused_and_never_repeated() {
     }
 }
 
-/// Whatever is written wherever, no message repeats it.
+/// No message repeats a value of any key.
 #[test]
 fn no_value_is_ever_repeated() {
     let lines: Vec<_> = SOUND.lines().collect();
@@ -672,7 +672,7 @@ fn unreadable_files_are_reported() {
 fn config_file_is_read_from_disk() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.yaml");
-    // With the byte order mark and line ends that Windows editors write.
+    // With the byte order mark and line ends of Windows editors.
     fs::write(&file, format!("\u{feff}{}", SOUND.replace('\n', "\r\n"))).unwrap();
     let config = load(&file).unwrap();
     assert_eq!(config.file, file);

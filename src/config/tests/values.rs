@@ -1,4 +1,4 @@
-//! What a sound file becomes.
+//! The values of a valid file.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -314,7 +314,7 @@ fn addresses_keep_their_order() {
     let endpoint = &config.routing.backends[0].endpoints[0];
     let addresses: Vec<_> = endpoint.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["192.0.2.3:993", "[2001:db8::3]:993", "mail3.example.com:994"]);
-    // Several ports of one host need no name of their own.
+    // Several ports of one host need no separate name.
     let ports = "address: [server4.example.com:143, Server4.example.com:1143]";
     let config = sound("address: server4.example.com:143", ports);
     assert_eq!(config.routing.backends[1].endpoints[0].server_name, "server4.example.com");
@@ -370,7 +370,7 @@ fn debug_output_stays_readable() {
     assert!(shown.contains("Lines(") && !shown.contains("\"tls.certificates"), "{shown}");
 }
 
-/// What allows each protocol unless the config says otherwise: its name.
+/// The default value that allows a protocol: its name.
 fn own_names() -> BTreeMap<&'static str, Vec<String>> {
     crate::proto::PROTOCOLS.iter().map(|protocol| (protocol.name, vec![protocol.name.to_owned()])).collect()
 }

@@ -1,4 +1,4 @@
-//! Messages and what is none, whole and in pieces.
+//! Valid and malformed messages, whole and in pieces.
 
 use proptest::prelude::*;
 
@@ -14,7 +14,7 @@ fn done(id: u32, code: &[u8], text: &[u8]) -> Vec<u8> {
     message(id, &wrapped(SEARCH_DONE, &[&wrapped(ENUMERATED, &[code]), b"\x04\x00", &wrapped(OCTET_STRING, &[text])]))
 }
 
-/// So many constructed elements in each other.
+/// This many nested constructed elements.
 fn nested(levels: usize) -> Vec<u8> {
     (0..levels).fold(Vec::new(), |inner, _| wrapped(SEQUENCE, &[&inner]))
 }
@@ -72,7 +72,7 @@ fn nesting_and_elements_are_bounded() {
     // A message of 20 levels is read, one of 21 is not. As a message is two levels without this:
     let at = |levels: usize| violation(&message(1, &wrapped(SEARCH_ENTRY, &[b"\x04\x00", &nested(levels)])));
     assert_eq!((at(18), at(19)), (None, Some(Violation::TooDeep)));
-    // Whatever a header says that is behind the limit's last level, nobody looks.
+    // Headers below the deepest allowed level are not read.
     let levels = 20_000_u32;
     let deep: Vec<u8> =
         (0..levels).rev().flat_map(|level| [&[0x30, 0x84][..], &(level * 6).to_be_bytes()].concat()).collect();
@@ -98,10 +98,10 @@ fn contradictory_lengths_are_malformed() {
         b"\x30\x06\x02\x00\x64\x02\x04\x00",
         b"\x30\x0b\x02\x05\x00\x00\x00\x00\x01\x64\x02\x04\x00",
         b"\x30\x0a\x02\x04\x80\x00\x00\x01\x64\x02\x04\x00",
-        b"\x30\x07\x02\x01\x01\x67\x02\x04\x00", // what a client never asks for
+        b"\x30\x07\x02\x01\x01\x67\x02\x04\x00", // an operation that a client never requests
         b"\x30\x07\x02\x01\x01\x44\x02\x04\x00", // a primitive entry
         b"\x30\x09\x02\x01\x01\x64\x00\x64\x02\x04\x00", // two operations
-        b"\x30\x09\x02\x01\x01\x64\x02\x04\x00\x8a\x00", // a name where none belongs
+        b"\x30\x09\x02\x01\x01\x64\x02\x04\x00\x8a\x00", // a name in the wrong place
         b"\x04\x02ab",
         b"\x04",
         b"HTTP/1.1 400 Bad Request\r\n",
@@ -141,7 +141,7 @@ fn notice_of_disconnection_ends_the_stream() {
 
 #[test]
 fn memory_grows_with_received_bytes_and_not_with_announced_lengths() {
-    // Refused at the header, and nothing behind it is kept.
+    // Refused at the header, and nothing after it is kept.
     let mut frames = Frames::new(1 << 20);
     frames.push(b"\x30\x84\x7f\xff\xff\xff");
     assert_eq!(frames.end(), Some(End::Violation(Violation::TooLong(1 << 20))));
@@ -150,7 +150,7 @@ fn memory_grows_with_received_bytes_and_not_with_announced_lengths() {
         frames.push(&[0; 65_536]);
     }
     assert_eq!(frames.capacity(), capacity);
-    // A promise of a mebibyte costs what has arrived of it.
+    // An announced mebibyte uses only the memory of what has arrived.
     let mut frames = Frames::new(2 << 20);
     frames.push(&[&b"\x30\x83\x10\x00\x00\x02\x01\x01"[..], &[0; 100]].concat());
     assert!(frames.capacity() < 4_096, "{}", frames.capacity());
@@ -162,7 +162,7 @@ fn memory_grows_with_received_bytes_and_not_with_announced_lengths() {
 
 #[test]
 fn byte_by_byte_input_is_parsed_in_linear_time() {
-    // A mebibyte in pieces of one byte: what had come is not looked at again for each.
+    // A mebibyte in pieces of one byte: earlier bytes are not parsed again for each.
     let bytes = message(1, &wrapped(SEARCH_ENTRY, &[b"\x04\x00", &wrapped(OCTET_STRING, &[&vec![b'x'; 1 << 19]])]));
     let mut frames = Frames::new(1 << 20);
     let began = std::time::Instant::now();
@@ -171,7 +171,7 @@ fn byte_by_byte_input_is_parsed_in_linear_time() {
     assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
-/// Bytes that look like messages more often than not.
+/// Bytes that often resemble messages.
 fn stream() -> impl Strategy<Value = Vec<u8>> {
     let text = || proptest::collection::vec(any::<u8>(), 0..200);
     let one = prop_oneof![

@@ -1,8 +1,8 @@
-//! What a refusal says about an account, and Active Directory.
+//! Account states in refusals, and Active Directory.
 
 use super::*;
 
-/// What alice's bind comes to if it is answered so, in either way of finding her.
+/// The outcome of alice's bind with this reply, by either lookup method.
 async fn answered(code: u8, text: &str, controls: Controls) -> Answered {
     let mut outcomes = Vec::new();
     for find in [searching(None), templated(None)] {
@@ -14,7 +14,7 @@ async fn answered(code: u8, text: &str, controls: Controls) -> Answered {
         .await;
         let under = Under::new(&[&server], find);
         let (result, trace) = under.login("alice", "right").await;
-        // The connection is as good as before.
+        // The connection stays usable.
         assert_eq!((under.login("alice", "right").await.0, server.connections() <= 2), (result.clone(), true));
         let warnings = ["grace", "expiring"]
             .map(|word| under.metrics.directory_password_warnings.with_label_values(&[word]).get());
@@ -45,7 +45,7 @@ async fn policy_controls_determine_the_account_state() {
         (19, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x01")], account(AccountState::Locked, false)),
         (49, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x00")], account(AccountState::PasswordExpired, true)),
         (49, &[(NETSCAPE_EXPIRED, b"0")], account(AccountState::PasswordExpired, true)),
-        // Success, and nothing allowed but another password: nobody gets in.
+        // Success with a mandatory password change: the login is refused.
         (0, &[(PASSWORD_POLICY, b"\x30\x03\x81\x01\x02")], account(AccountState::PasswordMustChange, true)),
         (0, &[(NETSCAPE_EXPIRED, b"0")], account(AccountState::PasswordMustChange, true)),
     ];
@@ -102,7 +102,7 @@ fn principal() -> Find {
     Find::Principal { template: Template { parts }, base: "dc=ad".to_owned(), service: None }
 }
 
-/// Active Directory with one user, who binds as his principal name.
+/// Active Directory with one user that binds by principal name.
 fn active_directory(seen: &Seen, found: &[&str]) -> Vec<Reply> {
     match (&seen.op, seen.bind()) {
         (_, Some(("alice@ad.example.com", "right"))) => bound(Code::Success),
@@ -131,7 +131,7 @@ async fn principal_name_is_bound_and_its_single_entry_read() {
     assert_eq!(request.filter, LdapFilter::Equality("userPrincipalName".into(), "alice@ad.example.com".into()));
 
     assert!(matches!(under.login("alice", "wrong").await.0, Err(DirectoryError::InvalidCredentials { .. })));
-    // Another domain, another notation, another letter: not asked about.
+    // Another domain, another notation, another character: no request.
     for name in ["AD\\alice", "alice@x@y", "al ice", "j\u{fc}rgen"] {
         assert_eq!(under.login(name, "right").await.0, Err(DirectoryError::NoEntry), "{name}");
     }
@@ -179,7 +179,7 @@ async fn refusal_of_a_possibly_locked_account_is_not_cacheable() {
 
 #[tokio::test]
 async fn refusal_by_a_server_that_reports_locks_is_cacheable() {
-    // The lock still shows when it is over: only the server knows that it has looked at the password.
+    // The lock attribute remains after the lock: only the server knows that it compared the password.
     let start = || {
         Scripted::start(|seen| match (seen.base(), seen.bind()) {
             (Some(_), _) => {
@@ -201,7 +201,7 @@ async fn refusal_by_a_server_that_reports_locks_is_cacheable() {
     assert!(!is_remembered(&under).await);
     assert_eq!(under.login("alice", "while it lasts").await.0, Err(account(AccountState::Locked, false)));
     assert!(is_remembered(&under).await);
-    // What one server says is no word of another's.
+    // The reply of one server says nothing about another.
     let both = Under::new(&[&server, &other], searching(None));
     assert_eq!(both.login("alice", "while it lasts").await.0, Err(account(AccountState::Locked, false)));
     assert!(is_remembered(&both).await);

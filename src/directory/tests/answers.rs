@@ -1,4 +1,4 @@
-//! What a server says, and what comes of it: the entries found, the results of a bind, bytes that are none.
+//! Replies of a server and their results: entries, bind results, malformed bytes.
 
 use super::*;
 
@@ -24,7 +24,7 @@ async fn search_and_bind_give_an_identity() {
         settings(Vec::new(), searching(None)).watched().into_iter().map(|(name, _)| name).collect();
     assert_eq!(request.attrs, watched);
     assert_eq!((request.sizelimit, request.timelimit, request.typesonly), (2, 2, false));
-    // Anonymous: nobody was bound before the search, and the bind has a connection of its own.
+    // Anonymous: no bind before the search, and the bind has its own connection.
     assert_eq!(server.binds(), [(1, "uid=alice,dc=x".to_owned(), "right".to_owned())]);
     assert_eq!(under.count(&server, "search", "0"), 1);
     assert_eq!(under.count(&server, "bind", "0"), 1);
@@ -83,7 +83,7 @@ async fn entry_count_decides() {
         (vec![one(), one(), one(), done(Code::Success)], Some(DirectoryError::SeveralEntries)),
         (vec![one(), one(), done(Code::SizeLimitExceeded)], Some(DirectoryError::SeveralEntries)),
         (vec![one(), done(Code::SizeLimitExceeded)], Some(DirectoryError::SeveralEntries)),
-        // Active Directory sends references beside every answer under the root.
+        // Active Directory sends references with every reply under the root.
         (vec![reference(), one(), reference(), done(Code::Success)], None),
     ];
     for (answer, expected) in cases {
@@ -118,7 +118,7 @@ async fn indeterminate_result_is_no_refusal() {
         let server = Scripted::start(first(vec![bound(name.clone())], is_bind)).await;
         let under = Under::new(&[&server], searching(None));
         assert_eq!(code(under.alice().await), ("bind", number));
-        // A referral carries the password nowhere.
+        // A referral never receives the password.
         assert_eq!(server.binds().len(), 1);
 
         let server = Scripted::start(first(vec![vec![done(name)]], is_search)).await;
@@ -258,7 +258,7 @@ async fn silent_server_costs_one_attempt_and_is_marked_down() {
         under.alice().await.unwrap();
     }
     assert_eq!(under.count(&silent, "search", "timeout"), 1, "it is aside");
-    // The look that decides meets silence as well.
+    // The deciding probe times out too.
     until(|| under.count(&silent, "read", "timeout") == 1).await;
     until(|| silent.open() == 0).await;
     assert_eq!(under.metrics.directory_failovers.with_label_values(&[&silent.url()]).get(), 1);
@@ -304,7 +304,7 @@ async fn malformed_reply_is_an_unavailable_directory() {
         let under = Under::new(&[&bad], templated(None));
         assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }), "{what}");
     }
-    // A bind's answer is taken apart in the asking task: the panic is contained there as well.
+    // The reply to a bind is parsed in the calling task: the panic is contained there too.
     let answers: [Bytes; 3] = [
         |id| vec![0x30, 0x05, 0x02, 0x01, id, 0x61, 0x00],
         |id| vec![0x30, 0x06, 0x02, 0x01, id, 0x41, 0x01, 0x00],
@@ -324,7 +324,7 @@ async fn log_lines_and_errors_contain_no_password() {
     meet_the_line(&Scripted::start(|_: &Seen| vec![Reply::Close]).await).await;
     let lines = Lines::default();
     let writer = lines.clone();
-    // Of everything but the codec of the scripted server, which shows each message at trace.
+    // Of everything except the codec of the scripted server, which logs each message at trace.
     let ours = tracing_subscriber::filter::filter_fn(|meta| !meta.target().starts_with("ldap3_proto"));
     let output = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
     let subscriber = tracing_subscriber::registry().with(output.with_filter(ours));

@@ -1,4 +1,4 @@
-//! Connections: kept ready, replaced, recycled, as many as are allowed.
+//! Connections: kept idle, replaced, recycled, limited.
 
 use super::*;
 
@@ -19,7 +19,7 @@ async fn idle_connections_are_kept_and_recycled() {
     for _ in 0..5 {
         under.alice().await.unwrap();
     }
-    // The bind connection used last was used each time, and has done its number.
+    // The bind connection used last was used each time, and has reached its limit.
     let used: std::collections::BTreeSet<_> = server.binds().iter().map(|(connection, ..)| *connection).collect();
     assert_eq!(used.len(), 1, "{used:?}");
     under.alice().await.unwrap();
@@ -52,7 +52,7 @@ async fn overload_is_reported_within_one_attempt() {
 
 #[tokio::test]
 async fn dead_connection_is_replaced_transparently() {
-    // Both connections work once; the next request on each is met with a hang-up.
+    // Both connections work once; the next request on each is answered by a close.
     let script = |seen: &Seen| if seen.connection < 2 && seen.id > 1 { vec![Reply::Close] } else { alice(seen) };
     let server = Scripted::start(script).await;
     let under = Under::new(&[&server], searching(None));
@@ -173,7 +173,7 @@ async fn unused_connections_are_closed() {
     until(|| server.open() == 0).await;
     under.alice().await.unwrap();
     assert_eq!(server.connections(), 4);
-    // Together with its directory, as after a reload.
+    // With its directory, as after a reload.
     drop(under);
     until(|| server.open() == 0).await;
 }
@@ -198,7 +198,7 @@ async fn search_connection_is_recycled() {
 
 #[tokio::test]
 async fn searches_and_large_replies_share_a_connection() {
-    // More than the buffers between the server and its reader hold, in both directions at once.
+    // More than the buffers between the server and its reader, in both directions at once.
     let large = vec![b'x'; 60_000];
     let script = move |seen: &Seen| match &seen.op {
         LdapOp::SearchRequest(request) => {

@@ -1,9 +1,9 @@
-//! Where a password goes when servers differ about an entry: to one that has caught up.
+//! Which server receives a password when servers differ about an entry: one that is current.
 
 use super::*;
 use crate::directory::{Floor, Freshness};
 
-/// What has been shown: that alice is at `server4`. Who shows less is behind, or hides it.
+/// The newest version: alice is at `server4`. A server that shows less lags, or hides it.
 #[derive(Default)]
 struct Shown {
     newest: Marks,
@@ -66,7 +66,7 @@ impl Servers {
         within(self.under.ldap.authenticate(&login, &password, &|_| false, floor)).await
     }
 
-    /// The passwords of alice that each server got.
+    /// The passwords of alice that each server received.
     fn binds(&self) -> Vec<usize> {
         let of_alice =
             |server: &Scripted| server.binds().iter().filter(|(_, dn, _)| dn.starts_with("uid=alice")).count();
@@ -88,7 +88,7 @@ async fn password_is_sent_to_a_current_server() {
         let (result, trace) = servers.login("wrong", &Shown::default()).await;
         assert!(matches!(result, Err(DirectoryError::InvalidCredentials { .. })), "{result:?}");
         assert!(!trace.behind);
-        // One guess is one answered bind.
+        // One attempt is one answered bind.
         assert_eq!(servers.binds(), [0, 0, 2], "{find:?}");
     }
 }
@@ -127,7 +127,7 @@ fn account_of(state: AccountState) -> DirectoryError {
     DirectoryError::Account { dn: "uid=alice,dc=x".into(), state, proven: false }
 }
 
-/// Shows the newest version at the nth search.
+/// Returns the newest version at the nth search.
 fn catching_up(nth: usize) -> impl Fn(&Seen) -> Vec<Reply> + Send + Sync {
     let searches = std::sync::atomic::AtomicUsize::new(0);
     move |seen| {
@@ -170,7 +170,7 @@ async fn failed_bind_is_not_retried_on_a_lagging_server() {
     assert_eq!((lagging.binds().len(), good.binds().len()), (0, 1));
 }
 
-/// A directory in which the template leads to nobody.
+/// A directory in which the template gives no entry.
 fn nobody(seen: &Seen) -> Vec<Reply> {
     match seen.base() {
         Some(_) => vec![done(Code::NoSuchObject)],

@@ -1,4 +1,4 @@
-//! Servers that mean harm: answers that no parser should see, that answer something else, or that never end.
+//! Hostile servers: replies that are malformed, that belong to another request, or that never end.
 
 use super::super::ber::{digits, wrapped};
 use super::*;
@@ -33,7 +33,7 @@ async fn nested_replies_end_no_process() {
     for (what, bytes) in
         [("from the first byte", (|_, _| nested()) as fn(i32, u8) -> Vec<u8>), ("in an answer", nested_within)]
     {
-        // As the answer to a search, and as the answer to a bind.
+        // As the reply to a search, and as the reply to a bind.
         let searched = Scripted::start(move |seen: &Seen| vec![Reply::Raw(bytes(seen.id, 0x64))]).await;
         let under = Under::new(&[&searched], searching(None));
         assert!(is_malformed(under.alice().await), "{what}");
@@ -45,7 +45,7 @@ async fn nested_replies_end_no_process() {
         let under = Under::new(&[&bound], searching(None));
         assert!(is_malformed(under.alice().await), "{what}");
         assert_eq!(under.count(&bound, "bind", "malformed"), 1);
-        // It is put aside at once: nobody's entry is the reason.
+        // It is marked down at once: no entry is the cause.
         assert!(!under.ldap.server(0).health.is_in_use(), "{what}");
     }
 }
@@ -99,7 +99,7 @@ async fn only_a_bind_response_with_its_id_answers_a_bind() {
 async fn unsolicited_message_ends_a_connection_before_its_next_bind() {
     let success = |id| message(id, &result(0x61, b"\x00"));
     let script = move |seen: &Seen| match seen.bind() {
-        // The answer to the next bind, before it is asked.
+        // The reply to the next bind, before it is sent.
         Some((_, "wrong")) => {
             vec![Reply::Raw([message(seen.id, &result(0x61, b"\x31")), success(seen.id + 1)].concat())]
         }
@@ -120,7 +120,7 @@ async fn unsolicited_message_ends_a_connection_before_its_next_bind() {
 async fn notice_of_disconnection_ends_the_connection() {
     let name = b"1.3.6.1.4.1.1466.20036";
     let result = [&b"\x0a\x01\x34\x04\x00\x04\x04bye!"[..], &wrapped(0x8a, &[name])].concat();
-    // As the standard has it, and as Active Directory sends it: with the name behind the operation.
+    // As in the standard, and as Active Directory sends it: with the name after the operation.
     let usual = message(0, &wrapped(0x78, &[&result]));
     let odd = message(0, &[wrapped(0x78, &[b"\x0a\x01\x34\x04\x00\x04\x00"]), wrapped(0x8a, &[name])].concat());
     for notice in [usual, odd] {
@@ -144,7 +144,7 @@ async fn notice_of_disconnection_ends_the_connection() {
 
 #[tokio::test]
 async fn message_beyond_the_limit_is_refused_by_its_header() {
-    // 2 GiB, and silence: nobody waits for what would follow.
+    // 2 GiB, and silence: the rest is not waited for.
     for header in [&b"\x30\x84\x7f\xff\xff\xff\x02\x01\x01"[..], b"\x30\x83\x10\x00\x00\x02\x01"] {
         for bind in [false, true] {
             let script = move |seen: &Seen| match seen.bind() {
@@ -158,7 +158,7 @@ async fn message_beyond_the_limit_is_refused_by_its_header() {
             assert!(began.elapsed() < Duration::from_millis(1_200), "{:?}", began.elapsed());
         }
     }
-    // What is within the limit of a configuration that allows more is read.
+    // A message within a larger configured limit is read.
     let long = vec![b'x'; 300_000];
     let answer = vec![entry("uid=alice,dc=x", &[("sn", &[&long]), ("mailHost", &[b"server3"])]), done(Code::Success)];
     for (most, expected) in [(200_000, false), (400_000, true)] {
@@ -169,7 +169,7 @@ async fn message_beyond_the_limit_is_refused_by_its_header() {
             let under = Under::test(&settings, Tuning::default());
             let result = under.alice().await;
             assert_eq!(result.is_ok(), expected, "{result:?}");
-            // It may be about one entry: another server, or another user, is asked for more.
+            // The cause may be one entry: another server, or another user, is tried next.
             assert!(under.ldap.server(0).health.is_in_use());
         }
     }
@@ -177,7 +177,7 @@ async fn message_beyond_the_limit_is_refused_by_its_header() {
 
 #[tokio::test]
 async fn dripping_server_is_bounded_by_the_attempt_timeout() {
-    // Each byte is a sign of life, and none of them the last.
+    // Each byte resets a read timeout, and none is the last.
     let drip = |bytes: Vec<u8>| -> Vec<Reply> {
         bytes.into_iter().flat_map(|byte| [Reply::Raw(vec![byte]), Reply::Pause(Duration::from_millis(20))]).collect()
     };
@@ -232,7 +232,7 @@ async fn server_recovers_after_a_malformed_reply() {
 
 #[tokio::test]
 async fn lag_memory_is_bounded_by_the_entry_limit() {
-    // Another entry for each that is taken, as long as somebody takes them.
+    // Another entry for each that is read, as long as the client reads.
     let entries = |copies: usize| {
         move |seen: &Seen| match seen.base() {
             Some("" | "dc=x") => {

@@ -1,4 +1,4 @@
-//! Which server is asked: put aside, looked at, taken back, told of; and how long anybody waits.
+//! Selection of servers: marked down, probed, recovered, logged; and the duration of waits.
 
 use super::*;
 
@@ -15,7 +15,7 @@ async fn unanswered_bind_is_retried_on_one_other_server() {
     assert_eq!(trouble(result), Trouble::Timeout);
     assert_eq!(trace.code, None);
     assert_eq!(servers.iter().map(|server| server.binds().len()).collect::<Vec<_>>(), [1, 1, 0]);
-    // The unanswered connections are gone for good.
+    // The unanswered connections are not used again.
     until(|| servers[1].open() == 0).await;
 }
 
@@ -47,7 +47,7 @@ async fn logins_do_not_queue_at_a_dead_server() {
     for login in within(futures_util::future::join_all(logins)).await {
         login.unwrap();
     }
-    // One waited for an answer; those behind it went on when it gave up.
+    // One waited for a reply; those queued behind it continued when it timed out.
     assert_eq!(silent.binds().len(), 1);
 }
 
@@ -84,7 +84,7 @@ async fn recovered_server_is_found_in_the_background() {
     assert_eq!(flaky.seen().len(), 1);
     well.store(true, Ordering::SeqCst);
     within(async {
-        // Logins go on meanwhile; none of them is asked of the flaky one until its probe is answered.
+        // Logins continue meanwhile; none is sent to the flaky one until its probe is answered.
         while flaky.binds().is_empty() {
             under.ldap.look_after();
             under.alice().await.unwrap();
@@ -102,7 +102,7 @@ fn hurried(servers: &[&Scripted], find: Find) -> config::Directory {
     config::Directory { attempt_timeout: Duration::from_millis(200), ..settings(servers, find) }
 }
 
-/// As [`everybody`], and shows the canary while the switch is on.
+/// As [`everybody`], and returns the canary while the switch is on.
 fn with_canary(shown: &Arc<AtomicBool>) -> impl Fn(&Seen) -> Vec<Reply> + Clone + Send + Sync + use<> {
     let shown = shown.clone();
     move |seen| match &seen.op {
@@ -132,7 +132,7 @@ async fn slow_bind_of_one_user_marks_no_server_down() {
     let under = Under::test(&hurried(&[&server, &standby], searching(None)), Tuning::default());
     for _ in 0..3 {
         let looks = server.searches().iter().filter(|base| base.is_empty()).count();
-        // He himself is taken to the other server, once.
+        // The user's own login is retried at the other server, once.
         under.login("slow", "x").await.0.unwrap();
         under.ldap.look_after();
         until(|| server.searches().iter().filter(|base| base.is_empty()).count() > looks).await;
@@ -155,7 +155,7 @@ async fn server_with_hanging_binds_recovers_by_a_bind() {
     let (server, standby) = (Scripted::start(script).await, Scripted::start(everybody).await);
     let tuning = Tuning { aside: Duration::from_millis(50), aside_max: Duration::from_millis(50), ..Tuning::default() };
     let under = Under::test(&hurried(&[&server, &standby], searching(None)), tuning);
-    // Two users, and nobody answered between them.
+    // Two users, without a reply between them.
     under.login("anna", "x").await.0.unwrap();
     under.ldap.look_after();
     until(|| !under.ldap.server(0).health.is_suspected()).await;
@@ -163,7 +163,7 @@ async fn server_with_hanging_binds_recovers_by_a_bind() {
     assert!(!under.ldap.server(0).health.is_up());
     let binds = server.binds().len();
     within(async {
-        // It answers each look; one login after each pause tries it and goes to the other server.
+        // It answers each probe; one login after each pause tries it and moves to the other server.
         while server.binds().len() < binds + 2 {
             under.ldap.look_after();
             under.login("clara", "x").await.0.unwrap();
@@ -185,7 +185,7 @@ async fn server_with_hanging_binds_recovers_by_a_bind() {
 
 #[tokio::test]
 async fn attempt_with_too_little_time_is_no_fault() {
-    // The first server takes all the time there is but a little, in which the second cannot answer.
+    // The first server uses almost all the time, and the rest is too short for the second.
     let silent = Scripted::start(|_| Vec::new()).await;
     let mute = Scripted::start(|_| Vec::new()).await;
     let mut settings = hurried(&[&silent, &mute], searching(None));
@@ -222,7 +222,7 @@ async fn round_robin_assigns_whole_decisions() {
     for server in &servers {
         assert_eq!((server.searches().len(), server.binds().len()), (3, 3));
     }
-    // With one gone, the others take its turns.
+    // With one down, the others take its share.
     let [gone, others @ ..] = servers;
     drop(gone);
     for _ in 0..6 {
@@ -247,13 +247,13 @@ async fn server_without_the_canary_is_not_used() {
     let up = |server: &Scripted| under.metrics.directory_up.with_label_values(&[&server.url()]).get();
     assert_eq!((ok(&servers[0]), ok(&servers[1])), (0, 1));
     assert_eq!((up(&servers[0]), up(&servers[1])), (0, 1));
-    // Neither shows it: nobody is told anything.
+    // Neither shows it: no reply is used.
     shown[1].store(false, Ordering::SeqCst);
     let looks = under.ldap.survey().await;
     assert!(looks.iter().all(|(_, look)| matches!(look, Err(Trouble::Canary { .. }))), "{looks:?}");
     assert_eq!(under.ldap.presence(), Presence::Away);
     assert!(matches!(trouble(under.login("anna", "x").await.0), Trouble::Canary { .. }));
-    // It is back, and so is the server.
+    // The canary is back, and so is the server.
     shown[0].store(true, Ordering::SeqCst);
     under.login("anna", "x").await.0.unwrap();
     assert_eq!(servers[0].binds().len(), 1);
@@ -261,7 +261,7 @@ async fn server_without_the_canary_is_not_used() {
 
 #[tokio::test]
 async fn replies_of_a_server_that_lost_the_canary_are_discarded() {
-    // Empty from one moment to the next: nobody is found, no mail host shown, everybody refused.
+    // Suddenly empty: no user is found, no mail host shown, every bind refused.
     let whole = switch(true);
     let now = whole.clone();
     let good = with_canary(&whole);
@@ -284,10 +284,10 @@ async fn replies_of_a_server_that_lost_the_canary_are_discarded() {
         whole.store(false, Ordering::SeqCst);
         let result = under.login("bob", "x").await.0;
         if binds == 0 {
-            // A search may go to the other server in the same breath.
+            // A search may be retried on the other server at once.
             result.unwrap();
         } else {
-            // An answered bind is a guess: "cannot tell", and no second server hears the password.
+            // An answered bind is an attempt: "unavailable", and no second server receives the password.
             assert!(matches!(trouble(result), Trouble::Canary { .. }));
             let after = standby.binds().iter().filter(|(_, dn, _)| dn.starts_with("uid=")).count();
             assert_eq!(after, before);
@@ -310,7 +310,7 @@ async fn logins_fail_quickly_while_all_servers_are_down_and_the_first_recovered_
     under.login("anna", "x").await.0.unwrap();
     well.store(false, Ordering::SeqCst);
     trouble(under.login("anna", "x").await.0);
-    // What was only suspected is settled by looks.
+    // A suspicion is resolved by probes.
     assert_eq!(within(under.ldap.settled()).await, Presence::Away);
     let started = Instant::now();
     let crowd = (0..200).map(|_| under.login("bob", "x"));
@@ -332,9 +332,9 @@ async fn logins_fail_quickly_while_all_servers_are_down_and_the_first_recovered_
 #[tokio::test]
 async fn endless_reply_is_ended_by_the_deadline() {
     let endless = [
-        // A message that says it has 2 GiB, and drips.
+        // A message that announces 2 GiB, and drips.
         vec![0x30, 0x84, 0x7f, 0xff, 0xff, 0xff],
-        // An entry whose attributes never come to an end.
+        // An entry with endless attributes.
         vec![0x30, 0x82, 0xff, 0xff, 0x02, 0x01, 0x01, 0x64, 0x82, 0xff, 0xf0, 0x04, 0x01, b'x'],
     ];
     for head in endless {
@@ -356,7 +356,7 @@ async fn endless_reply_is_ended_by_the_deadline() {
         assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
         gate.add_permits(1_000);
     }
-    // Entry after entry, of which two would have been enough.
+    // Endless entries, of which two would have been enough.
     let flood = |seen: &Seen| match seen.base() {
         Some("dc=x") => vec![entry("uid=alice,dc=x", &[("mailHost", &[b"server3"])]); 1_001],
         _ => alice(seen),
@@ -414,7 +414,7 @@ async fn outage_is_logged_at_intervals_and_not_per_login() {
     }
     drop(under);
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    // Of the bind that failed, and of the looks that did.
+    // Of the failed bind, and of the failed probes.
     let lines = text.lines().filter(|line| line.contains("directory server failed"));
     assert_eq!(lines.count(), 2, "{text}");
 }

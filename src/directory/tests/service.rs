@@ -1,4 +1,4 @@
-//! usher's own account, and what is asked in its name.
+//! The service account and its requests.
 
 use super::*;
 
@@ -107,7 +107,7 @@ async fn probe_reads_the_anonymous_root_dse() {
         assert_eq!(server.searches().last().unwrap(), "");
         assert_eq!(server.binds().len() - before, binds);
     }
-    // Any answered result will do: the directory is there.
+    // Any result is enough: the directory is reachable.
     let server = Scripted::start(first(vec![vec![done(Code::InsufficentAccessRights)]], is_search)).await;
     Under::new(&[&server], templated(None)).ldap.probe().await.unwrap();
     let server = Scripted::start(first(vec![vec![Reply::Close]], anything)).await;

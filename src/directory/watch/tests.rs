@@ -1,5 +1,5 @@
-//! The watch against scripted servers: content synchronization as it should not be, Active Directory's
-//! numbers, and servers that come and go.
+//! The watch with scripted servers: malformed content synchronization, Active Directory's
+//! USNs, and servers that fail and recover.
 #![allow(clippy::wildcard_enum_match_arm)] // a script answers what it expects
 
 use std::sync::Mutex;
@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 const TEST_TIME: Duration = Duration::from_secs(20);
 const SYNC_INFO: &[u8] = b"1.3.6.1.4.1.4203.1.9.1.4";
 
-/// A watch under test, and what it has told.
+/// A watch under test, and its reports.
 struct Under {
     told: Arc<Mutex<Vec<Change>>>,
     _task: JoinSet<()>,
@@ -39,7 +39,7 @@ impl Under {
         Self { told, _task: task }
     }
 
-    /// Waits until this was told of what has been told, and returns that.
+    /// Waits until this was reported, and returns all reports.
     async fn until(&self, what: impl Fn(&[Change]) -> bool) -> Vec<Change> {
         let waited = timeout(TEST_TIME, async {
             while !what(&self.told.lock().unwrap()) {
@@ -78,7 +78,7 @@ fn info(seen: &Seen, value: &[u8]) -> Reply {
     message(seen, &ber(0x79, &[&ber(0x80, &[SYNC_INFO]), &ber(0x81, &[value])]), b"")
 }
 
-/// The refresh is over; here is the cookie.
+/// The end of the refresh, with the cookie.
 fn refreshed(seen: &Seen) -> Reply {
     info(seen, &ber(0xa1, &[&ber(4, &[b"c1"])]))
 }
@@ -99,7 +99,7 @@ fn is_root(seen: &Seen) -> bool {
     seen.base() == Some("")
 }
 
-/// The changes without what is in the entries.
+/// The changes without the contents of the entries.
 fn kinds(changes: &[Change]) -> Vec<String> {
     let kind = |change: &Change| match change {
         Change::Entry(shown) => format!("{} is at {}", shown.entry.dn, shown.entry.mail_hosts.join(",")),
@@ -139,7 +139,7 @@ async fn refresh_is_reported_and_then_each_change() {
             "Began",
             "uid=a is at server3",
             &present,
-            "OnlyThese", // without a cookie, all was told
+            "OnlyThese", // without a cookie, everything was sent
             "Complete",
             "uid=a,ou=y is at server3",
             "uid=b is gone",
@@ -150,7 +150,7 @@ async fn refresh_is_reported_and_then_each_change() {
             "Complete",
         ]
     );
-    // The second connection began where the first had ended.
+    // The second connection resumed where the first had ended.
     let cookies: Vec<_> = server.seen().iter().filter_map(Seen::sync_cookie).collect();
     assert_eq!(cookies, [None, Some(b"c3".to_vec())]);
 }
@@ -158,7 +158,7 @@ async fn refresh_is_reported_and_then_each_change() {
 #[tokio::test]
 async fn malformed_replies_end_only_the_connection() {
     let malformed: Vec<fn(&Seen) -> Vec<Reply>> = vec![
-        // An entry without the control, with half of one, with a state and an id that are none.
+        // An entry without the control, with a truncated one, with an invalid state and id.
         |_| vec![entry("uid=a", &[])],
         |seen| vec![synced(seen, "uid=a", 1, 9, b"")],
         |seen| {
@@ -201,19 +201,19 @@ async fn server_that_requires_a_refresh_or_refuses_is_kept() {
             _ => bound(Code::Success),
         })
     };
-    // syncRefreshRequired (4096): again at once, by the same way.
+    // syncRefreshRequired (4096): again at once, by the same method.
     let server = refusal(&b"\x0a\x02\x10\x00"[..]).await;
     let under = Under::test(&[&server], WatchMode::Auto);
     under.until(|changes| changes.last() == Some(&Change::Complete)).await;
     assert_eq!(server.connections(), 2);
-    // unavailableCriticalExtension (12): by questions.
+    // unavailableCriticalExtension (12): by polling.
     let server = refusal(&b"\x0a\x01\x0c"[..]).await;
     let under = Under::test(&[&server], WatchMode::Auto);
     let told = under.until(|changes| changes.contains(&Change::Complete)).await;
     assert_eq!(kinds(&told)[..5], ["Began", "Lost", "Began", "uid=a is at ", "OnlyThese"]);
 }
 
-/// A filter that begins with all users and goes on with this.
+/// A filter that begins with all users, followed by this.
 fn asks(seen: &Seen, attribute: &str) -> Option<String> {
     let LdapOp::SearchRequest(request) = &seen.op else { return None };
     let LdapFilter::And(parts) = &request.filter else { return None };
@@ -228,7 +228,7 @@ async fn domain_controller_with_a_decreased_usn_is_read_again() {
     let roots = std::sync::atomic::AtomicUsize::new(0);
     let server = Scripted::start(move |seen| match &seen.op {
         LdapOp::SearchRequest(_) if is_root(seen) => {
-            // It was set back after the second round; the first time it is asked what it offers.
+            // It was restored after the second poll; the first request reads its capabilities.
             let usn = if roots.fetch_add(1, Ordering::SeqCst) < 3 { b"500" } else { b"100" };
             root(&[("highestCommittedUSN", &[usn])])
         }
@@ -291,7 +291,7 @@ async fn active_directory_is_polled_by_usn() {
     let Change::Entry(shown) = &told[5] else { panic!("{told:?}") };
     let marks = &shown.entry.marks;
     assert_eq!((marks.id, marks.disabled, marks.password.is_some()), (Some(id(1)), true, true));
-    // From one more than the number of the round before: asked before the search.
+    // From the USN of the poll before plus one: read before the search.
     let numbers: Vec<_> = server.seen().iter().filter_map(|seen| asks(seen, "uSNChanged")).collect();
     assert_eq!(numbers[..2], ["102", "103"]);
     assert!(server.seen().iter().all(|seen| seen.connection == 0), "the numbers are of one server and connection");
@@ -315,7 +315,7 @@ async fn other_servers_are_polled_by_time_and_periodically_in_full() {
     let rounds = told.iter().filter(|change| matches!(change, Change::Began(_))).count();
     assert_eq!(rounds, 11, "every tenth is whole");
     let times: Vec<_> = server.seen().iter().filter_map(|seen| asks(seen, "modifyTimestamp")).collect();
-    // It reaches some rounds back: a change may come late from another master.
+    // It reaches some polls back: a change may arrive late from another master.
     assert_eq!(times[..4], ["20260101000001Z"; 4]);
     assert_eq!(times[4..9], ["20260101000009Z"; 5]);
 }

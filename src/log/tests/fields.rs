@@ -1,4 +1,4 @@
-//! What a line says is what was recorded, whatever a value holds.
+//! A line decodes to what was recorded, for any value.
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -6,7 +6,7 @@ use tracing::{info, info_span};
 
 use super::{Escaped, LogFormat, LogLevel, written};
 
-/// Reads a text line back, independent of how it is written: the message, and each field with its value.
+/// Parses a text line, independent of the writer: the message, and each field with its value.
 fn parse(line: &str) -> (String, Vec<(String, String)>) {
     let (_time, rest) = line.split_once(' ').unwrap();
     let rest = rest.trim_start().strip_prefix("INFO ").unwrap();
@@ -35,7 +35,7 @@ fn parse(line: &str) -> (String, Vec<(String, String)>) {
     (message, fields)
 }
 
-/// A quoted text without its quotes and escapes, and what stands behind it.
+/// A quoted text without its quotes and escapes, and the rest of the line.
 fn quoted(text: &str) -> (String, &str) {
     let mut plain = String::new();
     let mut characters = text.strip_prefix('"').unwrap().chars();
@@ -60,7 +60,7 @@ fn quoted(text: &str) -> (String, &str) {
     }
 }
 
-/// Writes one event with this value in each way in which values are recorded, and reads it back.
+/// Writes one event with this value for each way of recording values, and reads it back.
 fn comes_back(value: &str) {
     let expected = [
         ("shown", value.to_owned()),
@@ -133,7 +133,7 @@ fn span_value_stays_in_its_field() {
     assert!(lines[0].ends_with(r#"INFO session{client="x}: login result=ok"}: login"#), "{lines:?}");
 }
 
-/// Texts that are made of what could mislead a reader, and of any characters.
+/// Texts of characters that could mislead a parser, and of any others.
 fn values() -> impl Strategy<Value = String> {
     let pieces = prop::sample::select(vec![
         "\"",

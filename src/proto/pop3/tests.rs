@@ -222,7 +222,7 @@ fn cleartext_login_is_refused_before_the_secret() {
 
 #[test]
 fn tls_start_discards_earlier_state() {
-    // The trial hands on what came with the command; the session drops it.
+    // The test driver passes on pipelined input; the session discards it.
     let mut front = LineFront::new(Pop3::new(CLEAR), CLEAR);
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     input.extend(b"STLS\r\nUSER mallory\r\n");
@@ -380,7 +380,7 @@ fn backend_texts_are_forwarded_where_useful() {
     assert!(words("IN-USE", &"x".repeat(9000)).len() <= 512 - " (session 0123456789ABC)\r\n".len());
 }
 
-/// Who logs in, and how.
+/// The login of a script.
 #[derive(Clone, Copy)]
 struct Login {
     tls: BackTls,

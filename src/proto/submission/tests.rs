@@ -29,7 +29,7 @@ fn client(settings: FrontSettings<'_>, text: &str) {
     script::client(&PROTOCOL, settings, decision, text);
 }
 
-/// A script behind an EHLO under TLS.
+/// A script after EHLO under TLS.
 #[track_caller]
 fn greeted(text: &str) {
     client(TLS, &format!("C: HELO here\nS: 250 {HOST}\n{text}"));
@@ -311,7 +311,7 @@ fn backend_texts_are_forwarded_where_useful() {
     assert_eq!(out.as_slice(), b"421 4.3.2 The server is shutting down, try again (session S7Q2X)\r\n");
 }
 
-/// Who logs in, and how.
+/// The login of a script.
 #[derive(Clone, Copy)]
 struct Login {
     tls: BackTls,
@@ -338,7 +338,7 @@ fn backend(login: Login, text: &str) {
     script::backend(&PROTOCOL, &settings, text);
 }
 
-/// A script behind an EHLO that was answered with these keywords.
+/// A script after an EHLO reply with these keywords.
 #[track_caller]
 fn listing(login: Login, keywords: &str, text: &str) {
     let listed: String = keywords.split(',').map(|line| format!("S: 250-{line}\n")).collect();
@@ -468,7 +468,7 @@ fn client_address_is_sent_in_the_supported_attributes() {
     listing(told, "XCLIENT ADDR", "C: XCLIENT ADDR=198.51.100.7\nS: 550 5.7.1 no\n=> fault NotTold");
 }
 
-/// RFC 3030 section 2: what follows the line is the message's, whatever is answered.
+/// RFC 3030 section 2: the bytes after the line belong to the message, whatever the reply.
 #[test]
 fn bdat_data_is_never_read_as_commands() {
     greeted(
@@ -503,7 +503,7 @@ fn bdat_data_is_never_read_as_commands() {
         => quit ProtocolError
         ",
     );
-    // More than is thrown away of any command.
+    // More than the discard limit of a command.
     for size in ["65537", "18446744073709551616", "99999999999999999999999999 LAST"] {
         greeted(&format!("C: BDAT {size}\nS: 421 4.7.0 Log in before you send a message\n=> quit ProtocolError"));
     }

@@ -1,7 +1,7 @@
-//! Property: however the network cuts what a peer says, the dialogue says and does the same.
+//! Property: the dialogue sends and does the same for any fragmentation of its input.
 //!
-//! The inputs are made of what moves the machines (commands, literals, line ends, base64) in any
-//! order, with any bytes between; what is found small is kept small by proptest.
+//! The inputs consist of fragments that drive the state machines (commands, literals, line ends, base64) in any
+//! order, with any bytes between; proptest shrinks failures.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ use crate::outcome::Refusal;
 use crate::proto::{BackSettings, BackTls, FrontSettings, PROTOCOLS, Protocol, Welcome};
 use crate::secret::Secret;
 
-/// What is said in a protocol, well or badly, by clients and by backends.
+/// Valid and invalid fragments of clients and backends of a protocol.
 #[derive(Debug)]
 struct Talk {
     protocol: &'static str,
@@ -236,7 +236,7 @@ const MANAGESIEVE: Talk = Talk {
     ],
 };
 
-/// One protocol or another, and how it is talked.
+/// Any protocol, with its fragments.
 fn protocol() -> impl Strategy<Value = (&'static Protocol, &'static Talk)> {
     select(PROTOCOLS.iter().collect::<Vec<_>>()).prop_map(|protocol| {
         let talk = TALKS.iter().find(|talk| talk.protocol == protocol.name);
@@ -244,18 +244,18 @@ fn protocol() -> impl Strategy<Value = (&'static Protocol, &'static Talk)> {
     })
 }
 
-/// Bytes made of these fragments and of any bytes.
+/// Bytes composed of these fragments and any others.
 fn input(fragments: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
     let fragment = prop_oneof![
         8 => select(fragments).prop_map(|text| text.as_bytes().to_vec()),
         1 => vec(any::<u8>(), 0..6),
-        // Long enough to meet the limits of lines and literals.
+        // Long enough to reach the limits of lines and literals.
         1 => (select(&b"ax \""[..]), 0..20_000_usize).prop_map(|(byte, n)| vec![byte; n]),
     ];
     vec(fragment, 0..24).prop_map(|fragments| fragments.concat())
 }
 
-/// The pieces of these bytes, cut at these places.
+/// These bytes, cut at these positions.
 fn pieces<'b>(bytes: &'b [u8], cuts: &[Index]) -> Vec<&'b [u8]> {
     let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
     places.extend([0, bytes.len()]);

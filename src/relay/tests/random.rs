@@ -1,5 +1,5 @@
-//! Property: whatever both sides say, in whatever pieces and with whatever pauses, the other hears
-//! it whole and in order, whoever closes first, and the relay ends.
+//! Property: whatever both sides send, in any pieces and with any pauses, the other receives
+//! it completely and in order, whichever closes first, and the relay ends.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -7,8 +7,8 @@ use tokio::io::{ReadHalf, WriteHalf};
 
 use super::*;
 
-/// One side's part: what was read from it before the relay began, what it says and hears in which
-/// pieces, and whether it says that it ends.
+/// One side: the bytes read from it before the relay began, the pieces it sends and receives,
+/// and whether it closes its direction.
 #[derive(Debug, Clone)]
 struct Part {
     early: usize,
@@ -22,13 +22,13 @@ impl Part {
         self.early + self.said.iter().map(|(n, _)| n).sum::<usize>()
     }
 
-    /// Bytes that tell their place and their side.
+    /// Bytes that encode their position and side.
     fn words(&self, seed: usize) -> Vec<u8> {
         (0..self.length()).map(|at| (at.wrapping_mul(seed) >> 5) as u8).collect()
     }
 }
 
-/// A piece and a pause behind it, well below what ends a half-closed session.
+/// A piece and a pause after it, well below the limit of a half-closed session.
 fn steps(largest: usize) -> impl Strategy<Value = Vec<(usize, Duration)>> {
     let pause = prop_oneof![3 => Just(0), 1 => 0..900_u64].prop_map(Duration::from_millis);
     vec((1..largest, pause), 1..12)
@@ -44,7 +44,7 @@ fn part() -> impl Strategy<Value = Part> {
     })
 }
 
-/// Says it all; the half is given back, because dropping it would end the stream unasked.
+/// Sends everything; returns the half, because dropping it would close the stream.
 async fn say(mut writer: WriteHalf<DuplexStream>, part: &Part, words: &[u8]) -> WriteHalf<DuplexStream> {
     let mut rest = &words[part.early..];
     for (n, pause) in &part.said {

@@ -1,5 +1,5 @@
-//! A receiver takes nothing, and its sender breaks off behind what nobody reads: on sockets, since that is
-//! what the kernel says of them.
+//! A receiver reads nothing, and its sender resets behind unread data: on sockets, since this
+//! depends on the kernel.
 
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -11,13 +11,13 @@ async fn connection() -> (TcpStream, TcpStream) {
     near.set_recv_buffer_size(32 * 1024).unwrap();
     let near = near.connect(listener.local_addr().unwrap()).await.unwrap();
     let (far, _) = listener.accept().await.unwrap();
-    // So that little of it fits anywhere.
+    // So that the buffers are small.
     let _ = crate::sys::sockets::tune(&far, &crate::sys::sockets::CLIENT);
     (near, far)
 }
 
-/// More than a receiver that does not read takes, and less than shuts the window of the relay's side: a kernel
-/// drops a reset that is outside of it, and the next probe finds out.
+/// More than a receiver that does not read buffers, and less than fills the relay's window: a kernel
+/// drops a reset outside of it, and only the next probe detects it.
 const SAID: usize = 480 * 1024;
 
 struct Sockets {
@@ -64,7 +64,7 @@ async fn sender_that_closes_before_a_pausing_receiver_is_relayed_completely() {
     let mut sockets = start().await;
     sockets.backend.write_all(&[b'x'; SAID]).await.unwrap();
     sockets.backend.shutdown().await.unwrap();
-    // Two looks at a connection that has ended and is not broken.
+    // Two checks of a connection that is closed and not reset.
     tokio::time::sleep(STALL_PROBE * 2 + STALL_PROBE / 2).await;
     assert!(!sockets.relay.is_finished());
     let mut heard = Vec::new();

@@ -1,4 +1,4 @@
-//! What a TLS connection changes: an end may come in one read with the bytes before it.
+//! TLS connections: a close may arrive in one read with the bytes before it.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ async fn connection(pipe: usize) -> (Stream<DuplexStream>, Stream<DuplexStream>)
     (near.unwrap(), far.unwrap())
 }
 
-/// A backend has said all and ended; the client's side of the relay, as it starts.
+/// A backend that has sent everything and closed; the client's side of the relay at its start.
 async fn last_words(words: &[u8]) -> (Stream<DuplexStream>, tokio::task::JoinHandle<RelayOutcome>) {
     let (client, client_side) = connection(4_096).await;
     let (backend_side, mut backend) = connection(1 << 20).await;
@@ -48,7 +48,7 @@ async fn last_words(words: &[u8]) -> (Stream<DuplexStream>, tokio::task::JoinHan
 async fn last_bytes_reach_a_slow_client_after_the_close() {
     let words = vec![b'w'; 60_000];
     let (mut client, relay) = last_words(&words).await;
-    // Longer than a half-closed session may stand still.
+    // Longer than the limit of a silent half-closed session.
     tokio::time::sleep(2 * HALF_CLOSED_IDLE).await;
     let mut heard = SecretBuf::new();
     while client.fill(&mut heard).await.unwrap() > 0 {}

@@ -1,4 +1,4 @@
-//! What usher believes of a backend, and how it says no.
+//! Verification of backends, and its errors.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -25,13 +25,13 @@ async fn valid_backend_is_accepted_and_resumed() {
         let (mut near, mut far) = (near.unwrap(), far.unwrap());
         assert_eq!(near.resumed(), resumed);
         assert_eq!(near.agreed().unwrap().group, Some("X25519MLKEM768"));
-        // The greeting brings the tickets along.
+        // The tickets arrive with the greeting.
         tell(&mut far, b"*").await;
         assert_eq!(hear(&mut near).await.unwrap(), b"*");
     }
 }
 
-/// A handshake, and a byte that brings the tickets along; whether it resumed.
+/// A handshake, and a byte with which the tickets arrive; whether it resumed.
 async fn visit(server: &Acceptor, client: &Arc<ClientConfig>) -> bool {
     let (near, far) = shake(server, client, NAME).await;
     let (mut near, mut far) = (near.unwrap(), far.unwrap());
@@ -45,18 +45,18 @@ async fn tickets_for_a_burst_are_kept_and_each_is_used_once_at_its_server() {
     let desk = Desk::new();
     let server = acceptor(&settings(vec![desk.ecdsa("one", &[NAME])]));
     let client = desk.client().prepare().unwrap();
-    // One full handshake brings two; each further one takes one and brings two.
+    // One full handshake yields two; each further one uses one and yields two.
     for count in 0..19 {
         assert_eq!(visit(&server, &client).await, count > 0);
     }
     let mut resumed = Vec::new();
     for _ in 0..21 {
-        // Nothing is read, so that no new ticket comes.
+        // Nothing is read, so that no new ticket arrives.
         resumed.push(shake(&server, &client, NAME).await.0.unwrap().resumed());
     }
     let expected: Vec<bool> = (0..21).map(|count| count < 20).collect();
     assert_eq!(resumed, expected);
-    // What another configuration has verified counts for nothing here.
+    // A verification by another configuration does not count here.
     visit(&server, &client).await;
     let other = desk.client().prepare().unwrap();
     assert!(!visit(&server, &other).await);
@@ -68,7 +68,7 @@ async fn tickets_for_a_burst_are_kept_and_each_is_used_once_at_its_server() {
     assert!(store.contains("servers: 1, tickets: 256"), "{store}");
 }
 
-/// Tickets of a length that the server chooses, after some short ones.
+/// Tickets of a length chosen by the server, after some short ones.
 #[derive(Debug)]
 struct LongTickets {
     length: usize,
@@ -96,12 +96,12 @@ impl rustls::server::ProducesTickets for LongTickets {
     }
 }
 
-/// What a store holds after visits to a server with tickets of this length, and so many certificates.
+/// The size of a store after connections to a server with tickets of this length and this many certificates.
 async fn kept(visits: usize, length: usize, certificates: usize) -> String {
     kept_after(0, visits, length, certificates).await
 }
 
-/// The same with so many short tickets before.
+/// The same with this many short tickets before.
 async fn kept_after(short: usize, visits: usize, length: usize, certificates: usize) -> String {
     let desk = Desk::new();
     let files = desk.ecdsa("one", &[NAME]);
@@ -131,17 +131,17 @@ async fn kept_after(short: usize, visits: usize, length: usize, certificates: us
 #[tokio::test]
 async fn tickets_of_a_server_are_bounded_in_bytes() {
     let store = kept(3, 3_900, 0).await;
-    // The second and the third visit have tried one each.
+    // The second and the third connection have used one each.
     assert!(store.contains("tickets: 4"), "{store}");
-    // Its server would have 256 of them kept.
+    // 256 of them would be kept for its server.
     for length in [4_200, 14_000] {
         let store = kept(3, length, 0).await;
         assert!(store.contains("tickets: 0, bytes: 0"), "{length}: {store}");
     }
-    // One that begins with short ones is found out: 100 long ones are not measured once in 600,000 runs.
+    // A server that begins with short ones is detected: 100 long ones escape measurement once in 600,000 runs.
     let store = kept_after(4, 60, 14_000, 0).await;
     assert!(store.contains("tickets: 0, bytes: 0"), "{store}");
-    // So would it with a long chain, of which each ticket has a copy.
+    // The same applies to a long chain, of which each ticket has a copy.
     let store = kept(100, 300, 30).await;
     let bytes: usize = store
         .split("bytes: ")
@@ -234,7 +234,7 @@ async fn backend_can_request_a_client_certificate() {
     let (near, far) = shake(&server, &with(desk.rsa("usher", &["usher"])).prepare().unwrap(), NAME).await;
     near.unwrap();
     far.unwrap();
-    // TLS 1.3 tells the client after its handshake is over: with the first read.
+    // TLS 1.3 reports it to the client after its handshake: with the first read.
     for (client, expected) in
         [(desk.client(), "it wants a client certificate"), (with(stranger.ecdsa("eve", &["eve"])), "UnknownCA")]
     {

@@ -1,4 +1,4 @@
-//! Every mistake in the files is found, under its key, with what to do.
+//! Every mistake in the files is reported, under its key, with advice.
 
 use super::*;
 

@@ -33,7 +33,7 @@ use crate::secret::SecretBuf;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A certificate authority with a directory for what it issues.
+/// A certificate authority with a folder for its certificates.
 struct Desk {
     dir: TempDir,
     ca: CertifiedIssuer<'static, KeyPair>,
@@ -104,7 +104,7 @@ impl Desk {
         self.files(file)
     }
 
-    /// What a client of this authority is configured with.
+    /// The client configuration that trusts this authority.
     fn client(&self) -> ClientTls {
         ClientTls { ca: Some(self.ca_file()), key: "backend".to_owned(), ..ClientTls::default() }
     }
@@ -159,7 +159,7 @@ async fn shake(
     timeout(DEADLINE, async { tokio::join!(connect(client, name, near), acceptor.accept(far)) }).await.unwrap()
 }
 
-/// A stream that is read as others are, by the pieces that a relay would be lent.
+/// A stream that is read through the plaintext pieces that a relay uses.
 struct Reading<T = TcpStream> {
     stream: Stream<T>,
     rest: Vec<u8>,
@@ -198,20 +198,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Reading<T> {
     }
 }
 
-/// Says something now.
+/// Sends bytes at once.
 async fn tell(stream: &mut (impl AsyncWrite + Unpin), words: &[u8]) {
     stream.write_all(words).await.unwrap();
     stream.flush().await.unwrap();
 }
 
-/// Hears something.
+/// Reads bytes.
 async fn hear(stream: &mut Stream) -> io::Result<Vec<u8>> {
     let mut heard = SecretBuf::new();
     stream.fill(&mut heard).await?;
     Ok(heard.as_slice().to_vec())
 }
 
-/// The names in the certificate that the server showed.
+/// The names in the server's certificate.
 fn shown(stream: &Stream) -> Vec<String> {
     super::certificate::CertificateInfo::read(&peer(stream)).unwrap().names
 }

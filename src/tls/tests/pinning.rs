@@ -1,4 +1,4 @@
-//! Pins accept what no verifier does, made by openssl as it is found in the field, and nothing else.
+//! Pins accept exactly one certificate, even one that no verifier accepts, as openssl creates them in the field.
 
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -86,7 +86,7 @@ async fn pin_accepts_a_certificate_that_no_verifier_accepts() {
             let presented = base64::engine::general_purpose::STANDARD.encode(facts.spki_sha256());
             assert!(told.contains("its public key is not pinned") && told.contains(&presented), "{told}");
 
-            // What makes the pin necessary.
+            // The reason for the pin.
             if let Ok(unpinned) = &unpinned {
                 let (_server, tcp) = s_server(&desk, version).await;
                 assert!(timeout(DEADLINE, connect(unpinned, name, tcp)).await.unwrap().is_err(), "{kind}");
@@ -95,7 +95,7 @@ async fn pin_accepts_a_certificate_that_no_verifier_accepts() {
     }
 }
 
-/// The pin as an operator computes it is the pin that is compared.
+/// The pin computed by an operator equals the compared one.
 #[tokio::test]
 async fn pin_equals_the_one_computed_by_openssl() {
     let desk = Desk::new();
@@ -106,7 +106,7 @@ async fn pin_equals_the_one_computed_by_openssl() {
     assert_eq!(std::fs::read(desk.path("pin")).unwrap(), facts.spki_sha256());
 }
 
-/// Shows a certificate without holding its key.
+/// Presents a certificate without its key.
 #[derive(Debug)]
 struct Impostor(Arc<CertifiedKey>);
 

@@ -1,5 +1,5 @@
-//! What a connection must stand after its login: records in any pieces, key updates, late tickets, data that
-//! rode with the handshake, every kind of end; against rustls and against openssl's own tools.
+//! TLS after the login: records in any fragmentation, key updates, late tickets, data sent
+//! with the handshake, every kind of close; against rustls and against openssl's own tools.
 
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConnection, Connection, ServerConfig, ServerConnection, SupportedProtocolVersion, version};
@@ -12,7 +12,7 @@ use crate::tls::{certificate, provider};
 const NAME: &str = "server3.example.com";
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS13];
 
-/// Moves what one side has to say to the other, in memory.
+/// Moves pending output of one side to the other, in memory.
 fn carry(from: &mut Connection, to: &mut Connection) -> usize {
     let mut wire = Vec::new();
     while from.wants_write() {
@@ -53,7 +53,7 @@ impl Ends {
         ends
     }
 
-    /// Both as streams, at the ends of a pipe of this size.
+    /// Both as streams over a pipe of this size.
     fn streams(self, pipe: usize) -> (Reading<DuplexStream>, Reading<DuplexStream>) {
         let (near, far) = duplex(pipe);
         (Stream::under_tls(near, self.client).into(), Stream::under_tls(far, self.server).into())
@@ -64,7 +64,7 @@ fn pattern(seed: u32, length: u32) -> Vec<u8> {
     (0..length).map(|at| (at.wrapping_mul(seed) >> 13) as u8).collect()
 }
 
-/// Says `words` and hears all of the other side.
+/// Sends `words` and reads everything from the other side.
 async fn speak(stream: impl AsyncRead + AsyncWrite, words: &[u8]) -> Vec<u8> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut heard = Vec::new();
@@ -111,14 +111,14 @@ async fn key_update_is_followed_and_answered_with_the_next_bytes() {
     let (mut wire, far) = duplex(4_096);
     let mut stream = Reading::from(Stream::under_tls(far, ends.server));
     for word in [b"one", b"two", b"six"] {
-        // It asks for the same; rustls answers before its next data (RFC 8446 section 4.6.3).
+        // It requests an update in return; rustls answers before its next data (RFC 8446 section 4.6.3).
         ends.client.refresh_traffic_keys().unwrap();
         let mut asked = Vec::new();
         ends.client.write_tls(&mut asked).unwrap();
         wire.write_all(&asked).await.unwrap();
         let early = timeout(Duration::from_millis(10), stream.read_u8()).await;
         assert!(early.is_err(), "it is no data");
-        // Both directions go on under the new keys.
+        // Both directions continue under the new keys.
         std::io::Write::write_all(&mut ends.client.writer(), word).unwrap();
         let mut said = Vec::new();
         ends.client.write_tls(&mut said).unwrap();
@@ -142,7 +142,7 @@ async fn late_tickets_are_kept_for_the_next_handshake() {
     let client = desk.client().prepare().unwrap();
     let (near, far) = shake(&server, &client, NAME).await;
     let (mut near, mut far) = (near.unwrap(), far.unwrap());
-    // A client reads nothing before this, so the tickets are still on their way.
+    // The client has read nothing before, so the tickets are still unread.
     tell(&mut far, b"* OK\r\n").await;
     assert_eq!(hear(&mut near).await.unwrap(), b"* OK\r\n");
     assert!(shake(&server, &client, NAME).await.0.unwrap().resumed());
@@ -202,7 +202,7 @@ async fn data_after_a_close_is_ignored_and_a_forged_record_is_reported_and_refus
 async fn peer_that_reads_nothing_blocks_the_writer() {
     let (mut near, mut far) = Ends::shaken(&version::TLS13).streams(1_000);
     let words = pattern(31, 50_000);
-    // The first write is taken whole; only what the pipe has room for has left.
+    // The first write is accepted completely; only what fits into the pipe has been sent.
     assert_eq!(near.write(&words).await.unwrap(), words.len());
     let second = timeout(Duration::from_millis(50), near.write(b"more")).await;
     assert!(second.is_err(), "nothing more is taken until the first is sent");
@@ -217,7 +217,7 @@ fn openssl(desk: &Desk, arguments: &str) -> Child {
     openssl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Reads until this line was among what came.
+/// Reads until this line has arrived.
 async fn wait_for(reader: &mut (impl tokio::io::AsyncBufRead + Unpin), expected: &str) {
     let mut line = Vec::new();
     let find = async {
@@ -243,14 +243,14 @@ async fn openssl_client_updates_its_keys_and_closes() {
         let mut told = BufReader::new(client.stderr.take().unwrap());
         let (tcp, _) = listener.accept().await.unwrap();
         let mut stream = BufReader::new(Reading::from(server.accept(tcp).await.unwrap()));
-        // `K` changes its keys and asks usher for the same (TLS 1.3).
+        // `K` updates its keys and requests the same from usher (TLS 1.3).
         let commands: &[&str] = if version == "-tls1_3" { &["K\n", "k\n", "K\n"] } else { &[""] };
         for (round, command) in commands.iter().enumerate() {
             say.write_all(format!("line {round}\n").as_bytes()).await.unwrap();
             wait_for(&mut stream, &format!("line {round}")).await;
             say.write_all(command.as_bytes()).await.unwrap();
             if !command.is_empty() {
-                // Before the next line is written: a command is one only at the start of a read.
+                // Before the next line is written: a command is recognized only at the start of a read.
                 wait_for(&mut told, "KEYUPDATE").await;
             }
             tell(&mut stream, format!("echo {round}\n").as_bytes()).await;
@@ -269,7 +269,7 @@ async fn openssl_server_sends_late_tickets_and_accepts_bulk_data() {
     desk.ecdsa("one", &[NAME]);
     for version in ["-tls1_3", "-tls1_2"] {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        // Echoes each line backwards.
+        // Echoes each line reversed.
         let mut server = openssl(&desk, &format!("s_server -rev -cert one.pem -key one.key {version} -accept {port}"));
         wait_for(&mut BufReader::new(server.stdout.take().unwrap()), "ACCEPT").await;
         let client = desk.client().prepare().unwrap();

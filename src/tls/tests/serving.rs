@@ -1,4 +1,4 @@
-//! What clients meet: names, key types, versions, groups, ALPN, resumption, their own certificates.
+//! TLS for clients: names, key types, versions, groups, ALPN, resumption, client certificates.
 
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::{CipherSuite, RootCertStore, SignatureScheme, SupportedProtocolVersion, version};
@@ -29,7 +29,7 @@ fn modern(desk: &Desk) -> ClientConfig {
     mail_client(desk, aws_lc_rs::default_provider(), &[&version::TLS13, &version::TLS12])
 }
 
-/// A client that can verify RSA signatures in a handshake and no others.
+/// A client that verifies only RSA signatures in a handshake.
 fn rsa_only(desk: &Desk, version: &'static SupportedProtocolVersion) -> ClientConfig {
     static MAPPING: &[(SignatureScheme, &[&dyn rustls::pki_types::SignatureVerificationAlgorithm])] =
         &[(SignatureScheme::RSA_PSS_SHA256, &[webpki::aws_lc_rs::RSA_PSS_2048_8192_SHA256_LEGACY_KEY])];
@@ -58,7 +58,7 @@ async fn certificate_is_selected_by_name() {
         ("one.example.com", "one"),
         ("TWO.example.COM", "two"),
         ("three.example.com", "wild"),
-        // An exact name comes before a wildcard that fits as well.
+        // An exact name takes precedence over a matching wildcard.
         ("any.example.com", "one"),
     ] {
         let (near, far) = shake(&server, &client, asked).await;
@@ -66,7 +66,7 @@ async fn certificate_is_selected_by_name() {
         assert_eq!(peer(&near.unwrap()), expected.certified.cert[0].to_vec(), "{asked}");
         assert_eq!(far.unwrap().server_name().map(str::to_lowercase), Some(asked.to_lowercase()));
     }
-    // A wildcard stands for one label: the first certificate answers, and its name does not fit.
+    // A wildcard matches one label: the first certificate is served, and its name does not match.
     let (near, _) = shake(&server, &client, "a.b.example.com").await;
     let told = describe(&near.unwrap_err());
     assert_eq!(told, "its certificate is not for a.b.example.com, it is for one.example.com, any.example.com");
@@ -347,7 +347,7 @@ async fn stream_reports_and_closes_properly() {
     let (near, _) = tcp_pair().await;
     let plain = Stream::from(near);
     assert!(!plain.is_tls() && plain.agreed().is_none() && plain.into_plain().is_some());
-    // The dropped side sent no close_notify: for mail that is an end like another.
+    // The dropped side sent no close_notify: for mail that is a normal close.
     assert_eq!(hear(&mut far).await.unwrap(), b"");
     assert_eq!(hear(&mut far).await.unwrap(), b"");
 

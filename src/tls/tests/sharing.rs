@@ -1,4 +1,4 @@
-//! Tickets under keys from a file: who resumes whose sessions, and which files are refused.
+//! Tickets under keys from a file: which sessions resume, and which files are refused.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -7,13 +7,13 @@ use rustls::version;
 use super::serving::{mail_client, twice};
 use super::*;
 
-/// 48 bytes in base64, all alike.
+/// 48 equal bytes in base64.
 fn line(byte: u8) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode([byte; 48])
 }
 
-/// A server as another machine has it, with these keys.
+/// A server like on another machine, with these keys.
 fn machine(desk: &Desk, keys: &[u8], edit: impl FnOnce(&mut Tls)) -> ServerTls {
     let mut tls = settings(vec![desk.files("one")]);
     let lines: Vec<String> = keys.iter().map(|byte| line(*byte) + "\n").collect();

@@ -1,11 +1,11 @@
-//! What a backend sends, and what usher makes of it.
+//! Input from a backend, and the resulting steps.
 
 use super::super::PROTOCOL;
 use crate::proto::trial::{HOST, calling};
 use crate::proto::{BackSettings, BackTls, script};
 use crate::secret::Secret;
 
-/// Who logs in, and how.
+/// The login of a script.
 #[derive(Clone, Copy)]
 struct Login {
     tls: BackTls,
@@ -13,7 +13,7 @@ struct Login {
     password: &'static [u8],
     service: Option<&'static [u8]>,
     untagged_limit: usize,
-    /// Where the client is, if the backend is told.
+    /// The client address, if it is forwarded.
     client: Option<&'static str>,
 }
 
@@ -47,13 +47,13 @@ fn script(login: Login, text: &str) {
     script::backend(&PROTOCOL, &login.settings(), text);
 }
 
-/// A script behind a greeting with these capabilities.
+/// A script after a greeting with these capabilities.
 #[track_caller]
 fn greeted(login: Login, capabilities: &str, text: &str) {
     script(login, &format!("S: * OK [CAPABILITY {capabilities}] ready\n{text}"));
 }
 
-/// A script behind a login that was sent.
+/// A script after a login command.
 #[track_caller]
 fn logged_in(text: &str) {
     let sent = "C: u1 AUTHENTICATE PLAIN AGFsaWNlAHNlY3JldA==\n";
@@ -120,7 +120,7 @@ fn client_address_is_sent_under_tls_and_before_the_login() {
             ),
         );
     }
-    // No login without it: its log and its limits would name usher for everybody.
+    // No login without it: the backend's log and limits would see usher's address for every user.
     let id = format!(r#"C: u1 ID ("name" "usher" "x-originating-ip" "::1" "x-originating-port" "9" {fields}"#);
     for refusal in ["NO not from you", "BAD what"] {
         let login = Login { client: Some("[::1]:9"), ..ALICE };
@@ -267,7 +267,7 @@ fn login_arguments_are_sent_byte_for_byte() {
     let most = Login { password: &LONG[1..], ..ALICE };
     greeted(most, "IMAP4rev1 LITERAL-", &format!("C: u1 LOGIN \"alice\" {{4096+}}\nC: {}", "p".repeat(4096)));
 
-    // No form of a login carries a NUL; in PLAIN it would even shift who is who.
+    // No login command can carry a NUL; in PLAIN it would even shift the fields.
     for nul in [
         Login { login: b"ali\0ce", ..ALICE },
         Login { password: b"sec\0ret", ..ALICE },
@@ -390,6 +390,6 @@ fn endless_lines_are_limited() {
     logged_in(&format!("S: {}\n=> fault TooMuch", "x".repeat(8193)));
     logged_in(&format!("S: u1 OK [CAPABILITY IMAP4rev1] {}\n=> fault TooMuch", "x".repeat(8193)));
     logged_in(&format!("S: u1 OK [X {}] in\n=> fault TooMuch", "x".repeat(2000)));
-    // Lines that the client does not get count as well.
+    // Lines that are not forwarded count too.
     script(ALICE, &format!("S: * OK\nC: u1 CAPABILITY\nS: * {}\n=> fault TooMuch", "x".repeat(2000)));
 }

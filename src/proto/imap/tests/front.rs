@@ -1,4 +1,4 @@
-//! What a client sends, and what it is told.
+//! Input from a client, and the replies.
 
 use super::super::PROTOCOL;
 use super::super::front::ImapFront;
@@ -11,7 +11,7 @@ const TLS: FrontSettings<'_> =
     FrontSettings { host: HOST, session: SESSION, capabilities: None, tls: true, starttls: false, bad_commands: 50 };
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
-/// What a decision in a script means.
+/// The decisions that a script can name.
 fn decision(words: &str) -> ScriptedDecision {
     match words {
         "wrong" => ScriptedDecision::Refuse(Refusal::WrongPassword),
@@ -716,7 +716,7 @@ fn at_most_one_command_is_buffered() {
     trial.feed(largest.as_bytes());
     assert!(trial.finish().ends_with("a OK Nice to meet you\n"), "everything that RFC 2971 allows");
 
-    // The same with a tag that makes it too long: the literal that does not fit is swallowed.
+    // The same with a tag that makes it too long: the oversized literal is discarded.
     let tag = "t".repeat(2000);
     let mut trial = FrontRun::new(&PROTOCOL, TLS, std::iter::empty());
     trial.feed(format!("{tag}{largest}b NOOP\r\n").as_bytes());
@@ -825,7 +825,7 @@ fn refusals_have_their_replies() {
         assert!(matches!(front.step(&mut input, &mut out), Step::Attempt(_)));
         front.refused(&refusal, &mut out);
         front.bye(&refusal, &mut out);
-        // A screenshot of trouble finds the log; of a wrong password there is nothing to find.
+        // A failure has a session id for the log; a wrong password needs none.
         let reference = if refusal.names_session() { " (session S7Q2X)" } else { "" };
         let expected = format!("a {words}{reference}\r\n* BYE {}{reference}\r\n", &words[3..]);
         assert_eq!(out.as_slice().escape_ascii().to_string(), expected.as_bytes().escape_ascii().to_string());

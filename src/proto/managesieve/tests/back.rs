@@ -1,11 +1,11 @@
-//! What a backend sends, and what usher makes of it.
+//! Input from a backend, and the resulting steps.
 
 use super::super::PROTOCOL;
 use crate::proto::trial::HOST;
 use crate::proto::{BackSettings, BackTls, script};
 use crate::secret::Secret;
 
-/// Who logs in, and how.
+/// The login of a script.
 #[derive(Clone, Copy)]
 struct Login {
     tls: BackTls,
@@ -30,7 +30,7 @@ fn script(login: Login, text: &str) {
     script::backend(&PROTOCOL, &settings, text);
 }
 
-/// A script behind a greeting and the login that it led to.
+/// A script after a greeting and the login that follows it.
 #[track_caller]
 fn asked(text: &str) {
     let login = "C: AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"";
@@ -102,18 +102,18 @@ fn capability_list_after_the_login_is_consumed() {
         => left more
         "#,
     );
-    // From before NOOP.
+    // A server without NOOP.
     asked("S: OK \"In\"\nC: NOOP\nS: NO \"What?\"\n=> ready [] In");
     asked("S: OK \"In\"\nC: NOOP\nS: \"SIEVE\" \"\"\nS: NO \"What?\"\n=> fault Garbage");
     asked("S: OK \"In\"\nC: NOOP\nS: BYE \"Too many\"\n=> fault Bye");
-    // Only one of the two lists may be there, and not before the answer.
+    // Only one of the two lists may be sent, and not before the reply.
     asked("S: \"SIEVE\" \"\"\n=> fault Garbage");
 }
 
 #[test]
 fn login_is_sent_byte_for_byte() {
     static LONG: [u8; 800] = [b'p'; 800];
-    // 807 bytes are 1076 characters of base64: more than a quoted string takes.
+    // 807 bytes are 1076 characters of base64: more than a quoted string may contain.
     let coded = format!("AGFsaWNlAHBw{}", "cHBw".repeat(266));
     script(
         Login { password: &LONG, ..ALICE },
@@ -135,7 +135,7 @@ fn starttls_failure_sends_no_login() {
     script(STARTTLS, "S: \"SASL\" \"PLAIN\"\nS: OK\n=> fault NoStartTls");
     script(STARTTLS, "S: \"STARTTLS\"\nS: OK\nC: STARTTLS\nS: NO\n=> fault NoStartTls");
     script(STARTTLS, "S: \"STARTTLS\"\nS: OK\nC: STARTTLS\nS: \"SASL\" \"PLAIN\"\n=> fault Garbage");
-    // What it said in the clear is no word about TLS.
+    // The capabilities before TLS do not apply under TLS.
     script(
         STARTTLS,
         "S: \"STARTTLS\"\nS: \"SASL\" \"PLAIN\"\nS: OK\nC: STARTTLS\nS: OK\n=> tls\nS: OK\n=> fault NoMechanism",

@@ -1,4 +1,4 @@
-//! What a client sends, and what it is told.
+//! Input from a client, and the replies.
 
 use super::super::PROTOCOL;
 use super::super::front::SieveFront;
@@ -11,7 +11,7 @@ const TLS: FrontSettings<'_> =
     FrontSettings { host: HOST, session: "", capabilities: None, tls: true, starttls: false, bad_commands: 50 };
 const CLEAR: FrontSettings<'_> = FrontSettings { tls: false, starttls: true, ..TLS };
 
-/// What a decision in a script means.
+/// The decisions that a script can name.
 fn decision(words: &str) -> ScriptedDecision {
     let backend_rejected = |code: &str, text: &str| {
         let words = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false };
@@ -45,7 +45,7 @@ fn greeting_lists_the_current_capabilities() {
         S: OK "usher is ready"
         "#,
     );
-    // RFC 5804 section 1.7: no mechanism while no login would be taken.
+    // RFC 5804 section 1.7: no mechanism while no login would be accepted.
     script(
         FrontSettings { starttls: false, ..CLEAR },
         r#"
