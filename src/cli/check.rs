@@ -42,7 +42,7 @@ pub(super) async fn check(config: &Path, arguments: &Arguments) -> ExitCode {
     }
     if !arguments.json {
         println!(
-            "{}: good ({}, {}, {})",
+            "{}: OK ({}, {}, {})",
             config.file.display(),
             count(config.listeners.len(), "listener"),
             count(config.directory.servers.len(), "directory server"),

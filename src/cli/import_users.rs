@@ -187,7 +187,7 @@ fn print(import: &Import, attribute: &str, arguments: &Arguments) -> io::Result<
     let mut out = io::BufWriter::new(io::stdout().lock());
     writeln!(out, "version: 1")?;
     let name = arguments.file.display().to_string();
-    writeln!(out, "{}", comment(&format!("{attribute} of who is in {name}, for ldapmodify")))?;
+    writeln!(out, "{}", comment(&format!("{attribute} of the users in {name}, for ldapmodify")))?;
     for change in &import.changes {
         write!(out, "{}", Replace { dn: &change.dn, attribute, value: &change.mail_host })?;
     }

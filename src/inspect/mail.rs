@@ -88,7 +88,7 @@ fn address(
         Ok(()) if logs_in => {
             findings.push(Finding::ok("login", format!("the probe's account got in, in {milliseconds} ms")))
         }
-        Ok(()) => findings.push(Finding::ok("login", format!("could be sent after {milliseconds} ms"))),
+        Ok(()) => findings.push(Finding::ok("login", format!("ready to send after {milliseconds} ms"))),
         Err(error) => findings.push(Finding::problem(stage(error, inspection), words(error), advice(error))),
     }
     findings
@@ -171,7 +171,7 @@ fn advice(error: &BackendError) -> &'static str {
         }
         BackendError::Loop { .. } => "write the mail server's own address: this one leads back to usher",
         BackendError::Connect { .. } => {
-            "is the mail server running, does it listen at this port, does a firewall let us in?"
+            "is the mail server running and listening on this port, does a firewall block the connection?"
         }
         BackendError::Tls { reason } => {
             let says = |word: &str| reason.contains(word);
@@ -230,7 +230,7 @@ pub(super) fn promised(
     }
     let offered = match protocol.usual {
         // Nothing here depends on the backends.
-        [] => "what usher answers for itself, whatever the backends can do".to_owned(),
+        [] => "usher's own capabilities, independent of the backends".to_owned(),
         _ => escaped(&snapshot.offers.of(protocol).join(", ")),
     };
     let mut findings = vec![Finding::ok("promised", offered)];

@@ -166,7 +166,7 @@ fn search(config: &Config, sample: &Result<Sample, Trouble>, chosen: Option<&str
             let login = chosen.and_then(|name| Login::parse(name.as_bytes()));
             let Some(login) = login else { return Finding::ok("filter", format!("{filter} finds {dn}")) };
             let verdict = Verdict::of_entry(config, entry, &login);
-            let found = format!("{filter} finds {dn}, who {}", verdict.words);
+            let found = format!("{filter} finds {dn}, which {}", verdict.words);
             if verdict.goal.is_ok() {
                 Finding::ok("filter", found)
             } else {
@@ -204,13 +204,13 @@ fn mail_host(config: &Config, with: Result<&Option<crate::directory::Entry>, &Tr
             };
             let advice = "the service account must be allowed to search and read this attribute (in slapd.conf: `access \
                           to attrs=...` above the rule that hides it); or directory.mail_host_attribute is another, or \
-                          nobody has a value yet";
+                          no user has a value yet";
             match &config.routing.default {
                 Some(default) => {
-                    Finding::new("mail host", State::Warning, format!("{found}: everybody goes to {default}"))
+                    Finding::new("mail host", State::Warning, format!("{found}: all users go to {default}"))
                         .advised(advice)
                 }
-                None => Finding::problem("mail host", format!("{found}: nobody can be sent anywhere"), advice),
+                None => Finding::problem("mail host", format!("{found}: no user can be routed"), advice),
             }
         }
         Err(trouble) => Finding::problem("mail host", words(trouble), advice(trouble)),

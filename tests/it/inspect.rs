@@ -70,7 +70,7 @@ fn real_servers_pass_every_check() {
         is(&backend("greeting"), "ok", &[greeting]);
         is(&backend("mechanisms"), "ok", &["PLAIN"]);
         is(&backend("capabilities"), "ok", &["IMAP4rev1"]);
-        is(&backend("login"), "ok", &["could be sent"]);
+        is(&backend("login"), "ok", &["ready to send"]);
     }
     // Dovecot and Cyrus have different capabilities, and only the common ones are advertised.
     is(&finding(&report, "protocol", "imap", "promised"), "ok", &["usher answers for itself"]);
@@ -214,7 +214,7 @@ fn unreachable_or_misbehaving_mail_servers_are_reported() {
 fn only_the_probe_account_logs_in() {
     let server = Scripted::accepting();
     let config = Config::with_directory(slapd()).scripted(&server);
-    is(&backend_of(&config, "login").1, "ok", &["could be sent"]);
+    is(&backend_of(&config, "login").1, "ok", &["ready to send"]);
     assert!(!server.transcript().contains("AUTHENTICATE"), "{}", server.transcript());
     let password = config.file("probe.password", "probe secret");
     let account = json!({"login": "prober", "password_file": password});
@@ -264,7 +264,7 @@ fn directory_that_hides_entries_is_reported() {
     assert_eq!(code, 69);
     is(&found, "problem", &["no user shows mailHost", "access to attrs"]);
     let config = config.set("/routing/default", "server3");
-    is(&directory_of(&config, "mail host").1, "warning", &["everybody goes to server3"]);
+    is(&directory_of(&config, "mail host").1, "warning", &["all users go to server3"]);
 
     let config = good().set("/directory/canary", json!({"login": "alice", "mail_host": "server4"}));
     let (code, found) = directory_of(&config, "canary");
