@@ -73,7 +73,7 @@ fn real_servers_pass_every_check() {
         is(&backend("login"), "ok", &["ready to send"]);
     }
     // Dovecot and Cyrus have different capabilities, and only the common ones are advertised.
-    is(&finding(&report, "protocol", "imap", "promised"), "ok", &["usher answers for itself"]);
+    is(&finding(&report, "protocol", "imap", "promised"), "ok", &["usher's own capabilities"]);
     is(&finding(&report, "protocol", "imap", "differs"), "note", &["server3", "IDLE"]);
 
     // The same as text, without any password.
