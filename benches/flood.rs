@@ -31,7 +31,7 @@ use tokio::time::sleep;
 
 use kit::dovecot::Dovecot;
 use kit::process::{Running, Server, folder, free_port, require, wait_for_port};
-use kit::{Config, Usher, client, password_of, world};
+use kit::{Config, Usher, client, password_of, shared};
 
 const CLIENT: [u8; 4] = [127, 0, 0, 2];
 const FLOOD: [u8; 4] = [127, 0, 0, 9];
@@ -271,8 +271,8 @@ mail {{
 }}
 ",
         folder = folder.display(),
-        chain = world().usher.chain.display(),
-        key = world().usher.key.display(),
+        chain = shared().usher.chain.display(),
+        key = shared().usher.key.display(),
     );
     let file = folder.join("nginx.conf");
     std::fs::write(&file, config).unwrap();
@@ -348,8 +348,8 @@ service imap-login {{
 }}
 ",
         folder = folder.display(),
-        chain = world().usher.chain.display(),
-        key = world().usher.key.display(),
+        chain = shared().usher.chain.display(),
+        key = shared().usher.key.display(),
     );
     let file = folder.join("dovecot.conf");
     std::fs::write(&file, config).unwrap();

@@ -23,9 +23,9 @@ use std::time::{Duration, SystemTime};
 use ldap3::{LdapConnAsync, Mod};
 use serde_json::Value;
 
-use kit::people::{Person, SUFFIX};
 use kit::scripted::Scripted;
 use kit::slapd::{Options, SYNCPROV, Slapd};
+use kit::users::{SUFFIX, User};
 use kit::{Config, Imap, Usher, password_of};
 
 const USERS: usize = 10_000;
@@ -42,10 +42,10 @@ fn main() {
     if !std::env::args().any(|word| word == "--bench") {
         return;
     }
-    let entries: String = (0..USERS).map(|number| Person::new(&name(number), Some("server3")).ldif()).collect();
+    let entries: String = (0..USERS).map(|number| User::new(&name(number), Some("server3")).ldif()).collect();
     let slapd =
         Slapd::with(Options { modules: &["syncprov"], database: SYNCPROV, entries: &entries, ..Options::default() });
-    let servers = [Scripted::welcoming(), Scripted::welcoming()];
+    let servers = [Scripted::accepting(), Scripted::accepting()];
     let config = Config::with_directory(&slapd)
         .backend("server3", servers[0].port, &["server3"])
         .backend("server4", servers[1].port, &["server4"])
@@ -142,7 +142,7 @@ fn edit(slapd: &Slapd, users: &[usize]) -> HashMap<String, (f64, f64)> {
         ldap.simple_bind(&format!("cn=root,{SUFFIX}"), "root").await.unwrap().success().unwrap();
         let mut times = HashMap::new();
         for number in users {
-            let dn = Person::new(&name(*number), None).dn();
+            let dn = User::new(&name(*number), None).dn();
             let sent = now();
             let change = vec![Mod::Replace("mailHost".to_owned(), HashSet::from(["server4".to_owned()]))];
             ldap.modify(&dn, change).await.unwrap().success().unwrap();

@@ -63,7 +63,7 @@ fn login(usher: &Usher) -> Imap {
 }
 
 fn a_burst_gives_its_memory_back() {
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let usher = start(&peer);
     usher.wait_metric("usher_connections", &[], 0.0);
     let idle = pss_kib(&usher);
@@ -98,7 +98,7 @@ fn a_burst_gives_its_memory_back() {
 fn a_hundred_thousand_logins_leave_nothing_behind() {
     const LOGINS: usize = 100_000;
     const SAMPLE: usize = 10_000;
-    let peer = Scripted::welcoming();
+    let peer = Scripted::accepting();
     let usher = start(&peer);
     let done = AtomicUsize::new(0);
     let mut samples = Vec::new();

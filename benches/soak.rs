@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use kit::dovecot::Dovecot;
 use kit::slapd::Slapd;
-use kit::{Config, Imap, Person, Usher, cyrus, password_of, world};
+use kit::{Config, Imap, User, Usher, cyrus, password_of, shared};
 
 /// Users that work concurrently; logins of alice show when an outage is over.
 const WORKERS: [&str; 8] = ["anna", "bytes3", "sync3", "big3", "bob", "ben", "sync4", "big4"];
@@ -60,7 +60,7 @@ struct Home {
 }
 
 /// State shared by the workers and the thread that causes moves and outages.
-struct Shared {
+struct Run {
     port: u16,
     homes: Vec<Mutex<Home>>,
     over: AtomicBool,
@@ -74,7 +74,7 @@ struct Shared {
     faults: Mutex<Vec<String>>,
 }
 
-impl Shared {
+impl Run {
     fn count(&self, what: &'static str, how: &'static str) {
         *self.tally.lock().unwrap().entry((what, how)).or_default() += 1;
     }
@@ -231,49 +231,49 @@ fn descriptors(usher: &Usher) -> usize {
 }
 
 /// Moves, reloads and outages, one after the other.
-fn trouble(shared: &Shared, usher: &Usher, directory: &mut Slapd, dovecot: &mut Dovecot, dice: &mut Dice) {
+fn trouble(run: &Run, usher: &Usher, directory: &mut Slapd, dovecot: &mut Dovecot, dice: &mut Dice) {
     match dice.roll(9) {
         0..4 => {
             let worker = dice.roll(WORKERS.len() as u64) as usize;
-            let mut home = shared.homes[worker].lock().unwrap();
+            let mut home = run.homes[worker].lock().unwrap();
             let server = if home.server == "server3" { "server4" } else { "server3" };
-            directory.set(&Person::new(WORKERS[worker], None), "mailHost", Some(server));
+            directory.set(&User::new(WORKERS[worker], None), "mailHost", Some(server));
             *home = Home { server, since: Instant::now() };
-            shared.count("move", "as expected");
+            run.count("move", "as expected");
         }
         4..7 => {
             let reload = usher.command(&["reload"]);
             if reload.code == 0 {
-                shared.count("reload", "as expected");
+                run.count("reload", "as expected");
             } else {
-                shared.fault("reload", format!("{reload:?}"));
+                run.fault("reload", format!("{reload:?}"));
             }
         }
         7 => {
-            shared.directory_down.store(true, Ordering::SeqCst);
+            run.directory_down.store(true, Ordering::SeqCst);
             let url = directory.tls_url();
             if dice.roll(2) == 0 {
                 let directory = Mutex::new(directory);
                 let stop = || directory.lock().unwrap().stop();
-                shared.outage("directory restart", stop, || directory.lock().unwrap().start_again(), dice);
+                run.outage("directory restart", stop, || directory.lock().unwrap().start_again(), dice);
             } else {
-                shared.outage("directory freeze", || directory.freeze(), || directory.thaw(), dice);
+                run.outage("directory freeze", || directory.freeze(), || directory.thaw(), dice);
             }
             // Until then alice may have logged in from the cache.
             usher.wait_metric("usher_directory_up", &[("server", &url)], 1.0);
-            shared.directory_down.store(false, Ordering::SeqCst);
+            run.directory_down.store(false, Ordering::SeqCst);
         }
         _ => {
             let dovecot = Mutex::new(dovecot);
             let stop = || dovecot.lock().unwrap().stop();
-            shared.outage("backend restart", stop, || dovecot.lock().unwrap().start_again(), dice);
+            run.outage("backend restart", stop, || dovecot.lock().unwrap().start_again(), dice);
         }
     }
 }
 
 fn soak(length: Duration, seed: u64) {
     let mut directory = Slapd::private();
-    let mut dovecot = Dovecot::start(&world().certificates, &world().server3, false);
+    let mut dovecot = Dovecot::start(&shared().certificates, &shared().server3, false);
     let config = Config::with_directory(&directory).backend("server3", dovecot.imaps, &["server3"]);
     let config = config.backend("server4", cyrus().imaps, &["server4", "server4.example.com"]);
     let config = config.set("/cache", serde_json::json!({"ttl": TTL, "negative_ttl": TTL}));
@@ -285,7 +285,7 @@ fn soak(length: Duration, seed: u64) {
         let server = if ["bob", "ben", "sync4", "big4"].contains(uid) { "server4" } else { "server3" };
         Mutex::new(Home { server, since: now })
     };
-    let shared = Shared {
+    let run = Run {
         port: usher.imaps_port(),
         homes: WORKERS.iter().map(home).collect(),
         over: AtomicBool::new(false),
@@ -298,19 +298,19 @@ fn soak(length: Duration, seed: u64) {
     };
     // The first logins create long-lived resources: threads, connections to the directory, buffers.
     for worker in 0..WORKERS.len() {
-        drop(shared.checked_login(worker).unwrap());
+        drop(run.checked_login(worker).unwrap());
     }
     usher.wait_metric("usher_connections", &[], 0.0);
     let held = |usher: &Usher| (usher.resident_kib(), descriptors(usher));
     let start = held(&usher);
     let (mut warm, mut peak) = (None, start);
     std::thread::scope(|scope| {
-        let shared = &shared;
+        let run = &run;
         for worker in 0..WORKERS.len() {
             let mut dice = Dice(seed.wrapping_add(worker as u64 + 1));
             scope.spawn(move || {
-                while !shared.over.load(Ordering::SeqCst) {
-                    shared.work(worker, &mut dice);
+                while !run.over.load(Ordering::SeqCst) {
+                    run.work(worker, &mut dice);
                     dice.pause(300);
                 }
             });
@@ -319,14 +319,14 @@ fn soak(length: Duration, seed: u64) {
         let began = Instant::now();
         while began.elapsed() < length {
             dice.pause(3000);
-            trouble(shared, &usher, &mut directory, &mut dovecot, &mut dice);
+            trouble(run, &usher, &mut directory, &mut dovecot, &mut dice);
             let now = held(&usher);
             peak = (peak.0.max(now.0), peak.1.max(now.1));
             if warm.is_none() && began.elapsed() > length / 5 {
                 warm = Some(now);
             }
         }
-        shared.over.store(true, Ordering::SeqCst);
+        run.over.store(true, Ordering::SeqCst);
     });
     usher.wait_metric("usher_connections", &[], 0.0);
     usher.wait_metric("usher_sessions", &[], 0.0);
@@ -339,10 +339,10 @@ fn soak(length: Duration, seed: u64) {
     let panics = usher.metric("usher_panics_total", &[]);
 
     let mut report = format!("soak of {} s, seed {seed}\n", length.as_secs());
-    for ((what, how), n) in shared.tally.lock().unwrap().iter() {
+    for ((what, how), n) in run.tally.lock().unwrap().iter() {
         report.push_str(&format!("  {what:<18} {how:<17} {n:>8}\n"));
     }
-    let logins = shared.logins.load(Ordering::SeqCst);
+    let logins = run.logins.load(Ordering::SeqCst);
     report.push_str(&format!(
         "  successful logins seen by clients {logins}, counted by usher {counted}; panics {panics}\n"
     ));
@@ -362,12 +362,12 @@ fn soak(length: Duration, seed: u64) {
     report.push_str(&format!("  the machine: load {} {pressure}\n", load.trim()));
     std::io::stdout().write_all(report.as_bytes()).unwrap();
 
-    let faults = shared.faults.lock().unwrap();
+    let faults = run.faults.lock().unwrap();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     assert_eq!(panics, 0.0, "panics");
     // A client may miss the reply to its successful login because of an outage.
     let missed = counted - logins as f64;
-    assert!((0.0..=shared.outages.load(Ordering::SeqCst) as f64 * WORKERS.len() as f64).contains(&missed), "{missed}");
+    assert!((0.0..=run.outages.load(Ordering::SeqCst) as f64 * WORKERS.len() as f64).contains(&missed), "{missed}");
     // The directory's pool may have grown to its maximum.
     assert!(end.1 <= start.1 + 8, "{} descriptors instead of {}", end.1, start.1);
     assert!(end.0 <= warm.0.max(start.0) + 16 * 1024, "{} KiB, after a fifth of the time {}", end.0, warm.0);
