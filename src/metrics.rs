@@ -18,6 +18,9 @@ use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
 use crate::tasks::Task;
 
+/// The one directory, as the label `directory` names it.
+pub const DIRECTORY: &str = "default";
+
 /// Seconds: from half a millisecond (a cached decision) to the ten seconds a client is promised.
 const PHASE_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -113,7 +116,7 @@ pub const DIRECTORY_CHANGES: [&str; 12] = [
     "unexplained",
 ];
 /// Directory operations.
-pub const DIRECTORY_OPERATIONS: [&str; 4] = ["connect", "search", "bind", "read"];
+pub const DIRECTORY_OPERATIONS: [&str; 5] = ["connect", "search", "bind", "service_bind", "read"];
 /// What a connection to a directory server is there for: a bind later, a bind now, searches.
 pub const DIRECTORY_CONNECTIONS: [&str; 3] = ["idle", "busy", "search"];
 /// The result codes of RFC 4511 that are told apart, and words for what is no answer.
@@ -257,14 +260,19 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         let registry = Registry::new();
+        // Metrics of the directory have the label `directory`, so that queries need no change when there are several.
+        let opts = |name: &str, help: &str| {
+            let opts = Opts::new(name, help);
+            if name.starts_with("usher_directory_") { opts.const_label("directory", DIRECTORY) } else { opts }
+        };
         let counters = |name: &str, help: &str, labels: &[&str]| {
-            register(&registry, declared(IntCounterVec::new(Opts::new(name, help), labels)))
+            register(&registry, declared(IntCounterVec::new(opts(name, help), labels)))
         };
-        let counter = |name: &str, help: &str| register(&registry, declared(IntCounter::new(name, help)));
+        let counter = |name: &str, help: &str| register(&registry, declared(IntCounter::with_opts(opts(name, help))));
         let gauges = |name: &str, help: &str, labels: &[&str]| {
-            register(&registry, declared(IntGaugeVec::new(Opts::new(name, help), labels)))
+            register(&registry, declared(IntGaugeVec::new(opts(name, help), labels)))
         };
-        let gauge = |name: &str, help: &str| register(&registry, declared(IntGauge::new(name, help)));
+        let gauge = |name: &str, help: &str| register(&registry, declared(IntGauge::with_opts(opts(name, help))));
 
         let build = gauges("usher_build_info", "Always 1; the version is a label.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -328,10 +336,10 @@ impl Metrics {
             ),
             directory_watch_last_confirmed: register(
                 &registry,
-                declared(Gauge::new(
+                declared(Gauge::with_opts(opts(
                     "usher_directory_watch_last_confirmed_timestamp_seconds",
                     "Up to when every change of the directory is known, Unix time; 0 before the first time.",
-                )),
+                ))),
             ),
             directory_brake: gauge(
                 "usher_directory_brake",
@@ -349,6 +357,7 @@ impl Metrics {
                         "usher_directory_operation_seconds",
                         "Time per directory operation, answered or not.",
                     )
+                    .const_label("directory", DIRECTORY)
                     .buckets(PHASE_BUCKETS.to_vec()),
                     &["server", "operation"],
                 )),
@@ -366,7 +375,7 @@ impl Metrics {
             directory_lag: register(
                 &registry,
                 declared(GaugeVec::new(
-                    Opts::new(
+                    opts(
                         "usher_directory_lag_seconds",
                         "How far the server was behind the newest write that another has shown, by contextCSN, at its last probe.",
                     ),
@@ -681,8 +690,8 @@ mod tests {
         metrics.directory_operation("ldap://x", "bind", 49);
         metrics.directory_operation("ldap://x", "bind", 4_711);
         let text = metrics.render();
-        assert!(text.contains("code=\"49\",operation=\"bind\",server=\"ldap://x\"} 1"));
-        assert!(text.contains("code=\"other\",operation=\"bind\",server=\"ldap://x\"} 1"));
+        assert!(text.contains("code=\"49\",directory=\"default\",operation=\"bind\",server=\"ldap://x\"} 1"));
+        assert!(text.contains("code=\"other\",directory=\"default\",operation=\"bind\",server=\"ldap://x\"} 1"));
         assert!(!text.contains("4711"));
     }
 }

@@ -177,9 +177,10 @@ impl Server {
             let text = std::str::from_utf8(password.expose()).unwrap_or_default();
             let asked = connection.bind(&account.dn, text);
             let began = Instant::now();
-            let bound = self.observed("bind", began + self.patience, &mut trace, asked, |bound| bound.code).await;
+            let bound =
+                self.observed("service_bind", began + self.patience, &mut trace, asked, |bound| bound.code).await;
             let bound = bound.map_err(|fault| self.failed("bind", Cause::Look, &fault))?;
-            self.verdict("bind", Cause::Look, bound.code, began).map_err(Failure::trouble)?;
+            self.verdict("service_bind", Cause::Look, bound.code, began).map_err(Failure::trouble)?;
             self.service_answer(account, bound)?;
         }
         Ok(connection)

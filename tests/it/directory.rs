@@ -121,9 +121,11 @@ fn operation_counts_match_the_directory() {
     let usher = Usher::start(Config::with_directory(&slapd).scripted(&Scripted::accepting()));
     alice(&usher).ok();
     assert_eq!(usher.metric("usher_directory_service_bind_ok", &[]), 1.0);
-    let binds = slapd.binds(ALICE) + slapd.binds(SERVICE_DN);
-    let counted = usher.metric("usher_directory_operations_total", &[("operation", "bind"), ("code", "0")]);
-    assert_eq!(counted, binds as f64, "{}", slapd.logged());
+    for (operation, dn) in [("bind", ALICE), ("service_bind", SERVICE_DN)] {
+        let labels = [("directory", "default"), ("operation", operation), ("code", "0")];
+        let counted = usher.metric("usher_directory_operations_total", &labels);
+        assert_eq!(counted, slapd.binds(dn) as f64, "{operation}: {}", slapd.logged());
+    }
 }
 
 #[test]

@@ -42,19 +42,19 @@ const SETS: &[Set] = &[
     },
     Set {
         name: "BREAKER_STATES",
-        parts: &[Part("backend/health.rs", "impl Standing {", END)],
+        parts: &[Part("backend/health.rs", "impl BreakerState {", END)],
         words: &[],
         not_counted: &[],
     },
     Set {
         name: "PROXY_HEADERS",
-        parts: &[Part("listener/header.rs", "impl Closed {", END)],
+        parts: &[Part("listener/header.rs", "impl HeaderRejection {", END)],
         words: &[("client", "listener/header.rs"), ("local", "listener/header.rs")],
         not_counted: &[],
     },
     Set {
         name: "AUTH_HTTP",
-        parts: &[Part("auth_http.rs", "impl Unanswered {", END)],
+        parts: &[Part("auth_http.rs", "impl NoReply {", END)],
         words: &[
             ("ok", "auth_http.rs"),
             ("refused", "auth_http.rs"),
@@ -83,11 +83,16 @@ const SETS: &[Set] = &[
     },
     Set {
         name: "END_CAUSES",
-        parts: &[Part("relay.rs", "impl Cause {", END), Part("registry.rs", "fn label(self)", END)],
+        parts: &[Part("relay.rs", "impl EndReason {", END), Part("registry.rs", "fn label(self)", END)],
         words: &[("panic", "session.rs")],
         not_counted: &[],
     },
-    Set { name: "PRELOGIN_CAUSES", parts: &[Part("session.rs", "impl Parting {", END)], words: &[], not_counted: &[] },
+    Set {
+        name: "PRELOGIN_CAUSES",
+        parts: &[Part("session.rs", "impl CloseReason {", END)],
+        words: &[],
+        not_counted: &[],
+    },
     Set {
         name: "DIRECTORY_CHANGES",
         parts: &[Part("follow/difference.rs", "fn kinds(", END)],
@@ -100,6 +105,7 @@ const SETS: &[Set] = &[
         words: &[
             ("connect", "directory/server.rs"),
             ("bind", "directory/server.rs"),
+            ("service_bind", "directory/service.rs"),
             ("search", "directory/ldap.rs"),
             ("read", "directory/ldap.rs"),
         ],

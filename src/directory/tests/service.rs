@@ -17,7 +17,12 @@ async fn service_account_is_bound_once_per_connection() {
             look.0.unwrap();
         }
         assert_eq!(server.binds(), [(0, "cn=usher".to_owned(), "service".to_owned())], "{password:?}");
-        assert!(under.metrics.render().contains("usher_directory_service_bind_ok{server=\"ldap://127.0.0.1:"));
+        assert!(
+            under
+                .metrics
+                .render()
+                .contains("usher_directory_service_bind_ok{directory=\"default\",server=\"ldap://127.0.0.1:")
+        );
         let url = format!("ldap://127.0.0.1:{}", server.port);
         assert_eq!(under.metrics.directory_service_bind_ok.with_label_values(&[&url]).get(), 1);
     }
