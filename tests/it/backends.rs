@@ -85,9 +85,12 @@ fn drained_backend_gets_no_logins_and_loses_its_sessions_until_undrained() {
     assert_eq!(usher.metric("usher_backend_draining", &[("backend", "server3")]), 1.0);
     assert_eq!(usher.metric("usher_backend_draining", &[("backend", "server4")]), 0.0);
     assert_eq!(usher.metric("usher_logins_total", &[("result", "backend_draining")]), 1.0);
-    let act = usher.wait_log("administrative act", |_| true);
-    assert_eq!((act["act"].as_str(), act["what"].as_str()), (Some("backend drain"), Some("backend=server3 rate=50")));
-    assert!(act["uid"].is_u64(), "{act}");
+    let logged = usher.wait_log("admin command", |_| true);
+    assert_eq!(
+        (logged["cmd"].as_str(), logged["what"].as_str()),
+        (Some("backend drain"), Some("backend=server3 rate=50"))
+    );
+    assert!(logged["uid"].is_u64(), "{logged}");
 
     // Neither a reload nor an upgrade ends the drain.
     usher.config.change("/limits/refusal_delay", "200ms");
@@ -153,7 +156,7 @@ fn cached_user_data_is_shown_without_secrets_and_can_be_dropped() {
     assert_eq!(usher.command(&["cache", "show", "bob"]).code, 67);
     login(&usher, "bob");
     assert_eq!(usher.nth_login(2, "bob")["by"], "directory");
-    usher.wait_log("administrative act", |line| line["act"] == "cache drop" && line["what"] == "all");
+    usher.wait_log("admin command", |line| line["cmd"] == "cache drop" && line["what"] == "all");
 }
 
 /// As in docs/operations.md: disabled in the directory, dropped from the cache, logged out.
@@ -192,6 +195,6 @@ fn process_leaves_the_load_balancer_and_returns_or_ends() {
     usher.wait_log("draining", |_| true);
     alice.rest();
     assert_eq!(usher.exit_code(), 0);
-    let act = usher.wait_log("administrative act", |line| line["act"] == "drain");
-    assert!(act["uid"].is_u64(), "{act}");
+    let logged = usher.wait_log("admin command", |line| line["cmd"] == "drain");
+    assert!(logged["uid"].is_u64(), "{logged}");
 }

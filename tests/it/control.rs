@@ -79,7 +79,7 @@ fn invalid_requests_get_an_error_message_and_change_nothing() {
         assert!(said == status && sentence.contains(words), "{method} {path}: {said} {sentence}");
     }
     alice.command("NOOP").ok();
-    assert!(!usher.log_text().contains("administrative act"));
+    assert!(!usher.log_text().contains("admin command"));
 }
 
 #[test]

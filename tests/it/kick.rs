@@ -111,7 +111,7 @@ fn kicked_user_is_logged_out_under_every_name_and_no_other_user_is() {
     let said = usher.command(&["kick", "--user", "alice", "--dry-run"]).succeeded().stdout;
     assert!(said.contains("alice@example.com") && said.ends_with("2 sessions would be ended\n"), "{said}");
     alice.command("NOOP").ok();
-    assert!(!usher.log_text().contains("administrative act"));
+    assert!(!usher.log_text().contains("admin command"));
 
     let said = usher.command(&["kick", "--user", "alice"]).succeeded().stdout;
     assert_eq!(said, "2 sessions are being ended\n");
@@ -121,12 +121,12 @@ fn kicked_user_is_logged_out_under_every_name_and_no_other_user_is() {
     bob.command("NOOP").ok();
     usher.wait_metric("usher_sessions_ended_total", &[("cause", "kicked")], 2.0);
     assert_eq!(usher.wait_log("end", |_| true)["cause"], "kicked");
-    let act = usher.wait_log("administrative act", |_| true);
+    let logged = usher.wait_log("admin command", |_| true);
     let uid = u64::from(rustix::process::getuid().as_raw());
     assert_eq!(
-        (act["act"].as_str(), act["uid"].as_u64(), act["what"].as_str(), act["count"].as_u64()),
+        (logged["cmd"].as_str(), logged["uid"].as_u64(), logged["what"].as_str(), logged["count"].as_u64()),
         (Some("kick"), Some(uid), Some("user=alice"), Some(2)),
-        "{act}"
+        "{logged}"
     );
     // A kicked user may log in again.
     login(&usher, "alice");

@@ -71,10 +71,10 @@ async fn without_body(request: HttpRequest, next: Next) -> Response {
     }
 }
 
-/// The one line of an administrative act: `what` it was done to, and the number of those concerned.
-fn audit(act: &str, caller: Caller, what: &str, count: Option<usize>) {
+/// Logs an admin command: `what` it applies to, and the number of affected items.
+fn audit(cmd: &str, caller: Caller, what: &str, count: Option<usize>) {
     let Caller { uid, pid } = caller;
-    info!(act, uid, pid, what, count, "administrative act");
+    info!(cmd, uid, pid, what, count, "admin command");
 }
 
 impl Control {
@@ -291,7 +291,7 @@ async fn drain(
             changes
         });
     };
-    let act = match (ready_only, undo) {
+    let cmd = match (ready_only, undo) {
         (true, true) => return Err(Refused::bad("`ready_only` and `undo` are opposites: give one of them")),
         (true, false) => {
             change(Stage::Serving, Stage::Unready);
@@ -307,7 +307,7 @@ async fn drain(
         (false, false) => "drain",
     };
     let sessions = shared.registry.count();
-    audit(act, caller, "process", Some(sessions));
+    audit(cmd, caller, "process", Some(sessions));
     let ends = !(ready_only || undo);
     if ends {
         // It is never refused.
@@ -330,12 +330,12 @@ async fn order(
     order: Order,
 ) -> Answer<Outcome> {
     arguments.end()?;
-    let act = match order {
+    let cmd = match order {
         Order::Reload => "reload",
         Order::Upgrade => "upgrade",
         Order::Drain => "drain",
     };
-    audit(act, caller, "process", None);
+    audit(cmd, caller, "process", None);
     Ok(Json(match send(&control, order).await? {
         Ok(()) => Outcome { done: true, problems: Vec::new() },
         Err(problems) => Outcome { done: false, problems },
