@@ -21,11 +21,11 @@ use ldap3_proto::proto::{LdapBindResponse, LdapOp, LdapResult};
 use ldap3_proto::{LdapCodec, LdapFilter, LdapMsg, LdapPartialAttribute, LdapResultCode, LdapSearchResultEntry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::codec::Framed;
-use usher::authn::{Ask, Authenticator, DecidedBy};
+use usher::authn::{Authenticator, DecidedBy, LookupMode};
 use usher::cache::Cache;
 use usher::directory::Login;
 use usher::directory::ldap::Ldap;
-use usher::known::Known;
+use usher::known::TrackedEntries;
 use usher::metrics::Metrics;
 use usher::secret::Secret;
 
@@ -88,7 +88,7 @@ cache: {{ttl: 1d, capacity: 1000000}}
     );
     let config = usher::config::parse(Path::new("bench.yaml"), &text).unwrap();
     let ldap = Ldap::new(&config.directory, None, Arc::new(Metrics::new()));
-    let known = Arc::new(Known::new(1_000_000, Duration::from_secs(600)));
+    let known = Arc::new(TrackedEntries::new(1_000_000, Duration::from_secs(600)));
     Authenticator::new(Arc::new(ldap), Arc::new(Cache::new(&config.cache)), known, 1_000)
 }
 
@@ -98,7 +98,7 @@ fn user(number: usize) -> Login {
 
 async fn fill(authn: &Authenticator, password: &Secret, users: usize) {
     let decided = futures_util::stream::iter(0..users)
-        .map(|n| async move { authn.decide(&user(n), password, Ask::Cached).await.result.is_ok() })
+        .map(|n| async move { authn.decide(&user(n), password, LookupMode::Cached).await.result.is_ok() })
         .buffer_unordered(FILLING);
     assert!(decided.all(std::future::ready).await, "the directory accepts");
 }
@@ -126,7 +126,7 @@ fn decision(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("not cached: search and bind", users), |bencher| {
             bencher.iter(|| {
                 fresh += 1;
-                let decision = runtime.block_on(authn.decide(&user(fresh), &password, Ask::Cached));
+                let decision = runtime.block_on(authn.decide(&user(fresh), &password, LookupMode::Cached));
                 assert_eq!(decision.by, DecidedBy::Directory);
                 decision
             });

@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::authn::Ask;
+use crate::authn::LookupMode;
 use crate::config::{AuthHttp, OnUnavailable};
 use crate::directory::Login;
 use crate::outcome::Refusal;
@@ -217,14 +217,14 @@ async fn grant(attempt: &LoginAttempt<'_>, password: &Secret, report: &mut Login
             report.failed(&error);
             error.refusal(target.backend.pass_refusals)
         })?;
-        if authn.still_holds(&proven) {
+        if authn.is_current(&proven) {
             let other = (target.login != login).then_some(target.login);
             // Headers are trimmed: another user could be meant.
             let whole = other.as_ref().is_none_or(|name| name.as_str().trim() == name.as_str());
             return if whole { Ok(NginxTarget { address, login: other }) } else { Err(Refusal::NoBackendLogin) };
         }
         // Something about this entry was forgotten meanwhile: what it is now decides.
-        decision = authn.decide(&login, password, Ask::Directory).await;
+        decision = authn.decide(&login, password, LookupMode::Directory).await;
     }
 }
 

@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::warn;
 
-use crate::cache::{self, Cache, Digest, FlightError, Flights, Stamp};
-use crate::directory::{Directory, DirectoryError, Entry, Identity, Login, Presence, Trace};
-use crate::known::{Known, Settled};
+use crate::cache::{self, Cache, CacheStamp, Digest, FlightError, Flights};
+use crate::directory::{Availability, Directory, DirectoryError, Entry, Identity, Login, Trace};
+use crate::known::{Reconciled, TrackedEntries};
 use crate::log::Repeats;
 use crate::outcome::{AccountState, Refusal};
 use crate::registry::unix_now;
 use crate::secret::Secret;
-use crate::throttle::Gate;
+use crate::throttle::BindGate;
 
 /// Who decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl DecidedBy {
 
 /// Whether what is known may answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ask {
+pub enum LookupMode {
     /// The cache first.
     Cached,
     /// The directory, whatever the cache knows.
@@ -64,12 +64,12 @@ pub enum Ask {
 pub struct Proven {
     /// Who.
     pub identity: Arc<Identity>,
-    since: Stamp,
+    since: CacheStamp,
 }
 
 /// A decision and how it came about.
 #[derive(Debug, Clone)]
-pub struct Decision {
+pub struct AuthDecision {
     /// Somebody, or why not.
     pub result: Result<Proven, Refusal>,
     /// Who decided.
@@ -82,8 +82,8 @@ pub struct Decision {
     pub withheld: bool,
 }
 
-impl Decision {
-    fn remembered(identity: Arc<Identity>, since: Stamp, by: DecidedBy) -> Self {
+impl AuthDecision {
+    fn remembered(identity: Arc<Identity>, since: CacheStamp, by: DecidedBy) -> Self {
         let dn = Some(Arc::clone(&identity.entry().dn));
         Self { result: Ok(Proven { identity, since }), by, dn, trace: Trace::default(), withheld: false }
     }
@@ -93,18 +93,18 @@ impl Decision {
     }
 }
 
-type Landed = Arc<(Result<Arc<Identity>, DirectoryError>, Trace, Stamp, Met)>;
+type FlightResult = Arc<(Result<Arc<Identity>, DirectoryError>, Trace, CacheStamp, EntryCheck)>;
 
 /// The entry as a question met it between the search and the bind.
 #[derive(Debug, Clone, Default)]
-struct Met {
+struct EntryCheck {
     /// What it shows, if it is locked.
     locked: Option<Arc<Entry>>,
     /// Its turn had not come: the password was not sent.
     withheld: bool,
 }
 
-impl Met {
+impl EntryCheck {
     /// The entry, if an answer says or may say that guesses have locked it. An administrator's lock shows
     /// as a switch (draft-behera-ldap-password-policy-10 section 5.3.3).
     fn locked_by_guesses<T>(&self, answer: &Result<T, DirectoryError>) -> Option<&Arc<Entry>> {
@@ -112,7 +112,7 @@ impl Met {
             answer,
             Err(DirectoryError::InvalidCredentials { .. } | DirectoryError::Account { state: AccountState::Locked, .. })
         );
-        self.locked.as_ref().filter(|entry| is_refused && !entry.marks.disabled && !entry.marks.held)
+        self.locked.as_ref().filter(|entry| is_refused && !entry.version.disabled && !entry.version.held)
     }
 }
 
@@ -120,8 +120,8 @@ impl Met {
 pub struct Authenticator {
     directory: Arc<dyn Directory>,
     cache: Arc<Cache>,
-    known: Arc<Known>,
-    flights: Flights<Landed>,
+    known: Arc<TrackedEntries>,
+    flights: Flights<FlightResult>,
     repeats: Repeats,
 }
 
@@ -135,7 +135,7 @@ impl Authenticator {
     /// Over this directory, this cache and what the watch tells, with at most `flights` questions under
     /// way.
     #[must_use]
-    pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, known: Arc<Known>, flights: usize) -> Self {
+    pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, known: Arc<TrackedEntries>, flights: usize) -> Self {
         Self { directory, cache, known, flights: Flights::new(flights), repeats: Repeats::default() }
     }
 
@@ -147,7 +147,7 @@ impl Authenticator {
 
     /// What is known of entries, to be carried over a reload.
     #[must_use]
-    pub fn entries(&self) -> &Arc<Known> {
+    pub fn entries(&self) -> &Arc<TrackedEntries> {
         &self.known
     }
 
@@ -160,58 +160,67 @@ impl Authenticator {
     /// Decides what needs no question: a password that no directory should see, and what the cache
     /// knows. `None`: the directory must be asked, which is what a guess costs.
     #[must_use]
-    pub fn recall(&self, login: &Login, password: &Secret) -> Option<Decision> {
+    pub fn recall(&self, login: &Login, password: &Secret) -> Option<AuthDecision> {
         unusable(password).or_else(|| self.recalled(login, &self.cache.digest(password)))
     }
 
-    fn recalled(&self, login: &Login, digest: &Digest) -> Option<Decision> {
-        let outdated = || (self.directory.presence() == Presence::Away).then(|| self.stale(login, digest)).flatten();
+    fn recalled(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
+        let outdated = || {
+            (self.directory.availability() == Availability::Unreachable).then(|| self.stale(login, digest)).flatten()
+        };
         self.known(login, digest).or_else(outdated)
     }
 
-    fn known(&self, login: &Login, digest: &Digest) -> Option<Decision> {
+    fn known(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
         let since = self.cache.stamp();
-        match self.cache.ask(login, digest) {
+        match self.cache.lookup(login, digest) {
             // Its time may be over since: the directory is asked what it says now.
-            cache::Known::Right(identity) if is_closed(&identity).is_some() => None,
-            cache::Known::Right(identity) => Some(Decision::remembered(identity, since, DecidedBy::Cache)),
-            cache::Known::Wrong(dn) => {
-                let refused = Decision::refused(Refusal::WrongPassword, DecidedBy::Negative);
-                Some(Decision { dn: Some(dn), ..refused })
+            cache::CacheAnswer::Right(identity) if account_state(&identity).is_some() => None,
+            cache::CacheAnswer::Right(identity) => Some(AuthDecision::remembered(identity, since, DecidedBy::Cache)),
+            cache::CacheAnswer::Wrong(dn) => {
+                let refused = AuthDecision::refused(Refusal::WrongPassword, DecidedBy::Negative);
+                Some(AuthDecision { dn: Some(dn), ..refused })
             }
-            cache::Known::Nothing => None,
+            cache::CacheAnswer::Unknown => None,
         }
     }
 
     /// What was known, to be asked for while the directory is away.
-    fn stale(&self, login: &Login, digest: &Digest) -> Option<Decision> {
+    fn stale(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
         let since = self.cache.stamp();
-        let identity = self.cache.stale(login, digest).filter(|identity| is_closed(identity).is_none())?;
-        Some(Decision::remembered(identity, since, DecidedBy::Stale))
+        let identity = self.cache.stale(login, digest).filter(|identity| account_state(identity).is_none())?;
+        Some(AuthDecision::remembered(identity, since, DecidedBy::Stale))
     }
 
     /// Decides about a guess that has had its turn. The gate is asked about the entry before it is bound.
-    pub async fn guess(&self, login: &Login, password: &Secret, gate: Option<Arc<Gate>>) -> Decision {
-        let decision = self.decide_through(login, password, Ask::Cached, gate.as_ref()).await;
+    pub async fn attempt(&self, login: &Login, password: &Secret, gate: Option<Arc<BindGate>>) -> AuthDecision {
+        let decision = self.decide_through(login, password, LookupMode::Cached, gate.as_ref()).await;
         // The question may be one that somebody else has asked, whose network is not known.
-        let is_let = |gate: &Arc<Gate>| gate.is_exempt() || decision.dn.as_ref().is_some_and(|dn| gate.is_known(dn));
+        let is_let =
+            |gate: &Arc<BindGate>| gate.is_exempt() || decision.dn.as_ref().is_some_and(|dn| gate.is_known(dn));
         if decision.withheld && gate.as_ref().is_some_and(is_let) {
-            return self.decide_through(login, password, Ask::Cached, gate.as_ref()).await;
+            return self.decide_through(login, password, LookupMode::Cached, gate.as_ref()).await;
         }
         decision
     }
 
     /// Decides. Takes at most the directory's `timeout`; a look longer for who was known.
-    pub async fn decide(&self, login: &Login, password: &Secret, ask: Ask) -> Decision {
+    pub async fn decide(&self, login: &Login, password: &Secret, ask: LookupMode) -> AuthDecision {
         self.decide_through(login, password, ask, None).await
     }
 
-    async fn decide_through(&self, login: &Login, password: &Secret, ask: Ask, gate: Option<&Arc<Gate>>) -> Decision {
+    async fn decide_through(
+        &self,
+        login: &Login,
+        password: &Secret,
+        ask: LookupMode,
+        gate: Option<&Arc<BindGate>>,
+    ) -> AuthDecision {
         if let Some(refused) = unusable(password) {
             return refused;
         }
         let digest = self.cache.digest(password);
-        if ask == Ask::Cached
+        if ask == LookupMode::Cached
             && let Some(known) = self.recalled(login, &digest)
         {
             return known;
@@ -220,25 +229,25 @@ impl Authenticator {
         let landed = self.flights.join(login, &digest, question).await;
         match landed {
             // The first of an outage learn of it here.
-            Ok(landed) if ask == Ask::Cached && matches!(landed.0, Err(DirectoryError::CannotTell(_))) => {
+            Ok(landed) if ask == LookupMode::Cached && matches!(landed.0, Err(DirectoryError::Unavailable(_))) => {
                 match self.stale(login, &digest) {
-                    Some(known) if self.directory.settled().await != Presence::There => known,
+                    Some(known) if self.directory.settled_availability().await != Availability::Available => known,
                     Some(_) | None => self.judge(&landed),
                 }
             }
             Ok(landed) => {
-                let despite = gate.and_then(|gate| self.despite_lock(login, &digest, &landed, gate));
+                let despite = gate.and_then(|gate| self.known_owner_of_locked(login, &digest, &landed, gate));
                 despite.unwrap_or_else(|| self.judge(&landed))
             }
-            Err(FlightError::TooMany) => Decision::refused(Refusal::Limit, DecidedBy::Usher),
-            Err(FlightError::Lost) => Decision::refused(Refusal::Internal, DecidedBy::Usher),
+            Err(FlightError::TooMany) => AuthDecision::refused(Refusal::Limit, DecidedBy::Usher),
+            Err(FlightError::Lost) => AuthDecision::refused(Refusal::Internal, DecidedBy::Usher),
         }
     }
 
     /// Asks again although the cache knew `dn`, because a backend refused what the cache said. If the
     /// password is wrong by now, or the entry is gone, all of it is forgotten.
-    pub async fn decide_again(&self, login: &Login, password: &Secret, dn: &Arc<str>) -> Decision {
-        let decision = self.decide(login, password, Ask::Directory).await;
+    pub async fn decide_again(&self, login: &Login, password: &Secret, dn: &Arc<str>) -> AuthDecision {
+        let decision = self.decide(login, password, LookupMode::Directory).await;
         if let Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::SeveralEntries | Refusal::Account { .. }) =
             &decision.result
         {
@@ -249,38 +258,44 @@ impl Authenticator {
 
     /// The owner, whom strangers' guesses have locked out, at a known network with the password that was
     /// right within `cache.stale` and has not been changed since.
-    fn despite_lock(&self, login: &Login, digest: &Digest, landed: &Landed, gate: &Gate) -> Option<Decision> {
+    fn known_owner_of_locked(
+        &self,
+        login: &Login,
+        digest: &Digest,
+        landed: &FlightResult,
+        gate: &BindGate,
+    ) -> Option<AuthDecision> {
         let (answer, trace, since, met) = landed.as_ref();
         let entry = met.locked_by_guesses(answer).filter(|entry| gate.is_known(&entry.dn))?;
         let identity = unchanged(&self.cache, login, digest, entry)?;
-        let entry = match self.known.settle(entry) {
-            Settled::AsShown => Arc::clone(entry),
-            Settled::Instead(newer) => newer,
-            Settled::Gone => return None,
+        let entry = match self.known.reconcile(entry) {
+            Reconciled::AsReported => Arc::clone(entry),
+            Reconciled::Replaced(newer) => newer,
+            Reconciled::Gone => return None,
         };
-        if entry.marks.disabled || entry.marks.held {
+        if entry.version.disabled || entry.version.held {
             return None;
         }
         let identity = Arc::new(Identity::clone(&identity).with_entry(entry));
-        let decision = Decision::remembered(identity, *since, DecidedBy::Stale);
-        Some(Decision { trace: trace.clone(), ..decision })
+        let decision = AuthDecision::remembered(identity, *since, DecidedBy::Stale);
+        Some(AuthDecision { trace: trace.clone(), ..decision })
     }
 
     /// Whether nothing about this person was forgotten since the decision: asked again just before
     /// the client is told OK.
     #[must_use]
-    pub fn still_holds(&self, proven: &Proven) -> bool {
+    pub fn is_current(&self, proven: &Proven) -> bool {
         self.cache.holds(&proven.identity.entry().dn, proven.since)
     }
 
     /// Whether an entry is held, by the newest that can be learned without a password; `None` if that
     /// is nothing.
     pub async fn is_held(&self, login: &Login) -> Option<bool> {
-        let entry = self.directory.look_up(login).await.0.ok()?;
-        match self.known.settle(&entry) {
-            Settled::AsShown => Some(entry.marks.held),
-            Settled::Instead(newer) => Some(newer.marks.held),
-            Settled::Gone => None,
+        let entry = self.directory.find_entry(login).await.0.ok()?;
+        match self.known.reconcile(&entry) {
+            Reconciled::AsReported => Some(entry.version.held),
+            Reconciled::Replaced(newer) => Some(newer.version.held),
+            Reconciled::Gone => None,
         }
     }
 
@@ -290,31 +305,31 @@ impl Authenticator {
         login: Login,
         password: Secret,
         digest: Digest,
-        gate: Option<Arc<Gate>>,
-    ) -> impl Future<Output = Landed> + use<> {
+        gate: Option<Arc<BindGate>>,
+    ) -> impl Future<Output = FlightResult> + use<> {
         let (directory, cache, known) = (Arc::clone(&self.directory), Arc::clone(&self.cache), Arc::clone(&self.known));
         let since = cache.stamp();
         async move {
-            let met = Mutex::new(Met::default());
+            let met = Mutex::new(EntryCheck::default());
             let refused_before = |entry: &Entry| {
                 let refused = cache.refused_before(entry, &digest);
                 let withheld = !refused && gate.as_ref().is_some_and(|gate| !gate.may_bind(&entry.dn));
-                let locked = entry.marks.locked.then(|| Arc::new(entry.clone()));
-                *met.lock().unwrap_or_else(PoisonError::into_inner) = Met { locked, withheld };
+                let locked = entry.version.locked.then(|| Arc::new(entry.clone()));
+                *met.lock().unwrap_or_else(PoisonError::into_inner) = EntryCheck { locked, withheld };
                 refused || withheld
             };
             let (answer, trace) = directory.authenticate(&login, &password, &refused_before, &*known).await;
             let met = met.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let answer = answer.and_then(|identity| newest(identity, &known)).and_then(open).map(Arc::new);
+            let answer = answer.and_then(|identity| newest(identity, &known)).and_then(require_usable).map(Arc::new);
             let locked = met.locked_by_guesses(&answer);
             match &answer {
                 // A hold is short: who is held is asked for again.
-                Ok(identity) if identity.entry().marks.held => {
-                    known.record(&identity.shared_entry());
+                Ok(identity) if identity.entry().version.held => {
+                    known.record_login(&identity.shared_entry());
                 }
                 Ok(identity) => {
                     // Whose changes nobody would notice is asked for each time.
-                    if known.record(&identity.shared_entry()) {
+                    if known.record_login(&identity.shared_entry()) {
                         cache.right(&login, Arc::clone(identity), digest, since);
                     }
                 }
@@ -333,14 +348,14 @@ impl Authenticator {
                     | DirectoryError::Held { .. }
                     | DirectoryError::NoEntry
                     | DirectoryError::SeveralEntries,
-                ) => cache.doubt(&login, &digest),
-                Err(DirectoryError::RefusedBefore { .. } | DirectoryError::CannotTell(_)) => {}
+                ) => cache.forget_password(&login, &digest),
+                Err(DirectoryError::RefusedBefore { .. } | DirectoryError::Unavailable(_)) => {}
             }
             Arc::new((answer, trace, since, met))
         }
     }
 
-    fn judge(&self, landed: &Landed) -> Decision {
+    fn judge(&self, landed: &FlightResult) -> AuthDecision {
         let (answer, trace, since, met) = landed.as_ref();
         let by = match answer {
             Err(DirectoryError::RefusedBefore { .. }) if met.withheld => DecidedBy::Usher,
@@ -361,7 +376,7 @@ impl Authenticator {
             Err(DirectoryError::Held { dn }) => (Err(Refusal::Hold), Some(Arc::clone(dn))),
             Err(DirectoryError::NoEntry) => (Err(Refusal::UnknownUser), None),
             Err(DirectoryError::SeveralEntries) => (Err(Refusal::SeveralEntries), None),
-            Err(DirectoryError::CannotTell(trouble)) => {
+            Err(DirectoryError::Unavailable(trouble)) => {
                 let server = trace.server.as_deref().unwrap_or("-");
                 if let Some(suppressed) = self.repeats.allow("directory", server) {
                     warn!(%trouble, server, suppressed, "the directory cannot tell");
@@ -369,16 +384,16 @@ impl Authenticator {
                 (Err(Refusal::DirectoryUnavailable), None)
             }
         };
-        Decision { result, by, dn, trace: trace.clone(), withheld: met.withheld }
+        AuthDecision { result, by, dn, trace: trace.clone(), withheld: met.withheld }
     }
 }
 
 /// The person as of the newest source: a replica that lags behind the watch is not believed.
-fn newest(identity: Identity, known: &Known) -> Result<Identity, DirectoryError> {
-    match known.settle(identity.entry()) {
-        Settled::AsShown => Ok(identity),
-        Settled::Instead(entry) => Ok(identity.with_entry(entry)),
-        Settled::Gone => Err(DirectoryError::NoEntry),
+fn newest(identity: Identity, known: &TrackedEntries) -> Result<Identity, DirectoryError> {
+    match known.reconcile(identity.entry()) {
+        Reconciled::AsReported => Ok(identity),
+        Reconciled::Replaced(entry) => Ok(identity.with_entry(entry)),
+        Reconciled::Gone => Err(DirectoryError::NoEntry),
     }
 }
 
@@ -387,33 +402,33 @@ fn newest(identity: Identity, known: &Known) -> Result<Identity, DirectoryError>
 fn unchanged(cache: &Cache, login: &Login, digest: &Digest, entry: &Entry) -> Option<Arc<Identity>> {
     let identity = cache.stale(login, digest)?;
     let known = identity.entry();
-    let is_open = entry.marks.closed(unix_now()).is_none();
+    let is_open = entry.version.account_state(unix_now()).is_none();
     // Of an entry that shows nothing of its password's age nobody can tell.
-    let is_aged = entry.marks.is_aged() || known.marks.is_aged();
-    (is_open && is_aged && known.dn == entry.dn && !entry.marks.password_differs(&known.marks)).then_some(identity)
+    let is_aged = entry.version.shows_password_age() || known.version.shows_password_age();
+    (is_open && is_aged && known.dn == entry.dn && !entry.version.password_differs(&known.version)).then_some(identity)
 }
 
 /// Why the entry shows that it may not log in now.
-fn is_closed(identity: &Identity) -> Option<AccountState> {
-    identity.entry().marks.closed(unix_now())
+fn account_state(identity: &Identity) -> Option<AccountState> {
+    identity.entry().version.account_state(unix_now())
 }
 
 /// Refuses an entry that shows that it may not log in, although the server has let it bind.
-fn open(identity: Identity) -> Result<Identity, DirectoryError> {
-    let Some(state) = is_closed(&identity) else { return Ok(identity) };
+fn require_usable(identity: Identity) -> Result<Identity, DirectoryError> {
+    let Some(state) = account_state(&identity) else { return Ok(identity) };
     // After the bind: only who knows the password comes here.
     Err(DirectoryError::Account { dn: Arc::clone(&identity.entry().dn), state, proven: true })
 }
 
 /// Refuses what is never sent to a directory.
-fn unusable(password: &Secret) -> Option<Decision> {
+fn unusable(password: &Secret) -> Option<AuthDecision> {
     // RFC 4513 section 5.1.2: a bind with an empty password succeeds as nobody.
     if password.is_empty() {
-        return Some(Decision::refused(Refusal::EmptyPassword, DecidedBy::Usher));
+        return Some(AuthDecision::refused(Refusal::EmptyPassword, DecidedBy::Usher));
     }
     // A simple bind carries UTF-8 here, and a NUL would cut a password short somewhere behind.
     let carried = std::str::from_utf8(password.expose()).is_ok() && !password.expose().contains(&0);
-    (!carried).then(|| Decision::refused(Refusal::InvalidPassword, DecidedBy::Usher))
+    (!carried).then(|| AuthDecision::refused(Refusal::InvalidPassword, DecidedBy::Usher))
 }
 
 #[cfg(test)]

@@ -28,11 +28,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config;
-use crate::directory::{Entry, Identity, Login, Marks};
+use crate::directory::{Entry, EntryVersion, Identity, Login};
 use crate::secret::Secret;
 
-pub use looking::Remembered;
-use refused::Refused;
+pub use looking::CacheRecord;
+use refused::WrongPasswords;
 
 /// Right passwords kept per entry: a main and some app passwords must not evict each other.
 const RIGHT_PER_ENTRY: usize = 4;
@@ -54,35 +54,35 @@ impl Digest {
 
 /// A point in the cache's history: see [`Cache::holds`].
 #[derive(Debug, Clone, Copy)]
-pub struct Stamp(u64);
+pub struct CacheStamp(u64);
 
 /// What the cache knows of a name and a password.
 #[derive(Debug)]
-pub enum Known {
+pub enum CacheAnswer {
     /// A bind within `ttl` proved this password.
     Right(Arc<Identity>),
     /// The directory refused this password for this DN within `negative_ttl`.
     Wrong(Arc<str>),
     /// Ask the directory.
-    Nothing,
+    Unknown,
 }
 
 #[derive(Clone)]
-struct Name {
+struct CachedName {
     dn: Arc<str>,
     at: Instant,
 }
 
 #[derive(Clone)]
-struct Right {
+struct VerifiedPassword {
     digest: Digest,
     /// `None`: another password has become right since; ask again before the next use.
     verified: Option<Instant>,
 }
 
-struct Person {
+struct CachedUser {
     identity: Arc<Identity>,
-    right: Vec<Right>,
+    right: Vec<VerifiedPassword>,
 }
 
 /// The cache.
@@ -92,9 +92,9 @@ pub struct Cache {
     negative_ttl: Duration,
     negative_ttl_max: Duration,
     stale: Duration,
-    names: moka::sync::Cache<Login, Name>,
-    people: moka::sync::Cache<Arc<str>, Arc<Person>>,
-    wrong: moka::sync::Cache<Arc<str>, Arc<Refused>>,
+    names: moka::sync::Cache<Login, CachedName>,
+    users: moka::sync::Cache<Arc<str>, Arc<CachedUser>>,
+    wrong: moka::sync::Cache<Arc<str>, Arc<WrongPasswords>>,
     /// Counts what was forgotten; each slot has the count at its last time.
     history: AtomicU64,
     forgotten: Box<[AtomicU64]>,
@@ -125,7 +125,7 @@ impl Cache {
             negative_ttl_max: settings.negative_ttl_max,
             stale: settings.stale,
             names: bounded(settings.capacity, life),
-            people: bounded(settings.capacity, life),
+            users: bounded(settings.capacity, life),
             wrong: bounded(settings.capacity, WRONG_KEPT),
             history: AtomicU64::new(0),
             forgotten: (0..GENERATION_SLOTS).map(|_| AtomicU64::new(0)).collect(),
@@ -144,17 +144,17 @@ impl Cache {
 
     /// What is known of this name and password now.
     #[must_use]
-    pub fn ask(&self, login: &Login, digest: &Digest) -> Known {
+    pub fn lookup(&self, login: &Login, digest: &Digest) -> CacheAnswer {
         let now = Instant::now();
         let fresh = |at: Instant, life: Duration| now.saturating_duration_since(at) < life;
         let Some(name) = self.names.get(login).filter(|name| fresh(name.at, self.ttl)) else {
-            return Known::Nothing;
+            return CacheAnswer::Unknown;
         };
         if let Some(identity) = self.verified(&name.dn, digest, self.ttl) {
-            return Known::Right(identity);
+            return CacheAnswer::Right(identity);
         }
         let refused = self.wrong.get(&name.dn).is_some_and(|refused| refused.lately(digest, self.negative_ttl));
-        if refused { Known::Wrong(Arc::clone(&name.dn)) } else { Known::Nothing }
+        if refused { CacheAnswer::Wrong(Arc::clone(&name.dn)) } else { CacheAnswer::Unknown }
     }
 
     /// Who this is, if a bind proved the password within `stale`: to be asked while no directory is
@@ -167,7 +167,7 @@ impl Cache {
 
     /// The entry, if this password of it was verified within so long.
     fn verified(&self, dn: &Arc<str>, digest: &Digest, life: Duration) -> Option<Arc<Identity>> {
-        let person = self.people.get(dn)?;
+        let person = self.users.get(dn)?;
         // Every digest is compared, so that the time tells nothing about which one it was.
         let mut verified = None;
         for right in &person.right {
@@ -180,14 +180,14 @@ impl Cache {
 
     /// Remembers that a bind proved this password. When it was not known before, the entry's other
     /// passwords must be verified again at their next use: one of them may have been replaced.
-    pub fn right(&self, login: &Login, identity: Arc<Identity>, digest: Digest, since: Stamp) {
+    pub fn right(&self, login: &Login, identity: Arc<Identity>, digest: Digest, since: CacheStamp) {
         let dn = Arc::clone(&identity.entry().dn);
         if !self.holds(&dn, since) {
             return;
         }
         let now = Instant::now();
-        self.names.insert(login.clone(), Name { dn: Arc::clone(&dn), at: now });
-        self.people.entry(Arc::clone(&dn)).and_compute_with(|old| {
+        self.names.insert(login.clone(), CachedName { dn: Arc::clone(&dn), at: now });
+        self.users.entry(Arc::clone(&dn)).and_compute_with(|old| {
             // Asked again where the entry is locked: what was forgotten meanwhile is newer than this answer,
             // which nobody may see then.
             if !self.holds(&dn, since) {
@@ -206,16 +206,16 @@ impl Cache {
                 }
                 // Most have one; room for four would be taken otherwise.
                 right.reserve_exact(1);
-                right.push(Right { digest, verified: Some(now) });
+                right.push(VerifiedPassword { digest, verified: Some(now) });
             }
-            Op::Put(Arc::new(Person { identity, right }))
+            Op::Put(Arc::new(CachedUser { identity, right }))
         });
         self.drop_wrong(&dn, &digest);
     }
 
     /// Remembers that the directory refused this password for this DN, whose entry showed these marks.
     /// Touches no other password.
-    pub fn wrong(&self, login: &Login, dn: &Arc<str>, seen: &Marks, digest: Digest, since: Stamp) {
+    pub fn wrong(&self, login: &Login, dn: &Arc<str>, seen: &EntryVersion, digest: Digest, since: CacheStamp) {
         // Where a template made the name that was bound, its spelling is the client's; the entry's own
         // is known if somebody got in under this name, and what is known of it must stay in reach. A
         // principal name is no DN at all.
@@ -225,10 +225,10 @@ impl Cache {
             return;
         }
         let now = Instant::now();
-        self.names.insert(login.clone(), Name { dn: Arc::clone(dn), at: now });
+        self.names.insert(login.clone(), CachedName { dn: Arc::clone(dn), at: now });
         self.drop_right(dn, &digest);
         self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| {
-            let mut refused = old.map(|old| Refused::clone(old.value())).unwrap_or_default();
+            let mut refused = old.map(|old| WrongPasswords::clone(old.value())).unwrap_or_default();
             refused.add(seen, digest, now, (self.negative_ttl, self.negative_ttl_max));
             Op::Put(Arc::new(refused))
         });
@@ -238,23 +238,23 @@ impl Cache {
     /// may be right by now.
     #[must_use]
     pub fn refused_before(&self, entry: &Entry, digest: &Digest) -> bool {
-        self.look(&entry.dn, |refused| refused.look(&entry.marks));
-        self.wrong.get(&entry.dn).is_some_and(|refused| refused.counts(&entry.marks, digest))
+        self.note_entry(&entry.dn, |refused| refused.note_entry(&entry.version));
+        self.wrong.get(&entry.dn).is_some_and(|refused| refused.counts(&entry.version, digest))
     }
 
     /// Takes note of a lock that the watch has told of, or of its end.
-    pub fn lock_shown(&self, dn: &Arc<str>, marks: &Marks) {
-        self.look(dn, |refused| refused.lock_shown(marks));
+    pub fn lock_shown(&self, dn: &Arc<str>, marks: &EntryVersion) {
+        self.note_entry(dn, |refused| refused.lock_shown(marks));
     }
 
     /// Changes what is known of an entry's wrong passwords by what it shows, where that is new.
-    fn look(&self, dn: &Arc<str>, look: impl Fn(&mut Refused) -> bool) {
-        let changes = |refused: &Arc<Refused>| look(&mut Refused::clone(refused));
+    fn note_entry(&self, dn: &Arc<str>, look: impl Fn(&mut WrongPasswords) -> bool) {
+        let changes = |refused: &Arc<WrongPasswords>| look(&mut WrongPasswords::clone(refused));
         if self.wrong.get(dn).as_ref().is_some_and(changes) {
             self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| match old {
                 None => Op::Nop,
                 Some(old) => {
-                    let mut refused = Refused::clone(old.value());
+                    let mut refused = WrongPasswords::clone(old.value());
                     look(&mut refused);
                     Op::Put(Arc::new(refused))
                 }
@@ -264,18 +264,18 @@ impl Cache {
 
     /// Forgets that this password was right: the directory did not say so when it was asked again.
     /// Nobody who does not have the password can make this happen.
-    pub fn doubt(&self, login: &Login, digest: &Digest) {
+    pub fn forget_password(&self, login: &Login, digest: &Digest) {
         if let Some(name) = self.names.get(login) {
             self.drop_right(&name.dn, digest);
         }
     }
 
     fn drop_right(&self, dn: &Arc<str>, digest: &Digest) {
-        self.people.entry(Arc::clone(dn)).and_compute_with(|old| match old {
+        self.users.entry(Arc::clone(dn)).and_compute_with(|old| match old {
             Some(old) if old.value().right.iter().any(|known| known.digest.matches(digest)) => {
                 let person = old.into_value();
                 let right = person.right.iter().filter(|known| !known.digest.matches(digest)).cloned().collect();
-                Op::Put(Arc::new(Person { identity: Arc::clone(&person.identity), right }))
+                Op::Put(Arc::new(CachedUser { identity: Arc::clone(&person.identity), right }))
             }
             Some(_) | None => Op::Nop,
         });
@@ -285,7 +285,7 @@ impl Cache {
         self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| match old {
             None => Op::Nop,
             Some(old) => {
-                let mut refused = Refused::clone(old.value());
+                let mut refused = WrongPasswords::clone(old.value());
                 refused.drop(digest);
                 Op::Put(Arc::new(refused))
             }
@@ -294,20 +294,20 @@ impl Cache {
 
     /// Forgets which passwords of an entry were wrong: it was changed in a way that may have made one
     /// right.
-    pub fn forgive(&self, dn: &Arc<str>) {
+    pub fn forget_wrong(&self, dn: &Arc<str>) {
         self.wrong.invalidate(dn);
     }
 
     /// How long ago a bind last proved a password of this entry, if that is remembered.
     #[must_use]
     pub fn age(&self, dn: &Arc<str>) -> Option<Duration> {
-        let person = self.people.get(dn)?;
+        let person = self.users.get(dn)?;
         person.right.iter().filter_map(|right| right.verified).max().map(|at| at.elapsed())
     }
 
     /// The DN that a typed name stands for, as remembered.
     #[must_use]
-    pub fn meaning(&self, login: &Login) -> Option<Arc<str>> {
+    pub fn dn_of(&self, login: &Login) -> Option<Arc<str>> {
         self.names.get(login).map(|name| Arc::clone(&name.dn))
     }
 
@@ -317,7 +317,7 @@ impl Cache {
         // Twice: before, so that no older answer is written after the removal; and behind it, so that no
         // stamp holds that was taken when the decision could still be read.
         self.pass(self.slot(dn));
-        self.people.entry(Arc::clone(dn)).and_compute_with(|old| if old.is_some() { Op::Remove } else { Op::Nop });
+        self.users.entry(Arc::clone(dn)).and_compute_with(|old| if old.is_some() { Op::Remove } else { Op::Nop });
         self.pass(self.slot(dn));
     }
 
@@ -331,21 +331,21 @@ impl Cache {
 
     /// The present point in history, to be taken *before* the directory is asked.
     #[must_use]
-    pub fn stamp(&self) -> Stamp {
-        Stamp(self.history.load(Ordering::SeqCst))
+    pub fn stamp(&self) -> CacheStamp {
+        CacheStamp(self.history.load(Ordering::SeqCst))
     }
 
     /// Whether nothing about this DN was forgotten since the stamp was taken.
     #[must_use]
-    pub fn holds(&self, dn: &str, since: Stamp) -> bool {
+    pub fn holds(&self, dn: &str, since: CacheStamp) -> bool {
         self.slot(dn).is_some_and(|slot| slot.load(Ordering::SeqCst) <= since.0)
     }
 
     /// How many entries have a decision, about.
     #[must_use]
     pub fn entries(&self) -> u64 {
-        self.people.run_pending_tasks();
-        self.people.entry_count()
+        self.users.run_pending_tasks();
+        self.users.entry_count()
     }
 
     fn slot(&self, dn: &str) -> Option<&AtomicU64> {
@@ -384,17 +384,17 @@ pub enum FlightError {
 /// Questions under way, so that equal ones share an answer. The answer is computed by its own task
 /// and goes on when the client who asked is gone: the bind was sent, its answer is worth keeping.
 pub struct Flights<T> {
-    under_way: Arc<Mutex<UnderWay<T>>>,
+    in_progress: Arc<Mutex<InProgress<T>>>,
     limit: usize,
 }
 
-type UnderWay<T> = HashMap<(Login, [u8; 32]), watch::Receiver<Option<T>>>;
+type InProgress<T> = HashMap<(Login, [u8; 32]), watch::Receiver<Option<T>>>;
 
 impl<T: Clone + Send + Sync + 'static> Flights<T> {
     /// No flight yet, and at most `limit` at a time.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { under_way: Arc::default(), limit }
+        Self { in_progress: Arc::default(), limit }
     }
 
     /// Joins the flight of this name and password, or starts it.
@@ -407,7 +407,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     {
         let key = (login.clone(), digest.0);
         let mut answer = {
-            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut under_way = self.in_progress.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(flight) = under_way.get(&key) {
                 flight.clone()
             } else if under_way.len() >= self.limit {
@@ -415,7 +415,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
             } else {
                 let (tell, flight) = watch::channel(None);
                 under_way.insert(key.clone(), flight.clone());
-                let landing = Landing { under_way: Arc::clone(&self.under_way), key };
+                let landing = FlightGuard { under_way: Arc::clone(&self.in_progress), key };
                 let answer = ask();
                 tokio::spawn(async move {
                     let _landing = landing;
@@ -430,12 +430,12 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
 }
 
 /// Takes the flight off the list when its task ends, however it ends.
-struct Landing<T> {
-    under_way: Arc<Mutex<UnderWay<T>>>,
+struct FlightGuard<T> {
+    under_way: Arc<Mutex<InProgress<T>>>,
     key: (Login, [u8; 32]),
 }
 
-impl<T> Drop for Landing<T> {
+impl<T> Drop for FlightGuard<T> {
     fn drop(&mut self) {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }

@@ -20,16 +20,16 @@ use tracing::{error, info, warn};
 
 use crate::cache::Cache;
 use crate::config::{self, Routing};
-use crate::directory::{Change, Entry, EntryId, Shown};
-use crate::known::{Key, Known, One, Pending, Settled, Weight};
+use crate::directory::{Change, Entry, EntryId, ReportedEntry};
+use crate::known::{DeferredChange, Precedence, Reconciled, TrackedEntries, TrackedEntry, TrackingKey};
 use crate::log::{Escaped, Repeats};
 use crate::metrics::Metrics;
 use crate::outcome::AccountState;
 use crate::registry::{Registry, Session, SessionBasis, TerminationReason, is_other, unix_now};
 
-use brake::{Acted, Brake};
-use closing::Closing;
-use difference::{Consequence, Difference, Newest, Place, is_wanted, place};
+use brake::{AppliedChange, Brake};
+use closing::CloseQueue;
+use difference::{Consequence, Difference, Newest, RouteTarget, is_wanted, route_target};
 
 /// A refresh that misses so many users, or shows so many without a mail host, and more than half of those
 /// that are known, is not believed.
@@ -37,11 +37,11 @@ const MISSING: usize = 4;
 
 /// What a change is judged by.
 #[derive(Debug, Clone, Copy)]
-pub struct Setting<'a> {
+pub struct TrackingContext<'a> {
     /// The decisions.
     pub cache: &'a Cache,
     /// The entries.
-    pub known: &'a Known,
+    pub known: &'a TrackedEntries,
     /// What a mailHost means.
     pub routing: &'a Routing,
     /// What to do about changes.
@@ -51,7 +51,7 @@ pub struct Setting<'a> {
 /// How the watch stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Standing {
+pub enum WatchStatus {
     /// Changes are missed.
     Lost,
     /// Every change is told.
@@ -59,19 +59,19 @@ pub enum Standing {
 }
 
 /// Acts on changes.
-pub struct Follow {
+pub struct ChangeTracker {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
-    state: Mutex<State>,
-    closing: Closing,
+    state: Mutex<TrackerState>,
+    closing: CloseQueue,
     repeats: Repeats,
 }
 
-struct State {
+struct TrackerState {
     brake: Brake,
-    standing: Standing,
+    status: WatchStatus,
     /// The changes of a refresh or a round, until it is complete.
-    batch: Option<Vec<Seen>>,
+    batch: Option<Vec<EntryChange>>,
     /// Whether it tells of every entry.
     whole: bool,
     /// Entries of it whose versions are older than before.
@@ -80,55 +80,55 @@ struct State {
     hidden: usize,
 }
 
-impl std::fmt::Debug for Follow {
+impl std::fmt::Debug for ChangeTracker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Follow").field("standing", &self.standing()).finish_non_exhaustive()
+        f.debug_struct("Follow").field("standing", &self.status()).finish_non_exhaustive()
     }
 }
 
 /// A known entry of which something new was told.
 #[derive(Debug)]
-struct Seen {
-    key: Key,
-    one: One,
-    news: News,
+struct EntryChange {
+    key: TrackingKey,
+    one: TrackedEntry,
+    kind: ChangeKind,
 }
 
 /// What was told.
 #[derive(Debug)]
-enum News {
-    Shown { entry: Arc<Entry>, by: Author, difference: Difference },
-    Gone { implied: bool },
+enum ChangeKind {
+    Modified { entry: Arc<Entry>, by: Modifier, difference: Difference },
+    Deleted { implied: bool },
 }
 
 /// Who has changed an entry, and when.
 #[derive(Debug, Default)]
-struct Author {
+struct Modifier {
     name: Option<String>,
     at: Option<String>,
 }
 
-impl Seen {
+impl EntryChange {
     /// Whether a user that had a mail host has none any more.
     fn loses_mail_host(&self) -> bool {
         let is_lost = |entry: &Entry| self.one.loses_mail_host(entry);
-        self.one.decided.is_some() && matches!(&self.news, News::Shown { entry, .. } if is_lost(entry))
+        self.one.proven_at.is_some() && matches!(&self.kind, ChangeKind::Modified { entry, .. } if is_lost(entry))
     }
 
     /// Whether a user is moved, switched off or gone.
     fn is_braked(&self) -> bool {
-        let is_user = self.one.decided.is_some();
+        let is_user = self.one.proven_at.is_some();
         is_user
-            && match &self.news {
-                News::Shown { difference, .. } => difference.is_braked(),
-                News::Gone { .. } => true,
+            && match &self.kind {
+                ChangeKind::Modified { difference, .. } => difference.is_braked(),
+                ChangeKind::Deleted { .. } => true,
             }
     }
 }
 
-impl State {
+impl TrackerState {
     /// A line about what an operator did not do to entries one by one.
-    fn tell_what_is_odd(&mut self) {
+    fn log_anomalies(&mut self) {
         let (set_back, hidden) = (std::mem::take(&mut self.set_back), std::mem::take(&mut self.hidden));
         if set_back > 0 {
             warn!(
@@ -146,29 +146,29 @@ impl State {
     }
 }
 
-impl Follow {
+impl ChangeTracker {
     /// Nothing is followed yet.
     #[must_use]
     pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
-        let state = State {
+        let state = TrackerState {
             brake: Brake::default(),
-            standing: Standing::Lost,
+            status: WatchStatus::Lost,
             batch: None,
             whole: false,
             set_back: 0,
             hidden: 0,
         };
-        let closing = Closing::new(Arc::clone(&registry));
+        let closing = CloseQueue::new(Arc::clone(&registry));
         Self { closing, registry, metrics, state: Mutex::new(state), repeats: Repeats::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, TrackerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How the watch stands.
-    pub fn standing(&self) -> Standing {
-        self.lock().standing
+    pub fn status(&self) -> WatchStatus {
+        self.lock().status
     }
 
     /// Ends the sessions that are to end, as fast as `rate` allows: at most so many a second. For ever.
@@ -177,14 +177,14 @@ impl Follow {
     }
 
     /// Acts on a change.
-    pub fn take(&self, change: Change, setting: &Setting<'_>) {
+    pub fn take(&self, change: Change, setting: &TrackingContext<'_>) {
         let mut state = self.lock();
         match change {
-            Change::Began(round) => {
+            Change::RefreshStarted(round) => {
                 // After a reload, or where memory is full, a session's entry may not be tracked: a refresh
                 // must find it changed, or missing.
                 self.registry.listed().iter().for_each(|(_, basis)| drop(setting.known.track(&basis.entry)));
-                setting.known.begin_telling(&round.server, round.own_times);
+                setting.known.begin_refresh(&round.server, round.local_timestamps);
                 setting.known.begin_round();
                 (state.batch, state.whole) = (Some(Vec::new()), round.whole);
                 (state.set_back, state.hidden) = (0, 0);
@@ -194,62 +194,71 @@ impl Follow {
                     self.consider(&mut state, seen, setting);
                 }
                 if state.batch.is_none() && state.hidden > 0 && self.repeats.allow("hidden", "").is_some() {
-                    state.tell_what_is_odd();
+                    state.log_anomalies();
                 }
             }
-            Change::Present(ids) => setting.known.met(&ids),
-            Change::Gone { id, dn } => {
-                let tracked = setting.known.meet(id, dn.as_ref());
+            Change::Present(ids) => setting.known.observe_present(&ids),
+            Change::Deleted { id, dn } => {
+                let tracked = setting.known.observe(id, dn.as_ref());
                 let tracked = tracked.or_else(|| self.track_session(id, dn.as_ref(), setting));
-                if let Some((key, one)) = tracked.filter(|(_, one)| !one.gone) {
-                    self.consider(&mut state, Seen { key, one, news: News::Gone { implied: false } }, setting);
+                if let Some((key, one)) = tracked.filter(|(_, one)| !one.deleted) {
+                    self.consider(
+                        &mut state,
+                        EntryChange { key, one, kind: ChangeKind::Deleted { implied: false } },
+                        setting,
+                    );
                 }
             }
-            Change::OnlyThese => {
-                let gone = |(key, one)| Seen { key, one, news: News::Gone { implied: true } };
-                let missing: Vec<Seen> = setting.known.missing().into_iter().map(gone).collect();
+            Change::RestDeleted => {
+                let gone = |(key, one)| EntryChange { key, one, kind: ChangeKind::Deleted { implied: true } };
+                let missing: Vec<EntryChange> = setting.known.unobserved().into_iter().map(gone).collect();
                 state.batch.get_or_insert_default().extend(missing);
             }
             Change::Complete => {
                 let batch = state.batch.take().unwrap_or_default();
                 self.decide(&mut state, batch, setting);
-                state.tell_what_is_odd();
-                if state.standing == Standing::Lost {
-                    state.standing = Standing::Following;
+                state.log_anomalies();
+                if state.status == WatchStatus::Lost {
+                    state.status = WatchStatus::Following;
                     info!("the directory is followed");
                 }
-                setting.known.is_followed();
+                setting.known.mark_live();
                 self.metrics.directory_watch_connected.set(1);
             }
-            Change::Confirmed => {}
+            Change::UpToDate => {}
             Change::Lost => {
                 // Half a refresh says nothing; the next one tells all of it again.
                 state.batch = None;
-                state.standing = Standing::Lost;
-                setting.known.is_lost();
+                state.status = WatchStatus::Lost;
+                setting.known.mark_lost();
                 self.metrics.directory_watch_connected.set(0);
             }
         }
-        if state.standing == Standing::Following && state.batch.is_none() {
+        if state.status == WatchStatus::Following && state.batch.is_none() {
             self.metrics.directory_watch_last_confirmed.set(unix_now() as f64);
         }
     }
 
     /// What is new about an entry, if it is one that matters.
-    fn compare(&self, shown: Shown, state: &mut State, setting: &Setting<'_>) -> Option<Seen> {
-        let Shown { mut entry, modified, modified_by } = shown;
+    fn compare(
+        &self,
+        shown: ReportedEntry,
+        state: &mut TrackerState,
+        setting: &TrackingContext<'_>,
+    ) -> Option<EntryChange> {
+        let ReportedEntry { mut entry, modified, modified_by } = shown;
         let is_single = state.batch.is_none();
         let is_whole = !is_single && state.whole;
-        let id = entry.marks.id;
-        let met = setting.known.meet(id, Some(&entry.dn));
-        match met.as_ref().map_or(Weight::Newest, |(key, _)| setting.known.weigh(*key, &entry, is_whole)) {
-            Weight::Newest => {}
-            Weight::SetBack => state.set_back += 1,
-            Weight::Older => return None,
+        let id = entry.version.id;
+        let met = setting.known.observe(id, Some(&entry.dn));
+        match met.as_ref().map_or(Precedence::Newest, |(key, _)| setting.known.precedence(*key, &entry, is_whole)) {
+            Precedence::Newest => {}
+            Precedence::SetBack => state.set_back += 1,
+            Precedence::Older => return None,
         }
-        if met.as_ref().is_some_and(|(_, one)| one.gone) {
+        if met.as_ref().is_some_and(|(_, one)| one.deleted) {
             let entry = Arc::new(entry);
-            setting.known.note(&entry);
+            setting.known.record_change(&entry);
             if self.registry.has(&entry.dn) {
                 setting.known.track(&entry);
             }
@@ -261,16 +270,17 @@ impl Follow {
             if setting.known.by_dn(&entry.dn).is_some() {
                 // Another entry had this DN until now: what is remembered by it is of that one.
                 setting.cache.forget(&entry.dn);
-                setting.cache.forgive(&entry.dn);
+                setting.cache.forget_wrong(&entry.dn);
             }
             // What a whole refresh shows is no change.
             if !is_whole {
-                setting.known.note(&Arc::new(entry));
+                setting.known.record_change(&Arc::new(entry));
             }
             return None;
         };
         // A failed or a good login modifies an entry, and nothing else of it.
-        let is_unedited = one.is_same(&entry) || (exact && one.entry.marks.noise != entry.marks.noise);
+        let is_unedited =
+            one.is_same(&entry) || (exact && one.entry.version.login_activity != entry.version.login_activity);
         if one.loses_mail_host(&entry) && is_unedited {
             entry.mail_hosts.clone_from(&one.entry.mail_hosts);
             state.hidden += 1;
@@ -282,19 +292,24 @@ impl Follow {
             setting.known.refresh(key, entry);
             return None;
         }
-        let by = Author { name: modified_by, at: modified };
-        Some(Seen { key, one, news: News::Shown { entry, by, difference } })
+        let by = Modifier { name: modified_by, at: modified };
+        Some(EntryChange { key, one, kind: ChangeKind::Modified { entry, by, difference } })
     }
 
     /// Tracks an entry that has sessions and was not tracked, by what one of them was logged in with.
-    fn track_session(&self, id: Option<EntryId>, dn: Option<&Arc<str>>, setting: &Setting<'_>) -> Option<(Key, One)> {
+    fn track_session(
+        &self,
+        id: Option<EntryId>,
+        dn: Option<&Arc<str>>,
+        setting: &TrackingContext<'_>,
+    ) -> Option<(TrackingKey, TrackedEntry)> {
         let entry = self.registry.entry(id, dn)?;
         let tracked = setting.known.track(&entry);
         // Under the id that the directory tells, if the login did not show one.
-        Some(setting.known.meet(id, Some(&entry.dn)).unwrap_or(tracked))
+        Some(setting.known.observe(id, Some(&entry.dn)).unwrap_or(tracked))
     }
 
-    fn consider(&self, state: &mut State, seen: Seen, setting: &Setting<'_>) {
+    fn consider(&self, state: &mut TrackerState, seen: EntryChange, setting: &TrackingContext<'_>) {
         match &mut state.batch {
             Some(batch) => batch.push(seen),
             None => self.decide(state, vec![seen], setting),
@@ -302,13 +317,14 @@ impl Follow {
     }
 
     /// Acts on changes that belong together, or puts the brake on.
-    fn decide(&self, state: &mut State, batch: Vec<Seen>, setting: &Setting<'_>) {
+    fn decide(&self, state: &mut TrackerState, batch: Vec<EntryChange>, setting: &TrackingContext<'_>) {
         let now = Instant::now();
         let braked = batch.iter().filter(|seen| seen.is_braked()).count();
         let is_judged = braked > 0 && !state.brake.is_on() && !state.brake.is_confirmed(now);
         let users = if is_judged { setting.known.users() } else { 0 };
         let limit = Brake::limit(setting.watch.brake, users);
-        let implied = |seen: &&Seen| seen.is_braked() && matches!(seen.news, News::Gone { implied: true });
+        let implied =
+            |seen: &&EntryChange| seen.is_braked() && matches!(seen.kind, ChangeKind::Deleted { implied: true });
         let missing = batch.iter().filter(implied).count();
         let lost = batch.iter().filter(|seen| seen.loses_mail_host()).count();
         let unbelievable = [missing, lost].into_iter().any(|count| count >= MISSING && count > users / 2);
@@ -330,7 +346,7 @@ impl Follow {
         }
         for seen in batch {
             if seen.is_braked() && state.brake.is_on() {
-                self.hold_back(seen, setting);
+                self.defer(seen, setting);
             } else {
                 if seen.is_braked() {
                     state.brake.acted(seen.key, Arc::clone(&seen.one.entry), limit, now);
@@ -342,11 +358,11 @@ impl Follow {
     }
 
     /// Sets the metric, and lets the brake go when nothing is held back any more.
-    fn show_brake(&self, state: &mut State, setting: &Setting<'_>) {
+    fn show_brake(&self, state: &mut TrackerState, setting: &TrackingContext<'_>) {
         if !state.brake.is_on() {
             return self.metrics.directory_brake.set(0);
         }
-        let held_back = setting.known.count_held_back();
+        let held_back = setting.known.count_deferred();
         if held_back == 0 {
             state.brake.release();
             setting.known.brake(false);
@@ -357,74 +373,75 @@ impl Follow {
 
     /// An operator says that it is meant: acts on what is held back, and for a time on whatever comes.
     /// Returns how many changes were held back.
-    pub fn confirm(&self, time: Duration, setting: &Setting<'_>) -> usize {
+    pub fn confirm(&self, time: Duration, setting: &TrackingContext<'_>) -> usize {
         let mut state = self.lock();
         state.brake.confirm(time, Instant::now());
         setting.known.brake(false);
-        let held_back = setting.known.held_back();
+        let held_back = setting.known.deferred();
         info!(changes = held_back.len(), allowed_s = time.as_secs(), "changes are confirmed");
         let count = held_back.len();
         for (key, one) in held_back {
-            let news = match one.pending.clone() {
-                Some(Pending::Entry(entry)) => {
+            let news = match one.deferred.clone() {
+                Some(DeferredChange::Entry(entry)) => {
                     let difference = Difference::between(&one.entry, &entry, setting.routing, true, unix_now());
-                    News::Shown { entry, by: Author::default(), difference }
+                    ChangeKind::Modified { entry, by: Modifier::default(), difference }
                 }
-                Some(Pending::Gone) => News::Gone { implied: false },
+                Some(DeferredChange::Deleted) => ChangeKind::Deleted { implied: false },
                 None => continue,
             };
-            self.act(Seen { key, one, news }, setting);
+            self.act(EntryChange { key, one, kind: news }, setting);
         }
         self.metrics.directory_brake.set(0);
         count
     }
 
     /// Puts what was in force back in force: one of those that came just before the brake.
-    fn take_back(&self, acted: Acted, setting: &Setting<'_>) {
-        let Acted { key, before, .. } = acted;
-        let Some((_, one)) = setting.known.meet(before.marks.id, Some(&before.dn)) else { return };
-        let pending = if one.gone { Pending::Gone } else { Pending::Entry(Arc::clone(&one.entry)) };
-        if !one.gone {
-            let moved = (place(setting.routing, &one.entry), place(setting.routing, &before));
-            audit(&before.dn, &moved, &Author::default(), true);
+    fn take_back(&self, acted: AppliedChange, setting: &TrackingContext<'_>) {
+        let AppliedChange { key, before, .. } = acted;
+        let Some((_, one)) = setting.known.observe(before.version.id, Some(&before.dn)) else { return };
+        let pending = if one.deleted { DeferredChange::Deleted } else { DeferredChange::Entry(Arc::clone(&one.entry)) };
+        if !one.deleted {
+            let moved = (route_target(setting.routing, &one.entry), route_target(setting.routing, &before));
+            audit(&before.dn, &moved, &Modifier::default(), true);
         }
-        let kept = if one.gone { before } else { Arc::new(one.entry.with_route_of(&before)) };
-        setting.known.put(key, kept, Some(pending));
+        let kept = if one.deleted { before } else { Arc::new(one.entry.with_route_of(&before)) };
+        setting.known.apply(key, kept, Some(pending));
         setting.cache.forget(&one.entry.dn);
     }
 
     /// Leaves a user where he is, but for what is no matter of the brake.
-    fn hold_back(&self, seen: Seen, setting: &Setting<'_>) {
-        let Seen { key, one, news } = seen;
+    fn defer(&self, seen: EntryChange, setting: &TrackingContext<'_>) {
+        let EntryChange { key, one, kind: news } = seen;
         match news {
-            News::Gone { .. } => setting.known.hold_back(key, Pending::Gone),
-            News::Shown { entry, by, difference } => {
+            ChangeKind::Deleted { .. } => setting.known.defer(key, DeferredChange::Deleted),
+            ChangeKind::Modified { entry, by, difference } => {
                 let kept = Arc::new(entry.with_route_of(&one.entry));
                 let rest = Difference { moved: None, login: false, ..difference };
                 let rest = Difference { disabled: rest.disabled.filter(|disabled| !disabled), ..rest };
-                let key_kept = Seen { key, one, news: News::Shown { entry: kept, by, difference: rest } };
+                let key_kept =
+                    EntryChange { key, one, kind: ChangeKind::Modified { entry: kept, by, difference: rest } };
                 self.act(key_kept, setting);
-                setting.known.hold_back(key, Pending::Entry(entry));
+                setting.known.defer(key, DeferredChange::Entry(entry));
             }
         }
     }
 
     /// Acts on what is new about one entry.
-    fn act(&self, seen: Seen, setting: &Setting<'_>) {
-        let Seen { key, one, news } = seen;
+    fn act(&self, seen: EntryChange, setting: &TrackingContext<'_>) {
+        let EntryChange { key, one, kind: news } = seen;
         let dn = &one.entry.dn;
         let count = |kind: &str| self.metrics.directory_changes.with_label_values(&[kind]).inc();
         match news {
-            News::Gone { .. } => {
-                setting.known.bury(key);
+            ChangeKind::Deleted { .. } => {
+                setting.known.mark_deleted(key);
                 setting.cache.forget(dn);
-                setting.cache.forgive(dn);
+                setting.cache.forget_wrong(dn);
                 count("delete");
                 info!(dn = %Escaped(dn.as_bytes()), "an entry is gone from the directory");
-                self.end_sessions(&one.entry, Newest::Gone, setting);
+                self.end_sessions(&one.entry, Newest::Deleted, setting);
             }
-            News::Shown { entry, by, difference } => {
-                setting.known.put(key, Arc::clone(&entry), None);
+            ChangeKind::Modified { entry, by, difference } => {
+                setting.known.apply(key, Arc::clone(&entry), None);
                 if difference.forgets() {
                     setting.cache.forget(dn);
                 }
@@ -433,13 +450,13 @@ impl Follow {
                     || difference.unexplained
                     || difference.disabled == Some(false);
                 if may_be_right {
-                    setting.cache.forgive(dn);
+                    setting.cache.forget_wrong(dn);
                 } else if difference.lockout {
                     // A lock makes no password right, and may have hidden that one is.
-                    setting.cache.lock_shown(dn, &entry.marks);
+                    setting.cache.lock_shown(dn, &entry.version);
                 }
                 if difference.renamed {
-                    self.registry.rename(entry.marks.id, dn, &entry.dn);
+                    self.registry.rename(entry.version.id, dn, &entry.dn);
                     setting.cache.forget(&entry.dn);
                     info!(old = %Escaped(dn.as_bytes()), new = %Escaped(entry.dn.as_bytes()), "an entry has another DN");
                 }
@@ -453,10 +470,10 @@ impl Follow {
     }
 
     /// Ends the sessions that a change leaves no place for.
-    fn end_sessions(&self, entry: &Entry, newest: Newest<'_>, setting: &Setting<'_>) {
+    fn end_sessions(&self, entry: &Entry, newest: Newest<'_>, setting: &TrackingContext<'_>) {
         let now = unix_now();
         let sessions = self.registry.of(&entry.dn);
-        let own = sessions.iter().filter(|(_, basis)| !is_other(entry.marks.id, basis.entry.marks.id));
+        let own = sessions.iter().filter(|(_, basis)| !is_other(entry.version.id, basis.entry.version.id));
         let ending = own.filter_map(|(session, basis)| {
             let consequence = Consequence::of(session, basis, newest, setting.routing, now);
             Some((session.id, consequence.ends(session, setting.watch)?))
@@ -473,35 +490,35 @@ impl Follow {
         &self,
         session: &Session,
         basis: &SessionBasis,
-        setting: &Setting<'_>,
+        setting: &TrackingContext<'_>,
     ) -> Result<(), TerminationReason> {
-        let newest = match setting.known.settle(&basis.entry) {
+        let newest = match setting.known.reconcile(&basis.entry) {
             // From now on a change is compared with what this login was decided by, if with nothing newer.
-            Settled::AsShown => {
+            Reconciled::AsReported => {
                 setting.known.track(&basis.entry);
                 return Ok(());
             }
-            Settled::Instead(entry) => entry,
-            Settled::Gone => return Err(TerminationReason::Deleted),
+            Reconciled::Replaced(entry) => entry,
+            Reconciled::Gone => return Err(TerminationReason::Deleted),
         };
         let consequence = Consequence::of(session, basis, Newest::Entry(&newest), setting.routing, unix_now());
         if consequence.renamed {
-            self.registry.rename(newest.marks.id, &session.dn, &newest.dn);
+            self.registry.rename(newest.version.id, &session.dn, &newest.dn);
         }
         consequence.reasons.first().map_or(Ok(()), |why| Err(*why))
     }
 
     /// Ends the sessions of accounts whose time is over: a date passes without a change. While changes are
     /// told, because a later date may be missed otherwise.
-    pub fn end_expired(&self, setting: &Setting<'_>) {
-        if self.standing() != Standing::Following || !is_wanted(TerminationReason::Expired, setting.watch) {
+    pub fn end_expired(&self, setting: &TrackingContext<'_>) {
+        if self.status() != WatchStatus::Following || !is_wanted(TerminationReason::Expired, setting.watch) {
             return;
         }
         let now = unix_now();
         let has_expired = |session: &Session, basis: &SessionBasis| {
             let tracked = setting.known.by_dn(&session.dn);
-            let marks = tracked.as_ref().map_or(&basis.entry.marks, |one| &one.entry.marks);
-            marks.closed(now) == Some(AccountState::AccountExpired)
+            let marks = tracked.as_ref().map_or(&basis.entry.version, |one| &one.entry.version);
+            marks.account_state(now) == Some(AccountState::AccountExpired)
         };
         let sessions = self.registry.listed();
         let expired = sessions.iter().filter(|(session, basis)| has_expired(session, basis));
@@ -510,8 +527,9 @@ impl Follow {
 }
 
 /// The line of a changed route.
-fn audit(dn: &str, (old, new): &(Place, Place), by: &Author, taken_back: bool) {
-    let word = |place: &Place| place.as_ref().map_or_else(|reason| format!("none ({reason})"), ToString::to_string);
+fn audit(dn: &str, (old, new): &(RouteTarget, RouteTarget), by: &Modifier, taken_back: bool) {
+    let word =
+        |place: &RouteTarget| place.as_ref().map_or_else(|reason| format!("none ({reason})"), ToString::to_string);
     info!(
         dn = %Escaped(dn.as_bytes()),
         old_backend = word(old),

@@ -18,173 +18,173 @@ use tokio::time::Instant;
 
 use crate::directory::{Entry, EntryId};
 
-pub use floor::Weight;
+pub use floor::Precedence;
 
 /// How long a change is remembered of an entry with which nobody logs in: a replica may lag that far.
 const LAG: Duration = Duration::from_secs(10 * 60);
 
 /// What is to come, once the brake is off.
 #[derive(Debug, Clone)]
-pub enum Pending {
+pub enum DeferredChange {
     /// The entry shows this.
     Entry(Arc<Entry>),
     /// It is gone.
-    Gone,
+    Deleted,
 }
 
 /// An entry.
 #[derive(Debug, Clone)]
-pub struct One {
+pub struct TrackedEntry {
     /// The values in force.
     pub entry: Arc<Entry>,
     /// What the directory shows instead, held back by the brake.
-    pub pending: Option<Pending>,
+    pub deferred: Option<DeferredChange>,
     /// It was told to be gone.
-    pub gone: bool,
+    pub deleted: bool,
     /// When a bind last proved this user; `None`: the watch has told of it, no more.
-    pub decided: Option<Instant>,
+    pub proven_at: Option<Instant>,
     /// When its values last changed, as told.
-    pub told: Option<Instant>,
+    pub changed_at: Option<Instant>,
     /// The version that this change made. Later ones that changed no value, as logins do, are no floor.
     floor: Option<Box<str>>,
     /// The server that told of it.
-    told_by: Option<Arc<str>>,
+    reported_by: Option<Arc<str>>,
     /// Since when the followed server, which is another than the one that told of the change, shows an
     /// older version.
-    unmet: Option<Instant>,
+    older_since: Option<Instant>,
     /// The watch has told of this version, or that it still is in force.
-    watched: bool,
+    reported: bool,
     /// When it was last heard of.
-    seen: Instant,
+    seen_at: Instant,
     round: u32,
 }
 
 /// What a server's answer about an entry is worth.
 #[derive(Debug, Clone)]
-pub enum Settled {
+pub enum Reconciled {
     /// It stands.
-    AsShown,
+    AsReported,
     /// These values are newer, or are kept by the brake.
-    Instead(Arc<Entry>),
+    Replaced(Arc<Entry>),
     /// The entry is gone; that server does not know it yet.
     Gone,
 }
 
 /// The entries.
 #[derive(Debug)]
-pub struct Known {
-    inner: Mutex<Inner>,
+pub struct TrackedEntries {
+    inner: Mutex<TrackedInner>,
     limit: usize,
     life: Duration,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    ones: HashMap<Key, One>,
-    names: HashMap<Arc<str>, Key>,
+struct TrackedInner {
+    entries: HashMap<TrackingKey, TrackedEntry>,
+    keys_by_dn: HashMap<Arc<str>, TrackingKey>,
     /// Those with something pending.
-    held_back: HashSet<Key>,
+    deferred: HashSet<TrackingKey>,
     /// The number of the last entry without an id.
-    numbered: u64,
+    last_dn_number: u64,
     /// Those that only the watch has told of when they came, oldest first: their room is taken first.
-    noted: VecDeque<Key>,
+    changed_only: VecDeque<TrackingKey>,
     round: u32,
     braked: bool,
-    source: floor::Source,
+    source: floor::WatchSource,
     /// When any entry's values last changed, as told.
-    last_told: Option<Instant>,
+    last_changed: Option<Instant>,
 }
 
 /// By its id, or else by its DN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Key {
+pub enum TrackingKey {
     /// By what survives a rename.
     Id(EntryId),
     /// By a number that was given to its DN, and to no other.
     Dn(u64),
 }
 
-impl Known {
+impl TrackedEntries {
     /// Nothing yet; at most `limit` entries, each for `life` after its last bind.
     #[must_use]
     pub fn new(limit: usize, life: Duration) -> Self {
         Self { inner: Mutex::default(), limit, life, changed: Notify::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, TrackedInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Remembers an entry that a bind has proven. What the watch compares with stays what it was:
     /// these values may be older than what it has told, and what is newer it will tell. Returns whether a
     /// change of the entry would be noticed, if any is told: not where there is no room to track it.
-    pub fn record(&self, entry: &Arc<Entry>) -> bool {
+    pub fn record_login(&self, entry: &Arc<Entry>) -> bool {
         let now = Instant::now();
         let mut inner = self.lock();
-        let key = inner.find(entry.marks.id, Some(&entry.dn)).unwrap_or_else(|| inner.key_for(entry));
-        if let Some(one) = inner.ones.get_mut(&key) {
-            (one.decided, one.seen) = (Some(now), now);
+        let key = inner.find(entry.version.id, Some(&entry.dn)).unwrap_or_else(|| inner.key_for(entry));
+        if let Some(one) = inner.entries.get_mut(&key) {
+            (one.proven_at, one.seen_at) = (Some(now), now);
             return true;
         }
         if inner.has_room(self.limit) {
             inner.insert(key, Arc::clone(entry), Some(now), None);
             return true;
         }
-        inner.source.telling().is_none()
+        inner.source.reporting().is_none()
     }
 
     /// Remembers an entry that only the watch has told of, for replicas that lag.
-    pub fn note(&self, entry: &Arc<Entry>) {
+    pub fn record_change(&self, entry: &Arc<Entry>) {
         let now = Instant::now();
         let mut inner = self.lock();
         let key = inner.key_for(entry);
-        if inner.ones.contains_key(&key) || inner.has_room(self.limit) {
+        if inner.entries.contains_key(&key) || inner.has_room(self.limit) {
             inner.insert(key, Arc::clone(entry), None, Some(now));
-            inner.noted.push_back(key);
+            inner.changed_only.push_back(key);
         }
     }
 
     /// Tracks an entry that has sessions, by the version that a session was logged in with, unless something
     /// is known of it already. It is returned even if there is no room to keep it.
-    pub fn track(&self, entry: &Arc<Entry>) -> (Key, One) {
+    pub fn track(&self, entry: &Arc<Entry>) -> (TrackingKey, TrackedEntry) {
         let now = Instant::now();
         let mut inner = self.lock();
-        let key = inner.find(entry.marks.id, Some(&entry.dn)).unwrap_or_else(|| inner.key_for(entry));
-        if let Some(one) = inner.ones.get_mut(&key) {
-            one.decided.get_or_insert(now);
+        let key = inner.find(entry.version.id, Some(&entry.dn)).unwrap_or_else(|| inner.key_for(entry));
+        if let Some(one) = inner.entries.get_mut(&key) {
+            one.proven_at.get_or_insert(now);
             return (key, one.clone());
         }
         if inner.has_room(self.limit) {
             inner.insert(key, Arc::clone(entry), Some(now), None);
         }
-        (key, One::new(Arc::clone(entry), Some(now), None, &inner.source, inner.round))
+        (key, TrackedEntry::new(Arc::clone(entry), Some(now), None, &inner.source, inner.round))
     }
 
     /// What an answer about this entry is worth.
     #[must_use]
-    pub fn settle(&self, shown: &Entry) -> Settled {
+    pub fn reconcile(&self, shown: &Entry) -> Reconciled {
         let inner = self.lock();
-        let Some(one) = inner.find(shown.marks.id, Some(&shown.dn)).and_then(|key| inner.ones.get(&key)) else {
-            return Settled::AsShown;
+        let Some(one) = inner.find(shown.version.id, Some(&shown.dn)).and_then(|key| inner.entries.get(&key)) else {
+            return Reconciled::AsReported;
         };
-        if one.gone {
-            return if one.is_back(shown) { Settled::AsShown } else { Settled::Gone };
+        if one.deleted {
+            return if one.is_recreated(shown) { Reconciled::AsReported } else { Reconciled::Gone };
         }
         let has_caught_up = inner.is_as_new(one, shown, None);
-        if inner.braked && one.decided.is_some() && (one.pending.is_some() || shown.leads_elsewhere(&one.entry)) {
+        if inner.braked && one.proven_at.is_some() && (one.deferred.is_some() || shown.route_differs(&one.entry)) {
             // What lags behind must not override what the brake leaves alone, such as a hold.
             let newest = if has_caught_up { shown } else { &one.entry };
-            return Settled::Instead(Arc::new(newest.with_route_of(&one.entry)));
+            return Reconciled::Replaced(Arc::new(newest.with_route_of(&one.entry)));
         }
-        if has_caught_up { Settled::AsShown } else { Settled::Instead(Arc::clone(&one.entry)) }
+        if has_caught_up { Reconciled::AsReported } else { Reconciled::Replaced(Arc::clone(&one.entry)) }
     }
 
     /// An entry by its DN.
     #[must_use]
-    pub fn by_dn(&self, dn: &Arc<str>) -> Option<One> {
+    pub fn by_dn(&self, dn: &Arc<str>) -> Option<TrackedEntry> {
         let inner = self.lock();
-        inner.find(None, Some(dn)).and_then(|key| inner.ones.get(&key)).cloned()
+        inner.find(None, Some(dn)).and_then(|key| inner.entries.get(&key)).cloned()
     }
 
     /// Waits for the next change of anything. Ask for it before looking at what may change.
@@ -197,27 +197,27 @@ impl Known {
     // What follows is for `follow` alone, which is the only one to change values.
 
     /// An entry that the watch tells of, and that it was told of in this round.
-    pub fn meet(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<(Key, One)> {
+    pub fn observe(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<(TrackingKey, TrackedEntry)> {
         let mut inner = self.lock();
         let mut key = inner.find(id, dn)?;
-        if let (Some(id), Key::Dn(_)) = (id, key) {
-            key = inner.rekey(key, Key::Id(id));
+        if let (Some(id), TrackingKey::Dn(_)) = (id, key) {
+            key = inner.rekey(key, TrackingKey::Id(id));
         }
         let round = inner.round;
-        let one = inner.ones.get_mut(&key)?;
+        let one = inner.entries.get_mut(&key)?;
         one.round = round;
-        one.watched = true;
+        one.reported = true;
         Some((key, one.clone()))
     }
 
     /// The same for entries of which nothing but their presence is told.
-    pub fn met(&self, ids: &[EntryId]) {
+    pub fn observe_present(&self, ids: &[EntryId]) {
         let mut inner = self.lock();
         let round = inner.round;
         for id in ids {
-            if let Some(one) = inner.ones.get_mut(&Key::Id(*id)) {
+            if let Some(one) = inner.entries.get_mut(&TrackingKey::Id(*id)) {
                 one.round = round;
-                one.watched = true;
+                one.reported = true;
             }
         }
     }
@@ -230,55 +230,55 @@ impl Known {
 
     /// What was not met in this round.
     #[must_use]
-    pub fn missing(&self) -> Vec<(Key, One)> {
+    pub fn unobserved(&self) -> Vec<(TrackingKey, TrackedEntry)> {
         let inner = self.lock();
-        let missing = inner.ones.iter().filter(|(_, one)| one.round != inner.round && !one.gone);
+        let missing = inner.entries.iter().filter(|(_, one)| one.round != inner.round && !one.deleted);
         missing.map(|(key, one)| (*key, one.clone())).collect()
     }
 
     /// Puts values in force.
-    pub fn put(&self, key: Key, entry: Arc<Entry>, pending: Option<Pending>) {
+    pub fn apply(&self, key: TrackingKey, entry: Arc<Entry>, pending: Option<DeferredChange>) {
         self.change(key, pending, |one| {
             one.entry = entry;
-            one.gone = false;
+            one.deleted = false;
         });
     }
 
     /// Takes over an entry whose values are the same: its version is newer.
-    pub fn refresh(&self, key: Key, entry: Arc<Entry>) {
+    pub fn refresh(&self, key: TrackingKey, entry: Arc<Entry>) {
         let mut inner = self.lock();
-        if let Some(one) = inner.ones.get_mut(&key) {
+        if let Some(one) = inner.entries.get_mut(&key) {
             one.refresh(entry);
         }
-        inner.set_pending(key, None);
+        inner.set_deferred(key, None);
     }
 
     /// Holds back what is to come.
-    pub fn hold_back(&self, key: Key, pending: Pending) {
-        self.lock().set_pending(key, Some(pending));
+    pub fn defer(&self, key: TrackingKey, pending: DeferredChange) {
+        self.lock().set_deferred(key, Some(pending));
     }
 
     /// It is gone.
-    pub fn bury(&self, key: Key) {
-        self.change(key, None, |one| one.gone = true);
+    pub fn mark_deleted(&self, key: TrackingKey) {
+        self.change(key, None, |one| one.deleted = true);
     }
 
-    fn change(&self, key: Key, pending: Option<Pending>, change: impl FnOnce(&mut One)) {
+    fn change(&self, key: TrackingKey, pending: Option<DeferredChange>, change: impl FnOnce(&mut TrackedEntry)) {
         {
             let inner = &mut *self.lock();
-            inner.set_pending(key, pending);
-            let Some(one) = inner.ones.get_mut(&key) else { return };
+            inner.set_deferred(key, pending);
+            let Some(one) = inner.entries.get_mut(&key) else { return };
             let old = Arc::clone(&one.entry.dn);
             change(one);
             one.set_floor(&inner.source);
-            inner.last_told = one.told;
+            inner.last_changed = one.changed_at;
             let new = Arc::clone(&one.entry.dn);
             if old != new {
                 // A name that another entry has taken meanwhile is that one's.
-                if inner.names.get(&old) == Some(&key) {
-                    inner.names.remove(&old);
+                if inner.keys_by_dn.get(&old) == Some(&key) {
+                    inner.keys_by_dn.remove(&old);
                 }
-                inner.names.insert(new, key);
+                inner.keys_by_dn.insert(new, key);
             }
         }
         self.changed.notify_waiters();
@@ -291,128 +291,141 @@ impl Known {
 
     /// Everything that is held back.
     #[must_use]
-    pub fn held_back(&self) -> Vec<(Key, One)> {
+    pub fn deferred(&self) -> Vec<(TrackingKey, TrackedEntry)> {
         let inner = self.lock();
-        inner.held_back.iter().filter_map(|key| Some((*key, inner.ones.get(key)?.clone()))).collect()
+        inner.deferred.iter().filter_map(|key| Some((*key, inner.entries.get(key)?.clone()))).collect()
     }
 
     /// How many that is.
     #[must_use]
-    pub fn count_held_back(&self) -> usize {
-        self.lock().held_back.len()
+    pub fn count_deferred(&self) -> usize {
+        self.lock().deferred.len()
     }
 
     /// How many users are known.
     #[must_use]
     pub fn users(&self) -> usize {
-        self.lock().ones.values().filter(|one| one.decided.is_some() && !one.gone).count()
+        self.lock().entries.values().filter(|one| one.proven_at.is_some() && !one.deleted).count()
     }
 
     /// Forgets those with which nothing is to do any more.
     pub fn sweep(&self, has_sessions: impl Fn(&Arc<str>) -> bool) {
         // What is kept is found without the lock of the sessions under this one.
-        let candidates: Vec<(Key, Arc<str>)> = {
+        let candidates: Vec<(TrackingKey, Arc<str>)> = {
             let inner = self.lock();
-            let idle = inner.ones.iter().filter(|(_, one)| {
-                let decided = one.decided.is_some_and(|at| at.elapsed() < self.life);
-                !decided && one.pending.is_none() && one.seen.elapsed() >= LAG.min(self.life)
+            let idle = inner.entries.iter().filter(|(_, one)| {
+                let decided = one.proven_at.is_some_and(|at| at.elapsed() < self.life);
+                !decided && one.deferred.is_none() && one.seen_at.elapsed() >= LAG.min(self.life)
             });
             idle.map(|(key, one)| (*key, Arc::clone(&one.entry.dn))).collect()
         };
-        let idle: Vec<Key> = candidates.into_iter().filter(|(_, dn)| !has_sessions(dn)).map(|(key, _)| key).collect();
+        let idle: Vec<TrackingKey> =
+            candidates.into_iter().filter(|(_, dn)| !has_sessions(dn)).map(|(key, _)| key).collect();
         let mut inner = self.lock();
         idle.into_iter().for_each(|key| inner.remove(key));
-        let Inner { noted, ones, .. } = &mut *inner;
-        noted.retain(|key| ones.get(key).is_some_and(|one| one.decided.is_none()));
+        let TrackedInner { changed_only: noted, entries: ones, .. } = &mut *inner;
+        noted.retain(|key| ones.get(key).is_some_and(|one| one.proven_at.is_none()));
     }
 }
 
-impl One {
+impl TrackedEntry {
     fn new(
         entry: Arc<Entry>,
         decided: Option<Instant>,
         told: Option<Instant>,
-        source: &floor::Source,
+        source: &floor::WatchSource,
         round: u32,
     ) -> Self {
-        let floor = told.and_then(|_| entry.marks.version.clone());
-        let told_by = told.and_then(|_| source.telling());
+        let floor = told.and_then(|_| entry.version.revision.clone());
+        let told_by = told.and_then(|_| source.reporting());
         let (seen, watched, unmet) = (Instant::now(), told.is_some(), None);
-        Self { entry, pending: None, gone: false, decided, told, floor, told_by, unmet, watched, seen, round }
+        Self {
+            entry,
+            deferred: None,
+            deleted: false,
+            proven_at: decided,
+            changed_at: told,
+            floor,
+            reported_by: told_by,
+            older_since: unmet,
+            reported: watched,
+            seen_at: seen,
+            round,
+        }
     }
 }
 
-impl Inner {
+impl TrackedInner {
     /// The key of an entry that is not found by its id. A DN that passes to another entry passes no key.
-    fn key_for(&mut self, entry: &Entry) -> Key {
-        match (entry.marks.id, self.names.get(&entry.dn)) {
-            (Some(id), _) => Key::Id(id),
-            (None, Some(key @ Key::Dn(_))) => *key,
-            (None, Some(Key::Id(_)) | None) => {
-                self.numbered += 1;
-                Key::Dn(self.numbered)
+    fn key_for(&mut self, entry: &Entry) -> TrackingKey {
+        match (entry.version.id, self.keys_by_dn.get(&entry.dn)) {
+            (Some(id), _) => TrackingKey::Id(id),
+            (None, Some(key @ TrackingKey::Dn(_))) => *key,
+            (None, Some(TrackingKey::Id(_)) | None) => {
+                self.last_dn_number += 1;
+                TrackingKey::Dn(self.last_dn_number)
             }
         }
     }
 
     /// Whether there is room for one more entry; if not, one that was merely seen gives up its own.
     fn has_room(&mut self, limit: usize) -> bool {
-        while self.ones.len() >= limit {
-            let Some(key) = self.noted.pop_front() else { return false };
-            if self.ones.get(&key).is_some_and(|one| one.decided.is_none() && one.pending.is_none()) {
+        while self.entries.len() >= limit {
+            let Some(key) = self.changed_only.pop_front() else { return false };
+            if self.entries.get(&key).is_some_and(|one| one.proven_at.is_none() && one.deferred.is_none()) {
                 self.remove(key);
             }
         }
         true
     }
 
-    fn remove(&mut self, key: Key) {
-        if let Some(one) = self.ones.remove(&key)
-            && self.names.get(&one.entry.dn) == Some(&key)
+    fn remove(&mut self, key: TrackingKey) {
+        if let Some(one) = self.entries.remove(&key)
+            && self.keys_by_dn.get(&one.entry.dn) == Some(&key)
         {
-            self.names.remove(&one.entry.dn);
+            self.keys_by_dn.remove(&one.entry.dn);
         }
     }
 
-    fn find(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<Key> {
-        let by_id = id.map(Key::Id).filter(|key| self.ones.contains_key(key));
+    fn find(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<TrackingKey> {
+        let by_id = id.map(TrackingKey::Id).filter(|key| self.entries.contains_key(key));
         by_id.or_else(|| {
-            let key = dn.and_then(|dn| self.names.get(dn)).copied()?;
+            let key = dn.and_then(|dn| self.keys_by_dn.get(dn)).copied()?;
             // Another entry of that name is another user.
-            let is_other = matches!((id, key), (Some(id), Key::Id(known)) if id != known);
+            let is_other = matches!((id, key), (Some(id), TrackingKey::Id(known)) if id != known);
             (!is_other).then_some(key)
         })
     }
 
-    fn insert(&mut self, key: Key, entry: Arc<Entry>, decided: Option<Instant>, told: Option<Instant>) {
-        self.names.insert(Arc::clone(&entry.dn), key);
-        self.held_back.remove(&key);
-        let one = One::new(entry, decided, told, &self.source, self.round);
-        self.last_told = told.or(self.last_told);
-        self.ones.insert(key, one);
+    fn insert(&mut self, key: TrackingKey, entry: Arc<Entry>, decided: Option<Instant>, told: Option<Instant>) {
+        self.keys_by_dn.insert(Arc::clone(&entry.dn), key);
+        self.deferred.remove(&key);
+        let one = TrackedEntry::new(entry, decided, told, &self.source, self.round);
+        self.last_changed = told.or(self.last_changed);
+        self.entries.insert(key, one);
     }
 
-    fn set_pending(&mut self, key: Key, pending: Option<Pending>) {
-        let Some(one) = self.ones.get_mut(&key) else { return };
+    fn set_deferred(&mut self, key: TrackingKey, pending: Option<DeferredChange>) {
+        let Some(one) = self.entries.get_mut(&key) else { return };
         if pending.is_some() {
-            self.held_back.insert(key);
+            self.deferred.insert(key);
         } else {
-            self.held_back.remove(&key);
+            self.deferred.remove(&key);
         }
-        one.pending = pending;
+        one.deferred = pending;
     }
 
     /// An entry that was known by its DN has told its id.
-    fn rekey(&mut self, from: Key, to: Key) -> Key {
-        if let Some(one) = self.ones.remove(&from) {
-            self.names.insert(Arc::clone(&one.entry.dn), to);
-            if self.held_back.remove(&from) {
-                self.held_back.insert(to);
+    fn rekey(&mut self, from: TrackingKey, to: TrackingKey) -> TrackingKey {
+        if let Some(one) = self.entries.remove(&from) {
+            self.keys_by_dn.insert(Arc::clone(&one.entry.dn), to);
+            if self.deferred.remove(&from) {
+                self.deferred.insert(to);
             }
-            if one.decided.is_none() {
-                self.noted.push_back(to);
+            if one.proven_at.is_none() {
+                self.changed_only.push_back(to);
             }
-            self.ones.insert(to, one);
+            self.entries.insert(to, one);
         }
         to
     }
@@ -421,82 +434,82 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::Marks;
+    use crate::directory::EntryVersion;
 
     fn entry(id: u8, dn: &str, host: &str, version: &str) -> Arc<Entry> {
-        let marks = Marks {
+        let marks = EntryVersion {
             id: EntryId::from_bytes(&[id; 16]),
-            version: (!version.is_empty()).then(|| version.into()),
-            ..Marks::default()
+            revision: (!version.is_empty()).then(|| version.into()),
+            ..EntryVersion::default()
         };
-        Arc::new(Entry { marks, ..Entry::for_tests(dn, &[host]) })
+        Arc::new(Entry { version: marks, ..Entry::for_tests(dn, &[host]) })
     }
 
     fn csn(second: u32) -> String {
         format!("202611261400{second:02}.000001Z#000000#000#000000")
     }
 
-    fn known() -> Known {
-        Known::new(10, Duration::from_secs(300))
+    fn known() -> TrackedEntries {
+        TrackedEntries::new(10, Duration::from_secs(300))
     }
 
-    fn host(settled: Settled) -> String {
+    fn host(settled: Reconciled) -> String {
         match settled {
-            Settled::AsShown => "as shown".to_owned(),
-            Settled::Instead(entry) => entry.mail_hosts[0].clone(),
-            Settled::Gone => "gone".to_owned(),
+            Reconciled::AsReported => "as shown".to_owned(),
+            Reconciled::Replaced(entry) => entry.mail_hosts[0].clone(),
+            Reconciled::Gone => "gone".to_owned(),
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn watch_takes_precedence_until_the_reply_is_current() {
         let known = known();
-        known.record(&entry(1, "uid=a", "old", &csn(1)));
-        let (key, _) = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap();
-        known.put(key, entry(1, "uid=a", "new", &csn(5)), None);
-        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", &csn(1)))), "new");
-        assert_eq!(host(known.settle(&entry(1, "uid=a", "new", &csn(5)))), "as shown");
-        assert_eq!(host(known.settle(&entry(1, "uid=a", "newer", &csn(6)))), "as shown");
+        known.record_login(&entry(1, "uid=a", "old", &csn(1)));
+        let (key, _) = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap();
+        known.apply(key, entry(1, "uid=a", "new", &csn(5)), None);
+        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", &csn(1)))), "new");
+        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "new", &csn(5)))), "as shown");
+        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "newer", &csn(6)))), "as shown");
         // By the second, where a server shows no more.
-        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", "20261126140004Z"))), "new");
-        assert_eq!(host(known.settle(&entry(1, "uid=a", "new", "20261126140005Z"))), "as shown");
+        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", "20261126140004Z"))), "new");
+        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "new", "20261126140005Z"))), "as shown");
         // Where it shows nothing, for a while.
-        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", ""))), "new");
-        tokio::time::advance(floor::FLUX).await;
-        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", ""))), "as shown");
-        assert_eq!(host(known.settle(&entry(2, "uid=b", "old", &csn(1)))), "as shown");
+        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", ""))), "new");
+        tokio::time::advance(floor::UNORDERED_PERIOD).await;
+        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", ""))), "as shown");
+        assert_eq!(host(known.reconcile(&entry(2, "uid=b", "old", &csn(1)))), "as shown");
     }
 
     #[tokio::test(start_paused = true)]
     async fn entry_is_found_under_its_new_dn_and_not_under_its_old_one() {
         let known = known();
-        known.record(&entry(1, "uid=a", "old", &csn(1)));
-        let (key, _) = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap();
-        known.put(key, entry(1, "uid=b", "old", &csn(2)), None);
+        known.record_login(&entry(1, "uid=a", "old", &csn(1)));
+        let (key, _) = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap();
+        known.apply(key, entry(1, "uid=b", "old", &csn(2)), None);
         assert!(known.by_dn(&"uid=a".into()).is_none());
         assert_eq!(known.by_dn(&"uid=b".into()).unwrap().entry.dn.as_ref(), "uid=b");
         // Somebody else gets the old name.
-        known.record(&entry(2, "uid=a", "old", &csn(3)));
+        known.record_login(&entry(2, "uid=a", "old", &csn(3)));
         assert_eq!(known.users(), 2);
-        assert!(known.meet(EntryId::from_bytes(&[3; 16]), Some(&"uid=a".into())).is_none());
+        assert!(known.observe(EntryId::from_bytes(&[3; 16]), Some(&"uid=a".into())).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn entries_without_an_id_never_share_a_key() {
         let unnamed = |dn: &str, host: &str| Arc::new(Entry { ..Entry::for_tests(dn, &[host]) });
         let known = known();
-        known.record(&unnamed("uid=a", "one"));
-        let (renamed, _) = known.meet(None, Some(&"uid=a".into())).unwrap();
-        known.put(renamed, unnamed("uid=b", "one"), None);
+        known.record_login(&unnamed("uid=a", "one"));
+        let (renamed, _) = known.observe(None, Some(&"uid=a".into())).unwrap();
+        known.apply(renamed, unnamed("uid=b", "one"), None);
         // Another entry takes the DN that is free again; both are tracked.
-        known.record(&unnamed("uid=a", "two"));
-        let (other, _) = known.meet(None, Some(&"uid=a".into())).unwrap();
+        known.record_login(&unnamed("uid=a", "two"));
+        let (other, _) = known.observe(None, Some(&"uid=a".into())).unwrap();
         assert_ne!(renamed, other);
         assert_eq!(known.users(), 2);
         let host = |dn: &str| known.by_dn(&dn.into()).unwrap().entry.mail_hosts[0].clone();
         assert_eq!((host("uid=a"), host("uid=b")), ("two".to_owned(), "one".to_owned()));
         // What the watch tells of a DN that is known replaces it, and leaves no second one.
-        known.note(&unnamed("uid=a", "three"));
+        known.record_change(&unnamed("uid=a", "three"));
         known.track(&unnamed("uid=a", "three"));
         assert_eq!((known.users(), host("uid=a")), (2, "three".to_owned()));
     }
@@ -504,21 +517,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn deleted_entry_is_deleted_on_a_lagging_replica_too() {
         let known = known();
-        known.record(&entry(1, "uid=a", "old", &csn(1)));
-        let (key, _) = known.meet(None, Some(&"uid=a".into())).unwrap();
-        known.bury(key);
-        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", &csn(1)))), "gone");
-        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", &csn(2)))), "as shown");
+        known.record_login(&entry(1, "uid=a", "old", &csn(1)));
+        let (key, _) = known.observe(None, Some(&"uid=a".into())).unwrap();
+        known.mark_deleted(key);
+        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", &csn(1)))), "gone");
+        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", &csn(2)))), "as shown");
         // A new entry of the old name.
-        assert_eq!(host(known.settle(&entry(2, "uid=a", "old", &csn(2)))), "as shown");
+        assert_eq!(host(known.reconcile(&entry(2, "uid=a", "old", &csn(2)))), "as shown");
         assert_eq!(known.users(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn memory_is_bounded_and_released() {
-        let known = Known::new(2, Duration::from_secs(300));
+        let known = TrackedEntries::new(2, Duration::from_secs(300));
         for id in 1..=3 {
-            known.record(&entry(id, &format!("uid={id}"), "old", &csn(1)));
+            known.record_login(&entry(id, &format!("uid={id}"), "old", &csn(1)));
         }
         assert_eq!(known.users(), 2);
         known.sweep(|_| false);
@@ -527,51 +540,51 @@ mod tests {
         known.sweep(|dn| dn.as_ref() == "uid=1");
         assert_eq!(known.users(), 1, "it has sessions");
         known.sweep(|_| false);
-        assert_eq!((known.users(), known.lock().names.len()), (0, 0));
+        assert_eq!((known.users(), known.lock().keys_by_dn.len()), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn full_table_evicts_entries_without_sessions() {
-        let known = Known::new(3, Duration::from_secs(300));
+        let known = TrackedEntries::new(3, Duration::from_secs(300));
         let is_tracked = |id: u8| known.by_dn(&format!("uid={id}").into()).is_some();
         let an_entry = |id: u8| entry(id, &format!("uid={id}"), "old", &csn(1));
-        (1..=3).for_each(|id| known.note(&an_entry(id)));
-        known.record(&an_entry(4));
+        (1..=3).for_each(|id| known.record_change(&an_entry(id)));
+        known.record_login(&an_entry(4));
         assert_eq!([1, 2, 3, 4].map(is_tracked), [false, true, true, true], "the oldest has gone");
-        known.record(&an_entry(2));
-        known.note(&an_entry(5));
+        known.record_login(&an_entry(2));
+        known.record_change(&an_entry(5));
         assert_eq!([2, 3, 4, 5].map(is_tracked), [true, false, true, true], "a user's entry stays");
         known.track(&an_entry(6));
         assert_eq!([2, 4, 5, 6].map(is_tracked), [true, true, false, true]);
         let (_, one) = known.track(&an_entry(7));
         assert_eq!((one.entry.dn.as_ref(), is_tracked(7)), ("uid=7", false), "users only: there is no room");
-        known.record(&an_entry(8));
-        assert_eq!((known.users(), is_tracked(8), known.lock().noted.len()), (3, false, 0));
+        known.record_login(&an_entry(8));
+        assert_eq!((known.users(), is_tracked(8), known.lock().changed_only.len()), (3, false, 0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn entry_not_observed_in_a_refresh_is_missing() {
         let known = known();
         for id in 1..=3 {
-            known.record(&entry(id, &format!("uid={id}"), "old", &csn(1)));
+            known.record_login(&entry(id, &format!("uid={id}"), "old", &csn(1)));
         }
         known.begin_round();
-        known.met(&[EntryId::from_bytes(&[1; 16]).unwrap()]);
-        known.meet(None, Some(&"uid=2".into()));
-        known.record(&entry(4, "uid=4", "old", &csn(1)));
-        let missing: Vec<_> = known.missing().into_iter().map(|(_, one)| one.entry.dn.to_string()).collect();
+        known.observe_present(&[EntryId::from_bytes(&[1; 16]).unwrap()]);
+        known.observe(None, Some(&"uid=2".into()));
+        known.record_login(&entry(4, "uid=4", "old", &csn(1)));
+        let missing: Vec<_> = known.unobserved().into_iter().map(|(_, one)| one.entry.dn.to_string()).collect();
         assert_eq!(missing, ["uid=3"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn brake_keeps_tracked_users_on_their_backends() {
         let known = known();
-        known.record(&entry(1, "uid=a", "old", &csn(1)));
+        known.record_login(&entry(1, "uid=a", "old", &csn(1)));
         known.brake(true);
-        assert_eq!(host(known.settle(&entry(1, "uid=a", "new", &csn(9)))), "old");
-        assert_eq!(host(known.settle(&entry(1, "uid=a", "old", &csn(9)))), "as shown");
-        assert_eq!(host(known.settle(&entry(2, "uid=b", "new", &csn(9)))), "as shown");
+        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "new", &csn(9)))), "old");
+        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", &csn(9)))), "as shown");
+        assert_eq!(host(known.reconcile(&entry(2, "uid=b", "new", &csn(9)))), "as shown");
         known.brake(false);
-        assert_eq!(host(known.settle(&entry(1, "uid=a", "new", &csn(9)))), "as shown");
+        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "new", &csn(9)))), "as shown");
     }
 }

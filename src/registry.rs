@@ -135,7 +135,7 @@ impl Registry {
         let (string, asked) = oneshot::channel();
         let mut relayed = self.lock();
         relayed.by_dn.insert((Arc::clone(&session.dn), id));
-        relayed.by_id.extend(basis.entry.marks.id.map(|entry| (entry, id)));
+        relayed.by_id.extend(basis.entry.version.id.map(|entry| (entry, id)));
         relayed.sessions.insert(id, (Arc::new(session), basis));
         if !relayed.closed {
             relayed.open.insert(id, string);
@@ -181,7 +181,7 @@ impl Registry {
             Some(*session)
         })?;
         let entry = &relayed.sessions.get(&session)?.1.entry;
-        (!is_other(id, entry.marks.id)).then(|| Arc::clone(entry))
+        (!is_other(id, entry.version.id)).then(|| Arc::clone(entry))
     }
 
     /// Whether an entry has sessions.
@@ -196,7 +196,7 @@ impl Registry {
         let ids = relayed.by_dn.range(every_id(old));
         for (_, id) in ids.cloned().collect::<Vec<_>>() {
             if let Some((session, basis)) = relayed.sessions.get_mut(&id) {
-                if is_other(entry, basis.entry.marks.id) {
+                if is_other(entry, basis.entry.version.id) {
                     continue;
                 }
                 *session = Arc::new(Session { dn: Arc::clone(new), ..Session::clone(session) });
@@ -276,7 +276,7 @@ impl Drop for ListedSession {
         let mut relayed = self.registry.lock();
         if let Some((session, basis)) = relayed.sessions.remove(&self.id) {
             relayed.by_dn.remove(&(Arc::clone(&session.dn), self.id));
-            if let Some(entry) = basis.entry.marks.id {
+            if let Some(entry) = basis.entry.version.id {
                 relayed.by_id.remove(&(entry, self.id));
             }
         }
@@ -301,7 +301,7 @@ impl SessionBasis {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::Marks;
+    use crate::directory::EntryVersion;
 
     fn list(registry: &Arc<Registry>, session: Session) -> (ListedSession, StopHandle) {
         let basis = SessionBasis::for_tests(&session.dn);
@@ -356,9 +356,9 @@ mod tests {
         let registry = Arc::new(Registry::default());
         let id = |number: u8| EntryId::from_bytes(&[number; 16]);
         let with_id = |dn: &str, number: u8| {
-            let marks = Marks { id: id(number), ..Marks::default() };
+            let marks = EntryVersion { id: id(number), ..EntryVersion::default() };
             let basis = SessionBasis {
-                entry: Arc::new(Entry { marks, ..Entry::for_tests(dn, &[]) }),
+                entry: Arc::new(Entry { version: marks, ..Entry::for_tests(dn, &[]) }),
                 ..SessionBasis::for_tests(dn)
             };
             registry.list(Session { dn: dn.into(), ..session(&registry) }, basis)

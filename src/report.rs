@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use crate::authn::{DecidedBy, Decision};
+use crate::authn::{AuthDecision, DecidedBy};
 use crate::backend::{BackendError, Phases};
 use crate::directory::{Login, Trace};
 use crate::log::Escaped;
@@ -67,7 +67,7 @@ pub struct LoginEvent {
 
 impl LoginEvent {
     /// Takes over what a decision says.
-    pub fn decided(&mut self, decision: &Decision, metrics: &Metrics) {
+    pub fn decided(&mut self, decision: &AuthDecision, metrics: &Metrics) {
         if decision.by != DecidedBy::Usher {
             metrics.decisions.with_label_values(&[decision.by.label()]).inc();
         }
@@ -159,7 +159,7 @@ impl LoginEvent {
                     by_default = self.by_default.then_some(true),
                     directory_server = self.trace.server.as_deref(),
                     directory_code = self.trace.code,
-                    directory_message = self.trace.said.map(tracing::field::display),
+                    directory_message = self.trace.diagnostic.map(tracing::field::display),
                     limited_by = self.limited_by.map(Rule::label),
                     delay_ms = (!self.delay.is_zero()).then(|| milliseconds(self.delay)),
                     backend_reply = self.reply.as_deref().map(|words| tracing::field::display(Escaped(words.as_bytes()))),

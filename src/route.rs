@@ -150,7 +150,7 @@ mod tests {
         let allow = Allow { attribute: Some("mailAccess".to_owned()), values, filter: None };
         let entry = |allowed: &[&str], in_group| {
             let allowed = allowed.iter().map(|value| (*value).to_owned()).collect();
-            Entry { allowed, in_group, ..Entry::named("uid=x".into()) }
+            Entry { allowed, in_group, ..Entry::unread("uid=x".into()) }
         };
         let protocol = crate::proto::by_name("imap").unwrap();
         for (values, in_group, expected) in [

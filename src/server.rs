@@ -584,7 +584,7 @@ async fn await_directory(shared: Arc<Shared>) {
 async fn look_after_servers(shared: Arc<Shared>) {
     loop {
         let snapshot = shared.snapshot.load();
-        snapshot.directory.look_after();
+        snapshot.directory.run_probes();
         snapshot.backends.iter().for_each(Backend::run_probes);
         snapshot.offers.refresh(&snapshot.backends, &shared.metrics);
         drop(snapshot);

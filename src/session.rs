@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
-use crate::authn::{Ask, DecidedBy, Proven};
+use crate::authn::{DecidedBy, LookupMode, Proven};
 use crate::backend::{BackendError, LoggedIn};
 use crate::config::{ListenerTls, OnUnavailable};
 use crate::directory::Login;
@@ -33,7 +33,7 @@ use crate::report::{self, ConnectionInfo, LoginEvent};
 use crate::secret::{Secret, SecretBuf};
 use crate::snapshot::{Permit, Shared, Snapshot, Stage};
 use crate::sys::sockets;
-use crate::throttle::{Connection, Place};
+use crate::throttle::{ConnectionPermit, SessionPermit};
 use crate::tls;
 use crate::tls::stream::Stream;
 use attempt::{LoginAttempt, RoutedLogin};
@@ -104,7 +104,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let origin = Origin { client, local, session: visitor.session.to_string() };
     let snapshot = shared.snapshot.load_full();
     let crowded = shared.per_network_limit(&snapshot.config.limits);
-    let Ok(mut connection) = shared.throttle.newcomer(&snapshot.config.throttle, client.ip(), crowded) else {
+    let Ok(mut connection) = shared.throttle.unauthenticated(&snapshot.config.throttle, client.ip(), crowded) else {
         // Quietly: before TLS there are no words that a client would show.
         return record_close(&visitor, CloseReason::Limit, &shared.metrics);
     };
@@ -369,7 +369,7 @@ impl Conversation {
                         Err(NotListed::Again) if again == MAX_REDECISIONS => return Err(Refusal::DirectoryUnavailable),
                         Err(NotListed::Again) => {
                             again += 1;
-                            decision = authn.decide(&login, password, Ask::Directory).await;
+                            decision = authn.decide(&login, password, LookupMode::Directory).await;
                         }
                     }
                 }
@@ -465,7 +465,7 @@ struct Admitted {
     logged_in: LoggedIn,
     listing: Listing,
     backend: Arc<str>,
-    place: Place,
+    place: SessionPermit,
 }
 
 /// A session after its login: what the relay needs, and no more.
@@ -483,13 +483,13 @@ struct Established {
     to_backend: Vec<u8>,
     idle: Duration,
     parting: &'static proto::ClosingLine,
-    place: Place,
+    place: SessionPermit,
 }
 
 impl Established {
     /// Relays until the end, counted; what it has taken of the limits is given back then. The future holds
     /// what the relay needs, and no more.
-    fn relay(self, shared: &Arc<Shared>, taken: (Permit, Connection)) -> impl Future<Output = ()> + use<> {
+    fn relay(self, shared: &Arc<Shared>, taken: (Permit, ConnectionPermit)) -> impl Future<Output = ()> + use<> {
         let began = Instant::now();
         let Self { visitor, backend_name, listing, client, backend, to_client, answer, .. } = self;
         let Self { watch, to_backend, idle, parting, place, .. } = self;

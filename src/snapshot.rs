@@ -18,8 +18,8 @@ use crate::config::{self, Config, Limits};
 use crate::directory::Directory;
 use crate::directory::ldap::Ldap;
 use crate::files::{Files, Fingerprint};
-use crate::follow::{Follow, Setting};
-use crate::known::Known;
+use crate::follow::{ChangeTracker, TrackingContext};
+use crate::known::TrackedEntries;
 use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
@@ -84,8 +84,8 @@ impl Snapshot {
 
     /// What changes of the directory are judged by.
     #[must_use]
-    pub fn setting(&self) -> Setting<'_> {
-        Setting {
+    pub fn setting(&self) -> TrackingContext<'_> {
+        TrackingContext {
             cache: self.authn.cache(),
             known: self.authn.entries(),
             routing: &self.config.routing,
@@ -109,9 +109,9 @@ fn host(config: &Config, tls: &ServerTls) -> Arc<str> {
 }
 
 /// Room for whoever has a decision, or a session.
-fn known(config: &Config) -> Known {
+fn known(config: &Config) -> TrackedEntries {
     let decisions = usize::try_from(config.cache.capacity).unwrap_or(usize::MAX);
-    Known::new(
+    TrackedEntries::new(
         decisions.saturating_add(config.limits.connections),
         config.cache.ttl.max(config.cache.stale) + KNOWN_LONGER,
     )
@@ -144,7 +144,7 @@ pub struct Shared {
     /// The relayed sessions.
     pub registry: Arc<Registry>,
     /// What acts on changes of the directory.
-    pub follow: Follow,
+    pub follow: ChangeTracker,
     /// What an administrator has set going.
     pub steer: AdminActions,
     /// What slows guessing, and what bounds everybody's share.
@@ -173,7 +173,7 @@ impl Shared {
     pub fn new(snapshot: Snapshot, metrics: Arc<Metrics>, log: log::Guard) -> Arc<Self> {
         let registry = Arc::<Registry>::default();
         Arc::new(Self {
-            follow: Follow::new(Arc::clone(&registry), Arc::clone(&metrics)),
+            follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&metrics)),
             steer: AdminActions::new(Arc::clone(&registry), Arc::clone(&metrics)),
             throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
             snapshot: ArcSwap::from_pointee(snapshot),

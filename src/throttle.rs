@@ -33,13 +33,13 @@ use crate::config::{self, FailedLogins, Limit, Mode, Network};
 use crate::log::Repeats;
 use crate::metrics::{Metrics, THROTTLE_MEMORY};
 use crate::secret::Secret;
-pub use gate::Gate;
-use gate::Visit;
-use held::{Counts, Held};
-use memory::{Fingerprint, Memory};
+use gate::AttemptOrigin;
+pub use gate::BindGate;
+use held::{CountGuard, HeldCounts};
+use memory::{LimitMemory, PasswordDigest};
 
 /// A hash of a prefix, a name, an entry or a pair of them.
-type Key = u64;
+type HashedKey = u64;
 
 /// The rules, each named after its key in the config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,12 +87,12 @@ pub struct Limited(pub Rule);
 /// The throttle of the process.
 pub struct Throttle {
     metrics: Arc<Metrics>,
-    memory: ArcSwap<Memory>,
-    connections: Arc<Counts>,
-    unauthenticated: Arc<Counts>,
-    handshakes: Arc<Counts>,
-    sessions: Arc<Counts>,
-    sessions_by_prefix: Arc<Counts>,
+    memory: ArcSwap<LimitMemory>,
+    connections: Arc<HeldCounts>,
+    unauthenticated: Arc<HeldCounts>,
+    handshakes: Arc<HeldCounts>,
+    sessions: Arc<HeldCounts>,
+    sessions_by_prefix: Arc<HeldCounts>,
     /// When the login that comes next would come if all came at an even pace.
     pace: Mutex<Option<Instant>>,
     keys: RandomState,
@@ -116,7 +116,7 @@ impl Throttle {
         let random = aws_lc_rs::rand::SystemRandom::new();
         Self {
             metrics,
-            memory: ArcSwap::from_pointee(Memory::new(&settings.memory)),
+            memory: ArcSwap::from_pointee(LimitMemory::new(&settings.memory)),
             connections: Arc::default(),
             unauthenticated: Arc::default(),
             handshakes: Arc::default(),
@@ -132,7 +132,7 @@ impl Throttle {
     /// Takes over a new config. What is remembered goes on unless its own bounds have changed.
     pub fn apply(&self, settings: &config::Throttle) {
         if *self.memory.load().settings() != settings.memory {
-            self.memory.store(Arc::new(Memory::new(&settings.memory)));
+            self.memory.store(Arc::new(LimitMemory::new(&settings.memory)));
         }
     }
 
@@ -148,12 +148,12 @@ impl Throttle {
     ///
     /// # Errors
     /// Its prefix has too many.
-    pub fn connection(&self, settings: &config::Throttle, client: IpAddr) -> Result<Connection, Limited> {
+    pub fn connection(&self, settings: &config::Throttle, client: IpAddr) -> Result<ConnectionPermit, Limited> {
         let held = self.connections.hold(self.prefix(settings, client));
         if !exempt(settings, client) {
             self.within(Rule::ConnectionsPerPrefix, settings.connections_per_prefix, held.count, client)?;
         }
-        Ok(Connection { _held: held, unauthenticated: None })
+        Ok(ConnectionPermit { _held: held, unauthenticated: None })
     }
 
     /// A connection has come whose client is not logged in. `crowded`: most places of such connections
@@ -161,12 +161,12 @@ impl Throttle {
     ///
     /// # Errors
     /// Its prefix has too many.
-    pub fn newcomer(
+    pub fn unauthenticated(
         &self,
         settings: &config::Throttle,
         client: IpAddr,
         crowded: Option<u32>,
-    ) -> Result<Connection, Limited> {
+    ) -> Result<ConnectionPermit, Limited> {
         let prefix = self.prefix(settings, client);
         let (held, unauthenticated) = (self.connections.hold(prefix), self.unauthenticated.hold(prefix));
         if !exempt(settings, client) {
@@ -176,7 +176,7 @@ impl Throttle {
                 self.within(Rule::ConnectionsPerPrefix, Limit { limit, ..rule }, unauthenticated.count, client)?;
             }
         }
-        Ok(Connection { _held: held, unauthenticated: Some(unauthenticated) })
+        Ok(ConnectionPermit { _held: held, unauthenticated: Some(unauthenticated) })
     }
 
     /// A TLS handshake begins. `crowded`: most places of unauthenticated connections are taken; the rule
@@ -185,7 +185,12 @@ impl Throttle {
     /// # Errors
     /// There are too many, of its prefix or in all. A prefix with none under way may always have
     /// one, within `limits.connections`: a single network cannot shut the others out.
-    pub fn handshake(&self, settings: &config::Throttle, client: IpAddr, crowded: bool) -> Result<Handshake, Limited> {
+    pub fn handshake(
+        &self,
+        settings: &config::Throttle,
+        client: IpAddr,
+        crowded: bool,
+    ) -> Result<HandshakePermit, Limited> {
         let held = self.handshakes.hold(self.prefix(settings, client));
         if !exempt(settings, client) {
             let rule = acting(settings.handshakes_per_prefix, crowded);
@@ -195,7 +200,7 @@ impl Throttle {
             }
         }
         self.metrics.handshakes.inc();
-        Ok(Handshake { _held: held, metrics: Arc::clone(&self.metrics) })
+        Ok(HandshakePermit { _held: held, metrics: Arc::clone(&self.metrics) })
     }
 
     /// A connection waits for its PROXY header. It is half-open as one in its handshake is, but its
@@ -203,19 +208,19 @@ impl Throttle {
     ///
     /// # Errors
     /// There are too many half-open ones in all. A proxy with none that waits may always have one.
-    pub fn header(&self, settings: &config::Throttle, proxy: IpAddr) -> Result<Headless, Limited> {
+    pub fn proxy_header(&self, settings: &config::Throttle, proxy: IpAddr) -> Result<AwaitingProxyHeader, Limited> {
         let held = self.handshakes.hold(self.key(&("header", proxy)));
         if held.count > 1 {
             self.within(Rule::Handshakes, settings.handshakes, held.total, proxy)?;
         }
-        Ok(Headless { _held: held })
+        Ok(AwaitingProxyHeader { _held: held })
     }
 
     /// A user has shown a right password and is to have a session.
     ///
     /// # Errors
     /// He has too many, here or in all, or there are too many logins in this second.
-    pub fn session(&self, settings: &config::Throttle, client: IpAddr, dn: &str) -> Result<Place, Limited> {
+    pub fn session(&self, settings: &config::Throttle, client: IpAddr, dn: &str) -> Result<SessionPermit, Limited> {
         let user = self.entry(dn);
         let all = self.sessions.hold(user);
         let here = self.sessions_by_prefix.hold(self.key(&(user, self.prefix(settings, client))));
@@ -224,10 +229,10 @@ impl Throttle {
             self.within(Rule::SessionsPerUserAndPrefix, settings.sessions_per_user_and_prefix, here.count, client)?;
         }
         let Limit { mode, limit } = settings.logins_per_second;
-        if !self.in_pace(limit) {
-            self.met(Rule::LoginsPerSecond, mode, "refused", client)?;
+        if !self.within_rate(limit) {
+            self.limit_reached(Rule::LoginsPerSecond, mode, "refused", client)?;
         }
-        Ok(Place { _held: [all, here] })
+        Ok(SessionPermit { _held: [all, here] })
     }
 
     /// An attempt that the directory has to be asked about: when it has its turn. What it came to
@@ -235,21 +240,21 @@ impl Throttle {
     ///
     /// # Errors
     /// It would have to wait longer than `max_delay`.
-    pub fn guess(
+    pub fn attempt(
         &self,
         settings: &config::Throttle,
         client: IpAddr,
         login: &str,
         password: &Secret,
-    ) -> Result<Turn<'_>, Limited> {
-        let visit = self.visit(settings, client, login);
+    ) -> Result<PendingAttempt<'_>, Limited> {
+        let visit = self.origin(settings, client, login);
         let (now, password) = (Instant::now(), self.fingerprint(password));
         let (user_rule, prefix_rule) = (settings.failed_logins_per_user, settings.failed_logins_per_prefix);
         let (memory, prefix, known) = (Arc::clone(&visit.memory), visit.prefix, visit.known);
         let account = visit.account(&self.keys);
         let exempt = exempt(settings, client);
-        let mut gate = Gate::new(visit, exempt, user_rule, password, &self.keys);
-        let mut turn = Turn { delay: Duration::ZERO, by: None, throttle: self, gate: None, asked: false };
+        let mut gate = BindGate::new(visit, exempt, user_rule, password, &self.keys);
+        let mut turn = PendingAttempt { delay: Duration::ZERO, by: None, throttle: self, gate: None, asked: false };
         if exempt {
             turn.gate = Some(Arc::new(gate));
             return Ok(turn);
@@ -265,7 +270,7 @@ impl Throttle {
         let every = memory.settings().forget_every;
         let user_delay = user.delay(now, every, &user_rule);
         if !known && user.is_at_limit(&user_rule) {
-            self.met(Rule::FailedLoginsPerUser, user_rule.mode, "refused", client)?;
+            self.limit_reached(Rule::FailedLoginsPerUser, user_rule.mode, "refused", client)?;
         }
         let mut prefix = of_prefix.lock();
         let prefix_delay = if known { Duration::ZERO } else { prefix.delay(now, every, &prefix_rule) };
@@ -289,39 +294,39 @@ impl Throttle {
     }
 
     /// A right password that was cached: nothing was guessed, and the prefix is known from now on.
-    pub fn recalled(&self, settings: &config::Throttle, client: IpAddr, login: &str, dn: &str) {
-        let Visit { memory, prefix, name, known, user } = self.visit(settings, client, login);
+    pub fn cached_success(&self, settings: &config::Throttle, client: IpAddr, login: &str, dn: &str) {
+        let AttemptOrigin { memory, prefix, name, known, user } = self.origin(settings, client, login);
         let account = if known { self.key(&(user, prefix)) } else { name };
         self.succeeded(&memory, (account, prefix, name), dn);
     }
 
     /// The user with this DN has shown a right password: what was counted is forgotten, and the network is
     /// known. At a network that was known before, what strangers elsewhere have earned stays.
-    fn succeeded(&self, memory: &Memory, (account, prefix, name): (Key, Key, Key), dn: &str) {
+    fn succeeded(&self, memory: &LimitMemory, (account, prefix, name): (HashedKey, HashedKey, HashedKey), dn: &str) {
         let user = self.entry(dn);
-        memory.absolve(account, prefix);
+        memory.reset_user(account, prefix);
         if memory.knows(user, prefix) {
-            memory.absolve(self.key(&(user, prefix)), prefix);
+            memory.reset_user(self.key(&(user, prefix)), prefix);
         } else {
-            memory.begin_anew(user);
+            memory.forget_user(user);
         }
         memory.name(name, user);
         memory.know(user, prefix);
     }
 
-    fn visit(&self, settings: &config::Throttle, client: IpAddr, login: &str) -> Visit {
+    fn origin(&self, settings: &config::Throttle, client: IpAddr, login: &str) -> AttemptOrigin {
         let memory = self.memory.load_full();
         let prefix = self.prefix(settings, client);
         let name = self.key(&login.trim().to_lowercase());
         let user = memory.entry(name);
         let known = memory.knows(user, prefix);
-        Visit { memory, prefix, name, user, known }
+        AttemptOrigin { memory, prefix, name, user, known }
     }
 
     /// What a rule makes of a delay.
     fn wait(&self, rule: Rule, settings: &FailedLogins, delay: Duration, client: IpAddr) -> Result<Duration, Limited> {
         if delay > settings.max_delay {
-            self.met(rule, settings.mode, "refused", client)?;
+            self.limit_reached(rule, settings.mode, "refused", client)?;
         } else if !delay.is_zero() {
             self.count(rule, settings.mode, "delayed");
         }
@@ -329,11 +334,11 @@ impl Throttle {
     }
 
     fn within(&self, rule: Rule, limit: Limit, count: u32, client: IpAddr) -> Result<(), Limited> {
-        if count > limit.limit { self.met(rule, limit.mode, "refused", client) } else { Ok(()) }
+        if count > limit.limit { self.limit_reached(rule, limit.mode, "refused", client) } else { Ok(()) }
     }
 
     /// A rule is met: counted and told in either mode, and refused if it acts.
-    fn met(&self, rule: Rule, mode: Mode, effect: &str, client: IpAddr) -> Result<(), Limited> {
+    fn limit_reached(&self, rule: Rule, mode: Mode, effect: &str, client: IpAddr) -> Result<(), Limited> {
         self.count(rule, mode, effect);
         let (word, mode_word) = (rule.label(), mode.label());
         if let Some(suppressed) = self.repeats.allow(word, mode_word) {
@@ -350,7 +355,7 @@ impl Throttle {
     }
 
     /// Whether one more login keeps to so many per second. A second's worth may come at once.
-    fn in_pace(&self, per_second: u32) -> bool {
+    fn within_rate(&self, per_second: u32) -> bool {
         let now = Instant::now();
         let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         let due = pace.map_or(now, |due| due.max(now)) + Duration::from_secs(1) / per_second.max(1);
@@ -361,20 +366,20 @@ impl Throttle {
         kept
     }
 
-    fn prefix(&self, settings: &config::Throttle, client: IpAddr) -> Key {
+    fn prefix(&self, settings: &config::Throttle, client: IpAddr) -> HashedKey {
         let bits = if client.is_ipv4() { settings.ipv4_prefix } else { settings.ipv6_prefix };
         self.key(&Network::of(client, bits))
     }
 
-    fn entry(&self, dn: &str) -> Key {
+    fn entry(&self, dn: &str) -> HashedKey {
         entry_key(&self.keys, dn)
     }
 
-    fn key(&self, what: &impl Hash) -> Key {
+    fn key(&self, what: &impl Hash) -> HashedKey {
         self.keys.hash_one(what)
     }
 
-    fn fingerprint(&self, password: &Secret) -> Fingerprint {
+    fn fingerprint(&self, password: &Secret) -> PasswordDigest {
         let tag = hmac::sign(&self.passwords, password.expose());
         tag.as_ref().iter().take(8).fold(0, |print, byte| print << 8 | u64::from(*byte))
     }
@@ -385,7 +390,7 @@ fn exempt(settings: &config::Throttle, client: IpAddr) -> bool {
 }
 
 /// An entry by its DN, in which a template may capitalize and space otherwise than the directory.
-fn entry_key(keys: &RandomState, dn: &str) -> Key {
+fn entry_key(keys: &RandomState, dn: &str) -> HashedKey {
     keys.hash_one(dn.to_lowercase().split(',').map(str::trim).collect::<Vec<_>>())
 }
 
@@ -398,19 +403,19 @@ const fn acting(rule: Limit, must: bool) -> Limit {
 /// no wrong password; after that, it may still be answered "wrong", and counts.
 #[derive(Debug)]
 #[must_use]
-pub struct Turn<'a> {
+pub struct PendingAttempt<'a> {
     /// How long it has to wait.
     pub delay: Duration,
     /// The rule that says so.
     pub by: Option<Rule>,
     throttle: &'a Throttle,
-    gate: Option<Arc<Gate>>,
+    gate: Option<Arc<BindGate>>,
     asked: bool,
 }
 
-impl Turn<'_> {
+impl PendingAttempt<'_> {
     /// What is asked about the entry before it is bound. The directory is asked from here on.
-    pub fn asks(&mut self) -> Option<Arc<Gate>> {
+    pub fn begin_lookup(&mut self) -> Option<Arc<BindGate>> {
         self.asked = true;
         self.gate.clone()
     }
@@ -433,22 +438,22 @@ impl Turn<'_> {
     }
 
     /// It was no wrong password, or nobody could tell.
-    pub fn untold(mut self) {
+    pub fn inconclusive(mut self) {
         if let Some(gate) = self.gate.take() {
             gate.refund();
         }
     }
 
     /// Counts and tells that the entry's turn had not come, if so.
-    pub fn tell_if_over(&self, client: IpAddr) {
-        if let Some(gate) = self.gate.as_ref().filter(|gate| gate.was_over()) {
+    pub fn log_if_over_limit(&self, client: IpAddr) {
+        if let Some(gate) = self.gate.as_ref().filter(|gate| gate.was_over_limit()) {
             // Whether it acts is for the gate.
-            let _ = self.throttle.met(Rule::FailedLoginsPerUser, gate.rule.mode, "refused", client);
+            let _ = self.throttle.limit_reached(Rule::FailedLoginsPerUser, gate.rule.mode, "refused", client);
         }
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for PendingAttempt<'_> {
     fn drop(&mut self) {
         if let Some(gate) = self.gate.take() {
             if self.asked { gate.keep() } else { gate.refund() }
@@ -458,13 +463,13 @@ impl Drop for Turn<'_> {
 
 /// A connection that counts, until it is dropped.
 #[derive(Debug)]
-pub struct Connection {
-    _held: Held,
+pub struct ConnectionPermit {
+    _held: CountGuard,
     /// While its client is not logged in.
-    unauthenticated: Option<Held>,
+    unauthenticated: Option<CountGuard>,
 }
 
-impl Connection {
+impl ConnectionPermit {
     /// The client is logged in.
     pub fn logged_in(&mut self) {
         self.unauthenticated = None;
@@ -473,12 +478,12 @@ impl Connection {
 
 /// A TLS handshake that counts, until it is dropped.
 #[derive(Debug)]
-pub struct Handshake {
-    _held: Held,
+pub struct HandshakePermit {
+    _held: CountGuard,
     metrics: Arc<Metrics>,
 }
 
-impl Drop for Handshake {
+impl Drop for HandshakePermit {
     fn drop(&mut self) {
         self.metrics.handshakes.dec();
     }
@@ -486,14 +491,14 @@ impl Drop for Handshake {
 
 /// A wait for a PROXY header that counts, until it is dropped.
 #[derive(Debug)]
-pub struct Headless {
-    _held: Held,
+pub struct AwaitingProxyHeader {
+    _held: CountGuard,
 }
 
 /// A session that counts, until it is dropped.
 #[derive(Debug)]
-pub struct Place {
-    _held: [Held; 2],
+pub struct SessionPermit {
+    _held: [CountGuard; 2],
 }
 
 #[cfg(test)]

@@ -159,7 +159,7 @@ fn refresh(shared: &Shared, metrics: &Metrics) {
         metrics.kernel_tcp_memory_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
     }
     shared.throttle.measure();
-    snapshot.directory.show();
+    snapshot.directory.update_gauges();
     for backend in &snapshot.backends {
         backend.update_gauges(metrics);
         let draining = shared.steer.drained(&backend.name).is_some();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config;
-use crate::directory::{Answer, Floor, Marks, RefusedBefore, Trouble};
+use crate::directory::{DirectoryFuture, EntryVersion, Floor, RefusedBefore, UnavailableCause};
 
 const DN: &str = "uid=alice,ou=people";
 
@@ -16,9 +16,9 @@ struct Scripted {
     password: Mutex<String>,
     down: Mutex<bool>,
     gone: Mutex<bool>,
-    presence: Mutex<Option<Presence>>,
+    presence: Mutex<Option<Availability>>,
     binds: Mutex<Vec<String>>,
-    marks: Mutex<Marks>,
+    marks: Mutex<EntryVersion>,
 }
 
 impl Directory for Scripted {
@@ -28,17 +28,17 @@ impl Directory for Scripted {
         password: &'a Secret,
         refused_before: RefusedBefore<'a>,
         _: &'a dyn Floor,
-    ) -> Answer<'a, Identity> {
+    ) -> DirectoryFuture<'a, Identity> {
         Box::pin(async move {
             let marks = self.marks.lock().unwrap().clone();
-            if refused_before(&Entry { marks: marks.clone(), ..Entry::named(DN.into()) }) {
+            if refused_before(&Entry { version: marks.clone(), ..Entry::unread(DN.into()) }) {
                 return (Err(DirectoryError::RefusedBefore { dn: DN.into() }), Trace::default());
             }
             let guess = String::from_utf8(password.expose().to_vec()).unwrap();
             self.binds.lock().unwrap().push(guess.clone());
             tokio::time::sleep(Duration::from_millis(10)).await;
             let answer = if *self.down.lock().unwrap() {
-                Err(DirectoryError::CannotTell(Trouble::Timeout))
+                Err(DirectoryError::Unavailable(UnavailableCause::Timeout))
             } else if login.as_str() != "alice" || *self.gone.lock().unwrap() {
                 Err(DirectoryError::NoEntry)
             } else if guess == *self.password.lock().unwrap() {
@@ -50,15 +50,15 @@ impl Directory for Scripted {
         })
     }
 
-    fn look_up<'a>(&'a self, _: &'a Login) -> Answer<'a, Entry> {
+    fn find_entry<'a>(&'a self, _: &'a Login) -> DirectoryFuture<'a, Entry> {
         Box::pin(async { (Err(DirectoryError::NoEntry), Trace::default()) })
     }
 
-    fn presence(&self) -> Presence {
-        self.presence.lock().unwrap().unwrap_or(Presence::There)
+    fn availability(&self) -> Availability {
+        self.presence.lock().unwrap().unwrap_or(Availability::Available)
     }
 
-    fn question(&self, _: &Login) -> String {
+    fn describe_lookup(&self, _: &Login) -> String {
         String::new()
     }
 }
@@ -81,7 +81,7 @@ fn setup() -> Setup {
     let authn = Authenticator::new(
         Arc::clone(&directory) as Arc<dyn Directory>,
         Arc::new(Cache::new(&settings)),
-        Arc::new(Known::new(10, Duration::ZERO)),
+        Arc::new(TrackedEntries::new(10, Duration::ZERO)),
         10,
     );
     Setup { directory, authn }
@@ -90,7 +90,7 @@ fn setup() -> Setup {
 impl Setup {
     async fn decide(&self, name: &str, password: &[u8]) -> (Option<Refusal>, DecidedBy) {
         let login = Login::parse(name.as_bytes()).unwrap();
-        let decision = self.authn.decide(&login, &Secret::copy_of(password), Ask::Cached).await;
+        let decision = self.authn.decide(&login, &Secret::copy_of(password), LookupMode::Cached).await;
         (decision.result.err(), decision.by)
     }
 
@@ -130,12 +130,12 @@ async fn repeated_wrong_password_is_one_bind_and_a_new_one_another() {
     assert_eq!(setup.binds(), 3);
 }
 
-fn show(setup: &Setup, marks: Marks) {
+fn show(setup: &Setup, marks: EntryVersion) {
     *setup.directory.marks.lock().unwrap() = marks;
 }
 
-fn aged(password: u64) -> Marks {
-    Marks { password: Some(password), ..Marks::default() }
+fn aged(password: u64) -> EntryVersion {
+    EntryVersion { password_changed: Some(password), ..EntryVersion::default() }
 }
 
 #[tokio::test(start_paused = true)]
@@ -168,7 +168,7 @@ async fn wrong_password_is_cached_for_its_ttl_when_changes_are_not_visible() {
 async fn refusal_of_a_locked_account_is_not_cached() {
     let setup = setup();
     *setup.directory.password.lock().unwrap() = "none while it is locked".to_owned();
-    show(&setup, Marks { locked: true, ..Marks::default() });
+    show(&setup, EntryVersion { locked: true, ..EntryVersion::default() });
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::WrongPassword), DecidedBy::Directory));
     *setup.directory.password.lock().unwrap() = "sesame".to_owned();
     show(&setup, aged(1));
@@ -194,7 +194,7 @@ async fn decision_revoked_by_the_directory_is_not_served_stale() {
     *setup.directory.gone.lock().unwrap() = true;
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::UnknownUser), DecidedBy::Directory));
     *setup.directory.down.lock().unwrap() = true;
-    *setup.directory.presence.lock().unwrap() = Some(Presence::Away);
+    *setup.directory.presence.lock().unwrap() = Some(Availability::Unreachable);
     let unavailable = Some(Refusal::DirectoryUnavailable);
     assert_eq!(setup.decide("alice", b"sesame").await, (unavailable, DecidedBy::Directory));
 }
@@ -208,11 +208,11 @@ async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_
     *setup.directory.down.lock().unwrap() = true;
     // A slow reply for one user is no outage.
     assert_eq!(setup.decide("alice", b"sesame").await, (unavailable.clone(), DecidedBy::Directory));
-    *setup.directory.presence.lock().unwrap() = Some(Presence::Returning);
+    *setup.directory.presence.lock().unwrap() = Some(Availability::Recovering);
     let binds = setup.binds();
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale));
     assert_eq!(setup.binds(), binds + 1, "somebody must ask whether it is back");
-    *setup.directory.presence.lock().unwrap() = Some(Presence::Away);
+    *setup.directory.presence.lock().unwrap() = Some(Availability::Unreachable);
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale));
     let login = Login::parse(b"alice").unwrap();
     let recalled = setup.authn.recall(&login, &Secret::copy_of(b"sesame")).unwrap();
@@ -233,13 +233,13 @@ async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_
 async fn password_refused_on_revalidation_is_removed() {
     let setup = setup();
     let login = Login::parse(b"alice").unwrap();
-    let decision = setup.authn.decide(&login, &Secret::copy_of(b"sesame"), Ask::Cached).await;
+    let decision = setup.authn.decide(&login, &Secret::copy_of(b"sesame"), LookupMode::Cached).await;
     let proven = decision.result.unwrap();
-    assert!(setup.authn.still_holds(&proven));
+    assert!(setup.authn.is_current(&proven));
     *setup.directory.password.lock().unwrap() = "changed".to_owned();
     let again = setup.authn.decide_again(&login, &Secret::copy_of(b"sesame"), &DN.into()).await;
     assert_eq!(again.result.unwrap_err(), Refusal::WrongPassword);
-    assert!(!setup.authn.still_holds(&proven), "a login that is under way with the old decision must not end in OK");
+    assert!(!setup.authn.is_current(&proven), "a login that is under way with the old decision must not end in OK");
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::WrongPassword), DecidedBy::Negative));
 }
 
@@ -280,13 +280,13 @@ async fn entry_outside_change_tracking_is_not_cached() {
         capacity: 100,
     };
     // The table is full.
-    let known = Arc::new(Known::new(0, Duration::from_secs(300)));
+    let known = Arc::new(TrackedEntries::new(0, Duration::from_secs(300)));
     let asked = Arc::clone(&directory) as Arc<dyn Directory>;
     let authn = Authenticator::new(asked, Arc::new(Cache::new(&settings)), Arc::clone(&known), 10);
     let setup = Setup { directory, authn };
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Cache), "nothing is followed");
-    known.begin_telling(&"ldap://one".into(), false);
+    known.begin_refresh(&"ldap://one".into(), false);
     setup.authn.cache().drop_all();
     for _ in 0..2 {
         assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
@@ -304,16 +304,19 @@ async fn locked_account_accepts_only_the_password_verified_before() {
     };
     let cache = Cache::new(&settings);
     let (login, digest) = (Login::parse(b"alice").unwrap(), cache.digest(&Secret::copy_of(b"sesame")));
-    let locked = |marks: Marks| Entry { marks: Marks { locked: true, ..marks }, ..Entry::for_tests(DN, &["server3"]) };
+    let locked = |marks: EntryVersion| Entry {
+        version: EntryVersion { locked: true, ..marks },
+        ..Entry::for_tests(DN, &["server3"])
+    };
     for (before, after, is_same) in [
         (aged(1), aged(1), true),
         (aged(1), aged(2), false),
-        (Marks::default(), aged(2), false),
-        (Marks::default(), Marks { drafted: true, ..Marks::default() }, true),
+        (EntryVersion::default(), aged(2), false),
+        (EntryVersion::default(), EntryVersion { has_policy_attributes: true, ..EntryVersion::default() }, true),
         // No change would reveal another password.
-        (Marks::default(), Marks { version: Some("2".into()), ..Marks::default() }, false),
+        (EntryVersion::default(), EntryVersion { revision: Some("2".into()), ..EntryVersion::default() }, false),
     ] {
-        let entry = Arc::new(Entry { marks: before, ..Entry::for_tests(DN, &["server3"]) });
+        let entry = Arc::new(Entry { version: before, ..Entry::for_tests(DN, &["server3"]) });
         let identity = Arc::new(Identity::for_tests(DN, &[]).with_entry(entry));
         cache.right(&login, identity, digest, cache.stamp());
         assert_eq!(unchanged(&cache, &login, &digest, &locked(after.clone())).is_some(), is_same, "{after:?}");

@@ -10,7 +10,7 @@ use crate::directory::Entry;
 
 /// What is remembered of one entry.
 #[derive(Debug)]
-pub struct Remembered {
+pub struct CacheRecord {
     /// Its DN, or what stands for it where only wrong passwords are known.
     pub dn: Arc<str>,
     /// The names under which it was typed, sorted.
@@ -33,7 +33,7 @@ impl Cache {
     /// What is remembered of whoever this name, in any capitals, or DN stands for: one entry, or none,
     /// or several where spellings of a name meant different entries.
     #[must_use]
-    pub fn remembered(&self, name: &str) -> Vec<Remembered> {
+    pub fn remembered(&self, name: &str) -> Vec<CacheRecord> {
         let mut names: BTreeMap<Arc<str>, Vec<String>> = BTreeMap::new();
         for (login, meaning) in &self.names {
             names.entry(Arc::clone(&meaning.dn)).or_default().push(login.as_str().to_owned());
@@ -42,7 +42,7 @@ impl Cache {
             dn.eq_ignore_ascii_case(name) || names.iter().any(|one| one.eq_ignore_ascii_case(name))
         };
         let meant = names.into_iter().filter(|(dn, names)| is_meant(dn, names));
-        let found: Vec<Remembered> = meant.filter_map(|(dn, names)| self.of_entry(dn, names)).collect();
+        let found: Vec<CacheRecord> = meant.filter_map(|(dn, names)| self.of_entry(dn, names)).collect();
         if !found.is_empty() {
             return found;
         }
@@ -50,8 +50,8 @@ impl Cache {
         self.of_entry(name.into(), Vec::new()).into_iter().collect()
     }
 
-    fn of_entry(&self, dn: Arc<str>, mut names: Vec<String>) -> Option<Remembered> {
-        let person = self.people.get(&dn);
+    fn of_entry(&self, dn: Arc<str>, mut names: Vec<String>) -> Option<CacheRecord> {
+        let person = self.users.get(&dn);
         let wrong = self.wrong.get(&dn).map_or(0, |refused| refused.count());
         // A name whose decision was forgotten says nothing any more.
         if person.is_none() && wrong == 0 {
@@ -60,7 +60,7 @@ impl Cache {
         names.sort_unstable();
         let age = self.age(&dn);
         let left = |life: Duration| age.and_then(|age| life.checked_sub(age));
-        Some(Remembered {
+        Some(CacheRecord {
             names,
             entry: person.as_ref().map(|person| person.identity.shared_entry()),
             right: person.as_ref().map_or(0, |person| person.right.len()),
@@ -75,7 +75,7 @@ impl Cache {
     /// Forgets all that is remembered of an entry, wrong passwords too.
     pub fn drop_entry(&self, dn: &Arc<str>) {
         self.forget(dn);
-        self.forgive(dn);
+        self.forget_wrong(dn);
         for (login, name) in &self.names {
             if name.dn == *dn {
                 self.names.invalidate(&*login);
@@ -87,7 +87,7 @@ impl Cache {
     pub fn drop_all(&self) {
         self.pass(&self.forgotten);
         self.names.invalidate_all();
-        self.people.invalidate_all();
+        self.users.invalidate_all();
         self.wrong.invalidate_all();
         self.pass(&self.forgotten);
     }

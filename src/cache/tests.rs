@@ -28,7 +28,7 @@ fn learn_right(cache: &Cache, name: &str, password: &str) {
 }
 
 fn learn_wrong(cache: &Cache, name: &str, password: &str) {
-    cache.wrong(&login(name), &Arc::from(DN), &Marks::default(), digest(cache, password), cache.stamp());
+    cache.wrong(&login(name), &Arc::from(DN), &EntryVersion::default(), digest(cache, password), cache.stamp());
 }
 
 fn digest(cache: &Cache, password: &str) -> Digest {
@@ -36,10 +36,10 @@ fn digest(cache: &Cache, password: &str) -> Digest {
 }
 
 fn ask(cache: &Cache, name: &str, password: &str) -> &'static str {
-    match cache.ask(&login(name), &digest(cache, password)) {
-        Known::Right(_) => "right",
-        Known::Wrong(_) => "wrong",
-        Known::Nothing => "nothing",
+    match cache.lookup(&login(name), &digest(cache, password)) {
+        CacheAnswer::Right(_) => "right",
+        CacheAnswer::Wrong(_) => "wrong",
+        CacheAnswer::Unknown => "nothing",
     }
 }
 
@@ -61,8 +61,9 @@ async fn valid_password_is_cached_for_its_ttl_and_no_other_matches() {
 async fn wrong_password_under_the_template_spelling_hides_no_other_result() {
     let cache = cache();
     let respelled = Arc::from("UID=Alice, OU=people,DC=example,DC=com");
-    let wrong =
-        |password| cache.wrong(&login("Alice"), &respelled, &Marks::default(), digest(&cache, password), cache.stamp());
+    let wrong = |password| {
+        cache.wrong(&login("Alice"), &respelled, &EntryVersion::default(), digest(&cache, password), cache.stamp())
+    };
     wrong("before");
     assert_eq!(ask(&cache, "Alice", "before"), "wrong");
     learn_right(&cache, "Alice", "sesame");
@@ -180,7 +181,7 @@ async fn identical_requests_share_one_flight_that_outlives_its_callers() {
     }
     assert_eq!(different.await.unwrap(), Ok(7));
     assert_eq!(asked.load(Ordering::SeqCst), 2);
-    assert!(flights.under_way.lock().unwrap().is_empty());
+    assert!(flights.in_progress.lock().unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,7 +251,7 @@ fn decision_read_during_forget_is_not_cached() {
         let mut read = 0_usize;
         while forgotten.load(Ordering::SeqCst) < ROUNDS {
             let since = cache.stamp();
-            let Known::Right(identity) = cache.ask(&name, &password) else { continue };
+            let CacheAnswer::Right(identity) = cache.lookup(&name, &password) else { continue };
             let round: usize = identity.entry().mail_hosts[0].parse().unwrap();
             while forgotten.load(Ordering::SeqCst) < round {
                 std::hint::spin_loop();

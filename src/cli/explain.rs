@@ -90,7 +90,7 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
     let code = match Login::parse(login.as_bytes()) {
         None => told.judged(&config, Verdict::no_login()),
         Some(login) => {
-            told.question = directory.question(&login);
+            told.question = directory.describe_lookup(&login);
             told.look(&directory).await;
             let code = told.ask(&config, &directory, &login, arguments.password_stdin).await;
             if let Some(control) = &config.control {
@@ -114,7 +114,7 @@ pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
 impl Explanation {
     /// Every server, also those that would not be asked now.
     async fn look(&mut self, directory: &Ldap) {
-        for (server, look) in directory.survey().await {
+        for (server, look) in directory.probe_all().await {
             self.servers
                 .push(Looked { server: server.to_string(), trouble: look.err().map(|error| error.to_string()) });
         }
@@ -137,7 +137,7 @@ impl Explanation {
             let (answer, trace) = directory.authenticate(login, &password, &|_| false, &NoFloor).await;
             (answer.map(|identity| identity.entry().clone()), trace)
         } else {
-            directory.look_up(login).await
+            directory.find_entry(login).await
         };
         let (found, trace) = found;
         self.server = trace.server.map(|server| server.to_string());

@@ -16,7 +16,7 @@ use super::recipe::Recipe;
 use super::verdict::Verdict;
 use super::{AT_ONCE, look_up};
 use crate::config::{Config, Naming};
-use crate::directory::{DirectoryError, Ldap, Listed, Login, Trouble};
+use crate::directory::{DirectoryError, Ldap, ListedUser, Login, UnavailableCause};
 use crate::outcome::Refusal;
 
 /// The recipe to compare with.
@@ -67,21 +67,23 @@ pub struct Totals {
 pub enum Ended {
     /// The directory went away, or does not show everybody.
     #[error("{0}{hint}", hint = hint(.0))]
-    Directory(Trouble),
+    Directory(UnavailableCause),
     /// Nobody takes the rows any more.
     #[error("nobody reads the answer")]
     Unread,
 }
 
 /// What can be done about a listing that is refused.
-fn hint(trouble: &Trouble) -> &'static str {
+fn hint(trouble: &UnavailableCause) -> &'static str {
     match trouble.code() {
         Some(3 | 4 | 11) => {
             ": the service account may not read all users; raise its limits (in slapd.conf `limits dn.exact=\"...\" \
              size=unlimited`), or give the names with --users"
         }
         Some(32) => ": there is no such base",
-        _ if *trouble == Trouble::NoServiceAccount => ": give bind_dn and bind_password_file an account that may read",
+        _ if *trouble == UnavailableCause::NoServiceAccount => {
+            ": give bind_dn and bind_password_file an account that may read"
+        }
         _ => "",
     }
 }
@@ -168,7 +170,7 @@ impl Census<'_> {
         let (mut once, mut twice) = (HashSet::new(), HashSet::new());
         let (sender, mut listed) = mpsc::channel(256);
         let (whole, ()) = tokio::join!(self.directory.list(self.naming, sender), async {
-            while let Some(Listed { names, .. }) = listed.recv().await {
+            while let Some(ListedUser { names, .. }) = listed.recv().await {
                 let own: HashSet<u64> = names.iter().map(|name| digest(name)).collect();
                 twice.extend(own.into_iter().filter(|name| !once.insert(*name)));
             }
@@ -180,8 +182,8 @@ impl Census<'_> {
 
 impl Told<'_, '_> {
     /// An entry of the directory.
-    fn listed(&mut self, listed: Listed) -> Result<(), Ended> {
-        let Listed { dn, entry, names } = listed;
+    fn listed(&mut self, listed: ListedUser) -> Result<(), Ended> {
+        let ListedUser { dn, entry, names } = listed;
         let login = names.first().cloned().unwrap_or_default();
         let verdict = match (Login::parse(login.as_bytes()), entry) {
             (_, None) => {
@@ -204,7 +206,7 @@ impl Told<'_, '_> {
         let asked = names.map(|name| async move {
             let Some(login) = Login::parse(name.as_bytes()) else { return Ok((name, Verdict::no_login())) };
             match look_up(directory, &login).await {
-                Err(DirectoryError::CannotTell(trouble)) if !is_about_one(&trouble) => Err(Ended::Directory(trouble)),
+                Err(DirectoryError::Unavailable(trouble)) if !is_about_one(&trouble) => Err(Ended::Directory(trouble)),
                 answer => Ok((name, Verdict::of(config, answer, &login))),
             }
         });
@@ -249,17 +251,17 @@ impl Told<'_, '_> {
 }
 
 /// Whether trouble may be about one entry alone, so that the others can still be told.
-const fn is_about_one(trouble: &Trouble) -> bool {
+const fn is_about_one(trouble: &UnavailableCause) -> bool {
     match trouble {
-        Trouble::Malformed { .. } | Trouble::Result { .. } => true,
-        Trouble::Connection { .. }
-        | Trouble::Timeout
-        | Trouble::Busy
-        | Trouble::ServiceBind { .. }
-        | Trouble::Canary { .. }
-        | Trouble::Behind { .. }
-        | Trouble::Hidden { .. }
-        | Trouble::NoServiceAccount => false,
+        UnavailableCause::Malformed { .. } | UnavailableCause::Result { .. } => true,
+        UnavailableCause::Connection { .. }
+        | UnavailableCause::Timeout
+        | UnavailableCause::Busy
+        | UnavailableCause::ServiceBind { .. }
+        | UnavailableCause::Canary { .. }
+        | UnavailableCause::Behind { .. }
+        | UnavailableCause::Hidden { .. }
+        | UnavailableCause::NoServiceAccount => false,
     }
 }
 

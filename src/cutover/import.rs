@@ -15,7 +15,7 @@ use super::recipe::Recipe;
 use super::sheet::Shown;
 use super::{AT_ONCE, look_up};
 use crate::config::{Config, Naming, Template, host_key};
-use crate::directory::{DirectoryError, Entry, Ldap, Listed, Login, Trouble, template};
+use crate::directory::{DirectoryError, Entry, Ldap, ListedUser, Login, UnavailableCause, template};
 use crate::route;
 
 /// Where the names of a file, and all others, are sent: values of `mail_host_attribute`.
@@ -212,7 +212,7 @@ impl Import {
                 None => Remark::NoLogin(text, line),
                 Some(Err(DirectoryError::NoEntry)) => Remark::Unknown(text, line),
                 Some(Err(DirectoryError::SeveralEntries)) => Remark::Several(text, line),
-                Some(Err(DirectoryError::CannotTell(Trouble::Malformed { .. }))) => Remark::Unreadable(text),
+                Some(Err(DirectoryError::Unavailable(UnavailableCause::Malformed { .. }))) => Remark::Unreadable(text),
                 Some(Err(error)) => return Err(error),
                 Some(Ok(entry)) => match named.get(&entry.dn.to_lowercase()) {
                     Some(earlier) => Remark::SameEntry(text, line, *earlier),
@@ -253,7 +253,7 @@ impl Import {
         });
         let (sender, mut listed) = mpsc::channel(256);
         let (told, ()) = tokio::join!(directory.list(naming, sender), async {
-            while let Some(Listed { dn, entry, names }) = listed.recv().await {
+            while let Some(ListedUser { dn, entry, names }) = listed.recv().await {
                 done.fetch_add(1, Ordering::Relaxed);
                 if named.contains_key(&dn.to_lowercase()) {
                     continue;
@@ -282,7 +282,7 @@ impl Import {
                 }
             }
         });
-        told.map_err(DirectoryError::CannotTell)
+        told.map_err(DirectoryError::Unavailable)
     }
 
     /// Sets an entry's mail host, unless it says so already.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, Login, Trouble};
+use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, Login, UnavailableCause};
 
 /// Questions to the directory under way at a time: they share one connection with each other and with
 /// no login, and a small server still answers logins beside them.
@@ -29,10 +29,10 @@ const PAUSES: [Duration; 3] = [Duration::from_millis(250), Duration::from_secs(1
 /// that it is asked again before all of them are given up.
 async fn look_up(directory: &Ldap, login: &Login) -> Result<Entry, DirectoryError> {
     for pause in PAUSES {
-        match directory.look_up(login).await.0 {
-            Err(DirectoryError::CannotTell(Trouble::Timeout | Trouble::Busy)) => sleep(pause).await,
+        match directory.find_entry(login).await.0 {
+            Err(DirectoryError::Unavailable(UnavailableCause::Timeout | UnavailableCause::Busy)) => sleep(pause).await,
             answer => return answer,
         }
     }
-    directory.look_up(login).await.0
+    directory.find_entry(login).await.0
 }

@@ -3,7 +3,7 @@
 //! Asks [`route`], as a session does: what is said here is what `run` does.
 
 use crate::config::Config;
-use crate::directory::{DirectoryError, Entry, Login, Trouble};
+use crate::directory::{DirectoryError, Entry, Login, UnavailableCause};
 use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
 use crate::route;
@@ -78,7 +78,7 @@ impl Verdict {
             goal(config, entry, login)
         };
         let (dn, mail_hosts) = (Some(entry.dn.to_string()), entry.mail_hosts.clone());
-        Self { dn, mail_hosts, held: entry.marks.held, may_use, goal, words }
+        Self { dn, mail_hosts, held: entry.version.held, may_use, goal, words }
     }
 
     fn of_error(error: &DirectoryError) -> Self {
@@ -100,20 +100,20 @@ impl Verdict {
             DirectoryError::Held { dn } => {
                 Self { dn: Some(dn.to_string()), ..Self::refused(Refusal::Hold, "the directory holds this user") }
             }
-            DirectoryError::CannotTell(trouble) => {
+            DirectoryError::Unavailable(trouble) => {
                 let hint = match trouble {
-                    Trouble::NoServiceAccount => {
+                    UnavailableCause::NoServiceAccount => {
                         "; with user_dn only the user may read the entry: give bind_dn a service account, or use --password-stdin"
                     }
-                    Trouble::Connection { .. }
-                    | Trouble::Timeout
-                    | Trouble::Busy
-                    | Trouble::ServiceBind { .. }
-                    | Trouble::Result { .. }
-                    | Trouble::Malformed { .. }
-                    | Trouble::Canary { .. }
-                    | Trouble::Behind { .. }
-                    | Trouble::Hidden { .. } => "",
+                    UnavailableCause::Connection { .. }
+                    | UnavailableCause::Timeout
+                    | UnavailableCause::Busy
+                    | UnavailableCause::ServiceBind { .. }
+                    | UnavailableCause::Result { .. }
+                    | UnavailableCause::Malformed { .. }
+                    | UnavailableCause::Canary { .. }
+                    | UnavailableCause::Behind { .. }
+                    | UnavailableCause::Hidden { .. } => "",
                 };
                 Self::refused(Refusal::DirectoryUnavailable, format!("{error}{hint}"))
             }

@@ -6,7 +6,7 @@
 
 /// What the first bytes of an element say of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Header {
+pub(super) struct ElementHeader {
     pub(super) tag: u8,
     /// Bytes of the header itself.
     pub(super) size: usize,
@@ -16,7 +16,7 @@ pub(super) struct Header {
 
 /// Why there is no header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoHeader {
+pub(super) enum HeaderError {
     /// More bytes are needed.
     Short,
     /// A long tag, an indefinite length, or one of more than four bytes.
@@ -24,23 +24,23 @@ pub(super) enum NoHeader {
 }
 
 /// Reads the header of the element that these bytes begin with.
-pub(super) fn header(bytes: &[u8]) -> Result<Header, NoHeader> {
-    let (tag, rest) = bytes.split_first().ok_or(NoHeader::Short)?;
+pub(super) fn header(bytes: &[u8]) -> Result<ElementHeader, HeaderError> {
+    let (tag, rest) = bytes.split_first().ok_or(HeaderError::Short)?;
     // 0x1f announces a tag of several bytes, which LDAP has not.
     if tag & 0x1f == 0x1f {
-        return Err(NoHeader::Malformed);
+        return Err(HeaderError::Malformed);
     }
-    let (first, rest) = rest.split_first().ok_or(NoHeader::Short)?;
+    let (first, rest) = rest.split_first().ok_or(HeaderError::Short)?;
     let digits = usize::from(first & 0x7f);
     if first & 0x80 == 0 {
-        return Ok(Header { tag: *tag, size: 2, content: digits });
+        return Ok(ElementHeader { tag: *tag, size: 2, content: digits });
     }
     if digits == 0 || digits > 4 {
-        return Err(NoHeader::Malformed);
+        return Err(HeaderError::Malformed);
     }
-    let content = rest.get(..digits).ok_or(NoHeader::Short)?;
+    let content = rest.get(..digits).ok_or(HeaderError::Short)?;
     let content = content.iter().fold(0, |length, digit| length << 8 | usize::from(*digit));
-    Ok(Header { tag: *tag, size: 2 + digits, content })
+    Ok(ElementHeader { tag: *tag, size: 2 + digits, content })
 }
 
 /// The first element: its tag, its content, and what stands behind it.

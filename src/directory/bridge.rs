@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
 use super::client::{closed, ended, reason};
-use super::connection::{Fault, Socket};
+use super::connection::{ConnectionError, LdapSocket};
 use super::frames::Frames;
 use crate::tls::stream::Stream;
 
@@ -23,7 +23,7 @@ const QUESTIONS: usize = 16 * 1_024;
 /// Both ends.
 #[derive(Debug)]
 pub(super) struct Bridge {
-    server: Stream<Socket>,
+    server: Stream<LdapSocket>,
     frames: Frames,
     /// ldap3's end is the other one of a pair.
     library: UnixStream,
@@ -35,14 +35,14 @@ pub(super) struct Bridge {
 }
 
 impl Bridge {
-    pub(super) fn new(server: Stream<Socket>, mut frames: Frames, library: UnixStream) -> Self {
+    pub(super) fn new(server: Stream<LdapSocket>, mut frames: Frames, library: UnixStream) -> Self {
         frames.expect_no_binds();
         Self { server, frames, library, questions: Vec::new(), sent: 0, unsent: false }
     }
 
     /// Runs until one side ends: why, if it is the server's, and ldap3's end of the pair, which is to be
     /// closed.
-    pub(super) async fn run(mut self) -> (Option<Fault>, UnixStream) {
+    pub(super) async fn run(mut self) -> (Option<ConnectionError>, UnixStream) {
         let fault = poll_fn(|cx| match self.poll_answers(cx) {
             Poll::Pending => self.poll_questions(cx),
             fault => fault,
@@ -52,7 +52,7 @@ impl Bridge {
     }
 
     /// Moves answers; ready when there will be no more.
-    fn poll_answers(&mut self, cx: &mut Context<'_>) -> Poll<Option<Fault>> {
+    fn poll_answers(&mut self, cx: &mut Context<'_>) -> Poll<Option<ConnectionError>> {
         loop {
             let whole = self.frames.whole();
             if !whole.is_empty() {
@@ -78,7 +78,7 @@ impl Bridge {
     }
 
     /// Moves questions; ready when there will be no more.
-    fn poll_questions(&mut self, cx: &mut Context<'_>) -> Poll<Option<Fault>> {
+    fn poll_questions(&mut self, cx: &mut Context<'_>) -> Poll<Option<ConnectionError>> {
         loop {
             let left = self.questions.get(self.sent..).unwrap_or_default();
             if !left.is_empty() {

@@ -15,9 +15,9 @@ use std::time::Duration;
 use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
 
-use super::connection::{Dial, Fault, Found, MAX_MESSAGES, Question, Socket};
-use super::frames::{self, BEFORE_TLS, End, Frames, Message, Violation};
-use super::policy::Bound;
+use super::connection::{ConnectionError, Dial, LdapSocket, MAX_MESSAGES, SearchRequest, SearchResult};
+use super::frames::{self, BEFORE_TLS, Frames, LdapMessage, StreamEnd, Violation};
+use super::policy::BindResponse;
 use super::reading::read_message;
 use super::request;
 use crate::config::LdapScheme;
@@ -27,37 +27,37 @@ use crate::tls::stream::Stream;
 
 /// A connection for one operation at a time. Dropping it closes the socket at once.
 #[derive(Debug)]
-pub(super) struct Client {
-    stream: Stream<Socket>,
+pub(super) struct BindClient {
+    stream: Stream<LdapSocket>,
     frames: Frames,
     /// The message ID of the last request; also how many there were.
     asked: u32,
     operations: u64,
 }
 
-impl Client {
+impl BindClient {
     /// Connects, with TLS as configured.
-    pub(super) async fn open(dial: &Dial) -> Result<Self, Fault> {
+    pub(super) async fn open(dial: &Dial) -> Result<Self, ConnectionError> {
         let socket = dial.socket().await?;
         if dial.scheme == LdapScheme::Ldapi || (dial.scheme == LdapScheme::Ldap && !dial.starttls) {
             return Ok(Self::over(socket.into(), dial.max_message));
         }
         let Some(config) = dial.tls.clone() else {
-            return Err(Fault::Broken("TLS is wanted but not set up".to_owned()));
+            return Err(ConnectionError::Broken("TLS is wanted but not set up".to_owned()));
         };
-        let name = ServerName::try_from(dial.host.clone()).map_err(|error| Fault::broken(&error))?;
+        let name = ServerName::try_from(dial.host.clone()).map_err(|error| ConnectionError::broken(&error))?;
         let socket = if dial.starttls { start_tls(socket).await? } else { socket };
-        let connection = ClientConnection::new(config, name).map_err(|error| Fault::broken(&error))?;
+        let connection = ClientConnection::new(config, name).map_err(|error| ConnectionError::broken(&error))?;
         let stream = Stream::under_tls(socket, connection.into()).handshake().await;
-        Ok(Self::over(stream.map_err(|error| Fault::broken(&tls::describe(&error)))?, dial.max_message))
+        Ok(Self::over(stream.map_err(|error| ConnectionError::broken(&tls::describe(&error)))?, dial.max_message))
     }
 
-    const fn over(stream: Stream<Socket>, most: usize) -> Self {
+    const fn over(stream: Stream<LdapSocket>, most: usize) -> Self {
         Self { stream, frames: Frames::new(most), asked: 0, operations: 0 }
     }
 
     /// The connection, what has come on it, and how many operations it was used for.
-    pub(super) fn into_parts(self) -> (Stream<Socket>, Frames, u64) {
+    pub(super) fn into_parts(self) -> (Stream<LdapSocket>, Frames, u64) {
         (self.stream, self.frames, self.operations)
     }
 
@@ -81,42 +81,48 @@ impl Client {
 
     /// A simple bind; its answer. If the future is dropped before that, the connection must not be used
     /// again.
-    pub(super) async fn bind(&mut self, dn: &str, password: &str) -> Result<Bound, Fault> {
+    pub(super) async fn bind(&mut self, dn: &str, password: &str) -> Result<BindResponse, ConnectionError> {
         // Both empty are anonymous binds in disguise, which succeed (RFC 4513 section 5.1.2).
         if dn.is_empty() || password.is_empty() {
-            return Err(Fault::Broken("a bind without name or password is not sent".to_owned()));
+            return Err(ConnectionError::Broken("a bind without name or password is not sent".to_owned()));
         }
         let id = self.next_id();
         let mut request = request::bind(id, dn, password);
         self.send(&mut request).await?;
-        let answer = |message: &Message<'_>| {
-            let bound = (message.tag == frames::BIND_RESPONSE).then(|| Bound::read(message))?;
+        let answer = |message: &LdapMessage<'_>| {
+            let bound = (message.tag == frames::BIND_RESPONSE).then(|| BindResponse::read(message))?;
             Some(bound.ok_or(Violation::Outcome))
         };
         Ok(self.answer(id, answer).await??)
     }
 
     /// A search, by whoever is bound.
-    pub(super) async fn search(&mut self, question: &Question, time_limit: Duration) -> Result<Found, Fault> {
+    pub(super) async fn search(
+        &mut self,
+        question: &SearchRequest,
+        time_limit: Duration,
+    ) -> Result<SearchResult, ConnectionError> {
         let id = self.next_id();
         let request = request::search(id, question, time_limit);
-        let mut request = request.ok_or_else(|| Fault::Broken("the filter cannot be parsed".to_owned()))?;
+        let mut request = request.ok_or_else(|| ConnectionError::Broken("the filter cannot be parsed".to_owned()))?;
         self.send(&mut request).await?;
-        let mut found = Found { code: 0, entries: 0, first: None };
+        let mut found = SearchResult { code: 0, entries: 0, first: None };
         for _ in 0..=MAX_MESSAGES {
-            let take = |message: &Message<'_>| match message.tag {
+            let take = |message: &LdapMessage<'_>| match message.tag {
                 frames::SEARCH_DONE => {
-                    Some(message.outcome().map(|outcome| Some(outcome.code)).ok_or(Fault::Malformed))
+                    Some(message.outcome().map(|outcome| Some(outcome.code)).ok_or(ConnectionError::Malformed))
                 }
                 frames::SEARCH_ENTRY => {
                     found.entries += 1;
                     if found.entries > 1 {
                         return Some(Ok(None));
                     }
-                    Some(read_message(message.body, &question.attributes).ok_or(Fault::Malformed).map(|shown| {
-                        found.first = shown.map(|shown| shown.entry);
-                        None
-                    }))
+                    Some(read_message(message.body, &question.attributes).ok_or(ConnectionError::Malformed).map(
+                        |shown| {
+                            found.first = shown.map(|shown| shown.entry);
+                            None
+                        },
+                    ))
                 }
                 // Continuation references stand beside entries (AD always sends them): not followed.
                 frames::SEARCH_REFERENCE | frames::INTERMEDIATE_RESPONSE => Some(Ok(None)),
@@ -128,7 +134,7 @@ impl Client {
                 return Ok(found);
             }
         }
-        Err(Fault::Malformed)
+        Err(ConnectionError::Malformed)
     }
 
     fn next_id(&mut self) -> u32 {
@@ -139,7 +145,7 @@ impl Client {
     }
 
     /// Sends a request and wipes it.
-    async fn send(&mut self, request: &mut SecretBuf) -> Result<(), Fault> {
+    async fn send(&mut self, request: &mut SecretBuf) -> Result<(), ConnectionError> {
         // An answer that is there before the question is none.
         if !self.frames.is_empty() {
             return Err(self.frames.end().map_or(Violation::Foreign.into(), ended));
@@ -148,7 +154,11 @@ impl Client {
     }
 
     /// The next message, as `read` reads it: it must be about this request, and of a kind that answers it.
-    async fn answer<T>(&mut self, id: u32, read: impl FnOnce(&Message<'_>) -> Option<T>) -> Result<T, Fault> {
+    async fn answer<T>(
+        &mut self,
+        id: u32,
+        read: impl FnOnce(&LdapMessage<'_>) -> Option<T>,
+    ) -> Result<T, ConnectionError> {
         loop {
             if let Some((message, size)) = self.frames.message() {
                 let answer = if message.id == id { read(&message) } else { None };
@@ -163,7 +173,7 @@ impl Client {
     }
 
     /// Takes what has arrived; ready when that was something, or the end.
-    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
         let Self { stream, frames, .. } = self;
         if stream.has_ended() {
             return Poll::Ready(Err(closed()));
@@ -174,40 +184,42 @@ impl Client {
 }
 
 /// Asks for TLS; the socket, on which the server waits for the handshake.
-async fn start_tls(socket: Socket) -> Result<Socket, Fault> {
+async fn start_tls(socket: LdapSocket) -> Result<LdapSocket, ConnectionError> {
     // Nobody has vouched for this server: its answer is a small one or none.
-    let mut clear = Client::over(socket.into(), BEFORE_TLS);
+    let mut clear = BindClient::over(socket.into(), BEFORE_TLS);
     let id = clear.next_id();
     clear.send(&mut request::start_tls(id)).await?;
-    let answer = |message: &Message<'_>| {
+    let answer = |message: &LdapMessage<'_>| {
         let outcome = (message.tag == frames::EXTENDED_RESPONSE).then(|| message.outcome())?;
         Some(outcome.map(|outcome| outcome.code).ok_or(Violation::Outcome))
     };
     let code = clear.answer(id, answer).await??;
     if code != 0 {
-        return Err(Fault::Broken(format!("StartTLS was refused with result {code}")));
+        return Err(ConnectionError::Broken(format!("StartTLS was refused with result {code}")));
     }
     // Whoever can write into the clear must not have a word behind it.
     if !clear.frames.is_empty() {
         return Err(Violation::BeforeTls.into());
     }
-    clear.stream.into_plain().ok_or_else(|| Fault::Broken("TLS has begun already".to_owned()))
+    clear.stream.into_plain().ok_or_else(|| ConnectionError::Broken("TLS has begun already".to_owned()))
 }
 
 /// Why no more messages come, as a fault.
-pub(super) fn ended(end: End) -> Fault {
+pub(super) fn ended(end: StreamEnd) -> ConnectionError {
     match end {
-        End::Violation(violation) => violation.into(),
-        End::Notice(code) => Fault::Broken(format!("the server ended the connection with result {code}")),
+        StreamEnd::Violation(violation) => violation.into(),
+        StreamEnd::Notice(code) => {
+            ConnectionError::Broken(format!("the server ended the connection with result {code}"))
+        }
     }
 }
 
 /// A reason of the connection.
-pub(super) fn reason(error: &io::Error) -> Fault {
-    Fault::broken(&tls::describe(error))
+pub(super) fn reason(error: &io::Error) -> ConnectionError {
+    ConnectionError::broken(&tls::describe(error))
 }
 
 /// The end of the connection.
-pub(super) fn closed() -> Fault {
-    Fault::Broken("connection closed by the server".to_owned())
+pub(super) fn closed() -> ConnectionError {
+    ConnectionError::Broken("connection closed by the server".to_owned())
 }

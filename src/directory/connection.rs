@@ -29,7 +29,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Entry;
 use super::bridge::Bridge;
-use super::client::Client;
+use super::client::BindClient;
 use super::frames::Violation;
 use super::reading::{Attributes, read_entry};
 use crate::config::LdapScheme;
@@ -43,7 +43,7 @@ const MAX_REASON: usize = 300;
 
 /// What went wrong with a connection. Each of these ends its use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum ConnectionError {
     /// It could not be made, or it broke.
     #[error("{0}")]
     Broken(String),
@@ -52,7 +52,7 @@ pub(super) enum Fault {
     Timeout,
     /// No answer in what was left of the decision's time, which was less than an answer may take.
     #[error("no answer in the time that was left")]
-    Cut,
+    CutShort,
     /// What came is no answer to what was asked.
     #[error("the answer cannot be read")]
     Malformed,
@@ -61,7 +61,7 @@ pub(super) enum Fault {
     Violation(#[from] Violation),
 }
 
-impl Fault {
+impl ConnectionError {
     /// A reason made of our words, the system's and the library's: bounded, without control
     /// characters.
     pub(super) fn broken(reason: &dyn std::fmt::Display) -> Self {
@@ -94,7 +94,7 @@ pub(super) use ldap3::Scope;
 
 /// A search.
 #[derive(Debug)]
-pub(super) struct Question {
+pub(super) struct SearchRequest {
     /// `search` or `read`: the metric label.
     pub(super) operation: &'static str,
     /// Where.
@@ -107,7 +107,7 @@ pub(super) struct Question {
     pub(super) attributes: Arc<Attributes>,
 }
 
-impl Question {
+impl SearchRequest {
     /// How many entries and seconds it asks for at most.
     pub(super) fn limits(&self, time_limit: Duration) -> (u32, u32) {
         let seconds = u32::try_from(time_limit.as_secs().saturating_add(1)).unwrap_or(u32::MAX).min(i32::MAX as u32);
@@ -118,7 +118,7 @@ impl Question {
 
 /// The answer to a [`Question`].
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct SearchResult {
     /// The result code.
     pub(super) code: u32,
     /// How many entries came.
@@ -131,7 +131,7 @@ pub(super) struct Found {
 #[derive(Debug)]
 pub(super) struct Connection {
     ldap: ldap3::Ldap,
-    end: watch::Receiver<Option<Fault>>,
+    end: watch::Receiver<Option<ConnectionError>>,
     operations: AtomicU64,
     /// The driver and the bridge: aborted on drop.
     _tasks: JoinSet<()>,
@@ -139,14 +139,14 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Gives a connection to ldap3, with the identity that it has.
-    pub(super) async fn over(client: Client) -> Result<Self, Fault> {
+    pub(super) async fn over(client: BindClient) -> Result<Self, ConnectionError> {
         let (stream, frames, operations) = client.into_parts();
-        let (near, far) = UnixStream::pair().map_err(|error| Fault::broken(&error))?;
-        let near = near.into_std().map_err(|error| Fault::broken(&error))?;
+        let (near, far) = UnixStream::pair().map_err(|error| ConnectionError::broken(&error))?;
+        let near = near.into_std().map_err(|error| ConnectionError::broken(&error))?;
         // The URL names nothing: the socket is given.
         let settings = LdapConnSettings::new().set_std_stream(StdStream::Unix(near));
         let made = LdapConnAsync::with_settings(settings, "ldapi:///").await;
-        let (driver, ldap) = made.map_err(|error| told(&error))?;
+        let (driver, ldap) = made.map_err(|error| from_ldap3(&error))?;
         let (ended, end) = watch::channel(None);
         let mut tasks = JoinSet::new();
         let bridge = Bridge::new(stream, frames, far);
@@ -155,17 +155,17 @@ impl Connection {
             let (fault, far) = bridge.run().await;
             // Before ldap3 sees the end of the pair: the first reason is the true one.
             if let Some(fault) = fault {
-                first_told(&why, fault);
+                record_end(&why, fault);
             }
             drop(far);
         });
         tasks.spawn(async move {
             let fault = match AssertUnwindSafe(driver.drive()).catch_unwind().await {
-                Ok(Ok(())) => Fault::Broken("connection closed by the server".to_owned()),
-                Ok(Err(error)) => told(&error),
-                Err(_panic) => Fault::Malformed,
+                Ok(Ok(())) => ConnectionError::Broken("connection closed by the server".to_owned()),
+                Ok(Err(error)) => from_ldap3(&error),
+                Err(_panic) => ConnectionError::Malformed,
             };
-            first_told(&ended, fault);
+            record_end(&ended, fault);
         });
         Ok(Self { ldap, end, operations: AtomicU64::new(operations), _tasks: tasks })
     }
@@ -181,7 +181,11 @@ impl Connection {
     }
 
     /// A search; any number of them may be under way.
-    pub(super) async fn search(&self, question: &Question, time_limit: Duration) -> Result<Found, Fault> {
+    pub(super) async fn search(
+        &self,
+        question: &SearchRequest,
+        time_limit: Duration,
+    ) -> Result<SearchResult, ConnectionError> {
         let (size, seconds) = question.limits(time_limit);
         let limit = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
         let options = SearchOptions::new().sizelimit(limit(size)).timelimit(limit(seconds));
@@ -189,7 +193,7 @@ impl Connection {
         let names = wanted.names();
         self.operations.fetch_add(1, Ordering::Relaxed);
         let mut ldap = self.ldap.clone();
-        let mut found = Found { code: 0, entries: 0, first: None };
+        let mut found = SearchResult { code: 0, entries: 0, first: None };
         let asked =
             ldap.with_search_options(options).streaming_search(&question.base, question.scope, &question.filter, names);
         let mut answers = self.contained(asked).await?;
@@ -197,7 +201,7 @@ impl Connection {
         while let Some(message) = self.contained(answers.next()).await? {
             messages += 1;
             if messages > MAX_MESSAGES {
-                return Err(Fault::Malformed);
+                return Err(ConnectionError::Malformed);
             }
             // Continuation references stand beside entries (AD always sends them): not followed.
             if message.is_ref() || message.is_intermediate() {
@@ -205,7 +209,7 @@ impl Connection {
             }
             found.entries += 1;
             if found.entries == 1 {
-                found.first = read_entry(message.0, wanted).ok_or(Fault::Malformed)?.map(|shown| shown.entry);
+                found.first = read_entry(message.0, wanted).ok_or(ConnectionError::Malformed)?.map(|shown| shown.entry);
             }
         }
         // Success only if a final result said so: without one, finish() reports 88.
@@ -214,7 +218,7 @@ impl Connection {
     }
 
     /// Asks who this connection is bound as: any answer shows that it lives.
-    pub(super) async fn who_am_i(&self) -> Result<(), Fault> {
+    pub(super) async fn who_am_i(&self) -> Result<(), ConnectionError> {
         let mut ldap = self.ldap.clone();
         self.contained(ldap.extended(WhoAmI)).await.map(drop)
     }
@@ -225,23 +229,26 @@ impl Connection {
     }
 
     /// Runs an operation; a panic within it or the driver's end become faults.
-    pub(super) async fn contained<T>(&self, operation: impl Future<Output = Result<T, LdapError>>) -> Result<T, Fault> {
+    pub(super) async fn contained<T>(
+        &self,
+        operation: impl Future<Output = Result<T, LdapError>>,
+    ) -> Result<T, ConnectionError> {
         match AssertUnwindSafe(operation).catch_unwind().await {
             Ok(Ok(answer)) => Ok(answer),
-            Err(_panic) => Err(Fault::Malformed),
+            Err(_panic) => Err(ConnectionError::Malformed),
             Ok(Err(error)) if is_end(&error) => {
                 // The driver has dropped our channel; a moment later it says why.
                 let mut end = self.end.clone();
                 let known = end.wait_for(Option::is_some).await.ok().and_then(|fault| fault.clone());
-                Err(known.unwrap_or_else(|| told(&error)))
+                Err(known.unwrap_or_else(|| from_ldap3(&error)))
             }
-            Ok(Err(error)) => Err(told(&error)),
+            Ok(Err(error)) => Err(from_ldap3(&error)),
         }
     }
 }
 
 /// Notes why a connection has ended, unless that is known.
-fn first_told(end: &watch::Sender<Option<Fault>>, fault: Fault) {
+fn record_end(end: &watch::Sender<Option<ConnectionError>>, fault: ConnectionError) {
     end.send_if_modified(|known| {
         let is_first = known.is_none();
         known.get_or_insert(fault);
@@ -262,20 +269,24 @@ fn is_end(error: &LdapError) -> bool {
 }
 
 /// An error of ldap3 as a fault. `Display` only: `Debug` may show requests.
-fn told(error: &LdapError) -> Fault {
-    let LdapError::Io { source } = error else { return Fault::broken(error) };
+fn from_ldap3(error: &LdapError) -> ConnectionError {
+    let LdapError::Io { source } = error else { return ConnectionError::broken(error) };
     // ldap3's own words for BER that it cannot parse.
-    if source.to_string() == "decoding error" { Fault::Malformed } else { Fault::broken(&tls::describe(source)) }
+    if source.to_string() == "decoding error" {
+        ConnectionError::Malformed
+    } else {
+        ConnectionError::broken(&tls::describe(source))
+    }
 }
 
 /// A socket to a server.
 #[derive(Debug)]
-pub(super) enum Socket {
+pub(super) enum LdapSocket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for LdapSocket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
@@ -284,7 +295,7 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for LdapSocket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
@@ -320,27 +331,31 @@ impl AsyncWrite for Socket {
 
 impl Dial {
     /// A connected socket, on which nothing was said.
-    pub(super) async fn socket(&self) -> Result<Socket, Fault> {
+    pub(super) async fn socket(&self) -> Result<LdapSocket, ConnectionError> {
         if self.scheme == LdapScheme::Ldapi {
-            return UnixStream::connect(&self.host).await.map(Socket::Unix).map_err(|error| Fault::broken(&error));
+            return UnixStream::connect(&self.host)
+                .await
+                .map(LdapSocket::Unix)
+                .map_err(|error| ConnectionError::broken(&error));
         }
-        self.tcp().await.map(Socket::Tcp)
+        self.tcp().await.map(LdapSocket::Tcp)
     }
 
     /// Tries the host's addresses in order; each gets its share of the time that is left.
-    async fn tcp(&self) -> Result<TcpStream, Fault> {
+    async fn tcp(&self) -> Result<TcpStream, ConnectionError> {
         let until = Instant::now() + self.patience;
-        let addresses = lookup_host((self.host.as_str(), self.port)).await.map_err(|error| Fault::broken(&error))?;
+        let addresses =
+            lookup_host((self.host.as_str(), self.port)).await.map_err(|error| ConnectionError::broken(&error))?;
         let addresses: Vec<SocketAddr> = addresses.collect();
-        let mut fault = Fault::Broken("the name has no address".to_owned());
+        let mut fault = ConnectionError::Broken("the name has no address".to_owned());
         for (at, address) in addresses.iter().enumerate() {
             let left = u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);
             let now = Instant::now();
             let share = until.saturating_duration_since(now) / left;
             fault = match timeout_at(now + share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return tuned(stream).map_err(|error| Fault::broken(&error)),
-                Ok(Err(error)) => Fault::broken(&error),
-                Err(_elapsed) => Fault::Timeout,
+                Ok(Ok(stream)) => return tuned(stream).map_err(|error| ConnectionError::broken(&error)),
+                Ok(Err(error)) => ConnectionError::broken(&error),
+                Err(_elapsed) => ConnectionError::Timeout,
             };
         }
         Err(fault)

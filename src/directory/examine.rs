@@ -13,11 +13,11 @@ use ldap3::adapters::{Adapter, EntriesOnly, PagedResults};
 use ldap3::controls::{RawControl, RefreshMode, SyncRequest};
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::{Connection, Fault, Found, Question, Scope};
-use super::ldap::{own, read, search};
+use super::connection::{Connection, ConnectionError, Scope, SearchRequest, SearchResult};
+use super::ldap::{read, request_by_name, search};
 use super::server::Server;
 use super::watch::RootDse;
-use super::{Entry, Ldap, Lockout, Login, Trace, Trouble, lockout, template};
+use super::{Entry, Ldap, LockoutPolicy, Login, Trace, UnavailableCause, lockout, template};
 use crate::config::{Find, WatchMode};
 
 /// How long counting the users may take, and how many are counted.
@@ -28,32 +28,32 @@ const PAGE: i32 = 500;
 
 /// What was found at one server; what was not come to is `None`.
 #[derive(Debug)]
-pub struct Examined {
+pub struct ServerDiagnosis {
     /// Its URL.
     pub url: Arc<str>,
     /// The connection, and the certificate that the server showed (DER).
-    pub connection: Result<Option<Vec<u8>>, Trouble>,
+    pub connection: Result<Option<Vec<u8>>, UnavailableCause>,
     /// The service account's bind, or an anonymous start where there is no account.
-    pub service: Option<Result<(), Trouble>>,
+    pub service: Option<Result<(), UnavailableCause>>,
     /// The result code of a read of the base, and whether the entry came.
-    pub base: Option<Result<(u32, bool), Trouble>>,
+    pub base: Option<Result<(u32, bool), UnavailableCause>>,
     /// The sample, found as a login is found.
-    pub sample: Option<Result<Sample, Trouble>>,
+    pub sample: Option<Result<SampleLookup, UnavailableCause>>,
     /// A user who shows a mail host, if there is any.
-    pub with_mail_host: Option<Result<Option<Entry>, Trouble>>,
+    pub with_mail_host: Option<Result<Option<Entry>, UnavailableCause>>,
     /// Content synchronization: whether it is offered, and the result code of trying it.
-    pub sync: Option<Result<(bool, Option<u32>), Trouble>>,
+    pub sync: Option<Result<(bool, Option<u32>), UnavailableCause>>,
     /// How many users the server shows, and the result code: not 0, it shows no more than these.
-    pub users: Option<Result<Counted, Trouble>>,
+    pub users: Option<Result<UserCount, UnavailableCause>>,
     /// The strictest policy that locks accounts, where one may be read.
-    pub lockout: Option<Result<Option<Lockout>, Trouble>>,
+    pub lockout: Option<Result<Option<LockoutPolicy>, UnavailableCause>>,
     /// Whether it shows the canary.
-    pub canary: Option<Result<(), Trouble>>,
+    pub canary: Option<Result<(), UnavailableCause>>,
 }
 
 /// What a sample's question brought.
 #[derive(Debug)]
-pub struct Sample {
+pub struct SampleLookup {
     /// What was asked.
     pub filter: String,
     /// The result code.
@@ -66,7 +66,7 @@ pub struct Sample {
 
 /// How many users a server shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counted {
+pub struct UserCount {
     /// So many came.
     pub users: usize,
     /// The result code; 0 if that were all, or if there was no need to go on.
@@ -80,15 +80,15 @@ pub struct Counted {
 impl Ldap {
     /// Examines every server, all at the same time. The sample is a login name; without one it is the
     /// canary's, or whoever is found first.
-    pub async fn examine(&self, sample: Option<&Login>) -> Vec<Examined> {
-        join_all(self.servers().iter().map(|server| self.examine_one(server, sample))).await
+    pub async fn diagnose(&self, sample: Option<&Login>) -> Vec<ServerDiagnosis> {
+        join_all(self.servers().iter().map(|server| self.diagnose_server(server, sample))).await
     }
 
-    async fn examine_one(&self, server: &Arc<Server>, sample: Option<&Login>) -> Examined {
+    async fn diagnose_server(&self, server: &Arc<Server>, sample: Option<&Login>) -> ServerDiagnosis {
         let deadline = || Instant::now() + server.patience;
-        let mut examined = Examined {
+        let mut examined = ServerDiagnosis {
             url: Arc::clone(&server.url),
-            connection: Err(Trouble::Timeout),
+            connection: Err(UnavailableCause::Timeout),
             service: None,
             base: None,
             sample: None,
@@ -100,7 +100,7 @@ impl Ldap {
         };
         examined.connection = match server.connect(deadline(), &mut Trace::default()).await {
             Ok(connection) => Ok(connection.certificate()),
-            Err(failure) => Err(failure.trouble()),
+            Err(failure) => Err(failure.cause()),
         };
         if examined.connection.is_err() {
             return examined;
@@ -118,8 +118,8 @@ impl Ldap {
         if settings.find.service().is_none() && !matches!(settings.find, Find::Search { .. }) {
             return examined;
         }
-        if server.look.is_for_canary() {
-            examined.canary = Some(server.show_itself(&mut client, deadline()).await);
+        if server.probe.has_canary() {
+            examined.canary = Some(server.probe_connection(&mut client, deadline()).await);
         }
         let connection = match server.shared(client).await {
             Ok(connection) => connection,
@@ -128,9 +128,12 @@ impl Ldap {
                 return examined;
             }
         };
-        let ask = async |question: Question| {
+        let ask = async |question: SearchRequest| {
             let asked = connection.search(&question, server.patience);
-            timeout_at(deadline(), asked).await.unwrap_or(Err(Fault::Timeout)).map_err(|fault| trouble(server, &fault))
+            timeout_at(deadline(), asked)
+                .await
+                .unwrap_or(Err(ConnectionError::Timeout))
+                .map_err(|fault| cause_of(server, &fault))
         };
         let (base, users) = (settings.users_base(), settings.users_filter());
         let attributes = self.attributes();
@@ -145,45 +148,46 @@ impl Ldap {
             (Some(login), Find::Search { base, filter, .. }) => {
                 template::filter(filter, login).map(|filter| search(base, filter, attributes))
             }
-            (Some(login), find) => own(find, login, attributes).map(|(_, question)| question),
+            (Some(login), find) => request_by_name(find, login, attributes).map(|(_, question)| question),
         };
         if let Some(question) = question {
             let filter = if question.scope == Scope::Base { question.base.clone() } else { question.filter.clone() };
             let found = ask(question).await;
-            examined.sample = Some(found.map(|Found { code, entries, first }| Sample { filter, code, entries, first }));
+            examined.sample =
+                Some(found.map(|SearchResult { code, entries, first }| SampleLookup { filter, code, entries, first }));
         }
         let with = format!("(&{users}({}=*))", settings.mail_host_attribute);
         let found = ask(search(&base, with, attributes)).await;
         examined.with_mail_host = Some(found.map(|found| found.first));
         if settings.watch.mode != WatchMode::Off {
             let tried = try_sync(&connection, &base, &users).await;
-            examined.sync = Some(tried.map_err(|fault| trouble(server, &fault)));
+            examined.sync = Some(tried.map_err(|fault| cause_of(server, &fault)));
         }
         let policies = lockout::strictest(&connection, &base).await;
-        examined.lockout = Some(policies.map_err(|fault| trouble(server, &fault)));
+        examined.lockout = Some(policies.map_err(|fault| cause_of(server, &fault)));
         let by_sync = matches!(examined.sync, Some(Ok((true, Some(0 | 4)))));
         let paged = !by_sync || settings.watch.mode == WatchMode::Poll;
         let counted = timeout_at(Instant::now() + COUNTING.saturating_mul(2), count(&connection, &base, &users, paged));
-        let counted = counted.await.unwrap_or(Err(Fault::Timeout));
-        examined.users = Some(counted.map_err(|fault| trouble(server, &fault)));
+        let counted = counted.await.unwrap_or(Err(ConnectionError::Timeout));
+        examined.users = Some(counted.map_err(|fault| cause_of(server, &fault)));
         examined
     }
 }
 
-fn trouble(server: &Server, fault: &Fault) -> Trouble {
+fn cause_of(server: &Server, fault: &ConnectionError) -> UnavailableCause {
     let server = Arc::clone(&server.url);
     match fault {
-        Fault::Broken(reason) => Trouble::Connection { server, reason: reason.clone() },
-        Fault::Timeout | Fault::Cut => Trouble::Timeout,
-        Fault::Malformed | Fault::Violation(_) => Trouble::Malformed { server },
+        ConnectionError::Broken(reason) => UnavailableCause::Connection { server, reason: reason.clone() },
+        ConnectionError::Timeout | ConnectionError::CutShort => UnavailableCause::Timeout,
+        ConnectionError::Malformed | ConnectionError::Violation(_) => UnavailableCause::Malformed { server },
     }
 }
 
 /// Whether the server offers content synchronization, and what comes of asking for it: one entry is
 /// enough to see. That it is listed says nothing about this database.
-async fn try_sync(connection: &Connection, base: &str, filter: &str) -> Result<(bool, Option<u32>), Fault> {
+async fn try_sync(connection: &Connection, base: &str, filter: &str) -> Result<(bool, Option<u32>), ConnectionError> {
     let until = Instant::now() + COUNTING;
-    let root = timeout_at(until, RootDse::read(connection)).await.map_err(|_| Fault::Timeout)??;
+    let root = timeout_at(until, RootDse::read(connection)).await.map_err(|_| ConnectionError::Timeout)??;
     if !root.syncs {
         return Ok((false, None));
     }
@@ -199,12 +203,12 @@ async fn try_sync(connection: &Connection, base: &str, filter: &str) -> Result<(
         while connection.contained(answers.next()).await?.is_some() {}
         Ok(answers.finish().await.rc)
     };
-    let code = timeout_at(until, asked).await.unwrap_or(Err(Fault::Timeout))?;
+    let code = timeout_at(until, asked).await.unwrap_or(Err(ConnectionError::Timeout))?;
     Ok((true, Some(code)))
 }
 
 /// Counts the users as the watch would read them.
-async fn count(connection: &Connection, base: &str, filter: &str, paged: bool) -> Result<Counted, Fault> {
+async fn count(connection: &Connection, base: &str, filter: &str, paged: bool) -> Result<UserCount, ConnectionError> {
     let until = Instant::now() + COUNTING;
     let mut ldap = connection.handle();
     let mut adapters: Vec<Box<dyn Adapter<'_, &str, Vec<&str>>>> = vec![Box::new(EntriesOnly::new())];
@@ -216,16 +220,16 @@ async fn count(connection: &Connection, base: &str, filter: &str, paged: bool) -
     let mut users = 0;
     loop {
         if users >= MOST || Instant::now() >= until {
-            return Ok(Counted { users, code: 0, more: true, paged });
+            return Ok(UserCount { users, code: 0, more: true, paged });
         }
         let next = timeout_at(until, connection.contained(answers.next())).await;
         match next {
             Ok(Ok(Some(_))) => users += 1,
             Ok(Ok(None)) => break,
             Ok(Err(fault)) => return Err(fault),
-            Err(_elapsed) if users > 0 => return Ok(Counted { users, code: 0, more: true, paged }),
-            Err(_elapsed) => return Err(Fault::Timeout),
+            Err(_elapsed) if users > 0 => return Ok(UserCount { users, code: 0, more: true, paged }),
+            Err(_elapsed) => return Err(ConnectionError::Timeout),
         }
     }
-    Ok(Counted { users, code: answers.finish().await.rc, more: false, paged })
+    Ok(UserCount { users, code: answers.finish().await.rc, more: false, paged })
 }

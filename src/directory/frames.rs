@@ -7,12 +7,12 @@
 //! is refused too: what comes out can be given to a parser that trusts its input. The first refusal is
 //! the last word: nothing behind it is read.
 
-use super::ber::{self, NoHeader, number, tagged};
+use super::ber::{self, HeaderError, number, tagged};
 
 /// Bytes of a message before TLS: the answer to StartTLS takes a few dozen.
 pub(super) const BEFORE_TLS: usize = 4 * 1_024;
 /// Bytes of an empty buffer that are kept for the next messages: what one read brings.
-const KEPT: usize = 64 * 1_024;
+const KEPT_CAPACITY: usize = 64 * 1_024;
 /// How deep constructed elements may stand in each other; an entry needs five.
 const DEPTH: usize = 20;
 /// A message may have an element for each so many bytes of the limit: a parsed element takes more memory
@@ -64,7 +64,7 @@ pub(super) enum Violation {
 
 /// A message, taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Message<'a> {
+pub(super) struct LdapMessage<'a> {
     pub(super) id: u32,
     /// Which operation.
     pub(super) tag: u8,
@@ -76,7 +76,7 @@ pub(super) struct Message<'a> {
 
 /// The result in a message: code, matched DN and diagnostic message (RFC 4511 section 4.1.9).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Outcome<'a> {
+pub(super) struct LdapResult<'a> {
     pub(super) code: u32,
     pub(super) text: &'a str,
 }
@@ -93,12 +93,12 @@ pub(super) struct Frames {
     /// Whether an answer to a bind would be one to nothing.
     no_binds: bool,
     /// Why nothing behind `whole` is read.
-    end: Option<End>,
+    end: Option<StreamEnd>,
 }
 
 /// Why no more messages come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum StreamEnd {
     /// The server broke a rule.
     Violation(Violation),
     /// A notice of disconnection (RFC 4511 section 4.4.1), and its result code.
@@ -147,20 +147,20 @@ impl Frames {
         while let Some(rest) = self.bytes.get(self.whole..).filter(|rest| !rest.is_empty()) {
             match first(rest, self.most) {
                 Ok(Some((message, _))) if message.id == 0 => {
-                    let end = notice(&message).map_or(End::Violation(Violation::Foreign), End::Notice);
+                    let end = notice(&message).map_or(StreamEnd::Violation(Violation::Foreign), StreamEnd::Notice);
                     return self.stop(end);
                 }
                 Ok(Some((message, _))) if self.no_binds && message.tag == BIND_RESPONSE => {
-                    return self.stop(End::Violation(Violation::Foreign));
+                    return self.stop(StreamEnd::Violation(Violation::Foreign));
                 }
                 Ok(Some((_, size))) => self.whole += size,
                 Ok(None) => return,
-                Err(violation) => return self.stop(End::Violation(violation)),
+                Err(violation) => return self.stop(StreamEnd::Violation(violation)),
             }
         }
     }
 
-    fn stop(&mut self, end: End) {
+    fn stop(&mut self, end: StreamEnd) {
         self.end = Some(end);
         self.bytes.truncate(self.whole);
     }
@@ -171,10 +171,10 @@ impl Frames {
     }
 
     /// The first of them, and its length.
-    pub(super) fn message(&self) -> Option<(Message<'_>, usize)> {
+    pub(super) fn message(&self) -> Option<(LdapMessage<'_>, usize)> {
         let whole = self.whole();
         let (_, content, behind) = ber::element(whole)?;
-        Some((Message::read(content)?, whole.len() - behind.len()))
+        Some((LdapMessage::read(content)?, whole.len() - behind.len()))
     }
 
     /// Forgets so many bytes of the whole messages.
@@ -184,7 +184,7 @@ impl Frames {
             self.bytes.clear();
             (self.start, self.whole) = (0, 0);
             // What one large message took is not kept for the small ones that follow.
-            self.bytes.shrink_to(KEPT);
+            self.bytes.shrink_to(KEPT_CAPACITY);
         }
     }
 
@@ -194,7 +194,7 @@ impl Frames {
     }
 
     /// Why no more will come behind [`Self::whole`].
-    pub(super) const fn end(&self) -> Option<End> {
+    pub(super) const fn end(&self) -> Option<StreamEnd> {
         self.end
     }
 
@@ -205,11 +205,11 @@ impl Frames {
 }
 
 /// The message at the start of these bytes and its length, once all of it is there.
-fn first(bytes: &[u8], most: usize) -> Result<Option<(Message<'_>, usize)>, Violation> {
+fn first(bytes: &[u8], most: usize) -> Result<Option<(LdapMessage<'_>, usize)>, Violation> {
     let header = match ber::header(bytes) {
         Ok(header) => header,
-        Err(NoHeader::Short) if bytes.first().is_none_or(|tag| *tag == SEQUENCE) => return Ok(None),
-        Err(NoHeader::Short | NoHeader::Malformed) => return Err(Violation::NoMessage),
+        Err(HeaderError::Short) if bytes.first().is_none_or(|tag| *tag == SEQUENCE) => return Ok(None),
+        Err(HeaderError::Short | HeaderError::Malformed) => return Err(Violation::NoMessage),
     };
     if header.tag != SEQUENCE {
         return Err(Violation::NoMessage);
@@ -221,7 +221,7 @@ fn first(bytes: &[u8], most: usize) -> Result<Option<(Message<'_>, usize)>, Viol
     let Some(frame) = bytes.get(..size) else { return Ok(None) };
     check(frame, most / BYTES_PER_ELEMENT)?;
     let content = frame.get(header.size..).unwrap_or_default();
-    let message = Message::read(content).ok_or(Violation::NoMessage)?;
+    let message = LdapMessage::read(content).ok_or(Violation::NoMessage)?;
     if message.has_result() && message.outcome().is_none() {
         return Err(Violation::Outcome);
     }
@@ -264,7 +264,7 @@ fn check(frame: &[u8], most_elements: usize) -> Result<(), Violation> {
     }
 }
 
-impl<'a> Message<'a> {
+impl<'a> LdapMessage<'a> {
     /// Takes the content of an LDAPMessage apart.
     fn read(content: &'a [u8]) -> Option<Self> {
         let (id, rest) = tagged(content, INTEGER)?;
@@ -291,12 +291,12 @@ impl<'a> Message<'a> {
     }
 
     /// The result that it begins with.
-    pub(super) fn outcome(&self) -> Option<Outcome<'a>> {
+    pub(super) fn outcome(&self) -> Option<LdapResult<'a>> {
         let (code, rest) = tagged(self.body, ENUMERATED)?;
         let (matched, rest) = tagged(rest, OCTET_STRING)?;
         let (text, _) = tagged(rest, OCTET_STRING)?;
         std::str::from_utf8(matched).ok()?;
-        Some(Outcome { code: number(code)?, text: std::str::from_utf8(text).ok()? })
+        Some(LdapResult { code: number(code)?, text: std::str::from_utf8(text).ok()? })
     }
 
     /// The value of the control with this name, which is empty if there is none.
@@ -320,7 +320,7 @@ impl<'a> Message<'a> {
 
 /// The result code of an unsolicited notification, of which there is one kind only: its sender ends the
 /// connection.
-fn notice(message: &Message<'_>) -> Option<u32> {
+fn notice(message: &LdapMessage<'_>) -> Option<u32> {
     let outcome = message.outcome().filter(|_| message.tag == EXTENDED_RESPONSE)?;
     Some(outcome.code)
 }
@@ -329,7 +329,7 @@ fn notice(message: &Message<'_>) -> Option<u32> {
 /// pieces make no difference, no more is kept than has come and the limit allows, and a parser that
 /// trusts its input agrees about each message.
 #[cfg(any(test, feature = "fuzz"))]
-pub(crate) fn trial(data: &[u8]) {
+pub(crate) fn invariants(data: &[u8]) {
     let Some((most, rest)) = data.split_first_chunk() else { return };
     let Some((cuts, bytes)) = rest.split_first_chunk::<8>() else { return };
     // What has come of a header is kept until it is whole, whatever the limit: six bytes at most.
@@ -339,7 +339,7 @@ pub(crate) fn trial(data: &[u8]) {
         for piece in pieces {
             frames.push(piece);
             assert!(frames.bytes.len() <= most + piece.len(), "more is kept than one message");
-            assert!(frames.bytes.capacity() <= 2 * (most + piece.len()) + KEPT, "more is taken than is kept");
+            assert!(frames.bytes.capacity() <= 2 * (most + piece.len()) + KEPT_CAPACITY, "more is taken than is kept");
             while let Some((message, size)) = frames.message() {
                 let whole = frames.whole().get(..size).unwrap_or_default();
                 let parsed = ldap3::asn1::parse_tag(whole);

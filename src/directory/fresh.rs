@@ -11,11 +11,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
-use super::connection::{Found, Question};
-use super::ldap::{NO_SUCH_OBJECT, says_nothing};
-use super::pool::{Time, look_if_due};
+use super::connection::{SearchRequest, SearchResult};
+use super::ldap::{NO_SUCH_OBJECT, lacks_mail_host};
+use super::pool::{DecisionTime, probe_if_due};
 use super::server::Server;
-use super::{DirectoryError, Entry, Floor, Freshness, Ldap, Trace, Trouble};
+use super::{DirectoryError, Entry, Floor, Freshness, Ldap, Trace, UnavailableCause};
 use crate::outcome::AccountState;
 
 /// Before the servers are asked again; doubled each time.
@@ -25,29 +25,29 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How it is seen whether a server has caught up with an entry.
 #[derive(Clone, Copy)]
-pub(super) struct Check<'a> {
-    pub(super) question: &'a Question,
+pub(super) struct FreshnessCheck<'a> {
+    pub(super) question: &'a SearchRequest,
     pub(super) floor: &'a dyn Floor,
 }
 
 impl Ldap {
     /// Looks up, where the name alone says whom to bind, an entry that may have changed: the entry and a
     /// server that has caught up; `None` if it is not shown to the service account.
-    pub(super) async fn look_before(
+    pub(super) async fn find_before_bind(
         &self,
-        check: Check<'_>,
-        time: &mut Time,
+        check: FreshnessCheck<'_>,
+        time: &mut DecisionTime,
         trace: &mut Trace,
     ) -> Result<Option<(Entry, Arc<Server>)>, DirectoryError> {
         let started = Instant::now();
         let (found, server) = self.ask(check.question, time, trace).await?;
         let shown = match found {
-            Found { code: 0, entries: 1, first: Some(entry) } => Some((self.named(entry, trace)?, server)),
+            SearchResult { code: 0, entries: 1, first: Some(entry) } => Some((self.require_dn(entry, trace)?, server)),
             // A replica may lack an entry that is new, or has just been renamed.
-            Found { code: 0 | NO_SUCH_OBJECT, entries: 0, .. } => {
+            SearchResult { code: 0 | NO_SUCH_OBJECT, entries: 0, .. } => {
                 self.shown_elsewhere(check, &server, time.deadline, trace).await
             }
-            Found { .. } => None,
+            SearchResult { .. } => None,
         };
         let found = match shown {
             Some(shown) => self.caught_up(check, shown, time, trace).await.map(Some),
@@ -60,7 +60,7 @@ impl Ldap {
     /// An entry that `asked` does not show, as another server shows it; `None` if the followed one does not.
     async fn shown_elsewhere(
         &self,
-        check: Check<'_>,
+        check: FreshnessCheck<'_>,
         asked: &Arc<Server>,
         deadline: Instant,
         trace: &mut Trace,
@@ -73,7 +73,7 @@ impl Ldap {
                 && server.enter()
                 && let Some(found) = self.shown_by(server, check.question, deadline, trace).await
             {
-                match self.one(found, trace) {
+                match self.single_entry(found, trace) {
                     Ok(entry) => return Some((entry, Arc::clone(server))),
                     Err(_) if is_followed => return None,
                     Err(_) => {}
@@ -96,9 +96,9 @@ impl Ldap {
     /// just shown it.
     pub(super) async fn caught_up(
         &self,
-        check: Check<'_>,
+        check: FreshnessCheck<'_>,
         (entry, server): (Entry, Arc<Server>),
-        time: &Time,
+        time: &DecisionTime,
         trace: &mut Trace,
     ) -> Result<(Entry, Arc<Server>), DirectoryError> {
         let mut newest = match check.floor.freshness(&entry, &server.url) {
@@ -113,11 +113,11 @@ impl Ldap {
             for server in self.followed_first(followed.as_ref()) {
                 if !server.enter() {
                     // It is needed as soon as it is back.
-                    look_if_due(server, false, true);
+                    probe_if_due(server, false, true);
                     continue;
                 }
                 let Some(found) = self.shown_by(server, check.question, time.deadline, trace).await else { continue };
-                match self.one(found, trace) {
+                match self.single_entry(found, trace) {
                     Ok(entry) => match check.floor.freshness(&entry, &server.url) {
                         Freshness::CaughtUp => return Ok((entry, Arc::clone(server))),
                         newer @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Gone) => newest = newer,
@@ -130,7 +130,7 @@ impl Ldap {
             refusal(&newest).map_or(Ok(()), Err)?;
             // What is left must do for a bind.
             if Instant::now() + pause + server.patience > time.deadline {
-                return Err(untold(newest, &server.url));
+                return Err(not_caught_up(newest, &server.url));
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -141,12 +141,12 @@ impl Ldap {
     pub(super) async fn has_caught_up(
         &self,
         server: &Arc<Server>,
-        Check { question, floor }: Check<'_>,
+        FreshnessCheck { question, floor }: FreshnessCheck<'_>,
         deadline: Instant,
         trace: &mut Trace,
     ) -> bool {
         let Some(found) = self.shown_by(server, question, deadline, trace).await else { return false };
-        let entry = self.one(found, trace);
+        let entry = self.single_entry(found, trace);
         entry.is_ok_and(|entry| matches!(floor.freshness(&entry, &server.url), Freshness::CaughtUp))
     }
 
@@ -154,13 +154,13 @@ impl Ldap {
     async fn shown_by(
         &self,
         server: &Arc<Server>,
-        question: &Question,
+        question: &SearchRequest,
         deadline: Instant,
         trace: &mut Trace,
-    ) -> Option<Found> {
+    ) -> Option<SearchResult> {
         let found = server.search(question, deadline, trace).await.ok()?;
-        if says_nothing(&found) {
-            server.confirm(deadline).await.ok()?;
+        if lacks_mail_host(&found) {
+            server.confirm_canary(deadline).await.ok()?;
         }
         Some(found)
     }
@@ -170,7 +170,7 @@ impl Ldap {
 fn refusal(newest: &Freshness) -> Option<DirectoryError> {
     match newest {
         Freshness::Gone => Some(DirectoryError::NoEntry),
-        Freshness::Behind(entry) | Freshness::Hidden(entry) if entry.marks.disabled => {
+        Freshness::Behind(entry) | Freshness::Hidden(entry) if entry.version.disabled => {
             Some(DirectoryError::Account { dn: entry.dn.clone(), state: AccountState::Disabled, proven: false })
         }
         Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::CaughtUp => None,
@@ -178,18 +178,18 @@ fn refusal(newest: &Freshness) -> Option<DirectoryError> {
 }
 
 /// What can be said when no server has caught up.
-pub(super) fn untold(newest: Freshness, server: &Arc<str>) -> DirectoryError {
+pub(super) fn not_caught_up(newest: Freshness, server: &Arc<str>) -> DirectoryError {
     if let Some(refusal) = refusal(&newest) {
         return refusal;
     }
     let server = Arc::clone(server);
     match newest {
-        Freshness::Behind(entry) | Freshness::Hidden(entry) if entry.marks.held => {
+        Freshness::Behind(entry) | Freshness::Hidden(entry) if entry.version.held => {
             DirectoryError::Held { dn: entry.dn.clone() }
         }
-        Freshness::Hidden(_) => DirectoryError::CannotTell(Trouble::Hidden { server }),
+        Freshness::Hidden(_) => DirectoryError::Unavailable(UnavailableCause::Hidden { server }),
         Freshness::Behind(_) | Freshness::Gone | Freshness::CaughtUp => {
-            DirectoryError::CannotTell(Trouble::Behind { server })
+            DirectoryError::Unavailable(UnavailableCause::Behind { server })
         }
     }
 }

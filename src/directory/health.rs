@@ -1,14 +1,13 @@
-//! Whether a directory server is worth asking, as a small state machine without sockets.
+//! The health of a directory server, as a state machine without sockets.
 //!
-//! It learns from *questions*, which are operations for somebody who logs in, and from *looks*, which
-//! ask for nobody and in the background. What is wrong with the server itself (no connection, bad
-//! TLS, a reset, busy, unavailable) puts it aside at once. A question that meets its time-out, or
-//! whose answer is odd, may be about one user's entry: a look decides, and while it does the other
-//! servers are preferred. The same with a second user, and nothing answered in between, is about the
-//! server, whatever a look finds.
+//! Its inputs are *requests*, which are operations of logins, and *probes*, which run in the background. A
+//! failure of the server itself (no connection, TLS error, reset, busy, unavailable) marks it down at once.
+//! A request that times out, or whose reply is malformed, may be caused by one user's entry: a probe
+//! decides, and until then other servers are preferred. If requests of two users fail with no success in
+//! between, the server is marked down whatever the probe finds.
 //!
-//! Aside, it is looked at again after a pause that grows. A good look is enough if a look had failed;
-//! if a question had, one question of that kind must be answered first, and only one is sent there.
+//! A server that is down is probed again after a growing pause. If a probe had failed, a successful probe is
+//! enough; if a request had failed, one request of that kind must succeed first, and only one is sent.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -16,157 +15,162 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Trouble;
+use super::UnavailableCause;
 use super::pool::jittered;
 use super::server::{Tuning, locked};
 
-/// A server that fails again so soon after its return is put aside for longer than the last time.
+/// A server that fails again within this time after recovery is marked down for longer than before.
 const PROBATION: Duration = Duration::from_secs(60);
-/// How often a server that is aside is looked at while no other is in use.
-const LOOK_WHEN_AWAY: Duration = Duration::from_secs(1);
-/// Two looks for the sake of waiting logins are at least this far apart.
-const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// Interval between probes of a down server while no server is in use.
+const OUTAGE_PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum interval between probes triggered by waiting logins.
+const MIN_PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Whose operation it was.
+/// What an operation was made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// Nobody's: a connection being made, the service account's bind, a look.
-    Look,
-    /// Somebody's.
-    Question {
+pub(super) enum Origin {
+    /// No login: connection setup, the service account's bind, or a probe.
+    Probe,
+    /// A login.
+    Login {
         /// The operation's metric label.
         operation: &'static str,
-        /// A hash of what was asked for.
-        who: u64,
+        /// A hash of the subject of the request.
+        subject: u64,
     },
 }
 
 #[derive(Debug, Clone, Copy)]
-enum State {
-    /// In use. `slow`: the last question without a good answer, if none of its kind was answered since.
-    Well { slow: Option<(&'static str, u64)> },
-    /// A question had no good answer, and nobody has looked yet.
-    Suspected { slow: (&'static str, u64) },
-    /// Out of use. `needs`: the kind of question that has to be answered before it is well.
-    Aside { needs: Option<&'static str>, until: Instant },
-    /// A look was good; one question may try.
-    Returning { needs: &'static str, taken_until: Option<Instant> },
+enum ServerState {
+    /// In use. `slow`: the last failed request, if none of its kind has succeeded since.
+    Healthy { slow: Option<(&'static str, u64)> },
+    /// A request failed, and no probe has finished yet.
+    Suspect { slow: (&'static str, u64) },
+    /// Out of use. `needs`: the kind of request that must succeed before the server is healthy.
+    Down { needs: Option<&'static str>, until: Instant },
+    /// A probe succeeded; one request may be tried.
+    Recovering { needs: &'static str, taken_until: Option<Instant> },
 }
 
-/// How a server stands, best first.
+/// The rank of a server for selection, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Standing {
-    /// One question may try whether it is well again.
-    OnTrial,
+pub(super) enum ServerRank {
+    /// One request may be tried.
+    Recovering,
     /// In use.
-    Good,
-    /// In use where nothing better is.
-    Doubtful,
-    /// Not to be asked.
-    Out,
+    Healthy,
+    /// Used only if no better server is available.
+    Suspect,
+    /// Not used.
+    Down,
 }
 
 #[derive(Debug)]
-struct Inner {
-    state: State,
-    /// How often in a row it was put aside.
+struct HealthInner {
+    state: ServerState,
+    /// Consecutive times it was marked down.
     failures: u32,
     failed_at: Option<Instant>,
     returned_at: Option<Instant>,
-    /// Why it was put aside last.
-    trouble: Trouble,
-    looking: bool,
-    looked_at: Option<Instant>,
+    /// Why it was last marked down.
+    cause: UnavailableCause,
+    probing: bool,
+    probed_at: Option<Instant>,
 }
 
 /// The health of one server.
 #[derive(Debug)]
-pub(super) struct Health {
-    inner: Mutex<Inner>,
+pub(super) struct ServerHealth {
+    inner: Mutex<HealthInner>,
     tuning: Tuning,
-    /// Told of every change, to whoever waits for a server to come back.
+    /// Notified of every change, for logins that wait for a server to recover.
     changed: watch::Sender<()>,
 }
 
-impl Health {
-    /// Well until something else is known.
+impl ServerHealth {
+    /// Healthy until a failure is observed.
     pub(super) fn new(tuning: Tuning, changed: watch::Sender<()>) -> Self {
-        let inner = Inner {
-            state: State::Well { slow: None },
+        let inner = HealthInner {
+            state: ServerState::Healthy { slow: None },
             failures: 0,
             failed_at: None,
             returned_at: None,
-            trouble: Trouble::Timeout,
-            looking: false,
-            looked_at: None,
+            cause: UnavailableCause::Timeout,
+            probing: false,
+            probed_at: None,
         };
         Self { inner: Mutex::new(inner), tuning, changed }
     }
 
-    /// The server is at fault; whether it was in use until now.
-    pub(super) fn broke(&self, cause: Cause, trouble: &Trouble) -> bool {
+    /// Records a failure of the server; returns whether it was in use until now.
+    pub(super) fn server_failed(&self, cause: Origin, trouble: &UnavailableCause) -> bool {
         let needs = match cause {
-            Cause::Look => None,
-            Cause::Question { operation, .. } => Some(operation),
+            Origin::Probe => None,
+            Origin::Login { operation, .. } => Some(operation),
         };
-        self.change(|inner| inner.put_aside(needs, trouble, &self.tuning))
+        self.change(|inner| inner.mark_down(needs, trouble, &self.tuning))
     }
 
-    /// A question had no good answer, for reasons that may lie in what was asked; whether that puts
-    /// aside a server that was in use.
-    pub(super) fn faltered(&self, cause: Cause, trouble: &Trouble) -> bool {
-        let Cause::Question { operation, who } = cause else { return self.broke(cause, trouble) };
+    /// Records a failed request whose cause may be the request itself; returns whether that marks down a server
+    /// that was in use.
+    pub(super) fn request_failed(&self, cause: Origin, trouble: &UnavailableCause) -> bool {
+        let Origin::Login { operation, subject: who } = cause else { return self.server_failed(cause, trouble) };
         self.change(|inner| {
             inner.failed_at = Some(Instant::now());
             let is_other = |slow: (&str, u64)| slow.0 == operation && slow.1 != who;
             match inner.state {
-                State::Well { slow: Some(slow) } | State::Suspected { slow } if is_other(slow) => {
-                    inner.put_aside(Some(operation), trouble, &self.tuning)
+                ServerState::Healthy { slow: Some(slow) } | ServerState::Suspect { slow } if is_other(slow) => {
+                    inner.mark_down(Some(operation), trouble, &self.tuning)
                 }
-                State::Well { .. } => {
-                    inner.state = State::Suspected { slow: (operation, who) };
+                ServerState::Healthy { .. } => {
+                    inner.state = ServerState::Suspect { slow: (operation, who) };
                     false
                 }
-                State::Suspected { .. } => false,
-                State::Aside { .. } | State::Returning { .. } => {
-                    inner.put_aside(Some(operation), trouble, &self.tuning)
+                ServerState::Suspect { .. } => false,
+                ServerState::Down { .. } | ServerState::Recovering { .. } => {
+                    inner.mark_down(Some(operation), trouble, &self.tuning)
                 }
             }
         })
     }
 
-    /// A question that was sent at `asked` was answered; whether that brought the server back.
-    pub(super) fn answered(&self, operation: &'static str, asked: Instant) -> bool {
-        if matches!(locked(&self.inner).state, State::Well { slow: None }) {
+    /// Records a reply to a request sent at `asked`; returns whether the server recovered.
+    pub(super) fn request_answered(&self, operation: &'static str, asked: Instant) -> bool {
+        if matches!(locked(&self.inner).state, ServerState::Healthy { slow: None }) {
             return false;
         }
         self.change(|inner| match inner.state {
-            State::Well { slow: Some(slow) } | State::Suspected { slow } if slow.0 == operation => {
-                inner.state = State::Well { slow: None };
+            ServerState::Healthy { slow: Some(slow) } | ServerState::Suspect { slow } if slow.0 == operation => {
+                inner.state = ServerState::Healthy { slow: None };
                 false
             }
-            // An answer to what was asked before the fault tells about the time before it.
-            State::Aside { needs: Some(needs), .. } | State::Returning { needs, .. }
+            // A reply to a request sent before the failure says nothing about the time after it.
+            ServerState::Down { needs: Some(needs), .. } | ServerState::Recovering { needs, .. }
                 if needs == operation && inner.failed_at.is_none_or(|failed| failed <= asked) =>
             {
-                inner.take_back();
+                inner.mark_up();
                 true
             }
-            State::Well { .. } | State::Suspected { .. } | State::Aside { .. } | State::Returning { .. } => false,
+            ServerState::Healthy { .. }
+            | ServerState::Suspect { .. }
+            | ServerState::Down { .. }
+            | ServerState::Recovering { .. } => false,
         })
     }
 
-    /// A look found it well; whether that brought the server back.
-    pub(super) fn looked_well(&self) -> bool {
+    /// Records a successful probe; returns whether the server recovered.
+    pub(super) fn probe_succeeded(&self) -> bool {
         self.change(|inner| {
             match inner.state {
-                State::Aside { needs: None, .. } => {
-                    inner.take_back();
+                ServerState::Down { needs: None, .. } => {
+                    inner.mark_up();
                     return true;
                 }
-                State::Aside { needs: Some(needs), .. } => inner.state = State::Returning { needs, taken_until: None },
-                State::Suspected { slow } => inner.state = State::Well { slow: Some(slow) },
-                State::Well { .. } | State::Returning { .. } => {}
+                ServerState::Down { needs: Some(needs), .. } => {
+                    inner.state = ServerState::Recovering { needs, taken_until: None }
+                }
+                ServerState::Suspect { slow } => inner.state = ServerState::Healthy { slow: Some(slow) },
+                ServerState::Healthy { .. } | ServerState::Recovering { .. } => {}
             }
             false
         })
@@ -177,85 +181,85 @@ impl Health {
         locked(&self.inner).failed_at.is_some_and(|failed| failed >= moment)
     }
 
-    /// How it stands, and since when it has failed if it has.
-    pub(super) fn standing(&self) -> (Standing, Option<Instant>) {
+    /// The rank, and when it last failed.
+    pub(super) fn rank(&self) -> (ServerRank, Option<Instant>) {
         let inner = locked(&self.inner);
         let standing = match inner.state {
-            State::Well { .. } => Standing::Good,
-            State::Suspected { .. } => Standing::Doubtful,
-            State::Returning { taken_until, .. } if is_over(taken_until) => Standing::OnTrial,
-            State::Returning { .. } | State::Aside { .. } => Standing::Out,
+            ServerState::Healthy { .. } => ServerRank::Healthy,
+            ServerState::Suspect { .. } => ServerRank::Suspect,
+            ServerState::Recovering { taken_until, .. } if is_over(taken_until) => ServerRank::Recovering,
+            ServerState::Recovering { .. } | ServerState::Down { .. } => ServerRank::Down,
         };
         (standing, inner.failed_at)
     }
 
-    /// Whether it is well as far as is known: neither aside nor on its way back.
+    /// Whether it is in use: neither down nor recovering.
     pub(super) fn is_in_use(&self) -> bool {
-        matches!(locked(&self.inner).state, State::Well { .. } | State::Suspected { .. })
+        matches!(locked(&self.inner).state, ServerState::Healthy { .. } | ServerState::Suspect { .. })
     }
 
-    /// Whether a look is what it takes to know more.
-    pub(super) fn is_suspected(&self) -> bool {
-        matches!(locked(&self.inner).state, State::Suspected { .. })
+    /// Whether a probe is needed to decide.
+    pub(super) fn is_suspect(&self) -> bool {
+        matches!(locked(&self.inner).state, ServerState::Suspect { .. })
     }
 
-    /// Whether it answers: 0 in `usher_directory_up` only while it is aside.
+    /// Whether it is up: 0 in `usher_directory_up` only while it is down.
     pub(super) fn is_up(&self) -> bool {
-        !matches!(locked(&self.inner).state, State::Aside { .. })
+        !matches!(locked(&self.inner).state, ServerState::Down { .. })
     }
 
-    /// Why it was put aside last.
-    pub(super) fn trouble(&self) -> Trouble {
-        locked(&self.inner).trouble.clone()
+    /// Why it was last marked down.
+    pub(super) fn last_cause(&self) -> UnavailableCause {
+        locked(&self.inner).cause.clone()
     }
 
-    /// Whether a question may go there now; takes the one that is on trial.
+    /// Whether a request may be sent now; takes the single trial slot of a recovering server.
     pub(super) fn enter(&self, trial: Duration) -> bool {
         let mut inner = locked(&self.inner);
         match &mut inner.state {
-            State::Well { .. } | State::Suspected { .. } => true,
-            State::Returning { taken_until, .. } if is_over(*taken_until) => {
+            ServerState::Healthy { .. } | ServerState::Suspect { .. } => true,
+            ServerState::Recovering { taken_until, .. } if is_over(*taken_until) => {
                 *taken_until = Some(Instant::now() + trial);
                 true
             }
-            State::Returning { .. } | State::Aside { .. } => false,
+            ServerState::Recovering { .. } | ServerState::Down { .. } => false,
         }
     }
 
-    /// Whether it is time for a look; if so it counts as begun. `away`: no server is in use;
-    /// `awaited`: somebody waits to log in.
-    pub(super) fn begin_look(&self, away: bool, awaited: bool) -> bool {
+    /// Whether a probe is due; if so, marks it as started. `away`: no server is in use; `awaited`: a login is
+    /// waiting.
+    pub(super) fn begin_probe(&self, away: bool, awaited: bool) -> bool {
         let mut inner = locked(&self.inner);
         let now = Instant::now();
-        let rested = |pause: Duration| inner.looked_at.is_none_or(|looked| now.duration_since(looked) >= pause);
+        let rested = |pause: Duration| inner.probed_at.is_none_or(|looked| now.duration_since(looked) >= pause);
         let due = match inner.state {
-            State::Suspected { .. } => true,
-            State::Aside { .. } if awaited => rested(LOOK_PAUSE),
-            State::Aside { .. } if away && rested(LOOK_WHEN_AWAY) => true,
-            State::Aside { until, .. } => until <= now,
-            State::Well { .. } | State::Returning { .. } => rested(self.tuning.look),
+            ServerState::Suspect { .. } => true,
+            ServerState::Down { .. } if awaited => rested(MIN_PROBE_INTERVAL),
+            ServerState::Down { .. } if away && rested(OUTAGE_PROBE_INTERVAL) => true,
+            ServerState::Down { until, .. } => until <= now,
+            ServerState::Healthy { .. } | ServerState::Recovering { .. } => rested(self.tuning.probe_interval),
         };
-        if inner.looking || !due {
+        if inner.probing || !due {
             return false;
         }
-        inner.looking = true;
+        inner.probing = true;
         true
     }
 
-    /// The look that had begun is over.
-    pub(super) fn end_look(&self) {
+    /// Ends the current probe.
+    pub(super) fn end_probe(&self) {
         self.change(|inner| {
-            inner.looking = false;
-            inner.looked_at = Some(Instant::now());
+            inner.probing = false;
+            inner.probed_at = Some(Instant::now());
         });
     }
 
-    /// Whether a look has ended since this moment.
-    pub(super) fn was_looked_at(&self, since: Instant) -> bool {
-        locked(&self.inner).looked_at.is_some_and(|looked| looked >= since)
+    /// Whether a probe has finished since this moment.
+    pub(super) fn probed_since(&self, since: Instant) -> bool {
+        locked(&self.inner).probed_at.is_some_and(|looked| looked >= since)
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut HealthInner) -> T) -> T {
         let told = change(&mut locked(&self.inner));
         self.changed.send_replace(());
         told
@@ -266,41 +270,41 @@ fn is_over(until: Option<Instant>) -> bool {
     until.is_none_or(|until| until <= Instant::now())
 }
 
-impl Inner {
-    /// Whether it was in use until now.
-    fn put_aside(&mut self, needs: Option<&'static str>, trouble: &Trouble, tuning: &Tuning) -> bool {
-        let was_in_use = matches!(self.state, State::Well { .. } | State::Suspected { .. });
+impl HealthInner {
+    /// Returns whether it was in use until now.
+    fn mark_down(&mut self, needs: Option<&'static str>, trouble: &UnavailableCause, tuning: &Tuning) -> bool {
+        let was_in_use = matches!(self.state, ServerState::Healthy { .. } | ServerState::Suspect { .. });
         let now = Instant::now();
         self.failed_at = Some(now);
-        self.trouble = trouble.clone();
+        self.cause = trouble.clone();
         let needs = match self.state {
-            // Those who were under way when it failed report the same failure.
-            State::Aside { needs: earlier, until } if now < until => {
-                self.state = State::Aside { needs: earlier.or(needs), until };
+            // Requests in flight when it failed report the same failure.
+            ServerState::Down { needs: earlier, until } if now < until => {
+                self.state = ServerState::Down { needs: earlier.or(needs), until };
                 return false;
             }
-            State::Aside { needs: earlier, .. } => {
+            ServerState::Down { needs: earlier, .. } => {
                 self.failures = self.failures.saturating_add(1);
                 earlier.or(needs)
             }
-            State::Returning { needs: earlier, .. } => {
+            ServerState::Recovering { needs: earlier, .. } => {
                 self.failures = self.failures.saturating_add(1);
                 Some(earlier)
             }
-            State::Well { .. } | State::Suspected { .. } => {
+            ServerState::Healthy { .. } | ServerState::Suspect { .. } => {
                 let is_early = self.returned_at.is_some_and(|back| now.duration_since(back) < PROBATION);
                 self.failures = if is_early { self.failures.saturating_add(1) } else { 1 };
                 needs
             }
         };
         let doubled = 1 << self.failures.saturating_sub(1).min(16);
-        let pause = tuning.aside.saturating_mul(doubled).min(tuning.aside_max);
-        self.state = State::Aside { needs, until: now + jittered(pause) };
+        let pause = tuning.down.saturating_mul(doubled).min(tuning.down_max);
+        self.state = ServerState::Down { needs, until: now + jittered(pause) };
         was_in_use
     }
 
-    fn take_back(&mut self) {
-        self.state = State::Well { slow: None };
+    fn mark_up(&mut self) {
+        self.state = ServerState::Healthy { slow: None };
         self.returned_at = Some(Instant::now());
     }
 }
@@ -309,22 +313,22 @@ impl Inner {
 mod tests {
     use super::*;
 
-    const ALICE: Cause = Cause::Question { operation: "bind", who: 1 };
-    const BOB: Cause = Cause::Question { operation: "bind", who: 2 };
+    const ALICE: Origin = Origin::Login { operation: "bind", subject: 1 };
+    const BOB: Origin = Origin::Login { operation: "bind", subject: 2 };
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn health() -> Health {
-        Health::new(Tuning::default(), watch::Sender::new(()))
+    fn health() -> ServerHealth {
+        ServerHealth::new(Tuning::default(), watch::Sender::new(()))
     }
 
-    fn standing(health: &Health) -> Standing {
-        health.standing().0
+    fn rank(health: &ServerHealth) -> ServerRank {
+        health.rank().0
     }
 
-    /// A look that finds nothing wrong.
-    fn good_look(health: &Health) -> bool {
-        let back = health.looked_well();
-        health.end_look();
+    /// A probe that succeeds.
+    fn successful_probe(health: &ServerHealth) -> bool {
+        let back = health.probe_succeeded();
+        health.end_probe();
         back
     }
 
@@ -334,17 +338,17 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..8 {
             let failed = Instant::now();
-            health.broke(Cause::Look, &Trouble::Timeout);
-            health.broke(ALICE, &Trouble::Timeout);
-            health.faltered(BOB, &Trouble::Timeout);
+            health.server_failed(Origin::Probe, &UnavailableCause::Timeout);
+            health.server_failed(ALICE, &UnavailableCause::Timeout);
+            health.request_failed(BOB, &UnavailableCause::Timeout);
             assert!(health.failed_since(failed));
-            assert_eq!((standing(&health), health.is_up(), health.enter(SECOND)), (Standing::Out, false, false));
-            while !health.begin_look(false, false) {
+            assert_eq!((rank(&health), health.is_up(), health.enter(SECOND)), (ServerRank::Down, false, false));
+            while !health.begin_probe(false, false) {
                 tokio::time::advance(Duration::from_millis(100)).await;
             }
             pauses.push(failed.elapsed().as_secs_f64());
-            assert!(!health.begin_look(false, false), "one look at a time");
-            health.end_look();
+            assert!(!health.begin_probe(false, false), "one look at a time");
+            health.end_probe();
         }
         assert!(pauses[0] < 1.4, "{pauses:?}");
         assert!(pauses.iter().all(|pause| *pause < 36.5), "{pauses:?}");
@@ -355,44 +359,44 @@ mod tests {
     async fn one_slow_user_is_no_slow_server_and_two_are() {
         let health = health();
         for _ in 0..5 {
-            health.faltered(ALICE, &Trouble::Timeout);
-            assert_eq!(standing(&health), Standing::Doubtful);
-            assert!(health.begin_look(false, false), "a look decides, at once");
-            assert!(!good_look(&health));
-            assert_eq!(standing(&health), Standing::Good);
+            health.request_failed(ALICE, &UnavailableCause::Timeout);
+            assert_eq!(rank(&health), ServerRank::Suspect);
+            assert!(health.begin_probe(false, false), "a look decides, at once");
+            assert!(!successful_probe(&health));
+            assert_eq!(rank(&health), ServerRank::Healthy);
         }
-        // Somebody else's good answer tells that it was alice alone.
-        health.answered("bind", Instant::now());
-        health.faltered(BOB, &Trouble::Timeout);
-        assert_eq!(standing(&health), Standing::Doubtful);
-        // A search that is answered says nothing about binds.
-        health.answered("search", Instant::now());
-        health.faltered(ALICE, &Trouble::Timeout);
-        assert_eq!(standing(&health), Standing::Out);
+        // A success of another user shows that only alice is affected.
+        health.request_answered("bind", Instant::now());
+        health.request_failed(BOB, &UnavailableCause::Timeout);
+        assert_eq!(rank(&health), ServerRank::Suspect);
+        // A successful search says nothing about binds.
+        health.request_answered("search", Instant::now());
+        health.request_failed(ALICE, &UnavailableCause::Timeout);
+        assert_eq!(rank(&health), ServerRank::Down);
     }
 
     #[tokio::test(start_paused = true)]
     async fn failed_operation_must_succeed_for_recovery() {
         let health = health();
-        health.broke(ALICE, &Trouble::Timeout);
+        health.server_failed(ALICE, &UnavailableCause::Timeout);
         let before = Instant::now();
         tokio::time::advance(SECOND).await;
-        assert!(!health.answered("search", Instant::now()));
-        assert!(!good_look(&health), "a look binds nobody");
+        assert!(!health.request_answered("search", Instant::now()));
+        assert!(!successful_probe(&health), "a look binds nobody");
         assert!(!health.is_in_use() && health.is_up());
-        assert_eq!(standing(&health), Standing::OnTrial);
-        // One question tries, nobody else.
+        assert_eq!(rank(&health), ServerRank::Recovering);
+        // One request is tried, no other.
         assert!(health.enter(SECOND));
-        assert_eq!((standing(&health), health.enter(SECOND)), (Standing::Out, false));
-        health.faltered(BOB, &Trouble::Timeout);
+        assert_eq!((rank(&health), health.enter(SECOND)), (ServerRank::Down, false));
+        health.request_failed(BOB, &UnavailableCause::Timeout);
         assert!(!health.is_up());
-        assert!(!health.answered("bind", before), "an answer from before the fault");
-        good_look(&health);
+        assert!(!health.request_answered("bind", before), "an answer from before the fault");
+        successful_probe(&health);
         assert!(health.enter(SECOND));
-        // One that never came to its bind does not hold the place for ever.
+        // A trial that never reached its bind does not occupy the slot indefinitely.
         tokio::time::advance(SECOND).await;
         assert!(health.enter(SECOND));
-        assert!(health.answered("bind", Instant::now()));
+        assert!(health.request_answered("bind", Instant::now()));
         assert!(health.is_in_use());
     }
 
@@ -401,42 +405,42 @@ mod tests {
         let health = health();
         let mut pause = Duration::ZERO;
         for _ in 0..5 {
-            health.broke(Cause::Look, &Trouble::Timeout);
+            health.server_failed(Origin::Probe, &UnavailableCause::Timeout);
             let failed = Instant::now();
-            while !health.begin_look(false, false) {
+            while !health.begin_probe(false, false) {
                 tokio::time::advance(Duration::from_millis(50)).await;
             }
-            assert!(good_look(&health));
+            assert!(successful_probe(&health));
             assert!(failed.elapsed() > pause, "{pause:?}");
             pause = failed.elapsed();
         }
         tokio::time::advance(PROBATION).await;
-        health.broke(Cause::Look, &Trouble::Timeout);
+        health.server_failed(Origin::Probe, &UnavailableCause::Timeout);
         tokio::time::advance(SECOND * 2).await;
-        assert!(health.begin_look(false, false));
+        assert!(health.begin_probe(false, false));
     }
 
     #[tokio::test(start_paused = true)]
     async fn probes_are_sooner_when_fewer_servers_are_healthy() {
         let health = health();
-        assert!(health.begin_look(false, false), "at the start");
-        good_look(&health);
-        assert!(!health.begin_look(false, false));
-        tokio::time::advance(Tuning::default().look).await;
-        assert!(health.begin_look(false, false));
-        good_look(&health);
+        assert!(health.begin_probe(false, false), "at the start");
+        successful_probe(&health);
+        assert!(!health.begin_probe(false, false));
+        tokio::time::advance(Tuning::default().probe_interval).await;
+        assert!(health.begin_probe(false, false));
+        successful_probe(&health);
         for _ in 0..9 {
-            health.broke(Cause::Look, &Trouble::Timeout);
+            health.server_failed(Origin::Probe, &UnavailableCause::Timeout);
             tokio::time::advance(Duration::from_secs(40)).await;
         }
-        health.broke(Cause::Look, &Trouble::Timeout);
-        health.end_look();
-        tokio::time::advance(LOOK_PAUSE).await;
-        assert!(!health.begin_look(false, false) && !health.begin_look(true, false));
-        assert!(health.begin_look(false, true), "somebody waits");
-        health.end_look();
+        health.server_failed(Origin::Probe, &UnavailableCause::Timeout);
+        health.end_probe();
+        tokio::time::advance(MIN_PROBE_INTERVAL).await;
+        assert!(!health.begin_probe(false, false) && !health.begin_probe(true, false));
+        assert!(health.begin_probe(false, true), "somebody waits");
+        health.end_probe();
         tokio::time::advance(SECOND).await;
-        assert!(!health.begin_look(false, false));
-        assert!(health.begin_look(true, false), "nobody else is there");
+        assert!(!health.begin_probe(false, false));
+        assert!(health.begin_probe(true, false), "nobody else is there");
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::{Connection, Fault, Scope};
+use super::connection::{Connection, ConnectionError, Scope};
 use super::reading::{self, Values};
 use super::server::{Server, locked};
 use super::service::SearchConnection;
@@ -21,18 +21,18 @@ const MOST: usize = 64;
 const LONGEST: usize = 80;
 
 /// What each server showed last: its contextCSN by the server that wrote.
-pub(super) type Seen = HashMap<Arc<str>, HashMap<String, String>>;
+pub(super) type ContextCsns = HashMap<Arc<str>, HashMap<String, String>>;
 
 /// The lag of one server.
 #[derive(Debug)]
-pub(super) struct Lag {
+pub(super) struct ReplicationLag {
     base: String,
-    seen: Arc<Mutex<Seen>>,
-    state: Mutex<State>,
+    seen: Arc<Mutex<ContextCsns>>,
+    state: Mutex<LagState>,
 }
 
 #[derive(Debug)]
-enum State {
+enum LagState {
     /// Nothing is known yet.
     New,
     /// It shows no contextCSN.
@@ -41,17 +41,17 @@ enum State {
     Known { suffix: String, seconds: f64 },
 }
 
-impl Lag {
+impl ReplicationLag {
     /// Of a server of the directory with this base; `seen` is what all of its servers show.
-    pub(super) fn new(base: String, seen: Arc<Mutex<Seen>>) -> Self {
-        Self { base, seen, state: Mutex::new(State::New) }
+    pub(super) fn new(base: String, seen: Arc<Mutex<ContextCsns>>) -> Self {
+        Self { base, seen, state: Mutex::new(LagState::New) }
     }
 
     /// Seconds, where the server shows it.
     pub(super) fn seconds(&self) -> Option<f64> {
         match *locked(&self.state) {
-            State::Known { seconds, .. } => Some(seconds),
-            State::New | State::Unknown => None,
+            LagState::Known { seconds, .. } => Some(seconds),
+            LagState::New | LagState::Unknown => None,
         }
     }
 }
@@ -59,11 +59,11 @@ impl Lag {
 impl Server {
     /// Reads the server's contextCSN and compares it with what the others have shown.
     pub(super) async fn measure_lag(&self, shared: &SearchConnection, deadline: Instant) {
-        let Some(lag) = &self.look.lag else { return };
+        let Some(lag) = &self.probe.lag else { return };
         let known = match &*locked(&lag.state) {
-            State::New => None,
-            State::Unknown => return,
-            State::Known { suffix, .. } => Some(suffix.clone()),
+            LagState::New => None,
+            LagState::Unknown => return,
+            LagState::Known { suffix, .. } => Some(suffix.clone()),
         };
         let asked = async {
             let suffix = match known {
@@ -72,24 +72,24 @@ impl Server {
             };
             let Some(suffix) = suffix else { return Ok(None) };
             let shown = by_writer(&read(&shared.connection, &suffix, "contextCSN").await?);
-            Ok::<_, Fault>((!shown.is_empty()).then_some((suffix, shown)))
+            Ok::<_, ConnectionError>((!shown.is_empty()).then_some((suffix, shown)))
         };
         // A server that does not answer is the probe's matter.
         let Ok(Ok(found)) = timeout_at(deadline.min(Instant::now() + self.patience), asked).await else { return };
         *locked(&lag.state) = match found {
-            None => State::Unknown,
+            None => LagState::Unknown,
             Some((suffix, shown)) => {
                 let mut seen = locked(&lag.seen);
                 let seconds = behind(&shown, seen.values());
                 seen.insert(Arc::clone(&self.url), shown);
-                State::Known { suffix, seconds }
+                LagState::Known { suffix, seconds }
             }
         };
     }
 }
 
 /// The values of one attribute of one entry.
-async fn read(connection: &Connection, base: &str, attribute: &str) -> Result<Vec<Vec<u8>>, Fault> {
+async fn read(connection: &Connection, base: &str, attribute: &str) -> Result<Vec<Vec<u8>>, ConnectionError> {
     let mut ldap = connection.handle();
     let search = ldap.streaming_search(base, Scope::Base, "(objectClass=*)", vec![attribute]);
     let mut answers = connection.contained(search).await?;
@@ -100,9 +100,9 @@ async fn read(connection: &Connection, base: &str, attribute: &str) -> Result<Ve
         }
         // It is one entry that was asked for; however many come, no more is kept.
         if found.is_some() {
-            return Err(Fault::Malformed);
+            return Err(ConnectionError::Malformed);
         }
-        let (_, attributes) = reading::parts(message.0).ok_or(Fault::Malformed)?;
+        let (_, attributes) = reading::parts(message.0).ok_or(ConnectionError::Malformed)?;
         let is_wanted = |(name, _): &Values| name.eq_ignore_ascii_case(attribute.as_bytes());
         let values = attributes.into_iter().filter(is_wanted).flat_map(|(_, values)| values);
         found = Some(values.take(MOST).collect());

@@ -16,17 +16,17 @@ use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::connection::{Found, Question, Scope};
-use super::fresh::{Check, untold};
-use super::lag::Lag;
-use super::look::Look;
-use super::policy::{Bound, Said};
-use super::pool::{Pool, Time};
+use super::connection::{Scope, SearchRequest, SearchResult};
+use super::fresh::{FreshnessCheck, not_caught_up};
+use super::lag::ReplicationLag;
+use super::look::Probe;
+use super::policy::{BindDiagnostic, BindResponse};
+use super::pool::{DecisionTime, ServerPool};
 use super::reading::Attributes;
-use super::server::{Failure, Lease, Server, Tuning};
+use super::server::{BindLease, RequestError, Server, Tuning};
 use super::{
-    Answer, Directory, DirectoryError, Entry, Floor, Freshness, Identity, Login, Marks, Presence, RefusedBefore, Trace,
-    Trouble, template,
+    Availability, Directory, DirectoryError, DirectoryFuture, Entry, EntryVersion, Floor, Freshness, Identity, Login,
+    RefusedBefore, Trace, UnavailableCause, template,
 };
 use crate::config::{self, Find};
 use crate::metrics::Metrics;
@@ -46,15 +46,15 @@ pub(super) const NO_SUCH_OBJECT: u32 = 32;
 
 /// Who is to be bound.
 #[derive(Clone, Copy)]
-struct Whom<'a> {
+struct BindTarget<'a> {
     name: &'a str,
     /// What the entry showed.
-    seen: &'a Marks,
+    seen: &'a EntryVersion,
     password: &'a str,
     /// The server that showed it, to be asked first.
     first: Option<&'a Arc<Server>>,
     /// By what another server is to be judged before the password goes there.
-    check: Option<Check<'a>>,
+    check: Option<FreshnessCheck<'a>>,
 }
 
 /// The LDAP directory of one configuration. Connections are made when they are needed.
@@ -62,11 +62,11 @@ struct Whom<'a> {
 pub struct Ldap {
     settings: config::Directory,
     attributes: Arc<Attributes>,
-    pool: Pool,
+    pool: ServerPool,
     metrics: Arc<Metrics>,
     /// The servers that have said of an account that it is locked: where they do not say so, no lock hides
     /// that a password is right.
-    pub(super) name_locks: Mutex<BTreeSet<Arc<str>>>,
+    pub(super) reports_locks: Mutex<BTreeSet<Arc<str>>>,
 }
 
 impl Ldap {
@@ -87,14 +87,14 @@ impl Ldap {
         let (changes, changed) = watch::channel(());
         let (is_compared, seen) = (settings.is_followed() && settings.servers.len() > 1, Arc::default());
         let server = |server| {
-            let mut look = look(settings, &attributes);
-            look.lag = is_compared.then(|| Lag::new(settings.users_base(), Arc::clone(&seen)));
+            let mut look = canary_probe(settings, &attributes);
+            look.lag = is_compared.then(|| ReplicationLag::new(settings.users_base(), Arc::clone(&seen)));
             let how = (tuning, changes.clone());
             Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), how, look))
         };
         let servers = settings.servers.iter().map(server).collect();
-        let pool = Pool::new(servers, settings.balance, changed);
-        Self { pool, attributes, settings: settings.clone(), metrics, name_locks: Mutex::default() }
+        let pool = ServerPool::new(servers, settings.balance, changed);
+        Self { pool, attributes, settings: settings.clone(), metrics, reports_locks: Mutex::default() }
     }
 
     pub(super) fn settings(&self) -> &config::Directory {
@@ -115,8 +115,8 @@ impl Ldap {
     }
 
     /// Has the servers looked at that are due for it; to be called a few times a second.
-    pub fn look_after(&self) {
-        self.pool.look_after();
+    pub fn run_probes(&self) {
+        self.pool.run_probes();
     }
 
     /// Looks at the servers, for readiness, until one is found well: it answers, accepts the service
@@ -124,17 +124,17 @@ impl Ldap {
     ///
     /// # Errors
     /// The trouble of the last one, if none is.
-    pub async fn probe(&self) -> Result<(), Trouble> {
-        let looks: Vec<_> = self.pool.servers().iter().map(|server| Box::pin(server.look())).collect();
+    pub async fn probe(&self) -> Result<(), UnavailableCause> {
+        let looks: Vec<_> = self.pool.servers().iter().map(|server| Box::pin(server.run_probe())).collect();
         if looks.is_empty() {
-            return Err(Trouble::Timeout);
+            return Err(UnavailableCause::Timeout);
         }
         futures_util::future::select_ok(looks).await.map(|_| ())
     }
 
     /// Looks at every server now, for `usher explain`: the URL of each, and what was found.
-    pub async fn survey(&self) -> Vec<(Arc<str>, Result<(), Trouble>)> {
-        let looks = self.pool.servers().iter().map(|server| async { (server.url.clone(), server.look().await) });
+    pub async fn probe_all(&self) -> Vec<(Arc<str>, Result<(), UnavailableCause>)> {
+        let looks = self.pool.servers().iter().map(|server| async { (server.url.clone(), server.run_probe().await) });
         futures_util::future::join_all(looks).await
     }
 
@@ -142,12 +142,12 @@ impl Ldap {
     #[must_use]
     pub fn lag(&self, url: &str) -> Option<f64> {
         let server = self.servers().iter().find(|server| &*server.url == url)?;
-        server.look.lag.as_ref()?.seconds()
+        server.probe.lag.as_ref()?.seconds()
     }
 
     /// Sets the gauges of the servers, at a scrape.
-    pub fn show(&self) {
-        self.pool.servers().iter().for_each(|server| server.show());
+    pub fn update_gauges(&self) {
+        self.pool.servers().iter().for_each(|server| server.update_gauges());
     }
 
     async fn decide(
@@ -158,7 +158,7 @@ impl Ldap {
         floor: &dyn Floor,
         trace: &mut Trace,
     ) -> Result<Identity, DirectoryError> {
-        let mut time = Time::new(self.settings.timeout);
+        let mut time = DecisionTime::new(self.settings.timeout);
         let password = self.sendable(password)?;
         match &self.settings.find {
             Find::Search { base, filter, .. } => {
@@ -167,7 +167,7 @@ impl Ldap {
                 let found = self.ask(&question, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, server) = found?;
-                let (check, shown) = (Check { question: &question, floor }, self.one(found, trace)?);
+                let (check, shown) = (FreshnessCheck { question: &question, floor }, self.single_entry(found, trace)?);
                 let found = self.caught_up(check, (shown, server), &time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (mut entry, server) = found?;
@@ -177,7 +177,7 @@ impl Ldap {
 
                 let started = Instant::now();
                 let check = floor.concerns(&entry.dn).then_some(check);
-                let whom = Whom { name: &entry.dn, seen: &entry.marks, password, first: Some(&server), check };
+                let whom = BindTarget { name: &entry.dn, seen: &entry.version, password, first: Some(&server), check };
                 let bound = self.bind(whom, &mut time, trace).await;
                 trace.bind = Some(started.elapsed());
                 // The watch may have told of more meanwhile.
@@ -185,13 +185,13 @@ impl Ldap {
                 trace.behind = !matches!(floor.freshness(&entry, answered), Freshness::CaughtUp);
                 let (server, lease) = bound?;
                 server.give_back(lease);
-                if let Some(question) = self.group(&entry.dn) {
+                if let Some(question) = self.group_request(&entry.dn) {
                     let found = match check {
                         // Another server might not know yet that this has changed.
                         Some(_) => server
                             .search(&question, time.deadline, trace)
                             .await
-                            .map_err(|failure| DirectoryError::CannotTell(failure.trouble()))?,
+                            .map_err(|failure| DirectoryError::Unavailable(failure.cause()))?,
                         None => self.ask(&question, &mut time, trace).await?.0,
                     };
                     entry.in_group = self.matches(&found, trace)?;
@@ -199,24 +199,24 @@ impl Ldap {
                 Ok(Identity { entry: entry.into() })
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
-                let (name, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
-                let named = Entry::named(name.as_str().into());
+                let (name, question) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
+                let named = Entry::unread(name.as_str().into());
                 if refused_before(&named) {
                     return Err(DirectoryError::RefusedBefore { dn: named.dn });
                 }
                 let check = (floor.concerns(&name) && self.settings.find.service().is_some())
-                    .then_some(Check { question: &question, floor });
+                    .then_some(FreshnessCheck { question: &question, floor });
                 // What has not changed lately is bound unseen.
                 let found = match check {
-                    Some(check) => self.look_before(check, &mut time, trace).await?,
+                    Some(check) => self.find_before_bind(check, &mut time, trace).await?,
                     None => None,
                 };
                 // What no server shows, none is behind with.
                 let check = check.filter(|_| found.is_some());
                 let started = Instant::now();
-                let (marks, first) = (Marks::default(), found.as_ref().map(|(_, server)| server));
+                let (marks, first) = (EntryVersion::default(), found.as_ref().map(|(_, server)| server));
                 let bound =
-                    self.bind(Whom { name: &name, seen: &marks, password, first, check }, &mut time, trace).await;
+                    self.bind(BindTarget { name: &name, seen: &marks, password, first, check }, &mut time, trace).await;
                 trace.bind = Some(started.elapsed());
                 let answered = trace.server.clone().unwrap_or_default();
                 trace.behind = match &found {
@@ -229,10 +229,10 @@ impl Ldap {
                 let found = server.read(&mut lease, &question, time.deadline, trace).await;
                 trace.search = Some(started.elapsed());
                 // The bind was answered: whatever the read brings, no other server gets the password.
-                let mut entry = self.readable(found.map_err(DirectoryError::CannotTell)?, trace)?;
-                if let Some(question) = self.group(&entry.dn) {
+                let mut entry = self.read_entry(found.map_err(DirectoryError::Unavailable)?, trace)?;
+                if let Some(question) = self.group_request(&entry.dn) {
                     let found = server.read(&mut lease, &question, time.deadline, trace).await;
-                    entry.in_group = self.matches(&found.map_err(DirectoryError::CannotTell)?, trace)?;
+                    entry.in_group = self.matches(&found.map_err(DirectoryError::Unavailable)?, trace)?;
                 }
                 server.give_back(lease);
                 match floor.freshness(&entry, &server.url) {
@@ -240,56 +240,56 @@ impl Ldap {
                     // Bound already, so that the password can be asked of no other.
                     newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Gone) => {
                         trace.behind = true;
-                        Err(untold(newest, &server.url))
+                        Err(not_caught_up(newest, &server.url))
                     }
                 }
             }
         }
     }
 
-    fn own(&self, login: &Login) -> Option<(String, Question)> {
-        own(&self.settings.find, login, &self.attributes)
+    fn request_by_name(&self, login: &Login) -> Option<(String, SearchRequest)> {
+        request_by_name(&self.settings.find, login, &self.attributes)
     }
 
     /// Whether the entry with this DN matches `allow_filter`, if there is one.
-    fn group(&self, dn: &str) -> Option<Question> {
+    fn group_request(&self, dn: &str) -> Option<SearchRequest> {
         let filter = self.settings.allow.filter.clone()?;
-        Some(Question { filter, ..read(dn.to_owned(), &self.attributes) })
+        Some(SearchRequest { filter, ..read(dn.to_owned(), &self.attributes) })
     }
 
     /// Whether a question for one entry found it.
-    fn matches(&self, found: &Found, trace: &Trace) -> Result<bool, DirectoryError> {
+    fn matches(&self, found: &SearchResult, trace: &Trace) -> Result<bool, DirectoryError> {
         match found.code {
             SUCCESS => Ok(found.entries > 0),
-            code => Err(told(trace, |server| Trouble::Result { server, operation: "read", code })),
+            code => Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "read", code })),
         }
     }
 
     async fn find(&self, login: &Login, trace: &mut Trace) -> Result<Entry, DirectoryError> {
-        let mut time = Time::new(self.settings.timeout);
+        let mut time = DecisionTime::new(self.settings.timeout);
         let started = Instant::now();
         let mut entry = match &self.settings.find {
             Find::Search { base, filter, .. } => {
                 let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
                 let found = self.ask(&question, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
-                self.one(found?.0, trace)?
+                self.single_entry(found?.0, trace)?
             }
             Find::UserDn { service: None, .. } | Find::Principal { service: None, .. } => {
-                return Err(DirectoryError::CannotTell(Trouble::NoServiceAccount));
+                return Err(DirectoryError::Unavailable(UnavailableCause::NoServiceAccount));
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
-                let (_, question) = self.own(login).ok_or(DirectoryError::NoEntry)?;
+                let (_, question) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
                 let found = self.ask(&question, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, _) = found?;
                 if found.code == NO_SUCH_OBJECT {
                     return Err(DirectoryError::NoEntry);
                 }
-                self.readable(found, trace)?
+                self.read_entry(found, trace)?
             }
         };
-        if let Some(question) = self.group(&entry.dn) {
+        if let Some(question) = self.group_request(&entry.dn) {
             let (found, _) = self.ask(&question, &mut time, trace).await?;
             entry.in_group = self.matches(&found, trace)?;
         }
@@ -299,19 +299,19 @@ impl Ldap {
     /// Asks as the service account, on the first server that gives a verdict.
     pub(super) async fn ask(
         &self,
-        question: &Question,
-        time: &mut Time,
+        question: &SearchRequest,
+        time: &mut DecisionTime,
         trace: &mut Trace,
-    ) -> Result<(Found, Arc<Server>), DirectoryError> {
-        let mut tries = self.pool.tries(time, None);
+    ) -> Result<(SearchResult, Arc<Server>), DirectoryError> {
+        let mut tries = self.pool.candidates(time, None);
         loop {
             let server = tries.next(time, trace).await?;
             let mut answer = server.search(question, time.deadline, trace).await;
             // Nothing there, or no place for it: only a server that shows the canary is believed that.
-            if answer.as_ref().is_ok_and(says_nothing)
-                && let Err(trouble) = server.confirm(time.deadline).await
+            if answer.as_ref().is_ok_and(lacks_mail_host)
+                && let Err(trouble) = server.confirm_canary(time.deadline).await
             {
-                answer = Err(Failure::Unsure(trouble));
+                answer = Err(RequestError::Indeterminate(trouble));
             }
             match answer {
                 Ok(found) => return Ok((found, server)),
@@ -323,11 +323,11 @@ impl Ldap {
     /// Binds on the first server that gives a verdict; its connection, bound, if that is a yes.
     async fn bind(
         &self,
-        Whom { name: dn, seen, password, first, check }: Whom<'_>,
-        time: &mut Time,
+        BindTarget { name: dn, seen, password, first, check }: BindTarget<'_>,
+        time: &mut DecisionTime,
         trace: &mut Trace,
-    ) -> Result<(Arc<Server>, Lease), DirectoryError> {
-        let mut tries = self.pool.tries(time, first);
+    ) -> Result<(Arc<Server>, BindLease), DirectoryError> {
+        let mut tries = self.pool.candidates(time, first);
         loop {
             let server = tries.next(time, trace).await?;
             // Another than the one that has shown the entry need not know as much of it.
@@ -335,7 +335,7 @@ impl Ldap {
                 && first.is_none_or(|first| !Arc::ptr_eq(first, &server))
                 && !self.has_caught_up(&server, check, time.deadline, trace).await
             {
-                tries.pass_over(Trouble::Behind { server: server.url.clone() });
+                tries.pass_over(UnavailableCause::Behind { server: server.url.clone() });
                 continue;
             }
             match server.bind(dn, password, time.deadline, trace).await {
@@ -345,7 +345,7 @@ impl Ldap {
                     server.give_back(lease);
                     // An empty server refuses everybody. Its answer was one guess: no other gets it.
                     if bound.code == INVALID_CREDENTIALS {
-                        server.confirm(time.deadline).await.map_err(DirectoryError::CannotTell)?;
+                        server.confirm_canary(time.deadline).await.map_err(DirectoryError::Unavailable)?;
                     }
                     return Err(refused);
                 }
@@ -355,71 +355,89 @@ impl Ldap {
     }
 
     /// What an answered bind means: yes, or why not.
-    fn judge(&self, bound: Bound, dn: &str, seen: &Marks, trace: &mut Trace) -> Result<(), DirectoryError> {
-        trace.said = bound.said;
+    fn judge(
+        &self,
+        bound: BindResponse,
+        dn: &str,
+        seen: &EntryVersion,
+        trace: &mut Trace,
+    ) -> Result<(), DirectoryError> {
+        trace.diagnostic = bound.diagnostic;
         let account = |state, proven| DirectoryError::Account { dn: dn.into(), state, proven };
-        match (bound.code, bound.said) {
+        match (bound.code, bound.diagnostic) {
             // Beside success as well: a server that says "change the password first" allows this user
             // nothing else, and a password that somebody else has set must not open a mailbox for ever.
-            (_, Some(Said::State { state, proven })) => {
+            (_, Some(BindDiagnostic::State { state, proven })) => {
                 if let (AccountState::Locked, Some(server)) = (state, &trace.server) {
-                    self.name_locks.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(server));
+                    self.reports_locks.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(server));
                 }
                 Err(account(state, proven))
             }
             (SUCCESS, said) => {
-                if let Some(warning) = said.and_then(Said::warning) {
+                if let Some(warning) = said.and_then(BindDiagnostic::warning) {
                     self.metrics.directory_password_warnings.with_label_values(&[warning]).inc();
                 }
                 Ok(())
             }
-            (INVALID_CREDENTIALS, Some(Said::NoAccount)) => Err(DirectoryError::NoEntry),
+            (INVALID_CREDENTIALS, Some(BindDiagnostic::NoAccount)) => Err(DirectoryError::NoEntry),
             (INVALID_CREDENTIALS, said) => {
                 // A lock that is not named may hide that the password is right.
-                let is_looked_at = !seen.locked || self.names_locks(trace.server.as_ref());
+                let is_looked_at = !seen.locked || self.server_reports_locks(trace.server.as_ref());
                 let seen = (said.is_none() && is_looked_at).then(|| Box::new(seen.clone()));
                 Err(DirectoryError::InvalidCredentials { dn: dn.into(), seen })
             }
             (code, _) => Err(match self.settings.results.get(&code) {
                 // Nothing tells whether the server had looked at the password.
                 Some(state) => account(*state, false),
-                None => told(trace, |server| Trouble::Result { server, operation: "bind", code }),
+                None => unavailable(trace, |server| UnavailableCause::Result { server, operation: "bind", code }),
             }),
         }
     }
 
     /// Whether this server says of a locked account that it is. As many are known as there are servers.
-    fn names_locks(&self, server: Option<&Arc<str>>) -> bool {
-        let known = self.name_locks.lock().unwrap_or_else(PoisonError::into_inner);
+    fn server_reports_locks(&self, server: Option<&Arc<str>>) -> bool {
+        let known = self.reports_locks.lock().unwrap_or_else(PoisonError::into_inner);
         server.is_some_and(|server| known.contains(server))
     }
 
     /// The one entry of a search.
-    pub(super) fn one(&self, found: Found, trace: &Trace) -> Result<Entry, DirectoryError> {
+    pub(super) fn single_entry(&self, found: SearchResult, trace: &Trace) -> Result<Entry, DirectoryError> {
         match found {
-            Found { entries: 2.., .. } | Found { code: SIZE_LIMIT, .. } => Err(DirectoryError::SeveralEntries),
-            Found { code: 0, first: Some(entry), .. } => self.named(entry, trace),
-            Found { code: 0, entries: 0, .. } => Err(DirectoryError::NoEntry),
-            Found { code: 0, first: None, .. } => Err(told(trace, |server| Trouble::Malformed { server })),
-            Found { code, .. } => Err(told(trace, |server| Trouble::Result { server, operation: "search", code })),
+            SearchResult { entries: 2.., .. } | SearchResult { code: SIZE_LIMIT, .. } => {
+                Err(DirectoryError::SeveralEntries)
+            }
+            SearchResult { code: 0, first: Some(entry), .. } => self.require_dn(entry, trace),
+            SearchResult { code: 0, entries: 0, .. } => Err(DirectoryError::NoEntry),
+            SearchResult { code: 0, first: None, .. } => {
+                Err(unavailable(trace, |server| UnavailableCause::Malformed { server }))
+            }
+            SearchResult { code, .. } => {
+                Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "search", code }))
+            }
         }
     }
 
     /// The entry of a read.
-    fn readable(&self, found: Found, trace: &Trace) -> Result<Entry, DirectoryError> {
+    fn read_entry(&self, found: SearchResult, trace: &Trace) -> Result<Entry, DirectoryError> {
         match found {
-            Found { entries: 2.., .. } | Found { code: SIZE_LIMIT, .. } => Err(DirectoryError::SeveralEntries),
-            Found { code: 0, entries: 1, first: Some(entry) } => self.named(entry, trace),
-            Found { code: 0, entries: 1, first: None } => Err(told(trace, |server| Trouble::Malformed { server })),
+            SearchResult { entries: 2.., .. } | SearchResult { code: SIZE_LIMIT, .. } => {
+                Err(DirectoryError::SeveralEntries)
+            }
+            SearchResult { code: 0, entries: 1, first: Some(entry) } => self.require_dn(entry, trace),
+            SearchResult { code: 0, entries: 1, first: None } => {
+                Err(unavailable(trace, |server| UnavailableCause::Malformed { server }))
+            }
             // Success without an entry: the access rules hide it. Nothing tells where its mail is.
-            Found { code, .. } => Err(told(trace, |server| Trouble::Result { server, operation: "read", code })),
+            SearchResult { code, .. } => {
+                Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "read", code }))
+            }
         }
     }
 
     /// An entry without a name is nobody: a bind as it would be anonymous.
-    pub(super) fn named(&self, entry: Entry, trace: &Trace) -> Result<Entry, DirectoryError> {
+    pub(super) fn require_dn(&self, entry: Entry, trace: &Trace) -> Result<Entry, DirectoryError> {
         if entry.dn.is_empty() {
-            return Err(told(trace, |server| Trouble::Malformed { server }));
+            return Err(unavailable(trace, |server| UnavailableCause::Malformed { server }));
         }
         Ok(entry)
     }
@@ -430,11 +448,11 @@ impl Ldap {
         text.ok_or_else(|| {
             let server = self.settings.servers.first().map(|server| server.url.as_str()).unwrap_or_default();
             let reason = "this password cannot be sent in a simple bind".to_owned();
-            DirectoryError::CannotTell(Trouble::Connection { server: server.into(), reason })
+            DirectoryError::Unavailable(UnavailableCause::Connection { server: server.into(), reason })
         })
     }
 
-    fn search(&self, base: &str, filter: String) -> Question {
+    fn search(&self, base: &str, filter: String) -> SearchRequest {
         search(base, filter, &self.attributes)
     }
 }
@@ -446,30 +464,30 @@ impl Directory for Ldap {
         password: &'a Secret,
         refused_before: RefusedBefore<'a>,
         floor: &'a dyn Floor,
-    ) -> Answer<'a, Identity> {
+    ) -> DirectoryFuture<'a, Identity> {
         Box::pin(async move {
             let mut trace = Trace::default();
             (self.decide(login, password, refused_before, floor, &mut trace).await, trace)
         })
     }
 
-    fn look_up<'a>(&'a self, login: &'a Login) -> Answer<'a, Entry> {
+    fn find_entry<'a>(&'a self, login: &'a Login) -> DirectoryFuture<'a, Entry> {
         Box::pin(async move {
             let mut trace = Trace::default();
             (self.find(login, &mut trace).await, trace)
         })
     }
 
-    fn presence(&self) -> Presence {
-        self.pool.presence()
+    fn availability(&self) -> Availability {
+        self.pool.availability()
     }
 
-    fn settled(&self) -> Pin<Box<dyn Future<Output = Presence> + Send + '_>> {
+    fn settled_availability(&self) -> Pin<Box<dyn Future<Output = Availability> + Send + '_>> {
         // As long as a look may take that finds nothing.
-        Box::pin(self.pool.settled(self.settings.attempt_timeout.saturating_mul(2)))
+        Box::pin(self.pool.settled_availability(self.settings.attempt_timeout.saturating_mul(2)))
     }
 
-    fn question(&self, login: &Login) -> String {
+    fn describe_lookup(&self, login: &Login) -> String {
         let nothing = || "nothing: the name lacks a part that the template asks for, or may not stand in it".to_owned();
         match &self.settings.find {
             Find::Search { base, filter, .. } => template::filter(filter, login)
@@ -478,33 +496,39 @@ impl Directory for Ldap {
                 template::dn(template, login).map_or_else(nothing, |dn| format!("read {dn}"))
             }
             Find::Principal { base, .. } => self
-                .own(login)
+                .request_by_name(login)
                 .map_or_else(nothing, |(_, question)| format!("search for {} under {base}", question.filter)),
         }
     }
 }
 
 /// Trouble with the server that answered last.
-fn told(trace: &Trace, trouble: impl FnOnce(Arc<str>) -> Trouble) -> DirectoryError {
-    DirectoryError::CannotTell(trouble(trace.server.clone().unwrap_or_default()))
+fn unavailable(trace: &Trace, trouble: impl FnOnce(Arc<str>) -> UnavailableCause) -> DirectoryError {
+    DirectoryError::Unavailable(trouble(trace.server.clone().unwrap_or_default()))
 }
 
 /// What a look at a server asks: for the canary, or for the root DSE (RFC 4512 section 5.1), which
 /// every server has and anybody may read.
-fn look(settings: &config::Directory, attributes: &Arc<Attributes>) -> Look {
+fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> Probe {
     let question = settings.canary.as_ref().and_then(|canary| {
         let login = Login::parse(canary.login.as_bytes())?;
         match &settings.find {
             Find::Search { base, filter, .. } => Some(search(base, template::filter(filter, &login)?, attributes)),
-            Find::UserDn { .. } | Find::Principal { .. } => Some(own(&settings.find, &login, attributes)?.1),
+            Find::UserDn { .. } | Find::Principal { .. } => {
+                Some(request_by_name(&settings.find, &login, attributes)?.1)
+            }
         }
     });
     let mail_host = settings.canary.as_ref().map(|canary| canary.mail_host.clone());
-    Look::new(Arc::new(question.unwrap_or_else(|| read(String::new(), attributes))), mail_host)
+    Probe::new(Arc::new(question.unwrap_or_else(|| read(String::new(), attributes))), mail_host)
 }
 
 /// Where the name alone says whom to bind: that, and the question for the entry that it is.
-pub(super) fn own(find: &Find, login: &Login, attributes: &Arc<Attributes>) -> Option<(String, Question)> {
+pub(super) fn request_by_name(
+    find: &Find,
+    login: &Login,
+    attributes: &Arc<Attributes>,
+) -> Option<(String, SearchRequest)> {
     match find {
         Find::Search { .. } => None,
         Find::UserDn { template, .. } => {
@@ -514,23 +538,23 @@ pub(super) fn own(find: &Find, login: &Login, attributes: &Arc<Attributes>) -> O
         Find::Principal { template, base, .. } => {
             let name = template::principal(template, login)?;
             let filter = format!("(userPrincipalName={})", ldap3::ldap_escape(name.as_str()));
-            Some((name, Question { operation: "read", ..search(base, filter, attributes) }))
+            Some((name, SearchRequest { operation: "read", ..search(base, filter, attributes) }))
         }
     }
 }
 
-pub(super) fn search(base: &str, filter: String, attributes: &Arc<Attributes>) -> Question {
+pub(super) fn search(base: &str, filter: String, attributes: &Arc<Attributes>) -> SearchRequest {
     let attributes = Arc::clone(attributes);
-    Question { operation: "search", base: base.to_owned(), scope: Scope::Subtree, filter, attributes }
+    SearchRequest { operation: "search", base: base.to_owned(), scope: Scope::Subtree, filter, attributes }
 }
 
-pub(super) fn read(dn: String, attributes: &Arc<Attributes>) -> Question {
+pub(super) fn read(dn: String, attributes: &Arc<Attributes>) -> SearchRequest {
     let attributes = Arc::clone(attributes);
-    Question { operation: "read", base: dn, scope: Scope::Base, filter: ANY.to_owned(), attributes }
+    SearchRequest { operation: "read", base: dn, scope: Scope::Base, filter: ANY.to_owned(), attributes }
 }
 
 /// Whether an answer is that there is no such entry, or that its mail is nowhere.
-pub(super) fn says_nothing(found: &Found) -> bool {
+pub(super) fn lacks_mail_host(found: &SearchResult) -> bool {
     let nowhere = |entry: &Entry| entry.mail_hosts.is_empty();
     found.code == NO_SUCH_OBJECT || (found.code == 0 && found.first.as_ref().is_none_or(nowhere))
 }

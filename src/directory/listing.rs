@@ -12,9 +12,9 @@ use ldap3::adapters::PagedResults;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::connection::{Connection, Fault, Scope};
+use super::connection::{Connection, ConnectionError, Scope};
 use super::reading::{self, Attributes, Values};
-use super::{Entry, Ldap, Trouble};
+use super::{Entry, Ldap, UnavailableCause};
 use crate::config::{Find, Naming};
 
 /// Entries in a page.
@@ -24,7 +24,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 /// An entry among all.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedUser {
     /// Its DN.
     pub dn: String,
     /// The entry; `None` if it has more or longer values than usher reads.
@@ -39,9 +39,9 @@ impl Ldap {
     ///
     /// # Errors
     /// Why not all of them could be read; those that were told are no whole.
-    pub async fn list(&self, naming: &[Naming], told: mpsc::Sender<Listed>) -> Result<(), Trouble> {
+    pub async fn list(&self, naming: &[Naming], told: mpsc::Sender<ListedUser>) -> Result<(), UnavailableCause> {
         let settings = self.settings();
-        let mut trouble = Trouble::NoServiceAccount;
+        let mut trouble = UnavailableCause::NoServiceAccount;
         let searches = matches!(settings.find, Find::Search { .. });
         if settings.find.service().is_none() && !searches {
             return Err(trouble);
@@ -56,29 +56,35 @@ impl Ldap {
             };
             let wanted = Attributes(settings.watched());
             let pages = Pages { connection, base: settings.users_base(), filter: settings.users_filter() };
-            return pages.tell(settings.allow.filter.as_deref(), &wanted, naming, &told).await.map_err(
-                |end| match end {
-                    End::Fault(Fault::Timeout | Fault::Cut) => Trouble::Timeout,
-                    End::Fault(Fault::Malformed | Fault::Violation(_)) => {
-                        Trouble::Malformed { server: server.url.clone() }
+            return pages.send_all(settings.allow.filter.as_deref(), &wanted, naming, &told).await.map_err(|end| {
+                match end {
+                    ListingError::Fault(ConnectionError::Timeout | ConnectionError::CutShort) => {
+                        UnavailableCause::Timeout
                     }
-                    End::Fault(Fault::Broken(reason)) => Trouble::Connection { server: server.url.clone(), reason },
-                    End::Refused(code) => Trouble::Result { server: server.url.clone(), operation: "search", code },
-                },
-            );
+                    ListingError::Fault(ConnectionError::Malformed | ConnectionError::Violation(_)) => {
+                        UnavailableCause::Malformed { server: server.url.clone() }
+                    }
+                    ListingError::Fault(ConnectionError::Broken(reason)) => {
+                        UnavailableCause::Connection { server: server.url.clone(), reason }
+                    }
+                    ListingError::Refused(code) => {
+                        UnavailableCause::Result { server: server.url.clone(), operation: "search", code }
+                    }
+                }
+            });
         }
         Err(trouble)
     }
 }
 
 /// Why a listing ended before its end.
-enum End {
-    Fault(Fault),
+enum ListingError {
+    Fault(ConnectionError),
     Refused(u32),
 }
 
-impl From<Fault> for End {
-    fn from(fault: Fault) -> Self {
+impl From<ConnectionError> for ListingError {
+    fn from(fault: ConnectionError) -> Self {
         Self::Fault(fault)
     }
 }
@@ -90,13 +96,13 @@ struct Pages {
 }
 
 impl Pages {
-    async fn tell(
+    async fn send_all(
         &self,
         allow: Option<&str>,
         wanted: &Attributes,
         naming: &[Naming],
-        told: &mpsc::Sender<Listed>,
-    ) -> Result<(), End> {
+        told: &mpsc::Sender<ListedUser>,
+    ) -> Result<(), ListingError> {
         // Whether an entry matches another filter only the server can say: it is asked once for all.
         let mut members = HashSet::new();
         if let Some(allow) = allow {
@@ -122,7 +128,7 @@ impl Pages {
                     );
                 }
             }
-            told.send(Listed { dn, entry, names }).await.is_ok()
+            told.send(ListedUser { dn, entry, names }).await.is_ok()
         })
         .await
     }
@@ -133,7 +139,7 @@ impl Pages {
         filter: &str,
         attributes: Vec<&str>,
         mut each: impl AsyncFnMut(String, Vec<Values>) -> bool,
-    ) -> Result<(), End> {
+    ) -> Result<(), ListingError> {
         let connection = &self.connection;
         let mut ldap = connection.handle();
         let asked = ldap.streaming_search_with(PagedResults::new(PAGE), &self.base, Scope::Subtree, filter, attributes);
@@ -142,20 +148,20 @@ impl Pages {
             if message.is_ref() || message.is_intermediate() {
                 continue;
             }
-            let (dn, values) = reading::parts(message.0).ok_or(Fault::Malformed)?;
+            let (dn, values) = reading::parts(message.0).ok_or(ConnectionError::Malformed)?;
             if !each(dn, values).await {
                 return Ok(());
             }
         }
         match answers.finish().await.rc {
             0 => Ok(()),
-            code => Err(End::Refused(code)),
+            code => Err(ListingError::Refused(code)),
         }
     }
 }
 
-async fn in_time<T>(asked: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-    timeout(SILENCE, asked).await.unwrap_or(Err(Fault::Timeout))
+async fn in_time<T>(asked: impl Future<Output = Result<T, ConnectionError>>) -> Result<T, ConnectionError> {
+    timeout(SILENCE, asked).await.unwrap_or(Err(ConnectionError::Timeout))
 }
 
 fn digest(dn: &str) -> u64 {

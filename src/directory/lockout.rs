@@ -9,7 +9,7 @@ use std::time::Duration;
 use ldap3::SearchOptions;
 use tokio::time::timeout;
 
-use super::connection::{Connection, Fault, Scope};
+use super::connection::{Connection, ConnectionError, Scope};
 use super::reading::{self, Values};
 
 /// How long both searches may take, and how many policies are looked at.
@@ -21,7 +21,7 @@ const FILTER: &str = "(|(objectClass=pwdPolicy)(objectClass=passwordPolicy)(obje
 
 /// When an account is locked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lockout {
+pub struct LockoutPolicy {
     /// The DN of the policy that says so.
     pub policy: String,
     /// After so many wrong passwords.
@@ -32,7 +32,7 @@ pub struct Lockout {
 
 /// The strictest policy that is shown in the naming context of this base; `None` if none is shown that
 /// locks.
-pub(super) async fn strictest(connection: &Connection, base: &str) -> Result<Option<Lockout>, Fault> {
+pub(super) async fn strictest(connection: &Connection, base: &str) -> Result<Option<LockoutPolicy>, ConnectionError> {
     let asked = async {
         let mut contexts = Vec::new();
         each(connection, "", Scope::Base, "(objectClass=*)", vec!["namingContexts"], |_, attributes| {
@@ -42,7 +42,7 @@ pub(super) async fn strictest(connection: &Connection, base: &str) -> Result<Opt
         .await?;
         let lower = base.to_lowercase();
         let context = contexts.into_iter().find(|context| lower.ends_with(&context.to_lowercase()));
-        let mut strictest: Option<Lockout> = None;
+        let mut strictest: Option<LockoutPolicy> = None;
         let names = vec![
             "pwdLockout",
             "pwdMaxFailure",
@@ -64,7 +64,7 @@ pub(super) async fn strictest(connection: &Connection, base: &str) -> Result<Opt
         .await?;
         Ok(strictest)
     };
-    timeout(PATIENCE, asked).await.unwrap_or(Err(Fault::Timeout))
+    timeout(PATIENCE, asked).await.unwrap_or(Err(ConnectionError::Timeout))
 }
 
 async fn each(
@@ -74,7 +74,7 @@ async fn each(
     filter: &str,
     names: Vec<&str>,
     mut take: impl FnMut(&str, &[Values]),
-) -> Result<(), Fault> {
+) -> Result<(), ConnectionError> {
     let mut ldap = connection.handle();
     let search = ldap.with_search_options(SearchOptions::new().sizelimit(MOST));
     let mut answers = connection.contained(search.streaming_search(base, scope, filter, names)).await?;
@@ -82,14 +82,14 @@ async fn each(
         if message.is_ref() || message.is_intermediate() {
             continue;
         }
-        let (dn, attributes) = reading::parts(message.0).ok_or(Fault::Malformed)?;
+        let (dn, attributes) = reading::parts(message.0).ok_or(ConnectionError::Malformed)?;
         take(&dn, &attributes);
     }
     Ok(())
 }
 
 /// What a policy says; `None` if it locks nobody.
-fn lockout(dn: &str, attributes: &[Values]) -> Option<Lockout> {
+fn lockout(dn: &str, attributes: &[Values]) -> Option<LockoutPolicy> {
     let text = |name: &str| {
         let found = attributes.iter().find(|(known, _)| known.eq_ignore_ascii_case(name.as_bytes()))?;
         std::str::from_utf8(found.1.first()?).ok()
@@ -107,7 +107,7 @@ fn lockout(dn: &str, attributes: &[Values]) -> Option<Lockout> {
     };
     let failures = u32::try_from(failures).ok().filter(|failures| *failures > 0)?;
     let window = seconds.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
-    Some(Lockout { policy: dn.to_owned(), failures, window: window.map(Duration::from_secs) })
+    Some(LockoutPolicy { policy: dn.to_owned(), failures, window: window.map(Duration::from_secs) })
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
-//! A look at a directory server: is it there, does it accept the service account, and does it show
-//! the canary?
+//! Probes of a directory server: it is reachable, accepts the service account and returns the canary.
 //!
-//! The canary is an entry with a known mail host that every server must show. A server that lost
-//! its data, its access rules or its way to the right subtree answers every question readily, and
-//! wrongly: "no such user", "no mail host". Only such an entry tells that apart from the truth. It
-//! is asked for whenever a search connection is made, at each look, and before "nothing" is believed.
+//! The canary is an entry with a known mail host that every server must return. A server that lost its data,
+//! its access rules or the right subtree answers every search promptly and wrongly: "no such user", "no mail
+//! host". Only such an entry distinguishes that from the truth. It is read whenever a search connection is
+//! opened, at each probe, and before an empty result is accepted.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -12,47 +11,46 @@ use std::sync::Mutex;
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use super::client::Client;
-use super::connection::{Found, Question};
-use super::health::Cause;
-use super::lag::Lag;
-use super::server::{Failure, Server, locked};
-use super::{Trace, Trouble};
+use super::client::BindClient;
+use super::connection::{SearchRequest, SearchResult};
+use super::health::Origin;
+use super::lag::ReplicationLag;
+use super::server::{RequestError, Server, locked};
+use super::{Trace, UnavailableCause};
 
-/// What a look asks for.
+/// The request of a probe.
 #[derive(Debug)]
-pub(super) struct Look {
-    question: Arc<Question>,
-    /// The value that must be there; without a canary any answer will do.
+pub(super) struct Probe {
+    request: Arc<SearchRequest>,
+    /// The expected value; without a canary any reply is accepted.
     mail_host: Option<String>,
-    canary: Mutex<Canary>,
-    /// Read beside it, where it is of interest.
-    pub(super) lag: Option<Lag>,
+    canary: Mutex<CanaryState>,
+    /// Read along with it, where replication lag is measured.
+    pub(super) lag: Option<ReplicationLag>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
-struct Canary {
+struct CanaryState {
     shown_at: Option<Instant>,
     missing: bool,
 }
 
-impl Look {
-    /// With `mail_host`, the question is for the canary.
-    pub(super) fn new(question: Arc<Question>, mail_host: Option<String>) -> Self {
-        Self { question, mail_host, canary: Mutex::default(), lag: None }
+impl Probe {
+    /// With `mail_host`, `question` asks for the canary.
+    pub(super) fn new(question: Arc<SearchRequest>, mail_host: Option<String>) -> Self {
+        Self { request: question, mail_host, canary: Mutex::default(), lag: None }
     }
 
-    /// Whether there is a canary.
-    pub(super) fn is_for_canary(&self) -> bool {
+    pub(super) fn has_canary(&self) -> bool {
         self.mail_host.is_some()
     }
 
-    /// Whether the server did not show the canary when it was asked last.
-    pub(super) fn is_missing(&self) -> bool {
+    /// Whether the last read of the canary failed.
+    pub(super) fn canary_missing(&self) -> bool {
         locked(&self.canary).missing
     }
 
-    fn is_shown(&self, found: &Found) -> bool {
+    fn shows_canary(&self, found: &SearchResult) -> bool {
         let Some(wanted) = &self.mail_host else { return true };
         let hosts = found.first.as_ref().map(|entry| entry.mail_hosts.as_slice()).unwrap_or_default();
         found.code == 0 && found.entries == 1 && hosts.iter().any(|host| host.eq_ignore_ascii_case(wanted))
@@ -60,65 +58,69 @@ impl Look {
 }
 
 impl Server {
-    /// Looks whether the server is well; what it finds is noted in `health`.
-    pub(super) async fn look(self: &Arc<Self>) -> Result<(), Trouble> {
+    /// Probes the server; the result is recorded in `health`.
+    pub(super) async fn run_probe(self: &Arc<Self>) -> Result<(), UnavailableCause> {
         let deadline = Instant::now() + self.patience.saturating_mul(2);
-        if !self.health.is_in_use() || self.health.is_suspected() {
-            // A fresh connection: an old one would tell about the past.
+        if !self.health.is_in_use() || self.health.is_suspect() {
+            // A fresh connection: an old one would report a past state.
             *locked(&self.search) = None;
         }
         if self.needs_service {
             let mut trace = Trace::default();
-            let shared = self.search_connection(deadline, &mut trace).await.map_err(Failure::trouble)?;
-            // A connection that was just made has shown the canary.
-            if shared.is_used() || !self.look.is_for_canary() {
-                let answer = self.ask(&shared, &self.look.question, deadline, &mut trace).await;
-                let found = answer.map_err(|fault| self.failed(self.look.question.operation, Cause::Look, &fault))?;
-                self.seen(&found)?;
+            let shared = self.search_connection(deadline, &mut trace).await.map_err(RequestError::cause)?;
+            // A new connection has returned the canary already.
+            if shared.is_used() || !self.probe.has_canary() {
+                let answer = self.ask(&shared, &self.probe.request, deadline, &mut trace).await;
+                let found =
+                    answer.map_err(|fault| self.note_error(self.probe.request.operation, Origin::Probe, &fault))?;
+                self.check_probe(&found)?;
             } else {
                 shared.mark_used();
             }
             self.measure_lag(&shared, deadline).await;
         } else {
-            let mut connection = self.connect(deadline, &mut Trace::default()).await.map_err(Failure::trouble)?;
-            self.show_itself(&mut connection, deadline).await?;
+            let mut connection = self.connect(deadline, &mut Trace::default()).await.map_err(RequestError::cause)?;
+            self.probe_connection(&mut connection, deadline).await?;
             self.keep(connection);
         }
-        if self.health.looked_well() {
+        if self.health.probe_succeeded() {
             info!(server = %self.url, "directory server is back");
         }
         self.top_up(deadline).await
     }
 
-    /// Asks on a new connection what a look asks.
-    pub(super) async fn show_itself(&self, connection: &mut Client, deadline: Instant) -> Result<(), Trouble> {
-        let question = &self.look.question;
+    /// Sends the probe's request on a new connection.
+    pub(super) async fn probe_connection(
+        &self,
+        connection: &mut BindClient,
+        deadline: Instant,
+    ) -> Result<(), UnavailableCause> {
+        let question = &self.probe.request;
         let asked = connection.search(question, self.patience);
-        let answer =
-            self.observed(question.operation, deadline, &mut Trace::default(), asked, |found| found.code).await;
-        let found = answer.map_err(|fault| self.failed(question.operation, Cause::Look, &fault))?;
-        self.seen(&found)
+        let answer = self.timed(question.operation, deadline, &mut Trace::default(), asked, |found| found.code).await;
+        let found = answer.map_err(|fault| self.note_error(question.operation, Origin::Probe, &fault))?;
+        self.check_probe(&found)
     }
 
-    /// Before an answer of nothing is believed: the canary, unless it was shown just now.
-    pub(super) async fn confirm(self: &Arc<Self>, deadline: Instant) -> Result<(), Trouble> {
-        let shown_at = locked(&self.look.canary).shown_at;
-        if !self.look.is_for_canary() || shown_at.is_some_and(|shown| shown.elapsed() < self.tuning.canary) {
+    /// Checks the canary before an empty result is accepted, unless that was done just now.
+    pub(super) async fn confirm_canary(self: &Arc<Self>, deadline: Instant) -> Result<(), UnavailableCause> {
+        let shown_at = locked(&self.probe.canary).shown_at;
+        if !self.probe.has_canary() || shown_at.is_some_and(|shown| shown.elapsed() < self.tuning.canary_valid) {
             return Ok(());
         }
         let mut trace = Trace::default();
-        let shared = self.search_connection(deadline, &mut trace).await.map_err(Failure::trouble)?;
-        let answer = self.ask(&shared, &self.look.question, deadline, &mut trace).await;
-        let found = answer.map_err(|fault| self.failed(self.look.question.operation, Cause::Look, &fault))?;
-        self.seen(&found)
+        let shared = self.search_connection(deadline, &mut trace).await.map_err(RequestError::cause)?;
+        let answer = self.ask(&shared, &self.probe.request, deadline, &mut trace).await;
+        let found = answer.map_err(|fault| self.note_error(self.probe.request.operation, Origin::Probe, &fault))?;
+        self.check_probe(&found)
     }
 
-    /// Judges the answer to a look.
-    fn seen(&self, found: &Found) -> Result<(), Trouble> {
-        let operation = self.look.question.operation;
-        self.verdict(operation, Cause::Look, found.code, Instant::now()).map_err(Failure::trouble)?;
-        let shown = self.look.is_shown(found);
-        let mut canary = locked(&self.look.canary);
+    /// Evaluates the reply to a probe.
+    fn check_probe(&self, found: &SearchResult) -> Result<(), UnavailableCause> {
+        let operation = self.probe.request.operation;
+        self.note_result(operation, Origin::Probe, found.code, Instant::now()).map_err(RequestError::cause)?;
+        let shown = self.probe.shows_canary(found);
+        let mut canary = locked(&self.probe.canary);
         let changed = canary.missing == shown;
         canary.missing = !shown;
         if shown {
@@ -135,8 +137,8 @@ impl Server {
             let (code, entries) = (found.code, found.entries);
             error!(server = %self.url, code, entries, "the directory server does not show the canary: it is not used");
         }
-        let trouble = Trouble::Canary { server: self.url.clone() };
-        self.broke(Cause::Look, &trouble);
+        let trouble = UnavailableCause::Canary { server: self.url.clone() };
+        self.server_failed(Origin::Probe, &trouble);
         Err(trouble)
     }
 }

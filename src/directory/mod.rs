@@ -1,10 +1,10 @@
-//! The directory: who somebody is, proven by a bind.
+//! The directory seam: authenticates a user by a bind and reads entries.
 //!
-//! [`Identity`] can only be made here, from a bind that the directory answered with success, so no
-//! path through usher can relay a client who was not bound (promise 1). Everything that is neither
-//! success nor invalidCredentials is "cannot tell" and never "wrong" (promise 7), unless the server
-//! says more: that the account is locked, or its password too old.
-//! RFC 4511 (protocol), 4513 (authentication), 4514 (DN), 4515 (filter).
+//! [`Identity`] can only be made here, from a bind that the directory answered with success, so no path through
+//! usher can relay a client that was not bound (promise 1). A result that is neither success nor
+//! invalidCredentials is [`DirectoryError::Unavailable`] and never a wrong password (promise 7), unless the
+//! server reports an account state: locked, or password expired. RFC 4511 (protocol), 4513 (authentication),
+//! 4514 (DN), 4515 (filter).
 
 mod ber;
 mod bridge;
@@ -41,18 +41,18 @@ use std::time::Duration;
 use crate::outcome::AccountState;
 use crate::secret::Secret;
 
-pub use examine::{Counted, Examined, Sample};
+pub use examine::{SampleLookup, ServerDiagnosis, UserCount};
 pub use floor::{Floor, Freshness, NoFloor};
 #[cfg(any(test, feature = "fuzz"))]
-pub(crate) use frames::trial as frames_trial;
+pub(crate) use frames::invariants as frames_trial;
 pub use ldap::Ldap;
-pub use listing::Listed;
-pub use lockout::Lockout;
-pub use policy::Said;
+pub use listing::ListedUser;
+pub use lockout::LockoutPolicy;
+pub use policy::BindDiagnostic;
 #[cfg(any(test, feature = "fuzz"))]
-pub(crate) use policy::trial as bind_answer_trial;
-pub use reading::Shown;
-pub use watch::{Change, Round, Tell};
+pub(crate) use policy::invariants as bind_answer_trial;
+pub use reading::ReportedEntry;
+pub use watch::{Change, ChangeHandler, Refresh};
 
 /// A login name as typed, checked: UTF-8, not empty, no NUL or control character, at most
 /// [`Login::MAX`] bytes.
@@ -78,7 +78,7 @@ impl Login {
     }
 }
 
-/// Somebody the directory vouched for: the evidence of a successful bind.
+/// A user authenticated by the directory: the evidence of a successful bind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     entry: Arc<Entry>,
@@ -97,10 +97,10 @@ impl Identity {
         Arc::clone(&self.entry)
     }
 
-    /// The same person, with what a newer source shows of the entry.
+    /// The same identity, with a newer version of its entry.
     #[must_use]
     pub fn with_entry(self, entry: Arc<Entry>) -> Self {
-        // Only a question of its own tells about the group.
+        // Only a separate group search sets `in_group`.
         let in_group = self.entry.in_group;
         if entry.in_group == in_group {
             Self { entry }
@@ -109,14 +109,14 @@ impl Identity {
         }
     }
 
-    /// A person for the tests of rooms above, which have no directory to bind to.
+    /// An identity for unit tests of modules that have no directory.
     #[cfg(test)]
     pub(crate) fn for_tests(dn: &str, mail_hosts: &[&str]) -> Self {
         Self { entry: Arc::new(Entry::for_tests(dn, mail_hosts)) }
     }
 }
 
-/// What usher reads of an entry. Says nothing about a password: see [`Identity`].
+/// The part of an entry that usher reads. It says nothing about a password: see [`Identity`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The DN as the directory spells it.
@@ -129,43 +129,47 @@ pub struct Entry {
     pub allowed: Vec<String>,
     /// Whether it matches `allow_filter`; true when none is configured.
     pub in_group: bool,
-    /// What else counts when it changes.
-    pub marks: Marks,
+    /// The version, compared to detect changes.
+    pub version: EntryVersion,
 }
 
 impl Entry {
-    /// Whether its mail is elsewhere than another version of it says, or under another name.
+    /// Whether this version routes to another mail host or login than `other`.
     #[must_use]
-    pub fn leads_elsewhere(&self, other: &Self) -> bool {
+    pub fn route_differs(&self, other: &Self) -> bool {
         self.mail_hosts != other.mail_hosts || self.logins != other.logins
     }
 
-    /// This version, with the place of another, and switched off only if that one is.
+    /// This version with the route of another; disabled only if the other one is.
     #[must_use]
     pub fn with_route_of(&self, other: &Self) -> Self {
         Self {
             mail_hosts: other.mail_hosts.clone(),
             logins: other.logins.clone(),
-            marks: Marks { disabled: other.marks.disabled, expires: other.marks.expires, ..self.marks.clone() },
+            version: EntryVersion {
+                disabled: other.version.disabled,
+                expires: other.version.expires,
+                ..self.version.clone()
+            },
             ..self.clone()
         }
     }
 
-    /// An entry of which nothing is known yet.
-    pub(crate) fn named(dn: Arc<str>) -> Self {
+    /// An entry of which only the DN is known.
+    pub(crate) fn unread(dn: Arc<str>) -> Self {
         let (mail_hosts, logins, allowed) = Default::default();
-        Self { dn, mail_hosts, logins, allowed, in_group: true, marks: Marks::default() }
+        Self { dn, mail_hosts, logins, allowed, in_group: true, version: EntryVersion::default() }
     }
 
     /// An entry for tests.
     #[cfg(test)]
     pub(crate) fn for_tests(dn: &str, mail_hosts: &[&str]) -> Self {
         let mail_hosts = mail_hosts.iter().map(|host| (*host).to_owned()).collect();
-        Self { mail_hosts, ..Self::named(dn.into()) }
+        Self { mail_hosts, ..Self::unread(dn.into()) }
     }
 }
 
-/// What an entry keeps when it gets another DN: entryUUID, nsUniqueId or objectGUID.
+/// The identifier that survives a change of DN: entryUUID, nsUniqueId or objectGUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryId([u8; 16]);
 
@@ -187,43 +191,43 @@ impl EntryId {
     }
 }
 
-/// What tells one version of an entry from another, besides where it leads: small, because it is kept
-/// of every user. Values that are only compared are digests of this process.
+/// The attributes that distinguish one version of an entry from another, besides its route. Kept small, because
+/// one is stored per user; values that are only compared are digests keyed with this process's key.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Marks {
-    /// What stays when the DN changes.
+pub struct EntryVersion {
+    /// The identifier that survives a rename.
     pub id: Option<EntryId>,
     /// entryCSN, or modifyTimestamp.
-    pub version: Option<Box<str>>,
+    pub revision: Option<Box<str>>,
     /// `hold_attribute` has a value.
     pub held: bool,
-    /// Switched off by an administrator, as `disabled_by` says.
+    /// Disabled by an administrator, according to `disabled_by`.
     pub disabled: bool,
-    /// When the account's own time ends, in Unix seconds: the earliest of those that `disabled_by` lists.
+    /// When the account expires, in Unix seconds: the earliest of the attributes listed in `disabled_by`.
     pub expires: Option<i64>,
-    /// When the password was changed; `None` where the server does not show it.
-    pub password: Option<u64>,
-    /// Locked after wrong passwords, or was until lately.
+    /// When the password was changed; `None` if the server does not expose it.
+    pub password_changed: Option<u64>,
+    /// Locked after failed binds, now or recently.
     pub locked: bool,
-    /// Lock-outs.
+    /// Digest of the lockout attributes.
     pub lockout: u64,
-    /// What the policy says of the password itself: that it must be changed, and which policy it is.
-    pub policy: u64,
-    /// Wrong passwords as the directory counts them; `None` where the entry shows none.
+    /// Digest of the password policy attributes: must-change flag and the policy's DN.
+    pub password_policy: u64,
+    /// Failed binds counted by the directory; `None` if the entry does not expose the count.
     pub failures: Option<u64>,
-    /// The entry shows what a policy of the draft writes, which also writes when the password changes
-    /// (draft-behera-ldap-password-policy-10 sections 5.3.2 to 5.3.4).
-    pub drafted: bool,
-    /// Attributes that decide in some other way.
-    pub decides: u64,
-    /// What logins, good and bad, change.
-    pub noise: u64,
+    /// The entry has attributes of the password policy draft, whose implementations also record password
+    /// changes (draft-behera-ldap-password-policy-10 sections 5.3.2 to 5.3.4).
+    pub has_policy_attributes: bool,
+    /// Digest of other attributes that affect the decision.
+    pub policy_digest: u64,
+    /// Digest of attributes that successful and failed logins modify.
+    pub login_activity: u64,
 }
 
-impl Marks {
-    /// Why the entry shows that it may not log in at this time, in Unix seconds; `None` if it does not.
+impl EntryVersion {
+    /// The state that prevents logins at this time, in Unix seconds; `None` if the account is usable.
     #[must_use]
-    pub fn closed(&self, now: u64) -> Option<AccountState> {
+    pub fn account_state(&self, now: u64) -> Option<AccountState> {
         let has_expired = |expires: i64| u64::try_from(expires).is_ok_and(|expires| expires <= now) || expires < 0;
         if self.disabled {
             return Some(AccountState::Disabled);
@@ -231,45 +235,45 @@ impl Marks {
         self.expires.is_some_and(has_expired).then_some(AccountState::AccountExpired)
     }
 
-    /// Whether a change of the password would show.
+    /// Whether a password change would be visible.
     #[must_use]
-    pub const fn would_show_a_change(&self) -> bool {
-        self.password.is_some() || self.version.is_some()
+    pub const fn shows_password_changes(&self) -> bool {
+        self.password_changed.is_some() || self.revision.is_some()
     }
 
-    /// Whether the password may be another by now: its age has changed, or what the policy says of it.
+    /// Whether the password may have changed: its change time differs, or its policy attributes do.
     #[must_use]
     pub fn password_differs(&self, earlier: &Self) -> bool {
-        (self.password, self.policy) != (earlier.password, earlier.policy)
+        (self.password_changed, self.password_policy) != (earlier.password_changed, earlier.password_policy)
     }
 
-    /// Whether a change of the password would show in its age, and nowhere else: a server with a policy
-    /// of the draft writes it with the first change, so that an entry without one has had none.
+    /// Whether a password change would always update the change time. A server with the draft's policy writes
+    /// it at the first change, so an entry without one has had none.
     #[must_use]
-    pub const fn is_aged(&self) -> bool {
-        self.password.is_some() || self.drafted
+    pub const fn shows_password_age(&self) -> bool {
+        self.password_changed.is_some() || self.has_policy_attributes
     }
 }
 
-/// How a question to the directory went, for the log and the metrics.
+/// Details of a directory request, for logs and metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Trace {
     /// The URL of the server that was asked last, whether it answered or not.
     pub server: Option<Arc<str>>,
     /// The LDAP result code of its answer; `None` if it did not answer.
     pub code: Option<u32>,
-    /// What the server said beside the code of a bind.
-    pub said: Option<Said>,
+    /// The diagnostic that accompanied a bind result.
+    pub diagnostic: Option<BindDiagnostic>,
     /// Time spent searching or reading.
     pub search: Option<Duration>,
     /// Time spent binding.
     pub bind: Option<Duration>,
-    /// The server whose answer counts had not caught up, when it answered, with what has been shown of the
-    /// entry: its verdict on the password is worth nothing later.
+    /// The server that answered had not caught up with a known change of the entry: its verdict on the password
+    /// is not cached.
     pub behind: bool,
 }
 
-/// Why the directory did not vouch for somebody.
+/// Why the directory did not authenticate a user.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DirectoryError {
     /// invalidCredentials (49) as the answer to a bind as this DN.
@@ -277,18 +281,18 @@ pub enum DirectoryError {
     InvalidCredentials {
         /// The DN that was bound.
         dn: Arc<str>,
-        /// What the entry showed when it was looked up for this bind. `None`: the refusal may have
-        /// another reason than the password, and is not to be remembered.
-        seen: Option<Box<Marks>>,
+        /// The entry's version when it was looked up for this bind. `None`: the refusal may have another reason
+        /// than the password, and is not cached.
+        seen: Option<Box<EntryVersion>>,
     },
-    /// The same password was refused for this DN before, and nothing shows that it may be right by now:
-    /// it was not sent.
+    /// The same password was refused for this DN before, and nothing indicates that it has become valid: it was
+    /// not sent.
     #[error("the directory refused the password before")]
     RefusedBefore {
         /// The entry's DN.
         dn: Arc<str>,
     },
-    /// The account is not one to log in with, whatever the password.
+    /// The account must not be used to log in, whatever the password.
     #[error("the directory says {}", state.label())]
     Account {
         /// The DN that was bound.
@@ -298,7 +302,7 @@ pub enum DirectoryError {
         /// Whether the directory says so only to who knows the password.
         proven: bool,
     },
-    /// The entry is held. The password was not bound: no server has caught up with the hold yet.
+    /// The entry is held. The password was not sent: no server has caught up with the hold yet.
     #[error("the entry is held")]
     Held {
         /// The entry's DN.
@@ -310,14 +314,14 @@ pub enum DirectoryError {
     /// More than one entry matches.
     #[error("several entries match")]
     SeveralEntries,
-    /// The directory did not say yes or no.
+    /// The directory gave no verdict.
     #[error("the directory cannot tell: {0}")]
-    CannotTell(Trouble),
+    Unavailable(UnavailableCause),
 }
 
-/// Why the directory cannot tell.
+/// Why a directory lookup failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Trouble {
+pub enum UnavailableCause {
     /// The connection could not be made or broke.
     #[error("{server}: {reason}")]
     Connection {
@@ -326,7 +330,7 @@ pub enum Trouble {
         /// What happened, without secrets.
         reason: String,
     },
-    /// An operation met `attempt_timeout`, or the decision `timeout`.
+    /// An operation exceeded `attempt_timeout`, or the login `timeout`.
     #[error("no answer in time")]
     Timeout,
     /// Every bind connection stayed busy until the deadline.
@@ -350,37 +354,37 @@ pub enum Trouble {
         /// The result code.
         code: u32,
     },
-    /// What it answered is no LDAP, is not an answer to what was asked, or is out of bounds.
+    /// The reply is not LDAP, does not match the request, or exceeds a limit.
     #[error("{server}: the answer cannot be read")]
     Malformed {
         /// The server's URL.
         server: Arc<str>,
     },
-    /// It does not show the canary: it holds another directory, or shows usher less than it must.
+    /// The server does not return the canary: wrong data, or insufficient access rights.
     #[error("{server}: does not show the canary as configured")]
     Canary {
         /// The server's URL.
         server: Arc<str>,
     },
-    /// No server has caught up in time with what has been shown of the entry.
+    /// No server caught up in time with a known change of the entry.
     #[error("{server}: has not caught up with the last change of the entry, and no other server has")]
     Behind {
         /// The URL of the server that was asked last.
         server: Arc<str>,
     },
-    /// It shows no mail host of an entry that has one, although the entry was not changed.
+    /// The server returns no mail host for an entry that has one and was not modified.
     #[error("{server}: hides the mail host of an entry that has one; see its access rules")]
     Hidden {
         /// The server's URL.
         server: Arc<str>,
     },
-    /// `usher explain` asked for what only the user may read.
+    /// `usher explain` requested attributes that only the user may read.
     #[error("there is no service account to read the entry with")]
     NoServiceAccount,
 }
 
-impl Trouble {
-    /// The LDAP result code that the server gave, if it is what the trouble is about.
+impl UnavailableCause {
+    /// The LDAP result code that caused the failure, if any.
     #[must_use]
     pub const fn code(&self) -> Option<u32> {
         match self {
@@ -397,49 +401,49 @@ impl Trouble {
     }
 }
 
-/// Whether the directory is there to be asked.
+/// Whether the directory can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Presence {
-    /// A server is in use.
-    There,
-    /// None is, but the next question may find one well again.
-    Returning,
-    /// None is.
-    Away,
+pub enum Availability {
+    /// At least one server is in use.
+    Available,
+    /// No server is in use, but one may be tried again.
+    Recovering,
+    /// No server is in use.
+    Unreachable,
 }
 
-/// An answer of the directory that is still to come.
-pub type Answer<'a, T> = Pin<Box<dyn Future<Output = (Result<T, DirectoryError>, Trace)> + Send + 'a>>;
+/// A pending reply of the directory.
+pub type DirectoryFuture<'a, T> = Pin<Box<dyn Future<Output = (Result<T, DirectoryError>, Trace)> + Send + 'a>>;
 
-/// Whether this password was refused for the entry as it was just found: if so it is not sent again.
+/// Whether this password was refused for the entry just found: if so, it is not sent again.
 pub type RefusedBefore<'a> = &'a (dyn Fn(&Entry) -> bool + Send + Sync);
 
-/// A directory. One implementation speaks LDAP; tests script another.
+/// A directory. LDAP is one implementation; tests use another.
 pub trait Directory: Send + Sync + 'static {
-    /// Finds the entry and binds as it, within the configured timeout. The password is UTF-8, not
-    /// empty and without NUL: the decision has seen to it. Where the entry is found before the bind,
-    /// `refused_before` is asked about it. It is bound at a server that has caught up with `floor`.
+    /// Finds the entry and binds as it, within the configured timeout. The caller guarantees that the password
+    /// is UTF-8, not empty and without NUL. If the entry is found before the bind, `refused_before` is asked
+    /// about it. The bind goes to a server that has caught up with `floor`.
     fn authenticate<'a>(
         &'a self,
         login: &'a Login,
         password: &'a Secret,
         refused_before: RefusedBefore<'a>,
         floor: &'a dyn Floor,
-    ) -> Answer<'a, Identity>;
+    ) -> DirectoryFuture<'a, Identity>;
 
     /// Finds the entry without a password, for `usher explain`.
-    fn look_up<'a>(&'a self, login: &'a Login) -> Answer<'a, Entry>;
+    fn find_entry<'a>(&'a self, login: &'a Login) -> DirectoryFuture<'a, Entry>;
 
-    /// Whether it is there, as far as is known now.
-    fn presence(&self) -> Presence {
-        Presence::There
+    /// The availability as last observed.
+    fn availability(&self) -> Availability {
+        Availability::Available
     }
 
-    /// As [`Directory::presence`], after a short wait if what is known is not sure.
-    fn settled(&self) -> Pin<Box<dyn Future<Output = Presence> + Send + '_>> {
-        Box::pin(std::future::ready(self.presence()))
+    /// As [`Directory::availability`], after a short wait for probes of suspect servers.
+    fn settled_availability(&self) -> Pin<Box<dyn Future<Output = Availability> + Send + '_>> {
+        Box::pin(std::future::ready(self.availability()))
     }
 
-    /// What [`Directory::look_up`] asks for this login, in words: the filter and base, or the DN.
-    fn question(&self, login: &Login) -> String;
+    /// Describes what [`Directory::find_entry`] asks for this login: the filter and base, or the DN.
+    fn describe_lookup(&self, login: &Login) -> String;
 }

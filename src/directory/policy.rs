@@ -10,7 +10,7 @@
 use std::fmt;
 
 use super::ber::{number as whole_number, tagged};
-use super::frames::Message;
+use super::frames::LdapMessage;
 use crate::outcome::AccountState;
 
 /// The password-policy control, in request and response.
@@ -31,16 +31,16 @@ const INVALID_CREDENTIALS: u32 = 49;
 
 /// The answer to a bind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Bound {
+pub(super) struct BindResponse {
     /// The result code.
     pub(super) code: u32,
     /// What else was said.
-    pub(super) said: Option<Said>,
+    pub(super) diagnostic: Option<BindDiagnostic>,
 }
 
 /// What a server said about the account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Said {
+pub enum BindDiagnostic {
     /// It may not log in.
     State {
         /// Why.
@@ -58,7 +58,7 @@ pub enum Said {
     Expiring(u32),
 }
 
-impl Said {
+impl BindDiagnostic {
     /// The metric label of a warning beside a good bind.
     pub(super) const fn warning(self) -> Option<&'static str> {
         match self {
@@ -70,7 +70,7 @@ impl Said {
 }
 
 /// For the log: the server's own number where it is one.
-impl fmt::Display for Said {
+impl fmt::Display for BindDiagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::State { state, .. } => f.write_str(state.label()),
@@ -82,9 +82,9 @@ impl fmt::Display for Said {
     }
 }
 
-impl Bound {
+impl BindResponse {
     /// Reads an answer; `None` if there is no result in it.
-    pub(super) fn read(message: &Message<'_>) -> Option<Self> {
+    pub(super) fn read(message: &LdapMessage<'_>) -> Option<Self> {
         let outcome = message.outcome()?;
         let (code, value) = (outcome.code, |oid: &str| message.control(oid));
         // A server of both kinds tells more in the newer control: a grace login is there, where the
@@ -92,18 +92,18 @@ impl Bound {
         let said = value(PASSWORD_POLICY).and_then(|value| password_policy(code, value));
         let said = said.or_else(|| value(NETSCAPE_EXPIRED).map(|_| netscape_expired(code)));
         let said = said.or_else(|| value(NETSCAPE_EXPIRING).and_then(|value| netscape_expiring(code, value)));
-        Some(Self { code, said: said.or_else(|| (code == INVALID_CREDENTIALS).then(|| sub_code(outcome.text))?) })
+        Some(Self { code, diagnostic: said.or_else(|| (code == INVALID_CREDENTIALS).then(|| sub_code(outcome.text))?) })
     }
 }
 
 /// The value of a password-policy response.
-fn password_policy(code: u32, value: &[u8]) -> Option<Said> {
+fn password_policy(code: u32, value: &[u8]) -> Option<BindDiagnostic> {
     let (mut left, mut warning, mut error) = (tagged(value, 0x30)?.0, None, None);
     if let Some((choice, rest)) = tagged(left, 0xa0) {
         left = rest;
         let seconds = tagged(choice, 0x80).and_then(|(seconds, _)| number(seconds));
         let grace = tagged(choice, 0x81).and_then(|(logins, _)| number(logins));
-        warning = seconds.map(Said::Expiring).or(grace.map(Said::Grace));
+        warning = seconds.map(BindDiagnostic::Expiring).or(grace.map(BindDiagnostic::Grace));
     }
     if let Some((bytes, _)) = tagged(left, 0x81) {
         error = number(bytes);
@@ -118,35 +118,35 @@ fn password_policy(code: u32, value: &[u8]) -> Option<Said> {
         // The others are about a new password.
         Some(_) | None => None,
     };
-    let state = state.map(|(state, proven)| Said::State { state, proven });
+    let state = state.map(|(state, proven)| BindDiagnostic::State { state, proven });
     // A grace login is what the policy grants in spite of the password's age.
     match warning {
-        Some(Said::Grace(_)) if code == SUCCESS => warning,
+        Some(BindDiagnostic::Grace(_)) if code == SUCCESS => warning,
         _ if code == SUCCESS => state.or(warning),
         _ => state,
     }
 }
 
 /// Beside success it means that nothing but a change of the password is allowed.
-const fn netscape_expired(code: u32) -> Said {
+const fn netscape_expired(code: u32) -> BindDiagnostic {
     let state = if code == SUCCESS { AccountState::PasswordMustChange } else { AccountState::PasswordExpired };
-    Said::State { state, proven: true }
+    BindDiagnostic::State { state, proven: true }
 }
 
 /// Seconds as decimal text.
-fn netscape_expiring(code: u32, value: &[u8]) -> Option<Said> {
+fn netscape_expiring(code: u32, value: &[u8]) -> Option<BindDiagnostic> {
     let seconds = std::str::from_utf8(value).ok()?.parse().ok()?;
-    (code == SUCCESS).then_some(Said::Expiring(seconds))
+    (code == SUCCESS).then_some(BindDiagnostic::Expiring(seconds))
 }
 
 /// The Windows error of a refused logon (winerror.h). All but the first two and the last are told to
 /// who has shown the right password only.
-fn sub_code(text: &str) -> Option<Said> {
+fn sub_code(text: &str) -> Option<BindDiagnostic> {
     let (_, behind) = text.split_once(SUB_CODE)?;
     let digits = behind.split(|c: char| !c.is_ascii_hexdigit()).next()?;
     let (state, proven) = match u32::from_str_radix(digits, 16).ok()? {
         0x52e => return None,
-        0x525 => return Some(Said::NoAccount),
+        0x525 => return Some(BindDiagnostic::NoAccount),
         0x530 => (AccountState::OutsideLogonHours, true),
         0x531 => (AccountState::WrongWorkstation, true),
         0x532 => (AccountState::PasswordExpired, true),
@@ -154,9 +154,9 @@ fn sub_code(text: &str) -> Option<Said> {
         0x701 => (AccountState::AccountExpired, true),
         0x773 => (AccountState::PasswordMustChange, true),
         0x775 => (AccountState::Locked, false),
-        other => return Some(Said::SubCode(other)),
+        other => return Some(BindDiagnostic::SubCode(other)),
     };
-    Some(Said::State { state, proven })
+    Some(BindDiagnostic::State { state, proven })
 }
 
 /// A whole number of up to four bytes that is not negative.
@@ -167,7 +167,7 @@ fn number(bytes: &[u8]) -> Option<u32> {
 /// What must hold for any answer: a state never stands where the server said none, and a warning
 /// never beside a refusal.
 #[cfg(any(test, feature = "fuzz"))]
-pub(crate) fn trial(code: u32, control: &[u8], text: &str) {
+pub(crate) fn invariants(code: u32, control: &[u8], text: &str) {
     use super::ber::{digits, wrapped};
     use super::frames::{BIND_RESPONSE, Frames};
 
@@ -188,11 +188,15 @@ pub(crate) fn trial(code: u32, control: &[u8], text: &str) {
         let mut frames = Frames::new(1 << 20);
         frames.push(bytes);
         let (message, _) = frames.message().filter(|(message, _)| message.tag == BIND_RESPONSE)?;
-        Bound::read(&message)
+        BindResponse::read(&message)
     };
     let by_policy = said.first().copied().flatten();
     let by_text = said.last().copied().flatten();
-    assert_eq!(bound(&wrapped(0x30, &[&parts])), Some(Bound { code, said: by_policy.or(by_text) }), "{parts:x?}");
+    assert_eq!(
+        bound(&wrapped(0x30, &[&parts])),
+        Some(BindResponse { code, diagnostic: by_policy.or(by_text) }),
+        "{parts:x?}"
+    );
     let _ = (bound(&control), bound(text.as_bytes()));
 }
 
@@ -202,13 +206,16 @@ mod tests {
     use super::super::frames::Frames;
     use super::*;
 
-    const EXPIRED: Option<Said> = Some(Said::State { state: AccountState::PasswordExpired, proven: true });
-    const DISABLED: Option<Said> = Some(Said::State { state: AccountState::Disabled, proven: false });
-    const LOCKED: Option<Said> = Some(Said::State { state: AccountState::Locked, proven: false });
-    const MUST_CHANGE: Option<Said> = Some(Said::State { state: AccountState::PasswordMustChange, proven: true });
+    const EXPIRED: Option<BindDiagnostic> =
+        Some(BindDiagnostic::State { state: AccountState::PasswordExpired, proven: true });
+    const DISABLED: Option<BindDiagnostic> =
+        Some(BindDiagnostic::State { state: AccountState::Disabled, proven: false });
+    const LOCKED: Option<BindDiagnostic> = Some(BindDiagnostic::State { state: AccountState::Locked, proven: false });
+    const MUST_CHANGE: Option<BindDiagnostic> =
+        Some(BindDiagnostic::State { state: AccountState::PasswordMustChange, proven: true });
 
     /// What is read of an answer, as it comes over the wire.
-    fn bound(code: u32, text: &str, controls: Controls<'_>) -> Bound {
+    fn bound(code: u32, text: &str, controls: Controls<'_>) -> BindResponse {
         let control = |(oid, value): &(&str, Option<&[u8]>)| {
             let value = value.map(|value| wrapped(0x04, &[value])).unwrap_or_default();
             wrapped(0x30, &[&wrapped(0x04, &[oid.as_bytes()]), &value])
@@ -218,12 +225,12 @@ mod tests {
         let parts = [wrapped(0x02, &[&[1]]), wrapped(0x61, &[&result]), wrapped(0xa0, &[&controls])].concat();
         let mut frames = Frames::new(10_000);
         frames.push(&wrapped(0x30, &[&parts]));
-        Bound::read(&frames.message().unwrap().0).unwrap()
+        BindResponse::read(&frames.message().unwrap().0).unwrap()
     }
 
     #[test]
     fn password_policy_control_is_read() {
-        let cases: [(u32, &[u8], Option<Said>); 12] = [
+        let cases: [(u32, &[u8], Option<BindDiagnostic>); 12] = [
             (49, b"\x30\x00", None),
             (49, b"\x30\x03\x81\x01\x01", LOCKED),
             (19, b"\x30\x03\x81\x01\x01", LOCKED),
@@ -232,15 +239,15 @@ mod tests {
             (0, b"\x30\x03\x81\x01\x02", MUST_CHANGE),
             (0, b"\x30\x03\x81\x01\x00", EXPIRED),
             // Beside success a grace login counts more than the age that makes it one.
-            (0, b"\x30\x08\xa0\x03\x81\x01\x02\x81\x01\x00", Some(Said::Grace(2))),
-            (0, b"\x30\x05\xa0\x03\x81\x01\x00", Some(Said::Grace(0))),
-            (0, b"\x30\x06\xa0\x04\x80\x02\x0e\x10", Some(Said::Expiring(3600))),
+            (0, b"\x30\x08\xa0\x03\x81\x01\x02\x81\x01\x00", Some(BindDiagnostic::Grace(2))),
+            (0, b"\x30\x05\xa0\x03\x81\x01\x00", Some(BindDiagnostic::Grace(0))),
+            (0, b"\x30\x06\xa0\x04\x80\x02\x0e\x10", Some(BindDiagnostic::Expiring(3600))),
             (49, b"\x30\x06\xa0\x04\x80\x02\x0e\x10", None),
             (0, b"\x30\x03\x81\x01\x06", None),
         ];
         for (code, value, said) in cases {
             let bound = bound(code, "", &[(PASSWORD_POLICY, Some(value))]);
-            assert_eq!(bound, Bound { code, said }, "{code} {}", value.escape_ascii());
+            assert_eq!(bound, BindResponse { code, diagnostic: said }, "{code} {}", value.escape_ascii());
         }
         // The longer forms of the same lengths; the second is what 389-DS sends.
         assert_eq!(password_policy(49, b"\x30\x84\x00\x00\x00\x03\x81\x01\x01"), LOCKED);
@@ -251,7 +258,7 @@ mod tests {
     fn malformed_control_yields_no_state() {
         let whole = b"\x30\x08\xa0\x03\x81\x01\x02\x81\x01\x00";
         for length in 0..whole.len() {
-            trial(0, &whole[..length], "");
+            invariants(0, &whole[..length], "");
             assert_eq!(password_policy(49, &whole[..length]), None, "{length}");
         }
         let spoilt: [&[u8]; 6] = [
@@ -266,7 +273,7 @@ mod tests {
             assert_eq!(password_policy(49, value), None, "{}", value.escape_ascii());
         }
         let without = bound(49, "", &[(PASSWORD_POLICY, None), ("1.2.3", Some(b"\x30\x03\x81\x01\x01"))]);
-        assert_eq!(without.said, None);
+        assert_eq!(without.diagnostic, None);
     }
 
     type Controls<'a> = &'a [(&'a str, Option<&'a [u8]>)];
@@ -275,26 +282,26 @@ mod tests {
     fn netscape_controls_are_read_and_the_newer_control_takes_precedence() {
         let grace: &[u8] = b"\x30\x05\xa0\x03\x81\x01\x01";
         let zero: Option<&[u8]> = Some(b"0");
-        let cases: [(u32, Controls<'_>, Option<Said>); 7] = [
+        let cases: [(u32, Controls<'_>, Option<BindDiagnostic>); 7] = [
             (49, &[(NETSCAPE_EXPIRED, zero)], EXPIRED),
             (49, &[(NETSCAPE_EXPIRED, None)], EXPIRED),
             (0, &[(NETSCAPE_EXPIRED, zero)], MUST_CHANGE),
-            (0, &[(NETSCAPE_EXPIRED, zero), (PASSWORD_POLICY, Some(grace))], Some(Said::Grace(1))),
-            (0, &[(NETSCAPE_EXPIRING, Some(b"86400"))], Some(Said::Expiring(86_400))),
+            (0, &[(NETSCAPE_EXPIRED, zero), (PASSWORD_POLICY, Some(grace))], Some(BindDiagnostic::Grace(1))),
+            (0, &[(NETSCAPE_EXPIRING, Some(b"86400"))], Some(BindDiagnostic::Expiring(86_400))),
             (0, &[(NETSCAPE_EXPIRING, Some(b"-1"))], None),
             (49, &[(NETSCAPE_EXPIRING, Some(b"1"))], None),
         ];
         for (code, controls, said) in cases {
-            assert_eq!(bound(code, "", controls).said, said, "{code} {controls:?}");
+            assert_eq!(bound(code, "", controls).diagnostic, said, "{code} {controls:?}");
         }
     }
 
     #[test]
     fn sub_codes_are_read_with_invalid_credentials_only() {
-        let state = |state, proven| Some(Said::State { state, proven });
+        let state = |state, proven| Some(BindDiagnostic::State { state, proven });
         let cases = [
             ("52e", None),
-            ("525", Some(Said::NoAccount)),
+            ("525", Some(BindDiagnostic::NoAccount)),
             ("530", state(AccountState::OutsideLogonHours, true)),
             ("531", state(AccountState::WrongWorkstation, true)),
             ("532", state(AccountState::PasswordExpired, true)),
@@ -302,25 +309,30 @@ mod tests {
             ("701", state(AccountState::AccountExpired, true)),
             ("773", state(AccountState::PasswordMustChange, true)),
             ("775", state(AccountState::Locked, false)),
-            ("52f", Some(Said::SubCode(0x52f))),
+            ("52f", Some(BindDiagnostic::SubCode(0x52f))),
             ("", None),
             ("fffffffff", None),
         ];
         for (code, said) in cases {
             let text =
                 format!("80090308: LdapErr: DSID-0C090439, comment: AcceptSecurityContext error, data {code}, v4563\0");
-            assert_eq!(bound(49, &text, &[]).said, said, "{code}");
-            assert_eq!(bound(52, &text, &[]).said, None, "{code}");
+            assert_eq!(bound(49, &text, &[]).diagnostic, said, "{code}");
+            assert_eq!(bound(52, &text, &[]).diagnostic, None, "{code}");
         }
         for text in ["", "data 775", "AcceptSecurityContext error, data é"] {
-            assert_eq!(bound(49, text, &[]).said, None, "{text}");
+            assert_eq!(bound(49, text, &[]).diagnostic, None, "{text}");
         }
     }
 
     #[test]
     fn policy_state_is_readable_in_the_log() {
-        let shown =
-            [Said::SubCode(0x52f), Said::Grace(2), Said::Expiring(60), Said::NoAccount].map(|said| said.to_string());
+        let shown = [
+            BindDiagnostic::SubCode(0x52f),
+            BindDiagnostic::Grace(2),
+            BindDiagnostic::Expiring(60),
+            BindDiagnostic::NoAccount,
+        ]
+        .map(|said| said.to_string());
         let expected =
             ["data 52f", "password expired, 2 grace logins left", "password expires in 60 s", "no such account"];
         assert_eq!(shown, expected);

@@ -1,9 +1,9 @@
-//! The directory's servers: which of them is asked, and what happens when none is of use.
+//! The directory's servers: which one is asked, and failover.
 //!
-//! Questions go to servers that are well (`health.rs`), in order of preference or in turn; one that
-//! gives no verdict passes its question on, once at most. A server that is aside is asked nothing:
-//! it is looked at in the background, and sooner while somebody waits. While all are aside the
-//! directory is *away*: a login waits for a look, a short time at most (promise 19).
+//! Requests go to healthy servers (`health.rs`), in order of preference or round robin; if one gives no
+//! verdict, the request fails over once at most. A server that is down gets no requests: it is probed in the
+//! background, and sooner while a login is waiting. While all servers are down the directory is *unreachable*:
+//! a login waits for a probe for a short time at most (promise 19).
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -15,64 +15,64 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
-use super::health::Standing;
-use super::server::{Failure, Server};
-use super::{DirectoryError, Presence, Trace, Trouble};
+use super::health::ServerRank;
+use super::server::{RequestError, Server};
+use super::{Availability, DirectoryError, Trace, UnavailableCause};
 use crate::config::Balance;
 use crate::tasks::{self, Task};
 
-/// How long a login may wait for a server to come back; with it, an outage is told within two seconds.
-const AWAY_PATIENCE: Duration = Duration::from_millis(1_500);
-/// When an outage has been told, once a server did not answer in time: promise 19 says two seconds.
-const TOLD: Duration = Duration::from_millis(1_900);
-/// How often those who wait for a look see whether another is due.
-const LOOK_AROUND: Duration = Duration::from_millis(100);
+/// How long a login may wait for a server to recover; with it, an outage is reported within two seconds.
+const RECOVERY_WAIT: Duration = Duration::from_millis(1_500);
+/// When an outage must have been reported after a server did not answer in time: promise 19 says two seconds.
+const FAILURE_REPLY_TIME: Duration = Duration::from_millis(1_900);
+/// How often waiting logins check whether another probe is due.
+const PROBE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A duration give or take a fifth, so that many connections do not end at once.
+/// A duration with up to 20 % jitter, so that many connections do not expire at once.
 pub(super) fn jittered(duration: Duration) -> Duration {
-    // Each RandomState has keys of its own: chance enough for this, without a dependency.
+    // Each RandomState has its own keys: enough randomness for this, without a dependency.
     let chance = u32::try_from(RandomState::new().hash_one(0) % 400).unwrap_or_default();
     duration.saturating_mul(800 + chance) / 1_000
 }
 
-/// The time of one decision, whatever number of questions it takes.
+/// The time budget of one decision, however many requests it takes.
 #[derive(Debug)]
-pub(super) struct Time {
+pub(super) struct DecisionTime {
     began: Instant,
-    /// When it is over.
+    /// When the budget ends.
     pub(super) deadline: Instant,
 }
 
-impl Time {
+impl DecisionTime {
     /// From now on, so long.
     pub(super) fn new(timeout: Duration) -> Self {
         let began = Instant::now();
         Self { began, deadline: began + timeout }
     }
 
-    /// A server did not answer within `patience`. What the next one has to tell, it tells soon if it
-    /// is well; if it has fallen silent too, the user is not to wait as long a second time.
+    /// A server did not answer within `patience`. A healthy server answers soon; if the next one is silent too,
+    /// the user must not wait as long a second time.
     fn tighten(&mut self, patience: Duration) {
-        let left = (self.began + TOLD).max(Instant::now() + patience / 4);
+        let left = (self.began + FAILURE_REPLY_TIME).max(Instant::now() + patience / 4);
         self.deadline = self.deadline.min(left);
     }
 }
 
-/// The servers.
+/// The servers, with their selection state.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct ServerPool {
     servers: Vec<Arc<Server>>,
     balance: Balance,
     turn: AtomicUsize,
     changed: watch::Receiver<()>,
-    /// As it was told last.
-    away: AtomicBool,
+    /// The state that was last logged.
+    unreachable: AtomicBool,
 }
 
-impl Pool {
-    /// Takes the servers in order of preference, and where they tell of changes in their health.
+impl ServerPool {
+    /// Takes the servers in order of preference, and the channel that reports changes of their health.
     pub(super) fn new(servers: Vec<Arc<Server>>, balance: Balance, changed: watch::Receiver<()>) -> Self {
-        Self { servers, balance, turn: AtomicUsize::new(0), changed, away: AtomicBool::new(false) }
+        Self { servers, balance, turn: AtomicUsize::new(0), changed, unreachable: AtomicBool::new(false) }
     }
 
     /// The servers, in order of preference.
@@ -80,40 +80,40 @@ impl Pool {
         &self.servers
     }
 
-    /// The order in which to ask now. `sticky` goes first whatever its health: it has just answered.
-    pub(super) fn tries(&self, time: &Time, sticky: Option<&Arc<Server>>) -> Tries<'_> {
+    /// The servers to ask, in order. `sticky` goes first whatever its health: it has just answered.
+    pub(super) fn candidates(&self, time: &DecisionTime, sticky: Option<&Arc<Server>>) -> ServerCandidates<'_> {
         let turn = match self.balance {
             Balance::First => 0,
-            // The second half of a decision goes where the first one went, and takes no turn.
+            // The second step of a decision goes to the same server, and does not advance the rotation.
             Balance::RoundRobin if sticky.is_some() => 0,
             Balance::RoundRobin => self.turn.fetch_add(1, Ordering::Relaxed) % self.servers.len().max(1),
         };
         let (before, after) = self.servers.split_at_checked(turn).unwrap_or((&self.servers, &[]));
         let others =
             after.iter().chain(before).filter(|server| sticky.is_none_or(|sticky| !Arc::ptr_eq(sticky, server)));
-        let mut order: Vec<_> = others.map(|server| (server.health.standing().0, server.clone())).collect();
-        order.retain(|(standing, _)| *standing != Standing::Out);
-        // Stable: among equals it is the order of preference, or the turn.
+        let mut order: Vec<_> = others.map(|server| (server.health.rank().0, server.clone())).collect();
+        order.retain(|(standing, _)| *standing != ServerRank::Down);
+        // Stable sort: servers of equal rank keep the order of preference or rotation.
         order.sort_by_key(|(standing, _)| *standing);
-        Tries {
+        ServerCandidates {
             pool: self,
             first: sticky.cloned(),
             order: order.into_iter().map(|(_, server)| server).collect(),
             asked: Vec::new(),
-            until: time.deadline.min(Instant::now() + AWAY_PATIENCE),
-            spare: true,
+            until: time.deadline.min(Instant::now() + RECOVERY_WAIT),
+            may_fail_over: true,
             last: None,
         }
     }
 
-    /// Has every server looked at that is due for it; to be called again and again. Says when the
-    /// directory goes away and when it is back.
-    pub(super) fn look_after(&self) {
-        let away = !self.is_there();
+    /// Starts the probes that are due; called periodically. Logs when the directory becomes unreachable and
+    /// when it recovers.
+    pub(super) fn run_probes(&self) {
+        let away = !self.is_available();
         for server in &self.servers {
-            look_if_due(server, away, false);
+            probe_if_due(server, away, false);
         }
-        if self.away.swap(away, Ordering::Relaxed) == away {
+        if self.unreachable.swap(away, Ordering::Relaxed) == away {
             return;
         }
         if away {
@@ -124,43 +124,44 @@ impl Pool {
     }
 
     /// Whether a server is in use.
-    pub(super) fn is_there(&self) -> bool {
+    pub(super) fn is_available(&self) -> bool {
         self.servers.iter().any(|server| server.health.is_in_use())
     }
 
-    /// What may be expected of the servers.
-    pub(super) fn presence(&self) -> Presence {
-        if self.is_there() {
-            Presence::There
-        } else if self.servers.iter().any(|server| server.health.standing().0 == Standing::OnTrial) {
-            Presence::Returning
+    /// The availability of the directory.
+    pub(super) fn availability(&self) -> Availability {
+        if self.is_available() {
+            Availability::Available
+        } else if self.servers.iter().any(|server| server.health.rank().0 == ServerRank::Recovering) {
+            Availability::Recovering
         } else {
-            Presence::Away
+            Availability::Unreachable
         }
     }
 
-    /// As [`Pool::presence`], once looks have told what there is to suspect; waits for them for so long.
-    pub(super) async fn settled(&self, patience: Duration) -> Presence {
+    /// As [`ServerPool::availability`], after probes of suspect servers have finished; waits at most
+    /// `patience`.
+    pub(super) async fn settled_availability(&self, patience: Duration) -> Availability {
         let mut changed = self.changed.clone();
         let settled = async {
             loop {
                 changed.mark_unchanged();
                 let in_use = self.servers.iter().filter(|server| server.health.is_in_use());
-                let mut suspected = in_use.clone().filter(|server| server.health.is_suspected());
+                let mut suspected = in_use.clone().filter(|server| server.health.is_suspect());
                 if in_use.count() > suspected.clone().count() || suspected.next().is_none() {
                     return;
                 }
-                self.servers.iter().for_each(|server| look_if_due(server, false, true));
+                self.servers.iter().for_each(|server| probe_if_due(server, false, true));
                 // Its senders live in the servers, which live in this pool.
                 let _ = changed.changed().await;
             }
         };
-        // If it takes too long, it is what it is.
+        // On timeout the current state is returned.
         let _ = timeout(patience, settled).await;
-        self.presence()
+        self.availability()
     }
 
-    /// Waits until one of these may be asked, and has them looked at meanwhile.
+    /// Waits until one of these may be asked, and starts their probes meanwhile.
     async fn wait_for(&self, candidates: &[Arc<Server>], until: Instant) -> Option<Arc<Server>> {
         let (mut changed, began) = (self.changed.clone(), Instant::now());
         let waiting = async {
@@ -169,57 +170,57 @@ impl Pool {
                 if let Some(server) = candidates.iter().find(|server| server.enter()) {
                     return Some(server.clone());
                 }
-                candidates.iter().for_each(|server| look_if_due(server, false, true));
-                // Somebody tries it right now, or nobody has looked since we came.
-                let is_open = |server: &Arc<Server>| server.health.is_up() || !server.health.was_looked_at(began);
+                candidates.iter().for_each(|server| probe_if_due(server, false, true));
+                // A trial is in progress, or no probe has finished since the wait began.
+                let is_open = |server: &Arc<Server>| server.health.is_up() || !server.health.probed_since(began);
                 if !candidates.iter().any(is_open) {
                     return None;
                 }
-                // A change, or the time for the next look.
-                let _ = timeout(LOOK_AROUND, changed.changed()).await;
+                // Until a change, or until the next probe is due.
+                let _ = timeout(PROBE_CHECK_INTERVAL, changed.changed()).await;
             }
         };
         timeout_at(until, waiting).await.ok().flatten()
     }
 }
 
-/// Starts a look in the background if it is time for one.
-pub(super) fn look_if_due(server: &Arc<Server>, away: bool, awaited: bool) {
-    if server.health.begin_look(away, awaited) {
-        let looking = Looking(Arc::clone(server));
+/// Starts a probe in the background if it is due.
+pub(super) fn probe_if_due(server: &Arc<Server>, away: bool, awaited: bool) {
+    if server.health.begin_probe(away, awaited) {
+        let looking = ProbeGuard(Arc::clone(server));
         tokio::spawn(async move {
-            // What it finds is in `health` by then.
-            let _ = tasks::once(Task::DirectoryProbe, &looking.0.metrics.task_restarts, looking.0.look()).await;
+            // The result is recorded in `health` by then.
+            let _ = tasks::once(Task::DirectoryProbe, &looking.0.metrics.task_restarts, looking.0.run_probe()).await;
         });
     }
 }
 
-/// A look under way; over when dropped, however it ends.
-struct Looking(Arc<Server>);
+/// A probe in progress; ends when dropped.
+struct ProbeGuard(Arc<Server>);
 
-impl Drop for Looking {
+impl Drop for ProbeGuard {
     fn drop(&mut self) {
-        self.0.health.end_look();
+        self.0.health.end_probe();
     }
 }
 
-/// The servers that one question may still go to.
+/// The servers that a request may still go to.
 #[derive(Debug)]
-pub(super) struct Tries<'a> {
-    pool: &'a Pool,
+pub(super) struct ServerCandidates<'a> {
+    pool: &'a ServerPool,
     first: Option<Arc<Server>>,
     order: VecDeque<Arc<Server>>,
     asked: Vec<Arc<Server>>,
-    /// How long to wait for one that is aside.
+    /// How long to wait for a down server.
     until: Instant,
-    /// Whether one more server may be asked after one that gave no verdict.
-    spare: bool,
-    last: Option<Trouble>,
+    /// Whether one more server may be asked after an indeterminate result.
+    may_fail_over: bool,
+    last: Option<UnavailableCause>,
 }
 
-impl Tries<'_> {
-    /// The next server, or the last one's trouble.
-    pub(super) async fn next(&mut self, time: &Time, trace: &mut Trace) -> Result<Arc<Server>, DirectoryError> {
+impl ServerCandidates<'_> {
+    /// The next server, or the last failure.
+    pub(super) async fn next(&mut self, time: &DecisionTime, trace: &mut Trace) -> Result<Arc<Server>, DirectoryError> {
         let mut next = self.first.take();
         while next.is_none()
             && let Some(server) = self.order.pop_front()
@@ -231,7 +232,7 @@ impl Tries<'_> {
             let left: Vec<_> = self.pool.servers.iter().filter(|server| !was_asked(server)).cloned().collect();
             next = self.pool.wait_for(&left, self.until).await;
             if let (None, None, Some(server)) = (&next, &self.last, left.first()) {
-                let trouble = server.health.trouble();
+                let trouble = server.health.last_cause();
                 (trace.server, trace.code) = (Some(server.url.clone()), trouble.code());
                 self.last = Some(trouble);
             }
@@ -241,28 +242,30 @@ impl Tries<'_> {
                 self.asked.push(server.clone());
                 Ok(server)
             }
-            None => Err(DirectoryError::CannotTell(self.last.clone().unwrap_or(Trouble::Timeout))),
+            None => Err(DirectoryError::Unavailable(self.last.clone().unwrap_or(UnavailableCause::Timeout))),
         }
     }
 
-    /// Notes that a server is not asked, because another would know more.
-    pub(super) fn pass_over(&mut self, trouble: Trouble) {
+    /// Records that a server is skipped because it has not caught up.
+    pub(super) fn pass_over(&mut self, trouble: UnavailableCause) {
         self.last = self.last.take().or(Some(trouble));
     }
 
-    /// Notes that a server gave no verdict; an error if no other may be asked.
-    pub(super) fn note(&mut self, failure: Failure, time: &mut Time) -> Result<(), DirectoryError> {
+    /// Records that a server gave no verdict; an error if no other may be asked.
+    pub(super) fn note(&mut self, failure: RequestError, time: &mut DecisionTime) -> Result<(), DirectoryError> {
         match failure {
-            Failure::Unasked(trouble) => self.last = Some(trouble),
-            Failure::Unsure(trouble) if self.spare => {
-                self.spare = false;
+            RequestError::NotSent(trouble) => self.last = Some(trouble),
+            RequestError::Indeterminate(trouble) if self.may_fail_over => {
+                self.may_fail_over = false;
                 self.last = Some(trouble);
             }
-            Failure::Unsure(trouble) | Failure::Answered(trouble) => return Err(DirectoryError::CannotTell(trouble)),
+            RequestError::Indeterminate(trouble) | RequestError::Answered(trouble) => {
+                return Err(DirectoryError::Unavailable(trouble));
+            }
         }
         if let Some(server) = self.asked.last() {
-            server.passed_on();
-            if matches!(self.last, Some(Trouble::Timeout)) {
+            server.count_failover();
+            if matches!(self.last, Some(UnavailableCause::Timeout)) {
                 time.tighten(server.patience);
             }
         }
@@ -286,7 +289,7 @@ mod tests {
         let decision = Duration::from_secs(5);
         for (patience, told) in [(1_200, 1_900), (300, 1_900), (1_900, 2_375), (4_000, 5_000), (4_900, 5_000)] {
             let (patience, began) = (Duration::from_millis(patience), Instant::now());
-            let mut time = Time::new(decision);
+            let mut time = DecisionTime::new(decision);
             tokio::time::advance(patience).await;
             time.tighten(patience);
             assert_eq!(time.deadline - began, Duration::from_millis(told), "{patience:?}");

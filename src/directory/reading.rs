@@ -45,7 +45,7 @@ impl Attributes {
 
 /// An entry as a server shows it, with what only the audit needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
+pub struct ReportedEntry {
     /// The entry.
     pub entry: Entry,
     /// modifyTimestamp.
@@ -94,7 +94,7 @@ fn parts_of(content: &[u8]) -> Option<(&str, Vec<Values>)> {
 
 /// As [`read_entry`], of a message's content as it came.
 #[expect(clippy::option_option, reason = "no entry at all, and one that is not looked into")]
-pub(super) fn read_message(content: &[u8], wanted: &Attributes) -> Option<Option<Shown>> {
+pub(super) fn read_message(content: &[u8], wanted: &Attributes) -> Option<Option<ReportedEntry>> {
     let (dn, attributes) = parts_of(content)?;
     Some(shown(dn, &attributes, wanted))
 }
@@ -102,18 +102,18 @@ pub(super) fn read_message(content: &[u8], wanted: &Attributes) -> Option<Option
 /// Reads an entry; `None` if it is none. One that is out of bounds may have been filled by its owner:
 /// that is no evidence of anything (`Some(None)`), and no reason to think ill of the server.
 #[expect(clippy::option_option, reason = "no entry at all, and one that is not looked into")]
-pub(super) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Option<Shown>> {
+pub(super) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Option<ReportedEntry>> {
     let (dn, attributes) = parts(message)?;
     Some(shown(&dn, &attributes, wanted))
 }
 
 /// What is wanted of an entry's attributes; `None` if one of them is out of bounds.
-pub(super) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> Option<Shown> {
+pub(super) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> Option<ReportedEntry> {
     if dn.len() > MAX_DN {
         return None;
     }
-    let entry = Entry::named(dn.into());
-    let mut shown = Shown { entry, modified: None, modified_by: None };
+    let entry = Entry::unread(dn.into());
+    let mut shown = ReportedEntry { entry, modified: None, modified_by: None };
     for (description, values) in attributes {
         let name = base_name(description);
         for (_, meaning) in wanted.0.iter().filter(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes())) {
@@ -136,35 +136,37 @@ pub(super) fn names_of(attributes: &[Values], attribute: &str) -> Vec<String> {
     list
 }
 
-impl Shown {
+impl ReportedEntry {
     /// Takes over an attribute; `false` if it is out of bounds.
     fn take(&mut self, meaning: Meaning, name: &[u8], values: &[Vec<u8>]) -> bool {
         let Self { entry, modified, modified_by } = self;
-        let marks = &mut entry.marks;
+        let marks = &mut entry.version;
         let first = values.first().map(Vec::as_slice).unwrap_or_default();
         let text = || (first.len() <= MAX_VALUE).then(|| String::from_utf8_lossy(first).into_owned());
         match meaning {
             Meaning::MailHost => return names(values, &mut entry.mail_hosts),
             Meaning::Login => return names(values, &mut entry.logins),
             Meaning::Allow => {
-                marks.decides ^= digest(name, values);
+                marks.policy_digest ^= digest(name, values);
                 return names(values, &mut entry.allowed);
             }
             Meaning::Hold => marks.held |= values.iter().any(|value| !value.is_empty()),
-            Meaning::Decides => marks.decides ^= digest(name, values),
-            Meaning::Password => marks.password = Some(marks.password.unwrap_or_default() ^ digest(name, values)),
-            Meaning::Locked if values.iter().any(|value| value.starts_with(LOCKED_FOR_EVER)) => {
-                (marks.disabled, marks.locked, marks.drafted) = (true, true, true);
+            Meaning::Decides => marks.policy_digest ^= digest(name, values),
+            Meaning::Password => {
+                marks.password_changed = Some(marks.password_changed.unwrap_or_default() ^ digest(name, values))
             }
-            Meaning::Policy => marks.policy ^= digest(name, values),
+            Meaning::Locked if values.iter().any(|value| value.starts_with(LOCKED_FOR_EVER)) => {
+                (marks.disabled, marks.locked, marks.has_policy_attributes) = (true, true, true);
+            }
+            Meaning::Policy => marks.password_policy ^= digest(name, values),
             Meaning::Failures | Meaning::Count => {
                 let count = digest(name, values);
                 marks.failures = Some(marks.failures.unwrap_or_default() ^ count);
-                marks.drafted |= meaning == Meaning::Failures;
-                marks.noise ^= count;
+                marks.has_policy_attributes |= meaning == Meaning::Failures;
+                marks.login_activity ^= count;
             }
             Meaning::Lockout | Meaning::Locked => {
-                marks.drafted |= meaning == Meaning::Locked;
+                marks.has_policy_attributes |= meaning == Meaning::Locked;
                 // Active Directory writes 0 when it unlocks.
                 marks.locked |= values.iter().any(|value| value != b"0");
                 marks.lockout ^= digest(name, values);
@@ -177,19 +179,19 @@ impl Shown {
             Meaning::Expires => marks.expire(values.iter().filter_map(|value| filetime(value))),
             Meaning::ExpiresDay => marks.expire(values.iter().filter_map(|value| day(value))),
             Meaning::ExpiresTime => marks.expire(values.iter().filter_map(|value| generalized(value))),
-            Meaning::Noise => marks.noise ^= digest(name, values),
+            Meaning::Noise => marks.login_activity ^= digest(name, values),
             // 389-DS knows both, and its content synchronization goes by its own.
             Meaning::Id if marks.id.is_none() || name.eq_ignore_ascii_case(b"nsUniqueId") => {
                 marks.id = EntryId::parse(first).or(marks.id);
             }
             Meaning::Id => {}
             Meaning::Guid => marks.id = marks.id.or(EntryId::from_bytes(first)),
-            Meaning::Csn => marks.version = text().map(Into::into),
+            Meaning::Csn => marks.revision = text().map(Into::into),
             Meaning::Modified => {
                 *modified = text();
                 // A CSN says the same more exactly.
-                if marks.version.as_ref().is_none_or(|version| !version.contains('#')) {
-                    marks.version = modified.clone().map(Into::into);
+                if marks.revision.as_ref().is_none_or(|version| !version.contains('#')) {
+                    marks.revision = modified.clone().map(Into::into);
                 }
             }
             Meaning::Modifier => *modified_by = text(),
@@ -211,7 +213,7 @@ fn names(values: &[Vec<u8>], list: &mut Vec<String>) -> bool {
     true
 }
 
-impl super::Marks {
+impl super::EntryVersion {
     /// The earliest end counts.
     fn expire(&mut self, ends: impl Iterator<Item = i64>) {
         self.expires = self.expires.into_iter().chain(ends).min();
@@ -304,13 +306,16 @@ mod tests {
 
     #[test]
     fn earliest_account_expiry_counts() {
-        let mut marks = super::super::Marks::default();
+        let mut marks = super::super::EntryVersion::default();
         marks.expire([7, 5].into_iter());
         marks.expire([6].into_iter());
         marks.expire([].into_iter());
         assert_eq!(marks.expires, Some(5));
-        assert_eq!((marks.closed(4), marks.closed(5)), (None, Some(crate::outcome::AccountState::AccountExpired)));
+        assert_eq!(
+            (marks.account_state(4), marks.account_state(5)),
+            (None, Some(crate::outcome::AccountState::AccountExpired))
+        );
         marks.expires = Some(-1);
-        assert!(marks.closed(0).is_some());
+        assert!(marks.account_state(0).is_some());
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ldap3::asn1::{ASNTag as _, PL, StructureTag};
 
 use super::ber::{digits, put_header, size_of, wrapped};
-use super::connection::{Question, Scope};
+use super::connection::{Scope, SearchRequest};
 use super::policy::PASSWORD_POLICY;
 use crate::secret::SecretBuf;
 
@@ -50,7 +50,7 @@ pub(super) fn start_tls(id: u32) -> SecretBuf {
 }
 
 /// A search for one entry, or for one that should be the only one; `None` if its filter cannot be parsed.
-pub(super) fn search(id: u32, question: &Question, time_limit: Duration) -> Option<SecretBuf> {
+pub(super) fn search(id: u32, question: &SearchRequest, time_limit: Duration) -> Option<SecretBuf> {
     let filter = encoded(&ldap3::parse_filter(&question.filter).ok()?.into_structure())?;
     let scope = match question.scope {
         Scope::Base => 0,
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn search_is_encoded_as_by_ldap3() {
-        let question = Question {
+        let question = SearchRequest {
             operation: "read",
             base: "uid=alice,dc=x".to_owned(),
             scope: Scope::Base,

@@ -23,7 +23,7 @@ use crate::config::{DirectoryServer, LdapScheme};
 
 /// A request, as it came.
 #[derive(Debug, Clone)]
-pub(super) struct Seen {
+pub(super) struct Recorded {
     /// Which connection, from 0.
     pub(super) connection: usize,
     /// Its message ID.
@@ -34,7 +34,7 @@ pub(super) struct Seen {
     pub(super) controls: Vec<LdapControl>,
 }
 
-impl Seen {
+impl Recorded {
     /// DN and password, if it is a bind.
     pub(super) fn bind(&self) -> Option<(&str, &str)> {
         match &self.op {
@@ -66,7 +66,7 @@ impl Seen {
 
 /// A part of an answer.
 #[derive(Debug, Clone)]
-pub(super) enum Reply {
+pub(super) enum ScriptedReply {
     /// A message with the request's ID.
     Op(LdapOp),
     /// Bytes.
@@ -83,15 +83,15 @@ pub(super) enum Reply {
     Close,
 }
 
-type Script = dyn Fn(&Seen) -> Vec<Reply> + Send + Sync;
+type Script = dyn Fn(&Recorded) -> Vec<ScriptedReply> + Send + Sync;
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+trait ScriptedStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> ScriptedStream for T {}
 
 /// The server. It ends with its handle.
 pub(super) struct Scripted {
     pub(super) port: u16,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<Mutex<Vec<Recorded>>>,
     connections: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
     _task: JoinSet<()>,
@@ -99,7 +99,7 @@ pub(super) struct Scripted {
 
 impl Scripted {
     /// Listens on a free port of 127.0.0.1.
-    pub(super) async fn start(script: impl Fn(&Seen) -> Vec<Reply> + Send + Sync + 'static) -> Self {
+    pub(super) async fn start(script: impl Fn(&Recorded) -> Vec<ScriptedReply> + Send + Sync + 'static) -> Self {
         Self::start_on(TcpListener::bind("127.0.0.1:0").await.unwrap(), None, false, script)
     }
 
@@ -108,7 +108,7 @@ impl Scripted {
         listener: TcpListener,
         tls: Option<TlsAcceptor>,
         implicit: bool,
-        script: impl Fn(&Seen) -> Vec<Reply> + Send + Sync + 'static,
+        script: impl Fn(&Recorded) -> Vec<ScriptedReply> + Send + Sync + 'static,
     ) -> Self {
         let port = listener.local_addr().unwrap().port();
         let script: Arc<Script> = Arc::new(script);
@@ -148,7 +148,7 @@ impl Scripted {
     }
 
     /// Everything it was asked.
-    pub(super) fn seen(&self) -> Vec<Seen> {
+    pub(super) fn seen(&self) -> Vec<Recorded> {
         self.seen.lock().unwrap().clone()
     }
 
@@ -182,33 +182,33 @@ async fn serve(
     tls: Option<TlsAcceptor>,
     implicit: bool,
     script: &Script,
-    log: &Mutex<Vec<Seen>>,
+    log: &Mutex<Vec<Recorded>>,
 ) {
-    let mut stream: Box<dyn Stream> = Box::new(stream);
+    let mut stream: Box<dyn ScriptedStream> = Box::new(stream);
     if implicit {
         let Ok(secured) = tls.as_ref().unwrap().accept(stream).await else { return };
         stream = Box::new(secured);
     }
     let mut framed = Framed::new(stream, LdapCodec::default());
     while let Some(Ok(LdapMsg { msgid, op, ctrl })) = framed.next().await {
-        let seen = Seen { connection, id: msgid, op, controls: ctrl };
+        let seen = Recorded { connection, id: msgid, op, controls: ctrl };
         log.lock().unwrap().push(seen.clone());
         for reply in script(&seen) {
             match reply {
-                Reply::Op(op) => {
+                ScriptedReply::Op(op) => {
                     if framed.send(LdapMsg { msgid, op, ctrl: Vec::new() }).await.is_err() {
                         return;
                     }
                 }
-                Reply::Raw(bytes) => framed.get_mut().write_all(&bytes).await.unwrap_or_default(),
-                Reply::Wait(gate) => gate.acquire().await.unwrap().forget(),
-                Reply::Pause(length) => tokio::time::sleep(length).await,
-                Reply::Hear => drop(framed.get_mut().read_u8().await),
-                Reply::Tls => {
+                ScriptedReply::Raw(bytes) => framed.get_mut().write_all(&bytes).await.unwrap_or_default(),
+                ScriptedReply::Wait(gate) => gate.acquire().await.unwrap().forget(),
+                ScriptedReply::Pause(length) => tokio::time::sleep(length).await,
+                ScriptedReply::Hear => drop(framed.get_mut().read_u8().await),
+                ScriptedReply::Tls => {
                     let Ok(secured) = tls.as_ref().unwrap().accept(framed.into_inner()).await else { return };
                     framed = Framed::new(Box::new(secured), LdapCodec::default());
                 }
-                Reply::Close => return,
+                ScriptedReply::Close => return,
             }
         }
     }
@@ -220,13 +220,13 @@ fn result(code: LdapResultCode) -> LdapResult {
 }
 
 /// A bind's answer.
-pub(super) fn bound(code: LdapResultCode) -> Vec<Reply> {
-    vec![Reply::Op(LdapOp::BindResponse(LdapBindResponse { res: result(code), saslcreds: None }))]
+pub(super) fn bound(code: LdapResultCode) -> Vec<ScriptedReply> {
+    vec![ScriptedReply::Op(LdapOp::BindResponse(LdapBindResponse { res: result(code), saslcreds: None }))]
 }
 
 /// A bind's answer with a diagnostic text and controls, each an OID and its value. Written byte by byte,
 /// as servers speak controls that no library here knows.
-pub(super) fn bound_with(seen: &Seen, code: u8, text: &str, controls: &[(&str, &[u8])]) -> Vec<Reply> {
+pub(super) fn bound_with(seen: &Recorded, code: u8, text: &str, controls: &[(&str, &[u8])]) -> Vec<ScriptedReply> {
     fn element(tag: u8, content: &[u8]) -> Vec<u8> {
         let length = u16::try_from(content.len()).unwrap().to_be_bytes();
         [&[tag, 0x82], &length[..], content].concat()
@@ -237,38 +237,38 @@ pub(super) fn bound_with(seen: &Seen, code: u8, text: &str, controls: &[(&str, &
     let result = [element(0x0a, &[code]), element(0x04, b""), element(0x04, text.as_bytes())].concat();
     let id = element(0x02, &seen.id.to_be_bytes());
     let message = [id, element(0x61, &result), element(0xa0, &controls)].concat();
-    vec![Reply::Raw(element(0x30, &message))]
+    vec![ScriptedReply::Raw(element(0x30, &message))]
 }
 
 /// The end of a search.
-pub(super) fn done(code: LdapResultCode) -> Reply {
-    Reply::Op(LdapOp::SearchResultDone(result(code)))
+pub(super) fn done(code: LdapResultCode) -> ScriptedReply {
+    ScriptedReply::Op(LdapOp::SearchResultDone(result(code)))
 }
 
 /// The answer to StartTLS.
-pub(super) fn extended(code: LdapResultCode) -> Reply {
-    Reply::Op(LdapOp::ExtendedResponse(LdapExtendedResponse { res: result(code), name: None, value: None }))
+pub(super) fn extended(code: LdapResultCode) -> ScriptedReply {
+    ScriptedReply::Op(LdapOp::ExtendedResponse(LdapExtendedResponse { res: result(code), name: None, value: None }))
 }
 
 /// A continuation reference.
-pub(super) fn reference() -> Reply {
+pub(super) fn reference() -> ScriptedReply {
     let uris = vec!["ldap://elsewhere.example/dc=x".to_owned()];
-    Reply::Op(LdapOp::SearchResultReference(LdapSearchResultReference { uris }))
+    ScriptedReply::Op(LdapOp::SearchResultReference(LdapSearchResultReference { uris }))
 }
 
 /// An entry.
-pub(super) fn entry(dn: &str, attributes: &[(&str, &[&[u8]])]) -> Reply {
+pub(super) fn entry(dn: &str, attributes: &[(&str, &[&[u8]])]) -> ScriptedReply {
     let attributes = attributes.iter().map(|(name, values)| LdapPartialAttribute {
         atype: (*name).to_owned(),
         vals: values.iter().map(|value| value.to_vec()).collect(),
     });
     let entry = LdapSearchResultEntry { dn: dn.to_owned(), attributes: attributes.collect() };
-    Reply::Op(LdapOp::SearchResultEntry(entry))
+    ScriptedReply::Op(LdapOp::SearchResultEntry(entry))
 }
 
 /// A script for a well-behaved directory with one user: `uid=alice,dc=x` with the password `right`
 /// on `server3`, and the service account `cn=usher` with the password `service`.
-pub(super) fn alice(seen: &Seen) -> Vec<Reply> {
+pub(super) fn alice(seen: &Recorded) -> Vec<ScriptedReply> {
     match (&seen.op, seen.bind()) {
         (_, Some(("uid=alice,dc=x", "right") | ("cn=usher", "service"))) => bound(LdapResultCode::Success),
         (_, Some(_)) => bound(LdapResultCode::InvalidCredentials),
@@ -281,7 +281,10 @@ pub(super) fn alice(seen: &Seen) -> Vec<Reply> {
 }
 
 /// Another script for the first so many requests, [`alice`] afterwards.
-pub(super) fn first(replies: Vec<Vec<Reply>>, of: fn(&Seen) -> bool) -> impl Fn(&Seen) -> Vec<Reply> + Send + Sync {
+pub(super) fn first(
+    replies: Vec<Vec<ScriptedReply>>,
+    of: fn(&Recorded) -> bool,
+) -> impl Fn(&Recorded) -> Vec<ScriptedReply> + Send + Sync {
     let left = Mutex::new(VecDeque::from(replies));
     move |seen| {
         let scripted = of(seen).then(|| left.lock().unwrap().pop_front()).flatten();

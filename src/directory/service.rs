@@ -15,12 +15,12 @@ use tokio::time::{Instant, timeout_at};
 use tracing::error;
 use zeroize::Zeroizing;
 
-use super::client::Client;
-use super::connection::{Connection, Fault, Found, Question};
-use super::health::Cause;
-use super::policy::{Bound, Said};
-use super::server::{Failure, Server, locked};
-use super::{Trace, Trouble};
+use super::client::BindClient;
+use super::connection::{Connection, ConnectionError, SearchRequest, SearchResult};
+use super::health::Origin;
+use super::policy::{BindDiagnostic, BindResponse};
+use super::server::{RequestError, Server, locked};
+use super::{Trace, UnavailableCause};
 use crate::config::{Connections, ServiceAccount};
 use crate::secret::Secret;
 use crate::sys;
@@ -57,41 +57,47 @@ impl SearchConnection {
 }
 
 /// The search connection, made or being made: all who need it wait for the same attempt.
-pub(super) type Opening = Shared<BoxFuture<'static, Result<Arc<SearchConnection>, Trouble>>>;
+pub(super) type Opening = Shared<BoxFuture<'static, Result<Arc<SearchConnection>, UnavailableCause>>>;
 
 impl Server {
     /// Asks on the search connection, as the service account.
     pub(super) async fn search(
         self: &Arc<Self>,
-        question: &Question,
+        question: &SearchRequest,
         deadline: Instant,
         trace: &mut Trace,
-    ) -> Result<Found, Failure> {
+    ) -> Result<SearchResult, RequestError> {
         let mut shared = self.search_connection(deadline, trace).await?;
         let (mut asked, reused) = (Instant::now(), shared.is_used());
         let mut answer = self.ask(&shared, question, deadline, trace).await;
-        if reused && matches!(answer, Err(Fault::Broken(_) | Fault::Malformed | Fault::Violation(_))) {
+        if reused
+            && matches!(
+                answer,
+                Err(ConnectionError::Broken(_) | ConnectionError::Malformed | ConnectionError::Violation(_))
+            )
+        {
             // It died under us, perhaps of another's question: once more on a fresh one.
             shared = self.search_connection(deadline, trace).await?;
             asked = Instant::now();
             answer = self.ask(&shared, question, deadline, trace).await;
         }
-        let cause = question.cause();
-        let found = answer.map_err(|fault| Failure::Unsure(self.failed(question.operation, cause, &fault)))?;
-        self.verdict(question.operation, cause, found.code, asked)?;
+        let cause = question.origin();
+        let found =
+            answer.map_err(|fault| RequestError::Indeterminate(self.note_error(question.operation, cause, &fault)))?;
+        self.note_result(question.operation, cause, found.code, asked)?;
         Ok(found)
     }
 
     pub(super) async fn ask(
         &self,
         shared: &Arc<SearchConnection>,
-        question: &Question,
+        question: &SearchRequest,
         deadline: Instant,
         trace: &mut Trace,
-    ) -> Result<Found, Fault> {
+    ) -> Result<SearchResult, ConnectionError> {
         shared.mark_used();
         let asked = shared.connection.search(question, self.patience);
-        let answer = self.observed(question.operation, deadline, trace, asked, |found| found.code).await;
+        let answer = self.timed(question.operation, deadline, trace, asked, |found| found.code).await;
         if answer.is_err() {
             // Whoever still waits on it keeps it open; nobody new gets it.
             let mut slot = locked(&self.search);
@@ -106,7 +112,7 @@ impl Server {
         self: &Arc<Self>,
         deadline: Instant,
         trace: &mut Trace,
-    ) -> Result<Arc<SearchConnection>, Failure> {
+    ) -> Result<Arc<SearchConnection>, RequestError> {
         let opening = {
             let mut slot = locked(&self.search);
             let current = slot.as_ref().filter(|opening| match opening.peek() {
@@ -120,8 +126,10 @@ impl Server {
                     let url = self.url.clone();
                     // A task of its own: whoever asked first may give up, the others still wait.
                     let task = tokio::spawn(self.clone().open_search());
-                    let opening =
-                        task.map(|end| end.unwrap_or(Err(Trouble::Malformed { server: url }))).boxed().shared();
+                    let opening = task
+                        .map(|end| end.unwrap_or(Err(UnavailableCause::Malformed { server: url })))
+                        .boxed()
+                        .shared();
                     slot.insert(opening).clone()
                 }
             }
@@ -131,14 +139,14 @@ impl Server {
             Ok(Ok(shared)) => Ok(shared),
             Ok(Err(trouble)) => {
                 trace.code = trouble.code();
-                Err(Failure::Unasked(trouble))
+                Err(RequestError::NotSent(trouble))
             }
-            Err(_elapsed) => Err(Failure::Unasked(Trouble::Timeout)),
+            Err(_elapsed) => Err(RequestError::NotSent(UnavailableCause::Timeout)),
         }
     }
 
     /// Makes the connection that searches share.
-    async fn open_search(self: Arc<Self>) -> Result<Arc<SearchConnection>, Trouble> {
+    async fn open_search(self: Arc<Self>) -> Result<Arc<SearchConnection>, UnavailableCause> {
         let shared = SearchConnection {
             connection: self.open_as_service().await?,
             expires: self.expiry(),
@@ -151,47 +159,47 @@ impl Server {
 
     /// Connects and binds as the service account, or stays anonymous where there is none; and sees the
     /// canary, if there is one.
-    pub(super) async fn open_as_service(&self) -> Result<Connection, Trouble> {
+    pub(super) async fn open_as_service(&self) -> Result<Connection, UnavailableCause> {
         let mut client = self.open_bound().await?;
-        if self.look.is_for_canary() {
-            self.show_itself(&mut client, Instant::now() + self.patience).await?;
+        if self.probe.has_canary() {
+            self.probe_connection(&mut client, Instant::now() + self.patience).await?;
         }
         self.shared(client).await
     }
 
     /// Makes a connection one that searches share.
-    pub(super) async fn shared(&self, client: Client) -> Result<Connection, Trouble> {
-        Connection::over(client).await.map_err(|fault| self.failed("connect", Cause::Look, &fault))
+    pub(super) async fn shared(&self, client: BindClient) -> Result<Connection, UnavailableCause> {
+        Connection::over(client).await.map_err(|fault| self.note_error("connect", Origin::Probe, &fault))
     }
 
     /// The same without the canary.
-    pub(super) async fn open_bound(&self) -> Result<Client, Trouble> {
+    pub(super) async fn open_bound(&self) -> Result<BindClient, UnavailableCause> {
         let mut trace = Trace::default();
         let password = match &self.service {
             Some(account) => Some((account, self.service_password(account).await?)),
             None => None,
         };
         let mut connection =
-            self.connect(Instant::now() + self.patience, &mut trace).await.map_err(Failure::trouble)?;
+            self.connect(Instant::now() + self.patience, &mut trace).await.map_err(RequestError::cause)?;
         if let Some((account, password)) = password {
             let text = std::str::from_utf8(password.expose()).unwrap_or_default();
             let asked = connection.bind(&account.dn, text);
             let began = Instant::now();
             let bound =
-                self.observed("service_bind", began + self.patience, &mut trace, asked, |bound| bound.code).await;
-            let bound = bound.map_err(|fault| self.failed("bind", Cause::Look, &fault))?;
-            self.verdict("service_bind", Cause::Look, bound.code, began).map_err(Failure::trouble)?;
+                self.timed("service_bind", began + self.patience, &mut trace, asked, |bound| bound.code).await;
+            let bound = bound.map_err(|fault| self.note_error("bind", Origin::Probe, &fault))?;
+            self.note_result("service_bind", Origin::Probe, bound.code, began).map_err(RequestError::cause)?;
             self.service_answer(account, bound)?;
         }
         Ok(connection)
     }
 
     /// The service account's password, unless the account is held back.
-    async fn service_password(&self, account: &ServiceAccount) -> Result<Secret, Trouble> {
+    async fn service_password(&self, account: &ServiceAccount) -> Result<Secret, UnavailableCause> {
         if let Some((until, code)) = *locked(&self.refused)
             && Instant::now() < until
         {
-            let trouble = Trouble::ServiceBind { server: self.url.clone(), code };
+            let trouble = UnavailableCause::ServiceBind { server: self.url.clone(), code };
             self.out_of_use(&trouble);
             return Err(trouble);
         }
@@ -200,7 +208,8 @@ impl Server {
             if let Some(suppressed) = self.repeats.allow("password", "") {
                 error!(server = %self.url, %file, %reason, suppressed, "the service account's password cannot be used");
             }
-            let trouble = Trouble::Connection { server: self.url.clone(), reason: format!("{file}: {reason}") };
+            let trouble =
+                UnavailableCause::Connection { server: self.url.clone(), reason: format!("{file}: {reason}") };
             self.out_of_use(&trouble);
             trouble
         };
@@ -229,11 +238,11 @@ impl Server {
     }
 
     /// Notes what became of the service account's bind.
-    fn service_answer(&self, account: &ServiceAccount, bound: Bound) -> Result<(), Trouble> {
+    fn service_answer(&self, account: &ServiceAccount, bound: BindResponse) -> Result<(), UnavailableCause> {
         let code = bound.code;
         let gauge = self.metrics.directory_service_bind_ok.with_label_values(&[&self.url]);
         // Bound, and told to change its password first, it will be refused every search.
-        let said = bound.said.filter(|said| matches!(said, Said::State { .. }));
+        let said = bound.diagnostic.filter(|said| matches!(said, BindDiagnostic::State { .. }));
         if code == 0 && said.is_none() {
             gauge.set(1);
             *locked(&self.refused) = None;
@@ -244,15 +253,15 @@ impl Server {
         *locked(&self.refused) = Some((Instant::now() + self.tuning.service_retry, code));
         let said = said.map(tracing::field::display);
         error!(server = %self.url, bind_dn = %account.dn, code, said, "the directory refuses usher's service account");
-        let trouble = Trouble::ServiceBind { server: self.url.clone(), code };
+        let trouble = UnavailableCause::ServiceBind { server: self.url.clone(), code };
         self.out_of_use(&trouble);
         Err(trouble)
     }
 
     /// Puts it aside if it is of no use without the service account.
-    fn out_of_use(&self, trouble: &Trouble) {
+    fn out_of_use(&self, trouble: &UnavailableCause) {
         if self.needs_service {
-            self.broke(Cause::Look, trouble);
+            self.server_failed(Origin::Probe, trouble);
         }
     }
 }

@@ -24,10 +24,15 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 
-use super::policy::Said;
-use super::scripted::{Reply, Scripted, Seen, alice, bound, bound_with, done, entry, extended, first, reference};
-use super::server::{Failure, Tuning};
-use super::{Directory, DirectoryError, Entry, Identity, Ldap, Login, Marks, NoFloor, Presence, Trace, Trouble};
+use super::policy::BindDiagnostic;
+use super::scripted::{
+    Recorded, Scripted, ScriptedReply, alice, bound, bound_with, done, entry, extended, first, reference,
+};
+use super::server::{RequestError, Tuning};
+use super::{
+    Availability, Directory, DirectoryError, Entry, EntryVersion, Identity, Ldap, Login, NoFloor, Trace,
+    UnavailableCause,
+};
 use crate::config::{
     self, Balance, Canary, Connections, DirectoryServer, DisabledBy, Find, LdapScheme, ServiceAccount, Template,
     TemplatePart,
@@ -112,7 +117,7 @@ impl Under {
 
     async fn look_up(&self, login: &str) -> (Result<Entry, DirectoryError>, Trace) {
         let login = Login::parse(login.as_bytes()).unwrap();
-        within(self.ldap.look_up(&login)).await
+        within(self.ldap.find_entry(&login)).await
     }
 
     fn count(&self, server: &Scripted, operation: &str, code: &str) -> u64 {
@@ -135,30 +140,30 @@ async fn until(what: impl Fn() -> bool) {
     .await;
 }
 
-fn trouble(result: Result<impl std::fmt::Debug, DirectoryError>) -> Trouble {
+fn trouble(result: Result<impl std::fmt::Debug, DirectoryError>) -> UnavailableCause {
     match result {
-        Err(DirectoryError::CannotTell(trouble)) => trouble,
+        Err(DirectoryError::Unavailable(trouble)) => trouble,
         other => panic!("{other:?}"),
     }
 }
 
 fn code(result: Result<impl std::fmt::Debug, DirectoryError>) -> (&'static str, u32) {
     match trouble(result) {
-        Trouble::Result { operation, code, .. } => (operation, code),
+        UnavailableCause::Result { operation, code, .. } => (operation, code),
         other => panic!("{other:?}"),
     }
 }
 
-fn is_search(seen: &Seen) -> bool {
+fn is_search(seen: &Recorded) -> bool {
     seen.base().is_some()
 }
 
-fn is_bind(seen: &Seen) -> bool {
+fn is_bind(seen: &Recorded) -> bool {
     seen.bind().is_some()
 }
 
 /// Finds every user by `uid`, accepts every bind, and has no canary.
-fn everybody(seen: &Seen) -> Vec<Reply> {
+fn everybody(seen: &Recorded) -> Vec<ScriptedReply> {
     let name = match &seen.op {
         LdapOp::SearchRequest(request) => match &request.filter {
             LdapFilter::Equality(_, name) => name.clone(),

@@ -19,11 +19,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use super::connection::{Connection, Fault, Scope};
+use super::connection::{Connection, ConnectionError, Scope};
 use super::pool::jittered;
 use super::reading::{self, Attributes};
 use super::server::Server;
-use super::{EntryId, Ldap, Shown};
+use super::{EntryId, Ldap, ReportedEntry};
 use crate::config::{Directory as Settings, Meaning, WatchMode};
 use crate::log::Repeats;
 
@@ -43,44 +43,44 @@ const ROUND: Duration = Duration::from_secs(10 * 60);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// Whatever may have been missed is about to be told.
-    Began(Round),
+    RefreshStarted(Refresh),
     /// An entry, as the server shows it: new, modified, renamed, or merely told again.
-    Entry(Box<Shown>),
+    Entry(Box<ReportedEntry>),
     /// These entries are there, and were not modified.
     Present(Vec<EntryId>),
     /// An entry is gone, or is no user any more.
-    Gone {
+    Deleted {
         /// Which.
         id: Option<EntryId>,
         /// Its last DN, where the server tells.
         dn: Option<Arc<str>>,
     },
     /// Whatever has not been told of since [`Change::Began`] is gone.
-    OnlyThese,
+    RestDeleted,
     /// Everything up to now has been told.
     Complete,
     /// Nothing else has happened up to now.
-    Confirmed,
+    UpToDate,
     /// From here on changes are missed, until the next [`Change::Began`].
     Lost,
 }
 
 /// How what was missed is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Round {
+pub struct Refresh {
     /// The URL of the server that tells.
     pub server: Arc<str>,
     /// Whether every entry is told of, changed or not.
     pub whole: bool,
     /// Whether the server's timestamps are its own, and mean nothing beside another's (Active Directory).
-    pub own_times: bool,
+    pub local_timestamps: bool,
 }
 
 /// Who is told.
-pub type Tell<'a> = &'a (dyn Fn(Change) + Send + Sync);
+pub type ChangeHandler<'a> = &'a (dyn Fn(Change) + Send + Sync);
 
 /// What a connection of the watch needs.
-struct Link<'a> {
+struct WatchLink<'a> {
     connection: Connection,
     server: &'a Server,
     base: String,
@@ -90,10 +90,10 @@ struct Link<'a> {
 
 /// Why a connection's watch has ended.
 #[derive(Debug, thiserror::Error)]
-enum End {
+enum WatchEnd {
     /// The connection is of no more use.
     #[error("{0}")]
-    Fault(#[from] Fault),
+    Fault(#[from] ConnectionError),
     /// The server ended or refused the search.
     #[error("result {0}{hint}", hint = hint(*.0))]
     Refused(u32),
@@ -102,10 +102,10 @@ enum End {
     RefreshRequired,
     /// It is time to look again for a better way.
     #[error("a look around is due")]
-    LookAround,
+    Reconnect,
     /// No server can be followed.
     #[error("{0}")]
-    Nobody(String),
+    NoServer(String),
 }
 
 /// What an operator can do about a result.
@@ -119,15 +119,15 @@ const fn hint(code: u32) -> &'static str {
 }
 
 /// Where the last connection stood.
-struct Cookie {
+struct SyncCookie {
     server: Arc<str>,
     bytes: Vec<u8>,
 }
 
 /// What outlives a connection.
 #[derive(Default)]
-struct Memory {
-    cookie: Option<Cookie>,
+struct WatchMemory {
+    cookie: Option<SyncCookie>,
     /// Servers that offer content synchronization and then refuse it here.
     refusing: Vec<Arc<str>>,
 }
@@ -135,11 +135,11 @@ struct Memory {
 impl Ldap {
     /// Follows the directory for ever and tells what is seen. Where it is not to be followed, nothing
     /// is told.
-    pub async fn follow(&self, tell: Tell<'_>) {
+    pub async fn follow(&self, tell: ChangeHandler<'_>) {
         if !self.settings().is_followed() {
             return pending().await;
         }
-        let (mut memory, mut failures, repeats) = (Memory::default(), 0_u32, Repeats::default());
+        let (mut memory, mut failures, repeats) = (WatchMemory::default(), 0_u32, Repeats::default());
         loop {
             let live = AtomicBool::new(false);
             let end = {
@@ -151,7 +151,7 @@ impl Ldap {
             };
             tell(Change::Lost);
             failures = if live.into_inner() { 0 } else { failures.saturating_add(1) };
-            if matches!(end, End::LookAround | End::RefreshRequired) && failures < 2 {
+            if matches!(end, WatchEnd::Reconnect | WatchEnd::RefreshRequired) && failures < 2 {
                 continue;
             }
             if let Some(suppressed) = repeats.allow("follow", "") {
@@ -162,7 +162,7 @@ impl Ldap {
     }
 
     /// Follows on the first server that can be followed, until that ends.
-    async fn follow_once(&self, memory: &mut Memory, tell: Tell<'_>) -> End {
+    async fn follow_once(&self, memory: &mut WatchMemory, tell: ChangeHandler<'_>) -> WatchEnd {
         let settings = self.settings();
         let mode = settings.watch.mode;
         let (mut spare, mut trouble) = (None, "no server can be reached".to_owned());
@@ -181,7 +181,7 @@ impl Ldap {
                     continue;
                 }
             };
-            let link = Link::new(connection, server, settings);
+            let link = WatchLink::new(connection, server, settings);
             if mode != WatchMode::Poll && root.syncs && !memory.refusing.contains(&server.url) {
                 return follow_by_sync(&link, memory, mode, tell).await;
             }
@@ -193,12 +193,17 @@ impl Ldap {
                 info!(server = %link.server.url, mode = "poll", "following the directory");
                 poll::follow(&link, settings.watch.poll_interval, root.usn.is_some(), tell).await
             }
-            Some(_) | None => End::Nobody(trouble),
+            Some(_) | None => WatchEnd::NoServer(trouble),
         }
     }
 }
 
-async fn follow_by_sync(link: &Link<'_>, memory: &mut Memory, mode: WatchMode, tell: Tell<'_>) -> End {
+async fn follow_by_sync(
+    link: &WatchLink<'_>,
+    memory: &mut WatchMemory,
+    mode: WatchMode,
+    tell: ChangeHandler<'_>,
+) -> WatchEnd {
     let url = &link.server.url;
     let known = memory.cookie.take().filter(|cookie| cookie.server == *url);
     info!(server = %url, mode = "sync", resumed = known.is_some(), "following the directory");
@@ -207,23 +212,23 @@ async fn follow_by_sync(link: &Link<'_>, memory: &mut Memory, mode: WatchMode, t
     let end = sync::follow(link, &mut bytes, tell).await;
     match end {
         // A cookie that the server does not understand any more is of no use to another attempt.
-        End::RefreshRequired => {}
+        WatchEnd::RefreshRequired => {}
         // As a provider does that was restored from a backup: the cookie is newer than what it has. All
         // that is to be known is told anew.
-        End::Refused(code) if resumed => {
+        WatchEnd::Refused(code) if resumed => {
             info!(server = %url, code, "the server refuses the cookie: every entry is read anew");
-            return End::RefreshRequired;
+            return WatchEnd::RefreshRequired;
         }
-        End::Refused(_) if mode == WatchMode::Auto => memory.refusing.push(Arc::clone(url)),
-        End::Refused(_) => {}
-        End::Fault(_) | End::LookAround | End::Nobody(_) => {
-            memory.cookie = bytes.map(|bytes| Cookie { server: Arc::clone(url), bytes });
+        WatchEnd::Refused(_) if mode == WatchMode::Auto => memory.refusing.push(Arc::clone(url)),
+        WatchEnd::Refused(_) => {}
+        WatchEnd::Fault(_) | WatchEnd::Reconnect | WatchEnd::NoServer(_) => {
+            memory.cookie = bytes.map(|bytes| SyncCookie { server: Arc::clone(url), bytes });
         }
     }
     end
 }
 
-impl<'a> Link<'a> {
+impl<'a> WatchLink<'a> {
     fn new(connection: Connection, server: &'a Server, settings: &Settings) -> Self {
         let mut attributes = settings.watched();
         attributes.push(("modifiersName".to_owned(), Meaning::Modifier));
@@ -237,9 +242,9 @@ impl<'a> Link<'a> {
     }
 
     /// Asks whether the connection lives: any answer is one.
-    async fn is_alive(&self) -> Result<(), Fault> {
+    async fn is_alive(&self) -> Result<(), ConnectionError> {
         let patience = self.server.patience.max(Duration::from_secs(3));
-        timeout(patience, self.connection.who_am_i()).await.map_err(|_| Fault::Timeout)?
+        timeout(patience, self.connection.who_am_i()).await.map_err(|_| ConnectionError::Timeout)?
     }
 }
 
@@ -253,7 +258,7 @@ pub(super) struct RootDse {
 }
 
 impl RootDse {
-    pub(super) async fn read(connection: &Connection) -> Result<Self, Fault> {
+    pub(super) async fn read(connection: &Connection) -> Result<Self, ConnectionError> {
         let asked = async {
             let names = vec!["supportedControl", "highestCommittedUSN"];
             let mut ldap = connection.handle();
@@ -264,7 +269,7 @@ impl RootDse {
                 if message.is_ref() || message.is_intermediate() {
                     continue;
                 }
-                let (_, attributes) = reading::parts(message.0).ok_or(Fault::Malformed)?;
+                let (_, attributes) = reading::parts(message.0).ok_or(ConnectionError::Malformed)?;
                 for (name, values) in &attributes {
                     if name.eq_ignore_ascii_case(b"supportedControl") {
                         root.syncs |= values.iter().any(|value| value == SYNC_REQUEST.as_bytes());
@@ -277,7 +282,7 @@ impl RootDse {
             }
             Ok(root)
         };
-        timeout(SILENCE, asked).await.unwrap_or(Err(Fault::Timeout))
+        timeout(SILENCE, asked).await.unwrap_or(Err(ConnectionError::Timeout))
     }
 }
 

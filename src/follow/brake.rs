@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::directory::Entry;
-use crate::known::Key;
+use crate::known::TrackingKey;
 
 /// What "at once" means.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -17,9 +17,9 @@ const FEW: usize = 200;
 
 /// A change that was acted on, and what was in force before.
 #[derive(Debug, Clone)]
-pub(super) struct Acted {
+pub(super) struct AppliedChange {
     at: Instant,
-    pub(super) key: Key,
+    pub(super) key: TrackingKey,
     pub(super) before: Arc<Entry>,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Acted {
 pub(super) struct Brake {
     on: bool,
     confirmed_until: Option<Instant>,
-    recent: VecDeque<Acted>,
+    recent: VecDeque<AppliedChange>,
 }
 
 impl Brake {
@@ -53,18 +53,18 @@ impl Brake {
     }
 
     /// Notes what was acted on.
-    pub(super) fn acted(&mut self, key: Key, before: Arc<Entry>, limit: usize, now: Instant) {
+    pub(super) fn acted(&mut self, key: TrackingKey, before: Arc<Entry>, limit: usize, now: Instant) {
         if self.is_confirmed(now) {
             return;
         }
         if self.recent.len() >= limit {
             self.recent.pop_front();
         }
-        self.recent.push_back(Acted { at: now, key, before });
+        self.recent.push_back(AppliedChange { at: now, key, before });
     }
 
     /// Goes on; what was acted on within the window, so that it can be taken back.
-    pub(super) fn trip(&mut self) -> Vec<Acted> {
+    pub(super) fn trip(&mut self) -> Vec<AppliedChange> {
         self.on = true;
         std::mem::take(&mut self.recent).into()
     }
@@ -102,13 +102,13 @@ mod tests {
         assert!(brake.would_trip(4, 3, Instant::now()), "all at once");
         for _ in 0..3 {
             assert!(!brake.would_trip(1, 3, Instant::now()));
-            brake.acted(Key::Dn(1), Arc::clone(&entry), 3, Instant::now());
+            brake.acted(TrackingKey::Dn(1), Arc::clone(&entry), 3, Instant::now());
         }
         assert!(brake.would_trip(1, 3, Instant::now()));
         assert!(!brake.would_trip(0, 3, Instant::now()), "nothing is not too many");
         tokio::time::advance(WINDOW).await;
         assert!(!brake.would_trip(3, 3, Instant::now()));
-        brake.acted(Key::Dn(1), entry, 3, Instant::now());
+        brake.acted(TrackingKey::Dn(1), entry, 3, Instant::now());
         assert_eq!(brake.trip().len(), 1);
         assert!(brake.is_on());
         brake.confirm(Duration::from_secs(90), Instant::now());

@@ -12,15 +12,15 @@ use crate::registry::{Registry, SessionId, TerminationReason};
 
 /// The queue.
 #[derive(Debug)]
-pub(super) struct Closing {
+pub(super) struct CloseQueue {
     registry: Arc<Registry>,
-    queue: Mutex<Queue>,
+    queue: Mutex<RankedSessions>,
     more: Notify,
 }
 
 /// As long as there are sessions, at most: each is in it once for each reason.
 #[derive(Debug, Default)]
-struct Queue {
+struct RankedSessions {
     /// By rank; each in the order of its changes.
     order: [VecDeque<(SessionId, TerminationReason)>; RANKS],
     queued: HashSet<(SessionId, TerminationReason)>,
@@ -41,12 +41,12 @@ const fn rank(why: TerminationReason) -> usize {
     }
 }
 
-impl Closing {
+impl CloseQueue {
     pub(super) fn new(registry: Arc<Registry>) -> Self {
         Self { registry, queue: Mutex::default(), more: Notify::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, RankedSessions> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -15,13 +15,13 @@ use crate::registry::{Session, SessionBasis, TerminationReason};
 use crate::route;
 
 /// Where an entry leads: a backend, or why nowhere.
-pub(super) type Place = Result<Arc<str>, &'static str>;
+pub(super) type RouteTarget = Result<Arc<str>, &'static str>;
 
 /// What has changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Difference {
     /// Another place: the old one and the new.
-    pub(super) moved: Option<(Place, Place)>,
+    pub(super) moved: Option<(RouteTarget, RouteTarget)>,
     /// Another name at the backend.
     pub(super) login: bool,
     /// Switched off (true) or on.
@@ -43,18 +43,18 @@ impl Difference {
     /// Compares. `exact`: every modification is told of by itself, so that an entry of which a failed
     /// or a good login has changed something has been changed in nothing else. `now`: Unix seconds.
     pub(super) fn between(old: &Entry, new: &Entry, routing: &Routing, exact: bool, now: u64) -> Self {
-        let (from, to) = (place(routing, old), place(routing, new));
-        let (before, after) = (&old.marks, &new.marks);
+        let (from, to) = (route_target(routing, old), route_target(routing, new));
+        let (before, after) = (&old.version, &new.version);
         let mut difference = Self {
             login: old.logins != new.logins,
-            disabled: (before.closed(now).is_some() != after.closed(now).is_some())
-                .then_some(after.closed(now).is_some()),
+            disabled: (before.account_state(now).is_some() != after.account_state(now).is_some())
+                .then_some(after.account_state(now).is_some()),
             held: (before.held != after.held).then_some(after.held),
-            password: before.password != after.password,
+            password: before.password_changed != after.password_changed,
             lockout: before.lockout != after.lockout,
-            policy: before.policy != after.policy,
+            policy: before.password_policy != after.password_policy,
             renamed: old.dn != new.dn,
-            other: before.decides != after.decides
+            other: before.policy_digest != after.policy_digest
                 || before.expires != after.expires
                 || (from == to && old.mail_hosts != new.mail_hosts),
             ..Self::default()
@@ -62,10 +62,10 @@ impl Difference {
         if from != to {
             difference.moved = Some((from, to));
         }
-        let explained = difference.is_some() || (exact && before.noise != after.noise);
+        let explained = difference.is_some() || (exact && before.login_activity != after.login_activity);
         // Where a policy writes when passwords change, what it does not write was no such change.
-        let aged = before.is_aged() || after.is_aged();
-        difference.unexplained = before.version != after.version && !aged && !explained;
+        let aged = before.shows_password_age() || after.shows_password_age();
+        difference.unexplained = before.revision != after.revision && !aged && !explained;
         difference
     }
 
@@ -120,7 +120,7 @@ pub(super) enum Newest<'a> {
     /// This version is in force.
     Entry(&'a Entry),
     /// The entry is gone.
-    Gone,
+    Deleted,
 }
 
 /// What the newest version of an entry means for one of its sessions.
@@ -140,17 +140,17 @@ impl Consequence {
         let Newest::Entry(entry) = newest else {
             return Self { renamed: false, reasons: vec![TerminationReason::Deleted] };
         };
-        let closed = entry.marks.closed(now);
-        let (led, leads) = (place(routing, &basis.entry), place(routing, entry));
+        let closed = entry.version.account_state(now);
+        let (led, leads) = (route_target(routing, &basis.entry), route_target(routing, entry));
         let is_elsewhere = led != leads && leads.as_ref().ok() != Some(&session.backend);
         let is_same_login = matches!(entry.logins.as_slice(), [login] if **login == *basis.backend_login);
         let is_renamed_there = basis.entry.logins != entry.logins && !is_same_login;
         let reasons = [
-            (entry.marks.held, TerminationReason::Hold),
+            (entry.version.held, TerminationReason::Hold),
             (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
             (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
             (is_elsewhere || is_renamed_there, TerminationReason::Moved),
-            (basis.entry.marks.password != entry.marks.password, TerminationReason::PasswordChanged),
+            (basis.entry.version.password_changed != entry.version.password_changed, TerminationReason::PasswordChanged),
         ];
         let reasons = reasons.into_iter().filter_map(|(is, why)| is.then_some(why)).collect();
         Self { renamed: session.dn != entry.dn, reasons }
@@ -180,7 +180,7 @@ pub(super) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
 }
 
 /// Where an entry leads.
-pub(super) fn place(routing: &Routing, entry: &Entry) -> Place {
+pub(super) fn route_target(routing: &Routing, entry: &Entry) -> RouteTarget {
     let route = route::route(routing, entry);
     route.map(|route| route.backend.name.as_str().into()).map_err(|refusal: Refusal| refusal.label())
 }
@@ -188,7 +188,7 @@ pub(super) fn place(routing: &Routing, entry: &Entry) -> Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::Marks;
+    use crate::directory::EntryVersion;
 
     const NOW: u64 = 1_000;
 
@@ -198,14 +198,14 @@ mod tests {
 
     fn entry(change: impl FnOnce(&mut Entry)) -> Entry {
         let mut entry = Entry::for_tests("uid=a", &["server3"]);
-        entry.marks = Marks { version: Some("1".into()), noise: 1, ..Marks::default() };
+        entry.version = EntryVersion { revision: Some("1".into()), login_activity: 1, ..EntryVersion::default() };
         change(&mut entry);
         entry
     }
 
     fn difference(exact: bool, change: impl FnOnce(&mut Entry)) -> Difference {
         let changed = entry(|entry| {
-            entry.marks.version = Some("2".into());
+            entry.version.revision = Some("2".into());
             change(entry);
         });
         Difference::between(&entry(|_| {}), &changed, &routing(), exact, NOW)
@@ -213,11 +213,11 @@ mod tests {
 
     #[test]
     fn recorded_failed_login_is_no_change() {
-        assert!(!difference(true, |entry| entry.marks.noise = 2).is_some());
+        assert!(!difference(true, |entry| entry.version.login_activity = 2).is_some());
         // Where several modifications are told as one, the password may have been among them.
-        assert_eq!(difference(false, |entry| entry.marks.noise = 2).kinds(), ["unexplained"]);
+        assert_eq!(difference(false, |entry| entry.version.login_activity = 2).kinds(), ["unexplained"]);
         // A lock-out lets the owner in again, and ends nothing.
-        let lockout = difference(true, |entry| (entry.marks.noise, entry.marks.lockout) = (2, 5));
+        let lockout = difference(true, |entry| (entry.version.login_activity, entry.version.lockout) = (2, 5));
         assert!(lockout.is_some() && !lockout.forgets() && !lockout.is_braked());
     }
 
@@ -225,11 +225,14 @@ mod tests {
     fn unexplained_change_is_read_again() {
         assert_eq!(difference(true, |_| {}).kinds(), ["unexplained"]);
         // A policy that counts failures shows the first change of a password as well.
-        assert!(!difference(false, |entry| (entry.marks.noise, entry.marks.drafted) = (2, true)).is_some());
+        assert!(
+            !difference(false, |entry| (entry.version.login_activity, entry.version.has_policy_attributes) = (2, true))
+                .is_some()
+        );
         // Unless the server shows when passwords change.
         let with = |version: &str| {
             entry(|entry| {
-                (entry.marks.version, entry.marks.password) = (Some(version.into()), Some(7));
+                (entry.version.revision, entry.version.password_changed) = (Some(version.into()), Some(7));
             })
         };
         assert!(!Difference::between(&with("1"), &with("2"), &routing(), true, NOW).is_some());
@@ -239,10 +242,10 @@ mod tests {
     #[test]
     fn changed_values_are_changes() {
         let kinds = |change: fn(&mut Entry)| difference(true, change).kinds();
-        assert_eq!(kinds(|entry| entry.marks.password = Some(1)), ["password"]);
-        assert_eq!(kinds(|entry| entry.marks.disabled = true), ["disable"]);
-        assert_eq!(kinds(|entry| entry.marks.held = true), ["hold"]);
-        assert_eq!(kinds(|entry| entry.marks.decides = 1), ["other"]);
+        assert_eq!(kinds(|entry| entry.version.password_changed = Some(1)), ["password"]);
+        assert_eq!(kinds(|entry| entry.version.disabled = true), ["disable"]);
+        assert_eq!(kinds(|entry| entry.version.held = true), ["hold"]);
+        assert_eq!(kinds(|entry| entry.version.policy_digest = 1), ["other"]);
         assert_eq!(kinds(|entry| entry.dn = "uid=b".into()), ["rename"]);
         assert_eq!(kinds(|entry| entry.logins.push("b".into())), ["login"]);
         // Without a backend of that name the place is the same: nowhere.

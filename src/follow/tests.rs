@@ -6,15 +6,15 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::config::{Config, parse};
-use crate::directory::{EntryId, Identity, Login, Marks, Round};
+use crate::directory::{EntryId, EntryVersion, Identity, Login, Refresh};
 use crate::registry::{ListedSession, StopHandle};
 use crate::secret::Secret;
 
 struct Setup {
     config: Config,
     cache: Cache,
-    known: Known,
-    follow: Follow,
+    known: TrackedEntries,
+    follow: ChangeTracker,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
 }
@@ -34,8 +34,8 @@ routing:
     let (registry, metrics) = (Arc::<Registry>::default(), Arc::new(Metrics::new()));
     Setup {
         cache: Cache::new(&config.cache),
-        known: Known::new(100, Duration::from_secs(300)),
-        follow: Follow::new(Arc::clone(&registry), Arc::clone(&metrics)),
+        known: TrackedEntries::new(100, Duration::from_secs(300)),
+        follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&metrics)),
         config,
         registry,
         metrics,
@@ -43,19 +43,19 @@ routing:
 }
 
 fn entry(number: u8, host: &str, second: u32) -> Entry {
-    let marks = Marks {
+    let marks = EntryVersion {
         id: EntryId::from_bytes(&[number; 16]),
-        version: Some(format!("202611261400{second:02}.000000Z#000000#000#000000").into()),
-        password: Some(1),
-        ..Marks::default()
+        revision: Some(format!("202611261400{second:02}.000000Z#000000#000#000000").into()),
+        password_changed: Some(1),
+        ..EntryVersion::default()
     };
-    Entry { marks, ..Entry::for_tests(&format!("uid={number}"), &[host]) }
+    Entry { version: marks, ..Entry::for_tests(&format!("uid={number}"), &[host]) }
 }
 
 impl Setup {
-    fn setting(&self) -> Setting<'_> {
+    fn setting(&self) -> TrackingContext<'_> {
         let (routing, watch) = (&self.config.routing, &self.config.directory.watch);
-        Setting { cache: &self.cache, known: &self.known, routing, watch }
+        TrackingContext { cache: &self.cache, known: &self.known, routing, watch }
     }
 
     fn take(&self, change: Change) {
@@ -63,19 +63,19 @@ impl Setup {
     }
 
     fn shown(&self, entry: Entry) {
-        self.take(Change::Entry(Box::new(Shown { entry, modified: None, modified_by: None })));
+        self.take(Change::Entry(Box::new(ReportedEntry { entry, modified: None, modified_by: None })));
     }
 
     /// The first refresh, without any tracked entry.
     fn following(self) -> Self {
-        [began(), Change::OnlyThese, Change::Complete].into_iter().for_each(|change| self.take(change));
+        [began(), Change::RestDeleted, Change::Complete].into_iter().for_each(|change| self.take(change));
         self
     }
 
     /// A user with a cached decision and a session.
     fn user(&self, entry: &Entry) -> (ListedSession, StopHandle) {
         let identity = Arc::new(Identity::for_tests(&entry.dn, &[]).with_entry(Arc::new(entry.clone())));
-        self.known.record(&identity.shared_entry());
+        self.known.record_login(&identity.shared_entry());
         let digest = self.cache.digest(&Secret::copy_of(b"sesame"));
         self.cache.right(&Login::parse(entry.dn.as_bytes()).unwrap(), identity, digest, self.cache.stamp());
         self.session("imap", entry)
@@ -111,7 +111,7 @@ impl Setup {
 
 /// A full refresh begins.
 fn began() -> Change {
-    Change::Began(Round { server: "ldap://one".into(), whole: true, own_times: false })
+    Change::RefreshStarted(Refresh { server: "ldap://one".into(), whole: true, local_timestamps: false })
 }
 
 fn basis(entry: &Entry) -> SessionBasis {
@@ -138,7 +138,7 @@ async fn incomplete_refresh_changes_nothing() {
     setup.shown(entry(1, "server4", 2));
     assert_eq!(setup.host(1), "server3", "until it is complete");
     setup.take(Change::Lost);
-    assert_eq!(setup.follow.standing(), Standing::Lost);
+    assert_eq!(setup.follow.status(), WatchStatus::Lost);
     setup.take(began());
     setup.take(Change::Complete);
     assert_eq!((setup.host(1).as_str(), setup.is_cached(1)), ("server3", true));
@@ -155,7 +155,7 @@ async fn refresh_without_most_users_is_rejected() {
     let present = |setup: &Setup, numbers: std::ops::RangeInclusive<u8>| {
         setup.take(began());
         numbers.for_each(|number| setup.shown(entry(number, "server3", 1)));
-        setup.take(Change::OnlyThese);
+        setup.take(Change::RestDeleted);
         setup.take(Change::Complete);
     };
     present(&setup, 1..=8);
@@ -177,7 +177,7 @@ async fn password_change_applies_during_the_brake_and_a_move_does_not() {
     assert_eq!((setup.brake(), setup.host(1).as_str(), setup.host(2).as_str()), (2, "server3", "server3"));
     assert!(setup.is_cached(2), "held back before it was acted on");
     let mut changed = entry(3, "server4", 3);
-    changed.marks.password = Some(2);
+    changed.version.password_changed = Some(2);
     setup.shown(changed);
     assert_eq!((setup.brake(), setup.host(3).as_str(), setup.is_cached(3)), (3, "server3", false));
     assert_eq!(setup.follow.confirm(Duration::ZERO, &setup.setting()), 3);
@@ -195,13 +195,13 @@ fn changes(version: u32) -> Vec<(Entry, TerminationReason)> {
         entry
     };
     vec![
-        (changed(|entry| entry.marks.held = true), TerminationReason::Hold),
-        (changed(|entry| entry.marks.disabled = true), TerminationReason::Disabled),
-        (changed(|entry| entry.marks.expires = Some(1)), TerminationReason::Expired),
+        (changed(|entry| entry.version.held = true), TerminationReason::Hold),
+        (changed(|entry| entry.version.disabled = true), TerminationReason::Disabled),
+        (changed(|entry| entry.version.expires = Some(1)), TerminationReason::Expired),
         (changed(|entry| entry.mail_hosts = vec!["server4".into()]), TerminationReason::Moved),
         (changed(|entry| entry.mail_hosts.clear()), TerminationReason::Moved),
         (changed(|entry| entry.logins = vec!["other".into()]), TerminationReason::Moved),
-        (changed(|entry| entry.marks.password = Some(2)), TerminationReason::PasswordChanged),
+        (changed(|entry| entry.version.password_changed = Some(2)), TerminationReason::PasswordChanged),
     ]
 }
 
@@ -228,7 +228,7 @@ async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
     let setup = setup("").following();
     let decided = entry(1, "server3", 1);
     let _user = setup.user(&decided);
-    setup.take(Change::Gone { id: decided.marks.id, dn: None });
+    setup.take(Change::Deleted { id: decided.version.id, dn: None });
     let late = session(&setup.registry, &decided);
     assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Err(TerminationReason::Deleted));
 }
@@ -237,7 +237,7 @@ async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
 async fn session_that_is_listed_late_is_listed_under_the_newest_dn() {
     let setup = setup("").following();
     let decided = entry(1, "server3", 1);
-    setup.known.record(&Arc::new(decided.clone()));
+    setup.known.record_login(&Arc::new(decided.clone()));
     setup.shown(Entry { dn: "cn=1".into(), ..entry(1, "server3", 2) });
     let late = session(&setup.registry, &decided);
     let (_late, mut asked) = setup.registry.list(late.clone(), basis(&decided));
@@ -253,28 +253,28 @@ async fn entry_with_sessions_that_is_not_tracked_is_judged_by_what_they_were_log
     for is_full in [false, true] {
         for (changed, why) in changes(2) {
             let mut setup = setup(CLOSE_ALL);
-            setup.known = Known::new(usize::from(is_full), Duration::from_secs(300));
+            setup.known = TrackedEntries::new(usize::from(is_full), Duration::from_secs(300));
             let setup = setup.following();
             let (_listed, mut asked) = setup.session("imap", &entry(1, "server3", 1));
             if is_full {
-                setup.known.record(&Arc::new(entry(9, "server3", 1)));
+                setup.known.record_login(&Arc::new(entry(9, "server3", 1)));
             } else {
-                setup.known.note(&Arc::new(entry(8, "server3", 1)));
+                setup.known.record_change(&Arc::new(entry(8, "server3", 1)));
             }
             // Changed operational attributes are no change.
             let mut noise = entry(1, "server3", 1);
-            noise.marks.noise = 7;
+            noise.version.login_activity = 7;
             setup.shown(noise);
             assert_eq!(setup.asked(&mut asked).await, None);
             setup.shown(Entry { dn: "cn=1".into(), ..changed.clone() });
             assert_eq!(setup.asked(&mut asked).await, Some(why), "{changed:?} {is_full}");
         }
         let mut setup = setup("");
-        setup.known = Known::new(usize::from(is_full), Duration::from_secs(300));
+        setup.known = TrackedEntries::new(usize::from(is_full), Duration::from_secs(300));
         let setup = setup.following();
         let decided = entry(1, "server3", 1);
         let (_listed, mut asked) = setup.session("imap", &decided);
-        setup.take(Change::Gone { id: decided.marks.id, dn: None });
+        setup.take(Change::Deleted { id: decided.version.id, dn: None });
         assert_eq!(setup.asked(&mut asked).await, Some(TerminationReason::Deleted), "{is_full}");
     }
 }
@@ -288,7 +288,7 @@ async fn refresh_after_a_reload_finds_changed_and_missing_entries_of_sessions() 
     setup.take(began());
     setup.shown(entry(1, "server4", 2));
     setup.shown(entry(3, "server3", 1));
-    setup.take(Change::OnlyThese);
+    setup.take(Change::RestDeleted);
     setup.take(Change::Complete);
     assert_eq!(setup.asked(&mut one).await, Some(TerminationReason::Moved));
     assert_eq!(setup.asked(&mut two).await, Some(TerminationReason::Deleted));
@@ -300,7 +300,7 @@ async fn submission_continues_after_a_move_and_ends_for_other_changes() {
     for (changed, why) in changes(2) {
         let setup = setup(CLOSE_ALL).following();
         let decided = entry(1, "server3", 1);
-        setup.known.record(&Arc::new(decided.clone()));
+        setup.known.record_login(&Arc::new(decided.clone()));
         let (_listed, mut asked) = setup.session("submission", &decided);
         setup.shown(changed.clone());
         let expected = (why != TerminationReason::Moved).then_some(why);
@@ -309,10 +309,10 @@ async fn submission_continues_after_a_move_and_ends_for_other_changes() {
     // A move and a new password at once: the password counts.
     let setup = setup(CLOSE_ALL).following();
     let decided = entry(1, "server3", 1);
-    setup.known.record(&Arc::new(decided.clone()));
+    setup.known.record_login(&Arc::new(decided.clone()));
     let (_listed, mut asked) = setup.session("submission", &decided);
     let mut changed = entry(1, "server4", 2);
-    changed.marks.password = Some(2);
+    changed.version.password_changed = Some(2);
     setup.shown(changed);
     assert_eq!(setup.asked(&mut asked).await, Some(TerminationReason::PasswordChanged));
 }
@@ -344,13 +344,13 @@ async fn disabled_sessions_end_before_moved_ones() {
         });
     }
     (1..=90).for_each(|number| setup.shown(entry(number, "server4", 2)));
-    let change = |number: u8, change: fn(&mut Marks)| {
+    let change = |number: u8, change: fn(&mut EntryVersion)| {
         let mut entry = entry(number, "server3", 2);
-        change(&mut entry.marks);
+        change(&mut entry.version);
         setup.shown(entry);
     };
-    change(91, |marks| marks.password = Some(2));
-    setup.take(Change::Gone { id: entry(92, "", 1).marks.id, dn: None });
+    change(91, |marks| marks.password_changed = Some(2));
+    setup.take(Change::Deleted { id: entry(92, "", 1).version.id, dn: None });
     change(93, |marks| marks.disabled = true);
     change(94, |marks| marks.held = true);
     let ended = async {
@@ -385,7 +385,7 @@ async fn sessions_of_an_expired_account_end_at_the_sweep() {
     let setup = setup("").following();
     let expiring = |at: i64| {
         let mut entry = entry(1, "server3", 1);
-        entry.marks.expires = Some(at);
+        entry.version.expires = Some(at);
         entry
     };
     let soon = i64::try_from(unix_now()).unwrap();
@@ -442,11 +442,11 @@ async fn entry_that_reuses_a_deleted_dn_inherits_neither_password_nor_terminatio
     let anew = Entry { dn: "uid=1".into(), ..entry(2, "server3", 5) };
     setup.shown(anew.clone());
     assert!(!setup.is_cached(1), "another entry has that DN");
-    setup.known.record(&Arc::new(anew.clone()));
+    setup.known.record_login(&Arc::new(anew.clone()));
     let (_new, mut new) = setup.session("imap", &anew);
     setup.take(began());
     setup.shown(anew);
-    setup.take(Change::OnlyThese);
+    setup.take(Change::RestDeleted);
     setup.take(Change::Complete);
     assert_eq!(setup.asked(&mut old).await, Some(TerminationReason::Deleted));
     assert_eq!(setup.asked(&mut new).await, None);
@@ -456,10 +456,10 @@ async fn entry_that_reuses_a_deleted_dn_inherits_neither_password_nor_terminatio
 async fn rename_affects_no_session_of_another_entry() {
     let setup = setup("").following();
     let decided = entry(1, "server3", 1);
-    setup.known.record(&Arc::new(decided.clone()));
+    setup.known.record_login(&Arc::new(decided.clone()));
     setup.shown(Entry { dn: "cn=1".into(), ..entry(1, "server3", 2) });
     let anew = Entry { dn: "uid=1".into(), ..entry(2, "server3", 3) };
-    setup.known.record(&Arc::new(anew.clone()));
+    setup.known.record_login(&Arc::new(anew.clone()));
     let _new = setup.session("imap", &anew);
     let late = session(&setup.registry, &decided);
     let _late = setup.registry.list(late.clone(), basis(&decided));
@@ -473,7 +473,7 @@ async fn brake_cancels_the_end_of_sessions_of_mass_expired_accounts() {
     let mut users: Vec<_> = (1..=3).map(|number| setup.user(&entry(number, "server3", 1))).collect();
     for number in 1..=3 {
         let mut expired = entry(number, "server3", 2);
-        expired.marks.expires = Some(1);
+        expired.version.expires = Some(1);
         setup.shown(expired);
     }
     assert_eq!(setup.brake(), 3);

@@ -123,7 +123,7 @@ pub async fn inspect(
 ) -> Report {
     let counted = || done.fetch_add(1, Ordering::Relaxed);
     let directory = async {
-        let examined = snapshot.directory.examine(sample).await;
+        let examined = snapshot.directory.diagnose(sample).await;
         counted();
         examined
     };

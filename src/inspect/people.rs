@@ -6,14 +6,14 @@ use super::{Finding, State, Subject, certificates};
 use crate::config::{Config, LdapScheme, WatchMode};
 use crate::cutover::sheet::{Shown, thousands};
 use crate::cutover::verdict::Verdict;
-use crate::directory::{Counted, Examined, Lockout, Login, Sample, Trouble};
+use crate::directory::{LockoutPolicy, Login, SampleLookup, ServerDiagnosis, UnavailableCause, UserCount};
 
 /// The longest window that `throttle.forget_every` can be.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// LDAP results that say that a limit was met.
 const LIMITS: [u32; 3] = [3, 4, 11];
 
-pub(super) fn subject(config: &Config, examined: &Examined, sample: Option<&Login>) -> Subject {
+pub(super) fn subject(config: &Config, examined: &ServerDiagnosis, sample: Option<&Login>) -> Subject {
     let mut findings = vec![connection(config, examined)];
     findings.extend(examined.service.as_ref().map(|service| bound(config, service)));
     if examined.service.as_ref().is_some_and(Result::is_ok) && examined.with_mail_host.is_none() {
@@ -34,7 +34,7 @@ pub(super) fn subject(config: &Config, examined: &Examined, sample: Option<&Logi
     Subject { kind: "directory", name: examined.url.to_string(), protocol: None, address: None, findings }
 }
 
-fn connection(config: &Config, examined: &Examined) -> Finding {
+fn connection(config: &Config, examined: &ServerDiagnosis) -> Finding {
     let settings = &config.directory;
     let server = settings.servers.iter().find(|server| server.url == *examined.url);
     match &examined.connection {
@@ -55,22 +55,22 @@ fn connection(config: &Config, examined: &Examined) -> Finding {
 }
 
 /// The trouble without the server's name, which stands above it.
-fn words(trouble: &Trouble) -> String {
+fn words(trouble: &UnavailableCause) -> String {
     match trouble {
-        Trouble::Connection { reason, .. } => reason.clone(),
-        Trouble::ServiceBind { code, .. } => format!("refused with result {code}"),
-        Trouble::Result { operation, code, .. } => format!("result {code} to a {operation}"),
-        Trouble::Malformed { .. } => "the answer cannot be read".to_owned(),
-        Trouble::Canary { .. } => "not shown".to_owned(),
-        Trouble::Behind { .. } => "has not caught up with the last change".to_owned(),
-        Trouble::Hidden { .. } => "hides the mail host of an entry".to_owned(),
-        Trouble::Timeout | Trouble::Busy | Trouble::NoServiceAccount => trouble.to_string(),
+        UnavailableCause::Connection { reason, .. } => reason.clone(),
+        UnavailableCause::ServiceBind { code, .. } => format!("refused with result {code}"),
+        UnavailableCause::Result { operation, code, .. } => format!("result {code} to a {operation}"),
+        UnavailableCause::Malformed { .. } => "the answer cannot be read".to_owned(),
+        UnavailableCause::Canary { .. } => "not shown".to_owned(),
+        UnavailableCause::Behind { .. } => "has not caught up with the last change".to_owned(),
+        UnavailableCause::Hidden { .. } => "hides the mail host of an entry".to_owned(),
+        UnavailableCause::Timeout | UnavailableCause::Busy | UnavailableCause::NoServiceAccount => trouble.to_string(),
     }
 }
 
-fn advice(trouble: &Trouble) -> &'static str {
+fn advice(trouble: &UnavailableCause) -> &'static str {
     match trouble {
-        Trouble::Connection { reason, .. } => {
+        UnavailableCause::Connection { reason, .. } => {
             let says = |word: &str| reason.contains(word);
             if says("expired") {
                 "renew the certificate on that server"
@@ -90,20 +90,20 @@ fn advice(trouble: &Trouble) -> &'static str {
                 "try `openssl s_client -connect HOST:636` from this machine"
             }
         }
-        Trouble::Timeout | Trouble::Busy => {
+        UnavailableCause::Timeout | UnavailableCause::Busy => {
             "a firewall in between, or a server that is too slow: directory.attempt_timeout is the time for one answer"
         }
-        Trouble::ServiceBind { .. }
-        | Trouble::Result { .. }
-        | Trouble::Malformed { .. }
-        | Trouble::Canary { .. }
-        | Trouble::Behind { .. }
-        | Trouble::Hidden { .. }
-        | Trouble::NoServiceAccount => "look at the server's own log",
+        UnavailableCause::ServiceBind { .. }
+        | UnavailableCause::Result { .. }
+        | UnavailableCause::Malformed { .. }
+        | UnavailableCause::Canary { .. }
+        | UnavailableCause::Behind { .. }
+        | UnavailableCause::Hidden { .. }
+        | UnavailableCause::NoServiceAccount => "look at the server's own log",
     }
 }
 
-fn bound(config: &Config, service: &Result<(), Trouble>) -> Finding {
+fn bound(config: &Config, service: &Result<(), UnavailableCause>) -> Finding {
     let account = config.directory.find.service();
     let Err(trouble) = service else {
         let who = account.map_or_else(|| "anonymous: no bind_dn is set".to_owned(), |account| account.dn.clone());
@@ -128,7 +128,7 @@ fn bound(config: &Config, service: &Result<(), Trouble>) -> Finding {
     }
 }
 
-fn read_base(config: &Config, base: &Result<(u32, bool), Trouble>, found: bool) -> Finding {
+fn read_base(config: &Config, base: &Result<(u32, bool), UnavailableCause>, found: bool) -> Finding {
     let dn = config.directory.users_base();
     match base {
         Ok((0, true)) => Finding::ok("base", dn),
@@ -148,7 +148,7 @@ fn read_base(config: &Config, base: &Result<(u32, bool), Trouble>, found: bool) 
     }
 }
 
-fn search(config: &Config, sample: &Result<Sample, Trouble>, chosen: Option<&str>) -> Finding {
+fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chosen: Option<&str>) -> Finding {
     let sample = match sample {
         Ok(sample) => sample,
         Err(trouble) => return Finding::problem("filter", words(trouble), advice(trouble)),
@@ -190,7 +190,7 @@ fn search(config: &Config, sample: &Result<Sample, Trouble>, chosen: Option<&str
     }
 }
 
-fn mail_host(config: &Config, with: Result<&Option<crate::directory::Entry>, &Trouble>) -> Finding {
+fn mail_host(config: &Config, with: Result<&Option<crate::directory::Entry>, &UnavailableCause>) -> Finding {
     let attribute = &config.directory.mail_host_attribute;
     match with {
         Ok(Some(entry)) if !entry.mail_hosts.is_empty() => {
@@ -217,10 +217,10 @@ fn mail_host(config: &Config, with: Result<&Option<crate::directory::Entry>, &Tr
     }
 }
 
-fn canary(shown: &Result<(), Trouble>) -> Finding {
+fn canary(shown: &Result<(), UnavailableCause>) -> Finding {
     match shown {
         Ok(()) => Finding::ok("canary", "shown as configured"),
-        Err(trouble @ Trouble::Canary { .. }) => Finding::problem(
+        Err(trouble @ UnavailableCause::Canary { .. }) => Finding::problem(
             "canary",
             words(trouble),
             "usher uses no server that does not show directory.canary: search for it there as bind_dn; mend the data, \
@@ -230,7 +230,7 @@ fn canary(shown: &Result<(), Trouble>) -> Finding {
     }
 }
 
-fn synchronization(config: &Config, sync: &Result<(bool, Option<u32>), Trouble>) -> Finding {
+fn synchronization(config: &Config, sync: &Result<(bool, Option<u32>), UnavailableCause>) -> Finding {
     let watch = &config.directory.watch;
     let (found, advice) = match sync {
         Ok((true, Some(0 | 4))) if watch.mode == WatchMode::Poll => {
@@ -264,8 +264,8 @@ fn synchronization(config: &Config, sync: &Result<(bool, Option<u32>), Trouble>)
 }
 
 /// What strangers' guesses can do to users, by the directory's policy.
-fn locking(config: &Config, lockout: &Lockout) -> Finding {
-    let Lockout { policy, failures, window } = lockout;
+fn locking(config: &Config, lockout: &LockoutPolicy) -> Finding {
+    let LockoutPolicy { policy, failures, window } = lockout;
     let within = window.map_or_else(String::new, |window| format!(" within {}", in_words(window)));
     let found = format!("{} locks an account after {failures} wrong passwords{within}", Shown(policy));
     let (throttle, rule) = (&config.throttle, &config.throttle.failed_logins_per_user);
@@ -296,8 +296,8 @@ fn in_words(duration: Duration) -> String {
     }
 }
 
-fn size(config: &Config, users: &Result<Counted, Trouble>) -> Finding {
-    let Counted { users, code, more, paged } = match users {
+fn size(config: &Config, users: &Result<UserCount, UnavailableCause>) -> Finding {
+    let UserCount { users, code, more, paged } = match users {
         Ok(counted) => *counted,
         Err(trouble) => return Finding::problem("size limit", words(trouble), advice(trouble)),
     };

@@ -15,34 +15,34 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Inner, Key, Known, LAG, One};
+use super::{LAG, TrackedEntries, TrackedEntry, TrackedInner, TrackingKey};
 use crate::directory::{Entry, Floor, Freshness};
 
 /// How long only the followed server decides about a changed entry whose versions do not order.
-pub(super) const FLUX: Duration = Duration::from_secs(60);
+pub(super) const UNORDERED_PERIOD: Duration = Duration::from_secs(60);
 
 /// Where the floors come from.
 #[derive(Debug, Default)]
-pub(super) struct Source {
+pub(super) struct WatchSource {
     /// The URL of the server that is followed, or was followed last.
     server: Option<Arc<str>>,
     /// The same, from the beginning of its first refresh on.
-    telling: Option<Arc<str>>,
+    reporting: Option<Arc<str>>,
     /// Whether every change is told now.
     is_live: bool,
     /// Whether timestamps are each server's own (Active Directory).
-    own_times: bool,
+    local_timestamps: bool,
 }
 
-impl Source {
-    pub(super) fn telling(&self) -> Option<Arc<str>> {
-        self.telling.clone()
+impl WatchSource {
+    pub(super) fn reporting(&self) -> Option<Arc<str>> {
+        self.reporting.clone()
     }
 }
 
 /// What the watch shows of an entry, beside the floor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weight {
+pub enum Precedence {
     /// It is the newest.
     Newest,
     /// It is older, and in force all the same: the directory was set back.
@@ -53,26 +53,26 @@ pub enum Weight {
 
 /// What a comparison of versions tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Age {
+enum VersionAge {
     Older,
     AsNew,
     Unknown,
 }
 
 /// Compares the version that a server shows with another.
-fn age(shown: Option<&str>, other: Option<&str>, own_times: bool) -> Age {
-    let (Some(shown), Some(other)) = (shown, other) else { return Age::Unknown };
+fn age(shown: Option<&str>, other: Option<&str>, own_times: bool) -> VersionAge {
+    let (Some(shown), Some(other)) = (shown, other) else { return VersionAge::Unknown };
     if let (Some(by), Some(other_by)) = (writer(shown), writer(other)) {
         return match shown.cmp(other) {
-            Ordering::Less => Age::Older,
-            Ordering::Equal => Age::AsNew,
-            Ordering::Greater if by == other_by => Age::AsNew,
+            Ordering::Less => VersionAge::Older,
+            Ordering::Equal => VersionAge::AsNew,
+            Ordering::Greater if by == other_by => VersionAge::AsNew,
             // Two servers have written: the later write need not know of the earlier one.
-            Ordering::Greater => Age::Unknown,
+            Ordering::Greater => VersionAge::Unknown,
         };
     }
     // A CSN begins with the second that is all a modifyTimestamp tells.
-    if own_times || shown.get(..14) >= other.get(..14) { Age::Unknown } else { Age::Older }
+    if own_times || shown.get(..14) >= other.get(..14) { VersionAge::Unknown } else { VersionAge::Older }
 }
 
 /// Which server wrote a version: a CSN is time, count, server and modification, parted by `#`.
@@ -87,45 +87,45 @@ fn is_ordered(one: Option<&str>, other: Option<&str>) -> bool {
     writer(one).is_some() && writer(one) == writer(other)
 }
 
-fn age_of(shown: &Entry, version: Option<&str>, own_times: bool) -> Age {
-    age(shown.marks.version.as_deref(), version, own_times)
+fn age_of(shown: &Entry, version: Option<&str>, own_times: bool) -> VersionAge {
+    age(shown.version.revision.as_deref(), version, own_times)
 }
 
-impl One {
+impl TrackedEntry {
     /// Whether its values changed so lately that a server may not know of it, where versions do not tell.
     fn is_recent(&self) -> bool {
-        self.told.is_some_and(|told| told.elapsed() < FLUX)
+        self.changed_at.is_some_and(|told| told.elapsed() < UNORDERED_PERIOD)
     }
 
     /// Whether what a server shows is as new as what the watch has shown; `decides`: it is the server that
     /// is followed.
-    pub(super) fn is_as_new(&self, shown: &Entry, source: &Source, decides: bool) -> bool {
-        if self.told.is_none() {
+    pub(super) fn is_as_new(&self, shown: &Entry, source: &WatchSource, decides: bool) -> bool {
+        if self.changed_at.is_none() {
             return true;
         }
-        match age_of(shown, self.floor.as_deref(), source.own_times) {
-            Age::AsNew => true,
+        match age_of(shown, self.floor.as_deref(), source.local_timestamps) {
+            VersionAge::AsNew => true,
             // What the server that is followed now never showed was lost with another one.
-            Age::Older => self.unmet.is_some_and(|since| since.elapsed() >= LAG),
-            Age::Unknown => decides || !self.is_recent(),
+            VersionAge::Older => self.older_since.is_some_and(|since| since.elapsed() >= LAG),
+            VersionAge::Unknown => decides || !self.is_recent(),
         }
     }
 
     /// An entry that comes back under its old id is newer than the one that went.
-    pub(super) fn is_back(&self, shown: &Entry) -> bool {
-        let gone = self.entry.marks.version.as_deref();
-        shown.marks.version.as_deref() != gone
+    pub(super) fn is_recreated(&self, shown: &Entry) -> bool {
+        let gone = self.entry.version.revision.as_deref();
+        shown.version.revision.as_deref() != gone
             && match age_of(shown, gone, false) {
-                Age::Older => false,
-                Age::AsNew => true,
-                Age::Unknown => !self.is_recent(),
+                VersionAge::Older => false,
+                VersionAge::AsNew => true,
+                VersionAge::Unknown => !self.is_recent(),
             }
     }
 
     /// Whether a server hides the mail host: it shows none, and the entry was not edited so.
-    fn is_hidden(&self, shown: &Entry, source: &Source) -> bool {
+    fn is_hidden(&self, shown: &Entry, source: &WatchSource) -> bool {
         // While every change is told, one that was not is none.
-        self.loses_mail_host(shown) && (self.is_same(shown) || (source.is_live && self.watched))
+        self.loses_mail_host(shown) && (self.is_same(shown) || (source.is_live && self.reported))
     }
 
     /// Whether this shows no mail host where there was one.
@@ -137,46 +137,46 @@ impl One {
     /// Whether it is the same version, or a server does not show which.
     #[must_use]
     pub fn is_same(&self, shown: &Entry) -> bool {
-        let (shown, known) = (&shown.marks.version, &self.entry.marks.version);
+        let (shown, known) = (&shown.version.revision, &self.entry.version.revision);
         known.is_some() && (shown == known || shown.is_none())
     }
 
     /// Its values have changed, as `source` tells.
-    pub(super) fn set_floor(&mut self, source: &Source) {
+    pub(super) fn set_floor(&mut self, source: &WatchSource) {
         let now = Instant::now();
-        (self.told, self.seen, self.unmet) = (Some(now), now, None);
-        self.floor.clone_from(&self.entry.marks.version);
-        self.told_by.clone_from(&source.telling);
+        (self.changed_at, self.seen_at, self.older_since) = (Some(now), now, None);
+        self.floor.clone_from(&self.entry.version.revision);
+        self.reported_by.clone_from(&source.reporting);
     }
 
     /// Takes over a version whose values are the same.
     pub(super) fn refresh(&mut self, entry: Arc<Entry>) {
         self.entry = entry;
-        (self.seen, self.unmet) = (Instant::now(), None);
+        (self.seen_at, self.older_since) = (Instant::now(), None);
         // The directory was set back: what it shows is the floor now.
-        if age_of(&self.entry, self.floor.as_deref(), false) == Age::Older {
-            self.floor.clone_from(&self.entry.marks.version);
+        if age_of(&self.entry, self.floor.as_deref(), false) == VersionAge::Older {
+            self.floor.clone_from(&self.entry.version.revision);
         }
     }
 }
 
-impl Inner {
-    pub(super) fn is_as_new(&self, one: &One, shown: &Entry, server: Option<&str>) -> bool {
+impl TrackedInner {
+    pub(super) fn is_as_new(&self, one: &TrackedEntry, shown: &Entry, server: Option<&str>) -> bool {
         // Asked by whoever has no server to name: a version that is shown counts.
         let decides =
-            server.map_or(shown.marks.version.is_some(), |server| self.source.server.as_deref() == Some(server));
+            server.map_or(shown.version.revision.is_some(), |server| self.source.server.as_deref() == Some(server));
         one.is_as_new(shown, &self.source, decides)
     }
 }
 
-impl Floor for Known {
+impl Floor for TrackedEntries {
     fn freshness(&self, shown: &Entry, server: &str) -> Freshness {
         let inner = self.lock();
-        let one = inner.find(shown.marks.id, Some(&shown.dn)).and_then(|key| inner.ones.get(&key));
+        let one = inner.find(shown.version.id, Some(&shown.dn)).and_then(|key| inner.entries.get(&key));
         let Some(one) = one else { return Freshness::CaughtUp };
-        if one.gone {
-            let is_lost = one.unmet.is_some_and(|since| since.elapsed() >= LAG);
-            return if is_lost || one.is_back(shown) { Freshness::CaughtUp } else { Freshness::Gone };
+        if one.deleted {
+            let is_lost = one.older_since.is_some_and(|since| since.elapsed() >= LAG);
+            return if is_lost || one.is_recreated(shown) { Freshness::CaughtUp } else { Freshness::Gone };
         }
         if !inner.is_as_new(one, shown, Some(server)) {
             return Freshness::Behind(Arc::clone(&one.entry));
@@ -189,10 +189,10 @@ impl Floor for Known {
 
     fn concerns(&self, name: &str) -> bool {
         let inner = self.lock();
-        match inner.names.get(name).and_then(|key| inner.ones.get(key)) {
-            Some(one) => one.told.is_some() || one.gone,
+        match inner.keys_by_dn.get(name).and_then(|key| inner.entries.get(key)) {
+            Some(one) => one.changed_at.is_some() || one.deleted,
             // A principal's name, or a DN in the client's spelling: it may be any entry.
-            None => inner.last_told.is_some_and(|told| told.elapsed() < LAG),
+            None => inner.last_changed.is_some_and(|told| told.elapsed() < LAG),
         }
     }
 
@@ -202,63 +202,64 @@ impl Floor for Known {
 }
 
 // For `follow` alone.
-impl Known {
+impl TrackedEntries {
     /// This server begins to tell; `own_times`: its timestamps are its own.
-    pub fn begin_telling(&self, server: &Arc<str>, own_times: bool) {
+    pub fn begin_refresh(&self, server: &Arc<str>, own_times: bool) {
         let source = &mut self.lock().source;
-        source.telling = Some(Arc::clone(server));
-        source.own_times = own_times;
+        source.reporting = Some(Arc::clone(server));
+        source.local_timestamps = own_times;
     }
 
     /// It has told everything up to now, and tells every change from here on.
-    pub fn is_followed(&self) {
+    pub fn mark_live(&self) {
         let source = &mut self.lock().source;
-        source.server.clone_from(&source.telling);
+        source.server.clone_from(&source.reporting);
         source.is_live = true;
     }
 
     /// Changes are missed from here on.
-    pub fn is_lost(&self) {
+    pub fn mark_lost(&self) {
         self.lock().source.is_live = false;
     }
 
     /// What a version is worth that the watch tells of; `whole`: in a refresh that tells of all entries.
     #[must_use]
-    pub fn weigh(&self, key: Key, shown: &Entry, whole: bool) -> Weight {
+    pub fn precedence(&self, key: TrackingKey, shown: &Entry, whole: bool) -> Precedence {
         let inner = &mut *self.lock();
         let source = &inner.source;
-        let Some(one) = inner.ones.get_mut(&key) else { return Weight::Newest };
-        let by_other = one.told_by.is_some() && one.told_by != source.telling;
-        let same_times = source.own_times && by_other;
+        let Some(one) = inner.entries.get_mut(&key) else { return Precedence::Newest };
+        let by_other = one.reported_by.is_some() && one.reported_by != source.reporting;
+        let same_times = source.local_timestamps && by_other;
         let is_older = match age_of(shown, one.floor.as_deref(), same_times) {
-            Age::Older => true,
-            Age::Unknown => by_other && one.is_recent(),
-            Age::AsNew => one.gone && by_other && !one.is_back(shown),
+            VersionAge::Older => true,
+            VersionAge::Unknown => by_other && one.is_recent(),
+            VersionAge::AsNew => one.deleted && by_other && !one.is_recreated(shown),
         };
         // What the same server tells of one change after another is in force there, whatever the clocks say.
-        let is_ordered = is_ordered(shown.marks.version.as_deref(), one.floor.as_deref());
+        let is_ordered = is_ordered(shown.version.revision.as_deref(), one.floor.as_deref());
         if is_older && (by_other || (!whole && is_ordered)) {
-            let since = *one.unmet.get_or_insert_with(Instant::now);
-            return if since.elapsed() < LAG { Weight::Older } else { Weight::Newest };
+            let since = *one.older_since.get_or_insert_with(Instant::now);
+            return if since.elapsed() < LAG { Precedence::Older } else { Precedence::Newest };
         }
-        let is_set_back = whole && !by_other && age_of(shown, one.entry.marks.version.as_deref(), false) == Age::Older;
-        if is_set_back { Weight::SetBack } else { Weight::Newest }
+        let is_set_back =
+            whole && !by_other && age_of(shown, one.entry.version.revision.as_deref(), false) == VersionAge::Older;
+        if is_set_back { Precedence::SetBack } else { Precedence::Newest }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::{EntryId, Marks};
+    use crate::directory::{EntryId, EntryVersion};
 
     const ONE: &str = "ldap://one";
     const TWO: &str = "ldap://two";
 
     fn entry(host: &str, version: &str) -> Arc<Entry> {
         let version = (!version.is_empty()).then(|| version.into());
-        let marks = Marks { id: EntryId::from_bytes(&[1; 16]), version, ..Marks::default() };
+        let marks = EntryVersion { id: EntryId::from_bytes(&[1; 16]), revision: version, ..EntryVersion::default() };
         let hosts: &[&str] = if host.is_empty() { &[] } else { &[host] };
-        Arc::new(Entry { marks, ..Entry::for_tests("uid=a", hosts) })
+        Arc::new(Entry { version: marks, ..Entry::for_tests("uid=a", hosts) })
     }
 
     fn csn(second: u32, writer: u32) -> String {
@@ -270,31 +271,31 @@ mod tests {
     }
 
     /// The first server is followed and has shown that the entry has moved, in this version.
-    fn moved(version: &str, own_times: bool) -> Known {
-        let known = Known::new(10, Duration::from_secs(300));
-        known.begin_telling(&ONE.into(), own_times);
-        known.is_followed();
-        known.record(&entry("old", ""));
+    fn moved(version: &str, own_times: bool) -> TrackedEntries {
+        let known = TrackedEntries::new(10, Duration::from_secs(300));
+        known.begin_refresh(&ONE.into(), own_times);
+        known.mark_live();
+        known.record_login(&entry("old", ""));
         tell(&known, "new", version);
         known
     }
 
-    fn tell(known: &Known, host: &str, version: &str) {
-        let key = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
-        known.put(key, entry(host, version), None);
+    fn tell(known: &TrackedEntries, host: &str, version: &str) {
+        let key = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        known.apply(key, entry(host, version), None);
     }
 
-    fn weigh(known: &Known, host: &str, version: &str, whole: bool) -> Weight {
-        let key = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
-        known.weigh(key, &entry(host, version), whole)
+    fn weigh(known: &TrackedEntries, host: &str, version: &str, whole: bool) -> Precedence {
+        let key = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        known.precedence(key, &entry(host, version), whole)
     }
 
-    fn follow(known: &Known, server: &str) {
-        known.begin_telling(&server.into(), false);
-        known.is_followed();
+    fn follow(known: &TrackedEntries, server: &str) {
+        known.begin_refresh(&server.into(), false);
+        known.mark_live();
     }
 
-    fn caught_up(known: &Known, version: &str, server: &str) -> bool {
+    fn caught_up(known: &TrackedEntries, version: &str, server: &str) -> bool {
         matches!(known.freshness(&entry("x", version), server), Freshness::CaughtUp)
     }
 
@@ -308,7 +309,7 @@ mod tests {
         tokio::time::advance(LAG).await;
         assert!(!caught_up(&known, &csn(4, 1), TWO));
         // A login is written down, which changes no value: that is no floor.
-        let key = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        let key = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
         known.refresh(key, entry("new", &csn(9, 1)));
         assert!(caught_up(&known, &csn(5, 1), TWO) && !caught_up(&known, &csn(4, 1), TWO));
     }
@@ -329,20 +330,20 @@ mod tests {
             let known = moved(&told, own_times);
             assert!(caught_up(&known, &shown, ONE) && !caught_up(&known, &shown, TWO), "{told} {shown}");
             // Also when it is lost.
-            known.is_lost();
+            known.mark_lost();
             assert!(caught_up(&known, &shown, ONE) && !caught_up(&known, &shown, TWO), "{told} {shown}");
-            tokio::time::advance(FLUX).await;
+            tokio::time::advance(UNORDERED_PERIOD).await;
             assert!(caught_up(&known, &shown, TWO), "{told} {shown}");
         }
         let known = moved(&at(5), false);
-        tokio::time::advance(FLUX).await;
+        tokio::time::advance(UNORDERED_PERIOD).await;
         assert!(!caught_up(&known, &at(4), TWO), "older for good");
     }
 
     #[tokio::test(start_paused = true)]
     async fn version_seen_only_by_a_bind_is_no_floor() {
-        let known = Known::new(10, Duration::from_secs(300));
-        known.record(&entry("new", &csn(5, 1)));
+        let known = TrackedEntries::new(10, Duration::from_secs(300));
+        known.record_login(&entry("new", &csn(5, 1)));
         assert!(caught_up(&known, &csn(1, 1), TWO) && !known.concerns("uid=a"));
         tell(&known, "new", &csn(5, 1));
         assert!(known.concerns("uid=a"));
@@ -355,20 +356,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn floor_is_lowered_only_by_a_complete_refresh_of_the_same_server() {
         let known = moved(&csn(5, 1), false);
-        assert_eq!(weigh(&known, "old", &csn(4, 1), false), Weight::Older);
-        assert_eq!(weigh(&known, "old", &csn(4, 1), true), Weight::SetBack);
-        assert_eq!(weigh(&known, "other", &csn(6, 1), true), Weight::Newest);
+        assert_eq!(weigh(&known, "old", &csn(4, 1), false), Precedence::Older);
+        assert_eq!(weigh(&known, "old", &csn(4, 1), true), Precedence::SetBack);
+        assert_eq!(weigh(&known, "other", &csn(6, 1), true), Precedence::Newest);
         // Another server is followed instead, and lags.
         follow(&known, TWO);
         for whole in [true, false] {
-            assert_eq!(weigh(&known, "old", &csn(4, 1), whole), Weight::Older);
-            assert_eq!(weigh(&known, "old", &csn(6, 2), whole), Weight::Older, "its writer may not know");
+            assert_eq!(weigh(&known, "old", &csn(4, 1), whole), Precedence::Older);
+            assert_eq!(weigh(&known, "old", &csn(6, 2), whole), Precedence::Older, "its writer may not know");
         }
         assert!(!caught_up(&known, &csn(4, 1), TWO));
         // What the first one had alone is lost with it.
         tokio::time::advance(LAG).await;
         assert!(caught_up(&known, &csn(4, 1), TWO));
-        assert_eq!(weigh(&known, "old", &csn(4, 1), false), Weight::Newest);
+        assert_eq!(weigh(&known, "old", &csn(4, 1), false), Precedence::Newest);
         tell(&known, "old", &csn(4, 1));
         assert!(!caught_up(&known, &csn(3, 1), TWO), "the floor is where it was set");
     }
@@ -380,7 +381,7 @@ mod tests {
             [(at(5), at(4), false), (at(5), at(4), true), (csn(5, 1), csn(4, 2), false), (csn(5, 1), at(4), false)]
         {
             let known = moved(&told, own_times);
-            assert_eq!(weigh(&known, "other", &shown, false), Weight::Newest, "{told} {shown}");
+            assert_eq!(weigh(&known, "other", &shown, false), Precedence::Newest, "{told} {shown}");
             tell(&known, "other", &shown);
             assert!(caught_up(&known, &shown, ONE), "{told} {shown}");
         }
@@ -389,29 +390,30 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn deleted_entry_is_not_restored_by_a_lagging_server() {
         let known = moved(&csn(5, 1), false);
-        let key = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
-        known.bury(key);
+        let key = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        known.mark_deleted(key);
         let gone = |version: &str| matches!(known.freshness(&entry("new", version), TWO), Freshness::Gone);
         assert!(gone(&csn(5, 1)) && gone(&csn(6, 2)) && !gone(&csn(6, 1)));
         follow(&known, TWO);
-        assert_eq!(weigh(&known, "new", &csn(5, 1), true), Weight::Older);
+        assert_eq!(weigh(&known, "new", &csn(5, 1), true), Precedence::Older);
         tokio::time::advance(LAG).await;
         assert!(!gone(&csn(5, 1)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn mail_host_that_was_not_removed_counts_as_hidden() {
-        let hidden =
-            |known: &Known, version: &str| matches!(known.freshness(&entry("", version), ONE), Freshness::Hidden(_));
-        let known = Known::new(10, Duration::from_secs(300));
-        known.record(&entry("new", &csn(5, 1)));
+        let hidden = |known: &TrackedEntries, version: &str| {
+            matches!(known.freshness(&entry("", version), ONE), Freshness::Hidden(_))
+        };
+        let known = TrackedEntries::new(10, Duration::from_secs(300));
+        known.record_login(&entry("new", &csn(5, 1)));
         // The same version, or none is shown; a newer one may have taken it away.
         assert!(hidden(&known, &csn(5, 1)) && hidden(&known, "") && !hidden(&known, &csn(6, 1)));
         follow(&known, ONE);
         assert!(!hidden(&known, &csn(6, 1)), "the watch has not shown this entry");
         tell(&known, "new", &csn(5, 1));
         assert!(hidden(&known, &csn(6, 1)), "the watch would have shown it");
-        known.is_lost();
+        known.mark_lost();
         assert!(!hidden(&known, &csn(6, 1)) && hidden(&known, &csn(5, 1)));
         tell(&known, "", &csn(7, 1));
         assert!(!hidden(&known, &csn(7, 1)), "taken away");
@@ -419,17 +421,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn lagging_replica_overrides_no_hold_during_the_brake() {
-        let known = Known::new(10, Duration::from_secs(300));
+        let known = TrackedEntries::new(10, Duration::from_secs(300));
         follow(&known, ONE);
-        known.record(&entry("old", &csn(1, 1)));
-        let key = known.meet(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        known.record_login(&entry("old", &csn(1, 1)));
+        let key = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
         let mut held = Entry::clone(&entry("old", &csn(5, 1)));
-        held.marks.held = true;
-        known.put(key, Arc::new(held), Some(super::super::Pending::Entry(entry("new", &csn(5, 1)))));
+        held.version.held = true;
+        known.apply(key, Arc::new(held), Some(super::super::DeferredChange::Entry(entry("new", &csn(5, 1)))));
         known.brake(true);
         for version in [csn(1, 1), csn(4, 1)] {
-            let super::super::Settled::Instead(settled) = known.settle(&entry("old", &version)) else { panic!() };
-            assert!(settled.marks.held && settled.mail_hosts == ["old"], "{settled:?}");
+            let super::super::Reconciled::Replaced(settled) = known.reconcile(&entry("old", &version)) else {
+                panic!()
+            };
+            assert!(settled.version.held && settled.mail_hosts == ["old"], "{settled:?}");
         }
     }
 }

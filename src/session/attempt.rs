@@ -11,18 +11,18 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::authn::{Ask, DecidedBy, Decision, Proven};
+use crate::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
 use crate::backend::Backend;
 use crate::clock::wait_until;
 use crate::directory::{Entry, Login};
-use crate::known::Settled;
+use crate::known::Reconciled;
 use crate::outcome::Refusal;
 use crate::proto::Protocol;
 use crate::report::LoginEvent;
 use crate::route;
 use crate::secret::Secret;
 use crate::snapshot::{Shared, Snapshot};
-use crate::throttle::{Limited, Place};
+use crate::throttle::{Limited, SessionPermit};
 
 /// Every attempt is answered within this time, whatever the directory and the backend do: `check`
 /// sees to it that their deadlines fit in.
@@ -55,7 +55,7 @@ pub struct RoutedLogin<'a> {
     /// Who decided.
     pub by: DecidedBy,
     /// His place among the sessions, from before the backend is asked to the end.
-    pub place: Place,
+    pub place: SessionPermit,
     /// Where.
     pub target: Target<'a>,
 }
@@ -109,14 +109,14 @@ impl<'a> LoginAttempt<'a> {
     ///
     /// # Errors
     /// The throttle's refusal: the directory was not asked.
-    pub async fn decide(&self, login: &Login, password: &Secret, report: &mut LoginEvent) -> Result<Decision, Refusal> {
+    pub async fn decide(&self, login: &Login, password: &Secret, report: &mut LoginEvent) -> Result<AuthDecision, Refusal> {
         let settings = &self.snapshot.config.throttle;
         let (throttle, client) = (&self.shared.throttle, self.client);
         let authn = &self.snapshot.authn;
         let recalled = match authn.recall(login, password) {
             Some(decision) if decision.result.is_ok() || decision.by == DecidedBy::Usher => {
                 if let Ok(proven) = &decision.result {
-                    throttle.recalled(settings, client, login.as_str(), &proven.identity.entry().dn);
+                    throttle.cached_success(settings, client, login.as_str(), &proven.identity.entry().dn);
                 }
                 return Ok(decision);
             }
@@ -124,15 +124,15 @@ impl<'a> LoginAttempt<'a> {
         };
         // A password that is known to be wrong takes its turn like one of a name that nobody has, where it
         // is known of nothing: the same one again waits for nothing at either.
-        let turn = throttle.guess(settings, client, login.as_str(), password);
+        let turn = throttle.attempt(settings, client, login.as_str(), password);
         let mut turn = turn.map_err(|limited| report.limited(limited))?;
         (report.limited_by, report.delay) = (turn.by, turn.delay);
         wait_until(Instant::now() + turn.delay).await;
         let decision = match recalled {
             Some(known) => known,
-            None => authn.guess(login, password, turn.asks()).await,
+            None => authn.attempt(login, password, turn.begin_lookup()).await,
         };
-        turn.tell_if_over(client);
+        turn.log_if_over_limit(client);
         if decision.withheld {
             report.withhold();
         }
@@ -145,7 +145,7 @@ impl<'a> LoginAttempt<'a> {
                 DecidedBy::Directory | DecidedBy::Negative | DecidedBy::Usher,
             ) => turn.wrong(),
             // Nobody could tell: what was charged is given back.
-            (Err(_), _) => turn.untold(),
+            (Err(_), _) => turn.inconclusive(),
         }
         Ok(decision)
     }
@@ -158,16 +158,16 @@ impl<'a> LoginAttempt<'a> {
         &self,
         login: &Login,
         password: &Secret,
-        mut decision: Decision,
+        mut decision: AuthDecision,
         report: &mut LoginEvent,
     ) -> Result<RoutedLogin<'a>, Refusal> {
         loop {
             report.decided(&decision, &self.shared.metrics);
             let proven = decision.result?;
-            if proven.identity.entry().marks.held {
+            if proven.identity.entry().version.held {
                 self.wait_for_release(login, &proven).await?;
                 // Moved meanwhile, most likely.
-                decision = self.snapshot.authn.decide(login, password, Ask::Directory).await;
+                decision = self.snapshot.authn.decide(login, password, LookupMode::Directory).await;
                 continue;
             }
             // Found first: a login that leads nowhere takes no place and no part of the rate.
@@ -208,10 +208,10 @@ impl<'a> LoginAttempt<'a> {
         let mut look = Instant::now() + HOLD_POLL;
         loop {
             let changed = authn.entries().changed();
-            match authn.entries().settle(held) {
-                Settled::Instead(newer) if !newer.marks.held => return Ok(()),
-                Settled::Gone => return Ok(()),
-                Settled::Instead(_) | Settled::AsShown => {}
+            match authn.entries().reconcile(held) {
+                Reconciled::Replaced(newer) if !newer.version.held => return Ok(()),
+                Reconciled::Gone => return Ok(()),
+                Reconciled::Replaced(_) | Reconciled::AsReported => {}
             }
             tokio::select! {
                 () = sleep_until(until) => return Err(Refusal::Hold),
@@ -227,7 +227,7 @@ impl<'a> LoginAttempt<'a> {
     }
 
     /// A place among the sessions of this user.
-    fn place(&self, proven: &Proven) -> Result<Place, Limited> {
+    fn place(&self, proven: &Proven) -> Result<SessionPermit, Limited> {
         let settings = &self.snapshot.config.throttle;
         self.shared.throttle.session(settings, self.client, &proven.identity.entry().dn)
     }

@@ -52,7 +52,7 @@ pub(super) fn list(
         return Err(NotListed::Reloaded);
     }
     shared.follow.check_listed(&session, &basis, &newest.setting()).map_err(not_listed)?;
-    if !decided.authn.still_holds(proven) {
+    if !decided.authn.is_current(proven) {
         return Err(NotListed::Again);
     }
     asked_to_end.requested().map_or(Ok(()), |why| Err(not_listed(why)))?;

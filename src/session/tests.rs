@@ -11,9 +11,9 @@ use crate::backend::offers::AdvertisedCapabilities;
 use crate::cache::Cache;
 use crate::config;
 use crate::directory::ldap::Ldap;
-use crate::directory::{Answer, Directory, Entry, Floor, Identity, RefusedBefore, Trace};
+use crate::directory::{Directory, DirectoryFuture, Entry, Floor, Identity, RefusedBefore, Trace};
 use crate::files::Fingerprint;
-use crate::known::Known;
+use crate::known::TrackedEntries;
 use crate::metrics::Metrics;
 use crate::proto::{Back, BackSettings, ClientId, Welcome};
 
@@ -85,7 +85,7 @@ impl Directory for Obedient {
         _: &'a Secret,
         _: RefusedBefore<'a>,
         _: &'a dyn Floor,
-    ) -> Answer<'a, Identity> {
+    ) -> DirectoryFuture<'a, Identity> {
         Box::pin(async move {
             match login.as_str() {
                 "panic" => panic!("a defect of the directory room"),
@@ -95,11 +95,11 @@ impl Directory for Obedient {
         })
     }
 
-    fn look_up<'a>(&'a self, _: &'a Login) -> Answer<'a, Entry> {
+    fn find_entry<'a>(&'a self, _: &'a Login) -> DirectoryFuture<'a, Entry> {
         Box::pin(std::future::pending())
     }
 
-    fn question(&self, _: &Login) -> String {
+    fn describe_lookup(&self, _: &Login) -> String {
         String::new()
     }
 }
@@ -133,7 +133,7 @@ limits: {{{limits}}}
             authn: Authenticator::new(
                 Arc::new(Obedient),
                 Arc::new(Cache::new(&config.cache)),
-                Arc::new(Known::new(10, Duration::ZERO)),
+                Arc::new(TrackedEntries::new(10, Duration::ZERO)),
                 100,
             ),
             directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),

@@ -11,85 +11,85 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use super::memory::{Fingerprint, Memory, Shelf};
-use super::{Key, entry_key};
+use super::memory::{LimitMemory, PasswordDigest, SharedBucket};
+use super::{HashedKey, entry_key};
 use crate::config::{FailedLogins, Mode};
 
 /// Where a guess is charged.
 #[derive(Debug, Default)]
 struct Charged {
     /// The spelling, or the user's account at a known network.
-    name: Option<Shelf>,
+    name: Option<SharedBucket>,
     /// The entry, over all spellings.
-    entry: Option<Shelf>,
-    prefix: Option<Shelf>,
+    entry: Option<SharedBucket>,
+    prefix: Option<SharedBucket>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct GateState {
     charged: Charged,
     /// The entry that was met, and whether it may be bound.
-    met: Option<(Key, bool)>,
+    checked: Option<(HashedKey, bool)>,
     /// Whether the entry's turn had not come, in whichever mode.
     over: bool,
 }
 
 /// One guess on its way to the directory. It may outlive the attempt that made it.
 #[derive(Debug)]
-pub struct Gate {
-    pub(super) memory: Arc<Memory>,
-    pub(super) prefix: Key,
-    pub(super) name: Key,
+pub struct BindGate {
+    pub(super) memory: Arc<LimitMemory>,
+    pub(super) prefix: HashedKey,
+    pub(super) name: HashedKey,
     /// The entry that the spelling has meant until now; the spelling itself if it has meant none.
-    pub(super) user: Key,
+    pub(super) user: HashedKey,
     /// Whether that user has logged in from here before.
     pub(super) known: bool,
     pub(super) exempt: bool,
     pub(super) rule: FailedLogins,
-    pub(super) password: Fingerprint,
+    pub(super) password: PasswordDigest,
     /// Whether the guess had to wait for its turn.
     pub(super) waited: bool,
     pub(super) keys: RandomState,
-    state: Mutex<State>,
+    state: Mutex<GateState>,
 }
 
 /// What a guess is about, as far as it is known.
 #[derive(Debug)]
-pub(super) struct Visit {
-    pub(super) memory: Arc<Memory>,
-    pub(super) prefix: Key,
-    pub(super) name: Key,
-    pub(super) user: Key,
+pub(super) struct AttemptOrigin {
+    pub(super) memory: Arc<LimitMemory>,
+    pub(super) prefix: HashedKey,
+    pub(super) name: HashedKey,
+    pub(super) user: HashedKey,
     pub(super) known: bool,
 }
 
-impl Visit {
+impl AttemptOrigin {
     /// Where the guesses under this spelling are counted: apart where the user is known.
-    pub(super) fn account(&self, keys: &RandomState) -> Key {
+    pub(super) fn account(&self, keys: &RandomState) -> HashedKey {
         if self.known { keys.hash_one((self.user, self.prefix)) } else { self.name }
     }
 }
 
-impl Gate {
+impl BindGate {
     pub(super) fn new(
-        visit: Visit,
+        visit: AttemptOrigin,
         exempt: bool,
         rule: FailedLogins,
-        password: Fingerprint,
+        password: PasswordDigest,
         keys: &RandomState,
     ) -> Self {
-        let Visit { memory, prefix, name, user, known } = visit;
+        let AttemptOrigin { memory, prefix, name, user, known } = visit;
         let (keys, state) = (keys.clone(), Mutex::default());
         Self { memory, prefix, name, user, known, exempt, rule, password, waited: false, keys, state }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, GateState> {
         // Whole at every moment: charges are moved one by one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes note of where the guess was charged when it came.
-    pub(super) fn charged(&self, name: Shelf, prefix: Shelf) {
+    pub(super) fn charged(&self, name: SharedBucket, prefix: SharedBucket) {
         self.lock().charged = Charged { name: Some(name), entry: None, prefix: Some(prefix) };
     }
 
@@ -99,17 +99,17 @@ impl Gate {
     pub fn may_bind(&self, dn: &str) -> bool {
         let entry = entry_key(&self.keys, dn);
         let mut state = self.lock();
-        if let Some((met, may)) = state.met
+        if let Some((met, may)) = state.checked
             && met == entry
         {
             return may;
         }
-        let may = self.exempt || self.meet(&mut state, entry, dn);
-        state.met = Some((entry, may));
+        let may = self.exempt || self.charge_entry(&mut state, entry, dn);
+        state.checked = Some((entry, may));
         may
     }
 
-    fn meet(&self, state: &mut State, entry: Key, dn: &str) -> bool {
+    fn charge_entry(&self, state: &mut GateState, entry: HashedKey, dn: &str) -> bool {
         // A principal name is no DN: the spelling keeps the entry that it has meant.
         if dn.contains('=') {
             self.memory.name(self.name, entry);
@@ -161,7 +161,7 @@ impl Gate {
     }
 
     /// Whether the entry's turn had not come.
-    pub(super) fn was_over(&self) -> bool {
+    pub(super) fn was_over_limit(&self) -> bool {
         self.lock().over
     }
 
@@ -177,7 +177,7 @@ impl Gate {
             shelf.lock().refund(self.password);
         }
         if let Some(prefix) = prefix {
-            prefix.lock().forgive(1);
+            prefix.lock().subtract(1);
         }
     }
 }

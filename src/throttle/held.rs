@@ -5,33 +5,33 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Key;
+use super::HashedKey;
 
 /// A map this small is not worth giving back.
 const SMALL: usize = 64;
 
 #[derive(Debug, Default)]
-struct Counted {
-    keys: HashMap<Key, u32>,
+struct KeyCounts {
+    keys: HashMap<HashedKey, u32>,
     total: u32,
 }
 
 /// Counts by key.
 #[derive(Debug, Default)]
-pub(super) struct Counts(Mutex<Counted>);
+pub(super) struct HeldCounts(Mutex<KeyCounts>);
 
-impl Counts {
+impl HeldCounts {
     /// One more for this key, until the guard is dropped.
-    pub(super) fn hold(self: &Arc<Self>, key: Key) -> Held {
+    pub(super) fn hold(self: &Arc<Self>, key: HashedKey) -> CountGuard {
         let mut counted = self.lock();
         counted.total = counted.total.saturating_add(1);
         let total = counted.total;
         let count = counted.keys.entry(key).or_default();
         *count = count.saturating_add(1);
-        Held { count: *count, total, counts: Arc::clone(self), key }
+        CountGuard { count: *count, total, counts: Arc::clone(self), key }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counted> {
+    fn lock(&self) -> MutexGuard<'_, KeyCounts> {
         // Whole at every moment: each change is one of two numbers.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -45,16 +45,16 @@ impl Counts {
 
 /// One of the counted.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct CountGuard {
     /// How many its key had when it came, itself included.
     pub(super) count: u32,
     /// How many there were in all.
     pub(super) total: u32,
-    counts: Arc<Counts>,
-    key: Key,
+    counts: Arc<HeldCounts>,
+    key: HashedKey,
 }
 
-impl Drop for Held {
+impl Drop for CountGuard {
     fn drop(&mut self) {
         let mut counted = self.counts.lock();
         counted.total = counted.total.saturating_sub(1);

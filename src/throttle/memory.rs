@@ -12,7 +12,7 @@ use std::time::Duration;
 use moka::policy::EvictionPolicy;
 use tokio::time::Instant;
 
-use super::Key;
+use super::HashedKey;
 use crate::config::{self, FailedLogins};
 
 /// Passwords remembered as tried, per user: a few devices with old passwords.
@@ -23,7 +23,7 @@ const KNOWN_PER_USER: usize = 16;
 const MOST_ABOVE_FREE: u32 = 16;
 
 /// A keyed digest of a password.
-pub(super) type Fingerprint = u64;
+pub(super) type PasswordDigest = u64;
 
 /// The wrong passwords of one prefix, or for one user.
 #[derive(Debug)]
@@ -32,27 +32,27 @@ pub(super) struct Bucket {
     /// Up to when failures have been forgotten as time passed.
     forgotten: Instant,
     /// When the last attempt that had to wait has its turn; the next one comes after it.
-    turn: Instant,
-    tried: Vec<Tried>,
+    allowed_at: Instant,
+    tried: Vec<TriedPassword>,
 }
 
 #[derive(Debug)]
-struct Tried {
-    password: Fingerprint,
+struct TriedPassword {
+    password: PasswordDigest,
     turn: Instant,
 }
 
 impl Bucket {
     fn new() -> Self {
         let now = Instant::now();
-        Self { failures: 0, forgotten: now, turn: now, tried: Vec::new() }
+        Self { failures: 0, forgotten: now, allowed_at: now, tried: Vec::new() }
     }
 
     /// How long an attempt that comes now has to wait.
     pub(super) fn delay(&mut self, now: Instant, every: Duration, rule: &FailedLogins) -> Duration {
         let step = self.step(now, every, rule);
         // Those who come at the same time take turns: many connections guess no faster than one.
-        if step.is_zero() { step } else { (self.turn.max(now) + step).saturating_duration_since(now) }
+        if step.is_zero() { step } else { (self.allowed_at.max(now) + step).saturating_duration_since(now) }
     }
 
     /// What there has to be between two attempts, after those that were not forgotten.
@@ -71,7 +71,7 @@ impl Bucket {
     pub(super) fn is_over(&mut self, now: Instant, every: Duration, rule: &FailedLogins, waited: bool) -> bool {
         let step = self.step(now, every, rule);
         let patience = if waited { step / 2 } else { step };
-        self.is_at_limit(rule) || (!step.is_zero() && now < self.turn + patience)
+        self.is_at_limit(rule) || (!step.is_zero() && now < self.allowed_at + patience)
     }
 
     /// Whether there were as many as may be.
@@ -80,7 +80,7 @@ impl Bucket {
     }
 
     /// When this password has its turn, if it was tried before: the same one again is no new guess.
-    pub(super) fn tried(&self, password: Fingerprint) -> Option<Instant> {
+    pub(super) fn tried(&self, password: PasswordDigest) -> Option<Instant> {
         self.tried.iter().find(|tried| tried.password == password).map(|tried| tried.turn)
     }
 
@@ -89,32 +89,32 @@ impl Bucket {
         let most = rule.free_failures.saturating_add(MOST_ABOVE_FREE).max(rule.limit.unwrap_or_default());
         self.failures = self.failures.saturating_add(1).min(most);
         if !delay.is_zero() {
-            self.turn = now + delay.min(rule.max_delay);
+            self.allowed_at = now + delay.min(rule.max_delay);
         }
     }
 
     /// Counts an attempt that is made now.
     pub(super) fn charge_now(&mut self, now: Instant, rule: &FailedLogins) {
         self.charge(now, Duration::ZERO, rule);
-        self.turn = now;
+        self.allowed_at = now;
     }
 
     /// Remembers that a password is being tried.
-    pub(super) fn try_password(&mut self, password: Fingerprint, turn: Instant) {
+    pub(super) fn try_password(&mut self, password: PasswordDigest, turn: Instant) {
         if self.tried.len() >= TRIED {
             self.tried.remove(0);
         }
-        self.tried.push(Tried { password, turn });
+        self.tried.push(TriedPassword { password, turn });
     }
 
     /// The attempt was no wrong one after all.
-    pub(super) fn refund(&mut self, password: Fingerprint) {
+    pub(super) fn refund(&mut self, password: PasswordDigest) {
         self.tried.retain(|tried| tried.password != password);
-        self.forgive(1);
+        self.subtract(1);
     }
 
     /// Takes back some failures.
-    pub(super) fn forgive(&mut self, failures: u32) {
+    pub(super) fn subtract(&mut self, failures: u32) {
         self.failures = self.failures.saturating_sub(failures);
     }
 
@@ -131,9 +131,9 @@ impl Bucket {
 
 /// A bucket that several attempts may hold.
 #[derive(Debug, Clone)]
-pub(super) struct Shelf(Arc<Mutex<Bucket>>);
+pub(super) struct SharedBucket(Arc<Mutex<Bucket>>);
 
-impl Shelf {
+impl SharedBucket {
     /// Held for a few comparisons, never across an await.
     pub(super) fn lock(&self) -> MutexGuard<'_, Bucket> {
         // A bucket is sound whatever panicked while holding it.
@@ -142,22 +142,22 @@ impl Shelf {
 }
 
 #[derive(Debug)]
-struct Known {
-    prefix: Key,
+struct KnownPrefix {
+    prefix: HashedKey,
     since: Instant,
 }
 
 /// Everything that is remembered.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct LimitMemory {
     settings: config::Memory,
-    prefixes: moka::sync::Cache<Key, Shelf>,
-    users: moka::sync::Cache<Key, Shelf>,
-    names: moka::sync::Cache<Key, Key>,
-    known: moka::sync::Cache<Key, Arc<Mutex<Vec<Known>>>>,
+    prefixes: moka::sync::Cache<HashedKey, SharedBucket>,
+    users: moka::sync::Cache<HashedKey, SharedBucket>,
+    names: moka::sync::Cache<HashedKey, HashedKey>,
+    known: moka::sync::Cache<HashedKey, Arc<Mutex<Vec<KnownPrefix>>>>,
 }
 
-impl Memory {
+impl LimitMemory {
     pub(super) fn new(settings: &config::Memory) -> Self {
         let bounded = || moka::sync::Cache::builder().max_capacity(settings.capacity);
         // A bucket that nobody touched for so long has forgotten everything that costs somebody.
@@ -183,17 +183,17 @@ impl Memory {
         &self.settings
     }
 
-    pub(super) fn prefix(&self, prefix: Key) -> Shelf {
+    pub(super) fn prefix(&self, prefix: HashedKey) -> SharedBucket {
         self.prefixes.get_with(prefix, fresh)
     }
 
-    pub(super) fn user(&self, user: Key) -> Shelf {
+    pub(super) fn user(&self, user: HashedKey) -> SharedBucket {
         self.users.get_with(user, fresh)
     }
 
     /// Gives back what a name was charged before its entry was known, which is charged instead: there
     /// is nothing to remember of the name any more, unless others are under way with it.
-    pub(super) fn refund_name(&self, name: Key, shelf: &Shelf, password: Fingerprint) {
+    pub(super) fn refund_name(&self, name: HashedKey, shelf: &SharedBucket, password: PasswordDigest) {
         let is_blank = {
             let mut bucket = shelf.lock();
             bucket.refund(password);
@@ -207,42 +207,42 @@ impl Memory {
     /// A user begins anew: he has no account any more, so that most users never have one for long. His
     /// prefix is forgiven what he did, not what others did there: an account of one's own buys no guesses
     /// at others. Guesses that are under way are forgiven, too, as those before them.
-    pub(super) fn absolve(&self, user: Key, prefix: Key) {
+    pub(super) fn reset_user(&self, user: HashedKey, prefix: HashedKey) {
         let Some(of_user) = self.users.remove(&user) else { return };
         let failures = of_user.lock().reset();
         if let Some(of_prefix) = self.prefixes.get(&prefix) {
-            of_prefix.lock().forgive(failures);
+            of_prefix.lock().subtract(failures);
         }
     }
 
     /// A user begins anew, whatever spelling the guesses had.
-    pub(super) fn begin_anew(&self, user: Key) {
+    pub(super) fn forget_user(&self, user: HashedKey) {
         self.users.invalidate(&user);
     }
 
     /// The entry that a name meant the last time it was seen; the name itself until then.
-    pub(super) fn entry(&self, name: Key) -> Key {
+    pub(super) fn entry(&self, name: HashedKey) -> HashedKey {
         self.names.get(&name).unwrap_or(name)
     }
 
     /// Remembers which entry a name means.
-    pub(super) fn name(&self, name: Key, entry: Key) {
+    pub(super) fn name(&self, name: HashedKey, entry: HashedKey) {
         if self.names.get(&name) != Some(entry) {
             self.names.insert(name, entry);
         }
     }
 
     /// Whether this user has logged in from this prefix before.
-    pub(super) fn knows(&self, user: Key, prefix: Key) -> bool {
+    pub(super) fn knows(&self, user: HashedKey, prefix: HashedKey) -> bool {
         let now = Instant::now();
-        let fresh = |known: &Known| now.saturating_duration_since(known.since) < self.settings.known_network_ttl;
+        let fresh = |known: &KnownPrefix| now.saturating_duration_since(known.since) < self.settings.known_network_ttl;
         let Some(list) = self.known.get(&user) else { return false };
         let list = list.lock().unwrap_or_else(PoisonError::into_inner);
         list.iter().any(|known| known.prefix == prefix && fresh(known))
     }
 
     /// This user has logged in from this prefix.
-    pub(super) fn know(&self, user: Key, prefix: Key) {
+    pub(super) fn know(&self, user: HashedKey, prefix: HashedKey) {
         let list = self.known.get_with(user, Arc::default);
         let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
         list.retain(|known| known.prefix != prefix);
@@ -251,7 +251,7 @@ impl Memory {
         }
         // Most come from one place; room for four would be taken otherwise.
         list.reserve_exact(1);
-        list.push(Known { prefix, since: Instant::now() });
+        list.push(KnownPrefix { prefix, since: Instant::now() });
     }
 
     /// How many there are of each kind, in the order of [`metrics::THROTTLE_MEMORY`](crate::metrics::THROTTLE_MEMORY).
@@ -261,7 +261,7 @@ impl Memory {
 
     /// Lets moka do now what it does in the background.
     #[cfg(test)]
-    pub(super) fn settle(&self) {
+    pub(super) fn run_pending(&self) {
         self.prefixes.run_pending_tasks();
         self.users.run_pending_tasks();
         self.names.run_pending_tasks();
@@ -269,6 +269,6 @@ impl Memory {
     }
 }
 
-fn fresh() -> Shelf {
-    Shelf(Arc::new(Mutex::new(Bucket::new())))
+fn fresh() -> SharedBucket {
+    SharedBucket(Arc::new(Mutex::new(Bucket::new())))
 }

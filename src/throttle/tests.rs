@@ -54,9 +54,9 @@ impl Door {
         Self { throttle: Throttle::new(&settings, Arc::new(Metrics::new())), settings }
     }
 
-    fn guess(&self, from: &str, login: &str, password: &str) -> Result<Turn<'_>, Limited> {
+    fn guess(&self, from: &str, login: &str, password: &str) -> Result<PendingAttempt<'_>, Limited> {
         let password = Secret::copy_of(password.as_bytes());
-        self.throttle.guess(&self.settings, ip(from), login, &password)
+        self.throttle.attempt(&self.settings, ip(from), login, &password)
     }
 
     /// The delay of a wrong password; time does not advance.
@@ -67,7 +67,7 @@ impl Door {
     /// The delay of a wrong password, and whether its entry is bound; time does not advance.
     fn tried(&self, from: &str, login: &str, password: &str, dn: Option<&str>) -> (Duration, bool) {
         let mut turn = self.guess(from, login, password).unwrap();
-        let gate = turn.asks().unwrap();
+        let gate = turn.begin_lookup().unwrap();
         let (delay, bound) = (turn.delay, dn.is_some_and(|dn| gate.may_bind(dn)));
         turn.wrong();
         (delay, bound)
@@ -83,7 +83,7 @@ impl Door {
 
     fn right(&self, from: &str, login: &str, dn: &str) -> Duration {
         let mut turn = self.guess(from, login, "right").unwrap();
-        let (delay, gate) = (turn.delay, turn.asks().unwrap());
+        let (delay, gate) = (turn.delay, turn.begin_lookup().unwrap());
         assert!(gate.may_bind(dn), "{login} from {from}");
         turn.right(dn);
         delay
@@ -93,15 +93,15 @@ impl Door {
         self.throttle.metrics.throttled.with_label_values(&[rule, effect, mode.label()]).get()
     }
 
-    fn connection(&self, from: &str) -> Result<Connection, Limited> {
-        self.throttle.newcomer(&self.settings, ip(from), None)
+    fn connection(&self, from: &str) -> Result<ConnectionPermit, Limited> {
+        self.throttle.unauthenticated(&self.settings, ip(from), None)
     }
 
-    fn handshake(&self, from: &str) -> Result<Handshake, Limited> {
+    fn handshake(&self, from: &str) -> Result<HandshakePermit, Limited> {
         self.throttle.handshake(&self.settings, ip(from), false)
     }
 
-    fn session(&self, from: &str, dn: &str) -> Result<Place, Limited> {
+    fn session(&self, from: &str, dn: &str) -> Result<SessionPermit, Limited> {
         self.throttle.session(&self.settings, ip(from), dn)
     }
 }
@@ -134,7 +134,7 @@ async fn limits_of_a_spelling_do_not_reveal_whether_it_matches_an_entry() {
         let (mut alias, nobody) = (alias.unwrap(), nobody.unwrap());
         assert_eq!((alias.delay, alias.by), (nobody.delay, nobody.by), "attempt {n}");
         let delay = alias.delay;
-        let _ = alias.asks().unwrap().may_bind(ALICE);
+        let _ = alias.begin_lookup().unwrap().may_bind(ALICE);
         alias.wrong();
         nobody.wrong();
         advance(delay).await;
@@ -171,13 +171,13 @@ async fn queued_guesses_are_evaluated() {
     }
     // Concurrent ones too, each after its delay.
     advance(Duration::from_secs(3_600)).await;
-    let mut turns: Vec<Turn<'_>> =
+    let mut turns: Vec<PendingAttempt<'_>> =
         (0..100).filter_map(|n| door.guess("192.0.2.1", "alice", &format!("again {n}")).ok()).collect();
     let mut passed = Duration::ZERO;
     for turn in &mut turns {
         advance(turn.delay - passed).await;
         passed = turn.delay;
-        assert!(turn.asks().unwrap().may_bind(ALICE), "after {passed:?}");
+        assert!(turn.begin_lookup().unwrap().may_bind(ALICE), "after {passed:?}");
     }
     assert!(turns.len() > 4);
 }
@@ -189,7 +189,7 @@ async fn binds_beyond_the_limit_happen_only_for_networks_with_earlier_logins() {
     door.right("203.0.113.5", "alice", ALICE);
     let guess = |n: u32, login: &str| -> Option<bool> {
         let mut turn = door.guess(&format!("192.0.2.{n}"), login, &format!("guess {n}")).ok()?;
-        let bound = turn.asks().unwrap().may_bind(ALICE);
+        let bound = turn.begin_lookup().unwrap().may_bind(ALICE);
         turn.wrong();
         Some(bound)
     };
@@ -202,7 +202,7 @@ async fn binds_beyond_the_limit_happen_only_for_networks_with_earlier_logins() {
     assert_eq!(guess(21, "alice"), None, "the spelling is told a limit, as one of nobody would be");
     assert_eq!(guess(22, "alice@example.com"), Some(false));
     // An unknown name has the same limit.
-    let nobody = |n: u32| door.guess("192.0.2.9", "nobody", &format!("guess {n}")).map(Turn::wrong);
+    let nobody = |n: u32| door.guess("192.0.2.9", "nobody", &format!("guess {n}")).map(PendingAttempt::wrong);
     assert_eq!((0..20).filter(|n| nobody(*n).is_ok()).count(), 4);
     // In a network with earlier logins she is accepted, even after a mistake or two, and a dry run refuses no login.
     assert_eq!(door.tried("203.0.113.5", "alice", "a typo", Some(ALICE)), (Duration::ZERO, true));
@@ -221,7 +221,7 @@ async fn pending_attempt_counts() {
     for n in 0..3 {
         // The directory was queried, and the attempt timed out before the reply.
         let mut turn = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
-        assert!(turn.asks().unwrap().may_bind(ALICE));
+        assert!(turn.begin_lookup().unwrap().may_bind(ALICE));
         drop(turn);
     }
     assert_eq!(door.guess("192.0.2.1", "alice", "x").unwrap().delay, BASE);
@@ -360,7 +360,7 @@ async fn successful_login_of_one_account_gives_no_guesses_at_others() {
         slowed += turn.delay;
         advance(turn.delay).await;
         turn.wrong();
-        door.throttle.recalled(&door.settings, ip("192.0.2.1"), "mallory", "uid=mallory");
+        door.throttle.cached_success(&door.settings, ip("192.0.2.1"), "mallory", "uid=mallory");
     }
     assert!(slowed > Duration::from_secs(10), "{slowed:?}");
 }
@@ -372,8 +372,8 @@ async fn attempt_without_a_wrong_password_is_refunded() {
         // The directory was unavailable, or the attempt ended before the request.
         drop(door.guess("192.0.2.1", "alice", &n.to_string()).unwrap());
         let mut turn = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
-        assert!(turn.asks().unwrap().may_bind(ALICE));
-        turn.untold();
+        assert!(turn.begin_lookup().unwrap().may_bind(ALICE));
+        turn.inconclusive();
     }
     for n in 0..3 {
         assert_eq!(door.wrong("192.0.2.1", "alice", &n.to_string(), Some(ALICE)), Duration::ZERO);
@@ -446,7 +446,7 @@ async fn network_rules_are_enforced_in_any_mode_when_most_slots_are_used() {
     let mut door = Door::new();
     door.settings.connections_per_prefix = Limit { mode: Mode::DryRun, limit: 2 };
     door.settings.handshakes_per_prefix = Limit { mode: Mode::DryRun, limit: 1 };
-    let newcomer = |from: &str, crowded| door.throttle.newcomer(&door.settings, ip(from), crowded);
+    let newcomer = |from: &str, crowded| door.throttle.unauthenticated(&door.settings, ip(from), crowded);
     let mut held: Vec<_> = (0..4).map(|_| newcomer("192.0.2.1", None).unwrap()).collect();
     let limited = Limited(Rule::ConnectionsPerPrefix);
     assert_eq!(newcomer("192.0.2.1", Some(100)).unwrap_err(), limited);
@@ -456,7 +456,7 @@ async fn network_rules_are_enforced_in_any_mode_when_most_slots_are_used() {
     let _exempt: Vec<_> = (0..9).map(|_| newcomer("198.51.100.7", Some(1)).unwrap()).collect();
     // Sessions are no unauthenticated connections.
     held.truncate(1);
-    held.iter_mut().for_each(Connection::logged_in);
+    held.iter_mut().for_each(ConnectionPermit::logged_in);
     let _again = newcomer("192.0.2.1", Some(1)).unwrap();
     let shake = |crowded| door.throttle.handshake(&door.settings, ip("192.0.2.1"), crowded);
     let _under_way = [shake(false).unwrap(), shake(false).unwrap()];
@@ -522,7 +522,7 @@ async fn flood_of_names_and_networks_is_bounded_and_evicts_no_other() {
             assert!(memory.entries().into_iter().all(|entries| entries <= 1_100), "{:?}", memory.entries());
         }
     }
-    memory.settle();
+    memory.run_pending();
     door.throttle.measure();
     for (kind, entries) in THROTTLE_MEMORY.into_iter().zip(memory.entries()) {
         assert!(entries <= 1_000, "{entries} {kind}");
@@ -536,7 +536,7 @@ async fn users_without_failures_use_no_memory() {
     let door = Door::new();
     let accounts = || {
         let memory = door.throttle.memory.load();
-        memory.settle();
+        memory.run_pending();
         memory.entries()[1]
     };
     // First under an unknown name, then as a user with earlier logins there.
@@ -561,7 +561,7 @@ async fn known_networks_are_bounded_per_user() {
     door.right("203.0.113.5", "bob", BOB);
     for n in 0..1_000 {
         let client = format!("192.0.{}.{}", n / 250, n % 250);
-        door.throttle.recalled(&door.settings, ip(&client), "alice", ALICE);
+        door.throttle.cached_success(&door.settings, ip(&client), "alice", ALICE);
     }
     let knows = |dn: &str, client: &str| {
         let (user, prefix) = (door.throttle.entry(dn), door.throttle.prefix(&door.settings, ip(client)));

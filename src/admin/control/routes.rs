@@ -18,9 +18,9 @@ use super::arguments::{Arguments, Part, Refused};
 use super::server::Caller;
 use super::{Cached, Confirmed, Dropped, Kicked, Leaving, Order, Outcome, Request, User, unhex};
 use crate::admin::overview::{self, Backend};
-use crate::cache::Remembered;
+use crate::cache::CacheRecord;
 use crate::directory::Login;
-use crate::follow::Standing;
+use crate::follow::WatchStatus;
 use crate::log::Escaped;
 use crate::registry::{Filter, Session, unix_now};
 use crate::route;
@@ -91,7 +91,7 @@ impl Control {
             known_backend(&snapshot, backend).or_else(|error| if has_sessions() { Ok(()) } else { Err(error) })?;
         }
         let login = filter.user.as_ref().and_then(|user| Login::parse(user.as_bytes()));
-        let dn = login.and_then(|login| snapshot.authn.cache().meaning(&login));
+        let dn = login.and_then(|login| snapshot.authn.cache().dn_of(&login));
         Ok(filter.choose(sessions, dn, unix_now()))
     }
 }
@@ -191,8 +191,8 @@ async fn cached(State(control): State<Control>, mut arguments: Arguments) -> Ans
     Ok(Json(found.into_iter().map(|remembered| shown(&snapshot, remembered)).collect()))
 }
 
-fn shown(snapshot: &Snapshot, remembered: Remembered) -> Cached {
-    let Remembered { dn, names, entry, right, wrong, age, left, stale_left } = remembered;
+fn shown(snapshot: &Snapshot, remembered: CacheRecord) -> Cached {
+    let CacheRecord { dn, names, entry, right, wrong, age, left, stale_left } = remembered;
     let routing = &snapshot.config.routing;
     let target = entry.as_ref().and_then(|entry| route::route(routing, entry).ok());
     Cached {
@@ -241,18 +241,18 @@ async fn drop_cached(
 async fn user(State(control): State<Control>, Part(login): Part) -> Json<User> {
     let snapshot = control.snapshot();
     let (cache, known) = (snapshot.authn.cache(), snapshot.authn.entries());
-    let standing = match control.shared.follow.standing() {
+    let standing = match control.shared.follow.status() {
         _ if !snapshot.config.directory.is_followed() => "off",
-        Standing::Lost => "lost",
-        Standing::Following => "following",
+        WatchStatus::Lost => "lost",
+        WatchStatus::Following => "following",
     };
     let mut user = User { watch: standing.to_owned(), ..User::default() };
-    if let Some(dn) = unhex(&login).and_then(|login| cache.meaning(&Login::parse(&login)?)) {
+    if let Some(dn) = unhex(&login).and_then(|login| cache.dn_of(&Login::parse(&login)?)) {
         user.cached_seconds = cache.age(&dn).map(|age| age.as_secs());
         user.sessions = control.shared.registry.of(&dn).len();
         if let Some(one) = known.by_dn(&dn) {
-            user.held = one.entry.marks.held;
-            user.kept_by_brake = one.pending.is_some().then(|| one.entry.mail_hosts.clone());
+            user.held = one.entry.version.held;
+            user.kept_by_brake = one.deferred.is_some().then(|| one.entry.mail_hosts.clone());
         }
     }
     Json(user)

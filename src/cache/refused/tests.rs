@@ -16,7 +16,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 struct Server {
     cache: Cache,
     login: Login,
-    marks: Marks,
+    marks: EntryVersion,
     /// The times of failures within the window.
     failures: Vec<Instant>,
     locked: Option<Instant>,
@@ -37,7 +37,7 @@ impl Server {
             stale: HOUR,
             capacity: 100,
         };
-        let marks = Marks { version: Some("0".into()), ..Marks::default() };
+        let marks = EntryVersion { revision: Some("0".into()), ..EntryVersion::default() };
         Self {
             cache: Cache::new(&settings),
             login: Login::parse(b"alice").unwrap(),
@@ -58,12 +58,12 @@ impl Server {
 
     fn written(&mut self) {
         self.writes += 1;
-        self.marks.version = Some(self.writes.to_string().into());
+        self.marks.revision = Some(self.writes.to_string().into());
         self.marks.failures = (!self.failures.is_empty()).then_some(self.writes);
-        self.marks.noise = self.writes;
+        self.marks.login_activity = self.writes;
         self.marks.locked = self.locked.is_some();
         self.marks.lockout = self.locked.map_or(0, |_| self.writes);
-        self.marks.drafted = self.marks.failures.is_some() || self.marks.locked;
+        self.marks.has_policy_attributes = self.marks.failures.is_some() || self.marks.locked;
     }
 
     /// A wrong bind, as slapd counts it. Returns whether a lock hid it.
@@ -94,13 +94,13 @@ impl Server {
     }
 
     fn entry(&self) -> Entry {
-        Entry { marks: self.marks.clone(), ..Entry::for_tests(DN, &["server3"]) }
+        Entry { version: self.marks.clone(), ..Entry::for_tests(DN, &["server3"]) }
     }
 
     /// An attempt of a device with a wrong password. Returns whether it was bound.
     fn asks(&mut self, password: &str) -> bool {
         let digest = self.digest(password);
-        if matches!(self.cache.ask(&self.login, &digest), crate::cache::Known::Wrong(_)) {
+        if matches!(self.cache.lookup(&self.login, &digest), crate::cache::CacheAnswer::Wrong(_)) {
             return false;
         }
         let seen = self.entry();
@@ -110,8 +110,8 @@ impl Server {
         let since = self.cache.stamp();
         self.fails();
         // A server that does not report locks: its refusals are not cached while one is visible.
-        if !seen.marks.locked {
-            self.cache.wrong(&self.login, &Arc::from(DN), &seen.marks, digest, since);
+        if !seen.version.locked {
+            self.cache.wrong(&self.login, &Arc::from(DN), &seen.version, digest, since);
         }
         true
     }
@@ -178,11 +178,11 @@ async fn password_change_or_twelve_hours_allow_another_bind() {
     server.asks("next");
     tokio::time::advance(MINUTE).await;
     assert!(!server.asks("next"));
-    server.marks.password = Some(1);
+    server.marks.password_changed = Some(1);
     assert!(server.asks("next"), "its age has changed");
     tokio::time::advance(MINUTE).await;
     assert!(!server.asks("next"));
-    server.marks.policy = 1;
+    server.marks.password_policy = 1;
     assert!(server.asks("next"), "it was reset");
     tokio::time::advance(MINUTE).await;
     assert!(!server.asks("next"));
@@ -199,10 +199,10 @@ async fn refused_password_is_verified_at_growing_intervals_without_failure_count
     let mut server = Server::new(HOUR, 5 * MINUTE);
     let digest = server.digest("old");
     let mut bound = Vec::new();
-    let seen = Marks { password: Some(1), ..Marks::default() };
-    let entry = Entry { marks: seen.clone(), ..Entry::for_tests(DN, &["server3"]) };
+    let seen = EntryVersion { password_changed: Some(1), ..EntryVersion::default() };
+    let entry = Entry { version: seen.clone(), ..Entry::for_tests(DN, &["server3"]) };
     for half_minute in 0..120 {
-        let known = matches!(server.cache.ask(&server.login, &digest), crate::cache::Known::Wrong(_));
+        let known = matches!(server.cache.lookup(&server.login, &digest), crate::cache::CacheAnswer::Wrong(_));
         if !known && !server.cache.refused_before(&entry, &digest) {
             bound.push(half_minute);
             server.cache.wrong(&server.login, &Arc::from(DN), &seen, digest, server.cache.stamp());
@@ -211,6 +211,6 @@ async fn refused_password_is_verified_at_growing_intervals_without_failure_count
     }
     assert_eq!(bound, [0, 1, 3, 7, 15, 31, 61, 91], "in half minutes, at most 15 min apart");
     // Without a policy any change of the entry may be a password change.
-    server.marks = Marks { version: Some("9".into()), ..Marks::default() };
+    server.marks = EntryVersion { revision: Some("9".into()), ..EntryVersion::default() };
     assert!(server.asks("old"));
 }

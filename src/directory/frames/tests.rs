@@ -19,7 +19,7 @@ fn nested(levels: usize) -> Vec<u8> {
     (0..levels).fold(Vec::new(), |inner, _| wrapped(SEQUENCE, &[&inner]))
 }
 
-fn end_of(bytes: &[u8], most: usize) -> Option<End> {
+fn end_of(bytes: &[u8], most: usize) -> Option<StreamEnd> {
     let mut frames = Frames::new(most);
     frames.push(bytes);
     frames.end()
@@ -27,8 +27,8 @@ fn end_of(bytes: &[u8], most: usize) -> Option<End> {
 
 fn violation(bytes: &[u8]) -> Option<Violation> {
     match end_of(bytes, 1 << 20)? {
-        End::Violation(violation) => Some(violation),
-        End::Notice(code) => panic!("a notice with {code}"),
+        StreamEnd::Violation(violation) => Some(violation),
+        StreamEnd::Notice(code) => panic!("a notice with {code}"),
     }
 }
 
@@ -40,7 +40,7 @@ fn messages_are_returned_complete_and_in_order() {
     assert_eq!(frames.whole(), one);
     let (first, size) = frames.message().unwrap();
     assert_eq!((first.id, first.tag, size), (1, SEARCH_DONE, one.len()));
-    assert_eq!(first.outcome(), Some(Outcome { code: 0, text: "all" }));
+    assert_eq!(first.outcome(), Some(LdapResult { code: 0, text: "all" }));
     frames.consume(size);
     assert!(frames.message().is_none() && !frames.is_empty());
     frames.push(&two[two.len() - 1..]);
@@ -135,8 +135,8 @@ fn notice_of_disconnection_ends_the_stream() {
     let mut frames = Frames::new(BEFORE_TLS);
     frames.push(&[done(1, b"\x00", b""), notice, done(2, b"\x00", b"")].concat());
     assert_eq!(frames.whole(), done(1, b"\x00", b""));
-    assert_eq!(frames.end(), Some(End::Notice(52)));
-    assert_eq!(end_of(&done(0, b"\x00", b""), BEFORE_TLS), Some(End::Violation(Violation::Foreign)));
+    assert_eq!(frames.end(), Some(StreamEnd::Notice(52)));
+    assert_eq!(end_of(&done(0, b"\x00", b""), BEFORE_TLS), Some(StreamEnd::Violation(Violation::Foreign)));
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn memory_grows_with_received_bytes_and_not_with_announced_lengths() {
     // Refused at the header, and nothing after it is kept.
     let mut frames = Frames::new(1 << 20);
     frames.push(b"\x30\x84\x7f\xff\xff\xff");
-    assert_eq!(frames.end(), Some(End::Violation(Violation::TooLong(1 << 20))));
+    assert_eq!(frames.end(), Some(StreamEnd::Violation(Violation::TooLong(1 << 20))));
     let capacity = frames.capacity();
     for _ in 0..1_000 {
         frames.push(&[0; 65_536]);
@@ -189,11 +189,11 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #[test]
     fn fragmentation_does_not_change_the_result(bytes in stream(), most in 16_usize..2_000, cuts in any::<[u8; 8]>()) {
-        trial(&[&(most as u16).to_be_bytes()[..], &cuts, &bytes].concat());
+        invariants(&[&(most as u16).to_be_bytes()[..], &cuts, &bytes].concat());
     }
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-        trial(&bytes);
+        invariants(&bytes);
     }
 }

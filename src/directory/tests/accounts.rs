@@ -18,7 +18,7 @@ async fn answered(code: u8, text: &str, controls: Controls) -> Answered {
         assert_eq!((under.login("alice", "right").await.0, server.connections() <= 2), (result.clone(), true));
         let warnings = ["grace", "expiring"]
             .map(|word| under.metrics.directory_password_warnings.with_label_values(&[word]).get());
-        outcomes.push((result.map(|identity| identity.entry().mail_hosts.clone()), trace.said, warnings));
+        outcomes.push((result.map(|identity| identity.entry().mail_hosts.clone()), trace.diagnostic, warnings));
     }
     let [searched, templated] = outcomes.try_into().unwrap();
     assert_eq!(searched, templated);
@@ -28,7 +28,7 @@ async fn answered(code: u8, text: &str, controls: Controls) -> Answered {
 /// OIDs and values of controls.
 type Controls = &'static [(&'static str, &'static [u8])];
 
-type Answered = (Result<Vec<String>, DirectoryError>, Option<Said>, [u64; 2]);
+type Answered = (Result<Vec<String>, DirectoryError>, Option<BindDiagnostic>, [u64; 2]);
 
 const PASSWORD_POLICY: &str = "1.3.6.1.4.1.42.2.27.8.5.1";
 
@@ -53,9 +53,9 @@ async fn policy_controls_determine_the_account_state() {
         let (result, _, warnings) = answered(code, "", controls).await;
         assert_eq!((result, warnings), (Err(expected), [0, 0]), "{code} {controls:?}");
     }
-    let accepted: [(Controls, Said); 2] = [
-        (&[(PASSWORD_POLICY, b"\x30\x05\xa0\x03\x81\x01\x02"), (NETSCAPE_EXPIRED, b"0")], Said::Grace(2)),
-        (&[(NETSCAPE_EXPIRING, b"3600")], Said::Expiring(3_600)),
+    let accepted: [(Controls, BindDiagnostic); 2] = [
+        (&[(PASSWORD_POLICY, b"\x30\x05\xa0\x03\x81\x01\x02"), (NETSCAPE_EXPIRED, b"0")], BindDiagnostic::Grace(2)),
+        (&[(NETSCAPE_EXPIRING, b"3600")], BindDiagnostic::Expiring(3_600)),
     ];
     for (controls, said) in accepted {
         let (result, heard, warnings) = answered(0, "", controls).await;
@@ -103,12 +103,13 @@ fn principal() -> Find {
 }
 
 /// Active Directory with one user that binds by principal name.
-fn active_directory(seen: &Seen, found: &[&str]) -> Vec<Reply> {
+fn active_directory(seen: &Recorded, found: &[&str]) -> Vec<ScriptedReply> {
     match (&seen.op, seen.bind()) {
         (_, Some(("alice@ad.example.com", "right"))) => bound(Code::Success),
         (_, Some(_)) => bound(Code::InvalidCredentials),
         (LdapOp::SearchRequest(_), None) => {
-            let mut replies: Vec<Reply> = found.iter().map(|dn| entry(dn, &[("mailHost", &[b"server3"])])).collect();
+            let mut replies: Vec<ScriptedReply> =
+                found.iter().map(|dn| entry(dn, &[("mailHost", &[b"server3"])])).collect();
             // As a domain controller does, for other partitions.
             replies.extend([reference(), done(Code::Success)]);
             replies
@@ -141,7 +142,10 @@ async fn principal_name_is_bound_and_its_single_entry_read() {
 #[tokio::test]
 async fn principal_name_without_exactly_one_entry_is_an_unknown_user_and_no_wrong_password() {
     let none = Scripted::start(|seen| active_directory(seen, &[])).await;
-    assert!(matches!(trouble(Under::new(&[&none], principal()).alice().await), Trouble::Result { code: 0, .. }));
+    assert!(matches!(
+        trouble(Under::new(&[&none], principal()).alice().await),
+        UnavailableCause::Result { code: 0, .. }
+    ));
     let two = Scripted::start(|seen| active_directory(seen, &["CN=Alice,DC=ad", "CN=Alice,DC=other"])).await;
     assert_eq!(Under::new(&[&two], principal()).alice().await, Err(DirectoryError::SeveralEntries));
 }
@@ -157,11 +161,11 @@ async fn previously_refused_password_is_searched_and_not_bound() {
     let dn: Arc<str> = "uid=alice,dc=x".into();
     let wrong = under.login("alice", "wrong").await.0;
     let Err(DirectoryError::InvalidCredentials { seen: Some(marks), .. }) = wrong else { panic!("{wrong:?}") };
-    assert!(marks.would_show_a_change() && !marks.locked && !marks.password_differs(&marks.clone()));
-    assert!(marks.password_differs(&Marks::default()));
+    assert!(marks.shows_password_changes() && !marks.locked && !marks.password_differs(&marks.clone()));
+    assert!(marks.password_differs(&EntryVersion::default()));
 
     let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"wrong"));
-    let refused_before = move |entry: &Entry| entry.marks == *marks;
+    let refused_before = move |entry: &Entry| entry.version == *marks;
     let again = within(under.ldap.authenticate(&login, &password, &refused_before, &NoFloor)).await.0;
     assert_eq!((again, server.binds().len()), (Err(DirectoryError::RefusedBefore { dn }), 1));
 }
@@ -205,7 +209,7 @@ async fn refusal_by_a_server_that_reports_locks_is_cacheable() {
     let both = Under::new(&[&server, &other], searching(None));
     assert_eq!(both.login("alice", "while it lasts").await.0, Err(account(AccountState::Locked, false)));
     assert!(is_remembered(&both).await);
-    both.ldap.name_locks.lock().unwrap().clear();
-    both.ldap.name_locks.lock().unwrap().insert(Arc::clone(&both.ldap.server(1).url));
+    both.ldap.reports_locks.lock().unwrap().clear();
+    both.ldap.reports_locks.lock().unwrap().insert(Arc::clone(&both.ldap.server(1).url));
     assert!(!is_remembered(&both).await);
 }

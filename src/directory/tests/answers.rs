@@ -76,7 +76,7 @@ async fn bind_on_one_server_decides() {
 #[tokio::test]
 async fn entry_count_decides() {
     let one = || entry("uid=alice,dc=x", &[("mailHost", &[b"server3"])]);
-    let cases: Vec<(Vec<Reply>, Option<DirectoryError>)> = vec![
+    let cases: Vec<(Vec<ScriptedReply>, Option<DirectoryError>)> = vec![
         (vec![done(Code::Success)], Some(DirectoryError::NoEntry)),
         (vec![reference(), done(Code::Success)], Some(DirectoryError::NoEntry)),
         (vec![one(), one(), done(Code::Success)], Some(DirectoryError::SeveralEntries)),
@@ -158,14 +158,14 @@ async fn answered_bind_is_not_repeated_on_another_server() {
         let unsure = Scripted::start(first(vec![bound(name)], is_bind)).await;
         let next = Scripted::start(alice).await;
         let under = Under::new(&[&unsure, &next], searching(None));
-        assert!(matches!(trouble(under.alice().await), Trouble::Result { operation: "bind", .. }));
+        assert!(matches!(trouble(under.alice().await), UnavailableCause::Result { operation: "bind", .. }));
         assert_eq!((unsure.binds().len(), next.binds().len()), (1, 0));
     }
 }
 
 #[tokio::test]
 async fn user_input_stays_data_on_the_wire() {
-    let nobody = |seen: &Seen| match seen.bind() {
+    let nobody = |seen: &Recorded| match seen.bind() {
         Some(_) => bound(Code::InvalidCredentials),
         None => vec![done(Code::Success)],
     };
@@ -192,15 +192,15 @@ async fn bind_requires_name_and_password() {
     let nameless = vec![entry("", &[("mailHost", &[b"server3"])]), done(Code::Success)];
     let server = Scripted::start(first(vec![nameless.clone(), nameless], is_search)).await;
     let under = Under::new(&[&server], searching(None));
-    assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }));
+    assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }));
     for password in ["", "a\0b"] {
-        assert!(matches!(trouble(under.login("alice", password).await.0), Trouble::Connection { .. }));
+        assert!(matches!(trouble(under.login("alice", password).await.0), UnavailableCause::Connection { .. }));
     }
     let login = Login::parse(b"alice").unwrap();
     let latin = Secret::copy_of(b"caf\xe9");
     assert!(matches!(
         trouble(under.ldap.authenticate(&login, &latin, &|_| false, &NoFloor).await.0),
-        Trouble::Connection { .. }
+        UnavailableCause::Connection { .. }
     ));
     assert_eq!(server.binds(), []);
 }
@@ -216,7 +216,7 @@ async fn name_without_a_required_part_sends_no_request() {
         assert_eq!(under.look_up(name).await.0, Err(DirectoryError::NoEntry));
     }
     assert_eq!(server.connections(), 0);
-    let question = |name: &str| under.ldap.question(&Login::parse(name.as_bytes()).unwrap());
+    let question = |name: &str| under.ldap.describe_lookup(&Login::parse(name.as_bytes()).unwrap());
     assert_eq!(question("a(@b"), r"search for (mail=a\28@b) under dc=x");
     assert!(question("alice").starts_with("nothing:"));
 }
@@ -237,9 +237,9 @@ async fn attributes_are_matched_in_any_case_and_bounded() {
     assert_eq!(read(&[]).await.unwrap().mail_hosts, Vec::<String>::new());
 
     let long = vec![b'x'; 1_025];
-    assert!(matches!(trouble(read(&[("mailHost", &[&long])]).await), Trouble::Malformed { .. }));
+    assert!(matches!(trouble(read(&[("mailHost", &[&long])]).await), UnavailableCause::Malformed { .. }));
     let many = vec![&b"x"[..]; 65];
-    assert!(matches!(trouble(read(&[("uid", &many)]).await), Trouble::Malformed { .. }));
+    assert!(matches!(trouble(read(&[("uid", &many)]).await), UnavailableCause::Malformed { .. }));
     assert_eq!(read(&[("uid", &many[..64]), ("sn", &many)]).await.unwrap().logins.len(), 64);
 }
 
@@ -249,12 +249,12 @@ async fn silent_server_costs_one_attempt_and_is_marked_down() {
     let servers = vec![silent.server(LdapScheme::Ldap, "127.0.0.1"), good.server(LdapScheme::Ldap, "127.0.0.1")];
     let mut settings = settings(servers, searching(None));
     settings.attempt_timeout = Duration::from_millis(200);
-    let under = Under::test(&settings, Tuning { aside: Duration::from_secs(600), ..Tuning::default() });
+    let under = Under::test(&settings, Tuning { down: Duration::from_secs(600), ..Tuning::default() });
     let started = Instant::now();
     under.alice().await.unwrap();
     assert!(started.elapsed() >= Duration::from_millis(200));
     for _ in 0..5 {
-        under.ldap.look_after();
+        under.ldap.run_probes();
         under.alice().await.unwrap();
     }
     assert_eq!(under.count(&silent, "search", "timeout"), 1, "it is aside");
@@ -289,20 +289,24 @@ async fn malformed_reply_is_an_unavailable_directory() {
         }),
     ];
     for (what, bytes) in answers {
-        let script = move |seen: &Seen| vec![Reply::Raw(bytes(u8::try_from(seen.id).unwrap())), Reply::Close];
+        let script = move |seen: &Recorded| {
+            vec![ScriptedReply::Raw(bytes(u8::try_from(seen.id).unwrap())), ScriptedReply::Close]
+        };
         let bad = Scripted::start(script).await;
         let under = Under::new(&[&bad], searching(None));
-        assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }), "{what}");
+        assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }), "{what}");
         let good = Scripted::start(alice).await;
         let under = Under::new(&[&bad, &good], searching(None));
         under.alice().await.unwrap();
     }
     for (what, bytes) in &answers[..4] {
         let bytes = *bytes;
-        let script = move |seen: &Seen| vec![Reply::Raw(bytes(u8::try_from(seen.id).unwrap())), Reply::Close];
+        let script = move |seen: &Recorded| {
+            vec![ScriptedReply::Raw(bytes(u8::try_from(seen.id).unwrap())), ScriptedReply::Close]
+        };
         let bad = Scripted::start(script).await;
         let under = Under::new(&[&bad], templated(None));
-        assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }), "{what}");
+        assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }), "{what}");
     }
     // The reply to a bind is parsed in the calling task: the panic is contained there too.
     let answers: [Bytes; 3] = [
@@ -311,17 +315,17 @@ async fn malformed_reply_is_an_unavailable_directory() {
         |id| vec![0x30, 0x0d, 0x02, 0x01, id, 0x61, 0x08, 0x0a, 0x01, 0x00, 0x04, 0x01, 0xff, 0x04, 0x00],
     ];
     for bytes in answers {
-        let script = move |seen: &Seen| vec![Reply::Raw(bytes(u8::try_from(seen.id).unwrap()))];
+        let script = move |seen: &Recorded| vec![ScriptedReply::Raw(bytes(u8::try_from(seen.id).unwrap()))];
         let bad = Scripted::start(script).await;
         let under = Under::new(&[&bad], templated(None));
-        assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }));
+        assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }));
         assert_eq!(under.count(&bad, "bind", "malformed"), 1);
     }
 }
 
 #[tokio::test]
 async fn log_lines_and_errors_contain_no_password() {
-    meet_the_line(&Scripted::start(|_: &Seen| vec![Reply::Close]).await).await;
+    meet_the_line(&Scripted::start(|_: &Recorded| vec![ScriptedReply::Close]).await).await;
     let lines = Lines::default();
     let writer = lines.clone();
     // Of everything except the codec of the scripted server, which logs each message at trace.
@@ -331,7 +335,12 @@ async fn log_lines_and_errors_contain_no_password() {
     let _guard = tracing::subscriber::set_default(subscriber);
 
     let (_folder, _file, account) = service(b"service-hunter2");
-    let answers = [vec![Reply::Close], vec![Reply::Raw(vec![0x30, 0x00])], bound(Code::Busy), bound(Code::Referral)];
+    let answers = [
+        vec![ScriptedReply::Close],
+        vec![ScriptedReply::Raw(vec![0x30, 0x00])],
+        bound(Code::Busy),
+        bound(Code::Referral),
+    ];
     for answer in answers {
         let server = Scripted::start(first(vec![answer], is_bind)).await;
         for find in [searching(None), searching(account.clone()), templated(None)] {
@@ -350,14 +359,14 @@ async fn log_lines_and_errors_contain_no_password() {
 
 #[tokio::test]
 async fn oversized_entry_is_no_fault_of_the_server() {
-    let odd = |seen: &Seen| match seen.base() {
+    let odd = |seen: &Recorded| match seen.base() {
         Some(_) => vec![entry("uid=alice,dc=x", &[("mailHost", &[&[b'x'; 1_025]])]), done(Code::Success)],
         None => alice(seen),
     };
     let (server, standby) = (Scripted::start(odd).await, Scripted::start(alice).await);
     let under = Under::new(&[&server, &standby], searching(None));
     for _ in 0..3 {
-        assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }));
+        assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }));
     }
     assert_eq!(under.count(&server, "connect", "0"), 1, "its connection is as good as before");
     assert_eq!(standby.searches().len(), 0, "nobody else need be asked");

@@ -9,10 +9,10 @@ async fn idle_connections_are_kept_and_recycled() {
     settings.connections.min = 3;
     settings.connections.max_operations = 5;
     let under = Under::test(&settings, Tuning::default());
-    under.ldap.look_after();
+    under.ldap.run_probes();
     // Three for binds, one for searches.
     until(|| server.open() == 4).await;
-    under.ldap.show();
+    under.ldap.update_gauges();
     let count =
         |state: &str| under.metrics.directory_connections.with_label_values(&[server.url().as_str(), state]).get();
     assert_eq!((count("idle"), count("busy"), count("search")), (3, 0, 1));
@@ -31,8 +31,8 @@ async fn idle_connections_are_kept_and_recycled() {
 async fn overload_is_reported_within_one_attempt() {
     let gate = Arc::new(Semaphore::new(0));
     let held = gate.clone();
-    let script = move |seen: &Seen| match seen.bind() {
-        Some(_) => [vec![Reply::Wait(held.clone())], everybody(seen)].concat(),
+    let script = move |seen: &Recorded| match seen.bind() {
+        Some(_) => [vec![ScriptedReply::Wait(held.clone())], everybody(seen)].concat(),
         None => everybody(seen),
     };
     let server = Scripted::start(script).await;
@@ -53,7 +53,8 @@ async fn overload_is_reported_within_one_attempt() {
 #[tokio::test]
 async fn dead_connection_is_replaced_transparently() {
     // Both connections work once; the next request on each is answered by a close.
-    let script = |seen: &Seen| if seen.connection < 2 && seen.id > 1 { vec![Reply::Close] } else { alice(seen) };
+    let script =
+        |seen: &Recorded| if seen.connection < 2 && seen.id > 1 { vec![ScriptedReply::Close] } else { alice(seen) };
     let server = Scripted::start(script).await;
     let under = Under::new(&[&server], searching(None));
     under.alice().await.unwrap();
@@ -89,9 +90,9 @@ async fn restarted_server_is_used_at_once() {
 
 #[tokio::test]
 async fn disconnect_during_a_bind_is_not_a_wrong_password() {
-    let server = Scripted::start(first(vec![vec![Reply::Close]; 9], is_bind)).await;
+    let server = Scripted::start(first(vec![vec![ScriptedReply::Close]; 9], is_bind)).await;
     let under = Under::new(&[&server], searching(None));
-    assert!(matches!(trouble(under.alice().await), Trouble::Connection { .. }));
+    assert!(matches!(trouble(under.alice().await), UnavailableCause::Connection { .. }));
     assert_eq!(server.binds().len(), 1, "a fresh connection is not tried twice");
 }
 
@@ -99,8 +100,8 @@ async fn disconnect_during_a_bind_is_not_a_wrong_password() {
 async fn binds_run_concurrently_up_to_the_limit() {
     let gate = Arc::new(Semaphore::new(0));
     let held = gate.clone();
-    let script = move |seen: &Seen| match seen.bind() {
-        Some(_) => [vec![Reply::Wait(held.clone())], alice(seen)].concat(),
+    let script = move |seen: &Recorded| match seen.bind() {
+        Some(_) => [vec![ScriptedReply::Wait(held.clone())], alice(seen)].concat(),
         None => alice(seen),
     };
     let server = Scripted::start(script).await;
@@ -145,8 +146,8 @@ async fn wait_for_a_free_connection_ends_at_the_deadline() {
         server.bind("uid=alice,dc=x", "right", deadline, &mut Trace::default()).await.map(|(code, _)| code)
     };
     let (first, second) = tokio::join!(bind(1_000), bind(100));
-    assert!(matches!(first, Err(Failure::Unsure(Trouble::Timeout))), "{first:?}");
-    assert!(matches!(second, Err(Failure::Unasked(Trouble::Busy))), "{second:?}");
+    assert!(matches!(first, Err(RequestError::Indeterminate(UnavailableCause::Timeout))), "{first:?}");
+    assert!(matches!(second, Err(RequestError::NotSent(UnavailableCause::Busy))), "{second:?}");
     assert_eq!(scripted.binds().len(), 1);
 }
 
@@ -200,7 +201,7 @@ async fn search_connection_is_recycled() {
 async fn searches_and_large_replies_share_a_connection() {
     // More than the buffers between the server and its reader, in both directions at once.
     let large = vec![b'x'; 60_000];
-    let script = move |seen: &Seen| match &seen.op {
+    let script = move |seen: &Recorded| match &seen.op {
         LdapOp::SearchRequest(request) => {
             let LdapFilter::Equality(_, name) = &request.filter else { return everybody(seen) };
             let attributes: [(&str, &[&[u8]]); 2] = [("sn", &[&large]), ("mailHost", &[b"server3"])];

@@ -6,7 +6,7 @@ use crate::directory::{Floor, Freshness};
 /// The newest version: alice is at `server4`. A server that shows less lags, or hides it.
 #[derive(Default)]
 struct Shown {
-    newest: Marks,
+    newest: EntryVersion,
     gone: bool,
     followed: Option<Arc<str>>,
 }
@@ -14,7 +14,7 @@ struct Shown {
 impl Floor for Shown {
     fn freshness(&self, shown: &Entry, _: &str) -> Freshness {
         let newest =
-            || Arc::new(Entry { marks: self.newest.clone(), ..Entry::for_tests("uid=alice,dc=x", &["server4"]) });
+            || Arc::new(Entry { version: self.newest.clone(), ..Entry::for_tests("uid=alice,dc=x", &["server4"]) });
         match shown.mail_hosts.first().map(String::as_str) {
             Some("server4") => Freshness::CaughtUp,
             Some(_) if self.gone => Freshness::Gone,
@@ -33,7 +33,7 @@ impl Floor for Shown {
 }
 
 /// As [`alice`], with this mail host.
-fn at(host: &'static [u8]) -> impl Fn(&Seen) -> Vec<Reply> + Send + Sync {
+fn at(host: &'static [u8]) -> impl Fn(&Recorded) -> Vec<ScriptedReply> + Send + Sync {
     move |seen| match seen.base() {
         Some(_) => {
             let hosts: &[&[u8]] = &[host];
@@ -108,11 +108,14 @@ async fn newest_version_decides_when_every_server_lags() {
     for find in [searching(None), templated(account)] {
         let servers = Servers::with(&[b"server3", b"server3"], find, SHORT).await;
         let behind = trouble(servers.login("right", &Shown::default()).await.0);
-        assert!(matches!(behind, Trouble::Behind { .. }), "{behind:?}");
-        let disabled = Shown { newest: Marks { disabled: true, held: true, ..Marks::default() }, ..Shown::default() };
+        assert!(matches!(behind, UnavailableCause::Behind { .. }), "{behind:?}");
+        let disabled = Shown {
+            newest: EntryVersion { disabled: true, held: true, ..EntryVersion::default() },
+            ..Shown::default()
+        };
         let refused = servers.login("right", &disabled).await.0.unwrap_err();
         assert_eq!(refused, account_of(AccountState::Disabled));
-        let held = Shown { newest: Marks { held: true, ..Marks::default() }, ..Shown::default() };
+        let held = Shown { newest: EntryVersion { held: true, ..EntryVersion::default() }, ..Shown::default() };
         assert_eq!(
             servers.login("right", &held).await.0.unwrap_err(),
             DirectoryError::Held { dn: "uid=alice,dc=x".into() }
@@ -128,7 +131,7 @@ fn account_of(state: AccountState) -> DirectoryError {
 }
 
 /// Returns the newest version at the nth search.
-fn catching_up(nth: usize) -> impl Fn(&Seen) -> Vec<Reply> + Send + Sync {
+fn catching_up(nth: usize) -> impl Fn(&Recorded) -> Vec<ScriptedReply> + Send + Sync {
     let searches = std::sync::atomic::AtomicUsize::new(0);
     move |seen| {
         let late = is_search(seen) && searches.fetch_add(1, Ordering::SeqCst) + 1 < nth;
@@ -153,14 +156,16 @@ async fn hidden_mail_host_is_read_from_another_server_or_unavailable() {
     assert_eq!(servers.binds(), [0, 1]);
     let servers = Servers::with(&[b"", b""], searching(None), SHORT).await;
     let hidden = trouble(servers.login("right", &Shown::default()).await.0);
-    assert!(matches!(hidden, Trouble::Hidden { .. }), "{hidden:?}");
+    assert!(matches!(hidden, UnavailableCause::Hidden { .. }), "{hidden:?}");
     assert_eq!(servers.binds(), [0, 0]);
 }
 
 #[tokio::test]
 async fn failed_bind_is_not_retried_on_a_lagging_server() {
-    let broken =
-        Scripted::start(|seen: &Seen| if is_bind(seen) { vec![Reply::Close] } else { at(b"server4")(seen) }).await;
+    let broken = Scripted::start(
+        |seen: &Recorded| if is_bind(seen) { vec![ScriptedReply::Close] } else { at(b"server4")(seen) },
+    )
+    .await;
     let lagging = Scripted::start(at(b"server3")).await;
     let good = Scripted::start(at(b"server4")).await;
     let under = Under::new(&[&broken, &lagging, &good], searching(None));
@@ -171,7 +176,7 @@ async fn failed_bind_is_not_retried_on_a_lagging_server() {
 }
 
 /// A directory in which the template gives no entry.
-fn nobody(seen: &Seen) -> Vec<Reply> {
+fn nobody(seen: &Recorded) -> Vec<ScriptedReply> {
     match seen.base() {
         Some(_) => vec![done(Code::NoSuchObject)],
         None => alice(seen),

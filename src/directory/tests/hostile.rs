@@ -25,7 +25,7 @@ fn nested_within(id: i32, tag: u8) -> Vec<u8> {
 }
 
 fn is_malformed(result: Result<impl std::fmt::Debug, DirectoryError>) -> bool {
-    matches!(trouble(result), Trouble::Malformed { .. })
+    matches!(trouble(result), UnavailableCause::Malformed { .. })
 }
 
 #[tokio::test]
@@ -34,11 +34,11 @@ async fn nested_replies_end_no_process() {
         [("from the first byte", (|_, _| nested()) as fn(i32, u8) -> Vec<u8>), ("in an answer", nested_within)]
     {
         // As the reply to a search, and as the reply to a bind.
-        let searched = Scripted::start(move |seen: &Seen| vec![Reply::Raw(bytes(seen.id, 0x64))]).await;
+        let searched = Scripted::start(move |seen: &Recorded| vec![ScriptedReply::Raw(bytes(seen.id, 0x64))]).await;
         let under = Under::new(&[&searched], searching(None));
         assert!(is_malformed(under.alice().await), "{what}");
-        let script = move |seen: &Seen| match seen.bind() {
-            Some(_) => vec![Reply::Raw(bytes(seen.id, 0x61))],
+        let script = move |seen: &Recorded| match seen.bind() {
+            Some(_) => vec![ScriptedReply::Raw(bytes(seen.id, 0x61))],
             None => alice(seen),
         };
         let bound = Scripted::start(script).await;
@@ -53,14 +53,14 @@ async fn nested_replies_end_no_process() {
 #[tokio::test]
 async fn invalid_result_code_is_no_success() {
     for code in [&b""[..], b"\x01\x00\x00\x00\x00", b"\x00\x00\x00\x00\x00", b"\x05\x01\x00\x00\x00\x00"] {
-        let script = move |seen: &Seen| match seen.bind() {
-            Some(_) => vec![Reply::Raw(message(seen.id, &result(0x61, code)))],
+        let script = move |seen: &Recorded| match seen.bind() {
+            Some(_) => vec![ScriptedReply::Raw(message(seen.id, &result(0x61, code)))],
             None => alice(seen),
         };
         let server = Scripted::start(script).await;
         assert!(is_malformed(Under::new(&[&server], searching(None)).alice().await), "bind {code:?}");
-        let script = move |seen: &Seen| match seen.bind() {
-            None => vec![Reply::Raw(message(seen.id, &result(0x65, code)))],
+        let script = move |seen: &Recorded| match seen.bind() {
+            None => vec![ScriptedReply::Raw(message(seen.id, &result(0x65, code)))],
             Some(_) => alice(seen),
         };
         let server = Scripted::start(script).await;
@@ -84,8 +84,8 @@ async fn only_a_bind_response_with_its_id_answers_a_bind() {
         ("an entry", Box::new(|id| message(id, b"\x64\x04\x04\x00\x30\x00"))),
     ];
     for (what, bytes) in answers {
-        let script = move |seen: &Seen| match seen.bind() {
-            Some(_) => vec![Reply::Raw(bytes(seen.id))],
+        let script = move |seen: &Recorded| match seen.bind() {
+            Some(_) => vec![ScriptedReply::Raw(bytes(seen.id))],
             None => alice(seen),
         };
         let server = Scripted::start(script).await;
@@ -98,10 +98,10 @@ async fn only_a_bind_response_with_its_id_answers_a_bind() {
 #[tokio::test]
 async fn unsolicited_message_ends_a_connection_before_its_next_bind() {
     let success = |id| message(id, &result(0x61, b"\x00"));
-    let script = move |seen: &Seen| match seen.bind() {
+    let script = move |seen: &Recorded| match seen.bind() {
         // The reply to the next bind, before it is sent.
         Some((_, "wrong")) => {
-            vec![Reply::Raw([message(seen.id, &result(0x61, b"\x31")), success(seen.id + 1)].concat())]
+            vec![ScriptedReply::Raw([message(seen.id, &result(0x61, b"\x31")), success(seen.id + 1)].concat())]
         }
         Some(_) => bound(Code::InvalidCredentials),
         None => alice(seen),
@@ -125,17 +125,21 @@ async fn notice_of_disconnection_ends_the_connection() {
     let odd = message(0, &[wrapped(0x78, &[b"\x0a\x01\x34\x04\x00\x04\x00"]), wrapped(0x8a, &[name])].concat());
     for notice in [usual, odd] {
         let said = notice.clone();
-        let script = move |seen: &Seen| match seen.bind() {
-            Some(_) => vec![Reply::Raw(said.clone())],
+        let script = move |seen: &Recorded| match seen.bind() {
+            Some(_) => vec![ScriptedReply::Raw(said.clone())],
             None => alice(seen),
         };
         let server = Scripted::start(script).await;
-        let Trouble::Connection { reason, .. } = trouble(Under::new(&[&server], searching(None)).alice().await) else {
+        let UnavailableCause::Connection { reason, .. } =
+            trouble(Under::new(&[&server], searching(None)).alice().await)
+        else {
             panic!("a broken connection");
         };
         assert_eq!(reason, "the server ended the connection with result 52");
-        let server = Scripted::start(move |_: &Seen| vec![Reply::Raw(notice.clone())]).await;
-        let Trouble::Connection { reason, .. } = trouble(Under::new(&[&server], searching(None)).alice().await) else {
+        let server = Scripted::start(move |_: &Recorded| vec![ScriptedReply::Raw(notice.clone())]).await;
+        let UnavailableCause::Connection { reason, .. } =
+            trouble(Under::new(&[&server], searching(None)).alice().await)
+        else {
             panic!("a broken connection");
         };
         assert_eq!(reason, "the server ended the connection with result 52");
@@ -147,9 +151,9 @@ async fn message_beyond_the_limit_is_refused_by_its_header() {
     // 2 GiB, and silence: the rest is not waited for.
     for header in [&b"\x30\x84\x7f\xff\xff\xff\x02\x01\x01"[..], b"\x30\x83\x10\x00\x00\x02\x01"] {
         for bind in [false, true] {
-            let script = move |seen: &Seen| match seen.bind() {
+            let script = move |seen: &Recorded| match seen.bind() {
                 None if bind => alice(seen),
-                _ => vec![Reply::Raw(header.to_vec())],
+                _ => vec![ScriptedReply::Raw(header.to_vec())],
             };
             let server = Scripted::start(script).await;
             let under = Under::new(&[&server], searching(None));
@@ -178,13 +182,16 @@ async fn message_beyond_the_limit_is_refused_by_its_header() {
 #[tokio::test]
 async fn dripping_server_is_bounded_by_the_attempt_timeout() {
     // Each byte resets a read timeout, and none is the last.
-    let drip = |bytes: Vec<u8>| -> Vec<Reply> {
-        bytes.into_iter().flat_map(|byte| [Reply::Raw(vec![byte]), Reply::Pause(Duration::from_millis(20))]).collect()
+    let drip = |bytes: Vec<u8>| -> Vec<ScriptedReply> {
+        bytes
+            .into_iter()
+            .flat_map(|byte| [ScriptedReply::Raw(vec![byte]), ScriptedReply::Pause(Duration::from_millis(20))])
+            .collect()
     };
     let long = message(1, &wrapped(0x61, &[b"\x0a\x01\x00\x04\x00", &wrapped(0x04, &[&[b'x'; 2_000]])]));
     for bind in [false, true] {
         let long = long.clone();
-        let script = move |seen: &Seen| match seen.bind() {
+        let script = move |seen: &Recorded| match seen.bind() {
             None if bind => alice(seen),
             _ => drip(long.clone()),
         };
@@ -193,7 +200,7 @@ async fn dripping_server_is_bounded_by_the_attempt_timeout() {
         settings.attempt_timeout = Duration::from_millis(300);
         let under = Under::test(&settings, Tuning::default());
         let began = Instant::now();
-        assert_eq!(trouble(under.alice().await), Trouble::Timeout);
+        assert_eq!(trouble(under.alice().await), UnavailableCause::Timeout);
         assert!(began.elapsed() < Duration::from_millis(2_700), "{:?}", began.elapsed());
     }
 }
@@ -202,18 +209,18 @@ async fn dripping_server_is_bounded_by_the_attempt_timeout() {
 async fn server_recovers_after_a_malformed_reply() {
     let odd = Arc::new(AtomicBool::new(true));
     let is_odd = odd.clone();
-    let script = move |seen: &Seen| match is_odd.load(Ordering::SeqCst) {
-        true => vec![Reply::Raw(nested())],
+    let script = move |seen: &Recorded| match is_odd.load(Ordering::SeqCst) {
+        true => vec![ScriptedReply::Raw(nested())],
         false => alice(seen),
     };
     let (server, standby) = (Scripted::start(script).await, Scripted::start(alice).await);
     let servers = [&server, &standby].map(|server| server.server(LdapScheme::Ldap, "127.0.0.1"));
-    let tuning = Tuning { aside: Duration::from_millis(50), ..Tuning::default() };
+    let tuning = Tuning { down: Duration::from_millis(50), ..Tuning::default() };
     let under = Under::test(&settings(servers.to_vec(), searching(None)), tuning);
     under.alice().await.unwrap();
     within(async {
         while under.ldap.server(0).health.is_in_use() {
-            under.ldap.look_after();
+            under.ldap.run_probes();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -222,7 +229,7 @@ async fn server_recovers_after_a_malformed_reply() {
     odd.store(false, Ordering::SeqCst);
     within(async {
         while !under.ldap.server(0).health.is_in_use() {
-            under.ldap.look_after();
+            under.ldap.run_probes();
             under.alice().await.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -234,7 +241,7 @@ async fn server_recovers_after_a_malformed_reply() {
 async fn lag_memory_is_bounded_by_the_entry_limit() {
     // Another entry for each that is read, as long as the client reads.
     let entries = |copies: usize| {
-        move |seen: &Seen| match seen.base() {
+        move |seen: &Recorded| match seen.base() {
             Some("" | "dc=x") => {
                 let csn = &b"20261126140005.000000Z#000000#001#000000"[..];
                 let one = entry("dc=x", &[("namingContexts", &[b"dc=x"]), ("contextCSN", &[csn])]);

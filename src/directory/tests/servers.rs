@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn unanswered_bind_is_retried_on_one_other_server() {
-    let silent_bind = |seen: &Seen| if is_bind(seen) { Vec::new() } else { alice(seen) };
+    let silent_bind = |seen: &Recorded| if is_bind(seen) { Vec::new() } else { alice(seen) };
     let servers =
         [Scripted::start(silent_bind).await, Scripted::start(silent_bind).await, Scripted::start(alice).await];
     let list = servers.iter().map(|server| server.server(LdapScheme::Ldap, "127.0.0.1")).collect();
@@ -12,7 +12,7 @@ async fn unanswered_bind_is_retried_on_one_other_server() {
     settings.attempt_timeout = Duration::from_millis(150);
     let under = Under::test(&settings, Tuning::default());
     let (result, trace) = under.login("alice", "right").await;
-    assert_eq!(trouble(result), Trouble::Timeout);
+    assert_eq!(trouble(result), UnavailableCause::Timeout);
     assert_eq!(trace.code, None);
     assert_eq!(servers.iter().map(|server| server.binds().len()).collect::<Vec<_>>(), [1, 1, 0]);
     // The unanswered connections are not used again.
@@ -21,28 +21,28 @@ async fn unanswered_bind_is_retried_on_one_other_server() {
 
 #[tokio::test]
 async fn second_server_gets_a_minimum_time_and_no_fault_for_exceeding_it() {
-    let silent_bind = |seen: &Seen| if is_bind(seen) { Vec::new() } else { alice(seen) };
+    let silent_bind = |seen: &Recorded| if is_bind(seen) { Vec::new() } else { alice(seen) };
     let servers = [Scripted::start(silent_bind).await, Scripted::start(silent_bind).await];
     let list = servers.iter().map(|server| server.server(LdapScheme::Ldap, "127.0.0.1")).collect();
     // Of the two seconds, 0.4 are left for the second one.
     let mut settings = settings(list, searching(None));
     settings.attempt_timeout = Duration::from_millis(1_500);
     let under = Under::test(&settings, Tuning::default());
-    assert_eq!(trouble(under.login("alice", "right").await.0), Trouble::Timeout);
-    let suspected = |at: usize| under.ldap.server(at).health.is_suspected();
+    assert_eq!(trouble(under.login("alice", "right").await.0), UnavailableCause::Timeout);
+    let suspected = |at: usize| under.ldap.server(at).health.is_suspect();
     assert_eq!((suspected(0), suspected(1)), (true, false));
     assert_eq!(servers.iter().map(|server| server.binds().len()).collect::<Vec<_>>(), [1, 1]);
 }
 
 #[tokio::test]
 async fn logins_do_not_queue_at_a_dead_server() {
-    let silent = Scripted::start(|seen: &Seen| if is_bind(seen) { Vec::new() } else { alice(seen) }).await;
+    let silent = Scripted::start(|seen: &Recorded| if is_bind(seen) { Vec::new() } else { alice(seen) }).await;
     let good = Scripted::start(alice).await;
     let servers = vec![silent.server(LdapScheme::Ldap, "127.0.0.1"), good.server(LdapScheme::Ldap, "127.0.0.1")];
     let mut settings = settings(servers, searching(None));
     settings.attempt_timeout = Duration::from_millis(400);
     settings.connections.max = 1;
-    let under = Under::test(&settings, Tuning { aside: Duration::from_secs(600), ..Tuning::default() });
+    let under = Under::test(&settings, Tuning { down: Duration::from_secs(600), ..Tuning::default() });
     let logins = (0..10).map(|_| under.alice());
     for login in within(futures_util::future::join_all(logins)).await {
         login.unwrap();
@@ -65,20 +65,22 @@ async fn unreachable_server_costs_nothing() {
     let under = Under::test(&settings(servers, searching(None)), Tuning::default());
     under.alice().await.unwrap();
     let under = Under::test(&settings(vec![dead("a"), dead("b")], searching(None)), Tuning::default());
-    assert!(matches!(trouble(under.alice().await), Trouble::Connection { server, .. } if &*server == "ldap://b"));
+    assert!(
+        matches!(trouble(under.alice().await), UnavailableCause::Connection { server, .. } if &*server == "ldap://b")
+    );
 }
 
 #[tokio::test]
 async fn recovered_server_is_found_in_the_background() {
     let well = Arc::new(AtomicBool::new(false));
     let switch = well.clone();
-    let script = move |seen: &Seen| match switch.load(Ordering::SeqCst) {
+    let script = move |seen: &Recorded| match switch.load(Ordering::SeqCst) {
         true => alice(seen),
-        false => vec![Reply::Close],
+        false => vec![ScriptedReply::Close],
     };
     let (flaky, good) = (Scripted::start(script).await, Scripted::start(alice).await);
     let servers = vec![flaky.server(LdapScheme::Ldap, "127.0.0.1"), good.server(LdapScheme::Ldap, "127.0.0.1")];
-    let tuning = Tuning { aside: Duration::from_millis(50), ..Tuning::default() };
+    let tuning = Tuning { down: Duration::from_millis(50), ..Tuning::default() };
     let under = Under::test(&settings(servers, searching(None)), tuning);
     under.alice().await.unwrap();
     assert_eq!(flaky.seen().len(), 1);
@@ -86,7 +88,7 @@ async fn recovered_server_is_found_in_the_background() {
     within(async {
         // Logins continue meanwhile; none is sent to the flaky one until its probe is answered.
         while flaky.binds().is_empty() {
-            under.ldap.look_after();
+            under.ldap.run_probes();
             under.alice().await.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -103,7 +105,7 @@ fn hurried(servers: &[&Scripted], find: Find) -> config::Directory {
 }
 
 /// As [`everybody`], and returns the canary while the switch is on.
-fn with_canary(shown: &Arc<AtomicBool>) -> impl Fn(&Seen) -> Vec<Reply> + Clone + Send + Sync + use<> {
+fn with_canary(shown: &Arc<AtomicBool>) -> impl Fn(&Recorded) -> Vec<ScriptedReply> + Clone + Send + Sync + use<> {
     let shown = shown.clone();
     move |seen| match &seen.op {
         LdapOp::SearchRequest(request) if request.filter == LdapFilter::Equality("uid".into(), "canary".into()) => {
@@ -124,7 +126,7 @@ fn canary() -> Option<Canary> {
 
 #[tokio::test]
 async fn slow_bind_of_one_user_marks_no_server_down() {
-    let slow = |seen: &Seen| match seen.bind() {
+    let slow = |seen: &Recorded| match seen.bind() {
         Some((dn, _)) if dn.starts_with("uid=slow,") => Vec::new(),
         _ => everybody(seen),
     };
@@ -134,9 +136,9 @@ async fn slow_bind_of_one_user_marks_no_server_down() {
         let looks = server.searches().iter().filter(|base| base.is_empty()).count();
         // The user's own login is retried at the other server, once.
         under.login("slow", "x").await.0.unwrap();
-        under.ldap.look_after();
+        under.ldap.run_probes();
         until(|| server.searches().iter().filter(|base| base.is_empty()).count() > looks).await;
-        until(|| under.ldap.server(0).health.standing().0 == crate::directory::health::Standing::Good).await;
+        until(|| under.ldap.server(0).health.rank().0 == crate::directory::health::ServerRank::Healthy).await;
         let before = standby.seen().len();
         under.login("anna", "x").await.0.unwrap();
         assert_eq!(standby.seen().len(), before, "anna is served where everybody is");
@@ -148,24 +150,24 @@ async fn slow_bind_of_one_user_marks_no_server_down() {
 async fn server_with_hanging_binds_recovers_by_a_bind() {
     let hangs = switch(true);
     let now = hangs.clone();
-    let script = move |seen: &Seen| match (now.load(Ordering::SeqCst), seen.bind()) {
+    let script = move |seen: &Recorded| match (now.load(Ordering::SeqCst), seen.bind()) {
         (true, Some(_)) => Vec::new(),
         _ => everybody(seen),
     };
     let (server, standby) = (Scripted::start(script).await, Scripted::start(everybody).await);
-    let tuning = Tuning { aside: Duration::from_millis(50), aside_max: Duration::from_millis(50), ..Tuning::default() };
+    let tuning = Tuning { down: Duration::from_millis(50), down_max: Duration::from_millis(50), ..Tuning::default() };
     let under = Under::test(&hurried(&[&server, &standby], searching(None)), tuning);
     // Two users, without a reply between them.
     under.login("anna", "x").await.0.unwrap();
-    under.ldap.look_after();
-    until(|| !under.ldap.server(0).health.is_suspected()).await;
+    under.ldap.run_probes();
+    until(|| !under.ldap.server(0).health.is_suspect()).await;
     under.login("bob", "x").await.0.unwrap();
     assert!(!under.ldap.server(0).health.is_up());
     let binds = server.binds().len();
     within(async {
         // It answers each probe; one login after each pause tries it and moves to the other server.
         while server.binds().len() < binds + 2 {
-            under.ldap.look_after();
+            under.ldap.run_probes();
             under.login("clara", "x").await.0.unwrap();
         }
     })
@@ -175,7 +177,7 @@ async fn server_with_hanging_binds_recovers_by_a_bind() {
     hangs.store(false, Ordering::SeqCst);
     within(async {
         while !under.ldap.server(0).health.is_in_use() {
-            under.ldap.look_after();
+            under.ldap.run_probes();
             under.login("clara", "x").await.0.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -191,9 +193,9 @@ async fn attempt_with_too_little_time_is_no_fault() {
     let mut settings = hurried(&[&silent, &mute], searching(None));
     settings.timeout = Duration::from_millis(250);
     let under = Under::test(&settings, Tuning::default());
-    assert_eq!(trouble(under.login("anna", "x").await.0), Trouble::Timeout);
+    assert_eq!(trouble(under.login("anna", "x").await.0), UnavailableCause::Timeout);
     assert_eq!((under.count(&silent, "search", "timeout"), under.count(&mute, "search", "timeout")), (1, 1));
-    let suspected = [0, 1].map(|at| under.ldap.server(at).health.is_suspected());
+    let suspected = [0, 1].map(|at| under.ldap.server(at).health.is_suspect());
     assert_eq!(suspected, [true, false]);
 }
 
@@ -237,22 +239,22 @@ async fn server_without_the_canary_is_not_used() {
     let servers = [Scripted::start(with_canary(&shown[0])).await, Scripted::start(with_canary(&shown[1])).await];
     let mut settings = hurried(&[&servers[0], &servers[1]], searching(None));
     settings.canary = canary();
-    let under = Under::test(&settings, Tuning { aside: Duration::from_millis(50), ..Tuning::default() });
+    let under = Under::test(&settings, Tuning { down: Duration::from_millis(50), ..Tuning::default() });
     for _ in 0..3 {
         under.login("anna", "x").await.0.unwrap();
     }
     assert_eq!(servers[0].binds().len(), 0, "no password for a server that shows no canary");
-    under.ldap.show();
+    under.ldap.update_gauges();
     let ok = |server: &Scripted| under.metrics.directory_canary_ok.with_label_values(&[&server.url()]).get();
     let up = |server: &Scripted| under.metrics.directory_up.with_label_values(&[&server.url()]).get();
     assert_eq!((ok(&servers[0]), ok(&servers[1])), (0, 1));
     assert_eq!((up(&servers[0]), up(&servers[1])), (0, 1));
     // Neither shows it: no reply is used.
     shown[1].store(false, Ordering::SeqCst);
-    let looks = under.ldap.survey().await;
-    assert!(looks.iter().all(|(_, look)| matches!(look, Err(Trouble::Canary { .. }))), "{looks:?}");
-    assert_eq!(under.ldap.presence(), Presence::Away);
-    assert!(matches!(trouble(under.login("anna", "x").await.0), Trouble::Canary { .. }));
+    let looks = under.ldap.probe_all().await;
+    assert!(looks.iter().all(|(_, look)| matches!(look, Err(UnavailableCause::Canary { .. }))), "{looks:?}");
+    assert_eq!(under.ldap.availability(), Availability::Unreachable);
+    assert!(matches!(trouble(under.login("anna", "x").await.0), UnavailableCause::Canary { .. }));
     // The canary is back, and so is the server.
     shown[0].store(true, Ordering::SeqCst);
     under.login("anna", "x").await.0.unwrap();
@@ -265,7 +267,7 @@ async fn replies_of_a_server_that_lost_the_canary_are_discarded() {
     let whole = switch(true);
     let now = whole.clone();
     let good = with_canary(&whole);
-    let lost = move |seen: &Seen| match (now.load(Ordering::SeqCst), seen.bind()) {
+    let lost = move |seen: &Recorded| match (now.load(Ordering::SeqCst), seen.bind()) {
         (false, Some(_)) => bound(Code::InvalidCredentials),
         (false, None) if seen.base() == Some("uid=canary,dc=x") => vec![done(Code::NoSuchObject)],
         (false, None) => vec![done(Code::Success)],
@@ -278,7 +280,7 @@ async fn replies_of_a_server_that_lost_the_canary_are_discarded() {
             (Scripted::start(lost.clone()).await, Scripted::start(with_canary(&switch(true))).await);
         let mut settings = hurried(&[&server, &standby], find);
         settings.canary = canary();
-        let under = Under::test(&settings, Tuning { canary: Duration::ZERO, ..Tuning::default() });
+        let under = Under::test(&settings, Tuning { canary_valid: Duration::ZERO, ..Tuning::default() });
         under.login("anna", "x").await.0.unwrap();
         let before = standby.binds().iter().filter(|(_, dn, _)| dn.starts_with("uid=")).count();
         whole.store(false, Ordering::SeqCst);
@@ -288,7 +290,7 @@ async fn replies_of_a_server_that_lost_the_canary_are_discarded() {
             result.unwrap();
         } else {
             // An answered bind is an attempt: "unavailable", and no second server receives the password.
-            assert!(matches!(trouble(result), Trouble::Canary { .. }));
+            assert!(matches!(trouble(result), UnavailableCause::Canary { .. }));
             let after = standby.binds().iter().filter(|(_, dn, _)| dn.starts_with("uid=")).count();
             assert_eq!(after, before);
         }
@@ -301,7 +303,7 @@ async fn replies_of_a_server_that_lost_the_canary_are_discarded() {
 async fn logins_fail_quickly_while_all_servers_are_down_and_the_first_recovered_is_used() {
     let well = switch(true);
     let now = well.clone();
-    let script = move |seen: &Seen| match now.load(Ordering::SeqCst) {
+    let script = move |seen: &Recorded| match now.load(Ordering::SeqCst) {
         true => everybody(seen),
         false => Vec::new(),
     };
@@ -311,11 +313,11 @@ async fn logins_fail_quickly_while_all_servers_are_down_and_the_first_recovered_
     well.store(false, Ordering::SeqCst);
     trouble(under.login("anna", "x").await.0);
     // A suspicion is resolved by probes.
-    assert_eq!(within(under.ldap.settled()).await, Presence::Away);
+    assert_eq!(within(under.ldap.settled_availability()).await, Availability::Unreachable);
     let started = Instant::now();
     let crowd = (0..200).map(|_| under.login("bob", "x"));
     for (result, _) in futures_util::future::join_all(crowd).await {
-        assert_eq!(trouble(result), Trouble::Timeout);
+        assert_eq!(trouble(result), UnavailableCause::Timeout);
     }
     assert!(started.elapsed() < Duration::from_millis(1_900), "{:?}", started.elapsed());
     let names = servers.iter().flat_map(|server| server.seen());
@@ -326,7 +328,7 @@ async fn logins_fail_quickly_while_all_servers_are_down_and_the_first_recovered_
     for (result, _) in futures_util::future::join_all(crowd).await {
         result.unwrap();
     }
-    assert_eq!(under.ldap.presence(), Presence::There);
+    assert_eq!(under.ldap.availability(), Availability::Available);
 }
 
 #[tokio::test]
@@ -340,11 +342,11 @@ async fn endless_reply_is_ended_by_the_deadline() {
     for head in endless {
         let gate = Arc::new(Semaphore::new(0));
         let held = gate.clone();
-        let script = move |seen: &Seen| match seen.base() {
+        let script = move |seen: &Recorded| match seen.base() {
             Some("dc=x") => {
-                let drip = [Reply::Raw(vec![b'x'; 4_096]), Reply::Wait(held.clone())];
+                let drip = [ScriptedReply::Raw(vec![b'x'; 4_096]), ScriptedReply::Wait(held.clone())];
                 let drops = std::iter::repeat_n(drip, 50).flatten();
-                std::iter::once(Reply::Raw(head.clone())).chain(drops).collect()
+                std::iter::once(ScriptedReply::Raw(head.clone())).chain(drops).collect()
             }
             _ => alice(seen),
         };
@@ -352,26 +354,26 @@ async fn endless_reply_is_ended_by_the_deadline() {
         let server = Scripted::start(script).await;
         let under = Under::test(&hurried(&[&server], searching(None)), Tuning::default());
         let started = Instant::now();
-        assert!(matches!(trouble(under.alice().await), Trouble::Timeout | Trouble::Malformed { .. }));
+        assert!(matches!(trouble(under.alice().await), UnavailableCause::Timeout | UnavailableCause::Malformed { .. }));
         assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
         gate.add_permits(1_000);
     }
     // Endless entries, of which two would have been enough.
-    let flood = |seen: &Seen| match seen.base() {
+    let flood = |seen: &Recorded| match seen.base() {
         Some("dc=x") => vec![entry("uid=alice,dc=x", &[("mailHost", &[b"server3"])]); 1_001],
         _ => alice(seen),
     };
     let server = Scripted::start(flood).await;
     let under = Under::new(&[&server], searching(None));
-    assert!(matches!(trouble(under.alice().await), Trouble::Malformed { .. }));
+    assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }));
 }
 
 #[tokio::test]
 async fn unusual_result_for_one_user_is_no_fault_of_the_server() {
     // ldap3 panics at this one, in the task that all searches of the connection share.
-    let odd = |seen: &Seen| match &seen.op {
+    let odd = |seen: &Recorded| match &seen.op {
         LdapOp::SearchRequest(request) if request.filter == LdapFilter::Equality("uid".into(), "odd".into()) => {
-            vec![Reply::Raw(vec![0x30, 0x05, 0x02, 0x01, u8::try_from(seen.id).unwrap(), 0x65, 0x00])]
+            vec![ScriptedReply::Raw(vec![0x30, 0x05, 0x02, 0x01, u8::try_from(seen.id).unwrap(), 0x65, 0x00])]
         }
         _ => everybody(seen),
     };
@@ -379,9 +381,9 @@ async fn unusual_result_for_one_user_is_no_fault_of_the_server() {
     let under = Under::test(&hurried(&[&server], searching(None)), Tuning::default());
     for _ in 0..3 {
         let (odd, anna) = tokio::join!(under.login("odd", "x"), under.login("anna", "x"));
-        assert!(matches!(trouble(odd.0), Trouble::Malformed { .. }));
+        assert!(matches!(trouble(odd.0), UnavailableCause::Malformed { .. }));
         anna.0.unwrap();
-        assert_eq!(under.ldap.presence(), Presence::There);
+        assert_eq!(under.ldap.availability(), Availability::Available);
     }
 }
 
@@ -394,14 +396,14 @@ async fn deadline_ends_every_operation() {
         settings.timeout = Duration::from_millis(300);
         let under = Under::test(&settings, Tuning::default());
         let started = Instant::now();
-        assert_eq!(trouble(under.alice().await), Trouble::Timeout);
+        assert_eq!(trouble(under.alice().await), UnavailableCause::Timeout);
         assert!(started.elapsed() < Duration::from_millis(1_000), "{:?}", started.elapsed());
     }
 }
 
 #[tokio::test]
 async fn outage_is_logged_at_intervals_and_not_per_login() {
-    let server = Scripted::start(|_: &Seen| vec![Reply::Close]).await;
+    let server = Scripted::start(|_: &Recorded| vec![ScriptedReply::Close]).await;
     meet_the_line(&server).await;
     let lines = Lines::default();
     let writer = lines.clone();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn anything(_: &Seen) -> bool {
+fn anything(_: &Recorded) -> bool {
     true
 }
 
@@ -36,7 +36,7 @@ async fn refused_service_account_is_paused_and_its_file_read_again() {
     let settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(account));
     let under = Under::test(&settings, Tuning { service_retry: Duration::from_secs(1), ..Tuning::default() });
     assert_eq!(under.metrics.directory_service_bind_ok.with_label_values(&[&url]).get(), 1, "never asked");
-    let refused = Trouble::ServiceBind { server: url.as_str().into(), code: 49 };
+    let refused = UnavailableCause::ServiceBind { server: url.as_str().into(), code: 49 };
     for _ in 0..3 {
         let (result, trace) = under.login("alice", "right").await;
         assert_eq!(trouble(result), refused);
@@ -72,7 +72,7 @@ async fn unusable_service_password_is_never_sent() {
         let (_folder, _file, account) = service(password);
         let server = Scripted::start(alice).await;
         let under = Under::new(&[&server], searching(account));
-        assert!(matches!(trouble(under.alice().await), Trouble::Connection { .. }));
+        assert!(matches!(trouble(under.alice().await), UnavailableCause::Connection { .. }));
         assert_eq!(server.binds(), []);
     }
     let (folder, _file, account) = service(b"service");
@@ -86,8 +86,8 @@ async fn unusable_service_password_is_never_sent() {
 async fn explain_reads_as_the_service_account_or_reports_an_error() {
     let server = Scripted::start(alice).await;
     let under = Under::new(&[&server], templated(None));
-    assert_eq!(trouble(under.look_up("alice").await.0), Trouble::NoServiceAccount);
-    let question = under.ldap.question(&Login::parse(b"a,b").unwrap());
+    assert_eq!(trouble(under.look_up("alice").await.0), UnavailableCause::NoServiceAccount);
+    let question = under.ldap.describe_lookup(&Login::parse(b"a,b").unwrap());
     assert_eq!(question, r"read uid=a\2cb,dc=x");
     assert_eq!(server.connections(), 0);
 
@@ -115,6 +115,6 @@ async fn probe_reads_the_anonymous_root_dse() {
     // Any result is enough: the directory is reachable.
     let server = Scripted::start(first(vec![vec![done(Code::InsufficentAccessRights)]], is_search)).await;
     Under::new(&[&server], templated(None)).ldap.probe().await.unwrap();
-    let server = Scripted::start(first(vec![vec![Reply::Close]], anything)).await;
+    let server = Scripted::start(first(vec![vec![ScriptedReply::Close]], anything)).await;
     Under::new(&[&server], templated(None)).ldap.probe().await.unwrap_err();
 }

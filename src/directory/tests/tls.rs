@@ -38,11 +38,11 @@ async fn login_over(
     within(ldap.authenticate(&login, &Secret::copy_of(b"right"), &|_| false, &NoFloor)).await.0
 }
 
-fn start_tls(seen: &Seen) -> Vec<Reply> {
+fn start_tls(seen: &Recorded) -> Vec<ScriptedReply> {
     match &seen.op {
         LdapOp::ExtendedRequest(request) => {
             assert_eq!(request.name, "1.3.6.1.4.1.1466.20037");
-            vec![extended(Code::Success), Reply::Tls]
+            vec![extended(Code::Success), ScriptedReply::Tls]
         }
         _ => alice(seen),
     }
@@ -74,7 +74,7 @@ async fn tls_verifies_the_name_in_the_url() {
 
 #[tokio::test]
 async fn refused_starttls_never_falls_back_to_cleartext() {
-    let refuse = |seen: &Seen| match &seen.op {
+    let refuse = |seen: &Recorded| match &seen.op {
         LdapOp::ExtendedRequest(_) => vec![extended(Code::UnwillingToPerform)],
         _ => alice(seen),
     };
@@ -137,14 +137,14 @@ async fn cleartext_before_tls_is_at_most_one_small_reply() {
     ];
     let (acceptor, client) = tls(&["127.0.0.1"]);
     for (what, bytes) in answers {
-        let script = move |seen: &Seen| match &seen.op {
-            LdapOp::ExtendedRequest(_) => vec![Reply::Raw(bytes(seen.id)), Reply::Tls],
+        let script = move |seen: &Recorded| match &seen.op {
+            LdapOp::ExtendedRequest(_) => vec![ScriptedReply::Raw(bytes(seen.id)), ScriptedReply::Tls],
             _ => alice(seen),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Scripted::start_on(listener, Some(acceptor.clone()), false, script);
         let refused = trouble(login_over(&server, LdapScheme::Ldap, "127.0.0.1", Some(client.clone())).await);
-        assert!(matches!(refused, Trouble::Malformed { .. }), "{what}: {refused}");
+        assert!(matches!(refused, UnavailableCause::Malformed { .. }), "{what}: {refused}");
         assert_eq!(server.binds().len() + server.searches().len(), 0, "{what}");
     }
 }
@@ -153,14 +153,14 @@ async fn cleartext_before_tls_is_at_most_one_small_reply() {
 async fn nested_replies_under_tls_end_no_process() {
     let (acceptor, client) = tls(&["127.0.0.1"]);
     for bind in [false, true] {
-        let script = move |seen: &Seen| match seen.bind() {
+        let script = move |seen: &Recorded| match seen.bind() {
             None if bind => alice(seen),
-            _ => vec![Reply::Raw(nested())],
+            _ => vec![ScriptedReply::Raw(nested())],
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Scripted::start_on(listener, Some(acceptor.clone()), true, script);
         let refused = trouble(login_over(&server, LdapScheme::Ldaps, "127.0.0.1", Some(client.clone())).await);
-        assert!(matches!(refused, Trouble::Malformed { .. }), "{refused}");
+        assert!(matches!(refused, UnavailableCause::Malformed { .. }), "{refused}");
     }
 }
 
@@ -169,7 +169,7 @@ async fn dripping_server_before_tls_is_bounded_by_the_attempt_timeout() {
     let (acceptor, client) = tls(&["127.0.0.1"]);
     // Of the answer to StartTLS, and of the handshake.
     for handshake in [false, true] {
-        let drip = move |seen: &Seen| -> Vec<Reply> {
+        let drip = move |seen: &Recorded| -> Vec<ScriptedReply> {
             let all = [
                 &b"\x30\x82\x0f\x00\x02\x01\x01\x78\x82\x0e\xf9\x0a\x01\x00\x04\x00\x04\x82\x0e\xf0"[..],
                 &[b'x'; 900],
@@ -177,10 +177,11 @@ async fn dripping_server_before_tls_is_bounded_by_the_attempt_timeout() {
             .concat();
             let slow = [&b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc"[..], &[0; 900]].concat();
             let bytes = if handshake { slow } else { all };
-            let begin = if handshake { vec![extended(Code::Success), Reply::Hear] } else { Vec::new() };
+            let begin = if handshake { vec![extended(Code::Success), ScriptedReply::Hear] } else { Vec::new() };
             assert!(matches!(seen.op, LdapOp::ExtendedRequest(_)), "{seen:?}");
-            let bytes =
-                bytes.into_iter().flat_map(|byte| [Reply::Raw(vec![byte]), Reply::Pause(Duration::from_millis(20))]);
+            let bytes = bytes
+                .into_iter()
+                .flat_map(|byte| [ScriptedReply::Raw(vec![byte]), ScriptedReply::Pause(Duration::from_millis(20))]);
             begin.into_iter().chain(bytes).collect()
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -191,7 +192,7 @@ async fn dripping_server_before_tls_is_bounded_by_the_attempt_timeout() {
         let login = Login::parse(b"alice").unwrap();
         let began = Instant::now();
         let result = within(ldap.authenticate(&login, &Secret::copy_of(b"right"), &|_| false, &NoFloor)).await.0;
-        assert_eq!(trouble(result), Trouble::Timeout);
+        assert_eq!(trouble(result), UnavailableCause::Timeout);
         assert!(began.elapsed() < Duration::from_millis(2_700), "{:?}", began.elapsed());
     }
 }

@@ -18,7 +18,7 @@ const BOOLEAN: u8 = 0x01;
 
 /// What an entry of the search is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum EntryState {
     /// There, and not modified.
     Present,
     /// New, or modified since the cookie.
@@ -30,7 +30,7 @@ pub(super) enum State {
 /// The Sync State control's value.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SyncState {
-    pub(super) state: State,
+    pub(super) state: EntryState,
     pub(super) id: EntryId,
     pub(super) cookie: Option<Vec<u8>>,
 }
@@ -40,9 +40,9 @@ impl SyncState {
         let (body, _) = tagged(value, SEQUENCE)?;
         let (state, rest) = tagged(body, ENUMERATED)?;
         let state = match state {
-            [0] => State::Present,
-            [1 | 2] => State::Changed,
-            [3] => State::Deleted,
+            [0] => EntryState::Present,
+            [1 | 2] => EntryState::Changed,
+            [3] => EntryState::Deleted,
             _ => return None,
         };
         let (id, rest) = tagged(rest, OCTET_STRING)?;
@@ -136,7 +136,9 @@ mod tests {
     #[test]
     fn entry_state_control_is_read() {
         let value = |state, cookie: &[u8]| wrapped(SEQUENCE, &[&[ENUMERATED, 1, state][..], &string(&[7; 16]), cookie]);
-        for (number, state) in [(0, State::Present), (1, State::Changed), (2, State::Changed), (3, State::Deleted)] {
+        for (number, state) in
+            [(0, EntryState::Present), (1, EntryState::Changed), (2, EntryState::Changed), (3, EntryState::Deleted)]
+        {
             assert_eq!(SyncState::parse(&value(number, b"")), Some(SyncState { state, id: id(7), cookie: None }));
         }
         let cookie = SyncState::parse(&value(1, &string(b"c"))).unwrap().cookie;

@@ -13,9 +13,9 @@ use std::time::Duration;
 use ldap3::adapters::PagedResults;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::super::connection::{Fault, Scope};
+use super::super::connection::{ConnectionError, Scope};
 use super::super::reading;
-use super::{Change, End, Link, RootDse, Round, SILENCE, Tell, round_ends};
+use super::{Change, ChangeHandler, Refresh, RootDse, SILENCE, WatchEnd, WatchLink, round_ends};
 
 /// Every so many rounds everything is read.
 const ROUNDS: u32 = 10;
@@ -25,7 +25,12 @@ const OVERLAP: usize = 4;
 const PAGE: i32 = 500;
 
 /// Follows for [`ROUNDS`] rounds, or until it fails.
-pub(super) async fn follow(link: &Link<'_>, interval: Duration, numbered: bool, tell: Tell<'_>) -> End {
+pub(super) async fn follow(
+    link: &WatchLink<'_>,
+    interval: Duration,
+    numbered: bool,
+    tell: ChangeHandler<'_>,
+) -> WatchEnd {
     let mut since = Since { numbered, next_usn: None, times: VecDeque::new() };
     for round in 0..ROUNDS {
         if round > 0 {
@@ -36,7 +41,7 @@ pub(super) async fn follow(link: &Link<'_>, interval: Duration, numbered: bool, 
         }
     }
     sleep(interval).await;
-    End::LookAround
+    WatchEnd::Reconnect
 }
 
 /// From where the next search asks.
@@ -49,7 +54,7 @@ struct Since {
 }
 
 impl Since {
-    async fn round(&mut self, link: &Link<'_>, tell: Tell<'_>) -> Result<(), End> {
+    async fn round(&mut self, link: &WatchLink<'_>, tell: ChangeHandler<'_>) -> Result<(), WatchEnd> {
         // Asked first: what changes meanwhile has a higher number and is told twice, not never.
         let usn = if self.numbered { RootDse::read(&link.connection).await?.usn } else { None };
         // Set back, as from a snapshot: nothing would be found beyond the old number.
@@ -66,10 +71,10 @@ impl Since {
             None => link.filter.clone(),
         };
         let server = Arc::clone(&link.server.url);
-        tell(Change::Began(Round { server, whole: since.is_none(), own_times: self.numbered }));
+        tell(Change::RefreshStarted(Refresh { server, whole: since.is_none(), local_timestamps: self.numbered }));
         let latest = search(link, &filter, tell).await?;
         if since.is_none() {
-            tell(Change::OnlyThese);
+            tell(Change::RestDeleted);
         }
         tell(Change::Complete);
         self.next_usn = usn.map(|usn| usn.saturating_add(1));
@@ -84,7 +89,7 @@ impl Since {
 }
 
 /// Tells every entry that matches; the latest modifyTimestamp among them.
-async fn search(link: &Link<'_>, filter: &str, tell: Tell<'_>) -> Result<Option<String>, End> {
+async fn search(link: &WatchLink<'_>, filter: &str, tell: ChangeHandler<'_>) -> Result<Option<String>, WatchEnd> {
     let (connection, ends) = (&link.connection, round_ends());
     let mut ldap = connection.handle();
     let names = link.attributes.names();
@@ -95,7 +100,7 @@ async fn search(link: &Link<'_>, filter: &str, tell: Tell<'_>) -> Result<Option<
         if message.is_ref() || message.is_intermediate() {
             continue;
         }
-        if let Some(shown) = reading::read_entry(message.0, &link.attributes).ok_or(Fault::Malformed)? {
+        if let Some(shown) = reading::read_entry(message.0, &link.attributes).ok_or(ConnectionError::Malformed)? {
             latest = latest.max(shown.modified.clone());
             tell(Change::Entry(Box::new(shown)));
         }
@@ -103,11 +108,14 @@ async fn search(link: &Link<'_>, filter: &str, tell: Tell<'_>) -> Result<Option<
     // Part of an answer says nothing about what it lacks.
     match answers.finish().await.rc {
         0 => Ok(latest),
-        code => Err(End::Refused(code)),
+        code => Err(WatchEnd::Refused(code)),
     }
 }
 
 /// The next message, in time.
-async fn within<T>(ends: Instant, asked: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-    timeout_at(ends.min(Instant::now() + SILENCE), asked).await.unwrap_or(Err(Fault::Timeout))
+async fn within<T>(
+    ends: Instant,
+    asked: impl Future<Output = Result<T, ConnectionError>>,
+) -> Result<T, ConnectionError> {
+    timeout_at(ends.min(Instant::now() + SILENCE), asked).await.unwrap_or(Err(ConnectionError::Timeout))
 }

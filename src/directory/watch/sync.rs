@@ -9,10 +9,10 @@ use ldap3::asn1::StructureTag;
 use ldap3::controls::{RawControl, RefreshMode, SyncRequest};
 use tokio::time::{Instant, sleep_until};
 
-use super::super::connection::{Fault, Scope};
+use super::super::connection::{ConnectionError, Scope};
 use super::super::reading;
-use super::message::{SYNC_STATE, State, SyncInfo, SyncState};
-use super::{Change, End, Link, Round, SILENCE, Tell, round_ends};
+use super::message::{EntryState, SYNC_STATE, SyncInfo, SyncState};
+use super::{Change, ChangeHandler, Refresh, SILENCE, WatchEnd, WatchLink, round_ends};
 
 /// The result of a search whose cookie is too old.
 const SYNC_REFRESH_REQUIRED: u32 = 4096;
@@ -20,14 +20,18 @@ const SYNC_REFRESH_REQUIRED: u32 = 4096;
 const WATCHDOG: Duration = Duration::from_secs(10);
 
 /// Follows until it ends. `cookie` is where it began, and then where it stands.
-pub(super) async fn follow(link: &Link<'_>, cookie: &mut Option<Vec<u8>>, tell: Tell<'_>) -> End {
+pub(super) async fn follow(link: &WatchLink<'_>, cookie: &mut Option<Vec<u8>>, tell: ChangeHandler<'_>) -> WatchEnd {
     match run(link, cookie, tell).await {
         Ok(end) => end,
-        Err(fault) => End::Fault(fault),
+        Err(fault) => WatchEnd::Fault(fault),
     }
 }
 
-async fn run(link: &Link<'_>, cookie: &mut Option<Vec<u8>>, tell: Tell<'_>) -> Result<End, Fault> {
+async fn run(
+    link: &WatchLink<'_>,
+    cookie: &mut Option<Vec<u8>>,
+    tell: ChangeHandler<'_>,
+) -> Result<WatchEnd, ConnectionError> {
     let connection = &link.connection;
     let request = SyncRequest { mode: RefreshMode::RefreshAndPersist, cookie: cookie.clone(), reload_hint: false };
     // A server that does not know it must not take this for a search like another.
@@ -35,9 +39,14 @@ async fn run(link: &Link<'_>, cookie: &mut Option<Vec<u8>>, tell: Tell<'_>) -> R
     let mut ldap = connection.handle();
     let search =
         ldap.with_controls(request).streaming_search(&link.base, Scope::Subtree, &link.filter, link.attributes.names());
-    tell(Change::Began(Round { server: Arc::clone(&link.server.url), whole: cookie.is_none(), own_times: false }));
+    tell(Change::RefreshStarted(Refresh {
+        server: Arc::clone(&link.server.url),
+        whole: cookie.is_none(),
+        local_timestamps: false,
+    }));
     let mut answers = connection.contained(search).await?;
-    let mut progress = Progress { refresh_ends: Some(round_ends()), whole: cookie.is_none(), cookie: cookie.clone() };
+    let mut progress =
+        SyncProgress { refresh_ends: Some(round_ends()), whole: cookie.is_none(), cookie: cookie.clone() };
     loop {
         let message = {
             let mut next = pin!(connection.contained(answers.next()));
@@ -47,22 +56,22 @@ async fn run(link: &Link<'_>, cookie: &mut Option<Vec<u8>>, tell: Tell<'_>) -> R
                     message = &mut next => break message?,
                     () = sleep_until(silent_until) => {
                         if progress.refresh_ends.is_some() {
-                            return Err(Fault::Timeout);
+                            return Err(ConnectionError::Timeout);
                         }
                         link.is_alive().await?;
-                        tell(Change::Confirmed);
+                        tell(Change::UpToDate);
                     }
                 }
             }
         };
         let Some(message) = message else {
             return Ok(match answers.finish().await.rc {
-                SYNC_REFRESH_REQUIRED => End::RefreshRequired,
-                code => End::Refused(code),
+                SYNC_REFRESH_REQUIRED => WatchEnd::RefreshRequired,
+                code => WatchEnd::Refused(code),
             });
         };
         if progress.refresh_ends.is_some_and(|end| end < Instant::now()) {
-            return Err(Fault::Timeout);
+            return Err(ConnectionError::Timeout);
         }
         progress.take(link, message, tell)?;
         // In the middle of a refresh a cookie would claim what is not yet acted upon.
@@ -73,7 +82,7 @@ async fn run(link: &Link<'_>, cookie: &mut Option<Vec<u8>>, tell: Tell<'_>) -> R
 }
 
 /// How far it has come.
-struct Progress {
+struct SyncProgress {
     /// While refreshing: when that must be over.
     refresh_ends: Option<Instant>,
     /// Whether all entries are told, because there was no cookie.
@@ -81,46 +90,53 @@ struct Progress {
     cookie: Option<Vec<u8>>,
 }
 
-impl Progress {
-    fn take(&mut self, link: &Link<'_>, message: ResultEntry, tell: Tell<'_>) -> Result<(), Fault> {
+impl SyncProgress {
+    fn take(
+        &mut self,
+        link: &WatchLink<'_>,
+        message: ResultEntry,
+        tell: ChangeHandler<'_>,
+    ) -> Result<(), ConnectionError> {
         if message.is_ref() {
             return Ok(());
         }
         if message.is_intermediate() {
-            let info = intermediate(message.0).ok_or(Fault::Malformed)?;
+            let info = intermediate(message.0).ok_or(ConnectionError::Malformed)?;
             if let Some(info) = info {
-                self.inform(info, tell);
+                self.take_info(info, tell);
             }
             return Ok(());
         }
         let control = message.1.iter().map(|control| &control.1).find(|control| control.ctype == SYNC_STATE);
-        let value = control.and_then(|control| control.val.as_deref()).ok_or(Fault::Malformed)?;
-        let SyncState { state, id, cookie } = SyncState::parse(value).ok_or(Fault::Malformed)?;
+        let value = control.and_then(|control| control.val.as_deref()).ok_or(ConnectionError::Malformed)?;
+        let SyncState { state, id, cookie } = SyncState::parse(value).ok_or(ConnectionError::Malformed)?;
         match state {
-            State::Present => tell(Change::Present(vec![id])),
-            State::Changed => match reading::read_entry(message.0, &link.attributes).ok_or(Fault::Malformed)? {
-                Some(mut shown) => {
-                    shown.entry.marks.id = Some(id);
-                    tell(Change::Entry(Box::new(shown)));
+            EntryState::Present => tell(Change::Present(vec![id])),
+            EntryState::Changed => {
+                match reading::read_entry(message.0, &link.attributes).ok_or(ConnectionError::Malformed)? {
+                    Some(mut shown) => {
+                        shown.entry.version.id = Some(id);
+                        tell(Change::Entry(Box::new(shown)));
+                    }
+                    // Out of bounds: whatever was known of it stays until it is asked for again.
+                    None => tell(Change::Present(vec![id])),
                 }
-                // Out of bounds: whatever was known of it stays until it is asked for again.
-                None => tell(Change::Present(vec![id])),
-            },
-            State::Deleted => {
-                let (dn, _) = reading::parts(message.0).ok_or(Fault::Malformed)?;
-                tell(Change::Gone { id: Some(id), dn: (!dn.is_empty()).then(|| dn.into()) });
+            }
+            EntryState::Deleted => {
+                let (dn, _) = reading::parts(message.0).ok_or(ConnectionError::Malformed)?;
+                tell(Change::Deleted { id: Some(id), dn: (!dn.is_empty()).then(|| dn.into()) });
             }
         }
         self.advance(cookie);
         Ok(())
     }
 
-    fn inform(&mut self, info: SyncInfo, tell: Tell<'_>) {
+    fn take_info(&mut self, info: SyncInfo, tell: ChangeHandler<'_>) {
         match info {
             SyncInfo::Cookie(cookie) => self.advance(Some(cookie)),
             SyncInfo::Phase { present, cookie, done } => {
                 if present || (done && self.whole) {
-                    tell(Change::OnlyThese);
+                    tell(Change::RestDeleted);
                 }
                 self.advance(cookie);
                 if done && self.refresh_ends.take().is_some() {
@@ -129,7 +145,7 @@ impl Progress {
             }
             SyncInfo::Ids { gone, cookie, ids } => {
                 if gone {
-                    ids.into_iter().for_each(|id| tell(Change::Gone { id: Some(id), dn: None }));
+                    ids.into_iter().for_each(|id| tell(Change::Deleted { id: Some(id), dn: None }));
                 } else {
                     tell(Change::Present(ids));
                 }

@@ -8,7 +8,7 @@ use ldap3_proto::LdapResultCode as Code;
 use ldap3_proto::proto::{LdapFilter, LdapOp};
 use tokio::task::JoinSet;
 
-use super::super::scripted::{Reply, Scripted, Seen, bound, done, entry};
+use super::super::scripted::{Recorded, Scripted, ScriptedReply, bound, done, entry};
 use super::*;
 use crate::config::{self, Find, LdapScheme, Template, TemplatePart, Watch};
 use crate::metrics::Metrics;
@@ -59,13 +59,13 @@ fn ber(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     [&[tag, 0x82][..], &length, &content].concat()
 }
 
-fn message(seen: &Seen, op: &[u8], controls: &[u8]) -> Reply {
+fn message(seen: &Recorded, op: &[u8], controls: &[u8]) -> ScriptedReply {
     let id = u8::try_from(seen.id).unwrap();
-    Reply::Raw(ber(0x30, &[&[2, 1, id], op, controls]))
+    ScriptedReply::Raw(ber(0x30, &[&[2, 1, id], op, controls]))
 }
 
 /// An entry with a Sync State control.
-fn synced(seen: &Seen, dn: &str, id: u8, state: u8, cookie: &[u8]) -> Reply {
+fn synced(seen: &Recorded, dn: &str, id: u8, state: u8, cookie: &[u8]) -> ScriptedReply {
     let attribute = ber(0x30, &[&ber(4, &[b"mailHost"]), &ber(0x31, &[&ber(4, &[b"server3"])])]);
     let op = ber(0x64, &[&ber(4, &[dn.as_bytes()]), &ber(0x30, &[&attribute])]);
     let cookie = if cookie.is_empty() { Vec::new() } else { ber(4, &[cookie]) };
@@ -74,20 +74,20 @@ fn synced(seen: &Seen, dn: &str, id: u8, state: u8, cookie: &[u8]) -> Reply {
     message(seen, &op, &ber(0xa0, &[&control]))
 }
 
-fn info(seen: &Seen, value: &[u8]) -> Reply {
+fn info(seen: &Recorded, value: &[u8]) -> ScriptedReply {
     message(seen, &ber(0x79, &[&ber(0x80, &[SYNC_INFO]), &ber(0x81, &[value])]), b"")
 }
 
 /// The end of the refresh, with the cookie.
-fn refreshed(seen: &Seen) -> Reply {
+fn refreshed(seen: &Recorded) -> ScriptedReply {
     info(seen, &ber(0xa1, &[&ber(4, &[b"c1"])]))
 }
 
-fn root(attributes: &[(&str, &[&[u8]])]) -> Vec<Reply> {
+fn root(attributes: &[(&str, &[&[u8]])]) -> Vec<ScriptedReply> {
     vec![entry("", attributes), done(Code::Success)]
 }
 
-fn syncing() -> Vec<Reply> {
+fn syncing() -> Vec<ScriptedReply> {
     root(&[("supportedControl", &[b"1.2.3", SYNC_REQUEST.as_bytes()])])
 }
 
@@ -95,7 +95,7 @@ fn id(byte: u8) -> EntryId {
     EntryId::from_bytes(&[byte; 16]).unwrap()
 }
 
-fn is_root(seen: &Seen) -> bool {
+fn is_root(seen: &Recorded) -> bool {
     seen.base() == Some("")
 }
 
@@ -103,8 +103,8 @@ fn is_root(seen: &Seen) -> bool {
 fn kinds(changes: &[Change]) -> Vec<String> {
     let kind = |change: &Change| match change {
         Change::Entry(shown) => format!("{} is at {}", shown.entry.dn, shown.entry.mail_hosts.join(",")),
-        Change::Began(_) => "Began".to_owned(),
-        Change::Gone { dn, .. } => format!("{} is gone", dn.as_deref().unwrap_or("somebody")),
+        Change::RefreshStarted(_) => "Began".to_owned(),
+        Change::Deleted { dn, .. } => format!("{} is gone", dn.as_deref().unwrap_or("somebody")),
         other => format!("{other:?}"),
     };
     changes.iter().map(kind).collect()
@@ -120,11 +120,15 @@ async fn refresh_is_reported_and_then_each_change() {
             refreshed(seen),
             synced(seen, "uid=a,ou=y", 1, 2, b"c2"),
             synced(seen, "uid=b", 2, 3, b"c3"),
-            Reply::Close,
+            ScriptedReply::Close,
         ],
         LdapOp::SearchRequest(_) => {
             let ids = ber(0xa3, &[&[1, 1, 0xff], &ber(0x31, &[&ber(4, &[&[1; 16]])])]);
-            vec![info(seen, &ids), info(seen, &ber(0xa2, &[])), Reply::Wait(Arc::new(tokio::sync::Semaphore::new(0)))]
+            vec![
+                info(seen, &ids),
+                info(seen, &ber(0xa2, &[])),
+                ScriptedReply::Wait(Arc::new(tokio::sync::Semaphore::new(0))),
+            ]
         }
         _ => bound(Code::Success),
     })
@@ -151,13 +155,13 @@ async fn refresh_is_reported_and_then_each_change() {
         ]
     );
     // The second connection resumed where the first had ended.
-    let cookies: Vec<_> = server.seen().iter().filter_map(Seen::sync_cookie).collect();
+    let cookies: Vec<_> = server.seen().iter().filter_map(Recorded::sync_cookie).collect();
     assert_eq!(cookies, [None, Some(b"c3".to_vec())]);
 }
 
 #[tokio::test]
 async fn malformed_replies_end_only_the_connection() {
-    let malformed: Vec<fn(&Seen) -> Vec<Reply>> = vec![
+    let malformed: Vec<fn(&Recorded) -> Vec<ScriptedReply>> = vec![
         // An entry without the control, with a truncated one, with an invalid state and id.
         |_| vec![entry("uid=a", &[])],
         |seen| vec![synced(seen, "uid=a", 1, 9, b"")],
@@ -172,13 +176,15 @@ async fn malformed_replies_end_only_the_connection() {
         |seen| vec![message(seen, &ber(0x79, &[&ber(0x80, &[SYNC_INFO])]), b"")],
         // An entry that is a string.
         |seen| vec![message(seen, b"\x44\x01x", b"")],
-        |_| vec![Reply::Raw(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()), Reply::Close],
+        |_| vec![ScriptedReply::Raw(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()), ScriptedReply::Close],
     ];
     for (number, answer) in malformed.into_iter().enumerate() {
         let server = Scripted::start(move |seen| match &seen.op {
             LdapOp::SearchRequest(_) if is_root(seen) => syncing(),
             LdapOp::SearchRequest(_) if seen.connection == 0 => answer(seen),
-            LdapOp::SearchRequest(_) => vec![refreshed(seen), Reply::Wait(Arc::new(tokio::sync::Semaphore::new(0)))],
+            LdapOp::SearchRequest(_) => {
+                vec![refreshed(seen), ScriptedReply::Wait(Arc::new(tokio::sync::Semaphore::new(0)))]
+            }
             _ => bound(Code::Success),
         })
         .await;
@@ -191,7 +197,7 @@ async fn malformed_replies_end_only_the_connection() {
 #[tokio::test]
 async fn server_that_requires_a_refresh_or_refuses_is_kept() {
     let refusal = |code| {
-        Scripted::start(move |seen: &Seen| match &seen.op {
+        Scripted::start(move |seen: &Recorded| match &seen.op {
             LdapOp::SearchRequest(_) if is_root(seen) => syncing(),
             LdapOp::SearchRequest(_) if seen.connection == 0 => {
                 vec![message(seen, &ber(0x65, &[code, b"\x04\x00\x04\x00"]), b"")]
@@ -214,7 +220,7 @@ async fn server_that_requires_a_refresh_or_refuses_is_kept() {
 }
 
 /// A filter that begins with all users, followed by this.
-fn asks(seen: &Seen, attribute: &str) -> Option<String> {
+fn asks(seen: &Recorded, attribute: &str) -> Option<String> {
     let LdapOp::SearchRequest(request) = &seen.op else { return None };
     let LdapFilter::And(parts) = &request.filter else { return None };
     parts.iter().find_map(|part| match part {
@@ -239,7 +245,7 @@ async fn domain_controller_with_a_decreased_usn_is_read_again() {
     let under = Under::test(&[&server], WatchMode::Auto);
     let told = under.until(|changes| changes.iter().filter(|change| **change == Change::Complete).count() >= 4).await;
     let whole = told.iter().filter_map(|change| match change {
-        Change::Began(round) => Some(round.whole),
+        Change::RefreshStarted(round) => Some(round.whole),
         _ => None,
     });
     assert_eq!(whole.take(4).collect::<Vec<_>>(), [true, false, true, false]);
@@ -284,13 +290,13 @@ async fn active_directory_is_polled_by_usn() {
     let first = ["Began", "cn=a is at server3", "OnlyThese", "Complete", "Began", "cn=a is at server4", "Complete"];
     assert_eq!(kinds(&told)[..7], first);
     let rounds = told.iter().filter_map(|change| match change {
-        Change::Began(round) => Some((round.whole, round.own_times)),
+        Change::RefreshStarted(round) => Some((round.whole, round.local_timestamps)),
         _ => None,
     });
     assert_eq!(rounds.take(2).collect::<Vec<_>>(), [(true, true), (false, true)]);
     let Change::Entry(shown) = &told[5] else { panic!("{told:?}") };
-    let marks = &shown.entry.marks;
-    assert_eq!((marks.id, marks.disabled, marks.password.is_some()), (Some(id(1)), true, true));
+    let marks = &shown.entry.version;
+    assert_eq!((marks.id, marks.disabled, marks.password_changed.is_some()), (Some(id(1)), true, true));
     // From the USN of the poll before plus one: read before the search.
     let numbers: Vec<_> = server.seen().iter().filter_map(|seen| asks(seen, "uSNChanged")).collect();
     assert_eq!(numbers[..2], ["102", "103"]);
@@ -310,9 +316,9 @@ async fn other_servers_are_polled_by_time_and_periodically_in_full() {
     })
     .await;
     let under = Under::test(&[&server], WatchMode::Poll);
-    let whole = |changes: &[Change]| changes.iter().filter(|change| **change == Change::OnlyThese).count();
+    let whole = |changes: &[Change]| changes.iter().filter(|change| **change == Change::RestDeleted).count();
     let told = under.until(|changes| whole(changes) == 2).await;
-    let rounds = told.iter().filter(|change| matches!(change, Change::Began(_))).count();
+    let rounds = told.iter().filter(|change| matches!(change, Change::RefreshStarted(_))).count();
     assert_eq!(rounds, 11, "every tenth is whole");
     let times: Vec<_> = server.seen().iter().filter_map(|seen| asks(seen, "modifyTimestamp")).collect();
     // It reaches some polls back: a change may arrive late from another master.
@@ -342,7 +348,9 @@ async fn first_server_with_change_notification_is_preferred() {
     .await;
     let telling = Scripted::start(|seen| match &seen.op {
         LdapOp::SearchRequest(_) if is_root(seen) => syncing(),
-        LdapOp::SearchRequest(_) => vec![refreshed(seen), Reply::Wait(Arc::new(tokio::sync::Semaphore::new(0)))],
+        LdapOp::SearchRequest(_) => {
+            vec![refreshed(seen), ScriptedReply::Wait(Arc::new(tokio::sync::Semaphore::new(0)))]
+        }
         _ => bound(Code::Success),
     })
     .await;
