@@ -57,7 +57,7 @@ fn main() {
         .set("/log/level", "info");
     // The thread that starts usher gets a deadline of a minute; this thread needs longer.
     let usher = std::thread::spawn(move || Usher::start(config)).join().expect("usher starts");
-    usher.wait_log("the directory is followed", |_| true);
+    usher.wait_log("LDAP change notification active", |_| true);
     let port = usher.imaps_port();
 
     let sessions: Vec<Imap> = parallel(USERS, |number| {

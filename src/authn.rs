@@ -1,10 +1,10 @@
-//! The decision: is this name and password somebody, and who.
+//! Authentication: decides whether a name and password belong to a user.
 //!
-//! In order: what no directory should see is refused; the cache answers what it knows; one flight
-//! per name and password asks the directory. Only the directory's invalidCredentials makes a
-//! password wrong, and only its own words make an account one that may not log in; whatever else
-//! happens is "cannot tell" ([`Refusal::DirectoryUnavailable`]). While no directory server is in use,
-//! what the cache knew within `cache.stale` lets in, and keeps nobody out.
+//! In order: input that must not reach a directory is refused; the cache answers what it knows; one flight per
+//! name and password asks the directory. Only the directory's invalidCredentials makes a password wrong, and
+//! only its own diagnostics make an account unusable; any other failure is a failed lookup
+//! ([`Refusal::DirectoryUnavailable`]). While no directory server is in use, cached users get in for up to
+//! `cache.stale`, and no user is refused from that data.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,25 +19,25 @@ use crate::registry::unix_now;
 use crate::secret::Secret;
 use crate::throttle::BindGate;
 
-/// Who decided.
+/// The source of a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DecidedBy {
-    /// A bind, now.
+    /// A bind now.
     Directory,
     /// A bind within `cache.ttl`.
     Cache,
-    /// invalidCredentials within `cache.negative_ttl`, or longer ago where a look-up showed that nothing
-    /// says that the password may be right by now.
+    /// invalidCredentials within `cache.negative_ttl`, or earlier if a lookup showed no sign that the password
+    /// may be valid by now.
     Negative,
-    /// A bind within `cache.stale`, while no directory server is in use, or while guesses have locked the
-    /// account and the user is at a known network.
+    /// A bind within `cache.stale`, while no directory server is in use, or while wrong guesses have locked the
+    /// account and the user is at a known prefix.
     Stale,
-    /// Nobody was asked: such a name or password is never sent anywhere.
+    /// No lookup: such a name or password is never sent.
     Usher,
 }
 
 impl DecidedBy {
-    /// The metric label and log word.
+    /// The metric label and log field.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -50,35 +50,35 @@ impl DecidedBy {
     }
 }
 
-/// Whether what is known may answer.
+/// Whether cached data may answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LookupMode {
     /// The cache first.
     Cached,
-    /// The directory, whatever the cache knows.
+    /// The directory, whatever is cached.
     Directory,
 }
 
-/// Somebody, proven, as of a point in the cache's history.
+/// An authenticated user, as of a point in the cache's history.
 #[derive(Debug, Clone)]
 pub struct Proven {
-    /// Who.
+    /// The identity.
     pub identity: Arc<Identity>,
     since: CacheStamp,
 }
 
-/// A decision and how it came about.
+/// A decision and its source.
 #[derive(Debug, Clone)]
 pub struct AuthDecision {
-    /// Somebody, or why not.
+    /// The user, or the refusal.
     pub result: Result<Proven, Refusal>,
-    /// Who decided.
+    /// The source of the decision.
     pub by: DecidedBy,
-    /// The entry's DN where it is known, refused or not.
+    /// The entry's DN if known, refused or not.
     pub dn: Option<Arc<str>>,
-    /// How the question to the directory went.
+    /// Details of the directory request.
     pub trace: Trace,
-    /// The password was not sent: too many had been tried for the entry.
+    /// The password was not sent: too many were tried for the entry.
     pub withheld: bool,
 }
 
@@ -95,18 +95,18 @@ impl AuthDecision {
 
 type FlightResult = Arc<(Result<Arc<Identity>, DirectoryError>, Trace, CacheStamp, EntryCheck)>;
 
-/// The entry as a question met it between the search and the bind.
+/// The entry as found between the search and the bind.
 #[derive(Debug, Clone, Default)]
 struct EntryCheck {
-    /// What it shows, if it is locked.
+    /// The entry, if it is locked.
     locked: Option<Arc<Entry>>,
-    /// Its turn had not come: the password was not sent.
+    /// Its delay had not passed: the password was not sent.
     withheld: bool,
 }
 
 impl EntryCheck {
-    /// The entry, if an answer says or may say that guesses have locked it. An administrator's lock shows
-    /// as a switch (draft-behera-ldap-password-policy-10 section 5.3.3).
+    /// The entry, if the answer may be due to a lock by wrong guesses. A lock by an administrator sets
+    /// `disabled` (draft-behera-ldap-password-policy-10 section 5.3.3).
     fn locked_by_guesses<T>(&self, answer: &Result<T, DirectoryError>) -> Option<&Arc<Entry>> {
         let is_refused = matches!(
             answer,
@@ -116,7 +116,7 @@ impl EntryCheck {
     }
 }
 
-/// Decides about names and passwords.
+/// Authenticates names and passwords.
 pub struct Authenticator {
     directory: Arc<dyn Directory>,
     cache: Arc<Cache>,
@@ -132,8 +132,7 @@ impl std::fmt::Debug for Authenticator {
 }
 
 impl Authenticator {
-    /// Over this directory, this cache and what the watch tells, with at most `flights` questions under
-    /// way.
+    /// With this directory, cache and tracked entries, and at most `flights` concurrent lookups.
     #[must_use]
     pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, known: Arc<TrackedEntries>, flights: usize) -> Self {
         Self { directory, cache, known, flights: Flights::new(flights), repeats: Repeats::default() }
@@ -145,7 +144,7 @@ impl Authenticator {
         &self.cache
     }
 
-    /// What is known of entries, to be carried over a reload.
+    /// The tracked entries, to be carried over a reload.
     #[must_use]
     pub fn entries(&self) -> &Arc<TrackedEntries> {
         &self.known
@@ -157,8 +156,8 @@ impl Authenticator {
         &self.directory
     }
 
-    /// Decides what needs no question: a password that no directory should see, and what the cache
-    /// knows. `None`: the directory must be asked, which is what a guess costs.
+    /// Decides without a lookup: a password that must not be sent, and cached answers. `None`: a directory
+    /// lookup is needed, which counts as a guess.
     #[must_use]
     pub fn recall(&self, login: &Login, password: &Secret) -> Option<AuthDecision> {
         unusable(password).or_else(|| self.recalled(login, &self.cache.digest(password)))
@@ -174,7 +173,7 @@ impl Authenticator {
     fn known(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
         let since = self.cache.stamp();
         match self.cache.lookup(login, digest) {
-            // Its time may be over since: the directory is asked what it says now.
+            // It may have expired since: the directory is asked again.
             cache::CacheAnswer::Right(identity) if account_state(&identity).is_some() => None,
             cache::CacheAnswer::Right(identity) => Some(AuthDecision::remembered(identity, since, DecidedBy::Cache)),
             cache::CacheAnswer::Wrong(dn) => {
@@ -185,17 +184,17 @@ impl Authenticator {
         }
     }
 
-    /// What was known, to be asked for while the directory is away.
+    /// The cached decision to use while the directory is unreachable.
     fn stale(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
         let since = self.cache.stamp();
         let identity = self.cache.stale(login, digest).filter(|identity| account_state(identity).is_none())?;
         Some(AuthDecision::remembered(identity, since, DecidedBy::Stale))
     }
 
-    /// Decides about a guess that has had its turn. The gate is asked about the entry before it is bound.
+    /// Decides about an attempt whose delay has passed. The gate is checked before the entry is bound.
     pub async fn attempt(&self, login: &Login, password: &Secret, gate: Option<Arc<BindGate>>) -> AuthDecision {
         let decision = self.decide_through(login, password, LookupMode::Cached, gate.as_ref()).await;
-        // The question may be one that somebody else has asked, whose network is not known.
+        // The flight may have been started by another client, whose prefix is not known.
         let is_let =
             |gate: &Arc<BindGate>| gate.is_exempt() || decision.dn.as_ref().is_some_and(|dn| gate.is_known(dn));
         if decision.withheld && gate.as_ref().is_some_and(is_let) {
@@ -204,7 +203,7 @@ impl Authenticator {
         decision
     }
 
-    /// Decides. Takes at most the directory's `timeout`; a look longer for who was known.
+    /// Decides, within the directory's `timeout`, plus the time of a probe for a cached user.
     pub async fn decide(&self, login: &Login, password: &Secret, ask: LookupMode) -> AuthDecision {
         self.decide_through(login, password, ask, None).await
     }
@@ -228,7 +227,7 @@ impl Authenticator {
         let question = || self.question(login.clone(), password.clone(), digest, gate.cloned());
         let landed = self.flights.join(login, &digest, question).await;
         match landed {
-            // The first of an outage learn of it here.
+            // The first logins of an outage detect it here.
             Ok(landed) if ask == LookupMode::Cached && matches!(landed.0, Err(DirectoryError::Unavailable(_))) => {
                 match self.stale(login, &digest) {
                     Some(known) if self.directory.settled_availability().await != Availability::Available => known,
@@ -244,8 +243,8 @@ impl Authenticator {
         }
     }
 
-    /// Asks again although the cache knew `dn`, because a backend refused what the cache said. If the
-    /// password is wrong by now, or the entry is gone, all of it is forgotten.
+    /// Asks the directory although `dn` was cached, because a backend refused the cached decision. If the
+    /// password is wrong by now, or the entry is deleted, the cache forgets it.
     pub async fn decide_again(&self, login: &Login, password: &Secret, dn: &Arc<str>) -> AuthDecision {
         let decision = self.decide(login, password, LookupMode::Directory).await;
         if let Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::SeveralEntries | Refusal::Account { .. }) =
@@ -256,8 +255,8 @@ impl Authenticator {
         decision
     }
 
-    /// The owner, whom strangers' guesses have locked out, at a known network with the password that was
-    /// right within `cache.stale` and has not been changed since.
+    /// The owner of an account locked by wrong guesses, at a known prefix, with the password that was correct
+    /// within `cache.stale` and has not been changed since.
     fn known_owner_of_locked(
         &self,
         login: &Login,
@@ -281,15 +280,14 @@ impl Authenticator {
         Some(AuthDecision { trace: trace.clone(), ..decision })
     }
 
-    /// Whether nothing about this person was forgotten since the decision: asked again just before
-    /// the client is told OK.
+    /// Whether nothing about this user was forgotten since the decision: checked again just before the client
+    /// gets OK.
     #[must_use]
     pub fn is_current(&self, proven: &Proven) -> bool {
         self.cache.holds(&proven.identity.entry().dn, proven.since)
     }
 
-    /// Whether an entry is held, by the newest that can be learned without a password; `None` if that
-    /// is nothing.
+    /// Whether an entry is held, as far as is visible without a password; `None` if unknown.
     pub async fn is_held(&self, login: &Login) -> Option<bool> {
         let entry = self.directory.find_entry(login).await.0.ok()?;
         match self.known.reconcile(&entry) {
@@ -299,7 +297,7 @@ impl Authenticator {
         }
     }
 
-    /// The question of one flight: asks, and feeds the cache even when every asker is gone.
+    /// The lookup of one flight: asks, and updates the cache even when every client is gone.
     fn question(
         &self,
         login: Login,
@@ -323,25 +321,25 @@ impl Authenticator {
             let answer = answer.and_then(|identity| newest(identity, &known)).and_then(require_usable).map(Arc::new);
             let locked = met.locked_by_guesses(&answer);
             match &answer {
-                // A hold is short: who is held is asked for again.
+                // A hold is short: a held user is looked up again.
                 Ok(identity) if identity.entry().version.held => {
                     known.record_login(&identity.shared_entry());
                 }
                 Ok(identity) => {
-                    // Whose changes nobody would notice is asked for each time.
+                    // If changes would not be noticed, each login is looked up.
                     if known.record_login(&identity.shared_entry()) {
                         cache.right(&login, Arc::clone(identity), digest, since);
                     }
                 }
-                // A server that lags may not know yet what was changed: perhaps this very password.
+                // A lagging server may not know of a change yet: perhaps of this very password.
                 Err(DirectoryError::InvalidCredentials { .. }) if trace.behind => {}
                 Err(DirectoryError::InvalidCredentials { dn, seen: Some(seen) }) => {
                     cache.wrong(&login, dn, seen, digest, since);
                 }
-                // The lock hides it, and says nothing against what was right before.
+                // The lock hides the result, which says nothing against the earlier correct one.
                 Err(_) if locked.is_some_and(|entry| unchanged(&cache, &login, &digest, entry).is_some()) => {}
-                // A state passes, and may have hidden that the password is right: not remembered. But
-                // what was right before must not come back as stale.
+                // A state is temporary, and may have hidden that the password is correct: not cached. But an
+                // earlier correct one must not come back as stale.
                 Err(
                     DirectoryError::InvalidCredentials { seen: None, .. }
                     | DirectoryError::Account { .. }
@@ -379,7 +377,7 @@ impl Authenticator {
             Err(DirectoryError::Unavailable(trouble)) => {
                 let server = trace.server.as_deref().unwrap_or("-");
                 if let Some(suppressed) = self.repeats.allow("directory", server) {
-                    warn!(%trouble, server, suppressed, "the directory cannot tell");
+                    warn!(reason = %trouble, server, suppressed, "directory lookup failed");
                 }
                 (Err(Refusal::DirectoryUnavailable), None)
             }
@@ -388,7 +386,7 @@ impl Authenticator {
     }
 }
 
-/// The person as of the newest source: a replica that lags behind the watch is not believed.
+/// The identity with the newest version of its entry: a replica that lags behind the watch is overridden.
 fn newest(identity: Identity, known: &TrackedEntries) -> Result<Identity, DirectoryError> {
     match known.reconcile(identity.entry()) {
         Reconciled::AsReported => Ok(identity),
@@ -397,36 +395,36 @@ fn newest(identity: Identity, known: &TrackedEntries) -> Result<Identity, Direct
     }
 }
 
-/// Who was known by this password within `cache.stale`, if the entry shows that the password has not been
+/// The user cached with this password within `cache.stale`, if the entry shows that the password has not been
 /// changed since.
 fn unchanged(cache: &Cache, login: &Login, digest: &Digest, entry: &Entry) -> Option<Arc<Identity>> {
     let identity = cache.stale(login, digest)?;
     let known = identity.entry();
     let is_open = entry.version.account_state(unix_now()).is_none();
-    // Of an entry that shows nothing of its password's age nobody can tell.
+    // Unknown if the entry does not expose the password's age.
     let is_aged = entry.version.shows_password_age() || known.version.shows_password_age();
     (is_open && is_aged && known.dn == entry.dn && !entry.version.password_differs(&known.version)).then_some(identity)
 }
 
-/// Why the entry shows that it may not log in now.
+/// The state that prevents a login now, according to the entry.
 fn account_state(identity: &Identity) -> Option<AccountState> {
     identity.entry().version.account_state(unix_now())
 }
 
-/// Refuses an entry that shows that it may not log in, although the server has let it bind.
+/// Refuses an entry whose state prevents logins, although the server has accepted the bind.
 fn require_usable(identity: Identity) -> Result<Identity, DirectoryError> {
     let Some(state) = account_state(&identity) else { return Ok(identity) };
-    // After the bind: only who knows the password comes here.
+    // After the bind: the client knows the password.
     Err(DirectoryError::Account { dn: Arc::clone(&identity.entry().dn), state, proven: true })
 }
 
-/// Refuses what is never sent to a directory.
+/// Refuses passwords that are never sent to a directory.
 fn unusable(password: &Secret) -> Option<AuthDecision> {
-    // RFC 4513 section 5.1.2: a bind with an empty password succeeds as nobody.
+    // RFC 4513 section 5.1.2: a bind with an empty password succeeds as anonymous.
     if password.is_empty() {
         return Some(AuthDecision::refused(Refusal::EmptyPassword, DecidedBy::Usher));
     }
-    // A simple bind carries UTF-8 here, and a NUL would cut a password short somewhere behind.
+    // A simple bind carries UTF-8, and NUL might truncate a password in another program.
     let carried = std::str::from_utf8(password.expose()).is_ok() && !password.expose().contains(&0);
     (!carried).then(|| AuthDecision::refused(Refusal::InvalidPassword, DecidedBy::Usher))
 }

@@ -1,16 +1,15 @@
-//! What usher remembers of the directory's answers: bounded, and never a password.
+//! The cache of the directory's answers: bounded, and without passwords.
 //!
-//! Parts, each a moka cache with its own limit: typed name -> DN; DN -> the decision with digests
-//! of the passwords that were right; DN -> digests of passwords that were wrong (apart, so that
-//! guessing can never push out a right one); and the flights, one per typed name and password.
+//! Parts, each a moka cache with its own limit: typed name -> DN; DN -> the decision with digests of correct
+//! passwords; DN -> digests of wrong passwords (separate, so that guessing can never evict a correct one); and
+//! the flights, one per typed name and password.
 //!
-//! A wrong password is remembered for `negative_ttl` without another question. After that the entry is
-//! looked up, and the password is bound again only if something says that it may be right by now: what
-//! the entry shows of its password or policy has changed, or `SURE` (12 h) has passed. Where the entry shows
-//! no count of wrong passwords, a lock could have hidden that it is right: then it counts for longer
-//! each time it is refused, up to `negative_ttl_max` (`refused`).
-//! Digests are HMAC-SHA-256 under a random key of this process, compared in constant time.
-//! Freshness is judged here, on tokio's clock; moka's own expiry only frees memory.
+//! A wrong password is refused for `negative_ttl` without a lookup. After that the entry is looked up, and the
+//! password is bound again only if it may be valid by now: the entry's password or policy attributes have
+//! changed, or `SURE` (12 h) has passed. If the entry exposes no count of wrong passwords, a lock could have
+//! hidden that the password is correct: then it counts for longer each time it is refused, up to
+//! `negative_ttl_max` (`refused`). Digests are HMAC-SHA-256 under a random key of this process, compared in
+//! constant time. Freshness is computed on tokio's clock; moka's own expiry only frees memory.
 
 mod looking;
 mod refused;
@@ -34,15 +33,14 @@ use crate::secret::Secret;
 pub use looking::CacheRecord;
 use refused::WrongPasswords;
 
-/// Right passwords kept per entry: a main and some app passwords must not evict each other.
+/// Correct passwords kept per entry: a main and some app passwords must not evict each other.
 const RIGHT_PER_ENTRY: usize = 4;
-/// How long wrong passwords are kept: for longer than they count, so that one that is refused again is
-/// known to be the same.
+/// How long wrong passwords are kept: longer than they count, so that a repeated one is recognized.
 const WRONG_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
-/// How many groups of DNs share a generation; a shared one costs a needless bind, no more.
+/// The number of DN groups that share a generation; sharing costs an unneeded bind, no more.
 const GENERATION_SLOTS: usize = 1024;
 
-/// A keyed digest of a password: useless without this process' key.
+/// A keyed digest of a password: useless without this process's key.
 #[derive(Clone, Copy)]
 pub struct Digest([u8; 32]);
 
@@ -56,14 +54,14 @@ impl Digest {
 #[derive(Debug, Clone, Copy)]
 pub struct CacheStamp(u64);
 
-/// What the cache knows of a name and a password.
+/// The cached answer for a name and password.
 #[derive(Debug)]
 pub enum CacheAnswer {
     /// A bind within `ttl` proved this password.
     Right(Arc<Identity>),
     /// The directory refused this password for this DN within `negative_ttl`.
     Wrong(Arc<str>),
-    /// Ask the directory.
+    /// Nothing: ask the directory.
     Unknown,
 }
 
@@ -76,7 +74,7 @@ struct CachedName {
 #[derive(Clone)]
 struct VerifiedPassword {
     digest: Digest,
-    /// `None`: another password has become right since; ask again before the next use.
+    /// `None`: another password was stored since; verify again before the next use.
     verified: Option<Instant>,
 }
 
@@ -95,7 +93,7 @@ pub struct Cache {
     names: moka::sync::Cache<Login, CachedName>,
     users: moka::sync::Cache<Arc<str>, Arc<CachedUser>>,
     wrong: moka::sync::Cache<Arc<str>, Arc<WrongPasswords>>,
-    /// Counts what was forgotten; each slot has the count at its last time.
+    /// Counts invalidations; each slot has the count of its last one.
     history: AtomicU64,
     forgotten: Box<[AtomicU64]>,
     slots: RandomState,
@@ -116,7 +114,7 @@ impl Cache {
     pub fn new(settings: &config::Cache) -> Self {
         let random = aws_lc_rs::rand::SystemRandom::new();
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers");
-        // What is too old to be used now may be all there is in an outage.
+        // Data that is too old for normal use may be all there is in an outage.
         let life = settings.ttl.max(settings.stale);
         Self {
             key,
@@ -133,7 +131,7 @@ impl Cache {
         }
     }
 
-    /// The digest under which a password is remembered.
+    /// The digest under which a password is stored.
     #[must_use]
     pub fn digest(&self, password: &Secret) -> Digest {
         let tag = hmac::sign(&self.key, password.expose());
@@ -142,7 +140,7 @@ impl Cache {
         Digest(digest)
     }
 
-    /// What is known of this name and password now.
+    /// The cached answer for this name and password now.
     #[must_use]
     pub fn lookup(&self, login: &Login, digest: &Digest) -> CacheAnswer {
         let now = Instant::now();
@@ -157,18 +155,17 @@ impl Cache {
         if refused { CacheAnswer::Wrong(Arc::clone(&name.dn)) } else { CacheAnswer::Unknown }
     }
 
-    /// Who this is, if a bind proved the password within `stale`: to be asked while no directory is
-    /// there to say otherwise.
+    /// The user, if a bind proved the password within `stale`: for use while no directory server is available.
     #[must_use]
     pub fn stale(&self, login: &Login, digest: &Digest) -> Option<Arc<Identity>> {
         let name = self.names.get(login)?;
         (name.at.elapsed() < self.stale).then(|| self.verified(&name.dn, digest, self.stale)).flatten()
     }
 
-    /// The entry, if this password of it was verified within so long.
+    /// The entry, if this password was verified within `life`.
     fn verified(&self, dn: &Arc<str>, digest: &Digest, life: Duration) -> Option<Arc<Identity>> {
         let person = self.users.get(dn)?;
-        // Every digest is compared, so that the time tells nothing about which one it was.
+        // Every digest is compared, so that timing does not reveal which one matched.
         let mut verified = None;
         for right in &person.right {
             if right.digest.matches(digest) {
@@ -178,8 +175,8 @@ impl Cache {
         verified.is_some_and(|at| at.elapsed() < life).then(|| Arc::clone(&person.identity))
     }
 
-    /// Remembers that a bind proved this password. When it was not known before, the entry's other
-    /// passwords must be verified again at their next use: one of them may have been replaced.
+    /// Stores that a bind proved this password. If it is new, the entry's other passwords must be verified
+    /// again at their next use: one of them may have been replaced.
     pub fn right(&self, login: &Login, identity: Arc<Identity>, digest: Digest, since: CacheStamp) {
         let dn = Arc::clone(&identity.entry().dn);
         if !self.holds(&dn, since) {
@@ -188,8 +185,7 @@ impl Cache {
         let now = Instant::now();
         self.names.insert(login.clone(), CachedName { dn: Arc::clone(&dn), at: now });
         self.users.entry(Arc::clone(&dn)).and_compute_with(|old| {
-            // Asked again where the entry is locked: what was forgotten meanwhile is newer than this answer,
-            // which nobody may see then.
+            // Checked again under the lock: an invalidation meanwhile is newer than this answer.
             if !self.holds(&dn, since) {
                 return Op::Nop;
             }
@@ -198,13 +194,13 @@ impl Cache {
                 known.verified = Some(now);
             } else {
                 right.iter_mut().for_each(|other| other.verified = None);
-                // The one verified longest ago goes; those to be verified again go first.
+                // The least recently verified one is evicted; those to be verified again first.
                 if right.len() >= RIGHT_PER_ENTRY
                     && let Some(oldest) = (0..right.len()).min_by_key(|at| right.get(*at).map(|known| known.verified))
                 {
                     right.remove(oldest);
                 }
-                // Most have one; room for four would be taken otherwise.
+                // Most have one; room for four would be allocated otherwise.
                 right.reserve_exact(1);
                 right.push(VerifiedPassword { digest, verified: Some(now) });
             }
@@ -213,12 +209,11 @@ impl Cache {
         self.drop_wrong(&dn, &digest);
     }
 
-    /// Remembers that the directory refused this password for this DN, whose entry showed these marks.
-    /// Touches no other password.
+    /// Stores that the directory refused this password for this DN, whose entry had this version. Does not
+    /// affect other passwords.
     pub fn wrong(&self, login: &Login, dn: &Arc<str>, seen: &EntryVersion, digest: Digest, since: CacheStamp) {
-        // Where a template made the name that was bound, its spelling is the client's; the entry's own
-        // is known if somebody got in under this name, and what is known of it must stay in reach. A
-        // principal name is no DN at all.
+        // A DN built by a template has the client's spelling; the entry's own DN is known if a user has logged
+        // in under this name, and its data must stay reachable. A principal name is not a DN.
         let known = self.names.get(login).filter(|name| is_respelled(&name.dn, dn) || !dn.contains('='));
         let dn = known.as_ref().map_or(dn, |name| &name.dn);
         if !self.holds(dn, since) {
@@ -234,20 +229,20 @@ impl Cache {
         });
     }
 
-    /// Whether this password was refused for the entry as it was just looked up, and nothing says that it
-    /// may be right by now.
+    /// Whether this password was refused for the entry as just looked up, and nothing indicates that it may be
+    /// valid by now.
     #[must_use]
     pub fn refused_before(&self, entry: &Entry, digest: &Digest) -> bool {
         self.note_entry(&entry.dn, |refused| refused.note_entry(&entry.version));
         self.wrong.get(&entry.dn).is_some_and(|refused| refused.counts(&entry.version, digest))
     }
 
-    /// Takes note of a lock that the watch has told of, or of its end.
+    /// Records a lock reported by the watch, or its end.
     pub fn lock_shown(&self, dn: &Arc<str>, marks: &EntryVersion) {
         self.note_entry(dn, |refused| refused.lock_shown(marks));
     }
 
-    /// Changes what is known of an entry's wrong passwords by what it shows, where that is new.
+    /// Updates an entry's wrong passwords from its attributes, if these are new.
     fn note_entry(&self, dn: &Arc<str>, look: impl Fn(&mut WrongPasswords) -> bool) {
         let changes = |refused: &Arc<WrongPasswords>| look(&mut WrongPasswords::clone(refused));
         if self.wrong.get(dn).as_ref().is_some_and(changes) {
@@ -262,8 +257,8 @@ impl Cache {
         }
     }
 
-    /// Forgets that this password was right: the directory did not say so when it was asked again.
-    /// Nobody who does not have the password can make this happen.
+    /// Forgets that this password was correct: the directory did not confirm it. Only a client that has the
+    /// password can cause this.
     pub fn forget_password(&self, login: &Login, digest: &Digest) {
         if let Some(name) = self.names.get(login) {
             self.drop_right(&name.dn, digest);
@@ -292,36 +287,34 @@ impl Cache {
         });
     }
 
-    /// Forgets which passwords of an entry were wrong: it was changed in a way that may have made one
-    /// right.
+    /// Forgets the wrong passwords of an entry: a change may have made one valid.
     pub fn forget_wrong(&self, dn: &Arc<str>) {
         self.wrong.invalidate(dn);
     }
 
-    /// How long ago a bind last proved a password of this entry, if that is remembered.
+    /// How long ago a bind last proved a password of this entry, if cached.
     #[must_use]
     pub fn age(&self, dn: &Arc<str>) -> Option<Duration> {
         let person = self.users.get(dn)?;
         person.right.iter().filter_map(|right| right.verified).max().map(|at| at.elapsed())
     }
 
-    /// The DN that a typed name stands for, as remembered.
+    /// The DN that a typed name leads to, if cached.
     #[must_use]
     pub fn dn_of(&self, login: &Login) -> Option<Arc<str>> {
         self.names.get(login).map(|name| Arc::clone(&name.dn))
     }
 
-    /// Forgets an entry: its decision and every password of it, and ends the life of answers that
-    /// were on their way.
+    /// Forgets an entry: its decision and its passwords, and invalidates answers in progress.
     pub fn forget(&self, dn: &Arc<str>) {
-        // Twice: before, so that no older answer is written after the removal; and behind it, so that no
-        // stamp holds that was taken when the decision could still be read.
+        // Twice: before, so that no older answer is written after the removal; and after it, so that no stamp
+        // is valid that was taken when the decision could still be read.
         self.pass(self.slot(dn));
         self.users.entry(Arc::clone(dn)).and_compute_with(|old| if old.is_some() { Op::Remove } else { Op::Nop });
         self.pass(self.slot(dn));
     }
 
-    /// A new point in history; no earlier stamp holds for these slots.
+    /// Advances the history; earlier stamps become invalid for these slots.
     fn pass<'a>(&self, slots: impl IntoIterator<Item = &'a AtomicU64>) {
         let now = self.history.fetch_add(1, Ordering::SeqCst) + 1;
         for slot in slots {
@@ -329,7 +322,7 @@ impl Cache {
         }
     }
 
-    /// The present point in history, to be taken *before* the directory is asked.
+    /// The current point in history, to be taken *before* the directory is asked.
     #[must_use]
     pub fn stamp(&self) -> CacheStamp {
         CacheStamp(self.history.load(Ordering::SeqCst))
@@ -341,7 +334,7 @@ impl Cache {
         self.slot(dn).is_some_and(|slot| slot.load(Ordering::SeqCst) <= since.0)
     }
 
-    /// How many entries have a decision, about.
+    /// The approximate number of entries with a decision.
     #[must_use]
     pub fn entries(&self) -> u64 {
         self.users.run_pending_tasks();
@@ -354,8 +347,8 @@ impl Cache {
     }
 }
 
-/// Whether two DNs differ in capitals and blanks alone. DNs that are equal in other ways, or unequal
-/// where capitals matter, cost a bind more and nothing else: this is never asked about a right password.
+/// Whether two DNs differ in case and spaces only. DNs that are equal in other ways, or differ where case
+/// matters, cost one more bind: this is never used for a correct password.
 fn is_respelled(one: &str, other: &str) -> bool {
     let letters =
         |dn: &str| dn.chars().filter(|letter| *letter != ' ').flat_map(char::to_lowercase).collect::<String>();
@@ -373,16 +366,16 @@ where
 /// Why a flight brought no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FlightError {
-    /// As many questions are under way as may be.
-    #[error("too many questions are under way")]
+    /// The limit of concurrent lookups is reached.
+    #[error("too many lookups in progress")]
     TooMany,
-    /// The task that asked panicked.
-    #[error("the question was lost")]
+    /// The task of the lookup panicked.
+    #[error("lookup aborted")]
     Lost,
 }
 
-/// Questions under way, so that equal ones share an answer. The answer is computed by its own task
-/// and goes on when the client who asked is gone: the bind was sent, its answer is worth keeping.
+/// Lookups in progress, so that equal ones share an answer. A separate task computes the answer, and continues
+/// when the client is gone: the bind was sent, and its answer is worth keeping.
 pub struct Flights<T> {
     in_progress: Arc<Mutex<InProgress<T>>>,
     limit: usize,
@@ -400,7 +393,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     /// Joins the flight of this name and password, or starts it.
     ///
     /// # Errors
-    /// There are too many, or the answer's task panicked.
+    /// There are too many, or the lookup's task panicked.
     pub async fn join<F>(&self, login: &Login, digest: &Digest, ask: impl FnOnce() -> F) -> Result<T, FlightError>
     where
         F: Future<Output = T> + Send + 'static,
@@ -429,7 +422,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     }
 }
 
-/// Takes the flight off the list when its task ends, however it ends.
+/// Removes the flight when its task ends, however it ends.
 struct FlightGuard<T> {
     under_way: Arc<Mutex<InProgress<T>>>,
     key: (Login, [u8; 32]),

@@ -1,10 +1,10 @@
-//! Acts on the directory's changes: the cache forgets, sessions end, routes change, and each change of
-//! a route is told in one line.
+//! Applies directory changes: the cache forgets, sessions end, routes change, and each route change is logged
+//! in one line.
 //!
-//! What is a change is for `difference` to say, what is too much at once for `brake`. The order is
-//! always the same: first the values are put in force (`known`), then the cache forgets and sessions
-//! are looked for; so a login that comes meanwhile meets either the new values or the closing. An entry
-//! that has sessions is tracked by what they were logged in with, whatever else is known of it.
+//! `difference` determines what has changed, `brake` what is too much at once. The order is always the same:
+//! the values are put in force (`known`), then the cache forgets and sessions are searched; so a concurrent
+//! login meets either the new values or the closing. An entry with sessions is tracked by the version they were
+//! logged in with.
 
 mod brake;
 mod closing;
@@ -31,34 +31,34 @@ use brake::{AppliedChange, Brake};
 use closing::CloseQueue;
 use difference::{Consequence, Difference, Newest, RouteTarget, is_wanted, route_target};
 
-/// A refresh that misses so many users, or shows so many without a mail host, and more than half of those
-/// that are known, is not believed.
+/// A refresh that lacks this many users, or returns this many without a mail host, and more than half of the
+/// known ones, is not applied.
 const MISSING: usize = 4;
 
-/// What a change is judged by.
+/// What a change is evaluated against.
 #[derive(Debug, Clone, Copy)]
 pub struct TrackingContext<'a> {
-    /// The decisions.
+    /// The cached decisions.
     pub cache: &'a Cache,
-    /// The entries.
+    /// The tracked entries.
     pub known: &'a TrackedEntries,
-    /// What a mailHost means.
+    /// The routing of mail hosts.
     pub routing: &'a Routing,
-    /// What to do about changes.
+    /// The configured reactions to changes.
     pub watch: &'a config::Watch,
 }
 
-/// How the watch stands.
+/// The state of the watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WatchStatus {
     /// Changes are missed.
     Lost,
-    /// Every change is told.
+    /// Every change is reported.
     Following,
 }
 
-/// Acts on changes.
+/// Applies changes.
 pub struct ChangeTracker {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
@@ -70,13 +70,13 @@ pub struct ChangeTracker {
 struct TrackerState {
     brake: Brake,
     status: WatchStatus,
-    /// The changes of a refresh or a round, until it is complete.
+    /// The changes of a refresh, until it is complete.
     batch: Option<Vec<EntryChange>>,
-    /// Whether it tells of every entry.
+    /// Whether it reports every entry.
     whole: bool,
-    /// Entries of it whose versions are older than before.
+    /// Its entries whose versions are older than before.
     set_back: usize,
-    /// Entries of it that show no mail host any more although they were not modified.
+    /// Its entries that have no mail host any more although they were not modified.
     hidden: usize,
 }
 
@@ -86,7 +86,7 @@ impl std::fmt::Debug for ChangeTracker {
     }
 }
 
-/// A known entry of which something new was told.
+/// A reported change of a tracked entry.
 #[derive(Debug)]
 struct EntryChange {
     key: TrackingKey,
@@ -94,14 +94,14 @@ struct EntryChange {
     kind: ChangeKind,
 }
 
-/// What was told.
+/// The kind of a change.
 #[derive(Debug)]
 enum ChangeKind {
     Modified { entry: Arc<Entry>, by: Modifier, difference: Difference },
     Deleted { implied: bool },
 }
 
-/// Who has changed an entry, and when.
+/// The modifier of an entry, and the time.
 #[derive(Debug, Default)]
 struct Modifier {
     name: Option<String>,
@@ -115,7 +115,7 @@ impl EntryChange {
         self.one.proven_at.is_some() && matches!(&self.kind, ChangeKind::Modified { entry, .. } if is_lost(entry))
     }
 
-    /// Whether a user is moved, switched off or gone.
+    /// Whether a user is moved, disabled or deleted.
     fn is_braked(&self) -> bool {
         let is_user = self.one.proven_at.is_some();
         is_user
@@ -127,27 +127,27 @@ impl EntryChange {
 }
 
 impl TrackerState {
-    /// A line about what an operator did not do to entries one by one.
+    /// Logs changes that no operator has made entry by entry.
     fn log_anomalies(&mut self) {
         let (set_back, hidden) = (std::mem::take(&mut self.set_back), std::mem::take(&mut self.hidden));
         if set_back > 0 {
             warn!(
                 entries = set_back,
-                "the directory shows older versions of entries than before, as after a restore: they are in force"
+                "directory returns older versions of entries, as after a restore; they take effect"
             );
         }
         if hidden > 0 {
             warn!(
                 entries = hidden,
-                "entries show no mail host any more and were not modified: an access rule hides it; they stay where \
-                 they are"
+                "entries have no visible mail host any more and were not modified: check the access rules; their \
+                 routes are kept"
             );
         }
     }
 }
 
 impl ChangeTracker {
-    /// Nothing is followed yet.
+    /// Nothing is watched yet.
     #[must_use]
     pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
         let state = TrackerState {
@@ -166,22 +166,22 @@ impl ChangeTracker {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the watch stands.
+    /// The state of the watch.
     pub fn status(&self) -> WatchStatus {
         self.lock().status
     }
 
-    /// Ends the sessions that are to end, as fast as `rate` allows: at most so many a second. For ever.
+    /// Closes queued sessions, at most `rate` per second; never returns.
     pub async fn close(&self, rate: impl Fn() -> u32) {
         self.closing.run(rate).await;
     }
 
-    /// Acts on a change.
+    /// Applies a change.
     pub fn take(&self, change: Change, setting: &TrackingContext<'_>) {
         let mut state = self.lock();
         match change {
             Change::RefreshStarted(round) => {
-                // After a reload, or where memory is full, a session's entry may not be tracked: a refresh
+                // After a reload, or when the store is full, a session's entry may not be tracked: a refresh
                 // must find it changed, or missing.
                 self.registry.listed().iter().for_each(|(_, basis)| drop(setting.known.track(&basis.entry)));
                 setting.known.begin_refresh(&round.server, round.local_timestamps);
@@ -220,14 +220,14 @@ impl ChangeTracker {
                 state.log_anomalies();
                 if state.status == WatchStatus::Lost {
                     state.status = WatchStatus::Following;
-                    info!("the directory is followed");
+                    info!("LDAP change notification active");
                 }
                 setting.known.mark_live();
                 self.metrics.directory_watch_connected.set(1);
             }
             Change::UpToDate => {}
             Change::Lost => {
-                // Half a refresh says nothing; the next one tells all of it again.
+                // An incomplete refresh is discarded; the next one reports everything again.
                 state.batch = None;
                 state.status = WatchStatus::Lost;
                 setting.known.mark_lost();
@@ -239,7 +239,7 @@ impl ChangeTracker {
         }
     }
 
-    /// What is new about an entry, if it is one that matters.
+    /// The change of an entry, if it matters.
     fn compare(
         &self,
         shown: ReportedEntry,
@@ -264,21 +264,21 @@ impl ChangeTracker {
             }
             return None;
         }
-        // Between a login and what is told now there may have been more than one modification.
+        // Between a login and this report there may have been more than one modification.
         let exact = is_single && met.is_some();
         let Some((key, one)) = met.or_else(|| self.track_session(id, Some(&entry.dn), setting)) else {
             if setting.known.by_dn(&entry.dn).is_some() {
-                // Another entry had this DN until now: what is remembered by it is of that one.
+                // Another entry had this DN until now, to which the cached data belongs.
                 setting.cache.forget(&entry.dn);
                 setting.cache.forget_wrong(&entry.dn);
             }
-            // What a whole refresh shows is no change.
+            // An entry in a full refresh is not a change.
             if !is_whole {
                 setting.known.record_change(&Arc::new(entry));
             }
             return None;
         };
-        // A failed or a good login modifies an entry, and nothing else of it.
+        // A successful or failed login modifies only these attributes.
         let is_unedited =
             one.is_same(&entry) || (exact && one.entry.version.login_activity != entry.version.login_activity);
         if one.loses_mail_host(&entry) && is_unedited {
@@ -288,7 +288,7 @@ impl ChangeTracker {
         let entry = Arc::new(entry);
         let difference = Difference::between(&one.entry, &entry, setting.routing, exact, unix_now());
         if !difference.is_some() {
-            // The values are back, if they had been away.
+            // The values are back, if they had been different.
             setting.known.refresh(key, entry);
             return None;
         }
@@ -296,7 +296,7 @@ impl ChangeTracker {
         Some(EntryChange { key, one, kind: ChangeKind::Modified { entry, by, difference } })
     }
 
-    /// Tracks an entry that has sessions and was not tracked, by what one of them was logged in with.
+    /// Tracks an entry that has sessions and was not tracked, by the version of one of them.
     fn track_session(
         &self,
         id: Option<EntryId>,
@@ -305,7 +305,7 @@ impl ChangeTracker {
     ) -> Option<(TrackingKey, TrackedEntry)> {
         let entry = self.registry.entry(id, dn)?;
         let tracked = setting.known.track(&entry);
-        // Under the id that the directory tells, if the login did not show one.
+        // Under the reported id, if the login did not have one.
         Some(setting.known.observe(id, Some(&entry.dn)).unwrap_or(tracked))
     }
 
@@ -316,7 +316,7 @@ impl ChangeTracker {
         }
     }
 
-    /// Acts on changes that belong together, or puts the brake on.
+    /// Applies changes that belong together, or engages the brake.
     fn decide(&self, state: &mut TrackerState, batch: Vec<EntryChange>, setting: &TrackingContext<'_>) {
         let now = Instant::now();
         let braked = batch.iter().filter(|seen| seen.is_braked()).count();
@@ -338,8 +338,8 @@ impl ChangeTracker {
                 users,
                 missing,
                 without_mail_host = lost,
-                "too many users are moved, switched off or gone at once: their routes and sessions stay as they are \
-                 until `usher confirm`, or until the directory is as it was"
+                "too many users moved, disabled or deleted at once: their routes and sessions are kept until \
+                 `usher confirm`, or until the directory is back in its previous state"
             );
             self.closing.withdraw();
             taken_back.into_iter().rev().for_each(|acted| self.take_back(acted, setting));
@@ -357,7 +357,7 @@ impl ChangeTracker {
         self.show_brake(state, setting);
     }
 
-    /// Sets the metric, and lets the brake go when nothing is held back any more.
+    /// Sets the metric, and releases the brake when no change is deferred any more.
     fn show_brake(&self, state: &mut TrackerState, setting: &TrackingContext<'_>) {
         if !state.brake.is_on() {
             return self.metrics.directory_brake.set(0);
@@ -366,19 +366,19 @@ impl ChangeTracker {
         if held_back == 0 {
             state.brake.release();
             setting.known.brake(false);
-            info!("the directory is as it was before the brake: it is off again");
+            info!("brake released: the directory is back in its previous state");
         }
         self.metrics.directory_brake.set(i64::try_from(held_back).unwrap_or(i64::MAX));
     }
 
-    /// An operator says that it is meant: acts on what is held back, and for a time on whatever comes.
-    /// Returns how many changes were held back.
+    /// Confirms changes on behalf of the administrator: applies the deferred ones, and for a time all that
+    /// follow. Returns how many were deferred.
     pub fn confirm(&self, time: Duration, setting: &TrackingContext<'_>) -> usize {
         let mut state = self.lock();
         state.brake.confirm(time, Instant::now());
         setting.known.brake(false);
         let held_back = setting.known.deferred();
-        info!(changes = held_back.len(), allowed_s = time.as_secs(), "changes are confirmed");
+        info!(changes = held_back.len(), allowed_s = time.as_secs(), "held changes confirmed");
         let count = held_back.len();
         for (key, one) in held_back {
             let news = match one.deferred.clone() {
@@ -395,7 +395,7 @@ impl ChangeTracker {
         count
     }
 
-    /// Puts what was in force back in force: one of those that came just before the brake.
+    /// Restores the previous values of a change applied just before the brake.
     fn take_back(&self, acted: AppliedChange, setting: &TrackingContext<'_>) {
         let AppliedChange { key, before, .. } = acted;
         let Some((_, one)) = setting.known.observe(before.version.id, Some(&before.dn)) else { return };
@@ -409,7 +409,7 @@ impl ChangeTracker {
         setting.cache.forget(&one.entry.dn);
     }
 
-    /// Leaves a user where he is, but for what is no matter of the brake.
+    /// Keeps a user's route, and applies the rest of the change.
     fn defer(&self, seen: EntryChange, setting: &TrackingContext<'_>) {
         let EntryChange { key, one, kind: news } = seen;
         match news {
@@ -426,7 +426,7 @@ impl ChangeTracker {
         }
     }
 
-    /// Acts on what is new about one entry.
+    /// Applies a change of one entry.
     fn act(&self, seen: EntryChange, setting: &TrackingContext<'_>) {
         let EntryChange { key, one, kind: news } = seen;
         let dn = &one.entry.dn;
@@ -437,7 +437,7 @@ impl ChangeTracker {
                 setting.cache.forget(dn);
                 setting.cache.forget_wrong(dn);
                 count("delete");
-                info!(dn = %Escaped(dn.as_bytes()), "an entry is gone from the directory");
+                info!(dn = %Escaped(dn.as_bytes()), "entry deleted");
                 self.end_sessions(&one.entry, Newest::Deleted, setting);
             }
             ChangeKind::Modified { entry, by, difference } => {
@@ -452,13 +452,13 @@ impl ChangeTracker {
                 if may_be_right {
                     setting.cache.forget_wrong(dn);
                 } else if difference.lockout {
-                    // A lock makes no password right, and may have hidden that one is.
+                    // A lock makes no password valid, but may have hidden that one is.
                     setting.cache.lock_shown(dn, &entry.version);
                 }
                 if difference.renamed {
                     self.registry.rename(entry.version.id, dn, &entry.dn);
                     setting.cache.forget(&entry.dn);
-                    info!(old = %Escaped(dn.as_bytes()), new = %Escaped(entry.dn.as_bytes()), "an entry has another DN");
+                    info!(old = %Escaped(dn.as_bytes()), new = %Escaped(entry.dn.as_bytes()), "entry renamed");
                 }
                 difference.kinds().into_iter().for_each(count);
                 if let Some(moved) = &difference.moved {
@@ -469,7 +469,7 @@ impl ChangeTracker {
         }
     }
 
-    /// Ends the sessions that a change leaves no place for.
+    /// Ends the sessions that a change does not permit any more.
     fn end_sessions(&self, entry: &Entry, newest: Newest<'_>, setting: &TrackingContext<'_>) {
         let now = unix_now();
         let sessions = self.registry.of(&entry.dn);
@@ -481,11 +481,11 @@ impl ChangeTracker {
         self.closing.add(ending);
     }
 
-    /// Compares a session that was just listed with what has been told since its login was decided, when
-    /// nobody could find it yet. It is listed under the newest DN from here on.
+    /// Compares a session that was just listed with the changes reported since its login was decided, when it
+    /// could not be found yet. It is listed under the newest DN from now on.
     ///
     /// # Errors
-    /// Why it must not begin, the gravest reason first.
+    /// Why it must not begin, the most serious reason first.
     pub fn check_listed(
         &self,
         session: &Session,
@@ -493,7 +493,7 @@ impl ChangeTracker {
         setting: &TrackingContext<'_>,
     ) -> Result<(), TerminationReason> {
         let newest = match setting.known.reconcile(&basis.entry) {
-            // From now on a change is compared with what this login was decided by, if with nothing newer.
+            // From now on a change is compared with the version of this login, or a newer one.
             Reconciled::AsReported => {
                 setting.known.track(&basis.entry);
                 return Ok(());
@@ -508,8 +508,8 @@ impl ChangeTracker {
         consequence.reasons.first().map_or(Ok(()), |why| Err(*why))
     }
 
-    /// Ends the sessions of accounts whose time is over: a date passes without a change. While changes are
-    /// told, because a later date may be missed otherwise.
+    /// Ends the sessions of expired accounts: a date passes without a change. Only while changes are reported,
+    /// because a later date may be missed otherwise.
     pub fn end_expired(&self, setting: &TrackingContext<'_>) {
         if self.status() != WatchStatus::Following || !is_wanted(TerminationReason::Expired, setting.watch) {
             return;
@@ -526,7 +526,7 @@ impl ChangeTracker {
     }
 }
 
-/// The line of a changed route.
+/// The audit line of a changed route.
 fn audit(dn: &str, (old, new): &(RouteTarget, RouteTarget), by: &Modifier, taken_back: bool) {
     let word =
         |place: &RouteTarget| place.as_ref().map_or_else(|reason| format!("none ({reason})"), ToString::to_string);
@@ -536,7 +536,7 @@ fn audit(dn: &str, (old, new): &(RouteTarget, RouteTarget), by: &Modifier, taken
         new_backend = word(new),
         modified_by = by.name.as_deref().map(|name| tracing::field::display(Escaped(name.as_bytes()))),
         modified = by.at.as_deref().map(|at| tracing::field::display(Escaped(at.as_bytes()))),
-        taken_back_by_brake = taken_back.then_some(true),
+        reverted_by_brake = taken_back.then_some(true),
         "route changed"
     );
 }

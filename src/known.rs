@@ -1,11 +1,10 @@
-//! What is known of the entries that usher has to do with: each with the values that are in force.
+//! The entries that matter to usher, each with its values in force.
 //!
-//! An entry gets here when a bind has proven a user, or when the watch has told of a change; it stays
-//! while it has sessions or a cached decision. So memory follows the users of usher and not the size
-//! of the directory: about 300 bytes each, as many as the cache and the connections allow. The watch
-//! is the newest source, and a floor under every answer (`known/floor.rs`): what a replica shows that lags
-//! behind it does not count ([`Known::settle`]).
-//! Knows nothing of routes and sessions, and acts on nothing: see `follow`.
+//! An entry is added when a bind has authenticated its user, or when the watch has reported a change; it stays
+//! while it has sessions or a cached decision. So memory depends on the active users and not on the size of the
+//! directory: about 300 bytes each, bounded by the cache and the connection limits. The watch is the newest
+//! source, and a floor under every reply (`known/floor.rs`): what a lagging replica returns is overridden
+//! ([`TrackedEntries::reconcile`]). Knows nothing of routes and sessions, and takes no action: see `follow`.
 
 mod floor;
 
@@ -20,57 +19,57 @@ use crate::directory::{Entry, EntryId};
 
 pub use floor::Precedence;
 
-/// How long a change is remembered of an entry with which nobody logs in: a replica may lag that far.
+/// How long a change of an entry without logins is kept: the assumed maximum lag of a replica.
 const LAG: Duration = Duration::from_secs(10 * 60);
 
-/// What is to come, once the brake is off.
+/// A change deferred by the brake.
 #[derive(Debug, Clone)]
 pub enum DeferredChange {
-    /// The entry shows this.
+    /// The entry has these values.
     Entry(Arc<Entry>),
-    /// It is gone.
+    /// The entry is deleted.
     Deleted,
 }
 
-/// An entry.
+/// A tracked entry.
 #[derive(Debug, Clone)]
 pub struct TrackedEntry {
     /// The values in force.
     pub entry: Arc<Entry>,
-    /// What the directory shows instead, held back by the brake.
+    /// The change that the brake has deferred.
     pub deferred: Option<DeferredChange>,
-    /// It was told to be gone.
+    /// The watch has reported its deletion.
     pub deleted: bool,
-    /// When a bind last proved this user; `None`: the watch has told of it, no more.
+    /// When a bind last authenticated this user; `None`: known from the watch only.
     pub proven_at: Option<Instant>,
-    /// When its values last changed, as told.
+    /// When its values last changed, according to the watch.
     pub changed_at: Option<Instant>,
-    /// The version that this change made. Later ones that changed no value, as logins do, are no floor.
+    /// The version of that change. Later versions without changed values, such as those of logins, do not raise
+    /// the floor.
     floor: Option<Box<str>>,
-    /// The server that told of it.
+    /// The server that reported it.
     reported_by: Option<Arc<str>>,
-    /// Since when the followed server, which is another than the one that told of the change, shows an
-    /// older version.
+    /// Since when the watched server, another than the one that reported the change, returns an older version.
     older_since: Option<Instant>,
-    /// The watch has told of this version, or that it still is in force.
+    /// The watch has reported this version, or that it is unchanged.
     reported: bool,
-    /// When it was last heard of.
+    /// When it was last used or reported.
     seen_at: Instant,
     round: u32,
 }
 
-/// What a server's answer about an entry is worth.
+/// How a server's reply about an entry is to be used.
 #[derive(Debug, Clone)]
 pub enum Reconciled {
-    /// It stands.
+    /// As returned.
     AsReported,
-    /// These values are newer, or are kept by the brake.
+    /// Replaced by these values, which are newer or kept by the brake.
     Replaced(Arc<Entry>),
-    /// The entry is gone; that server does not know it yet.
+    /// The entry was deleted; that server does not know it yet.
     Gone,
 }
 
-/// The entries.
+/// The tracked entries.
 #[derive(Debug)]
 pub struct TrackedEntries {
     inner: Mutex<TrackedInner>,
@@ -83,30 +82,30 @@ pub struct TrackedEntries {
 struct TrackedInner {
     entries: HashMap<TrackingKey, TrackedEntry>,
     keys_by_dn: HashMap<Arc<str>, TrackingKey>,
-    /// Those with something pending.
+    /// Entries with a deferred change.
     deferred: HashSet<TrackingKey>,
-    /// The number of the last entry without an id.
+    /// The last number given to an entry without an id.
     last_dn_number: u64,
-    /// Those that only the watch has told of when they came, oldest first: their room is taken first.
+    /// Entries known from the watch only, oldest first: they are evicted first.
     changed_only: VecDeque<TrackingKey>,
     round: u32,
     braked: bool,
     source: floor::WatchSource,
-    /// When any entry's values last changed, as told.
+    /// When any entry's values last changed, according to the watch.
     last_changed: Option<Instant>,
 }
 
-/// By its id, or else by its DN.
+/// Identifies a tracked entry: by its id, or else by its DN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TrackingKey {
-    /// By what survives a rename.
+    /// By the id, which survives a rename.
     Id(EntryId),
-    /// By a number that was given to its DN, and to no other.
+    /// By a number assigned to its DN only.
     Dn(u64),
 }
 
 impl TrackedEntries {
-    /// Nothing yet; at most `limit` entries, each for `life` after its last bind.
+    /// An empty store for at most `limit` entries, each kept for `life` after its last bind.
     #[must_use]
     pub fn new(limit: usize, life: Duration) -> Self {
         Self { inner: Mutex::default(), limit, life, changed: Notify::new() }
@@ -116,9 +115,9 @@ impl TrackedEntries {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers an entry that a bind has proven. What the watch compares with stays what it was:
-    /// these values may be older than what it has told, and what is newer it will tell. Returns whether a
-    /// change of the entry would be noticed, if any is told: not where there is no room to track it.
+    /// Records an entry authenticated by a bind. The values that the watch compares with stay unchanged: these
+    /// may be older than what it has reported. Returns whether a change of the entry would be noticed while
+    /// changes are reported: it would not without room to track it.
     pub fn record_login(&self, entry: &Arc<Entry>) -> bool {
         let now = Instant::now();
         let mut inner = self.lock();
@@ -134,7 +133,7 @@ impl TrackedEntries {
         inner.source.reporting().is_none()
     }
 
-    /// Remembers an entry that only the watch has told of, for replicas that lag.
+    /// Records an entry known from the watch only, for replicas that lag.
     pub fn record_change(&self, entry: &Arc<Entry>) {
         let now = Instant::now();
         let mut inner = self.lock();
@@ -145,8 +144,8 @@ impl TrackedEntries {
         }
     }
 
-    /// Tracks an entry that has sessions, by the version that a session was logged in with, unless something
-    /// is known of it already. It is returned even if there is no room to keep it.
+    /// Tracks an entry that has sessions, by the version that a session was logged in with, unless it is
+    /// tracked already. It is returned even if there is no room to store it.
     pub fn track(&self, entry: &Arc<Entry>) -> (TrackingKey, TrackedEntry) {
         let now = Instant::now();
         let mut inner = self.lock();
@@ -161,7 +160,7 @@ impl TrackedEntries {
         (key, TrackedEntry::new(Arc::clone(entry), Some(now), None, &inner.source, inner.round))
     }
 
-    /// What an answer about this entry is worth.
+    /// How a server's reply about this entry is to be used.
     #[must_use]
     pub fn reconcile(&self, shown: &Entry) -> Reconciled {
         let inner = self.lock();
@@ -173,7 +172,7 @@ impl TrackedEntries {
         }
         let has_caught_up = inner.is_as_new(one, shown, None);
         if inner.braked && one.proven_at.is_some() && (one.deferred.is_some() || shown.route_differs(&one.entry)) {
-            // What lags behind must not override what the brake leaves alone, such as a hold.
+            // A lagging reply must not override what the brake does not cover, such as a hold.
             let newest = if has_caught_up { shown } else { &one.entry };
             return Reconciled::Replaced(Arc::new(newest.with_route_of(&one.entry)));
         }
@@ -187,16 +186,16 @@ impl TrackedEntries {
         inner.find(None, Some(dn)).and_then(|key| inner.entries.get(&key)).cloned()
     }
 
-    /// Waits for the next change of anything. Ask for it before looking at what may change.
+    /// Waits for the next change of any entry. To be created before the state is read.
     pub fn changed(&self) -> impl Future<Output = ()> + '_ {
         let mut notified = Box::pin(self.changed.notified());
         notified.as_mut().enable();
         notified
     }
 
-    // What follows is for `follow` alone, which is the only one to change values.
+    // The rest is for `follow`, the only module that changes values.
 
-    /// An entry that the watch tells of, and that it was told of in this round.
+    /// Marks an entry as reported in the current refresh, and returns it.
     pub fn observe(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<(TrackingKey, TrackedEntry)> {
         let mut inner = self.lock();
         let mut key = inner.find(id, dn)?;
@@ -210,7 +209,7 @@ impl TrackedEntries {
         Some((key, one.clone()))
     }
 
-    /// The same for entries of which nothing but their presence is told.
+    /// The same for entries of which only the existence is reported.
     pub fn observe_present(&self, ids: &[EntryId]) {
         let mut inner = self.lock();
         let round = inner.round;
@@ -222,13 +221,13 @@ impl TrackedEntries {
         }
     }
 
-    /// Begins a round: what is met from here on is there.
+    /// Begins a refresh: entries observed from now on exist.
     pub fn begin_round(&self) {
         let mut inner = self.lock();
         inner.round = inner.round.wrapping_add(1);
     }
 
-    /// What was not met in this round.
+    /// Entries not observed in this refresh.
     #[must_use]
     pub fn unobserved(&self) -> Vec<(TrackingKey, TrackedEntry)> {
         let inner = self.lock();
@@ -244,7 +243,7 @@ impl TrackedEntries {
         });
     }
 
-    /// Takes over an entry whose values are the same: its version is newer.
+    /// Takes over a newer version with the same values.
     pub fn refresh(&self, key: TrackingKey, entry: Arc<Entry>) {
         let mut inner = self.lock();
         if let Some(one) = inner.entries.get_mut(&key) {
@@ -253,12 +252,12 @@ impl TrackedEntries {
         inner.set_deferred(key, None);
     }
 
-    /// Holds back what is to come.
+    /// Defers a change.
     pub fn defer(&self, key: TrackingKey, pending: DeferredChange) {
         self.lock().set_deferred(key, Some(pending));
     }
 
-    /// It is gone.
+    /// Marks an entry as deleted.
     pub fn mark_deleted(&self, key: TrackingKey) {
         self.change(key, None, |one| one.deleted = true);
     }
@@ -274,7 +273,7 @@ impl TrackedEntries {
             inner.last_changed = one.changed_at;
             let new = Arc::clone(&one.entry.dn);
             if old != new {
-                // A name that another entry has taken meanwhile is that one's.
+                // The old DN may belong to another entry by now.
                 if inner.keys_by_dn.get(&old) == Some(&key) {
                     inner.keys_by_dn.remove(&old);
                 }
@@ -284,33 +283,33 @@ impl TrackedEntries {
         self.changed.notify_waiters();
     }
 
-    /// Whether the brake is on: then [`Known::settle`] keeps known users where they are.
+    /// Whether the brake is on: then [`TrackedEntries::reconcile`] keeps the routes of known users.
     pub fn brake(&self, on: bool) {
         self.lock().braked = on;
     }
 
-    /// Everything that is held back.
+    /// All entries with a deferred change.
     #[must_use]
     pub fn deferred(&self) -> Vec<(TrackingKey, TrackedEntry)> {
         let inner = self.lock();
         inner.deferred.iter().filter_map(|key| Some((*key, inner.entries.get(key)?.clone()))).collect()
     }
 
-    /// How many that is.
+    /// The number of deferred changes.
     #[must_use]
     pub fn count_deferred(&self) -> usize {
         self.lock().deferred.len()
     }
 
-    /// How many users are known.
+    /// The number of known users.
     #[must_use]
     pub fn users(&self) -> usize {
         self.lock().entries.values().filter(|one| one.proven_at.is_some() && !one.deleted).count()
     }
 
-    /// Forgets those with which nothing is to do any more.
+    /// Removes entries that are no longer needed.
     pub fn sweep(&self, has_sessions: impl Fn(&Arc<str>) -> bool) {
-        // What is kept is found without the lock of the sessions under this one.
+        // Sessions are looked up without holding this lock.
         let candidates: Vec<(TrackingKey, Arc<str>)> = {
             let inner = self.lock();
             let idle = inner.entries.iter().filter(|(_, one)| {
@@ -356,7 +355,7 @@ impl TrackedEntry {
 }
 
 impl TrackedInner {
-    /// The key of an entry that is not found by its id. A DN that passes to another entry passes no key.
+    /// The key of an entry not found by its id. A DN that passes to another entry does not pass on its key.
     fn key_for(&mut self, entry: &Entry) -> TrackingKey {
         match (entry.version.id, self.keys_by_dn.get(&entry.dn)) {
             (Some(id), _) => TrackingKey::Id(id),
@@ -368,7 +367,7 @@ impl TrackedInner {
         }
     }
 
-    /// Whether there is room for one more entry; if not, one that was merely seen gives up its own.
+    /// Whether there is room for one more entry; evicts entries known from the watch only.
     fn has_room(&mut self, limit: usize) -> bool {
         while self.entries.len() >= limit {
             let Some(key) = self.changed_only.pop_front() else { return false };
@@ -391,7 +390,7 @@ impl TrackedInner {
         let by_id = id.map(TrackingKey::Id).filter(|key| self.entries.contains_key(key));
         by_id.or_else(|| {
             let key = dn.and_then(|dn| self.keys_by_dn.get(dn)).copied()?;
-            // Another entry of that name is another user.
+            // Another entry with that DN is another user.
             let is_other = matches!((id, key), (Some(id), TrackingKey::Id(known)) if id != known);
             (!is_other).then_some(key)
         })
@@ -415,7 +414,7 @@ impl TrackedInner {
         one.deferred = pending;
     }
 
-    /// An entry that was known by its DN has told its id.
+    /// The id of an entry tracked by its DN became known.
     fn rekey(&mut self, from: TrackingKey, to: TrackingKey) -> TrackingKey {
         if let Some(one) = self.entries.remove(&from) {
             self.keys_by_dn.insert(Arc::clone(&one.entry.dn), to);
@@ -470,10 +469,10 @@ mod tests {
         assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", &csn(1)))), "new");
         assert_eq!(host(known.reconcile(&entry(1, "uid=a", "new", &csn(5)))), "as shown");
         assert_eq!(host(known.reconcile(&entry(1, "uid=a", "newer", &csn(6)))), "as shown");
-        // By the second, where a server shows no more.
+        // By the second, if a server shows no more.
         assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", "20261126140004Z"))), "new");
         assert_eq!(host(known.reconcile(&entry(1, "uid=a", "new", "20261126140005Z"))), "as shown");
-        // Where it shows nothing, for a while.
+        // Without a version, for a while.
         assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", ""))), "new");
         tokio::time::advance(floor::UNORDERED_PERIOD).await;
         assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", ""))), "as shown");
@@ -488,7 +487,7 @@ mod tests {
         known.apply(key, entry(1, "uid=b", "old", &csn(2)), None);
         assert!(known.by_dn(&"uid=a".into()).is_none());
         assert_eq!(known.by_dn(&"uid=b".into()).unwrap().entry.dn.as_ref(), "uid=b");
-        // Somebody else gets the old name.
+        // Another entry gets the old DN.
         known.record_login(&entry(2, "uid=a", "old", &csn(3)));
         assert_eq!(known.users(), 2);
         assert!(known.observe(EntryId::from_bytes(&[3; 16]), Some(&"uid=a".into())).is_none());
@@ -501,7 +500,7 @@ mod tests {
         known.record_login(&unnamed("uid=a", "one"));
         let (renamed, _) = known.observe(None, Some(&"uid=a".into())).unwrap();
         known.apply(renamed, unnamed("uid=b", "one"), None);
-        // Another entry takes the DN that is free again; both are tracked.
+        // Another entry takes the free DN; both are tracked.
         known.record_login(&unnamed("uid=a", "two"));
         let (other, _) = known.observe(None, Some(&"uid=a".into())).unwrap();
         assert_ne!(renamed, other);
@@ -522,7 +521,7 @@ mod tests {
         known.mark_deleted(key);
         assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", &csn(1)))), "gone");
         assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", &csn(2)))), "as shown");
-        // A new entry of the old name.
+        // A new entry with the old DN.
         assert_eq!(host(known.reconcile(&entry(2, "uid=a", "old", &csn(2)))), "as shown");
         assert_eq!(known.users(), 0);
     }

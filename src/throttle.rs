@@ -1,18 +1,16 @@
-//! What slows guessing down, and what bounds the share of one network, one user and one second.
+//! Rate limits: slow down password guessing, and bound the share of one network, one user and one second.
 //!
-//! It counts and answers; it waits for nobody and touches no socket. All protocols share it, and it
-//! outlives a reload: what a rule allows comes with each question, from the snapshot that asks. A
-//! client's address is the one that its session was given, so that a forwarded one counts where
-//! forwarding is trusted. Names, DNs, prefixes and passwords are kept as keyed hashes alone, under
-//! keys that die with the process.
+//! It counts and decides; it neither waits nor uses sockets. All protocols share it, and it outlives a reload:
+//! the limits are passed with each call, from the caller's snapshot. A client's address is that of its session,
+//! so that a forwarded one counts where forwarding is trusted. Names, DNs, prefixes and passwords are stored as
+//! keyed hashes only, under keys that exist in this process only.
 //!
-//! **Wrong passwords.** Only an attempt that the directory has to be asked about is a guess: a right
-//! password that is cached never waits, and neither does one that is known to be wrong. A guess is
-//! charged to its prefix and its user when it comes, not when it has failed, so that a thousand at
-//! once are no faster than one after the other; whatever is no wrong password is refunded. It waits for
-//! what its spelling has earned; the entry, once it is found, decides whether it is bound at all (`gate`).
-//! A user at a prefix known from an earlier login has an account of his own there: he waits for nobody's
-//! mistakes but those made in his name in that place.
+//! **Wrong passwords.** Only an attempt that requires a directory lookup is a guess: a correct cached password
+//! never waits, and neither does a known wrong one. A guess is charged to its prefix and its user on arrival,
+//! not on failure, so that a thousand concurrent guesses are no faster than sequential ones; whatever is not a
+//! wrong password is refunded. It waits for the delay of its spelling; the entry, once it is found, decides
+//! whether it is bound at all (`gate`). A user at a prefix known from an earlier login has a separate account
+//! there: only failures for this user at this prefix delay it.
 
 mod gate;
 mod held;
@@ -41,7 +39,7 @@ use memory::{LimitMemory, PasswordDigest};
 /// A hash of a prefix, a name, an entry or a pair of them.
 type HashedKey = u64;
 
-/// The rules, each named after its key in the config.
+/// The limits, each named after its config key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
     /// Wrong passwords from one prefix.
@@ -50,15 +48,15 @@ pub enum Rule {
     FailedLoginsPerUser,
     /// Connections of one prefix.
     ConnectionsPerPrefix,
-    /// TLS handshakes under way in all.
+    /// TLS handshakes in progress in total.
     Handshakes,
-    /// TLS handshakes under way of one prefix.
+    /// TLS handshakes in progress of one prefix.
     HandshakesPerPrefix,
     /// Sessions of one user.
     SessionsPerUser,
     /// Sessions of one user from one prefix.
     SessionsPerUserAndPrefix,
-    /// Right passwords per second.
+    /// Correct passwords per second.
     LoginsPerSecond,
 }
 
@@ -79,12 +77,12 @@ impl Rule {
     }
 }
 
-/// A rule refuses.
+/// A limit refuses the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("throttle.{} is met", .0.label())]
+#[error("throttle.{}: limit reached", .0.label())]
 pub struct Limited(pub Rule);
 
-/// The throttle of the process.
+/// The rate limits of the process.
 pub struct Throttle {
     metrics: Arc<Metrics>,
     memory: ArcSwap<LimitMemory>,
@@ -93,7 +91,7 @@ pub struct Throttle {
     handshakes: Arc<HeldCounts>,
     sessions: Arc<HeldCounts>,
     sessions_by_prefix: Arc<HeldCounts>,
-    /// When the login that comes next would come if all came at an even pace.
+    /// When the next login is due at an even pace.
     pace: Mutex<Option<Instant>>,
     keys: RandomState,
     passwords: hmac::Key,
@@ -107,10 +105,10 @@ impl std::fmt::Debug for Throttle {
 }
 
 impl Throttle {
-    /// Remembers nobody.
+    /// Starts without any record.
     ///
     /// # Panics
-    /// If the operating system has no random numbers: nothing may be decided then.
+    /// If the operating system has no random numbers: no decision is possible then.
     #[must_use]
     pub fn new(settings: &config::Throttle, metrics: Arc<Metrics>) -> Self {
         let random = aws_lc_rs::rand::SystemRandom::new();
@@ -129,14 +127,14 @@ impl Throttle {
         }
     }
 
-    /// Takes over a new config. What is remembered goes on unless its own bounds have changed.
+    /// Applies a new config. Records are kept unless their own limits have changed.
     pub fn apply(&self, settings: &config::Throttle) {
         if *self.memory.load().settings() != settings.memory {
             self.memory.store(Arc::new(LimitMemory::new(&settings.memory)));
         }
     }
 
-    /// Sets the gauges of what is remembered.
+    /// Sets the gauges of the records.
     pub fn measure(&self) {
         for (kind, entries) in THROTTLE_MEMORY.into_iter().zip(self.memory.load().entries()) {
             let entries = i64::try_from(entries).unwrap_or(i64::MAX);
@@ -144,7 +142,7 @@ impl Throttle {
         }
     }
 
-    /// A connection has come that logs nobody in by itself: a question of nginx.
+    /// Counts a connection without a login of its own: an nginx auth request.
     ///
     /// # Errors
     /// Its prefix has too many.
@@ -156,8 +154,8 @@ impl Throttle {
         Ok(ConnectionPermit { _held: held, unauthenticated: None })
     }
 
-    /// A connection has come whose client is not logged in. `crowded`: most places of such connections
-    /// are taken, and one prefix may have so many of them; the rule acts then whatever its mode.
+    /// Counts a connection of a client that is not logged in. `crowded`: most slots for such connections are
+    /// taken, and one prefix may have this many of them; the limit is enforced then whatever its mode.
     ///
     /// # Errors
     /// Its prefix has too many.
@@ -179,12 +177,12 @@ impl Throttle {
         Ok(ConnectionPermit { _held: held, unauthenticated: Some(unauthenticated) })
     }
 
-    /// A TLS handshake begins. `crowded`: most places of unauthenticated connections are taken; the rule
-    /// about the prefix acts then whatever its mode.
+    /// Counts a TLS handshake. `crowded`: most slots for unauthenticated connections are taken; the limit per
+    /// prefix is enforced then whatever its mode.
     ///
     /// # Errors
-    /// There are too many, of its prefix or in all. A prefix with none under way may always have
-    /// one, within `limits.connections`: a single network cannot shut the others out.
+    /// There are too many, of its prefix or in total. A prefix with none in progress may always have one,
+    /// within `limits.connections`: a single network cannot shut out the others.
     pub fn handshake(
         &self,
         settings: &config::Throttle,
@@ -203,11 +201,11 @@ impl Throttle {
         Ok(HandshakePermit { _held: held, metrics: Arc::clone(&self.metrics) })
     }
 
-    /// A connection waits for its PROXY header. It is half-open as one in its handshake is, but its
-    /// prefix is that of a proxy, who may have many.
+    /// Counts a connection that waits for its PROXY header. It is half-open like one in its handshake, but its
+    /// prefix is that of a proxy, which may have many.
     ///
     /// # Errors
-    /// There are too many half-open ones in all. A proxy with none that waits may always have one.
+    /// There are too many half-open ones in total. A proxy with none waiting may always have one.
     pub fn proxy_header(&self, settings: &config::Throttle, proxy: IpAddr) -> Result<AwaitingProxyHeader, Limited> {
         let held = self.handshakes.hold(self.key(&("header", proxy)));
         if held.count > 1 {
@@ -216,10 +214,10 @@ impl Throttle {
         Ok(AwaitingProxyHeader { _held: held })
     }
 
-    /// A user has shown a right password and is to have a session.
+    /// Counts a session of a user that has shown a correct password.
     ///
     /// # Errors
-    /// He has too many, here or in all, or there are too many logins in this second.
+    /// The user has too many, here or in total, or there are too many logins in this second.
     pub fn session(&self, settings: &config::Throttle, client: IpAddr, dn: &str) -> Result<SessionPermit, Limited> {
         let user = self.entry(dn);
         let all = self.sessions.hold(user);
@@ -235,8 +233,8 @@ impl Throttle {
         Ok(SessionPermit { _held: [all, here] })
     }
 
-    /// An attempt that the directory has to be asked about: when it has its turn. What it came to
-    /// is then told to the [`Turn`].
+    /// Charges an attempt that requires a directory lookup, and computes its delay. The outcome is then
+    /// reported to the [`PendingAttempt`].
     ///
     /// # Errors
     /// It would have to wait longer than `max_delay`.
@@ -293,15 +291,15 @@ impl Throttle {
         Ok(turn)
     }
 
-    /// A right password that was cached: nothing was guessed, and the prefix is known from now on.
+    /// Records a correct cached password: nothing was guessed, and the prefix is known from now on.
     pub fn cached_success(&self, settings: &config::Throttle, client: IpAddr, login: &str, dn: &str) {
         let AttemptOrigin { memory, prefix, name, known, user } = self.origin(settings, client, login);
         let account = if known { self.key(&(user, prefix)) } else { name };
         self.succeeded(&memory, (account, prefix, name), dn);
     }
 
-    /// The user with this DN has shown a right password: what was counted is forgotten, and the network is
-    /// known. At a network that was known before, what strangers elsewhere have earned stays.
+    /// Records a correct password of the user with this DN: failures are forgotten, and the prefix becomes
+    /// known. At a prefix known before, failures from elsewhere stay.
     fn succeeded(&self, memory: &LimitMemory, (account, prefix, name): (HashedKey, HashedKey, HashedKey), dn: &str) {
         let user = self.entry(dn);
         memory.reset_user(account, prefix);
@@ -323,7 +321,7 @@ impl Throttle {
         AttemptOrigin { memory, prefix, name, user, known }
     }
 
-    /// What a rule makes of a delay.
+    /// Applies a limit to a delay.
     fn wait(&self, rule: Rule, settings: &FailedLogins, delay: Duration, client: IpAddr) -> Result<Duration, Limited> {
         if delay > settings.max_delay {
             self.limit_reached(rule, settings.mode, "refused", client)?;
@@ -337,12 +335,12 @@ impl Throttle {
         if count > limit.limit { self.limit_reached(rule, limit.mode, "refused", client) } else { Ok(()) }
     }
 
-    /// A rule is met: counted and told in either mode, and refused if it acts.
+    /// A limit is reached: counted and logged in either mode, and refused if it is enforced.
     fn limit_reached(&self, rule: Rule, mode: Mode, effect: &str, client: IpAddr) -> Result<(), Limited> {
         self.count(rule, mode, effect);
         let (word, mode_word) = (rule.label(), mode.label());
         if let Some(suppressed) = self.repeats.allow(word, mode_word) {
-            warn!(rule = word, mode = mode_word, %client, suppressed, "a rule of the throttle is met");
+            warn!(rule = word, mode = mode_word, %client, suppressed, "login rate limit reached");
         }
         match mode {
             Mode::Enforce => Err(Limited(rule)),
@@ -354,7 +352,7 @@ impl Throttle {
         self.metrics.throttled.with_label_values(&[rule.label(), effect, mode.label()]).inc();
     }
 
-    /// Whether one more login keeps to so many per second. A second's worth may come at once.
+    /// Whether one more login stays within this rate. One second's worth may come at once.
     fn within_rate(&self, per_second: u32) -> bool {
         let now = Instant::now();
         let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
@@ -389,24 +387,24 @@ fn exempt(settings: &config::Throttle, client: IpAddr) -> bool {
     settings.exempt.iter().any(|network| network.contains(client))
 }
 
-/// An entry by its DN, in which a template may capitalize and space otherwise than the directory.
+/// The hash of an entry's DN, whose case and spacing may differ between a template and the directory.
 fn entry_key(keys: &RandomState, dn: &str) -> HashedKey {
     keys.hash_one(dn.to_lowercase().split(',').map(str::trim).collect::<Vec<_>>())
 }
 
-/// A rule that acts whatever its mode, if it must.
+/// The limit, enforced whatever its mode if `must`.
 const fn acting(rule: Limit, must: bool) -> Limit {
     if must { Limit { mode: Mode::Enforce, ..rule } } else { rule }
 }
 
-/// An attempt that may go on after a delay. Dropped without a word before the directory is asked, it was
-/// no wrong password; after that, it may still be answered "wrong", and counts.
+/// An attempt that may proceed after a delay. Dropped before the directory is asked, it is refunded; after
+/// that, it counts, because it may still be answered as wrong.
 #[derive(Debug)]
 #[must_use]
 pub struct PendingAttempt<'a> {
     /// How long it has to wait.
     pub delay: Duration,
-    /// The rule that says so.
+    /// The limit that requires the delay.
     pub by: Option<Rule>,
     throttle: &'a Throttle,
     gate: Option<Arc<BindGate>>,
@@ -414,13 +412,13 @@ pub struct PendingAttempt<'a> {
 }
 
 impl PendingAttempt<'_> {
-    /// What is asked about the entry before it is bound. The directory is asked from here on.
+    /// The gate that the entry passes before the bind. The directory is asked from now on.
     pub fn begin_lookup(&mut self) -> Option<Arc<BindGate>> {
         self.asked = true;
         self.gate.clone()
     }
 
-    /// The directory said yes.
+    /// The directory accepted the password.
     pub fn right(mut self, dn: &str) {
         if let Some(gate) = self.gate.take() {
             gate.refund();
@@ -429,25 +427,25 @@ impl PendingAttempt<'_> {
         }
     }
 
-    /// The directory said that the password is wrong, or that there is no such entry, or it was not asked
-    /// because the entry's turn had not come.
+    /// The directory refused the password or found no entry, or it was not asked because the entry's delay had
+    /// not passed.
     pub fn wrong(mut self) {
         if let Some(gate) = self.gate.take() {
             gate.keep();
         }
     }
 
-    /// It was no wrong password, or nobody could tell.
+    /// It was not a wrong password, or the outcome is unknown.
     pub fn inconclusive(mut self) {
         if let Some(gate) = self.gate.take() {
             gate.refund();
         }
     }
 
-    /// Counts and tells that the entry's turn had not come, if so.
+    /// Counts and logs that the entry's delay had not passed, if so.
     pub fn log_if_over_limit(&self, client: IpAddr) {
         if let Some(gate) = self.gate.as_ref().filter(|gate| gate.was_over_limit()) {
-            // Whether it acts is for the gate.
+            // The gate decides whether it is enforced.
             let _ = self.throttle.limit_reached(Rule::FailedLoginsPerUser, gate.rule.mode, "refused", client);
         }
     }
@@ -461,7 +459,7 @@ impl Drop for PendingAttempt<'_> {
     }
 }
 
-/// A connection that counts, until it is dropped.
+/// A counted connection, until dropped.
 #[derive(Debug)]
 pub struct ConnectionPermit {
     _held: CountGuard,
@@ -476,7 +474,7 @@ impl ConnectionPermit {
     }
 }
 
-/// A TLS handshake that counts, until it is dropped.
+/// A counted TLS handshake, until dropped.
 #[derive(Debug)]
 pub struct HandshakePermit {
     _held: CountGuard,
@@ -489,13 +487,13 @@ impl Drop for HandshakePermit {
     }
 }
 
-/// A wait for a PROXY header that counts, until it is dropped.
+/// A counted wait for a PROXY header, until dropped.
 #[derive(Debug)]
 pub struct AwaitingProxyHeader {
     _held: CountGuard,
 }
 
-/// A session that counts, until it is dropped.
+/// A counted session, until dropped.
 #[derive(Debug)]
 pub struct SessionPermit {
     _held: [CountGuard; 2],

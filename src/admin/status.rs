@@ -142,7 +142,7 @@ impl Status {
             (
                 snapshot.config.directory.is_followed() && metrics.directory_watch_connected.get() == 0,
                 Mark::Attention,
-                "the directory is not followed at the moment: changes are seen late",
+                "LDAP change notification lost: changes are seen late",
             ),
             (metrics.panics.get() > 0, Mark::Bad, "usher has met a defect of its own: please report it"),
             (metrics.log_dropped.get() > 0, Mark::Attention, "log lines were lost"),

@@ -1,5 +1,4 @@
-//! What an administrator sees of the cache and may take out of it. Counts and times only: no
-//! password, and nothing that is made of one.
+//! Administrative access to the cache: counts and times only, never passwords or values derived from them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,30 +7,30 @@ use std::time::Duration;
 use super::Cache;
 use crate::directory::Entry;
 
-/// What is remembered of one entry.
+/// The cached data of one entry.
 #[derive(Debug)]
 pub struct CacheRecord {
-    /// Its DN, or what stands for it where only wrong passwords are known.
+    /// Its DN, or the name that was bound if only wrong passwords are cached.
     pub dn: Arc<str>,
-    /// The names under which it was typed, sorted.
+    /// The typed names that lead to it, sorted.
     pub names: Vec<String>,
     /// The entry, if there is a decision.
     pub entry: Option<Arc<Entry>>,
-    /// How many right passwords are known.
+    /// The number of correct passwords.
     pub right: usize,
-    /// How many wrong ones.
+    /// The number of wrong passwords.
     pub wrong: usize,
     /// How long ago a bind last proved a password.
     pub age: Option<Duration>,
-    /// How long that is used without another question.
+    /// How long the decision is used without a lookup.
     pub left: Option<Duration>,
-    /// How long it would be used while no directory answers.
+    /// How long it would be used while the directory is unreachable.
     pub stale_left: Option<Duration>,
 }
 
 impl Cache {
-    /// What is remembered of whoever this name, in any capitals, or DN stands for: one entry, or none,
-    /// or several where spellings of a name meant different entries.
+    /// The cached data for this name, in any case, or DN: one entry, or none, or several if spellings of a name
+    /// led to different entries.
     #[must_use]
     pub fn remembered(&self, name: &str) -> Vec<CacheRecord> {
         let mut names: BTreeMap<Arc<str>, Vec<String>> = BTreeMap::new();
@@ -46,14 +45,14 @@ impl Cache {
         if !found.is_empty() {
             return found;
         }
-        // Its names may have been pushed out.
+        // Its names may have been evicted.
         self.of_entry(name.into(), Vec::new()).into_iter().collect()
     }
 
     fn of_entry(&self, dn: Arc<str>, mut names: Vec<String>) -> Option<CacheRecord> {
         let person = self.users.get(&dn);
         let wrong = self.wrong.get(&dn).map_or(0, |refused| refused.count());
-        // A name whose decision was forgotten says nothing any more.
+        // A name whose decision was forgotten is ignored.
         if person.is_none() && wrong == 0 {
             return None;
         }
@@ -72,7 +71,7 @@ impl Cache {
         })
     }
 
-    /// Forgets all that is remembered of an entry, wrong passwords too.
+    /// Forgets everything about an entry, including wrong passwords.
     pub fn drop_entry(&self, dn: &Arc<str>) {
         self.forget(dn);
         self.forget_wrong(dn);
@@ -83,7 +82,7 @@ impl Cache {
         }
     }
 
-    /// Forgets everything, and ends the life of answers that are on their way.
+    /// Forgets everything, and invalidates answers in progress.
     pub fn drop_all(&self) {
         self.pass(&self.forgotten);
         self.names.invalidate_all();

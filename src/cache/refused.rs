@@ -1,11 +1,11 @@
-//! The wrong passwords of an entry: which of them may be right by now?
+//! The wrong passwords of an entry, and which of them may be valid by now.
 //!
-//! A bind costs the owner one of the few failures that a lock-out policy grants, so a password that was
-//! refused is bound again for a reason only. A change of the password, or of what the policy says of it,
-//! is one. A lock is none: who is locked out has the same password. But a lock may hide that a password
-//! is right, as some servers answer invalidCredentials to both. What tells them apart is the count of
-//! wrong passwords that the entry shows (pwdFailureTime, badPwdCount): where it shows one, and no lock,
-//! the bind was looked at. Good logins clear that count, a lock comes and goes: neither is a reason.
+//! A bind costs the owner one of the few failures that a lockout policy grants, so a refused password is bound
+//! again only for a reason. A change of the password, or of its policy attributes, is one. A lock is not: the
+//! locked user has the same password. But a lock may hide that a password is correct, as some servers return
+//! invalidCredentials in both cases. The count of wrong passwords in the entry (pwdFailureTime, badPwdCount)
+//! distinguishes them: with a count and without a lock, the server had checked the password. Successful logins
+//! clear that count, a lock comes and goes: neither is a reason.
 
 use std::time::Duration;
 
@@ -14,19 +14,19 @@ use tokio::time::Instant;
 use super::Digest;
 use crate::directory::EntryVersion;
 
-/// How long a password that was surely wrong is not bound again. Not for ever: a server that asks another
-/// one for passwords ({SASL}) refuses right ones while that is away, and shows no change afterwards.
+/// How long a password that was certainly wrong is not bound again. Limited, because a server that delegates
+/// passwords ({SASL}) refuses correct ones while the other is unreachable, and shows no change afterwards.
 const SURE: Duration = Duration::from_secs(12 * 60 * 60);
 /// Wrong passwords kept per entry.
 const PER_ENTRY: usize = 8;
 
-/// How sure it is that a password was wrong when it was refused.
+/// How certain it is that a password was wrong when it was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Certainty {
-    /// Nothing was seen of the entry since. With `again`, a lock came beside an earlier refusal, too.
+    /// The entry was not seen since. With `again`, an earlier refusal coincided with a lock, too.
     New { again: bool },
-    /// The entry is locked, or was: the lock may have come just before the bind, or with it. One more
-    /// bind when it is over will tell.
+    /// The entry is or was locked: the lock may have come just before the bind, or with it. One more bind after
+    /// the lock decides.
     Locked,
     /// The entry was seen with a count of wrong passwords and without a lock.
     Sure,
@@ -36,12 +36,12 @@ enum Certainty {
 struct WrongPassword {
     digest: Digest,
     at: Instant,
-    /// How long it counts as wrong while nothing shows whether the bind was looked at.
+    /// How long it counts as wrong while it is unknown whether the server checked it.
     life: Duration,
     certainty: Certainty,
 }
 
-/// The wrong passwords of an entry, and what it showed when the last one was refused.
+/// The wrong passwords of an entry, and its version when the last one was refused.
 #[derive(Clone, Default)]
 pub(super) struct WrongPasswords {
     seen: EntryVersion,
@@ -49,8 +49,8 @@ pub(super) struct WrongPasswords {
 }
 
 impl WrongPasswords {
-    /// A password was refused by a server that showed these marks before the bind. `life` is how long it
-    /// counts at first, and at most, where the entry shows no count of wrong passwords.
+    /// Adds a password refused by a server that returned this version before the bind. `life` is how long it
+    /// counts at first, and at most, if the entry exposes no count of wrong passwords.
     pub(super) fn add(
         &mut self,
         seen: &EntryVersion,
@@ -64,12 +64,12 @@ impl WrongPasswords {
             ..seen.clone()
         };
         let before = self.list.iter().find(|wrong| wrong.digest.matches(&digest));
-        // It grows only where a change of the password would show.
+        // It grows only if a password change would be visible.
         let grown = before.filter(|_| seen.shows_password_changes()).map(|wrong| wrong.life.saturating_mul(2));
         let life = grown.map_or(first, |grown| grown.min(most));
         let standing = match before.map(|wrong| wrong.certainty) {
             Some(Certainty::Sure) => Certainty::Sure,
-            // The server has said of this entry what it says of locked ones, and did not say it now.
+            // The server reports locks of this entry, and did not report one now.
             _ if seen.locked => Certainty::Sure,
             Some(Certainty::Locked | Certainty::New { again: true }) => Certainty::New { again: true },
             Some(Certainty::New { again: false }) | None => Certainty::New { again: false },
@@ -81,7 +81,7 @@ impl WrongPasswords {
         self.list.push(WrongPassword { digest, at: now, life, certainty: standing });
     }
 
-    /// The entry was looked up and shows this. Returns whether that is news.
+    /// Evaluates the entry as looked up. Returns whether anything changed.
     pub(super) fn note_entry(&mut self, marks: &EntryVersion) -> bool {
         let aged = marks.shows_password_age() || self.seen.shows_password_age();
         if marks.password_differs(&self.seen) || (!aged && marks.revision != self.seen.revision) {
@@ -99,24 +99,24 @@ impl WrongPasswords {
         self.lock_shown(marks) || is_news
     }
 
-    /// The entry shows a lock, or none. Returns whether that is news.
+    /// Evaluates whether the entry is locked. Returns whether anything changed.
     pub(super) fn lock_shown(&mut self, marks: &EntryVersion) -> bool {
         let mut is_news = false;
         for wrong in self.list.iter_mut().filter(|_| marks.locked) {
             if let Certainty::New { again } = wrong.certainty {
-                // Twice within a moment of a bind: it is this password that locks.
+                // Twice within a moment of a bind: this password causes the lock.
                 (wrong.certainty, is_news) = (if again { Certainty::Sure } else { Certainty::Locked }, true);
             }
         }
         is_news
     }
 
-    /// Whether this password was refused within so long.
+    /// Whether this password was refused within this time.
     pub(super) fn lately(&self, digest: &Digest, within: Duration) -> bool {
         self.any(digest, |wrong| wrong.at.elapsed() < within)
     }
 
-    /// Whether this password still counts as wrong, now that the entry shows this.
+    /// Whether this password still counts as wrong, given the entry's version.
     pub(super) fn counts(&self, marks: &EntryVersion, digest: &Digest) -> bool {
         self.any(digest, |wrong| {
             let age = wrong.at.elapsed();
@@ -128,12 +128,11 @@ impl WrongPasswords {
         })
     }
 
-    /// Every digest is compared, so that the time tells nothing about which one it was.
+    /// Every digest is compared, so that timing does not reveal which one matched.
     fn any(&self, digest: &Digest, is: impl Fn(&WrongPassword) -> bool) -> bool {
         self.list.iter().fold(false, |any, wrong| any | (wrong.digest.matches(digest) && is(wrong)))
     }
 
-    /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.list.len()
     }

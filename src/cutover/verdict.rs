@@ -90,7 +90,7 @@ impl Verdict {
             ),
             DirectoryError::InvalidCredentials { dn, .. } | DirectoryError::RefusedBefore { dn } => Self {
                 dn: (!dn.is_empty()).then(|| dn.to_string()),
-                ..Self::refused(Refusal::WrongPassword, "the directory refused the password")
+                ..Self::refused(Refusal::WrongPassword, "directory refused the password")
             },
             DirectoryError::Account { dn, state, proven } => {
                 let hint = if *proven { "" } else { " (it says so to everybody: the password may be right or wrong)" };

@@ -1,10 +1,9 @@
-//! Reading and writing BER (X.690), element by element: the only reader of what a directory sends.
+//! Reads and writes BER (X.690) element by element; all input from a directory is parsed here first.
 //!
-//! Definite lengths, one-byte tags and primitive strings only, as LDAP demands (RFC 4511 section 5.1).
-//! Nothing is built, nothing recurses, nothing panics, whatever bytes come. Whole messages are checked in
-//! `frames.rs`.
+//! Definite lengths, one-byte tags and primitive strings only, as LDAP requires (RFC 4511 section 5.1). No
+//! allocation, no recursion, no panic, whatever bytes arrive. Complete messages are checked in `frames.rs`.
 
-/// What the first bytes of an element say of it.
+/// The header of an element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ElementHeader {
     pub(super) tag: u8,
@@ -26,7 +25,7 @@ pub(super) enum HeaderError {
 /// Reads the header of the element that these bytes begin with.
 pub(super) fn header(bytes: &[u8]) -> Result<ElementHeader, HeaderError> {
     let (tag, rest) = bytes.split_first().ok_or(HeaderError::Short)?;
-    // 0x1f announces a tag of several bytes, which LDAP has not.
+    // 0x1f announces a multi-byte tag, which LDAP does not use.
     if tag & 0x1f == 0x1f {
         return Err(HeaderError::Malformed);
     }
@@ -43,26 +42,26 @@ pub(super) fn header(bytes: &[u8]) -> Result<ElementHeader, HeaderError> {
     Ok(ElementHeader { tag: *tag, size: 2 + digits, content })
 }
 
-/// The first element: its tag, its content, and what stands behind it.
+/// The first element: its tag, its content, and the bytes after it.
 pub(super) fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let header = header(bytes).ok()?;
     let (content, behind) = bytes.get(header.size..)?.split_at_checked(header.content)?;
     Some((header.tag, content, behind))
 }
 
-/// The content of the first element if it has this tag, and what stands behind it.
+/// The content of the first element if it has this tag, and the bytes after it.
 pub(super) fn tagged(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (found, content, rest) = element(bytes)?;
     (found == tag).then_some((content, rest))
 }
 
-/// A whole number of one to four bytes, its sign ignored. Longer ones are never folded: what is left of
-/// `01 00 00 00 00` would be 0, which is success.
+/// An integer of one to four bytes, its sign ignored. Longer ones are never truncated: the rest of `01 00 00 00
+/// 00` would be 0, which is success.
 pub(super) fn number(content: &[u8]) -> Option<u32> {
     matches!(content.len(), 1..=4).then(|| content.iter().fold(0, |number, byte| number << 8 | u32::from(*byte)))
 }
 
-/// How many bytes an element with so much content takes.
+/// The size of an element with this much content.
 pub(super) fn size_of(content: usize) -> usize {
     match content {
         0..0x80 => 2 + content,
@@ -72,7 +71,7 @@ pub(super) fn size_of(content: usize) -> usize {
     }
 }
 
-/// Writes the header of an element with so much content, in as few bytes as [`size_of`] counts.
+/// Writes the header of an element with this much content, in as few bytes as [`size_of`] counts.
 pub(super) fn put_header(tag: u8, content: usize, mut put: impl FnMut(&[u8])) {
     // usher writes nothing of 4 GiB.
     let length = u32::try_from(content).unwrap_or(u32::MAX);
@@ -88,7 +87,7 @@ pub(super) fn put_header(tag: u8, content: usize, mut put: impl FnMut(&[u8])) {
     }
 }
 
-/// An element of these parts.
+/// An element with these parts as content.
 pub(super) fn wrapped(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let content = parts.iter().map(|part| part.len()).sum();
     let mut bytes = Vec::with_capacity(size_of(content));

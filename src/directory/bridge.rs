@@ -1,9 +1,9 @@
-//! What stands between a directory server and ldap3: its answers pass as whole messages that are checked
-//! (`frames.rs`), its questions as they are.
+//! Connects a directory server with ldap3: replies pass as complete messages that are checked (`frames.rs`),
+//! requests unchanged.
 //!
-//! One task, two directions that do not wait for each other, and a bounded buffer for each: one message
-//! at most towards ldap3, one read towards the server. Whichever side does not take what is for it is not
-//! read from for the other. Sets no deadline: those who wait for an answer do.
+//! One task, two independent directions, and a bounded buffer for each: one message towards ldap3, one read
+//! towards the server. While one side does not accept data, the other is not read. Sets no deadline: the
+//! callers do.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -17,20 +17,19 @@ use super::connection::{ConnectionError, LdapSocket};
 use super::frames::Frames;
 use crate::tls::stream::Stream;
 
-/// Bytes of questions that are read at once.
+/// Bytes of requests read at once.
 const QUESTIONS: usize = 16 * 1_024;
 
-/// Both ends.
 #[derive(Debug)]
 pub(super) struct Bridge {
     server: Stream<LdapSocket>,
     frames: Frames,
-    /// ldap3's end is the other one of a pair.
+    /// ldap3 has the other end of the pair.
     library: UnixStream,
-    /// What ldap3 has said, from `sent` on not yet with the server.
+    /// Requests from ldap3; those from `sent` on are not sent yet.
     questions: Vec<u8>,
     sent: usize,
-    /// Whether some of it may be with TLS and not with the socket.
+    /// Whether TLS holds data that the socket has not taken.
     unsent: bool,
 }
 
@@ -40,8 +39,8 @@ impl Bridge {
         Self { server, frames, library, questions: Vec::new(), sent: 0, unsent: false }
     }
 
-    /// Runs until one side ends: why, if it is the server's, and ldap3's end of the pair, which is to be
-    /// closed.
+    /// Runs until one side ends: returns the error, if it is the server's, and ldap3's end of the pair, to be
+    /// closed by the caller.
     pub(super) async fn run(mut self) -> (Option<ConnectionError>, UnixStream) {
         let fault = poll_fn(|cx| match self.poll_answers(cx) {
             Poll::Pending => self.poll_questions(cx),
@@ -51,14 +50,14 @@ impl Bridge {
         (fault, self.library)
     }
 
-    /// Moves answers; ready when there will be no more.
+    /// Forwards replies; ready at the end.
     fn poll_answers(&mut self, cx: &mut Context<'_>) -> Poll<Option<ConnectionError>> {
         loop {
             let whole = self.frames.whole();
             if !whole.is_empty() {
                 match ready!(Pin::new(&mut self.library).poll_write(cx, whole)) {
                     Ok(n) if n > 0 => self.frames.consume(n),
-                    // ldap3 has let go of its end, and knows why.
+                    // ldap3 has closed its end, and knows the reason.
                     Ok(_) | Err(_) => return Poll::Ready(None),
                 }
                 continue;
@@ -66,7 +65,7 @@ impl Bridge {
             if let Some(end) = self.frames.end() {
                 return Poll::Ready(Some(ended(end)));
             }
-            // ldap3 tells so itself, once it has read what came before.
+            // ldap3 detects this itself, once it has read the preceding data.
             if self.server.has_ended() {
                 return Poll::Ready(None);
             }
@@ -77,7 +76,7 @@ impl Bridge {
         }
     }
 
-    /// Moves questions; ready when there will be no more.
+    /// Forwards requests; ready at the end.
     fn poll_questions(&mut self, cx: &mut Context<'_>) -> Poll<Option<ConnectionError>> {
         loop {
             let left = self.questions.get(self.sent..).unwrap_or_default();

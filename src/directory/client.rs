@@ -1,11 +1,11 @@
-//! An LDAP client of its own for what touches a password: TLS, StartTLS, the simple bind, and the read
-//! behind it as whoever was bound.
+//! The LDAP client for everything that touches a password: TLS, StartTLS, the simple bind, and the read that
+//! follows as the bound user.
 //!
-//! One operation at a time and no task: what is asked leaves at once, and the next message must be the
-//! answer, of that kind and with that message ID, or the server has broken a rule. A password is written into a
-//! buffer that is wiped, from there into the record that TLS encrypts in place, and nowhere else. Answers
-//! come through `frames.rs`: whole, checked and bounded. Knows no deadline: whoever calls limits the wait
-//! and drops the connection when the time is over. RFC 4511 (protocol), 4513 (authentication).
+//! One operation at a time and no task: a request is sent at once, and the next message must be its reply, with
+//! the expected type and message ID, or it is a protocol violation. A password is written into a buffer that is
+//! wiped, from there into the record that TLS encrypts in place, and nowhere else. Replies pass through
+//! `frames.rs`: complete, checked and bounded. The caller enforces deadlines and drops the connection when one
+//! expires. RFC 4511 (protocol), 4513 (authentication).
 
 use std::future::poll_fn;
 use std::io;
@@ -30,7 +30,7 @@ use crate::tls::stream::Stream;
 pub(super) struct BindClient {
     stream: Stream<LdapSocket>,
     frames: Frames,
-    /// The message ID of the last request; also how many there were.
+    /// The message ID of the last request.
     asked: u32,
     operations: u64,
 }
@@ -43,7 +43,7 @@ impl BindClient {
             return Ok(Self::over(socket.into(), dial.max_message));
         }
         let Some(config) = dial.tls.clone() else {
-            return Err(ConnectionError::Broken("TLS is wanted but not set up".to_owned()));
+            return Err(ConnectionError::Broken("TLS required but not configured".to_owned()));
         };
         let name = ServerName::try_from(dial.host.clone()).map_err(|error| ConnectionError::broken(&error))?;
         let socket = if dial.starttls { start_tls(socket).await? } else { socket };
@@ -56,35 +56,34 @@ impl BindClient {
         Self { stream, frames: Frames::new(most), asked: 0, operations: 0 }
     }
 
-    /// The connection, what has come on it, and how many operations it was used for.
+    /// The connection, its unread input, and the number of its operations.
     pub(super) fn into_parts(self) -> (Stream<LdapSocket>, Frames, u64) {
         (self.stream, self.frames, self.operations)
     }
 
-    /// How many operations it was used for.
+    /// The number of its operations.
     pub(super) const fn operations(&self) -> u64 {
         self.operations
     }
 
-    /// The certificate that the server showed (DER); none in the clear.
+    /// The server's certificate (DER); `None` without TLS.
     pub(super) fn certificate(&self) -> Option<Vec<u8>> {
         self.stream.server_certificates().first().map(|certificate| certificate.to_vec())
     }
 
-    /// Whether it can be told that it is of no more use: the server has ended it, or has said something
-    /// unasked. To be asked between operations only.
+    /// Whether the connection is known to be unusable: closed by the server, or unsolicited data arrived. Only
+    /// to be called between operations.
     pub(super) fn is_dead(&mut self) -> bool {
-        // What TLS has to say for itself, such as tickets, is taken on the way.
+        // TLS messages such as session tickets are processed on the way.
         let came = self.poll_more(&mut Context::from_waker(Waker::noop()));
         came.is_ready() || !self.frames.is_empty()
     }
 
-    /// A simple bind; its answer. If the future is dropped before that, the connection must not be used
-    /// again.
+    /// A simple bind. If the future is dropped before the reply, the connection must not be reused.
     pub(super) async fn bind(&mut self, dn: &str, password: &str) -> Result<BindResponse, ConnectionError> {
-        // Both empty are anonymous binds in disguise, which succeed (RFC 4513 section 5.1.2).
+        // Either empty is an anonymous bind in disguise, which succeeds (RFC 4513 section 5.1.2).
         if dn.is_empty() || password.is_empty() {
-            return Err(ConnectionError::Broken("a bind without name or password is not sent".to_owned()));
+            return Err(ConnectionError::Broken("bind without DN or password refused".to_owned()));
         }
         let id = self.next_id();
         let mut request = request::bind(id, dn, password);
@@ -96,7 +95,7 @@ impl BindClient {
         Ok(self.answer(id, answer).await??)
     }
 
-    /// A search, by whoever is bound.
+    /// A search as the bound identity.
     pub(super) async fn search(
         &mut self,
         question: &SearchRequest,
@@ -124,7 +123,7 @@ impl BindClient {
                         },
                     ))
                 }
-                // Continuation references stand beside entries (AD always sends them): not followed.
+                // Continuation references accompany entries (AD always sends them): not followed.
                 frames::SEARCH_REFERENCE | frames::INTERMEDIATE_RESPONSE => Some(Ok(None)),
                 _ => None,
             };
@@ -139,21 +138,21 @@ impl BindClient {
 
     fn next_id(&mut self) -> u32 {
         self.operations += 1;
-        // maxInt is 2^31 - 1; long before that a connection has done its number of operations.
+        // maxInt is 2^31 - 1; a connection reaches its limit of operations long before.
         self.asked = self.asked % 0x7fff_ffff + 1;
         self.asked
     }
 
     /// Sends a request and wipes it.
     async fn send(&mut self, request: &mut SecretBuf) -> Result<(), ConnectionError> {
-        // An answer that is there before the question is none.
+        // A reply that precedes its request is a violation.
         if !self.frames.is_empty() {
             return Err(self.frames.end().map_or(Violation::Foreign.into(), ended));
         }
         self.stream.send(request).await.map_err(|error| reason(&error))
     }
 
-    /// The next message, as `read` reads it: it must be about this request, and of a kind that answers it.
+    /// The next message, as parsed by `read`: its ID and type must match the request.
     async fn answer<T>(
         &mut self,
         id: u32,
@@ -172,7 +171,7 @@ impl BindClient {
         }
     }
 
-    /// Takes what has arrived; ready when that was something, or the end.
+    /// Reads what has arrived; ready on data or at the end.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
         let Self { stream, frames, .. } = self;
         if stream.has_ended() {
@@ -183,9 +182,9 @@ impl BindClient {
     }
 }
 
-/// Asks for TLS; the socket, on which the server waits for the handshake.
+/// Requests StartTLS; returns the socket, ready for the handshake.
 async fn start_tls(socket: LdapSocket) -> Result<LdapSocket, ConnectionError> {
-    // Nobody has vouched for this server: its answer is a small one or none.
+    // The server is not authenticated yet: its reply is limited to a small size.
     let mut clear = BindClient::over(socket.into(), BEFORE_TLS);
     let id = clear.next_id();
     clear.send(&mut request::start_tls(id)).await?;
@@ -195,31 +194,28 @@ async fn start_tls(socket: LdapSocket) -> Result<LdapSocket, ConnectionError> {
     };
     let code = clear.answer(id, answer).await??;
     if code != 0 {
-        return Err(ConnectionError::Broken(format!("StartTLS was refused with result {code}")));
+        return Err(ConnectionError::Broken(format!("StartTLS refused with result {code}")));
     }
-    // Whoever can write into the clear must not have a word behind it.
+    // Cleartext injected before the handshake must not be taken for server data.
     if !clear.frames.is_empty() {
         return Err(Violation::BeforeTls.into());
     }
     clear.stream.into_plain().ok_or_else(|| ConnectionError::Broken("TLS has begun already".to_owned()))
 }
 
-/// Why no more messages come, as a fault.
+/// The end of the stream, as an error.
 pub(super) fn ended(end: StreamEnd) -> ConnectionError {
     match end {
         StreamEnd::Violation(violation) => violation.into(),
-        StreamEnd::Notice(code) => {
-            ConnectionError::Broken(format!("the server ended the connection with result {code}"))
-        }
+        StreamEnd::Notice(code) => ConnectionError::Broken(format!("server closed the connection with result {code}")),
     }
 }
 
-/// A reason of the connection.
+/// An I/O error of the connection.
 pub(super) fn reason(error: &io::Error) -> ConnectionError {
     ConnectionError::broken(&tls::describe(error))
 }
 
-/// The end of the connection.
 pub(super) fn closed() -> ConnectionError {
     ConnectionError::Broken("connection closed by the server".to_owned())
 }

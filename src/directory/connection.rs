@@ -41,36 +41,35 @@ pub(super) const MAX_MESSAGES: usize = 1_000;
 /// Bytes of a reason in a log line.
 const MAX_REASON: usize = 300;
 
-/// What went wrong with a connection. Each of these ends its use.
+/// An error of a connection. Each one ends its use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ConnectionError {
-    /// It could not be made, or it broke.
+    /// It could not be opened, or it broke.
     #[error("{0}")]
     Broken(String),
     /// No answer in time.
-    #[error("no answer in time")]
+    #[error("timed out")]
     Timeout,
-    /// No answer in what was left of the decision's time, which was less than an answer may take.
-    #[error("no answer in the time that was left")]
+    /// No reply in the rest of the login's time, which was shorter than a reply may take.
+    #[error("timed out: too little time was left")]
     CutShort,
-    /// What came is no answer to what was asked.
-    #[error("the answer cannot be read")]
+    /// The message is not a reply to the request.
+    #[error("malformed reply")]
     Malformed,
-    /// What came broke a rule of the protocol, or a limit.
-    #[error("the answer cannot be read: {0}")]
+    /// The message violates the protocol, or a limit.
+    #[error("malformed reply: {0}")]
     Violation(#[from] Violation),
 }
 
 impl ConnectionError {
-    /// A reason made of our words, the system's and the library's: bounded, without control
-    /// characters.
+    /// A reason from our, the system's or the library's text: bounded, without control characters.
     pub(super) fn broken(reason: &dyn std::fmt::Display) -> Self {
         let text: String = reason.to_string().chars().filter(|c| !c.is_control()).take(MAX_REASON).collect();
         Self::Broken(text)
     }
 }
 
-/// How to reach a server.
+/// How to connect to a server.
 #[derive(Debug, Clone)]
 pub(super) struct Dial {
     /// ldap, ldaps or ldapi.
@@ -79,55 +78,55 @@ pub(super) struct Dial {
     pub(super) host: String,
     /// The port.
     pub(super) port: u16,
-    /// StartTLS on ldap: mandatory, there is no way back to the clear.
+    /// StartTLS on ldap: mandatory, there is no fallback to cleartext.
     pub(super) starttls: bool,
     /// Roots, client certificate, versions.
     pub(super) tls: Option<Arc<ClientConfig>>,
-    /// How long making the connection may take; shared by all addresses of the host.
+    /// How long connecting may take; shared by all addresses of the host.
     pub(super) patience: Duration,
-    /// The longest message under TLS, or where there is none, in bytes.
+    /// The longest message, in bytes, after authentication of the server.
     pub(super) max_message: usize,
 }
 
-/// Which entries a search may see.
+/// The scope of a search.
 pub(super) use ldap3::Scope;
 
-/// A search.
+/// A search request.
 #[derive(Debug)]
 pub(super) struct SearchRequest {
     /// `search` or `read`: the metric label.
     pub(super) operation: &'static str,
-    /// Where.
+    /// The base DN.
     pub(super) base: String,
-    /// The entry itself or all below.
+    /// The scope.
     pub(super) scope: Scope,
-    /// Which.
+    /// The filter.
     pub(super) filter: String,
-    /// What is read of them.
+    /// The attributes to read.
     pub(super) attributes: Arc<Attributes>,
 }
 
 impl SearchRequest {
-    /// How many entries and seconds it asks for at most.
+    /// The requested size limit and time limit in seconds.
     pub(super) fn limits(&self, time_limit: Duration) -> (u32, u32) {
         let seconds = u32::try_from(time_limit.as_secs().saturating_add(1)).unwrap_or(u32::MAX).min(i32::MAX as u32);
-        // Two are as good as many: one entry is a user, more are a refusal.
+        // Two are enough: one entry is a user, more are an ambiguity.
         (if self.scope == Scope::Base { 1 } else { 2 }, seconds)
     }
 }
 
-/// The answer to a [`Question`].
+/// The result of a [`SearchRequest`].
 #[derive(Debug)]
 pub(super) struct SearchResult {
     /// The result code.
     pub(super) code: u32,
-    /// How many entries came.
+    /// The number of entries.
     pub(super) entries: usize,
-    /// The first of them; `None` also if it is out of bounds.
+    /// The first of them; `None` also if it exceeds a limit.
     pub(super) first: Option<Entry>,
 }
 
-/// A connection that searches share. Dropping it closes the socket at once.
+/// A connection shared by searches. Dropping it closes the socket at once.
 #[derive(Debug)]
 pub(super) struct Connection {
     ldap: ldap3::Ldap,
@@ -138,12 +137,12 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Gives a connection to ldap3, with the identity that it has.
+    /// Hands a connection to ldap3, with its current identity.
     pub(super) async fn over(client: BindClient) -> Result<Self, ConnectionError> {
         let (stream, frames, operations) = client.into_parts();
         let (near, far) = UnixStream::pair().map_err(|error| ConnectionError::broken(&error))?;
         let near = near.into_std().map_err(|error| ConnectionError::broken(&error))?;
-        // The URL names nothing: the socket is given.
+        // The URL is unused: the socket is given.
         let settings = LdapConnSettings::new().set_std_stream(StdStream::Unix(near));
         let made = LdapConnAsync::with_settings(settings, "ldapi:///").await;
         let (driver, ldap) = made.map_err(|error| from_ldap3(&error))?;
@@ -153,7 +152,7 @@ impl Connection {
         let why = ended.clone();
         tasks.spawn(async move {
             let (fault, far) = bridge.run().await;
-            // Before ldap3 sees the end of the pair: the first reason is the true one.
+            // Before ldap3 sees the end of the pair: the first reason is the actual one.
             if let Some(fault) = fault {
                 record_end(&why, fault);
             }
@@ -170,17 +169,17 @@ impl Connection {
         Ok(Self { ldap, end, operations: AtomicU64::new(operations), _tasks: tasks })
     }
 
-    /// Whether it is known to be dead.
+    /// Whether it is known to be closed.
     pub(super) fn is_dead(&self) -> bool {
         self.end.borrow().is_some()
     }
 
-    /// How many operations it was used for.
+    /// The number of its operations.
     pub(super) fn operations(&self) -> u64 {
         self.operations.load(Ordering::Relaxed)
     }
 
-    /// A search; any number of them may be under way.
+    /// A search; any number may run at the same time.
     pub(super) async fn search(
         &self,
         question: &SearchRequest,
@@ -203,7 +202,7 @@ impl Connection {
             if messages > MAX_MESSAGES {
                 return Err(ConnectionError::Malformed);
             }
-            // Continuation references stand beside entries (AD always sends them): not followed.
+            // Continuation references accompany entries (AD always sends them): not followed.
             if message.is_ref() || message.is_intermediate() {
                 continue;
             }
@@ -217,18 +216,18 @@ impl Connection {
         Ok(found)
     }
 
-    /// Asks who this connection is bound as: any answer shows that it lives.
+    /// Sends Who am I?: any reply shows that the connection is alive.
     pub(super) async fn who_am_i(&self) -> Result<(), ConnectionError> {
         let mut ldap = self.ldap.clone();
         self.contained(ldap.extended(WhoAmI)).await.map(drop)
     }
 
-    /// For operations that are made elsewhere, each to be [`Connection::contained`].
+    /// For operations of other modules, each to be wrapped in [`Connection::contained`].
     pub(super) fn handle(&self) -> ldap3::Ldap {
         self.ldap.clone()
     }
 
-    /// Runs an operation; a panic within it or the driver's end become faults.
+    /// Runs an operation; a panic within it, or the driver's end, becomes an error.
     pub(super) async fn contained<T>(
         &self,
         operation: impl Future<Output = Result<T, LdapError>>,
@@ -237,7 +236,7 @@ impl Connection {
             Ok(Ok(answer)) => Ok(answer),
             Err(_panic) => Err(ConnectionError::Malformed),
             Ok(Err(error)) if is_end(&error) => {
-                // The driver has dropped our channel; a moment later it says why.
+                // The driver has closed its channel; the reason follows shortly.
                 let mut end = self.end.clone();
                 let known = end.wait_for(Option::is_some).await.ok().and_then(|fault| fault.clone());
                 Err(known.unwrap_or_else(|| from_ldap3(&error)))
@@ -247,7 +246,7 @@ impl Connection {
     }
 }
 
-/// Notes why a connection has ended, unless that is known.
+/// Records the reason why a connection ended, unless one is recorded already.
 fn record_end(end: &watch::Sender<Option<ConnectionError>>, fault: ConnectionError) {
     end.send_if_modified(|known| {
         let is_first = known.is_none();
@@ -256,7 +255,7 @@ fn record_end(end: &watch::Sender<Option<ConnectionError>>, fault: ConnectionErr
     });
 }
 
-/// Whether an error says no more than that the driver is gone.
+/// Whether an error only means that the driver has ended.
 fn is_end(error: &LdapError) -> bool {
     matches!(
         error,
@@ -268,10 +267,10 @@ fn is_end(error: &LdapError) -> bool {
     )
 }
 
-/// An error of ldap3 as a fault. `Display` only: `Debug` may show requests.
+/// Converts an error of ldap3. `Display` only: `Debug` may contain requests.
 fn from_ldap3(error: &LdapError) -> ConnectionError {
     let LdapError::Io { source } = error else { return ConnectionError::broken(error) };
-    // ldap3's own words for BER that it cannot parse.
+    // The text of ldap3 for BER that it cannot parse.
     if source.to_string() == "decoding error" {
         ConnectionError::Malformed
     } else {
@@ -330,7 +329,7 @@ impl AsyncWrite for LdapSocket {
 }
 
 impl Dial {
-    /// A connected socket, on which nothing was said.
+    /// A connected socket, before any data.
     pub(super) async fn socket(&self) -> Result<LdapSocket, ConnectionError> {
         if self.scheme == LdapScheme::Ldapi {
             return UnixStream::connect(&self.host)
@@ -341,13 +340,13 @@ impl Dial {
         self.tcp().await.map(LdapSocket::Tcp)
     }
 
-    /// Tries the host's addresses in order; each gets its share of the time that is left.
+    /// Tries the host's addresses in order; each gets its share of the remaining time.
     async fn tcp(&self) -> Result<TcpStream, ConnectionError> {
         let until = Instant::now() + self.patience;
         let addresses =
             lookup_host((self.host.as_str(), self.port)).await.map_err(|error| ConnectionError::broken(&error))?;
         let addresses: Vec<SocketAddr> = addresses.collect();
-        let mut fault = ConnectionError::Broken("the name has no address".to_owned());
+        let mut fault = ConnectionError::Broken("host name has no address".to_owned());
         for (at, address) in addresses.iter().enumerate() {
             let left = u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);
             let now = Instant::now();
@@ -362,7 +361,7 @@ impl Dial {
     }
 }
 
-/// Sends at once, notices a dead peer while waiting and while sending.
+/// Disables Nagle's algorithm and enables detection of dead peers.
 fn tuned(stream: TcpStream) -> std::io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     sockets::DIRECTORY.set(&stream)?;

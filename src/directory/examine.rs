@@ -1,8 +1,8 @@
-//! An examination of every server, for `usher check --connect`: each step that a login or the watch takes,
-//! one after the other, and what came of it.
+//! Diagnoses every server, for `usher check --connect`: each step of a login and of the watch, one after the
+//! other, with its result.
 //!
-//! On connections of its own, made and bound by the code that serves logins; nobody's password but the
-//! service account's is sent. What an answer means for an operator is for who asked (`inspect`).
+//! Uses separate connections, opened and bound by the code that serves logins; no password but the service
+//! account's is sent. `inspect` interprets the results.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,53 +23,53 @@ use crate::config::{Find, WatchMode};
 /// How long counting the users may take, and how many are counted.
 const COUNTING: Duration = Duration::from_secs(10);
 const MOST: usize = 200_000;
-/// Entries in a page, as polling asks for.
+/// Entries in a page, as in polling.
 const PAGE: i32 = 500;
 
-/// What was found at one server; what was not come to is `None`.
+/// The findings about one server; steps that were not reached are `None`.
 #[derive(Debug)]
 pub struct ServerDiagnosis {
     /// Its URL.
     pub url: Arc<str>,
-    /// The connection, and the certificate that the server showed (DER).
+    /// The connection, and the server's certificate (DER).
     pub connection: Result<Option<Vec<u8>>, UnavailableCause>,
-    /// The service account's bind, or an anonymous start where there is no account.
+    /// The service account's bind, or an anonymous session if there is no account.
     pub service: Option<Result<(), UnavailableCause>>,
-    /// The result code of a read of the base, and whether the entry came.
+    /// The result code of a read of the base, and whether the entry was returned.
     pub base: Option<Result<(u32, bool), UnavailableCause>>,
-    /// The sample, found as a login is found.
+    /// The lookup of the sample login.
     pub sample: Option<Result<SampleLookup, UnavailableCause>>,
-    /// A user who shows a mail host, if there is any.
+    /// A user with a mail host, if there is any.
     pub with_mail_host: Option<Result<Option<Entry>, UnavailableCause>>,
-    /// Content synchronization: whether it is offered, and the result code of trying it.
+    /// Content synchronization: whether it is advertised, and the result code of trying it.
     pub sync: Option<Result<(bool, Option<u32>), UnavailableCause>>,
-    /// How many users the server shows, and the result code: not 0, it shows no more than these.
+    /// How many users the server returns, and the result code: if it is not 0, it returns no more than these.
     pub users: Option<Result<UserCount, UnavailableCause>>,
-    /// The strictest policy that locks accounts, where one may be read.
+    /// The strictest lockout policy, if one is readable.
     pub lockout: Option<Result<Option<LockoutPolicy>, UnavailableCause>>,
-    /// Whether it shows the canary.
+    /// Whether it returns the canary.
     pub canary: Option<Result<(), UnavailableCause>>,
 }
 
-/// What a sample's question brought.
+/// The lookup of a sample login.
 #[derive(Debug)]
 pub struct SampleLookup {
-    /// What was asked.
+    /// The filter.
     pub filter: String,
     /// The result code.
     pub code: u32,
-    /// How many entries came, of which two are as good as many.
+    /// The number of entries: two stand for any larger number.
     pub entries: usize,
     /// The first of them.
     pub first: Option<Entry>,
 }
 
-/// How many users a server shows.
+/// The number of users that a server returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UserCount {
-    /// So many came.
+    /// The number of entries received.
     pub users: usize,
-    /// The result code; 0 if that were all, or if there was no need to go on.
+    /// The result code; 0 also if counting stopped early.
     pub code: u32,
     /// Whether there are more, which were not counted.
     pub more: bool,
@@ -78,8 +78,8 @@ pub struct UserCount {
 }
 
 impl Ldap {
-    /// Examines every server, all at the same time. The sample is a login name; without one it is the
-    /// canary's, or whoever is found first.
+    /// Diagnoses all servers concurrently. The sample is a login name; without one, the canary's is used, or
+    /// the first user found.
     pub async fn diagnose(&self, sample: Option<&Login>) -> Vec<ServerDiagnosis> {
         join_all(self.servers().iter().map(|server| self.diagnose_server(server, sample))).await
     }
@@ -114,7 +114,7 @@ impl Ldap {
         };
         examined.service = Some(Ok(()));
         let settings = self.settings();
-        // Where only the user may read, there is nothing more to be seen.
+        // Where only the user may read, no further step is possible.
         if settings.find.service().is_none() && !matches!(settings.find, Find::Search { .. }) {
             return examined;
         }
@@ -137,7 +137,7 @@ impl Ldap {
         };
         let (base, users) = (settings.users_base(), settings.users_filter());
         let attributes = self.attributes();
-        // The root has no entry that could be read.
+        // The root has no readable entry.
         if !base.is_empty() {
             let found = ask(read(base.clone(), attributes)).await;
             examined.base = Some(found.map(|found| (found.code, found.entries > 0)));
@@ -183,8 +183,8 @@ fn cause_of(server: &Server, fault: &ConnectionError) -> UnavailableCause {
     }
 }
 
-/// Whether the server offers content synchronization, and what comes of asking for it: one entry is
-/// enough to see. That it is listed says nothing about this database.
+/// Whether the server advertises content synchronization, and the result code of requesting it: one entry is
+/// enough. The advertisement says nothing about this database.
 async fn try_sync(connection: &Connection, base: &str, filter: &str) -> Result<(bool, Option<u32>), ConnectionError> {
     let until = Instant::now() + COUNTING;
     let root = timeout_at(until, RootDse::read(connection)).await.map_err(|_| ConnectionError::Timeout)??;

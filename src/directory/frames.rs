@@ -1,22 +1,20 @@
-//! What a directory sends, cut into whole LDAP messages that are checked and bounded, before anything
-//! else looks at them.
+//! Splits a directory's input into complete LDAP messages, checked and bounded, before anything else parses
+//! them.
 //!
-//! Sans-IO: pieces go in as they arrive, messages come out (RFC 4511 section 4.1.1). A message is refused
-//! by its header if it is too long, so that no more is kept than has arrived and the limit allows. What is
-//! nested too deeply, has too many parts, contradicts itself in its lengths or has no proper result code
-//! is refused too: what comes out can be given to a parser that trusts its input. The first refusal is
-//! the last word: nothing behind it is read.
+//! Sans-IO: pieces go in as they arrive, messages come out (RFC 4511 section 4.1.1). A message that is too long
+//! is refused by its header, so that no more is buffered than the limit allows. Excessive nesting, too many
+//! elements, contradictory lengths and malformed result codes are refused too: a parser that trusts its input
+//! can process the rest. The first violation is final: nothing after it is read.
 
 use super::ber::{self, HeaderError, number, tagged};
 
 /// Bytes of a message before TLS: the answer to StartTLS takes a few dozen.
 pub(super) const BEFORE_TLS: usize = 4 * 1_024;
-/// Bytes of an empty buffer that are kept for the next messages: what one read brings.
+/// Capacity of an empty buffer that is kept for the next messages: that of one read.
 const KEPT_CAPACITY: usize = 64 * 1_024;
-/// How deep constructed elements may stand in each other; an entry needs five.
+/// How deep constructed elements may be nested; an entry needs five.
 const DEPTH: usize = 20;
-/// A message may have an element for each so many bytes of the limit: a parsed element takes more memory
-/// than its two bytes.
+/// The limit in bytes for each element of a message: a parsed element takes more memory than its two bytes.
 const BYTES_PER_ELEMENT: usize = 16;
 
 /// BER tags.
@@ -28,7 +26,7 @@ const CONTROLS: u8 = 0xa0;
 /// Where Active Directory puts the name of a notice of disconnection.
 const MISPLACED_NAME: u8 = 0x8a;
 
-/// What a message can be that a client gets for what usher asks.
+/// The messages that a client receives in reply to usher's requests.
 pub(super) const BIND_RESPONSE: u8 = 0x61;
 pub(super) const SEARCH_ENTRY: u8 = 0x64;
 pub(super) const SEARCH_DONE: u8 = 0x65;
@@ -36,37 +34,37 @@ pub(super) const SEARCH_REFERENCE: u8 = 0x73;
 pub(super) const EXTENDED_RESPONSE: u8 = 0x78;
 pub(super) const INTERMEDIATE_RESPONSE: u8 = 0x79;
 
-/// Why a server is not listened to any more.
+/// Why a server's input is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Violation {
-    /// The lengths or tags are none of an LDAP message.
-    #[error("it is no LDAP message")]
+    /// The lengths or tags do not form an LDAP message.
+    #[error("not an LDAP message")]
     NoMessage,
-    /// More bytes than are allowed.
-    #[error("it is longer than {0} bytes")]
+    /// More bytes than allowed.
+    #[error("longer than {0} bytes")]
     TooLong(usize),
-    /// Elements in elements in elements.
-    #[error("it is nested more than {DEPTH} deep")]
+    /// Excessive nesting.
+    #[error("nested more than {DEPTH} levels deep")]
     TooDeep,
-    /// More elements than are allowed.
-    #[error("it has too many parts")]
+    /// More elements than allowed.
+    #[error("too many elements")]
     TooMany,
-    /// No result where one must be, or a code of no bytes or more than four.
-    #[error("its result is malformed")]
+    /// A required result is missing, or its code does not have one to four bytes.
+    #[error("malformed result")]
     Outcome,
-    /// Another kind of answer, or another message ID, than what was asked for.
-    #[error("it answers nothing that was asked")]
+    /// Another type of reply, or another message ID, than requested.
+    #[error("unsolicited reply")]
     Foreign,
-    /// Something stands between the answer to StartTLS and TLS.
-    #[error("more than the answer to StartTLS came before TLS")]
+    /// Data between the reply to StartTLS and TLS.
+    #[error("data between the StartTLS reply and TLS")]
     BeforeTls,
 }
 
-/// A message, taken apart.
+/// A parsed message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LdapMessage<'a> {
     pub(super) id: u32,
-    /// Which operation.
+    /// The operation's tag.
     pub(super) tag: u8,
     /// The operation's content.
     pub(super) body: &'a [u8],
@@ -81,42 +79,42 @@ pub(super) struct LdapResult<'a> {
     pub(super) text: &'a str,
 }
 
-/// The reader of one connection.
+/// The message reader of one connection.
 #[derive(Debug)]
 pub(super) struct Frames {
     bytes: Vec<u8>,
-    /// What stands before is consumed.
+    /// The end of the consumed bytes.
     start: usize,
-    /// Where the checked messages end.
+    /// The end of the checked messages.
     whole: usize,
     most: usize,
-    /// Whether an answer to a bind would be one to nothing.
+    /// Whether a bind response is unexpected.
     no_binds: bool,
-    /// Why nothing behind `whole` is read.
+    /// Why nothing after `whole` is read.
     end: Option<StreamEnd>,
 }
 
-/// Why no more messages come.
+/// Why no more messages follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamEnd {
-    /// The server broke a rule.
+    /// The server violated the protocol.
     Violation(Violation),
     /// A notice of disconnection (RFC 4511 section 4.4.1), and its result code.
     Notice(u32),
 }
 
 impl Frames {
-    /// For messages of up to so many bytes.
+    /// A reader for messages of up to `most` bytes.
     pub(super) const fn new(most: usize) -> Self {
         Self { bytes: Vec::new(), start: 0, whole: 0, most, no_binds: false, end: None }
     }
 
-    /// From here on no bind is sent.
+    /// No bind is sent from now on.
     pub(super) const fn expect_no_binds(&mut self) {
         self.no_binds = true;
     }
 
-    /// Takes what has arrived.
+    /// Appends received bytes.
     pub(super) fn push(&mut self, piece: &[u8]) {
         if self.end.is_some() {
             return;
@@ -131,7 +129,7 @@ impl Frames {
         self.scan();
     }
 
-    /// Grows twice as large at a time, but not beyond what the message needs that is arriving.
+    /// Doubles the capacity, but not beyond the size of the message being received.
     fn reserve(&mut self, more: usize) {
         let length = self.bytes.len();
         if self.bytes.capacity() - length < more {
@@ -142,7 +140,7 @@ impl Frames {
         }
     }
 
-    /// Checks the messages that have become whole.
+    /// Checks the messages that are complete.
     fn scan(&mut self) {
         while let Some(rest) = self.bytes.get(self.whole..).filter(|rest| !rest.is_empty()) {
             match first(rest, self.most) {
@@ -165,7 +163,7 @@ impl Frames {
         self.bytes.truncate(self.whole);
     }
 
-    /// The whole messages that have come and are not consumed.
+    /// The complete messages that are not consumed.
     pub(super) fn whole(&self) -> &[u8] {
         self.bytes.get(self.start..self.whole).unwrap_or_default()
     }
@@ -177,23 +175,23 @@ impl Frames {
         Some((LdapMessage::read(content)?, whole.len() - behind.len()))
     }
 
-    /// Forgets so many bytes of the whole messages.
+    /// Discards this many bytes of the complete messages.
     pub(super) fn consume(&mut self, n: usize) {
         self.start = (self.start + n).min(self.whole);
         if self.start == self.bytes.len() {
             self.bytes.clear();
             (self.start, self.whole) = (0, 0);
-            // What one large message took is not kept for the small ones that follow.
+            // The capacity of one large message is not kept for the small ones that follow.
             self.bytes.shrink_to(KEPT_CAPACITY);
         }
     }
 
-    /// Whether nothing has come that is not consumed.
+    /// Whether there are no unconsumed bytes.
     pub(super) fn is_empty(&self) -> bool {
         self.start == self.bytes.len() && self.end.is_none()
     }
 
-    /// Why no more will come behind [`Self::whole`].
+    /// Why no more messages follow [`Self::whole`].
     pub(super) const fn end(&self) -> Option<StreamEnd> {
         self.end
     }
@@ -204,7 +202,7 @@ impl Frames {
     }
 }
 
-/// The message at the start of these bytes and its length, once all of it is there.
+/// The message at the start of these bytes and its length, once complete.
 fn first(bytes: &[u8], most: usize) -> Result<Option<(LdapMessage<'_>, usize)>, Violation> {
     let header = match ber::header(bytes) {
         Ok(header) => header,
@@ -228,13 +226,13 @@ fn first(bytes: &[u8], most: usize) -> Result<Option<(LdapMessage<'_>, usize)>, 
     Ok(Some((message, size)))
 }
 
-/// Walks through all elements of a message, without recursion: each must end within the one around it.
+/// Visits all elements of a message, without recursion: each must end within its parent.
 fn check(frame: &[u8], most_elements: usize) -> Result<(), Violation> {
-    // Where the elements end that are around the current one.
+    // The ends of the enclosing elements.
     let mut ends = [0; DEPTH];
     let (mut depth, mut at, mut elements) = (0_usize, 0_usize, 0_usize);
     loop {
-        // Whatever ends here is left.
+        // Leaves the elements that end here.
         while let Some(end) = depth.checked_sub(1).and_then(|top| ends.get(top))
             && *end == at
         {
@@ -249,7 +247,7 @@ fn check(frame: &[u8], most_elements: usize) -> Result<(), Violation> {
         if elements > most_elements {
             return Err(Violation::TooMany);
         }
-        // What runs out within the element around it contradicts itself.
+        // An element that exceeds its parent is malformed.
         let header = frame.get(at..around).and_then(|rest| ber::header(rest).ok()).ok_or(Violation::NoMessage)?;
         let (begin, end) = (at + header.size, at + header.size + header.content);
         if end > around {
@@ -265,7 +263,7 @@ fn check(frame: &[u8], most_elements: usize) -> Result<(), Violation> {
 }
 
 impl<'a> LdapMessage<'a> {
-    /// Takes the content of an LDAPMessage apart.
+    /// Splits the content of an LDAPMessage.
     fn read(content: &'a [u8]) -> Option<Self> {
         let (id, rest) = tagged(content, INTEGER)?;
         // maxInt is 2^31 - 1.
@@ -285,12 +283,12 @@ impl<'a> LdapMessage<'a> {
         Some(Self { id, tag, body, controls })
     }
 
-    /// Whether its kind has a result code.
+    /// Whether this type has a result code.
     const fn has_result(&self) -> bool {
         matches!(self.tag, BIND_RESPONSE | SEARCH_DONE | EXTENDED_RESPONSE)
     }
 
-    /// The result that it begins with.
+    /// The result at its start.
     pub(super) fn outcome(&self) -> Option<LdapResult<'a>> {
         let (code, rest) = tagged(self.body, ENUMERATED)?;
         let (matched, rest) = tagged(rest, OCTET_STRING)?;
@@ -299,7 +297,7 @@ impl<'a> LdapMessage<'a> {
         Some(LdapResult { code: number(code)?, text: std::str::from_utf8(text).ok()? })
     }
 
-    /// The value of the control with this name, which is empty if there is none.
+    /// The value of this control, empty if it has none; `None` without the control.
     pub(super) fn control(&self, oid: &str) -> Option<&'a [u8]> {
         let mut rest = self.controls;
         while let Some((control, behind)) = tagged(rest, SEQUENCE) {
@@ -308,7 +306,7 @@ impl<'a> LdapMessage<'a> {
             if name != oid.as_bytes() {
                 continue;
             }
-            // The criticality, which says nothing in an answer.
+            // Skips the criticality, which has no meaning in a reply.
             if let Some((_, behind)) = tagged(value, 0x01) {
                 value = behind;
             }
@@ -318,21 +316,20 @@ impl<'a> LdapMessage<'a> {
     }
 }
 
-/// The result code of an unsolicited notification, of which there is one kind only: its sender ends the
-/// connection.
+/// The result code of an unsolicited notification. The only defined one announces the end of the connection.
 fn notice(message: &LdapMessage<'_>) -> Option<u32> {
     let outcome = message.outcome().filter(|_| message.tag == EXTENDED_RESPONSE)?;
     Some(outcome.code)
 }
 
-/// What must hold for any bytes: two of a limit, eight that say how they are cut, and what comes. The
-/// pieces make no difference, no more is kept than has come and the limit allows, and a parser that
-/// trusts its input agrees about each message.
+/// The invariants of any input: two bytes of a limit, eight that choose the split, and the data. The split
+/// makes no difference, no more is buffered than was received and the limit allows, and a parser that trusts
+/// its input agrees on each message.
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) fn invariants(data: &[u8]) {
     let Some((most, rest)) = data.split_first_chunk() else { return };
     let Some((cuts, bytes)) = rest.split_first_chunk::<8>() else { return };
-    // What has come of a header is kept until it is whole, whatever the limit: six bytes at most.
+    // An incomplete header is kept whatever the limit: six bytes at most.
     let most = usize::from(u16::from_be_bytes(*most)).max(6);
     let read = |pieces: &mut dyn Iterator<Item = &[u8]>| {
         let (mut frames, mut messages) = (Frames::new(most), Vec::new());

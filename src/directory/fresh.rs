@@ -1,9 +1,9 @@
-//! Where an entry may be bound: at a server that has caught up with what the watch has shown of it.
+//! Ensures that an entry is bound at a server that has caught up with its reported changes.
 //!
-//! A search that meets a replica which lags behind is repeated elsewhere, at the followed server first.
-//! Where no server has caught up, usher waits a little, as lag is mostly short, and then the newest version
-//! decides what it can: who is disabled is refused, who is held is held. The rest cannot be told. No
-//! password is sent to a server that lags.
+//! A search answered by a lagging replica is repeated elsewhere, at the watched server first. If no server has
+//! caught up, usher waits briefly, as lag is mostly short, and then applies what the newest version decides: a
+//! disabled account is refused, a held one is held. Otherwise the lookup fails. No password is sent to a server
+//! that lags.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How it is seen whether a server has caught up with an entry.
+/// How to check whether a server has caught up with an entry.
 #[derive(Clone, Copy)]
 pub(super) struct FreshnessCheck<'a> {
     pub(super) question: &'a SearchRequest,
@@ -31,8 +31,8 @@ pub(super) struct FreshnessCheck<'a> {
 }
 
 impl Ldap {
-    /// Looks up, where the name alone says whom to bind, an entry that may have changed: the entry and a
-    /// server that has caught up; `None` if it is not shown to the service account.
+    /// Where the name alone determines the bind DN: looks up an entry that may have changed. Returns the entry
+    /// and a server that has caught up; `None` if the service account cannot see it.
     pub(super) async fn find_before_bind(
         &self,
         check: FreshnessCheck<'_>,
@@ -43,7 +43,7 @@ impl Ldap {
         let (found, server) = self.ask(check.question, time, trace).await?;
         let shown = match found {
             SearchResult { code: 0, entries: 1, first: Some(entry) } => Some((self.require_dn(entry, trace)?, server)),
-            // A replica may lack an entry that is new, or has just been renamed.
+            // A replica may lack an entry that is new, or was just renamed.
             SearchResult { code: 0 | NO_SUCH_OBJECT, entries: 0, .. } => {
                 self.shown_elsewhere(check, &server, time.deadline, trace).await
             }
@@ -57,7 +57,8 @@ impl Ldap {
         found
     }
 
-    /// An entry that `asked` does not show, as another server shows it; `None` if the followed one does not.
+    /// An entry that `asked` does not return, as another server returns it; `None` if the watched server does
+    /// not have it.
     async fn shown_elsewhere(
         &self,
         check: FreshnessCheck<'_>,
@@ -86,14 +87,14 @@ impl Ldap {
         None
     }
 
-    /// All servers, the followed one before the others.
+    /// All servers, the watched one first.
     fn followed_first(&self, followed: Option<&Arc<str>>) -> impl Iterator<Item = &Arc<Server>> {
         let (first, others): (Vec<_>, Vec<_>) = self.servers().iter().partition(|server| followed == Some(&server.url));
         first.into_iter().chain(others)
     }
 
-    /// The entry as a server shows it that has caught up, and that server; `entry` is how `server` has
-    /// just shown it.
+    /// The entry as returned by a server that has caught up, and that server; `entry` is the version that
+    /// `server` has just returned.
     pub(super) async fn caught_up(
         &self,
         check: FreshnessCheck<'_>,
@@ -105,14 +106,14 @@ impl Ldap {
             Freshness::CaughtUp => return Ok((entry, server)),
             newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Gone) => newest,
         };
-        debug!(server = %server.url, "directory server has not caught up with a change: others are asked");
+        debug!(server = %server.url, "directory server lags behind a change; asking other servers");
         let mut pause = PAUSE;
         loop {
             let followed = check.floor.followed();
             let is_followed = |server: &Arc<Server>| followed.as_ref() == Some(&server.url);
             for server in self.followed_first(followed.as_ref()) {
                 if !server.enter() {
-                    // It is needed as soon as it is back.
+                    // It is needed as soon as it recovers.
                     probe_if_due(server, false, true);
                     continue;
                 }
@@ -122,13 +123,13 @@ impl Ldap {
                         Freshness::CaughtUp => return Ok((entry, Arc::clone(server))),
                         newer @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Gone) => newest = newer,
                     },
-                    // A replica may lack an entry that has just been renamed.
+                    // A replica may lack an entry that was just renamed.
                     Err(error) if is_followed(server) => return Err(error),
                     Err(_) => {}
                 }
             }
             refusal(&newest).map_or(Ok(()), Err)?;
-            // What is left must do for a bind.
+            // The rest of the time must suffice for a bind.
             if Instant::now() + pause + server.patience > time.deadline {
                 return Err(not_caught_up(newest, &server.url));
             }
@@ -137,7 +138,7 @@ impl Ldap {
         }
     }
 
-    /// Whether a server has caught up with the entry that this question is for.
+    /// Whether a server has caught up with the entry of this request.
     pub(super) async fn has_caught_up(
         &self,
         server: &Arc<Server>,
@@ -150,7 +151,7 @@ impl Ldap {
         entry.is_ok_and(|entry| matches!(floor.freshness(&entry, &server.url), Freshness::CaughtUp))
     }
 
-    /// What one server answers, if that is worth anything. How it failed is in its health.
+    /// The usable result of one server. A failure is recorded in its health.
     async fn shown_by(
         &self,
         server: &Arc<Server>,
@@ -166,7 +167,7 @@ impl Ldap {
     }
 }
 
-/// What the newest version of an entry says, whoever has or has not caught up with it.
+/// The refusal that follows from the newest version, whichever server has it.
 fn refusal(newest: &Freshness) -> Option<DirectoryError> {
     match newest {
         Freshness::Gone => Some(DirectoryError::NoEntry),
@@ -177,7 +178,7 @@ fn refusal(newest: &Freshness) -> Option<DirectoryError> {
     }
 }
 
-/// What can be said when no server has caught up.
+/// The result when no server has caught up.
 pub(super) fn not_caught_up(newest: Freshness, server: &Arc<str>) -> DirectoryError {
     if let Some(refusal) = refusal(&newest) {
         return refusal;

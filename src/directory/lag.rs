@@ -1,9 +1,8 @@
-//! How far a server is behind the others, by contextCSN where it shows one: OpenLDAP keeps in its suffix
-//! entry, for each server that writes, the CSN of the last write that has arrived (RFC 4533 says nothing of
-//! it; slapd-config(5), slapo-syncprov(5)).
+//! The replication lag of a server, by contextCSN: OpenLDAP keeps in its suffix entry, for each provider, the
+//! CSN of the last write received (not part of RFC 4533; slapd-config(5), slapo-syncprov(5)).
 //!
-//! Read with each probe of the server, where the directory is followed and has several servers. A server
-//! that shows none is not asked again. Nothing is decided by it: see `fresh` for what is.
+//! Read with each probe of the server, if the watch is on and there are several servers. A server without
+//! contextCSN is not asked again. For information only: `fresh` decides where to bind.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -15,15 +14,15 @@ use super::reading::{self, Values};
 use super::server::{Server, locked};
 use super::service::SearchConnection;
 
-/// Servers that write, of one directory; more are not read.
+/// Providers of one directory; more are not read.
 const MOST: usize = 64;
 /// Bytes of a CSN.
 const LONGEST: usize = 80;
 
-/// What each server showed last: its contextCSN by the server that wrote.
+/// The last contextCSN values of each server, by provider.
 pub(super) type ContextCsns = HashMap<Arc<str>, HashMap<String, String>>;
 
-/// The lag of one server.
+/// The replication lag of one server.
 #[derive(Debug)]
 pub(super) struct ReplicationLag {
     base: String,
@@ -33,21 +32,21 @@ pub(super) struct ReplicationLag {
 
 #[derive(Debug)]
 enum LagState {
-    /// Nothing is known yet.
+    /// Not read yet.
     New,
-    /// It shows no contextCSN.
+    /// The server has no contextCSN.
     Unknown,
     /// The suffix above the base, and the lag in seconds.
     Known { suffix: String, seconds: f64 },
 }
 
 impl ReplicationLag {
-    /// Of a server of the directory with this base; `seen` is what all of its servers show.
+    /// For a server of the directory with this base; `seen` is shared by all of its servers.
     pub(super) fn new(base: String, seen: Arc<Mutex<ContextCsns>>) -> Self {
         Self { base, seen, state: Mutex::new(LagState::New) }
     }
 
-    /// Seconds, where the server shows it.
+    /// Seconds, if the server exposes them.
     pub(super) fn seconds(&self) -> Option<f64> {
         match *locked(&self.state) {
             LagState::Known { seconds, .. } => Some(seconds),
@@ -57,7 +56,7 @@ impl ReplicationLag {
 }
 
 impl Server {
-    /// Reads the server's contextCSN and compares it with what the others have shown.
+    /// Reads the server's contextCSN and compares it with those of the others.
     pub(super) async fn measure_lag(&self, shared: &SearchConnection, deadline: Instant) {
         let Some(lag) = &self.probe.lag else { return };
         let known = match &*locked(&lag.state) {
@@ -74,7 +73,7 @@ impl Server {
             let shown = by_writer(&read(&shared.connection, &suffix, "contextCSN").await?);
             Ok::<_, ConnectionError>((!shown.is_empty()).then_some((suffix, shown)))
         };
-        // A server that does not answer is the probe's matter.
+        // The probe reports a server that does not answer.
         let Ok(Ok(found)) = timeout_at(deadline.min(Instant::now() + self.patience), asked).await else { return };
         *locked(&lag.state) = match found {
             None => LagState::Unknown,
@@ -98,7 +97,7 @@ async fn read(connection: &Connection, base: &str, attribute: &str) -> Result<Ve
         if message.is_ref() || message.is_intermediate() {
             continue;
         }
-        // It is one entry that was asked for; however many come, no more is kept.
+        // A base search returns one entry; more are an error.
         if found.is_some() {
             return Err(ConnectionError::Malformed);
         }
@@ -110,7 +109,7 @@ async fn read(connection: &Connection, base: &str, attribute: &str) -> Result<Ve
     Ok(found.unwrap_or_default())
 }
 
-/// The naming context that holds this base.
+/// The naming context of this base.
 fn suffix_of(contexts: &[Vec<u8>], base: &str) -> Option<String> {
     let plain = |dn: &str| dn.to_lowercase().replace(", ", ",");
     let base = plain(base);
@@ -122,13 +121,13 @@ fn suffix_of(contexts: &[Vec<u8>], base: &str) -> Option<String> {
     above.max_by_key(|context| context.len()).map(str::to_owned)
 }
 
-/// CSNs by who wrote them.
+/// CSNs by provider.
 fn by_writer(values: &[Vec<u8>]) -> HashMap<String, String> {
     let csns = values.iter().filter(|value| value.len() <= LONGEST).filter_map(|value| std::str::from_utf8(value).ok());
     csns.filter_map(|csn| Some((csn.split('#').nth(2)?.to_owned(), csn.to_owned()))).collect()
 }
 
-/// Seconds between the newest write that others have shown and the newest of the same writer here.
+/// Seconds between the newest write seen elsewhere and the newest of the same provider here.
 fn behind<'a>(shown: &HashMap<String, String>, others: impl Iterator<Item = &'a HashMap<String, String>>) -> f64 {
     let mut most: f64 = 0.0;
     for (writer, newest) in others.flatten() {
@@ -140,11 +139,11 @@ fn behind<'a>(shown: &HashMap<String, String>, others: impl Iterator<Item = &'a 
     most
 }
 
-/// The time of a CSN (`20261126140005.123456Z#...`) in seconds since some day.
+/// The time of a CSN (`20261126140005.123456Z#...`) in seconds since a fixed day.
 fn seconds(csn: &str) -> Option<f64> {
     let number = |range: std::ops::Range<usize>| csn.get(range)?.parse::<u32>().ok();
     let (year, month, day) = (number(0..4)?, number(4..6)?, number(6..8)?);
-    // Days of a civil date, the year beginning in March so that a leap day is its last.
+    // Days of a civil date; the year begins in March, so that a leap day is its last.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
     let days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day;
     let rest = f64::from(number(8..10)? * 3_600 + number(10..12)? * 60 + number(12..14)?);

@@ -1,12 +1,11 @@
-//! The directory that speaks LDAP: who a login name is, and whether the password is theirs.
+//! The LDAP directory: finds the entry of a login name and binds as it.
 //!
-//! Two ways to find the user: a search as the service account and a bind as the DN it found, or a
-//! bind as a DN (or Active Directory's principal name) made from the name and a read of that entry as
-//! the user. Either has one deadline
-//! for all of its tries. Only result 0 of a bind is a yes, only 49 a no, and either may come with words
-//! about the account that decide instead; an answered bind is never
-//! repeated on another server (promise 6), referrals are never followed (promise 9), and nothing
-//! is ever bound with an empty DN or password (promise 2). RFC 4511, 4513.
+//! There are two ways: a search as the service account followed by a bind as the DN found, or a bind as a DN
+//! (or an Active Directory principal name) built from the name, followed by a read of that entry as the user.
+//! Either has one deadline for all attempts. Only result 0 of a bind authenticates and only 49 is a wrong
+//! password; an account state that accompanies either takes precedence. An answered bind is never repeated on
+//! another server (promise 6), referrals are never followed (promise 9), and nothing is ever bound with an
+//! empty DN or password (promise 2). RFC 4511, 4513.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -33,7 +32,7 @@ use crate::metrics::Metrics;
 use crate::outcome::AccountState;
 use crate::secret::Secret;
 
-/// Any entry: the DN alone says which.
+/// Matches any entry: the DN alone selects it.
 const ANY: &str = "(objectClass=*)";
 /// Success.
 const SUCCESS: u32 = 0;
@@ -44,28 +43,28 @@ const SIZE_LIMIT: u32 = 4;
 /// noSuchObject.
 pub(super) const NO_SUCH_OBJECT: u32 = 32;
 
-/// Who is to be bound.
+/// What to bind as.
 #[derive(Clone, Copy)]
 struct BindTarget<'a> {
     name: &'a str,
-    /// What the entry showed.
+    /// The entry's version at lookup.
     seen: &'a EntryVersion,
     password: &'a str,
-    /// The server that showed it, to be asked first.
+    /// The server that returned the entry, asked first.
     first: Option<&'a Arc<Server>>,
-    /// By what another server is to be judged before the password goes there.
+    /// How to check another server before the password is sent to it.
     check: Option<FreshnessCheck<'a>>,
 }
 
-/// The LDAP directory of one configuration. Connections are made when they are needed.
+/// The LDAP directory of one configuration. Connections are opened on demand.
 #[derive(Debug)]
 pub struct Ldap {
     settings: config::Directory,
     attributes: Arc<Attributes>,
     pool: ServerPool,
     metrics: Arc<Metrics>,
-    /// The servers that have said of an account that it is locked: where they do not say so, no lock hides
-    /// that a password is right.
+    /// The servers that have reported an account as locked: if a server does, an unnamed refusal of a locked
+    /// account is not caused by the lock.
     pub(super) reports_locks: Mutex<BTreeSet<Arc<str>>>,
 }
 
@@ -114,16 +113,16 @@ impl Ldap {
         Arc::clone(&self.pool.servers()[at])
     }
 
-    /// Has the servers looked at that are due for it; to be called a few times a second.
+    /// Starts the probes that are due; called several times a second.
     pub fn run_probes(&self) {
         self.pool.run_probes();
     }
 
-    /// Looks at the servers, for readiness, until one is found well: it answers, accepts the service
-    /// account and shows the canary.
+    /// Probes the servers, for readiness, until one succeeds: it answers, accepts the service account and
+    /// returns the canary.
     ///
     /// # Errors
-    /// The trouble of the last one, if none is.
+    /// The failure of the last one, if none succeeds.
     pub async fn probe(&self) -> Result<(), UnavailableCause> {
         let looks: Vec<_> = self.pool.servers().iter().map(|server| Box::pin(server.run_probe())).collect();
         if looks.is_empty() {
@@ -132,20 +131,20 @@ impl Ldap {
         futures_util::future::select_ok(looks).await.map(|_| ())
     }
 
-    /// Looks at every server now, for `usher explain`: the URL of each, and what was found.
+    /// Probes every server now, for `usher explain`: URL and result of each.
     pub async fn probe_all(&self) -> Vec<(Arc<str>, Result<(), UnavailableCause>)> {
         let looks = self.pool.servers().iter().map(|server| async { (server.url.clone(), server.run_probe().await) });
         futures_util::future::join_all(looks).await
     }
 
-    /// How many seconds this server was behind the others at its last probe, where that is known.
+    /// By how many seconds this server lagged behind the others at its last probe, if known.
     #[must_use]
     pub fn lag(&self, url: &str) -> Option<f64> {
         let server = self.servers().iter().find(|server| &*server.url == url)?;
         server.probe.lag.as_ref()?.seconds()
     }
 
-    /// Sets the gauges of the servers, at a scrape.
+    /// Sets the gauges of the servers at a scrape.
     pub fn update_gauges(&self) {
         self.pool.servers().iter().for_each(|server| server.update_gauges());
     }
@@ -180,14 +179,14 @@ impl Ldap {
                 let whom = BindTarget { name: &entry.dn, seen: &entry.version, password, first: Some(&server), check };
                 let bound = self.bind(whom, &mut time, trace).await;
                 trace.bind = Some(started.elapsed());
-                // The watch may have told of more meanwhile.
+                // The watch may have reported another change meanwhile.
                 let answered = trace.server.as_deref().unwrap_or_default();
                 trace.behind = !matches!(floor.freshness(&entry, answered), Freshness::CaughtUp);
                 let (server, lease) = bound?;
                 server.give_back(lease);
                 if let Some(question) = self.group_request(&entry.dn) {
                     let found = match check {
-                        // Another server might not know yet that this has changed.
+                        // Another server might not have received this change yet.
                         Some(_) => server
                             .search(&question, time.deadline, trace)
                             .await
@@ -206,12 +205,12 @@ impl Ldap {
                 }
                 let check = (floor.concerns(&name) && self.settings.find.service().is_some())
                     .then_some(FreshnessCheck { question: &question, floor });
-                // What has not changed lately is bound unseen.
+                // An entry without a recent change is bound without a lookup.
                 let found = match check {
                     Some(check) => self.find_before_bind(check, &mut time, trace).await?,
                     None => None,
                 };
-                // What no server shows, none is behind with.
+                // If no server returns the entry, none can lag behind with it.
                 let check = check.filter(|_| found.is_some());
                 let started = Instant::now();
                 let (marks, first) = (EntryVersion::default(), found.as_ref().map(|(_, server)| server));
@@ -228,7 +227,7 @@ impl Ldap {
                 let started = Instant::now();
                 let found = server.read(&mut lease, &question, time.deadline, trace).await;
                 trace.search = Some(started.elapsed());
-                // The bind was answered: whatever the read brings, no other server gets the password.
+                // The bind was answered: whatever the read returns, no other server gets the password.
                 let mut entry = self.read_entry(found.map_err(DirectoryError::Unavailable)?, trace)?;
                 if let Some(question) = self.group_request(&entry.dn) {
                     let found = server.read(&mut lease, &question, time.deadline, trace).await;
@@ -237,7 +236,7 @@ impl Ldap {
                 server.give_back(lease);
                 match floor.freshness(&entry, &server.url) {
                     Freshness::CaughtUp => Ok(Identity { entry: entry.into() }),
-                    // Bound already, so that the password can be asked of no other.
+                    // Already bound, so that no other server can be asked.
                     newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Gone) => {
                         trace.behind = true;
                         Err(not_caught_up(newest, &server.url))
@@ -251,13 +250,13 @@ impl Ldap {
         request_by_name(&self.settings.find, login, &self.attributes)
     }
 
-    /// Whether the entry with this DN matches `allow_filter`, if there is one.
+    /// The request that checks whether the entry with this DN matches `allow_filter`, if there is one.
     fn group_request(&self, dn: &str) -> Option<SearchRequest> {
         let filter = self.settings.allow.filter.clone()?;
         Some(SearchRequest { filter, ..read(dn.to_owned(), &self.attributes) })
     }
 
-    /// Whether a question for one entry found it.
+    /// Whether a search for one entry found it.
     fn matches(&self, found: &SearchResult, trace: &Trace) -> Result<bool, DirectoryError> {
         match found.code {
             SUCCESS => Ok(found.entries > 0),
@@ -307,7 +306,7 @@ impl Ldap {
         loop {
             let server = tries.next(time, trace).await?;
             let mut answer = server.search(question, time.deadline, trace).await;
-            // Nothing there, or no place for it: only a server that shows the canary is believed that.
+            // No entry, or no mail host: only accepted from a server that returns the canary.
             if answer.as_ref().is_ok_and(lacks_mail_host)
                 && let Err(trouble) = server.confirm_canary(time.deadline).await
             {
@@ -320,7 +319,7 @@ impl Ldap {
         }
     }
 
-    /// Binds on the first server that gives a verdict; its connection, bound, if that is a yes.
+    /// Binds on the first server that gives a verdict; returns its bound connection on success.
     async fn bind(
         &self,
         BindTarget { name: dn, seen, password, first, check }: BindTarget<'_>,
@@ -330,7 +329,7 @@ impl Ldap {
         let mut tries = self.pool.candidates(time, first);
         loop {
             let server = tries.next(time, trace).await?;
-            // Another than the one that has shown the entry need not know as much of it.
+            // Another server than the one that returned the entry may lag behind with it.
             if let Some(check) = check
                 && first.is_none_or(|first| !Arc::ptr_eq(first, &server))
                 && !self.has_caught_up(&server, check, time.deadline, trace).await
@@ -343,7 +342,8 @@ impl Ldap {
                     let judged = self.judge(bound, dn, seen, trace);
                     let Err(refused) = judged else { return Ok((server, lease)) };
                     server.give_back(lease);
-                    // An empty server refuses everybody. Its answer was one guess: no other gets it.
+                    // An empty server refuses every password. Its answer was one guess: no other server gets
+                    // it.
                     if bound.code == INVALID_CREDENTIALS {
                         server.confirm_canary(time.deadline).await.map_err(DirectoryError::Unavailable)?;
                     }
@@ -354,7 +354,7 @@ impl Ldap {
         }
     }
 
-    /// What an answered bind means: yes, or why not.
+    /// Evaluates an answered bind.
     fn judge(
         &self,
         bound: BindResponse,
@@ -365,8 +365,8 @@ impl Ldap {
         trace.diagnostic = bound.diagnostic;
         let account = |state, proven| DirectoryError::Account { dn: dn.into(), state, proven };
         match (bound.code, bound.diagnostic) {
-            // Beside success as well: a server that says "change the password first" allows this user
-            // nothing else, and a password that somebody else has set must not open a mailbox for ever.
+            // Also beside success: a server that requires a password change first allows this user nothing
+            // else, and a password set by an administrator must not open a mailbox indefinitely.
             (_, Some(BindDiagnostic::State { state, proven })) => {
                 if let (AccountState::Locked, Some(server)) = (state, &trace.server) {
                     self.reports_locks.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(server));
@@ -381,26 +381,26 @@ impl Ldap {
             }
             (INVALID_CREDENTIALS, Some(BindDiagnostic::NoAccount)) => Err(DirectoryError::NoEntry),
             (INVALID_CREDENTIALS, said) => {
-                // A lock that is not named may hide that the password is right.
+                // A lock that is not reported may hide that the password is right.
                 let is_looked_at = !seen.locked || self.server_reports_locks(trace.server.as_ref());
                 let seen = (said.is_none() && is_looked_at).then(|| Box::new(seen.clone()));
                 Err(DirectoryError::InvalidCredentials { dn: dn.into(), seen })
             }
             (code, _) => Err(match self.settings.results.get(&code) {
-                // Nothing tells whether the server had looked at the password.
+                // It is unknown whether the server checked the password.
                 Some(state) => account(*state, false),
                 None => unavailable(trace, |server| UnavailableCause::Result { server, operation: "bind", code }),
             }),
         }
     }
 
-    /// Whether this server says of a locked account that it is. As many are known as there are servers.
+    /// Whether this server reports locked accounts as such. The set is bounded by the number of servers.
     fn server_reports_locks(&self, server: Option<&Arc<str>>) -> bool {
         let known = self.reports_locks.lock().unwrap_or_else(PoisonError::into_inner);
         server.is_some_and(|server| known.contains(server))
     }
 
-    /// The one entry of a search.
+    /// The only entry of a search.
     pub(super) fn single_entry(&self, found: SearchResult, trace: &Trace) -> Result<Entry, DirectoryError> {
         match found {
             SearchResult { entries: 2.., .. } | SearchResult { code: SIZE_LIMIT, .. } => {
@@ -427,14 +427,14 @@ impl Ldap {
             SearchResult { code: 0, entries: 1, first: None } => {
                 Err(unavailable(trace, |server| UnavailableCause::Malformed { server }))
             }
-            // Success without an entry: the access rules hide it. Nothing tells where its mail is.
+            // Success without an entry: access rules hide it, and its mail host is unknown.
             SearchResult { code, .. } => {
                 Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "read", code }))
             }
         }
     }
 
-    /// An entry without a name is nobody: a bind as it would be anonymous.
+    /// Refuses an entry without a DN: a bind as it would be anonymous.
     pub(super) fn require_dn(&self, entry: Entry, trace: &Trace) -> Result<Entry, DirectoryError> {
         if entry.dn.is_empty() {
             return Err(unavailable(trace, |server| UnavailableCause::Malformed { server }));
@@ -442,7 +442,7 @@ impl Ldap {
         Ok(entry)
     }
 
-    /// The password as a simple bind takes it. The decision refuses others before; this is the last door.
+    /// The password as a simple bind takes it. The caller has checked it already; this is the last guard.
     fn sendable<'p>(&self, password: &'p Secret) -> Result<&'p str, DirectoryError> {
         let text = std::str::from_utf8(password.expose()).ok().filter(|text| !text.is_empty() && !text.contains('\0'));
         text.ok_or_else(|| {
@@ -483,12 +483,15 @@ impl Directory for Ldap {
     }
 
     fn settled_availability(&self) -> Pin<Box<dyn Future<Output = Availability> + Send + '_>> {
-        // As long as a look may take that finds nothing.
+        // The longest duration of an unsuccessful probe.
         Box::pin(self.pool.settled_availability(self.settings.attempt_timeout.saturating_mul(2)))
     }
 
     fn describe_lookup(&self, login: &Login) -> String {
-        let nothing = || "nothing: the name lacks a part that the template asks for, or may not stand in it".to_owned();
+        let nothing = || {
+            "no lookup: the name lacks a part that the template requires, or has a character that it does not allow"
+                .to_owned()
+        };
         match &self.settings.find {
             Find::Search { base, filter, .. } => template::filter(filter, login)
                 .map_or_else(nothing, |filter| format!("search for {filter} under {base}")),
@@ -502,13 +505,13 @@ impl Directory for Ldap {
     }
 }
 
-/// Trouble with the server that answered last.
+/// A lookup failure of the server that answered last.
 fn unavailable(trace: &Trace, trouble: impl FnOnce(Arc<str>) -> UnavailableCause) -> DirectoryError {
     DirectoryError::Unavailable(trouble(trace.server.clone().unwrap_or_default()))
 }
 
-/// What a look at a server asks: for the canary, or for the root DSE (RFC 4512 section 5.1), which
-/// every server has and anybody may read.
+/// The request of a probe: the canary, or the root DSE (RFC 4512 section 5.1), which every server has and every
+/// client may read.
 fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> Probe {
     let question = settings.canary.as_ref().and_then(|canary| {
         let login = Login::parse(canary.login.as_bytes())?;
@@ -523,7 +526,7 @@ fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> P
     Probe::new(Arc::new(question.unwrap_or_else(|| read(String::new(), attributes))), mail_host)
 }
 
-/// Where the name alone says whom to bind: that, and the question for the entry that it is.
+/// Where the name alone determines the bind DN: that DN, and the request for its entry.
 pub(super) fn request_by_name(
     find: &Find,
     login: &Login,
@@ -553,7 +556,7 @@ pub(super) fn read(dn: String, attributes: &Arc<Attributes>) -> SearchRequest {
     SearchRequest { operation: "read", base: dn, scope: Scope::Base, filter: ANY.to_owned(), attributes }
 }
 
-/// Whether an answer is that there is no such entry, or that its mail is nowhere.
+/// Whether the result is that there is no such entry, or that it has no mail host.
 pub(super) fn lacks_mail_host(found: &SearchResult) -> bool {
     let nowhere = |entry: &Entry| entry.mail_hosts.is_empty();
     found.code == NO_SUCH_OBJECT || (found.code == 0 && found.first.as_ref().is_none_or(nowhere))

@@ -1,7 +1,7 @@
-//! All users of the directory, one page after the other: for what is done once and by hand.
+//! Lists all users of the directory, page by page, for administrative commands.
 //!
-//! On a connection of its own, so that no login waits behind it. Nothing of it is kept: who asks takes
-//! each entry before the next one is read. RFC 2696 (paged results).
+//! Uses a separate connection, so that no login waits for it. Nothing is stored: the receiver takes each entry
+//! before the next one is read. RFC 2696 (paged results).
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -22,23 +22,23 @@ const PAGE: i32 = 500;
 /// How long a server may take for the next message.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// An entry among all.
+/// A listed user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedUser {
     /// Its DN.
     pub dn: String,
     /// The entry; `None` if it has more or longer values than usher reads.
     pub entry: Option<Entry>,
-    /// The login names that its attributes say, the most usual first.
+    /// The login names in its attributes, the preferred one first.
     pub names: Vec<String>,
 }
 
 impl Ldap {
-    /// Tells every entry that a login could find, in the server's order, as the first server shows it
-    /// that can be asked. Ends early, and well, when the receiver is gone.
+    /// Sends every entry that a login could find, in the server's order, from the first server that can be
+    /// asked. Ends early, without an error, when the receiver is dropped.
     ///
     /// # Errors
-    /// Why not all of them could be read; those that were told are no whole.
+    /// Why the listing failed; the entries sent until then are incomplete.
     pub async fn list(&self, naming: &[Naming], told: mpsc::Sender<ListedUser>) -> Result<(), UnavailableCause> {
         let settings = self.settings();
         let mut trouble = UnavailableCause::NoServiceAccount;
@@ -77,7 +77,7 @@ impl Ldap {
     }
 }
 
-/// Why a listing ended before its end.
+/// Why a listing failed.
 enum ListingError {
     Fault(ConnectionError),
     Refused(u32),
@@ -103,7 +103,7 @@ impl Pages {
         naming: &[Naming],
         told: &mpsc::Sender<ListedUser>,
     ) -> Result<(), ListingError> {
-        // Whether an entry matches another filter only the server can say: it is asked once for all.
+        // Only the server can evaluate another filter: it is asked once for all.
         let mut members = HashSet::new();
         if let Some(allow) = allow {
             let filter = format!("(&{}{allow})", self.filter);
@@ -133,7 +133,7 @@ impl Pages {
         .await
     }
 
-    /// Reads all pages; ends early when somebody has heard enough.
+    /// Reads all pages; ends early when `each` returns false.
     async fn search(
         &self,
         filter: &str,

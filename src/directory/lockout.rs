@@ -1,8 +1,8 @@
-//! After how many wrong passwords the directory locks an account, for `usher check --connect`: as its
-//! policies say where the service account may read them.
+//! After how many wrong passwords the directory locks an account, for `usher check --connect`: read from its
+//! policies where the service account may read them.
 //!
 //! Three dialects: the draft's policies (pwdMaxFailure), 389-DS' local ones (passwordMaxFailure), and the
-//! head of an Active Directory domain (lockoutThreshold). Nothing is judged here.
+//! domain object of Active Directory (lockoutThreshold). The result is not evaluated here.
 
 use std::time::Duration;
 
@@ -12,26 +12,25 @@ use tokio::time::timeout;
 use super::connection::{Connection, ConnectionError, Scope};
 use super::reading::{self, Values};
 
-/// How long both searches may take, and how many policies are looked at.
+/// How long both searches may take, and how many policies are read.
 const PATIENCE: Duration = Duration::from_secs(10);
 const MOST: i32 = 100;
-/// Active Directory counts in intervals of 100 ns, below zero.
+/// Active Directory counts in negative intervals of 100 ns.
 const PER_SECOND: i64 = 10_000_000;
 const FILTER: &str = "(|(objectClass=pwdPolicy)(objectClass=passwordPolicy)(objectClass=domainDNS))";
 
-/// When an account is locked.
+/// A lockout policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LockoutPolicy {
-    /// The DN of the policy that says so.
+    /// The DN of the policy.
     pub policy: String,
-    /// After so many wrong passwords.
+    /// The number of wrong passwords that locks.
     pub failures: u32,
-    /// Within so long; `None`: since the last right one.
+    /// Within this time; `None`: since the last successful login.
     pub window: Option<Duration>,
 }
 
-/// The strictest policy that is shown in the naming context of this base; `None` if none is shown that
-/// locks.
+/// The strictest policy visible in the naming context of this base; `None` if no visible policy locks accounts.
 pub(super) async fn strictest(connection: &Connection, base: &str) -> Result<Option<LockoutPolicy>, ConnectionError> {
     let asked = async {
         let mut contexts = Vec::new();
@@ -88,7 +87,7 @@ async fn each(
     Ok(())
 }
 
-/// What a policy says; `None` if it locks nobody.
+/// The lockout rule of a policy; `None` if it locks no account.
 fn lockout(dn: &str, attributes: &[Values]) -> Option<LockoutPolicy> {
     let text = |name: &str| {
         let found = attributes.iter().find(|(known, _)| known.eq_ignore_ascii_case(name.as_bytes()))?;
@@ -100,7 +99,7 @@ fn lockout(dn: &str, attributes: &[Values]) -> Option<LockoutPolicy> {
     let (failures, seconds) = if is_on("pwdLockout") {
         (number("pwdMaxFailure")?, number("pwdFailureCountInterval"))
     } else if is_on("passwordLockout") {
-        // 389-DS: three, within ten minutes, where nothing is said.
+        // 389-DS: the defaults are three, within ten minutes.
         (number("passwordMaxFailure").unwrap_or(3), Some(number("passwordResetFailureCount").unwrap_or(600)))
     } else {
         (number("lockoutThreshold")?, number("lockOutObservationWindow").map(|window| (window / PER_SECOND).abs()))

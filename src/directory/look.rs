@@ -84,7 +84,7 @@ impl Server {
             self.keep(connection);
         }
         if self.health.probe_succeeded() {
-            info!(server = %self.url, "directory server is back");
+            info!(server = %self.url, "directory server up again");
         }
         self.top_up(deadline).await
     }
@@ -129,13 +129,13 @@ impl Server {
         drop(canary);
         if shown {
             if changed {
-                info!(server = %self.url, "the directory server shows the canary again");
+                info!(server = %self.url, "directory server returns the canary again");
             }
             return Ok(());
         }
         if changed {
             let (code, entries) = (found.code, found.entries);
-            error!(server = %self.url, code, entries, "the directory server does not show the canary: it is not used");
+            error!(server = %self.url, code, entries, "directory server does not return the canary; not used");
         }
         let trouble = UnavailableCause::Canary { server: self.url.clone() };
         self.server_failed(Origin::Probe, &trouble);

@@ -277,7 +277,7 @@ pub struct Trace {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DirectoryError {
     /// invalidCredentials (49) as the answer to a bind as this DN.
-    #[error("the directory refused the password")]
+    #[error("directory refused the password")]
     InvalidCredentials {
         /// The DN that was bound.
         dn: Arc<str>,
@@ -287,19 +287,19 @@ pub enum DirectoryError {
     },
     /// The same password was refused for this DN before, and nothing indicates that it has become valid: it was
     /// not sent.
-    #[error("the directory refused the password before")]
+    #[error("password refused before")]
     RefusedBefore {
         /// The entry's DN.
         dn: Arc<str>,
     },
     /// The account must not be used to log in, whatever the password.
-    #[error("the directory says {}", state.label())]
+    #[error("account state: {}", state.label())]
     Account {
         /// The DN that was bound.
         dn: Arc<str>,
         /// Why.
         state: AccountState,
-        /// Whether the directory says so only to who knows the password.
+        /// Whether the directory reports the state only after a correct password.
         proven: bool,
     },
     /// The entry is held. The password was not sent: no server has caught up with the hold yet.
@@ -315,7 +315,7 @@ pub enum DirectoryError {
     #[error("several entries match")]
     SeveralEntries,
     /// The directory gave no verdict.
-    #[error("the directory cannot tell: {0}")]
+    #[error("directory lookup failed: {0}")]
     Unavailable(UnavailableCause),
 }
 
@@ -331,13 +331,13 @@ pub enum UnavailableCause {
         reason: String,
     },
     /// An operation exceeded `attempt_timeout`, or the login `timeout`.
-    #[error("no answer in time")]
+    #[error("timed out")]
     Timeout,
     /// Every bind connection stayed busy until the deadline.
-    #[error("no free connection in time")]
+    #[error("all connections are busy")]
     Busy,
     /// The service account's bind was refused.
-    #[error("{server}: the service account was refused with result {code}")]
+    #[error("{server}: service account refused with result {code}")]
     ServiceBind {
         /// The server's URL.
         server: Arc<str>,
@@ -345,7 +345,7 @@ pub enum UnavailableCause {
         code: u32,
     },
     /// A result code that is neither success nor invalidCredentials.
-    #[error("{server}: result {code} to a {operation}")]
+    #[error("{server}: {operation} failed with result {code}")]
     Result {
         /// The server's URL.
         server: Arc<str>,
@@ -355,31 +355,31 @@ pub enum UnavailableCause {
         code: u32,
     },
     /// The reply is not LDAP, does not match the request, or exceeds a limit.
-    #[error("{server}: the answer cannot be read")]
+    #[error("{server}: malformed reply")]
     Malformed {
         /// The server's URL.
         server: Arc<str>,
     },
     /// The server does not return the canary: wrong data, or insufficient access rights.
-    #[error("{server}: does not show the canary as configured")]
+    #[error("{server}: does not return the canary as configured")]
     Canary {
         /// The server's URL.
         server: Arc<str>,
     },
     /// No server caught up in time with a known change of the entry.
-    #[error("{server}: has not caught up with the last change of the entry, and no other server has")]
+    #[error("{server}: lags behind the last change of the entry, and so do all other servers")]
     Behind {
         /// The URL of the server that was asked last.
         server: Arc<str>,
     },
     /// The server returns no mail host for an entry that has one and was not modified.
-    #[error("{server}: hides the mail host of an entry that has one; see its access rules")]
+    #[error("{server}: returns no mail host for an entry that has one; check its access rules")]
     Hidden {
         /// The server's URL.
         server: Arc<str>,
     },
     /// `usher explain` requested attributes that only the user may read.
-    #[error("there is no service account to read the entry with")]
+    #[error("no service account to read the entry with")]
     NoServiceAccount,
 }
 

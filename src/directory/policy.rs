@@ -1,11 +1,9 @@
-//! What the answer to a bind says beside its result code: why an account may not log in, or that its
-//! password will soon be too old.
+//! The diagnostics of a bind result: why an account may not log in, or that its password expires soon.
 //!
-//! Three dialects: the password-policy control (draft-behera-ldap-password-policy-10 section 6.2,
-//! which OpenLDAP, 389-DS and most others speak, once it is asked for), the older Netscape controls
-//! (draft-vchu-ldap-pwd-policy-00), and the sub-codes in Active Directory's diagnostic text. Nothing
-//! here judges: what cannot be read says nothing, and the result code stands alone. It never panics,
-//! whatever bytes a server sends.
+//! Three dialects: the password-policy control (draft-behera-ldap-password-policy-10 section 6.2, supported by
+//! OpenLDAP, 389-DS and most others on request), the older Netscape controls (draft-vchu-ldap-pwd-policy-00),
+//! and the sub-codes in Active Directory's diagnostic text. What cannot be parsed is ignored, and the result
+//! code stands alone. Parsing never panics, whatever bytes a server sends.
 
 use std::fmt;
 
@@ -17,9 +15,9 @@ use crate::outcome::AccountState;
 pub(super) const PASSWORD_POLICY: &str = "1.3.6.1.4.1.42.2.27.8.5.1";
 /// Netscape: the password has expired, or must be changed.
 const NETSCAPE_EXPIRED: &str = "2.16.840.1.113730.3.4.4";
-/// Netscape: the password will expire in so many seconds.
+/// Netscape: the password expires in this many seconds.
 const NETSCAPE_EXPIRING: &str = "2.16.840.1.113730.3.4.5";
-/// What Active Directory (and Samba) writes before a sub-code.
+/// The text that precedes a sub-code in Active Directory (and Samba).
 const SUB_CODE: &str = "AcceptSecurityContext error, data ";
 
 /// Success.
@@ -29,37 +27,37 @@ const UNWILLING_TO_PERFORM: u32 = 53;
 /// invalidCredentials.
 const INVALID_CREDENTIALS: u32 = 49;
 
-/// The answer to a bind.
+/// The result of a bind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BindResponse {
     /// The result code.
     pub(super) code: u32,
-    /// What else was said.
+    /// The diagnostic beside it.
     pub(super) diagnostic: Option<BindDiagnostic>,
 }
 
-/// What a server said about the account.
+/// What a server reports about the account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BindDiagnostic {
-    /// It may not log in.
+    /// The account may not log in.
     State {
         /// Why.
         state: AccountState,
-        /// Whether only who knows the password hears it.
+        /// Whether the state is reported only after a correct password.
         proven: bool,
     },
     /// There is no such account.
     NoAccount,
-    /// A sub-code of which nothing is known but that it stands beside invalidCredentials.
+    /// An unknown sub-code beside invalidCredentials.
     SubCode(u32),
-    /// The password has expired; it will do for so many more logins.
+    /// The password has expired; this many grace logins are left.
     Grace(u32),
-    /// The password will expire in so many seconds.
+    /// The password expires in this many seconds.
     Expiring(u32),
 }
 
 impl BindDiagnostic {
-    /// The metric label of a warning beside a good bind.
+    /// The metric label of a warning beside a successful bind.
     pub(super) const fn warning(self) -> Option<&'static str> {
         match self {
             Self::Grace(_) => Some("grace"),
@@ -69,7 +67,7 @@ impl BindDiagnostic {
     }
 }
 
-/// For the log: the server's own number where it is one.
+/// For logs: the server's own number where it is one.
 impl fmt::Display for BindDiagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -83,12 +81,12 @@ impl fmt::Display for BindDiagnostic {
 }
 
 impl BindResponse {
-    /// Reads an answer; `None` if there is no result in it.
+    /// Parses a reply; `None` if it has no result.
     pub(super) fn read(message: &LdapMessage<'_>) -> Option<Self> {
         let outcome = message.outcome()?;
         let (code, value) = (outcome.code, |oid: &str| message.control(oid));
-        // A server of both kinds tells more in the newer control: a grace login is there, where the
-        // Netscape control says no more than "expired".
+        // A server that sends both says more in the newer control: a grace login, where the Netscape control
+        // only says "expired".
         let said = value(PASSWORD_POLICY).and_then(|value| password_policy(code, value));
         let said = said.or_else(|| value(NETSCAPE_EXPIRED).map(|_| netscape_expired(code)));
         let said = said.or_else(|| value(NETSCAPE_EXPIRING).and_then(|value| netscape_expiring(code, value)));
@@ -110,16 +108,16 @@ fn password_policy(code: u32, value: &[u8]) -> Option<BindDiagnostic> {
     }
     let state = match error {
         Some(0) => Some((AccountState::PasswordExpired, true)),
-        // Said to everybody, before the password is looked at. 389-DS says it of accounts that an
-        // administrator has switched off as well, then with another result.
+        // Reported before the password is checked. 389-DS also sends it for accounts disabled by an
+        // administrator, with another result code.
         Some(1) if code == UNWILLING_TO_PERFORM => Some((AccountState::Disabled, false)),
         Some(1) => Some((AccountState::Locked, false)),
         Some(2) => Some((AccountState::PasswordMustChange, true)),
-        // The others are about a new password.
+        // The others concern a new password.
         Some(_) | None => None,
     };
     let state = state.map(|(state, proven)| BindDiagnostic::State { state, proven });
-    // A grace login is what the policy grants in spite of the password's age.
+    // A grace login is allowed by the policy in spite of the password's age.
     match warning {
         Some(BindDiagnostic::Grace(_)) if code == SUCCESS => warning,
         _ if code == SUCCESS => state.or(warning),
@@ -127,7 +125,7 @@ fn password_policy(code: u32, value: &[u8]) -> Option<BindDiagnostic> {
     }
 }
 
-/// Beside success it means that nothing but a change of the password is allowed.
+/// Beside success it means that only a password change is allowed.
 const fn netscape_expired(code: u32) -> BindDiagnostic {
     let state = if code == SUCCESS { AccountState::PasswordMustChange } else { AccountState::PasswordExpired };
     BindDiagnostic::State { state, proven: true }
@@ -139,8 +137,8 @@ fn netscape_expiring(code: u32, value: &[u8]) -> Option<BindDiagnostic> {
     (code == SUCCESS).then_some(BindDiagnostic::Expiring(seconds))
 }
 
-/// The Windows error of a refused logon (winerror.h). All but the first two and the last are told to
-/// who has shown the right password only.
+/// The Windows error of a refused logon (winerror.h). All but the first two and the last are reported only
+/// after a correct password.
 fn sub_code(text: &str) -> Option<BindDiagnostic> {
     let (_, behind) = text.split_once(SUB_CODE)?;
     let digits = behind.split(|c: char| !c.is_ascii_hexdigit()).next()?;
@@ -164,8 +162,7 @@ fn number(bytes: &[u8]) -> Option<u32> {
     whole_number(bytes).filter(|_| bytes.first().is_some_and(|first| *first < 0x80))
 }
 
-/// What must hold for any answer: a state never stands where the server said none, and a warning
-/// never beside a refusal.
+/// The invariants of any reply: no account state where the server sent none, and no warning beside a refusal.
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) fn invariants(code: u32, control: &[u8], text: &str) {
     use super::ber::{digits, wrapped};
@@ -180,7 +177,7 @@ pub(crate) fn invariants(code: u32, control: &[u8], text: &str) {
         assert!(said.warning().is_none() || code == SUCCESS, "{said} beside {code}");
         assert!(said.to_string().chars().all(|c| c.is_ascii_graphic() || c == ' '), "{said:?}");
     }
-    // The same in an answer, as it comes over the wire; and the bytes alone, as one.
+    // The same within a complete reply; and the bytes alone, as one.
     let control = wrapped(0x30, &[&wrapped(0x04, &[PASSWORD_POLICY.as_bytes()]), &wrapped(0x04, &[control])]);
     let result = [wrapped(0x0a, &[&digits(code)]), wrapped(0x04, &[]), wrapped(0x04, &[text.as_bytes()])].concat();
     let parts = [wrapped(0x02, &[&[1]]), wrapped(BIND_RESPONSE, &[&result]), wrapped(0xa0, &[&control])].concat();

@@ -117,9 +117,9 @@ impl ServerPool {
             return;
         }
         if away {
-            warn!("the directory is away: no server is in use; who is known within cache.stale still gets in");
+            warn!("directory unreachable; serving cached users for up to cache.stale");
         } else {
-            info!("the directory is back");
+            info!("directory reachable again");
         }
     }
 

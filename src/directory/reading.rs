@@ -1,5 +1,5 @@
-//! Reading an entry out of a message (RFC 4511 section 4.5.2), bounded and without a panic: what a
-//! decision needs of it, and the marks by which a later version is told from this one.
+//! Parses entries (RFC 4511 section 4.5.2), bounded and without panics: the attributes of a login decision, and
+//! the digests that distinguish versions.
 
 use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
 use std::sync::LazyLock;
@@ -10,13 +10,13 @@ use super::ber::tagged;
 use super::{Entry, EntryId};
 use crate::config::Meaning;
 
-/// Values of one attribute that are read; an entry with more is not guessed about.
+/// Values of one attribute that are read; an entry with more is not used.
 const MAX_VALUES: usize = 64;
-/// Bytes of one value: more than any host or login name.
+/// Bytes of one value: longer than any host or login name.
 const MAX_VALUE: usize = 1_024;
 /// Bytes of a DN.
 const MAX_DN: usize = 8 * 1_024;
-/// An administrator's lock, which no time ends (draft-behera-ldap-password-policy-10 section 5.3.3).
+/// An administrator's lock, which does not expire (draft-behera-ldap-password-policy-10 section 5.3.3).
 const LOCKED_FOR_EVER: &[u8] = b"000001010000Z";
 /// ADS_UF_ACCOUNTDISABLE of userAccountControl.
 const ACCOUNT_DISABLED: u32 = 2;
@@ -26,7 +26,7 @@ const OCTET_STRING: u8 = 0x04;
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 
-/// What is asked for of an entry, and what it means.
+/// The requested attributes and their roles.
 #[derive(Debug)]
 pub(super) struct Attributes(pub(super) Vec<(String, Meaning)>);
 
@@ -43,7 +43,7 @@ impl Attributes {
     }
 }
 
-/// An entry as a server shows it, with what only the audit needs.
+/// An entry as a server returns it, with the attributes for the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportedEntry {
     /// The entry.
@@ -57,7 +57,7 @@ pub struct ReportedEntry {
 /// An attribute's description and values.
 pub(super) type Values = (Vec<u8>, Vec<Vec<u8>>);
 
-/// The DN and the attributes of a SearchResultEntry; `None` if it is none.
+/// The DN and the attributes of a SearchResultEntry; `None` if it is malformed.
 pub(super) fn parts(message: StructureTag) -> Option<(String, Vec<Values>)> {
     let mut parts = message.expect_constructed()?.into_iter();
     let dn = String::from_utf8(parts.next()?.expect_primitive()?).ok()?;
@@ -71,7 +71,7 @@ pub(super) fn parts(message: StructureTag) -> Option<(String, Vec<Values>)> {
     Some((dn, attributes))
 }
 
-/// The same of a SearchResultEntry's content as it came.
+/// The same for the raw content of a SearchResultEntry.
 fn parts_of(content: &[u8]) -> Option<(&str, Vec<Values>)> {
     let (dn, rest) = tagged(content, OCTET_STRING)?;
     let (mut list, _) = tagged(rest, SEQUENCE)?;
@@ -92,15 +92,15 @@ fn parts_of(content: &[u8]) -> Option<(&str, Vec<Values>)> {
     Some((std::str::from_utf8(dn).ok()?, attributes))
 }
 
-/// As [`read_entry`], of a message's content as it came.
+/// As [`read_entry`], for the raw content of a message.
 #[expect(clippy::option_option, reason = "no entry at all, and one that is not looked into")]
 pub(super) fn read_message(content: &[u8], wanted: &Attributes) -> Option<Option<ReportedEntry>> {
     let (dn, attributes) = parts_of(content)?;
     Some(shown(dn, &attributes, wanted))
 }
 
-/// Reads an entry; `None` if it is none. One that is out of bounds may have been filled by its owner:
-/// that is no evidence of anything (`Some(None)`), and no reason to think ill of the server.
+/// Parses an entry; `None` if it is malformed. One that exceeds a limit may have been filled by its owner: it
+/// is ignored (`Some(None)`), and does not count as a server failure.
 #[expect(clippy::option_option, reason = "no entry at all, and one that is not looked into")]
 pub(super) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Option<ReportedEntry>> {
     let (dn, attributes) = parts(message)?;
@@ -261,11 +261,10 @@ fn generalized(value: &[u8]) -> Option<i64> {
     (seconds != 0).then_some(seconds)
 }
 
-/// The key of this process' digests: nobody outside can look for two values with the same one.
+/// The key of this process's digests: an outsider cannot search for collisions.
 pub(super) static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// A keyed digest of an attribute's values, in whatever order they come. Compared with others of this
-/// process only.
+/// A keyed digest of an attribute's values, in any order. Comparable within this process only.
 fn digest(name: &[u8], values: &[Vec<u8>]) -> u64 {
     let mut sorted: Vec<&Vec<u8>> = values.iter().collect();
     sorted.sort_unstable();

@@ -1,7 +1,7 @@
 //! The requests of usher's own LDAP client, as bytes (RFC 4511 sections 4.2, 4.5 and 4.14).
 //!
-//! All are written into memory that is wiped, in one piece whose size is known before: a password is
-//! never moved by a buffer that grows.
+//! All are written into memory that is wiped, in one allocation of known size: a growing buffer never moves a
+//! password.
 
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ const OCTET_STRING: u8 = 0x04;
 const ENUMERATED: u8 = 0x0a;
 const BOOLEAN: u8 = 0x01;
 
-/// A simple bind, which asks the server to say what its password policy thinks. That is not critical: a
-/// server that does not know the control answers as ever.
+/// A simple bind that requests the password-policy control. The control is not critical: a server that does not
+/// know it answers as usual.
 pub(super) fn bind(id: u32, dn: &str, password: &str) -> SecretBuf {
     let id = wrapped(INTEGER, &[&digits(id)]);
     let controls = wrapped(0xa0, &[&wrapped(SEQUENCE, &[&wrapped(OCTET_STRING, &[PASSWORD_POLICY.as_bytes()])])]);
@@ -66,7 +66,7 @@ pub(super) fn search(id: u32, question: &SearchRequest, time_limit: Duration) ->
         wrapped(ENUMERATED, &[&[0]]),
         wrapped(INTEGER, &[&digits(size)]),
         wrapped(INTEGER, &[&digits(seconds)]),
-        // Values, and not types only.
+        // Values, and not only types.
         wrapped(BOOLEAN, &[&[0]]),
         filter,
         wrapped(SEQUENCE, &[&names.collect::<Vec<_>>()]),
@@ -81,7 +81,7 @@ fn message(id: u32, operation: &[u8]) -> SecretBuf {
     request
 }
 
-/// A filter of the configuration, as ldap3 has parsed it; `None` if it has a tag that no filter has.
+/// A filter of the configuration, as parsed by ldap3; `None` if it has a tag that no filter has.
 fn encoded(tag: &StructureTag) -> Option<Vec<u8>> {
     let number = u8::try_from(tag.id).ok().filter(|number| *number < 0x1f)?;
     let first = (tag.class as u8) << 6 | number;

@@ -378,12 +378,12 @@ impl Server {
     ) -> Result<(), RequestError> {
         if !is_server_error(code) {
             if cause != Origin::Probe && self.health.request_answered(operation, asked) {
-                info!(server = %self.url, operation, "directory server answers again");
+                info!(server = %self.url, operation, "directory server up again");
             }
             return Ok(());
         }
         if let Some(suppressed) = self.repeats.allow(operation, "unsure") {
-            warn!(server = %self.url, operation, code, suppressed, "directory server is unsure");
+            warn!(server = %self.url, operation, code, suppressed, "directory server gave an inconclusive result");
         }
         let trouble = UnavailableCause::Result { server: self.url.clone(), operation, code };
         // 80 (other) may concern one entry; busy and unavailable concern the server.
@@ -403,7 +403,7 @@ impl Server {
         fault: &ConnectionError,
     ) -> UnavailableCause {
         if let Some(suppressed) = self.repeats.allow(operation, "failed") {
-            warn!(server = %self.url, operation, reason = %fault, suppressed, "directory server failed");
+            warn!(server = %self.url, operation, reason = %fault, suppressed, "directory request failed");
         }
         let server = self.url.clone();
         let trouble = match fault {
@@ -445,7 +445,7 @@ impl Server {
     /// One line per change, not per login.
     fn log_marked_down(&self, put_aside: bool, trouble: &UnavailableCause) {
         if put_aside {
-            warn!(server = %self.url, reason = %trouble, "directory server is put aside");
+            warn!(server = %self.url, reason = %trouble, "directory server marked down");
         }
     }
 
@@ -475,7 +475,7 @@ impl Server {
         if search.as_ref().is_some_and(stale) {
             *search = None;
         }
-        debug!(server = %self.url, closed = before - idle.len(), kept = idle.len(), "unused directory connections");
+        debug!(server = %self.url, closed = before - idle.len(), kept = idle.len(), "closed unused directory connections");
         !idle.is_empty() || search.is_some()
     }
 }

@@ -1,8 +1,8 @@
-//! The shared connection of a server: every search goes over it, with the identity of the service
-//! account, or with none where the configuration has no such account.
+//! The search connection of a server: shared by all searches, with the identity of the service account, or
+//! anonymous if none is configured.
 //!
-//! The account's password is read anew for each bind, so that a changed file needs no reload and
-//! nothing stays in memory; a refused account is held back, so that usher does not lock it out.
+//! The account's password is read for each bind, so that a changed file needs no reload and nothing stays in
+//! memory; after a refusal the next bind is delayed, so that usher does not lock the account.
 
 use std::io::{self, Read as _};
 use std::path::PathBuf;
@@ -25,16 +25,16 @@ use crate::config::{Connections, ServiceAccount};
 use crate::secret::Secret;
 use crate::sys;
 
-/// What of a password file is read. One that is longer was refused when the configuration was read.
+/// How much of a password file is read. A longer one was refused when the configuration was read.
 const LARGEST_PASSWORD: usize = 4_096;
 
-/// The shared connection that carries searches.
+/// The shared connection for searches.
 #[derive(Debug)]
 pub(super) struct SearchConnection {
     pub(super) connection: Connection,
     expires: Instant,
     used: Mutex<Instant>,
-    /// Whether it was used since it was made.
+    /// Whether it has been used since it was opened.
     is_used: AtomicBool,
 }
 
@@ -56,11 +56,11 @@ impl SearchConnection {
     }
 }
 
-/// The search connection, made or being made: all who need it wait for the same attempt.
+/// The search connection, open or being opened: all requests wait for the same attempt.
 pub(super) type Opening = Shared<BoxFuture<'static, Result<Arc<SearchConnection>, UnavailableCause>>>;
 
 impl Server {
-    /// Asks on the search connection, as the service account.
+    /// Searches on the search connection, as the service account.
     pub(super) async fn search(
         self: &Arc<Self>,
         question: &SearchRequest,
@@ -76,7 +76,7 @@ impl Server {
                 Err(ConnectionError::Broken(_) | ConnectionError::Malformed | ConnectionError::Violation(_))
             )
         {
-            // It died under us, perhaps of another's question: once more on a fresh one.
+            // It failed, perhaps because of another request: retried once on a fresh one.
             shared = self.search_connection(deadline, trace).await?;
             asked = Instant::now();
             answer = self.ask(&shared, question, deadline, trace).await;
@@ -99,7 +99,7 @@ impl Server {
         let asked = shared.connection.search(question, self.patience);
         let answer = self.timed(question.operation, deadline, trace, asked, |found| found.code).await;
         if answer.is_err() {
-            // Whoever still waits on it keeps it open; nobody new gets it.
+            // Requests that still wait on it keep it open; no new request gets it.
             let mut slot = locked(&self.search);
             let is_this = |opening: &mut Opening| matches!(opening.peek(), Some(Ok(one)) if Arc::ptr_eq(one, shared));
             slot.take_if(is_this);
@@ -107,7 +107,7 @@ impl Server {
         answer
     }
 
-    /// The shared search connection; made once for all who wait.
+    /// The shared search connection; opened once for all that wait.
     pub(super) async fn search_connection(
         self: &Arc<Self>,
         deadline: Instant,
@@ -124,7 +124,7 @@ impl Server {
                 Some(opening) => opening.clone(),
                 None => {
                     let url = self.url.clone();
-                    // A task of its own: whoever asked first may give up, the others still wait.
+                    // A separate task: the first requester may give up while others still wait.
                     let task = tokio::spawn(self.clone().open_search());
                     let opening = task
                         .map(|end| end.unwrap_or(Err(UnavailableCause::Malformed { server: url })))
@@ -145,7 +145,7 @@ impl Server {
         }
     }
 
-    /// Makes the connection that searches share.
+    /// Opens the search connection.
     async fn open_search(self: Arc<Self>) -> Result<Arc<SearchConnection>, UnavailableCause> {
         let shared = SearchConnection {
             connection: self.open_as_service().await?,
@@ -157,7 +157,7 @@ impl Server {
         Ok(Arc::new(shared))
     }
 
-    /// Connects and binds as the service account, or stays anonymous where there is none; and sees the
+    /// Connects and binds as the service account, or stays anonymous if none is configured; then reads the
     /// canary, if there is one.
     pub(super) async fn open_as_service(&self) -> Result<Connection, UnavailableCause> {
         let mut client = self.open_bound().await?;
@@ -167,7 +167,7 @@ impl Server {
         self.shared(client).await
     }
 
-    /// Makes a connection one that searches share.
+    /// Turns a connection into one that searches share.
     pub(super) async fn shared(&self, client: BindClient) -> Result<Connection, UnavailableCause> {
         Connection::over(client).await.map_err(|fault| self.note_error("connect", Origin::Probe, &fault))
     }
@@ -194,7 +194,7 @@ impl Server {
         Ok(connection)
     }
 
-    /// The service account's password, unless the account is held back.
+    /// The service account's password, unless the account was refused recently.
     async fn service_password(&self, account: &ServiceAccount) -> Result<Secret, UnavailableCause> {
         if let Some((until, code)) = *locked(&self.refused)
             && Instant::now() < until
@@ -206,7 +206,7 @@ impl Server {
         let file = account.password_file.display();
         let unusable = |reason: String| {
             if let Some(suppressed) = self.repeats.allow("password", "") {
-                error!(server = %self.url, %file, %reason, suppressed, "the service account's password cannot be used");
+                error!(server = %self.url, %file, %reason, suppressed, "service account password unusable");
             }
             let trouble =
                 UnavailableCause::Connection { server: self.url.clone(), reason: format!("{file}: {reason}") };
@@ -214,17 +214,16 @@ impl Server {
             trouble
         };
         let read = tokio::time::timeout(self.patience, self.read_file(account.password_file.clone())).await;
-        let bytes = read.map_err(|_| unusable("reading takes too long".to_owned()))?;
+        let bytes = read.map_err(|_| unusable("read timed out".to_owned()))?;
         let bytes = bytes.map_err(|error| unusable(error.to_string()))?;
         let password = without_line_end(bytes);
         if password.is_empty() || std::str::from_utf8(password.expose()).is_err() {
-            return Err(unusable("it is empty or not UTF-8".to_owned()));
+            return Err(unusable("empty or not UTF-8".to_owned()));
         }
         Ok(password)
     }
 
-    /// Reads a small file in a thread of its own; one at a time, so that a mount that never answers takes one
-    /// thread, whatever is asked.
+    /// Reads a small file on a blocking thread; one at a time, so that a hung mount occupies one thread only.
     async fn read_file(&self, path: PathBuf) -> io::Result<Secret> {
         let permit = Arc::clone(&self.reading).acquire_owned().await.map_err(io::Error::other)?;
         let read = tokio::task::spawn_blocking(move || {
@@ -237,11 +236,11 @@ impl Server {
         read.await.map_err(io::Error::other)?
     }
 
-    /// Notes what became of the service account's bind.
+    /// Records the result of the service account's bind.
     fn service_answer(&self, account: &ServiceAccount, bound: BindResponse) -> Result<(), UnavailableCause> {
         let code = bound.code;
         let gauge = self.metrics.directory_service_bind_ok.with_label_values(&[&self.url]);
-        // Bound, and told to change its password first, it will be refused every search.
+        // A bound account that must change its password first is refused every search.
         let said = bound.diagnostic.filter(|said| matches!(said, BindDiagnostic::State { .. }));
         if code == 0 && said.is_none() {
             gauge.set(1);
@@ -249,16 +248,16 @@ impl Server {
             return Ok(());
         }
         gauge.set(0);
-        // Held back: each try is one more wrong password towards a lock-out of the account.
+        // Delayed: each attempt is one more wrong password towards a lockout.
         *locked(&self.refused) = Some((Instant::now() + self.tuning.service_retry, code));
         let said = said.map(tracing::field::display);
-        error!(server = %self.url, bind_dn = %account.dn, code, said, "the directory refuses usher's service account");
+        error!(server = %self.url, bind_dn = %account.dn, code, said, "directory refused the service account");
         let trouble = UnavailableCause::ServiceBind { server: self.url.clone(), code };
         self.out_of_use(&trouble);
         Err(trouble)
     }
 
-    /// Puts it aside if it is of no use without the service account.
+    /// Marks the server down if it is unusable without the service account.
     fn out_of_use(&self, trouble: &UnavailableCause) {
         if self.needs_service {
             self.server_failed(Origin::Probe, trouble);
@@ -266,7 +265,7 @@ impl Server {
     }
 }
 
-/// Drops one line end, as an editor leaves it.
+/// Removes one trailing line end, as editors add it.
 fn without_line_end(secret: Secret) -> Secret {
     let bytes = secret.expose();
     match bytes.strip_suffix(b"\n") {

@@ -1,28 +1,27 @@
-//! From a login name to a filter or a DN.
+//! Builds a filter or a DN from a login name.
 //!
-//! The name is data, never syntax: each placeholder is escaped for the place where it stands, and
-//! what was put in is never looked at for placeholders again (promise 3). RFC 4515 section 3
-//! (filter), RFC 4514 section 2.4 (DN).
+//! The name is data, never syntax: each placeholder is escaped for its position, and substituted text is never
+//! searched for placeholders (promise 3). RFC 4515 section 3 (filter), RFC 4514 section 2.4 (DN).
 
 use std::borrow::Cow;
 
 use super::Login;
 use crate::config::{Template, TemplatePart};
 
-/// The search filter for this name; `None` if the name lacks a part that the filter asks for.
+/// The search filter for this name; `None` if the name lacks a part that the filter requires.
 #[must_use]
 pub fn filter(template: &Template, login: &Login) -> Option<String> {
     render(template, login, |value| Some(ldap3::ldap_escape(value)))
 }
 
-/// The DN for this name; `None` if the name lacks a part that the DN asks for.
+/// The DN for this name; `None` if the name lacks a part that the DN requires.
 #[must_use]
 pub fn dn(template: &Template, login: &Login) -> Option<String> {
     render(template, login, |value| Some(ldap3::dn_escape(value)))
 }
 
-/// The principal name for this name; `None` if the name lacks a part, or has a letter other than
-/// `A-Za-z0-9._-`: a principal name knows no escape, and another `@` would make it another domain's.
+/// The principal name for this name; `None` if the name lacks a part, or has a character other than
+/// `A-Za-z0-9._-`: a principal name has no escapes, and another `@` would move it to another domain.
 #[must_use]
 pub fn principal(template: &Template, login: &Login) -> Option<String> {
     let plain = |value: &str| value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
@@ -47,7 +46,7 @@ fn render(
             TemplatePart::Local => local,
             TemplatePart::Domain => domain,
         };
-        // An empty value would ask another question than the operator meant: `(mail=@x)`, `uid=,ou=..`.
+        // An empty value would make another request than configured: `(mail=@x)`, `uid=,ou=..`.
         if value.is_empty() {
             return None;
         }
@@ -81,7 +80,7 @@ mod tests {
             r"(|(uid=\2a\29\28uid=a\5c)(mail=\2a\29\28uid=a\5c))"
         );
         assert_eq!(filter(&template, &login("jürgen")).unwrap(), "(|(uid=jürgen)(mail=jürgen))");
-        // A placeholder that a user types is a text like any other.
+        // A placeholder typed by a user is ordinary text.
         assert_eq!(filter(&template, &login("{login}")).unwrap(), "(|(uid={login})(mail={login}))");
     }
 

@@ -192,7 +192,7 @@ impl std::io::Write for Lines {
     }
 }
 
-/// Emits the line "directory server failed" while a subscriber is active. tracing computes once, when a
+/// Emits the line "directory request failed" while a subscriber is active. tracing computes once, when a
 /// line is first reached, whether it is enabled, and another test's thread without subscriber may be first;
 /// a later subscriber has it computed again.
 async fn meet_the_line(failing: &Scripted) {

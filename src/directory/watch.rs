@@ -1,9 +1,9 @@
-//! Follows the directory, on a connection of its own, and tells what it sees as [`Change`]s.
+//! Watches the directory on a separate connection and reports [`Change`]s.
 //!
-//! By content synchronization (RFC 4533) where a server has it, with the cookie across reconnects;
-//! else by one search per interval. It keeps nothing per entry and acts on nothing: what a change
-//! means is for who knows the users (`follow`). Each end of a connection is told ([`Change::Lost`]),
-//! and so is the moment at which everything has been seen again ([`Change::Complete`]).
+//! Uses content synchronization (RFC 4533) where a server supports it, with the cookie across reconnects;
+//! otherwise one search per interval. It stores nothing per entry and takes no action: `follow` decides what a
+//! change means. Each loss of the connection is reported ([`Change::Lost`]), and so is the end of each refresh
+//! ([`Change::Complete`]).
 
 mod message;
 mod poll;
@@ -27,59 +27,59 @@ use super::{EntryId, Ldap, ReportedEntry};
 use crate::config::{Directory as Settings, Meaning, WatchMode};
 use crate::log::Repeats;
 
-/// Content synchronization, as the root DSE's supportedControl has it (RFC 4533 section 2.2).
+/// Content synchronization, as listed in the root DSE's supportedControl (RFC 4533 section 2.2).
 const SYNC_REQUEST: &str = "1.3.6.1.4.1.4203.1.9.1.1";
-/// Before the first new attempt; doubled at each failure.
+/// Before the first reconnect; doubled at each failure.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long a server may take for the next message of an answer.
+/// How long a server may take for the next message.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How long all of a refresh, or of a poll's round, may take.
+/// How long a refresh or a polling round may take.
 const ROUND: Duration = Duration::from_secs(10 * 60);
 
-/// What was seen. Changes between [`Change::Began`] and [`Change::Complete`] belong together: they
-/// count when they are complete, and not at all if the connection is lost before.
+/// A reported change. Changes between [`Change::RefreshStarted`] and [`Change::Complete`] belong together: they
+/// take effect when complete, and not at all if the connection is lost before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// Whatever may have been missed is about to be told.
+    /// A refresh begins, which reports all that may have been missed.
     RefreshStarted(Refresh),
-    /// An entry, as the server shows it: new, modified, renamed, or merely told again.
+    /// An entry as the server returns it: new, modified, renamed, or only repeated.
     Entry(Box<ReportedEntry>),
-    /// These entries are there, and were not modified.
+    /// These entries exist and were not modified.
     Present(Vec<EntryId>),
-    /// An entry is gone, or is no user any more.
+    /// An entry was deleted, or no longer matches the user filter.
     Deleted {
         /// Which.
         id: Option<EntryId>,
-        /// Its last DN, where the server tells.
+        /// Its last DN, if the server reports it.
         dn: Option<Arc<str>>,
     },
-    /// Whatever has not been told of since [`Change::Began`] is gone.
+    /// All entries not reported since [`Change::RefreshStarted`] are deleted.
     RestDeleted,
-    /// Everything up to now has been told.
+    /// The refresh is complete.
     Complete,
-    /// Nothing else has happened up to now.
+    /// The connection is alive, with no further changes so far.
     UpToDate,
-    /// From here on changes are missed, until the next [`Change::Began`].
+    /// Changes are missed from now on, until the next [`Change::RefreshStarted`].
     Lost,
 }
 
-/// How what was missed is told.
+/// A refresh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refresh {
-    /// The URL of the server that tells.
+    /// The URL of the watched server.
     pub server: Arc<str>,
-    /// Whether every entry is told of, changed or not.
+    /// Whether every entry is reported, changed or not.
     pub whole: bool,
-    /// Whether the server's timestamps are its own, and mean nothing beside another's (Active Directory).
+    /// Whether timestamps are local to the server and not comparable with another's (Active Directory).
     pub local_timestamps: bool,
 }
 
-/// Who is told.
+/// Receives the changes.
 pub type ChangeHandler<'a> = &'a (dyn Fn(Change) + Send + Sync);
 
-/// What a connection of the watch needs.
+/// A connection of the watch and its search.
 struct WatchLink<'a> {
     connection: Connection,
     server: &'a Server,
@@ -88,53 +88,52 @@ struct WatchLink<'a> {
     attributes: Attributes,
 }
 
-/// Why a connection's watch has ended.
+/// Why the watch on a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum WatchEnd {
-    /// The connection is of no more use.
+    /// The connection failed.
     #[error("{0}")]
     Fault(#[from] ConnectionError),
     /// The server ended or refused the search.
     #[error("result {0}{hint}", hint = hint(*.0))]
     Refused(u32),
     /// The server wants to begin anew (RFC 4533 section 3.3.2).
-    #[error("the server asks for a new beginning")]
+    #[error("server requires a full refresh")]
     RefreshRequired,
-    /// It is time to look again for a better way.
-    #[error("a look around is due")]
+    /// A new connection is due, which may find a server with content synchronization.
+    #[error("reconnect is due")]
     Reconnect,
-    /// No server can be followed.
+    /// No server can be watched.
     #[error("{0}")]
     NoServer(String),
 }
 
-/// What an operator can do about a result.
+/// A hint for the administrator about a result code.
 const fn hint(code: u32) -> &'static str {
     match code {
         3 | 4 | 11 => ": the service account may not read all users; raise its limits (size, time, paged results)",
-        12 => ": this database has no content synchronization",
-        50 | 53 => ": the service account may not follow these entries",
+        12 => ": this database does not support content synchronization",
+        50 | 53 => ": the service account may not watch these entries",
         _ => "",
     }
 }
 
-/// Where the last connection stood.
+/// The synchronization state of the last connection.
 struct SyncCookie {
     server: Arc<str>,
     bytes: Vec<u8>,
 }
 
-/// What outlives a connection.
+/// State kept across connections.
 #[derive(Default)]
 struct WatchMemory {
     cookie: Option<SyncCookie>,
-    /// Servers that offer content synchronization and then refuse it here.
+    /// Servers that advertise content synchronization but refuse it here.
     refusing: Vec<Arc<str>>,
 }
 
 impl Ldap {
-    /// Follows the directory for ever and tells what is seen. Where it is not to be followed, nothing
-    /// is told.
+    /// Watches the directory and reports changes; never returns. Reports nothing if the watch is off.
     pub async fn follow(&self, tell: ChangeHandler<'_>) {
         if !self.settings().is_followed() {
             return pending().await;
@@ -155,17 +154,17 @@ impl Ldap {
                 continue;
             }
             if let Some(suppressed) = repeats.allow("follow", "") {
-                warn!(reason = %end, suppressed, "the directory is not followed at the moment");
+                warn!(reason = %end, suppressed, "LDAP change notification lost");
             }
             sleep(jittered(PAUSE.saturating_mul(1 << failures.min(8)).min(LONGEST_PAUSE))).await;
         }
     }
 
-    /// Follows on the first server that can be followed, until that ends.
+    /// Watches the first suitable server, until that ends.
     async fn follow_once(&self, memory: &mut WatchMemory, tell: ChangeHandler<'_>) -> WatchEnd {
         let settings = self.settings();
         let mode = settings.watch.mode;
-        let (mut spare, mut trouble) = (None, "no server can be reached".to_owned());
+        let (mut spare, mut trouble) = (None, "no server reachable".to_owned());
         for server in self.servers() {
             let connection = match server.open_as_service().await {
                 Ok(connection) => connection,
@@ -185,12 +184,12 @@ impl Ldap {
             if mode != WatchMode::Poll && root.syncs && !memory.refusing.contains(&server.url) {
                 return follow_by_sync(&link, memory, mode, tell).await;
             }
-            trouble = "no server offers content synchronization (RFC 4533)".to_owned();
+            trouble = "no server supports content synchronization (RFC 4533)".to_owned();
             spare = spare.or(Some((link, root)));
         }
         match spare {
             Some((link, root)) if mode != WatchMode::Sync => {
-                info!(server = %link.server.url, mode = "poll", "following the directory");
+                info!(server = %link.server.url, mode = "poll", "watching the directory for changes");
                 poll::follow(&link, settings.watch.poll_interval, root.usn.is_some(), tell).await
             }
             Some(_) | None => WatchEnd::NoServer(trouble),
@@ -206,17 +205,17 @@ async fn follow_by_sync(
 ) -> WatchEnd {
     let url = &link.server.url;
     let known = memory.cookie.take().filter(|cookie| cookie.server == *url);
-    info!(server = %url, mode = "sync", resumed = known.is_some(), "following the directory");
+    info!(server = %url, mode = "sync", resumed = known.is_some(), "watching the directory for changes");
     let resumed = known.is_some();
     let mut bytes = known.map(|cookie| cookie.bytes);
     let end = sync::follow(link, &mut bytes, tell).await;
     match end {
-        // A cookie that the server does not understand any more is of no use to another attempt.
+        // A cookie that the server no longer accepts is discarded.
         WatchEnd::RefreshRequired => {}
-        // As a provider does that was restored from a backup: the cookie is newer than what it has. All
-        // that is to be known is told anew.
+        // As with a provider restored from a backup: the cookie is newer than its data. Everything is reported
+        // again.
         WatchEnd::Refused(code) if resumed => {
-            info!(server = %url, code, "the server refuses the cookie: every entry is read anew");
+            info!(server = %url, code, "server refused the sync cookie; reading all entries again");
             return WatchEnd::RefreshRequired;
         }
         WatchEnd::Refused(_) if mode == WatchMode::Auto => memory.refusing.push(Arc::clone(url)),
@@ -241,14 +240,14 @@ impl<'a> WatchLink<'a> {
         }
     }
 
-    /// Asks whether the connection lives: any answer is one.
+    /// Checks that the connection is alive: any reply will do.
     async fn is_alive(&self) -> Result<(), ConnectionError> {
         let patience = self.server.patience.max(Duration::from_secs(3));
         timeout(patience, self.connection.who_am_i()).await.map_err(|_| ConnectionError::Timeout)?
     }
 }
 
-/// What the root DSE (RFC 4512 section 5.1) tells about following.
+/// What the root DSE (RFC 4512 section 5.1) says about change notification.
 #[derive(Debug, Default)]
 pub(super) struct RootDse {
     /// Content synchronization is offered.
@@ -286,7 +285,7 @@ impl RootDse {
     }
 }
 
-/// When a round that begins now must be over.
+/// When a refresh that begins now must be complete.
 fn round_ends() -> Instant {
     Instant::now() + ROUND
 }

@@ -1,5 +1,5 @@
-//! The brake: when too many users are moved or switched off at once, somebody has to say that it is
-//! meant. Pure: it counts, and is told the time.
+//! The brake: when too many users are moved or disabled at once, an administrator must confirm the changes.
+//! Pure: it counts, and takes the time as a parameter.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use crate::directory::Entry;
 use crate::known::TrackingKey;
 
-/// What "at once" means.
+/// The period that counts as "at once".
 const WINDOW: Duration = Duration::from_secs(60);
-/// So many a minute are always allowed by default.
+/// Changes per minute that are always allowed by default.
 const FEW: usize = 200;
 
-/// A change that was acted on, and what was in force before.
+/// An applied change, with the previous values.
 #[derive(Debug, Clone)]
 pub(super) struct AppliedChange {
     at: Instant,
@@ -36,23 +36,23 @@ impl Brake {
         self.on
     }
 
-    /// How many are allowed: as configured, or the larger of 200 and 2 % of the known users.
+    /// How many changes are allowed: as configured, or the larger of 200 and 2 % of the known users.
     pub(super) fn limit(configured: Option<u32>, users: usize) -> usize {
         configured.map_or_else(|| FEW.max(users / 50), |limit| usize::try_from(limit).unwrap_or(usize::MAX))
     }
 
-    /// Whether so many more are too many now.
+    /// Whether this many more exceed the limit now.
     pub(super) fn would_trip(&mut self, more: usize, limit: usize, now: Instant) -> bool {
         self.recent.retain(|acted| now.saturating_duration_since(acted.at) < WINDOW);
         more > 0 && !self.is_confirmed(now) && self.recent.len() + more > limit
     }
 
-    /// Whether an operator has said that whatever comes now is meant.
+    /// Whether an administrator has confirmed changes until a later time.
     pub(super) fn is_confirmed(&self, now: Instant) -> bool {
         self.confirmed_until.is_some_and(|until| now < until)
     }
 
-    /// Notes what was acted on.
+    /// Records an applied change.
     pub(super) fn acted(&mut self, key: TrackingKey, before: Arc<Entry>, limit: usize, now: Instant) {
         if self.is_confirmed(now) {
             return;
@@ -63,13 +63,13 @@ impl Brake {
         self.recent.push_back(AppliedChange { at: now, key, before });
     }
 
-    /// Goes on; what was acted on within the window, so that it can be taken back.
+    /// Engages; returns the changes applied within the window, so that they can be reverted.
     pub(super) fn trip(&mut self) -> Vec<AppliedChange> {
         self.on = true;
         std::mem::take(&mut self.recent).into()
     }
 
-    /// Goes off, for all that comes in this time.
+    /// Releases, for all changes within this time.
     pub(super) fn confirm(&mut self, time: Duration, now: Instant) {
         self.on = false;
         self.recent.clear();

@@ -1,5 +1,5 @@
-//! The sessions that are to end: one after another, so that clients do not all come back at once, and
-//! those of accounts that must not be used before those of accounts that have only been moved.
+//! Closes sessions one after another, so that clients do not all reconnect at once, and those of unusable
+//! accounts before those of moved accounts.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::registry::{Registry, SessionId, TerminationReason};
 
-/// The queue.
+/// The sessions to be closed.
 #[derive(Debug)]
 pub(super) struct CloseQueue {
     registry: Arc<Registry>,
@@ -18,19 +18,19 @@ pub(super) struct CloseQueue {
     more: Notify,
 }
 
-/// As long as there are sessions, at most: each is in it once for each reason.
+/// Bounded by the number of sessions: each is queued once for each reason.
 #[derive(Debug, Default)]
 struct RankedSessions {
-    /// By rank; each in the order of its changes.
+    /// By rank; each in order of arrival.
     order: [VecDeque<(SessionId, TerminationReason)>; RANKS],
     queued: HashSet<(SessionId, TerminationReason)>,
 }
 
-/// How many ranks there are.
+/// The number of ranks.
 const RANKS: usize = 5;
 
-/// Which endings come first: a session that must not go on does not wait until thousands that have been
-/// moved are closed.
+/// The priority of a reason: a session that must not continue does not wait until thousands of moved ones are
+/// closed.
 const fn rank(why: TerminationReason) -> usize {
     match why {
         TerminationReason::Hold => 0,
@@ -62,7 +62,7 @@ impl CloseQueue {
         self.more.notify_one();
     }
 
-    /// Forgets those that the brake is about.
+    /// Removes the sessions queued for changes that the brake covers.
     pub(super) fn withdraw(&self) {
         let mut queue = self.lock();
         let stays = |(_, why): &(SessionId, TerminationReason)| {
@@ -85,11 +85,11 @@ impl CloseQueue {
         Some(next)
     }
 
-    /// Asks one after another to end.
+    /// Closes the queued sessions at this rate.
     pub(super) async fn run(&self, rate: impl Fn() -> u32) {
         loop {
             match self.next() {
-                // One that has ended meanwhile costs no time.
+                // A session that has ended meanwhile takes no time.
                 Some((session, why)) if self.registry.end(session, why) => {
                     sleep(Duration::from_secs(1) / rate().max(1)).await;
                 }

@@ -1,9 +1,9 @@
-//! What has changed between two versions of an entry: values of watched attributes, never the mere
-//! fact that it was modified. With a password policy each stranger's wrong guess modifies an entry,
-//! and with lastbind each good login does.
+//! The difference between two versions of an entry: values of watched attributes, never the mere fact of a
+//! modification. With a password policy each wrong guess modifies an entry, and with lastbind each successful
+//! login does.
 //!
-//! [`Consequence`] is the one place that says what this means for a session: asked when a change is
-//! told, when a session is listed, and when a login is about to be answered. Pure: it is told the time.
+//! [`Consequence`] is the only place that decides what this means for a session: when a change is reported,
+//! when a session is listed, and before a login is answered. Pure: takes the time as a parameter.
 
 use std::sync::Arc;
 
@@ -14,34 +14,33 @@ use crate::proto;
 use crate::registry::{Session, SessionBasis, TerminationReason};
 use crate::route;
 
-/// Where an entry leads: a backend, or why nowhere.
+/// The backend of an entry, or why it has none.
 pub(super) type RouteTarget = Result<Arc<str>, &'static str>;
 
-/// What has changed.
+/// The changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Difference {
     /// Another place: the old one and the new.
     pub(super) moved: Option<(RouteTarget, RouteTarget)>,
-    /// Another name at the backend.
     pub(super) login: bool,
-    /// Switched off (true) or on.
+    /// Disabled (true) or enabled.
     pub(super) disabled: Option<bool>,
     /// Held (true) or released.
     pub(super) held: Option<bool>,
     pub(super) password: bool,
     pub(super) lockout: bool,
-    /// What the policy says of the password.
+    /// The policy state of the password.
     pub(super) policy: bool,
     pub(super) renamed: bool,
-    /// Another attribute that decides, or another spelling of the same place.
+    /// Another relevant attribute, or another spelling of the same mail host.
     pub(super) other: bool,
-    /// The entry is newer, and nothing that is shown says why: it may have been the password.
+    /// The version is newer without a visible change: the password may have changed.
     pub(super) unexplained: bool,
 }
 
 impl Difference {
-    /// Compares. `exact`: every modification is told of by itself, so that an entry of which a failed
-    /// or a good login has changed something has been changed in nothing else. `now`: Unix seconds.
+    /// Compares two versions. `exact`: every modification is reported separately, so that one caused by a login
+    /// has changed nothing else. `now`: Unix seconds.
     pub(super) fn between(old: &Entry, new: &Entry, routing: &Routing, exact: bool, now: u64) -> Self {
         let (from, to) = (route_target(routing, old), route_target(routing, new));
         let (before, after) = (&old.version, &new.version);
@@ -63,7 +62,7 @@ impl Difference {
             difference.moved = Some((from, to));
         }
         let explained = difference.is_some() || (exact && before.login_activity != after.login_activity);
-        // Where a policy writes when passwords change, what it does not write was no such change.
+        // A policy that records password changes would have recorded one.
         let aged = before.shows_password_age() || after.shows_password_age();
         difference.unexplained = before.revision != after.revision && !aged && !explained;
         difference
@@ -74,17 +73,17 @@ impl Difference {
         self.moves() || self.disabled.is_some() || self.held.is_some() || self.lockout || self.policy || self.forgets()
     }
 
-    /// Whether its mail is elsewhere, or under another name.
+    /// Whether its backend or backend login has changed.
     pub(super) fn moves(&self) -> bool {
         self.moved.is_some() || self.login
     }
 
-    /// Whether it is one of those of which not too many may come at once.
+    /// Whether it counts towards the brake.
     pub(super) fn is_braked(&self) -> bool {
         self.moves() || self.disabled == Some(true)
     }
 
-    /// Whether the cached decision is of no more use.
+    /// Whether the cached decision is obsolete.
     pub(super) fn forgets(&self) -> bool {
         self.moves()
             || self.disabled.is_some()
@@ -95,7 +94,7 @@ impl Difference {
             || self.unexplained
     }
 
-    /// The words for the metric, each once.
+    /// The metric labels, each once.
     pub(super) fn kinds(&self) -> Vec<&'static str> {
         let kinds = [
             (self.moved.is_some(), "move"),
@@ -114,28 +113,29 @@ impl Difference {
     }
 }
 
-/// What the directory shows of an entry now.
+/// The newest known state of an entry.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Newest<'a> {
     /// This version is in force.
     Entry(&'a Entry),
-    /// The entry is gone.
+    /// The entry is deleted.
     Deleted,
 }
 
-/// What the newest version of an entry means for one of its sessions.
+/// The consequence of the newest version of an entry for one of its sessions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Consequence {
-    /// The session has to be listed under another DN.
+    /// The session must be listed under another DN.
     pub(super) renamed: bool,
-    /// Why the session has no place any more, the gravest reason first; none: it goes on.
+    /// Why the session must end, the most serious reason first; empty: it continues.
     pub(super) reasons: Vec<TerminationReason>,
 }
 
 impl Consequence {
     /// Compares the version that a session was logged in with to the newest. `now`: Unix seconds.
     ///
-    /// A session whose route changed by a reload alone goes on: its entry leads where it led.
+    /// A session whose route changed by a reload alone continues: its entry leads to the same backend as
+    /// before.
     pub(super) fn of(session: &Session, basis: &SessionBasis, newest: Newest<'_>, routing: &Routing, now: u64) -> Self {
         let Newest::Entry(entry) = newest else {
             return Self { renamed: false, reasons: vec![TerminationReason::Deleted] };
@@ -156,7 +156,7 @@ impl Consequence {
         Self { renamed: session.dn != entry.dn, reasons }
     }
 
-    /// Why the session is to end, as the operator and its protocol have it.
+    /// Why the session ends, given the configuration and its protocol.
     pub(super) fn ends(&self, session: &Session, watch: &Watch) -> Option<TerminationReason> {
         let follows_moves = proto::by_name(&session.protocol).is_none_or(|protocol| protocol.follows_moves);
         let is_wanted =
@@ -165,7 +165,7 @@ impl Consequence {
     }
 }
 
-/// Whether the operator wants sessions to end for this.
+/// Whether sessions end for this reason, according to the configuration.
 pub(super) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
     let choice = match why {
         TerminationReason::Moved => watch.on_move,
@@ -179,7 +179,7 @@ pub(super) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
     choice == OnChange::Close
 }
 
-/// Where an entry leads.
+/// The backend of an entry.
 pub(super) fn route_target(routing: &Routing, entry: &Entry) -> RouteTarget {
     let route = route::route(routing, entry);
     route.map(|route| route.backend.name.as_str().into()).map_err(|refusal: Refusal| refusal.label())
@@ -214,9 +214,9 @@ mod tests {
     #[test]
     fn recorded_failed_login_is_no_change() {
         assert!(!difference(true, |entry| entry.version.login_activity = 2).is_some());
-        // Where several modifications are told as one, the password may have been among them.
+        // Where several modifications are reported as one, the password may be among them.
         assert_eq!(difference(false, |entry| entry.version.login_activity = 2).kinds(), ["unexplained"]);
-        // A lock-out lets the owner in again, and ends nothing.
+        // A lockout does not end sessions.
         let lockout = difference(true, |entry| (entry.version.login_activity, entry.version.lockout) = (2, 5));
         assert!(lockout.is_some() && !lockout.forgets() && !lockout.is_braked());
     }
@@ -224,12 +224,12 @@ mod tests {
     #[test]
     fn unexplained_change_is_read_again() {
         assert_eq!(difference(true, |_| {}).kinds(), ["unexplained"]);
-        // A policy that counts failures shows the first change of a password as well.
+        // A policy that counts failures also records the first change of a password.
         assert!(
             !difference(false, |entry| (entry.version.login_activity, entry.version.has_policy_attributes) = (2, true))
                 .is_some()
         );
-        // Unless the server shows when passwords change.
+        // Unless the server exposes when passwords change.
         let with = |version: &str| {
             entry(|entry| {
                 (entry.version.revision, entry.version.password_changed) = (Some(version.into()), Some(7));
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(kinds(|entry| entry.version.policy_digest = 1), ["other"]);
         assert_eq!(kinds(|entry| entry.dn = "uid=b".into()), ["rename"]);
         assert_eq!(kinds(|entry| entry.logins.push("b".into())), ["login"]);
-        // Without a backend of that name the place is the same: nowhere.
+        // Without such a backend the route is the same: none.
         assert_eq!(kinds(|entry| entry.mail_hosts = vec!["server4".into()]), ["other"]);
         assert_eq!(kinds(|entry| entry.mail_hosts.clear()), ["move"]);
     }

@@ -59,8 +59,8 @@ fn words(trouble: &UnavailableCause) -> String {
     match trouble {
         UnavailableCause::Connection { reason, .. } => reason.clone(),
         UnavailableCause::ServiceBind { code, .. } => format!("refused with result {code}"),
-        UnavailableCause::Result { operation, code, .. } => format!("result {code} to a {operation}"),
-        UnavailableCause::Malformed { .. } => "the answer cannot be read".to_owned(),
+        UnavailableCause::Result { operation, code, .. } => format!("{operation} failed with result {code}"),
+        UnavailableCause::Malformed { .. } => "malformed reply".to_owned(),
         UnavailableCause::Canary { .. } => "not shown".to_owned(),
         UnavailableCause::Behind { .. } => "has not caught up with the last change".to_owned(),
         UnavailableCause::Hidden { .. } => "hides the mail host of an entry".to_owned(),

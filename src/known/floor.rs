@@ -1,13 +1,12 @@
-//! Whether a server has caught up with what the watch has shown of an entry.
+//! Whether a server has caught up with the reported changes of an entry.
 //!
-//! Two entryCSN of one server order exactly. Everything else does not order between servers: entryCSN of
-//! two servers that are both written to, modifyTimestamp (a second is long), Active Directory's whenChanged
-//! (each controller's own). An entry with such a version counts as in flux for [`FLUX`] after a change, and
-//! only the server that is followed decides about it. An older version is older in any case, but not at
-//! Active Directory.
+//! Two entryCSN of one server are totally ordered. Nothing else is ordered across servers: entryCSN of two
+//! providers, modifyTimestamp (a resolution of one second), Active Directory's whenChanged (local to each
+//! controller). For [`UNORDERED_PERIOD`] after a change of an entry with such a version, only the watched
+//! server decides about it. An older version is older in any case, except with Active Directory.
 //!
-//! The way back: a whole refresh from the server that showed the floor replaces it, as after a restore from
-//! a backup. What another server shows that is followed instead does not, until [`LAG`] is over: it may lag.
+//! Reverting: a full refresh from the server that reported the floor replaces it, as after a restore from
+//! backup. A refresh from another watched server does not, until [`LAG`] has passed: that server may lag.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -18,19 +17,19 @@ use tokio::time::Instant;
 use super::{LAG, TrackedEntries, TrackedEntry, TrackedInner, TrackingKey};
 use crate::directory::{Entry, Floor, Freshness};
 
-/// How long only the followed server decides about a changed entry whose versions do not order.
+/// How long only the watched server decides about a changed entry whose versions are not ordered.
 pub(super) const UNORDERED_PERIOD: Duration = Duration::from_secs(60);
 
-/// Where the floors come from.
+/// The source of the floors.
 #[derive(Debug, Default)]
 pub(super) struct WatchSource {
-    /// The URL of the server that is followed, or was followed last.
+    /// The URL of the server that is watched, or was watched last.
     server: Option<Arc<str>>,
-    /// The same, from the beginning of its first refresh on.
+    /// The same, from the start of its first refresh.
     reporting: Option<Arc<str>>,
-    /// Whether every change is told now.
+    /// Whether all changes are being reported.
     is_live: bool,
-    /// Whether timestamps are each server's own (Active Directory).
+    /// Whether timestamps are local to each server (Active Directory).
     local_timestamps: bool,
 }
 
@@ -40,18 +39,18 @@ impl WatchSource {
     }
 }
 
-/// What the watch shows of an entry, beside the floor.
+/// How a reported version relates to the floor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precedence {
     /// It is the newest.
     Newest,
-    /// It is older, and in force all the same: the directory was set back.
+    /// It is older, and takes effect nevertheless: the directory was restored.
     SetBack,
-    /// Another server showed something newer: that stays in force.
+    /// Another server reported a newer version, which stays in force.
     Older,
 }
 
-/// What a comparison of versions tells.
+/// The result of comparing versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum VersionAge {
     Older,
@@ -59,7 +58,7 @@ enum VersionAge {
     Unknown,
 }
 
-/// Compares the version that a server shows with another.
+/// Compares the version returned by a server with another.
 fn age(shown: Option<&str>, other: Option<&str>, own_times: bool) -> VersionAge {
     let (Some(shown), Some(other)) = (shown, other) else { return VersionAge::Unknown };
     if let (Some(by), Some(other_by)) = (writer(shown), writer(other)) {
@@ -67,21 +66,21 @@ fn age(shown: Option<&str>, other: Option<&str>, own_times: bool) -> VersionAge 
             Ordering::Less => VersionAge::Older,
             Ordering::Equal => VersionAge::AsNew,
             Ordering::Greater if by == other_by => VersionAge::AsNew,
-            // Two servers have written: the later write need not know of the earlier one.
+            // Written by two servers: the later write may not include the earlier one.
             Ordering::Greater => VersionAge::Unknown,
         };
     }
-    // A CSN begins with the second that is all a modifyTimestamp tells.
+    // A CSN begins with the second, which is all that a modifyTimestamp has.
     if own_times || shown.get(..14) >= other.get(..14) { VersionAge::Unknown } else { VersionAge::Older }
 }
 
-/// Which server wrote a version: a CSN is time, count, server and modification, parted by `#`.
+/// The server that wrote a version: a CSN is time, count, server and modification, separated by `#`.
 fn writer(version: &str) -> Option<&str> {
     version.split('#').nth(2)
 }
 
-/// Whether one server has written both versions, so that their order is that of the writes. Clocks of
-/// several differ, and any clock may be set back.
+/// Whether one server has written both versions, so that they are ordered. The clocks of several servers
+/// differ, and any clock may be set back.
 fn is_ordered(one: Option<&str>, other: Option<&str>) -> bool {
     let writer = |version: Option<&str>| version.and_then(writer).map(str::to_owned);
     writer(one).is_some() && writer(one) == writer(other)
@@ -92,26 +91,26 @@ fn age_of(shown: &Entry, version: Option<&str>, own_times: bool) -> VersionAge {
 }
 
 impl TrackedEntry {
-    /// Whether its values changed so lately that a server may not know of it, where versions do not tell.
+    /// Whether its values changed so recently that a server without ordered versions may not have them.
     fn is_recent(&self) -> bool {
         self.changed_at.is_some_and(|told| told.elapsed() < UNORDERED_PERIOD)
     }
 
-    /// Whether what a server shows is as new as what the watch has shown; `decides`: it is the server that
-    /// is followed.
+    /// Whether a server's version is as new as the one reported by the watch; `decides`: it is the watched
+    /// server.
     pub(super) fn is_as_new(&self, shown: &Entry, source: &WatchSource, decides: bool) -> bool {
         if self.changed_at.is_none() {
             return true;
         }
         match age_of(shown, self.floor.as_deref(), source.local_timestamps) {
             VersionAge::AsNew => true,
-            // What the server that is followed now never showed was lost with another one.
+            // What the watched server never returned was lost with another one.
             VersionAge::Older => self.older_since.is_some_and(|since| since.elapsed() >= LAG),
             VersionAge::Unknown => decides || !self.is_recent(),
         }
     }
 
-    /// An entry that comes back under its old id is newer than the one that went.
+    /// An entry recreated under its old id is newer than the deleted one.
     pub(super) fn is_recreated(&self, shown: &Entry) -> bool {
         let gone = self.entry.version.revision.as_deref();
         shown.version.revision.as_deref() != gone
@@ -122,26 +121,26 @@ impl TrackedEntry {
             }
     }
 
-    /// Whether a server hides the mail host: it shows none, and the entry was not edited so.
+    /// Whether a server hides the mail host: it returns none, and the entry was not modified accordingly.
     fn is_hidden(&self, shown: &Entry, source: &WatchSource) -> bool {
-        // While every change is told, one that was not is none.
+        // While all changes are reported, an unreported one did not happen.
         self.loses_mail_host(shown) && (self.is_same(shown) || (source.is_live && self.reported))
     }
 
-    /// Whether this shows no mail host where there was one.
+    /// Whether this version has no mail host although the tracked one has.
     #[must_use]
     pub fn loses_mail_host(&self, shown: &Entry) -> bool {
         shown.mail_hosts.is_empty() && !self.entry.mail_hosts.is_empty()
     }
 
-    /// Whether it is the same version, or a server does not show which.
+    /// Whether it is the same version, or the server does not expose it.
     #[must_use]
     pub fn is_same(&self, shown: &Entry) -> bool {
         let (shown, known) = (&shown.version.revision, &self.entry.version.revision);
         known.is_some() && (shown == known || shown.is_none())
     }
 
-    /// Its values have changed, as `source` tells.
+    /// Raises the floor: its values have changed, as reported by `source`.
     pub(super) fn set_floor(&mut self, source: &WatchSource) {
         let now = Instant::now();
         (self.changed_at, self.seen_at, self.older_since) = (Some(now), now, None);
@@ -149,11 +148,11 @@ impl TrackedEntry {
         self.reported_by.clone_from(&source.reporting);
     }
 
-    /// Takes over a version whose values are the same.
+    /// Takes over a version with the same values.
     pub(super) fn refresh(&mut self, entry: Arc<Entry>) {
         self.entry = entry;
         (self.seen_at, self.older_since) = (Instant::now(), None);
-        // The directory was set back: what it shows is the floor now.
+        // The directory was restored: the returned version is the floor now.
         if age_of(&self.entry, self.floor.as_deref(), false) == VersionAge::Older {
             self.floor.clone_from(&self.entry.version.revision);
         }
@@ -162,7 +161,7 @@ impl TrackedEntry {
 
 impl TrackedInner {
     pub(super) fn is_as_new(&self, one: &TrackedEntry, shown: &Entry, server: Option<&str>) -> bool {
-        // Asked by whoever has no server to name: a version that is shown counts.
+        // Without a server, a visible version counts.
         let decides =
             server.map_or(shown.version.revision.is_some(), |server| self.source.server.as_deref() == Some(server));
         one.is_as_new(shown, &self.source, decides)
@@ -191,7 +190,7 @@ impl Floor for TrackedEntries {
         let inner = self.lock();
         match inner.keys_by_dn.get(name).and_then(|key| inner.entries.get(key)) {
             Some(one) => one.changed_at.is_some() || one.deleted,
-            // A principal's name, or a DN in the client's spelling: it may be any entry.
+            // A principal name, or a DN in the client's spelling: it may be any entry.
             None => inner.last_changed.is_some_and(|told| told.elapsed() < LAG),
         }
     }
@@ -201,28 +200,28 @@ impl Floor for TrackedEntries {
     }
 }
 
-// For `follow` alone.
+// For `follow` only.
 impl TrackedEntries {
-    /// This server begins to tell; `own_times`: its timestamps are its own.
+    /// Begins a refresh from this server; `own_times`: its timestamps are local.
     pub fn begin_refresh(&self, server: &Arc<str>, own_times: bool) {
         let source = &mut self.lock().source;
         source.reporting = Some(Arc::clone(server));
         source.local_timestamps = own_times;
     }
 
-    /// It has told everything up to now, and tells every change from here on.
+    /// The refresh is complete, and all further changes are reported.
     pub fn mark_live(&self) {
         let source = &mut self.lock().source;
         source.server.clone_from(&source.reporting);
         source.is_live = true;
     }
 
-    /// Changes are missed from here on.
+    /// Changes are missed from now on.
     pub fn mark_lost(&self) {
         self.lock().source.is_live = false;
     }
 
-    /// What a version is worth that the watch tells of; `whole`: in a refresh that tells of all entries.
+    /// How a version reported by the watch relates to the floor; `whole`: within a full refresh.
     #[must_use]
     pub fn precedence(&self, key: TrackingKey, shown: &Entry, whole: bool) -> Precedence {
         let inner = &mut *self.lock();
@@ -235,7 +234,7 @@ impl TrackedEntries {
             VersionAge::Unknown => by_other && one.is_recent(),
             VersionAge::AsNew => one.deleted && by_other && !one.is_recreated(shown),
         };
-        // What the same server tells of one change after another is in force there, whatever the clocks say.
+        // Successive changes reported by one server take effect there, whatever the clocks say.
         let is_ordered = is_ordered(shown.version.revision.as_deref(), one.floor.as_deref());
         if is_older && (by_other || (!whole && is_ordered)) {
             let since = *one.older_since.get_or_insert_with(Instant::now);

@@ -1,10 +1,10 @@
-//! The charge of one guess, and whether the entry it turns out to be about may be bound.
+//! The charge of one guess, and whether the entry it leads to may be bound.
 //!
-//! How long a guess waits is told by what was typed alone: by its spelling, or by the user's account at
-//! a network where the user is known. The entry is met later, between the search and the bind, and has
-//! an account over all of its spellings. If that one's turn has not come, the password is not bound, and
-//! the client hears at the usual time what an unknown name hears. So neither the time nor the words of
-//! an answer tell whether a spelling leads to an entry, and another spelling is no further guess.
+//! The delay of a guess depends only on what was typed: on its spelling, or on the user's account at a prefix
+//! where the user is known. The entry is found later, between the search and the bind, and has an account over
+//! all of its spellings. If that one's delay has not passed, the password is not bound, and the client gets at
+//! the usual time the reply for an unknown name. So neither timing nor text reveals whether a spelling leads to
+//! an entry, and another spelling is no additional guess.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,12 +15,11 @@ use super::memory::{LimitMemory, PasswordDigest, SharedBucket};
 use super::{HashedKey, entry_key};
 use crate::config::{FailedLogins, Mode};
 
-/// Where a guess is charged.
+/// The buckets charged for a guess.
 #[derive(Debug, Default)]
 struct Charged {
     /// The spelling, or the user's account at a known network.
     name: Option<SharedBucket>,
-    /// The entry, over all spellings.
     entry: Option<SharedBucket>,
     prefix: Option<SharedBucket>,
 }
@@ -28,32 +27,32 @@ struct Charged {
 #[derive(Debug, Default)]
 struct GateState {
     charged: Charged,
-    /// The entry that was met, and whether it may be bound.
+    /// The entry found, and whether it may be bound.
     checked: Option<(HashedKey, bool)>,
-    /// Whether the entry's turn had not come, in whichever mode.
+    /// Whether the entry's delay had not passed, in either mode.
     over: bool,
 }
 
-/// One guess on its way to the directory. It may outlive the attempt that made it.
+/// One guess on its way to the directory. It may outlive its attempt.
 #[derive(Debug)]
 pub struct BindGate {
     pub(super) memory: Arc<LimitMemory>,
     pub(super) prefix: HashedKey,
     pub(super) name: HashedKey,
-    /// The entry that the spelling has meant until now; the spelling itself if it has meant none.
+    /// The entry that the spelling last led to; the spelling itself if unknown.
     pub(super) user: HashedKey,
-    /// Whether that user has logged in from here before.
+    /// Whether that user has logged in from this prefix before.
     pub(super) known: bool,
     pub(super) exempt: bool,
     pub(super) rule: FailedLogins,
     pub(super) password: PasswordDigest,
-    /// Whether the guess had to wait for its turn.
+    /// Whether the guess was delayed.
     pub(super) waited: bool,
     pub(super) keys: RandomState,
     state: Mutex<GateState>,
 }
 
-/// What a guess is about, as far as it is known.
+/// What is known of a guess on arrival.
 #[derive(Debug)]
 pub(super) struct AttemptOrigin {
     pub(super) memory: Arc<LimitMemory>,
@@ -64,7 +63,7 @@ pub(super) struct AttemptOrigin {
 }
 
 impl AttemptOrigin {
-    /// Where the guesses under this spelling are counted: apart where the user is known.
+    /// The account of this spelling: a separate one where the user is known.
     pub(super) fn account(&self, keys: &RandomState) -> HashedKey {
         if self.known { keys.hash_one((self.user, self.prefix)) } else { self.name }
     }
@@ -84,17 +83,17 @@ impl BindGate {
     }
 
     fn lock(&self) -> MutexGuard<'_, GateState> {
-        // Whole at every moment: charges are moved one by one.
+        // Consistent at every moment: charges are moved one by one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of where the guess was charged when it came.
+    /// Records the buckets charged on arrival.
     pub(super) fn charged(&self, name: SharedBucket, prefix: SharedBucket) {
         self.lock().charged = Charged { name: Some(name), entry: None, prefix: Some(prefix) };
     }
 
-    /// Whether the entry that the directory has found may be bound. Charges it: before the bind, so that
-    /// no number of spellings at the same time is more guesses than one.
+    /// Whether the entry found by the directory may be bound. Charges it before the bind, so that concurrent
+    /// spellings are no more guesses than one.
     #[must_use]
     pub fn may_bind(&self, dn: &str) -> bool {
         let entry = entry_key(&self.keys, dn);
@@ -110,7 +109,7 @@ impl BindGate {
     }
 
     fn charge_entry(&self, state: &mut GateState, entry: HashedKey, dn: &str) -> bool {
-        // A principal name is no DN: the spelling keeps the entry that it has meant.
+        // A principal name is not a DN: the spelling keeps its previous entry.
         if dn.contains('=') {
             self.memory.name(self.name, entry);
         }
@@ -119,7 +118,7 @@ impl BindGate {
             if !self.known
                 && let Some(name) = state.charged.name.take()
             {
-                // At home nobody's guesses elsewhere count, whatever was typed.
+                // At a known prefix, guesses from elsewhere do not count, whatever was typed.
                 self.memory.refund_name(self.name, &name, self.password);
                 let home = self.memory.user(self.keys.hash_one((entry, self.prefix)));
                 {
@@ -133,7 +132,7 @@ impl BindGate {
         }
         let of_entry = self.memory.user(entry);
         let mut bucket = of_entry.lock();
-        // The same password again is no new guess.
+        // The same password again is not a new guess.
         if bucket.tried(self.password).is_some() {
             return true;
         }
@@ -148,29 +147,29 @@ impl BindGate {
         true
     }
 
-    /// Whether the user with this DN has logged in from here before.
+    /// Whether the user with this DN has logged in from this prefix before.
     #[must_use]
     pub fn is_known(&self, dn: &str) -> bool {
         self.known || self.memory.knows(entry_key(&self.keys, dn), self.prefix)
     }
 
-    /// Whether no rule about wrong passwords applies here.
+    /// Whether the client is exempt from limits on wrong passwords.
     #[must_use]
     pub const fn is_exempt(&self) -> bool {
         self.exempt
     }
 
-    /// Whether the entry's turn had not come.
+    /// Whether the entry's delay had not passed.
     pub(super) fn was_over_limit(&self) -> bool {
         self.lock().over
     }
 
-    /// What was charged stays charged.
+    /// Keeps the charges.
     pub(super) fn keep(&self) {
         self.lock().charged = Charged::default();
     }
 
-    /// It was no wrong password.
+    /// Refunds the charges: it was not a wrong password.
     pub(super) fn refund(&self) {
         let Charged { name, entry, prefix } = std::mem::take(&mut self.lock().charged);
         for shelf in [name, entry].into_iter().flatten() {

@@ -1,13 +1,13 @@
-//! How many of something each key holds now: connections of a prefix, sessions of a user.
+//! Counts what each key holds now: connections of a prefix, sessions of a user.
 //!
-//! Exact, never evicted, and no larger than what is counted: a key is there while somebody holds it.
+//! Exact, never evicted, and bounded by what is counted: a key exists while it is held.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::HashedKey;
 
-/// A map this small is not worth giving back.
+/// A map this small is not shrunk.
 const SMALL: usize = 64;
 
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ struct KeyCounts {
 pub(super) struct HeldCounts(Mutex<KeyCounts>);
 
 impl HeldCounts {
-    /// One more for this key, until the guard is dropped.
+    /// Adds one for this key, until the guard is dropped.
     pub(super) fn hold(self: &Arc<Self>, key: HashedKey) -> CountGuard {
         let mut counted = self.lock();
         counted.total = counted.total.saturating_add(1);
@@ -32,7 +32,7 @@ impl HeldCounts {
     }
 
     fn lock(&self) -> MutexGuard<'_, KeyCounts> {
-        // Whole at every moment: each change is one of two numbers.
+        // Consistent at every moment: each change affects one of two numbers.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -43,12 +43,12 @@ impl HeldCounts {
     }
 }
 
-/// One of the counted.
+/// One counted item.
 #[derive(Debug)]
 pub(super) struct CountGuard {
-    /// How many its key had when it came, itself included.
+    /// The count of its key on arrival, itself included.
     pub(super) count: u32,
-    /// How many there were in all.
+    /// The total on arrival.
     pub(super) total: u32,
     counts: Arc<HeldCounts>,
     key: HashedKey,
@@ -62,7 +62,7 @@ impl Drop for CountGuard {
         *count = count.saturating_sub(1);
         if *count == 0 {
             counted.keys.remove(&self.key);
-            // After a burst its memory is given back.
+            // Returns the memory of a burst.
             let capacity = counted.keys.capacity();
             if capacity > SMALL && counted.keys.len() < capacity / 4 {
                 counted.keys.shrink_to(capacity / 2);

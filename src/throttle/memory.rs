@@ -1,10 +1,10 @@
-//! What the throttle remembers: wrong passwords by prefix and by user, which entry a name means, and
-//! from which prefixes a user has logged in.
+//! The records of the rate limits: wrong passwords by prefix and by user, the entry of each name, and the
+//! prefixes from which a user has logged in.
 //!
-//! Each part is a moka cache with a capacity, its keys are hashes of fixed size, and each value has
-//! a bound of its own, so that no stranger can make it grow. moka keeps what is asked for often: a
-//! flood of new names does not push out the one that is being guessed at. Time is judged on tokio's
-//! clock; moka's own expiry only frees memory.
+//! Each part is a moka cache with a capacity, its keys are hashes of fixed size, and each value is bounded, so
+//! that unauthenticated clients cannot make it grow. moka keeps frequently used keys: a flood of new names does
+//! not evict one that is being guessed. Expiry is computed on tokio's clock; moka's own expiry only frees
+//! memory.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,11 +15,11 @@ use tokio::time::Instant;
 use super::HashedKey;
 use crate::config::{self, FailedLogins};
 
-/// Passwords remembered as tried, per user: a few devices with old passwords.
+/// Tried passwords remembered per user: a few devices with outdated passwords.
 const TRIED: usize = 8;
-/// Prefixes known per user: home, office, phone, and some hotels.
+/// Known prefixes per user: home, office, phone, and some hotels.
 const KNOWN_PER_USER: usize = 16;
-/// Beyond this many wrong passwords above the free ones nothing grows any more.
+/// The number of counted failures above the free ones is capped at this.
 const MOST_ABOVE_FREE: u32 = 16;
 
 /// A keyed digest of a password.
@@ -29,9 +29,9 @@ pub(super) type PasswordDigest = u64;
 #[derive(Debug)]
 pub(super) struct Bucket {
     failures: u32,
-    /// Up to when failures have been forgotten as time passed.
+    /// Until when elapsed time has been credited against failures.
     forgotten: Instant,
-    /// When the last attempt that had to wait has its turn; the next one comes after it.
+    /// When the last delayed attempt is due; the next one comes after it.
     allowed_at: Instant,
     tried: Vec<TriedPassword>,
 }
@@ -48,14 +48,14 @@ impl Bucket {
         Self { failures: 0, forgotten: now, allowed_at: now, tried: Vec::new() }
     }
 
-    /// How long an attempt that comes now has to wait.
+    /// The delay of an attempt that arrives now.
     pub(super) fn delay(&mut self, now: Instant, every: Duration, rule: &FailedLogins) -> Duration {
         let step = self.step(now, every, rule);
-        // Those who come at the same time take turns: many connections guess no faster than one.
+        // Concurrent attempts are serialized: many connections guess no faster than one.
         if step.is_zero() { step } else { (self.allowed_at.max(now) + step).saturating_duration_since(now) }
     }
 
-    /// What there has to be between two attempts, after those that were not forgotten.
+    /// The required interval between two attempts, given the failures not yet expired.
     fn step(&mut self, now: Instant, every: Duration, rule: &FailedLogins) -> Duration {
         let passed = now.saturating_duration_since(self.forgotten);
         let forgotten = u32::try_from(passed.as_millis() / every.as_millis().max(1)).unwrap_or(u32::MAX);
@@ -65,26 +65,25 @@ impl Bucket {
         rule.first_delay.saturating_mul(1 << above.min(MOST_ABOVE_FREE)).min(rule.max_delay)
     }
 
-    /// Whether an attempt that comes now would be too early: there were too many, and the last one is not
-    /// long enough ago. One that has `waited` for its turn under its spelling, whose count may be one
-    /// behind, is given half of that.
+    /// Whether an attempt that arrives now is too early: too many failures, and the last one too recent. One
+    /// that has `waited` for the delay of its spelling, whose count may be one behind, is granted half of that.
     pub(super) fn is_over(&mut self, now: Instant, every: Duration, rule: &FailedLogins, waited: bool) -> bool {
         let step = self.step(now, every, rule);
         let patience = if waited { step / 2 } else { step };
         self.is_at_limit(rule) || (!step.is_zero() && now < self.allowed_at + patience)
     }
 
-    /// Whether there were as many as may be.
+    /// Whether the limit is reached.
     pub(super) fn is_at_limit(&self, rule: &FailedLogins) -> bool {
         rule.limit.is_some_and(|limit| self.failures >= limit)
     }
 
-    /// When this password has its turn, if it was tried before: the same one again is no new guess.
+    /// When this password is due, if it was tried before: the same one again is not a new guess.
     pub(super) fn tried(&self, password: PasswordDigest) -> Option<Instant> {
         self.tried.iter().find(|tried| tried.password == password).map(|tried| tried.turn)
     }
 
-    /// Counts an attempt as a wrong one until it is known better.
+    /// Counts an attempt as a failure until its outcome is known.
     pub(super) fn charge(&mut self, now: Instant, delay: Duration, rule: &FailedLogins) {
         let most = rule.free_failures.saturating_add(MOST_ABOVE_FREE).max(rule.limit.unwrap_or_default());
         self.failures = self.failures.saturating_add(1).min(most);
@@ -99,7 +98,7 @@ impl Bucket {
         self.allowed_at = now;
     }
 
-    /// Remembers that a password is being tried.
+    /// Records that a password is being tried.
     pub(super) fn try_password(&mut self, password: PasswordDigest, turn: Instant) {
         if self.tried.len() >= TRIED {
             self.tried.remove(0);
@@ -107,18 +106,18 @@ impl Bucket {
         self.tried.push(TriedPassword { password, turn });
     }
 
-    /// The attempt was no wrong one after all.
+    /// The attempt was not a failure after all.
     pub(super) fn refund(&mut self, password: PasswordDigest) {
         self.tried.retain(|tried| tried.password != password);
         self.subtract(1);
     }
 
-    /// Takes back some failures.
+    /// Subtracts some failures.
     pub(super) fn subtract(&mut self, failures: u32) {
         self.failures = self.failures.saturating_sub(failures);
     }
 
-    /// Begins anew; tells how many failures there were.
+    /// Resets the bucket; returns the number of failures.
     pub(super) fn reset(&mut self) -> u32 {
         self.tried.clear();
         std::mem::take(&mut self.failures)
@@ -129,14 +128,14 @@ impl Bucket {
     }
 }
 
-/// A bucket that several attempts may hold.
+/// A bucket shared by several attempts.
 #[derive(Debug, Clone)]
 pub(super) struct SharedBucket(Arc<Mutex<Bucket>>);
 
 impl SharedBucket {
     /// Held for a few comparisons, never across an await.
     pub(super) fn lock(&self) -> MutexGuard<'_, Bucket> {
-        // A bucket is sound whatever panicked while holding it.
+        // A bucket is consistent even if its holder panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -147,7 +146,7 @@ struct KnownPrefix {
     since: Instant,
 }
 
-/// Everything that is remembered.
+/// All records.
 #[derive(Debug)]
 pub(super) struct LimitMemory {
     settings: config::Memory,
@@ -160,7 +159,7 @@ pub(super) struct LimitMemory {
 impl LimitMemory {
     pub(super) fn new(settings: &config::Memory) -> Self {
         let bounded = || moka::sync::Cache::builder().max_capacity(settings.capacity);
-        // A bucket that nobody touched for so long has forgotten everything that costs somebody.
+        // A bucket unused for this long has no failures left.
         let life = settings.forget_every.saturating_mul(2 * MOST_ABOVE_FREE);
         Self {
             settings: settings.clone(),
@@ -170,7 +169,7 @@ impl LimitMemory {
                 .max_capacity(settings.capacity)
                 .time_to_idle(settings.known_network_ttl)
                 .build(),
-            // Only a right password makes an entry here, so that the newest always has its place.
+            // Only a correct password adds an entry here, so that the newest always fits.
             known: moka::sync::Cache::builder()
                 .max_capacity(settings.capacity)
                 .time_to_idle(settings.known_network_ttl)
@@ -191,8 +190,8 @@ impl LimitMemory {
         self.users.get_with(user, fresh)
     }
 
-    /// Gives back what a name was charged before its entry was known, which is charged instead: there
-    /// is nothing to remember of the name any more, unless others are under way with it.
+    /// Refunds a name that was charged before its entry was known, which is charged instead: the name needs no
+    /// record any more, unless other attempts with it are in progress.
     pub(super) fn refund_name(&self, name: HashedKey, shelf: &SharedBucket, password: PasswordDigest) {
         let is_blank = {
             let mut bucket = shelf.lock();
@@ -204,9 +203,9 @@ impl LimitMemory {
         }
     }
 
-    /// A user begins anew: he has no account any more, so that most users never have one for long. His
-    /// prefix is forgiven what he did, not what others did there: an account of one's own buys no guesses
-    /// at others. Guesses that are under way are forgiven, too, as those before them.
+    /// Resets a user: the account is removed, so that most users have none for long. The prefix is credited
+    /// with this user's failures, not with those of others there: an account of one's own buys no guesses at
+    /// others. Attempts in progress are credited, too.
     pub(super) fn reset_user(&self, user: HashedKey, prefix: HashedKey) {
         let Some(of_user) = self.users.remove(&user) else { return };
         let failures = of_user.lock().reset();
@@ -215,17 +214,17 @@ impl LimitMemory {
         }
     }
 
-    /// A user begins anew, whatever spelling the guesses had.
+    /// Resets a user, whatever the spelling of the guesses.
     pub(super) fn forget_user(&self, user: HashedKey) {
         self.users.invalidate(&user);
     }
 
-    /// The entry that a name meant the last time it was seen; the name itself until then.
+    /// The entry that a name last led to; the name itself if unknown.
     pub(super) fn entry(&self, name: HashedKey) -> HashedKey {
         self.names.get(&name).unwrap_or(name)
     }
 
-    /// Remembers which entry a name means.
+    /// Records the entry of a name.
     pub(super) fn name(&self, name: HashedKey, entry: HashedKey) {
         if self.names.get(&name) != Some(entry) {
             self.names.insert(name, entry);
@@ -241,7 +240,7 @@ impl LimitMemory {
         list.iter().any(|known| known.prefix == prefix && fresh(known))
     }
 
-    /// This user has logged in from this prefix.
+    /// Records that this user has logged in from this prefix.
     pub(super) fn know(&self, user: HashedKey, prefix: HashedKey) {
         let list = self.known.get_with(user, Arc::default);
         let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
@@ -249,7 +248,7 @@ impl LimitMemory {
         if list.len() >= KNOWN_PER_USER {
             list.remove(0);
         }
-        // Most come from one place; room for four would be taken otherwise.
+        // Most users have one prefix; room for four would be allocated otherwise.
         list.reserve_exact(1);
         list.push(KnownPrefix { prefix, since: Instant::now() });
     }
@@ -259,7 +258,7 @@ impl LimitMemory {
         [self.prefixes.entry_count(), self.users.entry_count(), self.names.entry_count(), self.known.entry_count()]
     }
 
-    /// Lets moka do now what it does in the background.
+    /// Runs moka's background work now.
     #[cfg(test)]
     pub(super) fn run_pending(&self) {
         self.prefixes.run_pending_tasks();

@@ -308,7 +308,7 @@ fn limits_count_the_clients_behind_a_proxy_and_not_the_proxy() {
     let port = usher.imaps_port();
     let _sessions = ["203.0.113.7", "203.0.113.8"].map(|client| Imap::with_header(PROXY, port, &v1(client, 1)));
     assert!(Imap::try_with_header(PROXY, port, &v1("203.0.113.7", 2)).is_err());
-    let reported = usher.wait_log("a rule of the throttle is met", |line| line["rule"] == "connections_per_prefix");
+    let reported = usher.wait_log("login rate limit reached", |line| line["rule"] == "connections_per_prefix");
     assert_eq!(reported["client"], "203.0.113.7");
 }
 

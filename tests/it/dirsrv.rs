@@ -78,8 +78,8 @@ fn changes_in_389_ds_are_followed_with_and_without_its_plugin() {
             .set("/directory/poll_interval", "1s")
             .set("/cache/ttl", "1h");
         let usher = Usher::start(config);
-        usher.wait_log("following the directory", |line| line["mode"] == way);
-        usher.wait_log("the directory is followed", |_| true);
+        usher.wait_log("watching the directory for changes", |line| line["mode"] == way);
+        usher.wait_log("LDAP change notification active", |_| true);
         let mut session = Imap::tls(usher.imaps_port());
         session.login("alice", &alice.password).ok();
         assert_eq!(usher.login("alice")["backend"], "server3");

@@ -61,7 +61,7 @@ impl Setup {
             .set("/throttle", json!({"exempt": ["127.0.0.0/8"]}))
             .set("/limits/failed_logins", 100);
         let usher = Usher::start(change(config));
-        usher.wait_log("the directory is followed", |_| true);
+        usher.wait_log("LDAP change notification active", |_| true);
         Self { usher, _backends: backends }
     }
 
@@ -283,7 +283,7 @@ fn restored_provider_is_accepted_with_one_warning() {
     first.start_again();
     // The values are restored.
     setup.shown("move", 6.0);
-    let line = "the directory shows older versions of entries than before, as after a restore: they are in force";
+    let line = "directory returns older versions of entries, as after a restore; they take effect";
     let warning = setup.usher.wait_log(line, |_| true);
     assert_eq!((warning["entries"].as_u64(), warning["level"].as_str()), (Some(3), Some("WARN")), "{warning}");
     for name in names {
@@ -321,9 +321,9 @@ fn lost_access_rule_sends_no_tracked_user_to_the_default() {
         assert_eq!(event["result"], "directory_unavailable", "{event}");
     }
     let warned = |line: &Value| {
-        line["level"] == "WARN" && line["trouble"].as_str().is_some_and(|text| text.contains("hides the mail host"))
+        line["level"] == "WARN" && line["reason"].as_str().is_some_and(|text| text.contains("returns no mail host"))
     };
-    setup.usher.wait_log("the directory cannot tell", warned);
+    setup.usher.wait_log("directory lookup failed", warned);
     // A full refresh is sent, in which nothing was modified.
     assert_eq!(setup.usher.hup()["message"], "reloaded");
     let line = "entries show no mail host any more and were not modified: an access rule hides it; they stay where \

@@ -55,7 +55,7 @@ fn frozen_server_costs_one_timeout_and_is_used_again() {
     first.freeze();
     login(&usher, "anna").0.ok();
     up(&usher, &first.tls_url(), 0.0);
-    usher.wait_log("directory server is put aside", |line| line["server"] == first.tls_url().as_str());
+    usher.wait_log("directory server marked down", |line| line["server"] == first.tls_url().as_str());
     for uid in ["gruen", "quote", "space", "long"] {
         login(&usher, uid).0.ok();
     }
@@ -157,12 +157,10 @@ fn first_login_succeeds_after_both_servers_restart() {
         reply.is("NO [UNAVAILABLE]");
         assert!(took < REPORTED_WITHIN, "{took:?}");
     }
-    usher.wait_log("the directory is away: no server is in use; who is known within cache.stale still gets in", |_| {
-        true
-    });
+    usher.wait_log("directory unreachable; serving cached users for up to cache.stale", |_| true);
     servers.iter_mut().for_each(Slapd::start_again);
     login(&usher, "anna").0.ok();
-    usher.wait_log("the directory is back", |_| true);
+    usher.wait_log("directory reachable again", |_| true);
 }
 
 /// A slapd whose service account may read the users only as a member of a group.
@@ -230,7 +228,7 @@ fn empty_server_and_lost_access_rules_refuse_no_user() {
         login(&usher, "alice").0.ok();
         login_as(&usher, "alice", "wrong").0.is("NO [AUTHENTICATIONFAILED]");
         assert_eq!(first.binds(ALICE), before + 1, "{case}: it is marked down");
-        let line = "the directory server does not show the canary: it is not used";
+        let line = "directory server does not return the canary; not used";
         usher.wait_nth_log(at + 1, line, |line| line["server"] == url.as_str() && line["level"] == "ERROR");
         mend();
     }
@@ -274,13 +272,13 @@ fn cached_users_log_in_during_an_outage_and_no_reply_says_wrong_password() {
     assert_eq!(usher.http("/ready").0, 200);
     servers.iter().for_each(Slapd::thaw);
     login(&usher, "bob").0.is("NO [CONTACTADMIN]"); // found again, without a configured backend here
-    usher.wait_log("the directory is back", |_| true);
+    usher.wait_log("directory reachable again", |_| true);
     let anew = usher.metric("usher_decisions_total", &[("by", "directory")]);
     login(&usher, "alice").0.ok();
     assert_eq!(usher.metric("usher_decisions_total", &[("by", "directory")]), anew + 1.0);
-    let away = "the directory is away: no server is in use; who is known within cache.stale still gets in";
+    let away = "directory unreachable; serving cached users for up to cache.stale";
     assert_eq!(
-        (lines_with(&usher, away), lines_with(&usher, "the directory is back")),
+        (lines_with(&usher, away), lines_with(&usher, "directory reachable again")),
         (1, 1),
         "a line for each change"
     );
@@ -381,5 +379,5 @@ fn explain_queries_every_server() {
     config.write();
     let said = command(&config, &["explain", "alice"], b"");
     assert_eq!(said.code, 69, "{said:#?}");
-    assert!(said.stdout.contains("does not show the canary as configured"), "{said:#?}");
+    assert!(said.stdout.contains("does not return the canary as configured"), "{said:#?}");
 }

@@ -53,7 +53,7 @@ fn config(slapd: &Slapd, backends: &[&Scripted]) -> Config {
 
 fn start(config: Config) -> Usher {
     let usher = Usher::start(config);
-    usher.wait_log("the directory is followed", |_| true);
+    usher.wait_log("LDAP change notification active", |_| true);
     usher
 }
 
@@ -148,7 +148,7 @@ fn session_whose_ok_is_blocked_is_listed_and_ends_by_every_reason() {
     nth += 1;
     assert_eq!(usher.nth_login(nth, "alice")["result"], "ok");
     slapd.modify(&format!("dn: {ALICE}\nchangetype: modrdn\nnewrdn: cn=alice\ndeleteoldrdn: 0\n"));
-    usher.wait_log("an entry has another DN", |line| line["old"] == ALICE);
+    usher.wait_log("entry renamed", |line| line["old"] == ALICE);
     usher.command(&["kick", "--user", "cn=alice,ou=people,dc=example,dc=com"]).succeeded();
     usher.wait_metric("usher_sessions_ended_total", &[("cause", "kicked")], 2.0);
     assert!(!was_accepted(&mut imap));
@@ -201,7 +201,7 @@ fn dialogue_begun_before_a_reload_uses_the_configuration_in_force() {
     usher.config.change("/cache/ttl", "2h");
     usher.config.write();
     assert_eq!(usher.hup()["message"], "reloaded");
-    usher.wait_nth_log(2, "following the directory", |_| true);
+    usher.wait_nth_log(2, "watching the directory for changes", |_| true);
     set(&slapd, "pwdAccountLockedTime", Some("000001010000Z"));
     usher.wait_metric("usher_sessions_ended_total", &[("cause", "disabled")], 1.0);
     // Decided and cached before the reload, in a cache that no longer receives changes.
@@ -218,7 +218,7 @@ fn attempt_begun_before_a_reload_uses_the_configuration_in_force() {
     usher.config.change("/cache/ttl", "2h");
     usher.config.write();
     assert_eq!(usher.hup()["message"], "reloaded");
-    usher.wait_nth_log(2, "following the directory", |_| true);
+    usher.wait_nth_log(2, "watching the directory for changes", |_| true);
     set(&slapd, "nsAccountLock", Some("TRUE"));
     gated.gate.send(()).unwrap();
     imap.reply("w").is("NO [AUTHENTICATIONFAILED]");

@@ -162,7 +162,7 @@ fn connections_of_a_network_are_limited_without_a_reply() {
     assert_eq!(Imap::silent_from(ELSEWHERE, usher.imap_port()).rest(), b"", "all listeners together");
     assert_eq!(throttled(&usher, "connections_per_prefix", "refused", "enforce"), 2.0);
     assert_eq!(usher.metric("usher_prelogin_connections_ended_total", &[("cause", "limit")]), 2.0);
-    let reported = usher.wait_log("a rule of the throttle is met", |line| line["rule"] == "connections_per_prefix");
+    let reported = usher.wait_log("login rate limit reached", |line| line["rule"] == "connections_per_prefix");
     assert_eq!(
         (reported["client"].as_str(), reported["mode"].as_str()),
         (Some("127.0.0.3"), Some("enforce")),

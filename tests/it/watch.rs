@@ -60,7 +60,7 @@ impl Setup {
             .set("/directory/watch", "auto")
             .set("/cache/ttl", "1h");
         let usher = Usher::start(change(config));
-        usher.wait_log("the directory is followed", |_| true);
+        usher.wait_log("LDAP change notification active", |_| true);
         Self { slapd, usher, _servers: servers, logins: RefCell::default() }
     }
 
@@ -154,7 +154,7 @@ fn disabled_or_deleted_user_is_logged_out() {
     has_ended(&mut anna);
     setup.refused("anna", &password_of("anna"), "NO [AUTHENTICATIONFAILED]");
     setup.closed("deleted", 1.0);
-    setup.usher.wait_log("an entry is gone from the directory", |line| line["dn"] == dn("anna"));
+    setup.usher.wait_log("entry deleted", |line| line["dn"] == dn("anna"));
     is_open(&mut alice);
     is_open(&mut bob);
 
@@ -174,7 +174,7 @@ fn renamed_entry_keeps_its_sessions() {
     let setup = Setup::new();
     let (mut alice, _) = setup.login("alice");
     setup.slapd.modify(&format!("dn: {ALICE}\nchangetype: modrdn\nnewrdn: cn=alice\ndeleteoldrdn: 0\n"));
-    setup.usher.wait_log("an entry has another DN", |line| line["old"] == ALICE);
+    setup.usher.wait_log("entry renamed", |line| line["old"] == ALICE);
     is_open(&mut alice);
     assert_eq!(setup.login("alice").1, "server3");
     // It is still the same user: changes under the new name affect the old session.
@@ -219,7 +219,7 @@ fn sessions_continue_where_configured() {
     setup.set("alice", "mailHost", Some("server4"));
     setup.slapd.modify(&format!("dn: {}\nchangetype: delete\n", dn("anna")));
     setup.moved(ALICE, "server4");
-    setup.usher.wait_log("an entry is gone from the directory", |_| true);
+    setup.usher.wait_log("entry deleted", |_| true);
     assert_eq!(setup.login("alice").1, "server4", "new logins go to the new place");
     is_open(&mut alice);
     is_open(&mut anna);
@@ -302,7 +302,7 @@ fn missed_changes_are_applied_after_reconnecting() {
     has_ended(&mut alice);
     has_ended(&mut anna);
     is_open(&mut ben);
-    setup.usher.wait_log("following the directory", |line| line["resumed"] == true);
+    setup.usher.wait_log("watching the directory for changes", |line| line["resumed"] == true);
     setup.usher.wait_metric("usher_directory_watch_connected", &[], 1.0);
     assert_eq!(setup.login("alice").1, "server4");
     // Without a cookie the server sends a full refresh: a reload begins so.
@@ -310,7 +310,7 @@ fn missed_changes_are_applied_after_reconnecting() {
     has_ended(&mut ben);
     let (mut ben, server) = setup.login("ben");
     assert_eq!((server.as_str(), setup.usher.hup()["message"].as_str()), ("server3", Some("reloaded")));
-    setup.usher.wait_nth_log(2, "following the directory", |line| line["resumed"] == false);
+    setup.usher.wait_nth_log(2, "watching the directory for changes", |line| line["resumed"] == false);
     is_open(&mut ben);
 }
 
@@ -371,7 +371,7 @@ fn mass_move_waits_for_confirmation() {
     known.iter().for_each(|name| assert_eq!(setup.login(name).1, "server3"));
     setup.slapd.modify(&edit(&names, "server4"));
     setup.usher.wait_metric("usher_directory_brake", &[], 6.0);
-    let line = setup.usher.wait_log("route changed", |line| line["taken_back_by_brake"] == true);
+    let line = setup.usher.wait_log("route changed", |line| line["reverted_by_brake"] == true);
     assert_eq!(line["new_backend"], "server3");
     let alarms = setup.usher.logged().iter().filter(|line| line["level"] == "ERROR").count();
     assert_eq!(alarms, 1);
@@ -405,7 +405,7 @@ fn brake_is_released_when_the_values_are_restored() {
     assert_eq!(setup.login("dept1").1, "server3");
     setup.slapd.modify(&edit(&names, "server3"));
     setup.usher.wait_metric("usher_directory_brake", &[], 0.0);
-    setup.usher.wait_log("the directory is as it was before the brake: it is off again", |_| true);
+    setup.usher.wait_log("brake released: the directory is back in its previous state", |_| true);
     names.iter().for_each(|name| assert_eq!(setup.login(name).1, "server3", "{name}"));
 }
 
@@ -428,7 +428,7 @@ fn directory_without_change_notification_is_polled() {
         ..Options::default()
     });
     let setup = Setup::with(slapd, |config| config.set("/directory/poll_interval", "1s"));
-    setup.usher.wait_log("following the directory", |line| line["mode"] == "poll");
+    setup.usher.wait_log("watching the directory for changes", |line| line["mode"] == "poll");
     let (mut alice, _) = setup.login("alice");
     let (mut anna, _) = setup.login("anna");
     let (mut ben, _) = setup.login("ben");

@@ -353,7 +353,7 @@ async fn log_lines_and_errors_contain_no_password() {
         }
     }
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    assert!(text.contains("directory server failed"), "{text}");
+    assert!(text.contains("directory request failed"), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
 }
 

@@ -135,14 +135,14 @@ async fn notice_of_disconnection_ends_the_connection() {
         else {
             panic!("a broken connection");
         };
-        assert_eq!(reason, "the server ended the connection with result 52");
+        assert_eq!(reason, "server closed the connection with result 52");
         let server = Scripted::start(move |_: &Recorded| vec![ScriptedReply::Raw(notice.clone())]).await;
         let UnavailableCause::Connection { reason, .. } =
             trouble(Under::new(&[&server], searching(None)).alice().await)
         else {
             panic!("a broken connection");
         };
-        assert_eq!(reason, "the server ended the connection with result 52");
+        assert_eq!(reason, "server closed the connection with result 52");
     }
 }
 

@@ -417,6 +417,6 @@ async fn outage_is_logged_at_intervals_and_not_per_login() {
     drop(under);
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     // Of the failed bind, and of the failed probes.
-    let lines = text.lines().filter(|line| line.contains("directory server failed"));
+    let lines = text.lines().filter(|line| line.contains("directory request failed"));
     assert_eq!(lines.count(), 2, "{text}");
 }

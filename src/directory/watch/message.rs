@@ -1,5 +1,5 @@
-//! What content synchronization adds to a search (RFC 4533 sections 2.3 to 2.5), read without a
-//! panic, whatever bytes come.
+//! The controls and messages of content synchronization (RFC 4533 sections 2.3 to 2.5); parsing never panics,
+//! whatever bytes arrive.
 
 use super::super::EntryId;
 use super::super::ber::{element, tagged};
@@ -16,14 +16,14 @@ const OCTET_STRING: u8 = 0x04;
 const ENUMERATED: u8 = 0x0a;
 const BOOLEAN: u8 = 0x01;
 
-/// What an entry of the search is.
+/// The state of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EntryState {
-    /// There, and not modified.
+    /// Exists, and was not modified.
     Present,
     /// New, or modified since the cookie.
     Changed,
-    /// Gone.
+    /// Deleted.
     Deleted,
 }
 
@@ -57,18 +57,18 @@ pub(super) enum SyncInfo {
     Cookie(Vec<u8>),
     /// A phase of the refresh is over.
     Phase {
-        /// Whether it was the present phase: what was not told of is gone.
+        /// Whether it was the present phase: entries not reported in it are deleted.
         present: bool,
         cookie: Option<Vec<u8>>,
-        /// Whether the refresh is over with it.
+        /// Whether this ends the refresh.
         done: bool,
     },
-    /// Entries that are gone, or that are there unmodified.
+    /// Entries that are deleted, or that exist unmodified.
     Ids { gone: bool, cookie: Option<Vec<u8>>, ids: Vec<EntryId> },
 }
 
 impl SyncInfo {
-    /// Reads the name and value of an intermediate response; `Some(None)` if it is another.
+    /// Parses the name and value of an intermediate response; `Some(None)` if it has another name.
     #[expect(clippy::option_option, reason = "unreadable, and somebody else's")]
     pub(super) fn parse(name: Option<&[u8]>, value: Option<&[u8]>) -> Option<Option<Self>> {
         if name != Some(SYNC_INFO) {

@@ -1,10 +1,10 @@
-//! Following by questions, where a server cannot tell by itself: once per interval a search for what
-//! was modified since the last one. Deletions leave no trace in such an answer, so that every tenth
-//! round reads all users anew; it begins with a new connection, which may find a better way.
+//! Polling, for servers without change notification: one search per interval for entries modified since the
+//! last one. Such a result does not show deletions, so every tenth round reads all users; it starts with a new
+//! connection, which may find a server with content synchronization.
 //!
-//! Active Directory numbers its changes (uSNChanged), each domain controller for itself: the numbers
-//! never outlive the connection. Elsewhere modifyTimestamp must do. A change that comes late from
-//! another master carries an old one, so that each search reaches some rounds back.
+//! Active Directory numbers its changes (uSNChanged), separately on each domain controller: the numbers are not
+//! reused on another connection. Elsewhere modifyTimestamp is used. A change replicated late from another
+//! provider carries an old timestamp, so each search reaches back some rounds.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use super::super::connection::{ConnectionError, Scope};
 use super::super::reading;
 use super::{Change, ChangeHandler, Refresh, RootDse, SILENCE, WatchEnd, WatchLink, round_ends};
 
-/// Every so many rounds everything is read.
+/// Every this many rounds all users are read.
 const ROUNDS: u32 = 10;
-/// So many rounds a search by modifyTimestamp reaches back.
+/// How many rounds a search by modifyTimestamp reaches back.
 const OVERLAP: usize = 4;
 /// Entries in a page (RFC 2696).
 const PAGE: i32 = 500;
 
-/// Follows for [`ROUNDS`] rounds, or until it fails.
+/// Polls for [`ROUNDS`] rounds, or until it fails.
 pub(super) async fn follow(
     link: &WatchLink<'_>,
     interval: Duration,
@@ -44,7 +44,7 @@ pub(super) async fn follow(
     WatchEnd::Reconnect
 }
 
-/// From where the next search asks.
+/// The starting point of the next search.
 struct Since {
     /// Whether the server numbers its changes.
     numbered: bool,
@@ -55,9 +55,9 @@ struct Since {
 
 impl Since {
     async fn round(&mut self, link: &WatchLink<'_>, tell: ChangeHandler<'_>) -> Result<(), WatchEnd> {
-        // Asked first: what changes meanwhile has a higher number and is told twice, not never.
+        // Read first: an entry changed meanwhile has a higher number and is reported twice, not missed.
         let usn = if self.numbered { RootDse::read(&link.connection).await?.usn } else { None };
-        // Set back, as from a snapshot: nothing would be found beyond the old number.
+        // Reverted, as to a snapshot: nothing would be found beyond the old number.
         if usn.is_some_and(|usn| self.next_usn.is_some_and(|next| usn.saturating_add(1) < next)) {
             self.next_usn = None;
         }
@@ -88,7 +88,7 @@ impl Since {
     }
 }
 
-/// Tells every entry that matches; the latest modifyTimestamp among them.
+/// Reports every entry that matches; returns the latest modifyTimestamp among them.
 async fn search(link: &WatchLink<'_>, filter: &str, tell: ChangeHandler<'_>) -> Result<Option<String>, WatchEnd> {
     let (connection, ends) = (&link.connection, round_ends());
     let mut ldap = connection.handle();
@@ -105,14 +105,14 @@ async fn search(link: &WatchLink<'_>, filter: &str, tell: ChangeHandler<'_>) -> 
             tell(Change::Entry(Box::new(shown)));
         }
     }
-    // Part of an answer says nothing about what it lacks.
+    // An incomplete result says nothing about missing entries.
     match answers.finish().await.rc {
         0 => Ok(latest),
         code => Err(WatchEnd::Refused(code)),
     }
 }
 
-/// The next message, in time.
+/// The next message, within its deadline.
 async fn within<T>(
     ends: Instant,
     asked: impl Future<Output = Result<T, ConnectionError>>,

@@ -1,4 +1,4 @@
-//! Following by content synchronization: refresh, then persist (RFC 4533 sections 3.2 to 3.5).
+//! Watches by content synchronization: refresh, then persist (RFC 4533 sections 3.2 to 3.5).
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use super::super::reading;
 use super::message::{EntryState, SYNC_STATE, SyncInfo, SyncState};
 use super::{Change, ChangeHandler, Refresh, SILENCE, WatchEnd, WatchLink, round_ends};
 
-/// The result of a search whose cookie is too old.
+/// The result code of a search whose cookie is too old.
 const SYNC_REFRESH_REQUIRED: u32 = 4096;
-/// How long nothing may come before the server is asked whether it is there.
+/// How long the connection may be silent before it is checked.
 const WATCHDOG: Duration = Duration::from_secs(10);
 
-/// Follows until it ends. `cookie` is where it began, and then where it stands.
+/// Watches until the connection ends. `cookie` is the starting point, and then the current state.
 pub(super) async fn follow(link: &WatchLink<'_>, cookie: &mut Option<Vec<u8>>, tell: ChangeHandler<'_>) -> WatchEnd {
     match run(link, cookie, tell).await {
         Ok(end) => end,
@@ -34,7 +34,7 @@ async fn run(
 ) -> Result<WatchEnd, ConnectionError> {
     let connection = &link.connection;
     let request = SyncRequest { mode: RefreshMode::RefreshAndPersist, cookie: cookie.clone(), reload_hint: false };
-    // A server that does not know it must not take this for a search like another.
+    // Critical: a server that does not support the control must not answer a plain search.
     let request = RawControl { crit: true, ..request.into() };
     let mut ldap = connection.handle();
     let search =
@@ -74,18 +74,18 @@ async fn run(
             return Err(ConnectionError::Timeout);
         }
         progress.take(link, message, tell)?;
-        // In the middle of a refresh a cookie would claim what is not yet acted upon.
+        // During a refresh a newer cookie would cover changes that have not taken effect yet.
         if progress.refresh_ends.is_none() {
             cookie.clone_from(&progress.cookie);
         }
     }
 }
 
-/// How far it has come.
+/// The state of a synchronization.
 struct SyncProgress {
-    /// While refreshing: when that must be over.
+    /// During a refresh: when it must be complete.
     refresh_ends: Option<Instant>,
-    /// Whether all entries are told, because there was no cookie.
+    /// Whether all entries are reported, because there was no cookie.
     whole: bool,
     cookie: Option<Vec<u8>>,
 }
@@ -118,7 +118,7 @@ impl SyncProgress {
                         shown.entry.version.id = Some(id);
                         tell(Change::Entry(Box::new(shown)));
                     }
-                    // Out of bounds: whatever was known of it stays until it is asked for again.
+                    // Exceeds a limit: what is known of the entry stays until the next lookup.
                     None => tell(Change::Present(vec![id])),
                 }
             }
@@ -161,7 +161,6 @@ impl SyncProgress {
     }
 }
 
-/// Reads an IntermediateResponse (RFC 4511 section 4.13).
 #[expect(clippy::option_option, reason = "unreadable, and somebody else's")]
 fn intermediate(message: StructureTag) -> Option<Option<SyncInfo>> {
     let (mut name, mut value) = (None, None);
