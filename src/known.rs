@@ -507,7 +507,7 @@ mod tests {
         assert_eq!(known.users(), 2);
         let host = |dn: &str| known.by_dn(&dn.into()).unwrap().entry.mail_hosts[0].clone();
         assert_eq!((host("uid=a"), host("uid=b")), ("two".to_owned(), "one".to_owned()));
-        // What the watch tells of a DN that is known replaces it, and leaves no second one.
+        // A change reported for a known DN replaces its entry, and adds no second one.
         known.record_change(&unnamed("uid=a", "three"));
         known.track(&unnamed("uid=a", "three"));
         assert_eq!((known.users(), host("uid=a")), (2, "three".to_owned()));

@@ -211,13 +211,13 @@ async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_
     *setup.directory.presence.lock().unwrap() = Some(Availability::Recovering);
     let binds = setup.binds();
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale));
-    assert_eq!(setup.binds(), binds + 1, "somebody must ask whether it is back");
+    assert_eq!(setup.binds(), binds + 1, "one login must find out whether it is up again");
     *setup.directory.presence.lock().unwrap() = Some(Availability::Unreachable);
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale));
     let login = Login::parse(b"alice").unwrap();
     let recalled = setup.authn.recall(&login, &Secret::copy_of(b"sesame")).unwrap();
     assert_eq!(recalled.by, DecidedBy::Stale, "and costs no guess");
-    assert_eq!(setup.binds(), binds + 1, "nobody is asked");
+    assert_eq!(setup.binds(), binds + 1, "no lookup");
     // Another password, another name, a revalidation: only the directory can decide.
     assert_eq!(setup.decide("alice", b"other").await, (unavailable.clone(), DecidedBy::Directory));
     assert_eq!(setup.decide("bob", b"sesame").await, (unavailable.clone(), DecidedBy::Directory));

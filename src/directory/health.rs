@@ -347,7 +347,7 @@ mod tests {
                 tokio::time::advance(Duration::from_millis(100)).await;
             }
             pauses.push(failed.elapsed().as_secs_f64());
-            assert!(!health.begin_probe(false, false), "one look at a time");
+            assert!(!health.begin_probe(false, false), "one probe at a time");
             health.end_probe();
         }
         assert!(pauses[0] < 1.4, "{pauses:?}");
@@ -361,7 +361,7 @@ mod tests {
         for _ in 0..5 {
             health.request_failed(ALICE, &UnavailableCause::Timeout);
             assert_eq!(rank(&health), ServerRank::Suspect);
-            assert!(health.begin_probe(false, false), "a look decides, at once");
+            assert!(health.begin_probe(false, false), "a probe decides, at once");
             assert!(!successful_probe(&health));
             assert_eq!(rank(&health), ServerRank::Healthy);
         }
@@ -382,7 +382,7 @@ mod tests {
         let before = Instant::now();
         tokio::time::advance(SECOND).await;
         assert!(!health.request_answered("search", Instant::now()));
-        assert!(!successful_probe(&health), "a look binds nobody");
+        assert!(!successful_probe(&health), "a probe binds no user");
         assert!(!health.is_in_use() && health.is_up());
         assert_eq!(rank(&health), ServerRank::Recovering);
         // One request is tried, no other.
@@ -437,10 +437,10 @@ mod tests {
         health.end_probe();
         tokio::time::advance(MIN_PROBE_INTERVAL).await;
         assert!(!health.begin_probe(false, false) && !health.begin_probe(true, false));
-        assert!(health.begin_probe(false, true), "somebody waits");
+        assert!(health.begin_probe(false, true), "a login is waiting");
         health.end_probe();
         tokio::time::advance(SECOND).await;
         assert!(!health.begin_probe(false, false));
-        assert!(health.begin_probe(true, false), "nobody else is there");
+        assert!(health.begin_probe(true, false), "no other server is in use");
     }
 }

@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(lag(&["20270101000001.000000Z#000000#001#000000"]), 1.5);
         assert_eq!(lag(&["20261126140000.000000Z#000000#001#000000"]), 0.0, "an older one is not ahead");
         assert_eq!(lag(&["20261126150005.000000Z#000000#002#000000"]), 3_600.0);
-        assert_eq!(lag(&["20271126150005.000000Z#000000#003#000000"]), 0.0, "who has written nothing here");
+        assert_eq!(lag(&["20271126150005.000000Z#000000#003#000000"]), 0.0, "a provider without writes here");
         assert_eq!(lag(&["no#csn#001#x"]), 0.0, "no time");
         let leap = seconds("20280301000000.0Z").unwrap() - seconds("20280228000000.0Z").unwrap();
         assert_eq!(leap, 2.0 * 86_400.0);

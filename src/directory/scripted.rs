@@ -280,7 +280,7 @@ pub(super) fn alice(seen: &Recorded) -> Vec<ScriptedReply> {
     }
 }
 
-/// Another script for the first so many requests, [`alice`] afterwards.
+/// Another script for the first requests, [`alice`] afterwards.
 pub(super) fn first(
     replies: Vec<Vec<ScriptedReply>>,
     of: fn(&Recorded) -> bool,

@@ -163,7 +163,7 @@ fn is_bind(seen: &Recorded) -> bool {
 }
 
 /// Finds every user by `uid`, accepts every bind, and has no canary.
-fn everybody(seen: &Recorded) -> Vec<ScriptedReply> {
+fn every_user(seen: &Recorded) -> Vec<ScriptedReply> {
     let name = match &seen.op {
         LdapOp::SearchRequest(request) => match &request.filter {
             LdapFilter::Equality(_, name) => name.clone(),
@@ -193,7 +193,7 @@ impl std::io::Write for Lines {
 }
 
 /// Emits the line "directory request failed" while a subscriber is active. tracing computes once, when a
-/// line is first reached, whether it is enabled, and another test's thread without subscriber may be first;
+/// line is first reached, whether it is enabled, and a thread without subscriber may be first;
 /// a later subscriber has it computed again.
 async fn meet_the_line(failing: &Scripted) {
     let _anybody = tracing::subscriber::set_default(tracing_subscriber::registry());

@@ -93,7 +93,7 @@ fn age_of(shown: &Entry, version: Option<&str>, own_times: bool) -> VersionAge {
 impl TrackedEntry {
     /// Whether its values changed so recently that a server without ordered versions may not have them.
     fn is_recent(&self) -> bool {
-        self.changed_at.is_some_and(|told| told.elapsed() < UNORDERED_PERIOD)
+        self.changed_at.is_some_and(|reported| reported.elapsed() < UNORDERED_PERIOD)
     }
 
     /// Whether a server's version is as new as the one reported by the watch; `decides`: it is the watched
@@ -191,7 +191,7 @@ impl Floor for TrackedEntries {
         match inner.keys_by_dn.get(name).and_then(|key| inner.entries.get(key)) {
             Some(one) => one.changed_at.is_some() || one.deleted,
             // A principal name, or a DN in the client's spelling: it may be any entry.
-            None => inner.last_changed.is_some_and(|told| told.elapsed() < LAG),
+            None => inner.last_changed.is_some_and(|reported| reported.elapsed() < LAG),
         }
     }
 
@@ -325,14 +325,14 @@ mod tests {
             (at(5), at(1), true),
             (at(5), at(9), true),
         ];
-        for (told, shown, own_times) in cases {
-            let known = moved(&told, own_times);
-            assert!(caught_up(&known, &shown, ONE) && !caught_up(&known, &shown, TWO), "{told} {shown}");
+        for (reported, shown, own_times) in cases {
+            let known = moved(&reported, own_times);
+            assert!(caught_up(&known, &shown, ONE) && !caught_up(&known, &shown, TWO), "{reported} {shown}");
             // Also when it is lost.
             known.mark_lost();
-            assert!(caught_up(&known, &shown, ONE) && !caught_up(&known, &shown, TWO), "{told} {shown}");
+            assert!(caught_up(&known, &shown, ONE) && !caught_up(&known, &shown, TWO), "{reported} {shown}");
             tokio::time::advance(UNORDERED_PERIOD).await;
-            assert!(caught_up(&known, &shown, TWO), "{told} {shown}");
+            assert!(caught_up(&known, &shown, TWO), "{reported} {shown}");
         }
         let known = moved(&at(5), false);
         tokio::time::advance(UNORDERED_PERIOD).await;
@@ -375,14 +375,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn change_from_the_followed_server_counts_although_its_clock_was_set_back() {
-        // A clock that was set back, or two writers whose clocks differ: the change is told of all the same.
-        for (told, shown, own_times) in
+        // A clock that was set back, or two writers whose clocks differ: the change is reported nevertheless.
+        for (reported, shown, own_times) in
             [(at(5), at(4), false), (at(5), at(4), true), (csn(5, 1), csn(4, 2), false), (csn(5, 1), at(4), false)]
         {
-            let known = moved(&told, own_times);
-            assert_eq!(weigh(&known, "other", &shown, false), Precedence::Newest, "{told} {shown}");
+            let known = moved(&reported, own_times);
+            assert_eq!(weigh(&known, "other", &shown, false), Precedence::Newest, "{reported} {shown}");
             tell(&known, "other", &shown);
-            assert!(caught_up(&known, &shown, ONE), "{told} {shown}");
+            assert!(caught_up(&known, &shown, ONE), "{reported} {shown}");
         }
     }
 

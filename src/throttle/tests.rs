@@ -119,7 +119,7 @@ async fn wrong_passwords_for_a_user_double_the_delay() {
     }
     assert_eq!(delays, [0, 0, 0, 300, 600, 1_200, 2_400, 4_000, 4_000]);
     assert_eq!(door.counted("failed_logins_per_user", "delayed", Mode::Enforce), 6);
-    assert_eq!(door.wrong("192.0.2.1", "bob", "x", Some(BOB)), Duration::ZERO, "bob is somebody else");
+    assert_eq!(door.wrong("192.0.2.1", "bob", "x", Some(BOB)), Duration::ZERO, "bob is another user");
 }
 
 #[tokio::test(start_paused = true)]
@@ -130,13 +130,13 @@ async fn limits_of_a_spelling_do_not_reveal_whether_it_matches_an_entry() {
     for n in 0..12 {
         let password = format!("other guess {n}");
         let alias = door.guess("192.0.2.2", "alice@example.org", &password);
-        let nobody = door.guess("192.0.2.3", "nobody@example.org", &password);
-        let (mut alias, nobody) = (alias.unwrap(), nobody.unwrap());
-        assert_eq!((alias.delay, alias.by), (nobody.delay, nobody.by), "attempt {n}");
+        let unknown = door.guess("192.0.2.3", "unknown@example.org", &password);
+        let (mut alias, unknown) = (alias.unwrap(), unknown.unwrap());
+        assert_eq!((alias.delay, alias.by), (unknown.delay, unknown.by), "attempt {n}");
         let delay = alias.delay;
         let _ = alias.begin_lookup().unwrap().may_bind(ALICE);
         alias.wrong();
-        nobody.wrong();
+        unknown.wrong();
         advance(delay).await;
     }
 }
@@ -199,15 +199,15 @@ async fn binds_beyond_the_limit_happen_only_for_networks_with_earlier_logins() {
         advance(Duration::from_secs(1)).await;
     }
     assert_eq!(bound, 4);
-    assert_eq!(guess(21, "alice"), None, "the spelling is told a limit, as one of nobody would be");
+    assert_eq!(guess(21, "alice"), None, "the spelling reaches the limit, like an unknown name");
     assert_eq!(guess(22, "alice@example.com"), Some(false));
     // An unknown name has the same limit.
-    let nobody = |n: u32| door.guess("192.0.2.9", "nobody", &format!("guess {n}")).map(PendingAttempt::wrong);
-    assert_eq!((0..20).filter(|n| nobody(*n).is_ok()).count(), 4);
-    // In a network with earlier logins she is accepted, even after a mistake or two, and a dry run refuses no login.
+    let unknown = |n: u32| door.guess("192.0.2.9", "unknown", &format!("guess {n}")).map(PendingAttempt::wrong);
+    assert_eq!((0..20).filter(|n| unknown(*n).is_ok()).count(), 4);
+    // In a network with earlier logins she gets accepted, even after some mistakes, and a dry run refuses no login.
     assert_eq!(door.tried("203.0.113.5", "alice", "a typo", Some(ALICE)), (Duration::ZERO, true));
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
-    assert_eq!(guess(23, "alice"), None, "which is none of the strangers' business");
+    assert_eq!(guess(23, "alice"), None, "the lock-out elsewhere stays");
     door.settings.failed_logins_per_user.mode = Mode::DryRun;
     assert!(door.tried("192.0.2.24", "alice", "guess 24", Some(ALICE)).1);
     door.settings.failed_logins_per_user.mode = Mode::Enforce;
@@ -232,7 +232,7 @@ async fn pending_attempt_counts() {
 async fn names_without_an_entry_are_delayed_like_those_with_one() {
     let door = Door::new();
     for (n, delay) in [0, 0, 0, 300, 600].into_iter().enumerate() {
-        assert_eq!(door.wrong("192.0.2.1", "nobody", &n.to_string(), None), ms(delay));
+        assert_eq!(door.wrong("192.0.2.1", "unknown", &n.to_string(), None), ms(delay));
         advance(ms(delay)).await;
     }
 }
@@ -539,7 +539,7 @@ async fn users_without_failures_use_no_memory() {
         memory.run_pending();
         memory.entries()[1]
     };
-    // First under an unknown name, then as a user with earlier logins there.
+    // First under an unknown name, then as a user with earlier logins one.
     for _ in 0..2 {
         door.right("203.0.113.5", "alice", ALICE);
         assert_eq!(accounts(), 0);
@@ -598,5 +598,5 @@ fn rules_have_series_under_their_names() {
     ];
     let known: Vec<_> = DELAY_RULES.iter().chain(&LIMIT_RULES).copied().collect();
     assert_eq!(rules.map(Rule::label).as_slice(), known);
-    assert_eq!(Limited(Rule::Handshakes).to_string(), "throttle.handshakes is met");
+    assert_eq!(Limited(Rule::Handshakes).to_string(), "throttle.handshakes: limit reached");
 }

@@ -218,7 +218,7 @@ async fn name_without_a_required_part_sends_no_request() {
     assert_eq!(server.connections(), 0);
     let question = |name: &str| under.ldap.describe_lookup(&Login::parse(name.as_bytes()).unwrap());
     assert_eq!(question("a(@b"), r"search for (mail=a\28@b) under dc=x");
-    assert!(question("alice").starts_with("nothing:"));
+    assert!(question("alice").starts_with("no lookup:"));
 }
 
 #[tokio::test]
@@ -257,7 +257,7 @@ async fn silent_server_costs_one_attempt_and_is_marked_down() {
         under.ldap.run_probes();
         under.alice().await.unwrap();
     }
-    assert_eq!(under.count(&silent, "search", "timeout"), 1, "it is aside");
+    assert_eq!(under.count(&silent, "search", "timeout"), 1, "it is down");
     // The deciding probe times out too.
     until(|| under.count(&silent, "read", "timeout") == 1).await;
     until(|| silent.open() == 0).await;
@@ -346,8 +346,8 @@ async fn log_lines_and_errors_contain_no_password() {
         for find in [searching(None), searching(account.clone()), templated(None)] {
             let under = Under::new(&[&server], find);
             for _ in 0..2 {
-                let told = format!("{:?}", under.login("alice", "hunter2").await);
-                assert!(!told.contains("hunter2"), "{told}");
+                let reported = format!("{:?}", under.login("alice", "hunter2").await);
+                assert!(!reported.contains("hunter2"), "{reported}");
             }
             assert!(!format!("{:?}", under.ldap).contains("hunter2"));
         }
@@ -369,5 +369,5 @@ async fn oversized_entry_is_no_fault_of_the_server() {
         assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }));
     }
     assert_eq!(under.count(&server, "connect", "0"), 1, "its connection is as good as before");
-    assert_eq!(standby.searches().len(), 0, "nobody else need be asked");
+    assert_eq!(standby.searches().len(), 0, "no other server is asked");
 }

@@ -32,8 +32,8 @@ async fn overload_is_reported_within_one_attempt() {
     let gate = Arc::new(Semaphore::new(0));
     let held = gate.clone();
     let script = move |seen: &Recorded| match seen.bind() {
-        Some(_) => [vec![ScriptedReply::Wait(held.clone())], everybody(seen)].concat(),
-        None => everybody(seen),
+        Some(_) => [vec![ScriptedReply::Wait(held.clone())], every_user(seen)].concat(),
+        None => every_user(seen),
     };
     let server = Scripted::start(script).await;
     let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
@@ -159,7 +159,7 @@ async fn dropped_login_closes_its_connection() {
     assert!(waiting.is_err());
     let abandoned = server.binds()[0].0;
     under.alice().await.unwrap();
-    assert_ne!(server.binds()[1].0, abandoned, "its late answer meets nobody");
+    assert_ne!(server.binds()[1].0, abandoned, "its late reply is discarded");
     until(|| server.open() == 2).await;
 }
 
@@ -203,11 +203,11 @@ async fn searches_and_large_replies_share_a_connection() {
     let large = vec![b'x'; 60_000];
     let script = move |seen: &Recorded| match &seen.op {
         LdapOp::SearchRequest(request) => {
-            let LdapFilter::Equality(_, name) = &request.filter else { return everybody(seen) };
+            let LdapFilter::Equality(_, name) = &request.filter else { return every_user(seen) };
             let attributes: [(&str, &[&[u8]]); 2] = [("sn", &[&large]), ("mailHost", &[b"server3"])];
             vec![entry(&format!("uid={name},dc=x"), &attributes), done(Code::Success)]
         }
-        _ => everybody(seen),
+        _ => every_user(seen),
     };
     let server = Scripted::start(script).await;
     let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));

@@ -104,7 +104,7 @@ fn hurried(servers: &[&Scripted], find: Find) -> config::Directory {
     config::Directory { attempt_timeout: Duration::from_millis(200), ..settings(servers, find) }
 }
 
-/// As [`everybody`], and returns the canary while the switch is on.
+/// As [`every_user`], and returns the canary while the switch is on.
 fn with_canary(shown: &Arc<AtomicBool>) -> impl Fn(&Recorded) -> Vec<ScriptedReply> + Clone + Send + Sync + use<> {
     let shown = shown.clone();
     move |seen| match &seen.op {
@@ -112,7 +112,7 @@ fn with_canary(shown: &Arc<AtomicBool>) -> impl Fn(&Recorded) -> Vec<ScriptedRep
             let canary = entry("uid=canary,dc=x", &[("mailHost", &[b"Server3"])]);
             if shown.load(Ordering::SeqCst) { vec![canary, done(Code::Success)] } else { vec![done(Code::Success)] }
         }
-        _ => everybody(seen),
+        _ => every_user(seen),
     }
 }
 
@@ -128,20 +128,20 @@ fn canary() -> Option<Canary> {
 async fn slow_bind_of_one_user_marks_no_server_down() {
     let slow = |seen: &Recorded| match seen.bind() {
         Some((dn, _)) if dn.starts_with("uid=slow,") => Vec::new(),
-        _ => everybody(seen),
+        _ => every_user(seen),
     };
-    let (server, standby) = (Scripted::start(slow).await, Scripted::start(everybody).await);
+    let (server, standby) = (Scripted::start(slow).await, Scripted::start(every_user).await);
     let under = Under::test(&hurried(&[&server, &standby], searching(None)), Tuning::default());
     for _ in 0..3 {
         let looks = server.searches().iter().filter(|base| base.is_empty()).count();
-        // The user's own login is retried at the other server, once.
+        // The user's own login request fails retried at the other server, once.
         under.login("slow", "x").await.0.unwrap();
         under.ldap.run_probes();
         until(|| server.searches().iter().filter(|base| base.is_empty()).count() > looks).await;
         until(|| under.ldap.server(0).health.rank().0 == crate::directory::health::ServerRank::Healthy).await;
         let before = standby.seen().len();
         under.login("anna", "x").await.0.unwrap();
-        assert_eq!(standby.seen().len(), before, "anna is served where everybody is");
+        assert_eq!(standby.seen().len(), before, "anna is served by the same server as the others");
     }
     assert_eq!(standby.binds().len(), 3);
 }
@@ -152,9 +152,9 @@ async fn server_with_hanging_binds_recovers_by_a_bind() {
     let now = hangs.clone();
     let script = move |seen: &Recorded| match (now.load(Ordering::SeqCst), seen.bind()) {
         (true, Some(_)) => Vec::new(),
-        _ => everybody(seen),
+        _ => every_user(seen),
     };
-    let (server, standby) = (Scripted::start(script).await, Scripted::start(everybody).await);
+    let (server, standby) = (Scripted::start(script).await, Scripted::start(every_user).await);
     let tuning = Tuning { down: Duration::from_millis(50), down_max: Duration::from_millis(50), ..Tuning::default() };
     let under = Under::test(&hurried(&[&server, &standby], searching(None)), tuning);
     // Two users, without a reply between them.
@@ -249,7 +249,7 @@ async fn server_without_the_canary_is_not_used() {
     let up = |server: &Scripted| under.metrics.directory_up.with_label_values(&[&server.url()]).get();
     assert_eq!((ok(&servers[0]), ok(&servers[1])), (0, 1));
     assert_eq!((up(&servers[0]), up(&servers[1])), (0, 1));
-    // Neither shows it: no reply is used.
+    // Neither returns it: no reply is used.
     shown[1].store(false, Ordering::SeqCst);
     let looks = under.ldap.probe_all().await;
     assert!(looks.iter().all(|(_, look)| matches!(look, Err(UnavailableCause::Canary { .. }))), "{looks:?}");
@@ -263,7 +263,7 @@ async fn server_without_the_canary_is_not_used() {
 
 #[tokio::test]
 async fn replies_of_a_server_that_lost_the_canary_are_discarded() {
-    // Suddenly empty: no user is found, no mail host shown, every bind refused.
+    // Suddenly empty: no user is found, no mail host returned, every bind refused.
     let whole = switch(true);
     let now = whole.clone();
     let good = with_canary(&whole);
@@ -304,7 +304,7 @@ async fn logins_fail_quickly_while_all_servers_are_down_and_the_first_recovered_
     let well = switch(true);
     let now = well.clone();
     let script = move |seen: &Recorded| match now.load(Ordering::SeqCst) {
-        true => everybody(seen),
+        true => every_user(seen),
         false => Vec::new(),
     };
     let servers = [Scripted::start(script.clone()).await, Scripted::start(script).await];
@@ -375,7 +375,7 @@ async fn unusual_result_for_one_user_is_no_fault_of_the_server() {
         LdapOp::SearchRequest(request) if request.filter == LdapFilter::Equality("uid".into(), "odd".into()) => {
             vec![ScriptedReply::Raw(vec![0x30, 0x05, 0x02, 0x01, u8::try_from(seen.id).unwrap(), 0x65, 0x00])]
         }
-        _ => everybody(seen),
+        _ => every_user(seen),
     };
     let server = Scripted::start(odd).await;
     let under = Under::test(&hurried(&[&server], searching(None)), Tuning::default());

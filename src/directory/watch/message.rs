@@ -69,7 +69,7 @@ pub(super) enum SyncInfo {
 
 impl SyncInfo {
     /// Parses the name and value of an intermediate response; `Some(None)` if it has another name.
-    #[expect(clippy::option_option, reason = "unreadable, and somebody else's")]
+    #[expect(clippy::option_option, reason = "malformed, and of another kind")]
     pub(super) fn parse(name: Option<&[u8]>, value: Option<&[u8]>) -> Option<Option<Self>> {
         if name != Some(SYNC_INFO) {
             return Some(None);
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(parse(&ids), Some(SyncInfo::Ids { gone: true, cookie: None, ids: vec![id(1), id(2)] }));
         let kept = wrapped(0xa3, &[&set]);
         assert_eq!(parse(&kept), Some(SyncInfo::Ids { gone: false, cookie: None, ids: vec![id(1), id(2)] }));
-        assert_eq!(SyncInfo::parse(Some(b"1.2.3"), None), Some(None), "somebody else's");
+        assert_eq!(SyncInfo::parse(Some(b"1.2.3"), None), Some(None), "another name");
     }
 
     #[test]

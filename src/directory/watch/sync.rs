@@ -161,7 +161,7 @@ impl SyncProgress {
     }
 }
 
-#[expect(clippy::option_option, reason = "unreadable, and somebody else's")]
+#[expect(clippy::option_option, reason = "malformed, and of another kind")]
 fn intermediate(message: StructureTag) -> Option<Option<SyncInfo>> {
     let (mut name, mut value) = (None, None);
     for part in message.expect_constructed()? {

@@ -18,7 +18,7 @@ const SYNC_INFO: &[u8] = b"1.3.6.1.4.1.4203.1.9.1.4";
 
 /// A watch under test, and its reports.
 struct Under {
-    told: Arc<Mutex<Vec<Change>>>,
+    reported: Arc<Mutex<Vec<Change>>>,
     _task: JoinSet<()>,
 }
 
@@ -33,23 +33,23 @@ impl Under {
             ..config::Directory::for_tests()
         };
         let ldap = Ldap::new(&settings, None, Arc::new(Metrics::new()));
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let (list, mut task) = (Arc::clone(&told), JoinSet::new());
+        let reported = Arc::new(Mutex::new(Vec::new()));
+        let (list, mut task) = (Arc::clone(&reported), JoinSet::new());
         task.spawn(async move { ldap.follow(&|change| list.lock().unwrap().push(change)).await });
-        Self { told, _task: task }
+        Self { reported, _task: task }
     }
 
     /// Waits until this was reported, and returns all reports.
     async fn until(&self, what: impl Fn(&[Change]) -> bool) -> Vec<Change> {
         let waited = timeout(TEST_TIME, async {
-            while !what(&self.told.lock().unwrap()) {
+            while !what(&self.reported.lock().unwrap()) {
                 sleep(Duration::from_millis(2)).await;
             }
         });
-        let is_told = waited.await.is_ok();
-        let told = self.told.lock().unwrap().clone();
-        assert!(is_told, "{told:?}");
-        told
+        let is_reported = waited.await.is_ok();
+        let reported = self.reported.lock().unwrap().clone();
+        assert!(is_reported, "{reported:?}");
+        reported
     }
 }
 
@@ -99,12 +99,12 @@ fn is_root(seen: &Recorded) -> bool {
     seen.base() == Some("")
 }
 
-/// The changes without the contents of the entries.
+/// The changes without the contents of the entries' contents.
 fn kinds(changes: &[Change]) -> Vec<String> {
     let kind = |change: &Change| match change {
         Change::Entry(shown) => format!("{} is at {}", shown.entry.dn, shown.entry.mail_hosts.join(",")),
-        Change::RefreshStarted(_) => "Began".to_owned(),
-        Change::Deleted { dn, .. } => format!("{} is gone", dn.as_deref().unwrap_or("somebody")),
+        Change::RefreshStarted(_) => "RefreshStarted".to_owned(),
+        Change::Deleted { dn, .. } => format!("{} deleted", dn.as_deref().unwrap_or("unnamed")),
         other => format!("{other:?}"),
     };
     changes.iter().map(kind).collect()
@@ -135,22 +135,22 @@ async fn refresh_is_reported_and_then_each_change() {
     .await;
     let under = Under::test(&[&server], WatchMode::Auto);
     let complete = |changes: &[Change]| changes.iter().filter(|change| **change == Change::Complete).count();
-    let told = under.until(|changes| complete(changes) == 2).await;
+    let reported = under.until(|changes| complete(changes) == 2).await;
     let present = format!("Present([{:?}])", id(2));
     assert_eq!(
-        kinds(&told),
+        kinds(&reported),
         [
-            "Began",
+            "RefreshStarted",
             "uid=a is at server3",
             &present,
-            "OnlyThese", // without a cookie, everything was sent
+            "RestDeleted", // without a cookie, everything entries sent
             "Complete",
             "uid=a,ou=y is at server3",
-            "uid=b is gone",
+            "uid=b deleted",
             "Lost",
-            "Began",
-            "somebody is gone",
-            "OnlyThese", // the present phase
+            "RefreshStarted",
+            "unnamed deleted",
+            "RestDeleted", // the present phase
             "Complete",
         ]
     );
@@ -189,8 +189,12 @@ async fn malformed_replies_end_only_the_connection() {
         })
         .await;
         let under = Under::test(&[&server], WatchMode::Sync);
-        let told = under.until(|changes| changes.last() == Some(&Change::Complete)).await;
-        assert_eq!(kinds(&told), ["Began", "Lost", "Began", "OnlyThese", "Complete"], "answer {number}");
+        let reported = under.until(|changes| changes.last() == Some(&Change::Complete)).await;
+        assert_eq!(
+            kinds(&reported),
+            ["RefreshStarted", "Lost", "RefreshStarted", "RestDeleted", "Complete"],
+            "answer {number}"
+        );
     }
 }
 
@@ -215,8 +219,8 @@ async fn server_that_requires_a_refresh_or_refuses_is_kept() {
     // unavailableCriticalExtension (12): by polling.
     let server = refusal(&b"\x0a\x01\x0c"[..]).await;
     let under = Under::test(&[&server], WatchMode::Auto);
-    let told = under.until(|changes| changes.contains(&Change::Complete)).await;
-    assert_eq!(kinds(&told)[..5], ["Began", "Lost", "Began", "uid=a is at ", "OnlyThese"]);
+    let reported = under.until(|changes| changes.contains(&Change::Complete)).await;
+    assert_eq!(kinds(&reported)[..5], ["RefreshStarted", "Lost", "RefreshStarted", "uid=a is at ", "RestDeleted"]);
 }
 
 /// A filter that begins with all users, followed by this.
@@ -243,8 +247,9 @@ async fn domain_controller_with_a_decreased_usn_is_read_again() {
     })
     .await;
     let under = Under::test(&[&server], WatchMode::Auto);
-    let told = under.until(|changes| changes.iter().filter(|change| **change == Change::Complete).count() >= 4).await;
-    let whole = told.iter().filter_map(|change| match change {
+    let reported =
+        under.until(|changes| changes.iter().filter(|change| **change == Change::Complete).count() >= 4).await;
+    let whole = reported.iter().filter_map(|change| match change {
         Change::RefreshStarted(round) => Some(round.whole),
         _ => None,
     });
@@ -286,15 +291,24 @@ async fn active_directory_is_polled_by_usn() {
     })
     .await;
     let under = Under::test(&[&server], WatchMode::Auto);
-    let told = under.until(|changes| changes.iter().filter(|change| **change == Change::Complete).count() >= 3).await;
-    let first = ["Began", "cn=a is at server3", "OnlyThese", "Complete", "Began", "cn=a is at server4", "Complete"];
-    assert_eq!(kinds(&told)[..7], first);
-    let rounds = told.iter().filter_map(|change| match change {
+    let reported =
+        under.until(|changes| changes.iter().filter(|change| **change == Change::Complete).count() >= 3).await;
+    let first = [
+        "RefreshStarted",
+        "cn=a is at server3",
+        "RestDeleted",
+        "Complete",
+        "RefreshStarted",
+        "cn=a is at server4",
+        "Complete",
+    ];
+    assert_eq!(kinds(&reported)[..7], first);
+    let rounds = reported.iter().filter_map(|change| match change {
         Change::RefreshStarted(round) => Some((round.whole, round.local_timestamps)),
         _ => None,
     });
     assert_eq!(rounds.take(2).collect::<Vec<_>>(), [(true, true), (false, true)]);
-    let Change::Entry(shown) = &told[5] else { panic!("{told:?}") };
+    let Change::Entry(shown) = &reported[5] else { panic!("{reported:?}") };
     let marks = &shown.entry.version;
     assert_eq!((marks.id, marks.disabled, marks.password_changed.is_some()), (Some(id(1)), true, true));
     // From the USN of the poll before plus one: read before the search.
@@ -317,8 +331,8 @@ async fn other_servers_are_polled_by_time_and_periodically_in_full() {
     .await;
     let under = Under::test(&[&server], WatchMode::Poll);
     let whole = |changes: &[Change]| changes.iter().filter(|change| **change == Change::RestDeleted).count();
-    let told = under.until(|changes| whole(changes) == 2).await;
-    let rounds = told.iter().filter(|change| matches!(change, Change::RefreshStarted(_))).count();
+    let reported = under.until(|changes| whole(changes) == 2).await;
+    let rounds = reported.iter().filter(|change| matches!(change, Change::RefreshStarted(_))).count();
     assert_eq!(rounds, 11, "every tenth is whole");
     let times: Vec<_> = server.seen().iter().filter_map(|seen| asks(seen, "modifyTimestamp")).collect();
     // It reaches some polls back: a change may arrive late from another master.
@@ -335,8 +349,8 @@ async fn incomplete_reply_deletes_no_entry() {
     })
     .await;
     let under = Under::test(&[&server], WatchMode::Auto);
-    let told = under.until(|changes| changes.contains(&Change::Lost)).await;
-    assert_eq!(kinds(&told), ["Began", "uid=a is at ", "Lost"]);
+    let reported = under.until(|changes| changes.contains(&Change::Lost)).await;
+    assert_eq!(kinds(&reported), ["RefreshStarted", "uid=a is at ", "Lost"]);
 }
 
 #[tokio::test]
