@@ -185,8 +185,7 @@ impl Server {
             let text = std::str::from_utf8(password.expose()).unwrap_or_default();
             let asked = connection.bind(&account.dn, text);
             let began = Instant::now();
-            let bound =
-                self.timed("service_bind", began + self.patience, &mut trace, asked, |bound| bound.code).await;
+            let bound = self.timed("service_bind", began + self.patience, &mut trace, asked, |bound| bound.code).await;
             let bound = bound.map_err(|fault| self.note_error("bind", Origin::Probe, &fault))?;
             self.note_result("service_bind", Origin::Probe, bound.code, began).map_err(RequestError::cause)?;
             self.service_answer(account, bound)?;

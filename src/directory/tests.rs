@@ -192,8 +192,8 @@ impl std::io::Write for Lines {
     }
 }
 
-/// Emits the line "directory request failed" while a subscriber is active. tracing computes once, when a
-/// line is first reached, whether it is enabled, and a thread without subscriber may be first;
+/// Emits the line "directory server failed" while a subscriber is active. tracing computes once, when a
+/// line is first reached, whether it is enabled, and another test's thread without subscriber may be first;
 /// a later subscriber has it computed again.
 async fn meet_the_line(failing: &Scripted) {
     let _anybody = tracing::subscriber::set_default(tracing_subscriber::registry());

@@ -150,7 +150,10 @@ impl Consequence {
             (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
             (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
             (is_elsewhere || is_renamed_there, TerminationReason::Moved),
-            (basis.entry.version.password_changed != entry.version.password_changed, TerminationReason::PasswordChanged),
+            (
+                basis.entry.version.password_changed != entry.version.password_changed,
+                TerminationReason::PasswordChanged,
+            ),
         ];
         let reasons = reasons.into_iter().filter_map(|(is, why)| is.then_some(why)).collect();
         Self { renamed: session.dn != entry.dn, reasons }

@@ -72,7 +72,7 @@ impl Setup {
         self
     }
 
-    /// A user with a cached with and a session.
+    /// A user with a cached decision and a session.
     fn user(&self, entry: &Entry) -> (ListedSession, StopHandle) {
         let identity = Arc::new(Identity::for_tests(&entry.dn, &[]).with_entry(Arc::new(entry.clone())));
         self.known.record_login(&identity.shared_entry());

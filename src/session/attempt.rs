@@ -109,7 +109,12 @@ impl<'a> LoginAttempt<'a> {
     ///
     /// # Errors
     /// The throttle's refusal: the directory was not asked.
-    pub async fn decide(&self, login: &Login, password: &Secret, report: &mut LoginEvent) -> Result<AuthDecision, Refusal> {
+    pub async fn decide(
+        &self,
+        login: &Login,
+        password: &Secret,
+        report: &mut LoginEvent,
+    ) -> Result<AuthDecision, Refusal> {
         let settings = &self.snapshot.config.throttle;
         let (throttle, client) = (&self.shared.throttle, self.client);
         let authn = &self.snapshot.authn;

@@ -204,7 +204,7 @@ async fn binds_beyond_the_limit_happen_only_for_networks_with_earlier_logins() {
     // An unknown name has the same limit.
     let unknown = |n: u32| door.guess("192.0.2.9", "unknown", &format!("guess {n}")).map(PendingAttempt::wrong);
     assert_eq!((0..20).filter(|n| unknown(*n).is_ok()).count(), 4);
-    // In a network with earlier logins she gets accepted, even after some mistakes, and a dry run refuses no login.
+    // In a network with earlier logins she is accepted, even after a mistake or two, and a dry run refuses no login.
     assert_eq!(door.tried("203.0.113.5", "alice", "a typo", Some(ALICE)), (Duration::ZERO, true));
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
     assert_eq!(guess(23, "alice"), None, "the lock-out elsewhere stays");
@@ -539,7 +539,7 @@ async fn users_without_failures_use_no_memory() {
         memory.run_pending();
         memory.entries()[1]
     };
-    // First under an unknown name, then as a user with earlier logins one.
+    // First under an unknown name, then as a user with earlier logins there.
     for _ in 0..2 {
         door.right("203.0.113.5", "alice", ALICE);
         assert_eq!(accounts(), 0);

@@ -141,7 +141,7 @@ async fn temporary_lock_revives_no_old_password() {
     server.asks("old");
     tokio::time::advance(MINUTE).await;
     assert!(!server.asks("old"), "seen with a failure and no lock");
-    // An attacker at another service lock the account. After the lock, one failure would lock again.
+    // An attacker locks the account through another service. After the lock, one failure would lock again.
     for _ in 0..4 {
         server.fails();
     }

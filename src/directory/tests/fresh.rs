@@ -3,7 +3,7 @@
 use super::*;
 use crate::directory::{Floor, Freshness};
 
-/// The newest version: alice is at `server4`. A server that returns less lags, or hides it.
+/// The newest version: alice is at `server4`. A server that shows less lags, or hides it.
 #[derive(Default)]
 struct Shown {
     newest: EntryVersion,

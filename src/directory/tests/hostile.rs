@@ -45,7 +45,7 @@ async fn nested_replies_end_no_process() {
         let under = Under::new(&[&bound], searching(None));
         assert!(is_malformed(under.alice().await), "{what}");
         assert_eq!(under.count(&bound, "bind", "malformed"), 1);
-        // Marked marked down at once: no entry can be the cause.
+        // It is marked down at once: no entry is the cause.
         assert!(!under.ldap.server(0).health.is_in_use(), "{what}");
     }
 }

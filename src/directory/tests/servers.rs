@@ -134,7 +134,7 @@ async fn slow_bind_of_one_user_marks_no_server_down() {
     let under = Under::test(&hurried(&[&server, &standby], searching(None)), Tuning::default());
     for _ in 0..3 {
         let looks = server.searches().iter().filter(|base| base.is_empty()).count();
-        // The user's own login request fails retried at the other server, once.
+        // The user's own login is retried at the other server, once.
         under.login("slow", "x").await.0.unwrap();
         under.ldap.run_probes();
         until(|| server.searches().iter().filter(|base| base.is_empty()).count() > looks).await;
@@ -249,7 +249,7 @@ async fn server_without_the_canary_is_not_used() {
     let up = |server: &Scripted| under.metrics.directory_up.with_label_values(&[&server.url()]).get();
     assert_eq!((ok(&servers[0]), ok(&servers[1])), (0, 1));
     assert_eq!((up(&servers[0]), up(&servers[1])), (0, 1));
-    // Neither returns it: no reply is used.
+    // Neither shows it: no reply is used.
     shown[1].store(false, Ordering::SeqCst);
     let looks = under.ldap.probe_all().await;
     assert!(looks.iter().all(|(_, look)| matches!(look, Err(UnavailableCause::Canary { .. }))), "{looks:?}");
@@ -263,7 +263,7 @@ async fn server_without_the_canary_is_not_used() {
 
 #[tokio::test]
 async fn replies_of_a_server_that_lost_the_canary_are_discarded() {
-    // Suddenly empty: no user is found, no mail host returned, every bind refused.
+    // Suddenly empty: no user is found, no mail host shown, every bind refused.
     let whole = switch(true);
     let now = whole.clone();
     let good = with_canary(&whole);

@@ -99,7 +99,7 @@ fn is_root(seen: &Recorded) -> bool {
     seen.base() == Some("")
 }
 
-/// The changes without the contents of the entries' contents.
+/// The changes without the contents of the entries.
 fn kinds(changes: &[Change]) -> Vec<String> {
     let kind = |change: &Change| match change {
         Change::Entry(shown) => format!("{} is at {}", shown.entry.dn, shown.entry.mail_hosts.join(",")),
