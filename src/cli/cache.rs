@@ -1,4 +1,4 @@
-//! `usher cache`: what the running usher remembers of a user, and forgetting it.
+//! `usher cache`: shows and drops what the running usher has cached for a user.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,18 +11,18 @@ use crate::admin::control::{Cached, Dropped};
 use crate::log::Escaped;
 
 const HELP: &str = "\
-Whoever is forgotten is asked for in the directory at the next login; sessions go on. Nothing is lost:
-what was dropped is learned again.
+After a drop the user's next login is verified by the directory and cached again; open sessions
+continue.
 
 Examples:
   usher cache show alice
-  usher cache drop alice                                  a leaver; then `usher kick --user alice`
-  usher cache drop uid=alice,ou=people,dc=example,dc=com  under whatever name she logs in
-  usher cache drop --all                                  everybody asks the directory again
+  usher cache drop alice                                  a departed user; then `usher kick --user alice`
+  usher cache drop uid=alice,ou=people,dc=example,dc=com  under all login names
+  usher cache drop --all                                  all logins are verified by the directory again
 
-Exit codes: 0 told or done, also if there was nothing to drop; 1 done, but a process of an upgrade did not
-answer; 64 a mistake in the arguments; 67 nothing is remembered (show); 69 usher does not run; 77 you may
-not use the control socket.";
+Exit codes: 0 success, also if there was nothing to drop; 1 success, but a process of an upgrade did not
+respond; 64 usage error; 67 nothing is cached (show); 69 usher is not running; 77 no permission to use
+the control socket.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
@@ -36,17 +36,17 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Tell what is remembered of a user: never a password, only how many
+    /// Show what is cached for a user: the number of passwords, never a password
     Show {
-        /// The login name as it was typed, in any capitals, or the DN
+        /// The login name as typed (case-insensitive), or the DN
         login: String,
     },
-    /// Forget what is remembered of a user, right and wrong passwords alike
+    /// Drop what is cached for a user, including right and wrong passwords
     Drop {
-        /// The login name as it was typed, in any capitals, or the DN
+        /// The login name as typed (case-insensitive), or the DN
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         login: Option<String>,
-        /// Forget everybody
+        /// Drop all users
         #[arg(long)]
         all: bool,
     },
@@ -56,12 +56,12 @@ pub(super) async fn cache(config: &Path, arguments: &Arguments) -> Result<ExitCo
     let running = Running::of(config)?;
     match &arguments.command {
         Command::Show { login } => show(&running, login, arguments.json).await,
-        Command::Drop { login, .. } => forget(&running, login.as_deref(), arguments.json).await,
+        Command::Drop { login, .. } => drop_entries(&running, login.as_deref(), arguments.json).await,
     }
 }
 
 async fn show(running: &Running, login: &str, json: bool) -> Result<ExitCode, ExitCode> {
-    // What a process before an upgrade remembers decides about nobody any more.
+    // The cache of a process from before an upgrade decides no login any more.
     let found: Vec<Cached> = running.ask("GET", &with_query("/cache", [("login", login)])).await?;
     if json {
         say_json(&found);
@@ -70,7 +70,10 @@ async fn show(running: &Running, login: &str, json: bool) -> Result<ExitCode, Ex
     }
     if found.is_empty() {
         let login = Escaped(login.as_bytes());
-        return Err(fail(NO_USER, format!("nothing is remembered of {login}: the next login asks the directory")));
+        return Err(fail(
+            NO_USER,
+            format!("nothing is cached for {login}: the next login is verified by the directory"),
+        ));
     }
     Ok(ExitCode::from(OK))
 }
@@ -81,11 +84,11 @@ fn text(cached: &Cached) -> String {
     let mut lines = vec![escaped(&cached.dn), format!("  typed as   {}", list(&cached.names))];
     if let Some(seconds) = cached.age_seconds {
         let left = cached.left_seconds.map_or_else(
-            || "too long for a login: the directory is asked again".to_owned(),
-            |left| format!("good for {} more", age(left)),
+            || "expired: the next login is verified by the directory".to_owned(),
+            |left| format!("cached for {} more", age(left)),
         );
-        let stale = cached.stale_left_seconds.map(|left| format!(", {} while no directory answers", age(left)));
-        lines.push(format!("  proven     {} ago, {left}{}", age(seconds), stale.unwrap_or_default()));
+        let stale = cached.stale_left_seconds.map(|left| format!(", {} while the directory is unreachable", age(left)));
+        lines.push(format!("  verified   {} ago, {left}{}", age(seconds), stale.unwrap_or_default()));
         let backend = cached.backend.as_deref().unwrap_or("none: see `usher explain`");
         lines.push(format!("  backend    {backend} (mailHost: {})", list(&cached.mail_host)));
     }
@@ -93,13 +96,13 @@ fn text(cached: &Cached) -> String {
     lines.join("\n")
 }
 
-async fn forget(running: &Running, login: Option<&str>, json: bool) -> Result<ExitCode, ExitCode> {
+async fn drop_entries(running: &Running, login: Option<&str>, json: bool) -> Result<ExitCode, ExitCode> {
     let whom = login.map_or(("all", "true"), |login| ("login", login));
     let answers = running.ask_all::<Dropped>("POST", &with_query("/cache/drop", [whom])).await?;
     let code = answers.code();
     let mut dropped = Dropped { entries: 0, dns: Vec::new() };
     for mut answer in answers.all {
-        // Two processes remember the same people.
+        // Both processes may have cached the same users.
         dropped.entries = dropped.entries.max(answer.entries);
         dropped.dns.append(&mut answer.dns);
     }
@@ -112,6 +115,6 @@ async fn forget(running: &Running, login: Option<&str>, json: bool) -> Result<Ex
     for dn in &dropped.dns {
         say(Escaped(dn.as_bytes()));
     }
-    say(format!("{} forgotten", count(dropped.entries, "user")));
+    say(format!("{} dropped", count(dropped.entries, "user")));
     Ok(code)
 }

@@ -133,7 +133,8 @@ fn cached_user_data_is_shown_without_secrets_and_can_be_dropped() {
     Imap::tls(usher.imaps_port()).login("alice@example.com", &password_of("alice")).ok();
     for name in ["alice", "Alice@Example.com", ALICE] {
         let said = usher.command(&["cache", "show", name]).succeeded().stdout;
-        for words in [ALICE, "alice, alice@example.com", "server3 (mailHost: server3)", "1 right, 1 wrong", "good for"]
+        for words in
+            [ALICE, "alice, alice@example.com", "server3 (mailHost: server3)", "1 right, 1 wrong", "cached for"]
         {
             assert!(said.contains(words), "{words}: {said}");
         }
@@ -148,7 +149,7 @@ fn cached_user_data_is_shown_without_secrets_and_can_be_dropped() {
         assert_eq!(usher.command(arguments).code, 64, "{arguments:?}");
     }
     let said = usher.command(&["cache", "drop", "alice@example.com"]).succeeded().stdout;
-    assert_eq!(said, format!("{ALICE}\n1 user forgotten\n"));
+    assert_eq!(said, format!("{ALICE}\n1 user dropped\n"));
     login(&usher, "alice");
     assert_eq!(usher.nth_login(4, "alice")["by"], "directory");
     login(&usher, "bob");
