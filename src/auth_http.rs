@@ -51,9 +51,9 @@ const TEXT: usize = 700;
 enum NoReply {
     #[error("{0}")]
     Malformed(#[from] RequestSyntaxError),
-    #[error("X-Auth-Key is not what auth_http.key_file says")]
+    #[error("X-Auth-Key does not match auth_http.key_file")]
     Key,
-    #[error("no whole question within {READ_TIMEOUT:?}")]
+    #[error("no complete request within {READ_TIMEOUT:?}")]
     Timeout,
     #[error("the connection was closed")]
     Closed,
@@ -99,7 +99,7 @@ pub async fn serve(listener: Arc<TcpListener>, shared: Arc<Shared>) {
         if !snapshot.config.auth_http.as_ref().is_some_and(allowed) {
             count(&shared, "untrusted");
             if let Some(suppressed) = shared.repeats.allow("auth_http", "untrusted") {
-                warn!(%peer, suppressed, "connection closed: it is not in auth_http.allow");
+                warn!(%peer, suppressed, "connection closed: address is not in auth_http.allow");
             }
             continue;
         }
@@ -132,11 +132,11 @@ async fn exchange(tcp: TcpStream, nginx: IpAddr, shared: &Shared, snapshot: &Sna
             count(shared, unanswered.label());
             // A health check of somebody's, or a program that was ended.
             if matches!(unanswered, NoReply::Closed) {
-                debug!(%nginx, "closed before its auth_http question");
+                debug!(%nginx, "closed before an auth_http request");
                 return;
             }
             if let Some(suppressed) = shared.repeats.allow("auth_http", unanswered.label()) {
-                warn!(%nginx, reason = %unanswered, suppressed, "an auth_http question was not answered");
+                warn!(%nginx, reason = %unanswered, suppressed, "auth_http request rejected");
             }
             head(unanswered.status(), &[])
         }

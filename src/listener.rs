@@ -105,7 +105,7 @@ pub async fn accept(shared: Arc<Shared>, bound: Arc<BoundListener>) {
             Err(limit) => {
                 shared.metrics.connections_refused.inc();
                 if let Some(suppressed) = repeats.allow("limit", limit) {
-                    warn!(limit, suppressed, "connection closed: a limit on connections is met");
+                    warn!(limit, suppressed, "connection closed: connection limit reached");
                 }
                 continue;
             }

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::directory::{Entry, EntryId};
+use crate::proto::ClosingNotice;
 
 /// What is known of a relayed session. Never a password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -76,12 +77,16 @@ pub enum TerminationReason {
 }
 
 impl TerminationReason {
-    /// Whether the directory has changed, as distinct from what somebody does about servers and sessions.
+    /// What the client is told, if it is told anything: on shutdown the connection is closed at once.
     #[must_use]
-    pub const fn is_change(self) -> bool {
+    pub const fn notice(self) -> Option<ClosingNotice> {
         match self {
-            Self::Moved | Self::Disabled | Self::Expired | Self::Deleted | Self::PasswordChanged | Self::Hold => true,
-            Self::Drain | Self::Kicked | Self::BackendDrained => false,
+            Self::Moved | Self::Hold => Some(ClosingNotice::MailboxMoved),
+            Self::PasswordChanged => Some(ClosingNotice::PasswordChanged),
+            Self::Disabled | Self::Expired | Self::Deleted => Some(ClosingNotice::AccountUnavailable),
+            Self::BackendDrained => Some(ClosingNotice::Maintenance),
+            Self::Kicked => Some(ClosingNotice::Administrator),
+            Self::Drain => None,
         }
     }
 

@@ -62,7 +62,7 @@ pub enum EndReason {
     /// The client said the command that is watched for.
     Forbidden,
     /// It was asked to.
-    Asked(TerminationReason),
+    Terminated(TerminationReason),
 }
 
 impl EndReason {
@@ -76,7 +76,7 @@ impl EndReason {
             Self::BackendError => "backend_error",
             Self::Idle => "idle",
             Self::Forbidden => "forbidden_command",
-            Self::Asked(why) => why.label(),
+            Self::Terminated(reason) => reason.label(),
         }
     }
 }
@@ -158,40 +158,40 @@ impl<T: Transport> Relay<T> {
     /// most, in which the parting line can stand behind a complete line of the backend.
     pub async fn run(
         &mut self,
-        parting: &ClosingLine,
+        closing_line: &ClosingLine,
         stop: &mut (impl Future<Output = TerminationReason> + Unpin),
     ) -> RelayOutcome {
         let ended = poll_fn(|cx| match self.poll(cx) {
             Poll::Ready(cause) => Poll::Ready(cause),
-            Poll::Pending => Pin::new(&mut *stop).poll(cx).map(EndReason::Asked),
+            Poll::Pending => Pin::new(&mut *stop).poll(cx).map(EndReason::Terminated),
         });
         let mut cause = ended.await;
-        if let EndReason::Asked(why) = cause
+        if let EndReason::Terminated(why) = cause
             && why != TerminationReason::Drain
         {
             // It may end by itself meanwhile.
             cause = self.pause().await.unwrap_or(cause);
         }
         let ended = RelayOutcome { cause, bytes_in: self.up.moved, bytes_out: self.down.moved };
-        let line = match (cause, parting) {
-            (EndReason::Asked(TerminationReason::Drain), _) => None,
-            (EndReason::Asked(_), ClosingLine::Reply { .. }) if self.unanswered => None,
-            (EndReason::Asked(why), ClosingLine::Line { changed, ended } | ClosingLine::Reply { changed, ended })
-                if self.can_insert_line() =>
-            {
-                Some(if why.is_change() { *changed } else { *ended })
+        let line = match (cause, closing_line) {
+            (EndReason::Terminated(_), ClosingLine::Reply { .. }) if self.unanswered => None,
+            (
+                EndReason::Terminated(reason),
+                ClosingLine::Line { prefix, suffix } | ClosingLine::Reply { prefix, suffix },
+            ) if self.can_insert_line() => {
+                reason.notice().map(|notice| [prefix, notice.text(), suffix].concat().into_bytes())
             }
-            // Where nothing is on its way, behind a whole line.
+            // Only behind a complete line, with nothing in transit.
             (EndReason::Forbidden, _) if self.down.tail == *b"\r\n" && self.down.is_clear() => {
-                self.up.watch.as_ref().map(|watch| watch.reply)
+                self.up.watch.as_ref().map(|watch| watch.reply.to_vec())
             }
             _ => None,
         };
-        if matches!(cause, EndReason::Idle | EndReason::Forbidden | EndReason::Asked(_)) {
+        if matches!(cause, EndReason::Idle | EndReason::Forbidden | EndReason::Terminated(_)) {
             // So that a TLS peer sees an end and not a truncation.
             let farewell = async {
                 if let Some(line) = line {
-                    self.client.write_all(line).await?;
+                    self.client.write_all(&line).await?;
                 }
                 tokio::join!(self.client.shutdown(), self.backend.shutdown()).0
             };

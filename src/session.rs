@@ -151,7 +151,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
 fn record_close(visitor: &ConnectionInfo, parting: CloseReason, metrics: &Metrics) {
     let ConnectionInfo { session, client, protocol, .. } = *visitor;
     metrics.prelogin_ended.with_label_values(&[protocol, parting.label()]).inc();
-    debug!(%session, %client, protocol, cause = parting.label(), "left before login");
+    debug!(%session, %client, protocol, cause = parting.label(), "disconnected before login");
 }
 
 /// The conversation before login.

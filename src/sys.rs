@@ -79,7 +79,7 @@ pub fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         let what = if metadata.is_dir() { "a folder" } else { "a FIFO, a socket or a device" };
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what} and no regular file")));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a regular file")));
     }
     Ok((file, metadata))
 }
@@ -176,7 +176,7 @@ mod tests {
         assert!(status.success());
         for path in [&fifo, folder.path(), Path::new("/dev/null")] {
             let error = open_regular(path).unwrap_err();
-            assert!(error.to_string().ends_with("no regular file"), "{error}");
+            assert!(error.to_string().ends_with("not a regular file"), "{error}");
         }
         let link = folder.path().join("link");
         std::fs::write(folder.path().join("file"), "x").unwrap();

@@ -152,10 +152,10 @@ pub async fn keep<F: Future<Output = ()>>(
         restarts.with_label_values(&[task.label()]).inc();
         in_a_row += 1;
         if task.is_vital() && in_a_row > VITAL_RESTARTS {
-            error!(task = task.label(), "a task of the process panics again and again: it is given up");
+            error!(task = task.label(), "task panicked repeatedly; giving up");
             return TaskExit::GivenUp;
         }
-        error!(task = task.label(), ?pause, "a task of the process panicked; it is started again");
+        error!(task = task.label(), ?pause, "task panicked; restarting");
         sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
@@ -173,7 +173,7 @@ pub async fn once<T>(task: Task, restarts: &IntCounterVec, run: impl Future<Outp
     let output = AssertUnwindSafe(run).catch_unwind().await.ok().flatten();
     if output.is_none() {
         restarts.with_label_values(&[task.label()]).inc();
-        error!(task = task.label(), "a task of the process panicked; it is tried again when it is due");
+        error!(task = task.label(), "task panicked; it runs again when it is due");
     }
     output
 }

@@ -44,16 +44,16 @@ pub struct Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum RequestSyntaxError {
     /// Longer than any.
-    #[error("it is longer than 32 KiB")]
+    #[error("request is longer than 32 KiB")]
     TooLong,
     /// Not even HTTP.
-    #[error("it does not begin with a line such as `GET / HTTP/1.0`")]
+    #[error("request does not start with a line such as `GET / HTTP/1.0`")]
     NotGet,
     /// A line that is no header.
-    #[error("a line of it is no header")]
+    #[error("invalid header line")]
     NoHeader,
     /// A header is not there once, or not as nginx writes it.
-    #[error("{0} is missing, twice there or not as nginx writes it")]
+    #[error("{0} is missing, repeated or malformed")]
     Header(&'static str),
 }
 

@@ -296,7 +296,7 @@ impl Endpoint {
                 // No login may come to tell of it.
                 if error.is_local_fault() {
                     let (backend, address) = (&*self.pool.backend, look.attempt.address);
-                    warn!(backend, protocol = self.protocol.name, %address, %error, "this machine cannot probe a backend");
+                    warn!(backend, protocol = self.protocol.name, %address, %error, "cannot probe backend: local error");
                 }
                 self.pool.failed(&look.attempt, error);
                 error.label()

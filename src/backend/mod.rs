@@ -112,19 +112,19 @@ pub enum BackendError {
     #[error("the backend does not serve this protocol")]
     NotServed,
     /// Its name has no address.
-    #[error("its name cannot be resolved: {source}")]
+    #[error("host name cannot be resolved: {source}")]
     Resolve {
         /// The resolver's reason.
         source: Arc<io::Error>,
     },
     /// Its address is one of usher's own listeners.
-    #[error("its address {address} is one of usher's own listeners")]
+    #[error("address {address} is one of usher's own listeners")]
     Loop {
         /// The address.
         address: SocketAddr,
     },
     /// No connection.
-    #[error("no connection to {address}: {source}")]
+    #[error("cannot connect to {address}: {source}")]
     Connect {
         /// The address.
         address: SocketAddr,
@@ -132,7 +132,7 @@ pub enum BackendError {
         source: io::Error,
     },
     /// None of the addresses that connections may come from fits.
-    #[error("no address of `source` is of the family of its address {address}: add one")]
+    #[error("`source` has no address of the family of {address}: add one")]
     NoSource {
         /// The address.
         address: SocketAddr,
@@ -146,16 +146,16 @@ pub enum BackendError {
         source: io::Error,
     },
     /// All of its addresses are known to be down.
-    #[error("known to be down: {reason}")]
+    #[error("marked down: {reason}")]
     Down {
         /// What was last wrong with the first of them.
         reason: Arc<str>,
     },
     /// `logins_in_flight` logins are under way.
-    #[error("too many logins are under way there")]
+    #[error("too many logins in progress")]
     Full,
     /// It comes back from an outage, and too many want to come with it.
-    #[error("it has just come back, and too many want to log in at once")]
+    #[error("slow start after an outage: too many logins at once")]
     SlowStart,
     /// The handshake failed: a certificate, a name, a version.
     #[error("TLS: {reason}")]
@@ -164,16 +164,16 @@ pub enum BackendError {
         reason: String,
     },
     /// The connection broke during the login.
-    #[error("the connection broke: {source}")]
+    #[error("connection lost: {source}")]
     Broken {
         /// The reason.
         source: io::Error,
     },
     /// It closed the connection without an answer.
-    #[error("it closed the connection without an answer")]
+    #[error("connection closed without a reply")]
     Closed,
     /// Its answer did not come in time.
-    #[error("no answer within {timeout:?}")]
+    #[error("no reply within {timeout:?}")]
     Timeout {
         /// The backend's `timeout`.
         timeout: Duration,
@@ -182,7 +182,7 @@ pub enum BackendError {
     #[error("{0}")]
     Fault(BackFault),
     /// It refused the login.
-    #[error("it refused the login")]
+    #[error("login rejected")]
     Refused(BackendReply),
 }
 

@@ -86,10 +86,10 @@ impl AdvertisedCapabilities {
                 let offered = Escaped(offer.capabilities.join(", ").as_bytes()).to_string();
                 let (protocol, differences) = (protocol.name, Escaped(offer.differences.as_bytes()).to_string());
                 match offer.differences.is_empty() {
-                    true => info!(protocol, offered, "backends can do the same"),
+                    true => info!(protocol, offered, "all backends have the same capabilities"),
                     false => warn!(
                         protocol,
-                        offered, differences, "backends differ in what they can do; clients are promised what all can"
+                        offered, differences, "backends differ in capabilities; only common ones are advertised"
                     ),
                 }
             }

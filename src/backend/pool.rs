@@ -258,7 +258,7 @@ impl Pool {
         drop(roster);
         // It may quote what the peer's certificate says.
         let reason = Escaped(reason.as_bytes());
-        warn!(backend = &*self.backend, protocol = self.protocol, %address, usable, %reason, "backend address is down");
+        warn!(backend = &*self.backend, protocol = self.protocol, %address, usable, %reason, "backend address marked down");
     }
 
     /// An attempt showed that the server is well, as far as this proof goes.
@@ -278,7 +278,7 @@ impl Pool {
         drop(roster);
         self.changed.send_replace(());
         let down_s = down.as_secs();
-        info!(backend = &*self.backend, protocol = self.protocol, %address, usable, down_s, "backend address is back");
+        info!(backend = &*self.backend, protocol = self.protocol, %address, usable, down_s, "backend address up again");
     }
 
     /// Whether the account of the probes was refused; told when it changes.
@@ -289,11 +289,11 @@ impl Pool {
                 warn!(
                     backend = &*self.backend,
                     protocol = self.protocol,
-                    "the probe account is refused; logins are not affected"
+                    "backend rejected the probe account; logins are not affected"
                 );
             }
             (true, false) => {
-                info!(backend = &*self.backend, protocol = self.protocol, "the probe account is accepted again");
+                info!(backend = &*self.backend, protocol = self.protocol, "backend accepts the probe account again");
             }
             (false, false) | (true, true) => {}
         }
@@ -314,7 +314,7 @@ impl Pool {
         let before = roster.lists.insert(address, listed);
         drop(roster);
         if before.is_some() {
-            info!(backend = &*self.backend, protocol = self.protocol, %address, "backend address has other capabilities");
+            info!(backend = &*self.backend, protocol = self.protocol, %address, "backend capabilities changed");
         }
         before.is_some()
     }

@@ -22,7 +22,7 @@ Exit codes: 0 all are up; 1 one is down that is not draining, or a process of an
 64 a mistake in the arguments; 69 usher does not run; 77 you may not use the control socket.";
 
 const DRAIN_HELP: &str = "\
-Logins of its users are refused: \"Your mail server is being serviced, please try again later\", with the
+Logins of its users are refused: \"Mail server is under maintenance, try again later\", with the
 code that clients take for an outage. Who is moved to another backend in the directory gets in there.
 Its sessions are ended politely, oldest first. It stays so over `usher reload` and `usher upgrade`, until
 `usher backends undrain`; a restart of usher forgets it.

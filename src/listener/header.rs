@@ -81,9 +81,9 @@ pub(super) async fn receive(
             let reason = closed.label();
             count(reason);
             if matches!(closed, HeaderRejection::ByPeer | HeaderRejection::Limit) {
-                debug!(%proxy, protocol, reason, "closed before its PROXY header");
+                debug!(%proxy, protocol, reason, "closed before the PROXY header");
             } else if let Some(suppressed) = shared.repeats.allow("proxy header", reason) {
-                warn!(%proxy, protocol, reason, suppressed, "connection closed: no PROXY header as the listener wants it");
+                warn!(%proxy, protocol, reason, suppressed, "connection closed: no valid PROXY header from a trusted proxy");
             }
             return None;
         }

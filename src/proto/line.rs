@@ -113,7 +113,7 @@ pub(super) enum LineProblem {
     Order,
     /// A login in the clear.
     TlsFirst,
-    /// TLS cannot be started here, or not again.
+    /// STARTTLS is not available, or not again.
     NoTls,
     /// An unknown mechanism.
     Mechanism,

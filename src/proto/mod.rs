@@ -77,28 +77,57 @@ pub struct NginxReply {
     pub text: String,
 }
 
-/// How a relayed session can be ended by usher, which does not read what is said in it.
+/// How usher ends a relayed session, whose content it does not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClosingLine {
-    /// With a line to the client where one can stand: behind a complete line of the backend, when
-    /// nothing moves. Else the connection is closed without a word.
+    /// A line to the client, if the backend's last line is complete and nothing is in transit. Otherwise
+    /// the connection is closed without one.
     Line {
-        /// Because the directory has changed.
-        changed: &'static [u8],
-        /// Because an administrator says so.
-        ended: &'static [u8],
+        /// What precedes the notice's text.
+        prefix: &'static str,
+        /// What follows it, CRLF included.
+        suffix: &'static str,
     },
     /// The same with a line that a client takes for the reply to its next command (SMTP's 421, RFC 5321
-    /// section 3.8): only while no command of the client waits for its reply. So it is never taken for the
-    /// reply to a message's end that has been sent.
+    /// section 3.8): sent only while no command waits for its reply, so that it is never taken for the
+    /// reply to the end of a message.
     Reply {
-        /// Because the directory has changed.
-        changed: &'static [u8],
-        /// Because an administrator says so.
-        ended: &'static [u8],
+        /// What precedes the notice's text.
+        prefix: &'static str,
+        /// What follows it, CRLF included.
+        suffix: &'static str,
     },
-    /// There is no line that would be understood: the connection is closed.
+    /// The protocol has no such line: the connection is closed.
     Close,
+}
+
+/// What a client is told when usher ends its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClosingNotice {
+    /// The mailbox is on another backend, or is being moved there.
+    MailboxMoved,
+    /// The password was changed.
+    PasswordChanged,
+    /// The account was disabled or deleted, or has expired.
+    AccountUnavailable,
+    /// The backend is being taken out of service.
+    Maintenance,
+    /// An administrator ended this session.
+    Administrator,
+}
+
+impl ClosingNotice {
+    /// The text, the same in every protocol.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::MailboxMoved => "Your mailbox has moved, please reconnect",
+            Self::PasswordChanged => "Your password was changed, please log in again",
+            Self::AccountUnavailable => "Your account is no longer available",
+            Self::Maintenance => "Mail server going down for maintenance, try again later",
+            Self::Administrator => "Session ended by an administrator, please reconnect",
+        }
+    }
 }
 
 /// How a backend is told in its dialogue, before the login, who the client is.
@@ -314,34 +343,34 @@ pub enum BackStep {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BackFault {
     /// It turned usher away with its greeting, or took leave.
-    #[error("it said BYE")]
+    #[error("backend sent BYE")]
     Bye,
     /// It greeted with PREAUTH (a known downgrade trick).
-    #[error("it greeted with PREAUTH")]
+    #[error("backend greeted with PREAUTH")]
     Preauth,
     /// It does not offer STARTTLS although it must.
-    #[error("it does not offer STARTTLS")]
+    #[error("backend does not offer STARTTLS")]
     NoStartTls,
     /// It sent bytes between the STARTTLS answer and the handshake.
-    #[error("it sent plaintext behind its STARTTLS answer")]
+    #[error("backend sent plaintext after its STARTTLS reply")]
     Injection,
     /// It says LOGINDISABLED and offers no mechanism that usher can use.
-    #[error("it offers no way to log in")]
+    #[error("backend offers no usable mechanism")]
     NoMechanism,
     /// It refuses to be told who the client is: usher is not in its trusted networks.
-    #[error("it does not let usher tell it the client's address; is usher in its trusted networks?")]
+    #[error("backend rejected the client's address; is usher in its trusted networks?")]
     ForwardingRefused,
     /// It takes a correct command for a wrong one (BAD).
-    #[error("it answered BAD")]
+    #[error("backend replied BAD")]
     Bad,
     /// It refers the user to another server.
-    #[error("it refers to another server")]
+    #[error("backend refers to another server")]
     Referral,
     /// Its lines are too long or too many.
-    #[error("it sent more than a login may bring")]
+    #[error("backend sent more data than a login may bring")]
     TooLarge,
     /// Anything else that is no answer of this protocol.
-    #[error("it broke the protocol")]
+    #[error("backend violated the protocol")]
     ProtocolViolation,
 }
 

@@ -218,10 +218,10 @@ fn step_buffer_is_bounded() {
     assert_eq!(listed.iter().map(String::len).sum::<usize>(), capabilities::WHOLE);
     for protocol in PROTOCOLS {
         let (command, last) = match protocol.name {
-            "imap" => ("a CAPABILITY\r\n", "a OK That is all before login\r\n"),
+            "imap" => ("a CAPABILITY\r\n", "a OK Capability completed\r\n"),
             "pop3" => ("CAPA\r\n", "\r\n.\r\n"),
             "submission" => ("EHLO x\r\n", "250 AUTH PLAIN LOGIN\r\n"),
-            "managesieve" => ("CAPABILITY\r\n", "OK \"That is all before login\"\r\n"),
+            "managesieve" => ("CAPABILITY\r\n", "OK \"Capability completed\"\r\n"),
             other => panic!("{other} has no command here"),
         };
         let settings = FrontSettings {

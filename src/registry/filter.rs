@@ -41,10 +41,10 @@ pub enum FilterError {
     #[error("`{0}` is empty")]
     Empty(&'static str),
     /// No protocol of usher.
-    #[error("`{0}` is no protocol; there are {known}", known = protocols())]
+    #[error("unknown protocol `{0}`; known are {known}", known = protocols())]
     Protocol(String),
     /// No network.
-    #[error("`{text}` is no client: {why}")]
+    #[error("invalid client `{text}`: {why}")]
     Client {
         /// As given.
         text: String,
@@ -52,7 +52,7 @@ pub enum FilterError {
         why: String,
     },
     /// No time.
-    #[error("`{text}` is no age: {why}")]
+    #[error("invalid age `{text}`: {why}")]
     Age {
         /// As given.
         text: String,
@@ -214,9 +214,9 @@ mod tests {
     fn mistake_is_reported_as_a_message() {
         let wrong = |key: &str, value: &str| Filter::default().set(key, value).unwrap_err().to_string();
         assert_eq!(wrong("user", ""), "`user` is empty");
-        assert_eq!(wrong("protocol", "http"), "`http` is no protocol; there are imap, pop3, submission, managesieve");
-        assert!(wrong("client", "192.0.2.1/24").starts_with("`192.0.2.1/24` is no client: "));
-        assert!(wrong("older_than", "10").starts_with("`10` is no age: "));
+        assert_eq!(wrong("protocol", "http"), "unknown protocol `http`; known are imap, pop3, submission, managesieve");
+        assert!(wrong("client", "192.0.2.1/24").starts_with("invalid client `192.0.2.1/24`: "));
+        assert!(wrong("older_than", "10").starts_with("invalid age `10`: "));
     }
 
     #[test]

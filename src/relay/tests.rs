@@ -19,7 +19,7 @@ impl Transport for DuplexStream {
 
 const IDLE: Duration = Duration::from_secs(60);
 
-const LINES: ClosingLine = ClosingLine::Line { changed: b"* BYE now\r\n", ended: b"* BYE then\r\n" };
+const LINES: ClosingLine = ClosingLine::Line { prefix: "* BYE ", suffix: "\r\n" };
 
 fn counter() -> IntCounter {
     IntCounter::new("test", "test").unwrap()
@@ -162,7 +162,7 @@ async fn stop_sends_bye_to_both() {
         TerminationReason::Drain
     };
     let ended = run(client_end, backend_end, LINES, stop).await;
-    assert_eq!(ended.cause, EndReason::Asked(TerminationReason::Drain));
+    assert_eq!(ended.cause, EndReason::Terminated(TerminationReason::Drain));
     assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
     assert_eq!(backend.read(&mut [0; 8]).await.unwrap(), 0);
 }
@@ -193,16 +193,19 @@ async fn parting(
         },
         client.read_to_end(&mut heard)
     );
-    assert_eq!(ended.cause, EndReason::Asked(TerminationReason::Moved));
+    assert_eq!(ended.cause, EndReason::Terminated(TerminationReason::Moved));
     (heard, asked.elapsed())
 }
 
 #[tokio::test(start_paused = true)]
 async fn paused_session_gets_a_bye_and_ends_at_once() {
     let (heard, took) = parting(b"", LINES, async |_| {}).await;
-    assert_eq!((heard.as_slice(), took.is_zero()), (b"* BYE now\r\n".as_slice(), true));
+    assert_eq!(
+        (heard.as_slice(), took.is_zero()),
+        (b"* BYE Your mailbox has moved, please reconnect\r\n".as_slice(), true)
+    );
     let whole = parting(b"* 1 EXISTS\r\n", LINES, async |_| {}).await;
-    assert_eq!(whole.0, b"* 1 EXISTS\r\n* BYE now\r\n");
+    assert_eq!(whole.0, b"* 1 EXISTS\r\n* BYE Your mailbox has moved, please reconnect\r\n");
     let (heard, took) = parting(b"", ClosingLine::Close, async |_| {}).await;
     assert_eq!((heard.len(), took.is_zero()), (0, true));
 }
@@ -215,7 +218,10 @@ async fn line_end_is_detected_in_any_fragmentation() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    assert_eq!(parting(b"", LINES, dripping).await.0, b"* 2 EXISTS\r\n* BYE now\r\n");
+    assert_eq!(
+        parting(b"", LINES, dripping).await.0,
+        b"* 2 EXISTS\r\n* BYE Your mailbox has moved, please reconnect\r\n"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,7 +242,7 @@ async fn busy_session_ends_at_its_next_pause_or_after_a_delay() {
         }
     };
     let (heard, took) = parting(b"", LINES, answering).await;
-    assert!(heard.ends_with(b"\r\n* BYE now\r\n"));
+    assert!(heard.ends_with(b"\r\n* BYE Your mailbox has moved, please reconnect\r\n"));
     assert!(took > Duration::from_secs(2) && took < PAUSE_TIMEOUT, "{took:?}");
     let endless = async |backend: &mut DuplexStream| {
         while backend.write_all(b"* 3 EXISTS\r\n").await.is_ok() {

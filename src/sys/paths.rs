@@ -45,7 +45,7 @@ pub enum UnsafeFolder {
         uid: u32,
     },
     /// It cannot be looked at.
-    #[error("{} cannot be looked at: {source}", .folder.display())]
+    #[error("{} cannot be inspected: {source}", .folder.display())]
     Unreadable {
         /// The folder, or what is in its place.
         folder: PathBuf,

@@ -49,7 +49,7 @@ impl CertificateInfo {
     pub fn read(der: &[u8]) -> Result<Self, String> {
         let (rest, certificate) = X509Certificate::from_der(der).map_err(|error| error.to_string())?;
         if !rest.is_empty() {
-            return Err("there is something behind its end".to_owned());
+            return Err("trailing data after the certificate".to_owned());
         }
         // A subjectAltName that cannot be read names nothing: the certificate can still be the default.
         let names = certificate

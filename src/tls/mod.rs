@@ -151,7 +151,7 @@ pub enum TlsError {
     #[error("at least one certificate is needed: name its chain and key")]
     NoCertificates,
     /// A suite by a name that usher does not have.
-    #[error("there is no cipher suite {name:?} here; the suites are {known}")]
+    #[error("unknown cipher suite {name:?}; supported are {known}")]
     UnknownSuite {
         /// As typed.
         name: String,

@@ -18,7 +18,7 @@ use super::certificate::CertificateInfo;
 
 /// The server's key is none of those that the config names.
 #[derive(Debug, thiserror::Error)]
-#[error("its public key is not pinned: the one it has would be pin_sha256 {presented}")]
+#[error("its public key is not pinned; the presented key is pin_sha256 {presented}")]
 pub struct NotPinned {
     /// The key it showed, as the config would name it.
     pub presented: String,

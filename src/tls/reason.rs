@@ -33,17 +33,17 @@ fn describe_tls(error: &Error) -> String {
             format!("the peer ended the handshake with the alert {}{hint}", alert.as_str().unwrap_or("unknown"))
         }
         Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon) => {
-            "no cipher suite in common: only ECDHE with AES-GCM or ChaCha20 is spoken".to_owned()
+            "no common cipher suite: only ECDHE with AES-GCM or ChaCha20 is supported".to_owned()
         }
-        Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon) => "no key exchange group in common".to_owned(),
+        Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon) => "no common key exchange group".to_owned(),
         Error::PeerIncompatible(
             PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
-        ) => "no TLS version in common: TLS 1.2 and 1.3 are spoken, as far as the config allows them".to_owned(),
-        Error::PeerIncompatible(what) => format!("the peer's TLS does not fit: {what:?}"),
+        ) => "no common TLS version: TLS 1.2 and 1.3 are supported, as far as the config allows".to_owned(),
+        Error::PeerIncompatible(what) => format!("incompatible TLS peer: {what:?}"),
         Error::PeerMisbehaved(what) => format!("the peer broke the TLS protocol: {what:?}"),
         // What a peer in the clear sends first is no TLS record.
         Error::InvalidMessage(
@@ -53,7 +53,7 @@ fn describe_tls(error: &Error) -> String {
             | InvalidMessage::InvalidEmptyPayload,
         ) => "the peer does not speak TLS here (is this a STARTTLS port?)".to_owned(),
         Error::NoApplicationProtocol => "the client speaks another protocol (ALPN)".to_owned(),
-        Error::NoCertificatesPresented => "the peer showed no certificate".to_owned(),
+        Error::NoCertificatesPresented => "the peer presented no certificate".to_owned(),
         other => other.to_string(),
     }
 }
@@ -87,7 +87,7 @@ fn describe_certificate(error: &CertificateError) -> String {
             .to_owned(),
         CertificateError::BadEncoding => "its certificate cannot be parsed".to_owned(),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            "its certificate is not meant for this end of a connection (extended key usage)".to_owned()
+            "its certificate is not valid for this purpose (extended key usage)".to_owned()
         }
         // webpki's own words, such as CaUsedAsEndEntity, or those of a pin that does not fit.
         CertificateError::Other(other) => {
@@ -105,7 +105,7 @@ fn describe_certificate(error: &CertificateError) -> String {
 
 fn alert_hint(alert: AlertDescription) -> &'static str {
     if alert == AlertDescription::CertificateRequired {
-        ": it wants a client certificate"
+        ": it requires a client certificate"
     } else if matches!(alert, AlertDescription::UnknownCA | AlertDescription::CertificateUnknown) {
         ": it does not trust our certificate"
     } else if alert == AlertDescription::CertificateExpired {
@@ -113,9 +113,9 @@ fn alert_hint(alert: AlertDescription) -> &'static str {
     } else if alert == AlertDescription::BadCertificate {
         ": it does not accept our certificate"
     } else if alert == AlertDescription::ProtocolVersion {
-        ": it speaks no TLS version that is spoken here"
+        ": no common TLS version"
     } else if alert == AlertDescription::HandshakeFailure {
-        ": nothing in common, or it wants a client certificate"
+        ": no common parameters, or it requires a client certificate"
     } else if alert == AlertDescription::NoApplicationProtocol {
         ": it speaks another protocol (ALPN)"
     } else {

@@ -273,8 +273,9 @@ fn invalid_or_untrusted_proxy_header_is_closed_and_counted() {
         ["untrusted", "malformed", "too_long", "client", "local", "limit"].map(|result| headers(&usher, result)).into();
     assert_eq!(results, [1.0, 2.0, 2.0, 0.0, 0.0, 0.0]);
     assert_eq!(headers(&usher, "missing") + headers(&usher, "timeout"), 3.0);
-    let reported = usher
-        .wait_log("connection closed: no PROXY header as the listener wants it", |line| line["reason"] == "untrusted");
+    let reported = usher.wait_log("connection closed: no valid PROXY header from a trusted proxy", |line| {
+        line["reason"] == "untrusted"
+    });
     assert_eq!((&reported["proxy"], &reported["level"]), (&json!("127.0.0.77"), &json!("WARN")));
     usher.wait_metric("usher_connections", &[], 0.0);
     assert_eq!(peer.connections(), 0);

@@ -193,7 +193,7 @@ fn outage_is_not_reported_as_a_wrong_password() {
     config.change("/routing/backends/1/failures", 1);
     let usher = Usher::start(config);
     let nginx = Nginx::start(port(&usher), "");
-    usher.wait_log("backend address is down", |_| true);
+    usher.wait_log("backend address marked down", |_| true);
     let mut imap = Imap::tls(nginx.imaps);
     imap.login("bob", &password_of("bob"))
         .is("NO [UNAVAILABLE] The mail service is not available, try again later (session ");

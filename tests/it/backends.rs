@@ -8,8 +8,8 @@ use crate::kit::users::all_users;
 use crate::kit::usher::Successor;
 use crate::kit::{Config, Imap, Usher, cyrus, dovecot, password_of};
 
-const BYE: &str = "* BYE This session was ended by the administrator, please log in again.";
-const IN_MAINTENANCE: &str = "NO [UNAVAILABLE] Your mail server is being serviced, please try again later";
+const BYE: &str = "* BYE Mail server going down for maintenance, try again later";
+const IN_MAINTENANCE: &str = "NO [UNAVAILABLE] Mail server is under maintenance, try again later";
 const ALICE: &str = "uid=alice,ou=people,dc=example,dc=com";
 
 fn login(usher: &Usher, name: &str) -> Imap {

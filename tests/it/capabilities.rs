@@ -35,7 +35,7 @@ fn probed(config: Config, index: usize) -> Config {
 #[test]
 fn sieve_extensions_are_those_that_both_servers_have() {
     let usher = Usher::start(both());
-    let differ = usher.wait_log("backends differ in what they can do; clients are promised what all can", |_| true);
+    let differ = usher.wait_log("backends differ in capabilities; only common ones are advertised", |_| true);
     assert_eq!(differ["protocol"], "managesieve", "{differ}");
     let reported = differ["differences"].as_str().unwrap();
     assert!(reported.contains("server3: ") && reported.contains("server4: "), "{differ}");
@@ -61,7 +61,7 @@ fn sieve_extensions_are_those_that_both_servers_have() {
 fn configured_capabilities_replace_the_learned_ones() {
     let config = both().set("/capabilities", json!({"managesieve": ["SIEVE fileinto", "MAXREDIRECTS 3"]}));
     let usher = Usher::start(config);
-    usher.wait_log("backends differ in what they can do; clients are promised what all can", |_| true);
+    usher.wait_log("backends differ in capabilities; only common ones are advertised", |_| true);
     let greeting = Sieve::tls(usher.imaps_port()).greeting;
     let reported = greeting.join("|");
     let expected =
@@ -96,12 +96,12 @@ fn changed_capability_list_is_learned_and_kept_through_an_outage() {
     };
     offered("fileinto reject");
     state.store(1, Ordering::SeqCst);
-    usher.wait_log("backend address has other capabilities", |line| line["backend"] == "server3");
+    usher.wait_log("backend capabilities changed", |line| line["backend"] == "server3");
     offered("fileinto");
     let labels = [("backend", "server3"), ("protocol", "managesieve")];
     assert_eq!(usher.metric("usher_backend_capability_changes_total", &labels), 1.0);
     state.store(2, Ordering::SeqCst);
-    usher.wait_log("backend address is down", |line| line["backend"] == "server3");
+    usher.wait_log("backend address marked down", |line| line["backend"] == "server3");
     offered("fileinto");
     usher.hup();
     offered("fileinto");
@@ -204,7 +204,7 @@ fn smaller_size_of_two_dovecots_is_advertised() {
         let mut direct = Imap::try_tls(port, &Tls { server_name: server, ..Tls::default() }).unwrap();
         assert!(keywords(&mut direct).contains(size), "{server} is set up for {size}");
     }
-    usher.wait_log("backends differ in what they can do; clients are promised what all can", |line| {
+    usher.wait_log("backends differ in capabilities; only common ones are advertised", |line| {
         line["protocol"] == "submission"
             && line["differences"].as_str().is_some_and(|reported| reported.contains("SIZE"))
     });
@@ -224,7 +224,7 @@ fn submission_advertises_the_smallest_size_and_the_common_keywords() {
     });
     let config = Config::shared().speaking("submission", &[dovecot().submissions, small.port]);
     let usher = Usher::start((0..2).fold(config, probed));
-    let differ = usher.wait_log("backends differ in what they can do; clients are promised what all can", |line| {
+    let differ = usher.wait_log("backends differ in capabilities; only common ones are advertised", |line| {
         line["protocol"] == "submission"
     });
     let reported = differ["differences"].as_str().unwrap();

@@ -18,10 +18,10 @@ fn fifo_among_config_files_is_refused_and_blocks_nothing() {
         // Opening it for reading blocks until there is a writer.
         let answer = usher.hup();
         assert_eq!(answer["message"], "reload refused; the old configuration stays in force", "{answer}");
-        assert!(answer["problem"].as_str().unwrap().contains("no regular file"), "{answer}");
+        assert!(answer["problem"].as_str().unwrap().contains("not a regular file"), "{answer}");
         let checked = command(&usher.config, &["check"], b"");
         assert_eq!(checked.code, 78, "{checked:#?}");
-        assert!(checked.stderr.contains("no regular file"), "{checked:#?}");
+        assert!(checked.stderr.contains("not a regular file"), "{checked:#?}");
         open.command("NOOP").ok();
         Imap::tls(usher.imaps_port()).login("bob", &password_of("bob")).ok();
         std::fs::remove_file(&path).unwrap();

@@ -183,7 +183,7 @@ fn unreachable_or_misbehaving_mail_servers_are_reported() {
     let config = Config::with_directory(slapd()).scripted(&silent).set("/routing/backends/0/timeout", "500ms");
     let (code, found) = backend_of(&config, "greeting");
     assert_eq!(code, 69);
-    is(&found, "problem", &["no answer within 500ms", "too slow"]);
+    is(&found, "problem", &["no reply within 500ms", "too slow"]);
 
     let disabled = Scripted::tls(|peer| {
         peer.send("* OK [CAPABILITY IMAP4rev1 LOGINDISABLED] no\r\n");

@@ -46,7 +46,7 @@ fn log_in_until_down(usher: &Usher) {
     for _ in 0..3 {
         login(usher).0.is("NO [UNAVAILABLE]");
     }
-    usher.wait_log("backend address is down", |line| line["backend"] == "server3");
+    usher.wait_log("backend address marked down", |line| line["backend"] == "server3");
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {
@@ -86,7 +86,7 @@ fn dead_backend_is_reported_quickly_and_used_again_by_the_first_login() {
     login(&usher).0.ok();
     assert_eq!(usher.metric("usher_backend_up", &[]), 1.0);
     assert_eq!(usher.metric("usher_backend_addresses", &[("state", "closed")]), 1.0);
-    for message in ["backend address is down", "backend address is back"] {
+    for message in ["backend address marked down", "backend address up again"] {
         let reported = usher.logged().iter().filter(|line| line["message"] == message).count();
         assert_eq!(reported, 1, "{message}: a line for the change, none for a login");
     }
@@ -122,7 +122,7 @@ fn frozen_backend_is_reported_quickly_and_used_again_when_it_thaws() {
     let usher = Usher::start(config);
     login(&usher).0.ok();
     let frozen = dovecot.freeze();
-    usher.wait_log("backend address is down", |_| true);
+    usher.wait_log("backend address marked down", |_| true);
     is_reported_quickly(&usher);
     drop(frozen);
     usher.wait_metric("usher_backend_up", &[], 1.0);
@@ -246,7 +246,7 @@ fn unreachable_address_costs_a_quarter_second_and_then_nothing() {
     reply.ok();
     assert!(took >= Duration::from_millis(250) && took < Duration::from_millis(1_500), "{took:?}");
     // The login did not wait to see whether it is slow or dead; a background probe did.
-    usher.wait_log("backend address is down", |line| line["address"] == local(hole.port));
+    usher.wait_log("backend address marked down", |line| line["address"] == local(hole.port));
     let took = median((0..5).map(|_| login(&usher)).map(|(reply, took)| (reply.ok(), took).1).collect());
     assert!(took < Duration::from_millis(150), "{took:?}");
 }
@@ -410,11 +410,11 @@ fn login_probe_detects_what_a_greeting_probe_misses() {
     assert_eq!(backend.next_login(), format!("\0usher-probe\0{SERVICE_PASSWORD}"));
     wait_probes(&usher, "ok", 2.0);
     wait_probes(&usher, "refused", 1.0);
-    usher.wait_log("the probe account is refused; logins are not affected", |_| true);
+    usher.wait_log("backend rejected the probe account; logins are not affected", |_| true);
     assert_eq!(usher.metric("usher_backend_up", &[]), 1.0, "a refused account is no outage");
-    usher.wait_log("the probe account is accepted again", |_| true);
-    usher.wait_log("backend address is down", |line| line["reason"] == "it refused the login");
-    usher.wait_log("backend address is back", |_| true);
+    usher.wait_log("backend accepts the probe account again", |_| true);
+    usher.wait_log("backend address marked down", |line| line["reason"] == "login rejected");
+    usher.wait_log("backend address up again", |_| true);
     assert!(!usher.log_text().contains(SERVICE_PASSWORD));
 }
 

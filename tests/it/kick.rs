@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::kit::usher::Successor;
 use crate::kit::{Config, Imap, Usher, password_of};
 
-const BYE: &str = "* BYE This session was ended by the administrator, please log in again.";
+const BYE: &str = "* BYE Session ended by an administrator, please reconnect";
 
 /// Dovecot and Cyrus identify users by their uid.
 fn config() -> Config {
@@ -81,8 +81,8 @@ fn invalid_filter_is_refused_and_never_matches_every_session() {
     let usher = Usher::start(config());
     let mut alice = login(&usher, "alice");
     for (arguments, words) in [
-        (&["sessions", "--protocol", "http"][..], "`http` is no protocol; there are imap"),
-        (&["sessions", "--client", "10.0.0.1/8"], "is no client"),
+        (&["sessions", "--protocol", "http"][..], "unknown protocol `http`; known are imap"),
+        (&["sessions", "--client", "10.0.0.1/8"], "invalid client"),
         (&["sessions", "--older-than", "5"], "needs a unit"),
         (&["sessions", "--backend", "serv3"], "no backend is called `serv3`; there are server3, server4"),
         (&["sessions", "--count=colour"], "possible values: backend, protocol, user, client"),

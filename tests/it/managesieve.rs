@@ -169,7 +169,10 @@ fn outage_is_never_a_wrong_password() {
     assert_eq!(sieve.authenticate("alice", "wrong"), "NO \"Name or password is wrong\"");
     // bob's server is not configured.
     let refused = sieve.authenticate("bob", &password_of("bob"));
-    assert!(refused.starts_with("NO \"Your scripts cannot be reached, please tell your administrator"), "{refused}");
+    assert!(
+        refused.starts_with("NO \"Your Sieve scripts cannot be reached, please contact your administrator"),
+        "{refused}"
+    );
     slapd.stop();
     assert!(sieve.authenticate("carol", &password_of("carol")).starts_with("NO (TRYLATER) \""));
     assert_eq!(usher.login("carol")["result"], "directory_unavailable");
@@ -189,7 +192,10 @@ fn backend_without_managesieve_is_a_clear_refusal() {
     let usher = Usher::start(Config::shared().speaking("managesieve", &[dovecot().sieve]));
     let mut sieve = Sieve::tls(usher.imaps_port());
     let refused = sieve.authenticate("bob", &password_of("bob"));
-    assert!(refused.starts_with("NO \"Your scripts cannot be reached, please tell your administrator"), "{refused}");
+    assert!(
+        refused.starts_with("NO \"Your Sieve scripts cannot be reached, please contact your administrator"),
+        "{refused}"
+    );
     assert_eq!(usher.login("bob")["result"], "protocol_not_served");
 }
 

@@ -82,7 +82,7 @@ fn stls_discards_earlier_state() {
     pop3.send("STLS\r\nUSER mallory\r\nCAPA\r\n");
     assert_eq!(pop3.line(), "+OK Begin TLS now");
     pop3.start_tls();
-    assert_eq!(ask(&mut pop3, "PASS secret"), "-ERR First the name, then the password");
+    assert_eq!(ask(&mut pop3, "PASS secret"), "-ERR Send USER first");
     assert!(ask(&mut pop3, "CAPA").starts_with("+OK"));
     let listed = list(&mut pop3);
     assert!(listed.contains(&"SASL PLAIN LOGIN".into()) && !listed.contains(&"STLS".into()), "{listed:?}");
@@ -127,7 +127,7 @@ fn refusals_have_codes_and_leave_the_connection_usable() {
     assert_eq!(log_in(&mut pop3, "alice", ""), wrong);
     assert!(log_in(&mut pop3, "carol", &password_of("carol")).starts_with("-ERR [SYS/PERM] Your mailbox cannot"));
     let not_served = log_in(&mut pop3, "bob", &password_of("bob"));
-    let words = "-ERR [SYS/PERM] Your mailbox cannot be reached by POP3, please tell your administrator (session ";
+    let words = "-ERR [SYS/PERM] Your mailbox cannot be reached by POP3, please contact your administrator (session ";
     assert!(not_served.starts_with(words), "{not_served}");
     assert_eq!(usher.login("bob")["result"], "protocol_not_served");
     let message = base64(format!("bob\0alice\0{}", password_of("alice")).as_bytes());

@@ -45,7 +45,7 @@ fn unauthenticated_connections_are_limited_apart_from_sessions() {
     assert_eq!(usher.metric("usher_connections_unauthenticated", &[]), 2.0);
     assert_eq!(Imap::silent(usher.imaps_port()).rest(), b"");
     usher.wait_metric("usher_connections_refused_total", &[], 1.0);
-    let reported = usher.wait_log("connection closed: a limit on connections is met", |_| true);
+    let reported = usher.wait_log("connection closed: connection limit reached", |_| true);
     assert_eq!(reported["limit"], "limits.unauthenticated", "{reported}");
     // A login frees its slot for the next client.
     waiting[0].login("bob", &password_of("bob")).ok();

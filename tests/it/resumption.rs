@@ -69,7 +69,7 @@ fn connections_to_a_backend_use_the_sources_in_turn() {
     imap.login("alice", &password_of("alice")).is("NO [UNAVAILABLE]");
     let reported = |line: &serde_json::Value| line.to_string().contains("cannot connect from 192.0.2.1: Cannot assign");
     astray.wait_log("login", reported);
-    astray.wait_log("this machine cannot probe a backend", reported);
+    astray.wait_log("cannot probe backend: local error", reported);
     assert_eq!(astray.metric("usher_backend_up", &[("backend", "server3")]), 1.0, "not a fault of the backend");
 }
 

@@ -299,7 +299,7 @@ fn disabled_account_sends_nothing_more_and_a_moved_one_continues() {
     busy.send("Subject: half of it\r\n\r\nnever sent");
     set(&slapd, "nsAccountLock", Some("TRUE"));
     // The reply to its next command, such as DATA.
-    assert_eq!(reply(&mut idle), "421 4.3.2 Your account was changed, please log in again");
+    assert_eq!(reply(&mut idle), "421 4.3.2 Your account is no longer available");
     idle.expect_clean_end();
     // During a message nothing is sent that could be mistaken for its acceptance.
     busy.expect_clean_end();
@@ -311,7 +311,7 @@ fn disabled_account_sends_nothing_more_and_a_moved_one_continues() {
     usher.wait_metric("usher_directory_changes_total", &[("kind", "move")], 2.0);
     let mut kicked = sending(&usher);
     usher.command(&["kick", "--user", "alice"]).succeeded();
-    assert_eq!(reply(&mut kicked), "421 4.3.2 This session was ended by the administrator, please log in again");
+    assert_eq!(reply(&mut kicked), "421 4.3.2 Session ended by an administrator, please reconnect");
     let mut held = sending(&usher);
     set(&slapd, "description", Some("held"));
     assert!(reply(&mut held).starts_with("421 "), "no login is accepted during a hold");

@@ -51,7 +51,7 @@ fn alice_sends_mail_and_the_server_of_bob_accepts_none() {
     let mut smtp = greeted(usher.imaps_port());
     assert!(ask(&mut smtp, "MAIL FROM:<alice@example.com>").starts_with("530 5.7.0"));
     let refused = ask(&mut smtp, &plain("bob", &password_of("bob")));
-    let words = "554 5.3.5 Your mail server takes no mail from here, please tell your administrator (session ";
+    let words = "554 5.3.5 Your mail server does not accept submissions, please contact your administrator (session ";
     assert!(refused.starts_with(words), "{refused}");
     assert_eq!(usher.login("bob")["result"], "protocol_not_served");
     assert_eq!(ask(&mut smtp, &plain("alice", &password_of("alice"))), "235 2.7.0 Logged in.");
@@ -80,7 +80,7 @@ fn commands_pipelined_after_auth_wait_for_its_reply() {
             smtp.send(said);
         }
         let replies: Vec<String> = (0..6).map(|_| reply(&mut smtp)).collect();
-        let starts = ["535 5.7.8", "250 2.0.0 Nothing done", "235 2.7.0", "250 ", "250 ", "221 "];
+        let starts = ["535 5.7.8", "250 2.0.0 NOOP completed", "235 2.7.0", "250 ", "250 ", "221 "];
         assert!(replies.iter().zip(starts).all(|(reply, start)| reply.starts_with(start)), "{replies:?}");
     }
 }

@@ -59,7 +59,7 @@ fn panicked_tasks_are_restarted_counted_and_logged_while_logins_succeed() {
         usher.wait_metric("usher_task_restarts_total", &[("task", task)], 1.0);
         let reported = |line: &serde_json::Value| line["task"] == task && line["level"] == "ERROR";
         let is_once = ["directory_probe", "backend_probe", "resolver"].contains(&task);
-        let words = if is_once { "it is tried again when it is due" } else { "it is started again" };
+        let words = if is_once { "it runs again when it is due" } else { "restarting" };
         usher.wait_log(&format!("a task of the process panicked; {words}"), reported);
     }
     let mut alice = Imap::tls(usher.imaps_port());
@@ -90,7 +90,7 @@ fn panicked_tasks_are_restarted_counted_and_logged_while_logins_succeed() {
 #[test]
 fn failing_accept_loop_ends_the_process() {
     let usher = panicking(Config::shared(), &[("side_port", 1_000)]);
-    usher.wait_log("a task of the process panics again and again: it is given up", |line| line["task"] == "side_port");
+    usher.wait_log("task panicked repeatedly; giving up", |line| line["task"] == "side_port");
     assert_eq!(usher.exit_code(), 70);
 }
 

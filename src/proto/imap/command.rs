@@ -89,7 +89,7 @@ pub(super) enum ImapDenial {
     No(&'static str),
 }
 
-const SYNTAX: CommandError = CommandError::Denied(ImapDenial::Bad("Arguments are not as the command wants them"));
+const SYNTAX: CommandError = CommandError::Denied(ImapDenial::Bad("Invalid arguments"));
 const TOO_BIG: CommandError = CommandError::Denied(COMMAND_TOO_BIG);
 /// Larger than an argument or a whole command may be.
 pub(super) const COMMAND_TOO_BIG: ImapDenial = ImapDenial::Bad("[TOOBIG] Argument too long");

@@ -239,7 +239,7 @@ impl ImapFront {
     /// Carries out what is there of a command.
     fn execute(&mut self, command: &[u8], out: &mut SecretBuf) -> Result<Option<Step>, CommandError> {
         if self.tag.is_empty() {
-            return Err(ImapDenial::Bad("A command starts with a tag").into());
+            return Err(ImapDenial::Bad("Missing or invalid tag").into());
         }
         let (verb, arguments) = command::verb(command, &self.tag);
         match verb {
@@ -247,17 +247,17 @@ impl ImapFront {
                 arguments.none()?;
                 self.asked_capabilities = true;
                 write_line(out, &[b"* CAPABILITY ", self.capabilities().as_bytes()]);
-                self.answer("OK That is all before login", out);
+                self.answer("OK Capability completed", out);
             }
             Verb::Noop => {
                 arguments.none()?;
-                self.answer("OK Nothing done", out);
+                self.answer("OK NOOP completed", out);
             }
             Verb::Id => {
                 let id = arguments.id()?;
                 self.id = Some(id).filter(|id| *id != ClientId::default());
                 write_line(out, &[b"* ID (\"name\" \"usher\")"]);
-                self.answer("OK Nice to meet you", out);
+                self.answer("OK ID completed", out);
             }
             Verb::Logout => {
                 arguments.none()?;
@@ -268,7 +268,7 @@ impl ImapFront {
             Verb::StartTls => {
                 arguments.none()?;
                 if self.tls || !self.starttls {
-                    return Err(ImapDenial::Bad("TLS cannot be started here").into());
+                    return Err(ImapDenial::Bad("STARTTLS is not available").into());
                 }
                 self.answer("OK Begin TLS now", out);
                 return Ok(self.wait_in(ImapFrontState::Tls, Step::StartTls));
@@ -354,8 +354,8 @@ impl ImapFront {
         let denied = self.deny(
             ImapDenial::Bad(match why {
                 Invalid::TooLong => "[TOOBIG] Line too long",
-                Invalid::BareLf | Invalid::BareCr => "A line ends with CR and LF",
-                Invalid::Nul => "A line holds no NUL",
+                Invalid::BareLf | Invalid::BareCr => "Line must end with CRLF",
+                Invalid::Nul => "NUL is not allowed",
             }),
             out,
         );
@@ -434,8 +434,8 @@ impl ImapFront {
 const fn unreadable(error: SaslError) -> ImapDenial {
     ImapDenial::Bad(match error {
         SaslError::Cancelled => "Authentication cancelled",
-        SaslError::NotBase64 => "Response is not base64",
-        SaslError::Malformed => "Response is not as the mechanism wants it",
+        SaslError::NotBase64 => "Invalid base64 data",
+        SaslError::Malformed => "Invalid SASL response",
     })
 }
 
@@ -464,16 +464,18 @@ fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::EmptyPassword
         | Refusal::InvalidUsername
         | Refusal::InvalidPassword => WRONG_CREDENTIALS,
-        Refusal::AuthzidNotAllowed => "[AUTHORIZATIONFAILED] You may only act as yourself",
-        Refusal::NotAllowed => "[AUTHORIZATIONFAILED] You may not use this service, please ask your administrator",
+        Refusal::AuthzidNotAllowed => "[AUTHORIZATIONFAILED] Authorization as another user is not allowed",
+        Refusal::NotAllowed => "[AUTHORIZATIONFAILED] You may not use this service, please contact your administrator",
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => "[EXPIRED] Your password has expired, please change it",
-            AccountState::PasswordMustChange => "[EXPIRED] You have to change your password first",
+            AccountState::PasswordMustChange => "[EXPIRED] Your password must be changed first",
             AccountState::Locked => WRONG_CREDENTIALS,
-            AccountState::Disabled => "[CONTACTADMIN] Your account is disabled, please tell your administrator",
-            AccountState::AccountExpired => "[CONTACTADMIN] Your account has expired, please tell your administrator",
-            AccountState::OutsideLogonHours => "[AUTHORIZATIONFAILED] You may not log in at this time",
-            AccountState::WrongWorkstation => "[AUTHORIZATIONFAILED] You may not log in from here",
+            AccountState::Disabled => "[CONTACTADMIN] Your account is disabled, please contact your administrator",
+            AccountState::AccountExpired => {
+                "[CONTACTADMIN] Your account has expired, please contact your administrator"
+            }
+            AccountState::OutsideLogonHours => "[AUTHORIZATIONFAILED] Login is not allowed at this time",
+            AccountState::WrongWorkstation => "[AUTHORIZATIONFAILED] Login is not allowed from this host",
         },
         Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_text(words)),
         Refusal::BackendRejected(None)
@@ -484,20 +486,20 @@ fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::BackendTimeout
         | Refusal::BackendFault
         | Refusal::BackendBusy => UNAVAILABLE,
-        Refusal::BackendDraining => "[UNAVAILABLE] Your mail server is being serviced, please try again later",
+        Refusal::BackendDraining => "[UNAVAILABLE] Mail server is under maintenance, try again later",
         Refusal::NoMailHost | Refusal::SeveralMailHosts | Refusal::UnknownMailHost | Refusal::NoBackendLogin => {
-            "[CONTACTADMIN] Your mailbox cannot be reached, please tell your administrator"
+            "[CONTACTADMIN] Your mailbox cannot be reached, please contact your administrator"
         }
         Refusal::ProtocolNotServed => {
-            "[CONTACTADMIN] Your mailbox cannot be reached by IMAP, please tell your administrator"
+            "[CONTACTADMIN] Your mailbox cannot be reached by IMAP, please contact your administrator"
         }
         Refusal::TlsRequired => TLS_FIRST,
         Refusal::Limit => "[LIMIT] Too many attempts or sessions, try again later",
-        Refusal::Deadline => "[UNAVAILABLE] Logging in took too long, try again",
+        Refusal::Deadline => "[UNAVAILABLE] Login timed out, try again",
         Refusal::Hold => "[UNAVAILABLE] Your mailbox is being moved, try again in a moment",
-        Refusal::Kicked => "[UNAVAILABLE] This session was ended by the administrator, please log in again",
+        Refusal::Kicked => "[UNAVAILABLE] Session ended by an administrator, please reconnect",
         Refusal::Draining => "[UNAVAILABLE] The server is shutting down, try again",
-        Refusal::Internal => "[SERVERBUG] Something went wrong here, try again",
+        Refusal::Internal => "[SERVERBUG] Internal error, try again later",
     })
 }
 

@@ -29,10 +29,7 @@ pub const PROTOCOL: Protocol = Protocol {
     back,
     nginx: Some(Nginx { name: "imap", reply: front::nginx_reply }),
     // RFC 3501 section 7.1.5: a server may say BYE at any time, between two of its lines.
-    closing_line: ClosingLine::Line {
-        changed: b"* BYE Your account was changed, please log in again.\r\n",
-        ended: b"* BYE This session was ended by the administrator, please log in again.\r\n",
-    },
+    closing_line: ClosingLine::Line { prefix: "* BYE ", suffix: "\r\n" },
     follows_moves: true,
 };
 

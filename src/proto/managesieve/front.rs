@@ -26,7 +26,7 @@ const MAX_DISCARDED: usize = 65_536;
 /// The longest tag of a NOOP, which comes back as a quoted string.
 const TAG: usize = 1024;
 
-const SYNTAX: SieveDenial = SieveDenial("", "Arguments are not as the command wants them");
+const SYNTAX: SieveDenial = SieveDenial("", "Invalid arguments");
 const TOO_LONG: SieveDenial = SieveDenial("", "Command too long");
 /// The same whether the dialogue or the session refuses a login in the clear.
 const TLS_FIRST: SieveDenial = SieveDenial("ENCRYPT-NEEDED", "Start TLS before you log in");
@@ -231,7 +231,7 @@ impl SieveFront {
             }
             // A client that waits for leave to send it, which this protocol knows nothing of.
             MessageScan::Announced(literal) if literal.synchronizing => {
-                self.deny(SieveDenial("", "A literal is announced as {n+}"), out)
+                self.deny(SieveDenial("", "Literals must be non-synchronizing ({n+})"), out)
             }
             MessageScan::Announced(literal) => {
                 self.command = MessageReader::default();
@@ -261,7 +261,7 @@ impl SieveFront {
             b"CAPABILITY" => {
                 arguments.end().ok_or(SYNTAX)?;
                 self.list(out);
-                ok(out, b"That is all before login");
+                ok(out, b"Capability completed");
             }
             b"NOOP" => noop(arguments, out).ok_or(SYNTAX)?,
             b"LOGOUT" => {
@@ -272,7 +272,7 @@ impl SieveFront {
             b"STARTTLS" => {
                 arguments.end().ok_or(SYNTAX)?;
                 if self.tls || !self.starttls {
-                    return Err(SieveDenial("", "TLS cannot be started here"));
+                    return Err(SieveDenial("", "STARTTLS is not available"));
                 }
                 ok(out, b"Begin TLS now");
                 return Ok(self.wait_in(SieveFrontState::Tls, Step::StartTls));
@@ -308,7 +308,7 @@ impl SieveFront {
     ) -> Result<Option<Step>, SieveDenial> {
         let mut line = Cursor::new(line.bytes());
         let response = line.string().filter(|_| line.end().is_some());
-        let response = response.ok_or(SieveDenial("", "A response is a string"))?;
+        let response = response.ok_or(SieveDenial("", "Response must be a string"))?;
         let progress = exchange.respond(response.expose()).map_err(unreadable)?;
         Ok(self.advance_exchange(progress, out))
     }
@@ -335,8 +335,8 @@ impl SieveFront {
         let denied = self.deny(
             match why {
                 Invalid::TooLong => TOO_LONG,
-                Invalid::BareLf | Invalid::BareCr => SieveDenial("", "A line ends with CR and LF"),
-                Invalid::Nul => SieveDenial("", "A line holds no NUL"),
+                Invalid::BareLf | Invalid::BareCr => SieveDenial("", "Line must end with CRLF"),
+                Invalid::Nul => SieveDenial("", "NUL is not allowed"),
             },
             out,
         );
@@ -420,7 +420,7 @@ fn authenticate(mut arguments: Cursor<'_>) -> Option<(Secret, Option<Secret>)> {
 /// Answers NOOP, with the string by which the client finds its answer (RFC 5804 section 2.13).
 fn noop(mut arguments: Cursor<'_>, out: &mut SecretBuf) -> Option<()> {
     if arguments.end().is_some() {
-        ok(out, b"Nothing done");
+        ok(out, b"NOOP completed");
         return Some(());
     }
     arguments.expect(b" ")?;
@@ -432,7 +432,7 @@ fn noop(mut arguments: Cursor<'_>, out: &mut SecretBuf) -> Option<()> {
     }
     out.extend(b"OK (TAG ");
     write_string(out, tag.expose(), "");
-    out.extend(b") \"Nothing done\"\r\n");
+    out.extend(b") \"NOOP completed\"\r\n");
     Some(())
 }
 
@@ -457,8 +457,8 @@ fn answer(out: &mut SecretBuf, word: &str, code: &str, text: &[u8]) {
 const fn unreadable(error: SaslError) -> SieveDenial {
     match error {
         SaslError::Cancelled => SieveDenial("", "Authentication cancelled"),
-        SaslError::NotBase64 => SieveDenial("", "Response is not base64"),
-        SaslError::Malformed => SieveDenial("", "Response is not as the mechanism wants it"),
+        SaslError::NotBase64 => SieveDenial("", "Invalid base64 data"),
+        SaslError::Malformed => SieveDenial("", "Invalid SASL response"),
     }
 }
 
@@ -477,16 +477,16 @@ fn refusal_text(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
         | Refusal::EmptyPassword
         | Refusal::InvalidUsername
         | Refusal::InvalidPassword => ("", WRONG_CREDENTIALS),
-        Refusal::AuthzidNotAllowed => ("", "You may only act as yourself"),
-        Refusal::NotAllowed => ("", "You may not use this service, please ask your administrator"),
+        Refusal::AuthzidNotAllowed => ("", "Authorization as another user is not allowed"),
+        Refusal::NotAllowed => ("", "You may not use this service, please contact your administrator"),
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => ("", "Your password has expired, please change it"),
-            AccountState::PasswordMustChange => ("", "You have to change your password first"),
+            AccountState::PasswordMustChange => ("", "Your password must be changed first"),
             AccountState::Locked => ("", WRONG_CREDENTIALS),
-            AccountState::Disabled => ("", "Your account is disabled, please tell your administrator"),
-            AccountState::AccountExpired => ("", "Your account has expired, please tell your administrator"),
-            AccountState::OutsideLogonHours => ("", "You may not log in at this time"),
-            AccountState::WrongWorkstation => ("", "You may not log in from here"),
+            AccountState::Disabled => ("", "Your account is disabled, please contact your administrator"),
+            AccountState::AccountExpired => ("", "Your account has expired, please contact your administrator"),
+            AccountState::OutsideLogonHours => ("", "Login is not allowed at this time"),
+            AccountState::WrongWorkstation => ("", "Login is not allowed from this host"),
         },
         Refusal::BackendRejected(Some(words)) => return (TRY_LATER, backend_text(words)),
         Refusal::BackendRejected(None)
@@ -497,19 +497,19 @@ fn refusal_text(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
         | Refusal::BackendTimeout
         | Refusal::BackendFault
         | Refusal::BackendBusy => (TRY_LATER, UNAVAILABLE),
-        Refusal::BackendDraining => (TRY_LATER, "Your mail server is being serviced, please try again later"),
+        Refusal::BackendDraining => (TRY_LATER, "Mail server is under maintenance, try again later"),
         Refusal::NoMailHost
         | Refusal::SeveralMailHosts
         | Refusal::UnknownMailHost
         | Refusal::NoBackendLogin
-        | Refusal::ProtocolNotServed => ("", "Your scripts cannot be reached, please tell your administrator"),
+        | Refusal::ProtocolNotServed => ("", "Your Sieve scripts cannot be reached, please contact your administrator"),
         Refusal::TlsRequired => (TLS_FIRST.0, TLS_FIRST.1),
         Refusal::Limit => (TRY_LATER, "Too many attempts or sessions, try again later"),
-        Refusal::Deadline => (TRY_LATER, "Logging in took too long, try again"),
-        Refusal::Kicked => (TRY_LATER, "This session was ended by the administrator, please log in again"),
+        Refusal::Deadline => (TRY_LATER, "Login timed out, try again"),
+        Refusal::Kicked => (TRY_LATER, "Session ended by an administrator, please reconnect"),
         Refusal::Draining => (TRY_LATER, "The server is shutting down, try again"),
         Refusal::Hold => (TRY_LATER, "Your scripts are being moved, try again in a moment"),
-        Refusal::Internal => (TRY_LATER, "Something went wrong here, try again"),
+        Refusal::Internal => (TRY_LATER, "Internal error, try again later"),
     };
     (code, Cow::Borrowed(text))
 }

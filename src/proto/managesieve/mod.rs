@@ -25,10 +25,7 @@ pub const PROTOCOL: Protocol = Protocol {
     starttls_port: 4190,
     forward_method: None,
     // Without a command before it (RFC 5804 section 1.2).
-    closing_line: ClosingLine::Line {
-        changed: b"BYE (TRYLATER) \"Your account has changed, please log in again\"\r\n",
-        ended: b"BYE (TRYLATER) \"This session was ended by the administrator, please log in again\"\r\n",
-    },
+    closing_line: ClosingLine::Line { prefix: "BYE (TRYLATER) \"", suffix: "\"\r\n" },
     follows_moves: true,
     usual: &["SIEVE", "VERSION 1.0"],
     promised: |name| !OWN.iter().any(|own| own.eq_ignore_ascii_case(name)),

@@ -45,7 +45,7 @@ impl Pop3 {
 
     /// A list ends with a dot (RFC 1939 section 3).
     fn list(&self, channel: Channel, out: &mut SecretBuf) {
-        write_line(out, &[b"+OK These are the capabilities"]);
+        write_line(out, &[b"+OK Capability list follows"]);
         self.capabilities.iter().for_each(|listed| write_line(out, &[listed.as_bytes()]));
         write_line(out, &[b"AUTH-RESP-CODE"]);
         if channel.tls {
@@ -82,7 +82,7 @@ impl Dialect for Pop3 {
             (b"USER", false) => {
                 // Whoever it is: the answer must not tell who exists.
                 self.name = Some(arguments.to_vec());
-                write_line(out, &[b"+OK Now the password"]);
+                write_line(out, &[b"+OK Send the password"]);
             }
             (b"PASS", false) => {
                 // All that is behind the one space, as passwords may hold blanks (RFC 1939 section 7).
@@ -93,7 +93,7 @@ impl Dialect for Pop3 {
             // In no RFC, but some clients ask so for what CAPA tells.
             (b"AUTH", true) => {
                 let mechanisms: &[u8] = if channel.tls { b"PLAIN\r\nLOGIN\r\n." } else { b"." };
-                write_line(out, &[b"+OK These are the mechanisms\r\n", mechanisms]);
+                write_line(out, &[b"+OK Mechanism list follows\r\n", mechanisms]);
             }
             (b"AUTH", false) => return LineAction::authenticate(arguments, channel),
             (b"STLS", true) if !channel.can_start_tls() => return Err(LineProblem::NoTls),
@@ -119,18 +119,18 @@ impl Dialect for Pop3 {
     fn denial(problem: LineProblem) -> &'static str {
         match problem {
             LineProblem::Unknown => "-ERR Unknown command",
-            LineProblem::Syntax => "-ERR Arguments are not as the command wants them",
+            LineProblem::Syntax => "-ERR Invalid arguments",
             LineProblem::LoginFirst => "-ERR Log in first",
-            LineProblem::Order => "-ERR First the name, then the password",
+            LineProblem::Order => "-ERR Send USER first",
             LineProblem::TlsFirst => TLS_FIRST,
-            LineProblem::NoTls => "-ERR TLS cannot be started here",
+            LineProblem::NoTls => "-ERR STARTTLS is not available",
             LineProblem::Mechanism => "-ERR Unsupported mechanism",
             LineProblem::Response(SaslError::Cancelled) => "-ERR Authentication cancelled",
-            LineProblem::Response(SaslError::NotBase64) => "-ERR Response is not base64",
-            LineProblem::Response(SaslError::Malformed) => "-ERR Response is not as the mechanism wants it",
+            LineProblem::Response(SaslError::NotBase64) => "-ERR Invalid base64 data",
+            LineProblem::Response(SaslError::Malformed) => "-ERR Invalid SASL response",
             LineProblem::TooLong | LineProblem::ResponseTooLong => "-ERR Line too long",
-            LineProblem::LineEnd => "-ERR A line ends with CR and LF",
-            LineProblem::Nul => "-ERR A line holds no NUL",
+            LineProblem::LineEnd => "-ERR Line must end with CRLF",
+            LineProblem::Nul => "-ERR NUL is not allowed",
             LineProblem::TooMuchData => "-ERR Too much data",
             LineProblem::TooMany => "-ERR Too many bad commands",
             LineProblem::Http => "-ERR This is a mail server",
@@ -170,16 +170,18 @@ fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::EmptyPassword
         | Refusal::InvalidUsername
         | Refusal::InvalidPassword => WRONG_CREDENTIALS,
-        Refusal::AuthzidNotAllowed => "-ERR [SYS/PERM] You may only act as yourself",
-        Refusal::NotAllowed => "-ERR [SYS/PERM] You may not use this service, please ask your administrator",
+        Refusal::AuthzidNotAllowed => "-ERR [SYS/PERM] Authorization as another user is not allowed",
+        Refusal::NotAllowed => "-ERR [SYS/PERM] You may not use this service, please contact your administrator",
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => "-ERR [SYS/PERM] Your password has expired, please change it",
-            AccountState::PasswordMustChange => "-ERR [SYS/PERM] You have to change your password first",
+            AccountState::PasswordMustChange => "-ERR [SYS/PERM] Your password must be changed first",
             AccountState::Locked => WRONG_CREDENTIALS,
-            AccountState::Disabled => "-ERR [SYS/PERM] Your account is disabled, please tell your administrator",
-            AccountState::AccountExpired => "-ERR [SYS/PERM] Your account has expired, please tell your administrator",
-            AccountState::OutsideLogonHours => "-ERR [SYS/PERM] You may not log in at this time",
-            AccountState::WrongWorkstation => "-ERR [SYS/PERM] You may not log in from here",
+            AccountState::Disabled => "-ERR [SYS/PERM] Your account is disabled, please contact your administrator",
+            AccountState::AccountExpired => {
+                "-ERR [SYS/PERM] Your account has expired, please contact your administrator"
+            }
+            AccountState::OutsideLogonHours => "-ERR [SYS/PERM] Login is not allowed at this time",
+            AccountState::WrongWorkstation => "-ERR [SYS/PERM] Login is not allowed from this host",
         },
         Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_text(words)),
         Refusal::BackendRejected(None)
@@ -190,20 +192,20 @@ fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::BackendTimeout
         | Refusal::BackendFault
         | Refusal::BackendBusy => UNAVAILABLE,
-        Refusal::BackendDraining => "-ERR [SYS/TEMP] Your mail server is being serviced, please try again later",
+        Refusal::BackendDraining => "-ERR [SYS/TEMP] Mail server is under maintenance, try again later",
         Refusal::NoMailHost | Refusal::SeveralMailHosts | Refusal::UnknownMailHost | Refusal::NoBackendLogin => {
-            "-ERR [SYS/PERM] Your mailbox cannot be reached, please tell your administrator"
+            "-ERR [SYS/PERM] Your mailbox cannot be reached, please contact your administrator"
         }
         Refusal::ProtocolNotServed => {
-            "-ERR [SYS/PERM] Your mailbox cannot be reached by POP3, please tell your administrator"
+            "-ERR [SYS/PERM] Your mailbox cannot be reached by POP3, please contact your administrator"
         }
         Refusal::TlsRequired => TLS_FIRST,
         Refusal::Limit => "-ERR [SYS/TEMP] Too many attempts or sessions, try again later",
-        Refusal::Deadline => "-ERR [SYS/TEMP] Logging in took too long, try again",
+        Refusal::Deadline => "-ERR [SYS/TEMP] Login timed out, try again",
         Refusal::Hold => "-ERR [SYS/TEMP] Your mailbox is being moved, try again in a moment",
-        Refusal::Kicked => "-ERR [SYS/TEMP] This session was ended by the administrator, please log in again",
+        Refusal::Kicked => "-ERR [SYS/TEMP] Session ended by an administrator, please reconnect",
         Refusal::Draining => "-ERR [SYS/TEMP] The server is shutting down, try again",
-        Refusal::Internal => "-ERR [SYS/TEMP] Something went wrong here, try again",
+        Refusal::Internal => "-ERR [SYS/TEMP] Internal error, try again later",
     })
 }
 

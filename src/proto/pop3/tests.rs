@@ -40,7 +40,7 @@ fn capabilities_follow_tls() {
         CLEAR,
         "
         C: CAPA
-        S: +OK These are the capabilities
+        S: +OK Capability list follows
         S: TOP
         S: UIDL
         S: RESP-CODES
@@ -49,13 +49,13 @@ fn capabilities_follow_tls() {
         S: STLS
         S: .
         C: AUTH
-        S: +OK These are the mechanisms
+        S: +OK Mechanism list follows
         S: .
         C: stls
         S: +OK Begin TLS now
         => tls
         C: capa
-        S: +OK These are the capabilities
+        S: +OK Capability list follows
         S: TOP
         S: UIDL
         S: RESP-CODES
@@ -65,15 +65,15 @@ fn capabilities_follow_tls() {
         S: SASL PLAIN LOGIN
         S: .
         C: AUTH
-        S: +OK These are the mechanisms
+        S: +OK Mechanism list follows
         S: PLAIN
         S: LOGIN
         S: .
         C: STLS
-        S: -ERR TLS cannot be started here
+        S: -ERR STARTTLS is not available
         ",
     );
-    client(FrontSettings { starttls: false, ..CLEAR }, "C: STLS\nS: -ERR TLS cannot be started here");
+    client(FrontSettings { starttls: false, ..CLEAR }, "C: STLS\nS: -ERR STARTTLS is not available");
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn only_common_and_lasting_capabilities_are_advertised() {
         FrontSettings { capabilities: Some(&listed), ..TLS },
         "
         C: CAPA
-        S: +OK These are the capabilities
+        S: +OK Capability list follows
         S: UIDL
         S: AUTH-RESP-CODE
         S: USER
@@ -99,35 +99,35 @@ fn user_and_pass_log_in() {
         TLS,
         r#"
         C: PASS secret
-        S: -ERR First the name, then the password
+        S: -ERR Send USER first
         C: USER nobody at all
-        S: +OK Now the password
+        S: +OK Send the password
         C: PASS  two blanks, and one \x20
         => attempt "nobody at all" " two blanks, and one \x20" ""
         <= wrong
         S: -ERR [AUTH] Name or password is wrong
         C: PASS again
-        S: -ERR First the name, then the password
+        S: -ERR Send USER first
         C: user alice
-        S: +OK Now the password
+        S: +OK Send the password
         C: USER bob
-        S: +OK Now the password
+        S: +OK Send the password
         C: CAPA me
-        S: -ERR Arguments are not as the command wants them
+        S: -ERR Invalid arguments
         C: pass p\xc3\xa4ss
         => attempt "bob" "p\xc3\xa4ss" ""
         <= unavailable
         S: -ERR [SYS/TEMP] The mail service is not available, try again later (session S7Q2X)
         C: USER\x20
-        S: +OK Now the password
+        S: +OK Send the password
         C: PASS\x20
         => attempt "" "" ""
         <= wrong
         S: -ERR [AUTH] Name or password is wrong
         C: USER
-        S: -ERR Arguments are not as the command wants them
+        S: -ERR Invalid arguments
         C: PASS
-        S: -ERR Arguments are not as the command wants them
+        S: -ERR Invalid arguments
         "#,
     );
 }
@@ -168,7 +168,7 @@ fn auth_is_accepted_with_and_without_an_initial_response() {
         <= wrong
         S: -ERR [AUTH] Name or password is wrong
         C: AUTH PLAIN =
-        S: -ERR Response is not as the mechanism wants it
+        S: -ERR Invalid SASL response
         "#,
     );
 }
@@ -185,17 +185,17 @@ fn failed_exchanges_leave_the_connection_usable() {
         C: AUTH LOGIN
         S: + VXNlcm5hbWU6
         C: USER alice
-        S: -ERR Response is not base64
+        S: -ERR Invalid base64 data
         C: AUTH PLAIN AGFsaWNl
-        S: -ERR Response is not as the mechanism wants it
+        S: -ERR Invalid SASL response
         C: AUTH CRAM-MD5
         S: -ERR Unsupported mechanism
         C: AUTH PLAIN AGFs aWNl
-        S: -ERR Arguments are not as the command wants them
+        S: -ERR Invalid arguments
         C: AUTH PLAIN\x20
-        S: -ERR Arguments are not as the command wants them
+        S: -ERR Invalid arguments
         C: AUTH\x20
-        S: -ERR Arguments are not as the command wants them
+        S: -ERR Invalid arguments
         ",
     );
 }
@@ -208,7 +208,7 @@ fn cleartext_login_is_refused_before_the_secret() {
         C: USER alice
         S: -ERR Start TLS before you log in
         C: PASS secret
-        S: -ERR First the name, then the password
+        S: -ERR Send USER first
         C: AUTH PLAIN
         S: -ERR Start TLS before you log in
         C: AUTH CRAM-MD5
@@ -232,7 +232,7 @@ fn tls_start_discards_earlier_state() {
     front.tls_started();
     input.extend(b"PASS secret\r\n");
     assert!(matches!(front.step(&mut input, &mut out), Step::NeedMore));
-    assert_eq!(out.as_slice(), b"+OK Begin TLS now\r\n-ERR First the name, then the password\r\n");
+    assert_eq!(out.as_slice(), b"+OK Begin TLS now\r\n-ERR Send USER first\r\n");
 }
 
 #[test]
@@ -241,12 +241,12 @@ fn pipelined_commands_wait_for_the_decision() {
         TLS,
         r#"
         C: USER alice\r\nPASS wrong\r\nSTAT\r\nUSER alice\r\nPASS secret\r\nSTAT\r\nQUIT
-        S: +OK Now the password
+        S: +OK Send the password
         => attempt "alice" "wrong" ""
         <= wrong
         S: -ERR [AUTH] Name or password is wrong
         S: -ERR Log in first
-        S: +OK Now the password
+        S: +OK Send the password
         => attempt "alice" "secret" ""
         <= accept
         S: +OK In <5>??-ERR
@@ -277,7 +277,7 @@ fn other_commands_are_answered() {
         C:  CAPA
         S: -ERR Unknown command
         C: QUIT now
-        S: -ERR Arguments are not as the command wants them
+        S: -ERR Invalid arguments
         C: QUIT
         S: +OK Goodbye
         => quit Logout
@@ -290,18 +290,18 @@ fn other_commands_are_answered() {
 #[test]
 fn lines_are_limited_and_end_with_crlf_only() {
     let name = "n".repeat(COMMAND - 5);
-    client(TLS, &format!("C: USER {name}\nS: +OK Now the password\nC: USER {name}n\nS: -ERR Line too long"));
+    client(TLS, &format!("C: USER {name}\nS: +OK Send the password\nC: USER {name}n\nS: -ERR Line too long"));
     let response = "A".repeat(12_288);
     client(
         TLS,
         &format!(
             "
             C: AUTH PLAIN {}
-            S: -ERR Response is not as the mechanism wants it
+            S: -ERR Invalid SASL response
             C: AUTH PLAIN
             S: +\\x20
             C: {response}
-            S: -ERR Response is not as the mechanism wants it
+            S: -ERR Invalid SASL response
             C: AUTH PLAIN
             S: +\\x20
             C: {response}A
@@ -309,13 +309,13 @@ fn lines_are_limited_and_end_with_crlf_only() {
             C: STAT
             S: -ERR Log in first
             c: PASS secret\\n
-            S: -ERR A line ends with CR and LF
+            S: -ERR Line must end with CRLF
             C: STAT
             c: QU\\rIT
-            S: -ERR A line ends with CR and LF
+            S: -ERR Line must end with CRLF
             C: STAT
             c: QU\\0
-            S: -ERR A line holds no NUL
+            S: -ERR NUL is not allowed
             C: STAT
             C: STAT
             S: -ERR Log in first

@@ -96,11 +96,13 @@ impl Dialect for Submission {
                 write_line(out, &[b"220 2.0.0 Begin TLS now"]);
                 return Ok(LineAction::StartTls);
             }
-            (b"NOOP", _) => write_line(out, &[b"250 2.0.0 Nothing done"]),
-            (b"RSET", true) => write_line(out, &[b"250 2.0.0 Nothing to forget"]),
-            (b"HELP", _) => write_line(out, &[b"214 2.0.0 Log in, then send mail"]),
+            (b"NOOP", _) => write_line(out, &[b"250 2.0.0 NOOP completed"]),
+            (b"RSET", true) => write_line(out, &[b"250 2.0.0 Reset completed"]),
+            (b"HELP", _) => write_line(out, &[b"214 2.0.0 Authenticate before sending mail"]),
             // RFC 5321 section 3.5.3: neither yes nor no.
-            (b"VRFY", false) => write_line(out, &[b"252 2.1.5 Send some mail and see"]),
+            (b"VRFY", false) => {
+                write_line(out, &[b"252 2.1.5 Cannot verify the user, but mail is accepted after login"])
+            }
             (b"QUIT", true) => {
                 write_line(out, &[b"221 2.0.0 Goodbye"]);
                 return Ok(LineAction::Quit);
@@ -128,19 +130,19 @@ impl Dialect for Submission {
     fn denial(problem: LineProblem) -> &'static str {
         match problem {
             LineProblem::Unknown => "500 5.5.2 Unknown command",
-            LineProblem::Syntax => "501 5.5.4 Arguments are not as the command wants them",
+            LineProblem::Syntax => "501 5.5.4 Invalid arguments",
             LineProblem::LoginFirst => "530 5.7.0 Log in first",
             LineProblem::Order => "503 5.5.1 Say EHLO first",
             LineProblem::TlsFirst => TLS_FIRST,
-            LineProblem::NoTls => "503 5.5.1 TLS cannot be started here",
+            LineProblem::NoTls => "503 5.5.1 STARTTLS is not available",
             LineProblem::Mechanism => "504 5.5.4 Unsupported mechanism",
             LineProblem::Response(SaslError::Cancelled) => "501 5.7.0 Authentication cancelled",
-            LineProblem::Response(SaslError::NotBase64) => "501 5.5.2 Response is not base64",
-            LineProblem::Response(SaslError::Malformed) => "501 5.5.2 Response is not as the mechanism wants it",
+            LineProblem::Response(SaslError::NotBase64) => "501 5.5.2 Invalid base64 data",
+            LineProblem::Response(SaslError::Malformed) => "501 5.5.2 Invalid SASL response",
             LineProblem::TooLong => "500 5.5.2 Line too long",
             LineProblem::ResponseTooLong => "500 5.5.6 Line too long",
-            LineProblem::LineEnd => "500 5.5.2 A line ends with CR and LF",
-            LineProblem::Nul => "500 5.5.2 A line holds no NUL",
+            LineProblem::LineEnd => "500 5.5.2 Line must end with CRLF",
+            LineProblem::Nul => "500 5.5.2 NUL is not allowed",
             LineProblem::TooMuchData => "421 4.7.0 Log in before you send a message",
             LineProblem::TooMany => "421 4.7.0 Too many bad commands",
             LineProblem::Http => "421 4.7.0 This is a mail server",
@@ -195,16 +197,16 @@ fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::EmptyPassword
         | Refusal::InvalidUsername
         | Refusal::InvalidPassword => WRONG_CREDENTIALS,
-        Refusal::AuthzidNotAllowed => "535 5.7.8 You may only act as yourself",
-        Refusal::NotAllowed => "535 5.7.8 You may not use this service, please ask your administrator",
+        Refusal::AuthzidNotAllowed => "535 5.7.8 Authorization as another user is not allowed",
+        Refusal::NotAllowed => "535 5.7.8 You may not use this service, please contact your administrator",
         Refusal::Account { state, .. } => match state {
             AccountState::PasswordExpired => "535 5.7.8 Your password has expired, please change it",
-            AccountState::PasswordMustChange => "535 5.7.8 You have to change your password first",
+            AccountState::PasswordMustChange => "535 5.7.8 Your password must be changed first",
             AccountState::Locked => WRONG_CREDENTIALS,
-            AccountState::Disabled => "535 5.7.8 Your account is disabled, please tell your administrator",
-            AccountState::AccountExpired => "535 5.7.8 Your account has expired, please tell your administrator",
-            AccountState::OutsideLogonHours => "535 5.7.8 You may not log in at this time",
-            AccountState::WrongWorkstation => "535 5.7.8 You may not log in from here",
+            AccountState::Disabled => "535 5.7.8 Your account is disabled, please contact your administrator",
+            AccountState::AccountExpired => "535 5.7.8 Your account has expired, please contact your administrator",
+            AccountState::OutsideLogonHours => "535 5.7.8 Login is not allowed at this time",
+            AccountState::WrongWorkstation => "535 5.7.8 Login is not allowed from this host",
         },
         Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_text(words)),
         Refusal::BackendRejected(None)
@@ -215,20 +217,20 @@ fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
         | Refusal::BackendTimeout
         | Refusal::BackendFault
         | Refusal::BackendBusy => UNAVAILABLE,
-        Refusal::BackendDraining => "454 4.7.0 Your mail server is being serviced, please try again later",
+        Refusal::BackendDraining => "454 4.7.0 Mail server is under maintenance, try again later",
         Refusal::NoMailHost | Refusal::SeveralMailHosts | Refusal::UnknownMailHost | Refusal::NoBackendLogin => {
-            "554 5.3.5 Your mail server cannot be reached, please tell your administrator"
+            "554 5.3.5 Your mail server cannot be reached, please contact your administrator"
         }
         Refusal::ProtocolNotServed => {
-            "554 5.3.5 Your mail server takes no mail from here, please tell your administrator"
+            "554 5.3.5 Your mail server does not accept submissions, please contact your administrator"
         }
         Refusal::Hold => "454 4.7.0 Your mailbox is being moved, try again in a moment",
         Refusal::TlsRequired => TLS_FIRST,
         Refusal::Limit => "454 4.7.0 Too many attempts or sessions, try again later",
-        Refusal::Deadline => "454 4.7.0 Logging in took too long, try again",
-        Refusal::Kicked => "454 4.7.0 This session was ended by the administrator, please log in again",
+        Refusal::Deadline => "454 4.7.0 Login timed out, try again",
+        Refusal::Kicked => "454 4.7.0 Session ended by an administrator, please reconnect",
         Refusal::Draining => "454 4.7.0 The server is shutting down, try again",
-        Refusal::Internal => "451 4.3.0 Something went wrong here, try again",
+        Refusal::Internal => "451 4.3.0 Internal error, try again later",
     })
 }
 

@@ -22,10 +22,7 @@ pub const PROTOCOL: Protocol = Protocol {
     implicit_port: 465,
     starttls_port: 587,
     forward_method: Some(ForwardMethod::Xclient),
-    closing_line: ClosingLine::Reply {
-        changed: b"421 4.3.2 Your account was changed, please log in again\r\n",
-        ended: b"421 4.3.2 This session was ended by the administrator, please log in again\r\n",
-    },
+    closing_line: ClosingLine::Reply { prefix: "421 4.3.2 ", suffix: "\r\n" },
     // A close in a transaction leaves the client in doubt whether its message was sent, and the old server
     // sends it as well as the new one.
     follows_moves: false,

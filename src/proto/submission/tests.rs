@@ -59,13 +59,13 @@ fn extensions_follow_tls() {
         S: 250-ENHANCEDSTATUSCODES
         S: 250 AUTH PLAIN LOGIN
         C: STARTTLS
-        S: 503 5.5.1 TLS cannot be started here
+        S: 503 5.5.1 STARTTLS is not available
         C: HELO here
         S: 250 usher.example.com
         ",
     );
     let neither = FrontSettings { starttls: false, capabilities: Some(&[]), ..CLEAR };
-    client(neither, "C: EHLO x\nS: 250 usher.example.com\nC: STARTTLS\nS: 503 5.5.1 TLS cannot be started here");
+    client(neither, "C: EHLO x\nS: 250 usher.example.com\nC: STARTTLS\nS: 503 5.5.1 STARTTLS is not available");
 }
 
 #[test]
@@ -105,23 +105,23 @@ fn mail_is_refused_before_the_login() {
         C: DATA
         S: 530 5.7.0 Log in first
         C: NOOP
-        S: 250 2.0.0 Nothing done
+        S: 250 2.0.0 NOOP completed
         C: NOOP again
-        S: 250 2.0.0 Nothing done
+        S: 250 2.0.0 NOOP completed
         C: RSET
-        S: 250 2.0.0 Nothing to forget
+        S: 250 2.0.0 Reset completed
         C: HELP
-        S: 214 2.0.0 Log in, then send mail
+        S: 214 2.0.0 Authenticate before sending mail
         C: VRFY alice
-        S: 252 2.1.5 Send some mail and see
+        S: 252 2.1.5 Cannot verify the user, but mail is accepted after login
         C: EXPN all
         S: 530 5.7.0 Log in first
         C: XYZZY
         S: 500 5.5.2 Unknown command
         C: EHLO
-        S: 501 5.5.4 Arguments are not as the command wants them
+        S: 501 5.5.4 Invalid arguments
         C: RSET now
-        S: 501 5.5.4 Arguments are not as the command wants them
+        S: 501 5.5.4 Invalid arguments
         C: QUIT
         S: 221 2.0.0 Goodbye
         => quit Logout
@@ -159,7 +159,7 @@ fn auth_is_accepted_with_and_without_an_initial_response() {
         <= wrong
         S: 535 5.7.8 Name or password is wrong
         C: AUTH PLAIN =
-        S: 501 5.5.2 Response is not as the mechanism wants it
+        S: 501 5.5.2 Invalid SASL response
         "#,
     );
 }
@@ -175,13 +175,13 @@ fn failed_exchanges_leave_the_connection_usable() {
         C: AUTH LOGIN
         S: 334 VXNlcm5hbWU6
         C: RSET now
-        S: 501 5.5.2 Response is not base64
+        S: 501 5.5.2 Invalid base64 data
         C: AUTH CRAM-MD5
         S: 504 5.5.4 Unsupported mechanism
         C: AUTH PLAIN AGFs aWNl
-        S: 501 5.5.4 Arguments are not as the command wants them
+        S: 501 5.5.4 Invalid arguments
         C: AUTH
-        S: 501 5.5.4 Arguments are not as the command wants them
+        S: 501 5.5.4 Invalid arguments
         ",
     );
 }
@@ -249,27 +249,27 @@ fn lines_are_limited_and_end_with_crlf_only() {
     greeted(&format!(
         "
         C: AUTH PLAIN {}
-        S: 501 5.5.2 Response is not as the mechanism wants it
+        S: 501 5.5.2 Invalid SASL response
         C: AUTH PLAIN {response}
         S: 500 5.5.6 Line too long
         C: AUTH PLAIN
         S: 334\\x20
         C: {response}
-        S: 501 5.5.2 Response is not as the mechanism wants it
+        S: 501 5.5.2 Invalid SASL response
         C: AUTH PLAIN
         S: 334\\x20
         C: {response}A
         S: 500 5.5.6 Line too long
         C: NOOP
-        S: 250 2.0.0 Nothing done
+        S: 250 2.0.0 NOOP completed
         c: MAIL FROM:<a@b>\\n
-        S: 500 5.5.2 A line ends with CR and LF
+        S: 500 5.5.2 Line must end with CRLF
         C: RCPT TO:<c@d>
         c: QU\\0
-        S: 500 5.5.2 A line holds no NUL
+        S: 500 5.5.2 NUL is not allowed
         C: IT
         C: NOOP
-        S: 250 2.0.0 Nothing done
+        S: 250 2.0.0 NOOP completed
         ",
         &response[..12_276]
     ));
@@ -475,22 +475,22 @@ fn bdat_data_is_never_read_as_commands() {
         "
         C: BDAT 21 LAST\\r\\nQUIT\\r\\nAUTH PLAIN AAAANOOP
         S: 530 5.7.0 Log in first
-        S: 250 2.0.0 Nothing done
+        S: 250 2.0.0 NOOP completed
         C: bdat 0 last
         S: 530 5.7.0 Log in first
         C: BDAT 0000000002\\r\\n\\r\\nNOOP
         S: 530 5.7.0 Log in first
-        S: 250 2.0.0 Nothing done
+        S: 250 2.0.0 NOOP completed
         C: BDAT
         S: 530 5.7.0 Log in first
         C: BDAT 5 NOW
-        S: 501 5.5.4 Arguments are not as the command wants them
+        S: 501 5.5.4 Invalid arguments
         C: BDAT five
-        S: 501 5.5.4 Arguments are not as the command wants them
+        S: 501 5.5.4 Invalid arguments
         C: BDAT +5
-        S: 501 5.5.4 Arguments are not as the command wants them
+        S: 501 5.5.4 Invalid arguments
         C: NOOP
-        S: 250 2.0.0 Nothing done
+        S: 250 2.0.0 NOOP completed
         ",
     );
     // It counts as a bad command, with or without TLS.
@@ -512,5 +512,5 @@ fn bdat_data_is_never_read_as_commands() {
     trial.feed(&b"QUIT\r\n".repeat(65_536 / 6));
     trial.feed(b"QUITNOOP\r\n");
     let transcript = trial.finish();
-    assert!(transcript.ends_with("530 5.7.0 Log in first\n250 2.0.0 Nothing done\n"), "{transcript}");
+    assert!(transcript.ends_with("530 5.7.0 Log in first\n250 2.0.0 NOOP completed\n"), "{transcript}");
 }

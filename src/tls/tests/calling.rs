@@ -193,7 +193,7 @@ async fn wrong_authority_name_or_date_is_refused_with_a_clear_error() {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     });
     let told = refusal(&acceptor(&settings(vec![purpose])), &desk.client()).await;
-    assert!(told.contains("not meant for this end"), "{told}");
+    assert!(told.contains("not valid for this purpose"), "{told}");
 
     let nameless = acceptor(&settings(vec![desk.ecdsa("six", &[])]));
     let told = refusal(&nameless, &desk.client()).await;
@@ -236,7 +236,7 @@ async fn backend_can_request_a_client_certificate() {
     far.unwrap();
     // TLS 1.3 reports it to the client after its handshake: with the first read.
     for (client, expected) in
-        [(desk.client(), "it wants a client certificate"), (with(stranger.ecdsa("eve", &["eve"])), "UnknownCA")]
+        [(desk.client(), "it requires a client certificate"), (with(stranger.ecdsa("eve", &["eve"])), "UnknownCA")]
     {
         let (near, _far) = shake(&server, &client.prepare().unwrap(), NAME).await;
         let told = describe(&hear(&mut near.unwrap()).await.unwrap_err());

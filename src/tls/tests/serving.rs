@@ -115,7 +115,7 @@ async fn min_version_is_enforced() {
     let (near, far) = shake(&acceptor(&tls), &old, "mail.example.com").await;
     assert!(describe(&far.unwrap_err()).starts_with("no TLS version in common"));
     let told = describe(&near.unwrap_err());
-    assert!(told.contains("alert ProtocolVersion: it speaks no TLS version"), "{told}");
+    assert!(told.contains("alert ProtocolVersion: no common TLS version"), "{told}");
 }
 
 #[tokio::test]
@@ -142,7 +142,7 @@ async fn group_is_chosen_by_the_server() {
     let (near, _) = shake(&acceptor(&tls), &Arc::new(modern(&desk)), "mail.example.com").await;
     assert_eq!(near.unwrap().agreed().unwrap().group, Some("secp384r1"));
     let (_, far) = shake(&acceptor(&tls), &Arc::new(with_groups(&desk, &[X25519])), "mail.example.com").await;
-    assert_eq!(describe(&far.unwrap_err()), "no key exchange group in common");
+    assert_eq!(describe(&far.unwrap_err()), "no common key exchange group");
 }
 
 #[tokio::test]
@@ -271,7 +271,7 @@ async fn client_certificates_are_checked_when_an_authority_is_named() {
         let without = shake(&server, &none, "mail.example.com").await.1;
         assert_eq!(without.is_ok(), !required);
         if let Err(error) = without {
-            assert_eq!(describe(&error), "the peer showed no certificate");
+            assert_eq!(describe(&error), "the peer presented no certificate");
         }
     }
 }

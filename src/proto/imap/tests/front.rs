@@ -51,12 +51,12 @@ fn commands_valid_in_any_state_are_answered() {
         r#"
         C: a1 CAPABILITY
         S: * CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN
-        S: a1 OK That is all before login
+        S: a1 OK Capability completed
         C: a1 nOOp
-        S: a1 OK Nothing done
+        S: a1 OK NOOP completed
         C: a2 NOOP\r\na3 NOOP
-        S: a2 OK Nothing done
-        S: a3 OK Nothing done
+        S: a2 OK NOOP completed
+        S: a3 OK NOOP completed
         C: a4 LOGOUT
         S: * BYE Goodbye
         S: a4 OK Logged out
@@ -69,24 +69,24 @@ fn commands_valid_in_any_state_are_answered() {
 #[test]
 fn any_valid_tag_is_echoed() {
     let long = "t".repeat(8000);
-    script(TLS, &format!("C: {long} NOOP\nS: {long} OK Nothing done"));
+    script(TLS, &format!("C: {long} NOOP\nS: {long} OK NOOP completed"));
     script(
         TLS,
         r#"
         C: !#$&',-./:;<=>?@[]^_`|~ NOOP
-        S: !#$&',-./:;<=>?@[]^_`|~ OK Nothing done
+        S: !#$&',-./:;<=>?@[]^_`|~ OK NOOP completed
         C: *
-        S: * BAD A command starts with a tag
+        S: * BAD Missing or invalid tag
         C: + NOOP
-        S: * BAD A command starts with a tag
+        S: * BAD Missing or invalid tag
         C: a+ NOOP
-        S: * BAD A command starts with a tag
+        S: * BAD Missing or invalid tag
         C:  NOOP
-        S: * BAD A command starts with a tag
+        S: * BAD Missing or invalid tag
         C: \xc3\xa9 NOOP
-        S: * BAD A command starts with a tag
+        S: * BAD Missing or invalid tag
         c: \r\n
-        S: * BAD A command starts with a tag
+        S: * BAD Missing or invalid tag
         C: a
         S: a BAD Unknown command
         "#,
@@ -109,15 +109,15 @@ fn command_in_the_wrong_state_is_bad_and_the_session_continues() {
         C: a XYZZY
         S: a BAD Unknown command
         C: a NOOP now
-        S: a BAD Arguments are not as the command wants them
+        S: a BAD Invalid arguments
         C: a CAPABILITY\x20
-        S: a BAD Arguments are not as the command wants them
+        S: a BAD Invalid arguments
         C: a  NOOP
         S: a BAD Unknown command
         C: a STARTTLS
-        S: a BAD TLS cannot be started here
+        S: a BAD STARTTLS is not available
         C: a NOOP
-        S: a OK Nothing done
+        S: a OK NOOP completed
         "#,
     );
 }
@@ -142,9 +142,9 @@ fn rejected_commands_are_consumed_with_their_literals() {
         C: e LOGIN alice {0+} pass {4+}
         c: \r\n\r\n
         C: rest
-        S: e BAD Arguments are not as the command wants them
+        S: e BAD Invalid arguments
         C: f NOOP
-        S: f OK Nothing done
+        S: f OK NOOP completed
         "#,
     );
 }
@@ -229,9 +229,9 @@ fn login_refuses_other_arguments() {
             TLS,
             &format!(
                 "C: a LOGIN{arguments}
-                 S: a BAD Arguments are not as the command wants them
+                 S: a BAD Invalid arguments
                  C: b NOOP
-                 S: b OK Nothing done"
+                 S: b OK NOOP completed"
             ),
         );
     }
@@ -259,7 +259,7 @@ fn oversized_input_never_desynchronizes() {
              C: a LOGIN alice {full}p
              S: a BAD [TOOBIG] Argument too long
              C: b NOOP
-             S: b OK Nothing done"
+             S: b OK NOOP completed"
         ),
     );
     let (most, more) = ("p".repeat(65_500), "p".repeat(36));
@@ -309,12 +309,12 @@ fn long_lines_are_discarded() {
              C: {most} {{6+}}
              C: c NOOP
              C: d NOOP
-             S: d OK Nothing done
+             S: d OK NOOP completed
              c: {most}xxxxxxxxx
              S: * BAD [TOOBIG] Line too long
              C: more {{6}}
              C: e NOOP
-             S: e OK Nothing done"
+             S: e OK NOOP completed"
         ),
     );
     let endless = "x".repeat(80_000);
@@ -337,20 +337,20 @@ fn only_crlf_ends_a_line() {
         TLS,
         r#"
         c: a NOOP\n
-        S: a BAD A line ends with CR and LF
+        S: a BAD Line must end with CRLF
         c: b LOGIN alice secret\n
         C: c LOGIN alice secret
         C: d NOOP\r\re NOOP
-        S: d BAD A line ends with CR and LF
+        S: d BAD Line must end with CRLF
         C: f LOGIN alice "sec\0ret"
-        S: f BAD A line holds no NUL
+        S: f BAD NUL is not allowed
         C: g NOOP
-        S: g OK Nothing done
+        S: g OK NOOP completed
         C: h LOGIN "al\nh LOGIN eve eve {6+}
-        S: h BAD A line ends with CR and LF
+        S: h BAD Line must end with CRLF
         C: i NOOP
         C: j NOOP
-        S: j OK Nothing done
+        S: j OK NOOP completed
         "#,
     );
 }
@@ -368,7 +368,7 @@ fn http_request_is_disconnected() {
             ),
         );
     }
-    script(TLS, "C: get NOOP\nS: get OK Nothing done");
+    script(TLS, "C: get NOOP\nS: get OK NOOP completed");
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn bad_command_limit_is_not_reset_by_tls() {
         C: d AUTHENTICATE XYZZY
         S: d NO Unsupported mechanism
         C: e NOOP
-        S: e OK Nothing done
+        S: e OK NOOP completed
         C: f AUTHENTICATE PLAIN
         S: +\x20
         C: *
@@ -427,7 +427,7 @@ fn cleartext_login_is_refused_before_the_secret_is_requested() {
         C: e AUTHENTICATE LOGIN YWxpY2U=
         S: e NO [PRIVACYREQUIRED] Start TLS before you log in
         C: f NOOP
-        S: f OK Nothing done
+        S: f OK NOOP completed
         => refused unasked: tls_required
         => refused unasked: tls_required
         => refused unasked: tls_required
@@ -444,17 +444,17 @@ fn starttls_discards_earlier_state() {
         r#"
         C: a ID ("name" "Mallory" "version" "1")
         S: * ID ("name" "usher")
-        S: a OK Nice to meet you
+        S: a OK ID completed
         C: a CAPABILITY
         S: * CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID STARTTLS LOGINDISABLED
-        S: a OK That is all before login
+        S: a OK Capability completed
         C: b STARTTLS now
-        S: b BAD Arguments are not as the command wants them
+        S: b BAD Invalid arguments
         C: b STARTTLS
         S: b OK Begin TLS now
         => tls
         C: c STARTTLS
-        S: c BAD TLS cannot be started here
+        S: c BAD STARTTLS is not available
         C: d LOGIN alice secret
         => attempt "alice" "secret" ""
         <= accept
@@ -490,7 +490,7 @@ fn authenticate_is_accepted_in_every_form() {
         => attempt "alice" "secret" ""
         <= wrong
         S: c NO [AUTHENTICATIONFAILED] Name or password is wrong
-        S: d OK Nothing done
+        S: d OK NOOP completed
         C: e AUTHENTICATE LOGIN
         S: + VXNlcm5hbWU6
         C: YWxpY2U=
@@ -531,35 +531,35 @@ fn failed_sasl_exchange_ends() {
         C: *
         S: a BAD Authentication cancelled
         C: a AUTHENTICATE PLAIN AGFsaWNl_HNlY3JldA==
-        S: a BAD Response is not base64
+        S: a BAD Invalid base64 data
         C: a AUTHENTICATE PLAIN *
-        S: a BAD Response is not base64
+        S: a BAD Invalid base64 data
         C: a AUTHENTICATE PLAIN
         S: +\x20
         C: AGFsaWNlAHNlY3JldA=
-        S: a BAD Response is not base64
+        S: a BAD Invalid base64 data
         C: a AUTHENTICATE PLAIN
         S: +\x20
         c: AGFs\n
-        S: a BAD A line ends with CR and LF
+        S: a BAD Line must end with CRLF
         C: aWNl
         C: a AUTHENTICATE PLAIN =
-        S: a BAD Response is not as the mechanism wants it
+        S: a BAD Invalid SASL response
         C: a AUTHENTICATE PLAIN YWxpY2UAc2VjcmV0
-        S: a BAD Response is not as the mechanism wants it
+        S: a BAD Invalid SASL response
         C: a AUTHENTICATE PLAIN AGEAYgBj
-        S: a BAD Response is not as the mechanism wants it
+        S: a BAD Invalid SASL response
         C: a AUTHENTICATE GSSAPI
         S: a NO Unsupported mechanism
         C: a AUTHENTICATE
-        S: a BAD Arguments are not as the command wants them
+        S: a BAD Invalid arguments
         C: a AUTHENTICATE PLAIN AGEAYg== AGEAYg==
-        S: a BAD Arguments are not as the command wants them
+        S: a BAD Invalid arguments
         C: a AUTHENTICATE {5+}
         C: PLAIN
-        S: a BAD Arguments are not as the command wants them
+        S: a BAD Invalid arguments
         C: a NOOP
-        S: a OK Nothing done
+        S: a OK NOOP completed
         "#,
     );
 }
@@ -575,19 +575,19 @@ fn sasl_lines_have_a_larger_limit() {
             "C: a AUTHENTICATE PLAIN
              S: +\\x20
              C: {most}
-             S: a BAD Response is not as the mechanism wants it
+             S: a BAD Invalid SASL response
              C: a AUTHENTICATE PLAIN
              S: +\\x20
              c: {most}A
              S: a BAD [TOOBIG] Line too long
              C: AAA
              C: a AUTHENTICATE PLAIN {initial}
-             S: a BAD Response is not as the mechanism wants it
+             S: a BAD Invalid SASL response
              c: a AUTHENTICATE PLAIN {initial}AAAA
              S: a BAD [TOOBIG] Line too long
              C:
              C: a NOOP
-             S: a OK Nothing done"
+             S: a OK NOOP completed"
         ),
     );
 }
@@ -615,7 +615,7 @@ fn client_that_requested_capabilities_gets_the_new_ones() {
     let asking = r#"
         C: a CAPABILITY
         S: * CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN
-        S: a OK That is all before login
+        S: a OK Capability completed
         C: b LOGIN alice secret
         => attempt "alice" "secret" ""
     "#;
@@ -654,15 +654,15 @@ fn id_is_answered_and_stored_within_bounds() {
         r#"
         C: a ID NIL
         S: * ID ("name" "usher")
-        S: a OK Nice to meet you
+        S: a OK ID completed
         C: a ID ()
         S: * ID ("name" "usher")
-        S: a OK Nice to meet you
+        S: a OK ID completed
         C: a ID ("Name" {3}
         S: + Go ahead
         C: A\r\n "version" NIL "x-originating-ip" "10.0.0.1")
         S: * ID ("name" "usher")
-        S: a OK Nice to meet you
+        S: a OK ID completed
         => id "A??" ""
         "#,
     );
@@ -679,7 +679,7 @@ fn id_is_answered_and_stored_within_bounds() {
         " NIL NIL",
         " (\"a\" \"b\" (\"c\" \"d\"))",
     ] {
-        script(TLS, &format!("C: a ID{wrong}\nS: a BAD Arguments are not as the command wants them"));
+        script(TLS, &format!("C: a ID{wrong}\nS: a BAD Invalid arguments"));
     }
     let pairs = |count: usize| vec!["\"a\" \"b\""; count].join(" ");
     let (field, value) = ("f".repeat(30), "v".repeat(1024));
@@ -688,12 +688,12 @@ fn id_is_answered_and_stored_within_bounds() {
         &format!(
             "C: a ID ({})
              S: * ID (\"name\" \"usher\")
-             S: a OK Nice to meet you
+             S: a OK ID completed
              C: a ID ({})
              S: a BAD [TOOBIG] Argument too long
              C: a ID (\"{field}\" \"{value}\" \"version\" \"{value}\")
              S: * ID (\"name\" \"usher\")
-             S: a OK Nice to meet you
+             S: a OK ID completed
              C: a ID (\"{field}f\" \"x\")
              S: a BAD [TOOBIG] Argument too long
              C: a ID (\"name\" \"{value}v\")
@@ -714,13 +714,13 @@ fn at_most_one_command_is_buffered() {
     let largest = format!("a ID ({})\r\n", vec![pair.as_str(); 30].join(" "));
     let mut trial = FrontRun::new(&PROTOCOL, TLS, std::iter::empty());
     trial.feed(largest.as_bytes());
-    assert!(trial.finish().ends_with("a OK Nice to meet you\n"), "everything that RFC 2971 allows");
+    assert!(trial.finish().ends_with("a OK ID completed\n"), "everything that RFC 2971 allows");
 
     // The same with a tag that makes it too long: the oversized literal is discarded.
     let tag = "t".repeat(2000);
     let mut trial = FrontRun::new(&PROTOCOL, TLS, std::iter::empty());
     trial.feed(format!("{tag}{largest}b NOOP\r\n").as_bytes());
-    assert!(trial.finish().ends_with("BAD [TOOBIG] Argument too long\nb OK Nothing done\n"));
+    assert!(trial.finish().ends_with("BAD [TOOBIG] Argument too long\nb OK NOOP completed\n"));
 }
 
 #[test]
@@ -752,7 +752,7 @@ fn buffered_input_is_bounded() {
 fn refusals_have_their_replies() {
     let wrong = "NO [AUTHENTICATIONFAILED] Name or password is wrong";
     let unavailable = "NO [UNAVAILABLE] The mail service is not available, try again later";
-    let contact = "NO [CONTACTADMIN] Your mailbox cannot be reached, please tell your administrator";
+    let contact = "NO [CONTACTADMIN] Your mailbox cannot be reached, please contact your administrator";
     let backend_rejected = |code: &str, text: &str| {
         Refusal::BackendRejected(Some(BackendReply {
             code: code.to_owned(),
@@ -767,18 +767,24 @@ fn refusals_have_their_replies() {
         (Refusal::EmptyPassword, wrong),
         (Refusal::InvalidUsername, wrong),
         (Refusal::InvalidPassword, wrong),
-        (Refusal::AuthzidNotAllowed, "NO [AUTHORIZATIONFAILED] You may only act as yourself"),
-        (Refusal::NotAllowed, "NO [AUTHORIZATIONFAILED] You may not use this service, please ask your administrator"),
+        (Refusal::AuthzidNotAllowed, "NO [AUTHORIZATIONFAILED] Authorization as another user is not allowed"),
+        (
+            Refusal::NotAllowed,
+            "NO [AUTHORIZATIONFAILED] You may not use this service, please contact your administrator",
+        ),
         (state(AccountState::PasswordExpired), "NO [EXPIRED] Your password has expired, please change it"),
-        (state(AccountState::PasswordMustChange), "NO [EXPIRED] You have to change your password first"),
+        (state(AccountState::PasswordMustChange), "NO [EXPIRED] Your password must be changed first"),
         (state(AccountState::Locked), wrong),
-        (state(AccountState::Disabled), "NO [CONTACTADMIN] Your account is disabled, please tell your administrator"),
+        (
+            state(AccountState::Disabled),
+            "NO [CONTACTADMIN] Your account is disabled, please contact your administrator",
+        ),
         (
             state(AccountState::AccountExpired),
-            "NO [CONTACTADMIN] Your account has expired, please tell your administrator",
+            "NO [CONTACTADMIN] Your account has expired, please contact your administrator",
         ),
-        (state(AccountState::OutsideLogonHours), "NO [AUTHORIZATIONFAILED] You may not log in at this time"),
-        (state(AccountState::WrongWorkstation), "NO [AUTHORIZATIONFAILED] You may not log in from here"),
+        (state(AccountState::OutsideLogonHours), "NO [AUTHORIZATIONFAILED] Login is not allowed at this time"),
+        (state(AccountState::WrongWorkstation), "NO [AUTHORIZATIONFAILED] Login is not allowed from this host"),
         (Refusal::DirectoryUnavailable, unavailable),
         (Refusal::SeveralEntries, unavailable),
         (Refusal::NoMailHost, contact),
@@ -787,14 +793,14 @@ fn refusals_have_their_replies() {
         (Refusal::NoBackendLogin, contact),
         (
             Refusal::ProtocolNotServed,
-            "NO [CONTACTADMIN] Your mailbox cannot be reached by IMAP, please tell your administrator",
+            "NO [CONTACTADMIN] Your mailbox cannot be reached by IMAP, please contact your administrator",
         ),
         (Refusal::BackendUnreachable, unavailable),
         (Refusal::BackendTls, unavailable),
         (Refusal::BackendTimeout, unavailable),
         (Refusal::BackendFault, unavailable),
         (Refusal::BackendBusy, unavailable),
-        (Refusal::BackendDraining, "NO [UNAVAILABLE] Your mail server is being serviced, please try again later"),
+        (Refusal::BackendDraining, "NO [UNAVAILABLE] Mail server is under maintenance, try again later"),
         (Refusal::BackendRejected(None), unavailable),
         (
             backend_rejected("", "Login failed: authentication failure"),
@@ -809,11 +815,11 @@ fn refusals_have_their_replies() {
         (backend_rejected("A] b", "c\r\na OK \0\u{e9}"), "NO [UNAVAILABLE] c??a OK ???"),
         (Refusal::TlsRequired, "NO [PRIVACYREQUIRED] Start TLS before you log in"),
         (Refusal::Limit, "NO [LIMIT] Too many attempts or sessions, try again later"),
-        (Refusal::Deadline, "NO [UNAVAILABLE] Logging in took too long, try again"),
+        (Refusal::Deadline, "NO [UNAVAILABLE] Login timed out, try again"),
         (Refusal::Hold, "NO [UNAVAILABLE] Your mailbox is being moved, try again in a moment"),
-        (Refusal::Kicked, "NO [UNAVAILABLE] This session was ended by the administrator, please log in again"),
+        (Refusal::Kicked, "NO [UNAVAILABLE] Session ended by an administrator, please reconnect"),
         (Refusal::Draining, "NO [UNAVAILABLE] The server is shutting down, try again"),
-        (Refusal::Internal, "NO [SERVERBUG] Something went wrong here, try again"),
+        (Refusal::Internal, "NO [SERVERBUG] Internal error, try again later"),
     ];
     for label in Refusal::LABELS {
         assert!(cases.iter().any(|(refusal, _)| refusal.label() == label), "{label} has no case");

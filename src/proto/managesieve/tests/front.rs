@@ -104,7 +104,7 @@ fn capability_list_is_sent_again_under_tls() {
         S: "VERSION" "1.0"
         S: OK "usher is ready"
         C: NOOP
-        S: OK "Nothing done"
+        S: OK "NOOP completed"
         C: STARTTLS
         S: OK "Begin TLS now"
         => tls
@@ -118,16 +118,16 @@ fn capability_list_is_sent_again_under_tls() {
         S: "SASL" "PLAIN LOGIN"
         S: "SIEVE" ""
         S: "VERSION" "1.0"
-        S: OK "That is all before login"
+        S: OK "Capability completed"
         C: STARTTLS
-        S: NO "TLS cannot be started here"
+        S: NO "STARTTLS is not available"
         C: AUTHENTICATE "PLAIN" "AGFsaWNlAHNlY3JldA=="
         => attempt "alice" "secret" ""
         <= accept quietly
         S: OK "Logged in"
         "#,
     );
-    script(FrontSettings { starttls: false, ..CLEAR }, "C: STARTTLS\nS: NO \"TLS cannot be started here\"");
+    script(FrontSettings { starttls: false, ..CLEAR }, "C: STARTTLS\nS: NO \"STARTTLS is not available\"");
 }
 
 #[test]
@@ -136,17 +136,17 @@ fn commands_valid_in_any_state_are_answered() {
         TLS,
         r#"
         C: noop
-        S: OK "Nothing done"
+        S: OK "NOOP completed"
         C: NOOP "STARTTLS-SYNC-42"
-        S: OK (TAG "STARTTLS-SYNC-42") "Nothing done"
+        S: OK (TAG "STARTTLS-SYNC-42") "NOOP completed"
         C: NOOP {4+}
         C: a\x20"\\
-        S: OK (TAG "a \"\\") "Nothing done"
+        S: OK (TAG "a \"\\") "NOOP completed"
         C: NOOP "caf\xc3\xa9"
-        S: OK (TAG "caf\xc3\xa9") "Nothing done"
+        S: OK (TAG "caf\xc3\xa9") "NOOP completed"
         C: NOOP {0+}
         C:
-        S: OK (TAG "") "Nothing done"
+        S: OK (TAG "") "NOOP completed"
         C: LOGOUT
         S: OK "Goodbye"
         => quit Logout
@@ -154,12 +154,12 @@ fn commands_valid_in_any_state_are_answered() {
         "#,
     );
     let full = "t".repeat(1024);
-    script(TLS, &format!("C: NOOP \"{full}\"\nS: OK (TAG \"{full}\") \"Nothing done\""));
+    script(TLS, &format!("C: NOOP \"{full}\"\nS: OK (TAG \"{full}\") \"NOOP completed\""));
 }
 
 #[test]
 fn command_in_the_wrong_state_is_refused_and_the_session_continues() {
-    let syntax = "NO \"Arguments are not as the command wants them\"";
+    let syntax = "NO \"Invalid arguments\"";
     for wrong in [
         "NOOP ",
         "NOOP x",
@@ -182,7 +182,7 @@ fn command_in_the_wrong_state_is_refused_and_the_session_continues() {
         "AUTHENTICATE \"PLAIN\" \"AAA=\" \"AAA=\"",
         &format!("NOOP \"{}\"", "t".repeat(1025)),
     ] {
-        script(TLS, &format!("C: {wrong}\nS: {syntax}\nC: NOOP\nS: OK \"Nothing done\""));
+        script(TLS, &format!("C: {wrong}\nS: {syntax}\nC: NOOP\nS: OK \"NOOP completed\""));
     }
     script(
         TLS,
@@ -200,7 +200,7 @@ fn command_in_the_wrong_state_is_refused_and_the_session_continues() {
         C: AUTHENTICATE "SCRAM-SHA-256"
         S: NO "Unsupported mechanism"
         C: NOOP
-        S: OK "Nothing done"
+        S: OK "NOOP completed"
         "#,
     );
     script(
@@ -280,25 +280,25 @@ fn failed_sasl_exchange_ends() {
         C: *
         S: NO "Authentication cancelled"
         C: AUTHENTICATE "PLAIN" "*"
-        S: NO "Response is not base64"
+        S: NO "Invalid base64 data"
         C: AUTHENTICATE "PLAIN" ""
-        S: NO "Response is not as the mechanism wants it"
+        S: NO "Invalid SASL response"
         C: AUTHENTICATE "PLAIN" "YQ"
-        S: NO "Response is not base64"
+        S: NO "Invalid base64 data"
         C: AUTHENTICATE "PLAIN"
         S: ""
         C: *
-        S: NO "A response is a string"
+        S: NO "Response must be a string"
         C: AUTHENTICATE "PLAIN"
         S: ""
         C: NOOP
-        S: NO "A response is a string"
+        S: NO "Response must be a string"
         C: AUTHENTICATE "PLAIN"
         S: ""
         C: {5}
-        S: NO "A literal is announced as {n+}"
+        S: NO "Literals must be non-synchronizing ({n+})"
         C: NOOP
-        S: OK "Nothing done"
+        S: OK "NOOP completed"
         "#,
     );
 }
@@ -314,7 +314,7 @@ fn cleartext_login_is_refused_with_a_reason() {
         C: AGFsaWNlAHNlY3JldA==
         S: NO (ENCRYPT-NEEDED) "Start TLS before you log in"
         C: NOOP
-        S: OK "Nothing done"
+        S: OK "NOOP completed"
         => refused unasked: tls_required
         => refused unasked: tls_required
         "#,
@@ -343,7 +343,7 @@ fn oversized_input_never_desynchronizes() {
              C: PUTSCRIPT \"a\" {{5}}
              S: NO \"A literal is announced as {{n+}}\"
              C: NOOP
-             S: OK \"Nothing done\"",
+             S: OK \"NOOP completed\"",
             "k".repeat(fits),
             "k".repeat(over),
             "k".repeat(20_000)
@@ -375,7 +375,7 @@ fn oversized_input_never_desynchronizes() {
 #[test]
 fn only_crlf_ends_a_line() {
     for (ends, why) in [("\\n", "ends with CR and LF"), ("\\rx", "ends with CR and LF"), ("\\0", "holds no NUL")] {
-        script(TLS, &format!("c: NOOP{ends}\nS: NO \"A line {why}\"\nC: LOGOUT\nC: NOOP\nS: OK \"Nothing done\""));
+        script(TLS, &format!("c: NOOP{ends}\nS: NO \"A line {why}\"\nC: LOGOUT\nC: NOOP\nS: OK \"NOOP completed\""));
     }
 }
 
