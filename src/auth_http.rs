@@ -1,8 +1,8 @@
-//! Where nginx's mail proxy asks for leave (`auth_http`): may this client log in, and where?
+//! The server of nginx's mail proxy protocol (`auth_http`): whether a client may log in, and where.
 //!
-//! The decision is that of a session, with its cache, limits and events. What is missing is the
-//! backend's word: nginx logs in by itself, so that OK here means that the directory has said yes, and
-//! no more. A question is one short connection; who may ask is seen to before a byte of it is read.
+//! The decision is that of a session, with its cache, limits and events. nginx logs in to the backend itself,
+//! so OK here means only that the directory accepted the password. Each request is one short connection; the
+//! peer's address is checked before a byte of it is read.
 
 mod request;
 
@@ -34,19 +34,19 @@ use request::{Request, RequestSyntaxError};
 #[cfg(any(test, feature = "fuzz"))]
 pub use request::read as read_request;
 
-/// nginx sends a question at once.
+/// nginx sends its request immediately.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// And takes the answer at once.
+/// nginx reads the reply immediately.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait when the system has no descriptor left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
-/// How long nginx lets a client wait after a refusal, in seconds. What a guess has to cost it has cost
-/// here; without any wait nginx would close the connection.
+/// How long nginx lets a client wait after a refusal, in seconds. The cost of a guess was already charged here;
+/// with no wait nginx would close the connection.
 const WAIT: u32 = 1;
-/// nginx reads an answer into 1024 bytes.
+/// nginx reads a reply into a buffer of 1024 bytes.
 const TEXT: usize = 700;
 
-/// Why a question got no answer that a client could be told.
+/// Why a request got no reply for the client.
 #[derive(Debug, Error)]
 enum NoReply {
     #[error("{0}")]
@@ -70,7 +70,7 @@ impl NoReply {
         }
     }
 
-    /// nginx reads no status; people who try it out do.
+    /// nginx ignores the status; it helps when testing by hand.
     const fn status(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "400 Bad Request",
@@ -80,10 +80,10 @@ impl NoReply {
     }
 }
 
-/// Where nginx is to log somebody in.
+/// The backend address that nginx connects to.
 struct NginxTarget {
     address: SocketAddr,
-    /// The name there, if it is not the one that was typed.
+    /// The name at the backend, if it differs from the typed one.
     login: Option<Login>,
 }
 
@@ -110,7 +110,7 @@ pub async fn serve(listener: Arc<TcpListener>, shared: Arc<Shared>) {
         };
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            // A panic was counted and told by its hook; nginx takes the closed connection for an outage.
+            // The panic hook has counted and logged it; nginx treats the closed connection as an outage.
             let _ = AssertUnwindSafe(exchange(tcp, peer, &shared, &snapshot)).catch_unwind().await;
             drop(permit);
         });
@@ -121,7 +121,7 @@ fn count(shared: &Shared, result: &str) {
     shared.metrics.auth_http_requests.with_label_values(&[result]).inc();
 }
 
-/// One question and its answer.
+/// Serves one request.
 async fn exchange(tcp: TcpStream, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) {
     let mut stream = Stream::from(tcp);
     let question = timeout(READ_TIMEOUT, question(&mut stream)).await.unwrap_or(Err(NoReply::Timeout));
@@ -130,7 +130,7 @@ async fn exchange(tcp: TcpStream, nginx: IpAddr, shared: &Shared, snapshot: &Sna
         Ok(question) => answer(question, nginx, shared, snapshot).await,
         Err(unanswered) => {
             count(shared, unanswered.label());
-            // A health check of somebody's, or a program that was ended.
+            // A health check, or a client that exited.
             if matches!(unanswered, NoReply::Closed) {
                 debug!(%nginx, "closed before an auth_http request");
                 return;
@@ -148,7 +148,7 @@ async fn exchange(tcp: TcpStream, nginx: IpAddr, shared: &Shared, snapshot: &Sna
     }
 }
 
-/// Reads a question into memory that is wiped.
+/// Reads a request into memory that is wiped.
 async fn question(stream: &mut Stream) -> Result<Request, NoReply> {
     let mut input = SecretBuf::new();
     loop {
@@ -162,13 +162,13 @@ async fn question(stream: &mut Stream) -> Result<Request, NoReply> {
     }
 }
 
-/// A question that shows the key, if one is wanted.
+/// Checks the key of a request, if one is configured.
 fn admitted(question: Request, key: Option<&Secret>) -> Result<Request, NoReply> {
     let same = key.is_none_or(|key| question.key.expose().ct_eq(key.expose()).into());
     if same { Ok(question) } else { Err(NoReply::Key) }
 }
 
-/// Decides, writes the `login` event and says it as nginx wants to hear it.
+/// Decides, writes the `login` event and formats the reply for nginx.
 async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) -> String {
     let Request { login, password, plain, protocol, nginx: row, client, attempts, .. } = question;
     if !plain {
@@ -198,14 +198,14 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
     }
 }
 
-/// Who is it, and where does he belong?
+/// Authenticates the user and finds the backend.
 async fn grant(attempt: &LoginAttempt<'_>, password: &Secret, report: &mut LoginEvent) -> Result<NginxTarget, Refusal> {
     let (config, authn) = (&attempt.snapshot.config, &attempt.snapshot.authn);
-    // While the question lasts: nginx' connections are its own.
+    // Held only for this request: nginx counts its own connections.
     let connection = attempt.shared.throttle.connection(&config.throttle, attempt.client);
     let _connection = connection.map_err(|limited| report.limited(limited))?;
     let login = Login::parse(&report.typed).ok_or(Refusal::InvalidUsername)?;
-    // nginx would write it to a backend as it is, where a line end begins another command.
+    // nginx sends it to the backend unescaped, where a line end begins another command.
     if password.expose().iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
         return Err(Refusal::InvalidPassword);
     }
@@ -223,7 +223,7 @@ async fn grant(attempt: &LoginAttempt<'_>, password: &Secret, report: &mut Login
             let whole = other.as_ref().is_none_or(|name| name.as_str().trim() == name.as_str());
             return if whole { Ok(NginxTarget { address, login: other }) } else { Err(Refusal::NoBackendLogin) };
         }
-        // Something about this entry was forgotten meanwhile: what it is now decides.
+        // The entry was invalidated meanwhile: decide again with its current version.
         decision = authn.decide(&login, password, LookupMode::Directory).await;
     }
 }
@@ -236,7 +236,7 @@ fn lingering_close(granted: &NginxTarget) -> String {
     head("200 OK", &headers)
 }
 
-/// A refusal; `again`: the client may try once more on its connection, which nginx closes otherwise.
+/// A refusal; `again` lets the client retry on its connection, which nginx closes otherwise.
 fn refusal(told: &NginxReply, again: bool) -> String {
     let wait = WAIT.to_string();
     let text: String = told.text.chars().take(TEXT).collect();
@@ -246,7 +246,7 @@ fn refusal(told: &NginxReply, again: bool) -> String {
     head("200 OK", &headers)
 }
 
-/// An answer, which has no body. No value comes from a peer with a control character in it.
+/// A reply without a body. No value from a peer contains a control character.
 fn head(status: &str, headers: &[(&str, &str)]) -> String {
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     format!("HTTP/1.0 {status}\r\n{headers}Content-Length: 0\r\n\r\n")

@@ -1,9 +1,9 @@
-//! Waiting for a time that may have come already.
+//! Waiting for a point in time that may already be past.
 
 use tokio::time::{Instant, sleep_until};
 
-/// Waits until `at`, and not at all if that is now or over. tokio's own timers go by whole milliseconds and
-/// round up: asked to wait for nothing, they wait for the next one, and so would every login.
+/// Waits until `at`; returns at once if that is now or past. tokio's own timers go by whole milliseconds and
+/// round up: a wait of zero would still last until the next one, in every login.
 pub async fn wait_until(at: Instant) {
     if at > Instant::now() {
         sleep_until(at).await;

@@ -1,8 +1,8 @@
-//! What the files hold that a config names: certificates, keys, CAs and passwords.
+//! The contents of the files that a config names: certificates, keys, CAs and passwords.
 //!
-//! `check`, `run` and a reload read them in the same way, and every mistake in them is told with the
-//! config's line and key. A config that cannot be used is read as far as its sections are sound, so
-//! that one `usher check` finds the mistakes of both.
+//! `check`, `run` and a reload read them in the same way and report every mistake with the config's line and
+//! key. A config that cannot be used is read as far as its sections are sound, so that one `usher check` finds
+//! the mistakes of both.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ use crate::tls::server::ServerTls;
 /// Room for a password, so that none leaves a part of it behind while it is read.
 const PASSWORD_ROOM: usize = 4_096;
 
-/// What a config's files hold.
+/// The contents of a config's files.
 #[derive(Debug)]
 pub struct Files {
     /// TLS towards clients.
@@ -35,18 +35,18 @@ pub struct Files {
     pub directory_tls: Option<Arc<ClientConfig>>,
     /// Of each backend, in their order.
     pub backends: Vec<BackendFiles>,
-    /// What nginx has to show, if anything.
+    /// The key that nginx has to send, if configured.
     pub auth_http_key: Option<Secret>,
-    /// What all of it looked like just before it was read.
+    /// Their fingerprint just before they were read.
     pub fingerprint: Fingerprint,
 }
 
-/// What all files of a config hold, in 32 bytes: equal as long as no content has changed.
+/// A hash of all files of a config: equal as long as no content has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
-    /// Looks at every file that a config names. One that cannot be read counts as such.
+    /// Hashes every file that a config names. An unreadable file is part of the hash.
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let mut all = digest::Context::new(&digest::SHA256);
@@ -86,7 +86,7 @@ impl Files {
     /// # Errors
     /// Every mistake in them.
     pub fn read(config: &Config) -> Result<Self, Vec<Problem>> {
-        // Before the reading, so that what changes meanwhile is found at the next look.
+        // Before the reading, so that a change meanwhile is found at the next check.
         let fingerprint = Fingerprint::of(config);
         let place = &config.place;
         let mut problems = Vec::new();
@@ -106,7 +106,7 @@ impl Files {
     }
 }
 
-/// The mistakes in the files that the sound sections of an unsound config name.
+/// The mistakes in the files named by the valid sections of an invalid config.
 #[must_use]
 pub fn problems(draft: &Draft) -> Vec<Problem> {
     let place = &draft.place;
@@ -131,8 +131,8 @@ fn control(control: Option<&config::Control>, user: Option<u32>, place: &Place) 
     group.into_iter().chain(folder).collect()
 }
 
-/// The user to become, who has to be there. A process that has become it asks nothing of a directory of users
-/// that may be away.
+/// Resolves the user to switch to. A process that has already switched does not ask the user database, which
+/// may be unreachable.
 fn process(process: &config::Process, place: &Place) -> (Option<u32>, Option<Problem>) {
     let Some(name) = &process.user else { return (None, None) };
     match User::find(name, process.group.as_deref()) {
@@ -142,7 +142,7 @@ fn process(process: &config::Process, place: &Place) -> (Option<u32>, Option<Pro
     }
 }
 
-/// What nginx has to show.
+/// The key that nginx has to send.
 fn auth_http_key(settings: Option<&config::AuthHttp>, place: &Place) -> Result<Option<Secret>, Problem> {
     let file = settings.and_then(|settings| settings.key_file.as_ref());
     let key = file.map(|file| password(file)).transpose();
@@ -155,8 +155,8 @@ fn auth_http_key(settings: Option<&config::AuthHttp>, place: &Place) -> Result<O
 /// Every mistake in the directory's files.
 pub fn directory(directory: &config::Directory, place: &Place) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
     let mut problems = Vec::new();
-    // The directory reads this file when it binds, and again when a bind is refused; here it is only
-    // seen to be there, before a restart finds that it is not.
+    // The directory reads this file when it binds, and again when a bind is refused; here it is only checked,
+    // so that a restart does not fail on it.
     let service = directory.find.service();
     if let Some(Err(message)) = service.as_ref().map(|service| password(&service.password_file)) {
         problems.push(place.problem("directory.bind_password_file", message));
@@ -200,7 +200,7 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
         };
         match (ServerName::try_from(endpoint.server_name.clone()), tls.build(place)) {
             (Ok(name), Ok(tls)) => endpoints.push((name, tls)),
-            // The same files for every protocol: their mistakes are told once.
+            // The files are the same for every protocol: their mistakes are reported once.
             (Ok(_), Err(more)) if problems.is_empty() => problems.extend(more),
             (Ok(_), Err(_)) => {}
             (Err(_), _) => {

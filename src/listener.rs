@@ -1,8 +1,7 @@
-//! Where clients come in: bind, accept, and a task for each connection.
+//! Listeners for clients: bind, accept, and a task for each connection.
 //!
-//! Nothing a client does can hold up the loop: PROXY header and handshake are matters of the
-//! connection's own task. Addresses are
-//! made canonical here, so that an IPv4 client of an IPv6 socket is never `::ffff:a.b.c.d` in a
+//! No client can block the accept loop: PROXY header and handshake are handled by the connection's own task.
+//! Addresses are made canonical here, so that an IPv4 client of an IPv6 socket is never `::ffff:a.b.c.d` in a
 //! log, a limit or a header.
 
 mod header;
@@ -24,7 +23,7 @@ use crate::session::{self, Accepted};
 use crate::snapshot::Shared;
 use crate::sys::sockets;
 
-/// Connections that wait for accept; the system lowers it to its own limit.
+/// The backlog of connections; the system lowers it to its own limit.
 const BACKLOG: i32 = 4096;
 /// How long to wait when the system has no descriptor left: sessions end meanwhile.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -90,7 +89,7 @@ pub async fn accept(shared: Arc<Shared>, bound: Arc<BoundListener>) {
     loop {
         let (tcp, peer) = match socket.accept().await {
             Ok(accepted) => accepted,
-            // The client went away before it was its turn.
+            // The client disconnected before it was accepted.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) => {
                 if let Some(suppressed) = repeats.allow("accept", "") {
@@ -117,10 +116,10 @@ pub async fn accept(shared: Arc<Shared>, bound: Arc<BoundListener>) {
     }
 }
 
-/// A session for whom the connection is: its peer, or a proxy's client.
+/// Starts a session for the peer, or for a proxy's client.
 async fn enter(shared: Arc<Shared>, config: Arc<config::Listener>, mut accepted: Accepted) {
     let snapshot = shared.snapshot.load_full();
-    // Who may speak for others can change with a reload.
+    // A reload can change the trusted proxies.
     let same = |other: &&config::Listener| {
         (other.address, other.protocol, other.tls) == (config.address, config.protocol, config.tls)
     };

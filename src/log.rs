@@ -1,12 +1,11 @@
 //! Logging: one line per event, escaped and bounded, and never a reason to wait.
 //!
-//! Lines go through a bounded queue to standard output; when the reader of that pipe stops, lines
-//! are dropped and counted, and no login stalls. Whatever came from outside is written through
-//! [`Escaped`]; behind it each field is quoted by how it was recorded, never by what its text looks
-//! like, and the writer itself lets no control character pass, so that no name, certificate or server
-//! can forge a line or a field (CWE-117). [`Repeats`] keeps one outage from filling the
-//! disk. Libraries are heard from warn up only: what they trace may hold a password.
-//! Timestamps are UTC (RFC 3339).
+//! Lines go through a bounded queue to standard output; when the reader of that pipe stops, lines are dropped
+//! and counted, and no login stalls. Whatever came from outside is written through [`Escaped`]; behind it each
+//! field is quoted by how it was recorded, never by what its text looks like, and the writer itself lets no
+//! control character pass, so that no name, certificate or server can forge a line or a field (CWE-117).
+//! [`Repeats`] keeps one outage from filling the disk. Libraries log from warn up only: their traces may
+//! contain a password. Timestamps are UTC (RFC 3339).
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -34,8 +33,8 @@ const QUEUE: usize = 8_192;
 /// How many bytes are written at once, at most: lines enough, and no login waits for them.
 const WRITE: usize = 64 * 1024;
 
-/// How long the writing thread looks away after it has written. Lines that come meanwhile are one write,
-/// and none of them wakes the thread: each would cost a login several system calls.
+/// How long the writing thread sleeps after a write. Lines that arrive meanwhile are one write, and none of
+/// them wakes the thread: each would cost a login several system calls.
 const BATCH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How many bytes of an outside value are shown.
@@ -44,11 +43,11 @@ const SHOWN: usize = 256;
 /// Identical outage lines are written once in this time.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// How many different outage lines are told apart.
+/// How many different outage lines are tracked.
 const OUTAGES: usize = 1_024;
 
-/// Starts logging to standard output for the whole process. A second call (tests) changes nothing
-/// that is written, but its guard is as good.
+/// Starts logging to standard output for the whole process. A second call (tests) changes nothing that is
+/// written, but returns a valid guard.
 #[must_use = "dropping the guard stops the log"]
 pub fn init(settings: &config::Log) -> Guard {
     let (dispatch, guard) = build(settings, io::stdout());
@@ -56,7 +55,7 @@ pub fn init(settings: &config::Log) -> Guard {
     guard
 }
 
-/// A guard of a log that nobody reads, for the tests of other rooms.
+/// A guard of a log without output, for tests of other modules.
 #[cfg(test)]
 pub(crate) fn unread() -> Guard {
     build(&config::Log { format: LogFormat::Text, level: LogLevel::Error }, io::sink()).1
@@ -95,8 +94,8 @@ impl Guard {
         self.dropped.dropped_lines()
     }
 
-    /// Writes out what is queued (for a second at most) and ends the log. To be called at the end of
-    /// the process, whoever else still holds the guard: their tasks are not waited for.
+    /// Writes out what is queued (for a second at most) and ends the log. To be called at the end of the
+    /// process, even if other tasks still hold the guard: they are not waited for.
     pub fn close(&self) {
         drop(self.worker.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
@@ -309,8 +308,8 @@ struct Repeat {
 }
 
 impl Repeats {
-    /// Whether the line about this trouble (`what`) with this server (`name`) may be written now;
-    /// if so, how many were suppressed since the last one.
+    /// Whether the line about this fault (`what`) of this server (`name`) may be written now; if so, how many
+    /// were suppressed since the last one.
     pub fn allow(&self, what: &'static str, name: &str) -> Option<u64> {
         let now = Instant::now();
         // The map is whole whatever panicked while holding it.

@@ -1,17 +1,17 @@
-//! Why a login did not happen, and whose fault it is: the words that every room shares.
+//! Why a login was refused and which side caused it: the reasons shared by all modules.
 //!
-//! A [`Refusal`] is turned into protocol words in one match per protocol (the front half in
-//! `proto/`), into a metric label by [`Refusal::label`] and into a log level by its [`Side`].
-//! No room invents its own reasons, and no match over a refusal has a wildcard arm.
+//! A [`Refusal`] is turned into a reply in one match per protocol (the front half in `proto/`), into a metric
+//! label by [`Refusal::label`] and into a log level by its [`Side`]. No module defines reasons of its own, and
+//! no match over a refusal has a wildcard arm.
 
 use std::fmt;
 
-/// Whose mistake or trouble it is.
+/// The side that caused it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// The client: a wrong password, nonsense on the wire. Logged at debug.
+    /// The client: a wrong password, a protocol error. Logged at debug.
     Client,
-    /// The directory: unreachable, unsure, or an entry that cannot be used. Logged at warn.
+    /// The directory: unreachable, undecided, or an unusable entry. Logged at warn.
     Directory,
     /// A mail server behind usher. Logged at warn.
     Backend,
@@ -27,26 +27,26 @@ pub struct BackendReply {
     pub code: String,
     /// The human-readable text, without CR, LF or NUL; may be empty.
     pub text: String,
-    /// Whether it says that the server cannot tell for now, whoever asks.
+    /// Whether it reports a temporary failure of the server, for every user.
     pub unavailable: bool,
 }
 
-/// What a directory says about an account instead of yes or no.
+/// The state of an account that prevents a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AccountState {
     /// The password is too old.
     PasswordExpired,
-    /// The password was set by somebody else and has to be changed first.
+    /// The password was set by an administrator and has to be changed first.
     PasswordMustChange,
-    /// Locked after too many wrong passwords, for a while or until somebody unlocks it.
+    /// Locked after too many wrong passwords, temporarily or until an administrator unlocks it.
     Locked,
-    /// Switched off by an administrator.
+    /// Disabled by an administrator.
     Disabled,
-    /// The account's own time is over.
+    /// The account has expired.
     AccountExpired,
-    /// Not at this hour.
+    /// Outside the hours in which the user may log in.
     OutsideLogonHours,
-    /// Not from this machine.
+    /// Not allowed from this workstation.
     WrongWorkstation,
 }
 
@@ -77,8 +77,7 @@ impl AccountState {
     }
 }
 
-/// Why a client does not get in. The log and the metrics have the true reason; what the client is
-/// told is the protocol's matter.
+/// Why a client is refused. Log and metrics have the true reason; the protocol decides what the client learns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// The directory answered invalidCredentials (49) for an entry, or had done so for the same
@@ -92,20 +91,20 @@ pub enum Refusal {
     InvalidUsername,
     /// The password was not UTF-8 or held NUL: no LDAP simple bind can carry it.
     InvalidPassword,
-    /// The client asked to act as somebody else (SASL authzid).
+    /// The client asked to act as another user (SASL authzid).
     AuthzidNotAllowed,
-    /// The account is not one to log in with, whatever the password.
+    /// The account must not log in, whatever the password.
     Account {
         /// Why.
         state: AccountState,
-        /// Whether the directory says so only to who knows the password. If not, a client must never
-        /// be told: a stranger would learn it as well.
+        /// Whether the directory reveals this only after a correct password. If not, a client must never learn
+        /// it: an attacker would learn it too.
         proven: bool,
     },
     /// The password is right, and this user may not use this protocol, or not use mail at all.
     NotAllowed,
-    /// The directory did not say yes or no: unreachable, timed out, busy, or a result other than
-    /// success and invalidCredentials.
+    /// The directory did not decide: unreachable, timed out, busy, or a result other than success and
+    /// invalidCredentials.
     DirectoryUnavailable,
     /// More than one entry matches the name.
     SeveralEntries,
@@ -125,24 +124,24 @@ pub enum Refusal {
     BackendTls,
     /// The backend did not answer in time.
     BackendTimeout,
-    /// The backend broke the protocol: PREAUTH, BAD, endless lines, an answer out of turn.
+    /// The backend broke the protocol: PREAUTH, BAD, endless lines, an unexpected reply.
     BackendFault,
-    /// The backend has as many logins under way as it may, or is coming back from an outage.
+    /// The backend has its maximum of logins in progress, or is in slow start after an outage.
     BackendBusy,
     /// An administrator has taken the backend out of service for a while.
     BackendDraining,
-    /// The directory accepted the password, the backend did not: the servers disagree.
-    /// Carries the backend's words if they may be passed on.
+    /// The directory accepted the password, the backend rejected it. Carries the backend's reply if it may be
+    /// passed on.
     BackendRejected(Option<BackendReply>),
     /// Clear-text login before TLS.
     TlsRequired,
-    /// A limit was met: too many sessions, attempts or flights.
+    /// A limit was reached: too many sessions, attempts or flights.
     Limit,
     /// The login did not finish within its deadline.
     Deadline,
-    /// The directory holds the account: nobody is to be logged in while its mail is moved.
+    /// The directory holds the account: no login while its mail is moved.
     Hold,
-    /// An administrator ended the session before its client was told OK.
+    /// An administrator ended the session before its client was sent OK.
     Kicked,
     /// usher is shutting down.
     Draining,
@@ -226,10 +225,10 @@ impl Refusal {
         "internal",
     ];
 
-    /// What the client may hear instead: a state of the account only with `reveal`
-    /// (`directory.reveal_account_state`) and only who has proven to know the password. Everybody else
-    /// hears what a wrong password is answered with. So does the owner of a locked account: directories say
-    /// that before they look at the password, and a stranger who guesses would learn it.
+    /// What the client may learn: the state of an account only with `reveal` (`directory.reveal_account_state`)
+    /// and only after a correct password. All others get the reply to a wrong password. So does the owner of a
+    /// locked account: directories report the lock before they check the password, so an attacker would learn
+    /// it.
     #[must_use]
     pub const fn disclosed(&self, reveal: bool) -> &Self {
         static PLAIN: Refusal = Refusal::WrongPassword;
@@ -241,8 +240,8 @@ impl Refusal {
         self
     }
 
-    /// Whether the client's text names the session, so that a user's screenshot finds the line in the
-    /// log. Never where it says that name or password is wrong, which is the same bytes for all.
+    /// Whether the client's text names the session, so that a user's screenshot finds the line in the log.
+    /// Never in the reply to a wrong name or password, which is the same for all.
     #[must_use]
     pub const fn names_session(&self) -> bool {
         match self {
@@ -278,7 +277,7 @@ impl Refusal {
         }
     }
 
-    /// Whose fault it is.
+    /// The side that caused it.
     #[must_use]
     pub const fn side(&self) -> Side {
         match self {
@@ -356,7 +355,7 @@ impl Refusal {
         self.side() == Side::Client || self.is_without_route()
     }
 
-    /// Whether a server behind usher was away, so that the same attempt may succeed later.
+    /// Whether a server behind usher was unavailable, so that the same attempt may succeed later.
     #[must_use]
     pub const fn is_outage(&self) -> bool {
         match self {

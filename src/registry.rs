@@ -62,7 +62,7 @@ pub enum TerminationReason {
     Moved,
     /// The account was switched off.
     Disabled,
-    /// The account's own time is over.
+    /// The account has expired.
     Expired,
     /// The entry is gone.
     Deleted,

@@ -1,9 +1,9 @@
-//! A question of nginx's mail proxy: `GET` with what the client said in its headers, and no body.
+//! A request of nginx's mail proxy: `GET` with the client's credentials in headers, and no body.
 //!
-//! Pure: bytes in, a question out, without a copy of the password but the one that is wiped. nginx
-//! writes spaces, percent signs and control characters below 0x20 of name and password as `%XX` and
-//! everything else as it is (NGX_ESCAPE_MAIL_AUTH): a plus is a plus. Whatever nginx would not have
-//! written is refused. <https://nginx.org/en/docs/mail/ngx_mail_auth_http_module.html>
+//! Pure: bytes in, a request out; the only copy of the password is wiped. nginx writes spaces, percent signs
+//! and control characters below 0x20 of name and password as `%XX` and everything else as it is
+//! (NGX_ESCAPE_MAIL_AUTH): a plus is a plus. Whatever nginx would not have written is refused.
+//! <https://nginx.org/en/docs/mail/ngx_mail_auth_http_module.html>
 #![cfg_attr(not(any(test, feature = "fuzz")), expect(unreachable_pub, reason = "the fuzz target reaches it"))]
 
 use std::net::IpAddr;
@@ -13,9 +13,9 @@ use thiserror::Error;
 use crate::proto::{Nginx, PROTOCOLS, Protocol};
 use crate::secret::Secret;
 
-/// The longest question. nginx reads what a client says into a page, and may write each byte as three.
+/// The longest request. nginx buffers a page of client input and may escape each byte as three.
 const MOST: usize = 32 * 1024;
-/// What is looked at, in the order of [`read`].
+/// The headers that are read, in the order of [`read`].
 const NAMES: [&str; 7] =
     ["Auth-Method", "Auth-User", "Auth-Pass", "Auth-Protocol", "Auth-Login-Attempt", "Client-IP", "X-Auth-Key"];
 
@@ -26,41 +26,41 @@ pub struct Request {
     pub login: Vec<u8>,
     /// The password, byte for byte.
     pub password: Secret,
-    /// Whether that is what it is: with APOP and CRAM-MD5 it is a digest, with others nothing.
+    /// Whether it is a plain password: with APOP and CRAM-MD5 it is a digest, with other methods empty.
     pub plain: bool,
     /// What the client speaks.
     pub protocol: &'static Protocol,
-    /// What that is to nginx.
+    /// nginx's row of that protocol.
     pub nginx: Nginx,
     /// The client's address, canonical.
     pub client: IpAddr,
     /// How many attempts its connection has made, with this one.
     pub attempts: u32,
-    /// What nginx shows of itself; empty if nothing.
+    /// The value of `X-Auth-Key`; empty if absent.
     pub key: Secret,
 }
 
-/// Why it is no question of nginx's.
+/// Why a request is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum RequestSyntaxError {
     /// Longer than any.
     #[error("request is longer than 32 KiB")]
     TooLong,
-    /// Not even HTTP.
+    /// Not HTTP.
     #[error("request does not start with a line such as `GET / HTTP/1.0`")]
     NotGet,
-    /// A line that is no header.
+    /// A line is not a header.
     #[error("invalid header line")]
     NoHeader,
-    /// A header is not there once, or not as nginx writes it.
+    /// A header is missing, repeated or not in nginx's form.
     #[error("{0} is missing, repeated or malformed")]
     Header(&'static str),
 }
 
-/// Reads a question; `None`: there is more to come.
+/// Reads a request; `None` while it is incomplete.
 ///
 /// # Errors
-/// It is none.
+/// The request is invalid.
 pub fn read(bytes: &[u8]) -> Result<Option<Request>, RequestSyntaxError> {
     let known = bytes.get(..bytes.len().min(MOST)).unwrap_or_default();
     let Some(end) = known.windows(4).position(|four| four == b"\r\n\r\n") else {
@@ -110,7 +110,7 @@ pub fn read(bytes: &[u8]) -> Result<Option<Request>, RequestSyntaxError> {
     }))
 }
 
-/// What nginx wrote as `%XX`; `None` if it would not have written it so. The bytes go into one place.
+/// Decodes nginx's `%XX`; `None` if nginx would not have written it so. The bytes are stored once.
 fn decoded(value: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.iter();

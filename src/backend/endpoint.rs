@@ -1,7 +1,7 @@
 //! Where a backend speaks one protocol: from its addresses to a login that is about to be sent.
 //!
-//! No password is sent on the way, so that the next address may be tried for whatever goes wrong.
-//! A look at an address goes the same way, and further only with the probe's own account.
+//! No password is sent on the way, so that the next address may be tried for whatever goes wrong. A probe takes
+//! the same steps, and logs in only with the probe account.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -33,13 +33,13 @@ use crate::tls::stream::Stream;
 
 /// How long an address may take to connect before the next is tried beside it (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);
-/// A server that is restarted refuses connections for a moment: when to try once more.
+/// A restarting server refuses connections for a moment: the delay before one retry.
 const RETRY: Duration = Duration::from_millis(250);
 /// More capabilities than any server has.
 const CAPABILITIES: usize = 100;
-/// The session id of a look.
+/// The session id that probes forward.
 const PROBE_SESSION: &str = "PROBE";
-/// How long a look's parting may take.
+/// How long a probe may take to close its connection.
 const PROBE_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where a backend speaks one protocol.
@@ -47,18 +47,18 @@ const PROBE_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Endpoint {
     pub(super) protocol: &'static Protocol,
     pub(super) tls: BackTls,
-    /// How it is told who the client is.
+    /// How the client's address is forwarded to it.
     pub(super) forward: Forward,
-    /// Where nginx is sent, if it can be.
+    /// Where nginx connects, if `auth_http` may use this endpoint.
     pub(super) nginx: Option<Hop>,
     pub(super) server_name: ServerName<'static>,
     pub(super) tls_config: Arc<rustls::ClientConfig>,
-    /// The backend's `timeout`: a look has as long as a login.
+    /// The backend's `timeout`, for logins and for probes.
     pub(super) timeout: Duration,
     pub(super) untagged_limit: usize,
     /// usher's own name.
     pub(super) host: Arc<str>,
-    /// The account that looks log in with, if they do.
+    /// The account that probes log in with, if configured.
     pub(super) account: Option<Service>,
     pub(super) pool: Arc<Pool>,
     pub(super) metrics: Arc<Metrics>,
@@ -79,18 +79,18 @@ impl Handshakes {
     }
 }
 
-/// An attempt, as far as the connection.
+/// The outcome of one connection attempt.
 struct Connection {
     attempt: ConnectAttempt,
     tcp: Result<TcpStream, BackendError>,
 }
 
 impl Endpoint {
-    /// The addresses to try, in order. While all of them are down they are looked at for this
-    /// login, which waits for that no longer than a quick refusal may take.
+    /// The addresses to try, in order. While all of them are down, they are probed for this login, which waits
+    /// no longer than a fast refusal may take.
     pub(super) async fn candidates(self: &Arc<Self>) -> Result<VecDeque<SocketAddr>, BackendError> {
         let arrived = Instant::now();
-        // Subscribed before looking, so that nothing happens unseen in between.
+        // Subscribed before the check, so that no change is missed in between.
         let mut news = self.pool.changed();
         loop {
             self.pool.refresh(&self.metrics);
@@ -107,7 +107,7 @@ impl Endpoint {
         }
     }
 
-    /// Looks at each address whose time has come.
+    /// Probes each address that is due.
     pub(super) fn run_probes(self: &Arc<Self>) {
         if self.pool.settings.probe != Probe::Off {
             self.pool.refresh(&self.metrics);
@@ -125,8 +125,7 @@ impl Endpoint {
         }
     }
 
-    /// Connects and goes as far as a login that is about to be sent, at the first address that
-    /// gives leave.
+    /// Connects and goes as far as a login that is about to be sent, at the first address that accepts.
     pub(super) async fn approach(
         self: &Arc<Self>,
         deadline: Instant,
@@ -142,7 +141,7 @@ impl Endpoint {
         self.try_each(self.candidates().await?, deadline, settings, header).await
     }
 
-    /// Tries one address after the other; each that is at fault is noted.
+    /// Tries one address after the other; each fault is recorded.
     async fn try_each(
         self: &Arc<Self>,
         mut candidates: VecDeque<SocketAddr>,
@@ -154,7 +153,7 @@ impl Endpoint {
         while let Some(first) = candidates.pop_front() {
             let Connection { attempt, tcp } = self.dial(first, &mut candidates, deadline).await;
             let now = Instant::now();
-            // While there are others, one that hangs must leave them time.
+            // While others remain, an address that hangs must leave time for them.
             let until =
                 if candidates.is_empty() { deadline } else { now + deadline.saturating_duration_since(now) / 2 };
             let approach = async {
@@ -194,12 +193,12 @@ impl Endpoint {
             let next =
                 if candidates.is_empty() { Ok(dialling.next().await) } else { timeout(STAGGER, dialling.next()).await };
             let failed = match next {
-                // Nothing yet: another beside it.
+                // No result yet: start another connection in parallel.
                 Ok(None) | Err(_) => None,
                 Ok(Some(Connection { attempt, tcp: Err(error) })) => Some((attempt, error)),
                 Ok(Some(dialled)) => {
                     pending.retain(|address| *address != dialled.attempt.address);
-                    // Whether these are slow or dead is not for this login to find out.
+                    // Probes find out whether these are slow or unreachable; this login does not wait for them.
                     self.spawn_probes(pending.iter().filter_map(|address| self.pool.begin_probe(*address)));
                     candidates.extend(pending);
                     return dialled;
@@ -226,10 +225,10 @@ impl Endpoint {
         Connection { attempt: ConnectAttempt { address, began, connected: tcp.is_ok() }, tcp }
     }
 
-    /// Notes what the server says it can do, of what clients may be promised.
+    /// Records the server's capabilities, as far as clients may be offered them.
     fn record_capabilities(&self, address: SocketAddr, talk: &BackendDialogue) {
         let listed = talk.dialogue.capabilities();
-        // A server that says nothing at all takes nothing back.
+        // A server that lists nothing does not withdraw its previous list.
         if listed.is_empty() {
             return;
         }
@@ -247,7 +246,7 @@ impl Endpoint {
         BackendError::Timeout { timeout: self.timeout }
     }
 
-    /// What the dialogue is to say of the client, if it is the one to say so.
+    /// The client to forward in the dialogue, if that is the configured method.
     pub(super) fn forwarded_client(&self, origin: &Origin) -> Option<Origin> {
         match self.forward {
             Forward::Dialogue => Some(origin.clone()),
@@ -255,8 +254,8 @@ impl Endpoint {
         }
     }
 
-    /// What is said before the dialogue and TLS: of a client, or that there is none. A server that
-    /// waits for a header does so whoever connects.
+    /// The PROXY header to send before TLS and the dialogue, for a client or for none (LOCAL): a server that
+    /// requires a header requires it from every connection.
     pub(super) fn header(&self, origin: Option<&Origin>) -> Vec<u8> {
         let header = origin
             .map_or(Header::Local, |Origin { client, local, .. }| Header::Client { client: *client, local: *local });
@@ -277,7 +276,7 @@ impl Endpoint {
         Ok(stream)
     }
 
-    /// Looks at one address and notes how it is.
+    /// Probes one address and records the result.
     async fn run_probe(self: Arc<Self>, mut look: RunningProbe) {
         let looked = timeout(self.timeout, self.probe(&mut look)).await.unwrap_or_else(|_| Err(self.late()));
         let result = match &looked {
@@ -287,13 +286,13 @@ impl Endpoint {
                 }
                 "ok"
             }
-            // The server works; that it does not like this account is the operator's matter.
+            // The server works; a rejected probe account is a matter of configuration.
             Err(BackendError::Refused(words)) if !words.unavailable => {
                 self.pool.succeeded(look.attempt.address, Evidence::Login);
                 "refused"
             }
             Err(error) => {
-                // No login may come to tell of it.
+                // Logged here, because there may be no login to report it.
                 if error.is_local_fault() {
                     let (backend, address) = (&*self.pool.backend, look.attempt.address);
                     warn!(backend, protocol = self.protocol.name, %address, %error, "cannot probe backend: local error");
@@ -308,7 +307,7 @@ impl Endpoint {
         }
     }
 
-    /// As far as the probe goes. That an address is back is proven by no less than its greeting.
+    /// Runs the configured kind of probe. An address is up again only after its greeting.
     async fn probe(self: &Arc<Self>, look: &mut RunningProbe) -> Result<Option<Evidence>, BackendError> {
         let deadline = Instant::now() + self.timeout;
         let mut tcp = self.connect(look.attempt.address, deadline).await.tcp?;
@@ -318,13 +317,13 @@ impl Endpoint {
             return Ok(None);
         }
         match self.dialogue(look.attempt.address, tcp, None, None).await {
-            // It greets, but does not let this nobody in; nor was that the question.
+            // It greets but offers no login without TLS or an account, which this probe does not need.
             Err(BackendError::Fault(BackFault::NoMechanism)) if self.account.is_none() => Ok(Some(Evidence::Greeting)),
             conversed => conversed.map(Some),
         }
     }
 
-    /// Looks at one address as far as a login can be looked at without a user; `sight` keeps what is seen.
+    /// Checks one address up to the point where a login would be sent; `sight` collects the observations.
     pub(super) async fn inspect(
         self: &Arc<Self>,
         address: SocketAddr,
@@ -340,8 +339,8 @@ impl Endpoint {
         timeout(self.timeout, looked).await.unwrap_or_else(|_| Err(self.late()))
     }
 
-    /// From the connection to a login that is about to be sent, or with the probe's account further. A
-    /// service account's name is shown, as a login would show it; its password is not sent.
+    /// From the connection to a login that is about to be sent, or with the probe's account further. A service
+    /// account's name is used as a login would use it; its password is not sent.
     async fn dialogue(
         self: &Arc<Self>,
         address: SocketAddr,
@@ -354,11 +353,11 @@ impl Endpoint {
             None => (Vec::new(), Secret::new(Vec::new())),
         };
         let host = Arc::clone(&self.host);
-        // usher speaks for itself, so that a backend that does not trust it is found out.
+        // Forwards usher's own address, so that a backend that does not trust usher is detected.
         let own =
             tcp.local_addr().ok().map(|own| Origin { client: own, local: own, session: PROBE_SESSION.to_owned() });
         let forward = own.and_then(|own| self.forwarded_client(&own));
-        // The probe's account is its own, and vouches for nobody.
+        // The probe account logs in as itself, not for another user.
         let service = service.filter(|_| self.account.is_none()).map(|service| service.login.clone().into_bytes());
         let untagged_limit = self.untagged_limit;
         let settings = BackSettings { tls: self.tls, login, password, service, forward, untagged_limit, host };
@@ -373,7 +372,7 @@ impl Endpoint {
     }
 }
 
-/// Says the PROXY header, if there is one.
+/// Sends the PROXY header, if there is one.
 async fn send_header(tcp: &mut TcpStream, header: &[u8]) -> Result<(), BackendError> {
     tcp.write_all(header).await.map_err(|source| BackendError::Broken { source })
 }

@@ -1,8 +1,8 @@
-//! Whether an address is worth a login, and how fast logins come back after an outage.
+//! The circuit breaker of a backend address, and slow start after an outage.
 //!
-//! State and nothing else: moments come in, nothing waits here. Only what the server itself does
-//! wrong is reported to a [`Breaker`] (connect, TLS, greeting): a user who is refused never is, or
-//! one banned user would close the door for everybody.
+//! Pure state: the time is an argument, nothing waits here. Only faults of the server (connect, TLS, greeting)
+//! are reported to a [`Breaker`]; rejected logins never are, or one banned user would mark the backend down for
+//! all users.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,40 +10,44 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long an address that came back is on trial: one fault is enough to close it again.
+/// How long an address is recovering after it came up: during that time one fault marks it down again.
 const RECOVERY: Duration = Duration::from_secs(10);
-/// How long a login waits for an address that is down to show that it is back: with what the answer
-/// itself takes, below the 50 ms in which a known outage is told.
+/// How long a login waits for a probe of an address that is down: together with the reply below the 50 ms in
+/// which a known outage is reported.
 pub(super) const PATIENCE: Duration = Duration::from_millis(30);
-/// How long it waits once the address has connected where it did not before: it is coming back, and
-/// the first login after that is to get in even if the greeting takes its time.
+/// How long it waits once the address accepts connections again: it is recovering, and the first login should
+/// succeed even if the greeting is slow.
 const EXTENDED_WAIT: Duration = Duration::from_secs(2);
-/// Between the end of one look at an address that is down and the next, for a login's sake: shorter
-/// than [`PATIENCE`], so that the first login after its return finds it.
+/// Pause between two probes of an address that is down, when a login waits: shorter than [`PATIENCE`], so that
+/// the first login after the recovery succeeds.
 pub(super) const SPACING: Duration = Duration::from_millis(20);
-/// Logins a second at the beginning of a slow start.
+/// Logins per second at the beginning of slow <<<<<<<
+slow start|||||||ramp=======start>>>>>>>
+.
 const INITIAL_RATE: f64 = 10.0;
-/// How often the rate doubles over a slow start: at its end it is beyond what any server takes.
+/// How often the rate doubles during slow <<<<<<<
+slow start|||||||ramp=======start>>>>>>>
+: at its end it exceeds any server's capacity.
 const DOUBLINGS: f64 = 10.0;
 
-/// What a breaker has been told of its address.
+/// Whether the breaker lets logins through.
 #[derive(Debug)]
 enum Circuit {
-    /// Logins may go there.
+    /// In use.
     Closed {
-        /// Faults since it was last well.
+        /// Faults since the last success.
         strikes: u32,
     },
-    /// Only looks go there.
+    /// Down: only probes connect.
     Open {
         since: Instant,
         reason: Arc<str>,
-        /// Whether it connected when it last failed.
+        /// Whether the last failed attempt had connected.
         connected: bool,
     },
 }
 
-/// The last look at an address.
+/// The last probe of an address.
 #[derive(Debug, Clone, Copy)]
 enum ProbeProgress {
     Never,
@@ -54,27 +58,27 @@ enum ProbeProgress {
 /// How long a login may wait for an address that is down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RetryWindow {
-    /// Until then, as long as its own patience lasts.
+    /// Until then, but no longer than [`PATIENCE`] after its arrival.
     Bounded(Instant),
     /// Until then.
     Extended(Instant),
 }
 
-/// An attempt to reach an address, and how far it came.
+/// An attempt to reach an address.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConnectAttempt {
     pub(super) address: SocketAddr,
     pub(super) began: Instant,
-    /// Whether there was a connection.
+    /// Whether it connected.
     pub(super) connected: bool,
 }
 
-/// How a breaker stands, for the metrics.
+/// A breaker's state, for metrics and the status page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BreakerState {
-    /// Logins may go there.
+    /// In use.
     Closed,
-    /// It is down, and somebody is looking whether it is back.
+    /// Down, and a probe is running.
     HalfOpen,
     /// It is down.
     Open,
@@ -93,11 +97,11 @@ impl BreakerState {
     }
 }
 
-/// One address' breaker.
+/// The breaker of one address.
 #[derive(Debug)]
 pub(super) struct Breaker {
     state: Circuit,
-    /// When it last came back.
+    /// When it last came up.
     returned: Option<Instant>,
     look: ProbeProgress,
 }
@@ -122,7 +126,7 @@ impl Breaker {
         matches!(self.state, Circuit::Closed { .. })
     }
 
-    /// Whether nothing speaks against it.
+    /// Whether it has had no fault since the last success.
     pub(super) fn is_healthy(&self) -> bool {
         matches!(self.state, Circuit::Closed { strikes: 0 })
     }
@@ -143,8 +147,8 @@ impl Breaker {
         }
     }
 
-    /// The server did something wrong in this attempt. Returns whether that opens the breaker, which
-    /// takes `failures` faults in a row, or one while it is on trial.
+    /// Records a fault of the server. Returns whether this opens the breaker: after `failures` consecutive
+    /// faults, or after one while the address is recovering.
     pub(super) fn failed(&mut self, attempt: &ConnectAttempt, failures: u32, reason: &str, now: Instant) -> bool {
         let &ConnectAttempt { began, connected, .. } = attempt;
         let strikes = match &mut self.state {
@@ -154,7 +158,7 @@ impl Breaker {
                 return false;
             }
         };
-        // An attempt from before its return tells of the outage that is over.
+        // An attempt begun before the recovery reports the past outage.
         if self.returned.is_some_and(|returned| began < returned) {
             return false;
         }
@@ -167,7 +171,7 @@ impl Breaker {
         true
     }
 
-    /// The server did everything right. Returns how long it was down if this closes the breaker.
+    /// Records a success. Returns the length of the outage if this closes the breaker.
     pub(super) fn succeeded(&mut self, now: Instant) -> Option<Duration> {
         let before = std::mem::replace(&mut self.state, Circuit::Closed { strikes: 0 });
         let Circuit::Open { since, .. } = before else { return None };
@@ -175,7 +179,7 @@ impl Breaker {
         Some(now - since)
     }
 
-    /// Whether a look may begin now: one at a time, and this long after the last. It has begun if so.
+    /// Begins a probe if none is running and the last ended at least `pause` ago; returns whether it has begun.
     pub(super) fn begin_probe(&mut self, pause: Duration, now: Instant) -> bool {
         let free = match self.look {
             ProbeProgress::Never => true,
@@ -188,22 +192,22 @@ impl Breaker {
         free
     }
 
-    /// The look has a connection.
+    /// The probe has connected.
     pub(super) fn probe_connected(&mut self) {
         if let ProbeProgress::Running { connected, .. } = &mut self.look {
             *connected = true;
         }
     }
 
-    /// The look is over.
+    /// The probe has ended.
     pub(super) fn end_probe(&mut self, now: Instant) {
         if let ProbeProgress::Running { began, .. } = self.look {
             self.look = ProbeProgress::Over { began, ended: now };
         }
     }
 
-    /// Until when a login that arrived then may hope that this address, which is down, shows itself;
-    /// `None` if it looked and there was nobody.
+    /// How long a login that arrived then may wait for this address, which is down; `None` if a probe begun
+    /// after its arrival has failed.
     pub(super) fn retry_window(&self, arrived: Instant) -> Option<RetryWindow> {
         let progress = matches!(self.state, Circuit::Open { connected: false, .. });
         match self.look {
@@ -217,7 +221,7 @@ impl Breaker {
     }
 }
 
-/// Lets logins in by and by after an outage, so that everybody who waited does not come at once.
+/// Limits the rate of logins after an outage, so that not all waiting clients log in at once.
 #[derive(Debug)]
 pub(super) struct SlowStart {
     length: Duration,
@@ -350,7 +354,7 @@ mod tests {
         breaker.begin_probe(SPACING, began);
         breaker.probe_connected();
         assert_eq!(breaker.retry_window(began), Some(RetryWindow::Extended(began + EXTENDED_WAIT)));
-        // It listens and does not greet: from here on that is no news.
+        // It listens and does not greet: connecting is no progress from here on.
         breaker.failed(&attempt(true), FAILURES, "timeout", began);
         breaker.end_probe(began);
         assert_eq!(breaker.reason().map(|reason| &**reason), Some("timeout"));
@@ -368,7 +372,7 @@ mod tests {
         assert_eq!(slow_start.slot(wait, Instant::now()), Some(Instant::now()), "no outage, no slow start");
         slow_start.begin(Instant::now());
         let began = Instant::now();
-        // Everybody comes at once: who may go within the second that a login may wait?
+        // All logins arrive at once: count those admitted within the second that a login may wait.
         let mut slots = Vec::new();
         while let Some(slot) = slow_start.slot(wait, Instant::now()) {
             slots.push(slot - began);

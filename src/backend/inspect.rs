@@ -1,8 +1,7 @@
-//! An inspection of a backend's addresses, for `usher check --connect`: the way of a login without a user,
-//! and what is seen on it.
+//! Inspection of a backend's addresses for `usher check --connect`: the steps of a login without a user.
 //!
-//! It is the same way (`endpoint`), so that what is found here is what a login would find. No password
-//! is sent but that of the probe's account, where probes log in.
+//! It uses the code of a login (`endpoint`), so the findings apply to logins. No password is sent except that
+//! of the probe account, where probes log in.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -15,15 +14,15 @@ use crate::config::Probe;
 use crate::proto::Protocol;
 use crate::tls::stream::{NegotiatedTls, Stream};
 
-/// More of a greeting is not kept.
+/// The longest greeting that is kept.
 const GREETING: usize = 512;
 
-/// Where a backend speaks one protocol, as it was found.
+/// A backend's endpoint for one protocol, as inspected.
 #[derive(Debug)]
 pub struct ProtocolInspection {
     /// The protocol.
     pub protocol: &'static Protocol,
-    /// Each of its addresses, or why there is none.
+    /// Its addresses, or why there are none.
     pub addresses: Result<Vec<AddressInspection>, BackendError>,
 }
 
@@ -32,7 +31,7 @@ pub struct ProtocolInspection {
 pub struct AddressInspection {
     /// The address.
     pub address: SocketAddr,
-    /// How far it came and what it saw.
+    /// What was observed.
     pub observed: Observations,
     /// Whether a login could have been sent (or was, as the probe's account); else why not.
     pub result: Result<(), BackendError>,
@@ -40,25 +39,25 @@ pub struct AddressInspection {
     pub milliseconds: u128,
 }
 
-/// What was seen on the way to a login.
+/// What was observed before the login.
 #[derive(Debug, Default)]
 pub struct Observations {
     /// TCP was connected.
     pub connected: bool,
-    /// The first line that the server said, without its end.
+    /// The server's first line, without CRLF.
     pub greeting: Option<Vec<u8>>,
-    /// What TLS agreed on.
+    /// The negotiated TLS parameters.
     pub agreed: Option<NegotiatedTls>,
     /// The certificates that the server showed (DER), its own first.
     pub certificates: Vec<Vec<u8>>,
-    /// What it said last that it can do, mechanisms included.
+    /// Its last list of capabilities, mechanisms included.
     pub listed: Vec<String>,
     /// Whether clients' commands are watched in a session there ([`crate::proto::Back::watch`]).
     pub watched: bool,
 }
 
 impl Observations {
-    /// Notes what is there before the dialogue takes it.
+    /// Records input before the dialogue consumes it.
     pub(super) fn record(&mut self, stream: &Stream, input: &[u8]) {
         if self.agreed.is_none() {
             self.agreed = stream.agreed();
@@ -73,8 +72,7 @@ impl Observations {
 }
 
 impl Backend {
-    /// Looks at every address of every protocol now, all at the same time, each within the backend's
-    /// `timeout`.
+    /// Inspects every address of every protocol in parallel, each within the backend's `timeout`.
     pub async fn inspect(&self) -> Vec<ProtocolInspection> {
         let mut endpoints: Vec<_> = self.endpoints.values().collect();
         endpoints.sort_by_key(|endpoint| endpoint.protocol.name);

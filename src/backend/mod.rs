@@ -1,10 +1,9 @@
-//! A mail server behind usher: find an address that is well, verify it, log in as the user.
+//! A mail server behind usher: select a healthy address, verify the server, log in as the user.
 //!
-//! The backend's dialogue is the protocol's ([`crate::proto::Back`]); here are its sockets, its TLS,
-//! its deadline and its health. A refusal is reported as what it is, and judged by the session:
-//! after a good bind it means that two servers disagree. Several addresses are tried until one
-//! greets; a password is never sent twice. Never speaks in the clear unless the config says so in
-//! so many words.
+//! The backend's dialogue is the protocol's ([`crate::proto::Back`]); here are its sockets, its TLS, its
+//! deadline and its health. A rejection is reported unchanged; the session decides what it means: after a
+//! successful bind, that directory and backend disagree. Several addresses are tried until one greets; a
+//! password is never sent twice. Never uses cleartext unless the config says so explicitly.
 
 mod endpoint;
 mod health;
@@ -44,7 +43,7 @@ use inspect::Observations;
 use pool::{Evidence, Pool};
 use state::BackendStatus;
 
-/// How long a login waits for its turn, while too many are under way or after an outage.
+/// How long a login waits for a slot while too many are in progress or after an outage.
 const SLOT_WAIT: Duration = Duration::from_secs(1);
 
 /// A backend, ready to be logged in to.
@@ -52,11 +51,11 @@ const SLOT_WAIT: Duration = Duration::from_secs(1);
 pub struct Backend {
     /// Its name.
     pub name: Arc<str>,
-    /// Whether its own words of refusal may reach the client.
+    /// Whether its own refusal texts may be passed to the client.
     pub pass_refusals: bool,
     timeout: Duration,
     service: Option<Service>,
-    /// Places for logins under way.
+    /// Slots for logins in progress.
     slots: Arc<Semaphore>,
     logins_in_flight: usize,
     in_flight: IntGauge,
@@ -88,18 +87,18 @@ pub struct BackendFiles {
 pub struct LoggedIn {
     /// The connection.
     pub stream: Stream,
-    /// What the backend said behind its answer: the client's, in order.
+    /// What the backend sent after its reply: it belongs to the client, in order.
     pub leftover: SecretBuf,
     /// What the backend said to the login.
     pub welcome: Welcome,
-    /// What of the client's commands must be watched from now on.
+    /// The command to watch for in the session, if any.
     pub watch: Option<CommandWatch>,
 }
 
 /// How long a login at a backend took; filled as far as it came.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Phases {
-    /// Its turn, name, TCP, TLS and greeting: until the login can be sent.
+    /// Slot, name resolution, TCP, TLS and greeting: until the login can be sent.
     pub connect: Option<Duration>,
     /// From there to the answer.
     pub login: Option<Duration>,
@@ -131,7 +130,7 @@ pub enum BackendError {
         /// The reason.
         source: io::Error,
     },
-    /// None of the addresses that connections may come from fits.
+    /// No configured source address has the family of the address.
     #[error("`source` has no address of the family of {address}: add one")]
     NoSource {
         /// The address.
@@ -145,22 +144,22 @@ pub enum BackendError {
         /// The reason.
         source: io::Error,
     },
-    /// All of its addresses are known to be down.
+    /// All of its addresses are marked down.
     #[error("marked down: {reason}")]
     Down {
-        /// What was last wrong with the first of them.
+        /// The last fault of the first of them.
         reason: Arc<str>,
     },
-    /// `logins_in_flight` logins are under way.
+    /// `logins_in_flight` logins are in progress.
     #[error("too many logins in progress")]
     Full,
-    /// It comes back from an outage, and too many want to come with it.
+    /// Slow start after an outage limits the rate of logins.
     #[error("slow start after an outage: too many logins at once")]
     SlowStart,
     /// The handshake failed: a certificate, a name, a version.
     #[error("TLS: {reason}")]
     Tls {
-        /// The reason in an operator's words.
+        /// The reason as text for the log.
         reason: String,
     },
     /// The connection broke during the login.
@@ -178,7 +177,7 @@ pub enum BackendError {
         /// The backend's `timeout`.
         timeout: Duration,
     },
-    /// It said something that no login may be built on.
+    /// Its reply makes a login impossible.
     #[error("{0}")]
     Fault(BackFault),
     /// It refused the login.
@@ -187,8 +186,8 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    /// The label of `usher_backend_logins_total`. A refusal right after a bind is a disagreement;
-    /// after a cached decision the session first asks again.
+    /// The label of `usher_backend_logins_total`. A rejection after a bind counts as `backend_rejected`; after
+    /// a cached decision the session first binds again.
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
@@ -210,8 +209,8 @@ impl BackendError {
         }
     }
 
-    /// What it means for the client. A refusal is passed as a disagreement: whoever was not bound
-    /// never comes this far.
+    /// What it means for the client. A rejection becomes `BackendRejected`: without a bind the login does not
+    /// come this far.
     #[must_use]
     pub fn refusal(&self, pass_refusals: bool) -> Refusal {
         match self {
@@ -241,8 +240,8 @@ impl BackendError {
         }
     }
 
-    /// Whether this machine is to blame, which has no descriptor, port or memory left, or not the
-    /// address to connect from: that says nothing about the server.
+    /// Whether the cause is local (no descriptor, port or memory left, or an unusable source address): that
+    /// says nothing about the server.
     fn is_local_fault(&self) -> bool {
         if matches!(self, Self::NoSource { .. } | Self::Source { .. }) {
             return true;
@@ -252,17 +251,17 @@ impl BackendError {
         matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::ADDRNOTAVAIL | Errno::NOBUFS | Errno::NOMEM))
     }
 
-    /// Whether an error before the login was sent is a fault of the server, and not of what it was
-    /// asked. What comes after the login never is: it may be about this user.
+    /// Whether an error before the login was sent is a fault of the server, and not of what it was asked. An
+    /// error after the login was sent never is: it may concern this user only.
     const fn is_server_fault(&self) -> bool {
         !matches!(self, Self::Fault(BackFault::NoMechanism))
     }
 }
 
 impl Backend {
-    /// A backend as configured, with what its files hold. `host` is usher's own name, `own` are its
-    /// listeners, to which no backend may lead. What `previous`, which was configured alike, has learned of its addresses
-    /// stays known.
+    /// A backend as configured, with what its files hold. `host` is usher's own name, `own` are its listeners,
+    /// to which no backend may lead. The health of the addresses is taken over from `previous`, which was
+    /// configured alike.
     #[must_use]
     pub fn new(
         settings: &config::Backend,
@@ -308,8 +307,7 @@ impl Backend {
         }
     }
 
-    /// Logs the user in, within the backend's `timeout`, and tells the backend of the client as its
-    /// `forward` says.
+    /// Logs the user in, within the backend's `timeout`, and forwards the client's address as `forward` says.
     ///
     /// # Errors
     /// Why not; `phases` says how far it came.
@@ -337,7 +335,7 @@ impl Backend {
 
         let began = Instant::now();
         let approach = async {
-            // A backend that is down is told before anybody waits for a turn there.
+            // A backend that is down is reported before waiting for a slot.
             endpoint.candidates().await?;
             let place = self.login_slot(endpoint).await?;
             Ok((place, endpoint.approach(deadline, &settings, &header).await?))
@@ -355,7 +353,7 @@ impl Backend {
         answered
     }
 
-    /// Where nginx is to log the user in: an address that is well, or the one that is configured for it.
+    /// The address that nginx connects to: a healthy one, or the one configured for nginx.
     ///
     /// # Errors
     /// There is none now, or none that takes a login without TLS.
@@ -368,11 +366,13 @@ impl Backend {
         Ok(SocketAddr::new(hop.address.unwrap_or_else(|| well.ip()), hop.port.unwrap_or_else(|| well.port())))
     }
 
-    /// Waits for a turn: a place among the logins under way, and a slot in the slow start after an outage.
+    /// Waits for a slot among the logins in progress, and for slow <<<<<<<
+slow start|||||||ramp=======start>>>>>>>
+ after an outage.
     async fn login_slot(&self, endpoint: &Endpoint) -> Result<LoginSlot<'_>, BackendError> {
         let patience = Instant::now() + SLOT_WAIT;
         let permit = timeout_at(patience, self.slots.acquire()).await.map_err(|_| BackendError::Full)?;
-        // Nobody closes the semaphore.
+        // The semaphore is never closed.
         let permit = permit.map_err(|_| BackendError::Full)?;
         let left = patience.saturating_duration_since(Instant::now());
         let slot = endpoint.pool.slot(left).ok_or(BackendError::SlowStart)?;
@@ -382,7 +382,7 @@ impl Backend {
         Ok(place)
     }
 
-    /// Looks at those of its addresses whose time has come. To be called several times a second.
+    /// Starts the probes that are due. To be called several times a second.
     pub fn run_probes(&self) {
         self.endpoints.values().for_each(Endpoint::run_probes);
     }
@@ -412,7 +412,7 @@ impl Backend {
     }
 }
 
-/// A place among the logins under way, given back when dropped.
+/// A slot among the logins in progress, released on drop.
 #[derive(Debug)]
 struct LoginSlot<'a> {
     _permit: SemaphorePermit<'a>,
@@ -425,20 +425,19 @@ impl Drop for LoginSlot<'_> {
     }
 }
 
-/// A conversation with a backend.
+/// A connection to a backend before the login is accepted.
 struct BackendDialogue {
     stream: Stream,
     dialogue: Box<dyn Back>,
     input: SecretBuf,
     out: SecretBuf,
-    /// What is to be done next.
+    /// The next step.
     step: BackStep,
 }
 
 impl BackendDialogue {
-    /// From the connection to the login, which is written but not sent: a login has not begun yet,
-    /// and a look at the server ends here.
-    /// `sight` keeps what an operator may want to see of it.
+    /// From the connection to the login, which is written but not sent: a probe ends here. `sight` collects the
+    /// observations of an inspection.
     async fn approach(
         endpoint: &Endpoint,
         tcp: TcpStream,
@@ -468,7 +467,7 @@ impl BackendDialogue {
             match talk.step {
                 BackStep::NeedMore => talk.fill().await?,
                 BackStep::StartTls => {
-                    // Nothing said in the clear may be taken for an answer under TLS.
+                    // Cleartext input must not be taken for a reply under TLS.
                     if !talk.input.is_empty() {
                         return Err(BackendError::Fault(BackFault::Injection));
                     }
@@ -477,7 +476,7 @@ impl BackendDialogue {
                     talk.dialogue.tls_started();
                 }
                 BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
-                // No answer comes before the question.
+                // A reply before the login was sent.
                 BackStep::Ready(_) | BackStep::Refused(_) => {
                     return Err(BackendError::Fault(BackFault::ProtocolViolation));
                 }
@@ -504,7 +503,7 @@ impl BackendDialogue {
         }
     }
 
-    /// Leaves without a login; what was written of it is wiped.
+    /// Gives up without a login; what was written of it is wiped.
     fn into_stream(self) -> Stream {
         self.stream
     }

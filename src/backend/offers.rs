@@ -1,8 +1,8 @@
-//! What usher may promise before a login: what every backend can do that the login may lead to.
+//! The capabilities that usher advertises before a login: those that all backends have in common.
 //!
-//! Each address' list is kept by its pool (`pool`), through outages and reloads; here is what
-//! they have in common, worked out again when one of them has changed. A backend that was never
-//! reached counts with what is usual in the protocol. An operator's own list takes their place.
+//! Each address' list is kept by its pool (`pool`), through outages and reloads; here is what they have in
+//! common, worked out again when one of them has changed. A backend that was never reached counts with what is
+//! usual in the protocol. A configured list replaces them.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -20,7 +20,7 @@ use crate::proto::{PROTOCOLS, Protocol, capabilities};
 #[derive(Debug)]
 pub struct AdvertisedCapabilities {
     by_protocol: HashMap<&'static str, ArcSwap<Advertised>>,
-    /// What the operator says instead.
+    /// The configured lists, which take precedence.
     fixed: Vec<(&'static Protocol, Vec<String>)>,
 }
 
@@ -29,7 +29,7 @@ struct Advertised {
     /// How often any of the lists that it is made of has changed; `None`: it is made of none.
     generation: Option<u64>,
     capabilities: Arc<[String]>,
-    /// What single backends have beyond that, in an operator's words.
+    /// What single backends have beyond that, as text for the log.
     differences: String,
 }
 
@@ -68,7 +68,7 @@ impl AdvertisedCapabilities {
         self.by_protocol.get(protocol.name).map(|offer| offer.load().differences.clone()).unwrap_or_default()
     }
 
-    /// Learns what has changed. To be called several times a second.
+    /// Recomputes what has changed. To be called several times a second.
     pub fn refresh(&self, backends: &[Backend], metrics: &Metrics) {
         for protocol in PROTOCOLS {
             let Some(told) = self.by_protocol.get(protocol.name) else { continue };
@@ -80,7 +80,7 @@ impl AdvertisedCapabilities {
             }
             let known = serving.map(|(backend, endpoint)| (&*backend.name, endpoint.pool.capabilities()));
             let offer = Arc::new(self.offer(protocol, &known.collect::<Vec<_>>(), lessons, metrics));
-            // In force first, then told: whoever reads the line may rely on it.
+            // Stored before it is logged, so that the log line is true.
             told.store(Arc::clone(&offer));
             if offer.differences != before.differences {
                 let offered = Escaped(offer.capabilities.join(", ").as_bytes()).to_string();
@@ -107,7 +107,7 @@ impl AdvertisedCapabilities {
         let lists: Vec<&[String]> = backends.iter().map(|(_, known)| known.as_deref().unwrap_or(&usual)).collect();
         let fixed = self.fixed.iter().find(|(known, _)| *known == protocol).map(|(_, fixed)| fixed.clone());
         let capabilities = fixed.unwrap_or_else(|| capabilities::common(&lists));
-        // Who was never reached does not differ: nobody knows.
+        // A backend that was never reached has no known difference.
         let known: Vec<(&str, &[String])> =
             backends.iter().filter_map(|(name, known)| Some((*name, known.as_deref()?))).collect();
         let agreed = capabilities::common(&known.iter().map(|(_, list)| *list).collect::<Vec<_>>());

@@ -1,8 +1,7 @@
 //! A backend's addresses for one protocol, in order of preference, each with its breaker.
 //!
-//! The resolver is asked now and then and beside the logins, never by each of them; what it said
-//! last stands until it says something else. Lines are logged when something changes, never for a
-//! login.
+//! Names are resolved in the background, never per login; the last result stays in use until the next one. Log
+//! lines are written on changes, never per login.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -24,23 +23,23 @@ use crate::metrics::Metrics;
 use crate::proto::capabilities;
 use crate::tasks::{self, Task};
 
-/// How long an answer of the resolver is used. The system's resolver tells no time to live; this is
-/// short enough for a move by DNS and long enough to keep it out of a busy login path.
+/// How long a result of the resolver is used. The system's resolver reports no TTL; this is short enough for a
+/// move by DNS and long enough to keep it out of a busy login path.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
-/// How soon the resolver is asked again when it knew nothing.
+/// When a failed name resolution is retried.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often an address that failed is looked after.
+/// How often an address with a fault is probed.
 const SUSPECT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Addresses whose capabilities are kept at the most.
+/// The most addresses whose capabilities are kept.
 const LISTS: usize = 64;
 
-/// What an attempt has shown of an address.
+/// What an attempt has proven about an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Evidence {
-    /// TLS and the greeting were as they should be.
+    /// TLS and the greeting succeeded.
     Greeting,
-    /// A login was accepted as well.
+    /// A login was accepted.
     Login,
 }
 
@@ -57,7 +56,7 @@ pub(super) struct Pool {
     pub(super) sources: Sources,
     pub(super) settings: config::Health,
     addresses: Mutex<AddressSet>,
-    /// Told whenever somebody who waits should look again.
+    /// Notifies waiting logins of a change.
     changed: watch::Sender<()>,
 }
 
@@ -66,39 +65,39 @@ struct AddressSet {
     entries: Vec<(SocketAddr, Breaker)>,
     resolver: Resolver,
     slow_start: SlowStart,
-    /// Whether the account of the probes was refused last time.
+    /// Whether the probe account was rejected last time.
     account_refused: bool,
-    /// What each address said last that it can do, sorted out for clients.
+    /// Each address's last capabilities, filtered for clients.
     lists: HashMap<SocketAddr, Vec<String>>,
     /// How often that has changed.
     generation: u64,
 }
 
-/// How it stands with the resolver.
+/// The state of name resolution.
 #[derive(Debug)]
 struct Resolver {
-    /// When to ask it next; `None`: never, there are no names.
+    /// When to resolve next; `None`: never, there are no names.
     due: Option<Instant>,
     asking: bool,
-    /// Why there is no address, as far as it has said so.
+    /// Why there is no address, if resolution has failed.
     failure: Option<ResolveError>,
 }
 
 impl Resolver {
-    /// Nothing came of asking.
+    /// Resolution has failed.
     fn retry_later(&mut self) {
         (self.asking, self.due) = (false, Some(Instant::now() + RETRY));
     }
 }
 
-/// What a login finds.
+/// The result of selecting addresses for a login.
 #[derive(Debug)]
 pub(super) enum Selection {
     /// Addresses to try, in order.
     Usable(Vec<SocketAddr>),
-    /// Nothing yet; look again at the next news, or then.
+    /// Nothing yet; select again at the next change, or at this time.
     Wait(Option<Instant>),
-    /// Nothing.
+    /// Nothing usable.
     Unavailable(BackendError),
 }
 
@@ -141,12 +140,12 @@ impl Pool {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be woken by whatever changes from now on.
+    /// Receives every change from now on.
     pub(super) fn changed(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// Asks the resolver if it is time to, beside whoever calls.
+    /// Resolves the names in the background if that is due.
     pub(super) fn refresh(self: &Arc<Self>, metrics: &Arc<Metrics>) {
         let now = Instant::now();
         let resolver = &mut self.addresses().resolver;
@@ -165,26 +164,26 @@ impl Pool {
         });
     }
 
-    /// Asks the resolver now, and takes over what it says.
+    /// Resolves the names now and takes over the result.
     pub(super) async fn resolve(&self) -> Result<Vec<SocketAddr>, BackendError> {
         let answer = resolve(&self.configured, &self.own, &self.sources).await;
         self.addresses().resolved(answer.clone());
         Ok(answer?)
     }
 
-    /// Begins a look at each address that is down, for a login's sake: at once if it has no other.
+    /// Begins a probe of each address that is down, for a waiting login: at once if there is no other address.
     pub(super) fn begin_down_probes(self: &Arc<Self>) -> Vec<RunningProbe> {
         let pause = if self.addresses().usable() == 0 { SPACING } else { SUSPECT_INTERVAL };
         self.begin(|breaker| (!breaker.is_closed()).then_some(pause))
     }
 
-    /// Begins a look at each address that has not been looked at for long enough.
+    /// Begins a probe of each address that is due.
     pub(super) fn begin_due_probes(self: &Arc<Self>) -> Vec<RunningProbe> {
         let interval = self.settings.probe_interval;
         self.begin(|breaker| Some(if breaker.is_healthy() { interval } else { interval.min(SUSPECT_INTERVAL) }))
     }
 
-    /// Begins a look at this address, if nobody is looking.
+    /// Begins a probe of this address, unless one is running.
     pub(super) fn begin_probe(self: &Arc<Self>, address: SocketAddr) -> Option<RunningProbe> {
         let mut roster = self.addresses();
         let now = Instant::now();
@@ -200,14 +199,14 @@ impl Pool {
         due.collect()
     }
 
-    /// What a login that arrived then finds now.
+    /// Selects addresses for a login that arrived at this time.
     pub(super) fn select(&self, arrived: Instant) -> Selection {
         let now = Instant::now();
         let give_up = arrived + PATIENCE;
         let roster = self.addresses();
         if roster.entries.is_empty() {
             return match &roster.resolver.failure {
-                // Nobody knows yet whether the name leads anywhere: the login has its whole time.
+                // The name is not resolved yet: the login may wait until its deadline.
                 None => Selection::Wait(None),
                 Some(_) if roster.resolver.asking && now < give_up => Selection::Wait(Some(give_up)),
                 Some(failure) => Selection::Unavailable(failure.clone().into()),
@@ -237,7 +236,7 @@ impl Pool {
         self.addresses().slow_start.slot(patience, Instant::now())
     }
 
-    /// An attempt met a fault, which is the server's unless this machine is to blame.
+    /// Records a fault of the server; local faults are ignored.
     pub(super) fn failed(&self, attempt: &ConnectAttempt, error: &BackendError) {
         if error.is_local_fault() {
             return;
@@ -250,7 +249,7 @@ impl Pool {
         if !opened {
             return;
         }
-        // An address that nobody answers at may have moved.
+        // The name of an unreachable address may have changed.
         if let Some(due) = &mut roster.resolver.due {
             *due = now;
         }
@@ -261,9 +260,9 @@ impl Pool {
         warn!(backend = &*self.backend, protocol = self.protocol, %address, usable, %reason, "backend address marked down");
     }
 
-    /// An attempt showed that the server is well, as far as this proof goes.
+    /// Records a success, as far as the evidence goes.
     pub(super) fn succeeded(&self, address: SocketAddr, proof: Evidence) {
-        // Where probes log in, a greeting alone proves nothing.
+        // Where probes log in, a greeting alone is no evidence of health.
         if proof == Evidence::Greeting && matches!(self.settings.probe, Probe::Login(_)) {
             return;
         }
@@ -281,7 +280,7 @@ impl Pool {
         info!(backend = &*self.backend, protocol = self.protocol, %address, usable, down_s, "backend address up again");
     }
 
-    /// Whether the account of the probes was refused; told when it changes.
+    /// Records whether the probe account was rejected; logs a change.
     pub(super) fn account_refused(&self, refused: bool) {
         let before = std::mem::replace(&mut self.addresses().account_refused, refused);
         match (before, refused) {
@@ -299,13 +298,13 @@ impl Pool {
         }
     }
 
-    /// Keeps what an address says it can do. Returns whether it said something else before.
+    /// Stores an address's capabilities. Returns whether they replaced different ones.
     pub(super) fn record_capabilities(&self, address: SocketAddr, listed: Vec<String>) -> bool {
         let mut roster = self.addresses();
         if roster.lists.get(&address) == Some(&listed) {
             return false;
         }
-        // One address after the other may come and go by DNS.
+        // DNS may bring ever new addresses.
         if roster.lists.len() >= LISTS {
             let kept: Vec<SocketAddr> = roster.entries.iter().map(|(at, _)| *at).collect();
             roster.lists.retain(|at, _| kept.contains(at));
@@ -319,30 +318,30 @@ impl Pool {
         before.is_some()
     }
 
-    /// How often what its addresses can do has changed.
+    /// How often the capabilities of its addresses have changed.
     pub(super) fn generation(&self) -> u64 {
         self.addresses().generation
     }
 
-    /// What all of its addresses can do, as far as they have said; through an outage, what they said
-    /// last. `None` if nobody has ever been reached.
+    /// The capabilities that all of its addresses have in common; during an outage, the last ones. `None` if no
+    /// address was ever reached.
     pub(super) fn capabilities(&self) -> Option<Vec<String>> {
         let roster = self.addresses();
         let mut lists: Vec<&[String]> =
             roster.entries.iter().filter_map(|(at, _)| roster.lists.get(at)).map(Vec::as_slice).collect();
-        // The name leads elsewhere now, or nowhere: the last that is known of it still stands.
+        // The name resolves to other addresses now, or to none: the last known capabilities stay in use.
         if lists.is_empty() {
             lists = roster.lists.values().map(Vec::as_slice).collect();
         }
         (!lists.is_empty()).then(|| capabilities::common(&lists))
     }
 
-    /// How many addresses stand how.
+    /// How many addresses have this state.
     pub(super) fn count(&self, standing: BreakerState) -> usize {
         self.addresses().entries.iter().filter(|(_, breaker)| breaker.state() == standing).count()
     }
 
-    /// Whether a login would be sent somewhere, as far as anybody knows.
+    /// Whether a login would be sent to an address, as far as is known.
     pub(super) fn is_up(&self) -> bool {
         self.addresses().is_up()
     }
@@ -378,11 +377,11 @@ impl AddressSet {
     }
 
     fn is_up(&self) -> bool {
-        // Nothing is known against a name that was not asked for yet.
+        // A name that was not resolved yet counts as up.
         self.usable() > 0 || (self.entries.is_empty() && self.resolver.failure.is_none())
     }
 
-    /// These are the addresses from now on; what is known of those that stay stays.
+    /// Replaces the addresses; those that stay keep their state.
     fn set_addresses(&mut self, addresses: Vec<SocketAddr>) {
         let mut old = std::mem::take(&mut self.entries);
         for address in addresses {
@@ -391,7 +390,7 @@ impl AddressSet {
         }
     }
 
-    /// Takes over what the resolver said.
+    /// Takes over a result of the resolver.
     fn resolved(&mut self, answer: Result<Vec<SocketAddr>, ResolveError>) {
         let life = if answer.is_err() { RETRY } else { RESOLVE_INTERVAL };
         self.resolver.failure = match answer {
@@ -399,7 +398,7 @@ impl AddressSet {
                 self.set_addresses(addresses);
                 None
             }
-            // A resolver that is away takes nothing back; a name that leads to usher itself does.
+            // An unreachable resolver removes no address; a name that leads to usher itself removes all.
             Err(ResolveError::Name(_)) if !self.entries.is_empty() => None,
             Err(failure) => {
                 self.entries.clear();
@@ -411,7 +410,7 @@ impl AddressSet {
     }
 }
 
-/// Somebody looks whether an address is well; over when dropped.
+/// A running probe of an address; ends when dropped.
 #[derive(Debug)]
 pub(super) struct RunningProbe {
     pool: Arc<Pool>,
@@ -423,7 +422,7 @@ impl RunningProbe {
         Self { pool: Arc::clone(pool), attempt: ConnectAttempt { address, began, connected: false } }
     }
 
-    /// There is a connection, which may be what somebody hopes for.
+    /// The probe has connected; waiting logins are notified.
     pub(super) fn connected(&mut self) {
         self.attempt.connected = true;
         if let Some(breaker) = self.pool.addresses().breaker(self.attempt.address) {
@@ -432,7 +431,7 @@ impl RunningProbe {
         self.pool.changed.send_replace(());
     }
 
-    /// Whether it is about the return of an address that is down.
+    /// Whether it probes an address that is down.
     pub(super) fn is_recovery(&self) -> bool {
         self.pool.addresses().breaker(self.attempt.address).is_none_or(|breaker| !breaker.is_closed())
     }
@@ -523,7 +522,7 @@ routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: impli
         assert_eq!(roster.resolver.due, Some(Instant::now() + RESOLVE_INTERVAL));
         roster.resolved(away());
         assert_eq!((roster.usable(), roster.resolver.due), (1, Some(Instant::now() + RETRY)));
-        // A name that leads back to usher is no outage of the resolver.
+        // A name that leads back to usher is not an outage of the resolver.
         roster.resolved(Err(ResolveError::Own(at(&["192.0.2.1:993"])[0])));
         assert!(roster.entries.is_empty() && roster.resolver.failure.is_some());
     }

@@ -1,7 +1,7 @@
-//! From a backend's configured addresses to what can be connected to.
+//! Resolution of a backend's configured addresses.
 //!
-//! An address that is one of usher's own listeners is refused here, whatever name led to it: a
-//! login would go round until the descriptors are used up.
+//! An address that is one of usher's own listeners is refused here, whatever name led to it: a login would loop
+//! until the descriptors are used up.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use super::source::Sources;
 use crate::config::Address;
 use crate::sys;
 
-/// More than any login could try in its time; the rest of a larger answer is not used.
+/// The most addresses of one result, more than a login can try before its deadline.
 const MOST: usize = 16;
 
 /// Why there is no address.
@@ -22,9 +22,9 @@ const MOST: usize = 16;
 pub(super) enum ResolveError {
     /// The resolver's reason.
     Name(Arc<io::Error>),
-    /// This is one of usher's own listeners.
+    /// The address is one of usher's own listeners.
     Own(SocketAddr),
-    /// Connections may come from no address of the family of this one, or of any other.
+    /// No source address has the family of this one, or of any other.
     Family(SocketAddr),
 }
 
@@ -38,8 +38,8 @@ impl From<ResolveError> for BackendError {
     }
 }
 
-/// Looks all of them up; in their order, each address once. A name that has no address now is left
-/// out while another has one, and so is an address of a family that no source is of.
+/// Resolves all of them, in order, each address once. A name without an address is skipped while another has
+/// one, and so is an address whose family no source has.
 pub(super) async fn resolve(
     configured: &[Address],
     own: &[SocketAddr],
@@ -77,8 +77,8 @@ pub(super) async fn resolve(
     }
 }
 
-/// The addresses of one name with the families in turn, so that one family that leads nowhere costs
-/// one attempt and not all of them (RFC 8305 section 4).
+/// The addresses of one name with alternating families, so that an unreachable family costs one attempt and not
+/// all (RFC 8305 section 4).
 fn interleaved(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
     let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| address.is_ipv6() == first_is_v6);

@@ -1,5 +1,5 @@
-//! How a backend stands now, as data for whoever looks: the control socket, a status page. Never
-//! anything about a user.
+//! A backend's current status, as data for the control socket and the status page. Contains nothing about
+//! users.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 pub struct BackendStatus {
     /// Its name.
     pub name: String,
-    /// Logins under way there.
+    /// Logins in progress.
     pub logins_in_flight: u64,
-    /// How many may be.
+    /// Their limit.
     pub logins_in_flight_limit: usize,
-    /// Where it speaks which protocol, in usher's order of protocols.
+    /// Its protocols, in usher's order.
     pub protocols: Vec<ProtocolStatus>,
 }
 
@@ -24,13 +24,13 @@ pub struct BackendStatus {
 pub struct ProtocolStatus {
     /// The protocol's name.
     pub protocol: Cow<'static, str>,
-    /// Whether a login would be sent somewhere.
+    /// Whether logins are sent to an address.
     pub up: bool,
-    /// Why there is no address, if the resolver says so.
+    /// Why the name has no address, if resolution failed.
     pub unresolved: Option<String>,
-    /// The addresses in order of preference; none before the resolver has answered.
+    /// The addresses in order of preference; none before the name is resolved.
     pub addresses: Vec<AddressStatus>,
-    /// What all of its addresses can do, as clients are told; nothing before one was reached.
+    /// The capabilities of all of its addresses, as advertised; none before one was reached.
     pub capabilities: Option<Vec<String>>,
 }
 
@@ -39,7 +39,7 @@ pub struct ProtocolStatus {
 pub struct AddressStatus {
     /// The address.
     pub address: SocketAddr,
-    /// How its breaker stands: `closed` (in use), `half_open` (down, somebody is looking) or `open`.
+    /// Its breaker's state: `closed` (in use), `half_open` (down, a probe is running) or `open` (down).
     pub breaker: Cow<'static, str>,
     /// Why it is down, if it is; quotes the server, so escape it where it is shown.
     pub reason: Option<String>,
@@ -48,7 +48,7 @@ pub struct AddressStatus {
 }
 
 impl AddressStatus {
-    /// Whether logins go there.
+    /// Whether it is in use.
     #[must_use]
     pub fn is_used(&self) -> bool {
         self.down_seconds.is_none()

@@ -1,7 +1,7 @@
-//! The PROXY header in front of a connection: taken whole and not a byte more, from proxies that the
-//! listener trusts and from nobody else, under a deadline of its own.
+//! The PROXY header before a connection: read completely and not a byte beyond, only from proxies that the
+//! listener trusts, under a deadline of its own.
 //!
-//! What is wrong with it closes the connection without a word: there is no protocol yet to say it in.
+//! An invalid header closes the connection without a reply: no protocol has been spoken yet.
 
 use std::io;
 
@@ -15,13 +15,13 @@ use crate::proto::proxy_header::{self, Header, HeaderError, HeaderProgress};
 use crate::session::Accepted;
 use crate::snapshot::Shared;
 
-/// Why a connection has no header to be served by.
+/// Why a connection is closed for its header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HeaderRejection {
     Untrusted,
     Fault(HeaderError),
     Timeout,
-    /// The peer went away, as who only asks whether the port is open.
+    /// The peer disconnected, such as a port check.
     ByPeer,
     Limit,
 }
@@ -52,8 +52,8 @@ impl From<io::Error> for HeaderRejection {
     }
 }
 
-/// Takes the header, and gives the connection the addresses it names. `None`: the connection is to be
-/// closed, which is told and counted.
+/// Reads the header and sets the connection's addresses. `None`: the connection is to be closed, which is
+/// logged and counted.
 pub(super) async fn receive(
     shared: &Shared,
     config: &Config,
@@ -67,7 +67,7 @@ pub(super) async fn receive(
             return Err(HeaderRejection::Untrusted);
         }
         let _half_open = shared.throttle.proxy_header(&config.throttle, proxy).map_err(|_| HeaderRejection::Limit)?;
-        // It is part of the conversation, which may be shorter.
+        // It counts towards the time before login, which may be shorter.
         let patience = config.limits.proxy_header_timeout.min(config.limits.prelogin_timeout);
         timeout_at(accepted.since + patience, take(&mut accepted.tcp)).await.unwrap_or(Err(HeaderRejection::Timeout))
     };
@@ -99,7 +99,7 @@ async fn take(tcp: &mut TcpStream) -> Result<Header, HeaderRejection> {
             HeaderProgress::Complete(header, _) => return Ok(header),
             HeaderProgress::Needs(more) => more,
         };
-        // What follows is TLS' or the dialogue's.
+        // What follows belongs to TLS or the dialogue.
         if (&mut *tcp).take(more as u64).read_buf(&mut bytes).await? == 0 {
             return Err(HeaderRejection::ByPeer);
         }

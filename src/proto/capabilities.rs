@@ -1,16 +1,16 @@
-//! What several servers have in common, as far as each says what it can do.
+//! The capabilities that several servers have in common.
 //!
-//! A list has one capability each: a name, or a name, a space and a value, such as `IDLE`,
-//! `SIZE 10240000` or `SIEVE fileinto reject`. Case means nothing in either, nor the order of words.
-//! Pure functions: who keeps the lists, and for how long, is the backend's matter.
+//! Each element of a list is one capability: a name, or a name, a space and a value, such as `IDLE`, `SIZE
+//! 10240000` or `SIEVE fileinto reject`. Case means nothing in either, nor the order of words. Pure functions:
+//! the lists are kept by `backend`.
 
-/// The longest capability that is kept: far above any that a server has.
+/// The longest capability that is kept, far above any that servers list.
 pub const LONGEST: usize = 1024;
-/// How much of a list is kept in all: each answer to a client holds it.
+/// How much of a list is kept in total: it is part of each reply to a client.
 pub const WHOLE: usize = 4096;
 
-/// What is kept of a server's list: a capability that is longer than [`LONGEST`], and what is beyond
-/// [`WHOLE`] in all, is left out, so that it is promised to no client.
+/// What is kept of a server's list: a capability that is longer than [`LONGEST`], and what is beyond [`WHOLE`]
+/// in all, is left out, so that it is not advertised.
 #[must_use]
 pub fn bounded(list: impl Iterator<Item = String>) -> Vec<String> {
     let mut left = WHOLE;
@@ -22,7 +22,7 @@ pub fn bounded(list: impl Iterator<Item = String>) -> Vec<String> {
     list.filter(fits).collect()
 }
 
-/// What all of these lists have: of numbers the smallest, of words those that are in every list.
+/// What all of these lists have in common: of numbers the smallest, of words those that are in every list.
 #[must_use]
 pub fn common(lists: &[&[String]]) -> Vec<String> {
     let Some((first, others)) = lists.split_first() else { return Vec::new() };
@@ -35,7 +35,7 @@ pub fn common(lists: &[&[String]]) -> Vec<String> {
     first.iter().filter_map(in_all).collect()
 }
 
-/// What of a list is not in `common`, or is more than there.
+/// What a list has beyond `common`.
 #[must_use]
 pub fn beyond<'a>(list: &'a [String], common: &[String]) -> Vec<&'a str> {
     let whole = |one: &&str| {
@@ -67,11 +67,10 @@ fn same_words(one: &str, other: &str) -> bool {
     one.split(' ').all(|word| has(other, word)) && other.split(' ').all(|word| has(one, word))
 }
 
-/// What two servers have of a capability that both list; `None` if that is nothing.
+/// What two servers have in common of a capability that both list; `None` if that is nothing.
 fn shared(name: &str, one: &str, other: &str) -> Option<String> {
     if is(name, "SIZE") {
-        // Without a number, or with 0, there is no limit that the server would tell (RFC 1870
-        // section 4): any limit is smaller.
+        // Without a number, or with 0, the server reports no limit (RFC 1870 section 4): any limit is smaller.
         let limits = [one, other].map(|value| value.parse::<u64>().ok().filter(|limit| *limit > 0));
         let least = limits.into_iter().flatten().min();
         return Some(least.map_or_else(|| one.to_owned(), |least| least.to_string()));

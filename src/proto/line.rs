@@ -1,9 +1,8 @@
 //! The client half of the protocols whose commands are single lines: POP3 and submission.
 //!
-//! Gathers lines, leads authentication exchanges (RFC 4954, RFC 5034), counts bad commands and passes
-//! over what is refused. What a command means and every word of an answer is the [`Dialect`]'s. Never
-//! asks for a secret in the clear and never repeats a byte of the client's. When [`Step::NeedMore`] is
-//! returned the input is empty: what is kept between calls is one line.
+//! Reads lines, drives authentication exchanges (RFC 4954, RFC 5034), counts bad commands and discards what is
+//! refused. Commands and replies are the [`Dialect`]'s. Never asks for a secret in the clear and never repeats
+//! client input. When [`Step::NeedMore`] is returned the input is empty: one line is kept between calls.
 
 use std::borrow::Cow;
 
@@ -13,20 +12,20 @@ use super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Wel
 use crate::outcome::Refusal;
 use crate::secret::SecretBuf;
 
-/// How much of one refused line is read and thrown away before the client is given up.
+/// How much of one refused line is discarded before the connection is closed.
 const MAX_DISCARDED: usize = 65_536;
 
-/// What a protocol of lines says and understands. Answers are whole lines without CRLF.
+/// The commands and replies of a line protocol. Replies are complete lines without CRLF.
 pub(super) trait Dialect: Send + Sync {
     /// The longest command, without CRLF. AUTH may be longer: it can hold an initial response.
     const LINE: usize;
-    /// What stands before a challenge.
+    /// The prefix of a challenge.
     const CHALLENGE: &str;
 
     /// Writes the greeting.
     fn greet(&self, out: &mut SecretBuf);
 
-    /// Carries out a command and writes its answer, unless the answer is to come.
+    /// Executes a command and writes its reply, unless that comes later.
     fn command<'a>(
         &mut self,
         command: &'a [u8],
@@ -34,23 +33,23 @@ pub(super) trait Dialect: Send + Sync {
         out: &mut SecretBuf,
     ) -> Result<LineAction<'a>, LineProblem>;
 
-    /// Everything that the client said is forgotten.
+    /// Resets the state, such as after STARTTLS.
     fn reset(&mut self);
 
-    /// The answer to what cannot be carried out.
+    /// The reply to a command that cannot be executed.
     fn denial(problem: LineProblem) -> &'static str;
 
-    /// The answer to an attempt that is refused. The session's id follows it where that helps.
+    /// The reply to a refused login. The session id follows where that helps.
     fn refusal(refusal: &Refusal) -> Cow<'static, str>;
 
-    /// The answer to an attempt that is accepted.
+    /// The reply to an accepted login.
     fn success(welcome: &Welcome) -> String;
 
-    /// The parting line.
+    /// The closing line.
     fn closing_line(why: &Refusal) -> String;
 }
 
-/// How the client is connected.
+/// The security of the client's connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Channel {
     /// TLS is established.
@@ -66,27 +65,27 @@ impl Channel {
     }
 }
 
-/// What a command leads to.
+/// The result of a command.
 #[derive(Debug)]
 pub(super) enum LineAction<'a> {
     /// It is answered.
     Done,
     /// It is answered, and TLS is to be started.
     StartTls,
-    /// It is answered, and the client leaves.
+    /// It is answered, and the client disconnects.
     Quit,
     /// An exchange of this mechanism, with its initial response if there is one.
     Authenticate(Mechanism, Option<&'a [u8]>),
     /// A login with everything it needs.
     Attempt(Credentials),
-    /// It is refused, and this many bytes behind it belong to it: they are no commands.
+    /// It is refused, and this many bytes after it are its data.
     Discard(LineProblem, usize),
 }
 
 impl<'a> LineAction<'a> {
     /// What the arguments of an AUTH lead to.
     pub(super) fn authenticate(arguments: &'a [u8], channel: Channel) -> Result<Self, LineProblem> {
-        // Before the arguments are looked at: there may be a password among them.
+        // Before the arguments are parsed: they may contain a password.
         if !channel.tls {
             return Err(LineProblem::TlsFirst);
         }
@@ -105,11 +104,11 @@ impl<'a> LineAction<'a> {
 pub(super) enum LineProblem {
     /// No such command.
     Unknown,
-    /// Its arguments are not as it wants them.
+    /// Its arguments are invalid.
     Syntax,
-    /// It is for after the login.
+    /// It requires a login.
     LoginFirst,
-    /// It wants another command before it (USER, EHLO).
+    /// It requires another command before it (USER, EHLO).
     Order,
     /// A login in the clear.
     TlsFirst,
@@ -127,9 +126,9 @@ pub(super) enum LineProblem {
     LineEnd,
     /// A NUL.
     Nul,
-    /// One bad command too many; the last answer.
+    /// One bad command too many; the last reply.
     TooMany,
-    /// More data behind a refused command than is read and thrown away; the last answer.
+    /// More data after a refused command than may be discarded; the last reply.
     TooMuchData,
     /// A request of HTTP; the last answer.
     Http,
@@ -145,7 +144,7 @@ pub(super) struct LineFront<D> {
     state: LineState,
     /// What has arrived of the current line.
     buffer: LineBuffer,
-    /// Logins in the clear, refused here and not yet told to the session.
+    /// Logins in the clear that were refused here and not yet reported to the session.
     local_refusals: u32,
 }
 
@@ -156,15 +155,15 @@ enum LineState {
     Command,
     /// In a response of an authentication exchange.
     Response(Exchange),
-    /// In what is left of a refused line, of which so much may be thrown away.
+    /// In the rest of a refused line, of which this much may be discarded.
     Refused(Discard, usize),
-    /// In the data behind a refused command, of which so many bytes are to come.
+    /// In the data after a refused command, with this many bytes to come.
     Data(usize),
     /// The session is starting TLS.
     Tls,
     /// The session is deciding about a login, or has accepted it.
     Deciding,
-    /// Said goodbye.
+    /// The closing line was sent.
     Over(Quit),
 }
 
@@ -320,8 +319,8 @@ impl<D: Dialect> LineFront<D> {
         self.wait_in(LineState::Deciding, Step::Attempt(credentials))
     }
 
-    /// Refuses a line at the byte that spoils it, without waiting for an end that a client which
-    /// ends its lines with LF alone never sends. What follows up to the CRLF is no command.
+    /// Refuses a line at its first invalid byte, because a client that ends lines with a bare LF never sends
+    /// the end. What follows up to the CRLF is discarded.
     fn refuse_invalid(
         &mut self,
         why: Invalid,
@@ -365,7 +364,7 @@ impl<D: Dialect> LineFront<D> {
         }
     }
 
-    /// Answers a bad command; the last one is told that it is.
+    /// Replies to a bad command; closes the connection after the last one.
     fn deny(&mut self, problem: LineProblem, out: &mut SecretBuf) -> Option<Step> {
         self.bad_commands_left = self.bad_commands_left.saturating_sub(1);
         if self.bad_commands_left == 0 {

@@ -1,10 +1,9 @@
 //! The backend half: from a backend's greeting to its answer to a login.
 //!
-//! Starts TLS where it must, learns what the backend can do, logs in as the user (or as a service
-//! account for the user) and hands over what the backend said on the way. Nothing but CAPABILITY
-//! and STARTTLS is sent before TLS, nothing learned before TLS is used after it (RFC 9051 section
-//! 6.2.1), and nothing but usher's own tag followed by OK is success. A backend that keeps to
-//! another order than the protocol's is given up.
+//! Starts TLS where it must, reads the backend's capabilities, logs in as the user (or as a service account for
+//! the user) and returns what the backend sent meanwhile. Nothing but CAPABILITY and STARTTLS is sent before
+//! TLS, nothing learned before TLS is used after it (RFC 9051 section 6.2.1), and only usher's own tag followed
+//! by OK is success. A backend that violates the protocol's order is a fault.
 
 use super::super::sasl::{fits_plain, write_plain};
 use super::super::wire::{Invalid, LineBuffer, Literal, Scan, first_word, printable, write_line};
@@ -15,7 +14,7 @@ use crate::secret::{Secret, SecretBuf};
 
 /// The longest name or password that is sent as a quoted string: old servers have short lines.
 const QUOTED: usize = 1024;
-/// The longest literal that LITERAL- lets through unasked (RFC 7888 section 5).
+/// The longest non-synchronizing literal under LITERAL- (RFC 7888 section 5).
 const LITERAL_MINUS: usize = 4096;
 
 /// The dialogue with one backend.
@@ -23,19 +22,18 @@ pub(super) struct ImapBack {
     login: Vec<u8>,
     password: Secret,
     service: Option<Vec<u8>>,
-    /// Who the client is, as long as the backend has not been told.
+    /// The client to forward; `None` once it was sent.
     forward: Option<Origin>,
-    /// STARTTLS is wanted and has not been done.
+    /// STARTTLS is required and not done yet.
     in_the_clear: bool,
     state: ImapBackState,
     /// What has arrived of the current answer.
     buffer: LineBuffer,
     /// Bytes of a literal that are to come before the answer's line goes on.
     literal: usize,
-    /// What the backend can do, as far as it said so in the current phase: before TLS, before the
-    /// login, since the login.
+    /// The capabilities of the current phase: before TLS, before the login, after the login.
     capabilities: Option<Vec<u8>>,
-    /// What it said that it can do when the login was written.
+    /// Its capabilities when the login was written.
     listed: Vec<String>,
     /// Untagged lines for the client.
     untagged: Vec<u8>,
@@ -47,7 +45,7 @@ pub(super) struct ImapBack {
     login_written: bool,
 }
 
-/// What the backend is to say next, besides untagged lines.
+/// The reply that is awaited, besides untagged lines.
 #[derive(Debug)]
 enum ImapBackState {
     Greeting,
@@ -55,21 +53,21 @@ enum ImapBackState {
     Capability,
     /// The answer to STARTTLS.
     StartTls,
-    /// Nothing: the session is starting TLS.
+    /// None: the session is starting TLS.
     Tls,
-    /// Nothing: TLS is there, and usher's turn.
+    /// None: TLS is established and usher sends the next command.
     Secured,
     /// The answer to ID.
     Id,
-    /// The answer to the login, or leave to go on with it.
+    /// The reply to the login, or its continuation request.
     Login(ImapPending),
     /// The answer to a CAPABILITY after a login that was accepted with this text.
     Afterwards(Vec<u8>),
-    /// Nothing any more.
+    /// None: the dialogue is over.
     Over,
 }
 
-/// What of a login waits for a continuation.
+/// The part of a login that awaits a continuation request.
 #[derive(Debug, Clone, Copy)]
 enum ImapPending {
     Nothing,
@@ -140,7 +138,7 @@ impl ImapBack {
                 Scan::Incomplete => return Ok(BackStep::NeedMore),
                 Scan::Line => {}
                 Scan::Spoiled(Invalid::TooLong) => return Err(BackFault::TooLarge),
-                // A line that two readers may end at different places must not reach a client.
+                // A line whose end is ambiguous must not reach a client.
                 Scan::Spoiled(Invalid::BareLf | Invalid::BareCr | Invalid::Nul) => {
                     return Err(BackFault::ProtocolViolation);
                 }
@@ -155,8 +153,8 @@ impl ImapBack {
         }
     }
 
-    /// Whether the line just gathered ends in a literal that belongs to it. Only data has literals:
-    /// the text of a status may end in `{5}` and mean nothing by it.
+    /// Whether the line just gathered ends in a literal that belongs to it. Only data has literals: the text of
+    /// a status may end in `{5}` without announcing one.
     fn is_cut_by_literal(&mut self) -> Result<bool, BackFault> {
         let answer = self.buffer.bytes();
         let is_data = answer.strip_prefix(b"* ").is_some_and(|line| ImapStatus::of(line).is_none());
@@ -170,7 +168,7 @@ impl ImapBack {
         Ok(true)
     }
 
-    /// Understands one complete answer.
+    /// Handles one complete reply.
     fn receive(&mut self, answer: &[u8], out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
         let tag = self.tag();
         if let Some(line) = answer.strip_prefix(b"* ") {
@@ -201,11 +199,11 @@ impl ImapBack {
         }
         match (&self.state, status.map(|status| status.word)) {
             (ImapBackState::Greeting, Some(ImapStatusKind::Ok)) => self.proceed(out),
-            // A session that is logged in before TLS: the user's commands would go to whoever
-            // holds the wire (RFC 9051 section 11.1).
+            // A session that is logged in before TLS: the user's commands would go to an attacker on the path
+            // (RFC 9051 section 11.1).
             (_, Some(ImapStatusKind::Preauth)) => Err(BackFault::Preauth),
             (ImapBackState::Greeting, _) => Err(BackFault::ProtocolViolation),
-            // Capabilities do not pass as they are: the client gets them with the tagged OK.
+            // Capabilities are not passed on here: the client gets them with the tagged OK.
             (ImapBackState::Login(_) | ImapBackState::Afterwards(_), _) if !lists => {
                 self.untagged.extend_from_slice(b"* ");
                 self.untagged.extend_from_slice(line);
@@ -218,7 +216,7 @@ impl ImapBack {
     fn tagged(&mut self, status: ImapStatus<'_>, out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
         match (std::mem::replace(&mut self.state, ImapBackState::Over), status.word) {
             (ImapBackState::Capability, ImapStatusKind::Ok) => {
-                // An OK without any list is an answer to another question.
+                // An OK without a list does not reply to CAPABILITY.
                 self.capabilities.as_ref().ok_or(BackFault::ProtocolViolation)?;
                 self.proceed(out)?;
                 Ok(None)
@@ -276,7 +274,7 @@ impl ImapBack {
             let capabilities = self.capabilities.take().unwrap_or_default();
             let words = capabilities.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
             self.listed = words.map(|word| printable(word, TEXT)).collect();
-            // The greater of two that are one (RFC 7888 section 4).
+            // LITERAL+ implies LITERAL- (RFC 7888 section 4).
             if self.listed.iter().any(|word| word.eq_ignore_ascii_case("LITERAL+")) {
                 self.listed.push("LITERAL-".to_owned());
             }
@@ -284,7 +282,7 @@ impl ImapBack {
         Ok(())
     }
 
-    /// Says who the client is, in the fields that Dovecot takes from its `login_trusted_networks`.
+    /// Sends the client's address in the fields that Dovecot takes from its `login_trusted_networks`.
     fn introduce(&mut self, origin: &Origin, out: &mut SecretBuf) {
         let Origin { client, local, session } = origin;
         let id = format!(
@@ -298,8 +296,8 @@ impl ImapBack {
         self.send(&[id.as_bytes()], out);
     }
 
-    /// Sends the login, or what can be sent of it at once. PLAIN is preferred to LOGIN, which knows
-    /// no authzid and may be disabled; a login for somebody else is never weakened to a LOGIN.
+    /// Sends the login, or what can be sent of it at once. PLAIN is preferred to LOGIN, which knows no authzid
+    /// and may be disabled; a login on behalf of another user never falls back to LOGIN.
     fn log_in(&mut self, out: &mut SecretBuf) -> Result<ImapPending, BackFault> {
         let parts = [self.login.as_slice(), self.service.as_deref().unwrap_or_default(), self.password.expose()];
         if !parts.into_iter().all(fits_plain) {
@@ -321,7 +319,7 @@ impl ImapBack {
         Ok(if self.write_argument(&self.login, out) { self.write_password(out) } else { ImapPending::LoginName })
     }
 
-    /// The backend gives leave to send what is pending.
+    /// The backend has requested the pending part.
     fn continue_login(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
         let ImapBackState::Login(pending) = self.state else { return Err(BackFault::ProtocolViolation) };
         self.state = ImapBackState::Login(match pending {
@@ -359,8 +357,8 @@ impl ImapBack {
         ImapPending::Nothing
     }
 
-    /// Writes a string in the plainest form that carries it. Returns whether that was possible, or
-    /// only the announcement of a literal, for whose bytes the backend's leave is needed.
+    /// Writes a string in the plainest form that carries it. Returns whether that was possible, or only the
+    /// announcement of a literal, whose bytes need a continuation request.
     fn write_argument(&self, argument: &[u8], out: &mut SecretBuf) -> bool {
         if argument.len() <= QUOTED && argument.iter().all(|byte| matches!(byte, b' '..=b'~')) {
             out.extend(b"\"");
@@ -382,12 +380,12 @@ impl ImapBack {
         unasked
     }
 
-    /// The login is accepted; if nobody said what can be done now, that is asked first.
+    /// The login is accepted; capabilities are requested unless the backend has listed them.
     fn logged_in(&mut self, status: &ImapStatus<'_>, out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
         match status.capabilities() {
             Some(listed) => self.capabilities = Some(listed.to_vec()),
-            // The client's tagged OK has room for one code, the capabilities. Another one (ALERT,
-            // say) goes before it; a referral goes nowhere, with its text.
+            // The client's tagged OK has room for one code, the capabilities. Another one (such as ALERT) is
+            // sent before it; a referral is dropped with its text.
             None if status.is_referral() => {}
             None if !status.code.is_empty() => {
                 let line = [b"* OK [", status.code, b"] ", status.text, b"\r\n"].concat();
@@ -436,7 +434,7 @@ impl ImapBack {
 #[derive(Debug)]
 struct ImapStatus<'a> {
     word: ImapStatusKind,
-    /// The response code without brackets; empty when there is none.
+    /// The response code without brackets; empty if absent.
     code: &'a [u8],
     text: &'a [u8],
 }
@@ -451,7 +449,7 @@ enum ImapStatusKind {
 }
 
 impl<'a> ImapStatus<'a> {
-    /// `None` if the line's first word, up to a space or the end, is exactly none of the five.
+    /// `None` if the line's first word, up to a space or the end, is not exactly one of the five.
     fn of(line: &'a [u8]) -> Option<Self> {
         let (word, rest) = first_word(line.strip_suffix(b"\r\n").unwrap_or(line));
         let words = [
@@ -470,7 +468,7 @@ impl<'a> ImapStatus<'a> {
         capability_line(self.code)
     }
 
-    /// Codes that say that the server cannot tell, whoever asks (RFC 5530).
+    /// Codes that report a temporary failure of the server (RFC 5530).
     fn is_about_the_server(&self) -> bool {
         ["UNAVAILABLE", "SERVERBUG", "INUSE"].iter().any(|code| self.code.eq_ignore_ascii_case(code.as_bytes()))
     }
@@ -499,7 +497,7 @@ fn capability_line(line: &[u8]) -> Option<&[u8]> {
 fn for_client(listed: &[u8]) -> Vec<u8> {
     let hidden = |word: &[u8]| {
         let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
-        // Would leave the client before login at the backend, with nobody to log it in (RFC 8437).
+        // Would leave the client before login at the backend, where usher cannot log it in again (RFC 8437).
         is("UNAUTHENTICATE")
             // Are about a state that is over; STARTTLS inside usher's TLS would break the session.
             || is("STARTTLS")

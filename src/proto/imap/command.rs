@@ -1,9 +1,8 @@
 //! The grammar of the commands that a client may send before login (RFC 9051 section 9).
 //!
-//! Reads what has arrived of a command, from its tag on, each time a line of it is complete: either
-//! it is whole, or it is wrong, or all is well up to a literal that is still to come. So a literal
-//! is only asked for when nothing before it is wrong. Names and passwords are copied into wiping
-//! memory alone.
+//! Reads what has arrived of a command, from its tag on, each time a line of it is complete: it is complete,
+//! invalid, or valid up to a literal that has not arrived. So a literal is only requested when everything
+//! before it is valid. Names and passwords are copied only into wiping memory.
 
 use core::net::{IpAddr, SocketAddr};
 
@@ -22,7 +21,7 @@ const ID_VALUE: usize = 1024;
 /// How many bytes of a client's name and version are remembered.
 const ID_KEPT: usize = 64;
 
-/// Commands of later states, told apart from words that are no command only by the answer's text.
+/// Commands of later states; only the text of the reply distinguishes them from unknown commands.
 const LATER: &[&str] = &[
     "APPEND",
     "CHECK",
@@ -68,9 +67,9 @@ const LATER: &[&str] = &[
 /// Why a command cannot be carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CommandError {
-    /// It is right so far; this literal is to follow.
+    /// Valid so far; this literal has to follow.
     Incomplete(Literal),
-    /// It is answered with this.
+    /// Invalid; this is the reply.
     Denied(ImapDenial),
 }
 
@@ -80,7 +79,7 @@ impl From<ImapDenial> for CommandError {
     }
 }
 
-/// The answer to a command that is not carried out.
+/// The reply to a command that is not executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ImapDenial {
     /// BAD with this text: the client broke the protocol.
@@ -176,7 +175,7 @@ impl<'a> ImapArguments<'a> {
         Ok((mechanism, Some(response)))
     }
 
-    /// ID: of what the client tells, name and version; `NIL` and `()` tell nothing.
+    /// ID: the client's name and version; `NIL` and `()` are empty.
     pub(super) fn id(mut self) -> Result<ClientId, CommandError> {
         let (mut id, mut ip, mut port) = (ClientId::default(), None, 0);
         self.expect(b" ")?;
@@ -198,8 +197,8 @@ impl<'a> ImapArguments<'a> {
             self.expect(b" ")?;
             let value = if self.nil() { Secret::new(Vec::new()) } else { self.string(ID_VALUE)? };
             let kept = printable(value.expose(), ID_KEPT);
-            // Every other field is read and forgotten. Where a client says it is from is not passed on:
-            // it is for the session to judge whether this client may say so.
+            // Other fields are ignored. The originating address is not passed on: the session decides whether
+            // this client is trusted to send it.
             match field.expose().to_ascii_lowercase().as_slice() {
                 b"name" => id.name = kept,
                 b"version" => id.version = kept,

@@ -1,13 +1,12 @@
 //! The client half: from the greeting to an accepted login.
 //!
-//! Answers what may be asked before login, collects credentials and puts every [`Refusal`] into
-//! IMAP's words. It never judges a name or a password, never asks for a secret in the clear, and
-//! never repeats a byte of the client's but the tag.
+//! Handles the commands allowed before login, collects credentials and turns every [`Refusal`] into a reply. It
+//! never checks a name or a password, never asks for a secret in the clear, and never repeats client input
+//! except the tag.
 //!
-//! Every command gets one tagged answer (RFC 9051 section 2.2.1) and is consumed whole, right or
-//! wrong, literals included, so that nothing meant as data is ever read as a command. When
-//! [`Step::NeedMore`] is returned the input is empty: what is kept between calls is one command of
-//! at most [`COMMAND`] bytes, whatever the client sends.
+//! Every command gets one tagged answer (RFC 9051 section 2.2.1) and is consumed completely, valid or not,
+//! literals included, so that data is never read as a command. When [`Step::NeedMore`] is returned the input is
+//! empty: at most one command of [`COMMAND`] bytes is kept between calls.
 
 use std::borrow::Cow;
 
@@ -25,14 +24,14 @@ use crate::secret::SecretBuf;
 
 /// The longest command with its literals: an ID with everything that RFC 2971 allows.
 const COMMAND: usize = 32_768;
-/// How much of one refused command is read and thrown away before the client is given up.
+/// How much of one refused command is discarded before the connection is closed.
 const MAX_DISCARDED: usize = 65_536;
 
-/// What does not depend on anything, as usher answers it for itself. SASL-IR saves a round trip; LITERAL-
-/// and not LITERAL+, because the limits hold to that.
+/// The fixed capabilities, which are usher's own. SASL-IR saves a round trip; LITERAL- and not LITERAL+,
+/// because the limits hold to that.
 const CAPABILITIES: &str = "IMAP4rev1 SASL-IR LITERAL- ID";
 
-/// The words for a login in the clear: the same whether the dialogue or the session refuses it.
+/// The reply to a login in the clear, the same from dialogue and session.
 const TLS_FIRST: &str = "[PRIVACYREQUIRED] Start TLS before you log in";
 
 /// The dialogue with one client.
@@ -45,12 +44,12 @@ pub(super) struct ImapFront {
     state: ImapFrontState,
     /// What has arrived of the current command or response.
     buffer: LineBuffer,
-    /// The current command's tag; empty when it has none. In wiping memory, as a client that loses
-    /// its place may send a password where a tag belongs.
+    /// The current command's tag; empty when it has none. In wiping memory, because a desynchronized client may
+    /// send a password in place of a tag.
     tag: Zeroizing<Vec<u8>>,
     asked_capabilities: bool,
     id: Option<ClientId>,
-    /// Logins in the clear, refused here and not yet told to the session.
+    /// Logins in the clear that were refused here and not yet reported to the session.
     local_refusals: u32,
 }
 
@@ -59,7 +58,7 @@ enum ImapFrontState {
     /// In a line of a command.
     #[default]
     Command,
-    /// In a literal of a command, with so many bytes to come.
+    /// In a literal of a command, with this many bytes to come.
     Literal(usize),
     /// In a response of an authentication exchange.
     Response(Exchange),
@@ -69,7 +68,7 @@ enum ImapFrontState {
     Tls,
     /// The session is deciding about a login, or has accepted it.
     Deciding,
-    /// Said goodbye.
+    /// The closing line was sent.
     Over(Quit),
 }
 
@@ -79,9 +78,9 @@ struct DiscardedCommand {
     line: Discard,
     /// Bytes of a literal before the line goes on.
     literal: usize,
-    /// How much more may be thrown away.
+    /// How much more may be discarded.
     budget: usize,
-    /// The answer, where it waits for the command's end.
+    /// The reply, if it has to wait for the command's end.
     answer: Option<ImapDenial>,
 }
 
@@ -236,7 +235,7 @@ impl ImapFront {
         self.wait_in(ImapFrontState::Literal(missing), Step::NeedMore)
     }
 
-    /// Carries out what is there of a command.
+    /// Executes a command as far as it has arrived.
     fn execute(&mut self, command: &[u8], out: &mut SecretBuf) -> Result<Option<Step>, CommandError> {
         if self.tag.is_empty() {
             return Err(ImapDenial::Bad("Missing or invalid tag").into());
@@ -331,8 +330,8 @@ impl ImapFront {
         self.wait_in(ImapFrontState::Deciding, Step::Attempt(credentials))
     }
 
-    /// Refuses a command at the end of `line`. A client that asked leave to send a literal is
-    /// answered instead; one that did not ask has to be let finish first (RFC 7888 section 4).
+    /// Refuses a command at the end of `line`. A synchronizing literal is answered with the refusal; a
+    /// non-synchronizing one has to be read first (RFC 7888 section 4).
     fn refuse(&mut self, denial: ImapDenial, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
         match Literal::announced_by(line) {
             Some(literal) if !literal.synchronizing => {
@@ -348,8 +347,8 @@ impl ImapFront {
         }
     }
 
-    /// Refuses a line at the byte that spoils it, without waiting for an end that a client which
-    /// ends its lines with LF alone never sends. What follows up to the CRLF is no command.
+    /// Refuses a line at its first invalid byte, because a client that ends lines with a bare LF never sends
+    /// the end. What follows up to the CRLF is discarded.
     fn refuse_invalid(&mut self, why: Invalid, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
         let denied = self.deny(
             ImapDenial::Bad(match why {
@@ -389,7 +388,7 @@ impl ImapFront {
         }
     }
 
-    /// Goes on behind a literal that comes unasked, if it is of a size worth waiting for.
+    /// Discards a non-synchronizing literal, unless it is too large.
     fn discard_literal(&mut self, literal: Literal, leftover: DiscardedCommand, out: &mut SecretBuf) -> Option<Step> {
         let Some(budget) = leftover.budget.checked_sub(literal.size) else {
             return Some(self.close("[TOOBIG] Literal too large", out));
@@ -403,7 +402,7 @@ impl ImapFront {
         None
     }
 
-    /// Answers a bad command, the last one with a goodbye.
+    /// Replies to a bad command; closes the connection after the last one.
     fn deny(&mut self, denial: ImapDenial, out: &mut SecretBuf) -> Option<Step> {
         match denial {
             ImapDenial::Bad(text) => self.answer(&format!("BAD {text}"), out),
@@ -430,7 +429,7 @@ impl ImapFront {
     }
 }
 
-/// What cannot be read is the client's breach, not a wrong password: BAD (RFC 9051 section 6.2.2).
+/// An unreadable response is a protocol error, not a wrong password: BAD (RFC 9051 section 6.2.2).
 const fn unreadable(error: SaslError) -> ImapDenial {
     ImapDenial::Bad(match error {
         SaslError::Cancelled => "Authentication cancelled",
@@ -447,16 +446,16 @@ fn lists_capabilities(untagged: &[u8]) -> bool {
         .any(|line| line.get(..START.len()).is_some_and(|start| start.eq_ignore_ascii_case(START)))
 }
 
-/// As [`Front::refused`], for a client of nginx, which writes tag and NO.
+/// As [`Front::refused`], for nginx, which adds tag and NO itself.
 pub(super) fn nginx_reply(refusal: &Refusal, session: &str) -> NginxReply {
     NginxReply { code: None, text: format!("{}{}", refusal_text(refusal), session_suffix(refusal, session)) }
 }
 
-/// For whoever must not learn more; an account that is locked too (`Refusal::told`).
+/// The reply that reveals nothing, also for a locked account (`Refusal::disclosed`).
 const WRONG_CREDENTIALS: &str = "[AUTHENTICATIONFAILED] Name or password is wrong";
 
-/// A refusal in IMAP's words: RFC 5530's code and a text. Refusals that must not be told apart
-/// have the very same words; none repeats what the client sent.
+/// A refusal as a response code of RFC 5530 and a text. Refusals that must be indistinguishable have identical
+/// replies; none repeats client input.
 fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
     Cow::Borrowed(match refusal {
         Refusal::WrongPassword
@@ -506,14 +505,14 @@ fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
 const UNAVAILABLE: &str = "[UNAVAILABLE] The mail service is not available, try again later";
 
 /// What a backend said when it refused a login that the directory had accepted. Its missing or
-/// AUTHENTICATIONFAILED code would make the client ask for a new password: the one it has is right.
+/// AUTHENTICATIONFAILED code would make the client ask for a new password although its own is correct.
 fn backend_text(words: &BackendReply) -> String {
     let code = printable(words.code.as_bytes(), TEXT);
     let text = printable(words.text.as_bytes(), TEXT);
     let kind = first_word(code.as_bytes()).0.to_ascii_uppercase();
     let whole = code.bytes().all(|byte| byte != b']');
     match kind.as_slice() {
-        // Names inside servers, in the text as well.
+        // It names internal servers, in its text too.
         b"REFERRAL" => UNAVAILABLE.to_owned(),
         _ if text.trim().is_empty() => UNAVAILABLE.to_owned(),
         // Nothing about capabilities can be true before the client is logged in.

@@ -1,8 +1,8 @@
-//! IMAP before login (RFC 3501 and 9051): what usher says to a client and to a backend.
+//! IMAP before login (RFC 3501 and 9051): the dialogues with clients and with backends.
 //!
-//! [`front`](PROTOCOL) answers a client until it has logged in, [`back`](PROTOCOL) logs in to a
-//! mail server. After that nothing here reads or writes a byte: the session relays. Also RFC 2971
-//! (ID), 4959 (SASL-IR), 5530 (response codes) and 7888 (LITERAL-).
+//! [`front`](PROTOCOL) answers a client until it has logged in, [`back`](PROTOCOL) logs in to a mail server.
+//! After the login the session only relays. Also RFC 2971 (ID), 4959 (SASL-IR), 5530 (response codes) and 7888
+//! (LITERAL-).
 
 mod back;
 mod command;
@@ -14,15 +14,15 @@ pub mod trial;
 
 use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
-/// IMAP's row.
+/// IMAP's row of the protocol table.
 pub const PROTOCOL: Protocol = Protocol {
     name: "imap",
     alpn: Some(b"imap"),
     implicit_port: 993,
     starttls_port: 143,
     forward_method: Some(ForwardMethod::Id),
-    // All that is listed before the login is what usher answers for itself, and a client reads the
-    // backend's own list with its OK: no backend can take anything from the clients of the others.
+    // All that is listed before the login is what usher answers for itself, and a client reads the backend's
+    // own list with its OK: no backend limits what clients of the others are offered.
     usual: &[],
     promised: |_| false,
     front,

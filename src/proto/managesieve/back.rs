@@ -1,10 +1,9 @@
 //! The backend half: from a backend's greeting to its answer to a login.
 //!
-//! Reads the capabilities that come with the greeting and again under TLS, logs in as the user (or as a
-//! service account for the user), and sees to it that nothing of the login is left unread: a NOOP behind
-//! it tells whether the backend lists its capabilities once more. Nothing but STARTTLS is sent before
-//! TLS, nothing learned before TLS is used after it (RFC 5804 section 2.2), and nothing but the word OK
-//! is success.
+//! Reads the capabilities that come with the greeting and again under TLS, logs in as the user (or as a service
+//! account for the user), and consumes everything that belongs to the login: a NOOP after it shows whether the
+//! backend lists its capabilities again. Nothing but STARTTLS is sent before TLS, nothing learned before TLS is
+//! used after it (RFC 5804 section 2.2), and only OK is success.
 
 use super::super::sasl::{fits_plain, write_plain};
 use super::super::watch::CommandWatch;
@@ -23,7 +22,7 @@ pub(super) struct SieveBack {
     login: Vec<u8>,
     password: Secret,
     service: Option<Vec<u8>>,
-    /// STARTTLS is wanted and has not been done.
+    /// STARTTLS is required and not done yet.
     in_the_clear: bool,
     state: SieveBackState,
     answer: MessageReader,
@@ -35,21 +34,21 @@ pub(super) struct SieveBack {
     login_written: bool,
 }
 
-/// What the backend is to say next.
+/// The reply that is awaited.
 #[derive(Debug)]
 enum SieveBackState {
-    /// Its capabilities, unasked, with an OK at their end: as a greeting, or under TLS.
+    /// Its capabilities, ended by OK: as a greeting, or under TLS.
     List,
     /// The answer to STARTTLS.
     StartTls,
-    /// Nothing: the session is starting TLS.
+    /// None: the session is starting TLS.
     Tls,
     /// The answer to the login.
     Login,
     /// The answer to the NOOP behind a login that was accepted with this text, or first a list with
     /// its OK (`listing`: in it).
     Afterwards { text: Vec<u8>, listing: bool },
-    /// Nothing any more.
+    /// None: the dialogue is over.
     Over,
 }
 
@@ -62,7 +61,7 @@ enum SieveReply {
 
 struct SieveStatus {
     word: SieveStatusKind,
-    /// The response code's name; empty when there is none.
+    /// The response code's name; empty if absent.
     code: Vec<u8>,
     text: Vec<u8>,
 }
@@ -185,7 +184,7 @@ impl SieveBack {
                 self.state = SieveBackState::Afterwards { text, listing: false };
                 Ok(None)
             }
-            // NOOP is answered. A server from before it was invented says NO, which is as good.
+            // NOOP is answered. A server that does not know it replies NO, which is equivalent.
             (SieveBackState::Afterwards { text, listing: false }, SieveStatusKind::Ok | SieveStatusKind::No) => {
                 Ok(Some(BackStep::Ready(Welcome { text, ..Welcome::default() })))
             }
@@ -200,7 +199,7 @@ impl SieveBack {
     fn listed(&mut self, name: &Secret, value: Option<&Secret>) -> Result<(), BackFault> {
         match &mut self.state {
             SieveBackState::List => {
-                // What does not print has no place in a list that clients may get.
+                // Unprintable values are not passed on to clients.
                 let shown = |string: &Secret| printable(string.expose(), usize::MAX);
                 let value = value.map(shown).filter(|value| !value.is_empty());
                 let value = value.map(|value| format!(" {value}")).unwrap_or_default();
@@ -209,7 +208,7 @@ impl SieveBack {
             }
             SieveBackState::Afterwards { listing, .. } => {
                 *listing = true;
-                // Of this list no more is of use.
+                // The rest of this list is ignored.
                 if name.expose().eq_ignore_ascii_case(UNAUTHENTICATE.as_bytes()) {
                     self.capabilities.push(UNAUTHENTICATE.to_owned());
                 }
@@ -257,7 +256,7 @@ impl SieveBack {
 }
 
 impl SieveReply {
-    /// `None` if it is none of this protocol's.
+    /// `None` if it is not one of this protocol's.
     fn of(answer: &[u8]) -> Option<Self> {
         let mut rest = Cursor::new(answer);
         let words = [("OK", SieveStatusKind::Ok), ("NO", SieveStatusKind::No), ("BYE", SieveStatusKind::Bye)];

@@ -1,12 +1,12 @@
 //! The client half: from the greeting to an accepted login.
 //!
-//! Answers what may be asked before login (RFC 5804 section 2), collects credentials and puts every
-//! [`Refusal`] into ManageSieve's words. It never judges a name or a password, takes no login in the
-//! clear, and repeats nothing of the client's but what NOOP is for.
+//! Handles the commands allowed before login (RFC 5804 section 2), collects credentials and turns every
+//! [`Refusal`] into a reply. It never checks a name or a password, accepts no login in the clear, and repeats
+//! no client input except NOOP's tag.
 //!
-//! A command is carried out when it is whole, literals included, and refused ones are consumed whole,
-//! so that nothing meant as data is ever read as a command. When [`Step::NeedMore`] is returned the
-//! input is empty: what is kept between calls is one command of at most [`COMMAND`] bytes.
+//! A command is executed when it is complete, literals included; refused commands are consumed completely, so
+//! that data is never read as a command. When [`Step::NeedMore`] is returned the input is empty: at most one
+//! command of [`COMMAND`] bytes is kept between calls.
 
 use std::borrow::Cow;
 
@@ -21,14 +21,14 @@ use crate::secret::{Secret, SecretBuf};
 
 /// The longest command with its literals: AUTHENTICATE with a response as long as SASL's lines.
 const COMMAND: usize = 16_384;
-/// How much of one refused command is read and thrown away before the client is given up.
+/// How much of one refused command is discarded before the connection is closed.
 const MAX_DISCARDED: usize = 65_536;
 /// The longest tag of a NOOP, which comes back as a quoted string.
 const TAG: usize = 1024;
 
 const SYNTAX: SieveDenial = SieveDenial("", "Invalid arguments");
 const TOO_LONG: SieveDenial = SieveDenial("", "Command too long");
-/// The same whether the dialogue or the session refuses a login in the clear.
+/// The reply to a login in the clear, the same from dialogue and session.
 const TLS_FIRST: SieveDenial = SieveDenial("ENCRYPT-NEEDED", "Start TLS before you log in");
 
 /// A response code (empty: none) and a text, said with NO or BYE.
@@ -38,7 +38,7 @@ struct SieveDenial(&'static str, &'static str);
 /// The dialogue with one client.
 pub(super) struct SieveFront {
     session: Box<str>,
-    /// What all backends can do, without what is usher's own to tell.
+    /// The capabilities of all backends, without those that usher reports itself.
     capabilities: Vec<String>,
     tls: bool,
     starttls: bool,
@@ -49,7 +49,7 @@ pub(super) struct SieveFront {
     command: MessageReader,
     /// The exchange whose response is awaited instead of a command.
     exchange: Option<Exchange>,
-    /// Logins in the clear, refused here and not yet told to the session.
+    /// Logins in the clear that were refused here and not yet reported to the session.
     local_refusals: u32,
 }
 
@@ -66,7 +66,7 @@ enum SieveFrontState {
     Secured,
     /// The session is deciding about a login, or has accepted it.
     Deciding,
-    /// Said goodbye.
+    /// The closing line was sent.
     Over(Quit),
 }
 
@@ -76,9 +76,9 @@ struct DiscardedCommand {
     line: Discard,
     /// Bytes of a literal before the line goes on.
     literal: usize,
-    /// How much more may be thrown away.
+    /// How much more may be discarded.
     budget: usize,
-    /// The answer, where it waits for the command's end.
+    /// The reply, if it has to wait for the command's end.
     answer: Option<SieveDenial>,
 }
 
@@ -99,7 +99,8 @@ impl Front for SieveFront {
                     self.wait_in(SieveFrontState::Tls, Step::StartTls)
                 }
                 SieveFrontState::Secured => {
-                    // Unasked, as the client has forgotten what it knew (RFC 5804 section 2.2).
+                    // Sent without a command, because the client has discarded the earlier list (RFC 5804
+                    // section 2.2).
                     self.list(out);
                     ok(out, b"TLS is established");
                     None
@@ -169,7 +170,7 @@ impl SieveFront {
         }
     }
 
-    /// Writes a refusal in this protocol's words.
+    /// Writes the reply to a refused login.
     fn refuse(&self, word: &str, refusal: &Refusal, out: &mut SecretBuf) {
         let (code, text) = refusal_text(refusal);
         answer(out, word, code, format!("{text}{}", session_suffix(refusal, &self.session)).as_bytes());
@@ -229,7 +230,7 @@ impl SieveFront {
                 let line = Discard::behind(line);
                 self.refuse_invalid(why, line, out)
             }
-            // A client that waits for leave to send it, which this protocol knows nothing of.
+            // A synchronizing literal, which this protocol does not have.
             MessageScan::Announced(literal) if literal.synchronizing => {
                 self.deny(SieveDenial("", "Literals must be non-synchronizing ({n+})"), out)
             }
@@ -253,7 +254,7 @@ impl SieveFront {
         }
     }
 
-    /// Carries out a command.
+    /// Executes a command.
     fn execute(&mut self, command: &LineBuffer, out: &mut SecretBuf) -> Result<Option<Step>, SieveDenial> {
         let mut arguments = Cursor::new(command.bytes());
         let verb = arguments.atom().to_ascii_uppercase();
@@ -329,8 +330,8 @@ impl SieveFront {
         self.wait_in(SieveFrontState::Deciding, Step::Attempt(credentials))
     }
 
-    /// Refuses a line at the byte that spoils it, without waiting for an end that a client which
-    /// ends its lines with LF alone never sends. What follows up to the CRLF is no command.
+    /// Refuses a line at its first invalid byte, because a client that ends lines with a bare LF never sends
+    /// the end. What follows up to the CRLF is discarded.
     fn refuse_invalid(&mut self, why: Invalid, line: Discard, out: &mut SecretBuf) -> Option<Step> {
         let denied = self.deny(
             match why {
@@ -369,7 +370,7 @@ impl SieveFront {
         }
     }
 
-    /// Goes on behind a literal that comes unasked, if it is of a size worth waiting for.
+    /// Discards a non-synchronizing literal, unless it is too large.
     fn discard_literal(&mut self, literal: Literal, leftover: DiscardedCommand, out: &mut SecretBuf) -> Option<Step> {
         let Some(budget) = leftover.budget.checked_sub(literal.size) else {
             return Some(self.close("Literal too large", out));
@@ -383,7 +384,8 @@ impl SieveFront {
         None
     }
 
-    /// Answers a bad command, the last one with a goodbye. An exchange that it was part of is over.
+    /// Replies to a bad command; closes the connection after the last one. An exchange that it was part of is
+    /// over.
     fn deny(&mut self, SieveDenial(code, text): SieveDenial, out: &mut SecretBuf) -> Option<Step> {
         self.command = MessageReader::default();
         self.exchange = None;
@@ -453,7 +455,8 @@ fn answer(out: &mut SecretBuf, word: &str, code: &str, text: &[u8]) {
     out.extend(b"\r\n");
 }
 
-/// What cannot be read is no wrong password, and says so in its text: there is only NO.
+/// An unreadable response is not a wrong password; only the text distinguishes it, because NO is the only
+/// reply.
 const fn unreadable(error: SaslError) -> SieveDenial {
     match error {
         SaslError::Cancelled => SieveDenial("", "Authentication cancelled"),
@@ -462,14 +465,14 @@ const fn unreadable(error: SaslError) -> SieveDenial {
     }
 }
 
-/// What may be tried again later: a client keeps its password.
+/// The code for temporary failures: the client keeps its password.
 const TRY_LATER: &str = "TRYLATER";
-/// For whoever must not learn more; an account that is locked too (`Refusal::told`).
+/// The reply that reveals nothing, also for a locked account (`Refusal::disclosed`).
 const WRONG_CREDENTIALS: &str = "Name or password is wrong";
 const UNAVAILABLE: &str = "The mail service is not available, try again later";
 
-/// A refusal in ManageSieve's words: a code of RFC 5804 section 1.3, or none, and a text. Refusals that
-/// must not be told apart have the very same words; none repeats what the client sent.
+/// A refusal as a code of RFC 5804 section 1.3, or none, and a text. Refusals that must be indistinguishable
+/// have identical replies; none repeats client input.
 fn refusal_text(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
     let (code, text) = match refusal {
         Refusal::WrongPassword
@@ -514,8 +517,8 @@ fn refusal_text(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
     (code, Cow::Borrowed(text))
 }
 
-/// What a backend said when it refused a login that the directory had accepted. Of its codes none would
-/// be true here: without TRYLATER the client asks for another password, and the one it has is right.
+/// What a backend said when it refused a login that the directory had accepted. Its codes are not passed on:
+/// without TRYLATER the client asks for another password although its own is correct.
 fn backend_text(words: &BackendReply) -> Cow<'static, str> {
     let text = printable(words.text.as_bytes(), TEXT);
     if text.trim().is_empty() { Cow::Borrowed(UNAVAILABLE) } else { Cow::Owned(text) }

@@ -1,11 +1,11 @@
-//! ManageSieve before login (RFC 5804): what usher says to a client and to a backend.
+//! ManageSieve before login (RFC 5804): the dialogues with clients and with backends.
 //!
-//! [`front`](PROTOCOL) answers a client until it has logged in, [`back`](PROTOCOL) logs in to a
-//! Sieve server. After that nothing here reads or writes a byte: the session relays.
+//! [`front`](PROTOCOL) answers a client until it has logged in, [`back`](PROTOCOL) logs in to a Sieve server.
+//! After the login the session only relays.
 //!
-//! Both sides list their capabilities without being asked: with the greeting and once more under TLS
-//! (sections 1.7 and 2.2), and not after a login that negotiated no security layer (section 2.1),
-//! which some do all the same. Lists end here: each side of usher says and hears its own.
+//! Both sides list their capabilities without being asked: with the greeting and once more under TLS (sections
+//! 1.7 and 2.2), and not after a login that negotiated no security layer (section 2.1), which some servers do
+//! nevertheless. Lists are not relayed: each side of usher has its own.
 
 mod back;
 mod front;
@@ -17,7 +17,7 @@ pub mod trial;
 
 use super::{Back, BackSettings, ClosingLine, Front, FrontSettings, Protocol};
 
-/// ManageSieve's row.
+/// ManageSieve's row of the protocol table.
 pub const PROTOCOL: Protocol = Protocol {
     name: "managesieve",
     alpn: Some(b"managesieve"),
@@ -34,8 +34,8 @@ pub const PROTOCOL: Protocol = Protocol {
     nginx: None,
 };
 
-/// What usher tells as its own, and what holds before the login alone or not through a relay.
-/// UNAUTHENTICATE would let the client log in again past usher: it ends the session (`watch`).
+/// Capabilities that usher reports itself, and those that hold only before the login or not through a relay.
+/// UNAUTHENTICATE would let the client bypass usher's login: it ends the session (`watch`).
 const OWN: &[&str] = &["IMPLEMENTATION", "SASL", "STARTTLS", "OWNER", "LANGUAGE", "UNAUTHENTICATE", "XCLIENT"];
 
 /// How much of a peer's free text is passed on.

@@ -1,7 +1,6 @@
-//! What commands and answers are made of (RFC 5804 section 4): atoms, and strings in two forms.
+//! The elements of commands and replies (RFC 5804 section 4): atoms, and strings in two forms.
 //!
-//! Reads what has arrived whole, literals included. Strings are copied into wiping memory: they may be
-//! passwords.
+//! Parses complete input, literals included. Strings are copied into wiping memory: they may be passwords.
 
 use super::super::wire::{Invalid, LineBuffer, Literal, Scan, write_line};
 use crate::secret::{Secret, SecretBuf};
@@ -20,7 +19,7 @@ impl<'a> Cursor<'a> {
         Self { rest: whole }
     }
 
-    /// A word such as a command's name; empty if there is none.
+    /// An atom such as a command's name; may be empty.
     pub(super) fn atom(&mut self) -> &'a [u8] {
         let special = |byte: &u8| !byte.is_ascii_graphic() || matches!(byte, b'"' | b'(' | b')' | b'{' | b'}' | b'\\');
         let end = self.rest.iter().position(special).unwrap_or(self.rest.len());
@@ -77,7 +76,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Lines and their literals, gathered until a command or an answer is whole.
+/// Reads lines and literals until a command or a reply is complete.
 #[derive(Debug, Default)]
 pub(super) struct MessageReader {
     pub(super) buffer: LineBuffer,
@@ -85,16 +84,16 @@ pub(super) struct MessageReader {
     missing: usize,
 }
 
-/// What came of gathering.
+/// The result of reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageScan {
     /// More is to come.
     Incomplete,
-    /// A command or an answer is whole.
+    /// A command or a reply is complete.
     Whole,
-    /// A line announces this literal, which has not been looked at.
+    /// A line announces this literal, which has not been read.
     Announced(Literal),
-    /// The line is spoiled by the next byte, which is left.
+    /// The next byte, which is not consumed, is invalid.
     Spoiled(Invalid),
 }
 
@@ -118,7 +117,7 @@ impl MessageReader {
         }
     }
 
-    /// The literal just announced belongs to what is gathered.
+    /// The announced literal is part of the message.
     pub(super) fn expect(&mut self, literal: Literal) {
         self.missing = literal.size;
         // Starts the next line, for an empty literal as well.

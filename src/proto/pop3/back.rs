@@ -22,12 +22,12 @@ pub(super) struct Pop3Back {
     login: Vec<u8>,
     password: Secret,
     service: Option<Vec<u8>>,
-    /// Who the client is, as long as the backend has not been told.
+    /// The client to forward; `None` once it was sent.
     forward: Option<Origin>,
     /// Whether the greeting offers to be told. Only there, so in the clear with STLS: whoever changes it
     /// there can make this login fail, and no more.
     takes_xclient: bool,
-    /// STLS is wanted and has not been done.
+    /// STLS is required and not done yet.
     in_the_clear: bool,
     state: Pop3BackState,
     /// What has arrived of the current line.
@@ -40,15 +40,15 @@ pub(super) struct Pop3Back {
     login_written: bool,
 }
 
-/// What the backend is to say next.
+/// The reply that is awaited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pop3BackState {
     Greeting,
     /// The answer to STLS.
     StartTls,
-    /// Nothing: the session is starting TLS.
+    /// None: the session is starting TLS.
     Tls,
-    /// Nothing: TLS is there, and usher's turn.
+    /// None: TLS is established and usher sends the next command.
     Secured,
     /// The answer to XCLIENT.
     Xclient,
@@ -58,11 +58,11 @@ enum Pop3BackState {
     Capabilities,
     /// The answer to USER.
     Name,
-    /// Leave to send the message of PLAIN.
+    /// The continuation request for the message of PLAIN.
     Challenge,
     /// The answer to the login.
     Login,
-    /// Nothing any more.
+    /// None: the dialogue is over.
     Over,
 }
 
@@ -127,7 +127,7 @@ impl Pop3Back {
                 Scan::Incomplete => return Ok(BackStep::NeedMore),
                 Scan::Line => {}
                 Scan::Spoiled(Invalid::TooLong) => return Err(BackFault::TooLarge),
-                // A line that two readers may end at different places is not to be guessed at.
+                // A line whose end is ambiguous is a fault.
                 Scan::Spoiled(Invalid::BareLf | Invalid::BareCr | Invalid::Nul) => {
                     return Err(BackFault::ProtocolViolation);
                 }
@@ -140,7 +140,7 @@ impl Pop3Back {
         }
     }
 
-    /// Understands one line.
+    /// Handles one line.
     fn receive(&mut self, line: &[u8], out: &mut SecretBuf) -> Result<ControlFlow<BackStep>, BackFault> {
         if self.state == Pop3BackState::Capabilities {
             if line == b"." {
@@ -235,8 +235,8 @@ impl Pop3Back {
         self.state = Pop3BackState::Capa;
     }
 
-    /// Sends the login, or what can be sent of it at once. PLAIN is preferred to USER, which knows no
-    /// authzid; a login for somebody else is never weakened to it.
+    /// Sends the login, or what can be sent of it at once. PLAIN is preferred to USER, which knows no authzid;
+    /// a login on behalf of another user never falls back to it.
     fn log_in(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
         let parts = [self.login.as_slice(), self.service.as_deref().unwrap_or_default(), self.password.expose()];
         let plain = self.can("SASL", "PLAIN") && parts.into_iter().all(fits_plain);

@@ -18,11 +18,11 @@ use crate::secret::{Secret, SecretBuf};
 /// LOGIN-DELAY: they may be another for each user (RFC 2449 section 6).
 pub(super) const LATER: &[&str] = &["TOP", "UIDL", "RESP-CODES", "PIPELINING"];
 
-/// Commands of later states, told apart from words that are no command only by the answer's text.
+/// Commands of later states; only the text of the reply distinguishes them from unknown commands.
 const TRANSACTION: &[&[u8]] =
     &[b"STAT", b"LIST", b"RETR", b"DELE", b"NOOP", b"RSET", b"TOP", b"UIDL", b"UTF8", b"LANG"];
 
-/// The words for a login in the clear: the same whether the dialogue or the session refuses it.
+/// The reply to a login in the clear, the same from dialogue and session.
 const TLS_FIRST: &str = "-ERR Start TLS before you log in";
 
 /// What POP3 says, and what the client has said.
@@ -158,11 +158,11 @@ pub(super) fn nginx_reply(refusal: &Refusal, session: &str) -> NginxReply {
     NginxReply { code: None, text: format!("{text}{}", session_suffix(refusal, session)) }
 }
 
-/// For whoever must not learn more; an account that is locked too (`Refusal::told`).
+/// The reply that reveals nothing, also for a locked account (`Refusal::disclosed`).
 const WRONG_CREDENTIALS: &str = "-ERR [AUTH] Name or password is wrong";
 
-/// A refusal in POP3's words: the codes of RFC 2449 and 3206 and a text. Refusals that must not be told
-/// apart have the very same words; none repeats what the client sent.
+/// A refusal as a code of RFC 2449 or 3206 and a text. Refusals that must be indistinguishable have identical
+/// replies; none repeats client input.
 fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
     Cow::Borrowed(match refusal {
         Refusal::WrongPassword
@@ -211,8 +211,8 @@ fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
 
 const UNAVAILABLE: &str = "-ERR [SYS/TEMP] The mail service is not available, try again later";
 
-/// What a backend said when it refused a login that the directory had accepted. Its missing or AUTH
-/// code would make the client ask for a new password: the one it has is right.
+/// What a backend said when it refused a login that the directory had accepted. Its missing or AUTH code would
+/// make the client ask for a new password although its own is correct.
 fn backend_text(words: &BackendReply) -> String {
     let code = printable(words.code.as_bytes(), TEXT);
     let text = printable(words.text.as_bytes(), TEXT);

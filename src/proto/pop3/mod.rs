@@ -1,9 +1,8 @@
-//! POP3 before login (RFC 1939): what usher says to a client and to a backend.
+//! POP3 before login (RFC 1939): the dialogues with clients and with backends.
 //!
-//! [`front`](PROTOCOL) answers a client until it has logged in, [`back`](PROTOCOL) logs in to a mail
-//! server. After that nothing here reads or writes a byte: the session relays. Also RFC 2449 (CAPA),
-//! 2595 (STLS), 3206 (response codes) and 5034 (AUTH). No APOP: usher has no password to prove, and
-//! a backend's time stamp is never shown.
+//! [`front`](PROTOCOL) answers a client until it has logged in, [`back`](PROTOCOL) logs in to a mail server.
+//! After the login the session only relays. Also RFC 2449 (CAPA), 2595 (STLS), 3206 (response codes) and 5034
+//! (AUTH). No APOP: usher has no password to prove, and a backend's time stamp is never shown.
 
 mod back;
 mod front;
@@ -15,7 +14,7 @@ pub mod trial;
 use super::line::LineFront;
 use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
-/// POP3's row.
+/// POP3's row of the protocol table.
 pub const PROTOCOL: Protocol = Protocol {
     name: "pop3",
     alpn: Some(b"pop3"),

@@ -477,10 +477,10 @@ fn client_address_is_sent_if_the_backend_supports_it() {
             "S: +OK ready [XCLIENT]\nC: STLS\nS: +OK\n=> tls\nC: XCLIENT ADDR=2001:db8::7 PORT=4711 SESSION=S7Q2X\n{asked}"
         ),
     );
-    backend(told, "S: +OK ready\n=> fault NotTold");
+    backend(told, "S: +OK ready\n=> fault ForwardingRefused");
     let refused =
         "S: +OK [XCLIENT]\nC: XCLIENT ADDR=198.51.100.7 PORT=4711 SESSION=S7Q2X\nS: -ERR You are not from trusted IP";
-    backend(told, &format!("{refused}\n=> fault NotTold"));
+    backend(told, &format!("{refused}\n=> fault ForwardingRefused"));
 }
 
 #[test]
@@ -518,12 +518,12 @@ fn protocol_violation_is_a_fault() {
     backend(ALICE, "S: -ERR [SYS/TEMP] too many connections\n=> fault Bye");
     backend(STARTTLS, "S: +OK\nC: STLS\nS: -ERR no\n=> fault NoStartTls");
     for garbage in ["+OKAY", "* OK imap", "220 smtp", "+ ", "", " +OK", "+ok ready"] {
-        backend(ALICE, &format!("S: {}\n=> fault Garbage", garbage.replace("+ ", "+\\x20")));
+        backend(ALICE, &format!("S: {}\n=> fault ProtocolViolation", garbage.replace("+ ", "+\\x20")));
     }
-    backend(ALICE, "s: +OK ready\\n\n=> fault Garbage");
-    backend(ALICE, &format!("s: +OK {}\n=> fault TooMuch", "x".repeat(2050)));
+    backend(ALICE, "s: +OK ready\\n\n=> fault ProtocolViolation");
+    backend(ALICE, &format!("s: +OK {}\n=> fault TooLarge", "x".repeat(2050)));
     let endless = "UIDL\\r\\n".repeat(400);
-    backend(ALICE, &format!("S: +OK\nC: CAPA\nS: +OK\ns: {endless}\n=> fault TooMuch"));
-    greeted(ALICE, "SASL PLAIN", "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\nS: + go on\n=> fault Garbage");
-    greeted(ALICE, "USER", "C: USER alice\nS: + go on\n=> fault Garbage");
+    backend(ALICE, &format!("S: +OK\nC: CAPA\nS: +OK\ns: {endless}\n=> fault TooLarge"));
+    greeted(ALICE, "SASL PLAIN", "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\nS: + go on\n=> fault ProtocolViolation");
+    greeted(ALICE, "USER", "C: USER alice\nS: + go on\n=> fault ProtocolViolation");
 }

@@ -23,11 +23,11 @@ pub(super) struct SubmissionBack {
     login: Vec<u8>,
     password: Secret,
     service: Option<Vec<u8>>,
-    /// Who the client is, as long as the backend has not been told.
+    /// The client to forward; `None` once it was sent.
     forward: Option<Origin>,
     /// usher's own name.
     host: Arc<str>,
-    /// STARTTLS is wanted and has not been done.
+    /// STARTTLS is required and not done yet.
     in_the_clear: bool,
     state: SubmissionBackState,
     /// What has arrived of the current line.
@@ -44,7 +44,7 @@ pub(super) struct SubmissionBack {
     listed: Vec<String>,
 }
 
-/// What the backend is to say next.
+/// The reply that is awaited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SubmissionBackState {
     Greeting,
@@ -52,19 +52,19 @@ enum SubmissionBackState {
     Ehlo,
     /// The answer to STARTTLS.
     StartTls,
-    /// Nothing: the session is starting TLS.
+    /// None: the session is starting TLS.
     Tls,
-    /// Nothing: TLS is there, and usher's turn.
+    /// None: TLS is established and usher sends the next command.
     Secured,
     /// The answer to XCLIENT.
     Xclient,
-    /// The answer to the login, or leave to go on with it.
+    /// The reply to the login, or its continuation request.
     Login(SubmissionPending),
-    /// Nothing any more.
+    /// None: the dialogue is over.
     Over,
 }
 
-/// What of a login waits for a challenge.
+/// The part of a login that awaits a challenge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SubmissionPending {
     Nothing,
@@ -126,7 +126,7 @@ impl SubmissionBack {
                 Scan::Incomplete => return Ok(BackStep::NeedMore),
                 Scan::Line => {}
                 Scan::Spoiled(Invalid::TooLong) => return Err(BackFault::TooLarge),
-                // A line that two readers may end at different places is not to be guessed at.
+                // A line whose end is ambiguous is a fault.
                 Scan::Spoiled(Invalid::BareLf | Invalid::BareCr | Invalid::Nul) => {
                     return Err(BackFault::ProtocolViolation);
                 }
@@ -160,7 +160,7 @@ impl SubmissionBack {
         Ok((!goes_on).then_some(*code))
     }
 
-    /// Understands one complete reply.
+    /// Handles one complete reply.
     fn receive(
         &mut self,
         code: [u8; 3],
@@ -224,8 +224,8 @@ impl SubmissionBack {
         Ok(())
     }
 
-    /// Sends the login, or what can be sent of it at once. PLAIN is preferred to LOGIN, which knows no
-    /// authzid; a login for somebody else is never weakened to a LOGIN.
+    /// Sends the login, or what can be sent of it at once. PLAIN is preferred to LOGIN, which knows no authzid;
+    /// a login on behalf of another user never falls back to LOGIN.
     fn log_in(&self, mechanisms: &[String], out: &mut SecretBuf) -> Result<SubmissionPending, BackFault> {
         let offers = |name: &str| mechanisms.iter().any(|mechanism| mechanism == name);
         let parts = [self.login.as_slice(), self.service.as_deref().unwrap_or_default(), self.password.expose()];
@@ -248,7 +248,7 @@ impl SubmissionBack {
         Err(BackFault::NoMechanism)
     }
 
-    /// The backend gives leave to send what is pending.
+    /// The backend has requested the pending part.
     fn continue_login(&mut self, pending: SubmissionPending, out: &mut SecretBuf) -> Result<(), BackFault> {
         let next = match pending {
             SubmissionPending::Nothing => return Err(BackFault::ProtocolViolation),

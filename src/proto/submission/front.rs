@@ -22,7 +22,7 @@ pub(super) const NOT_OFFERED: &[&str] = &["AUTH", "STARTTLS", "XCLIENT", "XFORWA
 /// Commands of a mail transaction, told apart from words that are no command.
 const TRANSACTION: &[&[u8]] = &[b"MAIL", b"RCPT", b"DATA", b"BDAT", b"BURL", b"ETRN", b"EXPN"];
 
-/// The words for a login in the clear: the same whether the dialogue or the session refuses it.
+/// The reply to a login in the clear, the same from dialogue and session.
 const TLS_FIRST: &str = "538 5.7.11 Start TLS before you log in";
 
 /// What submission says, and what the client has said.
@@ -185,11 +185,11 @@ pub(super) fn nginx_reply(refusal: &Refusal, session: &str) -> NginxReply {
     NginxReply { code: Some(code), text }
 }
 
-/// For whoever must not learn more; an account that is locked too (`Refusal::told`).
+/// The reply that reveals nothing, also for a locked account (`Refusal::disclosed`).
 const WRONG_CREDENTIALS: &str = "535 5.7.8 Name or password is wrong";
 
-/// A refusal in the codes of RFC 4954 section 6 and a text. Refusals that must not be told apart have
-/// the very same words; none repeats what the client sent.
+/// A refusal in the codes of RFC 4954 section 6 and a text. Refusals that must be indistinguishable have
+/// identical replies; none repeats client input.
 fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
     Cow::Borrowed(match refusal {
         Refusal::WrongPassword
@@ -236,9 +236,8 @@ fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
 
 const UNAVAILABLE: &str = "454 4.7.0 The mail service is not available, try again later";
 
-/// What a backend said when it refused a login that the directory had accepted. The code of a wrong
-/// password would make the client ask for a new one: the one it has is right. What is temporary stays
-/// so.
+/// What a backend said when it refused a login that the directory had accepted. The code of a wrong password
+/// would make the client ask for a new one although its own is correct. Temporary failures stay temporary.
 fn backend_text(words: &BackendReply) -> String {
     let text = printable(words.text.as_bytes(), TEXT);
     let (reply, enhanced) = words.code.split_once(' ').unwrap_or((&words.code, ""));

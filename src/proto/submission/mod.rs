@@ -1,4 +1,4 @@
-//! Submission before login (RFC 6409, SMTP of RFC 5321): what usher says to a client and to a backend.
+//! Submission before login (RFC 6409, SMTP of RFC 5321): the dialogues with clients and with backends.
 //!
 //! [`front`](PROTOCOL) answers a client until it has logged in, [`back`](PROTOCOL) logs in to a
 //! submission server. After that nothing here reads or writes a byte: the session relays, so no mail
@@ -15,7 +15,7 @@ pub mod trial;
 use super::line::LineFront;
 use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
-/// Submission's row.
+/// Submission's row of the protocol table.
 pub const PROTOCOL: Protocol = Protocol {
     name: "submission",
     alpn: None,

@@ -416,11 +416,11 @@ fn refusals_and_faults_of_a_login_are_distinguished() {
         ("534 5.7.9 Too weak", "fault NoMechanism"),
         ("538 5.7.11 Encryption required", "fault NoMechanism"),
         ("501 5.5.2 what?", "fault Bad"),
-        ("250 ok", "fault Garbage"),
-        ("2355 ok", "fault Garbage"),
-        ("334 more", "fault Garbage"),
-        ("235-ok\\r\\n250 ok", "fault Garbage"),
-        ("23", "fault Garbage"),
+        ("250 ok", "fault ProtocolViolation"),
+        ("2355 ok", "fault ProtocolViolation"),
+        ("334 more", "fault ProtocolViolation"),
+        ("235-ok\\r\\n250 ok", "fault ProtocolViolation"),
+        ("23", "fault ProtocolViolation"),
     ] {
         let answer = answer.replace("\\r\\n", "\nS: ");
         let mut lines = answer.split("\nS: ");
@@ -435,12 +435,12 @@ fn protocol_violation_is_a_fault() {
     backend(ALICE, "S: 554 5.3.2 no service\n=> fault Bye");
     backend(ALICE, "S: 421 busy\n=> fault Bye");
     for garbage in ["+OK", "* OK imap", "250 ok", "22", "", "220x", "199 x", "620 x"] {
-        backend(ALICE, &format!("S: {garbage}\n=> fault Garbage"));
+        backend(ALICE, &format!("S: {garbage}\n=> fault ProtocolViolation"));
     }
-    backend(ALICE, "s: 220 ready\\n\n=> fault Garbage");
-    backend(ALICE, &format!("s: 220 {}\n=> fault TooMuch", "x".repeat(2050)));
+    backend(ALICE, "s: 220 ready\\n\n=> fault ProtocolViolation");
+    backend(ALICE, &format!("s: 220 {}\n=> fault TooLarge", "x".repeat(2050)));
     let endless = "250-X\\r\\n".repeat(400);
-    backend(ALICE, &format!("S: 220 x\nC: EHLO {HOST}\ns: {endless}\n=> fault TooMuch"));
+    backend(ALICE, &format!("S: 220 x\nC: EHLO {HOST}\ns: {endless}\n=> fault TooLarge"));
     backend(ALICE, &format!("S: 220 x\nC: EHLO {HOST}\nS: 502 5.5.1 no\n=> fault Bad"));
 }
 
@@ -463,9 +463,9 @@ fn client_address_is_sent_in_the_supported_attributes() {
     let v6 = Login { client: Some("[2001:db8::7]:4711"), ..ALICE };
     let dovecot = "C: XCLIENT ADDR=IPV6:2001:db8::7 PORT=4711 SESSION=S7Q2X";
     listing(v6, "AUTH PLAIN,XCLIENT ADDR PORT PROTO HELO LOGIN SESSION", &format!("{dovecot}\n{rest}"));
-    listing(told, "AUTH PLAIN", "=> fault NotTold");
-    listing(told, "XCLIENT NAME", "=> fault NotTold");
-    listing(told, "XCLIENT ADDR", "C: XCLIENT ADDR=198.51.100.7\nS: 550 5.7.1 no\n=> fault NotTold");
+    listing(told, "AUTH PLAIN", "=> fault ForwardingRefused");
+    listing(told, "XCLIENT NAME", "=> fault ForwardingRefused");
+    listing(told, "XCLIENT ADDR", "C: XCLIENT ADDR=198.51.100.7\nS: 550 5.7.1 no\n=> fault ForwardingRefused");
 }
 
 /// RFC 3030 section 2: the bytes after the line belong to the message, whatever the reply.

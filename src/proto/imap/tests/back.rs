@@ -124,7 +124,7 @@ fn client_address_is_sent_under_tls_and_before_the_login() {
     let id = format!(r#"C: u1 ID ("name" "usher" "x-originating-ip" "::1" "x-originating-port" "9" {fields}"#);
     for refusal in ["NO not from you", "BAD what"] {
         let login = Login { client: Some("[::1]:9"), ..ALICE };
-        greeted(login, "IMAP4rev1 AUTH=PLAIN", &format!("{id}\nS: u1 {refusal}\n=> fault NotTold"));
+        greeted(login, "IMAP4rev1 AUTH=PLAIN", &format!("{id}\nS: u1 {refusal}\n=> fault ForwardingRefused"));
     }
 }
 
@@ -145,9 +145,9 @@ fn greetings_are_classified() {
         "*",
         "",
     ] {
-        script(ALICE, &format!("S: {garbage}\n=> fault Garbage"));
+        script(ALICE, &format!("S: {garbage}\n=> fault ProtocolViolation"));
     }
-    script(ALICE, "s: * OK ready\\n\n=> fault Garbage");
+    script(ALICE, "s: * OK ready\\n\n=> fault ProtocolViolation");
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn capabilities_are_requested_when_not_announced() {
         => ready [IMAP4rev1 IDLE] in
         ",
     );
-    script(ALICE, "S: * OK\nC: u1 CAPABILITY\nS: u1 OK but nothing\n=> fault Garbage");
+    script(ALICE, "S: * OK\nC: u1 CAPABILITY\nS: u1 OK but nothing\n=> fault ProtocolViolation");
     script(ALICE, "S: * OK\nC: u1 CAPABILITY\nS: u1 NO\n=> fault Bad");
     script(ALICE, "S: * OK\nC: u1 CAPABILITY\nS: u1 BAD what?\n=> fault Bad");
     logged_in("S: u1 OK in\nC: u2 CAPABILITY\nS: u2 OK but nothing\n=> ready [] in");
@@ -217,7 +217,7 @@ fn starttls_discards_earlier_state() {
     greeted(STARTTLS, "IMAP4rev1 STARTTLS", "C: u1 STARTTLS\nS: u1 NO later\n=> fault NoStartTls");
     greeted(STARTTLS, "IMAP4rev1 STARTTLS", "C: u1 STARTTLS\nS: u1 BAD what?\n=> fault Bad");
     greeted(STARTTLS, "IMAP4rev1 STARTTLS", "C: u1 STARTTLS\nS: * BYE\n=> fault Bye");
-    greeted(STARTTLS, "IMAP4rev1 STARTTLS", "C: u1 STARTTLS\nS: u1 OKAY\n=> fault Garbage");
+    greeted(STARTTLS, "IMAP4rev1 STARTTLS", "C: u1 STARTTLS\nS: u1 OKAY\n=> fault ProtocolViolation");
 }
 
 #[test]
@@ -259,7 +259,11 @@ fn login_arguments_are_sent_byte_for_byte() {
     greeted(latin, "IMAP4rev1 LITERAL+", "C: u1 LOGIN {3+}\nC: \\xe9ve {8+}\nC: p\nC: u2 OK");
     let half = Login { password: b"p\xc3\xa4ss", ..ALICE };
     greeted(half, "IMAP4rev1 literal-", "C: u1 LOGIN \"alice\" {5+}\nC: p\\xc3\\xa4ss");
-    greeted(half, "IMAP4rev1", "C: u1 LOGIN \"alice\" {5}\nS: +\nC: p\\xc3\\xa4ss\nS: + more\n=> fault Garbage");
+    greeted(
+        half,
+        "IMAP4rev1",
+        "C: u1 LOGIN \"alice\" {5}\nS: +\nC: p\\xc3\\xa4ss\nS: + more\n=> fault ProtocolViolation",
+    );
 
     static LONG: [u8; 4097] = [b'p'; 4097];
     let long = Login { password: &LONG, ..ALICE };
@@ -297,14 +301,14 @@ fn only_ok_with_the_sent_tag_is_success() {
         "*OK",
         "",
     ] {
-        logged_in(&format!("S: {}\n=> fault Garbage", garbage.replace("\\t", "\\x09")));
+        logged_in(&format!("S: {}\n=> fault ProtocolViolation", garbage.replace("\\t", "\\x09")));
     }
     logged_in("S: u1 OK\nC: u2 CAPABILITY\nS: * CAPABILITY IMAP4rev1\nS: u2 ok\n=> ready [IMAP4rev1]");
     logged_in("S: * OK in\nS: * u1 OK in\nS: u1 BAD what?\n=> fault Bad");
     logged_in("S: * PREAUTH in\n=> fault Preauth");
-    logged_in("s: u1 OK in\\n\n=> fault Garbage");
-    logged_in("s: u1 OK\\rin\n=> fault Garbage");
-    logged_in("S: u1 OK in\\0\n=> fault Garbage");
+    logged_in("s: u1 OK in\\n\n=> fault ProtocolViolation");
+    logged_in("s: u1 OK\\rin\n=> fault ProtocolViolation");
+    logged_in("S: u1 OK in\\0\n=> fault ProtocolViolation");
 }
 
 #[test]
@@ -383,13 +387,13 @@ fn endless_lines_are_limited() {
          => untagged {line}\\r\\n
          => ready [IMAP4rev1] in"
     ));
-    logged_in(&format!("S: {line}x\n=> fault TooMuch"));
-    logged_in(&format!("S: * {}\n=> fault TooMuch", vec!["x"; 90].join("\\r\\n* 123456789012345678")));
-    logged_in(&format!("S: * LIST {{{}}}\n=> fault TooMuch", rest));
-    logged_in("S: * LIST {99999999999999999999999}\n=> fault TooMuch");
-    logged_in(&format!("S: {}\n=> fault TooMuch", "x".repeat(8193)));
-    logged_in(&format!("S: u1 OK [CAPABILITY IMAP4rev1] {}\n=> fault TooMuch", "x".repeat(8193)));
-    logged_in(&format!("S: u1 OK [X {}] in\n=> fault TooMuch", "x".repeat(2000)));
+    logged_in(&format!("S: {line}x\n=> fault TooLarge"));
+    logged_in(&format!("S: * {}\n=> fault TooLarge", vec!["x"; 90].join("\\r\\n* 123456789012345678")));
+    logged_in(&format!("S: * LIST {{{}}}\n=> fault TooLarge", rest));
+    logged_in("S: * LIST {99999999999999999999999}\n=> fault TooLarge");
+    logged_in(&format!("S: {}\n=> fault TooLarge", "x".repeat(8193)));
+    logged_in(&format!("S: u1 OK [CAPABILITY IMAP4rev1] {}\n=> fault TooLarge", "x".repeat(8193)));
+    logged_in(&format!("S: u1 OK [X {}] in\n=> fault TooLarge", "x".repeat(2000)));
     // Lines that are not forwarded count too.
-    script(ALICE, &format!("S: * OK\nC: u1 CAPABILITY\nS: * {}\n=> fault TooMuch", "x".repeat(2000)));
+    script(ALICE, &format!("S: * OK\nC: u1 CAPABILITY\nS: * {}\n=> fault TooLarge", "x".repeat(2000)));
 }

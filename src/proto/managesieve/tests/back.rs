@@ -104,10 +104,10 @@ fn capability_list_after_the_login_is_consumed() {
     );
     // A server without NOOP.
     asked("S: OK \"In\"\nC: NOOP\nS: NO \"What?\"\n=> ready [] In");
-    asked("S: OK \"In\"\nC: NOOP\nS: \"SIEVE\" \"\"\nS: NO \"What?\"\n=> fault Garbage");
+    asked("S: OK \"In\"\nC: NOOP\nS: \"SIEVE\" \"\"\nS: NO \"What?\"\n=> fault ProtocolViolation");
     asked("S: OK \"In\"\nC: NOOP\nS: BYE \"Too many\"\n=> fault Bye");
     // Only one of the two lists may be sent, and not before the reply.
-    asked("S: \"SIEVE\" \"\"\n=> fault Garbage");
+    asked("S: \"SIEVE\" \"\"\n=> fault ProtocolViolation");
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn login_requires_plain() {
 fn starttls_failure_sends_no_login() {
     script(STARTTLS, "S: \"SASL\" \"PLAIN\"\nS: OK\n=> fault NoStartTls");
     script(STARTTLS, "S: \"STARTTLS\"\nS: OK\nC: STARTTLS\nS: NO\n=> fault NoStartTls");
-    script(STARTTLS, "S: \"STARTTLS\"\nS: OK\nC: STARTTLS\nS: \"SASL\" \"PLAIN\"\n=> fault Garbage");
+    script(STARTTLS, "S: \"STARTTLS\"\nS: OK\nC: STARTTLS\nS: \"SASL\" \"PLAIN\"\n=> fault ProtocolViolation");
     // The capabilities before TLS do not apply under TLS.
     script(
         STARTTLS,
@@ -157,7 +157,7 @@ fn refusals_keep_code_and_text() {
     asked("S: OK (REFERRAL \"sieve://inside/\") \"inside knows\"\nC: NOOP\nS: OK\n=> ready []");
     asked("S: BYE\n=> fault Bye");
     script(ALICE, "S: BYE \"Too many\"\n=> fault Bye");
-    script(ALICE, "S: NO \"Too many\"\n=> fault Garbage");
+    script(ALICE, "S: NO \"Too many\"\n=> fault ProtocolViolation");
 }
 
 #[test]
@@ -181,11 +181,11 @@ fn only_ok_is_success() {
         "OK {x3}",
     ] {
         let wait = if garbage == "{2}" { "S: OK" } else { "" };
-        asked(&format!("S: {garbage}\n{wait}\n=> fault Garbage"));
+        asked(&format!("S: {garbage}\n{wait}\n=> fault ProtocolViolation"));
     }
-    asked("s: OK\\n\n=> fault Garbage");
-    asked("s: OK\\rX\n=> fault Garbage");
-    asked("s: O\\0\n=> fault Garbage");
+    asked("s: OK\\n\n=> fault ProtocolViolation");
+    asked("s: OK\\rX\n=> fault ProtocolViolation");
+    asked("s: O\\0\n=> fault ProtocolViolation");
     asked("S: OK\nC: NOOP\nS: ok\n=> ready []");
 }
 
@@ -193,9 +193,9 @@ fn only_ok_is_success() {
 fn endless_replies_are_limited() {
     let rest = 2000 - "\"SASL\" \"PLAIN\"\r\nOK\r\n".len();
     asked(&format!("S: NO \"{}\"\n=> refused [] {}", "x".repeat(rest - 5), "x".repeat(512)));
-    asked(&format!("S: NO \"{}\"\n=> fault TooMuch", "x".repeat(rest - 4)));
-    asked(&format!("S: NO {{{rest}}}\n=> fault TooMuch"));
-    asked("S: NO {99999999999999999999999}\n=> fault TooMuch");
+    asked(&format!("S: NO \"{}\"\n=> fault TooLarge", "x".repeat(rest - 4)));
+    asked(&format!("S: NO {{{rest}}}\n=> fault TooLarge"));
+    asked("S: NO {99999999999999999999999}\n=> fault TooLarge");
     let many = vec!["\"X\" \"y\""; 400].join("\\r\\n");
-    script(ALICE, &format!("S: {many}\n=> fault TooMuch"));
+    script(ALICE, &format!("S: {many}\n=> fault TooLarge"));
 }
