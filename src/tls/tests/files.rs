@@ -26,7 +26,7 @@ fn all_mistakes_are_reported_at_once() {
         "tls.certificates[3].chain: cannot read ",
         "tls.certificates[3].key: cannot read ",
         "tls.certificates[4].chain: certificate 1 in ",
-        "tls.cipher_suites[1]: there is no cipher suite \"RC4-MD5\" here; the suites are TLS_AES_256_GCM_SHA384, ",
+        "tls.cipher_suites[1]: unknown cipher suite \"RC4-MD5\"; supported are TLS_AES_256_GCM_SHA384, ",
         "tls.client_auth: ",
     ];
     assert_eq!(words.len(), starts.len(), "{words:#?}");

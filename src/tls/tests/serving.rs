@@ -113,7 +113,7 @@ async fn min_version_is_enforced() {
 
     tls.min_version = TlsVersion::V1_3;
     let (near, far) = shake(&acceptor(&tls), &old, "mail.example.com").await;
-    assert!(describe(&far.unwrap_err()).starts_with("no TLS version in common"));
+    assert!(describe(&far.unwrap_err()).starts_with("no common TLS version"));
     let told = describe(&near.unwrap_err());
     assert!(told.contains("alert ProtocolVersion: no common TLS version"), "{told}");
 }

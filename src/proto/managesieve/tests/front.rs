@@ -341,7 +341,7 @@ fn oversized_input_never_desynchronizes() {
              C: abc
              S: NO \"Command too long\"
              C: PUTSCRIPT \"a\" {{5}}
-             S: NO \"A literal is announced as {{n+}}\"
+             S: NO \"Literals must be non-synchronizing ({{n+}})\"
              C: NOOP
              S: OK \"NOOP completed\"",
             "k".repeat(fits),
@@ -374,8 +374,10 @@ fn oversized_input_never_desynchronizes() {
 
 #[test]
 fn only_crlf_ends_a_line() {
-    for (ends, why) in [("\\n", "ends with CR and LF"), ("\\rx", "ends with CR and LF"), ("\\0", "holds no NUL")] {
-        script(TLS, &format!("c: NOOP{ends}\nS: NO \"A line {why}\"\nC: LOGOUT\nC: NOOP\nS: OK \"NOOP completed\""));
+    for (ends, why) in
+        [("\\n", "Line must end with CRLF"), ("\\rx", "Line must end with CRLF"), ("\\0", "NUL is not allowed")]
+    {
+        script(TLS, &format!("c: NOOP{ends}\nS: NO \"{why}\"\nC: LOGOUT\nC: NOOP\nS: OK \"NOOP completed\""));
     }
 }
 
