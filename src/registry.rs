@@ -1,9 +1,7 @@
-//! The sessions that are being relayed: who, from where, to which backend, since when; and the
-//! string by which each can be asked to end, with the reason.
+//! The relayed sessions: user, client, backend and start; and the stop handle that ends each, with the reason.
 //!
-//! A session is listed from before its client is told OK, and while its [`Listed`] guard lives, however
-//! it ends. With it is kept what it was logged in with, so that a later version of the entry can be
-//! compared.
+//! A session is listed from before its client is sent OK until its [`ListedSession`] guard is dropped. Its
+//! basis is stored with it, so that a later version of the entry can be compared.
 
 mod filter;
 mod id;
@@ -25,7 +23,7 @@ use tokio::sync::oneshot;
 use crate::directory::{Entry, EntryId};
 use crate::proto::ClosingNotice;
 
-/// What is known of a relayed session. Never a password.
+/// A relayed session. Contains no password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Session {
     /// The session id, as in the log.
@@ -44,7 +42,7 @@ pub struct Session {
     pub since: u64,
 }
 
-/// What a session was logged in with.
+/// The entry and the backend name that a session was logged in with.
 #[derive(Debug, Clone)]
 pub struct SessionBasis {
     /// The version of the entry that the login was decided by.
@@ -53,14 +51,14 @@ pub struct SessionBasis {
     pub backend_login: Arc<str>,
 }
 
-/// Why a session is asked to end.
+/// Why usher ends a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TerminationReason {
     /// usher is stopping.
     Drain,
     /// The directory names another backend, or another name there.
     Moved,
-    /// The account was switched off.
+    /// The account was disabled.
     Disabled,
     /// The account has expired.
     Expired,
@@ -68,9 +66,9 @@ pub enum TerminationReason {
     Deleted,
     /// The password was changed.
     PasswordChanged,
-    /// The account is held: nobody may be logged in.
+    /// The account is held: no login until the hold ends.
     Hold,
-    /// An administrator says so.
+    /// An administrator ended it.
     Kicked,
     /// Its backend is being drained.
     BackendDrained,
@@ -119,9 +117,9 @@ struct SessionTable {
     sessions: BTreeMap<SessionId, (Arc<Session>, SessionBasis)>,
     /// The same by DN.
     by_dn: BTreeSet<(Arc<str>, SessionId)>,
-    /// The same by what stays when the DN changes.
+    /// The same by the entry's immutable id.
     by_id: BTreeSet<(EntryId, SessionId)>,
-    /// Those that nobody has asked to end yet; dropping one of these asks, too.
+    /// The senders of sessions that were not asked to end yet; dropping one ends its session, too.
     open: BTreeMap<SessionId, oneshot::Sender<TerminationReason>>,
     /// Whether a session that is listed now is asked to end at once.
     closed: bool,
@@ -174,8 +172,8 @@ impl Registry {
         ids.filter_map(|(_, id)| relayed.sessions.get(id).cloned()).collect()
     }
 
-    /// The entry of this id, or else of this DN, as the last of its sessions was logged in with it;
-    /// `None` if it has no session.
+    /// The entry of this id, or else of this DN, in the version of its latest session; `None` if it has no
+    /// session.
     #[must_use]
     pub fn entry(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<Arc<Entry>> {
         let relayed = self.lock();
@@ -212,18 +210,18 @@ impl Registry {
         }
     }
 
-    /// Asks a session to end, unless it was asked before; whether it was asked now.
+    /// Ends a session; returns `false` if it has ended or was asked to before.
     pub fn end(&self, id: SessionId, why: TerminationReason) -> bool {
         let asked = self.lock().open.remove(&id);
         asked.is_some_and(|string| string.send(why).is_ok())
     }
 
-    /// Asks the oldest session that was not asked yet to end; `false` if there is none.
+    /// Ends the oldest session that was not asked to end yet; `false` if there is none.
     pub fn end_oldest(&self) -> bool {
         self.lock().open.pop_first().is_some()
     }
 
-    /// Asks all sessions to end, those that are listed later too.
+    /// Ends all sessions, including those listed later.
     pub fn end_all(&self) {
         let mut relayed = self.lock();
         relayed.closed = true;
@@ -240,17 +238,17 @@ pub fn is_other(one: Option<EntryId>, other: Option<EntryId>) -> bool {
     matches!((one, other), (Some(one), Some(other)) if one != other)
 }
 
-/// Where an entry's sessions are among all that are sorted by DN.
+/// The range of an entry's sessions in the order of DN.
 fn every_id(dn: &Arc<str>) -> RangeInclusive<(Arc<str>, SessionId)> {
     (Arc::clone(dn), SessionId::FIRST)..=(Arc::clone(dn), SessionId::LAST)
 }
 
-/// Ready when the session is asked to end; tells why.
+/// Resolves with the reason when the session has to end.
 #[derive(Debug)]
 pub struct StopHandle(oneshot::Receiver<TerminationReason>);
 
 impl StopHandle {
-    /// Why it was asked, if it was already.
+    /// The reason, if the session was asked to end already.
     pub fn requested(&mut self) -> Option<TerminationReason> {
         match self.0.try_recv() {
             Ok(why) => Some(why),
@@ -264,7 +262,7 @@ impl Future for StopHandle {
     type Output = TerminationReason;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TerminationReason> {
-        // Where all are asked at once, the other ends are dropped.
+        // `end_all` drops the senders.
         Pin::new(&mut self.0).poll(cx).map(|why| why.unwrap_or(TerminationReason::Drain))
     }
 }

@@ -1,11 +1,11 @@
-//! Bytes both ways after login, until somebody ends it.
+//! Relays bytes both ways after login.
 //!
-//! What was read before the relay goes first and in order. No buffer of ours is held while a
-//! session idles: what was read is lent to the other side at once, and nothing is read from a sender whose
-//! receiver has not taken what came before. Half-close is carried over. Nothing is parsed here:
-//! COMPRESS, IDLE and every later extension pass untouched. All that is remembered of the bytes is
-//! the last two, so that usher knows where a line of its own could stand. The one exception: where a server
-//! would let its client log in anew, the client's lines are looked at for that command ([`Watch`]).
+//! What was read before the relay goes first and in order. No buffer of ours is held while a session idles:
+//! what was read is passed to the other side at once, and nothing is read from a sender whose receiver has not
+//! accepted the earlier bytes. Half-close is carried over. Nothing is parsed here: COMPRESS, IDLE and every
+//! later extension pass untouched. Only the last two bytes are stored, so that usher knows where it can insert
+//! a line. The one exception: where a server would let its client log in again, the client's lines are scanned
+//! for that command ([`CommandWatch`]).
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -29,17 +29,17 @@ use crate::tls::stream::Stream;
 const READS_PER_TURN: u32 = 2;
 /// How long the open direction of a half-closed session may stand still.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3);
-/// When nothing has moved for so long and a receiver takes nothing, its sender, which is not read meanwhile,
-/// is asked again and again whether it is still there: no event tells of it while bytes of it wait.
+/// When no byte has moved for this long and a receiver is blocked, its sender, which is not read meanwhile, is
+/// checked repeatedly for a reset: no event reports one while its bytes wait.
 const STALL_PROBE: Duration = Duration::from_secs(1);
-/// How long a peer may take to be told goodbye.
+/// How long closing may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// A session in which nothing moves for so long is between two commands, or waits in one (IDLE).
+/// A session without a byte for this long is between two commands, or waits in one (IDLE).
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a session that is asked to end is waited for until it pauses.
+/// How long a session that has to end may take to pause.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Pieces below this size are gathered: what copying them costs is little beside a record of their own.
+/// Pieces below this size are coalesced: copying costs less than a TLS record for each.
 const SMALL: usize = 4096;
 
 thread_local! {
@@ -59,9 +59,9 @@ pub enum EndReason {
     BackendError,
     /// No byte in either direction for the idle limit.
     Idle,
-    /// The client said the command that is watched for.
+    /// The client sent the command that is watched for.
     Forbidden,
-    /// It was asked to.
+    /// usher ended it.
     Terminated(TerminationReason),
 }
 
@@ -108,8 +108,7 @@ pub struct RelaySide<T = TcpStream> {
 
 /// Both directions of a session, over sockets `T`.
 ///
-/// It lives where its owner keeps it and is lent to [`Relay::run`]: a future that takes it by value would
-/// hold it twice, for as long as the session lives.
+/// [`Relay::run`] borrows it: a future that takes it by value would store it twice for the session's lifetime.
 #[derive(Debug)]
 pub struct Relay<T = TcpStream> {
     client: Stream<T>,
@@ -119,7 +118,7 @@ pub struct Relay<T = TcpStream> {
     closed_first: Option<EndReason>,
     idle: Duration,
     last_progress: Instant,
-    /// The client has said something since the backend last did.
+    /// The client has sent bytes since the backend last did.
     unanswered: bool,
     timer: Pin<Box<Sleep>>,
 }
@@ -142,7 +141,7 @@ impl<T: Transport> Relay<T> {
         }
     }
 
-    /// The same, with a command of the client's that ends it.
+    /// The same, with a client command that ends it.
     #[must_use]
     pub fn watching(mut self, watch: Option<CommandWatch>) -> Self {
         self.up.watch = watch.map(Box::new);
@@ -153,9 +152,9 @@ impl<T: Transport> Relay<T> {
         self
     }
 
-    /// Relays until both directions are closed, one side breaks, nothing moves for the idle limit, or
-    /// `stop` is ready. A drain ends it at once; any other reason waits for a pause, three seconds at
-    /// most, in which the parting line can stand behind a complete line of the backend.
+    /// Relays until both directions are closed, one side breaks, nothing moves for the idle limit, or `stop` is
+    /// ready. A drain ends it at once; any other reason waits for a pause, three seconds at most, in which the
+    /// closing line can follow a complete line of the backend.
     pub async fn run(
         &mut self,
         closing_line: &ClosingLine,
@@ -188,14 +187,14 @@ impl<T: Transport> Relay<T> {
             _ => None,
         };
         if matches!(cause, EndReason::Idle | EndReason::Forbidden | EndReason::Terminated(_)) {
-            // So that a TLS peer sees an end and not a truncation.
+            // So that a TLS peer sees a close and not a truncation.
             let farewell = async {
                 if let Some(line) = line {
                     self.client.write_all(&line).await?;
                 }
                 tokio::join!(self.client.shutdown(), self.backend.shutdown()).0
             };
-            // In a box: the session would have room for its end from its beginning on.
+            // Boxed, so that the session's future does not reserve memory for it.
             let _ = Box::pin(timeout(CLOSE_TIMEOUT, farewell)).await;
         }
         ended
@@ -212,7 +211,7 @@ impl<T: Transport> Relay<T> {
             return Poll::Ready(broken.cause(EndReason::BackendError, EndReason::ClientError));
         }
         if self.closed_first.is_none() {
-            // Told, not only heard: the last bytes have as long as all others.
+            // Counted from when the end was passed on, so that the last bytes have as long as all others.
             self.closed_first = match (self.up.closed, self.down.closed) {
                 (true, _) => Some(EndReason::ClientClosed),
                 (false, true) => Some(EndReason::BackendClosed),
@@ -233,8 +232,8 @@ impl<T: Transport> Relay<T> {
         self.poll_idle(cx)
     }
 
-    /// Relays on until nothing has moved for [`PAUSE`], or [`POLITENESS`] is over; the cause if the
-    /// session ended by itself.
+    /// Relays until no byte has moved for [`PAUSE`], or for [`PAUSE_TIMEOUT`] at most; returns the reason if
+    /// the session ended by itself.
     async fn pause(&mut self) -> Option<EndReason> {
         let latest = Instant::now() + PAUSE_TIMEOUT;
         let mut timer = Box::pin(sleep_until(latest));
@@ -254,8 +253,8 @@ impl<T: Transport> Relay<T> {
         .await
     }
 
-    /// Whether a line of usher's own would be one to the client: nothing moves, nothing is on its way,
-    /// and what came last from the backend ended a line.
+    /// Whether usher can insert a line to the client: no byte moves, nothing is in transit, and the backend's
+    /// last bytes ended a line.
     fn can_insert_line(&self) -> bool {
         self.last_progress.elapsed() >= PAUSE
             && self.down.tail == *b"\r\n"
@@ -263,7 +262,7 @@ impl<T: Transport> Relay<T> {
             && self.down.is_clear()
     }
 
-    /// The timer is not moved with every byte: when it rings it looks when the last one was.
+    /// The timer is not reset for every byte: when it fires, it checks when the last one was.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<EndReason> {
         let stalled = self.up.is_stalled() || self.down.is_stalled();
         if stalled && self.timer.deadline() > self.last_progress + STALL_PROBE {
@@ -289,7 +288,7 @@ impl<T: Transport> Relay<T> {
         }
     }
 
-    /// Whether a side has broken off that is not read, because what it said before is not taken.
+    /// Whether a side that is not read, because the other is blocked, has been reset.
     fn broken_side(&self) -> Option<EndReason> {
         if self.up.is_stalled() && self.client.is_broken() {
             Some(EndReason::ClientError)
@@ -305,7 +304,7 @@ impl<T: Transport> Relay<T> {
 enum PipeError {
     Source,
     Target,
-    /// The source said what it must not.
+    /// The source sent the forbidden command.
     Forbidden,
 }
 
@@ -322,23 +321,23 @@ impl PipeError {
 /// One direction.
 #[derive(Debug)]
 struct Pipe {
-    /// What the target did not take yet; without an allocation when there is nothing.
+    /// Bytes that the target has not accepted yet; without an allocation when empty.
     unsent: Vec<u8>,
     unsent_from: usize,
-    /// Whether the target may hold bytes that its connection has not been given.
+    /// Whether the target may hold unflushed bytes.
     unflushed: bool,
-    /// The source said its end.
+    /// The source has ended.
     ended: bool,
-    /// The target was told.
+    /// The end was passed on to the target.
     closed: bool,
     moved: u64,
-    /// The last two bytes that came. Before the first there was the line of the login.
+    /// The last two bytes that came. Initially the end of the login's line.
     tail: [u8; 2],
-    /// How many bytes of what is unsent are not counted.
+    /// How many unsent bytes are usher's own, which are not counted.
     own: usize,
     sent: IntCounter,
     watch: Option<Box<CommandWatch>>,
-    /// What is watched for was said: nothing more is passed on.
+    /// The watched command was sent: nothing more is passed on.
     forbidden: bool,
 }
 
@@ -362,7 +361,7 @@ impl Pipe {
         pipe
     }
 
-    /// Whether these bytes must not be passed on, nor any behind them.
+    /// Whether these bytes, and all that follow, must not be passed on.
     fn is_forbidden(&mut self, bytes: &[u8]) -> bool {
         if let Some(watch) = &mut self.watch {
             self.forbidden = self.forbidden || watch.contains_verb(bytes);
@@ -378,12 +377,12 @@ impl Pipe {
         }
     }
 
-    /// Whether all that came was passed on, and more could be.
+    /// Whether everything read was passed on and the source has not ended.
     fn is_clear(&self) -> bool {
         !self.is_stalled() && !self.ended
     }
 
-    /// Whether the target has not taken what came.
+    /// Whether the target has not accepted everything.
     fn is_stalled(&self) -> bool {
         !self.unsent.is_empty() || self.unflushed
     }
@@ -409,13 +408,13 @@ impl Pipe {
             ready!(self.poll_read(cx, source, target))?;
         }
         ready!(self.poll_deliver(cx, target)).map_err(|_| PipeError::Target)?;
-        // More may be waiting: come back after the others.
+        // More may be waiting: yield to other sessions first.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Waits until the target's connection has all that came, and is told the source's end if it has come,
-    /// in the same packet.
+    /// Waits until the target has accepted all bytes, and the source's end if there was one, in the same
+    /// packet.
     fn poll_deliver<T>(&mut self, cx: &mut Context<'_>, target: &mut Stream<T>) -> Poll<io::Result<()>>
     where
         T: AsyncRead + AsyncWrite + Unpin,
@@ -423,8 +422,7 @@ impl Pipe {
         ready!(self.poll_unsent(cx, target))?;
         if self.ended && !self.closed {
             let told = ready!(Pin::new(target).poll_shutdown(cx));
-            // An end that cannot be told, because the target is gone, is told all the same; what was to
-            // be said before it is lost.
+            // If the target is gone, an end counts as passed on; unflushed bytes before it are lost.
             if self.unflushed {
                 told?;
             }
@@ -436,7 +434,7 @@ impl Pipe {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends what an earlier turn left.
+    /// Sends what an earlier turn left over.
     fn poll_unsent<T>(&mut self, cx: &mut Context<'_>, target: &mut Stream<T>) -> Poll<io::Result<()>>
     where
         T: AsyncRead + AsyncWrite + Unpin,
@@ -456,8 +454,8 @@ impl Pipe {
         Poll::Ready(Ok(()))
     }
 
-    /// One read, and what it brought to the target. Large pieces go as they lie; small ones, of which a
-    /// read can bring thousands, are gathered first, so that there are few records and few writes.
+    /// One read, passed to the target. Large pieces are passed in place; small ones, of which a read can bring
+    /// thousands, are coalesced first into few records and writes.
     fn poll_read<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -491,7 +489,7 @@ impl Pipe {
         })
     }
 
-    /// Gives the target what it takes, and keeps the rest. Behind what it did not take, nothing may go.
+    /// Gives the target what it accepts and keeps the rest, so that the order is preserved.
     fn pass<T>(&mut self, cx: &mut Context<'_>, target: &mut Stream<T>, bytes: &[u8]) -> Result<(), PipeError>
     where
         T: AsyncRead + AsyncWrite + Unpin,

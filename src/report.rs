@@ -1,5 +1,5 @@
-//! What is told about a login attempt and about a session's end: the `login` and `end` events, and
-//! the counters that belong to them. One event each, every outside byte escaped, no password.
+//! The `login` and `end` events and their counters. One event for each attempt and session, all external text
+//! escaped, no password.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,20 +18,20 @@ use crate::registry::SessionId;
 use crate::relay::RelayOutcome;
 use crate::throttle::{Limited, Rule};
 
-/// Who is at the door: the same for every attempt of a connection.
+/// The client of a connection, the same for all of its attempts.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionInfo {
     /// The session id.
     pub session: SessionId,
     /// The client's address, canonical.
     pub client: IpAddr,
-    /// The webmail server or nginx that called for it, if one did.
+    /// The webmail server or nginx that connected for it, if any.
     pub via: Option<IpAddr>,
     /// The protocol's name.
     pub protocol: &'static str,
 }
 
-/// How one login attempt went, filled in as it goes.
+/// The log event of one login attempt, filled in step by step.
 #[derive(Debug, Default)]
 pub struct LoginEvent {
     /// The name as typed.
@@ -46,27 +46,27 @@ pub struct LoginEvent {
     pub backend: Option<Arc<str>>,
     /// Whether `routing.default` chose it.
     pub by_default: bool,
-    /// Who decided.
+    /// What decided: cache or directory.
     pub by: Option<DecidedBy>,
-    /// How the question to the directory went.
+    /// How the directory request went.
     pub trace: Trace,
-    /// The rule of the throttle that delayed or refused it.
+    /// The throttle rule that delayed or refused it.
     pub limited_by: Option<Rule>,
-    /// The password was not sent: too many had been tried for the entry, under whatever spelling. The
-    /// client is told what an unknown name is told; here it is a limit.
+    /// The password was not sent: too many were tried for the entry, under any spelling. The client gets the
+    /// reply for an unknown name; here it is a limit.
     pub withheld: bool,
-    /// How long the throttle made it wait.
+    /// The throttle's delay.
     pub delay: Duration,
     /// The TLS handshake before this attempt.
     pub tls: Option<Duration>,
     /// How long the backend took.
     pub phases: Phases,
-    /// What the backend said, or what went wrong with it.
+    /// The backend's reply or error.
     pub reply: Option<String>,
 }
 
 impl LoginEvent {
-    /// Takes over what a decision says.
+    /// Records a decision.
     pub fn decided(&mut self, decision: &AuthDecision, metrics: &Metrics) {
         if decision.by != DecidedBy::Usher {
             metrics.decisions.with_label_values(&[decision.by.label()]).inc();
@@ -79,18 +79,18 @@ impl LoginEvent {
         }
     }
 
-    /// Takes over what the throttle refused.
+    /// Records a refusal by the throttle.
     pub fn limited(&mut self, limited: Limited) -> Refusal {
         self.limited_by = Some(limited.0);
         Refusal::Limit
     }
 
-    /// Takes over that the throttle kept the password from the directory.
+    /// Records that the throttle withheld the password from the directory.
     pub fn withhold(&mut self) {
         (self.limited_by, self.withheld) = (Some(Rule::FailedLoginsPerUser), true);
     }
 
-    /// Takes over where it goes.
+    /// Records the route.
     pub fn routed(&mut self, backend: &Arc<str>, login: &Login, by_default: bool, metrics: &Metrics) {
         if by_default {
             metrics.decisions.with_label_values(&["default"]).inc();
@@ -100,7 +100,7 @@ impl LoginEvent {
         self.by_default = by_default;
     }
 
-    /// Takes over what went wrong with a backend.
+    /// Records a backend's error.
     pub fn failed(&mut self, error: &BackendError) {
         if let BackendError::Refused(words) = error {
             self.backend_reply(words);
@@ -109,7 +109,7 @@ impl LoginEvent {
         }
     }
 
-    /// Takes over a backend's words.
+    /// Records a backend's reply.
     pub fn backend_reply(&mut self, words: &BackendReply) {
         let BackendReply { code, text, .. } = words;
         self.reply = Some(if code.is_empty() { text.clone() } else { format!("[{code}] {text}") });

@@ -1,4 +1,4 @@
-//! From an entry to a backend: what `mailHost` means, and when it means nothing.
+//! Routing: from an entry's `mailHost` to a backend.
 //!
 //! An unknown value never falls to the default, and several values never to one of them at random:
 //! only a user *without* the attribute may be sent to `routing.default`. Does no I/O.
@@ -8,7 +8,7 @@ use crate::directory::{Entry, Login};
 use crate::outcome::Refusal;
 use crate::proto::Protocol;
 
-/// Where an entry leads.
+/// The backend of an entry.
 #[derive(Debug, Clone, Copy)]
 pub struct Route<'a> {
     /// The position in `routing.backends`.
@@ -22,7 +22,7 @@ pub struct Route<'a> {
 /// Whether an entry may use a protocol.
 ///
 /// # Errors
-/// [`Refusal::NotAllowed`]: it has none of the values that allow it, or does not match the filter.
+/// [`Refusal::NotAllowed`]: it has none of the values that allow it, or it does not match the filter.
 pub fn allowed(allow: &Allow, entry: &Entry, protocol: &Protocol) -> Result<(), Refusal> {
     let is_value = |value: &String| {
         let value = value.trim().to_lowercase();
@@ -48,7 +48,7 @@ pub fn route<'a>(routing: &'a Routing, entry: &Entry) -> Result<Route<'a>, Refus
             let index = routing.backends.iter().position(|backend| backend.name == *default);
             (index.ok_or(Refusal::NoMailHost)?, true)
         }
-        // Two spellings of one backend are one value; two backends, or one of them unknown, are not.
+        // Two spellings of one backend count as one value; several backends, or an unknown one, do not.
         Some(first) if targets.any(|other| other != first) => return Err(Refusal::SeveralMailHosts),
         Some(first) => (first.ok_or(Refusal::UnknownMailHost)?, false),
     };

@@ -38,13 +38,13 @@ impl Secret {
         Self::new(bytes)
     }
 
-    /// The bytes in clear. Every call is a place to review.
+    /// The bytes in clear. Review every call.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
 
-    /// Whether there is no byte at all.
+    /// Whether it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -76,7 +76,7 @@ impl SecretBuf {
         Self { bytes: Vec::new(), start: 0 }
     }
 
-    /// An empty buffer that takes so many bytes without growing.
+    /// An empty buffer that takes this many bytes without growing.
     #[must_use]
     pub fn with_room(bytes: usize) -> Self {
         Self { bytes: Vec::with_capacity(bytes), start: 0 }

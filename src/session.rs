@@ -1,8 +1,8 @@
-//! THE LIFE OF A LOGIN, top to bottom: from an accepted connection to a relayed session.
+//! The life of a login, top to bottom: from an accepted connection to a relayed session.
 //!
-//! The dialogue (`proto/`) says what to do next, and this file does it: start TLS, decide, dial the
-//! backend, tell the client, relay. Every wait has a deadline, every way out is counted, and a
-//! refused login leaves the connection usable.
+//! The dialogue (`proto/`) returns the next step, and this file performs it: start TLS, decide, connect to the
+//! backend, reply, relay. Every wait has a deadline, every exit is counted, and a refused login leaves the
+//! connection usable.
 
 pub mod attempt;
 mod listing;
@@ -39,13 +39,13 @@ use crate::tls::stream::Stream;
 use attempt::{LoginAttempt, RoutedLogin};
 use listing::{Listing, NotListed};
 
-/// How long a client may take to accept a parting line.
+/// How long a client may take to accept a closing line.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often an entry that changes while its login is under way is decided about again: each costs a bind.
+/// How often a login is decided again because its entry changes meanwhile: each costs a bind.
 const MAX_REDECISIONS: u32 = 3;
 
-/// A connection as it was accepted.
+/// An accepted connection.
 #[derive(Debug)]
 pub struct Accepted {
     /// The socket.
@@ -60,11 +60,11 @@ pub struct Accepted {
     pub protocol: &'static Protocol,
     /// TLS of the listener.
     pub tls: ListenerTls,
-    /// Its place among the allowed connections.
+    /// Its permit among the allowed connections.
     pub permit: Permit,
 }
 
-/// Why a conversation ended before a login.
+/// Why a connection was closed before a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CloseReason {
     Handshake,
@@ -105,7 +105,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let snapshot = shared.snapshot.load_full();
     let crowded = shared.per_network_limit(&snapshot.config.limits);
     let Ok(mut connection) = shared.throttle.unauthenticated(&snapshot.config.throttle, client.ip(), crowded) else {
-        // Quietly: before TLS there are no words that a client would show.
+        // Without a reply: before TLS no client would show one.
         return record_close(&visitor, CloseReason::Limit, &shared.metrics);
     };
     let offer = snapshot.offers.of(protocol);
@@ -135,7 +135,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     };
     let outcome = AssertUnwindSafe(conversation.run(tcp, tls)).catch_unwind().await;
     let parting = match outcome {
-        // The relay is a task of its own, so that what the login needed is given back now.
+        // The relay is a task of its own, so that the login's memory is freed now.
         Ok(Ok(established)) => {
             permit.logged_in();
             connection.logged_in();
@@ -147,7 +147,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     record_close(&visitor, parting, &shared.metrics);
 }
 
-/// Counts and tells the end of a conversation that led to no session.
+/// Counts and logs a connection that ended before a login.
 fn record_close(visitor: &ConnectionInfo, parting: CloseReason, metrics: &Metrics) {
     let ConnectionInfo { session, client, protocol, .. } = *visitor;
     metrics.prelogin_ended.with_label_values(&[protocol, parting.label()]).inc();
@@ -159,15 +159,15 @@ struct Conversation {
     shared: Arc<Shared>,
     snapshot: Arc<Snapshot>,
     info: ConnectionInfo,
-    /// Who connected: the client, or a webmail server on behalf of one.
+    /// The peer: the client, or a webmail server on behalf of one.
     caller: SocketAddr,
-    /// Who the client is, for the backend.
+    /// The client as forwarded to the backend.
     origin: Origin,
     protocol: &'static Protocol,
     front: Box<dyn Front>,
-    /// What the client said and the dialogue has not yet consumed.
+    /// Input that the dialogue has not yet consumed.
     input: SecretBuf,
-    /// What the client is to be told.
+    /// Output for the client.
     out: SecretBuf,
     /// The end of the whole conversation.
     deadline: Instant,
@@ -178,7 +178,7 @@ struct Conversation {
 }
 
 impl Conversation {
-    /// From the first byte to a login, or to a parting.
+    /// Runs the dialogue until a login or a close.
     async fn run(mut self, tcp: TcpStream, tls: ListenerTls) -> Result<Established, CloseReason> {
         sockets::before_login(&tcp);
         let mut stream = match tls {
@@ -198,8 +198,8 @@ impl Conversation {
                 Step::NeedMore => self.read(&mut stream).await?,
                 Step::Flush => {}
                 Step::StartTls => {
-                    // Whatever came behind the command in the clear is dropped, not read as
-                    // commands under TLS (RFC 3501 section 6.2.1; "NO STARTTLS", 2021).
+                    // Cleartext input after the command is dropped, not read as commands under TLS (RFC 3501
+                    // section 6.2.1; "NO STARTTLS", 2021).
                     self.input.clear();
                     let tcp = stream.into_plain().ok_or(CloseReason::ProtocolError)?;
                     stream = self.start_tls(tcp).await?;
@@ -220,8 +220,8 @@ impl Conversation {
         }
     }
 
-    /// Who the client is: a webmail server that is trusted says for whom it calls, and from then on
-    /// the log, the limits and the backend go by that. Its connection stays its own.
+    /// Applies the original client that a trusted webmail server has sent: log, limits and backend use its
+    /// address from then on. The connection remains the webmail server's.
     fn apply_original_client(&mut self) {
         let claim = self.front.client_id().and_then(|id| id.originating);
         let trusted = &self.snapshot.config.trusted;
@@ -259,7 +259,7 @@ impl Conversation {
         }
     }
 
-    /// Reads some more; the wait counts towards the client's own time.
+    /// Reads input; the wait counts towards the client's login timeout.
     async fn read(&mut self, stream: &mut Stream) -> Result<(), CloseReason> {
         let began = Instant::now();
         let patience = self.snapshot.config.limits.login_timeout.saturating_sub(self.waited);
@@ -278,7 +278,7 @@ impl Conversation {
         }
     }
 
-    /// Sends what there is. Nothing more is read from a client that has not taken its answers.
+    /// Sends the output. Nothing more is read from a client that has not accepted its replies.
     async fn send(&mut self, stream: &mut Stream) -> Result<(), CloseReason> {
         let sent = async {
             stream.send(&mut self.out).await?;
@@ -291,7 +291,7 @@ impl Conversation {
         }
     }
 
-    /// Ends the conversation with the protocol's parting line.
+    /// Closes the connection with the protocol's closing line.
     async fn close_with(&mut self, stream: &mut Stream, why: &Refusal, parting: CloseReason) -> CloseReason {
         self.front.bye(why, &mut self.out);
         if matches!(timeout(CLOSE_TIMEOUT, stream.send(&mut self.out)).await, Ok(Ok(()))) {
@@ -300,15 +300,15 @@ impl Conversation {
         parting
     }
 
-    /// One login attempt, from the credentials to one `login` event, which has the true reason. The
-    /// refusal that comes back is what the client may be told.
+    /// One login attempt, from the credentials to one `login` event, which has the true reason. The returned
+    /// refusal is the one to reply with.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, Refusal> {
         let Credentials { login, password, authzid } = credentials;
         let foreign = !authzid.is_empty() && authzid != login;
         let mut report = LoginEvent { tls: self.handshake.take(), typed: login, ..LoginEvent::default() };
         let began = Instant::now();
         loop {
-            // What is in force now, not what was when the client came: only that is told of changes.
+            // The snapshot in force now, not the one at accept: only the current one receives changes.
             self.snapshot = self.shared.snapshot.load_full();
             let attempt = LoginAttempt {
                 shared: &self.shared,
@@ -334,8 +334,8 @@ impl Conversation {
         }
     }
 
-    /// Who is it, where does he belong, does that server take him? `None`: a reload meanwhile has the
-    /// question asked anew.
+    /// Authenticates the user, finds the backend and logs in there. `None`: a reload meanwhile requires another
+    /// decision.
     async fn admit(
         &self,
         attempt: &LoginAttempt<'_>,
@@ -373,7 +373,7 @@ impl Conversation {
                         }
                     }
                 }
-                // The password or the place may have changed since it was cached: bind again.
+                // Password or mail host may have changed since they were cached: bind again.
                 Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
                     report.backend_reply(&words);
                     decision = authn.decide_again(&login, password, &proven.identity.entry().dn).await;
@@ -408,7 +408,7 @@ impl Conversation {
         }
     }
 
-    /// Tells the client that it was refused, and parts from it after too many wrong guesses.
+    /// Replies with the refusal, and closes the connection after too many failed logins.
     async fn refuse(&mut self, stream: &mut Stream, refusal: &Refusal) -> Result<(), CloseReason> {
         self.front.refused(refusal, &mut self.out);
         self.failed += u32::from(refusal.counts_as_failed());
@@ -421,8 +421,8 @@ impl Conversation {
         self.send(stream).await
     }
 
-    /// What the relay goes on with. Only here does a client get its OK: the relay sends it first, so that a
-    /// session whose client does not take it is relayed, idles and is ended like any other.
+    /// Builds the established session. Only the relay sends the client its OK, as its first bytes, so that a
+    /// session whose client does not accept it is handled like any other.
     fn establish(mut self, stream: Stream, admitted: Admitted) -> Established {
         let Admitted { logged_in, listing, backend, place } = admitted;
         sockets::after_login(stream.tcp());
@@ -445,8 +445,8 @@ impl Conversation {
     }
 }
 
-/// Closes so that the last line arrives: a close with unread input is a reset (RFC 9293 section
-/// 3.10.4), which can overtake what was sent. So the client's rest is read and thrown away.
+/// Closes so that the last line arrives: a close with unread input is a reset (RFC 9293 section 3.10.4), which
+/// can overtake what was sent. So the client's remaining input is read and discarded.
 async fn lingering_close(stream: &mut Stream) {
     let farewell = async {
         stream.shutdown().await?;
@@ -459,7 +459,7 @@ async fn lingering_close(stream: &mut Stream) {
     let _ = timeout(CLOSE_TIMEOUT, farewell).await;
 }
 
-/// Somebody whom both the directory and the backend have accepted, and whose session is listed.
+/// A login that both directory and backend have accepted, with its listed session.
 #[derive(Debug)]
 struct Admitted {
     logged_in: LoggedIn,
@@ -476,9 +476,9 @@ struct Established {
     client: Stream,
     backend: Stream,
     watch: Option<CommandWatch>,
-    /// The OK, and what the backend has said behind its own.
+    /// The OK, and what the backend has sent after its own.
     to_client: Vec<u8>,
-    /// How long the OK is.
+    /// The length of the OK.
     answer: usize,
     to_backend: Vec<u8>,
     idle: Duration,
@@ -487,8 +487,8 @@ struct Established {
 }
 
 impl Established {
-    /// Relays until the end, counted; what it has taken of the limits is given back then. The future holds
-    /// what the relay needs, and no more.
+    /// Relays until the end, with metrics; then releases its permits. The future holds only what the relay
+    /// needs.
     fn relay(self, shared: &Arc<Shared>, taken: (Permit, ConnectionPermit)) -> impl Future<Output = ()> + use<> {
         let began = Instant::now();
         let Self { visitor, backend_name, listing, client, backend, to_client, answer, .. } = self;

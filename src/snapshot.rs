@@ -1,6 +1,5 @@
-//! What a session works on: one immutable snapshot of everything the config says, and what all
-//! snapshots share. A reload builds a new [`Snapshot`] and swaps it in at one place; sessions that
-//! began with the old one end with it.
+//! The context of sessions: an immutable snapshot of a config, and the state shared by all snapshots. A reload
+//! builds a new [`Snapshot`] and swaps it in at one place; sessions that began with the old one end with it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,7 +28,7 @@ use crate::sys;
 use crate::throttle::Throttle;
 use crate::tls::server::ServerTls;
 
-/// Who is logged in with a cached decision was known when it was cached, and is until he is listed.
+/// A user logged in by a cached decision was tracked when it was cached, and is until the session is listed.
 const KNOWN_LONGER: Duration = Duration::from_secs(60);
 
 /// Everything that follows from one configuration.
@@ -41,23 +40,23 @@ pub struct Snapshot {
     pub tls: ServerTls,
     /// The decision, with its directory and cache.
     pub authn: Authenticator,
-    /// The directory again, for what is not a decision.
+    /// The same directory, for everything but decisions.
     pub directory: Arc<Ldap>,
     /// The backends, in the order of `routing.backends`.
     pub backends: Vec<Backend>,
-    /// What clients are promised before their login.
+    /// The capabilities advertised before login.
     pub offers: AdvertisedCapabilities,
     /// usher's own name in its dialogues.
     pub host: Arc<str>,
-    /// What nginx has to show to ask for leave, if anything.
+    /// The key that nginx has to send to `auth_http`, if configured.
     pub auth_http_key: Option<Secret>,
-    /// What the files looked like.
+    /// The fingerprint of the files.
     pub fingerprint: Fingerprint,
 }
 
 impl Snapshot {
-    /// Builds everything from a config and what its files hold. The cache of `previous` is kept if
-    /// what it says is still what this config would ask.
+    /// Builds everything from a config and what its files hold. The cache of `previous` is kept if its content
+    /// is still valid under this config.
     #[must_use]
     pub fn new(config: Config, files: Files, metrics: &Arc<Metrics>, previous: Option<&Self>) -> Self {
         let directory = Arc::new(Ldap::new(&config.directory, files.directory_tls, Arc::clone(metrics)));
@@ -82,7 +81,7 @@ impl Snapshot {
         Self { config, tls, authn, directory, backends, offers, host, auth_http_key, fingerprint }
     }
 
-    /// What changes of the directory are judged by.
+    /// The settings by which directory changes are judged.
     #[must_use]
     pub fn setting(&self) -> TrackingContext<'_> {
         TrackingContext {
@@ -93,7 +92,7 @@ impl Snapshot {
         }
     }
 
-    /// The backend with exactly these settings: what it knows of its health is true of them.
+    /// The backend with exactly these settings: its health data stays valid.
     fn backend_like(&self, settings: &config::Backend) -> Option<&Backend> {
         let mut pairs = std::iter::zip(&self.config.routing.backends, &self.backends);
         pairs.find(|(known, _)| *known == settings).map(|(_, backend)| backend)
@@ -108,7 +107,7 @@ fn host(config: &Config, tls: &ServerTls) -> Arc<str> {
     config.hostname.clone().or_else(certified).unwrap_or_else(sys::host_name).into()
 }
 
-/// Room for whoever has a decision, or a session.
+/// Capacity for every user with a cached decision or a session.
 fn known(config: &Config) -> TrackedEntries {
     let decisions = usize::try_from(config.cache.capacity).unwrap_or(usize::MAX);
     TrackedEntries::new(
@@ -117,25 +116,25 @@ fn known(config: &Config) -> TrackedEntries {
     )
 }
 
-/// Where usher itself listens.
+/// usher's own listeners.
 fn listening(config: &Config) -> Arc<[SocketAddr]> {
     config.listeners.iter().map(|listener| listener.address).collect()
 }
 
-/// Where the process is in its life.
+/// The stage of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// Accepting and serving.
     Serving,
     /// `/ready` is 503 because an administrator wants it; nothing else has changed.
     Unready,
-    /// `/ready` is 503 so that load balancers look away; still accepting and serving.
+    /// `/ready` is 503 so that load balancers stop sending connections; still accepting and serving.
     Leaving,
     /// No new connection, no new login; sessions are closed one by one.
     Draining,
 }
 
-/// What every snapshot and session shares.
+/// The state shared by all snapshots and sessions.
 pub struct Shared {
     /// The snapshot in force.
     pub snapshot: ArcSwap<Snapshot>,
@@ -143,11 +142,11 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The relayed sessions.
     pub registry: Arc<Registry>,
-    /// What acts on changes of the directory.
+    /// Applies changes of the directory.
     pub follow: ChangeTracker,
-    /// What an administrator has set going.
+    /// Administrative actions in progress.
     pub steer: AdminActions,
-    /// What slows guessing, and what bounds everybody's share.
+    /// Limits per client and user.
     pub throttle: Throttle,
     /// The stage of the process' life.
     pub stage: watch::Sender<Stage>,
@@ -155,7 +154,7 @@ pub struct Shared {
     pub directory_answered: AtomicBool,
     /// The log, for its level and its losses.
     pub log: log::Guard,
-    /// Lines about connections that strangers could repeat at will.
+    /// Rate limit of log lines that any client could trigger.
     pub repeats: log::Repeats,
     connections: watch::Sender<usize>,
     unauthenticated: AtomicUsize,
@@ -211,7 +210,7 @@ impl Shared {
     /// Takes one of the allowed connections for a client that is not logged in.
     ///
     /// # Errors
-    /// The key of the limit that is met.
+    /// The key of the limit that is reached.
     pub fn enter(self: &Arc<Self>, limits: &Limits) -> Result<Permit, &'static str> {
         let mut permit = self.permit(limits.connections).ok_or("limits.connections")?;
         let taken = self.unauthenticated.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {

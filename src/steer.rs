@@ -1,7 +1,7 @@
-//! What an administrator sets going: sessions that end at a pace, and backends that are being drained.
+//! Administrative actions: sessions that end at a pace, and backends that are being drained.
 //!
-//! Outlives a reload, and goes over to the next process of an upgrade; nothing of it is on disk. Who
-//! may ask for it is for the control socket to say.
+//! State survives a reload and is handed over in an upgrade; nothing is written to disk. Access is controlled
+//! by the control socket.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::registry::{Registry, SessionId, TerminationReason, unix_now};
 use crate::tasks::{self, Task};
 
-/// How often a drained backend is looked at for a session that was about to begin.
+/// How often a drained backend is checked for sessions that were about to begin.
 const SCAN_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A backend that is being drained: it gets no new login.
@@ -27,7 +27,7 @@ pub struct Drain {
     pub rate: u32,
 }
 
-/// What is under way.
+/// The actions in progress.
 #[derive(Debug)]
 pub struct AdminActions {
     registry: Arc<Registry>,
@@ -50,7 +50,7 @@ impl Drop for BackendDrain {
 }
 
 impl AdminActions {
-    /// Nothing is under way.
+    /// No action is in progress.
     #[must_use]
     pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
         Self { registry, metrics, drained: Mutex::default() }
@@ -74,8 +74,8 @@ impl AdminActions {
         tokio::spawn(async move { tasks::once(Task::Kick, &metrics.task_restarts, ending).await });
     }
 
-    /// Sends nobody to this backend from now on, and closes its sessions, oldest first, `rate` in a
-    /// second. Once more means another rate.
+    /// Sends no new login to this backend, and closes its sessions, oldest first, `rate` per second. A second
+    /// call changes the rate.
     pub fn drain(&self, backend: &str, rate: u32) -> Drain {
         let mut drained = self.lock();
         let since = drained.get(backend).map_or_else(unix_now, |before| before.drain.since);
@@ -116,7 +116,7 @@ impl AdminActions {
     }
 }
 
-/// Closes a backend's sessions, also those of logins that had passed before. For ever.
+/// Closes a backend's sessions, including those of logins already routed. Never returns.
 async fn close(registry: Arc<Registry>, backend: Arc<str>, rate: u32) {
     let pause = Duration::from_secs(1) / rate.max(1);
     loop {
@@ -150,7 +150,7 @@ mod tests {
         }
     }
 
-    /// Lists sessions; each tells when and why it was asked to end.
+    /// Lists sessions; each reports when and why it was asked to end.
     fn list(
         registry: &Arc<Registry>,
         backend: &str,
@@ -215,7 +215,7 @@ mod tests {
         list(&registry, "server3", 3, &mut ends);
         steer.drain("server3", 0);
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(registry.count(), 3, "rate 0 closes nobody");
+        assert_eq!(registry.count(), 3, "rate 0 closes no session");
         steer.drain("server3", 1);
         sleep(Duration::from_millis(1_500)).await;
         assert_eq!(registry.count(), 1);

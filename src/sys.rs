@@ -1,4 +1,4 @@
-//! What only the operating system knows: limits, socket options, which addresses are ours.
+//! Operating system interfaces: limits, socket options, local addresses.
 
 pub mod allocator;
 pub mod paths;
@@ -18,7 +18,7 @@ use rustix::system::uname;
 use socket2::SockRef;
 
 /// Acknowledges what comes next at once, and not after the 40 ms for which Linux waits for something to send
-/// along (TCP_QUICKACK, tcp(7)). For a peer that holds its next words back until then (Nagle's algorithm).
+/// along (TCP_QUICKACK, tcp(7)). For a peer that holds back its next segment until then (Nagle's algorithm).
 /// Where it cannot be set, it costs those 40 ms.
 pub fn acknowledge_at_once<'a>(socket: impl Into<SockRef<'a>>) {
     #[cfg(target_os = "linux")]
@@ -35,9 +35,8 @@ pub fn is_own(address: SocketAddr, listeners: &[SocketAddr]) -> bool {
     })
 }
 
-/// Whether an address is one of this machine's: only from such a one would a packet come that goes to it.
-/// Whether it can be bound says nothing, as net.ipv4.ip_nonlocal_bind, which is set where addresses wander
-/// (keepalived), lets all be.
+/// Whether an address is local: only then is it its own source address. That it can be bound proves nothing,
+/// because net.ipv4.ip_nonlocal_bind, which is set where addresses float (keepalived), allows all.
 fn is_local(ip: IpAddr) -> bool {
     // All of 127.0.0.0/8 is here, and answers from 127.0.0.1.
     ip.is_unspecified() || ip.is_loopback() || source_towards(ip).is_ok_and(|source| source == ip)
@@ -47,7 +46,7 @@ fn is_local(ip: IpAddr) -> bool {
 fn source_towards(ip: IpAddr) -> io::Result<IpAddr> {
     let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
-    // No port is better than another, but 0 is none.
+    // Any port will do, except 0.
     socket.connect((ip, 9))?;
     Ok(socket.local_addr()?.ip())
 }
@@ -63,7 +62,7 @@ pub fn host_name() -> String {
 pub fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    // A limit that cannot be raised stays as it is, and the caller says what that means.
+    // A limit that cannot be raised stays; the caller reports the consequence.
     let in_force = if setrlimit(Resource::Nofile, wanted).is_ok() { wanted.current } else { limit.current };
     in_force.unwrap_or(u64::MAX)
 }
@@ -84,8 +83,8 @@ pub fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
     Ok((file, metadata))
 }
 
-/// Whether more people may read or change a file with a secret than its owner and, to read it, its
-/// group; `Some` has the mode. systemd's credentials and `root:usher 0640` are as they should be.
+/// Whether users other than the owner and (for reading) the group may read or change a file with a secret;
+/// `Some` has the mode. systemd's credentials and `root:usher 0640` are accepted.
 #[must_use]
 pub fn exposed(file: &Metadata) -> Option<u32> {
     let mode = file.mode() & 0o7777;
@@ -116,7 +115,7 @@ pub fn activated() -> io::Result<Vec<(String, OwnedFd)>> {
 /// (nsswitch.conf(5)): in /etc/group, by sssd, or wherever else its groups are.
 ///
 /// # Errors
-/// There is no such group, or the system cannot tell.
+/// There is no such group, or the lookup failed.
 pub fn group_id(name: &str) -> io::Result<u32> {
     if let Ok(number) = name.parse() {
         return Ok(number);

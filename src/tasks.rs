@@ -1,8 +1,8 @@
 //! Tasks of the whole process, as distinct from those of one session: each is run by an owner that awaits it.
 //!
 //! A task that panics is counted (`usher_task_restarts_total`), logged and started again after a pause. One
-//! that ends by itself, such as a probe, is not repeated here: its next turn is the restart. What a panic
-//! says is never repeated, only counted and located by the process' hook.
+//! that ends by itself, such as a probe, is not repeated here: its next turn is the restart. The text of a
+//! panic is never logged; the process's hook counts and locates it.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -16,9 +16,9 @@ use tracing::error;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A task that has run for so long has not failed at once.
+/// A task that has run for this long did not fail at start.
 const SOUND: Duration = Duration::from_secs(60);
-/// As often in a row a vital task may fail soon after its start.
+/// How often in a row a vital task may fail soon after its start.
 const VITAL_RESTARTS: u32 = 5;
 
 /// A task of the process, by what it does.
@@ -34,11 +34,11 @@ pub enum Task {
     Control,
     /// Samples counters for the status page.
     StatusSamples,
-    /// Waits for the directory's first answer.
+    /// Waits for the directory's first reply.
     DirectoryAwait,
     /// Follows changes of the directory.
     DirectoryWatch,
-    /// Ends sessions that a change leaves no place for.
+    /// Ends sessions that a directory change invalidates.
     SessionCloser,
     /// Starts the probes of directory servers and backends when they are due.
     Probes,
@@ -98,7 +98,7 @@ impl Task {
         }
     }
 
-    /// Whether the process is of no use without it: its socket would be open, and nobody would serve it.
+    /// Whether the process is useless without it: its socket would be open, but not served.
     const fn is_vital(self) -> bool {
         match self {
             Self::Listener | Self::AuthHttp | Self::SidePort | Self::Control => true,
@@ -117,7 +117,7 @@ impl Task {
     }
 }
 
-/// How a task ended that was kept running.
+/// How a supervised task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TaskExit {
     /// By itself.
@@ -161,7 +161,7 @@ pub async fn keep<F: Future<Output = ()>>(
     }
 }
 
-/// Runs a task once; `None` after a panic. Its next turn comes by its own schedule.
+/// Runs a task once; `None` after a panic. It runs again by its own schedule.
 pub async fn once<T>(task: Task, restarts: &IntCounterVec, run: impl Future<Output = T>) -> Option<T> {
     let run = async {
         tokio::select! {
@@ -203,7 +203,7 @@ pub mod defect {
     /// Panics after this time if a test wants this task to, else never ends.
     ///
     /// # Panics
-    /// That is what it is for.
+    /// Always, if so configured.
     #[expect(clippy::panic, reason = "what the tests ask for; not in release builds")]
     pub async fn of(task: &str, after: Duration) {
         let left = ASKED.lock().unwrap_or_else(PoisonError::into_inner).get_mut(task).map(|left| {

@@ -1,10 +1,10 @@
-//! What must hold for any bytes that an operator or a peer gives to a parser outside the mail
-//! dialogues, whose own checks are in [`crate::proto::trial`]: one function for each fuzz
-//! target in `fuzz/`, which the corpora run through in plain tests as well.
+//! Invariants of the parsers outside the mail dialogues for any input from an operator or a peer: one function
+//! for each fuzz target in `fuzz/`, which plain tests also run on the corpora. The dialogues' checks are in
+//! [`crate::proto::trial`].
 //!
-//! Not part of the product: built for tests and with the feature `fuzz` alone. Panics when a rule
-//! is broken.
-#![allow(clippy::panic, reason = "a broken rule is told by a panic")]
+//! Not part of the product: built for tests and with the feature `fuzz` alone. Panics when an invariant is
+//! violated.
+#![allow(clippy::panic, reason = "a violated invariant is reported by a panic")]
 
 use std::path::Path;
 
@@ -15,8 +15,7 @@ use crate::config::{self, Find, Template};
 use crate::directory::{Login, bind_answer_trial, frames_trial, template};
 use crate::proto::proxy_header::{Header, HeaderProgress, Version, read, write};
 
-/// A fuzz target: a config file. What is refused is refused with a reason, at a line that the file
-/// has, in words that cannot move a terminal's cursor.
+/// A fuzz target: a config file. A refusal has a reason, an existing line, and no control character.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Err(mistakes) = config::parse(Path::new("usher.yaml"), text) else { return };
@@ -26,7 +25,7 @@ pub fn config(data: &[u8]) {
     for problem in mistakes.problems {
         assert!(problem.line.is_none_or(|line| (1..=lines).contains(&line)), "no such line: {problem}");
         let told = problem.to_string();
-        assert!(!told.contains(char::is_control), "a control character is told: {told:?}");
+        assert!(!told.contains(char::is_control), "a control character is shown: {told:?}");
     }
 }
 
@@ -72,8 +71,8 @@ pub fn proxy_header(data: &[u8]) {
     }
 }
 
-/// A fuzz target: what comes to the `auth_http` listener. Once a question is whole, what follows it makes
-/// no difference, and neither do pieces; its name and password are no longer than what was sent.
+/// A fuzz target: what comes to the `auth_http` listener. Once a request is complete, what follows it makes no
+/// difference, and neither do pieces; its name and password are no longer than what was sent.
 pub fn auth_http(data: &[u8]) {
     let whole = read_request(data);
     let first = (0..=data.len()).map(|end| read_request(data.get(..end).unwrap_or_default()));
@@ -90,8 +89,8 @@ pub fn auth_http(data: &[u8]) {
     }
 }
 
-/// A fuzz target: the demo's LDIF. What is read is the same when it is written down and read
-/// again; what is not names a line of the text.
+/// A fuzz target: the demo's LDIF. What is read is the same when it is written down and read again; an error
+/// names a line of the text.
 #[cfg(feature = "demo")]
 pub fn ldif(data: &[u8]) {
     use crate::demo::ldif::{Entry, LdifError, parse};
@@ -131,7 +130,7 @@ pub fn template(data: &[u8]) {
     let (Ok(text), Some(login)) = (std::str::from_utf8(text), Login::parse(name)) else { return };
     let is_filter = choice & 1 == 0;
     let Some(template) = accepted(text, is_filter) else { return };
-    // The same question for a name in which nothing needs an escape.
+    // The same filter for a name in which nothing needs an escape.
     let Some(plain) = Login::parse(b"Xlocalx@Xdomainx") else { return };
     let (whole, plain_whole) = (login.as_str(), plain.as_str());
     let (local, domain) = whole.rsplit_once('@').unwrap_or((whole, ""));
@@ -161,14 +160,14 @@ pub fn template(data: &[u8]) {
         };
         if values(&mut expected).iter().all(|value| comparable(value)) {
             values(&mut expected).into_iter().for_each(|value| *value = stands_for(value));
-            assert_eq!(asked_for, expected, "{asked:?} asks another question");
+            assert_eq!(asked_for, expected, "{asked:?} has another meaning");
         }
     } else {
         let Some(dn) = template::dn(&template, &login) else { return };
         let expected = template::dn(&template, &plain).map(|dn| components(&dn)).unwrap_or_default();
         if expected.iter().all(|value| comparable(value)) {
             let expected: Vec<Vec<u8>> = expected.iter().map(|value| stands_for(value)).collect();
-            assert_eq!(components(&dn), expected, "{dn:?} is somebody else");
+            assert_eq!(components(&dn), expected, "{dn:?} is another entry");
         }
     }
 }

@@ -28,7 +28,7 @@ pub struct Request {
     pub password: Secret,
     /// Whether it is a plain password: with APOP and CRAM-MD5 it is a digest, with other methods empty.
     pub plain: bool,
-    /// What the client speaks.
+    /// The client's protocol.
     pub protocol: &'static Protocol,
     /// nginx's row of that protocol.
     pub nginx: Nginx,

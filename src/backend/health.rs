@@ -21,13 +21,9 @@ const EXTENDED_WAIT: Duration = Duration::from_secs(2);
 /// Pause between two probes of an address that is down, when a login waits: shorter than [`PATIENCE`], so that
 /// the first login after the recovery succeeds.
 pub(super) const SPACING: Duration = Duration::from_millis(20);
-/// Logins per second at the beginning of slow <<<<<<<
-slow start|||||||ramp=======start>>>>>>>
-.
+/// Logins per second at the beginning of slow start.
 const INITIAL_RATE: f64 = 10.0;
-/// How often the rate doubles during slow <<<<<<<
-slow start|||||||ramp=======start>>>>>>>
-: at its end it exceeds any server's capacity.
+/// How often the rate doubles during slow start: at its end it exceeds any server's capacity.
 const DOUBLINGS: f64 = 10.0;
 
 /// Whether the breaker lets logins through.
@@ -291,7 +287,7 @@ mod tests {
         assert!(!fault(&mut breaker) && !fault(&mut breaker));
         assert!(breaker.is_closed());
         assert!(fault(&mut breaker), "the third in a row");
-        assert!(!fault(&mut breaker), "told once");
+        assert!(!fault(&mut breaker), "reported once");
         assert_eq!((breaker.state(), breaker.reason().map(|reason| &**reason)), (BreakerState::Open, Some("refused")));
     }
 
@@ -339,11 +335,11 @@ mod tests {
         advance(Duration::from_millis(5)).await;
         let arrived = Instant::now();
         breaker.end_probe(arrived);
-        assert_eq!(breaker.retry_window(early), None, "its own look saw nobody");
+        assert_eq!(breaker.retry_window(early), None, "its own probe has failed");
         assert_eq!(
             breaker.retry_window(arrived),
             Some(RetryWindow::Bounded(arrived + SPACING)),
-            "that look may have come too early"
+            "that probe may have been too early"
         );
     }
 

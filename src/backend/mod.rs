@@ -366,9 +366,7 @@ impl Backend {
         Ok(SocketAddr::new(hop.address.unwrap_or_else(|| well.ip()), hop.port.unwrap_or_else(|| well.port())))
     }
 
-    /// Waits for a slot among the logins in progress, and for slow <<<<<<<
-slow start|||||||ramp=======start>>>>>>>
- after an outage.
+    /// Waits for a slot among the logins in progress, and for slow start after an outage.
     async fn login_slot(&self, endpoint: &Endpoint) -> Result<LoginSlot<'_>, BackendError> {
         let patience = Instant::now() + SLOT_WAIT;
         let permit = timeout_at(patience, self.slots.acquire()).await.map_err(|_| BackendError::Full)?;

@@ -136,7 +136,7 @@ impl Pool {
     }
 
     fn addresses(&self) -> MutexGuard<'_, AddressSet> {
-        // No holder leaves it half-changed, so that a panic elsewhere means nothing.
+        // No holder leaves it half-changed, so a poisoned lock is harmless.
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,4 +1,4 @@
-//! What a mail protocol is to usher: a row of names and ports, and two pure dialogues.
+//! A mail protocol: a row of names and ports, and two pure dialogues.
 //!
 //! The [`Front`] half talks to the client before login, the [`Back`] half logs in to a backend.
 //! Both are machines without sockets, clock or runtime: bytes in, a [`Step`] or [`BackStep`] and
@@ -40,38 +40,38 @@ pub struct Protocol {
     pub implicit_port: u16,
     /// The port of STARTTLS.
     pub starttls_port: u16,
-    /// How its dialogue can tell a backend who the client is, if it can.
+    /// How its dialogue can forward the client's address to a backend, if it can.
     pub forward_method: Option<ForwardMethod>,
-    /// What is promised before the login for a backend that was never reached.
+    /// The capabilities assumed for a backend that was never reached.
     pub usual: &'static [&'static str],
-    /// Whether a capability of this name is one that a client may be promised before the login: not
-    /// what usher answers for itself, nor what ends with the login or cannot pass through a relay.
+    /// Whether a capability of this name may be advertised before the login: not usher's own, nor those that
+    /// end with the login or cannot pass through a relay.
     pub promised: fn(&str) -> bool,
     /// Starts the dialogue with a client.
     pub front: fn(FrontSettings<'_>) -> Box<dyn Front>,
     /// Starts the dialogue with a backend.
     pub back: fn(BackSettings) -> Box<dyn Back>,
-    /// How a relayed session can be ended, other than by the end of usher.
+    /// How a relayed session is closed, except on shutdown.
     pub closing_line: ClosingLine,
-    /// Whether a session ends when its user's mail is elsewhere. Mail that is being sent does not care.
+    /// Whether a session ends when its user's mailbox moves. Sending mail does not depend on it.
     pub follows_moves: bool,
-    /// What it is to nginx's mail proxy, if that speaks it.
+    /// Its row for nginx's mail proxy, if nginx supports it.
     pub nginx: Option<Nginx>,
 }
 
-/// A protocol as nginx's mail proxy speaks it and asks for leave (`auth_http`).
+/// A protocol of nginx's mail proxy (`auth_http`).
 #[derive(Debug, Clone, Copy)]
 pub struct Nginx {
-    /// Its name there.
+    /// Its name in nginx.
     pub name: &'static str,
-    /// What the client is told of a refusal; the session's id stands in it where that helps.
+    /// The reply to a refusal; it contains the session id where that helps.
     pub reply: fn(&Refusal, &str) -> NginxReply,
 }
 
-/// A refusal in a protocol's words, without what nginx puts in front of them.
+/// A refusal in a protocol's form, without the prefix that nginx adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NginxReply {
-    /// The reply code and the enhanced status code, where nginx has a place of its own for them.
+    /// The reply code and the enhanced status code, where nginx has a separate header for them.
     pub code: Option<String>,
     /// The rest, a response code in brackets included.
     pub text: String,
@@ -130,16 +130,16 @@ impl ClosingNotice {
     }
 }
 
-/// How a backend is told in its dialogue, before the login, who the client is.
+/// How the client's address is forwarded in the dialogue, before the login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForwardMethod {
-    /// IMAP's ID (RFC 2971) with `x-originating-ip` and its kin.
+    /// IMAP's ID (RFC 2971) with `x-originating-ip` and related fields.
     Id,
     /// The command XCLIENT of Postfix and Dovecot.
     Xclient,
 }
 
-/// Rows of one table: the name tells them apart.
+/// Rows of one table: the name identifies them.
 impl PartialEq for Protocol {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
@@ -157,16 +157,16 @@ pub fn by_name(name: &str) -> Option<&'static Protocol> {
     PROTOCOLS.iter().find(|protocol| protocol.name == name)
 }
 
-/// What a client dialogue is told about its connection.
+/// The properties of a client's connection.
 #[derive(Debug, Clone, Copy)]
 pub struct FrontSettings<'a> {
     /// usher's own name, for greetings that have one.
     pub host: &'a str,
     /// The session id of the log: letters and digits.
     pub session: &'a str,
-    /// What all backends of this protocol can do after the login, one capability each in the
-    /// protocol's own form, such as `IDLE` or `SIZE 10240000`; `None` while nobody knows. Of these the
-    /// dialogue offers what can be promised before the login.
+    /// The capabilities that all backends of this protocol have after the login, in the protocol's own form,
+    /// such as `IDLE` or `SIZE 10240000`; `None` while unknown. The dialogue offers those that can be promised
+    /// before the login.
     pub capabilities: Option<&'a [String]>,
     /// Whether TLS is established already (implicit TLS).
     pub tls: bool,
@@ -176,8 +176,8 @@ pub struct FrontSettings<'a> {
     pub bad_commands: u32,
 }
 
-/// How much output one step may gather before it returns [`Step::Flush`]: a client that pipelines small
-/// commands with long answers and does not read must not make usher hold all of them.
+/// How much output one step may collect before it returns [`Step::Flush`]: it bounds the memory for a client
+/// that pipelines commands and does not read the replies.
 const OUTPUT: usize = 8 * 1024;
 
 /// The end of a refusal's text: the session, where that helps ([`Refusal::names_session`]).
@@ -185,19 +185,19 @@ fn session_suffix(refusal: &Refusal, session: &str) -> String {
     if refusal.names_session() && !session.is_empty() { format!(" (session {session})") } else { String::new() }
 }
 
-/// What the client says it is (IMAP ID), bounded and free of control characters.
+/// The client's identification (IMAP ID), bounded and free of control characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientId {
     /// The `name` field, or empty.
     pub name: String,
     /// The `version` field, or empty.
     pub version: String,
-    /// For whom it says that it calls (`x-originating-ip` and `-port`, 0 where it does not say). Worth
-    /// nothing unless the client is one that is trusted to say so.
+    /// The originating client (`x-originating-ip` and `-port`, 0 if absent). To be ignored unless the client is
+    /// trusted.
     pub originating: Option<SocketAddr>,
 }
 
-/// What a client presented to log in.
+/// The credentials that a client sent.
 #[derive(Debug)]
 pub struct Credentials {
     /// The authcid, byte for byte as typed; validated by the decision, not here.
@@ -214,8 +214,8 @@ pub struct Credentials {
 pub enum Step {
     /// Read more from the client, then call again.
     NeedMore,
-    /// Call again once the output is sent: there is more input, but the answers so far are as much as may
-    /// wait for a client at a time (`OUTPUT`).
+    /// Call again once the output is sent: there is more input, but the replies so far reach the limit for one
+    /// client (`OUTPUT`).
     Flush,
     /// Drop every byte already read in the clear, start TLS as a server, call
     /// [`Front::tls_started`].
@@ -229,7 +229,7 @@ pub enum Step {
 /// Why the client dialogue ended without a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quit {
-    /// The client said so (LOGOUT, QUIT).
+    /// The client sent LOGOUT or QUIT.
     Logout,
     /// Too many bad commands, or an input that cannot be resynchronized.
     ProtocolError,
@@ -250,20 +250,20 @@ pub trait Front: Send + Sync {
     /// section 4, RFC 3207 section 4.2).
     fn tls_started(&mut self);
 
-    /// Answers the attempt: the words of this protocol for the refusal. The dialogue goes on.
+    /// Replies to the attempt with a refusal. The dialogue continues.
     fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf);
 
-    /// Answers the attempt: success, with what the backend said. The dialogue is over.
+    /// Replies to the attempt with success and the backend's data. The dialogue is over.
     fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf);
 
-    /// The connection is about to be closed by usher: the protocol's parting line, if it has one.
+    /// The connection is about to be closed by usher: the protocol's closing line, if it has one.
     fn bye(&mut self, why: &Refusal, out: &mut SecretBuf);
 
-    /// What the client says it is, if it said so.
+    /// The client's identification, if it sent one.
     fn client_id(&self) -> Option<&ClientId>;
 
-    /// A login that the dialogue refused by itself, without an attempt, such as one in the clear:
-    /// the answer is sent, it is to be logged and counted. One per call; ask after each step.
+    /// A login that the dialogue refused without an attempt, such as one in the clear: the reply is sent, the
+    /// caller logs and counts it. One per call; to be called after each step.
     fn take_local_refusal(&mut self) -> Option<Refusal> {
         None
     }
@@ -280,7 +280,7 @@ pub struct Welcome {
     pub text: Vec<u8>,
 }
 
-/// Who is calling, for a backend that is told.
+/// The client to forward to a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// The client.
@@ -303,12 +303,12 @@ pub struct BackSettings {
     pub password: Secret,
     /// The service account (authcid) for a proxy authorization; `None`: the user's own login.
     pub service: Option<Vec<u8>>,
-    /// How many bytes of untagged lines a login may bring before it counts as a fault.
+    /// How many bytes of untagged lines a login may bring; more is a fault.
     pub untagged_limit: usize,
-    /// The client, if the backend is to be told in the protocol's own way ([`Protocol::introduction`]):
-    /// under TLS, before the login.
+    /// The client to forward by the protocol's own method ([`Protocol::forward_method`]): under TLS, before the
+    /// login.
     pub forward: Option<Origin>,
-    /// usher's own name, for protocols whose clients have to say one.
+    /// usher's own name, for protocols in which clients send one.
     pub host: Arc<str>,
 }
 
@@ -317,9 +317,9 @@ pub struct BackSettings {
 pub enum BackTls {
     /// Established before the greeting.
     Implicit,
-    /// Must be started after the greeting; nothing is sent in the clear but that command.
+    /// Must be started after the greeting; only that command is sent in the clear.
     StartTls,
-    /// The config says in so many words that this backend is spoken to in the clear.
+    /// Cleartext, as the config says explicitly.
     Plaintext,
 }
 
@@ -342,7 +342,7 @@ pub enum BackStep {
 /// Why a backend cannot be used for this login; nothing of it says the password is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BackFault {
-    /// It turned usher away with its greeting, or took leave.
+    /// It refused the connection in its greeting, or closed it with BYE.
     #[error("backend sent BYE")]
     Bye,
     /// It greeted with PREAUTH (a known downgrade trick).
@@ -357,10 +357,10 @@ pub enum BackFault {
     /// It says LOGINDISABLED and offers no mechanism that usher can use.
     #[error("backend offers no usable mechanism")]
     NoMechanism,
-    /// It refuses to be told who the client is: usher is not in its trusted networks.
+    /// It does not accept the client's address: usher is not in its trusted networks.
     #[error("backend rejected the client's address; is usher in its trusted networks?")]
     ForwardingRefused,
-    /// It takes a correct command for a wrong one (BAD).
+    /// It replied BAD to a correct command.
     #[error("backend replied BAD")]
     Bad,
     /// It refers the user to another server.
@@ -369,7 +369,7 @@ pub enum BackFault {
     /// Its lines are too long or too many.
     #[error("backend sent more data than a login may bring")]
     TooLarge,
-    /// Anything else that is no answer of this protocol.
+    /// Any other violation of the protocol.
     #[error("backend violated the protocol")]
     ProtocolViolation,
 }
@@ -383,17 +383,17 @@ pub trait Back: Send {
     /// TLS is established: everything the backend said before is forgotten.
     fn tls_started(&mut self);
 
-    /// Whether the login has been written to `out`, sent or not. What went wrong before is about
-    /// the server; what goes wrong from here on may be about this user alone.
+    /// Whether the login has been written to `out`, sent or not. Earlier faults concern the server; later ones
+    /// may concern this user only.
     fn login_written(&self) -> bool;
 
-    /// What the backend said that it can do, right before the login, as in
-    /// [`FrontSettings::capabilities`]; nothing before that, or where it does not say.
+    /// The backend's capabilities just before the login, as in [`FrontSettings::capabilities`]; empty before
+    /// that, or if it lists none.
     fn capabilities(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// What of the client's commands must be watched after a login here; for most servers nothing.
+    /// The command to watch for in a session; for most servers none.
     fn watch(&self) -> Option<watch::CommandWatch> {
         None
     }

@@ -1,10 +1,9 @@
-//! The PROXY protocol (HAProxy's `proxy-protocol.txt`, versions 1 and 2): a proxy says who its client
-//! is before that client's first byte.
+//! The PROXY protocol (HAProxy's `proxy-protocol.txt`, versions 1 and 2): a proxy sends its client's address
+//! before the client's first byte.
 //!
-//! Pure: bytes in, what they say out. It tells how many more bytes belong to the header at least, so
-//! that whoever reads the socket takes the header and not a byte of what follows it. Extensions (TLVs)
-//! are read past. Whether the peer may be believed is not decided here. Our own, because the reading
-//! has to be exact and bounded, and the rest is two layouts of addresses.
+//! Pure: bytes in, a header out. The parser reports the minimum of bytes still missing, so that the caller
+//! reads the header and not a byte beyond. Extensions (TLVs) are skipped. Whether the peer is trusted is not
+//! decided here. Not a library, because reading has to be exact and bounded.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -28,11 +27,11 @@ pub enum Version {
     V2,
 }
 
-/// What a header says.
+/// The content of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Header {
-    /// No client: the peer speaks for itself, such as in a health check (LOCAL, UNKNOWN), or its
-    /// client has no TCP address.
+    /// No client: a connection of the proxy itself, such as a health check (LOCAL, UNKNOWN), or a client
+    /// without a TCP address.
     Local,
     /// A client.
     Client {
@@ -43,12 +42,12 @@ pub enum Header {
     },
 }
 
-/// What has come of a header so far.
+/// The progress of reading a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeaderProgress {
-    /// At least so many more bytes belong to it.
+    /// At least this many more bytes belong to it.
     Needs(usize),
-    /// It is complete, and so long.
+    /// It is complete and has this length.
     Complete(Header, usize),
 }
 
@@ -57,7 +56,7 @@ pub enum HeaderProgress {
 pub enum HeaderError {
     /// The connection begins with something else.
     Missing,
-    /// It is not as the protocol wants it.
+    /// It is malformed.
     Malformed,
     /// It is longer than a header may be.
     TooLong,
@@ -66,7 +65,7 @@ pub enum HeaderError {
 /// Reads a connection's first bytes.
 ///
 /// # Errors
-/// They are no header.
+/// They are not a header.
 pub fn read(bytes: &[u8]) -> Result<HeaderProgress, HeaderError> {
     let begins = |start: &[u8]| std::iter::zip(bytes, start).all(|(byte, wanted)| byte == wanted);
     match bytes.first() {
@@ -98,7 +97,7 @@ fn read_line(bytes: &[u8]) -> Result<HeaderProgress, HeaderError> {
     }
 }
 
-/// `PROXY TCP4 192.0.2.7 192.0.2.1 4711 993`, or `PROXY UNKNOWN` and whatever.
+/// `PROXY TCP4 192.0.2.7 192.0.2.1 4711 993`, or `PROXY UNKNOWN` with any rest.
 fn line(line: &[u8]) -> Option<Header> {
     let mut words = std::str::from_utf8(line).ok()?.split(' ').skip(1);
     let family = words.next()?;
@@ -155,7 +154,7 @@ fn binary(family: u8, addresses: &[u8]) -> Option<Header> {
             let address = |octets: &[u8; 16]| IpAddr::V6(Ipv6Addr::from(*octets));
             (address(client), address(local), rest.first_chunk::<4>()?)
         }
-        // Not said, UDP and Unix sockets: to be taken for "not said" (section 2.2).
+        // UNSPEC, UDP and Unix sockets are treated as UNSPEC (section 2.2).
         0x00 | 0x12 | 0x22 | 0x31 | 0x32 => return Some(Header::Local),
         _ => return None,
     };
@@ -200,8 +199,8 @@ pub fn write(version: Version, header: &Header) -> Vec<u8> {
     }
 }
 
-/// The local address in the client's family, as a header has one for both. They differ where another
-/// proxy in front changed from one to the other, and the client's is the one that matters.
+/// The local address in the client's family, as a header has one for both. They differ where another proxy in
+/// front translated between families; the client's family counts.
 fn of_one_family(client: SocketAddr, local: SocketAddr) -> SocketAddr {
     let ip = match (client.ip(), local.ip()) {
         (IpAddr::V4(_), IpAddr::V6(v6)) => v6.to_ipv4_mapped().unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
@@ -226,7 +225,7 @@ mod tests {
         [SIGNATURE.as_slice(), &[command, family], &length, rest].concat()
     }
 
-    /// What it says, if exactly that is read of it whatever follows.
+    /// The header, if it is read exactly, whatever follows it.
     #[track_caller]
     fn said(bytes: &[u8]) -> Header {
         for behind in [b"".as_slice(), b"\x16\x03\x01", b"\r\n", b"PROXY "] {
@@ -291,7 +290,7 @@ mod tests {
     fn binary_headers_are_parsed() {
         let four = client("192.0.2.7:4711", "192.0.2.1:993");
         assert_eq!(said(&v2(0x21, 0x11, &V4)), four);
-        // Extensions, well-formed or not, are nobody's matter here.
+        // Extensions are ignored, well-formed or not.
         assert_eq!(said(&v2(0x21, 0x11, &[&V4, b"\x01\0\x04imap\x05".as_slice()].concat())), four);
         assert_eq!(said(&v2(0x21, 0x11, &[&V4, vec![0xff; 4_000].as_slice()].concat())), four);
         let mut v6 = [[0; 16], [0; 16]].concat();
@@ -322,7 +321,7 @@ mod tests {
             refused(&malformed, HeaderError::Malformed);
         }
         refused(&v2(0x21, 0x11, &[0; 4_081]), HeaderError::TooLong);
-        // Told by the length alone, before any of it is waited for.
+        // Rejected by the length alone, before more is read.
         refused(&[SIGNATURE.as_slice(), &[0x21, 0x11, 0xff, 0xff]].concat(), HeaderError::TooLong);
     }
 

@@ -1,8 +1,7 @@
 //! SASL as a server and as a client, for every protocol: PLAIN (RFC 4616) and LOGIN
 //! (draft-murchison-sasl-login), with base64 (RFC 4648) and the cancelling `*` (RFC 4422).
 //!
-//! Says nothing in any protocol's words, judges no name or password, and keeps every decoded byte
-//! in memory that is wiped.
+//! Knows no protocol's syntax, checks no name or password, and keeps every decoded byte in wiping memory.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,7 +18,7 @@ pub const LINE: usize = 12_288;
 pub enum Mechanism {
     /// One message: authzid, authcid and password.
     Plain,
-    /// Obsolete but what some clients know: asks for name and password in turn.
+    /// Obsolete but required by some clients: asks for name and password in turn.
     Login,
 }
 
@@ -57,7 +56,7 @@ enum Awaiting {
     LoginPassword { login: Secret },
 }
 
-/// What a response led to.
+/// The result of a response.
 #[derive(Debug)]
 pub enum ExchangeStep {
     /// The next challenge is to be sent.
@@ -77,7 +76,7 @@ impl Exchange {
         })
     }
 
-    /// The challenge that stands, in base64.
+    /// The pending challenge, in base64.
     #[must_use]
     pub const fn challenge(&self) -> &'static str {
         match self.0 {
@@ -165,7 +164,7 @@ pub fn fits_plain(part: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn told(credentials: &Credentials) -> (&[u8], &[u8], &[u8]) {
+    fn parts(credentials: &Credentials) -> (&[u8], &[u8], &[u8]) {
         (&credentials.authzid, &credentials.login, credentials.password.expose())
     }
 
@@ -187,11 +186,11 @@ mod tests {
     fn plain_has_three_parts() {
         // RFC 4616 section 4, without and with authzid.
         let tim = plain_of(b"AHRpbQB0YW5zdGFhZnRhbnN0YWFm").unwrap();
-        assert_eq!(told(&tim), (&b""[..], &b"tim"[..], &b"tanstaaftanstaaf"[..]));
+        assert_eq!(parts(&tim), (&b""[..], &b"tim"[..], &b"tanstaaftanstaaf"[..]));
         let kurt = plain_of(b"VXJzZWwAS3VydAB4aXBqMzBwbHE=").unwrap();
-        assert_eq!(told(&kurt), (&b"Ursel"[..], &b"Kurt"[..], &b"xipj30plq"[..]));
+        assert_eq!(parts(&kurt), (&b"Ursel"[..], &b"Kurt"[..], &b"xipj30plq"[..]));
         let empty = plain_of(b"AAA=").unwrap();
-        assert_eq!(told(&empty), (&b""[..], &b""[..], &b""[..]));
+        assert_eq!(parts(&empty), (&b""[..], &b""[..], &b""[..]));
         for (message, why) in [(&b""[..], "empty"), (b"YQBi", "one NUL"), (b"AAAA", "three NULs")] {
             assert_eq!(plain_of(message).unwrap_err(), SaslError::Malformed, "{why}");
         }
@@ -204,7 +203,7 @@ mod tests {
         let exchange = goes(exchange.respond(b"YWxpY2U=").unwrap());
         assert_eq!(STANDARD.decode(exchange.challenge()).unwrap(), b"Password:");
         let credentials = done(exchange.respond(b"c2VjcmV0").unwrap());
-        assert_eq!(told(&credentials), (&b""[..], &b"alice"[..], &b"secret"[..]));
+        assert_eq!(parts(&credentials), (&b""[..], &b"alice"[..], &b"secret"[..]));
     }
 
     #[test]
@@ -226,7 +225,7 @@ mod tests {
             let mut out = SecretBuf::new();
             write_plain(authzid, b"proxy", &password, &mut out);
             let credentials = plain_of(out.as_slice()).unwrap();
-            assert_eq!(told(&credentials), (authzid, &b"proxy"[..], password.expose()));
+            assert_eq!(parts(&credentials), (authzid, &b"proxy"[..], password.expose()));
         }
         assert!(fits_plain(b"a\r\n") && !fits_plain(b"a\0b"));
     }

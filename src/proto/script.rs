@@ -1,9 +1,9 @@
-//! Known-answer scripts: what is said, line by line, and what usher makes of it.
+//! Known-answer scripts: a dialogue line by line, with the steps expected of usher.
 //!
-//! In a client's script `C:` is what the client sends and `S:` what usher answers; in a backend's
-//! script `S:` is what the backend sends and `C:` what usher sends. A line is sent with CRLF, or
-//! without when its letter is small (`c:`, `s:`), and may hold `\r`, `\n`, `\0`, `\\` and `\xhh`.
-//! `=>` is a step that the dialogue asks for, `<=` what is decided about an attempt.
+//! In a client's script `C:` is what the client sends and `S:` what usher answers; in a backend's script `S:`
+//! is what the backend sends and `C:` what usher sends. A line is sent with CRLF, or without when its letter is
+//! small (`c:`, `s:`), and may hold `\r`, `\n`, `\0`, `\\` and `\xhh`. `=>` is a step of the dialogue, `<=` the
+//! decision about an attempt.
 //!
 //! Each script is played in lockstep (nothing comes early or late), whole, byte by byte and split
 //! at each place into two: the transcript is always the same.

@@ -1,6 +1,6 @@
-//! Drives both halves of any protocol through the public traits and checks what must hold for any
-//! input: what the fuzz targets, the corpus test and the known-answer scripts have in common. Not part
-//! of the product: built for tests and with the feature `fuzz` alone. Panics when a rule is broken.
+//! Drives both halves of any protocol through the public traits and checks invariants for any input; shared by
+//! the fuzz targets, the corpus test and the known-answer scripts. Not part of the product: built for tests and
+//! with the feature `fuzz` alone. Panics when an invariant is violated.
 
 use core::net::SocketAddr;
 
@@ -25,7 +25,7 @@ pub fn calling(client: &str) -> Origin {
     Origin { client, local: SocketAddr::from(([192, 0, 2, 1], 993)), session: SESSION.to_owned() }
 }
 
-/// What is done about a login attempt.
+/// The decision about a login attempt.
 #[derive(Debug, Clone)]
 pub enum ScriptedDecision {
     /// Refuse it and go on.
@@ -34,10 +34,10 @@ pub enum ScriptedDecision {
     Accept(Welcome),
 }
 
-/// What one step may gather: [`OUTPUT`] and one answer, which has the tag of a command or a list of 4 KiB.
+/// The most output of one step: [`OUTPUT`] and one answer, which has the tag of a command or a list of 4 KiB.
 const MOST_OUTPUT: usize = OUTPUT + 13 * 1024;
 
-/// A client's dialogue and all that came of it.
+/// A client's dialogue and its transcript.
 pub struct FrontRun {
     front: Box<dyn Front>,
     input: SecretBuf,
@@ -87,7 +87,7 @@ impl FrontRun {
                     assert!(self.input.is_empty(), "asked for more and left {} bytes", self.input.len());
                     return;
                 }
-                // It is sent: nothing of it is to be seen in what follows.
+                // The output is sent; nothing of it appears in what follows.
                 Step::Flush => {}
                 // A client that waits for the handshake: what is left comes after it.
                 Step::StartTls => {
@@ -135,12 +135,12 @@ impl FrontRun {
     }
 }
 
-/// A login at a backend and all that came of it.
+/// A backend's dialogue and its transcript.
 pub struct BackRun {
     back: Box<dyn Back>,
     input: SecretBuf,
     over: bool,
-    /// As [`FrontTrial::transcript`].
+    /// As [`FrontRun::transcript`].
     pub transcript: String,
 }
 
@@ -222,10 +222,9 @@ fn shown(bytes: &[u8]) -> String {
     text.strip_suffix(' ').map_or(text.clone(), |start| format!("{start}\\x20"))
 }
 
-/// What is the same in every protocol's fuzz target for a client: the first byte chooses the settings,
-/// the second the size of pieces, the rest is what the client sends. The dialogue must do the same for
-/// the input whole, in pieces and byte by byte, never try a login in the clear, and say only what is
-/// `sound`.
+/// The common part of every protocol's fuzz target for a client: the first byte chooses the settings, the
+/// second the size of pieces, the rest is what the client sends. The dialogue must do the same for the input
+/// whole, in pieces and byte by byte, never try a login in the clear, and send only what is `sound`.
 pub fn front(protocol: &Protocol, data: &[u8], sound: fn(&str) -> bool) {
     let [choice, size, sent @ ..] = data else { return };
     let settings = FrontSettings {
@@ -252,7 +251,7 @@ pub fn front(protocol: &Protocol, data: &[u8], sound: fn(&str) -> bool) {
     for line in whole.lines() {
         tls |= line == "=> tls";
         let sound = if line.starts_with("=> attempt ") { tls } else { line.starts_with("=>") || sound(line) };
-        assert!(sound, "never to be said, or a login in the clear: {line}");
+        assert!(sound, "forbidden output, or a login in the clear: {line}");
     }
 }
 
@@ -287,7 +286,7 @@ pub fn back(protocol: &Protocol, data: &[u8], harmless: fn(&str) -> bool, succes
         assert!(secured || line.starts_with("=>") || harmless(line), "in the clear: {line}");
         if let Some(ready) = line.strip_prefix("=> ready [") {
             let said = sent.to_ascii_uppercase().windows(success.len()).any(|said| said == success);
-            assert!(secured && said, "who said that it is well?");
+            assert!(secured && said, "success without a reply of the backend");
             let listed = ready.split(']').next().unwrap_or_default().to_ascii_uppercase();
             assert!(!listed.split(' ').any(|word| word == "UNAUTHENTICATE" || word.starts_with("AUTH=")), "{line}");
         }

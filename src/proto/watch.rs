@@ -1,16 +1,16 @@
-//! The one command that a relay looks for: a verb that would end the login and keep the session.
+//! The one command that a relay watches for: a verb that would end the login and keep the session.
 //!
-//! A relay reads nothing of what passes, with this exception: where a server lets a client give up its
-//! login and begin another (UNAUTHENTICATE of RFC 5804 section 2.14), everything that usher is there for
-//! would be behind the client: limits, log, allow rules, an administrator's kick. So the lines of such a
-//! session are looked at, byte by byte and without keeping any, and the verb ends it.
+//! A relay does not parse its content, with this exception: where a server lets a client end its login and
+//! begin another (UNAUTHENTICATE of RFC 5804 section 2.14), the client would bypass limits, log, allow rules
+//! and kick. So the lines of such a session are scanned, byte by byte and without storing any, and the verb
+//! ends the session.
 //!
-//! What the server takes for a command must never be taken for data here. A server that refuses a command
-//! reads on at its next line, be that in a string or in a literal that it never asked for; timsieved goes on
-//! even behind the character that it stumbled over, within the line. So every line counts, wherever it
-//! stands, with any of CR and LF as its end, if it begins with the verb or ends with it as a word. Within a
-//! literal, which may be a script, only the end counts: a script that has such a line cannot be stored, and
-//! one that has the word elsewhere passes.
+//! What the server takes for a command must never be taken for data here. A server that refuses a command reads
+//! on at its next line, be that in a string or in a literal that it never asked for; timsieved continues even
+//! after the character that it rejected, within the line. So every line counts, wherever it occurs, with any of
+//! CR and LF as its end, if it begins with the verb or ends with it as a word. Within a literal, which may be a
+//! script, only the end counts: a script that has such a line cannot be stored, and one that has the word
+//! elsewhere passes.
 
 use super::wire::LiteralMarker;
 
@@ -18,7 +18,7 @@ use super::wire::LiteralMarker;
 #[derive(Debug)]
 pub struct CommandWatch {
     verb: &'static [u8],
-    /// What a client may be told whose session is ended for it: a line.
+    /// The line sent to a client whose session it ends.
     pub reply: &'static [u8],
     word: VerbMatch,
     /// Nothing but blanks stood before the word in its line.
@@ -31,10 +31,10 @@ pub struct CommandWatch {
     literal: usize,
 }
 
-/// How much of the verb the current word has brought.
+/// How much of the verb the current word matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum VerbMatch {
-    /// So many of its letters, behind what is no letter.
+    /// This many of its letters, after a character that is not a letter.
     Verb(usize),
     /// All of it, and blanks behind it.
     Ends,
@@ -50,8 +50,8 @@ impl CommandWatch {
         Self { verb: verb.as_bytes(), reply: told, word, is_first: true, marker, after_cr: false, literal: 0 }
     }
 
-    /// Whether the verb is said in `bytes`, which go on where the last ones ended. What was passed on
-    /// before has not got the end of its line, and is no command yet.
+    /// Whether `bytes`, which continue the previous ones, complete the verb. What was passed on before has no
+    /// line end yet, so it is not a command yet.
     pub fn contains_verb(&mut self, bytes: &[u8]) -> bool {
         bytes.iter().any(|byte| self.push(*byte))
     }
@@ -95,7 +95,7 @@ impl CommandWatch {
             }
             b'\r' => {}
             _ => {
-                // What stood before a CR alone announces nothing.
+                // A bare CR ends an announcement.
                 let before = if self.after_cr { LiteralMarker::Absent } else { self.marker };
                 self.marker = before.behind(byte);
             }
@@ -154,7 +154,7 @@ mod tests {
             "NOOP \"{99+}\r\nUNAUTHENTICATE\r\n",
             "NONSENSE \"\r\nUNAUTHENTICATE\r\n\"\r\n",
             "HAVESPACE \"a\" {2}\rUNAUTHENTICATE\r\n",
-            // timsieved goes on behind what it stumbles over.
+            // timsieved continues after what it rejects.
             "LISTSCRIPTS ;UNAUTHENTICATE\r\n",
             "GETSCRIPT \"a\"\u{1}unauthenticate\r\n",
             "HAVESPACE \"a\" 5UNAUTHENTICATE \r\n",

@@ -1,13 +1,13 @@
 //! Lines and literals: the framing that the line protocols share, in wiping memory.
 //!
-//! Only CRLF ends a line (RFC 9051 section 2.2, RFC 5321 section 2.3.8). A CR or LF alone and a NUL
-//! spoil it: accepted as a line end by one side and as data by the other, they are how commands are
-//! smuggled. Every unit has a limit, what exceeds it is passed over without being kept, and the
-//! same bytes give the same result however they are split. Nothing here knows any command.
+//! Only CRLF ends a line (RFC 9051 section 2.2, RFC 5321 section 2.3.8). A bare CR or LF and a NUL make it
+//! invalid: accepted as a line end by one side and as data by the other, they allow command smuggling. Every
+//! unit has a limit, what exceeds it is discarded, and the same bytes give the same result however they are
+//! split. Nothing here knows any command.
 
 use crate::secret::SecretBuf;
 
-/// What came of reading on in a line.
+/// The result of scanning a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scan {
     /// The input is used up, the line goes on.
@@ -18,7 +18,7 @@ pub enum Scan {
     Spoiled(Invalid),
 }
 
-/// Why a line is not a line.
+/// Why a line is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Invalid {
     /// It is longer than its limit.
@@ -53,8 +53,8 @@ impl LineBuffer {
         line.strip_suffix(b"\r\n").unwrap_or(line)
     }
 
-    /// Moves bytes from `input` to the current line, up to its CRLF. `limit` bounds the line
-    /// without its CRLF. After [`Spoiled::TooLong`] it may be called again with a higher limit.
+    /// Moves bytes from `input` to the current line, up to its CRLF. `limit` bounds the line without its CRLF.
+    /// After [`Invalid::TooLong`] it may be called again with a higher limit.
     pub fn take_line(&mut self, input: &mut SecretBuf, limit: usize) -> Scan {
         let line = self.bytes().get(self.line..).unwrap_or_default();
         let mut after_cr = line.last() == Some(&b'\r');
@@ -142,7 +142,7 @@ impl LiteralMarker {
         };
     }
 
-    /// What it is behind one more byte.
+    /// The state after one more byte.
     pub(super) fn behind(mut self, byte: u8) -> Self {
         self.push(byte);
         self
@@ -153,7 +153,7 @@ impl LiteralMarker {
     }
 }
 
-/// Passes over the rest of a line without keeping it.
+/// Discards the rest of a line.
 #[derive(Debug, Default)]
 pub struct Discard {
     marker: LiteralMarker,
@@ -215,8 +215,7 @@ pub fn first_word(text: &[u8]) -> (&[u8], &[u8]) {
     (text.get(..end).unwrap_or_default(), text.get(end + 1..).unwrap_or_default())
 }
 
-/// Whether a command begins as a request of HTTP does: somebody makes a browser talk to a
-/// mail port (ALPACA).
+/// Whether a command is an HTTP request: a browser made to connect to a mail port (ALPACA).
 #[must_use]
 pub fn is_http(command: &[u8]) -> bool {
     const METHODS: [&[u8]; 10] =
@@ -231,8 +230,7 @@ pub fn write_line(out: &mut SecretBuf, parts: &[&[u8]]) {
     out.extend(b"\r\n");
 }
 
-/// A peer's words made harmless for a line, a log or a label's neighbour: printable ASCII, at most
-/// `most` bytes, anything else a `?`.
+/// A peer's text made safe for a line or a log: printable ASCII, at most `most` bytes, anything else a `?`.
 #[must_use]
 pub fn printable(words: &[u8], most: usize) -> String {
     let harmless = |byte: &u8| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '?' };

@@ -1,7 +1,6 @@
-//! Which sessions are meant: by user, backend, client, protocol and age, all of them at once.
+//! A filter of sessions: by user, backend, client, protocol and age, combined by AND.
 //!
-//! A filter travels as pairs of words, in a request's query and in the log; what is wrong with one is
-//! said in a sentence.
+//! A filter is written as `key=value` pairs in a request's query and in the log.
 
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
@@ -16,34 +15,34 @@ use crate::config::{self, Network};
 use crate::log::Escaped;
 use crate::proto;
 
-/// Sessions that fit every part that is set.
+/// Matches sessions that meet every part that is set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Whose: a login name as typed, in any capitals, or the entry's DN. Means the user, so that
-    /// sessions under his other names are among them.
+    /// The user: a login name as typed, in any case, or the entry's DN. Includes the user's sessions under
+    /// other names.
     pub user: Option<String>,
-    /// At which backend.
+    /// The backend.
     pub backend: Option<String>,
-    /// From where.
+    /// The client's network.
     pub client: Option<Network>,
     /// The protocol's name.
     pub protocol: Option<String>,
-    /// At least so old.
+    /// The minimum age.
     pub older_than: Option<Duration>,
-    /// Younger than that.
+    /// The age limit.
     pub younger_than: Option<Duration>,
 }
 
-/// What is wrong with a part of a filter.
+/// Why a part of a filter is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum FilterError {
-    /// Nothing is no name: most likely a variable in a script was not set.
+    /// An empty value: most likely a variable in a script was not set.
     #[error("`{0}` is empty")]
     Empty(&'static str),
-    /// No protocol of usher.
+    /// An unknown protocol.
     #[error("unknown protocol `{0}`; known are {known}", known = protocols())]
     Protocol(String),
-    /// No network.
+    /// Not a network.
     #[error("invalid client `{text}`: {why}")]
     Client {
         /// As given.
@@ -51,7 +50,7 @@ pub enum FilterError {
         /// What is wrong.
         why: String,
     },
-    /// No time.
+    /// Not a duration.
     #[error("invalid age `{text}`: {why}")]
     Age {
         /// As given.
@@ -69,7 +68,7 @@ impl Filter {
     /// The parts, by the names that they have in a query.
     pub const KEYS: [&'static str; 6] = ["user", "backend", "client", "protocol", "older_than", "younger_than"];
 
-    /// Sets the part with this name; one that is none is left to the caller.
+    /// Sets the part with this name; an unknown name is left to the caller.
     ///
     /// # Errors
     /// What is wrong with the value.
@@ -103,8 +102,8 @@ impl Filter {
         *self == Self::default()
     }
 
-    /// Those of these sessions that are meant, at this Unix second. `dn` is what the user's name is
-    /// known to stand for.
+    /// The matching sessions at this Unix second. `dn` is the entry that the user's name is known to resolve
+    /// to.
     #[must_use]
     pub fn choose(&self, mut sessions: Vec<Arc<Session>>, dn: Option<Arc<str>>, now: u64) -> Vec<Arc<Session>> {
         if let Some(user) = &self.user {
@@ -129,7 +128,7 @@ impl Filter {
     }
 }
 
-/// In words for the log: `user=alice client=192.0.2.0/24`; `all` without any part.
+/// As text for the log: `user=alice client=192.0.2.0/24`; `all` without any part.
 impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
@@ -172,7 +171,7 @@ mod tests {
         })
     }
 
-    /// Who is chosen of some, at second 1,000.
+    /// The matching users among some sessions, at second 1,000.
     fn chosen(pairs: &[(&str, &str)]) -> Vec<String> {
         let sessions = vec![
             session("alice", "uid=alice,dc=x", "192.0.2.7", "server3", 900),

@@ -1,9 +1,9 @@
-//! What a session is called, from its accept on: in every log event, in the list, in texts that a
-//! client may quote to his administrator.
+//! Session ids, assigned at accept: in every log event, in the list, and in replies that a user may quote to
+//! the administrator.
 //!
-//! An id is the time of the accept in microseconds and some random bits of the process, so that no
-//! two are alike: not before and after a restart, not in the two processes of an upgrade, not on
-//! two machines whose logs meet. Ids sort by time. There is no secret in one.
+//! An id is the time of the accept in microseconds and some random bits of the process, so that ids are unique
+//! across restarts, the two processes of an upgrade, and machines whose logs are merged. Ids sort by time. An
+//! id is not secret.
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};

@@ -1,7 +1,7 @@
-//! One attempt, wherever it came in: who is it, and where does he belong?
+//! One login attempt for every frontend: authenticate the user and find the backend.
 //!
-//! What a session and nginx's `auth_http` have in common, so that a guess costs the same and a user
-//! goes to the same place at either door. It knows no socket: who asks answers the client and logs in.
+//! Shared by sessions and nginx's `auth_http`, so that guesses cost the same and users are routed alike in
+//! both. It uses no socket: the caller replies to the client and logs in to the backend.
 
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -24,48 +24,48 @@ use crate::secret::Secret;
 use crate::snapshot::{Shared, Snapshot};
 use crate::throttle::{Limited, SessionPermit};
 
-/// Every attempt is answered within this time, whatever the directory and the backend do: `check`
-/// sees to it that their deadlines fit in.
+/// Every attempt is answered within this time, whatever the directory and the backend do: `check` verifies that
+/// their deadlines fit.
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// No refusal is held back for longer than this after its attempt began.
 const LATEST_REFUSAL: Duration = Duration::from_secs(8);
-/// How often the directory is asked about a user that it holds, if it does not tell.
+/// How often the directory is polled about a held user, without change notification.
 const HOLD_POLL: Duration = Duration::from_secs(1);
 
-/// What an attempt is decided with.
+/// The context of an attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct LoginAttempt<'a> {
-    /// What all of usher shares.
+    /// The process-wide state.
     pub shared: &'a Shared,
-    /// What the config in force means.
+    /// The snapshot in force.
     pub snapshot: &'a Snapshot,
     /// The client's address.
     pub client: IpAddr,
-    /// What the client speaks.
+    /// The client's protocol.
     pub protocol: &'static Protocol,
     /// When the attempt began.
     pub began: Instant,
 }
 
-/// Somebody who may be logged in, and where.
+/// An authenticated user with a route.
 #[derive(Debug)]
 pub struct RoutedLogin<'a> {
-    /// Who.
+    /// The authenticated user.
     pub proven: Proven,
-    /// Who decided.
+    /// What decided: cache or directory.
     pub by: DecidedBy,
-    /// His place among the sessions, from before the backend is asked to the end.
+    /// The user's session slot, taken before the backend login and kept to the end.
     pub place: SessionPermit,
-    /// Where.
+    /// The route.
     pub target: Target<'a>,
 }
 
-/// Where somebody is to be logged in.
+/// A backend and the name to log in with.
 #[derive(Debug)]
 pub struct Target<'a> {
     /// The backend.
     pub backend: &'a Backend,
-    /// The name there.
+    /// The name at the backend.
     pub login: Login,
     by_default: bool,
 }
@@ -79,8 +79,8 @@ impl Target<'_> {
 }
 
 impl<'a> LoginAttempt<'a> {
-    /// Lets an attempt take its time and no more. A defect behind it costs this attempt alone. The attempt
-    /// is pinned where it is: a future by value would be held twice.
+    /// Bounds an attempt by its deadline. A panic fails only this attempt. The future is pinned in place: by
+    /// value it would be stored twice.
     ///
     /// # Errors
     /// Its own refusal, [`Refusal::Deadline`] or [`Refusal::Internal`].
@@ -92,20 +92,20 @@ impl<'a> LoginAttempt<'a> {
         }
     }
 
-    /// What the client may hear of a refusal, at the time when it may.
+    /// The refusal to reply with, returned when the reply is due.
     pub async fn reply(&self, refusal: Refusal) -> Refusal {
         let config = &self.snapshot.config;
         let refusal = refusal.disclosed(config.directory.reveal_account_state).clone();
         if is_about_credentials(&refusal) || refusal == Refusal::Limit || refusal.is_without_route() {
-            // What must sound alike must take alike (CWE-208); and a limit, or a login that leads nowhere,
-            // must not invite the next attempt at once.
+            // Indistinguishable replies must take the same time (CWE-208); a limit, or a login without a route,
+            // must not invite an immediate retry.
             sleep_until(self.began + next_refusal_tick(self.began.elapsed(), config.limits.refusal_delay)).await;
         }
         refusal
     }
 
-    /// The first decision of an attempt. A right password that is known costs nothing; a guess waits for
-    /// its turn.
+    /// The first decision of an attempt. A cached correct password costs nothing; any other attempt is subject
+    /// to the throttle.
     ///
     /// # Errors
     /// The throttle's refusal: the directory was not asked.
@@ -127,8 +127,7 @@ impl<'a> LoginAttempt<'a> {
             }
             recalled => recalled,
         };
-        // A password that is known to be wrong takes its turn like one of a name that nobody has, where it
-        // is known of nothing: the same one again waits for nothing at either.
+        // A cached wrong password is charged like one of an unknown name; a repetition of either is free.
         let turn = throttle.attempt(settings, client, login.as_str(), password);
         let mut turn = turn.map_err(|limited| report.limited(limited))?;
         (report.limited_by, report.delay) = (turn.by, turn.delay);
@@ -143,22 +142,22 @@ impl<'a> LoginAttempt<'a> {
         }
         match (&decision.result, decision.by) {
             (Ok(proven), _) => turn.right(&proven.identity.entry().dn),
-            // A state that is told as a wrong password costs as much, or the next guess would show
-            // by its time that this one was right.
+            // An account state that is reported as a wrong password costs as much, or the delay of the next
+            // guess would reveal that this one was correct.
             (
                 Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::Account { .. }),
                 DecidedBy::Directory | DecidedBy::Negative | DecidedBy::Usher,
             ) => turn.wrong(),
-            // Nobody could tell: what was charged is given back.
+            // Undecided: the charge is refunded.
             (Err(_), _) => turn.inconclusive(),
         }
         Ok(decision)
     }
 
-    /// What follows from a decision: waits while the user is held, takes a place, finds the backend.
+    /// Applies a decision: waits while the user is held, routes, takes a session slot.
     ///
     /// # Errors
-    /// Why he is not to be logged in.
+    /// Why the user is not logged in.
     pub async fn find(
         &self,
         login: &Login,
@@ -171,11 +170,11 @@ impl<'a> LoginAttempt<'a> {
             let proven = decision.result?;
             if proven.identity.entry().version.held {
                 self.wait_for_release(login, &proven).await?;
-                // Moved meanwhile, most likely.
+                // Most likely the mailbox has moved meanwhile.
                 decision = self.snapshot.authn.decide(login, password, LookupMode::Directory).await;
                 continue;
             }
-            // Found first: a login that leads nowhere takes no place and no part of the rate.
+            // Routed first: a login without a route takes no session slot and no part of the rate.
             let target = self.target(proven.identity.entry(), login)?;
             let place = self.place(&proven).map_err(|limited| report.limited(limited))?;
             report.routed(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
@@ -187,10 +186,10 @@ impl<'a> LoginAttempt<'a> {
         }
     }
 
-    /// Where an entry leads, and under which name.
+    /// The backend of an entry, and the name there.
     ///
     /// # Errors
-    /// Why nowhere.
+    /// Why there is none.
     pub fn target(&self, entry: &Entry, typed: &Login) -> Result<Target<'a>, Refusal> {
         let config = &self.snapshot.config;
         route::allowed(&config.directory.allow, entry, self.protocol)?;
@@ -200,13 +199,13 @@ impl<'a> LoginAttempt<'a> {
         Ok(Target { backend, login, by_default: route.by_default })
     }
 
-    /// Counts how a backend was found.
+    /// Counts the result of a backend login.
     pub fn count_backend(&self, backend: &Backend, result: &str) {
         self.shared.metrics.backend_logins.with_label_values(&[&*backend.name, result]).inc();
     }
 
-    /// Waits until the directory holds this user no more: told by the watch, or asked for. Measured from
-    /// the beginning of the attempt, of which the backend needs some as well.
+    /// Waits until the directory no longer holds this user, by change notification or by polling. The timeout
+    /// runs from the beginning of the attempt, because the backend needs time too.
     async fn wait_for_release(&self, login: &Login, proven: &Proven) -> Result<(), Refusal> {
         let (authn, held) = (&self.snapshot.authn, proven.identity.entry());
         let until = self.began + self.snapshot.config.directory.watch.hold_timeout;
@@ -231,21 +230,21 @@ impl<'a> LoginAttempt<'a> {
         }
     }
 
-    /// A place among the sessions of this user.
+    /// A session slot of this user.
     fn place(&self, proven: &Proven) -> Result<SessionPermit, Limited> {
         let settings = &self.snapshot.config.throttle;
         self.shared.throttle.session(settings, self.client, &proven.identity.entry().dn)
     }
 }
 
-/// When an attempt is answered that has taken so long: at the next whole multiple of the delay. What
-/// the throttle made it wait is in what it has taken, and not added to it.
+/// When to reply to an attempt that has taken this long: at the next multiple of the delay. The throttle's
+/// delay is part of the time taken, not added to it.
 pub(super) fn next_refusal_tick(taken: Duration, delay: Duration) -> Duration {
     let beats = u32::try_from(taken.as_nanos() / delay.as_nanos().max(1) + 1).unwrap_or(u32::MAX);
     delay.saturating_mul(beats).min(LATEST_REFUSAL)
 }
 
-/// Whether the answer would tell, by its time, if the name exists.
+/// Whether the time of the reply would reveal if the name exists.
 fn is_about_credentials(refusal: &Refusal) -> bool {
     matches!(
         refusal,

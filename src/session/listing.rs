@@ -1,10 +1,10 @@
-//! The last step before a client is told OK: its session is listed, and nothing that happened since its
-//! login was decided speaks against it.
+//! The last step before a client is sent OK: its session is listed, and no change since the decision
+//! invalidates it.
 //!
 //! From the listing on, `kick`, `sessions`, a drain and the watch see the session, however long its client
-//! takes to accept the OK. So the order is: list, compare with what the watch has told, ask the cache
-//! whether anything was forgotten, OK, relay. What happened before the listing is found by the comparison;
-//! what happens later finds the session.
+//! takes to accept the OK. So the order is: list, compare with the changes received, check the cache for
+//! invalidation, OK, relay. What happened before the listing is found by the comparison; what happens later
+//! finds the session.
 
 use std::sync::Arc;
 
@@ -18,16 +18,16 @@ use crate::snapshot::{Shared, Snapshot};
 pub(super) struct Listing {
     /// Keeps it listed.
     pub(super) listed: ListedSession,
-    /// Ready when it is asked to end.
+    /// Resolves when it has to end.
     pub(super) stop: StopHandle,
 }
 
 /// Why a session does not begin.
 #[derive(Debug)]
 pub(super) enum NotListed {
-    /// Something about the entry has changed: what it is now decides.
+    /// The entry has changed: decide again with its current version.
     Again,
-    /// A reload has begun another memory of the directory: what is in force now decides.
+    /// A reload has replaced the cache: decide again with the snapshot in force.
     Reloaded,
     /// It would have to end at once.
     Refused(Refusal),
@@ -36,7 +36,7 @@ pub(super) enum NotListed {
 /// Lists a session whose backend has accepted its login, decided with this snapshot.
 ///
 /// # Errors
-/// Why the client must not be told OK; the session is not listed then.
+/// Why the client must not be sent OK; the session is not listed then.
 pub(super) fn list(
     shared: &Shared,
     decided: &Snapshot,
@@ -59,12 +59,12 @@ pub(super) fn list(
     Ok(Listing { listed, stop: asked_to_end })
 }
 
-/// What a reason to end a session means before the client has heard anything.
+/// The meaning of a termination reason before the client was sent OK.
 fn not_listed(why: TerminationReason) -> NotListed {
     // The backend has accepted the password that the directory had accepted.
     let account = |state| Refusal::Account { state, proven: true };
     NotListed::Refused(match why {
-        // The directory says where to go now, when the hold is over, or that the password is wrong.
+        // A new decision finds the new mail host, waits for the hold, or rejects the password.
         TerminationReason::Moved | TerminationReason::Hold | TerminationReason::PasswordChanged => {
             return NotListed::Again;
         }

@@ -1,10 +1,10 @@
 //! The allocator: jemalloc, and what is given back to it is wiped.
 //!
-//! Libraries copy what they send and read: rustls, hyper, an encoder of LDAP. Where those copies lie is known
-//! to nobody, so that no type can wipe them; but all of them come back here. Blocks below `WIPED` bytes are
-//! filled with zeros when they are freed, when they move, and behind their end when they shrink. All that a
-//! login touches is smaller; larger blocks hold what relays carry. C code gives its memory back without
-//! coming by: aws-lc wipes its own (OPENSSL_free).
+//! Libraries copy what they send and read: rustls, hyper, an encoder of LDAP. No type can wipe these copies,
+//! whose addresses are unknown; but all of them are freed here. Blocks below `WIPED` bytes are filled with
+//! zeros when they are freed, when they move, and behind their end when they shrink. All that a login touches
+//! is smaller; larger blocks hold what relays carry. C code frees its memory elsewhere: aws-lc wipes its own
+//! (OPENSSL_free).
 
 use std::alloc::{GlobalAlloc, Layout};
 
@@ -14,17 +14,17 @@ use tikv_jemallocator::Jemalloc;
 /// Blocks of this size and above are not wiped.
 const WIPED: usize = 16 * 1024;
 
-/// Jemalloc, which gets back zeros.
+/// Jemalloc with wiping before each free.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WipingJemalloc;
 
 /// Fills memory with zeros, also if nothing reads it any more.
 #[inline]
-#[allow(unsafe_code, reason = "memory that is about to be freed has no owner who could do it")]
+#[allow(unsafe_code, reason = "memory that is about to be freed has no owner left to wipe it")]
 unsafe fn wipe(start: *mut u8, length: usize) {
     // SAFETY: the caller owns `length` bytes from here on.
     unsafe { start.write_bytes(0, length) };
-    // The compiler must take the zeros for read: they are no dead stores then.
+    // The compiler must assume that the zeros are read, or it removes the stores.
     std::hint::black_box(start);
 }
 

@@ -1,9 +1,9 @@
 //! Whether a folder is one where only trusted users can change what a name means.
 //!
-//! A file that is made, given its mode and renamed by name is usher's own at each step only if nobody else
-//! can put another file by that name in between. That holds if every folder on the way from the root belongs
-//! to root or to usher's user, and others cannot write there. Symbolic links are followed one at a time, so
-//! that the folder of each link is checked too. path_resolution(7).
+//! A file that is made, given its mode and renamed by name is usher's own at each step only if no other user
+//! can replace it in between. That holds if every folder on the way from the root belongs to root or to usher's
+//! user, and others cannot write there. Symbolic links are followed one at a time, so that the folder of each
+//! link is checked too. path_resolution(7).
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -22,7 +22,7 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// Why a folder is not safe.
 #[derive(Debug, Error)]
 pub enum UnsafeFolder {
-    /// Its group or everybody can write there.
+    /// Its group or all users can write there.
     #[error(
         "others can write to {} (mode {mode:04o}) and put their own files in place of usher's: {}",
         .folder.display(), remedy(.folder, *.mode)
@@ -44,7 +44,7 @@ pub enum UnsafeFolder {
         /// Its owner.
         uid: u32,
     },
-    /// It cannot be looked at.
+    /// It cannot be inspected.
     #[error("{} cannot be inspected: {source}", .folder.display())]
     Unreadable {
         /// The folder, or what is in its place.
@@ -201,7 +201,7 @@ mod tests {
         set_mode(&upper, 0o1777);
         check(&lower).unwrap();
         assert!(check(&lower.join("not/there/yet")).is_ok());
-        assert!(matches!(check(&upper.join("absent")), Err(UnsafeFolder::Writable { .. })), "anybody could make it");
+        assert!(matches!(check(&upper.join("absent")), Err(UnsafeFolder::Writable { .. })), "any user could create it");
     }
 
     #[test]

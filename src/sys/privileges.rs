@@ -30,8 +30,8 @@ pub fn forbid_new_privileges() -> io::Result<()> {
     Ok(set_no_new_privs(true)?)
 }
 
-/// Sees to it that no core of this process is written: it would hold passwords. The limit stops files;
-/// only the attribute stops what a core handler is piped, and debuggers of the same user with it.
+/// Prevents core dumps of this process: they would contain passwords. The limit stops files; only the attribute
+/// stops what a core handler is piped, and debuggers of the same user with it.
 ///
 /// # Errors
 /// The system's reason.
@@ -49,7 +49,7 @@ pub fn allow_debugging() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::Dumpable)?)
 }
 
-/// A user to become.
+/// A user to switch to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     uid: u32,
@@ -61,7 +61,7 @@ impl User {
     /// Looks a user up as the system does it (nsswitch.conf(5)), with all groups; `group` replaces the user's own.
     ///
     /// # Errors
-    /// There is no such user or group, it is root, or the system cannot tell.
+    /// There is no such user or group, it is root, or the lookup failed.
     pub fn find(name: &str, group: Option<&str>) -> io::Result<Self> {
         let user = nix::unistd::User::from_name(name)?.ok_or_else(|| absent("user", name))?;
         let (uid, own) = (user.uid.as_raw(), user.gid.as_raw());
@@ -82,8 +82,8 @@ impl User {
         self.uid
     }
 
-    /// Becomes this user for good, and keeps CAP_NET_BIND_SERVICE if it is there. Must be called on
-    /// the only thread of the process.
+    /// Switches to this user irrevocably, and keeps CAP_NET_BIND_SERVICE if it is there. Must be called on the
+    /// only thread of the process.
     ///
     /// # Errors
     /// The system's reason, such as that this process is not root.

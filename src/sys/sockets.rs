@@ -1,12 +1,12 @@
 //! What usher sets on its TCP sockets: when silence is an end, and what the kernel may hold for each.
 //!
 //! One table of timers, a row per leg. On Linux TCP_USER_TIMEOUT, where it is set, decides alone
-//! (`tcp_keepalive_timer`, `tcp_probe_timer`, `tcp_retransmit_timer`): keepalive ends a connection at the
-//! first probe that is due after so long without a packet from the peer, provided that at least one was sent
-//! before, whatever TCP_KEEPCNT says; what was sent and not acknowledged, and a window that stays at zero
-//! although the peer acknowledges each probe (RFC 9293 section 3.8.6.1 would wait for ever), end it after
-//! the same time. So it has to be longer than the probes that may be lost and than the pauses of a peer
-//! that lives. TCP_KEEPCNT says the same to systems that count.
+//! (`tcp_keepalive_timer`, `tcp_probe_timer`, `tcp_retransmit_timer`): keepalive ends a connection at the first
+//! probe that is due after so long without a packet from the peer, provided that at least one was sent before,
+//! whatever TCP_KEEPCNT says; what was sent and not acknowledged, and a window that stays at zero although the
+//! peer acknowledges each probe (RFC 9293 section 3.8.6.1 would wait without limit), end it after the same
+//! time. So it has to be longer than the probes that may be lost and than the pauses of a live peer.
+//! TCP_KEEPCNT says the same to systems that count.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -21,11 +21,11 @@ use tokio::net::{TcpSocket, TcpStream};
 /// When the silence of a peer is the end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timers {
-    /// Without a packet for so long the peer is probed (TCP_KEEPIDLE).
+    /// After this long without a packet the peer is probed (TCP_KEEPIDLE).
     pub idle: Duration,
     /// Between probes that are not answered (TCP_KEEPINTVL).
     pub interval: Duration,
-    /// So many unanswered probes end it, where the system counts (TCP_KEEPCNT).
+    /// This many unanswered probes end it, where the system counts (TCP_KEEPCNT).
     pub probes: u32,
     /// The longest without an acknowledgement, or with a window of zero (TCP_USER_TIMEOUT).
     pub user_timeout: Duration,

@@ -1,4 +1,4 @@
-//! Certificates and keys from PEM files: read, understood and matched.
+//! Certificates and keys from PEM files: read, parsed and matched.
 //!
 //! What a certificate says (names, end, public key) is read with x509-parser, which takes the old
 //! forms that webpki refuses (X.509 v1, a CA as a leaf); nothing here decides about trust.
@@ -28,14 +28,14 @@ use crate::sys;
 /// The largest certificate, key or CA file that is read, in bytes. A system's whole bundle has 0.3 MB.
 pub const FILE_LIMIT: u64 = 4 << 20;
 
-/// What a certificate says about itself.
+/// The content of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {
     /// The DNS names of its subjectAltName, lower case; a wildcard as `*.example.com`.
     pub names: Vec<String>,
     /// The last second of its validity, Unix time.
     pub not_after: i64,
-    /// Who issued it: a DN in the certificate's own words.
+    /// Who issued it: a DN as written in the certificate.
     pub issuer: String,
     /// Its SubjectPublicKeyInfo, DER.
     pub spki: Vec<u8>,
@@ -45,7 +45,7 @@ impl CertificateInfo {
     /// Reads a certificate.
     ///
     /// # Errors
-    /// The parser's words, if it is none.
+    /// The parser's message, if it is invalid.
     pub fn read(der: &[u8]) -> Result<Self, String> {
         let (rest, certificate) = X509Certificate::from_der(der).map_err(|error| error.to_string())?;
         if !rest.is_empty() {
@@ -80,7 +80,7 @@ fn dns_name(name: &GeneralName<'_>) -> Option<String> {
     Some(name.trim_end_matches('.').to_ascii_lowercase())
 }
 
-/// A certificate chain with its key, ready to be shown to a peer.
+/// A certificate chain with its key, ready to be presented to a peer.
 #[derive(Debug, Clone)]
 pub struct LoadedCertificate {
     /// What rustls presents.
@@ -108,8 +108,8 @@ pub fn load(files: &CertificateFiles, key: &str) -> Result<LoadedCertificate, Ve
     Ok(LoadedCertificate { certified: Arc::new(CertifiedKey::new(chain, private)), info: facts })
 }
 
-/// Reads a file of authorities. Every certificate in it must be usable: one that is left out in
-/// silence would be missed only when the server it vouches for is needed.
+/// Reads a file of authorities. Every certificate in it must be usable: one that is silently skipped would be
+/// missed only when its server is needed.
 ///
 /// # Errors
 /// Why it cannot be used.
@@ -189,7 +189,7 @@ pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     read_if(path, |_| Ok(()))
 }
 
-/// A key's file, which must be one that only usher reads.
+/// A key's file, which only usher may read.
 pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     read_if(path, |file| match sys::exposed(file) {
         Some(mode) => Err(TlsError::Exposed { path: path.to_owned(), mode }),

@@ -22,7 +22,7 @@ use super::stream::Stream;
 use super::{DEFAULT_GROUPS, TlsError, TlsProblem, certificate, provider};
 use crate::config::{CertificateFiles, Place, Problem};
 
-/// What a config says about TLS towards some servers.
+/// The TLS settings towards a group of servers.
 #[derive(Debug, Clone, Default)]
 pub struct ClientTls {
     /// The authorities; `None`: the system's.
@@ -74,7 +74,7 @@ impl ClientTls {
         Ok(Arc::new(config))
     }
 
-    /// Decides who is believed.
+    /// Builds the verifier of server certificates.
     fn verified(
         &self,
         sessions: &Arc<ClientSessions>,
@@ -99,7 +99,7 @@ impl ClientTls {
         };
         let roots = roots.map_err(|error| TlsProblem::new(ca_key(), error))?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), crypto).build();
-        // Without roots or with broken revocation lists alone, and there are some and none.
+        // Fails only without roots or with invalid revocation lists: there are roots and no lists.
         Ok(verifier.map_err(|error| {
             let source = rustls::Error::General(error.to_string());
             TlsProblem::new(ca_key(), TlsError::Setup { source })

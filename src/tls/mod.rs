@@ -1,11 +1,11 @@
 //! TLS on every side of usher: one policy, built from the config's files.
 //!
-//! [`server`] answers clients, [`client`] calls backends and directories, [`pin`] verifies by public key
-//! where no chain can be, [`certificate`] reads PEM files, [`stream`] is the connection itself, `sessions`
-//! what is kept of it for the next one, [`tickets`] what clients keep of theirs, and [`reason`] says in an
-//! operator's words why there is none. Every configuration names its `CryptoProvider` (aws-lc-rs); the
-//! process-wide default is for libraries that ask for it.
-//! TLS 1.2 (ECDHE with AEAD only) and 1.3 (RFC 8446, RFC 9325); no renegotiation, no early data.
+//! [`server`] answers clients, [`client`] calls backends and directories, [`pin`] verifies by public key where
+//! no chain can be, [`certificate`] reads PEM files, [`stream`] is the connection itself, `sessions` what is
+//! kept of it for the next one, [`tickets`] what clients keep of theirs, and [`reason`] describes why a
+//! handshake failed. Every configuration names its `CryptoProvider` (aws-lc-rs); the process-wide default is
+//! for libraries that ask for it. TLS 1.2 (ECDHE with AEAD only) and 1.3 (RFC 8446, RFC 9325); no
+//! renegotiation, no early data.
 
 pub mod certificate;
 pub mod client;
@@ -43,7 +43,7 @@ pub enum TlsError {
         /// The system's reason.
         source: io::Error,
     },
-    /// A key that is no secret.
+    /// A key that others can read.
     #[error("{}", sys::exposed_message(path, *mode))]
     Exposed {
         /// The file.
@@ -70,7 +70,7 @@ pub enum TlsError {
     BrokenPem {
         /// The file.
         path: PathBuf,
-        /// What the parser met.
+        /// The parser's message.
         reason: String,
     },
     /// A PEM section holds no X.509 certificate.
@@ -80,7 +80,7 @@ pub enum TlsError {
         path: PathBuf,
         /// Which one, from 1.
         position: usize,
-        /// What the parser met.
+        /// The parser's message.
         reason: String,
     },
     /// No private key in the file.
@@ -131,7 +131,7 @@ pub enum TlsError {
         /// The first failure, if there was one, with a leading separator.
         reason: String,
     },
-    /// A line of the file of ticket keys is none.
+    /// A line of the file of ticket keys is invalid.
     #[error("line {line} of {}: {fault}", path.display())]
     TicketKey {
         /// The file.
@@ -166,7 +166,7 @@ pub enum TlsError {
         /// The library's reason.
         source: rustls::Error,
     },
-    /// Client certificates are required, but from nobody.
+    /// Client certificates are required, but no authority is configured.
     #[error("a client certificate is required but client_ca names no authority to check it against")]
     RequiredWithoutAuthority,
     /// The verifier of client certificates cannot be built.
@@ -213,7 +213,7 @@ impl TlsProblem {
 /// Makes aws-lc-rs the process-wide default for libraries that look for one (ldap3). usher itself
 /// never relies on it. A second call changes nothing.
 pub fn install_default() {
-    // An error means that somebody installed one before, which is as good.
+    // An error means that one is already installed, which is equivalent.
     let _ = aws_lc_rs::default_provider().install_default();
 }
 

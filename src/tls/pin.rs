@@ -16,11 +16,11 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, PeerMis
 
 use super::certificate::CertificateInfo;
 
-/// The server's key is none of those that the config names.
+/// The server's key is not among the configured pins.
 #[derive(Debug, thiserror::Error)]
 #[error("its public key is not pinned; the presented key is pin_sha256 {presented}")]
 pub struct NotPinned {
-    /// The key it showed, as the config would name it.
+    /// The presented key, in the form of the config.
     pub presented: String,
 }
 

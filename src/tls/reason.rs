@@ -1,7 +1,7 @@
-//! Why a handshake failed, in words that an operator can act on.
+//! Describes why a handshake failed, in terms that an administrator can act on.
 //!
-//! The peer's part of the story (names in its certificate) is outside text: escaped and bounded.
-//! Alerts are named as in RFC 8446 section 6.2.
+//! Text from the peer (names in its certificate) is escaped and bounded. Alerts are named as in RFC 8446
+//! section 6.2.
 
 use std::fmt::Write as _;
 use std::io;
@@ -11,7 +11,7 @@ use x509_parser::time::ASN1Time;
 
 use crate::log::Escaped;
 
-/// How many names of a certificate are told.
+/// How many names of a certificate are listed.
 const NAMES: usize = 8;
 
 /// Says what went wrong on a TLS connection, or on the TCP connection under it.
@@ -45,7 +45,7 @@ fn describe_tls(error: &Error) -> String {
         ) => "no common TLS version: TLS 1.2 and 1.3 are supported, as far as the config allows".to_owned(),
         Error::PeerIncompatible(what) => format!("incompatible TLS peer: {what:?}"),
         Error::PeerMisbehaved(what) => format!("the peer broke the TLS protocol: {what:?}"),
-        // What a peer in the clear sends first is no TLS record.
+        // The first bytes of a cleartext peer are not a TLS record.
         Error::InvalidMessage(
             InvalidMessage::InvalidContentType
             | InvalidMessage::UnknownProtocolVersion
@@ -89,7 +89,7 @@ fn describe_certificate(error: &CertificateError) -> String {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "its certificate is not valid for this purpose (extended key usage)".to_owned()
         }
-        // webpki's own words, such as CaUsedAsEndEntity, or those of a pin that does not fit.
+        // webpki's message, such as CaUsedAsEndEntity, or that of a pin mismatch.
         CertificateError::Other(other) => {
             let words = other.to_string();
             let hint = if words.contains("CaUsedAsEndEntity") || words.contains("UnsupportedCertVersion") {

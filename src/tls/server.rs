@@ -49,17 +49,17 @@ pub struct ServedCertificate {
     pub names: Vec<String>,
     /// The last second of its validity, Unix time.
     pub not_after: i64,
-    /// Whether it had expired when it was loaded. It is served all the same: some clients go on,
-    /// and none would be helped by a listener that is gone.
+    /// Whether it had expired when it was loaded. It is served nevertheless: some clients continue, and a
+    /// missing listener would help none.
     pub expired: bool,
 }
 
-/// TLS towards clients, as one config snapshot wants it.
+/// TLS towards clients under one config snapshot.
 #[derive(Debug)]
 pub struct ServerTls {
     served: Vec<ServedCertificate>,
     by_group: Vec<(&'static dyn SupportedKxGroup, ServerConfig)>,
-    /// The keys that are shared with other ushers, and what a ticket's client had to meet.
+    /// The keys that are shared with other ushers, and the policy that a ticket's client met.
     shared: Option<(TicketKeys, Vec<u8>)>,
     acceptors: HashMap<&'static str, Arc<Acceptor>>,
 }
@@ -147,13 +147,13 @@ pub struct Acceptor {
     tls13: bool,
 }
 
-/// How the clients who share a group are answered.
+/// The configs for clients that share a group.
 #[derive(Debug)]
 struct GroupConfig {
     group: &'static dyn SupportedKxGroup,
-    /// By usher's order of suites.
+    /// With usher's order of suites.
     ours: Arc<ServerConfig>,
-    /// By the client's, unless the operator wrote down an order, which is meant.
+    /// With the client's order, unless the config has one.
     theirs: Arc<ServerConfig>,
 }
 
@@ -164,8 +164,8 @@ impl Acceptor {
         ticketer: Option<Arc<dyn ProducesTickets>>,
     ) -> Self {
         let sessions = ServerSessionMemoryCache::new(SESSIONS);
-        // An empty id is none that a client can offer (RFC 7301 section 3.1), so every offer is
-        // refused; an empty list would accept every offer.
+        // No client can offer an empty id (RFC 7301 section 3.1), so every offer is refused; an empty list
+        // would accept every offer.
         let alpn = vec![protocol.alpn.unwrap_or_default().to_vec()];
         let configure = |template: &ServerConfig, ours: bool| {
             let mut config = template.clone();
@@ -223,7 +223,7 @@ impl Acceptor {
         }
     }
 
-    /// The config of the first group that the client can do; if there is none, rustls refuses it.
+    /// The config of the first group that the client can do; otherwise rustls refuses it.
     fn choose(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
         // Only TLS 1.3 suites are in 0x13xx; the version itself cannot be asked for at this point.
         let tls13 = self.tls13 && hello.cipher_suites().iter().any(|suite| u16::from(*suite) >> 8 == 0x13);
@@ -237,7 +237,7 @@ impl Acceptor {
     }
 }
 
-/// Whether AES is dear for a client: a telephone without instructions for it puts ChaCha20 first.
+/// Whether AES is slow for a client: devices without AES instructions list ChaCha20 first.
 pub(super) fn prefers_chacha(suites: &[CipherSuite]) -> bool {
     // A client may begin with a suite that does not exist, to keep servers flexible (RFC 8701).
     let grease = |suite: &CipherSuite| u16::from(*suite) & 0x0f0f == 0x0a0a;
@@ -282,9 +282,9 @@ fn suites(tls: &config::Tls, mistakes: &mut Vec<TlsProblem>) -> Option<Vec<Suppo
     Some(suites)
 }
 
-/// What a client has to meet, in bytes that are the same in every process with the same settings: a
-/// resumed session is not verified again, so only a ticket under the same policy is one. Certificates
-/// of usher's own are not in it, so that renewing one ends no session's ticket.
+/// The policy for clients, in bytes that are equal in every process with the same settings: a resumed session
+/// is not verified again, so a ticket is valid only under the same policy. Certificates of usher's own are not
+/// in it, so that renewing one ends no session's ticket.
 fn policy(tls: &config::Tls, roots: Option<&RootCertStore>) -> Vec<u8> {
     let mut policy = Vec::from(b"policy 1");
     let mut add = |part: &[u8]| {
@@ -306,13 +306,13 @@ fn policy(tls: &config::Tls, roots: Option<&RootCertStore>) -> Vec<u8> {
         let hashes = parts.map(|part| digest::digest(&digest::SHA256, part));
         anchors.push(hashes.iter().flat_map(|hash| hash.as_ref().iter().copied()).collect());
     }
-    // Their order in the file says nothing.
+    // Their order in the file is irrelevant.
     anchors.sort_unstable();
     add(&anchors.concat());
     policy
 }
 
-/// Who verifies clients' certificates, and by which authorities if they are asked for one.
+/// The verifier of client certificates and its authorities, if certificates are requested.
 type Verifier = (Arc<dyn danger::ClientCertVerifier>, Option<Arc<RootCertStore>>);
 
 fn client_verifier(tls: &config::Tls) -> Result<Verifier, TlsProblem> {
@@ -348,7 +348,7 @@ fn server_config(
         .with_protocol_versions(versions)?
         .with_client_cert_verifier(Arc::clone(verifier))
         .with_cert_resolver(resolver.clone());
-    // Or by who asks: see `Acceptor::choose`.
+    // Or by the client: see `Acceptor::choose`.
     config.ignore_client_order = suites.is_some();
     config.send_tls13_tickets = TICKETS;
     Ok(config)
@@ -392,7 +392,7 @@ impl BySni {
         let parent = name.and_then(|name| name.split_once('.')).map(|(_, parent)| parent);
         let wildcard = parent.and_then(|parent| self.wildcard.get(parent)).into_iter().flatten();
         let usable = |one: &&Arc<CertifiedKey>| one.key.choose_scheme(schemes).is_some();
-        // If the client can verify none, rustls says so in an alert that fits.
+        // If the client can verify none, rustls sends the fitting alert.
         let chosen = exact.chain(wildcard).chain(&self.default).find(usable).or_else(|| self.default.first());
         chosen.cloned()
     }
@@ -405,7 +405,7 @@ impl ResolvesServerCert for BySni {
     }
 }
 
-/// ECDSA signs four times as fast as RSA here and sends less; what else there is comes between.
+/// ECDSA signs four times as fast as RSA here and sends less; other types come between.
 fn rank(algorithm: SignatureAlgorithm) -> u8 {
     if algorithm == SignatureAlgorithm::ECDSA {
         0

@@ -22,18 +22,18 @@ const TICKETS: usize = 256;
 /// The longest ticket that is kept. Its server chooses the length, up to 64 KiB (RFC 8446 section 4.6.1);
 /// common servers take 200 bytes, and 2 KiB with a client's certificate in it.
 const LONGEST: usize = 4 * 1024;
-/// One in so many tickets of a server is measured, at random, and all of one that has sent a longer one: the only
-/// way to measure one costs a hundredth of a login.
+/// One in this many tickets of a server is measured, at random, and every ticket of a server that has sent a
+/// longer one: a measurement costs a hundredth of a login.
 const MEASURED: u64 = 8;
 /// Bytes kept of one server: its tickets and the certificates that rustls copies beside each.
 const BYTES: usize = TICKETS * LONGEST;
-/// Servers of one configuration. Their names are the config's, so that this is never met.
+/// Servers of one configuration. Their names come from the config, so this limit is never reached.
 const SERVERS: usize = 64;
-/// How long a ticket may lie about. Its own life, which rustls looks at, is mostly shorter; this takes
-/// the secrets of a quiet server out of memory.
+/// How long a ticket is kept. Its own lifetime, which rustls checks, is mostly shorter; this removes the
+/// secrets of an unused server from memory.
 const LIFE: Duration = Duration::from_secs(24 * 3_600);
 
-/// What is known of the servers of one configuration.
+/// The stored sessions of the servers of one configuration.
 #[derive(Default)]
 pub(super) struct ClientSessions {
     servers: Mutex<HashMap<ServerName<'static>, ServerSessions>>,
@@ -41,7 +41,7 @@ pub(super) struct ClientSessions {
 
 #[derive(Default)]
 struct ServerSessions {
-    /// The group it took last: asking for it first saves a round trip.
+    /// The group it selected last: offering it first saves a round trip.
     group: Option<NamedGroup>,
     /// Of TLS 1.2, which may resume a session many times.
     tls12: Option<Tls12ClientSessionValue>,
@@ -53,7 +53,7 @@ struct ServerSessions {
     longest: Option<usize>,
     /// A ticket was too long to be kept: none is kept unmeasured from there on.
     has_sent_longer: bool,
-    /// The length of the certificates it has shown last.
+    /// The length of the certificates it has presented last.
     certificates: usize,
 }
 
@@ -65,12 +65,12 @@ struct StoredTicket {
 
 impl ServerSessions {
     fn is_to_be_measured(&self) -> bool {
-        // Each RandomState has keys of its own: no server knows which of its tickets it will be.
+        // Each RandomState has keys of its own: no server can predict which of its tickets are measured.
         let is_its_turn = || RandomState::new().hash_one(0).is_multiple_of(MEASURED);
         self.has_sent_longer || self.longest.is_none() || is_its_turn()
     }
 
-    /// Takes note of a ticket's length. If it is too long, those that were not measured go with it.
+    /// Records a ticket's length. If it is too long, unmeasured tickets are dropped with it.
     fn measured(&mut self, length: Option<usize>) {
         match length {
             Some(length) => self.longest = self.longest.max(Some(length)),
@@ -107,7 +107,7 @@ impl ServerSessions {
 
 impl ClientSessions {
     fn lock(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, ServerSessions>> {
-        // No holder leaves it half-changed, so that a panic elsewhere means nothing.
+        // No holder leaves it half-changed, so a poisoned lock is harmless.
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -162,7 +162,7 @@ impl ClientSessionStore for ClientSessions {
         let known = servers.get_mut(server)?;
         let ticket = known.take(VecDeque::pop_front)?;
         if is_old(ticket.came, Instant::now()) {
-            // All behind it are older.
+            // All others are older.
             known.tickets.clear();
             known.bytes = 0;
             return None;
@@ -186,7 +186,7 @@ fn ticket_length(session: &impl fmt::Debug) -> Option<usize> {
         fn write_str(&mut self, text: &str) -> fmt::Result {
             self.is_over = text == "epoch";
             self.characters += text.len();
-            // Ends the writing: what is behind costs as much again.
+            // Stops the formatting: the rest would cost as much again.
             if self.is_over || self.characters > 2 * LONGEST { Err(fmt::Error) } else { Ok(()) }
         }
     }
@@ -195,8 +195,7 @@ fn ticket_length(session: &impl fmt::Debug) -> Option<usize> {
     length.is_over.then_some(length.characters / 2)
 }
 
-/// A verifier that notes how long the certificates are that a server shows: rustls keeps a copy of them
-/// beside each of its tickets.
+/// A verifier that records the length of a server's certificates: rustls keeps a copy of them with each ticket.
 #[derive(Debug)]
 pub(super) struct ChainMeasuringVerifier {
     pub(super) verifier: Arc<dyn ServerCertVerifier>,
@@ -241,7 +240,7 @@ impl ServerCertVerifier for ChainMeasuringVerifier {
 }
 
 impl fmt::Debug for ClientSessions {
-    /// How much there is; what is in it are secrets.
+    /// Shows counts only; the content is secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let servers = self.lock();
         let tickets: usize = servers.values().map(|known| known.tickets.len()).sum();

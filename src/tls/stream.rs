@@ -1,16 +1,15 @@
 //! A connection to a client or a backend, from its first byte to its last: in the clear, or under TLS
 //! from either side.
 //!
-//! The handshake, the dialogue before the login and the relay behind it all drive the same rustls
-//! connection, and this is the only file that does. There are no buffers of its own: one system call
-//! fills a buffer of this thread, rustls decrypts what came, and each piece is lent to the caller before the
-//! next is looked at. So an idle connection holds no more than rustls does, a busy one at most a partial
-//! record and what the peer has not taken yet.
+//! The handshake, the dialogue before the login and the relay behind it all drive the same rustls connection,
+//! and this is the only file that does. There are no buffers of its own: one system call fills a buffer of this
+//! thread, rustls decrypts what came, and each piece is passed to the caller before the next is decrypted. So
+//! an idle connection holds no more than rustls does, a busy one at most a partial record and what the peer has
+//! not accepted yet.
 //!
-//! What is written leaves with the next flush, or when the peer is waited for: tickets and greeting, the
-//! last bytes and the goodbye are one packet each. Sets no deadline and no limit: its
-//! users do. RFC 8446 sections 4.6 (tickets and key updates may come at any time) and 6.1 (closure: a
-//! shutdown sends close_notify, then FIN).
+//! Writes are sent with the next flush, or when a read waits for the peer: tickets and greeting, the last bytes
+//! and close_notify are one packet each. Sets no deadline and no limit: callers do. RFC 8446 sections 4.6
+//! (tickets and key updates may come at any time) and 6.1 (closure: a shutdown sends close_notify, then FIN).
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -42,22 +41,22 @@ pub struct Stream<T = TcpStream> {
     socket: T,
     /// `None` in the clear: before STARTTLS, or where the config allows it.
     tls: Option<Box<Connection>>,
-    /// The peer said its end, or its socket did, and all that came before was read.
+    /// The peer has ended its side (close_notify or FIN), and everything before was read.
     ended: bool,
-    /// Bytes of an earlier write may be with rustls and not yet with the socket.
+    /// rustls may hold bytes of an earlier write.
     unsent: bool,
-    /// The peer was told usher's end.
+    /// usher has ended its side.
     closing: bool,
 }
 
-/// What a handshake agreed on, in the standard's names, for the log.
+/// The negotiated parameters, by their standard names, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NegotiatedTls {
     /// Such as `TLSv1_3`.
     pub version: &'static str,
     /// The cipher suite.
     pub suite: &'static str,
-    /// The key exchange group; none where a TLS 1.2 session was resumed.
+    /// The key exchange group; `None` where a TLS 1.2 session was resumed.
     pub group: Option<&'static str>,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
@@ -77,8 +76,8 @@ impl Stream {
         &self.socket
     }
 
-    /// Waits until the kernel has sent most of what it was given. That the socket takes a write does not
-    /// say so: one packet, which may be of 64 KiB, is filled up whatever waits already.
+    /// Waits until the kernel has sent most of what it was given. A successful write does not imply that: one
+    /// packet, which may be of 64 KiB, is filled up whatever waits already.
     ///
     /// # Errors
     /// Those of the connection.
@@ -117,7 +116,7 @@ impl<T> Stream<T> {
         self.state().is_some_and(is_resumed)
     }
 
-    /// What the handshake agreed on; `None` in the clear.
+    /// The negotiated parameters; `None` in the clear.
     #[must_use]
     pub fn agreed(&self) -> Option<NegotiatedTls> {
         let state = self.state()?;
@@ -129,7 +128,7 @@ impl<T> Stream<T> {
         })
     }
 
-    /// The certificates that a server showed, its own first; none in the clear or from a client.
+    /// The certificates that a server presented, its own first; none in the clear or from a client.
     #[must_use]
     pub fn server_certificates(&self) -> &[CertificateDer<'static>] {
         match self.tls.as_deref() {
@@ -147,7 +146,7 @@ impl<T> Stream<T> {
         }
     }
 
-    /// Whether the peer's end was met by the last read.
+    /// Whether the last read reached the peer's end.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         self.ended
@@ -221,8 +220,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
         Ok(input.len() - before)
     }
 
-    /// Reads for the relay: one system call, and `take` is lent each piece of what it brought, where it
-    /// lies. Ready when there was some, or when the peer is at its end: [`Self::has_ended`] tells.
+    /// Reads for the relay: one system call, of which `take` borrows each piece in place. Ready after some
+    /// bytes, or at the peer's end, see [`Self::has_ended`].
     ///
     /// # Errors
     /// Those of the connection. A peer that ends without close_notify is at its end.
@@ -241,7 +240,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
     pub async fn send(&mut self, out: &mut SecretBuf) -> io::Result<()> {
         if !out.is_empty() {
             self.write_all(out.as_slice()).await?;
-            // Now, and not behind the flush, for which a peer that does not read lets it wait.
+            // Now, and not after the flush, which waits for a peer that does not read.
             out.clear();
             self.flush().await?;
         }
@@ -286,8 +285,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
         take: &mut impl FnMut(&mut Context<'_>, &[u8]),
     ) -> Poll<io::Result<()>> {
         let received = self.poll_wire(cx, most, take);
-        // The peer may be waiting for what was not flushed yet, and rustls may have an alert for what it
-        // read. It is sent as far as the socket takes it; the next turn of the session sends the rest.
+        // The peer may be waiting for unflushed bytes, and rustls may have an alert to send. They are sent as
+        // far as the socket accepts them; the next poll sends the rest.
         let _ = self.poll_send(cx);
         received
     }
@@ -311,8 +310,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// Lends what one read of the socket brought, which is an end if it is nothing: many clients end TCP
-    /// without a close_notify, and for mail that is an end like another. Whether there was any plaintext.
+    /// Passes on what one read of the socket brought; an empty read is an end: many clients close TCP without a
+    /// close_notify, which for mail is a regular end. Returns whether there was any plaintext.
     fn decrypt(
         &mut self,
         mut came: &[u8],
@@ -335,7 +334,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
         Ok(taken)
     }
 
-    /// Lends the plaintext that rustls holds, and sees whether the peer's end is behind it.
+    /// Passes on the plaintext that rustls holds, and checks for the peer's end after it.
     fn with_plaintext(
         &mut self,
         cx: &mut Context<'_>,

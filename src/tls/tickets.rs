@@ -1,11 +1,11 @@
 //! Tickets for clients under keys from a file, so that several ushers, and an usher after its restart,
 //! resume each other's sessions.
 //!
-//! Every line of the file is a secret of 48 bytes. The last but one encrypts, all decrypt: a new line is
-//! first known everywhere and used afterwards, in whatever order the machines get the file. What is used
-//! is derived from a line and from what a client has to meet (HKDF, RFC 5869), so that no ticket is good
-//! where its client was not verified by the same rules. A ticket says when it was made; after
-//! 12 hours it is nothing. AES-256-GCM; the form is usher's own (RFC 5077 section 4 leaves it open).
+//! Every line of the file is a secret of 48 bytes. The last but one encrypts, all decrypt: a new line is first
+//! distributed and then used, in whatever order the machines get the file. Keys are derived from a line and the
+//! policy for clients (HKDF, RFC 5869), so that a ticket is valid only under the policy its client was verified
+//! by. A ticket contains its time; after 12 hours it is invalid. AES-256-GCM; the form is usher's own (RFC 5077
+//! section 4 leaves it open).
 
 use std::fmt;
 use std::path::Path;
@@ -22,14 +22,14 @@ use zeroize::Zeroizing;
 
 use super::{TlsError, certificate};
 
-/// How long a ticket is good, in seconds: a phone that was out of reach for half a day begins anew.
+/// How long a ticket is good, in seconds: a phone that was offline for longer does a full handshake.
 pub(super) const LIFETIME: u32 = 12 * 3_600;
-/// The most keys in a file: with one a day, tickets live half a day, and the rest is forgetfulness.
+/// The most keys in a file: with a new key each day and tickets of half a day, the rest is reserve.
 pub(super) const MOST: usize = 8;
 
 /// What a line holds.
 const SECRET: usize = 48;
-/// In front of a ticket, to find its key.
+/// The prefix of a ticket, to find its key.
 const NAME: usize = 16;
 const KEY: usize = 32;
 const TAG: usize = 16;
@@ -42,7 +42,7 @@ pub enum TicketKeyError {
     /// It is not 48 bytes in base64.
     #[error("write 48 random bytes in base64, as `openssl rand -base64 48` prints them")]
     Malformed,
-    /// A key that stands there twice would never be renewed.
+    /// A repeated key would never be renewed.
     #[error("it repeats line {first}: remove one")]
     Repeated {
         /// The first of the two.
@@ -92,7 +92,7 @@ impl TicketKeys {
         Ok(Self { secrets })
     }
 
-    /// What makes and reads tickets where clients have to meet these rules.
+    /// Makes and reads tickets under this policy.
     pub(super) fn ticketer(&self, rules: &[u8]) -> Result<Arc<dyn ProducesTickets>, Unspecified> {
         let keys: Vec<Key> =
             self.secrets.iter().map(|secret| Key::derive(&**secret, rules)).collect::<Result<_, _>>()?;
@@ -131,7 +131,7 @@ impl Key {
     }
 }
 
-/// What is derived of a secret.
+/// The keys derived from a secret.
 struct KeyLength;
 
 impl hkdf::KeyType for KeyLength {
@@ -159,7 +159,7 @@ impl Ticketer {
         let mut sealed = Zeroizing::new(sealed.to_vec());
         let opened = key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(name), &mut sealed).ok()?;
         let (made, session) = opened.split_first_chunk::<TIME>()?;
-        // One from the future was made where the clock is ahead.
+        // A time in the future comes from a machine whose clock is ahead.
         let age = now.saturating_sub(u64::from_be_bytes(*made));
         (age <= u64::from(LIFETIME)).then(|| session.to_vec())
     }
@@ -201,7 +201,7 @@ mod tests {
             (0..9).find(|byte| ticketer(&[*byte], b"rules").open(&ticket, 0).is_some()).unwrap()
         };
         assert_eq!([sealed_by(&[1]), sealed_by(&[1, 2]), sealed_by(&[1, 2, 3]), sealed_by(&[2, 3, 4])], [1, 1, 2, 3]);
-        // One machine has the new file and the other has not: each reads what the other made.
+        // One machine has the new file and the other has not: each accepts the other's tickets.
         let (old, new) = (ticketer(&[1, 2, 3], b"rules"), ticketer(&[2, 3, 4], b"rules"));
         for (maker, reader) in [(&old, &new), (&new, &old)] {
             let ticket = maker.seal(b"session", 0).unwrap();

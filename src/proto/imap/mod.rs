@@ -36,7 +36,7 @@ pub const PROTOCOL: Protocol = Protocol {
 /// The longest line, without CRLF, in either direction: clients keep to 8000 octets (RFC 2683
 /// section 3.2.1.5), servers to 8192 (RFC 7162 section 4).
 const LINE: usize = 8192;
-/// How much of a peer's free text is passed on.
+/// The longest free text of a peer that is passed on.
 const TEXT: usize = 512;
 
 fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {

@@ -1,4 +1,4 @@
-//! IMAP's part of what must hold for any input; the rest is every protocol's (`proto/trial.rs`).
+//! IMAP's fuzz targets; the invariants for all protocols are in `proto/trial.rs`.
 
 use super::PROTOCOL;
 use crate::proto::trial;

@@ -38,7 +38,7 @@ pub const PROTOCOL: Protocol = Protocol {
 /// UNAUTHENTICATE would let the client bypass usher's login: it ends the session (`watch`).
 const OWN: &[&str] = &["IMPLEMENTATION", "SASL", "STARTTLS", "OWNER", "LANGUAGE", "UNAUTHENTICATE", "XCLIENT"];
 
-/// How much of a peer's free text is passed on.
+/// The longest free text of a peer that is passed on.
 const TEXT: usize = 512;
 
 fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {

@@ -1,8 +1,8 @@
 //! The backend half: from a POP3 server's greeting to its answer to a login.
 //!
-//! Starts TLS where it must, asks what the server can do, logs in as the user (or as a service account
-//! for the user). Nothing but STLS is sent before TLS, nothing learned before TLS is used after it, and
-//! nothing but +OK is success. A backend that keeps to another order than the protocol's is given up.
+//! Starts TLS where it must, requests its capabilities, logs in as the user (or as a service account for the
+//! user). Nothing but STLS is sent before TLS, nothing learned before TLS is used after it, and only +OK is
+//! success. A backend that violates the protocol's order is a fault.
 
 use std::ops::ControlFlow;
 
@@ -24,8 +24,8 @@ pub(super) struct Pop3Back {
     service: Option<Vec<u8>>,
     /// The client to forward; `None` once it was sent.
     forward: Option<Origin>,
-    /// Whether the greeting offers to be told. Only there, so in the clear with STLS: whoever changes it
-    /// there can make this login fail, and no more.
+    /// Whether the greeting offers XCLIENT. It is offered only there, so in the clear with STLS: an attacker
+    /// who changes it can only make this login fail.
     takes_xclient: bool,
     /// STLS is required and not done yet.
     in_the_clear: bool,
@@ -152,7 +152,7 @@ impl Pop3Back {
         }
         let answer = Pop3Reply::of(line).ok_or(BackFault::ProtocolViolation)?;
         match (self.state, answer) {
-            // The time stamp of APOP, if there is one, is for nobody.
+            // APOP's time stamp, if any, is ignored.
             (Pop3BackState::Greeting, Pop3Reply::Ok(text)) => {
                 self.takes_xclient = text.split(|byte| *byte == b' ').any(|word| word == b"[XCLIENT]");
                 if self.in_the_clear {
@@ -171,7 +171,7 @@ impl Pop3Back {
             (Pop3BackState::Xclient, Pop3Reply::Ok(_)) => self.ask(out),
             (Pop3BackState::Xclient, Pop3Reply::Err(_)) => return Err(BackFault::ForwardingRefused),
             (Pop3BackState::Capa, Pop3Reply::Ok(_)) => self.state = Pop3BackState::Capabilities,
-            // It knows nothing but RFC 1939, which has USER.
+            // It supports RFC 1939 only, which has USER.
             (Pop3BackState::Capa, Pop3Reply::Err(_)) => {
                 self.capabilities.push(b"USER".to_vec());
                 self.log_in(out)?;
@@ -213,8 +213,8 @@ impl Pop3Back {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// On a connection that is as secure as it gets: tells who the client is, if that is wanted. Dovecot
-    /// takes these attributes from its `login_trusted_networks`, and an IPv6 address as it is.
+    /// Once TLS is done where required: forwards the client's address if configured. Dovecot accepts these
+    /// attributes from its `login_trusted_networks`, and an IPv6 address without a prefix.
     fn secured(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
         let Some(Origin { client, session, .. }) = self.forward.take() else {
             self.ask(out);
@@ -229,7 +229,7 @@ impl Pop3Back {
         Ok(())
     }
 
-    /// Asks what the backend can do.
+    /// Requests the backend's capabilities.
     fn ask(&mut self, out: &mut SecretBuf) {
         write_line(out, &[b"CAPA"]);
         self.state = Pop3BackState::Capa;
@@ -289,7 +289,7 @@ impl Pop3Back {
 }
 
 impl<'a> Pop3Reply<'a> {
-    /// `None` if the line's first word is exactly none of the three.
+    /// `None` if the line's first word is not exactly one of the three.
     fn of(line: &'a [u8]) -> Option<Self> {
         match first_word(line) {
             (b"+OK", text) => Some(Self::Ok(text)),

@@ -1,4 +1,4 @@
-//! The client half: POP3's commands before login, and every [`Refusal`] in POP3's words.
+//! The client half: POP3's commands before login, and the reply to every [`Refusal`].
 
 use std::borrow::Cow;
 
@@ -12,10 +12,10 @@ use super::{COMMAND, TEXT};
 use crate::outcome::{AccountState, BackendReply, Refusal};
 use crate::secret::{Secret, SecretBuf};
 
-/// What may be promised before login for the time after it; also what is promised while nobody knows the
-/// backends, as every server of this century has it. Not UTF8 and LANG: their commands belong
-/// before the login (RFC 6856 section 2), where a backend would never see them. Not EXPIRE and
-/// LOGIN-DELAY: they may be another for each user (RFC 2449 section 6).
+/// The capabilities that may be advertised before login; also those assumed while no backend is known, because
+/// all current servers have them. Not UTF8 and LANG: their commands belong before the login (RFC 6856 section
+/// 2), where a backend would never see them. Not EXPIRE and LOGIN-DELAY: they may differ for each user (RFC
+/// 2449 section 6).
 pub(super) const LATER: &[&str] = &["TOP", "UIDL", "RESP-CODES", "PIPELINING"];
 
 /// Commands of later states; only the text of the reply distinguishes them from unknown commands.
@@ -25,9 +25,9 @@ const TRANSACTION: &[&[u8]] =
 /// The reply to a login in the clear, the same from dialogue and session.
 const TLS_FIRST: &str = "-ERR Start TLS before you log in";
 
-/// What POP3 says, and what the client has said.
+/// The POP3 dialect and its state.
 pub(super) struct Pop3 {
-    /// What the backends can do, of what may be told.
+    /// The backends' capabilities that may be advertised.
     capabilities: Vec<String>,
     /// The name that was given by USER.
     name: Option<Vec<u8>>,
@@ -74,13 +74,13 @@ impl Dialect for Pop3 {
     ) -> Result<LineAction<'a>, LineProblem> {
         let (verb, arguments) = first_word(command);
         let alone = verb.len() == command.len();
-        // A client that has lost its place may send a password where a command belongs.
+        // A desynchronized client may send a password in place of a command.
         let verb = Zeroizing::new(verb.to_ascii_uppercase());
         match (verb.as_slice(), alone) {
             (b"CAPA", true) => self.list(channel, out),
             (b"USER", false) if !channel.tls => return Err(LineProblem::TlsFirst),
             (b"USER", false) => {
-                // Whoever it is: the answer must not tell who exists.
+                // The same for every name: the reply must not reveal which users exist.
                 self.name = Some(arguments.to_vec());
                 write_line(out, &[b"+OK Send the password"]);
             }
@@ -90,7 +90,7 @@ impl Dialect for Pop3 {
                 let password = Secret::copy_of(arguments);
                 return Ok(LineAction::Attempt(Credentials { login, password, authzid: Vec::new() }));
             }
-            // In no RFC, but some clients ask so for what CAPA tells.
+            // In no RFC, but some clients use it instead of CAPA.
             (b"AUTH", true) => {
                 let mechanisms: &[u8] = if channel.tls { b"PLAIN\r\nLOGIN\r\n." } else { b"." };
                 write_line(out, &[b"+OK Mechanism list follows\r\n", mechanisms]);
@@ -151,7 +151,7 @@ impl Dialect for Pop3 {
     }
 }
 
-/// As a refused client is told, for one of nginx, which writes -ERR.
+/// The reply to a refusal for nginx, which adds -ERR itself.
 pub(super) fn nginx_reply(refusal: &Refusal, session: &str) -> NginxReply {
     let words = refusal_text(refusal);
     let text = words.strip_prefix("-ERR ").unwrap_or(&words);

@@ -32,7 +32,7 @@ pub const PROTOCOL: Protocol = Protocol {
 
 /// The longest command, without CRLF (RFC 2449 section 4).
 const COMMAND: usize = 253;
-/// How much of a peer's free text is passed on: a response has at most 512 octets (RFC 2449 section 4).
+/// The longest free text of a peer that is passed on: a response has at most 512 octets (RFC 2449 section 4).
 const TEXT: usize = 400;
 
 fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {

@@ -1,9 +1,8 @@
 //! The backend half: from a submission server's greeting to its answer to a login.
 //!
-//! Says EHLO, starts TLS where it must and says EHLO again, logs in as the user (or as a service account
-//! for the user). Nothing but EHLO and STARTTLS is sent before TLS, nothing learned before TLS is used
-//! after it (RFC 3207 section 4.2), and nothing but 235 is success. A backend that keeps to another order
-//! than the protocol's is given up.
+//! Says EHLO, starts TLS where it must and says EHLO again, logs in as the user (or as a service account for
+//! the user). Nothing but EHLO and STARTTLS is sent before TLS, nothing learned before TLS is used after it
+//! (RFC 3207 section 4.2), and only 235 is success. A backend that violates the protocol's order is a fault.
 
 use std::sync::Arc;
 
@@ -169,7 +168,7 @@ impl SubmissionBack {
     ) -> Result<Option<BackStep>, BackFault> {
         let text = lines.first().map(Vec::as_slice).unwrap_or_default();
         match (self.state, &code) {
-            // It closes, whatever it was asked (RFC 5321 section 3.8).
+            // It closes the connection, whatever the command (RFC 5321 section 3.8).
             (_, b"421") | (SubmissionBackState::Greeting, [b'4' | b'5', ..]) => return Err(BackFault::Bye),
             (SubmissionBackState::Greeting, b"220") | (SubmissionBackState::Xclient, b"220") => self.introduce(out),
             (SubmissionBackState::Ehlo, b"250") => self.proceed(lines.get(1..).unwrap_or_default(), out)?,
@@ -185,7 +184,7 @@ impl SubmissionBack {
                 let text = split_enhanced(text, b'2').map_or(text, |(_, text)| text).to_vec();
                 return Ok(Some(BackStep::Ready(Welcome { text, ..Welcome::default() })));
             }
-            // It wants TLS or a stronger mechanism: no matter whose login it is.
+            // It requires TLS or a stronger mechanism, for every user.
             (SubmissionBackState::Login(_), b"530" | b"534" | b"538") => return Err(BackFault::NoMechanism),
             (SubmissionBackState::Ehlo, [b'4' | b'5', ..]) | (SubmissionBackState::Login(_), [b'5', b'0', _]) => {
                 return Err(BackFault::Bad);
@@ -204,7 +203,7 @@ impl SubmissionBack {
         self.state = SubmissionBackState::Ehlo;
     }
 
-    /// With the keywords of EHLO: TLS first, then who the client is, then the login.
+    /// With the keywords of EHLO: TLS first, then the client's address, then the login.
     fn proceed(&mut self, keywords: &[Vec<u8>], out: &mut SecretBuf) -> Result<(), BackFault> {
         if self.in_the_clear {
             listed(keywords, "STARTTLS").ok_or(BackFault::NoStartTls)?;
@@ -287,13 +286,13 @@ fn listed(keywords: &[Vec<u8>], keyword: &str) -> Option<Vec<String>> {
     })
 }
 
-/// Who the client is, in those attributes that the backend takes (Postfix' XCLIENT_README). All of their
-/// values here are free of what xtext would have to encode.
+/// The client in those attributes that the backend supports (Postfix's XCLIENT_README). No value here needs
+/// xtext encoding.
 fn xclient(origin: &Origin, taken: &[String]) -> Result<String, BackFault> {
     let Origin { client, local, session } = origin;
     let address = |ip: core::net::IpAddr| if ip.is_ipv6() { format!("IPV6:{ip}") } else { ip.to_string() };
     let known = [
-        // Else Postfix would go on with the name of usher's own address.
+        // Otherwise Postfix would use the name of usher's own address.
         ("NAME", "[UNAVAILABLE]".to_owned()),
         ("ADDR", address(client.ip())),
         ("PORT", client.port().to_string()),
@@ -316,6 +315,6 @@ fn refusal(code: [u8; 3], text: &[u8]) -> BackendReply {
         Some((enhanced, text)) => (format!("{reply} {}", printable(enhanced, TEXT)), text),
         None => (reply.clone(), text),
     };
-    // 432 asks this user to change over to another mechanism's password.
+    // 432 asks this user for a password transition.
     BackendReply { code, text: printable(text, TEXT), unavailable: class == b'4' && reply != "432" }
 }

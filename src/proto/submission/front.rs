@@ -1,4 +1,4 @@
-//! The client half: the commands of SMTP before login, and every [`Refusal`] in its codes.
+//! The client half: SMTP's commands before login, and the reply to every [`Refusal`].
 
 use std::borrow::Cow;
 
@@ -12,26 +12,26 @@ use super::{COMMAND, TEXT, split_enhanced};
 use crate::outcome::{AccountState, BackendReply, Refusal};
 use crate::secret::SecretBuf;
 
-/// What every server of this century has, while nobody knows what the backends have.
+/// The extensions assumed while no backend is known, because all current servers have them.
 pub(super) const USUAL: &[&str] = &["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"];
 
-/// What a backend may list and no client may see: what usher answers for itself, and what is between
-/// servers. Everything else holds after the login, and clients do not say EHLO again then.
+/// Extensions that are never advertised: usher's own, and those between servers. All others hold after the
+/// login, when clients do not send EHLO again.
 pub(super) const NOT_OFFERED: &[&str] = &["AUTH", "STARTTLS", "XCLIENT", "XFORWARD"];
 
-/// Commands of a mail transaction, told apart from words that are no command.
+/// Commands of a mail transaction, which get another reply than unknown commands.
 const TRANSACTION: &[&[u8]] = &[b"MAIL", b"RCPT", b"DATA", b"BDAT", b"BURL", b"ETRN", b"EXPN"];
 
 /// The reply to a login in the clear, the same from dialogue and session.
 const TLS_FIRST: &str = "538 5.7.11 Start TLS before you log in";
 
-/// What submission says, and what the client has said.
+/// The submission dialect and its state.
 pub(super) struct Submission {
     /// usher's own name.
     host: String,
-    /// What the backends can do, of what may be told.
+    /// The backends' capabilities that may be advertised.
     capabilities: Vec<String>,
-    /// Whether the client has said who it is.
+    /// Whether the client has sent EHLO or HELO.
     greeted: bool,
 }
 
@@ -78,7 +78,7 @@ impl Dialect for Submission {
     ) -> Result<LineAction<'a>, LineProblem> {
         let (verb, arguments) = first_word(command);
         let alone = arguments.is_empty();
-        // A client that has lost its place may send a password where a command belongs.
+        // A desynchronized client may send a password in place of a command.
         let verb = Zeroizing::new(verb.to_ascii_uppercase());
         match (verb.as_slice(), alone) {
             (b"EHLO", false) => {
@@ -110,8 +110,8 @@ impl Dialect for Submission {
             (b"EHLO" | b"HELO" | b"AUTH" | b"STARTTLS" | b"RSET" | b"VRFY" | b"QUIT", _) => {
                 return Err(LineProblem::Syntax);
             }
-            // What follows the line is the message's, whatever is answered (RFC 3030 section 2): read as
-            // commands it would be a way to say them in somebody else's name.
+            // The data after the line belongs to the message, whatever the reply (RFC 3030 section 2): read as
+            // commands it would allow smuggling.
             (b"BDAT", false) => {
                 return Ok(LineAction::Discard(LineProblem::LoginFirst, chunk(arguments).ok_or(LineProblem::Syntax)?));
             }
@@ -176,7 +176,7 @@ fn chunk(arguments: &[u8]) -> Option<usize> {
     Some(std::str::from_utf8(size).ok()?.parse().unwrap_or(usize::MAX))
 }
 
-/// As a refused client is told, for one of nginx, which takes the codes apart from the text.
+/// The reply to a refusal for nginx, which takes codes and text separately.
 pub(super) fn nginx_reply(refusal: &Refusal, session: &str) -> NginxReply {
     let words = refusal_text(refusal);
     let mut parts = words.splitn(3, ' ');

@@ -23,8 +23,8 @@ pub const PROTOCOL: Protocol = Protocol {
     starttls_port: 587,
     forward_method: Some(ForwardMethod::Xclient),
     closing_line: ClosingLine::Reply { prefix: "421 4.3.2 ", suffix: "\r\n" },
-    // A close in a transaction leaves the client in doubt whether its message was sent, and the old server
-    // sends it as well as the new one.
+    // A close within a transaction leaves it open whether the message was sent, and the old server sends it
+    // just as the new one does.
     follows_moves: false,
     usual: front::USUAL,
     promised: |name| !front::NOT_OFFERED.iter().any(|hidden| hidden.eq_ignore_ascii_case(name)),
@@ -35,7 +35,7 @@ pub const PROTOCOL: Protocol = Protocol {
 
 /// The longest command, without CRLF (RFC 5321 section 4.5.3.1.4).
 const COMMAND: usize = 510;
-/// How much of a peer's free text is passed on: a reply's line has at most 512 octets (RFC 5321 section
+/// The longest free text of a peer that is passed on: a reply's line has at most 512 octets (RFC 5321 section
 /// 4.5.3.1.5).
 const TEXT: usize = 400;
 

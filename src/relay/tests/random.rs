@@ -53,7 +53,7 @@ async fn say(mut writer: WriteHalf<DuplexStream>, part: &Part, words: &[u8]) -> 
         tokio::time::sleep(*pause).await;
     }
     if part.closes {
-        writer.shutdown().await.expect("an end can be told");
+        writer.shutdown().await.expect("an end can be sent");
     }
     writer
 }
