@@ -33,10 +33,11 @@ use tracing::{error, info, warn};
 use watch::{Looking, Reader};
 
 use crate::admin::SidePort;
-use crate::admin::control::{self, Order, Request, SocketFile};
+use crate::admin::control::{self, Order, OrderResult, Request, SocketFile};
 use crate::backend::Backend;
 use crate::config::{self, Config, ListenerTls, Problem};
 use crate::files::{self, Files, Fingerprint};
+use crate::inspect::date;
 use crate::listener::{self, BoundListener};
 use crate::log;
 use crate::metrics::Metrics;
@@ -308,7 +309,7 @@ impl Server {
         metrics.config_last_reload_successful.set(1);
         metrics.config_last_reload_success_timestamp.set(unix_now() as f64);
         for warning in &snapshot.config.warnings {
-            warn!(%warning, "the configuration is suspicious");
+            warn!(%warning, "configuration warning");
         }
         self.certificates_in_force(snapshot);
     }
@@ -389,7 +390,7 @@ impl Server {
                     let (outcome, next) = match order {
                         Order::Reload => (self.reload().await, Next::Serve),
                         Order::Upgrade => self.upgrade(&mut stop).await,
-                        Order::Drain => (Ok(()), Next::Stop),
+                        Order::Drain => (Ok("shutting down".to_owned()), Next::Stop),
                     };
                     // Whoever asked may be gone.
                     let _ = answer.send(outcome);
@@ -416,7 +417,7 @@ impl Server {
     }
 
     /// Takes over the config file as it is now, or leaves everything as it was and says why.
-    async fn reload(&mut self) -> Result<(), Vec<String>> {
+    async fn reload(&mut self) -> OrderResult {
         let _ = sd_notify::notify(&[NotifyState::Reloading, monotonic_now()]);
         let outcome = self.take_over().await;
         match &outcome {
@@ -429,7 +430,12 @@ impl Server {
             }
         }
         let _ = sd_notify::notify(&[NotifyState::Ready]);
-        outcome
+        outcome.map(|()| {
+            let snapshot = self.shared.snapshot.load();
+            let ends = snapshot.tls.certificates().iter().map(|served| served.not_after).min();
+            let ends = ends.map_or_else(String::new, |end| format!(" (certificate valid until {})", date(end)));
+            format!("reloaded: {}{ends}", self.file.display())
+        })
     }
 
     async fn take_over(&mut self) -> Result<(), Vec<String>> {

@@ -1,4 +1,4 @@
-//! The status page of the side port: how usher is, for people who would rather look.
+//! The status page of the side port: a summary of the metrics for people.
 //!
 //! One page that needs nothing from elsewhere and works without its script, which only fetches it again.
 //! It shows what the metrics know and names no user and no client. Nothing can be changed here.
@@ -28,7 +28,7 @@ use html::{Cell, Chart, Escaped, Mark, Table};
 
 const STYLE: &str = include_str!("status/status.css");
 const SCRIPT: &str = include_str!("status/status.js");
-/// What a certificate's owner should be told of: two weeks, as in `deploy/alerts.yaml`.
+/// When a certificate's expiry is shown as a problem: two weeks ahead, as in `deploy/alerts.yaml`.
 const EXPIRES_SOON: i64 = 14 * DAY;
 const DAY: i64 = 86_400;
 
@@ -55,7 +55,7 @@ impl Status {
         Arc::new(Self { shared, started: Instant::now(), history: Mutex::default() })
     }
 
-    /// Looks at the counters now and then, for ever.
+    /// Samples the counters periodically; never returns.
     pub(super) async fn keep(&self) {
         let mut ticks = interval(PACE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -106,8 +106,8 @@ impl Status {
         section("Certificates", certificates(&snapshot, unix_now()));
         let _ = writeln!(
             page,
-            "</main>\n<footer><span id=\"word\" role=\"status\">Load this page again to see what is new.</span> \
-             <a href=\"/metrics\">Every number</a></footer>\n<script>{SCRIPT}</script></body></html>"
+            "</main>\n<footer><span id=\"word\" role=\"status\">Reload the page to update it.</span> \
+             <a href=\"/metrics\">All metrics</a></footer>\n<script>{SCRIPT}</script></body></html>"
         );
         page
     }
@@ -115,41 +115,41 @@ impl Status {
     fn stage(&self) -> (Mark, &'static str) {
         match *self.shared.stage.borrow() {
             Stage::Serving if self.shared.directory_answered.load(Ordering::Relaxed) => (Mark::Good, "serving"),
-            Stage::Serving => (Mark::Attention, "the directory has not answered yet"),
-            Stage::Unready => (Mark::Attention, "serving, and taken away from load balancers"),
-            Stage::Leaving => (Mark::Attention, "draining: still accepting"),
-            Stage::Draining => (Mark::Attention, "draining: no new logins"),
+            Stage::Serving => (Mark::Attention, "waiting for the first reply of the directory"),
+            Stage::Unready => (Mark::Attention, "serving; /ready replies 503"),
+            Stage::Leaving => (Mark::Attention, "shutting down: still accepting"),
+            Stage::Draining => (Mark::Attention, "shutting down: no new logins"),
         }
     }
 
-    /// What somebody should look at, and has no section of its own.
+    /// Problems without a section of their own.
     fn concerns(&self, snapshot: &Snapshot, page: &mut String) {
         let metrics = &self.shared.metrics;
         let brake = metrics.directory_brake.get();
-        let confirm = format!("the brake holds back the changes of {brake} users until usher confirm");
+        let confirm = format!("the brake holds the changes of {brake} users until `usher confirm`");
         let all = [
             (brake > 0, Mark::Bad, confirm.as_str()),
             (
                 metrics.config_last_reload_successful.get() == 0,
                 Mark::Bad,
-                "the last reload was refused: the configuration from before is in force",
+                "the last reload failed; the previous configuration stays active",
             ),
             (
                 metrics.certificate_last_reload_successful.get() == 0,
                 Mark::Bad,
-                "changed certificates, keys or passwords are refused: the old ones are in use",
+                "changed certificates, keys or password files are invalid; the previous ones stay active",
             ),
             (
                 snapshot.config.directory.is_followed() && metrics.directory_watch_connected.get() == 0,
                 Mark::Attention,
-                "LDAP change notification lost: changes are seen late",
+                "LDAP change notification lost; cached decisions may be as old as cache.ttl",
             ),
-            (metrics.panics.get() > 0, Mark::Bad, "usher has met a defect of its own: please report it"),
+            (metrics.panics.get() > 0, Mark::Bad, "an internal error has occurred; please report it"),
             (metrics.log_dropped.get() > 0, Mark::Attention, "log lines were lost"),
         ];
         let mut all = all.iter().filter(|(is, ..)| *is).peekable();
         if all.peek().is_some() {
-            page.push_str("<section><h2>To look at</h2><ul>");
+            page.push_str("<section><h2>Problems</h2><ul>");
             for (_, mark, words) in all {
                 let _ = write!(page, "<li>{}</li>", html::State(*mark, words));
             }
@@ -182,14 +182,14 @@ fn tiles(sessions: usize, metrics: &Metrics, lately: &history::Lately) -> String
         ("Connections", metrics.connections.get().to_string()),
         ("Logins a minute", rate(lately.attempts_per_minute(|result| result == "ok"))),
         ("Refusals a minute", rate(lately.attempts_per_minute(|result| result != "ok"))),
-        ("Told to try again", share(lately.share(unavailable))),
-        ("Answered by the cache", share(lately.cache_hits())),
+        ("Temporary failures", share(lately.share(unavailable))),
+        ("Cache hits", share(lately.cache_hits())),
     ];
     let mut text = "<dl class=\"tiles\">".to_owned();
     for (name, value) in tiles {
         let _ = write!(text, "<div><dt>{name}</dt><dd>{value}</dd></div>");
     }
-    text + "</dl><p class=\"quiet\">Rates and shares are those of the last five minutes.</p>"
+    text + "</dl><p class=\"quiet\">Rates and shares of the last five minutes.</p>"
 }
 
 fn backends(backends: &[Backend], lately: &history::Lately) -> String {
@@ -202,14 +202,14 @@ fn backends(backends: &[Backend], lately: &history::Lately) -> String {
         (name.to_owned(), [Cell::State(mark, words)].into_iter().chain(numbers).collect())
     };
     Table {
-        caption: "Mail servers behind usher; logins are those of a minute",
+        caption: "Mail servers; logins per minute",
         heads: &["Backend", "State", "Sessions", "Logins", "Failed"],
         rows: backends.iter().map(row).collect(),
     }
     .to_string()
 }
 
-/// How a backend is, in words: the worst of what it serves.
+/// The state of a backend: that of its worst protocol.
 fn standing(backend: &Backend) -> (Mark, String) {
     let serving = &backend.state.protocols;
     let down: Vec<&str> = serving.iter().filter(|one| !one.up).map(|one| &*one.protocol).collect();
@@ -217,9 +217,7 @@ fn standing(backend: &Backend) -> (Mark, String) {
     let lost: Vec<_> = addresses().filter_map(|address| address.down_seconds).collect();
     let since = lost.iter().max().map_or_else(String::new, |seconds| format!(" for {}", span(*seconds)));
     match (down.len(), lost.len()) {
-        (0, _) if backend.draining.is_some() => {
-            (Mark::Attention, "out of service: an administrator drains it".to_owned())
-        }
+        (0, _) if backend.draining.is_some() => (Mark::Attention, "draining (administrator)".to_owned()),
         (0, 0) => (Mark::Good, "up".to_owned()),
         (0, lost) => (Mark::Attention, format!("{lost} of {} addresses down{since}", addresses().count())),
         (some, _) if some < serving.len() => (Mark::Bad, format!("{} down{since}", down.join(", "))),
@@ -232,12 +230,12 @@ fn directory(snapshot: &Snapshot, metrics: &Metrics) -> String {
         let is = |gauge: &prometheus::IntGaugeVec| gauge.with_label_values(&[url]).get() != 0;
         let (mark, words) = match (is(&metrics.directory_up), is(&metrics.directory_service_bind_ok)) {
             (true, _) => (Mark::Good, "in use"),
-            (false, false) => (Mark::Bad, "refuses the service account"),
+            (false, false) => (Mark::Bad, "rejects the service account"),
             // The series is there only where a canary is looked for.
             (false, true) if snapshot.config.directory.canary.is_some() && !is(&metrics.directory_canary_ok) => {
-                (Mark::Bad, "does not show the canary")
+                (Mark::Bad, "canary entry missing")
             }
-            (false, true) => (Mark::Bad, "aside"),
+            (false, true) => (Mark::Bad, "marked down"),
         };
         let connections =
             DIRECTORY_CONNECTIONS.map(|state| metrics.directory_connections.with_label_values(&[url, state]).get());
@@ -251,9 +249,8 @@ fn directory(snapshot: &Snapshot, metrics: &Metrics) -> String {
         (url.to_owned(), [Cell::State(mark, words.to_owned())].into_iter().chain(cells).collect())
     };
     Table {
-        caption: "Connections now, questions since the start that went on to another server, and how far a server lags \
-                  behind the newest write that is known",
-        heads: &["Server", "State", "Connections", "Passed on", "Lag"],
+        caption: "Current connections, requests since the start that failed over to another server, and replication lag",
+        heads: &["Server", "State", "Connections", "Failovers", "Lag"],
         rows: snapshot.config.directory.servers.iter().map(|server| row(&server.url)).collect(),
     }
     .to_string()
@@ -265,7 +262,7 @@ fn charts(bars: &[(&'static str, Vec<u64>)]) -> String {
     refused.retain(|(.., count)| *count > 0);
     refused.sort_by_key(|(.., count)| std::cmp::Reverse(*count));
     let minutes = PACE.as_secs().saturating_mul(SAMPLES as u64) / 60;
-    let nothing = if refused.is_empty() { " Nobody was refused." } else { "" };
+    let nothing = if refused.is_empty() { " No refusals." } else { "" };
     let mut text = format!(
         "<p class=\"quiet\">The last {minutes} minutes, a bar for each {} seconds, now at the right.{nothing}</p>\
          <ul class=\"charts\">",
@@ -274,11 +271,11 @@ fn charts(bars: &[(&'static str, Vec<u64>)]) -> String {
     for (result, bars, count) in good.into_iter().chain(refused) {
         let title = if result == "ok" { "logged in".to_owned() } else { result.replace('_', " ") };
         let most = bars.iter().max().copied().unwrap_or_default();
-        let label = format!("{title}: {count} in {minutes} minutes, at the most {most} in {} seconds", PACE.as_secs());
+        let label = format!("{title}: {count} in {minutes} minutes, at most {most} in {} seconds", PACE.as_secs());
         let chart = Chart { label: &label, bars, places: SAMPLES };
         let _ = write!(
             text,
-            "<li><h3>{}: {count}</h3>{chart}<span class=\"quiet\">at the most {most} in {} s</span></li>",
+            "<li><h3>{}: {count}</h3>{chart}<span class=\"quiet\">at most {most} in {} s</span></li>",
             Escaped(&title),
             PACE.as_secs()
         );
@@ -303,12 +300,12 @@ fn limits(snapshot: &Snapshot, metrics: &Metrics) -> String {
     let handshakes = u64::from(config.throttle.handshakes.limit);
     let mut rows = vec![
         ("Connections".to_owned(), used(metrics.connections.get(), config.limits.connections as u64)),
-        ("Handshakes under way".to_owned(), used(metrics.handshakes.get(), handshakes)),
+        ("Handshakes in progress".to_owned(), used(metrics.handshakes.get(), handshakes)),
     ];
     for backend in snapshot.backends.iter().map(crate::backend::Backend::status) {
         let in_flight = i64::try_from(backend.logins_in_flight).unwrap_or(i64::MAX);
         rows.push((
-            format!("Logins under way at {}", backend.name),
+            format!("Logins in progress at {}", backend.name),
             used(in_flight, backend.logins_in_flight_limit as u64),
         ));
     }

@@ -34,7 +34,7 @@ Examples:
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
-pub(super) struct Arguments {
+pub(super) struct Args {
     #[command(subcommand)]
     command: Option<Command>,
     /// Also every address, and what each protocol's servers can do
@@ -63,7 +63,7 @@ enum Command {
     },
 }
 
-pub(super) async fn backends(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+pub(super) async fn backends(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let running = Running::of(config)?;
     let path = |name: &str, act: &str| format!("/backends/{}/{act}", encode(name));
     match &arguments.command {
@@ -99,7 +99,7 @@ async fn steer(running: &Running, path: &str, json: bool) -> Result<ExitCode, Ex
     Ok(code)
 }
 
-async fn show(running: &Running, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+async fn show(running: &Running, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let answers = running.ask_all::<Vec<Backend>>("GET", "/backends").await?;
     let code = answers.code();
     let backends = merged(answers.all);

@@ -26,7 +26,7 @@ the control socket.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
-pub(super) struct Arguments {
+pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
     /// JSON instead of text
@@ -52,7 +52,7 @@ enum Command {
     },
 }
 
-pub(super) async fn cache(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+pub(super) async fn cache(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let running = Running::of(config)?;
     match &arguments.command {
         Command::Show { login } => show(&running, login, arguments.json).await,

@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::server;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct Args {
     /// Connect to every directory server and mail server, and say how it stands with each
     #[arg(long)]
     connect: bool,
@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) async fn check(config: &Path, arguments: &Arguments) -> ExitCode {
+pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
     let metrics = Arc::new(Metrics::new());
     let snapshot = match server::prepare(config, &metrics, None) {
         Ok(snapshot) => snapshot,

@@ -13,7 +13,7 @@ use crate::config;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct Args {
     /// Act on whatever comes within this time, too: before a planned move, such as 30m; at most 24h
     #[arg(long = "for", value_name = "TIME", value_parser = time, default_value = "0s")]
     time: Duration,
@@ -27,7 +27,7 @@ fn time(text: &str) -> Result<Duration, String> {
     if time > DAY { Err("24h at the most".to_owned()) } else { Ok(time) }
 }
 
-pub(super) async fn confirm(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+pub(super) async fn confirm(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let path = format!("/confirm/{}", arguments.time.as_secs());
     // After an upgrade the sessions there are moved by the process that has them.
     let answers = Running::of(config)?.ask_all::<Confirmed>("POST", &path).await?;

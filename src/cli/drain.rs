@@ -20,7 +20,7 @@ or is ending; 77 you may not use the control socket.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
-pub(super) struct Arguments {
+pub(super) struct Args {
     /// Let /ready say 503 and do nothing else
     #[arg(long)]
     ready_only: bool,
@@ -32,7 +32,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) async fn drain(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+pub(super) async fn drain(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let ready_only = arguments.ready_only.then_some(("ready_only", "true"));
     let undo = arguments.undo.then_some(("undo", "true"));
     let path = with_query("/drain", ready_only.into_iter().chain(undo));

@@ -18,7 +18,7 @@ use crate::directory::Ldap;
 
 #[derive(Debug, clap::Args)]
 #[group(id = "everybody")]
-pub(super) struct Arguments {
+pub(super) struct Args {
     /// With --all: these login names, one a line, instead of the whole directory; - is standard input
     #[arg(long, value_name = "FILE", requires = "all")]
     users: Option<PathBuf>,
@@ -39,8 +39,8 @@ pub(super) struct Arguments {
     login_attribute: Option<String>,
 }
 
-pub(super) async fn explain(config: &Config, directory: &Ldap, arguments: &explain::Arguments) -> ExitCode {
-    let explain::Arguments { json, everybody: arguments, .. } = arguments;
+pub(super) async fn explain(config: &Config, directory: &Ldap, arguments: &explain::Args) -> ExitCode {
+    let explain::Args { json, everybody: arguments, .. } = arguments;
     let read = |path: &Path| {
         Recipe::read(path).map_err(|error| fail(NO_INPUT, format!("{} cannot be read: {error}", path.display())))
     };
@@ -87,7 +87,7 @@ pub(super) async fn explain(config: &Config, directory: &Ldap, arguments: &expla
 /// What to compare with.
 fn against(
     config: &Config,
-    arguments: &Arguments,
+    arguments: &Args,
     read: impl Fn(&Path) -> Result<Recipe, ExitCode>,
 ) -> Result<Option<Against>, ExitCode> {
     let (Some(file), Some(named)) = (&arguments.against, &arguments.backend) else { return Ok(None) };

@@ -22,7 +22,7 @@ use crate::outcome::Refusal;
 use crate::secret::Secret;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct Args {
     /// The login name, as a client would type it
     #[arg(required_unless_present = "all")]
     login: Option<String>,
@@ -36,7 +36,7 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with = "login")]
     all: bool,
     #[command(flatten)]
-    pub(super) everybody: everybody::Arguments,
+    pub(super) everybody: everybody::Args,
 }
 
 /// What is known about a login, as far as it came.
@@ -74,7 +74,7 @@ struct Looked {
     trouble: Option<String>,
 }
 
-pub(super) async fn explain(file: &Path, arguments: &Arguments) -> ExitCode {
+pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
     let config = match config::load(file) {
         Ok(config) => config,
         Err(mistakes) => return fail_config(&mistakes.problems),
@@ -176,7 +176,7 @@ impl Explanation {
                 // Most of them name it.
                 Some(trouble) if trouble.starts_with(server) => line("server", trouble),
                 Some(trouble) => line("server", &format!("{server}: {trouble}")),
-                None => line("server", &format!("{server}: well")),
+                None => line("server", &format!("{server}: ok")),
             }
         }
         line("asked", &self.question);

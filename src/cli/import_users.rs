@@ -21,7 +21,7 @@ const USUAL_LOGIN: &str = "uid";
 const USUAL_HOST: &str = "mailHost";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct Args {
     /// The recipe's users.txt, one name a line; - is standard input
     #[arg(value_name = "USERS.TXT")]
     file: PathBuf,
@@ -51,7 +51,7 @@ pub(super) struct Arguments {
     everybody: Option<PathBuf>,
 }
 
-pub(super) async fn import_users(file: &Path, arguments: &Arguments) -> ExitCode {
+pub(super) async fn import_users(file: &Path, arguments: &Args) -> ExitCode {
     let recipe = match read(&arguments.file) {
         Ok(recipe) => recipe,
         Err(code) => return code,
@@ -90,7 +90,7 @@ fn template_below(base: &str, attribute: &str) -> Template {
     Template { parts: vec![text(format!("{attribute}=")), TemplatePart::Login, text(behind)] }
 }
 
-async fn online(file: &Path, arguments: &Arguments, recipe: &Recipe) -> ExitCode {
+async fn online(file: &Path, arguments: &Args, recipe: &Recipe) -> ExitCode {
     let mut config = match config::load(file) {
         Ok(config) => config,
         Err(mistakes) => return fail_config(&mistakes.problems),
@@ -161,7 +161,7 @@ pub(super) fn backend<'a>(config: &'a Config, given: &str, argument: &str) -> Re
 }
 
 /// Prints the LDIF, and what is to be known beside it.
-fn finish(import: &Import, attribute: &str, arguments: &Arguments, beside: &str) -> ExitCode {
+fn finish(import: &Import, attribute: &str, arguments: &Args, beside: &str) -> ExitCode {
     if let Err(error) = print(import, attribute, arguments) {
         return fail(FAILED, format!("the LDIF cannot be written: {error}"));
     }
@@ -183,7 +183,7 @@ fn finish(import: &Import, attribute: &str, arguments: &Arguments, beside: &str)
     ExitCode::from(if problems == 0 && import.without == 0 { OK } else { FAILED })
 }
 
-fn print(import: &Import, attribute: &str, arguments: &Arguments) -> io::Result<()> {
+fn print(import: &Import, attribute: &str, arguments: &Args) -> io::Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     writeln!(out, "version: 1")?;
     let name = arguments.file.display().to_string();

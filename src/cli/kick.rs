@@ -32,7 +32,7 @@ mistake in the arguments; 69 usher does not run; 77 you may not use the control 
 #[command(after_help = HELP)]
 #[command(group = ArgGroup::new("whom").required(true).multiple(true)
     .args(["user", "backend", "client", "protocol", "older_than", "younger_than", "all"]))]
-pub(super) struct Arguments {
+pub(super) struct Args {
     #[command(flatten)]
     which: Which,
     /// All sessions
@@ -53,7 +53,7 @@ fn time(text: &str) -> Result<String, String> {
     config::duration(text).map(|_| text.to_owned())
 }
 
-pub(super) async fn kick(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+pub(super) async fn kick(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let all = arguments.all.then_some(("all", "true"));
     let over = arguments.over.as_deref().map(|over| ("over", over));
     let dry_run = arguments.dry_run.then_some(("dry_run", "true"));

@@ -18,13 +18,13 @@ use super::{CONFIG, DATA, FAILED, NO_INPUT, NO_PERMISSION, NO_USER, OK, SOFTWARE
 const SECTION: &str = "8";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct CompletionsArguments {
+pub(super) struct CompletionsArgs {
     /// The shell: write its script to where that shell looks for completions
     shell: Shell,
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct ManArguments {
+pub(super) struct ManArgs {
     /// Write a page for each command into this directory, instead of usher(8) to standard output
     directory: Option<PathBuf>,
 }
@@ -164,14 +164,14 @@ const FILES: [(&str, &str); 4] = [
 ];
 
 /// Writes a shell's completions to standard output.
-pub(super) fn completions(arguments: &CompletionsArguments) -> ExitCode {
+pub(super) fn completions(arguments: &CompletionsArgs) -> ExitCode {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut super::Arguments::command(), "usher", &mut script);
+    clap_complete::generate(arguments.shell, &mut super::Cli::command(), "usher", &mut script);
     done(io::stdout().write_all(&script), "standard output")
 }
 
 /// Writes manual pages: one to standard output, or all of them into a directory.
-pub(super) fn man(arguments: &ManArguments) -> ExitCode {
+pub(super) fn man(arguments: &ManArgs) -> ExitCode {
     let pages = pages();
     match &arguments.directory {
         None => {
@@ -197,7 +197,7 @@ fn write(directory: &Path, pages: &[(String, Vec<u8>)]) -> io::Result<()> {
 
 /// Every page with its name, that of usher itself first.
 fn pages() -> Vec<(String, Vec<u8>)> {
-    let mut command = super::Arguments::command().disable_help_subcommand(true);
+    let mut command = super::Cli::command().disable_help_subcommand(true);
     command.build();
     let parts: Vec<_> = command.get_subcommands().filter(|part| !part.is_hide_set()).cloned().collect();
     let also: Vec<String> = parts.iter().map(|part| format!("usher-{}", part.get_name())).collect();

@@ -57,7 +57,7 @@ const CONFIG: u8 = 78;
 /// A mail front door whose control panel is the company's own directory.
 #[derive(Debug, Parser)]
 #[command(name = "usher", version, arg_required_else_help = false)]
-struct Arguments {
+struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     /// The configuration file.
@@ -68,43 +68,43 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve until SIGTERM or SIGINT; SIGHUP reloads (the default command)
-    Run(run::Arguments),
+    Run(run::Args),
     /// Read the configuration and every file it names, and say every mistake at once
-    Check(check::Arguments),
+    Check(check::Args),
     /// Say where a user would be sent, and why
-    Explain(explain::Arguments),
+    Explain(explain::Args),
     /// Turn the users.txt of an nginx recipe into LDIF that sets everybody's mail host
-    ImportUsers(import_users::Arguments),
+    ImportUsers(import_users::Args),
     /// List or count the sessions of the running usher
-    Sessions(sessions::Arguments),
+    Sessions(sessions::Args),
     /// End sessions of the running usher, politely
-    Kick(kick::Arguments),
+    Kick(kick::Args),
     /// Show how the mail servers stand, or take one out of service for a while
-    Backends(backends::Arguments),
+    Backends(backends::Args),
     /// Show what the running usher remembers of a user, or let it forget
-    Cache(cache::Arguments),
+    Cache(cache::Args),
     /// Say that a change of many users at once is meant, and let the running usher act on it
-    Confirm(confirm::Arguments),
+    Confirm(confirm::Args),
     /// Let the running usher take over its configuration file as it is now
-    Reload(reload::Arguments),
+    Reload(reload::Args),
     /// Let a new process of the installed program take the running usher's listeners; sessions go on
-    Upgrade(reload::Arguments),
+    Upgrade(reload::Args),
     /// End the running usher as SIGTERM does, or only take it away from a load balancer
-    Drain(drain::Arguments),
+    Drain(drain::Args),
     /// Write a shell's completions to standard output
-    Completions(manual::CompletionsArguments),
+    Completions(manual::CompletionsArgs),
     /// Write the manual: usher(8), or a page for each command
-    Man(manual::ManArguments),
+    Man(manual::ManArgs),
     /// Start a directory, two mail servers and usher on this machine, and show a login
     #[cfg(feature = "demo")]
-    Demo(demo::Arguments),
+    Demo(demo::Args),
 }
 
 /// The whole program. `settled` is called once the process is who it will be, before it has a second thread:
 /// threads that are started earlier would keep what it gives up.
 #[must_use]
 pub fn main(settled: fn()) -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match Cli::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
             // `--help` and `--version` come this way too, and are no mistakes.
@@ -113,7 +113,7 @@ pub fn main(settled: fn()) -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let command = arguments.command.unwrap_or_else(|| Command::Run(run::Arguments::default()));
+    let command = arguments.command.unwrap_or_else(|| Command::Run(run::Args::default()));
     if matches!(&command, Command::Run(run) if run.detach) {
         return run::detach();
     }
@@ -184,6 +184,6 @@ mod tests {
 
     #[test]
     fn arguments_of_all_commands_are_consistent() {
-        super::Arguments::command().debug_assert();
+        super::Cli::command().debug_assert();
     }
 }

@@ -1,5 +1,5 @@
-//! `usher reload` and `usher upgrade`: the running usher takes over its configuration file, or hands
-//! over to a new process, or says why not.
+//! `usher reload` and `usher upgrade`: the running usher reloads its configuration file, or hands over
+//! to a new process; or the reason why it cannot.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,24 +10,24 @@ use crate::admin::control::Outcome;
 use crate::cutover::sheet::ShownLines;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct Args {
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
 }
 
-pub(super) async fn reload(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
-    let refused = "the reload was refused; the old configuration stays in force";
-    order(config, "/reload", "reloaded", refused, arguments.json).await
+pub(super) async fn reload(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
+    let refused = "reload failed; the previous configuration stays active";
+    request(config, "/reload", "reloaded", refused, arguments.json).await
 }
 
-pub(super) async fn upgrade(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
-    let refused = "the upgrade failed; the old process goes on";
-    order(config, "/upgrade", "a new process serves", refused, arguments.json).await
+pub(super) async fn upgrade(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
+    let refused = "upgrade failed; the old process continues";
+    request(config, "/upgrade", "upgraded", refused, arguments.json).await
 }
 
-async fn order(config: &Path, path: &str, done: &str, refused: &str, json: bool) -> Result<ExitCode, ExitCode> {
-    // What is wrong with the file was told; to systemd it is a refused reload like another.
+async fn request(config: &Path, path: &str, done: &str, refused: &str, json: bool) -> Result<ExitCode, ExitCode> {
+    // The mistakes of the file were printed; for systemd it is a failed reload.
     let running = Running::of(config).map_err(|_| ExitCode::from(FAILED))?;
     let outcome: Outcome = running.ask("POST", path).await?;
     if json {
@@ -35,7 +35,7 @@ async fn order(config: &Path, path: &str, done: &str, refused: &str, json: bool)
     }
     if outcome.done {
         if !json {
-            say(done);
+            say(outcome.message.as_deref().unwrap_or(done));
         }
         return Ok(ExitCode::from(OK));
     }

@@ -8,17 +8,17 @@ use crate::server::{self, Ended, StartError};
 use crate::sys::privileges::{self, User};
 
 #[derive(Debug, Default, clap::Args)]
-pub(super) struct Arguments {
-    /// Run as root, if that is who starts it and `process.user` is not set
+pub(super) struct Args {
+    /// Allow running as root if `process.user` is not set
     #[arg(long)]
     allow_root: bool,
-    /// Take the listeners from the process that started this one: what `usher upgrade` makes it do
+    /// Take over the listeners of the parent process (set by `usher upgrade`)
     #[arg(long, hide = true)]
     take_over: bool,
-    /// A backend that the process that started this one drains, and how fast
+    /// A backend that the parent process drains, and its rate (set by `usher upgrade`)
     #[arg(long, hide = true, value_name = "NAME=RATE", value_parser = drained)]
     drained: Vec<(String, u32)>,
-    /// Start this command once more, without this, and end
+    /// Start this command again without this option, and exit (set by `usher upgrade`)
     #[arg(long, hide = true)]
     pub(super) detach: bool,
 }
@@ -27,8 +27,8 @@ pub(super) struct Arguments {
 /// secret is read before, unless the config has mistakes: then nothing is started.
 ///
 /// # Errors
-/// The exit code, after the reason was told.
-pub(super) fn give_up_privileges(file: &Path, arguments: &Arguments) -> Result<(), ExitCode> {
+/// The exit code, after the reason was printed.
+pub(super) fn give_up_privileges(file: &Path, arguments: &Args) -> Result<(), ExitCode> {
     // The server reads it again: what is sound only then would run with what was not given up here.
     let config = server::load(file).map_err(|problems| fail_config(&problems))?;
     if privileges::is_root() {
@@ -40,9 +40,7 @@ pub(super) fn give_up_privileges(file: &Path, arguments: &Arguments) -> Result<(
             }
             None if arguments.allow_root => {}
             None => {
-                let words = "usher does not run as root: start it as a user of its own (see deploy/usher.service), \
-                             set `process: {user: usher}` in the configuration, or insist with --allow-root";
-                return Err(fail(CONFIG, words));
+                return Err(fail(CONFIG, "refusing to run as root: use the systemd unit or process.user"));
             }
         }
     }
@@ -52,7 +50,7 @@ pub(super) fn give_up_privileges(file: &Path, arguments: &Arguments) -> Result<(
 }
 
 fn drained(text: &str) -> Result<(String, u32), String> {
-    let (name, rate) = text.rsplit_once('=').ok_or("NAME=RATE is wanted")?;
+    let (name, rate) = text.rsplit_once('=').ok_or("expected NAME=RATE")?;
     Ok((name.to_owned(), rate.parse::<u32>().map_err(|error| format!("{error}"))?))
 }
 
@@ -60,7 +58,7 @@ pub(super) fn detach() -> ExitCode {
     server::detach().map_or_else(|error| fail(SYSTEM, error), |()| ExitCode::from(OK))
 }
 
-pub(super) async fn run(config: PathBuf, arguments: &Arguments) -> ExitCode {
+pub(super) async fn run(config: PathBuf, arguments: &Args) -> ExitCode {
     match server::run(config, arguments.take_over, &arguments.drained).await {
         Ok(Ended::AsTold) => ExitCode::from(OK),
         Ok(Ended::Broken) => ExitCode::from(SOFTWARE),

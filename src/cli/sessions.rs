@@ -26,7 +26,7 @@ Exit codes: 0 told; 1 told, but a process of an upgrade did not answer; 64 a mis
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
-pub(super) struct Arguments {
+pub(super) struct Args {
     #[command(flatten)]
     which: Which,
     /// Only how many, by backend or by what else is named: `--count=user`, `--count=backend,protocol`
@@ -109,7 +109,7 @@ impl By {
     }
 }
 
-pub(super) async fn sessions(config: &Path, arguments: &Arguments) -> Result<ExitCode, ExitCode> {
+pub(super) async fn sessions(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
     let path = with_query("/sessions", arguments.which.pairs());
     let answers = Running::of(config)?.ask_all::<Vec<Session>>("GET", &path).await?;
     let code = answers.code();

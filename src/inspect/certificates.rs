@@ -61,13 +61,19 @@ fn days(end: i64, now: i64) -> i64 {
     (end - now).div_euclid(DAY)
 }
 
-/// `until 2026-12-24 (28 days)`.
-fn until(end: i64, now: i64) -> String {
+/// `2026-12-24`, of Unix time.
+#[must_use]
+pub fn date(end: i64) -> String {
     let date = ASN1Time::from_timestamp(end).ok().map(|time| {
         let date = time.to_datetime().date();
         format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
     });
-    let date = date.unwrap_or_else(|| format!("{end} (Unix time)"));
+    date.unwrap_or_else(|| format!("{end} (Unix time)"))
+}
+
+/// `until 2026-12-24 (28 days)`.
+fn until(end: i64, now: i64) -> String {
+    let date = date(end);
     match days(end, now) {
         1 => format!("until {date} (1 day)"),
         days => format!("until {date} ({days} days)"),

@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 use crate::proto::PROTOCOLS;
 use crate::snapshot::Snapshot;
 
-pub use certificates::served;
+pub use certificates::{date, served};
 
 /// How it stands with one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -28,7 +28,8 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{Next, Server, StopSignals};
-use crate::admin::control::SocketFile;
+use crate::admin::control::{OrderResult, SocketFile};
+use crate::registry::unix_now;
 use crate::snapshot::Stage;
 use crate::steer::Drain;
 use crate::sys;
@@ -99,7 +100,7 @@ impl Inherited {
     pub(super) fn serving(self) -> io::Result<()> {
         for (name, socket) in &self.sockets {
             let address = socket.local_addr().ok();
-            warn!(name, ?address, "this socket was handed over, but no listener has its name or address");
+            warn!(name, ?address, "inherited socket matches no listener");
         }
         if self.upgrade {
             send(io::stdin().as_fd(), SIGN, SendFlags::NOSIGNAL)?;
@@ -150,34 +151,53 @@ fn send_to(way: BorrowedFd<'_>, sockets: &[(String, BorrowedFd<'_>)]) -> io::Res
 impl Server {
     /// Starts the new process and waits until it serves; this one then has to leave. If the new one
     /// fails, or a signal says stop, nothing has changed.
-    pub(super) async fn upgrade(&mut self, stop: &mut StopSignals) -> (Result<(), Vec<String>>, Next) {
+    pub(super) async fn upgrade(&mut self, stop: &mut StopSignals) -> (OrderResult, Next) {
         info!(program = %self.program.display(), "upgrading");
         let kept = match self.control.as_ref().map(SocketFile::step_aside).transpose() {
             Ok(kept) => kept,
-            Err(error) => return (Err(vec![format!("the control socket cannot step aside: {error}")]), Next::Serve),
+            Err(error) => {
+                return (
+                    Err(vec![format!("the control socket cannot be moved for the new process: {error}")]),
+                    Next::Serve,
+                );
+            }
         };
         let (outcome, otherwise) = tokio::select! {
             // What has begun to serve is not taken back.
             biased;
             outcome = self.start_successor() => (outcome, Next::Serve),
-            () = stop.recv() => (Err(io::Error::other("a signal says stop")), Next::Stop),
+            () = stop.recv() => (Err(io::Error::other("stopped by a signal")), Next::Stop),
         };
         match outcome {
             Ok((process, way)) => {
-                info!(process, "the new process serves");
+                info!(process, "new process serving");
                 // From the main process alone this is believed (NotifyAccess=main).
                 let _ = sd_notify::notify(&[NotifyState::MainPid(process)]);
                 self.control = kept;
-                (Ok(()), Next::Leave(way))
+                (Ok(self.upgraded(process)), Next::Leave(way))
             }
             Err(error) => {
-                error!(%error, "the upgrade failed; this process goes on");
+                error!(%error, "upgrade failed; this process continues");
                 if let (Some(control), Some(kept)) = (&self.control, &kept) {
                     control.step_back(kept);
                 }
                 (Err(vec![error.to_string()]), otherwise)
             }
         }
+    }
+
+    /// What `usher upgrade` prints: sessions stay with this process until its deadline.
+    fn upgraded(&self, process: u32) -> String {
+        let (sessions, own) = (self.shared.registry.count(), std::process::id());
+        if sessions == 0 {
+            return format!("upgraded: PID {process} serving; no sessions stay with PID {own}");
+        }
+        let config = &self.shared.snapshot.load().config;
+        let until = unix_now() + (config.limits.prelogin_timeout + config.drain.upgrade_deadline).as_secs();
+        let (hours, minutes) = (until % 86_400 / 3_600, until % 3_600 / 60);
+        let (sessions, stay) =
+            if sessions == 1 { ("1 session".to_owned(), "stays") } else { (format!("{sessions} sessions"), "stay") };
+        format!("upgraded: PID {process} serving; {sessions} {stay} with PID {own} until {hours:02}:{minutes:02} UTC")
     }
 
     async fn start_successor(&self) -> io::Result<(u32, Way)> {
@@ -222,7 +242,7 @@ impl Server {
         let stopped = stopped || self.close_sessions(deadline, rate, stop).await;
         if stopped && way.successor_is_gone() {
             // The service manager waits for this process before it starts the service again.
-            warn!("the new process has ended; what is left is closed, for nobody serves");
+            warn!("the new process has exited; the remaining sessions are closed");
         } else if stopped {
             info!(sessions = self.shared.registry.count(), deadline = ?config.drain.deadline, "draining faster");
             self.close_sessions(config.drain.deadline, rate, stop).await;
@@ -273,7 +293,7 @@ async fn await_sign(way: UnixStream, successor: &mut Successor) -> io::Result<Wa
         Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
             // It has let go of the way: by now its id may be another's.
             successor.process = None;
-            Err(io::Error::other("the new process has ended; the log has its reasons"))
+            Err(io::Error::other("the new process has exited; see its log"))
         }
         Ok(Err(error)) => Err(error),
         Err(_) => Err(io::Error::other(format!("the new process did not serve within {START:?}"))),

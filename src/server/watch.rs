@@ -19,6 +19,7 @@ use tracing::{error, info};
 use super::Server;
 use crate::config::Problem;
 use crate::files::{Files, Fingerprint};
+use crate::inspect::date;
 use crate::snapshot::Snapshot;
 use crate::tls::server::ServedCertificate;
 
@@ -42,7 +43,7 @@ const READING: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unread {
     /// The thread has not come back.
-    #[error("the configuration's files are not read within {}s: is one of them on a mount that does not answer?", READING.as_secs())]
+    #[error("files of the configuration were not read within {}s: is one of them on a mount that does not respond?", READING.as_secs())]
     Late,
     /// It panicked, which its hook has counted and told.
     #[error("reading the configuration panicked: please report this")]
@@ -145,23 +146,31 @@ impl Server {
             Ok(Look::Sound(files)) => {
                 let snapshot = Snapshot::new(current.config.clone(), *files, metrics, Some(&current));
                 self.certificates_in_force(&snapshot);
+                for served in snapshot.tls.certificates() {
+                    let is_old =
+                        |old: &ServedCertificate| old.chain == served.chain && old.not_after == served.not_after;
+                    if !current.tls.certificates().iter().any(is_old) {
+                        let chain = served.chain.display();
+                        info!("reloaded: {chain} (certificate valid until {})", date(served.not_after));
+                    }
+                }
                 metrics.certificate_reloads.with_label_values(&["ok"]).inc();
                 self.shared.snapshot.store(Arc::new(snapshot));
                 self.refused = None;
-                info!("changed certificates or other files are taken over");
+                info!("reloaded: changed files");
             }
             Ok(Look::Unsound(fingerprint, problems)) => {
                 metrics.certificate_reloads.with_label_values(&["refused"]).inc();
                 metrics.certificate_last_reload_successful.set(0);
                 self.refused = Some(fingerprint);
                 for problem in problems {
-                    error!(%problem, "a changed file is refused; its old content stays in force");
+                    error!(%problem, "a changed file is invalid; its previous content stays active");
                 }
             }
             Err(unread @ Unread::Late) => {
                 metrics.certificate_reloads.with_label_values(&["refused"]).inc();
                 metrics.certificate_last_reload_successful.set(0);
-                error!(reason = %unread, "the files cannot be checked for changes; their old content stays in force");
+                error!(reason = %unread, "files cannot be checked for changes; their previous content stays active");
             }
             // The next look may go better.
             Ok(Look::StillRefused) | Err(Unread::Panicked) => {}
@@ -196,7 +205,7 @@ fn newly_expired(current: &Snapshot, files: &Files) -> Vec<Problem> {
     served
         .filter(|(_, served)| served.expired && !in_force(served))
         .map(|(index, served)| {
-            let words = format!("{} has expired already: renew it, then put the new one here", served.chain.display());
+            let words = format!("{} has expired: renew it, then install the new one here", served.chain.display());
             current.config.problem(&format!("tls.certificates[{index}].chain"), words)
         })
         .collect()

@@ -115,7 +115,10 @@ fn drain_with_rate_0_keeps_sessions_and_an_unknown_name_is_an_error() {
     let usher = Usher::start(Config::shared());
     let mut alice = login(&usher, "alice");
     let said = usher.command(&["backends", "drain", "serv3"]);
-    assert!(said.code == 64 && said.stderr.contains("no backend is called `serv3`; there are server3"), "{said:#?}");
+    assert!(
+        said.code == 64 && said.stderr.contains("unknown backend `serv3`; configured backends: server3"),
+        "{said:#?}"
+    );
     let drained = json_output(&usher, &["backends", "drain", "server3", "--rate", "0"]);
     assert_eq!((drained["name"].as_str(), drained["draining"]["rate"].as_u64()), (Some("server3"), Some(0)));
     refused(usher.imaps_port(), "anna", IN_MAINTENANCE);

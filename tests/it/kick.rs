@@ -84,7 +84,7 @@ fn invalid_filter_is_refused_and_never_matches_every_session() {
         (&["sessions", "--protocol", "http"][..], "unknown protocol `http`; known are imap"),
         (&["sessions", "--client", "10.0.0.1/8"], "invalid client"),
         (&["sessions", "--older-than", "5"], "needs a unit"),
-        (&["sessions", "--backend", "serv3"], "no backend is called `serv3`; there are server3, server4"),
+        (&["sessions", "--backend", "serv3"], "unknown backend `serv3`; configured backends: server3, server4"),
         (&["sessions", "--count=colour"], "possible values: backend, protocol, user, client"),
         (&["kick"], "--all"),
         (&["kick", "--user", ""], "`user` is empty"),
@@ -121,12 +121,12 @@ fn kicked_user_is_logged_out_under_every_name_and_no_other_user_is() {
     bob.command("NOOP").ok();
     usher.wait_metric("usher_sessions_ended_total", &[("cause", "kicked")], 2.0);
     assert_eq!(usher.wait_log("end", |_| true)["cause"], "kicked");
-    let logged = usher.wait_log("admin command", |_| true);
+    let act = usher.wait_log("admin command", |_| true);
     let uid = u64::from(rustix::process::getuid().as_raw());
     assert_eq!(
-        (logged["cmd"].as_str(), logged["uid"].as_u64(), logged["what"].as_str(), logged["count"].as_u64()),
+        (act["cmd"].as_str(), act["uid"].as_u64(), act["what"].as_str(), act["count"].as_u64()),
         (Some("kick"), Some(uid), Some("user=alice"), Some(2)),
-        "{logged}"
+        "{act}"
     );
     // A kicked user may log in again.
     login(&usher, "alice");

@@ -50,7 +50,7 @@ fn renewed_certificate_is_used_without_a_signal_and_an_invalid_one_never() {
 
     let refused = |word: &str| {
         let words = |line: &serde_json::Value| line["problem"].as_str().is_some_and(|problem| problem.contains(word));
-        usher.wait_log("a changed file is refused; its old content stays in force", words);
+        usher.wait_log("a changed file is invalid; its previous content stays active", words);
         usher.wait_metric("usher_certificate_last_reload_successful", &[], 0.0);
         assert_eq!(shown(&usher), second.certificates()[0], "{word}");
     };
@@ -182,7 +182,7 @@ fn root_is_refused_or_drops_to_a_user_that_can_bind_low_ports() {
     config.write();
     let refused = crate::kit::usher::command(&config, &["run"], b"");
     assert_eq!(refused.code, 78, "{refused:#?}");
-    assert!(refused.stderr.contains("process: {user: usher}"), "{refused:#?}");
+    assert!(refused.stderr.contains("refusing to run as root: use the systemd unit or process.user"), "{refused:#?}");
 
     let mut usher = {
         let config = config.set("/process", json!({"user": "nobody"}));
@@ -231,7 +231,7 @@ fn connection_limit_is_lowered_to_the_available_descriptors() {
     assert!(said.stderr.contains("limits.connections: needs 2256 open files"), "{said:#?}");
     let usher = Usher::start_under(config, &limited);
     assert_eq!(usher.metric("usher_connections_limit", &[]), 172.0);
-    usher.wait_log("the configuration is suspicious", |line| line.to_string().contains("lowered to 172"));
+    usher.wait_log("configuration warning", |line| line.to_string().contains("lowered to 172"));
     login(&usher);
 }
 
@@ -337,7 +337,7 @@ fn process_without_its_successor_stops_at_once() {
     session.command("NOOP").ok();
     // As systemd does before it restarts the service.
     usher.terminate();
-    usher.wait_log("the new process has ended; what is left is closed, for nobody serves", |_| true);
+    usher.wait_log("the new process has exited; the remaining sessions are closed", |_| true);
     assert_eq!(usher.exit_code(), 0);
 }
 
@@ -354,7 +354,7 @@ fn failed_upgrade_changes_nothing() {
     usher.config.file("usher.yaml", bad);
     let said = usher.command(&["upgrade"]);
     assert_eq!(said.code, 1, "{said:#?}");
-    assert!(said.stderr.contains("the old process goes on"), "{said:#?}");
+    assert!(said.stderr.contains("the old process continues"), "{said:#?}");
     usher.config.file("usher.yaml", good);
     session.command("NOOP").ok();
     login(&usher);
@@ -389,7 +389,7 @@ fn signal_during_an_upgrade_stops_both_processes() {
         asked.join().unwrap()
     });
     assert_eq!(said.code, 1, "{said:#?}");
-    assert!(said.stderr.contains("a signal says stop"), "{said:#?}");
+    assert!(said.stderr.contains("stopped by a signal"), "{said:#?}");
 }
 
 /// Runs usher with a socket as its descriptor 3; the shell stands in for systemd, whose LISTEN_PID

@@ -126,7 +126,7 @@ fn renewed_ticket_keys_are_used_without_a_signal_and_invalid_ones_never() {
     usher.wait_metric("usher_certificate_reloads_total", &[("result", "ok")], 1.0);
     assert_eq!(visit(&usher, &client), HandshakeKind::Resumed, "made by the second key");
     usher.config.file("ticket.keys", "nonsense");
-    usher.wait_log("a changed file is refused; its old content stays in force", |line| {
+    usher.wait_log("a changed file is invalid; its previous content stays active", |line| {
         line["problem"].as_str().is_some_and(|problem| problem.contains("line 1 of"))
     });
     usher.wait_metric("usher_certificate_last_reload_successful", &[], 0.0);

@@ -117,10 +117,10 @@ fn status_page_refreshes_can_be_paused_and_shows_a_lost_connection() {
         "return [...document.querySelectorAll('tbody tr')].some(row => /^server4\\s+●\\s+up\\s+1\\s/.test(row.innerText))",
     );
     assert_eq!(browser.run("return document.querySelectorAll('main').length"), 1);
-    assert_eq!(browser.run("return document.querySelector('#word').innerText"), "This page refreshes itself.");
+    assert_eq!(browser.run("return document.querySelector('#word').innerText"), "The page refreshes automatically.");
     assert_eq!(browser.console(), [""; 0]);
     browser.run("document.querySelector('button').click()");
-    assert_eq!(browser.run("return document.querySelector('button').innerText"), "Go on");
+    assert_eq!(browser.run("return document.querySelector('button').innerText"), "Resume");
     browser.run("document.querySelector('button').click()");
     drop(usher);
     browser.wait("return document.querySelector('#word').innerText.startsWith('usher does not answer')");

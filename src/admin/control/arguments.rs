@@ -18,15 +18,15 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A request that is not granted, with the sentence that says why.
 #[derive(Debug)]
-pub(super) struct Refused(pub(super) StatusCode, pub(super) String);
+pub(super) struct Rejection(pub(super) StatusCode, pub(super) String);
 
-impl Refused {
+impl Rejection {
     pub(super) fn bad(words: impl Into<String>) -> Self {
         Self(StatusCode::BAD_REQUEST, words.into())
     }
 }
 
-impl IntoResponse for Refused {
+impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         (self.0, Json(Problem { error: self.1 })).into_response()
     }
@@ -37,28 +37,28 @@ impl IntoResponse for Refused {
 pub(super) struct Part(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Part {
-    type Rejection = Refused;
+    type Rejection = Rejection;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Rejection> {
         let part = Path::<String>::from_request_parts(parts, state).await;
-        part.map(|Path(part)| Self(part)).map_err(|error| Refused::bad(format!("the path is none: {error}")))
+        part.map(|Path(part)| Self(part)).map_err(|error| Rejection::bad(format!("invalid path: {error}")))
     }
 }
 
 /// What the query says.
 #[derive(Debug)]
-pub(super) struct Arguments(Vec<(String, String)>);
+pub(super) struct QueryArgs(Vec<(String, String)>);
 
-impl<S: Send + Sync> FromRequestParts<S> for Arguments {
-    type Rejection = Refused;
+impl<S: Send + Sync> FromRequestParts<S> for QueryArgs {
+    type Rejection = Rejection;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refused> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
         let query = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
-        query.map(|Query(pairs)| Self(pairs)).map_err(|error| Refused::bad(format!("the query is none: {error}")))
+        query.map(|Query(pairs)| Self(pairs)).map_err(|error| Rejection::bad(format!("invalid query: {error}")))
     }
 }
 
-impl Arguments {
+impl QueryArgs {
     /// Takes an argument, if it is given.
     pub(super) fn take(&mut self, key: &str) -> Option<String> {
         let at = self.0.iter().position(|(known, _)| known == key)?;
@@ -66,47 +66,49 @@ impl Arguments {
     }
 
     /// Takes `true` or `false`, which is also what nothing means.
-    pub(super) fn flag(&mut self, key: &str) -> Result<bool, Refused> {
+    pub(super) fn flag(&mut self, key: &str) -> Result<bool, Rejection> {
         match self.take(key).as_deref() {
             Some("true") => Ok(true),
             Some("false") | None => Ok(false),
-            Some(other) => Err(Refused::bad(format!("`{key}` is true or false, not `{other}`"))),
+            Some(other) => Err(Rejection::bad(format!("`{key}` must be true or false, not `{other}`"))),
         }
     }
 
     /// Takes a time as in the configuration, at most a day.
-    pub(super) fn time(&mut self, key: &str) -> Result<Option<Duration>, Refused> {
+    pub(super) fn time(&mut self, key: &str) -> Result<Option<Duration>, Rejection> {
         let Some(text) = self.take(key) else { return Ok(None) };
         match config::duration(&text) {
             Ok(time) if time <= DAY => Ok(Some(time)),
-            Ok(_) => Err(Refused::bad(format!("`{key}` is at most 24h, not `{text}`"))),
-            Err(why) => Err(Refused::bad(format!("`{key}` is no time: {why}"))),
+            Ok(_) => Err(Rejection::bad(format!("`{key}` must be at most 24h, not `{text}`"))),
+            Err(why) => Err(Rejection::bad(format!("`{key}` is not a duration: {why}"))),
         }
     }
 
     /// Takes a whole number.
-    pub(super) fn number(&mut self, key: &str, most: u32) -> Result<Option<u32>, Refused> {
+    pub(super) fn number(&mut self, key: &str, most: u32) -> Result<Option<u32>, Rejection> {
         let Some(text) = self.take(key) else { return Ok(None) };
         let number = text.parse().ok().filter(|number| *number <= most);
-        number.map(Some).ok_or_else(|| Refused::bad(format!("`{key}` is a number from 0 to {most}, not `{text}`")))
+        number
+            .map(Some)
+            .ok_or_else(|| Rejection::bad(format!("`{key}` must be a number from 0 to {most}, not `{text}`")))
     }
 
     /// Takes all parts of a filter.
-    pub(super) fn filter(&mut self) -> Result<Filter, Refused> {
+    pub(super) fn filter(&mut self) -> Result<Filter, Rejection> {
         let mut filter = Filter::default();
         for key in Filter::KEYS {
             if let Some(value) = self.take(key) {
-                filter.set(key, &value).map_err(|error| Refused::bad(format!("{key}: {error}")))?;
+                filter.set(key, &value).map_err(|error| Rejection::bad(format!("{key}: {error}")))?;
             }
         }
         Ok(filter)
     }
 
     /// Nothing may be left.
-    pub(super) fn end(self) -> Result<(), Refused> {
+    pub(super) fn end(self) -> Result<(), Rejection> {
         match self.0.first() {
             None => Ok(()),
-            Some((key, _)) => Err(Refused::bad(format!("`{key}` is no argument of this, or was given twice"))),
+            Some((key, _)) => Err(Rejection::bad(format!("unknown or repeated argument `{key}`"))),
         }
     }
 }

@@ -3,8 +3,8 @@
 //! `client`, which the commands use. What they say to each other is in `shapes` and documented in
 //! docs/control.md.
 //!
-//! Arguments are in the query, never in a body. Every mistake is answered with a sentence, every act
-//! is a line in the log with the caller's uid.
+//! Arguments are in the query, never in a body. Every mistake has a message in the reply; every command
+//! that changes something is logged with the caller's uid.
 
 mod arguments;
 mod client;
@@ -19,19 +19,22 @@ pub use shapes::{Cached, Confirmed, Dropped, Kicked, Leaving, Outcome, Problem, 
 pub use socket::{SocketFile, bind};
 use tokio::sync::oneshot;
 
-/// What the main loop can be asked for.
+/// A request to the main loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// Take over the configuration file.
+    /// Reload the configuration file.
     Reload,
-    /// Hand the listeners over to a new process.
+    /// Hand the listeners to a new process.
     Upgrade,
-    /// End, as SIGTERM says.
+    /// Shut down, as SIGTERM does.
     Drain,
 }
 
-/// An order, with the place for its answer: the problems, or none.
-pub type Request = (Order, oneshot::Sender<Result<(), Vec<String>>>);
+/// An order and the channel for its outcome: a message, or the problems.
+pub type Request = (Order, oneshot::Sender<OrderResult>);
+
+/// A message for the administrator, or the problems.
+pub type OrderResult = Result<String, Vec<String>>;
 
 /// Any name as a part of a path.
 #[must_use]

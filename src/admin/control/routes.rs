@@ -1,5 +1,4 @@
-//! What can be asked on the control socket. A GET changes nothing; a POST does, and is told in the log
-//! with who did it.
+//! Requests on the control socket. A GET changes nothing; each POST is logged with the caller's uid.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +13,9 @@ use hyper::body::Body as _;
 use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
-use super::arguments::{Arguments, Part, Refused};
+use super::arguments::{Part, QueryArgs, Rejection};
 use super::server::Caller;
-use super::{Cached, Confirmed, Dropped, Kicked, Leaving, Order, Outcome, Request, User, unhex};
+use super::{Cached, Confirmed, Dropped, Kicked, Leaving, Order, OrderResult, Outcome, Request, User, unhex};
 use crate::admin::overview::{self, Backend};
 use crate::cache::CacheRecord;
 use crate::directory::Login;
@@ -27,10 +26,10 @@ use crate::route;
 use crate::snapshot::{Shared, Snapshot, Stage};
 use crate::steer::Drain;
 
-/// More closes in a second than any machine makes.
+/// Upper limit of a drain rate: more closes per second than any machine performs.
 const FASTEST: u32 = 10_000;
 
-type Answer<T> = Result<Json<T>, Refused>;
+type Answer<T> = Result<Json<T>, Rejection>;
 
 #[derive(Clone)]
 struct Control {
@@ -52,10 +51,10 @@ pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Rout
         .route("/drain", post(drain))
         .route("/reload", post(|control, caller, arguments| order(control, caller, arguments, Order::Reload)))
         .route("/upgrade", post(|control, caller, arguments| order(control, caller, arguments, Order::Upgrade)))
-        .fallback(|| async { Refused(StatusCode::NOT_FOUND, "there is nothing by this path".to_owned()) })
+        .fallback(|| async { Rejection(StatusCode::NOT_FOUND, "there is nothing by this path".to_owned()) })
         .method_not_allowed_fallback(|| async {
             let words = "GET asks and POST acts: this path wants the other one";
-            Refused(StatusCode::METHOD_NOT_ALLOWED, words.to_owned())
+            Rejection(StatusCode::METHOD_NOT_ALLOWED, words.to_owned())
         })
         .layer(middleware::from_fn(without_body))
         .with_state(Control { shared, orders })
@@ -66,12 +65,12 @@ async fn without_body(request: HttpRequest, next: Next) -> Response {
     if request.body().is_end_stream() {
         next.run(request).await
     } else {
-        let words = "a request has no body here: arguments are in the query";
-        Refused(StatusCode::PAYLOAD_TOO_LARGE, words.to_owned()).into_response()
+        let words = "request bodies are not allowed: put arguments into the query";
+        Rejection(StatusCode::PAYLOAD_TOO_LARGE, words.to_owned()).into_response()
     }
 }
 
-/// Logs an admin command: `what` it applies to, and the number of affected items.
+/// Logs an administrative command: `what` it applies to, and the number of affected items.
 fn audit(cmd: &str, caller: Caller, what: &str, count: Option<usize>) {
     let Caller { uid, pid } = caller;
     info!(cmd, uid, pid, what, count, "admin command");
@@ -82,11 +81,11 @@ impl Control {
         self.shared.snapshot.load_full()
     }
 
-    /// The sessions that a filter means, oldest first.
-    fn chosen(&self, filter: &Filter) -> Result<Vec<Arc<Session>>, Refused> {
+    /// The sessions that match a filter, oldest first.
+    fn chosen(&self, filter: &Filter) -> Result<Vec<Arc<Session>>, Rejection> {
         let (snapshot, sessions) = (self.snapshot(), self.shared.registry.sessions());
         if let Some(backend) = &filter.backend {
-            // A backend that a reload took away may have sessions still.
+            // A backend that a reload removed may still have sessions.
             let has_sessions = || sessions.iter().any(|session| *session.backend == **backend);
             known_backend(&snapshot, backend).or_else(|error| if has_sessions() { Ok(()) } else { Err(error) })?;
         }
@@ -96,16 +95,16 @@ impl Control {
     }
 }
 
-fn known_backend(snapshot: &Snapshot, name: &str) -> Result<(), Refused> {
+fn known_backend(snapshot: &Snapshot, name: &str) -> Result<(), Rejection> {
     let names: Vec<&str> = snapshot.config.routing.backends.iter().map(|backend| backend.name.as_str()).collect();
     if names.contains(&name) {
         return Ok(());
     }
-    let words = format!("no backend is called `{name}`; there are {}", names.join(", "));
-    Err(Refused::bad(words))
+    let words = format!("unknown backend `{name}`; configured backends: {}", names.join(", "));
+    Err(Rejection::bad(words))
 }
 
-async fn sessions(State(control): State<Control>, mut arguments: Arguments) -> Answer<Vec<Arc<Session>>> {
+async fn sessions(State(control): State<Control>, mut arguments: QueryArgs) -> Answer<Vec<Arc<Session>>> {
     let filter = arguments.filter()?;
     arguments.end()?;
     control.chosen(&filter).map(Json)
@@ -114,14 +113,14 @@ async fn sessions(State(control): State<Control>, mut arguments: Arguments) -> A
 async fn kick(
     State(control): State<Control>,
     Extension(caller): Extension<Caller>,
-    mut arguments: Arguments,
+    mut arguments: QueryArgs,
 ) -> Answer<Kicked> {
     let (filter, all) = (arguments.filter()?, arguments.flag("all")?);
     let (over, dry_run) = (arguments.time("over")?, arguments.flag("dry_run")?);
     arguments.end()?;
     if filter.is_empty() != all {
-        let words = "say which sessions (user, backend, client, protocol, older_than, younger_than), or all=true alone";
-        return Err(Refused::bad(words));
+        let words = "select sessions (user, backend, client, protocol, older_than, younger_than), or all=true alone";
+        return Err(Rejection::bad(words));
     }
     let sessions = control.chosen(&filter)?;
     let rate = control.snapshot().config.drain.max_closes_per_second;
@@ -135,7 +134,7 @@ async fn kick(
     Ok(Json(Kicked { count, over_seconds: over.as_secs_f64(), dry_run, sessions }))
 }
 
-async fn backends(State(control): State<Control>, arguments: Arguments) -> Answer<Vec<Backend>> {
+async fn backends(State(control): State<Control>, arguments: QueryArgs) -> Answer<Vec<Backend>> {
     arguments.end()?;
     Ok(Json(overview::backends(&control.shared)))
 }
@@ -144,7 +143,7 @@ async fn drain_backend(
     State(control): State<Control>,
     Extension(caller): Extension<Caller>,
     Part(name): Part,
-    mut arguments: Arguments,
+    mut arguments: QueryArgs,
 ) -> Answer<Backend> {
     let (snapshot, rate) = (control.snapshot(), arguments.number("rate", FASTEST)?);
     arguments.end()?;
@@ -159,7 +158,7 @@ async fn undrain_backend(
     State(control): State<Control>,
     Extension(caller): Extension<Caller>,
     Part(name): Part,
-    arguments: Arguments,
+    arguments: QueryArgs,
 ) -> Answer<Backend> {
     arguments.end()?;
     known_backend(&control.snapshot(), &name)?;
@@ -171,20 +170,20 @@ async fn undrain_backend(
 
 fn backend_now(control: &Control, name: &str) -> Answer<Backend> {
     let found = overview::backends(&control.shared).into_iter().find(|backend| backend.state.name == name);
-    let gone = || Refused(StatusCode::NOT_FOUND, format!("the backend `{name}` was just taken away"));
+    let gone = || Rejection(StatusCode::NOT_FOUND, format!("the backend `{name}` was removed by a reload"));
     found.map(Json).ok_or_else(gone)
 }
 
-/// The login, which a script whose variable is empty would otherwise not name.
-fn login(arguments: &mut Arguments) -> Result<Option<String>, Refused> {
+/// The login name; an empty one is an error, because a script may have an empty variable.
+fn login(arguments: &mut QueryArgs) -> Result<Option<String>, Rejection> {
     match arguments.take("login") {
-        Some(login) if login.is_empty() => Err(Refused::bad("`login` is empty")),
+        Some(login) if login.is_empty() => Err(Rejection::bad("`login` is empty")),
         login => Ok(login),
     }
 }
 
-async fn cached(State(control): State<Control>, mut arguments: Arguments) -> Answer<Vec<Cached>> {
-    let login = login(&mut arguments)?.ok_or_else(|| Refused::bad("`login` is missing: whom is it about?"))?;
+async fn cached(State(control): State<Control>, mut arguments: QueryArgs) -> Answer<Vec<Cached>> {
+    let login = login(&mut arguments)?.ok_or_else(|| Rejection::bad("`login` is missing"))?;
     arguments.end()?;
     let snapshot = control.snapshot();
     let found = snapshot.authn.cache().remembered(&login);
@@ -211,7 +210,7 @@ fn shown(snapshot: &Snapshot, remembered: CacheRecord) -> Cached {
 async fn drop_cached(
     State(control): State<Control>,
     Extension(caller): Extension<Caller>,
-    mut arguments: Arguments,
+    mut arguments: QueryArgs,
 ) -> Answer<Dropped> {
     let (login, all) = (login(&mut arguments)?, arguments.flag("all")?);
     arguments.end()?;
@@ -232,7 +231,7 @@ async fn drop_cached(
             Dropped { entries, dns: Vec::new() }
         }
         (Some(_), true) | (None, false) => {
-            return Err(Refused::bad("say whose (login), or all=true alone: everybody then asks the directory again"));
+            return Err(Rejection::bad("specify login, or all=true alone"));
         }
     };
     Ok(Json(dropped))
@@ -262,10 +261,10 @@ async fn confirm(
     State(control): State<Control>,
     Extension(caller): Extension<Caller>,
     Part(seconds): Part,
-    arguments: Arguments,
+    arguments: QueryArgs,
 ) -> Answer<Confirmed> {
     arguments.end()?;
-    let number = |_| Refused::bad(format!("`{seconds}` is no number of seconds"));
+    let number = |_| Rejection::bad(format!("`{seconds}` is not a number of seconds"));
     let seconds: u32 = seconds.parse().map_err(number)?;
     let (shared, time) = (&control.shared, Duration::from_secs(seconds.into()));
     let changes = shared.follow.confirm(time, &control.snapshot().setting());
@@ -273,11 +272,11 @@ async fn confirm(
     Ok(Json(Confirmed { changes }))
 }
 
-/// Ends the process, or only takes it away from balancers, or gives it back to them.
+/// Shuts the process down, or only changes what `/ready` replies.
 async fn drain(
     State(control): State<Control>,
     Extension(caller): Extension<Caller>,
-    mut arguments: Arguments,
+    mut arguments: QueryArgs,
 ) -> Answer<Leaving> {
     let (ready_only, undo) = (arguments.flag("ready_only")?, arguments.flag("undo")?);
     arguments.end()?;
@@ -291,8 +290,8 @@ async fn drain(
             changes
         });
     };
-    let cmd = match (ready_only, undo) {
-        (true, true) => return Err(Refused::bad("`ready_only` and `undo` are opposites: give one of them")),
+    let act = match (ready_only, undo) {
+        (true, true) => return Err(Rejection::bad("`ready_only` and `undo` exclude each other")),
         (true, false) => {
             change(Stage::Serving, Stage::Unready);
             "drain ready-only"
@@ -300,17 +299,20 @@ async fn drain(
         (false, true) => {
             change(Stage::Unready, Stage::Serving);
             if *shared.stage.borrow() != Stage::Serving {
-                return Err(Refused(StatusCode::CONFLICT, "the process is ending: that cannot be undone".to_owned()));
+                return Err(Rejection(
+                    StatusCode::CONFLICT,
+                    "the process is shutting down: this cannot be undone".to_owned(),
+                ));
             }
             "drain undo"
         }
         (false, false) => "drain",
     };
     let sessions = shared.registry.count();
-    audit(cmd, caller, "process", Some(sessions));
+    audit(act, caller, "process", Some(sessions));
     let ends = !(ready_only || undo);
     if ends {
-        // It is never refused.
+        // The main loop never refuses it.
         let _ = send(&control, Order::Drain).await?;
     }
     let settings = &snapshot.config.drain;
@@ -326,7 +328,7 @@ async fn drain(
 async fn order(
     State(control): State<Control>,
     Extension(caller): Extension<Caller>,
-    arguments: Arguments,
+    arguments: QueryArgs,
     order: Order,
 ) -> Answer<Outcome> {
     arguments.end()?;
@@ -337,14 +339,15 @@ async fn order(
     };
     audit(cmd, caller, "process", None);
     Ok(Json(match send(&control, order).await? {
-        Ok(()) => Outcome { done: true, problems: Vec::new() },
-        Err(problems) => Outcome { done: false, problems },
+        Ok(message) => Outcome { done: true, problems: Vec::new(), message: Some(message) },
+        Err(problems) => Outcome { done: false, problems, message: None },
     }))
 }
 
-async fn send(control: &Control, order: Order) -> Result<Result<(), Vec<String>>, Refused> {
-    // The receiver is the main loop: it is gone only while the process ends.
-    let ending = || Refused(StatusCode::SERVICE_UNAVAILABLE, "usher is ending: it takes no orders".to_owned());
+async fn send(control: &Control, order: Order) -> Result<OrderResult, Rejection> {
+    // The receiver is the main loop, which is gone only during shutdown.
+    let ending =
+        || Rejection(StatusCode::SERVICE_UNAVAILABLE, "shutting down: administrative commands are refused".to_owned());
     let (answer, answered) = oneshot::channel();
     control.orders.send((order, answer)).await.map_err(|_| ending())?;
     answered.await.map_err(|_| ending())

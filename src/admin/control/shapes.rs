@@ -1,5 +1,5 @@
-//! The JSON of the control socket's answers. Fields are added, never renamed; docs/control.md
-//! has them for those who write scripts.
+//! The JSON of the control socket's replies. Fields are added, never renamed; docs/control.md
+//! documents them for scripts.
 
 use std::sync::Arc;
 
@@ -7,100 +7,103 @@ use serde::{Deserialize, Serialize};
 
 use crate::registry::Session;
 
-/// Why a request was not answered.
+/// The reply to a request that failed.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Problem {
-    /// A sentence.
+    /// The reason.
     pub error: String,
 }
 
-/// What an order came to.
+/// The outcome of a reload or an upgrade.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Whether it was done: the new configuration is in force, the new process serves.
+    /// Whether it succeeded: the new configuration is active, the new process serves.
     pub done: bool,
     /// Why not: lines as `usher check` prints them.
     pub problems: Vec<String>,
+    /// What was done, as a line of text; absent from 0.1.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
-/// What `usher confirm` did.
+/// The reply to `usher confirm`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Confirmed {
-    /// How many changes had been held back.
+    /// The number of changes that the brake held.
     pub changes: usize,
 }
 
-/// What `usher kick` did, or would do.
+/// The reply to `usher kick`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Kicked {
-    /// How many sessions are meant.
+    /// The number of sessions.
     pub count: usize,
-    /// Over how long they are ended.
+    /// The time over which they are closed.
     pub over_seconds: f64,
-    /// Whether this was only a question.
+    /// Whether nothing was closed.
     pub dry_run: bool,
-    /// Which they are; of a dry run only.
+    /// The sessions; only with `dry_run`.
     pub sessions: Vec<Arc<Session>>,
 }
 
-/// A process that is leaving.
+/// The reply to `usher drain`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Leaving {
-    /// Whether the process ends; else only `/ready` has changed.
+    /// Whether the process shuts down; otherwise only `/ready` has changed.
     pub ends: bool,
-    /// Whether `/ready` says so to balancers.
+    /// Whether `/ready` replies 200.
     pub ready: bool,
-    /// How many sessions there are.
+    /// The number of sessions.
     pub sessions: usize,
-    /// When the listeners are closed, from now.
+    /// Time until the listeners are closed.
     pub delay_seconds: u64,
-    /// How long sessions are given after that.
+    /// Time that sessions have after that.
     pub deadline_seconds: u64,
 }
 
-/// What is remembered of an entry. Never a password, nor what is made of one.
+/// What is cached of an entry; never a password or its digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cached {
-    /// The entry's DN, or what stands for it where only wrong passwords are known.
+    /// The entry's DN, or its placeholder where only wrong passwords are cached.
     pub dn: String,
-    /// The names under which it was typed.
+    /// The login names that were used.
     pub names: Vec<String>,
-    /// The entry's mailHost values; nothing without a decision.
+    /// The entry's mailHost values; empty without a decision.
     pub mail_host: Vec<String>,
-    /// The backend that is: nothing if there is no decision, or it leads nowhere.
+    /// Its backend; absent without a decision or a route.
     pub backend: Option<String>,
-    /// How many right passwords are known.
+    /// The number of cached correct passwords.
     pub right: usize,
-    /// How many wrong ones.
+    /// The number of cached wrong passwords.
     pub wrong: usize,
-    /// How long ago a bind last proved a password.
+    /// Time since a bind last verified a password.
     pub age_seconds: Option<u64>,
-    /// How long that is used without another question (`cache.ttl`).
+    /// Remaining time without a directory request (`cache.ttl`).
     pub left_seconds: Option<u64>,
-    /// How long it would be used while no directory answers (`cache.stale`).
+    /// Remaining time while the directory is unreachable (`cache.stale`).
     pub stale_left_seconds: Option<u64>,
 }
 
-/// What was forgotten.
+/// The reply to `usher cache drop`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Dropped {
-    /// How many entries.
+    /// The number of entries.
     pub entries: usize,
-    /// Their DNs; not told when everything was dropped.
+    /// Their DNs; empty if everything was dropped.
     pub dns: Vec<String>,
 }
 
-/// What the running process knows of a user.
+/// The running process's state of a user.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct User {
     /// `off`, `lost` or `following`.
     pub watch: String,
-    /// Seconds since a bind proved a password of this user, if that is cached.
+    /// Seconds since a bind verified a password of this user, if that is cached.
     pub cached_seconds: Option<u64>,
-    /// Whether the directory holds the user, as far as is known.
+    /// Whether the directory holds the user, if known.
     pub held: bool,
-    /// The mailHost values in force, where the brake holds another back.
+    /// The active mailHost values, if the brake holds a change.
     pub kept_by_brake: Option<Vec<String>>,
-    /// How many sessions there are.
+    /// The number of sessions.
     pub sessions: usize,
 }

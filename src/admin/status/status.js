@@ -6,7 +6,7 @@ pause.type = "button";
 pause.textContent = "Pause";
 pause.addEventListener("click", () => {
   paused = !paused;
-  pause.textContent = paused ? "Go on" : "Pause";
+  pause.textContent = paused ? "Resume" : "Pause";
 });
 word.before(pause);
 setInterval(async () => {
@@ -17,7 +17,7 @@ setInterval(async () => {
     const fresh = page.querySelector("main");
     if (!answer.ok || !fresh) throw new Error();
     document.querySelector("main").replaceWith(document.adoptNode(fresh));
-    word.textContent = "This page refreshes itself.";
+    word.textContent = "The page refreshes automatically.";
   } catch {
     word.textContent = "usher does not answer: this is what it said last.";
   }
