@@ -197,7 +197,7 @@ fn client_that_does_not_read_costs_only_its_buffers() {
     while stuck.recv_timeout(Duration::from_millis(700)).is_ok() {
         pieces += 1;
     }
-    assert!(pieces * 65_536 < SENT, "the backend never waited for the client");
+    assert!(pieces * 65_536 < SENT, "the backend never blocked");
     let grown = usher.resident_kib().saturating_sub(before);
     assert!(grown < 2 * 1024, "{grown} KiB for a client that does not read");
     // It continues where it stopped.
