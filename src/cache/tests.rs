@@ -95,7 +95,7 @@ async fn new_password_requires_the_others_to_be_verified_again() {
     learn_right(&cache, "alice", "old");
     learn_right(&cache, "alice", "new");
     assert_eq!(ask(&cache, "alice", "new"), "right");
-    assert_eq!(ask(&cache, "alice", "old"), "nothing", "the directory must be asked again");
+    assert_eq!(ask(&cache, "alice", "old"), "nothing", "the directory must be queried again");
     learn_wrong(&cache, "alice", "old");
     assert_eq!(ask(&cache, "alice", "old"), "wrong");
     assert_eq!(ask(&cache, "alice", "new"), "right");

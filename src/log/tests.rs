@@ -90,7 +90,7 @@ fn json_lines_are_flat_with_the_span() {
 }
 
 #[test]
-fn no_control_byte_is_ever_written() {
+fn control_bytes_are_never_written() {
     let every: String = (0..=0x2_ffff).filter_map(char::from_u32).filter(|one| one.is_control()).collect();
     for format in [LogFormat::Text, LogFormat::Json] {
         let lines = written(format, LogLevel::Info, |_| {

@@ -109,7 +109,7 @@ async fn silent_session_ends_and_one_byte_keeps_it() {
 async fn receiver_that_does_not_read_stops_the_sender() {
     let mut setup = start(1024, b"", b"");
     let sent = timeout(Duration::from_secs(5), setup.client.write_all(&vec![b'x'; 10 * 1024 * 1024])).await;
-    assert!(sent.is_err(), "ten MiB went into nowhere");
+    assert!(sent.is_err(), "ten MiB were written without a reader");
     drop(setup.client);
     let mut taken = Vec::new();
     setup.backend.read_to_end(&mut taken).await.unwrap();

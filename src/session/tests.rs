@@ -40,7 +40,7 @@ fn one_line(_: FrontSettings<'_>) -> Box<dyn Front> {
 }
 
 fn no_back(_: BackSettings) -> Box<dyn Back> {
-    unreachable!("no login of these tests comes as far as a backend")
+    unreachable!("no login of these tests reaches a backend")
 }
 
 impl Front for OneLine {
@@ -88,7 +88,7 @@ impl Directory for Obedient {
     ) -> DirectoryFuture<'a, Identity> {
         Box::pin(async move {
             match login.as_str() {
-                "panic" => panic!("a defect of the directory room"),
+                "panic" => panic!("a defect of the directory module"),
                 "silence" => std::future::pending().await,
                 _ => (Err(crate::directory::DirectoryError::NoEntry), Trace::default()),
             }
@@ -212,7 +212,7 @@ async fn defect_in_the_dialogue_ends_only_its_connection() {
     neighbour.says("nobody\n").await;
     neighbour.hears("refused unknown_user\n").await;
     assert_eq!(door.parted("panic"), 1);
-    assert_eq!(door.shared.metrics.connections.get(), 1, "its place is free again");
+    assert_eq!(door.shared.metrics.connections.get(), 1, "its slot is free again");
 }
 
 #[tokio::test]
@@ -271,7 +271,7 @@ async fn guessing_connection_ends_after_the_configured_failures() {
     let began = Instant::now();
     client.says("nobody\n").await;
     client.hears("refused unknown_user\n").await;
-    assert!(began.elapsed() >= Duration::from_millis(50), "an unknown name must not be answered at once");
+    assert!(began.elapsed() >= Duration::from_millis(50), "the reply for an unknown name must be delayed");
     client.says("nobody\n").await;
     client.hears("refused unknown_user\n").await;
     client.hears("bye limit\n").await;

@@ -215,7 +215,7 @@ fn spellings_of_a_name_are_one_entry() {
 }
 
 #[test]
-fn without_login_attribute_the_backend_gets_the_name_as_typed() {
+fn backend_gets_the_typed_name_without_login_attribute() {
     let usher = usher();
     let mut imap = Imap::tls(usher.imaps_port());
     // Dovecot has no such user: the directory accepts, the backend refuses.

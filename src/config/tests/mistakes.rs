@@ -555,7 +555,7 @@ fn inline_passwords_are_refused_and_never_repeated() {
 
 /// No message repeats a value of any key.
 #[test]
-fn no_value_is_ever_repeated() {
+fn values_are_never_repeated() {
     let lines: Vec<_> = SOUND.lines().collect();
     for (at, line) in lines.iter().enumerate() {
         for (start, _) in line.match_indices(": ") {
@@ -652,20 +652,20 @@ fn merge_keys_are_not_merged() {
 #[test]
 fn unreadable_files_are_reported() {
     let directory = tempfile::tempdir().unwrap();
-    let told = |name: &str| {
+    let reported = |name: &str| {
         let problems = load(&directory.path().join(name)).unwrap_err();
         let [problem] = problems.problems.as_slice() else { panic!("{problems:#?}") };
         assert_eq!((problem.line, problem.key.as_str()), (None, ""));
         problem.message.clone()
     };
-    assert!(told("missing.yaml").contains("no such file: name it with --config"));
-    assert!(told(".").contains("cannot be read"));
+    assert!(reported("missing.yaml").contains("no such file: name it with --config"));
+    assert!(reported(".").contains("cannot be read"));
     fs::write(directory.path().join("latin1.yaml"), b"a: gr\xfc\xdfe\n").unwrap();
-    assert!(told("latin1.yaml").contains("not UTF-8"));
+    assert!(reported("latin1.yaml").contains("not UTF-8"));
     fs::write(directory.path().join("large.yaml"), vec![b'#'; 1_048_577]).unwrap();
-    assert!(told("large.yaml").contains("larger than 1 MiB"));
+    assert!(reported("large.yaml").contains("larger than 1 MiB"));
     fs::write(directory.path().join("empty.yaml"), b"").unwrap();
-    assert!(told("empty.yaml").contains("the file is empty"));
+    assert!(reported("empty.yaml").contains("the file is empty"));
 }
 
 #[test]

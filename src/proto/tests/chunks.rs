@@ -240,7 +240,7 @@ const MANAGESIEVE: Talk = Talk {
 fn protocol() -> impl Strategy<Value = (&'static Protocol, &'static Talk)> {
     select(PROTOCOLS.iter().collect::<Vec<_>>()).prop_map(|protocol| {
         let talk = TALKS.iter().find(|talk| talk.protocol == protocol.name);
-        (protocol, talk.expect("each protocol is talked above"))
+        (protocol, talk.expect("each protocol has fragments above"))
     })
 }
 

@@ -81,10 +81,10 @@ async fn pin_accepts_a_certificate_that_no_verifier_accepts() {
             assert!(stream.is_ok(), "{kind} {version}: {}", describe(&stream.unwrap_err()));
 
             let (_server, tcp) = s_server(&desk, version).await;
-            let told = describe(&timeout(DEADLINE, connect(&wrong, name.clone(), tcp)).await.unwrap().unwrap_err());
+            let reported = describe(&timeout(DEADLINE, connect(&wrong, name.clone(), tcp)).await.unwrap().unwrap_err());
             use base64::Engine as _;
             let presented = base64::engine::general_purpose::STANDARD.encode(facts.spki_sha256());
-            assert!(told.contains("its public key is not pinned") && told.contains(&presented), "{told}");
+            assert!(reported.contains("its public key is not pinned") && reported.contains(&presented), "{reported}");
 
             // The reason for the pin.
             if let Ok(unpinned) = &unpinned {
@@ -135,8 +135,8 @@ async fn copied_certificate_without_its_key_is_refused() {
         let name = ServerName::try_from(NAME).unwrap();
         let both = async { tokio::join!(connect(&client, name, near), server.accept(far)) };
         let (near, _) = timeout(DEADLINE, both).await.unwrap();
-        let told = describe(&near.unwrap_err());
-        assert!(told.contains("it does not hold the key of its certificate"), "{version:?}: {told}");
+        let reported = describe(&near.unwrap_err());
+        assert!(reported.contains("it does not hold the key of its certificate"), "{version:?}: {reported}");
     }
 }
 

@@ -95,11 +95,11 @@ fn cyrus_login_succeeds() {
 
 #[test]
 fn client_address_is_sent_under_tls_and_before_the_login() {
-    let told = |client| Login { client: Some(client), ..STARTTLS };
+    let reported = |client| Login { client: Some(client), ..STARTTLS };
     let fields = r#""x-connected-ip" "192.0.2.1" "x-connected-port" "993" "x-session-id" "S7Q2X")"#;
     for (client, ip, port) in [("198.51.100.7:4711", "198.51.100.7", 4711), ("[2001:db8::7]:1", "2001:db8::7", 1)] {
         greeted(
-            told(client),
+            reported(client),
             "IMAP4rev1 ID STARTTLS",
             &format!(
                 r#"
@@ -330,7 +330,7 @@ fn lines_before_the_reply_reach_the_client_in_order() {
         S: * OK [ALERT] mail system {5}
         S: * NO quota
         S: * CAPABILITY IMAP4rev1 AUTH=PLAIN
-        S: * ok [capability IMAP4rev1 IDLE STARTTLS] told twice
+        S: * ok [capability IMAP4rev1 IDLE STARTTLS] reported twice
         S: * XTRA {7}
         s: u1 OK\r\n
         S:  "and" {0}
