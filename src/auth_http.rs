@@ -176,12 +176,11 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
         let code = Some("504 5.5.4".to_owned());
         return refusal(&NginxReply { code, text: "Use PLAIN or LOGIN under TLS".to_owned() }, true);
     }
-    let visitor =
-        ConnectionInfo { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
+    let info = ConnectionInfo { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
     let attempt = LoginAttempt { shared, snapshot, client, protocol, began: Instant::now() };
-    let mut report = LoginEvent { typed: login, ..LoginEvent::default() };
-    let outcome = attempt.bounded(pin!(grant(&attempt, &password, &mut report))).await;
-    report.emit(&visitor, None, outcome.as_ref().err(), &shared.metrics);
+    let mut event = LoginEvent { typed: login, ..LoginEvent::default() };
+    let outcome = attempt.bounded(pin!(grant(&attempt, &password, &mut event))).await;
+    event.emit(&info, None, outcome.as_ref().err(), &shared.metrics);
     match outcome {
         Ok(granted) => {
             count(shared, "ok");
@@ -193,28 +192,28 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
             let limits = &snapshot.config.limits;
             let guessed = refused.counts_as_failed() && attempts >= limits.failed_logins;
             let away = refused.is_outage() && limits.on_unavailable == OnUnavailable::ReplyAndClose;
-            refusal(&(row.reply)(&refused, &visitor.session.to_string()), !guessed && !away)
+            refusal(&(row.reply)(&refused, &info.session.to_string()), !guessed && !away)
         }
     }
 }
 
 /// Authenticates the user and finds the backend.
-async fn grant(attempt: &LoginAttempt<'_>, password: &Secret, report: &mut LoginEvent) -> Result<NginxTarget, Refusal> {
+async fn grant(attempt: &LoginAttempt<'_>, password: &Secret, event: &mut LoginEvent) -> Result<NginxTarget, Refusal> {
     let (config, authn) = (&attempt.snapshot.config, &attempt.snapshot.authn);
     // Held only for this request: nginx counts its own connections.
     let connection = attempt.shared.throttle.connection(&config.throttle, attempt.client);
-    let _connection = connection.map_err(|limited| report.limited(limited))?;
-    let login = Login::parse(&report.typed).ok_or(Refusal::InvalidUsername)?;
+    let _connection = connection.map_err(|limited| event.limited(limited))?;
+    let login = Login::parse(&event.typed).ok_or(Refusal::InvalidUsername)?;
     // nginx sends it to the backend unescaped, where a line end begins another command.
     if password.expose().iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
         return Err(Refusal::InvalidPassword);
     }
-    let mut decision = attempt.decide(&login, password, report).await?;
+    let mut decision = attempt.decide(&login, password, event).await?;
     loop {
-        let RoutedLogin { proven, target, .. } = attempt.find(&login, password, decision, report).await?;
+        let RoutedLogin { proven, target, .. } = attempt.find(&login, password, decision, event).await?;
         let address = target.backend.nginx_address(attempt.protocol).await.map_err(|error| {
             attempt.count_backend(target.backend, error.label());
-            report.failed(&error);
+            event.failed(&error);
             error.refusal(target.backend.pass_refusals)
         })?;
         if authn.is_current(&proven) {
@@ -237,11 +236,11 @@ fn lingering_close(granted: &NginxTarget) -> String {
 }
 
 /// A refusal; `again` lets the client retry on its connection, which nginx closes otherwise.
-fn refusal(told: &NginxReply, again: bool) -> String {
+fn refusal(reply: &NginxReply, again: bool) -> String {
     let wait = WAIT.to_string();
-    let text: String = told.text.chars().take(TEXT).collect();
+    let text: String = reply.text.chars().take(TEXT).collect();
     let mut headers = vec![("Auth-Status", text.as_str())];
-    headers.extend(told.code.as_deref().map(|code| ("Auth-Error-Code", code)));
+    headers.extend(reply.code.as_deref().map(|code| ("Auth-Error-Code", code)));
     headers.extend(again.then_some(("Auth-Wait", wait.as_str())));
     head("200 OK", &headers)
 }

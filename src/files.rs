@@ -280,7 +280,7 @@ control: {path: control.sock, group: there-is-no-such-group}
         let mistakes = parse(&folder.path().join("config.yaml"), text).unwrap_err();
         let mut all = mistakes.problems;
         all.extend(problems(&mistakes.draft.unwrap()));
-        let told: Vec<_> = all.iter().map(|problem| (problem.key.as_str(), problem.line.unwrap())).collect();
+        let reported: Vec<_> = all.iter().map(|problem| (problem.key.as_str(), problem.line.unwrap())).collect();
         let expected = [
             ("limits.connections", 12),
             ("tls.certificates[0].key", 2),
@@ -289,7 +289,7 @@ control: {path: control.sock, group: there-is-no-such-group}
             ("routing.backends[0].ca", 11),
             ("control.group", 13),
         ];
-        assert_eq!(told, expected, "{all:#?}");
+        assert_eq!(reported, expected, "{all:#?}");
     }
 
     const CONFIG: &str = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
@@ -331,8 +331,8 @@ routing:
             fs::set_permissions(folder.path().join(name), Permissions::from_mode(0o644)).unwrap();
         }
         let problems = Files::read(&config).unwrap_err();
-        let told: Vec<_> = problems.iter().map(|problem| (problem.key.as_str(), problem.line.unwrap())).collect();
-        assert_eq!(told, [("tls.certificates[0].key", 2), ("directory.bind_password_file", 6)]);
+        let reported: Vec<_> = problems.iter().map(|problem| (problem.key.as_str(), problem.line.unwrap())).collect();
+        assert_eq!(reported, [("tls.certificates[0].key", 2), ("directory.bind_password_file", 6)]);
         for problem in &problems {
             assert!(problem.message.contains("mode 0644") && problem.message.contains("run `chmod 640 /"), "{problem}");
         }

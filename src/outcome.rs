@@ -19,7 +19,7 @@ pub enum Side {
     Usher,
 }
 
-/// What a backend said when it refused a login that the directory had accepted.
+/// The reply of a backend that refused a login that the directory had accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendReply {
     /// The response code without brackets, such as `LIMIT`, or the reply code of a protocol that has

@@ -75,7 +75,7 @@ pub enum TerminationReason {
 }
 
 impl TerminationReason {
-    /// What the client is told, if it is told anything: on shutdown the connection is closed at once.
+    /// The notice for the client, if any: on shutdown the connection is closed at once.
     #[must_use]
     pub const fn notice(self) -> Option<ClosingNotice> {
         match self {
@@ -216,7 +216,7 @@ impl Registry {
         asked.is_some_and(|string| string.send(why).is_ok())
     }
 
-    /// Ends the oldest session that was not asked to end yet; `false` if there is none.
+    /// Ends the oldest session that was not asked to end yet; `false` if all were.
     pub fn end_oldest(&self) -> bool {
         self.lock().open.pop_first().is_some()
     }

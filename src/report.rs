@@ -118,14 +118,14 @@ impl LoginEvent {
     /// Writes the event and counts, once per attempt.
     pub fn emit(
         &self,
-        visitor: &ConnectionInfo,
+        info: &ConnectionInfo,
         client_id: Option<&ClientId>,
         refusal: Option<&Refusal>,
         metrics: &Metrics,
     ) {
         let refusal = if self.withheld { Some(&Refusal::Limit) } else { refusal };
         let result = refusal.map_or("ok", Refusal::label);
-        metrics.logins.with_label_values(&[visitor.protocol, result]).inc();
+        metrics.logins.with_label_values(&[info.protocol, result]).inc();
         let phases = [
             ("tls", self.tls),
             ("search", self.trace.search),
@@ -135,7 +135,7 @@ impl LoginEvent {
         ];
         for (phase, took) in phases {
             if let Some(took) = took {
-                metrics.login_phase.with_label_values(&[visitor.protocol, phase]).observe(took.as_secs_f64());
+                metrics.login_phase.with_label_values(&[info.protocol, phase]).observe(took.as_secs_f64());
             }
         }
         let (client_name, client_version) =
@@ -145,10 +145,10 @@ impl LoginEvent {
         macro_rules! event {
             ($level:ident) => {
                 $level!(
-                    session = %visitor.session,
-                    client = %visitor.client,
-                    via = visitor.via.map(tracing::field::display),
-                    protocol = visitor.protocol,
+                    session = %info.session,
+                    client = %info.client,
+                    via = info.via.map(tracing::field::display),
+                    protocol = info.protocol,
                     result,
                     login = %Escaped(&self.typed),
                     login_backend = self.backend_login.as_deref().map(|name| tracing::field::display(Escaped(name.as_bytes()))),
@@ -184,7 +184,7 @@ impl LoginEvent {
 
 /// Writes the event of a session's end and counts it.
 pub fn ended(
-    visitor: &ConnectionInfo,
+    info: &ConnectionInfo,
     cause: &'static str,
     ended: Option<&RelayOutcome>,
     lasted: Duration,
@@ -192,9 +192,9 @@ pub fn ended(
 ) {
     metrics.sessions_ended.with_label_values(&[cause]).inc();
     info!(
-        session = %visitor.session,
-        client = %visitor.client,
-        protocol = visitor.protocol,
+        session = %info.session,
+        client = %info.client,
+        protocol = info.protocol,
         cause,
         duration_ms = milliseconds(lasted),
         bytes_in = ended.map(|ended| ended.bytes_in),

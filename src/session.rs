@@ -99,14 +99,14 @@ impl CloseReason {
 /// Serves a connection until its end. A panic ends this session and no other.
 pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let Accepted { tcp, client, local, since, protocol, tls, mut permit } = accepted;
-    let visitor =
+    let info =
         ConnectionInfo { session: shared.registry.next_id(), client: client.ip(), via: None, protocol: protocol.name };
-    let origin = Origin { client, local, session: visitor.session.to_string() };
+    let origin = Origin { client, local, session: info.session.to_string() };
     let snapshot = shared.snapshot.load_full();
     let crowded = shared.per_network_limit(&snapshot.config.limits);
     let Ok(mut connection) = shared.throttle.unauthenticated(&snapshot.config.throttle, client.ip(), crowded) else {
         // Without a reply: before TLS no client would show one.
-        return record_close(&visitor, CloseReason::Limit, &shared.metrics);
+        return record_close(&info, CloseReason::Limit, &shared.metrics);
     };
     let offer = snapshot.offers.of(protocol);
     let front = (protocol.front)(FrontSettings {
@@ -121,7 +121,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let conversation = Conversation {
         shared: Arc::clone(&shared),
         snapshot,
-        info: visitor,
+        info: info,
         caller: client,
         origin,
         protocol,
@@ -134,24 +134,24 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
         handshake: None,
     };
     let outcome = AssertUnwindSafe(conversation.run(tcp, tls)).catch_unwind().await;
-    let parting = match outcome {
+    let reason = match outcome {
         // The relay is a task of its own, so that the login's memory is freed now.
         Ok(Ok(established)) => {
             permit.logged_in();
             connection.logged_in();
             return drop(tokio::spawn(established.relay(&shared, (permit, connection))));
         }
-        Ok(Err(parting)) => parting,
+        Ok(Err(reason)) => reason,
         Err(_) => CloseReason::Panic,
     };
-    record_close(&visitor, parting, &shared.metrics);
+    record_close(&info, reason, &shared.metrics);
 }
 
 /// Counts and logs a connection that ended before a login.
-fn record_close(visitor: &ConnectionInfo, parting: CloseReason, metrics: &Metrics) {
-    let ConnectionInfo { session, client, protocol, .. } = *visitor;
-    metrics.prelogin_ended.with_label_values(&[protocol, parting.label()]).inc();
-    debug!(%session, %client, protocol, cause = parting.label(), "disconnected before login");
+fn record_close(info: &ConnectionInfo, reason: CloseReason, metrics: &Metrics) {
+    let ConnectionInfo { session, client, protocol, .. } = *info;
+    metrics.prelogin_ended.with_label_values(&[protocol, reason.label()]).inc();
+    debug!(%session, %client, protocol, cause = reason.label(), "disconnected before login");
 }
 
 /// The conversation before login.
@@ -190,8 +190,8 @@ impl Conversation {
             let step = self.front.step(&mut self.input, &mut self.out);
             self.apply_original_client();
             while let Some(refusal) = self.front.take_local_refusal() {
-                let report = LoginEvent::default();
-                report.emit(&self.info, self.front.client_id(), Some(&refusal), &self.shared.metrics);
+                let event = LoginEvent::default();
+                event.emit(&self.info, self.front.client_id(), Some(&refusal), &self.shared.metrics);
             }
             self.send(&mut stream).await?;
             match step {
@@ -207,7 +207,7 @@ impl Conversation {
                 }
                 Step::Attempt(credentials) => match self.attempt(credentials).await {
                     Ok(admitted) => return Ok(self.establish(stream, admitted)),
-                    Err(told) => self.refuse(&mut stream, &told).await?,
+                    Err(refusal) => self.refuse(&mut stream, &refusal).await?,
                 },
                 Step::Quit(quit) => {
                     lingering_close(&mut stream).await;
@@ -239,7 +239,7 @@ impl Conversation {
         let deadline = self.deadline.min(began + self.snapshot.config.limits.handshake_timeout);
         let acceptor = self.snapshot.tls.acceptor(self.protocol);
         let ended = |result| self.shared.metrics.tls_handshakes.with_label_values(&[self.protocol.name, result]).inc();
-        let visitor = self.info;
+        let info = self.info;
         match timeout_at(deadline, acceptor.accept(tcp)).await {
             Ok(Ok(stream)) => {
                 ended(if stream.resumed() { "resumed" } else { "full" });
@@ -249,7 +249,7 @@ impl Conversation {
             Ok(Err(error)) => {
                 ended("failed");
                 let reason = tls::describe(&error);
-                debug!(session = %visitor.session, client = %visitor.client, protocol = visitor.protocol, reason, "TLS handshake failed");
+                debug!(session = %info.session, client = %info.client, protocol = info.protocol, reason, "TLS handshake failed");
                 Err(CloseReason::Handshake)
             }
             Err(_) => {
@@ -292,12 +292,12 @@ impl Conversation {
     }
 
     /// Closes the connection with the protocol's closing line.
-    async fn close_with(&mut self, stream: &mut Stream, why: &Refusal, parting: CloseReason) -> CloseReason {
+    async fn close_with(&mut self, stream: &mut Stream, why: &Refusal, reason: CloseReason) -> CloseReason {
         self.front.bye(why, &mut self.out);
         if matches!(timeout(CLOSE_TIMEOUT, stream.send(&mut self.out)).await, Ok(Ok(()))) {
             lingering_close(stream).await;
         }
-        parting
+        reason
     }
 
     /// One login attempt, from the credentials to one `login` event, which has the true reason. The returned
@@ -305,7 +305,7 @@ impl Conversation {
     async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, Refusal> {
         let Credentials { login, password, authzid } = credentials;
         let foreign = !authzid.is_empty() && authzid != login;
-        let mut report = LoginEvent { tls: self.handshake.take(), typed: login, ..LoginEvent::default() };
+        let mut event = LoginEvent { tls: self.handshake.take(), typed: login, ..LoginEvent::default() };
         let began = Instant::now();
         loop {
             // The snapshot in force now, not the one at accept: only the current one receives changes.
@@ -318,7 +318,7 @@ impl Conversation {
                 began,
             };
             let outcome = {
-                let admit = pin!(self.admit(&attempt, &password, foreign, &mut report));
+                let admit = pin!(self.admit(&attempt, &password, foreign, &mut event));
                 attempt.bounded(admit).await
             };
             let outcome = match outcome {
@@ -326,7 +326,7 @@ impl Conversation {
                 Ok(None) => continue,
                 Err(refusal) => Err(refusal),
             };
-            report.emit(&self.info, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
+            event.emit(&self.info, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
             return match outcome {
                 Ok(admitted) => Ok(admitted),
                 Err(refusal) => Err(attempt.reply(refusal).await),
@@ -341,19 +341,19 @@ impl Conversation {
         attempt: &LoginAttempt<'_>,
         password: &Secret,
         foreign: bool,
-        report: &mut LoginEvent,
+        event: &mut LoginEvent,
     ) -> Result<Option<Admitted>, Refusal> {
-        let login = Login::parse(&report.typed).ok_or(Refusal::InvalidUsername)?;
+        let login = Login::parse(&event.typed).ok_or(Refusal::InvalidUsername)?;
         if foreign {
             return Err(Refusal::AuthzidNotAllowed);
         }
         let authn = &self.snapshot.authn;
-        let mut decision = attempt.decide(&login, password, report).await?;
+        let mut decision = attempt.decide(&login, password, event).await?;
         let mut again = 0;
         loop {
-            let RoutedLogin { proven, by, place, target } = attempt.find(&login, password, decision, report).await?;
+            let RoutedLogin { proven, by, place, target } = attempt.find(&login, password, decision, event).await?;
             let answer =
-                target.backend.log_in(self.protocol, &target.login, password, &self.origin, &mut report.phases).await;
+                target.backend.log_in(self.protocol, &target.login, password, &self.origin, &mut event.phases).await;
             match answer {
                 Ok(logged_in) => {
                     attempt.count_backend(target.backend, "ok");
@@ -375,20 +375,20 @@ impl Conversation {
                 }
                 // Password or mail host may have changed since they were cached: bind again.
                 Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
-                    report.backend_reply(&words);
+                    event.backend_reply(&words);
                     decision = authn.decide_again(&login, password, &proven.identity.entry().dn).await;
                     let fresh = decision.result.as_ref().ok();
                     let fresh = fresh.and_then(|proven| attempt.target(proven.identity.entry(), &login).ok());
                     if fresh.is_some_and(|fresh| fresh.is(&target)) {
                         attempt.count_backend(target.backend, "backend_rejected");
-                        report.decided(&decision, &self.shared.metrics);
+                        event.decided(&decision, &self.shared.metrics);
                         return Err(BackendError::Refused(words).refusal(target.backend.pass_refusals));
                     }
                     attempt.count_backend(target.backend, "refused");
                 }
                 Err(error) => {
                     attempt.count_backend(target.backend, error.label());
-                    report.failed(&error);
+                    event.failed(&error);
                     return Err(error.refusal(target.backend.pass_refusals));
                 }
             }
@@ -429,7 +429,7 @@ impl Conversation {
         self.front.accepted(&logged_in.welcome, &mut self.out);
         let (answer, leftover) = (self.out.as_slice(), logged_in.leftover.as_slice());
         Established {
-            visitor: self.info,
+            info: self.info,
             backend_name: backend,
             listing,
             client: stream,
@@ -439,7 +439,7 @@ impl Conversation {
             answer: answer.len(),
             to_backend: self.input.as_slice().to_vec(),
             idle: self.snapshot.config.limits.idle_timeout,
-            parting: &self.protocol.closing_line,
+            closing_line: &self.protocol.closing_line,
             place,
         }
     }
@@ -470,7 +470,7 @@ struct Admitted {
 
 /// A session after its login: what the relay needs, and no more.
 struct Established {
-    visitor: ConnectionInfo,
+    info: ConnectionInfo,
     backend_name: Arc<str>,
     listing: Listing,
     client: Stream,
@@ -482,7 +482,7 @@ struct Established {
     answer: usize,
     to_backend: Vec<u8>,
     idle: Duration,
-    parting: &'static proto::ClosingLine,
+    closing_line: &'static proto::ClosingLine,
     place: SessionPermit,
 }
 
@@ -491,21 +491,21 @@ impl Established {
     /// needs.
     fn relay(self, shared: &Arc<Shared>, taken: (Permit, ConnectionPermit)) -> impl Future<Output = ()> + use<> {
         let began = Instant::now();
-        let Self { visitor, backend_name, listing, client, backend, to_client, answer, .. } = self;
-        let Self { watch, to_backend, idle, parting, place, .. } = self;
+        let Self { info, backend_name, listing, client, backend, to_client, answer, .. } = self;
+        let Self { watch, to_backend, idle, closing_line, place, .. } = self;
         let Listing { listed, stop: mut asked_to_end } = listing;
         let metrics = Arc::clone(&shared.metrics);
-        let sessions = metrics.sessions.with_label_values(&[visitor.protocol, &backend_name]);
-        let bytes = |direction| metrics.relayed_bytes.with_label_values(&[visitor.protocol, direction]);
+        let sessions = metrics.sessions.with_label_values(&[info.protocol, &backend_name]);
+        let bytes = |direction| metrics.relayed_bytes.with_label_values(&[info.protocol, direction]);
         let client = RelaySide { stream: client, first: to_client, own: answer, sent: bytes("out") };
         let backend = RelaySide { stream: backend, first: to_backend, own: 0, sent: bytes("in") };
         let mut relay = Relay::new(client, backend, idle).watching(watch);
         async move {
             sessions.inc();
-            let ended = AssertUnwindSafe(relay.run(parting, &mut asked_to_end)).catch_unwind().await;
+            let ended = AssertUnwindSafe(relay.run(closing_line, &mut asked_to_end)).catch_unwind().await;
             sessions.dec();
             let cause = ended.as_ref().map_or("panic", |ended| ended.cause.label());
-            report::ended(&visitor, cause, ended.as_ref().ok(), began.elapsed(), &metrics);
+            report::ended(&info, cause, ended.as_ref().ok(), began.elapsed(), &metrics);
             drop((listed, place, taken));
         }
     }

@@ -100,7 +100,7 @@ impl Snapshot {
 }
 
 /// usher's own name: as configured, or the first that a certificate has, which is the one that clients
-/// connect to (a machine's own may be a container's number); the machine's where there is none.
+/// connect to (a machine's own may be a container's number); otherwise the machine's.
 fn host(config: &Config, tls: &ServerTls) -> Arc<str> {
     let mut names = tls.certificates().iter().flat_map(|served| &served.names);
     let certified = || names.find(|name| !name.starts_with('*')).cloned();

@@ -24,8 +24,8 @@ pub fn config(data: &[u8]) {
     let lines = 1 + text.split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']).count() as u64;
     for problem in mistakes.problems {
         assert!(problem.line.is_none_or(|line| (1..=lines).contains(&line)), "no such line: {problem}");
-        let told = problem.to_string();
-        assert!(!told.contains(char::is_control), "a control character is shown: {told:?}");
+        let text = problem.to_string();
+        assert!(!text.contains(char::is_control), "a control character is shown: {text:?}");
     }
 }
 

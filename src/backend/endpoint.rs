@@ -91,7 +91,7 @@ impl Endpoint {
     pub(super) async fn candidates(self: &Arc<Self>) -> Result<VecDeque<SocketAddr>, BackendError> {
         let arrived = Instant::now();
         // Subscribed before the check, so that no change is missed in between.
-        let mut news = self.pool.changed();
+        let mut changes = self.pool.changed();
         loop {
             self.pool.refresh(&self.metrics);
             self.spawn_probes(self.pool.begin_down_probes());
@@ -101,8 +101,8 @@ impl Endpoint {
                 Selection::Wait(until) => until,
             };
             match until {
-                Some(until) => drop(timeout_at(until, news.changed()).await),
-                None => drop(news.changed().await),
+                Some(until) => drop(timeout_at(until, changes.changed()).await),
+                None => drop(changes.changed().await),
             }
         }
     }
@@ -116,11 +116,11 @@ impl Endpoint {
     }
 
     fn spawn_probes(self: &Arc<Self>, looks: impl IntoIterator<Item = RunningProbe>) {
-        for look in looks {
+        for probe in looks {
             let endpoint = Arc::clone(self);
             tokio::spawn(async move {
                 let metrics = Arc::clone(&endpoint.metrics);
-                tasks::once(Task::BackendProbe, &metrics.task_restarts, endpoint.run_probe(look)).await
+                tasks::once(Task::BackendProbe, &metrics.task_restarts, endpoint.run_probe(probe)).await
             });
         }
     }
@@ -277,27 +277,27 @@ impl Endpoint {
     }
 
     /// Probes one address and records the result.
-    async fn run_probe(self: Arc<Self>, mut look: RunningProbe) {
-        let looked = timeout(self.timeout, self.probe(&mut look)).await.unwrap_or_else(|_| Err(self.late()));
-        let result = match &looked {
+    async fn run_probe(self: Arc<Self>, mut probe: RunningProbe) {
+        let probed = timeout(self.timeout, self.probe(&mut probe)).await.unwrap_or_else(|_| Err(self.late()));
+        let result = match &probed {
             Ok(proof) => {
                 if let Some(proof) = proof {
-                    self.pool.succeeded(look.attempt.address, *proof);
+                    self.pool.succeeded(probe.attempt.address, *proof);
                 }
                 "ok"
             }
             // The server works; a rejected probe account is a matter of configuration.
             Err(BackendError::Refused(words)) if !words.unavailable => {
-                self.pool.succeeded(look.attempt.address, Evidence::Login);
+                self.pool.succeeded(probe.attempt.address, Evidence::Login);
                 "refused"
             }
             Err(error) => {
                 // Logged here, because there may be no login to report it.
                 if error.is_local_fault() {
-                    let (backend, address) = (&*self.pool.backend, look.attempt.address);
+                    let (backend, address) = (&*self.pool.backend, probe.attempt.address);
                     warn!(backend, protocol = self.protocol.name, %address, %error, "cannot probe backend: local error");
                 }
-                self.pool.failed(&look.attempt, error);
+                self.pool.failed(&probe.attempt, error);
                 error.label()
             }
         };
@@ -308,35 +308,35 @@ impl Endpoint {
     }
 
     /// Runs the configured kind of probe. An address is up again only after its greeting.
-    async fn probe(self: &Arc<Self>, look: &mut RunningProbe) -> Result<Option<Evidence>, BackendError> {
+    async fn probe(self: &Arc<Self>, probe: &mut RunningProbe) -> Result<Option<Evidence>, BackendError> {
         let deadline = Instant::now() + self.timeout;
-        let mut tcp = self.connect(look.attempt.address, deadline).await.tcp?;
-        look.connected();
+        let mut tcp = self.connect(probe.attempt.address, deadline).await.tcp?;
+        probe.connected();
         send_header(&mut tcp, &self.header(None)).await?;
-        if self.pool.settings.probe == Probe::Tcp && !look.is_recovery() {
+        if self.pool.settings.probe == Probe::Tcp && !probe.is_recovery() {
             return Ok(None);
         }
-        match self.dialogue(look.attempt.address, tcp, None, None).await {
+        match self.dialogue(probe.attempt.address, tcp, None, None).await {
             // It greets but offers no login without TLS or an account, which this probe does not need.
             Err(BackendError::Fault(BackFault::NoMechanism)) if self.account.is_none() => Ok(Some(Evidence::Greeting)),
             conversed => conversed.map(Some),
         }
     }
 
-    /// Checks one address up to the point where a login would be sent; `sight` collects the observations.
+    /// Checks one address up to the point where a login would be sent; `observed` collects the observations.
     pub(super) async fn inspect(
         self: &Arc<Self>,
         address: SocketAddr,
         service: Option<&Service>,
-        sight: &mut Observations,
+        observed: &mut Observations,
     ) -> Result<Evidence, BackendError> {
-        let looked = async {
+        let probed = async {
             let mut tcp = self.connect(address, Instant::now() + self.timeout).await.tcp?;
-            sight.connected = true;
+            observed.connected = true;
             send_header(&mut tcp, &self.header(None)).await?;
-            self.dialogue(address, tcp, service, Some(sight)).await
+            self.dialogue(address, tcp, service, Some(observed)).await
         };
-        timeout(self.timeout, looked).await.unwrap_or_else(|_| Err(self.late()))
+        timeout(self.timeout, probed).await.unwrap_or_else(|_| Err(self.late()))
     }
 
     /// From the connection to a login that is about to be sent, or with the probe's account further. A service
@@ -346,7 +346,7 @@ impl Endpoint {
         address: SocketAddr,
         tcp: TcpStream,
         service: Option<&Service>,
-        sight: Option<&mut Observations>,
+        observed: Option<&mut Observations>,
     ) -> Result<Evidence, BackendError> {
         let (login, password) = match &self.account {
             Some(account) => (account.login.clone().into_bytes(), account.password.clone()),
@@ -361,7 +361,7 @@ impl Endpoint {
         let service = service.filter(|_| self.account.is_none()).map(|service| service.login.clone().into_bytes());
         let untagged_limit = self.untagged_limit;
         let settings = BackSettings { tls: self.tls, login, password, service, forward, untagged_limit, host };
-        let talk = BackendDialogue::approach(self, tcp, settings, sight).await?;
+        let talk = BackendDialogue::approach(self, tcp, settings, observed).await?;
         self.record_capabilities(address, &talk);
         let (mut stream, proof) = match self.account {
             Some(_) => (talk.log_in().await?.stream, Evidence::Login),

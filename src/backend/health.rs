@@ -99,18 +99,18 @@ pub(super) struct Breaker {
     state: Circuit,
     /// When it last came up.
     returned: Option<Instant>,
-    look: ProbeProgress,
+    probe: ProbeProgress,
 }
 
 impl Default for Breaker {
     fn default() -> Self {
-        Self { state: Circuit::Closed { strikes: 0 }, returned: None, look: ProbeProgress::Never }
+        Self { state: Circuit::Closed { strikes: 0 }, returned: None, probe: ProbeProgress::Never }
     }
 }
 
 impl Breaker {
     pub(super) fn state(&self) -> BreakerState {
-        match (&self.state, self.look) {
+        match (&self.state, self.probe) {
             (Circuit::Closed { .. }, _) => BreakerState::Closed,
             (Circuit::Open { .. }, ProbeProgress::Running { .. }) => BreakerState::HalfOpen,
             (Circuit::Open { .. }, ProbeProgress::Never | ProbeProgress::Over { .. }) => BreakerState::Open,
@@ -177,28 +177,28 @@ impl Breaker {
 
     /// Begins a probe if none is running and the last ended at least `pause` ago; returns whether it has begun.
     pub(super) fn begin_probe(&mut self, pause: Duration, now: Instant) -> bool {
-        let free = match self.look {
+        let free = match self.probe {
             ProbeProgress::Never => true,
             ProbeProgress::Running { .. } => false,
             ProbeProgress::Over { ended, .. } => ended + pause <= now,
         };
         if free {
-            self.look = ProbeProgress::Running { began: now, connected: false };
+            self.probe = ProbeProgress::Running { began: now, connected: false };
         }
         free
     }
 
     /// The probe has connected.
     pub(super) fn probe_connected(&mut self) {
-        if let ProbeProgress::Running { connected, .. } = &mut self.look {
+        if let ProbeProgress::Running { connected, .. } = &mut self.probe {
             *connected = true;
         }
     }
 
     /// The probe has ended.
     pub(super) fn end_probe(&mut self, now: Instant) {
-        if let ProbeProgress::Running { began, .. } = self.look {
-            self.look = ProbeProgress::Over { began, ended: now };
+        if let ProbeProgress::Running { began, .. } = self.probe {
+            self.probe = ProbeProgress::Over { began, ended: now };
         }
     }
 
@@ -206,7 +206,7 @@ impl Breaker {
     /// after its arrival has failed.
     pub(super) fn retry_window(&self, arrived: Instant) -> Option<RetryWindow> {
         let progress = matches!(self.state, Circuit::Open { connected: false, .. });
-        match self.look {
+        match self.probe {
             ProbeProgress::Never => Some(RetryWindow::Bounded(arrived)),
             ProbeProgress::Running { began, connected: true } if progress => {
                 Some(RetryWindow::Extended(began + EXTENDED_WAIT))

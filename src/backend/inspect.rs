@@ -81,11 +81,11 @@ impl Backend {
             let addresses = match timeout(self.timeout, endpoint.pool.resolve()).await.unwrap_or_else(late) {
                 Ok(addresses) => {
                     let each = addresses.into_iter().map(|address| async move {
-                        let (mut sight, began) = (Observations::default(), Instant::now());
-                        let result = endpoint.inspect(address, self.service.as_ref(), &mut sight).await.map(drop);
+                        let (mut observed, began) = (Observations::default(), Instant::now());
+                        let result = endpoint.inspect(address, self.service.as_ref(), &mut observed).await.map(drop);
                         AddressInspection {
                             address,
-                            observed: sight,
+                            observed: observed,
                             result,
                             milliseconds: began.elapsed().as_millis(),
                         }

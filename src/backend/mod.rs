@@ -356,7 +356,7 @@ impl Backend {
     /// The address that nginx connects to: a healthy one, or the one configured for nginx.
     ///
     /// # Errors
-    /// There is none now, or none that takes a login without TLS.
+    /// No address is available, or none accepts a login without TLS.
     pub async fn nginx_address(&self, protocol: &Protocol) -> Result<SocketAddr, BackendError> {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
         let hop = endpoint.nginx.ok_or(BackendError::NotServed)?;
@@ -397,7 +397,7 @@ impl Backend {
         }
     }
 
-    /// How it stands.
+    /// Its current status.
     #[must_use]
     pub fn status(&self) -> BackendStatus {
         let serving = PROTOCOLS.iter().filter_map(|protocol| self.endpoints.get(protocol.name));
@@ -434,13 +434,13 @@ struct BackendDialogue {
 }
 
 impl BackendDialogue {
-    /// From the connection to the login, which is written but not sent: a probe ends here. `sight` collects the
+    /// From the connection to the login, which is written but not sent: a probe ends here. `observed` collects the
     /// observations of an inspection.
     async fn approach(
         endpoint: &Endpoint,
         tcp: TcpStream,
         settings: BackSettings,
-        mut sight: Option<&mut Observations>,
+        mut observed: Option<&mut Observations>,
     ) -> Result<Self, BackendError> {
         let stream = match endpoint.tls {
             BackTls::Implicit => endpoint.start_tls(tcp).await?,
@@ -450,13 +450,13 @@ impl BackendDialogue {
         let (input, out) = (SecretBuf::new(), SecretBuf::new());
         let mut talk = Self { stream, dialogue, input, out, step: BackStep::NeedMore };
         loop {
-            if let Some(sight) = &mut sight {
-                sight.record(&talk.stream, talk.input.as_slice());
+            if let Some(observed) = &mut observed {
+                observed.record(&talk.stream, talk.input.as_slice());
             }
             talk.step = talk.dialogue.step(&mut talk.input, &mut talk.out);
-            if let Some(sight) = &mut sight {
-                sight.listed = talk.dialogue.capabilities();
-                sight.watched = talk.dialogue.watch().is_some();
+            if let Some(observed) = &mut observed {
+                observed.listed = talk.dialogue.capabilities();
+                observed.watched = talk.dialogue.watch().is_some();
             }
             if talk.dialogue.login_written() {
                 return Ok(talk);

@@ -61,7 +61,7 @@ impl AdvertisedCapabilities {
         offer.map_or_else(Arc::default, |offer| Arc::clone(&offer.capabilities))
     }
 
-    /// What single backends have beyond what all of this protocol have, in an operator's words; empty if
+    /// What single backends have beyond what all of this protocol have, as text for the log; empty if
     /// they can do the same.
     #[must_use]
     pub fn differences(&self, protocol: &Protocol) -> String {
@@ -71,17 +71,17 @@ impl AdvertisedCapabilities {
     /// Recomputes what has changed. To be called several times a second.
     pub fn refresh(&self, backends: &[Backend], metrics: &Metrics) {
         for protocol in PROTOCOLS {
-            let Some(told) = self.by_protocol.get(protocol.name) else { continue };
+            let Some(advertised) = self.by_protocol.get(protocol.name) else { continue };
             let serving = backends.iter().filter_map(|backend| Some((backend, backend.endpoints.get(protocol.name)?)));
             let lessons = Some(serving.clone().map(|(_, endpoint)| endpoint.pool.generation()).sum());
-            let before = told.load();
+            let before = advertised.load();
             if before.generation == lessons {
                 continue;
             }
             let known = serving.map(|(backend, endpoint)| (&*backend.name, endpoint.pool.capabilities()));
             let offer = Arc::new(self.offer(protocol, &known.collect::<Vec<_>>(), lessons, metrics));
             // Stored before it is logged, so that the log line is true.
-            told.store(Arc::clone(&offer));
+            advertised.store(Arc::clone(&offer));
             if offer.differences != before.differences {
                 let offered = Escaped(offer.capabilities.join(", ").as_bytes()).to_string();
                 let (protocol, differences) = (protocol.name, Escaped(offer.differences.as_bytes()).to_string());

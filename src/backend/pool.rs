@@ -110,7 +110,7 @@ impl Pool {
     ) -> Self {
         let literal = endpoint.addresses.iter().all(|address| address.host.parse::<IpAddr>().is_ok());
         let resolver = Resolver { due: (!literal).then(Instant::now), asking: false, failure: None };
-        let mut roster = AddressSet {
+        let mut set = AddressSet {
             entries: Vec::new(),
             resolver,
             slow_start: SlowStart::new(settings.health.slow_start),
@@ -121,7 +121,7 @@ impl Pool {
         if literal {
             let found =
                 endpoint.addresses.iter().filter_map(|at| Some(SocketAddr::new(at.host.parse().ok()?, at.port)));
-            roster.set_addresses(found.collect());
+            set.set_addresses(found.collect());
         }
         Self {
             backend: Arc::clone(backend),
@@ -130,7 +130,7 @@ impl Pool {
             own: Arc::clone(own),
             sources: Sources::new(&settings.source),
             settings: settings.health.clone(),
-            addresses: Mutex::new(roster),
+            addresses: Mutex::new(set),
             changed: watch::Sender::new(()),
         }
     }
@@ -185,15 +185,15 @@ impl Pool {
 
     /// Begins a probe of this address, unless one is running.
     pub(super) fn begin_probe(self: &Arc<Self>, address: SocketAddr) -> Option<RunningProbe> {
-        let mut roster = self.addresses();
+        let mut set = self.addresses();
         let now = Instant::now();
-        roster.breaker(address)?.begin_probe(SPACING, now).then(|| RunningProbe::new(self, address, now))
+        set.breaker(address)?.begin_probe(SPACING, now).then(|| RunningProbe::new(self, address, now))
     }
 
     fn begin(self: &Arc<Self>, pause: impl Fn(&Breaker) -> Option<Duration>) -> Vec<RunningProbe> {
         let now = Instant::now();
-        let mut roster = self.addresses();
-        let due = roster.entries.iter_mut().filter_map(|(address, breaker)| {
+        let mut set = self.addresses();
+        let due = set.entries.iter_mut().filter_map(|(address, breaker)| {
             breaker.begin_probe(pause(breaker)?, now).then(|| RunningProbe::new(self, *address, now))
         });
         due.collect()
@@ -203,21 +203,20 @@ impl Pool {
     pub(super) fn select(&self, arrived: Instant) -> Selection {
         let now = Instant::now();
         let give_up = arrived + PATIENCE;
-        let roster = self.addresses();
-        if roster.entries.is_empty() {
-            return match &roster.resolver.failure {
+        let set = self.addresses();
+        if set.entries.is_empty() {
+            return match &set.resolver.failure {
                 // The name is not resolved yet: the login may wait until its deadline.
                 None => Selection::Wait(None),
-                Some(_) if roster.resolver.asking && now < give_up => Selection::Wait(Some(give_up)),
+                Some(_) if set.resolver.asking && now < give_up => Selection::Wait(Some(give_up)),
                 Some(failure) => Selection::Unavailable(failure.clone().into()),
             };
         }
-        let usable: Vec<_> =
-            roster.entries.iter().filter(|(_, breaker)| breaker.is_closed()).map(|(at, _)| *at).collect();
+        let usable: Vec<_> = set.entries.iter().filter(|(_, breaker)| breaker.is_closed()).map(|(at, _)| *at).collect();
         if !usable.is_empty() {
             return Selection::Usable(usable);
         }
-        let hopes = roster.entries.iter().filter_map(|(_, breaker)| breaker.retry_window(arrived));
+        let hopes = set.entries.iter().filter_map(|(_, breaker)| breaker.retry_window(arrived));
         let until = hopes.map(|hope| match hope {
             RetryWindow::Bounded(until) => until.min(give_up),
             RetryWindow::Extended(until) => until,
@@ -225,7 +224,7 @@ impl Pool {
         match until.filter(|until| *until > now).min() {
             Some(until) => Selection::Wait(Some(until)),
             None => {
-                let reason = roster.entries.iter().find_map(|(_, breaker)| breaker.reason());
+                let reason = set.entries.iter().find_map(|(_, breaker)| breaker.reason());
                 Selection::Unavailable(BackendError::Down { reason: reason.map_or_else(|| "".into(), Arc::clone) })
             }
         }
@@ -242,19 +241,19 @@ impl Pool {
             return;
         }
         let (now, address) = (Instant::now(), attempt.address);
-        let mut roster = self.addresses();
-        let Some(breaker) = roster.breaker(address) else { return };
+        let mut set = self.addresses();
+        let Some(breaker) = set.breaker(address) else { return };
         let reason = error.to_string();
         let opened = breaker.failed(attempt, self.settings.failures, &reason, now);
         if !opened {
             return;
         }
         // The name of an unreachable address may have changed.
-        if let Some(due) = &mut roster.resolver.due {
+        if let Some(due) = &mut set.resolver.due {
             *due = now;
         }
-        let usable = roster.usable();
-        drop(roster);
+        let usable = set.usable();
+        drop(set);
         // It may quote what the peer's certificate says.
         let reason = Escaped(reason.as_bytes());
         warn!(backend = &*self.backend, protocol = self.protocol, %address, usable, %reason, "backend address marked down");
@@ -267,14 +266,14 @@ impl Pool {
             return;
         }
         let now = Instant::now();
-        let mut roster = self.addresses();
-        let outage = roster.usable() == 0;
-        let Some(down) = roster.breaker(address).and_then(|breaker| breaker.succeeded(now)) else { return };
+        let mut set = self.addresses();
+        let outage = set.usable() == 0;
+        let Some(down) = set.breaker(address).and_then(|breaker| breaker.succeeded(now)) else { return };
         if outage {
-            roster.slow_start.begin(now);
+            set.slow_start.begin(now);
         }
-        let usable = roster.usable();
-        drop(roster);
+        let usable = set.usable();
+        drop(set);
         self.changed.send_replace(());
         let down_s = down.as_secs();
         info!(backend = &*self.backend, protocol = self.protocol, %address, usable, down_s, "backend address up again");
@@ -300,18 +299,18 @@ impl Pool {
 
     /// Stores an address's capabilities. Returns whether they replaced different ones.
     pub(super) fn record_capabilities(&self, address: SocketAddr, listed: Vec<String>) -> bool {
-        let mut roster = self.addresses();
-        if roster.lists.get(&address) == Some(&listed) {
+        let mut set = self.addresses();
+        if set.lists.get(&address) == Some(&listed) {
             return false;
         }
         // DNS may bring ever new addresses.
-        if roster.lists.len() >= LISTS {
-            let kept: Vec<SocketAddr> = roster.entries.iter().map(|(at, _)| *at).collect();
-            roster.lists.retain(|at, _| kept.contains(at));
+        if set.lists.len() >= LISTS {
+            let kept: Vec<SocketAddr> = set.entries.iter().map(|(at, _)| *at).collect();
+            set.lists.retain(|at, _| kept.contains(at));
         }
-        roster.generation += 1;
-        let before = roster.lists.insert(address, listed);
-        drop(roster);
+        set.generation += 1;
+        let before = set.lists.insert(address, listed);
+        drop(set);
         if before.is_some() {
             info!(backend = &*self.backend, protocol = self.protocol, %address, "backend capabilities changed");
         }
@@ -326,12 +325,12 @@ impl Pool {
     /// The capabilities that all of its addresses have in common; during an outage, the last ones. `None` if no
     /// address was ever reached.
     pub(super) fn capabilities(&self) -> Option<Vec<String>> {
-        let roster = self.addresses();
+        let set = self.addresses();
         let mut lists: Vec<&[String]> =
-            roster.entries.iter().filter_map(|(at, _)| roster.lists.get(at)).map(Vec::as_slice).collect();
+            set.entries.iter().filter_map(|(at, _)| set.lists.get(at)).map(Vec::as_slice).collect();
         // The name resolves to other addresses now, or to none: the last known capabilities stay in use.
         if lists.is_empty() {
-            lists = roster.lists.values().map(Vec::as_slice).collect();
+            lists = set.lists.values().map(Vec::as_slice).collect();
         }
         (!lists.is_empty()).then(|| capabilities::common(&lists))
     }
@@ -346,20 +345,20 @@ impl Pool {
         self.addresses().is_up()
     }
 
-    /// How it stands.
+    /// The current status.
     pub(super) fn status(&self) -> ProtocolStatus {
         let capabilities = self.capabilities();
-        let roster = self.addresses();
-        let addresses = roster.entries.iter().map(|(address, breaker)| AddressStatus {
+        let set = self.addresses();
+        let addresses = set.entries.iter().map(|(address, breaker)| AddressStatus {
             address: *address,
             breaker: breaker.state().label().into(),
             reason: breaker.reason().map(ToString::to_string),
             down_seconds: breaker.since().map(|since| since.elapsed().as_secs()),
         });
-        let unresolved = roster.resolver.failure.clone().map(|failure| BackendError::from(failure).to_string());
+        let unresolved = set.resolver.failure.clone().map(|failure| BackendError::from(failure).to_string());
         ProtocolStatus {
             protocol: self.protocol.into(),
-            up: roster.is_up(),
+            up: set.is_up(),
             unresolved,
             addresses: addresses.collect(),
             capabilities,
@@ -452,7 +451,7 @@ mod tests {
 
     use super::*;
 
-    fn roster() -> AddressSet {
+    fn set() -> AddressSet {
         let resolver = Resolver { due: None, asking: true, failure: None };
         let (account_refused, lists, lessons) = (false, HashMap::new(), 0);
         AddressSet {
@@ -501,29 +500,29 @@ routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: impli
 
     #[tokio::test(start_paused = true)]
     async fn address_state_survives_a_new_dns_reply() {
-        let mut roster = roster();
-        roster.resolved(Ok(at(&["192.0.2.1:993", "192.0.2.2:993"])));
+        let mut set = set();
+        set.resolved(Ok(at(&["192.0.2.1:993", "192.0.2.2:993"])));
         let address = at(&["192.0.2.1:993"])[0];
         let attempt = ConnectAttempt { address, began: Instant::now(), connected: false };
-        assert!(roster.breaker(address).unwrap().failed(&attempt, 1, "refused", Instant::now()));
-        roster.resolved(Ok(at(&["192.0.2.3:993", "192.0.2.1:993"])));
-        let closed: Vec<_> = roster.entries.iter().map(|(at, breaker)| (at.to_string(), breaker.is_closed())).collect();
+        assert!(set.breaker(address).unwrap().failed(&attempt, 1, "refused", Instant::now()));
+        set.resolved(Ok(at(&["192.0.2.3:993", "192.0.2.1:993"])));
+        let closed: Vec<_> = set.entries.iter().map(|(at, breaker)| (at.to_string(), breaker.is_closed())).collect();
         assert_eq!(closed, [("192.0.2.3:993".to_owned(), true), ("192.0.2.1:993".to_owned(), false)]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn unreachable_resolver_removes_no_address_and_is_retried_soon() {
-        let mut roster = roster();
+        let mut set = set();
         let away = || Err(ResolveError::Name(Arc::new(io::ErrorKind::TimedOut.into())));
-        roster.resolved(away());
-        assert!(roster.resolver.failure.is_some() && !roster.resolver.asking);
-        roster.resolved(Ok(at(&["192.0.2.1:993"])));
-        assert!(roster.resolver.failure.is_none());
-        assert_eq!(roster.resolver.due, Some(Instant::now() + RESOLVE_INTERVAL));
-        roster.resolved(away());
-        assert_eq!((roster.usable(), roster.resolver.due), (1, Some(Instant::now() + RETRY)));
+        set.resolved(away());
+        assert!(set.resolver.failure.is_some() && !set.resolver.asking);
+        set.resolved(Ok(at(&["192.0.2.1:993"])));
+        assert!(set.resolver.failure.is_none());
+        assert_eq!(set.resolver.due, Some(Instant::now() + RESOLVE_INTERVAL));
+        set.resolved(away());
+        assert_eq!((set.usable(), set.resolver.due), (1, Some(Instant::now() + RETRY)));
         // A name that leads back to usher is not an outage of the resolver.
-        roster.resolved(Err(ResolveError::Own(at(&["192.0.2.1:993"])[0])));
-        assert!(roster.entries.is_empty() && roster.resolver.failure.is_some());
+        set.resolved(Err(ResolveError::Own(at(&["192.0.2.1:993"])[0])));
+        assert!(set.entries.is_empty() && set.resolver.failure.is_some());
     }
 }

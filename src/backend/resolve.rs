@@ -136,8 +136,8 @@ mod tests {
     #[tokio::test]
     async fn own_address_is_no_backend() {
         let own = [at("127.0.0.9:993")];
-        let looked = resolve(&[address("127.0.0.1", 993), address("127.0.0.9", 993)], &own, &any()).await;
-        assert!(matches!(looked, Err(ResolveError::Own(address)) if address == at("127.0.0.9:993")));
+        let resolved = resolve(&[address("127.0.0.1", 993), address("127.0.0.9", 993)], &own, &any()).await;
+        assert!(matches!(resolved, Err(ResolveError::Own(address)) if address == at("127.0.0.9:993")));
     }
     #[tokio::test]
     async fn address_without_a_source_of_its_family_is_skipped_or_reported() {
@@ -145,7 +145,7 @@ mod tests {
         let sources = Sources::new(&[at("127.0.0.2:0").ip()]);
         let answer = resolve(&[v6.clone(), v4], &[], &sources).await.unwrap();
         assert_eq!(answer, [at("127.0.0.9:1")]);
-        let looked = resolve(&[v6], &[], &sources).await;
-        assert!(matches!(looked, Err(ResolveError::Family(address)) if address == at("[::1]:1")));
+        let resolved = resolve(&[v6], &[], &sources).await;
+        assert!(matches!(resolved, Err(ResolveError::Family(address)) if address == at("[::1]:1")));
     }
 }

@@ -77,8 +77,8 @@ mod tests {
         let address = "127.0.0.1:9".parse().unwrap();
         let error = sources(&["192.0.2.1"]).connect(address).await.unwrap_err();
         assert!(error.is_local_fault(), "{error:?}");
-        let told = error.to_string();
-        assert!(told.starts_with("cannot connect from 192.0.2.1: Cannot assign requested address"), "{told}");
+        let text = error.to_string();
+        assert!(text.starts_with("cannot connect from 192.0.2.1: Cannot assign requested address"), "{text}");
         let v6 = sources(&["::1"]);
         assert!(!v6.reach(&address) && sources(&[]).reach(&address));
         assert!(matches!(v6.connect(address).await, Err(BackendError::NoSource { .. })));

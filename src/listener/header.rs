@@ -11,7 +11,7 @@ use tokio::time::timeout_at;
 use tracing::{debug, warn};
 
 use crate::config::{Config, Network};
-use crate::proto::proxy_header::{self, Header, HeaderError, HeaderProgress};
+use crate::proto::proxy_header::{self, Header, HeaderProgress, ProxyHeaderError};
 use crate::session::Accepted;
 use crate::snapshot::Shared;
 
@@ -19,7 +19,7 @@ use crate::snapshot::Shared;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HeaderRejection {
     Untrusted,
-    Fault(HeaderError),
+    Fault(ProxyHeaderError),
     Timeout,
     /// The peer disconnected, such as a port check.
     ByPeer,
@@ -30,9 +30,9 @@ impl HeaderRejection {
     const fn label(self) -> &'static str {
         match self {
             Self::Untrusted => "untrusted",
-            Self::Fault(HeaderError::Missing) => "missing",
-            Self::Fault(HeaderError::Malformed) => "malformed",
-            Self::Fault(HeaderError::TooLong) => "too_long",
+            Self::Fault(ProxyHeaderError::Missing) => "missing",
+            Self::Fault(ProxyHeaderError::Malformed) => "malformed",
+            Self::Fault(ProxyHeaderError::TooLong) => "too_long",
             Self::Timeout => "timeout",
             Self::ByPeer => "closed",
             Self::Limit => "limit",
@@ -40,8 +40,8 @@ impl HeaderRejection {
     }
 }
 
-impl From<HeaderError> for HeaderRejection {
-    fn from(fault: HeaderError) -> Self {
+impl From<ProxyHeaderError> for HeaderRejection {
+    fn from(fault: ProxyHeaderError) -> Self {
         Self::Fault(fault)
     }
 }

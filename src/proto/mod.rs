@@ -101,7 +101,7 @@ pub enum ClosingLine {
     Close,
 }
 
-/// What a client is told when usher ends its session.
+/// The notice for a client whose session usher ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClosingNotice {
     /// The mailbox is on another backend, or is being moved there.
@@ -246,7 +246,7 @@ pub trait Front: Send + Sync {
     /// refusal. Called again with the same input after any step but `NeedMore` and `Quit`.
     fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step;
 
-    /// TLS is established: everything said before is forgotten (RFC 3501 section 6.2.1, RFC 2595
+    /// TLS is established: all earlier state is discarded (RFC 3501 section 6.2.1, RFC 2595
     /// section 4, RFC 3207 section 4.2).
     fn tls_started(&mut self);
 
@@ -269,7 +269,7 @@ pub trait Front: Send + Sync {
     }
 }
 
-/// What a backend said when it accepted a login.
+/// A backend's reply to an accepted login.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Welcome {
     /// Complete untagged lines (with CRLF, literals included) before the final answer, in order.
@@ -354,7 +354,7 @@ pub enum BackFault {
     /// It sent bytes between the STARTTLS answer and the handshake.
     #[error("backend sent plaintext after its STARTTLS reply")]
     Injection,
-    /// It says LOGINDISABLED and offers no mechanism that usher can use.
+    /// It lists LOGINDISABLED and offers no mechanism that usher can use.
     #[error("backend offers no usable mechanism")]
     NoMechanism,
     /// It does not accept the client's address: usher is not in its trusted networks.
@@ -380,7 +380,7 @@ pub trait Back: Send {
     /// input of a new connection, and again at once after `StartTls`.
     fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> BackStep;
 
-    /// TLS is established: everything the backend said before is forgotten.
+    /// TLS is established: all earlier input of the backend is discarded.
     fn tls_started(&mut self);
 
     /// Whether the login has been written to `out`, sent or not. Earlier faults concern the server; later ones

@@ -53,7 +53,7 @@ pub enum HeaderProgress {
 
 /// Why there is no header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HeaderError {
+pub enum ProxyHeaderError {
     /// The connection begins with something else.
     Missing,
     /// It is malformed.
@@ -66,34 +66,34 @@ pub enum HeaderError {
 ///
 /// # Errors
 /// They are not a header.
-pub fn read(bytes: &[u8]) -> Result<HeaderProgress, HeaderError> {
+pub fn read(bytes: &[u8]) -> Result<HeaderProgress, ProxyHeaderError> {
     let begins = |start: &[u8]| std::iter::zip(bytes, start).all(|(byte, wanted)| byte == wanted);
     match bytes.first() {
         // The shortest line has more.
         None => Ok(HeaderProgress::Needs(SIGNATURE.len())),
         Some(_) if begins(&SIGNATURE) => read_binary(bytes),
         Some(_) if begins(LINE) => read_line(bytes),
-        Some(_) => Err(HeaderError::Missing),
+        Some(_) => Err(ProxyHeaderError::Missing),
     }
 }
 
-fn read_line(bytes: &[u8]) -> Result<HeaderProgress, HeaderError> {
+fn read_line(bytes: &[u8]) -> Result<HeaderProgress, ProxyHeaderError> {
     let Some(end) = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n')) else {
         let left = LONGEST_LINE.saturating_sub(bytes.len());
-        return if left < 2 { Err(HeaderError::TooLong) } else { Ok(HeaderProgress::Needs(2)) };
+        return if left < 2 { Err(ProxyHeaderError::TooLong) } else { Ok(HeaderProgress::Needs(2)) };
     };
     let length = end + 2;
     if length > LONGEST_LINE {
-        return Err(HeaderError::TooLong);
+        return Err(ProxyHeaderError::TooLong);
     }
     match bytes.get(end..length) {
         Some(b"\r\n") => {
-            let header = bytes.get(..end).and_then(line).ok_or(HeaderError::Malformed)?;
+            let header = bytes.get(..end).and_then(line).ok_or(ProxyHeaderError::Malformed)?;
             Ok(HeaderProgress::Complete(header, length))
         }
-        Some(_) => Err(HeaderError::Malformed),
+        Some(_) => Err(ProxyHeaderError::Malformed),
         None if bytes.ends_with(b"\r") => Ok(HeaderProgress::Needs(1)),
-        None => Err(HeaderError::Malformed),
+        None => Err(ProxyHeaderError::Malformed),
     }
 }
 
@@ -121,23 +121,23 @@ fn line(line: &[u8]) -> Option<Header> {
     })
 }
 
-fn read_binary(bytes: &[u8]) -> Result<HeaderProgress, HeaderError> {
+fn read_binary(bytes: &[u8]) -> Result<HeaderProgress, ProxyHeaderError> {
     let Some([.., command, family, high, low]) = bytes.first_chunk::<FIXED>() else {
         return Ok(HeaderProgress::Needs(FIXED.saturating_sub(bytes.len())));
     };
     // Version 2, and one of its two commands.
     if !matches!(command, 0x20 | 0x21) {
-        return Err(HeaderError::Malformed);
+        return Err(ProxyHeaderError::Malformed);
     }
     let length = FIXED + usize::from(u16::from_be_bytes([*high, *low]));
     if length > LONGEST {
-        return Err(HeaderError::TooLong);
+        return Err(ProxyHeaderError::TooLong);
     }
     let Some(addresses) = bytes.get(FIXED..length) else {
         return Ok(HeaderProgress::Needs(length - bytes.len()));
     };
     let header = if *command == 0x20 { Some(Header::Local) } else { binary(*family, addresses) };
-    Ok(HeaderProgress::Complete(header.ok_or(HeaderError::Malformed)?, length))
+    Ok(HeaderProgress::Complete(header.ok_or(ProxyHeaderError::Malformed)?, length))
 }
 
 /// The addresses of a family, with whatever extensions behind them.
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn refused(bytes: &[u8], fault: HeaderError) {
+    fn refused(bytes: &[u8], fault: ProxyHeaderError) {
         trial(bytes);
         assert_eq!(read(bytes), Err(fault), "{}", bytes.escape_ascii());
     }
@@ -257,9 +257,9 @@ mod tests {
         // The longest that the protocol has: what follows UNKNOWN is to be ignored.
         let longest = format!("PROXY UNKNOWN {}", "f".repeat(91));
         assert_eq!(said(format!("{longest}\r\n").as_bytes()), Header::Local);
-        refused(format!("{longest}f\r\n").as_bytes(), HeaderError::TooLong);
-        refused(format!("{longest}f").as_bytes(), HeaderError::TooLong);
-        refused("PROXY UNKNOWN".repeat(10_000).as_bytes(), HeaderError::TooLong);
+        refused(format!("{longest}f\r\n").as_bytes(), ProxyHeaderError::TooLong);
+        refused(format!("{longest}f").as_bytes(), ProxyHeaderError::TooLong);
+        refused("PROXY UNKNOWN".repeat(10_000).as_bytes(), ProxyHeaderError::TooLong);
     }
 
     #[test]
@@ -282,7 +282,7 @@ mod tests {
             "PROXY TCP4 192.0.2.7 192.0.2.1 4711 993\rx",
             "PROXY TCP4 \0 192.0.2.1 4711 993\r\n",
         ] {
-            refused(line.as_bytes(), HeaderError::Malformed);
+            refused(line.as_bytes(), ProxyHeaderError::Malformed);
         }
     }
 
@@ -318,17 +318,17 @@ mod tests {
             v2(0x21, 0x11, &V4[..11]),
             v2(0x21, 0x21, &[0; 35]),
         ] {
-            refused(&malformed, HeaderError::Malformed);
+            refused(&malformed, ProxyHeaderError::Malformed);
         }
-        refused(&v2(0x21, 0x11, &[0; 4_081]), HeaderError::TooLong);
+        refused(&v2(0x21, 0x11, &[0; 4_081]), ProxyHeaderError::TooLong);
         // Rejected by the length alone, before more is read.
-        refused(&[SIGNATURE.as_slice(), &[0x21, 0x11, 0xff, 0xff]].concat(), HeaderError::TooLong);
+        refused(&[SIGNATURE.as_slice(), &[0x21, 0x11, 0xff, 0xff]].concat(), ProxyHeaderError::TooLong);
     }
 
     #[test]
     fn invalid_header_is_detected_at_its_first_wrong_byte() {
         for other in [b"\x16\x03\x01".as_slice(), b"a LOGIN", b"G", b"PROXX", b"proxy", b"\r\n\r\n\0\r\nQUIT\r"] {
-            refused(other, HeaderError::Missing);
+            refused(other, ProxyHeaderError::Missing);
         }
         assert_eq!(read(b""), Ok(HeaderProgress::Needs(12)));
         assert_eq!(read(b"P"), Ok(HeaderProgress::Needs(2)));

@@ -105,8 +105,8 @@ impl FrontRun {
 
     fn decide(&mut self, credentials: &Credentials) {
         let Credentials { login, password, authzid } = credentials;
-        let told = [login, password.expose(), authzid].map(|part| format!(" \"{}\"", shown(part)));
-        note(&mut self.transcript, &format!("=> attempt{}", told.concat()));
+        let parts = [login, password.expose(), authzid].map(|part| format!(" \"{}\"", shown(part)));
+        note(&mut self.transcript, &format!("=> attempt{}", parts.concat()));
         let mut out = SecretBuf::new();
         match self.decisions.next().unwrap_or(ScriptedDecision::Refuse(Refusal::WrongPassword)) {
             ScriptedDecision::Refuse(refusal) => self.front.refused(&refusal, &mut out),
@@ -119,7 +119,7 @@ impl FrontRun {
     }
 
     /// The transcript, with what is left for the backend, the logins that were refused without an
-    /// attempt, and what the client said it is.
+    /// attempt, and the client's identification.
     #[must_use]
     pub fn finish(mut self) -> String {
         if self.over && !self.input.is_empty() && !self.transcript.contains("=> quit") {
@@ -161,7 +161,7 @@ impl BackRun {
             let mut out = SecretBuf::new();
             let step = self.back.step(&mut self.input, &mut out);
             record(&out, &mut self.transcript);
-            let told = match step {
+            let parts = match step {
                 BackStep::NeedMore => {
                     assert!(self.input.is_empty(), "asked for more and left {} bytes", self.input.len());
                     return;
@@ -180,7 +180,7 @@ impl BackRun {
                 BackStep::Refused(words) => format!("refused [{}] {}", words.code, words.text),
                 BackStep::Fault(fault) => format!("fault {fault:?}"),
             };
-            note(&mut self.transcript, &format!("=> {}", told.trim_end()));
+            note(&mut self.transcript, &format!("=> {}", parts.trim_end()));
             self.over = true;
         }
     }
@@ -259,7 +259,7 @@ pub fn front(protocol: &Protocol, data: &[u8], sound: fn(&str) -> bool) {
 const LIMIT: usize = 300;
 
 /// As [`front`], the rest being what a backend sends. Besides, nothing but what is `harmless` may leave
-/// before TLS where TLS is wanted, and success must have been said: `success` is in what was sent.
+/// before TLS where TLS is required, and success must have been received: `success` is in what was sent.
 pub fn back(protocol: &Protocol, data: &[u8], harmless: fn(&str) -> bool, success: &[u8]) {
     let [choice, size, sent @ ..] = data else { return };
     let run = |size: usize| {

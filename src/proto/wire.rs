@@ -164,11 +164,11 @@ impl Discard {
     /// Starts behind what is already held of the line.
     #[must_use]
     pub fn behind(held: &[u8]) -> Self {
-        let mut skip = Self::default();
+        let mut discard = Self::default();
         held.iter().for_each(|byte| {
-            skip.push(*byte);
+            discard.push(*byte);
         });
-        skip
+        discard
     }
 
     /// Drops up to `most` bytes of `input`. Returns how many, and whether the last was the line's.
@@ -317,10 +317,10 @@ mod tests {
         for (line, literal) in cases {
             assert_eq!(Literal::announced_by(line), literal, "{}", line.escape_ascii());
             for held in 0..=line.len() {
-                let mut skip = Discard::behind(&line[..held]);
+                let mut discard = Discard::behind(&line[..held]);
                 let mut input = buf(&[&line[held..], b"\r\nrest"].concat());
-                assert!(skip.discard(&mut input, usize::MAX).1);
-                assert_eq!(skip.announced(), literal);
+                assert!(discard.discard(&mut input, usize::MAX).1);
+                assert_eq!(discard.announced(), literal);
                 assert_eq!(input.as_slice(), b"rest");
             }
         }
@@ -328,11 +328,11 @@ mod tests {
 
     #[test]
     fn discard_ends_at_crlf_only_and_within_its_budget() {
-        let mut skip = Discard::behind(b"held\r");
+        let mut discard = Discard::behind(b"held\r");
         let mut input = buf(b"\r\0\n{1+}\r\rx\r\nrest");
-        assert_eq!(skip.discard(&mut input, 3), (3, false));
-        assert_eq!(skip.discard(&mut input, usize::MAX), (9, true));
-        assert_eq!(skip.announced(), None);
+        assert_eq!(discard.discard(&mut input, 3), (3, false));
+        assert_eq!(discard.discard(&mut input, usize::MAX), (9, true));
+        assert_eq!(discard.announced(), None);
         assert_eq!(input.as_slice(), b"rest");
     }
 

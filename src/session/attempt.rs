@@ -113,7 +113,7 @@ impl<'a> LoginAttempt<'a> {
         &self,
         login: &Login,
         password: &Secret,
-        report: &mut LoginEvent,
+        event: &mut LoginEvent,
     ) -> Result<AuthDecision, Refusal> {
         let settings = &self.snapshot.config.throttle;
         let (throttle, client) = (&self.shared.throttle, self.client);
@@ -129,8 +129,8 @@ impl<'a> LoginAttempt<'a> {
         };
         // A cached wrong password is charged like one of an unknown name; a repetition of either is free.
         let turn = throttle.attempt(settings, client, login.as_str(), password);
-        let mut turn = turn.map_err(|limited| report.limited(limited))?;
-        (report.limited_by, report.delay) = (turn.by, turn.delay);
+        let mut turn = turn.map_err(|limited| event.limited(limited))?;
+        (event.limited_by, event.delay) = (turn.by, turn.delay);
         wait_until(Instant::now() + turn.delay).await;
         let decision = match recalled {
             Some(known) => known,
@@ -138,7 +138,7 @@ impl<'a> LoginAttempt<'a> {
         };
         turn.log_if_over_limit(client);
         if decision.withheld {
-            report.withhold();
+            event.withhold();
         }
         match (&decision.result, decision.by) {
             (Ok(proven), _) => turn.right(&proven.identity.entry().dn),
@@ -163,10 +163,10 @@ impl<'a> LoginAttempt<'a> {
         login: &Login,
         password: &Secret,
         mut decision: AuthDecision,
-        report: &mut LoginEvent,
+        event: &mut LoginEvent,
     ) -> Result<RoutedLogin<'a>, Refusal> {
         loop {
-            report.decided(&decision, &self.shared.metrics);
+            event.decided(&decision, &self.shared.metrics);
             let proven = decision.result?;
             if proven.identity.entry().version.held {
                 self.wait_for_release(login, &proven).await?;
@@ -176,8 +176,8 @@ impl<'a> LoginAttempt<'a> {
             }
             // Routed first: a login without a route takes no session slot and no part of the rate.
             let target = self.target(proven.identity.entry(), login)?;
-            let place = self.place(&proven).map_err(|limited| report.limited(limited))?;
-            report.routed(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
+            let place = self.place(&proven).map_err(|limited| event.limited(limited))?;
+            event.routed(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
             if self.shared.steer.drained(&target.backend.name).is_some() {
                 self.count_backend(target.backend, "draining");
                 return Err(Refusal::BackendDraining);
@@ -189,7 +189,7 @@ impl<'a> LoginAttempt<'a> {
     /// The backend of an entry, and the name there.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why no backend was found.
     pub fn target(&self, entry: &Entry, typed: &Login) -> Result<Target<'a>, Refusal> {
         let config = &self.snapshot.config;
         route::allowed(&config.directory.allow, entry, self.protocol)?;
@@ -209,7 +209,7 @@ impl<'a> LoginAttempt<'a> {
     async fn wait_for_release(&self, login: &Login, proven: &Proven) -> Result<(), Refusal> {
         let (authn, held) = (&self.snapshot.authn, proven.identity.entry());
         let until = self.began + self.snapshot.config.directory.watch.hold_timeout;
-        let mut look = Instant::now() + HOLD_POLL;
+        let mut next_poll = Instant::now() + HOLD_POLL;
         loop {
             let changed = authn.entries().changed();
             match authn.entries().reconcile(held) {
@@ -220,11 +220,11 @@ impl<'a> LoginAttempt<'a> {
             tokio::select! {
                 () = sleep_until(until) => return Err(Refusal::Hold),
                 () = changed => {}
-                () = sleep_until(look) => {
+                () = sleep_until(next_poll) => {
                     if timeout_at(until, authn.is_held(login)).await == Ok(Some(false)) {
                         return Ok(());
                     }
-                    look = Instant::now() + HOLD_POLL;
+                    next_poll = Instant::now() + HOLD_POLL;
                 }
             }
         }

@@ -35,7 +35,7 @@ pub enum UnsafeFolder {
     },
     /// It belongs to another user.
     #[error(
-        "{} belongs to user {uid}, who can put other files in place of usher's: give it to root or to usher's user",
+        "{} belongs to user {uid}, which can replace usher's files: give it to root or to usher's user",
         .folder.display()
     )]
     Foreign {

@@ -214,10 +214,10 @@ impl Acceptor {
         let Some(config) = config else { return Err((tcp, Vec::new(), io::ErrorKind::Unsupported.into())) };
         match accepted.into_connection(config) {
             Ok(connection) => Ok(Stream::under_tls(tcp, connection.into())),
-            Err((error, mut told)) => {
+            Err((error, mut alert_source)) => {
                 let mut alert = Vec::new();
                 // Memory takes all of it.
-                let _ = told.write_all(&mut alert);
+                let _ = alert_source.write_all(&mut alert);
                 Err((tcp, alert, io::Error::new(io::ErrorKind::InvalidData, error)))
             }
         }

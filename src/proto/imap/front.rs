@@ -96,7 +96,7 @@ impl Front for ImapFront {
                 ImapFrontState::Command => self.read_command(input, out),
                 ImapFrontState::Literal(missing) => self.read_literal(missing, input),
                 ImapFrontState::Response(exchange) => self.read_response(exchange, input, out),
-                ImapFrontState::Refused(leftover) => self.discard_command(leftover, input, out),
+                ImapFrontState::Refused(discarded) => self.discard_command(discarded, input, out),
                 ImapFrontState::Tls => {
                     // Asked again before the handshake: what came in the clear stays unread.
                     input.clear();
@@ -335,13 +335,13 @@ impl ImapFront {
     fn refuse(&mut self, denial: ImapDenial, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
         match Literal::announced_by(line) {
             Some(literal) if !literal.synchronizing => {
-                let leftover = DiscardedCommand {
+                let discarded = DiscardedCommand {
                     line: Discard::default(),
                     literal: 0,
                     budget: MAX_DISCARDED,
                     answer: Some(denial),
                 };
-                self.discard_literal(literal, leftover, out)
+                self.discard_literal(literal, discarded, out)
             }
             Some(_) | None => self.deny(denial, out),
         }
@@ -368,36 +368,36 @@ impl ImapFront {
 
     fn discard_command(
         &mut self,
-        mut leftover: DiscardedCommand,
+        mut discarded: DiscardedCommand,
         input: &mut SecretBuf,
         out: &mut SecretBuf,
     ) -> Option<Step> {
-        let taken = leftover.literal.min(input.len());
+        let taken = discarded.literal.min(input.len());
         input.consume(taken);
-        leftover.literal -= taken;
-        if leftover.literal > 0 {
-            return self.wait_in(ImapFrontState::Refused(leftover), Step::NeedMore);
+        discarded.literal -= taken;
+        if discarded.literal > 0 {
+            return self.wait_in(ImapFrontState::Refused(discarded), Step::NeedMore);
         }
-        let (passed, ended) = leftover.line.discard(input, leftover.budget);
-        leftover.budget -= passed;
-        match leftover.line.announced() {
-            _ if !ended && leftover.budget == 0 => Some(self.close("Command too long", out)),
-            _ if !ended => self.wait_in(ImapFrontState::Refused(leftover), Step::NeedMore),
-            Some(literal) if !literal.synchronizing => self.discard_literal(literal, leftover, out),
-            Some(_) | None => leftover.answer.and_then(|denial| self.deny(denial, out)),
+        let (passed, ended) = discarded.line.discard(input, discarded.budget);
+        discarded.budget -= passed;
+        match discarded.line.announced() {
+            _ if !ended && discarded.budget == 0 => Some(self.close("Command too long", out)),
+            _ if !ended => self.wait_in(ImapFrontState::Refused(discarded), Step::NeedMore),
+            Some(literal) if !literal.synchronizing => self.discard_literal(literal, discarded, out),
+            Some(_) | None => discarded.answer.and_then(|denial| self.deny(denial, out)),
         }
     }
 
     /// Discards a non-synchronizing literal, unless it is too large.
-    fn discard_literal(&mut self, literal: Literal, leftover: DiscardedCommand, out: &mut SecretBuf) -> Option<Step> {
-        let Some(budget) = leftover.budget.checked_sub(literal.size) else {
+    fn discard_literal(&mut self, literal: Literal, discarded: DiscardedCommand, out: &mut SecretBuf) -> Option<Step> {
+        let Some(budget) = discarded.budget.checked_sub(literal.size) else {
             return Some(self.close("[TOOBIG] Literal too large", out));
         };
         self.state = ImapFrontState::Refused(DiscardedCommand {
             line: Discard::default(),
             literal: literal.size,
             budget,
-            ..leftover
+            ..discarded
         });
         None
     }

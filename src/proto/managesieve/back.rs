@@ -26,7 +26,7 @@ pub(super) struct SieveBack {
     in_the_clear: bool,
     state: SieveBackState,
     answer: MessageReader,
-    /// What the backend can do, as far as it said so in the current phase: `NAME` or `NAME value`.
+    /// The capabilities of the current phase: `NAME` or `NAME value`.
     capabilities: Vec<String>,
     /// How many bytes the backend may still send.
     left: usize,

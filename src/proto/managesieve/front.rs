@@ -92,7 +92,7 @@ impl Front for SieveFront {
         loop {
             let next = match std::mem::take(&mut self.state) {
                 SieveFrontState::Command => self.read(input, out),
-                SieveFrontState::Refused(leftover) => self.discard_command(leftover, input, out),
+                SieveFrontState::Refused(discarded) => self.discard_command(discarded, input, out),
                 SieveFrontState::Tls => {
                     // Asked again before the handshake: what came in the clear stays unread.
                     input.clear();
@@ -350,36 +350,36 @@ impl SieveFront {
 
     fn discard_command(
         &mut self,
-        mut leftover: DiscardedCommand,
+        mut discarded: DiscardedCommand,
         input: &mut SecretBuf,
         out: &mut SecretBuf,
     ) -> Option<Step> {
-        let taken = leftover.literal.min(input.len());
+        let taken = discarded.literal.min(input.len());
         input.consume(taken);
-        leftover.literal -= taken;
-        if leftover.literal > 0 {
-            return self.wait_in(SieveFrontState::Refused(leftover), Step::NeedMore);
+        discarded.literal -= taken;
+        if discarded.literal > 0 {
+            return self.wait_in(SieveFrontState::Refused(discarded), Step::NeedMore);
         }
-        let (passed, ended) = leftover.line.discard(input, leftover.budget);
-        leftover.budget -= passed;
-        match leftover.line.announced() {
-            _ if !ended && leftover.budget == 0 => Some(self.close("Command too long", out)),
-            _ if !ended => self.wait_in(SieveFrontState::Refused(leftover), Step::NeedMore),
-            Some(literal) if !literal.synchronizing => self.discard_literal(literal, leftover, out),
-            Some(_) | None => leftover.answer.and_then(|denial| self.deny(denial, out)),
+        let (passed, ended) = discarded.line.discard(input, discarded.budget);
+        discarded.budget -= passed;
+        match discarded.line.announced() {
+            _ if !ended && discarded.budget == 0 => Some(self.close("Command too long", out)),
+            _ if !ended => self.wait_in(SieveFrontState::Refused(discarded), Step::NeedMore),
+            Some(literal) if !literal.synchronizing => self.discard_literal(literal, discarded, out),
+            Some(_) | None => discarded.answer.and_then(|denial| self.deny(denial, out)),
         }
     }
 
     /// Discards a non-synchronizing literal, unless it is too large.
-    fn discard_literal(&mut self, literal: Literal, leftover: DiscardedCommand, out: &mut SecretBuf) -> Option<Step> {
-        let Some(budget) = leftover.budget.checked_sub(literal.size) else {
+    fn discard_literal(&mut self, literal: Literal, discarded: DiscardedCommand, out: &mut SecretBuf) -> Option<Step> {
+        let Some(budget) = discarded.budget.checked_sub(literal.size) else {
             return Some(self.close("Literal too large", out));
         };
         self.state = SieveFrontState::Refused(DiscardedCommand {
             line: Discard::default(),
             literal: literal.size,
             budget,
-            ..leftover
+            ..discarded
         });
         None
     }

@@ -456,7 +456,7 @@ fn dovecot_and_cyrus_logins_succeed() {
 
 #[test]
 fn client_address_is_sent_if_the_backend_supports_it() {
-    let told = Login { client: Some("198.51.100.7:4711"), ..ALICE };
+    let text = Login { client: Some("198.51.100.7:4711"), ..ALICE };
     let asked = "
         S: +OK Updated
         C: CAPA
@@ -468,7 +468,7 @@ fn client_address_is_sent_if_the_backend_supports_it() {
         => ready []
     ";
     backend(
-        told,
+        text,
         &format!("S: +OK [XCLIENT] Dovecot ready.\nC: XCLIENT ADDR=198.51.100.7 PORT=4711 SESSION=S7Q2X\n{asked}"),
     );
     backend(
@@ -477,10 +477,10 @@ fn client_address_is_sent_if_the_backend_supports_it() {
             "S: +OK ready [XCLIENT]\nC: STLS\nS: +OK\n=> tls\nC: XCLIENT ADDR=2001:db8::7 PORT=4711 SESSION=S7Q2X\n{asked}"
         ),
     );
-    backend(told, "S: +OK ready\n=> fault ForwardingRefused");
+    backend(text, "S: +OK ready\n=> fault ForwardingRefused");
     let refused =
         "S: +OK [XCLIENT]\nC: XCLIENT ADDR=198.51.100.7 PORT=4711 SESSION=S7Q2X\nS: -ERR You are not from trusted IP";
-    backend(told, &format!("{refused}\n=> fault ForwardingRefused"));
+    backend(text, &format!("{refused}\n=> fault ForwardingRefused"));
 }
 
 #[test]
@@ -496,15 +496,15 @@ fn plain_response_follows_the_challenge_when_the_line_is_too_long() {
 
 #[test]
 fn user_and_pass_replace_plain_except_for_proxy_authorization() {
-    let told = "
+    let text = "
         C: USER alice
         S: +OK
         C: PASS secret
         S: -ERR [IN-USE] Do you have another POP session running?
         => refused [IN-USE] Do you have another POP session running?
     ";
-    greeted(ALICE, "USER,SASL CRAM-MD5", told);
-    backend(ALICE, &format!("S: +OK ready\nC: CAPA\nS: -ERR what?\n{told}"));
+    greeted(ALICE, "USER,SASL CRAM-MD5", text);
+    backend(ALICE, &format!("S: +OK ready\nC: CAPA\nS: -ERR what?\n{text}"));
     greeted(ALICE, "USER", "C: USER alice\nS: -ERR [SYS/TEMP] later\n=> refused [SYS/TEMP] later");
     greeted(ALICE, "SASL CRAM-MD5", "=> fault NoMechanism");
     greeted(PROXY, "USER", "=> fault NoMechanism");

@@ -169,35 +169,35 @@ async fn session_of_tls_1_2_is_resumed_as_often_as_needed() {
 #[tokio::test]
 async fn wrong_authority_name_or_date_is_refused_with_a_clear_error() {
     let (desk, stranger) = (Desk::new(), Desk::named("Other CA"));
-    let told = refusal(&acceptor(&settings(vec![stranger.ecdsa("one", &[NAME])])), &desk.client()).await;
-    assert!(told.starts_with("its certificate comes from no known authority: name the authority as `ca`"), "{told}");
+    let text = refusal(&acceptor(&settings(vec![stranger.ecdsa("one", &[NAME])])), &desk.client()).await;
+    assert!(text.starts_with("its certificate comes from no known authority: name the authority as `ca`"), "{text}");
 
     let twin = Desk::new();
-    let told = refusal(&acceptor(&settings(vec![twin.ecdsa("one", &[NAME])])), &desk.client()).await;
-    assert!(told.contains("another authority of the same name"), "{told}");
+    let text = refusal(&acceptor(&settings(vec![twin.ecdsa("one", &[NAME])])), &desk.client()).await;
+    assert!(text.contains("another authority of the same name"), "{text}");
 
-    let told = refusal(&acceptor(&settings(vec![desk.ecdsa("two", &["imap.example.net"])])), &desk.client()).await;
-    assert_eq!(told, "its certificate is not for server3.example.com, it is for imap.example.net");
+    let text = refusal(&acceptor(&settings(vec![desk.ecdsa("two", &["imap.example.net"])])), &desk.client()).await;
+    assert_eq!(text, "its certificate is not for server3.example.com, it is for imap.example.net");
 
-    let told = refusal(&acceptor(&settings(vec![desk.expired("three", &[NAME])])), &desk.client()).await;
-    assert_eq!(told, "its certificate expired on Feb  3 00:00:00 2020 +00:00");
+    let text = refusal(&acceptor(&settings(vec![desk.expired("three", &[NAME])])), &desk.client()).await;
+    assert_eq!(text, "its certificate expired on Feb  3 00:00:00 2020 +00:00");
 
     let early = desk.issue("four", &[NAME], &KeyPair::generate().unwrap(), |params| {
         params.not_before = rcgen::date_time_ymd(2090, 1, 1);
         params.not_after = rcgen::date_time_ymd(2091, 1, 1);
     });
-    let told = refusal(&acceptor(&settings(vec![early])), &desk.client()).await;
-    assert_eq!(told, "its certificate is not valid before Jan  1 00:00:00 2090 +00:00: is a clock wrong?");
+    let text = refusal(&acceptor(&settings(vec![early])), &desk.client()).await;
+    assert_eq!(text, "its certificate is not valid before Jan  1 00:00:00 2090 +00:00: is a clock wrong?");
 
     let purpose = desk.issue("five", &[NAME], &KeyPair::generate().unwrap(), |params| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     });
-    let told = refusal(&acceptor(&settings(vec![purpose])), &desk.client()).await;
-    assert!(told.contains("not valid for this purpose"), "{told}");
+    let text = refusal(&acceptor(&settings(vec![purpose])), &desk.client()).await;
+    assert!(text.contains("not valid for this purpose"), "{text}");
 
     let nameless = acceptor(&settings(vec![desk.ecdsa("six", &[])]));
-    let told = refusal(&nameless, &desk.client()).await;
-    assert!(told.contains("it is for no name at all"), "{told}");
+    let text = refusal(&nameless, &desk.client()).await;
+    assert!(text.contains("it is for no name at all"), "{text}");
 }
 
 #[tokio::test]
@@ -206,8 +206,8 @@ async fn obsolete_certificates_are_refused_with_advice() {
     desk.openssl("req -x509 -newkey rsa:2048 -nodes -keyout own.key -out own.pem -subj /CN=server3.example.com");
     let server = acceptor(&settings(vec![desk.files("own")]));
     let own = ClientTls { ca: Some(desk.path("own.pem")), ..desk.client() };
-    let told = refusal(&server, &own).await;
-    assert!(told.contains("no verifier takes it; renew it or set pin_sha256"), "{told}");
+    let text = refusal(&server, &own).await;
+    assert!(text.contains("no verifier takes it; renew it or set pin_sha256"), "{text}");
 }
 
 #[tokio::test]
@@ -217,9 +217,9 @@ async fn hostile_names_in_a_certificate_cannot_forge_a_line() {
         let names = (0..20).map(|n| format!("{n}\r\nlogin ok \u{1b}[31m"));
         params.subject_alt_names = names.map(|name| rcgen::SanType::DnsName(name.try_into().unwrap())).collect();
     });
-    let told = refusal(&acceptor(&settings(vec![hostile])), &desk.client()).await;
-    assert!(!told.contains(char::is_control), "{told:?}");
-    assert!(told.len() < 2_000, "{}", told.len());
+    let text = refusal(&acceptor(&settings(vec![hostile])), &desk.client()).await;
+    assert!(!text.contains(char::is_control), "{text:?}");
+    assert!(text.len() < 2_000, "{}", text.len());
 }
 
 #[tokio::test]
@@ -239,8 +239,8 @@ async fn backend_can_request_a_client_certificate() {
         [(desk.client(), "it requires a client certificate"), (with(stranger.ecdsa("eve", &["eve"])), "UnknownCA")]
     {
         let (near, _far) = shake(&server, &client.prepare().unwrap(), NAME).await;
-        let told = describe(&hear(&mut near.unwrap()).await.unwrap_err());
-        assert!(told.contains(expected), "{told}");
+        let text = describe(&hear(&mut near.unwrap()).await.unwrap_err());
+        assert!(text.contains(expected), "{text}");
     }
 }
 

@@ -193,8 +193,8 @@ async fn data_after_a_close_is_ignored_and_a_forged_record_is_reported_and_refus
         let mut alert = vec![0; 4_096];
         let taken = near.read(&mut alert).await.unwrap();
         ends.client.read_tls(&mut &alert[..taken]).unwrap();
-        let told = ends.client.process_new_packets().unwrap_err().to_string();
-        assert!(told.contains("BadRecordMac"), "{told}");
+        let text = ends.client.process_new_packets().unwrap_err().to_string();
+        assert!(text.contains("BadRecordMac"), "{text}");
     }
 }
 
@@ -240,7 +240,7 @@ async fn openssl_client_updates_its_keys_and_closes() {
         let mut client = openssl(&desk, &format!("s_client -CAfile ca.pem {version} -connect {address}"));
         let (mut say, hear) = (client.stdin.take().unwrap(), client.stdout.take().unwrap());
         let mut hear = BufReader::new(hear);
-        let mut told = BufReader::new(client.stderr.take().unwrap());
+        let mut text = BufReader::new(client.stderr.take().unwrap());
         let (tcp, _) = listener.accept().await.unwrap();
         let mut stream = BufReader::new(Reading::from(server.accept(tcp).await.unwrap()));
         // `K` updates its keys and requests the same from usher (TLS 1.3).
@@ -251,7 +251,7 @@ async fn openssl_client_updates_its_keys_and_closes() {
             say.write_all(command.as_bytes()).await.unwrap();
             if !command.is_empty() {
                 // Before the next line is written: a command is recognized only at the start of a read.
-                wait_for(&mut told, "KEYUPDATE").await;
+                wait_for(&mut text, "KEYUPDATE").await;
             }
             tell(&mut stream, format!("echo {round}\n").as_bytes()).await;
             wait_for(&mut hear, &format!("echo {round}")).await;

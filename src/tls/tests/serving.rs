@@ -68,8 +68,8 @@ async fn certificate_is_selected_by_name() {
     }
     // A wildcard matches one label: the first certificate is served, and its name does not match.
     let (near, _) = shake(&server, &client, "a.b.example.com").await;
-    let told = describe(&near.unwrap_err());
-    assert_eq!(told, "its certificate is not for a.b.example.com, it is for one.example.com, any.example.com");
+    let text = describe(&near.unwrap_err());
+    assert_eq!(text, "its certificate is not for a.b.example.com, it is for one.example.com, any.example.com");
 }
 
 #[tokio::test]
@@ -114,8 +114,8 @@ async fn min_version_is_enforced() {
     tls.min_version = TlsVersion::V1_3;
     let (near, far) = shake(&acceptor(&tls), &old, "mail.example.com").await;
     assert!(describe(&far.unwrap_err()).starts_with("no common TLS version"));
-    let told = describe(&near.unwrap_err());
-    assert!(told.contains("alert ProtocolVersion: no common TLS version"), "{told}");
+    let text = describe(&near.unwrap_err());
+    assert!(text.contains("alert ProtocolVersion: no common TLS version"), "{text}");
 }
 
 #[tokio::test]
@@ -207,8 +207,8 @@ async fn alpn_is_strict_when_offered() {
         assert_eq!(far.is_ok(), accepted, "{offer:?} at {}", protocol.name);
         if !accepted {
             assert_eq!(describe(&far.unwrap_err()), "the client speaks another protocol (ALPN)");
-            let told = describe(&near.unwrap_err());
-            assert!(told.contains("NoApplicationProtocol"), "{told}");
+            let text = describe(&near.unwrap_err());
+            assert!(text.contains("NoApplicationProtocol"), "{text}");
         }
     }
 }
@@ -249,8 +249,8 @@ async fn expired_certificate_is_served() {
     let server = acceptor(&settings(vec![desk.expired("old", &["mail.example.com"])]));
     let (near, far) = shake(&server, &Arc::new(modern(&desk)), "mail.example.com").await;
     assert_eq!(describe(&near.unwrap_err()), "its certificate expired on Feb  3 00:00:00 2020 +00:00");
-    let told = describe(&far.unwrap_err());
-    assert!(told.contains("CertificateExpired: our certificate has expired"), "{told}");
+    let text = describe(&far.unwrap_err());
+    assert!(text.contains("CertificateExpired: our certificate has expired"), "{text}");
 }
 
 #[tokio::test]
@@ -266,8 +266,8 @@ async fn client_certificates_are_checked_when_an_authority_is_named() {
         tls.client_auth = if required { ClientAuth::Required } else { ClientAuth::Optional };
         let server = acceptor(&tls);
         shake(&server, &known, "mail.example.com").await.1.unwrap();
-        let told = describe(&shake(&server, &foreign, "mail.example.com").await.1.unwrap_err());
-        assert!(told.starts_with("its certificate comes from no known authority"), "{told}");
+        let text = describe(&shake(&server, &foreign, "mail.example.com").await.1.unwrap_err());
+        assert!(text.starts_with("its certificate comes from no known authority"), "{text}");
         let without = shake(&server, &none, "mail.example.com").await.1;
         assert_eq!(without.is_ok(), !required);
         if let Err(error) = without {
@@ -282,13 +282,13 @@ async fn cleartext_client_is_detected() {
     let server = acceptor(&settings(vec![desk.ecdsa("one", &["mail.example.com"])]));
     let (mut near, far) = tcp_pair().await;
     tell(&mut near, b"a1 LOGIN alice secret\r\n").await;
-    let told = describe(&timeout(DEADLINE, server.accept(far)).await.unwrap().unwrap_err());
-    assert_eq!(told, "the peer does not speak TLS here (is this a STARTTLS port?)");
+    let text = describe(&timeout(DEADLINE, server.accept(far)).await.unwrap().unwrap_err());
+    assert_eq!(text, "the peer does not speak TLS here (is this a STARTTLS port?)");
 
     let (near, far) = tcp_pair().await;
     drop(near);
-    let told = describe(&timeout(DEADLINE, server.accept(far)).await.unwrap().unwrap_err());
-    assert_eq!(told, "the peer closed the connection during TLS");
+    let text = describe(&timeout(DEADLINE, server.accept(far)).await.unwrap().unwrap_err());
+    assert_eq!(text, "the peer closed the connection during TLS");
 }
 
 /// What `openssl s_client` reports of a handshake with these arguments.

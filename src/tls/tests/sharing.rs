@@ -82,9 +82,9 @@ fn files_without_keys_are_refused_with_file_and_line() {
     let refused = |content: &str| {
         let mut tls = settings(vec![desk.files("one")]);
         tls.ticket_keys_file = Some(desk.write("ticket.keys", content));
-        let [told] = &words(&ServerTls::from_settings(&tls).unwrap_err())[..] else { panic!("not one mistake") };
+        let [text] = &words(&ServerTls::from_settings(&tls).unwrap_err())[..] else { panic!("not one mistake") };
         let file = desk.path("ticket.keys").display().to_string();
-        told.replace(&file, "FILE").strip_prefix("tls.ticket_keys_file: ").unwrap().to_owned()
+        text.replace(&file, "FILE").strip_prefix("tls.ticket_keys_file: ").unwrap().to_owned()
     };
     let one = line(1);
     let malformed = "write 48 random bytes in base64, as `openssl rand -base64 48` prints them";
@@ -100,11 +100,11 @@ fn files_without_keys_are_refused_with_file_and_line() {
     let mut tls = settings(vec![desk.files("one")]);
     tls.ticket_keys_file = Some(desk.write("ticket.keys", &one));
     std::fs::set_permissions(desk.path("ticket.keys"), std::fs::Permissions::from_mode(0o644)).unwrap();
-    let told = words(&ServerTls::from_settings(&tls).unwrap_err());
-    assert!(told[0].contains("mode 0644") && told[0].contains("run `chmod 640"), "{told:?}");
+    let text = words(&ServerTls::from_settings(&tls).unwrap_err());
+    assert!(text[0].contains("mode 0644") && text[0].contains("run `chmod 640"), "{text:?}");
     tls.ticket_keys_file = Some(desk.path("absent"));
-    let told = words(&ServerTls::from_settings(&tls).unwrap_err());
-    assert!(told[0].starts_with("tls.ticket_keys_file: cannot read"), "{told:?}");
+    let text = words(&ServerTls::from_settings(&tls).unwrap_err());
+    assert!(text[0].starts_with("tls.ticket_keys_file: cannot read"), "{text:?}");
 }
 
 #[test]
