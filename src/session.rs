@@ -121,7 +121,7 @@ pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let conversation = Conversation {
         shared: Arc::clone(&shared),
         snapshot,
-        info: info,
+        info,
         caller: client,
         origin,
         protocol,

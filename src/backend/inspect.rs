@@ -83,12 +83,7 @@ impl Backend {
                     let each = addresses.into_iter().map(|address| async move {
                         let (mut observed, began) = (Observations::default(), Instant::now());
                         let result = endpoint.inspect(address, self.service.as_ref(), &mut observed).await.map(drop);
-                        AddressInspection {
-                            address,
-                            observed: observed,
-                            result,
-                            milliseconds: began.elapsed().as_millis(),
-                        }
+                        AddressInspection { address, observed, result, milliseconds: began.elapsed().as_millis() }
                     });
                     Ok(join_all(each).await)
                 }
