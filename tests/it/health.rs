@@ -81,7 +81,7 @@ fn dead_backend_is_reported_quickly_and_used_again_by_the_first_login() {
     assert_eq!(usher.metric("usher_backend_addresses", &[("state", "closed")]), 0.0);
     let event = usher.nth_login(8, "alice");
     assert_eq!(event["result"], "backend_unreachable");
-    assert!(event["backend_reply"].as_str().unwrap().starts_with("known to be down: no connection"), "{event}");
+    assert!(event["backend_reply"].as_str().unwrap().starts_with("marked down: cannot connect"), "{event}");
     start_again(&mut dovecot);
     login(&usher).0.ok();
     assert_eq!(usher.metric("usher_backend_up", &[]), 1.0);
