@@ -120,7 +120,7 @@ impl EntryCheck {
 pub struct Authenticator {
     directory: Arc<dyn Directory>,
     cache: Arc<Cache>,
-    known: Arc<TrackedEntries>,
+    entries: Arc<TrackedEntries>,
     flights: Flights<FlightResult>,
     repeats: Repeats,
 }
@@ -134,8 +134,8 @@ impl std::fmt::Debug for Authenticator {
 impl Authenticator {
     /// With this directory, cache and tracked entries, and at most `flights` concurrent lookups.
     #[must_use]
-    pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, known: Arc<TrackedEntries>, flights: usize) -> Self {
-        Self { directory, cache, known, flights: Flights::new(flights), repeats: Repeats::default() }
+    pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, entries: Arc<TrackedEntries>, flights: usize) -> Self {
+        Self { directory, cache, entries, flights: Flights::new(flights), repeats: Repeats::default() }
     }
 
     /// The cache, to be carried over a reload.
@@ -147,7 +147,7 @@ impl Authenticator {
     /// The tracked entries, to be carried over a reload.
     #[must_use]
     pub fn entries(&self) -> &Arc<TrackedEntries> {
-        &self.known
+        &self.entries
     }
 
     /// The directory.
@@ -167,10 +167,10 @@ impl Authenticator {
         let outdated = || {
             (self.directory.availability() == Availability::Unreachable).then(|| self.stale(login, digest)).flatten()
         };
-        self.known(login, digest).or_else(outdated)
+        self.cached(login, digest).or_else(outdated)
     }
 
-    fn known(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
+    fn cached(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
         let since = self.cache.stamp();
         match self.cache.lookup(login, digest) {
             // It may have expired since: the directory is asked again.
@@ -220,23 +220,23 @@ impl Authenticator {
         }
         let digest = self.cache.digest(password);
         if ask == LookupMode::Cached
-            && let Some(known) = self.recalled(login, &digest)
+            && let Some(cached) = self.recalled(login, &digest)
         {
-            return known;
+            return cached;
         }
         let question = || self.question(login.clone(), password.clone(), digest, gate.cloned());
-        let landed = self.flights.join(login, &digest, question).await;
-        match landed {
+        let result = self.flights.join(login, &digest, question).await;
+        match result {
             // The first logins of an outage detect it here.
-            Ok(landed) if ask == LookupMode::Cached && matches!(landed.0, Err(DirectoryError::Unavailable(_))) => {
+            Ok(result) if ask == LookupMode::Cached && matches!(result.0, Err(DirectoryError::Unavailable(_))) => {
                 match self.stale(login, &digest) {
-                    Some(known) if self.directory.settled_availability().await != Availability::Available => known,
-                    Some(_) | None => self.judge(&landed),
+                    Some(cached) if self.directory.settled_availability().await != Availability::Available => cached,
+                    Some(_) | None => self.judge(&result),
                 }
             }
-            Ok(landed) => {
-                let despite = gate.and_then(|gate| self.known_owner_of_locked(login, &digest, &landed, gate));
-                despite.unwrap_or_else(|| self.judge(&landed))
+            Ok(result) => {
+                let owner = gate.and_then(|gate| self.known_owner_of_locked(login, &digest, &result, gate));
+                owner.unwrap_or_else(|| self.judge(&result))
             }
             Err(FlightError::TooMany) => AuthDecision::refused(Refusal::Limit, DecidedBy::Usher),
             Err(FlightError::Lost) => AuthDecision::refused(Refusal::Internal, DecidedBy::Usher),
@@ -261,16 +261,16 @@ impl Authenticator {
         &self,
         login: &Login,
         digest: &Digest,
-        landed: &FlightResult,
+        result: &FlightResult,
         gate: &BindGate,
     ) -> Option<AuthDecision> {
-        let (answer, trace, since, met) = landed.as_ref();
-        let entry = met.locked_by_guesses(answer).filter(|entry| gate.is_known(&entry.dn))?;
+        let (answer, trace, since, check) = result.as_ref();
+        let entry = check.locked_by_guesses(answer).filter(|entry| gate.is_known(&entry.dn))?;
         let identity = unchanged(&self.cache, login, digest, entry)?;
-        let entry = match self.known.reconcile(entry) {
+        let entry = match self.entries.reconcile(entry) {
             Reconciled::AsReported => Arc::clone(entry),
             Reconciled::Replaced(newer) => newer,
-            Reconciled::Gone => return None,
+            Reconciled::Deleted => return None,
         };
         if entry.version.disabled || entry.version.held {
             return None;
@@ -290,10 +290,10 @@ impl Authenticator {
     /// Whether an entry is held, as far as is visible without a password; `None` if unknown.
     pub async fn is_held(&self, login: &Login) -> Option<bool> {
         let entry = self.directory.find_entry(login).await.0.ok()?;
-        match self.known.reconcile(&entry) {
+        match self.entries.reconcile(&entry) {
             Reconciled::AsReported => Some(entry.version.held),
             Reconciled::Replaced(newer) => Some(newer.version.held),
-            Reconciled::Gone => None,
+            Reconciled::Deleted => None,
         }
     }
 
@@ -305,29 +305,30 @@ impl Authenticator {
         digest: Digest,
         gate: Option<Arc<BindGate>>,
     ) -> impl Future<Output = FlightResult> + use<> {
-        let (directory, cache, known) = (Arc::clone(&self.directory), Arc::clone(&self.cache), Arc::clone(&self.known));
+        let (directory, cache, entries) =
+            (Arc::clone(&self.directory), Arc::clone(&self.cache), Arc::clone(&self.entries));
         let since = cache.stamp();
         async move {
-            let met = Mutex::new(EntryCheck::default());
+            let check = Mutex::new(EntryCheck::default());
             let refused_before = |entry: &Entry| {
                 let refused = cache.refused_before(entry, &digest);
                 let withheld = !refused && gate.as_ref().is_some_and(|gate| !gate.may_bind(&entry.dn));
                 let locked = entry.version.locked.then(|| Arc::new(entry.clone()));
-                *met.lock().unwrap_or_else(PoisonError::into_inner) = EntryCheck { locked, withheld };
+                *check.lock().unwrap_or_else(PoisonError::into_inner) = EntryCheck { locked, withheld };
                 refused || withheld
             };
-            let (answer, trace) = directory.authenticate(&login, &password, &refused_before, &*known).await;
-            let met = met.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let answer = answer.and_then(|identity| newest(identity, &known)).and_then(require_usable).map(Arc::new);
-            let locked = met.locked_by_guesses(&answer);
+            let (answer, trace) = directory.authenticate(&login, &password, &refused_before, &*entries).await;
+            let check = check.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let answer = answer.and_then(|identity| newest(identity, &entries)).and_then(require_usable).map(Arc::new);
+            let locked = check.locked_by_guesses(&answer);
             match &answer {
                 // A hold is short: a held user is looked up again.
                 Ok(identity) if identity.entry().version.held => {
-                    known.record_login(&identity.shared_entry());
+                    entries.record_login(&identity.shared_entry());
                 }
                 Ok(identity) => {
                     // If changes would not be noticed, each login is looked up.
-                    if known.record_login(&identity.shared_entry()) {
+                    if entries.record_login(&identity.shared_entry()) {
                         cache.right(&login, Arc::clone(identity), digest, since);
                     }
                 }
@@ -349,14 +350,14 @@ impl Authenticator {
                 ) => cache.forget_password(&login, &digest),
                 Err(DirectoryError::RefusedBefore { .. } | DirectoryError::Unavailable(_)) => {}
             }
-            Arc::new((answer, trace, since, met))
+            Arc::new((answer, trace, since, check))
         }
     }
 
-    fn judge(&self, landed: &FlightResult) -> AuthDecision {
-        let (answer, trace, since, met) = landed.as_ref();
+    fn judge(&self, result: &FlightResult) -> AuthDecision {
+        let (answer, trace, since, check) = result.as_ref();
         let by = match answer {
-            Err(DirectoryError::RefusedBefore { .. }) if met.withheld => DecidedBy::Usher,
+            Err(DirectoryError::RefusedBefore { .. }) if check.withheld => DecidedBy::Usher,
             Err(DirectoryError::RefusedBefore { .. }) => DecidedBy::Negative,
             Ok(_) | Err(_) => DecidedBy::Directory,
         };
@@ -374,24 +375,24 @@ impl Authenticator {
             Err(DirectoryError::Held { dn }) => (Err(Refusal::Hold), Some(Arc::clone(dn))),
             Err(DirectoryError::NoEntry) => (Err(Refusal::UnknownUser), None),
             Err(DirectoryError::SeveralEntries) => (Err(Refusal::SeveralEntries), None),
-            Err(DirectoryError::Unavailable(trouble)) => {
+            Err(DirectoryError::Unavailable(cause)) => {
                 let server = trace.server.as_deref().unwrap_or("-");
                 if let Some(suppressed) = self.repeats.allow("directory", server) {
-                    warn!(reason = %trouble, server, suppressed, "directory lookup failed");
+                    warn!(reason = %cause, server, suppressed, "directory lookup failed");
                 }
                 (Err(Refusal::DirectoryUnavailable), None)
             }
         };
-        AuthDecision { result, by, dn, trace: trace.clone(), withheld: met.withheld }
+        AuthDecision { result, by, dn, trace: trace.clone(), withheld: check.withheld }
     }
 }
 
 /// The identity with the newest version of its entry: a replica that lags behind the watch is overridden.
-fn newest(identity: Identity, known: &TrackedEntries) -> Result<Identity, DirectoryError> {
-    match known.reconcile(identity.entry()) {
+fn newest(identity: Identity, entries: &TrackedEntries) -> Result<Identity, DirectoryError> {
+    match entries.reconcile(identity.entry()) {
         Reconciled::AsReported => Ok(identity),
         Reconciled::Replaced(entry) => Ok(identity.with_entry(entry)),
-        Reconciled::Gone => Err(DirectoryError::NoEntry),
+        Reconciled::Deleted => Err(DirectoryError::NoEntry),
     }
 }
 
@@ -399,11 +400,12 @@ fn newest(identity: Identity, known: &TrackedEntries) -> Result<Identity, Direct
 /// changed since.
 fn unchanged(cache: &Cache, login: &Login, digest: &Digest, entry: &Entry) -> Option<Arc<Identity>> {
     let identity = cache.stale(login, digest)?;
-    let known = identity.entry();
+    let cached = identity.entry();
     let is_open = entry.version.account_state(unix_now()).is_none();
     // Unknown if the entry does not expose the password's age.
-    let is_aged = entry.version.shows_password_age() || known.version.shows_password_age();
-    (is_open && is_aged && known.dn == entry.dn && !entry.version.password_differs(&known.version)).then_some(identity)
+    let is_aged = entry.version.shows_password_age() || cached.version.shows_password_age();
+    (is_open && is_aged && cached.dn == entry.dn && !entry.version.password_differs(&cached.version))
+        .then_some(identity)
 }
 
 /// The state that prevents a login now, according to the entry.

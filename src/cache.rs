@@ -164,15 +164,15 @@ impl Cache {
 
     /// The entry, if this password was verified within `life`.
     fn verified(&self, dn: &Arc<str>, digest: &Digest, life: Duration) -> Option<Arc<Identity>> {
-        let person = self.users.get(dn)?;
+        let user = self.users.get(dn)?;
         // Every digest is compared, so that timing does not reveal which one matched.
         let mut verified = None;
-        for right in &person.right {
+        for right in &user.right {
             if right.digest.matches(digest) {
                 verified = right.verified;
             }
         }
-        verified.is_some_and(|at| at.elapsed() < life).then(|| Arc::clone(&person.identity))
+        verified.is_some_and(|at| at.elapsed() < life).then(|| Arc::clone(&user.identity))
     }
 
     /// Stores that a bind proved this password. If it is new, the entry's other passwords must be verified
@@ -238,8 +238,8 @@ impl Cache {
     }
 
     /// Records a lock reported by the watch, or its end.
-    pub fn lock_shown(&self, dn: &Arc<str>, marks: &EntryVersion) {
-        self.note_entry(dn, |refused| refused.lock_shown(marks));
+    pub fn lock_shown(&self, dn: &Arc<str>, version: &EntryVersion) {
+        self.note_entry(dn, |refused| refused.lock_shown(version));
     }
 
     /// Updates an entry's wrong passwords from its attributes, if these are new.
@@ -268,9 +268,9 @@ impl Cache {
     fn drop_right(&self, dn: &Arc<str>, digest: &Digest) {
         self.users.entry(Arc::clone(dn)).and_compute_with(|old| match old {
             Some(old) if old.value().right.iter().any(|known| known.digest.matches(digest)) => {
-                let person = old.into_value();
-                let right = person.right.iter().filter(|known| !known.digest.matches(digest)).cloned().collect();
-                Op::Put(Arc::new(CachedUser { identity: Arc::clone(&person.identity), right }))
+                let user = old.into_value();
+                let right = user.right.iter().filter(|known| !known.digest.matches(digest)).cloned().collect();
+                Op::Put(Arc::new(CachedUser { identity: Arc::clone(&user.identity), right }))
             }
             Some(_) | None => Op::Nop,
         });
@@ -295,8 +295,8 @@ impl Cache {
     /// How long ago a bind last proved a password of this entry, if cached.
     #[must_use]
     pub fn age(&self, dn: &Arc<str>) -> Option<Duration> {
-        let person = self.users.get(dn)?;
-        person.right.iter().filter_map(|right| right.verified).max().map(|at| at.elapsed())
+        let user = self.users.get(dn)?;
+        user.right.iter().filter_map(|right| right.verified).max().map(|at| at.elapsed())
     }
 
     /// The DN that a typed name leads to, if cached.

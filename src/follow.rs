@@ -41,7 +41,7 @@ pub struct TrackingContext<'a> {
     /// The cached decisions.
     pub cache: &'a Cache,
     /// The tracked entries.
-    pub known: &'a TrackedEntries,
+    pub entries: &'a TrackedEntries,
     /// The routing of mail hosts.
     pub routing: &'a Routing,
     /// The configured reactions to changes.
@@ -90,7 +90,7 @@ impl std::fmt::Debug for ChangeTracker {
 #[derive(Debug)]
 struct EntryChange {
     key: TrackingKey,
-    one: TrackedEntry,
+    tracked: TrackedEntry,
     kind: ChangeKind,
 }
 
@@ -111,13 +111,13 @@ struct Modifier {
 impl EntryChange {
     /// Whether a user that had a mail host has none any more.
     fn loses_mail_host(&self) -> bool {
-        let is_lost = |entry: &Entry| self.one.loses_mail_host(entry);
-        self.one.proven_at.is_some() && matches!(&self.kind, ChangeKind::Modified { entry, .. } if is_lost(entry))
+        let is_lost = |entry: &Entry| self.tracked.loses_mail_host(entry);
+        self.tracked.proven_at.is_some() && matches!(&self.kind, ChangeKind::Modified { entry, .. } if is_lost(entry))
     }
 
     /// Whether a user is moved, disabled or deleted.
     fn is_braked(&self) -> bool {
-        let is_user = self.one.proven_at.is_some();
+        let is_user = self.tracked.proven_at.is_some();
         is_user
             && match &self.kind {
                 ChangeKind::Modified { difference, .. } => difference.is_braked(),
@@ -177,52 +177,52 @@ impl ChangeTracker {
     }
 
     /// Applies a change.
-    pub fn take(&self, change: Change, setting: &TrackingContext<'_>) {
+    pub fn take(&self, change: Change, context: &TrackingContext<'_>) {
         let mut state = self.lock();
         match change {
             Change::RefreshStarted(round) => {
                 // After a reload, or when the store is full, a session's entry may not be tracked: a refresh
                 // must find it changed, or missing.
-                self.registry.listed().iter().for_each(|(_, basis)| drop(setting.known.track(&basis.entry)));
-                setting.known.begin_refresh(&round.server, round.local_timestamps);
-                setting.known.begin_round();
+                self.registry.listed().iter().for_each(|(_, basis)| drop(context.entries.track(&basis.entry)));
+                context.entries.begin_refresh(&round.server, round.local_timestamps);
+                context.entries.begin_round();
                 (state.batch, state.whole) = (Some(Vec::new()), round.whole);
                 (state.set_back, state.hidden) = (0, 0);
             }
             Change::Entry(shown) => {
-                if let Some(seen) = self.compare(*shown, &mut state, setting) {
-                    self.consider(&mut state, seen, setting);
+                if let Some(seen) = self.compare(*shown, &mut state, context) {
+                    self.consider(&mut state, seen, context);
                 }
                 if state.batch.is_none() && state.hidden > 0 && self.repeats.allow("hidden", "").is_some() {
                     state.log_anomalies();
                 }
             }
-            Change::Present(ids) => setting.known.observe_present(&ids),
+            Change::Present(ids) => context.entries.observe_present(&ids),
             Change::Deleted { id, dn } => {
-                let tracked = setting.known.observe(id, dn.as_ref());
-                let tracked = tracked.or_else(|| self.track_session(id, dn.as_ref(), setting));
-                if let Some((key, one)) = tracked.filter(|(_, one)| !one.deleted) {
+                let tracked = context.entries.observe(id, dn.as_ref());
+                let tracked = tracked.or_else(|| self.track_session(id, dn.as_ref(), context));
+                if let Some((key, tracked)) = tracked.filter(|(_, tracked)| !tracked.deleted) {
                     self.consider(
                         &mut state,
-                        EntryChange { key, one, kind: ChangeKind::Deleted { implied: false } },
-                        setting,
+                        EntryChange { key, tracked, kind: ChangeKind::Deleted { implied: false } },
+                        context,
                     );
                 }
             }
             Change::RestDeleted => {
-                let gone = |(key, one)| EntryChange { key, one, kind: ChangeKind::Deleted { implied: true } };
-                let missing: Vec<EntryChange> = setting.known.unobserved().into_iter().map(gone).collect();
+                let gone = |(key, tracked)| EntryChange { key, tracked, kind: ChangeKind::Deleted { implied: true } };
+                let missing: Vec<EntryChange> = context.entries.unobserved().into_iter().map(gone).collect();
                 state.batch.get_or_insert_default().extend(missing);
             }
             Change::Complete => {
                 let batch = state.batch.take().unwrap_or_default();
-                self.decide(&mut state, batch, setting);
+                self.decide(&mut state, batch, context);
                 state.log_anomalies();
                 if state.status == WatchStatus::Lost {
                     state.status = WatchStatus::Following;
                     info!("LDAP change notification active");
                 }
-                setting.known.mark_live();
+                context.entries.mark_live();
                 self.metrics.directory_watch_connected.set(1);
             }
             Change::UpToDate => {}
@@ -230,7 +230,7 @@ impl ChangeTracker {
                 // An incomplete refresh is discarded; the next one reports everything again.
                 state.batch = None;
                 state.status = WatchStatus::Lost;
-                setting.known.mark_lost();
+                context.entries.mark_lost();
                 self.metrics.directory_watch_connected.set(0);
             }
         }
@@ -244,56 +244,59 @@ impl ChangeTracker {
         &self,
         shown: ReportedEntry,
         state: &mut TrackerState,
-        setting: &TrackingContext<'_>,
+        context: &TrackingContext<'_>,
     ) -> Option<EntryChange> {
         let ReportedEntry { mut entry, modified, modified_by } = shown;
         let is_single = state.batch.is_none();
         let is_whole = !is_single && state.whole;
         let id = entry.version.id;
-        let met = setting.known.observe(id, Some(&entry.dn));
-        match met.as_ref().map_or(Precedence::Newest, |(key, _)| setting.known.precedence(*key, &entry, is_whole)) {
+        let observed = context.entries.observe(id, Some(&entry.dn));
+        match observed
+            .as_ref()
+            .map_or(Precedence::Newest, |(key, _)| context.entries.precedence(*key, &entry, is_whole))
+        {
             Precedence::Newest => {}
             Precedence::SetBack => state.set_back += 1,
             Precedence::Older => return None,
         }
-        if met.as_ref().is_some_and(|(_, one)| one.deleted) {
+        if observed.as_ref().is_some_and(|(_, tracked)| tracked.deleted) {
             let entry = Arc::new(entry);
-            setting.known.record_change(&entry);
+            context.entries.record_change(&entry);
             if self.registry.has(&entry.dn) {
-                setting.known.track(&entry);
+                context.entries.track(&entry);
             }
             return None;
         }
         // Between a login and this report there may have been more than one modification.
-        let exact = is_single && met.is_some();
-        let Some((key, one)) = met.or_else(|| self.track_session(id, Some(&entry.dn), setting)) else {
-            if setting.known.by_dn(&entry.dn).is_some() {
+        let exact = is_single && observed.is_some();
+        let Some((key, tracked)) = observed.or_else(|| self.track_session(id, Some(&entry.dn), context)) else {
+            if context.entries.by_dn(&entry.dn).is_some() {
                 // Another entry had this DN until now, to which the cached data belongs.
-                setting.cache.forget(&entry.dn);
-                setting.cache.forget_wrong(&entry.dn);
+                context.cache.forget(&entry.dn);
+                context.cache.forget_wrong(&entry.dn);
             }
             // An entry in a full refresh is not a change.
             if !is_whole {
-                setting.known.record_change(&Arc::new(entry));
+                context.entries.record_change(&Arc::new(entry));
             }
             return None;
         };
         // A successful or failed login modifies only these attributes.
         let is_unedited =
-            one.is_same(&entry) || (exact && one.entry.version.login_activity != entry.version.login_activity);
-        if one.loses_mail_host(&entry) && is_unedited {
-            entry.mail_hosts.clone_from(&one.entry.mail_hosts);
+            tracked.is_same(&entry) || (exact && tracked.entry.version.login_activity != entry.version.login_activity);
+        if tracked.loses_mail_host(&entry) && is_unedited {
+            entry.mail_hosts.clone_from(&tracked.entry.mail_hosts);
             state.hidden += 1;
         }
         let entry = Arc::new(entry);
-        let difference = Difference::between(&one.entry, &entry, setting.routing, exact, unix_now());
+        let difference = Difference::between(&tracked.entry, &entry, context.routing, exact, unix_now());
         if !difference.is_some() {
             // The values are back, if they had been different.
-            setting.known.refresh(key, entry);
+            context.entries.refresh(key, entry);
             return None;
         }
         let by = Modifier { name: modified_by, at: modified };
-        Some(EntryChange { key, one, kind: ChangeKind::Modified { entry, by, difference } })
+        Some(EntryChange { key, tracked, kind: ChangeKind::Modified { entry, by, difference } })
     }
 
     /// Tracks an entry that has sessions and was not tracked, by the version of one of them.
@@ -301,182 +304,183 @@ impl ChangeTracker {
         &self,
         id: Option<EntryId>,
         dn: Option<&Arc<str>>,
-        setting: &TrackingContext<'_>,
+        context: &TrackingContext<'_>,
     ) -> Option<(TrackingKey, TrackedEntry)> {
         let entry = self.registry.entry(id, dn)?;
-        let tracked = setting.known.track(&entry);
+        let tracked = context.entries.track(&entry);
         // Under the reported id, if the login did not have one.
-        Some(setting.known.observe(id, Some(&entry.dn)).unwrap_or(tracked))
+        Some(context.entries.observe(id, Some(&entry.dn)).unwrap_or(tracked))
     }
 
-    fn consider(&self, state: &mut TrackerState, seen: EntryChange, setting: &TrackingContext<'_>) {
+    fn consider(&self, state: &mut TrackerState, seen: EntryChange, context: &TrackingContext<'_>) {
         match &mut state.batch {
             Some(batch) => batch.push(seen),
-            None => self.decide(state, vec![seen], setting),
+            None => self.decide(state, vec![seen], context),
         }
     }
 
     /// Applies changes that belong together, or engages the brake.
-    fn decide(&self, state: &mut TrackerState, batch: Vec<EntryChange>, setting: &TrackingContext<'_>) {
+    fn decide(&self, state: &mut TrackerState, batch: Vec<EntryChange>, context: &TrackingContext<'_>) {
         let now = Instant::now();
         let braked = batch.iter().filter(|seen| seen.is_braked()).count();
         let is_judged = braked > 0 && !state.brake.is_on() && !state.brake.is_confirmed(now);
-        let users = if is_judged { setting.known.users() } else { 0 };
-        let limit = Brake::limit(setting.watch.brake, users);
+        let users = if is_judged { context.entries.users() } else { 0 };
+        let limit = Brake::limit(context.watch.brake, users);
         let implied =
             |seen: &&EntryChange| seen.is_braked() && matches!(seen.kind, ChangeKind::Deleted { implied: true });
         let missing = batch.iter().filter(implied).count();
-        let lost = batch.iter().filter(|seen| seen.loses_mail_host()).count();
-        let unbelievable = [missing, lost].into_iter().any(|count| count >= MISSING && count > users / 2);
+        let without_mail_host = batch.iter().filter(|seen| seen.loses_mail_host()).count();
+        let unbelievable = [missing, without_mail_host].into_iter().any(|count| count >= MISSING && count > users / 2);
         let is_too_much = state.brake.would_trip(braked, limit, now);
         if is_judged && (unbelievable || is_too_much) {
             let taken_back = state.brake.trip();
-            setting.known.brake(true);
+            context.entries.brake(true);
             error!(
                 changes = braked + taken_back.len(),
                 limit,
                 users,
                 missing,
-                without_mail_host = lost,
+                without_mail_host,
                 "too many users moved, disabled or deleted at once: their routes and sessions are kept until \
                  `usher confirm`, or until the directory is back in its previous state"
             );
             self.closing.withdraw();
-            taken_back.into_iter().rev().for_each(|acted| self.take_back(acted, setting));
+            taken_back.into_iter().rev().for_each(|acted| self.take_back(acted, context));
         }
         for seen in batch {
             if seen.is_braked() && state.brake.is_on() {
-                self.defer(seen, setting);
+                self.defer(seen, context);
             } else {
                 if seen.is_braked() {
-                    state.brake.acted(seen.key, Arc::clone(&seen.one.entry), limit, now);
+                    state.brake.acted(seen.key, Arc::clone(&seen.tracked.entry), limit, now);
                 }
-                self.act(seen, setting);
+                self.act(seen, context);
             }
         }
-        self.show_brake(state, setting);
+        self.show_brake(state, context);
     }
 
     /// Sets the metric, and releases the brake when no change is deferred any more.
-    fn show_brake(&self, state: &mut TrackerState, setting: &TrackingContext<'_>) {
+    fn show_brake(&self, state: &mut TrackerState, context: &TrackingContext<'_>) {
         if !state.brake.is_on() {
             return self.metrics.directory_brake.set(0);
         }
-        let held_back = setting.known.count_deferred();
-        if held_back == 0 {
+        let deferred = context.entries.count_deferred();
+        if deferred == 0 {
             state.brake.release();
-            setting.known.brake(false);
+            context.entries.brake(false);
             info!("brake released: the directory is back in its previous state");
         }
-        self.metrics.directory_brake.set(i64::try_from(held_back).unwrap_or(i64::MAX));
+        self.metrics.directory_brake.set(i64::try_from(deferred).unwrap_or(i64::MAX));
     }
 
     /// Confirms changes on behalf of the administrator: applies the deferred ones, and for a time all that
     /// follow. Returns how many were deferred.
-    pub fn confirm(&self, time: Duration, setting: &TrackingContext<'_>) -> usize {
+    pub fn confirm(&self, time: Duration, context: &TrackingContext<'_>) -> usize {
         let mut state = self.lock();
         state.brake.confirm(time, Instant::now());
-        setting.known.brake(false);
-        let held_back = setting.known.deferred();
-        info!(changes = held_back.len(), allowed_s = time.as_secs(), "held changes confirmed");
-        let count = held_back.len();
-        for (key, one) in held_back {
-            let news = match one.deferred.clone() {
+        context.entries.brake(false);
+        let deferred = context.entries.deferred();
+        info!(changes = deferred.len(), allowed_s = time.as_secs(), "held changes confirmed");
+        let count = deferred.len();
+        for (key, tracked) in deferred {
+            let kind = match tracked.deferred.clone() {
                 Some(DeferredChange::Entry(entry)) => {
-                    let difference = Difference::between(&one.entry, &entry, setting.routing, true, unix_now());
+                    let difference = Difference::between(&tracked.entry, &entry, context.routing, true, unix_now());
                     ChangeKind::Modified { entry, by: Modifier::default(), difference }
                 }
                 Some(DeferredChange::Deleted) => ChangeKind::Deleted { implied: false },
                 None => continue,
             };
-            self.act(EntryChange { key, one, kind: news }, setting);
+            self.act(EntryChange { key, tracked, kind }, context);
         }
         self.metrics.directory_brake.set(0);
         count
     }
 
     /// Restores the previous values of a change applied just before the brake.
-    fn take_back(&self, acted: AppliedChange, setting: &TrackingContext<'_>) {
+    fn take_back(&self, acted: AppliedChange, context: &TrackingContext<'_>) {
         let AppliedChange { key, before, .. } = acted;
-        let Some((_, one)) = setting.known.observe(before.version.id, Some(&before.dn)) else { return };
-        let pending = if one.deleted { DeferredChange::Deleted } else { DeferredChange::Entry(Arc::clone(&one.entry)) };
-        if !one.deleted {
-            let moved = (route_target(setting.routing, &one.entry), route_target(setting.routing, &before));
+        let Some((_, tracked)) = context.entries.observe(before.version.id, Some(&before.dn)) else { return };
+        let deferred =
+            if tracked.deleted { DeferredChange::Deleted } else { DeferredChange::Entry(Arc::clone(&tracked.entry)) };
+        if !tracked.deleted {
+            let moved = (route_target(context.routing, &tracked.entry), route_target(context.routing, &before));
             audit(&before.dn, &moved, &Modifier::default(), true);
         }
-        let kept = if one.deleted { before } else { Arc::new(one.entry.with_route_of(&before)) };
-        setting.known.apply(key, kept, Some(pending));
-        setting.cache.forget(&one.entry.dn);
+        let kept = if tracked.deleted { before } else { Arc::new(tracked.entry.with_route_of(&before)) };
+        context.entries.apply(key, kept, Some(deferred));
+        context.cache.forget(&tracked.entry.dn);
     }
 
     /// Keeps a user's route, and applies the rest of the change.
-    fn defer(&self, seen: EntryChange, setting: &TrackingContext<'_>) {
-        let EntryChange { key, one, kind: news } = seen;
-        match news {
-            ChangeKind::Deleted { .. } => setting.known.defer(key, DeferredChange::Deleted),
+    fn defer(&self, seen: EntryChange, context: &TrackingContext<'_>) {
+        let EntryChange { key, tracked, kind } = seen;
+        match kind {
+            ChangeKind::Deleted { .. } => context.entries.defer(key, DeferredChange::Deleted),
             ChangeKind::Modified { entry, by, difference } => {
-                let kept = Arc::new(entry.with_route_of(&one.entry));
+                let kept = Arc::new(entry.with_route_of(&tracked.entry));
                 let rest = Difference { moved: None, login: false, ..difference };
                 let rest = Difference { disabled: rest.disabled.filter(|disabled| !disabled), ..rest };
                 let key_kept =
-                    EntryChange { key, one, kind: ChangeKind::Modified { entry: kept, by, difference: rest } };
-                self.act(key_kept, setting);
-                setting.known.defer(key, DeferredChange::Entry(entry));
+                    EntryChange { key, tracked, kind: ChangeKind::Modified { entry: kept, by, difference: rest } };
+                self.act(key_kept, context);
+                context.entries.defer(key, DeferredChange::Entry(entry));
             }
         }
     }
 
     /// Applies a change of one entry.
-    fn act(&self, seen: EntryChange, setting: &TrackingContext<'_>) {
-        let EntryChange { key, one, kind: news } = seen;
-        let dn = &one.entry.dn;
+    fn act(&self, seen: EntryChange, context: &TrackingContext<'_>) {
+        let EntryChange { key, tracked, kind } = seen;
+        let dn = &tracked.entry.dn;
         let count = |kind: &str| self.metrics.directory_changes.with_label_values(&[kind]).inc();
-        match news {
+        match kind {
             ChangeKind::Deleted { .. } => {
-                setting.known.mark_deleted(key);
-                setting.cache.forget(dn);
-                setting.cache.forget_wrong(dn);
+                context.entries.mark_deleted(key);
+                context.cache.forget(dn);
+                context.cache.forget_wrong(dn);
                 count("delete");
                 info!(dn = %Escaped(dn.as_bytes()), "entry deleted");
-                self.end_sessions(&one.entry, Newest::Deleted, setting);
+                self.end_sessions(&tracked.entry, Newest::Deleted, context);
             }
             ChangeKind::Modified { entry, by, difference } => {
-                setting.known.apply(key, Arc::clone(&entry), None);
+                context.entries.apply(key, Arc::clone(&entry), None);
                 if difference.forgets() {
-                    setting.cache.forget(dn);
+                    context.cache.forget(dn);
                 }
                 let may_be_right = difference.password
                     || difference.policy
                     || difference.unexplained
                     || difference.disabled == Some(false);
                 if may_be_right {
-                    setting.cache.forget_wrong(dn);
+                    context.cache.forget_wrong(dn);
                 } else if difference.lockout {
                     // A lock makes no password valid, but may have hidden that one is.
-                    setting.cache.lock_shown(dn, &entry.version);
+                    context.cache.lock_shown(dn, &entry.version);
                 }
                 if difference.renamed {
                     self.registry.rename(entry.version.id, dn, &entry.dn);
-                    setting.cache.forget(&entry.dn);
+                    context.cache.forget(&entry.dn);
                     info!(old = %Escaped(dn.as_bytes()), new = %Escaped(entry.dn.as_bytes()), "entry renamed");
                 }
                 difference.kinds().into_iter().for_each(count);
                 if let Some(moved) = &difference.moved {
                     audit(&entry.dn, moved, &by, false);
                 }
-                self.end_sessions(&entry, Newest::Entry(&entry), setting);
+                self.end_sessions(&entry, Newest::Entry(&entry), context);
             }
         }
     }
 
     /// Ends the sessions that a change does not permit any more.
-    fn end_sessions(&self, entry: &Entry, newest: Newest<'_>, setting: &TrackingContext<'_>) {
+    fn end_sessions(&self, entry: &Entry, newest: Newest<'_>, context: &TrackingContext<'_>) {
         let now = unix_now();
         let sessions = self.registry.of(&entry.dn);
         let own = sessions.iter().filter(|(_, basis)| !is_other(entry.version.id, basis.entry.version.id));
         let ending = own.filter_map(|(session, basis)| {
-            let consequence = Consequence::of(session, basis, newest, setting.routing, now);
-            Some((session.id, consequence.ends(session, setting.watch)?))
+            let consequence = Consequence::of(session, basis, newest, context.routing, now);
+            Some((session.id, consequence.ends(session, context.watch)?))
         });
         self.closing.add(ending);
     }
@@ -490,18 +494,18 @@ impl ChangeTracker {
         &self,
         session: &Session,
         basis: &SessionBasis,
-        setting: &TrackingContext<'_>,
+        context: &TrackingContext<'_>,
     ) -> Result<(), TerminationReason> {
-        let newest = match setting.known.reconcile(&basis.entry) {
+        let newest = match context.entries.reconcile(&basis.entry) {
             // From now on a change is compared with the version of this login, or a newer one.
             Reconciled::AsReported => {
-                setting.known.track(&basis.entry);
+                context.entries.track(&basis.entry);
                 return Ok(());
             }
             Reconciled::Replaced(entry) => entry,
-            Reconciled::Gone => return Err(TerminationReason::Deleted),
+            Reconciled::Deleted => return Err(TerminationReason::Deleted),
         };
-        let consequence = Consequence::of(session, basis, Newest::Entry(&newest), setting.routing, unix_now());
+        let consequence = Consequence::of(session, basis, Newest::Entry(&newest), context.routing, unix_now());
         if consequence.renamed {
             self.registry.rename(newest.version.id, &session.dn, &newest.dn);
         }
@@ -510,15 +514,15 @@ impl ChangeTracker {
 
     /// Ends the sessions of expired accounts: a date passes without a change. Only while changes are reported,
     /// because a later date may be missed otherwise.
-    pub fn end_expired(&self, setting: &TrackingContext<'_>) {
-        if self.status() != WatchStatus::Following || !is_wanted(TerminationReason::Expired, setting.watch) {
+    pub fn end_expired(&self, context: &TrackingContext<'_>) {
+        if self.status() != WatchStatus::Following || !is_wanted(TerminationReason::Expired, context.watch) {
             return;
         }
         let now = unix_now();
         let has_expired = |session: &Session, basis: &SessionBasis| {
-            let tracked = setting.known.by_dn(&session.dn);
-            let marks = tracked.as_ref().map_or(&basis.entry.version, |one| &one.entry.version);
-            marks.account_state(now) == Some(AccountState::AccountExpired)
+            let tracked = context.entries.by_dn(&session.dn);
+            let version = tracked.as_ref().map_or(&basis.entry.version, |tracked| &tracked.entry.version);
+            version.account_state(now) == Some(AccountState::AccountExpired)
         };
         let sessions = self.registry.listed();
         let expired = sessions.iter().filter(|(session, basis)| has_expired(session, basis));

@@ -66,7 +66,7 @@ pub enum Reconciled {
     /// Replaced by these values, which are newer or kept by the brake.
     Replaced(Arc<Entry>),
     /// The entry was deleted; that server does not know it yet.
-    Gone,
+    Deleted,
 }
 
 /// The tracked entries.
@@ -122,8 +122,8 @@ impl TrackedEntries {
         let now = Instant::now();
         let mut inner = self.lock();
         let key = inner.find(entry.version.id, Some(&entry.dn)).unwrap_or_else(|| inner.key_for(entry));
-        if let Some(one) = inner.entries.get_mut(&key) {
-            (one.proven_at, one.seen_at) = (Some(now), now);
+        if let Some(tracked) = inner.entries.get_mut(&key) {
+            (tracked.proven_at, tracked.seen_at) = (Some(now), now);
             return true;
         }
         if inner.has_room(self.limit) {
@@ -150,9 +150,9 @@ impl TrackedEntries {
         let now = Instant::now();
         let mut inner = self.lock();
         let key = inner.find(entry.version.id, Some(&entry.dn)).unwrap_or_else(|| inner.key_for(entry));
-        if let Some(one) = inner.entries.get_mut(&key) {
-            one.proven_at.get_or_insert(now);
-            return (key, one.clone());
+        if let Some(tracked) = inner.entries.get_mut(&key) {
+            tracked.proven_at.get_or_insert(now);
+            return (key, tracked.clone());
         }
         if inner.has_room(self.limit) {
             inner.insert(key, Arc::clone(entry), Some(now), None);
@@ -164,19 +164,23 @@ impl TrackedEntries {
     #[must_use]
     pub fn reconcile(&self, shown: &Entry) -> Reconciled {
         let inner = self.lock();
-        let Some(one) = inner.find(shown.version.id, Some(&shown.dn)).and_then(|key| inner.entries.get(&key)) else {
+        let Some(tracked) = inner.find(shown.version.id, Some(&shown.dn)).and_then(|key| inner.entries.get(&key))
+        else {
             return Reconciled::AsReported;
         };
-        if one.deleted {
-            return if one.is_recreated(shown) { Reconciled::AsReported } else { Reconciled::Gone };
+        if tracked.deleted {
+            return if tracked.is_recreated(shown) { Reconciled::AsReported } else { Reconciled::Deleted };
         }
-        let has_caught_up = inner.is_as_new(one, shown, None);
-        if inner.braked && one.proven_at.is_some() && (one.deferred.is_some() || shown.route_differs(&one.entry)) {
+        let has_caught_up = inner.is_as_new(tracked, shown, None);
+        if inner.braked
+            && tracked.proven_at.is_some()
+            && (tracked.deferred.is_some() || shown.route_differs(&tracked.entry))
+        {
             // A lagging reply must not override what the brake does not cover, such as a hold.
-            let newest = if has_caught_up { shown } else { &one.entry };
-            return Reconciled::Replaced(Arc::new(newest.with_route_of(&one.entry)));
+            let newest = if has_caught_up { shown } else { &tracked.entry };
+            return Reconciled::Replaced(Arc::new(newest.with_route_of(&tracked.entry)));
         }
-        if has_caught_up { Reconciled::AsReported } else { Reconciled::Replaced(Arc::clone(&one.entry)) }
+        if has_caught_up { Reconciled::AsReported } else { Reconciled::Replaced(Arc::clone(&tracked.entry)) }
     }
 
     /// An entry by its DN.
@@ -203,10 +207,10 @@ impl TrackedEntries {
             key = inner.rekey(key, TrackingKey::Id(id));
         }
         let round = inner.round;
-        let one = inner.entries.get_mut(&key)?;
-        one.round = round;
-        one.reported = true;
-        Some((key, one.clone()))
+        let tracked = inner.entries.get_mut(&key)?;
+        tracked.round = round;
+        tracked.reported = true;
+        Some((key, tracked.clone()))
     }
 
     /// The same for entries of which only the existence is reported.
@@ -214,9 +218,9 @@ impl TrackedEntries {
         let mut inner = self.lock();
         let round = inner.round;
         for id in ids {
-            if let Some(one) = inner.entries.get_mut(&TrackingKey::Id(*id)) {
-                one.round = round;
-                one.reported = true;
+            if let Some(tracked) = inner.entries.get_mut(&TrackingKey::Id(*id)) {
+                tracked.round = round;
+                tracked.reported = true;
             }
         }
     }
@@ -231,47 +235,47 @@ impl TrackedEntries {
     #[must_use]
     pub fn unobserved(&self) -> Vec<(TrackingKey, TrackedEntry)> {
         let inner = self.lock();
-        let missing = inner.entries.iter().filter(|(_, one)| one.round != inner.round && !one.deleted);
-        missing.map(|(key, one)| (*key, one.clone())).collect()
+        let missing = inner.entries.iter().filter(|(_, tracked)| tracked.round != inner.round && !tracked.deleted);
+        missing.map(|(key, tracked)| (*key, tracked.clone())).collect()
     }
 
     /// Puts values in force.
-    pub fn apply(&self, key: TrackingKey, entry: Arc<Entry>, pending: Option<DeferredChange>) {
-        self.change(key, pending, |one| {
-            one.entry = entry;
-            one.deleted = false;
+    pub fn apply(&self, key: TrackingKey, entry: Arc<Entry>, deferred: Option<DeferredChange>) {
+        self.change(key, deferred, |tracked| {
+            tracked.entry = entry;
+            tracked.deleted = false;
         });
     }
 
     /// Takes over a newer version with the same values.
     pub fn refresh(&self, key: TrackingKey, entry: Arc<Entry>) {
         let mut inner = self.lock();
-        if let Some(one) = inner.entries.get_mut(&key) {
-            one.refresh(entry);
+        if let Some(tracked) = inner.entries.get_mut(&key) {
+            tracked.refresh(entry);
         }
         inner.set_deferred(key, None);
     }
 
     /// Defers a change.
-    pub fn defer(&self, key: TrackingKey, pending: DeferredChange) {
-        self.lock().set_deferred(key, Some(pending));
+    pub fn defer(&self, key: TrackingKey, deferred: DeferredChange) {
+        self.lock().set_deferred(key, Some(deferred));
     }
 
     /// Marks an entry as deleted.
     pub fn mark_deleted(&self, key: TrackingKey) {
-        self.change(key, None, |one| one.deleted = true);
+        self.change(key, None, |tracked| tracked.deleted = true);
     }
 
-    fn change(&self, key: TrackingKey, pending: Option<DeferredChange>, change: impl FnOnce(&mut TrackedEntry)) {
+    fn change(&self, key: TrackingKey, deferred: Option<DeferredChange>, change: impl FnOnce(&mut TrackedEntry)) {
         {
             let inner = &mut *self.lock();
-            inner.set_deferred(key, pending);
-            let Some(one) = inner.entries.get_mut(&key) else { return };
-            let old = Arc::clone(&one.entry.dn);
-            change(one);
-            one.set_floor(&inner.source);
-            inner.last_changed = one.changed_at;
-            let new = Arc::clone(&one.entry.dn);
+            inner.set_deferred(key, deferred);
+            let Some(tracked) = inner.entries.get_mut(&key) else { return };
+            let old = Arc::clone(&tracked.entry.dn);
+            change(tracked);
+            tracked.set_floor(&inner.source);
+            inner.last_changed = tracked.changed_at;
+            let new = Arc::clone(&tracked.entry.dn);
             if old != new {
                 // The old DN may belong to another entry by now.
                 if inner.keys_by_dn.get(&old) == Some(&key) {
@@ -304,7 +308,7 @@ impl TrackedEntries {
     /// The number of known users.
     #[must_use]
     pub fn users(&self) -> usize {
-        self.lock().entries.values().filter(|one| one.proven_at.is_some() && !one.deleted).count()
+        self.lock().entries.values().filter(|tracked| tracked.proven_at.is_some() && !tracked.deleted).count()
     }
 
     /// Removes entries that are no longer needed.
@@ -312,42 +316,42 @@ impl TrackedEntries {
         // Sessions are looked up without holding this lock.
         let candidates: Vec<(TrackingKey, Arc<str>)> = {
             let inner = self.lock();
-            let idle = inner.entries.iter().filter(|(_, one)| {
-                let decided = one.proven_at.is_some_and(|at| at.elapsed() < self.life);
-                !decided && one.deferred.is_none() && one.seen_at.elapsed() >= LAG.min(self.life)
+            let idle = inner.entries.iter().filter(|(_, tracked)| {
+                let proven_at = tracked.proven_at.is_some_and(|at| at.elapsed() < self.life);
+                !proven_at && tracked.deferred.is_none() && tracked.seen_at.elapsed() >= LAG.min(self.life)
             });
-            idle.map(|(key, one)| (*key, Arc::clone(&one.entry.dn))).collect()
+            idle.map(|(key, tracked)| (*key, Arc::clone(&tracked.entry.dn))).collect()
         };
         let idle: Vec<TrackingKey> =
             candidates.into_iter().filter(|(_, dn)| !has_sessions(dn)).map(|(key, _)| key).collect();
         let mut inner = self.lock();
         idle.into_iter().for_each(|key| inner.remove(key));
-        let TrackedInner { changed_only: noted, entries: ones, .. } = &mut *inner;
-        noted.retain(|key| ones.get(key).is_some_and(|one| one.proven_at.is_none()));
+        let TrackedInner { changed_only, entries, .. } = &mut *inner;
+        changed_only.retain(|key| entries.get(key).is_some_and(|tracked| tracked.proven_at.is_none()));
     }
 }
 
 impl TrackedEntry {
     fn new(
         entry: Arc<Entry>,
-        decided: Option<Instant>,
-        told: Option<Instant>,
+        proven_at: Option<Instant>,
+        changed_at: Option<Instant>,
         source: &floor::WatchSource,
         round: u32,
     ) -> Self {
-        let floor = told.and_then(|_| entry.version.revision.clone());
-        let told_by = told.and_then(|_| source.reporting());
-        let (seen, watched, unmet) = (Instant::now(), told.is_some(), None);
+        let floor = changed_at.and_then(|_| entry.version.revision.clone());
+        let reported_by = changed_at.and_then(|_| source.reporting());
+        let (seen, reported, older_since) = (Instant::now(), changed_at.is_some(), None);
         Self {
             entry,
             deferred: None,
             deleted: false,
-            proven_at: decided,
-            changed_at: told,
+            proven_at,
+            changed_at,
             floor,
-            reported_by: told_by,
-            older_since: unmet,
-            reported: watched,
+            reported_by,
+            older_since,
+            reported,
             seen_at: seen,
             round,
         }
@@ -371,7 +375,7 @@ impl TrackedInner {
     fn has_room(&mut self, limit: usize) -> bool {
         while self.entries.len() >= limit {
             let Some(key) = self.changed_only.pop_front() else { return false };
-            if self.entries.get(&key).is_some_and(|one| one.proven_at.is_none() && one.deferred.is_none()) {
+            if self.entries.get(&key).is_some_and(|tracked| tracked.proven_at.is_none() && tracked.deferred.is_none()) {
                 self.remove(key);
             }
         }
@@ -379,10 +383,10 @@ impl TrackedInner {
     }
 
     fn remove(&mut self, key: TrackingKey) {
-        if let Some(one) = self.entries.remove(&key)
-            && self.keys_by_dn.get(&one.entry.dn) == Some(&key)
+        if let Some(tracked) = self.entries.remove(&key)
+            && self.keys_by_dn.get(&tracked.entry.dn) == Some(&key)
         {
-            self.keys_by_dn.remove(&one.entry.dn);
+            self.keys_by_dn.remove(&tracked.entry.dn);
         }
     }
 
@@ -391,40 +395,40 @@ impl TrackedInner {
         by_id.or_else(|| {
             let key = dn.and_then(|dn| self.keys_by_dn.get(dn)).copied()?;
             // Another entry with that DN is another user.
-            let is_other = matches!((id, key), (Some(id), TrackingKey::Id(known)) if id != known);
+            let is_other = matches!((id, key), (Some(id), TrackingKey::Id(other)) if id != other);
             (!is_other).then_some(key)
         })
     }
 
-    fn insert(&mut self, key: TrackingKey, entry: Arc<Entry>, decided: Option<Instant>, told: Option<Instant>) {
+    fn insert(&mut self, key: TrackingKey, entry: Arc<Entry>, proven_at: Option<Instant>, changed_at: Option<Instant>) {
         self.keys_by_dn.insert(Arc::clone(&entry.dn), key);
         self.deferred.remove(&key);
-        let one = TrackedEntry::new(entry, decided, told, &self.source, self.round);
-        self.last_changed = told.or(self.last_changed);
-        self.entries.insert(key, one);
+        let tracked = TrackedEntry::new(entry, proven_at, changed_at, &self.source, self.round);
+        self.last_changed = changed_at.or(self.last_changed);
+        self.entries.insert(key, tracked);
     }
 
-    fn set_deferred(&mut self, key: TrackingKey, pending: Option<DeferredChange>) {
-        let Some(one) = self.entries.get_mut(&key) else { return };
-        if pending.is_some() {
+    fn set_deferred(&mut self, key: TrackingKey, deferred: Option<DeferredChange>) {
+        let Some(tracked) = self.entries.get_mut(&key) else { return };
+        if deferred.is_some() {
             self.deferred.insert(key);
         } else {
             self.deferred.remove(&key);
         }
-        one.deferred = pending;
+        tracked.deferred = deferred;
     }
 
     /// The id of an entry tracked by its DN became known.
     fn rekey(&mut self, from: TrackingKey, to: TrackingKey) -> TrackingKey {
-        if let Some(one) = self.entries.remove(&from) {
-            self.keys_by_dn.insert(Arc::clone(&one.entry.dn), to);
+        if let Some(tracked) = self.entries.remove(&from) {
+            self.keys_by_dn.insert(Arc::clone(&tracked.entry.dn), to);
             if self.deferred.remove(&from) {
                 self.deferred.insert(to);
             }
-            if one.proven_at.is_none() {
+            if tracked.proven_at.is_none() {
                 self.changed_only.push_back(to);
             }
-            self.entries.insert(to, one);
+            self.entries.insert(to, tracked);
         }
         to
     }
@@ -436,154 +440,155 @@ mod tests {
     use crate::directory::EntryVersion;
 
     fn entry(id: u8, dn: &str, host: &str, version: &str) -> Arc<Entry> {
-        let marks = EntryVersion {
+        let version = EntryVersion {
             id: EntryId::from_bytes(&[id; 16]),
             revision: (!version.is_empty()).then(|| version.into()),
             ..EntryVersion::default()
         };
-        Arc::new(Entry { version: marks, ..Entry::for_tests(dn, &[host]) })
+        Arc::new(Entry { version, ..Entry::for_tests(dn, &[host]) })
     }
 
     fn csn(second: u32) -> String {
         format!("202611261400{second:02}.000001Z#000000#000#000000")
     }
 
-    fn known() -> TrackedEntries {
+    fn entries() -> TrackedEntries {
         TrackedEntries::new(10, Duration::from_secs(300))
     }
 
-    fn host(settled: Reconciled) -> String {
-        match settled {
+    fn host(reconciled: Reconciled) -> String {
+        match reconciled {
             Reconciled::AsReported => "as shown".to_owned(),
             Reconciled::Replaced(entry) => entry.mail_hosts[0].clone(),
-            Reconciled::Gone => "gone".to_owned(),
+            Reconciled::Deleted => "gone".to_owned(),
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn watch_takes_precedence_until_the_reply_is_current() {
-        let known = known();
-        known.record_login(&entry(1, "uid=a", "old", &csn(1)));
-        let (key, _) = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap();
-        known.apply(key, entry(1, "uid=a", "new", &csn(5)), None);
-        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", &csn(1)))), "new");
-        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "new", &csn(5)))), "as shown");
-        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "newer", &csn(6)))), "as shown");
+        let entries = entries();
+        entries.record_login(&entry(1, "uid=a", "old", &csn(1)));
+        let (key, _) = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap();
+        entries.apply(key, entry(1, "uid=a", "new", &csn(5)), None);
+        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", &csn(1)))), "new");
+        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "new", &csn(5)))), "as shown");
+        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "newer", &csn(6)))), "as shown");
         // By the second, if a server shows no more.
-        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", "20261126140004Z"))), "new");
-        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "new", "20261126140005Z"))), "as shown");
+        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", "20261126140004Z"))), "new");
+        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "new", "20261126140005Z"))), "as shown");
         // Without a version, for a while.
-        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", ""))), "new");
+        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", ""))), "new");
         tokio::time::advance(floor::UNORDERED_PERIOD).await;
-        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", ""))), "as shown");
-        assert_eq!(host(known.reconcile(&entry(2, "uid=b", "old", &csn(1)))), "as shown");
+        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", ""))), "as shown");
+        assert_eq!(host(entries.reconcile(&entry(2, "uid=b", "old", &csn(1)))), "as shown");
     }
 
     #[tokio::test(start_paused = true)]
     async fn entry_is_found_under_its_new_dn_and_not_under_its_old_one() {
-        let known = known();
-        known.record_login(&entry(1, "uid=a", "old", &csn(1)));
-        let (key, _) = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap();
-        known.apply(key, entry(1, "uid=b", "old", &csn(2)), None);
-        assert!(known.by_dn(&"uid=a".into()).is_none());
-        assert_eq!(known.by_dn(&"uid=b".into()).unwrap().entry.dn.as_ref(), "uid=b");
+        let entries = entries();
+        entries.record_login(&entry(1, "uid=a", "old", &csn(1)));
+        let (key, _) = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap();
+        entries.apply(key, entry(1, "uid=b", "old", &csn(2)), None);
+        assert!(entries.by_dn(&"uid=a".into()).is_none());
+        assert_eq!(entries.by_dn(&"uid=b".into()).unwrap().entry.dn.as_ref(), "uid=b");
         // Another entry gets the old DN.
-        known.record_login(&entry(2, "uid=a", "old", &csn(3)));
-        assert_eq!(known.users(), 2);
-        assert!(known.observe(EntryId::from_bytes(&[3; 16]), Some(&"uid=a".into())).is_none());
+        entries.record_login(&entry(2, "uid=a", "old", &csn(3)));
+        assert_eq!(entries.users(), 2);
+        assert!(entries.observe(EntryId::from_bytes(&[3; 16]), Some(&"uid=a".into())).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn entries_without_an_id_never_share_a_key() {
         let unnamed = |dn: &str, host: &str| Arc::new(Entry { ..Entry::for_tests(dn, &[host]) });
-        let known = known();
-        known.record_login(&unnamed("uid=a", "one"));
-        let (renamed, _) = known.observe(None, Some(&"uid=a".into())).unwrap();
-        known.apply(renamed, unnamed("uid=b", "one"), None);
+        let entries = entries();
+        entries.record_login(&unnamed("uid=a", "one"));
+        let (renamed, _) = entries.observe(None, Some(&"uid=a".into())).unwrap();
+        entries.apply(renamed, unnamed("uid=b", "one"), None);
         // Another entry takes the free DN; both are tracked.
-        known.record_login(&unnamed("uid=a", "two"));
-        let (other, _) = known.observe(None, Some(&"uid=a".into())).unwrap();
+        entries.record_login(&unnamed("uid=a", "two"));
+        let (other, _) = entries.observe(None, Some(&"uid=a".into())).unwrap();
         assert_ne!(renamed, other);
-        assert_eq!(known.users(), 2);
-        let host = |dn: &str| known.by_dn(&dn.into()).unwrap().entry.mail_hosts[0].clone();
+        assert_eq!(entries.users(), 2);
+        let host = |dn: &str| entries.by_dn(&dn.into()).unwrap().entry.mail_hosts[0].clone();
         assert_eq!((host("uid=a"), host("uid=b")), ("two".to_owned(), "one".to_owned()));
         // A change reported for a known DN replaces its entry, and adds no second one.
-        known.record_change(&unnamed("uid=a", "three"));
-        known.track(&unnamed("uid=a", "three"));
-        assert_eq!((known.users(), host("uid=a")), (2, "three".to_owned()));
+        entries.record_change(&unnamed("uid=a", "three"));
+        entries.track(&unnamed("uid=a", "three"));
+        assert_eq!((entries.users(), host("uid=a")), (2, "three".to_owned()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn deleted_entry_is_deleted_on_a_lagging_replica_too() {
-        let known = known();
-        known.record_login(&entry(1, "uid=a", "old", &csn(1)));
-        let (key, _) = known.observe(None, Some(&"uid=a".into())).unwrap();
-        known.mark_deleted(key);
-        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", &csn(1)))), "gone");
-        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", &csn(2)))), "as shown");
+        let entries = entries();
+        entries.record_login(&entry(1, "uid=a", "old", &csn(1)));
+        let (key, _) = entries.observe(None, Some(&"uid=a".into())).unwrap();
+        entries.mark_deleted(key);
+        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", &csn(1)))), "gone");
+        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", &csn(2)))), "as shown");
         // A new entry with the old DN.
-        assert_eq!(host(known.reconcile(&entry(2, "uid=a", "old", &csn(2)))), "as shown");
-        assert_eq!(known.users(), 0);
+        assert_eq!(host(entries.reconcile(&entry(2, "uid=a", "old", &csn(2)))), "as shown");
+        assert_eq!(entries.users(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn memory_is_bounded_and_released() {
-        let known = TrackedEntries::new(2, Duration::from_secs(300));
+        let entries = TrackedEntries::new(2, Duration::from_secs(300));
         for id in 1..=3 {
-            known.record_login(&entry(id, &format!("uid={id}"), "old", &csn(1)));
+            entries.record_login(&entry(id, &format!("uid={id}"), "old", &csn(1)));
         }
-        assert_eq!(known.users(), 2);
-        known.sweep(|_| false);
-        assert_eq!(known.users(), 2, "their decisions may be cached");
+        assert_eq!(entries.users(), 2);
+        entries.sweep(|_| false);
+        assert_eq!(entries.users(), 2, "their decisions may be cached");
         tokio::time::advance(LAG).await;
-        known.sweep(|dn| dn.as_ref() == "uid=1");
-        assert_eq!(known.users(), 1, "it has sessions");
-        known.sweep(|_| false);
-        assert_eq!((known.users(), known.lock().keys_by_dn.len()), (0, 0));
+        entries.sweep(|dn| dn.as_ref() == "uid=1");
+        assert_eq!(entries.users(), 1, "it has sessions");
+        entries.sweep(|_| false);
+        assert_eq!((entries.users(), entries.lock().keys_by_dn.len()), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn full_table_evicts_entries_without_sessions() {
-        let known = TrackedEntries::new(3, Duration::from_secs(300));
-        let is_tracked = |id: u8| known.by_dn(&format!("uid={id}").into()).is_some();
+        let entries = TrackedEntries::new(3, Duration::from_secs(300));
+        let is_tracked = |id: u8| entries.by_dn(&format!("uid={id}").into()).is_some();
         let an_entry = |id: u8| entry(id, &format!("uid={id}"), "old", &csn(1));
-        (1..=3).for_each(|id| known.record_change(&an_entry(id)));
-        known.record_login(&an_entry(4));
+        (1..=3).for_each(|id| entries.record_change(&an_entry(id)));
+        entries.record_login(&an_entry(4));
         assert_eq!([1, 2, 3, 4].map(is_tracked), [false, true, true, true], "the oldest has gone");
-        known.record_login(&an_entry(2));
-        known.record_change(&an_entry(5));
+        entries.record_login(&an_entry(2));
+        entries.record_change(&an_entry(5));
         assert_eq!([2, 3, 4, 5].map(is_tracked), [true, false, true, true], "a user's entry stays");
-        known.track(&an_entry(6));
+        entries.track(&an_entry(6));
         assert_eq!([2, 4, 5, 6].map(is_tracked), [true, true, false, true]);
-        let (_, one) = known.track(&an_entry(7));
-        assert_eq!((one.entry.dn.as_ref(), is_tracked(7)), ("uid=7", false), "users only: there is no room");
-        known.record_login(&an_entry(8));
-        assert_eq!((known.users(), is_tracked(8), known.lock().changed_only.len()), (3, false, 0));
+        let (_, tracked) = entries.track(&an_entry(7));
+        assert_eq!((tracked.entry.dn.as_ref(), is_tracked(7)), ("uid=7", false), "users only: there is no room");
+        entries.record_login(&an_entry(8));
+        assert_eq!((entries.users(), is_tracked(8), entries.lock().changed_only.len()), (3, false, 0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn entry_not_observed_in_a_refresh_is_missing() {
-        let known = known();
+        let entries = entries();
         for id in 1..=3 {
-            known.record_login(&entry(id, &format!("uid={id}"), "old", &csn(1)));
+            entries.record_login(&entry(id, &format!("uid={id}"), "old", &csn(1)));
         }
-        known.begin_round();
-        known.observe_present(&[EntryId::from_bytes(&[1; 16]).unwrap()]);
-        known.observe(None, Some(&"uid=2".into()));
-        known.record_login(&entry(4, "uid=4", "old", &csn(1)));
-        let missing: Vec<_> = known.unobserved().into_iter().map(|(_, one)| one.entry.dn.to_string()).collect();
+        entries.begin_round();
+        entries.observe_present(&[EntryId::from_bytes(&[1; 16]).unwrap()]);
+        entries.observe(None, Some(&"uid=2".into()));
+        entries.record_login(&entry(4, "uid=4", "old", &csn(1)));
+        let missing: Vec<_> =
+            entries.unobserved().into_iter().map(|(_, tracked)| tracked.entry.dn.to_string()).collect();
         assert_eq!(missing, ["uid=3"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn brake_keeps_tracked_users_on_their_backends() {
-        let known = known();
-        known.record_login(&entry(1, "uid=a", "old", &csn(1)));
-        known.brake(true);
-        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "new", &csn(9)))), "old");
-        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "old", &csn(9)))), "as shown");
-        assert_eq!(host(known.reconcile(&entry(2, "uid=b", "new", &csn(9)))), "as shown");
-        known.brake(false);
-        assert_eq!(host(known.reconcile(&entry(1, "uid=a", "new", &csn(9)))), "as shown");
+        let entries = entries();
+        entries.record_login(&entry(1, "uid=a", "old", &csn(1)));
+        entries.brake(true);
+        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "new", &csn(9)))), "old");
+        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", &csn(9)))), "as shown");
+        assert_eq!(host(entries.reconcile(&entry(2, "uid=b", "new", &csn(9)))), "as shown");
+        entries.brake(false);
+        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "new", &csn(9)))), "as shown");
     }
 }

@@ -86,7 +86,7 @@ impl Snapshot {
     pub fn setting(&self) -> TrackingContext<'_> {
         TrackingContext {
             cache: self.authn.cache(),
-            known: self.authn.entries(),
+            entries: self.authn.entries(),
             routing: &self.config.routing,
             watch: &self.config.directory.watch,
         }

@@ -50,10 +50,10 @@ impl Cache {
     }
 
     fn of_entry(&self, dn: Arc<str>, mut names: Vec<String>) -> Option<CacheRecord> {
-        let person = self.users.get(&dn);
+        let user = self.users.get(&dn);
         let wrong = self.wrong.get(&dn).map_or(0, |refused| refused.count());
         // A name whose decision was forgotten is ignored.
-        if person.is_none() && wrong == 0 {
+        if user.is_none() && wrong == 0 {
             return None;
         }
         names.sort_unstable();
@@ -61,8 +61,8 @@ impl Cache {
         let left = |life: Duration| age.and_then(|age| life.checked_sub(age));
         Some(CacheRecord {
             names,
-            entry: person.as_ref().map(|person| person.identity.shared_entry()),
-            right: person.as_ref().map_or(0, |person| person.right.len()),
+            entry: user.as_ref().map(|user| user.identity.shared_entry()),
+            right: user.as_ref().map_or(0, |user| user.right.len()),
             wrong,
             age,
             left: left(self.ttl),

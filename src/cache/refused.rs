@@ -82,33 +82,33 @@ impl WrongPasswords {
     }
 
     /// Evaluates the entry as looked up. Returns whether anything changed.
-    pub(super) fn note_entry(&mut self, marks: &EntryVersion) -> bool {
-        let aged = marks.shows_password_age() || self.seen.shows_password_age();
-        if marks.password_differs(&self.seen) || (!aged && marks.revision != self.seen.revision) {
-            let is_news = !self.list.is_empty();
+    pub(super) fn note_entry(&mut self, version: &EntryVersion) -> bool {
+        let aged = version.shows_password_age() || self.seen.shows_password_age();
+        if version.password_differs(&self.seen) || (!aged && version.revision != self.seen.revision) {
+            let is_changed = !self.list.is_empty();
             self.list.clear();
-            return is_news;
+            return is_changed;
         }
-        let mut is_news = marks.has_policy_attributes && !self.seen.has_policy_attributes;
-        self.seen.has_policy_attributes |= marks.has_policy_attributes;
-        if !marks.locked && marks.failures.is_some() {
+        let mut is_changed = version.has_policy_attributes && !self.seen.has_policy_attributes;
+        self.seen.has_policy_attributes |= version.has_policy_attributes;
+        if !version.locked && version.failures.is_some() {
             for wrong in self.list.iter_mut().filter(|wrong| matches!(wrong.certainty, Certainty::New { .. })) {
-                (wrong.certainty, is_news) = (Certainty::Sure, true);
+                (wrong.certainty, is_changed) = (Certainty::Sure, true);
             }
         }
-        self.lock_shown(marks) || is_news
+        self.lock_shown(version) || is_changed
     }
 
     /// Evaluates whether the entry is locked. Returns whether anything changed.
-    pub(super) fn lock_shown(&mut self, marks: &EntryVersion) -> bool {
-        let mut is_news = false;
-        for wrong in self.list.iter_mut().filter(|_| marks.locked) {
+    pub(super) fn lock_shown(&mut self, version: &EntryVersion) -> bool {
+        let mut is_changed = false;
+        for wrong in self.list.iter_mut().filter(|_| version.locked) {
             if let Certainty::New { again } = wrong.certainty {
                 // Twice within a moment of a bind: this password causes the lock.
-                (wrong.certainty, is_news) = (if again { Certainty::Sure } else { Certainty::Locked }, true);
+                (wrong.certainty, is_changed) = (if again { Certainty::Sure } else { Certainty::Locked }, true);
             }
         }
-        is_news
+        is_changed
     }
 
     /// Whether this password was refused within this time.
@@ -117,12 +117,12 @@ impl WrongPasswords {
     }
 
     /// Whether this password still counts as wrong, given the entry's version.
-    pub(super) fn counts(&self, marks: &EntryVersion, digest: &Digest) -> bool {
+    pub(super) fn counts(&self, version: &EntryVersion, digest: &Digest) -> bool {
         self.any(digest, |wrong| {
             let age = wrong.at.elapsed();
             match wrong.certainty {
                 Certainty::New { .. } => age < wrong.life,
-                Certainty::Locked => marks.locked && age < SURE,
+                Certainty::Locked => version.locked && age < SURE,
                 Certainty::Sure => age < SURE,
             }
         })

@@ -42,12 +42,12 @@ impl Bridge {
     /// Runs until one side ends: returns the error, if it is the server's, and ldap3's end of the pair, to be
     /// closed by the caller.
     pub(super) async fn run(mut self) -> (Option<ConnectionError>, UnixStream) {
-        let fault = poll_fn(|cx| match self.poll_answers(cx) {
+        let error = poll_fn(|cx| match self.poll_answers(cx) {
             Poll::Pending => self.poll_questions(cx),
-            fault => fault,
+            error => error,
         })
         .await;
-        (fault, self.library)
+        (error, self.library)
     }
 
     /// Forwards replies; ready at the end.

@@ -151,20 +151,20 @@ impl Connection {
         let bridge = Bridge::new(stream, frames, far);
         let why = ended.clone();
         tasks.spawn(async move {
-            let (fault, far) = bridge.run().await;
+            let (error, far) = bridge.run().await;
             // Before ldap3 sees the end of the pair: the first reason is the actual one.
-            if let Some(fault) = fault {
-                record_end(&why, fault);
+            if let Some(error) = error {
+                record_end(&why, error);
             }
             drop(far);
         });
         tasks.spawn(async move {
-            let fault = match AssertUnwindSafe(driver.drive()).catch_unwind().await {
+            let error = match AssertUnwindSafe(driver.drive()).catch_unwind().await {
                 Ok(Ok(())) => ConnectionError::Broken("connection closed by the server".to_owned()),
                 Ok(Err(error)) => from_ldap3(&error),
                 Err(_panic) => ConnectionError::Malformed,
             };
-            record_end(&ended, fault);
+            record_end(&ended, error);
         });
         Ok(Self { ldap, end, operations: AtomicU64::new(operations), _tasks: tasks })
     }
@@ -238,7 +238,7 @@ impl Connection {
             Ok(Err(error)) if is_end(&error) => {
                 // The driver has closed its channel; the reason follows shortly.
                 let mut end = self.end.clone();
-                let known = end.wait_for(Option::is_some).await.ok().and_then(|fault| fault.clone());
+                let known = end.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
                 Err(known.unwrap_or_else(|| from_ldap3(&error)))
             }
             Ok(Err(error)) => Err(from_ldap3(&error)),
@@ -247,10 +247,10 @@ impl Connection {
 }
 
 /// Records the reason why a connection ended, unless one is recorded already.
-fn record_end(end: &watch::Sender<Option<ConnectionError>>, fault: ConnectionError) {
+fn record_end(end: &watch::Sender<Option<ConnectionError>>, error: ConnectionError) {
     end.send_if_modified(|known| {
         let is_first = known.is_none();
-        known.get_or_insert(fault);
+        known.get_or_insert(error);
         is_first
     });
 }
@@ -346,18 +346,18 @@ impl Dial {
         let addresses =
             lookup_host((self.host.as_str(), self.port)).await.map_err(|error| ConnectionError::broken(&error))?;
         let addresses: Vec<SocketAddr> = addresses.collect();
-        let mut fault = ConnectionError::Broken("host name has no address".to_owned());
+        let mut error = ConnectionError::Broken("host name has no address".to_owned());
         for (at, address) in addresses.iter().enumerate() {
             let left = u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);
             let now = Instant::now();
             let share = until.saturating_duration_since(now) / left;
-            fault = match timeout_at(now + share, TcpStream::connect(address)).await {
+            error = match timeout_at(now + share, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => return tuned(stream).map_err(|error| ConnectionError::broken(&error)),
                 Ok(Err(error)) => ConnectionError::broken(&error),
                 Err(_elapsed) => ConnectionError::Timeout,
             };
         }
-        Err(fault)
+        Err(error)
     }
 }
 

@@ -107,8 +107,8 @@ impl Ldap {
         }
         let mut client = match server.open_bound().await {
             Ok(client) => client,
-            Err(trouble) => {
-                examined.service = Some(Err(trouble));
+            Err(cause) => {
+                examined.service = Some(Err(cause));
                 return examined;
             }
         };
@@ -123,8 +123,8 @@ impl Ldap {
         }
         let connection = match server.shared(client).await {
             Ok(connection) => connection,
-            Err(trouble) => {
-                examined.connection = Err(trouble);
+            Err(cause) => {
+                examined.connection = Err(cause);
                 return examined;
             }
         };
@@ -133,7 +133,7 @@ impl Ldap {
             timeout_at(deadline(), asked)
                 .await
                 .unwrap_or(Err(ConnectionError::Timeout))
-                .map_err(|fault| cause_of(server, &fault))
+                .map_err(|error| cause_of(server, &error))
         };
         let (base, users) = (settings.users_base(), settings.users_filter());
         let attributes = self.attributes();
@@ -161,22 +161,22 @@ impl Ldap {
         examined.with_mail_host = Some(found.map(|found| found.first));
         if settings.watch.mode != WatchMode::Off {
             let tried = try_sync(&connection, &base, &users).await;
-            examined.sync = Some(tried.map_err(|fault| cause_of(server, &fault)));
+            examined.sync = Some(tried.map_err(|error| cause_of(server, &error)));
         }
         let policies = lockout::strictest(&connection, &base).await;
-        examined.lockout = Some(policies.map_err(|fault| cause_of(server, &fault)));
+        examined.lockout = Some(policies.map_err(|error| cause_of(server, &error)));
         let by_sync = matches!(examined.sync, Some(Ok((true, Some(0 | 4)))));
         let paged = !by_sync || settings.watch.mode == WatchMode::Poll;
         let counted = timeout_at(Instant::now() + COUNTING.saturating_mul(2), count(&connection, &base, &users, paged));
         let counted = counted.await.unwrap_or(Err(ConnectionError::Timeout));
-        examined.users = Some(counted.map_err(|fault| cause_of(server, &fault)));
+        examined.users = Some(counted.map_err(|error| cause_of(server, &error)));
         examined
     }
 }
 
-fn cause_of(server: &Server, fault: &ConnectionError) -> UnavailableCause {
+fn cause_of(server: &Server, error: &ConnectionError) -> UnavailableCause {
     let server = Arc::clone(&server.url);
-    match fault {
+    match error {
         ConnectionError::Broken(reason) => UnavailableCause::Connection { server, reason: reason.clone() },
         ConnectionError::Timeout | ConnectionError::CutShort => UnavailableCause::Timeout,
         ConnectionError::Malformed | ConnectionError::Violation(_) => UnavailableCause::Malformed { server },
@@ -226,7 +226,7 @@ async fn count(connection: &Connection, base: &str, filter: &str, paged: bool) -
         match next {
             Ok(Ok(Some(_))) => users += 1,
             Ok(Ok(None)) => break,
-            Ok(Err(fault)) => return Err(fault),
+            Ok(Err(error)) => return Err(error),
             Err(_elapsed) if users > 0 => return Ok(UserCount { users, code: 0, more: true, paged }),
             Err(_elapsed) => return Err(ConnectionError::Timeout),
         }

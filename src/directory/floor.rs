@@ -20,7 +20,7 @@ pub enum Freshness {
     /// The server returns no mail host although the entry has one: it hides it.
     Hidden(Arc<Entry>),
     /// The entry was deleted; this server does not know it yet.
-    Gone,
+    Deleted,
 }
 
 /// The newest known versions of entries.

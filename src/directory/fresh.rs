@@ -104,7 +104,7 @@ impl Ldap {
     ) -> Result<(Entry, Arc<Server>), DirectoryError> {
         let mut newest = match check.floor.freshness(&entry, &server.url) {
             Freshness::CaughtUp => return Ok((entry, server)),
-            newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Gone) => newest,
+            newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Deleted) => newest,
         };
         debug!(server = %server.url, "directory server lags behind a change; asking other servers");
         let mut pause = PAUSE;
@@ -121,7 +121,7 @@ impl Ldap {
                 match self.single_entry(found, trace) {
                     Ok(entry) => match check.floor.freshness(&entry, &server.url) {
                         Freshness::CaughtUp => return Ok((entry, Arc::clone(server))),
-                        newer @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Gone) => newest = newer,
+                        newer @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Deleted) => newest = newer,
                     },
                     // A replica may lack an entry that was just renamed.
                     Err(error) if is_followed(server) => return Err(error),
@@ -170,7 +170,7 @@ impl Ldap {
 /// The refusal that follows from the newest version, whichever server has it.
 fn refusal(newest: &Freshness) -> Option<DirectoryError> {
     match newest {
-        Freshness::Gone => Some(DirectoryError::NoEntry),
+        Freshness::Deleted => Some(DirectoryError::NoEntry),
         Freshness::Behind(entry) | Freshness::Hidden(entry) if entry.version.disabled => {
             Some(DirectoryError::Account { dn: entry.dn.clone(), state: AccountState::Disabled, proven: false })
         }
@@ -189,7 +189,7 @@ pub(super) fn not_caught_up(newest: Freshness, server: &Arc<str>) -> DirectoryEr
             DirectoryError::Held { dn: entry.dn.clone() }
         }
         Freshness::Hidden(_) => DirectoryError::Unavailable(UnavailableCause::Hidden { server }),
-        Freshness::Behind(_) | Freshness::Gone | Freshness::CaughtUp => {
+        Freshness::Behind(_) | Freshness::Deleted | Freshness::CaughtUp => {
             DirectoryError::Unavailable(UnavailableCause::Behind { server })
         }
     }

@@ -103,24 +103,24 @@ impl ServerHealth {
     }
 
     /// Records a failure of the server; returns whether it was in use until now.
-    pub(super) fn server_failed(&self, cause: Origin, trouble: &UnavailableCause) -> bool {
-        let needs = match cause {
+    pub(super) fn server_failed(&self, origin: Origin, cause: &UnavailableCause) -> bool {
+        let needs = match origin {
             Origin::Probe => None,
             Origin::Login { operation, .. } => Some(operation),
         };
-        self.change(|inner| inner.mark_down(needs, trouble, &self.tuning))
+        self.change(|inner| inner.mark_down(needs, cause, &self.tuning))
     }
 
     /// Records a failed request whose cause may be the request itself; returns whether that marks down a server
     /// that was in use.
-    pub(super) fn request_failed(&self, cause: Origin, trouble: &UnavailableCause) -> bool {
-        let Origin::Login { operation, subject: who } = cause else { return self.server_failed(cause, trouble) };
+    pub(super) fn request_failed(&self, origin: Origin, cause: &UnavailableCause) -> bool {
+        let Origin::Login { operation, subject: who } = origin else { return self.server_failed(origin, cause) };
         self.change(|inner| {
             inner.failed_at = Some(Instant::now());
             let is_other = |slow: (&str, u64)| slow.0 == operation && slow.1 != who;
             match inner.state {
                 ServerState::Healthy { slow: Some(slow) } | ServerState::Suspect { slow } if is_other(slow) => {
-                    inner.mark_down(Some(operation), trouble, &self.tuning)
+                    inner.mark_down(Some(operation), cause, &self.tuning)
                 }
                 ServerState::Healthy { .. } => {
                     inner.state = ServerState::Suspect { slow: (operation, who) };
@@ -128,7 +128,7 @@ impl ServerHealth {
                 }
                 ServerState::Suspect { .. } => false,
                 ServerState::Down { .. } | ServerState::Recovering { .. } => {
-                    inner.mark_down(Some(operation), trouble, &self.tuning)
+                    inner.mark_down(Some(operation), cause, &self.tuning)
                 }
             }
         })
@@ -272,11 +272,11 @@ fn is_over(until: Option<Instant>) -> bool {
 
 impl HealthInner {
     /// Returns whether it was in use until now.
-    fn mark_down(&mut self, needs: Option<&'static str>, trouble: &UnavailableCause, tuning: &Tuning) -> bool {
+    fn mark_down(&mut self, needs: Option<&'static str>, cause: &UnavailableCause, tuning: &Tuning) -> bool {
         let was_in_use = matches!(self.state, ServerState::Healthy { .. } | ServerState::Suspect { .. });
         let now = Instant::now();
         self.failed_at = Some(now);
-        self.cause = trouble.clone();
+        self.cause = cause.clone();
         let needs = match self.state {
             // Requests in flight when it failed report the same failure.
             ServerState::Down { needs: earlier, until } if now < until => {

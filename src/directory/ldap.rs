@@ -213,9 +213,10 @@ impl Ldap {
                 // If no server returns the entry, none can lag behind with it.
                 let check = check.filter(|_| found.is_some());
                 let started = Instant::now();
-                let (marks, first) = (EntryVersion::default(), found.as_ref().map(|(_, server)| server));
-                let bound =
-                    self.bind(BindTarget { name: &name, seen: &marks, password, first, check }, &mut time, trace).await;
+                let (version, first) = (EntryVersion::default(), found.as_ref().map(|(_, server)| server));
+                let bound = self
+                    .bind(BindTarget { name: &name, seen: &version, password, first, check }, &mut time, trace)
+                    .await;
                 trace.bind = Some(started.elapsed());
                 let answered = trace.server.clone().unwrap_or_default();
                 trace.behind = match &found {
@@ -237,7 +238,7 @@ impl Ldap {
                 match floor.freshness(&entry, &server.url) {
                     Freshness::CaughtUp => Ok(Identity { entry: entry.into() }),
                     // Already bound, so that no other server can be asked.
-                    newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Gone) => {
+                    newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Deleted) => {
                         trace.behind = true;
                         Err(not_caught_up(newest, &server.url))
                     }
@@ -308,9 +309,9 @@ impl Ldap {
             let mut answer = server.search(question, time.deadline, trace).await;
             // No entry, or no mail host: only accepted from a server that returns the canary.
             if answer.as_ref().is_ok_and(lacks_mail_host)
-                && let Err(trouble) = server.confirm_canary(time.deadline).await
+                && let Err(cause) = server.confirm_canary(time.deadline).await
             {
-                answer = Err(RequestError::Indeterminate(trouble));
+                answer = Err(RequestError::Indeterminate(cause));
             }
             match answer {
                 Ok(found) => return Ok((found, server)),
@@ -506,8 +507,8 @@ impl Directory for Ldap {
 }
 
 /// A lookup failure of the server that answered last.
-fn unavailable(trace: &Trace, trouble: impl FnOnce(Arc<str>) -> UnavailableCause) -> DirectoryError {
-    DirectoryError::Unavailable(trouble(trace.server.clone().unwrap_or_default()))
+fn unavailable(trace: &Trace, cause: impl FnOnce(Arc<str>) -> UnavailableCause) -> DirectoryError {
+    DirectoryError::Unavailable(cause(trace.server.clone().unwrap_or_default()))
 }
 
 /// The request of a probe: the canary, or the root DSE (RFC 4512 section 5.1), which every server has and every

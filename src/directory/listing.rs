@@ -41,16 +41,16 @@ impl Ldap {
     /// Why the listing failed; the entries sent until then are incomplete.
     pub async fn list(&self, naming: &[Naming], told: mpsc::Sender<ListedUser>) -> Result<(), UnavailableCause> {
         let settings = self.settings();
-        let mut trouble = UnavailableCause::NoServiceAccount;
+        let mut cause = UnavailableCause::NoServiceAccount;
         let searches = matches!(settings.find, Find::Search { .. });
         if settings.find.service().is_none() && !searches {
-            return Err(trouble);
+            return Err(cause);
         }
         for server in self.servers() {
             let connection = match server.open_as_service().await {
                 Ok(connection) => connection,
                 Err(error) => {
-                    trouble = error;
+                    cause = error;
                     continue;
                 }
             };
@@ -73,7 +73,7 @@ impl Ldap {
                 }
             });
         }
-        Err(trouble)
+        Err(cause)
     }
 }
 
@@ -84,8 +84,8 @@ enum ListingError {
 }
 
 impl From<ConnectionError> for ListingError {
-    fn from(fault: ConnectionError) -> Self {
-        Self::Fault(fault)
+    fn from(error: ConnectionError) -> Self {
+        Self::Fault(error)
     }
 }
 

@@ -72,7 +72,7 @@ impl Server {
             if shared.is_used() || !self.probe.has_canary() {
                 let answer = self.ask(&shared, &self.probe.request, deadline, &mut trace).await;
                 let found =
-                    answer.map_err(|fault| self.note_error(self.probe.request.operation, Origin::Probe, &fault))?;
+                    answer.map_err(|error| self.note_error(self.probe.request.operation, Origin::Probe, &error))?;
                 self.check_probe(&found)?;
             } else {
                 shared.mark_used();
@@ -98,7 +98,7 @@ impl Server {
         let question = &self.probe.request;
         let asked = connection.search(question, self.patience);
         let answer = self.timed(question.operation, deadline, &mut Trace::default(), asked, |found| found.code).await;
-        let found = answer.map_err(|fault| self.note_error(question.operation, Origin::Probe, &fault))?;
+        let found = answer.map_err(|error| self.note_error(question.operation, Origin::Probe, &error))?;
         self.check_probe(&found)
     }
 
@@ -111,7 +111,7 @@ impl Server {
         let mut trace = Trace::default();
         let shared = self.search_connection(deadline, &mut trace).await.map_err(RequestError::cause)?;
         let answer = self.ask(&shared, &self.probe.request, deadline, &mut trace).await;
-        let found = answer.map_err(|fault| self.note_error(self.probe.request.operation, Origin::Probe, &fault))?;
+        let found = answer.map_err(|error| self.note_error(self.probe.request.operation, Origin::Probe, &error))?;
         self.check_probe(&found)
     }
 
@@ -137,8 +137,8 @@ impl Server {
             let (code, entries) = (found.code, found.entries);
             error!(server = %self.url, code, entries, "directory server does not return the canary; not used");
         }
-        let trouble = UnavailableCause::Canary { server: self.url.clone() };
-        self.server_failed(Origin::Probe, &trouble);
-        Err(trouble)
+        let cause = UnavailableCause::Canary { server: self.url.clone() };
+        self.server_failed(Origin::Probe, &cause);
+        Err(cause)
     }
 }

@@ -232,9 +232,9 @@ impl ServerCandidates<'_> {
             let left: Vec<_> = self.pool.servers.iter().filter(|server| !was_asked(server)).cloned().collect();
             next = self.pool.wait_for(&left, self.until).await;
             if let (None, None, Some(server)) = (&next, &self.last, left.first()) {
-                let trouble = server.health.last_cause();
-                (trace.server, trace.code) = (Some(server.url.clone()), trouble.code());
-                self.last = Some(trouble);
+                let cause = server.health.last_cause();
+                (trace.server, trace.code) = (Some(server.url.clone()), cause.code());
+                self.last = Some(cause);
             }
         }
         match next.filter(|_| Instant::now() < time.deadline) {
@@ -247,20 +247,20 @@ impl ServerCandidates<'_> {
     }
 
     /// Records that a server is skipped because it has not caught up.
-    pub(super) fn pass_over(&mut self, trouble: UnavailableCause) {
-        self.last = self.last.take().or(Some(trouble));
+    pub(super) fn pass_over(&mut self, cause: UnavailableCause) {
+        self.last = self.last.take().or(Some(cause));
     }
 
     /// Records that a server gave no verdict; an error if no other may be asked.
     pub(super) fn note(&mut self, failure: RequestError, time: &mut DecisionTime) -> Result<(), DirectoryError> {
         match failure {
-            RequestError::NotSent(trouble) => self.last = Some(trouble),
-            RequestError::Indeterminate(trouble) if self.may_fail_over => {
+            RequestError::NotSent(cause) => self.last = Some(cause),
+            RequestError::Indeterminate(cause) if self.may_fail_over => {
                 self.may_fail_over = false;
-                self.last = Some(trouble);
+                self.last = Some(cause);
             }
-            RequestError::Indeterminate(trouble) | RequestError::Answered(trouble) => {
-                return Err(DirectoryError::Unavailable(trouble));
+            RequestError::Indeterminate(cause) | RequestError::Answered(cause) => {
+                return Err(DirectoryError::Unavailable(cause));
             }
         }
         if let Some(server) = self.asked.last() {

@@ -140,58 +140,58 @@ impl ReportedEntry {
     /// Takes over an attribute; `false` if it is out of bounds.
     fn take(&mut self, meaning: Meaning, name: &[u8], values: &[Vec<u8>]) -> bool {
         let Self { entry, modified, modified_by } = self;
-        let marks = &mut entry.version;
+        let version = &mut entry.version;
         let first = values.first().map(Vec::as_slice).unwrap_or_default();
         let text = || (first.len() <= MAX_VALUE).then(|| String::from_utf8_lossy(first).into_owned());
         match meaning {
             Meaning::MailHost => return names(values, &mut entry.mail_hosts),
             Meaning::Login => return names(values, &mut entry.logins),
             Meaning::Allow => {
-                marks.policy_digest ^= digest(name, values);
+                version.policy_digest ^= digest(name, values);
                 return names(values, &mut entry.allowed);
             }
-            Meaning::Hold => marks.held |= values.iter().any(|value| !value.is_empty()),
-            Meaning::Decides => marks.policy_digest ^= digest(name, values),
+            Meaning::Hold => version.held |= values.iter().any(|value| !value.is_empty()),
+            Meaning::Decides => version.policy_digest ^= digest(name, values),
             Meaning::Password => {
-                marks.password_changed = Some(marks.password_changed.unwrap_or_default() ^ digest(name, values))
+                version.password_changed = Some(version.password_changed.unwrap_or_default() ^ digest(name, values))
             }
             Meaning::Locked if values.iter().any(|value| value.starts_with(LOCKED_FOR_EVER)) => {
-                (marks.disabled, marks.locked, marks.has_policy_attributes) = (true, true, true);
+                (version.disabled, version.locked, version.has_policy_attributes) = (true, true, true);
             }
-            Meaning::Policy => marks.password_policy ^= digest(name, values),
+            Meaning::Policy => version.password_policy ^= digest(name, values),
             Meaning::Failures | Meaning::Count => {
                 let count = digest(name, values);
-                marks.failures = Some(marks.failures.unwrap_or_default() ^ count);
-                marks.has_policy_attributes |= meaning == Meaning::Failures;
-                marks.login_activity ^= count;
+                version.failures = Some(version.failures.unwrap_or_default() ^ count);
+                version.has_policy_attributes |= meaning == Meaning::Failures;
+                version.login_activity ^= count;
             }
             Meaning::Lockout | Meaning::Locked => {
-                marks.has_policy_attributes |= meaning == Meaning::Locked;
+                version.has_policy_attributes |= meaning == Meaning::Locked;
                 // Active Directory writes 0 when it unlocks.
-                marks.locked |= values.iter().any(|value| value != b"0");
-                marks.lockout ^= digest(name, values);
+                version.locked |= values.iter().any(|value| value != b"0");
+                version.lockout ^= digest(name, values);
             }
-            Meaning::Switch => marks.disabled |= first.eq_ignore_ascii_case(b"true"),
+            Meaning::Switch => version.disabled |= first.eq_ignore_ascii_case(b"true"),
             Meaning::Control => {
                 let flags = std::str::from_utf8(first).ok().and_then(|flags| flags.parse::<u32>().ok());
-                marks.disabled |= flags.is_some_and(|flags| flags & ACCOUNT_DISABLED != 0);
+                version.disabled |= flags.is_some_and(|flags| flags & ACCOUNT_DISABLED != 0);
             }
-            Meaning::Expires => marks.expire(values.iter().filter_map(|value| filetime(value))),
-            Meaning::ExpiresDay => marks.expire(values.iter().filter_map(|value| day(value))),
-            Meaning::ExpiresTime => marks.expire(values.iter().filter_map(|value| generalized(value))),
-            Meaning::Noise => marks.login_activity ^= digest(name, values),
+            Meaning::Expires => version.expire(values.iter().filter_map(|value| filetime(value))),
+            Meaning::ExpiresDay => version.expire(values.iter().filter_map(|value| day(value))),
+            Meaning::ExpiresTime => version.expire(values.iter().filter_map(|value| generalized(value))),
+            Meaning::Noise => version.login_activity ^= digest(name, values),
             // 389-DS knows both, and its content synchronization goes by its own.
-            Meaning::Id if marks.id.is_none() || name.eq_ignore_ascii_case(b"nsUniqueId") => {
-                marks.id = EntryId::parse(first).or(marks.id);
+            Meaning::Id if version.id.is_none() || name.eq_ignore_ascii_case(b"nsUniqueId") => {
+                version.id = EntryId::parse(first).or(version.id);
             }
             Meaning::Id => {}
-            Meaning::Guid => marks.id = marks.id.or(EntryId::from_bytes(first)),
-            Meaning::Csn => marks.revision = text().map(Into::into),
+            Meaning::Guid => version.id = version.id.or(EntryId::from_bytes(first)),
+            Meaning::Csn => version.revision = text().map(Into::into),
             Meaning::Modified => {
                 *modified = text();
                 // A CSN says the same more exactly.
-                if marks.revision.as_ref().is_none_or(|version| !version.contains('#')) {
-                    marks.revision = modified.clone().map(Into::into);
+                if version.revision.as_ref().is_none_or(|version| !version.contains('#')) {
+                    version.revision = modified.clone().map(Into::into);
                 }
             }
             Meaning::Modifier => *modified_by = text(),
@@ -305,16 +305,16 @@ mod tests {
 
     #[test]
     fn earliest_account_expiry_counts() {
-        let mut marks = super::super::EntryVersion::default();
-        marks.expire([7, 5].into_iter());
-        marks.expire([6].into_iter());
-        marks.expire([].into_iter());
-        assert_eq!(marks.expires, Some(5));
+        let mut version = super::super::EntryVersion::default();
+        version.expire([7, 5].into_iter());
+        version.expire([6].into_iter());
+        version.expire([].into_iter());
+        assert_eq!(version.expires, Some(5));
         assert_eq!(
-            (marks.account_state(4), marks.account_state(5)),
+            (version.account_state(4), version.account_state(5)),
             (None, Some(crate::outcome::AccountState::AccountExpired))
         );
-        marks.expires = Some(-1);
-        assert!(marks.account_state(0).is_some());
+        version.expires = Some(-1);
+        assert!(version.account_state(0).is_some());
     }
 }

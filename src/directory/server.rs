@@ -71,14 +71,14 @@ impl RequestError {
     /// The same, after an earlier attempt that may have reached the directory.
     fn after_sending(self) -> Self {
         match self {
-            Self::NotSent(trouble) | Self::Indeterminate(trouble) => Self::Indeterminate(trouble),
-            Self::Answered(trouble) => Self::Answered(trouble),
+            Self::NotSent(cause) | Self::Indeterminate(cause) => Self::Indeterminate(cause),
+            Self::Answered(cause) => Self::Answered(cause),
         }
     }
 
     pub(super) fn cause(self) -> UnavailableCause {
         match self {
-            Self::NotSent(trouble) | Self::Indeterminate(trouble) | Self::Answered(trouble) => trouble,
+            Self::NotSent(cause) | Self::Indeterminate(cause) | Self::Answered(cause) => cause,
         }
     }
 }
@@ -230,7 +230,7 @@ impl Server {
         trace: &mut Trace,
     ) -> Result<(BindResponse, BindLease), RequestError> {
         let (mut lease, reused) = self.lease(deadline, trace).await?;
-        let cause = login_origin("bind", &[dn]);
+        let origin = login_origin("bind", &[dn]);
         let mut asked = Instant::now();
         let mut answer =
             self.timed("bind", deadline, trace, lease.connection.bind(dn, password), |bound| bound.code).await;
@@ -241,8 +241,8 @@ impl Server {
             asked = Instant::now();
             answer = self.timed("bind", deadline, trace, lease.connection.bind(dn, password), |bound| bound.code).await;
         }
-        let bound = answer.map_err(|fault| RequestError::Indeterminate(self.note_error("bind", cause, &fault)))?;
-        self.note_result("bind", cause, bound.code, asked)?;
+        let bound = answer.map_err(|error| RequestError::Indeterminate(self.note_error("bind", origin, &error)))?;
+        self.note_result("bind", origin, bound.code, asked)?;
         Ok((bound, lease))
     }
 
@@ -254,11 +254,11 @@ impl Server {
         deadline: Instant,
         trace: &mut Trace,
     ) -> Result<SearchResult, UnavailableCause> {
-        let (asked, cause) = (Instant::now(), question.origin());
+        let (asked, origin) = (Instant::now(), question.origin());
         let answer = lease.connection.search(question, self.patience);
         let answer = self.timed(question.operation, deadline, trace, answer, |found| found.code).await;
-        let found = answer.map_err(|fault| self.note_error(question.operation, cause, &fault))?;
-        self.note_result(question.operation, cause, found.code, asked).map_err(RequestError::cause)?;
+        let found = answer.map_err(|error| self.note_error(question.operation, origin, &error))?;
+        self.note_result(question.operation, origin, found.code, asked).map_err(RequestError::cause)?;
         Ok(found)
     }
 
@@ -334,7 +334,7 @@ impl Server {
     pub(super) async fn connect(&self, deadline: Instant, trace: &mut Trace) -> Result<BindClient, RequestError> {
         let made = self.timed("connect", deadline, trace, BindClient::open(&self.dial), |_| 0).await;
         trace.code = None;
-        made.map_err(|fault| RequestError::NotSent(self.note_error("connect", Origin::Probe, &fault)))
+        made.map_err(|error| RequestError::NotSent(self.note_error("connect", Origin::Probe, &error)))
     }
 
     /// Runs one operation with its deadline; counts it and records it in the trace.
@@ -372,12 +372,12 @@ impl Server {
     pub(super) fn note_result(
         &self,
         operation: &'static str,
-        cause: Origin,
+        origin: Origin,
         code: u32,
         asked: Instant,
     ) -> Result<(), RequestError> {
         if !is_server_error(code) {
-            if cause != Origin::Probe && self.health.request_answered(operation, asked) {
+            if origin != Origin::Probe && self.health.request_answered(operation, asked) {
                 info!(server = %self.url, operation, "directory server up again");
             }
             return Ok(());
@@ -385,67 +385,67 @@ impl Server {
         if let Some(suppressed) = self.repeats.allow(operation, "unsure") {
             warn!(server = %self.url, operation, code, suppressed, "directory server gave an inconclusive result");
         }
-        let trouble = UnavailableCause::Result { server: self.url.clone(), operation, code };
+        let cause = UnavailableCause::Result { server: self.url.clone(), operation, code };
         // 80 (other) may concern one entry; busy and unavailable concern the server.
         if code == 80 {
-            self.request_failed(cause, &trouble);
+            self.request_failed(origin, &cause);
         } else {
-            self.server_failed(cause, &trouble);
+            self.server_failed(origin, &cause);
         }
-        Err(if operation == "bind" { RequestError::Answered(trouble) } else { RequestError::Indeterminate(trouble) })
+        Err(if operation == "bind" { RequestError::Answered(cause) } else { RequestError::Indeterminate(cause) })
     }
 
     /// Records an error. An error of the server itself marks it down and closes its idle connections.
     pub(super) fn note_error(
         &self,
         operation: &'static str,
-        cause: Origin,
-        fault: &ConnectionError,
+        origin: Origin,
+        error: &ConnectionError,
     ) -> UnavailableCause {
         if let Some(suppressed) = self.repeats.allow(operation, "failed") {
-            warn!(server = %self.url, operation, reason = %fault, suppressed, "directory request failed");
+            warn!(server = %self.url, operation, reason = %error, suppressed, "directory request failed");
         }
         let server = self.url.clone();
-        let trouble = match fault {
+        let cause = match error {
             ConnectionError::Broken(reason) => UnavailableCause::Connection { server, reason: reason.clone() },
             ConnectionError::Timeout | ConnectionError::CutShort => UnavailableCause::Timeout,
             ConnectionError::Malformed | ConnectionError::Violation(_) => UnavailableCause::Malformed { server },
         };
-        match (cause, fault) {
+        match (origin, error) {
             // The reply to a bind contains nothing of an entry.
             (Origin::Login { operation: "bind", .. }, ConnectionError::Violation(_)) => {
-                self.server_failed(cause, &trouble)
+                self.server_failed(origin, &cause)
             }
             // The request itself may be what is slow or malformed.
             (
                 Origin::Login { .. },
                 ConnectionError::Timeout | ConnectionError::Malformed | ConnectionError::Violation(_),
             ) => {
-                self.request_failed(cause, &trouble);
+                self.request_failed(origin, &cause);
             }
             // The time was too short to draw a conclusion.
             (Origin::Login { .. }, ConnectionError::CutShort) => {}
             (Origin::Probe, _) | (_, ConnectionError::Broken(_)) => {
-                self.server_failed(cause, &trouble);
+                self.server_failed(origin, &cause);
                 locked(&self.idle).clear();
             }
         }
-        trouble
+        cause
     }
 
     /// Records a failure of the server.
-    pub(super) fn server_failed(&self, cause: Origin, trouble: &UnavailableCause) {
-        self.log_marked_down(self.health.server_failed(cause, trouble), trouble);
+    pub(super) fn server_failed(&self, origin: Origin, cause: &UnavailableCause) {
+        self.log_marked_down(self.health.server_failed(origin, cause), cause);
     }
 
-    fn request_failed(&self, cause: Origin, trouble: &UnavailableCause) {
-        self.log_marked_down(self.health.request_failed(cause, trouble), trouble);
+    fn request_failed(&self, origin: Origin, cause: &UnavailableCause) {
+        self.log_marked_down(self.health.request_failed(origin, cause), cause);
     }
 
     /// One line per change, not per login.
-    fn log_marked_down(&self, put_aside: bool, trouble: &UnavailableCause) {
+    fn log_marked_down(&self, put_aside: bool, cause: &UnavailableCause) {
         if put_aside {
-            warn!(server = %self.url, reason = %trouble, "directory server marked down");
+            warn!(server = %self.url, reason = %cause, "directory server marked down");
         }
     }
 

@@ -81,10 +81,10 @@ impl Server {
             asked = Instant::now();
             answer = self.ask(&shared, question, deadline, trace).await;
         }
-        let cause = question.origin();
+        let origin = question.origin();
         let found =
-            answer.map_err(|fault| RequestError::Indeterminate(self.note_error(question.operation, cause, &fault)))?;
-        self.note_result(question.operation, cause, found.code, asked)?;
+            answer.map_err(|error| RequestError::Indeterminate(self.note_error(question.operation, origin, &error)))?;
+        self.note_result(question.operation, origin, found.code, asked)?;
         Ok(found)
     }
 
@@ -137,9 +137,9 @@ impl Server {
         trace.server = Some(self.url.clone());
         match timeout_at(deadline, opening).await {
             Ok(Ok(shared)) => Ok(shared),
-            Ok(Err(trouble)) => {
-                trace.code = trouble.code();
-                Err(RequestError::NotSent(trouble))
+            Ok(Err(cause)) => {
+                trace.code = cause.code();
+                Err(RequestError::NotSent(cause))
             }
             Err(_elapsed) => Err(RequestError::NotSent(UnavailableCause::Timeout)),
         }
@@ -169,7 +169,7 @@ impl Server {
 
     /// Turns a connection into one that searches share.
     pub(super) async fn shared(&self, client: BindClient) -> Result<Connection, UnavailableCause> {
-        Connection::over(client).await.map_err(|fault| self.note_error("connect", Origin::Probe, &fault))
+        Connection::over(client).await.map_err(|error| self.note_error("connect", Origin::Probe, &error))
     }
 
     /// The same without the canary.
@@ -186,7 +186,7 @@ impl Server {
             let asked = connection.bind(&account.dn, text);
             let began = Instant::now();
             let bound = self.timed("service_bind", began + self.patience, &mut trace, asked, |bound| bound.code).await;
-            let bound = bound.map_err(|fault| self.note_error("bind", Origin::Probe, &fault))?;
+            let bound = bound.map_err(|error| self.note_error("bind", Origin::Probe, &error))?;
             self.note_result("service_bind", Origin::Probe, bound.code, began).map_err(RequestError::cause)?;
             self.service_answer(account, bound)?;
         }
@@ -198,19 +198,18 @@ impl Server {
         if let Some((until, code)) = *locked(&self.refused)
             && Instant::now() < until
         {
-            let trouble = UnavailableCause::ServiceBind { server: self.url.clone(), code };
-            self.out_of_use(&trouble);
-            return Err(trouble);
+            let cause = UnavailableCause::ServiceBind { server: self.url.clone(), code };
+            self.out_of_use(&cause);
+            return Err(cause);
         }
         let file = account.password_file.display();
         let unusable = |reason: String| {
             if let Some(suppressed) = self.repeats.allow("password", "") {
                 error!(server = %self.url, %file, %reason, suppressed, "service account password unusable");
             }
-            let trouble =
-                UnavailableCause::Connection { server: self.url.clone(), reason: format!("{file}: {reason}") };
-            self.out_of_use(&trouble);
-            trouble
+            let cause = UnavailableCause::Connection { server: self.url.clone(), reason: format!("{file}: {reason}") };
+            self.out_of_use(&cause);
+            cause
         };
         let read = tokio::time::timeout(self.patience, self.read_file(account.password_file.clone())).await;
         let bytes = read.map_err(|_| unusable("read timed out".to_owned()))?;
@@ -251,15 +250,15 @@ impl Server {
         *locked(&self.refused) = Some((Instant::now() + self.tuning.service_retry, code));
         let said = said.map(tracing::field::display);
         error!(server = %self.url, bind_dn = %account.dn, code, said, "directory refused the service account");
-        let trouble = UnavailableCause::ServiceBind { server: self.url.clone(), code };
-        self.out_of_use(&trouble);
-        Err(trouble)
+        let cause = UnavailableCause::ServiceBind { server: self.url.clone(), code };
+        self.out_of_use(&cause);
+        Err(cause)
     }
 
     /// Marks the server down if it is unusable without the service account.
-    fn out_of_use(&self, trouble: &UnavailableCause) {
+    fn out_of_use(&self, cause: &UnavailableCause) {
         if self.needs_service {
-            self.server_failed(Origin::Probe, trouble);
+            self.server_failed(Origin::Probe, cause);
         }
     }
 }

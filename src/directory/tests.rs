@@ -140,15 +140,15 @@ async fn until(what: impl Fn() -> bool) {
     .await;
 }
 
-fn trouble(result: Result<impl std::fmt::Debug, DirectoryError>) -> UnavailableCause {
+fn cause(result: Result<impl std::fmt::Debug, DirectoryError>) -> UnavailableCause {
     match result {
-        Err(DirectoryError::Unavailable(trouble)) => trouble,
+        Err(DirectoryError::Unavailable(cause)) => cause,
         other => panic!("{other:?}"),
     }
 }
 
 fn code(result: Result<impl std::fmt::Debug, DirectoryError>) -> (&'static str, u32) {
-    match trouble(result) {
+    match cause(result) {
         UnavailableCause::Result { operation, code, .. } => (operation, code),
         other => panic!("{other:?}"),
     }
@@ -197,7 +197,7 @@ impl std::io::Write for Lines {
 /// a later subscriber has it computed again.
 async fn meet_the_line(failing: &Scripted) {
     let _anybody = tracing::subscriber::set_default(tracing_subscriber::registry());
-    trouble(Under::new(&[failing], templated(None)).alice().await);
+    cause(Under::new(&[failing], templated(None)).alice().await);
 }
 
 /// A file with a password, and its service account.

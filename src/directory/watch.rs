@@ -164,19 +164,19 @@ impl Ldap {
     async fn follow_once(&self, memory: &mut WatchMemory, tell: ChangeHandler<'_>) -> WatchEnd {
         let settings = self.settings();
         let mode = settings.watch.mode;
-        let (mut spare, mut trouble) = (None, "no server reachable".to_owned());
+        let (mut spare, mut cause) = (None, "no server reachable".to_owned());
         for server in self.servers() {
             let connection = match server.open_as_service().await {
                 Ok(connection) => connection,
                 Err(error) => {
-                    trouble = error.to_string();
+                    cause = error.to_string();
                     continue;
                 }
             };
             let root = match RootDse::read(&connection).await {
                 Ok(root) => root,
-                Err(fault) => {
-                    trouble = format!("{}: {fault}", server.url);
+                Err(error) => {
+                    cause = format!("{}: {error}", server.url);
                     continue;
                 }
             };
@@ -184,7 +184,7 @@ impl Ldap {
             if mode != WatchMode::Poll && root.syncs && !memory.refusing.contains(&server.url) {
                 return follow_by_sync(&link, memory, mode, tell).await;
             }
-            trouble = "no server supports content synchronization (RFC 4533)".to_owned();
+            cause = "no server supports content synchronization (RFC 4533)".to_owned();
             spare = spare.or(Some((link, root)));
         }
         match spare {
@@ -192,7 +192,7 @@ impl Ldap {
                 info!(server = %link.server.url, mode = "poll", "watching the directory for changes");
                 poll::follow(&link, settings.watch.poll_interval, root.usn.is_some(), tell).await
             }
-            Some(_) | None => WatchEnd::NoServer(trouble),
+            Some(_) | None => WatchEnd::NoServer(cause),
         }
     }
 }

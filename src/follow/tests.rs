@@ -13,7 +13,7 @@ use crate::secret::Secret;
 struct Setup {
     config: Config,
     cache: Cache,
-    known: TrackedEntries,
+    entries: TrackedEntries,
     follow: ChangeTracker,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
@@ -34,7 +34,7 @@ routing:
     let (registry, metrics) = (Arc::<Registry>::default(), Arc::new(Metrics::new()));
     Setup {
         cache: Cache::new(&config.cache),
-        known: TrackedEntries::new(100, Duration::from_secs(300)),
+        entries: TrackedEntries::new(100, Duration::from_secs(300)),
         follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&metrics)),
         config,
         registry,
@@ -55,7 +55,7 @@ fn entry(number: u8, host: &str, second: u32) -> Entry {
 impl Setup {
     fn setting(&self) -> TrackingContext<'_> {
         let (routing, watch) = (&self.config.routing, &self.config.directory.watch);
-        TrackingContext { cache: &self.cache, known: &self.known, routing, watch }
+        TrackingContext { cache: &self.cache, entries: &self.entries, routing, watch }
     }
 
     fn take(&self, change: Change) {
@@ -75,7 +75,7 @@ impl Setup {
     /// A user with a cached decision and a session.
     fn user(&self, entry: &Entry) -> (ListedSession, StopHandle) {
         let identity = Arc::new(Identity::for_tests(&entry.dn, &[]).with_entry(Arc::new(entry.clone())));
-        self.known.record_login(&identity.shared_entry());
+        self.entries.record_login(&identity.shared_entry());
         let digest = self.cache.digest(&Secret::copy_of(b"sesame"));
         self.cache.right(&Login::parse(entry.dn.as_bytes()).unwrap(), identity, digest, self.cache.stamp());
         self.session("imap", entry)
@@ -101,7 +101,7 @@ impl Setup {
     }
 
     fn host(&self, number: u8) -> String {
-        self.known.by_dn(&format!("uid={number}").into()).unwrap().entry.mail_hosts.join(",")
+        self.entries.by_dn(&format!("uid={number}").into()).unwrap().entry.mail_hosts.join(",")
     }
 
     fn brake(&self) -> i64 {
@@ -237,7 +237,7 @@ async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
 async fn session_that_is_listed_late_is_listed_under_the_newest_dn() {
     let setup = setup("").following();
     let decided = entry(1, "server3", 1);
-    setup.known.record_login(&Arc::new(decided.clone()));
+    setup.entries.record_login(&Arc::new(decided.clone()));
     setup.shown(Entry { dn: "cn=1".into(), ..entry(1, "server3", 2) });
     let late = session(&setup.registry, &decided);
     let (_late, mut asked) = setup.registry.list(late.clone(), basis(&decided));
@@ -253,13 +253,13 @@ async fn entry_with_sessions_that_is_not_tracked_is_judged_by_what_they_were_log
     for is_full in [false, true] {
         for (changed, why) in changes(2) {
             let mut setup = setup(CLOSE_ALL);
-            setup.known = TrackedEntries::new(usize::from(is_full), Duration::from_secs(300));
+            setup.entries = TrackedEntries::new(usize::from(is_full), Duration::from_secs(300));
             let setup = setup.following();
             let (_listed, mut asked) = setup.session("imap", &entry(1, "server3", 1));
             if is_full {
-                setup.known.record_login(&Arc::new(entry(9, "server3", 1)));
+                setup.entries.record_login(&Arc::new(entry(9, "server3", 1)));
             } else {
-                setup.known.record_change(&Arc::new(entry(8, "server3", 1)));
+                setup.entries.record_change(&Arc::new(entry(8, "server3", 1)));
             }
             // Changed operational attributes are no change.
             let mut noise = entry(1, "server3", 1);
@@ -270,7 +270,7 @@ async fn entry_with_sessions_that_is_not_tracked_is_judged_by_what_they_were_log
             assert_eq!(setup.asked(&mut asked).await, Some(why), "{changed:?} {is_full}");
         }
         let mut setup = setup("");
-        setup.known = TrackedEntries::new(usize::from(is_full), Duration::from_secs(300));
+        setup.entries = TrackedEntries::new(usize::from(is_full), Duration::from_secs(300));
         let setup = setup.following();
         let decided = entry(1, "server3", 1);
         let (_listed, mut asked) = setup.session("imap", &decided);
@@ -300,7 +300,7 @@ async fn submission_continues_after_a_move_and_ends_for_other_changes() {
     for (changed, why) in changes(2) {
         let setup = setup(CLOSE_ALL).following();
         let decided = entry(1, "server3", 1);
-        setup.known.record_login(&Arc::new(decided.clone()));
+        setup.entries.record_login(&Arc::new(decided.clone()));
         let (_listed, mut asked) = setup.session("submission", &decided);
         setup.shown(changed.clone());
         let expected = (why != TerminationReason::Moved).then_some(why);
@@ -309,7 +309,7 @@ async fn submission_continues_after_a_move_and_ends_for_other_changes() {
     // A move and a new password at once: the password counts.
     let setup = setup(CLOSE_ALL).following();
     let decided = entry(1, "server3", 1);
-    setup.known.record_login(&Arc::new(decided.clone()));
+    setup.entries.record_login(&Arc::new(decided.clone()));
     let (_listed, mut asked) = setup.session("submission", &decided);
     let mut changed = entry(1, "server4", 2);
     changed.version.password_changed = Some(2);
@@ -442,7 +442,7 @@ async fn entry_that_reuses_a_deleted_dn_inherits_neither_password_nor_terminatio
     let anew = Entry { dn: "uid=1".into(), ..entry(2, "server3", 5) };
     setup.shown(anew.clone());
     assert!(!setup.is_cached(1), "another entry has that DN");
-    setup.known.record_login(&Arc::new(anew.clone()));
+    setup.entries.record_login(&Arc::new(anew.clone()));
     let (_new, mut new) = setup.session("imap", &anew);
     setup.take(began());
     setup.shown(anew);
@@ -456,10 +456,10 @@ async fn entry_that_reuses_a_deleted_dn_inherits_neither_password_nor_terminatio
 async fn rename_affects_no_session_of_another_entry() {
     let setup = setup("").following();
     let decided = entry(1, "server3", 1);
-    setup.known.record_login(&Arc::new(decided.clone()));
+    setup.entries.record_login(&Arc::new(decided.clone()));
     setup.shown(Entry { dn: "cn=1".into(), ..entry(1, "server3", 2) });
     let anew = Entry { dn: "uid=1".into(), ..entry(2, "server3", 3) };
-    setup.known.record_login(&Arc::new(anew.clone()));
+    setup.entries.record_login(&Arc::new(anew.clone()));
     let _new = setup.session("imap", &anew);
     let late = session(&setup.registry, &decided);
     let _late = setup.registry.list(late.clone(), basis(&decided));

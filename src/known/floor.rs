@@ -81,9 +81,9 @@ fn writer(version: &str) -> Option<&str> {
 
 /// Whether one server has written both versions, so that they are ordered. The clocks of several servers
 /// differ, and any clock may be set back.
-fn is_ordered(one: Option<&str>, other: Option<&str>) -> bool {
+fn is_ordered(version: Option<&str>, other: Option<&str>) -> bool {
     let writer = |version: Option<&str>| version.and_then(writer).map(str::to_owned);
-    writer(one).is_some() && writer(one) == writer(other)
+    writer(version).is_some() && writer(version) == writer(other)
 }
 
 fn age_of(shown: &Entry, version: Option<&str>, own_times: bool) -> VersionAge {
@@ -136,8 +136,8 @@ impl TrackedEntry {
     /// Whether it is the same version, or the server does not expose it.
     #[must_use]
     pub fn is_same(&self, shown: &Entry) -> bool {
-        let (shown, known) = (&shown.version.revision, &self.entry.version.revision);
-        known.is_some() && (shown == known || shown.is_none())
+        let (shown, current) = (&shown.version.revision, &self.entry.version.revision);
+        current.is_some() && (shown == current || shown.is_none())
     }
 
     /// Raises the floor: its values have changed, as reported by `source`.
@@ -160,28 +160,28 @@ impl TrackedEntry {
 }
 
 impl TrackedInner {
-    pub(super) fn is_as_new(&self, one: &TrackedEntry, shown: &Entry, server: Option<&str>) -> bool {
+    pub(super) fn is_as_new(&self, tracked: &TrackedEntry, shown: &Entry, server: Option<&str>) -> bool {
         // Without a server, a visible version counts.
         let decides =
             server.map_or(shown.version.revision.is_some(), |server| self.source.server.as_deref() == Some(server));
-        one.is_as_new(shown, &self.source, decides)
+        tracked.is_as_new(shown, &self.source, decides)
     }
 }
 
 impl Floor for TrackedEntries {
     fn freshness(&self, shown: &Entry, server: &str) -> Freshness {
         let inner = self.lock();
-        let one = inner.find(shown.version.id, Some(&shown.dn)).and_then(|key| inner.entries.get(&key));
-        let Some(one) = one else { return Freshness::CaughtUp };
-        if one.deleted {
-            let is_lost = one.older_since.is_some_and(|since| since.elapsed() >= LAG);
-            return if is_lost || one.is_recreated(shown) { Freshness::CaughtUp } else { Freshness::Gone };
+        let tracked = inner.find(shown.version.id, Some(&shown.dn)).and_then(|key| inner.entries.get(&key));
+        let Some(tracked) = tracked else { return Freshness::CaughtUp };
+        if tracked.deleted {
+            let is_lost = tracked.older_since.is_some_and(|since| since.elapsed() >= LAG);
+            return if is_lost || tracked.is_recreated(shown) { Freshness::CaughtUp } else { Freshness::Deleted };
         }
-        if !inner.is_as_new(one, shown, Some(server)) {
-            return Freshness::Behind(Arc::clone(&one.entry));
+        if !inner.is_as_new(tracked, shown, Some(server)) {
+            return Freshness::Behind(Arc::clone(&tracked.entry));
         }
-        if one.is_hidden(shown, &inner.source) {
-            return Freshness::Hidden(Arc::clone(&one.entry));
+        if tracked.is_hidden(shown, &inner.source) {
+            return Freshness::Hidden(Arc::clone(&tracked.entry));
         }
         Freshness::CaughtUp
     }
@@ -189,7 +189,7 @@ impl Floor for TrackedEntries {
     fn concerns(&self, name: &str) -> bool {
         let inner = self.lock();
         match inner.keys_by_dn.get(name).and_then(|key| inner.entries.get(key)) {
-            Some(one) => one.changed_at.is_some() || one.deleted,
+            Some(tracked) => tracked.changed_at.is_some() || tracked.deleted,
             // A principal name, or a DN in the client's spelling: it may be any entry.
             None => inner.last_changed.is_some_and(|reported| reported.elapsed() < LAG),
         }
@@ -226,22 +226,22 @@ impl TrackedEntries {
     pub fn precedence(&self, key: TrackingKey, shown: &Entry, whole: bool) -> Precedence {
         let inner = &mut *self.lock();
         let source = &inner.source;
-        let Some(one) = inner.entries.get_mut(&key) else { return Precedence::Newest };
-        let by_other = one.reported_by.is_some() && one.reported_by != source.reporting;
+        let Some(tracked) = inner.entries.get_mut(&key) else { return Precedence::Newest };
+        let by_other = tracked.reported_by.is_some() && tracked.reported_by != source.reporting;
         let same_times = source.local_timestamps && by_other;
-        let is_older = match age_of(shown, one.floor.as_deref(), same_times) {
+        let is_older = match age_of(shown, tracked.floor.as_deref(), same_times) {
             VersionAge::Older => true,
-            VersionAge::Unknown => by_other && one.is_recent(),
-            VersionAge::AsNew => one.deleted && by_other && !one.is_recreated(shown),
+            VersionAge::Unknown => by_other && tracked.is_recent(),
+            VersionAge::AsNew => tracked.deleted && by_other && !tracked.is_recreated(shown),
         };
         // Successive changes reported by one server take effect there, whatever the clocks say.
-        let is_ordered = is_ordered(shown.version.revision.as_deref(), one.floor.as_deref());
+        let is_ordered = is_ordered(shown.version.revision.as_deref(), tracked.floor.as_deref());
         if is_older && (by_other || (!whole && is_ordered)) {
-            let since = *one.older_since.get_or_insert_with(Instant::now);
+            let since = *tracked.older_since.get_or_insert_with(Instant::now);
             return if since.elapsed() < LAG { Precedence::Older } else { Precedence::Newest };
         }
         let is_set_back =
-            whole && !by_other && age_of(shown, one.entry.version.revision.as_deref(), false) == VersionAge::Older;
+            whole && !by_other && age_of(shown, tracked.entry.version.revision.as_deref(), false) == VersionAge::Older;
         if is_set_back { Precedence::SetBack } else { Precedence::Newest }
     }
 }
@@ -256,9 +256,9 @@ mod tests {
 
     fn entry(host: &str, version: &str) -> Arc<Entry> {
         let version = (!version.is_empty()).then(|| version.into());
-        let marks = EntryVersion { id: EntryId::from_bytes(&[1; 16]), revision: version, ..EntryVersion::default() };
+        let version = EntryVersion { id: EntryId::from_bytes(&[1; 16]), revision: version, ..EntryVersion::default() };
         let hosts: &[&str] = if host.is_empty() { &[] } else { &[host] };
-        Arc::new(Entry { version: marks, ..Entry::for_tests("uid=a", hosts) })
+        Arc::new(Entry { version, ..Entry::for_tests("uid=a", hosts) })
     }
 
     fn csn(second: u32, writer: u32) -> String {
@@ -271,46 +271,46 @@ mod tests {
 
     /// The first server is followed and has shown that the entry has moved, in this version.
     fn moved(version: &str, own_times: bool) -> TrackedEntries {
-        let known = TrackedEntries::new(10, Duration::from_secs(300));
-        known.begin_refresh(&ONE.into(), own_times);
-        known.mark_live();
-        known.record_login(&entry("old", ""));
-        tell(&known, "new", version);
-        known
+        let entries = TrackedEntries::new(10, Duration::from_secs(300));
+        entries.begin_refresh(&ONE.into(), own_times);
+        entries.mark_live();
+        entries.record_login(&entry("old", ""));
+        report(&entries, "new", version);
+        entries
     }
 
-    fn tell(known: &TrackedEntries, host: &str, version: &str) {
-        let key = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
-        known.apply(key, entry(host, version), None);
+    fn report(entries: &TrackedEntries, host: &str, version: &str) {
+        let key = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        entries.apply(key, entry(host, version), None);
     }
 
-    fn weigh(known: &TrackedEntries, host: &str, version: &str, whole: bool) -> Precedence {
-        let key = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
-        known.precedence(key, &entry(host, version), whole)
+    fn precedence(entries: &TrackedEntries, host: &str, version: &str, whole: bool) -> Precedence {
+        let key = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        entries.precedence(key, &entry(host, version), whole)
     }
 
-    fn follow(known: &TrackedEntries, server: &str) {
-        known.begin_refresh(&server.into(), false);
-        known.mark_live();
+    fn follow(entries: &TrackedEntries, server: &str) {
+        entries.begin_refresh(&server.into(), false);
+        entries.mark_live();
     }
 
-    fn caught_up(known: &TrackedEntries, version: &str, server: &str) -> bool {
-        matches!(known.freshness(&entry("x", version), server), Freshness::CaughtUp)
+    fn caught_up(entries: &TrackedEntries, version: &str, server: &str) -> bool {
+        matches!(entries.freshness(&entry("x", version), server), Freshness::CaughtUp)
     }
 
     #[tokio::test(start_paused = true)]
     async fn versions_of_one_writer_are_ordered_regardless_of_time() {
-        let known = moved(&csn(5, 1), false);
+        let entries = moved(&csn(5, 1), false);
         for server in [ONE, TWO] {
-            assert!(!caught_up(&known, &csn(4, 1), server) && !caught_up(&known, &csn(4, 2), server));
-            assert!(caught_up(&known, &csn(5, 1), server) && caught_up(&known, &csn(6, 1), server));
+            assert!(!caught_up(&entries, &csn(4, 1), server) && !caught_up(&entries, &csn(4, 2), server));
+            assert!(caught_up(&entries, &csn(5, 1), server) && caught_up(&entries, &csn(6, 1), server));
         }
         tokio::time::advance(LAG).await;
-        assert!(!caught_up(&known, &csn(4, 1), TWO));
+        assert!(!caught_up(&entries, &csn(4, 1), TWO));
         // A login is written down, which changes no value: that is no floor.
-        let key = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
-        known.refresh(key, entry("new", &csn(9, 1)));
-        assert!(caught_up(&known, &csn(5, 1), TWO) && !caught_up(&known, &csn(4, 1), TWO));
+        let key = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        entries.refresh(key, entry("new", &csn(9, 1)));
+        assert!(caught_up(&entries, &csn(5, 1), TWO) && !caught_up(&entries, &csn(4, 1), TWO));
     }
 
     #[tokio::test(start_paused = true)]
@@ -326,51 +326,51 @@ mod tests {
             (at(5), at(9), true),
         ];
         for (reported, shown, own_times) in cases {
-            let known = moved(&reported, own_times);
-            assert!(caught_up(&known, &shown, ONE) && !caught_up(&known, &shown, TWO), "{reported} {shown}");
+            let entries = moved(&reported, own_times);
+            assert!(caught_up(&entries, &shown, ONE) && !caught_up(&entries, &shown, TWO), "{reported} {shown}");
             // Also when it is lost.
-            known.mark_lost();
-            assert!(caught_up(&known, &shown, ONE) && !caught_up(&known, &shown, TWO), "{reported} {shown}");
+            entries.mark_lost();
+            assert!(caught_up(&entries, &shown, ONE) && !caught_up(&entries, &shown, TWO), "{reported} {shown}");
             tokio::time::advance(UNORDERED_PERIOD).await;
-            assert!(caught_up(&known, &shown, TWO), "{reported} {shown}");
+            assert!(caught_up(&entries, &shown, TWO), "{reported} {shown}");
         }
-        let known = moved(&at(5), false);
+        let entries = moved(&at(5), false);
         tokio::time::advance(UNORDERED_PERIOD).await;
-        assert!(!caught_up(&known, &at(4), TWO), "older for good");
+        assert!(!caught_up(&entries, &at(4), TWO), "older for good");
     }
 
     #[tokio::test(start_paused = true)]
     async fn version_seen_only_by_a_bind_is_no_floor() {
-        let known = TrackedEntries::new(10, Duration::from_secs(300));
-        known.record_login(&entry("new", &csn(5, 1)));
-        assert!(caught_up(&known, &csn(1, 1), TWO) && !known.concerns("uid=a"));
-        tell(&known, "new", &csn(5, 1));
-        assert!(known.concerns("uid=a"));
+        let entries = TrackedEntries::new(10, Duration::from_secs(300));
+        entries.record_login(&entry("new", &csn(5, 1)));
+        assert!(caught_up(&entries, &csn(1, 1), TWO) && !entries.concerns("uid=a"));
+        report(&entries, "new", &csn(5, 1));
+        assert!(entries.concerns("uid=a"));
         // Another spelling, or a principal's name, may be of any entry.
-        assert!(known.concerns("uid=A") && known.concerns("a@example.com"));
+        assert!(entries.concerns("uid=A") && entries.concerns("a@example.com"));
         tokio::time::advance(LAG).await;
-        assert!(known.concerns("uid=a") && !known.concerns("uid=A"));
+        assert!(entries.concerns("uid=a") && !entries.concerns("uid=A"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn floor_is_lowered_only_by_a_complete_refresh_of_the_same_server() {
-        let known = moved(&csn(5, 1), false);
-        assert_eq!(weigh(&known, "old", &csn(4, 1), false), Precedence::Older);
-        assert_eq!(weigh(&known, "old", &csn(4, 1), true), Precedence::SetBack);
-        assert_eq!(weigh(&known, "other", &csn(6, 1), true), Precedence::Newest);
+        let entries = moved(&csn(5, 1), false);
+        assert_eq!(precedence(&entries, "old", &csn(4, 1), false), Precedence::Older);
+        assert_eq!(precedence(&entries, "old", &csn(4, 1), true), Precedence::SetBack);
+        assert_eq!(precedence(&entries, "other", &csn(6, 1), true), Precedence::Newest);
         // Another server is followed instead, and lags.
-        follow(&known, TWO);
+        follow(&entries, TWO);
         for whole in [true, false] {
-            assert_eq!(weigh(&known, "old", &csn(4, 1), whole), Precedence::Older);
-            assert_eq!(weigh(&known, "old", &csn(6, 2), whole), Precedence::Older, "its writer may not know");
+            assert_eq!(precedence(&entries, "old", &csn(4, 1), whole), Precedence::Older);
+            assert_eq!(precedence(&entries, "old", &csn(6, 2), whole), Precedence::Older, "its writer may not know");
         }
-        assert!(!caught_up(&known, &csn(4, 1), TWO));
+        assert!(!caught_up(&entries, &csn(4, 1), TWO));
         // What the first one had alone is lost with it.
         tokio::time::advance(LAG).await;
-        assert!(caught_up(&known, &csn(4, 1), TWO));
-        assert_eq!(weigh(&known, "old", &csn(4, 1), false), Precedence::Newest);
-        tell(&known, "old", &csn(4, 1));
-        assert!(!caught_up(&known, &csn(3, 1), TWO), "the floor is where it was set");
+        assert!(caught_up(&entries, &csn(4, 1), TWO));
+        assert_eq!(precedence(&entries, "old", &csn(4, 1), false), Precedence::Newest);
+        report(&entries, "old", &csn(4, 1));
+        assert!(!caught_up(&entries, &csn(3, 1), TWO), "the floor is where it was set");
     }
 
     #[tokio::test(start_paused = true)]
@@ -379,60 +379,60 @@ mod tests {
         for (reported, shown, own_times) in
             [(at(5), at(4), false), (at(5), at(4), true), (csn(5, 1), csn(4, 2), false), (csn(5, 1), at(4), false)]
         {
-            let known = moved(&reported, own_times);
-            assert_eq!(weigh(&known, "other", &shown, false), Precedence::Newest, "{reported} {shown}");
-            tell(&known, "other", &shown);
-            assert!(caught_up(&known, &shown, ONE), "{reported} {shown}");
+            let entries = moved(&reported, own_times);
+            assert_eq!(precedence(&entries, "other", &shown, false), Precedence::Newest, "{reported} {shown}");
+            report(&entries, "other", &shown);
+            assert!(caught_up(&entries, &shown, ONE), "{reported} {shown}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn deleted_entry_is_not_restored_by_a_lagging_server() {
-        let known = moved(&csn(5, 1), false);
-        let key = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
-        known.mark_deleted(key);
-        let gone = |version: &str| matches!(known.freshness(&entry("new", version), TWO), Freshness::Gone);
+        let entries = moved(&csn(5, 1), false);
+        let key = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        entries.mark_deleted(key);
+        let gone = |version: &str| matches!(entries.freshness(&entry("new", version), TWO), Freshness::Deleted);
         assert!(gone(&csn(5, 1)) && gone(&csn(6, 2)) && !gone(&csn(6, 1)));
-        follow(&known, TWO);
-        assert_eq!(weigh(&known, "new", &csn(5, 1), true), Precedence::Older);
+        follow(&entries, TWO);
+        assert_eq!(precedence(&entries, "new", &csn(5, 1), true), Precedence::Older);
         tokio::time::advance(LAG).await;
         assert!(!gone(&csn(5, 1)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn mail_host_that_was_not_removed_counts_as_hidden() {
-        let hidden = |known: &TrackedEntries, version: &str| {
-            matches!(known.freshness(&entry("", version), ONE), Freshness::Hidden(_))
+        let hidden = |entries: &TrackedEntries, version: &str| {
+            matches!(entries.freshness(&entry("", version), ONE), Freshness::Hidden(_))
         };
-        let known = TrackedEntries::new(10, Duration::from_secs(300));
-        known.record_login(&entry("new", &csn(5, 1)));
+        let entries = TrackedEntries::new(10, Duration::from_secs(300));
+        entries.record_login(&entry("new", &csn(5, 1)));
         // The same version, or none is shown; a newer one may have taken it away.
-        assert!(hidden(&known, &csn(5, 1)) && hidden(&known, "") && !hidden(&known, &csn(6, 1)));
-        follow(&known, ONE);
-        assert!(!hidden(&known, &csn(6, 1)), "the watch has not shown this entry");
-        tell(&known, "new", &csn(5, 1));
-        assert!(hidden(&known, &csn(6, 1)), "the watch would have shown it");
-        known.mark_lost();
-        assert!(!hidden(&known, &csn(6, 1)) && hidden(&known, &csn(5, 1)));
-        tell(&known, "", &csn(7, 1));
-        assert!(!hidden(&known, &csn(7, 1)), "taken away");
+        assert!(hidden(&entries, &csn(5, 1)) && hidden(&entries, "") && !hidden(&entries, &csn(6, 1)));
+        follow(&entries, ONE);
+        assert!(!hidden(&entries, &csn(6, 1)), "the watch has not shown this entry");
+        report(&entries, "new", &csn(5, 1));
+        assert!(hidden(&entries, &csn(6, 1)), "the watch would have shown it");
+        entries.mark_lost();
+        assert!(!hidden(&entries, &csn(6, 1)) && hidden(&entries, &csn(5, 1)));
+        report(&entries, "", &csn(7, 1));
+        assert!(!hidden(&entries, &csn(7, 1)), "taken away");
     }
 
     #[tokio::test(start_paused = true)]
     async fn lagging_replica_overrides_no_hold_during_the_brake() {
-        let known = TrackedEntries::new(10, Duration::from_secs(300));
-        follow(&known, ONE);
-        known.record_login(&entry("old", &csn(1, 1)));
-        let key = known.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        let entries = TrackedEntries::new(10, Duration::from_secs(300));
+        follow(&entries, ONE);
+        entries.record_login(&entry("old", &csn(1, 1)));
+        let key = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
         let mut held = Entry::clone(&entry("old", &csn(5, 1)));
         held.version.held = true;
-        known.apply(key, Arc::new(held), Some(super::super::DeferredChange::Entry(entry("new", &csn(5, 1)))));
-        known.brake(true);
+        entries.apply(key, Arc::new(held), Some(super::super::DeferredChange::Entry(entry("new", &csn(5, 1)))));
+        entries.brake(true);
         for version in [csn(1, 1), csn(4, 1)] {
-            let super::super::Reconciled::Replaced(settled) = known.reconcile(&entry("old", &version)) else {
+            let super::super::Reconciled::Replaced(reconciled) = entries.reconcile(&entry("old", &version)) else {
                 panic!()
             };
-            assert!(settled.version.held && settled.mail_hosts == ["old"], "{settled:?}");
+            assert!(reconciled.version.held && reconciled.mail_hosts == ["old"], "{reconciled:?}");
         }
     }
 }

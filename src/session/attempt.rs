@@ -214,7 +214,7 @@ impl<'a> LoginAttempt<'a> {
             let changed = authn.entries().changed();
             match authn.entries().reconcile(held) {
                 Reconciled::Replaced(newer) if !newer.version.held => return Ok(()),
-                Reconciled::Gone => return Ok(()),
+                Reconciled::Deleted => return Ok(()),
                 Reconciled::Replaced(_) | Reconciled::AsReported => {}
             }
             tokio::select! {

@@ -16,7 +16,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 struct Server {
     cache: Cache,
     login: Login,
-    marks: EntryVersion,
+    version: EntryVersion,
     /// The times of failures within the window.
     failures: Vec<Instant>,
     locked: Option<Instant>,
@@ -37,11 +37,11 @@ impl Server {
             stale: HOUR,
             capacity: 100,
         };
-        let marks = EntryVersion { revision: Some("0".into()), ..EntryVersion::default() };
+        let version = EntryVersion { revision: Some("0".into()), ..EntryVersion::default() };
         Self {
             cache: Cache::new(&settings),
             login: Login::parse(b"alice").unwrap(),
-            marks,
+            version,
             failures: Vec::new(),
             locked: None,
             window,
@@ -58,12 +58,12 @@ impl Server {
 
     fn written(&mut self) {
         self.writes += 1;
-        self.marks.revision = Some(self.writes.to_string().into());
-        self.marks.failures = (!self.failures.is_empty()).then_some(self.writes);
-        self.marks.login_activity = self.writes;
-        self.marks.locked = self.locked.is_some();
-        self.marks.lockout = self.locked.map_or(0, |_| self.writes);
-        self.marks.has_policy_attributes = self.marks.failures.is_some() || self.marks.locked;
+        self.version.revision = Some(self.writes.to_string().into());
+        self.version.failures = (!self.failures.is_empty()).then_some(self.writes);
+        self.version.login_activity = self.writes;
+        self.version.locked = self.locked.is_some();
+        self.version.lockout = self.locked.map_or(0, |_| self.writes);
+        self.version.has_policy_attributes = self.version.failures.is_some() || self.version.locked;
     }
 
     /// A wrong bind, as slapd counts it. Returns whether a lock hid it.
@@ -94,7 +94,7 @@ impl Server {
     }
 
     fn entry(&self) -> Entry {
-        Entry { version: self.marks.clone(), ..Entry::for_tests(DN, &["server3"]) }
+        Entry { version: self.version.clone(), ..Entry::for_tests(DN, &["server3"]) }
     }
 
     /// An attempt of a device with a wrong password. Returns whether it was bound.
@@ -178,11 +178,11 @@ async fn password_change_or_twelve_hours_allow_another_bind() {
     server.asks("next");
     tokio::time::advance(MINUTE).await;
     assert!(!server.asks("next"));
-    server.marks.password_changed = Some(1);
+    server.version.password_changed = Some(1);
     assert!(server.asks("next"), "its age has changed");
     tokio::time::advance(MINUTE).await;
     assert!(!server.asks("next"));
-    server.marks.password_policy = 1;
+    server.version.password_policy = 1;
     assert!(server.asks("next"), "it was reset");
     tokio::time::advance(MINUTE).await;
     assert!(!server.asks("next"));
@@ -211,6 +211,6 @@ async fn refused_password_is_verified_at_growing_intervals_without_failure_count
     }
     assert_eq!(bound, [0, 1, 3, 7, 15, 31, 61, 91], "in half minutes, at most 15 min apart");
     // Without a policy any change of the entry may be a password change.
-    server.marks = EntryVersion { revision: Some("9".into()), ..EntryVersion::default() };
+    server.version = EntryVersion { revision: Some("9".into()), ..EntryVersion::default() };
     assert!(server.asks("old"));
 }

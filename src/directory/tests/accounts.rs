@@ -142,10 +142,7 @@ async fn principal_name_is_bound_and_its_single_entry_read() {
 #[tokio::test]
 async fn principal_name_without_exactly_one_entry_is_an_unknown_user_and_no_wrong_password() {
     let none = Scripted::start(|seen| active_directory(seen, &[])).await;
-    assert!(matches!(
-        trouble(Under::new(&[&none], principal()).alice().await),
-        UnavailableCause::Result { code: 0, .. }
-    ));
+    assert!(matches!(cause(Under::new(&[&none], principal()).alice().await), UnavailableCause::Result { code: 0, .. }));
     let two = Scripted::start(|seen| active_directory(seen, &["CN=Alice,DC=ad", "CN=Alice,DC=other"])).await;
     assert_eq!(Under::new(&[&two], principal()).alice().await, Err(DirectoryError::SeveralEntries));
 }
@@ -160,12 +157,12 @@ async fn previously_refused_password_is_searched_and_not_bound() {
     let under = Under::new(&[&server], searching(None));
     let dn: Arc<str> = "uid=alice,dc=x".into();
     let wrong = under.login("alice", "wrong").await.0;
-    let Err(DirectoryError::InvalidCredentials { seen: Some(marks), .. }) = wrong else { panic!("{wrong:?}") };
-    assert!(marks.shows_password_changes() && !marks.locked && !marks.password_differs(&marks.clone()));
-    assert!(marks.password_differs(&EntryVersion::default()));
+    let Err(DirectoryError::InvalidCredentials { seen: Some(version), .. }) = wrong else { panic!("{wrong:?}") };
+    assert!(version.shows_password_changes() && !version.locked && !version.password_differs(&version.clone()));
+    assert!(version.password_differs(&EntryVersion::default()));
 
     let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"wrong"));
-    let refused_before = move |entry: &Entry| entry.version == *marks;
+    let refused_before = move |entry: &Entry| entry.version == *version;
     let again = within(under.ldap.authenticate(&login, &password, &refused_before, &NoFloor)).await.0;
     assert_eq!((again, server.binds().len()), (Err(DirectoryError::RefusedBefore { dn }), 1));
 }

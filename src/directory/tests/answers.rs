@@ -147,7 +147,7 @@ async fn busy_and_unavailable_go_to_the_next_server_once() {
         assert_eq!(&*under.alice().await.unwrap().entry().dn, "uid=alice,dc=x");
         let under = Under::new(&[&servers[0], &servers[1], &servers[2]], searching(None));
         let before = servers[2].searches().len();
-        trouble(under.alice().await);
+        cause(under.alice().await);
         assert_eq!(servers[2].searches().len(), before, "two servers are asked, not three");
     }
 }
@@ -158,7 +158,7 @@ async fn answered_bind_is_not_repeated_on_another_server() {
         let unsure = Scripted::start(first(vec![bound(name)], is_bind)).await;
         let next = Scripted::start(alice).await;
         let under = Under::new(&[&unsure, &next], searching(None));
-        assert!(matches!(trouble(under.alice().await), UnavailableCause::Result { operation: "bind", .. }));
+        assert!(matches!(cause(under.alice().await), UnavailableCause::Result { operation: "bind", .. }));
         assert_eq!((unsure.binds().len(), next.binds().len()), (1, 0));
     }
 }
@@ -192,14 +192,14 @@ async fn bind_requires_name_and_password() {
     let nameless = vec![entry("", &[("mailHost", &[b"server3"])]), done(Code::Success)];
     let server = Scripted::start(first(vec![nameless.clone(), nameless], is_search)).await;
     let under = Under::new(&[&server], searching(None));
-    assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }));
+    assert!(matches!(cause(under.alice().await), UnavailableCause::Malformed { .. }));
     for password in ["", "a\0b"] {
-        assert!(matches!(trouble(under.login("alice", password).await.0), UnavailableCause::Connection { .. }));
+        assert!(matches!(cause(under.login("alice", password).await.0), UnavailableCause::Connection { .. }));
     }
     let login = Login::parse(b"alice").unwrap();
     let latin = Secret::copy_of(b"caf\xe9");
     assert!(matches!(
-        trouble(under.ldap.authenticate(&login, &latin, &|_| false, &NoFloor).await.0),
+        cause(under.ldap.authenticate(&login, &latin, &|_| false, &NoFloor).await.0),
         UnavailableCause::Connection { .. }
     ));
     assert_eq!(server.binds(), []);
@@ -237,9 +237,9 @@ async fn attributes_are_matched_in_any_case_and_bounded() {
     assert_eq!(read(&[]).await.unwrap().mail_hosts, Vec::<String>::new());
 
     let long = vec![b'x'; 1_025];
-    assert!(matches!(trouble(read(&[("mailHost", &[&long])]).await), UnavailableCause::Malformed { .. }));
+    assert!(matches!(cause(read(&[("mailHost", &[&long])]).await), UnavailableCause::Malformed { .. }));
     let many = vec![&b"x"[..]; 65];
-    assert!(matches!(trouble(read(&[("uid", &many)]).await), UnavailableCause::Malformed { .. }));
+    assert!(matches!(cause(read(&[("uid", &many)]).await), UnavailableCause::Malformed { .. }));
     assert_eq!(read(&[("uid", &many[..64]), ("sn", &many)]).await.unwrap().logins.len(), 64);
 }
 
@@ -294,7 +294,7 @@ async fn malformed_reply_is_an_unavailable_directory() {
         };
         let bad = Scripted::start(script).await;
         let under = Under::new(&[&bad], searching(None));
-        assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }), "{what}");
+        assert!(matches!(cause(under.alice().await), UnavailableCause::Malformed { .. }), "{what}");
         let good = Scripted::start(alice).await;
         let under = Under::new(&[&bad, &good], searching(None));
         under.alice().await.unwrap();
@@ -306,7 +306,7 @@ async fn malformed_reply_is_an_unavailable_directory() {
         };
         let bad = Scripted::start(script).await;
         let under = Under::new(&[&bad], templated(None));
-        assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }), "{what}");
+        assert!(matches!(cause(under.alice().await), UnavailableCause::Malformed { .. }), "{what}");
     }
     // The reply to a bind is parsed in the calling task: the panic is contained there too.
     let answers: [Bytes; 3] = [
@@ -318,7 +318,7 @@ async fn malformed_reply_is_an_unavailable_directory() {
         let script = move |seen: &Recorded| vec![ScriptedReply::Raw(bytes(u8::try_from(seen.id).unwrap()))];
         let bad = Scripted::start(script).await;
         let under = Under::new(&[&bad], templated(None));
-        assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }));
+        assert!(matches!(cause(under.alice().await), UnavailableCause::Malformed { .. }));
         assert_eq!(under.count(&bad, "bind", "malformed"), 1);
     }
 }
@@ -366,7 +366,7 @@ async fn oversized_entry_is_no_fault_of_the_server() {
     let (server, standby) = (Scripted::start(odd).await, Scripted::start(alice).await);
     let under = Under::new(&[&server, &standby], searching(None));
     for _ in 0..3 {
-        assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }));
+        assert!(matches!(cause(under.alice().await), UnavailableCause::Malformed { .. }));
     }
     assert_eq!(under.count(&server, "connect", "0"), 1, "its connection is as good as before");
     assert_eq!(standby.searches().len(), 0, "no other server is asked");

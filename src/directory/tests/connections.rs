@@ -43,7 +43,7 @@ async fn overload_is_reported_within_one_attempt() {
     let started = Instant::now();
     let crowd = (0..30).map(|_| under.login("anna", "x"));
     for (result, _) in futures_util::future::join_all(crowd).await {
-        trouble(result);
+        cause(result);
     }
     assert!(started.elapsed() < Duration::from_millis(1_200), "{:?}", started.elapsed());
     gate.add_permits(1_000);
@@ -74,7 +74,7 @@ async fn restarted_server_is_used_at_once() {
     let under = Under::new(&[&server], searching(None));
     under.alice().await.unwrap();
     drop(server);
-    trouble(under.alice().await);
+    cause(under.alice().await);
     let listener = within(async {
         loop {
             if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await {
@@ -92,7 +92,7 @@ async fn restarted_server_is_used_at_once() {
 async fn disconnect_during_a_bind_is_not_a_wrong_password() {
     let server = Scripted::start(first(vec![vec![ScriptedReply::Close]; 9], is_bind)).await;
     let under = Under::new(&[&server], searching(None));
-    assert!(matches!(trouble(under.alice().await), UnavailableCause::Connection { .. }));
+    assert!(matches!(cause(under.alice().await), UnavailableCause::Connection { .. }));
     assert_eq!(server.binds().len(), 1, "a fresh connection is not tried twice");
 }
 

@@ -17,7 +17,7 @@ impl Floor for Shown {
             || Arc::new(Entry { version: self.newest.clone(), ..Entry::for_tests("uid=alice,dc=x", &["server4"]) });
         match shown.mail_hosts.first().map(String::as_str) {
             Some("server4") => Freshness::CaughtUp,
-            Some(_) if self.gone => Freshness::Gone,
+            Some(_) if self.gone => Freshness::Deleted,
             Some(_) => Freshness::Behind(newest()),
             None => Freshness::Hidden(newest()),
         }
@@ -107,7 +107,7 @@ async fn newest_version_decides_when_every_server_lags() {
     let (_folder, _, account) = service(b"service");
     for find in [searching(None), templated(account)] {
         let servers = Servers::with(&[b"server3", b"server3"], find, SHORT).await;
-        let behind = trouble(servers.login("right", &Shown::default()).await.0);
+        let behind = cause(servers.login("right", &Shown::default()).await.0);
         assert!(matches!(behind, UnavailableCause::Behind { .. }), "{behind:?}");
         let disabled = Shown {
             newest: EntryVersion { disabled: true, held: true, ..EntryVersion::default() },
@@ -155,7 +155,7 @@ async fn hidden_mail_host_is_read_from_another_server_or_unavailable() {
     assert_eq!(servers.login("right", &Shown::default()).await.0.unwrap().entry().mail_hosts, ["server4"]);
     assert_eq!(servers.binds(), [0, 1]);
     let servers = Servers::with(&[b"", b""], searching(None), SHORT).await;
-    let hidden = trouble(servers.login("right", &Shown::default()).await.0);
+    let hidden = cause(servers.login("right", &Shown::default()).await.0);
     assert!(matches!(hidden, UnavailableCause::Hidden { .. }), "{hidden:?}");
     assert_eq!(servers.binds(), [0, 0]);
 }

@@ -25,7 +25,7 @@ fn nested_within(id: i32, tag: u8) -> Vec<u8> {
 }
 
 fn is_malformed(result: Result<impl std::fmt::Debug, DirectoryError>) -> bool {
-    matches!(trouble(result), UnavailableCause::Malformed { .. })
+    matches!(cause(result), UnavailableCause::Malformed { .. })
 }
 
 #[tokio::test]
@@ -130,15 +130,13 @@ async fn notice_of_disconnection_ends_the_connection() {
             None => alice(seen),
         };
         let server = Scripted::start(script).await;
-        let UnavailableCause::Connection { reason, .. } =
-            trouble(Under::new(&[&server], searching(None)).alice().await)
+        let UnavailableCause::Connection { reason, .. } = cause(Under::new(&[&server], searching(None)).alice().await)
         else {
             panic!("a broken connection");
         };
         assert_eq!(reason, "server closed the connection with result 52");
         let server = Scripted::start(move |_: &Recorded| vec![ScriptedReply::Raw(notice.clone())]).await;
-        let UnavailableCause::Connection { reason, .. } =
-            trouble(Under::new(&[&server], searching(None)).alice().await)
+        let UnavailableCause::Connection { reason, .. } = cause(Under::new(&[&server], searching(None)).alice().await)
         else {
             panic!("a broken connection");
         };
@@ -200,7 +198,7 @@ async fn dripping_server_is_bounded_by_the_attempt_timeout() {
         settings.attempt_timeout = Duration::from_millis(300);
         let under = Under::test(&settings, Tuning::default());
         let began = Instant::now();
-        assert_eq!(trouble(under.alice().await), UnavailableCause::Timeout);
+        assert_eq!(cause(under.alice().await), UnavailableCause::Timeout);
         assert!(began.elapsed() < Duration::from_millis(2_700), "{:?}", began.elapsed());
     }
 }

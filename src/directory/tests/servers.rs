@@ -12,7 +12,7 @@ async fn unanswered_bind_is_retried_on_one_other_server() {
     settings.attempt_timeout = Duration::from_millis(150);
     let under = Under::test(&settings, Tuning::default());
     let (result, trace) = under.login("alice", "right").await;
-    assert_eq!(trouble(result), UnavailableCause::Timeout);
+    assert_eq!(cause(result), UnavailableCause::Timeout);
     assert_eq!(trace.code, None);
     assert_eq!(servers.iter().map(|server| server.binds().len()).collect::<Vec<_>>(), [1, 1, 0]);
     // The unanswered connections are not used again.
@@ -28,7 +28,7 @@ async fn second_server_gets_a_minimum_time_and_no_fault_for_exceeding_it() {
     let mut settings = settings(list, searching(None));
     settings.attempt_timeout = Duration::from_millis(1_500);
     let under = Under::test(&settings, Tuning::default());
-    assert_eq!(trouble(under.login("alice", "right").await.0), UnavailableCause::Timeout);
+    assert_eq!(cause(under.login("alice", "right").await.0), UnavailableCause::Timeout);
     let suspected = |at: usize| under.ldap.server(at).health.is_suspect();
     assert_eq!((suspected(0), suspected(1)), (true, false));
     assert_eq!(servers.iter().map(|server| server.binds().len()).collect::<Vec<_>>(), [1, 1]);
@@ -66,7 +66,7 @@ async fn unreachable_server_costs_nothing() {
     under.alice().await.unwrap();
     let under = Under::test(&settings(vec![dead("a"), dead("b")], searching(None)), Tuning::default());
     assert!(
-        matches!(trouble(under.alice().await), UnavailableCause::Connection { server, .. } if &*server == "ldap://b")
+        matches!(cause(under.alice().await), UnavailableCause::Connection { server, .. } if &*server == "ldap://b")
     );
 }
 
@@ -193,7 +193,7 @@ async fn attempt_with_too_little_time_is_no_fault() {
     let mut settings = hurried(&[&silent, &mute], searching(None));
     settings.timeout = Duration::from_millis(250);
     let under = Under::test(&settings, Tuning::default());
-    assert_eq!(trouble(under.login("anna", "x").await.0), UnavailableCause::Timeout);
+    assert_eq!(cause(under.login("anna", "x").await.0), UnavailableCause::Timeout);
     assert_eq!((under.count(&silent, "search", "timeout"), under.count(&mute, "search", "timeout")), (1, 1));
     let suspected = [0, 1].map(|at| under.ldap.server(at).health.is_suspect());
     assert_eq!(suspected, [true, false]);
@@ -254,7 +254,7 @@ async fn server_without_the_canary_is_not_used() {
     let looks = under.ldap.probe_all().await;
     assert!(looks.iter().all(|(_, look)| matches!(look, Err(UnavailableCause::Canary { .. }))), "{looks:?}");
     assert_eq!(under.ldap.availability(), Availability::Unreachable);
-    assert!(matches!(trouble(under.login("anna", "x").await.0), UnavailableCause::Canary { .. }));
+    assert!(matches!(cause(under.login("anna", "x").await.0), UnavailableCause::Canary { .. }));
     // The canary is back, and so is the server.
     shown[0].store(true, Ordering::SeqCst);
     under.login("anna", "x").await.0.unwrap();
@@ -290,7 +290,7 @@ async fn replies_of_a_server_that_lost_the_canary_are_discarded() {
             result.unwrap();
         } else {
             // An answered bind is an attempt: "unavailable", and no second server receives the password.
-            assert!(matches!(trouble(result), UnavailableCause::Canary { .. }));
+            assert!(matches!(cause(result), UnavailableCause::Canary { .. }));
             let after = standby.binds().iter().filter(|(_, dn, _)| dn.starts_with("uid=")).count();
             assert_eq!(after, before);
         }
@@ -311,13 +311,13 @@ async fn logins_fail_quickly_while_all_servers_are_down_and_the_first_recovered_
     let under = Under::test(&hurried(&[&servers[0], &servers[1]], searching(None)), Tuning::default());
     under.login("anna", "x").await.0.unwrap();
     well.store(false, Ordering::SeqCst);
-    trouble(under.login("anna", "x").await.0);
+    cause(under.login("anna", "x").await.0);
     // A suspicion is resolved by probes.
     assert_eq!(within(under.ldap.settled_availability()).await, Availability::Unreachable);
     let started = Instant::now();
     let crowd = (0..200).map(|_| under.login("bob", "x"));
     for (result, _) in futures_util::future::join_all(crowd).await {
-        assert_eq!(trouble(result), UnavailableCause::Timeout);
+        assert_eq!(cause(result), UnavailableCause::Timeout);
     }
     assert!(started.elapsed() < Duration::from_millis(1_900), "{:?}", started.elapsed());
     let names = servers.iter().flat_map(|server| server.seen());
@@ -354,7 +354,7 @@ async fn endless_reply_is_ended_by_the_deadline() {
         let server = Scripted::start(script).await;
         let under = Under::test(&hurried(&[&server], searching(None)), Tuning::default());
         let started = Instant::now();
-        assert!(matches!(trouble(under.alice().await), UnavailableCause::Timeout | UnavailableCause::Malformed { .. }));
+        assert!(matches!(cause(under.alice().await), UnavailableCause::Timeout | UnavailableCause::Malformed { .. }));
         assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
         gate.add_permits(1_000);
     }
@@ -365,7 +365,7 @@ async fn endless_reply_is_ended_by_the_deadline() {
     };
     let server = Scripted::start(flood).await;
     let under = Under::new(&[&server], searching(None));
-    assert!(matches!(trouble(under.alice().await), UnavailableCause::Malformed { .. }));
+    assert!(matches!(cause(under.alice().await), UnavailableCause::Malformed { .. }));
 }
 
 #[tokio::test]
@@ -381,7 +381,7 @@ async fn unusual_result_for_one_user_is_no_fault_of_the_server() {
     let under = Under::test(&hurried(&[&server], searching(None)), Tuning::default());
     for _ in 0..3 {
         let (odd, anna) = tokio::join!(under.login("odd", "x"), under.login("anna", "x"));
-        assert!(matches!(trouble(odd.0), UnavailableCause::Malformed { .. }));
+        assert!(matches!(cause(odd.0), UnavailableCause::Malformed { .. }));
         anna.0.unwrap();
         assert_eq!(under.ldap.availability(), Availability::Available);
     }
@@ -396,7 +396,7 @@ async fn deadline_ends_every_operation() {
         settings.timeout = Duration::from_millis(300);
         let under = Under::test(&settings, Tuning::default());
         let started = Instant::now();
-        assert_eq!(trouble(under.alice().await), UnavailableCause::Timeout);
+        assert_eq!(cause(under.alice().await), UnavailableCause::Timeout);
         assert!(started.elapsed() < Duration::from_millis(1_000), "{:?}", started.elapsed());
     }
 }
@@ -412,7 +412,7 @@ async fn outage_is_logged_at_intervals_and_not_per_login() {
     let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(output.with_filter(ours)));
     let under = Under::new(&[&server], templated(None));
     for _ in 0..20 {
-        trouble(under.alice().await);
+        cause(under.alice().await);
     }
     drop(under);
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();

@@ -39,7 +39,7 @@ async fn refused_service_account_is_paused_and_its_file_read_again() {
     let refused = UnavailableCause::ServiceBind { server: url.as_str().into(), code: 49 };
     for _ in 0..3 {
         let (result, trace) = under.login("alice", "right").await;
-        assert_eq!(trouble(result), refused);
+        assert_eq!(cause(result), refused);
         assert_eq!(trace.code, Some(49));
     }
     assert_eq!(server.binds().len(), 1, "one try a minute does not lock the account");
@@ -72,21 +72,21 @@ async fn unusable_service_password_is_never_sent() {
         let (_folder, _file, account) = service(password);
         let server = Scripted::start(alice).await;
         let under = Under::new(&[&server], searching(account));
-        assert!(matches!(trouble(under.alice().await), UnavailableCause::Connection { .. }));
+        assert!(matches!(cause(under.alice().await), UnavailableCause::Connection { .. }));
         assert_eq!(server.binds(), []);
     }
     let (folder, _file, account) = service(b"service");
     drop(folder);
     let server = Scripted::start(alice).await;
     let under = Under::new(&[&server], searching(account));
-    assert!(trouble(under.alice().await).to_string().contains("password: No such file"));
+    assert!(cause(under.alice().await).to_string().contains("password: No such file"));
 }
 
 #[tokio::test]
 async fn explain_reads_as_the_service_account_or_reports_an_error() {
     let server = Scripted::start(alice).await;
     let under = Under::new(&[&server], templated(None));
-    assert_eq!(trouble(under.look_up("alice").await.0), UnavailableCause::NoServiceAccount);
+    assert_eq!(cause(under.look_up("alice").await.0), UnavailableCause::NoServiceAccount);
     let question = under.ldap.describe_lookup(&Login::parse(b"a,b").unwrap());
     assert_eq!(question, r"read uid=a\2cb,dc=x");
     assert_eq!(server.connections(), 0);

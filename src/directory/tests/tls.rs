@@ -61,11 +61,11 @@ async fn tls_verifies_the_name_in_the_url() {
 
             // An unknown issuer, a wrong name, no TLS settings: no bind and no search.
             let before = server.binds().len() + server.searches().len();
-            trouble(login_over(&server, scheme, host, Some(other_client.clone())).await);
-            trouble(login_over(&server, scheme, host, None).await);
+            cause(login_over(&server, scheme, host, Some(other_client.clone())).await);
+            cause(login_over(&server, scheme, host, None).await);
             assert_eq!(server.binds().len() + server.searches().len(), before);
             let server = Scripted::start_on(listen().await, Some(other.clone()), implicit, start_tls);
-            let refused = trouble(login_over(&server, scheme, host, Some(other_client.clone())).await);
+            let refused = cause(login_over(&server, scheme, host, Some(other_client.clone())).await);
             assert!(refused.to_string().contains("certificate"), "{refused}");
             assert_eq!(server.binds().len() + server.searches().len(), 0);
         }
@@ -82,7 +82,7 @@ async fn refused_starttls_never_falls_back_to_cleartext() {
         let (_, client) = tls(&[host]);
         let listener = TcpListener::bind(format!("{address}:0")).await.unwrap();
         let server = Scripted::start_on(listener, None, false, refuse);
-        let refused = trouble(login_over(&server, LdapScheme::Ldap, host, Some(client)).await);
+        let refused = cause(login_over(&server, LdapScheme::Ldap, host, Some(client)).await);
         assert!(refused.to_string().contains("StartTLS refused with result 53"), "{refused}");
         assert_eq!(server.binds().len() + server.searches().len(), 0);
     }
@@ -143,7 +143,7 @@ async fn cleartext_before_tls_is_at_most_one_small_reply() {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Scripted::start_on(listener, Some(acceptor.clone()), false, script);
-        let refused = trouble(login_over(&server, LdapScheme::Ldap, "127.0.0.1", Some(client.clone())).await);
+        let refused = cause(login_over(&server, LdapScheme::Ldap, "127.0.0.1", Some(client.clone())).await);
         assert!(matches!(refused, UnavailableCause::Malformed { .. }), "{what}: {refused}");
         assert_eq!(server.binds().len() + server.searches().len(), 0, "{what}");
     }
@@ -159,7 +159,7 @@ async fn nested_replies_under_tls_end_no_process() {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Scripted::start_on(listener, Some(acceptor.clone()), true, script);
-        let refused = trouble(login_over(&server, LdapScheme::Ldaps, "127.0.0.1", Some(client.clone())).await);
+        let refused = cause(login_over(&server, LdapScheme::Ldaps, "127.0.0.1", Some(client.clone())).await);
         assert!(matches!(refused, UnavailableCause::Malformed { .. }), "{refused}");
     }
 }
@@ -192,7 +192,7 @@ async fn dripping_server_before_tls_is_bounded_by_the_attempt_timeout() {
         let login = Login::parse(b"alice").unwrap();
         let began = Instant::now();
         let result = within(ldap.authenticate(&login, &Secret::copy_of(b"right"), &|_| false, &NoFloor)).await.0;
-        assert_eq!(trouble(result), UnavailableCause::Timeout);
+        assert_eq!(cause(result), UnavailableCause::Timeout);
         assert!(began.elapsed() < Duration::from_millis(2_700), "{:?}", began.elapsed());
     }
 }

@@ -23,7 +23,7 @@ const WATCHDOG: Duration = Duration::from_secs(10);
 pub(super) async fn follow(link: &WatchLink<'_>, cookie: &mut Option<Vec<u8>>, tell: ChangeHandler<'_>) -> WatchEnd {
     match run(link, cookie, tell).await {
         Ok(end) => end,
-        Err(fault) => WatchEnd::Fault(fault),
+        Err(error) => WatchEnd::Fault(error),
     }
 }
 

@@ -309,8 +309,8 @@ async fn active_directory_is_polled_by_usn() {
     });
     assert_eq!(rounds.take(2).collect::<Vec<_>>(), [(true, true), (false, true)]);
     let Change::Entry(shown) = &reported[5] else { panic!("{reported:?}") };
-    let marks = &shown.entry.version;
-    assert_eq!((marks.id, marks.disabled, marks.password_changed.is_some()), (Some(id(1)), true, true));
+    let version = &shown.entry.version;
+    assert_eq!((version.id, version.disabled, version.password_changed.is_some()), (Some(id(1)), true, true));
     // From the USN of the poll before plus one: read before the search.
     let numbers: Vec<_> = server.seen().iter().filter_map(|seen| asks(seen, "uSNChanged")).collect();
     assert_eq!(numbers[..2], ["102", "103"]);
