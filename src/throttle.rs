@@ -245,25 +245,25 @@ impl Throttle {
         login: &str,
         password: &Secret,
     ) -> Result<PendingAttempt<'_>, Limited> {
-        let visit = self.origin(settings, client, login);
+        let origin = self.origin(settings, client, login);
         let (now, password) = (Instant::now(), self.fingerprint(password));
         let (user_rule, prefix_rule) = (settings.failed_logins_per_user, settings.failed_logins_per_prefix);
-        let (memory, prefix, known) = (Arc::clone(&visit.memory), visit.prefix, visit.known);
-        let account = visit.account(&self.keys);
+        let (memory, prefix, known) = (Arc::clone(&origin.memory), origin.prefix, origin.known);
+        let account = origin.account(&self.keys);
         let exempt = exempt(settings, client);
-        let mut gate = BindGate::new(visit, exempt, user_rule, password, &self.keys);
-        let mut turn = PendingAttempt { delay: Duration::ZERO, by: None, throttle: self, gate: None, asked: false };
+        let mut gate = BindGate::new(origin, exempt, user_rule, password, &self.keys);
+        let mut pending = PendingAttempt { delay: Duration::ZERO, by: None, throttle: self, gate: None, asked: false };
         if exempt {
-            turn.gate = Some(Arc::new(gate));
-            return Ok(turn);
+            pending.gate = Some(Arc::new(gate));
+            return Ok(pending);
         }
         let (of_user, of_prefix) = (memory.user(account), memory.prefix(prefix));
         let mut user = of_user.lock();
         if let Some(at) = user.tried(password) {
-            turn.delay = at.saturating_duration_since(now);
-            gate.waited = !turn.delay.is_zero();
-            turn.gate = Some(Arc::new(gate));
-            return Ok(turn);
+            pending.delay = at.saturating_duration_since(now);
+            gate.waited = !pending.delay.is_zero();
+            pending.gate = Some(Arc::new(gate));
+            return Ok(pending);
         }
         let every = memory.settings().forget_every;
         let user_delay = user.delay(now, every, &user_rule);
@@ -277,18 +277,18 @@ impl Throttle {
             (Rule::FailedLoginsPerPrefix, &prefix_rule, prefix_delay),
         ] {
             let delay = self.wait(rule, settings, delay, client)?;
-            if delay > turn.delay {
-                (turn.delay, turn.by) = (delay, Some(rule));
+            if delay > pending.delay {
+                (pending.delay, pending.by) = (delay, Some(rule));
             }
         }
         user.charge(now, user_delay, &user_rule);
-        user.try_password(password, now + turn.delay);
+        user.try_password(password, now + pending.delay);
         prefix.charge(now, prefix_delay, &prefix_rule);
         drop((user, prefix));
-        gate.waited = !turn.delay.is_zero();
+        gate.waited = !pending.delay.is_zero();
         gate.charged(of_user, of_prefix);
-        turn.gate = Some(Arc::new(gate));
-        Ok(turn)
+        pending.gate = Some(Arc::new(gate));
+        Ok(pending)
     }
 
     /// Records a correct cached password: nothing was guessed, and the prefix is known from now on.
@@ -303,13 +303,13 @@ impl Throttle {
     fn succeeded(&self, memory: &LimitMemory, (account, prefix, name): (HashedKey, HashedKey, HashedKey), dn: &str) {
         let user = self.entry(dn);
         memory.reset_user(account, prefix);
-        if memory.knows(user, prefix) {
+        if memory.is_known_prefix(user, prefix) {
             memory.reset_user(self.key(&(user, prefix)), prefix);
         } else {
             memory.forget_user(user);
         }
         memory.name(name, user);
-        memory.know(user, prefix);
+        memory.add_known_prefix(user, prefix);
     }
 
     fn origin(&self, settings: &config::Throttle, client: IpAddr, login: &str) -> AttemptOrigin {
@@ -317,7 +317,7 @@ impl Throttle {
         let prefix = self.prefix(settings, client);
         let name = self.key(&login.trim().to_lowercase());
         let user = memory.entry(name);
-        let known = memory.knows(user, prefix);
+        let known = memory.is_known_prefix(user, prefix);
         AttemptOrigin { memory, prefix, name, user, known }
     }
 

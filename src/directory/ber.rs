@@ -15,7 +15,7 @@ pub(super) struct ElementHeader {
 
 /// Why there is no header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HeaderError {
+pub(super) enum ElementHeaderError {
     /// More bytes are needed.
     Short,
     /// A long tag, an indefinite length, or one of more than four bytes.
@@ -23,21 +23,21 @@ pub(super) enum HeaderError {
 }
 
 /// Reads the header of the element that these bytes begin with.
-pub(super) fn header(bytes: &[u8]) -> Result<ElementHeader, HeaderError> {
-    let (tag, rest) = bytes.split_first().ok_or(HeaderError::Short)?;
+pub(super) fn header(bytes: &[u8]) -> Result<ElementHeader, ElementHeaderError> {
+    let (tag, rest) = bytes.split_first().ok_or(ElementHeaderError::Short)?;
     // 0x1f announces a multi-byte tag, which LDAP does not use.
     if tag & 0x1f == 0x1f {
-        return Err(HeaderError::Malformed);
+        return Err(ElementHeaderError::Malformed);
     }
-    let (first, rest) = rest.split_first().ok_or(HeaderError::Short)?;
+    let (first, rest) = rest.split_first().ok_or(ElementHeaderError::Short)?;
     let digits = usize::from(first & 0x7f);
     if first & 0x80 == 0 {
         return Ok(ElementHeader { tag: *tag, size: 2, content: digits });
     }
     if digits == 0 || digits > 4 {
-        return Err(HeaderError::Malformed);
+        return Err(ElementHeaderError::Malformed);
     }
-    let content = rest.get(..digits).ok_or(HeaderError::Short)?;
+    let content = rest.get(..digits).ok_or(ElementHeaderError::Short)?;
     let content = content.iter().fold(0, |length, digit| length << 8 | usize::from(*digit));
     Ok(ElementHeader { tag: *tag, size: 2 + digits, content })
 }

@@ -4,7 +4,7 @@
 //! The searches on it are ldap3's, held at arm's length: it sees what `bridge.rs` lets through, its driver
 //! runs in a task whose end is the connection's end, its panics are caught and become
 //! [`Fault::Malformed`], and entries are read by a parser (`reading`) that cannot panic. Nothing here knows a
-//! deadline: whoever calls limits the wait and drops the connection when the time is over.
+//! deadline: the caller limits the wait and drops the connection on a timeout.
 //! RFC 4511.
 
 use std::future::Future;

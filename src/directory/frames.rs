@@ -6,7 +6,7 @@
 //! elements, contradictory lengths and malformed result codes are refused too: a parser that trusts its input
 //! can process the rest. The first violation is final: nothing after it is read.
 
-use super::ber::{self, HeaderError, number, tagged};
+use super::ber::{self, ElementHeaderError, number, tagged};
 
 /// Bytes of a message before TLS: the answer to StartTLS takes a few dozen.
 pub(super) const BEFORE_TLS: usize = 4 * 1_024;
@@ -206,8 +206,8 @@ impl Frames {
 fn first(bytes: &[u8], most: usize) -> Result<Option<(LdapMessage<'_>, usize)>, Violation> {
     let header = match ber::header(bytes) {
         Ok(header) => header,
-        Err(HeaderError::Short) if bytes.first().is_none_or(|tag| *tag == SEQUENCE) => return Ok(None),
-        Err(HeaderError::Short | HeaderError::Malformed) => return Err(Violation::NoMessage),
+        Err(ElementHeaderError::Short) if bytes.first().is_none_or(|tag| *tag == SEQUENCE) => return Ok(None),
+        Err(ElementHeaderError::Short | ElementHeaderError::Malformed) => return Err(Violation::NoMessage),
     };
     if header.tag != SEQUENCE {
         return Err(Violation::NoMessage);

@@ -28,7 +28,7 @@ const MIN_PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What an operation was made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(super) enum OperationOrigin {
     /// No login: connection setup, the service account's bind, or a probe.
     Probe,
     /// A login.
@@ -103,18 +103,20 @@ impl ServerHealth {
     }
 
     /// Records a failure of the server; returns whether it was in use until now.
-    pub(super) fn server_failed(&self, origin: Origin, cause: &UnavailableCause) -> bool {
+    pub(super) fn server_failed(&self, origin: OperationOrigin, cause: &UnavailableCause) -> bool {
         let needs = match origin {
-            Origin::Probe => None,
-            Origin::Login { operation, .. } => Some(operation),
+            OperationOrigin::Probe => None,
+            OperationOrigin::Login { operation, .. } => Some(operation),
         };
         self.change(|inner| inner.mark_down(needs, cause, &self.tuning))
     }
 
     /// Records a failed request whose cause may be the request itself; returns whether that marks down a server
     /// that was in use.
-    pub(super) fn request_failed(&self, origin: Origin, cause: &UnavailableCause) -> bool {
-        let Origin::Login { operation, subject: who } = origin else { return self.server_failed(origin, cause) };
+    pub(super) fn request_failed(&self, origin: OperationOrigin, cause: &UnavailableCause) -> bool {
+        let OperationOrigin::Login { operation, subject: who } = origin else {
+            return self.server_failed(origin, cause);
+        };
         self.change(|inner| {
             inner.failed_at = Some(Instant::now());
             let is_other = |slow: (&str, u64)| slow.0 == operation && slow.1 != who;
@@ -313,8 +315,8 @@ impl HealthInner {
 mod tests {
     use super::*;
 
-    const ALICE: Origin = Origin::Login { operation: "bind", subject: 1 };
-    const BOB: Origin = Origin::Login { operation: "bind", subject: 2 };
+    const ALICE: OperationOrigin = OperationOrigin::Login { operation: "bind", subject: 1 };
+    const BOB: OperationOrigin = OperationOrigin::Login { operation: "bind", subject: 2 };
     const SECOND: Duration = Duration::from_secs(1);
 
     fn health() -> ServerHealth {
@@ -338,7 +340,7 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..8 {
             let failed = Instant::now();
-            health.server_failed(Origin::Probe, &UnavailableCause::Timeout);
+            health.server_failed(OperationOrigin::Probe, &UnavailableCause::Timeout);
             health.server_failed(ALICE, &UnavailableCause::Timeout);
             health.request_failed(BOB, &UnavailableCause::Timeout);
             assert!(health.failed_since(failed));
@@ -405,7 +407,7 @@ mod tests {
         let health = health();
         let mut pause = Duration::ZERO;
         for _ in 0..5 {
-            health.server_failed(Origin::Probe, &UnavailableCause::Timeout);
+            health.server_failed(OperationOrigin::Probe, &UnavailableCause::Timeout);
             let failed = Instant::now();
             while !health.begin_probe(false, false) {
                 tokio::time::advance(Duration::from_millis(50)).await;
@@ -415,7 +417,7 @@ mod tests {
             pause = failed.elapsed();
         }
         tokio::time::advance(PROBATION).await;
-        health.server_failed(Origin::Probe, &UnavailableCause::Timeout);
+        health.server_failed(OperationOrigin::Probe, &UnavailableCause::Timeout);
         tokio::time::advance(SECOND * 2).await;
         assert!(health.begin_probe(false, false));
     }
@@ -430,10 +432,10 @@ mod tests {
         assert!(health.begin_probe(false, false));
         successful_probe(&health);
         for _ in 0..9 {
-            health.server_failed(Origin::Probe, &UnavailableCause::Timeout);
+            health.server_failed(OperationOrigin::Probe, &UnavailableCause::Timeout);
             tokio::time::advance(Duration::from_secs(40)).await;
         }
-        health.server_failed(Origin::Probe, &UnavailableCause::Timeout);
+        health.server_failed(OperationOrigin::Probe, &UnavailableCause::Timeout);
         health.end_probe();
         tokio::time::advance(MIN_PROBE_INTERVAL).await;
         assert!(!health.begin_probe(false, false) && !health.begin_probe(true, false));

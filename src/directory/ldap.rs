@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::connection::{Scope, SearchRequest, SearchResult};
 use super::fresh::{FreshnessCheck, not_caught_up};
 use super::lag::ReplicationLag;
-use super::look::Probe;
+use super::look::ServerProbe;
 use super::policy::{BindDiagnostic, BindResponse};
 use super::pool::{DecisionTime, ServerPool};
 use super::reading::Attributes;
@@ -513,7 +513,7 @@ fn unavailable(trace: &Trace, cause: impl FnOnce(Arc<str>) -> UnavailableCause) 
 
 /// The request of a probe: the canary, or the root DSE (RFC 4512 section 5.1), which every server has and every
 /// client may read.
-fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> Probe {
+fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> ServerProbe {
     let question = settings.canary.as_ref().and_then(|canary| {
         let login = Login::parse(canary.login.as_bytes())?;
         match &settings.find {
@@ -524,7 +524,7 @@ fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> P
         }
     });
     let mail_host = settings.canary.as_ref().map(|canary| canary.mail_host.clone());
-    Probe::new(Arc::new(question.unwrap_or_else(|| read(String::new(), attributes))), mail_host)
+    ServerProbe::new(Arc::new(question.unwrap_or_else(|| read(String::new(), attributes))), mail_host)
 }
 
 /// Where the name alone determines the bind DN: that DN, and the request for its entry.

@@ -13,14 +13,14 @@ use tracing::{error, info};
 
 use super::client::BindClient;
 use super::connection::{SearchRequest, SearchResult};
-use super::health::Origin;
+use super::health::OperationOrigin;
 use super::lag::ReplicationLag;
 use super::server::{RequestError, Server, locked};
 use super::{Trace, UnavailableCause};
 
 /// The request of a probe.
 #[derive(Debug)]
-pub(super) struct Probe {
+pub(super) struct ServerProbe {
     request: Arc<SearchRequest>,
     /// The expected value; without a canary any reply is accepted.
     mail_host: Option<String>,
@@ -35,7 +35,7 @@ struct CanaryState {
     missing: bool,
 }
 
-impl Probe {
+impl ServerProbe {
     /// With `mail_host`, `question` asks for the canary.
     pub(super) fn new(question: Arc<SearchRequest>, mail_host: Option<String>) -> Self {
         Self { request: question, mail_host, canary: Mutex::default(), lag: None }
@@ -71,8 +71,8 @@ impl Server {
             // A new connection has returned the canary already.
             if shared.is_used() || !self.probe.has_canary() {
                 let answer = self.ask(&shared, &self.probe.request, deadline, &mut trace).await;
-                let found =
-                    answer.map_err(|error| self.note_error(self.probe.request.operation, Origin::Probe, &error))?;
+                let found = answer
+                    .map_err(|error| self.note_error(self.probe.request.operation, OperationOrigin::Probe, &error))?;
                 self.check_probe(&found)?;
             } else {
                 shared.mark_used();
@@ -98,7 +98,7 @@ impl Server {
         let question = &self.probe.request;
         let asked = connection.search(question, self.patience);
         let answer = self.timed(question.operation, deadline, &mut Trace::default(), asked, |found| found.code).await;
-        let found = answer.map_err(|error| self.note_error(question.operation, Origin::Probe, &error))?;
+        let found = answer.map_err(|error| self.note_error(question.operation, OperationOrigin::Probe, &error))?;
         self.check_probe(&found)
     }
 
@@ -111,14 +111,15 @@ impl Server {
         let mut trace = Trace::default();
         let shared = self.search_connection(deadline, &mut trace).await.map_err(RequestError::cause)?;
         let answer = self.ask(&shared, &self.probe.request, deadline, &mut trace).await;
-        let found = answer.map_err(|error| self.note_error(self.probe.request.operation, Origin::Probe, &error))?;
+        let found =
+            answer.map_err(|error| self.note_error(self.probe.request.operation, OperationOrigin::Probe, &error))?;
         self.check_probe(&found)
     }
 
     /// Evaluates the reply to a probe.
     fn check_probe(&self, found: &SearchResult) -> Result<(), UnavailableCause> {
         let operation = self.probe.request.operation;
-        self.note_result(operation, Origin::Probe, found.code, Instant::now()).map_err(RequestError::cause)?;
+        self.note_result(operation, OperationOrigin::Probe, found.code, Instant::now()).map_err(RequestError::cause)?;
         let shown = self.probe.shows_canary(found);
         let mut canary = locked(&self.probe.canary);
         let changed = canary.missing == shown;
@@ -138,7 +139,7 @@ impl Server {
             error!(server = %self.url, code, entries, "directory server does not return the canary; not used");
         }
         let cause = UnavailableCause::Canary { server: self.url.clone() };
-        self.server_failed(Origin::Probe, &cause);
+        self.server_failed(OperationOrigin::Probe, &cause);
         Err(cause)
     }
 }

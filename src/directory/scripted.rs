@@ -1,5 +1,5 @@
 //! An LDAP server that says what a test wants: answers by script, raw bytes, silence, a hang-up.
-//! It keeps what it was asked, so that tests see what went over the wire.
+//! It records its requests, so that tests see what went over the wire.
 #![allow(clippy::wildcard_enum_match_arm)] // a script answers some requests; silence is an answer too
 
 use std::collections::VecDeque;
@@ -73,7 +73,7 @@ pub(super) enum ScriptedReply {
     Raw(Vec<u8>),
     /// Wait for a permit, which is used up.
     Wait(Arc<Semaphore>),
-    /// Say nothing for so long.
+    /// Stay silent for this long.
     Pause(std::time::Duration),
     /// Wait for bytes that are no request.
     Hear,
@@ -147,12 +147,12 @@ impl Scripted {
         self.server(LdapScheme::Ldap, "127.0.0.1").url
     }
 
-    /// Everything it was asked.
+    /// All requests received.
     pub(super) fn seen(&self) -> Vec<Recorded> {
         self.seen.lock().unwrap().clone()
     }
 
-    /// The binds it was asked for.
+    /// The binds received.
     pub(super) fn binds(&self) -> Vec<(usize, String, String)> {
         let seen = self.seen();
         seen.iter()
@@ -160,7 +160,7 @@ impl Scripted {
             .collect()
     }
 
-    /// The bases of the searches it was asked for.
+    /// The bases of the searches received.
     pub(super) fn searches(&self) -> Vec<String> {
         self.seen().iter().filter_map(|seen| seen.base().map(str::to_owned)).collect()
     }
@@ -266,7 +266,7 @@ pub(super) fn entry(dn: &str, attributes: &[(&str, &[&[u8]])]) -> ScriptedReply 
     ScriptedReply::Op(LdapOp::SearchResultEntry(entry))
 }
 
-/// A script for a well-behaved directory with one user: `uid=alice,dc=x` with the password `right`
+/// A script for a conforming directory with one user: `uid=alice,dc=x` with the password `right`
 /// on `server3`, and the service account `cn=usher` with the password `service`.
 pub(super) fn alice(seen: &Recorded) -> Vec<ScriptedReply> {
     match (&seen.op, seen.bind()) {

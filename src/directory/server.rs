@@ -16,9 +16,9 @@ use tracing::{debug, info, warn};
 
 use super::client::BindClient;
 use super::connection::{ConnectionError, Dial, SearchRequest, SearchResult};
-use super::health::{Origin, ServerHealth};
+use super::health::{OperationOrigin, ServerHealth};
 use super::lag::ReplicationLag;
-use super::look::Probe;
+use super::look::ServerProbe;
 use super::policy::BindResponse;
 use super::pool::jittered;
 use super::service::Opening;
@@ -134,7 +134,7 @@ pub(super) struct Server {
     pub(super) tuning: Tuning,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: ServerHealth,
-    pub(super) probe: Probe,
+    pub(super) probe: ServerProbe,
     pub(super) search: Mutex<Option<Opening>>,
     idle: Mutex<Vec<IdleConnection>>,
     permits: Arc<Semaphore>,
@@ -154,7 +154,7 @@ impl Server {
         tls: Option<Arc<rustls::ClientConfig>>,
         metrics: Arc<Metrics>,
         (tuning, changed): (Tuning, watch::Sender<()>),
-        look: Probe,
+        look: ServerProbe,
     ) -> Self {
         let (service, searches) = (settings.find.service().cloned(), matches!(settings.find, Find::Search { .. }));
         // A standby that was never asked has refused no bind: an alert on 0 must not fire. Set here and not
@@ -288,8 +288,8 @@ impl Server {
             return Ok((BindLease { connection, expires, _permit: permit }, true));
         }
         if self.probe.has_canary() {
-            // Whatever answers on a new connection may be another than before; what shows the canary
-            // lives on the search connection, which a restart would have ended as well.
+            // A different server may answer on a new connection. The canary was read on the search connection,
+            // which a restart would have closed as well.
             self.search_connection(deadline, trace).await?;
         }
         let connection = self.connect(deadline, trace).await?;
@@ -334,7 +334,7 @@ impl Server {
     pub(super) async fn connect(&self, deadline: Instant, trace: &mut Trace) -> Result<BindClient, RequestError> {
         let made = self.timed("connect", deadline, trace, BindClient::open(&self.dial), |_| 0).await;
         trace.code = None;
-        made.map_err(|error| RequestError::NotSent(self.note_error("connect", Origin::Probe, &error)))
+        made.map_err(|error| RequestError::NotSent(self.note_error("connect", OperationOrigin::Probe, &error)))
     }
 
     /// Runs one operation with its deadline; counts it and records it in the trace.
@@ -372,12 +372,12 @@ impl Server {
     pub(super) fn note_result(
         &self,
         operation: &'static str,
-        origin: Origin,
+        origin: OperationOrigin,
         code: u32,
         asked: Instant,
     ) -> Result<(), RequestError> {
         if !is_server_error(code) {
-            if origin != Origin::Probe && self.health.request_answered(operation, asked) {
+            if origin != OperationOrigin::Probe && self.health.request_answered(operation, asked) {
                 info!(server = %self.url, operation, "directory server up again");
             }
             return Ok(());
@@ -399,7 +399,7 @@ impl Server {
     pub(super) fn note_error(
         &self,
         operation: &'static str,
-        origin: Origin,
+        origin: OperationOrigin,
         error: &ConnectionError,
     ) -> UnavailableCause {
         if let Some(suppressed) = self.repeats.allow(operation, "failed") {
@@ -413,19 +413,19 @@ impl Server {
         };
         match (origin, error) {
             // The reply to a bind contains nothing of an entry.
-            (Origin::Login { operation: "bind", .. }, ConnectionError::Violation(_)) => {
+            (OperationOrigin::Login { operation: "bind", .. }, ConnectionError::Violation(_)) => {
                 self.server_failed(origin, &cause)
             }
             // The request itself may be what is slow or malformed.
             (
-                Origin::Login { .. },
+                OperationOrigin::Login { .. },
                 ConnectionError::Timeout | ConnectionError::Malformed | ConnectionError::Violation(_),
             ) => {
                 self.request_failed(origin, &cause);
             }
             // The time was too short to draw a conclusion.
-            (Origin::Login { .. }, ConnectionError::CutShort) => {}
-            (Origin::Probe, _) | (_, ConnectionError::Broken(_)) => {
+            (OperationOrigin::Login { .. }, ConnectionError::CutShort) => {}
+            (OperationOrigin::Probe, _) | (_, ConnectionError::Broken(_)) => {
                 self.server_failed(origin, &cause);
                 locked(&self.idle).clear();
             }
@@ -434,17 +434,17 @@ impl Server {
     }
 
     /// Records a failure of the server.
-    pub(super) fn server_failed(&self, origin: Origin, cause: &UnavailableCause) {
+    pub(super) fn server_failed(&self, origin: OperationOrigin, cause: &UnavailableCause) {
         self.log_marked_down(self.health.server_failed(origin, cause), cause);
     }
 
-    fn request_failed(&self, origin: Origin, cause: &UnavailableCause) {
+    fn request_failed(&self, origin: OperationOrigin, cause: &UnavailableCause) {
         self.log_marked_down(self.health.request_failed(origin, cause), cause);
     }
 
     /// One line per change, not per login.
-    fn log_marked_down(&self, put_aside: bool, cause: &UnavailableCause) {
-        if put_aside {
+    fn log_marked_down(&self, was_in_use: bool, cause: &UnavailableCause) {
+        if was_in_use {
             warn!(server = %self.url, reason = %cause, "directory server marked down");
         }
     }
@@ -497,15 +497,15 @@ async fn sweep(server: Weak<Server>, pause: Duration) {
 }
 
 /// The origin of a login's operation on this subject.
-fn login_origin(operation: &'static str, about: &[&str]) -> Origin {
+fn login_origin(operation: &'static str, about: &[&str]) -> OperationOrigin {
     // A hash collision costs one probe.
     let who = reading::KEY.hash_one(about);
-    Origin::Login { operation, subject: who }
+    OperationOrigin::Login { operation, subject: who }
 }
 
 impl SearchRequest {
     /// The origin for this request.
-    pub(super) fn origin(&self) -> Origin {
+    pub(super) fn origin(&self) -> OperationOrigin {
         login_origin(self.operation, &[&self.base, &self.filter])
     }
 }

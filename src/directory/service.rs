@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::client::BindClient;
 use super::connection::{Connection, ConnectionError, SearchRequest, SearchResult};
-use super::health::Origin;
+use super::health::OperationOrigin;
 use super::policy::{BindDiagnostic, BindResponse};
 use super::server::{RequestError, Server, locked};
 use super::{Trace, UnavailableCause};
@@ -169,7 +169,7 @@ impl Server {
 
     /// Turns a connection into one that searches share.
     pub(super) async fn shared(&self, client: BindClient) -> Result<Connection, UnavailableCause> {
-        Connection::over(client).await.map_err(|error| self.note_error("connect", Origin::Probe, &error))
+        Connection::over(client).await.map_err(|error| self.note_error("connect", OperationOrigin::Probe, &error))
     }
 
     /// The same without the canary.
@@ -186,8 +186,8 @@ impl Server {
             let asked = connection.bind(&account.dn, text);
             let began = Instant::now();
             let bound = self.timed("service_bind", began + self.patience, &mut trace, asked, |bound| bound.code).await;
-            let bound = bound.map_err(|error| self.note_error("bind", Origin::Probe, &error))?;
-            self.note_result("service_bind", Origin::Probe, bound.code, began).map_err(RequestError::cause)?;
+            let bound = bound.map_err(|error| self.note_error("bind", OperationOrigin::Probe, &error))?;
+            self.note_result("service_bind", OperationOrigin::Probe, bound.code, began).map_err(RequestError::cause)?;
             self.service_answer(account, bound)?;
         }
         Ok(connection)
@@ -258,7 +258,7 @@ impl Server {
     /// Marks the server down if it is unusable without the service account.
     fn out_of_use(&self, cause: &UnavailableCause) {
         if self.needs_service {
-            self.server_failed(Origin::Probe, cause);
+            self.server_failed(OperationOrigin::Probe, cause);
         }
     }
 }

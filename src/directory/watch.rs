@@ -97,7 +97,7 @@ enum WatchEnd {
     /// The server ended or refused the search.
     #[error("result {0}{hint}", hint = hint(*.0))]
     Refused(u32),
-    /// The server wants to begin anew (RFC 4533 section 3.3.2).
+    /// The server requires a full refresh (RFC 4533 section 3.3.2).
     #[error("server requires a full refresh")]
     RefreshRequired,
     /// A new connection is due, which may find a server with content synchronization.
@@ -134,7 +134,7 @@ struct WatchMemory {
 
 impl Ldap {
     /// Watches the directory and reports changes; never returns. Reports nothing if the watch is off.
-    pub async fn follow(&self, tell: ChangeHandler<'_>) {
+    pub async fn watch_changes(&self, report: ChangeHandler<'_>) {
         if !self.settings().is_followed() {
             return pending().await;
         }
@@ -142,13 +142,13 @@ impl Ldap {
         loop {
             let live = AtomicBool::new(false);
             let end = {
-                let telling = |change: Change| {
+                let reporting = |change: Change| {
                     live.fetch_or(change == Change::Complete, Ordering::Relaxed);
-                    tell(change);
+                    report(change);
                 };
-                self.follow_once(&mut memory, &telling).await
+                self.watch_once(&mut memory, &reporting).await
             };
-            tell(Change::Lost);
+            report(Change::Lost);
             failures = if live.into_inner() { 0 } else { failures.saturating_add(1) };
             if matches!(end, WatchEnd::Reconnect | WatchEnd::RefreshRequired) && failures < 2 {
                 continue;
@@ -161,7 +161,7 @@ impl Ldap {
     }
 
     /// Watches the first suitable server, until that ends.
-    async fn follow_once(&self, memory: &mut WatchMemory, tell: ChangeHandler<'_>) -> WatchEnd {
+    async fn watch_once(&self, memory: &mut WatchMemory, report: ChangeHandler<'_>) -> WatchEnd {
         let settings = self.settings();
         let mode = settings.watch.mode;
         let (mut spare, mut cause) = (None, "no server reachable".to_owned());
@@ -182,7 +182,7 @@ impl Ldap {
             };
             let link = WatchLink::new(connection, server, settings);
             if mode != WatchMode::Poll && root.syncs && !memory.refusing.contains(&server.url) {
-                return follow_by_sync(&link, memory, mode, tell).await;
+                return watch_by_sync(&link, memory, mode, report).await;
             }
             cause = "no server supports content synchronization (RFC 4533)".to_owned();
             spare = spare.or(Some((link, root)));
@@ -190,25 +190,25 @@ impl Ldap {
         match spare {
             Some((link, root)) if mode != WatchMode::Sync => {
                 info!(server = %link.server.url, mode = "poll", "watching the directory for changes");
-                poll::follow(&link, settings.watch.poll_interval, root.usn.is_some(), tell).await
+                poll::watch(&link, settings.watch.poll_interval, root.usn.is_some(), report).await
             }
             Some(_) | None => WatchEnd::NoServer(cause),
         }
     }
 }
 
-async fn follow_by_sync(
+async fn watch_by_sync(
     link: &WatchLink<'_>,
     memory: &mut WatchMemory,
     mode: WatchMode,
-    tell: ChangeHandler<'_>,
+    report: ChangeHandler<'_>,
 ) -> WatchEnd {
     let url = &link.server.url;
     let known = memory.cookie.take().filter(|cookie| cookie.server == *url);
     info!(server = %url, mode = "sync", resumed = known.is_some(), "watching the directory for changes");
     let resumed = known.is_some();
     let mut bytes = known.map(|cookie| cookie.bytes);
-    let end = sync::follow(link, &mut bytes, tell).await;
+    let end = sync::watch(link, &mut bytes, report).await;
     match end {
         // A cookie that the server no longer accepts is discarded.
         WatchEnd::RefreshRequired => {}

@@ -27,7 +27,7 @@ pub(super) async fn follow(shared: Arc<Shared>) {
         let snapshot = shared.snapshot.load_full();
         let tell = |change| shared.follow.take(change, &snapshot.setting());
         let followed = tokio::select! {
-            end = AssertUnwindSafe(snapshot.directory.follow(&tell)).catch_unwind() => end.map(drop),
+            end = AssertUnwindSafe(snapshot.directory.watch_changes(&tell)).catch_unwind() => end.map(drop),
             () = replaced(&shared, &snapshot) => Ok(()),
         };
         tell(Change::Lost);

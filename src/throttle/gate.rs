@@ -71,13 +71,13 @@ impl AttemptOrigin {
 
 impl BindGate {
     pub(super) fn new(
-        visit: AttemptOrigin,
+        origin: AttemptOrigin,
         exempt: bool,
         rule: FailedLogins,
         password: PasswordDigest,
         keys: &RandomState,
     ) -> Self {
-        let AttemptOrigin { memory, prefix, name, user, known } = visit;
+        let AttemptOrigin { memory, prefix, name, user, known } = origin;
         let (keys, state) = (keys.clone(), Mutex::default());
         Self { memory, prefix, name, user, known, exempt, rule, password, waited: false, keys, state }
     }
@@ -150,7 +150,7 @@ impl BindGate {
     /// Whether the user with this DN has logged in from this prefix before.
     #[must_use]
     pub fn is_known(&self, dn: &str) -> bool {
-        self.known || self.memory.knows(entry_key(&self.keys, dn), self.prefix)
+        self.known || self.memory.is_known_prefix(entry_key(&self.keys, dn), self.prefix)
     }
 
     /// Whether the client is exempt from limits on wrong passwords.

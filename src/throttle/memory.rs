@@ -30,7 +30,7 @@ pub(super) type PasswordDigest = u64;
 pub(super) struct Bucket {
     failures: u32,
     /// Until when elapsed time has been credited against failures.
-    forgotten: Instant,
+    credited_until: Instant,
     /// When the last delayed attempt is due; the next one comes after it.
     allowed_at: Instant,
     tried: Vec<TriedPassword>,
@@ -39,13 +39,13 @@ pub(super) struct Bucket {
 #[derive(Debug)]
 struct TriedPassword {
     password: PasswordDigest,
-    turn: Instant,
+    allowed_at: Instant,
 }
 
 impl Bucket {
     fn new() -> Self {
         let now = Instant::now();
-        Self { failures: 0, forgotten: now, allowed_at: now, tried: Vec::new() }
+        Self { failures: 0, credited_until: now, allowed_at: now, tried: Vec::new() }
     }
 
     /// The delay of an attempt that arrives now.
@@ -57,10 +57,11 @@ impl Bucket {
 
     /// The required interval between two attempts, given the failures not yet expired.
     fn step(&mut self, now: Instant, every: Duration, rule: &FailedLogins) -> Duration {
-        let passed = now.saturating_duration_since(self.forgotten);
-        let forgotten = u32::try_from(passed.as_millis() / every.as_millis().max(1)).unwrap_or(u32::MAX);
-        self.failures = self.failures.saturating_sub(forgotten);
-        self.forgotten = if self.failures == 0 { now } else { self.forgotten + every.saturating_mul(forgotten) };
+        let passed = now.saturating_duration_since(self.credited_until);
+        let expired = u32::try_from(passed.as_millis() / every.as_millis().max(1)).unwrap_or(u32::MAX);
+        self.failures = self.failures.saturating_sub(expired);
+        self.credited_until =
+            if self.failures == 0 { now } else { self.credited_until + every.saturating_mul(expired) };
         let Some(above) = self.failures.checked_sub(rule.free_failures) else { return Duration::ZERO };
         rule.first_delay.saturating_mul(1 << above.min(MOST_ABOVE_FREE)).min(rule.max_delay)
     }
@@ -80,7 +81,7 @@ impl Bucket {
 
     /// When this password is due, if it was tried before: the same one again is not a new guess.
     pub(super) fn tried(&self, password: PasswordDigest) -> Option<Instant> {
-        self.tried.iter().find(|tried| tried.password == password).map(|tried| tried.turn)
+        self.tried.iter().find(|tried| tried.password == password).map(|tried| tried.allowed_at)
     }
 
     /// Counts an attempt as a failure until its outcome is known.
@@ -99,11 +100,11 @@ impl Bucket {
     }
 
     /// Records that a password is being tried.
-    pub(super) fn try_password(&mut self, password: PasswordDigest, turn: Instant) {
+    pub(super) fn try_password(&mut self, password: PasswordDigest, allowed_at: Instant) {
         if self.tried.len() >= TRIED {
             self.tried.remove(0);
         }
-        self.tried.push(TriedPassword { password, turn });
+        self.tried.push(TriedPassword { password, allowed_at });
     }
 
     /// The attempt was not a failure after all.
@@ -232,7 +233,7 @@ impl LimitMemory {
     }
 
     /// Whether this user has logged in from this prefix before.
-    pub(super) fn knows(&self, user: HashedKey, prefix: HashedKey) -> bool {
+    pub(super) fn is_known_prefix(&self, user: HashedKey, prefix: HashedKey) -> bool {
         let now = Instant::now();
         let fresh = |known: &KnownPrefix| now.saturating_duration_since(known.since) < self.settings.known_network_ttl;
         let Some(list) = self.known.get(&user) else { return false };
@@ -241,7 +242,7 @@ impl LimitMemory {
     }
 
     /// Records that this user has logged in from this prefix.
-    pub(super) fn know(&self, user: HashedKey, prefix: HashedKey) {
+    pub(super) fn add_known_prefix(&self, user: HashedKey, prefix: HashedKey) {
         let list = self.known.get_with(user, Arc::default);
         let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
         list.retain(|known| known.prefix != prefix);

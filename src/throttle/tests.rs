@@ -66,10 +66,10 @@ impl Door {
 
     /// The delay of a wrong password, and whether its entry is bound; time does not advance.
     fn tried(&self, from: &str, login: &str, password: &str, dn: Option<&str>) -> (Duration, bool) {
-        let mut turn = self.guess(from, login, password).unwrap();
-        let gate = turn.begin_lookup().unwrap();
-        let (delay, bound) = (turn.delay, dn.is_some_and(|dn| gate.may_bind(dn)));
-        turn.wrong();
+        let mut pending = self.guess(from, login, password).unwrap();
+        let gate = pending.begin_lookup().unwrap();
+        let (delay, bound) = (pending.delay, dn.is_some_and(|dn| gate.may_bind(dn)));
+        pending.wrong();
         (delay, bound)
     }
 
@@ -82,10 +82,10 @@ impl Door {
     }
 
     fn right(&self, from: &str, login: &str, dn: &str) -> Duration {
-        let mut turn = self.guess(from, login, "right").unwrap();
-        let (delay, gate) = (turn.delay, turn.begin_lookup().unwrap());
+        let mut pending = self.guess(from, login, "right").unwrap();
+        let (delay, gate) = (pending.delay, pending.begin_lookup().unwrap());
         assert!(gate.may_bind(dn), "{login} from {from}");
-        turn.right(dn);
+        pending.right(dn);
         delay
     }
 
@@ -148,7 +148,7 @@ async fn spellings_give_no_additional_guesses() {
     door.heat("192.0.2.1").await;
     door.wrong("192.0.2.1", "alice", "one more", Some(ALICE));
     let bound = |n: u32| door.tried("192.0.2.2", &format!("alice+{n}"), &format!("at once {n}"), Some(ALICE)).1;
-    assert_eq!((0..120).filter(|n| bound(*n)).count(), 0, "the entry's turn has not come");
+    assert_eq!((0..120).filter(|n| bound(*n)).count(), 0, "the entry's pending has not come");
     // Sequentially they are as many as under one spelling: one each 4 s.
     let mut bound = 0;
     for n in 0..120 {
@@ -174,10 +174,10 @@ async fn queued_guesses_are_evaluated() {
     let mut turns: Vec<PendingAttempt<'_>> =
         (0..100).filter_map(|n| door.guess("192.0.2.1", "alice", &format!("again {n}")).ok()).collect();
     let mut passed = Duration::ZERO;
-    for turn in &mut turns {
-        advance(turn.delay - passed).await;
-        passed = turn.delay;
-        assert!(turn.begin_lookup().unwrap().may_bind(ALICE), "after {passed:?}");
+    for pending in &mut turns {
+        advance(pending.delay - passed).await;
+        passed = pending.delay;
+        assert!(pending.begin_lookup().unwrap().may_bind(ALICE), "after {passed:?}");
     }
     assert!(turns.len() > 4);
 }
@@ -188,9 +188,9 @@ async fn binds_beyond_the_limit_happen_only_for_networks_with_earlier_logins() {
     door.settings.failed_logins_per_user.limit = Some(4);
     door.right("203.0.113.5", "alice", ALICE);
     let guess = |n: u32, login: &str| -> Option<bool> {
-        let mut turn = door.guess(&format!("192.0.2.{n}"), login, &format!("guess {n}")).ok()?;
-        let bound = turn.begin_lookup().unwrap().may_bind(ALICE);
-        turn.wrong();
+        let mut pending = door.guess(&format!("192.0.2.{n}"), login, &format!("guess {n}")).ok()?;
+        let bound = pending.begin_lookup().unwrap().may_bind(ALICE);
+        pending.wrong();
         Some(bound)
     };
     let mut bound = 0;
@@ -220,9 +220,9 @@ async fn pending_attempt_counts() {
     let door = Door::new();
     for n in 0..3 {
         // The directory was queried, and the attempt timed out before the reply.
-        let mut turn = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
-        assert!(turn.begin_lookup().unwrap().may_bind(ALICE));
-        drop(turn);
+        let mut pending = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
+        assert!(pending.begin_lookup().unwrap().may_bind(ALICE));
+        drop(pending);
     }
     assert_eq!(door.guess("192.0.2.1", "alice", "x").unwrap().delay, BASE);
     assert!(!door.tried("192.0.2.1", "a.liddell", "x", Some(ALICE)).1);
@@ -258,14 +258,14 @@ async fn concurrent_guesses_are_no_faster_than_sequential_ones() {
     let mut refused = 0;
     for n in 0..100 {
         match door.guess(&format!("192.0.2.{n}"), "alice", &n.to_string()) {
-            Ok(turn) => waiting.push(turn),
+            Ok(pending) => waiting.push(pending),
             Err(limited) => {
                 assert_eq!(limited, Limited(Rule::FailedLoginsPerUser));
                 refused += 1;
             }
         }
     }
-    let delays: Vec<_> = waiting.iter().map(|turn| turn.delay).collect();
+    let delays: Vec<_> = waiting.iter().map(|pending| pending.delay).collect();
     assert_eq!(delays, [0, 0, 0, 300, 900, 2_100].map(ms));
     assert_eq!(refused, 94);
     assert_eq!(door.counted("failed_logins_per_user", "refused", Mode::Enforce), 94);
@@ -316,9 +316,9 @@ async fn other_clients_of_a_prefix_never_delay_its_users() {
     door.settings.failed_logins_per_prefix.free_failures = 1;
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
     for n in 0..5 {
-        let turn = door.guess("203.0.113.5", &format!("user{n}"), "x").unwrap();
-        advance(turn.delay).await;
-        turn.wrong();
+        let pending = door.guess("203.0.113.5", &format!("user{n}"), "x").unwrap();
+        advance(pending.delay).await;
+        pending.wrong();
     }
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
     assert!(door.guess("203.0.113.5", "bob", "x").unwrap().delay > ms(1_000), "bob was never here");
@@ -356,10 +356,10 @@ async fn successful_login_of_one_account_gives_no_guesses_at_others() {
     door.settings.failed_logins_per_prefix.free_failures = 5;
     let mut slowed = Duration::ZERO;
     for n in 0..12 {
-        let turn = door.guess("192.0.2.1", &format!("user{n}"), "spring").unwrap();
-        slowed += turn.delay;
-        advance(turn.delay).await;
-        turn.wrong();
+        let pending = door.guess("192.0.2.1", &format!("user{n}"), "spring").unwrap();
+        slowed += pending.delay;
+        advance(pending.delay).await;
+        pending.wrong();
         door.throttle.cached_success(&door.settings, ip("192.0.2.1"), "mallory", "uid=mallory");
     }
     assert!(slowed > Duration::from_secs(10), "{slowed:?}");
@@ -371,9 +371,9 @@ async fn attempt_without_a_wrong_password_is_refunded() {
     for n in 0..50 {
         // The directory was unavailable, or the attempt ended before the request.
         drop(door.guess("192.0.2.1", "alice", &n.to_string()).unwrap());
-        let mut turn = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
-        assert!(turn.begin_lookup().unwrap().may_bind(ALICE));
-        turn.inconclusive();
+        let mut pending = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
+        assert!(pending.begin_lookup().unwrap().may_bind(ALICE));
+        pending.inconclusive();
     }
     for n in 0..3 {
         assert_eq!(door.wrong("192.0.2.1", "alice", &n.to_string(), Some(ALICE)), Duration::ZERO);
@@ -398,9 +398,9 @@ async fn dry_run_counts_and_delays_no_login() {
     let mut door = Door::new();
     door.settings.failed_logins_per_user.mode = Mode::DryRun;
     for n in 0..20 {
-        let turn = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
-        assert_eq!((turn.delay, turn.by), (Duration::ZERO, None));
-        turn.wrong();
+        let pending = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
+        assert_eq!((pending.delay, pending.by), (Duration::ZERO, None));
+        pending.wrong();
     }
     assert_eq!(door.counted("failed_logins_per_user", "delayed", Mode::DryRun), 3);
     assert_eq!(door.counted("failed_logins_per_user", "refused", Mode::DryRun), 14);
@@ -563,13 +563,13 @@ async fn known_networks_are_bounded_per_user() {
         let client = format!("192.0.{}.{}", n / 250, n % 250);
         door.throttle.cached_success(&door.settings, ip(&client), "alice", ALICE);
     }
-    let knows = |dn: &str, client: &str| {
+    let is_known_prefix = |dn: &str, client: &str| {
         let (user, prefix) = (door.throttle.entry(dn), door.throttle.prefix(&door.settings, ip(client)));
-        door.throttle.memory.load().knows(user, prefix)
+        door.throttle.memory.load().is_known_prefix(user, prefix)
     };
-    assert!(!knows(ALICE, "192.0.0.0"));
-    assert!(knows(ALICE, "192.0.3.249"));
-    assert!(knows(BOB, "203.0.113.5"), "one user's journeys cost another nothing");
+    assert!(!is_known_prefix(ALICE, "192.0.0.0"));
+    assert!(is_known_prefix(ALICE, "192.0.3.249"));
+    assert!(is_known_prefix(BOB, "203.0.113.5"), "one user's journeys cost another nothing");
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,18 +25,18 @@ const OVERLAP: usize = 4;
 const PAGE: i32 = 500;
 
 /// Polls for [`ROUNDS`] rounds, or until it fails.
-pub(super) async fn follow(
+pub(super) async fn watch(
     link: &WatchLink<'_>,
     interval: Duration,
     numbered: bool,
-    tell: ChangeHandler<'_>,
+    report: ChangeHandler<'_>,
 ) -> WatchEnd {
     let mut since = Since { numbered, next_usn: None, times: VecDeque::new() };
     for round in 0..ROUNDS {
         if round > 0 {
             sleep(interval).await;
         }
-        if let Err(end) = since.round(link, tell).await {
+        if let Err(end) = since.round(link, report).await {
             return end;
         }
     }
@@ -54,7 +54,7 @@ struct Since {
 }
 
 impl Since {
-    async fn round(&mut self, link: &WatchLink<'_>, tell: ChangeHandler<'_>) -> Result<(), WatchEnd> {
+    async fn round(&mut self, link: &WatchLink<'_>, report: ChangeHandler<'_>) -> Result<(), WatchEnd> {
         // Read first: an entry changed meanwhile has a higher number and is reported twice, not missed.
         let usn = if self.numbered { RootDse::read(&link.connection).await?.usn } else { None };
         // Reverted, as to a snapshot: nothing would be found beyond the old number.
@@ -71,12 +71,12 @@ impl Since {
             None => link.filter.clone(),
         };
         let server = Arc::clone(&link.server.url);
-        tell(Change::RefreshStarted(Refresh { server, whole: since.is_none(), local_timestamps: self.numbered }));
-        let latest = search(link, &filter, tell).await?;
+        report(Change::RefreshStarted(Refresh { server, whole: since.is_none(), local_timestamps: self.numbered }));
+        let latest = search(link, &filter, report).await?;
         if since.is_none() {
-            tell(Change::RestDeleted);
+            report(Change::RestDeleted);
         }
-        tell(Change::Complete);
+        report(Change::Complete);
         self.next_usn = usn.map(|usn| usn.saturating_add(1));
         if let Some(latest) = latest.or_else(|| self.times.back().cloned()) {
             self.times.push_back(latest);
@@ -89,7 +89,7 @@ impl Since {
 }
 
 /// Reports every entry that matches; returns the latest modifyTimestamp among them.
-async fn search(link: &WatchLink<'_>, filter: &str, tell: ChangeHandler<'_>) -> Result<Option<String>, WatchEnd> {
+async fn search(link: &WatchLink<'_>, filter: &str, report: ChangeHandler<'_>) -> Result<Option<String>, WatchEnd> {
     let (connection, ends) = (&link.connection, round_ends());
     let mut ldap = connection.handle();
     let names = link.attributes.names();
@@ -102,7 +102,7 @@ async fn search(link: &WatchLink<'_>, filter: &str, tell: ChangeHandler<'_>) -> 
         }
         if let Some(shown) = reading::read_entry(message.0, &link.attributes).ok_or(ConnectionError::Malformed)? {
             latest = latest.max(shown.modified.clone());
-            tell(Change::Entry(Box::new(shown)));
+            report(Change::Entry(Box::new(shown)));
         }
     }
     // An incomplete result says nothing about missing entries.

@@ -20,8 +20,8 @@ const SYNC_REFRESH_REQUIRED: u32 = 4096;
 const WATCHDOG: Duration = Duration::from_secs(10);
 
 /// Watches until the connection ends. `cookie` is the starting point, and then the current state.
-pub(super) async fn follow(link: &WatchLink<'_>, cookie: &mut Option<Vec<u8>>, tell: ChangeHandler<'_>) -> WatchEnd {
-    match run(link, cookie, tell).await {
+pub(super) async fn watch(link: &WatchLink<'_>, cookie: &mut Option<Vec<u8>>, report: ChangeHandler<'_>) -> WatchEnd {
+    match run(link, cookie, report).await {
         Ok(end) => end,
         Err(error) => WatchEnd::Fault(error),
     }
@@ -30,7 +30,7 @@ pub(super) async fn follow(link: &WatchLink<'_>, cookie: &mut Option<Vec<u8>>, t
 async fn run(
     link: &WatchLink<'_>,
     cookie: &mut Option<Vec<u8>>,
-    tell: ChangeHandler<'_>,
+    report: ChangeHandler<'_>,
 ) -> Result<WatchEnd, ConnectionError> {
     let connection = &link.connection;
     let request = SyncRequest { mode: RefreshMode::RefreshAndPersist, cookie: cookie.clone(), reload_hint: false };
@@ -39,7 +39,7 @@ async fn run(
     let mut ldap = connection.handle();
     let search =
         ldap.with_controls(request).streaming_search(&link.base, Scope::Subtree, &link.filter, link.attributes.names());
-    tell(Change::RefreshStarted(Refresh {
+    report(Change::RefreshStarted(Refresh {
         server: Arc::clone(&link.server.url),
         whole: cookie.is_none(),
         local_timestamps: false,
@@ -59,7 +59,7 @@ async fn run(
                             return Err(ConnectionError::Timeout);
                         }
                         link.is_alive().await?;
-                        tell(Change::UpToDate);
+                        report(Change::UpToDate);
                     }
                 }
             }
@@ -73,7 +73,7 @@ async fn run(
         if progress.refresh_ends.is_some_and(|end| end < Instant::now()) {
             return Err(ConnectionError::Timeout);
         }
-        progress.take(link, message, tell)?;
+        progress.take(link, message, report)?;
         // During a refresh a newer cookie would cover changes that have not taken effect yet.
         if progress.refresh_ends.is_none() {
             cookie.clone_from(&progress.cookie);
@@ -95,7 +95,7 @@ impl SyncProgress {
         &mut self,
         link: &WatchLink<'_>,
         message: ResultEntry,
-        tell: ChangeHandler<'_>,
+        report: ChangeHandler<'_>,
     ) -> Result<(), ConnectionError> {
         if message.is_ref() {
             return Ok(());
@@ -103,7 +103,7 @@ impl SyncProgress {
         if message.is_intermediate() {
             let info = intermediate(message.0).ok_or(ConnectionError::Malformed)?;
             if let Some(info) = info {
-                self.take_info(info, tell);
+                self.take_info(info, report);
             }
             return Ok(());
         }
@@ -111,43 +111,43 @@ impl SyncProgress {
         let value = control.and_then(|control| control.val.as_deref()).ok_or(ConnectionError::Malformed)?;
         let SyncState { state, id, cookie } = SyncState::parse(value).ok_or(ConnectionError::Malformed)?;
         match state {
-            EntryState::Present => tell(Change::Present(vec![id])),
+            EntryState::Present => report(Change::Present(vec![id])),
             EntryState::Changed => {
                 match reading::read_entry(message.0, &link.attributes).ok_or(ConnectionError::Malformed)? {
                     Some(mut shown) => {
                         shown.entry.version.id = Some(id);
-                        tell(Change::Entry(Box::new(shown)));
+                        report(Change::Entry(Box::new(shown)));
                     }
                     // Exceeds a limit: what is known of the entry stays until the next lookup.
-                    None => tell(Change::Present(vec![id])),
+                    None => report(Change::Present(vec![id])),
                 }
             }
             EntryState::Deleted => {
                 let (dn, _) = reading::parts(message.0).ok_or(ConnectionError::Malformed)?;
-                tell(Change::Deleted { id: Some(id), dn: (!dn.is_empty()).then(|| dn.into()) });
+                report(Change::Deleted { id: Some(id), dn: (!dn.is_empty()).then(|| dn.into()) });
             }
         }
         self.advance(cookie);
         Ok(())
     }
 
-    fn take_info(&mut self, info: SyncInfo, tell: ChangeHandler<'_>) {
+    fn take_info(&mut self, info: SyncInfo, report: ChangeHandler<'_>) {
         match info {
             SyncInfo::Cookie(cookie) => self.advance(Some(cookie)),
             SyncInfo::Phase { present, cookie, done } => {
                 if present || (done && self.whole) {
-                    tell(Change::RestDeleted);
+                    report(Change::RestDeleted);
                 }
                 self.advance(cookie);
                 if done && self.refresh_ends.take().is_some() {
-                    tell(Change::Complete);
+                    report(Change::Complete);
                 }
             }
             SyncInfo::Ids { gone, cookie, ids } => {
                 if gone {
-                    ids.into_iter().for_each(|id| tell(Change::Deleted { id: Some(id), dn: None }));
+                    ids.into_iter().for_each(|id| report(Change::Deleted { id: Some(id), dn: None }));
                 } else {
-                    tell(Change::Present(ids));
+                    report(Change::Present(ids));
                 }
                 self.advance(cookie);
             }

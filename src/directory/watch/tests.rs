@@ -35,7 +35,7 @@ impl Under {
         let ldap = Ldap::new(&settings, None, Arc::new(Metrics::new()));
         let reported = Arc::new(Mutex::new(Vec::new()));
         let (list, mut task) = (Arc::clone(&reported), JoinSet::new());
-        task.spawn(async move { ldap.follow(&|change| list.lock().unwrap().push(change)).await });
+        task.spawn(async move { ldap.watch_changes(&|change| list.lock().unwrap().push(change)).await });
         Self { reported, _task: task }
     }
 
@@ -360,7 +360,7 @@ async fn first_server_with_change_notification_is_preferred() {
         _ => bound(Code::Success),
     })
     .await;
-    let telling = Scripted::start(|seen| match &seen.op {
+    let reporting = Scripted::start(|seen| match &seen.op {
         LdapOp::SearchRequest(_) if is_root(seen) => syncing(),
         LdapOp::SearchRequest(_) => {
             vec![refreshed(seen), ScriptedReply::Wait(Arc::new(tokio::sync::Semaphore::new(0)))]
@@ -368,8 +368,8 @@ async fn first_server_with_change_notification_is_preferred() {
         _ => bound(Code::Success),
     })
     .await;
-    let under = Under::test(&[&asked, &telling], WatchMode::Auto);
+    let under = Under::test(&[&asked, &reporting], WatchMode::Auto);
     under.until(|changes| changes.contains(&Change::Complete)).await;
     assert_eq!(asked.searches(), [""]);
-    assert_eq!(telling.searches(), ["", "dc=x"]);
+    assert_eq!(reporting.searches(), ["", "dc=x"]);
 }
