@@ -92,7 +92,7 @@ fn invalid_filter_is_refused_and_never_matches_every_session() {
         (&["kick", "--over", "60s"], "--all"),
         (&["kick", "--user", "alice", "--over", "soon"], "soon"),
         (&["kick", "--user", "alice", "--over", "30h"], "at most 24h"),
-        (&["kick", "--backend", "serv3"], "no backend is called"),
+        (&["kick", "--backend", "serv3"], "unknown backend"),
     ] {
         let said = usher.command(arguments);
         assert!(said.code == 64 && said.stderr.contains(words), "{arguments:?}: {said:#?}");

@@ -60,7 +60,7 @@ fn panicked_tasks_are_restarted_counted_and_logged_while_logins_succeed() {
         let reported = |line: &serde_json::Value| line["task"] == task && line["level"] == "ERROR";
         let is_once = ["directory_probe", "backend_probe", "resolver"].contains(&task);
         let words = if is_once { "it runs again when it is due" } else { "restarting" };
-        usher.wait_log(&format!("a task of the process panicked; {words}"), reported);
+        usher.wait_log(&format!("task panicked; {words}"), reported);
     }
     let mut alice = Imap::tls(usher.imaps_port());
     alice.login("alice", &password_of("alice")).ok();
