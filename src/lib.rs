@@ -1,16 +1,16 @@
-//! usher: a mail front door whose control panel is the company's own directory.
+//! usher: a login proxy for IMAP, POP3, submission and ManageSieve with LDAP routing.
 //!
-//! The floors of the house, from the ground up; a room uses only what is below it:
+//! Layers, from the bottom up; a module uses only those below it:
 //! - 0: [`secret`] (memory that is wiped), [`outcome`] (why a login did not happen)
 //! - 1: [`proto`] (pure dialogues), [`config`], [`metrics`], [`log`], [`sys`], [`tasks`]
 //! - 2: [`throttle`] (what slows guessing), [`tls`]
 //! - 3: [`directory`] (LDAP, and [`directory::Identity`], the evidence of a bind)
-//! - 4: [`cache`], [`known`] (what the directory has told), [`route`], [`registry`]
+//! - 4: [`cache`], [`known`] (tracked entries), [`route`], [`registry`]
 //! - 5: [`authn`] (the decision), [`follow`] (what follows from changes), [`backend`], [`relay`]
 //! - 6: [`files`] (what a config's files hold), [`snapshot`] (what it all means), [`report`] (the `login` and `end` events),
-//!   [`cutover`] (where would everybody go, and what an nginx recipe becomes)
+//!   [`cutover`] (migration from nginx, routing of all users)
 //! - 7: [`session`]: the life of a login, top to bottom; [`inspect`] (is all well at the servers?)
-//! - 8: [`listener`], [`auth_http`] (where nginx asks for leave), [`admin`]
+//! - 8: [`listener`], [`auth_http`] (auth requests of nginx), [`admin`]
 //! - 9: [`server`], [`cli`], `demo`; `trial` (what must hold for any input, for the fuzz targets)
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic))]
 

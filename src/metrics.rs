@@ -119,7 +119,7 @@ pub const DIRECTORY_CHANGES: [&str; 12] = [
 pub const DIRECTORY_OPERATIONS: [&str; 5] = ["connect", "search", "bind", "service_bind", "read"];
 /// What a connection to a directory server is there for: a bind later, a bind now, searches.
 pub const DIRECTORY_CONNECTIONS: [&str; 3] = ["idle", "busy", "search"];
-/// The result codes of RFC 4511 that are told apart, and words for what is no answer.
+/// The result codes of RFC 4511 that have their own label, and labels for missing replies.
 pub const DIRECTORY_CODES: [&str; 17] = [
     "0",
     "1",
@@ -180,7 +180,7 @@ pub struct Metrics {
     pub directory_operations: IntCounterVec,
     /// Seconds per directory operation, answered or not.
     pub directory_seconds: HistogramVec,
-    /// 0 while a server is aside.
+    /// 0 while a server is marked down.
     pub directory_up: IntGaugeVec,
     /// 0 if a server did not show the canary when it was asked last.
     pub directory_canary_ok: IntGaugeVec,
@@ -192,7 +192,7 @@ pub struct Metrics {
     pub directory_failovers: IntCounterVec,
     /// 0 if the service account's last bind was refused.
     pub directory_service_bind_ok: IntGaugeVec,
-    /// 1 while every change of the directory is told.
+    /// 1 while change notification is active.
     pub directory_watch_connected: IntGauge,
     /// Up to when that is known, in Unix seconds.
     pub directory_watch_last_confirmed: Gauge,
@@ -454,7 +454,7 @@ impl Metrics {
             ),
             auth_http_requests: counters(
                 "usher_auth_http_requests_total",
-                "Connections to the auth_http listener, by what became of them; all but ok, refused and method got no answer that a client was told.",
+                "Connections to the auth_http listener, by result; all but ok, refused and method got no reply for a client.",
                 &["result"],
             ),
             tls_handshakes: counters(

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 pub use handover::detach;
-use handover::{Inherited, Way};
+use handover::{Inherited, UpgradeChannel};
 use rustix::io::Errno;
 use sd_notify::NotifyState;
 use supervise::Supervisor;
@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::DropGuard;
 use tracing::{error, info, warn};
-use watch::{Looking, Reader};
+use watch::{PendingFileCheck, Reader};
 
 use crate::admin::SidePort;
 use crate::admin::control::{self, Order, OrderResult, Request, SocketFile};
@@ -49,7 +49,7 @@ use crate::{auth_http, sys, tls};
 /// How often the directory is asked until it has answered once.
 const FIRST_ANSWER_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is seen whether a server is due for a look; each has an interval of its own.
-const LOOK_AROUND: Duration = Duration::from_millis(250);
+const PROBE_TICK: Duration = Duration::from_millis(250);
 /// When a test wants the main loop to panic, after its start.
 const DEFECT: Duration = Duration::from_millis(500);
 /// Two sockets a session, and some for everything else.
@@ -166,7 +166,7 @@ pub async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)]) -> R
         supervisor,
         refused: None,
         reader: Reader::default(),
-        looking: None,
+        file_check: None,
     };
     server.start(inherited).await?;
     let served = AssertUnwindSafe(server.serve(stop, hangup, requests)).catch_unwind().await;
@@ -205,10 +205,10 @@ enum Next {
     /// As a signal says that came meanwhile.
     Stop,
     /// Another process serves.
-    Leave(Way),
+    Leave(UpgradeChannel),
 }
 
-/// What tells one listener from another.
+/// Identifies a listener.
 type ListenerKey = (SocketAddr, &'static str, ListenerTls);
 
 /// A socket in use: whoever accepts from it until this is dropped, and the socket once more for a successor.
@@ -232,12 +232,12 @@ struct Server {
     orders: mpsc::Sender<Request>,
     /// Who owns the tasks.
     supervisor: Supervisor,
-    /// Changed files that were refused already: their mistakes are told once.
+    /// Changed files that were refused already: their mistakes are logged once.
     refused: Option<Fingerprint>,
     /// What reads them.
     reader: Reader,
     /// A look at them that is under way.
-    looking: Option<Looking>,
+    file_check: Option<PendingFileCheck>,
 }
 
 impl Server {
@@ -266,7 +266,7 @@ impl Server {
         self.answer_nginx(auth_http);
         info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "ready");
         if !inherited.is_upgrade() {
-            // Outside systemd nobody listens, which is no error.
+            // Outside systemd there is no receiver, which is no error.
             let _ = sd_notify::notify(&[NotifyState::Ready]);
         }
         inherited.serving().map_err(StartError::Inherit)
@@ -290,7 +290,7 @@ impl Server {
         let awaited = with_shared();
         supervisor.keep(Task::DirectoryAwait, move || await_directory(Arc::clone(&awaited)));
         let probed = with_shared();
-        supervisor.keep(Task::Probes, move || look_after_servers(Arc::clone(&probed)));
+        supervisor.keep(Task::Probes, move || run_probes(Arc::clone(&probed)));
         let followed = with_shared();
         supervisor.keep(Task::DirectoryWatch, move || following::follow(Arc::clone(&followed)));
         let closed = with_shared();
@@ -404,13 +404,13 @@ impl Server {
                         }
                     }
                 }
-                () = sleep(self.shared.snapshot.load().config.tls.reload_interval), if self.looking.is_none() => {
-                    self.look_at_files();
+                () = sleep(self.shared.snapshot.load().config.tls.reload_interval), if self.file_check.is_none() => {
+                    self.check_files();
                 }
-                looked = Looking::done(&mut self.looking), if self.looking.is_some() => self.looked_at_files(looked),
+                looked = PendingFileCheck::done(&mut self.file_check), if self.file_check.is_some() => self.apply_file_check(looked),
             }
         }
-        // Who asks for a reload from here on is told at once that there is none.
+        // From here on requests for a reload are refused at once.
         drop(requests);
         self.drain(&mut stop).await;
         Ended::AsTold
@@ -445,13 +445,13 @@ impl Server {
         // Files and certificates: milliseconds in which the sessions of this thread would wait.
         let prepared = self.reader.read(move || prepare(&file, &metrics, Some(&old))).await;
         // What it would find is about files that may be no longer meant.
-        self.looking = None;
+        self.file_check = None;
         let snapshot = match prepared {
             Ok(Ok(snapshot)) => snapshot,
             Ok(Err(problems)) => return Err(problems.iter().map(ToString::to_string).collect()),
             Err(unread) => return Err(vec![unread.to_string()]),
         };
-        // What cannot change in a running process is refused in so many words, not ignored.
+        // What cannot change in a running process is refused with an error, not ignored.
         let fixed = [
             ("admin.address", previous.config.admin.address != snapshot.config.admin.address),
             ("control", previous.config.control != snapshot.config.control),
@@ -586,20 +586,20 @@ async fn await_directory(shared: Arc<Shared>) {
     info!("the directory answers");
 }
 
-/// Has the directory's servers and the backends of whatever snapshot is in force looked after, for ever.
-async fn look_after_servers(shared: Arc<Shared>) {
+/// Starts due probes of the directory servers and backends of the current snapshot; never returns.
+async fn run_probes(shared: Arc<Shared>) {
     loop {
         let snapshot = shared.snapshot.load();
         snapshot.directory.run_probes();
         snapshot.backends.iter().for_each(Backend::run_probes);
         snapshot.offers.refresh(&snapshot.backends, &shared.metrics);
         drop(snapshot);
-        sleep(LOOK_AROUND).await;
+        sleep(PROBE_TICK).await;
     }
 }
 
 /// Counts and logs every panic, wherever it is caught. Its message may quote what a peer sent, so
-/// only its place is told.
+/// only its place is logged.
 fn report_panics(metrics: &Metrics) {
     let panics = metrics.panics.clone();
     std::panic::set_hook(Box::new(move |panic| {

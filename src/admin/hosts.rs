@@ -1,6 +1,6 @@
 //! By which names the side port may be asked for.
 //!
-//! A web page of a stranger can point a name of its own at this machine and so make a browser inside the
+//! A foreign web page can point its own name at this machine and so make a browser inside the
 //! network read what is here (DNS rebinding): the browser then asks for that name. Only names that are this
 //! machine's are answered; others get 421 (RFC 9110 section 15.5.20).
 
@@ -51,26 +51,26 @@ impl OwnNames {
     }
 }
 
-/// As many foreign names are told of, each once: whoever watches this machine by a name that it does not know
-/// finds it in the log, and a stranger with many names does not fill it.
-const TOLD: usize = 16;
+/// The number of foreign names that are logged, each once: an administrator whose monitoring uses an unknown
+/// name finds it in the log, and a client with many names cannot fill it.
+const MOST_LOGGED: usize = 16;
 /// A longer name is no host's (RFC 1035 section 2.3.4).
 const NAME: usize = 255;
 
-/// The foreign names that were told of.
+/// The foreign names that were logged.
 #[derive(Debug, Default)]
-pub(super) struct Strangers(Mutex<Vec<Box<[u8]>>>);
+pub(super) struct ForeignHosts(Mutex<Vec<Box<[u8]>>>);
 
-impl Strangers {
-    /// The first Host of a request, if it was not told of yet and there is room to remember it.
+impl ForeignHosts {
+    /// The first Host of a request, if it was not logged yet and there is room to remember it.
     pub(super) fn first_seen<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
         let host = headers.get(header::HOST)?.as_bytes();
         // The list is whole whatever panicked while holding it.
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if host.len() > NAME || told.len() >= TOLD || told.iter().any(|one| one.eq_ignore_ascii_case(host)) {
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if host.len() > NAME || logged.len() >= MOST_LOGGED || logged.iter().any(|one| one.eq_ignore_ascii_case(host)) {
             return None;
         }
-        told.push(host.into());
+        logged.push(host.into());
         Some(host)
     }
 }
@@ -117,15 +117,15 @@ mod tests {
 
     #[test]
     fn foreign_host_name_is_logged_once_and_their_number_is_bounded() {
-        let (strangers, mut headers) = (Strangers::default(), HeaderMap::new());
-        assert_eq!(strangers.first_seen(&headers), None);
-        let mut told = |host: &str| {
+        let (foreign, mut headers) = (ForeignHosts::default(), HeaderMap::new());
+        assert_eq!(foreign.first_seen(&headers), None);
+        let mut logged = |host: &str| {
             headers.insert(header::HOST, host.parse().unwrap());
-            strangers.first_seen(&headers).is_some()
+            foreign.first_seen(&headers).is_some()
         };
-        assert!(told("usher.mail.svc:9930"));
-        assert!(!told("Usher.mail.svc:9930") && !told(&"x".repeat(256)));
-        assert_eq!((0..1_000).filter(|number| told(&format!("{number}.example"))).count(), TOLD - 1);
+        assert!(logged("usher.mail.svc:9930"));
+        assert!(!logged("Usher.mail.svc:9930") && !logged(&"x".repeat(256)));
+        assert_eq!((0..1_000).filter(|number| logged(&format!("{number}.example"))).count(), MOST_LOGGED - 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! It changes nothing and names no user. One request a connection, all of it within
 //! `EXCHANGE_TIMEOUT`, so that no peer can hold its descriptors; places are shared out (`places`), pages are
-//! made only so often (`paced`), and only for who asks by a name of this machine (`hosts`). What steers usher
+//! made only so often (`paced`), and only for requests by a name of this machine (`hosts`). What steers usher
 //! is on the control socket ([`control`]), which only its owner can open.
 
 pub mod control;
@@ -34,7 +34,7 @@ use tracing::warn;
 use crate::log::Escaped;
 use crate::metrics::Metrics;
 use crate::snapshot::{Shared, Stage};
-use hosts::{OwnNames, Strangers};
+use hosts::{ForeignHosts, OwnNames};
 use paced::Paced;
 use places::{Bounds, Places};
 use status::Status;
@@ -73,7 +73,7 @@ impl SidePort {
             let shared = Arc::clone(shared);
             Paced::new(METRICS_PACE, move || shared.metrics.scrape(|metrics| refresh(&shared, metrics)))
         };
-        let (own, asked) = (Arc::new((OwnNames::read(), Strangers::default())), Arc::clone(shared));
+        let (own, asked) = (Arc::new((OwnNames::read(), ForeignHosts::default())), Arc::clone(shared));
         let router = Router::new()
             .route("/live", get(|| async { "live\n" }))
             .route("/ready", get(ready))
@@ -81,12 +81,12 @@ impl SidePort {
             .merge(Router::new().route("/", get(status::show)).with_state(page))
             .merge(Router::new().route("/metrics", get(self::metrics)).with_state(metrics))
             .layer(middleware::from_fn(move |request: Request, next: Next| {
-                let (names, strangers) = &*own;
+                let (names, foreign) = &*own;
                 let is_own = names.are_asked_for(request.headers(), &asked.snapshot.load());
-                if !is_own && let Some(host) = strangers.first_seen(request.headers()) {
+                if !is_own && let Some(host) = foreign.first_seen(request.headers()) {
                     warn!(
                         host = %Escaped(host),
-                        "side port: answered 421, this is no name of this machine; if it should be, add it to admin.hosts",
+                        "side port: replied 421, not a name of this machine; if it should be, add it to admin.hosts",
                     );
                 }
                 async move { if is_own { next.run(request).await } else { MISDIRECTED.into_response() } }
@@ -99,17 +99,15 @@ impl SidePort {
         exchange(listener, &self.router, &self.places).await;
     }
 
-    /// Looks at the counters now and then, for ever.
+    /// Samples the counters periodically; never returns.
     pub async fn sample(&self) {
         self.status.keep().await;
     }
 }
 
-/// Somebody else's name.
-const MISDIRECTED: (StatusCode, &str) = (
-    StatusCode::MISDIRECTED_REQUEST,
-    "this is no name of this machine: add it to `admin.hosts`, or ask by the address\n",
-);
+/// The reply to a request for a foreign name.
+const MISDIRECTED: (StatusCode, &str) =
+    (StatusCode::MISDIRECTED_REQUEST, "not a name of this machine: add it to `admin.hosts`, or use the address\n");
 
 async fn exchange(listener: &TcpListener, router: &Router, places: &Arc<Places<IpAddr>>) {
     loop {
@@ -132,7 +130,7 @@ async fn exchange(listener: &TcpListener, router: &Router, places: &Arc<Places<I
             http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
             let connection = http.serve_connection(TokioIo::new(tcp), TowerToHyperService::new(router));
             tokio::select! {
-                // Who is late or breaks the protocol gets no answer; that is all.
+                // A late or malformed request gets no reply.
                 _ = timeout(EXCHANGE_TIMEOUT, connection) => {}
                 () = place.lost() => {}
             }
@@ -172,11 +170,11 @@ fn refresh(shared: &Shared, metrics: &Metrics) {
 async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let stage = *shared.stage.borrow();
     if stage == Stage::Unready {
-        (StatusCode::SERVICE_UNAVAILABLE, "taken away by an administrator: `usher drain --undo`\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "taken out of service by an administrator: `usher drain --undo`\n")
     } else if stage != Stage::Serving {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
     } else if !shared.directory_answered.load(Ordering::Relaxed) {
-        (StatusCode::SERVICE_UNAVAILABLE, "the directory has not answered yet\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "waiting for the first reply of the directory\n")
     } else {
         (StatusCode::OK, "ready\n")
     }

@@ -1,5 +1,5 @@
-//! Text that is made on request, but only so often: those who ask in between wait for the next one and share
-//! it. Nobody gets a text from before the request.
+//! Text that is made on request, but only so often: requests in between wait for the next one and share
+//! it. No reply is older than its request.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Places for connections of an HTTP port, so that nobody who only connects keeps others out.
+//! Places for connections of an HTTP port, so that idle connections keep no others out.
 //!
 //! Every peer (a user of the control socket, an address at the side port) has a share of all places. Nobody
 //! waits for one: where a share is full, the newest takes the place of the peer's oldest connection that has
@@ -35,7 +35,7 @@ struct Held<K> {
     taken: Vec<Taken<K>>,
 }
 
-/// All places, and who has them; the oldest first.
+/// All places and their owners, oldest first.
 #[derive(Debug)]
 pub(super) struct Places<K> {
     bounds: Bounds,
@@ -92,12 +92,12 @@ impl<K> Held<K> {
 }
 
 impl<K: Copy + Eq> Place<K> {
-    /// To be set once the request has arrived: nobody takes the place then.
+    /// To be set once the request has arrived: the place cannot be taken away then.
     pub(super) fn asked(&self) -> Asked {
         Asked(Arc::clone(&self.asked))
     }
 
-    /// Until somebody else has the place.
+    /// Waits until another connection has the place.
     pub(super) async fn lost(&self) {
         self.end.cancelled().await;
     }

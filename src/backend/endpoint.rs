@@ -21,7 +21,7 @@ use super::health::ConnectAttempt;
 use super::inspect::Observations;
 use super::pool::{Evidence, Pool, RunningProbe, Selection};
 use super::{BackendDialogue, BackendError, Service};
-use crate::config::{Forward, Hop, Probe};
+use crate::config::{AuthHttpTarget, Forward, Probe};
 use crate::metrics::Metrics;
 use crate::proto::proxy_header::{self, Header};
 use crate::proto::{BackFault, BackSettings, BackTls, Origin, Protocol, capabilities};
@@ -50,7 +50,7 @@ pub(super) struct Endpoint {
     /// How the client's address is forwarded to it.
     pub(super) forward: Forward,
     /// Where nginx connects, if `auth_http` may use this endpoint.
-    pub(super) nginx: Option<Hop>,
+    pub(super) nginx: Option<AuthHttpTarget>,
     pub(super) server_name: ServerName<'static>,
     pub(super) tls_config: Arc<rustls::ClientConfig>,
     /// The backend's `timeout`, for logins and for probes.

@@ -47,7 +47,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Send nobody to a backend any more, and end its sessions one by one
+    /// Send no new logins to a backend, and close its sessions one by one
     #[command(after_help = DRAIN_HELP)]
     Drain {
         /// The backend's name

@@ -16,7 +16,7 @@ use crate::server;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Connect to every directory server and mail server, and say how it stands with each
+    /// Connect to every directory server and mail server, and report the state of each
     #[arg(long)]
     connect: bool,
     /// With --connect: a login name to find in the directory; no password is needed

@@ -1,4 +1,4 @@
-//! `usher confirm`: what so many users were changed for is meant.
+//! `usher confirm`: applies the changes that the brake holds.
 
 use std::path::Path;
 use std::process::ExitCode;

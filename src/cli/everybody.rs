@@ -1,4 +1,4 @@
-//! `usher explain --all`: where everybody would go, as a table, CSV or JSON, and what differs from an nginx
+//! `usher explain --all`: the routing of every user, as a table, CSV or JSON, and what differs from an nginx
 //! recipe. Rows are written as they are found.
 
 use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write};
@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::import_users::{backend, naming};
 use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, explain, fail, progress};
 use crate::config::{self, Config};
-use crate::cutover::everybody::{Against, Census, Ended, Row, Totals};
+use crate::cutover::everybody::{Against, AllUsers, Ended, Row, Totals};
 use crate::cutover::recipe::Recipe;
 use crate::cutover::sheet::{Csv, Shown, ShownJson, thousands};
 use crate::directory::Ldap;
@@ -28,10 +28,10 @@ pub(super) struct Args {
     /// With --all: compare with the users.txt of an nginx recipe, one name a line
     #[arg(long, value_name = "USERS.TXT", requires_all = ["all", "backend"])]
     against: Option<PathBuf>,
-    /// With --against: where the recipe sends who is in the file
+    /// With --against: the backend of the users in the file
     #[arg(long, value_name = "NAME", requires = "against")]
     backend: Option<String>,
-    /// With --against: where it sends everybody else; routing.default if it is not given
+    /// With --against: the backend of all other users [default: routing.default]
     #[arg(long, value_name = "NAME", requires = "against")]
     default: Option<String>,
     /// With --all: the attribute that holds the login name; what the filter compares with it by default
@@ -63,21 +63,21 @@ pub(super) async fn explain(config: &Config, directory: &Ldap, arguments: &expla
     };
     let done = AtomicUsize::new(0);
     let (against, done) = (against.as_ref(), &done);
-    let census = Census { config, directory, naming: &naming, against, done };
+    let all_users = AllUsers { config, directory, naming: &naming, against, done };
     let mut sheet = Sheet::new(format, against.is_some());
     let asked = async {
         let mut row = |row: &Row<'_>| sheet.row(row).is_ok();
         match &users {
-            Some(names) => census.of_names(names, &mut row).await,
-            None => census.of_directory(&mut row).await,
+            Some(names) => all_users.of_names(names, &mut row).await,
+            None => all_users.of_directory(&mut row).await,
         }
     };
-    let told = progress::watched(done, "users", true, asked).await;
-    match told.and_then(|totals| sheet.end(&totals).map(|()| totals).map_err(|_| Ended::Unread)) {
+    let run = progress::watched(done, "users", true, asked).await;
+    match run.and_then(|totals| sheet.end(&totals).map(|()| totals).map_err(|_| Ended::Unread)) {
         Ok(totals) => ExitCode::from(if totals.refusals.is_empty() && totals.differences == 0 { OK } else { FAILED }),
         Err(error @ Ended::Directory(_)) => {
             drop(sheet);
-            fail(UNAVAILABLE, format!("what is told is no whole: {error}"))
+            fail(UNAVAILABLE, format!("the list is incomplete: {error}"))
         }
         // Such as `| head`: nothing is left to be said to.
         Err(Ended::Unread) => ExitCode::from(FAILED),
@@ -113,7 +113,7 @@ struct Sheet {
     compares: bool,
     rows: usize,
     out: BufWriter<Stdout>,
-    /// Whether somebody watches the rows come.
+    /// Whether the output is a terminal.
     watched: bool,
 }
 

@@ -57,7 +57,7 @@ struct Explanation {
     /// The protocols that the entry may use.
     may_use: Vec<&'static str>,
     serves: Vec<String>,
-    /// Whether the directory holds the user: then nobody is let in.
+    /// Whether the directory holds the user: then logins wait.
     held: bool,
     /// What the running usher knows; nothing if none could be asked.
     running: Option<User>,
@@ -79,7 +79,7 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
         Ok(config) => config,
         Err(mistakes) => return fail_config(&mistakes.problems),
     };
-    // Only the directory's files: who may ask where a user goes need not read the TLS keys.
+    // Only the directory's files: this command needs no access to the TLS keys.
     let directory = match files::directory(&config.directory, &config.place) {
         Ok(tls) => Ldap::new(&config.directory, tls, Arc::new(Metrics::new())),
         Err(problems) => return fail_config(&problems),
@@ -187,7 +187,7 @@ impl Explanation {
         line("backend", self.backend.as_deref().unwrap_or_default());
         line("serves", &self.serves.join(", "));
         line("logs in as", self.backend_login.as_deref().unwrap_or_default());
-        line("held", if self.held { "yes: nobody is let in until the directory releases the user" } else { "" });
+        line("held", if self.held { "yes: logins wait until the directory releases the hold" } else { "" });
         line("result", &self.result);
         line("", &self.explanation);
         if let Some(running) = &self.running {

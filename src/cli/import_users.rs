@@ -25,13 +25,13 @@ pub(super) struct Args {
     /// The recipe's users.txt, one name a line; - is standard input
     #[arg(value_name = "USERS.TXT")]
     file: PathBuf,
-    /// Where the recipe sends who is in the file: a backend's name, or a value of the mail host attribute
+    /// The backend of the users in the file: its name, or a value of the mail host attribute
     #[arg(long, value_name = "NAME")]
     backend: String,
-    /// Where it sends everybody else; routing.default if it is not given
+    /// The backend of all other users [default: routing.default]
     #[arg(long, value_name = "NAME")]
     default: Option<String>,
-    /// Write the default for everybody who is not in the file and has no mail host
+    /// Write the default for all users that are not in the file and have no mail host
     #[arg(long)]
     write_default: bool,
     /// Where the users are; directory.base if it is not given
@@ -76,7 +76,7 @@ pub(super) async fn import_users(file: &Path, arguments: &Args) -> ExitCode {
     let hosts = Hosts { backend: arguments.backend.clone(), default: arguments.default.clone() };
     let import = Import::offline(&recipe, &template, &hosts, everybody.as_ref());
     let attribute = arguments.mail_host_attribute.as_deref().unwrap_or(USUAL_HOST);
-    finish(&import, attribute, arguments, "no directory was asked: ldapmodify tells which DNs do not exist")
+    finish(&import, attribute, arguments, "no directory was queried: ldapmodify reports DNs that do not exist")
 }
 
 fn read(path: &Path) -> Result<Recipe, ExitCode> {
@@ -136,7 +136,7 @@ pub(super) fn naming(config: &Config, attribute: Option<&str>) -> Result<Vec<Nam
         None => config.directory.naming(),
     };
     if naming.is_empty() {
-        let words = "directory.filter does not tell which attribute holds the login name: give --login-attribute";
+        let words = "directory.filter does not determine the attribute of the login name: give --login-attribute";
         return Err(fail(USAGE, words));
     }
     Ok(naming)

@@ -59,8 +59,8 @@ const PAGES: &[Page] = &[
     Page {
         command: "run",
         paragraphs: &[
-            "Binds the listeners and serves. It does not become a background process; under systemd it tells when it \
-             is ready (sd_notify). It does not run as root: it is started as a user of its own, or becomes one \
+            "Binds the listeners and serves. It does not become a background process; under systemd it reports when \
+             it is ready (sd_notify). It does not run as root: it is started as a user of its own, or becomes one \
              (process.user).",
             "The log goes to standard output. SIGHUP reloads; SIGTERM and SIGINT drain as the section drain says, and \
              a second signal stops at once.",
@@ -71,25 +71,25 @@ const PAGES: &[Page] = &[
         command: "check",
         paragraphs: &[
             "Reads the configuration and the certificates, keys and passwords that it names, as run and reload do. \
-             Mistakes are told all at once, each with file, line, key and what to do. Nothing is changed.",
+             All mistakes are reported at once, each with file, line, key and what to do. Nothing is changed.",
         ],
         examples: &[(
             "usher check --config new.yaml && mv new.yaml /etc/usher/config.yaml",
-            "take nothing unsound over",
+            "install only a valid file",
         )],
     },
     Page {
         command: "explain",
         paragraphs: &[
             "Looks a login name up in the directory, as a login would but without a password unless --password is \
-             given, and tells the entry, its mail host and the backend, or why there is none. A running usher is asked \
-             what it knows besides.",
+             given, and shows the entry, its mail host and the backend, or the reason of a refusal. The state of a \
+             running usher is shown too.",
         ],
         examples: &[
             ("usher explain alice", "one user"),
             ("usher explain --json alice", "the same for a program"),
             ("usher explain --password alice < password.txt", "bind as alice as well"),
-            ("usher explain --all", "everybody in the directory"),
+            ("usher explain --all", "every user of the directory"),
         ],
     },
     Page {
@@ -97,12 +97,12 @@ const PAGES: &[Page] = &[
         paragraphs: &["Writes LDIF to standard output and changes nothing; ldapmodify(1) takes it."],
         examples: &[(
             "usher import-users users.txt --backend server4 --default server3 > move.ldif",
-            "who is in the file to server4, everybody else to server3",
+            "users in the file to server4, all others to server3",
         )],
     },
     Page {
         command: "sessions",
-        paragraphs: &["Lists who is logged in through the running usher, oldest first."],
+        paragraphs: &["Lists the sessions of the running usher, oldest first."],
         examples: &[
             ("usher sessions --user alice", "one user's sessions"),
             ("usher sessions --json | jq length", "how many there are"),
@@ -111,19 +111,19 @@ const PAGES: &[Page] = &[
     Page {
         command: "confirm",
         paragraphs: &[
-            "When more users are moved, switched off or deleted in a minute than directory.brake allows, usher acts on \
-             none of it until this command says that it is meant. Each usher has a brake of its own.",
+            "When more users are moved, switched off or deleted in a minute than directory.brake allows, usher applies \
+             none of these changes until this command confirms them. Each usher has its own brake.",
         ],
         examples: &[
-            ("usher confirm", "what has just been changed is meant"),
-            ("usher confirm --for 30m", "what will be changed in the next half hour is meant"),
+            ("usher confirm", "apply the changes that the brake holds"),
+            ("usher confirm --for 30m", "also apply changes of the next half hour"),
         ],
     },
     Page {
         command: "reload",
         paragraphs: &[
-            "No session ends. A file with a mistake changes nothing: the mistakes are told, and the old configuration \
-             stays in force. What cannot change in a running process is refused in so many words.",
+            "No session ends. A file with a mistake changes nothing: the mistakes are reported, and the previous configuration \
+             stays active. A change that needs a restart is reported as a mistake.",
         ],
         examples: &[("systemctl reload usher", "the same, by the unit")],
     },
@@ -140,15 +140,15 @@ const PAGES: &[Page] = &[
 
 /// What the commands exit with (sysexits.h).
 const EXIT_CODES: [(u8, &str); 11] = [
-    (OK, "It is done, and the answer is yes."),
-    (FAILED, "It is done or was tried, and the answer is no: the reason is on standard error."),
+    (OK, "Success."),
+    (FAILED, "Failure, or a negative result; the reason is on standard error."),
     (USAGE, "The arguments are wrong."),
     (DATA, "The directory's entry cannot be used, such as one without a mail host."),
     (NO_INPUT, "A file that was named as input cannot be read."),
     (NO_USER, "The directory has no such user."),
-    (UNAVAILABLE, "A server, or the running usher, does not answer."),
-    (SOFTWARE, "usher has a defect that it cannot go on with: the log has it, report it."),
-    (SYSTEM, "The system does not allow it, such as to bind an address."),
+    (UNAVAILABLE, "A server, or the running usher, does not respond."),
+    (SOFTWARE, "Internal error; see the log and report it."),
+    (SYSTEM, "A system error, such as an address that cannot be bound."),
     (NO_PERMISSION, "The password is wrong."),
     (CONFIG, "The configuration has mistakes; each is on standard error."),
 ];
@@ -232,7 +232,7 @@ fn page(command: clap::Command, name: &str, also: &[String]) -> Vec<u8> {
             terms("EXIT STATUS", codes.iter().map(|(code, meaning)| (code.as_str(), *meaning)), &mut out)?;
             terms("FILES", FILES, &mut out)?;
         } else {
-            section("EXIT STATUS", "0 if it is done and the answer is yes; usher(8) has the other codes.", &mut out)?;
+            section("EXIT STATUS", "0 on success; usher(8) has the other codes.", &mut out)?;
         }
         terms("EXAMPLES", known.map(|page| page.examples).unwrap_or_default().iter().copied(), &mut out)?;
         let also: Vec<String> = also.iter().map(|name| format!("{name}({SECTION})")).collect();
@@ -254,7 +254,7 @@ fn section(title: &str, text: &str, out: &mut dyn Write) -> io::Result<()> {
     Roff::new().control("SH", [title]).text([roman(text)]).to_writer(out)
 }
 
-/// Each word, and below it what it means; nothing if there is none.
+/// A list of terms with their meanings; nothing if it is empty.
 fn terms<'a>(title: &str, terms: impl IntoIterator<Item = (&'a str, &'a str)>, out: &mut dyn Write) -> io::Result<()> {
     let mut roff = Roff::new();
     let mut terms = terms.into_iter().peekable();

@@ -54,7 +54,7 @@ const NO_PERMISSION: u8 = 77;
 /// The configuration has mistakes.
 const CONFIG: u8 = 78;
 
-/// A mail front door whose control panel is the company's own directory.
+/// A login proxy for IMAP, POP3, submission and ManageSieve with LDAP routing.
 #[derive(Debug, Parser)]
 #[command(name = "usher", version, arg_required_else_help = false)]
 struct Cli {
@@ -69,27 +69,27 @@ struct Cli {
 enum Command {
     /// Serve until SIGTERM or SIGINT; SIGHUP reloads (the default command)
     Run(run::Args),
-    /// Read the configuration and every file it names, and say every mistake at once
+    /// Check the configuration and every file it names, and report all mistakes at once
     Check(check::Args),
-    /// Say where a user would be sent, and why
+    /// Show where a user would be routed, and why
     Explain(explain::Args),
-    /// Turn the users.txt of an nginx recipe into LDIF that sets everybody's mail host
+    /// Convert the users.txt of an nginx configuration into LDIF that sets the mail host of all users
     ImportUsers(import_users::Args),
     /// List or count the sessions of the running usher
     Sessions(sessions::Args),
-    /// End sessions of the running usher, politely
+    /// Close sessions of the running usher gracefully
     Kick(kick::Args),
-    /// Show how the mail servers stand, or take one out of service for a while
+    /// Show the state of the mail servers, or take one out of service
     Backends(backends::Args),
     /// Show what the running usher remembers of a user, or let it forget
     Cache(cache::Args),
-    /// Say that a change of many users at once is meant, and let the running usher act on it
+    /// Apply changes of many users that the brake of the running usher holds
     Confirm(confirm::Args),
-    /// Let the running usher take over its configuration file as it is now
+    /// Reload the configuration file of the running usher
     Reload(reload::Args),
-    /// Let a new process of the installed program take the running usher's listeners; sessions go on
+    /// Replace the running usher by the installed program; sessions stay
     Upgrade(reload::Args),
-    /// End the running usher as SIGTERM does, or only take it away from a load balancer
+    /// Shut the running usher down as SIGTERM does, or only make /ready reply 503
     Drain(drain::Args),
     /// Write a shell's completions to standard output
     Completions(manual::CompletionsArgs),

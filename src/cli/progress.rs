@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use crate::cutover::sheet::thousands;
 
-/// Whoever waits less than this need not be told.
+/// Shorter waits show no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Between two counts.
 const PACE: Duration = Duration::from_millis(200);
 
-/// Waits for `work` and tells on standard error how many of `what` are done. Not where rows go to the same
-/// terminal (`rows_are_shown`): they tell themselves.
+/// Waits for `work` and shows on standard error how many of `what` are done. Not where rows go to the same
+/// terminal (`rows_are_shown`), which show progress themselves.
 pub(super) async fn watched<T>(
     done: &AtomicUsize,
     what: &str,

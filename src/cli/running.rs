@@ -23,7 +23,7 @@ pub(super) struct Running {
 pub(super) struct Answers<T> {
     /// The first is of the process that serves.
     pub(super) all: Vec<T>,
-    /// Whether nobody who should have answered is missing.
+    /// Whether every process has replied.
     complete: bool,
 }
 
@@ -54,12 +54,12 @@ impl Running {
     /// Asks the process that serves.
     ///
     /// # Errors
-    /// The exit code, after the reason was told.
+    /// The exit code, after the reason was printed.
     pub(super) async fn ask<T: DeserializeOwned>(&self, method: &str, path: &str) -> Result<T, ExitCode> {
         control::ask(&self.socket, method, path).await.map_err(|error| refused(&error))
     }
 
-    /// Asks the process that serves and those before it. Of the latter a refusal is told, but no
+    /// Asks the process that serves and those before it. Of the latter an error is printed, but is no
     /// failure of the whole.
     ///
     /// # Errors
@@ -101,8 +101,8 @@ pub(super) fn with_query<'k, 'v>(path: &str, pairs: impl IntoIterator<Item = (&'
     if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
 }
 
-/// Prints; whoever has closed the pipe (`| head`) has seen enough. What a terminal would obey is escaped:
-/// names and words come from others.
+/// Prints; a closed pipe (`| head`) is no error. What a terminal would interpret is escaped, because
+/// names and replies are untrusted.
 pub(super) fn say(text: impl Display) {
     let _ = writeln!(std::io::stdout().lock(), "{}", ShownLines(&text.to_string()));
 }

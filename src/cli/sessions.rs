@@ -1,5 +1,5 @@
-//! `usher sessions`: who is logged in through the running usher. And which of them are meant, for
-//! `usher kick` as well.
+//! `usher sessions`: lists the sessions of the running usher; and the selection of sessions, which
+//! `usher kick` shares.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -147,7 +147,7 @@ fn proxies(listener: &Section<'_>) -> Option<Option<Vec<Network>>> {
         listener.problem("trusted", "missing: name the networks of your proxies, which alone may say who a client is");
     }
     if trusted.iter().flatten().flatten().any(|network| network.bits == 0) {
-        listener.warn("trusted", "everybody is trusted: any client can claim to be any other");
+        listener.warn("trusted", "every address is trusted: any client can claim another client's address");
     }
     required.and(trusted?).map(Some)
 }
@@ -239,7 +239,7 @@ fn tls(tls: &Section<'_>) -> Option<Tls> {
     if let (Some(TlsVersion::V1_3), Some((Some(suites), node))) = (min_version, &suites)
         && !suites.iter().any(|suite| matches!(suite, SupportedCipherSuite::Tls13(_)))
     {
-        node.problem("only TLS 1.2 suites, but `min_version` is 1.3: nobody could connect; add a TLS 1.3 suite");
+        node.problem("only TLS 1.2 suites, but `min_version` is 1.3: no client could connect; add a TLS 1.3 suite");
     }
     let client_ca = tls.get("client_ca").map(|node| node.path());
     let client_auth = client_auth(tls, client_ca.is_some());
@@ -313,7 +313,7 @@ fn cache(cache: &Section<'_>) -> Option<Cache> {
     {
         cache.problem("negative_ttl_max", "shorter than `negative_ttl`, from which it grows: lengthen it");
     }
-    // A long life lengthens the default: nobody should have to set both.
+    // A longer `ttl` raises this default, so that only one of them has to be set.
     let least = ttl.and_then(|ttl| u64::try_from(ttl.as_millis()).ok()).unwrap_or(0);
     let stale = cache.duration("stale", HOUR.max(least), 0..=7 * DAY);
     if let (Some(stale), Some(ttl)) = (stale, ttl)
@@ -416,7 +416,7 @@ fn auth_http(auth_http: &Section<'_>, addresses: &mut Addresses) -> Option<AuthH
     let allow = allow.and_then(|node| networks(&node));
     let key_file = auth_http.get("key_file").map(|node| node.path());
     if allow.iter().flatten().any(|network| network.bits == 0) {
-        auth_http.warn("allow", "everybody may ask, and say who a client is");
+        auth_http.warn("allow", "any host may send requests and claim any client address");
     } else if key_file.is_none() && allow.iter().flatten().any(Network::has_loopback) {
         auth_http.warn(
             "allow",

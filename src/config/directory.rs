@@ -44,7 +44,7 @@ pub(super) fn read(directory: &Section<'_>) -> Draft {
     let mail_host_attribute = mail_host_attribute.map_or(Some("mailHost".into()), |node| node.parsed(names::attribute));
     let login_attribute = directory.get("login_attribute").map(|node| node.parsed(names::attribute));
     let timeout = directory.duration("timeout", 5 * SECOND, SECOND / 10..=10 * SECOND);
-    // A short whole shortens the default of its part: nobody should have to set both.
+    // A shorter `timeout` lowers this default, so that only one of them has to be set.
     let most = timeout.and_then(|whole| u64::try_from(whole.as_millis()).ok()).unwrap_or(10 * SECOND);
     let attempt_timeout = directory.duration("attempt_timeout", (6 * SECOND / 5).min(most), SECOND / 20..=10 * SECOND);
     if let (Some(whole), Some(one)) = (timeout, attempt_timeout)
@@ -141,7 +141,7 @@ fn flat<T>(read: Option<Option<T>>) -> Option<Option<T>> {
 /// Results of a bind that some servers give instead of a policy control.
 const RESULTS: [(&str, u32); 3] = [("result_19", 19), ("result_50", 50), ("result_53", 53)];
 
-/// The results that mean a state of the account; the others cannot be told apart from an outage.
+/// The results that mean a state of the account; the others count as an outage.
 fn results(directory: &Section<'_>) -> Option<BTreeMap<u32, AccountState>> {
     let mut words = vec![("unavailable", None)];
     words.extend(AccountState::ALL.map(|state| (state.label(), Some(state))));

@@ -3,7 +3,7 @@
 //! [`load`] reads the file, collects *every* mistake with its line and key, and returns a
 //! [`Config`] in which each value is checked, each path is absolute and each default is filled in.
 //! Files that the config names (certificates, passwords) are read by the rooms that need them;
-//! their mistakes are told through [`Config::problem`], so that they carry line and key as well.
+//! their mistakes are reported through [`Config::problem`], so that they carry line and key as well.
 //! Nothing else in usher touches YAML.
 
 mod compile;
@@ -31,11 +31,11 @@ use std::sync::Arc;
 
 pub use compile::collide;
 pub use model::{
-    Address, Admin, Allow, AuthHttp, Backend, BackendService, Balance, Cache, Canary, CertificateFiles, ClientAuth,
-    Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Drain, Endpoint, FailedLogins, Find,
-    Forward, Group, Health, Hop, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory,
-    Mode, Network, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Template, TemplatePart, Throttle,
-    Tls, TlsVersion, Watch, WatchMode,
+    Address, Admin, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, Canary, CertificateFiles,
+    ClientAuth, Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Drain, Endpoint,
+    FailedLogins, Find, Forward, Group, Health, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat,
+    LogLevel, Memory, Mode, Network, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Template,
+    TemplatePart, Throttle, Tls, TlsVersion, Watch, WatchMode,
 };
 pub use names::{cipher_suite, host_key};
 pub use naming::Naming;

@@ -2,7 +2,7 @@
 //!
 //! Each value here has passed its checks: paths are absolute, durations within their ranges, names
 //! unique, and what has to exist elsewhere in the file does. Instances come from
-//! [`load`](super::load) alone. What each key means to the operator is told in
+//! [`load`](super::load) alone. What each key means to the operator is documented in
 //! `config.example.yaml`.
 
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ pub struct Config {
     pub admin: Admin,
     /// The control socket, if there is one.
     pub control: Option<Control>,
-    /// Where nginx asks for leave, if it may.
+    /// The listener for nginx's auth requests, if configured.
     pub auth_http: Option<AuthHttp>,
     /// The process itself.
     pub process: Process,
@@ -72,7 +72,7 @@ pub struct Draft {
     pub routing: Option<Routing>,
     /// The control socket.
     pub control: Option<Control>,
-    /// Where nginx asks for leave.
+    /// The listener for nginx's auth requests.
     pub auth_http: Option<AuthHttp>,
     /// Where each key stands.
     pub place: Arc<Place>,
@@ -178,7 +178,7 @@ pub struct Directory {
     pub ca: Option<PathBuf>,
     /// A client certificate for the directory.
     pub client_certificate: Option<CertificateFiles>,
-    /// Clear-text LDAP off loopback is allowed in so many words.
+    /// Whether unencrypted LDAP to another machine is allowed.
     pub plaintext: bool,
     /// How to get from a login name to an entry.
     pub find: Find,
@@ -186,7 +186,7 @@ pub struct Directory {
     pub mail_host_attribute: String,
     /// The attribute with the name at the backend; `None`: the name as typed.
     pub login_attribute: Option<String>,
-    /// Who may use which protocol.
+    /// The protocols that a user may use.
     pub allow: Allow,
     /// The whole decision.
     pub timeout: Duration,
@@ -194,19 +194,19 @@ pub struct Directory {
     pub attempt_timeout: Duration,
     /// The longest message that is taken from a server, in bytes.
     pub max_message: usize,
-    /// Which of the servers that are well is asked.
+    /// How a server is chosen among the healthy ones.
     pub balance: Balance,
     /// The connections to each server.
     pub connections: Connections,
     /// What every server has to show.
     pub canary: Option<Canary>,
-    /// Whether a client who knows the password hears why the account may not log in.
+    /// Whether the reply to a correct password contains the reason why the account may not log in.
     pub reveal_account_state: bool,
     /// The attributes by which an entry shows that it may not log in.
     pub disabled_by: Vec<DisabledBy>,
     /// How it is followed, and what follows from its changes.
     pub watch: Watch,
-    /// Result codes of a bind that mean a state of the account; others mean "cannot tell".
+    /// Result codes of a bind that mean a state of the account; others count as unavailable.
     pub results: BTreeMap<u32, AccountState>,
 }
 
@@ -251,7 +251,7 @@ pub enum DisabledBy {
     NsAccountLock,
     /// userAccountControl has bit 2.
     UserAccountControl,
-    /// pwdAccountLockedTime is 000001010000Z: locked for ever, by an administrator.
+    /// pwdAccountLockedTime is 000001010000Z: locked permanently by an administrator.
     PwdAccountLockedTime,
     /// accountExpires of Active Directory has passed.
     AccountExpires,
@@ -281,11 +281,11 @@ impl DisabledBy {
 pub struct Watch {
     /// In which way.
     pub mode: WatchMode,
-    /// How often a server is asked that does not tell by itself.
+    /// The interval of polling, for servers without change notification.
     pub poll_interval: Duration,
     /// Sessions of a user whose mail is elsewhere now.
     pub on_move: OnChange,
-    /// Sessions of a user who was switched off, or whose entry is gone.
+    /// What happens to sessions of a user that was disabled or deleted.
     pub on_disable: OnChange,
     /// Sessions of a user whose password was changed.
     pub on_password_change: OnChange,
@@ -328,7 +328,7 @@ pub enum WatchMode {
     Off,
 }
 
-/// What becomes of the sessions of a user who was changed.
+/// What happens to the sessions of a user that was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnChange {
     /// They end.
@@ -437,10 +437,10 @@ impl Find {
     }
 }
 
-/// Who may use which protocol.
+/// The protocols that a user may use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allow {
-    /// The attribute with what its owner may use; `None`: everybody may use everything.
+    /// The attribute that lists a user's protocols; `None`: all protocols are allowed.
     pub attribute: Option<String>,
     /// The values that allow a protocol, by its name, in small letters.
     pub values: BTreeMap<&'static str, Vec<String>>,
@@ -518,13 +518,13 @@ pub struct Backend {
 /// When a backend's address counts as down, and how it comes back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// How it is looked after when nobody logs in.
+    /// How it is probed.
     pub probe: Probe,
     /// How often, while it is up.
     pub probe_interval: Duration,
     /// How many faults in a row make an address count as down.
     pub failures: u32,
-    /// How long logins are let in by and by after an outage.
+    /// How long the rate of logins is limited after an outage.
     pub slow_start: Duration,
 }
 
@@ -572,10 +572,10 @@ pub struct Endpoint {
     pub tls: BackTls,
     /// The name to verify and to send as SNI.
     pub server_name: String,
-    /// How it is told who the client is.
+    /// How the client's address is forwarded.
     pub forward: Forward,
     /// Where nginx is sent instead of `addresses`.
-    pub auth_http: Hop,
+    pub auth_http: AuthHttpTarget,
 }
 
 impl Endpoint {
@@ -586,16 +586,16 @@ impl Endpoint {
     }
 }
 
-/// Where nginx is sent, as far as it is not the address that is well: nginx speaks no TLS to backends.
+/// The address and port that nginx connects to, which has no TLS to backends; by default a healthy address.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Hop {
+pub struct AuthHttpTarget {
     /// Another IP address.
     pub address: Option<IpAddr>,
     /// Another port.
     pub port: Option<u16>,
 }
 
-/// How a backend is told who the client is.
+/// How the client's address is forwarded to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forward {
     /// Not at all.
@@ -666,7 +666,7 @@ pub struct Limits {
     pub on_unavailable: OnUnavailable,
 }
 
-/// What a client gets when the directory or its mail server is away.
+/// What a client gets when the directory or its mail server is unreachable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnUnavailable {
     /// The refusal, and the connection stays.
@@ -740,9 +740,9 @@ impl Mode {
 pub struct FailedLogins {
     /// Whether it acts.
     pub mode: Mode,
-    /// So many wrong passwords cost nothing.
+    /// Wrong passwords without a delay.
     pub free_failures: u32,
-    /// Beyond so many from networks that are not known, no password is sent to the directory.
+    /// Wrong passwords from unknown networks, beyond which no password is sent to the directory.
     pub limit: Option<u32>,
     /// How long the first one that is not free has to wait; each further one twice as long.
     pub first_delay: Duration,
@@ -769,7 +769,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// The network of this address with a prefix of so many bits (at most as many as it has).
+    /// The network of this address with this prefix length (at most that of the address).
     #[must_use]
     pub fn of(address: IpAddr, bits: u8) -> Self {
         let address = match address {
@@ -837,12 +837,12 @@ pub struct Control {
     pub group: Option<String>,
 }
 
-/// Where nginx's mail proxy asks for leave (`auth_http`).
+/// The listener for auth requests of nginx's mail proxy (`auth_http`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthHttp {
     /// Address and port.
     pub address: SocketAddr,
-    /// Who may ask.
+    /// The networks that may connect.
     pub allow: Vec<Network>,
     /// The file with what must stand in `X-Auth-Key`, if anything must.
     pub key_file: Option<PathBuf>,

@@ -1,7 +1,7 @@
 //! Names and addresses in the configuration: hosts, ports, URLs, pins, cipher suites.
 //!
 //! Pure functions from text to a checked value. Their errors say what to write instead and never
-//! repeat the text: a URL may hold a password that somebody put there.
+//! repeat the text: a URL may contain a password.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -16,7 +16,7 @@ use super::model::{DirectoryServer, Group, LdapScheme, Network};
 /// A Unix socket's path must fit `sun_path` with its NUL.
 pub(super) const SOCKET_PATH: usize = 107;
 
-/// The longest capability that is told.
+/// The longest capability that is advertised.
 const CAPABILITY: usize = 1000;
 
 /// Why a text is not the name that was expected.
@@ -295,7 +295,7 @@ pub(super) fn suite_names() -> String {
     ALL_CIPHER_SUITES.iter().map(|suite| suite_name(*suite)).collect::<Vec<_>>().join(", ")
 }
 
-/// A capability as clients are told it: printable words with single spaces.
+/// A capability as it is advertised to clients: printable words with single spaces.
 pub(super) fn capability(text: &str) -> Result<String, NameError> {
     let sound = text.len() <= CAPABILITY
         && text.split(' ').all(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_graphic()));

@@ -23,7 +23,7 @@ impl Naming {
 
 impl Directory {
     /// The attributes that name users, in the order in which the filter, the DN or the principal name
-    /// compares them with a login. Empty where they do not tell.
+    /// compares them with a login. Empty where they do not determine it.
     #[must_use]
     pub fn naming(&self) -> Vec<Naming> {
         let mut found: Vec<Naming> = Vec::new();

@@ -1,6 +1,6 @@
 //! What the operator typed: a cursor over the parsed YAML that collects every mistake.
 //!
-//! A [`Section`] is a mapping; each key asked of it becomes known, and what was never asked is told
+//! A [`Section`] is a mapping; each key that is read becomes known, and other keys are reported
 //! as unknown when the section has been read. A [`Node`] is a value with its path. Readings give
 //! `None` after they recorded a [`Problem`], so that the caller goes on to the next key; a config
 //! is built only if nothing was recorded. No value is ever repeated in a message: whatever stands
@@ -207,7 +207,7 @@ impl<'a> Section<'a> {
     fn read<T>(report: &'a Report, path: String, entries: Option<&'a Mapping>, read: impl FnOnce(&Self) -> T) -> T {
         let section = Self { report, path, entries, known: RefCell::default() };
         let value = read(&section);
-        section.tell_unknown();
+        section.report_unknown();
         value
     }
 
@@ -297,8 +297,8 @@ impl<'a> Section<'a> {
         Some(value)
     }
 
-    /// The keys that nobody asked for.
-    fn tell_unknown(&self) {
+    /// Reports the keys that were not read.
+    fn report_unknown(&self) {
         let known = self.known.borrow();
         for key in self.entries.into_iter().flat_map(Mapping::keys) {
             let key = match key {

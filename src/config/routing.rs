@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::compile::{certificate, protocol_names};
 use super::directory::Facts;
-use super::model::{Address, Backend, BackendService, Endpoint, Forward, Health, Hop, Listener, Probe, Routing};
+use super::model::{
+    Address, AuthHttpTarget, Backend, BackendService, Endpoint, Forward, Health, Listener, Probe, Routing,
+};
 use super::names;
 use super::raw::{Node, Section, Unique};
 use super::units::{HOUR, MINUTE, SECOND};
@@ -76,7 +78,7 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
         backend.problem(
             "service",
             "needs `directory.login_attribute`: the service account vouches for whatever name it is given, so with \
-             the name as typed, whoever may write a mail alias could become anybody",
+             the name as typed, whoever may write a mail alias could become any user",
         );
     }
     let timeout = backend.duration("timeout", 4 * SECOND, SECOND / 10..=10 * SECOND);
@@ -203,7 +205,7 @@ fn endpoint(protocol: &'static Protocol, endpoint: &Section<'_>, listeners: &[Li
     let server_name = endpoint.get("server_name").map(|node| node.parsed(names::host));
     let forward = forward(protocol, endpoint);
     let auth_http = endpoint.section("auth_http", hop).flatten();
-    if auth_http.is_some_and(|hop| hop != Hop::default()) && protocol.nginx.is_none() {
+    if auth_http.is_some_and(|hop| hop != AuthHttpTarget::default()) && protocol.nginx.is_none() {
         endpoint.problem("auth_http", format!("nginx's mail proxy does not speak {}: remove it", protocol.name));
     }
     let (addresses, tls) = (addresses?, tls?);
@@ -220,17 +222,17 @@ fn endpoint(protocol: &'static Protocol, endpoint: &Section<'_>, listeners: &[Li
 }
 
 /// Where nginx is sent instead.
-fn hop(hop: &Section<'_>) -> Option<Hop> {
+fn hop(hop: &Section<'_>) -> Option<AuthHttpTarget> {
     let address = hop.get("address").map(|node| node.parsed(names::ip_address));
     // Nothing is at port 0, which here means that the key is absent.
     let port = match hop.get("port") {
         Some(_) => hop.integer("port", 0, 1..=65_535).map(Some),
         None => Some(None),
     };
-    Some(Hop { address: address.flatten(), port: port? })
+    Some(AuthHttpTarget { address: address.flatten(), port: port? })
 }
 
-/// How a backend is told who the client is, by what its protocol can do.
+/// How the client's address is forwarded to a backend; the protocol limits the choice.
 fn forward(protocol: &Protocol, endpoint: &Section<'_>) -> Option<Forward> {
     let words = [
         ("none", (Forward::Nothing, None)),
@@ -262,7 +264,7 @@ fn addresses(node: &Node<'_>, listeners: &[Listener]) -> Option<Vec<Address>> {
     let mut address = |item: &Node<'_>| {
         let (host, port) = item.parsed(names::host_port)?;
         if listeners.iter().any(|listener| is_own(listener, &host, port)) {
-            item.problem("this is one of usher's own listeners: logins would go round in circles");
+            item.problem("this is one of usher's own listeners: logins would loop");
         }
         let address = Address { host, port };
         unique.check(&address.to_string().to_ascii_lowercase(), item);
@@ -273,7 +275,7 @@ fn addresses(node: &Node<'_>, listeners: &[Listener]) -> Option<Vec<Address>> {
     (addresses.len() == items.len()).then_some(addresses)
 }
 
-/// Whether an address leads back to a listener, as far as its spelling tells; the server looks at
+/// Whether an address leads back to a listener, as far as its spelling shows; the server checks
 /// what the name resolves to.
 fn is_own(listener: &Listener, host: &str, port: u16) -> bool {
     let own = listener.address.ip();

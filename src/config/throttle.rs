@@ -59,7 +59,7 @@ fn failed_logins(
         let free_failures = rule.integer("free_failures", free_failures, 1..=1_000);
         // Together with the directory's own time it has to fit into the ten seconds of an attempt.
         let max_delay = rule.duration("max_delay", 4 * SECOND, SECOND / 10..=5 * SECOND);
-        // A short longest delay shortens the default of the first: nobody should have to set both.
+        // A shorter `max_delay` lowers this default, so that only one of them has to be set.
         let most = max_delay.and_then(|most| u64::try_from(most.as_millis()).ok()).unwrap_or(5 * SECOND);
         let first_delay = rule.duration("first_delay", 300.min(most), SECOND / 10..=5 * SECOND);
         if let (Some(first), Some(most)) = (first_delay, max_delay)

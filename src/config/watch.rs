@@ -13,7 +13,9 @@ pub(super) fn read(directory: &Section<'_>, service: Option<bool>) -> Option<Wat
     let mode = directory.get("watch").map_or(Some(WatchMode::Auto), |node| {
         let mode = node.word(&modes);
         if matches!(mode, Some(WatchMode::Sync | WatchMode::Poll)) && service == Some(false) {
-            node.problem("with `user_dn` alone nobody may read the directory: add `bind_dn` and `bind_password_file`");
+            node.problem(
+                "with `user_dn` alone no account may read the directory: add `bind_dn` and `bind_password_file`",
+            );
         }
         mode
     });
@@ -64,7 +66,7 @@ pub enum Meaning {
     Allow,
     /// There while the account is locked after wrong passwords.
     Lockout,
-    /// pwdReset, somebody else has set the password; pwdPolicySubentry, which policy it has.
+    /// pwdReset, an administrator has set the password; pwdPolicySubentry, which policy it has.
     Policy,
     /// pwdFailureTime: wrong passwords, counted by a policy of the draft.
     Failures,
@@ -96,7 +98,7 @@ pub enum Meaning {
     Modifier,
 }
 
-/// The attributes that tell whether a password that was refused may be right by now.
+/// The attributes that show whether a rejected password may be correct by now.
 const PASSWORDS: [(&str, Meaning); 12] = [
     ("pwdChangedTime", Meaning::Password),
     ("pwdLastSet", Meaning::Password),
@@ -194,7 +196,7 @@ impl Directory {
             match part {
                 TemplatePart::Text(fixed) => text.push_str(fixed),
                 TemplatePart::Login | TemplatePart::Local | TemplatePart::Domain => {
-                    // A star beside another is none, and only an equality takes any.
+                    // Two adjacent stars are invalid, and only an equality has stars.
                     let operator =
                         text.rfind('=').and_then(|at| at.checked_sub(1)).and_then(|at| text.as_bytes().get(at));
                     if matches!(operator, Some(b':' | b'~' | b'<' | b'>')) {
@@ -267,7 +269,7 @@ mod tests {
         assert!(!alone.is_followed() && alone.watched().len() == 5);
         let none = sound_directory("user_dn: 'uid={login},dc=x', disabled_by: []");
         assert_eq!(none.watched().len(), 1);
-        // A lock for ever is a lock-out then, which says why a password was refused.
+        // A permanent lock is a lockout then, which is the reason of a rejected password.
         let other = sound_directory("base: 'dc=x', filter: '(uid={login})', disabled_by: [shadowexpire]");
         let watched = other.watched();
         let meaning = |name: &str| watched.iter().find(|(known, _)| known == name).map(|(_, meaning)| *meaning);

@@ -1,7 +1,7 @@
-//! Where would everybody go? The product's own answer for each of a list of users, or for all that the
-//! directory has, and how it differs from an nginx recipe.
+//! The routing of every user, of a list or of the whole directory, and how it differs from an nginx
+//! configuration.
 //!
-//! Rows are told one by one, and none is kept: the directory is read once to learn which names several
+//! Rows are passed on one by one and not kept: the directory is read once to learn which names several
 //! entries have, and once more for the rows.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -24,9 +24,9 @@ use crate::outcome::Refusal;
 pub struct Against {
     /// Its users.txt.
     pub recipe: Recipe,
-    /// The backend of who is in it.
+    /// The backend of the users in it.
     pub backend: String,
-    /// The backend of everybody else.
+    /// The backend of all other users.
     pub default: String,
 }
 
@@ -65,11 +65,11 @@ pub struct Totals {
 /// Why it ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Ended {
-    /// The directory went away, or does not show everybody.
+    /// The directory became unreachable, or does not list all users.
     #[error("{0}{hint}", hint = hint(.0))]
     Directory(UnavailableCause),
-    /// Nobody takes the rows any more.
-    #[error("nobody reads the answer")]
+    /// The output was closed.
+    #[error("the output was closed")]
     Unread,
 }
 
@@ -88,8 +88,8 @@ fn hint(trouble: &UnavailableCause) -> &'static str {
     }
 }
 
-/// Says it of everybody.
-pub struct Census<'a> {
+/// Lists the routing of all users.
+pub struct AllUsers<'a> {
     /// The configuration.
     pub config: &'a Config,
     /// Its directory.
@@ -102,45 +102,45 @@ pub struct Census<'a> {
     pub done: &'a AtomicUsize,
 }
 
-impl std::fmt::Debug for Census<'_> {
+impl std::fmt::Debug for AllUsers<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Census").finish_non_exhaustive()
+        f.debug_struct("AllUsers").finish_non_exhaustive()
     }
 }
 
-/// What has been told so far.
-struct Told<'a, 'r> {
-    census: &'a Census<'a>,
+/// The state of a run.
+struct Run<'a, 'r> {
+    all_users: &'a AllUsers<'a>,
     totals: Totals,
     /// Which names of the recipe have been met.
     met: HashSet<usize>,
     row: &'r mut (dyn FnMut(&Row<'_>) -> bool + Send),
 }
 
-impl Census<'_> {
+impl AllUsers<'_> {
     /// Of these names, and of those of the recipe besides. `row` says whether it wants more.
     ///
     /// # Errors
-    /// Why not all of them were told.
+    /// The reason why the list is incomplete.
     pub async fn of_names(
         &self,
         names: &Recipe,
         row: &mut (dyn FnMut(&Row<'_>) -> bool + Send),
     ) -> Result<Totals, Ended> {
-        let mut told = self.begin(row);
+        let mut run = self.begin(row);
         let all = names.names.iter().map(|name| name.text.clone());
-        told.look_up(all).await?;
-        told.rest_of_the_recipe().await?;
-        Ok(told.totals)
+        run.look_up(all).await?;
+        run.rest_of_the_recipe().await?;
+        Ok(run.totals)
     }
 
-    /// Of every user of the directory, and of the names of the recipe that nobody there has.
+    /// Of every user of the directory, and of the names of the recipe that no entry has.
     ///
     /// # Errors
-    /// Why not all of them were told.
+    /// The reason why the list is incomplete.
     pub async fn of_directory(&self, row: &mut (dyn FnMut(&Row<'_>) -> bool + Send)) -> Result<Totals, Ended> {
         let ambiguous = self.ambiguous().await?;
-        let mut told = self.begin(row);
+        let mut run = self.begin(row);
         let mut unclear = BTreeSet::new();
         let (sender, mut listed) = mpsc::channel(256);
         let list = async { self.directory.list(self.naming, sender).await.map_err(Ended::Directory) };
@@ -148,21 +148,21 @@ impl Census<'_> {
             while let Some(one) = listed.recv().await {
                 unclear.extend(one.names.iter().filter(|name| ambiguous.contains(&digest(name))).cloned());
                 if one.names.first().is_none_or(|name| !ambiguous.contains(&digest(name))) {
-                    told.listed(one)?;
+                    run.listed(one)?;
                 }
             }
             Ok(())
         };
         // Whoever ends first with an error ends the other.
         tokio::try_join!(list, read)?;
-        // Who such a name is, only a login's own question can tell.
-        told.look_up(unclear.into_iter()).await?;
-        told.rest_of_the_recipe().await?;
-        Ok(told.totals)
+        // Only a login's own search decides which entry such a name is.
+        run.look_up(unclear.into_iter()).await?;
+        run.rest_of_the_recipe().await?;
+        Ok(run.totals)
     }
 
-    fn begin<'r>(&'r self, row: &'r mut (dyn FnMut(&Row<'_>) -> bool + Send)) -> Told<'r, 'r> {
-        Told { census: self, totals: Totals::default(), met: HashSet::new(), row }
+    fn begin<'r>(&'r self, row: &'r mut (dyn FnMut(&Row<'_>) -> bool + Send)) -> Run<'r, 'r> {
+        Run { all_users: self, totals: Totals::default(), met: HashSet::new(), row }
     }
 
     /// The names that several entries have.
@@ -180,7 +180,7 @@ impl Census<'_> {
     }
 }
 
-impl Told<'_, '_> {
+impl Run<'_, '_> {
     /// An entry of the directory.
     fn listed(&mut self, listed: ListedUser) -> Result<(), Ended> {
         let ListedUser { dn, entry, names } = listed;
@@ -194,7 +194,7 @@ impl Told<'_, '_> {
                 "no attribute that the filter compares with a login has a value",
             ),
             (None, Some(_)) => Verdict::no_login(),
-            (Some(login), Some(entry)) => Verdict::of_entry(self.census.config, &entry, &login),
+            (Some(login), Some(entry)) => Verdict::of_entry(self.all_users.config, &entry, &login),
         };
         let verdict = Verdict { dn: Some(dn), ..verdict };
         self.tell(login, &names, verdict)
@@ -202,7 +202,7 @@ impl Told<'_, '_> {
 
     /// Names, each asked for as a login asks.
     async fn look_up(&mut self, names: impl Iterator<Item = String> + Send) -> Result<(), Ended> {
-        let Census { config, directory, .. } = *self.census;
+        let AllUsers { config, directory, .. } = *self.all_users;
         let asked = names.map(|name| async move {
             let Some(login) = Login::parse(name.as_bytes()) else { return Ok((name, Verdict::no_login())) };
             match look_up(directory, &login).await {
@@ -220,7 +220,7 @@ impl Told<'_, '_> {
 
     /// The names of the recipe that have not been met.
     async fn rest_of_the_recipe(&mut self) -> Result<(), Ended> {
-        let Some(against) = self.census.against else { return Ok(()) };
+        let Some(against) = self.all_users.against else { return Ok(()) };
         let met = std::mem::take(&mut self.met);
         let rest = against.recipe.names.iter().enumerate().filter(|(at, _)| !met.contains(at));
         let rest: Vec<String> = rest.map(|(_, name)| name.text.clone()).collect();
@@ -230,9 +230,9 @@ impl Told<'_, '_> {
     fn tell(&mut self, login: String, names: &[String], mut verdict: Verdict) -> Result<(), Ended> {
         if verdict.held && verdict.goal.is_ok() {
             verdict.goal = Err(Refusal::Hold);
-            "the directory holds this user: nobody is let in until it releases him".clone_into(&mut verdict.words);
+            "the directory holds this user: logins wait until it releases the hold".clone_into(&mut verdict.words);
         }
-        let expected = self.census.against.map(|against| {
+        let expected = self.all_users.against.map(|against| {
             let named: Vec<usize> = names.iter().filter_map(|name| against.recipe.position(name)).collect();
             self.met.extend(&named);
             if named.is_empty() { against.default.as_str() } else { against.backend.as_str() }
@@ -245,12 +245,12 @@ impl Told<'_, '_> {
             Err(refusal) => *totals.refusals.entry(refusal.label()).or_default() += 1,
         }
         totals.differences += usize::from(row.differs());
-        self.census.done.fetch_add(1, Ordering::Relaxed);
+        self.all_users.done.fetch_add(1, Ordering::Relaxed);
         if (self.row)(&row) { Ok(()) } else { Err(Ended::Unread) }
     }
 }
 
-/// Whether trouble may be about one entry alone, so that the others can still be told.
+/// Whether an error may concern one entry only, so that the others can still be listed.
 const fn is_about_one(trouble: &UnavailableCause) -> bool {
     match trouble {
         UnavailableCause::Malformed { .. } | UnavailableCause::Result { .. } => true,
@@ -265,7 +265,7 @@ const fn is_about_one(trouble: &UnavailableCause) -> bool {
     }
 }
 
-/// A name in 8 bytes, however it is capitalized: keyed, so that nobody can choose two names with the same.
+/// A name in 8 bytes, however it is capitalized: keyed, so that collisions cannot be chosen.
 fn digest(name: &str) -> u64 {
     static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     KEY.hash_one(name.to_lowercase())

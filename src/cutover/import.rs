@@ -1,8 +1,8 @@
-//! From an nginx recipe's users.txt to the LDIF that sets everybody's mail host.
+//! From an nginx recipe's users.txt to the LDIF that sets the mail host of all users.
 //!
 //! A name is set for the one entry that a login by that name finds, asked for as a login is. Nothing is
-//! invented: a name that finds nobody, or several, is told and left out. And since the recipe's script may
-//! have sent people elsewhere than its file says, those are told as well: their mail is there.
+//! invented: a name without an entry, or with several, is reported and left out. Since the recipe's script may
+//! have sent people elsewhere than its file says, those are reported too: their mail is there.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,9 +21,9 @@ use crate::route;
 /// Where the names of a file, and all others, are sent: values of `mail_host_attribute`.
 #[derive(Debug, Clone)]
 pub struct Hosts {
-    /// Who is in the file.
+    /// Users in the file.
     pub backend: String,
-    /// Everybody else.
+    /// All other users.
     pub default: Option<String>,
 }
 
@@ -88,7 +88,7 @@ pub enum Remark {
 }
 
 impl Remark {
-    /// Whether somebody has to decide something before the import is right.
+    /// Whether it needs a decision before the import is correct.
     #[must_use]
     pub const fn is_problem(&self) -> bool {
         match self {
@@ -163,7 +163,7 @@ fn of_lines(recipe: &Recipe) -> Vec<(usize, Remark)> {
 }
 
 impl Import {
-    /// Without a directory: each name's DN is what the template makes of it. `everybody` are all logins,
+    /// Without a directory: each name's DN is what the template makes of it. `everybody` are all login names,
     /// if they are known.
     #[must_use]
     pub fn offline(recipe: &Recipe, dn: &Template, hosts: &Hosts, everybody: Option<&Recipe>) -> Self {
@@ -183,11 +183,11 @@ impl Import {
         import
     }
 
-    /// With the directory of this config. With `write_default`, who is not in the file and has no mail host
+    /// With the directory of this config. With `write_default`, users that are not in the file and have no mail host
     /// gets the default. `done` counts entries.
     ///
     /// # Errors
-    /// The directory cannot tell: then nothing is to be applied.
+    /// The directory lookup failed: then nothing may be applied.
     pub async fn online(
         recipe: &Recipe,
         (config, directory, naming): (&Config, &Ldap, &[Naming]),
@@ -230,7 +230,7 @@ impl Import {
         Ok(import)
     }
 
-    /// Looks at everybody whom the file does not name.
+    /// Checks all users that the file does not name.
     async fn others(
         &mut self,
         recipe: &Recipe,
@@ -245,7 +245,7 @@ impl Import {
             config.routing.backends.iter().position(|backend| backend.hosts.contains(&key))
         };
         let default = hosts.default.as_deref();
-        // Without the attribute they go to `routing.default`: if that is the recipe's, all is well.
+        // Without the attribute they go to `routing.default`: if that is the recipe's default, nothing is to be done.
         let falls_there = default.is_some_and(|default| {
             let index = config.routing.default.as_ref();
             let index = index.and_then(|name| config.routing.backends.iter().position(|one| one.name == *name));

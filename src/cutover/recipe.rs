@@ -1,4 +1,4 @@
-//! The users.txt of an nginx recipe: one name a line; who is in it goes to another server.
+//! The users.txt of an nginx recipe: one name per line; the users in it are routed to another server.
 //!
 //! The recipe's script finds names by PHP's `strpos($users, $user)`, which looks for the name anywhere in
 //! the file: "ann" is found where "joanna" stands. Here a name is the whole line, and what `strpos` would

@@ -35,7 +35,7 @@ impl fmt::Display for ShownLines<'_> {
     }
 }
 
-/// JSON text whose strings may hold any character: what a terminal would obey or not show is written as
+/// JSON text whose strings may hold any character: what a terminal would interpret or not show is written as
 /// JSON escapes it, which changes nothing for who parses it.
 #[derive(Debug, Clone, Copy)]
 pub struct ShownJson<'a>(pub &'a str);
@@ -55,7 +55,7 @@ impl fmt::Display for ShownJson<'_> {
 const FORMULA: [char; 8] = ['=', '+', '-', '@', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}'];
 
 /// A row of CSV (RFC 4180, lines end with LF). A field that a spreadsheet would take for a formula gets an
-/// apostrophe in front, which makes it text there: a login is somebody else's words. What is invisible or
+/// apostrophe in front, which makes it text there: a login name is untrusted text. What is invisible or
 /// would move a terminal's cursor is escaped as in [`Shown`], so that a row is one line and nothing stands
 /// unseen before a formula; accents that follow their letter stay.
 #[derive(Debug, Clone, Copy)]
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn fields_are_never_formulas() {
-        for (field, told) in [
+        for (field, text) in [
             ("=1+1", "'=1+1"),
             ("+49", "'+49"),
             ("-x", "'-x"),
@@ -175,7 +175,7 @@ mod tests {
             ("\u{ff1d}1+1", "'\u{ff1d}1+1"),
             ("a=b", "a=b"),
         ] {
-            assert_eq!(Csv(&[field]).to_string(), format!("{told}\n"));
+            assert_eq!(Csv(&[field]).to_string(), format!("{text}\n"));
         }
     }
 

@@ -15,7 +15,7 @@ pub struct Verdict {
     pub dn: Option<String>,
     /// The values of `mail_host_attribute`.
     pub mail_hosts: Vec<String>,
-    /// Whether the directory holds the user: then nobody is let in.
+    /// Whether the directory holds the user: then logins wait.
     pub held: bool,
     /// The protocols that the entry may use.
     pub may_use: Vec<&'static str>,
@@ -84,16 +84,16 @@ impl Verdict {
     fn of_error(error: &DirectoryError) -> Self {
         match error {
             DirectoryError::NoEntry => Self::refused(Refusal::UnknownUser, "the directory has no such entry"),
-            DirectoryError::SeveralEntries => Self::refused(
-                Refusal::SeveralEntries,
-                "several entries match, so it cannot be told who this is; make the filter or the names unique",
-            ),
+            DirectoryError::SeveralEntries => {
+                Self::refused(Refusal::SeveralEntries, "several entries match; make the filter or the names unique")
+            }
             DirectoryError::InvalidCredentials { dn, .. } | DirectoryError::RefusedBefore { dn } => Self {
                 dn: (!dn.is_empty()).then(|| dn.to_string()),
                 ..Self::refused(Refusal::WrongPassword, "directory refused the password")
             },
             DirectoryError::Account { dn, state, proven } => {
-                let hint = if *proven { "" } else { " (it says so to everybody: the password may be right or wrong)" };
+                let hint =
+                    if *proven { "" } else { " (reported before the password is checked: it may be right or wrong)" };
                 let refusal = Refusal::Account { state: *state, proven: *proven };
                 Self { dn: Some(dn.to_string()), ..Self::refused(refusal, format!("{error}{hint}")) }
             }

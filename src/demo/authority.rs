@@ -10,7 +10,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-/// A certificate authority that nobody trusts but the demo.
+/// A certificate authority that only the demo trusts.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }

@@ -44,7 +44,7 @@ impl Directory {
         super::serve(listener, move |stream| converse(stream, self.clone())).await;
     }
 
-    /// The `uid` of the one person who has this `uid` or `mail` and this password.
+    /// The `uid` of the user with this `uid` or `mail` and this password.
     #[must_use]
     pub fn verify(&self, login: &str, password: &str) -> Option<String> {
         let wanted = login.to_lowercase();
@@ -437,7 +437,7 @@ mod tests {
         assert_eq!(directory.verify("Alice.Arden@demo.example", "wonderland").as_deref(), Some("alice"));
         assert_eq!(directory.verify("alice", "Wonderland"), None);
         assert_eq!(directory.verify("alice", ""), None);
-        assert_eq!(directory.verify("nobody", "wonderland"), None);
+        assert_eq!(directory.verify("unknown", "wonderland"), None);
     }
 
     /// The directory on a real socket, spoken to with the client library that usher uses.
@@ -468,7 +468,7 @@ mod tests {
         assert_eq!(code(ldap.modify(&bob, to3()).await.unwrap()), 50);
 
         assert_eq!(code(ldap.simple_bind(ADMIN, ADMIN_PASSWORD).await.unwrap()), 0);
-        assert_eq!(code(ldap.modify("uid=nobody,dc=demo,dc=example", to3()).await.unwrap()), 32);
+        assert_eq!(code(ldap.modify("uid=unknown,dc=demo,dc=example", to3()).await.unwrap()), 32);
         assert_eq!(code(ldap.modify(&bob, to3()).await.unwrap()), 0);
         let asked = ["MAILHOST", "userPassword"];
         let found = ldap.search(PEOPLE, Scope::OneLevel, "(mail=bob@*)", asked).await.unwrap().success().unwrap().0;

@@ -2,7 +2,7 @@
 //! attributes with several values.
 //!
 //! It never reads other files (`attr:< url`) and never applies changes (`changetype:`): both are
-//! told as errors, each with its line.
+//! reported as errors, each with its line.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

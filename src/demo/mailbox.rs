@@ -1,5 +1,5 @@
 //! A small IMAP server over TLS (RFC 3501) with one welcome mail, so that a newcomer sees where
-//! he landed: the server says its name in the greeting, at login and in the mail.
+//! the login landed: the server says its name in the greeting, at login and in the mail.
 //!
 //! It is for the demo only: one mailbox, one message, read-only, and every person of the directory
 //! has an account. The dialogue is a machine without sockets, [`Dialogue::step`]; the message and
@@ -31,7 +31,7 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// A server of this name for everybody in the directory.
+    /// A server of this name for all users of the directory.
     #[must_use]
     pub fn new(name: &str, directory: Directory) -> Self {
         Self { name: name.into(), directory }

@@ -1,7 +1,7 @@
 //! `usher demo`: a directory, two mail servers and usher in front of them, all on this machine.
 //!
 //! A newcomer sees in half a minute what usher does, with nothing installed but cargo: real LDAP
-//! and real TLS on loopback ports, from a configuration that he can read. It is compiled only with
+//! and real TLS on loopback ports, from a configuration that can be read. It is compiled only with
 //! the feature `demo`; the production binary carries none of it.
 
 pub mod authority;
@@ -25,7 +25,7 @@ pub use tour::{Options, run};
 
 /// The entries of the demo's directory.
 pub const LDIF: &str = include_str!("../../deploy/demo.ldif");
-/// Who may change entries.
+/// The account that may change entries.
 pub const ADMIN: &str = "cn=admin,dc=demo,dc=example";
 /// The admin's password, as in the LDIF.
 pub const ADMIN_PASSWORD: &str = "demo-admin";
@@ -37,7 +37,7 @@ const IDLE: Duration = Duration::from_secs(30 * 60);
 /// How long a demo server waits for a peer that does not read, or for a TLS handshake.
 const WRITE: Duration = Duration::from_secs(10);
 
-/// Accepts for ever; each connection is a task of its own, and its end is nobody else's.
+/// Accepts connections; each is a task of its own. Never returns.
 async fn serve<F, C>(listener: TcpListener, converse: F)
 where
     F: Fn(TcpStream) -> C,

@@ -1,6 +1,6 @@
 //! The other protocols of the demo's mail servers: POP3 (RFC 1939), to fetch the welcome mail,
 //! submission (RFC 6409), to hand in a mail that goes nowhere, and ManageSieve (RFC 5804), to read
-//! the one filter script that everybody has.
+//! the filter script that all users share.
 //!
 //! It is for the demo only, and only what usher and a plain client need of each: a line in, a reply
 //! out. A bad peer ends its own connection.
@@ -41,7 +41,7 @@ pub struct Post {
 }
 
 impl Post {
-    /// A server of this name for everybody in the directory.
+    /// A server of this name for all users of the directory.
     #[must_use]
     pub fn new(name: &str, service: Service, directory: Directory) -> Self {
         Self { name: name.into(), service, directory }

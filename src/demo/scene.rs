@@ -229,7 +229,7 @@ fn keep_log(mut log: impl io::BufRead, mut file: File, ready: oneshot::Sender<()
         if [said.get("message"), said.pointer("/fields/message")].contains(&Some(&"ready".into()))
             && let Some(ready) = ready.take()
         {
-            // Nobody listens if the demo has given up already.
+            // The receiver is gone if the demo has given up already.
             let _ = ready.send(());
         }
         line.clear();

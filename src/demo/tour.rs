@@ -1,4 +1,4 @@
-//! The tour: logs in as people do, through usher, and tells what happened at each step; then moves
+//! The tour: logs in through usher as mail clients do, and shows the result of each step; then moves
 //! a user; then leaves everything running for the newcomer.
 //!
 //! Every line it prints with a tick was checked: `--once` turns that into an exit code. Passwords
@@ -174,7 +174,7 @@ pub async fn run(options: Options) -> ExitCode {
 
 /// Everything up to the end of the self-check; `None` if the scene could not be set.
 async fn tour(stage: &mut Stage) -> Option<Scene> {
-    stage.head("usher demo: one address for everybody's mail; the directory says who lives where");
+    stage.head("usher demo: one address for all mailboxes; the directory routes each user");
     let scene = match Scene::set().await {
         Ok(scene) => scene,
         Err(error) => {
@@ -206,14 +206,12 @@ async fn tour(stage: &mut Stage) -> Option<Scene> {
     for (title, service, said, heard) in OTHERS {
         match converse(scene.door(service), Arc::clone(&scene.tls), said).await {
             Ok(answers) if answers.contains(heard) => stage.held(title, format_args!("\"{heard}\""), ""),
-            Ok(answers) => {
-                stage.failed(title, format_args!("expected \"{heard}\", was told: {}", answers.escape_debug()))
-            }
+            Ok(answers) => stage.failed(title, format_args!("expected \"{heard}\", got: {}", answers.escape_debug())),
             Err(error) => stage.failed(title, error),
         }
     }
 
-    stage.head("Moving bob: his mailHost becomes server3, in the directory and nowhere else");
+    stage.head("Moving bob: mailHost becomes server3, in the directory only");
     match move_bob(&scene, "server3").await {
         Ok((what, note)) => stage.held("bob moves", what, note),
         Err(why) => stage.failed("bob moves", why),
@@ -239,7 +237,7 @@ async fn take(scene: &Scene, step: &Step) -> Result<(String, String), String> {
     let answer = client.login(step.login, step.password).await.map_err(told)?;
     let took = start.elapsed();
     let what = match step.expect {
-        Expect::Lands(_) if !answer.is_ok() => return Err(format!("expected to get in, was told: {}", answer.tagged)),
+        Expect::Lands(_) if !answer.is_ok() => return Err(format!("expected to get in, got: {}", answer.tagged)),
         Expect::Lands(server) => {
             let subject = client.subject().await.map_err(told)?;
             if subject != format!("Welcome to {server}, {}", step.login.split('@').next().unwrap_or_default()) {
@@ -249,7 +247,7 @@ async fn take(scene: &Scene, step: &Step) -> Result<(String, String), String> {
         }
         Expect::Refused(code) => {
             if !answer.tagged.starts_with(&format!("NO [{code}]")) {
-                return Err(format!("expected NO [{code}], was told: {}", answer.tagged));
+                return Err(format!("expected NO [{code}], got: {}", answer.tagged));
             }
             // A refusal must leave the connection usable, so that a person can try again.
             if !client.command("NOOP").await.map_err(told)?.is_ok() {
@@ -273,7 +271,7 @@ async fn take(scene: &Scene, step: &Step) -> Result<(String, String), String> {
     Ok((what, format!("decided {by}, {:.1} ms", took.as_secs_f64() * 1e3)))
 }
 
-/// Changes bob's mailHost over LDAP and logs him in until he lands there: as soon as usher's cache
+/// Changes bob's mailHost over LDAP and logs in until bob is routed there: as soon as usher's cache
 /// has forgotten the old decision.
 async fn move_bob(scene: &Scene, server: &str) -> Result<(String, String), String> {
     let patience = Duration::from_secs(CACHE_SECONDS + 10);
@@ -370,7 +368,7 @@ fn invite(stage: &mut Stage, scene: &Scene) {
             "the same by STARTTLS",
             format!("openssl s_client -quiet -crlf -starttls imap -verify_return_error -CAfile {ca} -connect {imap}"),
         ),
-        ("who is logged in", format!("{program} sessions --config {config}")),
+        ("sessions", format!("{program} sessions --config {config}")),
         ("where bob goes, and why", format!("{program} explain --config {config} bob")),
         (
             "move bob back (ldap-utils)",
@@ -387,7 +385,7 @@ fn invite(stage: &mut Stage, scene: &Scene) {
     }
 }
 
-/// Where the tour is told: aligned lines, coloured only on a terminal.
+/// The output of the tour: aligned lines, coloured only on a terminal.
 struct Stage {
     colour: bool,
     held: usize,

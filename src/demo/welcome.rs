@@ -19,7 +19,7 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    /// The mail that tells `user` which server this is. What is no plain letter, digit, dot, dash
+    /// The mail that names this server to `user`. What is no plain letter, digit, dot, dash
     /// or underscore is left out of the name, so that it can stand in a header and in IMAP strings.
     pub(crate) fn welcome(server: &str, user: &str) -> Self {
         let plain = |letter: &char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_');

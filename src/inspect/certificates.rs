@@ -9,10 +9,10 @@ use crate::cutover::sheet::Shown;
 use crate::tls::certificate::CertificateInfo;
 use crate::tls::server::ServerTls;
 
-/// So long before its end a certificate is told: two weeks are time enough to renew it by hand.
+/// Days before its end at which a certificate is reported: enough time to renew it by hand.
 const NEAR: i64 = 14;
 const DAY: i64 = 24 * 60 * 60;
-/// Names that are told.
+/// The number of names that are shown.
 const NAMES: usize = 4;
 
 /// usher's own certificates that are over, or nearly.
@@ -54,7 +54,7 @@ pub(super) fn shown(check: &'static str, before: &str, chain: &[Vec<u8>], pinned
     if days(end, now) >= NEAR {
         return Finding::ok(check, found);
     }
-    Finding::new(check, State::Warning, found).advised("renew it on that server: once it has ended nobody gets in")
+    Finding::new(check, State::Warning, found).advised("renew it on that server: after its end all logins fail")
 }
 
 fn days(end: i64, now: i64) -> i64 {

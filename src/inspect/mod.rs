@@ -20,15 +20,15 @@ use crate::snapshot::Snapshot;
 
 pub use certificates::{date, served};
 
-/// How it stands with one thing.
+/// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// As it should be.
+    /// Healthy.
     Ok,
     /// Worth knowing.
     Note,
-    /// It works now; it will not for long, or not for everybody.
+    /// It works now, but not for long, or not for all users.
     Warning,
     /// Logins, or what the config asks for, do not work.
     Problem,
@@ -52,7 +52,7 @@ impl State {
 pub struct Finding {
     /// What was looked at, such as `tls`.
     pub check: &'static str,
-    /// How it stands.
+    /// The result.
     pub state: State,
     /// What was found.
     pub found: String,

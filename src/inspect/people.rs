@@ -180,12 +180,12 @@ fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chos
                  filter compares?",
                 Shown(name)
             );
-            Finding::problem("filter", format!("{filter} finds nobody (result {})", sample.code), advice)
+            Finding::problem("filter", format!("{filter} finds no entry (result {})", sample.code), advice)
         }
         (None, None) => {
-            let advice = "nobody could log in: look at directory.base and directory.filter, and at the access rules for \
+            let advice = "no user could log in: check directory.base and directory.filter, and at the access rules for \
                           the service account";
-            Finding::problem("filter", format!("{filter} finds nobody (result {})", sample.code), advice)
+            Finding::problem("filter", format!("{filter} finds no entry (result {})", sample.code), advice)
         }
     }
 }
@@ -263,7 +263,7 @@ fn synchronization(config: &Config, sync: &Result<(bool, Option<u32>), Unavailab
     }
 }
 
-/// What strangers' guesses can do to users, by the directory's policy.
+/// Whether guesses can lock users out, by the directory's policy.
 fn locking(config: &Config, lockout: &LockoutPolicy) -> Finding {
     let LockoutPolicy { policy, failures, window } = lockout;
     let within = window.map_or_else(String::new, |window| format!(" within {}", in_words(window)));
@@ -273,8 +273,8 @@ fn locking(config: &Config, lockout: &LockoutPolicy) -> Finding {
     let most = failures.saturating_sub(2).max(1);
     let window = window.unwrap_or(DAY).min(DAY);
     let advice = format!(
-        "`throttle.failed_logins_per_user: {{limit: {most}}}` with `throttle.forget_every: {}` keeps strangers from locking \
-         users out; it also keeps users out who come from a new network while somebody guesses",
+        "`throttle.failed_logins_per_user: {{limit: {most}}}` with `throttle.forget_every: {}` keeps guesses from locking \
+         users out; during an attack it also refuses users on unknown networks",
         in_words(window)
     );
     match rule.limit {
@@ -283,7 +283,7 @@ fn locking(config: &Config, lockout: &LockoutPolicy) -> Finding {
             let found = format!("{found}: throttle.failed_logins_per_user.limit lets as many pass");
             Finding::new("lock-out", State::Warning, found).advised(advice)
         }
-        Some(_) => Finding::ok("lock-out", format!("{found}; strangers are stopped before")),
+        Some(_) => Finding::ok("lock-out", format!("{found}; guesses are stopped before")),
     }
 }
 

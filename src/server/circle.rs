@@ -1,4 +1,4 @@
-//! Backends that lead back to usher: a login would go round in a circle.
+//! Backends that lead back to usher: a login would loop.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::sync::mpsc;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::config::{Address, Config, Problem};
 use crate::sys;
 
-/// How long all names together may take: a resolver that is away must hold up neither a start nor a
+/// How long all names together may take: an unreachable resolver must hold up neither a start nor a
 /// reload. A name that does not resolve by then is no mistake of the file; it is looked at again
 /// whenever it is resolved to be dialled.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -41,7 +41,7 @@ fn find(
         for (key, address) in questions {
             let found = look_up(&address);
             if answer.send((key, found)).is_err() {
-                return; // nobody waits any more
+                return; // the receiver is gone
             }
         }
     };
@@ -52,9 +52,8 @@ fn find(
     while let Ok((key, found)) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         let Some(address) = found.into_iter().find(|address| sys::is_own(*address, &own)) else { continue };
         if problems.iter().all(|problem| problem.key != key) {
-            let words = format!(
-                "{address} is one of usher's own listeners: a login would go round in a circle; name the mail server itself"
-            );
+            let words =
+                format!("{address} is one of usher's own listeners: a login would loop; name the mail server itself");
             problems.push(config.problem(&key, words));
         }
     }

@@ -37,7 +37,7 @@ impl Server {
         self.finish().await;
     }
 
-    /// Closes sessions until there is none or the time is over; whether a signal came before.
+    /// Closes sessions until all are closed or the time is over; returns whether a signal came before.
     pub(super) async fn close_sessions(&self, time: Duration, rate: u32, stop: &mut StopSignals) -> bool {
         tokio::select! {
             () = self.shared.connections_closed() => false,
@@ -53,7 +53,7 @@ impl Server {
         if let Some(file) = &self.control {
             file.remove();
         }
-        // Whoever asked for an upgrade is told of it, even if this process has nothing else to do.
+        // The caller of an upgrade gets its reply, even if this process has nothing else to do.
         self.supervisor.end(LAST_ANSWER).await;
         info!("stopped");
         self.shared.log.close();

@@ -1,4 +1,4 @@
-//! Following the directory of whatever snapshot is in force, for ever.
+//! Change notification of the current snapshot's directory.
 
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::directory::Change;
 use crate::snapshot::{Shared, Snapshot};
 
 /// How often it is seen whether another snapshot is in force: its directory is followed then.
-const LOOK_AROUND: Duration = Duration::from_millis(250);
+const SNAPSHOT_CHECK: Duration = Duration::from_millis(250);
 /// How often entries are forgotten with which nothing is to do any more, and sessions are looked for whose
 /// account has expired.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -40,7 +40,7 @@ pub(super) async fn follow(shared: Arc<Shared>) {
 
 /// Waits until another snapshot is in force, and sweeps meanwhile.
 async fn replaced(shared: &Shared, snapshot: &Arc<Snapshot>) {
-    let (mut look, mut sweep) = (interval(LOOK_AROUND), interval(SWEEP));
+    let (mut look, mut sweep) = (interval(SNAPSHOT_CHECK), interval(SWEEP));
     loop {
         tokio::select! {
             _ = look.tick() => {

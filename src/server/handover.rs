@@ -38,7 +38,7 @@ use crate::sys;
 const MOST: usize = 250;
 /// Makes a process that starts another leave it to the service manager.
 const DETACH: &str = "--detach";
-/// Tells the new process of a backend that is drained, and how fast.
+/// Passes a drained backend and its rate to the new process.
 const DRAINED: &str = "--drained";
 /// What goes with the sockets, and back when the new process serves.
 const SIGN: &[u8] = b"u";
@@ -93,7 +93,7 @@ impl Inherited {
         self.upgrade
     }
 
-    /// Tells the old process that this one serves now; closes what nobody wants.
+    /// Signals to the old process that this one serves now; closes sockets without a listener.
     ///
     /// # Errors
     /// The old process has given this one up, and serves itself.
@@ -153,7 +153,7 @@ impl Server {
     /// fails, or a signal says stop, nothing has changed.
     pub(super) async fn upgrade(&mut self, stop: &mut StopSignals) -> (OrderResult, Next) {
         info!(program = %self.program.display(), "upgrading");
-        let kept = match self.control.as_ref().map(SocketFile::step_aside).transpose() {
+        let kept = match self.control.as_ref().map(SocketFile::move_aside).transpose() {
             Ok(kept) => kept,
             Err(error) => {
                 return (
@@ -179,7 +179,7 @@ impl Server {
             Err(error) => {
                 error!(%error, "upgrade failed; this process continues");
                 if let (Some(control), Some(kept)) = (&self.control, &kept) {
-                    control.step_back(kept);
+                    control.move_back(kept);
                 }
                 (Err(vec![error.to_string()]), otherwise)
             }
@@ -200,7 +200,7 @@ impl Server {
         format!("upgraded: PID {process} serving; {sessions} {stay} with PID {own} until {hours:02}:{minutes:02} UTC")
     }
 
-    async fn start_successor(&self) -> io::Result<(u32, Way)> {
+    async fn start_successor(&self) -> io::Result<(u32, UpgradeChannel)> {
         let (ours, theirs) = UnixStream::pair()?;
         let sockets = self.listeners.iter().map(|((address, ..), one)| (address.to_string(), one.socket.as_fd()));
         let admin = self.shared.snapshot.load().config.admin.address.to_string();
@@ -215,7 +215,7 @@ impl Server {
             command.arg(DRAINED).arg(format!("{backend}={rate}"));
         }
         let starter = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn();
-        // The command holds the other end, whose closing tells that the new process has ended.
+        // The command holds the other end, which closes when the new process ends.
         drop(command);
         let mut successor = Successor { starter: starter?, process: None };
         let way = await_sign(ours, &mut successor).await?;
@@ -225,7 +225,7 @@ impl Server {
 
     /// Ends this process after an upgrade: whoever is about to log in may do so, then sessions are
     /// closed slowly. A signal means faster, another one means now.
-    pub(super) async fn leave_to_successor(&mut self, way: Way, stop: &mut StopSignals) {
+    pub(super) async fn leave_to_successor(&mut self, way: UpgradeChannel, stop: &mut StopSignals) {
         let config = self.shared.snapshot.load().config.clone();
         let deadline = config.drain.upgrade_deadline;
         info!(sessions = self.shared.registry.count(), ?deadline, "draining after an upgrade");
@@ -253,9 +253,9 @@ impl Server {
 
 /// What is left of the way to the new process, which holds its end as long as it lives.
 #[derive(Debug)]
-pub(super) struct Way(UnixStream);
+pub(super) struct UpgradeChannel(UnixStream);
 
-impl Way {
+impl UpgradeChannel {
     fn successor_is_gone(&self) -> bool {
         let mut more = [0];
         matches!(recv(self.0.as_fd(), &mut more, RecvFlags::DONTWAIT), Ok((0, _)))
@@ -266,7 +266,7 @@ impl Way {
 struct Successor {
     /// What starts it.
     starter: Child,
-    /// Its id, once it has told.
+    /// Its id, once it has sent it.
     process: Option<u32>,
 }
 
@@ -281,7 +281,7 @@ impl Drop for Successor {
 }
 
 /// Waits until the new process serves.
-async fn await_sign(way: UnixStream, successor: &mut Successor) -> io::Result<Way> {
+async fn await_sign(way: UnixStream, successor: &mut Successor) -> io::Result<UpgradeChannel> {
     way.set_nonblocking(true)?;
     let mut way = tokio::net::UnixStream::from_std(way)?;
     let signs = async {
@@ -289,7 +289,7 @@ async fn await_sign(way: UnixStream, successor: &mut Successor) -> io::Result<Wa
         way.read_exact(&mut [0; SIGN.len()]).await
     };
     match timeout(START, signs).await {
-        Ok(Ok(_)) => Ok(Way(way.into_std()?)),
+        Ok(Ok(_)) => Ok(UpgradeChannel(way.into_std()?)),
         Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
             // It has let go of the way: by now its id may be another's.
             successor.process = None;
@@ -342,7 +342,7 @@ mod tests {
         let (mut inherited, at) = listening(["imaps", "usher", "usher", "imap"]);
         let elsewhere = SocketAddr::from(([192, 0, 2, 1], 993));
         let mut take = |address, name| inherited.take(address, name).map(|socket| socket.local_addr().unwrap());
-        assert_eq!(take(elsewhere, Some("nobody's")), None);
+        assert_eq!(take(elsewhere, Some("other")), None);
         assert_eq!(take(at[3], Some("imaps")), Some(at[0]), "the name says more than the address");
         assert_eq!(take(at[3], Some("imaps")), Some(at[3]), "without one of its name, by its address");
         assert_eq!(take(at[2], Some("usher")), Some(at[2]), "of several of the name the one at the address");

@@ -33,7 +33,7 @@ impl Supervisor {
     where
         F: Future<Output = ()> + Send,
     {
-        // Nobody ends it sooner.
+        // Nothing ends it sooner.
         let _ = self.keep_while(task, make).disarm();
     }
 

@@ -1,4 +1,4 @@
-//! Files that change under a config that does not: a renewed certificate is used without being told.
+//! Files that change under a config that does not: a renewed certificate is used without a command.
 //!
 //! What all files hold is compared by content, since tools that renew certificates move links,
 //! write in place or replace folders. What is new is read as at a start; only if all of it is sound
@@ -25,7 +25,7 @@ use crate::tls::server::ServedCertificate;
 
 /// What one look at the files came to.
 #[derive(Debug)]
-pub(super) enum Look {
+pub(super) enum FileCheck {
     /// They are as they were when the snapshot in force was made.
     Unchanged,
     /// They are as they were when they were refused.
@@ -45,7 +45,7 @@ pub(super) enum Unread {
     /// The thread has not come back.
     #[error("files of the configuration were not read within {}s: is one of them on a mount that does not respond?", READING.as_secs())]
     Late,
-    /// It panicked, which its hook has counted and told.
+    /// It panicked, which its hook has counted and logged.
     #[error("reading the configuration panicked: please report this")]
     Panicked,
 }
@@ -111,12 +111,12 @@ impl<T> Reading<T> {
 
 /// A look at the files that is under way.
 #[derive(Debug)]
-pub(super) struct Looking(Reading<Look>);
+pub(super) struct PendingFileCheck(Reading<FileCheck>);
 
-impl Looking {
-    /// Waits for a look, for ever if there is none.
-    pub(super) async fn done(looking: &mut Option<Self>) -> Result<Look, Unread> {
-        match looking {
+impl PendingFileCheck {
+    /// Waits for a look, never returns if there is none.
+    pub(super) async fn done(file_check: &mut Option<Self>) -> Result<FileCheck, Unread> {
+        match file_check {
             Some(Self(reading)) => reading.done().await,
             None => std::future::pending().await,
         }
@@ -125,25 +125,25 @@ impl Looking {
 
 impl Server {
     /// Looks whether the files of the config in force hold something new.
-    pub(super) fn look_at_files(&mut self) {
+    pub(super) fn check_files(&mut self) {
         let (current, refused) = (self.shared.snapshot.load_full(), self.refused);
         // Keys are checked against certificates: milliseconds that no session should wait.
-        self.looking = Some(Looking(self.reader.begin(move || look(&current, refused))));
+        self.file_check = Some(PendingFileCheck(self.reader.begin(move || look(&current, refused))));
     }
 
     /// Takes over what a look has found, if it is new and sound.
-    pub(super) fn looked_at_files(&mut self, looked: Result<Look, Unread>) {
-        self.looking = None;
+    pub(super) fn apply_file_check(&mut self, looked: Result<FileCheck, Unread>) {
+        self.file_check = None;
         // A reload forgets a look: this is still about the snapshot in force.
         let current = self.shared.snapshot.load_full();
         let metrics = &self.shared.metrics;
         match looked {
-            Ok(Look::Unchanged) => {
+            Ok(FileCheck::Unchanged) => {
                 // The old content may have come back after a refusal.
                 metrics.certificate_last_reload_successful.set(1);
                 self.refused = None;
             }
-            Ok(Look::Sound(files)) => {
+            Ok(FileCheck::Sound(files)) => {
                 let snapshot = Snapshot::new(current.config.clone(), *files, metrics, Some(&current));
                 self.certificates_in_force(&snapshot);
                 for served in snapshot.tls.certificates() {
@@ -159,7 +159,7 @@ impl Server {
                 self.refused = None;
                 info!("reloaded: changed files");
             }
-            Ok(Look::Unsound(fingerprint, problems)) => {
+            Ok(FileCheck::Unsound(fingerprint, problems)) => {
                 metrics.certificate_reloads.with_label_values(&["refused"]).inc();
                 metrics.certificate_last_reload_successful.set(0);
                 self.refused = Some(fingerprint);
@@ -173,29 +173,29 @@ impl Server {
                 error!(reason = %unread, "files cannot be checked for changes; their previous content stays active");
             }
             // The next look may go better.
-            Ok(Look::StillRefused) | Err(Unread::Panicked) => {}
+            Ok(FileCheck::StillRefused) | Err(Unread::Panicked) => {}
         }
     }
 }
 
-fn look(current: &Snapshot, refused: Option<Fingerprint>) -> Look {
+fn look(current: &Snapshot, refused: Option<Fingerprint>) -> FileCheck {
     let found = Fingerprint::of(&current.config);
     if found == current.fingerprint {
-        return Look::Unchanged;
+        return FileCheck::Unchanged;
     }
     if refused == Some(found) {
-        return Look::StillRefused;
+        return FileCheck::StillRefused;
     }
     match Files::read(&current.config) {
         Ok(files) => {
             let expired = newly_expired(current, &files);
-            if expired.is_empty() { Look::Sound(Box::new(files)) } else { Look::Unsound(found, expired) }
+            if expired.is_empty() { FileCheck::Sound(Box::new(files)) } else { FileCheck::Unsound(found, expired) }
         }
-        Err(problems) => Look::Unsound(found, problems),
+        Err(problems) => FileCheck::Unsound(found, problems),
     }
 }
 
-/// Certificates that are expired and were not in force before: nobody is served by them. One that
+/// Certificates that are expired and were not in force before: they are not used. One that
 /// has expired in service must not keep the others from being renewed.
 fn newly_expired(current: &Snapshot, files: &Files) -> Vec<Problem> {
     let in_force = |one: &ServedCertificate| {

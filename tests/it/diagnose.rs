@@ -309,7 +309,7 @@ fn sample_user_is_looked_up_like_a_login() {
     };
     let (code, found) = sample("unknown");
     assert_eq!(code, 69);
-    is(&found, "problem", &["uid=unknown", "finds nobody"]);
+    is(&found, "problem", &["uid=unknown", "finds no entry"]);
     let (code, found) = sample("twin@example.com");
     assert_eq!(code, 69);
     is(&found, "problem", &["several entries"]);

@@ -66,10 +66,10 @@ fn foreign_host_name_is_refused_and_local_names_are_accepted() {
     let (status, answer) = get(&usher, "/", "Host: evil.example\r\n");
     assert!(status == 421 && answer.contains("admin.hosts"), "{answer}");
     // Each name is logged once.
-    usher.wait_log(
-        "side port: answered 421, this is no name of this machine; if it should be, add it to admin.hosts",
-        |_| true,
-    );
+    usher
+        .wait_log("side port: replied 421, not a name of this machine; if it should be, add it to admin.hosts", |_| {
+            true
+        });
     // The name that clients use.
     assert_eq!(get(&usher, "/live", "Host: usher.example.com\r\n").0, 200);
 }

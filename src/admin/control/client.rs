@@ -20,7 +20,7 @@ use super::{Problem, socket};
 const ANSWER_LIMIT: usize = 256 * 1024 * 1024;
 /// A reload reads files and builds everything: seconds at the most.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// A process that has only its last sessions to tell of answers at once; one that is stopped never does.
+/// A process with only its last sessions replies at once; a stopped one never does.
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
 /// Before another try to connect to a socket whose queue is full.
 const QUEUE_PAUSE: Duration = Duration::from_millis(10);
@@ -40,7 +40,7 @@ pub enum ControlError {
     #[error("usher did not answer in time")]
     Timeout,
     /// The socket of a predecessor is another process'.
-    #[error("the socket belongs to process {} of user {uid}, not to the process that its name tells: it is not asked", .pid.unwrap_or(0))]
+    #[error("the socket belongs to process {} of user {uid}, not to the process in its name; no request is sent", .pid.unwrap_or(0))]
     Foreign {
         /// The user it belongs to.
         uid: u32,
@@ -69,7 +69,7 @@ fn way_out(error: &io::Error) -> &'static str {
     if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
         "usher does not run there; start it, or name its configuration with --config"
     } else if kind == io::ErrorKind::PermissionDenied {
-        "only usher's own user may use it, root, and who is in `control.group`: try sudo"
+        "only usher's user, root and members of `control.group` may use it: try sudo"
     } else {
         "is usher running, and may you use its control socket?"
     }
@@ -114,7 +114,7 @@ pub struct Answers<T> {
 
 /// Asks the process that serves, then all at once those that have handed their listeners over and still have
 /// sessions; those that have ended meanwhile say nothing. A predecessor is believed if the kernel says that
-/// its socket belongs to the process that its name tells, run by the user of the one that serves, or by root.
+/// its socket belongs to the process in its name, run by the user of the one that serves, or by root.
 ///
 /// # Errors
 /// Why the process that serves does not answer.

@@ -60,7 +60,7 @@ pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Rout
         .with_state(Control { shared, orders })
 }
 
-/// Nobody has anything to upload.
+/// Rejects request bodies: no command has one.
 async fn without_body(request: HttpRequest, next: Next) -> Response {
     if request.body().is_end_stream() {
         next.run(request).await

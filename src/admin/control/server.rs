@@ -34,7 +34,7 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long to wait when the system has no descriptor left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
-/// Who asks: the process at the other end of the socket (SO_PEERCRED, unix(7)).
+/// The caller: the process at the other end of the socket (SO_PEERCRED, unix(7)).
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Caller {
     pub(super) uid: Option<u32>,
@@ -84,7 +84,7 @@ pub async fn serve(
             http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_LIMIT);
             let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
             tokio::select! {
-                // Who is late or breaks the protocol gets no answer; that is all.
+                // A late or malformed request gets no reply.
                 _ = timeout(EXCHANGE_TIMEOUT, connection) => {}
                 () = place.lost() => {}
             }

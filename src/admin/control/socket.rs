@@ -1,6 +1,6 @@
 //! The socket's file: made for its owner alone, and found again beside that of a process before.
 //!
-//! Its folder must be one where nobody else can make or change names (`sys/paths`). There the socket is
+//! Its folder must be one where no other user can create or rename files (`sys/paths`). There the socket is
 //! made in a new folder with mode 0700, gets its group and mode, and is renamed into place: no step goes by
 //! a name that another user could have put there.
 
@@ -40,7 +40,7 @@ impl SocketFile {
     ///
     /// # Errors
     /// The system's reason, or that the file by this name is not the one that was made.
-    pub fn step_aside(&self) -> io::Result<Self> {
+    pub fn move_aside(&self) -> io::Result<Self> {
         let kept = predecessor_path(&self.path, std::process::id());
         // What is there by this name belonged to a process that has ended.
         let _ = fs::remove_file(&kept);
@@ -54,7 +54,7 @@ impl SocketFile {
     }
 
     /// Takes the second name away again, and puts the file back where it was.
-    pub fn step_back(&self, kept: &Self) {
+    pub fn move_back(&self, kept: &Self) {
         // Renaming does nothing if both are the same file still (rename(2)).
         let _ = fs::rename(&kept.path, &self.path);
         let _ = fs::remove_file(&kept.path);
@@ -242,12 +242,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let settings = config::Control { path: folder.path().join("control.sock"), group: None };
         let (first, old) = bind(&settings, false).unwrap();
-        let kept = old.step_aside().unwrap();
+        let kept = old.move_aside().unwrap();
         drop(first);
         let (_second, new) = bind(&settings, true).unwrap();
         old.remove();
         assert!(settings.path.exists(), "it is the second one's");
-        assert!(old.step_aside().is_err());
+        assert!(old.move_aside().is_err());
         kept.remove();
         new.remove();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);

@@ -1,6 +1,6 @@
 //! The last half hour in numbers: what the counters stood at, every ten seconds.
 //!
-//! Memory is fixed: so many samples, each with a number per reason, and for the last minutes two per
+//! Memory is fixed: a number of samples, each with a number per reason, and for the last minutes two per
 //! backend. Nothing in it names a user.
 
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ use crate::proto::PROTOCOLS;
 pub(super) const PACE: Duration = Duration::from_secs(10);
 /// Half an hour of them.
 pub(super) const SAMPLES: usize = 180;
-/// Rates are told over the last five minutes.
+/// Rates cover the last five minutes.
 const RATE_SAMPLES: usize = 30;
 /// `ok` and each refusal.
 const RESULTS: usize = 1 + Refusal::LABELS.len();
@@ -75,7 +75,7 @@ impl History {
         if self.0.len() > SAMPLES {
             self.0.pop_front();
         }
-        // Backends may be many: of them no more is kept than is told.
+        // Backends may be many: no more of them is kept than is shown.
         if let Some(old) = self.0.len().checked_sub(RATE_SAMPLES + 1).and_then(|at| self.0.get_mut(at)) {
             old.backends = Vec::new();
         }

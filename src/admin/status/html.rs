@@ -23,7 +23,7 @@ impl<T: AsRef<str>> Display for Escaped<T> {
     }
 }
 
-/// How something is. Told by a sign and a word, never by the colour alone.
+/// A state, shown by a sign and a word, never by the colour alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
     Good,

@@ -45,7 +45,7 @@ fn proxy_and_webmail_mistakes_are_reported() {
     let suspicious = |text: String, phrase: &str| {
         suspicion(SECOND_LISTENER, &format!("  - {text} # HERE"), "listeners[1].trusted", phrase);
     };
-    suspicious(trusted("0.0.0.0/0"), "everybody is trusted");
+    suspicious(trusted("0.0.0.0/0"), "every address is trusted");
     suspicious(listener("trusted: 192.0.2.1"), "without effect");
     mistake("[198.51.100.9,", "[webmail, # HERE\n ", "trusted[0]", "an address or a network");
     let endpoint = "tls: implicit, server_name";
@@ -452,7 +452,7 @@ fn service_account_requires_names_from_the_directory() {
     let text = replaced("  login_attribute: uid\n", "").replace("server4.password}", "server4.password} # HERE");
     let key = "routing.backends[1].service";
     only_problem(&text, marked(&text), key, "needs `directory.login_attribute`");
-    only_problem(&text, marked(&text), key, "could become anybody");
+    only_problem(&text, marked(&text), key, "could become any user");
     let service = "{login: usher, password_file: server4.password}";
     mistake(service, "{login: usher} # HERE", "routing.backends[1].service.password_file", "missing");
     mistake(service, "{password_file: x} # HERE", "routing.backends[1].service.login", "missing");
@@ -500,7 +500,7 @@ fn other_mistakes_are_reported() {
     let far = "auth_http: {address: \"192.0.2.1:9940\", allow: 192.0.2.1} # HERE";
     suspicion(nginx, far, "auth_http.address", "in clear");
     let all = "auth_http: {address: \"127.0.0.1:9940\", allow: 0.0.0.0/0} # HERE";
-    suspicion(nginx, all, "auth_http.allow", "everybody may ask");
+    suspicion(nginx, all, "auth_http.allow", "any host may send requests");
     for network in ["127.0.0.1", "127.0.0.0/8", "\"::1\"", "\"::/1\"", "126.0.0.0/7", "[192.0.2.1, 127.0.0.2]"] {
         let unkeyed = format!("auth_http: {{address: \"127.0.0.1:9940\", allow: {network}}} # HERE");
         suspicion(nginx, &unkeyed, "auth_http.allow", "any user of this machine may ask");

@@ -181,9 +181,9 @@ fn every_key_is_read() {
     let allow = vec![Network { address: "127.0.0.1".parse().unwrap(), bits: 32 }];
     let (address, key_file) = ("127.0.0.1:9940".parse().unwrap(), Some("/etc/usher/nginx.key".into()));
     assert_eq!(config.auth_http, Some(AuthHttp { address, allow, key_file }));
-    let hop = Hop { address: Some("127.0.0.1".parse().unwrap()), port: Some(1143) };
+    let hop = AuthHttpTarget { address: Some("127.0.0.1".parse().unwrap()), port: Some(1143) };
     let hops: Vec<_> = config.routing.backends.iter().map(|backend| backend.endpoints[0].auth_http).collect();
-    assert_eq!(hops, [Hop::default(), hop]);
+    assert_eq!(hops, [AuthHttpTarget::default(), hop]);
     assert_eq!(config.log, Log { format: LogFormat::Json, level: LogLevel::Debug });
 }
 
