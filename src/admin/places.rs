@@ -1,8 +1,8 @@
 //! Places for connections of an HTTP port, so that idle connections keep no others out.
 //!
-//! Every peer (a user of the control socket, an address at the side port) has a share of all places. Nobody
+//! Every peer (a user of the control socket, an address at the side port) has a share of all places. No connection
 //! waits for one: where a share is full, the newest takes the place of the peer's oldest connection that has
-//! not sent its request yet, since whoever means to ask sends at once.
+//! not sent its request yet.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -46,7 +46,7 @@ pub(super) struct Args {
     /// Ask no directory: make each DN of this, such as "uid={login},ou=people,dc=example,dc=com"
     #[arg(long, value_name = "TEMPLATE", value_parser = config::dn_template)]
     dn: Option<Template>,
-    /// With --dn: everybody's login name, one a line, to tell whom the recipe's strpos sent elsewhere
+    /// With --dn: all login names, one per line, to find users that the recipe's strpos routed elsewhere
     #[arg(long, value_name = "FILE", requires = "dn")]
     everybody: Option<PathBuf>,
 }

@@ -1,8 +1,8 @@
-//! What is done once, before usher takes over: where would everybody go, and what does the directory
-//! need to be told so that everybody goes where the old recipe sent them?
+//! Migration from nginx: where each user would be routed, and the changes of the directory that route
+//! each user as before.
 //!
-//! [`verdict`] says where one entry leads, by the code that sessions are routed with; [`everybody`] says
-//! it of all; [`recipe`] is the users.txt of an nginx recipe; [`import`] turns it into LDIF ([`ldif`]).
+//! [`verdict`] says where one entry leads, by the code that sessions are routed with; [`everybody`] lists
+//! it for all users; [`recipe`] is the users.txt of an nginx recipe; [`import`] turns it into LDIF ([`ldif`]).
 //! Reads the directory and never writes to it: the operator applies what is printed.
 
 pub mod everybody;

@@ -366,7 +366,7 @@ mod tests {
     async fn process_that_ends_at_once_is_a_failed_upgrade() {
         let (old, mut successor) = successor("sh", "exit 1");
         let error = await_sign(old, &mut successor).await.unwrap_err();
-        assert!(error.to_string().contains("has ended"), "{error}");
+        assert!(error.to_string().contains("has exited"), "{error}");
     }
 
     #[tokio::test(start_paused = true)]
