@@ -71,7 +71,7 @@ fn invalid_requests_get_an_error_message_and_change_nothing() {
         ("POST", "/cache/drop?login=alice&all=true", 400, "specify login"),
         ("POST", "/backends/server9/drain", 400, "unknown backend `server9`"),
         ("POST", "/backends/server3/drain?rate=-1", 400, "`rate` must be a number from 0 to"),
-        ("POST", "/drain?ready_only=true&undo=true", 400, "opposites"),
+        ("POST", "/drain?ready_only=true&undo=true", 400, "exclude each other"),
         ("POST", "/confirm/soon", 400, "`soon` is not a number of seconds"),
     ] {
         let (said, problem) = ask(&usher, method, path);
