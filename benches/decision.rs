@@ -21,13 +21,13 @@ use ldap3_proto::proto::{LdapBindResponse, LdapOp, LdapResult};
 use ldap3_proto::{LdapCodec, LdapFilter, LdapMsg, LdapPartialAttribute, LdapResultCode, LdapSearchResultEntry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::codec::Framed;
-use usher::authn::{Authenticator, DecidedBy, LookupMode};
+use usher::base::secret::Secret;
 use usher::cache::Cache;
 use usher::directory::Login;
 use usher::directory::ldap::Ldap;
-use usher::known::TrackedEntries;
-use usher::metrics::Metrics;
-use usher::secret::Secret;
+use usher::login::authn::{Authenticator, DecidedBy, LookupMode};
+use usher::telemetry::metrics::Metrics;
+use usher::tracking::store::TrackedEntries;
 
 /// Number of concurrent lookups while the cache is filled.
 const FILLING: usize = 16;

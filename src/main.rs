@@ -9,7 +9,7 @@
 use std::process::ExitCode;
 
 use tikv_jemalloc_ctl::background_thread;
-use usher::sys::allocator::WipingJemalloc;
+use usher::base::sys::allocator::WipingJemalloc;
 
 #[global_allocator]
 static ALLOCATOR: WipingJemalloc = WipingJemalloc;

@@ -1,4 +1,4 @@
-//! An operator's config file; the checks are `usher::trial::config`.
+//! An operator's config file; the checks are `usher::invariants::config`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::trial::config(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::invariants::config(data));

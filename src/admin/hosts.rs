@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 use axum::http::{HeaderMap, header};
 
-use crate::snapshot::Snapshot;
-use crate::sys;
+use crate::base::sys;
+use crate::login::core::Snapshot;
 
 /// Names of this machine, lower case.
 #[derive(Debug)]

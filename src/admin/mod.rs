@@ -31,9 +31,9 @@ use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use crate::log::Escaped;
-use crate::metrics::Metrics;
-use crate::snapshot::{Shared, Stage};
+use crate::login::core::{Shared, Stage};
+use crate::telemetry::log::Escaped;
+use crate::telemetry::metrics::Metrics;
 use hosts::{ForeignHosts, OwnNames};
 use paced::Paced;
 use places::{Bounds, Places};
@@ -152,7 +152,7 @@ fn refresh(shared: &Shared, metrics: &Metrics) {
     metrics.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
     let dropped = &metrics.log_dropped;
     dropped.inc_by((shared.log.dropped() as u64).saturating_sub(dropped.get()));
-    if let Some((held, limit)) = crate::sys::sockets::kernel_memory() {
+    if let Some((held, limit)) = crate::base::sys::sockets::kernel_memory() {
         metrics.kernel_tcp_memory.set(i64::try_from(held).unwrap_or(i64::MAX));
         metrics.kernel_tcp_memory_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
     }

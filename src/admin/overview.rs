@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::state::BackendStatus;
-use crate::snapshot::Shared;
-use crate::steer::Drain;
+use crate::login::core::Shared;
+use crate::sessions::maintenance::Drain;
 
 /// A backend as an administrator sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

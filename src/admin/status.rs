@@ -20,9 +20,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::overview::{self, Backend};
 use super::paced::Paced;
-use crate::metrics::{DIRECTORY_CONNECTIONS, Metrics};
-use crate::registry::unix_now;
-use crate::snapshot::{Shared, Snapshot, Stage};
+use crate::login::core::{Shared, Snapshot, Stage};
+use crate::sessions::registry::unix_now;
+use crate::telemetry::metrics::{DIRECTORY_CONNECTIONS, Metrics};
 use history::{History, PACE, SAMPLES, Sample};
 use html::{Cell, Chart, Escaped, Mark, Table};
 

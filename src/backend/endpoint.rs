@@ -17,17 +17,17 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::warn;
 
+use super::addresses::{Evidence, Pool, RunningProbe, Selection};
+use super::diagnose::Observations;
 use super::health::ConnectAttempt;
-use super::inspect::Observations;
-use super::pool::{Evidence, Pool, RunningProbe, Selection};
 use super::{BackendDialogue, BackendError, Service};
+use crate::base::secret::Secret;
+use crate::base::sys;
+use crate::base::tasks::{self, Task};
 use crate::config::{AuthHttpTarget, Forward, Probe};
-use crate::metrics::Metrics;
 use crate::proto::proxy_header::{self, Header};
 use crate::proto::{BackFault, BackSettings, BackTls, Origin, Protocol, capabilities};
-use crate::secret::Secret;
-use crate::sys;
-use crate::tasks::{self, Task};
+use crate::telemetry::metrics::Metrics;
 use crate::tls;
 use crate::tls::stream::Stream;
 

@@ -5,11 +5,11 @@
 //! successful bind, that directory and backend disagree. Several addresses are tried until one greets; a
 //! password is never sent twice. Never uses cleartext unless the config says so explicitly.
 
+mod addresses;
+pub mod capabilities;
+pub mod diagnose;
 mod endpoint;
 mod health;
-pub mod inspect;
-pub mod offers;
-mod pool;
 mod resolve;
 mod source;
 pub mod state;
@@ -28,19 +28,19 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
-use crate::clock::wait_until;
+use crate::base::clock::wait_until;
+use crate::base::secret::{Secret, SecretBuf};
 use crate::config;
 use crate::directory::Login;
-use crate::metrics::Metrics;
 use crate::outcome::{BackendReply, Refusal};
 use crate::proto::watch::CommandWatch;
 use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, PROTOCOLS, Protocol, Welcome};
-use crate::secret::{Secret, SecretBuf};
+use crate::telemetry::metrics::Metrics;
 use crate::tls::stream::Stream;
+use addresses::{Evidence, Pool};
+use diagnose::Observations;
 use endpoint::{Endpoint, Handshakes};
 use health::BreakerState;
-use inspect::Observations;
-use pool::{Evidence, Pool};
 use state::BackendStatus;
 
 /// How long a login waits for a slot while too many are in progress or after an outage.

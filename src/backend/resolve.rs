@@ -11,8 +11,8 @@ use tokio::net::lookup_host;
 
 use super::BackendError;
 use super::source::Sources;
+use crate::base::sys;
 use crate::config::Address;
-use crate::sys;
 
 /// The most addresses of one result, more than a login can try before its deadline.
 const MOST: usize = 16;

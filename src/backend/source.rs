@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpStream;
 
 use super::BackendError;
-use crate::sys::sockets;
+use crate::base::sys::sockets;
 
 /// The addresses that connections come from.
 #[derive(Debug)]

@@ -10,9 +10,9 @@ use super::{FAILED, count};
 use crate::admin::control::encode;
 use crate::admin::overview::Backend;
 use crate::backend::state::{AddressStatus, ProtocolStatus};
-use crate::log::Escaped;
-use crate::registry::unix_now;
-use crate::steer::Drain;
+use crate::sessions::maintenance::Drain;
+use crate::sessions::registry::unix_now;
+use crate::telemetry::log::Escaped;
 
 const HELP: &str = "\
 A backend is up, down (none of its addresses takes logins) or draining (`usher backends drain`). LOGINS

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use super::running::{Running, age, say, say_json, with_query};
 use super::{NO_USER, OK, count, fail};
 use crate::admin::control::{Cached, Dropped};
-use crate::log::Escaped;
+use crate::telemetry::log::Escaped;
 
 const HELP: &str = "\
 After a drop the user's next login is verified by the directory and cached again; open sessions

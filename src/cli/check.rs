@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use super::{FAILED, OK, UNAVAILABLE, USAGE, count, fail, fail_config, progress};
-use crate::cutover::sheet::{Shown, ShownJson, ShownLines};
+use crate::diagnose::table::{Shown, ShownJson, ShownLines};
+use crate::diagnose::{self, Finding, Report, State, Subject};
 use crate::directory::Login;
-use crate::inspect::{self, Finding, Report, State, Subject};
-use crate::metrics::Metrics;
 use crate::server;
+use crate::telemetry::metrics::Metrics;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -37,7 +37,7 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
     for warning in &config.warnings {
         eprintln!("warning: {}", ShownLines(&warning.to_string()));
     }
-    for Finding { found, .. } in inspect::served(&snapshot.tls) {
+    for Finding { found, .. } in diagnose::served(&snapshot.tls) {
         eprintln!("warning: {}", ShownLines(&found));
     }
     if !arguments.json {
@@ -58,7 +58,7 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
         None => None,
     };
     let done = AtomicUsize::new(0);
-    let looking = inspect::inspect(&snapshot, &metrics, sample.as_ref(), &done);
+    let looking = diagnose::inspect(&snapshot, &metrics, sample.as_ref(), &done);
     let of = format!("of {} looked at", config.routing.backends.len() + 1);
     let report = progress::watched(&done, &of, false, looking).await;
     if arguments.json {

@@ -9,17 +9,17 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::everybody;
+use super::explain_all;
 use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, fail, fail_config};
 use crate::admin::control::{self, User};
+use crate::base::secret::Secret;
 use crate::config::{self, Config};
-use crate::cutover::sheet::{Shown, ShownJson};
-use crate::cutover::verdict::Verdict;
+use crate::config_files;
+use crate::diagnose::table::{Shown, ShownJson};
 use crate::directory::{Directory as _, Ldap, Login, NoFloor};
-use crate::files;
-use crate::metrics::Metrics;
+use crate::login::explain::Verdict;
 use crate::outcome::Refusal;
-use crate::secret::Secret;
+use crate::telemetry::metrics::Metrics;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -36,7 +36,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "login")]
     all: bool,
     #[command(flatten)]
-    pub(super) everybody: everybody::Args,
+    pub(super) everybody: explain_all::Args,
 }
 
 /// What is known about a login, as far as it came.
@@ -80,11 +80,11 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
         Err(mistakes) => return fail_config(&mistakes.problems),
     };
     // Only the directory's files: this command needs no access to the TLS keys.
-    let directory = match files::directory(&config.directory, &config.place) {
+    let directory = match config_files::directory(&config.directory, &config.place) {
         Ok(tls) => Ldap::new(&config.directory, tls, Arc::new(Metrics::new())),
         Err(problems) => return fail_config(&problems),
     };
-    let Some(login) = &arguments.login else { return everybody::explain(&config, &directory, arguments).await };
+    let Some(login) = &arguments.login else { return explain_all::explain(&config, &directory, arguments).await };
     let attribute = config.directory.mail_host_attribute.clone();
     let mut told = Explanation { login: login.clone(), attribute, ..Explanation::default() };
     let code = match Login::parse(login.as_bytes()) {

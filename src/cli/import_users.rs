@@ -8,12 +8,12 @@ use std::sync::atomic::AtomicUsize;
 
 use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, count, fail, fail_config, progress};
 use crate::config::{self, Config, Find, Naming, Template, TemplatePart};
-use crate::cutover::import::{Hosts, Import};
-use crate::cutover::ldif::{Replace, comment};
-use crate::cutover::recipe::Recipe;
+use crate::config_files;
 use crate::directory::Ldap;
-use crate::files;
-use crate::metrics::Metrics;
+use crate::migrate::import::{Hosts, Import};
+use crate::migrate::ldif::{Replace, comment};
+use crate::migrate::nginx::Recipe;
+use crate::telemetry::metrics::Metrics;
 
 /// What most directories call a login name.
 const USUAL_LOGIN: &str = "uid";
@@ -103,7 +103,7 @@ async fn online(file: &Path, arguments: &Args, recipe: &Recipe) -> ExitCode {
     {
         base.clone_from(given);
     }
-    let tls = match files::directory(&config.directory, &config.place) {
+    let tls = match config_files::directory(&config.directory, &config.place) {
         Ok(tls) => tls,
         Err(problems) => return fail_config(&problems),
     };

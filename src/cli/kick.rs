@@ -11,7 +11,7 @@ use super::running::{Running, say, say_json, with_query};
 use super::sessions::{Which, listed, sorted};
 use crate::admin::control::Kicked;
 use crate::config;
-use crate::registry::Session;
+use crate::sessions::registry::Session;
 
 const HELP: &str = "\
 A session that is ended waits for a pause, three seconds at most, and the client is told in its protocol's

@@ -7,8 +7,8 @@ mod confirm;
 #[cfg(feature = "demo")]
 mod demo;
 mod drain;
-mod everybody;
 mod explain;
+mod explain_all;
 mod import_users;
 mod kick;
 mod manual;
@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::cutover::sheet::ShownLines;
+use crate::diagnose::table::ShownLines;
 
 /// Turns of tasks after which a thread looks at its sockets again, if it never runs out of them. A session
 /// that downloads at full speed is always ready and takes a quarter of a millisecond: a login beside

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::cutover::sheet::thousands;
+use crate::diagnose::table::thousands;
 
 /// Shorter waits show no progress.
 const PATIENCE: Duration = Duration::from_secs(1);

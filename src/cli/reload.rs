@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::running::{Running, say, say_json};
 use super::{FAILED, OK, fail};
 use crate::admin::control::Outcome;
-use crate::cutover::sheet::ShownLines;
+use crate::diagnose::table::ShownLines;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{CONFIG, OK, SOFTWARE, SYSTEM, fail, fail_config};
+use crate::base::privileges::{self, User};
 use crate::server::{self, Ended, StartError};
-use crate::sys::privileges::{self, User};
 
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct Args {

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::{CONFIG, FAILED, NO_PERMISSION, OK, UNAVAILABLE, USAGE, fail, fail_config};
 use crate::admin::control::{self, ControlError, encode};
 use crate::config::{self, Mistakes};
-use crate::cutover::sheet::{ShownJson, ShownLines};
+use crate::diagnose::table::{ShownJson, ShownLines};
 
 /// The running usher of a configuration.
 pub(super) struct Running {

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use super::count;
 use super::running::{Running, age, say, say_json, table, with_query};
-use crate::cutover::sheet::Shown;
-use crate::registry::{Filter, FilterError, Session, unix_now};
+use crate::diagnose::table::Shown;
+use crate::sessions::registry::{Filter, FilterError, Session, unix_now};
 
 const HELP: &str = "\
 Examples:
@@ -198,7 +198,7 @@ mod tests {
         let by = [By::User];
         for text in [listed(&sessions), count_table(&counted(&sessions, &by), &by, 1)] {
             assert!(text.contains(r"al\u{202e}ice\u{9b}2J\u{1b}[31m"), "{text}");
-            assert!(text.lines().all(|line| line.chars().all(crate::log::is_printable)), "{text}");
+            assert!(text.lines().all(|line| line.chars().all(crate::telemetry::log::is_printable)), "{text}");
         }
     }
 }

@@ -85,7 +85,7 @@ pub fn network(text: &str) -> Result<Network, String> {
     names::network(text).map_err(|error| error.to_string())
 }
 
-use crate::sys;
+use crate::base::sys;
 
 use locate::Lines;
 use raw::{Node, Report};

@@ -17,7 +17,7 @@ use super::client::{Client, Door, converse, http_get};
 use super::post::Service;
 use super::scene::{CACHE_SECONDS, SERVERS, Scene};
 use super::{ADMIN, ADMIN_PASSWORD};
-use crate::metrics::DECIDED_BY;
+use crate::telemetry::metrics::DECIDED_BY;
 
 /// How the demo is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

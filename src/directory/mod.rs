@@ -6,53 +6,29 @@
 //! server reports an account state: locked, or password expired. RFC 4511 (protocol), 4513 (authentication),
 //! 4514 (DN), 4515 (filter).
 
-mod ber;
-mod bridge;
-mod client;
-mod connection;
-mod examine;
 mod floor;
-mod frames;
-mod fresh;
-mod health;
-mod lag;
 pub mod ldap;
-mod listing;
-mod lockout;
-mod look;
-mod policy;
-mod pool;
-mod reading;
-mod request;
-#[cfg(test)]
-mod scripted;
-mod server;
-mod service;
-pub mod template;
-#[cfg(test)]
-mod tests;
-mod watch;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::secret::Secret;
 use crate::outcome::AccountState;
-use crate::secret::Secret;
 
-pub use examine::{SampleLookup, ServerDiagnosis, UserCount};
 pub use floor::{Floor, Freshness, NoFloor};
-#[cfg(any(test, feature = "fuzz"))]
-pub(crate) use frames::invariants as frames_trial;
 pub use ldap::Ldap;
-pub use listing::ListedUser;
-pub use lockout::LockoutPolicy;
-pub use policy::BindDiagnostic;
+pub use ldap::changes::{Change, ChangeHandler, Refresh};
+pub use ldap::diagnose::{SampleLookup, ServerDiagnosis, UserCount};
 #[cfg(any(test, feature = "fuzz"))]
-pub(crate) use policy::invariants as bind_answer_trial;
-pub use reading::ReportedEntry;
-pub use watch::{Change, ChangeHandler, Refresh};
+pub(crate) use ldap::frames::invariants as frames_trial;
+pub use ldap::listing::ListedUser;
+pub use ldap::lockout::LockoutPolicy;
+pub use ldap::policy::BindDiagnostic;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use ldap::policy::invariants as bind_answer_trial;
+pub use ldap::schema::ReportedEntry;
 
 /// A login name as typed, checked: UTF-8, not empty, no NUL or control character, at most
 /// [`Login::MAX`] bytes.

@@ -9,8 +9,8 @@ use std::borrow::Cow;
 use super::sasl::{self, Exchange, ExchangeStep, Mechanism, SaslError};
 use super::wire::{Discard, Invalid, LineBuffer, Scan, first_word, is_http, write_line};
 use super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome, session_suffix};
+use crate::base::secret::SecretBuf;
 use crate::outcome::Refusal;
-use crate::secret::SecretBuf;
 
 /// How much of one refused line is discarded before the connection is closed.
 const MAX_DISCARDED: usize = 65_536;

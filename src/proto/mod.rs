@@ -26,8 +26,8 @@ pub mod wire;
 use core::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::{BackendReply, Refusal};
-use crate::secret::{Secret, SecretBuf};
 
 /// A row of the protocol table.
 #[derive(Debug)]
@@ -398,3 +398,4 @@ pub trait Back: Send {
         None
     }
 }
+pub mod ldap;

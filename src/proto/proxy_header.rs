@@ -213,7 +213,7 @@ fn of_one_family(client: SocketAddr, local: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trial::proxy_header as trial;
+    use crate::invariants::proxy_header as trial;
 
     fn client(client: &str, local: &str) -> Header {
         Header::Client { client: client.parse().unwrap(), local: local.parse().unwrap() }

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use super::Credentials;
-use crate::secret::{Secret, SecretBuf};
+use crate::base::secret::{Secret, SecretBuf};
 
 /// The longest line of an exchange, without CRLF (RFC 4954 section 4 has this number).
 pub const LINE: usize = 12_288;

@@ -4,8 +4,8 @@ mod chunks;
 
 use super::trial::{HOST, SESSION};
 use super::{FrontSettings, OUTPUT, PROTOCOLS, Protocol, Step, capabilities};
+use crate::base::secret::SecretBuf;
 use crate::outcome::{AccountState, Refusal};
-use crate::secret::SecretBuf;
 
 /// The rows of the table: how a client can react to a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

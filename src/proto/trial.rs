@@ -7,8 +7,8 @@ use core::net::SocketAddr;
 use super::{
     Back, BackSettings, BackStep, BackTls, Credentials, Front, FrontSettings, OUTPUT, Origin, Protocol, Step, Welcome,
 };
+use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::Refusal;
-use crate::secret::{Secret, SecretBuf};
 
 /// usher's own name in a trial.
 pub const HOST: &str = "usher.example.com";

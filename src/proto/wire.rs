@@ -5,7 +5,7 @@
 //! unit has a limit, what exceeds it is discarded, and the same bytes give the same result however they are
 //! split. Nothing here knows any command.
 
-use crate::secret::SecretBuf;
+use crate::base::secret::SecretBuf;
 
 /// The result of scanning a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
 use super::{Server, StopSignals};
-use crate::registry::Registry;
-use crate::snapshot::Stage;
+use crate::login::core::Stage;
+use crate::sessions::registry::Registry;
 
 /// How long closed sessions may take to say goodbye at the end.
 const LAST_FAREWELL: Duration = Duration::from_secs(3);
@@ -86,7 +86,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::registry::{Session, SessionBasis};
+    use crate::sessions::registry::{Session, SessionBasis};
 
     /// When, after the start, each of these sessions is asked to end, in seconds.
     async fn ends(sessions: u32, time: u64, rate: u32) -> Vec<f64> {

@@ -8,8 +8,8 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::metrics::Metrics;
-use crate::tasks::{self, Task, TaskExit};
+use crate::base::tasks::{self, Task, TaskExit};
+use crate::telemetry::metrics::Metrics;
 
 /// Every supervised task of the process.
 #[derive(Debug)]

@@ -22,8 +22,8 @@ use x509_parser::prelude::FromDer as _;
 use zeroize::Zeroizing;
 
 use super::{TlsError, TlsProblem};
+use crate::base::sys;
 use crate::config::CertificateFiles;
-use crate::sys;
 
 /// The largest certificate, key or CA file that is read, in bytes. A system's whole bundle has 0.3 MB.
 pub const FILE_LIMIT: u64 = 4 << 20;

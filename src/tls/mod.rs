@@ -23,8 +23,8 @@ use std::sync::Arc;
 use rustls::SupportedCipherSuite;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 
+use crate::base::sys;
 use crate::config::{Group, Place, Problem};
-use crate::sys;
 
 pub use reason::describe;
 

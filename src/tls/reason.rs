@@ -9,7 +9,7 @@ use std::io;
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 use x509_parser::time::ASN1Time;
 
-use crate::log::Escaped;
+use crate::telemetry::log::Escaped;
 
 /// How many names of a certificate are listed.
 const NAMES: usize = 8;

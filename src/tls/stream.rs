@@ -23,8 +23,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use zeroize::Zeroize;
 
-use crate::secret::SecretBuf;
-use crate::sys::sockets::{self, Transport};
+use crate::base::secret::SecretBuf;
+use crate::base::sys::sockets::{self, Transport};
 
 /// The most that one system call reads before the login: a login and what is pipelined behind it fit in.
 const PRELOGIN_READ: usize = 4096;

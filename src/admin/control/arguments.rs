@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::Problem;
 use crate::config;
-use crate::registry::Filter;
+use crate::sessions::registry::Filter;
 
 /// The longest time over which anything is spread.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);

@@ -19,12 +19,12 @@ use super::{Cached, Confirmed, Dropped, Kicked, Leaving, Order, OrderResult, Out
 use crate::admin::overview::{self, Backend};
 use crate::cache::CacheRecord;
 use crate::directory::Login;
-use crate::follow::WatchStatus;
-use crate::log::Escaped;
-use crate::registry::{Filter, Session, unix_now};
-use crate::route;
-use crate::snapshot::{Shared, Snapshot, Stage};
-use crate::steer::Drain;
+use crate::login::core::{Shared, Snapshot, Stage};
+use crate::routing;
+use crate::sessions::maintenance::Drain;
+use crate::sessions::registry::{Filter, Session, unix_now};
+use crate::telemetry::log::Escaped;
+use crate::tracking::apply::WatchStatus;
 
 /// Upper limit of a drain rate: more closes per second than any machine performs.
 const FASTEST: u32 = 10_000;
@@ -193,7 +193,7 @@ async fn cached(State(control): State<Control>, mut arguments: QueryArgs) -> Ans
 fn shown(snapshot: &Snapshot, remembered: CacheRecord) -> Cached {
     let CacheRecord { dn, names, entry, right, wrong, age, left, stale_left } = remembered;
     let routing = &snapshot.config.routing;
-    let target = entry.as_ref().and_then(|entry| route::route(routing, entry).ok());
+    let target = entry.as_ref().and_then(|entry| routing::route(routing, entry).ok());
     Cached {
         dn: dn.to_string(),
         names,

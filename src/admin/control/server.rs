@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::super::places::{Bounds, Places};
 use super::{Request, routes};
-use crate::snapshot::Shared;
+use crate::login::core::Shared;
 
 /// Connections at a time: administrators and their scripts; of one user; and what is kept for root.
 const PLACES: Bounds = Bounds { all: 32, share: 8, reserved: 1 };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::registry::Session;
+use crate::sessions::registry::Session;
 
 /// The reply to a request that failed.
 #[derive(Debug, Serialize, Deserialize)]

@@ -16,8 +16,8 @@ use rustix::fs::{
 use rustix::process::geteuid;
 use tokio::net::UnixListener;
 
+use crate::base::sys::paths::check_folder;
 use crate::config;
-use crate::sys::paths::check_folder;
 
 /// The socket's name in the folder in which it is made.
 const MADE: &str = "socket";
@@ -101,7 +101,7 @@ pub fn bind(settings: &config::Control, successor: bool) -> io::Result<(UnixList
         }
         Ok(_) | Err(_) => {}
     }
-    let group = settings.group.as_ref().map(|group| crate::sys::group_id(group)).transpose()?;
+    let group = settings.group.as_ref().map(|group| crate::base::sys::group_id(group)).transpose()?;
     let workshop = Workshop::new(folder, &folder_fd, name)?;
     let listener = workshop.bind()?;
     let mode = if group.is_some() { 0o660 } else { 0o600 };

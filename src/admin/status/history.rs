@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backend::Backend;
-use crate::metrics::{BACKEND_RESULTS, DECIDED_BY, Metrics};
 use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
+use crate::telemetry::metrics::{BACKEND_RESULTS, DECIDED_BY, Metrics};
 
 /// How often the counters are looked at.
 pub(super) const PACE: Duration = Duration::from_secs(10);

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::base::secret::Secret;
 use crate::cache::Cache;
 use crate::config;
 use crate::directory::{Entry, Login};
-use crate::secret::Secret;
 
 const DN: &str = "uid=alice,dc=example";
 const MINUTE: Duration = Duration::from_secs(60);

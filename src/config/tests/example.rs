@@ -1,7 +1,7 @@
 //! The shipped example.
 
 use super::*;
-use crate::metrics::{DELAY_RULES, LIMIT_RULES};
+use crate::telemetry::metrics::{DELAY_RULES, LIMIT_RULES};
 
 const EXAMPLE: &str = include_str!("../../../config.example.yaml");
 

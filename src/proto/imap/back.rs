@@ -9,8 +9,8 @@ use super::super::sasl::{fits_plain, write_plain};
 use super::super::wire::{Invalid, LineBuffer, Literal, Scan, first_word, printable, write_line};
 use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Welcome};
 use super::{LINE, TEXT};
+use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::BackendReply;
-use crate::secret::{Secret, SecretBuf};
 
 /// The longest name or password that is sent as a quoted string: old servers have short lines.
 const QUOTED: usize = 1024;

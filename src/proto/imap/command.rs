@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::super::ClientId;
 use super::super::wire::{Literal, printable};
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 
 /// The longest argument of LOGIN in any form; what LITERAL- allows a literal (RFC 7888 section 5).
 const ARGUMENT: usize = 4096;

@@ -19,8 +19,8 @@ use super::super::{
 };
 use super::command::{self, CommandError, ImapDenial, Verb};
 use super::{LINE, TEXT};
+use crate::base::secret::SecretBuf;
 use crate::outcome::{AccountState, BackendReply, Refusal};
-use crate::secret::SecretBuf;
 
 /// The longest command with its literals: an ID with everything that RFC 2971 allows.
 const COMMAND: usize = 32_768;

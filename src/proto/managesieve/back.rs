@@ -11,8 +11,8 @@ use super::super::wire::{Invalid, printable, write_line};
 use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Welcome};
 use super::TEXT;
 use super::syntax::{Cursor, MessageReader, MessageScan, write_string};
+use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::BackendReply;
-use crate::secret::{Secret, SecretBuf};
 
 /// Ends a login and keeps the connection (RFC 5804 section 2.14).
 const UNAUTHENTICATE: &str = "UNAUTHENTICATE";

@@ -16,8 +16,8 @@ use super::super::wire::{Discard, Invalid, LineBuffer, Literal, is_http, printab
 use super::super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome, session_suffix};
 use super::syntax::{Cursor, MessageReader, MessageScan, write_string};
 use super::{PROTOCOL, TEXT};
+use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::{AccountState, BackendReply, Refusal};
-use crate::secret::{Secret, SecretBuf};
 
 /// The longest command with its literals: AUTHENTICATE with a response as long as SASL's lines.
 const COMMAND: usize = 16_384;

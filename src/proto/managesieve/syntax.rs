@@ -3,7 +3,7 @@
 //! Parses complete input, literals included. Strings are copied into wiping memory: they may be passwords.
 
 use super::super::wire::{Invalid, LineBuffer, Literal, Scan, write_line};
-use crate::secret::{Secret, SecretBuf};
+use crate::base::secret::{Secret, SecretBuf};
 
 /// The longest quoted string (RFC 5804 section 4, `quoted`).
 const QUOTED: usize = 1024;

@@ -10,8 +10,8 @@ use super::super::sasl::{fits_plain, write_plain};
 use super::super::wire::{Invalid, LineBuffer, Scan, first_word, printable, write_line};
 use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Welcome};
 use super::{COMMAND, TEXT};
+use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::BackendReply;
-use crate::secret::{Secret, SecretBuf};
 
 /// The longest line of a server, without CRLF. It may have 512 octets (RFC 2449 section 4), and some
 /// greet at more length.

@@ -9,8 +9,8 @@ use super::super::sasl::SaslError;
 use super::super::wire::{first_word, printable, write_line};
 use super::super::{Credentials, FrontSettings, NginxReply, Welcome, session_suffix};
 use super::{COMMAND, TEXT};
+use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::{AccountState, BackendReply, Refusal};
-use crate::secret::{Secret, SecretBuf};
 
 /// The capabilities that may be advertised before login; also those assumed while no backend is known, because
 /// all current servers have them. Not UTF8 and LANG: their commands belong before the login (RFC 6856 section

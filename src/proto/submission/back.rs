@@ -10,8 +10,8 @@ use super::super::sasl::{fits_plain, write_base64, write_plain};
 use super::super::wire::{Invalid, LineBuffer, Scan, printable, write_line};
 use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Welcome};
 use super::{COMMAND, TEXT, split_enhanced};
+use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::BackendReply;
-use crate::secret::{Secret, SecretBuf};
 
 /// The longest line of a server, without CRLF. It may have 512 octets (RFC 5321 section 4.5.3.1.5), and
 /// some greet at more length.

@@ -9,8 +9,8 @@ use super::super::sasl::SaslError;
 use super::super::wire::{first_word, printable, write_line};
 use super::super::{FrontSettings, NginxReply, Welcome, session_suffix};
 use super::{COMMAND, TEXT, split_enhanced};
+use crate::base::secret::SecretBuf;
 use crate::outcome::{AccountState, BackendReply, Refusal};
-use crate::secret::SecretBuf;
 
 /// The extensions assumed while no backend is known, because all current servers have them.
 pub(super) const USUAL: &[&str] = &["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"];

@@ -5,10 +5,10 @@ use base64::Engine as _;
 use super::super::line::LineFront;
 use super::PROTOCOL;
 use super::front::Submission;
+use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::{BackendReply, Refusal};
 use crate::proto::trial::{HOST, SESSION, ScriptedDecision, calling};
 use crate::proto::{BackSettings, BackTls, Front as _, FrontSettings, Step, Welcome, script};
-use crate::secret::{Secret, SecretBuf};
 
 const TLS: FrontSettings<'_> =
     FrontSettings { host: HOST, capabilities: None, tls: true, starttls: false, bad_commands: 50, session: SESSION };

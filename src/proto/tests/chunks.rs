@@ -8,9 +8,9 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::super::trial::{BackRun, FrontRun, HOST, SESSION, ScriptedDecision};
+use crate::base::secret::Secret;
 use crate::outcome::Refusal;
 use crate::proto::{BackSettings, BackTls, FrontSettings, PROTOCOLS, Protocol, Welcome};
-use crate::secret::Secret;
 
 /// Valid and invalid fragments of clients and backends of a protocol.
 #[derive(Debug)]

@@ -27,9 +27,9 @@ use super::client::{ClientTls, connect};
 use super::server::{Acceptor, ServerTls};
 use super::stream::Stream;
 use super::{DEFAULT_GROUPS, TlsProblem};
+use crate::base::secret::SecretBuf;
 use crate::config::{CertificateFiles, ClientAuth, Tls, TlsVersion};
 use crate::proto::{PROTOCOLS, Protocol};
-use crate::secret::SecretBuf;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 

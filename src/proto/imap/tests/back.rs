@@ -1,9 +1,9 @@
 //! Input from a backend, and the resulting steps.
 
 use super::super::PROTOCOL;
+use crate::base::secret::Secret;
 use crate::proto::trial::{HOST, calling};
 use crate::proto::{BackSettings, BackTls, script};
-use crate::secret::Secret;
 
 /// The login of a script.
 #[derive(Clone, Copy)]

@@ -2,10 +2,10 @@
 
 use super::super::PROTOCOL;
 use super::super::front::ImapFront;
+use crate::base::secret::SecretBuf;
 use crate::outcome::{AccountState, BackendReply, Refusal};
 use crate::proto::trial::{FrontRun, HOST, SESSION, ScriptedDecision};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
-use crate::secret::SecretBuf;
 
 const TLS: FrontSettings<'_> =
     FrontSettings { host: HOST, session: SESSION, capabilities: None, tls: true, starttls: false, bad_commands: 50 };

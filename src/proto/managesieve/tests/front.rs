@@ -2,10 +2,10 @@
 
 use super::super::PROTOCOL;
 use super::super::front::SieveFront;
+use crate::base::secret::SecretBuf;
 use crate::outcome::{BackendReply, Refusal};
 use crate::proto::trial::{HOST, ScriptedDecision};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
-use crate::secret::SecretBuf;
 
 const TLS: FrontSettings<'_> =
     FrontSettings { host: HOST, session: "", capabilities: None, tls: true, starttls: false, bad_commands: 50 };

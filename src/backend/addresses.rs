@@ -1,0 +1,528 @@
+//! A backend's addresses for one protocol, in order of preference, each with its breaker.
+//!
+//! Names are resolved in the background, never per login; the last result stays in use until the next one. Log
+//! lines are written on changes, never per login.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::BackendError;
+use super::health::{Breaker, BreakerState, ConnectAttempt, PATIENCE, RetryWindow, SPACING, SlowStart};
+use super::resolve::{ResolveError, resolve};
+use super::source::Sources;
+use super::state::{AddressStatus, ProtocolStatus};
+use crate::base::tasks::{self, Task};
+use crate::config::{self, Address, Probe};
+use crate::proto::capabilities;
+use crate::telemetry::log::Escaped;
+use crate::telemetry::metrics::Metrics;
+
+/// How long a result of the resolver is used. The system's resolver reports no TTL; this is short enough for a
+/// move by DNS and long enough to keep it out of a busy login path.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+/// When a failed name resolution is retried.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often an address with a fault is probed.
+const SUSPECT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The most addresses whose capabilities are kept.
+const LISTS: usize = 64;
+
+/// What an attempt has proven about an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Evidence {
+    /// TLS and the greeting succeeded.
+    Greeting,
+    /// A login was accepted.
+    Login,
+}
+
+/// The addresses.
+#[derive(Debug)]
+pub(super) struct Pool {
+    /// The backend's name, for the log.
+    pub(super) backend: Arc<str>,
+    protocol: &'static str,
+    configured: Vec<Address>,
+    /// usher's listeners, to which no backend may lead.
+    own: Arc<[SocketAddr]>,
+    /// Where connections come from.
+    pub(super) sources: Sources,
+    pub(super) settings: config::Health,
+    addresses: Mutex<AddressSet>,
+    /// Notifies waiting logins of a change.
+    changed: watch::Sender<()>,
+}
+
+#[derive(Debug)]
+struct AddressSet {
+    entries: Vec<(SocketAddr, Breaker)>,
+    resolver: Resolver,
+    slow_start: SlowStart,
+    /// Whether the probe account was rejected last time.
+    account_refused: bool,
+    /// Each address's last capabilities, filtered for clients.
+    lists: HashMap<SocketAddr, Vec<String>>,
+    /// How often that has changed.
+    generation: u64,
+}
+
+/// The state of name resolution.
+#[derive(Debug)]
+struct Resolver {
+    /// When to resolve next; `None`: never, there are no names.
+    due: Option<Instant>,
+    asking: bool,
+    /// Why there is no address, if resolution has failed.
+    failure: Option<ResolveError>,
+}
+
+impl Resolver {
+    /// Resolution has failed.
+    fn retry_later(&mut self) {
+        (self.asking, self.due) = (false, Some(Instant::now() + RETRY));
+    }
+}
+
+/// The result of selecting addresses for a login.
+#[derive(Debug)]
+pub(super) enum Selection {
+    /// Addresses to try, in order.
+    Usable(Vec<SocketAddr>),
+    /// Nothing yet; select again at the next change, or at this time.
+    Wait(Option<Instant>),
+    /// Nothing usable.
+    Unavailable(BackendError),
+}
+
+impl Pool {
+    pub(super) fn new(
+        backend: &Arc<str>,
+        endpoint: &config::Endpoint,
+        settings: &config::Backend,
+        own: &Arc<[SocketAddr]>,
+    ) -> Self {
+        let literal = endpoint.addresses.iter().all(|address| address.host.parse::<IpAddr>().is_ok());
+        let resolver = Resolver { due: (!literal).then(Instant::now), asking: false, failure: None };
+        let mut set = AddressSet {
+            entries: Vec::new(),
+            resolver,
+            slow_start: SlowStart::new(settings.health.slow_start),
+            account_refused: false,
+            lists: HashMap::new(),
+            generation: 0,
+        };
+        if literal {
+            let found =
+                endpoint.addresses.iter().filter_map(|at| Some(SocketAddr::new(at.host.parse().ok()?, at.port)));
+            set.set_addresses(found.collect());
+        }
+        Self {
+            backend: Arc::clone(backend),
+            protocol: endpoint.protocol.name,
+            configured: endpoint.addresses.clone(),
+            own: Arc::clone(own),
+            sources: Sources::new(&settings.source),
+            settings: settings.health.clone(),
+            addresses: Mutex::new(set),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, AddressSet> {
+        // No holder leaves it half-changed, so a poisoned lock is harmless.
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Receives every change from now on.
+    pub(super) fn changed(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Resolves the names in the background if that is due.
+    pub(super) fn refresh(self: &Arc<Self>, metrics: &Arc<Metrics>) {
+        let now = Instant::now();
+        let resolver = &mut self.addresses().resolver;
+        if resolver.asking || resolver.due.is_none_or(|due| due > now) {
+            return;
+        }
+        resolver.asking = true;
+        let (pool, metrics) = (Arc::clone(self), Arc::clone(metrics));
+        tokio::spawn(async move {
+            let asked = resolve(&pool.configured, &pool.own, &pool.sources);
+            match tasks::once(Task::Resolver, &metrics.task_restarts, asked).await {
+                Some(answer) => pool.addresses().resolved(answer),
+                None => pool.addresses().resolver.retry_later(),
+            }
+            pool.changed.send_replace(());
+        });
+    }
+
+    /// Resolves the names now and takes over the result.
+    pub(super) async fn resolve(&self) -> Result<Vec<SocketAddr>, BackendError> {
+        let answer = resolve(&self.configured, &self.own, &self.sources).await;
+        self.addresses().resolved(answer.clone());
+        Ok(answer?)
+    }
+
+    /// Begins a probe of each address that is down, for a waiting login: at once if there is no other address.
+    pub(super) fn begin_down_probes(self: &Arc<Self>) -> Vec<RunningProbe> {
+        let pause = if self.addresses().usable() == 0 { SPACING } else { SUSPECT_INTERVAL };
+        self.begin(|breaker| (!breaker.is_closed()).then_some(pause))
+    }
+
+    /// Begins a probe of each address that is due.
+    pub(super) fn begin_due_probes(self: &Arc<Self>) -> Vec<RunningProbe> {
+        let interval = self.settings.probe_interval;
+        self.begin(|breaker| Some(if breaker.is_healthy() { interval } else { interval.min(SUSPECT_INTERVAL) }))
+    }
+
+    /// Begins a probe of this address, unless one is running.
+    pub(super) fn begin_probe(self: &Arc<Self>, address: SocketAddr) -> Option<RunningProbe> {
+        let mut set = self.addresses();
+        let now = Instant::now();
+        set.breaker(address)?.begin_probe(SPACING, now).then(|| RunningProbe::new(self, address, now))
+    }
+
+    fn begin(self: &Arc<Self>, pause: impl Fn(&Breaker) -> Option<Duration>) -> Vec<RunningProbe> {
+        let now = Instant::now();
+        let mut set = self.addresses();
+        let due = set.entries.iter_mut().filter_map(|(address, breaker)| {
+            breaker.begin_probe(pause(breaker)?, now).then(|| RunningProbe::new(self, *address, now))
+        });
+        due.collect()
+    }
+
+    /// Selects addresses for a login that arrived at this time.
+    pub(super) fn select(&self, arrived: Instant) -> Selection {
+        let now = Instant::now();
+        let give_up = arrived + PATIENCE;
+        let set = self.addresses();
+        if set.entries.is_empty() {
+            return match &set.resolver.failure {
+                // The name is not resolved yet: the login may wait until its deadline.
+                None => Selection::Wait(None),
+                Some(_) if set.resolver.asking && now < give_up => Selection::Wait(Some(give_up)),
+                Some(failure) => Selection::Unavailable(failure.clone().into()),
+            };
+        }
+        let usable: Vec<_> = set.entries.iter().filter(|(_, breaker)| breaker.is_closed()).map(|(at, _)| *at).collect();
+        if !usable.is_empty() {
+            return Selection::Usable(usable);
+        }
+        let hopes = set.entries.iter().filter_map(|(_, breaker)| breaker.retry_window(arrived));
+        let until = hopes.map(|hope| match hope {
+            RetryWindow::Bounded(until) => until.min(give_up),
+            RetryWindow::Extended(until) => until,
+        });
+        match until.filter(|until| *until > now).min() {
+            Some(until) => Selection::Wait(Some(until)),
+            None => {
+                let reason = set.entries.iter().find_map(|(_, breaker)| breaker.reason());
+                Selection::Unavailable(BackendError::Down { reason: reason.map_or_else(|| "".into(), Arc::clone) })
+            }
+        }
+    }
+
+    /// When a login may go after an outage; `None` if that is later than it may wait.
+    pub(super) fn slot(&self, patience: Duration) -> Option<Instant> {
+        self.addresses().slow_start.slot(patience, Instant::now())
+    }
+
+    /// Records a fault of the server; local faults are ignored.
+    pub(super) fn failed(&self, attempt: &ConnectAttempt, error: &BackendError) {
+        if error.is_local_fault() {
+            return;
+        }
+        let (now, address) = (Instant::now(), attempt.address);
+        let mut set = self.addresses();
+        let Some(breaker) = set.breaker(address) else { return };
+        let reason = error.to_string();
+        let opened = breaker.failed(attempt, self.settings.failures, &reason, now);
+        if !opened {
+            return;
+        }
+        // The name of an unreachable address may have changed.
+        if let Some(due) = &mut set.resolver.due {
+            *due = now;
+        }
+        let usable = set.usable();
+        drop(set);
+        // It may quote what the peer's certificate says.
+        let reason = Escaped(reason.as_bytes());
+        warn!(backend = &*self.backend, protocol = self.protocol, %address, usable, %reason, "backend address marked down");
+    }
+
+    /// Records a success, as far as the evidence goes.
+    pub(super) fn succeeded(&self, address: SocketAddr, proof: Evidence) {
+        // Where probes log in, a greeting alone is no evidence of health.
+        if proof == Evidence::Greeting && matches!(self.settings.probe, Probe::Login(_)) {
+            return;
+        }
+        let now = Instant::now();
+        let mut set = self.addresses();
+        let outage = set.usable() == 0;
+        let Some(down) = set.breaker(address).and_then(|breaker| breaker.succeeded(now)) else { return };
+        if outage {
+            set.slow_start.begin(now);
+        }
+        let usable = set.usable();
+        drop(set);
+        self.changed.send_replace(());
+        let down_s = down.as_secs();
+        info!(backend = &*self.backend, protocol = self.protocol, %address, usable, down_s, "backend address up again");
+    }
+
+    /// Records whether the probe account was rejected; logs a change.
+    pub(super) fn account_refused(&self, refused: bool) {
+        let before = std::mem::replace(&mut self.addresses().account_refused, refused);
+        match (before, refused) {
+            (false, true) => {
+                warn!(
+                    backend = &*self.backend,
+                    protocol = self.protocol,
+                    "backend rejected the probe account; logins are not affected"
+                );
+            }
+            (true, false) => {
+                info!(backend = &*self.backend, protocol = self.protocol, "backend accepts the probe account again");
+            }
+            (false, false) | (true, true) => {}
+        }
+    }
+
+    /// Stores an address's capabilities. Returns whether they replaced different ones.
+    pub(super) fn record_capabilities(&self, address: SocketAddr, listed: Vec<String>) -> bool {
+        let mut set = self.addresses();
+        if set.lists.get(&address) == Some(&listed) {
+            return false;
+        }
+        // DNS may bring ever new addresses.
+        if set.lists.len() >= LISTS {
+            let kept: Vec<SocketAddr> = set.entries.iter().map(|(at, _)| *at).collect();
+            set.lists.retain(|at, _| kept.contains(at));
+        }
+        set.generation += 1;
+        let before = set.lists.insert(address, listed);
+        drop(set);
+        if before.is_some() {
+            info!(backend = &*self.backend, protocol = self.protocol, %address, "backend capabilities changed");
+        }
+        before.is_some()
+    }
+
+    /// How often the capabilities of its addresses have changed.
+    pub(super) fn generation(&self) -> u64 {
+        self.addresses().generation
+    }
+
+    /// The capabilities that all of its addresses have in common; during an outage, the last ones. `None` if no
+    /// address was ever reached.
+    pub(super) fn capabilities(&self) -> Option<Vec<String>> {
+        let set = self.addresses();
+        let mut lists: Vec<&[String]> =
+            set.entries.iter().filter_map(|(at, _)| set.lists.get(at)).map(Vec::as_slice).collect();
+        // The name resolves to other addresses now, or to none: the last known capabilities stay in use.
+        if lists.is_empty() {
+            lists = set.lists.values().map(Vec::as_slice).collect();
+        }
+        (!lists.is_empty()).then(|| capabilities::common(&lists))
+    }
+
+    /// How many addresses have this state.
+    pub(super) fn count(&self, standing: BreakerState) -> usize {
+        self.addresses().entries.iter().filter(|(_, breaker)| breaker.state() == standing).count()
+    }
+
+    /// Whether a login would be sent to an address, as far as is known.
+    pub(super) fn is_up(&self) -> bool {
+        self.addresses().is_up()
+    }
+
+    /// The current status.
+    pub(super) fn status(&self) -> ProtocolStatus {
+        let capabilities = self.capabilities();
+        let set = self.addresses();
+        let addresses = set.entries.iter().map(|(address, breaker)| AddressStatus {
+            address: *address,
+            breaker: breaker.state().label().into(),
+            reason: breaker.reason().map(ToString::to_string),
+            down_seconds: breaker.since().map(|since| since.elapsed().as_secs()),
+        });
+        let unresolved = set.resolver.failure.clone().map(|failure| BackendError::from(failure).to_string());
+        ProtocolStatus {
+            protocol: self.protocol.into(),
+            up: set.is_up(),
+            unresolved,
+            addresses: addresses.collect(),
+            capabilities,
+        }
+    }
+}
+
+impl AddressSet {
+    fn breaker(&mut self, address: SocketAddr) -> Option<&mut Breaker> {
+        self.entries.iter_mut().find(|(at, _)| *at == address).map(|(_, breaker)| breaker)
+    }
+
+    fn usable(&self) -> usize {
+        self.entries.iter().filter(|(_, breaker)| breaker.is_closed()).count()
+    }
+
+    fn is_up(&self) -> bool {
+        // A name that was not resolved yet counts as up.
+        self.usable() > 0 || (self.entries.is_empty() && self.resolver.failure.is_none())
+    }
+
+    /// Replaces the addresses; those that stay keep their state.
+    fn set_addresses(&mut self, addresses: Vec<SocketAddr>) {
+        let mut old = std::mem::take(&mut self.entries);
+        for address in addresses {
+            let known = old.iter().position(|(at, _)| *at == address).map(|at| old.swap_remove(at).1);
+            self.entries.push((address, known.unwrap_or_default()));
+        }
+    }
+
+    /// Takes over a result of the resolver.
+    fn resolved(&mut self, answer: Result<Vec<SocketAddr>, ResolveError>) {
+        let life = if answer.is_err() { RETRY } else { RESOLVE_INTERVAL };
+        self.resolver.failure = match answer {
+            Ok(addresses) => {
+                self.set_addresses(addresses);
+                None
+            }
+            // An unreachable resolver removes no address; a name that leads to usher itself removes all.
+            Err(ResolveError::Name(_)) if !self.entries.is_empty() => None,
+            Err(failure) => {
+                self.entries.clear();
+                Some(failure)
+            }
+        };
+        self.resolver.asking = false;
+        self.resolver.due = Some(Instant::now() + life);
+    }
+}
+
+/// A running probe of an address; ends when dropped.
+#[derive(Debug)]
+pub(super) struct RunningProbe {
+    pool: Arc<Pool>,
+    pub(super) attempt: ConnectAttempt,
+}
+
+impl RunningProbe {
+    fn new(pool: &Arc<Pool>, address: SocketAddr, began: Instant) -> Self {
+        Self { pool: Arc::clone(pool), attempt: ConnectAttempt { address, began, connected: false } }
+    }
+
+    /// The probe has connected; waiting logins are notified.
+    pub(super) fn connected(&mut self) {
+        self.attempt.connected = true;
+        if let Some(breaker) = self.pool.addresses().breaker(self.attempt.address) {
+            breaker.probe_connected();
+        }
+        self.pool.changed.send_replace(());
+    }
+
+    /// Whether it probes an address that is down.
+    pub(super) fn is_recovery(&self) -> bool {
+        self.pool.addresses().breaker(self.attempt.address).is_none_or(|breaker| !breaker.is_closed())
+    }
+}
+
+impl Drop for RunningProbe {
+    fn drop(&mut self) {
+        if let Some(breaker) = self.pool.addresses().breaker(self.attempt.address) {
+            breaker.end_probe(Instant::now());
+        }
+        self.pool.changed.send_replace(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn set() -> AddressSet {
+        let resolver = Resolver { due: None, asking: true, failure: None };
+        let (account_refused, lists, lessons) = (false, HashMap::new(), 0);
+        AddressSet {
+            entries: Vec::new(),
+            resolver,
+            slow_start: SlowStart::new(Duration::ZERO),
+            account_refused,
+            lists,
+            generation: lessons,
+        }
+    }
+
+    fn at(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn local_shortage_is_no_fault_of_the_server() {
+        let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
+routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
+";
+        let config = config::parse(std::path::Path::new("/c.yaml"), text).unwrap();
+        let backend = &config.routing.backends[0];
+        let own: Arc<[SocketAddr]> = Arc::from([]);
+        let pool = Pool::new(&"server3".into(), &backend.endpoints[0], backend, &own);
+        let address = at(&["192.0.2.3:993"])[0];
+        let opened = |reason: rustix::io::Errno| {
+            for _ in 0..10 {
+                let attempt = ConnectAttempt { address, began: Instant::now(), connected: false };
+                pool.failed(&attempt, &BackendError::Connect { address, source: reason.into() });
+            }
+            pool.count(BreakerState::Open)
+        };
+        assert_eq!(opened(rustix::io::Errno::MFILE), 0);
+        assert_eq!(opened(rustix::io::Errno::ADDRNOTAVAIL), 0);
+        assert!(pool.status().up);
+        assert_eq!(opened(rustix::io::Errno::CONNREFUSED), 1);
+        let state = pool.status();
+        assert!(!state.up && state.capabilities.is_none());
+        let [one] = state.addresses.as_slice() else { panic!("{state:?}") };
+        assert_eq!((one.address, &*one.breaker), (address, "open"));
+        assert!(one.reason.as_ref().unwrap().contains("Connection refused") && one.down_seconds.is_some(), "{one:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn address_state_survives_a_new_dns_reply() {
+        let mut set = set();
+        set.resolved(Ok(at(&["192.0.2.1:993", "192.0.2.2:993"])));
+        let address = at(&["192.0.2.1:993"])[0];
+        let attempt = ConnectAttempt { address, began: Instant::now(), connected: false };
+        assert!(set.breaker(address).unwrap().failed(&attempt, 1, "refused", Instant::now()));
+        set.resolved(Ok(at(&["192.0.2.3:993", "192.0.2.1:993"])));
+        let closed: Vec<_> = set.entries.iter().map(|(at, breaker)| (at.to_string(), breaker.is_closed())).collect();
+        assert_eq!(closed, [("192.0.2.3:993".to_owned(), true), ("192.0.2.1:993".to_owned(), false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unreachable_resolver_removes_no_address_and_is_retried_soon() {
+        let mut set = set();
+        let away = || Err(ResolveError::Name(Arc::new(io::ErrorKind::TimedOut.into())));
+        set.resolved(away());
+        assert!(set.resolver.failure.is_some() && !set.resolver.asking);
+        set.resolved(Ok(at(&["192.0.2.1:993"])));
+        assert!(set.resolver.failure.is_none());
+        assert_eq!(set.resolver.due, Some(Instant::now() + RESOLVE_INTERVAL));
+        set.resolved(away());
+        assert_eq!((set.usable(), set.resolver.due), (1, Some(Instant::now() + RETRY)));
+        // A name that leads back to usher is not an outage of the resolver.
+        set.resolved(Err(ResolveError::Own(at(&["192.0.2.1:993"])[0])));
+        assert!(set.entries.is_empty() && set.resolver.failure.is_some());
+    }
+}

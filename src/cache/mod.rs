@@ -1,0 +1,438 @@
+//! The cache of the directory's answers: bounded, and without passwords.
+//!
+//! Parts, each a moka cache with its own limit: typed name -> DN; DN -> the decision with digests of correct
+//! passwords; DN -> digests of wrong passwords (separate, so that guessing can never evict a correct one); and
+//! the flights, one per typed name and password.
+//!
+//! A wrong password is refused for `negative_ttl` without a lookup. After that the entry is looked up, and the
+//! password is bound again only if it may be valid by now: the entry's password or policy attributes have
+//! changed, or `SURE` (12 h) has passed. If the entry exposes no count of wrong passwords, a lock could have
+//! hidden that the password is correct: then it counts for longer each time it is refused, up to
+//! `negative_ttl_max` (`refused`). Digests are HMAC-SHA-256 under a random key of this process, compared in
+//! constant time. Freshness is computed on tokio's clock; moka's own expiry only frees memory.
+
+mod admin;
+mod refused;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use moka::ops::compute::Op;
+use subtle::ConstantTimeEq;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::base::secret::Secret;
+use crate::config;
+use crate::directory::{Entry, EntryVersion, Identity, Login};
+
+pub use admin::CacheRecord;
+use refused::WrongPasswords;
+
+/// Correct passwords kept per entry: a main and some app passwords must not evict each other.
+const RIGHT_PER_ENTRY: usize = 4;
+/// How long wrong passwords are kept: longer than they count, so that a repeated one is recognized.
+const WRONG_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// The number of DN groups that share a generation; sharing costs an unneeded bind, no more.
+const GENERATION_SLOTS: usize = 1024;
+
+/// A keyed digest of a password: useless without this process's key.
+#[derive(Clone, Copy)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    fn matches(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+/// A point in the cache's history: see [`Cache::holds`].
+#[derive(Debug, Clone, Copy)]
+pub struct CacheStamp(u64);
+
+/// The cached answer for a name and password.
+#[derive(Debug)]
+pub enum CacheAnswer {
+    /// A bind within `ttl` proved this password.
+    Right(Arc<Identity>),
+    /// The directory refused this password for this DN within `negative_ttl`.
+    Wrong(Arc<str>),
+    /// Nothing: ask the directory.
+    Unknown,
+}
+
+#[derive(Clone)]
+struct CachedName {
+    dn: Arc<str>,
+    at: Instant,
+}
+
+#[derive(Clone)]
+struct VerifiedPassword {
+    digest: Digest,
+    /// `None`: another password was stored since; verify again before the next use.
+    verified: Option<Instant>,
+}
+
+struct CachedUser {
+    identity: Arc<Identity>,
+    right: Vec<VerifiedPassword>,
+}
+
+/// The cache.
+pub struct Cache {
+    key: hmac::Key,
+    ttl: Duration,
+    negative_ttl: Duration,
+    negative_ttl_max: Duration,
+    stale: Duration,
+    names: moka::sync::Cache<Login, CachedName>,
+    users: moka::sync::Cache<Arc<str>, Arc<CachedUser>>,
+    wrong: moka::sync::Cache<Arc<str>, Arc<WrongPasswords>>,
+    /// Counts invalidations; each slot has the count of its last one.
+    history: AtomicU64,
+    forgotten: Box<[AtomicU64]>,
+    slots: RandomState,
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("ttl", &self.ttl).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// An empty cache under a new random key.
+    ///
+    /// # Panics
+    /// If the operating system has no random numbers: nothing may be decided then.
+    #[must_use]
+    pub fn new(settings: &config::Cache) -> Self {
+        let random = aws_lc_rs::rand::SystemRandom::new();
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers");
+        // Data that is too old for normal use may be all there is in an outage.
+        let life = settings.ttl.max(settings.stale);
+        Self {
+            key,
+            ttl: settings.ttl,
+            negative_ttl: settings.negative_ttl,
+            negative_ttl_max: settings.negative_ttl_max,
+            stale: settings.stale,
+            names: bounded(settings.capacity, life),
+            users: bounded(settings.capacity, life),
+            wrong: bounded(settings.capacity, WRONG_KEPT),
+            history: AtomicU64::new(0),
+            forgotten: (0..GENERATION_SLOTS).map(|_| AtomicU64::new(0)).collect(),
+            slots: RandomState::new(),
+        }
+    }
+
+    /// The digest under which a password is stored.
+    #[must_use]
+    pub fn digest(&self, password: &Secret) -> Digest {
+        let tag = hmac::sign(&self.key, password.expose());
+        let mut digest = [0; 32];
+        digest.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
+        Digest(digest)
+    }
+
+    /// The cached answer for this name and password now.
+    #[must_use]
+    pub fn lookup(&self, login: &Login, digest: &Digest) -> CacheAnswer {
+        let now = Instant::now();
+        let fresh = |at: Instant, life: Duration| now.saturating_duration_since(at) < life;
+        let Some(name) = self.names.get(login).filter(|name| fresh(name.at, self.ttl)) else {
+            return CacheAnswer::Unknown;
+        };
+        if let Some(identity) = self.verified(&name.dn, digest, self.ttl) {
+            return CacheAnswer::Right(identity);
+        }
+        let refused = self.wrong.get(&name.dn).is_some_and(|refused| refused.lately(digest, self.negative_ttl));
+        if refused { CacheAnswer::Wrong(Arc::clone(&name.dn)) } else { CacheAnswer::Unknown }
+    }
+
+    /// The user, if a bind proved the password within `stale`: for use while no directory server is available.
+    #[must_use]
+    pub fn stale(&self, login: &Login, digest: &Digest) -> Option<Arc<Identity>> {
+        let name = self.names.get(login)?;
+        (name.at.elapsed() < self.stale).then(|| self.verified(&name.dn, digest, self.stale)).flatten()
+    }
+
+    /// The entry, if this password was verified within `life`.
+    fn verified(&self, dn: &Arc<str>, digest: &Digest, life: Duration) -> Option<Arc<Identity>> {
+        let user = self.users.get(dn)?;
+        // Every digest is compared, so that timing does not reveal which one matched.
+        let mut verified = None;
+        for right in &user.right {
+            if right.digest.matches(digest) {
+                verified = right.verified;
+            }
+        }
+        verified.is_some_and(|at| at.elapsed() < life).then(|| Arc::clone(&user.identity))
+    }
+
+    /// Stores that a bind proved this password. If it is new, the entry's other passwords must be verified
+    /// again at their next use: one of them may have been replaced.
+    pub fn right(&self, login: &Login, identity: Arc<Identity>, digest: Digest, since: CacheStamp) {
+        let dn = Arc::clone(&identity.entry().dn);
+        if !self.holds(&dn, since) {
+            return;
+        }
+        let now = Instant::now();
+        self.names.insert(login.clone(), CachedName { dn: Arc::clone(&dn), at: now });
+        self.users.entry(Arc::clone(&dn)).and_compute_with(|old| {
+            // Checked again under the lock: an invalidation meanwhile is newer than this answer.
+            if !self.holds(&dn, since) {
+                return Op::Nop;
+            }
+            let mut right = old.map(|old| old.into_value().right.clone()).unwrap_or_default();
+            if let Some(known) = right.iter_mut().find(|known| known.digest.matches(&digest)) {
+                known.verified = Some(now);
+            } else {
+                right.iter_mut().for_each(|other| other.verified = None);
+                // The least recently verified one is evicted; those to be verified again first.
+                if right.len() >= RIGHT_PER_ENTRY
+                    && let Some(oldest) = (0..right.len()).min_by_key(|at| right.get(*at).map(|known| known.verified))
+                {
+                    right.remove(oldest);
+                }
+                // Most have one; room for four would be allocated otherwise.
+                right.reserve_exact(1);
+                right.push(VerifiedPassword { digest, verified: Some(now) });
+            }
+            Op::Put(Arc::new(CachedUser { identity, right }))
+        });
+        self.drop_wrong(&dn, &digest);
+    }
+
+    /// Stores that the directory refused this password for this DN, whose entry had this version. Does not
+    /// affect other passwords.
+    pub fn wrong(&self, login: &Login, dn: &Arc<str>, seen: &EntryVersion, digest: Digest, since: CacheStamp) {
+        // A DN built by a template has the client's spelling; the entry's own DN is known if a user has logged
+        // in under this name, and its data must stay reachable. A principal name is not a DN.
+        let known = self.names.get(login).filter(|name| is_respelled(&name.dn, dn) || !dn.contains('='));
+        let dn = known.as_ref().map_or(dn, |name| &name.dn);
+        if !self.holds(dn, since) {
+            return;
+        }
+        let now = Instant::now();
+        self.names.insert(login.clone(), CachedName { dn: Arc::clone(dn), at: now });
+        self.drop_right(dn, &digest);
+        self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| {
+            let mut refused = old.map(|old| WrongPasswords::clone(old.value())).unwrap_or_default();
+            refused.add(seen, digest, now, (self.negative_ttl, self.negative_ttl_max));
+            Op::Put(Arc::new(refused))
+        });
+    }
+
+    /// Whether this password was refused for the entry as just looked up, and nothing indicates that it may be
+    /// valid by now.
+    #[must_use]
+    pub fn refused_before(&self, entry: &Entry, digest: &Digest) -> bool {
+        self.note_entry(&entry.dn, |refused| refused.note_entry(&entry.version));
+        self.wrong.get(&entry.dn).is_some_and(|refused| refused.counts(&entry.version, digest))
+    }
+
+    /// Records a lock reported by the watch, or its end.
+    pub fn lock_shown(&self, dn: &Arc<str>, version: &EntryVersion) {
+        self.note_entry(dn, |refused| refused.lock_shown(version));
+    }
+
+    /// Updates an entry's wrong passwords from its attributes, if these are new.
+    fn note_entry(&self, dn: &Arc<str>, look: impl Fn(&mut WrongPasswords) -> bool) {
+        let changes = |refused: &Arc<WrongPasswords>| look(&mut WrongPasswords::clone(refused));
+        if self.wrong.get(dn).as_ref().is_some_and(changes) {
+            self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| match old {
+                None => Op::Nop,
+                Some(old) => {
+                    let mut refused = WrongPasswords::clone(old.value());
+                    look(&mut refused);
+                    Op::Put(Arc::new(refused))
+                }
+            });
+        }
+    }
+
+    /// Forgets that this password was correct: the directory did not confirm it. Only a client that has the
+    /// password can cause this.
+    pub fn forget_password(&self, login: &Login, digest: &Digest) {
+        if let Some(name) = self.names.get(login) {
+            self.drop_right(&name.dn, digest);
+        }
+    }
+
+    fn drop_right(&self, dn: &Arc<str>, digest: &Digest) {
+        self.users.entry(Arc::clone(dn)).and_compute_with(|old| match old {
+            Some(old) if old.value().right.iter().any(|known| known.digest.matches(digest)) => {
+                let user = old.into_value();
+                let right = user.right.iter().filter(|known| !known.digest.matches(digest)).cloned().collect();
+                Op::Put(Arc::new(CachedUser { identity: Arc::clone(&user.identity), right }))
+            }
+            Some(_) | None => Op::Nop,
+        });
+    }
+
+    fn drop_wrong(&self, dn: &Arc<str>, digest: &Digest) {
+        self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| match old {
+            None => Op::Nop,
+            Some(old) => {
+                let mut refused = WrongPasswords::clone(old.value());
+                refused.drop(digest);
+                Op::Put(Arc::new(refused))
+            }
+        });
+    }
+
+    /// Forgets the wrong passwords of an entry: a change may have made one valid.
+    pub fn forget_wrong(&self, dn: &Arc<str>) {
+        self.wrong.invalidate(dn);
+    }
+
+    /// How long ago a bind last proved a password of this entry, if cached.
+    #[must_use]
+    pub fn age(&self, dn: &Arc<str>) -> Option<Duration> {
+        let user = self.users.get(dn)?;
+        user.right.iter().filter_map(|right| right.verified).max().map(|at| at.elapsed())
+    }
+
+    /// The DN that a typed name leads to, if cached.
+    #[must_use]
+    pub fn dn_of(&self, login: &Login) -> Option<Arc<str>> {
+        self.names.get(login).map(|name| Arc::clone(&name.dn))
+    }
+
+    /// Forgets an entry: its decision and its passwords, and invalidates answers in progress.
+    pub fn forget(&self, dn: &Arc<str>) {
+        // Twice: before, so that no older answer is written after the removal; and after it, so that no stamp
+        // is valid that was taken when the decision could still be read.
+        self.pass(self.slot(dn));
+        self.users.entry(Arc::clone(dn)).and_compute_with(|old| if old.is_some() { Op::Remove } else { Op::Nop });
+        self.pass(self.slot(dn));
+    }
+
+    /// Advances the history; earlier stamps become invalid for these slots.
+    fn pass<'a>(&self, slots: impl IntoIterator<Item = &'a AtomicU64>) {
+        let now = self.history.fetch_add(1, Ordering::SeqCst) + 1;
+        for slot in slots {
+            slot.fetch_max(now, Ordering::SeqCst);
+        }
+    }
+
+    /// The current point in history, to be taken *before* the directory is asked.
+    #[must_use]
+    pub fn stamp(&self) -> CacheStamp {
+        CacheStamp(self.history.load(Ordering::SeqCst))
+    }
+
+    /// Whether nothing about this DN was forgotten since the stamp was taken.
+    #[must_use]
+    pub fn holds(&self, dn: &str, since: CacheStamp) -> bool {
+        self.slot(dn).is_some_and(|slot| slot.load(Ordering::SeqCst) <= since.0)
+    }
+
+    /// The approximate number of entries with a decision.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.users.run_pending_tasks();
+        self.users.entry_count()
+    }
+
+    fn slot(&self, dn: &str) -> Option<&AtomicU64> {
+        let hash = usize::try_from(self.slots.hash_one(dn) % (GENERATION_SLOTS as u64)).unwrap_or(0);
+        self.forgotten.get(hash)
+    }
+}
+
+/// Whether two DNs differ in case and spaces only. DNs that are equal in other ways, or differ where case
+/// matters, cost one more bind: this is never used for a correct password.
+fn is_respelled(one: &str, other: &str) -> bool {
+    let letters =
+        |dn: &str| dn.chars().filter(|letter| *letter != ' ').flat_map(char::to_lowercase).collect::<String>();
+    letters(one) == letters(other)
+}
+
+fn bounded<K, V>(capacity: u64, life: Duration) -> moka::sync::Cache<K, V>
+where
+    K: std::hash::Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    moka::sync::Cache::builder().max_capacity(capacity).time_to_live(life).build()
+}
+
+/// Why a flight brought no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FlightError {
+    /// The limit of concurrent lookups is reached.
+    #[error("too many lookups in progress")]
+    TooMany,
+    /// The task of the lookup panicked.
+    #[error("lookup aborted")]
+    Lost,
+}
+
+/// Lookups in progress, so that equal ones share an answer. A separate task computes the answer, and continues
+/// when the client is gone: the bind was sent, and its answer is worth keeping.
+pub struct Flights<T> {
+    in_progress: Arc<Mutex<InProgress<T>>>,
+    limit: usize,
+}
+
+type InProgress<T> = HashMap<(Login, [u8; 32]), watch::Receiver<Option<T>>>;
+
+impl<T: Clone + Send + Sync + 'static> Flights<T> {
+    /// No flight yet, and at most `limit` at a time.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { in_progress: Arc::default(), limit }
+    }
+
+    /// Joins the flight of this name and password, or starts it.
+    ///
+    /// # Errors
+    /// There are too many, or the lookup's task panicked.
+    pub async fn join<F>(&self, login: &Login, digest: &Digest, ask: impl FnOnce() -> F) -> Result<T, FlightError>
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
+        let key = (login.clone(), digest.0);
+        let mut answer = {
+            let mut under_way = self.in_progress.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(flight) = under_way.get(&key) {
+                flight.clone()
+            } else if under_way.len() >= self.limit {
+                return Err(FlightError::TooMany);
+            } else {
+                let (tell, flight) = watch::channel(None);
+                under_way.insert(key.clone(), flight.clone());
+                let landing = FlightGuard { under_way: Arc::clone(&self.in_progress), key };
+                let answer = ask();
+                tokio::spawn(async move {
+                    let _landing = landing;
+                    tell.send_replace(Some(answer.await));
+                });
+                flight
+            }
+        };
+        let landed = answer.wait_for(Option::is_some).await.map_err(|_| FlightError::Lost)?;
+        landed.clone().ok_or(FlightError::Lost)
+    }
+}
+
+/// Removes the flight when its task ends, however it ends.
+struct FlightGuard<T> {
+    under_way: Arc<Mutex<InProgress<T>>>,
+    key: (Login, [u8; 32]),
+}
+
+impl<T> Drop for FlightGuard<T> {
+    fn drop(&mut self) {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests;

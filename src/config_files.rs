@@ -1,0 +1,359 @@
+//! The contents of the files that a config names: certificates, keys, CAs and passwords.
+//!
+//! `check`, `run` and a reload read them in the same way and report every mistake with the config's line and
+//! key. A config that cannot be used is read as far as its sections are sound, so that one `usher check` finds
+//! the mistakes of both.
+
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use zeroize::Zeroizing;
+
+use crate::backend::{BackendFiles, Service};
+use crate::base::privileges::{self, User};
+use crate::base::secret::Secret;
+use crate::base::sys;
+use crate::base::sys::paths::check_folder;
+use crate::config::{self, CertificateFiles, Config, Draft, LdapScheme, Place, Problem};
+use crate::tls::certificate;
+use crate::tls::client::ClientTls;
+use crate::tls::server::ServerTls;
+
+/// Room for a password, so that none leaves a part of it behind while it is read.
+const PASSWORD_ROOM: usize = 4_096;
+
+/// The contents of a config's files.
+#[derive(Debug)]
+pub struct Files {
+    /// TLS towards clients.
+    pub tls: ServerTls,
+    /// TLS towards the directory, if any of its servers wants it.
+    pub directory_tls: Option<Arc<ClientConfig>>,
+    /// Of each backend, in their order.
+    pub backends: Vec<BackendFiles>,
+    /// The key that nginx has to send, if configured.
+    pub auth_http_key: Option<Secret>,
+    /// Their fingerprint just before they were read.
+    pub fingerprint: Fingerprint,
+}
+
+/// A hash of all files of a config: equal as long as no content has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// Hashes every file that a config names. An unreadable file is part of the hash.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let mut all = digest::Context::new(&digest::SHA256);
+        for path in paths(config) {
+            match certificate::read(path) {
+                Ok(content) => all.update(digest::digest(&digest::SHA256, &content).as_ref()),
+                Err(_) => all.update(b"unreadable"),
+            }
+        }
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(all.finish().as_ref());
+        Self(bytes)
+    }
+}
+
+/// Every file that a config names.
+fn paths(config: &Config) -> Vec<&Path> {
+    let config::Config { tls, directory, routing, .. } = config;
+    let service = directory.find.service();
+    let mut pairs: Vec<&CertificateFiles> = tls.certificates.iter().chain(&directory.client_certificate).collect();
+    let mut paths: Vec<&PathBuf> = tls.client_ca.iter().chain(&tls.ticket_keys_file).chain(&directory.ca).collect();
+    paths.extend(service.iter().map(|service| &service.password_file));
+    paths.extend(config.auth_http.iter().filter_map(|settings| settings.key_file.as_ref()));
+    for backend in &routing.backends {
+        pairs.extend(&backend.client_certificate);
+        paths.extend(&backend.ca);
+        let accounts = backend.service.iter().chain(backend.health.probe.account());
+        paths.extend(accounts.map(|account| &account.password_file));
+    }
+    paths.extend(pairs.iter().flat_map(|pair| [&pair.chain, &pair.key]));
+    paths.into_iter().map(PathBuf::as_path).collect()
+}
+
+impl Files {
+    /// Reads every file that a config names.
+    ///
+    /// # Errors
+    /// Every mistake in them.
+    pub fn read(config: &Config) -> Result<Self, Vec<Problem>> {
+        // Before the reading, so that a change meanwhile is found at the next check.
+        let fingerprint = Fingerprint::of(config);
+        let place = &config.place;
+        let mut problems = Vec::new();
+        let tls = ServerTls::build(&config.tls, place).map_err(|more| problems.extend(more));
+        let directory_tls = directory(&config.directory, place).map_err(|more| problems.extend(more));
+        let backends = backends(&config.routing, place).map_err(|more| problems.extend(more));
+        let (user, absent) = process(&config.process, place);
+        problems.extend(absent);
+        problems.extend(control(config.control.as_ref(), user, place));
+        let auth_http_key = auth_http_key(config.auth_http.as_ref(), place).map_err(|problem| problems.push(problem));
+        match (tls, directory_tls, backends, auth_http_key) {
+            (Ok(tls), Ok(directory_tls), Ok(backends), Ok(auth_http_key)) if problems.is_empty() => {
+                Ok(Self { tls, directory_tls, backends, auth_http_key, fingerprint })
+            }
+            (_, _, _, _) => Err(problems),
+        }
+    }
+}
+
+/// The mistakes in the files named by the valid sections of an invalid config.
+#[must_use]
+pub fn problems(draft: &Draft) -> Vec<Problem> {
+    let place = &draft.place;
+    let tls = draft.tls.as_ref().and_then(|tls| ServerTls::build(tls, place).err());
+    let directory = draft.directory.as_ref().and_then(|settings| directory(settings, place).err());
+    let backends = draft.routing.as_ref().and_then(|routing| backends(routing, place).err());
+    let control = control(draft.control.as_ref(), None, place);
+    let key = auth_http_key(draft.auth_http.as_ref(), place).err();
+    [tls, directory, backends].into_iter().flatten().flatten().chain(control).chain(key).collect()
+}
+
+/// The socket's folder may come with the start (`RuntimeDirectory=`), its group does not.
+fn control(control: Option<&config::Control>, user: Option<u32>, place: &Place) -> Vec<Problem> {
+    let Some(control) = control else { return Vec::new() };
+    let group = control
+        .group
+        .as_ref()
+        .and_then(|group| sys::group_id(group).err())
+        .map(|error| place.problem("control.group", format!("{error}; create it, or name another")));
+    let folder = control.path.parent().and_then(|folder| check_folder(folder, user).err());
+    let folder = folder.map(|error| place.problem("control.path", error.to_string()));
+    group.into_iter().chain(folder).collect()
+}
+
+/// Resolves the user to switch to. A process that has already switched does not ask the user database, which
+/// may be unreachable.
+fn process(process: &config::Process, place: &Place) -> (Option<u32>, Option<Problem>) {
+    let Some(name) = &process.user else { return (None, None) };
+    match User::find(name, process.group.as_deref()) {
+        Ok(user) => (Some(user.uid()), None),
+        Err(_) if !privileges::is_root() => (None, None),
+        Err(error) => (None, Some(place.problem("process.user", error.to_string()))),
+    }
+}
+
+/// The key that nginx has to send.
+fn auth_http_key(settings: Option<&config::AuthHttp>, place: &Place) -> Result<Option<Secret>, Problem> {
+    let file = settings.and_then(|settings| settings.key_file.as_ref());
+    let key = file.map(|file| password(file)).transpose();
+    key.map_err(|message| place.problem("auth_http.key_file", message))
+}
+
+/// TLS towards the directory, if any of its servers wants it.
+///
+/// # Errors
+/// Every mistake in the directory's files.
+pub fn directory(directory: &config::Directory, place: &Place) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
+    let mut problems = Vec::new();
+    // The directory reads this file when it binds, and again when a bind is refused; here it is only checked,
+    // so that a restart does not fail on it.
+    let service = directory.find.service();
+    if let Some(Err(message)) = service.as_ref().map(|service| password(&service.password_file)) {
+        problems.push(place.problem("directory.bind_password_file", message));
+    }
+    let ldaps = directory.servers.iter().any(|server| server.scheme == LdapScheme::Ldaps);
+    let wants_tls = directory.starttls || ldaps;
+    let tls = wants_tls.then(|| {
+        let settings = ClientTls {
+            ca: directory.ca.clone(),
+            client_certificate: directory.client_certificate.clone(),
+            pins: Vec::new(),
+            alpn: None,
+            key: "directory".to_owned(),
+        };
+        settings.build(place).map_err(|more| problems.extend(more)).ok()
+    });
+    if problems.is_empty() { Ok(tls.flatten()) } else { Err(problems) }
+}
+
+fn backends(routing: &config::Routing, place: &Place) -> Result<Vec<BackendFiles>, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let numbered = routing.backends.iter().enumerate();
+    let backends = numbered.filter_map(|(index, settings)| {
+        let key = format!("routing.backends[{index}]");
+        backend(settings, &key, place).map_err(|more| problems.extend(more)).ok()
+    });
+    let backends = backends.collect();
+    if problems.is_empty() { Ok(backends) } else { Err(problems) }
+}
+
+fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<BackendFiles, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut endpoints = Vec::with_capacity(settings.endpoints.len());
+    for endpoint in &settings.endpoints {
+        let tls = ClientTls {
+            ca: settings.ca.clone(),
+            client_certificate: settings.client_certificate.clone(),
+            pins: settings.pin_sha256.clone(),
+            alpn: endpoint.protocol.alpn,
+            key: key.to_owned(),
+        };
+        match (ServerName::try_from(endpoint.server_name.clone()), tls.build(place)) {
+            (Ok(name), Ok(tls)) => endpoints.push((name, tls)),
+            // The files are the same for every protocol: their mistakes are reported once.
+            (Ok(_), Err(more)) if problems.is_empty() => problems.extend(more),
+            (Ok(_), Err(_)) => {}
+            (Err(_), _) => {
+                let key = format!("{key}.{}.server_name", endpoint.protocol.name);
+                problems.push(place.problem(&key, "this is neither a DNS name nor an IP address"));
+            }
+        }
+    }
+    let mut account = |account: &config::BackendService, name: &str| match password(&account.password_file) {
+        Ok(password) => Some(Service { login: account.login.clone(), password }),
+        Err(message) => {
+            problems.push(place.problem(&format!("{key}.{name}.password_file"), message));
+            None
+        }
+    };
+    let service = settings.service.as_ref().and_then(|service| account(service, "service"));
+    let probe = settings.health.probe.account().and_then(|probe| account(probe, "probe_account"));
+    if problems.is_empty() { Ok(BackendFiles { tls: endpoints, service, probe }) } else { Err(problems) }
+}
+
+/// A password from a file, without the line end that an editor puts behind it.
+fn password(path: &Path) -> Result<Secret, String> {
+    let unreadable =
+        |error: io::Error| format!("{} cannot be read: {error}; create it, readable for usher alone", path.display());
+    let (file, metadata) = sys::open_regular(path).map_err(unreadable)?;
+    if let Some(mode) = sys::exposed(&metadata) {
+        return Err(sys::exposed_message(path, mode));
+    }
+    let mut bytes = Zeroizing::new(Vec::with_capacity(PASSWORD_ROOM + 1));
+    let limit = u64::try_from(PASSWORD_ROOM).unwrap_or(u64::MAX);
+    file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() == PASSWORD_ROOM {
+        return Err(format!("{} has {PASSWORD_ROOM} bytes or more: is this a password?", path.display()));
+    }
+    let password = Secret::from_file(std::mem::take(&mut bytes));
+    if password.is_empty() {
+        return Err(format!("{} is empty; put the password into its first line", path.display()));
+    }
+    Ok(password)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::config::parse;
+
+    fn secret(path: &Path, content: &str) {
+        fs::write(path, content).unwrap();
+        fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    }
+
+    #[test]
+    fn mistakes_of_the_config_and_its_files_are_reported_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = rcgen::generate_simple_self_signed(vec!["one.example".to_owned()]).unwrap();
+        let two = rcgen::generate_simple_self_signed(vec!["two.example".to_owned()]).unwrap();
+        fs::write(folder.path().join("one.pem"), one.cert.pem()).unwrap();
+        secret(&folder.path().join("two.key"), &two.signing_key.serialize_pem());
+        secret(&folder.path().join("empty"), "\n");
+        let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: one.pem, key: two.key}]}
+directory:
+  servers: ['ldaps://ldap.example']
+  ca: absent.pem
+  bind_dn: cn=usher
+  bind_password_file: empty
+  base: dc=example
+  filter: '(uid={login})'
+routing:
+  backends: [{name: server3, ca: absent.pem, imap: {address: '192.0.2.3:993', tls: implicit}}]
+limits: {connections: none}
+control: {path: control.sock, group: there-is-no-such-group}
+";
+        let mistakes = parse(&folder.path().join("config.yaml"), text).unwrap_err();
+        let mut all = mistakes.problems;
+        all.extend(problems(&mistakes.draft.unwrap()));
+        let reported: Vec<_> = all.iter().map(|problem| (problem.key.as_str(), problem.line.unwrap())).collect();
+        let expected = [
+            ("limits.connections", 12),
+            ("tls.certificates[0].key", 2),
+            ("directory.bind_password_file", 7),
+            ("directory.ca", 5),
+            ("routing.backends[0].ca", 11),
+            ("control.group", 13),
+        ];
+        assert_eq!(reported, expected, "{all:#?}");
+    }
+
+    const CONFIG: &str = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: one.pem, key: one.key}]}
+directory:
+  servers: ['ldap://127.0.0.1']
+  bind_dn: cn=usher
+  bind_password_file: password
+  base: dc=example
+  filter: '(uid={login})'
+routing:
+  backends:
+    - name: server3
+      ca: ca.pem
+      imap: {address: '192.0.2.3:993', tls: implicit}
+      probe: login
+      probe_account: {login: watcher, password_file: probe.password}
+";
+
+    /// A folder with what [`CONFIG`] names.
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let one = rcgen::generate_simple_self_signed(vec!["one.example".to_owned()]).unwrap();
+        fs::write(folder.path().join("one.pem"), one.cert.pem()).unwrap();
+        secret(&folder.path().join("one.key"), &one.signing_key.serialize_pem());
+        fs::write(folder.path().join("ca.pem"), one.cert.pem()).unwrap();
+        for name in ["password", "probe.password"] {
+            secret(&folder.path().join(name), "service");
+        }
+        folder
+    }
+
+    #[test]
+    fn secrets_readable_by_others_are_refused() {
+        let folder = folder();
+        let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
+        Files::read(&config).unwrap();
+        for name in ["one.key", "password"] {
+            fs::set_permissions(folder.path().join(name), Permissions::from_mode(0o644)).unwrap();
+        }
+        let problems = Files::read(&config).unwrap_err();
+        let reported: Vec<_> = problems.iter().map(|problem| (problem.key.as_str(), problem.line.unwrap())).collect();
+        assert_eq!(reported, [("tls.certificates[0].key", 2), ("directory.bind_password_file", 6)]);
+        for problem in &problems {
+            assert!(problem.message.contains("mode 0644") && problem.message.contains("run `chmod 640 /"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn fingerprint_depends_only_on_the_content() {
+        let folder = folder();
+        let config = parse(&folder.path().join("config.yaml"), CONFIG).unwrap();
+        let first = Fingerprint::of(&config);
+        assert_eq!(Files::read(&config).unwrap().fingerprint, first);
+        for name in ["one.pem", "one.key", "ca.pem", "password", "probe.password"] {
+            let path = folder.path().join(name);
+            let content = fs::read(&path).unwrap();
+            fs::write(&path, "another").unwrap();
+            let changed = Fingerprint::of(&config);
+            assert_ne!(changed, first, "{name}");
+            fs::remove_file(&path).unwrap();
+            assert!(![first, changed].contains(&Fingerprint::of(&config)), "{name}");
+            fs::write(&path, content).unwrap();
+            assert_eq!(Fingerprint::of(&config), first, "{name}");
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! What an examination of a directory server means.
+
+use std::time::Duration;
+
+use super::{Finding, State, Subject, certificates};
+use crate::config::{Config, LdapScheme, WatchMode};
+use crate::diagnose::table::{Shown, thousands};
+use crate::directory::{LockoutPolicy, Login, SampleLookup, ServerDiagnosis, UnavailableCause, UserCount};
+use crate::login::explain::Verdict;
+
+/// The longest window that `throttle.forget_every` can be.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// LDAP results that say that a limit was met.
+const LIMITS: [u32; 3] = [3, 4, 11];
+
+pub(super) fn subject(config: &Config, examined: &ServerDiagnosis, sample: Option<&Login>) -> Subject {
+    let mut findings = vec![connection(config, examined)];
+    findings.extend(examined.service.as_ref().map(|service| bound(config, service)));
+    if examined.service.as_ref().is_some_and(Result::is_ok) && examined.with_mail_host.is_none() {
+        let words = "only users themselves may read: nothing more can be seen without a service account";
+        let advice = "give bind_dn and bind_password_file one that may read, for checks and for live changes";
+        findings.push(Finding::new("base", State::Note, words).advised(advice));
+    }
+    let found = examined.sample.as_ref().is_some_and(|sample| sample.as_ref().is_ok_and(|one| one.entries > 0));
+    findings.extend(examined.base.as_ref().map(|base| read_base(config, base, found)));
+    let chosen = sample.map(Login::as_str).or(config.directory.canary.as_ref().map(|canary| canary.login.as_str()));
+    findings.extend(examined.sample.as_ref().map(|one| search(config, one, chosen)));
+    findings.extend(examined.with_mail_host.as_ref().map(|with| mail_host(config, with.as_ref())));
+    findings.extend(examined.canary.as_ref().map(canary));
+    findings.extend(examined.sync.as_ref().map(|sync| synchronization(config, sync)));
+    findings.extend(examined.users.as_ref().map(|users| size(config, users)));
+    let lockout = examined.lockout.as_ref().and_then(|lockout| lockout.as_ref().ok()?.as_ref());
+    findings.extend(lockout.map(|lockout| locking(config, lockout)));
+    Subject { kind: "directory", name: examined.url.to_string(), protocol: None, address: None, findings }
+}
+
+fn connection(config: &Config, examined: &ServerDiagnosis) -> Finding {
+    let settings = &config.directory;
+    let server = settings.servers.iter().find(|server| server.url == *examined.url);
+    match &examined.connection {
+        Ok(Some(certificate)) => certificates::shown("connection", "TLS", std::slice::from_ref(certificate), false),
+        Ok(None) => match server.map(|server| server.scheme) {
+            Some(LdapScheme::Ldapi) => Finding::ok("connection", "a socket of this machine"),
+            Some(LdapScheme::Ldap) if !settings.starttls && settings.plaintext => Finding::new(
+                "connection",
+                State::Warning,
+                "connected in the clear: passwords cross the network readably",
+            )
+            .advised("use ldaps:// or `starttls: true`"),
+            Some(LdapScheme::Ldap) if !settings.starttls => Finding::ok("connection", "connected, on this machine"),
+            Some(LdapScheme::Ldap | LdapScheme::Ldaps) | None => Finding::ok("connection", "TLS"),
+        },
+        Err(trouble) => Finding::problem("connection", words(trouble), advice(trouble)),
+    }
+}
+
+/// The trouble without the server's name, which stands above it.
+fn words(trouble: &UnavailableCause) -> String {
+    match trouble {
+        UnavailableCause::Connection { reason, .. } => reason.clone(),
+        UnavailableCause::ServiceBind { code, .. } => format!("refused with result {code}"),
+        UnavailableCause::Result { operation, code, .. } => format!("{operation} failed with result {code}"),
+        UnavailableCause::Malformed { .. } => "malformed reply".to_owned(),
+        UnavailableCause::Canary { .. } => "not shown".to_owned(),
+        UnavailableCause::Behind { .. } => "has not caught up with the last change".to_owned(),
+        UnavailableCause::Hidden { .. } => "hides the mail host of an entry".to_owned(),
+        UnavailableCause::Timeout | UnavailableCause::Busy | UnavailableCause::NoServiceAccount => trouble.to_string(),
+    }
+}
+
+fn advice(trouble: &UnavailableCause) -> &'static str {
+    match trouble {
+        UnavailableCause::Connection { reason, .. } => {
+            let says = |word: &str| reason.contains(word);
+            if says("expired") {
+                "renew the certificate on that server"
+            } else if says("authority") || says("signature") {
+                "directory.ca must name the authority that issued the server's certificate"
+            } else if says("is not for") || says("another name") {
+                "write the name that is in the certificate into directory.servers"
+            } else if says("does not speak TLS") {
+                "ldaps:// is for the TLS port, usually 636; for 389 write ldap:// with `starttls: true`"
+            } else if says("StartTLS") {
+                "the server has no TLS for StartTLS: give it a certificate, or use ldaps://"
+            } else if says("refused") {
+                "is the directory running, and does it listen at this port?"
+            } else if says("lookup") || says("resolve") || says("name") {
+                "the name leads nowhere: look at directory.servers and at this machine's resolver"
+            } else {
+                "try `openssl s_client -connect HOST:636` from this machine"
+            }
+        }
+        UnavailableCause::Timeout | UnavailableCause::Busy => {
+            "a firewall in between, or a server that is too slow: directory.attempt_timeout is the time for one answer"
+        }
+        UnavailableCause::ServiceBind { .. }
+        | UnavailableCause::Result { .. }
+        | UnavailableCause::Malformed { .. }
+        | UnavailableCause::Canary { .. }
+        | UnavailableCause::Behind { .. }
+        | UnavailableCause::Hidden { .. }
+        | UnavailableCause::NoServiceAccount => "look at the server's own log",
+    }
+}
+
+fn bound(config: &Config, service: &Result<(), UnavailableCause>) -> Finding {
+    let account = config.directory.find.service();
+    let Err(trouble) = service else {
+        let who = account.map_or_else(|| "anonymous: no bind_dn is set".to_owned(), |account| account.dn.clone());
+        return Finding::ok("service bind", who);
+    };
+    let dn = account.map(|account| account.dn.as_str()).unwrap_or_default();
+    let file = account.map(|account| account.password_file.display().to_string()).unwrap_or_default();
+    let (found, what) = (format!("{dn}: {}", words(trouble)), trouble.code());
+    match what {
+        Some(49) => Finding::problem(
+            "service bind",
+            found,
+            format!("the password in {file} is not that of this DN, or there is no such entry"),
+        ),
+        Some(53 | 19 | 50) => Finding::problem(
+            "service bind",
+            found,
+            "the account may be locked, or may bind in another way only: look at the server's own log",
+        ),
+        Some(_) => Finding::problem("service bind", found, "see `directory.bind_dn`, and the server's own log"),
+        None => Finding::problem("service bind", found, advice(trouble)),
+    }
+}
+
+fn read_base(config: &Config, base: &Result<(u32, bool), UnavailableCause>, found: bool) -> Finding {
+    let dn = config.directory.users_base();
+    match base {
+        Ok((0, true)) => Finding::ok("base", dn),
+        Ok(_) if found => {
+            Finding::new("base", State::Note, format!("{dn} itself is not shown; what is below it is, which is enough"))
+        }
+        Ok((32, _)) => {
+            let advice = "there is no such entry, or the service account may not see it: is the data loaded, is \
+                          directory.base spelt right, do the access rules let the account read?";
+            Finding::problem("base", format!("{dn}: no such entry (result 32)"), advice)
+        }
+        Ok((code, _)) => {
+            let advice = "the access rules must let the service account read this entry and what is below it";
+            Finding::problem("base", format!("{dn} is not shown (result {code})"), advice)
+        }
+        Err(trouble) => Finding::problem("base", format!("{dn}: {}", words(trouble)), advice(trouble)),
+    }
+}
+
+fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chosen: Option<&str>) -> Finding {
+    let sample = match sample {
+        Ok(sample) => sample,
+        Err(trouble) => return Finding::problem("filter", words(trouble), advice(trouble)),
+    };
+    let filter = Shown(&sample.filter).to_string();
+    // Of all users the first will do; of one login there may be no second.
+    let several = chosen.is_some() && (sample.entries > 1 || sample.code == 4);
+    match (&sample.first, chosen) {
+        _ if several => {
+            let advice = "a login by this name is refused: make the filter or the names unique";
+            Finding::problem("filter", format!("{filter} finds several entries"), advice)
+        }
+        (Some(entry), _) => {
+            let dn = Shown(&entry.dn).to_string();
+            let login = chosen.and_then(|name| Login::parse(name.as_bytes()));
+            let Some(login) = login else { return Finding::ok("filter", format!("{filter} finds {dn}")) };
+            let verdict = Verdict::of_entry(config, entry, &login);
+            let found = format!("{filter} finds {dn}, which {}", verdict.words);
+            if verdict.goal.is_ok() {
+                Finding::ok("filter", found)
+            } else {
+                let found = format!("{filter} finds {dn}: {}", verdict.words);
+                Finding::new("filter", State::Warning, found).advised(format!("see `usher explain {}`", login.as_str()))
+            }
+        }
+        (None, Some(name)) => {
+            let advice = format!(
+                "is there an entry for {}? Does the base stand above it, may the service account search for what the \
+                 filter compares?",
+                Shown(name)
+            );
+            Finding::problem("filter", format!("{filter} finds no entry (result {})", sample.code), advice)
+        }
+        (None, None) => {
+            let advice = "no user could log in: check directory.base and directory.filter, and at the access rules for \
+                          the service account";
+            Finding::problem("filter", format!("{filter} finds no entry (result {})", sample.code), advice)
+        }
+    }
+}
+
+fn mail_host(config: &Config, with: Result<&Option<crate::directory::Entry>, &UnavailableCause>) -> Finding {
+    let attribute = &config.directory.mail_host_attribute;
+    match with {
+        Ok(Some(entry)) if !entry.mail_hosts.is_empty() => {
+            let (value, dn) = (entry.mail_hosts.join(", "), Shown(&entry.dn).to_string());
+            Finding::ok("mail host", format!("{attribute} is shown, such as {} of {dn}", Shown(&value)))
+        }
+        Ok(entry) => {
+            let found = match entry {
+                Some(entry) => format!("{attribute} of {} may be searched for, and is not shown", Shown(&entry.dn)),
+                None => format!("no user shows {attribute}"),
+            };
+            let advice = "the service account must be allowed to search and read this attribute (in slapd.conf: `access \
+                          to attrs=...` above the rule that hides it); or directory.mail_host_attribute is another, or \
+                          no user has a value yet";
+            match &config.routing.default {
+                Some(default) => {
+                    Finding::new("mail host", State::Warning, format!("{found}: all users go to {default}"))
+                        .advised(advice)
+                }
+                None => Finding::problem("mail host", format!("{found}: no user can be routed"), advice),
+            }
+        }
+        Err(trouble) => Finding::problem("mail host", words(trouble), advice(trouble)),
+    }
+}
+
+fn canary(shown: &Result<(), UnavailableCause>) -> Finding {
+    match shown {
+        Ok(()) => Finding::ok("canary", "shown as configured"),
+        Err(trouble @ UnavailableCause::Canary { .. }) => Finding::problem(
+            "canary",
+            words(trouble),
+            "usher uses no server that does not show directory.canary: search for it there as bind_dn; mend the data, \
+             the access rules, or the canary's login and mail_host",
+        ),
+        Err(trouble) => Finding::problem("canary", words(trouble), advice(trouble)),
+    }
+}
+
+fn synchronization(config: &Config, sync: &Result<(bool, Option<u32>), UnavailableCause>) -> Finding {
+    let watch = &config.directory.watch;
+    let (found, advice) = match sync {
+        Ok((true, Some(0 | 4))) if watch.mode == WatchMode::Poll => {
+            return Finding::new(
+                "live changes",
+                State::Note,
+                "content synchronization is available; `watch: poll` does not use it",
+            );
+        }
+        Ok((true, Some(0 | 4))) => return Finding::ok("live changes", "content synchronization"),
+        Ok((true, Some(12))) => (
+            "content synchronization is refused for this database (result 12)".to_owned(),
+            "add `overlay syncprov` to the database",
+        ),
+        Ok((true, code)) => (
+            format!("content synchronization is refused (result {})", code.unwrap_or_default()),
+            "the service account must be allowed to synchronize: look at its limits and access rules",
+        ),
+        Ok((false, _)) => {
+            ("the server has no content synchronization".to_owned(), "load syncprov (OpenLDAP) or its plug-in (389-DS)")
+        }
+        Err(trouble) => (words(trouble), self::advice(trouble)),
+    };
+    match watch.mode {
+        WatchMode::Sync => Finding::problem("live changes", format!("{found}, and `watch: sync` wants it"), advice),
+        WatchMode::Auto | WatchMode::Poll | WatchMode::Off => {
+            let found = format!("{found}: polling every {} s", watch.poll_interval.as_secs());
+            Finding::new("live changes", State::Note, found).advised(advice)
+        }
+    }
+}
+
+/// Whether guesses can lock users out, by the directory's policy.
+fn locking(config: &Config, lockout: &LockoutPolicy) -> Finding {
+    let LockoutPolicy { policy, failures, window } = lockout;
+    let within = window.map_or_else(String::new, |window| format!(" within {}", in_words(window)));
+    let found = format!("{} locks an account after {failures} wrong passwords{within}", Shown(policy));
+    let (throttle, rule) = (&config.throttle, &config.throttle.failed_logins_per_user);
+    // Within the window one more is forgotten, and one is left for the owner.
+    let most = failures.saturating_sub(2).max(1);
+    let window = window.unwrap_or(DAY).min(DAY);
+    let advice = format!(
+        "`throttle.failed_logins_per_user: {{limit: {most}}}` with `throttle.forget_every: {}` keeps guesses from locking \
+         users out; during an attack it also refuses users on unknown networks",
+        in_words(window)
+    );
+    match rule.limit {
+        None => Finding::new("lock-out", State::Note, found).advised(advice),
+        Some(limit) if limit >= *failures || throttle.memory.forget_every < window => {
+            let found = format!("{found}: throttle.failed_logins_per_user.limit lets as many pass");
+            Finding::new("lock-out", State::Warning, found).advised(advice)
+        }
+        Some(_) => Finding::ok("lock-out", format!("{found}; guesses are stopped before")),
+    }
+}
+
+/// A duration as the config takes it.
+fn in_words(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds if seconds % 3_600 == 0 => format!("{}h", seconds / 3_600),
+        seconds if seconds % 60 == 0 => format!("{}m", seconds / 60),
+        seconds => format!("{seconds}s"),
+    }
+}
+
+fn size(config: &Config, users: &Result<UserCount, UnavailableCause>) -> Finding {
+    let UserCount { users, code, more, paged } = match users {
+        Ok(counted) => *counted,
+        Err(trouble) => return Finding::problem("size limit", words(trouble), advice(trouble)),
+    };
+    let (number, way) = (thousands(users), if paged { ", page by page" } else { "" });
+    if LIMITS.contains(&code) {
+        let found = format!("the server shows the first {number} users and no more (result {code})");
+        let advice = "raise the limits of the service account (in slapd.conf: `limits dn.exact=\"BIND_DN\" size=unlimited \
+                      time=unlimited`), or changes of users are missed; logins are not affected";
+        return match config.directory.watch.mode {
+            WatchMode::Off => Finding::new("size limit", State::Note, found),
+            WatchMode::Auto | WatchMode::Sync | WatchMode::Poll => Finding::problem("size limit", found, advice),
+        };
+    }
+    if code != 0 {
+        return Finding::problem(
+            "size limit",
+            format!("result {code} after {number} users"),
+            "look at the server's own log",
+        );
+    }
+    let least = if more { "at least " } else { "" };
+    Finding::ok("size limit", format!("{least}{number} users are shown{way}"))
+}

@@ -1,0 +1,158 @@
+//! `usher check --connect`: from the config to the world, and what to do about what is wrong there.
+//!
+//! Every server is reached by the code that serves logins (`directory::examine`, `backend::inspect`); here
+//! is what its answers mean for an operator. Nothing is changed anywhere, and no user's password is sent.
+
+mod backends;
+mod certificates;
+mod directory;
+pub mod table;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::future::join_all;
+use serde::Serialize;
+
+use crate::directory::Login;
+use crate::login::core::Snapshot;
+use crate::proto::PROTOCOLS;
+use crate::telemetry::metrics::Metrics;
+
+pub use certificates::{date, served};
+
+/// The result of one check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Healthy.
+    Ok,
+    /// Worth knowing.
+    Note,
+    /// It works now, but not for long, or not for all users.
+    Warning,
+    /// Logins, or what the config asks for, do not work.
+    Problem,
+}
+
+impl State {
+    /// Its word.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Problem => "problem",
+        }
+    }
+}
+
+/// What was found about one thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at, such as `tls`.
+    pub check: &'static str,
+    /// The result.
+    pub state: State,
+    /// What was found.
+    pub found: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+impl Finding {
+    fn new(check: &'static str, state: State, found: impl Into<String>) -> Self {
+        Self { check, state, found: found.into(), advice: None }
+    }
+
+    fn ok(check: &'static str, found: impl Into<String>) -> Self {
+        Self::new(check, State::Ok, found)
+    }
+
+    fn problem(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::new(check, State::Problem, found).advised(advice)
+    }
+
+    fn advised(self, advice: impl Into<String>) -> Self {
+        let advice = advice.into();
+        Self { advice: (!advice.is_empty()).then_some(advice), ..self }
+    }
+}
+
+/// One server, as far as it was looked at.
+#[derive(Debug, Serialize)]
+pub struct Subject {
+    /// `directory`, `backend`, `protocol` or `usher`.
+    pub kind: &'static str,
+    /// Its URL, or the backend's or protocol's name.
+    pub name: String,
+    /// Of a backend.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<&'static str>,
+    /// Of a backend.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// What was found, in the order of a login.
+    pub findings: Vec<Finding>,
+}
+
+/// Everything that was found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether there is no problem.
+    pub ok: bool,
+    /// The servers.
+    pub subjects: Vec<Subject>,
+}
+
+impl Report {
+    /// How often something stands so.
+    #[must_use]
+    pub fn count(&self, state: State) -> usize {
+        self.subjects.iter().flat_map(|subject| &subject.findings).filter(|finding| finding.state == state).count()
+    }
+}
+
+/// Looks at every server of this snapshot, all at the same time. `done` counts them.
+pub async fn inspect(
+    snapshot: &Snapshot,
+    metrics: &Arc<Metrics>,
+    sample: Option<&Login>,
+    done: &AtomicUsize,
+) -> Report {
+    let counted = || done.fetch_add(1, Ordering::Relaxed);
+    let directory = async {
+        let examined = snapshot.directory.diagnose(sample).await;
+        counted();
+        examined
+    };
+    let backends = join_all(snapshot.backends.iter().map(|backend| async {
+        let inspected = backend.inspect().await;
+        counted();
+        inspected
+    }));
+    let (examined, inspected) = tokio::join!(directory, backends);
+    let config = &snapshot.config;
+    let mut subjects = Vec::new();
+    let own = served(&snapshot.tls);
+    if !own.is_empty() {
+        subjects.push(Subject {
+            kind: "usher",
+            name: snapshot.host.to_string(),
+            protocol: None,
+            address: None,
+            findings: own,
+        });
+    }
+    subjects.extend(examined.iter().map(|examined| directory::subject(config, examined, sample)));
+    for ((settings, backend), inspected) in config.routing.backends.iter().zip(&snapshot.backends).zip(&inspected) {
+        subjects.extend(inspected.iter().flat_map(|one| backends::subjects(settings, backend.probes_log_in(), one)));
+    }
+    // What clients would be promised now, by the code that promises it.
+    snapshot.offers.refresh(&snapshot.backends, metrics);
+    subjects.extend(PROTOCOLS.iter().filter_map(|protocol| backends::promised(snapshot, &inspected, protocol)));
+    let ok = subjects.iter().flat_map(|subject| &subject.findings).all(|finding| finding.state != State::Problem);
+    Report { ok, subjects }
+}

@@ -1,0 +1,291 @@
+//! Watches the directory on a separate connection and reports [`Change`]s.
+//!
+//! Uses content synchronization (RFC 4533) where a server supports it, with the cookie across reconnects;
+//! otherwise one search per interval. It stores nothing per entry and takes no action: `follow` decides what a
+//! change means. Each loss of the connection is reported ([`Change::Lost`]), and so is the end of each refresh
+//! ([`Change::Complete`]).
+
+mod message;
+mod poll;
+mod sync;
+#[cfg(test)]
+mod tests;
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+use crate::config::{Directory as Settings, Meaning, WatchMode};
+use crate::directory::ldap::bind_pool::Server;
+use crate::directory::ldap::connection::{Connection, ConnectionError, Scope};
+use crate::directory::ldap::schema::{self, Attributes};
+use crate::directory::ldap::selection::jittered;
+use crate::directory::{EntryId, Ldap, ReportedEntry};
+use crate::telemetry::log::Repeats;
+
+/// Content synchronization, as listed in the root DSE's supportedControl (RFC 4533 section 2.2).
+const SYNC_REQUEST: &str = "1.3.6.1.4.1.4203.1.9.1.1";
+/// Before the first reconnect; doubled at each failure.
+const PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause between attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long a server may take for the next message.
+const SILENCE: Duration = Duration::from_secs(30);
+/// How long a refresh or a polling round may take.
+const ROUND: Duration = Duration::from_secs(10 * 60);
+
+/// A reported change. Changes between [`Change::RefreshStarted`] and [`Change::Complete`] belong together: they
+/// take effect when complete, and not at all if the connection is lost before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A refresh begins, which reports all that may have been missed.
+    RefreshStarted(Refresh),
+    /// An entry as the server returns it: new, modified, renamed, or only repeated.
+    Entry(Box<ReportedEntry>),
+    /// These entries exist and were not modified.
+    Present(Vec<EntryId>),
+    /// An entry was deleted, or no longer matches the user filter.
+    Deleted {
+        /// Which.
+        id: Option<EntryId>,
+        /// Its last DN, if the server reports it.
+        dn: Option<Arc<str>>,
+    },
+    /// All entries not reported since [`Change::RefreshStarted`] are deleted.
+    RestDeleted,
+    /// The refresh is complete.
+    Complete,
+    /// The connection is alive, with no further changes so far.
+    UpToDate,
+    /// Changes are missed from now on, until the next [`Change::RefreshStarted`].
+    Lost,
+}
+
+/// A refresh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refresh {
+    /// The URL of the watched server.
+    pub server: Arc<str>,
+    /// Whether every entry is reported, changed or not.
+    pub whole: bool,
+    /// Whether timestamps are local to the server and not comparable with another's (Active Directory).
+    pub local_timestamps: bool,
+}
+
+/// Receives the changes.
+pub type ChangeHandler<'a> = &'a (dyn Fn(Change) + Send + Sync);
+
+/// A connection of the watch and its search.
+struct WatchLink<'a> {
+    connection: Connection,
+    server: &'a Server,
+    base: String,
+    filter: String,
+    attributes: Attributes,
+}
+
+/// Why the watch on a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum WatchEnd {
+    /// The connection failed.
+    #[error("{0}")]
+    Fault(#[from] ConnectionError),
+    /// The server ended or refused the search.
+    #[error("result {0}{hint}", hint = hint(*.0))]
+    Refused(u32),
+    /// The server requires a full refresh (RFC 4533 section 3.3.2).
+    #[error("server requires a full refresh")]
+    RefreshRequired,
+    /// A new connection is due, which may find a server with content synchronization.
+    #[error("reconnect is due")]
+    Reconnect,
+    /// No server can be watched.
+    #[error("{0}")]
+    NoServer(String),
+}
+
+/// A hint for the administrator about a result code.
+const fn hint(code: u32) -> &'static str {
+    match code {
+        3 | 4 | 11 => ": the service account may not read all users; raise its limits (size, time, paged results)",
+        12 => ": this database does not support content synchronization",
+        50 | 53 => ": the service account may not watch these entries",
+        _ => "",
+    }
+}
+
+/// The synchronization state of the last connection.
+struct SyncCookie {
+    server: Arc<str>,
+    bytes: Vec<u8>,
+}
+
+/// State kept across connections.
+#[derive(Default)]
+struct WatchMemory {
+    cookie: Option<SyncCookie>,
+    /// Servers that advertise content synchronization but refuse it here.
+    refusing: Vec<Arc<str>>,
+}
+
+impl Ldap {
+    /// Watches the directory and reports changes; never returns. Reports nothing if the watch is off.
+    pub async fn watch_changes(&self, report: ChangeHandler<'_>) {
+        if !self.settings().is_followed() {
+            return pending().await;
+        }
+        let (mut memory, mut failures, repeats) = (WatchMemory::default(), 0_u32, Repeats::default());
+        loop {
+            let live = AtomicBool::new(false);
+            let end = {
+                let reporting = |change: Change| {
+                    live.fetch_or(change == Change::Complete, Ordering::Relaxed);
+                    report(change);
+                };
+                self.watch_once(&mut memory, &reporting).await
+            };
+            report(Change::Lost);
+            failures = if live.into_inner() { 0 } else { failures.saturating_add(1) };
+            if matches!(end, WatchEnd::Reconnect | WatchEnd::RefreshRequired) && failures < 2 {
+                continue;
+            }
+            if let Some(suppressed) = repeats.allow("follow", "") {
+                warn!(reason = %end, suppressed, "LDAP change notification lost");
+            }
+            sleep(jittered(PAUSE.saturating_mul(1 << failures.min(8)).min(LONGEST_PAUSE))).await;
+        }
+    }
+
+    /// Watches the first suitable server, until that ends.
+    async fn watch_once(&self, memory: &mut WatchMemory, report: ChangeHandler<'_>) -> WatchEnd {
+        let settings = self.settings();
+        let mode = settings.watch.mode;
+        let (mut spare, mut cause) = (None, "no server reachable".to_owned());
+        for server in self.servers() {
+            let connection = match server.open_as_service().await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    cause = error.to_string();
+                    continue;
+                }
+            };
+            let root = match RootDse::read(&connection).await {
+                Ok(root) => root,
+                Err(error) => {
+                    cause = format!("{}: {error}", server.url);
+                    continue;
+                }
+            };
+            let link = WatchLink::new(connection, server, settings);
+            if mode != WatchMode::Poll && root.syncs && !memory.refusing.contains(&server.url) {
+                return watch_by_sync(&link, memory, mode, report).await;
+            }
+            cause = "no server supports content synchronization (RFC 4533)".to_owned();
+            spare = spare.or(Some((link, root)));
+        }
+        match spare {
+            Some((link, root)) if mode != WatchMode::Sync => {
+                info!(server = %link.server.url, mode = "poll", "watching the directory for changes");
+                poll::watch(&link, settings.watch.poll_interval, root.usn.is_some(), report).await
+            }
+            Some(_) | None => WatchEnd::NoServer(cause),
+        }
+    }
+}
+
+async fn watch_by_sync(
+    link: &WatchLink<'_>,
+    memory: &mut WatchMemory,
+    mode: WatchMode,
+    report: ChangeHandler<'_>,
+) -> WatchEnd {
+    let url = &link.server.url;
+    let known = memory.cookie.take().filter(|cookie| cookie.server == *url);
+    info!(server = %url, mode = "sync", resumed = known.is_some(), "watching the directory for changes");
+    let resumed = known.is_some();
+    let mut bytes = known.map(|cookie| cookie.bytes);
+    let end = sync::watch(link, &mut bytes, report).await;
+    match end {
+        // A cookie that the server no longer accepts is discarded.
+        WatchEnd::RefreshRequired => {}
+        // As with a provider restored from a backup: the cookie is newer than its data. Everything is reported
+        // again.
+        WatchEnd::Refused(code) if resumed => {
+            info!(server = %url, code, "server refused the sync cookie; reading all entries again");
+            return WatchEnd::RefreshRequired;
+        }
+        WatchEnd::Refused(_) if mode == WatchMode::Auto => memory.refusing.push(Arc::clone(url)),
+        WatchEnd::Refused(_) => {}
+        WatchEnd::Fault(_) | WatchEnd::Reconnect | WatchEnd::NoServer(_) => {
+            memory.cookie = bytes.map(|bytes| SyncCookie { server: Arc::clone(url), bytes });
+        }
+    }
+    end
+}
+
+impl<'a> WatchLink<'a> {
+    fn new(connection: Connection, server: &'a Server, settings: &Settings) -> Self {
+        let mut attributes = settings.watched();
+        attributes.push(("modifiersName".to_owned(), Meaning::Modifier));
+        Self {
+            connection,
+            server,
+            base: settings.users_base(),
+            filter: settings.users_filter(),
+            attributes: Attributes(attributes),
+        }
+    }
+
+    /// Checks that the connection is alive: any reply will do.
+    async fn is_alive(&self) -> Result<(), ConnectionError> {
+        let patience = self.server.patience.max(Duration::from_secs(3));
+        timeout(patience, self.connection.who_am_i()).await.map_err(|_| ConnectionError::Timeout)?
+    }
+}
+
+/// What the root DSE (RFC 4512 section 5.1) says about change notification.
+#[derive(Debug, Default)]
+pub(crate) struct RootDse {
+    /// Content synchronization is offered.
+    pub(crate) syncs: bool,
+    /// Active Directory's highestCommittedUSN.
+    usn: Option<u64>,
+}
+
+impl RootDse {
+    pub(crate) async fn read(connection: &Connection) -> Result<Self, ConnectionError> {
+        let asked = async {
+            let names = vec!["supportedControl", "highestCommittedUSN"];
+            let mut ldap = connection.handle();
+            let search = ldap.streaming_search("", Scope::Base, "(objectClass=*)", names);
+            let mut answers = connection.contained(search).await?;
+            let mut root = Self::default();
+            while let Some(message) = connection.contained(answers.next()).await? {
+                if message.is_ref() || message.is_intermediate() {
+                    continue;
+                }
+                let (_, attributes) = schema::parts(message.0).ok_or(ConnectionError::Malformed)?;
+                for (name, values) in &attributes {
+                    if name.eq_ignore_ascii_case(b"supportedControl") {
+                        root.syncs |= values.iter().any(|value| value == SYNC_REQUEST.as_bytes());
+                    }
+                    if name.eq_ignore_ascii_case(b"highestCommittedUSN") {
+                        let number = values.first().and_then(|value| std::str::from_utf8(value).ok());
+                        root.usn = number.and_then(|number| number.parse().ok());
+                    }
+                }
+            }
+            Ok(root)
+        };
+        timeout(SILENCE, asked).await.unwrap_or(Err(ConnectionError::Timeout))
+    }
+}
+
+/// When a refresh that begins now must be complete.
+fn round_ends() -> Instant {
+    Instant::now() + ROUND
+}

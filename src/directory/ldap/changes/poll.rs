@@ -1,0 +1,121 @@
+//! Polling, for servers without change notification: one search per interval for entries modified since the
+//! last one. Such a result does not show deletions, so every tenth round reads all users; it starts with a new
+//! connection, which may find a server with content synchronization.
+//!
+//! Active Directory numbers its changes (uSNChanged), separately on each domain controller: the numbers are not
+//! reused on another connection. Elsewhere modifyTimestamp is used. A change replicated late from another
+//! provider carries an old timestamp, so each search reaches back some rounds.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ldap3::adapters::PagedResults;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Change, ChangeHandler, Refresh, RootDse, SILENCE, WatchEnd, WatchLink, round_ends};
+use crate::directory::ldap::connection::{ConnectionError, Scope};
+use crate::directory::ldap::schema;
+
+/// Every this many rounds all users are read.
+const ROUNDS: u32 = 10;
+/// How many rounds a search by modifyTimestamp reaches back.
+const OVERLAP: usize = 4;
+/// Entries in a page (RFC 2696).
+const PAGE: i32 = 500;
+
+/// Polls for [`ROUNDS`] rounds, or until it fails.
+pub(super) async fn watch(
+    link: &WatchLink<'_>,
+    interval: Duration,
+    numbered: bool,
+    report: ChangeHandler<'_>,
+) -> WatchEnd {
+    let mut since = Since { numbered, next_usn: None, times: VecDeque::new() };
+    for round in 0..ROUNDS {
+        if round > 0 {
+            sleep(interval).await;
+        }
+        if let Err(end) = since.round(link, report).await {
+            return end;
+        }
+    }
+    sleep(interval).await;
+    WatchEnd::Reconnect
+}
+
+/// The starting point of the next search.
+struct Since {
+    /// Whether the server numbers its changes.
+    numbered: bool,
+    next_usn: Option<u64>,
+    /// The latest modifyTimestamp as of each of the last rounds, oldest first.
+    times: VecDeque<String>,
+}
+
+impl Since {
+    async fn round(&mut self, link: &WatchLink<'_>, report: ChangeHandler<'_>) -> Result<(), WatchEnd> {
+        // Read first: an entry changed meanwhile has a higher number and is reported twice, not missed.
+        let usn = if self.numbered { RootDse::read(&link.connection).await?.usn } else { None };
+        // Reverted, as to a snapshot: nothing would be found beyond the old number.
+        if usn.is_some_and(|usn| self.next_usn.is_some_and(|next| usn.saturating_add(1) < next)) {
+            self.next_usn = None;
+        }
+        let since = if self.numbered {
+            self.next_usn.map(|usn| format!("(uSNChanged>={usn})"))
+        } else {
+            self.times.front().map(|time| format!("(modifyTimestamp>={time})"))
+        };
+        let filter = match &since {
+            Some(since) => format!("(&{}{since})", link.filter),
+            None => link.filter.clone(),
+        };
+        let server = Arc::clone(&link.server.url);
+        report(Change::RefreshStarted(Refresh { server, whole: since.is_none(), local_timestamps: self.numbered }));
+        let latest = search(link, &filter, report).await?;
+        if since.is_none() {
+            report(Change::RestDeleted);
+        }
+        report(Change::Complete);
+        self.next_usn = usn.map(|usn| usn.saturating_add(1));
+        if let Some(latest) = latest.or_else(|| self.times.back().cloned()) {
+            self.times.push_back(latest);
+            if self.times.len() > OVERLAP {
+                self.times.pop_front();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reports every entry that matches; returns the latest modifyTimestamp among them.
+async fn search(link: &WatchLink<'_>, filter: &str, report: ChangeHandler<'_>) -> Result<Option<String>, WatchEnd> {
+    let (connection, ends) = (&link.connection, round_ends());
+    let mut ldap = connection.handle();
+    let names = link.attributes.names();
+    let asked = ldap.streaming_search_with(PagedResults::new(PAGE), &link.base, Scope::Subtree, filter, names);
+    let mut answers = within(ends, connection.contained(asked)).await?;
+    let mut latest: Option<String> = None;
+    while let Some(message) = within(ends, connection.contained(answers.next())).await? {
+        if message.is_ref() || message.is_intermediate() {
+            continue;
+        }
+        if let Some(shown) = schema::read_entry(message.0, &link.attributes).ok_or(ConnectionError::Malformed)? {
+            latest = latest.max(shown.modified.clone());
+            report(Change::Entry(Box::new(shown)));
+        }
+    }
+    // An incomplete result says nothing about missing entries.
+    match answers.finish().await.rc {
+        0 => Ok(latest),
+        code => Err(WatchEnd::Refused(code)),
+    }
+}
+
+/// The next message, within its deadline.
+async fn within<T>(
+    ends: Instant,
+    asked: impl Future<Output = Result<T, ConnectionError>>,
+) -> Result<T, ConnectionError> {
+    timeout_at(ends.min(Instant::now() + SILENCE), asked).await.unwrap_or(Err(ConnectionError::Timeout))
+}

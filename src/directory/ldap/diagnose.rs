@@ -1,0 +1,237 @@
+//! Diagnoses every server, for `usher check --connect`: each step of a login and of the watch, one after the
+//! other, with its result.
+//!
+//! Uses separate connections, opened and bound by the code that serves logins; no password but the service
+//! account's is sent. `inspect` interprets the results.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use ldap3::SearchOptions;
+use ldap3::adapters::{Adapter, EntriesOnly, PagedResults};
+use ldap3::controls::{RawControl, RefreshMode, SyncRequest};
+use tokio::time::{Instant, timeout_at};
+
+use crate::config::{Find, WatchMode};
+use crate::directory::ldap::bind_pool::Server;
+use crate::directory::ldap::changes::RootDse;
+use crate::directory::ldap::connection::{Connection, ConnectionError, Scope, SearchRequest, SearchResult};
+use crate::directory::ldap::lockout;
+use crate::directory::ldap::{read, request_by_name, search};
+use crate::directory::{Entry, Ldap, LockoutPolicy, Login, Trace, UnavailableCause};
+use crate::proto::ldap::template;
+
+/// How long counting the users may take, and how many are counted.
+const COUNTING: Duration = Duration::from_secs(10);
+const MOST: usize = 200_000;
+/// Entries in a page, as in polling.
+const PAGE: i32 = 500;
+
+/// The findings about one server; steps that were not reached are `None`.
+#[derive(Debug)]
+pub struct ServerDiagnosis {
+    /// Its URL.
+    pub url: Arc<str>,
+    /// The connection, and the server's certificate (DER).
+    pub connection: Result<Option<Vec<u8>>, UnavailableCause>,
+    /// The service account's bind, or an anonymous session if there is no account.
+    pub service: Option<Result<(), UnavailableCause>>,
+    /// The result code of a read of the base, and whether the entry was returned.
+    pub base: Option<Result<(u32, bool), UnavailableCause>>,
+    /// The lookup of the sample login.
+    pub sample: Option<Result<SampleLookup, UnavailableCause>>,
+    /// A user with a mail host, if there is any.
+    pub with_mail_host: Option<Result<Option<Entry>, UnavailableCause>>,
+    /// Content synchronization: whether it is advertised, and the result code of trying it.
+    pub sync: Option<Result<(bool, Option<u32>), UnavailableCause>>,
+    /// How many users the server returns, and the result code: if it is not 0, it returns no more than these.
+    pub users: Option<Result<UserCount, UnavailableCause>>,
+    /// The strictest lockout policy, if one is readable.
+    pub lockout: Option<Result<Option<LockoutPolicy>, UnavailableCause>>,
+    /// Whether it returns the canary.
+    pub canary: Option<Result<(), UnavailableCause>>,
+}
+
+/// The lookup of a sample login.
+#[derive(Debug)]
+pub struct SampleLookup {
+    /// The filter.
+    pub filter: String,
+    /// The result code.
+    pub code: u32,
+    /// The number of entries: two stand for any larger number.
+    pub entries: usize,
+    /// The first of them.
+    pub first: Option<Entry>,
+}
+
+/// The number of users that a server returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserCount {
+    /// The number of entries received.
+    pub users: usize,
+    /// The result code; 0 also if counting stopped early.
+    pub code: u32,
+    /// Whether there are more, which were not counted.
+    pub more: bool,
+    /// Whether they were read page by page.
+    pub paged: bool,
+}
+
+impl Ldap {
+    /// Diagnoses all servers concurrently. The sample is a login name; without one, the canary's is used, or
+    /// the first user found.
+    pub async fn diagnose(&self, sample: Option<&Login>) -> Vec<ServerDiagnosis> {
+        join_all(self.servers().iter().map(|server| self.diagnose_server(server, sample))).await
+    }
+
+    async fn diagnose_server(&self, server: &Arc<Server>, sample: Option<&Login>) -> ServerDiagnosis {
+        let deadline = || Instant::now() + server.patience;
+        let mut examined = ServerDiagnosis {
+            url: Arc::clone(&server.url),
+            connection: Err(UnavailableCause::Timeout),
+            service: None,
+            base: None,
+            sample: None,
+            with_mail_host: None,
+            sync: None,
+            users: None,
+            lockout: None,
+            canary: None,
+        };
+        examined.connection = match server.connect(deadline(), &mut Trace::default()).await {
+            Ok(connection) => Ok(connection.certificate()),
+            Err(failure) => Err(failure.cause()),
+        };
+        if examined.connection.is_err() {
+            return examined;
+        }
+        let mut client = match server.open_bound().await {
+            Ok(client) => client,
+            Err(cause) => {
+                examined.service = Some(Err(cause));
+                return examined;
+            }
+        };
+        examined.service = Some(Ok(()));
+        let settings = self.settings();
+        // Where only the user may read, no further step is possible.
+        if settings.find.service().is_none() && !matches!(settings.find, Find::Search { .. }) {
+            return examined;
+        }
+        if server.probe.has_canary() {
+            examined.canary = Some(server.probe_connection(&mut client, deadline()).await);
+        }
+        let connection = match server.shared(client).await {
+            Ok(connection) => connection,
+            Err(cause) => {
+                examined.connection = Err(cause);
+                return examined;
+            }
+        };
+        let ask = async |question: SearchRequest| {
+            let asked = connection.search(&question, server.patience);
+            timeout_at(deadline(), asked)
+                .await
+                .unwrap_or(Err(ConnectionError::Timeout))
+                .map_err(|error| cause_of(server, &error))
+        };
+        let (base, users) = (settings.users_base(), settings.users_filter());
+        let attributes = self.attributes();
+        // The root has no readable entry.
+        if !base.is_empty() {
+            let found = ask(read(base.clone(), attributes)).await;
+            examined.base = Some(found.map(|found| (found.code, found.entries > 0)));
+        }
+        let canary = settings.canary.as_ref().and_then(|canary| Login::parse(canary.login.as_bytes()));
+        let question = match (sample.or(canary.as_ref()), &settings.find) {
+            (None, _) => Some(search(&base, users.clone(), attributes)),
+            (Some(login), Find::Search { base, filter, .. }) => {
+                template::filter(filter, login).map(|filter| search(base, filter, attributes))
+            }
+            (Some(login), find) => request_by_name(find, login, attributes).map(|(_, question)| question),
+        };
+        if let Some(question) = question {
+            let filter = if question.scope == Scope::Base { question.base.clone() } else { question.filter.clone() };
+            let found = ask(question).await;
+            examined.sample =
+                Some(found.map(|SearchResult { code, entries, first }| SampleLookup { filter, code, entries, first }));
+        }
+        let with = format!("(&{users}({}=*))", settings.mail_host_attribute);
+        let found = ask(search(&base, with, attributes)).await;
+        examined.with_mail_host = Some(found.map(|found| found.first));
+        if settings.watch.mode != WatchMode::Off {
+            let tried = try_sync(&connection, &base, &users).await;
+            examined.sync = Some(tried.map_err(|error| cause_of(server, &error)));
+        }
+        let policies = lockout::strictest(&connection, &base).await;
+        examined.lockout = Some(policies.map_err(|error| cause_of(server, &error)));
+        let by_sync = matches!(examined.sync, Some(Ok((true, Some(0 | 4)))));
+        let paged = !by_sync || settings.watch.mode == WatchMode::Poll;
+        let counted = timeout_at(Instant::now() + COUNTING.saturating_mul(2), count(&connection, &base, &users, paged));
+        let counted = counted.await.unwrap_or(Err(ConnectionError::Timeout));
+        examined.users = Some(counted.map_err(|error| cause_of(server, &error)));
+        examined
+    }
+}
+
+fn cause_of(server: &Server, error: &ConnectionError) -> UnavailableCause {
+    let server = Arc::clone(&server.url);
+    match error {
+        ConnectionError::Broken(reason) => UnavailableCause::Connection { server, reason: reason.clone() },
+        ConnectionError::Timeout | ConnectionError::CutShort => UnavailableCause::Timeout,
+        ConnectionError::Malformed | ConnectionError::Violation(_) => UnavailableCause::Malformed { server },
+    }
+}
+
+/// Whether the server advertises content synchronization, and the result code of requesting it: one entry is
+/// enough. The advertisement says nothing about this database.
+async fn try_sync(connection: &Connection, base: &str, filter: &str) -> Result<(bool, Option<u32>), ConnectionError> {
+    let until = Instant::now() + COUNTING;
+    let root = timeout_at(until, RootDse::read(connection)).await.map_err(|_| ConnectionError::Timeout)??;
+    if !root.syncs {
+        return Ok((false, None));
+    }
+    let request = SyncRequest { mode: RefreshMode::RefreshOnly, cookie: None, reload_hint: false };
+    let request = RawControl { crit: true, ..request.into() };
+    let asked = async {
+        let mut ldap = connection.handle();
+        let search = ldap
+            .with_controls(request)
+            .with_search_options(SearchOptions::new().sizelimit(1))
+            .streaming_search(base, Scope::Subtree, filter, vec!["1.1"]);
+        let mut answers = connection.contained(search).await?;
+        while connection.contained(answers.next()).await?.is_some() {}
+        Ok(answers.finish().await.rc)
+    };
+    let code = timeout_at(until, asked).await.unwrap_or(Err(ConnectionError::Timeout))?;
+    Ok((true, Some(code)))
+}
+
+/// Counts the users as the watch would read them.
+async fn count(connection: &Connection, base: &str, filter: &str, paged: bool) -> Result<UserCount, ConnectionError> {
+    let until = Instant::now() + COUNTING;
+    let mut ldap = connection.handle();
+    let mut adapters: Vec<Box<dyn Adapter<'_, &str, Vec<&str>>>> = vec![Box::new(EntriesOnly::new())];
+    if paged {
+        adapters.push(Box::new(PagedResults::new(PAGE)));
+    }
+    let asked = ldap.streaming_search_with(adapters, base, Scope::Subtree, filter, vec!["1.1"]);
+    let mut answers = connection.contained(asked).await?;
+    let mut users = 0;
+    loop {
+        if users >= MOST || Instant::now() >= until {
+            return Ok(UserCount { users, code: 0, more: true, paged });
+        }
+        let next = timeout_at(until, connection.contained(answers.next())).await;
+        match next {
+            Ok(Ok(Some(_))) => users += 1,
+            Ok(Ok(None)) => break,
+            Ok(Err(error)) => return Err(error),
+            Err(_elapsed) if users > 0 => return Ok(UserCount { users, code: 0, more: true, paged }),
+            Err(_elapsed) => return Err(ConnectionError::Timeout),
+        }
+    }
+    Ok(UserCount { users, code: answers.finish().await.rc, more: false, paged })
+}

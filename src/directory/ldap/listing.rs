@@ -1,0 +1,169 @@
+//! Lists all users of the directory, page by page, for administrative commands.
+//!
+//! Uses a separate connection, so that no login waits for it. Nothing is stored: the receiver takes each entry
+//! before the next one is read. RFC 2696 (paged results).
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::hash::BuildHasher as _;
+use std::time::Duration;
+
+use ldap3::adapters::PagedResults;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::config::{Find, Naming};
+use crate::directory::ldap::connection::{Connection, ConnectionError, Scope};
+use crate::directory::ldap::schema::{self, Attributes, Values};
+use crate::directory::{Entry, Ldap, UnavailableCause};
+
+/// Entries in a page.
+const PAGE: i32 = 500;
+/// How long a server may take for the next message.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// A listed user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedUser {
+    /// Its DN.
+    pub dn: String,
+    /// The entry; `None` if it has more or longer values than usher reads.
+    pub entry: Option<Entry>,
+    /// The login names in its attributes, the preferred one first.
+    pub names: Vec<String>,
+}
+
+impl Ldap {
+    /// Sends every entry that a login could find, in the server's order, from the first server that can be
+    /// asked. Ends early, without an error, when the receiver is dropped.
+    ///
+    /// # Errors
+    /// Why the listing failed; the entries sent until then are incomplete.
+    pub async fn list(&self, naming: &[Naming], told: mpsc::Sender<ListedUser>) -> Result<(), UnavailableCause> {
+        let settings = self.settings();
+        let mut cause = UnavailableCause::NoServiceAccount;
+        let searches = matches!(settings.find, Find::Search { .. });
+        if settings.find.service().is_none() && !searches {
+            return Err(cause);
+        }
+        for server in self.servers() {
+            let connection = match server.open_as_service().await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    cause = error;
+                    continue;
+                }
+            };
+            let wanted = Attributes(settings.watched());
+            let pages = Pages { connection, base: settings.users_base(), filter: settings.users_filter() };
+            return pages.send_all(settings.allow.filter.as_deref(), &wanted, naming, &told).await.map_err(|end| {
+                match end {
+                    ListingError::Fault(ConnectionError::Timeout | ConnectionError::CutShort) => {
+                        UnavailableCause::Timeout
+                    }
+                    ListingError::Fault(ConnectionError::Malformed | ConnectionError::Violation(_)) => {
+                        UnavailableCause::Malformed { server: server.url.clone() }
+                    }
+                    ListingError::Fault(ConnectionError::Broken(reason)) => {
+                        UnavailableCause::Connection { server: server.url.clone(), reason }
+                    }
+                    ListingError::Refused(code) => {
+                        UnavailableCause::Result { server: server.url.clone(), operation: "search", code }
+                    }
+                }
+            });
+        }
+        Err(cause)
+    }
+}
+
+/// Why a listing failed.
+enum ListingError {
+    Fault(ConnectionError),
+    Refused(u32),
+}
+
+impl From<ConnectionError> for ListingError {
+    fn from(error: ConnectionError) -> Self {
+        Self::Fault(error)
+    }
+}
+
+struct Pages {
+    connection: Connection,
+    base: String,
+    filter: String,
+}
+
+impl Pages {
+    async fn send_all(
+        &self,
+        allow: Option<&str>,
+        wanted: &Attributes,
+        naming: &[Naming],
+        told: &mpsc::Sender<ListedUser>,
+    ) -> Result<(), ListingError> {
+        // Only the server can evaluate another filter: it is asked once for all.
+        let mut members = HashSet::new();
+        if let Some(allow) = allow {
+            let filter = format!("(&{}{allow})", self.filter);
+            self.search(&filter, vec!["1.1"], async |dn, _| {
+                members.insert(digest(&dn));
+                true
+            })
+            .await?;
+        }
+        let mut attributes = wanted.names();
+        attributes.extend(naming.iter().map(|naming| naming.attribute.as_str()));
+        self.search(&self.filter, attributes, async |dn, values| {
+            let mut entry = schema::shown(&dn, &values, wanted).map(|shown| shown.entry);
+            if let Some(entry) = &mut entry {
+                entry.in_group = allow.is_none() || members.contains(&digest(&dn));
+            }
+            let mut names: Vec<String> = Vec::new();
+            for naming in naming {
+                for value in schema::names_of(&values, &naming.attribute) {
+                    names.extend(
+                        naming.login(&value).filter(|name| !names.iter().any(|n| n == name)).map(str::to_owned),
+                    );
+                }
+            }
+            told.send(ListedUser { dn, entry, names }).await.is_ok()
+        })
+        .await
+    }
+
+    /// Reads all pages; ends early when `each` returns false.
+    async fn search(
+        &self,
+        filter: &str,
+        attributes: Vec<&str>,
+        mut each: impl AsyncFnMut(String, Vec<Values>) -> bool,
+    ) -> Result<(), ListingError> {
+        let connection = &self.connection;
+        let mut ldap = connection.handle();
+        let asked = ldap.streaming_search_with(PagedResults::new(PAGE), &self.base, Scope::Subtree, filter, attributes);
+        let mut answers = in_time(connection.contained(asked)).await?;
+        while let Some(message) = in_time(connection.contained(answers.next())).await? {
+            if message.is_ref() || message.is_intermediate() {
+                continue;
+            }
+            let (dn, values) = schema::parts(message.0).ok_or(ConnectionError::Malformed)?;
+            if !each(dn, values).await {
+                return Ok(());
+            }
+        }
+        match answers.finish().await.rc {
+            0 => Ok(()),
+            code => Err(ListingError::Refused(code)),
+        }
+    }
+}
+
+async fn in_time<T>(asked: impl Future<Output = Result<T, ConnectionError>>) -> Result<T, ConnectionError> {
+    timeout(SILENCE, asked).await.unwrap_or(Err(ConnectionError::Timeout))
+}
+
+fn digest(dn: &str) -> u64 {
+    schema::KEY.hash_one(dn)
+}

@@ -1,0 +1,588 @@
+//! The LDAP directory: finds the entry of a login name and binds as it.
+//!
+//! There are two ways: a search as the service account followed by a bind as the DN found, or a bind as a DN
+//! (or an Active Directory principal name) built from the name, followed by a read of that entry as the user.
+//! Either has one deadline for all attempts. Only result 0 of a bind authenticates and only 49 is a wrong
+//! password; an account state that accompanies either takes precedence. An answered bind is never repeated on
+//! another server (promise 6), referrals are never followed (promise 9), and nothing is ever bound with an
+//! empty DN or password (promise 2). RFC 4511, 4513.
+
+pub mod bind_client;
+pub mod bind_pool;
+pub mod bridge;
+pub mod changes;
+pub mod connection;
+pub mod diagnose;
+pub mod frames;
+pub mod fresh;
+pub mod health;
+pub mod lag;
+pub mod listing;
+pub mod lockout;
+pub mod policy;
+pub mod probe;
+pub mod request;
+pub mod schema;
+#[cfg(test)]
+mod scripted;
+pub mod selection;
+pub mod service_account;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::ClientConfig;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::ldap::bind_pool::{BindLease, RequestError, Server, Tuning};
+use super::ldap::connection::{Scope, SearchRequest, SearchResult};
+use super::ldap::fresh::{FreshnessCheck, not_caught_up};
+use super::ldap::lag::ReplicationLag;
+use super::ldap::policy::{BindDiagnostic, BindResponse};
+use super::ldap::probe::ServerProbe;
+use super::ldap::schema::Attributes;
+use super::ldap::selection::{DecisionTime, ServerPool};
+use super::{
+    Availability, Directory, DirectoryError, DirectoryFuture, Entry, EntryVersion, Floor, Freshness, Identity, Login,
+    RefusedBefore, Trace, UnavailableCause,
+};
+use crate::base::secret::Secret;
+use crate::config::{self, Find};
+use crate::outcome::AccountState;
+use crate::proto::ldap::template;
+use crate::telemetry::metrics::Metrics;
+
+/// Matches any entry: the DN alone selects it.
+const ANY: &str = "(objectClass=*)";
+/// Success.
+const SUCCESS: u32 = 0;
+/// invalidCredentials.
+const INVALID_CREDENTIALS: u32 = 49;
+/// sizeLimitExceeded.
+const SIZE_LIMIT: u32 = 4;
+/// noSuchObject.
+pub(super) const NO_SUCH_OBJECT: u32 = 32;
+
+/// What to bind as.
+#[derive(Clone, Copy)]
+struct BindTarget<'a> {
+    name: &'a str,
+    /// The entry's version at lookup.
+    seen: &'a EntryVersion,
+    password: &'a str,
+    /// The server that returned the entry, asked first.
+    first: Option<&'a Arc<Server>>,
+    /// How to check another server before the password is sent to it.
+    check: Option<FreshnessCheck<'a>>,
+}
+
+/// The LDAP directory of one configuration. Connections are opened on demand.
+#[derive(Debug)]
+pub struct Ldap {
+    settings: config::Directory,
+    attributes: Arc<Attributes>,
+    pool: ServerPool,
+    metrics: Arc<Metrics>,
+    /// The servers that have reported an account as locked: if a server does, an unnamed refusal of a locked
+    /// account is not caused by the lock.
+    pub(super) reports_locks: Mutex<BTreeSet<Arc<str>>>,
+}
+
+impl Ldap {
+    /// A directory for these settings. `tls` is the client configuration for ldaps and StartTLS:
+    /// roots, client certificate, versions; without it such servers cannot be reached.
+    #[must_use]
+    pub fn new(settings: &config::Directory, tls: Option<Arc<ClientConfig>>, metrics: Arc<Metrics>) -> Self {
+        Self::tuned(settings, tls, metrics, Tuning::default())
+    }
+
+    pub(super) fn tuned(
+        settings: &config::Directory,
+        tls: Option<Arc<ClientConfig>>,
+        metrics: Arc<Metrics>,
+        tuning: Tuning,
+    ) -> Self {
+        let attributes = Arc::new(Attributes(settings.watched()));
+        let (changes, changed) = watch::channel(());
+        let (is_compared, seen) = (settings.is_followed() && settings.servers.len() > 1, Arc::default());
+        let server = |server| {
+            let mut look = canary_probe(settings, &attributes);
+            look.lag = is_compared.then(|| ReplicationLag::new(settings.users_base(), Arc::clone(&seen)));
+            let how = (tuning, changes.clone());
+            Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), how, look))
+        };
+        let servers = settings.servers.iter().map(server).collect();
+        let pool = ServerPool::new(servers, settings.balance, changed);
+        Self { pool, attributes, settings: settings.clone(), metrics, reports_locks: Mutex::default() }
+    }
+
+    pub(super) fn settings(&self) -> &config::Directory {
+        &self.settings
+    }
+
+    pub(super) fn attributes(&self) -> &Arc<Attributes> {
+        &self.attributes
+    }
+
+    pub(super) fn servers(&self) -> &[Arc<Server>] {
+        self.pool.servers()
+    }
+
+    #[cfg(test)]
+    pub(super) fn server(&self, at: usize) -> Arc<Server> {
+        Arc::clone(&self.pool.servers()[at])
+    }
+
+    /// Starts the probes that are due; called several times a second.
+    pub fn run_probes(&self) {
+        self.pool.run_probes();
+    }
+
+    /// Probes the servers, for readiness, until one succeeds: it answers, accepts the service account and
+    /// returns the canary.
+    ///
+    /// # Errors
+    /// The failure of the last one, if none succeeds.
+    pub async fn probe(&self) -> Result<(), UnavailableCause> {
+        let looks: Vec<_> = self.pool.servers().iter().map(|server| Box::pin(server.run_probe())).collect();
+        if looks.is_empty() {
+            return Err(UnavailableCause::Timeout);
+        }
+        futures_util::future::select_ok(looks).await.map(|_| ())
+    }
+
+    /// Probes every server now, for `usher explain`: URL and result of each.
+    pub async fn probe_all(&self) -> Vec<(Arc<str>, Result<(), UnavailableCause>)> {
+        let looks = self.pool.servers().iter().map(|server| async { (server.url.clone(), server.run_probe().await) });
+        futures_util::future::join_all(looks).await
+    }
+
+    /// By how many seconds this server lagged behind the others at its last probe, if known.
+    #[must_use]
+    pub fn lag(&self, url: &str) -> Option<f64> {
+        let server = self.servers().iter().find(|server| &*server.url == url)?;
+        server.probe.lag.as_ref()?.seconds()
+    }
+
+    /// Sets the gauges of the servers at a scrape.
+    pub fn update_gauges(&self) {
+        self.pool.servers().iter().for_each(|server| server.update_gauges());
+    }
+
+    async fn decide(
+        &self,
+        login: &Login,
+        password: &Secret,
+        refused_before: RefusedBefore<'_>,
+        floor: &dyn Floor,
+        trace: &mut Trace,
+    ) -> Result<Identity, DirectoryError> {
+        let mut time = DecisionTime::new(self.settings.timeout);
+        let password = self.sendable(password)?;
+        match &self.settings.find {
+            Find::Search { base, filter, .. } => {
+                let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
+                let started = Instant::now();
+                let found = self.ask(&question, &mut time, trace).await;
+                trace.search = Some(started.elapsed());
+                let (found, server) = found?;
+                let (check, shown) = (FreshnessCheck { question: &question, floor }, self.single_entry(found, trace)?);
+                let found = self.caught_up(check, (shown, server), &time, trace).await;
+                trace.search = Some(started.elapsed());
+                let (mut entry, server) = found?;
+                if refused_before(&entry) {
+                    return Err(DirectoryError::RefusedBefore { dn: entry.dn });
+                }
+
+                let started = Instant::now();
+                let check = floor.concerns(&entry.dn).then_some(check);
+                let whom = BindTarget { name: &entry.dn, seen: &entry.version, password, first: Some(&server), check };
+                let bound = self.bind(whom, &mut time, trace).await;
+                trace.bind = Some(started.elapsed());
+                // The watch may have reported another change meanwhile.
+                let answered = trace.server.as_deref().unwrap_or_default();
+                trace.behind = !matches!(floor.freshness(&entry, answered), Freshness::CaughtUp);
+                let (server, lease) = bound?;
+                server.give_back(lease);
+                if let Some(question) = self.group_request(&entry.dn) {
+                    let found = match check {
+                        // Another server might not have received this change yet.
+                        Some(_) => server
+                            .search(&question, time.deadline, trace)
+                            .await
+                            .map_err(|failure| DirectoryError::Unavailable(failure.cause()))?,
+                        None => self.ask(&question, &mut time, trace).await?.0,
+                    };
+                    entry.in_group = self.matches(&found, trace)?;
+                }
+                Ok(Identity { entry: entry.into() })
+            }
+            Find::UserDn { .. } | Find::Principal { .. } => {
+                let (name, question) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
+                let named = Entry::unread(name.as_str().into());
+                if refused_before(&named) {
+                    return Err(DirectoryError::RefusedBefore { dn: named.dn });
+                }
+                let check = (floor.concerns(&name) && self.settings.find.service().is_some())
+                    .then_some(FreshnessCheck { question: &question, floor });
+                // An entry without a recent change is bound without a lookup.
+                let found = match check {
+                    Some(check) => self.find_before_bind(check, &mut time, trace).await?,
+                    None => None,
+                };
+                // If no server returns the entry, none can lag behind with it.
+                let check = check.filter(|_| found.is_some());
+                let started = Instant::now();
+                let (version, first) = (EntryVersion::default(), found.as_ref().map(|(_, server)| server));
+                let bound = self
+                    .bind(BindTarget { name: &name, seen: &version, password, first, check }, &mut time, trace)
+                    .await;
+                trace.bind = Some(started.elapsed());
+                let answered = trace.server.clone().unwrap_or_default();
+                trace.behind = match &found {
+                    Some((entry, _)) => !matches!(floor.freshness(entry, &answered), Freshness::CaughtUp),
+                    None => floor.concerns(&name),
+                };
+                let (server, mut lease) = bound?;
+
+                let started = Instant::now();
+                let found = server.read(&mut lease, &question, time.deadline, trace).await;
+                trace.search = Some(started.elapsed());
+                // The bind was answered: whatever the read returns, no other server gets the password.
+                let mut entry = self.read_entry(found.map_err(DirectoryError::Unavailable)?, trace)?;
+                if let Some(question) = self.group_request(&entry.dn) {
+                    let found = server.read(&mut lease, &question, time.deadline, trace).await;
+                    entry.in_group = self.matches(&found.map_err(DirectoryError::Unavailable)?, trace)?;
+                }
+                server.give_back(lease);
+                match floor.freshness(&entry, &server.url) {
+                    Freshness::CaughtUp => Ok(Identity { entry: entry.into() }),
+                    // Already bound, so that no other server can be asked.
+                    newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Deleted) => {
+                        trace.behind = true;
+                        Err(not_caught_up(newest, &server.url))
+                    }
+                }
+            }
+        }
+    }
+
+    fn request_by_name(&self, login: &Login) -> Option<(String, SearchRequest)> {
+        request_by_name(&self.settings.find, login, &self.attributes)
+    }
+
+    /// The request that checks whether the entry with this DN matches `allow_filter`, if there is one.
+    fn group_request(&self, dn: &str) -> Option<SearchRequest> {
+        let filter = self.settings.allow.filter.clone()?;
+        Some(SearchRequest { filter, ..read(dn.to_owned(), &self.attributes) })
+    }
+
+    /// Whether a search for one entry found it.
+    fn matches(&self, found: &SearchResult, trace: &Trace) -> Result<bool, DirectoryError> {
+        match found.code {
+            SUCCESS => Ok(found.entries > 0),
+            code => Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "read", code })),
+        }
+    }
+
+    async fn find(&self, login: &Login, trace: &mut Trace) -> Result<Entry, DirectoryError> {
+        let mut time = DecisionTime::new(self.settings.timeout);
+        let started = Instant::now();
+        let mut entry = match &self.settings.find {
+            Find::Search { base, filter, .. } => {
+                let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
+                let found = self.ask(&question, &mut time, trace).await;
+                trace.search = Some(started.elapsed());
+                self.single_entry(found?.0, trace)?
+            }
+            Find::UserDn { service: None, .. } | Find::Principal { service: None, .. } => {
+                return Err(DirectoryError::Unavailable(UnavailableCause::NoServiceAccount));
+            }
+            Find::UserDn { .. } | Find::Principal { .. } => {
+                let (_, question) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
+                let found = self.ask(&question, &mut time, trace).await;
+                trace.search = Some(started.elapsed());
+                let (found, _) = found?;
+                if found.code == NO_SUCH_OBJECT {
+                    return Err(DirectoryError::NoEntry);
+                }
+                self.read_entry(found, trace)?
+            }
+        };
+        if let Some(question) = self.group_request(&entry.dn) {
+            let (found, _) = self.ask(&question, &mut time, trace).await?;
+            entry.in_group = self.matches(&found, trace)?;
+        }
+        Ok(entry)
+    }
+
+    /// Asks as the service account, on the first server that gives a verdict.
+    pub(super) async fn ask(
+        &self,
+        question: &SearchRequest,
+        time: &mut DecisionTime,
+        trace: &mut Trace,
+    ) -> Result<(SearchResult, Arc<Server>), DirectoryError> {
+        let mut tries = self.pool.candidates(time, None);
+        loop {
+            let server = tries.next(time, trace).await?;
+            let mut answer = server.search(question, time.deadline, trace).await;
+            // No entry, or no mail host: only accepted from a server that returns the canary.
+            if answer.as_ref().is_ok_and(lacks_mail_host)
+                && let Err(cause) = server.confirm_canary(time.deadline).await
+            {
+                answer = Err(RequestError::Indeterminate(cause));
+            }
+            match answer {
+                Ok(found) => return Ok((found, server)),
+                Err(failure) => tries.note(failure, time)?,
+            }
+        }
+    }
+
+    /// Binds on the first server that gives a verdict; returns its bound connection on success.
+    async fn bind(
+        &self,
+        BindTarget { name: dn, seen, password, first, check }: BindTarget<'_>,
+        time: &mut DecisionTime,
+        trace: &mut Trace,
+    ) -> Result<(Arc<Server>, BindLease), DirectoryError> {
+        let mut tries = self.pool.candidates(time, first);
+        loop {
+            let server = tries.next(time, trace).await?;
+            // Another server than the one that returned the entry may lag behind with it.
+            if let Some(check) = check
+                && first.is_none_or(|first| !Arc::ptr_eq(first, &server))
+                && !self.has_caught_up(&server, check, time.deadline, trace).await
+            {
+                tries.pass_over(UnavailableCause::Behind { server: server.url.clone() });
+                continue;
+            }
+            match server.bind(dn, password, time.deadline, trace).await {
+                Ok((bound, lease)) => {
+                    let judged = self.judge(bound, dn, seen, trace);
+                    let Err(refused) = judged else { return Ok((server, lease)) };
+                    server.give_back(lease);
+                    // An empty server refuses every password. Its answer was one guess: no other server gets
+                    // it.
+                    if bound.code == INVALID_CREDENTIALS {
+                        server.confirm_canary(time.deadline).await.map_err(DirectoryError::Unavailable)?;
+                    }
+                    return Err(refused);
+                }
+                Err(failure) => tries.note(failure, time)?,
+            }
+        }
+    }
+
+    /// Evaluates an answered bind.
+    fn judge(
+        &self,
+        bound: BindResponse,
+        dn: &str,
+        seen: &EntryVersion,
+        trace: &mut Trace,
+    ) -> Result<(), DirectoryError> {
+        trace.diagnostic = bound.diagnostic;
+        let account = |state, proven| DirectoryError::Account { dn: dn.into(), state, proven };
+        match (bound.code, bound.diagnostic) {
+            // Also beside success: a server that requires a password change first allows this user nothing
+            // else, and a password set by an administrator must not open a mailbox indefinitely.
+            (_, Some(BindDiagnostic::State { state, proven })) => {
+                if let (AccountState::Locked, Some(server)) = (state, &trace.server) {
+                    self.reports_locks.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(server));
+                }
+                Err(account(state, proven))
+            }
+            (SUCCESS, said) => {
+                if let Some(warning) = said.and_then(BindDiagnostic::warning) {
+                    self.metrics.directory_password_warnings.with_label_values(&[warning]).inc();
+                }
+                Ok(())
+            }
+            (INVALID_CREDENTIALS, Some(BindDiagnostic::NoAccount)) => Err(DirectoryError::NoEntry),
+            (INVALID_CREDENTIALS, said) => {
+                // A lock that is not reported may hide that the password is right.
+                let is_looked_at = !seen.locked || self.server_reports_locks(trace.server.as_ref());
+                let seen = (said.is_none() && is_looked_at).then(|| Box::new(seen.clone()));
+                Err(DirectoryError::InvalidCredentials { dn: dn.into(), seen })
+            }
+            (code, _) => Err(match self.settings.results.get(&code) {
+                // It is unknown whether the server checked the password.
+                Some(state) => account(*state, false),
+                None => unavailable(trace, |server| UnavailableCause::Result { server, operation: "bind", code }),
+            }),
+        }
+    }
+
+    /// Whether this server reports locked accounts as such. The set is bounded by the number of servers.
+    fn server_reports_locks(&self, server: Option<&Arc<str>>) -> bool {
+        let known = self.reports_locks.lock().unwrap_or_else(PoisonError::into_inner);
+        server.is_some_and(|server| known.contains(server))
+    }
+
+    /// The only entry of a search.
+    pub(super) fn single_entry(&self, found: SearchResult, trace: &Trace) -> Result<Entry, DirectoryError> {
+        match found {
+            SearchResult { entries: 2.., .. } | SearchResult { code: SIZE_LIMIT, .. } => {
+                Err(DirectoryError::SeveralEntries)
+            }
+            SearchResult { code: 0, first: Some(entry), .. } => self.require_dn(entry, trace),
+            SearchResult { code: 0, entries: 0, .. } => Err(DirectoryError::NoEntry),
+            SearchResult { code: 0, first: None, .. } => {
+                Err(unavailable(trace, |server| UnavailableCause::Malformed { server }))
+            }
+            SearchResult { code, .. } => {
+                Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "search", code }))
+            }
+        }
+    }
+
+    /// The entry of a read.
+    fn read_entry(&self, found: SearchResult, trace: &Trace) -> Result<Entry, DirectoryError> {
+        match found {
+            SearchResult { entries: 2.., .. } | SearchResult { code: SIZE_LIMIT, .. } => {
+                Err(DirectoryError::SeveralEntries)
+            }
+            SearchResult { code: 0, entries: 1, first: Some(entry) } => self.require_dn(entry, trace),
+            SearchResult { code: 0, entries: 1, first: None } => {
+                Err(unavailable(trace, |server| UnavailableCause::Malformed { server }))
+            }
+            // Success without an entry: access rules hide it, and its mail host is unknown.
+            SearchResult { code, .. } => {
+                Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "read", code }))
+            }
+        }
+    }
+
+    /// Refuses an entry without a DN: a bind as it would be anonymous.
+    pub(super) fn require_dn(&self, entry: Entry, trace: &Trace) -> Result<Entry, DirectoryError> {
+        if entry.dn.is_empty() {
+            return Err(unavailable(trace, |server| UnavailableCause::Malformed { server }));
+        }
+        Ok(entry)
+    }
+
+    /// The password as a simple bind takes it. The caller has checked it already; this is the last guard.
+    fn sendable<'p>(&self, password: &'p Secret) -> Result<&'p str, DirectoryError> {
+        let text = std::str::from_utf8(password.expose()).ok().filter(|text| !text.is_empty() && !text.contains('\0'));
+        text.ok_or_else(|| {
+            let server = self.settings.servers.first().map(|server| server.url.as_str()).unwrap_or_default();
+            let reason = "this password cannot be sent in a simple bind".to_owned();
+            DirectoryError::Unavailable(UnavailableCause::Connection { server: server.into(), reason })
+        })
+    }
+
+    fn search(&self, base: &str, filter: String) -> SearchRequest {
+        search(base, filter, &self.attributes)
+    }
+}
+
+impl Directory for Ldap {
+    fn authenticate<'a>(
+        &'a self,
+        login: &'a Login,
+        password: &'a Secret,
+        refused_before: RefusedBefore<'a>,
+        floor: &'a dyn Floor,
+    ) -> DirectoryFuture<'a, Identity> {
+        Box::pin(async move {
+            let mut trace = Trace::default();
+            (self.decide(login, password, refused_before, floor, &mut trace).await, trace)
+        })
+    }
+
+    fn find_entry<'a>(&'a self, login: &'a Login) -> DirectoryFuture<'a, Entry> {
+        Box::pin(async move {
+            let mut trace = Trace::default();
+            (self.find(login, &mut trace).await, trace)
+        })
+    }
+
+    fn availability(&self) -> Availability {
+        self.pool.availability()
+    }
+
+    fn settled_availability(&self) -> Pin<Box<dyn Future<Output = Availability> + Send + '_>> {
+        // The longest duration of an unsuccessful probe.
+        Box::pin(self.pool.settled_availability(self.settings.attempt_timeout.saturating_mul(2)))
+    }
+
+    fn describe_lookup(&self, login: &Login) -> String {
+        let nothing = || {
+            "no lookup: the name lacks a part that the template requires, or has a character that it does not allow"
+                .to_owned()
+        };
+        match &self.settings.find {
+            Find::Search { base, filter, .. } => template::filter(filter, login)
+                .map_or_else(nothing, |filter| format!("search for {filter} under {base}")),
+            Find::UserDn { template, .. } => {
+                template::dn(template, login).map_or_else(nothing, |dn| format!("read {dn}"))
+            }
+            Find::Principal { base, .. } => self
+                .request_by_name(login)
+                .map_or_else(nothing, |(_, question)| format!("search for {} under {base}", question.filter)),
+        }
+    }
+}
+
+/// A lookup failure of the server that answered last.
+fn unavailable(trace: &Trace, cause: impl FnOnce(Arc<str>) -> UnavailableCause) -> DirectoryError {
+    DirectoryError::Unavailable(cause(trace.server.clone().unwrap_or_default()))
+}
+
+/// The request of a probe: the canary, or the root DSE (RFC 4512 section 5.1), which every server has and every
+/// client may read.
+fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> ServerProbe {
+    let question = settings.canary.as_ref().and_then(|canary| {
+        let login = Login::parse(canary.login.as_bytes())?;
+        match &settings.find {
+            Find::Search { base, filter, .. } => Some(search(base, template::filter(filter, &login)?, attributes)),
+            Find::UserDn { .. } | Find::Principal { .. } => {
+                Some(request_by_name(&settings.find, &login, attributes)?.1)
+            }
+        }
+    });
+    let mail_host = settings.canary.as_ref().map(|canary| canary.mail_host.clone());
+    ServerProbe::new(Arc::new(question.unwrap_or_else(|| read(String::new(), attributes))), mail_host)
+}
+
+/// Where the name alone determines the bind DN: that DN, and the request for its entry.
+pub(super) fn request_by_name(
+    find: &Find,
+    login: &Login,
+    attributes: &Arc<Attributes>,
+) -> Option<(String, SearchRequest)> {
+    match find {
+        Find::Search { .. } => None,
+        Find::UserDn { template, .. } => {
+            let dn = template::dn(template, login)?;
+            Some((dn.clone(), read(dn, attributes)))
+        }
+        Find::Principal { template, base, .. } => {
+            let name = template::principal(template, login)?;
+            let filter = format!("(userPrincipalName={})", ldap3::ldap_escape(name.as_str()));
+            Some((name, SearchRequest { operation: "read", ..search(base, filter, attributes) }))
+        }
+    }
+}
+
+pub(super) fn search(base: &str, filter: String, attributes: &Arc<Attributes>) -> SearchRequest {
+    let attributes = Arc::clone(attributes);
+    SearchRequest { operation: "search", base: base.to_owned(), scope: Scope::Subtree, filter, attributes }
+}
+
+pub(super) fn read(dn: String, attributes: &Arc<Attributes>) -> SearchRequest {
+    let attributes = Arc::clone(attributes);
+    SearchRequest { operation: "read", base: dn, scope: Scope::Base, filter: ANY.to_owned(), attributes }
+}
+
+/// Whether the result is that there is no such entry, or that it has no mail host.
+pub(super) fn lacks_mail_host(found: &SearchResult) -> bool {
+    let nowhere = |entry: &Entry| entry.mail_hosts.is_empty();
+    found.code == NO_SUCH_OBJECT || (found.code == 0 && found.first.as_ref().is_none_or(nowhere))
+}

@@ -1,0 +1,320 @@
+//! Parses entries (RFC 4511 section 4.5.2), bounded and without panics: the attributes of a login decision, and
+//! the digests that distinguish versions.
+
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
+use std::sync::LazyLock;
+
+use ldap3::asn1::StructureTag;
+
+use crate::config::Meaning;
+use crate::directory::{Entry, EntryId};
+use crate::proto::ldap::ber::tagged;
+
+/// Values of one attribute that are read; an entry with more is not used.
+const MAX_VALUES: usize = 64;
+/// Bytes of one value: longer than any host or login name.
+const MAX_VALUE: usize = 1_024;
+/// Bytes of a DN.
+const MAX_DN: usize = 8 * 1_024;
+/// An administrator's lock, which does not expire (draft-behera-ldap-password-policy-10 section 5.3.3).
+const LOCKED_FOR_EVER: &[u8] = b"000001010000Z";
+/// ADS_UF_ACCOUNTDISABLE of userAccountControl.
+const ACCOUNT_DISABLED: u32 = 2;
+
+/// BER tags.
+const OCTET_STRING: u8 = 0x04;
+const SEQUENCE: u8 = 0x30;
+const SET: u8 = 0x31;
+
+/// The requested attributes and their roles.
+#[derive(Debug)]
+pub(crate) struct Attributes(pub(super) Vec<(String, Meaning)>);
+
+impl Attributes {
+    /// Each name once.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::with_capacity(self.0.len());
+        for (name, _) in &self.0 {
+            if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                names.push(name);
+            }
+        }
+        names
+    }
+}
+
+/// An entry as a server returns it, with the attributes for the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReportedEntry {
+    /// The entry.
+    pub entry: Entry,
+    /// modifyTimestamp.
+    pub modified: Option<String>,
+    /// modifiersName.
+    pub modified_by: Option<String>,
+}
+
+/// An attribute's description and values.
+pub(crate) type Values = (Vec<u8>, Vec<Vec<u8>>);
+
+/// The DN and the attributes of a SearchResultEntry; `None` if it is malformed.
+pub(crate) fn parts(message: StructureTag) -> Option<(String, Vec<Values>)> {
+    let mut parts = message.expect_constructed()?.into_iter();
+    let dn = String::from_utf8(parts.next()?.expect_primitive()?).ok()?;
+    let mut attributes = Vec::new();
+    for attribute in parts.next()?.expect_constructed()? {
+        let mut parts = attribute.expect_constructed()?.into_iter();
+        let description = parts.next()?.expect_primitive()?;
+        let values = parts.next()?.expect_constructed()?.into_iter();
+        attributes.push((description, values.map(StructureTag::expect_primitive).collect::<Option<_>>()?));
+    }
+    Some((dn, attributes))
+}
+
+/// The same for the raw content of a SearchResultEntry.
+fn parts_of(content: &[u8]) -> Option<(&str, Vec<Values>)> {
+    let (dn, rest) = tagged(content, OCTET_STRING)?;
+    let (mut list, _) = tagged(rest, SEQUENCE)?;
+    let mut attributes = Vec::new();
+    while !list.is_empty() {
+        let (attribute, behind) = tagged(list, SEQUENCE)?;
+        list = behind;
+        let (description, rest) = tagged(attribute, OCTET_STRING)?;
+        let (mut set, _) = tagged(rest, SET)?;
+        let mut values = Vec::new();
+        while !set.is_empty() {
+            let (value, behind) = tagged(set, OCTET_STRING)?;
+            set = behind;
+            values.push(value.to_vec());
+        }
+        attributes.push((description.to_vec(), values));
+    }
+    Some((std::str::from_utf8(dn).ok()?, attributes))
+}
+
+/// As [`read_entry`], for the raw content of a message.
+#[expect(clippy::option_option, reason = "no entry at all, and one that is not looked into")]
+pub(crate) fn read_message(content: &[u8], wanted: &Attributes) -> Option<Option<ReportedEntry>> {
+    let (dn, attributes) = parts_of(content)?;
+    Some(shown(dn, &attributes, wanted))
+}
+
+/// Parses an entry; `None` if it is malformed. One that exceeds a limit may have been filled by its owner: it
+/// is ignored (`Some(None)`), and does not count as a server failure.
+#[expect(clippy::option_option, reason = "no entry at all, and one that is not looked into")]
+pub(crate) fn read_entry(message: StructureTag, wanted: &Attributes) -> Option<Option<ReportedEntry>> {
+    let (dn, attributes) = parts(message)?;
+    Some(shown(&dn, &attributes, wanted))
+}
+
+/// What is wanted of an entry's attributes; `None` if one of them is out of bounds.
+pub(crate) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> Option<ReportedEntry> {
+    if dn.len() > MAX_DN {
+        return None;
+    }
+    let entry = Entry::unread(dn.into());
+    let mut shown = ReportedEntry { entry, modified: None, modified_by: None };
+    for (description, values) in attributes {
+        let name = base_name(description);
+        for (_, meaning) in wanted.0.iter().filter(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes())) {
+            if !shown.take(*meaning, name, values) {
+                return None;
+            }
+        }
+    }
+    Some(shown)
+}
+
+/// The values of one attribute as names; none if they are out of bounds.
+pub(crate) fn names_of(attributes: &[Values], attribute: &str) -> Vec<String> {
+    let mut list = Vec::new();
+    for (description, values) in attributes {
+        if base_name(description).eq_ignore_ascii_case(attribute.as_bytes()) && !names(values, &mut list) {
+            return Vec::new();
+        }
+    }
+    list
+}
+
+impl ReportedEntry {
+    /// Takes over an attribute; `false` if it is out of bounds.
+    fn take(&mut self, meaning: Meaning, name: &[u8], values: &[Vec<u8>]) -> bool {
+        let Self { entry, modified, modified_by } = self;
+        let version = &mut entry.version;
+        let first = values.first().map(Vec::as_slice).unwrap_or_default();
+        let text = || (first.len() <= MAX_VALUE).then(|| String::from_utf8_lossy(first).into_owned());
+        match meaning {
+            Meaning::MailHost => return names(values, &mut entry.mail_hosts),
+            Meaning::Login => return names(values, &mut entry.logins),
+            Meaning::Allow => {
+                version.policy_digest ^= digest(name, values);
+                return names(values, &mut entry.allowed);
+            }
+            Meaning::Hold => version.held |= values.iter().any(|value| !value.is_empty()),
+            Meaning::Decides => version.policy_digest ^= digest(name, values),
+            Meaning::Password => {
+                version.password_changed = Some(version.password_changed.unwrap_or_default() ^ digest(name, values))
+            }
+            Meaning::Locked if values.iter().any(|value| value.starts_with(LOCKED_FOR_EVER)) => {
+                (version.disabled, version.locked, version.has_policy_attributes) = (true, true, true);
+            }
+            Meaning::Policy => version.password_policy ^= digest(name, values),
+            Meaning::Failures | Meaning::Count => {
+                let count = digest(name, values);
+                version.failures = Some(version.failures.unwrap_or_default() ^ count);
+                version.has_policy_attributes |= meaning == Meaning::Failures;
+                version.login_activity ^= count;
+            }
+            Meaning::Lockout | Meaning::Locked => {
+                version.has_policy_attributes |= meaning == Meaning::Locked;
+                // Active Directory writes 0 when it unlocks.
+                version.locked |= values.iter().any(|value| value != b"0");
+                version.lockout ^= digest(name, values);
+            }
+            Meaning::Switch => version.disabled |= first.eq_ignore_ascii_case(b"true"),
+            Meaning::Control => {
+                let flags = std::str::from_utf8(first).ok().and_then(|flags| flags.parse::<u32>().ok());
+                version.disabled |= flags.is_some_and(|flags| flags & ACCOUNT_DISABLED != 0);
+            }
+            Meaning::Expires => version.expire(values.iter().filter_map(|value| filetime(value))),
+            Meaning::ExpiresDay => version.expire(values.iter().filter_map(|value| day(value))),
+            Meaning::ExpiresTime => version.expire(values.iter().filter_map(|value| generalized(value))),
+            Meaning::Noise => version.login_activity ^= digest(name, values),
+            // 389-DS knows both, and its content synchronization goes by its own.
+            Meaning::Id if version.id.is_none() || name.eq_ignore_ascii_case(b"nsUniqueId") => {
+                version.id = EntryId::parse(first).or(version.id);
+            }
+            Meaning::Id => {}
+            Meaning::Guid => version.id = version.id.or(EntryId::from_bytes(first)),
+            Meaning::Csn => version.revision = text().map(Into::into),
+            Meaning::Modified => {
+                *modified = text();
+                // A CSN says the same more exactly.
+                if version.revision.as_ref().is_none_or(|version| !version.contains('#')) {
+                    version.revision = modified.clone().map(Into::into);
+                }
+            }
+            Meaning::Modifier => *modified_by = text(),
+        }
+        true
+    }
+}
+
+/// Appends values as names; `false` if there are too many, or one is too long.
+fn names(values: &[Vec<u8>], list: &mut Vec<String>) -> bool {
+    for value in values {
+        // Cutting a name short, or a list, would make another name or a unique one of it.
+        if value.len() > MAX_VALUE || list.len() >= MAX_VALUES {
+            return false;
+        }
+        // What is not UTF-8 keeps its replacement characters and so matches no name.
+        list.push(String::from_utf8_lossy(value).into_owned());
+    }
+    true
+}
+
+impl crate::directory::EntryVersion {
+    /// The earliest end counts.
+    fn expire(&mut self, ends: impl Iterator<Item = i64>) {
+        self.expires = self.expires.into_iter().chain(ends).min();
+    }
+}
+
+fn number(value: &[u8]) -> Option<i64> {
+    std::str::from_utf8(value).ok()?.trim().parse().ok()
+}
+
+/// accountExpires: steps of 100 ns since 1601, as Unix seconds; `None`: never ([MS-ADTS] 2.2.9 of ADA1).
+fn filetime(value: &[u8]) -> Option<i64> {
+    const STEPS_PER_SECOND: i64 = 10_000_000;
+    /// From 1601 to 1970.
+    const EPOCH: i64 = 11_644_473_600;
+    let steps = number(value).filter(|steps| *steps > 0 && *steps != i64::MAX)?;
+    Some(steps / STEPS_PER_SECOND - EPOCH)
+}
+
+/// shadowExpire: days since 1970, as Unix seconds; `None`: never (shadow(5): empty, and 0 is not to be used).
+fn day(value: &[u8]) -> Option<i64> {
+    number(value).filter(|days| *days > 0)?.checked_mul(24 * 60 * 60)
+}
+
+/// A generalized time in UTC (RFC 4517 section 3.3.13) with at least its seconds, as Unix seconds; `None` for
+/// 1970, which means never to Kerberos.
+fn generalized(value: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(value).ok()?.trim();
+    let digits = text.strip_suffix('Z')?.split(['.', ',']).next()?;
+    if digits.len() != 14 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let part = |from: usize, to: usize| digits.get(from..to)?.parse::<i64>().ok();
+    let (year, month, date) = (part(0, 4)?, part(4, 6)?, part(6, 8)?);
+    let (hour, minute, second) = (part(8, 10)?, part(10, 12)?, part(12, 14)?);
+    if !(1..=12).contains(&month) || !(1..=31).contains(&date) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    // Days since 1970 of a date of the Gregorian calendar; a year begins in March here, with the leap day last.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let era = year.div_euclid(400);
+    let year = year.rem_euclid(400);
+    let days = era * 146_097 + year * 365 + year / 4 - year / 100 + (153 * month + 2) / 5 + date - 1 - 719_468;
+    let seconds = days * 86_400 + hour * 3_600 + minute * 60 + second;
+    (seconds != 0).then_some(seconds)
+}
+
+/// The key of this process's digests: an outsider cannot search for collisions.
+pub(crate) static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// A keyed digest of an attribute's values, in any order. Comparable within this process only.
+fn digest(name: &[u8], values: &[Vec<u8>]) -> u64 {
+    let mut sorted: Vec<&Vec<u8>> = values.iter().collect();
+    sorted.sort_unstable();
+    let mut hasher = KEY.build_hasher();
+    name.to_ascii_lowercase().hash(&mut hasher);
+    sorted.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The attribute type of an attribute description: `mailHost` of `mailHost;lang-de`.
+fn base_name(description: &[u8]) -> &[u8] {
+    description.split(|byte| *byte == b';').next().unwrap_or(description)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn account_expiry_is_read_in_each_form() {
+        assert_eq!(filetime(b"133484256000000000"), Some(1_703_952_000));
+        assert_eq!(filetime(b"9223372036854775806"), Some(910_692_730_085));
+        for never in ["0", "9223372036854775807", "-1", "", "tomorrow", "99999999999999999999"] {
+            assert_eq!(filetime(never.as_bytes()), None, "{never}");
+        }
+        assert_eq!(day(b"19722"), Some(1_703_980_800));
+        for never in ["-1", "0", "", "x", "9223372036854775807"] {
+            assert_eq!(day(never.as_bytes()), None, "{never}");
+        }
+        assert_eq!(generalized(b"20231230160000Z"), Some(1_703_952_000));
+        assert_eq!(generalized(b"20240229000000.5Z"), Some(1_709_164_800));
+        assert_eq!(generalized(b"19691231235959Z"), Some(-1));
+        assert_eq!(generalized(b"19700102000000Z"), Some(86_400));
+        for never in ["19700101000000Z", "20231230160000", "20231330160000Z", "2023123016Z", "", "20231230160000+01"] {
+            assert_eq!(generalized(never.as_bytes()), None, "{never}");
+        }
+    }
+
+    #[test]
+    fn earliest_account_expiry_counts() {
+        let mut version = crate::directory::EntryVersion::default();
+        version.expire([7, 5].into_iter());
+        version.expire([6].into_iter());
+        version.expire([].into_iter());
+        assert_eq!(version.expires, Some(5));
+        assert_eq!(
+            (version.account_state(4), version.account_state(5)),
+            (None, Some(crate::outcome::AccountState::AccountExpired))
+        );
+        version.expires = Some(-1);
+        assert!(version.account_state(0).is_some());
+    }
+}

@@ -1,0 +1,252 @@
+//! The server of nginx's mail proxy protocol (`auth_http`): whether a client may log in, and where.
+//!
+//! The decision is that of a session, with its cache, limits and events. nginx logs in to the backend itself,
+//! so OK here means only that the directory accepted the password. Each request is one short connection; the
+//! peer's address is checked before a byte of it is read.
+
+mod request;
+
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use subtle::ConstantTimeEq as _;
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::base::secret::{Secret, SecretBuf};
+use crate::config::{AuthHttp, OnUnavailable};
+use crate::directory::Login;
+use crate::login::attempt::{LoginAttempt, RoutedLogin};
+use crate::login::authn::LookupMode;
+use crate::login::core::{Shared, Snapshot};
+use crate::login::event::{ConnectionInfo, LoginEvent};
+use crate::outcome::Refusal;
+use crate::proto::NginxReply;
+use crate::tls::stream::Stream;
+use request::{Request, RequestSyntaxError};
+
+#[cfg(any(test, feature = "fuzz"))]
+pub use request::read as read_request;
+
+/// nginx sends its request immediately.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// nginx reads the reply immediately.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait when the system has no descriptor left.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+/// How long nginx lets a client wait after a refusal, in seconds. The cost of a guess was already charged here;
+/// with no wait nginx would close the connection.
+const WAIT: u32 = 1;
+/// nginx reads a reply into a buffer of 1024 bytes.
+const TEXT: usize = 700;
+
+/// Why a request got no reply for the client.
+#[derive(Debug, Error)]
+enum NoReply {
+    #[error("{0}")]
+    Malformed(#[from] RequestSyntaxError),
+    #[error("X-Auth-Key does not match auth_http.key_file")]
+    Key,
+    #[error("no complete request within {READ_TIMEOUT:?}")]
+    Timeout,
+    #[error("the connection was closed")]
+    Closed,
+}
+
+impl NoReply {
+    /// The metric label.
+    const fn label(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::Key => "key",
+            Self::Timeout => "timeout",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// nginx ignores the status; it helps when testing by hand.
+    const fn status(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "400 Bad Request",
+            Self::Key => "403 Forbidden",
+            Self::Timeout | Self::Closed => "408 Request Timeout",
+        }
+    }
+}
+
+/// The backend address that nginx connects to.
+struct NginxTarget {
+    address: SocketAddr,
+    /// The name at the backend, if it differs from the typed one.
+    login: Option<Login>,
+}
+
+/// Answers until the task is ended.
+pub async fn serve(listener: Arc<TcpListener>, shared: Arc<Shared>) {
+    loop {
+        let Ok((tcp, peer)) = listener.accept().await else {
+            sleep(EXHAUSTED_PAUSE).await;
+            continue;
+        };
+        let (peer, snapshot) = (peer.ip().to_canonical(), shared.snapshot.load_full());
+        let allowed = |settings: &AuthHttp| settings.allow.iter().any(|network| network.contains(peer));
+        if !snapshot.config.auth_http.as_ref().is_some_and(allowed) {
+            count(&shared, "untrusted");
+            if let Some(suppressed) = shared.repeats.allow("auth_http", "untrusted") {
+                warn!(%peer, suppressed, "connection closed: address is not in auth_http.allow");
+            }
+            continue;
+        }
+        let Some(permit) = shared.permit(snapshot.config.limits.connections) else {
+            count(&shared, "limit");
+            shared.metrics.connections_refused.inc();
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            // The panic hook has counted and logged it; nginx treats the closed connection as an outage.
+            let _ = AssertUnwindSafe(exchange(tcp, peer, &shared, &snapshot)).catch_unwind().await;
+            drop(permit);
+        });
+    }
+}
+
+fn count(shared: &Shared, result: &str) {
+    shared.metrics.auth_http_requests.with_label_values(&[result]).inc();
+}
+
+/// Serves one request.
+async fn exchange(tcp: TcpStream, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) {
+    let mut stream = Stream::from(tcp);
+    let question = timeout(READ_TIMEOUT, question(&mut stream)).await.unwrap_or(Err(NoReply::Timeout));
+    let question = question.and_then(|question| admitted(question, snapshot.auth_http_key.as_ref()));
+    let text = match question {
+        Ok(question) => answer(question, nginx, shared, snapshot).await,
+        Err(unanswered) => {
+            count(shared, unanswered.label());
+            // A health check, or a client that exited.
+            if matches!(unanswered, NoReply::Closed) {
+                debug!(%nginx, "closed before an auth_http request");
+                return;
+            }
+            if let Some(suppressed) = shared.repeats.allow("auth_http", unanswered.label()) {
+                warn!(%nginx, reason = %unanswered, suppressed, "auth_http request rejected");
+            }
+            head(unanswered.status(), &[])
+        }
+    };
+    let mut out = SecretBuf::new();
+    out.extend(text.as_bytes());
+    if matches!(timeout(WRITE_TIMEOUT, stream.send(&mut out)).await, Ok(Ok(()))) {
+        let _ = timeout(WRITE_TIMEOUT, tokio::io::AsyncWriteExt::shutdown(&mut stream)).await;
+    }
+}
+
+/// Reads a request into memory that is wiped.
+async fn question(stream: &mut Stream) -> Result<Request, NoReply> {
+    let mut input = SecretBuf::new();
+    loop {
+        match stream.fill(&mut input).await {
+            Ok(0) | Err(_) => return Err(NoReply::Closed),
+            Ok(_) => {}
+        }
+        if let Some(request) = request::read(input.as_slice())? {
+            return Ok(request);
+        }
+    }
+}
+
+/// Checks the key of a request, if one is configured.
+fn admitted(question: Request, key: Option<&Secret>) -> Result<Request, NoReply> {
+    let same = key.is_none_or(|key| question.key.expose().ct_eq(key.expose()).into());
+    if same { Ok(question) } else { Err(NoReply::Key) }
+}
+
+/// Decides, writes the `login` event and formats the reply for nginx.
+async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) -> String {
+    let Request { login, password, plain, protocol, nginx: row, client, attempts, .. } = question;
+    if !plain {
+        count(shared, "method");
+        let code = Some("504 5.5.4".to_owned());
+        return refusal(&NginxReply { code, text: "Use PLAIN or LOGIN under TLS".to_owned() }, true);
+    }
+    let info = ConnectionInfo { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
+    let attempt = LoginAttempt { shared, snapshot, client, protocol, began: Instant::now() };
+    let mut event = LoginEvent { typed: login, ..LoginEvent::default() };
+    let outcome = attempt.bounded(pin!(grant(&attempt, &password, &mut event))).await;
+    event.emit(&info, None, outcome.as_ref().err(), &shared.metrics);
+    match outcome {
+        Ok(granted) => {
+            count(shared, "ok");
+            lingering_close(&granted)
+        }
+        Err(refused) => {
+            count(shared, "refused");
+            let refused = attempt.reply(refused).await;
+            let limits = &snapshot.config.limits;
+            let guessed = refused.counts_as_failed() && attempts >= limits.failed_logins;
+            let away = refused.is_outage() && limits.on_unavailable == OnUnavailable::ReplyAndClose;
+            refusal(&(row.reply)(&refused, &info.session.to_string()), !guessed && !away)
+        }
+    }
+}
+
+/// Authenticates the user and finds the backend.
+async fn grant(attempt: &LoginAttempt<'_>, password: &Secret, event: &mut LoginEvent) -> Result<NginxTarget, Refusal> {
+    let (config, authn) = (&attempt.snapshot.config, &attempt.snapshot.authn);
+    // Held only for this request: nginx counts its own connections.
+    let connection = attempt.shared.throttle.connection(&config.throttle, attempt.client);
+    let _connection = connection.map_err(|limited| event.limited(limited))?;
+    let login = Login::parse(&event.typed).ok_or(Refusal::InvalidUsername)?;
+    // nginx sends it to the backend unescaped, where a line end begins another command.
+    if password.expose().iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
+        return Err(Refusal::InvalidPassword);
+    }
+    let mut decision = attempt.decide(&login, password, event).await?;
+    loop {
+        let RoutedLogin { proven, target, .. } = attempt.find(&login, password, decision, event).await?;
+        let address = target.backend.nginx_address(attempt.protocol).await.map_err(|error| {
+            attempt.count_backend(target.backend, error.label());
+            event.failed(&error);
+            error.refusal(target.backend.pass_refusals)
+        })?;
+        if authn.is_current(&proven) {
+            let other = (target.login != login).then_some(target.login);
+            // Headers are trimmed: another user could be meant.
+            let whole = other.as_ref().is_none_or(|name| name.as_str().trim() == name.as_str());
+            return if whole { Ok(NginxTarget { address, login: other }) } else { Err(Refusal::NoBackendLogin) };
+        }
+        // The entry was invalidated meanwhile: decide again with its current version.
+        decision = authn.decide(&login, password, LookupMode::Directory).await;
+    }
+}
+
+fn lingering_close(granted: &NginxTarget) -> String {
+    let NginxTarget { address, login } = granted;
+    let (ip, port) = (address.ip().to_string(), address.port().to_string());
+    let mut headers = vec![("Auth-Status", "OK"), ("Auth-Server", &ip), ("Auth-Port", &port)];
+    headers.extend(login.as_ref().map(|login| ("Auth-User", login.as_str())));
+    head("200 OK", &headers)
+}
+
+/// A refusal; `again` lets the client retry on its connection, which nginx closes otherwise.
+fn refusal(reply: &NginxReply, again: bool) -> String {
+    let wait = WAIT.to_string();
+    let text: String = reply.text.chars().take(TEXT).collect();
+    let mut headers = vec![("Auth-Status", text.as_str())];
+    headers.extend(reply.code.as_deref().map(|code| ("Auth-Error-Code", code)));
+    headers.extend(again.then_some(("Auth-Wait", wait.as_str())));
+    head("200 OK", &headers)
+}
+
+/// A reply without a body. No value from a peer contains a control character.
+fn head(status: &str, headers: &[(&str, &str)]) -> String {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    format!("HTTP/1.0 {status}\r\n{headers}Content-Length: 0\r\n\r\n")
+}

@@ -1,0 +1,514 @@
+//! The life of a login, top to bottom: from an accepted connection to a relayed session.
+//!
+//! The dialogue (`proto/`) returns the next step, and this file performs it: start TLS, decide, connect to the
+//! backend, reply, relay. Every wait has a deadline, every exit is counted, and a refused login leaves the
+//! connection usable.
+
+mod listing;
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::debug;
+
+use crate::backend::{BackendError, LoggedIn};
+use crate::base::secret::{Secret, SecretBuf};
+use crate::base::sys::sockets;
+use crate::config::{ListenerTls, OnUnavailable};
+use crate::directory::Login;
+use crate::limits::{ConnectionPermit, SessionPermit};
+use crate::login::attempt::{LoginAttempt, RoutedLogin};
+use crate::login::authn::{DecidedBy, LookupMode, Proven};
+use crate::login::core::{Permit, Shared, Snapshot, Stage};
+use crate::login::event::{self, ConnectionInfo, LoginEvent};
+use crate::outcome::Refusal;
+use crate::proto::watch::CommandWatch;
+use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
+use crate::sessions::registry::{self, Session};
+use crate::sessions::relay::{Relay, RelaySide};
+use crate::telemetry::metrics::Metrics;
+use crate::tls;
+use crate::tls::stream::Stream;
+use listing::{Listing, NotListed};
+
+/// How long a client may take to accept a closing line.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often a login is decided again because its entry changes meanwhile: each costs a bind.
+const MAX_REDECISIONS: u32 = 3;
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket.
+    pub tcp: TcpStream,
+    /// The client's address, canonical: the peer's, or the one that a trusted proxy names.
+    pub client: SocketAddr,
+    /// Where it connected to.
+    pub local: SocketAddr,
+    /// When it was accepted.
+    pub since: Instant,
+    /// The protocol of the listener.
+    pub protocol: &'static Protocol,
+    /// TLS of the listener.
+    pub tls: ListenerTls,
+    /// Its permit among the allowed connections.
+    pub permit: Permit,
+}
+
+/// Why a connection was closed before a login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CloseReason {
+    Handshake,
+    Limit,
+    ClientClosed,
+    Logout,
+    ProtocolError,
+    FailedLogins,
+    Deadline,
+    Draining,
+    Unavailable,
+    Panic,
+}
+
+impl CloseReason {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::Limit => "limit",
+            Self::ClientClosed => "client_closed",
+            Self::Logout => "logout",
+            Self::ProtocolError => "protocol_error",
+            Self::FailedLogins => "failed_logins",
+            Self::Deadline => "deadline",
+            Self::Draining => "draining",
+            Self::Unavailable => "unavailable",
+            Self::Panic => "panic",
+        }
+    }
+}
+
+/// Serves a connection until its end. A panic ends this session and no other.
+pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
+    let Accepted { tcp, client, local, since, protocol, tls, mut permit } = accepted;
+    let info =
+        ConnectionInfo { session: shared.registry.next_id(), client: client.ip(), via: None, protocol: protocol.name };
+    let origin = Origin { client, local, session: info.session.to_string() };
+    let snapshot = shared.snapshot.load_full();
+    let crowded = shared.per_network_limit(&snapshot.config.limits);
+    let Ok(mut connection) = shared.throttle.unauthenticated(&snapshot.config.throttle, client.ip(), crowded) else {
+        // Without a reply: before TLS no client would show one.
+        return record_close(&info, CloseReason::Limit, &shared.metrics);
+    };
+    let offer = snapshot.offers.of(protocol);
+    let front = (protocol.front)(FrontSettings {
+        host: &snapshot.host,
+        capabilities: Some(&offer),
+        session: &origin.session,
+        tls: tls == ListenerTls::Implicit,
+        starttls: tls == ListenerTls::StartTls,
+        bad_commands: snapshot.config.limits.bad_commands,
+    });
+    let deadline = since + snapshot.config.limits.prelogin_timeout;
+    let conversation = Conversation {
+        shared: Arc::clone(&shared),
+        snapshot,
+        info,
+        caller: client,
+        origin,
+        protocol,
+        front,
+        input: SecretBuf::new(),
+        out: SecretBuf::new(),
+        deadline,
+        waited: Duration::ZERO,
+        failed: 0,
+        handshake: None,
+    };
+    let outcome = AssertUnwindSafe(conversation.run(tcp, tls)).catch_unwind().await;
+    let reason = match outcome {
+        // The relay is a task of its own, so that the login's memory is freed now.
+        Ok(Ok(established)) => {
+            permit.logged_in();
+            connection.logged_in();
+            return drop(tokio::spawn(established.relay(&shared, (permit, connection))));
+        }
+        Ok(Err(reason)) => reason,
+        Err(_) => CloseReason::Panic,
+    };
+    record_close(&info, reason, &shared.metrics);
+}
+
+/// Counts and logs a connection that ended before a login.
+fn record_close(info: &ConnectionInfo, reason: CloseReason, metrics: &Metrics) {
+    let ConnectionInfo { session, client, protocol, .. } = *info;
+    metrics.prelogin_ended.with_label_values(&[protocol, reason.label()]).inc();
+    debug!(%session, %client, protocol, cause = reason.label(), "disconnected before login");
+}
+
+/// The conversation before login.
+struct Conversation {
+    shared: Arc<Shared>,
+    snapshot: Arc<Snapshot>,
+    info: ConnectionInfo,
+    /// The peer: the client, or a webmail server on behalf of one.
+    caller: SocketAddr,
+    /// The client as forwarded to the backend.
+    origin: Origin,
+    protocol: &'static Protocol,
+    front: Box<dyn Front>,
+    /// Input that the dialogue has not yet consumed.
+    input: SecretBuf,
+    /// Output for the client.
+    out: SecretBuf,
+    /// The end of the whole conversation.
+    deadline: Instant,
+    /// How long usher has waited for this client since the greeting.
+    waited: Duration,
+    failed: u32,
+    handshake: Option<Duration>,
+}
+
+impl Conversation {
+    /// Runs the dialogue until a login or a close.
+    async fn run(mut self, tcp: TcpStream, tls: ListenerTls) -> Result<Established, CloseReason> {
+        sockets::before_login(&tcp);
+        let mut stream = match tls {
+            ListenerTls::Implicit => self.start_tls(tcp).await?,
+            ListenerTls::StartTls => Stream::from(tcp),
+        };
+        self.front.greet(&mut self.out);
+        loop {
+            let step = self.front.step(&mut self.input, &mut self.out);
+            self.apply_original_client();
+            while let Some(refusal) = self.front.take_local_refusal() {
+                let event = LoginEvent::default();
+                event.emit(&self.info, self.front.client_id(), Some(&refusal), &self.shared.metrics);
+            }
+            self.send(&mut stream).await?;
+            match step {
+                Step::NeedMore => self.read(&mut stream).await?,
+                Step::Flush => {}
+                Step::StartTls => {
+                    // Cleartext input after the command is dropped, not read as commands under TLS (RFC 3501
+                    // section 6.2.1; "NO STARTTLS", 2021).
+                    self.input.clear();
+                    let tcp = stream.into_plain().ok_or(CloseReason::ProtocolError)?;
+                    stream = self.start_tls(tcp).await?;
+                    self.front.tls_started();
+                }
+                Step::Attempt(credentials) => match self.attempt(credentials).await {
+                    Ok(admitted) => return Ok(self.establish(stream, admitted)),
+                    Err(refusal) => self.refuse(&mut stream, &refusal).await?,
+                },
+                Step::Quit(quit) => {
+                    lingering_close(&mut stream).await;
+                    return Err(match quit {
+                        Quit::Logout => CloseReason::Logout,
+                        Quit::ProtocolError => CloseReason::ProtocolError,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Applies the original client that a trusted webmail server has sent: log, limits and backend use its
+    /// address from then on. The connection remains the webmail server's.
+    fn apply_original_client(&mut self) {
+        let claim = self.front.client_id().and_then(|id| id.originating);
+        let trusted = &self.snapshot.config.trusted;
+        let claim = claim.filter(|_| trusted.iter().any(|network| network.contains(self.caller.ip())));
+        self.origin.client = claim.unwrap_or(self.caller);
+        self.info.client = self.origin.client.ip();
+        self.info.via = claim.map(|_| self.caller.ip());
+    }
+
+    async fn start_tls(&mut self, tcp: TcpStream) -> Result<Stream, CloseReason> {
+        let began = Instant::now();
+        let throttle = (&self.shared.throttle, &self.snapshot.config.throttle);
+        let crowded = self.shared.per_network_limit(&self.snapshot.config.limits).is_some();
+        let _under_way = throttle.0.handshake(throttle.1, self.info.client, crowded).map_err(|_| CloseReason::Limit)?;
+        let deadline = self.deadline.min(began + self.snapshot.config.limits.handshake_timeout);
+        let acceptor = self.snapshot.tls.acceptor(self.protocol);
+        let ended = |result| self.shared.metrics.tls_handshakes.with_label_values(&[self.protocol.name, result]).inc();
+        let info = self.info;
+        match timeout_at(deadline, acceptor.accept(tcp)).await {
+            Ok(Ok(stream)) => {
+                ended(if stream.resumed() { "resumed" } else { "full" });
+                self.handshake = Some(began.elapsed());
+                Ok(stream)
+            }
+            Ok(Err(error)) => {
+                ended("failed");
+                let reason = tls::describe(&error);
+                debug!(session = %info.session, client = %info.client, protocol = info.protocol, reason, "TLS handshake failed");
+                Err(CloseReason::Handshake)
+            }
+            Err(_) => {
+                ended("timeout");
+                Err(CloseReason::Handshake)
+            }
+        }
+    }
+
+    /// Reads input; the wait counts towards the client's login timeout.
+    async fn read(&mut self, stream: &mut Stream) -> Result<(), CloseReason> {
+        let began = Instant::now();
+        let patience = self.snapshot.config.limits.login_timeout.saturating_sub(self.waited);
+        let deadline = self.deadline.min(began + patience);
+        let read = tokio::select! {
+            read = timeout_at(deadline, stream.fill(&mut self.input)) => read,
+            () = self.shared.stage(Stage::Draining) => {
+                return Err(self.close_with(stream, &Refusal::Draining, CloseReason::Draining).await);
+            }
+        };
+        self.waited += began.elapsed();
+        match read {
+            Ok(Ok(0) | Err(_)) => Err(CloseReason::ClientClosed),
+            Ok(Ok(_)) => Ok(()),
+            Err(_) => Err(self.close_with(stream, &Refusal::Deadline, CloseReason::Deadline).await),
+        }
+    }
+
+    /// Sends the output. Nothing more is read from a client that has not accepted its replies.
+    async fn send(&mut self, stream: &mut Stream) -> Result<(), CloseReason> {
+        let sent = async {
+            stream.send(&mut self.out).await?;
+            stream.sent().await
+        };
+        match timeout_at(self.deadline, sent).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(CloseReason::ClientClosed),
+            Err(_) => Err(CloseReason::Deadline),
+        }
+    }
+
+    /// Closes the connection with the protocol's closing line.
+    async fn close_with(&mut self, stream: &mut Stream, why: &Refusal, reason: CloseReason) -> CloseReason {
+        self.front.bye(why, &mut self.out);
+        if matches!(timeout(CLOSE_TIMEOUT, stream.send(&mut self.out)).await, Ok(Ok(()))) {
+            lingering_close(stream).await;
+        }
+        reason
+    }
+
+    /// One login attempt, from the credentials to one `login` event, which has the true reason. The returned
+    /// refusal is the one to reply with.
+    async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, Refusal> {
+        let Credentials { login, password, authzid } = credentials;
+        let foreign = !authzid.is_empty() && authzid != login;
+        let mut event = LoginEvent { tls: self.handshake.take(), typed: login, ..LoginEvent::default() };
+        let began = Instant::now();
+        loop {
+            // The snapshot in force now, not the one at accept: only the current one receives changes.
+            self.snapshot = self.shared.snapshot.load_full();
+            let attempt = LoginAttempt {
+                shared: &self.shared,
+                snapshot: &self.snapshot,
+                client: self.info.client,
+                protocol: self.protocol,
+                began,
+            };
+            let outcome = {
+                let admit = pin!(self.admit(&attempt, &password, foreign, &mut event));
+                attempt.bounded(admit).await
+            };
+            let outcome = match outcome {
+                Ok(Some(admitted)) => Ok(admitted),
+                Ok(None) => continue,
+                Err(refusal) => Err(refusal),
+            };
+            event.emit(&self.info, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
+            return match outcome {
+                Ok(admitted) => Ok(admitted),
+                Err(refusal) => Err(attempt.reply(refusal).await),
+            };
+        }
+    }
+
+    /// Authenticates the user, finds the backend and logs in there. `None`: a reload meanwhile requires another
+    /// decision.
+    async fn admit(
+        &self,
+        attempt: &LoginAttempt<'_>,
+        password: &Secret,
+        foreign: bool,
+        event: &mut LoginEvent,
+    ) -> Result<Option<Admitted>, Refusal> {
+        let login = Login::parse(&event.typed).ok_or(Refusal::InvalidUsername)?;
+        if foreign {
+            return Err(Refusal::AuthzidNotAllowed);
+        }
+        let authn = &self.snapshot.authn;
+        let mut decision = attempt.decide(&login, password, event).await?;
+        let mut again = 0;
+        loop {
+            let RoutedLogin { proven, by, place, target } = attempt.find(&login, password, decision, event).await?;
+            let answer =
+                target.backend.log_in(self.protocol, &target.login, password, &self.origin, &mut event.phases).await;
+            match answer {
+                Ok(logged_in) => {
+                    attempt.count_backend(target.backend, "ok");
+                    let session = self.session(&login, &proven, &target.backend.name);
+                    let backend_login = target.login.as_str().into();
+                    match listing::list(&self.shared, &self.snapshot, &proven, session, backend_login) {
+                        Ok(listing) => {
+                            let backend = Arc::clone(&target.backend.name);
+                            return Ok(Some(Admitted { logged_in, listing, backend, place }));
+                        }
+                        Err(NotListed::Reloaded) => return Ok(None),
+                        Err(NotListed::Refused(refusal)) => return Err(refusal),
+                        Err(NotListed::Again) if again == MAX_REDECISIONS => return Err(Refusal::DirectoryUnavailable),
+                        Err(NotListed::Again) => {
+                            again += 1;
+                            decision = authn.decide(&login, password, LookupMode::Directory).await;
+                        }
+                    }
+                }
+                // Password or mail host may have changed since they were cached: bind again.
+                Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
+                    event.backend_reply(&words);
+                    decision = authn.decide_again(&login, password, &proven.identity.entry().dn).await;
+                    let fresh = decision.result.as_ref().ok();
+                    let fresh = fresh.and_then(|proven| attempt.target(proven.identity.entry(), &login).ok());
+                    if fresh.is_some_and(|fresh| fresh.is(&target)) {
+                        attempt.count_backend(target.backend, "backend_rejected");
+                        event.decided(&decision, &self.shared.metrics);
+                        return Err(BackendError::Refused(words).refusal(target.backend.pass_refusals));
+                    }
+                    attempt.count_backend(target.backend, "refused");
+                }
+                Err(error) => {
+                    attempt.count_backend(target.backend, error.label());
+                    event.failed(&error);
+                    return Err(error.refusal(target.backend.pass_refusals));
+                }
+            }
+        }
+    }
+
+    /// The session of an attempt that backend and directory have accepted.
+    fn session(&self, login: &Login, proven: &Proven, backend: &Arc<str>) -> Session {
+        Session {
+            id: self.info.session,
+            login: login.as_str().into(),
+            dn: Arc::clone(&proven.identity.entry().dn),
+            client: self.info.client,
+            protocol: self.protocol.name.into(),
+            backend: Arc::clone(backend),
+            since: registry::unix_now(),
+        }
+    }
+
+    /// Replies with the refusal, and closes the connection after too many failed logins.
+    async fn refuse(&mut self, stream: &mut Stream, refusal: &Refusal) -> Result<(), CloseReason> {
+        self.front.refused(refusal, &mut self.out);
+        self.failed += u32::from(refusal.counts_as_failed());
+        if self.failed >= self.snapshot.config.limits.failed_logins {
+            return Err(self.close_with(stream, &Refusal::Limit, CloseReason::FailedLogins).await);
+        }
+        if refusal.is_outage() && self.snapshot.config.limits.on_unavailable == OnUnavailable::ReplyAndClose {
+            return Err(self.close_with(stream, refusal, CloseReason::Unavailable).await);
+        }
+        self.send(stream).await
+    }
+
+    /// Builds the established session. Only the relay sends the client its OK, as its first bytes, so that a
+    /// session whose client does not accept it is handled like any other.
+    fn establish(mut self, stream: Stream, admitted: Admitted) -> Established {
+        let Admitted { logged_in, listing, backend, place } = admitted;
+        sockets::after_login(stream.tcp());
+        self.front.accepted(&logged_in.welcome, &mut self.out);
+        let (answer, leftover) = (self.out.as_slice(), logged_in.leftover.as_slice());
+        Established {
+            info: self.info,
+            backend_name: backend,
+            listing,
+            client: stream,
+            backend: logged_in.stream,
+            watch: logged_in.watch,
+            to_client: [answer, leftover].concat(),
+            answer: answer.len(),
+            to_backend: self.input.as_slice().to_vec(),
+            idle: self.snapshot.config.limits.idle_timeout,
+            closing_line: &self.protocol.closing_line,
+            place,
+        }
+    }
+}
+
+/// Closes so that the last line arrives: a close with unread input is a reset (RFC 9293 section 3.10.4), which
+/// can overtake what was sent. So the client's remaining input is read and discarded.
+async fn lingering_close(stream: &mut Stream) {
+    let farewell = async {
+        stream.shutdown().await?;
+        let mut rest = SecretBuf::new();
+        while stream.fill(&mut rest).await? > 0 {
+            rest.clear();
+        }
+        std::io::Result::Ok(())
+    };
+    let _ = timeout(CLOSE_TIMEOUT, farewell).await;
+}
+
+/// A login that both directory and backend have accepted, with its listed session.
+#[derive(Debug)]
+struct Admitted {
+    logged_in: LoggedIn,
+    listing: Listing,
+    backend: Arc<str>,
+    place: SessionPermit,
+}
+
+/// A session after its login: what the relay needs, and no more.
+struct Established {
+    info: ConnectionInfo,
+    backend_name: Arc<str>,
+    listing: Listing,
+    client: Stream,
+    backend: Stream,
+    watch: Option<CommandWatch>,
+    /// The OK, and what the backend has sent after its own.
+    to_client: Vec<u8>,
+    /// The length of the OK.
+    answer: usize,
+    to_backend: Vec<u8>,
+    idle: Duration,
+    closing_line: &'static proto::ClosingLine,
+    place: SessionPermit,
+}
+
+impl Established {
+    /// Relays until the end, with metrics; then releases its permits. The future holds only what the relay
+    /// needs.
+    fn relay(self, shared: &Arc<Shared>, taken: (Permit, ConnectionPermit)) -> impl Future<Output = ()> + use<> {
+        let began = Instant::now();
+        let Self { info, backend_name, listing, client, backend, to_client, answer, .. } = self;
+        let Self { watch, to_backend, idle, closing_line, place, .. } = self;
+        let Listing { listed, stop: mut asked_to_end } = listing;
+        let metrics = Arc::clone(&shared.metrics);
+        let sessions = metrics.sessions.with_label_values(&[info.protocol, &backend_name]);
+        let bytes = |direction| metrics.relayed_bytes.with_label_values(&[info.protocol, direction]);
+        let client = RelaySide { stream: client, first: to_client, own: answer, sent: bytes("out") };
+        let backend = RelaySide { stream: backend, first: to_backend, own: 0, sent: bytes("in") };
+        let mut relay = Relay::new(client, backend, idle).watching(watch);
+        async move {
+            sessions.inc();
+            let ended = AssertUnwindSafe(relay.run(closing_line, &mut asked_to_end)).catch_unwind().await;
+            sessions.dec();
+            let cause = ended.as_ref().map_or("panic", |ended| ended.cause.label());
+            event::ended(&info, cause, ended.as_ref().ok(), began.elapsed(), &metrics);
+            drop((listed, place, taken));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+//! The last step before a client is sent OK: its session is listed, and no change since the decision
+//! invalidates it.
+//!
+//! From the listing on, `kick`, `sessions`, a drain and the watch see the session, however long its client
+//! takes to accept the OK. So the order is: list, compare with the changes received, check the cache for
+//! invalidation, OK, relay. What happened before the listing is found by the comparison; what happens later
+//! finds the session.
+
+use std::sync::Arc;
+
+use crate::login::authn::Proven;
+use crate::login::core::{Shared, Snapshot};
+use crate::outcome::{AccountState, Refusal};
+use crate::sessions::registry::{ListedSession, Session, SessionBasis, StopHandle, TerminationReason};
+
+/// A session that may begin.
+#[derive(Debug)]
+pub(super) struct Listing {
+    /// Keeps it listed.
+    pub(super) listed: ListedSession,
+    /// Resolves when it has to end.
+    pub(super) stop: StopHandle,
+}
+
+/// Why a session does not begin.
+#[derive(Debug)]
+pub(super) enum NotListed {
+    /// The entry has changed: decide again with its current version.
+    Again,
+    /// A reload has replaced the cache: decide again with the snapshot in force.
+    Reloaded,
+    /// It would have to end at once.
+    Refused(Refusal),
+}
+
+/// Lists a session whose backend has accepted its login, decided with this snapshot.
+///
+/// # Errors
+/// Why the client must not be sent OK; the session is not listed then.
+pub(super) fn list(
+    shared: &Shared,
+    decided: &Snapshot,
+    proven: &Proven,
+    session: Session,
+    backend_login: Arc<str>,
+) -> Result<Listing, NotListed> {
+    let basis = SessionBasis { entry: proven.identity.shared_entry(), backend_login };
+    let (listed, mut asked_to_end) = shared.registry.list(session.clone(), basis.clone());
+    // Loaded behind the listing: a later reload compares all that is listed.
+    let newest = shared.snapshot.load();
+    if !Arc::ptr_eq(newest.authn.cache(), decided.authn.cache()) {
+        return Err(NotListed::Reloaded);
+    }
+    shared.follow.check_listed(&session, &basis, &newest.setting()).map_err(not_listed)?;
+    if !decided.authn.is_current(proven) {
+        return Err(NotListed::Again);
+    }
+    asked_to_end.requested().map_or(Ok(()), |why| Err(not_listed(why)))?;
+    Ok(Listing { listed, stop: asked_to_end })
+}
+
+/// The meaning of a termination reason before the client was sent OK.
+fn not_listed(why: TerminationReason) -> NotListed {
+    // The backend has accepted the password that the directory had accepted.
+    let account = |state| Refusal::Account { state, proven: true };
+    NotListed::Refused(match why {
+        // A new decision finds the new mail host, waits for the hold, or rejects the password.
+        TerminationReason::Moved | TerminationReason::Hold | TerminationReason::PasswordChanged => {
+            return NotListed::Again;
+        }
+        TerminationReason::Disabled => account(AccountState::Disabled),
+        TerminationReason::Expired => account(AccountState::AccountExpired),
+        TerminationReason::Deleted => Refusal::UnknownUser,
+        TerminationReason::Drain => Refusal::Draining,
+        TerminationReason::BackendDrained => Refusal::BackendDraining,
+        TerminationReason::Kicked => Refusal::Kicked,
+    })
+}

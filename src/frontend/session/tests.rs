@@ -1,0 +1,316 @@
+//! Cases that no real server produces on demand: defects, deadlines and the shutdown, over real
+//! sockets, with a dialogue of one line and a scripted directory.
+
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::net::{TcpListener, tcp};
+
+use super::*;
+use crate::backend::capabilities::AdvertisedCapabilities;
+use crate::cache::Cache;
+use crate::config;
+use crate::config_files::Fingerprint;
+use crate::directory::ldap::Ldap;
+use crate::directory::{Directory, DirectoryFuture, Entry, Floor, Identity, RefusedBefore, Trace};
+use crate::login::attempt::{ATTEMPT_TIMEOUT, next_refusal_tick};
+use crate::login::authn::Authenticator;
+use crate::proto::{Back, BackSettings, ClientId, Welcome};
+use crate::telemetry::metrics::Metrics;
+use crate::tracking::store::TrackedEntries;
+
+/// A protocol in which a line is a login, and the word `defect` causes a defect.
+static ONE_LINE: Protocol = Protocol {
+    name: "imap",
+    alpn: None,
+    implicit_port: 0,
+    starttls_port: 0,
+    usual: &[],
+    promised: |_| false,
+    forward_method: None,
+    front: one_line,
+    back: no_back,
+    closing_line: proto::ClosingLine::Close,
+    follows_moves: true,
+    nginx: None,
+};
+
+struct OneLine;
+
+fn one_line(_: FrontSettings<'_>) -> Box<dyn Front> {
+    Box::new(OneLine)
+}
+
+fn no_back(_: BackSettings) -> Box<dyn Back> {
+    unreachable!("no login of these tests reaches a backend")
+}
+
+impl Front for OneLine {
+    fn greet(&mut self, out: &mut SecretBuf) {
+        out.extend(b"hello\n");
+    }
+
+    fn step(&mut self, input: &mut SecretBuf, _: &mut SecretBuf) -> Step {
+        let Some(end) = input.as_slice().iter().position(|byte| *byte == b'\n') else {
+            return Step::NeedMore;
+        };
+        let login = input.as_slice()[..end].to_vec();
+        input.consume(end + 1);
+        assert_ne!(login, b"defect", "a defect of the dialogue");
+        Step::Attempt(Credentials { login, password: Secret::copy_of(b"sesame"), authzid: Vec::new() })
+    }
+
+    fn tls_started(&mut self) {}
+
+    fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
+        out.extend(format!("refused {}\n", refusal.label()).as_bytes());
+    }
+
+    fn accepted(&mut self, _: &Welcome, _: &mut SecretBuf) {}
+
+    fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
+        out.extend(format!("bye {}\n", why.label()).as_bytes());
+    }
+
+    fn client_id(&self) -> Option<&ClientId> {
+        None
+    }
+}
+
+/// Panics for `panic`, never answers `silence`, and has no users.
+struct Obedient;
+
+impl Directory for Obedient {
+    fn authenticate<'a>(
+        &'a self,
+        login: &'a Login,
+        _: &'a Secret,
+        _: RefusedBefore<'a>,
+        _: &'a dyn Floor,
+    ) -> DirectoryFuture<'a, Identity> {
+        Box::pin(async move {
+            match login.as_str() {
+                "panic" => panic!("a defect of the directory module"),
+                "silence" => std::future::pending().await,
+                _ => (Err(crate::directory::DirectoryError::NoEntry), Trace::default()),
+            }
+        })
+    }
+
+    fn find_entry<'a>(&'a self, _: &'a Login) -> DirectoryFuture<'a, Entry> {
+        Box::pin(std::future::pending())
+    }
+
+    fn describe_lookup(&self, _: &Login) -> String {
+        String::new()
+    }
+}
+
+struct Door {
+    shared: Arc<Shared>,
+    listener: TcpListener,
+}
+
+impl Door {
+    async fn open(limits: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(folder.path().join("chain.pem"), certificate.cert.pem()).unwrap();
+        let key = folder.path().join("key.pem");
+        std::fs::write(&key, certificate.signing_key.serialize_pem()).unwrap();
+        std::fs::set_permissions(key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let text = format!(
+            "listeners: [{{protocol: imap, address: '127.0.0.1:0', tls: starttls}}]
+tls: {{certificates: [{{chain: chain.pem, key: key.pem}}]}}
+directory: {{servers: ['ldap://127.0.0.1:9'], base: dc=example, filter: '(uid={{login}})'}}
+routing: {{backends: [{{name: server3, ca: chain.pem, imap: {{address: '127.0.0.1:9', tls: implicit}}}}]}}
+limits: {{{limits}}}
+"
+        );
+        let config = config::parse(&folder.path().join("config.yaml"), &text).unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let snapshot = Snapshot {
+            host: "usher.example.com".into(),
+            tls: tls::server::ServerTls::build(&config.tls, &config.place).unwrap(),
+            authn: Authenticator::new(
+                Arc::new(Obedient),
+                Arc::new(Cache::new(&config.cache)),
+                Arc::new(TrackedEntries::new(10, Duration::ZERO)),
+                100,
+            ),
+            directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),
+            backends: Vec::new(),
+            offers: AdvertisedCapabilities::new(&[], &[], &metrics, None),
+            auth_http_key: None,
+            fingerprint: Fingerprint::of(&config),
+            config,
+        };
+        let log = crate::telemetry::log::unread();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self { shared: Shared::new(snapshot, metrics, log), listener }
+    }
+
+    async fn client(&self) -> Client {
+        let (client, accepted) =
+            tokio::join!(TcpStream::connect(self.listener.local_addr().unwrap()), self.listener.accept());
+        let (tcp, address) = accepted.unwrap();
+        let permit = self.shared.permit(10).unwrap();
+        let tls = ListenerTls::StartTls;
+        let (local, since) = (self.listener.local_addr().unwrap(), Instant::now());
+        let accepted = Accepted { tcp, client: address, local, since, protocol: &ONE_LINE, tls, permit };
+        tokio::spawn(serve(Arc::clone(&self.shared), accepted));
+        let (reader, writer) = client.unwrap().into_split();
+        let mut client = Client { reader: BufReader::new(reader), writer };
+        client.hears("hello\n").await;
+        client
+    }
+
+    fn parted(&self, cause: &str) -> u64 {
+        self.shared.metrics.prelogin_ended.with_label_values(&["imap", cause]).get()
+    }
+}
+
+struct Client {
+    reader: BufReader<tcp::OwnedReadHalf>,
+    writer: tcp::OwnedWriteHalf,
+}
+
+impl Client {
+    async fn says(&mut self, line: &str) {
+        self.writer.write_all(line.as_bytes()).await.unwrap();
+    }
+
+    async fn hears(&mut self, expected: &str) {
+        let mut line = String::new();
+        let read = self.reader.read_line(&mut line);
+        timeout(Duration::from_secs(20), read).await.expect("an answer in time").unwrap();
+        assert_eq!(line, expected);
+    }
+
+    /// Nothing more arrives, and nothing more is sent.
+    async fn hears_the_end(mut self) {
+        let mut rest = Vec::new();
+        timeout(Duration::from_secs(20), self.reader.read_to_end(&mut rest)).await.expect("an end in time").unwrap();
+        assert_eq!(rest, b"");
+    }
+}
+
+#[tokio::test]
+async fn defect_after_the_dialogue_is_reported_and_the_connection_continues() {
+    let door = Door::open("").await;
+    let mut client = door.client().await;
+    client.says("panic\n").await;
+    client.hears("refused internal\n").await;
+    client.says("nobody\n").await;
+    client.hears("refused unknown_user\n").await;
+}
+
+#[tokio::test]
+async fn defect_in_the_dialogue_ends_only_its_connection() {
+    let door = Door::open("").await;
+    let (mut victim, mut neighbour) = (door.client().await, door.client().await);
+    victim.says("defect\n").await;
+    victim.hears_the_end().await;
+    neighbour.says("nobody\n").await;
+    neighbour.hears("refused unknown_user\n").await;
+    assert_eq!(door.parted("panic"), 1);
+    assert_eq!(door.shared.metrics.connections.get(), 1, "its slot is free again");
+}
+
+#[tokio::test]
+async fn idle_client_gets_a_bye() {
+    let door = Door::open("login_timeout: 200ms").await;
+    let mut client = door.client().await;
+    client.hears("bye deadline\n").await;
+    client.hears_the_end().await;
+    door.shared.connections_closed().await;
+    assert_eq!(door.parted("deadline"), 1);
+}
+
+#[tokio::test]
+async fn slow_bytes_do_not_extend_the_deadline() {
+    let door = Door::open("login_timeout: 500ms").await;
+    let mut client = door.client().await;
+    let began = Instant::now();
+    let dripping = async {
+        while client.writer.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), dripping).await.expect("the connection is closed");
+    door.shared.connections_closed().await;
+    assert!(began.elapsed() >= Duration::from_millis(400));
+    assert_eq!(door.parted("deadline"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_directory_is_an_outage_within_ten_seconds() {
+    let door = Door::open("").await;
+    let mut client = door.client().await;
+    let began = Instant::now();
+    client.says("silence\n").await;
+    client.hears("refused deadline\n").await;
+    assert!(began.elapsed() <= ATTEMPT_TIMEOUT + Duration::from_secs(1));
+    client.says("nobody\n").await;
+    client.hears("refused unknown_user\n").await;
+}
+
+#[test]
+fn refusals_are_sent_at_the_refusal_tick() {
+    let ms = Duration::from_millis;
+    for (taken, answered) in [(0, 2_000), (1, 2_000), (1_999, 2_000), (2_000, 4_000), (5_001, 6_000), (7_999, 8_000)] {
+        assert_eq!(next_refusal_tick(ms(taken), ms(2_000)), ms(answered), "{taken}");
+    }
+    assert_eq!(next_refusal_tick(ms(7_000), ms(5_000)), ms(8_000), "no later than this");
+    assert_eq!(next_refusal_tick(ms(9_000), ms(2_000)), ms(8_000), "which is over: at once");
+    assert_eq!(next_refusal_tick(ms(70), Duration::ZERO), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn guessing_connection_ends_after_the_configured_failures() {
+    let door = Door::open("failed_logins: 2, refusal_delay: 50ms").await;
+    let mut client = door.client().await;
+    let began = Instant::now();
+    client.says("nobody\n").await;
+    client.hears("refused unknown_user\n").await;
+    assert!(began.elapsed() >= Duration::from_millis(50), "the reply for an unknown name must be delayed");
+    client.says("nobody\n").await;
+    client.hears("refused unknown_user\n").await;
+    client.hears("bye limit\n").await;
+    client.hears_the_end().await;
+    door.shared.connections_closed().await;
+    assert_eq!(door.parted("failed_logins"), 1);
+}
+
+#[tokio::test]
+async fn invalid_names_and_authzids_are_refused_before_the_directory() {
+    let door = Door::open("refusal_delay: 0s").await;
+    let mut client = door.client().await;
+    for unusable in ["\u{1}\n", "\n"] {
+        client.says(unusable).await;
+        client.hears("refused invalid_username\n").await;
+    }
+}
+
+#[tokio::test]
+async fn drain_sends_bye_to_unauthenticated_clients() {
+    let door = Door::open("refusal_delay: 0s").await;
+    let mut client = door.client().await;
+    door.shared.stage.send_replace(Stage::Leaving);
+    client.says("nobody\n").await;
+    client.hears("refused unknown_user\n").await;
+    door.shared.stage.send_replace(Stage::Draining);
+    client.hears("bye draining\n").await;
+    client.hears_the_end().await;
+    door.shared.connections_closed().await;
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_are_refused() {
+    let door = Door::open("").await;
+    let places: Vec<_> = (0..10).map(|_| door.shared.permit(10)).collect();
+    assert!(places.iter().all(Option::is_some));
+    assert!(door.shared.permit(10).is_none());
+    drop(places);
+    assert!(door.shared.permit(10).is_some());
+    door.shared.connections_closed().await;
+    assert_eq!(door.shared.metrics.connections.get(), 0);
+}

@@ -1,0 +1,503 @@
+//! Rate limits: slow down password guessing, and bound the share of one network, one user and one second.
+//!
+//! It counts and decides; it neither waits nor uses sockets. All protocols share it, and it outlives a reload:
+//! the limits are passed with each call, from the caller's snapshot. A client's address is that of its session,
+//! so that a forwarded one counts where forwarding is trusted. Names, DNs, prefixes and passwords are stored as
+//! keyed hashes only, under keys that exist in this process only.
+//!
+//! **Wrong passwords.** Only an attempt that requires a directory lookup is a guess: a correct cached password
+//! never waits, and neither does a known wrong one. A guess is charged to its prefix and its user on arrival,
+//! not on failure, so that a thousand concurrent guesses are no faster than sequential ones; whatever is not a
+//! wrong password is refunded. It waits for the delay of its spelling; the entry, once it is found, decides
+//! whether it is bound at all (`gate`). A user at a prefix known from an earlier login has a separate account
+//! there: only failures for this user at this prefix delay it.
+
+mod gate;
+mod permits;
+mod store;
+
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::hmac;
+use thiserror::Error;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::base::secret::Secret;
+use crate::config::{self, FailedLogins, Limit, Mode, Network};
+use crate::telemetry::log::Repeats;
+use crate::telemetry::metrics::{Metrics, THROTTLE_MEMORY};
+use gate::AttemptOrigin;
+pub use gate::BindGate;
+use permits::{CountGuard, HeldCounts};
+use store::{LimitMemory, PasswordDigest};
+
+/// A hash of a prefix, a name, an entry or a pair of them.
+type HashedKey = u64;
+
+/// The limits, each named after its config key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// Wrong passwords from one prefix.
+    FailedLoginsPerPrefix,
+    /// Wrong passwords for one user.
+    FailedLoginsPerUser,
+    /// Connections of one prefix.
+    ConnectionsPerPrefix,
+    /// TLS handshakes in progress in total.
+    Handshakes,
+    /// TLS handshakes in progress of one prefix.
+    HandshakesPerPrefix,
+    /// Sessions of one user.
+    SessionsPerUser,
+    /// Sessions of one user from one prefix.
+    SessionsPerUserAndPrefix,
+    /// Correct passwords per second.
+    LoginsPerSecond,
+}
+
+impl Rule {
+    /// The config key, the metric label and the log word.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::FailedLoginsPerPrefix => "failed_logins_per_prefix",
+            Self::FailedLoginsPerUser => "failed_logins_per_user",
+            Self::ConnectionsPerPrefix => "connections_per_prefix",
+            Self::Handshakes => "handshakes",
+            Self::HandshakesPerPrefix => "handshakes_per_prefix",
+            Self::SessionsPerUser => "sessions_per_user",
+            Self::SessionsPerUserAndPrefix => "sessions_per_user_and_prefix",
+            Self::LoginsPerSecond => "logins_per_second",
+        }
+    }
+}
+
+/// A limit refuses the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("throttle.{}: limit reached", .0.label())]
+pub struct Limited(pub Rule);
+
+/// The rate limits of the process.
+pub struct Throttle {
+    metrics: Arc<Metrics>,
+    memory: ArcSwap<LimitMemory>,
+    connections: Arc<HeldCounts>,
+    unauthenticated: Arc<HeldCounts>,
+    handshakes: Arc<HeldCounts>,
+    sessions: Arc<HeldCounts>,
+    sessions_by_prefix: Arc<HeldCounts>,
+    /// When the next login is due at an even pace.
+    pace: Mutex<Option<Instant>>,
+    keys: RandomState,
+    passwords: hmac::Key,
+    repeats: Repeats,
+}
+
+impl std::fmt::Debug for Throttle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Throttle").field("memory", self.memory.load().settings()).finish_non_exhaustive()
+    }
+}
+
+impl Throttle {
+    /// Starts without any record.
+    ///
+    /// # Panics
+    /// If the operating system has no random numbers: no decision is possible then.
+    #[must_use]
+    pub fn new(settings: &config::Throttle, metrics: Arc<Metrics>) -> Self {
+        let random = aws_lc_rs::rand::SystemRandom::new();
+        Self {
+            metrics,
+            memory: ArcSwap::from_pointee(LimitMemory::new(&settings.memory)),
+            connections: Arc::default(),
+            unauthenticated: Arc::default(),
+            handshakes: Arc::default(),
+            sessions: Arc::default(),
+            sessions_by_prefix: Arc::default(),
+            pace: Mutex::default(),
+            keys: RandomState::new(),
+            passwords: hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers"),
+            repeats: Repeats::default(),
+        }
+    }
+
+    /// Applies a new config. Records are kept unless their own limits have changed.
+    pub fn apply(&self, settings: &config::Throttle) {
+        if *self.memory.load().settings() != settings.memory {
+            self.memory.store(Arc::new(LimitMemory::new(&settings.memory)));
+        }
+    }
+
+    /// Sets the gauges of the records.
+    pub fn measure(&self) {
+        for (kind, entries) in THROTTLE_MEMORY.into_iter().zip(self.memory.load().entries()) {
+            let entries = i64::try_from(entries).unwrap_or(i64::MAX);
+            self.metrics.throttle_entries.with_label_values(&[kind]).set(entries);
+        }
+    }
+
+    /// Counts a connection without a login of its own: an nginx auth request.
+    ///
+    /// # Errors
+    /// Its prefix has too many.
+    pub fn connection(&self, settings: &config::Throttle, client: IpAddr) -> Result<ConnectionPermit, Limited> {
+        let held = self.connections.hold(self.prefix(settings, client));
+        if !exempt(settings, client) {
+            self.within(Rule::ConnectionsPerPrefix, settings.connections_per_prefix, held.count, client)?;
+        }
+        Ok(ConnectionPermit { _held: held, unauthenticated: None })
+    }
+
+    /// Counts a connection of a client that is not logged in. `crowded`: most slots for such connections are
+    /// taken, and one prefix may have this many of them; the limit is enforced then whatever its mode.
+    ///
+    /// # Errors
+    /// Its prefix has too many.
+    pub fn unauthenticated(
+        &self,
+        settings: &config::Throttle,
+        client: IpAddr,
+        crowded: Option<u32>,
+    ) -> Result<ConnectionPermit, Limited> {
+        let prefix = self.prefix(settings, client);
+        let (held, unauthenticated) = (self.connections.hold(prefix), self.unauthenticated.hold(prefix));
+        if !exempt(settings, client) {
+            let rule = acting(settings.connections_per_prefix, crowded.is_some());
+            self.within(Rule::ConnectionsPerPrefix, rule, held.count, client)?;
+            if let Some(limit) = crowded {
+                self.within(Rule::ConnectionsPerPrefix, Limit { limit, ..rule }, unauthenticated.count, client)?;
+            }
+        }
+        Ok(ConnectionPermit { _held: held, unauthenticated: Some(unauthenticated) })
+    }
+
+    /// Counts a TLS handshake. `crowded`: most slots for unauthenticated connections are taken; the limit per
+    /// prefix is enforced then whatever its mode.
+    ///
+    /// # Errors
+    /// There are too many, of its prefix or in total. A prefix with none in progress may always have one,
+    /// within `limits.connections`: a single network cannot shut out the others.
+    pub fn handshake(
+        &self,
+        settings: &config::Throttle,
+        client: IpAddr,
+        crowded: bool,
+    ) -> Result<HandshakePermit, Limited> {
+        let held = self.handshakes.hold(self.prefix(settings, client));
+        if !exempt(settings, client) {
+            let rule = acting(settings.handshakes_per_prefix, crowded);
+            self.within(Rule::HandshakesPerPrefix, rule, held.count, client)?;
+            if held.count > 1 {
+                self.within(Rule::Handshakes, settings.handshakes, held.total, client)?;
+            }
+        }
+        self.metrics.handshakes.inc();
+        Ok(HandshakePermit { _held: held, metrics: Arc::clone(&self.metrics) })
+    }
+
+    /// Counts a connection that waits for its PROXY header. It is half-open like one in its handshake, but its
+    /// prefix is that of a proxy, which may have many.
+    ///
+    /// # Errors
+    /// There are too many half-open ones in total. A proxy with none waiting may always have one.
+    pub fn proxy_header(&self, settings: &config::Throttle, proxy: IpAddr) -> Result<AwaitingProxyHeader, Limited> {
+        let held = self.handshakes.hold(self.key(&("header", proxy)));
+        if held.count > 1 {
+            self.within(Rule::Handshakes, settings.handshakes, held.total, proxy)?;
+        }
+        Ok(AwaitingProxyHeader { _held: held })
+    }
+
+    /// Counts a session of a user that has shown a correct password.
+    ///
+    /// # Errors
+    /// The user has too many, here or in total, or there are too many logins in this second.
+    pub fn session(&self, settings: &config::Throttle, client: IpAddr, dn: &str) -> Result<SessionPermit, Limited> {
+        let user = self.entry(dn);
+        let all = self.sessions.hold(user);
+        let here = self.sessions_by_prefix.hold(self.key(&(user, self.prefix(settings, client))));
+        self.within(Rule::SessionsPerUser, settings.sessions_per_user, all.count, client)?;
+        if !exempt(settings, client) {
+            self.within(Rule::SessionsPerUserAndPrefix, settings.sessions_per_user_and_prefix, here.count, client)?;
+        }
+        let Limit { mode, limit } = settings.logins_per_second;
+        if !self.within_rate(limit) {
+            self.limit_reached(Rule::LoginsPerSecond, mode, "refused", client)?;
+        }
+        Ok(SessionPermit { _held: [all, here] })
+    }
+
+    /// Charges an attempt that requires a directory lookup, and computes its delay. The outcome is then
+    /// reported to the [`PendingAttempt`].
+    ///
+    /// # Errors
+    /// It would have to wait longer than `max_delay`.
+    pub fn attempt(
+        &self,
+        settings: &config::Throttle,
+        client: IpAddr,
+        login: &str,
+        password: &Secret,
+    ) -> Result<PendingAttempt<'_>, Limited> {
+        let origin = self.origin(settings, client, login);
+        let (now, password) = (Instant::now(), self.fingerprint(password));
+        let (user_rule, prefix_rule) = (settings.failed_logins_per_user, settings.failed_logins_per_prefix);
+        let (memory, prefix, known) = (Arc::clone(&origin.memory), origin.prefix, origin.known);
+        let account = origin.account(&self.keys);
+        let exempt = exempt(settings, client);
+        let mut gate = BindGate::new(origin, exempt, user_rule, password, &self.keys);
+        let mut pending = PendingAttempt { delay: Duration::ZERO, by: None, throttle: self, gate: None, asked: false };
+        if exempt {
+            pending.gate = Some(Arc::new(gate));
+            return Ok(pending);
+        }
+        let (of_user, of_prefix) = (memory.user(account), memory.prefix(prefix));
+        let mut user = of_user.lock();
+        if let Some(at) = user.tried(password) {
+            pending.delay = at.saturating_duration_since(now);
+            gate.waited = !pending.delay.is_zero();
+            pending.gate = Some(Arc::new(gate));
+            return Ok(pending);
+        }
+        let every = memory.settings().forget_every;
+        let user_delay = user.delay(now, every, &user_rule);
+        if !known && user.is_at_limit(&user_rule) {
+            self.limit_reached(Rule::FailedLoginsPerUser, user_rule.mode, "refused", client)?;
+        }
+        let mut prefix = of_prefix.lock();
+        let prefix_delay = if known { Duration::ZERO } else { prefix.delay(now, every, &prefix_rule) };
+        for (rule, settings, delay) in [
+            (Rule::FailedLoginsPerUser, &user_rule, user_delay),
+            (Rule::FailedLoginsPerPrefix, &prefix_rule, prefix_delay),
+        ] {
+            let delay = self.wait(rule, settings, delay, client)?;
+            if delay > pending.delay {
+                (pending.delay, pending.by) = (delay, Some(rule));
+            }
+        }
+        user.charge(now, user_delay, &user_rule);
+        user.try_password(password, now + pending.delay);
+        prefix.charge(now, prefix_delay, &prefix_rule);
+        drop((user, prefix));
+        gate.waited = !pending.delay.is_zero();
+        gate.charged(of_user, of_prefix);
+        pending.gate = Some(Arc::new(gate));
+        Ok(pending)
+    }
+
+    /// Records a correct cached password: nothing was guessed, and the prefix is known from now on.
+    pub fn cached_success(&self, settings: &config::Throttle, client: IpAddr, login: &str, dn: &str) {
+        let AttemptOrigin { memory, prefix, name, known, user } = self.origin(settings, client, login);
+        let account = if known { self.key(&(user, prefix)) } else { name };
+        self.succeeded(&memory, (account, prefix, name), dn);
+    }
+
+    /// Records a correct password of the user with this DN: failures are forgotten, and the prefix becomes
+    /// known. At a prefix known before, failures from elsewhere stay.
+    fn succeeded(&self, memory: &LimitMemory, (account, prefix, name): (HashedKey, HashedKey, HashedKey), dn: &str) {
+        let user = self.entry(dn);
+        memory.reset_user(account, prefix);
+        if memory.is_known_prefix(user, prefix) {
+            memory.reset_user(self.key(&(user, prefix)), prefix);
+        } else {
+            memory.forget_user(user);
+        }
+        memory.name(name, user);
+        memory.add_known_prefix(user, prefix);
+    }
+
+    fn origin(&self, settings: &config::Throttle, client: IpAddr, login: &str) -> AttemptOrigin {
+        let memory = self.memory.load_full();
+        let prefix = self.prefix(settings, client);
+        let name = self.key(&login.trim().to_lowercase());
+        let user = memory.entry(name);
+        let known = memory.is_known_prefix(user, prefix);
+        AttemptOrigin { memory, prefix, name, user, known }
+    }
+
+    /// Applies a limit to a delay.
+    fn wait(&self, rule: Rule, settings: &FailedLogins, delay: Duration, client: IpAddr) -> Result<Duration, Limited> {
+        if delay > settings.max_delay {
+            self.limit_reached(rule, settings.mode, "refused", client)?;
+        } else if !delay.is_zero() {
+            self.count(rule, settings.mode, "delayed");
+        }
+        Ok(if settings.mode == Mode::Enforce { delay } else { Duration::ZERO })
+    }
+
+    fn within(&self, rule: Rule, limit: Limit, count: u32, client: IpAddr) -> Result<(), Limited> {
+        if count > limit.limit { self.limit_reached(rule, limit.mode, "refused", client) } else { Ok(()) }
+    }
+
+    /// A limit is reached: counted and logged in either mode, and refused if it is enforced.
+    fn limit_reached(&self, rule: Rule, mode: Mode, effect: &str, client: IpAddr) -> Result<(), Limited> {
+        self.count(rule, mode, effect);
+        let (word, mode_word) = (rule.label(), mode.label());
+        if let Some(suppressed) = self.repeats.allow(word, mode_word) {
+            warn!(rule = word, mode = mode_word, %client, suppressed, "login rate limit reached");
+        }
+        match mode {
+            Mode::Enforce => Err(Limited(rule)),
+            Mode::DryRun => Ok(()),
+        }
+    }
+
+    fn count(&self, rule: Rule, mode: Mode, effect: &str) {
+        self.metrics.throttled.with_label_values(&[rule.label(), effect, mode.label()]).inc();
+    }
+
+    /// Whether one more login stays within this rate. One second's worth may come at once.
+    fn within_rate(&self, per_second: u32) -> bool {
+        let now = Instant::now();
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = pace.map_or(now, |due| due.max(now)) + Duration::from_secs(1) / per_second.max(1);
+        let kept = due.saturating_duration_since(now) <= Duration::from_secs(1);
+        if kept {
+            *pace = Some(due);
+        }
+        kept
+    }
+
+    fn prefix(&self, settings: &config::Throttle, client: IpAddr) -> HashedKey {
+        let bits = if client.is_ipv4() { settings.ipv4_prefix } else { settings.ipv6_prefix };
+        self.key(&Network::of(client, bits))
+    }
+
+    fn entry(&self, dn: &str) -> HashedKey {
+        entry_key(&self.keys, dn)
+    }
+
+    fn key(&self, what: &impl Hash) -> HashedKey {
+        self.keys.hash_one(what)
+    }
+
+    fn fingerprint(&self, password: &Secret) -> PasswordDigest {
+        let tag = hmac::sign(&self.passwords, password.expose());
+        tag.as_ref().iter().take(8).fold(0, |print, byte| print << 8 | u64::from(*byte))
+    }
+}
+
+fn exempt(settings: &config::Throttle, client: IpAddr) -> bool {
+    settings.exempt.iter().any(|network| network.contains(client))
+}
+
+/// The hash of an entry's DN, whose case and spacing may differ between a template and the directory.
+fn entry_key(keys: &RandomState, dn: &str) -> HashedKey {
+    keys.hash_one(dn.to_lowercase().split(',').map(str::trim).collect::<Vec<_>>())
+}
+
+/// The limit, enforced whatever its mode if `must`.
+const fn acting(rule: Limit, must: bool) -> Limit {
+    if must { Limit { mode: Mode::Enforce, ..rule } } else { rule }
+}
+
+/// An attempt that may proceed after a delay. Dropped before the directory is asked, it is refunded; after
+/// that, it counts, because it may still be answered as wrong.
+#[derive(Debug)]
+#[must_use]
+pub struct PendingAttempt<'a> {
+    /// How long it has to wait.
+    pub delay: Duration,
+    /// The limit that requires the delay.
+    pub by: Option<Rule>,
+    throttle: &'a Throttle,
+    gate: Option<Arc<BindGate>>,
+    asked: bool,
+}
+
+impl PendingAttempt<'_> {
+    /// The gate that the entry passes before the bind. The directory is asked from now on.
+    pub fn begin_lookup(&mut self) -> Option<Arc<BindGate>> {
+        self.asked = true;
+        self.gate.clone()
+    }
+
+    /// The directory accepted the password.
+    pub fn right(mut self, dn: &str) {
+        if let Some(gate) = self.gate.take() {
+            gate.refund();
+            let account = if gate.known { self.throttle.key(&(gate.user, gate.prefix)) } else { gate.name };
+            self.throttle.succeeded(&gate.memory, (account, gate.prefix, gate.name), dn);
+        }
+    }
+
+    /// The directory refused the password or found no entry, or it was not asked because the entry's delay had
+    /// not passed.
+    pub fn wrong(mut self) {
+        if let Some(gate) = self.gate.take() {
+            gate.keep();
+        }
+    }
+
+    /// It was not a wrong password, or the outcome is unknown.
+    pub fn inconclusive(mut self) {
+        if let Some(gate) = self.gate.take() {
+            gate.refund();
+        }
+    }
+
+    /// Counts and logs that the entry's delay had not passed, if so.
+    pub fn log_if_over_limit(&self, client: IpAddr) {
+        if let Some(gate) = self.gate.as_ref().filter(|gate| gate.was_over_limit()) {
+            // The gate decides whether it is enforced.
+            let _ = self.throttle.limit_reached(Rule::FailedLoginsPerUser, gate.rule.mode, "refused", client);
+        }
+    }
+}
+
+impl Drop for PendingAttempt<'_> {
+    fn drop(&mut self) {
+        if let Some(gate) = self.gate.take() {
+            if self.asked { gate.keep() } else { gate.refund() }
+        }
+    }
+}
+
+/// A counted connection, until dropped.
+#[derive(Debug)]
+pub struct ConnectionPermit {
+    _held: CountGuard,
+    /// While its client is not logged in.
+    unauthenticated: Option<CountGuard>,
+}
+
+impl ConnectionPermit {
+    /// The client is logged in.
+    pub fn logged_in(&mut self) {
+        self.unauthenticated = None;
+    }
+}
+
+/// A counted TLS handshake, until dropped.
+#[derive(Debug)]
+pub struct HandshakePermit {
+    _held: CountGuard,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for HandshakePermit {
+    fn drop(&mut self) {
+        self.metrics.handshakes.dec();
+    }
+}
+
+/// A counted wait for a PROXY header, until dropped.
+#[derive(Debug)]
+pub struct AwaitingProxyHeader {
+    _held: CountGuard,
+}
+
+/// A counted session, until dropped.
+#[derive(Debug)]
+pub struct SessionPermit {
+    _held: [CountGuard; 2],
+}
+
+#[cfg(test)]
+mod tests;

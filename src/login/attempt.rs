@@ -1,0 +1,257 @@
+//! One login attempt for every frontend: authenticate the user and find the backend.
+//!
+//! Shared by sessions and nginx's `auth_http`, so that guesses cost the same and users are routed alike in
+//! both. It uses no socket: the caller replies to the client and logs in to the backend.
+
+use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::backend::Backend;
+use crate::base::clock::wait_until;
+use crate::base::secret::Secret;
+use crate::directory::{Entry, Login};
+use crate::limits::{Limited, SessionPermit};
+use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
+use crate::login::core::{Shared, Snapshot};
+use crate::login::event::LoginEvent;
+use crate::outcome::Refusal;
+use crate::proto::Protocol;
+use crate::routing;
+use crate::tracking::store::Reconciled;
+
+/// Every attempt is answered within this time, whatever the directory and the backend do: `check` verifies that
+/// their deadlines fit.
+pub(crate) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// No refusal is held back for longer than this after its attempt began.
+const LATEST_REFUSAL: Duration = Duration::from_secs(8);
+/// How often the directory is polled about a held user, without change notification.
+const HOLD_POLL: Duration = Duration::from_secs(1);
+
+/// The context of an attempt.
+#[derive(Debug, Clone, Copy)]
+pub struct LoginAttempt<'a> {
+    /// The process-wide state.
+    pub shared: &'a Shared,
+    /// The snapshot in force.
+    pub snapshot: &'a Snapshot,
+    /// The client's address.
+    pub client: IpAddr,
+    /// The client's protocol.
+    pub protocol: &'static Protocol,
+    /// When the attempt began.
+    pub began: Instant,
+}
+
+/// An authenticated user with a route.
+#[derive(Debug)]
+pub struct RoutedLogin<'a> {
+    /// The authenticated user.
+    pub proven: Proven,
+    /// What decided: cache or directory.
+    pub by: DecidedBy,
+    /// The user's session slot, taken before the backend login and kept to the end.
+    pub place: SessionPermit,
+    /// The route.
+    pub target: Target<'a>,
+}
+
+/// A backend and the name to log in with.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// The backend.
+    pub backend: &'a Backend,
+    /// The name at the backend.
+    pub login: Login,
+    by_default: bool,
+}
+
+impl Target<'_> {
+    /// Whether it is the same name at the same backend.
+    #[must_use]
+    pub fn is(&self, other: &Target<'_>) -> bool {
+        self.backend.name == other.backend.name && self.login == other.login
+    }
+}
+
+impl<'a> LoginAttempt<'a> {
+    /// Bounds an attempt by its deadline. A panic fails only this attempt. The future is pinned in place: by
+    /// value it would be stored twice.
+    ///
+    /// # Errors
+    /// Its own refusal, [`Refusal::Deadline`] or [`Refusal::Internal`].
+    pub async fn bounded<T>(&self, admit: Pin<&mut impl Future<Output = Result<T, Refusal>>>) -> Result<T, Refusal> {
+        match timeout_at(self.began + ATTEMPT_TIMEOUT, AssertUnwindSafe(admit).catch_unwind()).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Refusal::Internal),
+            Err(_) => Err(Refusal::Deadline),
+        }
+    }
+
+    /// The refusal to reply with, returned when the reply is due.
+    pub async fn reply(&self, refusal: Refusal) -> Refusal {
+        let config = &self.snapshot.config;
+        let refusal = refusal.disclosed(config.directory.reveal_account_state).clone();
+        if is_about_credentials(&refusal) || refusal == Refusal::Limit || refusal.is_without_route() {
+            // Indistinguishable replies must take the same time (CWE-208); a limit, or a login without a route,
+            // must not invite an immediate retry.
+            sleep_until(self.began + next_refusal_tick(self.began.elapsed(), config.limits.refusal_delay)).await;
+        }
+        refusal
+    }
+
+    /// The first decision of an attempt. A cached correct password costs nothing; any other attempt is subject
+    /// to the throttle.
+    ///
+    /// # Errors
+    /// The throttle's refusal: the directory was not asked.
+    pub async fn decide(
+        &self,
+        login: &Login,
+        password: &Secret,
+        event: &mut LoginEvent,
+    ) -> Result<AuthDecision, Refusal> {
+        let settings = &self.snapshot.config.throttle;
+        let (throttle, client) = (&self.shared.throttle, self.client);
+        let authn = &self.snapshot.authn;
+        let recalled = match authn.recall(login, password) {
+            Some(decision) if decision.result.is_ok() || decision.by == DecidedBy::Usher => {
+                if let Ok(proven) = &decision.result {
+                    throttle.cached_success(settings, client, login.as_str(), &proven.identity.entry().dn);
+                }
+                return Ok(decision);
+            }
+            recalled => recalled,
+        };
+        // A cached wrong password is charged like one of an unknown name; a repetition of either is free.
+        let turn = throttle.attempt(settings, client, login.as_str(), password);
+        let mut turn = turn.map_err(|limited| event.limited(limited))?;
+        (event.limited_by, event.delay) = (turn.by, turn.delay);
+        wait_until(Instant::now() + turn.delay).await;
+        let decision = match recalled {
+            Some(known) => known,
+            None => authn.attempt(login, password, turn.begin_lookup()).await,
+        };
+        turn.log_if_over_limit(client);
+        if decision.withheld {
+            event.withhold();
+        }
+        match (&decision.result, decision.by) {
+            (Ok(proven), _) => turn.right(&proven.identity.entry().dn),
+            // An account state that is reported as a wrong password costs as much, or the delay of the next
+            // guess would reveal that this one was correct.
+            (
+                Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::Account { .. }),
+                DecidedBy::Directory | DecidedBy::Negative | DecidedBy::Usher,
+            ) => turn.wrong(),
+            // Undecided: the charge is refunded.
+            (Err(_), _) => turn.inconclusive(),
+        }
+        Ok(decision)
+    }
+
+    /// Applies a decision: waits while the user is held, routes, takes a session slot.
+    ///
+    /// # Errors
+    /// Why the user is not logged in.
+    pub async fn find(
+        &self,
+        login: &Login,
+        password: &Secret,
+        mut decision: AuthDecision,
+        event: &mut LoginEvent,
+    ) -> Result<RoutedLogin<'a>, Refusal> {
+        loop {
+            event.decided(&decision, &self.shared.metrics);
+            let proven = decision.result?;
+            if proven.identity.entry().version.held {
+                self.wait_for_release(login, &proven).await?;
+                // Most likely the mailbox has moved meanwhile.
+                decision = self.snapshot.authn.decide(login, password, LookupMode::Directory).await;
+                continue;
+            }
+            // Routed first: a login without a route takes no session slot and no part of the rate.
+            let target = self.target(proven.identity.entry(), login)?;
+            let place = self.place(&proven).map_err(|limited| event.limited(limited))?;
+            event.routed(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
+            if self.shared.steer.drained(&target.backend.name).is_some() {
+                self.count_backend(target.backend, "draining");
+                return Err(Refusal::BackendDraining);
+            }
+            return Ok(RoutedLogin { proven, by: decision.by, place, target });
+        }
+    }
+
+    /// The backend of an entry, and the name there.
+    ///
+    /// # Errors
+    /// Why no backend was found.
+    pub fn target(&self, entry: &Entry, typed: &Login) -> Result<Target<'a>, Refusal> {
+        let config = &self.snapshot.config;
+        routing::allowed(&config.directory.allow, entry, self.protocol)?;
+        let route = routing::route(&config.routing, entry)?;
+        let login = routing::backend_login(config.directory.login_attribute.as_deref(), entry, typed)?;
+        let backend = self.snapshot.backends.get(route.index).ok_or(Refusal::Internal)?;
+        Ok(Target { backend, login, by_default: route.by_default })
+    }
+
+    /// Counts the result of a backend login.
+    pub fn count_backend(&self, backend: &Backend, result: &str) {
+        self.shared.metrics.backend_logins.with_label_values(&[&*backend.name, result]).inc();
+    }
+
+    /// Waits until the directory no longer holds this user, by change notification or by polling. The timeout
+    /// runs from the beginning of the attempt, because the backend needs time too.
+    async fn wait_for_release(&self, login: &Login, proven: &Proven) -> Result<(), Refusal> {
+        let (authn, held) = (&self.snapshot.authn, proven.identity.entry());
+        let until = self.began + self.snapshot.config.directory.watch.hold_timeout;
+        let mut next_poll = Instant::now() + HOLD_POLL;
+        loop {
+            let changed = authn.entries().changed();
+            match authn.entries().reconcile(held) {
+                Reconciled::Replaced(newer) if !newer.version.held => return Ok(()),
+                Reconciled::Deleted => return Ok(()),
+                Reconciled::Replaced(_) | Reconciled::AsReported => {}
+            }
+            tokio::select! {
+                () = sleep_until(until) => return Err(Refusal::Hold),
+                () = changed => {}
+                () = sleep_until(next_poll) => {
+                    if timeout_at(until, authn.is_held(login)).await == Ok(Some(false)) {
+                        return Ok(());
+                    }
+                    next_poll = Instant::now() + HOLD_POLL;
+                }
+            }
+        }
+    }
+
+    /// A session slot of this user.
+    fn place(&self, proven: &Proven) -> Result<SessionPermit, Limited> {
+        let settings = &self.snapshot.config.throttle;
+        self.shared.throttle.session(settings, self.client, &proven.identity.entry().dn)
+    }
+}
+
+/// When to reply to an attempt that has taken this long: at the next multiple of the delay. The throttle's
+/// delay is part of the time taken, not added to it.
+pub(crate) fn next_refusal_tick(taken: Duration, delay: Duration) -> Duration {
+    let beats = u32::try_from(taken.as_nanos() / delay.as_nanos().max(1) + 1).unwrap_or(u32::MAX);
+    delay.saturating_mul(beats).min(LATEST_REFUSAL)
+}
+
+/// Whether the time of the reply would reveal if the name exists.
+fn is_about_credentials(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::WrongPassword
+            | Refusal::UnknownUser
+            | Refusal::EmptyPassword
+            | Refusal::InvalidUsername
+            | Refusal::InvalidPassword
+    )
+}

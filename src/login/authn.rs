@@ -1,0 +1,435 @@
+//! Authentication: decides whether a name and password belong to a user.
+//!
+//! In order: input that must not reach a directory is refused; the cache answers what it knows; one flight per
+//! name and password asks the directory. Only the directory's invalidCredentials makes a password wrong, and
+//! only its own diagnostics make an account unusable; any other failure is a failed lookup
+//! ([`Refusal::DirectoryUnavailable`]). While no directory server is in use, cached users get in for up to
+//! `cache.stale`, and no user is refused from that data.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing::warn;
+
+use crate::base::secret::Secret;
+use crate::cache::{self, Cache, CacheStamp, Digest, FlightError, Flights};
+use crate::directory::{Availability, Directory, DirectoryError, Entry, Identity, Login, Trace};
+use crate::limits::BindGate;
+use crate::outcome::{AccountState, Refusal};
+use crate::sessions::registry::unix_now;
+use crate::telemetry::log::Repeats;
+use crate::tracking::store::{Reconciled, TrackedEntries};
+
+/// The source of a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DecidedBy {
+    /// A bind now.
+    Directory,
+    /// A bind within `cache.ttl`.
+    Cache,
+    /// invalidCredentials within `cache.negative_ttl`, or earlier if a lookup showed no sign that the password
+    /// may be valid by now.
+    Negative,
+    /// A bind within `cache.stale`, while no directory server is in use, or while wrong guesses have locked the
+    /// account and the user is at a known prefix.
+    Stale,
+    /// No lookup: such a name or password is never sent.
+    Usher,
+}
+
+impl DecidedBy {
+    /// The metric label and log field.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Directory => "directory",
+            Self::Cache => "cache",
+            Self::Negative => "negative",
+            Self::Stale => "stale",
+            Self::Usher => "usher",
+        }
+    }
+}
+
+/// Whether cached data may answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LookupMode {
+    /// The cache first.
+    Cached,
+    /// The directory, whatever is cached.
+    Directory,
+}
+
+/// An authenticated user, as of a point in the cache's history.
+#[derive(Debug, Clone)]
+pub struct Proven {
+    /// The identity.
+    pub identity: Arc<Identity>,
+    since: CacheStamp,
+}
+
+/// A decision and its source.
+#[derive(Debug, Clone)]
+pub struct AuthDecision {
+    /// The user, or the refusal.
+    pub result: Result<Proven, Refusal>,
+    /// The source of the decision.
+    pub by: DecidedBy,
+    /// The entry's DN if known, refused or not.
+    pub dn: Option<Arc<str>>,
+    /// Details of the directory request.
+    pub trace: Trace,
+    /// The password was not sent: too many were tried for the entry.
+    pub withheld: bool,
+}
+
+impl AuthDecision {
+    fn remembered(identity: Arc<Identity>, since: CacheStamp, by: DecidedBy) -> Self {
+        let dn = Some(Arc::clone(&identity.entry().dn));
+        Self { result: Ok(Proven { identity, since }), by, dn, trace: Trace::default(), withheld: false }
+    }
+
+    fn refused(refusal: Refusal, by: DecidedBy) -> Self {
+        Self { result: Err(refusal), by, dn: None, trace: Trace::default(), withheld: false }
+    }
+}
+
+type FlightResult = Arc<(Result<Arc<Identity>, DirectoryError>, Trace, CacheStamp, EntryCheck)>;
+
+/// The entry as found between the search and the bind.
+#[derive(Debug, Clone, Default)]
+struct EntryCheck {
+    /// The entry, if it is locked.
+    locked: Option<Arc<Entry>>,
+    /// Its delay had not passed: the password was not sent.
+    withheld: bool,
+}
+
+impl EntryCheck {
+    /// The entry, if the answer may be due to a lock by wrong guesses. A lock by an administrator sets
+    /// `disabled` (draft-behera-ldap-password-policy-10 section 5.3.3).
+    fn locked_by_guesses<T>(&self, answer: &Result<T, DirectoryError>) -> Option<&Arc<Entry>> {
+        let is_refused = matches!(
+            answer,
+            Err(DirectoryError::InvalidCredentials { .. } | DirectoryError::Account { state: AccountState::Locked, .. })
+        );
+        self.locked.as_ref().filter(|entry| is_refused && !entry.version.disabled && !entry.version.held)
+    }
+}
+
+/// Authenticates names and passwords.
+pub struct Authenticator {
+    directory: Arc<dyn Directory>,
+    cache: Arc<Cache>,
+    entries: Arc<TrackedEntries>,
+    flights: Flights<FlightResult>,
+    repeats: Repeats,
+}
+
+impl std::fmt::Debug for Authenticator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authenticator").field("cache", &self.cache).finish_non_exhaustive()
+    }
+}
+
+impl Authenticator {
+    /// With this directory, cache and tracked entries, and at most `flights` concurrent lookups.
+    #[must_use]
+    pub fn new(directory: Arc<dyn Directory>, cache: Arc<Cache>, entries: Arc<TrackedEntries>, flights: usize) -> Self {
+        Self { directory, cache, entries, flights: Flights::new(flights), repeats: Repeats::default() }
+    }
+
+    /// The cache, to be carried over a reload.
+    #[must_use]
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// The tracked entries, to be carried over a reload.
+    #[must_use]
+    pub fn entries(&self) -> &Arc<TrackedEntries> {
+        &self.entries
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn directory(&self) -> &Arc<dyn Directory> {
+        &self.directory
+    }
+
+    /// Decides without a lookup: a password that must not be sent, and cached answers. `None`: a directory
+    /// lookup is needed, which counts as a guess.
+    #[must_use]
+    pub fn recall(&self, login: &Login, password: &Secret) -> Option<AuthDecision> {
+        unusable(password).or_else(|| self.recalled(login, &self.cache.digest(password)))
+    }
+
+    fn recalled(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
+        let outdated = || {
+            (self.directory.availability() == Availability::Unreachable).then(|| self.stale(login, digest)).flatten()
+        };
+        self.cached(login, digest).or_else(outdated)
+    }
+
+    fn cached(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
+        let since = self.cache.stamp();
+        match self.cache.lookup(login, digest) {
+            // It may have expired since: the directory is asked again.
+            cache::CacheAnswer::Right(identity) if account_state(&identity).is_some() => None,
+            cache::CacheAnswer::Right(identity) => Some(AuthDecision::remembered(identity, since, DecidedBy::Cache)),
+            cache::CacheAnswer::Wrong(dn) => {
+                let refused = AuthDecision::refused(Refusal::WrongPassword, DecidedBy::Negative);
+                Some(AuthDecision { dn: Some(dn), ..refused })
+            }
+            cache::CacheAnswer::Unknown => None,
+        }
+    }
+
+    /// The cached decision to use while the directory is unreachable.
+    fn stale(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
+        let since = self.cache.stamp();
+        let identity = self.cache.stale(login, digest).filter(|identity| account_state(identity).is_none())?;
+        Some(AuthDecision::remembered(identity, since, DecidedBy::Stale))
+    }
+
+    /// Decides about an attempt whose delay has passed. The gate is checked before the entry is bound.
+    pub async fn attempt(&self, login: &Login, password: &Secret, gate: Option<Arc<BindGate>>) -> AuthDecision {
+        let decision = self.decide_through(login, password, LookupMode::Cached, gate.as_ref()).await;
+        // The flight may have been started by another client, whose prefix is not known.
+        let is_let =
+            |gate: &Arc<BindGate>| gate.is_exempt() || decision.dn.as_ref().is_some_and(|dn| gate.is_known(dn));
+        if decision.withheld && gate.as_ref().is_some_and(is_let) {
+            return self.decide_through(login, password, LookupMode::Cached, gate.as_ref()).await;
+        }
+        decision
+    }
+
+    /// Decides, within the directory's `timeout`, plus the time of a probe for a cached user.
+    pub async fn decide(&self, login: &Login, password: &Secret, ask: LookupMode) -> AuthDecision {
+        self.decide_through(login, password, ask, None).await
+    }
+
+    async fn decide_through(
+        &self,
+        login: &Login,
+        password: &Secret,
+        ask: LookupMode,
+        gate: Option<&Arc<BindGate>>,
+    ) -> AuthDecision {
+        if let Some(refused) = unusable(password) {
+            return refused;
+        }
+        let digest = self.cache.digest(password);
+        if ask == LookupMode::Cached
+            && let Some(cached) = self.recalled(login, &digest)
+        {
+            return cached;
+        }
+        let question = || self.question(login.clone(), password.clone(), digest, gate.cloned());
+        let result = self.flights.join(login, &digest, question).await;
+        match result {
+            // The first logins of an outage detect it here.
+            Ok(result) if ask == LookupMode::Cached && matches!(result.0, Err(DirectoryError::Unavailable(_))) => {
+                match self.stale(login, &digest) {
+                    Some(cached) if self.directory.settled_availability().await != Availability::Available => cached,
+                    Some(_) | None => self.judge(&result),
+                }
+            }
+            Ok(result) => {
+                let owner = gate.and_then(|gate| self.known_owner_of_locked(login, &digest, &result, gate));
+                owner.unwrap_or_else(|| self.judge(&result))
+            }
+            Err(FlightError::TooMany) => AuthDecision::refused(Refusal::Limit, DecidedBy::Usher),
+            Err(FlightError::Lost) => AuthDecision::refused(Refusal::Internal, DecidedBy::Usher),
+        }
+    }
+
+    /// Asks the directory although `dn` was cached, because a backend refused the cached decision. If the
+    /// password is wrong by now, or the entry is deleted, the cache forgets it.
+    pub async fn decide_again(&self, login: &Login, password: &Secret, dn: &Arc<str>) -> AuthDecision {
+        let decision = self.decide(login, password, LookupMode::Directory).await;
+        if let Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::SeveralEntries | Refusal::Account { .. }) =
+            &decision.result
+        {
+            self.cache.forget(dn);
+        }
+        decision
+    }
+
+    /// The owner of an account locked by wrong guesses, at a known prefix, with the password that was correct
+    /// within `cache.stale` and has not been changed since.
+    fn known_owner_of_locked(
+        &self,
+        login: &Login,
+        digest: &Digest,
+        result: &FlightResult,
+        gate: &BindGate,
+    ) -> Option<AuthDecision> {
+        let (answer, trace, since, check) = result.as_ref();
+        let entry = check.locked_by_guesses(answer).filter(|entry| gate.is_known(&entry.dn))?;
+        let identity = unchanged(&self.cache, login, digest, entry)?;
+        let entry = match self.entries.reconcile(entry) {
+            Reconciled::AsReported => Arc::clone(entry),
+            Reconciled::Replaced(newer) => newer,
+            Reconciled::Deleted => return None,
+        };
+        if entry.version.disabled || entry.version.held {
+            return None;
+        }
+        let identity = Arc::new(Identity::clone(&identity).with_entry(entry));
+        let decision = AuthDecision::remembered(identity, *since, DecidedBy::Stale);
+        Some(AuthDecision { trace: trace.clone(), ..decision })
+    }
+
+    /// Whether nothing about this user was forgotten since the decision: checked again just before the client
+    /// gets OK.
+    #[must_use]
+    pub fn is_current(&self, proven: &Proven) -> bool {
+        self.cache.holds(&proven.identity.entry().dn, proven.since)
+    }
+
+    /// Whether an entry is held, as far as is visible without a password; `None` if unknown.
+    pub async fn is_held(&self, login: &Login) -> Option<bool> {
+        let entry = self.directory.find_entry(login).await.0.ok()?;
+        match self.entries.reconcile(&entry) {
+            Reconciled::AsReported => Some(entry.version.held),
+            Reconciled::Replaced(newer) => Some(newer.version.held),
+            Reconciled::Deleted => None,
+        }
+    }
+
+    /// The lookup of one flight: asks, and updates the cache even when every client is gone.
+    fn question(
+        &self,
+        login: Login,
+        password: Secret,
+        digest: Digest,
+        gate: Option<Arc<BindGate>>,
+    ) -> impl Future<Output = FlightResult> + use<> {
+        let (directory, cache, entries) =
+            (Arc::clone(&self.directory), Arc::clone(&self.cache), Arc::clone(&self.entries));
+        let since = cache.stamp();
+        async move {
+            let check = Mutex::new(EntryCheck::default());
+            let refused_before = |entry: &Entry| {
+                let refused = cache.refused_before(entry, &digest);
+                let withheld = !refused && gate.as_ref().is_some_and(|gate| !gate.may_bind(&entry.dn));
+                let locked = entry.version.locked.then(|| Arc::new(entry.clone()));
+                *check.lock().unwrap_or_else(PoisonError::into_inner) = EntryCheck { locked, withheld };
+                refused || withheld
+            };
+            let (answer, trace) = directory.authenticate(&login, &password, &refused_before, &*entries).await;
+            let check = check.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let answer = answer.and_then(|identity| newest(identity, &entries)).and_then(require_usable).map(Arc::new);
+            let locked = check.locked_by_guesses(&answer);
+            match &answer {
+                // A hold is short: a held user is looked up again.
+                Ok(identity) if identity.entry().version.held => {
+                    entries.record_login(&identity.shared_entry());
+                }
+                Ok(identity) => {
+                    // If changes would not be noticed, each login is looked up.
+                    if entries.record_login(&identity.shared_entry()) {
+                        cache.right(&login, Arc::clone(identity), digest, since);
+                    }
+                }
+                // A lagging server may not know of a change yet: perhaps of this very password.
+                Err(DirectoryError::InvalidCredentials { .. }) if trace.behind => {}
+                Err(DirectoryError::InvalidCredentials { dn, seen: Some(seen) }) => {
+                    cache.wrong(&login, dn, seen, digest, since);
+                }
+                // The lock hides the result, which says nothing against the earlier correct one.
+                Err(_) if locked.is_some_and(|entry| unchanged(&cache, &login, &digest, entry).is_some()) => {}
+                // A state is temporary, and may have hidden that the password is correct: not cached. But an
+                // earlier correct one must not come back as stale.
+                Err(
+                    DirectoryError::InvalidCredentials { seen: None, .. }
+                    | DirectoryError::Account { .. }
+                    | DirectoryError::Held { .. }
+                    | DirectoryError::NoEntry
+                    | DirectoryError::SeveralEntries,
+                ) => cache.forget_password(&login, &digest),
+                Err(DirectoryError::RefusedBefore { .. } | DirectoryError::Unavailable(_)) => {}
+            }
+            Arc::new((answer, trace, since, check))
+        }
+    }
+
+    fn judge(&self, result: &FlightResult) -> AuthDecision {
+        let (answer, trace, since, check) = result.as_ref();
+        let by = match answer {
+            Err(DirectoryError::RefusedBefore { .. }) if check.withheld => DecidedBy::Usher,
+            Err(DirectoryError::RefusedBefore { .. }) => DecidedBy::Negative,
+            Ok(_) | Err(_) => DecidedBy::Directory,
+        };
+        let (result, dn) = match answer {
+            Ok(identity) => {
+                let proven = Proven { identity: Arc::clone(identity), since: *since };
+                (Ok(proven), Some(Arc::clone(&identity.entry().dn)))
+            }
+            Err(DirectoryError::InvalidCredentials { dn, .. } | DirectoryError::RefusedBefore { dn }) => {
+                (Err(Refusal::WrongPassword), Some(Arc::clone(dn)))
+            }
+            Err(DirectoryError::Account { dn, state, proven }) => {
+                (Err(Refusal::Account { state: *state, proven: *proven }), Some(Arc::clone(dn)))
+            }
+            Err(DirectoryError::Held { dn }) => (Err(Refusal::Hold), Some(Arc::clone(dn))),
+            Err(DirectoryError::NoEntry) => (Err(Refusal::UnknownUser), None),
+            Err(DirectoryError::SeveralEntries) => (Err(Refusal::SeveralEntries), None),
+            Err(DirectoryError::Unavailable(cause)) => {
+                let server = trace.server.as_deref().unwrap_or("-");
+                if let Some(suppressed) = self.repeats.allow("directory", server) {
+                    warn!(reason = %cause, server, suppressed, "directory lookup failed");
+                }
+                (Err(Refusal::DirectoryUnavailable), None)
+            }
+        };
+        AuthDecision { result, by, dn, trace: trace.clone(), withheld: check.withheld }
+    }
+}
+
+/// The identity with the newest version of its entry: a replica that lags behind the watch is overridden.
+fn newest(identity: Identity, entries: &TrackedEntries) -> Result<Identity, DirectoryError> {
+    match entries.reconcile(identity.entry()) {
+        Reconciled::AsReported => Ok(identity),
+        Reconciled::Replaced(entry) => Ok(identity.with_entry(entry)),
+        Reconciled::Deleted => Err(DirectoryError::NoEntry),
+    }
+}
+
+/// The user cached with this password within `cache.stale`, if the entry shows that the password has not been
+/// changed since.
+fn unchanged(cache: &Cache, login: &Login, digest: &Digest, entry: &Entry) -> Option<Arc<Identity>> {
+    let identity = cache.stale(login, digest)?;
+    let cached = identity.entry();
+    let is_open = entry.version.account_state(unix_now()).is_none();
+    // Unknown if the entry does not expose the password's age.
+    let is_aged = entry.version.shows_password_age() || cached.version.shows_password_age();
+    (is_open && is_aged && cached.dn == entry.dn && !entry.version.password_differs(&cached.version))
+        .then_some(identity)
+}
+
+/// The state that prevents a login now, according to the entry.
+fn account_state(identity: &Identity) -> Option<AccountState> {
+    identity.entry().version.account_state(unix_now())
+}
+
+/// Refuses an entry whose state prevents logins, although the server has accepted the bind.
+fn require_usable(identity: Identity) -> Result<Identity, DirectoryError> {
+    let Some(state) = account_state(&identity) else { return Ok(identity) };
+    // After the bind: the client knows the password.
+    Err(DirectoryError::Account { dn: Arc::clone(&identity.entry().dn), state, proven: true })
+}
+
+/// Refuses passwords that are never sent to a directory.
+fn unusable(password: &Secret) -> Option<AuthDecision> {
+    // RFC 4513 section 5.1.2: a bind with an empty password succeeds as anonymous.
+    if password.is_empty() {
+        return Some(AuthDecision::refused(Refusal::EmptyPassword, DecidedBy::Usher));
+    }
+    // A simple bind carries UTF-8, and NUL might truncate a password in another program.
+    let carried = std::str::from_utf8(password.expose()).is_ok() && !password.expose().contains(&0);
+    (!carried).then(|| AuthDecision::refused(Refusal::InvalidPassword, DecidedBy::Usher))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! The `login` and `end` events and their counters. One event for each attempt and session, all external text
+//! escaped, no password.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use crate::backend::{BackendError, Phases};
+use crate::directory::{Login, Trace};
+use crate::limits::{Limited, Rule};
+use crate::login::authn::{AuthDecision, DecidedBy};
+use crate::outcome::{BackendReply, Refusal, Side};
+use crate::proto::ClientId;
+use crate::sessions::registry::SessionId;
+use crate::sessions::relay::RelayOutcome;
+use crate::telemetry::log::Escaped;
+use crate::telemetry::metrics::Metrics;
+
+/// The client of a connection, the same for all of its attempts.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionInfo {
+    /// The session id.
+    pub session: SessionId,
+    /// The client's address, canonical.
+    pub client: IpAddr,
+    /// The webmail server or nginx that connected for it, if any.
+    pub via: Option<IpAddr>,
+    /// The protocol's name.
+    pub protocol: &'static str,
+}
+
+/// The log event of one login attempt, filled in step by step.
+#[derive(Debug, Default)]
+pub struct LoginEvent {
+    /// The name as typed.
+    pub typed: Vec<u8>,
+    /// The name given to the backend.
+    pub backend_login: Option<String>,
+    /// The entry's DN.
+    pub dn: Option<Arc<str>>,
+    /// The entry's mailHost values.
+    pub mail_host: Vec<String>,
+    /// The backend's name.
+    pub backend: Option<Arc<str>>,
+    /// Whether `routing.default` chose it.
+    pub by_default: bool,
+    /// What decided: cache or directory.
+    pub by: Option<DecidedBy>,
+    /// How the directory request went.
+    pub trace: Trace,
+    /// The throttle rule that delayed or refused it.
+    pub limited_by: Option<Rule>,
+    /// The password was not sent: too many were tried for the entry, under any spelling. The client gets the
+    /// reply for an unknown name; here it is a limit.
+    pub withheld: bool,
+    /// The throttle's delay.
+    pub delay: Duration,
+    /// The TLS handshake before this attempt.
+    pub tls: Option<Duration>,
+    /// How long the backend took.
+    pub phases: Phases,
+    /// The backend's reply or error.
+    pub reply: Option<String>,
+}
+
+impl LoginEvent {
+    /// Records a decision.
+    pub fn decided(&mut self, decision: &AuthDecision, metrics: &Metrics) {
+        if decision.by != DecidedBy::Usher {
+            metrics.decisions.with_label_values(&[decision.by.label()]).inc();
+        }
+        self.by = Some(decision.by);
+        self.trace.clone_from(&decision.trace);
+        self.dn.clone_from(&decision.dn);
+        if let Ok(proven) = &decision.result {
+            self.mail_host.clone_from(&proven.identity.entry().mail_hosts);
+        }
+    }
+
+    /// Records a refusal by the throttle.
+    pub fn limited(&mut self, limited: Limited) -> Refusal {
+        self.limited_by = Some(limited.0);
+        Refusal::Limit
+    }
+
+    /// Records that the throttle withheld the password from the directory.
+    pub fn withhold(&mut self) {
+        (self.limited_by, self.withheld) = (Some(Rule::FailedLoginsPerUser), true);
+    }
+
+    /// Records the route.
+    pub fn routed(&mut self, backend: &Arc<str>, login: &Login, by_default: bool, metrics: &Metrics) {
+        if by_default {
+            metrics.decisions.with_label_values(&["default"]).inc();
+        }
+        self.backend = Some(Arc::clone(backend));
+        self.backend_login = Some(login.as_str().to_owned());
+        self.by_default = by_default;
+    }
+
+    /// Records a backend's error.
+    pub fn failed(&mut self, error: &BackendError) {
+        if let BackendError::Refused(words) = error {
+            self.backend_reply(words);
+        } else {
+            self.reply = Some(error.to_string());
+        }
+    }
+
+    /// Records a backend's reply.
+    pub fn backend_reply(&mut self, words: &BackendReply) {
+        let BackendReply { code, text, .. } = words;
+        self.reply = Some(if code.is_empty() { text.clone() } else { format!("[{code}] {text}") });
+    }
+
+    /// Writes the event and counts, once per attempt.
+    pub fn emit(
+        &self,
+        info: &ConnectionInfo,
+        client_id: Option<&ClientId>,
+        refusal: Option<&Refusal>,
+        metrics: &Metrics,
+    ) {
+        let refusal = if self.withheld { Some(&Refusal::Limit) } else { refusal };
+        let result = refusal.map_or("ok", Refusal::label);
+        metrics.logins.with_label_values(&[info.protocol, result]).inc();
+        let phases = [
+            ("tls", self.tls),
+            ("search", self.trace.search),
+            ("bind", self.trace.bind),
+            ("backend_connect", self.phases.connect),
+            ("backend_login", self.phases.login),
+        ];
+        for (phase, took) in phases {
+            if let Some(took) = took {
+                metrics.login_phase.with_label_values(&[info.protocol, phase]).observe(took.as_secs_f64());
+            }
+        }
+        let (client_name, client_version) =
+            client_id.map(|id| (id.name.as_str(), id.version.as_str())).unwrap_or_default();
+        let mail_host = self.mail_host.join(",");
+        // One list of fields at three levels: a level is part of the event's static description.
+        macro_rules! event {
+            ($level:ident) => {
+                $level!(
+                    session = %info.session,
+                    client = %info.client,
+                    via = info.via.map(tracing::field::display),
+                    protocol = info.protocol,
+                    result,
+                    login = %Escaped(&self.typed),
+                    login_backend = self.backend_login.as_deref().map(|name| tracing::field::display(Escaped(name.as_bytes()))),
+                    dn = self.dn.as_deref().map(|dn| tracing::field::display(Escaped(dn.as_bytes()))),
+                    mail_host = (!mail_host.is_empty()).then(|| tracing::field::display(Escaped(mail_host.as_bytes()))),
+                    backend = self.backend.as_deref(),
+                    by = self.by.map(DecidedBy::label),
+                    by_default = self.by_default.then_some(true),
+                    directory_server = self.trace.server.as_deref(),
+                    directory_code = self.trace.code,
+                    directory_message = self.trace.diagnostic.map(tracing::field::display),
+                    limited_by = self.limited_by.map(Rule::label),
+                    delay_ms = (!self.delay.is_zero()).then(|| milliseconds(self.delay)),
+                    backend_reply = self.reply.as_deref().map(|words| tracing::field::display(Escaped(words.as_bytes()))),
+                    client_name = (!client_name.is_empty()).then(|| tracing::field::display(Escaped(client_name.as_bytes()))),
+                    client_version = (!client_version.is_empty()).then(|| tracing::field::display(Escaped(client_version.as_bytes()))),
+                    tls_ms = self.tls.map(milliseconds),
+                    search_ms = self.trace.search.map(milliseconds),
+                    bind_ms = self.trace.bind.map(milliseconds),
+                    backend_connect_ms = self.phases.connect.map(milliseconds),
+                    backend_login_ms = self.phases.login.map(milliseconds),
+                    "login"
+                )
+            };
+        }
+        match refusal.map(Refusal::side) {
+            None | Some(Side::Client) => event!(info),
+            Some(Side::Directory | Side::Backend) => event!(warn),
+            Some(Side::Usher) => event!(error),
+        }
+    }
+}
+
+/// Writes the event of a session's end and counts it.
+pub fn ended(
+    info: &ConnectionInfo,
+    cause: &'static str,
+    ended: Option<&RelayOutcome>,
+    lasted: Duration,
+    metrics: &Metrics,
+) {
+    metrics.sessions_ended.with_label_values(&[cause]).inc();
+    info!(
+        session = %info.session,
+        client = %info.client,
+        protocol = info.protocol,
+        cause,
+        duration_ms = milliseconds(lasted),
+        bytes_in = ended.map(|ended| ended.bytes_in),
+        bytes_out = ended.map(|ended| ended.bytes_out),
+        "end"
+    );
+}
+
+/// Milliseconds with three decimals: microseconds matter in a cached login.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1_000_000.0).round() / 1_000.0
+}

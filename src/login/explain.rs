@@ -1,0 +1,163 @@
+//! Where a login leads, or why nowhere, with words for an operator.
+//!
+//! Asks [`route`], as a session does: what is said here is what `run` does.
+
+use crate::config::Config;
+use crate::directory::{DirectoryError, Entry, Login, UnavailableCause};
+use crate::outcome::Refusal;
+use crate::proto::PROTOCOLS;
+use crate::routing;
+
+/// What is known about a login, as far as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// The entry.
+    pub dn: Option<String>,
+    /// The values of `mail_host_attribute`.
+    pub mail_hosts: Vec<String>,
+    /// Whether the directory holds the user: then logins wait.
+    pub held: bool,
+    /// The protocols that the entry may use.
+    pub may_use: Vec<&'static str>,
+    /// Where it leads, or why nowhere.
+    pub goal: Result<Goal, Refusal>,
+    /// The same in words.
+    pub words: String,
+}
+
+/// Where a login leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Goal {
+    /// The position in `routing.backends`.
+    pub index: usize,
+    /// The backend's name.
+    pub backend: String,
+    /// Whether it is `routing.default`.
+    pub by_default: bool,
+    /// The name there.
+    pub login: String,
+}
+
+impl Verdict {
+    /// A refusal with its words.
+    #[must_use]
+    pub fn refused(refusal: Refusal, words: impl Into<String>) -> Self {
+        let (dn, held) = (None, false);
+        Self { dn, mail_hosts: Vec::new(), held, may_use: Vec::new(), goal: Err(refusal), words: words.into() }
+    }
+
+    /// What is no login name.
+    #[must_use]
+    pub fn no_login() -> Self {
+        Self::refused(Refusal::InvalidUsername, "no login name: it is empty, too long or holds a control character")
+    }
+
+    /// Of what the directory answered.
+    #[must_use]
+    pub fn of(config: &Config, answer: Result<Entry, DirectoryError>, login: &Login) -> Self {
+        match answer {
+            Ok(entry) => Self::of_entry(config, &entry, login),
+            Err(error) => Self::of_error(&error),
+        }
+    }
+
+    /// Of an entry.
+    #[must_use]
+    pub fn of_entry(config: &Config, entry: &Entry, login: &Login) -> Self {
+        let directory = &config.directory;
+        let allowed = PROTOCOLS.iter().filter(|protocol| routing::allowed(&directory.allow, entry, protocol).is_ok());
+        let may_use: Vec<_> = allowed.map(|protocol| protocol.name).collect();
+        let (goal, words) = if may_use.is_empty() {
+            let words = match &directory.allow.attribute {
+                _ if !entry.in_group => "the entry does not match allow_filter".to_owned(),
+                Some(attribute) => format!("no value of {attribute} allows any protocol"),
+                None => "no protocol is allowed".to_owned(),
+            };
+            (Err(Refusal::NotAllowed), words)
+        } else {
+            goal(config, entry, login)
+        };
+        let (dn, mail_hosts) = (Some(entry.dn.to_string()), entry.mail_hosts.clone());
+        Self { dn, mail_hosts, held: entry.version.held, may_use, goal, words }
+    }
+
+    fn of_error(error: &DirectoryError) -> Self {
+        match error {
+            DirectoryError::NoEntry => Self::refused(Refusal::UnknownUser, "the directory has no such entry"),
+            DirectoryError::SeveralEntries => {
+                Self::refused(Refusal::SeveralEntries, "several entries match; make the filter or the names unique")
+            }
+            DirectoryError::InvalidCredentials { dn, .. } | DirectoryError::RefusedBefore { dn } => Self {
+                dn: (!dn.is_empty()).then(|| dn.to_string()),
+                ..Self::refused(Refusal::WrongPassword, "directory refused the password")
+            },
+            DirectoryError::Account { dn, state, proven } => {
+                let hint =
+                    if *proven { "" } else { " (reported before the password is checked: it may be right or wrong)" };
+                let refusal = Refusal::Account { state: *state, proven: *proven };
+                Self { dn: Some(dn.to_string()), ..Self::refused(refusal, format!("{error}{hint}")) }
+            }
+            DirectoryError::Held { dn } => {
+                Self { dn: Some(dn.to_string()), ..Self::refused(Refusal::Hold, "the directory holds this user") }
+            }
+            DirectoryError::Unavailable(trouble) => {
+                let hint = match trouble {
+                    UnavailableCause::NoServiceAccount => {
+                        "; with user_dn only the user may read the entry: give bind_dn a service account, or use --password-stdin"
+                    }
+                    UnavailableCause::Connection { .. }
+                    | UnavailableCause::Timeout
+                    | UnavailableCause::Busy
+                    | UnavailableCause::ServiceBind { .. }
+                    | UnavailableCause::Result { .. }
+                    | UnavailableCause::Malformed { .. }
+                    | UnavailableCause::Canary { .. }
+                    | UnavailableCause::Behind { .. }
+                    | UnavailableCause::Hidden { .. } => "",
+                };
+                Self::refused(Refusal::DirectoryUnavailable, format!("{error}{hint}"))
+            }
+        }
+    }
+
+    /// `routed`, or the reason of refusal as in the log and the metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        self.goal.as_ref().map_or_else(Refusal::label, |_| "routed")
+    }
+
+    /// The backend's name, if it leads to one.
+    #[must_use]
+    pub fn backend(&self) -> Option<&str> {
+        self.goal.as_ref().ok().map(|goal| goal.backend.as_str())
+    }
+}
+
+fn goal(config: &Config, entry: &Entry, login: &Login) -> (Result<Goal, Refusal>, String) {
+    let attribute = &config.directory.mail_host_attribute;
+    let route = match routing::route(&config.routing, entry) {
+        Ok(route) => route,
+        Err(refusal) => {
+            let words = if refusal == Refusal::NoMailHost {
+                format!("the entry has no {attribute}, and no routing.default is configured")
+            } else if refusal == Refusal::SeveralMailHosts {
+                format!("the values of {attribute} name different backends")
+            } else {
+                format!("no backend has this {attribute} among its hosts")
+            };
+            return (Err(refusal), words);
+        }
+    };
+    let login_attribute = config.directory.login_attribute.as_deref();
+    let login = match routing::backend_login(login_attribute, entry, login) {
+        Ok(login) => login.as_str().to_owned(),
+        Err(refusal) => {
+            let words = format!("the entry has no usable {}, or several", login_attribute.unwrap_or_default());
+            return (Err(refusal), words);
+        }
+    };
+    let why = if route.by_default { format!("no {attribute}, so routing.default") } else { format!("its {attribute}") };
+    let words = format!("would be sent to {} ({why})", route.backend.name);
+    let goal = Goal { index: route.index, backend: route.backend.name.clone(), by_default: route.by_default, login };
+    (Ok(goal), words)
+}

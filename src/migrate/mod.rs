@@ -1,0 +1,36 @@
+//! Migration from nginx: where each user would be routed, and the changes of the directory that route
+//! each user as before.
+//!
+//! [`verdict`] says where one entry leads, by the code that sessions are routed with; [`everybody`] lists
+//! it for all users; [`recipe`] is the users.txt of an nginx recipe; [`import`] turns it into LDIF ([`ldif`]).
+//! Reads the directory and never writes to it: the operator applies what is printed.
+
+pub mod explain_all;
+pub mod import;
+pub mod ldif;
+pub mod nginx;
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, Login, UnavailableCause};
+
+/// Questions to the directory under way at a time: they share one connection with each other and with
+/// no login, and a small server still answers logins beside them.
+pub const AT_ONCE: usize = 8;
+
+/// How long to wait before a question that was not answered in time is asked again.
+const PAUSES: [Duration; 3] = [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
+
+/// Asks as a login asks. Of many thousand questions one may meet a busy moment: no client waits for it, so
+/// that it is asked again before all of them are given up.
+async fn look_up(directory: &Ldap, login: &Login) -> Result<Entry, DirectoryError> {
+    for pause in PAUSES {
+        match directory.find_entry(login).await.0 {
+            Err(DirectoryError::Unavailable(UnavailableCause::Timeout | UnavailableCause::Busy)) => sleep(pause).await,
+            answer => return answer,
+        }
+    }
+    directory.find_entry(login).await.0
+}

@@ -1,0 +1,57 @@
+//! Change notification of the current snapshot's directory.
+
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::time::interval;
+
+use crate::directory::Change;
+use crate::login::core::{Shared, Snapshot};
+
+/// How often it is seen whether another snapshot is in force: its directory is followed then.
+const SNAPSHOT_CHECK: Duration = Duration::from_millis(250);
+/// How often entries are forgotten with which nothing is to do any more, and sessions are looked for whose
+/// account has expired.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Ends sessions that have to end, one after another.
+pub(super) async fn close_sessions(shared: Arc<Shared>) {
+    shared.follow.close(|| shared.snapshot.load().config.drain.max_closes_per_second).await;
+}
+
+/// Follows.
+pub(super) async fn follow(shared: Arc<Shared>) {
+    loop {
+        let snapshot = shared.snapshot.load_full();
+        let tell = |change| shared.follow.take(change, &snapshot.setting());
+        let followed = tokio::select! {
+            end = AssertUnwindSafe(snapshot.directory.watch_changes(&tell)).catch_unwind() => end.map(drop),
+            () = replaced(&shared, &snapshot) => Ok(()),
+        };
+        tell(Change::Lost);
+        if let Err(panic) = followed {
+            // The task's owner counts it and starts it again.
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// Waits until another snapshot is in force, and sweeps meanwhile.
+async fn replaced(shared: &Shared, snapshot: &Arc<Snapshot>) {
+    let (mut look, mut sweep) = (interval(SNAPSHOT_CHECK), interval(SWEEP));
+    loop {
+        tokio::select! {
+            _ = look.tick() => {
+                if !Arc::ptr_eq(&shared.snapshot.load(), snapshot) {
+                    return;
+                }
+            }
+            _ = sweep.tick() => {
+                shared.follow.end_expired(&snapshot.setting());
+                snapshot.authn.entries().sweep(|dn| shared.registry.has(dn));
+            }
+        }
+    }
+}

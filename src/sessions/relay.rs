@@ -1,0 +1,525 @@
+//! Relays bytes both ways after login.
+//!
+//! What was read before the relay goes first and in order. No buffer of ours is held while a session idles:
+//! what was read is passed to the other side at once, and nothing is read from a sender whose receiver has not
+//! accepted the earlier bytes. Half-close is carried over. Nothing is parsed here: COMPRESS, IDLE and every
+//! later extension pass untouched. Only the last two bytes are stored, so that usher knows where it can insert
+//! a line. The one exception: where a server would let its client log in again, the client's lines are scanned
+//! for that command ([`CommandWatch`]).
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use prometheus::IntCounter;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use crate::base::sys::sockets::Transport;
+use crate::proto::ClosingLine;
+use crate::proto::watch::CommandWatch;
+use crate::sessions::registry::TerminationReason;
+use crate::tls::stream::Stream;
+
+/// Reads per direction before the other sessions of this thread have their turn.
+const READS_PER_TURN: u32 = 2;
+/// How long the open direction of a half-closed session may stand still.
+const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3);
+/// When no byte has moved for this long and a receiver is blocked, its sender, which is not read meanwhile, is
+/// checked repeatedly for a reset: no event reports one while its bytes wait.
+const STALL_PROBE: Duration = Duration::from_secs(1);
+/// How long closing may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A session without a byte for this long is between two commands, or waits in one (IDLE).
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a session that has to end may take to pause.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Pieces below this size are coalesced: copying costs less than a TLS record for each.
+const SMALL: usize = 4096;
+
+thread_local! {
+    static COALESCED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Why a relayed session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndReason {
+    /// The client closed first.
+    ClientClosed,
+    /// The backend closed first.
+    BackendClosed,
+    /// The client's connection broke.
+    ClientError,
+    /// The backend's connection broke.
+    BackendError,
+    /// No byte in either direction for the idle limit.
+    Idle,
+    /// The client sent the command that is watched for.
+    Forbidden,
+    /// usher ended it.
+    Terminated(TerminationReason),
+}
+
+impl EndReason {
+    /// The metric label and log word.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ClientClosed => "client_closed",
+            Self::BackendClosed => "backend_closed",
+            Self::ClientError => "client_error",
+            Self::BackendError => "backend_error",
+            Self::Idle => "idle",
+            Self::Forbidden => "forbidden_command",
+            Self::Terminated(reason) => reason.label(),
+        }
+    }
+}
+
+/// How a relayed session went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelayOutcome {
+    /// Why it ended.
+    pub cause: EndReason,
+    /// Bytes from the client to the backend.
+    pub bytes_in: u64,
+    /// Bytes from the backend to the client.
+    pub bytes_out: u64,
+}
+
+/// One side of a relay: its stream, and what goes to it before anything is relayed.
+#[derive(Debug)]
+pub struct RelaySide<T = TcpStream> {
+    /// The stream.
+    pub stream: Stream<T>,
+    /// Bytes that go to this stream first: usher's own, and what was read from the *other* side before the
+    /// relay began.
+    pub first: Vec<u8>,
+    /// How many of these are usher's own, which are not counted.
+    pub own: usize,
+    /// Counts what is sent to this stream.
+    pub sent: IntCounter,
+}
+
+/// Both directions of a session, over sockets `T`.
+///
+/// [`Relay::run`] borrows it: a future that takes it by value would store it twice for the session's lifetime.
+#[derive(Debug)]
+pub struct Relay<T = TcpStream> {
+    client: Stream<T>,
+    backend: Stream<T>,
+    up: Pipe,
+    down: Pipe,
+    closed_first: Option<EndReason>,
+    idle: Duration,
+    last_progress: Instant,
+    /// The client has sent bytes since the backend last did.
+    unanswered: bool,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl<T: Transport> Relay<T> {
+    /// A session whose both sides are logged in. It ends after `idle` without a byte.
+    #[must_use]
+    pub fn new(client: RelaySide<T>, backend: RelaySide<T>, idle: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            up: Pipe::new(backend.first, backend.own, backend.sent),
+            down: Pipe::new(client.first, client.own, client.sent),
+            client: client.stream,
+            backend: backend.stream,
+            closed_first: None,
+            idle,
+            last_progress: now,
+            unanswered: false,
+            timer: Box::pin(sleep_until(now + idle)),
+        }
+    }
+
+    /// The same, with a client command that ends it.
+    #[must_use]
+    pub fn watching(mut self, watch: Option<CommandWatch>) -> Self {
+        self.up.watch = watch.map(Box::new);
+        let first = std::mem::take(&mut self.up.unsent);
+        if !self.up.is_forbidden(&first) {
+            self.up.unsent = first;
+        }
+        self
+    }
+
+    /// Relays until both directions are closed, one side breaks, nothing moves for the idle limit, or `stop` is
+    /// ready. A drain ends it at once; any other reason waits for a pause, three seconds at most, in which the
+    /// closing line can follow a complete line of the backend.
+    pub async fn run(
+        &mut self,
+        closing_line: &ClosingLine,
+        stop: &mut (impl Future<Output = TerminationReason> + Unpin),
+    ) -> RelayOutcome {
+        let ended = poll_fn(|cx| match self.poll(cx) {
+            Poll::Ready(cause) => Poll::Ready(cause),
+            Poll::Pending => Pin::new(&mut *stop).poll(cx).map(EndReason::Terminated),
+        });
+        let mut cause = ended.await;
+        if let EndReason::Terminated(why) = cause
+            && why != TerminationReason::Drain
+        {
+            // It may end by itself meanwhile.
+            cause = self.pause().await.unwrap_or(cause);
+        }
+        let ended = RelayOutcome { cause, bytes_in: self.up.moved, bytes_out: self.down.moved };
+        let line = match (cause, closing_line) {
+            (EndReason::Terminated(_), ClosingLine::Reply { .. }) if self.unanswered => None,
+            (
+                EndReason::Terminated(reason),
+                ClosingLine::Line { prefix, suffix } | ClosingLine::Reply { prefix, suffix },
+            ) if self.can_insert_line() => {
+                reason.notice().map(|notice| [prefix, notice.text(), suffix].concat().into_bytes())
+            }
+            // Only behind a complete line, with nothing in transit.
+            (EndReason::Forbidden, _) if self.down.tail == *b"\r\n" && self.down.is_clear() => {
+                self.up.watch.as_ref().map(|watch| watch.reply.to_vec())
+            }
+            _ => None,
+        };
+        if matches!(cause, EndReason::Idle | EndReason::Forbidden | EndReason::Terminated(_)) {
+            // So that a TLS peer sees a close and not a truncation.
+            let farewell = async {
+                if let Some(line) = line {
+                    self.client.write_all(&line).await?;
+                }
+                tokio::join!(self.client.shutdown(), self.backend.shutdown()).0
+            };
+            // Boxed, so that the session's future does not reserve memory for it.
+            let _ = Box::pin(timeout(CLOSE_TIMEOUT, farewell)).await;
+        }
+        ended
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<EndReason> {
+        let (sent, moved) = (self.up.moved, self.up.moved + self.down.moved);
+        let up = self.up.poll(cx, &mut self.client, &mut self.backend);
+        if let Poll::Ready(Err(broken)) = up {
+            return Poll::Ready(broken.cause(EndReason::ClientError, EndReason::BackendError));
+        }
+        let down = self.down.poll(cx, &mut self.backend, &mut self.client);
+        if let Poll::Ready(Err(broken)) = down {
+            return Poll::Ready(broken.cause(EndReason::BackendError, EndReason::ClientError));
+        }
+        if self.closed_first.is_none() {
+            // Counted from when the end was passed on, so that the last bytes have as long as all others.
+            self.closed_first = match (self.up.closed, self.down.closed) {
+                (true, _) => Some(EndReason::ClientClosed),
+                (false, true) => Some(EndReason::BackendClosed),
+                (false, false) => None,
+            };
+            if self.closed_first.is_some() {
+                self.last_progress = Instant::now();
+                self.timer.as_mut().reset(self.last_progress + HALF_CLOSED_IDLE.min(self.idle));
+            }
+        }
+        if up.is_ready() && down.is_ready() {
+            return Poll::Ready(self.closed_first.unwrap_or(EndReason::ClientClosed));
+        }
+        if self.up.moved + self.down.moved != moved {
+            self.last_progress = Instant::now();
+            self.unanswered = self.down.moved + sent == moved;
+        }
+        self.poll_idle(cx)
+    }
+
+    /// Relays until no byte has moved for [`PAUSE`], or for [`PAUSE_TIMEOUT`] at most; returns the reason if
+    /// the session ended by itself.
+    async fn pause(&mut self) -> Option<EndReason> {
+        let latest = Instant::now() + PAUSE_TIMEOUT;
+        let mut timer = Box::pin(sleep_until(latest));
+        poll_fn(|cx| {
+            if let Poll::Ready(cause) = self.poll(cx) {
+                return Poll::Ready(Some(cause));
+            }
+            loop {
+                let due = latest.min(self.last_progress + PAUSE);
+                if due <= Instant::now() {
+                    return Poll::Ready(None);
+                }
+                timer.as_mut().reset(due);
+                ready!(timer.as_mut().poll(cx));
+            }
+        })
+        .await
+    }
+
+    /// Whether usher can insert a line to the client: no byte moves, nothing is in transit, and the backend's
+    /// last bytes ended a line.
+    fn can_insert_line(&self) -> bool {
+        self.last_progress.elapsed() >= PAUSE
+            && self.down.tail == *b"\r\n"
+            && self.up.is_clear()
+            && self.down.is_clear()
+    }
+
+    /// The timer is not reset for every byte: when it fires, it checks when the last one was.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<EndReason> {
+        let stalled = self.up.is_stalled() || self.down.is_stalled();
+        if stalled && self.timer.deadline() > self.last_progress + STALL_PROBE {
+            self.timer.as_mut().reset(self.last_progress + STALL_PROBE);
+        }
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            let limit = if self.closed_first.is_some() { HALF_CLOSED_IDLE.min(self.idle) } else { self.idle };
+            let deadline = self.last_progress + limit;
+            let now = Instant::now();
+            if deadline <= now {
+                return Poll::Ready(self.closed_first.unwrap_or(EndReason::Idle));
+            }
+            let next = match self.last_progress + STALL_PROBE {
+                _ if !stalled => deadline,
+                due if due > now => due,
+                _ => match self.broken_side() {
+                    Some(cause) => return Poll::Ready(cause),
+                    None => now + STALL_PROBE,
+                },
+            };
+            self.timer.as_mut().reset(next.min(deadline));
+        }
+    }
+
+    /// Whether a side that is not read, because the other is blocked, has been reset.
+    fn broken_side(&self) -> Option<EndReason> {
+        if self.up.is_stalled() && self.client.is_broken() {
+            Some(EndReason::ClientError)
+        } else if self.down.is_stalled() && self.backend.is_broken() {
+            Some(EndReason::BackendError)
+        } else {
+            None
+        }
+    }
+}
+
+/// Which side of a pipe broke.
+enum PipeError {
+    Source,
+    Target,
+    /// The source sent the forbidden command.
+    Forbidden,
+}
+
+impl PipeError {
+    fn cause(&self, source: EndReason, target: EndReason) -> EndReason {
+        match self {
+            Self::Source => source,
+            Self::Target => target,
+            Self::Forbidden => EndReason::Forbidden,
+        }
+    }
+}
+
+/// One direction.
+#[derive(Debug)]
+struct Pipe {
+    /// Bytes that the target has not accepted yet; without an allocation when empty.
+    unsent: Vec<u8>,
+    unsent_from: usize,
+    /// Whether the target may hold unflushed bytes.
+    unflushed: bool,
+    /// The source has ended.
+    ended: bool,
+    /// The end was passed on to the target.
+    closed: bool,
+    moved: u64,
+    /// The last two bytes that came. Initially the end of the login's line.
+    tail: [u8; 2],
+    /// How many unsent bytes are usher's own, which are not counted.
+    own: usize,
+    sent: IntCounter,
+    watch: Option<Box<CommandWatch>>,
+    /// The watched command was sent: nothing more is passed on.
+    forbidden: bool,
+}
+
+impl Pipe {
+    fn new(first: Vec<u8>, own: usize, sent: IntCounter) -> Self {
+        let mut pipe = Self {
+            unsent: Vec::new(),
+            unsent_from: 0,
+            unflushed: false,
+            ended: false,
+            closed: false,
+            moved: 0,
+            tail: *b"\r\n",
+            own,
+            sent,
+            watch: None,
+            forbidden: false,
+        };
+        pipe.remember_tail(&first);
+        pipe.unsent = first;
+        pipe
+    }
+
+    /// Whether these bytes, and all that follow, must not be passed on.
+    fn is_forbidden(&mut self, bytes: &[u8]) -> bool {
+        if let Some(watch) = &mut self.watch {
+            self.forbidden = self.forbidden || watch.contains_verb(bytes);
+        }
+        self.forbidden
+    }
+
+    fn remember_tail(&mut self, bytes: &[u8]) {
+        match bytes {
+            [] => {}
+            [one] => self.tail = [self.tail[1], *one],
+            [.., last, one] => self.tail = [*last, *one],
+        }
+    }
+
+    /// Whether everything read was passed on and the source has not ended.
+    fn is_clear(&self) -> bool {
+        !self.is_stalled() && !self.ended
+    }
+
+    /// Whether the target has not accepted everything.
+    fn is_stalled(&self) -> bool {
+        !self.unsent.is_empty() || self.unflushed
+    }
+
+    /// Moves what can be moved. Ready when the source's end was passed on.
+    fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Stream<T>,
+        target: &mut Stream<T>,
+    ) -> Poll<Result<(), PipeError>>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        if self.forbidden {
+            return Poll::Ready(Err(PipeError::Forbidden));
+        }
+        for _ in 0..READS_PER_TURN {
+            ready!(self.poll_deliver(cx, target)).map_err(|_| PipeError::Target)?;
+            if self.closed {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_read(cx, source, target))?;
+        }
+        ready!(self.poll_deliver(cx, target)).map_err(|_| PipeError::Target)?;
+        // More may be waiting: yield to other sessions first.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Waits until the target has accepted all bytes, and the source's end if there was one, in the same
+    /// packet.
+    fn poll_deliver<T>(&mut self, cx: &mut Context<'_>, target: &mut Stream<T>) -> Poll<io::Result<()>>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        ready!(self.poll_unsent(cx, target))?;
+        if self.ended && !self.closed {
+            let told = ready!(Pin::new(target).poll_shutdown(cx));
+            // If the target is gone, an end counts as passed on; unflushed bytes before it are lost.
+            if self.unflushed {
+                told?;
+            }
+            self.closed = true;
+        } else if self.unflushed {
+            ready!(Pin::new(target).poll_flush(cx))?;
+        }
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends what an earlier turn left over.
+    fn poll_unsent<T>(&mut self, cx: &mut Context<'_>, target: &mut Stream<T>) -> Poll<io::Result<()>>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        while let Some(rest) = self.unsent.get(self.unsent_from..).filter(|rest| !rest.is_empty()) {
+            let written = ready!(Pin::new(&mut *target).poll_write(cx, rest))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent_from += written;
+            self.count(written);
+        }
+        if self.unsent.capacity() > 0 {
+            self.unsent = Vec::new();
+            self.unsent_from = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// One read, passed to the target. Large pieces are passed in place; small ones, of which a read can bring
+    /// thousands, are coalesced first into few records and writes.
+    fn poll_read<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Stream<T>,
+        target: &mut Stream<T>,
+    ) -> Poll<Result<(), PipeError>>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        COALESCED.with_borrow_mut(|gathered| {
+            gathered.clear();
+            let mut passed = Ok(());
+            let mut pass = |cx: &mut Context<'_>, bytes: &[u8]| {
+                if passed.is_ok() {
+                    passed = self.pass(cx, target, bytes);
+                }
+            };
+            let read = source.poll_pieces(cx, &mut |cx, piece| {
+                if piece.len() < SMALL {
+                    gathered.extend_from_slice(piece);
+                } else {
+                    pass(cx, gathered);
+                    gathered.clear();
+                    pass(cx, piece);
+                }
+            });
+            ready!(read).map_err(|_| PipeError::Source)?;
+            pass(cx, gathered);
+            self.ended = source.has_ended();
+            Poll::Ready(passed)
+        })
+    }
+
+    /// Gives the target what it accepts and keeps the rest, so that the order is preserved.
+    fn pass<T>(&mut self, cx: &mut Context<'_>, target: &mut Stream<T>, bytes: &[u8]) -> Result<(), PipeError>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        if self.is_forbidden(bytes) {
+            return Err(PipeError::Forbidden);
+        }
+        self.remember_tail(bytes);
+        let mut taken = 0;
+        if self.unsent.is_empty() && !bytes.is_empty() {
+            match target.poll_append(cx, bytes) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(some)) => taken = some,
+                Poll::Ready(Err(_)) => return Err(PipeError::Target),
+            }
+        }
+        self.count(taken);
+        self.unsent.extend_from_slice(bytes.get(taken..).unwrap_or_default());
+        Ok(())
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.unflushed |= bytes > 0;
+        let own = self.own.min(bytes);
+        self.own -= own;
+        let bytes = bytes - own;
+        self.moved += bytes as u64;
+        self.sent.inc_by(bytes as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests;

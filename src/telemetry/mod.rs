@@ -1,0 +1,4 @@
+//! Metrics and the log.
+
+pub mod log;
+pub mod metrics;

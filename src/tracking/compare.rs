@@ -1,0 +1,258 @@
+//! The difference between two versions of an entry: values of watched attributes, never the mere fact of a
+//! modification. With a password policy each wrong guess modifies an entry, and with lastbind each successful
+//! login does.
+//!
+//! [`Consequence`] is the only place that decides what this means for a session: when a change is reported,
+//! when a session is listed, and before a login is answered. Pure: takes the time as a parameter.
+
+use std::sync::Arc;
+
+use crate::config::{OnChange, Routing, Watch};
+use crate::directory::Entry;
+use crate::outcome::{AccountState, Refusal};
+use crate::proto;
+use crate::routing;
+use crate::sessions::registry::{Session, SessionBasis, TerminationReason};
+
+/// The backend of an entry, or why it has none.
+pub(crate) type RouteTarget = Result<Arc<str>, &'static str>;
+
+/// The changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Difference {
+    /// Another place: the old one and the new.
+    pub(crate) moved: Option<(RouteTarget, RouteTarget)>,
+    pub(crate) login: bool,
+    /// Disabled (true) or enabled.
+    pub(crate) disabled: Option<bool>,
+    /// Held (true) or released.
+    pub(crate) held: Option<bool>,
+    pub(crate) password: bool,
+    pub(crate) lockout: bool,
+    /// The policy state of the password.
+    pub(crate) policy: bool,
+    pub(crate) renamed: bool,
+    /// Another relevant attribute, or another spelling of the same mail host.
+    pub(crate) other: bool,
+    /// The version is newer without a visible change: the password may have changed.
+    pub(crate) unexplained: bool,
+}
+
+impl Difference {
+    /// Compares two versions. `exact`: every modification is reported separately, so that one caused by a login
+    /// has changed nothing else. `now`: Unix seconds.
+    pub(crate) fn between(old: &Entry, new: &Entry, routing: &Routing, exact: bool, now: u64) -> Self {
+        let (from, to) = (route_target(routing, old), route_target(routing, new));
+        let (before, after) = (&old.version, &new.version);
+        let mut difference = Self {
+            login: old.logins != new.logins,
+            disabled: (before.account_state(now).is_some() != after.account_state(now).is_some())
+                .then_some(after.account_state(now).is_some()),
+            held: (before.held != after.held).then_some(after.held),
+            password: before.password_changed != after.password_changed,
+            lockout: before.lockout != after.lockout,
+            policy: before.password_policy != after.password_policy,
+            renamed: old.dn != new.dn,
+            other: before.policy_digest != after.policy_digest
+                || before.expires != after.expires
+                || (from == to && old.mail_hosts != new.mail_hosts),
+            ..Self::default()
+        };
+        if from != to {
+            difference.moved = Some((from, to));
+        }
+        let explained = difference.is_some() || (exact && before.login_activity != after.login_activity);
+        // A policy that records password changes would have recorded one.
+        let aged = before.shows_password_age() || after.shows_password_age();
+        difference.unexplained = before.revision != after.revision && !aged && !explained;
+        difference
+    }
+
+    /// Whether anything has changed.
+    pub(crate) fn is_some(&self) -> bool {
+        self.moves() || self.disabled.is_some() || self.held.is_some() || self.lockout || self.policy || self.forgets()
+    }
+
+    /// Whether its backend or backend login has changed.
+    pub(crate) fn moves(&self) -> bool {
+        self.moved.is_some() || self.login
+    }
+
+    /// Whether it counts towards the brake.
+    pub(crate) fn is_braked(&self) -> bool {
+        self.moves() || self.disabled == Some(true)
+    }
+
+    /// Whether the cached decision is obsolete.
+    pub(crate) fn forgets(&self) -> bool {
+        self.moves()
+            || self.disabled.is_some()
+            || self.held.is_some()
+            || self.password
+            || self.renamed
+            || self.other
+            || self.unexplained
+    }
+
+    /// The metric labels, each once.
+    pub(crate) fn kinds(&self) -> Vec<&'static str> {
+        let kinds = [
+            (self.moved.is_some(), "move"),
+            (self.login, "login"),
+            (self.disabled == Some(true), "disable"),
+            (self.disabled == Some(false), "enable"),
+            (self.held == Some(true), "hold"),
+            (self.held == Some(false), "release"),
+            (self.password, "password"),
+            (self.lockout || self.policy, "lockout"),
+            (self.renamed, "rename"),
+            (self.other, "other"),
+            (self.unexplained, "unexplained"),
+        ];
+        kinds.into_iter().filter_map(|(is, kind)| is.then_some(kind)).collect()
+    }
+}
+
+/// The newest known state of an entry.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Newest<'a> {
+    /// This version is in force.
+    Entry(&'a Entry),
+    /// The entry is deleted.
+    Deleted,
+}
+
+/// The consequence of the newest version of an entry for one of its sessions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Consequence {
+    /// The session must be listed under another DN.
+    pub(crate) renamed: bool,
+    /// Why the session must end, the most serious reason first; empty: it continues.
+    pub(crate) reasons: Vec<TerminationReason>,
+}
+
+impl Consequence {
+    /// Compares the version that a session was logged in with to the newest. `now`: Unix seconds.
+    ///
+    /// A session whose route changed by a reload alone continues: its entry leads to the same backend as
+    /// before.
+    pub(crate) fn of(session: &Session, basis: &SessionBasis, newest: Newest<'_>, routing: &Routing, now: u64) -> Self {
+        let Newest::Entry(entry) = newest else {
+            return Self { renamed: false, reasons: vec![TerminationReason::Deleted] };
+        };
+        let closed = entry.version.account_state(now);
+        let (led, leads) = (route_target(routing, &basis.entry), route_target(routing, entry));
+        let is_elsewhere = led != leads && leads.as_ref().ok() != Some(&session.backend);
+        let is_same_login = matches!(entry.logins.as_slice(), [login] if **login == *basis.backend_login);
+        let is_renamed_there = basis.entry.logins != entry.logins && !is_same_login;
+        let reasons = [
+            (entry.version.held, TerminationReason::Hold),
+            (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
+            (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
+            (is_elsewhere || is_renamed_there, TerminationReason::Moved),
+            (
+                basis.entry.version.password_changed != entry.version.password_changed,
+                TerminationReason::PasswordChanged,
+            ),
+        ];
+        let reasons = reasons.into_iter().filter_map(|(is, why)| is.then_some(why)).collect();
+        Self { renamed: session.dn != entry.dn, reasons }
+    }
+
+    /// Why the session ends, given the configuration and its protocol.
+    pub(crate) fn ends(&self, session: &Session, watch: &Watch) -> Option<TerminationReason> {
+        let follows_moves = proto::by_name(&session.protocol).is_none_or(|protocol| protocol.follows_moves);
+        let is_wanted =
+            |why: &TerminationReason| is_wanted(*why, watch) && (*why != TerminationReason::Moved || follows_moves);
+        self.reasons.iter().copied().find(is_wanted)
+    }
+}
+
+/// Whether sessions end for this reason, according to the configuration.
+pub(crate) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
+    let choice = match why {
+        TerminationReason::Moved => watch.on_move,
+        TerminationReason::Disabled | TerminationReason::Expired | TerminationReason::Deleted => watch.on_disable,
+        TerminationReason::PasswordChanged => watch.on_password_change,
+        TerminationReason::Hold
+        | TerminationReason::Drain
+        | TerminationReason::Kicked
+        | TerminationReason::BackendDrained => OnChange::Close,
+    };
+    choice == OnChange::Close
+}
+
+/// The backend of an entry.
+pub(crate) fn route_target(routing: &Routing, entry: &Entry) -> RouteTarget {
+    let route = routing::route(routing, entry);
+    route.map(|route| route.backend.name.as_str().into()).map_err(|refusal: Refusal| refusal.label())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::EntryVersion;
+
+    const NOW: u64 = 1_000;
+
+    fn routing() -> Routing {
+        Routing { default: None, backends: Vec::new() }
+    }
+
+    fn entry(change: impl FnOnce(&mut Entry)) -> Entry {
+        let mut entry = Entry::for_tests("uid=a", &["server3"]);
+        entry.version = EntryVersion { revision: Some("1".into()), login_activity: 1, ..EntryVersion::default() };
+        change(&mut entry);
+        entry
+    }
+
+    fn difference(exact: bool, change: impl FnOnce(&mut Entry)) -> Difference {
+        let changed = entry(|entry| {
+            entry.version.revision = Some("2".into());
+            change(entry);
+        });
+        Difference::between(&entry(|_| {}), &changed, &routing(), exact, NOW)
+    }
+
+    #[test]
+    fn recorded_failed_login_is_no_change() {
+        assert!(!difference(true, |entry| entry.version.login_activity = 2).is_some());
+        // Where several modifications are reported as one, the password may be among them.
+        assert_eq!(difference(false, |entry| entry.version.login_activity = 2).kinds(), ["unexplained"]);
+        // A lockout does not end sessions.
+        let lockout = difference(true, |entry| (entry.version.login_activity, entry.version.lockout) = (2, 5));
+        assert!(lockout.is_some() && !lockout.forgets() && !lockout.is_braked());
+    }
+
+    #[test]
+    fn unexplained_change_is_read_again() {
+        assert_eq!(difference(true, |_| {}).kinds(), ["unexplained"]);
+        // A policy that counts failures also records the first change of a password.
+        assert!(
+            !difference(false, |entry| (entry.version.login_activity, entry.version.has_policy_attributes) = (2, true))
+                .is_some()
+        );
+        // Unless the server exposes when passwords change.
+        let with = |version: &str| {
+            entry(|entry| {
+                (entry.version.revision, entry.version.password_changed) = (Some(version.into()), Some(7));
+            })
+        };
+        assert!(!Difference::between(&with("1"), &with("2"), &routing(), true, NOW).is_some());
+        assert!(!Difference::between(&entry(|_| {}), &entry(|_| {}), &routing(), true, NOW).is_some());
+    }
+
+    #[test]
+    fn changed_values_are_changes() {
+        let kinds = |change: fn(&mut Entry)| difference(true, change).kinds();
+        assert_eq!(kinds(|entry| entry.version.password_changed = Some(1)), ["password"]);
+        assert_eq!(kinds(|entry| entry.version.disabled = true), ["disable"]);
+        assert_eq!(kinds(|entry| entry.version.held = true), ["hold"]);
+        assert_eq!(kinds(|entry| entry.version.policy_digest = 1), ["other"]);
+        assert_eq!(kinds(|entry| entry.dn = "uid=b".into()), ["rename"]);
+        assert_eq!(kinds(|entry| entry.logins.push("b".into())), ["login"]);
+        // Without such a backend the route is the same: none.
+        assert_eq!(kinds(|entry| entry.mail_hosts = vec!["server4".into()]), ["other"]);
+        assert_eq!(kinds(|entry| entry.mail_hosts.clear()), ["move"]);
+    }
+}
