@@ -21,13 +21,13 @@ use ldap3_proto::proto::{LdapBindResponse, LdapOp, LdapResult};
 use ldap3_proto::{LdapCodec, LdapFilter, LdapMsg, LdapPartialAttribute, LdapResultCode, LdapSearchResultEntry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::codec::Framed;
-use usher::base::secret::Secret;
-use usher::cache::Cache;
-use usher::directory::Login;
-use usher::directory::ldap::Ldap;
-use usher::login::authn::{Authenticator, DecidedBy, LookupMode};
-use usher::telemetry::metrics::Metrics;
-use usher::tracking::store::TrackedEntries;
+use usher::internals::Cache;
+use usher::internals::Ldap;
+use usher::internals::Login;
+use usher::internals::Metrics;
+use usher::internals::Secret;
+use usher::internals::store::TrackedEntries;
+use usher::internals::{Authenticator, DecidedBy, LookupMode};
 
 /// Number of concurrent lookups while the cache is filled.
 const FILLING: usize = 16;
@@ -86,7 +86,7 @@ routing: {{backends: [{{name: server3, imap: {{address: '127.0.0.1:9', tls: impl
 cache: {{ttl: 1d, capacity: 1000000}}
 "
     );
-    let config = usher::config::parse(Path::new("bench.yaml"), &text).unwrap();
+    let config = usher::internals::config::parse(Path::new("bench.yaml"), &text).unwrap();
     let ldap = Ldap::new(&config.directory, None, Arc::new(Metrics::new()));
     let known = Arc::new(TrackedEntries::new(1_000_000, Duration::from_secs(600)));
     Authenticator::new(Arc::new(ldap), Arc::new(Cache::new(&config.cache)), known, 1_000)

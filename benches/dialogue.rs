@@ -4,9 +4,9 @@
 use std::hint::black_box;
 
 use criterion::{Bencher, Criterion, Throughput, criterion_group, criterion_main};
-use usher::base::secret::{Secret, SecretBuf};
-use usher::outcome::Refusal;
-use usher::proto::{BackSettings, BackStep, BackTls, FrontSettings, Step, Welcome, by_name};
+use usher::internals::Refusal;
+use usher::internals::{BackSettings, BackStep, BackTls, FrontSettings, Step, Welcome, by_name};
+use usher::internals::{Secret, SecretBuf};
 
 const LOGIN: &[u8] = b"a1 ID (\"name\" \"bench\")\r\na2 CAPABILITY\r\na3 LOGIN alice \"secret word\"\r\n";
 const LITERALS: &[u8] = b"a1 LOGIN {5+}\r\nalice {6+}\r\nsecret\r\n";

@@ -14,9 +14,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
-use usher::proto::ClosingLine;
-use usher::sessions::relay::{Relay, RelaySide};
-use usher::tls::stream::Stream;
+use usher::internals::ClosingLine;
+use usher::internals::Stream;
+use usher::internals::relay::{Relay, RelaySide};
 
 /// Size of one transfer.
 const SIZE: usize = 16 * 1024 * 1024;
@@ -126,8 +126,8 @@ fn throughput(criterion: &mut Criterion) {
             let client = Stream::under_tls(tcp, connection.into());
             let (tcp, connection) = at_relay.connect(backend).await.into_inner();
             let backend = Stream::under_tls(tcp, connection.into());
-            usher::base::sys::sockets::tune(client.tcp(), &usher::base::sys::sockets::CLIENT).unwrap();
-            usher::base::sys::sockets::tune(backend.tcp(), &usher::base::sys::sockets::CLIENT).unwrap();
+            usher::internals::sockets::tune(client.tcp(), &usher::internals::sockets::CLIENT).unwrap();
+            usher::internals::sockets::tune(backend.tcp(), &usher::internals::sockets::CLIENT).unwrap();
             let link = std::fs::read_link("/proc/thread-self").unwrap();
             named.send(link.file_name().unwrap().to_string_lossy().into_owned()).unwrap();
             let end = |stream: Stream| RelaySide {

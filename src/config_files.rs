@@ -28,7 +28,7 @@ const PASSWORD_ROOM: usize = 4_096;
 
 /// The contents of a config's files.
 #[derive(Debug)]
-pub struct Files {
+pub(crate) struct Files {
     /// TLS towards clients.
     pub tls: ServerTls,
     /// TLS towards the directory, if any of its servers wants it.
@@ -43,12 +43,12 @@ pub struct Files {
 
 /// A hash of all files of a config: equal as long as no content has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fingerprint([u8; 32]);
+pub(crate) struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
     /// Hashes every file that a config names. An unreadable file is part of the hash.
     #[must_use]
-    pub fn of(config: &Config) -> Self {
+    pub(crate) fn of(config: &Config) -> Self {
         let mut all = digest::Context::new(&digest::SHA256);
         for path in paths(config) {
             match certificate::read(path) {
@@ -85,7 +85,7 @@ impl Files {
     ///
     /// # Errors
     /// Every mistake in them.
-    pub fn read(config: &Config) -> Result<Self, Vec<Problem>> {
+    pub(crate) fn read(config: &Config) -> Result<Self, Vec<Problem>> {
         // Before the reading, so that a change meanwhile is found at the next check.
         let fingerprint = Fingerprint::of(config);
         let place = &config.place;
@@ -108,7 +108,7 @@ impl Files {
 
 /// The mistakes in the files named by the valid sections of an invalid config.
 #[must_use]
-pub fn problems(draft: &Draft) -> Vec<Problem> {
+pub(crate) fn problems(draft: &Draft) -> Vec<Problem> {
     let place = &draft.place;
     let tls = draft.tls.as_ref().and_then(|tls| ServerTls::build(tls, place).err());
     let directory = draft.directory.as_ref().and_then(|settings| directory(settings, place).err());
@@ -153,7 +153,10 @@ fn auth_http_key(settings: Option<&config::AuthHttp>, place: &Place) -> Result<O
 ///
 /// # Errors
 /// Every mistake in the directory's files.
-pub fn directory(directory: &config::Directory, place: &Place) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
+pub(crate) fn directory(
+    directory: &config::Directory,
+    place: &Place,
+) -> Result<Option<Arc<ClientConfig>>, Vec<Problem>> {
     let mut problems = Vec::new();
     // The directory reads this file when it binds, and again when a bind is refused; here it is only checked,
     // so that a restart does not fail on it.

@@ -6,30 +6,36 @@
 //! - `directory` (LDAP, and the evidence of a bind); `routing`, `sessions`; `backend`, `cache`; `tracking`
 //! - `login` (the core, whichever frontend is used); `config_files`; `process`
 //! - `frontend`, `admin`; `diagnose`, `migrate`, `server`; `demo`; `cli`
+#![cfg_attr(not(feature = "internals"), allow(unreachable_pub))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic))]
 
-pub mod admin;
-pub mod backend;
-pub mod base;
-pub mod cache;
-pub mod cli;
-pub mod config;
-pub mod config_files;
+mod admin;
+mod backend;
+mod base;
+mod cache;
+mod cli;
+mod config;
+mod config_files;
 #[cfg(feature = "demo")]
-pub mod demo;
-pub mod diagnose;
-pub mod directory;
-pub mod frontend;
-#[cfg(any(test, feature = "fuzz"))]
-pub mod invariants;
-pub mod limits;
-pub mod login;
-pub mod migrate;
-pub mod outcome;
-pub mod proto;
-pub mod routing;
-pub mod server;
-pub mod sessions;
-pub mod telemetry;
-pub mod tls;
-pub mod tracking;
+mod demo;
+mod diagnose;
+mod directory;
+mod frontend;
+#[cfg(feature = "internals")]
+pub mod internals;
+#[cfg(any(test, feature = "internals"))]
+mod invariants;
+mod limits;
+mod login;
+mod migrate;
+mod outcome;
+mod proto;
+mod routing;
+mod server;
+mod sessions;
+mod telemetry;
+mod tls;
+mod tracking;
+
+pub use base::sys::allocator::WipingJemalloc;
+pub use cli::main;

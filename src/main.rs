@@ -9,7 +9,7 @@
 use std::process::ExitCode;
 
 use tikv_jemalloc_ctl::background_thread;
-use usher::base::sys::allocator::WipingJemalloc;
+use usher::WipingJemalloc;
 
 #[global_allocator]
 static ALLOCATOR: WipingJemalloc = WipingJemalloc;
@@ -23,7 +23,7 @@ pub static malloc_conf: &[u8; 110] =
     b"dirty_decay_ms:2000,muzzy_decay_ms:0,tcache_nslots_small_max:20,lg_tcache_nslots_mul:0,slab_sizes:4096-4096:4\0";
 
 fn main() -> ExitCode {
-    usher::cli::main(give_memory_back)
+    usher::main(give_memory_back)
 }
 
 /// Starts the thread of jemalloc's that gives memory back while usher idles; it sleeps while there is

@@ -1,4 +1,4 @@
-//! What comes to the auth_http listener; the checks are `usher::invariants::auth_http`.
+//! What comes to the auth_http listener; the checks are `usher::internals::invariants::auth_http`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::invariants::auth_http(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::internals::invariants::auth_http(data));

@@ -1,4 +1,4 @@
-//! What a directory says with the answer to a bind; the checks are `usher::invariants::bind_answer`.
+//! What a directory says with the answer to a bind; the checks are `usher::internals::invariants::bind_answer`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::invariants::bind_answer(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::internals::invariants::bind_answer(data));

@@ -1,4 +1,4 @@
-//! What a client may send before login; the checks are `usher::proto::imap::trial::front`.
+//! What a client may send before login; the checks are `usher::internals::invariants::imap::front`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::proto::imap::trial::front(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::internals::invariants::imap::front(data));

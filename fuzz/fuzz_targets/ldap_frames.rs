@@ -1,4 +1,4 @@
-//! What a directory sends, cut into messages; the checks are `usher::invariants::ldap_frames`.
+//! What a directory sends, cut into messages; the checks are `usher::internals::invariants::ldap_frames`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::invariants::ldap_frames(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::internals::invariants::ldap_frames(data));

@@ -1,4 +1,4 @@
-//! The LDIF that the demo's directory is loaded from; the checks are `usher::invariants::ldif`.
+//! The LDIF that the demo's directory is loaded from; the checks are `usher::internals::invariants::ldif`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::invariants::ldif(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::internals::invariants::ldif(data));

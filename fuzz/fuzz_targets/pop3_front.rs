@@ -1,5 +1,5 @@
 //! What a client may send before login; the checks are
-//! `usher::proto::pop3::trial::front`.
+//! `usher::internals::invariants::pop3::front`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::proto::pop3::trial::front(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::internals::invariants::pop3::front(data));

@@ -1,5 +1,5 @@
 //! What a ManageSieve client may send before login; the checks are
-//! `usher::proto::managesieve::trial::front`.
+//! `usher::internals::invariants::managesieve::front`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::proto::managesieve::trial::front(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::internals::invariants::managesieve::front(data));

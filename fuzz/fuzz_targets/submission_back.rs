@@ -1,5 +1,5 @@
 //! What a backend may send until a login is answered; the checks are
-//! `usher::proto::submission::trial::back`.
+//! `usher::internals::invariants::submission::back`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::proto::submission::trial::back(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::internals::invariants::submission::back(data));

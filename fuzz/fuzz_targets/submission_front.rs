@@ -1,5 +1,5 @@
 //! What a client may send before login; the checks are
-//! `usher::proto::submission::trial::front`.
+//! `usher::internals::invariants::submission::front`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::proto::submission::trial::front(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| usher::internals::invariants::submission::front(data));

@@ -6,9 +6,9 @@
 //! made only so often (`paced`), and only for requests by a name of this machine (`hosts`). What steers usher
 //! is on the control socket ([`control`]), which only its owner can open.
 
-pub mod control;
+pub(crate) mod control;
 mod hosts;
-pub mod overview;
+pub(crate) mod overview;
 mod paced;
 mod places;
 mod status;
@@ -54,7 +54,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// The side port: what it answers, whoever has connected.
-pub struct SidePort {
+pub(crate) struct SidePort {
     status: Arc<Status>,
     router: Router,
     places: Arc<Places<IpAddr>>,
@@ -63,7 +63,7 @@ pub struct SidePort {
 impl SidePort {
     /// For one process.
     #[must_use]
-    pub fn new(shared: &Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
         let status = Status::new(Arc::clone(shared));
         let page = {
             let status = Arc::clone(&status);
@@ -95,12 +95,12 @@ impl SidePort {
     }
 
     /// Serves it until the task is ended.
-    pub async fn serve(&self, listener: &TcpListener) {
+    pub(crate) async fn serve(&self, listener: &TcpListener) {
         exchange(listener, &self.router, &self.places).await;
     }
 
     /// Samples the counters periodically; never returns.
-    pub async fn sample(&self) {
+    pub(crate) async fn sample(&self) {
         self.status.keep().await;
     }
 }

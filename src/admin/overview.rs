@@ -11,7 +11,7 @@ use crate::sessions::maintenance::Drain;
 
 /// A backend as an administrator sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Backend {
+pub(crate) struct Backend {
     /// Its addresses, health and logins.
     #[serde(flatten)]
     pub state: BackendStatus,
@@ -23,7 +23,7 @@ pub struct Backend {
 
 /// Every backend of the configuration in force, in its order.
 #[must_use]
-pub fn backends(shared: &Shared) -> Vec<Backend> {
+pub(crate) fn backends(shared: &Shared) -> Vec<Backend> {
     let mut sessions: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
     for session in shared.registry.sessions() {
         let there = sessions.entry(session.backend.to_string()).or_default();

@@ -18,7 +18,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// What is promised, for each protocol.
 #[derive(Debug)]
-pub struct AdvertisedCapabilities {
+pub(crate) struct AdvertisedCapabilities {
     by_protocol: HashMap<&'static str, ArcSwap<Advertised>>,
     /// The configured lists, which take precedence.
     fixed: Vec<(&'static Protocol, Vec<String>)>,
@@ -37,7 +37,7 @@ impl AdvertisedCapabilities {
     /// What these backends have in common now, with the operator's lists. What is known from
     /// `previous` is not logged again.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         fixed: &[(&'static Protocol, Vec<String>)],
         backends: &[Backend],
         metrics: &Metrics,
@@ -56,7 +56,7 @@ impl AdvertisedCapabilities {
 
     /// What may be promised in this protocol.
     #[must_use]
-    pub fn of(&self, protocol: &Protocol) -> Arc<[String]> {
+    pub(crate) fn of(&self, protocol: &Protocol) -> Arc<[String]> {
         let offer = self.by_protocol.get(protocol.name).map(ArcSwap::load);
         offer.map_or_else(Arc::default, |offer| Arc::clone(&offer.capabilities))
     }
@@ -64,12 +64,12 @@ impl AdvertisedCapabilities {
     /// What single backends have beyond what all of this protocol have, as text for the log; empty if
     /// they can do the same.
     #[must_use]
-    pub fn differences(&self, protocol: &Protocol) -> String {
+    pub(crate) fn differences(&self, protocol: &Protocol) -> String {
         self.by_protocol.get(protocol.name).map(|offer| offer.load().differences.clone()).unwrap_or_default()
     }
 
     /// Recomputes what has changed. To be called several times a second.
-    pub fn refresh(&self, backends: &[Backend], metrics: &Metrics) {
+    pub(crate) fn refresh(&self, backends: &[Backend], metrics: &Metrics) {
         for protocol in PROTOCOLS {
             let Some(advertised) = self.by_protocol.get(protocol.name) else { continue };
             let serving = backends.iter().filter_map(|backend| Some((backend, backend.endpoints.get(protocol.name)?)));

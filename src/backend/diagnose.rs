@@ -19,7 +19,7 @@ const GREETING: usize = 512;
 
 /// A backend's endpoint for one protocol, as inspected.
 #[derive(Debug)]
-pub struct ProtocolInspection {
+pub(crate) struct ProtocolInspection {
     /// The protocol.
     pub protocol: &'static Protocol,
     /// Its addresses, or why there are none.
@@ -28,7 +28,7 @@ pub struct ProtocolInspection {
 
 /// One address.
 #[derive(Debug)]
-pub struct AddressInspection {
+pub(crate) struct AddressInspection {
     /// The address.
     pub address: SocketAddr,
     /// What was observed.
@@ -41,7 +41,7 @@ pub struct AddressInspection {
 
 /// What was observed before the login.
 #[derive(Debug, Default)]
-pub struct Observations {
+pub(crate) struct Observations {
     /// TCP was connected.
     pub connected: bool,
     /// The server's first line, without CRLF.
@@ -73,7 +73,7 @@ impl Observations {
 
 impl Backend {
     /// Inspects every address of every protocol in parallel, each within the backend's `timeout`.
-    pub async fn inspect(&self) -> Vec<ProtocolInspection> {
+    pub(crate) async fn inspect(&self) -> Vec<ProtocolInspection> {
         let mut endpoints: Vec<_> = self.endpoints.values().collect();
         endpoints.sort_by_key(|endpoint| endpoint.protocol.name);
         let inspect = endpoints.into_iter().map(|endpoint| async move {
@@ -96,7 +96,7 @@ impl Backend {
 
     /// Whether an inspection logs in with the probe's account.
     #[must_use]
-    pub fn probes_log_in(&self) -> bool {
+    pub(crate) fn probes_log_in(&self) -> bool {
         self.endpoints.values().any(|endpoint| matches!(endpoint.pool.settings.probe, Probe::Login(_)))
     }
 }

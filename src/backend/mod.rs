@@ -6,13 +6,13 @@
 //! password is never sent twice. Never uses cleartext unless the config says so explicitly.
 
 mod addresses;
-pub mod capabilities;
-pub mod diagnose;
+pub(crate) mod capabilities;
+pub(crate) mod diagnose;
 mod endpoint;
 mod health;
 mod resolve;
 mod source;
-pub mod state;
+pub(crate) mod state;
 
 use std::collections::HashMap;
 use std::io;
@@ -48,7 +48,7 @@ const SLOT_WAIT: Duration = Duration::from_secs(1);
 
 /// A backend, ready to be logged in to.
 #[derive(Debug)]
-pub struct Backend {
+pub(crate) struct Backend {
     /// Its name.
     pub name: Arc<str>,
     /// Whether its own refusal texts may be passed to the client.
@@ -64,7 +64,7 @@ pub struct Backend {
 
 /// An account of usher's own: for proxy authorization, or for probes.
 #[derive(Debug, Clone)]
-pub struct Service {
+pub(crate) struct Service {
     /// Its name (SASL authcid).
     pub login: String,
     /// Its password.
@@ -73,7 +73,7 @@ pub struct Service {
 
 /// What a backend's files hold.
 #[derive(Debug)]
-pub struct BackendFiles {
+pub(crate) struct BackendFiles {
     /// The name to verify and the TLS of each endpoint, in their order.
     pub tls: Vec<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
     /// The service account, if there is one.
@@ -84,7 +84,7 @@ pub struct BackendFiles {
 
 /// A session at a backend, logged in.
 #[derive(Debug)]
-pub struct LoggedIn {
+pub(crate) struct LoggedIn {
     /// The connection.
     pub stream: Stream,
     /// What the backend sent after its reply: it belongs to the client, in order.
@@ -97,7 +97,7 @@ pub struct LoggedIn {
 
 /// How long a login at a backend took; filled as far as it came.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Phases {
+pub(crate) struct Phases {
     /// Slot, name resolution, TCP, TLS and greeting: until the login can be sent.
     pub connect: Option<Duration>,
     /// From there to the answer.
@@ -106,7 +106,7 @@ pub struct Phases {
 
 /// Why a login at a backend failed.
 #[derive(Debug, Error)]
-pub enum BackendError {
+pub(crate) enum BackendError {
     /// It does not serve this protocol.
     #[error("the backend does not serve this protocol")]
     NotServed,
@@ -189,7 +189,7 @@ impl BackendError {
     /// The label of `usher_backend_logins_total`. A rejection after a bind counts as `backend_rejected`; after
     /// a cached decision the session first binds again.
     #[must_use]
-    pub const fn label(&self) -> &'static str {
+    pub(crate) const fn label(&self) -> &'static str {
         match self {
             Self::NotServed
             | Self::Resolve { .. }
@@ -212,7 +212,7 @@ impl BackendError {
     /// What it means for the client. A rejection becomes `BackendRejected`: without a bind the login does not
     /// come this far.
     #[must_use]
-    pub fn refusal(&self, pass_refusals: bool) -> Refusal {
+    pub(crate) fn refusal(&self, pass_refusals: bool) -> Refusal {
         match self {
             Self::NotServed => Refusal::ProtocolNotServed,
             Self::Resolve { .. }
@@ -263,7 +263,7 @@ impl Backend {
     /// to which no backend may lead. The health of the addresses is taken over from `previous`, which was
     /// configured alike.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         settings: &config::Backend,
         files: BackendFiles,
         untagged_limit: usize,
@@ -311,7 +311,7 @@ impl Backend {
     ///
     /// # Errors
     /// Why not; `phases` says how far it came.
-    pub async fn log_in(
+    pub(crate) async fn log_in(
         &self,
         protocol: &Protocol,
         login: &Login,
@@ -357,7 +357,7 @@ impl Backend {
     ///
     /// # Errors
     /// No address is available, or none accepts a login without TLS.
-    pub async fn nginx_address(&self, protocol: &Protocol) -> Result<SocketAddr, BackendError> {
+    pub(crate) async fn nginx_address(&self, protocol: &Protocol) -> Result<SocketAddr, BackendError> {
         let endpoint = self.endpoints.get(protocol.name).ok_or(BackendError::NotServed)?;
         let hop = endpoint.nginx.ok_or(BackendError::NotServed)?;
         let candidates = timeout_at(Instant::now() + self.timeout, endpoint.candidates()).await;
@@ -381,12 +381,12 @@ impl Backend {
     }
 
     /// Starts the probes that are due. To be called several times a second.
-    pub fn run_probes(&self) {
+    pub(crate) fn run_probes(&self) {
         self.endpoints.values().for_each(Endpoint::run_probes);
     }
 
     /// Sets the gauges of its health.
-    pub fn update_gauges(&self, metrics: &Metrics) {
+    pub(crate) fn update_gauges(&self, metrics: &Metrics) {
         for (protocol, endpoint) in &self.endpoints {
             let up = i64::from(endpoint.pool.is_up());
             metrics.backend_up.with_label_values(&[&*self.name, *protocol]).set(up);
@@ -399,7 +399,7 @@ impl Backend {
 
     /// Its current status.
     #[must_use]
-    pub fn status(&self) -> BackendStatus {
+    pub(crate) fn status(&self) -> BackendStatus {
         let serving = PROTOCOLS.iter().filter_map(|protocol| self.endpoints.get(protocol.name));
         BackendStatus {
             name: self.name.to_string(),

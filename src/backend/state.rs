@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackendStatus {
+pub(crate) struct BackendStatus {
     /// Its name.
     pub name: String,
     /// Logins in progress.
@@ -21,7 +21,7 @@ pub struct BackendStatus {
 
 /// A backend's addresses for one protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProtocolStatus {
+pub(crate) struct ProtocolStatus {
     /// The protocol's name.
     pub protocol: Cow<'static, str>,
     /// Whether logins are sent to an address.
@@ -36,7 +36,7 @@ pub struct ProtocolStatus {
 
 /// One address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AddressStatus {
+pub(crate) struct AddressStatus {
     /// The address.
     pub address: SocketAddr,
     /// Its breaker's state: `closed` (in use), `half_open` (down, a probe is running) or `open` (down).
@@ -50,7 +50,7 @@ pub struct AddressStatus {
 impl AddressStatus {
     /// Whether it is in use.
     #[must_use]
-    pub fn is_used(&self) -> bool {
+    pub(crate) fn is_used(&self) -> bool {
         self.down_seconds.is_none()
     }
 }
@@ -58,7 +58,7 @@ impl AddressStatus {
 impl BackendStatus {
     /// Whether it takes logins of each protocol that it serves.
     #[must_use]
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.protocols.iter().all(|serving| serving.up)
     }
 }

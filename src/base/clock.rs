@@ -4,7 +4,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// Waits until `at`; returns at once if that is now or past. tokio's own timers go by whole milliseconds and
 /// round up: a wait of zero would still last until the next one, in every login.
-pub async fn wait_until(at: Instant) {
+pub(crate) async fn wait_until(at: Instant) {
     if at > Instant::now() {
         sleep_until(at).await;
     }

@@ -1,8 +1,8 @@
 //! What everything may use: memory that is wiped, the clock, supervised tasks, and what only the operating system
 //! knows.
 
-pub mod clock;
-pub mod privileges;
-pub mod secret;
-pub mod sys;
-pub mod tasks;
+pub(crate) mod clock;
+pub(crate) mod privileges;
+pub(crate) mod secret;
+pub(crate) mod sys;
+pub(crate) mod tasks;

@@ -18,7 +18,7 @@ use crate::base::sys::{absent, group_id};
 
 /// Whether this process is root.
 #[must_use]
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     getuid().is_root()
 }
 
@@ -26,7 +26,7 @@ pub fn is_root() -> bool {
 ///
 /// # Errors
 /// The system's reason.
-pub fn forbid_new_privileges() -> io::Result<()> {
+pub(crate) fn forbid_new_privileges() -> io::Result<()> {
     Ok(set_no_new_privs(true)?)
 }
 
@@ -35,7 +35,7 @@ pub fn forbid_new_privileges() -> io::Result<()> {
 ///
 /// # Errors
 /// The system's reason.
-pub fn forbid_cores() -> io::Result<()> {
+pub(crate) fn forbid_cores() -> io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(())
@@ -45,13 +45,13 @@ pub fn forbid_cores() -> io::Result<()> {
 ///
 /// # Errors
 /// The system's reason.
-pub fn allow_debugging() -> io::Result<()> {
+pub(crate) fn allow_debugging() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::Dumpable)?)
 }
 
 /// A user to switch to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct User {
+pub(crate) struct User {
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
@@ -62,7 +62,7 @@ impl User {
     ///
     /// # Errors
     /// There is no such user or group, it is root, or the lookup failed.
-    pub fn find(name: &str, group: Option<&str>) -> io::Result<Self> {
+    pub(crate) fn find(name: &str, group: Option<&str>) -> io::Result<Self> {
         let user = nix::unistd::User::from_name(name)?.ok_or_else(|| absent("user", name))?;
         let (uid, own) = (user.uid.as_raw(), user.gid.as_raw());
         let gid = group.map(group_id).transpose()?.unwrap_or(own);
@@ -78,7 +78,7 @@ impl User {
 
     /// Its number.
     #[must_use]
-    pub fn uid(&self) -> u32 {
+    pub(crate) fn uid(&self) -> u32 {
         self.uid
     }
 
@@ -87,7 +87,7 @@ impl User {
     ///
     /// # Errors
     /// The system's reason, such as that this process is not root.
-    pub fn switch_to(&self) -> io::Result<()> {
+    pub(crate) fn switch_to(&self) -> io::Result<()> {
         let had = capabilities(None)?.permitted;
         let keep = had & CapabilitySet::NET_BIND_SERVICE;
         let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();

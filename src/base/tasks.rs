@@ -23,7 +23,7 @@ const VITAL_RESTARTS: u32 = 5;
 
 /// A task of the process, by what it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Task {
+pub(crate) enum Task {
     /// Accepts clients at one listener.
     Listener,
     /// Accepts nginx' questions.
@@ -58,7 +58,7 @@ pub enum Task {
 
 impl Task {
     /// Every task.
-    pub const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Listener,
         Self::AuthHttp,
         Self::SidePort,
@@ -78,7 +78,7 @@ impl Task {
 
     /// The metric label, and `task` in the log.
     #[must_use]
-    pub const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Listener => "listener",
             Self::AuthHttp => "auth_http",
@@ -119,7 +119,7 @@ impl Task {
 
 /// How a supervised task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TaskExit {
+pub(crate) enum TaskExit {
     /// By itself.
     Done,
     /// It is vital, and panics again and again.
@@ -127,7 +127,7 @@ pub enum TaskExit {
 }
 
 /// Runs a task until it ends by itself; after a panic `make` makes it anew.
-pub async fn keep<F: Future<Output = ()>>(
+pub(crate) async fn keep<F: Future<Output = ()>>(
     task: Task,
     restarts: &IntCounterVec,
     mut make: impl FnMut() -> F,
@@ -162,7 +162,7 @@ pub async fn keep<F: Future<Output = ()>>(
 }
 
 /// Runs a task once; `None` after a panic. It runs again by its own schedule.
-pub async fn once<T>(task: Task, restarts: &IntCounterVec, run: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn once<T>(task: Task, restarts: &IntCounterVec, run: impl Future<Output = T>) -> Option<T> {
     let run = async {
         tokio::select! {
             biased;
@@ -181,7 +181,7 @@ pub async fn once<T>(task: Task, restarts: &IntCounterVec, run: impl Future<Outp
 /// Panics that the tests ask for, in builds with debug assertions alone: `USHER_PANIC=task=2,other=1` makes
 /// the first runs of these tasks panic.
 #[cfg(debug_assertions)]
-pub mod defect {
+pub(crate) mod defect {
     use std::collections::HashMap;
     use std::sync::{LazyLock, Mutex, PoisonError};
     use std::time::Duration;
@@ -205,7 +205,7 @@ pub mod defect {
     /// # Panics
     /// Always, if so configured.
     #[expect(clippy::panic, reason = "what the tests ask for; not in release builds")]
-    pub async fn of(task: &str, after: Duration) {
+    pub(crate) async fn of(task: &str, after: Duration) {
         let left = ASKED.lock().unwrap_or_else(PoisonError::into_inner).get_mut(task).map(|left| {
             let now = *left;
             *left = now.saturating_sub(1);

@@ -30,7 +30,7 @@ use crate::base::secret::Secret;
 use crate::config;
 use crate::directory::{Entry, EntryVersion, Identity, Login};
 
-pub use admin::CacheRecord;
+pub(crate) use admin::CacheRecord;
 use refused::WrongPasswords;
 
 /// Correct passwords kept per entry: a main and some app passwords must not evict each other.
@@ -365,7 +365,7 @@ where
 
 /// Why a flight brought no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum FlightError {
+pub(crate) enum FlightError {
     /// The limit of concurrent lookups is reached.
     #[error("too many lookups in progress")]
     TooMany,
@@ -376,7 +376,7 @@ pub enum FlightError {
 
 /// Lookups in progress, so that equal ones share an answer. A separate task computes the answer, and continues
 /// when the client is gone: the bind was sent, and its answer is worth keeping.
-pub struct Flights<T> {
+pub(crate) struct Flights<T> {
     in_progress: Arc<Mutex<InProgress<T>>>,
     limit: usize,
 }
@@ -386,7 +386,7 @@ type InProgress<T> = HashMap<(Login, [u8; 32]), watch::Receiver<Option<T>>>;
 impl<T: Clone + Send + Sync + 'static> Flights<T> {
     /// No flight yet, and at most `limit` at a time.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { in_progress: Arc::default(), limit }
     }
 
@@ -394,7 +394,12 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     ///
     /// # Errors
     /// There are too many, or the lookup's task panicked.
-    pub async fn join<F>(&self, login: &Login, digest: &Digest, ask: impl FnOnce() -> F) -> Result<T, FlightError>
+    pub(crate) async fn join<F>(
+        &self,
+        login: &Login,
+        digest: &Digest,
+        ask: impl FnOnce() -> F,
+    ) -> Result<T, FlightError>
     where
         F: Future<Output = T> + Send + 'static,
     {

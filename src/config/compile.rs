@@ -215,7 +215,7 @@ impl Addresses {
 /// Whether the system refuses to listen on both. Port 0 is a new port each time, and an IPv6
 /// wildcard takes IPv4 as well.
 #[must_use]
-pub fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+pub(crate) fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let covers = |wide: SocketAddr, narrow: SocketAddr| {
         wide.ip().is_unspecified() && (wide.is_ipv6() || wide.is_ipv4() == narrow.is_ipv4())
     };

@@ -29,23 +29,25 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use compile::collide;
-pub use model::{
-    Address, Admin, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, Canary, CertificateFiles,
-    ClientAuth, Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Drain, Endpoint,
-    FailedLogins, Find, Forward, Group, Health, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Memory, Mode, Network, OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Template,
-    TemplatePart, Throttle, Tls, TlsVersion, Watch, WatchMode,
+pub(crate) use compile::collide;
+pub(crate) use model::{
+    Address, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, CertificateFiles, ClientAuth,
+    Config, Connections, Control, Directory, DirectoryServer, Draft, Endpoint, FailedLogins, Find, Forward, Group,
+    Health, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, Network,
+    OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Template, TemplatePart, Throttle, Tls,
+    TlsVersion, Watch, WatchMode,
 };
-pub use names::{cipher_suite, host_key};
-pub use naming::Naming;
-pub use watch::Meaning;
+#[cfg(test)]
+pub(crate) use model::{Canary, DisabledBy, Drain};
+pub(crate) use names::host_key;
+pub(crate) use naming::Naming;
+pub(crate) use watch::Meaning;
 
 /// A duration as it is written in the configuration, for arguments of commands.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn duration(text: &str) -> Result<std::time::Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<std::time::Duration, String> {
     units::DURATION.parse(text).map(std::time::Duration::from_millis).map_err(|error| error.to_string())
 }
 
@@ -53,7 +55,7 @@ pub fn duration(text: &str) -> Result<std::time::Duration, String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn dn_template(text: &str) -> Result<Template, String> {
+pub(crate) fn dn_template(text: &str) -> Result<Template, String> {
     match template::user_dn(text) {
         Ok(template::UserName::Dn(template)) => Ok(template),
         Ok(template::UserName::Principal(_)) => Err("not a DN like uid={login},ou=people,dc=example,dc=com".to_owned()),
@@ -65,7 +67,7 @@ pub fn dn_template(text: &str) -> Result<Template, String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn base_dn(text: &str) -> Result<String, String> {
+pub(crate) fn base_dn(text: &str) -> Result<String, String> {
     template::base_dn(text).map_err(|error| error.to_string())
 }
 
@@ -73,7 +75,7 @@ pub fn base_dn(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn attribute(text: &str) -> Result<String, String> {
+pub(crate) fn attribute(text: &str) -> Result<String, String> {
     names::attribute(text).map_err(|error| error.to_string())
 }
 
@@ -81,7 +83,7 @@ pub fn attribute(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn network(text: &str) -> Result<Network, String> {
+pub(crate) fn network(text: &str) -> Result<Network, String> {
     names::network(text).map_err(|error| error.to_string())
 }
 
@@ -172,7 +174,7 @@ impl From<Problem> for Mistakes {
 ///
 /// # Errors
 /// Every mistake that was found.
-pub fn load(file: &Path) -> Result<Config, Mistakes> {
+pub(crate) fn load(file: &Path) -> Result<Config, Mistakes> {
     match read(file) {
         Ok(text) => parse(file, &text),
         Err(message) => Err(Problem { file: file.to_owned(), line: None, key: String::new(), message }.into()),

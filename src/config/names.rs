@@ -239,7 +239,7 @@ pub(super) fn mail_host(text: &str) -> Result<String, NameError> {
 
 /// The form in which mailHost values are compared: lower case, without one trailing dot.
 #[must_use]
-pub fn host_key(value: &str) -> String {
+pub(crate) fn host_key(value: &str) -> String {
     value.strip_suffix('.').unwrap_or(value).to_ascii_lowercase()
 }
 
@@ -281,7 +281,7 @@ pub(super) const GROUPS: &[(&str, Group)] = &[
 
 /// The cipher suite with this IANA name, such as `TLS_AES_256_GCM_SHA384`.
 #[must_use]
-pub fn cipher_suite(name: &str) -> Option<SupportedCipherSuite> {
+pub(crate) fn cipher_suite(name: &str) -> Option<SupportedCipherSuite> {
     ALL_CIPHER_SUITES.iter().copied().find(|suite| suite_name(*suite) == name)
 }
 

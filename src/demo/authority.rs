@@ -11,12 +11,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// A certificate authority that only the demo trusts.
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// A server certificate with its key.
-pub struct Certificate {
+pub(crate) struct Certificate {
     /// The certificate.
     pub chain: CertificateDer<'static>,
     /// Its key, PKCS #8.
@@ -32,7 +32,7 @@ impl Authority {
     ///
     /// # Errors
     /// What the cryptographic library says; a machine without randomness, in practice.
-    pub fn new() -> Result<Self, rcgen::Error> {
+    pub(crate) fn new() -> Result<Self, rcgen::Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "usher demo CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -42,7 +42,7 @@ impl Authority {
 
     /// The authority's certificate, for `--cacert`.
     #[must_use]
-    pub fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.issuer.pem()
     }
 
@@ -50,7 +50,7 @@ impl Authority {
     ///
     /// # Errors
     /// A name that cannot stand in a certificate.
-    pub fn certify(&self, names: &[&str]) -> Result<Certificate, rcgen::Error> {
+    pub(crate) fn certify(&self, names: &[&str]) -> Result<Certificate, rcgen::Error> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names.clone())?;
         params.distinguished_name.push(DnType::CommonName, names.first().map_or("usher demo", String::as_str));
@@ -71,7 +71,7 @@ impl Authority {
     ///
     /// # Errors
     /// What rustls says about the authority's certificate.
-    pub fn client(&self) -> Result<Arc<ClientConfig>, rustls::Error> {
+    pub(crate) fn client(&self) -> Result<Arc<ClientConfig>, rustls::Error> {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone())?;
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -87,7 +87,7 @@ impl Certificate {
     ///
     /// # Errors
     /// What rustls says about the certificate and its key.
-    pub fn server(&self) -> Result<Arc<ServerConfig>, rustls::Error> {
+    pub(crate) fn server(&self) -> Result<Arc<ServerConfig>, rustls::Error> {
         let key = PrivateKeyDer::Pkcs8(self.key.clone_key());
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()?

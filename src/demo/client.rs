@@ -24,7 +24,7 @@ const LIMIT: u64 = 1024 * 1024;
 
 /// Where TLS begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
+pub(crate) enum Door {
     /// At the first byte.
     Implicit,
     /// By STARTTLS.
@@ -33,14 +33,14 @@ pub enum Door {
 
 /// A connection to an IMAP server.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     wire: BufReader<TlsStream<TcpStream>>,
     commands: u32,
 }
 
 /// What a server said to one command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The untagged lines, joined.
     pub untagged: String,
     /// The tagged line without its tag, such as `OK done`.
@@ -50,7 +50,7 @@ pub struct Answer {
 impl Answer {
     /// Whether the command succeeded.
     #[must_use]
-    pub fn is_ok(&self) -> bool {
+    pub(crate) fn is_ok(&self) -> bool {
         self.tagged.split(' ').next() == Some("OK")
     }
 }
@@ -60,7 +60,7 @@ impl Client {
     ///
     /// # Errors
     /// Whatever keeps the connection from being ready for a login, time included.
-    pub async fn connect(address: SocketAddr, tls: Arc<ClientConfig>, door: Door) -> io::Result<Self> {
+    pub(crate) async fn connect(address: SocketAddr, tls: Arc<ClientConfig>, door: Door) -> io::Result<Self> {
         let connecting = async {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
@@ -86,7 +86,7 @@ impl Client {
     ///
     /// # Errors
     /// A closed connection, or no answer in time.
-    pub async fn command(&mut self, text: &str) -> io::Result<Answer> {
+    pub(crate) async fn command(&mut self, text: &str) -> io::Result<Answer> {
         self.commands += 1;
         let tag = format!("demo{}", self.commands);
         timeout(PATIENCE, exchange(&mut self.wire, &tag, text)).await?
@@ -96,7 +96,7 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Client::command`].
-    pub async fn login(&mut self, login: &str, password: &str) -> io::Result<Answer> {
+    pub(crate) async fn login(&mut self, login: &str, password: &str) -> io::Result<Answer> {
         self.command(&format!("LOGIN \"{login}\" \"{password}\"")).await
     }
 
@@ -104,7 +104,7 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Client::command`], and a mailbox without such a mail.
-    pub async fn subject(&mut self) -> io::Result<String> {
+    pub(crate) async fn subject(&mut self) -> io::Result<String> {
         self.command("SELECT INBOX").await?;
         let answer = self.command("FETCH 1 BODY.PEEK[HEADER.FIELDS (SUBJECT)]").await?;
         let subject = answer.untagged.lines().find_map(|line| line.strip_prefix("Subject: "));
@@ -112,7 +112,7 @@ impl Client {
     }
 
     /// Says goodbye.
-    pub async fn logout(mut self) {
+    pub(crate) async fn logout(mut self) {
         // The demo is done with this connection either way.
         let _ = self.command("LOGOUT").await;
     }
@@ -149,7 +149,7 @@ async fn line(wire: &mut (impl AsyncBufRead + Unpin)) -> io::Result<String> {
 ///
 /// # Errors
 /// A refused connection, or no end in time.
-pub async fn converse(address: SocketAddr, tls: Arc<ClientConfig>, said: &str) -> io::Result<String> {
+pub(crate) async fn converse(address: SocketAddr, tls: Arc<ClientConfig>, said: &str) -> io::Result<String> {
     let conversing = async {
         let stream = TcpStream::connect(address).await?;
         let name = ServerName::IpAddress(address.ip().into());
@@ -167,7 +167,7 @@ pub async fn converse(address: SocketAddr, tls: Arc<ClientConfig>, said: &str) -
 ///
 /// # Errors
 /// A refused connection, no answer in time, or a status other than 200.
-pub async fn http_get(address: SocketAddr, path: &str) -> io::Result<String> {
+pub(crate) async fn http_get(address: SocketAddr, path: &str) -> io::Result<String> {
     let asking = async {
         let mut stream = TcpStream::connect(address).await?;
         // HTTP/1.0: the body ends with the connection and never comes in chunks.

@@ -27,7 +27,7 @@ const PASSWORD: &str = "userPassword";
 
 /// The entries, shared by every connection and by the demo's mail servers.
 #[derive(Debug, Clone)]
-pub struct Directory {
+pub(crate) struct Directory {
     entries: Arc<RwLock<Vec<Entry>>>,
     writer: Arc<[String]>,
 }
@@ -35,18 +35,18 @@ pub struct Directory {
 impl Directory {
     /// Takes over entries; who binds as `writer` (a DN) may modify them.
     #[must_use]
-    pub fn new(entries: Vec<Entry>, writer: &str) -> Self {
+    pub(crate) fn new(entries: Vec<Entry>, writer: &str) -> Self {
         Self { entries: Arc::new(RwLock::new(entries)), writer: normal(writer).into() }
     }
 
     /// Serves LDAP until the task is dropped.
-    pub async fn serve(self, listener: TcpListener) {
+    pub(crate) async fn serve(self, listener: TcpListener) {
         super::serve(listener, move |stream| converse(stream, self.clone())).await;
     }
 
     /// The `uid` of the user with this `uid` or `mail` and this password.
     #[must_use]
-    pub fn verify(&self, login: &str, password: &str) -> Option<String> {
+    pub(crate) fn verify(&self, login: &str, password: &str) -> Option<String> {
         let wanted = login.to_lowercase();
         let entries = self.read();
         let mut found = entries

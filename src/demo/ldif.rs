@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 
 /// An entry as the file spells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// The DN.
     pub dn: String,
     /// Attributes in the order of their first value, each with its values in order.
@@ -18,7 +18,7 @@ pub struct Entry {
 
 /// An attribute with its values.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attribute {
+pub(crate) struct Attribute {
     /// The name as first spelt.
     pub name: String,
     /// The values; never empty.
@@ -28,7 +28,7 @@ pub struct Attribute {
 impl Entry {
     /// The values of an attribute, whose name is compared without regard to case.
     #[must_use]
-    pub fn values(&self, name: &str) -> &[Vec<u8>] {
+    pub(crate) fn values(&self, name: &str) -> &[Vec<u8>] {
         let found = self.attributes.iter().find(|attribute| attribute.name.eq_ignore_ascii_case(name));
         found.map(|attribute| attribute.values.as_slice()).unwrap_or_default()
     }
@@ -44,7 +44,7 @@ impl Entry {
 
 /// Why a file is no LDIF that can be loaded. Lines count from 1.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LdifError {
+pub(crate) enum LdifError {
     /// A line without `name:`.
     #[error("line {line}: expected `name: value`")]
     NoColon {
@@ -75,7 +75,7 @@ pub enum LdifError {
 ///
 /// # Errors
 /// The first line that cannot be read.
-pub fn parse(text: &str) -> Result<Vec<Entry>, LdifError> {
+pub(crate) fn parse(text: &str) -> Result<Vec<Entry>, LdifError> {
     let mut entries = Vec::new();
     let mut open: Option<Entry> = None;
     for (line, content) in unfold(text) {

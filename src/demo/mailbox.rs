@@ -25,7 +25,7 @@ const AFTER_LOGIN: &str = "IMAP4rev1 LITERAL+ ID IDLE NAMESPACE UNSELECT";
 
 /// A mail server: its name, and where its people's passwords are.
 #[derive(Debug, Clone)]
-pub struct Mailbox {
+pub(crate) struct Mailbox {
     name: Arc<str>,
     directory: Directory,
 }
@@ -33,12 +33,12 @@ pub struct Mailbox {
 impl Mailbox {
     /// A server of this name for all users of the directory.
     #[must_use]
-    pub fn new(name: &str, directory: Directory) -> Self {
+    pub(crate) fn new(name: &str, directory: Directory) -> Self {
         Self { name: name.into(), directory }
     }
 
     /// Serves IMAP over implicit TLS until the task is dropped.
-    pub async fn serve(self, listener: TcpListener, acceptor: TlsAcceptor) {
+    pub(crate) async fn serve(self, listener: TcpListener, acceptor: TlsAcceptor) {
         super::serve(listener, move |stream| converse(stream, acceptor.clone(), Dialogue::new(self.clone()))).await;
     }
 }

@@ -4,12 +4,12 @@
 //! and real TLS on loopback ports, from a configuration that can be read. It is compiled only with
 //! the feature `demo`; the production binary carries none of it.
 
-pub mod authority;
-pub mod client;
-pub mod directory;
-pub mod ldif;
-pub mod mailbox;
-pub mod post;
+pub(crate) mod authority;
+pub(crate) mod client;
+pub(crate) mod directory;
+pub(crate) mod ldif;
+pub(crate) mod mailbox;
+pub(crate) mod post;
 mod scene;
 mod tour;
 mod welcome;
@@ -21,14 +21,14 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-pub use tour::{Options, run};
+pub(crate) use tour::{Options, run};
 
 /// The entries of the demo's directory.
-pub const LDIF: &str = include_str!("../../deploy/demo.ldif");
+pub(crate) const LDIF: &str = include_str!("../../deploy/demo.ldif");
 /// The account that may change entries.
-pub const ADMIN: &str = "cn=admin,dc=demo,dc=example";
+pub(crate) const ADMIN: &str = "cn=admin,dc=demo,dc=example";
 /// The admin's password, as in the LDIF.
-pub const ADMIN_PASSWORD: &str = "demo-admin";
+pub(crate) const ADMIN_PASSWORD: &str = "demo-admin";
 
 /// How many connections one demo server holds.
 const CONNECTIONS: usize = 256;

@@ -23,7 +23,7 @@ const LIMIT: u64 = 4096;
 
 /// What is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Service {
+pub(crate) enum Service {
     /// Fetching mail.
     Pop3,
     /// Handing in mail.
@@ -34,7 +34,7 @@ pub enum Service {
 
 /// A mail server: its name, what it speaks, and where its people's passwords are.
 #[derive(Debug, Clone)]
-pub struct Post {
+pub(crate) struct Post {
     name: Arc<str>,
     service: Service,
     directory: Directory,
@@ -43,12 +43,12 @@ pub struct Post {
 impl Post {
     /// A server of this name for all users of the directory.
     #[must_use]
-    pub fn new(name: &str, service: Service, directory: Directory) -> Self {
+    pub(crate) fn new(name: &str, service: Service, directory: Directory) -> Self {
         Self { name: name.into(), service, directory }
     }
 
     /// Serves over implicit TLS until the task is dropped.
-    pub async fn serve(self, listener: TcpListener, acceptor: TlsAcceptor) {
+    pub(crate) async fn serve(self, listener: TcpListener, acceptor: TlsAcceptor) {
         super::serve(listener, move |stream| converse(stream, acceptor.clone(), Dialogue::new(self.clone()))).await;
     }
 }

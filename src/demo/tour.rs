@@ -21,7 +21,7 @@ use crate::telemetry::metrics::DECIDED_BY;
 
 /// How the demo is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Options {
+pub(crate) struct Options {
     /// Stop after the self-check instead of staying up.
     pub once: bool,
 }
@@ -133,7 +133,7 @@ const COUNTED: [(&str, &str, u64); 5] = [
 ];
 
 /// Runs the demo: 0 only if every check held and usher stopped in order.
-pub async fn run(options: Options) -> ExitCode {
+pub(crate) async fn run(options: Options) -> ExitCode {
     let mut stage = Stage::new();
     let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))

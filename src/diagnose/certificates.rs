@@ -17,7 +17,7 @@ const NAMES: usize = 4;
 
 /// usher's own certificates that are over, or nearly.
 #[must_use]
-pub fn served(tls: &ServerTls) -> Vec<Finding> {
+pub(crate) fn served(tls: &ServerTls) -> Vec<Finding> {
     let now = now();
     let near = tls.certificates().iter().filter(|served| served.expired || days(served.not_after, now) < NEAR);
     let told = near.map(|served| {
@@ -63,7 +63,7 @@ fn days(end: i64, now: i64) -> i64 {
 
 /// `2026-12-24`, of Unix time.
 #[must_use]
-pub fn date(end: i64) -> String {
+pub(crate) fn date(end: i64) -> String {
     let date = ASN1Time::from_timestamp(end).ok().map(|time| {
         let date = time.to_datetime().date();
         format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())

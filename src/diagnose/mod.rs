@@ -6,7 +6,7 @@
 mod backends;
 mod certificates;
 mod directory;
-pub mod table;
+pub(crate) mod table;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,12 +19,12 @@ use crate::login::core::Snapshot;
 use crate::proto::PROTOCOLS;
 use crate::telemetry::metrics::Metrics;
 
-pub use certificates::{date, served};
+pub(crate) use certificates::{date, served};
 
 /// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub(crate) enum State {
     /// Healthy.
     Ok,
     /// Worth knowing.
@@ -38,7 +38,7 @@ pub enum State {
 impl State {
     /// Its word.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Note => "note",
@@ -50,7 +50,7 @@ impl State {
 
 /// What was found about one thing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// What was looked at, such as `tls`.
     pub check: &'static str,
     /// The result.
@@ -83,7 +83,7 @@ impl Finding {
 
 /// One server, as far as it was looked at.
 #[derive(Debug, Serialize)]
-pub struct Subject {
+pub(crate) struct Subject {
     /// `directory`, `backend`, `protocol` or `usher`.
     pub kind: &'static str,
     /// Its URL, or the backend's or protocol's name.
@@ -100,7 +100,7 @@ pub struct Subject {
 
 /// Everything that was found.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// Whether there is no problem.
     pub ok: bool,
     /// The servers.
@@ -110,13 +110,13 @@ pub struct Report {
 impl Report {
     /// How often something stands so.
     #[must_use]
-    pub fn count(&self, state: State) -> usize {
+    pub(crate) fn count(&self, state: State) -> usize {
         self.subjects.iter().flat_map(|subject| &subject.findings).filter(|finding| finding.state == state).count()
     }
 }
 
 /// Looks at every server of this snapshot, all at the same time. `done` counts them.
-pub async fn inspect(
+pub(crate) async fn inspect(
     snapshot: &Snapshot,
     metrics: &Arc<Metrics>,
     sample: Option<&Login>,

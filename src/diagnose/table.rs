@@ -8,7 +8,7 @@ use crate::telemetry::log::{escape_json, is_printable};
 /// A value as it is, so that a filter can be copied from a terminal; what would move its cursor or is
 /// invisible is escaped.
 #[derive(Debug, Clone, Copy)]
-pub struct Shown<'a>(pub &'a str);
+pub(crate) struct Shown<'a>(pub &'a str);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -21,7 +21,7 @@ impl fmt::Display for Shown<'_> {
 
 /// Several lines, each as [`Shown`].
 #[derive(Debug, Clone, Copy)]
-pub struct ShownLines<'a>(pub &'a str);
+pub(crate) struct ShownLines<'a>(pub &'a str);
 
 impl fmt::Display for ShownLines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -38,7 +38,7 @@ impl fmt::Display for ShownLines<'_> {
 /// JSON text whose strings may hold any character: what a terminal would interpret or not show is written as
 /// JSON escapes it, which changes nothing for who parses it.
 #[derive(Debug, Clone, Copy)]
-pub struct ShownJson<'a>(pub &'a str);
+pub(crate) struct ShownJson<'a>(pub &'a str);
 
 impl fmt::Display for ShownJson<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,7 +59,7 @@ const FORMULA: [char; 8] = ['=', '+', '-', '@', '\u{ff1d}', '\u{ff0b}', '\u{ff0d
 /// would move a terminal's cursor is escaped as in [`Shown`], so that a row is one line and nothing stands
 /// unseen before a formula; accents that follow their letter stay.
 #[derive(Debug, Clone, Copy)]
-pub struct Csv<'a>(pub &'a [&'a str]);
+pub(crate) struct Csv<'a>(pub &'a [&'a str]);
 
 impl fmt::Display for Csv<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -103,7 +103,7 @@ fn visible(field: &str) -> Cow<'_, str> {
 
 /// `1,234,567`.
 #[must_use]
-pub fn thousands(number: usize) -> String {
+pub(crate) fn thousands(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {

@@ -38,7 +38,7 @@ pub trait Floor: Send + Sync {
 
 /// The floor without known versions: every reply is accepted.
 #[derive(Debug, Clone, Copy)]
-pub struct NoFloor;
+pub(crate) struct NoFloor;
 
 impl Floor for NoFloor {
     fn freshness(&self, _: &Entry, _: &str) -> Freshness {

@@ -7,7 +7,7 @@
 //! 4514 (DN), 4515 (filter).
 
 mod floor;
-pub mod ldap;
+pub(crate) mod ldap;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,18 +17,20 @@ use std::time::Duration;
 use crate::base::secret::Secret;
 use crate::outcome::AccountState;
 
-pub use floor::{Floor, Freshness, NoFloor};
-pub use ldap::Ldap;
-pub use ldap::changes::{Change, ChangeHandler, Refresh};
-pub use ldap::diagnose::{SampleLookup, ServerDiagnosis, UserCount};
-#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use floor::{Floor, Freshness, NoFloor};
+pub(crate) use ldap::Ldap;
+pub(crate) use ldap::changes::Change;
+#[cfg(test)]
+pub(crate) use ldap::changes::Refresh;
+pub(crate) use ldap::diagnose::{SampleLookup, ServerDiagnosis, UserCount};
+#[cfg(any(test, feature = "internals"))]
 pub(crate) use ldap::frames::invariants as frames_trial;
-pub use ldap::listing::ListedUser;
-pub use ldap::lockout::LockoutPolicy;
-pub use ldap::policy::BindDiagnostic;
-#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use ldap::listing::ListedUser;
+pub(crate) use ldap::lockout::LockoutPolicy;
+pub(crate) use ldap::policy::BindDiagnostic;
+#[cfg(any(test, feature = "internals"))]
 pub(crate) use ldap::policy::invariants as bind_answer_trial;
-pub use ldap::schema::ReportedEntry;
+pub(crate) use ldap::schema::ReportedEntry;
 
 /// A login name as typed, checked: UTF-8, not empty, no NUL or control character, at most
 /// [`Login::MAX`] bytes.
@@ -389,10 +391,10 @@ pub enum Availability {
 }
 
 /// A pending reply of the directory.
-pub type DirectoryFuture<'a, T> = Pin<Box<dyn Future<Output = (Result<T, DirectoryError>, Trace)> + Send + 'a>>;
+pub(crate) type DirectoryFuture<'a, T> = Pin<Box<dyn Future<Output = (Result<T, DirectoryError>, Trace)> + Send + 'a>>;
 
 /// Whether this password was refused for the entry just found: if so, it is not sent again.
-pub type RefusedBefore<'a> = &'a (dyn Fn(&Entry) -> bool + Send + Sync);
+pub(crate) type RefusedBefore<'a> = &'a (dyn Fn(&Entry) -> bool + Send + Sync);
 
 /// A directory. LDAP is one implementation; tests use another.
 pub trait Directory: Send + Sync + 'static {

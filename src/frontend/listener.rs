@@ -29,7 +29,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// A bound listener.
 #[derive(Debug)]
-pub struct BoundListener {
+pub(crate) struct BoundListener {
     socket: TcpListener,
     /// As configured.
     pub config: config::Listener,
@@ -41,7 +41,7 @@ pub struct BoundListener {
 ///
 /// # Errors
 /// The system's reason: the address is in use, is not local, or the port needs a capability.
-pub fn bind(config: &config::Listener) -> io::Result<BoundListener> {
+pub(crate) fn bind(config: &config::Listener) -> io::Result<BoundListener> {
     let socket = Socket::new(Domain::for_address(config.address), Type::STREAM, Some(Protocol::TCP))?;
     if config.address.is_ipv6() {
         // `[::]` takes both families, whatever the system's default.
@@ -59,7 +59,7 @@ pub fn bind(config: &config::Listener) -> io::Result<BoundListener> {
 ///
 /// # Errors
 /// It is no socket that listens.
-pub fn adopt(config: &config::Listener, socket: std::net::TcpListener) -> io::Result<BoundListener> {
+pub(crate) fn adopt(config: &config::Listener, socket: std::net::TcpListener) -> io::Result<BoundListener> {
     if !SockRef::from(&socket).is_listener()? {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket that was handed over does not listen"));
     }
@@ -75,13 +75,13 @@ impl BoundListener {
     ///
     /// # Errors
     /// There is no descriptor left.
-    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
         self.socket.as_fd().try_clone_to_owned()
     }
 }
 
 /// Accepts until the task is ended.
-pub async fn accept(shared: Arc<Shared>, bound: Arc<BoundListener>) {
+pub(crate) async fn accept(shared: Arc<Shared>, bound: Arc<BoundListener>) {
     let BoundListener { socket, config, address } = &*bound;
     let (config, address) = (Arc::new(config.clone()), *address);
     let repeats = Repeats::default();

@@ -1,6 +1,6 @@
 //! Where clients come in: mail clients through `listener` and `session`, nginx through `auth_http`.
 
-pub mod auth_http;
-pub mod listener;
-pub mod proxy_header;
-pub mod session;
+pub(crate) mod auth_http;
+pub(crate) mod listener;
+pub(crate) mod proxy_header;
+pub(crate) mod session;

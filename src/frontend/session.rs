@@ -46,7 +46,7 @@ const MAX_REDECISIONS: u32 = 3;
 
 /// An accepted connection.
 #[derive(Debug)]
-pub struct Accepted {
+pub(crate) struct Accepted {
     /// The socket.
     pub tcp: TcpStream,
     /// The client's address, canonical: the peer's, or the one that a trusted proxy names.
@@ -96,7 +96,7 @@ impl CloseReason {
 }
 
 /// Serves a connection until its end. A panic ends this session and no other.
-pub async fn serve(shared: Arc<Shared>, accepted: Accepted) {
+pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let Accepted { tcp, client, local, since, protocol, tls, mut permit } = accepted;
     let info =
         ConnectionInfo { session: shared.registry.next_id(), client: client.ip(), via: None, protocol: protocol.name };

@@ -32,7 +32,7 @@ use crate::config::{self, FailedLogins, Limit, Mode, Network};
 use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::{Metrics, THROTTLE_MEMORY};
 use gate::AttemptOrigin;
-pub use gate::BindGate;
+pub(crate) use gate::BindGate;
 use permits::{CountGuard, HeldCounts};
 use store::{LimitMemory, PasswordDigest};
 
@@ -41,7 +41,7 @@ type HashedKey = u64;
 
 /// The limits, each named after its config key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rule {
+pub(crate) enum Rule {
     /// Wrong passwords from one prefix.
     FailedLoginsPerPrefix,
     /// Wrong passwords for one user.
@@ -63,7 +63,7 @@ pub enum Rule {
 impl Rule {
     /// The config key, the metric label and the log word.
     #[must_use]
-    pub const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::FailedLoginsPerPrefix => "failed_logins_per_prefix",
             Self::FailedLoginsPerUser => "failed_logins_per_user",
@@ -80,10 +80,10 @@ impl Rule {
 /// A limit refuses the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("throttle.{}: limit reached", .0.label())]
-pub struct Limited(pub Rule);
+pub(crate) struct Limited(pub Rule);
 
 /// The rate limits of the process.
-pub struct Throttle {
+pub(crate) struct Throttle {
     metrics: Arc<Metrics>,
     memory: ArcSwap<LimitMemory>,
     connections: Arc<HeldCounts>,
@@ -110,7 +110,7 @@ impl Throttle {
     /// # Panics
     /// If the operating system has no random numbers: no decision is possible then.
     #[must_use]
-    pub fn new(settings: &config::Throttle, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(settings: &config::Throttle, metrics: Arc<Metrics>) -> Self {
         let random = aws_lc_rs::rand::SystemRandom::new();
         Self {
             metrics,
@@ -128,14 +128,14 @@ impl Throttle {
     }
 
     /// Applies a new config. Records are kept unless their own limits have changed.
-    pub fn apply(&self, settings: &config::Throttle) {
+    pub(crate) fn apply(&self, settings: &config::Throttle) {
         if *self.memory.load().settings() != settings.memory {
             self.memory.store(Arc::new(LimitMemory::new(&settings.memory)));
         }
     }
 
     /// Sets the gauges of the records.
-    pub fn measure(&self) {
+    pub(crate) fn measure(&self) {
         for (kind, entries) in THROTTLE_MEMORY.into_iter().zip(self.memory.load().entries()) {
             let entries = i64::try_from(entries).unwrap_or(i64::MAX);
             self.metrics.throttle_entries.with_label_values(&[kind]).set(entries);
@@ -146,7 +146,7 @@ impl Throttle {
     ///
     /// # Errors
     /// Its prefix has too many.
-    pub fn connection(&self, settings: &config::Throttle, client: IpAddr) -> Result<ConnectionPermit, Limited> {
+    pub(crate) fn connection(&self, settings: &config::Throttle, client: IpAddr) -> Result<ConnectionPermit, Limited> {
         let held = self.connections.hold(self.prefix(settings, client));
         if !exempt(settings, client) {
             self.within(Rule::ConnectionsPerPrefix, settings.connections_per_prefix, held.count, client)?;
@@ -159,7 +159,7 @@ impl Throttle {
     ///
     /// # Errors
     /// Its prefix has too many.
-    pub fn unauthenticated(
+    pub(crate) fn unauthenticated(
         &self,
         settings: &config::Throttle,
         client: IpAddr,
@@ -183,7 +183,7 @@ impl Throttle {
     /// # Errors
     /// There are too many, of its prefix or in total. A prefix with none in progress may always have one,
     /// within `limits.connections`: a single network cannot shut out the others.
-    pub fn handshake(
+    pub(crate) fn handshake(
         &self,
         settings: &config::Throttle,
         client: IpAddr,
@@ -206,7 +206,11 @@ impl Throttle {
     ///
     /// # Errors
     /// There are too many half-open ones in total. A proxy with none waiting may always have one.
-    pub fn proxy_header(&self, settings: &config::Throttle, proxy: IpAddr) -> Result<AwaitingProxyHeader, Limited> {
+    pub(crate) fn proxy_header(
+        &self,
+        settings: &config::Throttle,
+        proxy: IpAddr,
+    ) -> Result<AwaitingProxyHeader, Limited> {
         let held = self.handshakes.hold(self.key(&("header", proxy)));
         if held.count > 1 {
             self.within(Rule::Handshakes, settings.handshakes, held.total, proxy)?;
@@ -218,7 +222,12 @@ impl Throttle {
     ///
     /// # Errors
     /// The user has too many, here or in total, or there are too many logins in this second.
-    pub fn session(&self, settings: &config::Throttle, client: IpAddr, dn: &str) -> Result<SessionPermit, Limited> {
+    pub(crate) fn session(
+        &self,
+        settings: &config::Throttle,
+        client: IpAddr,
+        dn: &str,
+    ) -> Result<SessionPermit, Limited> {
         let user = self.entry(dn);
         let all = self.sessions.hold(user);
         let here = self.sessions_by_prefix.hold(self.key(&(user, self.prefix(settings, client))));
@@ -238,7 +247,7 @@ impl Throttle {
     ///
     /// # Errors
     /// It would have to wait longer than `max_delay`.
-    pub fn attempt(
+    pub(crate) fn attempt(
         &self,
         settings: &config::Throttle,
         client: IpAddr,
@@ -292,7 +301,7 @@ impl Throttle {
     }
 
     /// Records a correct cached password: nothing was guessed, and the prefix is known from now on.
-    pub fn cached_success(&self, settings: &config::Throttle, client: IpAddr, login: &str, dn: &str) {
+    pub(crate) fn cached_success(&self, settings: &config::Throttle, client: IpAddr, login: &str, dn: &str) {
         let AttemptOrigin { memory, prefix, name, known, user } = self.origin(settings, client, login);
         let account = if known { self.key(&(user, prefix)) } else { name };
         self.succeeded(&memory, (account, prefix, name), dn);
@@ -401,7 +410,7 @@ const fn acting(rule: Limit, must: bool) -> Limit {
 /// that, it counts, because it may still be answered as wrong.
 #[derive(Debug)]
 #[must_use]
-pub struct PendingAttempt<'a> {
+pub(crate) struct PendingAttempt<'a> {
     /// How long it has to wait.
     pub delay: Duration,
     /// The limit that requires the delay.
@@ -413,13 +422,13 @@ pub struct PendingAttempt<'a> {
 
 impl PendingAttempt<'_> {
     /// The gate that the entry passes before the bind. The directory is asked from now on.
-    pub fn begin_lookup(&mut self) -> Option<Arc<BindGate>> {
+    pub(crate) fn begin_lookup(&mut self) -> Option<Arc<BindGate>> {
         self.asked = true;
         self.gate.clone()
     }
 
     /// The directory accepted the password.
-    pub fn right(mut self, dn: &str) {
+    pub(crate) fn right(mut self, dn: &str) {
         if let Some(gate) = self.gate.take() {
             gate.refund();
             let account = if gate.known { self.throttle.key(&(gate.user, gate.prefix)) } else { gate.name };
@@ -429,21 +438,21 @@ impl PendingAttempt<'_> {
 
     /// The directory refused the password or found no entry, or it was not asked because the entry's delay had
     /// not passed.
-    pub fn wrong(mut self) {
+    pub(crate) fn wrong(mut self) {
         if let Some(gate) = self.gate.take() {
             gate.keep();
         }
     }
 
     /// It was not a wrong password, or the outcome is unknown.
-    pub fn inconclusive(mut self) {
+    pub(crate) fn inconclusive(mut self) {
         if let Some(gate) = self.gate.take() {
             gate.refund();
         }
     }
 
     /// Counts and logs that the entry's delay had not passed, if so.
-    pub fn log_if_over_limit(&self, client: IpAddr) {
+    pub(crate) fn log_if_over_limit(&self, client: IpAddr) {
         if let Some(gate) = self.gate.as_ref().filter(|gate| gate.was_over_limit()) {
             // The gate decides whether it is enforced.
             let _ = self.throttle.limit_reached(Rule::FailedLoginsPerUser, gate.rule.mode, "refused", client);
@@ -461,7 +470,7 @@ impl Drop for PendingAttempt<'_> {
 
 /// A counted connection, until dropped.
 #[derive(Debug)]
-pub struct ConnectionPermit {
+pub(crate) struct ConnectionPermit {
     _held: CountGuard,
     /// While its client is not logged in.
     unauthenticated: Option<CountGuard>,
@@ -469,14 +478,14 @@ pub struct ConnectionPermit {
 
 impl ConnectionPermit {
     /// The client is logged in.
-    pub fn logged_in(&mut self) {
+    pub(crate) fn logged_in(&mut self) {
         self.unauthenticated = None;
     }
 }
 
 /// A counted TLS handshake, until dropped.
 #[derive(Debug)]
-pub struct HandshakePermit {
+pub(crate) struct HandshakePermit {
     _held: CountGuard,
     metrics: Arc<Metrics>,
 }
@@ -489,13 +498,13 @@ impl Drop for HandshakePermit {
 
 /// A counted wait for a PROXY header, until dropped.
 #[derive(Debug)]
-pub struct AwaitingProxyHeader {
+pub(crate) struct AwaitingProxyHeader {
     _held: CountGuard,
 }
 
 /// A counted session, until dropped.
 #[derive(Debug)]
-pub struct SessionPermit {
+pub(crate) struct SessionPermit {
     _held: [CountGuard; 2],
 }
 

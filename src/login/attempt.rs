@@ -34,7 +34,7 @@ const HOLD_POLL: Duration = Duration::from_secs(1);
 
 /// The context of an attempt.
 #[derive(Debug, Clone, Copy)]
-pub struct LoginAttempt<'a> {
+pub(crate) struct LoginAttempt<'a> {
     /// The process-wide state.
     pub shared: &'a Shared,
     /// The snapshot in force.
@@ -49,7 +49,7 @@ pub struct LoginAttempt<'a> {
 
 /// An authenticated user with a route.
 #[derive(Debug)]
-pub struct RoutedLogin<'a> {
+pub(crate) struct RoutedLogin<'a> {
     /// The authenticated user.
     pub proven: Proven,
     /// What decided: cache or directory.
@@ -62,7 +62,7 @@ pub struct RoutedLogin<'a> {
 
 /// A backend and the name to log in with.
 #[derive(Debug)]
-pub struct Target<'a> {
+pub(crate) struct Target<'a> {
     /// The backend.
     pub backend: &'a Backend,
     /// The name at the backend.
@@ -73,7 +73,7 @@ pub struct Target<'a> {
 impl Target<'_> {
     /// Whether it is the same name at the same backend.
     #[must_use]
-    pub fn is(&self, other: &Target<'_>) -> bool {
+    pub(crate) fn is(&self, other: &Target<'_>) -> bool {
         self.backend.name == other.backend.name && self.login == other.login
     }
 }
@@ -84,7 +84,10 @@ impl<'a> LoginAttempt<'a> {
     ///
     /// # Errors
     /// Its own refusal, [`Refusal::Deadline`] or [`Refusal::Internal`].
-    pub async fn bounded<T>(&self, admit: Pin<&mut impl Future<Output = Result<T, Refusal>>>) -> Result<T, Refusal> {
+    pub(crate) async fn bounded<T>(
+        &self,
+        admit: Pin<&mut impl Future<Output = Result<T, Refusal>>>,
+    ) -> Result<T, Refusal> {
         match timeout_at(self.began + ATTEMPT_TIMEOUT, AssertUnwindSafe(admit).catch_unwind()).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Refusal::Internal),
@@ -93,7 +96,7 @@ impl<'a> LoginAttempt<'a> {
     }
 
     /// The refusal to reply with, returned when the reply is due.
-    pub async fn reply(&self, refusal: Refusal) -> Refusal {
+    pub(crate) async fn reply(&self, refusal: Refusal) -> Refusal {
         let config = &self.snapshot.config;
         let refusal = refusal.disclosed(config.directory.reveal_account_state).clone();
         if is_about_credentials(&refusal) || refusal == Refusal::Limit || refusal.is_without_route() {
@@ -109,7 +112,7 @@ impl<'a> LoginAttempt<'a> {
     ///
     /// # Errors
     /// The throttle's refusal: the directory was not asked.
-    pub async fn decide(
+    pub(crate) async fn decide(
         &self,
         login: &Login,
         password: &Secret,
@@ -158,7 +161,7 @@ impl<'a> LoginAttempt<'a> {
     ///
     /// # Errors
     /// Why the user is not logged in.
-    pub async fn find(
+    pub(crate) async fn find(
         &self,
         login: &Login,
         password: &Secret,
@@ -190,7 +193,7 @@ impl<'a> LoginAttempt<'a> {
     ///
     /// # Errors
     /// Why no backend was found.
-    pub fn target(&self, entry: &Entry, typed: &Login) -> Result<Target<'a>, Refusal> {
+    pub(crate) fn target(&self, entry: &Entry, typed: &Login) -> Result<Target<'a>, Refusal> {
         let config = &self.snapshot.config;
         routing::allowed(&config.directory.allow, entry, self.protocol)?;
         let route = routing::route(&config.routing, entry)?;
@@ -200,7 +203,7 @@ impl<'a> LoginAttempt<'a> {
     }
 
     /// Counts the result of a backend login.
-    pub fn count_backend(&self, backend: &Backend, result: &str) {
+    pub(crate) fn count_backend(&self, backend: &Backend, result: &str) {
         self.shared.metrics.backend_logins.with_label_values(&[&*backend.name, result]).inc();
     }
 

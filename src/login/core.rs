@@ -33,7 +33,7 @@ const KNOWN_LONGER: Duration = Duration::from_secs(60);
 
 /// Everything that follows from one configuration.
 #[derive(Debug)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// The configuration.
     pub config: Config,
     /// TLS towards clients.
@@ -58,7 +58,7 @@ impl Snapshot {
     /// Builds everything from a config and what its files hold. The cache of `previous` is kept if its content
     /// is still valid under this config.
     #[must_use]
-    pub fn new(config: Config, files: Files, metrics: &Arc<Metrics>, previous: Option<&Self>) -> Self {
+    pub(crate) fn new(config: Config, files: Files, metrics: &Arc<Metrics>, previous: Option<&Self>) -> Self {
         let directory = Arc::new(Ldap::new(&config.directory, files.directory_tls, Arc::clone(metrics)));
         let kept = previous.filter(|old| old.config.directory == config.directory && old.config.cache == config.cache);
         let cache = kept.map_or_else(|| Arc::new(Cache::new(&config.cache)), |old| Arc::clone(old.authn.cache()));
@@ -83,7 +83,7 @@ impl Snapshot {
 
     /// The settings by which directory changes are judged.
     #[must_use]
-    pub fn setting(&self) -> TrackingContext<'_> {
+    pub(crate) fn setting(&self) -> TrackingContext<'_> {
         TrackingContext {
             cache: self.authn.cache(),
             entries: self.authn.entries(),
@@ -123,7 +123,7 @@ fn listening(config: &Config) -> Arc<[SocketAddr]> {
 
 /// The stage of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// Accepting and serving.
     Serving,
     /// `/ready` is 503 because an administrator wants it; nothing else has changed.
@@ -135,7 +135,7 @@ pub enum Stage {
 }
 
 /// The state shared by all snapshots and sessions.
-pub struct Shared {
+pub(crate) struct Shared {
     /// The snapshot in force.
     pub snapshot: ArcSwap<Snapshot>,
     /// Every metric.
@@ -169,7 +169,7 @@ impl std::fmt::Debug for Shared {
 impl Shared {
     /// At the start of a process.
     #[must_use]
-    pub fn new(snapshot: Snapshot, metrics: Arc<Metrics>, log: log::Guard) -> Arc<Self> {
+    pub(crate) fn new(snapshot: Snapshot, metrics: Arc<Metrics>, log: log::Guard) -> Arc<Self> {
         let registry = Arc::<Registry>::default();
         Arc::new(Self {
             follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&metrics)),
@@ -188,14 +188,14 @@ impl Shared {
     }
 
     /// Waits until the process has come to this stage.
-    pub async fn stage(&self, stage: Stage) {
+    pub(crate) async fn stage(&self, stage: Stage) {
         // The sender lives in `self`, so the wait cannot fail.
         let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
     }
 
     /// Takes one of `limit` allowed connections; `None` if all are taken.
     #[must_use]
-    pub fn permit(self: &Arc<Self>, limit: usize) -> Option<Permit> {
+    pub(crate) fn permit(self: &Arc<Self>, limit: usize) -> Option<Permit> {
         let taken = self.connections.send_if_modified(|count| {
             let free = *count < limit;
             *count += usize::from(free);
@@ -211,7 +211,7 @@ impl Shared {
     ///
     /// # Errors
     /// The key of the limit that is reached.
-    pub fn enter(self: &Arc<Self>, limits: &Limits) -> Result<Permit, &'static str> {
+    pub(crate) fn enter(self: &Arc<Self>, limits: &Limits) -> Result<Permit, &'static str> {
         let mut permit = self.permit(limits.connections).ok_or("limits.connections")?;
         let taken = self.unauthenticated.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
             (count < limits.unauthenticated).then_some(count + 1)
@@ -224,21 +224,21 @@ impl Shared {
 
     /// How many unauthenticated connections one network may have, once most of their places are taken.
     #[must_use]
-    pub fn per_network_limit(&self, limits: &Limits) -> Option<u32> {
+    pub(crate) fn per_network_limit(&self, limits: &Limits) -> Option<u32> {
         let taken = self.unauthenticated.load(Ordering::Acquire);
         let nearly_full = taken.saturating_mul(4) >= limits.unauthenticated.saturating_mul(3);
         nearly_full.then(|| u32::try_from(limits.unauthenticated / 4).unwrap_or(u32::MAX).max(1))
     }
 
     /// Waits until every connection has ended.
-    pub async fn connections_closed(&self) {
+    pub(crate) async fn connections_closed(&self) {
         let _ = self.connections.subscribe().wait_for(|count| *count == 0).await;
     }
 }
 
 /// One of the allowed connections, given back when dropped.
 #[derive(Debug)]
-pub struct Permit {
+pub(crate) struct Permit {
     shared: Arc<Shared>,
     /// Whether it counts as one that is not logged in.
     unauthenticated: bool,
@@ -246,7 +246,7 @@ pub struct Permit {
 
 impl Permit {
     /// The client is logged in.
-    pub fn logged_in(&mut self) {
+    pub(crate) fn logged_in(&mut self) {
         if std::mem::take(&mut self.unauthenticated) {
             self.shared.unauthenticated.fetch_sub(1, Ordering::AcqRel);
             self.shared.metrics.connections_unauthenticated.dec();

@@ -20,7 +20,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// The client of a connection, the same for all of its attempts.
 #[derive(Debug, Clone, Copy)]
-pub struct ConnectionInfo {
+pub(crate) struct ConnectionInfo {
     /// The session id.
     pub session: SessionId,
     /// The client's address, canonical.
@@ -33,7 +33,7 @@ pub struct ConnectionInfo {
 
 /// The log event of one login attempt, filled in step by step.
 #[derive(Debug, Default)]
-pub struct LoginEvent {
+pub(crate) struct LoginEvent {
     /// The name as typed.
     pub typed: Vec<u8>,
     /// The name given to the backend.
@@ -67,7 +67,7 @@ pub struct LoginEvent {
 
 impl LoginEvent {
     /// Records a decision.
-    pub fn decided(&mut self, decision: &AuthDecision, metrics: &Metrics) {
+    pub(crate) fn decided(&mut self, decision: &AuthDecision, metrics: &Metrics) {
         if decision.by != DecidedBy::Usher {
             metrics.decisions.with_label_values(&[decision.by.label()]).inc();
         }
@@ -80,18 +80,18 @@ impl LoginEvent {
     }
 
     /// Records a refusal by the throttle.
-    pub fn limited(&mut self, limited: Limited) -> Refusal {
+    pub(crate) fn limited(&mut self, limited: Limited) -> Refusal {
         self.limited_by = Some(limited.0);
         Refusal::Limit
     }
 
     /// Records that the throttle withheld the password from the directory.
-    pub fn withhold(&mut self) {
+    pub(crate) fn withhold(&mut self) {
         (self.limited_by, self.withheld) = (Some(Rule::FailedLoginsPerUser), true);
     }
 
     /// Records the route.
-    pub fn routed(&mut self, backend: &Arc<str>, login: &Login, by_default: bool, metrics: &Metrics) {
+    pub(crate) fn routed(&mut self, backend: &Arc<str>, login: &Login, by_default: bool, metrics: &Metrics) {
         if by_default {
             metrics.decisions.with_label_values(&["default"]).inc();
         }
@@ -101,7 +101,7 @@ impl LoginEvent {
     }
 
     /// Records a backend's error.
-    pub fn failed(&mut self, error: &BackendError) {
+    pub(crate) fn failed(&mut self, error: &BackendError) {
         if let BackendError::Refused(words) = error {
             self.backend_reply(words);
         } else {
@@ -110,13 +110,13 @@ impl LoginEvent {
     }
 
     /// Records a backend's reply.
-    pub fn backend_reply(&mut self, words: &BackendReply) {
+    pub(crate) fn backend_reply(&mut self, words: &BackendReply) {
         let BackendReply { code, text, .. } = words;
         self.reply = Some(if code.is_empty() { text.clone() } else { format!("[{code}] {text}") });
     }
 
     /// Writes the event and counts, once per attempt.
-    pub fn emit(
+    pub(crate) fn emit(
         &self,
         info: &ConnectionInfo,
         client_id: Option<&ClientId>,
@@ -183,7 +183,7 @@ impl LoginEvent {
 }
 
 /// Writes the event of a session's end and counts it.
-pub fn ended(
+pub(crate) fn ended(
     info: &ConnectionInfo,
     cause: &'static str,
     ended: Option<&RelayOutcome>,

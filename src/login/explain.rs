@@ -10,7 +10,7 @@ use crate::routing;
 
 /// What is known about a login, as far as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     /// The entry.
     pub dn: Option<String>,
     /// The values of `mail_host_attribute`.
@@ -27,7 +27,7 @@ pub struct Verdict {
 
 /// Where a login leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Goal {
+pub(crate) struct Goal {
     /// The position in `routing.backends`.
     pub index: usize,
     /// The backend's name.
@@ -41,20 +41,20 @@ pub struct Goal {
 impl Verdict {
     /// A refusal with its words.
     #[must_use]
-    pub fn refused(refusal: Refusal, words: impl Into<String>) -> Self {
+    pub(crate) fn refused(refusal: Refusal, words: impl Into<String>) -> Self {
         let (dn, held) = (None, false);
         Self { dn, mail_hosts: Vec::new(), held, may_use: Vec::new(), goal: Err(refusal), words: words.into() }
     }
 
     /// What is no login name.
     #[must_use]
-    pub fn no_login() -> Self {
+    pub(crate) fn no_login() -> Self {
         Self::refused(Refusal::InvalidUsername, "no login name: it is empty, too long or holds a control character")
     }
 
     /// Of what the directory answered.
     #[must_use]
-    pub fn of(config: &Config, answer: Result<Entry, DirectoryError>, login: &Login) -> Self {
+    pub(crate) fn of(config: &Config, answer: Result<Entry, DirectoryError>, login: &Login) -> Self {
         match answer {
             Ok(entry) => Self::of_entry(config, &entry, login),
             Err(error) => Self::of_error(&error),
@@ -63,7 +63,7 @@ impl Verdict {
 
     /// Of an entry.
     #[must_use]
-    pub fn of_entry(config: &Config, entry: &Entry, login: &Login) -> Self {
+    pub(crate) fn of_entry(config: &Config, entry: &Entry, login: &Login) -> Self {
         let directory = &config.directory;
         let allowed = PROTOCOLS.iter().filter(|protocol| routing::allowed(&directory.allow, entry, protocol).is_ok());
         let may_use: Vec<_> = allowed.map(|protocol| protocol.name).collect();
@@ -122,13 +122,13 @@ impl Verdict {
 
     /// `routed`, or the reason of refusal as in the log and the metrics.
     #[must_use]
-    pub fn label(&self) -> &'static str {
+    pub(crate) fn label(&self) -> &'static str {
         self.goal.as_ref().map_or_else(Refusal::label, |_| "routed")
     }
 
     /// The backend's name, if it leads to one.
     #[must_use]
-    pub fn backend(&self) -> Option<&str> {
+    pub(crate) fn backend(&self) -> Option<&str> {
         self.goal.as_ref().ok().map(|goal| goal.backend.as_str())
     }
 }

@@ -1,7 +1,7 @@
 //! The login core, whichever frontend is used: from a credential to a backend, and the events that report it.
 
-pub mod attempt;
-pub mod authn;
-pub mod core;
-pub mod event;
-pub mod explain;
+pub(crate) mod attempt;
+pub(crate) mod authn;
+pub(crate) mod core;
+pub(crate) mod event;
+pub(crate) mod explain;

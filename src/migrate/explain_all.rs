@@ -21,7 +21,7 @@ use crate::outcome::Refusal;
 
 /// The recipe to compare with.
 #[derive(Debug)]
-pub struct Against {
+pub(crate) struct Against {
     /// Its users.txt.
     pub recipe: Recipe,
     /// The backend of the users in it.
@@ -32,7 +32,7 @@ pub struct Against {
 
 /// One user.
 #[derive(Debug)]
-pub struct Row<'a> {
+pub(crate) struct Row<'a> {
     /// The name as it would be typed.
     pub login: String,
     /// Where it leads.
@@ -44,14 +44,14 @@ pub struct Row<'a> {
 impl Row<'_> {
     /// Whether the recipe sends it elsewhere.
     #[must_use]
-    pub fn differs(&self) -> bool {
+    pub(crate) fn differs(&self) -> bool {
         self.expected.is_some_and(|expected| self.verdict.backend() != Some(expected))
     }
 }
 
 /// The counts at the end.
 #[derive(Debug, Default, serde::Serialize)]
-pub struct Totals {
+pub(crate) struct Totals {
     /// All rows.
     pub users: usize,
     /// Those who would be sent to a backend, by its name.
@@ -64,7 +64,7 @@ pub struct Totals {
 
 /// Why it ended early.
 #[derive(Debug, thiserror::Error)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// The directory became unreachable, or does not list all users.
     #[error("{0}{hint}", hint = hint(.0))]
     Directory(UnavailableCause),
@@ -89,7 +89,7 @@ fn hint(trouble: &UnavailableCause) -> &'static str {
 }
 
 /// Lists the routing of all users.
-pub struct AllUsers<'a> {
+pub(crate) struct AllUsers<'a> {
     /// The configuration.
     pub config: &'a Config,
     /// Its directory.
@@ -122,7 +122,7 @@ impl AllUsers<'_> {
     ///
     /// # Errors
     /// The reason why the list is incomplete.
-    pub async fn of_names(
+    pub(crate) async fn of_names(
         &self,
         names: &Recipe,
         row: &mut (dyn FnMut(&Row<'_>) -> bool + Send),
@@ -138,7 +138,7 @@ impl AllUsers<'_> {
     ///
     /// # Errors
     /// The reason why the list is incomplete.
-    pub async fn of_directory(&self, row: &mut (dyn FnMut(&Row<'_>) -> bool + Send)) -> Result<Totals, Ended> {
+    pub(crate) async fn of_directory(&self, row: &mut (dyn FnMut(&Row<'_>) -> bool + Send)) -> Result<Totals, Ended> {
         let ambiguous = self.ambiguous().await?;
         let mut run = self.begin(row);
         let mut unclear = BTreeSet::new();

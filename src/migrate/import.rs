@@ -21,7 +21,7 @@ use crate::routing;
 
 /// Where the names of a file, and all others, are sent: values of `mail_host_attribute`.
 #[derive(Debug, Clone)]
-pub struct Hosts {
+pub(crate) struct Hosts {
     /// Users in the file.
     pub backend: String,
     /// All other users.
@@ -30,7 +30,7 @@ pub struct Hosts {
 
 /// What is to become of the directory, and what an operator must know.
 #[derive(Debug, Default)]
-pub struct Import {
+pub(crate) struct Import {
     /// Whose mail host is to be set.
     pub changes: Vec<Change>,
     /// What was noticed, in order.
@@ -43,7 +43,7 @@ pub struct Import {
 
 /// An entry whose mail host is to be set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub(crate) struct Change {
     /// The entry.
     pub dn: String,
     /// The value.
@@ -52,7 +52,7 @@ pub struct Change {
 
 /// Something to be known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Remark {
+pub(crate) enum Remark {
     /// No login can be this name.
     NoLogin(String, usize),
     /// No entry has this name.
@@ -91,7 +91,7 @@ pub enum Remark {
 impl Remark {
     /// Whether it needs a decision before the import is correct.
     #[must_use]
-    pub const fn is_problem(&self) -> bool {
+    pub(crate) const fn is_problem(&self) -> bool {
         match self {
             Self::NoLogin(..)
             | Self::Unknown(..)
@@ -167,7 +167,7 @@ impl Import {
     /// Without a directory: each name's DN is what the template makes of it. `everybody` are all login names,
     /// if they are known.
     #[must_use]
-    pub fn offline(recipe: &Recipe, dn: &Template, hosts: &Hosts, everybody: Option<&Recipe>) -> Self {
+    pub(crate) fn offline(recipe: &Recipe, dn: &Template, hosts: &Hosts, everybody: Option<&Recipe>) -> Self {
         let mut import = Self::default();
         let mut remarks = of_lines(recipe);
         for name in &recipe.names {
@@ -189,7 +189,7 @@ impl Import {
     ///
     /// # Errors
     /// The directory lookup failed: then nothing may be applied.
-    pub async fn online(
+    pub(crate) async fn online(
         recipe: &Recipe,
         (config, directory, naming): (&Config, &Ldap, &[Naming]),
         hosts: &Hosts,

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 
 /// A change record that gives an attribute of an entry this one value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Replace<'a> {
+pub(crate) struct Replace<'a> {
     /// The entry.
     pub dn: &'a str,
     /// The attribute.
@@ -39,7 +39,7 @@ fn is_safe(value: &str) -> bool {
 
 /// A comment: one line, whatever is in it.
 #[must_use]
-pub fn comment(text: &str) -> String {
+pub(crate) fn comment(text: &str) -> String {
     let mut line = String::from("# ");
     for character in text.chars() {
         // Writing to a String cannot fail.

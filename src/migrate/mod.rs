@@ -5,10 +5,10 @@
 //! it for all users; [`recipe`] is the users.txt of an nginx recipe; [`import`] turns it into LDIF ([`ldif`]).
 //! Reads the directory and never writes to it: the operator applies what is printed.
 
-pub mod explain_all;
-pub mod import;
-pub mod ldif;
-pub mod nginx;
+pub(crate) mod explain_all;
+pub(crate) mod import;
+pub(crate) mod ldif;
+pub(crate) mod nginx;
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, Login, Unava
 
 /// Questions to the directory under way at a time: they share one connection with each other and with
 /// no login, and a small server still answers logins beside them.
-pub const AT_ONCE: usize = 8;
+pub(crate) const AT_ONCE: usize = 8;
 
 /// How long to wait before a question that was not answered in time is asked again.
 const PAUSES: [Duration; 3] = [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];

@@ -10,13 +10,13 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 /// The largest list that is read: a million long names.
-pub const LARGEST: u64 = 64 << 20;
+pub(crate) const LARGEST: u64 = 64 << 20;
 /// Bytes of a gram of the index.
 const GRAM: usize = 3;
 
 /// The names of a file.
 #[derive(Debug, Default)]
-pub struct Recipe {
+pub(crate) struct Recipe {
     /// The names in their order, each once, without blanks around them.
     pub names: Vec<Name>,
     /// Lines without a name.
@@ -33,7 +33,7 @@ pub struct Recipe {
 
 /// A name and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Name {
+pub(crate) struct Name {
     /// The name as the file has it.
     pub text: String,
     /// Its line, from 1.
@@ -45,7 +45,7 @@ impl Recipe {
     ///
     /// # Errors
     /// It cannot be read, or is larger than [`LARGEST`].
-    pub fn read(path: &Path) -> io::Result<Self> {
+    pub(crate) fn read(path: &Path) -> io::Result<Self> {
         let mut bytes = Vec::new();
         if path == Path::new("-") {
             io::stdin().lock().take(LARGEST + 1).read_to_end(&mut bytes)?;
@@ -60,7 +60,7 @@ impl Recipe {
 
     /// Reads the lines. Where they differ in case alone they are one name, as in a directory.
     #[must_use]
-    pub fn parse(bytes: &[u8]) -> Self {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
         let mut recipe = Self::default();
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
@@ -95,13 +95,13 @@ impl Recipe {
 
     /// Which of the names this is, in any case.
     #[must_use]
-    pub fn position(&self, name: &str) -> Option<usize> {
+    pub(crate) fn position(&self, name: &str) -> Option<usize> {
         self.by_name.get(&key(name)).copied()
     }
 
     /// The name within which `strpos` finds this one, which is no name of the file itself.
     #[must_use]
-    pub fn within(&self, name: &str) -> Option<&Name> {
+    pub(crate) fn within(&self, name: &str) -> Option<&Name> {
         if self.position(name).is_some() { None } else { self.index.find(&self.names, name) }
     }
 }

@@ -5,14 +5,14 @@
 //! the lists are kept by `backend`.
 
 /// The longest capability that is kept, far above any that servers list.
-pub const LONGEST: usize = 1024;
+pub(crate) const LONGEST: usize = 1024;
 /// How much of a list is kept in total: it is part of each reply to a client.
-pub const WHOLE: usize = 4096;
+pub(crate) const WHOLE: usize = 4096;
 
 /// What is kept of a server's list: a capability that is longer than [`LONGEST`], and what is beyond [`WHOLE`]
 /// in all, is left out, so that it is not advertised.
 #[must_use]
-pub fn bounded(list: impl Iterator<Item = String>) -> Vec<String> {
+pub(crate) fn bounded(list: impl Iterator<Item = String>) -> Vec<String> {
     let mut left = WHOLE;
     let fits = |one: &String| {
         let fits = one.len() <= LONGEST && one.len() <= left;
@@ -24,7 +24,7 @@ pub fn bounded(list: impl Iterator<Item = String>) -> Vec<String> {
 
 /// What all of these lists have in common: of numbers the smallest, of words those that are in every list.
 #[must_use]
-pub fn common(lists: &[&[String]]) -> Vec<String> {
+pub(crate) fn common(lists: &[&[String]]) -> Vec<String> {
     let Some((first, others)) = lists.split_first() else { return Vec::new() };
     let in_all = |one: &String| {
         let (name, value) = split(one);
@@ -37,7 +37,7 @@ pub fn common(lists: &[&[String]]) -> Vec<String> {
 
 /// What a list has beyond `common`.
 #[must_use]
-pub fn beyond<'a>(list: &'a [String], common: &[String]) -> Vec<&'a str> {
+pub(crate) fn beyond<'a>(list: &'a [String], common: &[String]) -> Vec<&'a str> {
     let whole = |one: &&str| {
         let (name, value) = split(one);
         !common.iter().map(|other| split(other)).any(|(other, shared)| is(other, name) && same_words(shared, value))
@@ -47,7 +47,7 @@ pub fn beyond<'a>(list: &'a [String], common: &[String]) -> Vec<&'a str> {
 
 /// A capability's name.
 #[must_use]
-pub fn name(capability: &str) -> &str {
+pub(crate) fn name(capability: &str) -> &str {
     split(capability).0
 }
 

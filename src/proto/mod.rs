@@ -6,22 +6,22 @@
 //! dialogues are tested, fuzzed and measured alone. A new protocol is one file and one row in
 //! [`PROTOCOLS`].
 
-pub mod capabilities;
-pub mod imap;
+pub(crate) mod capabilities;
+pub(crate) mod imap;
 mod line;
-pub mod managesieve;
-pub mod pop3;
-pub mod proxy_header;
-pub mod sasl;
+pub(crate) mod managesieve;
+pub(crate) mod pop3;
+pub(crate) mod proxy_header;
+pub(crate) mod sasl;
 #[cfg(test)]
 mod script;
-pub mod submission;
+pub(crate) mod submission;
 #[cfg(test)]
 mod tests;
-#[cfg(any(test, feature = "fuzz"))]
-pub mod trial;
-pub mod watch;
-pub mod wire;
+#[cfg(any(test, feature = "internals"))]
+pub(crate) mod trial;
+pub(crate) mod watch;
+pub(crate) mod wire;
 
 use core::net::SocketAddr;
 use std::sync::Arc;
@@ -149,7 +149,8 @@ impl PartialEq for Protocol {
 impl Eq for Protocol {}
 
 /// Every protocol that usher speaks: the one registration.
-pub static PROTOCOLS: &[Protocol] = &[imap::PROTOCOL, pop3::PROTOCOL, submission::PROTOCOL, managesieve::PROTOCOL];
+pub(crate) static PROTOCOLS: &[Protocol] =
+    &[imap::PROTOCOL, pop3::PROTOCOL, submission::PROTOCOL, managesieve::PROTOCOL];
 
 /// Finds a protocol by its config name.
 #[must_use]
@@ -398,4 +399,4 @@ pub trait Back: Send {
         None
     }
 }
-pub mod ldap;
+pub(crate) mod ldap;

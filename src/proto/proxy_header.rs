@@ -29,7 +29,7 @@ pub enum Version {
 
 /// The content of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Header {
+pub(crate) enum Header {
     /// No client: a connection of the proxy itself, such as a health check (LOCAL, UNKNOWN), or a client
     /// without a TCP address.
     Local,
@@ -44,7 +44,7 @@ pub enum Header {
 
 /// The progress of reading a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HeaderProgress {
+pub(crate) enum HeaderProgress {
     /// At least this many more bytes belong to it.
     Needs(usize),
     /// It is complete and has this length.
@@ -53,7 +53,7 @@ pub enum HeaderProgress {
 
 /// Why there is no header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProxyHeaderError {
+pub(crate) enum ProxyHeaderError {
     /// The connection begins with something else.
     Missing,
     /// It is malformed.
@@ -66,7 +66,7 @@ pub enum ProxyHeaderError {
 ///
 /// # Errors
 /// They are not a header.
-pub fn read(bytes: &[u8]) -> Result<HeaderProgress, ProxyHeaderError> {
+pub(crate) fn read(bytes: &[u8]) -> Result<HeaderProgress, ProxyHeaderError> {
     let begins = |start: &[u8]| std::iter::zip(bytes, start).all(|(byte, wanted)| byte == wanted);
     match bytes.first() {
         // The shortest line has more.
@@ -170,7 +170,7 @@ fn canonical(ip: IpAddr, port: u16) -> SocketAddr {
 
 /// Writes a header.
 #[must_use]
-pub fn write(version: Version, header: &Header) -> Vec<u8> {
+pub(crate) fn write(version: Version, header: &Header) -> Vec<u8> {
     let pair = match header {
         Header::Local => None,
         Header::Client { client, local } => Some((*client, of_one_family(*client, *local))),

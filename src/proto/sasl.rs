@@ -11,11 +11,11 @@ use super::Credentials;
 use crate::base::secret::{Secret, SecretBuf};
 
 /// The longest line of an exchange, without CRLF (RFC 4954 section 4 has this number).
-pub const LINE: usize = 12_288;
+pub(crate) const LINE: usize = 12_288;
 
 /// A mechanism that usher offers to clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mechanism {
+pub(crate) enum Mechanism {
     /// One message: authzid, authcid and password.
     Plain,
     /// Obsolete but required by some clients: asks for name and password in turn.
@@ -25,7 +25,7 @@ pub enum Mechanism {
 impl Mechanism {
     /// Finds a mechanism by its name, in any case.
     #[must_use]
-    pub fn by_name(name: &[u8]) -> Option<Self> {
+    pub(crate) fn by_name(name: &[u8]) -> Option<Self> {
         let known = [(&b"PLAIN"[..], Self::Plain), (b"LOGIN", Self::Login)];
         known.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, mechanism)| mechanism)
     }
@@ -33,7 +33,7 @@ impl Mechanism {
 
 /// Why an exchange ended without credentials: always the client's doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum SaslError {
+pub(crate) enum SaslError {
     /// The client sent `*`.
     #[error("the client cancelled the exchange")]
     Cancelled,
@@ -47,7 +47,7 @@ pub enum SaslError {
 
 /// A client's authentication exchange, waiting for a response.
 #[derive(Debug)]
-pub struct Exchange(Awaiting);
+pub(crate) struct Exchange(Awaiting);
 
 #[derive(Debug)]
 enum Awaiting {
@@ -58,7 +58,7 @@ enum Awaiting {
 
 /// The result of a response.
 #[derive(Debug)]
-pub enum ExchangeStep {
+pub(crate) enum ExchangeStep {
     /// The next challenge is to be sent.
     Continue(Exchange),
     /// The exchange is over.
@@ -69,7 +69,7 @@ impl Exchange {
     /// Starts an exchange; the client is to be sent [`Exchange::challenge`], unless its initial
     /// response came with the command.
     #[must_use]
-    pub const fn new(mechanism: Mechanism) -> Self {
+    pub(crate) const fn new(mechanism: Mechanism) -> Self {
         Self(match mechanism {
             Mechanism::Plain => Awaiting::PlainMessage,
             Mechanism::Login => Awaiting::LoginName,
@@ -78,7 +78,7 @@ impl Exchange {
 
     /// The pending challenge, in base64.
     #[must_use]
-    pub const fn challenge(&self) -> &'static str {
+    pub(crate) const fn challenge(&self) -> &'static str {
         match self.0 {
             Awaiting::PlainMessage => "",
             Awaiting::LoginName => "VXNlcm5hbWU6",            // Username:
@@ -90,7 +90,7 @@ impl Exchange {
     ///
     /// # Errors
     /// As [`Exchange::respond`], except that `*` does not cancel here.
-    pub fn initial_response(self, response: &[u8]) -> Result<ExchangeStep, SaslError> {
+    pub(crate) fn initial_response(self, response: &[u8]) -> Result<ExchangeStep, SaslError> {
         self.take(if response == b"=" { b"" } else { response })
     }
 
@@ -98,7 +98,7 @@ impl Exchange {
     ///
     /// # Errors
     /// The exchange is over: cancelled, undecodable or malformed.
-    pub fn respond(self, line: &[u8]) -> Result<ExchangeStep, SaslError> {
+    pub(crate) fn respond(self, line: &[u8]) -> Result<ExchangeStep, SaslError> {
         if line == b"*" { Err(SaslError::Cancelled) } else { self.take(line) }
     }
 
@@ -135,7 +135,7 @@ fn decode(text: &[u8]) -> Result<Secret, SaslError> {
 }
 
 /// Writes the base64 of a PLAIN message. None of the parts may hold a NUL: see [`fits_plain`].
-pub fn write_plain(authzid: &[u8], authcid: &[u8], password: &Secret, out: &mut SecretBuf) {
+pub(crate) fn write_plain(authzid: &[u8], authcid: &[u8], password: &Secret, out: &mut SecretBuf) {
     let mut message = SecretBuf::new();
     message.extend(authzid);
     message.extend(b"\0");
@@ -146,7 +146,7 @@ pub fn write_plain(authzid: &[u8], authcid: &[u8], password: &Secret, out: &mut 
 }
 
 /// Writes base64 and leaves no copy of it.
-pub fn write_base64(bytes: &[u8], out: &mut SecretBuf) {
+pub(crate) fn write_base64(bytes: &[u8], out: &mut SecretBuf) {
     let mut group = Zeroizing::new([0; 4]);
     for three in bytes.chunks(3) {
         let length = STANDARD.encode_slice(three, &mut *group).expect("three bytes are four characters of base64");
@@ -156,7 +156,7 @@ pub fn write_base64(bytes: &[u8], out: &mut SecretBuf) {
 
 /// Whether a PLAIN message can carry this part: a NUL would shift name and password.
 #[must_use]
-pub fn fits_plain(part: &[u8]) -> bool {
+pub(crate) fn fits_plain(part: &[u8]) -> bool {
     !part.contains(&0)
 }
 

@@ -11,23 +11,23 @@ use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::Refusal;
 
 /// usher's own name in a trial.
-pub const HOST: &str = "usher.example.com";
+pub(crate) const HOST: &str = "usher.example.com";
 /// The session id in a trial.
-pub const SESSION: &str = "S7Q2X";
+pub(crate) const SESSION: &str = "S7Q2X";
 
 /// A client at this address and port.
 ///
 /// # Panics
 /// It is no address and port.
 #[must_use]
-pub fn calling(client: &str) -> Origin {
+pub(crate) fn calling(client: &str) -> Origin {
     let client = client.parse().expect("an address and a port");
     Origin { client, local: SocketAddr::from(([192, 0, 2, 1], 993)), session: SESSION.to_owned() }
 }
 
 /// The decision about a login attempt.
 #[derive(Debug, Clone)]
-pub enum ScriptedDecision {
+pub(crate) enum ScriptedDecision {
     /// Refuse it and go on.
     Refuse(Refusal),
     /// Accept it, which ends the dialogue.
@@ -38,7 +38,7 @@ pub enum ScriptedDecision {
 const MOST_OUTPUT: usize = OUTPUT + 13 * 1024;
 
 /// A client's dialogue and its transcript.
-pub struct FrontRun {
+pub(crate) struct FrontRun {
     front: Box<dyn Front>,
     input: SecretBuf,
     decisions: Box<dyn Iterator<Item = ScriptedDecision>>,
@@ -51,7 +51,7 @@ pub struct FrontRun {
 impl FrontRun {
     /// Greets. `decisions` are taken in order; when they are used up, passwords are wrong.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         protocol: &Protocol,
         settings: FrontSettings<'_>,
         decisions: impl Iterator<Item = ScriptedDecision> + 'static,
@@ -72,7 +72,7 @@ impl FrontRun {
     }
 
     /// Gives the dialogue these bytes.
-    pub fn feed(&mut self, bytes: &[u8]) {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
         self.input.extend(bytes);
         while !self.over {
             let mut out = SecretBuf::new();
@@ -121,7 +121,7 @@ impl FrontRun {
     /// The transcript, with what is left for the backend, the logins that were refused without an
     /// attempt, and the client's identification.
     #[must_use]
-    pub fn finish(mut self) -> String {
+    pub(crate) fn finish(mut self) -> String {
         if self.over && !self.input.is_empty() && !self.transcript.contains("=> quit") {
             note(&mut self.transcript, &format!("=> left {}", shown(self.input.as_slice())));
         }
@@ -136,7 +136,7 @@ impl FrontRun {
 }
 
 /// A backend's dialogue and its transcript.
-pub struct BackRun {
+pub(crate) struct BackRun {
     back: Box<dyn Back>,
     input: SecretBuf,
     over: bool,
@@ -147,7 +147,7 @@ pub struct BackRun {
 impl BackRun {
     /// Waits for the greeting.
     #[must_use]
-    pub fn new(protocol: &Protocol, settings: BackSettings) -> Self {
+    pub(crate) fn new(protocol: &Protocol, settings: BackSettings) -> Self {
         let back = (protocol.back)(settings);
         let mut trial = Self { back, input: SecretBuf::new(), over: false, transcript: String::new() };
         trial.feed(b"");
@@ -155,7 +155,7 @@ impl BackRun {
     }
 
     /// Gives the dialogue these bytes.
-    pub fn feed(&mut self, bytes: &[u8]) {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
         self.input.extend(bytes);
         while !self.over {
             let mut out = SecretBuf::new();
@@ -187,7 +187,7 @@ impl BackRun {
 
     /// The transcript, and what is left for the client after a login.
     #[must_use]
-    pub fn finish(mut self) -> String {
+    pub(crate) fn finish(mut self) -> String {
         if self.transcript.contains("=> ready") && !self.input.is_empty() {
             note(&mut self.transcript, &format!("=> left {}", shown(self.input.as_slice())));
         }
@@ -225,7 +225,7 @@ fn shown(bytes: &[u8]) -> String {
 /// The common part of every protocol's fuzz target for a client: the first byte chooses the settings, the
 /// second the size of pieces, the rest is what the client sends. The dialogue must do the same for the input
 /// whole, in pieces and byte by byte, never try a login in the clear, and send only what is `sound`.
-pub fn front(protocol: &Protocol, data: &[u8], sound: fn(&str) -> bool) {
+pub(crate) fn front(protocol: &Protocol, data: &[u8], sound: fn(&str) -> bool) {
     let [choice, size, sent @ ..] = data else { return };
     let settings = FrontSettings {
         host: HOST,
@@ -260,7 +260,7 @@ const LIMIT: usize = 300;
 
 /// As [`front`], the rest being what a backend sends. Besides, nothing but what is `harmless` may leave
 /// before TLS where TLS is required, and success must have been received: `success` is in what was sent.
-pub fn back(protocol: &Protocol, data: &[u8], harmless: fn(&str) -> bool, success: &[u8]) {
+pub(crate) fn back(protocol: &Protocol, data: &[u8], harmless: fn(&str) -> bool, success: &[u8]) {
     let [choice, size, sent @ ..] = data else { return };
     let run = |size: usize| {
         let settings = BackSettings {

@@ -9,7 +9,7 @@ use crate::base::secret::SecretBuf;
 
 /// The result of scanning a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scan {
+pub(crate) enum Scan {
     /// The input is used up, the line goes on.
     Incomplete,
     /// The line is complete, CRLF included.
@@ -20,7 +20,7 @@ pub enum Scan {
 
 /// Why a line is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Invalid {
+pub(crate) enum Invalid {
     /// It is longer than its limit.
     TooLong,
     /// An LF without CR before it.
@@ -33,7 +33,7 @@ pub enum Invalid {
 
 /// A command or an answer as it arrives: lines, and literals between them.
 #[derive(Debug, Default)]
-pub struct LineBuffer {
+pub(crate) struct LineBuffer {
     bytes: SecretBuf,
     /// Where the current line starts in `bytes`.
     line: usize,
@@ -42,20 +42,20 @@ pub struct LineBuffer {
 impl LineBuffer {
     /// Everything so far, CRLFs and literals included.
     #[must_use]
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         self.bytes.as_slice()
     }
 
     /// The current line without its CRLF.
     #[must_use]
-    pub fn line(&self) -> &[u8] {
+    pub(crate) fn line(&self) -> &[u8] {
         let line = self.bytes().get(self.line..).unwrap_or_default();
         line.strip_suffix(b"\r\n").unwrap_or(line)
     }
 
     /// Moves bytes from `input` to the current line, up to its CRLF. `limit` bounds the line without its CRLF.
     /// After [`Invalid::TooLong`] it may be called again with a higher limit.
-    pub fn take_line(&mut self, input: &mut SecretBuf, limit: usize) -> Scan {
+    pub(crate) fn take_line(&mut self, input: &mut SecretBuf, limit: usize) -> Scan {
         let line = self.bytes().get(self.line..).unwrap_or_default();
         let mut after_cr = line.last() == Some(&b'\r');
         let mut length = line.len() - usize::from(after_cr);
@@ -82,7 +82,7 @@ impl LineBuffer {
 
     /// Moves up to `missing` bytes of a literal from `input`, and returns how many are missing
     /// then. With the last one, the next line starts.
-    pub fn take_literal(&mut self, input: &mut SecretBuf, missing: usize) -> usize {
+    pub(crate) fn take_literal(&mut self, input: &mut SecretBuf, missing: usize) -> usize {
         let taken = missing.min(input.len());
         self.take(input, taken);
         self.line = self.bytes.len();
@@ -97,7 +97,7 @@ impl LineBuffer {
 
 /// A literal as a line's end announces it: `{5}`, or `{5+}` (RFC 7888).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Literal {
+pub(crate) struct Literal {
     /// How many bytes follow the line; a number too large to hold is `usize::MAX`.
     pub size: usize,
     /// Whether the sender waits for a continuation before it sends them.
@@ -107,7 +107,7 @@ pub struct Literal {
 impl Literal {
     /// The literal that this line (without CRLF) announces at its end, if it does.
     #[must_use]
-    pub fn announced_by(line: &[u8]) -> Option<Self> {
+    pub(crate) fn announced_by(line: &[u8]) -> Option<Self> {
         let mut marker = LiteralMarker::default();
         line.iter().for_each(|byte| marker.push(*byte));
         marker.literal()
@@ -155,7 +155,7 @@ impl LiteralMarker {
 
 /// Discards the rest of a line.
 #[derive(Debug, Default)]
-pub struct Discard {
+pub(crate) struct Discard {
     marker: LiteralMarker,
     after_cr: bool,
 }
@@ -163,7 +163,7 @@ pub struct Discard {
 impl Discard {
     /// Starts behind what is already held of the line.
     #[must_use]
-    pub fn behind(held: &[u8]) -> Self {
+    pub(crate) fn behind(held: &[u8]) -> Self {
         let mut discard = Self::default();
         held.iter().for_each(|byte| {
             discard.push(*byte);
@@ -172,7 +172,7 @@ impl Discard {
     }
 
     /// Drops up to `most` bytes of `input`. Returns how many, and whether the last was the line's.
-    pub fn discard(&mut self, input: &mut SecretBuf, most: usize) -> (usize, bool) {
+    pub(crate) fn discard(&mut self, input: &mut SecretBuf, most: usize) -> (usize, bool) {
         let mut passed = 0;
         let mut ended = false;
         for byte in input.as_slice().iter().take(most) {
@@ -188,7 +188,7 @@ impl Discard {
 
     /// The literal that the line announced; known when it has ended.
     #[must_use]
-    pub const fn announced(&self) -> Option<Literal> {
+    pub(crate) const fn announced(&self) -> Option<Literal> {
         self.marker.literal()
     }
 
@@ -210,14 +210,14 @@ impl Discard {
 
 /// The first word of `text`, up to a space, and what stands behind that space.
 #[must_use]
-pub fn first_word(text: &[u8]) -> (&[u8], &[u8]) {
+pub(crate) fn first_word(text: &[u8]) -> (&[u8], &[u8]) {
     let end = text.iter().position(|byte| *byte == b' ').unwrap_or(text.len());
     (text.get(..end).unwrap_or_default(), text.get(end + 1..).unwrap_or_default())
 }
 
 /// Whether a command is an HTTP request: a browser made to connect to a mail port (ALPACA).
 #[must_use]
-pub fn is_http(command: &[u8]) -> bool {
+pub(crate) fn is_http(command: &[u8]) -> bool {
     const METHODS: [&[u8]; 10] =
         [b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"PATCH", b"TRACE", b"CONNECT", b"PRI"];
     let word = command.split(|byte| matches!(byte, b' ' | b'\r')).next();
@@ -225,14 +225,14 @@ pub fn is_http(command: &[u8]) -> bool {
 }
 
 /// Writes a line made of `parts`.
-pub fn write_line(out: &mut SecretBuf, parts: &[&[u8]]) {
+pub(crate) fn write_line(out: &mut SecretBuf, parts: &[&[u8]]) {
     parts.iter().for_each(|part| out.extend(part));
     out.extend(b"\r\n");
 }
 
 /// A peer's text made safe for a line or a log: printable ASCII, at most `most` bytes, anything else a `?`.
 #[must_use]
-pub fn printable(words: &[u8], most: usize) -> String {
+pub(crate) fn printable(words: &[u8], most: usize) -> String {
     let harmless = |byte: &u8| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '?' };
     words.iter().take(most).map(harmless).collect()
 }

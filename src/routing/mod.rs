@@ -10,7 +10,7 @@ use crate::proto::Protocol;
 
 /// The backend of an entry.
 #[derive(Debug, Clone, Copy)]
-pub struct Route<'a> {
+pub(crate) struct Route<'a> {
     /// The position in `routing.backends`.
     pub index: usize,
     /// The backend.
@@ -23,7 +23,7 @@ pub struct Route<'a> {
 ///
 /// # Errors
 /// [`Refusal::NotAllowed`]: it has none of the values that allow it, or it does not match the filter.
-pub fn allowed(allow: &Allow, entry: &Entry, protocol: &Protocol) -> Result<(), Refusal> {
+pub(crate) fn allowed(allow: &Allow, entry: &Entry, protocol: &Protocol) -> Result<(), Refusal> {
     let is_value = |value: &String| {
         let value = value.trim().to_lowercase();
         allow.values.get(protocol.name).is_some_and(|values| values.contains(&value))
@@ -36,7 +36,7 @@ pub fn allowed(allow: &Allow, entry: &Entry, protocol: &Protocol) -> Result<(), 
 ///
 /// # Errors
 /// [`Refusal::NoMailHost`], [`Refusal::UnknownMailHost`] or [`Refusal::SeveralMailHosts`].
-pub fn route<'a>(routing: &'a Routing, entry: &Entry) -> Result<Route<'a>, Refusal> {
+pub(crate) fn route<'a>(routing: &'a Routing, entry: &Entry) -> Result<Route<'a>, Refusal> {
     let by_host = |value: &str| {
         let host = host_key(value.trim());
         routing.backends.iter().position(|backend| backend.hosts.contains(&host))
@@ -60,7 +60,7 @@ pub fn route<'a>(routing: &'a Routing, entry: &Entry) -> Result<Route<'a>, Refus
 ///
 /// # Errors
 /// [`Refusal::NoBackendLogin`] if the attribute is configured and has no usable value, or several.
-pub fn backend_login(login_attribute: Option<&str>, entry: &Entry, typed: &Login) -> Result<Login, Refusal> {
+pub(crate) fn backend_login(login_attribute: Option<&str>, entry: &Entry, typed: &Login) -> Result<Login, Refusal> {
     match (login_attribute, entry.logins.as_slice()) {
         (None, _) => Ok(typed.clone()),
         (Some(_), [one]) => Login::parse(one.as_bytes()).ok_or(Refusal::NoBackendLogin),

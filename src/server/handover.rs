@@ -114,7 +114,7 @@ impl Inherited {
 ///
 /// # Errors
 /// It cannot be started.
-pub fn detach() -> io::Result<()> {
+pub(crate) fn detach() -> io::Result<()> {
     let arguments = std::env::args_os().skip(1).filter(|argument| argument != DETACH);
     Command::new(std::env::current_exe()?).args(arguments).spawn().map(drop)
 }

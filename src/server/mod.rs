@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-pub use handover::detach;
+pub(crate) use handover::detach;
 use handover::{Inherited, UpgradeChannel};
 use reload::{PendingFileCheck, Reader};
 use rustix::io::Errno;
@@ -59,7 +59,7 @@ const SPARE_DESCRIPTORS: u64 = 256;
 
 /// Why usher did not start.
 #[derive(Debug, Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// The configuration has mistakes.
     #[error("the configuration has {} mistake(s)", .0.len())]
     Config(Vec<Problem>),
@@ -96,7 +96,7 @@ fn way_out(error: &io::Error) -> &'static str {
 ///
 /// # Errors
 /// Every mistake in it, and those in the files that its sound sections name.
-pub fn load(file: &Path) -> Result<Config, Vec<Problem>> {
+pub(crate) fn load(file: &Path) -> Result<Config, Vec<Problem>> {
     config::load(file).map_err(|mistakes| {
         let in_files = mistakes.draft.iter().flat_map(|draft| config_files::problems(draft));
         mistakes.problems.into_iter().chain(in_files).collect()
@@ -107,7 +107,11 @@ pub fn load(file: &Path) -> Result<Config, Vec<Problem>> {
 ///
 /// # Errors
 /// Every mistake.
-pub fn prepare(file: &Path, metrics: &Arc<Metrics>, previous: Option<&Snapshot>) -> Result<Snapshot, Vec<Problem>> {
+pub(crate) fn prepare(
+    file: &Path,
+    metrics: &Arc<Metrics>,
+    previous: Option<&Snapshot>,
+) -> Result<Snapshot, Vec<Problem>> {
     let mut config = load(file)?;
     fit_descriptors(&mut config, sys::raise_open_files());
     let mut problems = loop_check::problems(&config);
@@ -123,7 +127,7 @@ pub fn prepare(file: &Path, metrics: &Arc<Metrics>, previous: Option<&Snapshot>)
 
 /// How usher ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// As a signal or an administrator said, or after an upgrade.
     AsTold,
     /// By a defect of its own that it cannot go on with; the log has it.
@@ -135,7 +139,7 @@ pub enum Ended {
 ///
 /// # Errors
 /// Why it did not start.
-pub async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)]) -> Result<Ended, StartError> {
+pub(crate) async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)]) -> Result<Ended, StartError> {
     // As it is now: an upgrade puts another file there.
     let program = std::env::current_exe().map_err(StartError::Inherit)?;
     let inherited = Inherited::receive(take_over).map_err(StartError::Inherit)?;

@@ -17,7 +17,7 @@ use crate::telemetry::log::Escaped;
 
 /// Matches sessions that meet every part that is set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Filter {
+pub(crate) struct Filter {
     /// The user: a login name as typed, in any case, or the entry's DN. Includes the user's sessions under
     /// other names.
     pub user: Option<String>,
@@ -35,7 +35,7 @@ pub struct Filter {
 
 /// Why a part of a filter is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum FilterError {
+pub(crate) enum FilterError {
     /// An empty value: most likely a variable in a script was not set.
     #[error("`{0}` is empty")]
     Empty(&'static str),
@@ -66,13 +66,13 @@ fn protocols() -> String {
 
 impl Filter {
     /// The parts, by the names that they have in a query.
-    pub const KEYS: [&'static str; 6] = ["user", "backend", "client", "protocol", "older_than", "younger_than"];
+    pub(crate) const KEYS: [&'static str; 6] = ["user", "backend", "client", "protocol", "older_than", "younger_than"];
 
     /// Sets the part with this name; an unknown name is left to the caller.
     ///
     /// # Errors
     /// What is wrong with the value.
-    pub fn set(&mut self, key: &str, value: &str) -> Result<(), FilterError> {
+    pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<(), FilterError> {
         let age = |text: &str| {
             config::duration(text).map_err(|why| FilterError::Age { text: text.to_owned(), why }).map(Some)
         };
@@ -98,14 +98,14 @@ impl Filter {
 
     /// Whether it fits every session.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
     /// The matching sessions at this Unix second. `dn` is the entry that the user's name is known to resolve
     /// to.
     #[must_use]
-    pub fn choose(&self, mut sessions: Vec<Arc<Session>>, dn: Option<Arc<str>>, now: u64) -> Vec<Arc<Session>> {
+    pub(crate) fn choose(&self, mut sessions: Vec<Arc<Session>>, dn: Option<Arc<str>>, now: u64) -> Vec<Arc<Session>> {
         if let Some(user) = &self.user {
             let named = |session: &&Arc<Session>| session.login.eq_ignore_ascii_case(user);
             let mut dns: BTreeSet<String> =

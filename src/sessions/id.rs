@@ -23,7 +23,7 @@ const PROCESS_BITS: u32 = 12;
 
 /// A session's id: 13 digits and capital letters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionId([u8; LENGTH]);
+pub(crate) struct SessionId([u8; LENGTH]);
 
 impl SessionId {
     /// None sorts before it.
@@ -43,7 +43,7 @@ impl SessionId {
 
     /// As text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }

@@ -20,7 +20,7 @@ const SCAN_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A backend that is being drained: it gets no new login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Drain {
+pub(crate) struct Drain {
     /// Since when, Unix seconds.
     pub since: u64,
     /// How many of its sessions are closed in a second; 0: they end by themselves.
@@ -29,7 +29,7 @@ pub struct Drain {
 
 /// The actions in progress.
 #[derive(Debug)]
-pub struct AdminActions {
+pub(crate) struct AdminActions {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
     drained: Mutex<BTreeMap<Arc<str>, BackendDrain>>,
@@ -52,7 +52,7 @@ impl Drop for BackendDrain {
 impl AdminActions {
     /// No action is in progress.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
         Self { registry, metrics, drained: Mutex::default() }
     }
 
@@ -61,7 +61,7 @@ impl AdminActions {
     }
 
     /// Ends these sessions one after another, evenly over this time; returns at once.
-    pub fn kick(&self, sessions: Vec<SessionId>, over: Duration) {
+    pub(crate) fn kick(&self, sessions: Vec<SessionId>, over: Duration) {
         let (registry, metrics) = (Arc::clone(&self.registry), Arc::clone(&self.metrics));
         let ending = async move {
             let began = Instant::now();
@@ -76,7 +76,7 @@ impl AdminActions {
 
     /// Sends no new login to this backend, and closes its sessions, oldest first, `rate` per second. A second
     /// call changes the rate.
-    pub fn drain(&self, backend: &str, rate: u32) -> Drain {
+    pub(crate) fn drain(&self, backend: &str, rate: u32) -> Drain {
         let mut drained = self.lock();
         let since = drained.get(backend).map_or_else(unix_now, |before| before.drain.since);
         let (registry, name): (_, Arc<str>) = (Arc::clone(&self.registry), backend.into());
@@ -91,24 +91,24 @@ impl AdminActions {
     }
 
     /// Sends users to this backend again; whether it was drained.
-    pub fn undrain(&self, backend: &str) -> bool {
+    pub(crate) fn undrain(&self, backend: &str) -> bool {
         self.lock().remove(backend).is_some()
     }
 
     /// Whether a backend is drained, and how.
     #[must_use]
-    pub fn drained(&self, backend: &str) -> Option<Drain> {
+    pub(crate) fn drained(&self, backend: &str) -> Option<Drain> {
         self.lock().get(backend).map(|draining| draining.drain)
     }
 
     /// Every backend that is drained.
     #[must_use]
-    pub fn drains(&self) -> Vec<(Arc<str>, Drain)> {
+    pub(crate) fn drains(&self) -> Vec<(Arc<str>, Drain)> {
         self.lock().iter().map(|(backend, draining)| (Arc::clone(backend), draining.drain)).collect()
     }
 
     /// Forgets backends that are not configured any more; returns their names.
-    pub fn keep(&self, configured: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
+    pub(crate) fn keep(&self, configured: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
         let mut drained = self.lock();
         let gone: Vec<_> = drained.keys().filter(|backend| !configured(backend)).cloned().collect();
         drained.retain(|backend, _| configured(backend));

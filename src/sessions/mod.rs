@@ -1,8 +1,8 @@
 //! Sessions that are logged in: listed, found, relayed and ended.
 
-pub mod closer;
-pub mod filter;
-pub mod id;
-pub mod maintenance;
-pub mod registry;
+pub(crate) mod closer;
+pub(crate) mod filter;
+pub(crate) mod id;
+pub(crate) mod maintenance;
+pub(crate) mod registry;
 pub mod relay;

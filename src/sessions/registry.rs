@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-pub use crate::sessions::filter::{Filter, FilterError};
-pub use crate::sessions::id::SessionId;
+pub(crate) use crate::sessions::filter::{Filter, FilterError};
+pub(crate) use crate::sessions::id::SessionId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -23,7 +23,7 @@ use crate::proto::ClosingNotice;
 
 /// A relayed session. Contains no password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Session {
+pub(crate) struct Session {
     /// The session id, as in the log.
     pub id: SessionId,
     /// The login name as typed.
@@ -42,7 +42,7 @@ pub struct Session {
 
 /// The entry and the backend name that a session was logged in with.
 #[derive(Debug, Clone)]
-pub struct SessionBasis {
+pub(crate) struct SessionBasis {
     /// The version of the entry that the login was decided by.
     pub entry: Arc<Entry>,
     /// The name at the backend.
@@ -105,7 +105,7 @@ impl TerminationReason {
 
 /// Every relayed session.
 #[derive(Debug, Default)]
-pub struct Registry {
+pub(crate) struct Registry {
     table: Mutex<SessionTable>,
     ids: id::Ids,
 }
@@ -125,13 +125,13 @@ struct SessionTable {
 
 impl Registry {
     /// A new session id: made at accept, used in every log event.
-    pub fn next_id(&self) -> SessionId {
+    pub(crate) fn next_id(&self) -> SessionId {
         self.ids.next()
     }
 
     /// Lists a session until the guard is dropped; the future is ready when it is asked to end.
     #[must_use]
-    pub fn list(self: &Arc<Self>, session: Session, basis: SessionBasis) -> (ListedSession, StopHandle) {
+    pub(crate) fn list(self: &Arc<Self>, session: Session, basis: SessionBasis) -> (ListedSession, StopHandle) {
         let id = session.id;
         let (string, asked) = oneshot::channel();
         let mut relayed = self.lock();
@@ -146,25 +146,25 @@ impl Registry {
 
     /// The sessions now, oldest first.
     #[must_use]
-    pub fn sessions(&self) -> Vec<Arc<Session>> {
+    pub(crate) fn sessions(&self) -> Vec<Arc<Session>> {
         self.lock().sessions.values().map(|(session, _)| Arc::clone(session)).collect()
     }
 
     /// The same, each with what it was logged in with.
     #[must_use]
-    pub fn listed(&self) -> Vec<(Arc<Session>, SessionBasis)> {
+    pub(crate) fn listed(&self) -> Vec<(Arc<Session>, SessionBasis)> {
         self.lock().sessions.values().cloned().collect()
     }
 
     /// How many sessions there are.
     #[must_use]
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.lock().sessions.len()
     }
 
     /// The sessions of an entry, oldest first, each with what it was logged in with.
     #[must_use]
-    pub fn of(&self, dn: &Arc<str>) -> Vec<(Arc<Session>, SessionBasis)> {
+    pub(crate) fn of(&self, dn: &Arc<str>) -> Vec<(Arc<Session>, SessionBasis)> {
         let relayed = self.lock();
         let ids = relayed.by_dn.range(every_id(dn));
         ids.filter_map(|(_, id)| relayed.sessions.get(id).cloned()).collect()
@@ -173,7 +173,7 @@ impl Registry {
     /// The entry of this id, or else of this DN, in the version of its latest session; `None` if it has no
     /// session.
     #[must_use]
-    pub fn entry(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<Arc<Entry>> {
+    pub(crate) fn entry(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<Arc<Entry>> {
         let relayed = self.lock();
         let by_id = id.and_then(|id| relayed.by_id.range((id, SessionId::FIRST)..=(id, SessionId::LAST)).next_back());
         let by_id = by_id.map(|(_, session)| *session);
@@ -187,12 +187,12 @@ impl Registry {
 
     /// Whether an entry has sessions.
     #[must_use]
-    pub fn has(&self, dn: &Arc<str>) -> bool {
+    pub(crate) fn has(&self, dn: &Arc<str>) -> bool {
         self.lock().by_dn.range(every_id(dn)).next().is_some()
     }
 
     /// The entry with this id has another DN now: its sessions are listed under it.
-    pub fn rename(&self, entry: Option<EntryId>, old: &Arc<str>, new: &Arc<str>) {
+    pub(crate) fn rename(&self, entry: Option<EntryId>, old: &Arc<str>, new: &Arc<str>) {
         let mut relayed = self.lock();
         let ids = relayed.by_dn.range(every_id(old));
         for (_, id) in ids.cloned().collect::<Vec<_>>() {
@@ -209,18 +209,18 @@ impl Registry {
     }
 
     /// Ends a session; returns `false` if it has ended or was asked to before.
-    pub fn end(&self, id: SessionId, why: TerminationReason) -> bool {
+    pub(crate) fn end(&self, id: SessionId, why: TerminationReason) -> bool {
         let asked = self.lock().open.remove(&id);
         asked.is_some_and(|string| string.send(why).is_ok())
     }
 
     /// Ends the oldest session that was not asked to end yet; `false` if all were.
-    pub fn end_oldest(&self) -> bool {
+    pub(crate) fn end_oldest(&self) -> bool {
         self.lock().open.pop_first().is_some()
     }
 
     /// Ends all sessions, including those listed later.
-    pub fn end_all(&self) {
+    pub(crate) fn end_all(&self) {
         let mut relayed = self.lock();
         relayed.closed = true;
         relayed.open.clear();
@@ -232,7 +232,7 @@ impl Registry {
 }
 
 /// Whether two ids are known to be those of two entries: another entry of a DN is another user.
-pub fn is_other(one: Option<EntryId>, other: Option<EntryId>) -> bool {
+pub(crate) fn is_other(one: Option<EntryId>, other: Option<EntryId>) -> bool {
     matches!((one, other), (Some(one), Some(other)) if one != other)
 }
 
@@ -243,11 +243,11 @@ fn every_id(dn: &Arc<str>) -> RangeInclusive<(Arc<str>, SessionId)> {
 
 /// Resolves with the reason when the session has to end.
 #[derive(Debug)]
-pub struct StopHandle(oneshot::Receiver<TerminationReason>);
+pub(crate) struct StopHandle(oneshot::Receiver<TerminationReason>);
 
 impl StopHandle {
     /// The reason, if the session was asked to end already.
-    pub fn requested(&mut self) -> Option<TerminationReason> {
+    pub(crate) fn requested(&mut self) -> Option<TerminationReason> {
         match self.0.try_recv() {
             Ok(why) => Some(why),
             Err(oneshot::error::TryRecvError::Empty) => None,
@@ -267,7 +267,7 @@ impl Future for StopHandle {
 
 /// Keeps a session listed.
 #[derive(Debug)]
-pub struct ListedSession {
+pub(crate) struct ListedSession {
     registry: Arc<Registry>,
     id: SessionId,
 }
@@ -287,7 +287,7 @@ impl Drop for ListedSession {
 
 /// Unix seconds now.
 #[must_use]
-pub fn unix_now() -> u64 {
+pub(crate) fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
 }
 

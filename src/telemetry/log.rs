@@ -49,7 +49,7 @@ const OUTAGES: usize = 1_024;
 /// Starts logging to standard output for the whole process. A second call (tests) changes nothing that is
 /// written, but returns a valid guard.
 #[must_use = "dropping the guard stops the log"]
-pub fn init(settings: &config::Log) -> Guard {
+pub(crate) fn init(settings: &config::Log) -> Guard {
     let (dispatch, guard) = build(settings, io::stdout());
     let _ = tracing::dispatcher::set_global_default(dispatch);
     guard
@@ -81,7 +81,7 @@ fn build(settings: &config::Log, output: impl io::Write + Send + 'static) -> (Di
 
 /// Keeps the log running; dropping it writes out what is queued (for a second at most).
 #[derive(Debug)]
-pub struct Guard {
+pub(crate) struct Guard {
     dropped: ErrorCounter,
     level: reload::Handle<Targets, Registry>,
     worker: Mutex<Option<WorkerGuard>>,
@@ -90,18 +90,18 @@ pub struct Guard {
 impl Guard {
     /// How many lines were lost because the output was stuck: `usher_log_dropped_total`.
     #[must_use]
-    pub fn dropped(&self) -> usize {
+    pub(crate) fn dropped(&self) -> usize {
         self.dropped.dropped_lines()
     }
 
     /// Writes out what is queued (for a second at most) and ends the log. To be called at the end of the
     /// process, even if other tasks still hold the guard: they are not waited for.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         drop(self.worker.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Changes the lowest level written, at a reload.
-    pub fn set_level(&self, level: LogLevel) {
+    pub(crate) fn set_level(&self, level: LogLevel) {
         // This fails only when the subscriber is gone, and with it every line.
         let _ = self.level.reload(filter(level));
     }
@@ -187,7 +187,7 @@ fn has_special(text: &str, allowed: &str) -> bool {
 /// Whether a character stands for itself: no control, nothing that is invisible, that turns the writing
 /// direction round, or that changes the character before it.
 #[must_use]
-pub fn is_printable(character: char) -> bool {
+pub(crate) fn is_printable(character: char) -> bool {
     match character {
         ' '..='~' => true,
         // It escapes what is not printable, and nothing else beyond ASCII.
@@ -199,7 +199,7 @@ pub fn is_printable(character: char) -> bool {
 ///
 /// # Errors
 /// Those of `out`.
-pub fn escape_json(out: &mut impl fmt::Write, character: char) -> fmt::Result {
+pub(crate) fn escape_json(out: &mut impl fmt::Write, character: char) -> fmt::Result {
     let units = &mut [0; 2];
     character.encode_utf16(units).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}"))
 }
@@ -265,7 +265,7 @@ impl io::Write for OneLine {
 /// Bytes from outside, for a log line: printable characters as they are, every other character and
 /// every byte that is not UTF-8 escaped; at most 256 bytes of input, then `…`.
 #[derive(Clone, Copy)]
-pub struct Escaped<'a>(pub &'a [u8]);
+pub(crate) struct Escaped<'a>(pub &'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -299,7 +299,7 @@ impl fmt::Debug for Escaped<'_> {
 
 /// Thins out identical outage lines.
 #[derive(Debug, Default)]
-pub struct Repeats(Mutex<HashMap<(&'static str, Box<str>), Repeat>>);
+pub(crate) struct Repeats(Mutex<HashMap<(&'static str, Box<str>), Repeat>>);
 
 #[derive(Debug)]
 struct Repeat {
@@ -310,7 +310,7 @@ struct Repeat {
 impl Repeats {
     /// Whether the line about this fault (`what`) of this server (`name`) may be written now; if so, how many
     /// were suppressed since the last one.
-    pub fn allow(&self, what: &'static str, name: &str) -> Option<u64> {
+    pub(crate) fn allow(&self, what: &'static str, name: &str) -> Option<u64> {
         let now = Instant::now();
         // The map is whole whatever panicked while holding it.
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -19,17 +19,17 @@ use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
 
 /// The one directory, as the label `directory` names it.
-pub const DIRECTORY: &str = "default";
+pub(crate) const DIRECTORY: &str = "default";
 
 /// Seconds: from half a millisecond (a cached decision) to the ten seconds a client is promised.
 const PHASE_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// The phases of a login, in order.
-pub const PHASES: [&str; 5] = ["tls", "search", "bind", "backend_connect", "backend_login"];
+pub(crate) const PHASES: [&str; 5] = ["tls", "search", "bind", "backend_connect", "backend_login"];
 /// Who decided a login.
-pub const DECIDED_BY: [&str; 5] = ["directory", "cache", "negative", "stale", "default"];
+pub(crate) const DECIDED_BY: [&str; 5] = ["directory", "cache", "negative", "stale", "default"];
 /// How a login at a backend ended; the last four were not sent there.
-pub const BACKEND_RESULTS: [&str; 10] = [
+pub(crate) const BACKEND_RESULTS: [&str; 10] = [
     "ok",
     "refused",
     "backend_rejected",
@@ -42,21 +42,19 @@ pub const BACKEND_RESULTS: [&str; 10] = [
     "draining",
 ];
 /// What a probe of a backend's address found.
-pub const PROBE_RESULTS: [&str; 5] = ["ok", "refused", "unreachable", "tls", "timeout"];
-/// How the breaker of a backend's address may stand.
-pub const BREAKER_STATES: [&str; 3] = ["closed", "half_open", "open"];
+pub(crate) const PROBE_RESULTS: [&str; 5] = ["ok", "refused", "unreachable", "tls", "timeout"];
 /// What a connection to a listener with PROXY headers began with.
-pub const PROXY_HEADERS: [&str; 9] =
+pub(crate) const PROXY_HEADERS: [&str; 9] =
     ["client", "local", "untrusted", "missing", "malformed", "too_long", "timeout", "closed", "limit"];
 /// What became of a question of nginx.
-pub const AUTH_HTTP: [&str; 9] =
+pub(crate) const AUTH_HTTP: [&str; 9] =
     ["ok", "refused", "method", "malformed", "key", "untrusted", "limit", "timeout", "closed"];
 /// How a TLS handshake with a client ended.
-pub const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"];
+pub(crate) const HANDSHAKE_RESULTS: [&str; 4] = ["full", "resumed", "failed", "timeout"];
 /// What became of files that were found changed.
-pub const CERTIFICATE_RELOADS: [&str; 2] = ["ok", "refused"];
+pub(crate) const CERTIFICATE_RELOADS: [&str; 2] = ["ok", "refused"];
 /// Why a relayed session ended.
-pub const END_CAUSES: [&str; 16] = [
+pub(crate) const END_CAUSES: [&str; 16] = [
     "client_closed",
     "backend_closed",
     "client_error",
@@ -75,7 +73,7 @@ pub const END_CAUSES: [&str; 16] = [
     "panic",
 ];
 /// Why a connection ended before a login.
-pub const PRELOGIN_CAUSES: [&str; 10] = [
+pub(crate) const PRELOGIN_CAUSES: [&str; 10] = [
     "handshake",
     "limit",
     "client_closed",
@@ -88,9 +86,9 @@ pub const PRELOGIN_CAUSES: [&str; 10] = [
     "panic",
 ];
 /// The throttle's rules that delay or refuse, by their config keys.
-pub const DELAY_RULES: [&str; 2] = ["failed_logins_per_prefix", "failed_logins_per_user"];
+pub(crate) const DELAY_RULES: [&str; 2] = ["failed_logins_per_prefix", "failed_logins_per_user"];
 /// The throttle's rules that refuse, by their config keys.
-pub const LIMIT_RULES: [&str; 6] = [
+pub(crate) const LIMIT_RULES: [&str; 6] = [
     "connections_per_prefix",
     "handshakes",
     "handshakes_per_prefix",
@@ -99,9 +97,9 @@ pub const LIMIT_RULES: [&str; 6] = [
     "logins_per_second",
 ];
 /// What the throttle remembers.
-pub const THROTTLE_MEMORY: [&str; 4] = ["prefixes", "users", "names", "known_networks"];
+pub(crate) const THROTTLE_MEMORY: [&str; 4] = ["prefixes", "users", "names", "known_networks"];
 /// What may change of a user in the directory.
-pub const DIRECTORY_CHANGES: [&str; 12] = [
+pub(crate) const DIRECTORY_CHANGES: [&str; 12] = [
     "move",
     "login",
     "enable",
@@ -116,11 +114,11 @@ pub const DIRECTORY_CHANGES: [&str; 12] = [
     "unexplained",
 ];
 /// Directory operations.
-pub const DIRECTORY_OPERATIONS: [&str; 5] = ["connect", "search", "bind", "service_bind", "read"];
+pub(crate) const DIRECTORY_OPERATIONS: [&str; 5] = ["connect", "search", "bind", "service_bind", "read"];
 /// What a connection to a directory server is there for: a bind later, a bind now, searches.
-pub const DIRECTORY_CONNECTIONS: [&str; 3] = ["idle", "busy", "search"];
+pub(crate) const DIRECTORY_CONNECTIONS: [&str; 3] = ["idle", "busy", "search"];
 /// The result codes of RFC 4511 that have their own label, and labels for missing replies.
-pub const DIRECTORY_CODES: [&str; 17] = [
+pub(crate) const DIRECTORY_CODES: [&str; 17] = [
     "0",
     "1",
     "2",
@@ -141,7 +139,7 @@ pub const DIRECTORY_CODES: [&str; 17] = [
 ];
 
 /// What a directory may say of a password that it accepts.
-pub const PASSWORD_WARNINGS: [&str; 2] = ["grace", "expiring"];
+pub(crate) const PASSWORD_WARNINGS: [&str; 2] = ["grace", "expiring"];
 
 /// Every metric of usher.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
 //! Metrics and the log.
 
-pub mod log;
-pub mod metrics;
+pub(crate) mod log;
+pub(crate) mod metrics;

@@ -26,11 +26,11 @@ use crate::base::sys;
 use crate::config::CertificateFiles;
 
 /// The largest certificate, key or CA file that is read, in bytes. A system's whole bundle has 0.3 MB.
-pub const FILE_LIMIT: u64 = 4 << 20;
+pub(crate) const FILE_LIMIT: u64 = 4 << 20;
 
 /// The content of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CertificateInfo {
+pub(crate) struct CertificateInfo {
     /// The DNS names of its subjectAltName, lower case; a wildcard as `*.example.com`.
     pub names: Vec<String>,
     /// The last second of its validity, Unix time.
@@ -46,7 +46,7 @@ impl CertificateInfo {
     ///
     /// # Errors
     /// The parser's message, if it is invalid.
-    pub fn read(der: &[u8]) -> Result<Self, String> {
+    pub(crate) fn read(der: &[u8]) -> Result<Self, String> {
         let (rest, certificate) = X509Certificate::from_der(der).map_err(|error| error.to_string())?;
         if !rest.is_empty() {
             return Err("trailing data after the certificate".to_owned());
@@ -67,7 +67,7 @@ impl CertificateInfo {
 
     /// The SHA-256 of the public key info: what `pin_sha256` compares, in base64.
     #[must_use]
-    pub fn spki_sha256(&self) -> [u8; 32] {
+    pub(crate) fn spki_sha256(&self) -> [u8; 32] {
         let mut hash = [0; 32];
         hash.copy_from_slice(digest::digest(&digest::SHA256, &self.spki).as_ref());
         hash
@@ -82,7 +82,7 @@ fn dns_name(name: &GeneralName<'_>) -> Option<String> {
 
 /// A certificate chain with its key, ready to be presented to a peer.
 #[derive(Debug, Clone)]
-pub struct LoadedCertificate {
+pub(crate) struct LoadedCertificate {
     /// What rustls presents.
     pub certified: Arc<CertifiedKey>,
     /// What the first certificate says.
@@ -93,7 +93,7 @@ pub struct LoadedCertificate {
 ///
 /// # Errors
 /// Every mistake in either file, under `key.chain` and `key.key`.
-pub fn load(files: &CertificateFiles, key: &str) -> Result<LoadedCertificate, Vec<TlsProblem>> {
+pub(crate) fn load(files: &CertificateFiles, key: &str) -> Result<LoadedCertificate, Vec<TlsProblem>> {
     let chain = read_chain(&files.chain).map_err(|error| TlsProblem::new(format!("{key}.chain"), error));
     let private = read_key(&files.key).map_err(|error| TlsProblem::new(format!("{key}.key"), error));
     let ((chain, facts), private) = match (chain, private) {
@@ -113,7 +113,7 @@ pub fn load(files: &CertificateFiles, key: &str) -> Result<LoadedCertificate, Ve
 ///
 /// # Errors
 /// Why it cannot be used.
-pub fn load_roots(path: &Path) -> Result<RootCertStore, TlsError> {
+pub(crate) fn load_roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for (index, certificate) in read_certificates(path)?.into_iter().enumerate() {
         let position = index + 1;
@@ -185,7 +185,7 @@ fn contains(bytes: &[u8], needle: &[u8]) -> bool {
 ///
 /// # Errors
 /// It cannot be read, or is larger than [`FILE_LIMIT`].
-pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
+pub(crate) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     read_if(path, |_| Ok(()))
 }
 

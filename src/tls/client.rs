@@ -24,7 +24,7 @@ use crate::config::{CertificateFiles, Place, Problem};
 
 /// The TLS settings towards a group of servers.
 #[derive(Debug, Clone, Default)]
-pub struct ClientTls {
+pub(crate) struct ClientTls {
     /// The authorities; `None`: the system's.
     pub ca: Option<PathBuf>,
     /// What to show to a server that asks for a certificate.
@@ -42,7 +42,7 @@ impl ClientTls {
     ///
     /// # Errors
     /// Every mistake in them, under `key.ca`, `key.client_certificate.chain` and so on.
-    pub fn build(&self, place: &Place) -> Result<Arc<ClientConfig>, Vec<Problem>> {
+    pub(crate) fn build(&self, place: &Place) -> Result<Arc<ClientConfig>, Vec<Problem>> {
         self.prepare().map_err(|mistakes| mistakes.iter().map(|mistake| mistake.problem(place)).collect())
     }
 
@@ -50,7 +50,7 @@ impl ClientTls {
     ///
     /// # Errors
     /// Every mistake in the settings and the files they name.
-    pub fn prepare(&self) -> Result<Arc<ClientConfig>, Vec<TlsProblem>> {
+    pub(crate) fn prepare(&self) -> Result<Arc<ClientConfig>, Vec<TlsProblem>> {
         let sessions = Arc::new(ClientSessions::default());
         let verified = self.verified(&sessions);
         let certificate_key = format!("{}.client_certificate", self.key);
@@ -112,7 +112,11 @@ impl ClientTls {
 ///
 /// # Errors
 /// What went wrong, for [`describe`](super::describe).
-pub async fn connect(config: &Arc<ClientConfig>, name: ServerName<'static>, tcp: TcpStream) -> io::Result<Stream> {
+pub(crate) async fn connect(
+    config: &Arc<ClientConfig>,
+    name: ServerName<'static>,
+    tcp: TcpStream,
+) -> io::Result<Stream> {
     let connection = ClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
     Stream::under_tls(tcp, connection.into()).handshake().await
 }

@@ -7,14 +7,14 @@
 //! for libraries that ask for it. TLS 1.2 (ECDHE with AEAD only) and 1.3 (RFC 8446, RFC 9325); no
 //! renegotiation, no early data.
 
-pub mod certificate;
-pub mod client;
-pub mod pin;
-pub mod reason;
-pub mod server;
+pub(crate) mod certificate;
+pub(crate) mod client;
+pub(crate) mod pin;
+pub(crate) mod reason;
+pub(crate) mod server;
 mod sessions;
-pub mod stream;
-pub mod tickets;
+pub(crate) mod stream;
+pub(crate) mod tickets;
 
 use std::io;
 use std::path::PathBuf;
@@ -26,15 +26,16 @@ use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use crate::base::sys;
 use crate::config::{Group, Place, Problem};
 
-pub use reason::describe;
+pub(crate) use reason::describe;
 
 /// The groups usher offers to servers, and takes from clients unless `tls.groups` says otherwise.
-pub const DEFAULT_GROUPS: [Group; 4] = [Group::X25519MlKem768, Group::X25519, Group::Secp256r1, Group::Secp384r1];
+pub(crate) const DEFAULT_GROUPS: [Group; 4] =
+    [Group::X25519MlKem768, Group::X25519, Group::Secp256r1, Group::Secp384r1];
 
 /// Why TLS cannot be set up as configured. The messages say what to do: they are shown by
 /// `usher check`.
 #[derive(Debug, thiserror::Error)]
-pub enum TlsError {
+pub(crate) enum TlsError {
     /// The file cannot be read.
     #[error("cannot read {}: {source}; it must exist and be readable by the user that usher runs as", path.display())]
     Unreadable {
@@ -175,12 +176,6 @@ pub enum TlsError {
         /// The library's reason.
         source: rustls::server::VerifierBuilderError,
     },
-    /// The client certificate cannot be used.
-    #[error("the client certificate cannot be used: {source}")]
-    ClientCertificate {
-        /// The library's reason.
-        source: rustls::Error,
-    },
     /// The TLS versions cannot be set up with the provider.
     #[error("TLS cannot be set up: {source}")]
     Setup {
@@ -191,7 +186,7 @@ pub enum TlsError {
 
 /// A [`TlsError`] and the config key it belongs to.
 #[derive(Debug)]
-pub struct TlsProblem {
+pub(crate) struct TlsProblem {
     /// The key path, such as `tls.certificates[0].key`.
     pub key: String,
     /// What is wrong.
@@ -205,14 +200,14 @@ impl TlsProblem {
 
     /// The mistake as `usher check` shows it, with file and line.
     #[must_use]
-    pub fn problem(&self, place: &Place) -> Problem {
+    pub(crate) fn problem(&self, place: &Place) -> Problem {
         place.problem(&self.key, self.error.to_string())
     }
 }
 
 /// Makes aws-lc-rs the process-wide default for libraries that look for one (ldap3). usher itself
 /// never relies on it. A second call changes nothing.
-pub fn install_default() {
+pub(crate) fn install_default() {
     // An error means that one is already installed, which is equivalent.
     let _ = aws_lc_rs::default_provider().install_default();
 }

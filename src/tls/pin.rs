@@ -19,7 +19,7 @@ use super::certificate::CertificateInfo;
 /// The server's key is not among the configured pins.
 #[derive(Debug, thiserror::Error)]
 #[error("its public key is not pinned; the presented key is pin_sha256 {presented}")]
-pub struct NotPinned {
+pub(crate) struct NotPinned {
     /// The presented key, in the form of the config.
     pub presented: String,
 }

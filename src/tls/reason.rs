@@ -16,7 +16,7 @@ const NAMES: usize = 8;
 
 /// Says what went wrong on a TLS connection, or on the TCP connection under it.
 #[must_use]
-pub fn describe(error: &io::Error) -> String {
+pub(crate) fn describe(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
         Some(tls) => describe_tls(tls),
         None if error.kind() == io::ErrorKind::UnexpectedEof => "the peer closed the connection during TLS".to_owned(),

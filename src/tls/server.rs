@@ -42,7 +42,7 @@ const TICKETS: usize = 2;
 
 /// A certificate that is shown to clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServedCertificate {
+pub(crate) struct ServedCertificate {
     /// The chain file: the metric label.
     pub chain: PathBuf,
     /// The DNS names in it, lower case.
@@ -56,7 +56,7 @@ pub struct ServedCertificate {
 
 /// TLS towards clients under one config snapshot.
 #[derive(Debug)]
-pub struct ServerTls {
+pub(crate) struct ServerTls {
     served: Vec<ServedCertificate>,
     by_group: Vec<(&'static dyn SupportedKxGroup, ServerConfig)>,
     /// The keys that are shared with other ushers, and the policy that a ticket's client met.
@@ -69,7 +69,7 @@ impl ServerTls {
     ///
     /// # Errors
     /// Every mistake in them.
-    pub fn build(tls: &config::Tls, place: &Place) -> Result<Self, Vec<Problem>> {
+    pub(crate) fn build(tls: &config::Tls, place: &Place) -> Result<Self, Vec<Problem>> {
         Self::from_settings(tls).map_err(|mistakes| mistakes.iter().map(|mistake| mistake.problem(place)).collect())
     }
 
@@ -77,7 +77,7 @@ impl ServerTls {
     ///
     /// # Errors
     /// Every mistake in the settings and the files they name.
-    pub fn from_settings(tls: &config::Tls) -> Result<Self, Vec<TlsProblem>> {
+    pub(crate) fn from_settings(tls: &config::Tls) -> Result<Self, Vec<TlsProblem>> {
         let mut mistakes = Vec::new();
         let loaded = load_all(tls, &mut mistakes);
         let suites = suites(tls, &mut mistakes);
@@ -116,7 +116,7 @@ impl ServerTls {
 
     /// What answers the clients of a protocol; the same one for all its listeners.
     #[must_use]
-    pub fn acceptor(&self, protocol: &Protocol) -> Arc<Acceptor> {
+    pub(crate) fn acceptor(&self, protocol: &Protocol) -> Arc<Acceptor> {
         let known = self.acceptors.get(protocol.name).cloned();
         known.unwrap_or_else(|| self.make(protocol))
     }
@@ -132,14 +132,14 @@ impl ServerTls {
 
     /// The certificates, in the order of the config.
     #[must_use]
-    pub fn certificates(&self) -> &[ServedCertificate] {
+    pub(crate) fn certificates(&self) -> &[ServedCertificate] {
         &self.served
     }
 }
 
 /// Answers the clients of one protocol.
 #[derive(Debug)]
-pub struct Acceptor {
+pub(crate) struct Acceptor {
     /// In order of preference. rustls takes the *client's* order among the groups of one config,
     /// so there is a config for each group and the choice is made here (RFC 8446 section 4.2.7
     /// leaves it to the server).
@@ -194,7 +194,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// What went wrong, for [`describe`](super::describe); the client was sent an alert.
-    pub async fn accept(&self, tcp: TcpStream) -> io::Result<Stream> {
+    pub(crate) async fn accept(&self, tcp: TcpStream) -> io::Result<Stream> {
         let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp);
         match self.begin(hello.await?) {
             Ok(stream) => stream.handshake().await,

@@ -38,7 +38,7 @@ const TIME: usize = 8;
 
 /// What is wrong with a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum TicketKeyError {
+pub(crate) enum TicketKeyError {
     /// It is not 48 bytes in base64.
     #[error("write 48 random bytes in base64, as `openssl rand -base64 48` prints them")]
     Malformed,

@@ -34,7 +34,7 @@ const MISSING: usize = 4;
 
 /// What a change is evaluated against.
 #[derive(Debug, Clone, Copy)]
-pub struct TrackingContext<'a> {
+pub(crate) struct TrackingContext<'a> {
     /// The cached decisions.
     pub cache: &'a Cache,
     /// The tracked entries.
@@ -48,7 +48,7 @@ pub struct TrackingContext<'a> {
 /// The state of the watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum WatchStatus {
+pub(crate) enum WatchStatus {
     /// Changes are missed.
     Lost,
     /// Every change is reported.
@@ -56,7 +56,7 @@ pub enum WatchStatus {
 }
 
 /// Applies changes.
-pub struct ChangeTracker {
+pub(crate) struct ChangeTracker {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
     state: Mutex<TrackerState>,
@@ -146,7 +146,7 @@ impl TrackerState {
 impl ChangeTracker {
     /// Nothing is watched yet.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
         let state = TrackerState {
             brake: Brake::default(),
             status: WatchStatus::Lost,
@@ -164,17 +164,17 @@ impl ChangeTracker {
     }
 
     /// The state of the watch.
-    pub fn status(&self) -> WatchStatus {
+    pub(crate) fn status(&self) -> WatchStatus {
         self.lock().status
     }
 
     /// Closes queued sessions, at most `rate` per second; never returns.
-    pub async fn close(&self, rate: impl Fn() -> u32) {
+    pub(crate) async fn close(&self, rate: impl Fn() -> u32) {
         self.closing.run(rate).await;
     }
 
     /// Applies a change.
-    pub fn take(&self, change: Change, context: &TrackingContext<'_>) {
+    pub(crate) fn take(&self, change: Change, context: &TrackingContext<'_>) {
         let mut state = self.lock();
         match change {
             Change::RefreshStarted(round) => {
@@ -373,7 +373,7 @@ impl ChangeTracker {
 
     /// Confirms changes on behalf of the administrator: applies the deferred ones, and for a time all that
     /// follow. Returns how many were deferred.
-    pub fn confirm(&self, time: Duration, context: &TrackingContext<'_>) -> usize {
+    pub(crate) fn confirm(&self, time: Duration, context: &TrackingContext<'_>) -> usize {
         let mut state = self.lock();
         state.brake.confirm(time, Instant::now());
         context.entries.brake(false);
@@ -487,7 +487,7 @@ impl ChangeTracker {
     ///
     /// # Errors
     /// Why it must not begin, the most serious reason first.
-    pub fn check_listed(
+    pub(crate) fn check_listed(
         &self,
         session: &Session,
         basis: &SessionBasis,
@@ -511,7 +511,7 @@ impl ChangeTracker {
 
     /// Ends the sessions of expired accounts: a date passes without a change. Only while changes are reported,
     /// because a later date may be missed otherwise.
-    pub fn end_expired(&self, context: &TrackingContext<'_>) {
+    pub(crate) fn end_expired(&self, context: &TrackingContext<'_>) {
         if self.status() != WatchStatus::Following || !is_wanted(TerminationReason::Expired, context.watch) {
             return;
         }

@@ -1,6 +1,6 @@
 //! What the directory has shown of entries that matter, and what follows from a change.
 
-pub mod apply;
-pub mod brake;
-pub mod compare;
+pub(crate) mod apply;
+pub(crate) mod brake;
+pub(crate) mod compare;
 pub mod store;

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use usher::base::sys::sockets::{BACKEND, CLIENT, DIRECTORY, Timers};
+use usher::internals::sockets::{BACKEND, CLIENT, DIRECTORY, Timers};
 
 use crate::kit::netns::{End, Link};
 use crate::kit::wait_limit;

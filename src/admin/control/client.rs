@@ -27,7 +27,7 @@ const QUEUE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why the running usher could not be asked.
 #[derive(Debug, Error)]
-pub enum ControlError {
+pub(crate) enum ControlError {
     /// The socket cannot be opened.
     #[error("{path} cannot be opened: {source}; {}", way_out(.source))]
     Connect {
@@ -78,13 +78,13 @@ fn way_out(error: &io::Error) -> &'static str {
 impl ControlError {
     /// Whether the caller may not use the socket.
     #[must_use]
-    pub fn is_permission(&self) -> bool {
+    pub(crate) fn is_permission(&self) -> bool {
         matches!(self, Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
     }
 
     /// Whether the request is wrong, as distinct from a process that cannot answer it now.
     #[must_use]
-    pub fn is_mistake(&self) -> bool {
+    pub(crate) fn is_mistake(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if status.is_client_error())
     }
 
@@ -99,13 +99,13 @@ impl ControlError {
 ///
 /// # Errors
 /// Why there is no answer.
-pub async fn ask<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -> Result<T, ControlError> {
+pub(crate) async fn ask<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -> Result<T, ControlError> {
     let asked = async { request(connect(socket).await?, method, path).await };
     timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| ControlError::Timeout)?
 }
 
 /// What the process that serves answers, and those before it.
-pub struct Answers<T> {
+pub(crate) struct Answers<T> {
     /// The process that serves.
     pub serving: T,
     /// Each that has handed its listeners over and still has sessions, by its socket.
@@ -118,7 +118,11 @@ pub struct Answers<T> {
 ///
 /// # Errors
 /// Why the process that serves does not answer.
-pub async fn ask_all<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -> Result<Answers<T>, ControlError> {
+pub(crate) async fn ask_all<T: DeserializeOwned>(
+    socket: &Path,
+    method: &str,
+    path: &str,
+) -> Result<Answers<T>, ControlError> {
     let asked = async {
         let stream = connect(socket).await?;
         let user = stream.peer_cred().ok().map(|credentials| credentials.uid());
@@ -185,7 +189,7 @@ async fn request<T: DeserializeOwned>(stream: UnixStream, method: &str, path: &s
 
 /// A word of a path or a query: everything but letters, digits and `-._~` is escaped (RFC 3986).
 #[must_use]
-pub fn encode(word: &str) -> String {
+pub(crate) fn encode(word: &str) -> String {
     let mut encoded = String::with_capacity(word.len());
     for byte in word.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

@@ -13,15 +13,15 @@ mod server;
 mod shapes;
 mod socket;
 
-pub use client::{Answers, ControlError, ask, ask_all, encode};
-pub use server::serve;
-pub use shapes::{Cached, Confirmed, Dropped, Kicked, Leaving, Outcome, Problem, User};
-pub use socket::{SocketFile, bind};
+pub(crate) use client::{ControlError, ask, ask_all, encode};
+pub(crate) use server::serve;
+pub(crate) use shapes::{Cached, Confirmed, Dropped, Kicked, Leaving, Outcome, Problem, User};
+pub(crate) use socket::{SocketFile, bind};
 use tokio::sync::oneshot;
 
 /// A request to the main loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     /// Reload the configuration file.
     Reload,
     /// Hand the listeners to a new process.
@@ -31,14 +31,14 @@ pub enum Order {
 }
 
 /// An order and the channel for its outcome: a message, or the problems.
-pub type Request = (Order, oneshot::Sender<OrderResult>);
+pub(crate) type Request = (Order, oneshot::Sender<OrderResult>);
 
 /// A message for the administrator, or the problems.
-pub type OrderResult = Result<String, Vec<String>>;
+pub(crate) type OrderResult = Result<String, Vec<String>>;
 
 /// Any name as a part of a path.
 #[must_use]
-pub fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

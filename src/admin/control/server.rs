@@ -49,7 +49,7 @@ impl Caller {
 }
 
 /// Serves the control socket until the token says stop, and what is being answered then.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: &UnixListener,
     shared: Arc<Shared>,
     orders: mpsc::Sender<Request>,

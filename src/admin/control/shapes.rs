@@ -9,14 +9,14 @@ use crate::sessions::registry::Session;
 
 /// The reply to a request that failed.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// The reason.
     pub error: String,
 }
 
 /// The outcome of a reload or an upgrade.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Whether it succeeded: the new configuration is active, the new process serves.
     pub done: bool,
     /// Why not: lines as `usher check` prints them.
@@ -28,14 +28,14 @@ pub struct Outcome {
 
 /// The reply to `usher confirm`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Confirmed {
+pub(crate) struct Confirmed {
     /// The number of changes that the brake held.
     pub changes: usize,
 }
 
 /// The reply to `usher kick`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Kicked {
+pub(crate) struct Kicked {
     /// The number of sessions.
     pub count: usize,
     /// The time over which they are closed.
@@ -48,7 +48,7 @@ pub struct Kicked {
 
 /// The reply to `usher drain`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Leaving {
+pub(crate) struct Leaving {
     /// Whether the process shuts down; otherwise only `/ready` has changed.
     pub ends: bool,
     /// Whether `/ready` replies 200.
@@ -63,7 +63,7 @@ pub struct Leaving {
 
 /// What is cached of an entry; never a password or its digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cached {
+pub(crate) struct Cached {
     /// The entry's DN, or its placeholder where only wrong passwords are cached.
     pub dn: String,
     /// The login names that were used.
@@ -86,7 +86,7 @@ pub struct Cached {
 
 /// The reply to `usher cache drop`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Dropped {
+pub(crate) struct Dropped {
     /// The number of entries.
     pub entries: usize,
     /// Their DNs; empty if everything was dropped.
@@ -95,7 +95,7 @@ pub struct Dropped {
 
 /// The running process's state of a user.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct User {
+pub(crate) struct User {
     /// `off`, `lost` or `following`.
     pub watch: String,
     /// Seconds since a bind verified a password of this user, if that is cached.

@@ -24,23 +24,17 @@ const MADE: &str = "socket";
 
 /// The control socket's file, which this process has made.
 #[derive(Debug)]
-pub struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     id: (u64, u64),
 }
 
 impl SocketFile {
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Gives it a second name, under which this process answers once the first is a successor's.
     ///
     /// # Errors
     /// The system's reason, or that the file by this name is not the one that was made.
-    pub fn move_aside(&self) -> io::Result<Self> {
+    pub(crate) fn move_aside(&self) -> io::Result<Self> {
         let kept = predecessor_path(&self.path, std::process::id());
         // What is there by this name belonged to a process that has ended.
         let _ = fs::remove_file(&kept);
@@ -54,14 +48,14 @@ impl SocketFile {
     }
 
     /// Takes the second name away again, and puts the file back where it was.
-    pub fn move_back(&self, kept: &Self) {
+    pub(crate) fn move_back(&self, kept: &Self) {
         // Renaming does nothing if both are the same file still (rename(2)).
         let _ = fs::rename(&kept.path, &self.path);
         let _ = fs::remove_file(&kept.path);
     }
 
     /// Removes it, unless another process has put its own there.
-    pub fn remove(&self) {
+    pub(crate) fn remove(&self) {
         if self.is_there() {
             // A socket that is left behind is replaced at the next start.
             let _ = fs::remove_file(&self.path);
@@ -82,7 +76,7 @@ fn id(found: &Stat) -> (u64, u64) {
 ///
 /// # Errors
 /// The system's reason, that others can write to its folder, or that another usher answers there.
-pub fn bind(settings: &config::Control, successor: bool) -> io::Result<(UnixListener, SocketFile)> {
+pub(crate) fn bind(settings: &config::Control, successor: bool) -> io::Result<(UnixListener, SocketFile)> {
     let path = &settings.path;
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no file's path"));

@@ -1,7 +1,7 @@
 //! Operating system interfaces: limits, socket options, local addresses.
 
-pub mod allocator;
-pub mod paths;
+pub(crate) mod allocator;
+pub(crate) mod paths;
 pub mod sockets;
 
 use std::fs::{File, Metadata};
@@ -19,14 +19,14 @@ use socket2::SockRef;
 /// Acknowledges what comes next at once, and not after the 40 ms for which Linux waits for something to send
 /// along (TCP_QUICKACK, tcp(7)). For a peer that holds back its next segment until then (Nagle's algorithm).
 /// Where it cannot be set, it costs those 40 ms.
-pub fn acknowledge_at_once<'a>(socket: impl Into<SockRef<'a>>) {
+pub(crate) fn acknowledge_at_once<'a>(socket: impl Into<SockRef<'a>>) {
     #[cfg(target_os = "linux")]
     let _ = socket.into().set_tcp_quickack(true);
 }
 
 /// Whether connecting to this address would reach one of these listeners.
 #[must_use]
-pub fn is_own(address: SocketAddr, listeners: &[SocketAddr]) -> bool {
+pub(crate) fn is_own(address: SocketAddr, listeners: &[SocketAddr]) -> bool {
     let ip = address.ip().to_canonical();
     listeners.iter().any(|listener| {
         let listens_on = listener.ip().to_canonical();
@@ -52,13 +52,13 @@ fn source_towards(ip: IpAddr) -> io::Result<IpAddr> {
 
 /// The machine's name.
 #[must_use]
-pub fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Raises the limit of open files to what the system allows; returns the limit in force.
 #[must_use]
-pub fn raise_open_files() -> u64 {
+pub(crate) fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
     // A limit that cannot be raised stays; the caller reports the consequence.
@@ -70,7 +70,7 @@ pub fn raise_open_files() -> u64 {
 ///
 /// # Errors
 /// Those of the system, or what it is instead of a file.
-pub fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
+pub(crate) fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
     // Opening a FIFO waits for a writer otherwise; for a regular file the flag means nothing.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
@@ -85,14 +85,14 @@ pub fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
 /// Whether users other than the owner and (for reading) the group may read or change a file with a secret;
 /// `Some` has the mode. systemd's credentials and `root:usher 0640` are accepted.
 #[must_use]
-pub fn exposed(file: &Metadata) -> Option<u32> {
+pub(crate) fn exposed(file: &Metadata) -> Option<u32> {
     let mode = file.mode() & 0o7777;
     (mode & 0o027 != 0).then_some(mode)
 }
 
 /// What to do about an [`exposed`] file.
 #[must_use]
-pub fn exposed_message(path: &Path, mode: u32) -> String {
+pub(crate) fn exposed_message(path: &Path, mode: u32) -> String {
     let path = path.display();
     format!("{path} holds a secret that others can read or change (mode {mode:04o}): run `chmod 640 {path}`")
 }
@@ -103,7 +103,7 @@ pub fn exposed_message(path: &Path, mode: u32) -> String {
 /// # Errors
 /// What the environment says about them makes no sense.
 #[allow(unsafe_code, reason = "a number from the environment becomes a descriptor nowhere else")]
-pub fn activated() -> io::Result<Vec<(String, OwnedFd)>> {
+pub(crate) fn activated() -> io::Result<Vec<(String, OwnedFd)>> {
     // SAFETY: sd_listen_fds(3) gives these descriptors, from 3 on, to the process that LISTEN_PID
     // names; nothing else in it knows their numbers, and this is the only call.
     let owned = |(number, name)| (name, unsafe { OwnedFd::from_raw_fd(number) });
@@ -115,7 +115,7 @@ pub fn activated() -> io::Result<Vec<(String, OwnedFd)>> {
 ///
 /// # Errors
 /// There is no such group, or the lookup failed.
-pub fn group_id(name: &str) -> io::Result<u32> {
+pub(crate) fn group_id(name: &str) -> io::Result<u32> {
     if let Ok(number) = name.parse() {
         return Ok(number);
     }

@@ -21,7 +21,7 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// Why a folder is not safe.
 #[derive(Debug, Error)]
-pub enum UnsafeFolder {
+pub(crate) enum UnsafeFolder {
     /// Its group or all users can write there.
     #[error(
         "others can write to {} (mode {mode:04o}) and put their own files in place of usher's: {}",
@@ -79,7 +79,7 @@ struct PathStep {
 ///
 /// # Errors
 /// The first folder that is not safe.
-pub fn check_folder(folder: &Path, user: Option<u32>) -> Result<(), UnsafeFolder> {
+pub(crate) fn check_folder(folder: &Path, user: Option<u32>) -> Result<(), UnsafeFolder> {
     let way = path_steps(folder)?;
     let user = user.or_else(|| way.last().map(|last| last.metadata.uid()));
     let is_trusted = |uid: u32| uid == 0 || Some(uid) == user;

@@ -325,7 +325,7 @@ fn notice(message: &LdapMessage<'_>) -> Option<u32> {
 /// The invariants of any input: two bytes of a limit, eight that choose the split, and the data. The split
 /// makes no difference, no more is buffered than was received and the limit allows, and a parser that trusts
 /// its input agrees on each message.
-#[cfg(any(test, feature = "fuzz"))]
+#[cfg(any(test, feature = "internals"))]
 pub(crate) fn invariants(data: &[u8]) {
     let Some((most, rest)) = data.split_first_chunk() else { return };
     let Some((cuts, bytes)) = rest.split_first_chunk::<8>() else { return };

@@ -7,26 +7,26 @@
 //! another server (promise 6), referrals are never followed (promise 9), and nothing is ever bound with an
 //! empty DN or password (promise 2). RFC 4511, 4513.
 
-pub mod bind_client;
-pub mod bind_pool;
-pub mod bridge;
-pub mod changes;
-pub mod connection;
-pub mod diagnose;
-pub mod frames;
-pub mod fresh;
-pub mod health;
-pub mod lag;
-pub mod listing;
-pub mod lockout;
-pub mod policy;
-pub mod probe;
-pub mod request;
-pub mod schema;
+pub(crate) mod bind_client;
+pub(crate) mod bind_pool;
+pub(crate) mod bridge;
+pub(crate) mod changes;
+pub(crate) mod connection;
+pub(crate) mod diagnose;
+pub(crate) mod frames;
+pub(crate) mod fresh;
+pub(crate) mod health;
+pub(crate) mod lag;
+pub(crate) mod listing;
+pub(crate) mod lockout;
+pub(crate) mod policy;
+pub(crate) mod probe;
+pub(crate) mod request;
+pub(crate) mod schema;
 #[cfg(test)]
 mod scripted;
-pub mod selection;
-pub mod service_account;
+pub(crate) mod selection;
+pub(crate) mod service_account;
 #[cfg(test)]
 mod tests;
 

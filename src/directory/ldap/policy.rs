@@ -163,7 +163,7 @@ fn number(bytes: &[u8]) -> Option<u32> {
 }
 
 /// The invariants of any reply: no account state where the server sent none, and no warning beside a refusal.
-#[cfg(any(test, feature = "fuzz"))]
+#[cfg(any(test, feature = "internals"))]
 pub(crate) fn invariants(code: u32, control: &[u8], text: &str) {
     use crate::directory::ldap::frames::{BIND_RESPONSE, Frames};
     use crate::proto::ldap::ber::{digits, wrapped};

@@ -31,8 +31,8 @@ use crate::proto::NginxReply;
 use crate::tls::stream::Stream;
 use request::{Request, RequestSyntaxError};
 
-#[cfg(any(test, feature = "fuzz"))]
-pub use request::read as read_request;
+#[cfg(any(test, feature = "internals"))]
+pub(crate) use request::read as read_request;
 
 /// nginx sends its request immediately.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -88,7 +88,7 @@ struct NginxTarget {
 }
 
 /// Answers until the task is ended.
-pub async fn serve(listener: Arc<TcpListener>, shared: Arc<Shared>) {
+pub(crate) async fn serve(listener: Arc<TcpListener>, shared: Arc<Shared>) {
     loop {
         let Ok((tcp, peer)) = listener.accept().await else {
             sleep(EXHAUSTED_PAUSE).await;

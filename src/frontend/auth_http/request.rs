@@ -4,7 +4,6 @@
 //! and control characters below 0x20 of name and password as `%XX` and everything else as it is
 //! (NGX_ESCAPE_MAIL_AUTH): a plus is a plus. Whatever nginx would not have written is refused.
 //! <https://nginx.org/en/docs/mail/ngx_mail_auth_http_module.html>
-#![cfg_attr(not(any(test, feature = "fuzz")), expect(unreachable_pub, reason = "the fuzz target reaches it"))]
 
 use std::net::IpAddr;
 
@@ -21,7 +20,7 @@ const NAMES: [&str; 7] =
 
 /// A question.
 #[derive(Debug)]
-pub struct Request {
+pub(crate) struct Request {
     /// The name, byte for byte as typed.
     pub login: Vec<u8>,
     /// The password, byte for byte.
@@ -42,7 +41,7 @@ pub struct Request {
 
 /// Why a request is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum RequestSyntaxError {
+pub(crate) enum RequestSyntaxError {
     /// Longer than any.
     #[error("request is longer than 32 KiB")]
     TooLong,
@@ -61,7 +60,7 @@ pub enum RequestSyntaxError {
 ///
 /// # Errors
 /// The request is invalid.
-pub fn read(bytes: &[u8]) -> Result<Option<Request>, RequestSyntaxError> {
+pub(crate) fn read(bytes: &[u8]) -> Result<Option<Request>, RequestSyntaxError> {
     let known = bytes.get(..bytes.len().min(MOST)).unwrap_or_default();
     let Some(end) = known.windows(4).position(|four| four == b"\r\n\r\n") else {
         return if bytes.len() < MOST { Ok(None) } else { Err(RequestSyntaxError::TooLong) };

@@ -9,13 +9,13 @@ mod command;
 mod front;
 #[cfg(test)]
 mod tests;
-#[cfg(any(test, feature = "fuzz"))]
+#[cfg(any(test, feature = "internals"))]
 pub mod trial;
 
 use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
 /// IMAP's row of the protocol table.
-pub const PROTOCOL: Protocol = Protocol {
+pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "imap",
     alpn: Some(b"imap"),
     implicit_port: 993,

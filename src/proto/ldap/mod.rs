@@ -1,4 +1,4 @@
 //! The pure syntax of LDAP: BER, filters and DN templates.
 
-pub mod ber;
-pub mod template;
+pub(crate) mod ber;
+pub(crate) mod template;

@@ -10,20 +10,20 @@ use crate::directory::Login;
 
 /// The search filter for this name; `None` if the name lacks a part that the filter requires.
 #[must_use]
-pub fn filter(template: &Template, login: &Login) -> Option<String> {
+pub(crate) fn filter(template: &Template, login: &Login) -> Option<String> {
     render(template, login, |value| Some(ldap3::ldap_escape(value)))
 }
 
 /// The DN for this name; `None` if the name lacks a part that the DN requires.
 #[must_use]
-pub fn dn(template: &Template, login: &Login) -> Option<String> {
+pub(crate) fn dn(template: &Template, login: &Login) -> Option<String> {
     render(template, login, |value| Some(ldap3::dn_escape(value)))
 }
 
 /// The principal name for this name; `None` if the name lacks a part, or has a character other than
 /// `A-Za-z0-9._-`: a principal name has no escapes, and another `@` would move it to another domain.
 #[must_use]
-pub fn principal(template: &Template, login: &Login) -> Option<String> {
+pub(crate) fn principal(template: &Template, login: &Login) -> Option<String> {
     let plain = |value: &str| value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     render(template, login, |value| plain(value).then_some(Cow::Borrowed(value)))
 }

@@ -12,13 +12,13 @@ mod front;
 mod syntax;
 #[cfg(test)]
 mod tests;
-#[cfg(any(test, feature = "fuzz"))]
+#[cfg(any(test, feature = "internals"))]
 pub mod trial;
 
 use super::{Back, BackSettings, ClosingLine, Front, FrontSettings, Protocol};
 
 /// ManageSieve's row of the protocol table.
-pub const PROTOCOL: Protocol = Protocol {
+pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "managesieve",
     alpn: Some(b"managesieve"),
     implicit_port: 4190,

@@ -8,14 +8,14 @@ mod back;
 mod front;
 #[cfg(test)]
 mod tests;
-#[cfg(any(test, feature = "fuzz"))]
+#[cfg(any(test, feature = "internals"))]
 pub mod trial;
 
 use super::line::LineFront;
 use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
 /// POP3's row of the protocol table.
-pub const PROTOCOL: Protocol = Protocol {
+pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "pop3",
     alpn: Some(b"pop3"),
     implicit_port: 995,

@@ -77,7 +77,7 @@ pub struct Refresh {
 }
 
 /// Receives the changes.
-pub type ChangeHandler<'a> = &'a (dyn Fn(Change) + Send + Sync);
+pub(crate) type ChangeHandler<'a> = &'a (dyn Fn(Change) + Send + Sync);
 
 /// A connection of the watch and its search.
 struct WatchLink<'a> {
