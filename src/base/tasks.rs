@@ -238,62 +238,66 @@ pub mod defect {
 mod tests {
     use std::cell::Cell;
 
-    use crate::telemetry::metrics::Metrics;
+    use prometheus::Opts;
 
     use super::*;
 
-    fn restarts(metrics: &Metrics, task: Task) -> u64 {
-        metrics.task_restarts.with_label_values(&[task.label()]).get()
+    fn counter() -> IntCounterVec {
+        IntCounterVec::new(Opts::new("restarts", "by task"), &["task"]).unwrap()
+    }
+
+    fn restarts(counter: &IntCounterVec, task: Task) -> u64 {
+        counter.with_label_values(&[task.label()]).get()
     }
 
     #[tokio::test(start_paused = true)]
     async fn panicked_task_is_restarted_with_growing_pauses() {
-        let (metrics, runs, began) = (Metrics::new(), Cell::new(0), Instant::now());
+        let (counter, runs, began) = (counter(), Cell::new(0), Instant::now());
         let make = || async {
             runs.set(runs.get() + 1);
             assert!(runs.get() > 12, "as wanted");
         };
-        assert_eq!(keep(Task::Probes, &metrics.task_restarts, make).await, TaskExit::Done);
-        assert_eq!((runs.get(), restarts(&metrics, Task::Probes)), (13, 12));
+        assert_eq!(keep(Task::Probes, &counter, make).await, TaskExit::Done);
+        assert_eq!((runs.get(), restarts(&counter, Task::Probes)), (13, 12));
         // 0.1 s, doubled ten times and then as long as it gets.
         assert_eq!(began.elapsed(), Duration::from_millis(222_300));
     }
 
     #[tokio::test(start_paused = true)]
     async fn vital_task_that_keeps_panicking_is_given_up() {
-        let (metrics, runs) = (Metrics::new(), Cell::new(0));
+        let (counter, runs) = (counter(), Cell::new(0));
         let make = || async {
             runs.set(runs.get() + 1);
             panic!("as wanted");
         };
-        assert_eq!(keep(Task::Listener, &metrics.task_restarts, make).await, TaskExit::GivenUp);
-        assert_eq!((runs.get(), restarts(&metrics, Task::Listener)), (6, 6));
+        assert_eq!(keep(Task::Listener, &counter, make).await, TaskExit::GivenUp);
+        assert_eq!((runs.get(), restarts(&counter, Task::Listener)), (6, 6));
     }
 
     #[tokio::test(start_paused = true)]
     async fn vital_task_that_panics_occasionally_is_restarted() {
-        let (metrics, runs) = (Metrics::new(), Cell::new(0));
+        let (counter, runs) = (counter(), Cell::new(0));
         let make = || async {
             runs.set(runs.get() + 1);
             sleep(SOUND).await;
             assert!(runs.get() > 20, "as wanted");
         };
-        assert_eq!(keep(Task::Listener, &metrics.task_restarts, make).await, TaskExit::Done);
-        assert_eq!(restarts(&metrics, Task::Listener), 20);
+        assert_eq!(keep(Task::Listener, &counter, make).await, TaskExit::Done);
+        assert_eq!(restarts(&counter, Task::Listener), 20);
     }
 
     #[tokio::test(start_paused = true)]
     async fn panic_before_the_first_await_is_caught() {
-        let (metrics, mut runs) = (Metrics::new(), 0);
+        let (counter, mut runs) = (counter(), 0);
         let make = || {
             runs += 1;
             assert!(runs > 1, "as wanted");
             std::future::ready(())
         };
-        assert_eq!(keep(Task::Probes, &metrics.task_restarts, make).await, TaskExit::Done);
-        let once = once(Task::Kick, &metrics.task_restarts, async { panic!("as wanted") });
+        assert_eq!(keep(Task::Probes, &counter, make).await, TaskExit::Done);
+        let once = once(Task::Kick, &counter, async { panic!("as wanted") });
         assert_eq!(once.await, None::<()>);
-        assert_eq!((restarts(&metrics, Task::Probes), restarts(&metrics, Task::Kick)), (1, 1));
+        assert_eq!((restarts(&counter, Task::Probes), restarts(&counter, Task::Kick)), (1, 1));
     }
 
     #[test]
