@@ -19,9 +19,9 @@ use base64::engine::general_purpose::STANDARD;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::overview::{self, Backend};
-use super::paced::Paced;
+use super::rendering::RateLimitedText;
+use crate::base::clock::unix_now;
 use crate::login::core::{Shared, Snapshot, Stage};
-use crate::sessions::registry::unix_now;
 use crate::telemetry::metrics::{DIRECTORY_CONNECTIONS, Metrics};
 use history::{History, PACE, SAMPLES, Sample};
 use html::{Cell, Chart, Escaped, Mark, Table};
@@ -159,7 +159,7 @@ impl Status {
 }
 
 /// Answers with the page.
-pub(super) async fn show(State(page): State<Arc<Paced>>) -> Response {
+pub(super) async fn show(State(page): State<Arc<RateLimitedText>>) -> Response {
     let Some(page) = page.text().await else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),

@@ -1,6 +1,25 @@
-//! Waiting for a point in time that may already be past.
+//! Time: waiting for a point that may already be past, and the calendar.
+
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep_until};
+use x509_parser::time::ASN1Time;
+
+/// Unix seconds now.
+#[must_use]
+pub(crate) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+}
+
+/// `2026-12-24`, of Unix time.
+#[must_use]
+pub(crate) fn date(time: i64) -> String {
+    let date = ASN1Time::from_timestamp(time).ok().map(|time| {
+        let date = time.to_datetime().date();
+        format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
+    });
+    date.unwrap_or_else(|| format!("{time} (Unix time)"))
+}
 
 /// Waits until `at`; returns at once if that is now or past. tokio's own timers go by whole milliseconds and
 /// round up: a wait of zero would still last until the next one, in every login.
@@ -12,8 +31,6 @@ pub(crate) async fn wait_until(at: Instant) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::advance;
 
     use super::*;
@@ -28,5 +45,10 @@ mod tests {
         assert_eq!(now, Instant::now());
         wait_until(now + Duration::from_micros(1)).await;
         assert!(Instant::now() > now);
+    }
+    #[test]
+    fn date_of_unix_time_is_the_day_in_utc() {
+        assert_eq!(date(1_795_000_000), "2026-11-18");
+        assert_eq!(date(i64::MAX), format!("{} (Unix time)", i64::MAX));
     }
 }

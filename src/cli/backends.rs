@@ -10,8 +10,8 @@ use super::{FAILED, count};
 use crate::admin::control::encode;
 use crate::admin::overview::Backend;
 use crate::backend::state::{AddressStatus, ProtocolStatus};
+use crate::base::clock::unix_now;
 use crate::sessions::maintenance::Drain;
-use crate::sessions::registry::unix_now;
 use crate::telemetry::log::Escaped;
 
 const HELP: &str = "\

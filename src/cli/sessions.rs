@@ -10,8 +10,10 @@ use serde_json::{Map, Value};
 
 use super::count;
 use super::running::{Running, age, say, say_json, table, with_query};
+use crate::base::clock::unix_now;
 use crate::diagnose::table::Shown;
-use crate::sessions::registry::{Filter, FilterError, Session, unix_now};
+use crate::sessions::filter::{Filter, FilterError};
+use crate::sessions::registry::Session;
 
 const HELP: &str = "\
 Examples:

@@ -1,10 +1,7 @@
 //! What certificates say, and how long they still do.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use x509_parser::time::ASN1Time;
-
 use super::{Finding, State};
+use crate::base::clock::{date, unix_now};
 use crate::diagnose::table::Shown;
 use crate::tls::certificate::CertificateInfo;
 use crate::tls::server::ServerTls;
@@ -61,16 +58,6 @@ fn days(end: i64, now: i64) -> i64 {
     (end - now).div_euclid(DAY)
 }
 
-/// `2026-12-24`, of Unix time.
-#[must_use]
-pub(crate) fn date(end: i64) -> String {
-    let date = ASN1Time::from_timestamp(end).ok().map(|time| {
-        let date = time.to_datetime().date();
-        format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
-    });
-    date.unwrap_or_else(|| format!("{end} (Unix time)"))
-}
-
 /// `until 2026-12-24 (28 days)`.
 fn until(end: i64, now: i64) -> String {
     let date = date(end);
@@ -81,8 +68,7 @@ fn until(end: i64, now: i64) -> String {
 }
 
 fn now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    i64::try_from(now).unwrap_or(i64::MAX)
+    i64::try_from(unix_now()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

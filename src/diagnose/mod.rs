@@ -19,7 +19,7 @@ use crate::login::core::Snapshot;
 use crate::proto::PROTOCOLS;
 use crate::telemetry::metrics::Metrics;
 
-pub(crate) use certificates::{date, served};
+pub(crate) use certificates::served;
 
 /// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::backend::{BackendError, LoggedIn};
+use crate::base::clock::unix_now;
 use crate::base::secret::{Secret, SecretBuf};
 use crate::base::sys::sockets;
 use crate::config::{ListenerTls, OnUnavailable};
@@ -31,7 +32,7 @@ use crate::login::event::{self, ConnectionInfo, LoginEvent};
 use crate::outcome::Refusal;
 use crate::proto::watch::CommandWatch;
 use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
-use crate::sessions::registry::{self, Session};
+use crate::sessions::registry::Session;
 use crate::sessions::relay::{Relay, RelaySide};
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
@@ -403,7 +404,7 @@ impl Conversation {
             client: self.info.client,
             protocol: self.protocol.name.into(),
             backend: Arc::clone(backend),
-            since: registry::unix_now(),
+            since: unix_now(),
         }
     }
 

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::warn;
 
+use crate::base::clock::unix_now;
 use crate::base::secret::Secret;
 use crate::cache::{self, Cache, CacheStamp, Digest, FlightError, Flights};
 use crate::directory::{Availability, Directory, DirectoryError, Entry, Identity, Login, Trace};
 use crate::limits::BindGate;
 use crate::outcome::{AccountState, Refusal};
-use crate::sessions::registry::unix_now;
 use crate::telemetry::log::Repeats;
 use crate::tracking::store::{Reconciled, TrackedEntries};
 

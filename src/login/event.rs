@@ -13,7 +13,7 @@ use crate::limits::{Limited, Rule};
 use crate::login::authn::{AuthDecision, DecidedBy};
 use crate::outcome::{BackendReply, Refusal, Side};
 use crate::proto::ClientId;
-use crate::sessions::registry::SessionId;
+use crate::sessions::id::SessionId;
 use crate::sessions::relay::RelayOutcome;
 use crate::telemetry::log::Escaped;
 use crate::telemetry::metrics::Metrics;

@@ -29,10 +29,10 @@ use tracing::{error, info, warn};
 
 use super::{Next, Server, StopSignals};
 use crate::admin::control::{OrderResult, SocketFile};
+use crate::base::clock::unix_now;
 use crate::base::sys;
 use crate::login::core::Stage;
 use crate::sessions::maintenance::Drain;
-use crate::sessions::registry::unix_now;
 
 /// Sockets in one message: below SCM_MAX_FD, which is 253.
 const MOST: usize = 250;

@@ -35,15 +35,14 @@ use tracing::{error, info, warn};
 use crate::admin::SidePort;
 use crate::admin::control::{self, Order, OrderResult, Request, SocketFile};
 use crate::backend::Backend;
+use crate::base::clock::{date, unix_now};
 use crate::base::sys;
 use crate::base::tasks::{self, Task};
 use crate::config::{self, Config, ListenerTls, Problem};
 use crate::config_files::{self, Files, Fingerprint};
-use crate::diagnose::date;
 use crate::frontend::auth_http;
 use crate::frontend::listener::{self, BoundListener};
 use crate::login::core::{Shared, Snapshot};
-use crate::sessions::registry::unix_now;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
@@ -127,11 +126,11 @@ pub(crate) fn prepare(
 
 /// How usher ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// As a signal or an administrator said, or after an upgrade.
-    AsTold,
-    /// By a defect of its own that it cannot go on with; the log has it.
-    Broken,
+pub(crate) enum ServerExit {
+    /// By a signal or a command, or after an upgrade.
+    Requested,
+    /// By a defect that it cannot recover from; the log has it.
+    Defect,
 }
 
 /// Runs until a signal ends it, or an upgrade. With `take_over` it is the new process of one, where
@@ -139,7 +138,7 @@ pub(crate) enum Ended {
 ///
 /// # Errors
 /// Why it did not start.
-pub(crate) async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)]) -> Result<Ended, StartError> {
+pub(crate) async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)]) -> Result<ServerExit, StartError> {
     // As it is now: an upgrade puts another file there.
     let program = std::env::current_exe().map_err(StartError::Inherit)?;
     let inherited = Inherited::receive(take_over).map_err(StartError::Inherit)?;
@@ -181,7 +180,7 @@ pub(crate) async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)
         Err(_) => {
             error!("the main loop panicked: the process ends, for the service manager to start it again");
             server.finish().await;
-            Ended::Broken
+            ServerExit::Defect
         }
     })
 }
@@ -377,7 +376,7 @@ impl Server {
         mut stop: StopSignals,
         mut hangup: Signal,
         mut requests: mpsc::Receiver<Request>,
-    ) -> Ended {
+    ) -> ServerExit {
         loop {
             tokio::select! {
                 () = stop.recv() => break,
@@ -385,7 +384,7 @@ impl Server {
                     error!("the process cannot do without this task and ends, for the service manager to start it again");
                     self.close_listeners();
                     self.finish().await;
-                    return Ended::Broken;
+                    return ServerExit::Defect;
                 }
                 () = tasks::defect::of("main", DEFECT) => {}
                 _ = hangup.recv() => {
@@ -406,7 +405,7 @@ impl Server {
                         Next::Leave(way) => {
                             drop(requests);
                             self.leave_to_successor(way, &mut stop).await;
-                            return Ended::AsTold;
+                            return ServerExit::Requested;
                         }
                     }
                 }
@@ -419,7 +418,7 @@ impl Server {
         // From here on requests for a reload are refused at once.
         drop(requests);
         self.drain(&mut stop).await;
-        Ended::AsTold
+        ServerExit::Requested
     }
 
     /// Takes over the config file as it is now, or leaves everything as it was and says why.

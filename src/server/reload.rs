@@ -17,9 +17,9 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{error, info};
 
 use super::Server;
+use crate::base::clock::date;
 use crate::config::Problem;
 use crate::config_files::{Files, Fingerprint};
-use crate::diagnose::date;
 use crate::login::core::Snapshot;
 use crate::tls::server::ServedCertificate;
 

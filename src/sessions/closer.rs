@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use crate::sessions::registry::{Registry, SessionId, TerminationReason};
+use crate::sessions::id::SessionId;
+use crate::sessions::registry::{Registry, TerminationReason};
 
 /// The sessions to be closed.
 #[derive(Debug)]

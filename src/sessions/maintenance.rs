@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::base::clock::unix_now;
 use crate::base::tasks::{self, Task};
-use crate::sessions::registry::{Registry, SessionId, TerminationReason, unix_now};
+use crate::sessions::id::SessionId;
+use crate::sessions::registry::{Registry, TerminationReason};
 use crate::telemetry::metrics::Metrics;
 
 /// How often a drained backend is checked for sessions that were about to begin.

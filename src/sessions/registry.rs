@@ -3,7 +3,6 @@
 //! A session is listed from before its client is sent OK until its [`ListedSession`] guard is dropped. Its
 //! basis is stored with it, so that a later version of the entry can be compared.
 
-use crate::sessions::id;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,15 +10,13 @@ use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
 
-pub(crate) use crate::sessions::filter::{Filter, FilterError};
-pub(crate) use crate::sessions::id::SessionId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::directory::{Entry, EntryId};
 use crate::proto::ClosingNotice;
+use crate::sessions::id::{self, SessionId};
 
 /// A relayed session. Contains no password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -285,12 +282,6 @@ impl Drop for ListedSession {
     }
 }
 
-/// Unix seconds now.
-#[must_use]
-pub(crate) fn unix_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
-}
-
 #[cfg(test)]
 impl SessionBasis {
     /// What a session of this DN was logged in with, for tests.
@@ -302,6 +293,7 @@ impl SessionBasis {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::clock::unix_now;
     use crate::directory::EntryVersion;
 
     fn list(registry: &Arc<Registry>, session: Session) -> (ListedSession, StopHandle) {

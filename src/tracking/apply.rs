@@ -15,11 +15,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::base::clock::unix_now;
 use crate::cache::Cache;
 use crate::config::{self, Routing};
 use crate::directory::{Change, Entry, EntryId, ReportedEntry};
 use crate::outcome::AccountState;
-use crate::sessions::registry::{Registry, Session, SessionBasis, TerminationReason, is_other, unix_now};
+use crate::sessions::registry::{Registry, Session, SessionBasis, TerminationReason, is_other};
 use crate::telemetry::log::{Escaped, Repeats};
 use crate::telemetry::metrics::Metrics;
 use crate::tracking::store::{DeferredChange, Precedence, Reconciled, TrackedEntries, TrackedEntry, TrackingKey};

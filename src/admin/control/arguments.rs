@@ -9,9 +9,9 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 
-use super::Problem;
+use super::ErrorReply;
 use crate::config;
-use crate::sessions::registry::Filter;
+use crate::sessions::filter::Filter;
 
 /// The longest time over which anything is spread.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -28,7 +28,7 @@ impl Rejection {
 
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
-        (self.0, Json(Problem { error: self.1 })).into_response()
+        (self.0, Json(ErrorReply { error: self.1 })).into_response()
     }
 }
 

@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use super::{Problem, socket};
+use super::{ErrorReply, socket};
 
 /// An answer larger than this is no answer: 60,000 sessions take about 15 MiB.
 const ANSWER_LIMIT: usize = 256 * 1024 * 1024;
@@ -174,7 +174,7 @@ async fn request<T: DeserializeOwned>(stream: UnixStream, method: &str, path: &s
         let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await;
         let body = body.map_err(|error| ControlError::Unreadable(error.to_string()))?.to_bytes();
         if !status.is_success() {
-            let words = serde_json::from_slice::<Problem>(&body).map(|problem| problem.error);
+            let words = serde_json::from_slice::<ErrorReply>(&body).map(|problem| problem.error);
             let words = words.unwrap_or_else(|_| format!("usher answered {status}"));
             return Err(ControlError::Refused { status, words });
         }

@@ -7,6 +7,7 @@
 //! that changes something is logged with the caller's uid.
 
 mod arguments;
+mod caller;
 mod client;
 mod routes;
 mod server;
@@ -15,7 +16,7 @@ mod socket;
 
 pub(crate) use client::{ControlError, ask, ask_all, encode};
 pub(crate) use server::serve;
-pub(crate) use shapes::{Cached, Confirmed, Dropped, Kicked, Leaving, Outcome, Problem, User};
+pub(crate) use shapes::{Cached, Confirmed, Dropped, ErrorReply, Kicked, Leaving, Outcome, User};
 pub(crate) use socket::{SocketFile, bind};
 use tokio::sync::oneshot;
 

@@ -14,15 +14,17 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
 use super::arguments::{Part, QueryArgs, Rejection};
-use super::server::Caller;
+use super::caller::Caller;
 use super::{Cached, Confirmed, Dropped, Kicked, Leaving, Order, OrderResult, Outcome, Request, User, unhex};
 use crate::admin::overview::{self, Backend};
+use crate::base::clock::unix_now;
 use crate::cache::CacheRecord;
 use crate::directory::Login;
 use crate::login::core::{Shared, Snapshot, Stage};
 use crate::routing;
+use crate::sessions::filter::Filter;
 use crate::sessions::maintenance::Drain;
-use crate::sessions::registry::{Filter, Session, unix_now};
+use crate::sessions::registry::Session;
 use crate::telemetry::log::Escaped;
 use crate::tracking::apply::WatchStatus;
 

@@ -9,7 +9,7 @@ use crate::sessions::registry::Session;
 
 /// The reply to a request that failed.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Problem {
+pub(crate) struct ErrorReply {
     /// The reason.
     pub error: String,
 }

@@ -1,0 +1,18 @@
+//! The process at the other end of a connection to the control socket, as the kernel reports it: named in the
+//! log of every command that changes something.
+
+use tokio::net::UnixStream;
+
+/// The caller's credentials (SO_PEERCRED, unix(7)).
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Caller {
+    pub(super) uid: Option<u32>,
+    pub(super) pid: Option<i32>,
+}
+
+impl Caller {
+    pub(super) fn of(stream: &UnixStream) -> Self {
+        let credentials = stream.peer_cred().ok();
+        Self { uid: credentials.map(|it| it.uid()), pid: credentials.and_then(|it| it.pid()) }
+    }
+}
