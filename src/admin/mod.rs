@@ -2,15 +2,15 @@
 //! page, for people.
 //!
 //! It changes nothing and names no user. One request a connection, all of it within
-//! `EXCHANGE_TIMEOUT`, so that no peer can hold its descriptors; places are shared out (`places`), pages are
-//! made only so often (`paced`), and only for requests by a name of this machine (`hosts`). What steers usher
-//! is on the control socket ([`control`]), which only its owner can open.
+//! `EXCHANGE_TIMEOUT`, so that no peer can hold its descriptors; slots are shared out (`slots`), pages are
+//! rendered at a limited rate (`rendering`), and only for requests by a name of this machine (`hosts`). Commands
+//! are on the control socket ([`control`]), which only its owner can open.
 
 pub(crate) mod control;
 mod hosts;
 pub(crate) mod overview;
-mod paced;
-mod places;
+mod rendering;
+mod slots;
 mod status;
 
 use std::net::IpAddr;
@@ -35,8 +35,8 @@ use crate::login::core::{Shared, Stage};
 use crate::telemetry::log::Escaped;
 use crate::telemetry::metrics::Metrics;
 use hosts::{ForeignHosts, OwnNames};
-use paced::Paced;
-use places::{Bounds, Places};
+use rendering::RateLimitedText;
+use slots::{ConnectionSlots, SlotLimits};
 use status::Status;
 
 /// From the connection to the end of the request's head.
@@ -44,20 +44,20 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a request and its answer may take together.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at a time: some scrapers and health checks; and those of one address.
-const PLACES: Bounds = Bounds { all: 256, share: 64, reserved: 0 };
+const SLOTS: SlotLimits = SlotLimits { all: 256, share: 64, reserved: 0 };
 /// The status page is made at most once in this time, the metrics at most once in that.
-const PAGE_PACE: Duration = Duration::from_secs(1);
-const METRICS_PACE: Duration = Duration::from_millis(100);
+const PAGE_PERIOD: Duration = Duration::from_secs(1);
+const METRICS_PERIOD: Duration = Duration::from_millis(100);
 /// How long to wait when the system has no descriptor left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
-/// What a connection gets for which there is no place.
-const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+/// The reply to a connection without a slot.
+const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// The side port: what it answers, whoever has connected.
 pub(crate) struct SidePort {
     status: Arc<Status>,
     router: Router,
-    places: Arc<Places<IpAddr>>,
+    slots: Arc<ConnectionSlots<IpAddr>>,
 }
 
 impl SidePort {
@@ -67,13 +67,13 @@ impl SidePort {
         let status = Status::new(Arc::clone(shared));
         let page = {
             let status = Arc::clone(&status);
-            Paced::new(PAGE_PACE, move || status.measured())
+            RateLimitedText::new(PAGE_PERIOD, move || status.measured())
         };
         let metrics = {
             let shared = Arc::clone(shared);
-            Paced::new(METRICS_PACE, move || shared.metrics.scrape(|metrics| refresh(&shared, metrics)))
+            RateLimitedText::new(METRICS_PERIOD, move || shared.metrics.scrape(|metrics| refresh(&shared, metrics)))
         };
-        let (own, asked) = (Arc::new((OwnNames::read(), ForeignHosts::default())), Arc::clone(shared));
+        let (own, requested) = (Arc::new((OwnNames::read(), ForeignHosts::default())), Arc::clone(shared));
         let router = Router::new()
             .route("/live", get(|| async { "live\n" }))
             .route("/ready", get(ready))
@@ -82,7 +82,7 @@ impl SidePort {
             .merge(Router::new().route("/metrics", get(self::metrics)).with_state(metrics))
             .layer(middleware::from_fn(move |request: Request, next: Next| {
                 let (names, foreign) = &*own;
-                let is_own = names.are_asked_for(request.headers(), &asked.snapshot.load());
+                let is_own = names.are_asked_for(request.headers(), &requested.snapshot.load());
                 if !is_own && let Some(host) = foreign.first_seen(request.headers()) {
                     warn!(
                         host = %Escaped(host),
@@ -91,12 +91,12 @@ impl SidePort {
                 }
                 async move { if is_own { next.run(request).await } else { MISDIRECTED.into_response() } }
             }));
-        Self { status, router, places: Places::new(PLACES) }
+        Self { status, router, slots: ConnectionSlots::new(SLOTS) }
     }
 
     /// Serves it until the task is ended.
     pub(crate) async fn serve(&self, listener: &TcpListener) {
-        exchange(listener, &self.router, &self.places).await;
+        exchange(listener, &self.router, &self.slots).await;
     }
 
     /// Samples the counters periodically; never returns.
@@ -109,20 +109,20 @@ impl SidePort {
 const MISDIRECTED: (StatusCode, &str) =
     (StatusCode::MISDIRECTED_REQUEST, "not a name of this machine: add it to `admin.hosts`, or use the address\n");
 
-async fn exchange(listener: &TcpListener, router: &Router, places: &Arc<Places<IpAddr>>) {
+async fn exchange(listener: &TcpListener, router: &Router, slots: &Arc<ConnectionSlots<IpAddr>>) {
     loop {
         let Ok((tcp, peer)) = listener.accept().await else {
             sleep(EXHAUSTED_PAUSE).await;
             continue;
         };
-        let Some(place) = places.take(peer.ip().to_canonical(), false) else {
+        let Some(slot) = slots.take(peer.ip().to_canonical(), false) else {
             // Whether it is heard does not matter.
-            let _ = tcp.try_write(NO_PLACE);
+            let _ = tcp.try_write(BUSY);
             continue;
         };
-        let asked = place.asked();
+        let requested = slot.request_flag();
         let router = router.clone().layer(middleware::from_fn(move |request: Request, next: Next| {
-            asked.set();
+            requested.set();
             next.run(request)
         }));
         tokio::spawn(async move {
@@ -132,20 +132,20 @@ async fn exchange(listener: &TcpListener, router: &Router, places: &Arc<Places<I
             tokio::select! {
                 // A late or malformed request gets no reply.
                 _ = timeout(EXCHANGE_TIMEOUT, connection) => {}
-                () = place.lost() => {}
+                () = slot.evicted() => {}
             }
         });
     }
 }
 
-async fn metrics(State(metrics): State<Arc<Paced>>) -> Response {
+async fn metrics(State(metrics): State<Arc<RateLimitedText>>) -> Response {
     match metrics.text().await {
         Some(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
         None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-/// Sets the gauges that are known when they are asked for.
+/// Sets the gauges that are known at each scrape.
 fn refresh(shared: &Shared, metrics: &Metrics) {
     let snapshot = shared.snapshot.load();
     let entries = snapshot.authn.cache().entries();
@@ -203,20 +203,20 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/live", get(|| async { "live\n" }));
-        tokio::spawn(async move { exchange(&listener, &router, &Places::new(PLACES)).await });
+        tokio::spawn(async move { exchange(&listener, &router, &ConnectionSlots::new(SLOTS)).await });
         let mut silent = Vec::new();
-        // As many as there are places, which were all taken for ten seconds once.
+        // As many as there are slots.
         for _ in 0..256 {
             silent.push(TcpStream::connect(address).await.unwrap());
         }
-        let asked = async {
+        let requested = async {
             let mut asking = TcpStream::connect(address).await.unwrap();
             asking.write_all(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
             let mut answer = String::new();
             asking.read_to_string(&mut answer).await.unwrap();
             answer
         };
-        let answer = timeout(Duration::from_secs(3), asked).await.expect("at once");
+        let answer = timeout(Duration::from_secs(3), requested).await.expect("at once");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("live\n"), "{answer}");
         // The oldest has lost its place, the newest meets the deadline of a head.
         closed(&mut silent[0]).await;

@@ -28,7 +28,7 @@ pub(super) struct Args {
     login: Option<String>,
     /// One JSON object instead of text
     #[arg(long)]
-    pub(super) json: bool,
+    json: bool,
     /// Read the user's password from standard input and bind with it
     #[arg(long, conflicts_with = "all")]
     password_stdin: bool,
@@ -36,7 +36,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "login")]
     all: bool,
     #[command(flatten)]
-    pub(super) everybody: explain_all::Args,
+    all_users: explain_all::Args,
 }
 
 /// What is known about a login, as far as it came.
@@ -84,7 +84,9 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
         Ok(tls) => Ldap::new(&config.directory, tls, Arc::new(Metrics::new())),
         Err(problems) => return fail_config(&problems),
     };
-    let Some(login) = &arguments.login else { return explain_all::explain(&config, &directory, arguments).await };
+    let Some(login) = &arguments.login else {
+        return explain_all::explain(&config, &directory, &arguments.all_users, arguments.json).await;
+    };
     let attribute = config.directory.mail_host_attribute.clone();
     let mut told = Explanation { login: login.clone(), attribute, ..Explanation::default() };
     let code = match Login::parse(login.as_bytes()) {

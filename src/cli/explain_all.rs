@@ -9,15 +9,15 @@ use std::sync::atomic::AtomicUsize;
 use serde::Serialize;
 
 use super::import_users::{backend, naming};
-use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, explain, fail, progress};
+use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, fail, progress};
 use crate::config::{self, Config};
 use crate::diagnose::table::{Csv, Shown, ShownJson, thousands};
 use crate::directory::Ldap;
-use crate::migrate::explain_all::{Against, AllUsers, Ended, Row, Totals};
+use crate::migrate::explain_all::{Against, AllUsers, ListingError, Row, Totals};
 use crate::migrate::nginx::Recipe;
 
 #[derive(Debug, clap::Args)]
-#[group(id = "everybody")]
+#[group(id = "all_users")]
 pub(super) struct Args {
     /// With --all: these login names, one a line, instead of the whole directory; - is standard input
     #[arg(long, value_name = "FILE", requires = "all")]
@@ -39,8 +39,7 @@ pub(super) struct Args {
     login_attribute: Option<String>,
 }
 
-pub(super) async fn explain(config: &Config, directory: &Ldap, arguments: &explain::Args) -> ExitCode {
-    let explain::Args { json, everybody: arguments, .. } = arguments;
+pub(super) async fn explain(config: &Config, directory: &Ldap, arguments: &Args, json: bool) -> ExitCode {
     let read = |path: &Path| {
         Recipe::read(path).map_err(|error| fail(NO_INPUT, format!("{} cannot be read: {error}", path.display())))
     };
@@ -54,7 +53,7 @@ pub(super) async fn explain(config: &Config, directory: &Ldap, arguments: &expla
         Ok(prepared) => prepared,
         Err(code) => return code,
     };
-    let format = if *json {
+    let format = if json {
         Format::Json
     } else if arguments.csv {
         Format::Csv
@@ -73,14 +72,14 @@ pub(super) async fn explain(config: &Config, directory: &Ldap, arguments: &expla
         }
     };
     let run = progress::watched(done, "users", true, asked).await;
-    match run.and_then(|totals| sheet.end(&totals).map(|()| totals).map_err(|_| Ended::Unread)) {
+    match run.and_then(|totals| sheet.end(&totals).map(|()| totals).map_err(|_| ListingError::OutputClosed)) {
         Ok(totals) => ExitCode::from(if totals.refusals.is_empty() && totals.differences == 0 { OK } else { FAILED }),
-        Err(error @ Ended::Directory(_)) => {
+        Err(error @ ListingError::Directory(_)) => {
             drop(sheet);
             fail(UNAVAILABLE, format!("the list is incomplete: {error}"))
         }
         // Such as `| head`: nothing is left to be said to.
-        Err(Ended::Unread) => ExitCode::from(FAILED),
+        Err(ListingError::OutputClosed) => ExitCode::from(FAILED),
     }
 }
 

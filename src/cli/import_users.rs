@@ -48,7 +48,7 @@ pub(super) struct Args {
     dn: Option<Template>,
     /// With --dn: all login names, one per line, to find users that the recipe's strpos routed elsewhere
     #[arg(long, value_name = "FILE", requires = "dn")]
-    everybody: Option<PathBuf>,
+    all_users: Option<PathBuf>,
 }
 
 pub(super) async fn import_users(file: &Path, arguments: &Args) -> ExitCode {
@@ -69,12 +69,12 @@ pub(super) async fn import_users(file: &Path, arguments: &Args) -> ExitCode {
         None => None,
     };
     let Some(template) = template else { return online(file, arguments, &recipe).await };
-    let everybody = match arguments.everybody.as_deref().map(read).transpose() {
-        Ok(everybody) => everybody,
+    let all_users = match arguments.all_users.as_deref().map(read).transpose() {
+        Ok(all_users) => all_users,
         Err(code) => return code,
     };
     let hosts = Hosts { backend: arguments.backend.clone(), default: arguments.default.clone() };
-    let import = Import::offline(&recipe, &template, &hosts, everybody.as_ref());
+    let import = Import::offline(&recipe, &template, &hosts, all_users.as_ref());
     let attribute = arguments.mail_host_attribute.as_deref().unwrap_or(USUAL_HOST);
     finish(&import, attribute, arguments, "no directory was queried: ldapmodify reports DNs that do not exist")
 }

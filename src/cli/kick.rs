@@ -20,7 +20,7 @@ first, and forgotten here (`usher cache drop`).
 
 Examples:
   usher kick --user alice                        alice, also under her other names
-  usher kick --backend server3 --over 10m        everybody on server3, evenly over ten minutes
+  usher kick --backend server3 --over 10m        all sessions on server3, evenly over ten minutes
   usher kick --client 192.0.2.7 --dry-run        who that would be
 
 Without --over they end as fast as drain.max_closes_per_second allows.

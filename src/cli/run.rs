@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::{CONFIG, OK, SOFTWARE, SYSTEM, fail, fail_config};
 use crate::base::privileges::{self, User};
-use crate::server::{self, Ended, StartError};
+use crate::server::{self, ServerExit, StartError};
 
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct Args {
@@ -60,8 +60,8 @@ pub(super) fn detach() -> ExitCode {
 
 pub(super) async fn run(config: PathBuf, arguments: &Args) -> ExitCode {
     match server::run(config, arguments.take_over, &arguments.drained).await {
-        Ok(Ended::AsTold) => ExitCode::from(OK),
-        Ok(Ended::Broken) => ExitCode::from(SOFTWARE),
+        Ok(ServerExit::Requested) => ExitCode::from(OK),
+        Ok(ServerExit::Defect) => ExitCode::from(SOFTWARE),
         Err(StartError::Config(problems)) => fail_config(&problems),
         Err(error @ (StartError::Bind { .. } | StartError::Signals(_) | StartError::Inherit(_))) => fail(SYSTEM, error),
     }

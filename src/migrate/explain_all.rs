@@ -62,15 +62,15 @@ pub(crate) struct Totals {
     pub differences: usize,
 }
 
-/// Why it ended early.
+/// Why the listing is incomplete.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Ended {
+pub(crate) enum ListingError {
     /// The directory became unreachable, or does not list all users.
     #[error("{0}{hint}", hint = hint(.0))]
     Directory(UnavailableCause),
     /// The output was closed.
     #[error("the output was closed")]
-    Unread,
+    OutputClosed,
 }
 
 /// What can be done about a listing that is refused.
@@ -126,7 +126,7 @@ impl AllUsers<'_> {
         &self,
         names: &Recipe,
         row: &mut (dyn FnMut(&Row<'_>) -> bool + Send),
-    ) -> Result<Totals, Ended> {
+    ) -> Result<Totals, ListingError> {
         let mut run = self.begin(row);
         let all = names.names.iter().map(|name| name.text.clone());
         run.look_up(all).await?;
@@ -138,12 +138,15 @@ impl AllUsers<'_> {
     ///
     /// # Errors
     /// The reason why the list is incomplete.
-    pub(crate) async fn of_directory(&self, row: &mut (dyn FnMut(&Row<'_>) -> bool + Send)) -> Result<Totals, Ended> {
+    pub(crate) async fn of_directory(
+        &self,
+        row: &mut (dyn FnMut(&Row<'_>) -> bool + Send),
+    ) -> Result<Totals, ListingError> {
         let ambiguous = self.ambiguous().await?;
         let mut run = self.begin(row);
         let mut unclear = BTreeSet::new();
         let (sender, mut listed) = mpsc::channel(256);
-        let list = async { self.directory.list(self.naming, sender).await.map_err(Ended::Directory) };
+        let list = async { self.directory.list(self.naming, sender).await.map_err(ListingError::Directory) };
         let read = async {
             while let Some(one) = listed.recv().await {
                 unclear.extend(one.names.iter().filter(|name| ambiguous.contains(&digest(name))).cloned());
@@ -166,7 +169,7 @@ impl AllUsers<'_> {
     }
 
     /// The names that several entries have.
-    async fn ambiguous(&self) -> Result<HashSet<u64>, Ended> {
+    async fn ambiguous(&self) -> Result<HashSet<u64>, ListingError> {
         let (mut once, mut twice) = (HashSet::new(), HashSet::new());
         let (sender, mut listed) = mpsc::channel(256);
         let (whole, ()) = tokio::join!(self.directory.list(self.naming, sender), async {
@@ -175,14 +178,14 @@ impl AllUsers<'_> {
                 twice.extend(own.into_iter().filter(|name| !once.insert(*name)));
             }
         });
-        whole.map_err(Ended::Directory)?;
+        whole.map_err(ListingError::Directory)?;
         Ok(twice)
     }
 }
 
 impl Run<'_, '_> {
     /// An entry of the directory.
-    fn listed(&mut self, listed: ListedUser) -> Result<(), Ended> {
+    fn listed(&mut self, listed: ListedUser) -> Result<(), ListingError> {
         let ListedUser { dn, entry, names } = listed;
         let login = names.first().cloned().unwrap_or_default();
         let verdict = match (Login::parse(login.as_bytes()), entry) {
@@ -201,12 +204,14 @@ impl Run<'_, '_> {
     }
 
     /// Names, each asked for as a login asks.
-    async fn look_up(&mut self, names: impl Iterator<Item = String> + Send) -> Result<(), Ended> {
+    async fn look_up(&mut self, names: impl Iterator<Item = String> + Send) -> Result<(), ListingError> {
         let AllUsers { config, directory, .. } = *self.all_users;
         let asked = names.map(|name| async move {
             let Some(login) = Login::parse(name.as_bytes()) else { return Ok((name, Verdict::no_login())) };
             match look_up(directory, &login).await {
-                Err(DirectoryError::Unavailable(trouble)) if !is_about_one(&trouble) => Err(Ended::Directory(trouble)),
+                Err(DirectoryError::Unavailable(trouble)) if !is_about_one(&trouble) => {
+                    Err(ListingError::Directory(trouble))
+                }
                 answer => Ok((name, Verdict::of(config, answer, &login))),
             }
         });
@@ -219,7 +224,7 @@ impl Run<'_, '_> {
     }
 
     /// The names of the recipe that have not been met.
-    async fn rest_of_the_recipe(&mut self) -> Result<(), Ended> {
+    async fn rest_of_the_recipe(&mut self) -> Result<(), ListingError> {
         let Some(against) = self.all_users.against else { return Ok(()) };
         let met = std::mem::take(&mut self.met);
         let rest = against.recipe.names.iter().enumerate().filter(|(at, _)| !met.contains(at));
@@ -227,7 +232,7 @@ impl Run<'_, '_> {
         self.look_up(rest.into_iter()).await
     }
 
-    fn tell(&mut self, login: String, names: &[String], mut verdict: Verdict) -> Result<(), Ended> {
+    fn tell(&mut self, login: String, names: &[String], mut verdict: Verdict) -> Result<(), ListingError> {
         if verdict.held && verdict.goal.is_ok() {
             verdict.goal = Err(Refusal::Hold);
             "the directory holds this user: logins wait until it releases the hold".clone_into(&mut verdict.words);
@@ -246,7 +251,7 @@ impl Run<'_, '_> {
         }
         totals.differences += usize::from(row.differs());
         self.all_users.done.fetch_add(1, Ordering::Relaxed);
-        if (self.row)(&row) { Ok(()) } else { Err(Ended::Unread) }
+        if (self.row)(&row) { Ok(()) } else { Err(ListingError::OutputClosed) }
     }
 }
 

@@ -164,10 +164,10 @@ fn of_lines(recipe: &Recipe) -> Vec<(usize, Remark)> {
 }
 
 impl Import {
-    /// Without a directory: each name's DN is what the template makes of it. `everybody` are all login names,
+    /// Without a directory: each name's DN is what the template makes of it. `all_users` are all login names,
     /// if they are known.
     #[must_use]
-    pub(crate) fn offline(recipe: &Recipe, dn: &Template, hosts: &Hosts, everybody: Option<&Recipe>) -> Self {
+    pub(crate) fn offline(recipe: &Recipe, dn: &Template, hosts: &Hosts, all_users: Option<&Recipe>) -> Self {
         let mut import = Self::default();
         let mut remarks = of_lines(recipe);
         for name in &recipe.names {
@@ -178,7 +178,7 @@ impl Import {
             }
         }
         import.note(remarks);
-        for login in everybody.iter().flat_map(|everybody| &everybody.names) {
+        for login in all_users.iter().flat_map(|all_users| &all_users.names) {
             import.note_within(recipe, &login.text);
         }
         import
@@ -319,10 +319,10 @@ mod tests {
     #[test]
     fn names_become_dns_offline() {
         let recipe = Recipe::parse("joanna\na,ou=x+y\n\nJoanna\njosé\n".as_bytes());
-        let everybody = Recipe::parse(b"ann\njoanna\nzoe\n");
+        let all_users = Recipe::parse(b"ann\njoanna\nzoe\n");
         let dn = config::dn_template("uid={login},ou=people,dc=example,dc=com").unwrap();
         let hosts = Hosts { backend: "server4".to_owned(), default: None };
-        let import = Import::offline(&recipe, &dn, &hosts, Some(&everybody));
+        let import = Import::offline(&recipe, &dn, &hosts, Some(&all_users));
         let dns: Vec<_> = import.changes.iter().map(|change| change.dn.as_str()).collect();
         let people = ",ou=people,dc=example,dc=com";
         assert_eq!(dns, ["uid=joanna", r"uid=a\2cou\3dx\2by", "uid=josé"].map(|rdn| format!("{rdn}{people}")));

@@ -1,8 +1,7 @@
 //! Migration from nginx: where each user would be routed, and the changes of the directory that route
 //! each user as before.
 //!
-//! [`verdict`] says where one entry leads, by the code that sessions are routed with; [`everybody`] lists
-//! it for all users; [`recipe`] is the users.txt of an nginx recipe; [`import`] turns it into LDIF ([`ldif`]).
+//! [`explain_all`] lists the route of every user, by the code that sessions are routed with; [`nginx`] is the users.txt of an nginx recipe; [`import`] turns it into LDIF ([`ldif`]).
 //! Reads the directory and never writes to it: the operator applies what is printed.
 
 pub(crate) mod explain_all;

@@ -115,9 +115,9 @@ fn import_without_open_questions_succeeds() {
 #[test]
 fn import_without_a_directory_builds_dns_from_names() {
     let config = Config::with_url("ldap://127.0.0.1");
-    let all_users = config.file("everybody", "ann\njoanna\nzoe\n").display().to_string();
+    let all_users = config.file("all-users", "ann\njoanna\nzoe\n").display().to_string();
     let dn = format!("uid={{login}},{BASE}");
-    let arguments = ["import-users", "-", "--backend", "server4", "--dn", &dn, "--everybody", &all_users];
+    let arguments = ["import-users", "-", "--backend", "server4", "--dn", &dn, "--all-users", &all_users];
     let said = command(&config, &arguments, "joanna\njosé \nx, y\n".as_bytes());
     assert_eq!(said.code, 1, "{said:#?}");
     says(&said.stderr, &["ann is not in the file", "within joanna (line 1)"]);
