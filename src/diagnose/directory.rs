@@ -183,7 +183,7 @@ fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chos
             Finding::problem("filter", format!("{filter} finds no entry (result {})", sample.code), advice)
         }
         (None, None) => {
-            let advice = "no user could log in: check directory.base and directory.filter, and at the access rules for \
+            let advice = "no user could log in: check directory.base, directory.filter and the access rules for \
                           the service account";
             Finding::problem("filter", format!("{filter} finds no entry (result {})", sample.code), advice)
         }

@@ -191,7 +191,7 @@ fn unreachable_or_misbehaving_mail_servers_are_reported() {
     });
     let (code, found) = backend_of(&Config::with_directory(slapd()).scripted(&disabled), "mechanisms");
     assert_eq!(code, 69);
-    is(&found, "problem", &["no way to log in", "PLAIN"]);
+    is(&found, "problem", &["no usable mechanism", "PLAIN"]);
 
     let odd = Scripted::tls(|peer| {
         peer.send("HTTP/1.1 400 Bad Request\u{1b}[2J\r\n");
@@ -256,7 +256,7 @@ fn directory_that_hides_entries_is_reported() {
     assert_eq!(code, 69);
     is(&found, "problem", &["ou=nowhere", "result 32", "directory.base"]);
     let config = good().set("/directory/filter", "(employeeNumber={login})");
-    is(&directory_of(&config, "filter").1, "problem", &["(employeeNumber=*)", "nobody"]);
+    is(&directory_of(&config, "filter").1, "problem", &["(employeeNumber=*)", "no user could log in"]);
 
     let hidden = Slapd::with(Options { access: "access to attrs=mailHost by * none\n", ..Options::default() });
     let config = Config::with_directory(&hidden).backend("server3", dovecot().imaps, &["server3"]);

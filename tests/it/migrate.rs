@@ -121,7 +121,7 @@ fn import_without_a_directory_builds_dns_from_names() {
     let said = command(&config, &arguments, "joanna\njosé \nx, y\n".as_bytes());
     assert_eq!(said.code, 1, "{said:#?}");
     says(&said.stderr, &["ann is not in the file", "within joanna (line 1)"]);
-    says(&said.stderr, &["no directory was asked"]);
+    says(&said.stderr, &["no directory was queried"]);
     says(&said.stdout, &[&format!("dn: uid=joanna,{BASE}")]);
     says(&said.stdout, &["dn:: dWlkPWpvc8Op"]);
     says(&said.stdout, &[&format!("dn: uid=x\\2c y,{BASE}")]);
@@ -254,7 +254,7 @@ fn partial_directory_is_reported_as_incomplete() {
     config.write();
     let said = explain(&config, &["--csv"], "");
     assert_eq!(said.code, 69, "{said:#?}");
-    says(&said.stderr, &["no whole", "limits", "--users"]);
+    says(&said.stderr, &["list is incomplete", "limits", "--users"]);
 }
 
 /// More than slapd's size limit (500) and one page.
