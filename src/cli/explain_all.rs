@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicUsize;
 
 use serde::Serialize;
 
-use super::import_users::{backend, naming};
+use super::import_users::{backend, check_names};
 use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, fail, progress};
 use crate::config::{self, Config};
 use crate::diagnose::table::{Csv, Shown, ShownJson, thousands};
@@ -46,10 +46,12 @@ pub(super) async fn explain(config: &Config, directory: &Ldap, arguments: &Args,
     let prepared = (|| {
         let against = against(config, arguments, read)?;
         let users = arguments.users.as_deref().map(read).transpose()?;
-        let naming = if users.is_none() { naming(config, arguments.login_attribute.as_deref())? } else { Vec::new() };
-        Ok((against, users, naming))
+        if users.is_none() {
+            check_names(directory, arguments.login_attribute.as_deref())?;
+        }
+        Ok((against, users))
     })();
-    let (against, users, naming) = match prepared {
+    let (against, users) = match prepared {
         Ok(prepared) => prepared,
         Err(code) => return code,
     };
@@ -62,7 +64,8 @@ pub(super) async fn explain(config: &Config, directory: &Ldap, arguments: &Args,
     };
     let done = AtomicUsize::new(0);
     let (against, done) = (against.as_ref(), &done);
-    let all_users = AllUsers { config, directory, naming: &naming, against, done };
+    let name_attribute = arguments.login_attribute.as_deref();
+    let all_users = AllUsers { config, directory, name_attribute, against, done };
     let mut sheet = Sheet::new(format, against.is_some());
     let asked = async {
         let mut row = |row: &Row<'_>| sheet.row(row).is_ok();

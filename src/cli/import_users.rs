@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, count, fail, fail_config, progress};
-use crate::config::{self, Config, Find, Naming, Template, TemplatePart};
+use crate::config::{self, Config, Find};
 use crate::config_files;
 use crate::directory::Ldap;
 use crate::migrate::import::{Hosts, Import};
 use crate::migrate::ldif::{Replace, comment};
 use crate::migrate::nginx::Recipe;
+use crate::proto::ldap::template::{Template, TemplatePart};
 use crate::telemetry::metrics::Metrics;
 
 /// What most directories call a login name.
@@ -116,30 +117,26 @@ async fn online(file: &Path, arguments: &Args, recipe: &Recipe) -> ExitCode {
         Ok(hosts) => hosts,
         Err(code) => return code,
     };
-    let naming = match naming(&config, arguments.login_attribute.as_deref()) {
-        Ok(naming) => naming,
-        Err(code) => return code,
-    };
     let directory = Ldap::new(&config.directory, tls, Arc::new(Metrics::new()));
+    let attribute = arguments.login_attribute.as_deref();
+    if let Err(code) = check_names(&directory, attribute) {
+        return code;
+    }
     let done = AtomicUsize::new(0);
-    let asked = Import::online(recipe, (&config, &directory, &naming), &hosts, arguments.write_default, &done);
+    let asked = Import::online(recipe, (&config, &directory, attribute), &hosts, arguments.write_default, &done);
     match progress::watched(&done, "entries read", false, asked).await {
         Ok(import) => finish(&import, &config.directory.mail_host_attribute, arguments, ""),
         Err(error) => fail(UNAVAILABLE, format!("nothing is printed: {error}")),
     }
 }
 
-/// The attributes that name users, by the argument or the configuration.
-pub(super) fn naming(config: &Config, attribute: Option<&str>) -> Result<Vec<Naming>, ExitCode> {
-    let naming = match attribute {
-        Some(attribute) => vec![Naming { attribute: attribute.to_owned(), suffix: String::new() }],
-        None => config.directory.naming(),
-    };
-    if naming.is_empty() {
+/// Checks that the argument or the settings determine the attribute that names users.
+pub(super) fn check_names(directory: &Ldap, attribute: Option<&str>) -> Result<(), ExitCode> {
+    if attribute.is_none() && !directory.determines_names() {
         let words = "directory.filter does not determine the attribute of the login name: give --login-attribute";
         return Err(fail(USAGE, words));
     }
-    Ok(naming)
+    Ok(())
 }
 
 /// The value of the mail host attribute that means this backend.

@@ -6,13 +6,13 @@ use std::time::Duration;
 use super::compile::certificate;
 use super::model::{
     Allow, Balance, Canary, Connections, Directory, DirectoryServer, DisabledBy, Find, LdapScheme, ServiceAccount,
-    TemplatePart,
 };
 use super::raw::{Node, Section, Unique};
-use super::template::UserName;
 use super::units::{DAY, HOUR, KIB, MIB, MINUTE, SECOND};
-use super::{names, template, watch};
+use super::{names, watch};
 use crate::outcome::AccountState;
+use crate::proto::ldap::template::{self, TemplatePart, UserName};
+use crate::proto::ldap::{dn, filter};
 use crate::proto::{PROTOCOLS, Protocol};
 
 /// The section as far as it could be read.
@@ -109,7 +109,7 @@ fn allow(directory: &Section<'_>) -> Option<Allow> {
         values.into_iter().map(|(name, values)| Some((name, values?))).collect::<Option<BTreeMap<_, _>>>()
     };
     let values = directory.section("allow_values", read).flatten();
-    let filter = directory.get("allow_filter").map(|node| node.parsed(template::fixed_filter));
+    let filter = directory.get("allow_filter").map(|node| node.parsed(filter::fixed));
     Some(Allow { attribute: flat(attribute)?, values: values?, filter: flat(filter)? })
 }
 
@@ -198,9 +198,9 @@ fn find(directory: &Section<'_>) -> Option<Find> {
     let service = service(directory);
     let given = ["base", "filter", "user_dn"].map(|key| directory.get(key));
     let [base_node, filter_node, user_dn_node] = &given;
-    let base = base_node.as_ref().map(|node| node.parsed(template::base_dn));
-    let filter = filter_node.as_ref().map(|node| node.parsed(template::filter));
-    let user_dn = user_dn_node.as_ref().map(|node| node.parsed(template::user_dn));
+    let base = base_node.as_ref().map(|node| node.parsed(dn::base_dn));
+    let filter = filter_node.as_ref().map(|node| node.parsed(template::parse_filter));
+    let user_dn = user_dn_node.as_ref().map(|node| node.parsed(template::parse_user_dn));
     match (base, filter, user_dn) {
         (Some(base), None, Some(Some(UserName::Principal(template)))) => {
             Some(Find::Principal { template, base: base?, service })
@@ -252,7 +252,7 @@ fn service(directory: &Section<'_>) -> Option<ServiceAccount> {
         (None, Some(_)) => directory.problem("bind_dn", "missing: name the account of `bind_password_file`"),
         (Some(_), Some(_)) | (None, None) => {}
     }
-    let dn = dn.as_ref().and_then(|node| node.parsed(template::bind_name));
+    let dn = dn.as_ref().and_then(|node| node.parsed(dn::bind_name));
     let password_file = file.as_ref().and_then(Node::path);
     Some(ServiceAccount { dn: dn?, password_file: password_file? })
 }

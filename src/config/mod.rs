@@ -11,11 +11,9 @@ mod directory;
 mod locate;
 mod model;
 mod names;
-mod naming;
 mod raw;
 mod renamed;
 mod routing;
-mod template;
 mod throttle;
 mod units;
 mod watch;
@@ -29,19 +27,21 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::proto::ldap::dn;
+use crate::proto::ldap::template::{self, Template, UserName};
+
 pub(crate) use compile::collide;
 pub(crate) use model::{
     Address, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, CertificateFiles, ClientAuth,
-    Config, Connections, Control, Directory, DirectoryServer, Draft, Endpoint, FailedLogins, Find, Forward, Group,
-    Health, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, Network,
-    OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Template, TemplatePart, Throttle, Tls,
-    TlsVersion, Watch, WatchMode,
+    Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Endpoint, FailedLogins, Find, Forward,
+    Group, Health, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, Network,
+    OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls, TlsVersion, Watch, WatchMode,
 };
 #[cfg(test)]
-pub(crate) use model::{Canary, DisabledBy, Drain};
+pub(crate) use model::{Canary, Drain};
 pub(crate) use names::host_key;
-pub(crate) use naming::Naming;
-pub(crate) use watch::Meaning;
+#[cfg(test)]
+pub(crate) use tests::sound_directory;
 
 /// A duration as it is written in the configuration, for arguments of commands.
 ///
@@ -56,9 +56,9 @@ pub(crate) fn duration(text: &str) -> Result<std::time::Duration, String> {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn dn_template(text: &str) -> Result<Template, String> {
-    match template::user_dn(text) {
-        Ok(template::UserName::Dn(template)) => Ok(template),
-        Ok(template::UserName::Principal(_)) => Err("not a DN like uid={login},ou=people,dc=example,dc=com".to_owned()),
+    match template::parse_user_dn(text) {
+        Ok(UserName::Dn(template)) => Ok(template),
+        Ok(UserName::Principal(_)) => Err("not a DN like uid={login},ou=people,dc=example,dc=com".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -68,7 +68,7 @@ pub(crate) fn dn_template(text: &str) -> Result<Template, String> {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn base_dn(text: &str) -> Result<String, String> {
-    template::base_dn(text).map_err(|error| error.to_string())
+    dn::base_dn(text).map_err(|error| error.to_string())
 }
 
 /// An attribute's name as in the configuration, for arguments of commands.

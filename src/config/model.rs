@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::{Place, Problem};
 use crate::outcome::AccountState;
+use crate::proto::ldap::template::Template;
 use crate::proto::proxy_header::Version;
 use crate::proto::{BackTls, Protocol};
 
@@ -455,26 +456,6 @@ pub struct ServiceAccount {
     pub dn: String,
     /// The file with its password; one trailing line end is ignored.
     pub password_file: PathBuf,
-}
-
-/// A text with placeholders, parsed once; user input never becomes a template.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template {
-    /// The parts in order.
-    pub parts: Vec<TemplatePart>,
-}
-
-/// A part of a [`Template`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TemplatePart {
-    /// Text taken as it is.
-    Text(String),
-    /// The whole login name.
-    Login,
-    /// What is before the last `@`, or the whole name.
-    Local,
-    /// What is behind the last `@`, or nothing.
-    Domain,
 }
 
 /// Backends and who goes where.

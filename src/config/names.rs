@@ -12,6 +12,7 @@ use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
 use rustls::pki_types::ServerName;
 
 use super::model::{DirectoryServer, Group, LdapScheme, Network};
+use crate::proto::ldap::dn::is_descr;
 
 /// A Unix socket's path must fit `sun_path` with its NUL.
 pub(super) const SOCKET_PATH: usize = 107;
@@ -214,12 +215,6 @@ fn split_port(text: &str) -> Result<(String, Option<u16>), NameError> {
 /// with the name, and answers are matched by it.
 pub(super) fn attribute(text: &str) -> Result<String, NameError> {
     if is_descr(text) { Ok(text.to_owned()) } else { Err(NameError::Attribute) }
-}
-
-/// `descr` of RFC 4512 section 1.4.
-pub(super) fn is_descr(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphabetic())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// A backend's name.

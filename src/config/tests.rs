@@ -156,7 +156,7 @@ fn sound(from: &str, to: &str) -> Config {
 
 /// The directory section of a valid config with these keys.
 #[track_caller]
-pub(super) fn sound_directory(keys: &str) -> Directory {
+pub(crate) fn sound_directory(keys: &str) -> Directory {
     let text = format!(
         "listeners: [{{protocol: imap, address: '127.0.0.1:993', tls: implicit}}]
 tls: {{certificates: [{{chain: c.pem, key: k.pem}}]}}

@@ -22,7 +22,7 @@ pub(super) fn subject(config: &Config, examined: &ServerDiagnosis, sample: Optio
         findings.push(Finding::new("base", State::Note, words).advised(advice));
     }
     let found = examined.sample.as_ref().is_some_and(|sample| sample.as_ref().is_ok_and(|one| one.entries > 0));
-    findings.extend(examined.base.as_ref().map(|base| read_base(config, base, found)));
+    findings.extend(examined.base.as_ref().map(|base| read_base(&examined.users_base, base, found)));
     let chosen = sample.map(Login::as_str).or(config.directory.canary.as_ref().map(|canary| canary.login.as_str()));
     findings.extend(examined.sample.as_ref().map(|one| search(config, one, chosen)));
     findings.extend(examined.with_mail_host.as_ref().map(|with| mail_host(config, with.as_ref())));
@@ -128,8 +128,7 @@ fn bound(config: &Config, service: &Result<(), UnavailableCause>) -> Finding {
     }
 }
 
-fn read_base(config: &Config, base: &Result<(u32, bool), UnavailableCause>, found: bool) -> Finding {
-    let dn = config.directory.users_base();
+fn read_base(dn: &str, base: &Result<(u32, bool), UnavailableCause>, found: bool) -> Finding {
     match base {
         Ok((0, true)) => Finding::ok("base", dn),
         Ok(_) if found => {

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::nginx::Recipe;
 use super::{AT_ONCE, look_up};
-use crate::config::{Config, Naming};
+use crate::config::Config;
 use crate::directory::{DirectoryError, Ldap, ListedUser, Login, UnavailableCause};
 use crate::login::explain::Verdict;
 use crate::outcome::Refusal;
@@ -94,8 +94,8 @@ pub(crate) struct AllUsers<'a> {
     pub config: &'a Config,
     /// Its directory.
     pub directory: &'a Ldap,
-    /// Which attributes name a user.
-    pub naming: &'a [Naming],
+    /// The attribute that names users; `None`: as the directory's settings determine.
+    pub name_attribute: Option<&'a str>,
     /// What to compare with.
     pub against: Option<&'a Against>,
     /// Counts rows, for whoever waits.
@@ -146,7 +146,7 @@ impl AllUsers<'_> {
         let mut run = self.begin(row);
         let mut unclear = BTreeSet::new();
         let (sender, mut listed) = mpsc::channel(256);
-        let list = async { self.directory.list(self.naming, sender).await.map_err(ListingError::Directory) };
+        let list = async { self.directory.list(self.name_attribute, sender).await.map_err(ListingError::Directory) };
         let read = async {
             while let Some(one) = listed.recv().await {
                 unclear.extend(one.names.iter().filter(|name| ambiguous.contains(&digest(name))).cloned());
@@ -172,7 +172,7 @@ impl AllUsers<'_> {
     async fn ambiguous(&self) -> Result<HashSet<u64>, ListingError> {
         let (mut once, mut twice) = (HashSet::new(), HashSet::new());
         let (sender, mut listed) = mpsc::channel(256);
-        let (whole, ()) = tokio::join!(self.directory.list(self.naming, sender), async {
+        let (whole, ()) = tokio::join!(self.directory.list(self.name_attribute, sender), async {
             while let Some(ListedUser { names, .. }) = listed.recv().await {
                 let own: HashSet<u64> = names.iter().map(|name| digest(name)).collect();
                 twice.extend(own.into_iter().filter(|name| !once.insert(*name)));

@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 
 use super::nginx::Recipe;
 use super::{AT_ONCE, look_up};
-use crate::config::{Config, Naming, Template, host_key};
+use crate::config::{Config, host_key};
 use crate::diagnose::table::Shown;
 use crate::directory::{DirectoryError, Entry, Ldap, ListedUser, Login, UnavailableCause};
-use crate::proto::ldap::template;
+use crate::proto::ldap::template::{self, Template};
 use crate::routing;
 
 /// Where the names of a file, and all others, are sent: values of `mail_host_attribute`.
@@ -191,7 +191,7 @@ impl Import {
     /// The directory lookup failed: then nothing may be applied.
     pub(crate) async fn online(
         recipe: &Recipe,
-        (config, directory, naming): (&Config, &Ldap, &[Naming]),
+        (config, directory, name_attribute): (&Config, &Ldap, Option<&str>),
         hosts: &Hosts,
         write_default: bool,
         done: &AtomicUsize,
@@ -227,7 +227,7 @@ impl Import {
             remarks.push((line, remark));
         }
         import.note(remarks);
-        import.others(recipe, (config, directory, naming), hosts, write_default, &named, done).await?;
+        import.others(recipe, (config, directory, name_attribute), hosts, write_default, &named, done).await?;
         Ok(import)
     }
 
@@ -235,7 +235,7 @@ impl Import {
     async fn others(
         &mut self,
         recipe: &Recipe,
-        (config, directory, naming): (&Config, &Ldap, &[Naming]),
+        (config, directory, name_attribute): (&Config, &Ldap, Option<&str>),
         hosts: &Hosts,
         write_default: bool,
         named: &HashMap<String, usize>,
@@ -253,7 +253,7 @@ impl Import {
             index.is_some() && leads(default) == index
         });
         let (sender, mut listed) = mpsc::channel(256);
-        let (told, ()) = tokio::join!(directory.list(naming, sender), async {
+        let (told, ()) = tokio::join!(directory.list(name_attribute, sender), async {
             while let Some(ListedUser { dn, entry, names }) = listed.recv().await {
                 done.fetch_add(1, Ordering::Relaxed);
                 if named.contains_key(&dn.to_lowercase()) {

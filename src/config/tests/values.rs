@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::outcome::AccountState;
 use crate::proto::BackTls;
+use crate::proto::ldap::template::{Template, TemplatePart};
 use crate::proto::proxy_header::Version;
 
 #[test]

@@ -18,7 +18,7 @@ use crate::directory::ldap::bind_pool::Server;
 use crate::directory::ldap::changes::RootDse;
 use crate::directory::ldap::connection::{Connection, ConnectionError, Scope, SearchRequest, SearchResult};
 use crate::directory::ldap::lockout;
-use crate::directory::ldap::{read, request_by_name, search};
+use crate::directory::ldap::lookup::{self, read, request_by_name, search};
 use crate::directory::{Entry, Ldap, LockoutPolicy, Login, Trace, UnavailableCause};
 use crate::proto::ldap::template;
 
@@ -33,6 +33,8 @@ const PAGE: i32 = 500;
 pub struct ServerDiagnosis {
     /// Its URL.
     pub url: Arc<str>,
+    /// The base of all users.
+    pub users_base: String,
     /// The connection, and the server's certificate (DER).
     pub connection: Result<Option<Vec<u8>>, UnavailableCause>,
     /// The service account's bind, or an anonymous session if there is no account.
@@ -90,6 +92,7 @@ impl Ldap {
         let deadline = || Instant::now() + server.patience;
         let mut examined = ServerDiagnosis {
             url: Arc::clone(&server.url),
+            users_base: lookup::users_base(&self.settings().find),
             connection: Err(UnavailableCause::Timeout),
             service: None,
             base: None,
@@ -137,7 +140,7 @@ impl Ldap {
                 .unwrap_or(Err(ConnectionError::Timeout))
                 .map_err(|error| cause_of(server, &error))
         };
-        let (base, users) = (settings.users_base(), settings.users_filter());
+        let (base, users) = (examined.users_base.clone(), lookup::users_filter(&settings.find));
         let attributes = self.attributes();
         // The root has no readable entry.
         if !base.is_empty() {

@@ -12,10 +12,12 @@ use ldap3::adapters::PagedResults;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::config::{Find, Naming};
+use crate::config::Find;
 use crate::directory::ldap::connection::{Connection, ConnectionError, Scope};
+use crate::directory::ldap::lookup;
 use crate::directory::ldap::schema::{self, Attributes, Values};
 use crate::directory::{Entry, Ldap, UnavailableCause};
+use crate::proto::ldap::naming::Naming;
 
 /// Entries in a page.
 const PAGE: i32 = 500;
@@ -34,13 +36,27 @@ pub struct ListedUser {
 }
 
 impl Ldap {
+    /// Whether the settings determine the attributes that name users.
+    #[must_use]
+    pub fn determines_names(&self) -> bool {
+        !lookup::naming(&self.settings().find).is_empty()
+    }
+
     /// Sends every entry that a login could find, in the server's order, from the first server that can be
     /// asked. Ends early, without an error, when the receiver is dropped.
     ///
     /// # Errors
     /// Why the listing failed; the entries sent until then are incomplete.
-    pub async fn list(&self, naming: &[Naming], told: mpsc::Sender<ListedUser>) -> Result<(), UnavailableCause> {
+    pub async fn list(
+        &self,
+        name_attribute: Option<&str>,
+        told: mpsc::Sender<ListedUser>,
+    ) -> Result<(), UnavailableCause> {
         let settings = self.settings();
+        let naming = match name_attribute {
+            Some(attribute) => vec![Naming { attribute: attribute.to_owned(), suffix: String::new() }],
+            None => lookup::naming(&settings.find),
+        };
         let mut cause = UnavailableCause::NoServiceAccount;
         let searches = matches!(settings.find, Find::Search { .. });
         if settings.find.service().is_none() && !searches {
@@ -54,9 +70,13 @@ impl Ldap {
                     continue;
                 }
             };
-            let wanted = Attributes(settings.watched());
-            let pages = Pages { connection, base: settings.users_base(), filter: settings.users_filter() };
-            return pages.send_all(settings.allow.filter.as_deref(), &wanted, naming, &told).await.map_err(|end| {
+            let wanted = Attributes(lookup::attributes_of(settings));
+            let pages = Pages {
+                connection,
+                base: lookup::users_base(&settings.find),
+                filter: lookup::users_filter(&settings.find),
+            };
+            return pages.send_all(settings.allow.filter.as_deref(), &wanted, &naming, &told).await.map_err(|end| {
                 match end {
                     ListingError::Fault(ConnectionError::Timeout | ConnectionError::CutShort) => {
                         UnavailableCause::Timeout

@@ -19,6 +19,7 @@ pub(crate) mod health;
 pub(crate) mod lag;
 pub(crate) mod listing;
 pub(crate) mod lockout;
+mod lookup;
 pub(crate) mod policy;
 pub(crate) mod probe;
 pub(crate) mod request;
@@ -39,7 +40,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ldap::bind_pool::{BindLease, RequestError, Server, Tuning};
-use super::ldap::connection::{Scope, SearchRequest, SearchResult};
+use super::ldap::connection::{SearchRequest, SearchResult};
 use super::ldap::fresh::{FreshnessCheck, not_caught_up};
 use super::ldap::lag::ReplicationLag;
 use super::ldap::policy::{BindDiagnostic, BindResponse};
@@ -56,8 +57,6 @@ use crate::outcome::AccountState;
 use crate::proto::ldap::template;
 use crate::telemetry::metrics::Metrics;
 
-/// Matches any entry: the DN alone selects it.
-const ANY: &str = "(objectClass=*)";
 /// Success.
 const SUCCESS: u32 = 0;
 /// invalidCredentials.
@@ -106,12 +105,12 @@ impl Ldap {
         metrics: Arc<Metrics>,
         tuning: Tuning,
     ) -> Self {
-        let attributes = Arc::new(Attributes(settings.watched()));
+        let attributes = Arc::new(Attributes(lookup::attributes_of(settings)));
         let (changes, changed) = watch::channel(());
         let (is_compared, seen) = (settings.is_followed() && settings.servers.len() > 1, Arc::default());
         let server = |server| {
             let mut look = canary_probe(settings, &attributes);
-            look.lag = is_compared.then(|| ReplicationLag::new(settings.users_base(), Arc::clone(&seen)));
+            look.lag = is_compared.then(|| ReplicationLag::new(lookup::users_base(&settings.find), Arc::clone(&seen)));
             let how = (tuning, changes.clone());
             Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), how, look))
         };
@@ -272,13 +271,13 @@ impl Ldap {
     }
 
     fn request_by_name(&self, login: &Login) -> Option<(String, SearchRequest)> {
-        request_by_name(&self.settings.find, login, &self.attributes)
+        lookup::request_by_name(&self.settings.find, login, &self.attributes)
     }
 
     /// The request that checks whether the entry with this DN matches `allow_filter`, if there is one.
     fn group_request(&self, dn: &str) -> Option<SearchRequest> {
         let filter = self.settings.allow.filter.clone()?;
-        Some(SearchRequest { filter, ..read(dn.to_owned(), &self.attributes) })
+        Some(SearchRequest { filter, ..lookup::read(dn.to_owned(), &self.attributes) })
     }
 
     /// Whether a search for one entry found it.
@@ -478,7 +477,7 @@ impl Ldap {
     }
 
     fn search(&self, base: &str, filter: String) -> SearchRequest {
-        search(base, filter, &self.attributes)
+        lookup::search(base, filter, &self.attributes)
     }
 }
 
@@ -513,20 +512,7 @@ impl Directory for Ldap {
     }
 
     fn describe_lookup(&self, login: &Login) -> String {
-        let nothing = || {
-            "no lookup: the name lacks a part that the template requires, or has a character that it does not allow"
-                .to_owned()
-        };
-        match &self.settings.find {
-            Find::Search { base, filter, .. } => template::filter(filter, login)
-                .map_or_else(nothing, |filter| format!("search for {filter} under {base}")),
-            Find::UserDn { template, .. } => {
-                template::dn(template, login).map_or_else(nothing, |dn| format!("read {dn}"))
-            }
-            Find::Principal { base, .. } => self
-                .request_by_name(login)
-                .map_or_else(nothing, |(_, question)| format!("search for {} under {base}", question.filter)),
-        }
+        lookup::describe(&self.settings.find, login, &self.attributes)
     }
 }
 
@@ -538,47 +524,9 @@ fn unavailable(trace: &Trace, cause: impl FnOnce(Arc<str>) -> UnavailableCause) 
 /// The request of a probe: the canary, or the root DSE (RFC 4512 section 5.1), which every server has and every
 /// client may read.
 fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> ServerProbe {
-    let question = settings.canary.as_ref().and_then(|canary| {
-        let login = Login::parse(canary.login.as_bytes())?;
-        match &settings.find {
-            Find::Search { base, filter, .. } => Some(search(base, template::filter(filter, &login)?, attributes)),
-            Find::UserDn { .. } | Find::Principal { .. } => {
-                Some(request_by_name(&settings.find, &login, attributes)?.1)
-            }
-        }
-    });
+    let request = lookup::canary_request(settings, attributes);
     let mail_host = settings.canary.as_ref().map(|canary| canary.mail_host.clone());
-    ServerProbe::new(Arc::new(question.unwrap_or_else(|| read(String::new(), attributes))), mail_host)
-}
-
-/// Where the name alone determines the bind DN: that DN, and the request for its entry.
-pub(super) fn request_by_name(
-    find: &Find,
-    login: &Login,
-    attributes: &Arc<Attributes>,
-) -> Option<(String, SearchRequest)> {
-    match find {
-        Find::Search { .. } => None,
-        Find::UserDn { template, .. } => {
-            let dn = template::dn(template, login)?;
-            Some((dn.clone(), read(dn, attributes)))
-        }
-        Find::Principal { template, base, .. } => {
-            let name = template::principal(template, login)?;
-            let filter = format!("(userPrincipalName={})", ldap3::ldap_escape(name.as_str()));
-            Some((name, SearchRequest { operation: "read", ..search(base, filter, attributes) }))
-        }
-    }
-}
-
-pub(super) fn search(base: &str, filter: String, attributes: &Arc<Attributes>) -> SearchRequest {
-    let attributes = Arc::clone(attributes);
-    SearchRequest { operation: "search", base: base.to_owned(), scope: Scope::Subtree, filter, attributes }
-}
-
-pub(super) fn read(dn: String, attributes: &Arc<Attributes>) -> SearchRequest {
-    let attributes = Arc::clone(attributes);
-    SearchRequest { operation: "read", base: dn, scope: Scope::Base, filter: ANY.to_owned(), attributes }
+    ServerProbe::new(Arc::new(request.unwrap_or_else(|| lookup::read(String::new(), attributes))), mail_host)
 }
 
 /// Whether the result is that there is no such entry, or that it has no mail host.

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use ldap3::asn1::StructureTag;
 
-use crate::config::Meaning;
 use crate::directory::{Entry, EntryId};
+use crate::proto::ldap::attributes::AttributeRole;
 use crate::proto::ldap::ber::tagged;
 
 /// Values of one attribute that are read; an entry with more is not used.
@@ -28,7 +28,7 @@ const SET: u8 = 0x31;
 
 /// The requested attributes and their roles.
 #[derive(Debug)]
-pub(crate) struct Attributes(pub(super) Vec<(String, Meaning)>);
+pub(crate) struct Attributes(pub(super) Vec<(String, AttributeRole)>);
 
 impl Attributes {
     /// Each name once.
@@ -116,8 +116,8 @@ pub(crate) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> Opt
     let mut shown = ReportedEntry { entry, modified: None, modified_by: None };
     for (description, values) in attributes {
         let name = base_name(description);
-        for (_, meaning) in wanted.0.iter().filter(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes())) {
-            if !shown.take(*meaning, name, values) {
+        for (_, role) in wanted.0.iter().filter(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes())) {
+            if !shown.take(*role, name, values) {
                 return None;
             }
         }
@@ -138,63 +138,62 @@ pub(crate) fn names_of(attributes: &[Values], attribute: &str) -> Vec<String> {
 
 impl ReportedEntry {
     /// Takes over an attribute; `false` if it is out of bounds.
-    fn take(&mut self, meaning: Meaning, name: &[u8], values: &[Vec<u8>]) -> bool {
+    fn take(&mut self, role: AttributeRole, name: &[u8], values: &[Vec<u8>]) -> bool {
         let Self { entry, modified, modified_by } = self;
         let version = &mut entry.version;
         let first = values.first().map(Vec::as_slice).unwrap_or_default();
         let text = || (first.len() <= MAX_VALUE).then(|| String::from_utf8_lossy(first).into_owned());
-        match meaning {
-            Meaning::MailHost => return names(values, &mut entry.mail_hosts),
-            Meaning::Login => return names(values, &mut entry.logins),
-            Meaning::Allow => {
+        match role {
+            AttributeRole::MailHost => return names(values, &mut entry.mail_hosts),
+            AttributeRole::Login => return names(values, &mut entry.logins),
+            AttributeRole::Allow => {
                 version.policy_digest ^= digest(name, values);
                 return names(values, &mut entry.allowed);
             }
-            Meaning::Hold => version.held |= values.iter().any(|value| !value.is_empty()),
-            Meaning::Decides => version.policy_digest ^= digest(name, values),
-            Meaning::Password => {
+            AttributeRole::Hold => version.held |= values.iter().any(|value| !value.is_empty()),
+            AttributeRole::Password => {
                 version.password_changed = Some(version.password_changed.unwrap_or_default() ^ digest(name, values))
             }
-            Meaning::Locked if values.iter().any(|value| value.starts_with(LOCKED_FOR_EVER)) => {
+            AttributeRole::Locked if values.iter().any(|value| value.starts_with(LOCKED_FOR_EVER)) => {
                 (version.disabled, version.locked, version.has_policy_attributes) = (true, true, true);
             }
-            Meaning::Policy => version.password_policy ^= digest(name, values),
-            Meaning::Failures | Meaning::Count => {
+            AttributeRole::Policy => version.password_policy ^= digest(name, values),
+            AttributeRole::Failures | AttributeRole::FailureCount => {
                 let count = digest(name, values);
                 version.failures = Some(version.failures.unwrap_or_default() ^ count);
-                version.has_policy_attributes |= meaning == Meaning::Failures;
+                version.has_policy_attributes |= role == AttributeRole::Failures;
                 version.login_activity ^= count;
             }
-            Meaning::Lockout | Meaning::Locked => {
-                version.has_policy_attributes |= meaning == Meaning::Locked;
+            AttributeRole::Lockout | AttributeRole::Locked => {
+                version.has_policy_attributes |= role == AttributeRole::Locked;
                 // Active Directory writes 0 when it unlocks.
                 version.locked |= values.iter().any(|value| value != b"0");
                 version.lockout ^= digest(name, values);
             }
-            Meaning::Switch => version.disabled |= first.eq_ignore_ascii_case(b"true"),
-            Meaning::Control => {
+            AttributeRole::DisabledFlag => version.disabled |= first.eq_ignore_ascii_case(b"true"),
+            AttributeRole::UserAccountControl => {
                 let flags = std::str::from_utf8(first).ok().and_then(|flags| flags.parse::<u32>().ok());
                 version.disabled |= flags.is_some_and(|flags| flags & ACCOUNT_DISABLED != 0);
             }
-            Meaning::Expires => version.expire(values.iter().filter_map(|value| filetime(value))),
-            Meaning::ExpiresDay => version.expire(values.iter().filter_map(|value| day(value))),
-            Meaning::ExpiresTime => version.expire(values.iter().filter_map(|value| generalized(value))),
-            Meaning::Noise => version.login_activity ^= digest(name, values),
+            AttributeRole::Expires => version.expire(values.iter().filter_map(|value| filetime(value))),
+            AttributeRole::ExpiresDay => version.expire(values.iter().filter_map(|value| day(value))),
+            AttributeRole::ExpiresTime => version.expire(values.iter().filter_map(|value| generalized(value))),
+            AttributeRole::LoginActivity => version.login_activity ^= digest(name, values),
             // 389-DS knows both, and its content synchronization goes by its own.
-            Meaning::Id if version.id.is_none() || name.eq_ignore_ascii_case(b"nsUniqueId") => {
+            AttributeRole::Id if version.id.is_none() || name.eq_ignore_ascii_case(b"nsUniqueId") => {
                 version.id = EntryId::parse(first).or(version.id);
             }
-            Meaning::Id => {}
-            Meaning::Guid => version.id = version.id.or(EntryId::from_bytes(first)),
-            Meaning::Csn => version.revision = text().map(Into::into),
-            Meaning::Modified => {
+            AttributeRole::Id => {}
+            AttributeRole::Guid => version.id = version.id.or(EntryId::from_bytes(first)),
+            AttributeRole::Csn => version.revision = text().map(Into::into),
+            AttributeRole::Modified => {
                 *modified = text();
                 // A CSN says the same more exactly.
                 if version.revision.as_ref().is_none_or(|version| !version.contains('#')) {
                     version.revision = modified.clone().map(Into::into);
                 }
             }
-            Meaning::Modifier => *modified_by = text(),
+            AttributeRole::Modifier => *modified_by = text(),
         }
         true
     }

@@ -26,8 +26,7 @@ use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 
 use crate::base::secret::Secret;
 use crate::config::{
-    self, Balance, Canary, Connections, DirectoryServer, DisabledBy, Find, LdapScheme, ServiceAccount, Template,
-    TemplatePart,
+    self, Balance, Canary, Connections, DirectoryServer, DisabledBy, Find, LdapScheme, ServiceAccount,
 };
 use crate::directory::ldap::bind_pool::{RequestError, Tuning};
 use crate::directory::ldap::policy::BindDiagnostic;
@@ -39,6 +38,7 @@ use crate::directory::{
     UnavailableCause,
 };
 use crate::outcome::AccountState;
+use crate::proto::ldap::template::{Template, TemplatePart};
 use crate::telemetry::metrics::Metrics;
 
 /// The time limit of a test.

@@ -19,12 +19,14 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use crate::config::{Directory as Settings, Meaning, WatchMode};
+use crate::config::{Directory as Settings, WatchMode};
 use crate::directory::ldap::bind_pool::Server;
 use crate::directory::ldap::connection::{Connection, ConnectionError, Scope};
+use crate::directory::ldap::lookup;
 use crate::directory::ldap::schema::{self, Attributes};
 use crate::directory::ldap::selection::jittered;
 use crate::directory::{EntryId, Ldap, ReportedEntry};
+use crate::proto::ldap::attributes::AttributeRole;
 use crate::telemetry::log::Repeats;
 
 /// Content synchronization, as listed in the root DSE's supportedControl (RFC 4533 section 2.2).
@@ -229,13 +231,13 @@ async fn watch_by_sync(
 
 impl<'a> WatchLink<'a> {
     fn new(connection: Connection, server: &'a Server, settings: &Settings) -> Self {
-        let mut attributes = settings.watched();
-        attributes.push(("modifiersName".to_owned(), Meaning::Modifier));
+        let mut attributes = lookup::attributes_of(settings);
+        attributes.push(("modifiersName".to_owned(), AttributeRole::Modifier));
         Self {
             connection,
             server,
-            base: settings.users_base(),
-            filter: settings.users_filter(),
+            base: lookup::users_base(&settings.find),
+            filter: lookup::users_filter(&settings.find),
             attributes: Attributes(attributes),
         }
     }

@@ -9,8 +9,9 @@ use ldap3_proto::proto::{LdapFilter, LdapOp};
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::config::{self, Find, LdapScheme, Template, TemplatePart, Watch};
+use crate::config::{self, Find, LdapScheme, Watch};
 use crate::directory::ldap::scripted::{Recorded, Scripted, ScriptedReply, bound, done, entry};
+use crate::proto::ldap::template::{Template, TemplatePart};
 use crate::telemetry::metrics::Metrics;
 
 const TEST_TIME: Duration = Duration::from_secs(20);

@@ -20,8 +20,10 @@ async fn search_and_bind_give_an_identity() {
     assert_eq!(request.base, "dc=x");
     assert_eq!(request.scope, LdapSearchScope::Subtree);
     assert_eq!(request.filter, LdapFilter::Equality("uid".to_owned(), "alice".to_owned()));
-    let watched: Vec<String> =
-        settings(Vec::new(), searching(None)).watched().into_iter().map(|(name, _)| name).collect();
+    let watched: Vec<String> = super::super::lookup::attributes_of(&settings(Vec::new(), searching(None)))
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
     assert_eq!(request.attrs, watched);
     assert_eq!((request.sizelimit, request.timelimit, request.typesonly), (2, 2, false));
     // Anonymous: no bind before the search, and the bind has its own connection.

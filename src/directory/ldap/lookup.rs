@@ -1,0 +1,229 @@
+//! What is asked of a directory with these settings: the requests for a login name, the attributes that are read, and
+//! the users that a search for all of them finds.
+
+use std::sync::Arc;
+
+use crate::config::{self, DisabledBy, Find};
+use crate::directory::Login;
+use crate::directory::ldap::connection::{Scope, SearchRequest};
+use crate::directory::ldap::schema::Attributes;
+use crate::proto::ldap::attributes::{AttributeRole, IDENTIFIERS, LOGIN_ACTIVITY, PASSWORDS};
+use crate::proto::ldap::filter::ANY_ENTRY;
+use crate::proto::ldap::naming::{self, Naming};
+use crate::proto::ldap::template;
+
+/// The attribute that disables an account, with its role.
+fn disabling(attribute: DisabledBy) -> (String, AttributeRole) {
+    let role = match attribute {
+        DisabledBy::NsAccountLock => AttributeRole::DisabledFlag,
+        DisabledBy::UserAccountControl => AttributeRole::UserAccountControl,
+        DisabledBy::PwdAccountLockedTime => AttributeRole::Locked,
+        DisabledBy::AccountExpires => AttributeRole::Expires,
+        DisabledBy::ShadowExpire => AttributeRole::ExpiresDay,
+        DisabledBy::KrbPrincipalExpiration => AttributeRole::ExpiresTime,
+    };
+    let name = DisabledBy::ALL.iter().find(|(_, one)| *one == attribute).map_or("", |(name, _)| *name);
+    (name.to_owned(), role)
+}
+
+/// The attributes that are read of an entry, each with its role: those of a login decision and, if the directory is
+/// watched, those whose changes count. An attribute may have several roles.
+pub(super) fn attributes_of(settings: &config::Directory) -> Vec<(String, AttributeRole)> {
+    let mut read = vec![(settings.mail_host_attribute.clone(), AttributeRole::MailHost)];
+    read.extend(settings.login_attribute.clone().map(|name| (name, AttributeRole::Login)));
+    read.extend(settings.watch.hold_attribute.clone().map(|name| (name, AttributeRole::Hold)));
+    read.extend(settings.allow.attribute.clone().map(|name| (name, AttributeRole::Allow)));
+    read.extend(settings.disabled_by.iter().map(|attribute| disabling(*attribute)));
+    // If the name alone determines the bind DN, nothing is read before the bind.
+    if matches!(settings.find, Find::Search { .. }) || settings.is_followed() {
+        read.extend(PASSWORDS.map(|(name, role)| (name.to_owned(), role)));
+        if !settings.disabled_by.contains(&DisabledBy::PwdAccountLockedTime) {
+            read.push(("pwdAccountLockedTime".to_owned(), AttributeRole::Lockout));
+        }
+    }
+    if settings.is_followed() {
+        read.extend(IDENTIFIERS.map(|(name, role)| (name.to_owned(), role)));
+        read.extend(LOGIN_ACTIVITY.map(|name| (name.to_owned(), AttributeRole::LoginActivity)));
+    }
+    read
+}
+
+/// The base of all users.
+pub(super) fn users_base(find: &Find) -> String {
+    match find {
+        Find::Search { base, .. } | Find::Principal { base, .. } => base.clone(),
+        Find::UserDn { template, .. } => template::base_of(template),
+    }
+}
+
+/// A filter for all users.
+pub(super) fn users_filter(find: &Find) -> String {
+    match find {
+        Find::Search { filter, .. } => template::filter_for_all(filter),
+        Find::UserDn { .. } | Find::Principal { .. } => ANY_ENTRY.to_owned(),
+    }
+}
+
+/// The attributes that name users, in the order in which a login is compared with them. Empty if the settings do
+/// not determine them.
+pub(super) fn naming(find: &Find) -> Vec<Naming> {
+    match find {
+        Find::Search { filter, .. } => naming::of_filter(filter),
+        Find::UserDn { template, .. } => naming::of_dn(template),
+        Find::Principal { template, .. } => naming::of_principal(template),
+    }
+}
+
+/// If the name alone determines the bind DN: that DN, and the request for its entry.
+pub(super) fn request_by_name(
+    find: &Find,
+    login: &Login,
+    attributes: &Arc<Attributes>,
+) -> Option<(String, SearchRequest)> {
+    match find {
+        Find::Search { .. } => None,
+        Find::UserDn { template, .. } => {
+            let dn = template::dn(template, login)?;
+            Some((dn.clone(), read(dn, attributes)))
+        }
+        Find::Principal { template, base, .. } => {
+            let name = template::principal(template, login)?;
+            let filter = format!("(userPrincipalName={})", ldap3::ldap_escape(name.as_str()));
+            Some((name, SearchRequest { operation: "read", ..search(base, filter, attributes) }))
+        }
+    }
+}
+
+/// The request for the canary's entry, if one is configured.
+pub(super) fn canary_request(settings: &config::Directory, attributes: &Arc<Attributes>) -> Option<SearchRequest> {
+    let login = Login::parse(settings.canary.as_ref()?.login.as_bytes())?;
+    match &settings.find {
+        Find::Search { base, filter, .. } => Some(search(base, template::filter(filter, &login)?, attributes)),
+        Find::UserDn { .. } | Find::Principal { .. } => Some(request_by_name(&settings.find, &login, attributes)?.1),
+    }
+}
+
+/// Describes the lookup of this login: the filter and base, or the DN.
+pub(super) fn describe(find: &Find, login: &Login, attributes: &Arc<Attributes>) -> String {
+    let described = match find {
+        Find::Search { base, filter, .. } => {
+            template::filter(filter, login).map(|filter| format!("search for {filter} under {base}"))
+        }
+        Find::UserDn { template, .. } => template::dn(template, login).map(|dn| format!("read {dn}")),
+        Find::Principal { base, .. } => request_by_name(find, login, attributes)
+            .map(|(_, question)| format!("search for {} under {base}", question.filter)),
+    };
+    described.unwrap_or_else(|| {
+        "no lookup: the name lacks a part that the template requires, or has a character that it does not allow"
+            .to_owned()
+    })
+}
+
+pub(super) fn search(base: &str, filter: String, attributes: &Arc<Attributes>) -> SearchRequest {
+    let attributes = Arc::clone(attributes);
+    SearchRequest { operation: "search", base: base.to_owned(), scope: Scope::Subtree, filter, attributes }
+}
+
+pub(super) fn read(dn: String, attributes: &Arc<Attributes>) -> SearchRequest {
+    let attributes = Arc::clone(attributes);
+    SearchRequest { operation: "read", base: dn, scope: Scope::Base, filter: ANY_ENTRY.to_owned(), attributes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::sound_directory;
+
+    #[test]
+    fn filter_for_all_users_has_wildcards_for_names() {
+        for (filter, all) in [
+            ("(uid={login})", "(uid=*)"),
+            ("(|(uid={login})(mail={login}))", "(|(uid=*)(mail=*))"),
+            ("(&(objectClass=user)(mail={local}@{domain})(!(x=1)))", "(&(objectClass=user)(mail=*@*)(!(x=1)))"),
+            ("(mail={local}{domain})", "(mail=*)"),
+            ("(cn:caseExactMatch:={login})", "(objectClass=*)"),
+            ("(uid>={login})", "(objectClass=*)"),
+        ] {
+            let directory = sound_directory(&format!("base: 'dc=x', filter: '{filter}'"));
+            assert_eq!(users_filter(&directory.find), all);
+        }
+    }
+
+    #[test]
+    fn template_yields_the_base_of_the_users() {
+        let account = "bind_dn: 'cn=u', bind_password_file: p";
+        for (template, base) in [
+            ("uid={local},ou=people,dc=example,dc=com", "ou=people,dc=example,dc=com"),
+            ("uid={local}+c=de,ou=people", "ou=people"),
+            ("uid={local},dc={domain}", ""),
+        ] {
+            let directory = sound_directory(&format!("user_dn: '{template}', {account}"));
+            assert_eq!((users_base(&directory.find).as_str(), directory.is_followed()), (base, true));
+            assert_eq!(users_filter(&directory.find), "(objectClass=*)");
+        }
+    }
+
+    #[test]
+    fn polled_search_requests_the_attributes_of_a_decision() {
+        let names = |keys: &str| {
+            let watched = attributes_of(&sound_directory(&format!("base: 'dc=x', filter: '(uid={{login}})', {keys}")));
+            let (passwords, names): (Vec<_>, Vec<_>) = watched
+                .into_iter()
+                .map(|(name, _)| name)
+                .partition(|name| PASSWORDS.iter().any(|(known, _)| name == known));
+            // Whether a refused password may be right by now.
+            assert_eq!(passwords.len(), PASSWORDS.len());
+            let (disabled, names): (Vec<_>, Vec<_>) =
+                names.into_iter().partition(|name| DisabledBy::ALL.iter().any(|(known, _)| name == known));
+            assert_eq!(disabled, ["nsAccountLock", "userAccountControl", "pwdAccountLockedTime", "accountExpires"]);
+            names
+        };
+        assert_eq!(names("watch: off"), ["mailHost"]);
+        let keys = "watch: off, login_attribute: uid, hold_attribute: hold, allow_attribute: allow";
+        assert_eq!(names(keys), ["mailHost", "uid", "hold", "allow"]);
+        assert!(names("watch: auto").contains(&"entryUUID".to_owned()));
+        let alone = sound_directory("user_dn: 'uid={login},dc=x'");
+        assert!(!alone.is_followed() && attributes_of(&alone).len() == 5);
+        let none = sound_directory("user_dn: 'uid={login},dc=x', disabled_by: []");
+        assert_eq!(attributes_of(&none).len(), 1);
+        // A permanent lock is a lockout then, which is the reason of a rejected password.
+        let other = sound_directory("base: 'dc=x', filter: '(uid={login})', disabled_by: [shadowexpire]");
+        let watched = attributes_of(&other);
+        let meaning = |name: &str| watched.iter().find(|(known, _)| known == name).map(|(_, meaning)| *meaning);
+        assert_eq!(meaning("pwdAccountLockedTime"), Some(AttributeRole::Lockout));
+        assert_eq!(meaning("shadowExpire"), Some(AttributeRole::ExpiresDay));
+        assert_eq!(meaning("nsAccountLock"), None);
+    }
+
+    #[test]
+    fn filter_yields_the_attributes_that_name_a_user() {
+        for (keys, names) in [
+            ("base: 'dc=x', filter: '(uid={login})'", vec![("uid", "")]),
+            ("base: 'dc=x', filter: '(|(uid={login})(mail={login}))'", vec![("uid", ""), ("mail", "")]),
+            ("base: 'dc=x', filter: '(&(objectClass=user)(mail={local}@{domain})(!(x=1)))'", vec![("mail", "")]),
+            (
+                "base: 'dc=x', filter: '(|(uid={local})(mail={login}@example.com))'",
+                vec![("uid", ""), ("mail", "@example.com")],
+            ),
+            ("base: 'dc=x', filter: '(cn:caseExactMatch:={login})'", vec![]),
+            ("base: 'dc=x', filter: '(mail={login}*)'", vec![]),
+            ("base: 'dc=x', filter: '(mail=x{login})'", vec![]),
+            ("user_dn: 'uid={local},ou=people,dc=x'", vec![("uid", "")]),
+            ("user_dn: 'uid={login}'", vec![("uid", "")]),
+            ("user_dn: '{login}@ad.example.com', base: 'dc=x'", vec![("userPrincipalName", "@ad.example.com")]),
+        ] {
+            let naming = naming(&sound_directory(keys).find);
+            let found: Vec<_> =
+                naming.iter().map(|naming| (naming.attribute.as_str(), naming.suffix.as_str())).collect();
+            assert_eq!(found, names, "{keys}");
+        }
+    }
+
+    #[test]
+    fn login_is_the_value_without_the_template_suffix() {
+        let naming = super::naming(&sound_directory("user_dn: '{login}@ad.example.com', base: 'dc=x'").find);
+        assert_eq!(naming[0].login("alice@ad.example.com"), Some("alice"));
+        assert_eq!(naming[0].login("alice@example.org"), None);
+        assert_eq!(naming[0].login("@ad.example.com"), None);
+    }
+}
