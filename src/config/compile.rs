@@ -8,16 +8,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use rustls::SupportedCipherSuite;
 
 use super::model::{
     Admin, AuthHttp, Cache, CertificateFiles, ClientAuth, Config, Control, Draft, Drain, Endpoint, Limits, Listener,
-    ListenerTls, Log, LogFormat, LogLevel, Network, OnUnavailable, Process, Routing, Tls, TlsVersion,
+    ListenerTls, Log, LogFormat, LogLevel, OnUnavailable, Process, Routing, Tls, TlsVersion,
 };
 use super::raw::{Node, Section, Unique};
 use super::routing::Surroundings;
 use super::units::{DAY, HOUR, KIB, MIB, MINUTE, SECOND};
 use super::{directory, names, routing, throttle};
+use crate::base::net;
 use crate::proto::{PROTOCOLS, Protocol};
 
 /// Where the side port is unless the config says otherwise.
@@ -133,7 +135,7 @@ fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listene
 }
 
 /// Who puts a PROXY header in front of every connection.
-fn proxies(listener: &Section<'_>) -> Option<Option<Vec<Network>>> {
+fn proxies(listener: &Section<'_>) -> Option<Option<Vec<IpNet>>> {
     let required =
         listener.get("proxy_header").map_or(Some(false), |node| node.word(&[("off", false), ("required", true)]));
     let trusted = listener.get("trusted").map(|node| networks(&node));
@@ -146,14 +148,14 @@ fn proxies(listener: &Section<'_>) -> Option<Option<Vec<Network>>> {
     if trusted.is_none() {
         listener.problem("trusted", "missing: name the networks of your proxies, which alone may say who a client is");
     }
-    if trusted.iter().flatten().flatten().any(|network| network.bits == 0) {
+    if trusted.iter().flatten().flatten().any(|network| network.prefix_len() == 0) {
         listener.warn("trusted", "every address is trusted: any client can claim another client's address");
     }
     required.and(trusted?).map(Some)
 }
 
 /// A list of networks, or one.
-pub(super) fn networks(node: &Node<'_>) -> Option<Vec<Network>> {
+pub(super) fn networks(node: &Node<'_>) -> Option<Vec<IpNet>> {
     let items = node.one_or_more()?;
     let networks: Vec<_> = items.iter().filter_map(|item| item.parsed(names::network)).collect();
     (networks.len() == items.len()).then_some(networks)
@@ -415,9 +417,9 @@ fn auth_http(auth_http: &Section<'_>, addresses: &mut Addresses) -> Option<AuthH
     let allow = auth_http.required("allow", "name the addresses of your nginx, which sees every password");
     let allow = allow.and_then(|node| networks(&node));
     let key_file = auth_http.get("key_file").map(|node| node.path());
-    if allow.iter().flatten().any(|network| network.bits == 0) {
+    if allow.iter().flatten().any(|network| network.prefix_len() == 0) {
         auth_http.warn("allow", "any host may send requests and claim any client address");
-    } else if key_file.is_none() && allow.iter().flatten().any(Network::has_loopback) {
+    } else if key_file.is_none() && allow.iter().flatten().any(net::has_loopback) {
         auth_http.warn(
             "allow",
             "any user of this machine may ask, and say which client it is for: set `key_file`, and show its \

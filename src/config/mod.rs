@@ -34,8 +34,8 @@ pub(crate) use compile::collide;
 pub(crate) use model::{
     Address, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, CertificateFiles, ClientAuth,
     Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Endpoint, FailedLogins, Find, Forward,
-    Group, Health, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, Network,
-    OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls, TlsVersion, Watch, WatchMode,
+    Group, Health, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange,
+    OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls, TlsVersion, Watch, WatchMode,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};
@@ -83,9 +83,11 @@ pub(crate) fn attribute(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn network(text: &str) -> Result<Network, String> {
+pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     names::network(text).map_err(|error| error.to_string())
 }
+
+use ipnet::IpNet;
 
 use crate::base::sys;
 

@@ -6,11 +6,12 @@
 //! `config.example.yaml`.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::{Place, Problem};
 use crate::outcome::AccountState;
@@ -34,7 +35,7 @@ pub struct Config {
     /// The directory.
     pub directory: Directory,
     /// Networks whose clients may say, by IMAP's ID, for whom they call: webmail.
-    pub trusted: Vec<Network>,
+    pub trusted: Vec<IpNet>,
     /// Backends and who goes where.
     pub routing: Routing,
     /// How long decisions are kept.
@@ -90,7 +91,7 @@ pub struct Listener {
     pub tls: ListenerTls,
     /// The networks of the proxies that begin every connection with a PROXY header; `None`: there are
     /// no proxies.
-    pub proxies: Option<Vec<Network>>,
+    pub proxies: Option<Vec<IpNet>>,
     /// The name of the socket that systemd opens for it, wherever that listens.
     pub socket: Option<String>,
 }
@@ -664,7 +665,7 @@ pub struct Throttle {
     /// How many leading bits of an IPv6 address are one prefix.
     pub ipv6_prefix: u8,
     /// Networks to which no rule about prefixes or wrong passwords applies.
-    pub exempt: Vec<Network>,
+    pub exempt: Vec<IpNet>,
     /// What is remembered, how much and how long.
     pub memory: Memory,
     /// Wrong passwords from one prefix.
@@ -740,53 +741,6 @@ pub struct Limit {
     pub limit: u32,
 }
 
-/// A network: an address and how many of its leading bits count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Network {
-    /// The address; no bit behind the prefix is set.
-    pub address: IpAddr,
-    /// The length of the prefix.
-    pub bits: u8,
-}
-
-impl Network {
-    /// The network of this address with this prefix length (at most that of the address).
-    #[must_use]
-    pub fn of(address: IpAddr, bits: u8) -> Self {
-        let address = match address {
-            IpAddr::V4(v4) => {
-                let mask = u32::MAX.checked_shl(32_u32.saturating_sub(bits.into())).unwrap_or(0);
-                IpAddr::V4((v4.to_bits() & mask).into())
-            }
-            IpAddr::V6(v6) => {
-                let mask = u128::MAX.checked_shl(128_u32.saturating_sub(bits.into())).unwrap_or(0);
-                IpAddr::V6((v6.to_bits() & mask).into())
-            }
-        };
-        Self { address, bits }
-    }
-
-    /// Whether an address of loopback is in it.
-    #[must_use]
-    pub fn has_loopback(&self) -> bool {
-        self.address.is_loopback()
-            || self.contains(Ipv4Addr::LOCALHOST.into())
-            || self.contains(Ipv6Addr::LOCALHOST.into())
-    }
-
-    /// Whether an address, canonical, is in it.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        Self::of(address, self.bits) == *self
-    }
-}
-
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.bits)
-    }
-}
-
 /// How to stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drain {
@@ -824,7 +778,7 @@ pub struct AuthHttp {
     /// Address and port.
     pub address: SocketAddr,
     /// The networks that may connect.
-    pub allow: Vec<Network>,
+    pub allow: Vec<IpNet>,
     /// The file with what must stand in `X-Auth-Key`, if anything must.
     pub key_file: Option<PathBuf>,
 }

@@ -5,13 +5,15 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use crate::base::net::percent_decoded;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ipnet::IpNet;
 use rustls::SupportedCipherSuite;
 use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
 use rustls::pki_types::ServerName;
 
-use super::model::{DirectoryServer, Group, LdapScheme, Network};
+use super::model::{DirectoryServer, Group, LdapScheme};
 use crate::proto::ldap::dn::is_descr;
 
 /// A Unix socket's path must fit `sun_path` with its NUL.
@@ -94,14 +96,11 @@ pub(super) fn socket_name(text: &str) -> Result<String, NameError> {
 }
 
 /// An address, or a network as `address/bits`.
-pub(super) fn network(text: &str) -> Result<Network, NameError> {
-    let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
-    let address: IpAddr = address.parse().map_err(|_| NameError::Network)?;
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    let bits = bits.map_or(Ok(most), str::parse).map_err(|_| NameError::Network)?;
-    let network = Network::of(address, bits);
+pub(super) fn network(text: &str) -> Result<IpNet, NameError> {
+    let network = text.parse().or_else(|_| text.parse().map(IpAddr::into)).map_err(|_| NameError::Network)?;
+    let address = IpNet::addr(&network);
     // A bit behind the prefix is a slip of the pen: was the address or the length meant?
-    if bits > most || network.address != address || address.to_canonical() != address {
+    if network.network() != address || address.to_canonical() != address {
         return Err(NameError::Network);
     }
     Ok(network)
@@ -166,19 +165,7 @@ pub(super) fn ldap_url(url: &str) -> Result<DirectoryServer, NameError> {
 
 /// The percent-encoded socket path of an ldapi URL.
 fn socket_path(text: &str) -> Result<String, NameError> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        let byte = match byte {
-            b'%' => {
-                let mut digit = || rest.next().and_then(|digit| char::from(digit).to_digit(16));
-                let pair = digit().zip(digit()).ok_or(NameError::LdapiPath)?;
-                u8::try_from(pair.0 * 16 + pair.1).map_err(|_| NameError::LdapiPath)?
-            }
-            plain => plain,
-        };
-        bytes.push(byte);
-    }
+    let bytes = percent_decoded(text.as_bytes()).ok_or(NameError::LdapiPath)?;
     let path = String::from_utf8(bytes).map_err(|_| NameError::LdapiPath)?;
     let sound = path.starts_with('/') && path.len() <= SOCKET_PATH && !path.contains('\0');
     if sound { Ok(path) } else { Err(NameError::LdapiPath) }

@@ -5,12 +5,13 @@
 
 use std::io;
 
+use ipnet::IpNet;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 use tracing::{debug, warn};
 
-use crate::config::{Config, Network};
+use crate::config::Config;
 use crate::frontend::session::Accepted;
 use crate::login::core::Shared;
 use crate::proto::proxy_header::{self, Header, HeaderProgress, ProxyHeaderError};
@@ -57,13 +58,13 @@ impl From<io::Error> for HeaderRejection {
 pub(crate) async fn receive(
     shared: &Shared,
     config: &Config,
-    proxies: &[Network],
+    proxies: &[IpNet],
     accepted: &mut Accepted,
 ) -> Option<()> {
     let (proxy, protocol) = (accepted.client.ip(), accepted.protocol.name);
     let count = |result| shared.metrics.proxy_headers.with_label_values(&[protocol, result]).inc();
     let received = async {
-        if !proxies.iter().any(|network| network.contains(proxy)) {
+        if !proxies.iter().any(|network| network.contains(&proxy)) {
             return Err(HeaderRejection::Untrusted);
         }
         let _half_open = shared.throttle.proxy_header(&config.throttle, proxy).map_err(|_| HeaderRejection::Limit)?;

@@ -225,7 +225,7 @@ impl Conversation {
     fn apply_original_client(&mut self) {
         let claim = self.front.client_id().and_then(|id| id.originating);
         let trusted = &self.snapshot.config.trusted;
-        let claim = claim.filter(|_| trusted.iter().any(|network| network.contains(self.caller.ip())));
+        let claim = claim.filter(|_| trusted.iter().any(|network| network.contains(&self.caller.ip())));
         self.origin.client = claim.unwrap_or(self.caller);
         self.info.client = self.origin.client.ip();
         self.info.via = claim.map(|_| self.caller.ip());

@@ -27,8 +27,9 @@ use thiserror::Error;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::base::net;
 use crate::base::secret::Secret;
-use crate::config::{self, FailedLogins, Limit, Mode, Network};
+use crate::config::{self, FailedLogins, Limit, Mode};
 use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::{Metrics, THROTTLE_MEMORY};
 use gate::AttemptOrigin;
@@ -375,7 +376,7 @@ impl Throttle {
 
     fn prefix(&self, settings: &config::Throttle, client: IpAddr) -> HashedKey {
         let bits = if client.is_ipv4() { settings.ipv4_prefix } else { settings.ipv6_prefix };
-        self.key(&Network::of(client, bits))
+        self.key(&net::network_of(client, bits))
     }
 
     fn entry(&self, dn: &str) -> HashedKey {
@@ -393,7 +394,7 @@ impl Throttle {
 }
 
 fn exempt(settings: &config::Throttle, client: IpAddr) -> bool {
-    settings.exempt.iter().any(|network| network.contains(client))
+    settings.exempt.iter().any(|network| network.contains(&client))
 }
 
 /// The hash of an entry's DN, whose case and spacing may differ between a template and the directory.

@@ -36,7 +36,7 @@ impl Door {
         let settings = config::Throttle {
             ipv4_prefix: 32,
             ipv6_prefix: 64,
-            exempt: vec![Network::of(ip("198.51.100.0"), 24)],
+            exempt: vec![net::network_of(ip("198.51.100.0"), 24)],
             memory: config::Memory {
                 capacity: 1_000,
                 forget_every: Duration::from_secs(60),

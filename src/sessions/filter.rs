@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::config::{self, Network};
+use crate::config;
 use crate::proto;
 use crate::sessions::registry::Session;
 use crate::telemetry::log::Escaped;
+use ipnet::IpNet;
 
 /// Matches sessions that meet every part that is set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub(crate) struct Filter {
     /// The backend.
     pub backend: Option<String>,
     /// The client's network.
-    pub client: Option<Network>,
+    pub client: Option<IpNet>,
     /// The protocol's name.
     pub protocol: Option<String>,
     /// The minimum age.
@@ -122,7 +123,7 @@ impl Filter {
         let age = Duration::from_secs(now.saturating_sub(session.since));
         self.backend.as_ref().is_none_or(|backend| session.backend.as_ref() == backend)
             && self.protocol.as_ref().is_none_or(|protocol| session.protocol == *protocol)
-            && self.client.is_none_or(|network| network.contains(session.client))
+            && self.client.is_none_or(|network| network.contains(&session.client))
             && self.older_than.is_none_or(|limit| age >= limit)
             && self.younger_than.is_none_or(|limit| age < limit)
     }

@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
@@ -187,16 +188,11 @@ async fn request<T: DeserializeOwned>(stream: UnixStream, method: &str, path: &s
     }
 }
 
+/// Everything but the unreserved characters of RFC 3986 section 2.3.
+const RESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// A word of a path or a query: everything but letters, digits and `-._~` is escaped (RFC 3986).
 #[must_use]
 pub(crate) fn encode(word: &str) -> String {
-    let mut encoded = String::with_capacity(word.len());
-    for byte in word.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
+    utf8_percent_encode(word, &RESERVED).to_string()
 }

@@ -95,7 +95,7 @@ pub(crate) async fn serve(listener: Arc<TcpListener>, shared: Arc<Shared>) {
             continue;
         };
         let (peer, snapshot) = (peer.ip().to_canonical(), shared.snapshot.load_full());
-        let allowed = |settings: &AuthHttp| settings.allow.iter().any(|network| network.contains(peer));
+        let allowed = |settings: &AuthHttp| settings.allow.iter().any(|network| network.contains(&peer));
         if !snapshot.config.auth_http.as_ref().is_some_and(allowed) {
             count(&shared, "untrusted");
             if let Some(suppressed) = shared.repeats.allow("auth_http", "untrusted") {

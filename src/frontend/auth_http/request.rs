@@ -2,13 +2,15 @@
 //!
 //! Pure: bytes in, a request out; the only copy of the password is wiped. nginx writes spaces, percent signs
 //! and control characters below 0x20 of name and password as `%XX` and everything else as it is
-//! (NGX_ESCAPE_MAIL_AUTH): a plus is a plus. Whatever nginx would not have written is refused.
+//! (NGX_ESCAPE_MAIL_AUTH): a plus is a plus. Whatever nginx would not have written is refused. Parsed by hand:
+//! httparse refuses DEL in a value, which nginx does not escape and a password may contain.
 //! <https://nginx.org/en/docs/mail/ngx_mail_auth_http_module.html>
 
 use std::net::IpAddr;
 
 use thiserror::Error;
 
+use crate::base::net::percent_decoded;
 use crate::base::secret::Secret;
 use crate::proto::{Nginx, PROTOCOLS, Protocol};
 
@@ -96,8 +98,8 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Option<Request>, RequestSyntaxError> 
         .ok_or(RequestSyntaxError::Header("Auth-Protocol"))?;
     let client: Option<IpAddr> = text(client).and_then(|client| client.parse().ok());
     Ok(Some(Request {
-        login: login.and_then(decoded).ok_or(RequestSyntaxError::Header("Auth-User"))?,
-        password: password.and_then(decoded).map(Secret::new).ok_or(RequestSyntaxError::Header("Auth-Pass"))?,
+        login: login.and_then(percent_decoded).ok_or(RequestSyntaxError::Header("Auth-User"))?,
+        password: password.and_then(percent_decoded).map(Secret::new).ok_or(RequestSyntaxError::Header("Auth-Pass"))?,
         plain: method == "plain",
         protocol,
         nginx,
@@ -107,22 +109,6 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Option<Request>, RequestSyntaxError> 
             .ok_or(RequestSyntaxError::Header("Auth-Login-Attempt"))?,
         key: Secret::copy_of(key.unwrap_or_default()),
     }))
-}
-
-/// Decodes nginx's `%XX`; `None` if nginx would not have written it so. The bytes are stored once.
-fn decoded(value: &[u8]) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(value.len());
-    let mut rest = value.iter();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'%' => {
-                let mut digit = || char::from(*rest.next()?).to_digit(16);
-                u8::try_from(digit()? * 16 + digit()?).ok()?
-            }
-            byte => *byte,
-        });
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]
