@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use criterion::{Bencher, Criterion, Throughput, criterion_group, criterion_main};
-use usher::internals::Refusal;
+use usher::internals::Reply;
 use usher::internals::{BackSettings, BackStep, BackTls, FrontSettings, Step, Welcome, by_name};
 use usher::internals::{Secret, SecretBuf};
 
@@ -63,7 +63,7 @@ fn front(protocol: &str, sent: &[u8], size: usize, refused: bool) -> usize {
         while let Step::Attempt(credentials) = front.step(&mut input, &mut out) {
             black_box(credentials);
             if refused {
-                front.refused(&Refusal::WrongPassword, &mut out);
+                front.refused(&Reply::AuthenticationFailed, &mut out);
                 continue;
             }
             let welcome =

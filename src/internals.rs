@@ -7,7 +7,7 @@ pub use crate::cache::Cache;
 pub use crate::directory::Login;
 pub use crate::directory::ldap::Ldap;
 pub use crate::login::authn::{Authenticator, DecidedBy, LookupMode};
-pub use crate::outcome::Refusal;
+pub use crate::outcome::Reply;
 pub use crate::proto::{BackSettings, BackStep, BackTls, ClosingLine, FrontSettings, Step, Welcome, by_name};
 pub use crate::sessions::relay;
 pub use crate::telemetry::metrics::Metrics;

@@ -29,7 +29,7 @@ use crate::login::attempt::{LoginAttempt, RoutedLogin};
 use crate::login::authn::{DecidedBy, LookupMode, Proven};
 use crate::login::core::{Permit, Shared, Snapshot, Stage};
 use crate::login::event::{self, ConnectionInfo, LoginEvent};
-use crate::outcome::Refusal;
+use crate::outcome::{Refusal, Reply};
 use crate::proto::watch::CommandWatch;
 use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
 use crate::sessions::registry::Session;
@@ -207,7 +207,7 @@ impl Conversation {
                 }
                 Step::Attempt(credentials) => match self.attempt(credentials).await {
                     Ok(admitted) => return Ok(self.establish(stream, admitted)),
-                    Err(refusal) => self.refuse(&mut stream, &refusal).await?,
+                    Err((refusal, reply)) => self.refuse(&mut stream, &refusal, &reply).await?,
                 },
                 Step::Quit(quit) => {
                     lingering_close(&mut stream).await;
@@ -267,14 +267,14 @@ impl Conversation {
         let read = tokio::select! {
             read = timeout_at(deadline, stream.fill(&mut self.input)) => read,
             () = self.shared.stage(Stage::Draining) => {
-                return Err(self.close_with(stream, &Refusal::Draining, CloseReason::Draining).await);
+                return Err(self.close_with(stream, &Reply::ShuttingDown, CloseReason::Draining).await);
             }
         };
         self.waited += began.elapsed();
         match read {
             Ok(Ok(0) | Err(_)) => Err(CloseReason::ClientClosed),
             Ok(Ok(_)) => Ok(()),
-            Err(_) => Err(self.close_with(stream, &Refusal::Deadline, CloseReason::Deadline).await),
+            Err(_) => Err(self.close_with(stream, &Reply::TimedOut, CloseReason::Deadline).await),
         }
     }
 
@@ -292,17 +292,17 @@ impl Conversation {
     }
 
     /// Closes the connection with the protocol's closing line.
-    async fn close_with(&mut self, stream: &mut Stream, why: &Refusal, reason: CloseReason) -> CloseReason {
-        self.front.bye(why, &mut self.out);
+    async fn close_with(&mut self, stream: &mut Stream, reply: &Reply, reason: CloseReason) -> CloseReason {
+        self.front.bye(reply, &mut self.out);
         if matches!(timeout(CLOSE_TIMEOUT, stream.send(&mut self.out)).await, Ok(Ok(()))) {
             lingering_close(stream).await;
         }
         reason
     }
 
-    /// One login attempt, from the credentials to one `login` event, which has the true reason. The returned
-    /// refusal is the one to reply with.
-    async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, Refusal> {
+    /// One login attempt, from the credentials to one `login` event. A refusal is returned with what the client
+    /// is told.
+    async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, (Refusal, Reply)> {
         let Credentials { login, password, authzid } = credentials;
         let foreign = !authzid.is_empty() && authzid != login;
         let mut event = LoginEvent { tls: self.handshake.take(), typed: login, ..LoginEvent::default() };
@@ -329,7 +329,10 @@ impl Conversation {
             event.emit(&self.info, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
             return match outcome {
                 Ok(admitted) => Ok(admitted),
-                Err(refusal) => Err(attempt.reply(refusal).await),
+                Err(refusal) => {
+                    let reply = attempt.reply(&refusal).await;
+                    Err((refusal, reply))
+                }
             };
         }
     }
@@ -409,14 +412,14 @@ impl Conversation {
     }
 
     /// Replies with the refusal, and closes the connection after too many failed logins.
-    async fn refuse(&mut self, stream: &mut Stream, refusal: &Refusal) -> Result<(), CloseReason> {
-        self.front.refused(refusal, &mut self.out);
+    async fn refuse(&mut self, stream: &mut Stream, refusal: &Refusal, reply: &Reply) -> Result<(), CloseReason> {
+        self.front.refused(reply, &mut self.out);
         self.failed += u32::from(refusal.counts_as_failed());
         if self.failed >= self.snapshot.config.limits.failed_logins {
-            return Err(self.close_with(stream, &Refusal::Limit, CloseReason::FailedLogins).await);
+            return Err(self.close_with(stream, &Reply::Limit, CloseReason::FailedLogins).await);
         }
         if refusal.is_outage() && self.snapshot.config.limits.on_unavailable == OnUnavailable::ReplyAndClose {
-            return Err(self.close_with(stream, refusal, CloseReason::Unavailable).await);
+            return Err(self.close_with(stream, reply, CloseReason::Unavailable).await);
         }
         self.send(stream).await
     }

@@ -19,7 +19,7 @@ use crate::limits::{Limited, SessionPermit};
 use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
 use crate::login::core::{Shared, Snapshot};
 use crate::login::event::LoginEvent;
-use crate::outcome::Refusal;
+use crate::outcome::{Refusal, Reply};
 use crate::proto::Protocol;
 use crate::routing;
 use crate::tracking::store::Reconciled;
@@ -95,16 +95,16 @@ impl<'a> LoginAttempt<'a> {
         }
     }
 
-    /// The refusal to reply with, returned when the reply is due.
-    pub(crate) async fn reply(&self, refusal: Refusal) -> Refusal {
+    /// What the client is told, returned when the reply is due.
+    pub(crate) async fn reply(&self, refusal: &Refusal) -> Reply {
         let config = &self.snapshot.config;
-        let refusal = refusal.disclosed(config.directory.reveal_account_state).clone();
-        if is_about_credentials(&refusal) || refusal == Refusal::Limit || refusal.is_without_route() {
+        let reply = refusal.reply(config.directory.reveal_account_state);
+        if matches!(reply, Reply::AuthenticationFailed | Reply::Limit) || refusal.is_without_route() {
             // Indistinguishable replies must take the same time (CWE-208); a limit, or a login without a route,
             // must not invite an immediate retry.
             sleep_until(self.began + next_refusal_tick(self.began.elapsed(), config.limits.refusal_delay)).await;
         }
-        refusal
+        reply
     }
 
     /// The first decision of an attempt. A cached correct password costs nothing; any other attempt is subject
@@ -245,16 +245,4 @@ impl<'a> LoginAttempt<'a> {
 pub(crate) fn next_refusal_tick(taken: Duration, delay: Duration) -> Duration {
     let beats = u32::try_from(taken.as_nanos() / delay.as_nanos().max(1) + 1).unwrap_or(u32::MAX);
     delay.saturating_mul(beats).min(LATEST_REFUSAL)
-}
-
-/// Whether the time of the reply would reveal if the name exists.
-fn is_about_credentials(refusal: &Refusal) -> bool {
-    matches!(
-        refusal,
-        Refusal::WrongPassword
-            | Refusal::UnknownUser
-            | Refusal::EmptyPassword
-            | Refusal::InvalidUsername
-            | Refusal::InvalidPassword
-    )
 }

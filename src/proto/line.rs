@@ -8,9 +8,9 @@ use std::borrow::Cow;
 
 use super::sasl::{self, Exchange, ExchangeStep, Mechanism, SaslError};
 use super::wire::{Discard, Invalid, LineBuffer, Scan, first_word, is_http, write_line};
-use super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome, session_suffix};
+use super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome};
 use crate::base::secret::SecretBuf;
-use crate::outcome::Refusal;
+use crate::outcome::{Refusal, Reply};
 
 /// How much of one refused line is discarded before the connection is closed.
 const MAX_DISCARDED: usize = 65_536;
@@ -37,16 +37,16 @@ pub(super) trait Dialect: Send + Sync {
     fn reset(&mut self);
 
     /// The reply to a command that cannot be executed.
-    fn denial(problem: LineProblem) -> &'static str;
+    fn denial(problem: LineProblem) -> Cow<'static, str>;
 
-    /// The reply to a refused login. The session id follows where that helps.
-    fn refusal(refusal: &Refusal) -> Cow<'static, str>;
+    /// The reply to a refused login, with the session where that helps.
+    fn refusal(reply: &Reply, session: &str) -> String;
 
     /// The reply to an accepted login.
     fn success(welcome: &Welcome) -> String;
 
     /// The closing line.
-    fn closing_line(why: &Refusal) -> String;
+    fn closing_line(reply: &Reply, session: &str) -> String;
 }
 
 /// The security of the client's connection.
@@ -204,8 +204,8 @@ impl<D: Dialect> Front for LineFront<D> {
         self.dialect.reset();
     }
 
-    fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
-        write_line(out, &[D::refusal(refusal).as_bytes(), session_suffix(refusal, &self.session).as_bytes()]);
+    fn refused(&mut self, reply: &Reply, out: &mut SecretBuf) {
+        write_line(out, &[D::refusal(reply, &self.session).as_bytes()]);
         self.state = LineState::Command;
     }
 
@@ -214,8 +214,8 @@ impl<D: Dialect> Front for LineFront<D> {
         self.state = LineState::Deciding;
     }
 
-    fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
-        write_line(out, &[D::closing_line(why).as_bytes(), session_suffix(why, &self.session).as_bytes()]);
+    fn bye(&mut self, reply: &Reply, out: &mut SecretBuf) {
+        write_line(out, &[D::closing_line(reply, &self.session).as_bytes()]);
     }
 
     fn client_id(&self) -> Option<&ClientId> {

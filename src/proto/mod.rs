@@ -27,7 +27,7 @@ use core::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::base::secret::{Secret, SecretBuf};
-use crate::outcome::{BackendReply, Refusal};
+use crate::outcome::{BackendReply, Refusal, Reply};
 
 /// A row of the protocol table.
 #[derive(Debug)]
@@ -64,11 +64,11 @@ pub struct Protocol {
 pub struct Nginx {
     /// Its name in nginx.
     pub name: &'static str,
-    /// The reply to a refusal; it contains the session id where that helps.
-    pub reply: fn(&Refusal, &str) -> NginxReply,
+    /// A reply in the protocol's form; it contains the session id where that helps.
+    pub reply: fn(&Reply, &str) -> NginxReply,
 }
 
-/// A refusal in a protocol's form, without the prefix that nginx adds.
+/// A reply in a protocol's form, without the prefix that nginx adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NginxReply {
     /// The reply code and the enhanced status code, where nginx has a separate header for them.
@@ -181,9 +181,15 @@ pub struct FrontSettings<'a> {
 /// that pipelines commands and does not read the replies.
 const OUTPUT: usize = 8 * 1024;
 
-/// The end of a refusal's text: the session, where that helps ([`Refusal::names_session`]).
-fn session_suffix(refusal: &Refusal, session: &str) -> String {
-    if refusal.names_session() && !session.is_empty() { format!(" (session {session})") } else { String::new() }
+/// A reply's text, of a backend's at most `most` bytes, and the session where that helps
+/// ([`Reply::names_session`]).
+fn reply_text(reply: &Reply, session: &str, most: usize) -> String {
+    let text = if let Reply::BackendText(backend) = reply {
+        wire::printable(backend.text.as_bytes(), most)
+    } else {
+        reply.text().to_owned()
+    };
+    if reply.names_session() && !session.is_empty() { format!("{text} (session {session})") } else { text }
 }
 
 /// The client's identification (IMAP ID), bounded and free of control characters.
@@ -251,14 +257,14 @@ pub trait Front: Send + Sync {
     /// section 4, RFC 3207 section 4.2).
     fn tls_started(&mut self);
 
-    /// Replies to the attempt with a refusal. The dialogue continues.
-    fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf);
+    /// Replies to the attempt, which is refused. The dialogue continues.
+    fn refused(&mut self, reply: &Reply, out: &mut SecretBuf);
 
     /// Replies to the attempt with success and the backend's data. The dialogue is over.
     fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf);
 
     /// The connection is about to be closed by usher: the protocol's closing line, if it has one.
-    fn bye(&mut self, why: &Refusal, out: &mut SecretBuf);
+    fn bye(&mut self, reply: &Reply, out: &mut SecretBuf);
 
     /// The client's identification, if it sent one.
     fn client_id(&self) -> Option<&ClientId>;

@@ -1,132 +1,51 @@
-//! The reply of every protocol to every refusal: one table, a column per protocol.
+//! The reply of every protocol to every refusal: ARCHITECTURE.md's table, a column per protocol.
 
 mod chunks;
 
 use super::trial::{HOST, SESSION};
 use super::{FrontSettings, OUTPUT, PROTOCOLS, Protocol, Step, capabilities};
 use crate::base::secret::SecretBuf;
-use crate::outcome::{AccountState, Refusal};
+use crate::outcome::{AccountState, BackendReply, Refusal, Reply};
 
-/// The rows of the table: how a client can react to a refusal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Row {
-    /// Wrong password, unknown user, and every refusal that must look the same.
-    Wrong,
-    /// A temporary failure of the directory or a backend.
-    Unavailable,
-    /// The mailbox has no route, or not with this protocol.
-    NoMailbox,
-    /// The password must be changed first.
-    NewPassword,
-    /// The account is disabled or expired.
-    Inactive,
-    /// Not at this time, or not from this network.
-    OutsideLogonHours,
-    /// Not as another user, or not by this protocol.
-    NotAllowed,
-    Limit,
-    TlsFirst,
-    OurFault,
+/// The documentation that holds the table.
+const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
+
+/// A row of the table: a reply, the labels of the refusals that lead to it, and how each protocol begins it.
+struct Row {
+    reply: &'static str,
+    refusals: Vec<&'static str>,
+    /// A protocol's name in capitals or not, and the beginning.
+    starts: Vec<(&'static str, &'static str)>,
 }
 
-/// One column: the login command of this protocol, and the beginning of each reply.
-struct Column {
-    protocol: &'static str,
-    attempt: &'static [u8],
-    answer: fn(Row) -> &'static str,
+/// The table under its heading in ARCHITECTURE.md.
+fn table() -> Vec<Row> {
+    let (_, section) = ARCHITECTURE.split_once("## What each refusal replies\n").expect("the section is there");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let cells = |line: &'static str| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>();
+    let mut lines = section.lines().filter(|line| line.starts_with('|')).map(cells);
+    let protocols = lines.next().expect("the table has a head").split_off(2);
+    let protocols = protocols.into_iter().map(|head| head.split(' ').next().unwrap_or_default());
+    let row = |cells: Vec<&'static str>| {
+        let [reply, refusals, starts @ ..] = cells.as_slice() else { panic!("{cells:?} is no row") };
+        let starts = protocols.clone().zip(starts.iter().map(|start| start.trim_matches('`'))).collect();
+        Row {
+            reply: reply.trim_matches('`'),
+            refusals: refusals.split(' ').map(|label| label.trim_matches('`')).collect(),
+            starts,
+        }
+    };
+    lines.skip(1).map(row).collect()
 }
 
-const COLUMNS: &[Column] = &[IMAP, POP3, SUBMISSION, MANAGESIEVE];
-
-const SUBMISSION: Column = Column {
-    protocol: "submission",
-    attempt: b"EHLO here\r\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n",
-    answer: |row| match row {
-        Row::Wrong | Row::NewPassword | Row::Inactive | Row::OutsideLogonHours | Row::NotAllowed => "535 5.7.8 ",
-        Row::Unavailable | Row::Limit => "454 4.7.0 ",
-        Row::NoMailbox => "554 5.3.5 ",
-        Row::TlsFirst => "538 5.7.11 ",
-        Row::OurFault => "451 4.3.0 ",
-    },
-};
-
-const POP3: Column = Column {
-    protocol: "pop3",
-    attempt: b"USER alice\r\nPASS secret\r\n",
-    answer: |row| match row {
-        Row::Wrong => "-ERR [AUTH] ",
-        Row::Unavailable | Row::Limit | Row::OurFault => "-ERR [SYS/TEMP] ",
-        Row::NoMailbox | Row::NewPassword | Row::Inactive | Row::OutsideLogonHours | Row::NotAllowed => {
-            "-ERR [SYS/PERM] "
-        }
-        Row::TlsFirst => "-ERR ",
-    },
-};
-
-const IMAP: Column = Column {
-    protocol: "imap",
-    attempt: b"a LOGIN alice secret\r\n",
-    answer: |row| match row {
-        Row::Wrong => "a NO [AUTHENTICATIONFAILED] ",
-        Row::Unavailable => "a NO [UNAVAILABLE] ",
-        Row::NoMailbox | Row::Inactive => "a NO [CONTACTADMIN] ",
-        Row::NewPassword => "a NO [EXPIRED] ",
-        Row::OutsideLogonHours | Row::NotAllowed => "a NO [AUTHORIZATIONFAILED] ",
-        Row::Limit => "a NO [LIMIT] ",
-        Row::TlsFirst => "a NO [PRIVACYREQUIRED] ",
-        Row::OurFault => "a NO [SERVERBUG] ",
-    },
-};
-
-const MANAGESIEVE: Column = Column {
-    protocol: "managesieve",
-    attempt: b"AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"\r\n",
-    answer: |row| match row {
-        Row::Wrong | Row::NoMailbox | Row::NewPassword | Row::Inactive | Row::OutsideLogonHours | Row::NotAllowed => {
-            "NO \""
-        }
-        Row::Unavailable | Row::Limit | Row::OurFault => "NO (TRYLATER) \"",
-        Row::TlsFirst => "NO (ENCRYPT-NEEDED) \"",
-    },
-};
-
-const fn row(refusal: &Refusal) -> Row {
-    match refusal {
-        Refusal::WrongPassword
-        | Refusal::UnknownUser
-        | Refusal::EmptyPassword
-        | Refusal::InvalidUsername
-        | Refusal::InvalidPassword
-        | Refusal::Account { state: AccountState::Locked, .. } => Row::Wrong,
-        Refusal::DirectoryUnavailable
-        | Refusal::SeveralEntries
-        | Refusal::BackendUnreachable
-        | Refusal::BackendTls
-        | Refusal::BackendTimeout
-        | Refusal::BackendFault
-        | Refusal::BackendBusy
-        | Refusal::BackendDraining
-        | Refusal::BackendRejected(_)
-        | Refusal::Deadline
-        | Refusal::Hold
-        | Refusal::Kicked
-        | Refusal::Draining => Row::Unavailable,
-        Refusal::NoMailHost
-        | Refusal::SeveralMailHosts
-        | Refusal::UnknownMailHost
-        | Refusal::NoBackendLogin
-        | Refusal::ProtocolNotServed => Row::NoMailbox,
-        Refusal::Account { state: AccountState::PasswordExpired | AccountState::PasswordMustChange, .. } => {
-            Row::NewPassword
-        }
-        Refusal::Account { state: AccountState::Disabled | AccountState::AccountExpired, .. } => Row::Inactive,
-        Refusal::Account { state: AccountState::OutsideLogonHours | AccountState::WrongWorkstation, .. } => {
-            Row::OutsideLogonHours
-        }
-        Refusal::AuthzidNotAllowed | Refusal::NotAllowed => Row::NotAllowed,
-        Refusal::Limit => Row::Limit,
-        Refusal::TlsRequired => Row::TlsFirst,
-        Refusal::Internal => Row::OurFault,
+/// The login command of each protocol.
+fn attempt(protocol: &str) -> &'static [u8] {
+    match protocol {
+        "imap" => b"a LOGIN alice secret\r\n",
+        "pop3" => b"USER alice\r\nPASS secret\r\n",
+        "submission" => b"EHLO here\r\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n",
+        "managesieve" => b"AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"\r\n",
+        other => panic!("{other} has no login here"),
     }
 }
 
@@ -172,8 +91,8 @@ fn every_refusal() -> Vec<Refusal> {
     all
 }
 
-/// The reply of this protocol to an attempt with this refusal.
-fn answer(protocol: &Protocol, attempt: &[u8], refusal: &Refusal) -> String {
+/// What this protocol answers to a login with this reply.
+fn answer(protocol: &Protocol, reply: &Reply) -> String {
     let mut front = (protocol.front)(FrontSettings {
         host: HOST,
         session: SESSION,
@@ -184,29 +103,51 @@ fn answer(protocol: &Protocol, attempt: &[u8], refusal: &Refusal) -> String {
     });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     front.greet(&mut out);
-    input.extend(attempt);
+    input.extend(attempt(protocol.name));
     let step = front.step(&mut input, &mut out);
     assert!(matches!(step, Step::Attempt(_)), "{} takes the attempt: {step:?}", protocol.name);
     out.clear();
-    front.refused(refusal, &mut out);
+    front.refused(reply, &mut out);
     String::from_utf8(out.as_slice().to_vec()).unwrap()
 }
 
 #[test]
 fn protocols_reply_to_each_refusal_as_tabulated() {
-    for protocol in PROTOCOLS {
-        let column = COLUMNS.iter().find(|column| column.protocol == protocol.name);
-        let Column { attempt, answer: expected, .. } = column.expect("each protocol has its column above");
-        let wrong = answer(protocol, attempt, &Refusal::WrongPassword);
-        for refusal in every_refusal() {
-            let row = row(&refusal);
-            let answer = answer(protocol, attempt, &refusal);
-            let expected = expected(row);
-            assert!(answer.starts_with(expected), "{}: {refusal}: {answer} is not {expected}", protocol.name);
+    let table = table();
+    let backend = BackendReply { code: String::new(), text: "Try again".to_owned(), unavailable: false };
+    let mut left: Vec<_> = table.iter().flat_map(|row| row.refusals.iter().map(|label| (row.reply, *label))).collect();
+    for refusal in every_refusal().into_iter().chain([Refusal::BackendRejected(Some(backend))]) {
+        let reply = refusal.reply(true);
+        let name = format!("{reply:?}");
+        let name = name.split('(').next().unwrap_or_default();
+        let row = table.iter().find(|row| row.reply == name).unwrap_or_else(|| panic!("{name} is not in the table"));
+        assert!(row.refusals.contains(&refusal.label()), "{refusal} is not in the row of {name}");
+        left.retain(|pair| *pair != (name, refusal.label()));
+        for protocol in PROTOCOLS {
+            let start = row.starts.iter().find(|(column, _)| column.eq_ignore_ascii_case(protocol.name));
+            let (_, start) = start.unwrap_or_else(|| panic!("{} has no column", protocol.name));
+            let answer = answer(protocol, &reply);
+            let untagged = answer.strip_prefix("a ").unwrap_or(&answer);
+            let text = untagged.strip_prefix(start).and_then(|rest| rest.strip_prefix(' '));
+            let text = text.unwrap_or_else(|| panic!("{}: {refusal}: {answer} is not {start}", protocol.name));
+            assert!(!text.starts_with(['[', '(']), "{}: {refusal}: {answer} has a code besides {start}", protocol.name);
+            // Submission passes no text without a code on.
+            let same = text.starts_with(reply.text()) || protocol.name == "submission" && name == "BackendText";
+            assert!(same, "{}: {refusal}: {answer}", protocol.name);
             assert!(answer.ends_with("\r\n") && answer.lines().count() == 1, "{}: {answer}", protocol.name);
-            // Refusals that must be indistinguishable have identical replies.
-            assert!((row != Row::Wrong) || answer == wrong, "{}: {refusal}: {answer}", protocol.name);
         }
+    }
+    assert!(left.is_empty(), "in the table, not in the code: {left:?}");
+}
+
+#[test]
+fn refusals_that_must_be_indistinguishable_have_one_reply() {
+    let hidden = AccountState::ALL.map(|state| Refusal::Account { state, proven: false });
+    let locked = Refusal::Account { state: AccountState::Locked, proven: true };
+    let equal =
+        [Refusal::UnknownUser, Refusal::EmptyPassword, Refusal::InvalidUsername, Refusal::InvalidPassword, locked];
+    for refusal in equal.into_iter().chain(hidden) {
+        assert_eq!(refusal.reply(true), Refusal::WrongPassword.reply(false), "{refusal}");
     }
 }
 

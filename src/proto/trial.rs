@@ -109,7 +109,7 @@ impl FrontRun {
         note(&mut self.transcript, &format!("=> attempt{}", parts.concat()));
         let mut out = SecretBuf::new();
         match self.decisions.next().unwrap_or(ScriptedDecision::Refuse(Refusal::WrongPassword)) {
-            ScriptedDecision::Refuse(refusal) => self.front.refused(&refusal, &mut out),
+            ScriptedDecision::Refuse(refusal) => self.front.refused(&refusal.reply(true), &mut out),
             ScriptedDecision::Accept(welcome) => {
                 self.front.accepted(&welcome, &mut out);
                 self.over = true;

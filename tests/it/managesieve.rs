@@ -169,10 +169,7 @@ fn outage_is_never_a_wrong_password() {
     assert_eq!(sieve.authenticate("alice", "wrong"), "NO \"Name or password is wrong\"");
     // bob's server is not configured.
     let refused = sieve.authenticate("bob", &password_of("bob"));
-    assert!(
-        refused.starts_with("NO \"Your Sieve scripts cannot be reached, please contact your administrator"),
-        "{refused}"
-    );
+    assert!(refused.starts_with("NO \"Your mailbox cannot be reached, please contact your administrator"), "{refused}");
     slapd.stop();
     assert!(sieve.authenticate("carol", &password_of("carol")).starts_with("NO (TRYLATER) \""));
     assert_eq!(usher.login("carol")["result"], "directory_unavailable");
@@ -193,7 +190,7 @@ fn backend_without_managesieve_is_a_clear_refusal() {
     let mut sieve = Sieve::tls(usher.imaps_port());
     let refused = sieve.authenticate("bob", &password_of("bob"));
     assert!(
-        refused.starts_with("NO \"Your Sieve scripts cannot be reached, please contact your administrator"),
+        refused.starts_with("NO \"Your mailbox cannot be reached by this protocol, please contact your administrator"),
         "{refused}"
     );
     assert_eq!(usher.login("bob")["result"], "protocol_not_served");

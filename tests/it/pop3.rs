@@ -127,7 +127,8 @@ fn refusals_have_codes_and_leave_the_connection_usable() {
     assert_eq!(log_in(&mut pop3, "alice", ""), wrong);
     assert!(log_in(&mut pop3, "carol", &password_of("carol")).starts_with("-ERR [SYS/PERM] Your mailbox cannot"));
     let not_served = log_in(&mut pop3, "bob", &password_of("bob"));
-    let words = "-ERR [SYS/PERM] Your mailbox cannot be reached by POP3, please contact your administrator (session ";
+    let words =
+        "-ERR [SYS/PERM] Your mailbox cannot be reached by this protocol, please contact your administrator (session ";
     assert!(not_served.starts_with(words), "{not_served}");
     assert_eq!(usher.login("bob")["result"], "protocol_not_served");
     let message = base64(format!("bob\0alice\0{}", password_of("alice")).as_bytes());

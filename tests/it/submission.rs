@@ -51,7 +51,8 @@ fn alice_sends_mail_and_the_server_of_bob_accepts_none() {
     let mut smtp = greeted(usher.imaps_port());
     assert!(ask(&mut smtp, "MAIL FROM:<alice@example.com>").starts_with("530 5.7.0"));
     let refused = ask(&mut smtp, &plain("bob", &password_of("bob")));
-    let words = "554 5.3.5 Your mail server does not accept submissions, please contact your administrator (session ";
+    let words =
+        "554 5.3.5 Your mailbox cannot be reached by this protocol, please contact your administrator (session ";
     assert!(refused.starts_with(words), "{refused}");
     assert_eq!(usher.login("bob")["result"], "protocol_not_served");
     assert_eq!(ask(&mut smtp, &plain("alice", &password_of("alice"))), "235 2.7.0 Logged in.");

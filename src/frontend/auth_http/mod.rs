@@ -188,11 +188,11 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
         }
         Err(refused) => {
             count(shared, "refused");
-            let refused = attempt.reply(refused).await;
+            let reply = attempt.reply(&refused).await;
             let limits = &snapshot.config.limits;
             let guessed = refused.counts_as_failed() && attempts >= limits.failed_logins;
             let away = refused.is_outage() && limits.on_unavailable == OnUnavailable::ReplyAndClose;
-            refusal(&(row.reply)(&refused, &info.session.to_string()), !guessed && !away)
+            refusal(&(row.reply)(&reply, &info.session.to_string()), !guessed && !away)
         }
     }
 }

@@ -60,14 +60,14 @@ impl Front for OneLine {
 
     fn tls_started(&mut self) {}
 
-    fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
-        out.extend(format!("refused {}\n", refusal.label()).as_bytes());
+    fn refused(&mut self, reply: &Reply, out: &mut SecretBuf) {
+        out.extend(format!("refused {reply:?}\n").as_bytes());
     }
 
     fn accepted(&mut self, _: &Welcome, _: &mut SecretBuf) {}
 
-    fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
-        out.extend(format!("bye {}\n", why.label()).as_bytes());
+    fn bye(&mut self, reply: &Reply, out: &mut SecretBuf) {
+        out.extend(format!("bye {reply:?}\n").as_bytes());
     }
 
     fn client_id(&self) -> Option<&ClientId> {
@@ -198,9 +198,9 @@ async fn defect_after_the_dialogue_is_reported_and_the_connection_continues() {
     let door = Door::open("").await;
     let mut client = door.client().await;
     client.says("panic\n").await;
-    client.hears("refused internal\n").await;
+    client.hears("refused ServerBug\n").await;
     client.says("nobody\n").await;
-    client.hears("refused unknown_user\n").await;
+    client.hears("refused AuthenticationFailed\n").await;
 }
 
 #[tokio::test]
@@ -210,7 +210,7 @@ async fn defect_in_the_dialogue_ends_only_its_connection() {
     victim.says("defect\n").await;
     victim.hears_the_end().await;
     neighbour.says("nobody\n").await;
-    neighbour.hears("refused unknown_user\n").await;
+    neighbour.hears("refused AuthenticationFailed\n").await;
     assert_eq!(door.parted("panic"), 1);
     assert_eq!(door.shared.metrics.connections.get(), 1, "its slot is free again");
 }
@@ -219,7 +219,7 @@ async fn defect_in_the_dialogue_ends_only_its_connection() {
 async fn idle_client_gets_a_bye() {
     let door = Door::open("login_timeout: 200ms").await;
     let mut client = door.client().await;
-    client.hears("bye deadline\n").await;
+    client.hears("bye TimedOut\n").await;
     client.hears_the_end().await;
     door.shared.connections_closed().await;
     assert_eq!(door.parted("deadline"), 1);
@@ -247,10 +247,10 @@ async fn silent_directory_is_an_outage_within_ten_seconds() {
     let mut client = door.client().await;
     let began = Instant::now();
     client.says("silence\n").await;
-    client.hears("refused deadline\n").await;
+    client.hears("refused TimedOut\n").await;
     assert!(began.elapsed() <= ATTEMPT_TIMEOUT + Duration::from_secs(1));
     client.says("nobody\n").await;
-    client.hears("refused unknown_user\n").await;
+    client.hears("refused AuthenticationFailed\n").await;
 }
 
 #[test]
@@ -270,11 +270,11 @@ async fn guessing_connection_ends_after_the_configured_failures() {
     let mut client = door.client().await;
     let began = Instant::now();
     client.says("nobody\n").await;
-    client.hears("refused unknown_user\n").await;
+    client.hears("refused AuthenticationFailed\n").await;
     assert!(began.elapsed() >= Duration::from_millis(50), "the reply for an unknown name must be delayed");
     client.says("nobody\n").await;
-    client.hears("refused unknown_user\n").await;
-    client.hears("bye limit\n").await;
+    client.hears("refused AuthenticationFailed\n").await;
+    client.hears("bye Limit\n").await;
     client.hears_the_end().await;
     door.shared.connections_closed().await;
     assert_eq!(door.parted("failed_logins"), 1);
@@ -286,7 +286,7 @@ async fn invalid_names_and_authzids_are_refused_before_the_directory() {
     let mut client = door.client().await;
     for unusable in ["\u{1}\n", "\n"] {
         client.says(unusable).await;
-        client.hears("refused invalid_username\n").await;
+        client.hears("refused AuthenticationFailed\n").await;
     }
 }
 
@@ -296,9 +296,9 @@ async fn drain_sends_bye_to_unauthenticated_clients() {
     let mut client = door.client().await;
     door.shared.stage.send_replace(Stage::Leaving);
     client.says("nobody\n").await;
-    client.hears("refused unknown_user\n").await;
+    client.hears("refused AuthenticationFailed\n").await;
     door.shared.stage.send_replace(Stage::Draining);
-    client.hears("bye draining\n").await;
+    client.hears("bye ShuttingDown\n").await;
     client.hears_the_end().await;
     door.shared.connections_closed().await;
 }

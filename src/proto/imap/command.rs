@@ -86,6 +86,8 @@ pub(super) enum ImapDenial {
     Bad(&'static str),
     /// NO with this text: understood and refused.
     No(&'static str),
+    /// A login in the clear.
+    TlsFirst,
 }
 
 const SYNTAX: CommandError = CommandError::Denied(ImapDenial::Bad("Invalid arguments"));

@@ -1,6 +1,6 @@
 //! The client half: from the greeting to an accepted login.
 //!
-//! Handles the commands allowed before login, collects credentials and turns every [`Refusal`] into a reply. It
+//! Handles the commands allowed before login, collects credentials and adds IMAP's codes to replies. It
 //! never checks a name or a password, never asks for a secret in the clear, and never repeats client input
 //! except the tag.
 //!
@@ -14,13 +14,11 @@ use zeroize::Zeroizing;
 
 use super::super::sasl::{self, Exchange, ExchangeStep, Mechanism, SaslError};
 use super::super::wire::{Discard, Invalid, LineBuffer, Literal, Scan, first_word, is_http, printable, write_line};
-use super::super::{
-    ClientId, Credentials, Front, FrontSettings, NginxReply, OUTPUT, Quit, Step, Welcome, session_suffix,
-};
+use super::super::{ClientId, Credentials, Front, FrontSettings, NginxReply, OUTPUT, Quit, Step, Welcome, reply_text};
 use super::command::{self, CommandError, ImapDenial, Verb};
 use super::{LINE, TEXT};
 use crate::base::secret::SecretBuf;
-use crate::outcome::{AccountState, BackendReply, Refusal};
+use crate::outcome::{BackendReply, Refusal, Reply};
 
 /// The longest command with its literals: an ID with everything that RFC 2971 allows.
 const COMMAND: usize = 32_768;
@@ -30,9 +28,6 @@ const MAX_DISCARDED: usize = 65_536;
 /// The fixed capabilities, which are usher's own. SASL-IR saves a round trip; LITERAL- and not LITERAL+,
 /// because the limits hold to that.
 const CAPABILITIES: &str = "IMAP4rev1 SASL-IR LITERAL- ID";
-
-/// The reply to a login in the clear, the same from dialogue and session.
-const TLS_FIRST: &str = "[PRIVACYREQUIRED] Start TLS before you log in";
 
 /// The dialogue with one client.
 pub(super) struct ImapFront {
@@ -124,8 +119,8 @@ impl Front for ImapFront {
         self.id = None;
     }
 
-    fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
-        self.answer(&format!("NO {}{}", refusal_text(refusal), session_suffix(refusal, &self.session)), out);
+    fn refused(&mut self, reply: &Reply, out: &mut SecretBuf) {
+        self.answer(&format!("NO {}", coded(reply, &self.session)), out);
         self.state = ImapFrontState::Command;
     }
 
@@ -148,8 +143,8 @@ impl Front for ImapFront {
         self.state = ImapFrontState::Deciding;
     }
 
-    fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
-        write_line(out, &[b"* BYE ", refusal_text(why).as_bytes(), session_suffix(why, &self.session).as_bytes()]);
+    fn bye(&mut self, reply: &Reply, out: &mut SecretBuf) {
+        write_line(out, &[b"* BYE ", coded(reply, &self.session).as_bytes()]);
     }
 
     fn client_id(&self) -> Option<&ClientId> {
@@ -275,7 +270,7 @@ impl ImapFront {
             // Before any argument is looked at, so before a literal is asked for.
             Verb::Login | Verb::Authenticate if !self.tls => {
                 self.local_refusals = self.local_refusals.saturating_add(1);
-                return Err(ImapDenial::No(TLS_FIRST).into());
+                return Err(ImapDenial::TlsFirst.into());
             }
             Verb::Login => {
                 let (login, password) = arguments.login()?;
@@ -407,6 +402,7 @@ impl ImapFront {
         match denial {
             ImapDenial::Bad(text) => self.answer(&format!("BAD {text}"), out),
             ImapDenial::No(text) => self.answer(&format!("NO {text}"), out),
+            ImapDenial::TlsFirst => self.answer(&format!("NO {}", coded(&Reply::TlsRequired, "")), out),
         }
         self.bad_commands_left = self.bad_commands_left.saturating_sub(1);
         (self.bad_commands_left == 0).then(|| self.close("Too many bad commands", out))
@@ -447,77 +443,46 @@ fn lists_capabilities(untagged: &[u8]) -> bool {
 }
 
 /// As [`Front::refused`], for nginx, which adds tag and NO itself.
-pub(super) fn nginx_reply(refusal: &Refusal, session: &str) -> NginxReply {
-    NginxReply { code: None, text: format!("{}{}", refusal_text(refusal), session_suffix(refusal, session)) }
+pub(super) fn nginx_reply(reply: &Reply, session: &str) -> NginxReply {
+    NginxReply { code: None, text: coded(reply, session) }
 }
 
-/// The reply that reveals nothing, also for a locked account (`Refusal::disclosed`).
-const WRONG_CREDENTIALS: &str = "[AUTHENTICATIONFAILED] Name or password is wrong";
+/// A reply's code in brackets, and its text.
+fn coded(reply: &Reply, session: &str) -> String {
+    format!("[{}] {}", code(reply), reply_text(reply, session, TEXT))
+}
 
-/// A refusal as a response code of RFC 5530 and a text. Refusals that must be indistinguishable have identical
-/// replies; none repeats client input.
-fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
-    Cow::Borrowed(match refusal {
-        Refusal::WrongPassword
-        | Refusal::UnknownUser
-        | Refusal::EmptyPassword
-        | Refusal::InvalidUsername
-        | Refusal::InvalidPassword => WRONG_CREDENTIALS,
-        Refusal::AuthzidNotAllowed => "[AUTHORIZATIONFAILED] Authorization as another user is not allowed",
-        Refusal::NotAllowed => "[AUTHORIZATIONFAILED] You may not use this service, please contact your administrator",
-        Refusal::Account { state, .. } => match state {
-            AccountState::PasswordExpired => "[EXPIRED] Your password has expired, please change it",
-            AccountState::PasswordMustChange => "[EXPIRED] Your password must be changed first",
-            AccountState::Locked => WRONG_CREDENTIALS,
-            AccountState::Disabled => "[CONTACTADMIN] Your account is disabled, please contact your administrator",
-            AccountState::AccountExpired => {
-                "[CONTACTADMIN] Your account has expired, please contact your administrator"
-            }
-            AccountState::OutsideLogonHours => "[AUTHORIZATIONFAILED] Login is not allowed at this time",
-            AccountState::WrongWorkstation => "[AUTHORIZATIONFAILED] Login is not allowed from this host",
-        },
-        Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_text(words)),
-        Refusal::BackendRejected(None)
-        | Refusal::DirectoryUnavailable
-        | Refusal::SeveralEntries
-        | Refusal::BackendUnreachable
-        | Refusal::BackendTls
-        | Refusal::BackendTimeout
-        | Refusal::BackendFault
-        | Refusal::BackendBusy => UNAVAILABLE,
-        Refusal::BackendDraining => "[UNAVAILABLE] Mail server is under maintenance, try again later",
-        Refusal::NoMailHost | Refusal::SeveralMailHosts | Refusal::UnknownMailHost | Refusal::NoBackendLogin => {
-            "[CONTACTADMIN] Your mailbox cannot be reached, please contact your administrator"
+/// The response code of a reply (RFC 5530).
+fn code(reply: &Reply) -> Cow<'_, str> {
+    Cow::Borrowed(match reply {
+        Reply::AuthenticationFailed => "AUTHENTICATIONFAILED",
+        Reply::AuthzidNotAllowed | Reply::NotPermitted | Reply::OutsideLogonHours | Reply::WrongWorkstation => {
+            "AUTHORIZATIONFAILED"
         }
-        Refusal::ProtocolNotServed => {
-            "[CONTACTADMIN] Your mailbox cannot be reached by IMAP, please contact your administrator"
-        }
-        Refusal::TlsRequired => TLS_FIRST,
-        Refusal::Limit => "[LIMIT] Too many attempts or sessions, try again later",
-        Refusal::Deadline => "[UNAVAILABLE] Login timed out, try again",
-        Refusal::Hold => "[UNAVAILABLE] Your mailbox is being moved, try again in a moment",
-        Refusal::Kicked => "[UNAVAILABLE] Session ended by an administrator, please reconnect",
-        Refusal::Draining => "[UNAVAILABLE] The server is shutting down, try again",
-        Refusal::Internal => "[SERVERBUG] Internal error, try again later",
+        Reply::PasswordExpired | Reply::PasswordMustChange => "EXPIRED",
+        Reply::AccountDisabled | Reply::AccountExpired | Reply::NoMailbox | Reply::ProtocolNotServed => "CONTACTADMIN",
+        Reply::BackendText(backend) => return backend_code(backend),
+        Reply::Unavailable
+        | Reply::Maintenance
+        | Reply::MailboxMoving
+        | Reply::TimedOut
+        | Reply::Kicked
+        | Reply::ShuttingDown => "UNAVAILABLE",
+        Reply::Limit => "LIMIT",
+        Reply::TlsRequired => "PRIVACYREQUIRED",
+        Reply::ServerBug => "SERVERBUG",
     })
 }
 
-const UNAVAILABLE: &str = "[UNAVAILABLE] The mail service is not available, try again later";
-
-/// What a backend said when it refused a login that the directory had accepted. Its missing or
-/// AUTHENTICATIONFAILED code would make the client ask for a new password although its own is correct.
-fn backend_text(words: &BackendReply) -> String {
-    let code = printable(words.code.as_bytes(), TEXT);
-    let text = printable(words.text.as_bytes(), TEXT);
+/// The code of a backend that refused a login which the directory had accepted. A missing code or
+/// AUTHENTICATIONFAILED would make the client ask for a new password although its own is correct.
+fn backend_code(reply: &BackendReply) -> Cow<'_, str> {
+    let code = printable(reply.code.as_bytes(), TEXT);
     let kind = first_word(code.as_bytes()).0.to_ascii_uppercase();
-    let whole = code.bytes().all(|byte| byte != b']');
     match kind.as_slice() {
-        // It names internal servers, in its text too.
-        b"REFERRAL" => UNAVAILABLE.to_owned(),
-        _ if text.trim().is_empty() => UNAVAILABLE.to_owned(),
         // Nothing about capabilities can be true before the client is logged in.
-        b"" | b"AUTHENTICATIONFAILED" | b"CAPABILITY" => format!("[UNAVAILABLE] {text}"),
-        _ if whole => format!("[{code}] {text}"),
-        _ => format!("[UNAVAILABLE] {text}"),
+        b"" | b"AUTHENTICATIONFAILED" | b"CAPABILITY" => Cow::Borrowed("UNAVAILABLE"),
+        _ if code.contains(']') => Cow::Borrowed("UNAVAILABLE"),
+        _ => Cow::Owned(code),
     }
 }

@@ -1,23 +1,21 @@
 //! The client half: from the greeting to an accepted login.
 //!
-//! Handles the commands allowed before login (RFC 5804 section 2), collects credentials and turns every
-//! [`Refusal`] into a reply. It never checks a name or a password, accepts no login in the clear, and repeats
+//! Handles the commands allowed before login (RFC 5804 section 2), collects credentials and adds
+//! ManageSieve's codes to replies. It never checks a name or a password, accepts no login in the clear, and repeats
 //! no client input except NOOP's tag.
 //!
 //! A command is executed when it is complete, literals included; refused commands are consumed completely, so
 //! that data is never read as a command. When [`Step::NeedMore`] is returned the input is empty: at most one
 //! command of [`COMMAND`] bytes is kept between calls.
 
-use std::borrow::Cow;
-
 use super::super::capabilities::name;
 use super::super::sasl::{Exchange, ExchangeStep, Mechanism, SaslError};
 use super::super::wire::{Discard, Invalid, LineBuffer, Literal, is_http, printable};
-use super::super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome, session_suffix};
+use super::super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome, reply_text};
 use super::syntax::{Cursor, MessageReader, MessageScan, write_string};
 use super::{PROTOCOL, TEXT};
 use crate::base::secret::{Secret, SecretBuf};
-use crate::outcome::{AccountState, BackendReply, Refusal};
+use crate::outcome::{Refusal, Reply};
 
 /// The longest command with its literals: AUTHENTICATE with a response as long as SASL's lines.
 const COMMAND: usize = 16_384;
@@ -28,8 +26,6 @@ const TAG: usize = 1024;
 
 const SYNTAX: SieveDenial = SieveDenial("", "Invalid arguments");
 const TOO_LONG: SieveDenial = SieveDenial("", "Command too long");
-/// The reply to a login in the clear, the same from dialogue and session.
-const TLS_FIRST: SieveDenial = SieveDenial("ENCRYPT-NEEDED", "Start TLS before you log in");
 
 /// A response code (empty: none) and a text, said with NO or BYE.
 #[derive(Debug, Clone, Copy)]
@@ -125,8 +121,8 @@ impl Front for SieveFront {
         self.exchange = None;
     }
 
-    fn refused(&mut self, refusal: &Refusal, out: &mut SecretBuf) {
-        self.refuse("NO", refusal, out);
+    fn refused(&mut self, reply: &Reply, out: &mut SecretBuf) {
+        self.refuse("NO", reply, out);
         self.state = SieveFrontState::Command;
     }
 
@@ -137,8 +133,8 @@ impl Front for SieveFront {
         self.state = SieveFrontState::Deciding;
     }
 
-    fn bye(&mut self, why: &Refusal, out: &mut SecretBuf) {
-        self.refuse("BYE", why, out);
+    fn bye(&mut self, reply: &Reply, out: &mut SecretBuf) {
+        self.refuse("BYE", reply, out);
     }
 
     fn client_id(&self) -> Option<&ClientId> {
@@ -171,9 +167,8 @@ impl SieveFront {
     }
 
     /// Writes the reply to a refused login.
-    fn refuse(&self, word: &str, refusal: &Refusal, out: &mut SecretBuf) {
-        let (code, text) = refusal_text(refusal);
-        answer(out, word, code, format!("{text}{}", session_suffix(refusal, &self.session)).as_bytes());
+    fn refuse(&self, word: &str, reply: &Reply, out: &mut SecretBuf) {
+        answer(out, word, code(reply), reply_text(reply, &self.session, TEXT).as_bytes());
     }
 
     /// How many bytes are kept between calls.
@@ -280,7 +275,7 @@ impl SieveFront {
             }
             b"AUTHENTICATE" if !self.tls => {
                 self.local_refusals = self.local_refusals.saturating_add(1);
-                return Err(TLS_FIRST);
+                return Err(SieveDenial(code(&Reply::TlsRequired), Reply::TlsRequired.text()));
             }
             b"AUTHENTICATE" => {
                 let (mechanism, initial) = authenticate(arguments).ok_or(SYNTAX)?;
@@ -465,61 +460,31 @@ const fn unreadable(error: SaslError) -> SieveDenial {
     }
 }
 
-/// The code for temporary failures: the client keeps its password.
-const TRY_LATER: &str = "TRYLATER";
-/// The reply that reveals nothing, also for a locked account (`Refusal::disclosed`).
-const WRONG_CREDENTIALS: &str = "Name or password is wrong";
-const UNAVAILABLE: &str = "The mail service is not available, try again later";
-
-/// A refusal as a code of RFC 5804 section 1.3, or none, and a text. Refusals that must be indistinguishable
-/// have identical replies; none repeats client input.
-fn refusal_text(refusal: &Refusal) -> (&'static str, Cow<'static, str>) {
-    let (code, text) = match refusal {
-        Refusal::WrongPassword
-        | Refusal::UnknownUser
-        | Refusal::EmptyPassword
-        | Refusal::InvalidUsername
-        | Refusal::InvalidPassword => ("", WRONG_CREDENTIALS),
-        Refusal::AuthzidNotAllowed => ("", "Authorization as another user is not allowed"),
-        Refusal::NotAllowed => ("", "You may not use this service, please contact your administrator"),
-        Refusal::Account { state, .. } => match state {
-            AccountState::PasswordExpired => ("", "Your password has expired, please change it"),
-            AccountState::PasswordMustChange => ("", "Your password must be changed first"),
-            AccountState::Locked => ("", WRONG_CREDENTIALS),
-            AccountState::Disabled => ("", "Your account is disabled, please contact your administrator"),
-            AccountState::AccountExpired => ("", "Your account has expired, please contact your administrator"),
-            AccountState::OutsideLogonHours => ("", "Login is not allowed at this time"),
-            AccountState::WrongWorkstation => ("", "Login is not allowed from this host"),
-        },
-        Refusal::BackendRejected(Some(words)) => return (TRY_LATER, backend_text(words)),
-        Refusal::BackendRejected(None)
-        | Refusal::DirectoryUnavailable
-        | Refusal::SeveralEntries
-        | Refusal::BackendUnreachable
-        | Refusal::BackendTls
-        | Refusal::BackendTimeout
-        | Refusal::BackendFault
-        | Refusal::BackendBusy => (TRY_LATER, UNAVAILABLE),
-        Refusal::BackendDraining => (TRY_LATER, "Mail server is under maintenance, try again later"),
-        Refusal::NoMailHost
-        | Refusal::SeveralMailHosts
-        | Refusal::UnknownMailHost
-        | Refusal::NoBackendLogin
-        | Refusal::ProtocolNotServed => ("", "Your Sieve scripts cannot be reached, please contact your administrator"),
-        Refusal::TlsRequired => (TLS_FIRST.0, TLS_FIRST.1),
-        Refusal::Limit => (TRY_LATER, "Too many attempts or sessions, try again later"),
-        Refusal::Deadline => (TRY_LATER, "Login timed out, try again"),
-        Refusal::Kicked => (TRY_LATER, "Session ended by an administrator, please reconnect"),
-        Refusal::Draining => (TRY_LATER, "The server is shutting down, try again"),
-        Refusal::Hold => (TRY_LATER, "Your scripts are being moved, try again in a moment"),
-        Refusal::Internal => (TRY_LATER, "Internal error, try again later"),
-    };
-    (code, Cow::Borrowed(text))
-}
-
-/// What a backend said when it refused a login that the directory had accepted. Its codes are not passed on:
-/// without TRYLATER the client asks for another password although its own is correct.
-fn backend_text(words: &BackendReply) -> Cow<'static, str> {
-    let text = printable(words.text.as_bytes(), TEXT);
-    if text.trim().is_empty() { Cow::Borrowed(UNAVAILABLE) } else { Cow::Owned(text) }
+/// The response code of a reply (RFC 5804 section 1.3), or none.
+const fn code(reply: &Reply) -> &'static str {
+    match reply {
+        Reply::AuthenticationFailed
+        | Reply::AuthzidNotAllowed
+        | Reply::NotPermitted
+        | Reply::PasswordExpired
+        | Reply::PasswordMustChange
+        | Reply::AccountDisabled
+        | Reply::AccountExpired
+        | Reply::OutsideLogonHours
+        | Reply::WrongWorkstation
+        | Reply::NoMailbox
+        | Reply::ProtocolNotServed => "",
+        // For temporary failures: the client keeps its password. A backend's codes are not passed on: without
+        // this one the client asks for another password although its own is correct.
+        Reply::BackendText(_)
+        | Reply::Unavailable
+        | Reply::Maintenance
+        | Reply::MailboxMoving
+        | Reply::TimedOut
+        | Reply::Kicked
+        | Reply::ShuttingDown
+        | Reply::Limit
+        | Reply::ServerBug => "TRYLATER",
+        Reply::TlsRequired => "ENCRYPT-NEEDED",
+    }
 }

@@ -1,4 +1,4 @@
-//! The client half: POP3's commands before login, and the reply to every [`Refusal`].
+//! The client half: POP3's commands before login, and the codes of its replies.
 
 use std::borrow::Cow;
 
@@ -7,10 +7,10 @@ use zeroize::Zeroizing;
 use super::super::line::{Channel, Dialect, LineAction, LineProblem};
 use super::super::sasl::SaslError;
 use super::super::wire::{first_word, printable, write_line};
-use super::super::{Credentials, FrontSettings, NginxReply, Welcome, session_suffix};
+use super::super::{Credentials, FrontSettings, NginxReply, Welcome, reply_text};
 use super::{COMMAND, TEXT};
 use crate::base::secret::{Secret, SecretBuf};
-use crate::outcome::{AccountState, BackendReply, Refusal};
+use crate::outcome::Reply;
 
 /// The capabilities that may be advertised before login; also those assumed while no backend is known, because
 /// all current servers have them. Not UTF8 and LANG: their commands belong before the login (RFC 6856 section
@@ -21,9 +21,6 @@ pub(super) const LATER: &[&str] = &["TOP", "UIDL", "RESP-CODES", "PIPELINING"];
 /// Commands of later states; only the text of the reply distinguishes them from unknown commands.
 const TRANSACTION: &[&[u8]] =
     &[b"STAT", b"LIST", b"RETR", b"DELE", b"NOOP", b"RSET", b"TOP", b"UIDL", b"UTF8", b"LANG"];
-
-/// The reply to a login in the clear, the same from dialogue and session.
-const TLS_FIRST: &str = "-ERR Start TLS before you log in";
 
 /// The POP3 dialect and its state.
 pub(super) struct Pop3 {
@@ -116,13 +113,13 @@ impl Dialect for Pop3 {
         self.name = None;
     }
 
-    fn denial(problem: LineProblem) -> &'static str {
-        match problem {
+    fn denial(problem: LineProblem) -> Cow<'static, str> {
+        Cow::Borrowed(match problem {
             LineProblem::Unknown => "-ERR Unknown command",
             LineProblem::Syntax => "-ERR Invalid arguments",
             LineProblem::LoginFirst => "-ERR Log in first",
             LineProblem::Order => "-ERR Send USER first",
-            LineProblem::TlsFirst => TLS_FIRST,
+            LineProblem::TlsFirst => return Cow::Owned(Self::refusal(&Reply::TlsRequired, "")),
             LineProblem::NoTls => "-ERR STARTTLS is not available",
             LineProblem::Mechanism => "-ERR Unsupported mechanism",
             LineProblem::Response(SaslError::Cancelled) => "-ERR Authentication cancelled",
@@ -134,11 +131,11 @@ impl Dialect for Pop3 {
             LineProblem::TooMuchData => "-ERR Too much data",
             LineProblem::TooMany => "-ERR Too many bad commands",
             LineProblem::Http => "-ERR This is a mail server",
-        }
+        })
     }
 
-    fn refusal(refusal: &Refusal) -> Cow<'static, str> {
-        refusal_text(refusal)
+    fn refusal(reply: &Reply, session: &str) -> String {
+        format!("-ERR {}{}", code(reply), reply_text(reply, session, TEXT))
     }
 
     fn success(welcome: &Welcome) -> String {
@@ -146,80 +143,44 @@ impl Dialect for Pop3 {
         format!("+OK {}", if text.is_empty() { "Logged in" } else { &text })
     }
 
-    fn closing_line(why: &Refusal) -> String {
-        refusal_text(why).into_owned()
+    fn closing_line(reply: &Reply, session: &str) -> String {
+        Self::refusal(reply, session)
     }
 }
 
-/// The reply to a refusal for nginx, which adds -ERR itself.
-pub(super) fn nginx_reply(refusal: &Refusal, session: &str) -> NginxReply {
-    let words = refusal_text(refusal);
-    let text = words.strip_prefix("-ERR ").unwrap_or(&words);
-    NginxReply { code: None, text: format!("{text}{}", session_suffix(refusal, session)) }
+/// A reply for nginx, which adds -ERR itself.
+pub(super) fn nginx_reply(reply: &Reply, session: &str) -> NginxReply {
+    NginxReply { code: None, text: format!("{}{}", code(reply), reply_text(reply, session, TEXT)) }
 }
 
-/// The reply that reveals nothing, also for a locked account (`Refusal::disclosed`).
-const WRONG_CREDENTIALS: &str = "-ERR [AUTH] Name or password is wrong";
-
-/// A refusal as a code of RFC 2449 or 3206 and a text. Refusals that must be indistinguishable have identical
-/// replies; none repeats client input.
-fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
-    Cow::Borrowed(match refusal {
-        Refusal::WrongPassword
-        | Refusal::UnknownUser
-        | Refusal::EmptyPassword
-        | Refusal::InvalidUsername
-        | Refusal::InvalidPassword => WRONG_CREDENTIALS,
-        Refusal::AuthzidNotAllowed => "-ERR [SYS/PERM] Authorization as another user is not allowed",
-        Refusal::NotAllowed => "-ERR [SYS/PERM] You may not use this service, please contact your administrator",
-        Refusal::Account { state, .. } => match state {
-            AccountState::PasswordExpired => "-ERR [SYS/PERM] Your password has expired, please change it",
-            AccountState::PasswordMustChange => "-ERR [SYS/PERM] Your password must be changed first",
-            AccountState::Locked => WRONG_CREDENTIALS,
-            AccountState::Disabled => "-ERR [SYS/PERM] Your account is disabled, please contact your administrator",
-            AccountState::AccountExpired => {
-                "-ERR [SYS/PERM] Your account has expired, please contact your administrator"
-            }
-            AccountState::OutsideLogonHours => "-ERR [SYS/PERM] Login is not allowed at this time",
-            AccountState::WrongWorkstation => "-ERR [SYS/PERM] Login is not allowed from this host",
-        },
-        Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_text(words)),
-        Refusal::BackendRejected(None)
-        | Refusal::DirectoryUnavailable
-        | Refusal::SeveralEntries
-        | Refusal::BackendUnreachable
-        | Refusal::BackendTls
-        | Refusal::BackendTimeout
-        | Refusal::BackendFault
-        | Refusal::BackendBusy => UNAVAILABLE,
-        Refusal::BackendDraining => "-ERR [SYS/TEMP] Mail server is under maintenance, try again later",
-        Refusal::NoMailHost | Refusal::SeveralMailHosts | Refusal::UnknownMailHost | Refusal::NoBackendLogin => {
-            "-ERR [SYS/PERM] Your mailbox cannot be reached, please contact your administrator"
+/// The response code of a reply (RFC 2449 section 8, RFC 3206), with the space behind it.
+fn code(reply: &Reply) -> &'static str {
+    match reply {
+        Reply::AuthenticationFailed => "[AUTH] ",
+        Reply::AuthzidNotAllowed
+        | Reply::NotPermitted
+        | Reply::PasswordExpired
+        | Reply::PasswordMustChange
+        | Reply::AccountDisabled
+        | Reply::AccountExpired
+        | Reply::OutsideLogonHours
+        | Reply::WrongWorkstation
+        | Reply::NoMailbox
+        | Reply::ProtocolNotServed => "[SYS/PERM] ",
+        // A missing code, or AUTH, would make the client ask for a new password although its own is correct.
+        Reply::BackendText(backend) => {
+            let mut kept = ["[IN-USE] ", "[LOGIN-DELAY] ", "[SYS/PERM] "].into_iter();
+            let same = |kept: &&str| kept.trim_matches(['[', ']', ' ']).eq_ignore_ascii_case(&backend.code);
+            kept.find(same).unwrap_or("[SYS/TEMP] ")
         }
-        Refusal::ProtocolNotServed => {
-            "-ERR [SYS/PERM] Your mailbox cannot be reached by POP3, please contact your administrator"
-        }
-        Refusal::TlsRequired => TLS_FIRST,
-        Refusal::Limit => "-ERR [SYS/TEMP] Too many attempts or sessions, try again later",
-        Refusal::Deadline => "-ERR [SYS/TEMP] Login timed out, try again",
-        Refusal::Hold => "-ERR [SYS/TEMP] Your mailbox is being moved, try again in a moment",
-        Refusal::Kicked => "-ERR [SYS/TEMP] Session ended by an administrator, please reconnect",
-        Refusal::Draining => "-ERR [SYS/TEMP] The server is shutting down, try again",
-        Refusal::Internal => "-ERR [SYS/TEMP] Internal error, try again later",
-    })
-}
-
-const UNAVAILABLE: &str = "-ERR [SYS/TEMP] The mail service is not available, try again later";
-
-/// What a backend said when it refused a login that the directory had accepted. Its missing or AUTH code would
-/// make the client ask for a new password although its own is correct.
-fn backend_text(words: &BackendReply) -> String {
-    let code = printable(words.code.as_bytes(), TEXT);
-    let text = printable(words.text.as_bytes(), TEXT);
-    if text.trim().is_empty() {
-        return UNAVAILABLE.to_owned();
+        Reply::Unavailable
+        | Reply::Maintenance
+        | Reply::MailboxMoving
+        | Reply::TimedOut
+        | Reply::Kicked
+        | Reply::ShuttingDown
+        | Reply::Limit
+        | Reply::ServerBug => "[SYS/TEMP] ",
+        Reply::TlsRequired => "",
     }
-    let told = ["IN-USE", "LOGIN-DELAY", "SYS/TEMP", "SYS/PERM"].into_iter();
-    let code = told.clone().find(|known| known.eq_ignore_ascii_case(&code)).unwrap_or("SYS/TEMP");
-    format!("-ERR [{code}] {text}")
 }

@@ -6,7 +6,7 @@ use super::super::line::LineFront;
 use super::front::Pop3;
 use super::{COMMAND, PROTOCOL};
 use crate::base::secret::{Secret, SecretBuf};
-use crate::outcome::{BackendReply, Refusal};
+use crate::outcome::{BackendReply, Refusal, Reply};
 use crate::proto::trial::{HOST, SESSION, ScriptedDecision, calling};
 use crate::proto::{BackSettings, BackTls, Front as _, FrontSettings, Step, Welcome, script};
 
@@ -329,7 +329,7 @@ fn lines_are_limited_and_end_with_crlf_only() {
         for _ in 0..100_000 / flood.len() {
             input.extend(flood);
             while let Step::Attempt(_) = front.step(&mut input, &mut out) {
-                front.refused(&Refusal::WrongPassword, &mut out);
+                front.refused(&Reply::AuthenticationFailed, &mut out);
             }
             assert!(front.buffered() <= 12_288 + 1, "{} bytes are kept", front.buffered());
             out.clear();
@@ -365,7 +365,7 @@ fn backend_texts_are_forwarded_where_useful() {
         let words = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false };
         let mut front = LineFront::new(Pop3::new(TLS), TLS);
         let mut out = SecretBuf::new();
-        front.refused(&Refusal::BackendRejected(Some(words)), &mut out);
+        front.refused(&Refusal::BackendRejected(Some(words)).reply(true), &mut out);
         let answer = out.as_slice().escape_ascii().to_string();
         answer.strip_suffix(r" (session S7Q2X)\r\n").expect("the session is named").to_owned()
     };

@@ -1,4 +1,4 @@
-//! The client half: SMTP's commands before login, and the reply to every [`Refusal`].
+//! The client half: SMTP's commands before login, and the codes of its replies.
 
 use std::borrow::Cow;
 
@@ -7,10 +7,10 @@ use zeroize::Zeroizing;
 use super::super::line::{Channel, Dialect, LineAction, LineProblem};
 use super::super::sasl::SaslError;
 use super::super::wire::{first_word, printable, write_line};
-use super::super::{FrontSettings, NginxReply, Welcome, session_suffix};
+use super::super::{FrontSettings, NginxReply, Welcome, reply_text};
 use super::{COMMAND, TEXT, split_enhanced};
 use crate::base::secret::SecretBuf;
-use crate::outcome::{AccountState, BackendReply, Refusal};
+use crate::outcome::{BackendReply, Reply};
 
 /// The extensions assumed while no backend is known, because all current servers have them.
 pub(super) const USUAL: &[&str] = &["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"];
@@ -21,9 +21,6 @@ pub(super) const NOT_OFFERED: &[&str] = &["AUTH", "STARTTLS", "XCLIENT", "XFORWA
 
 /// Commands of a mail transaction, which get another reply than unknown commands.
 const TRANSACTION: &[&[u8]] = &[b"MAIL", b"RCPT", b"DATA", b"BDAT", b"BURL", b"ETRN", b"EXPN"];
-
-/// The reply to a login in the clear, the same from dialogue and session.
-const TLS_FIRST: &str = "538 5.7.11 Start TLS before you log in";
 
 /// The submission dialect and its state.
 pub(super) struct Submission {
@@ -127,13 +124,13 @@ impl Dialect for Submission {
         self.greeted = false;
     }
 
-    fn denial(problem: LineProblem) -> &'static str {
-        match problem {
+    fn denial(problem: LineProblem) -> Cow<'static, str> {
+        Cow::Borrowed(match problem {
             LineProblem::Unknown => "500 5.5.2 Unknown command",
             LineProblem::Syntax => "501 5.5.4 Invalid arguments",
             LineProblem::LoginFirst => "530 5.7.0 Log in first",
             LineProblem::Order => "503 5.5.1 Say EHLO first",
-            LineProblem::TlsFirst => TLS_FIRST,
+            LineProblem::TlsFirst => return Cow::Owned(Self::refusal(&Reply::TlsRequired, "")),
             LineProblem::NoTls => "503 5.5.1 STARTTLS is not available",
             LineProblem::Mechanism => "504 5.5.4 Unsupported mechanism",
             LineProblem::Response(SaslError::Cancelled) => "501 5.7.0 Authentication cancelled",
@@ -146,11 +143,12 @@ impl Dialect for Submission {
             LineProblem::TooMuchData => "421 4.7.0 Log in before you send a message",
             LineProblem::TooMany => "421 4.7.0 Too many bad commands",
             LineProblem::Http => "421 4.7.0 This is a mail server",
-        }
+        })
     }
 
-    fn refusal(refusal: &Refusal) -> Cow<'static, str> {
-        refusal_text(refusal)
+    fn refusal(reply: &Reply, session: &str) -> String {
+        let reply = usable(reply);
+        format!("{} {}", code(reply), reply_text(reply, session, TEXT))
     }
 
     fn success(welcome: &Welcome) -> String {
@@ -159,10 +157,8 @@ impl Dialect for Submission {
     }
 
     /// RFC 5321 section 3.8 has one code for closing at any time.
-    fn closing_line(why: &Refusal) -> String {
-        let words = refusal_text(why);
-        let text = words.splitn(3, ' ').nth(2).unwrap_or_default();
-        format!("421 4.3.2 {text}")
+    fn closing_line(reply: &Reply, session: &str) -> String {
+        format!("421 4.3.2 {}", reply_text(usable(reply), session, TEXT))
     }
 }
 
@@ -176,80 +172,58 @@ fn chunk(arguments: &[u8]) -> Option<usize> {
     Some(std::str::from_utf8(size).ok()?.parse().unwrap_or(usize::MAX))
 }
 
-/// The reply to a refusal for nginx, which takes codes and text separately.
-pub(super) fn nginx_reply(refusal: &Refusal, session: &str) -> NginxReply {
-    let words = refusal_text(refusal);
-    let mut parts = words.splitn(3, ' ');
-    let code = format!("{} {}", parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let text = format!("{}{}", parts.next().unwrap_or_default(), session_suffix(refusal, session));
-    NginxReply { code: Some(code), text }
+/// A reply for nginx, which takes codes and text separately.
+pub(super) fn nginx_reply(reply: &Reply, session: &str) -> NginxReply {
+    let reply = usable(reply);
+    NginxReply { code: Some(code(reply).into_owned()), text: reply_text(reply, session, TEXT) }
 }
 
-/// The reply that reveals nothing, also for a locked account (`Refusal::disclosed`).
-const WRONG_CREDENTIALS: &str = "535 5.7.8 Name or password is wrong";
+/// The reply, or another one for a backend's without a code of this protocol: its text says nothing then.
+fn usable(reply: &Reply) -> &Reply {
+    if let Reply::BackendText(backend) = reply
+        && backend_code(backend).is_none()
+    {
+        return &Reply::Unavailable;
+    }
+    reply
+}
 
-/// A refusal in the codes of RFC 4954 section 6 and a text. Refusals that must be indistinguishable have
-/// identical replies; none repeats client input.
-fn refusal_text(refusal: &Refusal) -> Cow<'static, str> {
-    Cow::Borrowed(match refusal {
-        Refusal::WrongPassword
-        | Refusal::UnknownUser
-        | Refusal::EmptyPassword
-        | Refusal::InvalidUsername
-        | Refusal::InvalidPassword => WRONG_CREDENTIALS,
-        Refusal::AuthzidNotAllowed => "535 5.7.8 Authorization as another user is not allowed",
-        Refusal::NotAllowed => "535 5.7.8 You may not use this service, please contact your administrator",
-        Refusal::Account { state, .. } => match state {
-            AccountState::PasswordExpired => "535 5.7.8 Your password has expired, please change it",
-            AccountState::PasswordMustChange => "535 5.7.8 Your password must be changed first",
-            AccountState::Locked => WRONG_CREDENTIALS,
-            AccountState::Disabled => "535 5.7.8 Your account is disabled, please contact your administrator",
-            AccountState::AccountExpired => "535 5.7.8 Your account has expired, please contact your administrator",
-            AccountState::OutsideLogonHours => "535 5.7.8 Login is not allowed at this time",
-            AccountState::WrongWorkstation => "535 5.7.8 Login is not allowed from this host",
-        },
-        Refusal::BackendRejected(Some(words)) => return Cow::Owned(backend_text(words)),
-        Refusal::BackendRejected(None)
-        | Refusal::DirectoryUnavailable
-        | Refusal::SeveralEntries
-        | Refusal::BackendUnreachable
-        | Refusal::BackendTls
-        | Refusal::BackendTimeout
-        | Refusal::BackendFault
-        | Refusal::BackendBusy => UNAVAILABLE,
-        Refusal::BackendDraining => "454 4.7.0 Mail server is under maintenance, try again later",
-        Refusal::NoMailHost | Refusal::SeveralMailHosts | Refusal::UnknownMailHost | Refusal::NoBackendLogin => {
-            "554 5.3.5 Your mail server cannot be reached, please contact your administrator"
-        }
-        Refusal::ProtocolNotServed => {
-            "554 5.3.5 Your mail server does not accept submissions, please contact your administrator"
-        }
-        Refusal::Hold => "454 4.7.0 Your mailbox is being moved, try again in a moment",
-        Refusal::TlsRequired => TLS_FIRST,
-        Refusal::Limit => "454 4.7.0 Too many attempts or sessions, try again later",
-        Refusal::Deadline => "454 4.7.0 Login timed out, try again",
-        Refusal::Kicked => "454 4.7.0 Session ended by an administrator, please reconnect",
-        Refusal::Draining => "454 4.7.0 The server is shutting down, try again",
-        Refusal::Internal => "451 4.3.0 Internal error, try again later",
+/// The reply code and the enhanced code of a reply (RFC 4954 section 6).
+fn code(reply: &Reply) -> Cow<'_, str> {
+    Cow::Borrowed(match reply {
+        Reply::AuthenticationFailed
+        | Reply::AuthzidNotAllowed
+        | Reply::NotPermitted
+        | Reply::PasswordExpired
+        | Reply::PasswordMustChange
+        | Reply::AccountDisabled
+        | Reply::AccountExpired
+        | Reply::OutsideLogonHours
+        | Reply::WrongWorkstation => "535 5.7.8",
+        Reply::NoMailbox | Reply::ProtocolNotServed => "554 5.3.5",
+        Reply::BackendText(backend) => return backend_code(backend).unwrap_or(Cow::Borrowed("454 4.7.0")),
+        Reply::Unavailable
+        | Reply::Maintenance
+        | Reply::MailboxMoving
+        | Reply::TimedOut
+        | Reply::Kicked
+        | Reply::ShuttingDown
+        | Reply::Limit => "454 4.7.0",
+        Reply::TlsRequired => "538 5.7.11",
+        Reply::ServerBug => "451 4.3.0",
     })
 }
 
-const UNAVAILABLE: &str = "454 4.7.0 The mail service is not available, try again later";
-
-/// What a backend said when it refused a login that the directory had accepted. The code of a wrong password
-/// would make the client ask for a new one although its own is correct. Temporary failures stay temporary.
-fn backend_text(words: &BackendReply) -> String {
-    let text = printable(words.text.as_bytes(), TEXT);
-    let (reply, enhanced) = words.code.split_once(' ').unwrap_or((&words.code, ""));
-    let class = match reply.as_bytes() {
-        [class @ (b'4' | b'5'), b'0'..=b'9', b'0'..=b'9'] => *class,
-        _ => return UNAVAILABLE.to_owned(),
-    };
-    let enhanced = split_enhanced(enhanced.as_bytes(), class).map_or("", |_| enhanced);
-    match (text.trim().is_empty(), enhanced) {
-        (true, _) => UNAVAILABLE.to_owned(),
-        (false, _) if reply == "535" || enhanced.ends_with(".7.8") => format!("454 4.7.0 {text}"),
-        (false, "") => format!("{reply} {}.7.0 {text}", char::from(class)),
-        (false, _) => format!("{reply} {enhanced} {text}"),
-    }
+/// The codes of a backend that refused a login which the directory had accepted; `None` without a code. The code
+/// of a wrong password would make the client ask for a new one although its own is correct. Temporary failures
+/// stay temporary.
+fn backend_code(reply: &BackendReply) -> Option<Cow<'_, str>> {
+    let (code, enhanced) = reply.code.split_once(' ').unwrap_or((&reply.code, ""));
+    let [class @ (b'4' | b'5'), b'0'..=b'9', b'0'..=b'9'] = code.as_bytes() else { return None };
+    let sound = split_enhanced(enhanced.as_bytes(), *class).is_some();
+    Some(match sound {
+        _ if code == "535" || sound && enhanced.ends_with(".7.8") => Cow::Borrowed("454 4.7.0"),
+        true => Cow::Borrowed(&reply.code),
+        false => Cow::Owned(format!("{code} {}.7.0", char::from(*class))),
+    })
 }

@@ -6,7 +6,7 @@ use super::super::line::LineFront;
 use super::PROTOCOL;
 use super::front::Submission;
 use crate::base::secret::{Secret, SecretBuf};
-use crate::outcome::{BackendReply, Refusal};
+use crate::outcome::{BackendReply, Refusal, Reply};
 use crate::proto::trial::{HOST, SESSION, ScriptedDecision, calling};
 use crate::proto::{BackSettings, BackTls, Front as _, FrontSettings, Step, Welcome, script};
 
@@ -286,7 +286,7 @@ fn backend_texts_are_forwarded_where_useful() {
         let words = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false };
         let mut front = LineFront::new(Submission::new(TLS), TLS);
         let mut out = SecretBuf::new();
-        front.refused(&Refusal::BackendRejected(Some(words)), &mut out);
+        front.refused(&Refusal::BackendRejected(Some(words)).reply(true), &mut out);
         let answer = out.as_slice().escape_ascii().to_string();
         answer.strip_suffix(r" (session S7Q2X)\r\n").expect("the session is named").to_owned()
     };
@@ -307,7 +307,7 @@ fn backend_texts_are_forwarded_where_useful() {
     assert!(words("454 4.7.0", &"x".repeat(9000)).len() <= 512 - " (session 0123456789ABC)\r\n".len());
     let mut front = LineFront::new(Submission::new(TLS), TLS);
     let mut out = SecretBuf::new();
-    front.bye(&Refusal::Draining, &mut out);
+    front.bye(&Reply::ShuttingDown, &mut out);
     assert_eq!(out.as_slice(), b"421 4.3.2 The server is shutting down, try again (session S7Q2X)\r\n");
 }
 

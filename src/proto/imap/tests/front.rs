@@ -3,7 +3,7 @@
 use super::super::PROTOCOL;
 use super::super::front::ImapFront;
 use crate::base::secret::SecretBuf;
-use crate::outcome::{AccountState, BackendReply, Refusal};
+use crate::outcome::{AccountState, BackendReply, Refusal, Reply};
 use crate::proto::trial::{FrontRun, HOST, SESSION, ScriptedDecision};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
 
@@ -739,7 +739,7 @@ fn buffered_input_is_bounded() {
         for _ in 0..200_000 / flood.len() {
             input.extend(flood);
             while let Step::Attempt(_) = front.step(&mut input, &mut out) {
-                front.refused(&Refusal::WrongPassword, &mut out);
+                front.refused(&Reply::AuthenticationFailed, &mut out);
             }
             assert!(front.buffered() <= 32_768 + 8_192, "{} bytes of {}", front.buffered(), flood.escape_ascii());
             out.clear();
@@ -793,7 +793,7 @@ fn refusals_have_their_replies() {
         (Refusal::NoBackendLogin, contact),
         (
             Refusal::ProtocolNotServed,
-            "NO [CONTACTADMIN] Your mailbox cannot be reached by IMAP, please contact your administrator",
+            "NO [CONTACTADMIN] Your mailbox cannot be reached by this protocol, please contact your administrator",
         ),
         (Refusal::BackendUnreachable, unavailable),
         (Refusal::BackendTls, unavailable),
@@ -829,10 +829,11 @@ fn refusals_have_their_replies() {
         let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
         input.extend(b"a LOGIN alice secret\r\n");
         assert!(matches!(front.step(&mut input, &mut out), Step::Attempt(_)));
-        front.refused(&refusal, &mut out);
-        front.bye(&refusal, &mut out);
+        let reply = refusal.reply(true);
+        front.refused(&reply, &mut out);
+        front.bye(&reply, &mut out);
         // A failure has a session id for the log; a wrong password needs none.
-        let reference = if refusal.names_session() { " (session S7Q2X)" } else { "" };
+        let reference = if reply.names_session() { " (session S7Q2X)" } else { "" };
         let expected = format!("a {words}{reference}\r\n* BYE {}{reference}\r\n", &words[3..]);
         assert_eq!(out.as_slice().escape_ascii().to_string(), expected.as_bytes().escape_ascii().to_string());
     }
@@ -845,6 +846,6 @@ fn words_of(refusal: &Refusal) -> Vec<u8> {
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     input.extend(b"a LOGIN alice secret\r\n");
     assert!(matches!(front.step(&mut input, &mut out), Step::Attempt(_)));
-    front.refused(refusal, &mut out);
+    front.refused(&refusal.reply(true), &mut out);
     out.as_slice().to_vec()
 }

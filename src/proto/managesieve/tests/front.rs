@@ -3,7 +3,7 @@
 use super::super::PROTOCOL;
 use super::super::front::SieveFront;
 use crate::base::secret::SecretBuf;
-use crate::outcome::{BackendReply, Refusal};
+use crate::outcome::{BackendReply, Refusal, Reply};
 use crate::proto::trial::{HOST, ScriptedDecision};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
 
@@ -390,6 +390,6 @@ fn buffered_input_is_bounded() {
         assert!(matches!(front.step(&mut input, &mut out), Step::NeedMore));
         assert!(input.is_empty() && front.buffered() <= 16_384 + 2, "{}", front.buffered());
     }
-    front.bye(&Refusal::Draining, &mut out);
+    front.bye(&Reply::ShuttingDown, &mut out);
     assert!(out.as_slice().ends_with(b"BYE (TRYLATER) \"The server is shutting down, try again\"\r\n"));
 }
