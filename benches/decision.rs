@@ -23,11 +23,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::codec::Framed;
 use usher::internals::Cache;
 use usher::internals::Ldap;
-use usher::internals::Login;
 use usher::internals::Metrics;
 use usher::internals::Secret;
 use usher::internals::store::TrackedEntries;
 use usher::internals::{Authenticator, DecidedBy, LookupMode};
+use usher::internals::{Credential, CredentialSecret, Login};
 
 /// Number of concurrent lookups while the cache is filled.
 const FILLING: usize = 16;
@@ -92,13 +92,15 @@ cache: {{ttl: 1d, capacity: 1000000}}
     Authenticator::new(Arc::new(ldap), Arc::new(Cache::new(&config.cache)), known, 1_000)
 }
 
-fn user(number: usize) -> Login {
-    Login::parse(format!("user{number}").as_bytes()).unwrap()
+/// An attempt of this user, as a frontend makes it.
+fn user(number: usize, password: &Secret) -> Credential {
+    let login = Login::parse(format!("user{number}").as_bytes()).unwrap();
+    Credential::new(login, CredentialSecret::Password(password.clone()))
 }
 
 async fn fill(authn: &Authenticator, password: &Secret, users: usize) {
     let decided = futures_util::stream::iter(0..users)
-        .map(|n| async move { authn.decide(&user(n), password, LookupMode::Cached).await.result.is_ok() })
+        .map(|n| async move { authn.decide(&user(n, password), LookupMode::Cached).await.result.is_ok() })
         .buffer_unordered(FILLING);
     assert!(decided.all(std::future::ready).await, "the directory accepts");
 }
@@ -117,7 +119,7 @@ fn decision(criterion: &mut Criterion) {
             bencher.iter(|| {
                 // An order that defeats the CPU caches.
                 next = (next + 7_919) % users;
-                let decision = authn.recall(&user(next), &password).unwrap();
+                let decision = authn.recall(&user(next, &password)).unwrap();
                 assert_eq!(decision.by, DecidedBy::Cache);
                 black_box(decision)
             });
@@ -126,7 +128,7 @@ fn decision(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("not cached: search and bind", users), |bencher| {
             bencher.iter(|| {
                 fresh += 1;
-                let decision = runtime.block_on(authn.decide(&user(fresh), &password, LookupMode::Cached));
+                let decision = runtime.block_on(authn.decide(&user(fresh, &password), LookupMode::Cached));
                 assert_eq!(decision.by, DecidedBy::Directory);
                 decision
             });

@@ -1,10 +1,10 @@
 //! What fuzz targets, benches and their invariants use of the crate (feature `internals`). Nothing else of it is
 //! public but what the binary needs, so that dead code shows.
 
+pub use crate::base::credential::{Credential, CredentialSecret, Login};
 pub use crate::base::secret::{Secret, SecretBuf};
 pub use crate::base::sys::sockets;
 pub use crate::cache::Cache;
-pub use crate::directory::Login;
 pub use crate::directory::ldap::Ldap;
 pub use crate::login::authn::{Authenticator, DecidedBy, LookupMode};
 pub use crate::outcome::Reply;

@@ -10,8 +10,9 @@ use std::path::Path;
 
 use ldap3::asn1::{ASNTag as _, PL, StructureTag};
 
+use crate::base::credential::Login;
 use crate::config::{self, Find};
-use crate::directory::{Login, bind_answer_trial, frames_trial};
+use crate::directory::{bind_answer_trial, frames_trial};
 use crate::frontend::auth_http::read_request;
 use crate::proto::ldap::template::{self, Template};
 use crate::proto::proxy_header::{Header, HeaderProgress, Version, read, write};

@@ -29,9 +29,9 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 use crate::base::clock::wait_until;
+use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::config;
-use crate::directory::Login;
 use crate::outcome::{BackendReply, Refusal};
 use crate::proto::watch::CommandWatch;
 use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, PROTOCOLS, Protocol, Welcome};
@@ -307,7 +307,7 @@ impl Backend {
         }
     }
 
-    /// Logs the user in, within the backend's `timeout`, and forwards the client's address as `forward` says.
+    /// Logs the user in under this name, within the backend's `timeout`, and forwards the client's address as `forward` says.
     ///
     /// # Errors
     /// Why not; `phases` says how far it came.
@@ -315,7 +315,7 @@ impl Backend {
         &self,
         protocol: &Protocol,
         login: &Login,
-        password: &Secret,
+        credential: &Credential,
         origin: &Origin,
         phases: &mut Phases,
     ) -> Result<LoggedIn, BackendError> {
@@ -325,7 +325,10 @@ impl Backend {
 
         let (service, password) = match &self.service {
             Some(service) => (Some(service.login.clone().into_bytes()), service.password.clone()),
-            None => (None, password.clone()),
+            None => {
+                let CredentialSecret::Password(password) = credential.secret();
+                (None, password.clone())
+            }
         };
         let login = login.as_str().as_bytes().to_vec();
         let (untagged_limit, host) = (endpoint.untagged_limit, Arc::clone(&endpoint.host));

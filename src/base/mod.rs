@@ -2,6 +2,7 @@
 //! knows.
 
 pub(crate) mod clock;
+pub(crate) mod credential;
 pub(crate) mod net;
 pub(crate) mod privileges;
 pub(crate) mod secret;

@@ -8,7 +8,7 @@
 //! password is bound again only if it may be valid by now: the entry's password or policy attributes have
 //! changed, or `SURE` (12 h) has passed. If the entry exposes no count of wrong passwords, a lock could have
 //! hidden that the password is correct: then it counts for longer each time it is refused, up to
-//! `negative_ttl_max` (`refused`). Digests are HMAC-SHA-256 under a random key of this process, compared in
+//! `negative_ttl_max` (`refused`). Digests are keyed (`base/credential`), compared in
 //! constant time. Freshness is computed on tokio's clock; moka's own expiry only frees memory.
 
 mod admin;
@@ -20,15 +20,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_lc_rs::hmac;
 use moka::ops::compute::Op;
-use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::base::secret::Secret;
+use crate::base::credential::{AnswerDigest, Credential, Login};
 use crate::config;
-use crate::directory::{Entry, EntryVersion, Identity, Login};
+use crate::directory::{Entry, EntryVersion, Identity};
 
 pub(crate) use admin::CacheRecord;
 use refused::WrongPasswords;
@@ -39,16 +37,6 @@ const RIGHT_PER_ENTRY: usize = 4;
 const WRONG_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// The number of DN groups that share a generation; sharing costs an unneeded bind, no more.
 const GENERATION_SLOTS: usize = 1024;
-
-/// A keyed digest of a password: useless without this process's key.
-#[derive(Clone, Copy)]
-pub struct Digest([u8; 32]);
-
-impl Digest {
-    fn matches(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
-    }
-}
 
 /// A point in the cache's history: see [`Cache::holds`].
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +61,7 @@ struct CachedName {
 
 #[derive(Clone)]
 struct VerifiedPassword {
-    digest: Digest,
+    digest: AnswerDigest,
     /// `None`: another password was stored since; verify again before the next use.
     verified: Option<Instant>,
 }
@@ -85,7 +73,6 @@ struct CachedUser {
 
 /// The cache.
 pub struct Cache {
-    key: hmac::Key,
     ttl: Duration,
     negative_ttl: Duration,
     negative_ttl_max: Duration,
@@ -106,18 +93,12 @@ impl std::fmt::Debug for Cache {
 }
 
 impl Cache {
-    /// An empty cache under a new random key.
-    ///
-    /// # Panics
-    /// If the operating system has no random numbers: nothing may be decided then.
+    /// An empty cache.
     #[must_use]
     pub fn new(settings: &config::Cache) -> Self {
-        let random = aws_lc_rs::rand::SystemRandom::new();
-        let key = hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers");
         // Data that is too old for normal use may be all there is in an outage.
         let life = settings.ttl.max(settings.stale);
         Self {
-            key,
             ttl: settings.ttl,
             negative_ttl: settings.negative_ttl,
             negative_ttl_max: settings.negative_ttl_max,
@@ -131,21 +112,13 @@ impl Cache {
         }
     }
 
-    /// The digest under which a password is stored.
-    #[must_use]
-    pub fn digest(&self, password: &Secret) -> Digest {
-        let tag = hmac::sign(&self.key, password.expose());
-        let mut digest = [0; 32];
-        digest.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
-        Digest(digest)
-    }
-
     /// The cached answer for this name and password now.
     #[must_use]
-    pub fn lookup(&self, login: &Login, digest: &Digest) -> CacheAnswer {
+    pub fn lookup(&self, credential: &Credential) -> CacheAnswer {
+        let digest = &credential.digest().narrow();
         let now = Instant::now();
         let fresh = |at: Instant, life: Duration| now.saturating_duration_since(at) < life;
-        let Some(name) = self.names.get(login).filter(|name| fresh(name.at, self.ttl)) else {
+        let Some(name) = self.names.get(credential.login()).filter(|name| fresh(name.at, self.ttl)) else {
             return CacheAnswer::Unknown;
         };
         if let Some(identity) = self.verified(&name.dn, digest, self.ttl) {
@@ -157,13 +130,14 @@ impl Cache {
 
     /// The user, if a bind proved the password within `stale`: for use while no directory server is available.
     #[must_use]
-    pub fn stale(&self, login: &Login, digest: &Digest) -> Option<Arc<Identity>> {
-        let name = self.names.get(login)?;
-        (name.at.elapsed() < self.stale).then(|| self.verified(&name.dn, digest, self.stale)).flatten()
+    pub fn stale(&self, credential: &Credential) -> Option<Arc<Identity>> {
+        let name = self.names.get(credential.login())?;
+        let verified = || self.verified(&name.dn, &credential.digest().narrow(), self.stale);
+        (name.at.elapsed() < self.stale).then(verified).flatten()
     }
 
     /// The entry, if this password was verified within `life`.
-    fn verified(&self, dn: &Arc<str>, digest: &Digest, life: Duration) -> Option<Arc<Identity>> {
+    fn verified(&self, dn: &Arc<str>, digest: &AnswerDigest, life: Duration) -> Option<Arc<Identity>> {
         let user = self.users.get(dn)?;
         // Every digest is compared, so that timing does not reveal which one matched.
         let mut verified = None;
@@ -177,7 +151,8 @@ impl Cache {
 
     /// Stores that a bind proved this password. If it is new, the entry's other passwords must be verified
     /// again at their next use: one of them may have been replaced.
-    pub fn right(&self, login: &Login, identity: Arc<Identity>, digest: Digest, since: CacheStamp) {
+    pub fn right(&self, credential: &Credential, identity: Arc<Identity>, since: CacheStamp) {
+        let (login, digest) = (credential.login(), credential.digest().narrow::<AnswerDigest>());
         let dn = Arc::clone(&identity.entry().dn);
         if !self.holds(&dn, since) {
             return;
@@ -211,7 +186,8 @@ impl Cache {
 
     /// Stores that the directory refused this password for this DN, whose entry had this version. Does not
     /// affect other passwords.
-    pub fn wrong(&self, login: &Login, dn: &Arc<str>, seen: &EntryVersion, digest: Digest, since: CacheStamp) {
+    pub fn wrong(&self, credential: &Credential, dn: &Arc<str>, seen: &EntryVersion, since: CacheStamp) {
+        let (login, digest) = (credential.login(), credential.digest().narrow());
         // A DN built by a template has the client's spelling; the entry's own DN is known if a user has logged
         // in under this name, and its data must stay reachable. A principal name is not a DN.
         let known = self.names.get(login).filter(|name| is_respelled(&name.dn, dn) || !dn.contains('='));
@@ -232,7 +208,8 @@ impl Cache {
     /// Whether this password was refused for the entry as just looked up, and nothing indicates that it may be
     /// valid by now.
     #[must_use]
-    pub fn refused_before(&self, entry: &Entry, digest: &Digest) -> bool {
+    pub fn refused_before(&self, credential: &Credential, entry: &Entry) -> bool {
+        let digest = &credential.digest().narrow();
         self.note_entry(&entry.dn, |refused| refused.note_entry(&entry.version));
         self.wrong.get(&entry.dn).is_some_and(|refused| refused.counts(&entry.version, digest))
     }
@@ -259,13 +236,13 @@ impl Cache {
 
     /// Forgets that this password was correct: the directory did not confirm it. Only a client that has the
     /// password can cause this.
-    pub fn forget_password(&self, login: &Login, digest: &Digest) {
-        if let Some(name) = self.names.get(login) {
-            self.drop_right(&name.dn, digest);
+    pub fn forget_password(&self, credential: &Credential) {
+        if let Some(name) = self.names.get(credential.login()) {
+            self.drop_right(&name.dn, &credential.digest().narrow());
         }
     }
 
-    fn drop_right(&self, dn: &Arc<str>, digest: &Digest) {
+    fn drop_right(&self, dn: &Arc<str>, digest: &AnswerDigest) {
         self.users.entry(Arc::clone(dn)).and_compute_with(|old| match old {
             Some(old) if old.value().right.iter().any(|known| known.digest.matches(digest)) => {
                 let user = old.into_value();
@@ -276,7 +253,7 @@ impl Cache {
         });
     }
 
-    fn drop_wrong(&self, dn: &Arc<str>, digest: &Digest) {
+    fn drop_wrong(&self, dn: &Arc<str>, digest: &AnswerDigest) {
         self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| match old {
             None => Op::Nop,
             Some(old) => {
@@ -381,7 +358,10 @@ pub(crate) struct Flights<T> {
     limit: usize,
 }
 
-type InProgress<T> = HashMap<(Login, [u8; 32]), watch::Receiver<Option<T>>>;
+/// The name and the password of a flight.
+type FlightKey = (Login, AnswerDigest);
+
+type InProgress<T> = HashMap<FlightKey, watch::Receiver<Option<T>>>;
 
 impl<T: Clone + Send + Sync + 'static> Flights<T> {
     /// No flight yet, and at most `limit` at a time.
@@ -394,16 +374,11 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     ///
     /// # Errors
     /// There are too many, or the lookup's task panicked.
-    pub(crate) async fn join<F>(
-        &self,
-        login: &Login,
-        digest: &Digest,
-        ask: impl FnOnce() -> F,
-    ) -> Result<T, FlightError>
+    pub(crate) async fn join<F>(&self, credential: &Credential, ask: impl FnOnce() -> F) -> Result<T, FlightError>
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let key = (login.clone(), digest.0);
+        let key = (credential.login().clone(), credential.digest().narrow());
         let mut answer = {
             let mut under_way = self.in_progress.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(flight) = under_way.get(&key) {
@@ -430,7 +405,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
 /// Removes the flight when its task ends, however it ends.
 struct FlightGuard<T> {
     under_way: Arc<Mutex<InProgress<T>>>,
-    key: (Login, [u8; 32]),
+    key: FlightKey,
 }
 
 impl<T> Drop for FlightGuard<T> {

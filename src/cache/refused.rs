@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Digest;
+use crate::base::credential::AnswerDigest;
 use crate::directory::EntryVersion;
 
 /// How long a password that was certainly wrong is not bound again. Limited, because a server that delegates
@@ -34,7 +34,7 @@ enum Certainty {
 
 #[derive(Clone)]
 struct WrongPassword {
-    digest: Digest,
+    digest: AnswerDigest,
     at: Instant,
     /// How long it counts as wrong while it is unknown whether the server checked it.
     life: Duration,
@@ -54,7 +54,7 @@ impl WrongPasswords {
     pub(super) fn add(
         &mut self,
         seen: &EntryVersion,
-        digest: Digest,
+        digest: AnswerDigest,
         now: Instant,
         (first, most): (Duration, Duration),
     ) {
@@ -112,12 +112,12 @@ impl WrongPasswords {
     }
 
     /// Whether this password was refused within this time.
-    pub(super) fn lately(&self, digest: &Digest, within: Duration) -> bool {
+    pub(super) fn lately(&self, digest: &AnswerDigest, within: Duration) -> bool {
         self.any(digest, |wrong| wrong.at.elapsed() < within)
     }
 
     /// Whether this password still counts as wrong, given the entry's version.
-    pub(super) fn counts(&self, version: &EntryVersion, digest: &Digest) -> bool {
+    pub(super) fn counts(&self, version: &EntryVersion, digest: &AnswerDigest) -> bool {
         self.any(digest, |wrong| {
             let age = wrong.at.elapsed();
             match wrong.certainty {
@@ -129,7 +129,7 @@ impl WrongPasswords {
     }
 
     /// Every digest is compared, so that timing does not reveal which one matched.
-    fn any(&self, digest: &Digest, is: impl Fn(&WrongPassword) -> bool) -> bool {
+    fn any(&self, digest: &AnswerDigest, is: impl Fn(&WrongPassword) -> bool) -> bool {
         self.list.iter().fold(false, |any, wrong| any | (wrong.digest.matches(digest) && is(wrong)))
     }
 
@@ -138,7 +138,7 @@ impl WrongPasswords {
     }
 
     /// Forgets that this password was wrong.
-    pub(super) fn drop(&mut self, digest: &Digest) {
+    pub(super) fn drop(&mut self, digest: &AnswerDigest) {
         self.list.retain(|wrong| !wrong.digest.matches(digest));
     }
 }

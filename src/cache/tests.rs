@@ -19,24 +19,20 @@ fn cache() -> Cache {
     })
 }
 
-fn login(name: &str) -> Login {
-    Login::parse(name.as_bytes()).unwrap()
+fn credential(name: &str, password: &str) -> Credential {
+    Credential::for_tests(name, password)
 }
 
 fn learn_right(cache: &Cache, name: &str, password: &str) {
-    cache.right(&login(name), Arc::new(Identity::for_tests(DN, &["server3"])), digest(cache, password), cache.stamp());
+    cache.right(&credential(name, password), Arc::new(Identity::for_tests(DN, &["server3"])), cache.stamp());
 }
 
 fn learn_wrong(cache: &Cache, name: &str, password: &str) {
-    cache.wrong(&login(name), &Arc::from(DN), &EntryVersion::default(), digest(cache, password), cache.stamp());
-}
-
-fn digest(cache: &Cache, password: &str) -> Digest {
-    cache.digest(&Secret::copy_of(password.as_bytes()))
+    cache.wrong(&credential(name, password), &Arc::from(DN), &EntryVersion::default(), cache.stamp());
 }
 
 fn ask(cache: &Cache, name: &str, password: &str) -> &'static str {
-    match cache.lookup(&login(name), &digest(cache, password)) {
+    match cache.lookup(&credential(name, password)) {
         CacheAnswer::Right(_) => "right",
         CacheAnswer::Wrong(_) => "wrong",
         CacheAnswer::Unknown => "nothing",
@@ -61,9 +57,8 @@ async fn valid_password_is_cached_for_its_ttl_and_no_other_matches() {
 async fn wrong_password_under_the_template_spelling_hides_no_other_result() {
     let cache = cache();
     let respelled = Arc::from("UID=Alice, OU=people,DC=example,DC=com");
-    let wrong = |password| {
-        cache.wrong(&login("Alice"), &respelled, &EntryVersion::default(), digest(&cache, password), cache.stamp())
-    };
+    let wrong =
+        |password| cache.wrong(&credential("Alice", password), &respelled, &EntryVersion::default(), cache.stamp());
     wrong("before");
     assert_eq!(ask(&cache, "Alice", "before"), "wrong");
     learn_right(&cache, "Alice", "sesame");
@@ -143,7 +138,7 @@ async fn reply_requested_before_a_change_is_not_cached_after_it() {
     let before = cache.stamp();
     cache.forget(&Arc::from(DN));
     assert!(!cache.holds(DN, before));
-    cache.right(&login("alice"), Arc::new(Identity::for_tests(DN, &["server3"])), digest(&cache, "sesame"), before);
+    cache.right(&credential("alice", "sesame"), Arc::new(Identity::for_tests(DN, &["server3"])), before);
     assert_eq!(ask(&cache, "alice", "sesame"), "nothing");
     learn_right(&cache, "alice", "sesame");
     assert_eq!(ask(&cache, "alice", "sesame"), "right");
@@ -155,14 +150,13 @@ async fn reply_requested_before_a_change_is_not_cached_after_it() {
 
 #[tokio::test(start_paused = true)]
 async fn identical_requests_share_one_flight_that_outlives_its_callers() {
-    let cache = cache();
     let flights = Arc::new(Flights::new(10));
     let asked = Arc::new(AtomicUsize::new(0));
     let ask = |name: &'static str, password: &'static str| {
-        let (flights, asked, digest) = (Arc::clone(&flights), Arc::clone(&asked), digest(&cache, password));
+        let (flights, asked) = (Arc::clone(&flights), Arc::clone(&asked));
         tokio::spawn(async move {
             flights
-                .join(&login(name), &digest, || async move {
+                .join(&credential(name, password), || async move {
                     asked.fetch_add(1, Ordering::SeqCst);
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     password.len()
@@ -186,23 +180,25 @@ async fn identical_requests_share_one_flight_that_outlives_its_callers() {
 
 #[tokio::test(start_paused = true)]
 async fn flights_are_bounded_and_a_panic_affects_no_other() {
-    let cache = cache();
     let flights: Flights<()> = Flights::new(1);
-    let key = digest(&cache, "sesame");
-    assert_eq!(flights.join(&login("alice"), &key, || async { panic!("on purpose") }).await, Err(FlightError::Lost));
+    let alice = credential("alice", "sesame");
+    assert_eq!(flights.join(&alice, || async { panic!("on purpose") }).await, Err(FlightError::Lost));
     tokio::task::yield_now().await;
-    let alice = login("alice");
-    let slow = flights.join(&alice, &key, || tokio::time::sleep(Duration::from_secs(1)));
+    let slow = flights.join(&alice, || tokio::time::sleep(Duration::from_secs(1)));
     tokio::pin!(slow);
     assert!(futures_util::poll!(&mut slow).is_pending());
-    assert_eq!(flights.join(&login("bob"), &key, || async {}).await, Err(FlightError::TooMany), "over the limit");
+    assert_eq!(
+        flights.join(&credential("bob", "sesame"), || async {}).await,
+        Err(FlightError::TooMany),
+        "over the limit"
+    );
     assert_eq!(slow.await, Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn stale_entries_are_used_only_during_an_outage() {
     let cache = cache();
-    let stale = |password: &str| cache.stale(&login("alice"), &digest(&cache, password)).is_some();
+    let stale = |password: &str| cache.stale(&credential("alice", password)).is_some();
     learn_right(&cache, "alice", "sesame");
     tokio::time::advance(TTL).await;
     assert_eq!((ask(&cache, "alice", "sesame"), stale("sesame"), stale("other")), ("nothing", true, false));
@@ -228,7 +224,7 @@ async fn stale_entries_are_used_only_during_an_outage() {
     };
     let cache = Cache::new(&never);
     learn_right(&cache, "alice", "sesame");
-    assert!(cache.stale(&login("alice"), &digest(&cache, "sesame")).is_none());
+    assert!(cache.stale(&credential("alice", "sesame")).is_none());
 }
 
 /// A decision read while its entry is being dropped must not be used afterwards,
@@ -238,12 +234,12 @@ fn decision_read_during_forget_is_not_cached() {
     const ROUNDS: usize = 100_000;
     let cache = cache();
     let forgotten = AtomicUsize::new(0);
-    let (name, dn, password) = (login("alice"), Arc::from(DN), digest(&cache, "sesame"));
+    let (credential, dn) = (credential("alice", "sesame"), Arc::from(DN));
     let read = std::thread::scope(|scope| {
         scope.spawn(|| {
             for round in 1..=ROUNDS {
                 let identity = Identity::for_tests(DN, &[&round.to_string()]);
-                cache.right(&name, Arc::new(identity), password, cache.stamp());
+                cache.right(&credential, Arc::new(identity), cache.stamp());
                 cache.forget(&dn);
                 forgotten.store(round, Ordering::SeqCst);
             }
@@ -251,7 +247,7 @@ fn decision_read_during_forget_is_not_cached() {
         let mut read = 0_usize;
         while forgotten.load(Ordering::SeqCst) < ROUNDS {
             let since = cache.stamp();
-            let CacheAnswer::Right(identity) = cache.lookup(&name, &password) else { continue };
+            let CacheAnswer::Right(identity) = cache.lookup(&credential) else { continue };
             let round: usize = identity.entry().mail_hosts[0].parse().unwrap();
             while forgotten.load(Ordering::SeqCst) < round {
                 std::hint::spin_loop();

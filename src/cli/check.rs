@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use super::{FAILED, OK, UNAVAILABLE, USAGE, count, fail, fail_config, progress};
+use crate::base::credential::Login;
 use crate::diagnose::table::{Shown, ShownJson, ShownLines};
 use crate::diagnose::{self, Finding, Report, State, Subject};
-use crate::directory::Login;
 use crate::server;
 use crate::telemetry::metrics::Metrics;
 

@@ -12,11 +12,12 @@ use serde::Serialize;
 use super::explain_all;
 use super::{DATA, FAILED, NO_PERMISSION, NO_USER, OK, UNAVAILABLE, fail, fail_config};
 use crate::admin::control::{self, User};
+use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::Secret;
 use crate::config::{self, Config};
 use crate::config_files;
 use crate::diagnose::table::{Shown, ShownJson};
-use crate::directory::{Directory as _, Ldap, Login, NoFloor};
+use crate::directory::{Directory as _, Ldap, NoFloor};
 use crate::login::explain::Verdict;
 use crate::outcome::Refusal;
 use crate::telemetry::metrics::Metrics;
@@ -136,7 +137,8 @@ impl Explanation {
                 let why = "the password is not UTF-8 or holds NUL: LDAP cannot carry it";
                 return self.judged(config, Verdict::refused(Refusal::InvalidPassword, why));
             }
-            let (answer, trace) = directory.authenticate(login, &password, &|_| false, &NoFloor).await;
+            let credential = Credential::new(login.clone(), CredentialSecret::Password(password));
+            let (answer, trace) = directory.authenticate(&credential, &|_| false, &NoFloor).await;
             (answer.map(|identity| identity.entry().clone()), trace)
         } else {
             directory.find_entry(login).await

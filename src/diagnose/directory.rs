@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::{Finding, State, Subject, certificates};
+use crate::base::credential::Login;
 use crate::config::{Config, LdapScheme, WatchMode};
 use crate::diagnose::table::{Shown, thousands};
-use crate::directory::{LockoutPolicy, Login, SampleLookup, ServerDiagnosis, UnavailableCause, UserCount};
+use crate::directory::{LockoutPolicy, SampleLookup, ServerDiagnosis, UnavailableCause, UserCount};
 use crate::login::explain::Verdict;
 
 /// The longest window that `throttle.forget_every` can be.

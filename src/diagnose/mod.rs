@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures_util::future::join_all;
 use serde::Serialize;
 
-use crate::directory::Login;
+use crate::base::credential::Login;
 use crate::login::core::Snapshot;
 use crate::proto::PROTOCOLS;
 use crate::telemetry::metrics::Metrics;

@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::secret::Secret;
+use crate::base::credential::{Credential, Login};
 use crate::outcome::AccountState;
 
 pub(crate) use floor::{Floor, Freshness, NoFloor};
@@ -31,30 +31,6 @@ pub(crate) use ldap::policy::BindDiagnostic;
 #[cfg(any(test, feature = "internals"))]
 pub(crate) use ldap::policy::invariants as bind_answer_trial;
 pub(crate) use ldap::schema::ReportedEntry;
-
-/// A login name as typed, checked: UTF-8, not empty, no NUL or control character, at most
-/// [`Login::MAX`] bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Login(Arc<str>);
-
-impl Login {
-    /// The longest name, in bytes.
-    pub const MAX: usize = 512;
-
-    /// Checks a name from the wire; `None` if it cannot be a login name.
-    #[must_use]
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(bytes).ok()?;
-        let fits = !text.is_empty() && text.len() <= Self::MAX;
-        (fits && !text.chars().any(char::is_control)).then(|| Self(text.into()))
-    }
-
-    /// The name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
 
 /// A user authenticated by the directory: the evidence of a successful bind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -398,13 +374,12 @@ pub(crate) type RefusedBefore<'a> = &'a (dyn Fn(&Entry) -> bool + Send + Sync);
 
 /// A directory. LDAP is one implementation; tests use another.
 pub trait Directory: Send + Sync + 'static {
-    /// Finds the entry and binds as it, within the configured timeout. The caller guarantees that the password
-    /// is UTF-8, not empty and without NUL. If the entry is found before the bind, `refused_before` is asked
+    /// Finds the entry and binds as it, within the configured timeout. The caller guarantees that a password is
+    /// UTF-8, not empty and without NUL. If the entry is found before the bind, `refused_before` is asked
     /// about it. The bind goes to a server that has caught up with `floor`.
     fn authenticate<'a>(
         &'a self,
-        login: &'a Login,
-        password: &'a Secret,
+        credential: &'a Credential,
         refused_before: RefusedBefore<'a>,
         floor: &'a dyn Floor,
     ) -> DirectoryFuture<'a, Identity>;

@@ -20,10 +20,10 @@ use tracing::debug;
 
 use crate::backend::{BackendError, LoggedIn};
 use crate::base::clock::unix_now;
+use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::base::sys::sockets;
 use crate::config::{ListenerTls, OnUnavailable};
-use crate::directory::Login;
 use crate::limits::{ConnectionPermit, SessionPermit};
 use crate::login::attempt::{LoginAttempt, RoutedLogin};
 use crate::login::authn::{DecidedBy, LookupMode, Proven};
@@ -307,6 +307,7 @@ impl Conversation {
         let foreign = !authzid.is_empty() && authzid != login;
         let mut event = LoginEvent { tls: self.handshake.take(), typed: login, ..LoginEvent::default() };
         let began = Instant::now();
+        let credential = credential(&event.typed, password);
         loop {
             // The snapshot in force now, not the one at accept: only the current one receives changes.
             self.snapshot = self.shared.snapshot.load_full();
@@ -318,7 +319,7 @@ impl Conversation {
                 began,
             };
             let outcome = {
-                let admit = pin!(self.admit(&attempt, &password, foreign, &mut event));
+                let admit = pin!(self.admit(&attempt, credential.as_ref(), foreign, &mut event));
                 attempt.bounded(admit).await
             };
             let outcome = match outcome {
@@ -342,25 +343,25 @@ impl Conversation {
     async fn admit(
         &self,
         attempt: &LoginAttempt<'_>,
-        password: &Secret,
+        credential: Option<&Credential>,
         foreign: bool,
         event: &mut LoginEvent,
     ) -> Result<Option<Admitted>, Refusal> {
-        let login = Login::parse(&event.typed).ok_or(Refusal::InvalidUsername)?;
+        let credential = credential.ok_or(Refusal::InvalidUsername)?;
         if foreign {
             return Err(Refusal::AuthzidNotAllowed);
         }
         let authn = &self.snapshot.authn;
-        let mut decision = attempt.decide(&login, password, event).await?;
+        let mut decision = attempt.decide(credential, event).await?;
         let mut again = 0;
         loop {
-            let RoutedLogin { proven, by, place, target } = attempt.find(&login, password, decision, event).await?;
+            let RoutedLogin { proven, by, place, target } = attempt.find(credential, decision, event).await?;
             let answer =
-                target.backend.log_in(self.protocol, &target.login, password, &self.origin, &mut event.phases).await;
+                target.backend.log_in(self.protocol, &target.login, credential, &self.origin, &mut event.phases).await;
             match answer {
                 Ok(logged_in) => {
                     attempt.count_backend(target.backend, "ok");
-                    let session = self.session(&login, &proven, &target.backend.name);
+                    let session = self.session(credential.login(), &proven, &target.backend.name);
                     let backend_login = target.login.as_str().into();
                     match listing::list(&self.shared, &self.snapshot, &proven, session, backend_login) {
                         Ok(listing) => {
@@ -372,16 +373,17 @@ impl Conversation {
                         Err(NotListed::Again) if again == MAX_REDECISIONS => return Err(Refusal::DirectoryUnavailable),
                         Err(NotListed::Again) => {
                             again += 1;
-                            decision = authn.decide(&login, password, LookupMode::Directory).await;
+                            decision = authn.decide(credential, LookupMode::Directory).await;
                         }
                     }
                 }
                 // Password or mail host may have changed since they were cached: bind again.
                 Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
                     event.backend_reply(&words);
-                    decision = authn.decide_again(&login, password, &proven.identity.entry().dn).await;
+                    decision = authn.decide_again(credential, &proven.identity.entry().dn).await;
                     let fresh = decision.result.as_ref().ok();
-                    let fresh = fresh.and_then(|proven| attempt.target(proven.identity.entry(), &login).ok());
+                    let fresh =
+                        fresh.and_then(|proven| attempt.target(proven.identity.entry(), credential.login()).ok());
                     if fresh.is_some_and(|fresh| fresh.is(&target)) {
                         attempt.count_backend(target.backend, "backend_rejected");
                         event.decided(&decision, &self.shared.metrics);
@@ -446,6 +448,11 @@ impl Conversation {
             place,
         }
     }
+}
+
+/// The credential of an attempt; `None` if the name cannot be a login name.
+fn credential(typed: &[u8], password: Secret) -> Option<Credential> {
+    Some(Credential::new(Login::parse(typed)?, CredentialSecret::Password(password)))
 }
 
 /// Closes so that the last line arrives: a close with unread input is a reset (RFC 9293 section 3.10.4), which

@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use super::store::{LimitMemory, PasswordDigest, SharedBucket};
+use super::store::{LimitMemory, SharedBucket};
 use super::{HashedKey, entry_key};
+use crate::base::credential::AttemptDigest;
 use crate::config::{FailedLogins, Mode};
 
 /// The buckets charged for a guess.
@@ -45,7 +46,7 @@ pub struct BindGate {
     pub(super) known: bool,
     pub(super) exempt: bool,
     pub(super) rule: FailedLogins,
-    pub(super) password: PasswordDigest,
+    pub(super) password: AttemptDigest,
     /// Whether the guess was delayed.
     pub(super) waited: bool,
     pub(super) keys: RandomState,
@@ -74,7 +75,7 @@ impl BindGate {
         origin: AttemptOrigin,
         exempt: bool,
         rule: FailedLogins,
-        password: PasswordDigest,
+        password: AttemptDigest,
         keys: &RandomState,
     ) -> Self {
         let AttemptOrigin { memory, prefix, name, user, known } = origin;

@@ -22,20 +22,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use aws_lc_rs::hmac;
 use thiserror::Error;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::base::credential::{Credential, Login};
 use crate::base::net;
-use crate::base::secret::Secret;
 use crate::config::{self, FailedLogins, Limit, Mode};
 use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::{Metrics, THROTTLE_MEMORY};
 use gate::AttemptOrigin;
 pub(crate) use gate::BindGate;
 use permits::{CountGuard, HeldCounts};
-use store::{LimitMemory, PasswordDigest};
+use store::LimitMemory;
 
 /// A hash of a prefix, a name, an entry or a pair of them.
 type HashedKey = u64;
@@ -95,7 +94,6 @@ pub(crate) struct Throttle {
     /// When the next login is due at an even pace.
     pace: Mutex<Option<Instant>>,
     keys: RandomState,
-    passwords: hmac::Key,
     repeats: Repeats,
 }
 
@@ -107,12 +105,8 @@ impl std::fmt::Debug for Throttle {
 
 impl Throttle {
     /// Starts without any record.
-    ///
-    /// # Panics
-    /// If the operating system has no random numbers: no decision is possible then.
     #[must_use]
     pub(crate) fn new(settings: &config::Throttle, metrics: Arc<Metrics>) -> Self {
-        let random = aws_lc_rs::rand::SystemRandom::new();
         Self {
             metrics,
             memory: ArcSwap::from_pointee(LimitMemory::new(&settings.memory)),
@@ -123,7 +117,6 @@ impl Throttle {
             sessions_by_prefix: Arc::default(),
             pace: Mutex::default(),
             keys: RandomState::new(),
-            passwords: hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers"),
             repeats: Repeats::default(),
         }
     }
@@ -252,11 +245,10 @@ impl Throttle {
         &self,
         settings: &config::Throttle,
         client: IpAddr,
-        login: &str,
-        password: &Secret,
+        credential: &Credential,
     ) -> Result<PendingAttempt<'_>, Limited> {
-        let origin = self.origin(settings, client, login);
-        let (now, password) = (Instant::now(), self.fingerprint(password));
+        let origin = self.origin(settings, client, credential.login());
+        let (now, password) = (Instant::now(), credential.digest().narrow());
         let (user_rule, prefix_rule) = (settings.failed_logins_per_user, settings.failed_logins_per_prefix);
         let (memory, prefix, known) = (Arc::clone(&origin.memory), origin.prefix, origin.known);
         let account = origin.account(&self.keys);
@@ -302,7 +294,7 @@ impl Throttle {
     }
 
     /// Records a correct cached password: nothing was guessed, and the prefix is known from now on.
-    pub(crate) fn cached_success(&self, settings: &config::Throttle, client: IpAddr, login: &str, dn: &str) {
+    pub(crate) fn cached_success(&self, settings: &config::Throttle, client: IpAddr, login: &Login, dn: &str) {
         let AttemptOrigin { memory, prefix, name, known, user } = self.origin(settings, client, login);
         let account = if known { self.key(&(user, prefix)) } else { name };
         self.succeeded(&memory, (account, prefix, name), dn);
@@ -322,10 +314,10 @@ impl Throttle {
         memory.add_known_prefix(user, prefix);
     }
 
-    fn origin(&self, settings: &config::Throttle, client: IpAddr, login: &str) -> AttemptOrigin {
+    fn origin(&self, settings: &config::Throttle, client: IpAddr, login: &Login) -> AttemptOrigin {
         let memory = self.memory.load_full();
         let prefix = self.prefix(settings, client);
-        let name = self.key(&login.trim().to_lowercase());
+        let name = self.key(&login.as_str().trim().to_lowercase());
         let user = memory.entry(name);
         let known = memory.is_known_prefix(user, prefix);
         AttemptOrigin { memory, prefix, name, user, known }
@@ -385,11 +377,6 @@ impl Throttle {
 
     fn key(&self, what: &impl Hash) -> HashedKey {
         self.keys.hash_one(what)
-    }
-
-    fn fingerprint(&self, password: &Secret) -> PasswordDigest {
-        let tag = hmac::sign(&self.passwords, password.expose());
-        tag.as_ref().iter().take(8).fold(0, |print, byte| print << 8 | u64::from(*byte))
     }
 }
 

@@ -13,6 +13,7 @@ use moka::policy::EvictionPolicy;
 use tokio::time::Instant;
 
 use super::HashedKey;
+use crate::base::credential::AttemptDigest;
 use crate::config::{self, FailedLogins};
 
 /// Tried passwords remembered per user: a few devices with outdated passwords.
@@ -21,9 +22,6 @@ const TRIED: usize = 8;
 const KNOWN_PER_USER: usize = 16;
 /// The number of counted failures above the free ones is capped at this.
 const MOST_ABOVE_FREE: u32 = 16;
-
-/// A keyed digest of a password.
-pub(super) type PasswordDigest = u64;
 
 /// The wrong passwords of one prefix, or for one user.
 #[derive(Debug)]
@@ -38,7 +36,7 @@ pub(super) struct Bucket {
 
 #[derive(Debug)]
 struct TriedPassword {
-    password: PasswordDigest,
+    password: AttemptDigest,
     allowed_at: Instant,
 }
 
@@ -80,7 +78,7 @@ impl Bucket {
     }
 
     /// When this password is due, if it was tried before: the same one again is not a new guess.
-    pub(super) fn tried(&self, password: PasswordDigest) -> Option<Instant> {
+    pub(super) fn tried(&self, password: AttemptDigest) -> Option<Instant> {
         self.tried.iter().find(|tried| tried.password == password).map(|tried| tried.allowed_at)
     }
 
@@ -100,7 +98,7 @@ impl Bucket {
     }
 
     /// Records that a password is being tried.
-    pub(super) fn try_password(&mut self, password: PasswordDigest, allowed_at: Instant) {
+    pub(super) fn try_password(&mut self, password: AttemptDigest, allowed_at: Instant) {
         if self.tried.len() >= TRIED {
             self.tried.remove(0);
         }
@@ -108,7 +106,7 @@ impl Bucket {
     }
 
     /// The attempt was not a failure after all.
-    pub(super) fn refund(&mut self, password: PasswordDigest) {
+    pub(super) fn refund(&mut self, password: AttemptDigest) {
         self.tried.retain(|tried| tried.password != password);
         self.subtract(1);
     }
@@ -193,7 +191,7 @@ impl LimitMemory {
 
     /// Refunds a name that was charged before its entry was known, which is charged instead: the name needs no
     /// record any more, unless other attempts with it are in progress.
-    pub(super) fn refund_name(&self, name: HashedKey, shelf: &SharedBucket, password: PasswordDigest) {
+    pub(super) fn refund_name(&self, name: HashedKey, shelf: &SharedBucket, password: AttemptDigest) {
         let is_blank = {
             let mut bucket = shelf.lock();
             bucket.refund(password);

@@ -55,8 +55,7 @@ impl Door {
     }
 
     fn guess(&self, from: &str, login: &str, password: &str) -> Result<PendingAttempt<'_>, Limited> {
-        let password = Secret::copy_of(password.as_bytes());
-        self.throttle.attempt(&self.settings, ip(from), login, &password)
+        self.throttle.attempt(&self.settings, ip(from), &Credential::for_tests(login, password))
     }
 
     /// The delay of a wrong password; time does not advance.
@@ -360,7 +359,12 @@ async fn successful_login_of_one_account_gives_no_guesses_at_others() {
         slowed += pending.delay;
         advance(pending.delay).await;
         pending.wrong();
-        door.throttle.cached_success(&door.settings, ip("192.0.2.1"), "mallory", "uid=mallory");
+        door.throttle.cached_success(
+            &door.settings,
+            ip("192.0.2.1"),
+            &Login::parse(b"mallory").unwrap(),
+            "uid=mallory",
+        );
     }
     assert!(slowed > Duration::from_secs(10), "{slowed:?}");
 }
@@ -561,7 +565,7 @@ async fn known_networks_are_bounded_per_user() {
     door.right("203.0.113.5", "bob", BOB);
     for n in 0..1_000 {
         let client = format!("192.0.{}.{}", n / 250, n % 250);
-        door.throttle.cached_success(&door.settings, ip(&client), "alice", ALICE);
+        door.throttle.cached_success(&door.settings, ip(&client), &Login::parse(b"alice").unwrap(), ALICE);
     }
     let is_known_prefix = |dn: &str, client: &str| {
         let (user, prefix) = (door.throttle.entry(dn), door.throttle.prefix(&door.settings, ip(client)));

@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::backend::Backend;
 use crate::base::clock::wait_until;
-use crate::base::secret::Secret;
-use crate::directory::{Entry, Login};
+use crate::base::credential::{Credential, Login};
+use crate::directory::Entry;
 use crate::limits::{Limited, SessionPermit};
 use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
 use crate::login::core::{Shared, Snapshot};
@@ -114,30 +114,29 @@ impl<'a> LoginAttempt<'a> {
     /// The throttle's refusal: the directory was not asked.
     pub(crate) async fn decide(
         &self,
-        login: &Login,
-        password: &Secret,
+        credential: &Credential,
         event: &mut LoginEvent,
     ) -> Result<AuthDecision, Refusal> {
         let settings = &self.snapshot.config.throttle;
         let (throttle, client) = (&self.shared.throttle, self.client);
         let authn = &self.snapshot.authn;
-        let recalled = match authn.recall(login, password) {
+        let recalled = match authn.recall(credential) {
             Some(decision) if decision.result.is_ok() || decision.by == DecidedBy::Usher => {
                 if let Ok(proven) = &decision.result {
-                    throttle.cached_success(settings, client, login.as_str(), &proven.identity.entry().dn);
+                    throttle.cached_success(settings, client, credential.login(), &proven.identity.entry().dn);
                 }
                 return Ok(decision);
             }
             recalled => recalled,
         };
         // A cached wrong password is charged like one of an unknown name; a repetition of either is free.
-        let turn = throttle.attempt(settings, client, login.as_str(), password);
+        let turn = throttle.attempt(settings, client, credential);
         let mut turn = turn.map_err(|limited| event.limited(limited))?;
         (event.limited_by, event.delay) = (turn.by, turn.delay);
         wait_until(Instant::now() + turn.delay).await;
         let decision = match recalled {
             Some(known) => known,
-            None => authn.attempt(login, password, turn.begin_lookup()).await,
+            None => authn.attempt(credential, turn.begin_lookup()).await,
         };
         turn.log_if_over_limit(client);
         if decision.withheld {
@@ -163,18 +162,18 @@ impl<'a> LoginAttempt<'a> {
     /// Why the user is not logged in.
     pub(crate) async fn find(
         &self,
-        login: &Login,
-        password: &Secret,
+        credential: &Credential,
         mut decision: AuthDecision,
         event: &mut LoginEvent,
     ) -> Result<RoutedLogin<'a>, Refusal> {
+        let login = credential.login();
         loop {
             event.decided(&decision, &self.shared.metrics);
             let proven = decision.result?;
             if proven.identity.entry().version.held {
                 self.wait_for_release(login, &proven).await?;
                 // Most likely the mailbox has moved meanwhile.
-                decision = self.snapshot.authn.decide(login, password, LookupMode::Directory).await;
+                decision = self.snapshot.authn.decide(credential, LookupMode::Directory).await;
                 continue;
             }
             // Routed first: a login without a route takes no session slot and no part of the rate.

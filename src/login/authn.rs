@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::warn;
 
 use crate::base::clock::unix_now;
-use crate::base::secret::Secret;
-use crate::cache::{self, Cache, CacheStamp, Digest, FlightError, Flights};
-use crate::directory::{Availability, Directory, DirectoryError, Entry, Identity, Login, Trace};
+use crate::base::credential::{Credential, CredentialSecret, Login};
+use crate::cache::{self, Cache, CacheStamp, FlightError, Flights};
+use crate::directory::{Availability, Directory, DirectoryError, Entry, Identity, Trace};
 use crate::limits::BindGate;
 use crate::outcome::{AccountState, Refusal};
 use crate::telemetry::log::Repeats;
@@ -159,20 +159,19 @@ impl Authenticator {
     /// Decides without a lookup: a password that must not be sent, and cached answers. `None`: a directory
     /// lookup is needed, which counts as a guess.
     #[must_use]
-    pub fn recall(&self, login: &Login, password: &Secret) -> Option<AuthDecision> {
-        unusable(password).or_else(|| self.recalled(login, &self.cache.digest(password)))
+    pub fn recall(&self, credential: &Credential) -> Option<AuthDecision> {
+        unusable(credential).or_else(|| self.recalled(credential))
     }
 
-    fn recalled(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
-        let outdated = || {
-            (self.directory.availability() == Availability::Unreachable).then(|| self.stale(login, digest)).flatten()
-        };
-        self.cached(login, digest).or_else(outdated)
+    fn recalled(&self, credential: &Credential) -> Option<AuthDecision> {
+        let outdated =
+            || (self.directory.availability() == Availability::Unreachable).then(|| self.stale(credential)).flatten();
+        self.cached(credential).or_else(outdated)
     }
 
-    fn cached(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
+    fn cached(&self, credential: &Credential) -> Option<AuthDecision> {
         let since = self.cache.stamp();
-        match self.cache.lookup(login, digest) {
+        match self.cache.lookup(credential) {
             // It may have expired since: the directory is asked again.
             cache::CacheAnswer::Right(identity) if account_state(&identity).is_some() => None,
             cache::CacheAnswer::Right(identity) => Some(AuthDecision::remembered(identity, since, DecidedBy::Cache)),
@@ -185,57 +184,55 @@ impl Authenticator {
     }
 
     /// The cached decision to use while the directory is unreachable.
-    fn stale(&self, login: &Login, digest: &Digest) -> Option<AuthDecision> {
+    fn stale(&self, credential: &Credential) -> Option<AuthDecision> {
         let since = self.cache.stamp();
-        let identity = self.cache.stale(login, digest).filter(|identity| account_state(identity).is_none())?;
+        let identity = self.cache.stale(credential).filter(|identity| account_state(identity).is_none())?;
         Some(AuthDecision::remembered(identity, since, DecidedBy::Stale))
     }
 
     /// Decides about an attempt whose delay has passed. The gate is checked before the entry is bound.
-    pub async fn attempt(&self, login: &Login, password: &Secret, gate: Option<Arc<BindGate>>) -> AuthDecision {
-        let decision = self.decide_through(login, password, LookupMode::Cached, gate.as_ref()).await;
+    pub async fn attempt(&self, credential: &Credential, gate: Option<Arc<BindGate>>) -> AuthDecision {
+        let decision = self.decide_through(credential, LookupMode::Cached, gate.as_ref()).await;
         // The flight may have been started by another client, whose prefix is not known.
         let is_let =
             |gate: &Arc<BindGate>| gate.is_exempt() || decision.dn.as_ref().is_some_and(|dn| gate.is_known(dn));
         if decision.withheld && gate.as_ref().is_some_and(is_let) {
-            return self.decide_through(login, password, LookupMode::Cached, gate.as_ref()).await;
+            return self.decide_through(credential, LookupMode::Cached, gate.as_ref()).await;
         }
         decision
     }
 
     /// Decides, within the directory's `timeout`, plus the time of a probe for a cached user.
-    pub async fn decide(&self, login: &Login, password: &Secret, ask: LookupMode) -> AuthDecision {
-        self.decide_through(login, password, ask, None).await
+    pub async fn decide(&self, credential: &Credential, ask: LookupMode) -> AuthDecision {
+        self.decide_through(credential, ask, None).await
     }
 
     async fn decide_through(
         &self,
-        login: &Login,
-        password: &Secret,
+        credential: &Credential,
         ask: LookupMode,
         gate: Option<&Arc<BindGate>>,
     ) -> AuthDecision {
-        if let Some(refused) = unusable(password) {
+        if let Some(refused) = unusable(credential) {
             return refused;
         }
-        let digest = self.cache.digest(password);
         if ask == LookupMode::Cached
-            && let Some(cached) = self.recalled(login, &digest)
+            && let Some(cached) = self.recalled(credential)
         {
             return cached;
         }
-        let question = || self.question(login.clone(), password.clone(), digest, gate.cloned());
-        let result = self.flights.join(login, &digest, question).await;
+        let question = || self.question(credential.clone(), gate.cloned());
+        let result = self.flights.join(credential, question).await;
         match result {
             // The first logins of an outage detect it here.
             Ok(result) if ask == LookupMode::Cached && matches!(result.0, Err(DirectoryError::Unavailable(_))) => {
-                match self.stale(login, &digest) {
+                match self.stale(credential) {
                     Some(cached) if self.directory.settled_availability().await != Availability::Available => cached,
                     Some(_) | None => self.judge(&result),
                 }
             }
             Ok(result) => {
-                let owner = gate.and_then(|gate| self.known_owner_of_locked(login, &digest, &result, gate));
+                let owner = gate.and_then(|gate| self.known_owner_of_locked(credential, &result, gate));
                 owner.unwrap_or_else(|| self.judge(&result))
             }
             Err(FlightError::TooMany) => AuthDecision::refused(Refusal::Limit, DecidedBy::Usher),
@@ -245,8 +242,8 @@ impl Authenticator {
 
     /// Asks the directory although `dn` was cached, because a backend refused the cached decision. If the
     /// password is wrong by now, or the entry is deleted, the cache forgets it.
-    pub async fn decide_again(&self, login: &Login, password: &Secret, dn: &Arc<str>) -> AuthDecision {
-        let decision = self.decide(login, password, LookupMode::Directory).await;
+    pub async fn decide_again(&self, credential: &Credential, dn: &Arc<str>) -> AuthDecision {
+        let decision = self.decide(credential, LookupMode::Directory).await;
         if let Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::SeveralEntries | Refusal::Account { .. }) =
             &decision.result
         {
@@ -259,14 +256,13 @@ impl Authenticator {
     /// within `cache.stale` and has not been changed since.
     fn known_owner_of_locked(
         &self,
-        login: &Login,
-        digest: &Digest,
+        credential: &Credential,
         result: &FlightResult,
         gate: &BindGate,
     ) -> Option<AuthDecision> {
         let (answer, trace, since, check) = result.as_ref();
         let entry = check.locked_by_guesses(answer).filter(|entry| gate.is_known(&entry.dn))?;
-        let identity = unchanged(&self.cache, login, digest, entry)?;
+        let identity = unchanged(&self.cache, credential, entry)?;
         let entry = match self.entries.reconcile(entry) {
             Reconciled::AsReported => Arc::clone(entry),
             Reconciled::Replaced(newer) => newer,
@@ -300,9 +296,7 @@ impl Authenticator {
     /// The lookup of one flight: asks, and updates the cache even when every client is gone.
     fn question(
         &self,
-        login: Login,
-        password: Secret,
-        digest: Digest,
+        credential: Credential,
         gate: Option<Arc<BindGate>>,
     ) -> impl Future<Output = FlightResult> + use<> {
         let (directory, cache, entries) =
@@ -311,13 +305,13 @@ impl Authenticator {
         async move {
             let check = Mutex::new(EntryCheck::default());
             let refused_before = |entry: &Entry| {
-                let refused = cache.refused_before(entry, &digest);
+                let refused = cache.refused_before(&credential, entry);
                 let withheld = !refused && gate.as_ref().is_some_and(|gate| !gate.may_bind(&entry.dn));
                 let locked = entry.version.locked.then(|| Arc::new(entry.clone()));
                 *check.lock().unwrap_or_else(PoisonError::into_inner) = EntryCheck { locked, withheld };
                 refused || withheld
             };
-            let (answer, trace) = directory.authenticate(&login, &password, &refused_before, &*entries).await;
+            let (answer, trace) = directory.authenticate(&credential, &refused_before, &*entries).await;
             let check = check.into_inner().unwrap_or_else(PoisonError::into_inner);
             let answer = answer.and_then(|identity| newest(identity, &entries)).and_then(require_usable).map(Arc::new);
             let locked = check.locked_by_guesses(&answer);
@@ -329,16 +323,16 @@ impl Authenticator {
                 Ok(identity) => {
                     // If changes would not be noticed, each login is looked up.
                     if entries.record_login(&identity.shared_entry()) {
-                        cache.right(&login, Arc::clone(identity), digest, since);
+                        cache.right(&credential, Arc::clone(identity), since);
                     }
                 }
                 // A lagging server may not know of a change yet: perhaps of this very password.
                 Err(DirectoryError::InvalidCredentials { .. }) if trace.behind => {}
                 Err(DirectoryError::InvalidCredentials { dn, seen: Some(seen) }) => {
-                    cache.wrong(&login, dn, seen, digest, since);
+                    cache.wrong(&credential, dn, seen, since);
                 }
                 // The lock hides the result, which says nothing against the earlier correct one.
-                Err(_) if locked.is_some_and(|entry| unchanged(&cache, &login, &digest, entry).is_some()) => {}
+                Err(_) if locked.is_some_and(|entry| unchanged(&cache, &credential, entry).is_some()) => {}
                 // A state is temporary, and may have hidden that the password is correct: not cached. But an
                 // earlier correct one must not come back as stale.
                 Err(
@@ -347,7 +341,7 @@ impl Authenticator {
                     | DirectoryError::Held { .. }
                     | DirectoryError::NoEntry
                     | DirectoryError::SeveralEntries,
-                ) => cache.forget_password(&login, &digest),
+                ) => cache.forget_password(&credential),
                 Err(DirectoryError::RefusedBefore { .. } | DirectoryError::Unavailable(_)) => {}
             }
             Arc::new((answer, trace, since, check))
@@ -398,8 +392,8 @@ fn newest(identity: Identity, entries: &TrackedEntries) -> Result<Identity, Dire
 
 /// The user cached with this password within `cache.stale`, if the entry shows that the password has not been
 /// changed since.
-fn unchanged(cache: &Cache, login: &Login, digest: &Digest, entry: &Entry) -> Option<Arc<Identity>> {
-    let identity = cache.stale(login, digest)?;
+fn unchanged(cache: &Cache, credential: &Credential, entry: &Entry) -> Option<Arc<Identity>> {
+    let identity = cache.stale(credential)?;
     let cached = identity.entry();
     let is_open = entry.version.account_state(unix_now()).is_none();
     // Unknown if the entry does not expose the password's age.
@@ -421,7 +415,8 @@ fn require_usable(identity: Identity) -> Result<Identity, DirectoryError> {
 }
 
 /// Refuses passwords that are never sent to a directory.
-fn unusable(password: &Secret) -> Option<AuthDecision> {
+fn unusable(credential: &Credential) -> Option<AuthDecision> {
+    let CredentialSecret::Password(password) = credential.secret();
     // RFC 4513 section 5.1.2: a bind with an empty password succeeds as anonymous.
     if password.is_empty() {
         return Some(AuthDecision::refused(Refusal::EmptyPassword, DecidedBy::Usher));

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::backend::Backend;
 use crate::backend::capabilities::AdvertisedCapabilities;
+use crate::base::credential;
 use crate::base::secret::Secret;
 use crate::base::sys;
 use crate::cache::Cache;
@@ -170,6 +171,7 @@ impl Shared {
     /// At the start of a process.
     #[must_use]
     pub(crate) fn new(snapshot: Snapshot, metrics: Arc<Metrics>, log: log::Guard) -> Arc<Self> {
+        credential::prepare();
         let registry = Arc::<Registry>::default();
         Arc::new(Self {
             follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&metrics)),

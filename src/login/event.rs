@@ -8,7 +8,8 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use crate::backend::{BackendError, Phases};
-use crate::directory::{Login, Trace};
+use crate::base::credential::Login;
+use crate::directory::Trace;
 use crate::limits::{Limited, Rule};
 use crate::login::authn::{AuthDecision, DecidedBy};
 use crate::outcome::{BackendReply, Refusal, Side};

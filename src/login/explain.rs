@@ -2,8 +2,9 @@
 //!
 //! Asks [`route`], as a session does: what is said here is what `run` does.
 
+use crate::base::credential::Login;
 use crate::config::Config;
-use crate::directory::{DirectoryError, Entry, Login, UnavailableCause};
+use crate::directory::{DirectoryError, Entry, UnavailableCause};
 use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
 use crate::routing;

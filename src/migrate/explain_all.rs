@@ -14,8 +14,9 @@ use tokio::sync::mpsc;
 
 use super::nginx::Recipe;
 use super::{AT_ONCE, look_up};
+use crate::base::credential::Login;
 use crate::config::Config;
-use crate::directory::{DirectoryError, Ldap, ListedUser, Login, UnavailableCause};
+use crate::directory::{DirectoryError, Ldap, ListedUser, UnavailableCause};
 use crate::login::explain::Verdict;
 use crate::outcome::Refusal;
 

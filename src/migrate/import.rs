@@ -13,9 +13,10 @@ use tokio::sync::mpsc;
 
 use super::nginx::Recipe;
 use super::{AT_ONCE, look_up};
+use crate::base::credential::Login;
 use crate::config::{Config, host_key};
 use crate::diagnose::table::Shown;
-use crate::directory::{DirectoryError, Entry, Ldap, ListedUser, Login, UnavailableCause};
+use crate::directory::{DirectoryError, Entry, Ldap, ListedUser, UnavailableCause};
 use crate::proto::ldap::template::{self, Template};
 use crate::routing;
 

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, Login, UnavailableCause};
+use crate::base::credential::Login;
+use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, UnavailableCause};
 
 /// Questions to the directory under way at a time: they share one connection with each other and with
 /// no login, and a small server still answers logins beside them.

@@ -3,8 +3,9 @@
 //! An unknown value never falls to the default, and several values never to one of them at random:
 //! only a user *without* the attribute may be sent to `routing.default`. Does no I/O.
 
+use crate::base::credential::Login;
 use crate::config::{Allow, Backend, Routing, host_key};
-use crate::directory::{Entry, Login};
+use crate::directory::Entry;
 use crate::outcome::Refusal;
 use crate::proto::Protocol;
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::base::secret::Secret;
+use crate::base::credential::Credential;
 use crate::cache::Cache;
 use crate::config;
-use crate::directory::{Entry, Login};
+use crate::directory::Entry;
 
 const DN: &str = "uid=alice,dc=example";
 const MINUTE: Duration = Duration::from_secs(60);
@@ -15,7 +15,6 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// A server with a password policy of the draft, reduced to failure counting.
 struct Server {
     cache: Cache,
-    login: Login,
     version: EntryVersion,
     /// The times of failures within the window.
     failures: Vec<Instant>,
@@ -40,7 +39,6 @@ impl Server {
         let version = EntryVersion { revision: Some("0".into()), ..EntryVersion::default() };
         Self {
             cache: Cache::new(&settings),
-            login: Login::parse(b"alice").unwrap(),
             version,
             failures: Vec::new(),
             locked: None,
@@ -50,10 +48,6 @@ impl Server {
             binds: 0,
             locks: 0,
         }
-    }
-
-    fn digest(&self, password: &str) -> Digest {
-        self.cache.digest(&Secret::copy_of(password.as_bytes()))
     }
 
     fn written(&mut self) {
@@ -99,19 +93,19 @@ impl Server {
 
     /// An attempt of a device with a wrong password. Returns whether it was bound.
     fn asks(&mut self, password: &str) -> bool {
-        let digest = self.digest(password);
-        if matches!(self.cache.lookup(&self.login, &digest), crate::cache::CacheAnswer::Wrong(_)) {
+        let credential = Credential::for_tests("alice", password);
+        if matches!(self.cache.lookup(&credential), crate::cache::CacheAnswer::Wrong(_)) {
             return false;
         }
         let seen = self.entry();
-        if self.cache.refused_before(&seen, &digest) {
+        if self.cache.refused_before(&credential, &seen) {
             return false;
         }
         let since = self.cache.stamp();
         self.fails();
         // A server that does not report locks: its refusals are not cached while one is visible.
         if !seen.version.locked {
-            self.cache.wrong(&self.login, &Arc::from(DN), &seen.version, digest, since);
+            self.cache.wrong(&credential, &Arc::from(DN), &seen.version, since);
         }
         true
     }
@@ -197,15 +191,15 @@ async fn password_change_or_twelve_hours_allow_another_bind() {
 #[tokio::test(start_paused = true)]
 async fn refused_password_is_verified_at_growing_intervals_without_failure_counters() {
     let mut server = Server::new(HOUR, 5 * MINUTE);
-    let digest = server.digest("old");
+    let credential = Credential::for_tests("alice", "old");
     let mut bound = Vec::new();
     let seen = EntryVersion { password_changed: Some(1), ..EntryVersion::default() };
     let entry = Entry { version: seen.clone(), ..Entry::for_tests(DN, &["server3"]) };
     for half_minute in 0..120 {
-        let known = matches!(server.cache.lookup(&server.login, &digest), crate::cache::CacheAnswer::Wrong(_));
-        if !known && !server.cache.refused_before(&entry, &digest) {
+        let known = matches!(server.cache.lookup(&credential), crate::cache::CacheAnswer::Wrong(_));
+        if !known && !server.cache.refused_before(&credential, &entry) {
             bound.push(half_minute);
-            server.cache.wrong(&server.login, &Arc::from(DN), &seen, digest, server.cache.stamp());
+            server.cache.wrong(&credential, &Arc::from(DN), &seen, server.cache.stamp());
         }
         tokio::time::advance(MINUTE / 2).await;
     }

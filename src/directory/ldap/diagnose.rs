@@ -13,13 +13,14 @@ use ldap3::adapters::{Adapter, EntriesOnly, PagedResults};
 use ldap3::controls::{RawControl, RefreshMode, SyncRequest};
 use tokio::time::{Instant, timeout_at};
 
+use crate::base::credential::Login;
 use crate::config::{Find, WatchMode};
 use crate::directory::ldap::bind_pool::Server;
 use crate::directory::ldap::changes::RootDse;
 use crate::directory::ldap::connection::{Connection, ConnectionError, Scope, SearchRequest, SearchResult};
 use crate::directory::ldap::lockout;
 use crate::directory::ldap::lookup::{self, read, request_by_name, search};
-use crate::directory::{Entry, Ldap, LockoutPolicy, Login, Trace, UnavailableCause};
+use crate::directory::{Entry, Ldap, LockoutPolicy, Trace, UnavailableCause};
 use crate::proto::ldap::template;
 
 /// How long counting the users may take, and how many are counted.

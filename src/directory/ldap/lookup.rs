@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use crate::base::credential::Login;
 use crate::config::{self, DisabledBy, Find};
-use crate::directory::Login;
 use crate::directory::ldap::connection::{Scope, SearchRequest};
 use crate::directory::ldap::schema::Attributes;
 use crate::proto::ldap::attributes::{AttributeRole, IDENTIFIERS, LOGIN_ACTIVITY, PASSWORDS};

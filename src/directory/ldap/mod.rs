@@ -48,9 +48,10 @@ use super::ldap::probe::ServerProbe;
 use super::ldap::schema::Attributes;
 use super::ldap::selection::{DecisionTime, ServerPool};
 use super::{
-    Availability, Directory, DirectoryError, DirectoryFuture, Entry, EntryVersion, Floor, Freshness, Identity, Login,
+    Availability, Directory, DirectoryError, DirectoryFuture, Entry, EntryVersion, Floor, Freshness, Identity,
     RefusedBefore, Trace, UnavailableCause,
 };
+use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::Secret;
 use crate::config::{self, Find};
 use crate::outcome::AccountState;
@@ -174,13 +175,13 @@ impl Ldap {
 
     async fn decide(
         &self,
-        login: &Login,
-        password: &Secret,
+        credential: &Credential,
         refused_before: RefusedBefore<'_>,
         floor: &dyn Floor,
         trace: &mut Trace,
     ) -> Result<Identity, DirectoryError> {
         let mut time = DecisionTime::new(self.settings.timeout);
+        let (login, CredentialSecret::Password(password)) = (credential.login(), credential.secret());
         let password = self.sendable(password)?;
         match &self.settings.find {
             Find::Search { base, filter, .. } => {
@@ -484,14 +485,13 @@ impl Ldap {
 impl Directory for Ldap {
     fn authenticate<'a>(
         &'a self,
-        login: &'a Login,
-        password: &'a Secret,
+        credential: &'a Credential,
         refused_before: RefusedBefore<'a>,
         floor: &'a dyn Floor,
     ) -> DirectoryFuture<'a, Identity> {
         Box::pin(async move {
             let mut trace = Trace::default();
-            (self.decide(login, password, refused_before, floor, &mut trace).await, trace)
+            (self.decide(credential, refused_before, floor, &mut trace).await, trace)
         })
     }
 

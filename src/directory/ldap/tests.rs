@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 
-use crate::base::secret::Secret;
+use crate::base::credential::{Credential, Login};
 use crate::config::{
     self, Balance, Canary, Connections, DirectoryServer, DisabledBy, Find, LdapScheme, ServiceAccount,
 };
@@ -34,8 +34,7 @@ use crate::directory::ldap::scripted::{
     Recorded, Scripted, ScriptedReply, alice, bound, bound_with, done, entry, extended, first, reference,
 };
 use crate::directory::{
-    Availability, Directory, DirectoryError, Entry, EntryVersion, Identity, Ldap, Login, NoFloor, Trace,
-    UnavailableCause,
+    Availability, Directory, DirectoryError, Entry, EntryVersion, Identity, Ldap, NoFloor, Trace, UnavailableCause,
 };
 use crate::outcome::AccountState;
 use crate::proto::ldap::template::{Template, TemplatePart};
@@ -106,9 +105,8 @@ impl Under {
     }
 
     async fn login(&self, login: &str, password: &str) -> (Result<Identity, DirectoryError>, Trace) {
-        let login = Login::parse(login.as_bytes()).unwrap();
-        let password = Secret::copy_of(password.as_bytes());
-        within(self.ldap.authenticate(&login, &password, &|_| false, &NoFloor)).await
+        let credential = Credential::for_tests(login, password);
+        within(self.ldap.authenticate(&credential, &|_| false, &NoFloor)).await
     }
 
     async fn alice(&self) -> Result<Identity, DirectoryError> {

@@ -19,9 +19,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
+use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::config::{AuthHttp, OnUnavailable};
-use crate::directory::Login;
 use crate::login::attempt::{LoginAttempt, RoutedLogin};
 use crate::login::authn::LookupMode;
 use crate::login::core::{Shared, Snapshot};
@@ -179,7 +179,7 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
     let info = ConnectionInfo { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
     let attempt = LoginAttempt { shared, snapshot, client, protocol, began: Instant::now() };
     let mut event = LoginEvent { typed: login, ..LoginEvent::default() };
-    let outcome = attempt.bounded(pin!(grant(&attempt, &password, &mut event))).await;
+    let outcome = attempt.bounded(pin!(grant(&attempt, password, &mut event))).await;
     event.emit(&info, None, outcome.as_ref().err(), &shared.metrics);
     match outcome {
         Ok(granted) => {
@@ -198,7 +198,7 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
 }
 
 /// Authenticates the user and finds the backend.
-async fn grant(attempt: &LoginAttempt<'_>, password: &Secret, event: &mut LoginEvent) -> Result<NginxTarget, Refusal> {
+async fn grant(attempt: &LoginAttempt<'_>, password: Secret, event: &mut LoginEvent) -> Result<NginxTarget, Refusal> {
     let (config, authn) = (&attempt.snapshot.config, &attempt.snapshot.authn);
     // Held only for this request: nginx counts its own connections.
     let connection = attempt.shared.throttle.connection(&config.throttle, attempt.client);
@@ -208,22 +208,23 @@ async fn grant(attempt: &LoginAttempt<'_>, password: &Secret, event: &mut LoginE
     if password.expose().iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
         return Err(Refusal::InvalidPassword);
     }
-    let mut decision = attempt.decide(&login, password, event).await?;
+    let credential = Credential::new(login, CredentialSecret::Password(password));
+    let mut decision = attempt.decide(&credential, event).await?;
     loop {
-        let RoutedLogin { proven, target, .. } = attempt.find(&login, password, decision, event).await?;
+        let RoutedLogin { proven, target, .. } = attempt.find(&credential, decision, event).await?;
         let address = target.backend.nginx_address(attempt.protocol).await.map_err(|error| {
             attempt.count_backend(target.backend, error.label());
             event.failed(&error);
             error.refusal(target.backend.pass_refusals)
         })?;
         if authn.is_current(&proven) {
-            let other = (target.login != login).then_some(target.login);
+            let other = (target.login != *credential.login()).then_some(target.login);
             // Headers are trimmed: another user could be meant.
             let whole = other.as_ref().is_none_or(|name| name.as_str().trim() == name.as_str());
             return if whole { Ok(NginxTarget { address, login: other }) } else { Err(Refusal::NoBackendLogin) };
         }
         // The entry was invalidated meanwhile: decide again with its current version.
-        decision = authn.decide(&login, password, LookupMode::Directory).await;
+        decision = authn.decide(&credential, LookupMode::Directory).await;
     }
 }
 

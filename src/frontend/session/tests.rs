@@ -81,13 +81,12 @@ struct Obedient;
 impl Directory for Obedient {
     fn authenticate<'a>(
         &'a self,
-        login: &'a Login,
-        _: &'a Secret,
+        credential: &'a Credential,
         _: RefusedBefore<'a>,
         _: &'a dyn Floor,
     ) -> DirectoryFuture<'a, Identity> {
         Box::pin(async move {
-            match login.as_str() {
+            match credential.login().as_str() {
                 "panic" => panic!("a defect of the directory module"),
                 "silence" => std::future::pending().await,
                 _ => (Err(crate::directory::DirectoryError::NoEntry), Trace::default()),

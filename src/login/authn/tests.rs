@@ -24,8 +24,7 @@ struct Scripted {
 impl Directory for Scripted {
     fn authenticate<'a>(
         &'a self,
-        login: &'a Login,
-        password: &'a Secret,
+        credential: &'a Credential,
         refused_before: RefusedBefore<'a>,
         _: &'a dyn Floor,
     ) -> DirectoryFuture<'a, Identity> {
@@ -34,12 +33,13 @@ impl Directory for Scripted {
             if refused_before(&Entry { version: marks.clone(), ..Entry::unread(DN.into()) }) {
                 return (Err(DirectoryError::RefusedBefore { dn: DN.into() }), Trace::default());
             }
+            let CredentialSecret::Password(password) = credential.secret();
             let guess = String::from_utf8(password.expose().to_vec()).unwrap();
             self.binds.lock().unwrap().push(guess.clone());
             tokio::time::sleep(Duration::from_millis(10)).await;
             let answer = if *self.down.lock().unwrap() {
                 Err(DirectoryError::Unavailable(UnavailableCause::Timeout))
-            } else if login.as_str() != "alice" || *self.gone.lock().unwrap() {
+            } else if credential.login().as_str() != "alice" || *self.gone.lock().unwrap() {
                 Err(DirectoryError::NoEntry)
             } else if guess == *self.password.lock().unwrap() {
                 Ok(Identity::for_tests(DN, &["server3"]))
@@ -89,8 +89,7 @@ fn setup() -> Setup {
 
 impl Setup {
     async fn decide(&self, name: &str, password: &[u8]) -> (Option<Refusal>, DecidedBy) {
-        let login = Login::parse(name.as_bytes()).unwrap();
-        let decision = self.authn.decide(&login, &Secret::copy_of(password), LookupMode::Cached).await;
+        let decision = self.authn.decide(&Credential::for_tests(name, password), LookupMode::Cached).await;
         (decision.result.err(), decision.by)
     }
 
@@ -214,14 +213,14 @@ async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_
     assert_eq!(setup.binds(), binds + 1, "one login must find out whether it is up again");
     *setup.directory.presence.lock().unwrap() = Some(Availability::Unreachable);
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale));
-    let login = Login::parse(b"alice").unwrap();
-    let recalled = setup.authn.recall(&login, &Secret::copy_of(b"sesame")).unwrap();
+    let credential = Credential::for_tests("alice", "sesame");
+    let recalled = setup.authn.recall(&credential).unwrap();
     assert_eq!(recalled.by, DecidedBy::Stale, "and costs no guess");
     assert_eq!(setup.binds(), binds + 1, "no lookup");
     // Another password, another name, a revalidation: only the directory can decide.
     assert_eq!(setup.decide("alice", b"other").await, (unavailable.clone(), DecidedBy::Directory));
     assert_eq!(setup.decide("bob", b"sesame").await, (unavailable.clone(), DecidedBy::Directory));
-    let again = setup.authn.decide_again(&login, &Secret::copy_of(b"sesame"), &DN.into()).await;
+    let again = setup.authn.decide_again(&credential, &DN.into()).await;
     assert_eq!(again.result.unwrap_err(), Refusal::DirectoryUnavailable);
     tokio::time::advance(STALE - Duration::from_secs(302)).await;
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale), "nothing was evicted");
@@ -232,12 +231,12 @@ async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_
 #[tokio::test(start_paused = true)]
 async fn password_refused_on_revalidation_is_removed() {
     let setup = setup();
-    let login = Login::parse(b"alice").unwrap();
-    let decision = setup.authn.decide(&login, &Secret::copy_of(b"sesame"), LookupMode::Cached).await;
+    let credential = Credential::for_tests("alice", "sesame");
+    let decision = setup.authn.decide(&credential, LookupMode::Cached).await;
     let proven = decision.result.unwrap();
     assert!(setup.authn.is_current(&proven));
     *setup.directory.password.lock().unwrap() = "changed".to_owned();
-    let again = setup.authn.decide_again(&login, &Secret::copy_of(b"sesame"), &DN.into()).await;
+    let again = setup.authn.decide_again(&credential, &DN.into()).await;
     assert_eq!(again.result.unwrap_err(), Refusal::WrongPassword);
     assert!(!setup.authn.is_current(&proven), "a login that is under way with the old decision must not end in OK");
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::WrongPassword), DecidedBy::Negative));
@@ -248,8 +247,8 @@ async fn entry_missing_on_revalidation_is_removed() {
     let setup = setup();
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
     *setup.directory.gone.lock().unwrap() = true;
-    let login = Login::parse(b"alice").unwrap();
-    let again = setup.authn.decide_again(&login, &Secret::copy_of(b"sesame"), &DN.into()).await;
+    let credential = Credential::for_tests("alice", "sesame");
+    let again = setup.authn.decide_again(&credential, &DN.into()).await;
     assert_eq!(again.result.unwrap_err(), Refusal::UnknownUser);
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::UnknownUser), DecidedBy::Directory));
 }
@@ -303,7 +302,7 @@ async fn locked_account_accepts_only_the_password_verified_before() {
         capacity: 100,
     };
     let cache = Cache::new(&settings);
-    let (login, digest) = (Login::parse(b"alice").unwrap(), cache.digest(&Secret::copy_of(b"sesame")));
+    let credential = Credential::for_tests("alice", "sesame");
     let locked = |marks: EntryVersion| Entry {
         version: EntryVersion { locked: true, ..marks },
         ..Entry::for_tests(DN, &["server3"])
@@ -318,7 +317,7 @@ async fn locked_account_accepts_only_the_password_verified_before() {
     ] {
         let entry = Arc::new(Entry { version: before, ..Entry::for_tests(DN, &["server3"]) });
         let identity = Arc::new(Identity::for_tests(DN, &[]).with_entry(entry));
-        cache.right(&login, identity, digest, cache.stamp());
-        assert_eq!(unchanged(&cache, &login, &digest, &locked(after.clone())).is_some(), is_same, "{after:?}");
+        cache.right(&credential, identity, cache.stamp());
+        assert_eq!(unchanged(&cache, &credential, &locked(after.clone())).is_some(), is_same, "{after:?}");
     }
 }

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use super::SyntaxError;
 use super::dn::is_dn;
 use super::filter::{self as filters, ANY_ENTRY};
-use crate::directory::Login;
+use crate::base::credential::Login;
 
 /// Stands for what a user types: an escaped octet, a value in a filter and in a DN, but no
 /// attribute in either.

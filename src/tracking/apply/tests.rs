@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::base::secret::Secret;
+use crate::base::credential::Credential;
 use crate::config::{Config, parse};
-use crate::directory::{EntryId, EntryVersion, Identity, Login, Refresh};
+use crate::directory::{EntryId, EntryVersion, Identity, Refresh};
 use crate::sessions::registry::{ListedSession, StopHandle};
 
 struct Setup {
@@ -76,8 +76,7 @@ impl Setup {
     fn user(&self, entry: &Entry) -> (ListedSession, StopHandle) {
         let identity = Arc::new(Identity::for_tests(&entry.dn, &[]).with_entry(Arc::new(entry.clone())));
         self.entries.record_login(&identity.shared_entry());
-        let digest = self.cache.digest(&Secret::copy_of(b"sesame"));
-        self.cache.right(&Login::parse(entry.dn.as_bytes()).unwrap(), identity, digest, self.cache.stamp());
+        self.cache.right(&Credential::for_tests(&entry.dn, "sesame"), identity, self.cache.stamp());
         self.session("imap", entry)
     }
 

@@ -161,9 +161,9 @@ async fn previously_refused_password_is_searched_and_not_bound() {
     assert!(version.shows_password_changes() && !version.locked && !version.password_differs(&version.clone()));
     assert!(version.password_differs(&EntryVersion::default()));
 
-    let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"wrong"));
+    let credential = Credential::for_tests("alice", "wrong");
     let refused_before = move |entry: &Entry| entry.version == *version;
-    let again = within(under.ldap.authenticate(&login, &password, &refused_before, &NoFloor)).await.0;
+    let again = within(under.ldap.authenticate(&credential, &refused_before, &NoFloor)).await.0;
     assert_eq!((again, server.binds().len()), (Err(DirectoryError::RefusedBefore { dn }), 1));
 }
 

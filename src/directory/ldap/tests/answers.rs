@@ -198,10 +198,9 @@ async fn bind_requires_name_and_password() {
     for password in ["", "a\0b"] {
         assert!(matches!(cause(under.login("alice", password).await.0), UnavailableCause::Connection { .. }));
     }
-    let login = Login::parse(b"alice").unwrap();
-    let latin = Secret::copy_of(b"caf\xe9");
+    let latin = Credential::for_tests("alice", b"caf\xe9");
     assert!(matches!(
-        cause(under.ldap.authenticate(&login, &latin, &|_| false, &NoFloor).await.0),
+        cause(under.ldap.authenticate(&latin, &|_| false, &NoFloor).await.0),
         UnavailableCause::Connection { .. }
     ));
     assert_eq!(server.binds(), []);

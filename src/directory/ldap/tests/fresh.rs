@@ -62,8 +62,8 @@ impl Servers {
     }
 
     async fn login(&self, password: &str, floor: &Shown) -> (Result<Identity, DirectoryError>, Trace) {
-        let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(password.as_bytes()));
-        within(self.under.ldap.authenticate(&login, &password, &|_| false, floor)).await
+        let credential = Credential::for_tests("alice", password);
+        within(self.under.ldap.authenticate(&credential, &|_| false, floor)).await
     }
 
     /// The passwords of alice that each server received.
@@ -143,8 +143,8 @@ fn catching_up(nth: usize) -> impl Fn(&Recorded) -> Vec<ScriptedReply> + Send + 
 async fn short_lag_is_waited_for() {
     let late = Scripted::start(catching_up(3)).await;
     let under = Under::new(&[&late], searching(None));
-    let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"right"));
-    let (result, _) = within(under.ldap.authenticate(&login, &password, &|_| false, &Shown::default())).await;
+    let credential = Credential::for_tests("alice", "right");
+    let (result, _) = within(under.ldap.authenticate(&credential, &|_| false, &Shown::default())).await;
     assert_eq!(result.unwrap().entry().mail_hosts, ["server4"]);
     assert_eq!((late.searches().len(), late.binds().len()), (3, 1));
 }
@@ -169,8 +169,8 @@ async fn failed_bind_is_not_retried_on_a_lagging_server() {
     let lagging = Scripted::start(at(b"server3")).await;
     let good = Scripted::start(at(b"server4")).await;
     let under = Under::new(&[&broken, &lagging, &good], searching(None));
-    let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"right"));
-    let (result, _) = within(under.ldap.authenticate(&login, &password, &|_| false, &Shown::default())).await;
+    let credential = Credential::for_tests("alice", "right");
+    let (result, _) = within(under.ldap.authenticate(&credential, &|_| false, &Shown::default())).await;
     result.unwrap();
     assert_eq!((lagging.binds().len(), good.binds().len()), (0, 1));
 }
@@ -188,10 +188,10 @@ async fn unknown_name_is_no_outage_although_other_entries_have_changed() {
     let (_folder, _, account) = service(b"service");
     let (one, two) = (Scripted::start(nobody).await, Scripted::start(nobody).await);
     let under = Under::new(&[&one, &two], templated(account));
-    let (login, password) = (Login::parse(b"bob").unwrap(), Secret::copy_of(b"any"));
+    let credential = Credential::for_tests("bob", "any");
     for followed in [None, Some(one.url()), Some(two.url())] {
         let floor = Shown { followed: followed.map(Into::into), ..Shown::default() };
-        let (result, _) = within(under.ldap.authenticate(&login, &password, &|_| false, &floor)).await;
+        let (result, _) = within(under.ldap.authenticate(&credential, &|_| false, &floor)).await;
         assert!(matches!(result, Err(DirectoryError::InvalidCredentials { .. })), "{result:?}");
     }
 }
@@ -201,10 +201,10 @@ async fn entry_missing_on_a_replica_is_bound_on_a_server_that_has_it() {
     let (_folder, _, account) = service(b"service");
     let (lagging, good) = (Scripted::start(nobody).await, Scripted::start(at(b"server4")).await);
     let under = Under::new(&[&lagging, &good], templated(account));
-    let (login, password) = (Login::parse(b"alice").unwrap(), Secret::copy_of(b"right"));
+    let credential = Credential::for_tests("alice", "right");
     for followed in [None, Some(good.url())] {
         let floor = Shown { followed: followed.map(Into::into), ..Shown::default() };
-        let (result, _) = within(under.ldap.authenticate(&login, &password, &|_| false, &floor)).await;
+        let (result, _) = within(under.ldap.authenticate(&credential, &|_| false, &floor)).await;
         assert_eq!(result.unwrap().entry().mail_hosts, ["server4"]);
     }
     assert!(!lagging.binds().iter().any(|(_, dn, _)| dn.starts_with("uid=")), "it lags");

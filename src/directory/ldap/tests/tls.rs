@@ -34,8 +34,8 @@ async fn login_over(
     let mut settings = settings(vec![server.server(scheme, host)], searching(None));
     settings.starttls = scheme == LdapScheme::Ldap;
     let ldap = Ldap::new(&settings, client, Arc::new(Metrics::new()));
-    let login = Login::parse(b"alice").unwrap();
-    within(ldap.authenticate(&login, &Secret::copy_of(b"right"), &|_| false, &NoFloor)).await.0
+    let credential = Credential::for_tests("alice", "right");
+    within(ldap.authenticate(&credential, &|_| false, &NoFloor)).await.0
 }
 
 fn start_tls(seen: &Recorded) -> Vec<ScriptedReply> {
@@ -189,9 +189,9 @@ async fn dripping_server_before_tls_is_bounded_by_the_attempt_timeout() {
         let mut settings = settings(vec![server.server(LdapScheme::Ldap, "127.0.0.1")], searching(None));
         (settings.starttls, settings.attempt_timeout) = (true, Duration::from_millis(300));
         let ldap = Ldap::new(&settings, Some(client.clone()), Arc::new(Metrics::new()));
-        let login = Login::parse(b"alice").unwrap();
+        let credential = Credential::for_tests("alice", "right");
         let began = Instant::now();
-        let result = within(ldap.authenticate(&login, &Secret::copy_of(b"right"), &|_| false, &NoFloor)).await.0;
+        let result = within(ldap.authenticate(&credential, &|_| false, &NoFloor)).await.0;
         assert_eq!(cause(result), UnavailableCause::Timeout);
         assert!(began.elapsed() < Duration::from_millis(2_700), "{:?}", began.elapsed());
     }

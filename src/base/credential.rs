@@ -1,0 +1,201 @@
+//! What a client proves itself with: its login name and a secret, with a digest of both uses made once.
+//!
+//! A frontend makes the [`Credential`] of an attempt; every layer below takes it by reference, and the secret in
+//! clear is read only where it is sent. The digest is HMAC-SHA-256 (RFC 2104) under a random key that exists in
+//! this process only.
+
+use std::sync::{Arc, LazyLock};
+
+use aws_lc_rs::hmac;
+use subtle::ConstantTimeEq as _;
+
+use super::secret::Secret;
+
+/// The key of every digest. Without random numbers nothing may be decided: the process does not start then.
+static KEY: LazyLock<hmac::Key> = LazyLock::new(|| {
+    let random = aws_lc_rs::rand::SystemRandom::new();
+    hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers")
+});
+
+/// Generates the key of the digests, so that a system without random numbers fails at the start.
+///
+/// # Panics
+/// If the operating system has no random numbers.
+pub(crate) fn prepare() {
+    LazyLock::force(&KEY);
+}
+
+/// A login name as typed, checked: UTF-8, not empty, no NUL or control character, at most
+/// [`Login::MAX`] bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Login(Arc<str>);
+
+impl Login {
+    /// The longest name, in bytes.
+    pub const MAX: usize = 512;
+
+    /// Checks a name from the wire; `None` if it cannot be a login name.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        let fits = !text.is_empty() && text.len() <= Self::MAX;
+        (fits && !text.chars().any(char::is_control)).then(|| Self(text.into()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The secret of a credential. Tokens and client certificates will be kinds of their own.
+#[derive(Debug, Clone)]
+pub enum CredentialSecret {
+    /// A password.
+    Password(Secret),
+}
+
+/// A login name and its secret, as one client has sent them.
+#[derive(Debug, Clone)]
+pub struct Credential {
+    login: Login,
+    secret: CredentialSecret,
+    digest: Digest,
+}
+
+impl Credential {
+    /// Takes over what a client has sent, and computes the digest of the secret.
+    #[must_use]
+    pub fn new(login: Login, secret: CredentialSecret) -> Self {
+        let digest = Digest::of(&secret);
+        Self { login, secret, digest }
+    }
+
+    /// The login name.
+    #[must_use]
+    pub const fn login(&self) -> &Login {
+        &self.login
+    }
+
+    /// The secret in clear. Review every call.
+    #[must_use]
+    pub const fn secret(&self) -> &CredentialSecret {
+        &self.secret
+    }
+
+    /// The digest of the secret; each use narrows it.
+    #[must_use]
+    pub(crate) const fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// A name and a password for tests.
+    #[cfg(test)]
+    pub(crate) fn for_tests(login: &str, password: impl AsRef<[u8]>) -> Self {
+        let login = Login::parse(login.as_bytes()).expect("a login name");
+        Self::new(login, CredentialSecret::Password(Secret::copy_of(password.as_ref())))
+    }
+}
+
+/// The keyed digest of a secret. It cannot be compared or stored itself: each use takes bytes of its own.
+///
+/// The output of HMAC is indistinguishable from random bytes without the key, so that disjoint parts of it are
+/// independent: what one use stores says nothing about the digest of another use. 128 bits are the least that
+/// RFC 2104 section 5 recommends for a truncated tag; it decides who gets in. The limits only count repetitions:
+/// 64 bits are enough for them.
+#[derive(Clone, Copy)]
+pub(crate) struct Digest([u8; 32]);
+
+impl Digest {
+    fn of(secret: &CredentialSecret) -> Self {
+        let CredentialSecret::Password(password) = secret;
+        let tag = hmac::sign(&KEY, password.expose());
+        let mut digest = [0; 32];
+        digest.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
+        Self(digest)
+    }
+
+    /// The part for one use.
+    #[must_use]
+    pub(crate) fn narrow<P: Purpose>(&self) -> P {
+        P::of(&self.0)
+    }
+}
+
+impl std::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Digest(..)")
+    }
+}
+
+/// A use of a digest, with bytes of its own.
+pub(crate) trait Purpose {
+    /// Takes these bytes.
+    fn of(digest: &[u8; 32]) -> Self;
+}
+
+/// The digest of a secret in the cache of the directory's answers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct AnswerDigest([u8; 16]);
+
+impl AnswerDigest {
+    /// Compares in constant time.
+    #[must_use]
+    pub(crate) fn matches(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Purpose for AnswerDigest {
+    fn of(digest: &[u8; 32]) -> Self {
+        let [part, _] = halves(digest);
+        Self(part)
+    }
+}
+
+/// The digest of a secret in the limits on wrong passwords.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AttemptDigest(u64);
+
+impl Purpose for AttemptDigest {
+    fn of(digest: &[u8; 32]) -> Self {
+        let [_, part] = halves(digest);
+        Self(part.into_iter().take(8).fold(0, |digest, byte| digest << 8 | u64::from(byte)))
+    }
+}
+
+fn halves(digest: &[u8; 32]) -> [[u8; 16]; 2] {
+    let (halves, _) = digest.as_chunks::<16>();
+    let half = |at: usize| halves.get(at).copied().unwrap_or_default();
+    [half(0), half(1)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digest_depends_on_the_secret_and_not_on_the_login() {
+        let digest = |login: &str, password: &str| Credential::for_tests(login, password).digest().0;
+        assert_eq!(digest("alice", "sesame"), digest("bob", "sesame"));
+        assert_ne!(digest("alice", "sesame"), digest("alice", "sesame "));
+    }
+
+    #[test]
+    fn digests_of_two_uses_share_no_byte() {
+        let bytes: [u8; 32] = std::array::from_fn(|at| u8::try_from(at).unwrap());
+        let digest = Digest(bytes);
+        let AnswerDigest(answer) = digest.narrow();
+        let AttemptDigest(attempt) = digest.narrow();
+        assert_eq!(answer, std::array::from_fn(|at| u8::try_from(at).unwrap()));
+        assert_eq!(attempt, 0x1011_1213_1415_1617);
+        assert!(attempt.to_be_bytes().iter().all(|byte| !answer.contains(byte)));
+    }
+
+    #[test]
+    fn debug_shows_neither_secret_nor_digest() {
+        let shown = format!("{:?}", Credential::for_tests("alice", "hunter2"));
+        assert!(shown.contains("alice") && shown.contains("Digest(..)") && !shown.contains("hunter2"), "{shown}");
+    }
+}
