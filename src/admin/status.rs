@@ -21,8 +21,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::overview::{self, Backend};
 use super::rendering::RateLimitedText;
 use crate::base::clock::unix_now;
+use crate::base::labels::Label as _;
 use crate::login::core::{Shared, Snapshot, Stage};
-use crate::telemetry::metrics::{DIRECTORY_CONNECTIONS, Metrics};
+use crate::telemetry::labels::ConnectionUse;
+use crate::telemetry::metrics::Metrics;
 use history::{History, PACE, SAMPLES, Sample};
 use html::{Cell, Chart, Escaped, Mark, Table};
 
@@ -237,10 +239,9 @@ fn directory(snapshot: &Snapshot, metrics: &Metrics) -> String {
             }
             (false, true) => (Mark::Bad, "marked down"),
         };
-        let connections =
-            DIRECTORY_CONNECTIONS.map(|state| metrics.directory_connections.with_label_values(&[url, state]).get());
+        let connections = ConnectionUse::ALL.iter().map(|used| metrics.directory_connections.at(url, *used).get());
         let numbers = [
-            connections.iter().sum::<i64>(),
+            connections.sum::<i64>(),
             i64::try_from(metrics.directory_failovers.with_label_values(&[url]).get()).unwrap_or(i64::MAX),
         ];
         let numbers = numbers.map(|number| number.to_string());

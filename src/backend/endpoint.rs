@@ -27,6 +27,7 @@ use crate::base::tasks::{self, Task};
 use crate::config::{AuthHttpTarget, Forward, Probe};
 use crate::proto::proxy_header::{self, Header};
 use crate::proto::{BackFault, BackSettings, BackTls, Origin, Protocol, capabilities};
+use crate::telemetry::labels::ProbeResult;
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
 use crate::tls::stream::Stream;
@@ -284,12 +285,12 @@ impl Endpoint {
                 if let Some(proof) = proof {
                     self.pool.succeeded(probe.attempt.address, *proof);
                 }
-                "ok"
+                ProbeResult::Ok
             }
             // The server works; a rejected probe account is a matter of configuration.
             Err(BackendError::Refused(words)) if !words.unavailable => {
                 self.pool.succeeded(probe.attempt.address, Evidence::Login);
-                "refused"
+                ProbeResult::Refused
             }
             Err(error) => {
                 // Logged here, because there may be no login to report it.
@@ -298,12 +299,12 @@ impl Endpoint {
                     warn!(backend, protocol = self.protocol.name, %address, %error, "cannot probe backend: local error");
                 }
                 self.pool.failed(&probe.attempt, error);
-                error.label()
+                error.probe_result()
             }
         };
-        self.metrics.backend_probes.with_label_values(&[&*self.pool.backend, result]).inc();
+        self.metrics.backend_probes.at(&self.pool.backend, result).inc();
         if self.account.is_some() {
-            self.pool.account_refused(result == "refused");
+            self.pool.account_refused(result == ProbeResult::Refused);
         }
     }
 

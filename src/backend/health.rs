@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::base::labels::labels;
+
 /// How long an address is recovering after it came up: during that time one fault marks it down again.
 const RECOVERY: Duration = Duration::from_secs(10);
 /// How long a login waits for a probe of an address that is down: together with the reply below the 50 ms in
@@ -69,27 +71,15 @@ pub(super) struct ConnectAttempt {
     pub(super) connected: bool,
 }
 
-/// A breaker's state, for metrics and the status page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum BreakerState {
-    /// In use.
-    Closed,
-    /// Down, and a probe is running.
-    HalfOpen,
-    /// It is down.
-    Open,
-}
-
-impl BreakerState {
-    pub(super) const ALL: [Self; 3] = [Self::Closed, Self::HalfOpen, Self::Open];
-
-    /// The metric label.
-    pub(super) const fn label(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::HalfOpen => "half_open",
-            Self::Open => "open",
-        }
+labels! {
+    /// A breaker's state, for metrics and the status page.
+    pub(super) enum BreakerState {
+        /// In use.
+        Closed => "closed",
+        /// Down, and a probe is running.
+        HalfOpen => "half_open",
+        /// It is down.
+        Open => "open",
     }
 }
 

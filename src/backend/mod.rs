@@ -30,11 +30,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::base::clock::wait_until;
 use crate::base::credential::{Credential, CredentialSecret, Login};
+use crate::base::labels::Label as _;
 use crate::base::secret::{Secret, SecretBuf};
 use crate::config;
 use crate::outcome::{BackendReply, Refusal};
 use crate::proto::watch::CommandWatch;
 use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, PROTOCOLS, Protocol, Welcome};
+use crate::telemetry::labels::{BackendResult, ProbeResult};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::stream::Stream;
 use addresses::{Evidence, Pool};
@@ -186,10 +188,10 @@ pub(crate) enum BackendError {
 }
 
 impl BackendError {
-    /// The label of `usher_backend_logins_total`. A rejection after a bind counts as `backend_rejected`; after
-    /// a cached decision the session first binds again.
+    /// What it counts as. A rejection after a bind counts as `backend_rejected`; after a cached decision the
+    /// session first binds again.
     #[must_use]
-    pub(crate) const fn label(&self) -> &'static str {
+    pub(crate) const fn result(&self) -> BackendResult {
         match self {
             Self::NotServed
             | Self::Resolve { .. }
@@ -199,13 +201,29 @@ impl BackendError {
             | Self::Source { .. }
             | Self::Broken { .. }
             | Self::Closed
-            | Self::Fault(_) => "unreachable",
-            Self::Down { .. } => "down",
-            Self::Full => "in_flight",
-            Self::SlowStart => "slow_start",
-            Self::Tls { .. } => "tls",
-            Self::Timeout { .. } => "timeout",
-            Self::Refused(_) => "backend_rejected",
+            | Self::Fault(_) => BackendResult::Unreachable,
+            Self::Down { .. } => BackendResult::Down,
+            Self::Full => BackendResult::InFlight,
+            Self::SlowStart => BackendResult::SlowStart,
+            Self::Tls { .. } => BackendResult::Tls,
+            Self::Timeout { .. } => BackendResult::Timeout,
+            Self::Refused(_) => BackendResult::Rejected,
+        }
+    }
+
+    /// What it counts as if a probe fails with it. A probe is no login: nothing limits it.
+    const fn probe_result(&self) -> ProbeResult {
+        match self.result() {
+            BackendResult::Tls => ProbeResult::Tls,
+            BackendResult::Timeout => ProbeResult::Timeout,
+            BackendResult::Ok
+            | BackendResult::Refused
+            | BackendResult::Rejected
+            | BackendResult::Unreachable
+            | BackendResult::Down
+            | BackendResult::InFlight
+            | BackendResult::SlowStart
+            | BackendResult::Draining => ProbeResult::Unreachable,
         }
     }
 
@@ -393,7 +411,7 @@ impl Backend {
         for (protocol, endpoint) in &self.endpoints {
             let up = i64::from(endpoint.pool.is_up());
             metrics.backend_up.with_label_values(&[&*self.name, *protocol]).set(up);
-            for standing in BreakerState::ALL {
+            for standing in BreakerState::ALL.iter().copied() {
                 let count = i64::try_from(endpoint.pool.count(standing)).unwrap_or(i64::MAX);
                 metrics.backend_addresses.with_label_values(&[&*self.name, *protocol, standing.label()]).set(count);
             }

@@ -3,6 +3,7 @@
 
 pub(crate) mod clock;
 pub(crate) mod credential;
+pub(crate) mod labels;
 pub(crate) mod net;
 pub(crate) mod privileges;
 pub(crate) mod secret;

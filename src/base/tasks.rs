@@ -12,6 +12,8 @@ use prometheus::IntCounterVec;
 use tokio::time::{Instant, sleep};
 use tracing::error;
 
+use crate::base::labels::labels;
+
 /// Before the first restart; twice as long before each that follows soon.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
@@ -21,83 +23,43 @@ const SOUND: Duration = Duration::from_secs(60);
 /// How often in a row a vital task may fail soon after its start.
 const VITAL_RESTARTS: u32 = 5;
 
-/// A task of the process, by what it does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Task {
-    /// Accepts clients at one listener.
-    Listener,
-    /// Accepts nginx' questions.
-    AuthHttp,
-    /// Accepts connections at the side port.
-    SidePort,
-    /// Accepts connections at the control socket.
-    Control,
-    /// Samples counters for the status page.
-    StatusSamples,
-    /// Waits for the directory's first reply.
-    DirectoryAwait,
-    /// Follows changes of the directory.
-    DirectoryWatch,
-    /// Ends sessions that a directory change invalidates.
-    SessionCloser,
-    /// Starts the probes of directory servers and backends when they are due.
-    Probes,
-    /// One probe of a directory server.
-    DirectoryProbe,
-    /// Closes unused connections to a directory server.
-    DirectorySweep,
-    /// One probe of a backend's address.
-    BackendProbe,
-    /// One look-up of a backend's names.
-    Resolver,
-    /// Ends the sessions of a backend that is out of service.
-    BackendDrain,
-    /// Ends the sessions that an administrator named.
-    Kick,
+labels! {
+    /// A task of the process, by what it does.
+    pub(crate) enum Task {
+        /// Accepts clients at one listener.
+        Listener => "listener",
+        /// Accepts nginx' questions.
+        AuthHttp => "auth_http",
+        /// Accepts connections at the side port.
+        SidePort => "side_port",
+        /// Accepts connections at the control socket.
+        Control => "control",
+        /// Samples counters for the status page.
+        StatusSamples => "status_samples",
+        /// Waits for the directory's first reply.
+        DirectoryAwait => "directory_await",
+        /// Follows changes of the directory.
+        DirectoryWatch => "directory_watch",
+        /// Ends sessions that a directory change invalidates.
+        SessionCloser => "session_closer",
+        /// Starts the probes of directory servers and backends when they are due.
+        Probes => "probes",
+        /// One probe of a directory server.
+        DirectoryProbe => "directory_probe",
+        /// Closes unused connections to a directory server.
+        DirectorySweep => "directory_sweep",
+        /// One probe of a backend's address.
+        BackendProbe => "backend_probe",
+        /// One look-up of a backend's names.
+        Resolver => "resolver",
+        /// Ends the sessions of a backend that is out of service.
+        BackendDrain => "backend_drain",
+        /// Ends the sessions that an administrator named.
+        Kick => "kick",
+    }
 }
 
 impl Task {
-    /// Every task.
-    pub(crate) const ALL: [Self; 15] = [
-        Self::Listener,
-        Self::AuthHttp,
-        Self::SidePort,
-        Self::Control,
-        Self::StatusSamples,
-        Self::DirectoryAwait,
-        Self::DirectoryWatch,
-        Self::SessionCloser,
-        Self::Probes,
-        Self::DirectoryProbe,
-        Self::DirectorySweep,
-        Self::BackendProbe,
-        Self::Resolver,
-        Self::BackendDrain,
-        Self::Kick,
-    ];
-
-    /// The metric label, and `task` in the log.
-    #[must_use]
-    pub(crate) const fn label(self) -> &'static str {
-        match self {
-            Self::Listener => "listener",
-            Self::AuthHttp => "auth_http",
-            Self::SidePort => "side_port",
-            Self::Control => "control",
-            Self::StatusSamples => "status_samples",
-            Self::DirectoryAwait => "directory_await",
-            Self::DirectoryWatch => "directory_watch",
-            Self::SessionCloser => "session_closer",
-            Self::Probes => "probes",
-            Self::DirectoryProbe => "directory_probe",
-            Self::DirectorySweep => "directory_sweep",
-            Self::BackendProbe => "backend_probe",
-            Self::Resolver => "resolver",
-            Self::BackendDrain => "backend_drain",
-            Self::Kick => "kick",
-        }
-    }
-
     /// Whether the process is useless without it: its socket would be open, but not served.
     const fn is_vital(self) -> bool {
         match self {
@@ -298,11 +260,5 @@ mod tests {
         let once = once(Task::Kick, &counter, async { panic!("as wanted") });
         assert_eq!(once.await, None::<()>);
         assert_eq!((restarts(&counter, Task::Probes), restarts(&counter, Task::Kick)), (1, 1));
-    }
-
-    #[test]
-    fn tasks_are_listed_once_with_unique_labels() {
-        let labels: std::collections::BTreeSet<_> = Task::ALL.iter().map(|task| task.label()).collect();
-        assert_eq!(labels.len(), Task::ALL.len());
     }
 }

@@ -34,8 +34,8 @@ pub(crate) use compile::collide;
 pub(crate) use model::{
     Address, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, CertificateFiles, ClientAuth,
     Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Endpoint, FailedLogins, Find, Forward,
-    Group, Health, LdapScheme, Limit, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode, OnChange,
-    OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls, TlsVersion, Watch, WatchMode,
+    Group, Health, LdapScheme, Limit, LimitRule, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Memory, Mode,
+    OnChange, OnUnavailable, Probe, Process, Routing, ServiceAccount, Throttle, Tls, TlsVersion, Watch, WatchMode,
 };
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};

@@ -14,6 +14,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{Place, Problem};
+use crate::base::labels::labels;
 use crate::outcome::AccountState;
 use crate::proto::ldap::template::Template;
 use crate::proto::proxy_header::Version;
@@ -697,23 +698,43 @@ pub struct Memory {
     pub known_network_ttl: Duration,
 }
 
-/// Whether a rule acts or only counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// It acts.
-    Enforce,
-    /// It counts what it would have done.
-    DryRun,
+labels! {
+    /// Whether a rule acts or only counts.
+    pub enum Mode {
+        /// It acts.
+        Enforce => "enforce",
+        /// It counts what it would have done.
+        DryRun => "dry_run",
+    }
 }
 
-impl Mode {
-    /// The word in the config, the metrics and the log.
+labels! {
+    /// The rules of the throttle, each named after its key.
+    pub(crate) enum LimitRule {
+        /// Wrong passwords from one prefix.
+        FailedLoginsPerPrefix => "failed_logins_per_prefix",
+        /// Wrong passwords for one user.
+        FailedLoginsPerUser => "failed_logins_per_user",
+        /// Connections of one prefix.
+        ConnectionsPerPrefix => "connections_per_prefix",
+        /// TLS handshakes in progress in total.
+        Handshakes => "handshakes",
+        /// TLS handshakes in progress of one prefix.
+        HandshakesPerPrefix => "handshakes_per_prefix",
+        /// Sessions of one user.
+        SessionsPerUser => "sessions_per_user",
+        /// Sessions of one user from one prefix.
+        SessionsPerUserAndPrefix => "sessions_per_user_and_prefix",
+        /// Correct passwords per second.
+        LoginsPerSecond => "logins_per_second",
+    }
+}
+
+impl LimitRule {
+    /// Whether it delays before it refuses.
     #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Enforce => "enforce",
-            Self::DryRun => "dry_run",
-        }
+    pub(crate) const fn delays(self) -> bool {
+        matches!(self, Self::FailedLoginsPerPrefix | Self::FailedLoginsPerUser)
     }
 }
 

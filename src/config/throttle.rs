@@ -1,9 +1,10 @@
 //! The `throttle` section: how guessing is slowed, and what a network or a user may hold.
 
 use super::compile::networks;
-use super::model::{FailedLogins, Limit, Memory, Mode, Throttle};
+use super::model::{FailedLogins, Limit, LimitRule, Memory, Mode, Throttle};
 use super::raw::Section;
 use super::units::{DAY, HOUR, MINUTE, SECOND};
+use crate::base::labels::Label as _;
 
 /// The most that a count may be: the most that `limits.connections` may be.
 const MOST: u64 = 1_000_000;
@@ -18,14 +19,14 @@ pub(super) fn read(throttle: &Section<'_>) -> Option<Throttle> {
     let known_network_ttl = throttle.duration("known_network_ttl", 30 * DAY, HOUR..=365 * DAY);
     // What hangs on a prefix alone begins as a dry run: only the operator knows which networks
     // stand for many people.
-    let failed_logins_per_prefix = failed_logins(throttle, "failed_logins_per_prefix", Mode::DryRun, 20, false);
-    let failed_logins_per_user = failed_logins(throttle, "failed_logins_per_user", Mode::Enforce, 5, true);
-    let connections_per_prefix = limit(throttle, "connections_per_prefix", Mode::DryRun, 1_000);
-    let handshakes = limit(throttle, "handshakes", Mode::Enforce, 10_000);
-    let handshakes_per_prefix = limit(throttle, "handshakes_per_prefix", Mode::DryRun, 100);
-    let sessions_per_user = limit(throttle, "sessions_per_user", Mode::Enforce, 60);
-    let sessions_per_user_and_prefix = limit(throttle, "sessions_per_user_and_prefix", Mode::DryRun, 40);
-    let logins_per_second = limit(throttle, "logins_per_second", Mode::Enforce, 1_000);
+    let failed_logins_per_prefix = failed_logins(throttle, LimitRule::FailedLoginsPerPrefix, Mode::DryRun, 20, false);
+    let failed_logins_per_user = failed_logins(throttle, LimitRule::FailedLoginsPerUser, Mode::Enforce, 5, true);
+    let connections_per_prefix = limit(throttle, LimitRule::ConnectionsPerPrefix, Mode::DryRun, 1_000);
+    let handshakes = limit(throttle, LimitRule::Handshakes, Mode::Enforce, 10_000);
+    let handshakes_per_prefix = limit(throttle, LimitRule::HandshakesPerPrefix, Mode::DryRun, 100);
+    let sessions_per_user = limit(throttle, LimitRule::SessionsPerUser, Mode::Enforce, 60);
+    let sessions_per_user_and_prefix = limit(throttle, LimitRule::SessionsPerUserAndPrefix, Mode::DryRun, 40);
+    let logins_per_second = limit(throttle, LimitRule::LoginsPerSecond, Mode::Enforce, 1_000);
     Some(Throttle {
         ipv4_prefix: ipv4_prefix?,
         ipv6_prefix: ipv6_prefix?,
@@ -43,13 +44,13 @@ pub(super) fn read(throttle: &Section<'_>) -> Option<Throttle> {
 }
 
 fn mode(rule: &Section<'_>, default: Mode) -> Option<Mode> {
-    let words = [Mode::Enforce, Mode::DryRun].map(|mode| (mode.label(), mode));
+    let words: Vec<_> = Mode::ALL.iter().map(|mode| (mode.label(), *mode)).collect();
     rule.get("mode").map_or(Some(default), |node| node.word(&words))
 }
 
 fn failed_logins(
     throttle: &Section<'_>,
-    key: &'static str,
+    rule: LimitRule,
     default: Mode,
     free_failures: u64,
     may_limit: bool,
@@ -80,14 +81,14 @@ fn failed_logins(
             max_delay: max_delay?,
         })
     };
-    throttle.section(key, read).flatten()
+    throttle.section(rule.label(), read).flatten()
 }
 
-fn limit(throttle: &Section<'_>, key: &'static str, default: Mode, most: u64) -> Option<Limit> {
+fn limit(throttle: &Section<'_>, rule: LimitRule, default: Mode, most: u64) -> Option<Limit> {
     let read = |rule: &Section<'_>| {
         let mode = mode(rule, default);
         let limit = rule.integer("limit", most, 1..=MOST);
         Some(Limit { mode: mode?, limit: limit? })
     };
-    throttle.section(key, read).flatten()
+    throttle.section(rule.label(), read).flatten()
 }

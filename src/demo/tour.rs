@@ -17,7 +17,8 @@ use super::client::{Client, Door, converse, http_get};
 use super::post::Service;
 use super::scene::{CACHE_SECONDS, SERVERS, Scene};
 use super::{ADMIN, ADMIN_PASSWORD};
-use crate::telemetry::metrics::DECIDED_BY;
+use crate::base::labels::Label as _;
+use crate::telemetry::labels::DecisionBasis;
 
 /// How the demo is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,8 +260,9 @@ async fn take(scene: &Scene, step: &Step) -> Result<(String, String), String> {
     client.logout().await;
     let after = metrics(scene).await.map_err(told)?;
     let decisions = |text: &str, by: &str| sample(text, &format!("usher_decisions_total{{by=\"{by}\"}}"));
-    let deciders: Vec<_> = DECIDED_BY.iter().filter(|by| decisions(&after, by) > decisions(&before, by)).collect();
-    if deciders != [&step.by] {
+    let bases = DecisionBasis::ALL.iter().map(|basis| basis.label());
+    let deciders: Vec<_> = bases.filter(|by| decisions(&after, by) > decisions(&before, by)).collect();
+    if deciders != [step.by] {
         return Err(format!("{what}, but expected the decision by {:?}, not {deciders:?}", step.by));
     }
     let by = match step.by {
@@ -468,7 +470,7 @@ mod tests {
 
     #[test]
     fn steps_name_existing_deciders() {
-        assert!(STEPS.iter().all(|step| DECIDED_BY.contains(&step.by)));
+        assert!(STEPS.iter().all(|step| DecisionBasis::ALL.iter().any(|basis| basis.label() == step.by)));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::frontend::session::Accepted;
 use crate::login::core::Shared;
 use crate::proto::proxy_header::{self, Header, HeaderProgress, ProxyHeaderError};
+use crate::telemetry::labels::ProxyHeaderResult;
 
 /// Why a connection is closed for its header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,15 +29,15 @@ enum HeaderRejection {
 }
 
 impl HeaderRejection {
-    const fn label(self) -> &'static str {
+    const fn result(self) -> ProxyHeaderResult {
         match self {
-            Self::Untrusted => "untrusted",
-            Self::Fault(ProxyHeaderError::Missing) => "missing",
-            Self::Fault(ProxyHeaderError::Malformed) => "malformed",
-            Self::Fault(ProxyHeaderError::TooLong) => "too_long",
-            Self::Timeout => "timeout",
-            Self::ByPeer => "closed",
-            Self::Limit => "limit",
+            Self::Untrusted => ProxyHeaderResult::Untrusted,
+            Self::Fault(ProxyHeaderError::Missing) => ProxyHeaderResult::Missing,
+            Self::Fault(ProxyHeaderError::Malformed) => ProxyHeaderResult::Malformed,
+            Self::Fault(ProxyHeaderError::TooLong) => ProxyHeaderResult::TooLong,
+            Self::Timeout => ProxyHeaderResult::Timeout,
+            Self::ByPeer => ProxyHeaderResult::Closed,
+            Self::Limit => ProxyHeaderResult::Limit,
         }
     }
 }
@@ -62,7 +63,7 @@ pub(crate) async fn receive(
     accepted: &mut Accepted,
 ) -> Option<()> {
     let (proxy, protocol) = (accepted.client.ip(), accepted.protocol.name);
-    let count = |result| shared.metrics.proxy_headers.with_label_values(&[protocol, result]).inc();
+    let count = |result| shared.metrics.proxy_headers.at(protocol, result).inc();
     let received = async {
         if !proxies.iter().any(|network| network.contains(&proxy)) {
             return Err(HeaderRejection::Untrusted);
@@ -73,14 +74,14 @@ pub(crate) async fn receive(
         timeout_at(accepted.since + patience, take(&mut accepted.tcp)).await.unwrap_or(Err(HeaderRejection::Timeout))
     };
     match received.await {
-        Ok(Header::Local) => count("local"),
+        Ok(Header::Local) => count(ProxyHeaderResult::Local),
         Ok(Header::Client { client, local }) => {
-            count("client");
+            count(ProxyHeaderResult::Client);
             (accepted.client, accepted.local) = (client, local);
         }
         Err(closed) => {
-            let reason = closed.label();
-            count(reason);
+            count(closed.result());
+            let reason = closed.result().label();
             if matches!(closed, HeaderRejection::ByPeer | HeaderRejection::Limit) {
                 debug!(%proxy, protocol, reason, "closed before the PROXY header");
             } else if let Some(suppressed) = shared.repeats.allow("proxy header", reason) {

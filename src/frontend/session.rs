@@ -34,6 +34,7 @@ use crate::proto::watch::CommandWatch;
 use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
 use crate::sessions::registry::Session;
 use crate::sessions::relay::{Relay, RelaySide};
+use crate::telemetry::labels::{BackendResult, CloseReason, Direction, HandshakeResult, SessionEnd};
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
 use crate::tls::stream::Stream;
@@ -62,38 +63,6 @@ pub(crate) struct Accepted {
     pub tls: ListenerTls,
     /// Its permit among the allowed connections.
     pub permit: Permit,
-}
-
-/// Why a connection was closed before a login.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum CloseReason {
-    Handshake,
-    Limit,
-    ClientClosed,
-    Logout,
-    ProtocolError,
-    FailedLogins,
-    Deadline,
-    Draining,
-    Unavailable,
-    Panic,
-}
-
-impl CloseReason {
-    const fn label(self) -> &'static str {
-        match self {
-            Self::Handshake => "handshake",
-            Self::Limit => "limit",
-            Self::ClientClosed => "client_closed",
-            Self::Logout => "logout",
-            Self::ProtocolError => "protocol_error",
-            Self::FailedLogins => "failed_logins",
-            Self::Deadline => "deadline",
-            Self::Draining => "draining",
-            Self::Unavailable => "unavailable",
-            Self::Panic => "panic",
-        }
-    }
 }
 
 /// Serves a connection until its end. A panic ends this session and no other.
@@ -150,7 +119,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
 /// Counts and logs a connection that ended before a login.
 fn record_close(info: &ConnectionInfo, reason: CloseReason, metrics: &Metrics) {
     let ConnectionInfo { session, client, protocol, .. } = *info;
-    metrics.prelogin_ended.with_label_values(&[protocol, reason.label()]).inc();
+    metrics.prelogin_ended.at(protocol, reason).inc();
     debug!(%session, %client, protocol, cause = reason.label(), "disconnected before login");
 }
 
@@ -238,22 +207,22 @@ impl Conversation {
         let _under_way = throttle.0.handshake(throttle.1, self.info.client, crowded).map_err(|_| CloseReason::Limit)?;
         let deadline = self.deadline.min(began + self.snapshot.config.limits.handshake_timeout);
         let acceptor = self.snapshot.tls.acceptor(self.protocol);
-        let ended = |result| self.shared.metrics.tls_handshakes.with_label_values(&[self.protocol.name, result]).inc();
+        let ended = |result| self.shared.metrics.tls_handshakes.at(self.protocol.name, result).inc();
         let info = self.info;
         match timeout_at(deadline, acceptor.accept(tcp)).await {
             Ok(Ok(stream)) => {
-                ended(if stream.resumed() { "resumed" } else { "full" });
+                ended(if stream.resumed() { HandshakeResult::Resumed } else { HandshakeResult::Full });
                 self.handshake = Some(began.elapsed());
                 Ok(stream)
             }
             Ok(Err(error)) => {
-                ended("failed");
+                ended(HandshakeResult::Failed);
                 let reason = tls::describe(&error);
                 debug!(session = %info.session, client = %info.client, protocol = info.protocol, reason, "TLS handshake failed");
                 Err(CloseReason::Handshake)
             }
             Err(_) => {
-                ended("timeout");
+                ended(HandshakeResult::Timeout);
                 Err(CloseReason::Handshake)
             }
         }
@@ -360,7 +329,7 @@ impl Conversation {
                 target.backend.log_in(self.protocol, &target.login, credential, &self.origin, &mut event.phases).await;
             match answer {
                 Ok(logged_in) => {
-                    attempt.count_backend(target.backend, "ok");
+                    attempt.count_backend(target.backend, BackendResult::Ok);
                     let session = self.session(credential.login(), &proven, &target.backend.name);
                     let backend_login = target.login.as_str().into();
                     match listing::list(&self.shared, &self.snapshot, &proven, session, backend_login) {
@@ -385,14 +354,14 @@ impl Conversation {
                     let fresh =
                         fresh.and_then(|proven| attempt.target(proven.identity.entry(), credential.login()).ok());
                     if fresh.is_some_and(|fresh| fresh.is(&target)) {
-                        attempt.count_backend(target.backend, "backend_rejected");
+                        attempt.count_backend(target.backend, BackendResult::Rejected);
                         event.decided(&decision, &self.shared.metrics);
                         return Err(BackendError::Refused(words).refusal(target.backend.pass_refusals));
                     }
-                    attempt.count_backend(target.backend, "refused");
+                    attempt.count_backend(target.backend, BackendResult::Refused);
                 }
                 Err(error) => {
-                    attempt.count_backend(target.backend, error.label());
+                    attempt.count_backend(target.backend, error.result());
                     event.failed(&error);
                     return Err(error.refusal(target.backend.pass_refusals));
                 }
@@ -506,15 +475,15 @@ impl Established {
         let Listing { listed, stop: mut asked_to_end } = listing;
         let metrics = Arc::clone(&shared.metrics);
         let sessions = metrics.sessions.with_label_values(&[info.protocol, &backend_name]);
-        let bytes = |direction| metrics.relayed_bytes.with_label_values(&[info.protocol, direction]);
-        let client = RelaySide { stream: client, first: to_client, own: answer, sent: bytes("out") };
-        let backend = RelaySide { stream: backend, first: to_backend, own: 0, sent: bytes("in") };
+        let bytes = |direction| metrics.relayed_bytes.at(info.protocol, direction);
+        let client = RelaySide { stream: client, first: to_client, own: answer, sent: bytes(Direction::Out) };
+        let backend = RelaySide { stream: backend, first: to_backend, own: 0, sent: bytes(Direction::In) };
         let mut relay = Relay::new(client, backend, idle).watching(watch);
         async move {
             sessions.inc();
             let ended = AssertUnwindSafe(relay.run(closing_line, &mut asked_to_end)).catch_unwind().await;
             sessions.dec();
-            let cause = ended.as_ref().map_or("panic", |ended| ended.cause.label());
+            let cause = ended.as_ref().map_or(SessionEnd::Panic, |ended| ended.cause.counted());
             event::ended(&info, cause, ended.as_ref().ok(), began.elapsed(), &metrics);
             drop((listed, place, taken));
         }

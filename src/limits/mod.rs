@@ -27,10 +27,12 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::base::credential::{Credential, Login};
+use crate::base::labels::Label as _;
 use crate::base::net;
-use crate::config::{self, FailedLogins, Limit, Mode};
+use crate::config::{self, FailedLogins, Limit, LimitRule, Mode};
+use crate::telemetry::labels::{ThrottleEffect, ThrottleRecord};
 use crate::telemetry::log::Repeats;
-use crate::telemetry::metrics::{Metrics, THROTTLE_MEMORY};
+use crate::telemetry::metrics::Metrics;
 use gate::AttemptOrigin;
 pub(crate) use gate::BindGate;
 use permits::{CountGuard, HeldCounts};
@@ -39,48 +41,10 @@ use store::LimitMemory;
 /// A hash of a prefix, a name, an entry or a pair of them.
 type HashedKey = u64;
 
-/// The limits, each named after its config key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rule {
-    /// Wrong passwords from one prefix.
-    FailedLoginsPerPrefix,
-    /// Wrong passwords for one user.
-    FailedLoginsPerUser,
-    /// Connections of one prefix.
-    ConnectionsPerPrefix,
-    /// TLS handshakes in progress in total.
-    Handshakes,
-    /// TLS handshakes in progress of one prefix.
-    HandshakesPerPrefix,
-    /// Sessions of one user.
-    SessionsPerUser,
-    /// Sessions of one user from one prefix.
-    SessionsPerUserAndPrefix,
-    /// Correct passwords per second.
-    LoginsPerSecond,
-}
-
-impl Rule {
-    /// The config key, the metric label and the log word.
-    #[must_use]
-    pub(crate) const fn label(self) -> &'static str {
-        match self {
-            Self::FailedLoginsPerPrefix => "failed_logins_per_prefix",
-            Self::FailedLoginsPerUser => "failed_logins_per_user",
-            Self::ConnectionsPerPrefix => "connections_per_prefix",
-            Self::Handshakes => "handshakes",
-            Self::HandshakesPerPrefix => "handshakes_per_prefix",
-            Self::SessionsPerUser => "sessions_per_user",
-            Self::SessionsPerUserAndPrefix => "sessions_per_user_and_prefix",
-            Self::LoginsPerSecond => "logins_per_second",
-        }
-    }
-}
-
 /// A limit refuses the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("throttle.{}: limit reached", .0.label())]
-pub(crate) struct Limited(pub Rule);
+pub(crate) struct Limited(pub LimitRule);
 
 /// The rate limits of the process.
 pub(crate) struct Throttle {
@@ -130,9 +94,9 @@ impl Throttle {
 
     /// Sets the gauges of the records.
     pub(crate) fn measure(&self) {
-        for (kind, entries) in THROTTLE_MEMORY.into_iter().zip(self.memory.load().entries()) {
+        for (record, entries) in ThrottleRecord::ALL.iter().zip(self.memory.load().entries()) {
             let entries = i64::try_from(entries).unwrap_or(i64::MAX);
-            self.metrics.throttle_entries.with_label_values(&[kind]).set(entries);
+            self.metrics.throttle_entries.of(*record).set(entries);
         }
     }
 
@@ -143,7 +107,7 @@ impl Throttle {
     pub(crate) fn connection(&self, settings: &config::Throttle, client: IpAddr) -> Result<ConnectionPermit, Limited> {
         let held = self.connections.hold(self.prefix(settings, client));
         if !exempt(settings, client) {
-            self.within(Rule::ConnectionsPerPrefix, settings.connections_per_prefix, held.count, client)?;
+            self.within(LimitRule::ConnectionsPerPrefix, settings.connections_per_prefix, held.count, client)?;
         }
         Ok(ConnectionPermit { _held: held, unauthenticated: None })
     }
@@ -163,9 +127,9 @@ impl Throttle {
         let (held, unauthenticated) = (self.connections.hold(prefix), self.unauthenticated.hold(prefix));
         if !exempt(settings, client) {
             let rule = acting(settings.connections_per_prefix, crowded.is_some());
-            self.within(Rule::ConnectionsPerPrefix, rule, held.count, client)?;
+            self.within(LimitRule::ConnectionsPerPrefix, rule, held.count, client)?;
             if let Some(limit) = crowded {
-                self.within(Rule::ConnectionsPerPrefix, Limit { limit, ..rule }, unauthenticated.count, client)?;
+                self.within(LimitRule::ConnectionsPerPrefix, Limit { limit, ..rule }, unauthenticated.count, client)?;
             }
         }
         Ok(ConnectionPermit { _held: held, unauthenticated: Some(unauthenticated) })
@@ -186,9 +150,9 @@ impl Throttle {
         let held = self.handshakes.hold(self.prefix(settings, client));
         if !exempt(settings, client) {
             let rule = acting(settings.handshakes_per_prefix, crowded);
-            self.within(Rule::HandshakesPerPrefix, rule, held.count, client)?;
+            self.within(LimitRule::HandshakesPerPrefix, rule, held.count, client)?;
             if held.count > 1 {
-                self.within(Rule::Handshakes, settings.handshakes, held.total, client)?;
+                self.within(LimitRule::Handshakes, settings.handshakes, held.total, client)?;
             }
         }
         self.metrics.handshakes.inc();
@@ -207,7 +171,7 @@ impl Throttle {
     ) -> Result<AwaitingProxyHeader, Limited> {
         let held = self.handshakes.hold(self.key(&("header", proxy)));
         if held.count > 1 {
-            self.within(Rule::Handshakes, settings.handshakes, held.total, proxy)?;
+            self.within(LimitRule::Handshakes, settings.handshakes, held.total, proxy)?;
         }
         Ok(AwaitingProxyHeader { _held: held })
     }
@@ -225,13 +189,18 @@ impl Throttle {
         let user = self.entry(dn);
         let all = self.sessions.hold(user);
         let here = self.sessions_by_prefix.hold(self.key(&(user, self.prefix(settings, client))));
-        self.within(Rule::SessionsPerUser, settings.sessions_per_user, all.count, client)?;
+        self.within(LimitRule::SessionsPerUser, settings.sessions_per_user, all.count, client)?;
         if !exempt(settings, client) {
-            self.within(Rule::SessionsPerUserAndPrefix, settings.sessions_per_user_and_prefix, here.count, client)?;
+            self.within(
+                LimitRule::SessionsPerUserAndPrefix,
+                settings.sessions_per_user_and_prefix,
+                here.count,
+                client,
+            )?;
         }
         let Limit { mode, limit } = settings.logins_per_second;
         if !self.within_rate(limit) {
-            self.limit_reached(Rule::LoginsPerSecond, mode, "refused", client)?;
+            self.limit_reached(LimitRule::LoginsPerSecond, mode, ThrottleEffect::Refused, client)?;
         }
         Ok(SessionPermit { _held: [all, here] })
     }
@@ -270,13 +239,13 @@ impl Throttle {
         let every = memory.settings().forget_every;
         let user_delay = user.delay(now, every, &user_rule);
         if !known && user.is_at_limit(&user_rule) {
-            self.limit_reached(Rule::FailedLoginsPerUser, user_rule.mode, "refused", client)?;
+            self.limit_reached(LimitRule::FailedLoginsPerUser, user_rule.mode, ThrottleEffect::Refused, client)?;
         }
         let mut prefix = of_prefix.lock();
         let prefix_delay = if known { Duration::ZERO } else { prefix.delay(now, every, &prefix_rule) };
         for (rule, settings, delay) in [
-            (Rule::FailedLoginsPerUser, &user_rule, user_delay),
-            (Rule::FailedLoginsPerPrefix, &prefix_rule, prefix_delay),
+            (LimitRule::FailedLoginsPerUser, &user_rule, user_delay),
+            (LimitRule::FailedLoginsPerPrefix, &prefix_rule, prefix_delay),
         ] {
             let delay = self.wait(rule, settings, delay, client)?;
             if delay > pending.delay {
@@ -324,21 +293,33 @@ impl Throttle {
     }
 
     /// Applies a limit to a delay.
-    fn wait(&self, rule: Rule, settings: &FailedLogins, delay: Duration, client: IpAddr) -> Result<Duration, Limited> {
+    fn wait(
+        &self,
+        rule: LimitRule,
+        settings: &FailedLogins,
+        delay: Duration,
+        client: IpAddr,
+    ) -> Result<Duration, Limited> {
         if delay > settings.max_delay {
-            self.limit_reached(rule, settings.mode, "refused", client)?;
+            self.limit_reached(rule, settings.mode, ThrottleEffect::Refused, client)?;
         } else if !delay.is_zero() {
-            self.count(rule, settings.mode, "delayed");
+            self.count(rule, settings.mode, ThrottleEffect::Delayed);
         }
         Ok(if settings.mode == Mode::Enforce { delay } else { Duration::ZERO })
     }
 
-    fn within(&self, rule: Rule, limit: Limit, count: u32, client: IpAddr) -> Result<(), Limited> {
-        if count > limit.limit { self.limit_reached(rule, limit.mode, "refused", client) } else { Ok(()) }
+    fn within(&self, rule: LimitRule, limit: Limit, count: u32, client: IpAddr) -> Result<(), Limited> {
+        if count > limit.limit { self.limit_reached(rule, limit.mode, ThrottleEffect::Refused, client) } else { Ok(()) }
     }
 
     /// A limit is reached: counted and logged in either mode, and refused if it is enforced.
-    fn limit_reached(&self, rule: Rule, mode: Mode, effect: &str, client: IpAddr) -> Result<(), Limited> {
+    fn limit_reached(
+        &self,
+        rule: LimitRule,
+        mode: Mode,
+        effect: ThrottleEffect,
+        client: IpAddr,
+    ) -> Result<(), Limited> {
         self.count(rule, mode, effect);
         let (word, mode_word) = (rule.label(), mode.label());
         if let Some(suppressed) = self.repeats.allow(word, mode_word) {
@@ -350,8 +331,8 @@ impl Throttle {
         }
     }
 
-    fn count(&self, rule: Rule, mode: Mode, effect: &str) {
-        self.metrics.throttled.with_label_values(&[rule.label(), effect, mode.label()]).inc();
+    fn count(&self, rule: LimitRule, mode: Mode, effect: ThrottleEffect) {
+        self.metrics.throttled(rule, effect, mode).inc();
     }
 
     /// Whether one more login stays within this rate. One second's worth may come at once.
@@ -402,7 +383,7 @@ pub(crate) struct PendingAttempt<'a> {
     /// How long it has to wait.
     pub delay: Duration,
     /// The limit that requires the delay.
-    pub by: Option<Rule>,
+    pub by: Option<LimitRule>,
     throttle: &'a Throttle,
     gate: Option<Arc<BindGate>>,
     asked: bool,
@@ -443,7 +424,12 @@ impl PendingAttempt<'_> {
     pub(crate) fn log_if_over_limit(&self, client: IpAddr) {
         if let Some(gate) = self.gate.as_ref().filter(|gate| gate.was_over_limit()) {
             // The gate decides whether it is enforced.
-            let _ = self.throttle.limit_reached(Rule::FailedLoginsPerUser, gate.rule.mode, "refused", client);
+            let _ = self.throttle.limit_reached(
+                LimitRule::FailedLoginsPerUser,
+                gate.rule.mode,
+                ThrottleEffect::Refused,
+                client,
+            );
         }
     }
 }

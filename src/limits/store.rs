@@ -252,7 +252,7 @@ impl LimitMemory {
         list.push(KnownPrefix { prefix, since: Instant::now() });
     }
 
-    /// How many there are of each kind, in the order of [`metrics::THROTTLE_MEMORY`](crate::telemetry::metrics::THROTTLE_MEMORY).
+    /// How many there are of each kind, in the order of [`ThrottleRecord`](crate::telemetry::labels::ThrottleRecord).
     pub(super) fn entries(&self) -> [u64; 4] {
         [self.prefixes.entry_count(), self.users.entry_count(), self.names.entry_count(), self.known.entry_count()]
     }

@@ -3,7 +3,6 @@
 use tokio::time::advance;
 
 use super::*;
-use crate::telemetry::metrics::{DELAY_RULES, LIMIT_RULES};
 
 const BASE: Duration = Duration::from_millis(300);
 const ALICE: &str = "uid=alice,dc=example";
@@ -88,8 +87,8 @@ impl Door {
         delay
     }
 
-    fn counted(&self, rule: &str, effect: &str, mode: Mode) -> u64 {
-        self.throttle.metrics.throttled.with_label_values(&[rule, effect, mode.label()]).get()
+    fn counted(&self, rule: LimitRule, effect: ThrottleEffect, mode: Mode) -> u64 {
+        self.throttle.metrics.throttled(rule, effect, mode).get()
     }
 
     fn connection(&self, from: &str) -> Result<ConnectionPermit, Limited> {
@@ -117,7 +116,7 @@ async fn wrong_passwords_for_a_user_double_the_delay() {
         advance(delay).await;
     }
     assert_eq!(delays, [0, 0, 0, 300, 600, 1_200, 2_400, 4_000, 4_000]);
-    assert_eq!(door.counted("failed_logins_per_user", "delayed", Mode::Enforce), 6);
+    assert_eq!(door.counted(LimitRule::FailedLoginsPerUser, ThrottleEffect::Delayed, Mode::Enforce), 6);
     assert_eq!(door.wrong("192.0.2.1", "bob", "x", Some(BOB)), Duration::ZERO, "bob is another user");
 }
 
@@ -259,7 +258,7 @@ async fn concurrent_guesses_are_no_faster_than_sequential_ones() {
         match door.guess(&format!("192.0.2.{n}"), "alice", &n.to_string()) {
             Ok(pending) => waiting.push(pending),
             Err(limited) => {
-                assert_eq!(limited, Limited(Rule::FailedLoginsPerUser));
+                assert_eq!(limited, Limited(LimitRule::FailedLoginsPerUser));
                 refused += 1;
             }
         }
@@ -267,7 +266,7 @@ async fn concurrent_guesses_are_no_faster_than_sequential_ones() {
     let delays: Vec<_> = waiting.iter().map(|pending| pending.delay).collect();
     assert_eq!(delays, [0, 0, 0, 300, 900, 2_100].map(ms));
     assert_eq!(refused, 94);
-    assert_eq!(door.counted("failed_logins_per_user", "refused", Mode::Enforce), 94);
+    assert_eq!(door.counted(LimitRule::FailedLoginsPerUser, ThrottleEffect::Refused, Mode::Enforce), 94);
 }
 
 #[tokio::test(start_paused = true)]
@@ -406,12 +405,12 @@ async fn dry_run_counts_and_delays_no_login() {
         assert_eq!((pending.delay, pending.by), (Duration::ZERO, None));
         pending.wrong();
     }
-    assert_eq!(door.counted("failed_logins_per_user", "delayed", Mode::DryRun), 3);
-    assert_eq!(door.counted("failed_logins_per_user", "refused", Mode::DryRun), 14);
+    assert_eq!(door.counted(LimitRule::FailedLoginsPerUser, ThrottleEffect::Delayed, Mode::DryRun), 3);
+    assert_eq!(door.counted(LimitRule::FailedLoginsPerUser, ThrottleEffect::Refused, Mode::DryRun), 14);
     door.settings.connections_per_prefix = Limit { mode: Mode::DryRun, limit: 1 };
     let _held = [door.connection("192.0.2.1").unwrap(), door.connection("192.0.2.1").unwrap()];
-    assert_eq!(door.counted("connections_per_prefix", "refused", Mode::DryRun), 1);
-    assert_eq!(door.counted("connections_per_prefix", "refused", Mode::Enforce), 0);
+    assert_eq!(door.counted(LimitRule::ConnectionsPerPrefix, ThrottleEffect::Refused, Mode::DryRun), 1);
+    assert_eq!(door.counted(LimitRule::ConnectionsPerPrefix, ThrottleEffect::Refused, Mode::Enforce), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -426,7 +425,7 @@ async fn exempt_networks_are_neither_delayed_nor_charged() {
     drop((connections, handshakes));
     // A limit of a user holds for every network.
     let held: Vec<_> = (0..3).map(|_| door.session("198.51.100.7", ALICE).unwrap()).collect();
-    assert_eq!(door.session("198.51.100.7", ALICE).unwrap_err(), Limited(Rule::SessionsPerUser));
+    assert_eq!(door.session("198.51.100.7", ALICE).unwrap_err(), Limited(LimitRule::SessionsPerUser));
     drop(held);
 }
 
@@ -434,7 +433,7 @@ async fn exempt_networks_are_neither_delayed_nor_charged() {
 async fn connections_of_a_prefix_are_limited() {
     let door = Door::new();
     let held = [door.connection("192.0.2.1").unwrap(), door.connection("192.0.2.1").unwrap()];
-    assert_eq!(door.connection("192.0.2.1").unwrap_err(), Limited(Rule::ConnectionsPerPrefix));
+    assert_eq!(door.connection("192.0.2.1").unwrap_err(), Limited(LimitRule::ConnectionsPerPrefix));
     let other = door.connection("192.0.2.2").unwrap();
     drop(held);
     drop(door.connection("192.0.2.1").unwrap());
@@ -452,9 +451,9 @@ async fn network_rules_are_enforced_in_any_mode_when_most_slots_are_used() {
     door.settings.handshakes_per_prefix = Limit { mode: Mode::DryRun, limit: 1 };
     let newcomer = |from: &str, crowded| door.throttle.unauthenticated(&door.settings, ip(from), crowded);
     let mut held: Vec<_> = (0..4).map(|_| newcomer("192.0.2.1", None).unwrap()).collect();
-    let limited = Limited(Rule::ConnectionsPerPrefix);
+    let limited = Limited(LimitRule::ConnectionsPerPrefix);
     assert_eq!(newcomer("192.0.2.1", Some(100)).unwrap_err(), limited);
-    assert_eq!(door.counted("connections_per_prefix", "refused", Mode::Enforce), 1);
+    assert_eq!(door.counted(LimitRule::ConnectionsPerPrefix, ThrottleEffect::Refused, Mode::Enforce), 1);
     let _other = newcomer("192.0.2.2", Some(1)).unwrap();
     assert_eq!(newcomer("192.0.2.2", Some(1)).unwrap_err(), limited, "its share of the places is one");
     let _exempt: Vec<_> = (0..9).map(|_| newcomer("198.51.100.7", Some(1)).unwrap()).collect();
@@ -464,20 +463,20 @@ async fn network_rules_are_enforced_in_any_mode_when_most_slots_are_used() {
     let _again = newcomer("192.0.2.1", Some(1)).unwrap();
     let shake = |crowded| door.throttle.handshake(&door.settings, ip("192.0.2.1"), crowded);
     let _under_way = [shake(false).unwrap(), shake(false).unwrap()];
-    assert_eq!(shake(true).unwrap_err(), Limited(Rule::HandshakesPerPrefix));
+    assert_eq!(shake(true).unwrap_err(), Limited(LimitRule::HandshakesPerPrefix));
 }
 
 #[tokio::test(start_paused = true)]
 async fn handshakes_are_limited_per_prefix_without_blocking_others() {
     let mut door = Door::new();
     let mut held: Vec<_> = (0..3).map(|_| door.handshake("192.0.2.1").unwrap()).collect();
-    assert_eq!(door.handshake("192.0.2.1").unwrap_err(), Limited(Rule::HandshakesPerPrefix));
+    assert_eq!(door.handshake("192.0.2.1").unwrap_err(), Limited(LimitRule::HandshakesPerPrefix));
     door.settings.handshakes_per_prefix.limit = 100;
     held.push(door.handshake("192.0.2.1").unwrap());
-    assert_eq!(door.handshake("192.0.2.1").unwrap_err(), Limited(Rule::Handshakes));
+    assert_eq!(door.handshake("192.0.2.1").unwrap_err(), Limited(LimitRule::Handshakes));
     assert_eq!(door.throttle.metrics.handshakes.get(), 4);
     let other = door.handshake("192.0.2.2").unwrap();
-    assert_eq!(door.handshake("192.0.2.2").unwrap_err(), Limited(Rule::Handshakes), "one, while all are taken");
+    assert_eq!(door.handshake("192.0.2.2").unwrap_err(), Limited(LimitRule::Handshakes), "one, while all are taken");
     drop((held, other));
     assert_eq!(door.throttle.metrics.handshakes.get(), 0);
     assert!(door.throttle.handshakes.is_empty());
@@ -487,9 +486,9 @@ async fn handshakes_are_limited_per_prefix_without_blocking_others() {
 async fn sessions_of_a_user_are_limited_in_total_and_per_prefix() {
     let door = Door::new();
     let here = [door.session("192.0.2.1", ALICE).unwrap(), door.session("192.0.2.1", ALICE).unwrap()];
-    assert_eq!(door.session("192.0.2.1", ALICE).unwrap_err(), Limited(Rule::SessionsPerUserAndPrefix));
+    assert_eq!(door.session("192.0.2.1", ALICE).unwrap_err(), Limited(LimitRule::SessionsPerUserAndPrefix));
     let there = door.session("192.0.2.2", ALICE).unwrap();
-    assert_eq!(door.session("192.0.2.3", ALICE).unwrap_err(), Limited(Rule::SessionsPerUser));
+    assert_eq!(door.session("192.0.2.3", ALICE).unwrap_err(), Limited(LimitRule::SessionsPerUser));
     drop(door.session("192.0.2.1", BOB).unwrap());
     drop(here);
     drop(door.session("192.0.2.3", ALICE).unwrap());
@@ -503,7 +502,7 @@ async fn login_rate_allows_a_burst_and_limits_the_average() {
     door.settings.logins_per_second.limit = 10;
     let burst = (0..30).filter(|n| door.session("192.0.2.1", &format!("uid={n}")).is_ok()).count();
     assert_eq!(burst, 10);
-    assert_eq!(door.session("192.0.2.1", ALICE).unwrap_err(), Limited(Rule::LoginsPerSecond));
+    assert_eq!(door.session("192.0.2.1", ALICE).unwrap_err(), Limited(LimitRule::LoginsPerSecond));
     advance(ms(500)).await;
     let more = (0..30).filter(|n| door.session("192.0.2.1", &format!("uid={n}")).is_ok()).count();
     assert_eq!(more, 5);
@@ -528,9 +527,9 @@ async fn flood_of_names_and_networks_is_bounded_and_evicts_no_other() {
     }
     memory.run_pending();
     door.throttle.measure();
-    for (kind, entries) in THROTTLE_MEMORY.into_iter().zip(memory.entries()) {
-        assert!(entries <= 1_000, "{entries} {kind}");
-        assert_eq!(door.throttle.metrics.throttle_entries.with_label_values(&[kind]).get(), entries as i64);
+    for (kind, entries) in ThrottleRecord::ALL.iter().zip(memory.entries()) {
+        assert!(entries <= 1_000, "{entries} {kind:?}");
+        assert_eq!(door.throttle.metrics.throttle_entries.of(*kind).get(), entries as i64);
     }
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO, "alice is still known at home");
 }
@@ -589,18 +588,8 @@ async fn reload_drops_only_counters_with_changed_bounds() {
 }
 
 #[test]
-fn rules_have_series_under_their_names() {
-    let rules = [
-        Rule::FailedLoginsPerPrefix,
-        Rule::FailedLoginsPerUser,
-        Rule::ConnectionsPerPrefix,
-        Rule::Handshakes,
-        Rule::HandshakesPerPrefix,
-        Rule::SessionsPerUser,
-        Rule::SessionsPerUserAndPrefix,
-        Rule::LoginsPerSecond,
-    ];
-    let known: Vec<_> = DELAY_RULES.iter().chain(&LIMIT_RULES).copied().collect();
-    assert_eq!(rules.map(Rule::label).as_slice(), known);
-    assert_eq!(Limited(Rule::Handshakes).to_string(), "throttle.handshakes: limit reached");
+fn limit_names_the_key_of_its_rule() {
+    assert_eq!(Limited(LimitRule::Handshakes).to_string(), "throttle.handshakes: limit reached");
+    let delaying: Vec<_> = LimitRule::ALL.iter().filter(|rule| rule.delays()).map(|rule| rule.label()).collect();
+    assert_eq!(delaying, ["failed_logins_per_prefix", "failed_logins_per_user"]);
 }

@@ -22,6 +22,7 @@ use crate::login::event::LoginEvent;
 use crate::outcome::{Refusal, Reply};
 use crate::proto::Protocol;
 use crate::routing;
+use crate::telemetry::labels::BackendResult;
 use crate::tracking::store::Reconciled;
 
 /// Every attempt is answered within this time, whatever the directory and the backend do: `check` verifies that
@@ -181,7 +182,7 @@ impl<'a> LoginAttempt<'a> {
             let place = self.place(&proven).map_err(|limited| event.limited(limited))?;
             event.routed(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
             if self.shared.steer.drained(&target.backend.name).is_some() {
-                self.count_backend(target.backend, "draining");
+                self.count_backend(target.backend, BackendResult::Draining);
                 return Err(Refusal::BackendDraining);
             }
             return Ok(RoutedLogin { proven, by: decision.by, place, target });
@@ -202,8 +203,8 @@ impl<'a> LoginAttempt<'a> {
     }
 
     /// Counts the result of a backend login.
-    pub(crate) fn count_backend(&self, backend: &Backend, result: &str) {
-        self.shared.metrics.backend_logins.with_label_values(&[&*backend.name, result]).inc();
+    pub(crate) fn count_backend(&self, backend: &Backend, result: BackendResult) {
+        self.shared.metrics.backend_logins.at(&backend.name, result).inc();
     }
 
     /// Waits until the directory no longer holds this user, by change notification or by polling. The timeout

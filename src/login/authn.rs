@@ -12,40 +12,42 @@ use tracing::warn;
 
 use crate::base::clock::unix_now;
 use crate::base::credential::{Credential, CredentialSecret, Login};
+use crate::base::labels::labels;
 use crate::cache::{self, Cache, CacheStamp, FlightError, Flights};
 use crate::directory::{Availability, Directory, DirectoryError, Entry, Identity, Trace};
 use crate::limits::BindGate;
 use crate::outcome::{AccountState, Refusal};
+use crate::telemetry::labels::DecisionBasis;
 use crate::telemetry::log::Repeats;
 use crate::tracking::store::{Reconciled, TrackedEntries};
 
-/// The source of a decision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DecidedBy {
-    /// A bind now.
-    Directory,
-    /// A bind within `cache.ttl`.
-    Cache,
-    /// invalidCredentials within `cache.negative_ttl`, or earlier if a lookup showed no sign that the password
-    /// may be valid by now.
-    Negative,
-    /// A bind within `cache.stale`, while no directory server is in use, or while wrong guesses have locked the
-    /// account and the user is at a known prefix.
-    Stale,
-    /// No lookup: such a name or password is never sent.
-    Usher,
+labels! {
+    /// The source of a decision.
+    pub enum DecidedBy {
+        /// A bind now.
+        Directory => "directory",
+        /// A bind within `cache.ttl`.
+        Cache => "cache",
+        /// invalidCredentials within `cache.negative_ttl`, or earlier if a lookup showed no sign that the password
+        /// may be valid by now.
+        Negative => "negative",
+        /// A bind within `cache.stale`, while no directory server is in use, or while wrong guesses have locked the
+        /// account and the user is at a known prefix.
+        Stale => "stale",
+        /// No lookup: such a name or password is never sent.
+        Usher => "usher",
+    }
 }
 
 impl DecidedBy {
-    /// The metric label and log field.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
+    /// What it counts as; `None`: a decision of no interest.
+    pub(super) const fn basis(self) -> Option<DecisionBasis> {
         match self {
-            Self::Directory => "directory",
-            Self::Cache => "cache",
-            Self::Negative => "negative",
-            Self::Stale => "stale",
-            Self::Usher => "usher",
+            Self::Directory => Some(DecisionBasis::Directory),
+            Self::Cache => Some(DecisionBasis::Cache),
+            Self::Negative => Some(DecisionBasis::Negative),
+            Self::Stale => Some(DecisionBasis::Stale),
+            Self::Usher => None,
         }
     }
 }

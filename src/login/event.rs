@@ -9,13 +9,15 @@ use tracing::{error, info, warn};
 
 use crate::backend::{BackendError, Phases};
 use crate::base::credential::Login;
+use crate::config::LimitRule;
 use crate::directory::Trace;
-use crate::limits::{Limited, Rule};
+use crate::limits::Limited;
 use crate::login::authn::{AuthDecision, DecidedBy};
 use crate::outcome::{BackendReply, Refusal, Side};
 use crate::proto::ClientId;
 use crate::sessions::id::SessionId;
 use crate::sessions::relay::RelayOutcome;
+use crate::telemetry::labels::{DecisionBasis, LoginPhase, SessionEnd};
 use crate::telemetry::log::Escaped;
 use crate::telemetry::metrics::Metrics;
 
@@ -52,7 +54,7 @@ pub(crate) struct LoginEvent {
     /// How the directory request went.
     pub trace: Trace,
     /// The throttle rule that delayed or refused it.
-    pub limited_by: Option<Rule>,
+    pub limited_by: Option<LimitRule>,
     /// The password was not sent: too many were tried for the entry, under any spelling. The client gets the
     /// reply for an unknown name; here it is a limit.
     pub withheld: bool,
@@ -69,8 +71,8 @@ pub(crate) struct LoginEvent {
 impl LoginEvent {
     /// Records a decision.
     pub(crate) fn decided(&mut self, decision: &AuthDecision, metrics: &Metrics) {
-        if decision.by != DecidedBy::Usher {
-            metrics.decisions.with_label_values(&[decision.by.label()]).inc();
+        if let Some(basis) = decision.by.basis() {
+            metrics.decisions.of(basis).inc();
         }
         self.by = Some(decision.by);
         self.trace.clone_from(&decision.trace);
@@ -88,13 +90,13 @@ impl LoginEvent {
 
     /// Records that the throttle withheld the password from the directory.
     pub(crate) fn withhold(&mut self) {
-        (self.limited_by, self.withheld) = (Some(Rule::FailedLoginsPerUser), true);
+        (self.limited_by, self.withheld) = (Some(LimitRule::FailedLoginsPerUser), true);
     }
 
     /// Records the route.
     pub(crate) fn routed(&mut self, backend: &Arc<str>, login: &Login, by_default: bool, metrics: &Metrics) {
         if by_default {
-            metrics.decisions.with_label_values(&["default"]).inc();
+            metrics.decisions.of(DecisionBasis::Default).inc();
         }
         self.backend = Some(Arc::clone(backend));
         self.backend_login = Some(login.as_str().to_owned());
@@ -128,15 +130,15 @@ impl LoginEvent {
         let result = refusal.map_or("ok", Refusal::label);
         metrics.logins.with_label_values(&[info.protocol, result]).inc();
         let phases = [
-            ("tls", self.tls),
-            ("search", self.trace.search),
-            ("bind", self.trace.bind),
-            ("backend_connect", self.phases.connect),
-            ("backend_login", self.phases.login),
+            (LoginPhase::Tls, self.tls),
+            (LoginPhase::Search, self.trace.search),
+            (LoginPhase::Bind, self.trace.bind),
+            (LoginPhase::BackendConnect, self.phases.connect),
+            (LoginPhase::BackendLogin, self.phases.login),
         ];
         for (phase, took) in phases {
             if let Some(took) = took {
-                metrics.login_phase.with_label_values(&[info.protocol, phase]).observe(took.as_secs_f64());
+                metrics.login_phase.at(info.protocol, phase).observe(took.as_secs_f64());
             }
         }
         let (client_name, client_version) =
@@ -161,7 +163,7 @@ impl LoginEvent {
                     directory_server = self.trace.server.as_deref(),
                     directory_code = self.trace.code,
                     directory_message = self.trace.diagnostic.map(tracing::field::display),
-                    limited_by = self.limited_by.map(Rule::label),
+                    limited_by = self.limited_by.map(LimitRule::label),
                     delay_ms = (!self.delay.is_zero()).then(|| milliseconds(self.delay)),
                     backend_reply = self.reply.as_deref().map(|words| tracing::field::display(Escaped(words.as_bytes()))),
                     client_name = (!client_name.is_empty()).then(|| tracing::field::display(Escaped(client_name.as_bytes()))),
@@ -186,17 +188,17 @@ impl LoginEvent {
 /// Writes the event of a session's end and counts it.
 pub(crate) fn ended(
     info: &ConnectionInfo,
-    cause: &'static str,
+    cause: SessionEnd,
     ended: Option<&RelayOutcome>,
     lasted: Duration,
     metrics: &Metrics,
 ) {
-    metrics.sessions_ended.with_label_values(&[cause]).inc();
+    metrics.sessions_ended.of(cause).inc();
     info!(
         session = %info.session,
         client = %info.client,
         protocol = info.protocol,
-        cause,
+        cause = cause.label(),
         duration_ms = milliseconds(lasted),
         bytes_in = ended.map(|ended| ended.bytes_in),
         bytes_out = ended.map(|ended| ended.bytes_out),

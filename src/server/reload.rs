@@ -21,6 +21,7 @@ use crate::base::clock::date;
 use crate::config::Problem;
 use crate::config_files::{Files, Fingerprint};
 use crate::login::core::Snapshot;
+use crate::telemetry::labels::ReloadResult;
 use crate::tls::server::ServedCertificate;
 
 /// What one look at the files came to.
@@ -154,13 +155,13 @@ impl Server {
                         info!("reloaded: {chain} (certificate valid until {})", date(served.not_after));
                     }
                 }
-                metrics.certificate_reloads.with_label_values(&["ok"]).inc();
+                metrics.certificate_reloads.of(ReloadResult::Ok).inc();
                 self.shared.snapshot.store(Arc::new(snapshot));
                 self.refused = None;
                 info!("reloaded: changed files");
             }
             Ok(FileCheck::Unsound(fingerprint, problems)) => {
-                metrics.certificate_reloads.with_label_values(&["refused"]).inc();
+                metrics.certificate_reloads.of(ReloadResult::Refused).inc();
                 metrics.certificate_last_reload_successful.set(0);
                 self.refused = Some(fingerprint);
                 for problem in problems {
@@ -168,7 +169,7 @@ impl Server {
                 }
             }
             Err(unread @ Unread::Late) => {
-                metrics.certificate_reloads.with_label_values(&["refused"]).inc();
+                metrics.certificate_reloads.of(ReloadResult::Refused).inc();
                 metrics.certificate_last_reload_successful.set(0);
                 error!(reason = %unread, "files cannot be checked for changes; their previous content stays active");
             }

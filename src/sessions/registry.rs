@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use crate::directory::{Entry, EntryId};
 use crate::proto::ClosingNotice;
 use crate::sessions::id::{self, SessionId};
+use crate::telemetry::labels::SessionEnd;
 
 /// A relayed session. Contains no password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -83,19 +84,19 @@ impl TerminationReason {
         }
     }
 
-    /// The metric label and log word.
+    /// What the end of the session counts as.
     #[must_use]
-    pub const fn label(self) -> &'static str {
+    pub(crate) const fn counted(self) -> SessionEnd {
         match self {
-            Self::Drain => "drain",
-            Self::Moved => "moved",
-            Self::Disabled => "disabled",
-            Self::Expired => "expired",
-            Self::Deleted => "deleted",
-            Self::PasswordChanged => "password_changed",
-            Self::Hold => "hold",
-            Self::Kicked => "kicked",
-            Self::BackendDrained => "backend_drained",
+            Self::Drain => SessionEnd::Drain,
+            Self::Moved => SessionEnd::Moved,
+            Self::Disabled => SessionEnd::Disabled,
+            Self::Expired => SessionEnd::Expired,
+            Self::Deleted => SessionEnd::Deleted,
+            Self::PasswordChanged => SessionEnd::PasswordChanged,
+            Self::Hold => SessionEnd::Hold,
+            Self::Kicked => SessionEnd::Kicked,
+            Self::BackendDrained => SessionEnd::BackendDrained,
         }
     }
 }

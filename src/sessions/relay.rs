@@ -23,6 +23,7 @@ use crate::base::sys::sockets::Transport;
 use crate::proto::ClosingLine;
 use crate::proto::watch::CommandWatch;
 use crate::sessions::registry::TerminationReason;
+use crate::telemetry::labels::SessionEnd;
 use crate::tls::stream::Stream;
 
 /// Reads per direction before the other sessions of this thread have their turn.
@@ -66,17 +67,17 @@ pub enum EndReason {
 }
 
 impl EndReason {
-    /// The metric label and log word.
+    /// What it counts as.
     #[must_use]
-    pub const fn label(self) -> &'static str {
+    pub(crate) const fn counted(self) -> SessionEnd {
         match self {
-            Self::ClientClosed => "client_closed",
-            Self::BackendClosed => "backend_closed",
-            Self::ClientError => "client_error",
-            Self::BackendError => "backend_error",
-            Self::Idle => "idle",
-            Self::Forbidden => "forbidden_command",
-            Self::Terminated(reason) => reason.label(),
+            Self::ClientClosed => SessionEnd::ClientClosed,
+            Self::BackendClosed => SessionEnd::BackendClosed,
+            Self::ClientError => SessionEnd::ClientError,
+            Self::BackendError => SessionEnd::BackendError,
+            Self::Idle => SessionEnd::Idle,
+            Self::Forbidden => SessionEnd::ForbiddenCommand,
+            Self::Terminated(reason) => reason.counted(),
         }
     }
 }

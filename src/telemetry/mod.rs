@@ -1,4 +1,5 @@
 //! Metrics and the log.
 
+pub(crate) mod labels;
 pub(crate) mod log;
 pub(crate) mod metrics;

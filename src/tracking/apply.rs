@@ -21,6 +21,7 @@ use crate::config::{self, Routing};
 use crate::directory::{Change, Entry, EntryId, ReportedEntry};
 use crate::outcome::AccountState;
 use crate::sessions::registry::{Registry, Session, SessionBasis, TerminationReason, is_other};
+use crate::telemetry::labels::DirectoryChange;
 use crate::telemetry::log::{Escaped, Repeats};
 use crate::telemetry::metrics::Metrics;
 use crate::tracking::store::{DeferredChange, Precedence, Reconciled, TrackedEntries, TrackedEntry, TrackingKey};
@@ -432,13 +433,13 @@ impl ChangeTracker {
     fn act(&self, seen: EntryChange, context: &TrackingContext<'_>) {
         let EntryChange { key, tracked, kind } = seen;
         let dn = &tracked.entry.dn;
-        let count = |kind: &str| self.metrics.directory_changes.with_label_values(&[kind]).inc();
+        let count = |kind| self.metrics.directory_changes.of(kind).inc();
         match kind {
             ChangeKind::Deleted { .. } => {
                 context.entries.mark_deleted(key);
                 context.cache.forget(dn);
                 context.cache.forget_wrong(dn);
-                count("delete");
+                count(DirectoryChange::Delete);
                 info!(dn = %Escaped(dn.as_bytes()), "entry deleted");
                 self.end_sessions(&tracked.entry, Newest::Deleted, context);
             }

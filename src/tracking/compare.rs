@@ -13,6 +13,7 @@ use crate::outcome::{AccountState, Refusal};
 use crate::proto;
 use crate::routing;
 use crate::sessions::registry::{Session, SessionBasis, TerminationReason};
+use crate::telemetry::labels::DirectoryChange;
 
 /// The backend of an entry, or why it has none.
 pub(crate) type RouteTarget = Result<Arc<str>, &'static str>;
@@ -95,19 +96,19 @@ impl Difference {
     }
 
     /// The metric labels, each once.
-    pub(crate) fn kinds(&self) -> Vec<&'static str> {
+    pub(crate) fn kinds(&self) -> Vec<DirectoryChange> {
         let kinds = [
-            (self.moved.is_some(), "move"),
-            (self.login, "login"),
-            (self.disabled == Some(true), "disable"),
-            (self.disabled == Some(false), "enable"),
-            (self.held == Some(true), "hold"),
-            (self.held == Some(false), "release"),
-            (self.password, "password"),
-            (self.lockout || self.policy, "lockout"),
-            (self.renamed, "rename"),
-            (self.other, "other"),
-            (self.unexplained, "unexplained"),
+            (self.moved.is_some(), DirectoryChange::Move),
+            (self.login, DirectoryChange::Login),
+            (self.disabled == Some(true), DirectoryChange::Disable),
+            (self.disabled == Some(false), DirectoryChange::Enable),
+            (self.held == Some(true), DirectoryChange::Hold),
+            (self.held == Some(false), DirectoryChange::Release),
+            (self.password, DirectoryChange::Password),
+            (self.lockout || self.policy, DirectoryChange::Lockout),
+            (self.renamed, DirectoryChange::Rename),
+            (self.other, DirectoryChange::Other),
+            (self.unexplained, DirectoryChange::Unexplained),
         ];
         kinds.into_iter().filter_map(|(is, kind)| is.then_some(kind)).collect()
     }
@@ -218,7 +219,7 @@ mod tests {
     fn recorded_failed_login_is_no_change() {
         assert!(!difference(true, |entry| entry.version.login_activity = 2).is_some());
         // Where several modifications are reported as one, the password may be among them.
-        assert_eq!(difference(false, |entry| entry.version.login_activity = 2).kinds(), ["unexplained"]);
+        assert_eq!(difference(false, |entry| entry.version.login_activity = 2).kinds(), [DirectoryChange::Unexplained]);
         // A lockout does not end sessions.
         let lockout = difference(true, |entry| (entry.version.login_activity, entry.version.lockout) = (2, 5));
         assert!(lockout.is_some() && !lockout.forgets() && !lockout.is_braked());
@@ -226,7 +227,7 @@ mod tests {
 
     #[test]
     fn unexplained_change_is_read_again() {
-        assert_eq!(difference(true, |_| {}).kinds(), ["unexplained"]);
+        assert_eq!(difference(true, |_| {}).kinds(), [DirectoryChange::Unexplained]);
         // A policy that counts failures also records the first change of a password.
         assert!(
             !difference(false, |entry| (entry.version.login_activity, entry.version.has_policy_attributes) = (2, true))
@@ -245,14 +246,14 @@ mod tests {
     #[test]
     fn changed_values_are_changes() {
         let kinds = |change: fn(&mut Entry)| difference(true, change).kinds();
-        assert_eq!(kinds(|entry| entry.version.password_changed = Some(1)), ["password"]);
-        assert_eq!(kinds(|entry| entry.version.disabled = true), ["disable"]);
-        assert_eq!(kinds(|entry| entry.version.held = true), ["hold"]);
-        assert_eq!(kinds(|entry| entry.version.policy_digest = 1), ["other"]);
-        assert_eq!(kinds(|entry| entry.dn = "uid=b".into()), ["rename"]);
-        assert_eq!(kinds(|entry| entry.logins.push("b".into())), ["login"]);
+        assert_eq!(kinds(|entry| entry.version.password_changed = Some(1)), [DirectoryChange::Password]);
+        assert_eq!(kinds(|entry| entry.version.disabled = true), [DirectoryChange::Disable]);
+        assert_eq!(kinds(|entry| entry.version.held = true), [DirectoryChange::Hold]);
+        assert_eq!(kinds(|entry| entry.version.policy_digest = 1), [DirectoryChange::Other]);
+        assert_eq!(kinds(|entry| entry.dn = "uid=b".into()), [DirectoryChange::Rename]);
+        assert_eq!(kinds(|entry| entry.logins.push("b".into())), [DirectoryChange::Login]);
         // Without such a backend the route is the same: none.
-        assert_eq!(kinds(|entry| entry.mail_hosts = vec!["server4".into()]), ["other"]);
-        assert_eq!(kinds(|entry| entry.mail_hosts.clear()), ["move"]);
+        assert_eq!(kinds(|entry| entry.mail_hosts = vec!["server4".into()]), [DirectoryChange::Other]);
+        assert_eq!(kinds(|entry| entry.mail_hosts.clear()), [DirectoryChange::Move]);
     }
 }

@@ -10,9 +10,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backend::Backend;
+use crate::base::labels::Label as _;
 use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
-use crate::telemetry::metrics::{BACKEND_RESULTS, DECIDED_BY, Metrics};
+use crate::telemetry::labels::{BackendResult, DecisionBasis};
+use crate::telemetry::metrics::Metrics;
 
 /// How often the counters are looked at.
 pub(super) const PACE: Duration = Duration::from_secs(10);
@@ -33,7 +35,7 @@ pub(super) fn results() -> impl Iterator<Item = &'static str> {
 pub(super) struct Sample {
     at: Instant,
     results: [u64; RESULTS],
-    decisions: [u64; DECIDED_BY.len()],
+    decisions: [u64; DecisionBasis::ALL.len()],
     /// Of each backend: logins that succeeded there, and others.
     backends: Vec<(Arc<str>, [u64; 2])>,
 }
@@ -46,13 +48,13 @@ impl Sample {
             let each = PROTOCOLS.iter().map(|row| metrics.logins.with_label_values(&[row.name, result]).get());
             *count = each.sum();
         }
-        for (count, by) in sample.decisions.iter_mut().zip(DECIDED_BY) {
-            *count = metrics.decisions.with_label_values(&[by]).get();
+        for (count, by) in sample.decisions.iter_mut().zip(DecisionBasis::ALL) {
+            *count = metrics.decisions.of(*by).get();
         }
-        let logins = |name: &str, result| metrics.backend_logins.with_label_values(&[name, result]).get();
+        let logins = |name: &str, result| metrics.backend_logins.at(name, result).get();
         let counts = |name: &str| {
-            let all = BACKEND_RESULTS.map(|result| logins(name, result)).iter().sum::<u64>();
-            let good = logins(name, "ok");
+            let all = BackendResult::ALL.iter().map(|result| logins(name, *result)).sum::<u64>();
+            let good = logins(name, BackendResult::Ok);
             [good, all.saturating_sub(good)]
         };
         sample.backends = backends.iter().map(|backend| (Arc::clone(&backend.name), counts(&backend.name))).collect();
@@ -133,13 +135,16 @@ impl Lately {
 
     /// The share of decisions that cost no bind; `None` if there was none.
     pub(super) fn cache_hits(&self) -> Option<f64> {
-        let counts = self.now.decisions.iter().zip(&self.before.decisions).zip(DECIDED_BY);
-        let sum = |wanted: &[&str]| {
+        use DecisionBasis::{Cache, Directory, Negative, Stale};
+
+        let counts = self.now.decisions.iter().zip(&self.before.decisions).zip(DecisionBasis::ALL);
+        let sum = |wanted: &[DecisionBasis]| {
             let wanted = counts.clone().filter(|(_, by)| wanted.contains(by));
             wanted.map(|((now, before), _)| now.saturating_sub(*before)).sum::<u64>()
         };
         // `default` is counted besides another.
-        share(sum(&["cache", "negative", "stale"]), sum(&["cache", "negative", "stale", "directory"]))
+        let (cached, asked) = ([Cache, Negative, Stale], [Cache, Negative, Stale, Directory]);
+        share(sum(&cached), sum(&asked))
     }
 
     /// A backend's logins in a minute: those that succeeded, and others.
@@ -183,8 +188,8 @@ mod tests {
         assert_eq!(lately.attempts_per_minute(|result| result == "ok"), Some(12.0));
         assert_eq!(lately.share(|result| result != "ok"), Some(0.5));
         assert_eq!(lately.cache_hits(), None);
-        for (by, count) in [("cache", 3), ("directory", 1), ("default", 4)] {
-            metrics.decisions.with_label_values(&[by]).inc_by(count);
+        for (by, count) in [(DecisionBasis::Cache, 3), (DecisionBasis::Directory, 1), (DecisionBasis::Default, 4)] {
+            metrics.decisions.of(by).inc_by(count);
         }
         assert_eq!(history.lately(&Sample::take(&metrics, &[])).cache_hits(), Some(0.75));
     }

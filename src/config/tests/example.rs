@@ -1,7 +1,7 @@
 //! The shipped example.
 
 use super::*;
-use crate::telemetry::metrics::{DELAY_RULES, LIMIT_RULES};
+use crate::base::labels::Label as _;
 
 const EXAMPLE: &str = include_str!("../../../config.example.yaml");
 
@@ -92,8 +92,8 @@ fn commented_values_are_the_defaults() {
     for key in ["ipv4_prefix", "ipv6_prefix", "capacity", "forget_every", "known_network_ttl"] {
         same(key, "throttle");
     }
-    for rule in DELAY_RULES.iter().chain(&LIMIT_RULES) {
-        same(rule, "throttle");
+    for rule in LimitRule::ALL {
+        same(rule.label(), "throttle");
     }
     for key in ["pass_backend_refusals", "probe", "probe_interval", "failures", "slow_start", "logins_in_flight"] {
         same(key, "routing");

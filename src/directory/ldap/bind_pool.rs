@@ -26,6 +26,7 @@ use crate::directory::ldap::schema;
 use crate::directory::ldap::selection::jittered;
 use crate::directory::ldap::service_account::Opening;
 use crate::directory::{Trace, UnavailableCause};
+use crate::telemetry::labels::ConnectionUse;
 use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::Metrics;
 
@@ -215,9 +216,13 @@ impl Server {
             metrics.directory_lag.with_label_values(&[&self.url]).set(seconds);
         }
         let open = locked(&self.search).as_ref().is_some_and(|opening| matches!(opening.peek(), Some(Ok(_))));
-        let states = [("idle", locked(&self.idle).len()), ("busy", self.leased()), ("search", open.into())];
-        for (state, count) in states {
-            let gauge = metrics.directory_connections.with_label_values(&[&*self.url, state]);
+        let uses = [
+            (ConnectionUse::Idle, locked(&self.idle).len()),
+            (ConnectionUse::Busy, self.leased()),
+            (ConnectionUse::Search, open.into()),
+        ];
+        for (used, count) in uses {
+            let gauge = metrics.directory_connections.at(&self.url, used);
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }

@@ -400,7 +400,7 @@ impl Ldap {
             }
             (SUCCESS, said) => {
                 if let Some(warning) = said.and_then(BindDiagnostic::warning) {
-                    self.metrics.directory_password_warnings.with_label_values(&[warning]).inc();
+                    self.metrics.directory_password_warnings.of(warning).inc();
                 }
                 Ok(())
             }

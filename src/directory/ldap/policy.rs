@@ -10,6 +10,7 @@ use std::fmt;
 use crate::directory::ldap::frames::LdapMessage;
 use crate::outcome::AccountState;
 use crate::proto::ldap::ber::{number as whole_number, tagged};
+use crate::telemetry::labels::PasswordWarning;
 
 /// The password-policy control, in request and response.
 pub(crate) const PASSWORD_POLICY: &str = "1.3.6.1.4.1.42.2.27.8.5.1";
@@ -57,11 +58,11 @@ pub enum BindDiagnostic {
 }
 
 impl BindDiagnostic {
-    /// The metric label of a warning beside a successful bind.
-    pub(crate) const fn warning(self) -> Option<&'static str> {
+    /// The warning beside a successful bind.
+    pub(crate) const fn warning(self) -> Option<PasswordWarning> {
         match self {
-            Self::Grace(_) => Some("grace"),
-            Self::Expiring(_) => Some("expiring"),
+            Self::Grace(_) => Some(PasswordWarning::Grace),
+            Self::Expiring(_) => Some(PasswordWarning::Expiring),
             Self::State { .. } | Self::NoAccount | Self::SubCode(_) => None,
         }
     }

@@ -28,6 +28,7 @@ use crate::login::core::{Shared, Snapshot};
 use crate::login::event::{ConnectionInfo, LoginEvent};
 use crate::outcome::Refusal;
 use crate::proto::NginxReply;
+use crate::telemetry::labels::AuthHttpResult;
 use crate::tls::stream::Stream;
 use request::{Request, RequestSyntaxError};
 
@@ -60,13 +61,13 @@ enum NoReply {
 }
 
 impl NoReply {
-    /// The metric label.
-    const fn label(&self) -> &'static str {
+    /// What it counts as.
+    const fn result(&self) -> AuthHttpResult {
         match self {
-            Self::Malformed(_) => "malformed",
-            Self::Key => "key",
-            Self::Timeout => "timeout",
-            Self::Closed => "closed",
+            Self::Malformed(_) => AuthHttpResult::Malformed,
+            Self::Key => AuthHttpResult::Key,
+            Self::Timeout => AuthHttpResult::Timeout,
+            Self::Closed => AuthHttpResult::Closed,
         }
     }
 
@@ -97,14 +98,14 @@ pub(crate) async fn serve(listener: Arc<TcpListener>, shared: Arc<Shared>) {
         let (peer, snapshot) = (peer.ip().to_canonical(), shared.snapshot.load_full());
         let allowed = |settings: &AuthHttp| settings.allow.iter().any(|network| network.contains(&peer));
         if !snapshot.config.auth_http.as_ref().is_some_and(allowed) {
-            count(&shared, "untrusted");
+            count(&shared, AuthHttpResult::Untrusted);
             if let Some(suppressed) = shared.repeats.allow("auth_http", "untrusted") {
                 warn!(%peer, suppressed, "connection closed: address is not in auth_http.allow");
             }
             continue;
         }
         let Some(permit) = shared.permit(snapshot.config.limits.connections) else {
-            count(&shared, "limit");
+            count(&shared, AuthHttpResult::Limit);
             shared.metrics.connections_refused.inc();
             continue;
         };
@@ -117,8 +118,8 @@ pub(crate) async fn serve(listener: Arc<TcpListener>, shared: Arc<Shared>) {
     }
 }
 
-fn count(shared: &Shared, result: &str) {
-    shared.metrics.auth_http_requests.with_label_values(&[result]).inc();
+fn count(shared: &Shared, result: AuthHttpResult) {
+    shared.metrics.auth_http_requests.of(result).inc();
 }
 
 /// Serves one request.
@@ -129,13 +130,13 @@ async fn exchange(tcp: TcpStream, nginx: IpAddr, shared: &Shared, snapshot: &Sna
     let text = match question {
         Ok(question) => answer(question, nginx, shared, snapshot).await,
         Err(unanswered) => {
-            count(shared, unanswered.label());
+            count(shared, unanswered.result());
             // A health check, or a client that exited.
             if matches!(unanswered, NoReply::Closed) {
                 debug!(%nginx, "closed before an auth_http request");
                 return;
             }
-            if let Some(suppressed) = shared.repeats.allow("auth_http", unanswered.label()) {
+            if let Some(suppressed) = shared.repeats.allow("auth_http", unanswered.result().label()) {
                 warn!(%nginx, reason = %unanswered, suppressed, "auth_http request rejected");
             }
             head(unanswered.status(), &[])
@@ -172,7 +173,7 @@ fn admitted(question: Request, key: Option<&Secret>) -> Result<Request, NoReply>
 async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) -> String {
     let Request { login, password, plain, protocol, nginx: row, client, attempts, .. } = question;
     if !plain {
-        count(shared, "method");
+        count(shared, AuthHttpResult::Method);
         let code = Some("504 5.5.4".to_owned());
         return refusal(&NginxReply { code, text: "Use PLAIN or LOGIN under TLS".to_owned() }, true);
     }
@@ -183,11 +184,11 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
     event.emit(&info, None, outcome.as_ref().err(), &shared.metrics);
     match outcome {
         Ok(granted) => {
-            count(shared, "ok");
+            count(shared, AuthHttpResult::Ok);
             lingering_close(&granted)
         }
         Err(refused) => {
-            count(shared, "refused");
+            count(shared, AuthHttpResult::Refused);
             let reply = attempt.reply(&refused).await;
             let limits = &snapshot.config.limits;
             let guessed = refused.counts_as_failed() && attempts >= limits.failed_logins;
@@ -213,7 +214,7 @@ async fn grant(attempt: &LoginAttempt<'_>, password: Secret, event: &mut LoginEv
     loop {
         let RoutedLogin { proven, target, .. } = attempt.find(&credential, decision, event).await?;
         let address = target.backend.nginx_address(attempt.protocol).await.map_err(|error| {
-            attempt.count_backend(target.backend, error.label());
+            attempt.count_backend(target.backend, error.result());
             event.failed(&error);
             error.refusal(target.backend.pass_refusals)
         })?;

@@ -162,8 +162,8 @@ limits: {{{limits}}}
         client
     }
 
-    fn parted(&self, cause: &str) -> u64 {
-        self.shared.metrics.prelogin_ended.with_label_values(&["imap", cause]).get()
+    fn parted(&self, cause: CloseReason) -> u64 {
+        self.shared.metrics.prelogin_ended.at("imap", cause).get()
     }
 }
 
@@ -210,7 +210,7 @@ async fn defect_in_the_dialogue_ends_only_its_connection() {
     victim.hears_the_end().await;
     neighbour.says("nobody\n").await;
     neighbour.hears("refused AuthenticationFailed\n").await;
-    assert_eq!(door.parted("panic"), 1);
+    assert_eq!(door.parted(CloseReason::Panic), 1);
     assert_eq!(door.shared.metrics.connections.get(), 1, "its slot is free again");
 }
 
@@ -221,7 +221,7 @@ async fn idle_client_gets_a_bye() {
     client.hears("bye TimedOut\n").await;
     client.hears_the_end().await;
     door.shared.connections_closed().await;
-    assert_eq!(door.parted("deadline"), 1);
+    assert_eq!(door.parted(CloseReason::Deadline), 1);
 }
 
 #[tokio::test]
@@ -237,7 +237,7 @@ async fn slow_bytes_do_not_extend_the_deadline() {
     timeout(Duration::from_secs(10), dripping).await.expect("the connection is closed");
     door.shared.connections_closed().await;
     assert!(began.elapsed() >= Duration::from_millis(400));
-    assert_eq!(door.parted("deadline"), 1);
+    assert_eq!(door.parted(CloseReason::Deadline), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,7 +276,7 @@ async fn guessing_connection_ends_after_the_configured_failures() {
     client.hears("bye Limit\n").await;
     client.hears_the_end().await;
     door.shared.connections_closed().await;
-    assert_eq!(door.parted("failed_logins"), 1);
+    assert_eq!(door.parted(CloseReason::FailedLogins), 1);
 }
 
 #[tokio::test]

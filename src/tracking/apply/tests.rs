@@ -162,7 +162,7 @@ async fn refresh_without_most_users_is_rejected() {
     tokio::time::advance(Duration::from_secs(60)).await;
     present(&setup, 1..=2);
     assert_eq!((setup.brake(), setup.is_cached(3)), (6, true));
-    assert_eq!(setup.metrics.directory_changes.with_label_values(&["delete"]).get(), 2);
+    assert_eq!(setup.metrics.directory_changes.of(DirectoryChange::Delete).get(), 2);
     present(&setup, 1..=8);
     assert_eq!((setup.brake(), setup.is_cached(3)), (0, true), "they are back");
     drop(users);

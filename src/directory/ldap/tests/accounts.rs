@@ -1,6 +1,7 @@
 //! Account states in refusals, and Active Directory.
 
 use super::*;
+use crate::telemetry::labels::PasswordWarning;
 
 /// The outcome of alice's bind with this reply, by either lookup method.
 async fn answered(code: u8, text: &str, controls: Controls) -> Answered {
@@ -16,8 +17,8 @@ async fn answered(code: u8, text: &str, controls: Controls) -> Answered {
         let (result, trace) = under.login("alice", "right").await;
         // The connection stays usable.
         assert_eq!((under.login("alice", "right").await.0, server.connections() <= 2), (result.clone(), true));
-        let warnings = ["grace", "expiring"]
-            .map(|word| under.metrics.directory_password_warnings.with_label_values(&[word]).get());
+        let warnings = [PasswordWarning::Grace, PasswordWarning::Expiring]
+            .map(|word| under.metrics.directory_password_warnings.of(word).get());
         outcomes.push((result.map(|identity| identity.entry().mail_hosts.clone()), trace.diagnostic, warnings));
     }
     let [searched, templated] = outcomes.try_into().unwrap();

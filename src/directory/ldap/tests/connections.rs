@@ -1,6 +1,7 @@
 //! Connections: kept idle, replaced, recycled, limited.
 
 use super::*;
+use crate::telemetry::labels::ConnectionUse;
 
 #[tokio::test]
 async fn idle_connections_are_kept_and_recycled() {
@@ -13,9 +14,8 @@ async fn idle_connections_are_kept_and_recycled() {
     // Three for binds, one for searches.
     until(|| server.open() == 4).await;
     under.ldap.update_gauges();
-    let count =
-        |state: &str| under.metrics.directory_connections.with_label_values(&[server.url().as_str(), state]).get();
-    assert_eq!((count("idle"), count("busy"), count("search")), (3, 0, 1));
+    let count = |used| under.metrics.directory_connections.at(&server.url(), used).get();
+    assert_eq!((count(ConnectionUse::Idle), count(ConnectionUse::Busy), count(ConnectionUse::Search)), (3, 0, 1));
     for _ in 0..5 {
         under.alice().await.unwrap();
     }

@@ -1,0 +1,302 @@
+//! The closed sets under which metrics count: each an enum, so that no event is counted under another label, and
+//! every series exists from the first scrape.
+//!
+//! Sets that a lower layer needs are declared there: tasks, throttle rules, modes.
+
+use crate::base::labels::labels;
+
+labels! {
+    /// A phase of a login, in order.
+    pub(crate) enum LoginPhase {
+        /// The TLS handshake before it.
+        Tls => "tls",
+        /// The search for the entry.
+        Search => "search",
+        /// The bind.
+        Bind => "bind",
+        /// The connection to the backend.
+        BackendConnect => "backend_connect",
+        /// The login there.
+        BackendLogin => "backend_login",
+    }
+}
+
+labels! {
+    /// What a decision was based on.
+    pub(crate) enum DecisionBasis {
+        /// A bind.
+        Directory => "directory",
+        /// A bind within `cache.ttl`.
+        Cache => "cache",
+        /// A cached wrong password.
+        Negative => "negative",
+        /// A bind within `cache.stale`.
+        Stale => "stale",
+        /// A route by `routing.default`.
+        Default => "default",
+    }
+}
+
+labels! {
+    /// The result of a login at a backend. The last four were not sent there.
+    pub(crate) enum BackendResult {
+        /// The backend accepted it.
+        Ok => "ok",
+        /// The backend refused the password of a cached decision.
+        Refused => "refused",
+        /// The backend refused it after a bind.
+        Rejected => "backend_rejected",
+        /// No connection, or it ended.
+        Unreachable => "unreachable",
+        /// TLS failed.
+        Tls => "tls",
+        /// No answer in time.
+        Timeout => "timeout",
+        /// All addresses are marked down.
+        Down => "down",
+        /// `max_in_flight` is reached.
+        InFlight => "in_flight",
+        /// A recovering address has its share of logins.
+        SlowStart => "slow_start",
+        /// An administrator has taken the backend out of service.
+        Draining => "draining",
+    }
+}
+
+labels! {
+    /// The result of a probe of a backend's address.
+    pub(crate) enum ProbeResult {
+        /// It serves.
+        Ok => "ok",
+        /// It refused the probe's account.
+        Refused => "refused",
+        /// No connection, or it ended.
+        Unreachable => "unreachable",
+        /// TLS failed.
+        Tls => "tls",
+        /// No answer in time.
+        Timeout => "timeout",
+    }
+}
+
+labels! {
+    /// What a connection to a listener with PROXY headers began with.
+    pub(crate) enum ProxyHeaderResult {
+        /// The address of a client.
+        Client => "client",
+        /// A connection of the proxy itself.
+        Local => "local",
+        /// The peer is not in `trusted`.
+        Untrusted => "untrusted",
+        /// No header.
+        Missing => "missing",
+        /// A header that cannot be parsed.
+        Malformed => "malformed",
+        /// A header beyond the limit.
+        TooLong => "too_long",
+        /// No header in time.
+        Timeout => "timeout",
+        /// The peer closed.
+        Closed => "closed",
+        /// Too many connections wait for a header.
+        Limit => "limit",
+    }
+}
+
+labels! {
+    /// The result of an auth request of nginx.
+    pub(crate) enum AuthHttpResult {
+        /// The client may log in.
+        Ok => "ok",
+        /// The client may not log in.
+        Refused => "refused",
+        /// The client used a mechanism other than a plain password.
+        Method => "method",
+        /// The request cannot be parsed.
+        Malformed => "malformed",
+        /// `X-Auth-Key` is wrong.
+        Key => "key",
+        /// The peer is not in `auth_http.allow`.
+        Untrusted => "untrusted",
+        /// `limits.connections` is reached.
+        Limit => "limit",
+        /// No request in time.
+        Timeout => "timeout",
+        /// The peer closed.
+        Closed => "closed",
+    }
+}
+
+labels! {
+    /// The result of a TLS handshake with a client.
+    pub(crate) enum HandshakeResult {
+        /// With a certificate.
+        Full => "full",
+        /// By a ticket.
+        Resumed => "resumed",
+        /// It failed.
+        Failed => "failed",
+        /// It was not complete in time.
+        Timeout => "timeout",
+    }
+}
+
+labels! {
+    /// The result of a reload of changed files.
+    pub(crate) enum ReloadResult {
+        /// The new content is in use.
+        Ok => "ok",
+        /// The old content stays in use.
+        Refused => "refused",
+    }
+}
+
+labels! {
+    /// Why a connection was closed before a login.
+    pub(crate) enum CloseReason {
+        /// The TLS handshake failed.
+        Handshake => "handshake",
+        /// A limit was reached.
+        Limit => "limit",
+        /// The client closed.
+        ClientClosed => "client_closed",
+        /// The client logged out.
+        Logout => "logout",
+        /// The client violated the protocol.
+        ProtocolError => "protocol_error",
+        /// Too many failed logins.
+        FailedLogins => "failed_logins",
+        /// The time before login is over.
+        Deadline => "deadline",
+        /// usher is stopping.
+        Draining => "draining",
+        /// `limits.on_unavailable` requires it.
+        Unavailable => "unavailable",
+        /// A panic.
+        Panic => "panic",
+    }
+}
+
+labels! {
+    /// Why a relayed session ended.
+    pub(crate) enum SessionEnd {
+        /// The client closed first.
+        ClientClosed => "client_closed",
+        /// The backend closed first.
+        BackendClosed => "backend_closed",
+        /// The client's connection broke.
+        ClientError => "client_error",
+        /// The backend's connection broke.
+        BackendError => "backend_error",
+        /// No byte in either direction for the idle limit.
+        Idle => "idle",
+        /// The client sent a forbidden command.
+        ForbiddenCommand => "forbidden_command",
+        /// usher is stopping.
+        Drain => "drain",
+        /// The directory names another backend, or another name there.
+        Moved => "moved",
+        /// The account was disabled.
+        Disabled => "disabled",
+        /// The account has expired.
+        Expired => "expired",
+        /// The entry was deleted.
+        Deleted => "deleted",
+        /// The password was changed.
+        PasswordChanged => "password_changed",
+        /// The account is held.
+        Hold => "hold",
+        /// An administrator ended it.
+        Kicked => "kicked",
+        /// Its backend is being drained.
+        BackendDrained => "backend_drained",
+        /// A panic.
+        Panic => "panic",
+    }
+}
+
+labels! {
+    /// What the throttle stores.
+    pub(crate) enum ThrottleRecord {
+        /// Failures of a prefix.
+        Prefixes => "prefixes",
+        /// Failures for a user.
+        Users => "users",
+        /// The entry of a name.
+        Names => "names",
+        /// The prefixes from which a user has logged in.
+        KnownNetworks => "known_networks",
+    }
+}
+
+labels! {
+    /// What the throttle did with an attempt, or would have done.
+    pub(crate) enum ThrottleEffect {
+        /// It waits.
+        Delayed => "delayed",
+        /// It is refused.
+        Refused => "refused",
+    }
+}
+
+labels! {
+    /// What changed of an entry in the directory.
+    pub(crate) enum DirectoryChange {
+        /// The mail host.
+        Move => "move",
+        /// The name at the backend.
+        Login => "login",
+        /// The account can be used again.
+        Enable => "enable",
+        /// The account cannot be used any more.
+        Disable => "disable",
+        /// Logins wait.
+        Hold => "hold",
+        /// Logins continue.
+        Release => "release",
+        /// The password.
+        Password => "password",
+        /// A lock after wrong passwords.
+        Lockout => "lockout",
+        /// The DN.
+        Rename => "rename",
+        /// The entry was deleted.
+        Delete => "delete",
+        /// Anything else.
+        Other => "other",
+        /// A version without a visible difference.
+        Unexplained => "unexplained",
+    }
+}
+
+labels! {
+    /// The use of a connection to a directory server.
+    pub(crate) enum ConnectionUse {
+        /// It waits for a bind.
+        Idle => "idle",
+        /// A bind is in progress.
+        Busy => "busy",
+        /// It is for searches.
+        Search => "search",
+    }
+}
+
+labels! {
+    /// A warning of the directory beside a successful bind.
+    pub(crate) enum PasswordWarning {
+        /// A grace login with an expired password.
+        Grace => "grace",
+        /// The password will expire.
+        Expiring => "expiring",
+    }
+}
+
+labels! {
+    /// The direction of relayed bytes.
+    pub(crate) enum Direction {
+        /// From clients.
+        In => "in",
+        /// To clients.
+        Out => "out",
+    }
+}

@@ -1,0 +1,293 @@
+//! The declaration of every metric: name, help, labels, buckets.
+
+use std::sync::Mutex;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use super::series::LabeledSeries;
+use super::{DIRECTORY, Metrics};
+
+/// Seconds: from half a millisecond (a cached decision) to the ten seconds a client is promised.
+const PHASE_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// A metric that is declared wrongly is a defect that the first test meets.
+fn declared<T>(metric: prometheus::Result<T>) -> T {
+    metric.expect("metric names and labels are constants that a test registers")
+}
+
+impl Metrics {
+    /// Declares every metric and creates every series that is known without a configuration.
+    #[must_use]
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        // Metrics of the directory have the label `directory`, so that queries need no change when there are several.
+        let opts = |name: &str, help: &str| {
+            let opts = Opts::new(name, help);
+            if name.starts_with("usher_directory_") { opts.const_label("directory", DIRECTORY) } else { opts }
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, declared(IntCounterVec::new(opts(name, help), labels)))
+        };
+        let counter = |name: &str, help: &str| register(&registry, declared(IntCounter::with_opts(opts(name, help))));
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, declared(IntGaugeVec::new(opts(name, help), labels)))
+        };
+        let gauge = |name: &str, help: &str| register(&registry, declared(IntGauge::with_opts(opts(name, help))));
+
+        let build = gauges("usher_build_info", "Always 1; the version is a label.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let metrics = Self {
+            logins: counters(
+                "usher_logins_total",
+                "Login attempts answered, by result: ok or the reason of refusal.",
+                &["protocol", "result"],
+            ),
+            login_phase: LabeledSeries::new(register(
+                &registry,
+                declared(HistogramVec::new(
+                    HistogramOpts::new("usher_login_phase_seconds", "Time per phase of a login.")
+                        .buckets(PHASE_BUCKETS.to_vec()),
+                    &["protocol", "phase"],
+                )),
+            )),
+            decisions: LabeledSeries::new(counters("usher_decisions_total", "Decisions, by who made them.", &["by"])),
+            sessions: gauges("usher_sessions", "Relayed sessions now.", &["protocol", "backend"]),
+            sessions_ended: LabeledSeries::new(counters(
+                "usher_sessions_ended_total",
+                "Relayed sessions ended, by cause.",
+                &["cause"],
+            )),
+            connections: gauge("usher_connections", "Client connections now, before and after login."),
+            connections_limit: gauge("usher_connections_limit", "Client connections allowed."),
+            kernel_tcp_memory: gauge(
+                "usher_kernel_tcp_memory_bytes",
+                "Memory that the kernel holds for all TCP connections of the machine.",
+            ),
+            kernel_tcp_memory_limit: gauge(
+                "usher_kernel_tcp_memory_limit_bytes",
+                "Memory that the kernel may hold for TCP connections (net.ipv4.tcp_mem).",
+            ),
+            connections_unauthenticated: gauge(
+                "usher_connections_unauthenticated",
+                "Client connections that are not logged in.",
+            ),
+            connections_refused: counter(
+                "usher_connections_refused_total",
+                "Client connections closed at accept because limits.connections or limits.unauthenticated was met.",
+            ),
+            relayed_bytes: LabeledSeries::new(counters(
+                "usher_relayed_bytes_total",
+                "Bytes relayed after login; in: from clients, out: to clients.",
+                &["protocol", "direction"],
+            )),
+            cache_entries: gauge(
+                "usher_cache_entries",
+                "Users with a cached decision, older ones included that cache.stale keeps for an outage.",
+            ),
+            prelogin_ended: LabeledSeries::new(counters(
+                "usher_prelogin_connections_ended_total",
+                "Client connections that ended before a login, by cause.",
+                &["protocol", "cause"],
+            )),
+            directory_operations: counters(
+                "usher_directory_operations_total",
+                "Directory operations, by server, operation and LDAP result code.",
+                &["server", "operation", "code"],
+            ),
+            directory_watch_connected: gauge(
+                "usher_directory_watch_connected",
+                "1 while the directory is followed; 0 while changes are missed, or if it is not to be followed.",
+            ),
+            directory_watch_last_confirmed: register(
+                &registry,
+                declared(Gauge::with_opts(opts(
+                    "usher_directory_watch_last_confirmed_timestamp_seconds",
+                    "Up to when every change of the directory is known, Unix time; 0 before the first time.",
+                ))),
+            ),
+            directory_brake: gauge(
+                "usher_directory_brake",
+                "Users whose change waits for `usher confirm`, because too many were changed at once; 0: off.",
+            ),
+            directory_changes: LabeledSeries::new(counters(
+                "usher_directory_changes_total",
+                "Changes of users that usher has to do with, by what has changed; one edit may be several.",
+                &["kind"],
+            )),
+            directory_seconds: register(
+                &registry,
+                declared(HistogramVec::new(
+                    HistogramOpts::new(
+                        "usher_directory_operation_seconds",
+                        "Time per directory operation, answered or not.",
+                    )
+                    .const_label("directory", DIRECTORY)
+                    .buckets(PHASE_BUCKETS.to_vec()),
+                    &["server", "operation"],
+                )),
+            ),
+            directory_up: gauges(
+                "usher_directory_up",
+                "1 if the server answers, accepts the service account and shows the canary, else 0.",
+                &["server"],
+            ),
+            directory_canary_ok: gauges(
+                "usher_directory_canary_ok",
+                "0 if the server did not show the canary when it was asked last, else 1.",
+                &["server"],
+            ),
+            directory_lag: register(
+                &registry,
+                declared(GaugeVec::new(
+                    opts(
+                        "usher_directory_lag_seconds",
+                        "How far the server was behind the newest write that another has shown, by contextCSN, at its last probe.",
+                    ),
+                    &["server"],
+                )),
+            ),
+            directory_connections: LabeledSeries::new(gauges(
+                "usher_directory_connections",
+                "Connections to the server: waiting for a bind, binding, or for searches.",
+                &["server", "state"],
+            )),
+            directory_failovers: counters(
+                "usher_directory_failovers_total",
+                "Questions that went on to another server because this one gave no verdict.",
+                &["server"],
+            ),
+            directory_service_bind_ok: gauges(
+                "usher_directory_service_bind_ok",
+                "0 if the service account's last bind was refused, else 1.",
+                &["server"],
+            ),
+            directory_password_warnings: LabeledSeries::new(counters(
+                "usher_directory_password_warnings_total",
+                "Good binds with a warning: a grace login with an expired password, or one that will expire.",
+                &["warning"],
+            )),
+            backend_logins: LabeledSeries::new(counters(
+                "usher_backend_logins_total",
+                "Logins at backends after the directory said yes, by result; down, in_flight, slow_start, draining: not sent.",
+                &["backend", "result"],
+            )),
+            backend_logins_in_flight: gauges(
+                "usher_backend_logins_in_flight",
+                "Logins under way at backends.",
+                &["backend"],
+            ),
+            backend_up: gauges(
+                "usher_backend_up",
+                "1 if logins go to the backend, 0 if all of its addresses are down or its name leads nowhere.",
+                &["backend", "protocol"],
+            ),
+            backend_draining: gauges(
+                "usher_backend_draining",
+                "1 while an administrator has taken the backend out of service (`usher backends drain`), else 0.",
+                &["backend"],
+            ),
+            backend_addresses: gauges(
+                "usher_backend_addresses",
+                "Addresses of the backend now, by the state of their breakers.",
+                &["backend", "protocol", "state"],
+            ),
+            backend_probes: LabeledSeries::new(counters(
+                "usher_backend_probes_total",
+                "Looks at a backend's address without a user, by result.",
+                &["backend", "result"],
+            )),
+            backend_handshakes: counters(
+                "usher_backend_handshakes_total",
+                "TLS handshakes with the backend, probes included, by whether they resumed an earlier session.",
+                &["backend", "protocol", "resumed"],
+            ),
+            backend_capabilities_missing: gauges(
+                "usher_backend_capabilities_missing",
+                "Capabilities that single backends have beyond what all have; clients are not promised them.",
+                &["protocol"],
+            ),
+            backend_capability_changes: counters(
+                "usher_backend_capability_changes_total",
+                "Times that an address of the backend was found with other capabilities than before.",
+                &["backend", "protocol"],
+            ),
+            proxy_headers: LabeledSeries::new(counters(
+                "usher_proxy_headers_total",
+                "Connections to listeners with PROXY headers, by what they began with; all but client and local were closed.",
+                &["protocol", "result"],
+            )),
+            auth_http_requests: LabeledSeries::new(counters(
+                "usher_auth_http_requests_total",
+                "Connections to the auth_http listener, by result; all but ok, refused and method got no reply for a client.",
+                &["result"],
+            )),
+            tls_handshakes: LabeledSeries::new(counters(
+                "usher_tls_handshakes_total",
+                "TLS handshakes with clients, by result; resumed: without a certificate.",
+                &["protocol", "result"],
+            )),
+            handshakes: gauge("usher_tls_handshakes_in_progress", "TLS handshakes with clients under way."),
+            throttled: counters(
+                "usher_throttled_total",
+                "What a rule of the throttle delayed or refused (mode enforce), or would have (mode dry_run).",
+                &["rule", "effect", "mode"],
+            ),
+            throttle_entries: LabeledSeries::new(gauges(
+                "usher_throttle_entries",
+                "What the throttle remembers now, by kind.",
+                &["kind"],
+            )),
+            certificate_expiry: register(
+                &registry,
+                declared(GaugeVec::new(
+                    Opts::new(
+                        "usher_certificate_expiry_timestamp_seconds",
+                        "When each served certificate ends, Unix time.",
+                    ),
+                    &["chain"],
+                )),
+            ),
+            certificate_reloads: LabeledSeries::new(counters(
+                "usher_certificate_reloads_total",
+                "Times that certificates, keys (of tickets too), CAs or passwords of the config in force were found changed.",
+                &["result"],
+            )),
+            certificate_last_reload_successful: gauge(
+                "usher_certificate_last_reload_successful",
+                "0 while a changed certificate, key, CA or password file is refused and its old content stays in force.",
+            ),
+            config_last_reload_successful: gauge(
+                "usher_config_last_reload_successful",
+                "1 if the last reload, or the start, was taken over; 0 if the old config stayed.",
+            ),
+            config_last_reload_success_timestamp: register(
+                &registry,
+                declared(Gauge::new(
+                    "usher_config_last_reload_success_timestamp_seconds",
+                    "When the config in force was taken over, Unix time.",
+                )),
+            ),
+            log_dropped: counter("usher_log_dropped_total", "Log lines lost because the log's output was stuck."),
+            scraping: Mutex::default(),
+            panics: counter("usher_panics_total", "Panics caught; each ended one session at most and is a defect."),
+            task_restarts: counters(
+                "usher_task_restarts_total",
+                "Times that a task of the whole process was started again after a panic, by task; each is a defect.",
+                &["task"],
+            ),
+            registry,
+        };
+        metrics.know_constants();
+        #[cfg(target_os = "linux")]
+        declared(metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self())));
+        metrics
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> C {
+    declared(registry.register(Box::new(metric.clone())));
+    metric
+}
