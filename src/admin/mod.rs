@@ -160,7 +160,7 @@ fn refresh(shared: &Shared, metrics: &Metrics) {
     snapshot.directory.update_gauges();
     for backend in &snapshot.backends {
         backend.update_gauges(metrics);
-        let draining = shared.steer.drained(&backend.name).is_some();
+        let draining = shared.maintenance.drained(&backend.name).is_some();
         metrics.backend_draining.with_label_values(&[&*backend.name]).set(draining.into());
     }
 }

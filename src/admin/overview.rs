@@ -24,16 +24,16 @@ pub(crate) struct Backend {
 /// Every backend of the configuration in force, in its order.
 #[must_use]
 pub(crate) fn backends(shared: &Shared) -> Vec<Backend> {
-    let mut sessions: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
-    for session in shared.registry.sessions() {
-        let there = sessions.entry(session.backend.to_string()).or_default();
-        *there.entry(session.protocol.to_string()).or_default() += 1;
-    }
+    let sessions = shared.registry.counts();
+    let by_protocol = |backend: &str| {
+        let counts = sessions.get(backend).into_iter().flatten();
+        counts.map(|(protocol, count)| (protocol.to_string(), *count)).collect()
+    };
     let snapshot = shared.snapshot.load();
     let states = snapshot.backends.iter().map(crate::backend::Backend::status);
     let whole = states.map(|state| Backend {
-        sessions: sessions.remove(&state.name).unwrap_or_default(),
-        draining: shared.steer.drained(&state.name),
+        sessions: by_protocol(&state.name),
+        draining: shared.maintenance.drained(&state.name),
         state,
     });
     whole.collect()

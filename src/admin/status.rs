@@ -100,7 +100,7 @@ impl Status {
         let mut section = |title: &str, content: String| {
             let _ = writeln!(page, "<section><h2>{}</h2>{content}</section>", Escaped(title));
         };
-        section("At a glance", tiles(self.shared.registry.sessions().len(), metrics, &lately));
+        section("At a glance", tiles(self.shared.registry.count(), metrics, &lately));
         section("Backends", backends(&overview::backends(&self.shared), &lately));
         section("Directory servers", directory(&snapshot, metrics));
         section("Logins and refusals", charts(&bars));

@@ -40,7 +40,7 @@ labels! {
         DirectoryAwait => "directory_await",
         /// Follows changes of the directory.
         DirectoryWatch => "directory_watch",
-        /// Ends sessions that a directory change invalidates.
+        /// Ends sessions that a directory change invalidates, and all when the process stops.
         SessionCloser => "session_closer",
         /// Starts the probes of directory servers and backends when they are due.
         Probes => "probes",

@@ -71,13 +71,13 @@ pub(super) async fn backends(config: &Path, arguments: &Args) -> Result<ExitCode
         Some(Command::Drain { name, rate }) => {
             let rate = rate.map(|rate| rate.to_string());
             let path = with_query(&path(name, "drain"), rate.as_deref().map(|rate| ("rate", rate)));
-            steer(&running, &path, arguments.json).await
+            act(&running, &path, arguments.json).await
         }
-        Some(Command::Undrain { name }) => steer(&running, &path(name, "undrain"), arguments.json).await,
+        Some(Command::Undrain { name }) => act(&running, &path(name, "undrain"), arguments.json).await,
     }
 }
 
-async fn steer(running: &Running, path: &str, json: bool) -> Result<ExitCode, ExitCode> {
+async fn act(running: &Running, path: &str, json: bool) -> Result<ExitCode, ExitCode> {
     let answers = running.ask_all::<Backend>("POST", path).await?;
     let code = answers.code();
     for backend in merged(answers.all.into_iter().map(|backend| vec![backend]).collect()) {

@@ -181,7 +181,7 @@ impl<'a> LoginAttempt<'a> {
             let target = self.target(proven.identity.entry(), login)?;
             let place = self.place(&proven).map_err(|limited| event.limited(limited))?;
             event.routed(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
-            if self.shared.steer.drained(&target.backend.name).is_some() {
+            if self.shared.maintenance.drained(&target.backend.name).is_some() {
                 self.count_backend(target.backend, BackendResult::Draining);
                 return Err(Refusal::BackendDraining);
             }

@@ -21,7 +21,8 @@ use crate::directory::Directory;
 use crate::directory::ldap::Ldap;
 use crate::limits::Throttle;
 use crate::login::authn::Authenticator;
-use crate::sessions::maintenance::AdminActions;
+use crate::sessions::closer::Closer;
+use crate::sessions::maintenance::Maintenance;
 use crate::sessions::registry::Registry;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
@@ -145,8 +146,10 @@ pub(crate) struct Shared {
     pub registry: Arc<Registry>,
     /// Applies changes of the directory.
     pub follow: ChangeTracker,
-    /// Administrative actions in progress.
-    pub steer: AdminActions,
+    /// Ends sessions at a pace.
+    pub closer: Arc<Closer>,
+    /// The backends that are out of service.
+    pub maintenance: Maintenance,
     /// Limits per client and user.
     pub throttle: Throttle,
     /// The stage of the process' life.
@@ -173,9 +176,11 @@ impl Shared {
     pub(crate) fn new(snapshot: Snapshot, metrics: Arc<Metrics>, log: log::Guard) -> Arc<Self> {
         credential::prepare();
         let registry = Arc::<Registry>::default();
+        let closer = Arc::new(Closer::new(Arc::clone(&registry)));
         Arc::new(Self {
-            follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&metrics)),
-            steer: AdminActions::new(Arc::clone(&registry), Arc::clone(&metrics)),
+            follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
+            maintenance: Maintenance::new(Arc::clone(&closer)),
+            closer,
             throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
             snapshot: ArcSwap::from_pointee(snapshot),
             metrics,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::time::interval;
 
+use crate::base::tasks::Task;
 use crate::directory::Change;
 use crate::login::core::{Shared, Snapshot};
 
@@ -17,8 +18,8 @@ const SNAPSHOT_CHECK: Duration = Duration::from_millis(250);
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Ends sessions that have to end, one after another.
-pub(super) async fn close_sessions(shared: Arc<Shared>) {
-    shared.follow.close(|| shared.snapshot.load().config.drain.max_closes_per_second).await;
+pub(super) async fn close_sessions(shared: Arc<Shared>, task: Task) {
+    shared.closer.run(task, || shared.snapshot.load().config.drain.max_closes_per_second).await;
 }
 
 /// Follows.

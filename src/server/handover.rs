@@ -211,7 +211,7 @@ impl Server {
         let mut command = Command::new(&self.program);
         // Whatever this process may be, that one may be.
         command.args(["run", DETACH, "--take-over", "--allow-root", "--config"]).arg(&self.file);
-        for (backend, Drain { rate, .. }) in self.shared.steer.drains() {
+        for (backend, Drain { rate, .. }) in self.shared.maintenance.drains() {
             command.arg(DRAINED).arg(format!("{backend}={rate}"));
         }
         let starter = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn();

@@ -43,6 +43,7 @@ use crate::config_files::{self, Files, Fingerprint};
 use crate::frontend::auth_http;
 use crate::frontend::listener::{self, BoundListener};
 use crate::login::core::{Shared, Snapshot};
+use crate::sessions::closer;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
@@ -155,7 +156,7 @@ pub(crate) async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)
     let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
     let shared = Shared::new(snapshot, metrics, log);
     for (backend, rate) in drained {
-        shared.steer.drain(backend, *rate);
+        shared.maintenance.drain(backend, *rate);
     }
     let (orders, requests) = mpsc::channel(4);
     let supervisor = Supervisor::new(&shared.metrics);
@@ -298,8 +299,10 @@ impl Server {
         supervisor.keep(Task::Probes, move || run_probes(Arc::clone(&probed)));
         let followed = with_shared();
         supervisor.keep(Task::DirectoryWatch, move || changes::follow(Arc::clone(&followed)));
-        let closed = with_shared();
-        supervisor.keep(Task::SessionCloser, move || changes::close_sessions(Arc::clone(&closed)));
+        for task in closer::TASKS {
+            let closed = with_shared();
+            supervisor.keep(task, move || changes::close_sessions(Arc::clone(&closed), task));
+        }
     }
 
     /// Says and counts what a snapshot that is now in force means.
@@ -308,7 +311,7 @@ impl Server {
         metrics.know(&snapshot.config);
         self.shared.throttle.apply(&snapshot.config.throttle);
         let is_configured = |name: &str| snapshot.backends.iter().any(|backend| *backend.name == *name);
-        for backend in self.shared.steer.keep(is_configured) {
+        for backend in self.shared.maintenance.keep(is_configured) {
             info!(backend = &*backend, "this backend is not configured any more, nor drained");
         }
         metrics.config_last_reload_successful.set(1);

@@ -1,22 +1,82 @@
-//! Closes sessions one after another, so that clients do not all reconnect at once, and those of unusable
-//! accounts before those of moved accounts.
+//! Ends sessions at a pace, whatever the reason: a change of their entries, the choice of an administrator, a
+//! backend taken out of service, the stop of the process. So clients do not all reconnect at once.
+//!
+//! One engine for all of them: a job names sessions and a pace, and [`Closer::run`] performs the steps of all jobs
+//! of a task when they are due. A job is kept here and not in the task, so that it survives a panic of the task.
+//! Sessions are found by the indexes of the registry: no step scans all of them.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until};
 
+use crate::base::tasks::Task;
 use crate::sessions::id::SessionId;
 use crate::sessions::registry::{Registry, TerminationReason};
 
-/// The sessions to be closed.
+/// How often a drained backend is checked for sessions that were about to begin.
+const LATE_SESSIONS: Duration = Duration::from_millis(250);
+
+/// The tasks that perform the jobs, each by a call of [`Closer::run`].
+pub(crate) const TASKS: [Task; 3] = [Task::SessionCloser, Task::BackendDrain, Task::Kick];
+
+/// The jobs in progress.
 #[derive(Debug)]
-pub(crate) struct CloseQueue {
+pub(crate) struct Closer {
     registry: Arc<Registry>,
-    queue: Mutex<RankedSessions>,
-    more: Notify,
+    jobs: Mutex<Jobs>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    by_id: BTreeMap<JobId, Job>,
+    /// The last number of a selection.
+    last_selection: u64,
+}
+
+/// Identifies a job. There is one job at a time for all changes, for each backend, and for the stop.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum JobId {
+    Changes,
+    Stop,
+    Backend(Arc<str>),
+    Selection(u64),
+}
+
+impl JobId {
+    /// The task that performs the job.
+    fn task(&self) -> Task {
+        match self {
+            Self::Changes | Self::Stop => Task::SessionCloser,
+            Self::Backend(_) => Task::BackendDrain,
+            Self::Selection(_) => Task::Kick,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Job {
+    sessions: Sessions,
+    /// When the next session may be closed.
+    due: Instant,
+}
+
+/// The sessions of a job, and its pace.
+#[derive(Debug)]
+enum Sessions {
+    /// Those that a change does not permit any more, the most serious reason first, at the configured rate.
+    Ranked(RankedSessions),
+    /// These, in this order. One that has ended meanwhile keeps its point in time.
+    Listed { sessions: VecDeque<SessionId>, step: Duration },
+    /// Those of a backend, oldest first, including those that begin later.
+    Backend { step: Duration },
+    /// All, oldest first. One that ends by itself spares one of the last.
+    All { step: Duration },
 }
 
 /// Bounded by the number of sessions: each is queued once for each reason.
@@ -42,61 +102,181 @@ const fn rank(why: TerminationReason) -> usize {
     }
 }
 
-impl CloseQueue {
-    pub(crate) fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, queue: Mutex::default(), more: Notify::new() }
-    }
+/// Whether the brake covers a change with this consequence.
+const fn is_braked(why: TerminationReason) -> bool {
+    matches!(
+        why,
+        TerminationReason::Moved
+            | TerminationReason::Disabled
+            | TerminationReason::Expired
+            | TerminationReason::Deleted
+    )
+}
 
-    fn lock(&self) -> MutexGuard<'_, RankedSessions> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn add(&self, sessions: impl IntoIterator<Item = (SessionId, TerminationReason)>) {
-        let mut queue = self.lock();
-        for ending in sessions {
-            if queue.queued.insert(ending)
-                && let Some(order) = queue.order.get_mut(rank(ending.1))
-            {
-                order.push_back(ending);
-            }
+impl RankedSessions {
+    fn add(&mut self, session: SessionId, why: TerminationReason) {
+        if self.queued.insert((session, why))
+            && let Some(order) = self.order.get_mut(rank(why))
+        {
+            order.push_back((session, why));
         }
-        self.more.notify_one();
     }
 
-    /// Removes the sessions queued for changes that the brake covers.
-    pub(crate) fn withdraw(&self) {
-        let mut queue = self.lock();
-        let stays = |(_, why): &(SessionId, TerminationReason)| {
-            !matches!(
-                why,
-                TerminationReason::Moved
-                    | TerminationReason::Disabled
-                    | TerminationReason::Expired
-                    | TerminationReason::Deleted
-            )
-        };
-        queue.order.iter_mut().for_each(|order| order.retain(stays));
-        queue.queued.retain(stays);
-    }
-
-    fn next(&self) -> Option<(SessionId, TerminationReason)> {
-        let mut queue = self.lock();
-        let next = queue.order.iter_mut().find_map(VecDeque::pop_front)?;
-        queue.queued.remove(&next);
+    fn next(&mut self) -> Option<(SessionId, TerminationReason)> {
+        let next = self.order.iter_mut().find_map(VecDeque::pop_front)?;
+        self.queued.remove(&next);
         Some(next)
     }
+}
 
-    /// Closes the queued sessions at this rate.
-    pub(crate) async fn run(&self, rate: impl Fn() -> u32) {
-        loop {
-            match self.next() {
+impl Job {
+    /// Closes the next session, if there is one, and determines when the one after it is due. `rate`: the
+    /// configured closes per second.
+    fn step(&mut self, id: &JobId, registry: &Registry, rate: u32, now: Instant) {
+        match &mut self.sessions {
+            Sessions::Ranked(queue) => {
                 // A session that has ended meanwhile takes no time.
-                Some((session, why)) if self.registry.end(session, why) => {
-                    sleep(Duration::from_secs(1) / rate().max(1)).await;
+                if let Some((session, why)) = queue.next()
+                    && registry.end(session, why)
+                {
+                    self.due = now + Duration::from_secs(1) / rate.max(1);
                 }
-                Some(_) => {}
-                None => self.more.notified().await,
             }
+            Sessions::Listed { sessions, step } => {
+                if let Some(session) = sessions.pop_front() {
+                    registry.end(session, TerminationReason::Kicked);
+                }
+                self.due += *step;
+            }
+            Sessions::Backend { step } => {
+                let closed = matches!(id, JobId::Backend(backend)
+                    if registry.end_oldest_of(backend, TerminationReason::BackendDrained));
+                self.due = now + if closed { *step } else { LATE_SESSIONS };
+            }
+            Sessions::All { step } => {
+                registry.end_oldest();
+                self.due += *step;
+            }
+        }
+    }
+
+    /// Whether a session is left, as far as the job can tell.
+    fn has_more(&self) -> bool {
+        match &self.sessions {
+            Sessions::Ranked(queue) => !queue.queued.is_empty(),
+            Sessions::Listed { sessions, .. } => !sessions.is_empty(),
+            Sessions::Backend { .. } | Sessions::All { .. } => true,
         }
     }
 }
+
+impl Closer {
+    /// No job is in progress.
+    #[must_use]
+    pub(crate) fn new(registry: Arc<Registry>) -> Self {
+        Self { registry, jobs: Mutex::default(), changed: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes sessions that a change of their entries does not permit any more.
+    pub(crate) fn close_changed(&self, sessions: impl IntoIterator<Item = (SessionId, TerminationReason)>) {
+        {
+            let mut jobs = self.lock();
+            let none = || Job { sessions: Sessions::Ranked(RankedSessions::default()), due: Instant::now() };
+            let job = jobs.by_id.entry(JobId::Changes).or_insert_with(none);
+            if let Sessions::Ranked(queue) = &mut job.sessions {
+                sessions.into_iter().for_each(|(session, why)| queue.add(session, why));
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Keeps the sessions that were to be closed for changes that the brake covers.
+    pub(crate) fn withdraw_braked(&self) {
+        if let Some(Job { sessions: Sessions::Ranked(queue), .. }) = self.lock().by_id.get_mut(&JobId::Changes) {
+            let stays = |(_, why): &(SessionId, TerminationReason)| !is_braked(*why);
+            queue.order.iter_mut().for_each(|order| order.retain(stays));
+            queue.queued.retain(stays);
+        }
+    }
+
+    /// Closes these sessions one after another, evenly over this time.
+    pub(crate) fn kick(&self, sessions: Vec<SessionId>, over: Duration) {
+        let step = over / u32::try_from(sessions.len()).unwrap_or(u32::MAX).max(1);
+        {
+            let mut jobs = self.lock();
+            jobs.last_selection += 1;
+            let id = JobId::Selection(jobs.last_selection);
+            let job = Job { sessions: Sessions::Listed { sessions: sessions.into(), step }, due: Instant::now() };
+            jobs.by_id.insert(id, job);
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Closes the sessions of this backend, `rate` per second, until [`Closer::keep_backend`].
+    pub(super) fn close_backend(&self, backend: Arc<str>, rate: u32) {
+        let step = Duration::from_secs(1) / rate.max(1);
+        let job = Job { sessions: Sessions::Backend { step }, due: Instant::now() };
+        self.lock().by_id.insert(JobId::Backend(backend), job);
+        self.changed.notify_waiters();
+    }
+
+    /// Does not close the sessions of this backend any more.
+    pub(super) fn keep_backend(&self, backend: &Arc<str>) {
+        self.lock().by_id.remove(&JobId::Backend(Arc::clone(backend)));
+    }
+
+    /// Closes the sessions of now evenly over `time`, at most `rate` per second. A second call changes both.
+    pub(crate) fn close_all(&self, time: Duration, rate: u32) {
+        let sessions = u32::try_from(self.registry.count()).unwrap_or(u32::MAX).max(1);
+        let step = (time / sessions).max(Duration::from_secs(1) / rate.max(1));
+        let job = Job { sessions: Sessions::All { step }, due: Instant::now() + step };
+        self.lock().by_id.insert(JobId::Stop, job);
+        self.changed.notify_waiters();
+    }
+
+    /// Performs the jobs of a task; never returns. `rate`: how many sessions may be closed per second after changes.
+    pub(crate) async fn run(&self, task: Task, rate: impl Fn() -> u32) {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            // Before the jobs are read: no later one is missed.
+            changed.as_mut().enable();
+            match self.step(task, rate()) {
+                Some(due) if due <= Instant::now() => yield_now().await,
+                Some(due) => tokio::select! {
+                    () = sleep_until(due) => {}
+                    () = changed => {}
+                },
+                None => changed.await,
+            }
+        }
+    }
+
+    /// One step of each job of this task that is due; returns when the next is.
+    fn step(&self, task: Task, rate: u32) -> Option<Instant> {
+        let now = Instant::now();
+        let mut jobs = self.lock();
+        let mut next: Option<Instant> = None;
+        jobs.by_id.retain(|id, job| {
+            if id.task() != task {
+                return true;
+            }
+            if job.due <= now && job.has_more() {
+                job.step(id, &self.registry, rate, now);
+            }
+            let has_more = job.has_more();
+            if has_more {
+                next = Some(next.map_or(job.due, |next| next.min(job.due)));
+            }
+            // The pause after the last change counts for those that are reported later.
+            has_more || *id == JobId::Changes
+        });
+        next
+    }
+}
+
+#[cfg(test)]
+mod tests;

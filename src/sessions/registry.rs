@@ -5,8 +5,9 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
+use std::ops::{Bound, RangeInclusive};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -18,6 +19,9 @@ use crate::directory::{Entry, EntryId};
 use crate::proto::ClosingNotice;
 use crate::sessions::id::{self, SessionId};
 use crate::telemetry::labels::SessionEnd;
+
+/// Sessions read under one hold of the lock that every login takes.
+const PAGE: usize = 256;
 
 /// A relayed session. Contains no password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -115,10 +119,61 @@ struct SessionTable {
     by_dn: BTreeSet<(Arc<str>, SessionId)>,
     /// The same by the entry's immutable id.
     by_id: BTreeSet<(EntryId, SessionId)>,
-    /// The senders of sessions that were not asked to end yet; dropping one ends its session, too.
-    open: BTreeMap<SessionId, oneshot::Sender<TerminationReason>>,
+    /// How many sessions each backend has, by protocol.
+    counts: BTreeMap<Arc<str>, BTreeMap<Cow<'static, str>, usize>>,
+    /// The stop channels of sessions that were not asked to end yet; dropping one ends its session, too.
+    open: BTreeMap<SessionId, OpenSession>,
+    /// The same by backend.
+    open_by_backend: BTreeSet<(Arc<str>, SessionId)>,
     /// Whether a session that is listed now is asked to end at once.
     closed: bool,
+}
+
+/// A session that was not asked to end yet.
+#[derive(Debug)]
+struct OpenSession {
+    stop: oneshot::Sender<TerminationReason>,
+    backend: Arc<str>,
+}
+
+impl SessionTable {
+    fn insert(&mut self, session: Session, basis: SessionBasis, stop: oneshot::Sender<TerminationReason>) {
+        let (id, backend) = (session.id, Arc::clone(&session.backend));
+        self.by_dn.insert((Arc::clone(&session.dn), id));
+        self.by_id.extend(basis.entry.version.id.map(|entry| (entry, id)));
+        let protocols = self.counts.entry(Arc::clone(&backend)).or_default();
+        *protocols.entry(session.protocol.clone()).or_default() += 1;
+        self.sessions.insert(id, (Arc::new(session), basis));
+        if !self.closed {
+            self.open_by_backend.insert((Arc::clone(&backend), id));
+            self.open.insert(id, OpenSession { stop, backend });
+        }
+    }
+
+    fn remove(&mut self, id: SessionId) {
+        self.take_open(id);
+        let Some((session, basis)) = self.sessions.remove(&id) else { return };
+        self.by_dn.remove(&(Arc::clone(&session.dn), id));
+        if let Some(entry) = basis.entry.version.id {
+            self.by_id.remove(&(entry, id));
+        }
+        if let Some(protocols) = self.counts.get_mut(&session.backend) {
+            if let Some(count) = protocols.get_mut(&session.protocol) {
+                *count -= 1;
+            }
+            protocols.retain(|_, count| *count > 0);
+            if protocols.is_empty() {
+                self.counts.remove(&session.backend);
+            }
+        }
+    }
+
+    /// Takes the stop channel of a session that was not asked to end yet.
+    fn take_open(&mut self, id: SessionId) -> Option<OpenSession> {
+        let open = self.open.remove(&id)?;
+        self.open_by_backend.remove(&(Arc::clone(&open.backend), id));
+        Some(open)
+    }
 }
 
 impl Registry {
@@ -131,27 +186,37 @@ impl Registry {
     #[must_use]
     pub(crate) fn list(self: &Arc<Self>, session: Session, basis: SessionBasis) -> (ListedSession, StopHandle) {
         let id = session.id;
-        let (string, asked) = oneshot::channel();
-        let mut relayed = self.lock();
-        relayed.by_dn.insert((Arc::clone(&session.dn), id));
-        relayed.by_id.extend(basis.entry.version.id.map(|entry| (entry, id)));
-        relayed.sessions.insert(id, (Arc::new(session), basis));
-        if !relayed.closed {
-            relayed.open.insert(id, string);
-        }
-        (ListedSession { registry: Arc::clone(self), id }, StopHandle(asked))
+        let (stop, requested) = oneshot::channel();
+        self.lock().insert(session, basis, stop);
+        (ListedSession { registry: Arc::clone(self), id }, StopHandle(requested))
     }
 
     /// The sessions now, oldest first.
     #[must_use]
     pub(crate) fn sessions(&self) -> Vec<Arc<Session>> {
-        self.lock().sessions.values().map(|(session, _)| Arc::clone(session)).collect()
+        self.listed().map(|(session, _)| session).collect()
     }
 
-    /// The same, each with what it was logged in with.
+    /// The same, each with what it was logged in with. They are read in pages, between which logins get the lock:
+    /// a session that ends meanwhile may be missing, and one that begins meanwhile may be included.
+    pub(crate) fn listed(&self) -> impl Iterator<Item = (Arc<Session>, SessionBasis)> + '_ {
+        let mut after = None;
+        let pages = iter::from_fn(move || {
+            let page: Vec<_> = {
+                let table = self.lock();
+                let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+                table.sessions.range((start, Bound::Unbounded)).take(PAGE).map(|(_, one)| one.clone()).collect()
+            };
+            after = page.last().map(|(session, _): &(Arc<Session>, _)| session.id);
+            after.map(|_| page)
+        });
+        pages.flatten()
+    }
+
+    /// How many sessions each backend has, by protocol.
     #[must_use]
-    pub(crate) fn listed(&self) -> Vec<(Arc<Session>, SessionBasis)> {
-        self.lock().sessions.values().cloned().collect()
+    pub(crate) fn counts(&self) -> BTreeMap<Arc<str>, BTreeMap<Cow<'static, str>, usize>> {
+        self.lock().counts.clone()
     }
 
     /// How many sessions there are.
@@ -163,23 +228,23 @@ impl Registry {
     /// The sessions of an entry, oldest first, each with what it was logged in with.
     #[must_use]
     pub(crate) fn of(&self, dn: &Arc<str>) -> Vec<(Arc<Session>, SessionBasis)> {
-        let relayed = self.lock();
-        let ids = relayed.by_dn.range(every_id(dn));
-        ids.filter_map(|(_, id)| relayed.sessions.get(id).cloned()).collect()
+        let table = self.lock();
+        let ids = table.by_dn.range(every_id(dn));
+        ids.filter_map(|(_, id)| table.sessions.get(id).cloned()).collect()
     }
 
     /// The entry of this id, or else of this DN, in the version of its latest session; `None` if it has no
     /// session.
     #[must_use]
     pub(crate) fn entry(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<Arc<Entry>> {
-        let relayed = self.lock();
-        let by_id = id.and_then(|id| relayed.by_id.range((id, SessionId::FIRST)..=(id, SessionId::LAST)).next_back());
+        let table = self.lock();
+        let by_id = id.and_then(|id| table.by_id.range((id, SessionId::FIRST)..=(id, SessionId::LAST)).next_back());
         let by_id = by_id.map(|(_, session)| *session);
         let session = by_id.or_else(|| {
-            let (_, session) = relayed.by_dn.range(every_id(dn?)).next_back()?;
+            let (_, session) = table.by_dn.range(every_id(dn?)).next_back()?;
             Some(*session)
         })?;
-        let entry = &relayed.sessions.get(&session)?.1.entry;
+        let entry = &table.sessions.get(&session)?.1.entry;
         (!is_other(id, entry.version.id)).then(|| Arc::clone(entry))
     }
 
@@ -191,37 +256,60 @@ impl Registry {
 
     /// The entry with this id has another DN now: its sessions are listed under it.
     pub(crate) fn rename(&self, entry: Option<EntryId>, old: &Arc<str>, new: &Arc<str>) {
-        let mut relayed = self.lock();
-        let ids = relayed.by_dn.range(every_id(old));
+        let mut table = self.lock();
+        let ids = table.by_dn.range(every_id(old));
         for (_, id) in ids.cloned().collect::<Vec<_>>() {
-            if let Some((session, basis)) = relayed.sessions.get_mut(&id) {
+            if let Some((session, basis)) = table.sessions.get_mut(&id) {
                 if is_other(entry, basis.entry.version.id) {
                     continue;
                 }
                 *session = Arc::new(Session { dn: Arc::clone(new), ..Session::clone(session) });
                 basis.entry = Arc::new(Entry { dn: Arc::clone(new), ..Entry::clone(&basis.entry) });
             }
-            relayed.by_dn.remove(&(Arc::clone(old), id));
-            relayed.by_dn.insert((Arc::clone(new), id));
+            table.by_dn.remove(&(Arc::clone(old), id));
+            table.by_dn.insert((Arc::clone(new), id));
         }
     }
 
     /// Ends a session; returns `false` if it has ended or was asked to before.
     pub(crate) fn end(&self, id: SessionId, why: TerminationReason) -> bool {
-        let asked = self.lock().open.remove(&id);
-        asked.is_some_and(|string| string.send(why).is_ok())
+        let open = self.lock().take_open(id);
+        open.is_some_and(|open| open.stop.send(why).is_ok())
     }
 
     /// Ends the oldest session that was not asked to end yet; `false` if all were.
     pub(crate) fn end_oldest(&self) -> bool {
-        self.lock().open.pop_first().is_some()
+        let mut table = self.lock();
+        let oldest = table.open.first_key_value().map(|(id, _)| *id);
+        oldest.is_some_and(|id| table.take_open(id).is_some())
+    }
+
+    /// Ends the oldest session of a backend that was not asked to end yet; `false` if all were.
+    pub(crate) fn end_oldest_of(&self, backend: &Arc<str>, why: TerminationReason) -> bool {
+        loop {
+            let open = {
+                let mut table = self.lock();
+                let oldest = table.open_by_backend.range(every_id(backend)).next().map(|(_, id)| *id);
+                oldest.and_then(|id| table.take_open(id))
+            };
+            let Some(open) = open else { return false };
+            // One that has ended just now does not count.
+            if open.stop.send(why).is_ok() {
+                return true;
+            }
+        }
     }
 
     /// Ends all sessions, including those listed later.
     pub(crate) fn end_all(&self) {
-        let mut relayed = self.lock();
-        relayed.closed = true;
-        relayed.open.clear();
+        let open = {
+            let mut table = self.lock();
+            table.closed = true;
+            table.open_by_backend.clear();
+            std::mem::take(&mut table.open)
+        };
+        // Outside the lock, which each of these sessions takes when it ends.
+        drop(open);
     }
 
     fn lock(&self) -> MutexGuard<'_, SessionTable> {
@@ -234,9 +322,9 @@ pub(crate) fn is_other(one: Option<EntryId>, other: Option<EntryId>) -> bool {
     matches!((one, other), (Some(one), Some(other)) if one != other)
 }
 
-/// The range of an entry's sessions in the order of DN.
-fn every_id(dn: &Arc<str>) -> RangeInclusive<(Arc<str>, SessionId)> {
-    (Arc::clone(dn), SessionId::FIRST)..=(Arc::clone(dn), SessionId::LAST)
+/// The range of all sessions of a DN, or of a backend, in an index.
+fn every_id(name: &Arc<str>) -> RangeInclusive<(Arc<str>, SessionId)> {
+    (Arc::clone(name), SessionId::FIRST)..=(Arc::clone(name), SessionId::LAST)
 }
 
 /// Resolves with the reason when the session has to end.
@@ -272,14 +360,7 @@ pub(crate) struct ListedSession {
 
 impl Drop for ListedSession {
     fn drop(&mut self) {
-        let mut relayed = self.registry.lock();
-        if let Some((session, basis)) = relayed.sessions.remove(&self.id) {
-            relayed.by_dn.remove(&(Arc::clone(&session.dn), self.id));
-            if let Some(entry) = basis.entry.version.id {
-                relayed.by_id.remove(&(entry, self.id));
-            }
-        }
-        relayed.open.remove(&self.id);
+        self.registry.lock().remove(self.id);
     }
 }
 
@@ -368,8 +449,8 @@ mod tests {
         assert_eq!(dn(id(1), None).as_deref(), Some("uid=alicia"));
         drop(alice);
         assert_eq!((dn(id(1), None), dn(None, Some("uid=alicia"))), (None, None));
-        let relayed = registry.lock();
-        assert!(relayed.by_id.is_empty() && relayed.by_dn.is_empty());
+        let table = registry.lock();
+        assert!(table.by_id.is_empty() && table.by_dn.is_empty());
     }
 
     #[tokio::test]
@@ -397,5 +478,62 @@ mod tests {
         registry.end_all();
         list(&registry, session(&registry)).1.await;
         (&mut two.1).await;
+    }
+    #[tokio::test]
+    async fn sessions_of_a_backend_are_stopped_oldest_first() {
+        let registry = Arc::new(Registry::default());
+        let at = |backend: &str| {
+            let session = Session { backend: backend.into(), ..session(&registry) };
+            list(&registry, session)
+        };
+        let (mut one, other, mut two) = (at("server3"), at("server4"), at("server3"));
+        let (backend, why) = (Arc::from("server3"), TerminationReason::BackendDrained);
+        assert!(registry.end_oldest_of(&backend, why));
+        assert_eq!((one.1.requested(), two.1.requested()), (Some(why), None));
+        assert!(registry.end(two.0.id, TerminationReason::Kicked));
+        assert!(!registry.end_oldest_of(&backend, why), "all were asked to end");
+        assert_eq!(registry.counts()["server3"]["imap"], 2, "listed until they have ended");
+        drop((one, two));
+        assert!(!registry.counts().contains_key("server3"));
+        drop(other);
+        let table = registry.lock();
+        assert!(table.counts.is_empty() && table.open.is_empty() && table.open_by_backend.is_empty());
+    }
+
+    /// Every index is equal to a recount after any sequence of events.
+    #[tokio::test]
+    async fn indexes_equal_a_recount() {
+        let registry = Arc::new(Registry::default());
+        let mut listed = Vec::new();
+        for number in 0..2_000_usize {
+            let one = Session {
+                dn: format!("uid={}", number % 50).into(),
+                backend: format!("server{}", number % 7).into(),
+                protocol: if number % 3 == 0 { "pop3" } else { "imap" }.into(),
+                ..session(&registry)
+            };
+            listed.push(list(&registry, one));
+            match number % 5 {
+                0 => drop(listed.swap_remove(number * 31 % listed.len())),
+                1 => drop(registry.end(listed[number * 17 % listed.len()].0.id, TerminationReason::Moved)),
+                2 => drop(registry.end_oldest()),
+                3 => registry.rename(None, &format!("uid={}", number % 50).into(), &"uid=renamed".into()),
+                _ => drop(registry.end_oldest_of(&"server1".into(), TerminationReason::BackendDrained)),
+            }
+        }
+        assert!(listed.len() > 3 * PAGE, "more than some pages: {}", listed.len());
+        let ids: BTreeSet<SessionId> = listed.iter().map(|(listed, _)| listed.id).collect();
+        assert_eq!(registry.listed().map(|(session, _)| session.id).collect::<BTreeSet<_>>(), ids);
+        let mut counts: BTreeMap<Arc<str>, BTreeMap<Cow<'static, str>, usize>> = BTreeMap::new();
+        let table = registry.lock();
+        for (session, _) in table.sessions.values() {
+            let protocols = counts.entry(Arc::clone(&session.backend)).or_default();
+            *protocols.entry(session.protocol.clone()).or_default() += 1;
+        }
+        assert_eq!(table.counts, counts);
+        let by_dn: BTreeSet<_> = table.sessions.values().map(|(one, _)| (Arc::clone(&one.dn), one.id)).collect();
+        assert_eq!(table.by_dn, by_dn);
+        let open: BTreeSet<_> = table.open.iter().map(|(id, open)| (Arc::clone(&open.backend), *id)).collect();
+        assert_eq!(table.open_by_backend, open);
     }
 }

@@ -26,7 +26,7 @@ use crate::telemetry::log::{Escaped, Repeats};
 use crate::telemetry::metrics::Metrics;
 use crate::tracking::store::{DeferredChange, Precedence, Reconciled, TrackedEntries, TrackedEntry, TrackingKey};
 
-use crate::sessions::closer::CloseQueue;
+use crate::sessions::closer::Closer;
 use crate::tracking::brake::{AppliedChange, Brake};
 use crate::tracking::compare::{Consequence, Difference, Newest, RouteTarget, is_wanted, route_target};
 
@@ -62,7 +62,7 @@ pub(crate) struct ChangeTracker {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
     state: Mutex<TrackerState>,
-    closing: CloseQueue,
+    closer: Arc<Closer>,
     repeats: Repeats,
 }
 
@@ -148,7 +148,7 @@ impl TrackerState {
 impl ChangeTracker {
     /// Nothing is watched yet.
     #[must_use]
-    pub(crate) fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(registry: Arc<Registry>, closer: Arc<Closer>, metrics: Arc<Metrics>) -> Self {
         let state = TrackerState {
             brake: Brake::default(),
             status: WatchStatus::Lost,
@@ -157,8 +157,7 @@ impl ChangeTracker {
             set_back: 0,
             hidden: 0,
         };
-        let closing = CloseQueue::new(Arc::clone(&registry));
-        Self { closing, registry, metrics, state: Mutex::new(state), repeats: Repeats::default() }
+        Self { closer, registry, metrics, state: Mutex::new(state), repeats: Repeats::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, TrackerState> {
@@ -170,11 +169,6 @@ impl ChangeTracker {
         self.lock().status
     }
 
-    /// Closes queued sessions, at most `rate` per second; never returns.
-    pub(crate) async fn close(&self, rate: impl Fn() -> u32) {
-        self.closing.run(rate).await;
-    }
-
     /// Applies a change.
     pub(crate) fn take(&self, change: Change, context: &TrackingContext<'_>) {
         let mut state = self.lock();
@@ -182,7 +176,7 @@ impl ChangeTracker {
             Change::RefreshStarted(round) => {
                 // After a reload, or when the store is full, a session's entry may not be tracked: a refresh
                 // must find it changed, or missing.
-                self.registry.listed().iter().for_each(|(_, basis)| drop(context.entries.track(&basis.entry)));
+                self.registry.listed().for_each(|(_, basis)| drop(context.entries.track(&basis.entry)));
                 context.entries.begin_refresh(&round.server, round.local_timestamps);
                 context.entries.begin_round();
                 (state.batch, state.whole) = (Some(Vec::new()), round.whole);
@@ -343,7 +337,7 @@ impl ChangeTracker {
                 "too many users moved, disabled or deleted at once: their routes and sessions are kept until \
                  `usher confirm`, or until the directory is back in its previous state"
             );
-            self.closing.withdraw();
+            self.closer.withdraw_braked();
             taken_back.into_iter().rev().for_each(|acted| self.take_back(acted, context));
         }
         for seen in batch {
@@ -481,7 +475,7 @@ impl ChangeTracker {
             let consequence = Consequence::of(session, basis, newest, context.routing, now);
             Some((session.id, consequence.ends(session, context.watch)?))
         });
-        self.closing.add(ending);
+        self.closer.close_changed(ending);
     }
 
     /// Compares a session that was just listed with the changes reported since its login was decided, when it
@@ -523,9 +517,8 @@ impl ChangeTracker {
             let version = tracked.as_ref().map_or(&basis.entry.version, |tracked| &tracked.entry.version);
             version.account_state(now) == Some(AccountState::AccountExpired)
         };
-        let sessions = self.registry.listed();
-        let expired = sessions.iter().filter(|(session, basis)| has_expired(session, basis));
-        self.closing.add(expired.map(|(session, _)| (session.id, TerminationReason::Expired)));
+        let expired = self.registry.listed().filter(|(session, basis)| has_expired(session, basis));
+        self.closer.close_changed(expired.map(|(session, _)| (session.id, TerminationReason::Expired)));
     }
 }
 

@@ -130,7 +130,7 @@ async fn kick(
     let over = over.unwrap_or_else(|| Duration::from_secs_f64(count.saturating_sub(1) as f64 / f64::from(rate.max(1))));
     if !dry_run {
         audit("kick", caller, &filter.to_string(), Some(count));
-        control.shared.steer.kick(sessions.iter().map(|session| session.id).collect(), over);
+        control.shared.closer.kick(sessions.iter().map(|session| session.id).collect(), over);
     }
     let sessions = if dry_run { sessions } else { Vec::new() };
     Ok(Json(Kicked { count, over_seconds: over.as_secs_f64(), dry_run, sessions }))
@@ -151,7 +151,7 @@ async fn drain_backend(
     arguments.end()?;
     known_backend(&snapshot, &name)?;
     let Drain { rate, .. } =
-        control.shared.steer.drain(&name, rate.unwrap_or(snapshot.config.drain.max_closes_per_second));
+        control.shared.maintenance.drain(&name, rate.unwrap_or(snapshot.config.drain.max_closes_per_second));
     audit("backend drain", caller, &format!("backend={name} rate={rate}"), None);
     backend_now(&control, &name)
 }
@@ -164,7 +164,7 @@ async fn undrain_backend(
 ) -> Answer<Backend> {
     arguments.end()?;
     known_backend(&control.snapshot(), &name)?;
-    if control.shared.steer.undrain(&name) {
+    if control.shared.maintenance.undrain(&name) {
         audit("backend undrain", caller, &format!("backend={name}"), None);
     }
     backend_now(&control, &name)

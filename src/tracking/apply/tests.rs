@@ -6,6 +6,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::base::credential::Credential;
+use crate::base::tasks::Task;
 use crate::config::{Config, parse};
 use crate::directory::{EntryId, EntryVersion, Identity, Refresh};
 use crate::sessions::registry::{ListedSession, StopHandle};
@@ -15,6 +16,7 @@ struct Setup {
     cache: Cache,
     entries: TrackedEntries,
     follow: ChangeTracker,
+    closer: Arc<Closer>,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
 }
@@ -32,10 +34,12 @@ routing:
     );
     let config = parse(std::path::Path::new("/c.yaml"), &text).unwrap();
     let (registry, metrics) = (Arc::<Registry>::default(), Arc::new(Metrics::new()));
+    let closer = Arc::new(Closer::new(Arc::clone(&registry)));
     Setup {
         cache: Cache::new(&config.cache),
         entries: TrackedEntries::new(100, Duration::from_secs(300)),
-        follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&metrics)),
+        follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
+        closer,
         config,
         registry,
         metrics,
@@ -89,7 +93,7 @@ impl Setup {
     /// The termination reason of a session, with time for the closer.
     async fn asked(&self, asked: &mut StopHandle) -> Option<TerminationReason> {
         tokio::select! {
-            () = self.follow.close(|| 100) => None,
+            () = self.closer.run(Task::SessionCloser, || 100) => None,
             why = asked => Some(why),
             () = tokio::time::sleep(Duration::from_secs(5)) => None,
         }
@@ -363,7 +367,7 @@ async fn disabled_sessions_end_before_moved_ones() {
         ended
     };
     let ended = tokio::select! {
-        () = setup.follow.close(|| 10) => Vec::new(),
+        () = setup.closer.run(Task::SessionCloser, || 10) => Vec::new(),
         ended = ended => ended,
     };
     let first: Vec<TerminationReason> = ended.iter().take(5).map(|(_, why)| *why).collect();
@@ -423,7 +427,7 @@ async fn sessions_end_one_after_another() {
         ended
     };
     let ended = tokio::select! {
-        () = setup.follow.close(|| 10) => Vec::new(),
+        () = setup.closer.run(Task::SessionCloser, || 10) => Vec::new(),
         ended = ended => ended,
     };
     assert!(ended.iter().all(|(why, _)| *why == TerminationReason::Moved));
