@@ -30,6 +30,7 @@ use crate::proto::{BackFault, BackSettings, BackTls, Origin, Protocol, capabilit
 use crate::telemetry::labels::ProbeResult;
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
+use crate::tls::HandshakeError;
 use crate::tls::stream::Stream;
 
 /// How long an address may take to connect before the next is tried beside it (RFC 8305 section 5).
@@ -269,7 +270,8 @@ impl Endpoint {
     /// TLS as a client.
     pub(super) async fn start_tls(&self, tcp: TcpStream) -> Result<Stream, BackendError> {
         let connecting = tls::client::connect(&self.tls_config, self.server_name.clone(), tcp);
-        let stream = connecting.await.map_err(|error| BackendError::Tls { reason: tls::describe(&error) })?;
+        let stream =
+            connecting.await.map_err(|error| BackendError::Tls { reason: HandshakeError::of_stream(&error) })?;
         // Cyrus sends its tickets, then its greeting, which waits until the tickets are acknowledged.
         sys::acknowledge_at_once(stream.tcp());
         let Handshakes { full, resumed } = &self.handshakes;

@@ -38,6 +38,7 @@ use crate::proto::watch::CommandWatch;
 use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, PROTOCOLS, Protocol, Welcome};
 use crate::telemetry::labels::{BackendResult, ProbeResult};
 use crate::telemetry::metrics::Metrics;
+use crate::tls::HandshakeError;
 use crate::tls::stream::Stream;
 use addresses::{Evidence, Pool};
 use diagnose::Observations;
@@ -161,8 +162,8 @@ pub(crate) enum BackendError {
     /// The handshake failed: a certificate, a name, a version.
     #[error("TLS: {reason}")]
     Tls {
-        /// The reason as text for the log.
-        reason: String,
+        /// The reason.
+        reason: HandshakeError,
     },
     /// The connection broke during the login.
     #[error("connection lost: {source}")]

@@ -7,6 +7,7 @@ use crate::config;
 use crate::login::core::Snapshot;
 use crate::proto::{BackFault, BackTls, Protocol, capabilities};
 use crate::telemetry::log::Escaped;
+use crate::tls::HandshakeFailure;
 
 /// A subject for each address of a backend's protocol.
 pub(super) fn subjects(settings: &config::Backend, logs_in: bool, inspected: &ProtocolInspection) -> Vec<Subject> {
@@ -146,7 +147,7 @@ const fn stage(error: &BackendError, inspection: &AddressInspection) -> &'static
 fn words(error: &BackendError) -> String {
     match error {
         BackendError::Connect { source, .. } => source.to_string(),
-        BackendError::Tls { reason } => reason.clone(),
+        BackendError::Tls { reason } => reason.to_string(),
         BackendError::Refused(words) => format!("the probe's account is refused: {}", escaped(&words.text)),
         BackendError::NotServed
         | BackendError::Resolve { .. }
@@ -173,20 +174,20 @@ fn advice(error: &BackendError) -> &'static str {
         BackendError::Connect { .. } => {
             "is the mail server running and listening on this port, does a firewall block the connection?"
         }
-        BackendError::Tls { reason } => {
-            let says = |word: &str| reason.contains(word);
-            if says("expired") {
-                "renew the certificate on that server, or set pin_sha256 if it never will be"
-            } else if says("authority") {
+        BackendError::Tls { reason } => match reason.failure {
+            HandshakeFailure::Expired => "renew the certificate on that server, or set pin_sha256 if it never will be",
+            HandshakeFailure::UnknownIssuer => {
                 "the backend's `ca` must name who issued the certificate; without it the system's authorities count"
-            } else if says("is not for") || says("another name") {
-                "set `server_name` to a name that is in the certificate"
-            } else if says("does not speak TLS") {
-                "this port wants `tls: starttls`, or is another service's"
-            } else {
-                ""
             }
-        }
+            HandshakeFailure::WrongName => "set `server_name` to a name that is in the certificate",
+            HandshakeFailure::NotTls => "this port wants `tls: starttls`, or is another service's",
+            HandshakeFailure::NotYetValid
+            | HandshakeFailure::BadSignature
+            | HandshakeFailure::Certificate
+            | HandshakeFailure::Alert
+            | HandshakeFailure::Incompatible
+            | HandshakeFailure::Other => "",
+        },
         BackendError::Timeout { .. } => {
             "a firewall in between, or a server that is too slow for the backend's `timeout`"
         }

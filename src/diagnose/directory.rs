@@ -6,11 +6,14 @@ use super::{Finding, State, Subject, certificates};
 use crate::base::credential::Login;
 use crate::config::{Config, LdapScheme, WatchMode};
 use crate::diagnose::table::{Shown, thousands};
-use crate::directory::{LockoutPolicy, SampleLookup, ServerDiagnosis, UnavailableCause, UserCount};
+use crate::directory::{ConnectionFault, LockoutPolicy, SampleLookup, ServerDiagnosis, UnavailableCause, UserCount};
 use crate::login::explain::Verdict;
+use crate::tls::HandshakeFailure;
 
 /// The longest window that `throttle.forget_every` can be.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// The advice if nothing more is known.
+const TRY_OPENSSL: &str = "try `openssl s_client -connect HOST:636` from this machine";
 /// LDAP results that say that a limit was met.
 const LIMITS: [u32; 3] = [3, 4, 11];
 
@@ -58,7 +61,7 @@ fn connection(config: &Config, examined: &ServerDiagnosis) -> Finding {
 /// The trouble without the server's name, which stands above it.
 fn words(trouble: &UnavailableCause) -> String {
     match trouble {
-        UnavailableCause::Connection { reason, .. } => reason.clone(),
+        UnavailableCause::Connection { fault, .. } => fault.to_string(),
         UnavailableCause::ServiceBind { code, .. } => format!("refused with result {code}"),
         UnavailableCause::Result { operation, code, .. } => format!("{operation} failed with result {code}"),
         UnavailableCause::Malformed { .. } => "malformed reply".to_owned(),
@@ -71,26 +74,41 @@ fn words(trouble: &UnavailableCause) -> String {
 
 fn advice(trouble: &UnavailableCause) -> &'static str {
     match trouble {
-        UnavailableCause::Connection { reason, .. } => {
-            let says = |word: &str| reason.contains(word);
-            if says("expired") {
-                "renew the certificate on that server"
-            } else if says("authority") || says("signature") {
-                "directory.ca must name the authority that issued the server's certificate"
-            } else if says("is not for") || says("another name") {
-                "write the name that is in the certificate into directory.servers"
-            } else if says("does not speak TLS") {
-                "ldaps:// is for the TLS port, usually 636; for 389 write ldap:// with `starttls: true`"
-            } else if says("StartTLS") {
+        UnavailableCause::Connection { fault, .. } => match fault {
+            ConnectionFault::Tls(error) => match error.failure {
+                HandshakeFailure::Expired => "renew the certificate on that server",
+                HandshakeFailure::UnknownIssuer | HandshakeFailure::BadSignature => {
+                    "directory.ca must name the authority that issued the server's certificate"
+                }
+                HandshakeFailure::WrongName => "write the name that is in the certificate into directory.servers",
+                HandshakeFailure::NotTls => {
+                    "ldaps:// is for the TLS port, usually 636; for 389 write ldap:// with `starttls: true`"
+                }
+                HandshakeFailure::NotYetValid
+                | HandshakeFailure::Certificate
+                | HandshakeFailure::Alert
+                | HandshakeFailure::Incompatible
+                | HandshakeFailure::Other => TRY_OPENSSL,
+            },
+            ConnectionFault::StartTls(_) => {
                 "the server has no TLS for StartTLS: give it a certificate, or use ldaps://"
-            } else if says("refused") {
-                "is the directory running, and does it listen at this port?"
-            } else if says("lookup") || says("resolve") || says("name") {
-                "the name leads nowhere: look at directory.servers and at this machine's resolver"
-            } else {
-                "try `openssl s_client -connect HOST:636` from this machine"
             }
-        }
+            ConnectionFault::Refused(_) => "is the directory running, and does it listen at this port?",
+            ConnectionFault::Resolve(_) | ConnectionFault::NoAddress => {
+                "the name leads nowhere: look at directory.servers and at this machine's resolver"
+            }
+            ConnectionFault::PasswordFile { .. } => {
+                "directory.bind_password_file must name a readable file with the password"
+            }
+            ConnectionFault::Unreachable(_)
+            | ConnectionFault::NoTls
+            | ConnectionFault::Notice(_)
+            | ConnectionFault::Closed
+            | ConnectionFault::Io(_)
+            | ConnectionFault::AnonymousBind
+            | ConnectionFault::UnsendablePassword
+            | ConnectionFault::InvalidFilter => TRY_OPENSSL,
+        },
         UnavailableCause::Timeout | UnavailableCause::Busy => {
             "a firewall in between, or a server that is too slow: directory.attempt_timeout is the time for one answer"
         }

@@ -6,6 +6,7 @@
 //! server reports an account state: locked, or password expired. RFC 4511 (protocol), 4513 (authentication),
 //! 4514 (DN), 4515 (filter).
 
+mod connection_fault;
 mod floor;
 pub(crate) mod ldap;
 
@@ -17,6 +18,7 @@ use std::time::Duration;
 use crate::base::credential::{Credential, Login};
 use crate::outcome::AccountState;
 
+pub(crate) use connection_fault::ConnectionFault;
 pub(crate) use floor::{Floor, Freshness, NoFloor};
 pub(crate) use ldap::Ldap;
 pub(crate) use ldap::changes::Change;
@@ -277,12 +279,12 @@ pub enum DirectoryError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnavailableCause {
     /// The connection could not be made or broke.
-    #[error("{server}: {reason}")]
+    #[error("{server}: {fault}")]
     Connection {
         /// The server's URL.
         server: Arc<str>,
-        /// What happened, without secrets.
-        reason: String,
+        /// What happened.
+        fault: ConnectionFault,
     },
     /// An operation exceeded `attempt_timeout`, or the login `timeout`.
     #[error("timed out")]

@@ -26,7 +26,7 @@ use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use crate::base::sys;
 use crate::config::{Group, Place, Problem};
 
-pub(crate) use reason::describe;
+pub(crate) use reason::{HandshakeError, HandshakeFailure, describe};
 
 /// The groups usher offers to servers, and takes from clients unless `tls.groups` says otherwise.
 pub(crate) const DEFAULT_GROUPS: [Group; 4] =

@@ -1,9 +1,9 @@
-//! Describes why a handshake failed, in terms that an administrator can act on.
+//! Why a handshake failed: as a type by which advice is chosen, and as text that an administrator can act on.
 //!
 //! Text from the peer (names in its certificate) is escaped and bounded. Alerts are named as in RFC 8446
 //! section 6.2.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
@@ -14,14 +14,106 @@ use crate::telemetry::log::Escaped;
 /// How many names of a certificate are listed.
 const NAMES: usize = 8;
 
-/// Says what went wrong on a TLS connection, or on the TCP connection under it.
+/// What kind of failure it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HandshakeFailure {
+    /// The peer's certificate has expired.
+    Expired,
+    /// The peer's certificate is not valid yet.
+    NotYetValid,
+    /// No known authority has issued the peer's certificate.
+    UnknownIssuer,
+    /// The peer's certificate is for another name.
+    WrongName,
+    /// A signature of the handshake or of a certificate is wrong.
+    BadSignature,
+    /// The peer's certificate is refused for another reason.
+    Certificate,
+    /// The peer ended the handshake.
+    Alert,
+    /// The peer has no version, cipher suite or group in common.
+    Incompatible,
+    /// The peer does not speak TLS.
+    NotTls,
+    /// Another failure.
+    Other,
+}
+
+/// Why TLS failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandshakeError {
+    /// The kind.
+    pub(crate) failure: HandshakeFailure,
+    text: String,
+}
+
+impl HandshakeError {
+    /// The TLS error within an error of a stream; `None` if it is one of the TCP connection.
+    pub(crate) fn find(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref::<Error>().map(Self::from)
+    }
+
+    /// An error of a handshake, or of the connection during it.
+    pub(crate) fn of_stream(error: &io::Error) -> Self {
+        Self::find(error).unwrap_or_else(|| Self { failure: HandshakeFailure::Other, text: describe(error) })
+    }
+}
+
+impl From<&Error> for HandshakeError {
+    fn from(error: &Error) -> Self {
+        Self { failure: failure(error), text: describe_tls(error) }
+    }
+}
+
+impl fmt::Display for HandshakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Describes what went wrong on a TLS connection, or on the TCP connection below it.
 #[must_use]
 pub(crate) fn describe(error: &io::Error) -> String {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-        Some(tls) => describe_tls(tls),
+    match HandshakeError::find(error) {
+        Some(tls) => tls.text,
         None if error.kind() == io::ErrorKind::UnexpectedEof => "the peer closed the connection during TLS".to_owned(),
         None => error.to_string(),
     }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the library's enum is open")]
+fn failure(error: &Error) -> HandshakeFailure {
+    match error {
+        Error::InvalidCertificate(certificate) => match certificate {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => HandshakeFailure::Expired,
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                HandshakeFailure::NotYetValid
+            }
+            CertificateError::UnknownIssuer => HandshakeFailure::UnknownIssuer,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                HandshakeFailure::WrongName
+            }
+            CertificateError::BadSignature => HandshakeFailure::BadSignature,
+            _ => HandshakeFailure::Certificate,
+        },
+        Error::AlertReceived(_) => HandshakeFailure::Alert,
+        Error::PeerIncompatible(_) => HandshakeFailure::Incompatible,
+        error if is_not_tls(error) => HandshakeFailure::NotTls,
+        _ => HandshakeFailure::Other,
+    }
+}
+
+/// Whether the first bytes of the peer are not a TLS record: it speaks cleartext.
+const fn is_not_tls(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::InvalidMessage(
+            InvalidMessage::InvalidContentType
+                | InvalidMessage::UnknownProtocolVersion
+                | InvalidMessage::MessageTooLarge
+                | InvalidMessage::InvalidEmptyPayload,
+        )
+    )
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the library's enum is open and has its own words for the rest")]
@@ -45,13 +137,7 @@ fn describe_tls(error: &Error) -> String {
         ) => "no common TLS version: TLS 1.2 and 1.3 are supported, as far as the config allows".to_owned(),
         Error::PeerIncompatible(what) => format!("incompatible TLS peer: {what:?}"),
         Error::PeerMisbehaved(what) => format!("the peer broke the TLS protocol: {what:?}"),
-        // The first bytes of a cleartext peer are not a TLS record.
-        Error::InvalidMessage(
-            InvalidMessage::InvalidContentType
-            | InvalidMessage::UnknownProtocolVersion
-            | InvalidMessage::MessageTooLarge
-            | InvalidMessage::InvalidEmptyPayload,
-        ) => "the peer does not speak TLS here (is this a STARTTLS port?)".to_owned(),
+        error if is_not_tls(error) => "the peer does not speak TLS here (is this a STARTTLS port?)".to_owned(),
         Error::NoApplicationProtocol => "the client speaks another protocol (ALPN)".to_owned(),
         Error::NoCertificatesPresented => "the peer presented no certificate".to_owned(),
         other => other.to_string(),
@@ -91,13 +177,13 @@ fn describe_certificate(error: &CertificateError) -> String {
         }
         // webpki's message, such as CaUsedAsEndEntity, or that of a pin mismatch.
         CertificateError::Other(other) => {
-            let words = other.to_string();
-            let hint = if words.contains("CaUsedAsEndEntity") || words.contains("UnsupportedCertVersion") {
-                ": no verifier takes it; renew it or set pin_sha256"
-            } else {
-                ""
+            let hint = match other.0.downcast_ref::<webpki::Error>() {
+                Some(webpki::Error::CaUsedAsEndEntity | webpki::Error::UnsupportedCertVersion) => {
+                    ": no verifier takes it; renew it or set pin_sha256"
+                }
+                _ => "",
             };
-            format!("its certificate is refused: {}{hint}", Escaped(words.as_bytes()))
+            format!("its certificate is refused: {}{hint}", Escaped(other.to_string().as_bytes()))
         }
         other => format!("its certificate is refused: {}", Escaped(other.to_string().as_bytes())),
     }

@@ -8,7 +8,6 @@
 //! expires. RFC 4511 (protocol), 4513 (authentication).
 
 use std::future::poll_fn;
-use std::io;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -17,14 +16,15 @@ use rustls::pki_types::ServerName;
 
 use crate::base::secret::SecretBuf;
 use crate::config::LdapScheme;
-use crate::directory::ldap::connection::{
-    ConnectionError, Dial, LdapSocket, MAX_MESSAGES, SearchRequest, SearchResult,
-};
-use crate::directory::ldap::frames::{self, BEFORE_TLS, Frames, LdapMessage, StreamEnd, Violation};
+use crate::directory::ConnectionFault;
+use crate::directory::ldap::dial::{Dial, LdapSocket};
+use crate::directory::ldap::error::ConnectionError;
+use crate::directory::ldap::frames::{self, BEFORE_TLS, Frames, LdapMessage, Violation};
 use crate::directory::ldap::policy::BindResponse;
+use crate::directory::ldap::query::{MAX_MESSAGES, SearchRequest, SearchResult};
 use crate::directory::ldap::request;
 use crate::directory::ldap::schema::read_message;
-use crate::tls;
+use crate::tls::HandshakeError;
 use crate::tls::stream::Stream;
 
 /// A connection for one operation at a time. Dropping it closes the socket at once.
@@ -45,13 +45,14 @@ impl BindClient {
             return Ok(Self::over(socket.into(), dial.max_message));
         }
         let Some(config) = dial.tls.clone() else {
-            return Err(ConnectionError::Broken("TLS required but not configured".to_owned()));
+            return Err(ConnectionFault::NoTls.into());
         };
-        let name = ServerName::try_from(dial.host.clone()).map_err(|error| ConnectionError::broken(&error))?;
+        let name = ServerName::try_from(dial.host.clone()).map_err(|error| ConnectionFault::invalid_name(&error))?;
         let socket = if dial.starttls { start_tls(socket).await? } else { socket };
-        let connection = ClientConnection::new(config, name).map_err(|error| ConnectionError::broken(&error))?;
+        let connection =
+            ClientConnection::new(config, name).map_err(|error| ConnectionFault::Tls(HandshakeError::from(&error)))?;
         let stream = Stream::under_tls(socket, connection.into()).handshake().await;
-        Ok(Self::over(stream.map_err(|error| ConnectionError::broken(&tls::describe(&error)))?, dial.max_message))
+        Ok(Self::over(stream.map_err(|error| ConnectionError::io(&error))?, dial.max_message))
     }
 
     const fn over(stream: Stream<LdapSocket>, most: usize) -> Self {
@@ -85,7 +86,7 @@ impl BindClient {
     pub(crate) async fn bind(&mut self, dn: &str, password: &str) -> Result<BindResponse, ConnectionError> {
         // Either empty is an anonymous bind in disguise, which succeeds (RFC 4513 section 5.1.2).
         if dn.is_empty() || password.is_empty() {
-            return Err(ConnectionError::Broken("bind without DN or password refused".to_owned()));
+            return Err(ConnectionFault::AnonymousBind.into());
         }
         let id = self.next_id();
         let mut request = request::bind(id, dn, password);
@@ -105,25 +106,16 @@ impl BindClient {
     ) -> Result<SearchResult, ConnectionError> {
         let id = self.next_id();
         let request = request::search(id, question, time_limit);
-        let mut request = request.ok_or_else(|| ConnectionError::Broken("the filter cannot be parsed".to_owned()))?;
+        let mut request = request.ok_or(ConnectionFault::InvalidFilter)?;
         self.send(&mut request).await?;
-        let mut found = SearchResult { code: 0, entries: 0, first: None };
+        let mut found = SearchResult::default();
         for _ in 0..=MAX_MESSAGES {
             let take = |message: &LdapMessage<'_>| match message.tag {
                 frames::SEARCH_DONE => {
                     Some(message.outcome().map(|outcome| Some(outcome.code)).ok_or(ConnectionError::Malformed))
                 }
                 frames::SEARCH_ENTRY => {
-                    found.entries += 1;
-                    if found.entries > 1 {
-                        return Some(Ok(None));
-                    }
-                    Some(read_message(message.body, &question.attributes).ok_or(ConnectionError::Malformed).map(
-                        |shown| {
-                            found.first = shown.map(|shown| shown.entry);
-                            None
-                        },
-                    ))
+                    Some(found.count(|| read_message(message.body, &question.attributes)).map(|()| None))
                 }
                 // Continuation references accompany entries (AD always sends them): not followed.
                 frames::SEARCH_REFERENCE | frames::INTERMEDIATE_RESPONSE => Some(Ok(None)),
@@ -149,9 +141,9 @@ impl BindClient {
     async fn send(&mut self, request: &mut SecretBuf) -> Result<(), ConnectionError> {
         // A reply that precedes its request is a violation.
         if !self.frames.is_empty() {
-            return Err(self.frames.end().map_or(Violation::Foreign.into(), ended));
+            return Err(self.frames.end().map_or(Violation::Foreign.into(), ConnectionError::from));
         }
-        self.stream.send(request).await.map_err(|error| reason(&error))
+        self.stream.send(request).await.map_err(|error| ConnectionError::io(&error))
     }
 
     /// The next message, as parsed by `read`: its ID and type must match the request.
@@ -167,7 +159,7 @@ impl BindClient {
                 return Ok(answer.ok_or(Violation::Foreign)?);
             }
             if let Some(end) = self.frames.end() {
-                return Err(ended(end));
+                return Err(end.into());
             }
             poll_fn(|cx| self.poll_more(cx)).await?;
         }
@@ -177,10 +169,10 @@ impl BindClient {
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
         let Self { stream, frames, .. } = self;
         if stream.has_ended() {
-            return Poll::Ready(Err(closed()));
+            return Poll::Ready(Err(ConnectionError::closed()));
         }
         let came = stream.poll_pieces(cx, &mut |_, piece| frames.push(piece));
-        came.map_err(|error| reason(&error))
+        came.map_err(|error| ConnectionError::io(&error))
     }
 }
 
@@ -196,28 +188,11 @@ async fn start_tls(socket: LdapSocket) -> Result<LdapSocket, ConnectionError> {
     };
     let code = clear.answer(id, answer).await??;
     if code != 0 {
-        return Err(ConnectionError::Broken(format!("StartTLS refused with result {code}")));
+        return Err(ConnectionFault::StartTls(code).into());
     }
     // Cleartext injected before the handshake must not be taken for server data.
     if !clear.frames.is_empty() {
         return Err(Violation::BeforeTls.into());
     }
-    clear.stream.into_plain().ok_or_else(|| ConnectionError::Broken("TLS has begun already".to_owned()))
-}
-
-/// The end of the stream, as an error.
-pub(crate) fn ended(end: StreamEnd) -> ConnectionError {
-    match end {
-        StreamEnd::Violation(violation) => violation.into(),
-        StreamEnd::Notice(code) => ConnectionError::Broken(format!("server closed the connection with result {code}")),
-    }
-}
-
-/// An I/O error of the connection.
-pub(crate) fn reason(error: &io::Error) -> ConnectionError {
-    ConnectionError::broken(&tls::describe(error))
-}
-
-pub(crate) fn closed() -> ConnectionError {
-    ConnectionError::Broken("connection closed by the server".to_owned())
+    clear.stream.into_plain().ok_or(ConnectionError::Malformed)
 }

@@ -12,8 +12,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
-use crate::directory::ldap::bind_client::{closed, ended, reason};
-use crate::directory::ldap::connection::{ConnectionError, LdapSocket};
+use crate::directory::ldap::dial::LdapSocket;
+use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::frames::Frames;
 use crate::tls::stream::Stream;
 
@@ -63,7 +63,7 @@ impl Bridge {
                 continue;
             }
             if let Some(end) = self.frames.end() {
-                return Poll::Ready(Some(ended(end)));
+                return Poll::Ready(Some(end.into()));
             }
             // ldap3 detects this itself, once it has read the preceding data.
             if self.server.has_ended() {
@@ -71,7 +71,7 @@ impl Bridge {
             }
             let frames = &mut self.frames;
             if let Err(error) = ready!(self.server.poll_pieces(cx, &mut |_, piece| frames.push(piece))) {
-                return Poll::Ready(Some(reason(&error)));
+                return Poll::Ready(Some(ConnectionError::io(&error)));
             }
         }
     }
@@ -83,14 +83,14 @@ impl Bridge {
             if !left.is_empty() {
                 match ready!(Pin::new(&mut self.server).poll_write(cx, left)) {
                     Ok(n) if n > 0 => (self.sent, self.unsent) = (self.sent + n, true),
-                    Ok(_) => return Poll::Ready(Some(closed())),
-                    Err(error) => return Poll::Ready(Some(reason(&error))),
+                    Ok(_) => return Poll::Ready(Some(ConnectionError::closed())),
+                    Err(error) => return Poll::Ready(Some(ConnectionError::io(&error))),
                 }
                 continue;
             }
             if self.unsent {
                 if let Err(error) = ready!(Pin::new(&mut self.server).poll_flush(cx)) {
-                    return Poll::Ready(Some(reason(&error)));
+                    return Poll::Ready(Some(ConnectionError::io(&error)));
                 }
                 self.unsent = false;
             }

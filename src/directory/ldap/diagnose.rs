@@ -8,26 +8,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use ldap3::SearchOptions;
-use ldap3::adapters::{Adapter, EntriesOnly, PagedResults};
 use ldap3::controls::{RawControl, RefreshMode, SyncRequest};
 use tokio::time::{Instant, timeout_at};
 
 use crate::base::credential::Login;
 use crate::config::{Find, WatchMode};
-use crate::directory::ldap::bind_pool::Server;
 use crate::directory::ldap::changes::RootDse;
-use crate::directory::ldap::connection::{Connection, ConnectionError, Scope, SearchRequest, SearchResult};
+use crate::directory::ldap::connection::Connection;
+use crate::directory::ldap::error::{ConnectionError, RequestError};
 use crate::directory::ldap::lockout;
 use crate::directory::ldap::lookup::{self, read, request_by_name, search};
+use crate::directory::ldap::query::{Scope, SearchRequest, SearchResult};
+use crate::directory::ldap::search::{self, Query, QueryOptions, Search};
+use crate::directory::ldap::server::Server;
 use crate::directory::{Entry, Ldap, LockoutPolicy, Trace, UnavailableCause};
 use crate::proto::ldap::template;
 
 /// How long counting the users may take, and how many are counted.
 const COUNTING: Duration = Duration::from_secs(10);
 const MOST: usize = 200_000;
-/// Entries in a page, as in polling.
-const PAGE: i32 = 500;
 
 /// The findings about one server; steps that were not reached are `None`.
 #[derive(Debug)]
@@ -90,7 +89,7 @@ impl Ldap {
     }
 
     async fn diagnose_server(&self, server: &Arc<Server>, sample: Option<&Login>) -> ServerDiagnosis {
-        let deadline = || Instant::now() + server.patience;
+        let deadline = || Instant::now() + server.endpoint.patience;
         let mut examined = ServerDiagnosis {
             url: Arc::clone(&server.url),
             users_base: lookup::users_base(&self.settings().find),
@@ -104,14 +103,14 @@ impl Ldap {
             lockout: None,
             canary: None,
         };
-        examined.connection = match server.connect(deadline(), &mut Trace::default()).await {
+        examined.connection = match server.endpoint.connect(deadline(), &mut Trace::default()).await {
             Ok(connection) => Ok(connection.certificate()),
-            Err(failure) => Err(failure.cause()),
+            Err(error) => Err(RequestError::cause(error)),
         };
         if examined.connection.is_err() {
             return examined;
         }
-        let mut client = match server.open_bound().await {
+        let mut client = match server.service.open_bound().await {
             Ok(client) => client,
             Err(cause) => {
                 examined.service = Some(Err(cause));
@@ -125,9 +124,9 @@ impl Ldap {
             return examined;
         }
         if server.probe.has_canary() {
-            examined.canary = Some(server.probe_connection(&mut client, deadline()).await);
+            examined.canary = Some(server.probe.send(&server.endpoint, &mut client, deadline()).await);
         }
-        let connection = match server.shared(client).await {
+        let connection = match server.service.shared(client).await {
             Ok(connection) => connection,
             Err(cause) => {
                 examined.connection = Err(cause);
@@ -135,11 +134,11 @@ impl Ldap {
             }
         };
         let ask = async |question: SearchRequest| {
-            let asked = connection.search(&question, server.patience);
+            let asked = search::one(&connection, &question, server.endpoint.patience);
             timeout_at(deadline(), asked)
                 .await
                 .unwrap_or(Err(ConnectionError::Timeout))
-                .map_err(|error| cause_of(server, &error))
+                .map_err(|error| error.unavailable(&server.url))
         };
         let (base, users) = (examined.users_base.clone(), lookup::users_filter(&settings.find));
         let attributes = self.attributes();
@@ -167,25 +166,16 @@ impl Ldap {
         examined.with_mail_host = Some(found.map(|found| found.first));
         if settings.watch.mode != WatchMode::Off {
             let tried = try_sync(&connection, &base, &users).await;
-            examined.sync = Some(tried.map_err(|error| cause_of(server, &error)));
+            examined.sync = Some(tried.map_err(|error| error.unavailable(&server.url)));
         }
         let policies = lockout::strictest(&connection, &base).await;
-        examined.lockout = Some(policies.map_err(|error| cause_of(server, &error)));
+        examined.lockout = Some(policies.map_err(|error| error.unavailable(&server.url)));
         let by_sync = matches!(examined.sync, Some(Ok((true, Some(0 | 4)))));
         let paged = !by_sync || settings.watch.mode == WatchMode::Poll;
         let counted = timeout_at(Instant::now() + COUNTING.saturating_mul(2), count(&connection, &base, &users, paged));
         let counted = counted.await.unwrap_or(Err(ConnectionError::Timeout));
-        examined.users = Some(counted.map_err(|error| cause_of(server, &error)));
+        examined.users = Some(counted.map_err(|error| error.unavailable(&server.url)));
         examined
-    }
-}
-
-fn cause_of(server: &Server, error: &ConnectionError) -> UnavailableCause {
-    let server = Arc::clone(&server.url);
-    match error {
-        ConnectionError::Broken(reason) => UnavailableCause::Connection { server, reason: reason.clone() },
-        ConnectionError::Timeout | ConnectionError::CutShort => UnavailableCause::Timeout,
-        ConnectionError::Malformed | ConnectionError::Violation(_) => UnavailableCause::Malformed { server },
     }
 }
 
@@ -199,43 +189,28 @@ async fn try_sync(connection: &Connection, base: &str, filter: &str) -> Result<(
     }
     let request = SyncRequest { mode: RefreshMode::RefreshOnly, cookie: None, reload_hint: false };
     let request = RawControl { crit: true, ..request.into() };
-    let asked = async {
-        let mut ldap = connection.handle();
-        let search = ldap
-            .with_controls(request)
-            .with_search_options(SearchOptions::new().sizelimit(1))
-            .streaming_search(base, Scope::Subtree, filter, vec!["1.1"]);
-        let mut answers = connection.contained(search).await?;
-        while connection.contained(answers.next()).await?.is_some() {}
-        Ok(answers.finish().await.rc)
-    };
-    let code = timeout_at(until, asked).await.unwrap_or(Err(ConnectionError::Timeout))?;
+    let options = QueryOptions { size_limit: 1, control: Some(request), ends: Some(until), ..QueryOptions::default() };
+    let query = Query::below(base, filter, vec!["1.1"], options);
+    let code = search::each(connection, query, |_| Ok(())).await?;
     Ok((true, Some(code)))
 }
 
 /// Counts the users as the watch would read them.
 async fn count(connection: &Connection, base: &str, filter: &str, paged: bool) -> Result<UserCount, ConnectionError> {
     let until = Instant::now() + COUNTING;
-    let mut ldap = connection.handle();
-    let mut adapters: Vec<Box<dyn Adapter<'_, &str, Vec<&str>>>> = vec![Box::new(EntriesOnly::new())];
-    if paged {
-        adapters.push(Box::new(PagedResults::new(PAGE)));
-    }
-    let asked = ldap.streaming_search_with(adapters, base, Scope::Subtree, filter, vec!["1.1"]);
-    let mut answers = connection.contained(asked).await?;
+    let options = QueryOptions { paged, ends: Some(until), ..QueryOptions::default() };
+    let mut search = Search::start(connection, Query::below(base, filter, vec!["1.1"], options)).await?;
     let mut users = 0;
     loop {
         if users >= MOST || Instant::now() >= until {
             return Ok(UserCount { users, code: 0, more: true, paged });
         }
-        let next = timeout_at(until, connection.contained(answers.next())).await;
-        match next {
-            Ok(Ok(Some(_))) => users += 1,
-            Ok(Ok(None)) => break,
-            Ok(Err(error)) => return Err(error),
-            Err(_elapsed) if users > 0 => return Ok(UserCount { users, code: 0, more: true, paged }),
-            Err(_elapsed) => return Err(ConnectionError::Timeout),
+        match search.next().await {
+            Ok(Some(_)) => users += 1,
+            Ok(None) => break,
+            Err(ConnectionError::Timeout) if users > 0 => return Ok(UserCount { users, code: 0, more: true, paged }),
+            Err(error) => return Err(error),
         }
     }
-    Ok(UserCount { users, code: answers.finish().await.rc, more: false, paged })
+    Ok(UserCount { users, code: search.code().await, more: false, paged })
 }

@@ -11,10 +11,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
-use crate::directory::ldap::bind_pool::Server;
-use crate::directory::ldap::connection::{SearchRequest, SearchResult};
+use crate::directory::ldap::query::{NO_SUCH_OBJECT, SearchRequest, SearchResult};
 use crate::directory::ldap::selection::{DecisionTime, probe_if_due};
-use crate::directory::ldap::{NO_SUCH_OBJECT, lacks_mail_host};
+use crate::directory::ldap::server::Server;
 use crate::directory::{DirectoryError, Entry, Floor, Freshness, Ldap, Trace, UnavailableCause};
 use crate::outcome::AccountState;
 
@@ -130,7 +129,7 @@ impl Ldap {
             }
             refusal(&newest).map_or(Ok(()), Err)?;
             // The rest of the time must suffice for a bind.
-            if Instant::now() + pause + server.patience > time.deadline {
+            if Instant::now() + pause + server.endpoint.patience > time.deadline {
                 return Err(not_caught_up(newest, &server.url));
             }
             sleep(pause).await;
@@ -159,9 +158,9 @@ impl Ldap {
         deadline: Instant,
         trace: &mut Trace,
     ) -> Option<SearchResult> {
-        let found = server.search(question, deadline, trace).await.ok()?;
-        if lacks_mail_host(&found) {
-            server.confirm_canary(deadline).await.ok()?;
+        let found = server.service.search(question, deadline, trace).await.ok()?;
+        if found.lacks_mail_host() {
+            server.service.confirm_canary(deadline).await.ok()?;
         }
         Some(found)
     }

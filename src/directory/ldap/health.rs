@@ -16,8 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::directory::UnavailableCause;
-use crate::directory::ldap::bind_pool::{Tuning, locked};
-use crate::directory::ldap::selection::jittered;
+use crate::directory::ldap::tuning::{Tuning, jittered, locked};
 
 /// A server that fails again within this time after recovery is marked down for longer than before.
 const PROBATION: Duration = Duration::from_secs(60);

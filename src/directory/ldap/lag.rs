@@ -9,10 +9,12 @@ use std::sync::{Arc, Mutex};
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::directory::ldap::bind_pool::{Server, locked};
-use crate::directory::ldap::connection::{Connection, ConnectionError, Scope};
+use crate::directory::ldap::connection::Connection;
+use crate::directory::ldap::endpoint::Endpoint;
+use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::schema::{self, Values};
-use crate::directory::ldap::service_account::SearchConnection;
+use crate::directory::ldap::search::{self, Query};
+use crate::directory::ldap::tuning::locked;
 
 /// Providers of one directory; more are not read.
 const MOST: usize = 64;
@@ -53,13 +55,10 @@ impl ReplicationLag {
             LagState::New | LagState::Unknown => None,
         }
     }
-}
 
-impl Server {
     /// Reads the server's contextCSN and compares it with those of the others.
-    pub(crate) async fn measure_lag(&self, shared: &SearchConnection, deadline: Instant) {
-        let Some(lag) = &self.probe.lag else { return };
-        let known = match &*locked(&lag.state) {
+    pub(crate) async fn measure(&self, endpoint: &Endpoint, connection: &Connection, deadline: Instant) {
+        let known = match &*locked(&self.state) {
             LagState::New => None,
             LagState::Unknown => return,
             LagState::Known { suffix, .. } => Some(suffix.clone()),
@@ -67,20 +66,20 @@ impl Server {
         let asked = async {
             let suffix = match known {
                 Some(suffix) => Some(suffix),
-                None => suffix_of(&read(&shared.connection, "", "namingContexts").await?, &lag.base),
+                None => suffix_of(&read(connection, "", "namingContexts").await?, &self.base),
             };
             let Some(suffix) = suffix else { return Ok(None) };
-            let shown = by_writer(&read(&shared.connection, &suffix, "contextCSN").await?);
+            let shown = by_writer(&read(connection, &suffix, "contextCSN").await?);
             Ok::<_, ConnectionError>((!shown.is_empty()).then_some((suffix, shown)))
         };
         // The probe reports a server that does not answer.
-        let Ok(Ok(found)) = timeout_at(deadline.min(Instant::now() + self.patience), asked).await else { return };
-        *locked(&lag.state) = match found {
+        let Ok(Ok(found)) = timeout_at(deadline.min(Instant::now() + endpoint.patience), asked).await else { return };
+        *locked(&self.state) = match found {
             None => LagState::Unknown,
             Some((suffix, shown)) => {
-                let mut seen = locked(&lag.seen);
+                let mut seen = locked(&self.seen);
                 let seconds = behind(&shown, seen.values());
-                seen.insert(Arc::clone(&self.url), shown);
+                seen.insert(Arc::clone(&endpoint.url), shown);
                 LagState::Known { suffix, seconds }
             }
         };
@@ -89,23 +88,19 @@ impl Server {
 
 /// The values of one attribute of one entry.
 async fn read(connection: &Connection, base: &str, attribute: &str) -> Result<Vec<Vec<u8>>, ConnectionError> {
-    let mut ldap = connection.handle();
-    let search = ldap.streaming_search(base, Scope::Base, "(objectClass=*)", vec![attribute]);
-    let mut answers = connection.contained(search).await?;
     let mut found = None;
-    while let Some(message) = connection.contained(answers.next()).await? {
-        if message.is_ref() || message.is_intermediate() {
-            continue;
-        }
+    search::each(connection, Query::read(base, vec![attribute]), |entry| {
         // A base search returns one entry; more are an error.
         if found.is_some() {
             return Err(ConnectionError::Malformed);
         }
-        let (_, attributes) = schema::parts(message.0).ok_or(ConnectionError::Malformed)?;
+        let (_, attributes) = schema::parts(entry).ok_or(ConnectionError::Malformed)?;
         let is_wanted = |(name, _): &Values| name.eq_ignore_ascii_case(attribute.as_bytes());
         let values = attributes.into_iter().filter(is_wanted).flat_map(|(_, values)| values);
         found = Some(values.take(MOST).collect());
-    }
+        Ok(())
+    })
+    .await?;
     Ok(found.unwrap_or_default())
 }
 

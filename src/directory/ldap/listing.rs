@@ -4,23 +4,20 @@
 //! before the next one is read. RFC 2696 (paged results).
 
 use std::collections::HashSet;
-use std::future::Future;
 use std::hash::BuildHasher as _;
 use std::time::Duration;
 
-use ldap3::adapters::PagedResults;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 use crate::config::Find;
-use crate::directory::ldap::connection::{Connection, ConnectionError, Scope};
+use crate::directory::ldap::connection::Connection;
+use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::lookup;
 use crate::directory::ldap::schema::{self, Attributes, Values};
+use crate::directory::ldap::search::{Query, QueryOptions, Search};
 use crate::directory::{Entry, Ldap, UnavailableCause};
 use crate::proto::ldap::naming::Naming;
 
-/// Entries in a page.
-const PAGE: i32 = 500;
 /// How long a server may take for the next message.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -63,7 +60,7 @@ impl Ldap {
             return Err(cause);
         }
         for server in self.servers() {
-            let connection = match server.open_as_service().await {
+            let connection = match server.service.open_as_service().await {
                 Ok(connection) => connection,
                 Err(error) => {
                     cause = error;
@@ -76,20 +73,11 @@ impl Ldap {
                 base: lookup::users_base(&settings.find),
                 filter: lookup::users_filter(&settings.find),
             };
-            return pages.send_all(settings.allow.filter.as_deref(), &wanted, &naming, &told).await.map_err(|end| {
-                match end {
-                    ListingError::Fault(ConnectionError::Timeout | ConnectionError::CutShort) => {
-                        UnavailableCause::Timeout
-                    }
-                    ListingError::Fault(ConnectionError::Malformed | ConnectionError::Violation(_)) => {
-                        UnavailableCause::Malformed { server: server.url.clone() }
-                    }
-                    ListingError::Fault(ConnectionError::Broken(reason)) => {
-                        UnavailableCause::Connection { server: server.url.clone(), reason }
-                    }
-                    ListingError::Refused(code) => {
-                        UnavailableCause::Result { server: server.url.clone(), operation: "search", code }
-                    }
+            let sent = pages.send_all(settings.allow.filter.as_deref(), &wanted, &naming, &told).await;
+            return sent.map_err(|end| match end {
+                ListingError::Connection(error) => error.unavailable(&server.url),
+                ListingError::Refused(code) => {
+                    UnavailableCause::Result { server: server.url.clone(), operation: "search", code }
                 }
             });
         }
@@ -99,13 +87,13 @@ impl Ldap {
 
 /// Why a listing failed.
 enum ListingError {
-    Fault(ConnectionError),
+    Connection(ConnectionError),
     Refused(u32),
 }
 
 impl From<ConnectionError> for ListingError {
     fn from(error: ConnectionError) -> Self {
-        Self::Fault(error)
+        Self::Connection(error)
     }
 }
 
@@ -160,28 +148,20 @@ impl Pages {
         attributes: Vec<&str>,
         mut each: impl AsyncFnMut(String, Vec<Values>) -> bool,
     ) -> Result<(), ListingError> {
-        let connection = &self.connection;
-        let mut ldap = connection.handle();
-        let asked = ldap.streaming_search_with(PagedResults::new(PAGE), &self.base, Scope::Subtree, filter, attributes);
-        let mut answers = in_time(connection.contained(asked)).await?;
-        while let Some(message) = in_time(connection.contained(answers.next())).await? {
-            if message.is_ref() || message.is_intermediate() {
-                continue;
-            }
-            let (dn, values) = schema::parts(message.0).ok_or(ConnectionError::Malformed)?;
+        let options = QueryOptions { paged: true, silence: Some(SILENCE), ..QueryOptions::default() };
+        let query = Query::below(&self.base, filter, attributes, options);
+        let mut search = Search::start(&self.connection, query).await?;
+        while let Some(entry) = search.next().await? {
+            let (dn, values) = schema::parts(entry).ok_or(ConnectionError::Malformed)?;
             if !each(dn, values).await {
                 return Ok(());
             }
         }
-        match answers.finish().await.rc {
+        match search.code().await {
             0 => Ok(()),
             code => Err(ListingError::Refused(code)),
         }
     }
-}
-
-async fn in_time<T>(asked: impl Future<Output = Result<T, ConnectionError>>) -> Result<T, ConnectionError> {
-    timeout(SILENCE, asked).await.unwrap_or(Err(ConnectionError::Timeout))
 }
 
 fn digest(dn: &str) -> u64 {

@@ -6,15 +6,16 @@
 
 use std::time::Duration;
 
-use ldap3::SearchOptions;
 use tokio::time::timeout;
 
-use crate::directory::ldap::connection::{Connection, ConnectionError, Scope};
+use crate::directory::ldap::connection::Connection;
+use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::schema::{self, Values};
+use crate::directory::ldap::search::{self, Query, QueryOptions};
 
 /// How long both searches may take, and how many policies are read.
 const PATIENCE: Duration = Duration::from_secs(10);
-const MOST: i32 = 100;
+const MOST: u32 = 100;
 /// Active Directory counts in negative intervals of 100 ns.
 const PER_SECOND: i64 = 10_000_000;
 const FILTER: &str = "(|(objectClass=pwdPolicy)(objectClass=passwordPolicy)(objectClass=domainDNS))";
@@ -34,7 +35,7 @@ pub struct LockoutPolicy {
 pub(crate) async fn strictest(connection: &Connection, base: &str) -> Result<Option<LockoutPolicy>, ConnectionError> {
     let asked = async {
         let mut contexts = Vec::new();
-        each(connection, "", Scope::Base, "(objectClass=*)", vec!["namingContexts"], |_, attributes| {
+        each(connection, Query::read("", vec!["namingContexts"]), |_, attributes| {
             let values = attributes.iter().flat_map(|(_, values)| values);
             contexts.extend(values.filter_map(|value| String::from_utf8(value.clone()).ok()));
         })
@@ -53,7 +54,8 @@ pub(crate) async fn strictest(connection: &Connection, base: &str) -> Result<Opt
             "lockOutObservationWindow",
         ];
         let context = context.unwrap_or_else(|| base.to_owned());
-        each(connection, &context, Scope::Subtree, FILTER, names, |dn, attributes| {
+        let policies = Query::below(&context, FILTER, names, QueryOptions::default());
+        each(connection, policies, |dn, attributes| {
             if let Some(one) = lockout(dn, attributes)
                 && strictest.as_ref().is_none_or(|known| one.failures < known.failures)
             {
@@ -68,23 +70,17 @@ pub(crate) async fn strictest(connection: &Connection, base: &str) -> Result<Opt
 
 async fn each(
     connection: &Connection,
-    base: &str,
-    scope: Scope,
-    filter: &str,
-    names: Vec<&str>,
+    query: Query<'_>,
     mut take: impl FnMut(&str, &[Values]),
 ) -> Result<(), ConnectionError> {
-    let mut ldap = connection.handle();
-    let search = ldap.with_search_options(SearchOptions::new().sizelimit(MOST));
-    let mut answers = connection.contained(search.streaming_search(base, scope, filter, names)).await?;
-    while let Some(message) = connection.contained(answers.next()).await? {
-        if message.is_ref() || message.is_intermediate() {
-            continue;
-        }
-        let (dn, attributes) = schema::parts(message.0).ok_or(ConnectionError::Malformed)?;
+    let query = Query { options: QueryOptions { size_limit: MOST, ..QueryOptions::default() }, ..query };
+    let all = search::each(connection, query, |entry| {
+        let (dn, attributes) = schema::parts(entry).ok_or(ConnectionError::Malformed)?;
         take(&dn, &attributes);
-    }
-    Ok(())
+        Ok(())
+    });
+    // What is visible counts, whatever the result.
+    all.await.map(drop)
 }
 
 /// The lockout rule of a policy; `None` if it locks no account.

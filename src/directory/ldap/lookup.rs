@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::base::credential::Login;
 use crate::config::{self, DisabledBy, Find};
-use crate::directory::ldap::connection::{Scope, SearchRequest};
+use crate::directory::ldap::query::{Scope, SearchRequest};
 use crate::directory::ldap::schema::Attributes;
 use crate::proto::ldap::attributes::{AttributeRole, IDENTIFIERS, LOGIN_ACTIVITY, PASSWORDS};
 use crate::proto::ldap::filter::ANY_ENTRY;

@@ -13,23 +13,31 @@ pub(crate) mod bridge;
 pub(crate) mod changes;
 pub(crate) mod connection;
 pub(crate) mod diagnose;
+mod dial;
+mod endpoint;
+mod error;
 pub(crate) mod frames;
 pub(crate) mod fresh;
 pub(crate) mod health;
+mod idle;
 pub(crate) mod lag;
 pub(crate) mod listing;
 pub(crate) mod lockout;
 mod lookup;
 pub(crate) mod policy;
 pub(crate) mod probe;
+mod query;
 pub(crate) mod request;
 pub(crate) mod schema;
 #[cfg(test)]
 mod scripted;
+mod search;
 pub(crate) mod selection;
+mod server;
 pub(crate) mod service_account;
 #[cfg(test)]
 mod tests;
+mod tuning;
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -39,17 +47,20 @@ use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::ldap::bind_pool::{BindLease, RequestError, Server, Tuning};
-use super::ldap::connection::{SearchRequest, SearchResult};
+use super::ldap::bind_pool::BindLease;
+use super::ldap::error::RequestError;
 use super::ldap::fresh::{FreshnessCheck, not_caught_up};
 use super::ldap::lag::ReplicationLag;
 use super::ldap::policy::{BindDiagnostic, BindResponse};
 use super::ldap::probe::ServerProbe;
+use super::ldap::query::{INVALID_CREDENTIALS, NO_SUCH_OBJECT, SIZE_LIMIT, SUCCESS, SearchRequest, SearchResult};
 use super::ldap::schema::Attributes;
 use super::ldap::selection::{DecisionTime, ServerPool};
+use super::ldap::server::Server;
+use super::ldap::tuning::Tuning;
 use super::{
-    Availability, Directory, DirectoryError, DirectoryFuture, Entry, EntryVersion, Floor, Freshness, Identity,
-    RefusedBefore, Trace, UnavailableCause,
+    Availability, ConnectionFault, Directory, DirectoryError, DirectoryFuture, Entry, EntryVersion, Floor, Freshness,
+    Identity, RefusedBefore, Trace, UnavailableCause,
 };
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::Secret;
@@ -57,15 +68,6 @@ use crate::config::{self, Find};
 use crate::outcome::AccountState;
 use crate::proto::ldap::template;
 use crate::telemetry::metrics::Metrics;
-
-/// Success.
-const SUCCESS: u32 = 0;
-/// invalidCredentials.
-const INVALID_CREDENTIALS: u32 = 49;
-/// sizeLimitExceeded.
-const SIZE_LIMIT: u32 = 4;
-/// noSuchObject.
-pub(super) const NO_SUCH_OBJECT: u32 = 32;
 
 /// What to bind as.
 #[derive(Clone, Copy)]
@@ -110,10 +112,10 @@ impl Ldap {
         let (changes, changed) = watch::channel(());
         let (is_compared, seen) = (settings.is_followed() && settings.servers.len() > 1, Arc::default());
         let server = |server| {
-            let mut look = canary_probe(settings, &attributes);
-            look.lag = is_compared.then(|| ReplicationLag::new(lookup::users_base(&settings.find), Arc::clone(&seen)));
+            let probe = canary_probe(settings, &attributes);
+            let lag = is_compared.then(|| ReplicationLag::new(lookup::users_base(&settings.find), Arc::clone(&seen)));
             let how = (tuning, changes.clone());
-            Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), how, look))
+            Arc::new(Server::new(server, settings, tls.clone(), metrics.clone(), how, (probe, lag)))
         };
         let servers = settings.servers.iter().map(server).collect();
         let pool = ServerPool::new(servers, settings.balance, changed);
@@ -165,7 +167,7 @@ impl Ldap {
     #[must_use]
     pub fn lag(&self, url: &str) -> Option<f64> {
         let server = self.servers().iter().find(|server| &*server.url == url)?;
-        server.probe.lag.as_ref()?.seconds()
+        server.lag.as_ref()?.seconds()
     }
 
     /// Sets the gauges of the servers at a scrape.
@@ -207,11 +209,12 @@ impl Ldap {
                 let answered = trace.server.as_deref().unwrap_or_default();
                 trace.behind = !matches!(floor.freshness(&entry, answered), Freshness::CaughtUp);
                 let (server, lease) = bound?;
-                server.give_back(lease);
+                server.binds.give_back(lease);
                 if let Some(question) = self.group_request(&entry.dn) {
                     let found = match check {
                         // Another server might not have received this change yet.
                         Some(_) => server
+                            .service
                             .search(&question, time.deadline, trace)
                             .await
                             .map_err(|failure| DirectoryError::Unavailable(failure.cause()))?,
@@ -250,15 +253,15 @@ impl Ldap {
                 let (server, mut lease) = bound?;
 
                 let started = Instant::now();
-                let found = server.read(&mut lease, &question, time.deadline, trace).await;
+                let found = server.binds.read(&mut lease, &question, time.deadline, trace).await;
                 trace.search = Some(started.elapsed());
                 // The bind was answered: whatever the read returns, no other server gets the password.
                 let mut entry = self.read_entry(found.map_err(DirectoryError::Unavailable)?, trace)?;
                 if let Some(question) = self.group_request(&entry.dn) {
-                    let found = server.read(&mut lease, &question, time.deadline, trace).await;
+                    let found = server.binds.read(&mut lease, &question, time.deadline, trace).await;
                     entry.in_group = self.matches(&found.map_err(DirectoryError::Unavailable)?, trace)?;
                 }
-                server.give_back(lease);
+                server.binds.give_back(lease);
                 match floor.freshness(&entry, &server.url) {
                     Freshness::CaughtUp => Ok(Identity { entry: entry.into() }),
                     // Already bound, so that no other server can be asked.
@@ -330,10 +333,10 @@ impl Ldap {
         let mut tries = self.pool.candidates(time, None);
         loop {
             let server = tries.next(time, trace).await?;
-            let mut answer = server.search(question, time.deadline, trace).await;
+            let mut answer = server.service.search(question, time.deadline, trace).await;
             // No entry, or no mail host: only accepted from a server that returns the canary.
-            if answer.as_ref().is_ok_and(lacks_mail_host)
-                && let Err(cause) = server.confirm_canary(time.deadline).await
+            if answer.as_ref().is_ok_and(SearchResult::lacks_mail_host)
+                && let Err(cause) = server.service.confirm_canary(time.deadline).await
             {
                 answer = Err(RequestError::Indeterminate(cause));
             }
@@ -362,15 +365,15 @@ impl Ldap {
                 tries.pass_over(UnavailableCause::Behind { server: server.url.clone() });
                 continue;
             }
-            match server.bind(dn, password, time.deadline, trace).await {
+            match server.binds.bind(dn, password, time.deadline, trace).await {
                 Ok((bound, lease)) => {
                     let judged = self.judge(bound, dn, seen, trace);
                     let Err(refused) = judged else { return Ok((server, lease)) };
-                    server.give_back(lease);
+                    server.binds.give_back(lease);
                     // An empty server refuses every password. Its answer was one guess: no other server gets
                     // it.
                     if bound.code == INVALID_CREDENTIALS {
-                        server.confirm_canary(time.deadline).await.map_err(DirectoryError::Unavailable)?;
+                        server.service.confirm_canary(time.deadline).await.map_err(DirectoryError::Unavailable)?;
                     }
                     return Err(refused);
                 }
@@ -472,8 +475,8 @@ impl Ldap {
         let text = std::str::from_utf8(password.expose()).ok().filter(|text| !text.is_empty() && !text.contains('\0'));
         text.ok_or_else(|| {
             let server = self.settings.servers.first().map(|server| server.url.as_str()).unwrap_or_default();
-            let reason = "this password cannot be sent in a simple bind".to_owned();
-            DirectoryError::Unavailable(UnavailableCause::Connection { server: server.into(), reason })
+            let fault = ConnectionFault::UnsendablePassword;
+            DirectoryError::Unavailable(UnavailableCause::Connection { server: server.into(), fault })
         })
     }
 
@@ -527,10 +530,4 @@ fn canary_probe(settings: &config::Directory, attributes: &Arc<Attributes>) -> S
     let request = lookup::canary_request(settings, attributes);
     let mail_host = settings.canary.as_ref().map(|canary| canary.mail_host.clone());
     ServerProbe::new(Arc::new(request.unwrap_or_else(|| lookup::read(String::new(), attributes))), mail_host)
-}
-
-/// Whether the result is that there is no such entry, or that it has no mail host.
-pub(super) fn lacks_mail_host(found: &SearchResult) -> bool {
-    let nowhere = |entry: &Entry| entry.mail_hosts.is_empty();
-    found.code == NO_SUCH_OBJECT || (found.code == 0 && found.first.as_ref().is_none_or(nowhere))
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use ldap3::asn1::{ASNTag as _, PL, StructureTag};
 
 use crate::base::secret::SecretBuf;
-use crate::directory::ldap::connection::{Scope, SearchRequest};
 use crate::directory::ldap::policy::PASSWORD_POLICY;
+use crate::directory::ldap::query::{Scope, SearchRequest};
 use crate::proto::ldap::ber::{digits, put_header, size_of, wrapped};
 
 /// RFC 4511 section 4.14.1.

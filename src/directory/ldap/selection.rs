@@ -6,7 +6,6 @@
 //! a login waits for a probe for a short time at most (promise 19).
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,8 +16,9 @@ use tracing::{info, warn};
 
 use crate::base::tasks::{self, Task};
 use crate::config::Balance;
-use crate::directory::ldap::bind_pool::{RequestError, Server};
+use crate::directory::ldap::error::RequestError;
 use crate::directory::ldap::health::ServerRank;
+use crate::directory::ldap::server::Server;
 use crate::directory::{Availability, DirectoryError, Trace, UnavailableCause};
 
 /// How long a login may wait for a server to recover; with it, an outage is reported within two seconds.
@@ -27,13 +27,6 @@ const RECOVERY_WAIT: Duration = Duration::from_millis(1_500);
 const FAILURE_REPLY_TIME: Duration = Duration::from_millis(1_900);
 /// How often waiting logins check whether another probe is due.
 const PROBE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
-
-/// A duration with up to 20 % jitter, so that many connections do not expire at once.
-pub(crate) fn jittered(duration: Duration) -> Duration {
-    // Each RandomState has its own keys: enough randomness for this, without a dependency.
-    let chance = u32::try_from(RandomState::new().hash_one(0) % 400).unwrap_or_default();
-    duration.saturating_mul(800 + chance) / 1_000
-}
 
 /// The time budget of one decision, however many requests it takes.
 #[derive(Debug)]
@@ -91,7 +84,7 @@ impl ServerPool {
         let (before, after) = self.servers.split_at_checked(turn).unwrap_or((&self.servers, &[]));
         let others =
             after.iter().chain(before).filter(|server| sticky.is_none_or(|sticky| !Arc::ptr_eq(sticky, server)));
-        let mut order: Vec<_> = others.map(|server| (server.health.rank().0, server.clone())).collect();
+        let mut order: Vec<_> = others.map(|server| (server.health().rank().0, server.clone())).collect();
         order.retain(|(standing, _)| *standing != ServerRank::Down);
         // Stable sort: servers of equal rank keep the order of preference or rotation.
         order.sort_by_key(|(standing, _)| *standing);
@@ -125,14 +118,14 @@ impl ServerPool {
 
     /// Whether a server is in use.
     pub(crate) fn is_available(&self) -> bool {
-        self.servers.iter().any(|server| server.health.is_in_use())
+        self.servers.iter().any(|server| server.health().is_in_use())
     }
 
     /// The availability of the directory.
     pub(crate) fn availability(&self) -> Availability {
         if self.is_available() {
             Availability::Available
-        } else if self.servers.iter().any(|server| server.health.rank().0 == ServerRank::Recovering) {
+        } else if self.servers.iter().any(|server| server.health().rank().0 == ServerRank::Recovering) {
             Availability::Recovering
         } else {
             Availability::Unreachable
@@ -146,8 +139,8 @@ impl ServerPool {
         let settled = async {
             loop {
                 changed.mark_unchanged();
-                let in_use = self.servers.iter().filter(|server| server.health.is_in_use());
-                let mut suspected = in_use.clone().filter(|server| server.health.is_suspect());
+                let in_use = self.servers.iter().filter(|server| server.health().is_in_use());
+                let mut suspected = in_use.clone().filter(|server| server.health().is_suspect());
                 if in_use.count() > suspected.clone().count() || suspected.next().is_none() {
                     return;
                 }
@@ -172,7 +165,7 @@ impl ServerPool {
                 }
                 candidates.iter().for_each(|server| probe_if_due(server, false, true));
                 // A trial is in progress, or no probe has finished since the wait began.
-                let is_open = |server: &Arc<Server>| server.health.is_up() || !server.health.probed_since(began);
+                let is_open = |server: &Arc<Server>| server.health().is_up() || !server.health().probed_since(began);
                 if !candidates.iter().any(is_open) {
                     return None;
                 }
@@ -186,11 +179,12 @@ impl ServerPool {
 
 /// Starts a probe in the background if it is due.
 pub(crate) fn probe_if_due(server: &Arc<Server>, away: bool, awaited: bool) {
-    if server.health.begin_probe(away, awaited) {
+    if server.health().begin_probe(away, awaited) {
         let looking = ProbeGuard(Arc::clone(server));
         tokio::spawn(async move {
             // The result is recorded in `health` by then.
-            let _ = tasks::once(Task::DirectoryProbe, &looking.0.metrics.task_restarts, looking.0.run_probe()).await;
+            let _ = tasks::once(Task::DirectoryProbe, &looking.0.endpoint.metrics.task_restarts, looking.0.run_probe())
+                .await;
         });
     }
 }
@@ -200,7 +194,7 @@ struct ProbeGuard(Arc<Server>);
 
 impl Drop for ProbeGuard {
     fn drop(&mut self) {
-        self.0.health.end_probe();
+        self.0.health().end_probe();
     }
 }
 
@@ -232,7 +226,7 @@ impl ServerCandidates<'_> {
             let left: Vec<_> = self.pool.servers.iter().filter(|server| !was_asked(server)).cloned().collect();
             next = self.pool.wait_for(&left, self.until).await;
             if let (None, None, Some(server)) = (&next, &self.last, left.first()) {
-                let cause = server.health.last_cause();
+                let cause = server.health().last_cause();
                 (trace.server, trace.code) = (Some(server.url.clone()), cause.code());
                 self.last = Some(cause);
             }
@@ -264,9 +258,9 @@ impl ServerCandidates<'_> {
             }
         }
         if let Some(server) = self.asked.last() {
-            server.count_failover();
+            server.endpoint.count_failover();
             if matches!(self.last, Some(UnavailableCause::Timeout)) {
-                time.tighten(server.patience);
+                time.tighten(server.endpoint.patience);
             }
         }
         Ok(())
@@ -277,13 +271,6 @@ impl ServerCandidates<'_> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn jitter_is_at_most_a_fifth() {
-        for _ in 0..1_000 {
-            let second = jittered(Duration::from_secs(10));
-            assert!(second >= Duration::from_secs(8) && second < Duration::from_secs(12));
-        }
-    }
     #[tokio::test(start_paused = true)]
     async fn silent_server_leaves_the_remaining_time_to_the_next() {
         let decision = Duration::from_secs(5);

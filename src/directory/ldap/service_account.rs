@@ -1,5 +1,5 @@
-//! The search connection of a server: shared by all searches, with the identity of the service account, or
-//! anonymous if none is configured.
+//! The service account of a server, and its search connection: shared by all searches, with the identity of the
+//! account, or anonymous if none is configured.
 //!
 //! The account's password is read for each bind, so that a changed file needs no reload and nothing stays in
 //! memory; after a refusal the next bind is delayed, so that usher does not lock the account.
@@ -11,19 +11,26 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
-use tracing::error;
+use tracing::{debug, error};
 use zeroize::Zeroizing;
 
 use crate::base::secret::Secret;
 use crate::base::sys;
-use crate::config::{Connections, ServiceAccount};
+use crate::config::{self, Connections, Find};
 use crate::directory::ldap::bind_client::BindClient;
-use crate::directory::ldap::bind_pool::{RequestError, Server, locked};
-use crate::directory::ldap::connection::{Connection, ConnectionError, SearchRequest, SearchResult};
+use crate::directory::ldap::connection::Connection;
+use crate::directory::ldap::endpoint::Endpoint;
+use crate::directory::ldap::error::{ConnectionError, RequestError};
 use crate::directory::ldap::health::OperationOrigin;
+use crate::directory::ldap::idle::{HoldsConnections, Sweeper};
 use crate::directory::ldap::policy::{BindDiagnostic, BindResponse};
-use crate::directory::{Trace, UnavailableCause};
+use crate::directory::ldap::probe::ServerProbe;
+use crate::directory::ldap::query::{SearchRequest, SearchResult};
+use crate::directory::ldap::search;
+use crate::directory::ldap::tuning::locked;
+use crate::directory::{ConnectionFault, Trace, UnavailableCause};
 
 /// How much of a password file is read. A longer one was refused when the configuration was read.
 const LARGEST_PASSWORD: usize = 4_096;
@@ -59,7 +66,91 @@ impl SearchConnection {
 /// The search connection, open or being opened: all requests wait for the same attempt.
 pub(crate) type Opening = Shared<BoxFuture<'static, Result<Arc<SearchConnection>, UnavailableCause>>>;
 
-impl Server {
+/// The service account of a server, with the connection that its searches share.
+#[derive(Debug)]
+pub(crate) struct ServiceAccount {
+    endpoint: Arc<Endpoint>,
+    /// Anonymous without an account.
+    account: Option<config::ServiceAccount>,
+    /// Whether the server is unusable unless it accepts the account.
+    pub(crate) is_needed: bool,
+    probe: Arc<ServerProbe>,
+    search: Mutex<Option<Opening>>,
+    /// When the account may be tried again, and the result code of its refusal.
+    refused: Mutex<Option<(Instant, u32)>>,
+    /// Held while the password is read.
+    reading: Arc<Semaphore>,
+    sweeper: Sweeper,
+}
+
+impl HoldsConnections for ServiceAccount {
+    fn close_unused(&self) -> bool {
+        let mut search = locked(&self.search);
+        let is_unusable = |opening: &mut Opening| {
+            opening.peek().is_some_and(|end| end.as_ref().map_or(true, |one| !one.is_usable(&self.endpoint.limits)))
+        };
+        let closed = search.take_if(is_unusable).is_some();
+        debug!(server = %self.endpoint.url, closed, "closed the unused search connection");
+        search.is_some()
+    }
+
+    fn sweeper(&self) -> &Sweeper {
+        &self.sweeper
+    }
+}
+
+impl ServiceAccount {
+    pub(crate) fn new(endpoint: Arc<Endpoint>, settings: &config::Directory, probe: Arc<ServerProbe>) -> Self {
+        let searches = matches!(settings.find, Find::Search { .. });
+        // A standby that was never asked has refused no bind: an alert on 0 must not fire. Set here and not
+        // when the config takes effect: by then a bind may have been refused.
+        endpoint.metrics.directory_service_bind_ok.with_label_values(&[&*endpoint.url]).set(1);
+        Self {
+            account: settings.find.service().cloned(),
+            is_needed: searches || settings.canary.is_some(),
+            probe,
+            search: Mutex::new(None),
+            refused: Mutex::new(None),
+            reading: Arc::new(Semaphore::new(1)),
+            sweeper: Sweeper::new(settings.connections.idle_timeout, Arc::clone(&endpoint.metrics)),
+            endpoint,
+        }
+    }
+
+    /// Whether the search connection is open.
+    pub(crate) fn is_open(&self) -> bool {
+        locked(&self.search).as_ref().is_some_and(|opening| matches!(opening.peek(), Some(Ok(_))))
+    }
+
+    /// Has the next request open a new search connection.
+    pub(crate) fn reset(&self) {
+        *locked(&self.search) = None;
+    }
+
+    /// Reads the canary before an empty result is accepted, unless that was done just now.
+    pub(crate) async fn confirm_canary(self: &Arc<Self>, deadline: Instant) -> Result<(), UnavailableCause> {
+        if !self.probe.is_due(&self.endpoint) {
+            return Ok(());
+        }
+        let mut trace = Trace::default();
+        let shared = self.search_connection(deadline, &mut trace).await.map_err(RequestError::cause)?;
+        self.probe(&shared, deadline, &mut trace).await
+    }
+
+    /// Sends the probe's request on the search connection.
+    pub(crate) async fn probe(
+        &self,
+        shared: &Arc<SearchConnection>,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<(), UnavailableCause> {
+        let request = &self.probe.request;
+        let answer = self.ask(shared, request, deadline, trace).await;
+        let endpoint = &self.endpoint;
+        let found = answer.map_err(|error| endpoint.note_error(request.operation, OperationOrigin::Probe, &error))?;
+        self.probe.check(endpoint, &found)
+    }
+
     /// Searches on the search connection, as the service account.
     pub(crate) async fn search(
         self: &Arc<Self>,
@@ -82,13 +173,14 @@ impl Server {
             answer = self.ask(&shared, question, deadline, trace).await;
         }
         let origin = question.origin();
-        let found =
-            answer.map_err(|error| RequestError::Indeterminate(self.note_error(question.operation, origin, &error)))?;
-        self.note_result(question.operation, origin, found.code, asked)?;
+        let found = answer.map_err(|error| {
+            RequestError::Indeterminate(self.endpoint.note_error(question.operation, origin, &error))
+        })?;
+        self.endpoint.note_result(question.operation, origin, found.code, asked)?;
         Ok(found)
     }
 
-    pub(crate) async fn ask(
+    async fn ask(
         &self,
         shared: &Arc<SearchConnection>,
         question: &SearchRequest,
@@ -96,8 +188,8 @@ impl Server {
         trace: &mut Trace,
     ) -> Result<SearchResult, ConnectionError> {
         shared.mark_used();
-        let asked = shared.connection.search(question, self.patience);
-        let answer = self.timed(question.operation, deadline, trace, asked, |found| found.code).await;
+        let asked = search::one(&shared.connection, question, self.endpoint.patience);
+        let answer = self.endpoint.timed(question.operation, deadline, trace, asked, |found| found.code).await;
         if answer.is_err() {
             // Requests that still wait on it keep it open; no new request gets it.
             let mut slot = locked(&self.search);
@@ -116,14 +208,14 @@ impl Server {
         let opening = {
             let mut slot = locked(&self.search);
             let current = slot.as_ref().filter(|opening| match opening.peek() {
-                Some(Ok(shared)) => shared.is_usable(&self.limits),
+                Some(Ok(shared)) => shared.is_usable(&self.endpoint.limits),
                 Some(Err(_)) => false,
                 None => true,
             });
             match current {
                 Some(opening) => opening.clone(),
                 None => {
-                    let url = self.url.clone();
+                    let url = self.endpoint.url.clone();
                     // A separate task: the first requester may give up while others still wait.
                     let task = tokio::spawn(self.clone().open_search());
                     let opening = task
@@ -134,7 +226,7 @@ impl Server {
                 }
             }
         };
-        trace.server = Some(self.url.clone());
+        trace.server = Some(self.endpoint.url.clone());
         match timeout_at(deadline, opening).await {
             Ok(Ok(shared)) => Ok(shared),
             Ok(Err(cause)) => {
@@ -149,11 +241,11 @@ impl Server {
     async fn open_search(self: Arc<Self>) -> Result<Arc<SearchConnection>, UnavailableCause> {
         let shared = SearchConnection {
             connection: self.open_as_service().await?,
-            expires: self.expiry(),
+            expires: self.endpoint.expiry(),
             used: Mutex::new(Instant::now()),
             is_used: AtomicBool::new(false),
         };
-        self.sweep();
+        self.sweeper.start(&self);
         Ok(Arc::new(shared))
     }
 
@@ -162,56 +254,67 @@ impl Server {
     pub(crate) async fn open_as_service(&self) -> Result<Connection, UnavailableCause> {
         let mut client = self.open_bound().await?;
         if self.probe.has_canary() {
-            self.probe_connection(&mut client, Instant::now() + self.patience).await?;
+            self.probe.send(&self.endpoint, &mut client, Instant::now() + self.endpoint.patience).await?;
         }
         self.shared(client).await
     }
 
     /// Turns a connection into one that searches share.
     pub(crate) async fn shared(&self, client: BindClient) -> Result<Connection, UnavailableCause> {
-        Connection::over(client).await.map_err(|error| self.note_error("connect", OperationOrigin::Probe, &error))
+        Connection::over(client)
+            .await
+            .map_err(|error| self.endpoint.note_error("connect", OperationOrigin::Probe, &error))
     }
 
     /// The same without the canary.
     pub(crate) async fn open_bound(&self) -> Result<BindClient, UnavailableCause> {
         let mut trace = Trace::default();
-        let password = match &self.service {
+        let password = match &self.account {
             Some(account) => Some((account, self.service_password(account).await?)),
             None => None,
         };
-        let mut connection =
-            self.connect(Instant::now() + self.patience, &mut trace).await.map_err(RequestError::cause)?;
+        let mut connection = self
+            .endpoint
+            .connect(Instant::now() + self.endpoint.patience, &mut trace)
+            .await
+            .map_err(RequestError::cause)?;
         if let Some((account, password)) = password {
             let text = std::str::from_utf8(password.expose()).unwrap_or_default();
             let asked = connection.bind(&account.dn, text);
             let began = Instant::now();
-            let bound = self.timed("service_bind", began + self.patience, &mut trace, asked, |bound| bound.code).await;
-            let bound = bound.map_err(|error| self.note_error("bind", OperationOrigin::Probe, &error))?;
-            self.note_result("service_bind", OperationOrigin::Probe, bound.code, began).map_err(RequestError::cause)?;
+            let bound = self
+                .endpoint
+                .timed("service_bind", began + self.endpoint.patience, &mut trace, asked, |bound| bound.code)
+                .await;
+            let bound = bound.map_err(|error| self.endpoint.note_error("bind", OperationOrigin::Probe, &error))?;
+            self.endpoint
+                .note_result("service_bind", OperationOrigin::Probe, bound.code, began)
+                .map_err(RequestError::cause)?;
             self.service_answer(account, bound)?;
         }
         Ok(connection)
     }
 
     /// The service account's password, unless the account was refused recently.
-    async fn service_password(&self, account: &ServiceAccount) -> Result<Secret, UnavailableCause> {
+    async fn service_password(&self, account: &config::ServiceAccount) -> Result<Secret, UnavailableCause> {
         if let Some((until, code)) = *locked(&self.refused)
             && Instant::now() < until
         {
-            let cause = UnavailableCause::ServiceBind { server: self.url.clone(), code };
+            let cause = UnavailableCause::ServiceBind { server: self.endpoint.url.clone(), code };
             self.out_of_use(&cause);
             return Err(cause);
         }
         let file = account.password_file.display();
         let unusable = |reason: String| {
-            if let Some(suppressed) = self.repeats.allow("password", "") {
-                error!(server = %self.url, %file, %reason, suppressed, "service account password unusable");
+            if let Some(suppressed) = self.endpoint.repeats.allow("password", "") {
+                error!(server = %self.endpoint.url, %file, %reason, suppressed, "service account password unusable");
             }
-            let cause = UnavailableCause::Connection { server: self.url.clone(), reason: format!("{file}: {reason}") };
+            let fault = ConnectionFault::PasswordFile { file: file.to_string(), reason };
+            let cause = UnavailableCause::Connection { server: self.endpoint.url.clone(), fault };
             self.out_of_use(&cause);
             cause
         };
-        let read = tokio::time::timeout(self.patience, self.read_file(account.password_file.clone())).await;
+        let read = tokio::time::timeout(self.endpoint.patience, self.read_file(account.password_file.clone())).await;
         let bytes = read.map_err(|_| unusable("read timed out".to_owned()))?;
         let bytes = bytes.map_err(|error| unusable(error.to_string()))?;
         let password = without_line_end(bytes);
@@ -235,9 +338,9 @@ impl Server {
     }
 
     /// Records the result of the service account's bind.
-    fn service_answer(&self, account: &ServiceAccount, bound: BindResponse) -> Result<(), UnavailableCause> {
+    fn service_answer(&self, account: &config::ServiceAccount, bound: BindResponse) -> Result<(), UnavailableCause> {
         let code = bound.code;
-        let gauge = self.metrics.directory_service_bind_ok.with_label_values(&[&self.url]);
+        let gauge = self.endpoint.metrics.directory_service_bind_ok.with_label_values(&[&self.endpoint.url]);
         // A bound account that must change its password first is refused every search.
         let said = bound.diagnostic.filter(|said| matches!(said, BindDiagnostic::State { .. }));
         if code == 0 && said.is_none() {
@@ -247,18 +350,18 @@ impl Server {
         }
         gauge.set(0);
         // Delayed: each attempt is one more wrong password towards a lockout.
-        *locked(&self.refused) = Some((Instant::now() + self.tuning.service_retry, code));
+        *locked(&self.refused) = Some((Instant::now() + self.endpoint.tuning.service_retry, code));
         let said = said.map(tracing::field::display);
-        error!(server = %self.url, bind_dn = %account.dn, code, said, "directory refused the service account");
-        let cause = UnavailableCause::ServiceBind { server: self.url.clone(), code };
+        error!(server = %self.endpoint.url, bind_dn = %account.dn, code, said, "directory refused the service account");
+        let cause = UnavailableCause::ServiceBind { server: self.endpoint.url.clone(), code };
         self.out_of_use(&cause);
         Err(cause)
     }
 
     /// Marks the server down if it is unusable without the service account.
     fn out_of_use(&self, cause: &UnavailableCause) {
-        if self.needs_service {
-            self.server_failed(OperationOrigin::Probe, cause);
+        if self.is_needed {
+            self.endpoint.server_failed(OperationOrigin::Probe, cause);
         }
     }
 }

@@ -28,11 +28,12 @@ use crate::base::credential::{Credential, Login};
 use crate::config::{
     self, Balance, Canary, Connections, DirectoryServer, DisabledBy, Find, LdapScheme, ServiceAccount,
 };
-use crate::directory::ldap::bind_pool::{RequestError, Tuning};
+use crate::directory::ldap::error::RequestError;
 use crate::directory::ldap::policy::BindDiagnostic;
 use crate::directory::ldap::scripted::{
     Recorded, Scripted, ScriptedReply, alice, bound, bound_with, done, entry, extended, first, reference,
 };
+use crate::directory::ldap::tuning::Tuning;
 use crate::directory::{
     Availability, Directory, DirectoryError, Entry, EntryVersion, Identity, Ldap, NoFloor, Trace, UnavailableCause,
 };

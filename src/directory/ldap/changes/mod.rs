@@ -20,11 +20,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::config::{Directory as Settings, WatchMode};
-use crate::directory::ldap::bind_pool::Server;
-use crate::directory::ldap::connection::{Connection, ConnectionError, Scope};
+use crate::directory::ldap::connection::Connection;
+use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::lookup;
 use crate::directory::ldap::schema::{self, Attributes};
-use crate::directory::ldap::selection::jittered;
+use crate::directory::ldap::search::{self, Query, QueryOptions};
+use crate::directory::ldap::server::Server;
+use crate::directory::ldap::tuning::jittered;
 use crate::directory::{EntryId, Ldap, ReportedEntry};
 use crate::proto::ldap::attributes::AttributeRole;
 use crate::telemetry::log::Repeats;
@@ -95,7 +97,7 @@ struct WatchLink<'a> {
 enum WatchEnd {
     /// The connection failed.
     #[error("{0}")]
-    Fault(#[from] ConnectionError),
+    Connection(#[from] ConnectionError),
     /// The server ended or refused the search.
     #[error("result {0}{hint}", hint = hint(*.0))]
     Refused(u32),
@@ -168,7 +170,7 @@ impl Ldap {
         let mode = settings.watch.mode;
         let (mut spare, mut cause) = (None, "no server reachable".to_owned());
         for server in self.servers() {
-            let connection = match server.open_as_service().await {
+            let connection = match server.service.open_as_service().await {
                 Ok(connection) => connection,
                 Err(error) => {
                     cause = error.to_string();
@@ -222,7 +224,7 @@ async fn watch_by_sync(
         }
         WatchEnd::Refused(_) if mode == WatchMode::Auto => memory.refusing.push(Arc::clone(url)),
         WatchEnd::Refused(_) => {}
-        WatchEnd::Fault(_) | WatchEnd::Reconnect | WatchEnd::NoServer(_) => {
+        WatchEnd::Connection(_) | WatchEnd::Reconnect | WatchEnd::NoServer(_) => {
             memory.cookie = bytes.map(|bytes| SyncCookie { server: Arc::clone(url), bytes });
         }
     }
@@ -244,7 +246,7 @@ impl<'a> WatchLink<'a> {
 
     /// Checks that the connection is alive: any reply will do.
     async fn is_alive(&self) -> Result<(), ConnectionError> {
-        let patience = self.server.patience.max(Duration::from_secs(3));
+        let patience = self.server.endpoint.patience.max(Duration::from_secs(3));
         timeout(patience, self.connection.who_am_i()).await.map_err(|_| ConnectionError::Timeout)?
     }
 }
@@ -260,30 +262,24 @@ pub(crate) struct RootDse {
 
 impl RootDse {
     pub(crate) async fn read(connection: &Connection) -> Result<Self, ConnectionError> {
-        let asked = async {
-            let names = vec!["supportedControl", "highestCommittedUSN"];
-            let mut ldap = connection.handle();
-            let search = ldap.streaming_search("", Scope::Base, "(objectClass=*)", names);
-            let mut answers = connection.contained(search).await?;
-            let mut root = Self::default();
-            while let Some(message) = connection.contained(answers.next()).await? {
-                if message.is_ref() || message.is_intermediate() {
-                    continue;
+        let mut root = Self::default();
+        let options = QueryOptions { ends: Some(Instant::now() + SILENCE), ..QueryOptions::default() };
+        let query = Query { options, ..Query::read("", vec!["supportedControl", "highestCommittedUSN"]) };
+        search::each(connection, query, |entry| {
+            let (_, attributes) = schema::parts(entry).ok_or(ConnectionError::Malformed)?;
+            for (name, values) in &attributes {
+                if name.eq_ignore_ascii_case(b"supportedControl") {
+                    root.syncs |= values.iter().any(|value| value == SYNC_REQUEST.as_bytes());
                 }
-                let (_, attributes) = schema::parts(message.0).ok_or(ConnectionError::Malformed)?;
-                for (name, values) in &attributes {
-                    if name.eq_ignore_ascii_case(b"supportedControl") {
-                        root.syncs |= values.iter().any(|value| value == SYNC_REQUEST.as_bytes());
-                    }
-                    if name.eq_ignore_ascii_case(b"highestCommittedUSN") {
-                        let number = values.first().and_then(|value| std::str::from_utf8(value).ok());
-                        root.usn = number.and_then(|number| number.parse().ok());
-                    }
+                if name.eq_ignore_ascii_case(b"highestCommittedUSN") {
+                    let number = values.first().and_then(|value| std::str::from_utf8(value).ok());
+                    root.usn = number.and_then(|number| number.parse().ok());
                 }
             }
-            Ok(root)
-        };
-        timeout(SILENCE, asked).await.unwrap_or(Err(ConnectionError::Timeout))
+            Ok(())
+        })
+        .await?;
+        Ok(root)
     }
 }
 

@@ -10,19 +10,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ldap3::adapters::PagedResults;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::sleep;
 
 use super::{Change, ChangeHandler, Refresh, RootDse, SILENCE, WatchEnd, WatchLink, round_ends};
-use crate::directory::ldap::connection::{ConnectionError, Scope};
+use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::schema;
+use crate::directory::ldap::search::{self, Query, QueryOptions};
 
 /// Every this many rounds all users are read.
 const ROUNDS: u32 = 10;
 /// How many rounds a search by modifyTimestamp reaches back.
 const OVERLAP: usize = 4;
-/// Entries in a page (RFC 2696).
-const PAGE: i32 = 500;
 
 /// Polls for [`ROUNDS`] rounds, or until it fails.
 pub(super) async fn watch(
@@ -90,32 +88,21 @@ impl Since {
 
 /// Reports every entry that matches; returns the latest modifyTimestamp among them.
 async fn search(link: &WatchLink<'_>, filter: &str, report: ChangeHandler<'_>) -> Result<Option<String>, WatchEnd> {
-    let (connection, ends) = (&link.connection, round_ends());
-    let mut ldap = connection.handle();
-    let names = link.attributes.names();
-    let asked = ldap.streaming_search_with(PagedResults::new(PAGE), &link.base, Scope::Subtree, filter, names);
-    let mut answers = within(ends, connection.contained(asked)).await?;
+    let options =
+        QueryOptions { paged: true, silence: Some(SILENCE), ends: Some(round_ends()), ..QueryOptions::default() };
+    let query = Query::below(&link.base, filter, link.attributes.names(), options);
     let mut latest: Option<String> = None;
-    while let Some(message) = within(ends, connection.contained(answers.next())).await? {
-        if message.is_ref() || message.is_intermediate() {
-            continue;
-        }
-        if let Some(shown) = schema::read_entry(message.0, &link.attributes).ok_or(ConnectionError::Malformed)? {
-            latest = latest.max(shown.modified.clone());
+    let code = search::each(&link.connection, query, |entry| {
+        if let Some(shown) = schema::read_entry(entry, &link.attributes).ok_or(ConnectionError::Malformed)? {
+            latest = latest.take().max(shown.modified.clone());
             report(Change::Entry(Box::new(shown)));
         }
-    }
+        Ok(())
+    })
+    .await?;
     // An incomplete result says nothing about missing entries.
-    match answers.finish().await.rc {
+    match code {
         0 => Ok(latest),
         code => Err(WatchEnd::Refused(code)),
     }
-}
-
-/// The next message, within its deadline.
-async fn within<T>(
-    ends: Instant,
-    asked: impl Future<Output = Result<T, ConnectionError>>,
-) -> Result<T, ConnectionError> {
-    timeout_at(ends.min(Instant::now() + SILENCE), asked).await.unwrap_or(Err(ConnectionError::Timeout))
 }

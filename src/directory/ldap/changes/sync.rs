@@ -11,8 +11,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::message::{EntryState, SYNC_STATE, SyncInfo, SyncState};
 use super::{Change, ChangeHandler, Refresh, SILENCE, WatchEnd, WatchLink, round_ends};
-use crate::directory::ldap::connection::{ConnectionError, Scope};
+use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::schema;
+use crate::directory::ldap::search::{Query, QueryOptions, Search};
 
 /// The result code of a search whose cookie is too old.
 const SYNC_REFRESH_REQUIRED: u32 = 4096;
@@ -23,7 +24,7 @@ const WATCHDOG: Duration = Duration::from_secs(10);
 pub(super) async fn watch(link: &WatchLink<'_>, cookie: &mut Option<Vec<u8>>, report: ChangeHandler<'_>) -> WatchEnd {
     match run(link, cookie, report).await {
         Ok(end) => end,
-        Err(error) => WatchEnd::Fault(error),
+        Err(error) => WatchEnd::Connection(error),
     }
 }
 
@@ -32,24 +33,22 @@ async fn run(
     cookie: &mut Option<Vec<u8>>,
     report: ChangeHandler<'_>,
 ) -> Result<WatchEnd, ConnectionError> {
-    let connection = &link.connection;
     let request = SyncRequest { mode: RefreshMode::RefreshAndPersist, cookie: cookie.clone(), reload_hint: false };
     // Critical: a server that does not support the control must not answer a plain search.
     let request = RawControl { crit: true, ..request.into() };
-    let mut ldap = connection.handle();
-    let search =
-        ldap.with_controls(request).streaming_search(&link.base, Scope::Subtree, &link.filter, link.attributes.names());
+    let options = QueryOptions { control: Some(request), ..QueryOptions::default() };
+    let query = Query::below(&link.base, &link.filter, link.attributes.names(), options);
     report(Change::RefreshStarted(Refresh {
         server: Arc::clone(&link.server.url),
         whole: cookie.is_none(),
         local_timestamps: false,
     }));
-    let mut answers = connection.contained(search).await?;
+    let mut search = Search::start(&link.connection, query).await?;
     let mut progress =
         SyncProgress { refresh_ends: Some(round_ends()), whole: cookie.is_none(), cookie: cookie.clone() };
     loop {
         let message = {
-            let mut next = pin!(connection.contained(answers.next()));
+            let mut next = pin!(search.next_message());
             loop {
                 let silent_until = Instant::now() + if progress.refresh_ends.is_some() { SILENCE } else { WATCHDOG };
                 tokio::select! {
@@ -65,7 +64,7 @@ async fn run(
             }
         };
         let Some(message) = message else {
-            return Ok(match answers.finish().await.rc {
+            return Ok(match search.code().await {
                 SYNC_REFRESH_REQUIRED => WatchEnd::RefreshRequired,
                 code => WatchEnd::Refused(code),
             });

@@ -46,7 +46,7 @@ async fn nested_replies_end_no_process() {
         assert!(is_malformed(under.alice().await), "{what}");
         assert_eq!(under.count(&bound, "bind", "malformed"), 1);
         // It is marked down at once: no entry is the cause.
-        assert!(!under.ldap.server(0).health.is_in_use(), "{what}");
+        assert!(!under.ldap.server(0).health().is_in_use(), "{what}");
     }
 }
 
@@ -130,17 +130,17 @@ async fn notice_of_disconnection_ends_the_connection() {
             None => alice(seen),
         };
         let server = Scripted::start(script).await;
-        let UnavailableCause::Connection { reason, .. } = cause(Under::new(&[&server], searching(None)).alice().await)
+        let UnavailableCause::Connection { fault, .. } = cause(Under::new(&[&server], searching(None)).alice().await)
         else {
             panic!("a broken connection");
         };
-        assert_eq!(reason, "server closed the connection with result 52");
+        assert_eq!(fault.to_string(), "server closed the connection with result 52");
         let server = Scripted::start(move |_: &Recorded| vec![ScriptedReply::Raw(notice.clone())]).await;
-        let UnavailableCause::Connection { reason, .. } = cause(Under::new(&[&server], searching(None)).alice().await)
+        let UnavailableCause::Connection { fault, .. } = cause(Under::new(&[&server], searching(None)).alice().await)
         else {
             panic!("a broken connection");
         };
-        assert_eq!(reason, "server closed the connection with result 52");
+        assert_eq!(fault.to_string(), "server closed the connection with result 52");
     }
 }
 
@@ -172,7 +172,7 @@ async fn message_beyond_the_limit_is_refused_by_its_header() {
             let result = under.alice().await;
             assert_eq!(result.is_ok(), expected, "{result:?}");
             // The cause may be one entry: another server, or another user, is tried next.
-            assert!(under.ldap.server(0).health.is_in_use());
+            assert!(under.ldap.server(0).health().is_in_use());
         }
     }
 }
@@ -217,7 +217,7 @@ async fn server_recovers_after_a_malformed_reply() {
     let under = Under::test(&settings(servers.to_vec(), searching(None)), tuning);
     under.alice().await.unwrap();
     within(async {
-        while under.ldap.server(0).health.is_in_use() {
+        while under.ldap.server(0).health().is_in_use() {
             under.ldap.run_probes();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -226,7 +226,7 @@ async fn server_recovers_after_a_malformed_reply() {
     assert!(under.count(&server, "search", "malformed") > 0);
     odd.store(false, Ordering::SeqCst);
     within(async {
-        while !under.ldap.server(0).health.is_in_use() {
+        while !under.ldap.server(0).health().is_in_use() {
             under.ldap.run_probes();
             under.alice().await.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;

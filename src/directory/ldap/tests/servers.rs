@@ -29,7 +29,7 @@ async fn second_server_gets_a_minimum_time_and_no_fault_for_exceeding_it() {
     settings.attempt_timeout = Duration::from_millis(1_500);
     let under = Under::test(&settings, Tuning::default());
     assert_eq!(cause(under.login("alice", "right").await.0), UnavailableCause::Timeout);
-    let suspected = |at: usize| under.ldap.server(at).health.is_suspect();
+    let suspected = |at: usize| under.ldap.server(at).health().is_suspect();
     assert_eq!((suspected(0), suspected(1)), (true, false));
     assert_eq!(servers.iter().map(|server| server.binds().len()).collect::<Vec<_>>(), [1, 1]);
 }
@@ -138,7 +138,7 @@ async fn slow_bind_of_one_user_marks_no_server_down() {
         under.login("slow", "x").await.0.unwrap();
         under.ldap.run_probes();
         until(|| server.searches().iter().filter(|base| base.is_empty()).count() > looks).await;
-        until(|| under.ldap.server(0).health.rank().0 == crate::directory::ldap::health::ServerRank::Healthy).await;
+        until(|| under.ldap.server(0).health().rank().0 == crate::directory::ldap::health::ServerRank::Healthy).await;
         let before = standby.seen().len();
         under.login("anna", "x").await.0.unwrap();
         assert_eq!(standby.seen().len(), before, "anna is served by the same server as the others");
@@ -160,9 +160,9 @@ async fn server_with_hanging_binds_recovers_by_a_bind() {
     // Two users, without a reply between them.
     under.login("anna", "x").await.0.unwrap();
     under.ldap.run_probes();
-    until(|| !under.ldap.server(0).health.is_suspect()).await;
+    until(|| !under.ldap.server(0).health().is_suspect()).await;
     under.login("bob", "x").await.0.unwrap();
-    assert!(!under.ldap.server(0).health.is_up());
+    assert!(!under.ldap.server(0).health().is_up());
     let binds = server.binds().len();
     within(async {
         // It answers each probe; one login after each pause tries it and moves to the other server.
@@ -173,10 +173,10 @@ async fn server_with_hanging_binds_recovers_by_a_bind() {
     })
     .await;
     assert!(server.searches().iter().filter(|base| base.is_empty()).count() >= 2);
-    assert!(!under.ldap.server(0).health.is_in_use());
+    assert!(!under.ldap.server(0).health().is_in_use());
     hangs.store(false, Ordering::SeqCst);
     within(async {
-        while !under.ldap.server(0).health.is_in_use() {
+        while !under.ldap.server(0).health().is_in_use() {
             under.ldap.run_probes();
             under.login("clara", "x").await.0.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -195,7 +195,7 @@ async fn attempt_with_too_little_time_is_no_fault() {
     let under = Under::test(&settings, Tuning::default());
     assert_eq!(cause(under.login("anna", "x").await.0), UnavailableCause::Timeout);
     assert_eq!((under.count(&silent, "search", "timeout"), under.count(&mute, "search", "timeout")), (1, 1));
-    let suspected = [0, 1].map(|at| under.ldap.server(at).health.is_suspect());
+    let suspected = [0, 1].map(|at| under.ldap.server(at).health().is_suspect());
     assert_eq!(suspected, [true, false]);
 }
 
@@ -295,7 +295,7 @@ async fn replies_of_a_server_that_lost_the_canary_are_discarded() {
             assert_eq!(after, before);
         }
         under.login("bob", "x").await.0.unwrap();
-        assert!(!under.ldap.server(0).health.is_in_use());
+        assert!(!under.ldap.server(0).health().is_in_use());
     }
 }
 

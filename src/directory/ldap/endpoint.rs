@@ -1,0 +1,205 @@
+//! One directory server as it is reached: connects, counts and judges operations, and keeps its health.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+
+use crate::config::{self, Connections};
+use crate::directory::ldap::bind_client::BindClient;
+use crate::directory::ldap::dial::Dial;
+use crate::directory::ldap::error::{ConnectionError, RequestError};
+use crate::directory::ldap::health::{OperationOrigin, ServerHealth};
+use crate::directory::ldap::idle::IdleConnections;
+use crate::directory::ldap::tuning::{Tuning, jittered};
+use crate::directory::{Trace, UnavailableCause};
+use crate::telemetry::log::Repeats;
+use crate::telemetry::metrics::Metrics;
+
+/// Results that concern the server and not the request: busy, unavailable, other.
+const fn is_server_error(code: u32) -> bool {
+    matches!(code, 51 | 52 | 80)
+}
+
+/// One directory server.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) url: Arc<str>,
+    dial: Dial,
+    /// `attempt_timeout`.
+    pub(crate) patience: Duration,
+    /// Whether another server could take over.
+    pub(crate) replaceable: bool,
+    pub(crate) limits: Connections,
+    pub(crate) tuning: Tuning,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) health: ServerHealth,
+    /// Bind connections for reuse: closed when the server fails.
+    pub(crate) idle: IdleConnections,
+    pub(crate) repeats: Repeats,
+}
+
+impl Endpoint {
+    /// A configured server; nothing is connected yet. Health changes are sent to `changed`.
+    pub(crate) fn new(
+        server: &config::DirectoryServer,
+        settings: &config::Directory,
+        tls: Option<Arc<rustls::ClientConfig>>,
+        metrics: Arc<Metrics>,
+        (tuning, changed): (Tuning, watch::Sender<()>),
+    ) -> Self {
+        Self {
+            url: server.url.as_str().into(),
+            dial: Dial {
+                scheme: server.scheme,
+                host: server.host.clone(),
+                port: server.port,
+                starttls: settings.starttls,
+                tls,
+                patience: settings.attempt_timeout,
+                max_message: settings.max_message,
+            },
+            patience: settings.attempt_timeout,
+            replaceable: settings.servers.len() > 1,
+            limits: settings.connections,
+            tuning,
+            metrics,
+            health: ServerHealth::new(tuning, changed),
+            idle: IdleConnections::new(settings.connections),
+            repeats: Repeats::default(),
+        }
+    }
+
+    /// Whether a request may be sent here now; if it is the trial of a recovering server, no other is sent for
+    /// as long as it may take.
+    pub(crate) fn enter(&self) -> bool {
+        self.health.enter(self.patience.saturating_mul(3))
+    }
+
+    /// Counts a request that fails over to another server.
+    pub(crate) fn count_failover(&self) {
+        if self.replaceable {
+            self.metrics.directory_failovers.with_label_values(&[&self.url]).inc();
+        }
+    }
+
+    pub(crate) async fn connect(&self, deadline: Instant, trace: &mut Trace) -> Result<BindClient, RequestError> {
+        let made = self.timed("connect", deadline, trace, BindClient::open(&self.dial), |_| 0).await;
+        trace.code = None;
+        made.map_err(|error| RequestError::NotSent(self.note_error("connect", OperationOrigin::Probe, &error)))
+    }
+
+    /// Runs one operation with its deadline; counts it and records it in the trace.
+    pub(crate) async fn timed<T>(
+        &self,
+        operation: &'static str,
+        deadline: Instant,
+        trace: &mut Trace,
+        asked: impl Future<Output = Result<T, ConnectionError>>,
+        code: impl Fn(&T) -> u32,
+    ) -> Result<T, ConnectionError> {
+        let began = Instant::now();
+        let until = deadline.min(began + self.patience);
+        let late = if until.duration_since(began) < self.patience / 2 {
+            ConnectionError::CutShort
+        } else {
+            ConnectionError::Timeout
+        };
+        let answer = timeout_at(until, asked).await.unwrap_or(Err(late));
+        let seconds = self.metrics.directory_seconds.with_label_values(&[&*self.url, operation]);
+        seconds.observe(began.elapsed().as_secs_f64());
+        trace.server = Some(self.url.clone());
+        trace.code = answer.as_ref().ok().map(&code);
+        let count = |word| self.metrics.directory_operations.with_label_values(&[&*self.url, operation, word]).inc();
+        match &answer {
+            Ok(answer) => self.metrics.directory_operation(&self.url, operation, code(answer)),
+            Err(ConnectionError::Timeout | ConnectionError::CutShort) => count("timeout"),
+            Err(ConnectionError::Broken(_)) => count("connection"),
+            Err(ConnectionError::Malformed | ConnectionError::Violation(_)) => count("malformed"),
+        }
+        answer
+    }
+
+    /// Records the result of a request sent at `asked`: a verdict about the request, or a server failure.
+    pub(crate) fn note_result(
+        &self,
+        operation: &'static str,
+        origin: OperationOrigin,
+        code: u32,
+        asked: Instant,
+    ) -> Result<(), RequestError> {
+        if !is_server_error(code) {
+            if origin != OperationOrigin::Probe && self.health.request_answered(operation, asked) {
+                info!(server = %self.url, operation, "directory server up again");
+            }
+            return Ok(());
+        }
+        if let Some(suppressed) = self.repeats.allow(operation, "unsure") {
+            warn!(server = %self.url, operation, code, suppressed, "directory server gave an inconclusive result");
+        }
+        let cause = UnavailableCause::Result { server: self.url.clone(), operation, code };
+        // 80 (other) may concern one entry; busy and unavailable concern the server.
+        if code == 80 {
+            self.request_failed(origin, &cause);
+        } else {
+            self.server_failed(origin, &cause);
+        }
+        Err(if operation == "bind" { RequestError::Answered(cause) } else { RequestError::Indeterminate(cause) })
+    }
+
+    /// Records an error. An error of the server itself marks it down and closes its idle connections.
+    pub(crate) fn note_error(
+        &self,
+        operation: &'static str,
+        origin: OperationOrigin,
+        error: &ConnectionError,
+    ) -> UnavailableCause {
+        if let Some(suppressed) = self.repeats.allow(operation, "failed") {
+            warn!(server = %self.url, operation, reason = %error, suppressed, "directory request failed");
+        }
+        let cause = error.unavailable(&self.url);
+        match (origin, error) {
+            // The reply to a bind contains nothing of an entry.
+            (OperationOrigin::Login { operation: "bind", .. }, ConnectionError::Violation(_)) => {
+                self.server_failed(origin, &cause)
+            }
+            // The request itself may be what is slow or malformed.
+            (
+                OperationOrigin::Login { .. },
+                ConnectionError::Timeout | ConnectionError::Malformed | ConnectionError::Violation(_),
+            ) => {
+                self.request_failed(origin, &cause);
+            }
+            // The time was too short to draw a conclusion.
+            (OperationOrigin::Login { .. }, ConnectionError::CutShort) => {}
+            (OperationOrigin::Probe, _) | (_, ConnectionError::Broken(_)) => {
+                self.server_failed(origin, &cause);
+                self.idle.clear();
+            }
+        }
+        cause
+    }
+
+    /// Records a failure of the server.
+    pub(crate) fn server_failed(&self, origin: OperationOrigin, cause: &UnavailableCause) {
+        self.log_marked_down(self.health.server_failed(origin, cause), cause);
+    }
+
+    fn request_failed(&self, origin: OperationOrigin, cause: &UnavailableCause) {
+        self.log_marked_down(self.health.request_failed(origin, cause), cause);
+    }
+
+    /// One line per change, not per login.
+    fn log_marked_down(&self, was_in_use: bool, cause: &UnavailableCause) {
+        if was_in_use {
+            warn!(server = %self.url, reason = %cause, "directory server marked down");
+        }
+    }
+
+    pub(crate) fn expiry(&self) -> Instant {
+        Instant::now() + jittered(self.limits.max_age)
+    }
+}

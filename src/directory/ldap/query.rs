@@ -1,0 +1,88 @@
+//! A search request for one entry, and its result.
+
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) use ldap3::Scope;
+
+use crate::directory::Entry;
+use crate::directory::ldap::error::ConnectionError;
+use crate::directory::ldap::health::OperationOrigin;
+use crate::directory::ldap::schema::{self, Attributes, ReportedEntry};
+
+/// Messages that one search may bring: two entries and the references beside them.
+pub(crate) const MAX_MESSAGES: usize = 1_000;
+
+/// Result codes (RFC 4511 appendix A).
+pub(crate) const SUCCESS: u32 = 0;
+pub(crate) const SIZE_LIMIT: u32 = 4;
+pub(crate) const NO_SUCH_OBJECT: u32 = 32;
+pub(crate) const INVALID_CREDENTIALS: u32 = 49;
+
+/// A search request.
+#[derive(Debug)]
+pub(crate) struct SearchRequest {
+    /// `search` or `read`: the metric label.
+    pub(crate) operation: &'static str,
+    /// The base DN.
+    pub(crate) base: String,
+    /// The scope.
+    pub(crate) scope: Scope,
+    /// The filter.
+    pub(crate) filter: String,
+    /// The attributes to read.
+    pub(crate) attributes: Arc<Attributes>,
+}
+
+impl SearchRequest {
+    /// The requested size limit and time limit in seconds.
+    pub(crate) fn limits(&self, time_limit: Duration) -> (u32, u32) {
+        let seconds = u32::try_from(time_limit.as_secs().saturating_add(1)).unwrap_or(u32::MAX).min(i32::MAX as u32);
+        // Two are enough: one entry is a user, more are an ambiguity.
+        (if self.scope == Scope::Base { 1 } else { 2 }, seconds)
+    }
+
+    /// The origin for this request.
+    pub(crate) fn origin(&self) -> OperationOrigin {
+        login_origin(self.operation, &[&self.base, &self.filter])
+    }
+}
+
+/// The origin of a login's operation on this subject.
+pub(crate) fn login_origin(operation: &'static str, subject: &[&str]) -> OperationOrigin {
+    // A hash collision costs one probe.
+    OperationOrigin::Login { operation, subject: schema::KEY.hash_one(subject) }
+}
+
+/// The result of a [`SearchRequest`].
+#[derive(Debug, Default)]
+pub(crate) struct SearchResult {
+    /// The result code.
+    pub(crate) code: u32,
+    /// The number of entries.
+    pub(crate) entries: usize,
+    /// The first of them; `None` also if it exceeds a limit.
+    pub(crate) first: Option<Entry>,
+}
+
+impl SearchResult {
+    /// Counts an entry; parses it if it is the first.
+    #[expect(clippy::option_option, reason = "malformed, and beyond a limit")]
+    pub(crate) fn count(
+        &mut self,
+        parse: impl FnOnce() -> Option<Option<ReportedEntry>>,
+    ) -> Result<(), ConnectionError> {
+        self.entries += 1;
+        if self.entries == 1 {
+            self.first = parse().ok_or(ConnectionError::Malformed)?.map(|reported| reported.entry);
+        }
+        Ok(())
+    }
+
+    /// Whether there is no such entry, or it has no mail host.
+    pub(crate) fn lacks_mail_host(&self) -> bool {
+        let nowhere = |entry: &Entry| entry.mail_hosts.is_empty();
+        self.code == NO_SUCH_OBJECT || (self.code == SUCCESS && self.first.as_ref().is_none_or(nowhere))
+    }
+}
