@@ -2,8 +2,8 @@
 //!
 //! The modules by layer, lowest first; a module uses only lower layers (`tests/it/layers.rs`):
 //! - `base`; `outcome` (why a login fails, and what the client may hear of it); `proto` (pure dialogues and syntax)
-//! - `config`; `telemetry`; `tls`, `limits`
-//! - `directory` (LDAP, and the evidence of a bind); `routing`, `sessions`; `backend`, `cache`; `tracking`
+//! - `config`; `telemetry`; `tls`
+//! - `directory` (LDAP, and the evidence of a bind); `limits`, `routing`, `sessions`; `backend`, `cache`; `tracking`
 //! - `login` (the core, whichever frontend is used); `config_files`; `process`
 //! - `frontend`, `admin`; `diagnose`, `migrate`, `server`; `demo`; `cli`
 #![cfg_attr(not(feature = "internals"), allow(unreachable_pub))]

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cache;
-use crate::directory::Entry;
+use crate::directory::{Entry, EntryKey, Realm};
 
 /// The cached data of one entry.
 #[derive(Debug)]
 pub struct CacheRecord {
+    /// What identifies it.
+    pub key: EntryKey,
     /// Its DN, or the name that was bound if only wrong passwords are cached.
     pub dn: Arc<str>,
     /// The typed names that lead to it, sorted.
@@ -33,31 +35,36 @@ impl Cache {
     /// led to different entries.
     #[must_use]
     pub fn remembered(&self, name: &str) -> Vec<CacheRecord> {
-        let mut names: BTreeMap<Arc<str>, Vec<String>> = BTreeMap::new();
+        // By DN, as they are shown; two realms may have the same one.
+        let mut names: BTreeMap<(Arc<str>, EntryKey), Vec<String>> = BTreeMap::new();
         for (login, meaning) in &self.names {
-            names.entry(Arc::clone(&meaning.dn)).or_default().push(login.as_str().to_owned());
+            let entry = (Arc::clone(&meaning.dn), meaning.key);
+            names.entry(entry).or_default().push(login.as_str().to_owned());
         }
         let is_meant = |dn: &str, names: &[String]| {
             dn.eq_ignore_ascii_case(name) || names.iter().any(|one| one.eq_ignore_ascii_case(name))
         };
-        let meant = names.into_iter().filter(|(dn, names)| is_meant(dn, names));
-        let found: Vec<CacheRecord> = meant.filter_map(|(dn, names)| self.of_entry(dn, names)).collect();
+        let meant = names.into_iter().filter(|((dn, _), names)| is_meant(dn, names));
+        let found: Vec<CacheRecord> = meant.filter_map(|((dn, key), names)| self.of_entry(key, dn, names)).collect();
         if !found.is_empty() {
             return found;
         }
         // Its names may have been evicted.
-        self.of_entry(name.into(), Vec::new()).into_iter().collect()
+        let dn: Arc<str> = name.into();
+        let with_id = self.users.iter().filter(|(key, user)| key.has_id() && user.identity.entry().dn == dn);
+        let keys = with_id.map(|(key, _)| EntryKey::clone(&key)).chain([EntryKey::by_dn(Realm::DEFAULT, &dn)]);
+        keys.filter_map(|key| self.of_entry(key, Arc::clone(&dn), Vec::new())).collect()
     }
 
-    fn of_entry(&self, dn: Arc<str>, mut names: Vec<String>) -> Option<CacheRecord> {
-        let user = self.users.get(&dn);
-        let wrong = self.wrong.get(&dn).map_or(0, |refused| refused.count());
+    fn of_entry(&self, key: EntryKey, dn: Arc<str>, mut names: Vec<String>) -> Option<CacheRecord> {
+        let user = self.users.get(&key);
+        let wrong = self.wrong.get(&key).map_or(0, |refused| refused.count());
         // A name whose decision was forgotten is ignored.
         if user.is_none() && wrong == 0 {
             return None;
         }
         names.sort_unstable();
-        let age = self.age(&dn);
+        let age = self.age(&key);
         let left = |life: Duration| age.and_then(|age| life.checked_sub(age));
         Some(CacheRecord {
             names,
@@ -68,15 +75,16 @@ impl Cache {
             left: left(self.ttl),
             stale_left: left(self.stale),
             dn,
+            key,
         })
     }
 
     /// Forgets everything about an entry, including wrong passwords.
-    pub fn drop_entry(&self, dn: &Arc<str>) {
-        self.forget(dn);
-        self.forget_wrong(dn);
+    pub fn drop_entry(&self, CacheRecord { key, dn, .. }: &CacheRecord) {
+        self.forget_keys(key, dn);
+        self.wrong.invalidate(key);
         for (login, name) in &self.names {
-            if name.dn == *dn {
+            if name.key == *key {
                 self.names.invalidate(&*login);
             }
         }

@@ -1,7 +1,7 @@
 //! The cache of the directory's answers: bounded, and without passwords.
 //!
-//! Parts, each a moka cache with its own limit: typed name -> DN; DN -> the decision with digests of correct
-//! passwords; DN -> digests of wrong passwords (separate, so that guessing can never evict a correct one); and
+//! Parts, each a moka cache with its own limit: typed name -> entry; entry -> the decision with digests of
+//! correct passwords; entry -> digests of wrong passwords (separate, so that guessing can never evict a correct one); and
 //! the flights, one per typed name and password.
 //!
 //! A wrong password is refused for `negative_ttl` without a lookup. After that the entry is looked up, and the
@@ -16,7 +16,7 @@ mod refused;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use crate::base::credential::{AnswerDigest, Credential, Login};
 use crate::config;
-use crate::directory::{Entry, EntryVersion, Identity};
+use crate::directory::{Entry, EntryKey, EntryVersion, Identity, Realm};
 
 pub(crate) use admin::CacheRecord;
 use refused::WrongPasswords;
@@ -55,6 +55,8 @@ pub enum CacheAnswer {
 
 #[derive(Clone)]
 struct CachedName {
+    key: EntryKey,
+    /// The DN by which it was last found.
     dn: Arc<str>,
     at: Instant,
 }
@@ -78,8 +80,10 @@ pub struct Cache {
     negative_ttl_max: Duration,
     stale: Duration,
     names: moka::sync::Cache<Login, CachedName>,
-    users: moka::sync::Cache<Arc<str>, Arc<CachedUser>>,
-    wrong: moka::sync::Cache<Arc<str>, Arc<WrongPasswords>>,
+    users: moka::sync::Cache<EntryKey, Arc<CachedUser>>,
+    wrong: moka::sync::Cache<EntryKey, Arc<WrongPasswords>>,
+    /// Whether an entry with an id was ever cached.
+    has_ids: AtomicBool,
     /// Counts invalidations; each slot has the count of its last one.
     history: AtomicU64,
     forgotten: Box<[AtomicU64]>,
@@ -106,6 +110,7 @@ impl Cache {
             names: bounded(settings.capacity, life),
             users: bounded(settings.capacity, life),
             wrong: bounded(settings.capacity, WRONG_KEPT),
+            has_ids: AtomicBool::new(false),
             history: AtomicU64::new(0),
             forgotten: (0..GENERATION_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             slots: RandomState::new(),
@@ -121,10 +126,10 @@ impl Cache {
         let Some(name) = self.names.get(credential.login()).filter(|name| fresh(name.at, self.ttl)) else {
             return CacheAnswer::Unknown;
         };
-        if let Some(identity) = self.verified(&name.dn, digest, self.ttl) {
+        if let Some(identity) = self.verified(&name.key, digest, self.ttl) {
             return CacheAnswer::Right(identity);
         }
-        let refused = self.wrong.get(&name.dn).is_some_and(|refused| refused.lately(digest, self.negative_ttl));
+        let refused = self.wrong.get(&name.key).is_some_and(|refused| refused.lately(digest, self.negative_ttl));
         if refused { CacheAnswer::Wrong(Arc::clone(&name.dn)) } else { CacheAnswer::Unknown }
     }
 
@@ -132,13 +137,13 @@ impl Cache {
     #[must_use]
     pub fn stale(&self, credential: &Credential) -> Option<Arc<Identity>> {
         let name = self.names.get(credential.login())?;
-        let verified = || self.verified(&name.dn, &credential.digest().narrow(), self.stale);
+        let verified = || self.verified(&name.key, &credential.digest().narrow(), self.stale);
         (name.at.elapsed() < self.stale).then(verified).flatten()
     }
 
     /// The entry, if this password was verified within `life`.
-    fn verified(&self, dn: &Arc<str>, digest: &AnswerDigest, life: Duration) -> Option<Arc<Identity>> {
-        let user = self.users.get(dn)?;
+    fn verified(&self, key: &EntryKey, digest: &AnswerDigest, life: Duration) -> Option<Arc<Identity>> {
+        let user = self.users.get(key)?;
         // Every digest is compared, so that timing does not reveal which one matched.
         let mut verified = None;
         for right in &user.right {
@@ -153,15 +158,19 @@ impl Cache {
     /// again at their next use: one of them may have been replaced.
     pub fn right(&self, credential: &Credential, identity: Arc<Identity>, since: CacheStamp) {
         let (login, digest) = (credential.login(), credential.digest().narrow::<AnswerDigest>());
-        let dn = Arc::clone(&identity.entry().dn);
-        if !self.holds(&dn, since) {
+        let entry = identity.shared_entry();
+        let (key, dn) = (entry.key(), Arc::clone(&entry.dn));
+        if !self.holds(&entry, since) {
             return;
         }
         let now = Instant::now();
-        self.names.insert(login.clone(), CachedName { dn: Arc::clone(&dn), at: now });
-        self.users.entry(Arc::clone(&dn)).and_compute_with(|old| {
+        self.names.insert(login.clone(), CachedName { key: key.clone(), dn, at: now });
+        if key.has_id() {
+            self.has_ids.store(true, Ordering::SeqCst);
+        }
+        self.users.entry(key.clone()).and_compute_with(|old| {
             // Checked again under the lock: an invalidation meanwhile is newer than this answer.
-            if !self.holds(&dn, since) {
+            if !self.holds(&entry, since) {
                 return Op::Nop;
             }
             let mut right = old.map(|old| old.into_value().right.clone()).unwrap_or_default();
@@ -181,24 +190,27 @@ impl Cache {
             }
             Op::Put(Arc::new(CachedUser { identity, right }))
         });
-        self.drop_wrong(&dn, &digest);
+        self.drop_wrong(&key, &digest);
     }
 
     /// Stores that the directory refused this password for this DN, whose entry had this version. Does not
     /// affect other passwords.
     pub fn wrong(&self, credential: &Credential, dn: &Arc<str>, seen: &EntryVersion, since: CacheStamp) {
         let (login, digest) = (credential.login(), credential.digest().narrow());
+        let key = seen.key(dn);
         // A DN built by a template has the client's spelling; the entry's own DN is known if a user has logged
-        // in under this name, and its data must stay reachable. A principal name is not a DN.
-        let known = self.names.get(login).filter(|name| is_respelled(&name.dn, dn) || !dn.contains('='));
-        let dn = known.as_ref().map_or(dn, |name| &name.dn);
-        if !self.holds(dn, since) {
+        // in under this name, and its data must stay reachable. A principal name is not a DN. An id is the
+        // entry's own in any case: its DN may have belonged to another entry.
+        let is_same = |name: &CachedName| is_respelled(&name.dn, dn) || !key.identifies_entry();
+        let known = self.names.get(login).filter(|name| !key.has_id() && is_same(name));
+        let (key, dn) = known.map_or_else(|| (key.clone(), Arc::clone(dn)), |name| (name.key, name.dn));
+        if !self.holds_dn(key.realm, &dn, since) {
             return;
         }
         let now = Instant::now();
-        self.names.insert(login.clone(), CachedName { dn: Arc::clone(dn), at: now });
-        self.drop_right(dn, &digest);
-        self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| {
+        self.names.insert(login.clone(), CachedName { key: key.clone(), dn, at: now });
+        self.drop_right(&key, &digest);
+        self.wrong.entry(key).and_compute_with(|old| {
             let mut refused = old.map(|old| WrongPasswords::clone(old.value())).unwrap_or_default();
             refused.add(seen, digest, now, (self.negative_ttl, self.negative_ttl_max));
             Op::Put(Arc::new(refused))
@@ -210,20 +222,21 @@ impl Cache {
     #[must_use]
     pub fn refused_before(&self, credential: &Credential, entry: &Entry) -> bool {
         let digest = &credential.digest().narrow();
-        self.note_entry(&entry.dn, |refused| refused.note_entry(&entry.version));
-        self.wrong.get(&entry.dn).is_some_and(|refused| refused.counts(&entry.version, digest))
+        let key = entry.key();
+        self.note_entry(&key, |refused| refused.note_entry(&entry.version));
+        self.wrong.get(&key).is_some_and(|refused| refused.counts(&entry.version, digest))
     }
 
     /// Records a lock reported by the watch, or its end.
-    pub fn lock_shown(&self, dn: &Arc<str>, version: &EntryVersion) {
-        self.note_entry(dn, |refused| refused.lock_shown(version));
+    pub fn lock_shown(&self, key: &EntryKey, version: &EntryVersion) {
+        self.note_entry(key, |refused| refused.lock_shown(version));
     }
 
     /// Updates an entry's wrong passwords from its attributes, if these are new.
-    fn note_entry(&self, dn: &Arc<str>, look: impl Fn(&mut WrongPasswords) -> bool) {
+    fn note_entry(&self, key: &EntryKey, look: impl Fn(&mut WrongPasswords) -> bool) {
         let changes = |refused: &Arc<WrongPasswords>| look(&mut WrongPasswords::clone(refused));
-        if self.wrong.get(dn).as_ref().is_some_and(changes) {
-            self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| match old {
+        if self.wrong.get(key).as_ref().is_some_and(changes) {
+            self.wrong.entry(key.clone()).and_compute_with(|old| match old {
                 None => Op::Nop,
                 Some(old) => {
                     let mut refused = WrongPasswords::clone(old.value());
@@ -238,12 +251,12 @@ impl Cache {
     /// password can cause this.
     pub fn forget_password(&self, credential: &Credential) {
         if let Some(name) = self.names.get(credential.login()) {
-            self.drop_right(&name.dn, &credential.digest().narrow());
+            self.drop_right(&name.key, &credential.digest().narrow());
         }
     }
 
-    fn drop_right(&self, dn: &Arc<str>, digest: &AnswerDigest) {
-        self.users.entry(Arc::clone(dn)).and_compute_with(|old| match old {
+    fn drop_right(&self, key: &EntryKey, digest: &AnswerDigest) {
+        self.users.entry(key.clone()).and_compute_with(|old| match old {
             Some(old) if old.value().right.iter().any(|known| known.digest.matches(digest)) => {
                 let user = old.into_value();
                 let right = user.right.iter().filter(|known| !known.digest.matches(digest)).cloned().collect();
@@ -253,8 +266,8 @@ impl Cache {
         });
     }
 
-    fn drop_wrong(&self, dn: &Arc<str>, digest: &AnswerDigest) {
-        self.wrong.entry(Arc::clone(dn)).and_compute_with(|old| match old {
+    fn drop_wrong(&self, key: &EntryKey, digest: &AnswerDigest) {
+        self.wrong.entry(key.clone()).and_compute_with(|old| match old {
             None => Op::Nop,
             Some(old) => {
                 let mut refused = WrongPasswords::clone(old.value());
@@ -265,30 +278,53 @@ impl Cache {
     }
 
     /// Forgets the wrong passwords of an entry: a change may have made one valid.
-    pub fn forget_wrong(&self, dn: &Arc<str>) {
-        self.wrong.invalidate(dn);
+    pub fn forget_wrong(&self, entry: &Entry) {
+        self.wrong.invalidate(&entry.key());
+        self.wrong.invalidate(&EntryKey::by_dn(entry.version.realm, &entry.dn));
     }
 
     /// How long ago a bind last proved a password of this entry, if cached.
     #[must_use]
-    pub fn age(&self, dn: &Arc<str>) -> Option<Duration> {
-        let user = self.users.get(dn)?;
+    pub fn age(&self, key: &EntryKey) -> Option<Duration> {
+        let user = self.users.get(key)?;
         user.right.iter().filter_map(|right| right.verified).max().map(|at| at.elapsed())
     }
 
-    /// The DN that a typed name leads to, if cached.
+    /// The entry that a typed name leads to, and its DN, if cached.
     #[must_use]
-    pub fn dn_of(&self, login: &Login) -> Option<Arc<str>> {
-        self.names.get(login).map(|name| Arc::clone(&name.dn))
+    pub fn entry_of(&self, login: &Login) -> Option<(EntryKey, Arc<str>)> {
+        self.names.get(login).map(|name| (name.key, name.dn))
     }
 
     /// Forgets an entry: its decision and its passwords, and invalidates answers in progress.
-    pub fn forget(&self, dn: &Arc<str>) {
+    ///
+    /// It is found whichever of id and DN the change and the decision were reported with: a server may hide the
+    /// id of an entry that another one shows.
+    pub fn forget(&self, entry: &Entry) {
+        self.forget_keys(&entry.key(), &entry.dn);
+    }
+
+    pub(super) fn forget_keys(&self, key: &EntryKey, dn: &Arc<str>) {
+        let (realm, by_dn) = (key.realm, EntryKey::by_dn(key.realm, dn));
         // Twice: before, so that no older answer is written after the removal; and after it, so that no stamp
         // is valid that was taken when the decision could still be read.
-        self.pass(self.slot(dn));
-        self.users.entry(Arc::clone(dn)).and_compute_with(|old| if old.is_some() { Op::Remove } else { Op::Nop });
-        self.pass(self.slot(dn));
+        self.pass(self.slot(realm, dn));
+        self.remove(key);
+        if key.has_id() {
+            self.remove(&by_dn);
+        } else if self.has_ids.load(Ordering::SeqCst) {
+            let is_meant = |user: &CachedUser| {
+                let cached = user.identity.entry();
+                cached.version.realm == realm && cached.dn == *dn
+            };
+            let hidden = self.users.iter().filter(|(_, user)| is_meant(user));
+            hidden.for_each(|(key, _)| self.remove(&key));
+        }
+        self.pass(self.slot(realm, dn));
+    }
+
+    fn remove(&self, key: &EntryKey) {
+        self.users.entry(key.clone()).and_compute_with(|old| if old.is_some() { Op::Remove } else { Op::Nop });
     }
 
     /// Advances the history; earlier stamps become invalid for these slots.
@@ -305,10 +341,15 @@ impl Cache {
         CacheStamp(self.history.load(Ordering::SeqCst))
     }
 
-    /// Whether nothing about this DN was forgotten since the stamp was taken.
+    /// Whether nothing about this entry was forgotten since the stamp was taken. By its DN, which every change
+    /// has, unlike an id.
     #[must_use]
-    pub fn holds(&self, dn: &str, since: CacheStamp) -> bool {
-        self.slot(dn).is_some_and(|slot| slot.load(Ordering::SeqCst) <= since.0)
+    pub fn holds(&self, entry: &Entry, since: CacheStamp) -> bool {
+        self.holds_dn(entry.version.realm, &entry.dn, since)
+    }
+
+    fn holds_dn(&self, realm: Realm, dn: &str, since: CacheStamp) -> bool {
+        self.slot(realm, dn).is_some_and(|slot| slot.load(Ordering::SeqCst) <= since.0)
     }
 
     /// The approximate number of entries with a decision.
@@ -318,8 +359,8 @@ impl Cache {
         self.users.entry_count()
     }
 
-    fn slot(&self, dn: &str) -> Option<&AtomicU64> {
-        let hash = usize::try_from(self.slots.hash_one(dn) % (GENERATION_SLOTS as u64)).unwrap_or(0);
+    fn slot(&self, realm: Realm, dn: &str) -> Option<&AtomicU64> {
+        let hash = usize::try_from(self.slots.hash_one((realm, dn)) % (GENERATION_SLOTS as u64)).unwrap_or(0);
         self.forgotten.get(hash)
     }
 }

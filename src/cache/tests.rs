@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
+use crate::directory::EntryId;
 
 const TTL: Duration = Duration::from_secs(300);
 const NEGATIVE_TTL: Duration = Duration::from_secs(30);
@@ -136,14 +137,14 @@ async fn spellings_of_one_entry_share_the_cached_entry() {
 async fn reply_requested_before_a_change_is_not_cached_after_it() {
     let cache = cache();
     let before = cache.stamp();
-    cache.forget(&Arc::from(DN));
-    assert!(!cache.holds(DN, before));
+    cache.forget(&Entry::for_tests(DN, &[]));
+    assert!(!cache.holds(&Entry::for_tests(DN, &[]), before));
     cache.right(&credential("alice", "sesame"), Arc::new(Identity::for_tests(DN, &["server3"])), before);
     assert_eq!(ask(&cache, "alice", "sesame"), "nothing");
     learn_right(&cache, "alice", "sesame");
     assert_eq!(ask(&cache, "alice", "sesame"), "right");
     assert_eq!(cache.entries(), 1);
-    cache.forget(&Arc::from(DN));
+    cache.forget(&Entry::for_tests(DN, &[]));
     assert_eq!(ask(&cache, "alice", "sesame"), "nothing");
     assert_eq!(cache.entries(), 0);
 }
@@ -213,7 +214,7 @@ async fn stale_entries_are_used_only_during_an_outage() {
     tokio::time::advance(Duration::from_millis(1)).await;
     assert!(!stale("new"));
     learn_right(&cache, "alice", "new");
-    cache.forget(&Arc::from(DN));
+    cache.forget(&Entry::for_tests(DN, &[]));
     assert!(!stale("new"));
     let never = config::Cache {
         ttl: TTL,
@@ -227,6 +228,79 @@ async fn stale_entries_are_used_only_during_an_outage() {
     assert!(cache.stale(&credential("alice", "sesame")).is_none());
 }
 
+/// An entry of this directory, with this id if it is known.
+fn entry(realm: u8, id: Option<u8>, dn: &str) -> Entry {
+    let id = id.and_then(|id| EntryId::from_bytes(&[id; 16]));
+    let version = EntryVersion { realm: Realm::for_tests(realm), id, ..EntryVersion::default() };
+    Entry { version, ..Entry::for_tests(dn, &["server3"]) }
+}
+
+fn learn_entry(cache: &Cache, name: &str, entry: &Entry) {
+    let identity = Identity::for_tests(&entry.dn, &[]).with_entry(Arc::new(entry.clone()));
+    cache.right(&credential(name, "sesame"), Arc::new(identity), cache.stamp());
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_of_two_realms_with_the_same_dn_never_meet() {
+    for id in [None, Some(1)] {
+        let cache = cache();
+        let (ours, theirs) = (entry(0, id, DN), entry(1, id, DN));
+        learn_entry(&cache, "alice@ours.example", &ours);
+        learn_entry(&cache, "alice@theirs.example", &theirs);
+        assert_eq!(cache.entries(), 2);
+        let wrong = credential("alice@theirs.example", "guess");
+        cache.wrong(&wrong, &theirs.dn, &theirs.version, cache.stamp());
+        assert_eq!(ask(&cache, "alice@theirs.example", "guess"), "wrong");
+        assert_eq!(ask(&cache, "alice@ours.example", "guess"), "nothing");
+        assert!(!cache.refused_before(&credential("alice@ours.example", "guess"), &ours));
+        cache.forget(&theirs);
+        assert_eq!(ask(&cache, "alice@theirs.example", "sesame"), "nothing");
+        assert_eq!(ask(&cache, "alice@ours.example", "sesame"), "right");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dn_that_passes_to_another_entry_passes_on_no_password() {
+    let cache = cache();
+    let (first, second) = (entry(0, Some(1), DN), entry(0, Some(2), DN));
+    learn_entry(&cache, "alice", &first);
+    cache.wrong(&credential("alice", "guess"), &first.dn, &first.version, cache.stamp());
+    // The first entry gets another DN, and its data stays its own.
+    learn_entry(&cache, "alicia", &Entry { dn: "uid=alicia".into(), ..first });
+    cache.wrong(&credential("alice", "other guess"), &second.dn, &second.version, cache.stamp());
+    assert_eq!(ask(&cache, "alice", "sesame"), "nothing");
+    assert_eq!(ask(&cache, "alice", "guess"), "nothing");
+    assert!(!cache.refused_before(&credential("alice", "guess"), &second));
+    assert_eq!((ask(&cache, "alicia", "sesame"), ask(&cache, "alicia", "guess")), ("right", "wrong"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn entry_is_forgotten_whether_or_not_its_id_is_shown() {
+    for (cached, reported) in [(Some(1), None), (None, Some(1)), (Some(1), Some(1))] {
+        let cache = cache();
+        learn_entry(&cache, "alice", &entry(0, cached, DN));
+        learn_entry(&cache, "bob", &entry(0, Some(2), "uid=bob"));
+        cache.forget(&entry(0, reported, DN));
+        assert_eq!(ask(&cache, "alice", "sesame"), "nothing", "{cached:?} {reported:?}");
+        assert_eq!(ask(&cache, "bob", "sesame"), "right");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn administrator_finds_and_drops_an_entry_by_dn_or_name() {
+    let cache = cache();
+    for name in ["Alice", "UID=ALICE,ou=people,dc=example,dc=com"] {
+        learn_entry(&cache, "alice", &entry(0, Some(1), DN));
+        let found = cache.remembered(name);
+        assert_eq!(found.iter().map(|record| &*record.dn).collect::<Vec<_>>(), [DN], "{name}");
+        cache.drop_entry(&found[0]);
+        assert!(cache.remembered(name).is_empty() && cache.entry_of(credential("alice", "x").login()).is_none());
+    }
+    learn_entry(&cache, "alice", &entry(0, Some(1), DN));
+    cache.names.invalidate_all();
+    assert_eq!(cache.remembered(DN).len(), 1, "its name was evicted");
+}
+
 /// A decision read while its entry is being dropped must not be used afterwards,
 /// wherever between the steps of [`Cache::forget`] its stamp was read.
 #[test]
@@ -234,13 +308,13 @@ fn decision_read_during_forget_is_not_cached() {
     const ROUNDS: usize = 100_000;
     let cache = cache();
     let forgotten = AtomicUsize::new(0);
-    let (credential, dn) = (credential("alice", "sesame"), Arc::from(DN));
+    let (credential, entry) = (credential("alice", "sesame"), Entry::for_tests(DN, &[]));
     let read = std::thread::scope(|scope| {
         scope.spawn(|| {
             for round in 1..=ROUNDS {
                 let identity = Identity::for_tests(DN, &[&round.to_string()]);
                 cache.right(&credential, Arc::new(identity), cache.stamp());
-                cache.forget(&dn);
+                cache.forget(&entry);
                 forgotten.store(round, Ordering::SeqCst);
             }
         });
@@ -253,7 +327,7 @@ fn decision_read_during_forget_is_not_cached() {
                 std::hint::spin_loop();
             }
             read += 1;
-            assert!(!cache.holds(DN, since), "round {round} was forgotten and its decision holds");
+            assert!(!cache.holds(&entry, since), "round {round} was forgotten and its decision holds");
         }
         read
     });

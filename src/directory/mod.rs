@@ -8,6 +8,7 @@
 
 mod connection_fault;
 mod floor;
+mod key;
 pub(crate) mod ldap;
 
 use std::future::Future;
@@ -20,6 +21,7 @@ use crate::outcome::AccountState;
 
 pub(crate) use connection_fault::ConnectionFault;
 pub(crate) use floor::{Floor, Freshness, NoFloor};
+pub(crate) use key::{EntryKey, EntryName, Realm};
 pub(crate) use ldap::Ldap;
 pub(crate) use ldap::changes::Change;
 #[cfg(test)]
@@ -90,6 +92,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The key of this entry.
+    #[must_use]
+    pub fn key(&self) -> EntryKey {
+        self.version.key(&self.dn)
+    }
+
     /// Whether this version routes to another mail host or login than `other`.
     #[must_use]
     pub fn route_differs(&self, other: &Self) -> bool {
@@ -151,8 +159,13 @@ impl EntryId {
 /// one is stored per user; values that are only compared are digests keyed with this process's key.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EntryVersion {
+    /// The directory of the entry.
+    pub realm: Realm,
     /// The identifier that survives a rename.
     pub id: Option<EntryId>,
+    /// The directory binds a DN that a template makes, and reads the entry afterwards: it is named by its DN
+    /// before and after the bind, or what is counted before would not be found after it.
+    pub named_by_dn: bool,
     /// entryCSN, or modifyTimestamp.
     pub revision: Option<Box<str>>,
     /// `hold_attribute` has a value.
@@ -181,6 +194,16 @@ pub struct EntryVersion {
 }
 
 impl EntryVersion {
+    /// The key of the entry with this DN.
+    #[must_use]
+    pub fn key(&self, dn: &Arc<str>) -> EntryKey {
+        let name = match self.id {
+            Some(id) if !self.named_by_dn => EntryName::Id(id),
+            Some(_) | None => EntryName::Dn(Arc::clone(dn)),
+        };
+        EntryKey { realm: self.realm, name }
+    }
+
     /// The state that prevents logins at this time, in Unix seconds; `None` if the account is usable.
     #[must_use]
     pub fn account_state(&self, now: u64) -> Option<AccountState> {

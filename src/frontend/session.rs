@@ -349,7 +349,7 @@ impl Conversation {
                 // Password or mail host may have changed since they were cached: bind again.
                 Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
                     event.backend_reply(&words);
-                    decision = authn.decide_again(credential, &proven.identity.entry().dn).await;
+                    decision = authn.decide_again(credential, proven.identity.entry()).await;
                     let fresh = decision.result.as_ref().ok();
                     let fresh =
                         fresh.and_then(|proven| attempt.target(proven.identity.entry(), credential.login()).ok());

@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
 use super::store::{LimitMemory, SharedBucket};
-use super::{HashedKey, entry_key};
+use super::{HashedKey, entry_hash};
 use crate::base::credential::AttemptDigest;
 use crate::config::{FailedLogins, Mode};
+use crate::directory::EntryKey;
 
 /// The buckets charged for a guess.
 #[derive(Debug, Default)]
@@ -96,26 +97,26 @@ impl BindGate {
     /// Whether the entry found by the directory may be bound. Charges it before the bind, so that concurrent
     /// spellings are no more guesses than one.
     #[must_use]
-    pub fn may_bind(&self, dn: &str) -> bool {
-        let entry = entry_key(&self.keys, dn);
+    pub fn may_bind(&self, key: &EntryKey) -> bool {
+        let entry = entry_hash(&self.keys, key);
         let mut state = self.lock();
         if let Some((met, may)) = state.checked
             && met == entry
         {
             return may;
         }
-        let may = self.exempt || self.charge_entry(&mut state, entry, dn);
+        let may = self.exempt || self.charge_entry(&mut state, entry, key);
         state.checked = Some((entry, may));
         may
     }
 
-    fn charge_entry(&self, state: &mut GateState, entry: HashedKey, dn: &str) -> bool {
+    fn charge_entry(&self, state: &mut GateState, entry: HashedKey, key: &EntryKey) -> bool {
         // A principal name is not a DN: the spelling keeps its previous entry.
-        if dn.contains('=') {
+        if key.identifies_entry() {
             self.memory.name(self.name, entry);
         }
         let now = Instant::now();
-        if self.is_known(dn) {
+        if self.is_known(key) {
             if !self.known
                 && let Some(name) = state.charged.name.take()
             {
@@ -148,10 +149,10 @@ impl BindGate {
         true
     }
 
-    /// Whether the user with this DN has logged in from this prefix before.
+    /// Whether the user of this entry has logged in from this prefix before.
     #[must_use]
-    pub fn is_known(&self, dn: &str) -> bool {
-        self.known || self.memory.is_known_prefix(entry_key(&self.keys, dn), self.prefix)
+    pub fn is_known(&self, key: &EntryKey) -> bool {
+        self.known || self.memory.is_known_prefix(entry_hash(&self.keys, key), self.prefix)
     }
 
     /// Whether the client is exempt from limits on wrong passwords.

@@ -30,6 +30,7 @@ use crate::base::credential::{Credential, Login};
 use crate::base::labels::Label as _;
 use crate::base::net;
 use crate::config::{self, FailedLogins, Limit, LimitRule, Mode};
+use crate::directory::{EntryKey, EntryName};
 use crate::telemetry::labels::{ThrottleEffect, ThrottleRecord};
 use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::Metrics;
@@ -184,9 +185,9 @@ impl Throttle {
         &self,
         settings: &config::Throttle,
         client: IpAddr,
-        dn: &str,
+        entry: &EntryKey,
     ) -> Result<SessionPermit, Limited> {
-        let user = self.entry(dn);
+        let user = self.entry(entry);
         let all = self.sessions.hold(user);
         let here = self.sessions_by_prefix.hold(self.key(&(user, self.prefix(settings, client))));
         self.within(LimitRule::SessionsPerUser, settings.sessions_per_user, all.count, client)?;
@@ -263,16 +264,21 @@ impl Throttle {
     }
 
     /// Records a correct cached password: nothing was guessed, and the prefix is known from now on.
-    pub(crate) fn cached_success(&self, settings: &config::Throttle, client: IpAddr, login: &Login, dn: &str) {
+    pub(crate) fn cached_success(&self, settings: &config::Throttle, client: IpAddr, login: &Login, entry: &EntryKey) {
         let AttemptOrigin { memory, prefix, name, known, user } = self.origin(settings, client, login);
         let account = if known { self.key(&(user, prefix)) } else { name };
-        self.succeeded(&memory, (account, prefix, name), dn);
+        self.succeeded(&memory, (account, prefix, name), entry);
     }
 
-    /// Records a correct password of the user with this DN: failures are forgotten, and the prefix becomes
+    /// Records a correct password of the user of this entry: failures are forgotten, and the prefix becomes
     /// known. At a prefix known before, failures from elsewhere stay.
-    fn succeeded(&self, memory: &LimitMemory, (account, prefix, name): (HashedKey, HashedKey, HashedKey), dn: &str) {
-        let user = self.entry(dn);
+    fn succeeded(
+        &self,
+        memory: &LimitMemory,
+        (account, prefix, name): (HashedKey, HashedKey, HashedKey),
+        entry: &EntryKey,
+    ) {
+        let user = self.entry(entry);
         memory.reset_user(account, prefix);
         if memory.is_known_prefix(user, prefix) {
             memory.reset_user(self.key(&(user, prefix)), prefix);
@@ -352,8 +358,8 @@ impl Throttle {
         self.key(&net::network_of(client, bits))
     }
 
-    fn entry(&self, dn: &str) -> HashedKey {
-        entry_key(&self.keys, dn)
+    fn entry(&self, entry: &EntryKey) -> HashedKey {
+        entry_hash(&self.keys, entry)
     }
 
     fn key(&self, what: &impl Hash) -> HashedKey {
@@ -365,9 +371,12 @@ fn exempt(settings: &config::Throttle, client: IpAddr) -> bool {
     settings.exempt.iter().any(|network| network.contains(&client))
 }
 
-/// The hash of an entry's DN, whose case and spacing may differ between a template and the directory.
-fn entry_key(keys: &RandomState, dn: &str) -> HashedKey {
-    keys.hash_one(dn.to_lowercase().split(',').map(str::trim).collect::<Vec<_>>())
+/// The hash of an entry. The case and spacing of a DN may differ between a template and the directory.
+fn entry_hash(keys: &RandomState, EntryKey { realm, name }: &EntryKey) -> HashedKey {
+    match name {
+        EntryName::Id(id) => keys.hash_one((realm, id)),
+        EntryName::Dn(dn) => keys.hash_one((realm, dn.to_lowercase().split(',').map(str::trim).collect::<Vec<_>>())),
+    }
 }
 
 /// The limit, enforced whatever its mode if `must`.
@@ -397,11 +406,11 @@ impl PendingAttempt<'_> {
     }
 
     /// The directory accepted the password.
-    pub(crate) fn right(mut self, dn: &str) {
+    pub(crate) fn right(mut self, entry: &EntryKey) {
         if let Some(gate) = self.gate.take() {
             gate.refund();
             let account = if gate.known { self.throttle.key(&(gate.user, gate.prefix)) } else { gate.name };
-            self.throttle.succeeded(&gate.memory, (account, gate.prefix, gate.name), dn);
+            self.throttle.succeeded(&gate.memory, (account, gate.prefix, gate.name), entry);
         }
     }
 

@@ -3,6 +3,7 @@
 use tokio::time::advance;
 
 use super::*;
+use crate::directory::{EntryId, Realm};
 
 const BASE: Duration = Duration::from_millis(300);
 const ALICE: &str = "uid=alice,dc=example";
@@ -16,6 +17,11 @@ struct Door {
 
 fn ip(address: &str) -> IpAddr {
     address.parse().unwrap()
+}
+
+/// The key of an entry of which only the DN is known.
+fn key(dn: &str) -> EntryKey {
+    EntryKey::by_dn(Realm::DEFAULT, &dn.into())
 }
 
 fn ms(milliseconds: u64) -> Duration {
@@ -66,7 +72,7 @@ impl Door {
     fn tried(&self, from: &str, login: &str, password: &str, dn: Option<&str>) -> (Duration, bool) {
         let mut pending = self.guess(from, login, password).unwrap();
         let gate = pending.begin_lookup().unwrap();
-        let (delay, bound) = (pending.delay, dn.is_some_and(|dn| gate.may_bind(dn)));
+        let (delay, bound) = (pending.delay, dn.is_some_and(|dn| gate.may_bind(&key(dn))));
         pending.wrong();
         (delay, bound)
     }
@@ -82,8 +88,8 @@ impl Door {
     fn right(&self, from: &str, login: &str, dn: &str) -> Duration {
         let mut pending = self.guess(from, login, "right").unwrap();
         let (delay, gate) = (pending.delay, pending.begin_lookup().unwrap());
-        assert!(gate.may_bind(dn), "{login} from {from}");
-        pending.right(dn);
+        assert!(gate.may_bind(&key(dn)), "{login} from {from}");
+        pending.right(&key(dn));
         delay
     }
 
@@ -100,7 +106,7 @@ impl Door {
     }
 
     fn session(&self, from: &str, dn: &str) -> Result<SessionPermit, Limited> {
-        self.throttle.session(&self.settings, ip(from), dn)
+        self.throttle.session(&self.settings, ip(from), &key(dn))
     }
 }
 
@@ -132,7 +138,7 @@ async fn limits_of_a_spelling_do_not_reveal_whether_it_matches_an_entry() {
         let (mut alias, unknown) = (alias.unwrap(), unknown.unwrap());
         assert_eq!((alias.delay, alias.by), (unknown.delay, unknown.by), "attempt {n}");
         let delay = alias.delay;
-        let _ = alias.begin_lookup().unwrap().may_bind(ALICE);
+        let _ = alias.begin_lookup().unwrap().may_bind(&key(ALICE));
         alias.wrong();
         unknown.wrong();
         advance(delay).await;
@@ -175,7 +181,7 @@ async fn queued_guesses_are_evaluated() {
     for pending in &mut turns {
         advance(pending.delay - passed).await;
         passed = pending.delay;
-        assert!(pending.begin_lookup().unwrap().may_bind(ALICE), "after {passed:?}");
+        assert!(pending.begin_lookup().unwrap().may_bind(&key(ALICE)), "after {passed:?}");
     }
     assert!(turns.len() > 4);
 }
@@ -187,7 +193,7 @@ async fn binds_beyond_the_limit_happen_only_for_networks_with_earlier_logins() {
     door.right("203.0.113.5", "alice", ALICE);
     let guess = |n: u32, login: &str| -> Option<bool> {
         let mut pending = door.guess(&format!("192.0.2.{n}"), login, &format!("guess {n}")).ok()?;
-        let bound = pending.begin_lookup().unwrap().may_bind(ALICE);
+        let bound = pending.begin_lookup().unwrap().may_bind(&key(ALICE));
         pending.wrong();
         Some(bound)
     };
@@ -219,7 +225,7 @@ async fn pending_attempt_counts() {
     for n in 0..3 {
         // The directory was queried, and the attempt timed out before the reply.
         let mut pending = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
-        assert!(pending.begin_lookup().unwrap().may_bind(ALICE));
+        assert!(pending.begin_lookup().unwrap().may_bind(&key(ALICE)));
         drop(pending);
     }
     assert_eq!(door.guess("192.0.2.1", "alice", "x").unwrap().delay, BASE);
@@ -362,7 +368,7 @@ async fn successful_login_of_one_account_gives_no_guesses_at_others() {
             &door.settings,
             ip("192.0.2.1"),
             &Login::parse(b"mallory").unwrap(),
-            "uid=mallory",
+            &key("uid=mallory"),
         );
     }
     assert!(slowed > Duration::from_secs(10), "{slowed:?}");
@@ -375,7 +381,7 @@ async fn attempt_without_a_wrong_password_is_refunded() {
         // The directory was unavailable, or the attempt ended before the request.
         drop(door.guess("192.0.2.1", "alice", &n.to_string()).unwrap());
         let mut pending = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
-        assert!(pending.begin_lookup().unwrap().may_bind(ALICE));
+        assert!(pending.begin_lookup().unwrap().may_bind(&key(ALICE)));
         pending.inconclusive();
     }
     for n in 0..3 {
@@ -564,15 +570,34 @@ async fn known_networks_are_bounded_per_user() {
     door.right("203.0.113.5", "bob", BOB);
     for n in 0..1_000 {
         let client = format!("192.0.{}.{}", n / 250, n % 250);
-        door.throttle.cached_success(&door.settings, ip(&client), &Login::parse(b"alice").unwrap(), ALICE);
+        door.throttle.cached_success(&door.settings, ip(&client), &Login::parse(b"alice").unwrap(), &key(ALICE));
     }
     let is_known_prefix = |dn: &str, client: &str| {
-        let (user, prefix) = (door.throttle.entry(dn), door.throttle.prefix(&door.settings, ip(client)));
+        let (user, prefix) = (door.throttle.entry(&key(dn)), door.throttle.prefix(&door.settings, ip(client)));
         door.throttle.memory.load().is_known_prefix(user, prefix)
     };
     assert!(!is_known_prefix(ALICE, "192.0.0.0"));
     assert!(is_known_prefix(ALICE, "192.0.3.249"));
     assert!(is_known_prefix(BOB, "203.0.113.5"), "one user's journeys cost another nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn renamed_user_stays_known_and_another_entry_with_its_dn_does_not() {
+    let door = Door::new();
+    let named = |number: u8| EntryKey {
+        realm: Realm::DEFAULT,
+        name: EntryName::Id(EntryId::from_bytes(&[number; 16]).unwrap()),
+    };
+    let login = Login::parse(b"alice").unwrap();
+    door.throttle.cached_success(&door.settings, ip("203.0.113.5"), &login, &named(1));
+    let is_known = |entry: &EntryKey| {
+        let mut pending = door.guess("203.0.113.5", "alicia", "new name").unwrap();
+        pending.begin_lookup().unwrap().is_known(entry)
+    };
+    assert!(is_known(&named(1)), "whatever its DN is now");
+    assert!(!is_known(&named(2)) && !is_known(&key(ALICE)));
+    let elsewhere = EntryKey { realm: Realm::for_tests(1), ..named(1) };
+    assert!(!is_known(&elsewhere), "another directory");
 }
 
 #[tokio::test(start_paused = true)]

@@ -124,7 +124,7 @@ impl<'a> LoginAttempt<'a> {
         let recalled = match authn.recall(credential) {
             Some(decision) if decision.result.is_ok() || decision.by == DecidedBy::Usher => {
                 if let Ok(proven) = &decision.result {
-                    throttle.cached_success(settings, client, credential.login(), &proven.identity.entry().dn);
+                    throttle.cached_success(settings, client, credential.login(), &proven.identity.entry().key());
                 }
                 return Ok(decision);
             }
@@ -140,11 +140,11 @@ impl<'a> LoginAttempt<'a> {
             None => authn.attempt(credential, turn.begin_lookup()).await,
         };
         turn.log_if_over_limit(client);
-        if decision.withheld {
+        if decision.withheld.is_some() {
             event.withhold();
         }
         match (&decision.result, decision.by) {
-            (Ok(proven), _) => turn.right(&proven.identity.entry().dn),
+            (Ok(proven), _) => turn.right(&proven.identity.entry().key()),
             // An account state that is reported as a wrong password costs as much, or the delay of the next
             // guess would reveal that this one was correct.
             (
@@ -236,7 +236,7 @@ impl<'a> LoginAttempt<'a> {
     /// A session slot of this user.
     fn place(&self, proven: &Proven) -> Result<SessionPermit, Limited> {
         let settings = &self.snapshot.config.throttle;
-        self.shared.throttle.session(settings, self.client, &proven.identity.entry().dn)
+        self.shared.throttle.session(settings, self.client, &proven.identity.entry().key())
     }
 }
 

@@ -14,7 +14,7 @@ use crate::base::clock::unix_now;
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::labels::labels;
 use crate::cache::{self, Cache, CacheStamp, FlightError, Flights};
-use crate::directory::{Availability, Directory, DirectoryError, Entry, Identity, Trace};
+use crate::directory::{Availability, Directory, DirectoryError, Entry, EntryKey, Identity, Trace};
 use crate::limits::BindGate;
 use crate::outcome::{AccountState, Refusal};
 use crate::telemetry::labels::DecisionBasis;
@@ -80,18 +80,18 @@ pub struct AuthDecision {
     pub dn: Option<Arc<str>>,
     /// Details of the directory request.
     pub trace: Trace,
-    /// The password was not sent: too many were tried for the entry.
-    pub withheld: bool,
+    /// The entry for which the password was not sent, because too many were tried.
+    pub withheld: Option<EntryKey>,
 }
 
 impl AuthDecision {
     fn remembered(identity: Arc<Identity>, since: CacheStamp, by: DecidedBy) -> Self {
         let dn = Some(Arc::clone(&identity.entry().dn));
-        Self { result: Ok(Proven { identity, since }), by, dn, trace: Trace::default(), withheld: false }
+        Self { result: Ok(Proven { identity, since }), by, dn, trace: Trace::default(), withheld: None }
     }
 
     fn refused(refusal: Refusal, by: DecidedBy) -> Self {
-        Self { result: Err(refusal), by, dn: None, trace: Trace::default(), withheld: false }
+        Self { result: Err(refusal), by, dn: None, trace: Trace::default(), withheld: None }
     }
 }
 
@@ -102,8 +102,8 @@ type FlightResult = Arc<(Result<Arc<Identity>, DirectoryError>, Trace, CacheStam
 struct EntryCheck {
     /// The entry, if it is locked.
     locked: Option<Arc<Entry>>,
-    /// Its delay had not passed: the password was not sent.
-    withheld: bool,
+    /// Its key, if its delay had not passed: the password was not sent.
+    withheld: Option<EntryKey>,
 }
 
 impl EntryCheck {
@@ -196,9 +196,10 @@ impl Authenticator {
     pub async fn attempt(&self, credential: &Credential, gate: Option<Arc<BindGate>>) -> AuthDecision {
         let decision = self.decide_through(credential, LookupMode::Cached, gate.as_ref()).await;
         // The flight may have been started by another client, whose prefix is not known.
-        let is_let =
-            |gate: &Arc<BindGate>| gate.is_exempt() || decision.dn.as_ref().is_some_and(|dn| gate.is_known(dn));
-        if decision.withheld && gate.as_ref().is_some_and(is_let) {
+        let is_let = |gate: &Arc<BindGate>| {
+            decision.withheld.as_ref().is_some_and(|entry| gate.is_exempt() || gate.is_known(entry))
+        };
+        if gate.as_ref().is_some_and(is_let) {
             return self.decide_through(credential, LookupMode::Cached, gate.as_ref()).await;
         }
         decision
@@ -242,14 +243,14 @@ impl Authenticator {
         }
     }
 
-    /// Asks the directory although `dn` was cached, because a backend refused the cached decision. If the
+    /// Asks the directory although the entry was cached, because a backend refused the cached decision. If the
     /// password is wrong by now, or the entry is deleted, the cache forgets it.
-    pub async fn decide_again(&self, credential: &Credential, dn: &Arc<str>) -> AuthDecision {
+    pub async fn decide_again(&self, credential: &Credential, cached: &Entry) -> AuthDecision {
         let decision = self.decide(credential, LookupMode::Directory).await;
         if let Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::SeveralEntries | Refusal::Account { .. }) =
             &decision.result
         {
-            self.cache.forget(dn);
+            self.cache.forget(cached);
         }
         decision
     }
@@ -263,7 +264,7 @@ impl Authenticator {
         gate: &BindGate,
     ) -> Option<AuthDecision> {
         let (answer, trace, since, check) = result.as_ref();
-        let entry = check.locked_by_guesses(answer).filter(|entry| gate.is_known(&entry.dn))?;
+        let entry = check.locked_by_guesses(answer).filter(|entry| gate.is_known(&entry.key()))?;
         let identity = unchanged(&self.cache, credential, entry)?;
         let entry = match self.entries.reconcile(entry) {
             Reconciled::AsReported => Arc::clone(entry),
@@ -282,7 +283,7 @@ impl Authenticator {
     /// gets OK.
     #[must_use]
     pub fn is_current(&self, proven: &Proven) -> bool {
-        self.cache.holds(&proven.identity.entry().dn, proven.since)
+        self.cache.holds(proven.identity.entry(), proven.since)
     }
 
     /// Whether an entry is held, as far as is visible without a password; `None` if unknown.
@@ -308,10 +309,14 @@ impl Authenticator {
             let check = Mutex::new(EntryCheck::default());
             let refused_before = |entry: &Entry| {
                 let refused = cache.refused_before(&credential, entry);
-                let withheld = !refused && gate.as_ref().is_some_and(|gate| !gate.may_bind(&entry.dn));
+                let withheld = gate.as_ref().filter(|_| !refused).and_then(|gate| {
+                    let entry = entry.key();
+                    (!gate.may_bind(&entry)).then_some(entry)
+                });
+                let is_sent = !refused && withheld.is_none();
                 let locked = entry.version.locked.then(|| Arc::new(entry.clone()));
                 *check.lock().unwrap_or_else(PoisonError::into_inner) = EntryCheck { locked, withheld };
-                refused || withheld
+                !is_sent
             };
             let (answer, trace) = directory.authenticate(&credential, &refused_before, &*entries).await;
             let check = check.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -353,7 +358,7 @@ impl Authenticator {
     fn judge(&self, result: &FlightResult) -> AuthDecision {
         let (answer, trace, since, check) = result.as_ref();
         let by = match answer {
-            Err(DirectoryError::RefusedBefore { .. }) if check.withheld => DecidedBy::Usher,
+            Err(DirectoryError::RefusedBefore { .. }) if check.withheld.is_some() => DecidedBy::Usher,
             Err(DirectoryError::RefusedBefore { .. }) => DecidedBy::Negative,
             Ok(_) | Err(_) => DecidedBy::Directory,
         };
@@ -379,7 +384,7 @@ impl Authenticator {
                 (Err(Refusal::DirectoryUnavailable), None)
             }
         };
-        AuthDecision { result, by, dn, trace: trace.clone(), withheld: check.withheld }
+        AuthDecision { result, by, dn, trace: trace.clone(), withheld: check.withheld.clone() }
     }
 }
 
@@ -400,7 +405,7 @@ fn unchanged(cache: &Cache, credential: &Credential, entry: &Entry) -> Option<Ar
     let is_open = entry.version.account_state(unix_now()).is_none();
     // Unknown if the entry does not expose the password's age.
     let is_aged = entry.version.shows_password_age() || cached.version.shows_password_age();
-    (is_open && is_aged && cached.dn == entry.dn && !entry.version.password_differs(&cached.version))
+    (is_open && is_aged && cached.key() == entry.key() && !entry.version.password_differs(&cached.version))
         .then_some(identity)
 }
 

@@ -263,10 +263,10 @@ impl ChangeTracker {
         // Between a login and this report there may have been more than one modification.
         let exact = is_single && observed.is_some();
         let Some((key, tracked)) = observed.or_else(|| self.track_session(id, Some(&entry.dn), context)) else {
-            if context.entries.by_dn(&entry.dn).is_some() {
+            if let Some(earlier) = context.entries.by_dn(&entry.dn) {
                 // Another entry had this DN until now, to which the cached data belongs.
-                context.cache.forget(&entry.dn);
-                context.cache.forget_wrong(&entry.dn);
+                context.cache.forget(&earlier.entry);
+                context.cache.forget_wrong(&earlier.entry);
             }
             // An entry in a full refresh is not a change.
             if !is_whole {
@@ -403,7 +403,7 @@ impl ChangeTracker {
         }
         let kept = if tracked.deleted { before } else { Arc::new(tracked.entry.with_route_of(&before)) };
         context.entries.apply(key, kept, Some(deferred));
-        context.cache.forget(&tracked.entry.dn);
+        context.cache.forget(&tracked.entry);
     }
 
     /// Keeps a user's route, and applies the rest of the change.
@@ -431,8 +431,8 @@ impl ChangeTracker {
         match kind {
             ChangeKind::Deleted { .. } => {
                 context.entries.mark_deleted(key);
-                context.cache.forget(dn);
-                context.cache.forget_wrong(dn);
+                context.cache.forget(&tracked.entry);
+                context.cache.forget_wrong(&tracked.entry);
                 count(DirectoryChange::Delete);
                 info!(dn = %Escaped(dn.as_bytes()), "entry deleted");
                 self.end_sessions(&tracked.entry, Newest::Deleted, context);
@@ -440,21 +440,21 @@ impl ChangeTracker {
             ChangeKind::Modified { entry, by, difference } => {
                 context.entries.apply(key, Arc::clone(&entry), None);
                 if difference.forgets() {
-                    context.cache.forget(dn);
+                    context.cache.forget(&tracked.entry);
                 }
                 let may_be_right = difference.password
                     || difference.policy
                     || difference.unexplained
                     || difference.disabled == Some(false);
                 if may_be_right {
-                    context.cache.forget_wrong(dn);
+                    context.cache.forget_wrong(&tracked.entry);
                 } else if difference.lockout {
                     // A lock makes no password valid, but may have hidden that one is.
-                    context.cache.lock_shown(dn, &entry.version);
+                    context.cache.lock_shown(&tracked.entry.key(), &entry.version);
                 }
                 if difference.renamed {
                     self.registry.rename(entry.version.id, dn, &entry.dn);
-                    context.cache.forget(&entry.dn);
+                    context.cache.forget(&entry);
                     info!(old = %Escaped(dn.as_bytes()), new = %Escaped(entry.dn.as_bytes()), "entry renamed");
                 }
                 difference.kinds().into_iter().for_each(count);

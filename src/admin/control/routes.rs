@@ -92,7 +92,7 @@ impl Control {
             known_backend(&snapshot, backend).or_else(|error| if has_sessions() { Ok(()) } else { Err(error) })?;
         }
         let login = filter.user.as_ref().and_then(|user| Login::parse(user.as_bytes()));
-        let dn = login.and_then(|login| snapshot.authn.cache().dn_of(&login));
+        let dn = login.and_then(|login| snapshot.authn.cache().entry_of(&login)).map(|(_, dn)| dn);
         Ok(filter.choose(sessions, dn, unix_now()))
     }
 }
@@ -193,7 +193,7 @@ async fn cached(State(control): State<Control>, mut arguments: QueryArgs) -> Ans
 }
 
 fn shown(snapshot: &Snapshot, remembered: CacheRecord) -> Cached {
-    let CacheRecord { dn, names, entry, right, wrong, age, left, stale_left } = remembered;
+    let CacheRecord { key: _, dn, names, entry, right, wrong, age, left, stale_left } = remembered;
     let routing = &snapshot.config.routing;
     let target = entry.as_ref().and_then(|entry| routing::route(routing, entry).ok());
     Cached {
@@ -220,8 +220,9 @@ async fn drop_cached(
     let cache = snapshot.authn.cache();
     let dropped = match (login, all) {
         (Some(login), false) => {
-            let dns: Vec<_> = cache.remembered(&login).into_iter().map(|one| one.dn).collect();
-            dns.iter().for_each(|dn| cache.drop_entry(dn));
+            let found = cache.remembered(&login);
+            found.iter().for_each(|entry| cache.drop_entry(entry));
+            let dns: Vec<_> = found.into_iter().map(|entry| entry.dn).collect();
             let what = format!("login={}", Escaped(login.as_bytes()));
             audit("cache drop", caller, &what, Some(dns.len()));
             Dropped { entries: dns.len(), dns: dns.iter().map(ToString::to_string).collect() }
@@ -248,8 +249,8 @@ async fn user(State(control): State<Control>, Part(login): Part) -> Json<User> {
         WatchStatus::Following => "following",
     };
     let mut user = User { watch: standing.to_owned(), ..User::default() };
-    if let Some(dn) = unhex(&login).and_then(|login| cache.dn_of(&Login::parse(&login)?)) {
-        user.cached_seconds = cache.age(&dn).map(|age| age.as_secs());
+    if let Some((key, dn)) = unhex(&login).and_then(|login| cache.entry_of(&Login::parse(&login)?)) {
+        user.cached_seconds = cache.age(&key).map(|age| age.as_secs());
         user.sessions = control.shared.registry.of(&dn).len();
         if let Some(one) = known.by_dn(&dn) {
             user.held = one.entry.version.held;

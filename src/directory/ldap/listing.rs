@@ -67,7 +67,7 @@ impl Ldap {
                     continue;
                 }
             };
-            let wanted = Attributes(lookup::attributes_of(settings));
+            let wanted = lookup::wanted(settings);
             let pages = Pages {
                 connection,
                 base: lookup::users_base(&settings.find),

@@ -48,6 +48,11 @@ pub(super) fn attributes_of(settings: &config::Directory) -> Vec<(String, Attrib
     read
 }
 
+/// The same, for requests.
+pub(super) fn wanted(settings: &config::Directory) -> Attributes {
+    Attributes { roles: attributes_of(settings), named_by_dn: matches!(settings.find, Find::UserDn { .. }) }
+}
+
 /// The base of all users.
 pub(super) fn users_base(find: &Find) -> String {
     match find {

@@ -108,7 +108,7 @@ impl Ldap {
         metrics: Arc<Metrics>,
         tuning: Tuning,
     ) -> Self {
-        let attributes = Arc::new(Attributes(lookup::attributes_of(settings)));
+        let attributes = Arc::new(lookup::wanted(settings));
         let (changes, changed) = watch::channel(());
         let (is_compared, seen) = (settings.is_followed() && settings.servers.len() > 1, Arc::default());
         let server = |server| {

@@ -140,7 +140,7 @@ mod tests {
             base: "uid=alice,dc=x".to_owned(),
             scope: Scope::Base,
             filter: "(&(objectClass=*)(!(|(uid=a*b)(cn>=\\2a))))".to_owned(),
-            attributes: Arc::new(Attributes(Vec::new())),
+            attributes: Arc::new(Attributes { roles: Vec::new(), named_by_dn: false }),
         };
         let request = search(7, &question, Duration::from_millis(1_200)).unwrap();
         let (message, _) = tagged(request.as_slice(), SEQUENCE).unwrap();

@@ -28,13 +28,17 @@ const SET: u8 = 0x31;
 
 /// The requested attributes and their roles.
 #[derive(Debug)]
-pub(crate) struct Attributes(pub(super) Vec<(String, AttributeRole)>);
+pub(crate) struct Attributes {
+    pub(super) roles: Vec<(String, AttributeRole)>,
+    /// See [`crate::directory::EntryVersion::named_by_dn`].
+    pub(super) named_by_dn: bool,
+}
 
 impl Attributes {
     /// Each name once.
     pub(crate) fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = Vec::with_capacity(self.0.len());
-        for (name, _) in &self.0 {
+        let mut names: Vec<&str> = Vec::with_capacity(self.roles.len());
+        for (name, _) in &self.roles {
             if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
                 names.push(name);
             }
@@ -112,11 +116,12 @@ pub(crate) fn shown(dn: &str, attributes: &[Values], wanted: &Attributes) -> Opt
     if dn.len() > MAX_DN {
         return None;
     }
-    let entry = Entry::unread(dn.into());
+    let mut entry = Entry::unread(dn.into());
+    entry.version.named_by_dn = wanted.named_by_dn;
     let mut shown = ReportedEntry { entry, modified: None, modified_by: None };
     for (description, values) in attributes {
         let name = base_name(description);
-        for (_, role) in wanted.0.iter().filter(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes())) {
+        for (_, role) in wanted.roles.iter().filter(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes())) {
             if !shown.take(*role, name, values) {
                 return None;
             }

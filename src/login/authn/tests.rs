@@ -220,7 +220,7 @@ async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_
     // Another password, another name, a revalidation: only the directory can decide.
     assert_eq!(setup.decide("alice", b"other").await, (unavailable.clone(), DecidedBy::Directory));
     assert_eq!(setup.decide("bob", b"sesame").await, (unavailable.clone(), DecidedBy::Directory));
-    let again = setup.authn.decide_again(&credential, &DN.into()).await;
+    let again = setup.authn.decide_again(&credential, &Entry::for_tests(DN, &[])).await;
     assert_eq!(again.result.unwrap_err(), Refusal::DirectoryUnavailable);
     tokio::time::advance(STALE - Duration::from_secs(302)).await;
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale), "nothing was evicted");
@@ -236,7 +236,7 @@ async fn password_refused_on_revalidation_is_removed() {
     let proven = decision.result.unwrap();
     assert!(setup.authn.is_current(&proven));
     *setup.directory.password.lock().unwrap() = "changed".to_owned();
-    let again = setup.authn.decide_again(&credential, &DN.into()).await;
+    let again = setup.authn.decide_again(&credential, &Entry::for_tests(DN, &[])).await;
     assert_eq!(again.result.unwrap_err(), Refusal::WrongPassword);
     assert!(!setup.authn.is_current(&proven), "a login that is under way with the old decision must not end in OK");
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::WrongPassword), DecidedBy::Negative));
@@ -248,7 +248,7 @@ async fn entry_missing_on_revalidation_is_removed() {
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
     *setup.directory.gone.lock().unwrap() = true;
     let credential = Credential::for_tests("alice", "sesame");
-    let again = setup.authn.decide_again(&credential, &DN.into()).await;
+    let again = setup.authn.decide_again(&credential, &Entry::for_tests(DN, &[])).await;
     assert_eq!(again.result.unwrap_err(), Refusal::UnknownUser);
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::UnknownUser), DecidedBy::Directory));
 }

@@ -100,7 +100,7 @@ impl Setup {
     }
 
     fn is_cached(&self, number: u8) -> bool {
-        self.cache.age(&format!("uid={number}").into()).is_some()
+        self.cache.age(&entry(number, "", 0).key()).is_some()
     }
 
     fn host(&self, number: u8) -> String {

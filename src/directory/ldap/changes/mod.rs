@@ -233,14 +233,14 @@ async fn watch_by_sync(
 
 impl<'a> WatchLink<'a> {
     fn new(connection: Connection, server: &'a Server, settings: &Settings) -> Self {
-        let mut attributes = lookup::attributes_of(settings);
-        attributes.push(("modifiersName".to_owned(), AttributeRole::Modifier));
+        let mut attributes = lookup::wanted(settings);
+        attributes.roles.push(("modifiersName".to_owned(), AttributeRole::Modifier));
         Self {
             connection,
             server,
             base: lookup::users_base(&settings.find),
             filter: lookup::users_filter(&settings.find),
-            attributes: Attributes(attributes),
+            attributes,
         }
     }
 

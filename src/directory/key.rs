@@ -1,0 +1,109 @@
+//! The name of an entry wherever usher keeps something about it: in the cache, the limits, the tracked entries and
+//! the sessions.
+//!
+//! An id survives a rename, and a DN that passes to another entry passes nothing on. The realm keeps two
+//! directories apart in which the same DN occurs.
+
+use std::sync::Arc;
+
+use super::EntryId;
+
+/// A directory among several. There is one today.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Realm(u8);
+
+impl Realm {
+    /// The only directory of a configuration.
+    pub const DEFAULT: Self = Self(0);
+
+    /// Another one.
+    #[cfg(test)]
+    pub(crate) const fn for_tests(number: u8) -> Self {
+        Self(number)
+    }
+}
+
+/// Identifies an entry among all directories.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EntryKey {
+    /// Its directory.
+    pub realm: Realm,
+    /// Its name there.
+    pub name: EntryName,
+}
+
+/// Identifies an entry within its directory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EntryName {
+    /// By the id, which survives a rename.
+    Id(EntryId),
+    /// By the DN as the directory spells it, where no id is known; before a bind by a template, the name that is
+    /// bound.
+    Dn(Arc<str>),
+}
+
+impl EntryKey {
+    /// The key of an entry of which only the DN is known.
+    #[must_use]
+    pub fn by_dn(realm: Realm, dn: &Arc<str>) -> Self {
+        Self { realm, name: EntryName::Dn(Arc::clone(dn)) }
+    }
+
+    /// Whether the entry is identified by its id.
+    #[must_use]
+    pub const fn has_id(&self) -> bool {
+        matches!(self.name, EntryName::Id(_))
+    }
+
+    /// Whether it identifies an entry: a principal name that is bound (`user@domain`) is not a DN.
+    #[must_use]
+    pub fn identifies_entry(&self) -> bool {
+        match &self.name {
+            EntryName::Id(_) => true,
+            EntryName::Dn(dn) => dn.contains('='),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::{Entry, EntryVersion};
+
+    fn entry(id: Option<u8>, dn: &str) -> Entry {
+        let id = id.and_then(|id| EntryId::from_bytes(&[id; 16]));
+        Entry { version: EntryVersion { id, ..EntryVersion::default() }, ..Entry::for_tests(dn, &[]) }
+    }
+
+    #[test]
+    fn renamed_entry_keeps_its_key_and_passes_on_neither_key_nor_dn() {
+        assert_eq!(entry(Some(1), "uid=a").key(), entry(Some(1), "uid=b").key());
+        assert_ne!(entry(Some(1), "uid=a").key(), entry(Some(2), "uid=a").key());
+        assert_ne!(entry(Some(1), "uid=a").key(), entry(None, "uid=a").key());
+        assert_ne!(entry(None, "uid=a").key(), entry(None, "uid=b").key());
+    }
+
+    #[test]
+    fn entry_bound_by_a_template_is_named_as_before_the_bind() {
+        let bound = entry(None, "uid=a");
+        let mut read = entry(Some(1), "uid=a");
+        read.version.named_by_dn = true;
+        assert_eq!(read.key(), bound.key());
+    }
+
+    #[test]
+    fn entries_of_two_realms_never_share_a_key() {
+        for id in [None, Some(1)] {
+            let mut other = entry(id, "uid=a");
+            other.version.realm = Realm::for_tests(1);
+            assert_ne!(other.key(), entry(id, "uid=a").key());
+        }
+    }
+
+    #[test]
+    fn principal_name_identifies_no_entry() {
+        assert!(!entry(None, "alice@example.com").key().identifies_entry());
+        assert!(entry(None, "uid=alice").key().identifies_entry());
+        assert!(entry(Some(1), "alice@example.com").key().identifies_entry());
+    }
+}
