@@ -1,0 +1,148 @@
+//! The start: sockets and the tasks that live as long as the process; ready once both are there.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::bind::{Listening, bind_auth_http, bind_http, bind_new};
+use super::handover::Inherited;
+use super::{Server, StartError, changes};
+use crate::admin::SidePort;
+use crate::admin::control;
+use crate::backend::Backend;
+use crate::base::tasks::Task;
+use crate::config::ListenerTls;
+use crate::frontend::auth_http;
+use crate::frontend::listener::{self, BoundListener};
+use crate::login::core::Shared;
+use crate::sessions::closer;
+use crate::telemetry::log;
+
+/// How often the directory is probed until its first answer.
+const FIRST_ANSWER_PAUSE: Duration = Duration::from_secs(1);
+/// How often due probes are started; each server has an interval of its own.
+const PROBE_TICK: Duration = Duration::from_millis(250);
+impl Server {
+    /// Binds what it does not inherit, then lets clients in.
+    pub(super) async fn start(&mut self, mut inherited: Inherited) -> Result<(), StartError> {
+        let snapshot = self.shared.snapshot.load_full();
+        let bound = bind_new(&snapshot.config, &self.listeners, &mut inherited)?;
+        let admin = snapshot.config.admin.address;
+        let (side_port, socket) = bind_http(admin, "admin.address", "side port listening", &mut inherited)?;
+        let auth_http = bind_auth_http(&snapshot.config, None, &mut inherited)?;
+        if let Some(settings) = &snapshot.config.control {
+            let what = settings.path.display().to_string();
+            let bind_error = |source| StartError::Bind { key: "control.path".to_owned(), what: what.clone(), source };
+            let (control, file) = control::bind(settings, inherited.is_upgrade()).map_err(bind_error)?;
+            info!(path = %settings.path.display(), "control socket listening");
+            let (control, shared, orders) = (Arc::new(control), Arc::clone(&self.shared), self.orders.clone());
+            self.supervisor.keep_until_told(Task::Control, move |stop| {
+                let (control, shared, orders) = (Arc::clone(&control), Arc::clone(&shared), orders.clone());
+                async move { control::serve(&control, shared, orders, stop).await }
+            });
+            self.control = Some(file);
+        }
+        self.keep_tasks(side_port, socket);
+        self.apply_snapshot(&snapshot);
+        self.accept(bound);
+        self.answer_nginx(auth_http);
+        info!(config = %self.file.display(), version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "ready");
+        if !inherited.is_upgrade() {
+            // Outside systemd there is no receiver, which is no error.
+            let _ = sd_notify::notify(&[NotifyState::Ready]);
+        }
+        inherited.serving().map_err(StartError::Inherit)
+    }
+
+    /// Starts the tasks that live as long as the process.
+    fn keep_tasks(&mut self, listener: TcpListener, socket: OwnedFd) {
+        let (supervisor, shared) = (&self.supervisor, &self.shared);
+        let (side_port, listener) = (Arc::new(SidePort::new(shared)), Arc::new(listener));
+        let sampled = Arc::clone(&side_port);
+        supervisor.keep(Task::StatusSamples, move || {
+            let sampled = Arc::clone(&sampled);
+            async move { sampled.sample().await }
+        });
+        let accepting = supervisor.keep_while(Task::SidePort, move || {
+            let (side_port, listener) = (Arc::clone(&side_port), Arc::clone(&listener));
+            async move { side_port.serve(&listener).await }
+        });
+        self.side_port = Some(Listening { _accepting: accepting, socket });
+        let with_shared = || Arc::clone(shared);
+        let awaited = with_shared();
+        supervisor.keep(Task::DirectoryAwait, move || await_directory(Arc::clone(&awaited)));
+        let probed = with_shared();
+        supervisor.keep(Task::Probes, move || run_probes(Arc::clone(&probed)));
+        let followed = with_shared();
+        supervisor.keep(Task::DirectoryWatch, move || changes::follow(Arc::clone(&followed)));
+        for task in closer::TASKS {
+            let closed = with_shared();
+            supervisor.keep(task, move || changes::close_sessions(Arc::clone(&closed), task));
+        }
+    }
+
+    pub(super) fn accept(&mut self, bound: Vec<(BoundListener, OwnedFd)>) {
+        for (bound, socket) in bound {
+            let config = &bound.config;
+            let key = (config.address, config.protocol.name, config.tls);
+            let tls = match config.tls {
+                ListenerTls::Implicit => "implicit",
+                ListenerTls::StartTls => "starttls",
+            };
+            info!(protocol = config.protocol.name, address = %bound.address, tls, "listening");
+            let (shared, bound) = (Arc::clone(&self.shared), Arc::new(bound));
+            let accepting = self
+                .supervisor
+                .keep_while(Task::Listener, move || listener::accept(Arc::clone(&shared), Arc::clone(&bound)));
+            self.listeners.insert(key, Listening { _accepting: accepting, socket });
+        }
+    }
+
+    pub(super) fn answer_nginx(&mut self, bound: Option<(SocketAddr, TcpListener, OwnedFd)>) {
+        if let Some((address, listener, socket)) = bound {
+            let (shared, listener) = (Arc::clone(&self.shared), Arc::new(listener));
+            let accepting = self
+                .supervisor
+                .keep_while(Task::AuthHttp, move || auth_http::serve(Arc::clone(&listener), Arc::clone(&shared)));
+            self.auth_http = Some((address, Listening { _accepting: accepting, socket }));
+        }
+    }
+
+    /// Stops accepting clients, also by way of nginx.
+    pub(super) fn close_listeners(&mut self) {
+        self.listeners.clear();
+        self.auth_http = None;
+    }
+}
+
+/// Asks the directory until it answers once: what `/ready` waits for.
+async fn await_directory(shared: Arc<Shared>) {
+    let repeats = log::Repeats::default();
+    while let Err(error) = shared.snapshot.load_full().directory.probe().await {
+        if let Some(suppressed) = repeats.allow("first answer", "") {
+            warn!(%error, suppressed, "the directory has not answered yet");
+        }
+        sleep(FIRST_ANSWER_PAUSE).await;
+    }
+    shared.directory_answered.store(true, Ordering::Relaxed);
+    info!("the directory answers");
+}
+
+/// Starts due probes of the directory servers and backends of the current snapshot; never returns.
+async fn run_probes(shared: Arc<Shared>) {
+    loop {
+        let snapshot = shared.snapshot.load();
+        snapshot.directory.run_probes();
+        snapshot.backends.iter().for_each(Backend::run_probes);
+        snapshot.offers.refresh(&snapshot.backends, &shared.metrics);
+        drop(snapshot);
+        sleep(PROBE_TICK).await;
+    }
+}
