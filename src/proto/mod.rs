@@ -7,10 +7,11 @@
 //! [`PROTOCOLS`].
 
 pub(crate) mod capabilities;
+mod engine;
 pub(crate) mod imap;
-mod line;
 pub(crate) mod managesieve;
 pub(crate) mod pop3;
+mod problem;
 pub(crate) mod proxy_header;
 pub(crate) mod sasl;
 #[cfg(test)]

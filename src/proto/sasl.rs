@@ -1,7 +1,8 @@
-//! SASL as a server and as a client, for every protocol: PLAIN (RFC 4616) and LOGIN
-//! (draft-murchison-sasl-login), with base64 (RFC 4648) and the cancelling `*` (RFC 4422).
+//! SASL as a server and as a client, for every protocol: the table of mechanisms, with base64 (RFC 4648) and the
+//! cancelling `*` (RFC 4422).
 //!
-//! Knows no protocol's syntax, checks no name or password, and keeps every decoded byte in wiping memory.
+//! What is offered, read from clients and written to backends derives from [`MECHANISMS`]. Knows no protocol's
+//! syntax, checks no name or password, and keeps every decoded byte in wiping memory.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,21 +14,129 @@ use crate::base::secret::{Secret, SecretBuf};
 /// The longest line of an exchange, without CRLF (RFC 4954 section 4 has this number).
 pub(crate) const LINE: usize = 12_288;
 
-/// A mechanism that usher offers to clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mechanism {
-    /// One message: authzid, authcid and password.
-    Plain,
-    /// Obsolete but required by some clients: asks for name and password in turn.
-    Login,
+/// A mechanism: what a server asks and reads, and what a client writes.
+#[derive(Debug)]
+pub(crate) struct Mechanism {
+    /// The registered name.
+    pub(crate) name: &'static str,
+    /// The server's challenges in base64, each for one response; two at most.
+    challenges: &'static [&'static str],
+    /// The server half: reads the last response, and the one before it if there are two.
+    read: fn(Option<Secret>, Secret) -> Result<Credentials, SaslError>,
+    /// The client half: writes the response with this number in base64.
+    write: fn(&Account, usize, &mut SecretBuf),
+    /// Whether the client half can carry this account.
+    carries: fn(&Account) -> bool,
+    /// The challenge, in base64, that reports a refused login: the client answers it with one more line before
+    /// the final reply (RFC 7628 section 3.2.3).
+    pub(crate) refusal_challenge: Option<&'static str>,
+}
+
+/// The mechanisms that are offered to clients, the preferred one for backends first.
+pub(crate) static MECHANISMS: &[Mechanism] = &[
+    // RFC 4616: one message of authzid, authcid and password.
+    Mechanism {
+        name: "PLAIN",
+        challenges: &[""],
+        read: |_, message| plain(&message),
+        write: |account, _, out| match &account.service {
+            Some(service) => write_plain(&account.login, service, &account.password, out),
+            None => write_plain(b"", &account.login, &account.password, out),
+        },
+        carries: Account::has_no_nul,
+        refusal_challenge: None,
+    },
+    // draft-murchison-sasl-login: obsolete but required by some clients. It asks for name and password in turn and
+    // knows no authzid, so a service account cannot use it.
+    Mechanism {
+        name: "LOGIN",
+        challenges: &["VXNlcm5hbWU6", "UGFzc3dvcmQ6"], // Username: and Password:
+        read: |login, password| {
+            let login = login.map(|login| login.expose().to_vec()).unwrap_or_default();
+            Ok(Credentials { login, password, authzid: Vec::new() })
+        },
+        write: |account, number, out| {
+            write_base64(if number == 0 { &account.login } else { account.password.expose() }, out)
+        },
+        carries: |account| account.service.is_none(),
+        refusal_challenge: None,
+    },
+];
+
+/// The names of the mechanisms that are offered.
+pub(crate) fn offered() -> impl Iterator<Item = &'static str> {
+    MECHANISMS.iter().map(|mechanism| mechanism.name)
 }
 
 impl Mechanism {
     /// Finds a mechanism by its name, in any case.
     #[must_use]
-    pub(crate) fn by_name(name: &[u8]) -> Option<Self> {
-        let known = [(&b"PLAIN"[..], Self::Plain), (b"LOGIN", Self::Login)];
-        known.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, mechanism)| mechanism)
+    pub(crate) fn by_name(name: &[u8]) -> Option<&'static Self> {
+        let all = MECHANISMS.iter();
+        #[cfg(test)]
+        let all = all.chain([&tests::CHALLENGING]);
+        let mut all = all;
+        all.find(|mechanism| mechanism.name.as_bytes().eq_ignore_ascii_case(name))
+    }
+
+    /// The mechanism to log in to a backend with: the first that the backend offers and that can carry the account.
+    #[must_use]
+    pub(crate) fn for_backend(account: &Account, offers: impl Fn(&str) -> bool) -> Option<&'static Self> {
+        MECHANISMS.iter().find(|mechanism| offers(mechanism.name) && (mechanism.carries)(account))
+    }
+
+    /// Whether the login is one message, which can go with the command.
+    #[must_use]
+    pub(crate) const fn has_one_response(&self) -> bool {
+        self.challenges.len() == 1
+    }
+}
+
+/// What usher logs in to a backend with.
+#[derive(Debug, Clone)]
+pub(crate) struct Account {
+    /// The user's name: authcid of a login of its own, authzid of a login by a service account.
+    pub(crate) login: Vec<u8>,
+    /// The user's password, or the service account's.
+    pub(crate) password: Secret,
+    /// The service account (authcid), if one logs in for the user.
+    pub(crate) service: Option<Vec<u8>>,
+}
+
+impl Account {
+    /// The name, the service account's or nothing, and the password.
+    pub(crate) fn parts(&self) -> [&[u8]; 3] {
+        [&self.login, self.service.as_deref().unwrap_or_default(), self.password.expose()]
+    }
+
+    /// Whether a message whose parts are separated by NUL can carry it.
+    #[must_use]
+    pub(crate) fn has_no_nul(&self) -> bool {
+        self.parts().into_iter().all(fits_plain)
+    }
+}
+
+/// usher's own exchange with a backend.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClientExchange {
+    mechanism: &'static Mechanism,
+    /// How many responses were written.
+    written: usize,
+}
+
+impl ClientExchange {
+    /// Starts an exchange.
+    #[must_use]
+    pub(crate) const fn new(mechanism: &'static Mechanism) -> Self {
+        Self { mechanism, written: 0 }
+    }
+
+    /// Writes the next response in base64. `None`: there is none, so the backend asks too much.
+    pub(crate) fn respond(&mut self, account: &Account, out: &mut SecretBuf) -> Option<()> {
+        self.mechanism.challenges.get(self.written)?;
+        (self.mechanism.write)(account, self.written, out);
+        self.written += 1;
+        Some(())
     }
 }
 
@@ -47,13 +156,10 @@ pub(crate) enum SaslError {
 
 /// A client's authentication exchange, waiting for a response.
 #[derive(Debug)]
-pub(crate) struct Exchange(Awaiting);
-
-#[derive(Debug)]
-enum Awaiting {
-    PlainMessage,
-    LoginName,
-    LoginPassword { login: Secret },
+pub(crate) struct Exchange {
+    mechanism: &'static Mechanism,
+    /// The first of two responses.
+    earlier: Option<Secret>,
 }
 
 /// The result of a response.
@@ -62,36 +168,30 @@ pub(crate) enum ExchangeStep {
     /// The next challenge is to be sent.
     Continue(Exchange),
     /// The exchange is over.
-    Done(Credentials),
+    Done(Credentials, &'static Mechanism),
 }
 
 impl Exchange {
-    /// Starts an exchange; the client is to be sent [`Exchange::challenge`], unless its initial
-    /// response came with the command.
-    #[must_use]
-    pub(crate) const fn new(mechanism: Mechanism) -> Self {
-        Self(match mechanism {
-            Mechanism::Plain => Awaiting::PlainMessage,
-            Mechanism::Login => Awaiting::LoginName,
-        })
+    /// Starts an exchange with the response that came with the command, if one did; `=` is an empty one (RFC 4959
+    /// section 3).
+    ///
+    /// # Errors
+    /// As [`Exchange::respond`], except that `*` does not cancel here.
+    pub(crate) fn begin(
+        mechanism: &'static Mechanism,
+        initial_response: Option<&[u8]>,
+    ) -> Result<ExchangeStep, SaslError> {
+        let exchange = Self { mechanism, earlier: None };
+        match initial_response {
+            Some(response) => exchange.take(if response == b"=" { b"" } else { response }),
+            None => Ok(ExchangeStep::Continue(exchange)),
+        }
     }
 
     /// The pending challenge, in base64.
     #[must_use]
-    pub(crate) const fn challenge(&self) -> &'static str {
-        match self.0 {
-            Awaiting::PlainMessage => "",
-            Awaiting::LoginName => "VXNlcm5hbWU6",            // Username:
-            Awaiting::LoginPassword { .. } => "UGFzc3dvcmQ6", // Password:
-        }
-    }
-
-    /// Takes the response that came with the command; `=` is an empty one (RFC 4959 section 3).
-    ///
-    /// # Errors
-    /// As [`Exchange::respond`], except that `*` does not cancel here.
-    pub(crate) fn initial_response(self, response: &[u8]) -> Result<ExchangeStep, SaslError> {
-        self.take(if response == b"=" { b"" } else { response })
+    pub(crate) fn challenge(&self) -> &'static str {
+        self.mechanism.challenges.get(usize::from(self.earlier.is_some())).copied().unwrap_or_default()
     }
 
     /// Takes the response to the challenge, a line without its end.
@@ -103,15 +203,12 @@ impl Exchange {
     }
 
     fn take(self, response: &[u8]) -> Result<ExchangeStep, SaslError> {
+        let Self { mechanism, earlier } = self;
         let response = decode(response)?;
-        Ok(match self.0 {
-            Awaiting::PlainMessage => ExchangeStep::Done(plain(&response)?),
-            Awaiting::LoginName => ExchangeStep::Continue(Self(Awaiting::LoginPassword { login: response })),
-            Awaiting::LoginPassword { login } => {
-                let login = login.expose().to_vec();
-                ExchangeStep::Done(Credentials { login, password: response, authzid: Vec::new() })
-            }
-        })
+        if earlier.is_none() && !mechanism.has_one_response() {
+            return Ok(ExchangeStep::Continue(Self { mechanism, earlier: Some(response) }));
+        }
+        Ok(ExchangeStep::Done((mechanism.read)(earlier, response)?, mechanism))
     }
 }
 
@@ -155,25 +252,39 @@ pub(crate) fn write_base64(bytes: &[u8], out: &mut SecretBuf) {
 }
 
 /// Whether a PLAIN message can carry this part: a NUL would shift name and password.
-#[must_use]
 pub(crate) fn fits_plain(part: &[u8]) -> bool {
     !part.contains(&0)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A mechanism that reports a refusal by a challenge, as OAUTHBEARER does; its message is PLAIN's. Clients may
+    /// use it in tests, and it is not offered.
+    pub(in crate::proto) static CHALLENGING: Mechanism = Mechanism {
+        name: "X-CHALLENGING",
+        challenges: &[""],
+        read: |_, message| plain(&message),
+        write: |_, _, _| {},
+        carries: |_| false,
+        refusal_challenge: Some("eyJzdGF0dXMiOiI0MDEifQ=="),
+    };
+
+    fn named(name: &[u8]) -> &'static Mechanism {
+        Mechanism::by_name(name).unwrap()
+    }
 
     fn parts(credentials: &Credentials) -> (&[u8], &[u8], &[u8]) {
         (&credentials.authzid, &credentials.login, credentials.password.expose())
     }
 
     fn plain_of(response: &[u8]) -> Result<Credentials, SaslError> {
-        Exchange::new(Mechanism::Plain).respond(response).map(done)
+        goes(Exchange::begin(named(b"PLAIN"), None).unwrap()).respond(response).map(done)
     }
 
     fn done(progress: ExchangeStep) -> Credentials {
-        let ExchangeStep::Done(credentials) = progress else { panic!("there is another challenge") };
+        let ExchangeStep::Done(credentials, _) = progress else { panic!("there is another challenge") };
         credentials
     }
 
@@ -198,7 +309,7 @@ mod tests {
 
     #[test]
     fn login_sends_two_challenges() {
-        let exchange = Exchange::new(Mechanism::Login);
+        let exchange = goes(Exchange::begin(named(b"LOGIN"), None).unwrap());
         assert_eq!(STANDARD.decode(exchange.challenge()).unwrap(), b"Username:");
         let exchange = goes(exchange.respond(b"YWxpY2U=").unwrap());
         assert_eq!(STANDARD.decode(exchange.challenge()).unwrap(), b"Password:");
@@ -212,9 +323,9 @@ mod tests {
             assert_eq!(plain_of(wrong).unwrap_err(), SaslError::NotBase64, "{}", wrong.escape_ascii());
         }
         assert_eq!(plain_of(b"*").unwrap_err(), SaslError::Cancelled);
-        let login = || Exchange::new(Mechanism::Login);
-        assert_eq!(login().initial_response(b"*").unwrap_err(), SaslError::NotBase64);
-        let exchange = goes(login().initial_response(b"=").unwrap());
+        let login = |initial| Exchange::begin(named(b"LOGIN"), Some(initial));
+        assert_eq!(login(b"*").unwrap_err(), SaslError::NotBase64);
+        let exchange = goes(login(b"=").unwrap());
         assert_eq!(exchange.challenge(), "UGFzc3dvcmQ6");
     }
 
@@ -232,8 +343,50 @@ mod tests {
 
     #[test]
     fn mechanism_names_are_case_insensitive() {
-        assert_eq!(Mechanism::by_name(b"plain"), Some(Mechanism::Plain));
-        assert_eq!(Mechanism::by_name(b"Login"), Some(Mechanism::Login));
-        assert_eq!(Mechanism::by_name(b"SCRAM-SHA-256"), None);
+        assert_eq!(named(b"plain").name, "PLAIN");
+        assert_eq!(named(b"Login").name, "LOGIN");
+        assert!(Mechanism::by_name(b"SCRAM-SHA-256").is_none());
+    }
+
+    #[test]
+    fn every_mechanism_reads_what_it_writes() {
+        let service = Some(b"proxy".to_vec());
+        let own = Account { login: b"alice".to_vec(), password: Secret::copy_of(b"p\xc3\xa4ss"), service: None };
+        let with_service = Account { service, ..own.clone() };
+        for (mechanism, account) in MECHANISMS.iter().flat_map(|one| [(one, &own), (one, &with_service)]) {
+            if !(mechanism.carries)(account) {
+                continue;
+            }
+            let mut client = ClientExchange::new(mechanism);
+            let mut server = goes(Exchange::begin(mechanism, None).unwrap());
+            let credentials = loop {
+                let mut response = SecretBuf::new();
+                client.respond(account, &mut response).unwrap();
+                match server.respond(response.as_slice()).unwrap() {
+                    ExchangeStep::Continue(exchange) => server = exchange,
+                    ExchangeStep::Done(credentials, _) => break credentials,
+                }
+            };
+            let expected = match &account.service {
+                Some(service) => (&b"alice"[..], service.as_slice()),
+                None => (&b""[..], &b"alice"[..]),
+            };
+            assert_eq!(parts(&credentials), (expected.0, expected.1, &b"p\xc3\xa4ss"[..]), "{}", mechanism.name);
+            assert!(client.respond(account, &mut SecretBuf::new()).is_none(), "{} has no more", mechanism.name);
+        }
+    }
+
+    #[test]
+    fn backend_gets_the_first_mechanism_that_carries_the_account() {
+        let own = Account { login: b"alice".to_vec(), password: Secret::copy_of(b"a\0b"), service: None };
+        let chosen = |account: &Account, offers: &[&str]| {
+            Mechanism::for_backend(account, |name| offers.contains(&name)).map(|mechanism| mechanism.name)
+        };
+        assert_eq!(chosen(&own, &["LOGIN", "PLAIN"]), Some("LOGIN"), "PLAIN cannot carry a NUL");
+        let sound = Account { password: Secret::copy_of(b"ab"), ..own };
+        assert_eq!(chosen(&sound, &["LOGIN", "PLAIN"]), Some("PLAIN"));
+        assert_eq!(chosen(&sound, &["X-CHALLENGING", "SCRAM-SHA-256"]), None);
+        let service = Account { service: Some(b"proxy".to_vec()), ..sound };
+        assert_eq!(chosen(&service, &["LOGIN"]), None, "LOGIN knows no authzid");
     }
 }

@@ -1,5 +1,6 @@
 //! The reply of every protocol to every refusal: ARCHITECTURE.md's table, a column per protocol.
 
+mod challenged;
 mod chunks;
 
 use super::trial::{HOST, SESSION};

@@ -9,6 +9,7 @@ use core::net::{IpAddr, SocketAddr};
 use zeroize::Zeroizing;
 
 use super::super::ClientId;
+use super::super::problem::Problem;
 use super::super::wire::{Literal, printable};
 use crate::base::secret::Secret;
 
@@ -69,31 +70,18 @@ const LATER: &[&str] = &[
 pub(super) enum CommandError {
     /// Valid so far; this literal has to follow.
     Incomplete(Literal),
-    /// Invalid; this is the reply.
-    Denied(ImapDenial),
+    /// It is not carried out.
+    Denied(Problem),
 }
 
-impl From<ImapDenial> for CommandError {
-    fn from(denial: ImapDenial) -> Self {
-        Self::Denied(denial)
+impl From<Problem> for CommandError {
+    fn from(problem: Problem) -> Self {
+        Self::Denied(problem)
     }
 }
 
-/// The reply to a command that is not executed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ImapDenial {
-    /// BAD with this text: the client broke the protocol.
-    Bad(&'static str),
-    /// NO with this text: understood and refused.
-    No(&'static str),
-    /// A login in the clear.
-    TlsFirst,
-}
-
-const SYNTAX: CommandError = CommandError::Denied(ImapDenial::Bad("Invalid arguments"));
-const TOO_BIG: CommandError = CommandError::Denied(COMMAND_TOO_BIG);
-/// Larger than an argument or a whole command may be.
-pub(super) const COMMAND_TOO_BIG: ImapDenial = ImapDenial::Bad("[TOOBIG] Argument too long");
+const SYNTAX: CommandError = CommandError::Denied(Problem::Syntax);
+const TOO_BIG: CommandError = CommandError::Denied(Problem::ArgumentTooLong);
 
 /// What a command asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,6 +12,7 @@ mod tests;
 #[cfg(any(test, feature = "internals"))]
 pub mod trial;
 
+use super::engine::Engine;
 use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
 /// IMAP's row of the protocol table.
@@ -40,7 +41,7 @@ const LINE: usize = 8192;
 const TEXT: usize = 512;
 
 fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
-    Box::new(front::ImapFront::new(settings))
+    Box::new(Engine::new(front::Imap::default(), settings))
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {

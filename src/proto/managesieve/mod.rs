@@ -15,6 +15,7 @@ mod tests;
 #[cfg(any(test, feature = "internals"))]
 pub mod trial;
 
+use super::engine::Engine;
 use super::{Back, BackSettings, ClosingLine, Front, FrontSettings, Protocol};
 
 /// ManageSieve's row of the protocol table.
@@ -42,7 +43,7 @@ const OWN: &[&str] = &["IMPLEMENTATION", "SASL", "STARTTLS", "OWNER", "LANGUAGE"
 const TEXT: usize = 512;
 
 fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
-    Box::new(front::SieveFront::new(settings))
+    Box::new(Engine::new(front::Sieve::new(settings), settings))
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {

@@ -1,13 +1,11 @@
 //! The client half: POP3's commands before login, and the codes of its replies.
 
-use std::borrow::Cow;
-
 use zeroize::Zeroizing;
 
-use super::super::line::{Channel, Dialect, LineAction, LineProblem};
-use super::super::sasl::SaslError;
-use super::super::wire::{first_word, printable, write_line};
-use super::super::{Credentials, FrontSettings, NginxReply, Welcome, reply_text};
+use super::super::engine::{Action, Channel, Dialect};
+use super::super::problem::{Problem, TLS_REQUIRED};
+use super::super::wire::{LineBuffer, first_word, printable, write_line};
+use super::super::{Credentials, FrontSettings, NginxReply, Welcome, reply_text, sasl};
 use super::{COMMAND, TEXT};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::Reply;
@@ -46,7 +44,12 @@ impl Pop3 {
         self.capabilities.iter().for_each(|listed| write_line(out, &[listed.as_bytes()]));
         write_line(out, &[b"AUTH-RESP-CODE"]);
         if channel.tls {
-            write_line(out, &[b"USER\r\nSASL PLAIN LOGIN"]);
+            out.extend(b"USER\r\nSASL");
+            for name in sasl::offered() {
+                out.extend(b" ");
+                out.extend(name.as_bytes());
+            }
+            write_line(out, &[]);
         } else if channel.can_start_tls() {
             write_line(out, &[b"STLS"]);
         }
@@ -56,26 +59,25 @@ impl Pop3 {
 
 impl Dialect for Pop3 {
     const LINE: usize = COMMAND;
-    const CHALLENGE: &str = "+ ";
 
     /// Without `<`, which would offer APOP (RFC 1939 section 7).
-    fn greet(&self, out: &mut SecretBuf) {
+    fn greet(&self, _: Channel, out: &mut SecretBuf) {
         write_line(out, &[b"+OK usher is ready"]);
     }
 
-    fn command<'a>(
-        &mut self,
-        command: &'a [u8],
-        channel: Channel,
-        out: &mut SecretBuf,
-    ) -> Result<LineAction<'a>, LineProblem> {
+    fn is_authentication(command: &[u8]) -> bool {
+        first_word(command).0.eq_ignore_ascii_case(b"AUTH")
+    }
+
+    fn command(&mut self, command: &LineBuffer, channel: Channel, out: &mut SecretBuf) -> Result<Action, Problem> {
+        let command = command.line();
         let (verb, arguments) = first_word(command);
         let alone = verb.len() == command.len();
         // A desynchronized client may send a password in place of a command.
         let verb = Zeroizing::new(verb.to_ascii_uppercase());
         match (verb.as_slice(), alone) {
             (b"CAPA", true) => self.list(channel, out),
-            (b"USER", false) if !channel.tls => return Err(LineProblem::TlsFirst),
+            (b"USER", false) if !channel.tls => return Err(Problem::TlsFirst),
             (b"USER", false) => {
                 // The same for every name: the reply must not reveal which users exist.
                 self.name = Some(arguments.to_vec());
@@ -83,68 +85,59 @@ impl Dialect for Pop3 {
             }
             (b"PASS", false) => {
                 // All that is behind the one space, as passwords may hold blanks (RFC 1939 section 7).
-                let login = self.name.take().ok_or(LineProblem::Order)?;
+                let login = self.name.take().ok_or(Problem::UserFirst)?;
                 let password = Secret::copy_of(arguments);
-                return Ok(LineAction::Attempt(Credentials { login, password, authzid: Vec::new() }));
+                return Ok(Action::Attempt(Credentials { login, password, authzid: Vec::new() }));
             }
             // In no RFC, but some clients use it instead of CAPA.
             (b"AUTH", true) => {
-                let mechanisms: &[u8] = if channel.tls { b"PLAIN\r\nLOGIN\r\n." } else { b"." };
-                write_line(out, &[b"+OK Mechanism list follows\r\n", mechanisms]);
+                write_line(out, &[b"+OK Mechanism list follows"]);
+                sasl::offered().filter(|_| channel.tls).for_each(|name| write_line(out, &[name.as_bytes()]));
+                write_line(out, &[b"."]);
             }
-            (b"AUTH", false) => return LineAction::authenticate(arguments, channel),
-            (b"STLS", true) if !channel.can_start_tls() => return Err(LineProblem::NoTls),
+            (b"AUTH", false) => return Action::auth(arguments, channel),
+            (b"STLS", true) if !channel.can_start_tls() => return Err(Problem::NoTls),
             (b"STLS", true) => {
                 write_line(out, &[b"+OK Begin TLS now"]);
-                return Ok(LineAction::StartTls);
+                return Ok(Action::StartTls);
             }
             (b"QUIT", true) => {
                 write_line(out, &[b"+OK Goodbye"]);
-                return Ok(LineAction::Quit);
+                return Ok(Action::Quit);
             }
-            (b"CAPA" | b"USER" | b"PASS" | b"STLS" | b"QUIT", _) => return Err(LineProblem::Syntax),
-            (verb, _) if TRANSACTION.contains(&verb) => return Err(LineProblem::LoginFirst),
-            _ => return Err(LineProblem::Unknown),
+            (b"CAPA" | b"USER" | b"PASS" | b"STLS" | b"QUIT", _) => return Err(Problem::Syntax),
+            (verb, _) if TRANSACTION.contains(&verb) => return Err(Problem::LoginFirst),
+            _ => return Err(Problem::Unknown),
         }
-        Ok(LineAction::Done)
+        Ok(Action::Done)
     }
 
-    fn reset(&mut self) {
+    fn challenge(challenge: &str, out: &mut SecretBuf) {
+        write_line(out, &[b"+ ", challenge.as_bytes()]);
+    }
+
+    fn tls_started(&mut self) {
         self.name = None;
     }
 
-    fn denial(problem: LineProblem) -> Cow<'static, str> {
-        Cow::Borrowed(match problem {
-            LineProblem::Unknown => "-ERR Unknown command",
-            LineProblem::Syntax => "-ERR Invalid arguments",
-            LineProblem::LoginFirst => "-ERR Log in first",
-            LineProblem::Order => "-ERR Send USER first",
-            LineProblem::TlsFirst => return Cow::Owned(Self::refusal(&Reply::TlsRequired, "")),
-            LineProblem::NoTls => "-ERR STARTTLS is not available",
-            LineProblem::Mechanism => "-ERR Unsupported mechanism",
-            LineProblem::Response(SaslError::Cancelled) => "-ERR Authentication cancelled",
-            LineProblem::Response(SaslError::NotBase64) => "-ERR Invalid base64 data",
-            LineProblem::Response(SaslError::Malformed) => "-ERR Invalid SASL response",
-            LineProblem::TooLong | LineProblem::ResponseTooLong => "-ERR Line too long",
-            LineProblem::LineEnd => "-ERR Line must end with CRLF",
-            LineProblem::Nul => "-ERR NUL is not allowed",
-            LineProblem::TooMuchData => "-ERR Too much data",
-            LineProblem::TooMany => "-ERR Too many bad commands",
-            LineProblem::Http => "-ERR This is a mail server",
-        })
+    fn deny(&self, problem: Problem, out: &mut SecretBuf) {
+        if problem == Problem::TlsFirst {
+            return self.refused(&TLS_REQUIRED, "", out);
+        }
+        write_line(out, &[b"-ERR ", problem.text().as_bytes()]);
     }
 
-    fn refusal(reply: &Reply, session: &str) -> String {
-        format!("-ERR {}{}", code(reply), reply_text(reply, session, TEXT))
+    fn refused(&self, reply: &Reply, session: &str, out: &mut SecretBuf) {
+        write_line(out, &[b"-ERR ", code(reply).as_bytes(), reply_text(reply, session, TEXT).as_bytes()]);
     }
 
-    fn success(welcome: &Welcome) -> String {
+    fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf) {
         let text = printable(&welcome.text, TEXT);
-        format!("+OK {}", if text.is_empty() { "Logged in" } else { &text })
+        write_line(out, &[b"+OK ", if text.is_empty() { "Logged in" } else { &text }.as_bytes()]);
     }
 
-    fn closing_line(reply: &Reply, session: &str) -> String {
-        Self::refusal(reply, session)
+    fn bye(&self, reply: &Reply, session: &str, out: &mut SecretBuf) {
+        self.refused(reply, session, out);
     }
 }
 

@@ -11,7 +11,7 @@ mod tests;
 #[cfg(any(test, feature = "internals"))]
 pub mod trial;
 
-use super::line::LineFront;
+use super::engine::Engine;
 use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
 /// POP3's row of the protocol table.
@@ -36,7 +36,7 @@ const COMMAND: usize = 253;
 const TEXT: usize = 400;
 
 fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
-    Box::new(LineFront::new(front::Pop3::new(settings), settings))
+    Box::new(Engine::new(front::Pop3::new(settings), settings))
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {

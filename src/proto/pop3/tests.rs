@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 
-use super::super::line::LineFront;
+use super::super::engine::Engine;
 use super::front::Pop3;
 use super::{COMMAND, PROTOCOL};
 use crate::base::secret::{Secret, SecretBuf};
@@ -223,7 +223,7 @@ fn cleartext_login_is_refused_before_the_secret() {
 #[test]
 fn tls_start_discards_earlier_state() {
     // The test driver passes on pipelined input; the session discards it.
-    let mut front = LineFront::new(Pop3::new(CLEAR), CLEAR);
+    let mut front = Engine::new(Pop3::new(CLEAR), CLEAR);
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     input.extend(b"STLS\r\nUSER mallory\r\n");
     assert!(matches!(front.step(&mut input, &mut out), Step::StartTls));
@@ -323,7 +323,7 @@ fn lines_are_limited_and_end_with_crlf_only() {
             &response[..12_276]
         ),
     );
-    let mut front = LineFront::new(Pop3::new(TLS), FrontSettings { bad_commands: u32::MAX, ..TLS });
+    let mut front = Engine::new(Pop3::new(TLS), FrontSettings { bad_commands: u32::MAX, ..TLS });
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     for flood in [&b"AUTH PLAIN\r\nAAAAAAAAAAAAAAAA"[..], b"x", b"USER "] {
         for _ in 0..100_000 / flood.len() {
@@ -363,7 +363,7 @@ fn bad_commands_are_limited() {
 fn backend_texts_are_forwarded_where_useful() {
     let words = |code: &str, text: &str| {
         let words = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false };
-        let mut front = LineFront::new(Pop3::new(TLS), TLS);
+        let mut front = Engine::new(Pop3::new(TLS), TLS);
         let mut out = SecretBuf::new();
         front.refused(&Refusal::BackendRejected(Some(words)).reply(true), &mut out);
         let answer = out.as_slice().escape_ascii().to_string();

@@ -4,10 +4,11 @@ use std::borrow::Cow;
 
 use zeroize::Zeroizing;
 
-use super::super::line::{Channel, Dialect, LineAction, LineProblem};
+use super::super::engine::{Action, Channel, Dialect};
+use super::super::problem::{Problem, TLS_REQUIRED};
 use super::super::sasl::SaslError;
-use super::super::wire::{first_word, printable, write_line};
-use super::super::{FrontSettings, NginxReply, Welcome, reply_text};
+use super::super::wire::{LineBuffer, first_word, printable, write_line};
+use super::super::{FrontSettings, NginxReply, Welcome, reply_text, sasl};
 use super::{COMMAND, TEXT, split_enhanced};
 use crate::base::secret::SecretBuf;
 use crate::outcome::{BackendReply, Reply};
@@ -45,34 +46,40 @@ impl Submission {
         Self { host: settings.host.to_owned(), capabilities, greeted: false }
     }
 
+    /// Lists the extensions, of which usher's own is the last.
     fn extensions(&self, channel: Channel, out: &mut SecretBuf) {
-        let own = match channel.tls {
-            true => Some("AUTH PLAIN LOGIN"),
-            false => channel.can_start_tls().then_some("STARTTLS"),
-        };
-        let mut lines = self.capabilities.iter().map(String::as_str).chain(own).peekable();
-        let mut line = Some(self.host.as_str());
-        while let Some(text) = line {
-            line = lines.next();
-            write_line(out, &[if line.is_some() { b"250-" } else { b"250 " }, text.as_bytes()]);
+        let own = channel.tls || channel.can_start_tls();
+        let mut lines = std::iter::once(&self.host).chain(&self.capabilities).peekable();
+        while let Some(line) = lines.next() {
+            let more = own || lines.peek().is_some();
+            write_line(out, &[if more { b"250-" } else { b"250 " }, line.as_bytes()]);
+        }
+        if channel.tls {
+            out.extend(b"250 AUTH");
+            for name in sasl::offered() {
+                out.extend(b" ");
+                out.extend(name.as_bytes());
+            }
+            write_line(out, &[]);
+        } else if own {
+            write_line(out, &[b"250 STARTTLS"]);
         }
     }
 }
 
 impl Dialect for Submission {
     const LINE: usize = COMMAND;
-    const CHALLENGE: &str = "334 ";
 
-    fn greet(&self, out: &mut SecretBuf) {
+    fn greet(&self, _: Channel, out: &mut SecretBuf) {
         write_line(out, &[b"220 ", self.host.as_bytes(), b" ESMTP usher is ready"]);
     }
 
-    fn command<'a>(
-        &mut self,
-        command: &'a [u8],
-        channel: Channel,
-        out: &mut SecretBuf,
-    ) -> Result<LineAction<'a>, LineProblem> {
+    fn is_authentication(command: &[u8]) -> bool {
+        first_word(command).0.eq_ignore_ascii_case(b"AUTH")
+    }
+
+    fn command(&mut self, command: &LineBuffer, channel: Channel, out: &mut SecretBuf) -> Result<Action, Problem> {
+        let command = command.line();
         let (verb, arguments) = first_word(command);
         let alone = arguments.is_empty();
         // A desynchronized client may send a password in place of a command.
@@ -86,12 +93,12 @@ impl Dialect for Submission {
                 self.greeted = true;
                 write_line(out, &[b"250 ", self.host.as_bytes()]);
             }
-            (b"AUTH", false) if channel.tls && !self.greeted => return Err(LineProblem::Order),
-            (b"AUTH", false) => return LineAction::authenticate(arguments, channel),
-            (b"STARTTLS", true) if !channel.can_start_tls() => return Err(LineProblem::NoTls),
+            (b"AUTH", false) if channel.tls && !self.greeted => return Err(Problem::EhloFirst),
+            (b"AUTH", false) => return Action::auth(arguments, channel),
+            (b"STARTTLS", true) if !channel.can_start_tls() => return Err(Problem::NoTls),
             (b"STARTTLS", true) => {
                 write_line(out, &[b"220 2.0.0 Begin TLS now"]);
-                return Ok(LineAction::StartTls);
+                return Ok(Action::StartTls);
             }
             (b"NOOP", _) => write_line(out, &[b"250 2.0.0 NOOP completed"]),
             (b"RSET", true) => write_line(out, &[b"250 2.0.0 Reset completed"]),
@@ -102,63 +109,68 @@ impl Dialect for Submission {
             }
             (b"QUIT", true) => {
                 write_line(out, &[b"221 2.0.0 Goodbye"]);
-                return Ok(LineAction::Quit);
+                return Ok(Action::Quit);
             }
             (b"EHLO" | b"HELO" | b"AUTH" | b"STARTTLS" | b"RSET" | b"VRFY" | b"QUIT", _) => {
-                return Err(LineProblem::Syntax);
+                return Err(Problem::Syntax);
             }
             // The data after the line belongs to the message, whatever the reply (RFC 3030 section 2): read as
             // commands it would allow smuggling.
             (b"BDAT", false) => {
-                return Ok(LineAction::Discard(LineProblem::LoginFirst, chunk(arguments).ok_or(LineProblem::Syntax)?));
+                return Ok(Action::Discard(Problem::LoginFirst, chunk(arguments).ok_or(Problem::Syntax)?));
             }
             // RFC 6409 section 4.3.
-            (verb, _) if TRANSACTION.contains(&verb) => return Err(LineProblem::LoginFirst),
-            _ => return Err(LineProblem::Unknown),
+            (verb, _) if TRANSACTION.contains(&verb) => return Err(Problem::LoginFirst),
+            _ => return Err(Problem::Unknown),
         }
-        Ok(LineAction::Done)
+        Ok(Action::Done)
+    }
+
+    fn challenge(challenge: &str, out: &mut SecretBuf) {
+        write_line(out, &[b"334 ", challenge.as_bytes()]);
     }
 
     /// The client must say EHLO again after TLS (RFC 3207 section 4.2).
-    fn reset(&mut self) {
+    fn tls_started(&mut self) {
         self.greeted = false;
     }
 
-    fn denial(problem: LineProblem) -> Cow<'static, str> {
-        Cow::Borrowed(match problem {
-            LineProblem::Unknown => "500 5.5.2 Unknown command",
-            LineProblem::Syntax => "501 5.5.4 Invalid arguments",
-            LineProblem::LoginFirst => "530 5.7.0 Log in first",
-            LineProblem::Order => "503 5.5.1 Say EHLO first",
-            LineProblem::TlsFirst => return Cow::Owned(Self::refusal(&Reply::TlsRequired, "")),
-            LineProblem::NoTls => "503 5.5.1 STARTTLS is not available",
-            LineProblem::Mechanism => "504 5.5.4 Unsupported mechanism",
-            LineProblem::Response(SaslError::Cancelled) => "501 5.7.0 Authentication cancelled",
-            LineProblem::Response(SaslError::NotBase64) => "501 5.5.2 Invalid base64 data",
-            LineProblem::Response(SaslError::Malformed) => "501 5.5.2 Invalid SASL response",
-            LineProblem::TooLong => "500 5.5.2 Line too long",
-            LineProblem::ResponseTooLong => "500 5.5.6 Line too long",
-            LineProblem::LineEnd => "500 5.5.2 Line must end with CRLF",
-            LineProblem::Nul => "500 5.5.2 NUL is not allowed",
-            LineProblem::TooMuchData => "421 4.7.0 Log in before you send a message",
-            LineProblem::TooMany => "421 4.7.0 Too many bad commands",
-            LineProblem::Http => "421 4.7.0 This is a mail server",
-        })
+    fn deny(&self, problem: Problem, out: &mut SecretBuf) {
+        let code: &[u8] = match problem {
+            Problem::TlsFirst => return self.refused(&TLS_REQUIRED, "", out),
+            Problem::Unknown
+            | Problem::Tag
+            | Problem::LineTooLong
+            | Problem::ArgumentTooLong
+            | Problem::CommandTooLong
+            | Problem::LiteralTooLarge
+            | Problem::LineEnd
+            | Problem::Nul => b"500 5.5.2 ",
+            Problem::ResponseTooLong => b"500 5.5.6 ",
+            Problem::Syntax | Problem::SynchronizingLiteral => b"501 5.5.4 ",
+            Problem::Response(SaslError::Cancelled) => b"501 5.7.0 ",
+            Problem::Response(SaslError::NotBase64 | SaslError::Malformed) | Problem::NoString => b"501 5.5.2 ",
+            Problem::UserFirst | Problem::EhloFirst | Problem::NoTls => b"503 5.5.1 ",
+            Problem::Mechanism => b"504 5.5.4 ",
+            Problem::LoginFirst => b"530 5.7.0 ",
+            Problem::TooMuchData | Problem::TooMany | Problem::Http => b"421 4.7.0 ",
+        };
+        write_line(out, &[code, problem.text().as_bytes()]);
     }
 
-    fn refusal(reply: &Reply, session: &str) -> String {
+    fn refused(&self, reply: &Reply, session: &str, out: &mut SecretBuf) {
         let reply = usable(reply);
-        format!("{} {}", code(reply), reply_text(reply, session, TEXT))
+        write_line(out, &[code(reply).as_bytes(), b" ", reply_text(reply, session, TEXT).as_bytes()]);
     }
 
-    fn success(welcome: &Welcome) -> String {
+    fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf) {
         let text = printable(&welcome.text, TEXT);
-        format!("235 2.7.0 {}", if text.is_empty() { "Logged in" } else { &text })
+        write_line(out, &[b"235 2.7.0 ", if text.is_empty() { "Logged in" } else { &text }.as_bytes()]);
     }
 
     /// RFC 5321 section 3.8 has one code for closing at any time.
-    fn closing_line(reply: &Reply, session: &str) -> String {
-        format!("421 4.3.2 {}", reply_text(usable(reply), session, TEXT))
+    fn bye(&self, reply: &Reply, session: &str, out: &mut SecretBuf) {
+        write_line(out, &[b"421 4.3.2 ", reply_text(usable(reply), session, TEXT).as_bytes()]);
     }
 }
 

@@ -12,7 +12,7 @@ mod tests;
 #[cfg(any(test, feature = "internals"))]
 pub mod trial;
 
-use super::line::LineFront;
+use super::engine::Engine;
 use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
 /// Submission's row of the protocol table.
@@ -40,7 +40,7 @@ const COMMAND: usize = 510;
 const TEXT: usize = 400;
 
 fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
-    Box::new(LineFront::new(front::Submission::new(settings), settings))
+    Box::new(Engine::new(front::Submission::new(settings), settings))
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {

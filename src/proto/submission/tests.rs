@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 
-use super::super::line::LineFront;
+use super::super::engine::Engine;
 use super::PROTOCOL;
 use super::front::Submission;
 use crate::base::secret::{Secret, SecretBuf};
@@ -208,7 +208,7 @@ fn cleartext_login_is_refused_before_the_secret() {
 
 #[test]
 fn tls_start_discards_earlier_state() {
-    let mut front = LineFront::new(Submission::new(CLEAR), CLEAR);
+    let mut front = Engine::new(Submission::new(CLEAR), CLEAR);
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     input.extend(b"EHLO mallory\r\nSTARTTLS\r\nEHLO mallory\r\n");
     assert!(matches!(front.step(&mut input, &mut out), Step::StartTls));
@@ -284,7 +284,7 @@ fn lines_are_limited_and_end_with_crlf_only() {
 fn backend_texts_are_forwarded_where_useful() {
     let words = |code: &str, text: &str| {
         let words = BackendReply { code: code.to_owned(), text: text.to_owned(), unavailable: false };
-        let mut front = LineFront::new(Submission::new(TLS), TLS);
+        let mut front = Engine::new(Submission::new(TLS), TLS);
         let mut out = SecretBuf::new();
         front.refused(&Refusal::BackendRejected(Some(words)).reply(true), &mut out);
         let answer = out.as_slice().escape_ascii().to_string();
@@ -305,7 +305,7 @@ fn backend_texts_are_forwarded_where_useful() {
         (unavailable.into(), unavailable.into(), unavailable.into())
     );
     assert!(words("454 4.7.0", &"x".repeat(9000)).len() <= 512 - " (session 0123456789ABC)\r\n".len());
-    let mut front = LineFront::new(Submission::new(TLS), TLS);
+    let mut front = Engine::new(Submission::new(TLS), TLS);
     let mut out = SecretBuf::new();
     front.bye(&Reply::ShuttingDown, &mut out);
     assert_eq!(out.as_slice(), b"421 4.3.2 The server is shutting down, try again (session S7Q2X)\r\n");

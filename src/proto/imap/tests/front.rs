@@ -1,9 +1,10 @@
 //! Input from a client, and the replies.
 
 use super::super::PROTOCOL;
-use super::super::front::ImapFront;
+use super::super::front::Imap;
 use crate::base::secret::SecretBuf;
 use crate::outcome::{AccountState, BackendReply, Refusal, Reply};
+use crate::proto::engine::Engine;
 use crate::proto::trial::{FrontRun, HOST, SESSION, ScriptedDecision};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
 
@@ -461,7 +462,7 @@ fn starttls_discards_earlier_state() {
         S: d OK [CAPABILITY IMAP4rev1 IDLE] User logged in SESSIONID=<cyrus-1>
         "#,
     );
-    let mut front = ImapFront::new(CLEAR);
+    let mut front = Engine::new(Imap::default(), CLEAR);
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     input.extend(b"a STARTTLS\r\nb LOGIN eve eve\r\n");
     assert!(matches!(front.step(&mut input, &mut out), Step::StartTls));
@@ -734,14 +735,15 @@ fn buffered_input_is_bounded() {
         b"\"name\" {1000}\r\n",
     ];
     for flood in floods {
-        let mut front = ImapFront::new(FrontSettings { bad_commands: u32::MAX, ..TLS });
+        let mut front = Engine::new(Imap::default(), FrontSettings { bad_commands: u32::MAX, ..TLS });
         let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
         for _ in 0..200_000 / flood.len() {
             input.extend(flood);
             while let Step::Attempt(_) = front.step(&mut input, &mut out) {
                 front.refused(&Reply::AuthenticationFailed, &mut out);
             }
-            assert!(front.buffered() <= 32_768 + 8_192, "{} bytes of {}", front.buffered(), flood.escape_ascii());
+            let kept = front.buffered() + front.dialect().tag_length();
+            assert!(kept <= 32_768 + 8_192, "{kept} bytes of {}", flood.escape_ascii());
             out.clear();
             input.clear();
         }
@@ -825,7 +827,7 @@ fn refusals_have_their_replies() {
         assert!(cases.iter().any(|(refusal, _)| refusal.label() == label), "{label} has no case");
     }
     for (refusal, words) in cases {
-        let mut front = ImapFront::new(TLS);
+        let mut front = Engine::new(Imap::default(), TLS);
         let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
         input.extend(b"a LOGIN alice secret\r\n");
         assert!(matches!(front.step(&mut input, &mut out), Step::Attempt(_)));
@@ -842,7 +844,7 @@ fn refusals_have_their_replies() {
 }
 
 fn words_of(refusal: &Refusal) -> Vec<u8> {
-    let mut front = ImapFront::new(TLS);
+    let mut front = Engine::new(Imap::default(), TLS);
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     input.extend(b"a LOGIN alice secret\r\n");
     assert!(matches!(front.step(&mut input, &mut out), Step::Attempt(_)));

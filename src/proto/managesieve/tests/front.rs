@@ -1,9 +1,10 @@
 //! Input from a client, and the replies.
 
 use super::super::PROTOCOL;
-use super::super::front::SieveFront;
+use super::super::front::Sieve;
 use crate::base::secret::SecretBuf;
 use crate::outcome::{BackendReply, Refusal, Reply};
+use crate::proto::engine::Engine;
 use crate::proto::trial::{HOST, ScriptedDecision};
 use crate::proto::{Front, FrontSettings, Step, Welcome, script};
 
@@ -383,7 +384,7 @@ fn only_crlf_ends_a_line() {
 
 #[test]
 fn buffered_input_is_bounded() {
-    let mut front = SieveFront::new(TLS);
+    let mut front = Engine::new(Sieve::new(TLS), TLS);
     let (mut input, mut out) = (SecretBuf::new(), SecretBuf::new());
     for piece in [&b"NOOP {16000+}\r\n"[..], &[b'x'; 15_999], b"x ", &[b'y'; 9000], &[b'y'; 9000]] {
         input.extend(piece);

@@ -1,0 +1,547 @@
+//! The client half of every protocol: commands from bytes, with lines, literals and limits.
+//!
+//! Reads commands, drives authentication exchanges (RFC 4422), counts bad commands and discards what is refused.
+//! What commands mean, and the form of replies, is the [`Dialect`]'s. Never asks for a secret in the clear and
+//! never repeats client input.
+//!
+//! Every command gets one reply and is consumed completely, valid or not, literals included, so that data is never
+//! read as a command. When [`Step::NeedMore`] is returned the input is empty: at most one command of
+//! [`Dialect::COMMAND`] bytes is kept between calls.
+
+use super::problem::Problem;
+use super::sasl::{self, Exchange, ExchangeStep, Mechanism, SaslError};
+use super::wire::{Discard, Invalid, LineBuffer, Literal, Scan, first_word, is_http};
+use super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome};
+use crate::base::secret::{Secret, SecretBuf};
+use crate::outcome::{Refusal, Reply};
+
+/// How much of one refused command is discarded before the connection is closed.
+const MAX_DISCARDED: usize = 65_536;
+
+/// The commands of a protocol, and the form of its replies.
+pub(super) trait Dialect: Send + Sync {
+    /// The longest line of a command, without CRLF. That of an authentication may be longer: it can hold an initial
+    /// response.
+    const LINE: usize;
+    /// The longest command with its literals.
+    const COMMAND: usize = Self::LINE;
+    /// The longest response of an exchange, without CRLF.
+    const RESPONSE: usize = sasl::LINE;
+    /// Whether a line may announce a literal. If not, the closing line replaces the reply to the last bad command:
+    /// a line besides would be taken for the reply to the next one.
+    const LITERALS: bool = false;
+
+    /// Writes the greeting.
+    fn greet(&self, channel: Channel, out: &mut SecretBuf);
+
+    /// Notes how the reply to this command begins. It may be invalid or incomplete.
+    fn begin(&mut self, _: &[u8]) {}
+
+    /// Whether the command, as far as it has arrived, is an authentication.
+    fn is_authentication(_: &[u8]) -> bool {
+        false
+    }
+
+    /// Executes a command as far as it has arrived, a complete line of it, and writes its reply unless that comes
+    /// later.
+    fn command(&mut self, command: &LineBuffer, channel: Channel, out: &mut SecretBuf) -> Result<Action, Problem>;
+
+    /// The response in a complete line of an exchange.
+    fn response(_: &LineBuffer) -> Result<Response, Problem> {
+        Ok(Response::Line)
+    }
+
+    /// Writes a challenge, in base64.
+    fn challenge(challenge: &str, out: &mut SecretBuf);
+
+    /// Requests a synchronizing literal.
+    fn request_literal(_: &mut SecretBuf) {}
+
+    /// Replies to a command that is not carried out.
+    fn deny(&self, problem: Problem, out: &mut SecretBuf);
+
+    /// Writes the closing line after a problem.
+    fn close(&self, problem: Problem, out: &mut SecretBuf) {
+        self.deny(problem, out);
+    }
+
+    /// Replies to a refused login, with the session where that helps.
+    fn refused(&self, reply: &Reply, session: &str, out: &mut SecretBuf);
+
+    /// Replies to an accepted login.
+    fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf);
+
+    /// Writes the closing line.
+    fn bye(&self, reply: &Reply, session: &str, out: &mut SecretBuf);
+
+    /// Resets the state after STARTTLS.
+    fn tls_started(&mut self);
+
+    /// Writes what follows the handshake of STARTTLS without a command.
+    fn secured(&self, _: Channel, _: &mut SecretBuf) {}
+
+    /// The client's identification, if it sent one.
+    fn client_id(&self) -> Option<&ClientId> {
+        None
+    }
+}
+
+/// The security of the client's connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Channel {
+    /// TLS is established.
+    pub(super) tls: bool,
+    /// TLS may be started.
+    pub(super) starttls: bool,
+}
+
+impl Channel {
+    /// Whether TLS can be started now.
+    pub(super) const fn can_start_tls(self) -> bool {
+        self.starttls && !self.tls
+    }
+}
+
+/// The result of a command.
+#[derive(Debug)]
+pub(super) enum Action {
+    /// It is answered.
+    Done,
+    /// It is answered, and TLS is to be started.
+    StartTls,
+    /// It is answered, and the client disconnects.
+    Quit,
+    /// An exchange has begun.
+    Authenticate(ExchangeStep),
+    /// A login with everything it needs.
+    Attempt(Credentials),
+    /// It is valid so far, and this literal of it has to follow.
+    Literal(Literal),
+    /// It is refused, and this many bytes after it are its data.
+    Discard(Problem, usize),
+}
+
+impl Action {
+    /// Begins an exchange.
+    pub(super) fn authenticate(mechanism: &[u8], initial_response: Option<&[u8]>) -> Result<Self, Problem> {
+        let mechanism = Mechanism::by_name(mechanism).ok_or(Problem::Mechanism)?;
+        Exchange::begin(mechanism, initial_response).map(Self::Authenticate).map_err(Problem::Response)
+    }
+
+    /// Begins an exchange with the arguments of AUTH, as single lines have them (RFC 4954, RFC 5034).
+    pub(super) fn auth(arguments: &[u8], channel: Channel) -> Result<Self, Problem> {
+        // Before the arguments are parsed: they may contain a password.
+        if !channel.tls {
+            return Err(Problem::TlsFirst);
+        }
+        let (mechanism, response) = first_word(arguments);
+        let alone = mechanism.len() == arguments.len();
+        if mechanism.is_empty() || (!alone && response.is_empty()) || response.contains(&b' ') {
+            return Err(Problem::Syntax);
+        }
+        Self::authenticate(mechanism, (!alone).then_some(response))
+    }
+}
+
+/// A response as a protocol writes it.
+#[derive(Debug)]
+pub(super) enum Response {
+    /// The line itself.
+    Line,
+    /// This string in the line.
+    Text(Secret),
+    /// This literal has to follow.
+    Literal(Literal),
+}
+
+/// The dialogue with one client.
+pub(super) struct Engine<D> {
+    dialect: D,
+    session: Box<str>,
+    channel: Channel,
+    /// How many bad commands are still answered.
+    bad_commands_left: u32,
+    state: State,
+    /// What has arrived of the current command or response.
+    buffer: LineBuffer,
+    /// Bytes of a literal that are to come before its line goes on.
+    missing: usize,
+    /// Logins in the clear that were refused here and not yet reported to the session.
+    local_refusals: u32,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// In a command.
+    #[default]
+    Command,
+    /// In a response of the client.
+    Response(Awaited),
+    /// In what is left of a refused command.
+    Discarding(Discarded),
+    /// The session is starting TLS.
+    Tls,
+    /// TLS is established.
+    Secured,
+    /// The session is deciding about a login, or has accepted it; the mechanism's challenge after a refusal.
+    Deciding(Option<&'static str>),
+    /// The closing line was sent.
+    Over(Quit),
+}
+
+/// What a response belongs to.
+#[derive(Debug)]
+enum Awaited {
+    /// An exchange.
+    Exchange(Exchange),
+    /// The challenge that reported a refusal: whatever it is, this reply follows.
+    Refusal(Reply),
+}
+
+impl Awaited {
+    /// The reply to a response that cannot be used.
+    fn answer(self, problem: Problem) -> Answer {
+        match self {
+            Self::Exchange(_) => Answer::Problem(problem),
+            Self::Refusal(reply) => Answer::Refusal(reply),
+        }
+    }
+}
+
+/// A reply that may have to wait for a command's end.
+#[derive(Debug)]
+enum Answer {
+    /// It is a bad command.
+    Problem(Problem),
+    /// It ends a refused login.
+    Refusal(Reply),
+}
+
+/// What is left of a refused command on the wire.
+#[derive(Debug)]
+struct Discarded {
+    /// The rest of the line behind the literal; `None`: nothing belongs to it but the bytes.
+    line: Option<Discard>,
+    /// Bytes of a literal, or of data, before the line goes on.
+    literal: usize,
+    /// How much more may be discarded.
+    budget: usize,
+    /// The reply, if it has to wait for the command's end.
+    answer: Option<Answer>,
+}
+
+impl<D: Dialect> Front for Engine<D> {
+    fn greet(&mut self, out: &mut SecretBuf) {
+        self.dialect.greet(self.channel, out);
+    }
+
+    fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Step {
+        loop {
+            let next = match std::mem::take(&mut self.state) {
+                State::Command => self.read_command(input, out),
+                State::Response(awaited) => self.read_response(awaited, input, out),
+                State::Discarding(discarded) => self.discard(discarded, input, out),
+                State::Tls => {
+                    // Asked again before the handshake: what came in the clear stays unread.
+                    input.clear();
+                    self.wait_in(State::Tls, Step::StartTls)
+                }
+                State::Secured => {
+                    self.dialect.secured(self.channel, out);
+                    None
+                }
+                State::Deciding(challenge) => self.wait_in(State::Deciding(challenge), Step::NeedMore),
+                State::Over(quit) => self.wait_in(State::Over(quit), Step::Quit(quit)),
+            };
+            if let Some(step) = next {
+                return step;
+            }
+            if out.len() >= OUTPUT {
+                return Step::Flush;
+            }
+        }
+    }
+
+    /// The count of bad commands is the connection's and stays.
+    fn tls_started(&mut self) {
+        self.channel.tls = true;
+        self.state = State::Secured;
+        self.buffer = LineBuffer::default();
+        self.missing = 0;
+        self.dialect.tls_started();
+    }
+
+    fn refused(&mut self, reply: &Reply, out: &mut SecretBuf) {
+        if let State::Deciding(Some(challenge)) = self.state {
+            D::challenge(challenge, out);
+            self.state = State::Response(Awaited::Refusal(reply.clone()));
+            return;
+        }
+        self.dialect.refused(reply, &self.session, out);
+        self.state = State::Command;
+    }
+
+    fn accepted(&mut self, welcome: &Welcome, out: &mut SecretBuf) {
+        self.dialect.accepted(welcome, out);
+        self.state = State::Deciding(None);
+    }
+
+    fn bye(&mut self, reply: &Reply, out: &mut SecretBuf) {
+        if let State::Response(Awaited::Refusal(refusal)) = &self.state {
+            self.dialect.refused(refusal, &self.session, out);
+        }
+        self.dialect.bye(reply, &self.session, out);
+    }
+
+    fn client_id(&self) -> Option<&ClientId> {
+        self.dialect.client_id()
+    }
+
+    fn take_local_refusal(&mut self) -> Option<Refusal> {
+        self.local_refusals = self.local_refusals.checked_sub(1)?;
+        Some(Refusal::TlsRequired)
+    }
+}
+
+impl<D: Dialect> Engine<D> {
+    pub(super) fn new(dialect: D, settings: FrontSettings<'_>) -> Self {
+        Self {
+            dialect,
+            session: settings.session.into(),
+            channel: Channel { tls: settings.tls, starttls: settings.starttls },
+            bad_commands_left: settings.bad_commands,
+            state: State::Command,
+            buffer: LineBuffer::default(),
+            missing: 0,
+            local_refusals: 0,
+        }
+    }
+
+    /// How many bytes are kept between calls, besides what the dialect keeps.
+    #[cfg(test)]
+    pub(super) fn buffered(&self) -> usize {
+        self.buffer.bytes().len()
+    }
+
+    #[cfg(test)]
+    pub(super) const fn dialect(&self) -> &D {
+        &self.dialect
+    }
+
+    fn read_command(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
+        if !self.has_literal(input) {
+            return Some(Step::NeedMore);
+        }
+        let room = D::COMMAND.saturating_sub(self.before_line());
+        let mut found = self.buffer.take_line(input, D::LINE.min(room));
+        if found == Scan::Spoiled(Invalid::TooLong) && D::is_authentication(self.buffer.bytes()) {
+            found = self.buffer.take_line(input, sasl::LINE);
+        }
+        if found == Scan::Incomplete {
+            return Some(Step::NeedMore);
+        }
+        let command = std::mem::take(&mut self.buffer);
+        if is_http(command.bytes()) {
+            return Some(self.close(Problem::Http, out));
+        }
+        self.dialect.begin(command.bytes());
+        if let Scan::Spoiled(why) = found {
+            let response = D::is_authentication(command.bytes());
+            let too_long = if response { Problem::ResponseTooLong } else { Problem::LineTooLong };
+            return self.refuse_invalid(Answer::Problem(Problem::of_line(why, too_long)), command.line(), out);
+        }
+        match self.dialect.command(&command, self.channel, out) {
+            Ok(Action::Done) => None,
+            Ok(Action::StartTls) => self.wait_in(State::Tls, Step::StartTls),
+            Ok(Action::Quit) => self.wait_in(State::Over(Quit::Logout), Step::Quit(Quit::Logout)),
+            Ok(Action::Authenticate(step)) => self.advance_exchange(Ok(step), out),
+            Ok(Action::Attempt(credentials)) => self.attempt(credentials, None),
+            Ok(Action::Literal(literal)) => match self.expect(literal, command, D::COMMAND, out) {
+                Ok(()) => None,
+                Err(command) => self.refuse(Answer::Problem(Problem::ArgumentTooLong), command.line(), out),
+            },
+            Ok(Action::Discard(_, size)) if size > MAX_DISCARDED => Some(self.close(Problem::TooMuchData, out)),
+            Ok(Action::Discard(problem, literal)) => {
+                let denied = self.deny(problem, out);
+                if denied.is_none() {
+                    self.state = State::Discarding(Discarded { line: None, literal, budget: 0, answer: None });
+                }
+                denied
+            }
+            Err(problem) => {
+                self.local_refusals = self.local_refusals.saturating_add(u32::from(problem == Problem::TlsFirst));
+                self.refuse(Answer::Problem(problem), command.line(), out)
+            }
+        }
+    }
+
+    fn read_response(&mut self, awaited: Awaited, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
+        if !self.has_literal(input) {
+            return self.wait_in(State::Response(awaited), Step::NeedMore);
+        }
+        let room = D::RESPONSE.saturating_sub(self.before_line());
+        let why = match self.buffer.take_line(input, room) {
+            Scan::Incomplete => return self.wait_in(State::Response(awaited), Step::NeedMore),
+            Scan::Line => None,
+            Scan::Spoiled(why) => Some(why),
+        };
+        let line = std::mem::take(&mut self.buffer);
+        if let Some(why) = why {
+            let answer = awaited.answer(Problem::of_line(why, Problem::ResponseTooLong));
+            return self.refuse_invalid(answer, line.line(), out);
+        }
+        let response = match (D::response(&line), awaited) {
+            (Ok(Response::Literal(literal)), awaited) => {
+                return match self.expect(literal, line, D::RESPONSE, out) {
+                    Ok(()) => {
+                        self.state = State::Response(awaited);
+                        None
+                    }
+                    Err(line) => self.refuse(awaited.answer(Problem::ArgumentTooLong), line.line(), out),
+                };
+            }
+            (Err(problem), awaited) => return self.refuse(awaited.answer(problem), line.line(), out),
+            (Ok(_), Awaited::Refusal(reply)) => return self.answer(Answer::Refusal(reply), out),
+            (Ok(Response::Line), Awaited::Exchange(exchange)) => exchange.respond(line.line()),
+            (Ok(Response::Text(text)), Awaited::Exchange(exchange)) => exchange.respond(text.expose()),
+        };
+        self.advance_exchange(response, out)
+    }
+
+    fn advance_exchange(&mut self, progress: Result<ExchangeStep, SaslError>, out: &mut SecretBuf) -> Option<Step> {
+        match progress {
+            Ok(ExchangeStep::Done(credentials, mechanism)) => self.attempt(credentials, mechanism.refusal_challenge),
+            Ok(ExchangeStep::Continue(exchange)) => {
+                D::challenge(exchange.challenge(), out);
+                self.state = State::Response(Awaited::Exchange(exchange));
+                None
+            }
+            Err(error) => self.deny(Problem::Response(error), out),
+        }
+    }
+
+    fn attempt(&mut self, credentials: Credentials, refusal_challenge: Option<&'static str>) -> Option<Step> {
+        self.wait_in(State::Deciding(refusal_challenge), Step::Attempt(credentials))
+    }
+
+    /// Whether no more bytes of a literal are to come.
+    fn has_literal(&mut self, input: &mut SecretBuf) -> bool {
+        if self.missing > 0 {
+            self.missing = self.buffer.take_literal(input, self.missing);
+        }
+        self.missing == 0
+    }
+
+    /// How many bytes of the command stand before the current line.
+    fn before_line(&self) -> usize {
+        self.buffer.bytes().len() - self.buffer.line().len()
+    }
+
+    /// Goes on reading `message` behind a literal; gives it back if that would be more than `limit` bytes.
+    fn expect(
+        &mut self,
+        literal: Literal,
+        message: LineBuffer,
+        limit: usize,
+        out: &mut SecretBuf,
+    ) -> Result<(), LineBuffer> {
+        if message.bytes().len().saturating_add(literal.size) > limit {
+            return Err(message);
+        }
+        if literal.synchronizing {
+            D::request_literal(out);
+        }
+        self.buffer = message;
+        self.missing = literal.size;
+        // Starts the next line, for an empty literal as well.
+        self.buffer.take_literal(&mut SecretBuf::new(), 0);
+        Ok(())
+    }
+
+    /// Refuses a command at the end of `line`. A synchronizing literal is answered with the refusal; a
+    /// non-synchronizing one has to be read first (RFC 7888 section 4).
+    fn refuse(&mut self, answer: Answer, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
+        match Literal::announced_by(line).filter(|literal| D::LITERALS && !literal.synchronizing) {
+            Some(literal) => self.discard_literal(literal, MAX_DISCARDED, Some(answer), out),
+            None => self.answer(answer, out),
+        }
+    }
+
+    /// Refuses a line at its first invalid byte, because a client that ends lines with a bare LF never sends
+    /// the end. What follows up to the CRLF is discarded.
+    fn refuse_invalid(&mut self, answer: Answer, line: &[u8], out: &mut SecretBuf) -> Option<Step> {
+        let denied = self.answer(answer, out);
+        if denied.is_none() {
+            let line = Some(Discard::behind(line));
+            self.state = State::Discarding(Discarded { line, literal: 0, budget: MAX_DISCARDED, answer: None });
+        }
+        denied
+    }
+
+    fn discard(&mut self, mut discarded: Discarded, input: &mut SecretBuf, out: &mut SecretBuf) -> Option<Step> {
+        let taken = discarded.literal.min(input.len());
+        input.consume(taken);
+        discarded.literal -= taken;
+        if discarded.literal > 0 {
+            return self.wait_in(State::Discarding(discarded), Step::NeedMore);
+        }
+        let line = discarded.line.as_mut()?;
+        let (passed, ended) = line.discard(input, discarded.budget);
+        discarded.budget -= passed;
+        match line.announced().filter(|literal| D::LITERALS && !literal.synchronizing) {
+            _ if !ended && discarded.budget == 0 => {
+                Some(self.close(if D::LITERALS { Problem::CommandTooLong } else { Problem::TooMany }, out))
+            }
+            _ if !ended => self.wait_in(State::Discarding(discarded), Step::NeedMore),
+            Some(literal) => self.discard_literal(literal, discarded.budget, discarded.answer, out),
+            None => discarded.answer.and_then(|answer| self.answer(answer, out)),
+        }
+    }
+
+    /// Discards a non-synchronizing literal, unless it is too large.
+    fn discard_literal(
+        &mut self,
+        literal: Literal,
+        budget: usize,
+        answer: Option<Answer>,
+        out: &mut SecretBuf,
+    ) -> Option<Step> {
+        let Some(budget) = budget.checked_sub(literal.size) else {
+            return Some(self.close(Problem::LiteralTooLarge, out));
+        };
+        let line = Some(Discard::default());
+        self.state = State::Discarding(Discarded { line, literal: literal.size, budget, answer });
+        None
+    }
+
+    fn answer(&mut self, answer: Answer, out: &mut SecretBuf) -> Option<Step> {
+        match answer {
+            Answer::Problem(problem) => self.deny(problem, out),
+            Answer::Refusal(reply) => {
+                self.dialect.refused(&reply, &self.session, out);
+                None
+            }
+        }
+    }
+
+    /// Replies to a bad command; closes the connection after the last one.
+    fn deny(&mut self, problem: Problem, out: &mut SecretBuf) -> Option<Step> {
+        self.bad_commands_left = self.bad_commands_left.saturating_sub(1);
+        let last = self.bad_commands_left == 0;
+        if !last || D::LITERALS {
+            self.dialect.deny(problem, out);
+        }
+        last.then(|| self.close(Problem::TooMany, out))
+    }
+
+    fn close(&mut self, problem: Problem, out: &mut SecretBuf) -> Step {
+        self.dialect.close(problem, out);
+        self.state = State::Over(Quit::ProtocolError);
+        Step::Quit(Quit::ProtocolError)
+    }
+
+    fn wait_in(&mut self, state: State, step: Step) -> Option<Step> {
+        self.state = state;
+        Some(step)
+    }
+}
