@@ -68,7 +68,7 @@ pub(crate) async fn receive(
         if !proxies.iter().any(|network| network.contains(&proxy)) {
             return Err(HeaderRejection::Untrusted);
         }
-        let _half_open = shared.throttle.proxy_header(&config.throttle, proxy).map_err(|_| HeaderRejection::Limit)?;
+        let _half_open = shared.throttle.proxy_header(proxy).map_err(|_| HeaderRejection::Limit)?;
         // It counts towards the time before login, which may be shorter.
         let patience = config.limits.proxy_header_timeout.min(config.limits.prelogin_timeout);
         timeout_at(accepted.since + patience, take(&mut accepted.tcp)).await.unwrap_or(Err(HeaderRejection::Timeout))

@@ -73,7 +73,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let origin = Origin { client, local, session: info.session.to_string() };
     let snapshot = shared.snapshot.load_full();
     let crowded = shared.per_network_limit(&snapshot.config.limits);
-    let Ok(mut connection) = shared.throttle.unauthenticated(&snapshot.config.throttle, client.ip(), crowded) else {
+    let Ok(mut connection) = shared.throttle.unauthenticated(client.ip(), crowded) else {
         // Without a reply: before TLS no client would show one.
         return record_close(&info, CloseReason::Limit, &shared.metrics);
     };
@@ -202,9 +202,9 @@ impl Conversation {
 
     async fn start_tls(&mut self, tcp: TcpStream) -> Result<Stream, CloseReason> {
         let began = Instant::now();
-        let throttle = (&self.shared.throttle, &self.snapshot.config.throttle);
+        let throttle = &self.shared.throttle;
         let crowded = self.shared.per_network_limit(&self.snapshot.config.limits).is_some();
-        let _under_way = throttle.0.handshake(throttle.1, self.info.client, crowded).map_err(|_| CloseReason::Limit)?;
+        let _under_way = throttle.handshake(self.info.client, crowded).map_err(|_| CloseReason::Limit)?;
         let deadline = self.deadline.min(began + self.snapshot.config.limits.handshake_timeout);
         let acceptor = self.snapshot.tls.acceptor(self.protocol);
         let ended = |result| self.shared.metrics.tls_handshakes.at(self.protocol.name, result).inc();

@@ -6,24 +6,21 @@
 //! the usual time the reply for an unknown name. So neither timing nor text reveals whether a spelling leads to
 //! an entry, and another spelling is no additional guess.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::time::Instant;
-
-use super::store::{LimitMemory, SharedBucket};
-use super::{HashedKey, entry_hash};
+use super::keys::HashedKey;
+use super::ledger::{AttemptOrigin, Ledger};
+use super::store::{EntryCharge, EntryGuess, Receipt};
 use crate::base::credential::AttemptDigest;
-use crate::config::{FailedLogins, Mode};
 use crate::directory::EntryKey;
 
-/// The buckets charged for a guess.
+/// The charges of a guess.
 #[derive(Debug, Default)]
 struct Charged {
     /// The spelling, or the user's account at a known network.
-    name: Option<SharedBucket>,
-    entry: Option<SharedBucket>,
-    prefix: Option<SharedBucket>,
+    name: Option<Receipt>,
+    entry: Option<Receipt>,
+    prefix: Option<Receipt>,
 }
 
 #[derive(Debug, Default)]
@@ -38,50 +35,33 @@ struct GateState {
 /// One guess on its way to the directory. It may outlive its attempt.
 #[derive(Debug)]
 pub struct BindGate {
-    pub(super) memory: Arc<LimitMemory>,
-    pub(super) prefix: HashedKey,
-    pub(super) name: HashedKey,
-    /// The entry that the spelling last led to; the spelling itself if unknown.
-    pub(super) user: HashedKey,
-    /// Whether that user has logged in from this prefix before.
-    pub(super) known: bool,
-    pub(super) exempt: bool,
-    pub(super) rule: FailedLogins,
-    pub(super) password: AttemptDigest,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) origin: AttemptOrigin,
+    exempt: bool,
+    password: AttemptDigest,
     /// Whether the guess was delayed.
-    pub(super) waited: bool,
-    pub(super) keys: RandomState,
+    waited: bool,
     state: Mutex<GateState>,
 }
 
-/// What is known of a guess on arrival.
-#[derive(Debug)]
-pub(super) struct AttemptOrigin {
-    pub(super) memory: Arc<LimitMemory>,
-    pub(super) prefix: HashedKey,
-    pub(super) name: HashedKey,
-    pub(super) user: HashedKey,
-    pub(super) known: bool,
-}
-
-impl AttemptOrigin {
-    /// The account of this spelling: a separate one where the user is known.
-    pub(super) fn account(&self, keys: &RandomState) -> HashedKey {
-        if self.known { keys.hash_one((self.user, self.prefix)) } else { self.name }
-    }
-}
-
 impl BindGate {
-    pub(super) fn new(
+    /// A guess of a client that is exempt.
+    pub(super) fn exempt(ledger: Arc<Ledger>, origin: AttemptOrigin, password: AttemptDigest) -> Self {
+        Self { ledger, origin, exempt: true, password, waited: false, state: Mutex::default() }
+    }
+
+    /// A guess that was charged on arrival, unless it is a repetition.
+    pub(super) fn charged(
+        ledger: Arc<Ledger>,
         origin: AttemptOrigin,
-        exempt: bool,
-        rule: FailedLogins,
         password: AttemptDigest,
-        keys: &RandomState,
+        waited: bool,
+        receipts: Option<[Receipt; 2]>,
     ) -> Self {
-        let AttemptOrigin { memory, prefix, name, user, known } = origin;
-        let (keys, state) = (keys.clone(), Mutex::default());
-        Self { memory, prefix, name, user, known, exempt, rule, password, waited: false, keys, state }
+        let [name, prefix] = receipts.map_or([None; 2], |receipts| receipts.map(Some));
+        let charged = Charged { name, entry: None, prefix };
+        let state = Mutex::new(GateState { charged, ..GateState::default() });
+        Self { ledger, origin, exempt: false, password, waited, state }
     }
 
     fn lock(&self) -> MutexGuard<'_, GateState> {
@@ -89,19 +69,14 @@ impl BindGate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records the buckets charged on arrival.
-    pub(super) fn charged(&self, name: SharedBucket, prefix: SharedBucket) {
-        self.lock().charged = Charged { name: Some(name), entry: None, prefix: Some(prefix) };
-    }
-
     /// Whether the entry found by the directory may be bound. Charges it before the bind, so that concurrent
     /// spellings are no more guesses than one.
     #[must_use]
     pub fn may_bind(&self, key: &EntryKey) -> bool {
-        let entry = entry_hash(&self.keys, key);
+        let entry = self.ledger.keys.entry(key);
         let mut state = self.lock();
-        if let Some((met, may)) = state.checked
-            && met == entry
+        if let Some((checked, may)) = state.checked
+            && checked == entry
         {
             return may;
         }
@@ -111,48 +86,42 @@ impl BindGate {
     }
 
     fn charge_entry(&self, state: &mut GateState, entry: HashedKey, key: &EntryKey) -> bool {
+        let Ledger { rules, keys, store, users, .. } = &*self.ledger;
+        let rule = rules.failed_logins_per_user;
         // A principal name is not a DN: the spelling keeps its previous entry.
         if key.identifies_entry() {
-            self.memory.name(self.name, entry);
+            users.name(self.origin.name, entry);
         }
-        let now = Instant::now();
         if self.is_known(key) {
-            if !self.known
+            if !self.origin.known
                 && let Some(name) = state.charged.name.take()
             {
                 // At a known prefix, guesses from elsewhere do not count, whatever was typed.
-                self.memory.refund_name(self.name, &name, self.password);
-                let home = self.memory.user(self.keys.hash_one((entry, self.prefix)));
-                {
-                    let mut bucket = home.lock();
-                    bucket.charge(now, std::time::Duration::ZERO, &self.rule);
-                    bucket.try_password(self.password, now);
-                }
-                state.charged.name = Some(home);
+                store.withdraw(name, self.password);
+                let home = keys.user_at(entry, self.origin.prefix);
+                state.charged.name = Some(store.charge_known(home, self.password, &rule));
             }
             return true;
         }
-        let of_entry = self.memory.user(entry);
-        let mut bucket = of_entry.lock();
-        // The same password again is not a new guess.
-        if bucket.tried(self.password).is_some() {
-            return true;
+        let guess = EntryGuess { password: self.password, rule, waited: self.waited };
+        match store.charge_entry(entry, &guess) {
+            // The same password again is not a new guess.
+            EntryCharge::Repeated => true,
+            EntryCharge::Counted { over, receipt } => {
+                state.over = over;
+                if receipt.is_some() {
+                    state.charged.entry = receipt;
+                }
+                receipt.is_some()
+            }
         }
-        state.over = bucket.is_over(now, self.memory.settings().forget_every, &self.rule, self.waited);
-        if state.over && self.rule.mode == Mode::Enforce {
-            return false;
-        }
-        bucket.charge_now(now, &self.rule);
-        bucket.try_password(self.password, now);
-        drop(bucket);
-        state.charged.entry = Some(of_entry);
-        true
     }
 
     /// Whether the user of this entry has logged in from this prefix before.
     #[must_use]
     pub fn is_known(&self, key: &EntryKey) -> bool {
-        self.known || self.memory.is_known_prefix(entry_hash(&self.keys, key), self.prefix)
+        let Ledger { keys, users, .. } = &*self.ledger;
+        self.origin.known || users.is_known_prefix(keys.entry(key), self.origin.prefix)
     }
 
     /// Whether the client is exempt from limits on wrong passwords.
@@ -174,11 +143,8 @@ impl BindGate {
     /// Refunds the charges: it was not a wrong password.
     pub(super) fn refund(&self) {
         let Charged { name, entry, prefix } = std::mem::take(&mut self.lock().charged);
-        for shelf in [name, entry].into_iter().flatten() {
-            shelf.lock().refund(self.password);
-        }
-        if let Some(prefix) = prefix {
-            prefix.lock().subtract(1);
+        for receipt in [name, entry, prefix].into_iter().flatten() {
+            self.ledger.store.refund(receipt, self.password);
         }
     }
 }

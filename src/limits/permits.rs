@@ -1,11 +1,12 @@
-//! Counts what each key holds now: connections of a prefix, sessions of a user.
+//! Counts what each key holds now: connections of a prefix, sessions of a user. Each permit is a guard.
 //!
 //! Exact, never evicted, and bounded by what is counted: a key exists while it is held.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::HashedKey;
+use super::keys::HashedKey;
+use crate::telemetry::metrics::Metrics;
 
 /// A map this small is not shrunk.
 const SMALL: usize = 64;
@@ -69,4 +70,44 @@ impl Drop for CountGuard {
             }
         }
     }
+}
+
+/// A counted connection, until dropped.
+#[derive(Debug)]
+pub(crate) struct ConnectionPermit {
+    pub(super) _held: CountGuard,
+    /// While its client is not logged in.
+    pub(super) unauthenticated: Option<CountGuard>,
+}
+
+impl ConnectionPermit {
+    /// The client is logged in.
+    pub(crate) fn logged_in(&mut self) {
+        self.unauthenticated = None;
+    }
+}
+
+/// A counted TLS handshake, until dropped.
+#[derive(Debug)]
+pub(crate) struct HandshakePermit {
+    pub(super) _held: CountGuard,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Drop for HandshakePermit {
+    fn drop(&mut self) {
+        self.metrics.handshakes.dec();
+    }
+}
+
+/// A counted wait for a PROXY header, until dropped.
+#[derive(Debug)]
+pub(crate) struct AwaitingProxyHeader {
+    pub(super) _held: CountGuard,
+}
+
+/// A counted session, until dropped.
+#[derive(Debug)]
+pub(crate) struct SessionPermit {
+    pub(super) _held: [CountGuard; 2],
 }

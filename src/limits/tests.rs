@@ -1,9 +1,17 @@
 //! Each rule on a paused clock.
 
+mod remote;
+
+use futures_util::FutureExt as _;
 use tokio::time::advance;
 
+use super::store::Guess;
 use super::*;
+use crate::base::net;
+use crate::config::{FailedLogins, Mode};
+use crate::directory::EntryName;
 use crate::directory::{EntryId, Realm};
+use crate::telemetry::labels::ThrottleEffect;
 
 const BASE: Duration = Duration::from_millis(300);
 const ALICE: &str = "uid=alice,dc=example";
@@ -29,6 +37,12 @@ fn ms(milliseconds: u64) -> Duration {
 }
 
 impl Door {
+    /// Changes the rules, as a reload does.
+    fn set(&mut self, change: impl FnOnce(&mut config::Throttle)) {
+        change(&mut self.settings);
+        self.throttle.apply(&self.settings);
+    }
+
     fn new() -> Self {
         let failed_logins = |free_failures| FailedLogins {
             mode: Mode::Enforce,
@@ -60,7 +74,8 @@ impl Door {
     }
 
     fn guess(&self, from: &str, login: &str, password: &str) -> Result<PendingAttempt<'_>, Limited> {
-        self.throttle.attempt(&self.settings, ip(from), &Credential::for_tests(login, password))
+        let attempt = self.throttle.attempt(ip(from), &Credential::for_tests(login, password)).now_or_never();
+        attempt.expect("memory answers at once")
     }
 
     /// The delay of a wrong password; time does not advance.
@@ -73,7 +88,7 @@ impl Door {
         let mut pending = self.guess(from, login, password).unwrap();
         let gate = pending.begin_lookup().unwrap();
         let (delay, bound) = (pending.delay, dn.is_some_and(|dn| gate.may_bind(&key(dn))));
-        pending.wrong();
+        pending.settle(AttemptOutcome::Wrong);
         (delay, bound)
     }
 
@@ -89,24 +104,24 @@ impl Door {
         let mut pending = self.guess(from, login, "right").unwrap();
         let (delay, gate) = (pending.delay, pending.begin_lookup().unwrap());
         assert!(gate.may_bind(&key(dn)), "{login} from {from}");
-        pending.right(&key(dn));
+        pending.settle(AttemptOutcome::Right(key(dn)));
         delay
     }
 
     fn counted(&self, rule: LimitRule, effect: ThrottleEffect, mode: Mode) -> u64 {
-        self.throttle.metrics.throttled(rule, effect, mode).get()
+        self.throttle.enforcement.metrics.throttled(rule, effect, mode).get()
     }
 
     fn connection(&self, from: &str) -> Result<ConnectionPermit, Limited> {
-        self.throttle.unauthenticated(&self.settings, ip(from), None)
+        self.throttle.unauthenticated(ip(from), None)
     }
 
     fn handshake(&self, from: &str) -> Result<HandshakePermit, Limited> {
-        self.throttle.handshake(&self.settings, ip(from), false)
+        self.throttle.handshake(ip(from), false)
     }
 
     fn session(&self, from: &str, dn: &str) -> Result<SessionPermit, Limited> {
-        self.throttle.session(&self.settings, ip(from), &key(dn))
+        self.throttle.session(ip(from), &key(dn))
     }
 }
 
@@ -139,8 +154,8 @@ async fn limits_of_a_spelling_do_not_reveal_whether_it_matches_an_entry() {
         assert_eq!((alias.delay, alias.by), (unknown.delay, unknown.by), "attempt {n}");
         let delay = alias.delay;
         let _ = alias.begin_lookup().unwrap().may_bind(&key(ALICE));
-        alias.wrong();
-        unknown.wrong();
+        alias.settle(AttemptOutcome::Wrong);
+        unknown.settle(AttemptOutcome::Wrong);
         advance(delay).await;
     }
 }
@@ -148,7 +163,7 @@ async fn limits_of_a_spelling_do_not_reveal_whether_it_matches_an_entry() {
 #[tokio::test(start_paused = true)]
 async fn spellings_give_no_additional_guesses() {
     let mut door = Door::new();
-    door.settings.failed_logins_per_prefix.free_failures = 1_000;
+    door.set(|rules| rules.failed_logins_per_prefix.free_failures = 1_000);
     door.heat("192.0.2.1").await;
     door.wrong("192.0.2.1", "alice", "one more", Some(ALICE));
     let bound = |n: u32| door.tried("192.0.2.2", &format!("alice+{n}"), &format!("at once {n}"), Some(ALICE)).1;
@@ -189,12 +204,12 @@ async fn queued_guesses_are_evaluated() {
 #[tokio::test(start_paused = true)]
 async fn binds_beyond_the_limit_happen_only_for_networks_with_earlier_logins() {
     let mut door = Door::new();
-    door.settings.failed_logins_per_user.limit = Some(4);
+    door.set(|rules| rules.failed_logins_per_user.limit = Some(4));
     door.right("203.0.113.5", "alice", ALICE);
     let guess = |n: u32, login: &str| -> Option<bool> {
         let mut pending = door.guess(&format!("192.0.2.{n}"), login, &format!("guess {n}")).ok()?;
         let bound = pending.begin_lookup().unwrap().may_bind(&key(ALICE));
-        pending.wrong();
+        pending.settle(AttemptOutcome::Wrong);
         Some(bound)
     };
     let mut bound = 0;
@@ -206,15 +221,17 @@ async fn binds_beyond_the_limit_happen_only_for_networks_with_earlier_logins() {
     assert_eq!(guess(21, "alice"), None, "the spelling reaches the limit, like an unknown name");
     assert_eq!(guess(22, "alice@example.com"), Some(false));
     // An unknown name has the same limit.
-    let unknown = |n: u32| door.guess("192.0.2.9", "unknown", &format!("guess {n}")).map(PendingAttempt::wrong);
+    let unknown = |n: u32| {
+        door.guess("192.0.2.9", "unknown", &format!("guess {n}")).map(|pending| pending.settle(AttemptOutcome::Wrong))
+    };
     assert_eq!((0..20).filter(|n| unknown(*n).is_ok()).count(), 4);
     // In a network with earlier logins she is accepted, even after a mistake or two, and a dry run refuses no login.
     assert_eq!(door.tried("203.0.113.5", "alice", "a typo", Some(ALICE)), (Duration::ZERO, true));
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
     assert_eq!(guess(23, "alice"), None, "the lock-out elsewhere stays");
-    door.settings.failed_logins_per_user.mode = Mode::DryRun;
+    door.set(|rules| rules.failed_logins_per_user.mode = Mode::DryRun);
     assert!(door.tried("192.0.2.24", "alice", "guess 24", Some(ALICE)).1);
-    door.settings.failed_logins_per_user.mode = Mode::Enforce;
+    door.set(|rules| rules.failed_logins_per_user.mode = Mode::Enforce);
     advance(Duration::from_secs(2 * 61)).await;
     assert!(door.tried("192.0.2.25", "alice", "guess 25", Some(ALICE)).1, "one is forgotten each forget_every");
 }
@@ -244,14 +261,14 @@ async fn names_without_an_entry_are_delayed_like_those_with_one() {
 #[tokio::test(start_paused = true)]
 async fn prefix_is_delayed_for_every_name() {
     let mut door = Door::new();
-    door.settings.failed_logins_per_prefix.free_failures = 3;
+    door.set(|rules| rules.failed_logins_per_prefix.free_failures = 3);
     for (n, delay) in [0, 0, 0, 300, 600].into_iter().enumerate() {
         let from = format!("2001:db8::{n}");
         assert_eq!(door.wrong(&from, &format!("user{n}"), "spring", None), ms(delay));
         advance(ms(delay)).await;
     }
     assert_eq!(door.wrong("2001:db8:0:1::1", "user9", "spring", None), Duration::ZERO, "the next /64");
-    door.settings.ipv6_prefix = 32;
+    door.set(|rules| rules.ipv6_prefix = 32);
     assert_eq!(door.guess("2001:db8:9::1", "user10", "spring").unwrap().by, None, "longer prefixes are others");
 }
 
@@ -317,12 +334,12 @@ async fn guessing_from_elsewhere_never_delays_a_network_with_earlier_logins() {
 #[tokio::test(start_paused = true)]
 async fn other_clients_of_a_prefix_never_delay_its_users() {
     let mut door = Door::new();
-    door.settings.failed_logins_per_prefix.free_failures = 1;
+    door.set(|rules| rules.failed_logins_per_prefix.free_failures = 1);
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
     for n in 0..5 {
         let pending = door.guess("203.0.113.5", &format!("user{n}"), "x").unwrap();
         advance(pending.delay).await;
-        pending.wrong();
+        pending.settle(AttemptOutcome::Wrong);
     }
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO);
     assert!(door.guess("203.0.113.5", "bob", "x").unwrap().delay > ms(1_000), "bob was never here");
@@ -340,7 +357,7 @@ async fn own_mistakes_count_in_networks_with_earlier_logins() {
 #[tokio::test(start_paused = true)]
 async fn success_resets_the_delay() {
     let mut door = Door::new();
-    door.settings.failed_logins_per_prefix.free_failures = 10;
+    door.set(|rules| rules.failed_logins_per_prefix.free_failures = 10);
     for n in 0..9 {
         let delay = door.wrong("192.0.2.1", "alice", &n.to_string(), Some(ALICE));
         advance(delay).await;
@@ -357,19 +374,14 @@ async fn success_resets_the_delay() {
 #[tokio::test(start_paused = true)]
 async fn successful_login_of_one_account_gives_no_guesses_at_others() {
     let mut door = Door::new();
-    door.settings.failed_logins_per_prefix.free_failures = 5;
+    door.set(|rules| rules.failed_logins_per_prefix.free_failures = 5);
     let mut slowed = Duration::ZERO;
     for n in 0..12 {
         let pending = door.guess("192.0.2.1", &format!("user{n}"), "spring").unwrap();
         slowed += pending.delay;
         advance(pending.delay).await;
-        pending.wrong();
-        door.throttle.cached_success(
-            &door.settings,
-            ip("192.0.2.1"),
-            &Login::parse(b"mallory").unwrap(),
-            &key("uid=mallory"),
-        );
+        pending.settle(AttemptOutcome::Wrong);
+        door.throttle.cached_success(ip("192.0.2.1"), &Login::parse(b"mallory").unwrap(), &key("uid=mallory"));
     }
     assert!(slowed > Duration::from_secs(10), "{slowed:?}");
 }
@@ -382,7 +394,7 @@ async fn attempt_without_a_wrong_password_is_refunded() {
         drop(door.guess("192.0.2.1", "alice", &n.to_string()).unwrap());
         let mut pending = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
         assert!(pending.begin_lookup().unwrap().may_bind(&key(ALICE)));
-        pending.inconclusive();
+        pending.settle(AttemptOutcome::Inconclusive);
     }
     for n in 0..3 {
         assert_eq!(door.wrong("192.0.2.1", "alice", &n.to_string(), Some(ALICE)), Duration::ZERO);
@@ -405,15 +417,15 @@ async fn wrong_passwords_expire_one_by_one() {
 #[tokio::test(start_paused = true)]
 async fn dry_run_counts_and_delays_no_login() {
     let mut door = Door::new();
-    door.settings.failed_logins_per_user.mode = Mode::DryRun;
+    door.set(|rules| rules.failed_logins_per_user.mode = Mode::DryRun);
     for n in 0..20 {
         let pending = door.guess("192.0.2.1", "alice", &n.to_string()).unwrap();
         assert_eq!((pending.delay, pending.by), (Duration::ZERO, None));
-        pending.wrong();
+        pending.settle(AttemptOutcome::Wrong);
     }
     assert_eq!(door.counted(LimitRule::FailedLoginsPerUser, ThrottleEffect::Delayed, Mode::DryRun), 3);
     assert_eq!(door.counted(LimitRule::FailedLoginsPerUser, ThrottleEffect::Refused, Mode::DryRun), 14);
-    door.settings.connections_per_prefix = Limit { mode: Mode::DryRun, limit: 1 };
+    door.set(|rules| rules.connections_per_prefix = Limit { mode: Mode::DryRun, limit: 1 });
     let _held = [door.connection("192.0.2.1").unwrap(), door.connection("192.0.2.1").unwrap()];
     assert_eq!(door.counted(LimitRule::ConnectionsPerPrefix, ThrottleEffect::Refused, Mode::DryRun), 1);
     assert_eq!(door.counted(LimitRule::ConnectionsPerPrefix, ThrottleEffect::Refused, Mode::Enforce), 0);
@@ -453,9 +465,9 @@ async fn connections_of_a_prefix_are_limited() {
 #[tokio::test(start_paused = true)]
 async fn network_rules_are_enforced_in_any_mode_when_most_slots_are_used() {
     let mut door = Door::new();
-    door.settings.connections_per_prefix = Limit { mode: Mode::DryRun, limit: 2 };
-    door.settings.handshakes_per_prefix = Limit { mode: Mode::DryRun, limit: 1 };
-    let newcomer = |from: &str, crowded| door.throttle.unauthenticated(&door.settings, ip(from), crowded);
+    door.set(|rules| rules.connections_per_prefix = Limit { mode: Mode::DryRun, limit: 2 });
+    door.set(|rules| rules.handshakes_per_prefix = Limit { mode: Mode::DryRun, limit: 1 });
+    let newcomer = |from: &str, crowded| door.throttle.unauthenticated(ip(from), crowded);
     let mut held: Vec<_> = (0..4).map(|_| newcomer("192.0.2.1", None).unwrap()).collect();
     let limited = Limited(LimitRule::ConnectionsPerPrefix);
     assert_eq!(newcomer("192.0.2.1", Some(100)).unwrap_err(), limited);
@@ -467,7 +479,7 @@ async fn network_rules_are_enforced_in_any_mode_when_most_slots_are_used() {
     held.truncate(1);
     held.iter_mut().for_each(ConnectionPermit::logged_in);
     let _again = newcomer("192.0.2.1", Some(1)).unwrap();
-    let shake = |crowded| door.throttle.handshake(&door.settings, ip("192.0.2.1"), crowded);
+    let shake = |crowded| door.throttle.handshake(ip("192.0.2.1"), crowded);
     let _under_way = [shake(false).unwrap(), shake(false).unwrap()];
     assert_eq!(shake(true).unwrap_err(), Limited(LimitRule::HandshakesPerPrefix));
 }
@@ -477,14 +489,14 @@ async fn handshakes_are_limited_per_prefix_without_blocking_others() {
     let mut door = Door::new();
     let mut held: Vec<_> = (0..3).map(|_| door.handshake("192.0.2.1").unwrap()).collect();
     assert_eq!(door.handshake("192.0.2.1").unwrap_err(), Limited(LimitRule::HandshakesPerPrefix));
-    door.settings.handshakes_per_prefix.limit = 100;
+    door.set(|rules| rules.handshakes_per_prefix.limit = 100);
     held.push(door.handshake("192.0.2.1").unwrap());
     assert_eq!(door.handshake("192.0.2.1").unwrap_err(), Limited(LimitRule::Handshakes));
-    assert_eq!(door.throttle.metrics.handshakes.get(), 4);
+    assert_eq!(door.throttle.enforcement.metrics.handshakes.get(), 4);
     let other = door.handshake("192.0.2.2").unwrap();
     assert_eq!(door.handshake("192.0.2.2").unwrap_err(), Limited(LimitRule::Handshakes), "one, while all are taken");
     drop((held, other));
-    assert_eq!(door.throttle.metrics.handshakes.get(), 0);
+    assert_eq!(door.throttle.enforcement.metrics.handshakes.get(), 0);
     assert!(door.throttle.handshakes.is_empty());
 }
 
@@ -505,7 +517,7 @@ async fn sessions_of_a_user_are_limited_in_total_and_per_prefix() {
 #[tokio::test(start_paused = true)]
 async fn login_rate_allows_a_burst_and_limits_the_average() {
     let mut door = Door::new();
-    door.settings.logins_per_second.limit = 10;
+    door.set(|rules| rules.logins_per_second.limit = 10);
     let burst = (0..30).filter(|n| door.session("192.0.2.1", &format!("uid={n}")).is_ok()).count();
     assert_eq!(burst, 10);
     assert_eq!(door.session("192.0.2.1", ALICE).unwrap_err(), Limited(LimitRule::LoginsPerSecond));
@@ -519,23 +531,34 @@ async fn flood_of_names_and_networks_is_bounded_and_evicts_no_other() {
     let door = Door::new();
     door.right("203.0.113.5", "alice", ALICE);
     door.heat("192.0.2.1").await;
-    let memory = door.throttle.memory.load();
+    let ledger = door.throttle.ledger.load();
     // A wrong password uses a key for its prefix and a key for its name; a million of them take most of a
     // minute without optimization.
     let guesses = if cfg!(debug_assertions) { 50_000 } else { 500_000 };
     for n in 0..guesses {
-        let (prefix, user) = (memory.prefix(n), memory.user(n));
-        user.lock().charge(Instant::now(), Duration::ZERO, &door.settings.failed_logins_per_user);
-        prefix.lock().charge(Instant::now(), Duration::ZERO, &door.settings.failed_logins_per_prefix);
+        let guess = Guess {
+            account: n,
+            prefix: n,
+            password: Credential::for_tests("alice", "x").digest().narrow(),
+            known: false,
+            user_rule: door.settings.failed_logins_per_user,
+            prefix_rule: door.settings.failed_logins_per_prefix,
+        };
+        ledger.local.charge_now(&guess);
         if n % 5_000 == 0 {
-            assert!(memory.entries().into_iter().all(|entries| entries <= 1_100), "{:?}", memory.entries());
+            assert!(
+                door.throttle.entries().into_iter().all(|entries| entries <= 1_100),
+                "{:?}",
+                door.throttle.entries()
+            );
         }
     }
-    memory.run_pending();
+    ledger.local.run_pending();
+    ledger.users.run_pending();
     door.throttle.measure();
-    for (kind, entries) in ThrottleRecord::ALL.iter().zip(memory.entries()) {
+    for (kind, entries) in ThrottleRecord::ALL.iter().zip(door.throttle.entries()) {
         assert!(entries <= 1_000, "{entries} {kind:?}");
-        assert_eq!(door.throttle.metrics.throttle_entries.of(*kind).get(), entries as i64);
+        assert_eq!(door.throttle.enforcement.metrics.throttle_entries.of(*kind).get(), entries as i64);
     }
     assert_eq!(door.right("203.0.113.5", "alice", ALICE), Duration::ZERO, "alice is still known at home");
 }
@@ -544,9 +567,8 @@ async fn flood_of_names_and_networks_is_bounded_and_evicts_no_other() {
 async fn users_without_failures_use_no_memory() {
     let door = Door::new();
     let accounts = || {
-        let memory = door.throttle.memory.load();
-        memory.run_pending();
-        memory.entries()[1]
+        door.throttle.ledger.load().local.run_pending();
+        door.throttle.entries()[1]
     };
     // First under an unknown name, then as a user with earlier logins there.
     for _ in 0..2 {
@@ -570,11 +592,11 @@ async fn known_networks_are_bounded_per_user() {
     door.right("203.0.113.5", "bob", BOB);
     for n in 0..1_000 {
         let client = format!("192.0.{}.{}", n / 250, n % 250);
-        door.throttle.cached_success(&door.settings, ip(&client), &Login::parse(b"alice").unwrap(), &key(ALICE));
+        door.throttle.cached_success(ip(&client), &Login::parse(b"alice").unwrap(), &key(ALICE));
     }
     let is_known_prefix = |dn: &str, client: &str| {
-        let (user, prefix) = (door.throttle.entry(&key(dn)), door.throttle.prefix(&door.settings, ip(client)));
-        door.throttle.memory.load().is_known_prefix(user, prefix)
+        let ledger = door.throttle.ledger.load();
+        ledger.users.is_known_prefix(ledger.keys.entry(&key(dn)), ledger.prefix(ip(client)))
     };
     assert!(!is_known_prefix(ALICE, "192.0.0.0"));
     assert!(is_known_prefix(ALICE, "192.0.3.249"));
@@ -589,7 +611,7 @@ async fn renamed_user_stays_known_and_another_entry_with_its_dn_does_not() {
         name: EntryName::Id(EntryId::from_bytes(&[number; 16]).unwrap()),
     };
     let login = Login::parse(b"alice").unwrap();
-    door.throttle.cached_success(&door.settings, ip("203.0.113.5"), &login, &named(1));
+    door.throttle.cached_success(ip("203.0.113.5"), &login, &named(1));
     let is_known = |entry: &EntryKey| {
         let mut pending = door.guess("203.0.113.5", "alicia", "new name").unwrap();
         pending.begin_lookup().unwrap().is_known(entry)
@@ -604,11 +626,9 @@ async fn renamed_user_stays_known_and_another_entry_with_its_dn_does_not() {
 async fn reload_drops_only_counters_with_changed_bounds() {
     let mut door = Door::new();
     door.heat("192.0.2.1").await;
-    door.settings.failed_logins_per_user.max_delay = ms(2_000);
-    door.throttle.apply(&door.settings);
+    door.set(|rules| rules.failed_logins_per_user.max_delay = ms(2_000));
     assert_eq!(door.guess("192.0.2.1", "alice", "x").unwrap().delay, ms(2_000));
-    door.settings.memory.capacity = 2_000;
-    door.throttle.apply(&door.settings);
+    door.set(|rules| rules.memory.capacity = 2_000);
     assert_eq!(door.guess("192.0.2.1", "alice", "x").unwrap().delay, Duration::ZERO);
 }
 
@@ -617,4 +637,23 @@ fn limit_names_the_key_of_its_rule() {
     assert_eq!(Limited(LimitRule::Handshakes).to_string(), "throttle.handshakes: limit reached");
     let delaying: Vec<_> = LimitRule::ALL.iter().filter(|rule| rule.delays()).map(|rule| rule.label()).collect();
     assert_eq!(delaying, ["failed_logins_per_prefix", "failed_logins_per_user"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempt_in_progress_is_settled_where_it_was_charged() {
+    let door = Door::new();
+    let settings = config::Throttle {
+        memory: config::Memory { capacity: 2_000, ..door.settings.memory.clone() },
+        ..door.settings.clone()
+    };
+    let mut pending = door.guess("192.0.2.1", "alice", "x").unwrap();
+    assert!(pending.begin_lookup().unwrap().may_bind(&key(ALICE)));
+    let before = door.throttle.ledger.load_full();
+    door.throttle.apply(&settings);
+    pending.settle(AttemptOutcome::Right(key(ALICE)));
+    assert!(before.users.is_known_prefix(before.keys.entry(&key(ALICE)), before.prefix(ip("192.0.2.1"))));
+    let after = door.throttle.ledger.load();
+    after.local.run_pending();
+    after.users.run_pending();
+    assert_eq!(door.throttle.entries(), [0; 4]);
 }

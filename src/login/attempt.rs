@@ -15,7 +15,7 @@ use crate::backend::Backend;
 use crate::base::clock::wait_until;
 use crate::base::credential::{Credential, Login};
 use crate::directory::Entry;
-use crate::limits::{Limited, SessionPermit};
+use crate::limits::{AttemptOutcome, Limited, SessionPermit};
 use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
 use crate::login::core::{Shared, Snapshot};
 use crate::login::event::LoginEvent;
@@ -118,20 +118,19 @@ impl<'a> LoginAttempt<'a> {
         credential: &Credential,
         event: &mut LoginEvent,
     ) -> Result<AuthDecision, Refusal> {
-        let settings = &self.snapshot.config.throttle;
         let (throttle, client) = (&self.shared.throttle, self.client);
         let authn = &self.snapshot.authn;
         let recalled = match authn.recall(credential) {
             Some(decision) if decision.result.is_ok() || decision.by == DecidedBy::Usher => {
                 if let Ok(proven) = &decision.result {
-                    throttle.cached_success(settings, client, credential.login(), &proven.identity.entry().key());
+                    throttle.cached_success(client, credential.login(), &proven.identity.entry().key());
                 }
                 return Ok(decision);
             }
             recalled => recalled,
         };
         // A cached wrong password is charged like one of an unknown name; a repetition of either is free.
-        let turn = throttle.attempt(settings, client, credential);
+        let turn = throttle.attempt(client, credential).await;
         let mut turn = turn.map_err(|limited| event.limited(limited))?;
         (event.limited_by, event.delay) = (turn.by, turn.delay);
         wait_until(Instant::now() + turn.delay).await;
@@ -143,17 +142,18 @@ impl<'a> LoginAttempt<'a> {
         if decision.withheld.is_some() {
             event.withhold();
         }
-        match (&decision.result, decision.by) {
-            (Ok(proven), _) => turn.right(&proven.identity.entry().key()),
+        let outcome = match (&decision.result, decision.by) {
+            (Ok(proven), _) => AttemptOutcome::Right(proven.identity.entry().key()),
             // An account state that is reported as a wrong password costs as much, or the delay of the next
             // guess would reveal that this one was correct.
             (
                 Err(Refusal::WrongPassword | Refusal::UnknownUser | Refusal::Account { .. }),
                 DecidedBy::Directory | DecidedBy::Negative | DecidedBy::Usher,
-            ) => turn.wrong(),
+            ) => AttemptOutcome::Wrong,
             // Undecided: the charge is refunded.
-            (Err(_), _) => turn.inconclusive(),
-        }
+            (Err(_), _) => AttemptOutcome::Inconclusive,
+        };
+        turn.settle(outcome);
         Ok(decision)
     }
 
@@ -235,8 +235,7 @@ impl<'a> LoginAttempt<'a> {
 
     /// A session slot of this user.
     fn place(&self, proven: &Proven) -> Result<SessionPermit, Limited> {
-        let settings = &self.snapshot.config.throttle;
-        self.shared.throttle.session(settings, self.client, &proven.identity.entry().key())
+        self.shared.throttle.session(self.client, &proven.identity.entry().key())
     }
 }
 

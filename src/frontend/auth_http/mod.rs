@@ -200,9 +200,9 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
 
 /// Authenticates the user and finds the backend.
 async fn grant(attempt: &LoginAttempt<'_>, password: Secret, event: &mut LoginEvent) -> Result<NginxTarget, Refusal> {
-    let (config, authn) = (&attempt.snapshot.config, &attempt.snapshot.authn);
+    let authn = &attempt.snapshot.authn;
     // Held only for this request: nginx counts its own connections.
-    let connection = attempt.shared.throttle.connection(&config.throttle, attempt.client);
+    let connection = attempt.shared.throttle.connection(attempt.client);
     let _connection = connection.map_err(|limited| event.limited(limited))?;
     let login = Login::parse(&event.typed).ok_or(Refusal::InvalidUsername)?;
     // nginx sends it to the backend unescaped, where a line end begins another command.
