@@ -4,6 +4,7 @@
 //! key. A config that cannot be used is read as far as its sections are sound, so that one `usher check` finds
 //! the mistakes of both.
 
+use std::collections::HashMap;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,8 +34,8 @@ pub(crate) struct Files {
     pub tls: ServerTls,
     /// TLS towards the directory, if any of its servers wants it.
     pub directory_tls: Option<Arc<ClientConfig>>,
-    /// Of each backend, in their order.
-    pub backends: Vec<BackendFiles>,
+    /// Of each backend, by name.
+    pub backends: HashMap<String, BackendFiles>,
     /// The key that nginx has to send, if configured.
     pub auth_http_key: Option<Secret>,
     /// Their fingerprint just before they were read.
@@ -179,12 +180,13 @@ pub(crate) fn directory(
     if problems.is_empty() { Ok(tls.flatten()) } else { Err(problems) }
 }
 
-fn backends(routing: &config::Routing, place: &Place) -> Result<Vec<BackendFiles>, Vec<Problem>> {
+fn backends(routing: &config::Routing, place: &Place) -> Result<HashMap<String, BackendFiles>, Vec<Problem>> {
     let mut problems = Vec::new();
     let numbered = routing.backends.iter().enumerate();
     let backends = numbered.filter_map(|(index, settings)| {
         let key = format!("routing.backends[{index}]");
-        backend(settings, &key, place).map_err(|more| problems.extend(more)).ok()
+        let files = backend(settings, &key, place).map_err(|more| problems.extend(more)).ok()?;
+        Some((settings.name.clone(), files))
     });
     let backends = backends.collect();
     if problems.is_empty() { Ok(backends) } else { Err(problems) }

@@ -29,6 +29,7 @@ mod limits;
 mod login;
 mod migrate;
 mod outcome;
+mod process;
 mod proto;
 mod routing;
 mod server;

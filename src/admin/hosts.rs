@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use axum::http::{HeaderMap, header};
 
 use crate::base::sys;
-use crate::login::core::Snapshot;
+use crate::process::Snapshot;
 
 /// Names of this machine, lower case.
 #[derive(Debug)]

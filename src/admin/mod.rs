@@ -31,7 +31,7 @@ use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use crate::login::core::{Shared, Stage};
+use crate::process::{Shared, Stage};
 use crate::telemetry::log::Escaped;
 use crate::telemetry::metrics::Metrics;
 use hosts::{ForeignHosts, OwnNames};
@@ -158,7 +158,7 @@ fn refresh(shared: &Shared, metrics: &Metrics) {
     }
     shared.throttle.measure();
     snapshot.directory.update_gauges();
-    for backend in &snapshot.backends {
+    for backend in snapshot.backends.all() {
         backend.update_gauges(metrics);
         let draining = shared.maintenance.drained(&backend.name).is_some();
         metrics.backend_draining.with_label_values(&[&*backend.name]).set(draining.into());

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::state::BackendStatus;
-use crate::login::core::Shared;
+use crate::process::Shared;
 use crate::sessions::maintenance::Drain;
 
 /// A backend as an administrator sees it.
@@ -30,7 +30,7 @@ pub(crate) fn backends(shared: &Shared) -> Vec<Backend> {
         counts.map(|(protocol, count)| (protocol.to_string(), *count)).collect()
     };
     let snapshot = shared.snapshot.load();
-    let states = snapshot.backends.iter().map(crate::backend::Backend::status);
+    let states = snapshot.backends.all().iter().map(|backend| backend.status());
     let whole = states.map(|state| Backend {
         sessions: by_protocol(&state.name),
         draining: shared.maintenance.drained(&state.name),

@@ -22,7 +22,7 @@ use super::overview::{self, Backend};
 use super::rendering::RateLimitedText;
 use crate::base::clock::unix_now;
 use crate::base::labels::Label as _;
-use crate::login::core::{Shared, Snapshot, Stage};
+use crate::process::{Shared, Snapshot, Stage};
 use crate::telemetry::labels::ConnectionUse;
 use crate::telemetry::metrics::Metrics;
 use history::{History, PACE, SAMPLES, Sample};
@@ -63,7 +63,7 @@ impl Status {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let sample = Sample::take(&self.shared.metrics, &self.shared.snapshot.load().backends);
+            let sample = Sample::take(&self.shared.metrics, &self.shared.snapshot.load().backends.all());
             self.history.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
         }
     }
@@ -77,7 +77,7 @@ impl Status {
     /// The page as of now, after the gauges were set.
     fn page(&self, metrics: &Metrics) -> String {
         let snapshot = self.shared.snapshot.load();
-        let now = Sample::take(metrics, &snapshot.backends);
+        let now = Sample::take(metrics, snapshot.backends.all());
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let (lately, bars) = (history.lately(&now), history.bars(&now));
         drop(history);
@@ -303,7 +303,7 @@ fn limits(snapshot: &Snapshot, metrics: &Metrics) -> String {
         ("Connections".to_owned(), used(metrics.connections.get(), config.limits.connections as u64)),
         ("Handshakes in progress".to_owned(), used(metrics.handshakes.get(), handshakes)),
     ];
-    for backend in snapshot.backends.iter().map(crate::backend::Backend::status) {
+    for backend in snapshot.backends.all().iter().map(|backend| backend.status()) {
         let in_flight = i64::try_from(backend.logins_in_flight).unwrap_or(i64::MAX);
         rows.push((
             format!("Logins in progress at {}", backend.name),

@@ -39,7 +39,7 @@ impl AdvertisedCapabilities {
     #[must_use]
     pub(crate) fn new(
         fixed: &[(&'static Protocol, Vec<String>)],
-        backends: &[Backend],
+        backends: &[Arc<Backend>],
         metrics: &Metrics,
         previous: Option<&Self>,
     ) -> Self {
@@ -69,7 +69,7 @@ impl AdvertisedCapabilities {
     }
 
     /// Recomputes what has changed. To be called several times a second.
-    pub(crate) fn refresh(&self, backends: &[Backend], metrics: &Metrics) {
+    pub(crate) fn refresh(&self, backends: &[Arc<Backend>], metrics: &Metrics) {
         for protocol in PROTOCOLS {
             let Some(advertised) = self.by_protocol.get(protocol.name) else { continue };
             let serving = backends.iter().filter_map(|backend| Some((backend, backend.endpoints.get(protocol.name)?)));

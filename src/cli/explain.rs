@@ -157,7 +157,8 @@ impl Explanation {
             Ok(goal) => goal,
             Err(refusal) => return code(&refusal),
         };
-        let endpoints = config.routing.backends.get(goal.index).into_iter().flat_map(|backend| &backend.endpoints);
+        let endpoints = config.routing.backends.iter().filter(|backend| backend.name == goal.backend);
+        let endpoints = endpoints.flat_map(|backend| &backend.endpoints);
         self.serves = endpoints
             .map(|endpoint| {
                 let addresses: Vec<_> = endpoint.addresses.iter().map(ToString::to_string).collect();

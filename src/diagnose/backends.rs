@@ -4,7 +4,7 @@ use super::{Finding, State, Subject, certificates};
 use crate::backend::BackendError;
 use crate::backend::diagnose::{AddressInspection, ProtocolInspection};
 use crate::config;
-use crate::login::core::Snapshot;
+use crate::process::Snapshot;
 use crate::proto::{BackFault, BackTls, Protocol, capabilities};
 use crate::telemetry::log::Escaped;
 use crate::tls::HandshakeFailure;

@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use serde::Serialize;
 
 use crate::base::credential::Login;
-use crate::login::core::Snapshot;
+use crate::process::Snapshot;
 use crate::proto::PROTOCOLS;
 use crate::telemetry::metrics::Metrics;
 
@@ -128,7 +128,7 @@ pub(crate) async fn inspect(
         counted();
         examined
     };
-    let backends = join_all(snapshot.backends.iter().map(|backend| async {
+    let backends = join_all(snapshot.backends.all().iter().map(|backend| async {
         let inspected = backend.inspect().await;
         counted();
         inspected
@@ -147,11 +147,12 @@ pub(crate) async fn inspect(
         });
     }
     subjects.extend(examined.iter().map(|examined| directory::subject(config, examined, sample)));
-    for ((settings, backend), inspected) in config.routing.backends.iter().zip(&snapshot.backends).zip(&inspected) {
+    for (backend, inspected) in snapshot.backends.all().iter().zip(&inspected) {
+        let Some(settings) = config.routing.backends.iter().find(|one| *one.name == *backend.name) else { continue };
         subjects.extend(inspected.iter().flat_map(|one| backends::subjects(settings, backend.probes_log_in(), one)));
     }
     // What clients would be promised now, by the code that promises it.
-    snapshot.offers.refresh(&snapshot.backends, metrics);
+    snapshot.offers.refresh(snapshot.backends.all(), metrics);
     subjects.extend(PROTOCOLS.iter().filter_map(|protocol| backends::promised(snapshot, &inspected, protocol)));
     let ok = subjects.iter().flat_map(|subject| &subject.findings).all(|finding| finding.state != State::Problem);
     Report { ok, subjects }

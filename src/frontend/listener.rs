@@ -19,7 +19,7 @@ use tracing::{error, warn};
 use crate::base::sys::sockets;
 use crate::config;
 use crate::frontend::session::{self, Accepted};
-use crate::login::core::Shared;
+use crate::process::Shared;
 use crate::telemetry::log::Repeats;
 
 /// The backlog of connections; the system lowers it to its own limit.

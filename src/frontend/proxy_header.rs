@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 
 use crate::config::Config;
 use crate::frontend::session::Accepted;
-use crate::login::core::Shared;
+use crate::process::Shared;
 use crate::proto::proxy_header::{self, Header, HeaderProgress, ProxyHeaderError};
 use crate::telemetry::labels::ProxyHeaderResult;
 

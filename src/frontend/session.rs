@@ -8,7 +8,6 @@ mod listing;
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,15 +20,17 @@ use tracing::debug;
 use crate::backend::{BackendError, LoggedIn};
 use crate::base::clock::unix_now;
 use crate::base::credential::{Credential, CredentialSecret, Login};
-use crate::base::secret::{Secret, SecretBuf};
+use crate::base::secret::SecretBuf;
 use crate::base::sys::sockets;
 use crate::config::{ListenerTls, OnUnavailable};
 use crate::limits::{ConnectionPermit, SessionPermit};
-use crate::login::attempt::{LoginAttempt, RoutedLogin};
-use crate::login::authn::{DecidedBy, LookupMode, Proven};
-use crate::login::core::{Permit, Shared, Snapshot, Stage};
+use crate::login::attempt::{
+    self, Completion, Frontend, LoginAttempt, LoginRequest, RefusedLogin, RoutedLogin, Target,
+};
+use crate::login::authn::{DecidedBy, Proven};
 use crate::login::event::{self, ConnectionInfo, LoginEvent};
 use crate::outcome::{Refusal, Reply};
+use crate::process::{Permit, Shared, Snapshot, Stage};
 use crate::proto::watch::CommandWatch;
 use crate::proto::{self, Credentials, Front, FrontSettings, Origin, Protocol, Quit, Step};
 use crate::sessions::registry::Session;
@@ -42,9 +43,6 @@ use listing::{Listing, NotListed};
 
 /// How long a client may take to accept a closing line.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How often a login is decided again because its entry changes meanwhile: each costs a bind.
-const MAX_REDECISIONS: u32 = 3;
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -176,7 +174,7 @@ impl Conversation {
                 }
                 Step::Attempt(credentials) => match self.attempt(credentials).await {
                     Ok(admitted) => return Ok(self.establish(stream, admitted)),
-                    Err((refusal, reply)) => self.refuse(&mut stream, &refusal, &reply).await?,
+                    Err(refused) => self.refuse(&mut stream, &refused).await?,
                 },
                 Step::Quit(quit) => {
                     lingering_close(&mut stream).await;
@@ -269,104 +267,22 @@ impl Conversation {
         reason
     }
 
-    /// One login attempt, from the credentials to one `login` event. A refusal is returned with what the client
-    /// is told.
-    async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, (Refusal, Reply)> {
+    /// One login attempt. A refusal is returned with what the client is told.
+    async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, RefusedLogin> {
+        self.snapshot = self.shared.snapshot.load_full();
         let Credentials { login, password, authzid } = credentials;
-        let foreign = !authzid.is_empty() && authzid != login;
-        let mut event = LoginEvent { tls: self.handshake.take(), typed: login, ..LoginEvent::default() };
-        let began = Instant::now();
-        let credential = credential(&event.typed, password);
-        loop {
-            // The snapshot in force now, not the one at accept: only the current one receives changes.
-            self.snapshot = self.shared.snapshot.load_full();
-            let attempt = LoginAttempt {
-                shared: &self.shared,
-                snapshot: &self.snapshot,
-                client: self.info.client,
-                protocol: self.protocol,
-                began,
-            };
-            let outcome = {
-                let admit = pin!(self.admit(&attempt, credential.as_ref(), foreign, &mut event));
-                attempt.bounded(admit).await
-            };
-            let outcome = match outcome {
-                Ok(Some(admitted)) => Ok(admitted),
-                Ok(None) => continue,
-                Err(refusal) => Err(refusal),
-            };
-            event.emit(&self.info, self.front.client_id(), outcome.as_ref().err(), &self.shared.metrics);
-            return match outcome {
-                Ok(admitted) => Ok(admitted),
-                Err(refusal) => {
-                    let reply = attempt.reply(&refusal).await;
-                    Err((refusal, reply))
-                }
-            };
-        }
-    }
-
-    /// Authenticates the user, finds the backend and logs in there. `None`: a reload meanwhile requires another
-    /// decision.
-    async fn admit(
-        &self,
-        attempt: &LoginAttempt<'_>,
-        credential: Option<&Credential>,
-        foreign: bool,
-        event: &mut LoginEvent,
-    ) -> Result<Option<Admitted>, Refusal> {
-        let credential = credential.ok_or(Refusal::InvalidUsername)?;
-        if foreign {
-            return Err(Refusal::AuthzidNotAllowed);
-        }
-        let authn = &self.snapshot.authn;
-        let mut decision = attempt.decide(credential, event).await?;
-        let mut again = 0;
-        loop {
-            let RoutedLogin { proven, by, place, target } = attempt.find(credential, decision, event).await?;
-            let answer =
-                target.backend.log_in(self.protocol, &target.login, credential, &self.origin, &mut event.phases).await;
-            match answer {
-                Ok(logged_in) => {
-                    attempt.count_backend(target.backend, BackendResult::Ok);
-                    let session = self.session(credential.login(), &proven, &target.backend.name);
-                    let backend_login = target.login.as_str().into();
-                    match listing::list(&self.shared, &self.snapshot, &proven, session, backend_login) {
-                        Ok(listing) => {
-                            let backend = Arc::clone(&target.backend.name);
-                            return Ok(Some(Admitted { logged_in, listing, backend, place }));
-                        }
-                        Err(NotListed::Reloaded) => return Ok(None),
-                        Err(NotListed::Refused(refusal)) => return Err(refusal),
-                        Err(NotListed::Again) if again == MAX_REDECISIONS => return Err(Refusal::DirectoryUnavailable),
-                        Err(NotListed::Again) => {
-                            again += 1;
-                            decision = authn.decide(credential, LookupMode::Directory).await;
-                        }
-                    }
-                }
-                // Password or mail host may have changed since they were cached: bind again.
-                Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
-                    event.backend_reply(&words);
-                    decision = authn.decide_again(credential, proven.identity.entry()).await;
-                    let fresh = decision.result.as_ref().ok();
-                    let fresh =
-                        fresh.and_then(|proven| attempt.target(proven.identity.entry(), credential.login()).ok());
-                    if fresh.is_some_and(|fresh| fresh.is(&target)) {
-                        attempt.count_backend(target.backend, BackendResult::Rejected);
-                        event.decided(&decision, &self.shared.metrics);
-                        return Err(BackendError::Refused(words).refusal(target.backend.pass_refusals));
-                    }
-                    attempt.count_backend(target.backend, BackendResult::Refused);
-                }
-                Err(error) => {
-                    attempt.count_backend(target.backend, error.result());
-                    event.failed(&error);
-                    return Err(error.refusal(target.backend.pass_refusals));
-                }
-            }
-        }
+        let parsed = Login::parse(&login).ok_or(Refusal::InvalidUsername);
+        let own = authzid.is_empty() || authzid == login;
+        let login_allowed = parsed.and_then(|login| if own { Ok(login) } else { Err(Refusal::AuthzidNotAllowed) });
+        let request = LoginRequest {
+            info: &self.info,
+            client_id: self.front.client_id(),
+            protocol: self.protocol,
+            connection: None,
+            credential: login_allowed.map(|login| Credential::new(login, CredentialSecret::Password(password))),
+            event: LoginEvent { tls: self.handshake.take(), typed: login, ..LoginEvent::default() },
+        };
+        attempt::attempt(self.shared.login(), request, self).await
     }
 
     /// The session of an attempt that backend and directory have accepted.
@@ -383,7 +299,8 @@ impl Conversation {
     }
 
     /// Replies with the refusal, and closes the connection after too many failed logins.
-    async fn refuse(&mut self, stream: &mut Stream, refusal: &Refusal, reply: &Reply) -> Result<(), CloseReason> {
+    async fn refuse(&mut self, stream: &mut Stream, refused: &RefusedLogin) -> Result<(), CloseReason> {
+        let RefusedLogin { refusal, reply } = refused;
         self.front.refused(reply, &mut self.out);
         self.failed += u32::from(refusal.counts_as_failed());
         if self.failed >= self.snapshot.config.limits.failed_logins {
@@ -419,9 +336,53 @@ impl Conversation {
     }
 }
 
-/// The credential of an attempt; `None` if the name cannot be a login name.
-fn credential(typed: &[u8], password: Secret) -> Option<Credential> {
-    Some(Credential::new(Login::parse(typed)?, CredentialSecret::Password(password)))
+impl Frontend for Conversation {
+    type Accepted = Admitted;
+
+    /// Logs in at the backend, and lists the session before the client gets OK.
+    async fn complete(
+        &self,
+        attempt: &LoginAttempt<'_>,
+        credential: &Credential,
+        RoutedLogin { proven, by, place, target }: RoutedLogin,
+        event: &mut LoginEvent,
+    ) -> Result<Completion<Admitted>, Refusal> {
+        let Target { backend, login, .. } = &target;
+        match backend.log_in(self.protocol, login, credential, &self.origin, &mut event.phases).await {
+            Ok(logged_in) => {
+                attempt.count_backend(backend, BackendResult::Ok);
+                let session = self.session(credential.login(), &proven, &backend.name);
+                match listing::list(attempt.context, attempt.core, &proven, session, login.as_str().into()) {
+                    Ok(listing) => {
+                        let backend = Arc::clone(&backend.name);
+                        Ok(Completion::Accepted(Admitted { logged_in, listing, backend, place }))
+                    }
+                    Err(NotListed::Reloaded) => Ok(Completion::Reloaded),
+                    Err(NotListed::Again) => Ok(Completion::Outdated),
+                    Err(NotListed::Refused(refusal)) => Err(refusal),
+                }
+            }
+            // Password or mail host may have changed since they were cached: bind again.
+            Err(BackendError::Refused(words)) if matches!(by, DecidedBy::Cache | DecidedBy::Stale) => {
+                event.backend_reply(&words);
+                let decision = attempt.core.authn.decide_again(credential, proven.identity.entry()).await;
+                let fresh = decision.result.as_ref().ok();
+                let fresh = fresh.and_then(|proven| attempt.target(proven.identity.entry(), credential.login()).ok());
+                if fresh.is_some_and(|fresh| fresh.is(&target)) {
+                    attempt.count_backend(backend, BackendResult::Rejected);
+                    event.decided(&decision, attempt.context.metrics);
+                    return Err(BackendError::Refused(words).refusal(backend.pass_refusals));
+                }
+                attempt.count_backend(backend, BackendResult::Refused);
+                Ok(Completion::Redecided(decision))
+            }
+            Err(error) => {
+                attempt.count_backend(backend, error.result());
+                event.failed(&error);
+                Err(error.refusal(backend.pass_refusals))
+            }
+        }
+    }
 }
 
 /// Closes so that the last line arrives: a close with unread input is a reset (RFC 9293 section 3.10.4), which

@@ -1,11 +1,13 @@
-//! One login attempt for every frontend: authenticate the user and find the backend.
+//! One login attempt for every frontend, top to bottom: authenticate, hold, allow, route, limits, then what the
+//! frontend does at the backend, the event and the time of the reply.
 //!
 //! Shared by sessions and nginx's `auth_http`, so that guesses cost the same and users are routed alike in
-//! both. It uses no socket: the caller replies to the client and logs in to the backend.
+//! both. It uses no socket: the frontend replies to the client and goes to the backend.
 
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -15,12 +17,12 @@ use crate::backend::Backend;
 use crate::base::clock::wait_until;
 use crate::base::credential::{Credential, Login};
 use crate::directory::Entry;
-use crate::limits::{AttemptOutcome, Limited, SessionPermit};
+use crate::limits::{AttemptOutcome, ConnectionPermit, Limited, SessionPermit};
 use crate::login::authn::{AuthDecision, DecidedBy, LookupMode, Proven};
-use crate::login::core::{Shared, Snapshot};
-use crate::login::event::LoginEvent;
+use crate::login::core::{LoginContext, LoginCore};
+use crate::login::event::{ConnectionInfo, LoginEvent};
 use crate::outcome::{Refusal, Reply};
-use crate::proto::Protocol;
+use crate::proto::{ClientId, Protocol};
 use crate::routing;
 use crate::telemetry::labels::BackendResult;
 use crate::tracking::store::Reconciled;
@@ -32,25 +34,120 @@ pub(crate) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 const LATEST_REFUSAL: Duration = Duration::from_secs(8);
 /// How often the directory is polled about a held user, without change notification.
 const HOLD_POLL: Duration = Duration::from_secs(1);
+/// How often a login is decided again because its entry changes meanwhile: each costs a bind.
+const MAX_REDECISIONS: u32 = 3;
 
-/// The context of an attempt.
+/// What a client sent, as its frontend has understood it.
+#[derive(Debug)]
+pub(crate) struct LoginRequest<'a> {
+    /// The client and its connection.
+    pub info: &'a ConnectionInfo,
+    /// What the client says about itself, for the event.
+    pub client_id: Option<&'a ClientId>,
+    /// The client's protocol.
+    pub protocol: &'static Protocol,
+    /// A connection that counts until the decision, if it has no other count.
+    pub connection: Option<ConnectionPermit>,
+    /// The credential, or why it is not used.
+    pub credential: Result<Credential, Refusal>,
+    /// The event, with what the frontend knows.
+    pub event: LoginEvent,
+}
+
+/// A frontend: what it does with a login that has a route.
+pub(crate) trait Frontend: Sync {
+    /// What an accepted login gives.
+    type Accepted: Send;
+
+    /// Completes the login at its backend.
+    ///
+    /// # Errors
+    /// Why the login fails.
+    fn complete(
+        &self,
+        attempt: &LoginAttempt<'_>,
+        credential: &Credential,
+        routed: RoutedLogin,
+        event: &mut LoginEvent,
+    ) -> impl Future<Output = Result<Completion<Self::Accepted>, Refusal>> + Send;
+}
+
+/// How a login with a route ended.
+#[derive(Debug)]
+pub(crate) enum Completion<T> {
+    /// The client gets OK.
+    Accepted(T),
+    /// The entry has changed meanwhile: the directory is asked again.
+    Outdated,
+    /// The directory was asked again already.
+    Redecided(AuthDecision),
+    /// A reload has replaced the cache: the login is decided again by the core in force.
+    Reloaded,
+}
+
+/// A refused login.
+#[derive(Debug)]
+pub(crate) struct RefusedLogin {
+    /// The true reason.
+    pub refusal: Refusal,
+    /// What the client may hear of it.
+    pub reply: Reply,
+}
+
+/// Decides about one login, and writes one `login` event with the true reason. Returns when the reply is due.
+///
+/// # Errors
+/// The refusal and its reply.
+pub(crate) async fn attempt<F: Frontend>(
+    context: LoginContext<'_>,
+    request: LoginRequest<'_>,
+    frontend: &F,
+) -> Result<F::Accepted, RefusedLogin> {
+    let LoginRequest { info, client_id, protocol, connection, credential, mut event } = request;
+    let began = Instant::now();
+    loop {
+        // The core in force now, not the one at accept: only the current one receives changes.
+        let core = context.in_force.core();
+        let attempt = LoginAttempt { context, core: &core, client: info.client, protocol, began };
+        let outcome = {
+            let run = pin!(attempt.run(credential.as_ref(), frontend, &mut event));
+            attempt.bounded(run).await
+        };
+        let outcome = match outcome {
+            Ok(Some(accepted)) => Ok(accepted),
+            Ok(None) => continue,
+            Err(refusal) => Err(refusal),
+        };
+        drop(connection);
+        event.emit(info, client_id, outcome.as_ref().err(), context.metrics);
+        return match outcome {
+            Ok(accepted) => Ok(accepted),
+            Err(refusal) => {
+                let reply = attempt.reply(&refusal).await;
+                Err(RefusedLogin { refusal, reply })
+            }
+        };
+    }
+}
+
+/// An attempt that is being decided.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LoginAttempt<'a> {
-    /// The process-wide state.
-    pub shared: &'a Shared,
-    /// The snapshot in force.
-    pub snapshot: &'a Snapshot,
+    /// What the process lends to a login.
+    pub context: LoginContext<'a>,
+    /// The core that decides.
+    pub core: &'a LoginCore,
     /// The client's address.
     pub client: IpAddr,
     /// The client's protocol.
     pub protocol: &'static Protocol,
     /// When the attempt began.
-    pub began: Instant,
+    began: Instant,
 }
 
 /// An authenticated user with a route.
 #[derive(Debug)]
-pub(crate) struct RoutedLogin<'a> {
+pub(crate) struct RoutedLogin {
     /// The authenticated user.
     pub proven: Proven,
     /// What decided: cache or directory.
@@ -58,37 +155,59 @@ pub(crate) struct RoutedLogin<'a> {
     /// The user's session slot, taken before the backend login and kept to the end.
     pub place: SessionPermit,
     /// The route.
-    pub target: Target<'a>,
+    pub target: Target,
 }
 
 /// A backend and the name to log in with.
 #[derive(Debug)]
-pub(crate) struct Target<'a> {
+pub(crate) struct Target {
     /// The backend.
-    pub backend: &'a Backend,
+    pub backend: Arc<Backend>,
     /// The name at the backend.
     pub login: Login,
     by_default: bool,
 }
 
-impl Target<'_> {
+impl Target {
     /// Whether it is the same name at the same backend.
     #[must_use]
-    pub(crate) fn is(&self, other: &Target<'_>) -> bool {
+    pub(crate) fn is(&self, other: &Self) -> bool {
         self.backend.name == other.backend.name && self.login == other.login
     }
 }
 
-impl<'a> LoginAttempt<'a> {
+impl LoginAttempt<'_> {
+    /// The whole attempt. `None`: a reload meanwhile requires another decision.
+    async fn run<F: Frontend>(
+        &self,
+        credential: Result<&Credential, &Refusal>,
+        frontend: &F,
+        event: &mut LoginEvent,
+    ) -> Result<Option<F::Accepted>, Refusal> {
+        let credential = credential.map_err(Clone::clone)?;
+        let mut decision = self.authenticate(credential, event).await?;
+        let mut redecisions = 0;
+        loop {
+            let routed = self.find(credential, decision, event).await?;
+            decision = match frontend.complete(self, credential, routed, event).await? {
+                Completion::Accepted(accepted) => return Ok(Some(accepted)),
+                Completion::Reloaded => return Ok(None),
+                Completion::Redecided(decision) => decision,
+                Completion::Outdated if redecisions == MAX_REDECISIONS => return Err(Refusal::DirectoryUnavailable),
+                Completion::Outdated => {
+                    redecisions += 1;
+                    self.core.authn.decide(credential, LookupMode::Directory).await
+                }
+            };
+        }
+    }
+
     /// Bounds an attempt by its deadline. A panic fails only this attempt. The future is pinned in place: by
     /// value it would be stored twice.
     ///
     /// # Errors
     /// Its own refusal, [`Refusal::Deadline`] or [`Refusal::Internal`].
-    pub(crate) async fn bounded<T>(
-        &self,
-        admit: Pin<&mut impl Future<Output = Result<T, Refusal>>>,
-    ) -> Result<T, Refusal> {
+    async fn bounded<T>(&self, admit: Pin<&mut impl Future<Output = Result<T, Refusal>>>) -> Result<T, Refusal> {
         match timeout_at(self.began + ATTEMPT_TIMEOUT, AssertUnwindSafe(admit).catch_unwind()).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Refusal::Internal),
@@ -97,8 +216,8 @@ impl<'a> LoginAttempt<'a> {
     }
 
     /// What the client is told, returned when the reply is due.
-    pub(crate) async fn reply(&self, refusal: &Refusal) -> Reply {
-        let config = &self.snapshot.config;
+    async fn reply(&self, refusal: &Refusal) -> Reply {
+        let config = &self.core.config;
         let reply = refusal.reply(config.directory.reveal_account_state);
         if matches!(reply, Reply::AuthenticationFailed | Reply::Limit) || refusal.is_without_route() {
             // Indistinguishable replies must take the same time (CWE-208); a limit, or a login without a route,
@@ -113,13 +232,9 @@ impl<'a> LoginAttempt<'a> {
     ///
     /// # Errors
     /// The throttle's refusal: the directory was not asked.
-    pub(crate) async fn decide(
-        &self,
-        credential: &Credential,
-        event: &mut LoginEvent,
-    ) -> Result<AuthDecision, Refusal> {
-        let (throttle, client) = (&self.shared.throttle, self.client);
-        let authn = &self.snapshot.authn;
+    async fn authenticate(&self, credential: &Credential, event: &mut LoginEvent) -> Result<AuthDecision, Refusal> {
+        let (throttle, client) = (self.context.limits, self.client);
+        let authn = &self.core.authn;
         let recalled = match authn.recall(credential) {
             Some(decision) if decision.result.is_ok() || decision.by == DecidedBy::Usher => {
                 if let Ok(proven) = &decision.result {
@@ -161,28 +276,28 @@ impl<'a> LoginAttempt<'a> {
     ///
     /// # Errors
     /// Why the user is not logged in.
-    pub(crate) async fn find(
+    async fn find(
         &self,
         credential: &Credential,
         mut decision: AuthDecision,
         event: &mut LoginEvent,
-    ) -> Result<RoutedLogin<'a>, Refusal> {
+    ) -> Result<RoutedLogin, Refusal> {
         let login = credential.login();
         loop {
-            event.decided(&decision, &self.shared.metrics);
+            event.decided(&decision, self.context.metrics);
             let proven = decision.result?;
             if proven.identity.entry().version.held {
                 self.wait_for_release(login, &proven).await?;
                 // Most likely the mailbox has moved meanwhile.
-                decision = self.snapshot.authn.decide(credential, LookupMode::Directory).await;
+                decision = self.core.authn.decide(credential, LookupMode::Directory).await;
                 continue;
             }
             // Routed first: a login without a route takes no session slot and no part of the rate.
             let target = self.target(proven.identity.entry(), login)?;
             let place = self.place(&proven).map_err(|limited| event.limited(limited))?;
-            event.routed(&target.backend.name, &target.login, target.by_default, &self.shared.metrics);
-            if self.shared.maintenance.drained(&target.backend.name).is_some() {
-                self.count_backend(target.backend, BackendResult::Draining);
+            event.routed(&target.backend.name, &target.login, target.by_default, self.context.metrics);
+            if self.context.maintenance.drained(&target.backend.name).is_some() {
+                self.count_backend(&target.backend, BackendResult::Draining);
                 return Err(Refusal::BackendDraining);
             }
             return Ok(RoutedLogin { proven, by: decision.by, place, target });
@@ -193,25 +308,25 @@ impl<'a> LoginAttempt<'a> {
     ///
     /// # Errors
     /// Why no backend was found.
-    pub(crate) fn target(&self, entry: &Entry, typed: &Login) -> Result<Target<'a>, Refusal> {
-        let config = &self.snapshot.config;
+    pub(crate) fn target(&self, entry: &Entry, typed: &Login) -> Result<Target, Refusal> {
+        let config = &self.core.config;
         routing::allowed(&config.directory.allow, entry, self.protocol)?;
         let route = routing::route(&config.routing, entry)?;
         let login = routing::backend_login(config.directory.login_attribute.as_deref(), entry, typed)?;
-        let backend = self.snapshot.backends.get(route.index).ok_or(Refusal::Internal)?;
-        Ok(Target { backend, login, by_default: route.by_default })
+        let backend = self.core.backends.get(route.backend).ok_or(Refusal::Internal)?;
+        Ok(Target { backend: Arc::clone(backend), login, by_default: route.by_default })
     }
 
     /// Counts the result of a backend login.
     pub(crate) fn count_backend(&self, backend: &Backend, result: BackendResult) {
-        self.shared.metrics.backend_logins.at(&backend.name, result).inc();
+        self.context.metrics.backend_logins.at(&backend.name, result).inc();
     }
 
     /// Waits until the directory no longer holds this user, by change notification or by polling. The timeout
     /// runs from the beginning of the attempt, because the backend needs time too.
     async fn wait_for_release(&self, login: &Login, proven: &Proven) -> Result<(), Refusal> {
-        let (authn, held) = (&self.snapshot.authn, proven.identity.entry());
-        let until = self.began + self.snapshot.config.directory.watch.hold_timeout;
+        let (authn, held) = (&self.core.authn, proven.identity.entry());
+        let until = self.began + self.core.config.directory.watch.hold_timeout;
         let mut next_poll = Instant::now() + HOLD_POLL;
         loop {
             let changed = authn.entries().changed();
@@ -235,7 +350,7 @@ impl<'a> LoginAttempt<'a> {
 
     /// A session slot of this user.
     fn place(&self, proven: &Proven) -> Result<SessionPermit, Limited> {
-        self.shared.throttle.session(self.client, &proven.identity.entry().key())
+        self.context.limits.session(self.client, &proven.identity.entry().key())
     }
 }
 

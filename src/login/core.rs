@@ -1,86 +1,72 @@
-//! The context of sessions: an immutable snapshot of a config, and the state shared by all snapshots. A reload
-//! builds a new [`Snapshot`] and swaps it in at one place; sessions that began with the old one end with it.
+//! What a login needs of one configuration, and what it uses of the process: nothing else of either reaches the
+//! modules of `login`.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use tokio::sync::watch;
-
-use crate::backend::Backend;
-use crate::backend::capabilities::AdvertisedCapabilities;
-use crate::base::credential;
-use crate::base::secret::Secret;
-use crate::base::sys;
+use crate::backend::{Backend, BackendFiles};
 use crate::cache::Cache;
-use crate::config::{self, Config, Limits};
-use crate::config_files::{Files, Fingerprint};
+use crate::config::{self, Config};
 use crate::directory::Directory;
-use crate::directory::ldap::Ldap;
 use crate::limits::Throttle;
 use crate::login::authn::Authenticator;
-use crate::sessions::closer::Closer;
 use crate::sessions::maintenance::Maintenance;
 use crate::sessions::registry::Registry;
-use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
-use crate::tls::server::ServerTls;
 use crate::tracking::apply::{ChangeTracker, TrackingContext};
 use crate::tracking::store::TrackedEntries;
 
 /// A user logged in by a cached decision was tracked when it was cached, and is until the session is listed.
 const KNOWN_LONGER: Duration = Duration::from_secs(60);
 
-/// Everything that follows from one configuration.
+/// One configuration, with what decides about logins under it.
 #[derive(Debug)]
-pub(crate) struct Snapshot {
+pub(crate) struct LoginCore {
     /// The configuration.
     pub config: Config,
-    /// TLS towards clients.
-    pub tls: ServerTls,
     /// The decision, with its directory and cache.
     pub authn: Authenticator,
-    /// The same directory, for everything but decisions.
-    pub directory: Arc<Ldap>,
-    /// The backends, in the order of `routing.backends`.
-    pub backends: Vec<Backend>,
-    /// The capabilities advertised before login.
-    pub offers: AdvertisedCapabilities,
-    /// usher's own name in its dialogues.
-    pub host: Arc<str>,
-    /// The key that nginx has to send to `auth_http`, if configured.
-    pub auth_http_key: Option<Secret>,
-    /// The fingerprint of the files.
-    pub fingerprint: Fingerprint,
+    /// The backends.
+    pub backends: Backends,
 }
 
-impl Snapshot {
-    /// Builds everything from a config and what its files hold. The cache of `previous` is kept if its content
-    /// is still valid under this config.
+/// What backends are built from, besides the config.
+pub(crate) struct BackendParts<'a> {
+    /// What their files hold, by name.
+    pub files: HashMap<String, BackendFiles>,
+    /// usher's own name in its dialogues.
+    pub host: &'a Arc<str>,
+    /// usher's own listeners.
+    pub own: &'a Arc<[SocketAddr]>,
+    /// The core whose health data is kept.
+    pub kept: Option<&'a LoginCore>,
+}
+
+impl LoginCore {
+    /// The core of this config. Cache and tracked entries of `previous` are kept if they are still valid under it.
     #[must_use]
-    pub(crate) fn new(config: Config, files: Files, metrics: &Arc<Metrics>, previous: Option<&Self>) -> Self {
-        let directory = Arc::new(Ldap::new(&config.directory, files.directory_tls, Arc::clone(metrics)));
-        let kept = previous.filter(|old| old.config.directory == config.directory && old.config.cache == config.cache);
-        let cache = kept.map_or_else(|| Arc::new(Cache::new(&config.cache)), |old| Arc::clone(old.authn.cache()));
-        let known = kept.map_or_else(|| Arc::new(known(&config)), |old| Arc::clone(old.authn.entries()));
-        let asked = Arc::clone(&directory) as Arc<dyn Directory>;
-        let authn = Authenticator::new(asked, cache, known, config.limits.connections);
-        let own = listening(&config);
-        let host = host(&config, &files.tls);
+    pub(crate) fn new(
+        config: Config,
+        directory: Arc<dyn Directory>,
+        BackendParts { mut files, host, own, kept }: BackendParts<'_>,
+        metrics: &Arc<Metrics>,
+        previous: Option<&Self>,
+    ) -> Self {
+        let valid = previous.filter(|old| old.config.directory == config.directory && old.config.cache == config.cache);
+        let cache = valid.map_or_else(|| Arc::new(Cache::new(&config.cache)), |old| Arc::clone(old.authn.cache()));
+        let tracked = valid.map_or_else(|| Arc::new(tracked(&config)), |old| Arc::clone(old.authn.entries()));
+        let authn = Authenticator::new(directory, cache, tracked, config.limits.connections);
         let untagged_limit = config.limits.max_backend_greeting;
-        let backends: Vec<_> = std::iter::zip(&config.routing.backends, files.backends)
-            .map(|(settings, files)| {
-                let kept =
-                    previous.filter(|old| listening(&old.config) == own).and_then(|old| old.backend_like(settings));
-                Backend::new(settings, files, untagged_limit, &host, &own, metrics, kept)
-            })
-            .collect();
-        let offers =
-            AdvertisedCapabilities::new(&config.capabilities, &backends, metrics, previous.map(|old| &old.offers));
-        let Files { tls, auth_http_key, fingerprint, .. } = files;
-        Self { config, tls, authn, directory, backends, offers, host, auth_http_key, fingerprint }
+        // Files were read for each backend of this config.
+        let backends = config.routing.backends.iter().filter_map(|settings| {
+            let files = files.remove(&settings.name)?;
+            let kept = kept.and_then(|old| old.backend_like(settings));
+            Some(Backend::new(settings, files, untagged_limit, host, own, metrics, kept))
+        });
+        let backends = Backends::new(backends);
+        Self { config, authn, backends }
     }
 
     /// The settings by which directory changes are judged.
@@ -96,21 +82,13 @@ impl Snapshot {
 
     /// The backend with exactly these settings: its health data stays valid.
     fn backend_like(&self, settings: &config::Backend) -> Option<&Backend> {
-        let mut pairs = std::iter::zip(&self.config.routing.backends, &self.backends);
-        pairs.find(|(known, _)| *known == settings).map(|(_, backend)| backend)
+        let is_same = self.config.routing.backends.contains(settings);
+        self.backends.get(&settings.name).filter(|_| is_same).map(|backend| &**backend)
     }
 }
 
-/// usher's own name: as configured, or the first that a certificate has, which is the one that clients
-/// connect to (a machine's own may be a container's number); otherwise the machine's.
-fn host(config: &Config, tls: &ServerTls) -> Arc<str> {
-    let mut names = tls.certificates().iter().flat_map(|served| &served.names);
-    let certified = || names.find(|name| !name.starts_with('*')).cloned();
-    config.hostname.clone().or_else(certified).unwrap_or_else(sys::host_name).into()
-}
-
 /// Capacity for every user with a cached decision or a session.
-fn known(config: &Config) -> TrackedEntries {
+fn tracked(config: &Config) -> TrackedEntries {
     let decisions = usize::try_from(config.cache.capacity).unwrap_or(usize::MAX);
     TrackedEntries::new(
         decisions.saturating_add(config.limits.connections),
@@ -118,153 +96,61 @@ fn known(config: &Config) -> TrackedEntries {
     )
 }
 
-/// usher's own listeners.
-fn listening(config: &Config) -> Arc<[SocketAddr]> {
-    config.listeners.iter().map(|listener| listener.address).collect()
+/// The backends of one configuration, found by the names that routing yields.
+#[derive(Debug, Default)]
+pub(crate) struct Backends {
+    /// In the order of the config.
+    all: Vec<Arc<Backend>>,
+    by_name: HashMap<Arc<str>, Arc<Backend>>,
 }
 
-/// The stage of the process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Stage {
-    /// Accepting and serving.
-    Serving,
-    /// `/ready` is 503 because an administrator wants it; nothing else has changed.
-    Unready,
-    /// `/ready` is 503 so that load balancers stop sending connections; still accepting and serving.
-    Leaving,
-    /// No new connection, no new login; sessions are closed one by one.
-    Draining,
+impl Backends {
+    /// These backends, in the order of the config.
+    #[must_use]
+    pub(crate) fn new(backends: impl Iterator<Item = Backend>) -> Self {
+        let all: Vec<_> = backends.map(Arc::new).collect();
+        let by_name = all.iter().map(|backend| (Arc::clone(&backend.name), Arc::clone(backend))).collect();
+        Self { all, by_name }
+    }
+
+    /// The backend with this name.
+    #[must_use]
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Backend>> {
+        self.by_name.get(name)
+    }
+
+    /// All of them, in the order of the config.
+    #[must_use]
+    pub(crate) fn all(&self) -> &[Arc<Backend>] {
+        &self.all
+    }
 }
 
-/// The state shared by all snapshots and sessions.
-pub(crate) struct Shared {
-    /// The snapshot in force.
-    pub snapshot: ArcSwap<Snapshot>,
-    /// Every metric.
-    pub metrics: Arc<Metrics>,
-    /// The relayed sessions.
-    pub registry: Arc<Registry>,
-    /// Applies changes of the directory.
-    pub follow: ChangeTracker,
-    /// Ends sessions at a pace.
-    pub closer: Arc<Closer>,
-    /// The backends that are out of service.
-    pub maintenance: Maintenance,
+/// The core in force; a reload replaces it.
+pub(crate) trait InForce: Send + Sync {
+    /// The core of the newest configuration.
+    fn core(&self) -> Arc<LoginCore>;
+}
+
+/// What a login uses of the process. All of it outlives a reload.
+#[derive(Clone, Copy)]
+pub(crate) struct LoginContext<'a> {
+    /// The core in force.
+    pub in_force: &'a dyn InForce,
     /// Limits per client and user.
-    pub throttle: Throttle,
-    /// The stage of the process' life.
-    pub stage: watch::Sender<Stage>,
-    /// Whether the directory has answered once since the start.
-    pub directory_answered: AtomicBool,
-    /// The log, for its level and its losses.
-    pub log: log::Guard,
-    /// Rate limit of log lines that any client could trigger.
-    pub repeats: log::Repeats,
-    connections: watch::Sender<usize>,
-    unauthenticated: AtomicUsize,
+    pub limits: &'a Throttle,
+    /// The changes of the directory.
+    pub tracking: &'a ChangeTracker,
+    /// The relayed sessions.
+    pub sessions: &'a Arc<Registry>,
+    /// The backends that are out of service.
+    pub maintenance: &'a Maintenance,
+    /// Every metric.
+    pub metrics: &'a Metrics,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for LoginContext<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("stage", &*self.stage.borrow()).finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    /// At the start of a process.
-    #[must_use]
-    pub(crate) fn new(snapshot: Snapshot, metrics: Arc<Metrics>, log: log::Guard) -> Arc<Self> {
-        credential::prepare();
-        let registry = Arc::<Registry>::default();
-        let closer = Arc::new(Closer::new(Arc::clone(&registry)));
-        Arc::new(Self {
-            follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
-            maintenance: Maintenance::new(Arc::clone(&closer)),
-            closer,
-            throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
-            snapshot: ArcSwap::from_pointee(snapshot),
-            metrics,
-            registry,
-            stage: watch::Sender::new(Stage::Serving),
-            directory_answered: AtomicBool::new(false),
-            log,
-            repeats: log::Repeats::default(),
-            connections: watch::Sender::new(0),
-            unauthenticated: AtomicUsize::new(0),
-        })
-    }
-
-    /// Waits until the process has come to this stage.
-    pub(crate) async fn stage(&self, stage: Stage) {
-        // The sender lives in `self`, so the wait cannot fail.
-        let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
-    }
-
-    /// Takes one of `limit` allowed connections; `None` if all are taken.
-    #[must_use]
-    pub(crate) fn permit(self: &Arc<Self>, limit: usize) -> Option<Permit> {
-        let taken = self.connections.send_if_modified(|count| {
-            let free = *count < limit;
-            *count += usize::from(free);
-            free
-        });
-        taken.then(|| {
-            self.metrics.connections.inc();
-            Permit { shared: Arc::clone(self), unauthenticated: false }
-        })
-    }
-
-    /// Takes one of the allowed connections for a client that is not logged in.
-    ///
-    /// # Errors
-    /// The key of the limit that is reached.
-    pub(crate) fn enter(self: &Arc<Self>, limits: &Limits) -> Result<Permit, &'static str> {
-        let mut permit = self.permit(limits.connections).ok_or("limits.connections")?;
-        let taken = self.unauthenticated.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
-            (count < limits.unauthenticated).then_some(count + 1)
-        });
-        taken.map_err(|_| "limits.unauthenticated")?;
-        permit.unauthenticated = true;
-        self.metrics.connections_unauthenticated.inc();
-        Ok(permit)
-    }
-
-    /// How many unauthenticated connections one network may have, once most of their places are taken.
-    #[must_use]
-    pub(crate) fn per_network_limit(&self, limits: &Limits) -> Option<u32> {
-        let taken = self.unauthenticated.load(Ordering::Acquire);
-        let nearly_full = taken.saturating_mul(4) >= limits.unauthenticated.saturating_mul(3);
-        nearly_full.then(|| u32::try_from(limits.unauthenticated / 4).unwrap_or(u32::MAX).max(1))
-    }
-
-    /// Waits until every connection has ended.
-    pub(crate) async fn connections_closed(&self) {
-        let _ = self.connections.subscribe().wait_for(|count| *count == 0).await;
-    }
-}
-
-/// One of the allowed connections, given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Permit {
-    shared: Arc<Shared>,
-    /// Whether it counts as one that is not logged in.
-    unauthenticated: bool,
-}
-
-impl Permit {
-    /// The client is logged in.
-    pub(crate) fn logged_in(&mut self) {
-        if std::mem::take(&mut self.unauthenticated) {
-            self.shared.unauthenticated.fetch_sub(1, Ordering::AcqRel);
-            self.shared.metrics.connections_unauthenticated.dec();
-        }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.logged_in();
-        self.shared.connections.send_modify(|count| *count -= 1);
-        self.shared.metrics.connections.dec();
+        f.debug_struct("LoginContext").finish_non_exhaustive()
     }
 }

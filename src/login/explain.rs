@@ -29,8 +29,6 @@ pub(crate) struct Verdict {
 /// Where a login leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Goal {
-    /// The position in `routing.backends`.
-    pub index: usize,
     /// The backend's name.
     pub backend: String,
     /// Whether it is `routing.default`.
@@ -158,7 +156,7 @@ fn goal(config: &Config, entry: &Entry, login: &Login) -> (Result<Goal, Refusal>
         }
     };
     let why = if route.by_default { format!("no {attribute}, so routing.default") } else { format!("its {attribute}") };
-    let words = format!("would be sent to {} ({why})", route.backend.name);
-    let goal = Goal { index: route.index, backend: route.backend.name.clone(), by_default: route.by_default, login };
+    let words = format!("would be sent to {} ({why})", route.backend);
+    let goal = Goal { backend: route.backend.to_owned(), by_default: route.by_default, login };
     (Ok(goal), words)
 }

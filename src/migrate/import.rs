@@ -242,16 +242,12 @@ impl Import {
         named: &HashMap<String, usize>,
         done: &AtomicUsize,
     ) -> Result<(), DirectoryError> {
-        let leads = |value: &str| {
-            let key = host_key(value.trim());
-            config.routing.backends.iter().position(|backend| backend.hosts.contains(&key))
-        };
+        let leads = |value: &str| routing::backend_of(&config.routing, value);
         let default = hosts.default.as_deref();
         // Without the attribute they go to `routing.default`: if that is the recipe's default, nothing is to be done.
         let falls_there = default.is_some_and(|default| {
-            let index = config.routing.default.as_ref();
-            let index = index.and_then(|name| config.routing.backends.iter().position(|one| one.name == *name));
-            index.is_some() && leads(default) == index
+            let name = config.routing.default.as_deref();
+            name.is_some() && leads(default) == name
         });
         let (sender, mut listed) = mpsc::channel(256);
         let (told, ()) = tokio::join!(directory.list(name_attribute, sender), async {
@@ -278,7 +274,7 @@ impl Import {
                     }
                     continue;
                 }
-                let goal = routing::route(&config.routing, &entry).ok().map(|route| route.index);
+                let goal = routing::route(&config.routing, &entry).ok().map(|route| route.backend);
                 if default.is_some_and(|default| goal.is_none() || goal != leads(default)) {
                     self.remarks.push(Remark::Elsewhere(dn, entry.mail_hosts));
                 }

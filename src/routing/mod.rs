@@ -1,21 +1,19 @@
-//! Routing: from an entry's `mailHost` to a backend.
+//! Routing: from an entry's `mailHost` to the name of a backend.
 //!
 //! An unknown value never falls to the default, and several values never to one of them at random:
 //! only a user *without* the attribute may be sent to `routing.default`. Does no I/O.
 
 use crate::base::credential::Login;
-use crate::config::{Allow, Backend, Routing, host_key};
+use crate::config::{Allow, Routing, host_key};
 use crate::directory::Entry;
 use crate::outcome::Refusal;
 use crate::proto::Protocol;
 
 /// The backend of an entry.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Route<'a> {
-    /// The position in `routing.backends`.
-    pub index: usize,
-    /// The backend.
-    pub backend: &'a Backend,
+    /// The backend's name.
+    pub backend: &'a str,
     /// Whether it was chosen by `routing.default`.
     pub by_default: bool,
 }
@@ -38,23 +36,22 @@ pub(crate) fn allowed(allow: &Allow, entry: &Entry, protocol: &Protocol) -> Resu
 /// # Errors
 /// [`Refusal::NoMailHost`], [`Refusal::UnknownMailHost`] or [`Refusal::SeveralMailHosts`].
 pub(crate) fn route<'a>(routing: &'a Routing, entry: &Entry) -> Result<Route<'a>, Refusal> {
-    let by_host = |value: &str| {
-        let host = host_key(value.trim());
-        routing.backends.iter().position(|backend| backend.hosts.contains(&host))
-    };
-    let mut targets = entry.mail_hosts.iter().map(|value| by_host(value));
-    let (index, by_default) = match targets.next() {
-        None => {
-            let default = routing.default.as_ref().ok_or(Refusal::NoMailHost)?;
-            let index = routing.backends.iter().position(|backend| backend.name == *default);
-            (index.ok_or(Refusal::NoMailHost)?, true)
-        }
+    let mut targets = entry.mail_hosts.iter().map(|value| backend_of(routing, value));
+    let (backend, by_default) = match targets.next() {
+        None => (routing.default.as_deref().ok_or(Refusal::NoMailHost)?, true),
         // Two spellings of one backend count as one value; several backends, or an unknown one, do not.
         Some(first) if targets.any(|other| other != first) => return Err(Refusal::SeveralMailHosts),
         Some(first) => (first.ok_or(Refusal::UnknownMailHost)?, false),
     };
-    let backend = routing.backends.get(index).ok_or(Refusal::Internal)?;
-    Ok(Route { index, backend, by_default })
+    Ok(Route { backend, by_default })
+}
+
+/// The name of the backend that serves this mail host, in any spelling.
+#[must_use]
+pub(crate) fn backend_of<'a>(routing: &'a Routing, mail_host: &str) -> Option<&'a str> {
+    let host = host_key(mail_host.trim());
+    let backend = routing.backends.iter().find(|backend| backend.hosts.contains(&host))?;
+    Some(&backend.name)
 }
 
 /// The name to log in with at the backend: the typed one, or the value of `login_attribute`.
@@ -74,7 +71,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::{Health, Probe};
+    use crate::config::{Backend, Health, Probe};
 
     fn backend(name: &str, hosts: &[&str]) -> Backend {
         Backend {
@@ -112,7 +109,7 @@ mod tests {
 
     fn chosen(default: Option<&str>, mail_hosts: &[&str]) -> Result<(String, bool), Refusal> {
         let routing = routing(default);
-        route(&routing, &entry(mail_hosts, &[])).map(|route| (route.backend.name.clone(), route.by_default))
+        route(&routing, &entry(mail_hosts, &[])).map(|route| (route.backend.to_owned(), route.by_default))
     }
 
     #[test]
@@ -133,6 +130,14 @@ mod tests {
         assert_eq!(chosen(Some("server4"), &["server3", "server4"]), Err(Refusal::SeveralMailHosts));
         assert_eq!(chosen(Some("server4"), &["server3", "server9"]), Err(Refusal::SeveralMailHosts));
         assert_eq!(chosen(Some("server4"), &["server8", "server9"]), Err(Refusal::UnknownMailHost));
+    }
+
+    #[test]
+    fn mail_host_names_one_backend_or_none() {
+        let routing = routing(Some("server4"));
+        assert_eq!(backend_of(&routing, " SERVER3.example.com."), Some("server3"));
+        assert_eq!(backend_of(&routing, "server4"), Some("server4"));
+        assert_eq!(backend_of(&routing, "server9"), None, "an unknown host has no default");
     }
 
     #[test]

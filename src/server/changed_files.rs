@@ -13,7 +13,7 @@ use super::file_reader::{PendingRead, ReadError};
 use crate::base::clock::date;
 use crate::config::Problem;
 use crate::config_files::{Files, Fingerprint};
-use crate::login::core::Snapshot;
+use crate::process::Snapshot;
 use crate::telemetry::labels::ReloadResult;
 use crate::tls::server::ServedCertificate;
 

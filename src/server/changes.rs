@@ -9,7 +9,7 @@ use tokio::time::interval;
 
 use crate::base::tasks::Task;
 use crate::directory::Change;
-use crate::login::core::{Shared, Snapshot};
+use crate::process::{Shared, Snapshot};
 
 /// How often it is seen whether another snapshot is in force: its directory is followed then.
 const SNAPSHOT_CHECK: Duration = Duration::from_millis(250);

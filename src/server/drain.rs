@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout};
 use tracing::info;
 
 use super::{Server, StopSignals};
-use crate::login::core::Stage;
+use crate::process::Stage;
 
 /// How long closed sessions may take to say goodbye at the end.
 const LAST_FAREWELL: Duration = Duration::from_secs(3);

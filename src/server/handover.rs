@@ -31,7 +31,7 @@ use super::{Next, Server, StopSignals};
 use crate::admin::control::{OrderResult, SocketFile};
 use crate::base::clock::unix_now;
 use crate::base::sys;
-use crate::login::core::Stage;
+use crate::process::Stage;
 use crate::sessions::maintenance::Drain;
 
 /// Sockets in one message: below SCM_MAX_FD, which is 253.

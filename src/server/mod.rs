@@ -39,7 +39,7 @@ use tracing::{error, warn};
 use crate::admin::control::{Order, Request, SocketFile};
 use crate::base::tasks;
 use crate::config_files::Fingerprint;
-use crate::login::core::Shared;
+use crate::process::Shared;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::tls;

@@ -7,7 +7,7 @@ use super::loop_check;
 use crate::base::sys;
 use crate::config::{self, Config, Problem};
 use crate::config_files::{self, Files};
-use crate::login::core::Snapshot;
+use crate::process::Snapshot;
 use crate::telemetry::metrics::Metrics;
 
 /// Two sockets a session, and some for everything else.

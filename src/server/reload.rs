@@ -12,7 +12,7 @@ use super::handover::Inherited;
 use super::prepare::prepare;
 use crate::admin::control::OrderResult;
 use crate::base::clock::{date, unix_now};
-use crate::login::core::Snapshot;
+use crate::process::Snapshot;
 
 impl Server {
     /// Takes over the config file as it is now, or leaves everything as it was and says why.
@@ -97,7 +97,7 @@ impl Server {
         let metrics = &self.shared.metrics;
         metrics.know(&snapshot.config);
         self.shared.throttle.apply(&snapshot.config.throttle);
-        let is_configured = |name: &str| snapshot.backends.iter().any(|backend| *backend.name == *name);
+        let is_configured = |name: &str| snapshot.backends.get(name).is_some();
         for backend in self.shared.maintenance.keep(is_configured) {
             info!(backend = &*backend, "this backend is not configured any more, nor drained");
         }

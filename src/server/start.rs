@@ -16,12 +16,11 @@ use super::handover::Inherited;
 use super::{Server, StartError, changes};
 use crate::admin::SidePort;
 use crate::admin::control;
-use crate::backend::Backend;
 use crate::base::tasks::Task;
 use crate::config::ListenerTls;
 use crate::frontend::auth_http;
 use crate::frontend::listener::{self, BoundListener};
-use crate::login::core::Shared;
+use crate::process::Shared;
 use crate::sessions::closer;
 use crate::telemetry::log;
 
@@ -140,8 +139,8 @@ async fn run_probes(shared: Arc<Shared>) {
     loop {
         let snapshot = shared.snapshot.load();
         snapshot.directory.run_probes();
-        snapshot.backends.iter().for_each(Backend::run_probes);
-        snapshot.offers.refresh(&snapshot.backends, &shared.metrics);
+        snapshot.backends.all().iter().for_each(|backend| backend.run_probes());
+        snapshot.offers.refresh(snapshot.backends.all(), &shared.metrics);
         drop(snapshot);
         sleep(PROBE_TICK).await;
     }

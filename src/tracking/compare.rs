@@ -186,7 +186,7 @@ pub(crate) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
 /// The backend of an entry.
 pub(crate) fn route_target(routing: &Routing, entry: &Entry) -> RouteTarget {
     let route = routing::route(routing, entry);
-    route.map(|route| route.backend.name.as_str().into()).map_err(|refusal: Refusal| refusal.label())
+    route.map(|route| route.backend.into()).map_err(|refusal: Refusal| refusal.label())
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::admin::overview::{self, Backend};
 use crate::base::clock::unix_now;
 use crate::base::credential::Login;
 use crate::cache::CacheRecord;
-use crate::login::core::{Shared, Snapshot, Stage};
+use crate::process::{Shared, Snapshot, Stage};
 use crate::routing;
 use crate::sessions::filter::Filter;
 use crate::sessions::maintenance::Drain;
@@ -200,7 +200,7 @@ fn shown(snapshot: &Snapshot, remembered: CacheRecord) -> Cached {
         dn: dn.to_string(),
         names,
         mail_host: entry.as_ref().map(|entry| entry.mail_hosts.clone()).unwrap_or_default(),
-        backend: target.map(|route| route.backend.name.clone()),
+        backend: target.map(|route| route.backend.to_owned()),
         right,
         wrong,
         age_seconds: age.map(|age| age.as_secs()),

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::super::slots::{ConnectionSlots, SlotLimits};
 use super::caller::Caller;
 use super::{Request, routes};
-use crate::login::core::Shared;
+use crate::process::Shared;
 
 /// Connections at a time: administrators and their scripts; of one user; and what is kept for root.
 const SLOTS: SlotLimits = SlotLimits { all: 32, share: 8, reserved: 1 };

@@ -42,7 +42,7 @@ pub(super) struct Sample {
 
 impl Sample {
     /// Reads them.
-    pub(super) fn take(metrics: &Metrics, backends: &[Backend]) -> Self {
+    pub(super) fn take(metrics: &Metrics, backends: &[Arc<Backend>]) -> Self {
         let mut sample = Self { at: Instant::now(), results: [0; RESULTS], decisions: [0; _], backends: Vec::new() };
         for (count, result) in sample.results.iter_mut().zip(results()) {
             let each = PROTOCOLS.iter().map(|row| metrics.logins.with_label_values(&[row.name, result]).get());

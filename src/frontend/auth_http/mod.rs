@@ -8,7 +8,6 @@ mod request;
 
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,17 +15,18 @@ use futures_util::FutureExt as _;
 use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::config::{AuthHttp, OnUnavailable};
-use crate::login::attempt::{LoginAttempt, RoutedLogin};
-use crate::login::authn::LookupMode;
-use crate::login::core::{Shared, Snapshot};
+use crate::login::attempt::{
+    self, Completion, Frontend, LoginAttempt, LoginRequest, RefusedLogin, RoutedLogin, Target,
+};
 use crate::login::event::{ConnectionInfo, LoginEvent};
 use crate::outcome::Refusal;
+use crate::process::{Shared, Snapshot};
 use crate::proto::NginxReply;
 use crate::telemetry::labels::AuthHttpResult;
 use crate::tls::stream::Stream;
@@ -178,18 +178,23 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
         return refusal(&NginxReply { code, text: "Use PLAIN or LOGIN under TLS".to_owned() }, true);
     }
     let info = ConnectionInfo { session: shared.registry.next_id(), client, via: Some(nginx), protocol: protocol.name };
-    let attempt = LoginAttempt { shared, snapshot, client, protocol, began: Instant::now() };
-    let mut event = LoginEvent { typed: login, ..LoginEvent::default() };
-    let outcome = attempt.bounded(pin!(grant(&attempt, password, &mut event))).await;
-    event.emit(&info, None, outcome.as_ref().err(), &shared.metrics);
+    let mut event = LoginEvent::default();
+    // Held only for this request: nginx counts its own connections.
+    let connection = shared.throttle.connection(client);
+    let (connection, credential) = match connection {
+        Ok(connection) => (Some(connection), credential(&login, password)),
+        Err(limited) => (None, Err(event.limited(limited))),
+    };
+    event.typed = login;
+    let request = LoginRequest { info: &info, client_id: None, protocol, connection, credential, event };
+    let outcome = attempt::attempt(shared.login(), request, &Nginx).await;
     match outcome {
         Ok(granted) => {
             count(shared, AuthHttpResult::Ok);
             lingering_close(&granted)
         }
-        Err(refused) => {
+        Err(RefusedLogin { refusal: refused, reply }) => {
             count(shared, AuthHttpResult::Refused);
-            let reply = attempt.reply(&refused).await;
             let limits = &snapshot.config.limits;
             let guessed = refused.counts_as_failed() && attempts >= limits.failed_logins;
             let away = refused.is_outage() && limits.on_unavailable == OnUnavailable::ReplyAndClose;
@@ -198,34 +203,47 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
     }
 }
 
-/// Authenticates the user and finds the backend.
-async fn grant(attempt: &LoginAttempt<'_>, password: Secret, event: &mut LoginEvent) -> Result<NginxTarget, Refusal> {
-    let authn = &attempt.snapshot.authn;
-    // Held only for this request: nginx counts its own connections.
-    let connection = attempt.shared.throttle.connection(attempt.client);
-    let _connection = connection.map_err(|limited| event.limited(limited))?;
-    let login = Login::parse(&event.typed).ok_or(Refusal::InvalidUsername)?;
+/// The credential of a request.
+fn credential(typed: &[u8], password: Secret) -> Result<Credential, Refusal> {
+    let login = Login::parse(typed).ok_or(Refusal::InvalidUsername)?;
     // nginx sends it to the backend unescaped, where a line end begins another command.
     if password.expose().iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
         return Err(Refusal::InvalidPassword);
     }
-    let credential = Credential::new(login, CredentialSecret::Password(password));
-    let mut decision = attempt.decide(&credential, event).await?;
-    loop {
-        let RoutedLogin { proven, target, .. } = attempt.find(&credential, decision, event).await?;
-        let address = target.backend.nginx_address(attempt.protocol).await.map_err(|error| {
-            attempt.count_backend(target.backend, error.result());
+    Ok(Credential::new(login, CredentialSecret::Password(password)))
+}
+
+/// nginx logs in to the backend itself: it gets an address and a name.
+struct Nginx;
+
+impl Frontend for Nginx {
+    type Accepted = NginxTarget;
+
+    async fn complete(
+        &self,
+        attempt: &LoginAttempt<'_>,
+        credential: &Credential,
+        RoutedLogin { proven, target, .. }: RoutedLogin,
+        event: &mut LoginEvent,
+    ) -> Result<Completion<NginxTarget>, Refusal> {
+        let Target { backend, login, .. } = target;
+        let address = backend.nginx_address(attempt.protocol).await.map_err(|error| {
+            attempt.count_backend(&backend, error.result());
             event.failed(&error);
-            error.refusal(target.backend.pass_refusals)
+            error.refusal(backend.pass_refusals)
         })?;
-        if authn.is_current(&proven) {
-            let other = (target.login != *credential.login()).then_some(target.login);
-            // Headers are trimmed: another user could be meant.
-            let whole = other.as_ref().is_none_or(|name| name.as_str().trim() == name.as_str());
-            return if whole { Ok(NginxTarget { address, login: other }) } else { Err(Refusal::NoBackendLogin) };
-        }
         // The entry was invalidated meanwhile: decide again with its current version.
-        decision = authn.decide(&credential, LookupMode::Directory).await;
+        if !attempt.core.authn.is_current(&proven) {
+            return Ok(Completion::Outdated);
+        }
+        let other = (login != *credential.login()).then_some(login);
+        // Headers are trimmed: another user could be meant.
+        let whole = other.as_ref().is_none_or(|name| name.as_str().trim() == name.as_str());
+        if whole {
+            Ok(Completion::Accepted(NginxTarget { address, login: other }))
+        } else {
+            Err(Refusal::NoBackendLogin)
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use crate::login::authn::Proven;
-use crate::login::core::{Shared, Snapshot};
+use crate::login::core::{LoginContext, LoginCore};
 use crate::outcome::{AccountState, Refusal};
 use crate::sessions::registry::{ListedSession, Session, SessionBasis, StopHandle, TerminationReason};
 
@@ -27,31 +27,31 @@ pub(super) struct Listing {
 pub(super) enum NotListed {
     /// The entry has changed: decide again with its current version.
     Again,
-    /// A reload has replaced the cache: decide again with the snapshot in force.
+    /// A reload has replaced the cache: decide again by the core in force.
     Reloaded,
     /// It would have to end at once.
     Refused(Refusal),
 }
 
-/// Lists a session whose backend has accepted its login, decided with this snapshot.
+/// Lists a session whose backend has accepted its login, decided by this core.
 ///
 /// # Errors
 /// Why the client must not be sent OK; the session is not listed then.
 pub(super) fn list(
-    shared: &Shared,
-    decided: &Snapshot,
+    context: LoginContext<'_>,
+    decided: &LoginCore,
     proven: &Proven,
     session: Session,
     backend_login: Arc<str>,
 ) -> Result<Listing, NotListed> {
     let basis = SessionBasis { entry: proven.identity.shared_entry(), backend_login };
-    let (listed, mut asked_to_end) = shared.registry.list(session.clone(), basis.clone());
+    let (listed, mut asked_to_end) = context.sessions.list(session.clone(), basis.clone());
     // Loaded behind the listing: a later reload compares all that is listed.
-    let newest = shared.snapshot.load();
+    let newest = context.in_force.core();
     if !Arc::ptr_eq(newest.authn.cache(), decided.authn.cache()) {
         return Err(NotListed::Reloaded);
     }
-    shared.follow.check_listed(&session, &basis, &newest.setting()).map_err(not_listed)?;
+    context.tracking.check_listed(&session, &basis, &newest.setting()).map_err(not_listed)?;
     if !decided.authn.is_current(proven) {
         return Err(NotListed::Again);
     }

@@ -6,6 +6,7 @@ use tokio::net::{TcpListener, tcp};
 
 use super::*;
 use crate::backend::capabilities::AdvertisedCapabilities;
+use crate::base::secret::Secret;
 use crate::cache::Cache;
 use crate::config;
 use crate::config_files::Fingerprint;
@@ -13,6 +14,7 @@ use crate::directory::ldap::Ldap;
 use crate::directory::{Directory, DirectoryFuture, Entry, Floor, Identity, RefusedBefore, Trace};
 use crate::login::attempt::{ATTEMPT_TIMEOUT, next_refusal_tick};
 use crate::login::authn::Authenticator;
+use crate::login::core::{Backends, LoginCore};
 use crate::proto::{Back, BackSettings, ClientId, Welcome};
 use crate::telemetry::metrics::Metrics;
 use crate::tracking::store::TrackedEntries;
@@ -126,21 +128,20 @@ limits: {{{limits}}}
         );
         let config = config::parse(&folder.path().join("config.yaml"), &text).unwrap();
         let metrics = Arc::new(Metrics::new());
+        let authn = Authenticator::new(
+            Arc::new(Obedient),
+            Arc::new(Cache::new(&config.cache)),
+            Arc::new(TrackedEntries::new(10, Duration::ZERO)),
+            100,
+        );
         let snapshot = Snapshot {
             host: "usher.example.com".into(),
             tls: tls::server::ServerTls::build(&config.tls, &config.place).unwrap(),
-            authn: Authenticator::new(
-                Arc::new(Obedient),
-                Arc::new(Cache::new(&config.cache)),
-                Arc::new(TrackedEntries::new(10, Duration::ZERO)),
-                100,
-            ),
             directory: Arc::new(Ldap::new(&config.directory, None, Arc::clone(&metrics))),
-            backends: Vec::new(),
             offers: AdvertisedCapabilities::new(&[], &[], &metrics, None),
             auth_http_key: None,
             fingerprint: Fingerprint::of(&config),
-            config,
+            core: Arc::new(LoginCore { config, authn, backends: Backends::default() }),
         };
         let log = crate::telemetry::log::unread();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,0 +1,255 @@
+//! What lives as long as the process, and the snapshot in force: an immutable view of one configuration. A reload
+//! builds a new [`Snapshot`] and swaps it in at one place; sessions that began with the old one end with it.
+
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::backend::capabilities::AdvertisedCapabilities;
+use crate::base::credential;
+use crate::base::secret::Secret;
+use crate::base::sys;
+use crate::config::{Config, Limits};
+use crate::config_files::{Files, Fingerprint};
+use crate::directory::Directory;
+use crate::directory::ldap::Ldap;
+use crate::limits::Throttle;
+use crate::login::core::{BackendParts, InForce, LoginContext, LoginCore};
+use crate::sessions::closer::Closer;
+use crate::sessions::maintenance::Maintenance;
+use crate::sessions::registry::Registry;
+use crate::telemetry::log;
+use crate::telemetry::metrics::Metrics;
+use crate::tls::server::ServerTls;
+use crate::tracking::apply::ChangeTracker;
+
+/// Everything that follows from one configuration. What a login needs of it is its core.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    /// The configuration, the decision and the backends.
+    pub core: Arc<LoginCore>,
+    /// TLS towards clients.
+    pub tls: ServerTls,
+    /// The same directory as the core's, for everything but decisions.
+    pub directory: Arc<Ldap>,
+    /// The capabilities advertised before login.
+    pub offers: AdvertisedCapabilities,
+    /// usher's own name in its dialogues.
+    pub host: Arc<str>,
+    /// The key that nginx has to send to `auth_http`, if configured.
+    pub auth_http_key: Option<Secret>,
+    /// The fingerprint of the files.
+    pub fingerprint: Fingerprint,
+}
+
+impl Snapshot {
+    /// Builds everything from a config and what its files hold. The cache of `previous` is kept if its content
+    /// is still valid under this config.
+    #[must_use]
+    pub(crate) fn new(config: Config, files: Files, metrics: &Arc<Metrics>, previous: Option<&Self>) -> Self {
+        let Files { tls, directory_tls, backends: files, auth_http_key, fingerprint } = files;
+        let directory = Arc::new(Ldap::new(&config.directory, directory_tls, Arc::clone(metrics)));
+        let asked = Arc::clone(&directory) as Arc<dyn Directory>;
+        let own = listening(&config);
+        let host = host(&config, &tls);
+        // Health data depends on usher's own listeners, too: an address among them is never connected to.
+        let previous_core = previous.map(|old| &*old.core);
+        let kept = previous_core.filter(|old| listening(&old.config) == own);
+        let parts = BackendParts { files, host: &host, own: &own, kept };
+        let core = Arc::new(LoginCore::new(config, asked, parts, metrics, previous_core));
+        let previous_offers = previous.map(|old| &old.offers);
+        let offers =
+            AdvertisedCapabilities::new(&core.config.capabilities, core.backends.all(), metrics, previous_offers);
+        Self { core, tls, directory, offers, host, auth_http_key, fingerprint }
+    }
+}
+
+impl Deref for Snapshot {
+    type Target = LoginCore;
+
+    fn deref(&self) -> &LoginCore {
+        &self.core
+    }
+}
+
+impl InForce for ArcSwap<Snapshot> {
+    fn core(&self) -> Arc<LoginCore> {
+        Arc::clone(&self.load().core)
+    }
+}
+
+/// usher's own name: as configured, or the first that a certificate has, which is the one that clients
+/// connect to (a machine's own may be a container's number); otherwise the machine's.
+fn host(config: &Config, tls: &ServerTls) -> Arc<str> {
+    let mut names = tls.certificates().iter().flat_map(|served| &served.names);
+    let certified = || names.find(|name| !name.starts_with('*')).cloned();
+    config.hostname.clone().or_else(certified).unwrap_or_else(sys::host_name).into()
+}
+
+/// usher's own listeners.
+fn listening(config: &Config) -> Arc<[SocketAddr]> {
+    config.listeners.iter().map(|listener| listener.address).collect()
+}
+
+/// The stage of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// Accepting and serving.
+    Serving,
+    /// `/ready` is 503 because an administrator wants it; nothing else has changed.
+    Unready,
+    /// `/ready` is 503 so that load balancers stop sending connections; still accepting and serving.
+    Leaving,
+    /// No new connection, no new login; sessions are closed one by one.
+    Draining,
+}
+
+/// The state shared by all snapshots and sessions.
+pub(crate) struct Shared {
+    /// The snapshot in force.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// Every metric.
+    pub metrics: Arc<Metrics>,
+    /// The relayed sessions.
+    pub registry: Arc<Registry>,
+    /// Applies changes of the directory.
+    pub follow: ChangeTracker,
+    /// Ends sessions at a pace.
+    pub closer: Arc<Closer>,
+    /// The backends that are out of service.
+    pub maintenance: Maintenance,
+    /// Limits per client and user.
+    pub throttle: Throttle,
+    /// The stage of the process' life.
+    pub stage: watch::Sender<Stage>,
+    /// Whether the directory has answered once since the start.
+    pub directory_answered: AtomicBool,
+    /// The log, for its level and its losses.
+    pub log: log::Guard,
+    /// Rate limit of log lines that any client could trigger.
+    pub repeats: log::Repeats,
+    connections: watch::Sender<usize>,
+    unauthenticated: AtomicUsize,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("stage", &*self.stage.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// At the start of a process.
+    #[must_use]
+    pub(crate) fn new(snapshot: Snapshot, metrics: Arc<Metrics>, log: log::Guard) -> Arc<Self> {
+        credential::prepare();
+        let registry = Arc::<Registry>::default();
+        let closer = Arc::new(Closer::new(Arc::clone(&registry)));
+        Arc::new(Self {
+            follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
+            maintenance: Maintenance::new(Arc::clone(&closer)),
+            closer,
+            throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
+            snapshot: ArcSwap::from_pointee(snapshot),
+            metrics,
+            registry,
+            stage: watch::Sender::new(Stage::Serving),
+            directory_answered: AtomicBool::new(false),
+            log,
+            repeats: log::Repeats::default(),
+            connections: watch::Sender::new(0),
+            unauthenticated: AtomicUsize::new(0),
+        })
+    }
+
+    /// What a login uses of the process.
+    #[must_use]
+    pub(crate) fn login(&self) -> LoginContext<'_> {
+        LoginContext {
+            in_force: &self.snapshot,
+            limits: &self.throttle,
+            tracking: &self.follow,
+            sessions: &self.registry,
+            maintenance: &self.maintenance,
+            metrics: &self.metrics,
+        }
+    }
+
+    /// Waits until the process has come to this stage.
+    pub(crate) async fn stage(&self, stage: Stage) {
+        // The sender lives in `self`, so the wait cannot fail.
+        let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
+    }
+
+    /// Takes one of `limit` allowed connections; `None` if all are taken.
+    #[must_use]
+    pub(crate) fn permit(self: &Arc<Self>, limit: usize) -> Option<Permit> {
+        let taken = self.connections.send_if_modified(|count| {
+            let free = *count < limit;
+            *count += usize::from(free);
+            free
+        });
+        taken.then(|| {
+            self.metrics.connections.inc();
+            Permit { shared: Arc::clone(self), unauthenticated: false }
+        })
+    }
+
+    /// Takes one of the allowed connections for a client that is not logged in.
+    ///
+    /// # Errors
+    /// The key of the limit that is reached.
+    pub(crate) fn enter(self: &Arc<Self>, limits: &Limits) -> Result<Permit, &'static str> {
+        let mut permit = self.permit(limits.connections).ok_or("limits.connections")?;
+        let taken = self.unauthenticated.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+            (count < limits.unauthenticated).then_some(count + 1)
+        });
+        taken.map_err(|_| "limits.unauthenticated")?;
+        permit.unauthenticated = true;
+        self.metrics.connections_unauthenticated.inc();
+        Ok(permit)
+    }
+
+    /// How many unauthenticated connections one network may have, once most of their places are taken.
+    #[must_use]
+    pub(crate) fn per_network_limit(&self, limits: &Limits) -> Option<u32> {
+        let taken = self.unauthenticated.load(Ordering::Acquire);
+        let nearly_full = taken.saturating_mul(4) >= limits.unauthenticated.saturating_mul(3);
+        nearly_full.then(|| u32::try_from(limits.unauthenticated / 4).unwrap_or(u32::MAX).max(1))
+    }
+
+    /// Waits until every connection has ended.
+    pub(crate) async fn connections_closed(&self) {
+        let _ = self.connections.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+/// One of the allowed connections, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    shared: Arc<Shared>,
+    /// Whether it counts as one that is not logged in.
+    unauthenticated: bool,
+}
+
+impl Permit {
+    /// The client is logged in.
+    pub(crate) fn logged_in(&mut self) {
+        if std::mem::take(&mut self.unauthenticated) {
+            self.shared.unauthenticated.fetch_sub(1, Ordering::AcqRel);
+            self.shared.metrics.connections_unauthenticated.dec();
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.logged_in();
+        self.shared.connections.send_modify(|count| *count -= 1);
+        self.shared.metrics.connections.dec();
+    }
+}
