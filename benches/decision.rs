@@ -22,9 +22,9 @@ use ldap3_proto::{LdapCodec, LdapFilter, LdapMsg, LdapPartialAttribute, LdapResu
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::codec::Framed;
 use usher::internals::Cache;
-use usher::internals::Ldap;
 use usher::internals::Metrics;
 use usher::internals::Secret;
+use usher::internals::open_directory;
 use usher::internals::store::TrackedEntries;
 use usher::internals::{Authenticator, DecidedBy, LookupMode};
 use usher::internals::{Credential, CredentialSecret, Login};
@@ -87,9 +87,9 @@ cache: {{ttl: 1d, capacity: 1000000}}
 "
     );
     let config = usher::internals::config::parse(Path::new("bench.yaml"), &text).unwrap();
-    let ldap = Ldap::new(&config.directory, None, Arc::new(Metrics::new()));
+    let directory = open_directory(&config.directory, None, Arc::new(Metrics::new()));
     let known = Arc::new(TrackedEntries::new(1_000_000, Duration::from_secs(600)));
-    Authenticator::new(Arc::new(ldap), Arc::new(Cache::new(&config.cache)), known, 1_000)
+    Authenticator::new(directory, Arc::new(Cache::new(&config.cache)), known, 1_000)
 }
 
 /// An attempt of this user, as a frontend makes it.

@@ -12,7 +12,7 @@ use ldap3::asn1::{ASNTag as _, PL, StructureTag};
 
 use crate::base::credential::Login;
 use crate::config::{self, Find};
-use crate::directory::{bind_answer_trial, frames_trial};
+use crate::directory::ldap::{frames, policy};
 use crate::frontend::auth_http::read_request;
 use crate::proto::ldap::template::{self, Template};
 use crate::proto::proxy_header::{Header, HeaderProgress, Version, read, write};
@@ -178,7 +178,7 @@ pub fn template(data: &[u8]) {
 /// it comes, and the bytes. Pieces make no difference, memory is bounded, and a parser that trusts its input
 /// agrees about each message that is let through.
 pub fn ldap_frames(data: &[u8]) {
-    frames_trial(data);
+    frames::invariants(data);
 }
 
 /// A fuzz target: what a server says with the answer to a bind: the result code, the length of a
@@ -187,7 +187,7 @@ pub fn ldap_frames(data: &[u8]) {
 pub fn bind_answer(data: &[u8]) {
     let [code, length, rest @ ..] = data else { return };
     let (control, text) = rest.split_at(usize::from(*length).min(rest.len()));
-    bind_answer_trial(u32::from(*code), control, &String::from_utf8_lossy(text));
+    policy::invariants(u32::from(*code), control, &String::from_utf8_lossy(text));
 }
 
 /// The template of a config that is sound but for this text, if the config accepts it.

@@ -15,8 +15,7 @@ use crate::base::secret::Secret;
 use crate::base::sys;
 use crate::config::{Config, Limits};
 use crate::config_files::{Files, Fingerprint};
-use crate::directory::Directory;
-use crate::directory::ldap::Ldap;
+use crate::directory::{self, Directory};
 use crate::limits::Throttle;
 use crate::login::core::{BackendParts, InForce, LoginContext, LoginCore};
 use crate::sessions::closer::Closer;
@@ -35,7 +34,7 @@ pub(crate) struct Snapshot {
     /// TLS towards clients.
     pub tls: ServerTls,
     /// The same directory as the core's, for everything but decisions.
-    pub directory: Arc<Ldap>,
+    pub directory: Arc<dyn Directory>,
     /// The capabilities advertised before login.
     pub offers: AdvertisedCapabilities,
     /// usher's own name in its dialogues.
@@ -52,15 +51,14 @@ impl Snapshot {
     #[must_use]
     pub(crate) fn new(config: Config, files: Files, metrics: &Arc<Metrics>, previous: Option<&Self>) -> Self {
         let Files { tls, directory_tls, backends: files, auth_http_key, fingerprint } = files;
-        let directory = Arc::new(Ldap::new(&config.directory, directory_tls, Arc::clone(metrics)));
-        let asked = Arc::clone(&directory) as Arc<dyn Directory>;
+        let directory = directory::open(&config.directory, directory_tls, Arc::clone(metrics));
         let own = listening(&config);
         let host = host(&config, &tls);
         // Health data depends on usher's own listeners, too: an address among them is never connected to.
         let previous_core = previous.map(|old| &*old.core);
         let kept = previous_core.filter(|old| listening(&old.config) == own);
         let parts = BackendParts { files, host: &host, own: &own, kept };
-        let core = Arc::new(LoginCore::new(config, asked, parts, metrics, previous_core));
+        let core = Arc::new(LoginCore::new(config, Arc::clone(&directory), parts, metrics, previous_core));
         let previous_offers = previous.map(|old| &old.offers);
         let offers =
             AdvertisedCapabilities::new(&core.config.capabilities, core.backends.all(), metrics, previous_offers);

@@ -157,7 +157,9 @@ fn refresh(shared: &Shared, metrics: &Metrics) {
         metrics.kernel_tcp_memory_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
     }
     shared.throttle.measure();
-    snapshot.directory.update_gauges();
+    if let Some(probes) = snapshot.directory.probes() {
+        probes.update_gauges();
+    }
     for backend in snapshot.backends.all() {
         backend.update_gauges(metrics);
         let draining = shared.maintenance.drained(&backend.name).is_some();

@@ -245,7 +245,11 @@ fn directory(snapshot: &Snapshot, metrics: &Metrics) -> String {
             i64::try_from(metrics.directory_failovers.with_label_values(&[url]).get()).unwrap_or(i64::MAX),
         ];
         let numbers = numbers.map(|number| number.to_string());
-        let lag = snapshot.directory.lag(url).map_or_else(|| "–".to_owned(), |lag| format!("{lag:.1}\u{a0}s"));
+        let lag = snapshot
+            .directory
+            .diagnose()
+            .and_then(|diagnosis| diagnosis.lag(url))
+            .map_or_else(|| "–".to_owned(), |lag| format!("{lag:.1}\u{a0}s"));
         let cells = numbers.into_iter().chain([lag]).map(Cell::Number);
         (url.to_owned(), [Cell::State(mark, words.to_owned())].into_iter().chain(cells).collect())
     };

@@ -17,7 +17,7 @@ use crate::base::secret::Secret;
 use crate::config::{self, Config};
 use crate::config_files;
 use crate::diagnose::table::{Shown, ShownJson};
-use crate::directory::{Directory as _, Ldap, NoFloor};
+use crate::directory::{self, Directory, NameKind, NoFloor};
 use crate::login::explain::Verdict;
 use crate::outcome::Refusal;
 use crate::telemetry::metrics::Metrics;
@@ -82,20 +82,20 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
     };
     // Only the directory's files: this command needs no access to the TLS keys.
     let directory = match config_files::directory(&config.directory, &config.place) {
-        Ok(tls) => Ldap::new(&config.directory, tls, Arc::new(Metrics::new())),
+        Ok(tls) => directory::open(&config.directory, tls, Arc::new(Metrics::new())),
         Err(problems) => return fail_config(&problems),
     };
     let Some(login) = &arguments.login else {
-        return explain_all::explain(&config, &directory, &arguments.all_users, arguments.json).await;
+        return explain_all::explain(&config, &*directory, &arguments.all_users, arguments.json).await;
     };
     let attribute = config.directory.mail_host_attribute.clone();
     let mut told = Explanation { login: login.clone(), attribute, ..Explanation::default() };
     let code = match Login::parse(login.as_bytes()) {
         None => told.judged(&config, Verdict::no_login()),
         Some(login) => {
-            told.question = directory.describe_lookup(&login);
-            told.look(&directory).await;
-            let code = told.ask(&config, &directory, &login, arguments.password_stdin).await;
+            told.question = directory.diagnose().map(|diagnosis| diagnosis.describe_lookup(&login)).unwrap_or_default();
+            told.look(&*directory).await;
+            let code = told.ask(&config, &*directory, &login, arguments.password_stdin).await;
             if let Some(control) = &config.control {
                 let path = format!("/users/{}", control::hex(login.as_str().as_bytes()));
                 told.running = control::ask(&control.path, "GET", &path).await.ok();
@@ -116,14 +116,15 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
 
 impl Explanation {
     /// Every server, also those that would not be asked now.
-    async fn look(&mut self, directory: &Ldap) {
-        for (server, look) in directory.probe_all().await {
+    async fn look(&mut self, directory: &dyn Directory) {
+        let Some(diagnosis) = directory.diagnose() else { return };
+        for (server, look) in diagnosis.probe_all().await {
             self.servers
                 .push(Looked { server: server.to_string(), trouble: look.err().map(|error| error.to_string()) });
         }
     }
 
-    async fn ask(&mut self, config: &Config, directory: &Ldap, login: &Login, with_password: bool) -> u8 {
+    async fn ask(&mut self, config: &Config, directory: &dyn Directory, login: &Login, with_password: bool) -> u8 {
         let found = if with_password {
             let mut bytes = Vec::new();
             // What cannot be read is no password.
@@ -141,7 +142,7 @@ impl Explanation {
             let (answer, trace) = directory.authenticate(&credential, &|_| false, &NoFloor).await;
             (answer.map(|identity| identity.entry().clone()), trace)
         } else {
-            directory.find_entry(login).await
+            directory.find(login, NameKind::Login).await
         };
         let (found, trace) = found;
         self.server = trace.server.map(|server| server.to_string());

@@ -12,7 +12,7 @@ use super::import_users::{backend, check_names};
 use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, fail, progress};
 use crate::config::{self, Config};
 use crate::diagnose::table::{Csv, Shown, ShownJson, thousands};
-use crate::directory::Ldap;
+use crate::directory::Directory;
 use crate::migrate::explain_all::{Against, AllUsers, ListingError, Row, Totals};
 use crate::migrate::nginx::Recipe;
 
@@ -39,7 +39,7 @@ pub(super) struct Args {
     login_attribute: Option<String>,
 }
 
-pub(super) async fn explain(config: &Config, directory: &Ldap, arguments: &Args, json: bool) -> ExitCode {
+pub(super) async fn explain(config: &Config, directory: &dyn Directory, arguments: &Args, json: bool) -> ExitCode {
     let read = |path: &Path| {
         Recipe::read(path).map_err(|error| fail(NO_INPUT, format!("{} cannot be read: {error}", path.display())))
     };

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicUsize;
 use super::{FAILED, NO_INPUT, OK, UNAVAILABLE, USAGE, count, fail, fail_config, progress};
 use crate::config::{self, Config, Find};
 use crate::config_files;
-use crate::directory::Ldap;
+use crate::directory::{self, Directory};
 use crate::migrate::import::{Hosts, Import};
 use crate::migrate::ldif::{Replace, comment};
 use crate::migrate::nginx::Recipe;
@@ -117,13 +117,13 @@ async fn online(file: &Path, arguments: &Args, recipe: &Recipe) -> ExitCode {
         Ok(hosts) => hosts,
         Err(code) => return code,
     };
-    let directory = Ldap::new(&config.directory, tls, Arc::new(Metrics::new()));
+    let directory = directory::open(&config.directory, tls, Arc::new(Metrics::new()));
     let attribute = arguments.login_attribute.as_deref();
-    if let Err(code) = check_names(&directory, attribute) {
+    if let Err(code) = check_names(&*directory, attribute) {
         return code;
     }
     let done = AtomicUsize::new(0);
-    let asked = Import::online(recipe, (&config, &directory, attribute), &hosts, arguments.write_default, &done);
+    let asked = Import::online(recipe, (&config, &*directory, attribute), &hosts, arguments.write_default, &done);
     match progress::watched(&done, "entries read", false, asked).await {
         Ok(import) => finish(&import, &config.directory.mail_host_attribute, arguments, ""),
         Err(error) => fail(UNAVAILABLE, format!("nothing is printed: {error}")),
@@ -131,8 +131,8 @@ async fn online(file: &Path, arguments: &Args, recipe: &Recipe) -> ExitCode {
 }
 
 /// Checks that the argument or the settings determine the attribute that names users.
-pub(super) fn check_names(directory: &Ldap, attribute: Option<&str>) -> Result<(), ExitCode> {
-    if attribute.is_none() && !directory.determines_names() {
+pub(super) fn check_names(directory: &dyn Directory, attribute: Option<&str>) -> Result<(), ExitCode> {
+    if attribute.is_none() && directory.users().is_none_or(|users| !users.determines_names()) {
         let words = "directory.filter does not determine the attribute of the login name: give --login-attribute";
         return Err(fail(USAGE, words));
     }

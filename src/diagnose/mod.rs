@@ -124,7 +124,10 @@ pub(crate) async fn inspect(
 ) -> Report {
     let counted = || done.fetch_add(1, Ordering::Relaxed);
     let directory = async {
-        let examined = snapshot.directory.diagnose(sample).await;
+        let examined = match snapshot.directory.diagnose() {
+            Some(diagnosis) => diagnosis.examine(sample).await,
+            None => Vec::new(),
+        };
         counted();
         examined
     };

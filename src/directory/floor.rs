@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::Entry;
+use super::entry::Entry;
 
 /// How an entry returned by a server compares with its newest known version.
 #[derive(Debug, Clone)]

@@ -6,7 +6,27 @@
 
 use std::sync::Arc;
 
-use super::EntryId;
+/// The identifier that survives a change of DN: entryUUID, nsUniqueId or objectGUID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EntryId([u8; 16]);
+
+impl EntryId {
+    /// The 16 bytes of an id.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The text of an id: 32 hexadecimal digits, with dashes anywhere.
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
+        let mut digits = text.iter().filter(|byte| **byte != b'-').map(|byte| char::from(*byte).to_digit(16));
+        let mut id = [0; 16];
+        for byte in &mut id {
+            *byte = u8::try_from(digits.next()?? << 4 | digits.next()??).ok()?;
+        }
+        digits.next().is_none().then_some(Self(id))
+    }
+}
 
 /// A directory among several. There is one today.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]

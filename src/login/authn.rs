@@ -14,7 +14,7 @@ use crate::base::clock::unix_now;
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::labels::labels;
 use crate::cache::{self, Cache, CacheStamp, FlightError, Flights};
-use crate::directory::{Availability, Directory, DirectoryError, Entry, EntryKey, Identity, Trace};
+use crate::directory::{Availability, Directory, DirectoryError, Entry, EntryKey, Identity, NameKind, Trace};
 use crate::limits::BindGate;
 use crate::outcome::{AccountState, Refusal};
 use crate::telemetry::labels::DecisionBasis;
@@ -288,7 +288,7 @@ impl Authenticator {
 
     /// Whether an entry is held, as far as is visible without a password; `None` if unknown.
     pub async fn is_held(&self, login: &Login) -> Option<bool> {
-        let entry = self.directory.find_entry(login).await.0.ok()?;
+        let entry = self.directory.find(login, NameKind::Login).await.0.ok()?;
         match self.entries.reconcile(&entry) {
             Reconciled::AsReported => Some(entry.version.held),
             Reconciled::Replaced(newer) => Some(newer.version.held),

@@ -13,10 +13,10 @@ use futures_util::{StreamExt as _, stream};
 use tokio::sync::mpsc;
 
 use super::nginx::Recipe;
-use super::{AT_ONCE, look_up};
+use super::{AT_ONCE, list, look_up};
 use crate::base::credential::Login;
 use crate::config::Config;
-use crate::directory::{DirectoryError, Ldap, ListedUser, UnavailableCause};
+use crate::directory::{Directory, DirectoryError, ListedUser, UnavailableCause};
 use crate::login::explain::Verdict;
 use crate::outcome::Refusal;
 
@@ -94,7 +94,7 @@ pub(crate) struct AllUsers<'a> {
     /// The configuration.
     pub config: &'a Config,
     /// Its directory.
-    pub directory: &'a Ldap,
+    pub directory: &'a dyn Directory,
     /// The attribute that names users; `None`: as the directory's settings determine.
     pub name_attribute: Option<&'a str>,
     /// What to compare with.
@@ -147,7 +147,7 @@ impl AllUsers<'_> {
         let mut run = self.begin(row);
         let mut unclear = BTreeSet::new();
         let (sender, mut listed) = mpsc::channel(256);
-        let list = async { self.directory.list(self.name_attribute, sender).await.map_err(ListingError::Directory) };
+        let list = async { list(self.directory, self.name_attribute, sender).await.map_err(ListingError::Directory) };
         let read = async {
             while let Some(one) = listed.recv().await {
                 unclear.extend(one.names.iter().filter(|name| ambiguous.contains(&digest(name))).cloned());
@@ -173,7 +173,7 @@ impl AllUsers<'_> {
     async fn ambiguous(&self) -> Result<HashSet<u64>, ListingError> {
         let (mut once, mut twice) = (HashSet::new(), HashSet::new());
         let (sender, mut listed) = mpsc::channel(256);
-        let (whole, ()) = tokio::join!(self.directory.list(self.name_attribute, sender), async {
+        let (whole, ()) = tokio::join!(list(self.directory, self.name_attribute, sender), async {
             while let Some(ListedUser { names, .. }) = listed.recv().await {
                 let own: HashSet<u64> = names.iter().map(|name| digest(name)).collect();
                 twice.extend(own.into_iter().filter(|name| !once.insert(*name)));

@@ -12,11 +12,11 @@ use futures_util::{StreamExt as _, stream};
 use tokio::sync::mpsc;
 
 use super::nginx::Recipe;
-use super::{AT_ONCE, look_up};
+use super::{AT_ONCE, list, look_up};
 use crate::base::credential::Login;
 use crate::config::{Config, host_key};
 use crate::diagnose::table::Shown;
-use crate::directory::{DirectoryError, Entry, Ldap, ListedUser, UnavailableCause};
+use crate::directory::{Directory, DirectoryError, Entry, ListedUser, UnavailableCause};
 use crate::proto::ldap::template::{self, Template};
 use crate::routing;
 
@@ -192,7 +192,7 @@ impl Import {
     /// The directory lookup failed: then nothing may be applied.
     pub(crate) async fn online(
         recipe: &Recipe,
-        (config, directory, name_attribute): (&Config, &Ldap, Option<&str>),
+        (config, directory, name_attribute): (&Config, &dyn Directory, Option<&str>),
         hosts: &Hosts,
         write_default: bool,
         done: &AtomicUsize,
@@ -236,7 +236,7 @@ impl Import {
     async fn others(
         &mut self,
         recipe: &Recipe,
-        (config, directory, name_attribute): (&Config, &Ldap, Option<&str>),
+        (config, directory, name_attribute): (&Config, &dyn Directory, Option<&str>),
         hosts: &Hosts,
         write_default: bool,
         named: &HashMap<String, usize>,
@@ -250,7 +250,7 @@ impl Import {
             name.is_some() && leads(default) == name
         });
         let (sender, mut listed) = mpsc::channel(256);
-        let (told, ()) = tokio::join!(directory.list(name_attribute, sender), async {
+        let (told, ()) = tokio::join!(list(directory, name_attribute, sender), async {
             while let Some(ListedUser { dn, entry, names }) = listed.recv().await {
                 done.fetch_add(1, Ordering::Relaxed);
                 if named.contains_key(&dn.to_lowercase()) {

@@ -11,10 +11,11 @@ pub(crate) mod nginx;
 
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::base::credential::Login;
-use crate::directory::{Directory as _, DirectoryError, Entry, Ldap, UnavailableCause};
+use crate::directory::{Directory, DirectoryError, Entry, ListedUser, NameKind, UnavailableCause};
 
 /// Questions to the directory under way at a time: they share one connection with each other and with
 /// no login, and a small server still answers logins beside them.
@@ -25,12 +26,24 @@ const PAUSES: [Duration; 3] = [Duration::from_millis(250), Duration::from_secs(1
 
 /// Asks as a login asks. Of many thousand questions one may meet a busy moment: no client waits for it, so
 /// that it is asked again before all of them are given up.
-async fn look_up(directory: &Ldap, login: &Login) -> Result<Entry, DirectoryError> {
+async fn look_up(directory: &dyn Directory, login: &Login) -> Result<Entry, DirectoryError> {
     for pause in PAUSES {
-        match directory.find_entry(login).await.0 {
+        match directory.find(login, NameKind::Login).await.0 {
             Err(DirectoryError::Unavailable(UnavailableCause::Timeout | UnavailableCause::Busy)) => sleep(pause).await,
             answer => return answer,
         }
     }
-    directory.find_entry(login).await.0
+    directory.find(login, NameKind::Login).await.0
+}
+
+/// Lists all users, if the directory can.
+async fn list(
+    directory: &dyn Directory,
+    name_attribute: Option<&str>,
+    receiver: mpsc::Sender<ListedUser>,
+) -> Result<(), UnavailableCause> {
+    match directory.users() {
+        Some(users) => users.list(name_attribute, receiver).await,
+        None => Err(UnavailableCause::NoServiceAccount),
+    }
 }

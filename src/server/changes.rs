@@ -1,5 +1,6 @@
 //! Change notification of the current snapshot's directory.
 
+use std::future::pending;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use futures_util::FutureExt as _;
 use tokio::time::interval;
 
 use crate::base::tasks::Task;
-use crate::directory::Change;
+use crate::directory::{Change, ChangeHandler, Directory};
 use crate::process::{Shared, Snapshot};
 
 /// How often it is seen whether another snapshot is in force: its directory is followed then.
@@ -28,7 +29,7 @@ pub(super) async fn follow(shared: Arc<Shared>) {
         let snapshot = shared.snapshot.load_full();
         let tell = |change| shared.follow.take(change, &snapshot.setting());
         let followed = tokio::select! {
-            end = AssertUnwindSafe(snapshot.directory.watch_changes(&tell)).catch_unwind() => end.map(drop),
+            end = AssertUnwindSafe(watch(&*snapshot.directory, &tell)).catch_unwind() => end.map(drop),
             () = replaced(&shared, &snapshot) => Ok(()),
         };
         tell(Change::Lost);
@@ -36,6 +37,14 @@ pub(super) async fn follow(shared: Arc<Shared>) {
             // The task's owner counts it and starts it again.
             resume_unwind(panic);
         }
+    }
+}
+
+/// Reports changes, if the directory does; never returns.
+async fn watch(directory: &dyn Directory, report: ChangeHandler<'_>) {
+    match directory.changes() {
+        Some(changes) => changes.watch(report).await,
+        None => pending().await,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::admin::SidePort;
 use crate::admin::control;
 use crate::base::tasks::Task;
 use crate::config::ListenerTls;
+use crate::directory::{Directory, UnavailableCause};
 use crate::frontend::auth_http;
 use crate::frontend::listener::{self, BoundListener};
 use crate::process::Shared;
@@ -121,10 +122,18 @@ impl Server {
     }
 }
 
+/// Probes the directory; one without probes always answers.
+async fn probe(directory: &dyn Directory) -> Result<(), UnavailableCause> {
+    match directory.probes() {
+        Some(probes) => probes.probe().await,
+        None => Ok(()),
+    }
+}
+
 /// Asks the directory until it answers once: what `/ready` waits for.
 async fn await_directory(shared: Arc<Shared>) {
     let repeats = log::Repeats::default();
-    while let Err(error) = shared.snapshot.load_full().directory.probe().await {
+    while let Err(error) = probe(&*shared.snapshot.load_full().directory).await {
         if let Some(suppressed) = repeats.allow("first answer", "") {
             warn!(%error, suppressed, "the directory has not answered yet");
         }
@@ -138,7 +147,9 @@ async fn await_directory(shared: Arc<Shared>) {
 async fn run_probes(shared: Arc<Shared>) {
     loop {
         let snapshot = shared.snapshot.load();
-        snapshot.directory.run_probes();
+        if let Some(probes) = snapshot.directory.probes() {
+            probes.run_due();
+        }
         snapshot.backends.all().iter().for_each(|backend| backend.run_probes());
         snapshot.offers.refresh(snapshot.backends.all(), &shared.metrics);
         drop(snapshot);

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::base::credential::Login;
 use crate::config::{Find, WatchMode};
+use crate::directory::ldap::Ldap;
 use crate::directory::ldap::changes::RootDse;
 use crate::directory::ldap::connection::Connection;
 use crate::directory::ldap::error::{ConnectionError, RequestError};
@@ -21,73 +22,34 @@ use crate::directory::ldap::lookup::{self, read, request_by_name, search};
 use crate::directory::ldap::query::{Scope, SearchRequest, SearchResult};
 use crate::directory::ldap::search::{self, Query, QueryOptions, Search};
 use crate::directory::ldap::server::Server;
-use crate::directory::{Entry, Ldap, LockoutPolicy, Trace, UnavailableCause};
+use crate::directory::{BoxFuture, Diagnosis, SampleLookup, ServerDiagnosis, Trace, UnavailableCause, UserCount};
 use crate::proto::ldap::template;
 
 /// How long counting the users may take, and how many are counted.
 const COUNTING: Duration = Duration::from_secs(10);
 const MOST: usize = 200_000;
 
-/// The findings about one server; steps that were not reached are `None`.
-#[derive(Debug)]
-pub struct ServerDiagnosis {
-    /// Its URL.
-    pub url: Arc<str>,
-    /// The base of all users.
-    pub users_base: String,
-    /// The connection, and the server's certificate (DER).
-    pub connection: Result<Option<Vec<u8>>, UnavailableCause>,
-    /// The service account's bind, or an anonymous session if there is no account.
-    pub service: Option<Result<(), UnavailableCause>>,
-    /// The result code of a read of the base, and whether the entry was returned.
-    pub base: Option<Result<(u32, bool), UnavailableCause>>,
-    /// The lookup of the sample login.
-    pub sample: Option<Result<SampleLookup, UnavailableCause>>,
-    /// A user with a mail host, if there is any.
-    pub with_mail_host: Option<Result<Option<Entry>, UnavailableCause>>,
-    /// Content synchronization: whether it is advertised, and the result code of trying it.
-    pub sync: Option<Result<(bool, Option<u32>), UnavailableCause>>,
-    /// How many users the server returns, and the result code: if it is not 0, it returns no more than these.
-    pub users: Option<Result<UserCount, UnavailableCause>>,
-    /// The strictest lockout policy, if one is readable.
-    pub lockout: Option<Result<Option<LockoutPolicy>, UnavailableCause>>,
-    /// Whether it returns the canary.
-    pub canary: Option<Result<(), UnavailableCause>>,
-}
+impl Diagnosis for Ldap {
+    fn describe_lookup(&self, login: &Login) -> String {
+        lookup::describe(&self.settings().find, login, self.attributes())
+    }
 
-/// The lookup of a sample login.
-#[derive(Debug)]
-pub struct SampleLookup {
-    /// The filter.
-    pub filter: String,
-    /// The result code.
-    pub code: u32,
-    /// The number of entries: two stand for any larger number.
-    pub entries: usize,
-    /// The first of them.
-    pub first: Option<Entry>,
-}
+    fn probe_all(&self) -> BoxFuture<'_, Vec<(Arc<str>, Result<(), UnavailableCause>)>> {
+        let probes = self.servers().iter().map(|server| async { (server.url.clone(), server.run_probe().await) });
+        Box::pin(join_all(probes))
+    }
 
-/// The number of users that a server returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UserCount {
-    /// The number of entries received.
-    pub users: usize,
-    /// The result code; 0 also if counting stopped early.
-    pub code: u32,
-    /// Whether there are more, which were not counted.
-    pub more: bool,
-    /// Whether they were read page by page.
-    pub paged: bool,
+    fn examine<'a>(&'a self, sample: Option<&'a Login>) -> BoxFuture<'a, Vec<ServerDiagnosis>> {
+        Box::pin(join_all(self.servers().iter().map(move |server| self.diagnose_server(server, sample))))
+    }
+
+    fn lag(&self, url: &str) -> Option<f64> {
+        let server = self.servers().iter().find(|server| &*server.url == url)?;
+        server.lag.as_ref()?.seconds()
+    }
 }
 
 impl Ldap {
-    /// Diagnoses all servers concurrently. The sample is a login name; without one, the canary's is used, or
-    /// the first user found.
-    pub async fn diagnose(&self, sample: Option<&Login>) -> Vec<ServerDiagnosis> {
-        join_all(self.servers().iter().map(|server| self.diagnose_server(server, sample))).await
-    }
-
     async fn diagnose_server(&self, server: &Arc<Server>, sample: Option<&Login>) -> ServerDiagnosis {
         let deadline = || Instant::now() + server.endpoint.patience;
         let mut examined = ServerDiagnosis {

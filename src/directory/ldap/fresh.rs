@@ -11,10 +11,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
+use crate::directory::ldap::Ldap;
 use crate::directory::ldap::query::{NO_SUCH_OBJECT, SearchRequest, SearchResult};
 use crate::directory::ldap::selection::{DecisionTime, probe_if_due};
 use crate::directory::ldap::server::Server;
-use crate::directory::{DirectoryError, Entry, Floor, Freshness, Ldap, Trace, UnavailableCause};
+use crate::directory::{DirectoryError, Entry, Floor, Freshness, Trace, UnavailableCause};
 use crate::outcome::AccountState;
 
 /// Before the servers are asked again; doubled each time.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::directory::LockoutPolicy;
 use crate::directory::ldap::connection::Connection;
 use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::schema::{self, Values};
@@ -19,17 +20,6 @@ const MOST: u32 = 100;
 /// Active Directory counts in negative intervals of 100 ns.
 const PER_SECOND: i64 = 10_000_000;
 const FILTER: &str = "(|(objectClass=pwdPolicy)(objectClass=passwordPolicy)(objectClass=domainDNS))";
-
-/// A lockout policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LockoutPolicy {
-    /// The DN of the policy.
-    pub policy: String,
-    /// The number of wrong passwords that locks.
-    pub failures: u32,
-    /// Within this time; `None`: since the last successful login.
-    pub window: Option<Duration>,
-}
 
 /// The strictest policy visible in the naming context of this base; `None` if no visible policy locks accounts.
 pub(crate) async fn strictest(connection: &Connection, base: &str) -> Result<Option<LockoutPolicy>, ConnectionError> {

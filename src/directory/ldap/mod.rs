@@ -7,60 +7,61 @@
 //! another server (promise 6), referrals are never followed (promise 9), and nothing is ever bound with an
 //! empty DN or password (promise 2). RFC 4511, 4513.
 
-pub(crate) mod bind_client;
-pub(crate) mod bind_pool;
-pub(crate) mod bridge;
-pub(crate) mod changes;
-pub(crate) mod connection;
-pub(crate) mod diagnose;
+mod bind_client;
+mod bind_pool;
+mod bridge;
+mod changes;
+mod connection;
+mod diagnose;
 mod dial;
 mod endpoint;
 mod error;
 pub(crate) mod frames;
-pub(crate) mod fresh;
-pub(crate) mod health;
+mod fresh;
+mod health;
 mod idle;
-pub(crate) mod lag;
-pub(crate) mod listing;
-pub(crate) mod lockout;
+mod lag;
+mod listing;
+mod lockout;
 mod lookup;
 pub(crate) mod policy;
-pub(crate) mod probe;
+mod probe;
 mod query;
-pub(crate) mod request;
-pub(crate) mod schema;
+mod request;
+mod schema;
 #[cfg(test)]
 mod scripted;
 mod search;
-pub(crate) mod selection;
+mod selection;
 mod server;
-pub(crate) mod service_account;
+mod service_account;
 #[cfg(test)]
 mod tests;
 mod tuning;
 
 use std::collections::BTreeSet;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::ldap::bind_pool::BindLease;
-use super::ldap::error::RequestError;
-use super::ldap::fresh::{FreshnessCheck, not_caught_up};
-use super::ldap::lag::ReplicationLag;
-use super::ldap::policy::{BindDiagnostic, BindResponse};
-use super::ldap::probe::ServerProbe;
-use super::ldap::query::{INVALID_CREDENTIALS, NO_SUCH_OBJECT, SIZE_LIMIT, SUCCESS, SearchRequest, SearchResult};
-use super::ldap::schema::Attributes;
-use super::ldap::selection::{DecisionTime, ServerPool};
-use super::ldap::server::Server;
-use super::ldap::tuning::Tuning;
+use self::bind_pool::BindLease;
+use self::error::RequestError;
+use self::fresh::{FreshnessCheck, not_caught_up};
+use self::lag::ReplicationLag;
+use self::policy::BindResponse;
+use self::probe::ServerProbe;
+use self::query::{INVALID_CREDENTIALS, NO_SUCH_OBJECT, SIZE_LIMIT, SUCCESS, SearchRequest, SearchResult};
+use self::schema::Attributes;
+use self::selection::{DecisionTime, ServerPool};
+use self::server::Server;
+use self::tuning::Tuning;
+use super::identity::AcceptedBind;
 use super::{
-    Availability, ConnectionFault, Directory, DirectoryError, DirectoryFuture, Entry, EntryVersion, Floor, Freshness,
-    Identity, RefusedBefore, Trace, UnavailableCause,
+    Availability, BindDiagnostic, BoxFuture, ChangeSource, ConnectionFault, Diagnosis, Directory, DirectoryError,
+    DirectoryFuture, Entry, EntryVersion, Floor, Freshness, Identity, NameKind, Probes, RefusedBefore, Trace,
+    UnavailableCause, UserListing,
 };
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::Secret;
@@ -84,7 +85,7 @@ struct BindTarget<'a> {
 
 /// The LDAP directory of one configuration. Connections are opened on demand.
 #[derive(Debug)]
-pub struct Ldap {
+pub(crate) struct Ldap {
     settings: config::Directory,
     attributes: Arc<Attributes>,
     pool: ServerPool,
@@ -98,7 +99,7 @@ impl Ldap {
     /// A directory for these settings. `tls` is the client configuration for ldaps and StartTLS:
     /// roots, client certificate, versions; without it such servers cannot be reached.
     #[must_use]
-    pub fn new(settings: &config::Directory, tls: Option<Arc<ClientConfig>>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(settings: &config::Directory, tls: Option<Arc<ClientConfig>>, metrics: Arc<Metrics>) -> Self {
         Self::tuned(settings, tls, metrics, Tuning::default())
     }
 
@@ -139,42 +140,6 @@ impl Ldap {
         Arc::clone(&self.pool.servers()[at])
     }
 
-    /// Starts the probes that are due; called several times a second.
-    pub fn run_probes(&self) {
-        self.pool.run_probes();
-    }
-
-    /// Probes the servers, for readiness, until one succeeds: it answers, accepts the service account and
-    /// returns the canary.
-    ///
-    /// # Errors
-    /// The failure of the last one, if none succeeds.
-    pub async fn probe(&self) -> Result<(), UnavailableCause> {
-        let looks: Vec<_> = self.pool.servers().iter().map(|server| Box::pin(server.run_probe())).collect();
-        if looks.is_empty() {
-            return Err(UnavailableCause::Timeout);
-        }
-        futures_util::future::select_ok(looks).await.map(|_| ())
-    }
-
-    /// Probes every server now, for `usher explain`: URL and result of each.
-    pub async fn probe_all(&self) -> Vec<(Arc<str>, Result<(), UnavailableCause>)> {
-        let looks = self.pool.servers().iter().map(|server| async { (server.url.clone(), server.run_probe().await) });
-        futures_util::future::join_all(looks).await
-    }
-
-    /// By how many seconds this server lagged behind the others at its last probe, if known.
-    #[must_use]
-    pub fn lag(&self, url: &str) -> Option<f64> {
-        let server = self.servers().iter().find(|server| &*server.url == url)?;
-        server.lag.as_ref()?.seconds()
-    }
-
-    /// Sets the gauges of the servers at a scrape.
-    pub fn update_gauges(&self) {
-        self.pool.servers().iter().for_each(|server| server.update_gauges());
-    }
-
     async fn decide(
         &self,
         credential: &Credential,
@@ -208,7 +173,7 @@ impl Ldap {
                 // The watch may have reported another change meanwhile.
                 let answered = trace.server.as_deref().unwrap_or_default();
                 trace.behind = !matches!(floor.freshness(&entry, answered), Freshness::CaughtUp);
-                let (server, lease) = bound?;
+                let (server, lease, accepted) = bound?;
                 server.binds.give_back(lease);
                 if let Some(question) = self.group_request(&entry.dn) {
                     let found = match check {
@@ -222,7 +187,7 @@ impl Ldap {
                     };
                     entry.in_group = self.matches(&found, trace)?;
                 }
-                Ok(Identity { entry: entry.into() })
+                Ok(Identity::from_bind(accepted, entry))
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
                 let (name, question) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
@@ -250,7 +215,7 @@ impl Ldap {
                     Some((entry, _)) => !matches!(floor.freshness(entry, &answered), Freshness::CaughtUp),
                     None => floor.concerns(&name),
                 };
-                let (server, mut lease) = bound?;
+                let (server, mut lease, accepted) = bound?;
 
                 let started = Instant::now();
                 let found = server.binds.read(&mut lease, &question, time.deadline, trace).await;
@@ -263,7 +228,7 @@ impl Ldap {
                 }
                 server.binds.give_back(lease);
                 match floor.freshness(&entry, &server.url) {
-                    Freshness::CaughtUp => Ok(Identity { entry: entry.into() }),
+                    Freshness::CaughtUp => Ok(Identity::from_bind(accepted, entry)),
                     // Already bound, so that no other server can be asked.
                     newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Deleted) => {
                         trace.behind = true;
@@ -292,7 +257,7 @@ impl Ldap {
         }
     }
 
-    async fn find(&self, login: &Login, trace: &mut Trace) -> Result<Entry, DirectoryError> {
+    async fn find_entry(&self, login: &Login, trace: &mut Trace) -> Result<Entry, DirectoryError> {
         let mut time = DecisionTime::new(self.settings.timeout);
         let started = Instant::now();
         let mut entry = match &self.settings.find {
@@ -353,7 +318,7 @@ impl Ldap {
         BindTarget { name: dn, seen, password, first, check }: BindTarget<'_>,
         time: &mut DecisionTime,
         trace: &mut Trace,
-    ) -> Result<(Arc<Server>, BindLease), DirectoryError> {
+    ) -> Result<(Arc<Server>, BindLease, AcceptedBind), DirectoryError> {
         let mut tries = self.pool.candidates(time, first);
         loop {
             let server = tries.next(time, trace).await?;
@@ -368,7 +333,10 @@ impl Ldap {
             match server.binds.bind(dn, password, time.deadline, trace).await {
                 Ok((bound, lease)) => {
                     let judged = self.judge(bound, dn, seen, trace);
-                    let Err(refused) = judged else { return Ok((server, lease)) };
+                    let refused = match judged {
+                        Ok(accepted) => return Ok((server, lease, accepted)),
+                        Err(refused) => refused,
+                    };
                     server.binds.give_back(lease);
                     // An empty server refuses every password. Its answer was one guess: no other server gets
                     // it.
@@ -389,7 +357,7 @@ impl Ldap {
         dn: &str,
         seen: &EntryVersion,
         trace: &mut Trace,
-    ) -> Result<(), DirectoryError> {
+    ) -> Result<AcceptedBind, DirectoryError> {
         trace.diagnostic = bound.diagnostic;
         let account = |state, proven| DirectoryError::Account { dn: dn.into(), state, proven };
         match (bound.code, bound.diagnostic) {
@@ -405,7 +373,7 @@ impl Ldap {
                 if let Some(warning) = said.and_then(BindDiagnostic::warning) {
                     self.metrics.directory_password_warnings.of(warning).inc();
                 }
-                Ok(())
+                Ok(AcceptedBind::new())
             }
             (INVALID_CREDENTIALS, Some(BindDiagnostic::NoAccount)) => Err(DirectoryError::NoEntry),
             (INVALID_CREDENTIALS, said) => {
@@ -498,10 +466,11 @@ impl Directory for Ldap {
         })
     }
 
-    fn find_entry<'a>(&'a self, login: &'a Login) -> DirectoryFuture<'a, Entry> {
+    /// The filter and the DN are the same for both kinds of names.
+    fn find<'a>(&'a self, name: &'a Login, _: NameKind) -> DirectoryFuture<'a, Entry> {
         Box::pin(async move {
             let mut trace = Trace::default();
-            (self.find(login, &mut trace).await, trace)
+            (self.find_entry(name, &mut trace).await, trace)
         })
     }
 
@@ -509,13 +478,46 @@ impl Directory for Ldap {
         self.pool.availability()
     }
 
-    fn settled_availability(&self) -> Pin<Box<dyn Future<Output = Availability> + Send + '_>> {
+    fn settled_availability(&self) -> BoxFuture<'_, Availability> {
         // The longest duration of an unsuccessful probe.
         Box::pin(self.pool.settled_availability(self.settings.attempt_timeout.saturating_mul(2)))
     }
 
-    fn describe_lookup(&self, login: &Login) -> String {
-        lookup::describe(&self.settings.find, login, &self.attributes)
+    fn changes(&self) -> Option<&dyn ChangeSource> {
+        Some(self)
+    }
+
+    fn users(&self) -> Option<&dyn UserListing> {
+        Some(self)
+    }
+
+    fn diagnose(&self) -> Option<&dyn Diagnosis> {
+        Some(self)
+    }
+
+    fn probes(&self) -> Option<&dyn Probes> {
+        Some(self)
+    }
+}
+
+impl Probes for Ldap {
+    fn run_due(&self) {
+        self.pool.run_probes();
+    }
+
+    /// Until a server answers, accepts the service account and returns the canary.
+    fn probe(&self) -> BoxFuture<'_, Result<(), UnavailableCause>> {
+        Box::pin(async move {
+            let probes: Vec<_> = self.servers().iter().map(|server| Box::pin(server.run_probe())).collect();
+            if probes.is_empty() {
+                return Err(UnavailableCause::Timeout);
+            }
+            futures_util::future::select_ok(probes).await.map(|_| ())
+        })
+    }
+
+    fn update_gauges(&self) {
+        self.servers().iter().for_each(|server| server.update_gauges());
     }
 }
 

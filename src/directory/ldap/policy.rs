@@ -5,12 +5,10 @@
 //! and the sub-codes in Active Directory's diagnostic text. What cannot be parsed is ignored, and the result
 //! code stands alone. Parsing never panics, whatever bytes a server sends.
 
-use std::fmt;
-
+use crate::directory::BindDiagnostic;
 use crate::directory::ldap::frames::LdapMessage;
 use crate::outcome::AccountState;
 use crate::proto::ldap::ber::{number as whole_number, tagged};
-use crate::telemetry::labels::PasswordWarning;
 
 /// The password-policy control, in request and response.
 pub(crate) const PASSWORD_POLICY: &str = "1.3.6.1.4.1.42.2.27.8.5.1";
@@ -35,50 +33,6 @@ pub(crate) struct BindResponse {
     pub(crate) code: u32,
     /// The diagnostic beside it.
     pub(crate) diagnostic: Option<BindDiagnostic>,
-}
-
-/// What a server reports about the account.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BindDiagnostic {
-    /// The account may not log in.
-    State {
-        /// Why.
-        state: AccountState,
-        /// Whether the state is reported only after a correct password.
-        proven: bool,
-    },
-    /// There is no such account.
-    NoAccount,
-    /// An unknown sub-code beside invalidCredentials.
-    SubCode(u32),
-    /// The password has expired; this many grace logins are left.
-    Grace(u32),
-    /// The password expires in this many seconds.
-    Expiring(u32),
-}
-
-impl BindDiagnostic {
-    /// The warning beside a successful bind.
-    pub(crate) const fn warning(self) -> Option<PasswordWarning> {
-        match self {
-            Self::Grace(_) => Some(PasswordWarning::Grace),
-            Self::Expiring(_) => Some(PasswordWarning::Expiring),
-            Self::State { .. } | Self::NoAccount | Self::SubCode(_) => None,
-        }
-    }
-}
-
-/// For logs: the server's own number where it is one.
-impl fmt::Display for BindDiagnostic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::State { state, .. } => f.write_str(state.label()),
-            Self::NoAccount => f.write_str("no such account"),
-            Self::SubCode(code) => write!(f, "data {code:x}"),
-            Self::Grace(left) => write!(f, "password expired, {left} grace logins left"),
-            Self::Expiring(seconds) => write!(f, "password expires in {seconds} s"),
-        }
-    }
 }
 
 impl BindResponse {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 pub(crate) use ldap3::Scope;
 
-use crate::directory::Entry;
 use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::health::OperationOrigin;
-use crate::directory::ldap::schema::{self, Attributes, ReportedEntry};
+use crate::directory::ldap::schema::{self, Attributes};
+use crate::directory::{Entry, ReportedEntry};
 
 /// Messages that one search may bring: two entries and the references beside them.
 pub(crate) const MAX_MESSAGES: usize = 1_000;

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use ldap3::asn1::StructureTag;
 
-use crate::directory::{Entry, EntryId};
+use crate::directory::{Entry, EntryId, ReportedEntry};
 use crate::proto::ldap::attributes::AttributeRole;
 use crate::proto::ldap::ber::tagged;
 
@@ -45,17 +45,6 @@ impl Attributes {
         }
         names
     }
-}
-
-/// An entry as a server returns it, with the attributes for the audit log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReportedEntry {
-    /// The entry.
-    pub entry: Entry,
-    /// modifyTimestamp.
-    pub modified: Option<String>,
-    /// modifiersName.
-    pub modified_by: Option<String>,
 }
 
 /// An attribute's description and values.

@@ -25,12 +25,12 @@ use crate::directory::ldap::endpoint::Endpoint;
 use crate::directory::ldap::error::{ConnectionError, RequestError};
 use crate::directory::ldap::health::OperationOrigin;
 use crate::directory::ldap::idle::{HoldsConnections, Sweeper};
-use crate::directory::ldap::policy::{BindDiagnostic, BindResponse};
+use crate::directory::ldap::policy::BindResponse;
 use crate::directory::ldap::probe::ServerProbe;
 use crate::directory::ldap::query::{SearchRequest, SearchResult};
 use crate::directory::ldap::search;
 use crate::directory::ldap::tuning::locked;
-use crate::directory::{ConnectionFault, Trace, UnavailableCause};
+use crate::directory::{BindDiagnostic, ConnectionFault, Trace, UnavailableCause};
 
 /// How much of a password file is read. A longer one was refused when the configuration was read.
 const LARGEST_PASSWORD: usize = 4_096;

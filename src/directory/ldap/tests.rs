@@ -28,14 +28,15 @@ use crate::base::credential::{Credential, Login};
 use crate::config::{
     self, Balance, Canary, Connections, DirectoryServer, DisabledBy, Find, LdapScheme, ServiceAccount,
 };
+use crate::directory::ldap::Ldap;
 use crate::directory::ldap::error::RequestError;
-use crate::directory::ldap::policy::BindDiagnostic;
 use crate::directory::ldap::scripted::{
     Recorded, Scripted, ScriptedReply, alice, bound, bound_with, done, entry, extended, first, reference,
 };
 use crate::directory::ldap::tuning::Tuning;
 use crate::directory::{
-    Availability, Directory, DirectoryError, Entry, EntryVersion, Identity, Ldap, NoFloor, Trace, UnavailableCause,
+    Availability, BindDiagnostic, Diagnosis as _, Directory, DirectoryError, Entry, EntryVersion, Identity, NameKind,
+    NoFloor, Probes as _, Trace, UnavailableCause,
 };
 use crate::outcome::AccountState;
 use crate::proto::ldap::template::{Template, TemplatePart};
@@ -116,7 +117,7 @@ impl Under {
 
     async fn look_up(&self, login: &str) -> (Result<Entry, DirectoryError>, Trace) {
         let login = Login::parse(login.as_bytes()).unwrap();
-        within(self.ldap.find_entry(&login)).await
+        within(self.ldap.find(&login, NameKind::Login)).await
     }
 
     fn count(&self, server: &Scripted, operation: &str, code: &str) -> u64 {

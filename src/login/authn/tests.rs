@@ -1,76 +1,22 @@
-//! The decision with a scripted directory: requests, avoided requests, results.
+//! The decision with a directory in memory: requests, avoided requests, results.
 
 const STALE: Duration = Duration::from_secs(3_600);
-use std::sync::Mutex;
 use std::time::Duration;
 
 use super::*;
 use crate::config;
-use crate::directory::{DirectoryFuture, EntryVersion, Floor, RefusedBefore, UnavailableCause};
+use crate::directory::EntryVersion;
+use crate::directory::memory::Memory;
 
 const DN: &str = "uid=alice,ou=people";
 
-/// A directory with one user that counts binds.
-#[derive(Default)]
-struct Scripted {
-    password: Mutex<String>,
-    down: Mutex<bool>,
-    gone: Mutex<bool>,
-    presence: Mutex<Option<Availability>>,
-    binds: Mutex<Vec<String>>,
-    marks: Mutex<EntryVersion>,
-}
-
-impl Directory for Scripted {
-    fn authenticate<'a>(
-        &'a self,
-        credential: &'a Credential,
-        refused_before: RefusedBefore<'a>,
-        _: &'a dyn Floor,
-    ) -> DirectoryFuture<'a, Identity> {
-        Box::pin(async move {
-            let marks = self.marks.lock().unwrap().clone();
-            if refused_before(&Entry { version: marks.clone(), ..Entry::unread(DN.into()) }) {
-                return (Err(DirectoryError::RefusedBefore { dn: DN.into() }), Trace::default());
-            }
-            let CredentialSecret::Password(password) = credential.secret();
-            let guess = String::from_utf8(password.expose().to_vec()).unwrap();
-            self.binds.lock().unwrap().push(guess.clone());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            let answer = if *self.down.lock().unwrap() {
-                Err(DirectoryError::Unavailable(UnavailableCause::Timeout))
-            } else if credential.login().as_str() != "alice" || *self.gone.lock().unwrap() {
-                Err(DirectoryError::NoEntry)
-            } else if guess == *self.password.lock().unwrap() {
-                Ok(Identity::for_tests(DN, &["server3"]))
-            } else {
-                Err(DirectoryError::InvalidCredentials { dn: DN.into(), seen: (!marks.locked).then_some(marks.into()) })
-            };
-            (answer, Trace::default())
-        })
-    }
-
-    fn find_entry<'a>(&'a self, _: &'a Login) -> DirectoryFuture<'a, Entry> {
-        Box::pin(async { (Err(DirectoryError::NoEntry), Trace::default()) })
-    }
-
-    fn availability(&self) -> Availability {
-        self.presence.lock().unwrap().unwrap_or(Availability::Available)
-    }
-
-    fn describe_lookup(&self, _: &Login) -> String {
-        String::new()
-    }
-}
-
 struct Setup {
-    directory: Arc<Scripted>,
+    directory: Arc<Memory>,
     authn: Authenticator,
 }
 
 fn setup() -> Setup {
-    let directory = Arc::new(Scripted::default());
-    *directory.password.lock().unwrap() = "sesame".to_owned();
+    let directory = Memory::with_user("alice", "sesame", Entry::for_tests(DN, &["server3"]));
     let settings = config::Cache {
         ttl: Duration::from_secs(300),
         negative_ttl: Duration::from_secs(30),
@@ -94,7 +40,7 @@ impl Setup {
     }
 
     fn binds(&self) -> usize {
-        self.directory.binds.lock().unwrap().len()
+        self.directory.binds()
     }
 }
 
@@ -130,7 +76,7 @@ async fn repeated_wrong_password_is_one_bind_and_a_new_one_another() {
 }
 
 fn show(setup: &Setup, marks: EntryVersion) {
-    *setup.directory.marks.lock().unwrap() = marks;
+    setup.directory.set_version("alice", marks);
 }
 
 fn aged(password: u64) -> EntryVersion {
@@ -147,7 +93,7 @@ async fn device_that_retries_each_minute_for_a_day_costs_few_binds() {
     }
     assert!(setup.binds() <= 24 * 4 + 8, "{} binds", setup.binds());
     // When it becomes valid again, a search detects it.
-    *setup.directory.password.lock().unwrap() = "stale".to_owned();
+    setup.directory.set_password("alice", "stale");
     show(&setup, aged(2));
     tokio::time::advance(Duration::from_secs(30)).await;
     assert_eq!(setup.decide("alice", b"stale").await, (None, DecidedBy::Directory));
@@ -166,10 +112,10 @@ async fn wrong_password_is_cached_for_its_ttl_when_changes_are_not_visible() {
 #[tokio::test(start_paused = true)]
 async fn refusal_of_a_locked_account_is_not_cached() {
     let setup = setup();
-    *setup.directory.password.lock().unwrap() = "none while it is locked".to_owned();
+    setup.directory.set_password("alice", "none while it is locked");
     show(&setup, EntryVersion { locked: true, ..EntryVersion::default() });
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::WrongPassword), DecidedBy::Directory));
-    *setup.directory.password.lock().unwrap() = "sesame".to_owned();
+    setup.directory.set_password("alice", "sesame");
     show(&setup, aged(1));
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory), "at once");
 }
@@ -177,11 +123,11 @@ async fn refusal_of_a_locked_account_is_not_cached() {
 #[tokio::test(start_paused = true)]
 async fn outage_is_never_a_wrong_password_and_never_cached() {
     let setup = setup();
-    *setup.directory.down.lock().unwrap() = true;
+    setup.directory.set_outage(true);
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::DirectoryUnavailable), DecidedBy::Directory));
-    *setup.directory.down.lock().unwrap() = false;
+    setup.directory.set_outage(false);
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
-    *setup.directory.down.lock().unwrap() = true;
+    setup.directory.set_outage(true);
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Cache), "seen a minute ago");
 }
 
@@ -190,10 +136,10 @@ async fn decision_revoked_by_the_directory_is_not_served_stale() {
     let setup = setup();
     setup.decide("alice", b"sesame").await;
     tokio::time::advance(Duration::from_secs(301)).await;
-    *setup.directory.gone.lock().unwrap() = true;
+    setup.directory.remove("alice");
     assert_eq!(setup.decide("alice", b"sesame").await, (Some(Refusal::UnknownUser), DecidedBy::Directory));
-    *setup.directory.down.lock().unwrap() = true;
-    *setup.directory.presence.lock().unwrap() = Some(Availability::Unreachable);
+    setup.directory.set_outage(true);
+    setup.directory.set_availability(Availability::Unreachable);
     let unavailable = Some(Refusal::DirectoryUnavailable);
     assert_eq!(setup.decide("alice", b"sesame").await, (unavailable, DecidedBy::Directory));
 }
@@ -204,14 +150,14 @@ async fn cached_user_logs_in_while_the_directory_is_unreachable_and_no_password_
     let unavailable = Some(Refusal::DirectoryUnavailable);
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
     tokio::time::advance(Duration::from_secs(301)).await;
-    *setup.directory.down.lock().unwrap() = true;
+    setup.directory.set_outage(true);
     // A slow reply for one user is no outage.
     assert_eq!(setup.decide("alice", b"sesame").await, (unavailable.clone(), DecidedBy::Directory));
-    *setup.directory.presence.lock().unwrap() = Some(Availability::Recovering);
+    setup.directory.set_availability(Availability::Recovering);
     let binds = setup.binds();
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale));
     assert_eq!(setup.binds(), binds + 1, "one login must find out whether it is up again");
-    *setup.directory.presence.lock().unwrap() = Some(Availability::Unreachable);
+    setup.directory.set_availability(Availability::Unreachable);
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Stale));
     let credential = Credential::for_tests("alice", "sesame");
     let recalled = setup.authn.recall(&credential).unwrap();
@@ -235,7 +181,7 @@ async fn password_refused_on_revalidation_is_removed() {
     let decision = setup.authn.decide(&credential, LookupMode::Cached).await;
     let proven = decision.result.unwrap();
     assert!(setup.authn.is_current(&proven));
-    *setup.directory.password.lock().unwrap() = "changed".to_owned();
+    setup.directory.set_password("alice", "changed");
     let again = setup.authn.decide_again(&credential, &Entry::for_tests(DN, &[])).await;
     assert_eq!(again.result.unwrap_err(), Refusal::WrongPassword);
     assert!(!setup.authn.is_current(&proven), "a login that is under way with the old decision must not end in OK");
@@ -246,7 +192,7 @@ async fn password_refused_on_revalidation_is_removed() {
 async fn entry_missing_on_revalidation_is_removed() {
     let setup = setup();
     assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
-    *setup.directory.gone.lock().unwrap() = true;
+    setup.directory.remove("alice");
     let credential = Credential::for_tests("alice", "sesame");
     let again = setup.authn.decide_again(&credential, &Entry::for_tests(DN, &[])).await;
     assert_eq!(again.result.unwrap_err(), Refusal::UnknownUser);

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::config::{Directory as Settings, WatchMode};
+use crate::directory::ldap::Ldap;
 use crate::directory::ldap::connection::Connection;
 use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::lookup;
@@ -27,7 +28,7 @@ use crate::directory::ldap::schema::{self, Attributes};
 use crate::directory::ldap::search::{self, Query, QueryOptions};
 use crate::directory::ldap::server::Server;
 use crate::directory::ldap::tuning::jittered;
-use crate::directory::{EntryId, Ldap, ReportedEntry};
+use crate::directory::{BoxFuture, Change, ChangeHandler, ChangeSource};
 use crate::proto::ldap::attributes::AttributeRole;
 use crate::telemetry::log::Repeats;
 
@@ -41,47 +42,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(30);
 /// How long a refresh or a polling round may take.
 const ROUND: Duration = Duration::from_secs(10 * 60);
-
-/// A reported change. Changes between [`Change::RefreshStarted`] and [`Change::Complete`] belong together: they
-/// take effect when complete, and not at all if the connection is lost before.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// A refresh begins, which reports all that may have been missed.
-    RefreshStarted(Refresh),
-    /// An entry as the server returns it: new, modified, renamed, or only repeated.
-    Entry(Box<ReportedEntry>),
-    /// These entries exist and were not modified.
-    Present(Vec<EntryId>),
-    /// An entry was deleted, or no longer matches the user filter.
-    Deleted {
-        /// Which.
-        id: Option<EntryId>,
-        /// Its last DN, if the server reports it.
-        dn: Option<Arc<str>>,
-    },
-    /// All entries not reported since [`Change::RefreshStarted`] are deleted.
-    RestDeleted,
-    /// The refresh is complete.
-    Complete,
-    /// The connection is alive, with no further changes so far.
-    UpToDate,
-    /// Changes are missed from now on, until the next [`Change::RefreshStarted`].
-    Lost,
-}
-
-/// A refresh.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refresh {
-    /// The URL of the watched server.
-    pub server: Arc<str>,
-    /// Whether every entry is reported, changed or not.
-    pub whole: bool,
-    /// Whether timestamps are local to the server and not comparable with another's (Active Directory).
-    pub local_timestamps: bool,
-}
-
-/// Receives the changes.
-pub(crate) type ChangeHandler<'a> = &'a (dyn Fn(Change) + Send + Sync);
 
 /// A connection of the watch and its search.
 struct WatchLink<'a> {
@@ -136,9 +96,14 @@ struct WatchMemory {
     refusing: Vec<Arc<str>>,
 }
 
+impl ChangeSource for Ldap {
+    fn watch<'a>(&'a self, report: ChangeHandler<'a>) -> BoxFuture<'a, ()> {
+        Box::pin(self.watch_changes(report))
+    }
+}
+
 impl Ldap {
-    /// Watches the directory and reports changes; never returns. Reports nothing if the watch is off.
-    pub async fn watch_changes(&self, report: ChangeHandler<'_>) {
+    async fn watch_changes(&self, report: ChangeHandler<'_>) {
         if !self.settings().is_followed() {
             return pending().await;
         }

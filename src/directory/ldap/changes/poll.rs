@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Change, ChangeHandler, Refresh, RootDse, SILENCE, WatchEnd, WatchLink, round_ends};
+use super::{RootDse, SILENCE, WatchEnd, WatchLink, round_ends};
 use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::schema;
 use crate::directory::ldap::search::{self, Query, QueryOptions};
+use crate::directory::{Change, ChangeHandler, Refresh};
 
 /// Every this many rounds all users are read.
 const ROUNDS: u32 = 10;

@@ -10,10 +10,11 @@ use ldap3::controls::{RawControl, RefreshMode, SyncRequest};
 use tokio::time::{Instant, sleep_until};
 
 use super::message::{EntryState, SYNC_STATE, SyncInfo, SyncState};
-use super::{Change, ChangeHandler, Refresh, SILENCE, WatchEnd, WatchLink, round_ends};
+use super::{SILENCE, WatchEnd, WatchLink, round_ends};
 use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::schema;
 use crate::directory::ldap::search::{Query, QueryOptions, Search};
+use crate::directory::{Change, ChangeHandler, Refresh};
 
 /// The result code of a search whose cookie is too old.
 const SYNC_REFRESH_REQUIRED: u32 = 4096;

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::config::{self, Find, LdapScheme, Watch};
+use crate::directory::EntryId;
 use crate::directory::ldap::scripted::{Recorded, Scripted, ScriptedReply, bound, done, entry};
 use crate::proto::ldap::template::{Template, TemplatePart};
 use crate::telemetry::metrics::Metrics;

@@ -255,7 +255,7 @@ async fn silent_server_costs_one_attempt_and_is_marked_down() {
     under.alice().await.unwrap();
     assert!(started.elapsed() >= Duration::from_millis(200));
     for _ in 0..5 {
-        under.ldap.run_probes();
+        under.ldap.run_due();
         under.alice().await.unwrap();
     }
     assert_eq!(under.count(&silent, "search", "timeout"), 1, "it is down");

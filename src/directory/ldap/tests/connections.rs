@@ -10,7 +10,7 @@ async fn idle_connections_are_kept_and_recycled() {
     settings.connections.min = 3;
     settings.connections.max_operations = 5;
     let under = Under::test(&settings, Tuning::default());
-    under.ldap.run_probes();
+    under.ldap.run_due();
     // Three for binds, one for searches.
     until(|| server.open() == 4).await;
     under.ldap.update_gauges();

@@ -218,7 +218,7 @@ async fn server_recovers_after_a_malformed_reply() {
     under.alice().await.unwrap();
     within(async {
         while under.ldap.server(0).health().is_in_use() {
-            under.ldap.run_probes();
+            under.ldap.run_due();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -227,7 +227,7 @@ async fn server_recovers_after_a_malformed_reply() {
     odd.store(false, Ordering::SeqCst);
     within(async {
         while !under.ldap.server(0).health().is_in_use() {
-            under.ldap.run_probes();
+            under.ldap.run_due();
             under.alice().await.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

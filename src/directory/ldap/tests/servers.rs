@@ -88,7 +88,7 @@ async fn recovered_server_is_found_in_the_background() {
     within(async {
         // Logins continue meanwhile; none is sent to the flaky one until its probe is answered.
         while flaky.binds().is_empty() {
-            under.ldap.run_probes();
+            under.ldap.run_due();
             under.alice().await.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -136,7 +136,7 @@ async fn slow_bind_of_one_user_marks_no_server_down() {
         let looks = server.searches().iter().filter(|base| base.is_empty()).count();
         // The user's own login is retried at the other server, once.
         under.login("slow", "x").await.0.unwrap();
-        under.ldap.run_probes();
+        under.ldap.run_due();
         until(|| server.searches().iter().filter(|base| base.is_empty()).count() > looks).await;
         until(|| under.ldap.server(0).health().rank().0 == crate::directory::ldap::health::ServerRank::Healthy).await;
         let before = standby.seen().len();
@@ -159,7 +159,7 @@ async fn server_with_hanging_binds_recovers_by_a_bind() {
     let under = Under::test(&hurried(&[&server, &standby], searching(None)), tuning);
     // Two users, without a reply between them.
     under.login("anna", "x").await.0.unwrap();
-    under.ldap.run_probes();
+    under.ldap.run_due();
     until(|| !under.ldap.server(0).health().is_suspect()).await;
     under.login("bob", "x").await.0.unwrap();
     assert!(!under.ldap.server(0).health().is_up());
@@ -167,7 +167,7 @@ async fn server_with_hanging_binds_recovers_by_a_bind() {
     within(async {
         // It answers each probe; one login after each pause tries it and moves to the other server.
         while server.binds().len() < binds + 2 {
-            under.ldap.run_probes();
+            under.ldap.run_due();
             under.login("clara", "x").await.0.unwrap();
         }
     })
@@ -177,7 +177,7 @@ async fn server_with_hanging_binds_recovers_by_a_bind() {
     hangs.store(false, Ordering::SeqCst);
     within(async {
         while !under.ldap.server(0).health().is_in_use() {
-            under.ldap.run_probes();
+            under.ldap.run_due();
             under.login("clara", "x").await.0.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

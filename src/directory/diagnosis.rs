@@ -1,0 +1,89 @@
+//! Diagnosis of a directory, for `usher check --connect`, `usher explain` and the status page.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::BoxFuture;
+use super::entry::Entry;
+use super::error::UnavailableCause;
+use crate::base::credential::Login;
+
+/// A lockout policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockoutPolicy {
+    /// The DN of the policy.
+    pub policy: String,
+    /// The number of wrong passwords that locks.
+    pub failures: u32,
+    /// Within this time; `None`: since the last successful login.
+    pub window: Option<Duration>,
+}
+
+/// The findings about one server; steps that were not reached are `None`.
+#[derive(Debug)]
+pub struct ServerDiagnosis {
+    /// Its URL.
+    pub url: Arc<str>,
+    /// The base of all users.
+    pub users_base: String,
+    /// The connection, and the server's certificate (DER).
+    pub connection: Result<Option<Vec<u8>>, UnavailableCause>,
+    /// The service account's bind, or an anonymous session if there is no account.
+    pub service: Option<Result<(), UnavailableCause>>,
+    /// The result code of a read of the base, and whether the entry was returned.
+    pub base: Option<Result<(u32, bool), UnavailableCause>>,
+    /// The lookup of the sample login.
+    pub sample: Option<Result<SampleLookup, UnavailableCause>>,
+    /// A user with a mail host, if there is any.
+    pub with_mail_host: Option<Result<Option<Entry>, UnavailableCause>>,
+    /// Content synchronization: whether it is advertised, and the result code of trying it.
+    pub sync: Option<Result<(bool, Option<u32>), UnavailableCause>>,
+    /// How many users the server returns, and the result code: if it is not 0, it returns no more than these.
+    pub users: Option<Result<UserCount, UnavailableCause>>,
+    /// The strictest lockout policy, if one is readable.
+    pub lockout: Option<Result<Option<LockoutPolicy>, UnavailableCause>>,
+    /// Whether it returns the canary.
+    pub canary: Option<Result<(), UnavailableCause>>,
+}
+
+/// The lookup of a sample login.
+#[derive(Debug)]
+pub struct SampleLookup {
+    /// The filter.
+    pub filter: String,
+    /// The result code.
+    pub code: u32,
+    /// The number of entries: two stand for any larger number.
+    pub entries: usize,
+    /// The first of them.
+    pub first: Option<Entry>,
+}
+
+/// The number of users that a server returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserCount {
+    /// The number of entries received.
+    pub users: usize,
+    /// The result code; 0 also if counting stopped early.
+    pub code: u32,
+    /// Whether there are more, which were not counted.
+    pub more: bool,
+    /// Whether they were read page by page.
+    pub paged: bool,
+}
+
+/// A directory that can be diagnosed.
+pub trait Diagnosis: Send + Sync {
+    /// Describes what is asked for this login, such as the filter and base.
+    fn describe_lookup(&self, login: &Login) -> String;
+
+    /// Probes every server now: URL and result of each.
+    fn probe_all(&self) -> BoxFuture<'_, Vec<(Arc<str>, Result<(), UnavailableCause>)>>;
+
+    /// Diagnoses all servers concurrently, without a user's password. The sample is a login name; without one, the
+    /// canary's is used, or the first user found.
+    fn examine<'a>(&'a self, sample: Option<&'a Login>) -> BoxFuture<'a, Vec<ServerDiagnosis>>;
+
+    /// By how many seconds this server lagged behind the others at its last probe, if known.
+    fn lag(&self, url: &str) -> Option<f64>;
+}

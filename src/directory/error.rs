@@ -1,0 +1,135 @@
+//! Why a directory did not authenticate a user, or did not find an entry.
+
+use std::sync::Arc;
+
+use super::connection_fault::ConnectionFault;
+use super::entry::EntryVersion;
+use crate::outcome::AccountState;
+
+/// Why the directory did not authenticate a user.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DirectoryError {
+    /// invalidCredentials (49) as the answer to a bind as this DN.
+    #[error("directory refused the password")]
+    InvalidCredentials {
+        /// The DN that was bound.
+        dn: Arc<str>,
+        /// The entry's version when it was looked up for this bind. `None`: the refusal may have another reason
+        /// than the password, and is not cached.
+        seen: Option<Box<EntryVersion>>,
+    },
+    /// The same password was refused for this DN before, and nothing indicates that it has become valid: it was
+    /// not sent.
+    #[error("password refused before")]
+    RefusedBefore {
+        /// The entry's DN.
+        dn: Arc<str>,
+    },
+    /// The account must not be used to log in, whatever the password.
+    #[error("account state: {}", state.label())]
+    Account {
+        /// The DN that was bound.
+        dn: Arc<str>,
+        /// Why.
+        state: AccountState,
+        /// Whether the directory reports the state only after a correct password.
+        proven: bool,
+    },
+    /// The entry is held. The password was not sent: no server has caught up with the hold yet.
+    #[error("the entry is held")]
+    Held {
+        /// The entry's DN.
+        dn: Arc<str>,
+    },
+    /// No entry matches.
+    #[error("no entry matches")]
+    NoEntry,
+    /// More than one entry matches.
+    #[error("several entries match")]
+    SeveralEntries,
+    /// The directory gave no verdict.
+    #[error("directory lookup failed: {0}")]
+    Unavailable(UnavailableCause),
+}
+
+/// Why a directory lookup failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnavailableCause {
+    /// The connection could not be made or broke.
+    #[error("{server}: {fault}")]
+    Connection {
+        /// The server's URL.
+        server: Arc<str>,
+        /// What happened.
+        fault: ConnectionFault,
+    },
+    /// An operation exceeded `attempt_timeout`, or the login `timeout`.
+    #[error("timed out")]
+    Timeout,
+    /// Every bind connection stayed busy until the deadline.
+    #[error("all connections are busy")]
+    Busy,
+    /// The service account's bind was refused.
+    #[error("{server}: service account refused with result {code}")]
+    ServiceBind {
+        /// The server's URL.
+        server: Arc<str>,
+        /// The result code.
+        code: u32,
+    },
+    /// A result code that is neither success nor invalidCredentials.
+    #[error("{server}: {operation} failed with result {code}")]
+    Result {
+        /// The server's URL.
+        server: Arc<str>,
+        /// The operation: `bind`, `search` or `read`.
+        operation: &'static str,
+        /// The result code.
+        code: u32,
+    },
+    /// The reply is not LDAP, does not match the request, or exceeds a limit.
+    #[error("{server}: malformed reply")]
+    Malformed {
+        /// The server's URL.
+        server: Arc<str>,
+    },
+    /// The server does not return the canary: wrong data, or insufficient access rights.
+    #[error("{server}: does not return the canary as configured")]
+    Canary {
+        /// The server's URL.
+        server: Arc<str>,
+    },
+    /// No server caught up in time with a known change of the entry.
+    #[error("{server}: lags behind the last change of the entry, and so do all other servers")]
+    Behind {
+        /// The URL of the server that was asked last.
+        server: Arc<str>,
+    },
+    /// The server returns no mail host for an entry that has one and was not modified.
+    #[error("{server}: returns no mail host for an entry that has one; check its access rules")]
+    Hidden {
+        /// The server's URL.
+        server: Arc<str>,
+    },
+    /// `usher explain` requested attributes that only the user may read.
+    #[error("no service account to read the entry with")]
+    NoServiceAccount,
+}
+
+impl UnavailableCause {
+    /// The LDAP result code that caused the failure, if any.
+    #[must_use]
+    pub const fn code(&self) -> Option<u32> {
+        match self {
+            Self::ServiceBind { code, .. } | Self::Result { code, .. } => Some(*code),
+            Self::Connection { .. }
+            | Self::Timeout
+            | Self::Busy
+            | Self::Malformed { .. }
+            | Self::Canary { .. }
+            | Self::Behind { .. }
+            | Self::Hidden { .. }
+            | Self::NoServiceAccount => None,
+        }
+    }
+}
