@@ -30,13 +30,23 @@ struct User {
     entry: Entry,
     /// Reported instead of a verdict on the password, and whether only after a correct one.
     state: Option<(AccountState, bool)>,
+    fault: Option<MemoryFault>,
+}
+
+/// What happens instead of a reply.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum MemoryFault {
+    /// The directory module panics.
+    Panic,
+    /// No reply.
+    Silence,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     users: Vec<User>,
-    /// Passwords received, in order.
-    binds: Vec<String>,
+    /// The number of passwords received, answered or not.
+    binds: usize,
     outage: Option<UnavailableCause>,
     availability: Option<Availability>,
     /// Everything that the watch reports, in order.
@@ -71,7 +81,7 @@ impl Memory {
     pub(crate) fn add(&self, login: &str, password: &str, entry: Entry) {
         let (login, password) = (login.to_owned(), password.to_owned());
         self.report(Change::Entry(Box::new(reported(&entry))));
-        self.inner().users.push(User { login, mail: None, password, entry, state: None });
+        self.inner().users.push(User { login, mail: None, password, entry, state: None, fault: None });
     }
 
     /// Modifies the entry of a user.
@@ -103,6 +113,11 @@ impl Memory {
         self.with(login, |user| user.state = Some((state, proven)));
     }
 
+    /// Has the directory not reply to a login of this user.
+    pub(crate) fn set_fault(&self, login: &str, fault: MemoryFault) {
+        self.with(login, |user| user.fault = Some(fault));
+    }
+
     /// Deletes a user.
     pub(crate) fn remove(&self, login: &str) {
         let entry = self.with(login, |user| user.entry.clone());
@@ -122,7 +137,7 @@ impl Memory {
 
     /// How many passwords it has received.
     pub(crate) fn binds(&self) -> usize {
-        self.inner().binds.len()
+        self.inner().binds
     }
 
     fn with<T>(&self, login: &str, change: impl FnOnce(&mut User) -> T) -> T {
@@ -158,7 +173,18 @@ impl Memory {
         refused_before: RefusedBefore<'_>,
         floor: &dyn Floor,
     ) -> Result<Identity, DirectoryError> {
-        let User { entry, password, state, .. } = self.lookup(credential.login(), NameKind::Login)?;
+        let found = self.lookup(credential.login(), NameKind::Login);
+        if matches!(found, Err(DirectoryError::Unavailable(_))) {
+            // The failing attempt counts, and takes its time.
+            self.inner().binds += 1;
+            tokio::time::sleep(BIND_TIME).await;
+        }
+        let User { entry, password, state, fault, .. } = found?;
+        match fault {
+            Some(MemoryFault::Panic) => panic!("a defect of the directory module"),
+            Some(MemoryFault::Silence) => std::future::pending().await,
+            None => {}
+        }
         let (entry, dn) = match floor.freshness(&entry, URL) {
             Freshness::CaughtUp => (entry.clone(), Arc::clone(&entry.dn)),
             Freshness::Deleted => return Err(DirectoryError::NoEntry),
@@ -171,7 +197,7 @@ impl Memory {
         }
         let CredentialSecret::Password(guess) = credential.secret();
         let is_right = guess.expose() == password.as_bytes();
-        self.inner().binds.push(String::from_utf8_lossy(guess.expose()).into_owned());
+        self.inner().binds += 1;
         tokio::time::sleep(BIND_TIME).await;
         match state {
             Some((state, proven)) if is_right || !proven => Err(DirectoryError::Account { dn, state, proven }),
