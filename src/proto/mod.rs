@@ -6,7 +6,9 @@
 //! dialogues are tested, fuzzed and measured alone. A new protocol is one file and one row in
 //! [`PROTOCOLS`].
 
+mod backend_login;
 pub(crate) mod capabilities;
+mod dialect;
 mod engine;
 pub(crate) mod imap;
 pub(crate) mod managesieve;

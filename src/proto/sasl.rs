@@ -232,7 +232,7 @@ fn decode(text: &[u8]) -> Result<Secret, SaslError> {
 }
 
 /// Writes the base64 of a PLAIN message. None of the parts may hold a NUL: see [`fits_plain`].
-pub(crate) fn write_plain(authzid: &[u8], authcid: &[u8], password: &Secret, out: &mut SecretBuf) {
+fn write_plain(authzid: &[u8], authcid: &[u8], password: &Secret, out: &mut SecretBuf) {
     let mut message = SecretBuf::new();
     message.extend(authzid);
     message.extend(b"\0");
@@ -243,7 +243,7 @@ pub(crate) fn write_plain(authzid: &[u8], authcid: &[u8], password: &Secret, out
 }
 
 /// Writes base64 and leaves no copy of it.
-pub(crate) fn write_base64(bytes: &[u8], out: &mut SecretBuf) {
+fn write_base64(bytes: &[u8], out: &mut SecretBuf) {
     let mut group = Zeroizing::new([0; 4]);
     for three in bytes.chunks(3) {
         let length = STANDARD.encode_slice(three, &mut *group).expect("three bytes are four characters of base64");
@@ -252,7 +252,7 @@ pub(crate) fn write_base64(bytes: &[u8], out: &mut SecretBuf) {
 }
 
 /// Whether a PLAIN message can carry this part: a NUL would shift name and password.
-pub(crate) fn fits_plain(part: &[u8]) -> bool {
+fn fits_plain(part: &[u8]) -> bool {
     !part.contains(&0)
 }
 

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use zeroize::Zeroizing;
 
-use super::super::engine::{Action, Channel, Dialect};
+use super::super::dialect::{Action, Channel, Dialect};
 use super::super::problem::{Problem, TLS_REQUIRED};
 use super::super::wire::{LineBuffer, first_word, printable, write_line};
 use super::super::{ClientId, Credentials, NginxReply, Welcome, reply_text, sasl};

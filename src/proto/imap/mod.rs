@@ -7,11 +7,13 @@
 mod back;
 mod command;
 mod front;
+mod status;
 #[cfg(test)]
 mod tests;
 #[cfg(any(test, feature = "internals"))]
 pub mod trial;
 
+use super::backend_login::BackendLogin;
 use super::engine::Engine;
 use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
@@ -45,5 +47,5 @@ fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {
-    Box::new(back::ImapBack::new(settings))
+    Box::new(BackendLogin::new(back::ImapBack::default(), settings))
 }

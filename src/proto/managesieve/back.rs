@@ -1,55 +1,32 @@
-//! The backend half: from a backend's greeting to its answer to a login.
+//! The backend half: ManageSieve's commands to a backend, and what its replies mean.
 //!
-//! Reads the capabilities that come with the greeting and again under TLS, logs in as the user (or as a service
-//! account for the user), and consumes everything that belongs to the login: a NOOP after it shows whether the
-//! backend lists its capabilities again. Nothing but STARTTLS is sent before TLS, nothing learned before TLS is
-//! used after it (RFC 5804 section 2.2), and only OK is success.
+//! Consumes everything that belongs to the login: a NOOP after it shows whether the backend lists its capabilities
+//! again. Nothing but STARTTLS is sent before TLS (RFC 5804 section 2.2), and only OK is success.
 
-use super::super::sasl::{fits_plain, write_plain};
+use super::super::backend_login::{BackDialect, LoginContext, NextCommand, Phase, Transition};
+use super::super::sasl::{Account, ClientExchange, Mechanism};
 use super::super::watch::CommandWatch;
-use super::super::wire::{Invalid, printable, write_line};
-use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Welcome};
+use super::super::wire::{LineBuffer, Literal, printable, write_line};
+use super::super::{BackFault, Origin, Welcome};
 use super::TEXT;
-use super::syntax::{Cursor, MessageReader, MessageScan, write_string};
+use super::syntax::{Cursor, write_string};
 use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::BackendReply;
 
 /// Ends a login and keeps the connection (RFC 5804 section 2.14).
 const UNAUTHENTICATE: &str = "UNAUTHENTICATE";
 
-/// The dialogue with one backend.
+/// The dialogue's state.
+#[derive(Default)]
 pub(super) struct SieveBack {
-    login: Vec<u8>,
-    password: Secret,
-    service: Option<Vec<u8>>,
-    /// STARTTLS is required and not done yet.
-    in_the_clear: bool,
-    state: SieveBackState,
-    answer: MessageReader,
     /// The capabilities of the current phase: `NAME` or `NAME value`.
     capabilities: Vec<String>,
-    /// How many bytes the backend may still send.
-    left: usize,
-    /// Whether the login was written.
-    login_written: bool,
-}
-
-/// The reply that is awaited.
-#[derive(Debug)]
-enum SieveBackState {
-    /// Its capabilities, ended by OK: as a greeting, or under TLS.
-    List,
-    /// The answer to STARTTLS.
-    StartTls,
-    /// None: the session is starting TLS.
-    Tls,
-    /// The answer to the login.
-    Login,
-    /// The answer to the NOOP behind a login that was accepted with this text, or first a list with
-    /// its OK (`listing`: in it).
-    Afterwards { text: Vec<u8>, listing: bool },
-    /// None: the dialogue is over.
-    Over,
+    /// Whether that list is complete.
+    is_complete: bool,
+    /// The text of the reply to the login.
+    text: Vec<u8>,
+    /// Whether a list after the login has begun.
+    listing: bool,
 }
 
 /// One answer.
@@ -73,29 +50,117 @@ enum SieveStatusKind {
     Bye,
 }
 
-impl Back for SieveBack {
-    fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> BackStep {
-        match self.advance(input, out) {
-            Ok(step) => step,
-            Err(fault) => {
-                self.state = SieveBackState::Over;
-                BackStep::Fault(fault)
+impl BackDialect for SieveBack {
+    /// A reply is limited by what the backend may still send.
+    fn line_limit(left: usize) -> usize {
+        left
+    }
+
+    fn literal(reply: &LineBuffer) -> Option<Literal> {
+        Literal::announced_by(reply.line())
+    }
+
+    /// The limit of its lines has not counted the last CRLF.
+    fn counted(reply: &LineBuffer, left: usize) -> usize {
+        reply.bytes().len().min(left)
+    }
+
+    fn receive(
+        &mut self,
+        phase: Phase,
+        reply: &LineBuffer,
+        _: &mut LoginContext,
+        out: &mut SecretBuf,
+    ) -> Result<Transition, BackFault> {
+        let status = match SieveReply::of(reply.bytes()).ok_or(BackFault::ProtocolViolation)? {
+            SieveReply::Strings(name, value) => return self.listed(phase, &name, value.as_ref()),
+            SieveReply::Status(status) => status,
+        };
+        let referral = status.code.eq_ignore_ascii_case(b"REFERRAL");
+        if referral && status.word != SieveStatusKind::Ok {
+            // Its text names servers inside as well (RFC 5804 section 1.3).
+            return Err(BackFault::Referral);
+        }
+        match (phase, status.word) {
+            (_, SieveStatusKind::Bye) => Err(BackFault::Bye),
+            (Phase::Greeting | Phase::Capabilities, SieveStatusKind::Ok) => {
+                self.is_complete = true;
+                Ok(Transition::Proceed)
             }
+            (Phase::StartTls, SieveStatusKind::Ok) => Ok(Transition::StartTls),
+            (Phase::StartTls, SieveStatusKind::No) => Err(BackFault::NoStartTls),
+            (Phase::Login, SieveStatusKind::Ok) => {
+                write_line(out, &[b"NOOP"]);
+                self.text = if referral { Vec::new() } else { status.text };
+                Ok(Transition::Afterwards)
+            }
+            (Phase::Login, SieveStatusKind::No) => Ok(Transition::Refused(BackendReply {
+                code: printable(&status.code, TEXT),
+                text: printable(&status.text, TEXT),
+                unavailable: status.code.eq_ignore_ascii_case(b"TRYLATER"),
+            })),
+            // The end of a list that came unasked; the answer to NOOP is still to come.
+            (Phase::Afterwards, SieveStatusKind::Ok) if self.listing => {
+                self.listing = false;
+                Ok(Transition::Stay)
+            }
+            // NOOP is answered. A server that does not know it replies NO, which is equivalent.
+            (Phase::Afterwards, SieveStatusKind::Ok | SieveStatusKind::No) if !self.listing => {
+                Ok(Transition::Ready(Welcome { text: std::mem::take(&mut self.text), ..Welcome::default() }))
+            }
+            (
+                Phase::Greeting
+                | Phase::Capabilities
+                | Phase::Tls
+                | Phase::Secured
+                | Phase::Forward
+                | Phase::Afterwards
+                | Phase::Over,
+                SieveStatusKind::Ok | SieveStatusKind::No,
+            ) => Err(BackFault::ProtocolViolation),
         }
     }
 
+    fn needs_capabilities(&self, _: NextCommand) -> bool {
+        !self.is_complete
+    }
+
+    /// They come unasked under TLS (RFC 5804 section 2.2).
+    fn request_capabilities(&mut self, _: &mut SecretBuf) {}
+
+    fn start_tls(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
+        self.value("STARTTLS").ok_or(BackFault::NoStartTls)?;
+        write_line(out, &[b"STARTTLS"]);
+        Ok(())
+    }
+
     fn tls_started(&mut self) {
-        self.in_the_clear = false;
         self.capabilities.clear();
-        self.state = SieveBackState::List;
+        self.is_complete = false;
     }
 
-    fn login_written(&self) -> bool {
-        self.login_written
+    /// The protocol has no way to.
+    fn forward(&mut self, _: &Origin, _: &mut SecretBuf) -> Result<(), BackFault> {
+        Err(BackFault::ForwardingRefused)
     }
 
-    fn capabilities(&self) -> Vec<String> {
-        if self.login_written { self.capabilities.clone() } else { Vec::new() }
+    fn log_in(&mut self, account: &Account, out: &mut SecretBuf) -> Result<(), BackFault> {
+        let offered = self.value("SASL").unwrap_or_default();
+        let offers = |name: &str| offered.split(' ').any(|offered| offered.eq_ignore_ascii_case(name));
+        let mechanism = Mechanism::for_backend(account, offers);
+        let mechanism = mechanism.filter(|mechanism| mechanism.has_one_response()).ok_or(BackFault::NoMechanism)?;
+        let mut message = SecretBuf::new();
+        ClientExchange::new(mechanism).respond(account, &mut message).ok_or(BackFault::NoMechanism)?;
+        out.extend(b"AUTHENTICATE ");
+        write_string(out, mechanism.name.as_bytes(), "+");
+        out.extend(b" ");
+        write_string(out, message.as_slice(), "+");
+        out.extend(b"\r\n");
+        Ok(())
+    }
+
+    fn capabilities(&self, login_written: bool) -> Vec<String> {
+        if login_written { self.capabilities.clone() } else { Vec::new() }
     }
 
     /// Cyrus has the command and does not list it before the login.
@@ -107,145 +172,28 @@ impl Back for SieveBack {
 }
 
 impl SieveBack {
-    pub(super) fn new(settings: BackSettings) -> Self {
-        Self {
-            login: settings.login,
-            password: settings.password,
-            service: settings.service,
-            in_the_clear: settings.tls == BackTls::StartTls,
-            state: SieveBackState::List,
-            answer: MessageReader::default(),
-            capabilities: Vec::new(),
-            left: settings.untagged_limit,
-            login_written: false,
-        }
-    }
-
-    fn advance(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Result<BackStep, BackFault> {
-        loop {
-            match self.answer.take(input, self.left) {
-                MessageScan::Incomplete => return Ok(BackStep::NeedMore),
-                MessageScan::Whole => {}
-                MessageScan::Announced(literal) => {
-                    if self.answer.buffer.bytes().len().saturating_add(literal.size) > self.left {
-                        return Err(BackFault::TooLarge);
-                    }
-                    self.answer.expect(literal);
-                    continue;
-                }
-                MessageScan::Spoiled(Invalid::TooLong) => return Err(BackFault::TooLarge),
-                MessageScan::Spoiled(Invalid::BareLf | Invalid::BareCr | Invalid::Nul) => {
-                    return Err(BackFault::ProtocolViolation);
-                }
-            }
-            let answer = std::mem::take(&mut self.answer).buffer;
-            self.left = self.left.saturating_sub(answer.bytes().len());
-            if let Some(step) =
-                self.receive(SieveReply::of(answer.bytes()).ok_or(BackFault::ProtocolViolation)?, out)?
-            {
-                return Ok(step);
-            }
-        }
-    }
-
-    fn receive(&mut self, answer: SieveReply, out: &mut SecretBuf) -> Result<Option<BackStep>, BackFault> {
-        let status = match answer {
-            SieveReply::Strings(name, value) => return self.listed(&name, value.as_ref()).map(|()| None),
-            SieveReply::Status(status) => status,
-        };
-        if status.code.eq_ignore_ascii_case(b"REFERRAL") && status.word != SieveStatusKind::Ok {
-            // Its text names servers inside as well (RFC 5804 section 1.3).
-            return Err(BackFault::Referral);
-        }
-        match (std::mem::replace(&mut self.state, SieveBackState::Over), status.word) {
-            (_, SieveStatusKind::Bye) => Err(BackFault::Bye),
-            (SieveBackState::List, SieveStatusKind::Ok) => self.proceed(out).map(|()| None),
-            (SieveBackState::StartTls, SieveStatusKind::Ok) => {
-                self.state = SieveBackState::Tls;
-                Ok(Some(BackStep::StartTls))
-            }
-            (SieveBackState::StartTls, SieveStatusKind::No) => Err(BackFault::NoStartTls),
-            (SieveBackState::Login, SieveStatusKind::Ok) => {
-                write_line(out, &[b"NOOP"]);
-                let referral = status.code.eq_ignore_ascii_case(b"REFERRAL");
-                self.state = SieveBackState::Afterwards {
-                    text: if referral { Vec::new() } else { status.text },
-                    listing: false,
-                };
-                Ok(None)
-            }
-            (SieveBackState::Login, SieveStatusKind::No) => Ok(Some(BackStep::Refused(BackendReply {
-                code: printable(&status.code, TEXT),
-                text: printable(&status.text, TEXT),
-                unavailable: status.code.eq_ignore_ascii_case(b"TRYLATER"),
-            }))),
-            // The end of a list that came unasked; the answer to NOOP is still to come.
-            (SieveBackState::Afterwards { text, listing: true }, SieveStatusKind::Ok) => {
-                self.state = SieveBackState::Afterwards { text, listing: false };
-                Ok(None)
-            }
-            // NOOP is answered. A server that does not know it replies NO, which is equivalent.
-            (SieveBackState::Afterwards { text, listing: false }, SieveStatusKind::Ok | SieveStatusKind::No) => {
-                Ok(Some(BackStep::Ready(Welcome { text, ..Welcome::default() })))
-            }
-            (
-                SieveBackState::List | SieveBackState::Afterwards { .. } | SieveBackState::Tls | SieveBackState::Over,
-                _,
-            ) => Err(BackFault::ProtocolViolation),
-        }
-    }
-
     /// A line of a list.
-    fn listed(&mut self, name: &Secret, value: Option<&Secret>) -> Result<(), BackFault> {
-        match &mut self.state {
-            SieveBackState::List => {
+    fn listed(&mut self, phase: Phase, name: &Secret, value: Option<&Secret>) -> Result<Transition, BackFault> {
+        match phase {
+            Phase::Greeting | Phase::Capabilities => {
                 // Unprintable values are not passed on to clients.
                 let shown = |string: &Secret| printable(string.expose(), usize::MAX);
                 let value = value.map(shown).filter(|value| !value.is_empty());
                 let value = value.map(|value| format!(" {value}")).unwrap_or_default();
                 self.capabilities.push(shown(name).to_ascii_uppercase() + &value);
-                Ok(())
             }
-            SieveBackState::Afterwards { listing, .. } => {
-                *listing = true;
+            Phase::Afterwards => {
+                self.listing = true;
                 // The rest of this list is ignored.
                 if name.expose().eq_ignore_ascii_case(UNAUTHENTICATE.as_bytes()) {
                     self.capabilities.push(UNAUTHENTICATE.to_owned());
                 }
-                Ok(())
             }
-            SieveBackState::StartTls | SieveBackState::Tls | SieveBackState::Login | SieveBackState::Over => {
-                Err(BackFault::ProtocolViolation)
+            Phase::StartTls | Phase::Tls | Phase::Secured | Phase::Forward | Phase::Login | Phase::Over => {
+                return Err(BackFault::ProtocolViolation);
             }
         }
-    }
-
-    /// Behind a list: TLS first, then the login.
-    fn proceed(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
-        if self.in_the_clear {
-            if self.value("STARTTLS").is_none() {
-                return Err(BackFault::NoStartTls);
-            }
-            write_line(out, &[b"STARTTLS"]);
-            self.state = SieveBackState::StartTls;
-            return Ok(());
-        }
-        let parts = [self.login.as_slice(), self.service.as_deref().unwrap_or_default(), self.password.expose()];
-        let mut mechanisms = self.value("SASL").unwrap_or_default().split(' ');
-        if !parts.into_iter().all(fits_plain) || !mechanisms.any(|name| name.eq_ignore_ascii_case("PLAIN")) {
-            return Err(BackFault::NoMechanism);
-        }
-        let mut message = SecretBuf::new();
-        match &self.service {
-            Some(service) => write_plain(&self.login, service, &self.password, &mut message),
-            None => write_plain(b"", &self.login, &self.password, &mut message),
-        }
-        out.extend(b"AUTHENTICATE \"PLAIN\" ");
-        write_string(out, message.as_slice(), "+");
-        out.extend(b"\r\n");
-        self.login_written = true;
-        self.state = SieveBackState::Login;
-        Ok(())
+        Ok(Transition::Stay)
     }
 
     /// The value of a capability; empty where it has none.

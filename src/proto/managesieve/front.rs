@@ -3,7 +3,7 @@
 //! A command is executed when it is complete, literals included. Never repeats client input except NOOP's tag.
 
 use super::super::capabilities::name;
-use super::super::engine::{Action, Channel, Dialect, Response};
+use super::super::dialect::{Action, Channel, Dialect, Response};
 use super::super::problem::{Problem, TLS_REQUIRED};
 use super::super::wire::{LineBuffer, Literal, printable, write_line};
 use super::super::{FrontSettings, Welcome, reply_text, sasl};

@@ -15,6 +15,7 @@ mod tests;
 #[cfg(any(test, feature = "internals"))]
 pub mod trial;
 
+use super::backend_login::BackendLogin;
 use super::engine::Engine;
 use super::{Back, BackSettings, ClosingLine, Front, FrontSettings, Protocol};
 
@@ -47,5 +48,7 @@ fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {
-    Box::new(back::SieveBack::new(settings))
+    // The client's address cannot be forwarded.
+    let settings = BackSettings { forward: None, ..settings };
+    Box::new(BackendLogin::new(back::SieveBack::default(), settings))
 }

@@ -2,7 +2,7 @@
 //!
 //! Parses complete input, literals included. Strings are copied into wiping memory: they may be passwords.
 
-use super::super::wire::{Invalid, LineBuffer, Literal, Scan, write_line};
+use super::super::wire::{Literal, write_line};
 use crate::base::secret::{Secret, SecretBuf};
 
 /// The longest quoted string (RFC 5804 section 4, `quoted`).
@@ -73,55 +73,6 @@ impl<'a> Cursor<'a> {
     /// The end and nothing else.
     pub(super) fn end(&self) -> Option<()> {
         (self.rest == b"\r\n").then_some(())
-    }
-}
-
-/// Reads lines and literals until a command or a reply is complete.
-#[derive(Debug, Default)]
-pub(super) struct MessageReader {
-    pub(super) buffer: LineBuffer,
-    /// Bytes of a literal that are to come before the line goes on.
-    missing: usize,
-}
-
-/// The result of reading.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum MessageScan {
-    /// More is to come.
-    Incomplete,
-    /// A command or a reply is complete.
-    Whole,
-    /// A line announces this literal, which has not been read.
-    Announced(Literal),
-    /// The next byte, which is not consumed, is invalid.
-    Spoiled(Invalid),
-}
-
-impl MessageReader {
-    /// Moves bytes from `input`, of which no more than `limit` are kept in all.
-    pub(super) fn take(&mut self, input: &mut SecretBuf, limit: usize) -> MessageScan {
-        if self.missing > 0 {
-            self.missing = self.buffer.take_literal(input, self.missing);
-            if self.missing > 0 {
-                return MessageScan::Incomplete;
-            }
-        }
-        let before = self.buffer.bytes().len() - self.buffer.line().len();
-        match self.buffer.take_line(input, limit.saturating_sub(before)) {
-            Scan::Incomplete => MessageScan::Incomplete,
-            Scan::Spoiled(why) => MessageScan::Spoiled(why),
-            Scan::Line => match Literal::announced_by(self.buffer.line()) {
-                Some(literal) => MessageScan::Announced(literal),
-                None => MessageScan::Whole,
-            },
-        }
-    }
-
-    /// The announced literal is part of the message.
-    pub(super) fn expect(&mut self, literal: Literal) {
-        self.missing = literal.size;
-        // Starts the next line, for an empty literal as well.
-        self.buffer.take_literal(&mut SecretBuf::new(), 0);
     }
 }
 

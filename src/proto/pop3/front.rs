@@ -2,7 +2,7 @@
 
 use zeroize::Zeroizing;
 
-use super::super::engine::{Action, Channel, Dialect};
+use super::super::dialect::{Action, Channel, Dialect};
 use super::super::problem::{Problem, TLS_REQUIRED};
 use super::super::wire::{LineBuffer, first_word, printable, write_line};
 use super::super::{Credentials, FrontSettings, NginxReply, Welcome, reply_text, sasl};

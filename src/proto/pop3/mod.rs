@@ -11,6 +11,7 @@ mod tests;
 #[cfg(any(test, feature = "internals"))]
 pub mod trial;
 
+use super::backend_login::BackendLogin;
 use super::engine::Engine;
 use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
@@ -40,5 +41,5 @@ fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {
-    Box::new(back::Pop3Back::new(settings))
+    Box::new(BackendLogin::new(back::Pop3Back::default(), settings))
 }

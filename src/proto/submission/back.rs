@@ -1,144 +1,147 @@
-//! The backend half: from a submission server's greeting to its answer to a login.
+//! The backend half: submission's commands to a backend, and what its replies mean.
 //!
-//! Says EHLO, starts TLS where it must and says EHLO again, logs in as the user (or as a service account for
-//! the user). Nothing but EHLO and STARTTLS is sent before TLS, nothing learned before TLS is used after it
-//! (RFC 3207 section 4.2), and only 235 is success. A backend that violates the protocol's order is a fault.
+//! Nothing but EHLO and STARTTLS is sent before TLS (RFC 3207 section 4.2), and only 235 is success.
 
 use std::sync::Arc;
 
-use super::super::sasl::{fits_plain, write_base64, write_plain};
-use super::super::wire::{Invalid, LineBuffer, Scan, printable, write_line};
-use super::super::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Welcome};
+use super::super::backend_login::{BackDialect, LoginContext, NextCommand, Phase, Transition};
+use super::super::sasl::{Account, ClientExchange, Mechanism};
+use super::super::wire::{LineBuffer, printable, write_line};
+use super::super::{BackFault, Origin, Welcome};
 use super::{COMMAND, TEXT, split_enhanced};
-use crate::base::secret::{Secret, SecretBuf};
+use crate::base::secret::SecretBuf;
 use crate::outcome::BackendReply;
 
-/// The longest line of a server, without CRLF. It may have 512 octets (RFC 5321 section 4.5.3.1.5), and
-/// some greet at more length.
-const LINE: usize = 2048;
-
-/// The dialogue with one backend.
+/// The dialogue's state.
 pub(super) struct SubmissionBack {
-    login: Vec<u8>,
-    password: Secret,
-    service: Option<Vec<u8>>,
-    /// The client to forward; `None` once it was sent.
-    forward: Option<Origin>,
     /// usher's own name.
     host: Arc<str>,
-    /// STARTTLS is required and not done yet.
-    in_the_clear: bool,
-    state: SubmissionBackState,
-    /// What has arrived of the current line.
-    buffer: LineBuffer,
     /// The lines of the current reply, without their codes.
     lines: Vec<Vec<u8>>,
     /// The code of the current reply, when a line of it has come.
     code: Option<[u8; 3]>,
-    /// How many bytes the backend may still send.
-    bytes_left: usize,
-    /// Whether the login was written.
-    login_written: bool,
-    /// The keywords that it listed before that.
+    /// The keywords of EHLO.
+    keywords: Option<Vec<Vec<u8>>>,
+    /// usher's exchange after the login was written.
+    exchange: Option<ClientExchange>,
+    /// The keywords that were listed before that.
     listed: Vec<String>,
 }
 
-/// The reply that is awaited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SubmissionBackState {
-    Greeting,
-    /// The answer to EHLO.
-    Ehlo,
-    /// The answer to STARTTLS.
-    StartTls,
-    /// None: the session is starting TLS.
-    Tls,
-    /// None: TLS is established and usher sends the next command.
-    Secured,
-    /// The answer to XCLIENT.
-    Xclient,
-    /// The reply to the login, or its continuation request.
-    Login(SubmissionPending),
-    /// None: the dialogue is over.
-    Over,
-}
+impl BackDialect for SubmissionBack {
+    /// It may have 512 octets (RFC 5321 section 4.5.3.1.5), and some servers greet at more length.
+    fn line_limit(_: usize) -> usize {
+        2048
+    }
 
-/// The part of a login that awaits a challenge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SubmissionPending {
-    Nothing,
-    PlainMessage,
-    LoginName,
-    Password,
-}
-
-impl Back for SubmissionBack {
-    fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> BackStep {
-        match self.advance(input, out) {
-            Ok(step) => step,
-            Err(fault) => {
-                self.state = SubmissionBackState::Over;
-                BackStep::Fault(fault)
+    fn receive(
+        &mut self,
+        phase: Phase,
+        reply: &LineBuffer,
+        login: &mut LoginContext,
+        out: &mut SecretBuf,
+    ) -> Result<Transition, BackFault> {
+        let Some(code) = self.gather(reply.line())? else { return Ok(Transition::Stay) };
+        let mut lines = std::mem::take(&mut self.lines);
+        let text = lines.first().map(Vec::as_slice).unwrap_or_default();
+        match (phase, &code) {
+            // It closes the connection, whatever the command (RFC 5321 section 3.8).
+            (_, b"421") | (Phase::Greeting, [b'4' | b'5', ..]) => Err(BackFault::Bye),
+            // EHLO is said after the greeting, and again after XCLIENT.
+            (Phase::Greeting | Phase::Forward, b"220") => {
+                self.keywords = None;
+                Ok(Transition::Proceed)
             }
+            (Phase::Capabilities, b"250") => {
+                // The first line is a greeting.
+                self.keywords = Some(lines.split_off(1.min(lines.len())));
+                Ok(Transition::Proceed)
+            }
+            (Phase::StartTls, b"220") => Ok(Transition::StartTls),
+            (Phase::StartTls, [b'4' | b'5', ..]) => Err(BackFault::NoStartTls),
+            (Phase::Forward, [b'4' | b'5', ..]) => Err(BackFault::ForwardingRefused),
+            (Phase::Login, b"334") => {
+                let exchange = self.exchange.as_mut().and_then(|exchange| exchange.respond(&login.account, out));
+                exchange.ok_or(BackFault::ProtocolViolation)?;
+                out.extend(b"\r\n");
+                Ok(Transition::Stay)
+            }
+            (Phase::Login, b"235") => {
+                let text = split_enhanced(text, b'2').map_or(text, |(_, text)| text).to_vec();
+                Ok(Transition::Ready(Welcome { text, ..Welcome::default() }))
+            }
+            // It requires TLS or a stronger mechanism, for every user.
+            (Phase::Login, b"530" | b"534" | b"538") => Err(BackFault::NoMechanism),
+            (Phase::Capabilities, [b'4' | b'5', ..]) | (Phase::Login, [b'5', b'0', _]) => Err(BackFault::Bad),
+            (Phase::Login, [b'4' | b'5', ..]) => Ok(Transition::Refused(refusal(code, text))),
+            _ => Err(BackFault::ProtocolViolation),
         }
     }
 
+    fn needs_capabilities(&self, _: NextCommand) -> bool {
+        self.keywords.is_none()
+    }
+
+    fn request_capabilities(&mut self, out: &mut SecretBuf) {
+        write_line(out, &[b"EHLO ", self.host.as_bytes()]);
+    }
+
+    fn start_tls(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
+        self.parameters("STARTTLS").ok_or(BackFault::NoStartTls)?;
+        write_line(out, &[b"STARTTLS"]);
+        Ok(())
+    }
+
     fn tls_started(&mut self) {
-        self.in_the_clear = false;
-        self.state = SubmissionBackState::Secured;
+        self.keywords = None;
     }
 
-    fn login_written(&self) -> bool {
-        self.login_written
+    fn forward(&mut self, origin: &Origin, out: &mut SecretBuf) -> Result<(), BackFault> {
+        let attributes = self.parameters("XCLIENT").ok_or(BackFault::ForwardingRefused)?;
+        write_line(out, &[b"XCLIENT", xclient(origin, &attributes)?.as_bytes()]);
+        Ok(())
     }
 
-    fn capabilities(&self) -> Vec<String> {
+    fn log_in(&mut self, account: &Account, out: &mut SecretBuf) -> Result<(), BackFault> {
+        let offered = self.parameters("AUTH").unwrap_or_default();
+        let offers = |name: &str| offered.iter().any(|offered| offered == name);
+        let mechanism = Mechanism::for_backend(account, offers).ok_or(BackFault::NoMechanism)?;
+        let mut exchange = ClientExchange::new(mechanism);
+        let mut command = SecretBuf::new();
+        command.extend(b"AUTH ");
+        command.extend(mechanism.name.as_bytes());
+        let mut whole = false;
+        if mechanism.has_one_response() {
+            command.extend(b" ");
+            exchange.respond(account, &mut command).ok_or(BackFault::NoMechanism)?;
+            // The message goes with the command if the line has the room (RFC 4954 section 4).
+            whole = command.len() <= COMMAND;
+        }
+        if whole {
+            write_line(out, &[command.as_slice()]);
+        } else {
+            write_line(out, &[b"AUTH ", mechanism.name.as_bytes()]);
+            exchange = ClientExchange::new(mechanism);
+        }
+        self.exchange = Some(exchange);
+        let keywords = self.keywords.iter().flatten();
+        self.listed = keywords.map(|line| printable(line, TEXT)).collect();
+        Ok(())
+    }
+
+    fn capabilities(&self, _: bool) -> Vec<String> {
         self.listed.clone()
     }
 }
 
 impl SubmissionBack {
-    pub(super) fn new(settings: BackSettings) -> Self {
-        Self {
-            login: settings.login,
-            password: settings.password,
-            service: settings.service,
-            forward: settings.forward,
-            host: settings.host,
-            in_the_clear: settings.tls == BackTls::StartTls,
-            state: SubmissionBackState::Greeting,
-            buffer: LineBuffer::default(),
-            lines: Vec::new(),
-            code: None,
-            bytes_left: settings.untagged_limit,
-            login_written: false,
-            listed: Vec::new(),
-        }
+    pub(super) const fn new(host: Arc<str>) -> Self {
+        Self { host, lines: Vec::new(), code: None, keywords: None, exchange: None, listed: Vec::new() }
     }
 
-    fn advance(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Result<BackStep, BackFault> {
-        if self.state == SubmissionBackState::Secured {
-            self.introduce(out);
-        }
-        loop {
-            match self.buffer.take_line(input, LINE) {
-                Scan::Incomplete => return Ok(BackStep::NeedMore),
-                Scan::Line => {}
-                Scan::Spoiled(Invalid::TooLong) => return Err(BackFault::TooLarge),
-                // A line whose end is ambiguous is a fault.
-                Scan::Spoiled(Invalid::BareLf | Invalid::BareCr | Invalid::Nul) => {
-                    return Err(BackFault::ProtocolViolation);
-                }
-            }
-            let line = std::mem::take(&mut self.buffer);
-            self.bytes_left = self.bytes_left.checked_sub(line.bytes().len()).ok_or(BackFault::TooLarge)?;
-            if let Some(code) = self.gather(line.line())? {
-                let lines = std::mem::take(&mut self.lines);
-                if let Some(step) = self.receive(code, &lines, out)? {
-                    return Ok(step);
-                }
-            }
-        }
+    /// The parameters of a keyword that EHLO has listed.
+    fn parameters(&self, keyword: &str) -> Option<Vec<String>> {
+        listed(self.keywords.as_deref().unwrap_or_default(), keyword)
     }
 
     /// Adds a line to the reply; the code when it is complete (RFC 5321 section 4.2).
@@ -157,123 +160,6 @@ impl SubmissionBack {
         self.lines.push(text.to_vec());
         self.code = goes_on.then_some(*code);
         Ok((!goes_on).then_some(*code))
-    }
-
-    /// Handles one complete reply.
-    fn receive(
-        &mut self,
-        code: [u8; 3],
-        lines: &[Vec<u8>],
-        out: &mut SecretBuf,
-    ) -> Result<Option<BackStep>, BackFault> {
-        let text = lines.first().map(Vec::as_slice).unwrap_or_default();
-        match (self.state, &code) {
-            // It closes the connection, whatever the command (RFC 5321 section 3.8).
-            (_, b"421") | (SubmissionBackState::Greeting, [b'4' | b'5', ..]) => return Err(BackFault::Bye),
-            (SubmissionBackState::Greeting, b"220") | (SubmissionBackState::Xclient, b"220") => self.introduce(out),
-            (SubmissionBackState::Ehlo, b"250") => self.proceed(lines.get(1..).unwrap_or_default(), out)?,
-            (SubmissionBackState::StartTls, b"220") => {
-                self.state = SubmissionBackState::Tls;
-                return Ok(Some(BackStep::StartTls));
-            }
-            (SubmissionBackState::StartTls, [b'4' | b'5', ..]) => return Err(BackFault::NoStartTls),
-            (SubmissionBackState::Xclient, [b'4' | b'5', ..]) => return Err(BackFault::ForwardingRefused),
-            (SubmissionBackState::Login(pending), b"334") => self.continue_login(pending, out)?,
-            (SubmissionBackState::Login(_), b"235") => {
-                self.state = SubmissionBackState::Over;
-                let text = split_enhanced(text, b'2').map_or(text, |(_, text)| text).to_vec();
-                return Ok(Some(BackStep::Ready(Welcome { text, ..Welcome::default() })));
-            }
-            // It requires TLS or a stronger mechanism, for every user.
-            (SubmissionBackState::Login(_), b"530" | b"534" | b"538") => return Err(BackFault::NoMechanism),
-            (SubmissionBackState::Ehlo, [b'4' | b'5', ..]) | (SubmissionBackState::Login(_), [b'5', b'0', _]) => {
-                return Err(BackFault::Bad);
-            }
-            (SubmissionBackState::Login(_), [b'4' | b'5', ..]) => {
-                self.state = SubmissionBackState::Over;
-                return Ok(Some(BackStep::Refused(refusal(code, text))));
-            }
-            _ => return Err(BackFault::ProtocolViolation),
-        }
-        Ok(None)
-    }
-
-    fn introduce(&mut self, out: &mut SecretBuf) {
-        write_line(out, &[b"EHLO ", self.host.as_bytes()]);
-        self.state = SubmissionBackState::Ehlo;
-    }
-
-    /// With the keywords of EHLO: TLS first, then the client's address, then the login.
-    fn proceed(&mut self, keywords: &[Vec<u8>], out: &mut SecretBuf) -> Result<(), BackFault> {
-        if self.in_the_clear {
-            listed(keywords, "STARTTLS").ok_or(BackFault::NoStartTls)?;
-            write_line(out, &[b"STARTTLS"]);
-            self.state = SubmissionBackState::StartTls;
-        } else if let Some(origin) = self.forward.take() {
-            let attributes = listed(keywords, "XCLIENT").ok_or(BackFault::ForwardingRefused)?;
-            write_line(out, &[b"XCLIENT", xclient(&origin, &attributes)?.as_bytes()]);
-            self.state = SubmissionBackState::Xclient;
-        } else {
-            let mechanisms = listed(keywords, "AUTH").unwrap_or_default();
-            let pending = self.log_in(&mechanisms, out)?;
-            self.state = SubmissionBackState::Login(pending);
-            self.login_written = true;
-            self.listed = keywords.iter().map(|line| printable(line, TEXT)).collect();
-        }
-        Ok(())
-    }
-
-    /// Sends the login, or what can be sent of it at once. PLAIN is preferred to LOGIN, which knows no authzid;
-    /// a login on behalf of another user never falls back to LOGIN.
-    fn log_in(&self, mechanisms: &[String], out: &mut SecretBuf) -> Result<SubmissionPending, BackFault> {
-        let offers = |name: &str| mechanisms.iter().any(|mechanism| mechanism == name);
-        let parts = [self.login.as_slice(), self.service.as_deref().unwrap_or_default(), self.password.expose()];
-        if offers("PLAIN") && parts.into_iter().all(fits_plain) {
-            let mut command = SecretBuf::new();
-            command.extend(b"AUTH PLAIN ");
-            self.write_message(&mut command);
-            // The message goes with the command if the line has the room (RFC 4954 section 4).
-            if command.len() <= COMMAND {
-                write_line(out, &[command.as_slice()]);
-                return Ok(SubmissionPending::Nothing);
-            }
-            write_line(out, &[b"AUTH PLAIN"]);
-            return Ok(SubmissionPending::PlainMessage);
-        }
-        if offers("LOGIN") && self.service.is_none() {
-            write_line(out, &[b"AUTH LOGIN"]);
-            return Ok(SubmissionPending::LoginName);
-        }
-        Err(BackFault::NoMechanism)
-    }
-
-    /// The backend has requested the pending part.
-    fn continue_login(&mut self, pending: SubmissionPending, out: &mut SecretBuf) -> Result<(), BackFault> {
-        let next = match pending {
-            SubmissionPending::Nothing => return Err(BackFault::ProtocolViolation),
-            SubmissionPending::PlainMessage => {
-                self.write_message(out);
-                SubmissionPending::Nothing
-            }
-            SubmissionPending::LoginName => {
-                write_base64(&self.login, out);
-                SubmissionPending::Password
-            }
-            SubmissionPending::Password => {
-                write_base64(self.password.expose(), out);
-                SubmissionPending::Nothing
-            }
-        };
-        out.extend(b"\r\n");
-        self.state = SubmissionBackState::Login(next);
-        Ok(())
-    }
-
-    fn write_message(&self, out: &mut SecretBuf) {
-        match &self.service {
-            Some(service) => write_plain(&self.login, service, &self.password, out),
-            None => write_plain(b"", &self.login, &self.password, out),
-        }
     }
 }
 

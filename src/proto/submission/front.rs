@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use zeroize::Zeroizing;
 
-use super::super::engine::{Action, Channel, Dialect};
+use super::super::dialect::{Action, Channel, Dialect};
 use super::super::problem::{Problem, TLS_REQUIRED};
 use super::super::sasl::SaslError;
 use super::super::wire::{LineBuffer, first_word, printable, write_line};

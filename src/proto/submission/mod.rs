@@ -12,6 +12,7 @@ mod tests;
 #[cfg(any(test, feature = "internals"))]
 pub mod trial;
 
+use super::backend_login::BackendLogin;
 use super::engine::Engine;
 use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Nginx, Protocol};
 
@@ -44,7 +45,8 @@ fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {
-    Box::new(back::SubmissionBack::new(settings))
+    let dialect = back::SubmissionBack::new(std::sync::Arc::clone(&settings.host));
+    Box::new(BackendLogin::new(dialect, settings))
 }
 
 /// Splits the enhanced code (RFC 2034 section 4) off a reply's text, if it is of this class: `2`, `4`

@@ -1,0 +1,270 @@
+//! The backend half of every protocol: from a backend's greeting to its reply to a login.
+//!
+//! Reads replies with their literals and limits, and decides what comes next: capabilities where they are needed,
+//! STARTTLS where it is required, the client's address, the login (as the user, or as a service account for the
+//! user). What the replies mean, and how the commands look, is the [`BackDialect`]'s.
+//!
+//! Nothing learned before TLS is used after it, and a backend that violates the protocol's order is a fault.
+
+use super::sasl::Account;
+use super::watch::CommandWatch;
+use super::wire::{Invalid, LineBuffer, Literal, Scan};
+use super::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, Welcome};
+use crate::base::secret::SecretBuf;
+use crate::outcome::BackendReply;
+
+/// The reply that is awaited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Greeting,
+    /// The capabilities.
+    Capabilities,
+    /// The reply to STARTTLS.
+    StartTls,
+    /// None: the session is starting TLS.
+    Tls,
+    /// None: TLS is established and usher sends the next command.
+    Secured,
+    /// The reply to the client's address.
+    Forward,
+    /// The reply to the login, or its continuation request.
+    Login,
+    /// The reply to the command after the accepted login.
+    Afterwards,
+    /// None: the dialogue is over.
+    Over,
+}
+
+/// The command that comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NextCommand {
+    StartTls,
+    Forward,
+    Login,
+}
+
+/// What a reply leads to.
+#[derive(Debug)]
+pub(super) enum Transition {
+    /// More replies of this phase.
+    Stay,
+    /// The phase is over: to the next command.
+    Proceed,
+    /// STARTTLS is accepted.
+    StartTls,
+    /// The login is accepted, and one more command was written.
+    Afterwards,
+    /// The login is over.
+    Ready(Welcome),
+    /// The login is refused.
+    Refused(BackendReply),
+}
+
+/// A protocol's commands to a backend, and what its replies mean.
+pub(super) trait BackDialect: Send {
+    /// The longest line, without CRLF, where the backend may still send `left` bytes for the reply.
+    fn line_limit(left: usize) -> usize;
+
+    /// The literal at the end of the current line that belongs to the reply.
+    fn literal(_: &LineBuffer) -> Option<Literal> {
+        None
+    }
+
+    /// How much of the limit a reply takes, of `left` bytes.
+    fn counted(reply: &LineBuffer, _left: usize) -> usize {
+        reply.bytes().len()
+    }
+
+    /// Handles one complete reply; the phase's transition.
+    fn receive(
+        &mut self,
+        phase: Phase,
+        reply: &LineBuffer,
+        login: &mut LoginContext,
+        out: &mut SecretBuf,
+    ) -> Result<Transition, BackFault>;
+
+    /// Whether the capabilities are still needed before this command.
+    fn needs_capabilities(&self, next: NextCommand) -> bool;
+
+    /// Requests the capabilities, unless they come without a request.
+    fn request_capabilities(&mut self, out: &mut SecretBuf);
+
+    /// Writes STARTTLS.
+    fn start_tls(&mut self, out: &mut SecretBuf) -> Result<(), BackFault>;
+
+    /// Forgets what was learned before TLS.
+    fn tls_started(&mut self);
+
+    /// Writes the client's address.
+    fn forward(&mut self, origin: &Origin, out: &mut SecretBuf) -> Result<(), BackFault>;
+
+    /// Writes the login, or what can be sent of it at once.
+    fn log_in(&mut self, account: &Account, out: &mut SecretBuf) -> Result<(), BackFault>;
+
+    /// As [`Back::capabilities`].
+    fn capabilities(&self, login_written: bool) -> Vec<String>;
+
+    /// As [`Back::watch`].
+    fn watch(&self) -> Option<CommandWatch> {
+        None
+    }
+}
+
+/// What a login has and may use.
+pub(super) struct LoginContext {
+    /// What to log in with.
+    pub(super) account: Account,
+    /// How many bytes the backend may still send.
+    bytes_left: usize,
+}
+
+impl LoginContext {
+    /// Takes bytes off the limit.
+    pub(super) fn spend(&mut self, bytes: usize) -> Result<(), BackFault> {
+        self.bytes_left = self.bytes_left.checked_sub(bytes).ok_or(BackFault::TooLarge)?;
+        Ok(())
+    }
+}
+
+/// The dialogue with one backend.
+pub(super) struct BackendLogin<D> {
+    dialect: D,
+    login: LoginContext,
+    /// The client to forward; `None` once it was sent.
+    forward: Option<Origin>,
+    /// STARTTLS is required and not done yet.
+    in_the_clear: bool,
+    phase: Phase,
+    /// What has arrived of the current reply.
+    buffer: LineBuffer,
+    /// Bytes of a literal that are to come before its line goes on.
+    missing: usize,
+    login_written: bool,
+}
+
+impl<D: BackDialect> Back for BackendLogin<D> {
+    fn step(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> BackStep {
+        self.advance(input, out).unwrap_or_else(|fault| {
+            self.phase = Phase::Over;
+            BackStep::Fault(fault)
+        })
+    }
+
+    fn tls_started(&mut self) {
+        self.in_the_clear = false;
+        self.phase = Phase::Secured;
+        self.dialect.tls_started();
+    }
+
+    fn login_written(&self) -> bool {
+        self.login_written
+    }
+
+    fn capabilities(&self) -> Vec<String> {
+        self.dialect.capabilities(self.login_written)
+    }
+
+    fn watch(&self) -> Option<CommandWatch> {
+        self.dialect.watch()
+    }
+}
+
+impl<D: BackDialect> BackendLogin<D> {
+    pub(super) fn new(dialect: D, settings: BackSettings) -> Self {
+        let BackSettings { tls, login, password, service, untagged_limit, forward, .. } = settings;
+        Self {
+            dialect,
+            login: LoginContext { account: Account { login, password, service }, bytes_left: untagged_limit },
+            forward,
+            in_the_clear: tls == BackTls::StartTls,
+            phase: Phase::Greeting,
+            buffer: LineBuffer::default(),
+            missing: 0,
+            login_written: false,
+        }
+    }
+
+    fn advance(&mut self, input: &mut SecretBuf, out: &mut SecretBuf) -> Result<BackStep, BackFault> {
+        if self.phase == Phase::Secured {
+            self.proceed(out)?;
+        }
+        loop {
+            if !self.has_reply(input)? {
+                return Ok(BackStep::NeedMore);
+            }
+            let reply = std::mem::take(&mut self.buffer);
+            self.login.spend(D::counted(&reply, self.login.bytes_left))?;
+            match self.dialect.receive(self.phase, &reply, &mut self.login, out)? {
+                Transition::Stay => {}
+                Transition::Proceed => self.proceed(out)?,
+                Transition::Afterwards => self.phase = Phase::Afterwards,
+                Transition::StartTls => {
+                    self.phase = Phase::Tls;
+                    return Ok(BackStep::StartTls);
+                }
+                Transition::Ready(welcome) => {
+                    self.phase = Phase::Over;
+                    return Ok(BackStep::Ready(welcome));
+                }
+                Transition::Refused(reply) => {
+                    self.phase = Phase::Over;
+                    return Ok(BackStep::Refused(reply));
+                }
+            }
+        }
+    }
+
+    /// Moves bytes from `input` until a reply is complete, or returns that it is not.
+    fn has_reply(&mut self, input: &mut SecretBuf) -> Result<bool, BackFault> {
+        loop {
+            if self.missing > 0 {
+                self.missing = self.buffer.take_literal(input, self.missing);
+                if self.missing > 0 {
+                    return Ok(false);
+                }
+            }
+            let before = self.buffer.bytes().len() - self.buffer.line().len();
+            match self.buffer.take_line(input, D::line_limit(self.login.bytes_left.saturating_sub(before))) {
+                Scan::Incomplete => return Ok(false),
+                Scan::Line => {}
+                Scan::Spoiled(Invalid::TooLong) => return Err(BackFault::TooLarge),
+                // A line whose end is ambiguous must not reach a client.
+                Scan::Spoiled(Invalid::BareLf | Invalid::BareCr | Invalid::Nul) => {
+                    return Err(BackFault::ProtocolViolation);
+                }
+            }
+            let Some(literal) = D::literal(&self.buffer) else { return Ok(true) };
+            if self.buffer.bytes().len().saturating_add(literal.size) > self.login.bytes_left {
+                return Err(BackFault::TooLarge);
+            }
+            self.missing = literal.size;
+            // Starts the next line, for an empty literal as well.
+            self.buffer.take_literal(&mut SecretBuf::new(), 0);
+        }
+    }
+
+    /// Writes the next command: TLS first, then the client's address, then the login.
+    fn proceed(&mut self, out: &mut SecretBuf) -> Result<(), BackFault> {
+        let next = match (self.in_the_clear, &self.forward) {
+            (true, _) => NextCommand::StartTls,
+            (false, Some(_)) => NextCommand::Forward,
+            (false, None) => NextCommand::Login,
+        };
+        if self.dialect.needs_capabilities(next) {
+            self.dialect.request_capabilities(out);
+            self.phase = Phase::Capabilities;
+        } else if self.in_the_clear {
+            self.dialect.start_tls(out)?;
+            self.phase = Phase::StartTls;
+        } else if let Some(origin) = self.forward.take() {
+            self.dialect.forward(&origin, out)?;
+            self.phase = Phase::Forward;
+        } else {
+            self.dialect.log_in(&self.login.account, out)?;
+            self.phase = Phase::Login;
+            self.login_written = true;
+        }
+        Ok(())
+    }
+}
