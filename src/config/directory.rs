@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::compile::certificate;
 use super::model::{
     Allow, Balance, Canary, Connections, Directory, DirectoryServer, DisabledBy, Find, LdapScheme, ServiceAccount,
 };
 use super::raw::{Node, Section, Unique};
+use super::section::certificate;
 use super::units::{DAY, HOUR, KIB, MIB, MINUTE, SECOND};
 use super::{names, watch};
 use crate::outcome::AccountState;

@@ -8,13 +8,18 @@
 
 mod compile;
 mod directory;
+mod limits;
+mod listeners;
 mod locate;
 mod model;
 mod names;
+mod process;
 mod raw;
 mod renamed;
 mod routing;
+mod section;
 mod throttle;
+mod tls;
 mod units;
 mod watch;
 
@@ -30,7 +35,6 @@ use std::sync::Arc;
 use crate::proto::ldap::dn;
 use crate::proto::ldap::template::{self, Template, UserName};
 
-pub(crate) use compile::collide;
 pub(crate) use model::{
     Address, Allow, AuthHttp, AuthHttpTarget, Backend, BackendService, Balance, Cache, CertificateFiles, ClientAuth,
     Config, Connections, Control, Directory, DirectoryServer, DisabledBy, Draft, Endpoint, FailedLogins, Find, Forward,
@@ -40,6 +44,7 @@ pub(crate) use model::{
 #[cfg(test)]
 pub(crate) use model::{Canary, Drain};
 pub(crate) use names::host_key;
+pub(crate) use section::collide;
 #[cfg(test)]
 pub(crate) use tests::sound_directory;
 

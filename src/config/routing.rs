@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::compile::{certificate, protocol_names};
 use super::directory::Facts;
 use super::model::{
     Address, AuthHttpTarget, Backend, BackendService, Endpoint, Forward, Health, Listener, Probe, Routing,
 };
 use super::names;
 use super::raw::{Node, Section, Unique};
+use super::section::{certificate, protocol_names};
 use super::units::{HOUR, MINUTE, SECOND};
 use crate::proto::proxy_header::Version;
 use crate::proto::{BackTls, ForwardMethod, PROTOCOLS, Protocol};

@@ -1,8 +1,8 @@
 //! The `throttle` section: how guessing is slowed, and what a network or a user may hold.
 
-use super::compile::networks;
 use super::model::{FailedLogins, Limit, LimitRule, Memory, Mode, Throttle};
 use super::raw::Section;
+use super::section::networks;
 use super::units::{DAY, HOUR, MINUTE, SECOND};
 use crate::base::labels::Label as _;
 

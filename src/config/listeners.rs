@@ -1,0 +1,89 @@
+//! The sections `listeners` and `capabilities`: where clients connect, and what they are promised there.
+
+use ipnet::IpNet;
+
+use super::model::{Listener, ListenerTls};
+use super::names;
+use super::raw::{Node, Section};
+use super::section::{Addresses, networks, protocol_names};
+use crate::proto::{PROTOCOLS, Protocol};
+
+/// The protocols as words for [`Node::word`].
+fn protocols() -> Vec<(&'static str, &'static Protocol)> {
+    PROTOCOLS.iter().map(|protocol| (protocol.name, protocol)).collect()
+}
+
+/// Reads the listeners.
+pub(super) fn read(root: &Section<'_>, addresses: &mut Addresses) -> Option<Vec<Listener>> {
+    let hint = "add `- {protocol: imap, address: \"[::]:993\", tls: implicit}`";
+    let items = root.required("listeners", hint)?.list()?;
+    let listener = |item: &Node<'_>| item.section(|listener| self::listener(listener, addresses)).flatten();
+    // A mistake in one listener leaves the others to be checked; it is recorded already.
+    Some(items.iter().filter_map(listener).collect())
+}
+
+fn listener(listener: &Section<'_>, addresses: &mut Addresses) -> Option<Listener> {
+    let protocol =
+        listener.required("protocol", &format!("write {}", protocol_names())).and_then(|node| node.word(&protocols()));
+    let address = listener.required("address", "write an IP address and a port, such as \"[::]:993\"");
+    let address = address.and_then(|node| addresses.read(&node));
+    let words = [("implicit", ListenerTls::Implicit), ("starttls", ListenerTls::StartTls)];
+    let tls = listener.required("tls", "write `implicit` (TLS from the first byte) or `starttls`");
+    let tls = tls.and_then(|node| node.word(&words));
+    let proxies = proxies(listener);
+    let socket = listener.get("socket").map(|node| node.parsed(names::socket_name));
+    let (protocol, address, tls) = (protocol?, address?, tls?);
+    let other = match tls {
+        ListenerTls::Implicit => protocol.starttls_port,
+        ListenerTls::StartTls => protocol.implicit_port,
+    };
+    // A protocol may have one port for both.
+    let usual = |port| port != other || protocol.implicit_port == protocol.starttls_port;
+    if !usual(address.port()) {
+        listener.warn("tls", format!("clients expect the other kind of TLS on port {}", address.port()));
+    }
+    Some(Listener { protocol, address, tls, proxies: proxies?, socket: socket.flatten() })
+}
+
+/// Who puts a PROXY header in front of every connection.
+fn proxies(listener: &Section<'_>) -> Option<Option<Vec<IpNet>>> {
+    let required =
+        listener.get("proxy_header").map_or(Some(false), |node| node.word(&[("off", false), ("required", true)]));
+    let trusted = listener.get("trusted").map(|node| networks(&node));
+    if required == Some(false) {
+        if trusted.is_some() {
+            listener.warn("trusted", "without effect: `proxy_header` is off; remove one");
+        }
+        return Some(None);
+    }
+    if trusted.is_none() {
+        listener.problem("trusted", "missing: name the networks of your proxies, which alone may say who a client is");
+    }
+    if trusted.iter().flatten().flatten().any(|network| network.prefix_len() == 0) {
+        listener.warn("trusted", "every address is trusted: any client can claim another client's address");
+    }
+    required.and(trusted?).map(Some)
+}
+
+/// What clients are promised instead of what the backends say: one key for each protocol.
+pub(super) fn capabilities(section: &Section<'_>) -> Option<Vec<(&'static Protocol, Vec<String>)>> {
+    let nodes = PROTOCOLS.iter().filter_map(|protocol| Some((protocol, section.get(protocol.name)?)));
+    let read = |(protocol, node): (&'static Protocol, Node<'_>)| {
+        let items = node.list()?;
+        let capability = |item: &Node<'_>| {
+            let capability = item.parsed(names::capability)?;
+            let name = crate::proto::capabilities::name(&capability);
+            let promised = (protocol.promised)(name);
+            if !promised {
+                item.problem(format!("usher does not promise this for {}: remove it", protocol.name));
+            }
+            promised.then_some(capability)
+        };
+        let read: Vec<_> = items.iter().filter_map(capability).collect();
+        if crate::proto::capabilities::bounded(read.iter().cloned()).len() < read.len() {
+            node.problem(format!("the list is longer than {} bytes", crate::proto::capabilities::WHOLE));
+        }
+        (read.len() == items.len()).then_some((protocol, read))
+    };
+    nodes.map(read).collect()
+}

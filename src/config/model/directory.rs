@@ -1,0 +1,299 @@
+//! The directory: its servers, how entries are found, and what they mean.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::tls::CertificateFiles;
+use crate::outcome::AccountState;
+use crate::proto::ldap::template::Template;
+
+/// The directory and how a user is found in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory {
+    /// The servers, in order of preference.
+    pub servers: Vec<DirectoryServer>,
+    /// StartTLS on ldap:// connections; mandatory once set.
+    pub starttls: bool,
+    /// The CA file; `None`: the system's roots.
+    pub ca: Option<PathBuf>,
+    /// A client certificate for the directory.
+    pub client_certificate: Option<CertificateFiles>,
+    /// Whether unencrypted LDAP to another machine is allowed.
+    pub plaintext: bool,
+    /// How to get from a login name to an entry.
+    pub find: Find,
+    /// The attribute with the mail server's name.
+    pub mail_host_attribute: String,
+    /// The attribute with the name at the backend; `None`: the name as typed.
+    pub login_attribute: Option<String>,
+    /// The protocols that a user may use.
+    pub allow: Allow,
+    /// The whole decision.
+    pub timeout: Duration,
+    /// One operation, one connection set-up.
+    pub attempt_timeout: Duration,
+    /// The longest message that is taken from a server, in bytes.
+    pub max_message: usize,
+    /// How a server is chosen among the healthy ones.
+    pub balance: Balance,
+    /// The connections to each server.
+    pub connections: Connections,
+    /// What every server has to show.
+    pub canary: Option<Canary>,
+    /// Whether the reply to a correct password contains the reason why the account may not log in.
+    pub reveal_account_state: bool,
+    /// The attributes by which an entry shows that it may not log in.
+    pub disabled_by: Vec<DisabledBy>,
+    /// How it is followed, and what follows from its changes.
+    pub watch: Watch,
+    /// Result codes of a bind that mean a state of the account; others count as unavailable.
+    pub results: BTreeMap<u32, AccountState>,
+}
+
+#[cfg(test)]
+impl Directory {
+    /// One to begin with, for tests.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            servers: Vec::new(),
+            starttls: false,
+            ca: None,
+            client_certificate: None,
+            plaintext: true,
+            find: Find::Search { service: None, base: "dc=x".to_owned(), filter: Template { parts: Vec::new() } },
+            mail_host_attribute: "mailHost".to_owned(),
+            login_attribute: None,
+            allow: Allow::default(),
+            timeout: Duration::from_secs(5),
+            attempt_timeout: Duration::from_millis(1_200),
+            max_message: 1 << 20,
+            balance: Balance::First,
+            connections: Connections {
+                min: 0,
+                max: 4,
+                idle_timeout: Duration::from_secs(30),
+                max_age: Duration::from_secs(1_800),
+                max_operations: 100_000,
+            },
+            canary: None,
+            reveal_account_state: false,
+            disabled_by: DisabledBy::DEFAULT.to_vec(),
+            watch: Watch::off(),
+            results: BTreeMap::new(),
+        }
+    }
+}
+
+/// An attribute by which an entry shows that it may not log in, whether or not the server lets it bind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DisabledBy {
+    /// nsAccountLock is TRUE.
+    NsAccountLock,
+    /// userAccountControl has bit 2.
+    UserAccountControl,
+    /// pwdAccountLockedTime is 000001010000Z: locked permanently by an administrator.
+    PwdAccountLockedTime,
+    /// accountExpires of Active Directory has passed.
+    AccountExpires,
+    /// shadowExpire, in days, has passed.
+    ShadowExpire,
+    /// krbPrincipalExpiration has passed.
+    KrbPrincipalExpiration,
+}
+
+impl DisabledBy {
+    /// Every one, with its attribute.
+    pub const ALL: [(&'static str, Self); 6] = [
+        ("nsAccountLock", Self::NsAccountLock),
+        ("userAccountControl", Self::UserAccountControl),
+        ("pwdAccountLockedTime", Self::PwdAccountLockedTime),
+        ("accountExpires", Self::AccountExpires),
+        ("shadowExpire", Self::ShadowExpire),
+        ("krbPrincipalExpiration", Self::KrbPrincipalExpiration),
+    ];
+    /// What counts by default. Not shadowExpire: many trees hold it from times when something else read it.
+    pub const DEFAULT: [Self; 4] =
+        [Self::NsAccountLock, Self::UserAccountControl, Self::PwdAccountLockedTime, Self::AccountExpires];
+}
+
+/// How the directory is followed, and what follows from its changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watch {
+    /// In which way.
+    pub mode: WatchMode,
+    /// The interval of polling, for servers without change notification.
+    pub poll_interval: Duration,
+    /// Sessions of a user whose mail is elsewhere now.
+    pub on_move: OnChange,
+    /// What happens to sessions of a user that was disabled or deleted.
+    pub on_disable: OnChange,
+    /// Sessions of a user whose password was changed.
+    pub on_password_change: OnChange,
+    /// How many moves and switchings-off a minute are acted on; `None`: the larger of 200 and 2 % of
+    /// the known users.
+    pub brake: Option<u32>,
+    /// The attribute that holds a user while it has a value.
+    pub hold_attribute: Option<String>,
+    /// How long a login waits for the end of a hold.
+    pub hold_timeout: Duration,
+}
+
+impl Watch {
+    /// Nothing is followed, for tests.
+    #[cfg(test)]
+    pub(crate) fn off() -> Self {
+        Self {
+            mode: WatchMode::Off,
+            poll_interval: Duration::from_secs(1),
+            on_move: OnChange::Close,
+            on_disable: OnChange::Close,
+            on_password_change: OnChange::Keep,
+            brake: None,
+            hold_attribute: None,
+            hold_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// In which way the directory is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WatchMode {
+    /// Content synchronization where a server has it, else polling.
+    Auto,
+    /// Content synchronization (RFC 4533).
+    Sync,
+    /// Polling.
+    Poll,
+    /// Not at all.
+    Off,
+}
+
+/// What happens to the sessions of a user that was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnChange {
+    /// They end.
+    Close,
+    /// They go on.
+    Keep,
+}
+
+/// Which of several good servers is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    /// The first in the list.
+    First,
+    /// Each in its turn.
+    RoundRobin,
+}
+
+/// How connections to a directory server are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// Connections for binds that are kept ready.
+    pub min: usize,
+    /// Connections for binds at the most.
+    pub max: usize,
+    /// The longest that one is kept unused.
+    pub idle_timeout: Duration,
+    /// The longest life of one, give or take a fifth.
+    pub max_age: Duration,
+    /// How many operations one may do.
+    pub max_operations: u64,
+}
+
+/// An entry that shows whether a server holds the directory, and shows it to usher.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Canary {
+    /// Its login name.
+    pub login: String,
+    /// A value of its `mail_host_attribute`.
+    pub mail_host: String,
+}
+
+/// One LDAP server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryServer {
+    /// The URL as typed: the metric label.
+    pub url: String,
+    /// ldap, ldaps or ldapi.
+    pub scheme: LdapScheme,
+    /// The host to resolve and verify (no brackets), or the socket path of ldapi.
+    pub host: String,
+    /// The port; 0 for ldapi.
+    pub port: u16,
+}
+
+/// How an LDAP connection is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LdapScheme {
+    /// Clear, or StartTLS when configured.
+    Ldap,
+    /// TLS from the first byte.
+    Ldaps,
+    /// A Unix socket.
+    Ldapi,
+}
+
+/// From a login name to an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Find {
+    /// Search with the service account, then bind as what was found.
+    Search {
+        /// The service account; `None`: anonymous.
+        service: Option<ServiceAccount>,
+        /// Where to search (subtree).
+        base: String,
+        /// The filter with `{login}`, `{local}`, `{domain}`.
+        filter: Template,
+    },
+    /// Bind as the DN the template gives, then read that entry as the user.
+    UserDn {
+        /// The DN with `{login}`, `{local}`, `{domain}`.
+        template: Template,
+        /// A service account for `usher explain`, if there is one.
+        service: Option<ServiceAccount>,
+    },
+    /// Bind as the principal name the template gives (Active Directory), then read the one entry under
+    /// `base` whose userPrincipalName it is, as the user.
+    Principal {
+        /// The principal name with `{login}`, `{local}`, `{domain}`.
+        template: Template,
+        /// Where to search (subtree).
+        base: String,
+        /// A service account for `usher explain`, if there is one.
+        service: Option<ServiceAccount>,
+    },
+}
+
+impl Find {
+    /// The service account, if there is one.
+    #[must_use]
+    pub const fn service(&self) -> Option<&ServiceAccount> {
+        match self {
+            Self::Search { service, .. } | Self::UserDn { service, .. } | Self::Principal { service, .. } => {
+                service.as_ref()
+            }
+        }
+    }
+}
+
+/// The protocols that a user may use.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allow {
+    /// The attribute that lists a user's protocols; `None`: all protocols are allowed.
+    pub attribute: Option<String>,
+    /// The values that allow a protocol, by its name, in small letters.
+    pub values: BTreeMap<&'static str, Vec<String>>,
+    /// What an entry must match besides; `None`: nothing.
+    pub filter: Option<String>,
+}
+
+/// The account usher itself uses at the directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// Its DN.
+    pub dn: String,
+    /// The file with its password; one trailing line end is ignored.
+    pub password_file: PathBuf,
+}

@@ -1,0 +1,92 @@
+//! The compiled configuration: what the rest of usher reads.
+//!
+//! Each value here has passed its checks: paths are absolute, durations within their ranges, names
+//! unique, and what has to exist elsewhere in the file does. Instances come from
+//! [`load`](super::load) alone. What each key means to the operator is documented in
+//! `config.example.yaml`.
+
+mod directory;
+mod limits;
+mod listeners;
+mod process;
+mod routing;
+mod throttle;
+mod tls;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Place, Problem};
+use crate::proto::Protocol;
+pub(crate) use directory::{
+    Allow, Balance, Canary, Connections, Directory, DirectoryServer, DisabledBy, Find, LdapScheme, OnChange,
+    ServiceAccount, Watch, WatchMode,
+};
+use ipnet::IpNet;
+pub(crate) use limits::{Cache, Drain, Limits, OnUnavailable};
+pub(crate) use listeners::{Listener, ListenerTls};
+pub(crate) use process::{Admin, AuthHttp, Control, Log, LogFormat, LogLevel, Process};
+pub(crate) use routing::{Address, AuthHttpTarget, Backend, BackendService, Endpoint, Forward, Health, Probe, Routing};
+pub(crate) use throttle::{FailedLogins, Limit, LimitRule, Memory, Mode, Throttle};
+pub(crate) use tls::{CertificateFiles, ClientAuth, Group, Tls, TlsVersion};
+
+/// A whole checked configuration: one immutable snapshot.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it came from, absolute.
+    pub file: PathBuf,
+    /// usher's own name in its dialogues; `None`: as its certificate says.
+    pub hostname: Option<String>,
+    /// Where clients connect.
+    pub listeners: Vec<Listener>,
+    /// What clients are promised before their login, instead of what the backends say; per protocol.
+    pub capabilities: Vec<(&'static Protocol, Vec<String>)>,
+    /// TLS towards clients.
+    pub tls: Tls,
+    /// The directory.
+    pub directory: Directory,
+    /// Networks whose clients may say, by IMAP's ID, for whom they call: webmail.
+    pub trusted: Vec<IpNet>,
+    /// Backends and who goes where.
+    pub routing: Routing,
+    /// How long decisions are kept.
+    pub cache: Cache,
+    /// What a client may use.
+    pub limits: Limits,
+    /// How guessing is slowed, and what a network or a user may hold.
+    pub throttle: Throttle,
+    /// How to stop.
+    pub drain: Drain,
+    /// The side port.
+    pub admin: Admin,
+    /// The control socket, if there is one.
+    pub control: Option<Control>,
+    /// The listener for nginx's auth requests, if configured.
+    pub auth_http: Option<AuthHttp>,
+    /// The process itself.
+    pub process: Process,
+    /// Logging.
+    pub log: Log,
+    /// What is allowed but suspicious, in the order of the file; worth a warn line at start.
+    pub warnings: Vec<Problem>,
+    /// Where each key stands.
+    pub place: Arc<Place>,
+}
+
+/// The sections that name files, as far as each is sound: what can still be checked of a config
+/// that cannot be used, and where a running usher that still uses the old one can be asked.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// TLS towards clients.
+    pub tls: Option<Tls>,
+    /// The directory.
+    pub directory: Option<Directory>,
+    /// Backends and who goes where.
+    pub routing: Option<Routing>,
+    /// The control socket.
+    pub control: Option<Control>,
+    /// The listener for nginx's auth requests.
+    pub auth_http: Option<AuthHttp>,
+    /// Where each key stands.
+    pub place: Arc<Place>,
+}

@@ -1,0 +1,68 @@
+//! TLS towards clients.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// TLS towards clients.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// Certificates with their keys; the first is used for no or an unknown SNI.
+    pub certificates: Vec<CertificateFiles>,
+    /// The lowest TLS version.
+    pub min_version: TlsVersion,
+    /// Key exchange groups in order of preference, by their IANA names; never empty.
+    pub groups: Vec<Group>,
+    /// Cipher suites in order of preference by their IANA names, each known to
+    /// [`cipher_suite`](super::cipher_suite); never empty; `None`: the library's.
+    pub cipher_suites: Option<Vec<String>>,
+    /// The CA of client certificates; when set, a certificate that is shown must be from it.
+    pub client_ca: Option<PathBuf>,
+    /// Whether clients are asked for a certificate.
+    pub client_auth: ClientAuth,
+    /// The keys of tickets that other ushers know as well; `None`: each process makes its own.
+    pub ticket_keys_file: Option<PathBuf>,
+    /// How often the files that the config names are looked at again.
+    pub reload_interval: Duration,
+}
+
+/// Whether clients are asked for a certificate in the TLS handshake; `client_ca` verifies it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// Not asked for.
+    Off,
+    /// Asked for; a client without one may go on.
+    Optional,
+    /// The handshake fails without one.
+    Required,
+}
+
+/// A certificate chain and its private key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// PEM: the certificate, then its intermediates.
+    pub chain: PathBuf,
+    /// PEM: the private key.
+    pub key: PathBuf,
+}
+
+/// A TLS version usher speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// TLS 1.2 (AEAD and ECDHE suites only).
+    V1_2,
+    /// TLS 1.3.
+    V1_3,
+}
+
+/// A key exchange group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// Hybrid post-quantum.
+    X25519MlKem768,
+    /// Curve25519.
+    X25519,
+    /// NIST P-256.
+    Secp256r1,
+    /// NIST P-384.
+    Secp384r1,
+}
