@@ -3,7 +3,6 @@
 //! Names are resolved in the background, never per login; the last result stays in use until the next one. Log
 //! lines are written on changes, never per login.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,8 +12,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::BackendError;
+use super::address_set::AddressSet;
 use super::health::{Breaker, BreakerState, ConnectAttempt, PATIENCE, RetryWindow, SPACING, SlowStart};
-use super::resolve::{ResolveError, resolve};
+use super::resolve::resolve;
 use super::source::Sources;
 use super::state::{AddressStatus, ProtocolStatus};
 use crate::base::tasks::{self, Task};
@@ -23,11 +23,6 @@ use crate::proto::capabilities;
 use crate::telemetry::log::Escaped;
 use crate::telemetry::metrics::Metrics;
 
-/// How long a result of the resolver is used. The system's resolver reports no TTL; this is short enough for a
-/// move by DNS and long enough to keep it out of a busy login path.
-const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
-/// When a failed name resolution is retried.
-const RETRY: Duration = Duration::from_secs(1);
 /// How often an address with a fault is probed.
 const SUSPECT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -60,36 +55,6 @@ pub(super) struct Pool {
     changed: watch::Sender<()>,
 }
 
-#[derive(Debug)]
-struct AddressSet {
-    entries: Vec<(SocketAddr, Breaker)>,
-    resolver: Resolver,
-    slow_start: SlowStart,
-    /// Whether the probe account was rejected last time.
-    account_refused: bool,
-    /// Each address's last capabilities, filtered for clients.
-    lists: HashMap<SocketAddr, Vec<String>>,
-    /// How often that has changed.
-    generation: u64,
-}
-
-/// The state of name resolution.
-#[derive(Debug)]
-struct Resolver {
-    /// When to resolve next; `None`: never, there are no names.
-    due: Option<Instant>,
-    asking: bool,
-    /// Why there is no address, if resolution has failed.
-    failure: Option<ResolveError>,
-}
-
-impl Resolver {
-    /// Resolution has failed.
-    fn retry_later(&mut self) {
-        (self.asking, self.due) = (false, Some(Instant::now() + RETRY));
-    }
-}
-
 /// The result of selecting addresses for a login.
 #[derive(Debug)]
 pub(super) enum Selection {
@@ -109,15 +74,8 @@ impl Pool {
         own: &Arc<[SocketAddr]>,
     ) -> Self {
         let literal = endpoint.addresses.iter().all(|address| address.host.parse::<IpAddr>().is_ok());
-        let resolver = Resolver { due: (!literal).then(Instant::now), asking: false, failure: None };
-        let mut set = AddressSet {
-            entries: Vec::new(),
-            resolver,
-            slow_start: SlowStart::new(settings.health.slow_start),
-            account_refused: false,
-            lists: HashMap::new(),
-            generation: 0,
-        };
+        let due = (!literal).then(Instant::now);
+        let mut set = AddressSet::new(due, SlowStart::new(settings.health.slow_start));
         if literal {
             let found =
                 endpoint.addresses.iter().filter_map(|at| Some(SocketAddr::new(at.host.parse().ok()?, at.port)));
@@ -366,49 +324,6 @@ impl Pool {
     }
 }
 
-impl AddressSet {
-    fn breaker(&mut self, address: SocketAddr) -> Option<&mut Breaker> {
-        self.entries.iter_mut().find(|(at, _)| *at == address).map(|(_, breaker)| breaker)
-    }
-
-    fn usable(&self) -> usize {
-        self.entries.iter().filter(|(_, breaker)| breaker.is_closed()).count()
-    }
-
-    fn is_up(&self) -> bool {
-        // A name that was not resolved yet counts as up.
-        self.usable() > 0 || (self.entries.is_empty() && self.resolver.failure.is_none())
-    }
-
-    /// Replaces the addresses; those that stay keep their state.
-    fn set_addresses(&mut self, addresses: Vec<SocketAddr>) {
-        let mut old = std::mem::take(&mut self.entries);
-        for address in addresses {
-            let known = old.iter().position(|(at, _)| *at == address).map(|at| old.swap_remove(at).1);
-            self.entries.push((address, known.unwrap_or_default()));
-        }
-    }
-
-    /// Takes over a result of the resolver.
-    fn resolved(&mut self, answer: Result<Vec<SocketAddr>, ResolveError>) {
-        let life = if answer.is_err() { RETRY } else { RESOLVE_INTERVAL };
-        self.resolver.failure = match answer {
-            Ok(addresses) => {
-                self.set_addresses(addresses);
-                None
-            }
-            // An unreachable resolver removes no address; a name that leads to usher itself removes all.
-            Err(ResolveError::Name(_)) if !self.entries.is_empty() => None,
-            Err(failure) => {
-                self.entries.clear();
-                Some(failure)
-            }
-        };
-        self.resolver.asking = false;
-        self.resolver.due = Some(Instant::now() + life);
-    }
-}
-
 /// A running probe of an address; ends when dropped.
 #[derive(Debug)]
 pub(super) struct RunningProbe {
@@ -447,22 +362,7 @@ impl Drop for RunningProbe {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
-
-    fn set() -> AddressSet {
-        let resolver = Resolver { due: None, asking: true, failure: None };
-        let (account_refused, lists, lessons) = (false, HashMap::new(), 0);
-        AddressSet {
-            entries: Vec::new(),
-            resolver,
-            slow_start: SlowStart::new(Duration::ZERO),
-            account_refused,
-            lists,
-            generation: lessons,
-        }
-    }
 
     fn at(texts: &[&str]) -> Vec<SocketAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -496,33 +396,5 @@ routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: impli
         let [one] = state.addresses.as_slice() else { panic!("{state:?}") };
         assert_eq!((one.address, &*one.breaker), (address, "open"));
         assert!(one.reason.as_ref().unwrap().contains("Connection refused") && one.down_seconds.is_some(), "{one:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn address_state_survives_a_new_dns_reply() {
-        let mut set = set();
-        set.resolved(Ok(at(&["192.0.2.1:993", "192.0.2.2:993"])));
-        let address = at(&["192.0.2.1:993"])[0];
-        let attempt = ConnectAttempt { address, began: Instant::now(), connected: false };
-        assert!(set.breaker(address).unwrap().failed(&attempt, 1, "refused", Instant::now()));
-        set.resolved(Ok(at(&["192.0.2.3:993", "192.0.2.1:993"])));
-        let closed: Vec<_> = set.entries.iter().map(|(at, breaker)| (at.to_string(), breaker.is_closed())).collect();
-        assert_eq!(closed, [("192.0.2.3:993".to_owned(), true), ("192.0.2.1:993".to_owned(), false)]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn unreachable_resolver_removes_no_address_and_is_retried_soon() {
-        let mut set = set();
-        let away = || Err(ResolveError::Name(Arc::new(io::ErrorKind::TimedOut.into())));
-        set.resolved(away());
-        assert!(set.resolver.failure.is_some() && !set.resolver.asking);
-        set.resolved(Ok(at(&["192.0.2.1:993"])));
-        assert!(set.resolver.failure.is_none());
-        assert_eq!(set.resolver.due, Some(Instant::now() + RESOLVE_INTERVAL));
-        set.resolved(away());
-        assert_eq!((set.usable(), set.resolver.due), (1, Some(Instant::now() + RETRY)));
-        // A name that leads back to usher is not an outage of the resolver.
-        set.resolved(Err(ResolveError::Own(at(&["192.0.2.1:993"])[0])));
-        assert!(set.entries.is_empty() && set.resolver.failure.is_some());
     }
 }

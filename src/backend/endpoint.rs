@@ -19,14 +19,15 @@ use tracing::warn;
 
 use super::addresses::{Evidence, Pool, RunningProbe, Selection};
 use super::diagnose::Observations;
+use super::dialogue::BackendDialogue;
 use super::health::ConnectAttempt;
-use super::{BackendDialogue, BackendError, Service};
-use crate::base::secret::Secret;
+use super::{BackendError, Service};
+use crate::base::secret::{Secret, SecretBuf};
 use crate::base::sys;
 use crate::base::tasks::{self, Task};
 use crate::config::{AuthHttpTarget, Forward, Probe};
 use crate::proto::proxy_header::{self, Header};
-use crate::proto::{BackFault, BackSettings, BackTls, Origin, Protocol, capabilities};
+use crate::proto::{BackFault, BackSettings, BackStep, BackTls, Origin, Protocol, capabilities};
 use crate::telemetry::labels::ProbeResult;
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
@@ -161,7 +162,7 @@ impl Endpoint {
             let approach = async {
                 let mut tcp = tcp?;
                 send_header(&mut tcp, header).await?;
-                BackendDialogue::approach(self, tcp, settings.clone(), None).await
+                self.begin(tcp, settings.clone(), None).await
             };
             error = match timeout_at(until, approach).await.unwrap_or_else(|_| Err(self.late())) {
                 Ok(talk) => {
@@ -364,7 +365,7 @@ impl Endpoint {
         let service = service.filter(|_| self.account.is_none()).map(|service| service.login.clone().into_bytes());
         let untagged_limit = self.untagged_limit;
         let settings = BackSettings { tls: self.tls, login, password, service, forward, untagged_limit, host };
-        let talk = BackendDialogue::approach(self, tcp, settings, observed).await?;
+        let talk = self.begin(tcp, settings, observed).await?;
         self.record_capabilities(address, &talk);
         let (mut stream, proof) = match self.account {
             Some(_) => (talk.log_in().await?.stream, Evidence::Login),
@@ -372,6 +373,54 @@ impl Endpoint {
         };
         let _ = timeout(PROBE_CLOSE_TIMEOUT, stream.shutdown()).await;
         Ok(proof)
+    }
+
+    /// From the connection to the login, which is written but not sent: a probe ends here. `observed` collects the
+    /// observations of an inspection.
+    async fn begin(
+        &self,
+        tcp: TcpStream,
+        settings: BackSettings,
+        mut observed: Option<&mut Observations>,
+    ) -> Result<BackendDialogue, BackendError> {
+        let stream = match self.tls {
+            BackTls::Implicit => self.start_tls(tcp).await?,
+            BackTls::StartTls | BackTls::Plaintext => Stream::from(tcp),
+        };
+        let dialogue = (self.protocol.back)(settings);
+        let (input, out) = (SecretBuf::new(), SecretBuf::new());
+        let mut talk = BackendDialogue { stream, dialogue, input, out, step: BackStep::NeedMore };
+        loop {
+            if let Some(observed) = &mut observed {
+                observed.record(&talk.stream, talk.input.as_slice());
+            }
+            talk.step = talk.dialogue.step(&mut talk.input, &mut talk.out);
+            if let Some(observed) = &mut observed {
+                observed.listed = talk.dialogue.capabilities();
+                observed.watched = talk.dialogue.watch().is_some();
+            }
+            if talk.dialogue.login_written() {
+                return Ok(talk);
+            }
+            talk.send().await?;
+            match talk.step {
+                BackStep::NeedMore => talk.fill().await?,
+                BackStep::StartTls => {
+                    // Cleartext input must not be taken for a reply under TLS.
+                    if !talk.input.is_empty() {
+                        return Err(BackendError::Fault(BackFault::Injection));
+                    }
+                    let tcp = talk.stream.into_plain().ok_or(BackendError::Fault(BackFault::ProtocolViolation))?;
+                    talk.stream = self.start_tls(tcp).await?;
+                    talk.dialogue.tls_started();
+                }
+                BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
+                // A reply before the login was sent.
+                BackStep::Ready(_) | BackStep::Refused(_) => {
+                    return Err(BackendError::Fault(BackFault::ProtocolViolation));
+                }
+            }
+        }
     }
 }
 

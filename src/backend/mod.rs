@@ -5,44 +5,39 @@
 //! successful bind, that directory and backend disagree. Several addresses are tried until one greets; a
 //! password is never sent twice. Never uses cleartext unless the config says so explicitly.
 
+mod address_set;
 mod addresses;
 pub(crate) mod capabilities;
 pub(crate) mod diagnose;
+mod dialogue;
 mod endpoint;
+mod error;
 mod health;
 mod resolve;
 mod source;
 pub(crate) mod state;
 
 use std::collections::HashMap;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntGauge;
-use rustix::io::Errno;
 use rustls::pki_types::ServerName;
-use thiserror::Error;
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 use crate::base::clock::wait_until;
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::labels::Label as _;
-use crate::base::secret::{Secret, SecretBuf};
+use crate::base::secret::Secret;
 use crate::config;
-use crate::outcome::{BackendReply, Refusal};
-use crate::proto::watch::CommandWatch;
-use crate::proto::{Back, BackFault, BackSettings, BackStep, BackTls, Origin, PROTOCOLS, Protocol, Welcome};
-use crate::telemetry::labels::{BackendResult, ProbeResult};
+use crate::proto::{BackSettings, Origin, PROTOCOLS, Protocol};
 use crate::telemetry::metrics::Metrics;
-use crate::tls::HandshakeError;
-use crate::tls::stream::Stream;
 use addresses::{Evidence, Pool};
-use diagnose::Observations;
+pub(crate) use dialogue::LoggedIn;
 use endpoint::{Endpoint, Handshakes};
+pub(crate) use error::BackendError;
 use health::BreakerState;
 use state::BackendStatus;
 
@@ -85,19 +80,6 @@ pub(crate) struct BackendFiles {
     pub probe: Option<Service>,
 }
 
-/// A session at a backend, logged in.
-#[derive(Debug)]
-pub(crate) struct LoggedIn {
-    /// The connection.
-    pub stream: Stream,
-    /// What the backend sent after its reply: it belongs to the client, in order.
-    pub leftover: SecretBuf,
-    /// What the backend said to the login.
-    pub welcome: Welcome,
-    /// The command to watch for in the session, if any.
-    pub watch: Option<CommandWatch>,
-}
-
 /// How long a login at a backend took; filled as far as it came.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Phases {
@@ -105,176 +87,6 @@ pub(crate) struct Phases {
     pub connect: Option<Duration>,
     /// From there to the answer.
     pub login: Option<Duration>,
-}
-
-/// Why a login at a backend failed.
-#[derive(Debug, Error)]
-pub(crate) enum BackendError {
-    /// It does not serve this protocol.
-    #[error("the backend does not serve this protocol")]
-    NotServed,
-    /// Its name has no address.
-    #[error("host name cannot be resolved: {source}")]
-    Resolve {
-        /// The resolver's reason.
-        source: Arc<io::Error>,
-    },
-    /// Its address is one of usher's own listeners.
-    #[error("address {address} is one of usher's own listeners")]
-    Loop {
-        /// The address.
-        address: SocketAddr,
-    },
-    /// No connection.
-    #[error("cannot connect to {address}: {source}")]
-    Connect {
-        /// The address.
-        address: SocketAddr,
-        /// The reason.
-        source: io::Error,
-    },
-    /// No configured source address has the family of the address.
-    #[error("`source` has no address of the family of {address}: add one")]
-    NoSource {
-        /// The address.
-        address: SocketAddr,
-    },
-    /// An address that connections are to come from cannot be used.
-    #[error("cannot connect from {from}: {source}; `source` must name addresses of this machine")]
-    Source {
-        /// The address.
-        from: IpAddr,
-        /// The reason.
-        source: io::Error,
-    },
-    /// All of its addresses are marked down.
-    #[error("marked down: {reason}")]
-    Down {
-        /// The last fault of the first of them.
-        reason: Arc<str>,
-    },
-    /// `logins_in_flight` logins are in progress.
-    #[error("too many logins in progress")]
-    Full,
-    /// Slow start after an outage limits the rate of logins.
-    #[error("slow start after an outage: too many logins at once")]
-    SlowStart,
-    /// The handshake failed: a certificate, a name, a version.
-    #[error("TLS: {reason}")]
-    Tls {
-        /// The reason.
-        reason: HandshakeError,
-    },
-    /// The connection broke during the login.
-    #[error("connection lost: {source}")]
-    Broken {
-        /// The reason.
-        source: io::Error,
-    },
-    /// It closed the connection without an answer.
-    #[error("connection closed without a reply")]
-    Closed,
-    /// Its answer did not come in time.
-    #[error("no reply within {timeout:?}")]
-    Timeout {
-        /// The backend's `timeout`.
-        timeout: Duration,
-    },
-    /// Its reply makes a login impossible.
-    #[error("{0}")]
-    Fault(BackFault),
-    /// It refused the login.
-    #[error("login rejected")]
-    Refused(BackendReply),
-}
-
-impl BackendError {
-    /// What it counts as. A rejection after a bind counts as `backend_rejected`; after a cached decision the
-    /// session first binds again.
-    #[must_use]
-    pub(crate) const fn result(&self) -> BackendResult {
-        match self {
-            Self::NotServed
-            | Self::Resolve { .. }
-            | Self::Loop { .. }
-            | Self::Connect { .. }
-            | Self::NoSource { .. }
-            | Self::Source { .. }
-            | Self::Broken { .. }
-            | Self::Closed
-            | Self::Fault(_) => BackendResult::Unreachable,
-            Self::Down { .. } => BackendResult::Down,
-            Self::Full => BackendResult::InFlight,
-            Self::SlowStart => BackendResult::SlowStart,
-            Self::Tls { .. } => BackendResult::Tls,
-            Self::Timeout { .. } => BackendResult::Timeout,
-            Self::Refused(_) => BackendResult::Rejected,
-        }
-    }
-
-    /// What it counts as if a probe fails with it. A probe is no login: nothing limits it.
-    const fn probe_result(&self) -> ProbeResult {
-        match self.result() {
-            BackendResult::Tls => ProbeResult::Tls,
-            BackendResult::Timeout => ProbeResult::Timeout,
-            BackendResult::Ok
-            | BackendResult::Refused
-            | BackendResult::Rejected
-            | BackendResult::Unreachable
-            | BackendResult::Down
-            | BackendResult::InFlight
-            | BackendResult::SlowStart
-            | BackendResult::Draining => ProbeResult::Unreachable,
-        }
-    }
-
-    /// What it means for the client. A rejection becomes `BackendRejected`: without a bind the login does not
-    /// come this far.
-    #[must_use]
-    pub(crate) fn refusal(&self, pass_refusals: bool) -> Refusal {
-        match self {
-            Self::NotServed => Refusal::ProtocolNotServed,
-            Self::Resolve { .. }
-            | Self::Loop { .. }
-            | Self::Connect { .. }
-            | Self::NoSource { .. }
-            | Self::Source { .. }
-            | Self::Down { .. }
-            | Self::Broken { .. }
-            | Self::Closed
-            | Self::Fault(BackFault::Bye) => Refusal::BackendUnreachable,
-            Self::Full | Self::SlowStart => Refusal::BackendBusy,
-            Self::Tls { .. } | Self::Fault(BackFault::NoStartTls | BackFault::Injection) => Refusal::BackendTls,
-            Self::Timeout { .. } => Refusal::BackendTimeout,
-            Self::Fault(
-                BackFault::Preauth
-                | BackFault::NoMechanism
-                | BackFault::ForwardingRefused
-                | BackFault::Bad
-                | BackFault::Referral
-                | BackFault::TooLarge
-                | BackFault::ProtocolViolation,
-            ) => Refusal::BackendFault,
-            Self::Refused(words) => Refusal::BackendRejected(pass_refusals.then(|| words.clone())),
-        }
-    }
-
-    /// Whether the cause is local (no descriptor, port or memory left, or an unusable source address): that
-    /// says nothing about the server.
-    fn is_local_fault(&self) -> bool {
-        if matches!(self, Self::NoSource { .. } | Self::Source { .. }) {
-            return true;
-        }
-        let Self::Connect { source, .. } = self else { return false };
-        let errno = source.raw_os_error().map(Errno::from_raw_os_error);
-        matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::ADDRNOTAVAIL | Errno::NOBUFS | Errno::NOMEM))
-    }
-
-    /// Whether an error before the login was sent is a fault of the server, and not of what it was asked. An
-    /// error after the login was sent never is: it may concern this user only.
-    const fn is_server_fault(&self) -> bool {
-        !matches!(self, Self::Fault(BackFault::NoMechanism))
-    }
 }
 
 impl Backend {
@@ -442,101 +254,5 @@ struct LoginSlot<'a> {
 impl Drop for LoginSlot<'_> {
     fn drop(&mut self) {
         self.in_flight.dec();
-    }
-}
-
-/// A connection to a backend before the login is accepted.
-struct BackendDialogue {
-    stream: Stream,
-    dialogue: Box<dyn Back>,
-    input: SecretBuf,
-    out: SecretBuf,
-    /// The next step.
-    step: BackStep,
-}
-
-impl BackendDialogue {
-    /// From the connection to the login, which is written but not sent: a probe ends here. `observed` collects the
-    /// observations of an inspection.
-    async fn approach(
-        endpoint: &Endpoint,
-        tcp: TcpStream,
-        settings: BackSettings,
-        mut observed: Option<&mut Observations>,
-    ) -> Result<Self, BackendError> {
-        let stream = match endpoint.tls {
-            BackTls::Implicit => endpoint.start_tls(tcp).await?,
-            BackTls::StartTls | BackTls::Plaintext => Stream::from(tcp),
-        };
-        let dialogue = (endpoint.protocol.back)(settings);
-        let (input, out) = (SecretBuf::new(), SecretBuf::new());
-        let mut talk = Self { stream, dialogue, input, out, step: BackStep::NeedMore };
-        loop {
-            if let Some(observed) = &mut observed {
-                observed.record(&talk.stream, talk.input.as_slice());
-            }
-            talk.step = talk.dialogue.step(&mut talk.input, &mut talk.out);
-            if let Some(observed) = &mut observed {
-                observed.listed = talk.dialogue.capabilities();
-                observed.watched = talk.dialogue.watch().is_some();
-            }
-            if talk.dialogue.login_written() {
-                return Ok(talk);
-            }
-            talk.send().await?;
-            match talk.step {
-                BackStep::NeedMore => talk.fill().await?,
-                BackStep::StartTls => {
-                    // Cleartext input must not be taken for a reply under TLS.
-                    if !talk.input.is_empty() {
-                        return Err(BackendError::Fault(BackFault::Injection));
-                    }
-                    let tcp = talk.stream.into_plain().ok_or(BackendError::Fault(BackFault::ProtocolViolation))?;
-                    talk.stream = endpoint.start_tls(tcp).await?;
-                    talk.dialogue.tls_started();
-                }
-                BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
-                // A reply before the login was sent.
-                BackStep::Ready(_) | BackStep::Refused(_) => {
-                    return Err(BackendError::Fault(BackFault::ProtocolViolation));
-                }
-            }
-        }
-    }
-
-    /// Sends the login and waits for its answer.
-    async fn log_in(mut self) -> Result<LoggedIn, BackendError> {
-        loop {
-            self.send().await?;
-            match self.step {
-                BackStep::NeedMore => self.fill().await?,
-                BackStep::Ready(welcome) => {
-                    let watch = self.dialogue.watch();
-                    return Ok(LoggedIn { stream: self.stream, leftover: self.input, welcome, watch });
-                }
-                BackStep::Refused(words) => return Err(BackendError::Refused(words)),
-                BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
-                // TLS comes before the login.
-                BackStep::StartTls => return Err(BackendError::Fault(BackFault::ProtocolViolation)),
-            }
-            self.step = self.dialogue.step(&mut self.input, &mut self.out);
-        }
-    }
-
-    /// Gives up without a login; what was written of it is wiped.
-    fn into_stream(self) -> Stream {
-        self.stream
-    }
-
-    async fn send(&mut self) -> Result<(), BackendError> {
-        self.stream.send(&mut self.out).await.map_err(|source| BackendError::Broken { source })
-    }
-
-    async fn fill(&mut self) -> Result<(), BackendError> {
-        match self.stream.fill(&mut self.input).await {
-            Ok(0) => Err(BackendError::Closed),
-            Ok(_) => Ok(()),
-            Err(source) => Err(BackendError::Broken { source }),
-        }
     }
 }

@@ -1,0 +1,68 @@
+//! The sockets around a backend's dialogue: from the connection to the answer to the login.
+
+use super::BackendError;
+use crate::base::secret::SecretBuf;
+use crate::proto::watch::CommandWatch;
+use crate::proto::{Back, BackFault, BackStep, Welcome};
+use crate::tls::stream::Stream;
+
+/// A session at a backend, logged in.
+#[derive(Debug)]
+pub(crate) struct LoggedIn {
+    /// The connection.
+    pub stream: Stream,
+    /// What the backend sent after its reply: it belongs to the client, in order.
+    pub leftover: SecretBuf,
+    /// What the backend said to the login.
+    pub welcome: Welcome,
+    /// The command to watch for in the session, if any.
+    pub watch: Option<CommandWatch>,
+}
+
+/// A connection to a backend before the login is accepted.
+pub(super) struct BackendDialogue {
+    pub(super) stream: Stream,
+    pub(super) dialogue: Box<dyn Back>,
+    pub(super) input: SecretBuf,
+    pub(super) out: SecretBuf,
+    /// The next step.
+    pub(super) step: BackStep,
+}
+
+impl BackendDialogue {
+    /// Sends the login and waits for its answer.
+    pub(super) async fn log_in(mut self) -> Result<LoggedIn, BackendError> {
+        loop {
+            self.send().await?;
+            match self.step {
+                BackStep::NeedMore => self.fill().await?,
+                BackStep::Ready(welcome) => {
+                    let watch = self.dialogue.watch();
+                    return Ok(LoggedIn { stream: self.stream, leftover: self.input, welcome, watch });
+                }
+                BackStep::Refused(words) => return Err(BackendError::Refused(words)),
+                BackStep::Fault(fault) => return Err(BackendError::Fault(fault)),
+                // TLS comes before the login.
+                BackStep::StartTls => return Err(BackendError::Fault(BackFault::ProtocolViolation)),
+            }
+            self.step = self.dialogue.step(&mut self.input, &mut self.out);
+        }
+    }
+
+    /// Gives up without a login; what was written of it is wiped.
+    pub(super) fn into_stream(self) -> Stream {
+        self.stream
+    }
+
+    pub(super) async fn send(&mut self) -> Result<(), BackendError> {
+        self.stream.send(&mut self.out).await.map_err(|source| BackendError::Broken { source })
+    }
+
+    pub(super) async fn fill(&mut self) -> Result<(), BackendError> {
+        match self.stream.fill(&mut self.input).await {
+            Ok(0) => Err(BackendError::Closed),
+            Ok(_) => Ok(()),
+            Err(source) => Err(BackendError::Broken { source }),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Why a login at a backend failed: what it counts as, and what it means for the client.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::outcome::{BackendReply, Refusal};
+use crate::proto::BackFault;
+use crate::telemetry::labels::{BackendResult, ProbeResult};
+use crate::tls::HandshakeError;
+
+/// Why a login at a backend failed.
+#[derive(Debug, Error)]
+pub(crate) enum BackendError {
+    /// It does not serve this protocol.
+    #[error("the backend does not serve this protocol")]
+    NotServed,
+    /// Its name has no address.
+    #[error("host name cannot be resolved: {source}")]
+    Resolve {
+        /// The resolver's reason.
+        source: Arc<io::Error>,
+    },
+    /// Its address is one of usher's own listeners.
+    #[error("address {address} is one of usher's own listeners")]
+    Loop {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// No connection.
+    #[error("cannot connect to {address}: {source}")]
+    Connect {
+        /// The address.
+        address: SocketAddr,
+        /// The reason.
+        source: io::Error,
+    },
+    /// No configured source address has the family of the address.
+    #[error("`source` has no address of the family of {address}: add one")]
+    NoSource {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// An address that connections are to come from cannot be used.
+    #[error("cannot connect from {from}: {source}; `source` must name addresses of this machine")]
+    Source {
+        /// The address.
+        from: IpAddr,
+        /// The reason.
+        source: io::Error,
+    },
+    /// All of its addresses are marked down.
+    #[error("marked down: {reason}")]
+    Down {
+        /// The last fault of the first of them.
+        reason: Arc<str>,
+    },
+    /// `logins_in_flight` logins are in progress.
+    #[error("too many logins in progress")]
+    Full,
+    /// Slow start after an outage limits the rate of logins.
+    #[error("slow start after an outage: too many logins at once")]
+    SlowStart,
+    /// The handshake failed: a certificate, a name, a version.
+    #[error("TLS: {reason}")]
+    Tls {
+        /// The reason.
+        reason: HandshakeError,
+    },
+    /// The connection broke during the login.
+    #[error("connection lost: {source}")]
+    Broken {
+        /// The reason.
+        source: io::Error,
+    },
+    /// It closed the connection without an answer.
+    #[error("connection closed without a reply")]
+    Closed,
+    /// Its answer did not come in time.
+    #[error("no reply within {timeout:?}")]
+    Timeout {
+        /// The backend's `timeout`.
+        timeout: Duration,
+    },
+    /// Its reply makes a login impossible.
+    #[error("{0}")]
+    Fault(BackFault),
+    /// It refused the login.
+    #[error("login rejected")]
+    Refused(BackendReply),
+}
+
+impl BackendError {
+    /// What it counts as. A rejection after a bind counts as `backend_rejected`; after a cached decision the
+    /// session first binds again.
+    #[must_use]
+    pub(crate) const fn result(&self) -> BackendResult {
+        match self {
+            Self::NotServed
+            | Self::Resolve { .. }
+            | Self::Loop { .. }
+            | Self::Connect { .. }
+            | Self::NoSource { .. }
+            | Self::Source { .. }
+            | Self::Broken { .. }
+            | Self::Closed
+            | Self::Fault(_) => BackendResult::Unreachable,
+            Self::Down { .. } => BackendResult::Down,
+            Self::Full => BackendResult::InFlight,
+            Self::SlowStart => BackendResult::SlowStart,
+            Self::Tls { .. } => BackendResult::Tls,
+            Self::Timeout { .. } => BackendResult::Timeout,
+            Self::Refused(_) => BackendResult::Rejected,
+        }
+    }
+
+    /// What it counts as if a probe fails with it. A probe is no login: nothing limits it.
+    pub(super) const fn probe_result(&self) -> ProbeResult {
+        match self.result() {
+            BackendResult::Tls => ProbeResult::Tls,
+            BackendResult::Timeout => ProbeResult::Timeout,
+            BackendResult::Ok
+            | BackendResult::Refused
+            | BackendResult::Rejected
+            | BackendResult::Unreachable
+            | BackendResult::Down
+            | BackendResult::InFlight
+            | BackendResult::SlowStart
+            | BackendResult::Draining => ProbeResult::Unreachable,
+        }
+    }
+
+    /// What it means for the client. A rejection becomes `BackendRejected`: without a bind the login does not
+    /// come this far.
+    #[must_use]
+    pub(crate) fn refusal(&self, pass_refusals: bool) -> Refusal {
+        match self {
+            Self::NotServed => Refusal::ProtocolNotServed,
+            Self::Resolve { .. }
+            | Self::Loop { .. }
+            | Self::Connect { .. }
+            | Self::NoSource { .. }
+            | Self::Source { .. }
+            | Self::Down { .. }
+            | Self::Broken { .. }
+            | Self::Closed
+            | Self::Fault(BackFault::Bye) => Refusal::BackendUnreachable,
+            Self::Full | Self::SlowStart => Refusal::BackendBusy,
+            Self::Tls { .. } | Self::Fault(BackFault::NoStartTls | BackFault::Injection) => Refusal::BackendTls,
+            Self::Timeout { .. } => Refusal::BackendTimeout,
+            Self::Fault(
+                BackFault::Preauth
+                | BackFault::NoMechanism
+                | BackFault::ForwardingRefused
+                | BackFault::Bad
+                | BackFault::Referral
+                | BackFault::TooLarge
+                | BackFault::ProtocolViolation,
+            ) => Refusal::BackendFault,
+            Self::Refused(words) => Refusal::BackendRejected(pass_refusals.then(|| words.clone())),
+        }
+    }
+
+    /// Whether the cause is local (no descriptor, port or memory left, or an unusable source address): that
+    /// says nothing about the server.
+    pub(super) fn is_local_fault(&self) -> bool {
+        if matches!(self, Self::NoSource { .. } | Self::Source { .. }) {
+            return true;
+        }
+        let Self::Connect { source, .. } = self else { return false };
+        let errno = source.raw_os_error().map(Errno::from_raw_os_error);
+        matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::ADDRNOTAVAIL | Errno::NOBUFS | Errno::NOMEM))
+    }
+
+    /// Whether an error before the login was sent is a fault of the server, and not of what it was asked. An
+    /// error after the login was sent never is: it may concern this user only.
+    pub(super) const fn is_server_fault(&self) -> bool {
+        !matches!(self, Self::Fault(BackFault::NoMechanism))
+    }
+}
