@@ -24,8 +24,8 @@ use tokio_util::codec::Framed;
 use usher::internals::Cache;
 use usher::internals::Metrics;
 use usher::internals::Secret;
+use usher::internals::TrackedEntries;
 use usher::internals::open_directory;
-use usher::internals::store::TrackedEntries;
 use usher::internals::{Authenticator, DecidedBy, LookupMode};
 use usher::internals::{Credential, CredentialSecret, Login};
 

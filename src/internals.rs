@@ -12,7 +12,7 @@ pub use crate::proto::{BackSettings, BackStep, BackTls, ClosingLine, FrontSettin
 pub use crate::sessions::relay;
 pub use crate::telemetry::metrics::Metrics;
 pub use crate::tls::stream::Stream;
-pub use crate::tracking::store;
+pub use crate::tracking::TrackedEntries;
 
 /// Reading a configuration.
 pub mod config {

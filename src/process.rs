@@ -24,7 +24,7 @@ use crate::sessions::registry::Registry;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::server::ServerTls;
-use crate::tracking::apply::ChangeTracker;
+use crate::tracking::ChangeTracker;
 
 /// Everything that follows from one configuration. What a login needs of it is its core.
 #[derive(Debug)]

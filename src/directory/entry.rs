@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::key::{EntryId, EntryKey, EntryName, Realm};
+use super::key::{EntryId, EntryKey, EntryName, EntryNames, Realm};
 use crate::outcome::AccountState;
 
 /// The part of an entry that usher reads. It says nothing about a password: see [`Identity`](super::Identity).
@@ -27,6 +27,11 @@ impl Entry {
     #[must_use]
     pub fn key(&self) -> EntryKey {
         self.version.key(&self.dn)
+    }
+
+    /// Its names, as far as the server shows them.
+    pub(crate) fn names(&self) -> EntryNames {
+        EntryNames { realm: self.version.realm, id: self.version.id, dn: Some(Arc::clone(&self.dn)) }
     }
 
     /// Whether this version routes to another mail host or login than `other`.

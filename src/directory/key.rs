@@ -85,6 +85,39 @@ impl EntryKey {
     }
 }
 
+/// The names by which a reply or a change refers to an entry: its id, its DN, or both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EntryNames {
+    /// Its directory.
+    pub realm: Realm,
+    /// Its id, if the server shows one.
+    pub id: Option<EntryId>,
+    /// Its DN.
+    pub dn: Option<Arc<str>>,
+}
+
+impl EntryNames {
+    /// By its id.
+    pub(crate) fn by_id(&self) -> Option<EntryKey> {
+        self.id.map(|id| EntryKey { realm: self.realm, name: EntryName::Id(id) })
+    }
+
+    /// By its DN.
+    pub(crate) fn by_dn(&self) -> Option<EntryKey> {
+        self.dn.as_ref().map(|dn| EntryKey::by_dn(self.realm, dn))
+    }
+
+    /// By each name, the id first.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = EntryKey> {
+        self.by_id().into_iter().chain(self.by_dn())
+    }
+
+    /// Whether these are known to be the names of another entry: another entry of a DN is another user.
+    pub(crate) fn is_other(&self, other: &Self) -> bool {
+        self.realm != other.realm || matches!((self.id, other.id), (Some(one), Some(other)) if one != other)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -39,7 +39,7 @@ pub(crate) use entry::{Entry, EntryVersion};
 pub(crate) use error::{DirectoryError, UnavailableCause};
 pub(crate) use floor::{Floor, Freshness, NoFloor};
 pub(crate) use identity::Identity;
-pub(crate) use key::{EntryId, EntryKey, EntryName, Realm};
+pub(crate) use key::{EntryId, EntryKey, EntryName, EntryNames, Realm};
 pub(crate) use users::{ListedUser, UserListing};
 
 /// The directory of these settings. `tls` is the client configuration for its servers: roots, client certificate,

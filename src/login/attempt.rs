@@ -25,7 +25,7 @@ use crate::outcome::{Refusal, Reply};
 use crate::proto::{ClientId, Protocol};
 use crate::routing;
 use crate::telemetry::labels::BackendResult;
-use crate::tracking::store::Reconciled;
+use crate::tracking::Reconciled;
 
 /// Every attempt is answered within this time, whatever the directory and the backend do: `check` verifies that
 /// their deadlines fit.

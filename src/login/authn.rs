@@ -19,7 +19,7 @@ use crate::limits::BindGate;
 use crate::outcome::{AccountState, Refusal};
 use crate::telemetry::labels::DecisionBasis;
 use crate::telemetry::log::Repeats;
-use crate::tracking::store::{Reconciled, TrackedEntries};
+use crate::tracking::{Reconciled, TrackedEntries};
 
 labels! {
     /// The source of a decision.

@@ -15,8 +15,7 @@ use crate::login::authn::Authenticator;
 use crate::sessions::maintenance::Maintenance;
 use crate::sessions::registry::Registry;
 use crate::telemetry::metrics::Metrics;
-use crate::tracking::apply::{ChangeTracker, TrackingContext};
-use crate::tracking::store::TrackedEntries;
+use crate::tracking::{ChangeTracker, TrackedEntries, TrackingContext};
 
 /// A user logged in by a cached decision was tracked when it was cached, and is until the session is listed.
 const KNOWN_LONGER: Duration = Duration::from_secs(60);

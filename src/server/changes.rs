@@ -60,7 +60,7 @@ async fn replaced(shared: &Shared, snapshot: &Arc<Snapshot>) {
             }
             _ = sweep.tick() => {
                 shared.follow.end_expired(&snapshot.setting());
-                snapshot.authn.entries().sweep(|dn| shared.registry.has(dn));
+                snapshot.authn.entries().sweep(|entry| shared.registry.has(&entry.names()));
             }
         }
     }

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::directory::{Entry, EntryId};
+use crate::directory::{Entry, EntryKey, EntryNames};
 use crate::proto::ClosingNotice;
 use crate::sessions::id::{self, SessionId};
 use crate::telemetry::labels::SessionEnd;
@@ -115,10 +115,8 @@ pub(crate) struct Registry {
 #[derive(Debug, Default)]
 struct SessionTable {
     sessions: BTreeMap<SessionId, (Arc<Session>, SessionBasis)>,
-    /// The same by DN.
-    by_dn: BTreeSet<(Arc<str>, SessionId)>,
-    /// The same by the entry's immutable id.
-    by_id: BTreeSet<(EntryId, SessionId)>,
+    /// The same by principal: the user's entry, by its id and by its DN.
+    by_principal: BTreeSet<(EntryKey, SessionId)>,
     /// How many sessions each backend has, by protocol.
     counts: BTreeMap<Arc<str>, BTreeMap<Cow<'static, str>, usize>>,
     /// The stop channels of sessions that were not asked to end yet; dropping one ends its session, too.
@@ -139,8 +137,7 @@ struct OpenSession {
 impl SessionTable {
     fn insert(&mut self, session: Session, basis: SessionBasis, stop: oneshot::Sender<TerminationReason>) {
         let (id, backend) = (session.id, Arc::clone(&session.backend));
-        self.by_dn.insert((Arc::clone(&session.dn), id));
-        self.by_id.extend(basis.entry.version.id.map(|entry| (entry, id)));
+        self.by_principal.extend(principals(&session, &basis).keys().map(|key| (key, id)));
         let protocols = self.counts.entry(Arc::clone(&backend)).or_default();
         *protocols.entry(session.protocol.clone()).or_default() += 1;
         self.sessions.insert(id, (Arc::new(session), basis));
@@ -153,9 +150,8 @@ impl SessionTable {
     fn remove(&mut self, id: SessionId) {
         self.take_open(id);
         let Some((session, basis)) = self.sessions.remove(&id) else { return };
-        self.by_dn.remove(&(Arc::clone(&session.dn), id));
-        if let Some(entry) = basis.entry.version.id {
-            self.by_id.remove(&(entry, id));
+        for key in principals(&session, &basis).keys() {
+            self.by_principal.remove(&(key, id));
         }
         if let Some(protocols) = self.counts.get_mut(&session.backend) {
             if let Some(count) = protocols.get_mut(&session.protocol) {
@@ -166,6 +162,11 @@ impl SessionTable {
                 self.counts.remove(&session.backend);
             }
         }
+    }
+
+    /// The sessions of a principal, oldest first.
+    fn ids(&self, principal: &EntryKey) -> impl DoubleEndedIterator<Item = SessionId> + use<'_> {
+        self.by_principal.range(every_id(principal)).map(|(_, id)| *id)
     }
 
     /// Takes the stop channel of a session that was not asked to end yet.
@@ -225,49 +226,46 @@ impl Registry {
         self.lock().sessions.len()
     }
 
-    /// The sessions of an entry, oldest first, each with what it was logged in with.
+    /// The sessions of an entry with one of these names, oldest first, each with what it was logged in with.
     #[must_use]
-    pub(crate) fn of(&self, dn: &Arc<str>) -> Vec<(Arc<Session>, SessionBasis)> {
+    pub(crate) fn of(&self, names: &EntryNames) -> Vec<(Arc<Session>, SessionBasis)> {
         let table = self.lock();
-        let ids = table.by_dn.range(every_id(dn));
-        ids.filter_map(|(_, id)| table.sessions.get(id).cloned()).collect()
+        let ids: BTreeSet<SessionId> = names.keys().flat_map(|key| table.ids(&key).collect::<Vec<_>>()).collect();
+        let listed = ids.into_iter().filter_map(|id| table.sessions.get(&id));
+        listed.filter(|(session, basis)| !principals(session, basis).is_other(names)).cloned().collect()
     }
 
-    /// The entry of this id, or else of this DN, in the version of its latest session; `None` if it has no
+    /// The entry with one of these names, the id first, in the version of its latest session; `None` if it has no
     /// session.
     #[must_use]
-    pub(crate) fn entry(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<Arc<Entry>> {
+    pub(crate) fn entry(&self, names: &EntryNames) -> Option<Arc<Entry>> {
         let table = self.lock();
-        let by_id = id.and_then(|id| table.by_id.range((id, SessionId::FIRST)..=(id, SessionId::LAST)).next_back());
-        let by_id = by_id.map(|(_, session)| *session);
-        let session = by_id.or_else(|| {
-            let (_, session) = table.by_dn.range(every_id(dn?)).next_back()?;
-            Some(*session)
-        })?;
-        let entry = &table.sessions.get(&session)?.1.entry;
-        (!is_other(id, entry.version.id)).then(|| Arc::clone(entry))
+        let latest = names.keys().find_map(|key| table.ids(&key).next_back())?;
+        let (session, basis) = table.sessions.get(&latest)?;
+        (!principals(session, basis).is_other(names)).then(|| Arc::clone(&basis.entry))
     }
 
-    /// Whether an entry has sessions.
+    /// Whether an entry with one of these names has sessions.
     #[must_use]
-    pub(crate) fn has(&self, dn: &Arc<str>) -> bool {
-        self.lock().by_dn.range(every_id(dn)).next().is_some()
+    pub(crate) fn has(&self, names: &EntryNames) -> bool {
+        let table = self.lock();
+        names.keys().any(|key| table.ids(&key).next().is_some())
     }
 
-    /// The entry with this id has another DN now: its sessions are listed under it.
-    pub(crate) fn rename(&self, entry: Option<EntryId>, old: &Arc<str>, new: &Arc<str>) {
+    /// The entry with these names has another DN now: its sessions are listed under it.
+    pub(crate) fn rename(&self, names: &EntryNames, new: &Arc<str>) {
+        let Some(old) = names.by_dn() else { return };
         let mut table = self.lock();
-        let ids = table.by_dn.range(every_id(old));
-        for (_, id) in ids.cloned().collect::<Vec<_>>() {
+        for id in table.ids(&old).collect::<Vec<_>>() {
             if let Some((session, basis)) = table.sessions.get_mut(&id) {
-                if is_other(entry, basis.entry.version.id) {
+                if principals(session, basis).is_other(names) {
                     continue;
                 }
                 *session = Arc::new(Session { dn: Arc::clone(new), ..Session::clone(session) });
                 basis.entry = Arc::new(Entry { dn: Arc::clone(new), ..Entry::clone(&basis.entry) });
             }
-            table.by_dn.remove(&(Arc::clone(old), id));
-            table.by_dn.insert((Arc::clone(new), id));
+            table.by_principal.remove(&(old.clone(), id));
+            table.by_principal.insert((EntryKey::by_dn(names.realm, new), id));
         }
     }
 
@@ -317,14 +315,14 @@ impl Registry {
     }
 }
 
-/// Whether two ids are known to be those of two entries: another entry of a DN is another user.
-pub(crate) fn is_other(one: Option<EntryId>, other: Option<EntryId>) -> bool {
-    matches!((one, other), (Some(one), Some(other)) if one != other)
+/// The names of a session's user.
+fn principals(session: &Session, basis: &SessionBasis) -> EntryNames {
+    EntryNames { dn: Some(Arc::clone(&session.dn)), ..basis.entry.names() }
 }
 
-/// The range of all sessions of a DN, or of a backend, in an index.
-fn every_id(name: &Arc<str>) -> RangeInclusive<(Arc<str>, SessionId)> {
-    (Arc::clone(name), SessionId::FIRST)..=(Arc::clone(name), SessionId::LAST)
+/// The range of all sessions of a principal or a backend in an index.
+fn every_id<K: Clone>(of: &K) -> RangeInclusive<(K, SessionId)> {
+    (of.clone(), SessionId::FIRST)..=(of.clone(), SessionId::LAST)
 }
 
 /// Resolves with the reason when the session has to end.
@@ -376,7 +374,11 @@ impl SessionBasis {
 mod tests {
     use super::*;
     use crate::base::clock::unix_now;
-    use crate::directory::EntryVersion;
+    use crate::directory::{EntryId, EntryVersion, Realm};
+
+    fn names(id: Option<EntryId>, dn: Option<&str>) -> EntryNames {
+        EntryNames { realm: Realm::DEFAULT, id, dn: dn.map(Arc::from) }
+    }
 
     fn list(registry: &Arc<Registry>, session: Session) -> (ListedSession, StopHandle) {
         let basis = SessionBasis::for_tests(&session.dn);
@@ -411,12 +413,12 @@ mod tests {
         let [one, two] = [(); 2].map(|()| list(&registry, session(&registry)));
         let stranger = Session { dn: "uid=alic".into(), ..session(&registry) };
         let _stranger = list(&registry, stranger);
-        let (old, new) = (Arc::from("uid=alice"), Arc::from("uid=alicia"));
+        let (old, new) = (names(None, Some("uid=alice")), names(None, Some("uid=alicia")));
         assert_eq!((registry.of(&old).len(), registry.of(&new).len()), (2, 0));
-        registry.rename(None, &old, &new);
+        registry.rename(&old, &"uid=alicia".into());
         let ids = [one.0.id, two.0.id];
         assert_eq!(registry.of(&new).iter().map(|(session, _)| session.id).collect::<Vec<_>>(), ids);
-        assert!(!registry.has(&old) && registry.has(&Arc::from("uid=alic")));
+        assert!(!registry.has(&old) && registry.has(&names(None, Some("uid=alic"))));
         assert_eq!(registry.sessions()[0].dn.as_ref(), "uid=alicia");
         assert!(registry.end(ids[0], TerminationReason::Moved));
         assert!(!registry.end(ids[0], TerminationReason::Hold), "once is enough");
@@ -439,18 +441,18 @@ mod tests {
             registry.list(Session { dn: dn.into(), ..session(&registry) }, basis)
         };
         let (alice, _asked) = with_id("uid=alice", 1);
-        let dn = |id, dn: Option<&str>| Some(registry.entry(id, dn.map(Arc::from).as_ref())?.dn.to_string());
+        let dn = |id, dn: Option<&str>| Some(registry.entry(&names(id, dn))?.dn.to_string());
         assert_eq!(dn(id(1), None).as_deref(), Some("uid=alice"));
         assert_eq!(dn(None, Some("uid=alice")).as_deref(), Some("uid=alice"));
         assert_eq!(dn(id(1), Some("uid=other")).as_deref(), Some("uid=alice"));
         assert_eq!(dn(id(2), Some("uid=alice")), None, "another entry has taken the name");
         assert_eq!(dn(id(2), None), None);
-        registry.rename(id(1), &Arc::from("uid=alice"), &Arc::from("uid=alicia"));
+        registry.rename(&names(id(1), Some("uid=alice")), &Arc::from("uid=alicia"));
         assert_eq!(dn(id(1), None).as_deref(), Some("uid=alicia"));
         drop(alice);
         assert_eq!((dn(id(1), None), dn(None, Some("uid=alicia"))), (None, None));
         let table = registry.lock();
-        assert!(table.by_id.is_empty() && table.by_dn.is_empty());
+        assert!(table.by_principal.is_empty());
     }
 
     #[tokio::test]
@@ -517,7 +519,7 @@ mod tests {
                 0 => drop(listed.swap_remove(number * 31 % listed.len())),
                 1 => drop(registry.end(listed[number * 17 % listed.len()].0.id, TerminationReason::Moved)),
                 2 => drop(registry.end_oldest()),
-                3 => registry.rename(None, &format!("uid={}", number % 50).into(), &"uid=renamed".into()),
+                3 => registry.rename(&names(None, Some(&format!("uid={}", number % 50))), &"uid=renamed".into()),
                 _ => drop(registry.end_oldest_of(&"server1".into(), TerminationReason::BackendDrained)),
             }
         }
@@ -531,9 +533,31 @@ mod tests {
             *protocols.entry(session.protocol.clone()).or_default() += 1;
         }
         assert_eq!(table.counts, counts);
-        let by_dn: BTreeSet<_> = table.sessions.values().map(|(one, _)| (Arc::clone(&one.dn), one.id)).collect();
-        assert_eq!(table.by_dn, by_dn);
+        let principals = table.sessions.values().flat_map(|(one, basis)| {
+            let keys: Vec<_> = principals(one, basis).keys().collect();
+            keys.into_iter().map(|key| (key, one.id))
+        });
+        assert_eq!(table.by_principal, principals.collect());
         let open: BTreeSet<_> = table.open.iter().map(|(id, open)| (Arc::clone(&open.backend), *id)).collect();
         assert_eq!(table.open_by_backend, open);
+    }
+
+    #[tokio::test]
+    async fn sessions_of_two_realms_with_the_same_dn_never_meet() {
+        let registry = Arc::new(Registry::default());
+        let own = list(&registry, session(&registry));
+        let mut entry = Entry::for_tests("uid=alice", &[]);
+        entry.version.realm = Realm::for_tests(1);
+        let basis = SessionBasis { entry: Arc::new(entry), backend_login: "alice".into() };
+        let other = registry.list(session(&registry), basis);
+        let in_realm = |realm| EntryNames { realm, id: None, dn: Some("uid=alice".into()) };
+        for (realm, id) in [(Realm::DEFAULT, own.0.id), (Realm::for_tests(1), other.0.id)] {
+            let found: Vec<_> = registry.of(&in_realm(realm)).iter().map(|(session, _)| session.id).collect();
+            assert_eq!(found, [id]);
+            assert_eq!(registry.entry(&in_realm(realm)).unwrap().version.realm, realm);
+        }
+        registry.rename(&in_realm(Realm::for_tests(1)), &"uid=alicia".into());
+        assert_eq!(registry.of(&in_realm(Realm::DEFAULT))[0].0.dn.as_ref(), "uid=alice");
+        assert!(!registry.has(&in_realm(Realm::for_tests(1))));
     }
 }

@@ -1,34 +1,25 @@
-//! Applies directory changes: the cache forgets, sessions end, routes change, and each route change is logged
-//! in one line.
+//! Determines what follows from a directory change: which values are put in force, and which actions the caller has to
+//! carry out. Reads the sessions, and changes neither sessions nor cache.
 //!
-//! `difference` determines what has changed, `brake` what is too much at once. The order is always the same:
-//! the values are put in force (`known`), then the cache forgets and sessions are searched; so a concurrent
-//! login meets either the new values or the closing. An entry with sessions is tracked by the version they were
-//! logged in with.
+//! `compare` determines what has changed, `brake` what is too much at once. The order is always the same: the values
+//! are put in force in the store, then the cache forgets and sessions are compared; so a concurrent login meets either
+//! the new values or the closing. An entry with sessions is tracked by the version they were logged in with.
 
-#[cfg(test)]
-mod tests;
-
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{error, info, warn};
 
 use crate::base::clock::unix_now;
-use crate::cache::Cache;
 use crate::config::{self, Routing};
-use crate::directory::{Change, Entry, EntryId, ReportedEntry};
-use crate::outcome::AccountState;
-use crate::sessions::registry::{Registry, Session, SessionBasis, TerminationReason, is_other};
+use crate::directory::{Change, Entry, EntryKey, EntryNames, Realm, ReportedEntry};
+use crate::sessions::registry::Registry;
 use crate::telemetry::labels::DirectoryChange;
-use crate::telemetry::log::{Escaped, Repeats};
-use crate::telemetry::metrics::Metrics;
-use crate::tracking::store::{DeferredChange, Precedence, Reconciled, TrackedEntries, TrackedEntry, TrackingKey};
-
-use crate::sessions::closer::Closer;
+use crate::telemetry::log::Repeats;
+use crate::tracking::actions::{Action, Modifier, Report};
 use crate::tracking::brake::{AppliedChange, Brake};
-use crate::tracking::compare::{Consequence, Difference, Newest, RouteTarget, is_wanted, route_target};
+use crate::tracking::compare::{Difference, route_target};
+use crate::tracking::store::{DeferredChange, Precedence, TrackedEntries, TrackedEntry};
 
 /// A refresh that lacks this many users, or returns this many without a mail host, and more than half of the
 /// known ones, is not applied.
@@ -36,39 +27,25 @@ const MISSING: usize = 4;
 
 /// What a change is evaluated against.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct TrackingContext<'a> {
-    /// The cached decisions.
-    pub cache: &'a Cache,
-    /// The tracked entries.
-    pub entries: &'a TrackedEntries,
+pub(super) struct Inputs<'a> {
+    /// The directory whose changes are reported.
+    pub(super) realm: Realm,
+    /// The tracked entries, whose values are put in force.
+    pub(super) entries: &'a TrackedEntries,
+    /// The sessions, to be read only.
+    pub(super) sessions: &'a Registry,
     /// The routing of mail hosts.
-    pub routing: &'a Routing,
+    pub(super) routing: &'a Routing,
     /// The configured reactions to changes.
-    pub watch: &'a config::Watch,
+    pub(super) watch: &'a config::Watch,
 }
 
-/// The state of the watch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum WatchStatus {
-    /// Changes are missed.
-    Lost,
-    /// Every change is reported.
-    Following,
-}
-
-/// Applies changes.
-pub(crate) struct ChangeTracker {
-    registry: Arc<Registry>,
-    metrics: Arc<Metrics>,
-    state: Mutex<TrackerState>,
-    closer: Arc<Closer>,
-    repeats: Repeats,
-}
-
-struct TrackerState {
+/// What is remembered between changes.
+#[derive(Debug, Default)]
+pub(super) struct ChangeState {
     brake: Brake,
-    status: WatchStatus,
+    /// Whether every change is reported.
+    following: bool,
     /// The changes of a refresh, until it is complete.
     batch: Option<Vec<EntryChange>>,
     /// Whether it reports every entry.
@@ -77,18 +54,13 @@ struct TrackerState {
     set_back: usize,
     /// Its entries that have no mail host any more although they were not modified.
     hidden: usize,
-}
-
-impl std::fmt::Debug for ChangeTracker {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Follow").field("standing", &self.status()).finish_non_exhaustive()
-    }
+    repeats: Repeats,
 }
 
 /// A reported change of a tracked entry.
 #[derive(Debug)]
 struct EntryChange {
-    key: TrackingKey,
+    key: EntryKey,
     tracked: TrackedEntry,
     kind: ChangeKind,
 }
@@ -98,13 +70,6 @@ struct EntryChange {
 enum ChangeKind {
     Modified { entry: Arc<Entry>, by: Modifier, difference: Difference },
     Deleted { implied: bool },
-}
-
-/// The modifier of an entry, and the time.
-#[derive(Debug, Default)]
-struct Modifier {
-    name: Option<String>,
-    at: Option<String>,
 }
 
 impl EntryChange {
@@ -125,152 +90,140 @@ impl EntryChange {
     }
 }
 
-impl TrackerState {
-    /// Logs changes that no operator has made entry by entry.
-    fn log_anomalies(&mut self) {
-        let (set_back, hidden) = (std::mem::take(&mut self.set_back), std::mem::take(&mut self.hidden));
-        if set_back > 0 {
-            warn!(
-                entries = set_back,
-                "directory returns older versions of entries, as after a restore; they take effect"
-            );
-        }
-        if hidden > 0 {
-            warn!(
-                entries = hidden,
-                "entries have no visible mail host any more and were not modified: check the access rules; their \
-                 routes are kept"
-            );
-        }
-    }
-}
-
-impl ChangeTracker {
-    /// Nothing is watched yet.
-    #[must_use]
-    pub(crate) fn new(registry: Arc<Registry>, closer: Arc<Closer>, metrics: Arc<Metrics>) -> Self {
-        let state = TrackerState {
-            brake: Brake::default(),
-            status: WatchStatus::Lost,
-            batch: None,
-            whole: false,
-            set_back: 0,
-            hidden: 0,
-        };
-        Self { closer, registry, metrics, state: Mutex::new(state), repeats: Repeats::default() }
+impl ChangeState {
+    /// Whether every change is reported.
+    pub(super) fn is_following(&self) -> bool {
+        self.following
     }
 
-    fn lock(&self) -> MutexGuard<'_, TrackerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether every change reported so far is in force.
+    pub(super) fn is_current(&self) -> bool {
+        self.following && self.batch.is_none()
     }
 
-    /// The state of the watch.
-    pub(crate) fn status(&self) -> WatchStatus {
-        self.lock().status
-    }
-
-    /// Applies a change.
-    pub(crate) fn take(&self, change: Change, context: &TrackingContext<'_>) {
-        let mut state = self.lock();
+    /// Puts the values of a change in force; returns what follows, in order.
+    pub(super) fn apply(&mut self, change: Change, inputs: &Inputs<'_>) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let entries = inputs.entries;
         match change {
             Change::RefreshStarted(round) => {
                 // After a reload, or when the store is full, a session's entry may not be tracked: a refresh
                 // must find it changed, or missing.
-                self.registry.listed().for_each(|(_, basis)| drop(context.entries.track(&basis.entry)));
-                context.entries.begin_refresh(&round.server, round.local_timestamps);
-                context.entries.begin_round();
-                (state.batch, state.whole) = (Some(Vec::new()), round.whole);
-                (state.set_back, state.hidden) = (0, 0);
+                inputs.sessions.listed().for_each(|(_, basis)| drop(entries.track(&basis.entry)));
+                entries.begin_refresh(&round.server, round.local_timestamps);
+                entries.begin_round();
+                (self.batch, self.whole) = (Some(Vec::new()), round.whole);
+                (self.set_back, self.hidden) = (0, 0);
             }
             Change::Entry(shown) => {
-                if let Some(seen) = self.compare(*shown, &mut state, context) {
-                    self.consider(&mut state, seen, context);
+                if let Some(seen) = self.compare(*shown, inputs, &mut actions) {
+                    self.consider(seen, inputs, &mut actions);
                 }
-                if state.batch.is_none() && state.hidden > 0 && self.repeats.allow("hidden", "").is_some() {
-                    state.log_anomalies();
+                if self.batch.is_none() && self.hidden > 0 && self.repeats.allow("hidden", "").is_some() {
+                    self.report_anomalies(&mut actions);
                 }
             }
-            Change::Present(ids) => context.entries.observe_present(&ids),
+            Change::Present(ids) => entries.observe_present(inputs.realm, &ids),
             Change::Deleted { id, dn } => {
-                let tracked = context.entries.observe(id, dn.as_ref());
-                let tracked = tracked.or_else(|| self.track_session(id, dn.as_ref(), context));
+                let names = EntryNames { realm: inputs.realm, id, dn };
+                let tracked = entries.observe(&names).or_else(|| track_session(&names, inputs));
                 if let Some((key, tracked)) = tracked.filter(|(_, tracked)| !tracked.deleted) {
-                    self.consider(
-                        &mut state,
-                        EntryChange { key, tracked, kind: ChangeKind::Deleted { implied: false } },
-                        context,
-                    );
+                    let seen = EntryChange { key, tracked, kind: ChangeKind::Deleted { implied: false } };
+                    self.consider(seen, inputs, &mut actions);
                 }
             }
             Change::RestDeleted => {
                 let gone = |(key, tracked)| EntryChange { key, tracked, kind: ChangeKind::Deleted { implied: true } };
-                let missing: Vec<EntryChange> = context.entries.unobserved().into_iter().map(gone).collect();
-                state.batch.get_or_insert_default().extend(missing);
+                let missing = entries.unobserved(inputs.realm).into_iter().map(gone);
+                self.batch.get_or_insert_default().extend(missing);
             }
             Change::Complete => {
-                let batch = state.batch.take().unwrap_or_default();
-                self.decide(&mut state, batch, context);
-                state.log_anomalies();
-                if state.status == WatchStatus::Lost {
-                    state.status = WatchStatus::Following;
-                    info!("LDAP change notification active");
+                let batch = self.batch.take().unwrap_or_default();
+                self.decide(batch, inputs, &mut actions);
+                self.report_anomalies(&mut actions);
+                if !self.following {
+                    self.following = true;
+                    actions.push(Action::Report(Report::Active));
                 }
-                context.entries.mark_live();
-                self.metrics.directory_watch_connected.set(1);
+                entries.mark_live();
+                actions.push(Action::Connected(true));
             }
             Change::UpToDate => {}
             Change::Lost => {
                 // An incomplete refresh is discarded; the next one reports everything again.
-                state.batch = None;
-                state.status = WatchStatus::Lost;
-                context.entries.mark_lost();
-                self.metrics.directory_watch_connected.set(0);
+                self.batch = None;
+                self.following = false;
+                entries.mark_lost();
+                actions.push(Action::Connected(false));
             }
         }
-        if state.status == WatchStatus::Following && state.batch.is_none() {
-            self.metrics.directory_watch_last_confirmed.set(unix_now() as f64);
+        actions
+    }
+
+    /// Confirms changes on behalf of the administrator: applies the deferred ones, and for a time all that
+    /// follow. Returns how many were deferred.
+    pub(super) fn confirm(&mut self, time: Duration, inputs: &Inputs<'_>) -> (usize, Vec<Action>) {
+        let mut actions = Vec::new();
+        self.brake.confirm(time, Instant::now());
+        inputs.entries.brake(false);
+        let deferred = inputs.entries.deferred();
+        let count = deferred.len();
+        for (key, tracked) in deferred {
+            let kind = match tracked.deferred.clone() {
+                Some(DeferredChange::Entry(entry)) => {
+                    let difference = Difference::between(&tracked.entry, &entry, inputs.routing, true, unix_now());
+                    ChangeKind::Modified { entry, by: Modifier::default(), difference }
+                }
+                Some(DeferredChange::Deleted) => ChangeKind::Deleted { implied: false },
+                None => continue,
+            };
+            act(EntryChange { key, tracked, kind }, inputs, &mut actions);
+        }
+        actions.push(Action::Deferred(0));
+        (count, actions)
+    }
+
+    /// Reports changes that no operator has made entry by entry.
+    fn report_anomalies(&mut self, actions: &mut Vec<Action>) {
+        let (set_back, hidden) = (std::mem::take(&mut self.set_back), std::mem::take(&mut self.hidden));
+        if set_back > 0 {
+            actions.push(Action::Report(Report::SetBack(set_back)));
+        }
+        if hidden > 0 {
+            actions.push(Action::Report(Report::Hidden(hidden)));
         }
     }
 
     /// The change of an entry, if it matters.
-    fn compare(
-        &self,
-        shown: ReportedEntry,
-        state: &mut TrackerState,
-        context: &TrackingContext<'_>,
-    ) -> Option<EntryChange> {
+    fn compare(&mut self, shown: ReportedEntry, inputs: &Inputs<'_>, actions: &mut Vec<Action>) -> Option<EntryChange> {
         let ReportedEntry { mut entry, modified, modified_by } = shown;
-        let is_single = state.batch.is_none();
-        let is_whole = !is_single && state.whole;
-        let id = entry.version.id;
-        let observed = context.entries.observe(id, Some(&entry.dn));
-        match observed
-            .as_ref()
-            .map_or(Precedence::Newest, |(key, _)| context.entries.precedence(*key, &entry, is_whole))
-        {
+        let (entries, names) = (inputs.entries, entry.names());
+        let is_single = self.batch.is_none();
+        let is_whole = !is_single && self.whole;
+        let observed = entries.observe(&names);
+        match observed.as_ref().map_or(Precedence::Newest, |(key, _)| entries.precedence(key, &entry, is_whole)) {
             Precedence::Newest => {}
-            Precedence::SetBack => state.set_back += 1,
+            Precedence::SetBack => self.set_back += 1,
             Precedence::Older => return None,
         }
         if observed.as_ref().is_some_and(|(_, tracked)| tracked.deleted) {
             let entry = Arc::new(entry);
-            context.entries.record_change(&entry);
-            if self.registry.has(&entry.dn) {
-                context.entries.track(&entry);
+            entries.record_change(&entry);
+            if inputs.sessions.has(&names) {
+                entries.track(&entry);
             }
             return None;
         }
         // Between a login and this report there may have been more than one modification.
         let exact = is_single && observed.is_some();
-        let Some((key, tracked)) = observed.or_else(|| self.track_session(id, Some(&entry.dn), context)) else {
-            if let Some(earlier) = context.entries.by_dn(&entry.dn) {
+        let Some((key, tracked)) = observed.or_else(|| track_session(&names, inputs)) else {
+            if let Some(earlier) = entries.by_dn(names.realm, &entry.dn) {
                 // Another entry had this DN until now, to which the cached data belongs.
-                context.cache.forget(&earlier.entry);
-                context.cache.forget_wrong(&earlier.entry);
+                actions.extend([Action::Forget(Arc::clone(&earlier.entry)), Action::ForgetWrong(earlier.entry)]);
             }
             // An entry in a full refresh is not a change.
             if !is_whole {
-                context.entries.record_change(&Arc::new(entry));
+                entries.record_change(&Arc::new(entry));
             }
             return None;
         };
@@ -279,260 +232,165 @@ impl ChangeTracker {
             tracked.is_same(&entry) || (exact && tracked.entry.version.login_activity != entry.version.login_activity);
         if tracked.loses_mail_host(&entry) && is_unedited {
             entry.mail_hosts.clone_from(&tracked.entry.mail_hosts);
-            state.hidden += 1;
+            self.hidden += 1;
         }
         let entry = Arc::new(entry);
-        let difference = Difference::between(&tracked.entry, &entry, context.routing, exact, unix_now());
+        let difference = Difference::between(&tracked.entry, &entry, inputs.routing, exact, unix_now());
         if !difference.is_some() {
             // The values are back, if they had been different.
-            context.entries.refresh(key, entry);
+            entries.refresh(&key, entry);
             return None;
         }
         let by = Modifier { name: modified_by, at: modified };
         Some(EntryChange { key, tracked, kind: ChangeKind::Modified { entry, by, difference } })
     }
 
-    /// Tracks an entry that has sessions and was not tracked, by the version of one of them.
-    fn track_session(
-        &self,
-        id: Option<EntryId>,
-        dn: Option<&Arc<str>>,
-        context: &TrackingContext<'_>,
-    ) -> Option<(TrackingKey, TrackedEntry)> {
-        let entry = self.registry.entry(id, dn)?;
-        let tracked = context.entries.track(&entry);
-        // Under the reported id, if the login did not have one.
-        Some(context.entries.observe(id, Some(&entry.dn)).unwrap_or(tracked))
-    }
-
-    fn consider(&self, state: &mut TrackerState, seen: EntryChange, context: &TrackingContext<'_>) {
-        match &mut state.batch {
+    fn consider(&mut self, seen: EntryChange, inputs: &Inputs<'_>, actions: &mut Vec<Action>) {
+        match &mut self.batch {
             Some(batch) => batch.push(seen),
-            None => self.decide(state, vec![seen], context),
+            None => self.decide(vec![seen], inputs, actions),
         }
     }
 
     /// Applies changes that belong together, or engages the brake.
-    fn decide(&self, state: &mut TrackerState, batch: Vec<EntryChange>, context: &TrackingContext<'_>) {
+    fn decide(&mut self, batch: Vec<EntryChange>, inputs: &Inputs<'_>, actions: &mut Vec<Action>) {
         let now = Instant::now();
         let braked = batch.iter().filter(|seen| seen.is_braked()).count();
-        let is_judged = braked > 0 && !state.brake.is_on() && !state.brake.is_confirmed(now);
-        let users = if is_judged { context.entries.users() } else { 0 };
-        let limit = Brake::limit(context.watch.brake, users);
+        let is_judged = braked > 0 && !self.brake.is_on() && !self.brake.is_confirmed(now);
+        let users = if is_judged { inputs.entries.users() } else { 0 };
+        let limit = Brake::limit(inputs.watch.brake, users);
         let implied =
             |seen: &&EntryChange| seen.is_braked() && matches!(seen.kind, ChangeKind::Deleted { implied: true });
         let missing = batch.iter().filter(implied).count();
         let without_mail_host = batch.iter().filter(|seen| seen.loses_mail_host()).count();
         let unbelievable = [missing, without_mail_host].into_iter().any(|count| count >= MISSING && count > users / 2);
-        let is_too_much = state.brake.would_trip(braked, limit, now);
+        let is_too_much = self.brake.would_trip(braked, limit, now);
         if is_judged && (unbelievable || is_too_much) {
-            let taken_back = state.brake.trip();
-            context.entries.brake(true);
-            error!(
-                changes = braked + taken_back.len(),
-                limit,
-                users,
-                missing,
-                without_mail_host,
-                "too many users moved, disabled or deleted at once: their routes and sessions are kept until \
-                 `usher confirm`, or until the directory is back in its previous state"
-            );
-            self.closer.withdraw_braked();
-            taken_back.into_iter().rev().for_each(|acted| self.take_back(acted, context));
+            let taken_back = self.brake.trip();
+            inputs.entries.brake(true);
+            let changes = braked + taken_back.len();
+            let engaged = Report::BrakeEngaged { changes, limit, users, missing, without_mail_host };
+            actions.extend([Action::Report(engaged), Action::KeepSessions]);
+            taken_back.into_iter().rev().for_each(|acted| take_back(acted, inputs, actions));
         }
         for seen in batch {
-            if seen.is_braked() && state.brake.is_on() {
-                self.defer(seen, context);
+            if seen.is_braked() && self.brake.is_on() {
+                defer(seen, inputs, actions);
             } else {
                 if seen.is_braked() {
-                    state.brake.acted(seen.key, Arc::clone(&seen.tracked.entry), limit, now);
+                    self.brake.acted(Arc::clone(&seen.tracked.entry), limit, now);
                 }
-                self.act(seen, context);
+                act(seen, inputs, actions);
             }
         }
-        self.show_brake(state, context);
+        self.show_brake(inputs, actions);
     }
 
-    /// Sets the metric, and releases the brake when no change is deferred any more.
-    fn show_brake(&self, state: &mut TrackerState, context: &TrackingContext<'_>) {
-        if !state.brake.is_on() {
-            return self.metrics.directory_brake.set(0);
-        }
-        let deferred = context.entries.count_deferred();
-        if deferred == 0 {
-            state.brake.release();
-            context.entries.brake(false);
-            info!("brake released: the directory is back in its previous state");
-        }
-        self.metrics.directory_brake.set(i64::try_from(deferred).unwrap_or(i64::MAX));
-    }
-
-    /// Confirms changes on behalf of the administrator: applies the deferred ones, and for a time all that
-    /// follow. Returns how many were deferred.
-    pub(crate) fn confirm(&self, time: Duration, context: &TrackingContext<'_>) -> usize {
-        let mut state = self.lock();
-        state.brake.confirm(time, Instant::now());
-        context.entries.brake(false);
-        let deferred = context.entries.deferred();
-        info!(changes = deferred.len(), allowed_s = time.as_secs(), "held changes confirmed");
-        let count = deferred.len();
-        for (key, tracked) in deferred {
-            let kind = match tracked.deferred.clone() {
-                Some(DeferredChange::Entry(entry)) => {
-                    let difference = Difference::between(&tracked.entry, &entry, context.routing, true, unix_now());
-                    ChangeKind::Modified { entry, by: Modifier::default(), difference }
-                }
-                Some(DeferredChange::Deleted) => ChangeKind::Deleted { implied: false },
-                None => continue,
-            };
-            self.act(EntryChange { key, tracked, kind }, context);
-        }
-        self.metrics.directory_brake.set(0);
-        count
-    }
-
-    /// Restores the previous values of a change applied just before the brake.
-    fn take_back(&self, acted: AppliedChange, context: &TrackingContext<'_>) {
-        let AppliedChange { key, before, .. } = acted;
-        let Some((_, tracked)) = context.entries.observe(before.version.id, Some(&before.dn)) else { return };
-        let deferred =
-            if tracked.deleted { DeferredChange::Deleted } else { DeferredChange::Entry(Arc::clone(&tracked.entry)) };
-        if !tracked.deleted {
-            let moved = (route_target(context.routing, &tracked.entry), route_target(context.routing, &before));
-            audit(&before.dn, &moved, &Modifier::default(), true);
-        }
-        let kept = if tracked.deleted { before } else { Arc::new(tracked.entry.with_route_of(&before)) };
-        context.entries.apply(key, kept, Some(deferred));
-        context.cache.forget(&tracked.entry);
-    }
-
-    /// Keeps a user's route, and applies the rest of the change.
-    fn defer(&self, seen: EntryChange, context: &TrackingContext<'_>) {
-        let EntryChange { key, tracked, kind } = seen;
-        match kind {
-            ChangeKind::Deleted { .. } => context.entries.defer(key, DeferredChange::Deleted),
-            ChangeKind::Modified { entry, by, difference } => {
-                let kept = Arc::new(entry.with_route_of(&tracked.entry));
-                let rest = Difference { moved: None, login: false, ..difference };
-                let rest = Difference { disabled: rest.disabled.filter(|disabled| !disabled), ..rest };
-                let key_kept =
-                    EntryChange { key, tracked, kind: ChangeKind::Modified { entry: kept, by, difference: rest } };
-                self.act(key_kept, context);
-                context.entries.defer(key, DeferredChange::Entry(entry));
+    /// Reports the brake, and releases it when no change is deferred any more.
+    fn show_brake(&mut self, inputs: &Inputs<'_>, actions: &mut Vec<Action>) {
+        let mut deferred = 0;
+        if self.brake.is_on() {
+            deferred = inputs.entries.count_deferred();
+            if deferred == 0 {
+                self.brake.release();
+                inputs.entries.brake(false);
+                actions.push(Action::Report(Report::BrakeReleased));
             }
         }
-    }
-
-    /// Applies a change of one entry.
-    fn act(&self, seen: EntryChange, context: &TrackingContext<'_>) {
-        let EntryChange { key, tracked, kind } = seen;
-        let dn = &tracked.entry.dn;
-        let count = |kind| self.metrics.directory_changes.of(kind).inc();
-        match kind {
-            ChangeKind::Deleted { .. } => {
-                context.entries.mark_deleted(key);
-                context.cache.forget(&tracked.entry);
-                context.cache.forget_wrong(&tracked.entry);
-                count(DirectoryChange::Delete);
-                info!(dn = %Escaped(dn.as_bytes()), "entry deleted");
-                self.end_sessions(&tracked.entry, Newest::Deleted, context);
-            }
-            ChangeKind::Modified { entry, by, difference } => {
-                context.entries.apply(key, Arc::clone(&entry), None);
-                if difference.forgets() {
-                    context.cache.forget(&tracked.entry);
-                }
-                let may_be_right = difference.password
-                    || difference.policy
-                    || difference.unexplained
-                    || difference.disabled == Some(false);
-                if may_be_right {
-                    context.cache.forget_wrong(&tracked.entry);
-                } else if difference.lockout {
-                    // A lock makes no password valid, but may have hidden that one is.
-                    context.cache.lock_shown(&tracked.entry.key(), &entry.version);
-                }
-                if difference.renamed {
-                    self.registry.rename(entry.version.id, dn, &entry.dn);
-                    context.cache.forget(&entry);
-                    info!(old = %Escaped(dn.as_bytes()), new = %Escaped(entry.dn.as_bytes()), "entry renamed");
-                }
-                difference.kinds().into_iter().for_each(count);
-                if let Some(moved) = &difference.moved {
-                    audit(&entry.dn, moved, &by, false);
-                }
-                self.end_sessions(&entry, Newest::Entry(&entry), context);
-            }
-        }
-    }
-
-    /// Ends the sessions that a change does not permit any more.
-    fn end_sessions(&self, entry: &Entry, newest: Newest<'_>, context: &TrackingContext<'_>) {
-        let now = unix_now();
-        let sessions = self.registry.of(&entry.dn);
-        let own = sessions.iter().filter(|(_, basis)| !is_other(entry.version.id, basis.entry.version.id));
-        let ending = own.filter_map(|(session, basis)| {
-            let consequence = Consequence::of(session, basis, newest, context.routing, now);
-            Some((session.id, consequence.ends(session, context.watch)?))
-        });
-        self.closer.close_changed(ending);
-    }
-
-    /// Compares a session that was just listed with the changes reported since its login was decided, when it
-    /// could not be found yet. It is listed under the newest DN from now on.
-    ///
-    /// # Errors
-    /// Why it must not begin, the most serious reason first.
-    pub(crate) fn check_listed(
-        &self,
-        session: &Session,
-        basis: &SessionBasis,
-        context: &TrackingContext<'_>,
-    ) -> Result<(), TerminationReason> {
-        let newest = match context.entries.reconcile(&basis.entry) {
-            // From now on a change is compared with the version of this login, or a newer one.
-            Reconciled::AsReported => {
-                context.entries.track(&basis.entry);
-                return Ok(());
-            }
-            Reconciled::Replaced(entry) => entry,
-            Reconciled::Deleted => return Err(TerminationReason::Deleted),
-        };
-        let consequence = Consequence::of(session, basis, Newest::Entry(&newest), context.routing, unix_now());
-        if consequence.renamed {
-            self.registry.rename(newest.version.id, &session.dn, &newest.dn);
-        }
-        consequence.reasons.first().map_or(Ok(()), |why| Err(*why))
-    }
-
-    /// Ends the sessions of expired accounts: a date passes without a change. Only while changes are reported,
-    /// because a later date may be missed otherwise.
-    pub(crate) fn end_expired(&self, context: &TrackingContext<'_>) {
-        if self.status() != WatchStatus::Following || !is_wanted(TerminationReason::Expired, context.watch) {
-            return;
-        }
-        let now = unix_now();
-        let has_expired = |session: &Session, basis: &SessionBasis| {
-            let tracked = context.entries.by_dn(&session.dn);
-            let version = tracked.as_ref().map_or(&basis.entry.version, |tracked| &tracked.entry.version);
-            version.account_state(now) == Some(AccountState::AccountExpired)
-        };
-        let expired = self.registry.listed().filter(|(session, basis)| has_expired(session, basis));
-        self.closer.close_changed(expired.map(|(session, _)| (session.id, TerminationReason::Expired)));
+        actions.push(Action::Deferred(deferred));
     }
 }
 
-/// The audit line of a changed route.
-fn audit(dn: &str, (old, new): &(RouteTarget, RouteTarget), by: &Modifier, taken_back: bool) {
-    let word =
-        |place: &RouteTarget| place.as_ref().map_or_else(|reason| format!("none ({reason})"), ToString::to_string);
-    info!(
-        dn = %Escaped(dn.as_bytes()),
-        old_backend = word(old),
-        new_backend = word(new),
-        modified_by = by.name.as_deref().map(|name| tracing::field::display(Escaped(name.as_bytes()))),
-        modified = by.at.as_deref().map(|at| tracing::field::display(Escaped(at.as_bytes()))),
-        reverted_by_brake = taken_back.then_some(true),
-        "route changed"
-    );
+/// Tracks an entry that has sessions and was not tracked, by the version of one of them.
+fn track_session(names: &EntryNames, inputs: &Inputs<'_>) -> Option<(EntryKey, TrackedEntry)> {
+    let entry = inputs.sessions.entry(names)?;
+    let tracked = inputs.entries.track(&entry);
+    // Under the reported id, if the login did not have one.
+    let names = EntryNames { dn: Some(Arc::clone(&entry.dn)), ..names.clone() };
+    Some(inputs.entries.observe(&names).unwrap_or(tracked))
 }
+
+/// Restores the previous values of a change applied just before the brake.
+fn take_back(acted: AppliedChange, inputs: &Inputs<'_>, actions: &mut Vec<Action>) {
+    let before = acted.before;
+    let Some((key, tracked)) = inputs.entries.observe(&before.names()) else { return };
+    let deferred =
+        if tracked.deleted { DeferredChange::Deleted } else { DeferredChange::Entry(Arc::clone(&tracked.entry)) };
+    if !tracked.deleted {
+        let moved = (route_target(inputs.routing, &tracked.entry), route_target(inputs.routing, &before));
+        let (dn, by) = (Arc::clone(&before.dn), Modifier::default());
+        actions.push(Action::Report(Report::Route { dn, moved, by, reverted: true }));
+    }
+    let kept = if tracked.deleted { before } else { Arc::new(tracked.entry.with_route_of(&before)) };
+    inputs.entries.apply(&key, kept, Some(deferred));
+    actions.push(Action::Forget(tracked.entry));
+}
+
+/// Keeps a user's route, and applies the rest of the change.
+fn defer(seen: EntryChange, inputs: &Inputs<'_>, actions: &mut Vec<Action>) {
+    let EntryChange { key, tracked, kind } = seen;
+    match kind {
+        ChangeKind::Deleted { .. } => inputs.entries.defer(&key, DeferredChange::Deleted),
+        ChangeKind::Modified { entry, by, difference } => {
+            let kept = Arc::new(entry.with_route_of(&tracked.entry));
+            let rest = Difference { moved: None, login: false, ..difference };
+            let rest = Difference { disabled: rest.disabled.filter(|disabled| !disabled), ..rest };
+            let kind = ChangeKind::Modified { entry: kept, by, difference: rest };
+            act(EntryChange { key: key.clone(), tracked, kind }, inputs, actions);
+            inputs.entries.defer(&key, DeferredChange::Entry(entry));
+        }
+    }
+}
+
+/// Applies a change of one entry.
+fn act(seen: EntryChange, inputs: &Inputs<'_>, actions: &mut Vec<Action>) {
+    let EntryChange { key, tracked, kind } = seen;
+    let before = tracked.entry;
+    match kind {
+        ChangeKind::Deleted { .. } => {
+            inputs.entries.mark_deleted(&key);
+            actions.extend([
+                Action::Forget(Arc::clone(&before)),
+                Action::ForgetWrong(Arc::clone(&before)),
+                Action::Count(DirectoryChange::Delete),
+                Action::Report(Report::Deleted(Arc::clone(&before.dn))),
+                Action::Compare { entry: before, deleted: true },
+            ]);
+        }
+        ChangeKind::Modified { entry, by, difference } => {
+            inputs.entries.apply(&key, Arc::clone(&entry), None);
+            if difference.forgets() {
+                actions.push(Action::Forget(Arc::clone(&before)));
+            }
+            let may_be_right = difference.password
+                || difference.policy
+                || difference.unexplained
+                || difference.disabled == Some(false);
+            if may_be_right {
+                actions.push(Action::ForgetWrong(Arc::clone(&before)));
+            } else if difference.lockout {
+                // A lock makes no password valid, but may have hidden that one is.
+                actions.push(Action::NoteLock { before: Arc::clone(&before), entry: Arc::clone(&entry) });
+            }
+            if difference.renamed {
+                let (old, new) = (Arc::clone(&before.dn), Arc::clone(&entry.dn));
+                // By the new id: sessions of another entry keep the old DN.
+                let names = EntryNames { dn: Some(Arc::clone(&old)), ..entry.names() };
+                actions.extend([
+                    Action::Rename { names, dn: Arc::clone(&new) },
+                    Action::Forget(Arc::clone(&entry)),
+                    Action::Report(Report::Renamed { old, new }),
+                ]);
+            }
+            actions.extend(difference.kinds().into_iter().map(Action::Count));
+            if let Some(moved) = difference.moved {
+                let dn = Arc::clone(&entry.dn);
+                actions.push(Action::Report(Report::Route { dn, moved, by, reverted: false }));
+            }
+            actions.push(Action::Compare { entry, deleted: false });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::directory::Entry;
-use crate::tracking::store::TrackingKey;
 
 /// The period that counts as "at once".
 const WINDOW: Duration = Duration::from_secs(60);
@@ -17,67 +16,66 @@ const FEW: usize = 200;
 
 /// An applied change, with the previous values.
 #[derive(Debug, Clone)]
-pub(crate) struct AppliedChange {
+pub(super) struct AppliedChange {
     at: Instant,
-    pub(crate) key: TrackingKey,
-    pub(crate) before: Arc<Entry>,
+    pub(super) before: Arc<Entry>,
 }
 
 /// The brake.
 #[derive(Debug, Default)]
-pub(crate) struct Brake {
+pub(super) struct Brake {
     on: bool,
     confirmed_until: Option<Instant>,
     recent: VecDeque<AppliedChange>,
 }
 
 impl Brake {
-    pub(crate) fn is_on(&self) -> bool {
+    pub(super) fn is_on(&self) -> bool {
         self.on
     }
 
     /// How many changes are allowed: as configured, or the larger of 200 and 2 % of the known users.
-    pub(crate) fn limit(configured: Option<u32>, users: usize) -> usize {
+    pub(super) fn limit(configured: Option<u32>, users: usize) -> usize {
         configured.map_or_else(|| FEW.max(users / 50), |limit| usize::try_from(limit).unwrap_or(usize::MAX))
     }
 
     /// Whether this many more exceed the limit now.
-    pub(crate) fn would_trip(&mut self, more: usize, limit: usize, now: Instant) -> bool {
+    pub(super) fn would_trip(&mut self, more: usize, limit: usize, now: Instant) -> bool {
         self.recent.retain(|acted| now.saturating_duration_since(acted.at) < WINDOW);
         more > 0 && !self.is_confirmed(now) && self.recent.len() + more > limit
     }
 
     /// Whether an administrator has confirmed changes until a later time.
-    pub(crate) fn is_confirmed(&self, now: Instant) -> bool {
+    pub(super) fn is_confirmed(&self, now: Instant) -> bool {
         self.confirmed_until.is_some_and(|until| now < until)
     }
 
     /// Records an applied change.
-    pub(crate) fn acted(&mut self, key: TrackingKey, before: Arc<Entry>, limit: usize, now: Instant) {
+    pub(super) fn acted(&mut self, before: Arc<Entry>, limit: usize, now: Instant) {
         if self.is_confirmed(now) {
             return;
         }
         if self.recent.len() >= limit {
             self.recent.pop_front();
         }
-        self.recent.push_back(AppliedChange { at: now, key, before });
+        self.recent.push_back(AppliedChange { at: now, before });
     }
 
     /// Engages; returns the changes applied within the window, so that they can be reverted.
-    pub(crate) fn trip(&mut self) -> Vec<AppliedChange> {
+    pub(super) fn trip(&mut self) -> Vec<AppliedChange> {
         self.on = true;
         std::mem::take(&mut self.recent).into()
     }
 
     /// Releases, for all changes within this time.
-    pub(crate) fn confirm(&mut self, time: Duration, now: Instant) {
+    pub(super) fn confirm(&mut self, time: Duration, now: Instant) {
         self.on = false;
         self.recent.clear();
         self.confirmed_until = (!time.is_zero()).then(|| now + time);
     }
 
     /// Goes off, because the values are back.
-    pub(crate) fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         self.on = false;
     }
 }
@@ -102,13 +100,13 @@ mod tests {
         assert!(brake.would_trip(4, 3, Instant::now()), "all at once");
         for _ in 0..3 {
             assert!(!brake.would_trip(1, 3, Instant::now()));
-            brake.acted(TrackingKey::Dn(1), Arc::clone(&entry), 3, Instant::now());
+            brake.acted(Arc::clone(&entry), 3, Instant::now());
         }
         assert!(brake.would_trip(1, 3, Instant::now()));
         assert!(!brake.would_trip(0, 3, Instant::now()), "nothing is not too many");
         tokio::time::advance(WINDOW).await;
         assert!(!brake.would_trip(3, 3, Instant::now()));
-        brake.acted(TrackingKey::Dn(1), entry, 3, Instant::now());
+        brake.acted(entry, 3, Instant::now());
         assert_eq!(brake.trip().len(), 1);
         assert!(brake.is_on());
         brake.confirm(Duration::from_secs(90), Instant::now());

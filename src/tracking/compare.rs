@@ -2,7 +2,7 @@
 //! modification. With a password policy each wrong guess modifies an entry, and with lastbind each successful
 //! login does.
 //!
-//! [`Consequence`] is the only place that decides what this means for a session: when a change is reported,
+//! [`compare`] is the only function that decides what this means for a session: when a change is reported,
 //! when a session is listed, and before a login is answered. Pure: takes the time as a parameter.
 
 use std::sync::Arc;
@@ -16,33 +16,33 @@ use crate::sessions::registry::{Session, SessionBasis, TerminationReason};
 use crate::telemetry::labels::DirectoryChange;
 
 /// The backend of an entry, or why it has none.
-pub(crate) type RouteTarget = Result<Arc<str>, &'static str>;
+pub(super) type RouteTarget = Result<Arc<str>, &'static str>;
 
 /// The changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Difference {
+pub(super) struct Difference {
     /// Another place: the old one and the new.
-    pub(crate) moved: Option<(RouteTarget, RouteTarget)>,
-    pub(crate) login: bool,
+    pub(super) moved: Option<(RouteTarget, RouteTarget)>,
+    pub(super) login: bool,
     /// Disabled (true) or enabled.
-    pub(crate) disabled: Option<bool>,
+    pub(super) disabled: Option<bool>,
     /// Held (true) or released.
-    pub(crate) held: Option<bool>,
-    pub(crate) password: bool,
-    pub(crate) lockout: bool,
+    pub(super) held: Option<bool>,
+    pub(super) password: bool,
+    pub(super) lockout: bool,
     /// The policy state of the password.
-    pub(crate) policy: bool,
-    pub(crate) renamed: bool,
+    pub(super) policy: bool,
+    pub(super) renamed: bool,
     /// Another relevant attribute, or another spelling of the same mail host.
-    pub(crate) other: bool,
+    pub(super) other: bool,
     /// The version is newer without a visible change: the password may have changed.
-    pub(crate) unexplained: bool,
+    pub(super) unexplained: bool,
 }
 
 impl Difference {
     /// Compares two versions. `exact`: every modification is reported separately, so that one caused by a login
     /// has changed nothing else. `now`: Unix seconds.
-    pub(crate) fn between(old: &Entry, new: &Entry, routing: &Routing, exact: bool, now: u64) -> Self {
+    pub(super) fn between(old: &Entry, new: &Entry, routing: &Routing, exact: bool, now: u64) -> Self {
         let (from, to) = (route_target(routing, old), route_target(routing, new));
         let (before, after) = (&old.version, &new.version);
         let mut difference = Self {
@@ -70,22 +70,22 @@ impl Difference {
     }
 
     /// Whether anything has changed.
-    pub(crate) fn is_some(&self) -> bool {
+    pub(super) fn is_some(&self) -> bool {
         self.moves() || self.disabled.is_some() || self.held.is_some() || self.lockout || self.policy || self.forgets()
     }
 
     /// Whether its backend or backend login has changed.
-    pub(crate) fn moves(&self) -> bool {
+    pub(super) fn moves(&self) -> bool {
         self.moved.is_some() || self.login
     }
 
     /// Whether it counts towards the brake.
-    pub(crate) fn is_braked(&self) -> bool {
+    pub(super) fn is_braked(&self) -> bool {
         self.moves() || self.disabled == Some(true)
     }
 
     /// Whether the cached decision is obsolete.
-    pub(crate) fn forgets(&self) -> bool {
+    pub(super) fn forgets(&self) -> bool {
         self.moves()
             || self.disabled.is_some()
             || self.held.is_some()
@@ -96,7 +96,7 @@ impl Difference {
     }
 
     /// The metric labels, each once.
-    pub(crate) fn kinds(&self) -> Vec<DirectoryChange> {
+    pub(super) fn kinds(&self) -> Vec<DirectoryChange> {
         let kinds = [
             (self.moved.is_some(), DirectoryChange::Move),
             (self.login, DirectoryChange::Login),
@@ -116,7 +116,7 @@ impl Difference {
 
 /// The newest known state of an entry.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Newest<'a> {
+pub(super) enum Newest<'a> {
     /// This version is in force.
     Entry(&'a Entry),
     /// The entry is deleted.
@@ -125,43 +125,47 @@ pub(crate) enum Newest<'a> {
 
 /// The consequence of the newest version of an entry for one of its sessions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Consequence {
+pub(super) struct Consequence {
     /// The session must be listed under another DN.
-    pub(crate) renamed: bool,
+    pub(super) renamed: bool,
     /// Why the session must end, the most serious reason first; empty: it continues.
-    pub(crate) reasons: Vec<TerminationReason>,
+    pub(super) reasons: Vec<TerminationReason>,
+}
+
+/// What the newest version of an entry means for one of its sessions, compared with the version that the session was
+/// logged in with. `now`: Unix seconds.
+///
+/// A session whose route changed by a reload alone continues: its entry leads to the same backend as
+/// before.
+pub(super) fn compare(
+    session: &Session,
+    basis: &SessionBasis,
+    newest: Newest<'_>,
+    routing: &Routing,
+    now: u64,
+) -> Consequence {
+    let Newest::Entry(entry) = newest else {
+        return Consequence { renamed: false, reasons: vec![TerminationReason::Deleted] };
+    };
+    let closed = entry.version.account_state(now);
+    let (led, leads) = (route_target(routing, &basis.entry), route_target(routing, entry));
+    let is_elsewhere = led != leads && leads.as_ref().ok() != Some(&session.backend);
+    let is_same_login = matches!(entry.logins.as_slice(), [login] if **login == *basis.backend_login);
+    let is_renamed_there = basis.entry.logins != entry.logins && !is_same_login;
+    let reasons = [
+        (entry.version.held, TerminationReason::Hold),
+        (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
+        (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
+        (is_elsewhere || is_renamed_there, TerminationReason::Moved),
+        (basis.entry.version.password_changed != entry.version.password_changed, TerminationReason::PasswordChanged),
+    ];
+    let reasons = reasons.into_iter().filter_map(|(is, why)| is.then_some(why)).collect();
+    Consequence { renamed: session.dn != entry.dn, reasons }
 }
 
 impl Consequence {
-    /// Compares the version that a session was logged in with to the newest. `now`: Unix seconds.
-    ///
-    /// A session whose route changed by a reload alone continues: its entry leads to the same backend as
-    /// before.
-    pub(crate) fn of(session: &Session, basis: &SessionBasis, newest: Newest<'_>, routing: &Routing, now: u64) -> Self {
-        let Newest::Entry(entry) = newest else {
-            return Self { renamed: false, reasons: vec![TerminationReason::Deleted] };
-        };
-        let closed = entry.version.account_state(now);
-        let (led, leads) = (route_target(routing, &basis.entry), route_target(routing, entry));
-        let is_elsewhere = led != leads && leads.as_ref().ok() != Some(&session.backend);
-        let is_same_login = matches!(entry.logins.as_slice(), [login] if **login == *basis.backend_login);
-        let is_renamed_there = basis.entry.logins != entry.logins && !is_same_login;
-        let reasons = [
-            (entry.version.held, TerminationReason::Hold),
-            (closed == Some(AccountState::Disabled), TerminationReason::Disabled),
-            (closed == Some(AccountState::AccountExpired), TerminationReason::Expired),
-            (is_elsewhere || is_renamed_there, TerminationReason::Moved),
-            (
-                basis.entry.version.password_changed != entry.version.password_changed,
-                TerminationReason::PasswordChanged,
-            ),
-        ];
-        let reasons = reasons.into_iter().filter_map(|(is, why)| is.then_some(why)).collect();
-        Self { renamed: session.dn != entry.dn, reasons }
-    }
-
     /// Why the session ends, given the configuration and its protocol.
-    pub(crate) fn ends(&self, session: &Session, watch: &Watch) -> Option<TerminationReason> {
+    pub(super) fn ends(&self, session: &Session, watch: &Watch) -> Option<TerminationReason> {
         let follows_moves = proto::by_name(&session.protocol).is_none_or(|protocol| protocol.follows_moves);
         let is_wanted =
             |why: &TerminationReason| is_wanted(*why, watch) && (*why != TerminationReason::Moved || follows_moves);
@@ -170,7 +174,7 @@ impl Consequence {
 }
 
 /// Whether sessions end for this reason, according to the configuration.
-pub(crate) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
+pub(super) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
     let choice = match why {
         TerminationReason::Moved => watch.on_move,
         TerminationReason::Disabled | TerminationReason::Expired | TerminationReason::Deleted => watch.on_disable,
@@ -184,7 +188,7 @@ pub(crate) fn is_wanted(why: TerminationReason, watch: &Watch) -> bool {
 }
 
 /// The backend of an entry.
-pub(crate) fn route_target(routing: &Routing, entry: &Entry) -> RouteTarget {
+pub(super) fn route_target(routing: &Routing, entry: &Entry) -> RouteTarget {
     let route = routing::route(routing, entry);
     route.map(|route| route.backend.into()).map_err(|refusal: Refusal| refusal.label())
 }

@@ -1,6 +1,16 @@
 //! What the directory has shown of entries that matter, and what follows from a change.
+//!
+//! [`ChangeTracker`] takes the reported changes: `apply` determines what follows from each, without touching cache or
+//! sessions, and `tracker` carries it out. `compare` alone decides what a change means for a session. Logins see
+//! [`TrackedEntries`].
 
-pub(crate) mod apply;
-pub(crate) mod brake;
-pub(crate) mod compare;
-pub mod store;
+mod actions;
+mod apply;
+mod brake;
+mod compare;
+mod store;
+mod tracker;
+
+pub(crate) use store::Reconciled;
+pub use store::TrackedEntries;
+pub(crate) use tracker::{ChangeTracker, TrackingContext, WatchStatus};

@@ -3,28 +3,34 @@
 //! An entry is added when a bind has authenticated its user, or when the watch has reported a change; it stays
 //! while it has sessions or a cached decision. So memory depends on the active users and not on the size of the
 //! directory: about 300 bytes each, bounded by the cache and the connection limits. The watch is the newest
-//! source, and a floor under every reply (`known/floor.rs`): what a lagging replica returns is overridden
-//! ([`TrackedEntries::reconcile`]). Knows nothing of routes and sessions, and takes no action: see `follow`.
+//! source, and a floor under every reply (`store/floor.rs`): what a lagging replica returns is overridden
+//! ([`TrackedEntries::reconcile`]). Knows nothing of routes and sessions, and takes no action: see `apply`.
+//!
+//! Every login takes the lock. It is held for a bounded number of entries: totals are counted as entries change, and
+//! whatever concerns all entries visits them in pieces.
 
 mod floor;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::directory::{Entry, EntryId};
+use crate::directory::{Entry, EntryId, EntryKey, EntryNames, Realm};
 
-pub use floor::Precedence;
+pub(super) use floor::Precedence;
 
 /// How long a change of an entry without logins is kept: the assumed maximum lag of a replica.
 const LAG: Duration = Duration::from_secs(10 * 60);
+/// Entries visited under one hold of the lock.
+const PIECE: usize = 256;
 
 /// A change deferred by the brake.
 #[derive(Debug, Clone)]
-pub enum DeferredChange {
+pub(super) enum DeferredChange {
     /// The entry has these values.
     Entry(Arc<Entry>),
     /// The entry is deleted.
@@ -33,17 +39,17 @@ pub enum DeferredChange {
 
 /// A tracked entry.
 #[derive(Debug, Clone)]
-pub struct TrackedEntry {
+pub(crate) struct TrackedEntry {
     /// The values in force.
-    pub entry: Arc<Entry>,
+    pub(crate) entry: Arc<Entry>,
     /// The change that the brake has deferred.
-    pub deferred: Option<DeferredChange>,
+    pub(super) deferred: Option<DeferredChange>,
     /// The watch has reported its deletion.
-    pub deleted: bool,
-    /// When a bind last authenticated this user; `None`: known from the watch only.
-    pub proven_at: Option<Instant>,
+    pub(super) deleted: bool,
+    /// When a bind last authenticated this user; `None`: reported by the watch only.
+    pub(super) proven_at: Option<Instant>,
     /// When its values last changed, according to the watch.
-    pub changed_at: Option<Instant>,
+    pub(super) changed_at: Option<Instant>,
     /// The version of that change. Later versions without changed values, such as those of logins, do not raise
     /// the floor.
     floor: Option<Box<str>>,
@@ -56,6 +62,8 @@ pub struct TrackedEntry {
     /// When it was last used or reported.
     seen_at: Instant,
     round: u32,
+    /// Its place in the order of arrival.
+    number: u64,
 }
 
 /// How a server's reply about an entry is to be used.
@@ -80,14 +88,16 @@ pub struct TrackedEntries {
 
 #[derive(Debug, Default)]
 struct TrackedInner {
-    entries: HashMap<TrackingKey, TrackedEntry>,
-    keys_by_dn: HashMap<Arc<str>, TrackingKey>,
-    /// Entries with a deferred change.
-    deferred: HashSet<TrackingKey>,
-    /// The last number given to an entry without an id.
-    last_dn_number: u64,
-    /// Entries known from the watch only, oldest first: they are evicted first.
-    changed_only: VecDeque<TrackingKey>,
+    /// By id, or by DN where no id is known.
+    entries: HashMap<EntryKey, TrackedEntry>,
+    /// The key of each entry by its DN.
+    keys_by_dn: HashMap<EntryKey, EntryKey>,
+    /// All keys in the order of arrival, so that they can be visited in pieces.
+    order: BTreeMap<u64, EntryKey>,
+    last_number: u64,
+    /// Entries reported by the watch only, oldest first: they are evicted first.
+    changed_only: BTreeSet<u64>,
+    totals: Totals,
     round: u32,
     braked: bool,
     source: floor::WatchSource,
@@ -95,13 +105,13 @@ struct TrackedInner {
     last_changed: Option<Instant>,
 }
 
-/// Identifies a tracked entry: by its id, or else by its DN.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TrackingKey {
-    /// By the id, which survives a rename.
-    Id(EntryId),
-    /// By a number assigned to its DN only.
-    Dn(u64),
+/// What is counted as entries change.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Totals {
+    /// Entries of users: authenticated by a bind, and not deleted.
+    users: usize,
+    /// Entries with a deferred change.
+    deferred: usize,
 }
 
 impl TrackedEntries {
@@ -121,53 +131,23 @@ impl TrackedEntries {
     pub fn record_login(&self, entry: &Arc<Entry>) -> bool {
         let now = Instant::now();
         let mut inner = self.lock();
-        let key = inner.find(entry.version.id, Some(&entry.dn)).unwrap_or_else(|| inner.key_for(entry));
-        if let Some(tracked) = inner.entries.get_mut(&key) {
-            (tracked.proven_at, tracked.seen_at) = (Some(now), now);
+        let names = entry.names();
+        if let Some(key) = inner.find(&names) {
+            inner.update(&key, |tracked, _| (tracked.proven_at, tracked.seen_at) = (Some(now), now));
             return true;
         }
         if inner.has_room(self.limit) {
-            inner.insert(key, Arc::clone(entry), Some(now), None);
+            inner.insert(key_of(entry), Arc::clone(entry), Some(now), None);
             return true;
         }
         inner.source.reporting().is_none()
-    }
-
-    /// Records an entry known from the watch only, for replicas that lag.
-    pub fn record_change(&self, entry: &Arc<Entry>) {
-        let now = Instant::now();
-        let mut inner = self.lock();
-        let key = inner.key_for(entry);
-        if inner.entries.contains_key(&key) || inner.has_room(self.limit) {
-            inner.insert(key, Arc::clone(entry), None, Some(now));
-            inner.changed_only.push_back(key);
-        }
-    }
-
-    /// Tracks an entry that has sessions, by the version that a session was logged in with, unless it is
-    /// tracked already. It is returned even if there is no room to store it.
-    pub fn track(&self, entry: &Arc<Entry>) -> (TrackingKey, TrackedEntry) {
-        let now = Instant::now();
-        let mut inner = self.lock();
-        let key = inner.find(entry.version.id, Some(&entry.dn)).unwrap_or_else(|| inner.key_for(entry));
-        if let Some(tracked) = inner.entries.get_mut(&key) {
-            tracked.proven_at.get_or_insert(now);
-            return (key, tracked.clone());
-        }
-        if inner.has_room(self.limit) {
-            inner.insert(key, Arc::clone(entry), Some(now), None);
-        }
-        (key, TrackedEntry::new(Arc::clone(entry), Some(now), None, &inner.source, inner.round))
     }
 
     /// How a server's reply about this entry is to be used.
     #[must_use]
     pub fn reconcile(&self, shown: &Entry) -> Reconciled {
         let inner = self.lock();
-        let Some(tracked) = inner.find(shown.version.id, Some(&shown.dn)).and_then(|key| inner.entries.get(&key))
-        else {
-            return Reconciled::AsReported;
-        };
+        let Some(tracked) = inner.get(&shown.names()) else { return Reconciled::AsReported };
         if tracked.deleted {
             return if tracked.is_recreated(shown) { Reconciled::AsReported } else { Reconciled::Deleted };
         }
@@ -185,150 +165,208 @@ impl TrackedEntries {
 
     /// An entry by its DN.
     #[must_use]
-    pub fn by_dn(&self, dn: &Arc<str>) -> Option<TrackedEntry> {
-        let inner = self.lock();
-        inner.find(None, Some(dn)).and_then(|key| inner.entries.get(&key)).cloned()
+    pub(crate) fn by_dn(&self, realm: Realm, dn: &Arc<str>) -> Option<TrackedEntry> {
+        self.lock().get(&EntryNames { realm, id: None, dn: Some(Arc::clone(dn)) }).cloned()
     }
 
     /// Waits for the next change of any entry. To be created before the state is read.
-    pub fn changed(&self) -> impl Future<Output = ()> + '_ {
+    pub(crate) fn changed(&self) -> impl Future<Output = ()> + '_ {
         let mut notified = Box::pin(self.changed.notified());
         notified.as_mut().enable();
         notified
     }
 
-    // The rest is for `follow`, the only module that changes values.
+    /// Removes entries that are no longer needed.
+    pub(crate) fn sweep(&self, has_sessions: impl Fn(&Entry) -> bool) {
+        let is_idle = |tracked: &TrackedEntry| {
+            let is_proven = tracked.proven_at.is_some_and(|at| at.elapsed() < self.life);
+            !is_proven && tracked.deferred.is_none() && tracked.seen_at.elapsed() >= LAG.min(self.life)
+        };
+        let mut idle =
+            self.in_pieces(|key, tracked| is_idle(tracked).then(|| (key.clone(), Arc::clone(&tracked.entry))));
+        // Sessions are looked up without holding this lock.
+        idle.retain(|(_, entry)| !has_sessions(entry));
+        for piece in idle.chunks(PIECE) {
+            let mut inner = self.lock();
+            for (key, _) in piece {
+                // Its user may have logged in meanwhile.
+                if inner.entries.get(key).is_some_and(is_idle) {
+                    inner.remove(key);
+                }
+            }
+        }
+    }
+
+    /// Visits all entries in pieces, between which logins get the lock, and collects what `visit` returns. An entry
+    /// that is added meanwhile is not visited.
+    fn in_pieces<T>(&self, mut visit: impl FnMut(&EntryKey, &TrackedEntry) -> Option<T>) -> Vec<T> {
+        let (last, mut done, mut found) = (self.lock().last_number, 0, Vec::new());
+        while done < last {
+            let inner = self.lock();
+            let piece = inner.order.range((Bound::Excluded(done), Bound::Included(last))).take(PIECE);
+            let mut visited = 0;
+            for (number, key) in piece {
+                (done, visited) = (*number, visited + 1);
+                found.extend(inner.entries.get(key).and_then(|tracked| visit(key, tracked)));
+            }
+            if visited < PIECE {
+                break;
+            }
+        }
+        found
+    }
+}
+
+// What only `apply` may do: it changes values.
+impl TrackedEntries {
+    /// Records an entry reported by the watch only, for replicas that lag.
+    pub(super) fn record_change(&self, entry: &Arc<Entry>) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let key = key_of(entry);
+        if inner.entries.contains_key(&key) || inner.has_room(self.limit) {
+            inner.insert(key, Arc::clone(entry), None, Some(now));
+        }
+    }
+
+    /// Tracks an entry that has sessions, by the version that a session was logged in with, unless it is
+    /// tracked already. It is returned even if there is no room to store it.
+    pub(super) fn track(&self, entry: &Arc<Entry>) -> (EntryKey, TrackedEntry) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        if let Some(key) = inner.find(&entry.names()) {
+            let tracked = inner.update(&key, |tracked, _| {
+                tracked.proven_at.get_or_insert(now);
+                tracked.clone()
+            });
+            if let Some(tracked) = tracked {
+                return (key, tracked);
+            }
+        }
+        let key = key_of(entry);
+        if inner.has_room(self.limit) {
+            inner.insert(key.clone(), Arc::clone(entry), Some(now), None);
+        }
+        let number = inner.last_number;
+        (key, TrackedEntry::new(Arc::clone(entry), Some(now), None, (&inner.source, inner.round, number)))
+    }
 
     /// Marks an entry as reported in the current refresh, and returns it.
-    pub fn observe(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<(TrackingKey, TrackedEntry)> {
+    pub(super) fn observe(&self, names: &EntryNames) -> Option<(EntryKey, TrackedEntry)> {
         let mut inner = self.lock();
-        let mut key = inner.find(id, dn)?;
-        if let (Some(id), TrackingKey::Dn(_)) = (id, key) {
-            key = inner.rekey(key, TrackingKey::Id(id));
+        let mut key = inner.find(names)?;
+        if let Some(by_id) = names.by_id().filter(|by_id| key != *by_id) {
+            inner.rekey(&key, by_id.clone());
+            key = by_id;
         }
         let round = inner.round;
-        let tracked = inner.entries.get_mut(&key)?;
-        tracked.round = round;
-        tracked.reported = true;
-        Some((key, tracked.clone()))
+        let tracked = inner.update(&key, |tracked, _| {
+            (tracked.round, tracked.reported) = (round, true);
+            tracked.clone()
+        })?;
+        Some((key, tracked))
     }
 
     /// The same for entries of which only the existence is reported.
-    pub fn observe_present(&self, ids: &[EntryId]) {
-        let mut inner = self.lock();
-        let round = inner.round;
-        for id in ids {
-            if let Some(tracked) = inner.entries.get_mut(&TrackingKey::Id(*id)) {
-                tracked.round = round;
-                tracked.reported = true;
+    pub(super) fn observe_present(&self, realm: Realm, ids: &[EntryId]) {
+        for piece in ids.chunks(PIECE) {
+            let mut inner = self.lock();
+            let round = inner.round;
+            for id in piece {
+                if let Some(key) = (EntryNames { realm, id: Some(*id), dn: None }).by_id() {
+                    inner.update(&key, |tracked, _| (tracked.round, tracked.reported) = (round, true));
+                }
             }
         }
     }
 
     /// Begins a refresh: entries observed from now on exist.
-    pub fn begin_round(&self) {
+    pub(super) fn begin_round(&self) {
         let mut inner = self.lock();
         inner.round = inner.round.wrapping_add(1);
     }
 
-    /// Entries not observed in this refresh.
+    /// Entries of this directory that were not observed in this refresh.
     #[must_use]
-    pub fn unobserved(&self) -> Vec<(TrackingKey, TrackedEntry)> {
-        let inner = self.lock();
-        let missing = inner.entries.iter().filter(|(_, tracked)| tracked.round != inner.round && !tracked.deleted);
-        missing.map(|(key, tracked)| (*key, tracked.clone())).collect()
+    pub(super) fn unobserved(&self, realm: Realm) -> Vec<(EntryKey, TrackedEntry)> {
+        let round = self.lock().round;
+        self.in_pieces(|key, tracked| {
+            let is_missing = tracked.round != round && !tracked.deleted && key.realm == realm;
+            is_missing.then(|| (key.clone(), tracked.clone()))
+        })
     }
 
     /// Puts values in force.
-    pub fn apply(&self, key: TrackingKey, entry: Arc<Entry>, deferred: Option<DeferredChange>) {
-        self.change(key, deferred, |tracked| {
-            tracked.entry = entry;
-            tracked.deleted = false;
+    pub(super) fn apply(&self, key: &EntryKey, entry: Arc<Entry>, deferred: Option<DeferredChange>) {
+        self.change(key, |tracked| {
+            (tracked.entry, tracked.deferred, tracked.deleted) = (entry, deferred, false);
         });
     }
 
     /// Takes over a newer version with the same values.
-    pub fn refresh(&self, key: TrackingKey, entry: Arc<Entry>) {
-        let mut inner = self.lock();
-        if let Some(tracked) = inner.entries.get_mut(&key) {
+    pub(super) fn refresh(&self, key: &EntryKey, entry: Arc<Entry>) {
+        self.lock().update(key, |tracked, _| {
             tracked.refresh(entry);
-        }
-        inner.set_deferred(key, None);
+            tracked.deferred = None;
+        });
     }
 
     /// Defers a change.
-    pub fn defer(&self, key: TrackingKey, deferred: DeferredChange) {
-        self.lock().set_deferred(key, Some(deferred));
+    pub(super) fn defer(&self, key: &EntryKey, deferred: DeferredChange) {
+        self.lock().update(key, |tracked, _| tracked.deferred = Some(deferred));
     }
 
     /// Marks an entry as deleted.
-    pub fn mark_deleted(&self, key: TrackingKey) {
-        self.change(key, None, |tracked| tracked.deleted = true);
+    pub(super) fn mark_deleted(&self, key: &EntryKey) {
+        self.change(key, |tracked| (tracked.deferred, tracked.deleted) = (None, true));
     }
 
-    fn change(&self, key: TrackingKey, deferred: Option<DeferredChange>, change: impl FnOnce(&mut TrackedEntry)) {
+    fn change(&self, key: &EntryKey, change: impl FnOnce(&mut TrackedEntry)) {
         {
-            let inner = &mut *self.lock();
-            inner.set_deferred(key, deferred);
-            let Some(tracked) = inner.entries.get_mut(&key) else { return };
-            let old = Arc::clone(&tracked.entry.dn);
-            change(tracked);
-            tracked.set_floor(&inner.source);
-            inner.last_changed = tracked.changed_at;
-            let new = Arc::clone(&tracked.entry.dn);
-            if old != new {
-                // The old DN may belong to another entry by now.
-                if inner.keys_by_dn.get(&old) == Some(&key) {
-                    inner.keys_by_dn.remove(&old);
-                }
-                inner.keys_by_dn.insert(new, key);
+            let mut inner = self.lock();
+            let changed = inner.update(key, |tracked, source| {
+                let before = tracked.entry.names();
+                change(tracked);
+                tracked.set_floor(source);
+                (before, tracked.entry.names(), tracked.changed_at)
+            });
+            let Some((before, after, changed_at)) = changed else { return };
+            inner.last_changed = changed_at;
+            if before.dn != after.dn {
+                inner.rename(key, &before, &after);
             }
         }
         self.changed.notify_waiters();
     }
 
     /// Whether the brake is on: then [`TrackedEntries::reconcile`] keeps the routes of known users.
-    pub fn brake(&self, on: bool) {
+    pub(super) fn brake(&self, on: bool) {
         self.lock().braked = on;
     }
 
     /// All entries with a deferred change.
     #[must_use]
-    pub fn deferred(&self) -> Vec<(TrackingKey, TrackedEntry)> {
-        let inner = self.lock();
-        inner.deferred.iter().filter_map(|key| Some((*key, inner.entries.get(key)?.clone()))).collect()
+    pub(super) fn deferred(&self) -> Vec<(EntryKey, TrackedEntry)> {
+        self.in_pieces(|key, tracked| tracked.deferred.is_some().then(|| (key.clone(), tracked.clone())))
     }
 
     /// The number of deferred changes.
     #[must_use]
-    pub fn count_deferred(&self) -> usize {
-        self.lock().deferred.len()
+    pub(super) fn count_deferred(&self) -> usize {
+        self.lock().totals.deferred
     }
 
     /// The number of known users.
     #[must_use]
-    pub fn users(&self) -> usize {
-        self.lock().entries.values().filter(|tracked| tracked.proven_at.is_some() && !tracked.deleted).count()
+    pub(super) fn users(&self) -> usize {
+        self.lock().totals.users
     }
+}
 
-    /// Removes entries that are no longer needed.
-    pub fn sweep(&self, has_sessions: impl Fn(&Arc<str>) -> bool) {
-        // Sessions are looked up without holding this lock.
-        let candidates: Vec<(TrackingKey, Arc<str>)> = {
-            let inner = self.lock();
-            let idle = inner.entries.iter().filter(|(_, tracked)| {
-                let proven_at = tracked.proven_at.is_some_and(|at| at.elapsed() < self.life);
-                !proven_at && tracked.deferred.is_none() && tracked.seen_at.elapsed() >= LAG.min(self.life)
-            });
-            idle.map(|(key, tracked)| (*key, Arc::clone(&tracked.entry.dn))).collect()
-        };
-        let idle: Vec<TrackingKey> =
-            candidates.into_iter().filter(|(_, dn)| !has_sessions(dn)).map(|(key, _)| key).collect();
-        let mut inner = self.lock();
-        idle.into_iter().for_each(|key| inner.remove(key));
-        let TrackedInner { changed_only, entries, .. } = &mut *inner;
-        changed_only.retain(|key| entries.get(key).is_some_and(|tracked| tracked.proven_at.is_none()));
-    }
+/// The key of an entry that is not tracked. An id is preferred even where the cache names the entry by its DN:
+/// changes are reported by ids.
+fn key_of(entry: &Entry) -> EntryKey {
+    entry.names().by_id().unwrap_or_else(|| EntryKey::by_dn(entry.version.realm, &entry.dn))
 }
 
 impl TrackedEntry {
@@ -336,8 +374,7 @@ impl TrackedEntry {
         entry: Arc<Entry>,
         proven_at: Option<Instant>,
         changed_at: Option<Instant>,
-        source: &floor::WatchSource,
-        round: u32,
+        (source, round, number): (&floor::WatchSource, u32, u64),
     ) -> Self {
         let floor = changed_at.and_then(|_| entry.version.revision.clone());
         let reported_by = changed_at.and_then(|_| source.reporting());
@@ -354,241 +391,126 @@ impl TrackedEntry {
             reported,
             seen_at: seen,
             round,
+            number,
         }
+    }
+
+    /// Whether the brake has deferred a change.
+    pub(crate) const fn is_kept_by_brake(&self) -> bool {
+        self.deferred.is_some()
+    }
+
+    const fn is_user(&self) -> bool {
+        self.proven_at.is_some() && !self.deleted
     }
 }
 
 impl TrackedInner {
-    /// The key of an entry not found by its id. A DN that passes to another entry does not pass on its key.
-    fn key_for(&mut self, entry: &Entry) -> TrackingKey {
-        match (entry.version.id, self.keys_by_dn.get(&entry.dn)) {
-            (Some(id), _) => TrackingKey::Id(id),
-            (None, Some(key @ TrackingKey::Dn(_))) => *key,
-            (None, Some(TrackingKey::Id(_)) | None) => {
-                self.last_dn_number += 1;
-                TrackingKey::Dn(self.last_dn_number)
-            }
-        }
+    /// The key of a tracked entry with one of these names.
+    fn find(&self, names: &EntryNames) -> Option<EntryKey> {
+        let by_id = names.by_id().filter(|key| self.entries.contains_key(key));
+        by_id.or_else(|| {
+            let key = self.keys_by_dn.get(&names.by_dn()?)?;
+            // Another entry with that DN is another user.
+            let is_other = names.by_id().is_some_and(|by_id| key.has_id() && *key != by_id);
+            (!is_other).then(|| key.clone())
+        })
     }
 
-    /// Whether there is room for one more entry; evicts entries known from the watch only.
+    fn get(&self, names: &EntryNames) -> Option<&TrackedEntry> {
+        self.entries.get(&self.find(names)?)
+    }
+
+    /// Changes an entry. Whatever is counted or listed by what it says is kept up to date here, and nowhere else.
+    fn update<T>(
+        &mut self,
+        key: &EntryKey,
+        change: impl FnOnce(&mut TrackedEntry, &floor::WatchSource) -> T,
+    ) -> Option<T> {
+        let tracked = self.entries.get_mut(key)?;
+        let was_proven = tracked.proven_at.is_some();
+        self.totals.take(tracked);
+        let result = change(tracked, &self.source);
+        self.totals.add(tracked);
+        if !was_proven && tracked.proven_at.is_some() {
+            self.changed_only.remove(&tracked.number);
+        }
+        Some(result)
+    }
+
+    /// Whether there is room for one more entry; evicts entries reported by the watch only.
     fn has_room(&mut self, limit: usize) -> bool {
         while self.entries.len() >= limit {
-            let Some(key) = self.changed_only.pop_front() else { return false };
-            if self.entries.get(&key).is_some_and(|tracked| tracked.proven_at.is_none() && tracked.deferred.is_none()) {
-                self.remove(key);
-            }
+            let oldest = self.changed_only.first().and_then(|number| self.order.get(number)).cloned();
+            let Some(key) = oldest else { return false };
+            self.remove(&key);
         }
         true
     }
 
-    fn remove(&mut self, key: TrackingKey) {
-        if let Some(tracked) = self.entries.remove(&key)
-            && self.keys_by_dn.get(&tracked.entry.dn) == Some(&key)
-        {
-            self.keys_by_dn.remove(&tracked.entry.dn);
+    fn insert(&mut self, key: EntryKey, entry: Arc<Entry>, proven_at: Option<Instant>, changed_at: Option<Instant>) {
+        self.remove(&key);
+        self.last_number += 1;
+        let number = self.last_number;
+        self.keys_by_dn.insert(EntryKey::by_dn(key.realm, &entry.dn), key.clone());
+        self.order.insert(number, key.clone());
+        if proven_at.is_none() {
+            self.changed_only.insert(number);
         }
-    }
-
-    fn find(&self, id: Option<EntryId>, dn: Option<&Arc<str>>) -> Option<TrackingKey> {
-        let by_id = id.map(TrackingKey::Id).filter(|key| self.entries.contains_key(key));
-        by_id.or_else(|| {
-            let key = dn.and_then(|dn| self.keys_by_dn.get(dn)).copied()?;
-            // Another entry with that DN is another user.
-            let is_other = matches!((id, key), (Some(id), TrackingKey::Id(other)) if id != other);
-            (!is_other).then_some(key)
-        })
-    }
-
-    fn insert(&mut self, key: TrackingKey, entry: Arc<Entry>, proven_at: Option<Instant>, changed_at: Option<Instant>) {
-        self.keys_by_dn.insert(Arc::clone(&entry.dn), key);
-        self.deferred.remove(&key);
-        let tracked = TrackedEntry::new(entry, proven_at, changed_at, &self.source, self.round);
+        let tracked = TrackedEntry::new(entry, proven_at, changed_at, (&self.source, self.round, number));
+        self.totals.add(&tracked);
         self.last_changed = changed_at.or(self.last_changed);
         self.entries.insert(key, tracked);
     }
 
-    fn set_deferred(&mut self, key: TrackingKey, deferred: Option<DeferredChange>) {
-        let Some(tracked) = self.entries.get_mut(&key) else { return };
-        if deferred.is_some() {
-            self.deferred.insert(key);
-        } else {
-            self.deferred.remove(&key);
-        }
-        tracked.deferred = deferred;
+    fn remove(&mut self, key: &EntryKey) {
+        let Some(tracked) = self.entries.remove(key) else { return };
+        self.totals.take(&tracked);
+        self.order.remove(&tracked.number);
+        self.changed_only.remove(&tracked.number);
+        self.release_dn(key, &tracked.entry.dn);
     }
 
-    /// The id of an entry tracked by its DN became known.
-    fn rekey(&mut self, from: TrackingKey, to: TrackingKey) -> TrackingKey {
-        if let Some(tracked) = self.entries.remove(&from) {
-            self.keys_by_dn.insert(Arc::clone(&tracked.entry.dn), to);
-            if self.deferred.remove(&from) {
-                self.deferred.insert(to);
-            }
-            if tracked.proven_at.is_none() {
-                self.changed_only.push_back(to);
-            }
-            self.entries.insert(to, tracked);
+    /// The DN may belong to another entry by now.
+    fn release_dn(&mut self, key: &EntryKey, dn: &Arc<str>) {
+        let by_dn = EntryKey::by_dn(key.realm, dn);
+        if self.keys_by_dn.get(&by_dn) == Some(key) {
+            self.keys_by_dn.remove(&by_dn);
         }
-        to
+    }
+
+    /// The entry has another DN: what is tracked by the new one is another entry, or was.
+    fn rename(&mut self, key: &EntryKey, before: &EntryNames, after: &EntryNames) {
+        let (Some(old), Some(new)) = (&before.dn, after.by_dn()) else { return };
+        self.release_dn(key, old);
+        if key.has_id() {
+            self.keys_by_dn.insert(new, key.clone());
+        } else {
+            self.remove(&new);
+            self.rekey(key, new);
+        }
+    }
+
+    /// The entry is identified by another key from now on.
+    fn rekey(&mut self, from: &EntryKey, to: EntryKey) {
+        let Some(tracked) = self.entries.remove(from) else { return };
+        self.keys_by_dn.insert(EntryKey::by_dn(to.realm, &tracked.entry.dn), to.clone());
+        self.order.insert(tracked.number, to.clone());
+        self.entries.insert(to, tracked);
+    }
+}
+
+impl Totals {
+    fn add(&mut self, tracked: &TrackedEntry) {
+        self.users += usize::from(tracked.is_user());
+        self.deferred += usize::from(tracked.deferred.is_some());
+    }
+
+    fn take(&mut self, tracked: &TrackedEntry) {
+        self.users -= usize::from(tracked.is_user());
+        self.deferred -= usize::from(tracked.deferred.is_some());
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::directory::EntryVersion;
-
-    fn entry(id: u8, dn: &str, host: &str, version: &str) -> Arc<Entry> {
-        let version = EntryVersion {
-            id: EntryId::from_bytes(&[id; 16]),
-            revision: (!version.is_empty()).then(|| version.into()),
-            ..EntryVersion::default()
-        };
-        Arc::new(Entry { version, ..Entry::for_tests(dn, &[host]) })
-    }
-
-    fn csn(second: u32) -> String {
-        format!("202611261400{second:02}.000001Z#000000#000#000000")
-    }
-
-    fn entries() -> TrackedEntries {
-        TrackedEntries::new(10, Duration::from_secs(300))
-    }
-
-    fn host(reconciled: Reconciled) -> String {
-        match reconciled {
-            Reconciled::AsReported => "as shown".to_owned(),
-            Reconciled::Replaced(entry) => entry.mail_hosts[0].clone(),
-            Reconciled::Deleted => "gone".to_owned(),
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn watch_takes_precedence_until_the_reply_is_current() {
-        let entries = entries();
-        entries.record_login(&entry(1, "uid=a", "old", &csn(1)));
-        let (key, _) = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap();
-        entries.apply(key, entry(1, "uid=a", "new", &csn(5)), None);
-        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", &csn(1)))), "new");
-        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "new", &csn(5)))), "as shown");
-        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "newer", &csn(6)))), "as shown");
-        // By the second, if a server shows no more.
-        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", "20261126140004Z"))), "new");
-        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "new", "20261126140005Z"))), "as shown");
-        // Without a version, for a while.
-        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", ""))), "new");
-        tokio::time::advance(floor::UNORDERED_PERIOD).await;
-        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", ""))), "as shown");
-        assert_eq!(host(entries.reconcile(&entry(2, "uid=b", "old", &csn(1)))), "as shown");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn entry_is_found_under_its_new_dn_and_not_under_its_old_one() {
-        let entries = entries();
-        entries.record_login(&entry(1, "uid=a", "old", &csn(1)));
-        let (key, _) = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap();
-        entries.apply(key, entry(1, "uid=b", "old", &csn(2)), None);
-        assert!(entries.by_dn(&"uid=a".into()).is_none());
-        assert_eq!(entries.by_dn(&"uid=b".into()).unwrap().entry.dn.as_ref(), "uid=b");
-        // Another entry gets the old DN.
-        entries.record_login(&entry(2, "uid=a", "old", &csn(3)));
-        assert_eq!(entries.users(), 2);
-        assert!(entries.observe(EntryId::from_bytes(&[3; 16]), Some(&"uid=a".into())).is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn entries_without_an_id_never_share_a_key() {
-        let unnamed = |dn: &str, host: &str| Arc::new(Entry { ..Entry::for_tests(dn, &[host]) });
-        let entries = entries();
-        entries.record_login(&unnamed("uid=a", "one"));
-        let (renamed, _) = entries.observe(None, Some(&"uid=a".into())).unwrap();
-        entries.apply(renamed, unnamed("uid=b", "one"), None);
-        // Another entry takes the free DN; both are tracked.
-        entries.record_login(&unnamed("uid=a", "two"));
-        let (other, _) = entries.observe(None, Some(&"uid=a".into())).unwrap();
-        assert_ne!(renamed, other);
-        assert_eq!(entries.users(), 2);
-        let host = |dn: &str| entries.by_dn(&dn.into()).unwrap().entry.mail_hosts[0].clone();
-        assert_eq!((host("uid=a"), host("uid=b")), ("two".to_owned(), "one".to_owned()));
-        // A change reported for a known DN replaces its entry, and adds no second one.
-        entries.record_change(&unnamed("uid=a", "three"));
-        entries.track(&unnamed("uid=a", "three"));
-        assert_eq!((entries.users(), host("uid=a")), (2, "three".to_owned()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn deleted_entry_is_deleted_on_a_lagging_replica_too() {
-        let entries = entries();
-        entries.record_login(&entry(1, "uid=a", "old", &csn(1)));
-        let (key, _) = entries.observe(None, Some(&"uid=a".into())).unwrap();
-        entries.mark_deleted(key);
-        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", &csn(1)))), "gone");
-        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", &csn(2)))), "as shown");
-        // A new entry with the old DN.
-        assert_eq!(host(entries.reconcile(&entry(2, "uid=a", "old", &csn(2)))), "as shown");
-        assert_eq!(entries.users(), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn memory_is_bounded_and_released() {
-        let entries = TrackedEntries::new(2, Duration::from_secs(300));
-        for id in 1..=3 {
-            entries.record_login(&entry(id, &format!("uid={id}"), "old", &csn(1)));
-        }
-        assert_eq!(entries.users(), 2);
-        entries.sweep(|_| false);
-        assert_eq!(entries.users(), 2, "their decisions may be cached");
-        tokio::time::advance(LAG).await;
-        entries.sweep(|dn| dn.as_ref() == "uid=1");
-        assert_eq!(entries.users(), 1, "it has sessions");
-        entries.sweep(|_| false);
-        assert_eq!((entries.users(), entries.lock().keys_by_dn.len()), (0, 0));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn full_table_evicts_entries_without_sessions() {
-        let entries = TrackedEntries::new(3, Duration::from_secs(300));
-        let is_tracked = |id: u8| entries.by_dn(&format!("uid={id}").into()).is_some();
-        let an_entry = |id: u8| entry(id, &format!("uid={id}"), "old", &csn(1));
-        (1..=3).for_each(|id| entries.record_change(&an_entry(id)));
-        entries.record_login(&an_entry(4));
-        assert_eq!([1, 2, 3, 4].map(is_tracked), [false, true, true, true], "the oldest has gone");
-        entries.record_login(&an_entry(2));
-        entries.record_change(&an_entry(5));
-        assert_eq!([2, 3, 4, 5].map(is_tracked), [true, false, true, true], "a user's entry stays");
-        entries.track(&an_entry(6));
-        assert_eq!([2, 4, 5, 6].map(is_tracked), [true, true, false, true]);
-        let (_, tracked) = entries.track(&an_entry(7));
-        assert_eq!((tracked.entry.dn.as_ref(), is_tracked(7)), ("uid=7", false), "users only: there is no room");
-        entries.record_login(&an_entry(8));
-        assert_eq!((entries.users(), is_tracked(8), entries.lock().changed_only.len()), (3, false, 0));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn entry_not_observed_in_a_refresh_is_missing() {
-        let entries = entries();
-        for id in 1..=3 {
-            entries.record_login(&entry(id, &format!("uid={id}"), "old", &csn(1)));
-        }
-        entries.begin_round();
-        entries.observe_present(&[EntryId::from_bytes(&[1; 16]).unwrap()]);
-        entries.observe(None, Some(&"uid=2".into()));
-        entries.record_login(&entry(4, "uid=4", "old", &csn(1)));
-        let missing: Vec<_> =
-            entries.unobserved().into_iter().map(|(_, tracked)| tracked.entry.dn.to_string()).collect();
-        assert_eq!(missing, ["uid=3"]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn brake_keeps_tracked_users_on_their_backends() {
-        let entries = entries();
-        entries.record_login(&entry(1, "uid=a", "old", &csn(1)));
-        entries.brake(true);
-        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "new", &csn(9)))), "old");
-        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "old", &csn(9)))), "as shown");
-        assert_eq!(host(entries.reconcile(&entry(2, "uid=b", "new", &csn(9)))), "as shown");
-        entries.brake(false);
-        assert_eq!(host(entries.reconcile(&entry(1, "uid=a", "new", &csn(9)))), "as shown");
-    }
-}
+mod tests;

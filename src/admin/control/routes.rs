@@ -20,13 +20,14 @@ use crate::admin::overview::{self, Backend};
 use crate::base::clock::unix_now;
 use crate::base::credential::Login;
 use crate::cache::CacheRecord;
+use crate::directory::EntryNames;
 use crate::process::{Shared, Snapshot, Stage};
 use crate::routing;
 use crate::sessions::filter::Filter;
 use crate::sessions::maintenance::Drain;
 use crate::sessions::registry::Session;
 use crate::telemetry::log::Escaped;
-use crate::tracking::apply::WatchStatus;
+use crate::tracking::WatchStatus;
 
 /// Upper limit of a drain rate: more closes per second than any machine performs.
 const FASTEST: u32 = 10_000;
@@ -251,10 +252,11 @@ async fn user(State(control): State<Control>, Part(login): Part) -> Json<User> {
     let mut user = User { watch: standing.to_owned(), ..User::default() };
     if let Some((key, dn)) = unhex(&login).and_then(|login| cache.entry_of(&Login::parse(&login)?)) {
         user.cached_seconds = cache.age(&key).map(|age| age.as_secs());
-        user.sessions = control.shared.registry.of(&dn).len();
-        if let Some(one) = known.by_dn(&dn) {
+        let names = EntryNames { realm: key.realm, id: None, dn: Some(Arc::clone(&dn)) };
+        user.sessions = control.shared.registry.of(&names).len();
+        if let Some(one) = known.by_dn(key.realm, &dn) {
             user.held = one.entry.version.held;
-            user.kept_by_brake = one.deferred.is_some().then(|| one.entry.mail_hosts.clone());
+            user.kept_by_brake = one.is_kept_by_brake().then(|| one.entry.mail_hosts.clone());
         }
     }
     Json(user)

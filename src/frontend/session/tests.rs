@@ -18,7 +18,7 @@ use crate::login::authn::Authenticator;
 use crate::login::core::{Backends, LoginCore};
 use crate::proto::{Back, BackSettings, ClientId, Welcome};
 use crate::telemetry::metrics::Metrics;
-use crate::tracking::store::TrackedEntries;
+use crate::tracking::TrackedEntries;
 
 /// A protocol in which a line is a login, and the word `defect` causes a defect.
 static ONE_LINE: Protocol = Protocol {

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{LAG, TrackedEntries, TrackedEntry, TrackedInner, TrackingKey};
-use crate::directory::{Entry, Floor, Freshness};
+use super::{LAG, TrackedEntries, TrackedEntry, TrackedInner};
+use crate::directory::{Entry, EntryKey, Floor, Freshness, Realm};
 
 /// How long only the watched server decides about a changed entry whose versions are not ordered.
 pub(super) const UNORDERED_PERIOD: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ impl WatchSource {
 
 /// How a reported version relates to the floor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Precedence {
+pub(in crate::tracking) enum Precedence {
     /// It is the newest.
     Newest,
     /// It is older, and takes effect nevertheless: the directory was restored.
@@ -129,13 +129,13 @@ impl TrackedEntry {
 
     /// Whether this version has no mail host although the tracked one has.
     #[must_use]
-    pub fn loses_mail_host(&self, shown: &Entry) -> bool {
+    pub(in crate::tracking) fn loses_mail_host(&self, shown: &Entry) -> bool {
         shown.mail_hosts.is_empty() && !self.entry.mail_hosts.is_empty()
     }
 
     /// Whether it is the same version, or the server does not expose it.
     #[must_use]
-    pub fn is_same(&self, shown: &Entry) -> bool {
+    pub(in crate::tracking) fn is_same(&self, shown: &Entry) -> bool {
         let (shown, current) = (&shown.version.revision, &self.entry.version.revision);
         current.is_some() && (shown == current || shown.is_none())
     }
@@ -171,8 +171,7 @@ impl TrackedInner {
 impl Floor for TrackedEntries {
     fn freshness(&self, shown: &Entry, server: &str) -> Freshness {
         let inner = self.lock();
-        let tracked = inner.find(shown.version.id, Some(&shown.dn)).and_then(|key| inner.entries.get(&key));
-        let Some(tracked) = tracked else { return Freshness::CaughtUp };
+        let Some(tracked) = inner.get(&shown.names()) else { return Freshness::CaughtUp };
         if tracked.deleted {
             let is_lost = tracked.older_since.is_some_and(|since| since.elapsed() >= LAG);
             return if is_lost || tracked.is_recreated(shown) { Freshness::CaughtUp } else { Freshness::Deleted };
@@ -187,8 +186,10 @@ impl Floor for TrackedEntries {
     }
 
     fn concerns(&self, name: &str) -> bool {
+        // There is one directory whose changes are reported.
+        let by_dn = EntryKey::by_dn(Realm::DEFAULT, &name.into());
         let inner = self.lock();
-        match inner.keys_by_dn.get(name).and_then(|key| inner.entries.get(key)) {
+        match inner.keys_by_dn.get(&by_dn).and_then(|key| inner.entries.get(key)) {
             Some(tracked) => tracked.changed_at.is_some() || tracked.deleted,
             // A principal name, or a DN in the client's spelling: it may be any entry.
             None => inner.last_changed.is_some_and(|reported| reported.elapsed() < LAG),
@@ -200,33 +201,39 @@ impl Floor for TrackedEntries {
     }
 }
 
-// For `follow` only.
+// What only `apply` may do.
 impl TrackedEntries {
     /// Begins a refresh from this server; `own_times`: its timestamps are local.
-    pub fn begin_refresh(&self, server: &Arc<str>, own_times: bool) {
+    pub(in crate::tracking) fn begin_refresh(&self, server: &Arc<str>, own_times: bool) {
         let source = &mut self.lock().source;
         source.reporting = Some(Arc::clone(server));
         source.local_timestamps = own_times;
     }
 
+    /// Changes are reported, for tests of logins.
+    #[cfg(test)]
+    pub(crate) fn report_for_tests(&self) {
+        self.begin_refresh(&"ldap://one".into(), false);
+    }
+
     /// The refresh is complete, and all further changes are reported.
-    pub fn mark_live(&self) {
+    pub(in crate::tracking) fn mark_live(&self) {
         let source = &mut self.lock().source;
         source.server.clone_from(&source.reporting);
         source.is_live = true;
     }
 
     /// Changes are missed from now on.
-    pub fn mark_lost(&self) {
+    pub(in crate::tracking) fn mark_lost(&self) {
         self.lock().source.is_live = false;
     }
 
     /// How a version reported by the watch relates to the floor; `whole`: within a full refresh.
     #[must_use]
-    pub fn precedence(&self, key: TrackingKey, shown: &Entry, whole: bool) -> Precedence {
+    pub(in crate::tracking) fn precedence(&self, key: &EntryKey, shown: &Entry, whole: bool) -> Precedence {
         let inner = &mut *self.lock();
         let source = &inner.source;
-        let Some(tracked) = inner.entries.get_mut(&key) else { return Precedence::Newest };
+        let Some(tracked) = inner.entries.get_mut(key) else { return Precedence::Newest };
         let by_other = tracked.reported_by.is_some() && tracked.reported_by != source.reporting;
         let same_times = source.local_timestamps && by_other;
         let is_older = match age_of(shown, tracked.floor.as_deref(), same_times) {
@@ -249,10 +256,15 @@ impl TrackedEntries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::{EntryId, EntryVersion};
+    use crate::directory::{EntryId, EntryNames, EntryVersion};
 
     const ONE: &str = "ldap://one";
     const TWO: &str = "ldap://two";
+
+    fn named(id: Option<u8>, dn: Option<&str>) -> EntryNames {
+        let id = id.and_then(|id| EntryId::from_bytes(&[id; 16]));
+        EntryNames { realm: Realm::DEFAULT, id, dn: dn.map(Arc::from) }
+    }
 
     fn entry(host: &str, version: &str) -> Arc<Entry> {
         let version = (!version.is_empty()).then(|| version.into());
@@ -280,13 +292,13 @@ mod tests {
     }
 
     fn report(entries: &TrackedEntries, host: &str, version: &str) {
-        let key = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
-        entries.apply(key, entry(host, version), None);
+        let key = entries.observe(&named(Some(1), None)).unwrap().0;
+        entries.apply(&key, entry(host, version), None);
     }
 
     fn precedence(entries: &TrackedEntries, host: &str, version: &str, whole: bool) -> Precedence {
-        let key = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
-        entries.precedence(key, &entry(host, version), whole)
+        let key = entries.observe(&named(Some(1), None)).unwrap().0;
+        entries.precedence(&key, &entry(host, version), whole)
     }
 
     fn follow(entries: &TrackedEntries, server: &str) {
@@ -308,8 +320,8 @@ mod tests {
         tokio::time::advance(LAG).await;
         assert!(!caught_up(&entries, &csn(4, 1), TWO));
         // A login is written down, which changes no value: that is no floor.
-        let key = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
-        entries.refresh(key, entry("new", &csn(9, 1)));
+        let key = entries.observe(&named(Some(1), None)).unwrap().0;
+        entries.refresh(&key, entry("new", &csn(9, 1)));
         assert!(caught_up(&entries, &csn(5, 1), TWO) && !caught_up(&entries, &csn(4, 1), TWO));
     }
 
@@ -389,8 +401,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn deleted_entry_is_not_restored_by_a_lagging_server() {
         let entries = moved(&csn(5, 1), false);
-        let key = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
-        entries.mark_deleted(key);
+        let key = entries.observe(&named(Some(1), None)).unwrap().0;
+        entries.mark_deleted(&key);
         let gone = |version: &str| matches!(entries.freshness(&entry("new", version), TWO), Freshness::Deleted);
         assert!(gone(&csn(5, 1)) && gone(&csn(6, 2)) && !gone(&csn(6, 1)));
         follow(&entries, TWO);
@@ -423,10 +435,10 @@ mod tests {
         let entries = TrackedEntries::new(10, Duration::from_secs(300));
         follow(&entries, ONE);
         entries.record_login(&entry("old", &csn(1, 1)));
-        let key = entries.observe(EntryId::from_bytes(&[1; 16]), None).unwrap().0;
+        let key = entries.observe(&named(Some(1), None)).unwrap().0;
         let mut held = Entry::clone(&entry("old", &csn(5, 1)));
         held.version.held = true;
-        entries.apply(key, Arc::new(held), Some(super::super::DeferredChange::Entry(entry("new", &csn(5, 1)))));
+        entries.apply(&key, Arc::new(held), Some(super::super::DeferredChange::Entry(entry("new", &csn(5, 1)))));
         entries.brake(true);
         for version in [csn(1, 1), csn(4, 1)] {
             let super::super::Reconciled::Replaced(reconciled) = entries.reconcile(&entry("old", &version)) else {

@@ -1,0 +1,102 @@
+//! What follows from a change, beside the values put in force: to be carried out in this order.
+
+use std::sync::Arc;
+
+use crate::directory::{Entry, EntryNames};
+use crate::telemetry::labels::DirectoryChange;
+use crate::tracking::compare::RouteTarget;
+
+/// One consequence.
+#[derive(Debug)]
+pub(super) enum Action {
+    /// The cache forgets the decision about an entry.
+    Forget(Arc<Entry>),
+    /// The cache forgets the wrong passwords of an entry: a change may have made one valid.
+    ForgetWrong(Arc<Entry>),
+    /// The cache is to know of a lock after wrong passwords, or of its end.
+    NoteLock {
+        /// The version before, by which the entry is cached.
+        before: Arc<Entry>,
+        /// The version with the lock.
+        entry: Arc<Entry>,
+    },
+    /// The sessions of an entry are listed under another DN.
+    Rename {
+        /// Its names before.
+        names: EntryNames,
+        /// The new DN.
+        dn: Arc<str>,
+    },
+    /// The sessions of an entry are compared with its newest version: those that it does not permit end.
+    Compare {
+        /// The newest version; the last one of a deleted entry.
+        entry: Arc<Entry>,
+        /// Whether the entry is deleted.
+        deleted: bool,
+    },
+    /// Sessions that were to end for changes that the brake covers continue.
+    KeepSessions,
+    /// A change is counted.
+    Count(DirectoryChange),
+    /// So many changes are deferred by the brake.
+    Deferred(usize),
+    /// Changes are reported, or missed, from now on.
+    Connected(bool),
+    /// A line in the log.
+    Report(Report),
+}
+
+/// What is logged.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// Change notification is active again.
+    Active,
+    /// The directory returns older versions of so many entries.
+    SetBack(usize),
+    /// So many entries have lost their mail host without a modification.
+    Hidden(usize),
+    /// An entry was deleted.
+    Deleted(Arc<str>),
+    /// An entry was renamed.
+    Renamed {
+        /// Its DN before.
+        old: Arc<str>,
+        /// Its DN now.
+        new: Arc<str>,
+    },
+    /// The audit line of a changed route.
+    Route {
+        /// The entry.
+        dn: Arc<str>,
+        /// The backend before and now.
+        moved: (RouteTarget, RouteTarget),
+        /// By whom, and when.
+        by: Modifier,
+        /// Whether the brake has reverted an earlier change.
+        reverted: bool,
+    },
+    /// Too many users are affected at once.
+    BrakeEngaged {
+        /// The changes that are deferred.
+        changes: usize,
+        /// How many are allowed.
+        limit: usize,
+        /// The number of known users.
+        users: usize,
+        /// Users that a refresh lacks.
+        missing: usize,
+        /// Users that a refresh returns without a mail host.
+        without_mail_host: usize,
+    },
+    /// The directory is back in its previous state.
+    BrakeReleased,
+}
+
+/// The modifier of an entry, and the time.
+#[derive(Debug, Default)]
+pub(super) struct Modifier {
+    /// The DN of the modifier.
+    pub(super) name: Option<String>,
+    /// The time, as the directory writes it.
+    pub(super) at: Option<String>,
+}

@@ -1,0 +1,223 @@
+//! Carries out what follows from changes of the directory: the cache forgets, sessions end, changes are counted, and
+//! each route change is logged in one line.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use crate::base::clock::unix_now;
+use crate::cache::Cache;
+use crate::config::{self, Routing};
+use crate::directory::{Change, Entry, EntryNames, Realm};
+use crate::sessions::closer::Closer;
+use crate::sessions::registry::{Registry, Session, SessionBasis, TerminationReason};
+use crate::telemetry::log::Escaped;
+use crate::telemetry::metrics::Metrics;
+use crate::tracking::actions::{Action, Modifier, Report};
+use crate::tracking::apply::{ChangeState, Inputs};
+use crate::tracking::compare::{Newest, RouteTarget, compare, is_wanted};
+use crate::tracking::store::{Reconciled, TrackedEntries};
+
+/// What a change is evaluated against, and the cache that it may invalidate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TrackingContext<'a> {
+    /// The cached decisions.
+    pub cache: &'a Cache,
+    /// The tracked entries.
+    pub entries: &'a TrackedEntries,
+    /// The routing of mail hosts.
+    pub routing: &'a Routing,
+    /// The configured reactions to changes.
+    pub watch: &'a config::Watch,
+}
+
+/// The state of the watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WatchStatus {
+    /// Changes are missed.
+    Lost,
+    /// Every change is reported.
+    Following,
+}
+
+/// Applies changes, one after another, and carries out what follows.
+pub(crate) struct ChangeTracker {
+    registry: Arc<Registry>,
+    closer: Arc<Closer>,
+    metrics: Arc<Metrics>,
+    /// Held until everything that follows from a change is done, so that no older change is carried out after a
+    /// newer one. No login takes this lock.
+    state: Mutex<ChangeState>,
+}
+
+impl std::fmt::Debug for ChangeTracker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChangeTracker").field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+impl ChangeTracker {
+    /// Nothing is watched yet.
+    #[must_use]
+    pub(crate) fn new(registry: Arc<Registry>, closer: Arc<Closer>, metrics: Arc<Metrics>) -> Self {
+        Self { registry, closer, metrics, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ChangeState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn inputs<'a>(&'a self, context: &TrackingContext<'a>) -> Inputs<'a> {
+        let TrackingContext { entries, routing, watch, .. } = *context;
+        Inputs { realm: Realm::DEFAULT, entries, sessions: &self.registry, routing, watch }
+    }
+
+    /// The state of the watch.
+    pub(crate) fn status(&self) -> WatchStatus {
+        if self.lock().is_following() { WatchStatus::Following } else { WatchStatus::Lost }
+    }
+
+    /// Applies a reported change.
+    pub(crate) fn take(&self, change: Change, context: &TrackingContext<'_>) {
+        let mut state = self.lock();
+        let actions = state.apply(change, &self.inputs(context));
+        self.carry_out(actions, context);
+        if state.is_current() {
+            self.metrics.directory_watch_last_confirmed.set(unix_now() as f64);
+        }
+    }
+
+    /// Confirms changes on behalf of the administrator: applies the deferred ones, and for a time all that
+    /// follow. Returns how many were deferred.
+    pub(crate) fn confirm(&self, time: Duration, context: &TrackingContext<'_>) -> usize {
+        let mut state = self.lock();
+        let (changes, actions) = state.confirm(time, &self.inputs(context));
+        info!(changes, allowed_s = time.as_secs(), "held changes confirmed");
+        self.carry_out(actions, context);
+        changes
+    }
+
+    fn carry_out(&self, actions: Vec<Action>, context: &TrackingContext<'_>) {
+        for action in actions {
+            match action {
+                Action::Forget(entry) => context.cache.forget(&entry),
+                Action::ForgetWrong(entry) => context.cache.forget_wrong(&entry),
+                Action::NoteLock { before, entry } => context.cache.lock_shown(&before.key(), &entry.version),
+                Action::Rename { names, dn } => self.registry.rename(&names, &dn),
+                Action::Compare { entry, deleted } => self.end_sessions(&entry, deleted, context),
+                Action::KeepSessions => self.closer.withdraw_braked(),
+                Action::Count(kind) => self.metrics.directory_changes.of(kind).inc(),
+                Action::Deferred(changes) => {
+                    self.metrics.directory_brake.set(i64::try_from(changes).unwrap_or(i64::MAX));
+                }
+                Action::Connected(is_connected) => self.metrics.directory_watch_connected.set(is_connected.into()),
+                Action::Report(report) => log(report),
+            }
+        }
+    }
+
+    /// Ends the sessions that a change does not permit any more.
+    fn end_sessions(&self, entry: &Entry, deleted: bool, context: &TrackingContext<'_>) {
+        let now = unix_now();
+        let newest = if deleted { Newest::Deleted } else { Newest::Entry(entry) };
+        let sessions = self.registry.of(&entry.names());
+        self.closer.close_changed(sessions.iter().filter_map(|(session, basis)| {
+            let consequence = compare(session, basis, newest, context.routing, now);
+            Some((session.id, consequence.ends(session, context.watch)?))
+        }));
+    }
+
+    /// Compares a session that was just listed with the changes reported since its login was decided, when it
+    /// could not be found yet. It is listed under the newest DN from now on.
+    ///
+    /// # Errors
+    /// Why it must not begin, the most serious reason first.
+    pub(crate) fn check_listed(
+        &self,
+        session: &Session,
+        basis: &SessionBasis,
+        context: &TrackingContext<'_>,
+    ) -> Result<(), TerminationReason> {
+        let newest = match context.entries.reconcile(&basis.entry) {
+            // From now on a change is compared with the version of this login, or a newer one.
+            Reconciled::AsReported => {
+                context.entries.track(&basis.entry);
+                return Ok(());
+            }
+            Reconciled::Replaced(entry) => entry,
+            Reconciled::Deleted => return Err(TerminationReason::Deleted),
+        };
+        let consequence = compare(session, basis, Newest::Entry(&newest), context.routing, unix_now());
+        if consequence.renamed {
+            let names = EntryNames { dn: Some(Arc::clone(&session.dn)), ..newest.names() };
+            self.registry.rename(&names, &newest.dn);
+        }
+        consequence.reasons.first().map_or(Ok(()), |why| Err(*why))
+    }
+
+    /// Ends the sessions of expired accounts: a date passes without a change. Only while changes are reported,
+    /// because a later date may be missed otherwise.
+    pub(crate) fn end_expired(&self, context: &TrackingContext<'_>) {
+        if self.status() != WatchStatus::Following || !is_wanted(TerminationReason::Expired, context.watch) {
+            return;
+        }
+        let now = unix_now();
+        let has_expired = |session: &Session, basis: &SessionBasis| {
+            let tracked = context.entries.by_dn(basis.entry.version.realm, &session.dn);
+            let newest = tracked.as_ref().map_or(&basis.entry, |tracked| &tracked.entry);
+            let consequence = compare(session, basis, Newest::Entry(newest), context.routing, now);
+            consequence.reasons.contains(&TerminationReason::Expired)
+        };
+        let expired = self.registry.listed().filter(|(session, basis)| has_expired(session, basis));
+        self.closer.close_changed(expired.map(|(session, _)| (session.id, TerminationReason::Expired)));
+    }
+}
+
+fn log(report: Report) {
+    match report {
+        Report::Active => info!("LDAP change notification active"),
+        Report::SetBack(entries) => {
+            warn!(entries, "directory returns older versions of entries, as after a restore; they take effect");
+        }
+        Report::Hidden(entries) => warn!(
+            entries,
+            "entries have no visible mail host any more and were not modified: check the access rules; their routes \
+             are kept"
+        ),
+        Report::Deleted(dn) => info!(dn = %Escaped(dn.as_bytes()), "entry deleted"),
+        Report::Renamed { old, new } => {
+            info!(old = %Escaped(old.as_bytes()), new = %Escaped(new.as_bytes()), "entry renamed");
+        }
+        Report::Route { dn, moved, by, reverted } => audit(&dn, &moved, &by, reverted),
+        Report::BrakeEngaged { changes, limit, users, missing, without_mail_host } => error!(
+            changes,
+            limit,
+            users,
+            missing,
+            without_mail_host,
+            "too many users moved, disabled or deleted at once: their routes and sessions are kept until \
+             `usher confirm`, or until the directory is back in its previous state"
+        ),
+        Report::BrakeReleased => info!("brake released: the directory is back in its previous state"),
+    }
+}
+
+/// The audit line of a changed route.
+fn audit(dn: &str, (old, new): &(RouteTarget, RouteTarget), by: &Modifier, reverted: bool) {
+    let word =
+        |target: &RouteTarget| target.as_ref().map_or_else(|reason| format!("none ({reason})"), ToString::to_string);
+    info!(
+        dn = %Escaped(dn.as_bytes()),
+        old_backend = word(old),
+        new_backend = word(new),
+        modified_by = by.name.as_deref().map(|name| tracing::field::display(Escaped(name.as_bytes()))),
+        modified = by.at.as_deref().map(|at| tracing::field::display(Escaped(at.as_bytes()))),
+        reverted_by_brake = reverted.then_some(true),
+        "route changed"
+    );
+}
