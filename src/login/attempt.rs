@@ -360,3 +360,6 @@ pub(crate) fn next_refusal_tick(taken: Duration, delay: Duration) -> Duration {
     let beats = u32::try_from(taken.as_nanos() / delay.as_nanos().max(1) + 1).unwrap_or(u32::MAX);
     delay.saturating_mul(beats).min(LATEST_REFUSAL)
 }
+
+#[cfg(test)]
+mod tests;
