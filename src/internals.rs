@@ -21,7 +21,9 @@ pub mod config {
 
 /// What must hold for any input: one function for each fuzz target.
 pub mod invariants {
-    pub use crate::invariants::{auth_http, bind_answer, config, ldap_frames, ldif, proxy_header, template};
+    #[cfg(feature = "demo")]
+    pub use crate::invariants::ldif;
+    pub use crate::invariants::{auth_http, bind_answer, config, ldap_frames, proxy_header, template};
     pub use crate::proto::imap::trial as imap;
     pub use crate::proto::managesieve::trial as managesieve;
     pub use crate::proto::pop3::trial as pop3;

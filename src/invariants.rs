@@ -2,7 +2,7 @@
 //! for each fuzz target in `fuzz/`, which plain tests also run on the corpora. The dialogues' checks are in
 //! [`crate::proto::trial`].
 //!
-//! Not part of the product: built for tests and with the feature `fuzz` alone. Panics when an invariant is
+//! Not part of the product: built for tests and with the feature `internals` alone. Panics when an invariant is
 //! violated.
 #![allow(clippy::panic, reason = "a violated invariant is reported by a panic")]
 
@@ -15,7 +15,7 @@ use crate::config::{self, Find};
 use crate::directory::ldap::{frames, policy};
 use crate::frontend::auth_http::read_request;
 use crate::proto::ldap::template::{self, Template};
-use crate::proto::proxy_header::{Header, HeaderProgress, Version, read, write};
+pub use crate::proto::proxy_header::invariants as proxy_header;
 
 /// A fuzz target: a config file. A refusal has a reason, an existing line, and no control character.
 pub fn config(data: &[u8]) {
@@ -28,48 +28,6 @@ pub fn config(data: &[u8]) {
         assert!(problem.line.is_none_or(|line| (1..=lines).contains(&line)), "no such line: {problem}");
         let text = problem.to_string();
         assert!(!text.contains(char::is_control), "a control character is shown: {text:?}");
-    }
-}
-
-/// A fuzz target: a connection's first bytes, with a PROXY header or not. Nothing behind the header is
-/// asked for, the answer is the same whole or byte by byte, and what was read can be written again.
-pub fn proxy_header(data: &[u8]) {
-    let whole = read(data);
-    let mut taken = 0;
-    let stepwise = loop {
-        let known = data.get(..taken).unwrap_or_default();
-        match read(known) {
-            Ok(HeaderProgress::Needs(more)) => {
-                assert!(more > 0, "needs nothing and is not complete");
-                assert!(taken + more <= 4096, "asks for more than a header may have");
-                match whole {
-                    Ok(HeaderProgress::Complete(_, length)) => {
-                        assert!(taken + more <= length, "asks for what is not its own")
-                    }
-                    Ok(HeaderProgress::Needs(_)) | Err(_) => {}
-                }
-                if taken == data.len() {
-                    break Ok(HeaderProgress::Needs(more));
-                }
-                taken += 1;
-            }
-            answer => break answer,
-        }
-    };
-    assert_eq!(stepwise, whole, "pieces make a difference");
-    if let Ok(HeaderProgress::Complete(header, length)) = whole {
-        assert!(length <= data.len(), "longer than what has come");
-        for version in [Version::V1, Version::V2] {
-            let written = write(version, &header);
-            let Ok(HeaderProgress::Complete(again, all)) = read(&written) else {
-                panic!("cannot read its own: {written:?}")
-            };
-            assert_eq!(all, written.len());
-            match (header, again) {
-                (Header::Client { client, .. }, Header::Client { client: same, .. }) => assert_eq!(client, same),
-                (header, again) => assert_eq!(header, again),
-            }
-        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! usher: a mail front door whose control panel is the company's own directory.
+//! usher: a mail login proxy that authenticates by LDAP bind and routes by the directory.
 //!
 //! The modules by layer, lowest first; a module uses only lower layers (`tests/it/layers.rs`):
 //! - `base`; `outcome` (why a login fails, and what the client may hear of it); `proto` (pure dialogues and syntax)

@@ -40,7 +40,7 @@ const PAGES: &[Page] = &[
     Page {
         command: "usher",
         paragraphs: &[
-            "usher is a mail front door. Mail clients connect to it over TLS and log in by IMAP, POP3, submission or \
+            "usher is a mail login proxy. Mail clients connect to it over TLS and log in by IMAP, POP3, submission or \
              ManageSieve. It proves the password by an LDAP bind as that user, reads which mail server is the user's \
              from the directory (mailHost), logs in there over verified TLS, and then passes bytes unchanged in both \
              directions.",

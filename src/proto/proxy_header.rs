@@ -210,10 +210,53 @@ fn of_one_family(client: SocketAddr, local: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, local.port())
 }
 
+/// The invariants of any input: a connection's first bytes, with a PROXY header or not. Nothing behind the header is
+/// asked for, the answer is the same whole or byte by byte, and what was read can be written again.
+#[cfg(any(test, feature = "internals"))]
+#[allow(clippy::panic, reason = "a violated invariant is reported by a panic")]
+pub fn invariants(data: &[u8]) {
+    let whole = read(data);
+    let mut taken = 0;
+    let stepwise = loop {
+        let known = data.get(..taken).unwrap_or_default();
+        match read(known) {
+            Ok(HeaderProgress::Needs(more)) => {
+                assert!(more > 0, "needs nothing and is not complete");
+                assert!(taken + more <= 4096, "asks for more than a header may have");
+                match whole {
+                    Ok(HeaderProgress::Complete(_, length)) => {
+                        assert!(taken + more <= length, "asks for what is not its own")
+                    }
+                    Ok(HeaderProgress::Needs(_)) | Err(_) => {}
+                }
+                if taken == data.len() {
+                    break Ok(HeaderProgress::Needs(more));
+                }
+                taken += 1;
+            }
+            answer => break answer,
+        }
+    };
+    assert_eq!(stepwise, whole, "pieces make a difference");
+    if let Ok(HeaderProgress::Complete(header, length)) = whole {
+        assert!(length <= data.len(), "longer than what has come");
+        for version in [Version::V1, Version::V2] {
+            let written = write(version, &header);
+            let Ok(HeaderProgress::Complete(again, all)) = read(&written) else {
+                panic!("cannot read its own: {written:?}")
+            };
+            assert_eq!(all, written.len());
+            match (header, again) {
+                (Header::Client { client, .. }, Header::Client { client: same, .. }) => assert_eq!(client, same),
+                (header, again) => assert_eq!(header, again),
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::invariants::proxy_header as trial;
 
     fn client(client: &str, local: &str) -> Header {
         Header::Client { client: client.parse().unwrap(), local: local.parse().unwrap() }
@@ -230,7 +273,7 @@ mod tests {
     fn said(bytes: &[u8]) -> Header {
         for behind in [b"".as_slice(), b"\x16\x03\x01", b"\r\n", b"PROXY "] {
             let all = [bytes, behind].concat();
-            trial(&all);
+            invariants(&all);
             let Ok(HeaderProgress::Complete(_, length)) = read(&all) else { panic!("{:?}", read(&all)) };
             assert_eq!(length, bytes.len());
         }
@@ -240,7 +283,7 @@ mod tests {
 
     #[track_caller]
     fn refused(bytes: &[u8], fault: ProxyHeaderError) {
-        trial(bytes);
+        invariants(bytes);
         assert_eq!(read(bytes), Err(fault), "{}", bytes.escape_ascii());
     }
 

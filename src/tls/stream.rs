@@ -105,8 +105,8 @@ impl<T> Stream<T> {
     }
 
     /// Whether it is under TLS.
-    #[must_use]
-    pub const fn is_tls(&self) -> bool {
+    #[cfg(test)]
+    pub(super) const fn is_tls(&self) -> bool {
         self.tls.is_some()
     }
 
@@ -138,8 +138,8 @@ impl<T> Stream<T> {
     }
 
     /// The name that the client asked for (SNI), as it wrote it.
-    #[must_use]
-    pub fn server_name(&self) -> Option<&str> {
+    #[cfg(test)]
+    pub(super) fn server_name(&self) -> Option<&str> {
         match self.tls.as_deref() {
             Some(Connection::Server(connection)) => connection.server_name(),
             Some(Connection::Client(_)) | None => None,
