@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The top-level modules of each layer, lowest first. Modules of one layer do not use each other.
-const LAYERS: [&[&str]; 17] = [
+pub(crate) const LAYERS: [&[&str]; 17] = [
     &["base"],
     &["outcome"],
     &["proto"],

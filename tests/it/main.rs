@@ -7,6 +7,7 @@
 mod kit;
 
 mod address;
+mod architecture;
 mod auth_http;
 mod backend;
 mod backends;
