@@ -63,7 +63,7 @@ impl Status {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let sample = Sample::take(&self.shared.metrics, &self.shared.snapshot.load().backends.all());
+            let sample = Sample::take(&self.shared.metrics, self.shared.snapshot.load().backends.all());
             self.history.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
         }
     }

@@ -221,7 +221,7 @@ fn listed(inspected: &[ProtocolInspection], protocol: &Protocol) -> Option<Vec<S
 /// What clients of a protocol would be promised, and which backend could more.
 pub(super) fn promised(
     snapshot: &Snapshot,
-    inspected: &[Vec<ProtocolInspection>],
+    inspected: &[(&str, Vec<ProtocolInspection>)],
     protocol: &'static Protocol,
 ) -> Option<Subject> {
     let backends = &snapshot.config.routing.backends;
@@ -242,9 +242,8 @@ pub(super) fn promised(
             "clients are promised what all have; configure the servers alike, or fix the list with `capabilities`";
         findings.push(Finding::new("differs", State::Warning, found).advised(advice));
     }
-    let lists: Vec<(&str, Vec<String>)> = std::iter::zip(backends, inspected)
-        .filter_map(|(backend, inspected)| Some((backend.name.as_str(), listed(inspected, protocol)?)))
-        .collect();
+    let lists: Vec<(&str, Vec<String>)> =
+        inspected.iter().filter_map(|(backend, inspected)| Some((*backend, listed(inspected, protocol)?))).collect();
     let common = capabilities::common(&lists.iter().map(|(_, list)| list.as_slice()).collect::<Vec<_>>());
     for (name, list) in &lists {
         let beyond = capabilities::beyond(list, &common);

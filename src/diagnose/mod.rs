@@ -134,7 +134,7 @@ pub(crate) async fn inspect(
     let backends = join_all(snapshot.backends.all().iter().map(|backend| async {
         let inspected = backend.inspect().await;
         counted();
-        inspected
+        (&*backend.name, inspected)
     }));
     let (examined, inspected) = tokio::join!(directory, backends);
     let config = &snapshot.config;
@@ -150,8 +150,9 @@ pub(crate) async fn inspect(
         });
     }
     subjects.extend(examined.iter().map(|examined| directory::subject(config, examined, sample)));
-    for (backend, inspected) in snapshot.backends.all().iter().zip(&inspected) {
-        let Some(settings) = config.routing.backends.iter().find(|one| *one.name == *backend.name) else { continue };
+    for (name, inspected) in &inspected {
+        let settings = config.routing.backends.iter().find(|settings| settings.name == *name);
+        let (Some(settings), Some(backend)) = (settings, snapshot.backends.get(name)) else { continue };
         subjects.extend(inspected.iter().flat_map(|one| backends::subjects(settings, backend.probes_log_in(), one)));
     }
     // What clients would be promised now, by the code that promises it.
