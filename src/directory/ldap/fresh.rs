@@ -15,6 +15,7 @@ use crate::directory::ldap::Ldap;
 use crate::directory::ldap::query::{NO_SUCH_OBJECT, SearchRequest, SearchResult};
 use crate::directory::ldap::selection::{DecisionTime, probe_if_due};
 use crate::directory::ldap::server::Server;
+use crate::directory::ldap::verdict;
 use crate::directory::{DirectoryError, Entry, Floor, Freshness, Trace, UnavailableCause};
 use crate::outcome::AccountState;
 
@@ -42,7 +43,9 @@ impl Ldap {
         let started = Instant::now();
         let (found, server) = self.ask(check.question, time, trace).await?;
         let shown = match found {
-            SearchResult { code: 0, entries: 1, first: Some(entry) } => Some((self.require_dn(entry, trace)?, server)),
+            SearchResult { code: 0, entries: 1, first: Some(entry) } => {
+                Some((verdict::require_dn(entry, trace)?, server))
+            }
             // A replica may lack an entry that is new, or was just renamed.
             SearchResult { code: 0 | NO_SUCH_OBJECT, entries: 0, .. } => {
                 self.shown_elsewhere(check, &server, time.deadline, trace).await
@@ -74,7 +77,7 @@ impl Ldap {
                 && server.enter()
                 && let Some(found) = self.shown_by(server, check.question, deadline, trace).await
             {
-                match self.single_entry(found, trace) {
+                match verdict::single_entry(found, trace) {
                     Ok(entry) => return Some((entry, Arc::clone(server))),
                     Err(_) if is_followed => return None,
                     Err(_) => {}
@@ -118,7 +121,7 @@ impl Ldap {
                     continue;
                 }
                 let Some(found) = self.shown_by(server, check.question, time.deadline, trace).await else { continue };
-                match self.single_entry(found, trace) {
+                match verdict::single_entry(found, trace) {
                     Ok(entry) => match check.floor.freshness(&entry, &server.url) {
                         Freshness::CaughtUp => return Ok((entry, Arc::clone(server))),
                         newer @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Deleted) => newest = newer,
@@ -147,7 +150,7 @@ impl Ldap {
         trace: &mut Trace,
     ) -> bool {
         let Some(found) = self.shown_by(server, question, deadline, trace).await else { return false };
-        let entry = self.single_entry(found, trace);
+        let entry = verdict::single_entry(found, trace);
         entry.is_ok_and(|entry| matches!(floor.freshness(&entry, &server.url), Freshness::CaughtUp))
     }
 

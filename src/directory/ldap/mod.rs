@@ -38,9 +38,9 @@ mod service_account;
 #[cfg(test)]
 mod tests;
 mod tuning;
+mod verdict;
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rustls::ClientConfig;
 use tokio::sync::watch;
@@ -50,23 +50,22 @@ use self::bind_pool::BindLease;
 use self::error::RequestError;
 use self::fresh::{FreshnessCheck, not_caught_up};
 use self::lag::ReplicationLag;
-use self::policy::BindResponse;
 use self::probe::ServerProbe;
-use self::query::{INVALID_CREDENTIALS, NO_SUCH_OBJECT, SIZE_LIMIT, SUCCESS, SearchRequest, SearchResult};
+use self::query::{INVALID_CREDENTIALS, NO_SUCH_OBJECT, SearchRequest, SearchResult};
 use self::schema::Attributes;
 use self::selection::{DecisionTime, ServerPool};
 use self::server::Server;
 use self::tuning::Tuning;
+use self::verdict::BindVerdicts;
 use super::identity::AcceptedBind;
 use super::{
-    Availability, BindDiagnostic, BoxFuture, ChangeSource, ConnectionFault, Diagnosis, Directory, DirectoryError,
-    DirectoryFuture, Entry, EntryVersion, Floor, Freshness, Identity, NameKind, Probes, RefusedBefore, Trace,
-    UnavailableCause, UserListing,
+    Availability, BoxFuture, ChangeSource, ConnectionFault, Diagnosis, Directory, DirectoryError, DirectoryFuture,
+    Entry, EntryVersion, Floor, Freshness, Identity, NameKind, Probes, RefusedBefore, Trace, UnavailableCause,
+    UserListing,
 };
 use crate::base::credential::{Credential, CredentialSecret, Login};
 use crate::base::secret::Secret;
 use crate::config::{self, Find};
-use crate::outcome::AccountState;
 use crate::proto::ldap::template;
 use crate::telemetry::metrics::Metrics;
 
@@ -89,10 +88,7 @@ pub(crate) struct Ldap {
     settings: config::Directory,
     attributes: Arc<Attributes>,
     pool: ServerPool,
-    metrics: Arc<Metrics>,
-    /// The servers that have reported an account as locked: if a server does, an unnamed refusal of a locked
-    /// account is not caused by the lock.
-    pub(super) reports_locks: Mutex<BTreeSet<Arc<str>>>,
+    verdicts: BindVerdicts,
 }
 
 impl Ldap {
@@ -120,7 +116,8 @@ impl Ldap {
         };
         let servers = settings.servers.iter().map(server).collect();
         let pool = ServerPool::new(servers, settings.balance, changed);
-        Self { pool, attributes, settings: settings.clone(), metrics, reports_locks: Mutex::default() }
+        let verdicts = BindVerdicts::new(&settings.results, metrics);
+        Self { pool, attributes, settings: settings.clone(), verdicts }
     }
 
     pub(super) fn settings(&self) -> &config::Directory {
@@ -157,7 +154,8 @@ impl Ldap {
                 let found = self.ask(&question, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, server) = found?;
-                let (check, shown) = (FreshnessCheck { question: &question, floor }, self.single_entry(found, trace)?);
+                let (check, shown) =
+                    (FreshnessCheck { question: &question, floor }, verdict::single_entry(found, trace)?);
                 let found = self.caught_up(check, (shown, server), &time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (mut entry, server) = found?;
@@ -185,7 +183,7 @@ impl Ldap {
                             .map_err(|failure| DirectoryError::Unavailable(failure.cause()))?,
                         None => self.ask(&question, &mut time, trace).await?.0,
                     };
-                    entry.in_group = self.matches(&found, trace)?;
+                    entry.in_group = verdict::matches(&found, trace)?;
                 }
                 Ok(Identity::from_bind(accepted, entry))
             }
@@ -221,10 +219,10 @@ impl Ldap {
                 let found = server.binds.read(&mut lease, &question, time.deadline, trace).await;
                 trace.search = Some(started.elapsed());
                 // The bind was answered: whatever the read returns, no other server gets the password.
-                let mut entry = self.read_entry(found.map_err(DirectoryError::Unavailable)?, trace)?;
+                let mut entry = verdict::read_entry(found.map_err(DirectoryError::Unavailable)?, trace)?;
                 if let Some(question) = self.group_request(&entry.dn) {
                     let found = server.binds.read(&mut lease, &question, time.deadline, trace).await;
-                    entry.in_group = self.matches(&found.map_err(DirectoryError::Unavailable)?, trace)?;
+                    entry.in_group = verdict::matches(&found.map_err(DirectoryError::Unavailable)?, trace)?;
                 }
                 server.binds.give_back(lease);
                 match floor.freshness(&entry, &server.url) {
@@ -249,14 +247,6 @@ impl Ldap {
         Some(SearchRequest { filter, ..lookup::read(dn.to_owned(), &self.attributes) })
     }
 
-    /// Whether a search for one entry found it.
-    fn matches(&self, found: &SearchResult, trace: &Trace) -> Result<bool, DirectoryError> {
-        match found.code {
-            SUCCESS => Ok(found.entries > 0),
-            code => Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "read", code })),
-        }
-    }
-
     async fn find_entry(&self, login: &Login, trace: &mut Trace) -> Result<Entry, DirectoryError> {
         let mut time = DecisionTime::new(self.settings.timeout);
         let started = Instant::now();
@@ -265,7 +255,7 @@ impl Ldap {
                 let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
                 let found = self.ask(&question, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
-                self.single_entry(found?.0, trace)?
+                verdict::single_entry(found?.0, trace)?
             }
             Find::UserDn { service: None, .. } | Find::Principal { service: None, .. } => {
                 return Err(DirectoryError::Unavailable(UnavailableCause::NoServiceAccount));
@@ -278,12 +268,12 @@ impl Ldap {
                 if found.code == NO_SUCH_OBJECT {
                     return Err(DirectoryError::NoEntry);
                 }
-                self.read_entry(found, trace)?
+                verdict::read_entry(found, trace)?
             }
         };
         if let Some(question) = self.group_request(&entry.dn) {
             let (found, _) = self.ask(&question, &mut time, trace).await?;
-            entry.in_group = self.matches(&found, trace)?;
+            entry.in_group = verdict::matches(&found, trace)?;
         }
         Ok(entry)
     }
@@ -332,7 +322,7 @@ impl Ldap {
             }
             match server.binds.bind(dn, password, time.deadline, trace).await {
                 Ok((bound, lease)) => {
-                    let judged = self.judge(bound, dn, seen, trace);
+                    let judged = self.verdicts.judge(bound, dn, seen, trace);
                     let refused = match judged {
                         Ok(accepted) => return Ok((server, lease, accepted)),
                         Err(refused) => refused,
@@ -348,94 +338,6 @@ impl Ldap {
                 Err(failure) => tries.note(failure, time)?,
             }
         }
-    }
-
-    /// Evaluates an answered bind.
-    fn judge(
-        &self,
-        bound: BindResponse,
-        dn: &str,
-        seen: &EntryVersion,
-        trace: &mut Trace,
-    ) -> Result<AcceptedBind, DirectoryError> {
-        trace.diagnostic = bound.diagnostic;
-        let account = |state, proven| DirectoryError::Account { dn: dn.into(), state, proven };
-        match (bound.code, bound.diagnostic) {
-            // Also beside success: a server that requires a password change first allows this user nothing
-            // else, and a password set by an administrator must not open a mailbox indefinitely.
-            (_, Some(BindDiagnostic::State { state, proven })) => {
-                if let (AccountState::Locked, Some(server)) = (state, &trace.server) {
-                    self.reports_locks.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(server));
-                }
-                Err(account(state, proven))
-            }
-            (SUCCESS, said) => {
-                if let Some(warning) = said.and_then(BindDiagnostic::warning) {
-                    self.metrics.directory_password_warnings.of(warning).inc();
-                }
-                Ok(AcceptedBind::new())
-            }
-            (INVALID_CREDENTIALS, Some(BindDiagnostic::NoAccount)) => Err(DirectoryError::NoEntry),
-            (INVALID_CREDENTIALS, said) => {
-                // A lock that is not reported may hide that the password is right.
-                let is_looked_at = !seen.locked || self.server_reports_locks(trace.server.as_ref());
-                let seen = (said.is_none() && is_looked_at).then(|| Box::new(seen.clone()));
-                Err(DirectoryError::InvalidCredentials { dn: dn.into(), seen })
-            }
-            (code, _) => Err(match self.settings.results.get(&code) {
-                // It is unknown whether the server checked the password.
-                Some(state) => account(*state, false),
-                None => unavailable(trace, |server| UnavailableCause::Result { server, operation: "bind", code }),
-            }),
-        }
-    }
-
-    /// Whether this server reports locked accounts as such. The set is bounded by the number of servers.
-    fn server_reports_locks(&self, server: Option<&Arc<str>>) -> bool {
-        let known = self.reports_locks.lock().unwrap_or_else(PoisonError::into_inner);
-        server.is_some_and(|server| known.contains(server))
-    }
-
-    /// The only entry of a search.
-    pub(super) fn single_entry(&self, found: SearchResult, trace: &Trace) -> Result<Entry, DirectoryError> {
-        match found {
-            SearchResult { entries: 2.., .. } | SearchResult { code: SIZE_LIMIT, .. } => {
-                Err(DirectoryError::SeveralEntries)
-            }
-            SearchResult { code: 0, first: Some(entry), .. } => self.require_dn(entry, trace),
-            SearchResult { code: 0, entries: 0, .. } => Err(DirectoryError::NoEntry),
-            SearchResult { code: 0, first: None, .. } => {
-                Err(unavailable(trace, |server| UnavailableCause::Malformed { server }))
-            }
-            SearchResult { code, .. } => {
-                Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "search", code }))
-            }
-        }
-    }
-
-    /// The entry of a read.
-    fn read_entry(&self, found: SearchResult, trace: &Trace) -> Result<Entry, DirectoryError> {
-        match found {
-            SearchResult { entries: 2.., .. } | SearchResult { code: SIZE_LIMIT, .. } => {
-                Err(DirectoryError::SeveralEntries)
-            }
-            SearchResult { code: 0, entries: 1, first: Some(entry) } => self.require_dn(entry, trace),
-            SearchResult { code: 0, entries: 1, first: None } => {
-                Err(unavailable(trace, |server| UnavailableCause::Malformed { server }))
-            }
-            // Success without an entry: access rules hide it, and its mail host is unknown.
-            SearchResult { code, .. } => {
-                Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "read", code }))
-            }
-        }
-    }
-
-    /// Refuses an entry without a DN: a bind as it would be anonymous.
-    pub(super) fn require_dn(&self, entry: Entry, trace: &Trace) -> Result<Entry, DirectoryError> {
-        if entry.dn.is_empty() {
-            return Err(unavailable(trace, |server| UnavailableCause::Malformed { server }));
-        }
-        Ok(entry)
     }
 
     /// The password as a simple bind takes it. The caller has checked it already; this is the last guard.
@@ -519,11 +421,6 @@ impl Probes for Ldap {
     fn update_gauges(&self) {
         self.servers().iter().for_each(|server| server.update_gauges());
     }
-}
-
-/// A lookup failure of the server that answered last.
-fn unavailable(trace: &Trace, cause: impl FnOnce(Arc<str>) -> UnavailableCause) -> DirectoryError {
-    DirectoryError::Unavailable(cause(trace.server.clone().unwrap_or_default()))
 }
 
 /// The request of a probe: the canary, or the root DSE (RFC 4512 section 5.1), which every server has and every

@@ -207,7 +207,7 @@ async fn refusal_by_a_server_that_reports_locks_is_cacheable() {
     let both = Under::new(&[&server, &other], searching(None));
     assert_eq!(both.login("alice", "while it lasts").await.0, Err(account(AccountState::Locked, false)));
     assert!(is_remembered(&both).await);
-    both.ldap.reports_locks.lock().unwrap().clear();
-    both.ldap.reports_locks.lock().unwrap().insert(Arc::clone(&both.ldap.server(1).url));
+    both.ldap.verdicts.reports_locks.lock().unwrap().clear();
+    both.ldap.verdicts.reports_locks.lock().unwrap().insert(Arc::clone(&both.ldap.server(1).url));
     assert!(!is_remembered(&both).await);
 }
