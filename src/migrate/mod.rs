@@ -8,6 +8,8 @@ pub(crate) mod explain_all;
 pub(crate) mod import;
 pub(crate) mod ldif;
 pub(crate) mod nginx;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

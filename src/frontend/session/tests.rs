@@ -10,12 +10,12 @@ use crate::base::secret::Secret;
 use crate::cache::Cache;
 use crate::config;
 use crate::config_files::Fingerprint;
-use crate::directory::{
-    Availability, Directory, DirectoryFuture, Entry, Floor, Identity, NameKind, RefusedBefore, Trace,
-};
+use crate::directory::memory::{Memory, MemoryFault};
+use crate::directory::{Directory, Entry};
 use crate::login::attempt::{ATTEMPT_TIMEOUT, next_refusal_tick};
 use crate::login::authn::Authenticator;
 use crate::login::core::{Backends, LoginCore};
+use crate::outcome::AccountState;
 use crate::proto::{Back, BackSettings, ClientId, Welcome};
 use crate::telemetry::metrics::Metrics;
 use crate::tracking::TrackedEntries;
@@ -78,36 +78,20 @@ impl Front for OneLine {
     }
 }
 
-/// Panics for `panic`, never answers `silence`, and has no users.
-#[derive(Debug)]
-struct Obedient;
-
-impl Directory for Obedient {
-    fn authenticate<'a>(
-        &'a self,
-        credential: &'a Credential,
-        _: RefusedBefore<'a>,
-        _: &'a dyn Floor,
-    ) -> DirectoryFuture<'a, Identity> {
-        Box::pin(async move {
-            match credential.login().as_str() {
-                "panic" => panic!("a defect of the directory module"),
-                "silence" => std::future::pending().await,
-                _ => (Err(crate::directory::DirectoryError::NoEntry), Trace::default()),
-            }
-        })
+/// Panics for `panic`, never answers `silence`; `alice` and `locked` have the password that every line sends.
+fn users() -> Arc<Memory> {
+    let memory = Memory::new();
+    for login in ["panic", "silence", "alice", "locked"] {
+        memory.add(login, "sesame", Entry::for_tests(&format!("uid={login}"), &["elsewhere"]));
     }
-
-    fn find<'a>(&'a self, _: &'a Login, _: NameKind) -> DirectoryFuture<'a, Entry> {
-        Box::pin(std::future::pending())
-    }
-
-    fn availability(&self) -> Availability {
-        Availability::Available
-    }
+    memory.set_fault("panic", MemoryFault::Panic);
+    memory.set_fault("silence", MemoryFault::Silence);
+    memory.set_state("locked", AccountState::Locked, false);
+    memory
 }
 
 struct Door {
+    directory: Arc<Memory>,
     shared: Arc<Shared>,
     listener: TcpListener,
 }
@@ -130,8 +114,9 @@ limits: {{{limits}}}
         );
         let config = config::parse(&folder.path().join("config.yaml"), &text).unwrap();
         let metrics = Arc::new(Metrics::new());
+        let directory = users();
         let authn = Authenticator::new(
-            Arc::new(Obedient),
+            Arc::clone(&directory) as Arc<dyn Directory>,
             Arc::new(Cache::new(&config.cache)),
             Arc::new(TrackedEntries::new(10, Duration::ZERO)),
             100,
@@ -139,7 +124,7 @@ limits: {{{limits}}}
         let snapshot = Snapshot {
             host: "usher.example.com".into(),
             tls: tls::server::ServerTls::build(&config.tls, &config.place).unwrap(),
-            directory: Arc::new(Obedient),
+            directory: Arc::clone(&directory) as Arc<dyn Directory>,
             offers: AdvertisedCapabilities::new(&[], &[], &metrics, None),
             auth_http_key: None,
             fingerprint: Fingerprint::of(&config),
@@ -147,7 +132,7 @@ limits: {{{limits}}}
         };
         let log = crate::telemetry::log::unread();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self { shared: Shared::new(snapshot, metrics, log), listener }
+        Self { directory, shared: Shared::new(snapshot, metrics, log), listener }
     }
 
     async fn client(&self) -> Client {
@@ -289,6 +274,41 @@ async fn invalid_names_and_authzids_are_refused_before_the_directory() {
     for unusable in ["\u{1}\n", "\n"] {
         client.says(unusable).await;
         client.hears("refused AuthenticationFailed\n").await;
+    }
+}
+
+#[tokio::test]
+async fn account_that_is_locked_gets_the_reply_of_a_wrong_password() {
+    let door = Door::open("refusal_delay: 0s").await;
+    let mut client = door.client().await;
+    client.says("locked\n").await;
+    client.hears("refused AuthenticationFailed\n").await;
+    assert_eq!(door.directory.binds(), 1);
+}
+
+#[tokio::test]
+async fn user_without_a_backend_is_refused_after_one_bind() {
+    let door = Door::open("refusal_delay: 0s").await;
+    let mut client = door.client().await;
+    for _ in 0..2 {
+        client.says("alice\n").await;
+        let mut line = String::new();
+        timeout(Duration::from_secs(10), client.reader.read_line(&mut line)).await.unwrap().unwrap();
+        assert!(line.starts_with("refused ") && line != "refused AuthenticationFailed\n", "{line}");
+    }
+    assert_eq!(door.directory.binds(), 1, "the second login is served from the cache");
+}
+
+#[tokio::test]
+async fn outage_of_the_directory_is_a_temporary_failure_for_every_user() {
+    let door = Door::open("refusal_delay: 0s").await;
+    door.directory.set_outage(true);
+    let mut client = door.client().await;
+    for login in ["alice\n", "nobody\n"] {
+        client.says(login).await;
+        let mut line = String::new();
+        timeout(Duration::from_secs(10), client.reader.read_line(&mut line)).await.unwrap().unwrap();
+        assert_ne!(line, "refused AuthenticationFailed\n", "{login}");
     }
 }
 

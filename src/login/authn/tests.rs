@@ -5,8 +5,13 @@ use std::time::Duration;
 
 use super::*;
 use crate::config;
-use crate::directory::EntryVersion;
 use crate::directory::memory::Memory;
+use crate::directory::{EntryId, EntryVersion, NameKind};
+use crate::outcome::AccountState;
+use crate::sessions::closer::Closer;
+use crate::sessions::registry::Registry;
+use crate::telemetry::metrics::Metrics;
+use crate::tracking::{ChangeTracker, TrackingContext};
 
 const DN: &str = "uid=alice,ou=people";
 
@@ -266,4 +271,126 @@ async fn locked_account_accepts_only_the_password_verified_before() {
         cache.right(&credential, identity, cache.stamp());
         assert_eq!(unchanged(&cache, &credential, &locked(after.clone())).is_some(), is_same, "{after:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn account_state_is_never_cached() {
+    let setup = setup();
+    setup.directory.set_state("alice", AccountState::PasswordExpired, true);
+    let refused = Refusal::Account { state: AccountState::PasswordExpired, proven: true };
+    for bind in 1..=3 {
+        assert_eq!(setup.decide("alice", b"sesame").await, (Some(refused.clone()), DecidedBy::Directory));
+        assert_eq!(setup.binds(), bind);
+    }
+    assert_eq!(setup.decide("alice", b"stale").await.0, Some(Refusal::WrongPassword), "reported to its owner only");
+}
+
+#[tokio::test(start_paused = true)]
+async fn mail_address_is_no_login_name() {
+    let setup = setup();
+    setup.directory.set_mail("alice", "alice@example.com");
+    let address = Login::parse(b"alice@example.com").unwrap();
+    let found = setup.directory.find(&address, NameKind::Mail).await.0.unwrap();
+    assert_eq!(&*found.dn, DN);
+    assert_eq!(setup.decide("alice@example.com", b"sesame").await.0, Some(Refusal::UnknownUser));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_entries_with_one_login_name_are_refused_without_a_bind() {
+    let setup = setup();
+    setup.directory.add("alice", "sesame", Entry::for_tests("uid=alice,ou=former", &["server4"]));
+    assert_eq!(setup.decide("alice", b"sesame").await.0, Some(Refusal::SeveralEntries));
+    assert_eq!(setup.binds(), 0);
+}
+
+/// Applies what the directory reports to the tracked entries of the decision.
+async fn watch(setup: &Setup, tracker: &ChangeTracker, config: &config::Config, changes: impl AsyncFnOnce()) {
+    let context = TrackingContext {
+        cache: setup.authn.cache(),
+        entries: setup.authn.entries(),
+        routing: &config.routing,
+        watch: &config.directory.watch,
+    };
+    let report = |change| tracker.take(change, &context);
+    let source = setup.directory.changes().expect("it reports changes");
+    tokio::select! {
+        () = source.watch(&report) => {}
+        () = async {
+            tokio::task::yield_now().await;
+            changes().await;
+            tokio::task::yield_now().await;
+        } => {}
+    }
+}
+
+fn tracker() -> ChangeTracker {
+    let registry = Arc::<Registry>::default();
+    let closer = Arc::new(Closer::new(Arc::clone(&registry)));
+    ChangeTracker::new(registry, closer, Arc::new(Metrics::new()))
+}
+
+fn watched(number: u8, change: impl FnOnce(&mut Entry)) -> Entry {
+    let mut entry = Entry::for_tests(DN, &["server3"]);
+    entry.version = EntryVersion {
+        id: EntryId::from_bytes(&[1; 16]),
+        revision: Some(format!("202611261400{number:02}.000000Z#000000#000#000000").into()),
+        password_changed: Some(1),
+        ..EntryVersion::default()
+    };
+    change(&mut entry);
+    entry
+}
+
+#[tokio::test(start_paused = true)]
+async fn reported_change_of_password_or_account_ends_the_cached_decision() {
+    let changes: [fn(&mut Entry); 3] = [
+        |entry| entry.version.password_changed = Some(2),
+        |entry| entry.version.disabled = true,
+        |entry| entry.version.held = true,
+    ];
+    for change in changes {
+        let (setup, tracker, config) = (setup(), tracker(), config_for_tests());
+        setup.directory.modify("alice", |entry| *entry = watched(1, |_| {}));
+        watch(&setup, &tracker, &config, async || {
+            assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+            assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Cache));
+            setup.directory.modify("alice", |entry| *entry = watched(2, change));
+        })
+        .await;
+        assert!(setup.authn.recall(&Credential::for_tests("alice", "sesame")).is_none());
+        assert_eq!(setup.binds(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn deleted_user_is_refused_although_its_decision_was_cached() {
+    let (setup, tracker, config) = (setup(), tracker(), config_for_tests());
+    setup.directory.modify("alice", |entry| *entry = watched(1, |_| {}));
+    watch(&setup, &tracker, &config, async || {
+        assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+        setup.directory.remove("alice");
+    })
+    .await;
+    assert_eq!(setup.decide("alice", b"sesame").await.0, Some(Refusal::UnknownUser));
+}
+
+#[tokio::test(start_paused = true)]
+async fn change_that_matters_to_no_login_keeps_the_cached_decision() {
+    let (setup, tracker, config) = (setup(), tracker(), config_for_tests());
+    setup.directory.modify("alice", |entry| *entry = watched(1, |_| {}));
+    watch(&setup, &tracker, &config, async || {
+        assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Directory));
+        setup.directory.modify("alice", |entry| *entry = watched(2, |entry| entry.version.login_activity = 7));
+    })
+    .await;
+    assert_eq!(setup.decide("alice", b"sesame").await, (None, DecidedBy::Cache));
+}
+
+fn config_for_tests() -> config::Config {
+    let text = "listeners: [{protocol: imap, address: '127.0.0.1:993', tls: implicit}]
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
+routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
+";
+    config::parse(std::path::Path::new("/c.yaml"), text).unwrap()
 }
