@@ -191,7 +191,7 @@ async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Sn
     match outcome {
         Ok(granted) => {
             count(shared, AuthHttpResult::Ok);
-            lingering_close(&granted)
+            acceptance(&granted)
         }
         Err(RefusedLogin { refusal: refused, reply }) => {
             count(shared, AuthHttpResult::Refused);
@@ -247,7 +247,8 @@ impl Frontend for Nginx {
     }
 }
 
-fn lingering_close(granted: &NginxTarget) -> String {
+/// The reply of an accepted login.
+fn acceptance(granted: &NginxTarget) -> String {
     let NginxTarget { address, login } = granted;
     let (ip, port) = (address.ip().to_string(), address.port().to_string());
     let mut headers = vec![("Auth-Status", "OK"), ("Auth-Server", &ip), ("Auth-Port", &port)];
