@@ -19,7 +19,7 @@ use tracing::debug;
 
 use crate::backend::{BackendError, LoggedIn};
 use crate::base::clock::unix_now;
-use crate::base::credential::{Credential, CredentialSecret, Login};
+use crate::base::credential::{Credential, Login};
 use crate::base::secret::SecretBuf;
 use crate::base::sys::sockets;
 use crate::config::{ListenerTls, OnUnavailable};
@@ -270,7 +270,7 @@ impl Conversation {
     /// One login attempt. A refusal is returned with what the client is told.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, RefusedLogin> {
         self.snapshot = self.shared.snapshot.load_full();
-        let Credentials { login, password, authzid } = credentials;
+        let Credentials { login, secret, authzid } = credentials;
         let parsed = Login::parse(&login).ok_or(Refusal::InvalidUsername);
         let own = authzid.is_empty() || authzid == login;
         let login_allowed = parsed.and_then(|login| if own { Ok(login) } else { Err(Refusal::AuthzidNotAllowed) });
@@ -279,7 +279,7 @@ impl Conversation {
             client_id: self.front.client_id(),
             protocol: self.protocol,
             connection: None,
-            credential: login_allowed.map(|login| Credential::new(login, CredentialSecret::Password(password))),
+            credential: login_allowed.map(|login| Credential::new(login, secret)),
             event: LoginEvent { tls: self.handshake.take(), typed: login, ..LoginEvent::default() },
         };
         attempt::attempt(self.shared.login(), request, self).await

@@ -29,6 +29,7 @@ pub(crate) mod wire;
 use core::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::base::credential::CredentialSecret;
 use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::{BackendReply, Refusal, Reply};
 
@@ -212,10 +213,17 @@ pub struct ClientId {
 pub struct Credentials {
     /// The authcid, byte for byte as typed; validated by the decision, not here.
     pub login: Vec<u8>,
-    /// The password, byte for byte.
-    pub password: Secret,
+    /// What proves it, byte for byte.
+    pub secret: CredentialSecret,
     /// The SASL authzid; empty when none was given.
     pub authzid: Vec<u8>,
+}
+
+impl Credentials {
+    /// A name and a password, as commands without SASL have them.
+    fn password(login: Vec<u8>, password: Secret) -> Self {
+        Self { login, secret: CredentialSecret::Password(password), authzid: Vec::new() }
+    }
 }
 
 /// What the session has to do next for the client dialogue. Bytes put into `out` by the same call

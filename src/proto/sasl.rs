@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use super::Credentials;
+use crate::base::credential::CredentialSecret;
 use crate::base::secret::{Secret, SecretBuf};
 
 /// The longest line of an exchange, without CRLF (RFC 4954 section 4 has this number).
@@ -22,7 +23,9 @@ pub(crate) struct Mechanism {
     /// The server's challenges in base64, each for one response; two at most.
     challenges: &'static [&'static str],
     /// The server half: reads the last response, and the one before it if there are two.
-    read: fn(Option<Secret>, Secret) -> Result<Credentials, SaslError>,
+    read: fn(Option<Secret>, Secret) -> Result<Message, SaslError>,
+    /// What the secret that was read is.
+    credential: fn(Secret) -> CredentialSecret,
     /// The client half: writes the response with this number in base64.
     write: fn(&Account, usize, &mut SecretBuf),
     /// Whether the client half can carry this account.
@@ -32,6 +35,13 @@ pub(crate) struct Mechanism {
     pub(crate) refusal_challenge: Option<&'static str>,
 }
 
+/// What a mechanism's responses hold.
+struct Message {
+    login: Vec<u8>,
+    secret: Secret,
+    authzid: Vec<u8>,
+}
+
 /// The mechanisms that are offered to clients, the preferred one for backends first.
 pub(crate) static MECHANISMS: &[Mechanism] = &[
     // RFC 4616: one message of authzid, authcid and password.
@@ -39,6 +49,7 @@ pub(crate) static MECHANISMS: &[Mechanism] = &[
         name: "PLAIN",
         challenges: &[""],
         read: |_, message| plain(&message),
+        credential: CredentialSecret::Password,
         write: |account, _, out| match &account.service {
             Some(service) => write_plain(&account.login, service, &account.password, out),
             None => write_plain(b"", &account.login, &account.password, out),
@@ -53,8 +64,9 @@ pub(crate) static MECHANISMS: &[Mechanism] = &[
         challenges: &["VXNlcm5hbWU6", "UGFzc3dvcmQ6"], // Username: and Password:
         read: |login, password| {
             let login = login.map(|login| login.expose().to_vec()).unwrap_or_default();
-            Ok(Credentials { login, password, authzid: Vec::new() })
+            Ok(Message { login, secret: password, authzid: Vec::new() })
         },
+        credential: CredentialSecret::Password,
         write: |account, number, out| {
             write_base64(if number == 0 { &account.login } else { account.password.expose() }, out)
         },
@@ -208,17 +220,19 @@ impl Exchange {
         if earlier.is_none() && !mechanism.has_one_response() {
             return Ok(ExchangeStep::Continue(Self { mechanism, earlier: Some(response) }));
         }
-        Ok(ExchangeStep::Done((mechanism.read)(earlier, response)?, mechanism))
+        let Message { login, secret, authzid } = (mechanism.read)(earlier, response)?;
+        let secret = (mechanism.credential)(secret);
+        Ok(ExchangeStep::Done(Credentials { login, secret, authzid }, mechanism))
     }
 }
 
 /// Reads `[authzid] NUL authcid NUL passwd`. NUL can be in none of them, so a fourth part is no
 /// password with a NUL but a malformed message (RFC 4616 section 2).
-fn plain(message: &Secret) -> Result<Credentials, SaslError> {
+fn plain(message: &Secret) -> Result<Message, SaslError> {
     let mut parts = message.expose().split(|byte| *byte == 0);
     match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some(authzid), Some(login), Some(password), None) => {
-            Ok(Credentials { login: login.to_vec(), password: Secret::copy_of(password), authzid: authzid.to_vec() })
+            Ok(Message { login: login.to_vec(), secret: Secret::copy_of(password), authzid: authzid.to_vec() })
         }
         _ => Err(SaslError::Malformed),
     }
@@ -266,6 +280,7 @@ pub(super) mod tests {
         name: "X-CHALLENGING",
         challenges: &[""],
         read: |_, message| plain(&message),
+        credential: CredentialSecret::Password,
         write: |_, _, _| {},
         carries: |_| false,
         refusal_challenge: Some("eyJzdGF0dXMiOiI0MDEifQ=="),
@@ -276,7 +291,8 @@ pub(super) mod tests {
     }
 
     fn parts(credentials: &Credentials) -> (&[u8], &[u8], &[u8]) {
-        (&credentials.authzid, &credentials.login, credentials.password.expose())
+        let CredentialSecret::Password(password) = &credentials.secret;
+        (&credentials.authzid, &credentials.login, password.expose())
     }
 
     fn plain_of(response: &[u8]) -> Result<Credentials, SaslError> {

@@ -7,6 +7,7 @@ use core::net::SocketAddr;
 use super::{
     Back, BackSettings, BackStep, BackTls, Credentials, Front, FrontSettings, OUTPUT, Origin, Protocol, Step, Welcome,
 };
+use crate::base::credential::CredentialSecret;
 use crate::base::secret::{Secret, SecretBuf};
 use crate::outcome::Refusal;
 
@@ -104,7 +105,7 @@ impl FrontRun {
     }
 
     fn decide(&mut self, credentials: &Credentials) {
-        let Credentials { login, password, authzid } = credentials;
+        let Credentials { login, secret: CredentialSecret::Password(password), authzid } = credentials;
         let parts = [login, password.expose(), authzid].map(|part| format!(" \"{}\"", shown(part)));
         note(&mut self.transcript, &format!("=> attempt{}", parts.concat()));
         let mut out = SecretBuf::new();

@@ -6,6 +6,7 @@ use tokio::net::{TcpListener, tcp};
 
 use super::*;
 use crate::backend::capabilities::AdvertisedCapabilities;
+use crate::base::credential::CredentialSecret;
 use crate::base::secret::Secret;
 use crate::cache::Cache;
 use crate::config;
@@ -58,7 +59,11 @@ impl Front for OneLine {
         let login = input.as_slice()[..end].to_vec();
         input.consume(end + 1);
         assert_ne!(login, b"defect", "a defect of the dialogue");
-        Step::Attempt(Credentials { login, password: Secret::copy_of(b"sesame"), authzid: Vec::new() })
+        Step::Attempt(Credentials {
+            login,
+            secret: CredentialSecret::Password(Secret::copy_of(b"sesame")),
+            authzid: Vec::new(),
+        })
     }
 
     fn tls_started(&mut self) {}

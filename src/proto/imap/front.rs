@@ -68,7 +68,7 @@ impl Dialect for Imap {
     /// An unreadable response is a protocol error, not a wrong password: BAD (RFC 9051 section 6.2.2).
     fn deny(&self, problem: Problem, out: &mut SecretBuf) {
         match problem {
-            Problem::TlsFirst => return self.refused(&TLS_REQUIRED, "", out),
+            Problem::TlsFirst => self.refused(&TLS_REQUIRED, "", out),
             Problem::Mechanism => self.answer(b"NO ", problem.text(), out),
             Problem::LineTooLong | Problem::ResponseTooLong | Problem::ArgumentTooLong => {
                 self.answer(b"BAD [TOOBIG] ", problem.text(), out);
@@ -184,7 +184,7 @@ impl Imap {
             Verb::Login => {
                 let (login, password) = arguments.login()?;
                 let login = login.expose().to_vec();
-                return Ok(Action::Attempt(Credentials { login, password, authzid: Vec::new() }));
+                return Ok(Action::Attempt(Credentials::password(login, password)));
             }
             Verb::Authenticate => {
                 let (mechanism, initial) = arguments.authenticate()?;

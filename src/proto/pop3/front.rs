@@ -87,7 +87,7 @@ impl Dialect for Pop3 {
                 // All that is behind the one space, as passwords may hold blanks (RFC 1939 section 7).
                 let login = self.name.take().ok_or(Problem::UserFirst)?;
                 let password = Secret::copy_of(arguments);
-                return Ok(Action::Attempt(Credentials { login, password, authzid: Vec::new() }));
+                return Ok(Action::Attempt(Credentials::password(login, password)));
             }
             // In no RFC, but some clients use it instead of CAPA.
             (b"AUTH", true) => {
