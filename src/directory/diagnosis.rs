@@ -72,13 +72,16 @@ pub struct UserCount {
     pub paged: bool,
 }
 
+/// A probe of one server: its URL and the result.
+pub(super) type ServerProbed = (Arc<str>, Result<(), UnavailableCause>);
+
 /// A directory that can be diagnosed.
 pub trait Diagnosis: Send + Sync {
     /// Describes what is asked for this login, such as the filter and base.
     fn describe_lookup(&self, login: &Login) -> String;
 
     /// Probes every server now: URL and result of each.
-    fn probe_all(&self) -> BoxFuture<'_, Vec<(Arc<str>, Result<(), UnavailableCause>)>>;
+    fn probe_all(&self) -> BoxFuture<'_, Vec<ServerProbed>>;
 
     /// Diagnoses all servers concurrently, without a user's password. The sample is a login name; without one, the
     /// canary's is used, or the first user found.

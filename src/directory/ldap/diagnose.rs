@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::base::credential::Login;
 use crate::config::{Find, WatchMode};
+use crate::directory::diagnosis::ServerProbed;
 use crate::directory::ldap::Ldap;
 use crate::directory::ldap::changes::RootDse;
 use crate::directory::ldap::connection::Connection;
@@ -34,7 +35,7 @@ impl Diagnosis for Ldap {
         lookup::describe(&self.settings().find, login, self.attributes())
     }
 
-    fn probe_all(&self) -> BoxFuture<'_, Vec<(Arc<str>, Result<(), UnavailableCause>)>> {
+    fn probe_all(&self) -> BoxFuture<'_, Vec<ServerProbed>> {
         let probes = self.servers().iter().map(|server| async { (server.url.clone(), server.run_probe().await) });
         Box::pin(join_all(probes))
     }

@@ -63,13 +63,12 @@ impl From<StreamEnd> for ConnectionError {
 /// An error of ldap3.
 impl From<&LdapError> for ConnectionError {
     fn from(error: &LdapError) -> Self {
-        match error {
-            // ldap3 reports BER that it cannot parse without an error of the system.
-            LdapError::Io { source } if source.kind() == io::ErrorKind::Other => Self::Malformed,
-            LdapError::Io { source } => Self::io(source),
+        let LdapError::Io { source } = error else {
             // `Display` only: `Debug` may contain requests.
-            other => Self::Broken(ConnectionFault::other(other)),
-        }
+            return Self::Broken(ConnectionFault::other(error));
+        };
+        // ldap3 reports BER that it cannot parse without an error of the system.
+        if source.kind() == io::ErrorKind::Other { Self::Malformed } else { Self::io(source) }
     }
 }
 

@@ -68,7 +68,6 @@ pub(crate) struct SearchResult {
 
 impl SearchResult {
     /// Counts an entry; parses it if it is the first.
-    #[expect(clippy::option_option, reason = "malformed, and beyond a limit")]
     pub(crate) fn count(
         &mut self,
         parse: impl FnOnce() -> Option<Option<ReportedEntry>>,
