@@ -3,8 +3,8 @@
 //! The [`Front`] half talks to the client before login, the [`Back`] half logs in to a backend.
 //! Both are machines without sockets, clock or runtime: bytes in, a [`Step`] or [`BackStep`] and
 //! bytes out. So the same input whole or one byte at a time gives the same steps, and the
-//! dialogues are tested, fuzzed and measured alone. A new protocol is one file and one row in
-//! [`PROTOCOLS`].
+//! dialogues are tested, fuzzed and measured alone. Each half has one engine for all protocols (`engine`,
+//! `backend_login`) over what is their own. A new protocol is a folder and a row in [`PROTOCOLS`].
 
 mod backend_login;
 pub(crate) mod capabilities;
