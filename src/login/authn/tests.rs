@@ -314,6 +314,8 @@ async fn watch(setup: &Setup, tracker: &ChangeTracker, config: &config::Config, 
     let report = |change| tracker.take(change, &context);
     let source = setup.directory.changes().expect("it reports changes");
     tokio::select! {
+        // The watch reports a change before the other branch ends.
+        biased;
         () = source.watch(&report) => {}
         () = async {
             tokio::task::yield_now().await;
