@@ -160,7 +160,7 @@ impl Job {
         }
     }
 
-    /// Whether a session is left, as far as the job can tell.
+    /// Whether there may be another session to close.
     fn has_more(&self) -> bool {
         match &self.sessions {
             Sessions::Ranked(queue) => !queue.queued.is_empty(),

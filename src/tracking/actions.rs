@@ -38,7 +38,7 @@ pub(super) enum Action {
     KeepSessions,
     /// A change is counted.
     Count(DirectoryChange),
-    /// So many changes are deferred by the brake.
+    /// The number of changes that the brake defers.
     Deferred(usize),
     /// Changes are reported, or missed, from now on.
     Connected(bool),
@@ -51,9 +51,9 @@ pub(super) enum Action {
 pub(super) enum Report {
     /// Change notification is active again.
     Active,
-    /// The directory returns older versions of so many entries.
+    /// The number of entries of which the directory returns older versions.
     SetBack(usize),
-    /// So many entries have lost their mail host without a modification.
+    /// The number of entries that have lost their mail host without a modification.
     Hidden(usize),
     /// An entry was deleted.
     Deleted(Arc<str>),
