@@ -17,6 +17,9 @@ static KEY: LazyLock<hmac::Key> = LazyLock::new(|| {
     hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers")
 });
 
+/// The size of a block of SHA-256 (FIPS 180-4), in bytes.
+const BLOCK: usize = 64;
+
 /// Generates the key of the digests, so that a system without random numbers fails at the start.
 ///
 /// # Panics
@@ -110,7 +113,12 @@ pub(crate) struct Digest([u8; 32]);
 impl Digest {
     fn of(secret: &CredentialSecret) -> Self {
         let CredentialSecret::Password(password) = secret;
-        let tag = hmac::sign(&KEY, password.expose());
+        let mut context = hmac::Context::with_key(&KEY);
+        context.update(password.expose());
+        // The context keeps the last part of its input, and is moved when it is finished, which leaves a copy on
+        // the stack: this one has the end of the secret no longer. A suffix of fixed length keeps inputs distinct.
+        context.update(&[0; BLOCK]);
+        let tag = context.sign();
         let mut digest = [0; 32];
         digest.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
         Self(digest)
