@@ -55,14 +55,19 @@ impl Setup {
             routing: &self.config.routing,
             watch,
         };
-        let short = |action: Action| match action {
+        let short = |action: Action| match &action {
             Action::Forget(entry) => format!("Forget {}", entry.dn),
             Action::ForgetWrong(entry) => format!("ForgetWrong {}", entry.dn),
-            Action::Rename { names, dn } => format!("Rename {} {dn}", names.dn.unwrap()),
+            Action::Rename { names, dn } => format!("Rename {} {dn}", names.dn.as_ref().unwrap()),
             Action::Compare { entry, deleted } => format!("Compare {} {deleted}", entry.dn),
             Action::Report(Report::Route { dn, reverted, .. }) => format!("Route {dn} {reverted}"),
             Action::Report(Report::BrakeEngaged { changes, .. }) => format!("BrakeEngaged {changes}"),
-            other => format!("{other:?}"),
+            Action::NoteLock { .. }
+            | Action::KeepSessions
+            | Action::Count(_)
+            | Action::Deferred(_)
+            | Action::Connected(_)
+            | Action::Report(_) => format!("{action:?}"),
         };
         self.state.apply(change, &inputs).into_iter().map(short).collect()
     }

@@ -214,7 +214,7 @@ async fn totals_of_100_000_entries_equal_a_recount_after_any_change() {
     let numbered = |number: u32, host: &str| {
         let mut id = [7; 16];
         id[..4].copy_from_slice(&number.to_be_bytes());
-        let has_id = number % 3 > 0;
+        let has_id = !number.is_multiple_of(3);
         let version = EntryVersion {
             id: EntryId::from_bytes(&id).filter(|_| has_id),
             revision: Some(csn(number % 60).into()),
