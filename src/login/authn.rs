@@ -152,12 +152,6 @@ impl Authenticator {
         &self.entries
     }
 
-    /// The directory.
-    #[must_use]
-    pub fn directory(&self) -> &Arc<dyn Directory> {
-        &self.directory
-    }
-
     /// Decides without a lookup: a password that must not be sent, and cached answers. `None`: a directory
     /// lookup is needed, which counts as a guess.
     #[must_use]
