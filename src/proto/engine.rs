@@ -251,6 +251,9 @@ impl<D: Dialect> Engine<D> {
             Scan::Spoiled(why) => Some(why),
         };
         let line = std::mem::take(&mut self.buffer);
+        if D::STRING_RESPONSES && matches!(awaited, Awaited::Exchange(_)) && is_http(line.bytes()) {
+            return Some(self.close(Problem::Http, out));
+        }
         if let Some(why) = why {
             let answer = awaited.answer(Problem::of_line(why, Problem::ResponseTooLong));
             return self.refuse_invalid(answer, line.line(), out);

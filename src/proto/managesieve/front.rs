@@ -27,6 +27,7 @@ impl Dialect for Sieve {
     const COMMAND: usize = 16_384;
     const RESPONSE: usize = Self::COMMAND;
     const LITERALS: bool = true;
+    const STRING_RESPONSES: bool = true;
 
     fn greet(&self, channel: Channel, out: &mut SecretBuf) {
         self.list(channel, out);

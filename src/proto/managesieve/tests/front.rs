@@ -219,6 +219,14 @@ fn command_in_the_wrong_state_is_refused_and_the_session_continues() {
 }
 
 #[test]
+fn http_request_in_place_of_a_response_is_disconnected() {
+    for request in ["C: GET / HTTP/1.1", "c: POST / HTTP/1.1\\n", "C: PUT"] {
+        let sent = "C: AUTHENTICATE \"PLAIN\"\nS: \"\"";
+        script(TLS, &format!("{sent}\n{request}\nS: BYE \"This is a mail server\"\n=> quit ProtocolError"));
+    }
+}
+
+#[test]
 fn login_is_accepted_in_every_form() {
     script(
         TLS,
