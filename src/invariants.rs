@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn auth_http_question() {
+    fn auth_http_request() {
         corpus("auth_http", auth_http);
     }
 

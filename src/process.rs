@@ -115,7 +115,7 @@ pub(crate) struct Shared {
     /// The relayed sessions.
     pub registry: Arc<Registry>,
     /// Applies changes of the directory.
-    pub follow: ChangeTracker,
+    pub tracker: ChangeTracker,
     /// Ends sessions at a pace.
     pub closer: Arc<Closer>,
     /// The backends that are out of service.
@@ -148,7 +148,7 @@ impl Shared {
         let registry = Arc::<Registry>::default();
         let closer = Arc::new(Closer::new(Arc::clone(&registry)));
         Arc::new(Self {
-            follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
+            tracker: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
             maintenance: Maintenance::new(Arc::clone(&closer)),
             closer,
             throttle: Throttle::new(&snapshot.config.throttle, Arc::clone(&metrics)),
@@ -170,7 +170,7 @@ impl Shared {
         LoginContext {
             in_force: &self.snapshot,
             limits: &self.throttle,
-            tracking: &self.follow,
+            tracking: &self.tracker,
             sessions: &self.registry,
             maintenance: &self.maintenance,
             metrics: &self.metrics,

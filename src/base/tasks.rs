@@ -28,7 +28,7 @@ labels! {
     pub(crate) enum Task {
         /// Accepts clients at one listener.
         Listener => "listener",
-        /// Accepts nginx' questions.
+        /// Accepts nginx' requests.
         AuthHttp => "auth_http",
         /// Accepts connections at the side port.
         SidePort => "side_port",

@@ -218,8 +218,8 @@ impl Authenticator {
         {
             return cached;
         }
-        let question = || self.question(credential.clone(), gate.cloned());
-        let result = self.flights.join(credential, question).await;
+        let lookup = || self.look_up(credential.clone(), gate.cloned());
+        let result = self.flights.join(credential, lookup).await;
         match result {
             // The first logins of an outage detect it here.
             Ok(result) if ask == LookupMode::Cached && matches!(result.0, Err(DirectoryError::Unavailable(_))) => {
@@ -291,7 +291,7 @@ impl Authenticator {
     }
 
     /// The lookup of one flight: asks, and updates the cache even when every client is gone.
-    fn question(
+    fn look_up(
         &self,
         credential: Credential,
         gate: Option<Arc<BindGate>>,

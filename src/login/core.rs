@@ -18,7 +18,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::tracking::{ChangeTracker, TrackedEntries, TrackingContext};
 
 /// A user logged in by a cached decision was tracked when it was cached, and is until the session is listed.
-const KNOWN_LONGER: Duration = Duration::from_secs(60);
+const RETENTION: Duration = Duration::from_secs(60);
 
 /// One configuration, with what decides about logins under it.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ fn tracked(config: &Config) -> TrackedEntries {
     let decisions = usize::try_from(config.cache.capacity).unwrap_or(usize::MAX);
     TrackedEntries::new(
         decisions.saturating_add(config.limits.connections),
-        config.cache.ttl.max(config.cache.stale) + KNOWN_LONGER,
+        config.cache.ttl.max(config.cache.stale) + RETENTION,
     )
 }
 

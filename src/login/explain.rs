@@ -9,7 +9,7 @@ use crate::outcome::Refusal;
 use crate::proto::PROTOCOLS;
 use crate::routing;
 
-/// What is known about a login, as far as it came.
+/// The result of a lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verdict {
     /// The entry.
@@ -48,7 +48,7 @@ impl Verdict {
     /// What is no login name.
     #[must_use]
     pub(crate) fn no_login() -> Self {
-        Self::refused(Refusal::InvalidUsername, "no login name: it is empty, too long or holds a control character")
+        Self::refused(Refusal::InvalidUsername, "invalid login name: empty, too long or with a control character")
     }
 
     /// Of what the directory answered.
@@ -102,7 +102,8 @@ impl Verdict {
             DirectoryError::Unavailable(trouble) => {
                 let hint = match trouble {
                     UnavailableCause::NoServiceAccount => {
-                        "; with user_dn only the user may read the entry: give bind_dn a service account, or use --password-stdin"
+                        "; with user_dn only the user may read the entry: give bind_dn a service account, or use \
+                         --password-stdin"
                     }
                     UnavailableCause::Connection { .. }
                     | UnavailableCause::Timeout
@@ -156,7 +157,7 @@ fn goal(config: &Config, entry: &Entry, login: &Login) -> (Result<Goal, Refusal>
         }
     };
     let why = if route.by_default { format!("no {attribute}, so routing.default") } else { format!("its {attribute}") };
-    let words = format!("would be sent to {} ({why})", route.backend);
+    let words = format!("would be routed to {} ({why})", route.backend);
     let goal = Goal { backend: route.backend.to_owned(), by_default: route.by_default, login };
     (Ok(goal), words)
 }

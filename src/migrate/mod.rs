@@ -19,15 +19,15 @@ use tokio::time::sleep;
 use crate::base::credential::Login;
 use crate::directory::{Directory, DirectoryError, Entry, ListedUser, NameKind, UnavailableCause};
 
-/// Questions to the directory under way at a time: they share one connection with each other and with
-/// no login, and a small server still answers logins beside them.
+/// Lookups in progress at a time: they share one connection with each other and with no login, and a small
+/// server still serves logins at the same time.
 pub(crate) const AT_ONCE: usize = 8;
 
-/// How long to wait before a question that was not answered in time is asked again.
+/// The pauses before a lookup that timed out is repeated.
 const PAUSES: [Duration; 3] = [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
 
-/// Asks as a login asks. Of many thousand questions one may meet a busy moment: no client waits for it, so
-/// that it is asked again before all of them are given up.
+/// Looks up a name as a login does. No client waits for it, so that a lookup that times out is repeated before
+/// the whole list is given up.
 async fn look_up(directory: &dyn Directory, login: &Login) -> Result<Entry, DirectoryError> {
     for pause in PAUSES {
         match directory.find(login, NameKind::Login).await.0 {

@@ -27,7 +27,7 @@ pub(super) async fn close_sessions(shared: Arc<Shared>, task: Task) {
 pub(super) async fn follow(shared: Arc<Shared>) {
     loop {
         let snapshot = shared.snapshot.load_full();
-        let tell = |change| shared.follow.take(change, &snapshot.setting());
+        let tell = |change| shared.tracker.take(change, &snapshot.setting());
         let followed = tokio::select! {
             end = AssertUnwindSafe(watch(&*snapshot.directory, &tell)).catch_unwind() => end.map(drop),
             () = replaced(&shared, &snapshot) => Ok(()),
@@ -59,7 +59,7 @@ async fn replaced(shared: &Shared, snapshot: &Arc<Snapshot>) {
                 }
             }
             _ = sweep.tick() => {
-                shared.follow.end_expired(&snapshot.setting());
+                shared.tracker.end_expired(&snapshot.setting());
                 snapshot.authn.entries().sweep(|entry| shared.registry.has(&entry.names()));
             }
         }

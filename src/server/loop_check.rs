@@ -27,18 +27,18 @@ fn find(
     look_up: impl Fn(&Address) -> Vec<SocketAddr> + Send + 'static,
 ) -> Vec<Problem> {
     let own: Vec<SocketAddr> = config.listeners.iter().map(|listener| listener.address).collect();
-    let mut questions = Vec::new();
+    let mut lookups = Vec::new();
     for (index, backend) in config.routing.backends.iter().enumerate() {
         for endpoint in &backend.endpoints {
             let key = format!("routing.backends[{index}].{}.address", endpoint.protocol.name);
-            questions.extend(endpoint.addresses.iter().map(|address| (key.clone(), address.clone())));
+            lookups.extend(endpoint.addresses.iter().map(|address| (key.clone(), address.clone())));
         }
     }
     // What needs no resolver does not wait for it.
-    questions.sort_by_key(|(_, address)| address.host.parse::<IpAddr>().is_err());
+    lookups.sort_by_key(|(_, address)| address.host.parse::<IpAddr>().is_err());
     let (answer, answers) = mpsc::channel();
     let ask = move || {
-        for (key, address) in questions {
+        for (key, address) in lookups {
             let found = look_up(&address);
             if answer.send((key, found)).is_err() {
                 return; // the receiver is gone

@@ -26,7 +26,7 @@ const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
 /// Before another try to connect to a socket whose queue is full.
 const QUEUE_PAUSE: Duration = Duration::from_millis(10);
 
-/// Why the running usher could not be asked.
+/// Why a request to the running usher failed.
 #[derive(Debug, Error)]
 pub(crate) enum ControlError {
     /// The socket cannot be opened.
@@ -38,7 +38,7 @@ pub(crate) enum ControlError {
         source: io::Error,
     },
     /// The answer did not come in time.
-    #[error("usher did not answer in time")]
+    #[error("no reply from usher in time")]
     Timeout,
     /// The socket of a predecessor is another process'.
     #[error("the socket belongs to process {} of user {uid}, not to the process in its name; no request is sent", .pid.unwrap_or(0))]
@@ -49,9 +49,9 @@ pub(crate) enum ControlError {
         pid: Option<i32>,
     },
     /// HTTP failed.
-    #[error("usher's answer broke off: {0}")]
+    #[error("incomplete reply from usher: {0}")]
     Http(#[from] hyper::Error),
-    /// It does not do what it was asked for, in its own words.
+    /// It refused the request, with this text.
     #[error("{words}")]
     Refused {
         /// The status.
@@ -60,7 +60,7 @@ pub(crate) enum ControlError {
         words: String,
     },
     /// The answer is too large or is no JSON of this version.
-    #[error("usher's answer cannot be read: {0}")]
+    #[error("invalid reply from usher: {0}")]
     Unreadable(String),
 }
 
@@ -68,7 +68,7 @@ pub(crate) enum ControlError {
 fn way_out(error: &io::Error) -> &'static str {
     let kind = error.kind();
     if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
-        "usher does not run there; start it, or name its configuration with --config"
+        "usher is not running; start it, or give its configuration with --config"
     } else if kind == io::ErrorKind::PermissionDenied {
         "only usher's user, root and members of `control.group` may use it: try sudo"
     } else {
@@ -130,7 +130,7 @@ pub(crate) async fn ask_all<T: DeserializeOwned>(
         Ok::<_, ControlError>((user, request(stream, method, path).await?))
     };
     let (user, serving) = timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| ControlError::Timeout)??;
-    let questions = socket::predecessors(socket).into_iter().map(|(process, its_socket)| async move {
+    let requests = socket::predecessors(socket).into_iter().map(|(process, its_socket)| async move {
         let asked = async {
             let stream = connect(&its_socket).await?;
             believe(&stream, process, user)?;
@@ -139,7 +139,7 @@ pub(crate) async fn ask_all<T: DeserializeOwned>(
         let answer = timeout(PREDECESSOR_TIMEOUT, asked).await.unwrap_or(Err(ControlError::Timeout));
         (its_socket, answer)
     });
-    let answers = join_all(questions).await.into_iter();
+    let answers = join_all(requests).await.into_iter();
     let before = answers.filter(|(_, answer)| !answer.as_ref().is_err_and(ControlError::is_absence)).collect();
     Ok(Answers { serving, before })
 }
@@ -176,7 +176,7 @@ async fn request<T: DeserializeOwned>(stream: UnixStream, method: &str, path: &s
         let body = body.map_err(|error| ControlError::Unreadable(error.to_string()))?.to_bytes();
         if !status.is_success() {
             let words = serde_json::from_slice::<ErrorReply>(&body).map(|problem| problem.error);
-            let words = words.unwrap_or_else(|_| format!("usher answered {status}"));
+            let words = words.unwrap_or_else(|_| format!("usher replied {status}"));
             return Err(ControlError::Refused { status, words });
         }
         serde_json::from_slice(&body).map_err(|error| ControlError::Unreadable(error.to_string()))

@@ -101,11 +101,11 @@ impl BindClient {
     /// A search as the bound identity.
     pub(crate) async fn search(
         &mut self,
-        question: &SearchRequest,
+        query: &SearchRequest,
         time_limit: Duration,
     ) -> Result<SearchResult, ConnectionError> {
         let id = self.next_id();
-        let request = request::search(id, question, time_limit);
+        let request = request::search(id, query, time_limit);
         let mut request = request.ok_or(ConnectionFault::InvalidFilter)?;
         self.send(&mut request).await?;
         let mut found = SearchResult::default();
@@ -115,7 +115,7 @@ impl BindClient {
                     Some(message.outcome().map(|outcome| Some(outcome.code)).ok_or(ConnectionError::Malformed))
                 }
                 frames::SEARCH_ENTRY => {
-                    Some(found.count(|| read_message(message.body, &question.attributes)).map(|()| None))
+                    Some(found.count(|| read_message(message.body, &query.attributes)).map(|()| None))
                 }
                 // Continuation references accompany entries (AD always sends them): not followed.
                 frames::SEARCH_REFERENCE | frames::INTERMEDIATE_RESPONSE => Some(Ok(None)),

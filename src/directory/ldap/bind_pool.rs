@@ -93,15 +93,15 @@ impl BindPool {
     pub(crate) async fn read(
         &self,
         lease: &mut BindLease,
-        question: &SearchRequest,
+        query: &SearchRequest,
         deadline: Instant,
         trace: &mut Trace,
     ) -> Result<SearchResult, UnavailableCause> {
-        let (asked, origin) = (Instant::now(), question.origin());
-        let answer = lease.connection.search(question, self.endpoint.patience);
-        let answer = self.endpoint.timed(question.operation, deadline, trace, answer, |found| found.code).await;
-        let found = answer.map_err(|error| self.endpoint.note_error(question.operation, origin, &error))?;
-        self.endpoint.note_result(question.operation, origin, found.code, asked).map_err(RequestError::cause)?;
+        let (asked, origin) = (Instant::now(), query.origin());
+        let answer = lease.connection.search(query, self.endpoint.patience);
+        let answer = self.endpoint.timed(query.operation, deadline, trace, answer, |found| found.code).await;
+        let found = answer.map_err(|error| self.endpoint.note_error(query.operation, origin, &error))?;
+        self.endpoint.note_result(query.operation, origin, found.code, asked).map_err(RequestError::cause)?;
         Ok(found)
     }
 

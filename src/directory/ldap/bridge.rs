@@ -18,7 +18,7 @@ use crate::directory::ldap::frames::Frames;
 use crate::tls::stream::Stream;
 
 /// Bytes of requests read at once.
-const QUESTIONS: usize = 16 * 1_024;
+const REQUESTS: usize = 16 * 1_024;
 
 #[derive(Debug)]
 pub(crate) struct Bridge {
@@ -27,7 +27,7 @@ pub(crate) struct Bridge {
     /// ldap3 has the other end of the pair.
     library: UnixStream,
     /// Requests from ldap3; those from `sent` on are not sent yet.
-    questions: Vec<u8>,
+    requests: Vec<u8>,
     sent: usize,
     /// Whether TLS holds data that the socket has not taken.
     unsent: bool,
@@ -36,14 +36,14 @@ pub(crate) struct Bridge {
 impl Bridge {
     pub(crate) fn new(server: Stream<LdapSocket>, mut frames: Frames, library: UnixStream) -> Self {
         frames.expect_no_binds();
-        Self { server, frames, library, questions: Vec::new(), sent: 0, unsent: false }
+        Self { server, frames, library, requests: Vec::new(), sent: 0, unsent: false }
     }
 
     /// Runs until one side ends: returns the error, if it is the server's, and ldap3's end of the pair, to be
     /// closed by the caller.
     pub(crate) async fn run(mut self) -> (Option<ConnectionError>, UnixStream) {
         let error = poll_fn(|cx| match self.poll_answers(cx) {
-            Poll::Pending => self.poll_questions(cx),
+            Poll::Pending => self.poll_requests(cx),
             error => error,
         })
         .await;
@@ -77,9 +77,9 @@ impl Bridge {
     }
 
     /// Forwards requests; ready at the end.
-    fn poll_questions(&mut self, cx: &mut Context<'_>) -> Poll<Option<ConnectionError>> {
+    fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<Option<ConnectionError>> {
         loop {
-            let left = self.questions.get(self.sent..).unwrap_or_default();
+            let left = self.requests.get(self.sent..).unwrap_or_default();
             if !left.is_empty() {
                 match ready!(Pin::new(&mut self.server).poll_write(cx, left)) {
                     Ok(n) if n > 0 => (self.sent, self.unsent) = (self.sent + n, true),
@@ -94,12 +94,12 @@ impl Bridge {
                 }
                 self.unsent = false;
             }
-            self.questions.resize(QUESTIONS, 0);
+            self.requests.resize(REQUESTS, 0);
             self.sent = 0;
-            let mut read = ReadBuf::new(&mut self.questions);
+            let mut read = ReadBuf::new(&mut self.requests);
             let came = Pin::new(&mut self.library).poll_read(cx, &mut read);
             let length = read.filled().len();
-            self.questions.truncate(length);
+            self.requests.truncate(length);
             match ready!(came) {
                 Ok(()) if length > 0 => {}
                 Ok(()) | Err(_) => return Poll::Ready(None),

@@ -96,8 +96,8 @@ impl Ldap {
                 return examined;
             }
         };
-        let ask = async |question: SearchRequest| {
-            let asked = search::one(&connection, &question, server.endpoint.patience);
+        let ask = async |query: SearchRequest| {
+            let asked = search::one(&connection, &query, server.endpoint.patience);
             timeout_at(deadline(), asked)
                 .await
                 .unwrap_or(Err(ConnectionError::Timeout))
@@ -111,16 +111,16 @@ impl Ldap {
             examined.base = Some(found.map(|found| (found.code, found.entries > 0)));
         }
         let canary = settings.canary.as_ref().and_then(|canary| Login::parse(canary.login.as_bytes()));
-        let question = match (sample.or(canary.as_ref()), &settings.find) {
+        let query = match (sample.or(canary.as_ref()), &settings.find) {
             (None, _) => Some(search(&base, users.clone(), attributes)),
             (Some(login), Find::Search { base, filter, .. }) => {
                 template::filter(filter, login).map(|filter| search(base, filter, attributes))
             }
-            (Some(login), find) => request_by_name(find, login, attributes).map(|(_, question)| question),
+            (Some(login), find) => request_by_name(find, login, attributes).map(|(_, query)| query),
         };
-        if let Some(question) = question {
-            let filter = if question.scope == Scope::Base { question.base.clone() } else { question.filter.clone() };
-            let found = ask(question).await;
+        if let Some(query) = query {
+            let filter = if query.scope == Scope::Base { query.base.clone() } else { query.filter.clone() };
+            let found = ask(query).await;
             examined.sample =
                 Some(found.map(|SearchResult { code, entries, first }| SampleLookup { filter, code, entries, first }));
         }

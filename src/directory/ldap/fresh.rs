@@ -27,7 +27,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How to check whether a server has caught up with an entry.
 #[derive(Clone, Copy)]
 pub(crate) struct FreshnessCheck<'a> {
-    pub(crate) question: &'a SearchRequest,
+    pub(crate) query: &'a SearchRequest,
     pub(crate) floor: &'a dyn Floor,
 }
 
@@ -41,7 +41,7 @@ impl Ldap {
         trace: &mut Trace,
     ) -> Result<Option<(Entry, Arc<Server>)>, DirectoryError> {
         let started = Instant::now();
-        let (found, server) = self.ask(check.question, time, trace).await?;
+        let (found, server) = self.ask(check.query, time, trace).await?;
         let shown = match found {
             SearchResult { code: 0, entries: 1, first: Some(entry) } => {
                 Some((verdict::require_dn(entry, trace)?, server))
@@ -75,7 +75,7 @@ impl Ldap {
             let is_asked = Arc::ptr_eq(server, asked);
             if !is_asked
                 && server.enter()
-                && let Some(found) = self.shown_by(server, check.question, deadline, trace).await
+                && let Some(found) = self.shown_by(server, check.query, deadline, trace).await
             {
                 match verdict::single_entry(found, trace) {
                     Ok(entry) => return Some((entry, Arc::clone(server))),
@@ -109,7 +109,7 @@ impl Ldap {
             Freshness::CaughtUp => return Ok((entry, server)),
             newest @ (Freshness::Behind(_) | Freshness::Hidden(_) | Freshness::Deleted) => newest,
         };
-        debug!(server = %server.url, "directory server lags behind a change; asking other servers");
+        debug!(server = %server.url, "directory server lags behind a change; trying other servers");
         let mut pause = PAUSE;
         loop {
             let followed = check.floor.followed();
@@ -120,7 +120,7 @@ impl Ldap {
                     probe_if_due(server, false, true);
                     continue;
                 }
-                let Some(found) = self.shown_by(server, check.question, time.deadline, trace).await else { continue };
+                let Some(found) = self.shown_by(server, check.query, time.deadline, trace).await else { continue };
                 match verdict::single_entry(found, trace) {
                     Ok(entry) => match check.floor.freshness(&entry, &server.url) {
                         Freshness::CaughtUp => return Ok((entry, Arc::clone(server))),
@@ -145,11 +145,11 @@ impl Ldap {
     pub(crate) async fn has_caught_up(
         &self,
         server: &Arc<Server>,
-        FreshnessCheck { question, floor }: FreshnessCheck<'_>,
+        FreshnessCheck { query, floor }: FreshnessCheck<'_>,
         deadline: Instant,
         trace: &mut Trace,
     ) -> bool {
-        let Some(found) = self.shown_by(server, question, deadline, trace).await else { return false };
+        let Some(found) = self.shown_by(server, query, deadline, trace).await else { return false };
         let entry = verdict::single_entry(found, trace);
         entry.is_ok_and(|entry| matches!(floor.freshness(&entry, &server.url), Freshness::CaughtUp))
     }
@@ -158,11 +158,11 @@ impl Ldap {
     async fn shown_by(
         &self,
         server: &Arc<Server>,
-        question: &SearchRequest,
+        query: &SearchRequest,
         deadline: Instant,
         trace: &mut Trace,
     ) -> Option<SearchResult> {
-        let found = server.service.search(question, deadline, trace).await.ok()?;
+        let found = server.service.search(query, deadline, trace).await.ok()?;
         if found.lacks_mail_host() {
             server.service.confirm_canary(deadline).await.ok()?;
         }

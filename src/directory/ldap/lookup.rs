@@ -116,7 +116,7 @@ pub(super) fn describe(find: &Find, login: &Login, attributes: &Arc<Attributes>)
         }
         Find::UserDn { template, .. } => template::dn(template, login).map(|dn| format!("read {dn}")),
         Find::Principal { base, .. } => request_by_name(find, login, attributes)
-            .map(|(_, question)| format!("search for {} under {base}", question.filter)),
+            .map(|(_, query)| format!("search for {} under {base}", query.filter)),
     };
     described.unwrap_or_else(|| {
         "no lookup: the name lacks a part that the template requires, or has a character that it does not allow"

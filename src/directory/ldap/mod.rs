@@ -149,13 +149,12 @@ impl Ldap {
         let password = self.sendable(password)?;
         match &self.settings.find {
             Find::Search { base, filter, .. } => {
-                let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
+                let query = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
                 let started = Instant::now();
-                let found = self.ask(&question, &mut time, trace).await;
+                let found = self.ask(&query, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, server) = found?;
-                let (check, shown) =
-                    (FreshnessCheck { question: &question, floor }, verdict::single_entry(found, trace)?);
+                let (check, shown) = (FreshnessCheck { query: &query, floor }, verdict::single_entry(found, trace)?);
                 let found = self.caught_up(check, (shown, server), &time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (mut entry, server) = found?;
@@ -173,28 +172,28 @@ impl Ldap {
                 trace.behind = !matches!(floor.freshness(&entry, answered), Freshness::CaughtUp);
                 let (server, lease, accepted) = bound?;
                 server.binds.give_back(lease);
-                if let Some(question) = self.group_request(&entry.dn) {
+                if let Some(query) = self.group_request(&entry.dn) {
                     let found = match check {
                         // Another server might not have received this change yet.
                         Some(_) => server
                             .service
-                            .search(&question, time.deadline, trace)
+                            .search(&query, time.deadline, trace)
                             .await
                             .map_err(|failure| DirectoryError::Unavailable(failure.cause()))?,
-                        None => self.ask(&question, &mut time, trace).await?.0,
+                        None => self.ask(&query, &mut time, trace).await?.0,
                     };
                     entry.in_group = verdict::matches(&found, trace)?;
                 }
                 Ok(Identity::from_bind(accepted, entry))
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
-                let (name, question) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
+                let (name, query) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
                 let named = Entry::unread(name.as_str().into());
                 if refused_before(&named) {
                     return Err(DirectoryError::RefusedBefore { dn: named.dn });
                 }
                 let check = (floor.concerns(&name) && self.settings.find.service().is_some())
-                    .then_some(FreshnessCheck { question: &question, floor });
+                    .then_some(FreshnessCheck { query: &query, floor });
                 // An entry without a recent change is bound without a lookup.
                 let found = match check {
                     Some(check) => self.find_before_bind(check, &mut time, trace).await?,
@@ -216,12 +215,12 @@ impl Ldap {
                 let (server, mut lease, accepted) = bound?;
 
                 let started = Instant::now();
-                let found = server.binds.read(&mut lease, &question, time.deadline, trace).await;
+                let found = server.binds.read(&mut lease, &query, time.deadline, trace).await;
                 trace.search = Some(started.elapsed());
                 // The bind was answered: whatever the read returns, no other server gets the password.
                 let mut entry = verdict::read_entry(found.map_err(DirectoryError::Unavailable)?, trace)?;
-                if let Some(question) = self.group_request(&entry.dn) {
-                    let found = server.binds.read(&mut lease, &question, time.deadline, trace).await;
+                if let Some(query) = self.group_request(&entry.dn) {
+                    let found = server.binds.read(&mut lease, &query, time.deadline, trace).await;
                     entry.in_group = verdict::matches(&found.map_err(DirectoryError::Unavailable)?, trace)?;
                 }
                 server.binds.give_back(lease);
@@ -252,8 +251,8 @@ impl Ldap {
         let started = Instant::now();
         let mut entry = match &self.settings.find {
             Find::Search { base, filter, .. } => {
-                let question = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
-                let found = self.ask(&question, &mut time, trace).await;
+                let query = self.search(base, template::filter(filter, login).ok_or(DirectoryError::NoEntry)?);
+                let found = self.ask(&query, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 verdict::single_entry(found?.0, trace)?
             }
@@ -261,8 +260,8 @@ impl Ldap {
                 return Err(DirectoryError::Unavailable(UnavailableCause::NoServiceAccount));
             }
             Find::UserDn { .. } | Find::Principal { .. } => {
-                let (_, question) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
-                let found = self.ask(&question, &mut time, trace).await;
+                let (_, query) = self.request_by_name(login).ok_or(DirectoryError::NoEntry)?;
+                let found = self.ask(&query, &mut time, trace).await;
                 trace.search = Some(started.elapsed());
                 let (found, _) = found?;
                 if found.code == NO_SUCH_OBJECT {
@@ -271,8 +270,8 @@ impl Ldap {
                 verdict::read_entry(found, trace)?
             }
         };
-        if let Some(question) = self.group_request(&entry.dn) {
-            let (found, _) = self.ask(&question, &mut time, trace).await?;
+        if let Some(query) = self.group_request(&entry.dn) {
+            let (found, _) = self.ask(&query, &mut time, trace).await?;
             entry.in_group = verdict::matches(&found, trace)?;
         }
         Ok(entry)
@@ -281,14 +280,14 @@ impl Ldap {
     /// Asks as the service account, on the first server that gives a verdict.
     pub(super) async fn ask(
         &self,
-        question: &SearchRequest,
+        query: &SearchRequest,
         time: &mut DecisionTime,
         trace: &mut Trace,
     ) -> Result<(SearchResult, Arc<Server>), DirectoryError> {
         let mut tries = self.pool.candidates(time, None);
         loop {
             let server = tries.next(time, trace).await?;
-            let mut answer = server.service.search(question, time.deadline, trace).await;
+            let mut answer = server.service.search(query, time.deadline, trace).await;
             // No entry, or no mail host: only accepted from a server that returns the canary.
             if answer.as_ref().is_ok_and(SearchResult::lacks_mail_host)
                 && let Err(cause) = server.service.confirm_canary(time.deadline).await

@@ -34,9 +34,9 @@ struct CanaryState {
 }
 
 impl ServerProbe {
-    /// With `mail_host`, `question` asks for the canary.
-    pub(crate) fn new(question: Arc<SearchRequest>, mail_host: Option<String>) -> Self {
-        Self { request: question, mail_host, canary: Mutex::default() }
+    /// With `mail_host`, `query` asks for the canary.
+    pub(crate) fn new(query: Arc<SearchRequest>, mail_host: Option<String>) -> Self {
+        Self { request: query, mail_host, canary: Mutex::default() }
     }
 
     pub(crate) fn has_canary(&self) -> bool {
@@ -67,11 +67,10 @@ impl ServerProbe {
         connection: &mut BindClient,
         deadline: Instant,
     ) -> Result<(), UnavailableCause> {
-        let question = &self.request;
-        let asked = connection.search(question, endpoint.patience);
-        let answer =
-            endpoint.timed(question.operation, deadline, &mut Trace::default(), asked, |found| found.code).await;
-        let found = answer.map_err(|error| endpoint.note_error(question.operation, OperationOrigin::Probe, &error))?;
+        let query = &self.request;
+        let asked = connection.search(query, endpoint.patience);
+        let answer = endpoint.timed(query.operation, deadline, &mut Trace::default(), asked, |found| found.code).await;
+        let found = answer.map_err(|error| endpoint.note_error(query.operation, OperationOrigin::Probe, &error))?;
         self.check(endpoint, &found)
     }
 

@@ -50,17 +50,17 @@ pub(crate) fn start_tls(id: u32) -> SecretBuf {
 }
 
 /// A search for one entry, or for one that should be the only one; `None` if its filter cannot be parsed.
-pub(crate) fn search(id: u32, question: &SearchRequest, time_limit: Duration) -> Option<SecretBuf> {
-    let filter = encoded(&ldap3::parse_filter(&question.filter).ok()?.into_structure())?;
-    let scope = match question.scope {
+pub(crate) fn search(id: u32, query: &SearchRequest, time_limit: Duration) -> Option<SecretBuf> {
+    let filter = encoded(&ldap3::parse_filter(&query.filter).ok()?.into_structure())?;
+    let scope = match query.scope {
         Scope::Base => 0,
         Scope::OneLevel => 1,
         Scope::Subtree => 2,
     };
-    let (size, seconds) = question.limits(time_limit);
-    let names = question.attributes.names().into_iter().flat_map(|name| wrapped(OCTET_STRING, &[name.as_bytes()]));
+    let (size, seconds) = query.limits(time_limit);
+    let names = query.attributes.names().into_iter().flat_map(|name| wrapped(OCTET_STRING, &[name.as_bytes()]));
     let parts = [
-        wrapped(OCTET_STRING, &[question.base.as_bytes()]),
+        wrapped(OCTET_STRING, &[query.base.as_bytes()]),
         wrapped(ENUMERATED, &[&[scope]]),
         // Aliases are not followed.
         wrapped(ENUMERATED, &[&[0]]),
@@ -135,14 +135,14 @@ mod tests {
 
     #[test]
     fn search_is_encoded_as_by_ldap3() {
-        let question = SearchRequest {
+        let query = SearchRequest {
             operation: "read",
             base: "uid=alice,dc=x".to_owned(),
             scope: Scope::Base,
             filter: "(&(objectClass=*)(!(|(uid=a*b)(cn>=\\2a))))".to_owned(),
             attributes: Arc::new(Attributes { roles: Vec::new(), named_by_dn: false }),
         };
-        let request = search(7, &question, Duration::from_millis(1_200)).unwrap();
+        let request = search(7, &query, Duration::from_millis(1_200)).unwrap();
         let (message, _) = tagged(request.as_slice(), SEQUENCE).unwrap();
         let (_, operation) = tagged(message, INTEGER).unwrap();
         let (body, _) = tagged(operation, 0x63).unwrap();
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(fixed, expected);
         // ldap3's own reader finds the filter that ldap3 has parsed.
         let (_, read) = ldap3::asn1::parse_tag(filter).unwrap();
-        assert_eq!(read, ldap3::parse_filter(&question.filter).unwrap().into_structure());
+        assert_eq!(read, ldap3::parse_filter(&query.filter).unwrap().into_structure());
         let (_, _, names) = element(filter).unwrap();
         assert_eq!(names, b"\x30\x00");
     }

@@ -154,13 +154,13 @@ impl ServiceAccount {
     /// Searches on the search connection, as the service account.
     pub(crate) async fn search(
         self: &Arc<Self>,
-        question: &SearchRequest,
+        query: &SearchRequest,
         deadline: Instant,
         trace: &mut Trace,
     ) -> Result<SearchResult, RequestError> {
         let mut shared = self.search_connection(deadline, trace).await?;
         let (mut asked, reused) = (Instant::now(), shared.is_used());
-        let mut answer = self.ask(&shared, question, deadline, trace).await;
+        let mut answer = self.ask(&shared, query, deadline, trace).await;
         if reused
             && matches!(
                 answer,
@@ -170,26 +170,25 @@ impl ServiceAccount {
             // It failed, perhaps because of another request: retried once on a fresh one.
             shared = self.search_connection(deadline, trace).await?;
             asked = Instant::now();
-            answer = self.ask(&shared, question, deadline, trace).await;
+            answer = self.ask(&shared, query, deadline, trace).await;
         }
-        let origin = question.origin();
-        let found = answer.map_err(|error| {
-            RequestError::Indeterminate(self.endpoint.note_error(question.operation, origin, &error))
-        })?;
-        self.endpoint.note_result(question.operation, origin, found.code, asked)?;
+        let origin = query.origin();
+        let found = answer
+            .map_err(|error| RequestError::Indeterminate(self.endpoint.note_error(query.operation, origin, &error)))?;
+        self.endpoint.note_result(query.operation, origin, found.code, asked)?;
         Ok(found)
     }
 
     async fn ask(
         &self,
         shared: &Arc<SearchConnection>,
-        question: &SearchRequest,
+        query: &SearchRequest,
         deadline: Instant,
         trace: &mut Trace,
     ) -> Result<SearchResult, ConnectionError> {
         shared.mark_used();
-        let asked = search::one(&shared.connection, question, self.endpoint.patience);
-        let answer = self.endpoint.timed(question.operation, deadline, trace, asked, |found| found.code).await;
+        let asked = search::one(&shared.connection, query, self.endpoint.patience);
+        let answer = self.endpoint.timed(query.operation, deadline, trace, asked, |found| found.code).await;
         if answer.is_err() {
             // Requests that still wait on it keep it open; no new request gets it.
             let mut slot = locked(&self.search);

@@ -125,10 +125,10 @@ fn count(shared: &Shared, result: AuthHttpResult) {
 /// Serves one request.
 async fn exchange(tcp: TcpStream, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) {
     let mut stream = Stream::from(tcp);
-    let question = timeout(READ_TIMEOUT, question(&mut stream)).await.unwrap_or(Err(NoReply::Timeout));
-    let question = question.and_then(|question| admitted(question, snapshot.auth_http_key.as_ref()));
-    let text = match question {
-        Ok(question) => answer(question, nginx, shared, snapshot).await,
+    let request = timeout(READ_TIMEOUT, next_request(&mut stream)).await.unwrap_or(Err(NoReply::Timeout));
+    let request = request.and_then(|request| admitted(request, snapshot.auth_http_key.as_ref()));
+    let text = match request {
+        Ok(request) => answer(request, nginx, shared, snapshot).await,
         Err(unanswered) => {
             count(shared, unanswered.result());
             // A health check, or a client that exited.
@@ -150,7 +150,7 @@ async fn exchange(tcp: TcpStream, nginx: IpAddr, shared: &Shared, snapshot: &Sna
 }
 
 /// Reads a request into memory that is wiped.
-async fn question(stream: &mut Stream) -> Result<Request, NoReply> {
+async fn next_request(stream: &mut Stream) -> Result<Request, NoReply> {
     let mut input = SecretBuf::new();
     loop {
         match stream.fill(&mut input).await {
@@ -164,14 +164,14 @@ async fn question(stream: &mut Stream) -> Result<Request, NoReply> {
 }
 
 /// Checks the key of a request, if one is configured.
-fn admitted(question: Request, key: Option<&Secret>) -> Result<Request, NoReply> {
-    let same = key.is_none_or(|key| question.key.expose().ct_eq(key.expose()).into());
-    if same { Ok(question) } else { Err(NoReply::Key) }
+fn admitted(request: Request, key: Option<&Secret>) -> Result<Request, NoReply> {
+    let same = key.is_none_or(|key| request.key.expose().ct_eq(key.expose()).into());
+    if same { Ok(request) } else { Err(NoReply::Key) }
 }
 
 /// Decides, writes the `login` event and formats the reply for nginx.
-async fn answer(question: Request, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) -> String {
-    let Request { login, password, plain, protocol, nginx: row, client, attempts, .. } = question;
+async fn answer(request: Request, nginx: IpAddr, shared: &Shared, snapshot: &Snapshot) -> String {
+    let Request { login, password, plain, protocol, nginx: row, client, attempts, .. } = request;
     if !plain {
         count(shared, AuthHttpResult::Method);
         let code = Some("504 5.5.4".to_owned());

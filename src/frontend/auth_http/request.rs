@@ -20,7 +20,7 @@ const MOST: usize = 32 * 1024;
 const NAMES: [&str; 7] =
     ["Auth-Method", "Auth-User", "Auth-Pass", "Auth-Protocol", "Auth-Login-Attempt", "Client-IP", "X-Auth-Key"];
 
-/// A question.
+/// A request.
 #[derive(Debug)]
 pub(crate) struct Request {
     /// The name, byte for byte as typed.
@@ -121,7 +121,7 @@ mod tests {
 
     fn good(from: &str, to: &str) -> Request {
         assert!(GOOD.contains(from), "{from}");
-        read(GOOD.replacen(from, to, 1).as_bytes()).unwrap().expect("a whole question")
+        read(GOOD.replacen(from, to, 1).as_bytes()).unwrap().expect("a complete request")
     }
 
     fn bad(from: &str, to: &str) -> RequestSyntaxError {

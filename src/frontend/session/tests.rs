@@ -28,7 +28,7 @@ static ONE_LINE: Protocol = Protocol {
     implicit_port: 0,
     starttls_port: 0,
     usual: &[],
-    promised: |_| false,
+    advertised: |_| false,
     forward_method: None,
     front: one_line,
     back: no_back,

@@ -17,7 +17,7 @@ struct Setup {
     config: Config,
     cache: Cache,
     entries: TrackedEntries,
-    follow: ChangeTracker,
+    tracker: ChangeTracker,
     closer: Arc<Closer>,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
@@ -40,7 +40,7 @@ routing:
     Setup {
         cache: Cache::new(&config.cache),
         entries: TrackedEntries::new(100, Duration::from_secs(300)),
-        follow: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
+        tracker: ChangeTracker::new(Arc::clone(&registry), Arc::clone(&closer), Arc::clone(&metrics)),
         closer,
         config,
         registry,
@@ -65,7 +65,7 @@ impl Setup {
     }
 
     fn take(&self, change: Change) {
-        self.follow.take(change, &self.setting());
+        self.tracker.take(change, &self.setting());
     }
 
     fn shown(&self, entry: Entry) {
@@ -147,7 +147,7 @@ async fn incomplete_refresh_changes_nothing() {
     setup.shown(entry(1, "server4", 2));
     assert_eq!(setup.host(1), "server3", "until it is complete");
     setup.take(Change::Lost);
-    assert_eq!(setup.follow.status(), WatchStatus::Lost);
+    assert_eq!(setup.tracker.status(), WatchStatus::Lost);
     setup.take(began());
     setup.take(Change::Complete);
     assert_eq!((setup.host(1).as_str(), setup.is_cached(1)), ("server3", true));
@@ -189,7 +189,7 @@ async fn password_change_applies_during_the_brake_and_a_move_does_not() {
     changed.version.password_changed = Some(2);
     setup.shown(changed);
     assert_eq!((setup.brake(), setup.host(3).as_str(), setup.is_cached(3)), (3, "server3", false));
-    assert_eq!(setup.follow.confirm(Duration::ZERO, &setup.setting()), 3);
+    assert_eq!(setup.tracker.confirm(Duration::ZERO, &setup.setting()), 3);
     assert_eq!((setup.brake(), setup.host(1).as_str(), setup.host(3).as_str()), (0, "server4", "server4"));
     // After that the count restarts.
     (1..=2).for_each(|number| setup.shown(entry(number, "server3", 4)));
@@ -227,11 +227,11 @@ async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
         // Decided before the change arrived, listed after it.
         let late = session(&setup.registry, &decided);
         let (_late, _asked) = setup.registry.list(late.clone(), basis(&decided));
-        assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Err(why), "{changed:?}");
+        assert_eq!(setup.tracker.check_listed(&late, &basis(&decided), &setup.setting()), Err(why), "{changed:?}");
         // Decided after it.
         if !matches!(why, TerminationReason::Hold | TerminationReason::Disabled | TerminationReason::Expired) {
             let new = Session { backend: changed.mail_hosts.concat().into(), ..late };
-            assert_eq!(setup.follow.check_listed(&new, &basis(&changed), &setup.setting()), Ok(()), "{changed:?}");
+            assert_eq!(setup.tracker.check_listed(&new, &basis(&changed), &setup.setting()), Ok(()), "{changed:?}");
         }
     }
     let setup = setup("").following();
@@ -239,7 +239,7 @@ async fn change_means_the_same_for_a_listed_session_and_for_one_being_listed() {
     let _user = setup.user(&decided);
     setup.take(Change::Deleted { id: decided.version.id, dn: None });
     let late = session(&setup.registry, &decided);
-    assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Err(TerminationReason::Deleted));
+    assert_eq!(setup.tracker.check_listed(&late, &basis(&decided), &setup.setting()), Err(TerminationReason::Deleted));
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,7 +250,7 @@ async fn session_that_is_listed_late_is_listed_under_the_newest_dn() {
     setup.shown(Entry { dn: "cn=1".into(), ..entry(1, "server3", 2) });
     let late = session(&setup.registry, &decided);
     let (_late, mut asked) = setup.registry.list(late.clone(), basis(&decided));
-    assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Ok(()));
+    assert_eq!(setup.tracker.check_listed(&late, &basis(&decided), &setup.setting()), Ok(()));
     assert!(setup.registry.has(&by_dn("cn=1")) && !setup.registry.has(&by_dn(&decided.dn)));
     setup.shown(Entry { dn: "cn=1".into(), ..entry(1, "server4", 3) });
     assert_eq!(setup.asked(&mut asked).await, Some(TerminationReason::Moved));
@@ -399,17 +399,17 @@ async fn sessions_of_an_expired_account_end_at_the_sweep() {
     };
     let soon = i64::try_from(unix_now()).unwrap();
     let (_listed, mut asked) = setup.user(&expiring(soon + 100_000));
-    setup.follow.end_expired(&setup.setting());
+    setup.tracker.end_expired(&setup.setting());
     assert_eq!(setup.asked(&mut asked).await, None);
     // A session whose entry is not tracked, and one whose expiry was postponed.
     let (_other, mut other) = setup.session("submission", &Entry { dn: "uid=7".into(), ..expiring(soon - 1) });
     let (_late, mut late) = setup.session("imap", &expiring(soon - 1));
-    setup.follow.end_expired(&setup.setting());
+    setup.tracker.end_expired(&setup.setting());
     assert_eq!(setup.asked(&mut other).await, Some(TerminationReason::Expired));
     assert_eq!(setup.asked(&mut late).await, None, "the newest date counts");
     setup.take(Change::Lost);
     let (_lost, mut lost) = setup.session("imap", &Entry { dn: "uid=8".into(), ..expiring(soon - 1) });
-    setup.follow.end_expired(&setup.setting());
+    setup.tracker.end_expired(&setup.setting());
     assert_eq!(setup.asked(&mut lost).await, None, "a later date may have been missed");
 }
 
@@ -472,7 +472,7 @@ async fn rename_affects_no_session_of_another_entry() {
     let _new = setup.session("imap", &anew);
     let late = session(&setup.registry, &decided);
     let _late = setup.registry.list(late.clone(), basis(&decided));
-    assert_eq!(setup.follow.check_listed(&late, &basis(&decided), &setup.setting()), Ok(()));
+    assert_eq!(setup.tracker.check_listed(&late, &basis(&decided), &setup.setting()), Ok(()));
     assert!(setup.registry.has(&by_dn("cn=1")) && setup.registry.has(&by_dn("uid=1")));
 }
 

@@ -217,9 +217,9 @@ async fn name_without_a_required_part_sends_no_request() {
         assert_eq!(under.look_up(name).await.0, Err(DirectoryError::NoEntry));
     }
     assert_eq!(server.connections(), 0);
-    let question = |name: &str| under.ldap.describe_lookup(&Login::parse(name.as_bytes()).unwrap());
-    assert_eq!(question("a(@b"), r"search for (mail=a\28@b) under dc=x");
-    assert!(question("alice").starts_with("no lookup:"));
+    let query = |name: &str| under.ldap.describe_lookup(&Login::parse(name.as_bytes()).unwrap());
+    assert_eq!(query("a(@b"), r"search for (mail=a\28@b) under dc=x");
+    assert!(query("alice").starts_with("no lookup:"));
 }
 
 #[tokio::test]

@@ -87,8 +87,8 @@ async fn explain_reads_as_the_service_account_or_reports_an_error() {
     let server = Scripted::start(alice).await;
     let under = Under::new(&[&server], templated(None));
     assert_eq!(cause(under.look_up("alice").await.0), UnavailableCause::NoServiceAccount);
-    let question = under.ldap.describe_lookup(&Login::parse(b"a,b").unwrap());
-    assert_eq!(question, r"read uid=a\2cb,dc=x");
+    let query = under.ldap.describe_lookup(&Login::parse(b"a,b").unwrap());
+    assert_eq!(query, r"read uid=a\2cb,dc=x");
     assert_eq!(server.connections(), 0);
 
     let (_folder, _file, account) = service(b"service");
