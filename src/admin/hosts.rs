@@ -1,7 +1,7 @@
-//! By which names the side port may be asked for.
+//! The names under which the side port may be requested.
 //!
 //! A foreign web page can point its own name at this machine and so make a browser inside the
-//! network read what is here (DNS rebinding): the browser then asks for that name. Only names that are this
+//! network read what is here (DNS rebinding): the browser then requests that name. Only names that are this
 //! machine's are answered; others get 421 (RFC 9110 section 15.5.20).
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -35,7 +35,7 @@ impl OwnNames {
         Self(std::iter::once(name.clone()).chain(full).collect())
     }
 
-    /// Whether a request with these headers asks for this machine. Without a Host it was no browser's.
+    /// Whether a request with these headers names this machine. A request without a Host is not a browser's.
     pub(super) fn are_asked_for(&self, headers: &HeaderMap, snapshot: &Snapshot) -> bool {
         let is_own = |host: &str| {
             let served = || snapshot.tls.certificates().iter().flat_map(|served| &served.names);

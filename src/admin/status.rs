@@ -254,7 +254,8 @@ fn directory(snapshot: &Snapshot, metrics: &Metrics) -> String {
         (url.to_owned(), [Cell::State(mark, words.to_owned())].into_iter().chain(cells).collect())
     };
     Table {
-        caption: "Current connections, requests since the start that failed over to another server, and replication lag",
+        caption: "Current connections, requests since the start that failed over to another server, and replication \
+                  lag",
         heads: &["Server", "State", "Connections", "Failovers", "Lag"],
         rows: snapshot.config.directory.servers.iter().map(|server| row(&server.url)).collect(),
     }
@@ -317,7 +318,7 @@ fn limits(snapshot: &Snapshot, metrics: &Metrics) -> String {
     // A cache may be full for good reasons.
     let capacity = [metrics.cache_entries.get().to_string(), config.cache.capacity.to_string()].map(Cell::Number);
     rows.push(("Users in the cache".to_owned(), capacity.into_iter().chain([Cell::Text(String::new())]).collect()));
-    Table { caption: "What is in use of what is allowed", heads: &["What", "Now", "Limit", "Share"], rows }.to_string()
+    Table { caption: "Current use and limits", heads: &["What", "Now", "Limit", "Share"], rows }.to_string()
 }
 
 fn certificates(snapshot: &Snapshot, now: u64) -> String {
@@ -334,7 +335,7 @@ fn certificates(snapshot: &Snapshot, now: u64) -> String {
         (names, vec![Cell::State(mark, words), Cell::Text(served.chain.display().to_string())])
     };
     Table {
-        caption: "What clients are shown",
+        caption: "Presented to clients",
         heads: &["Names", "State", "File"],
         rows: snapshot.tls.certificates().iter().map(row).collect(),
     }

@@ -16,7 +16,7 @@ use crate::proto::{PROTOCOLS, Protocol, capabilities};
 use crate::telemetry::log::Escaped;
 use crate::telemetry::metrics::Metrics;
 
-/// What is promised, for each protocol.
+/// What is advertised, for each protocol.
 #[derive(Debug)]
 pub(crate) struct AdvertisedCapabilities {
     by_protocol: HashMap<&'static str, ArcSwap<Advertised>>,
@@ -54,7 +54,7 @@ impl AdvertisedCapabilities {
         offers
     }
 
-    /// What may be promised in this protocol.
+    /// What may be advertised in this protocol.
     #[must_use]
     pub(crate) fn of(&self, protocol: &Protocol) -> Arc<[String]> {
         let offer = self.by_protocol.get(protocol.name).map(ArcSwap::load);

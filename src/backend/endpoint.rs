@@ -235,11 +235,11 @@ impl Endpoint {
         if listed.is_empty() {
             return;
         }
-        let promised = |one: &String| (self.protocol.promised)(capabilities::name(one));
-        if self
-            .pool
-            .record_capabilities(address, capabilities::bounded(listed.into_iter().filter(promised).take(CAPABILITIES)))
-        {
+        let advertised = |one: &String| (self.protocol.advertised)(capabilities::name(one));
+        if self.pool.record_capabilities(
+            address,
+            capabilities::bounded(listed.into_iter().filter(advertised).take(CAPABILITIES)),
+        ) {
             let labels = [&*self.pool.backend, self.protocol.name];
             self.metrics.backend_capability_changes.with_label_values(&labels).inc();
         }

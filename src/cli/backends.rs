@@ -37,7 +37,7 @@ Examples:
 pub(super) struct Args {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Also every address, and what each protocol's servers can do
+    /// Also every address, and each protocol's capabilities
     #[arg(long)]
     long: bool,
     /// JSON instead of a table
@@ -52,7 +52,7 @@ enum Command {
     Drain {
         /// The backend's name
         name: String,
-        /// How many sessions are ended in a second at the most; 0: none
+        /// Sessions that are ended per second, at most; 0: none
         #[arg(long, value_name = "N")]
         rate: Option<u32>,
     },
@@ -89,7 +89,7 @@ async fn act(running: &Running, path: &str, json: bool) -> Result<ExitCode, Exit
         let number: usize = backend.sessions.values().sum();
         let (sessions, are) = (count(number, "session"), if number == 1 { "is" } else { "are" });
         say(match backend.draining {
-            Some(Drain { rate: 0, .. }) => format!("{name} gets no new logins; its {sessions} {are} left alone"),
+            Some(Drain { rate: 0, .. }) => format!("{name} gets no new logins; its {sessions} {are} left open"),
             Some(Drain { rate, .. }) => {
                 format!("{name} gets no new logins; its {sessions} {are} being ended, {rate} a second")
             }
@@ -150,7 +150,7 @@ fn text(backends: &[Backend], long: bool) -> String {
         if let Some(drain) = backend.draining {
             let since = age(unix_now().saturating_sub(drain.since));
             let ending = match drain.rate {
-                0 => "its sessions are left alone".to_owned(),
+                0 => "its sessions are left open".to_owned(),
                 rate => format!("{rate} sessions a second are ended"),
             };
             remarks.push(format!(
@@ -172,8 +172,8 @@ fn remarks_on(name: &str, serving: &ProtocolStatus, long: bool) -> Vec<String> {
     for AddressStatus { address, breaker, reason, down_seconds } in &serving.addresses {
         match down_seconds {
             Some(seconds) => {
-                let reason = reason.as_deref().unwrap_or("no reason is known");
-                let looking = if breaker == "half_open" { ", being looked at" } else { "" };
+                let reason = reason.as_deref().unwrap_or("reason unknown");
+                let looking = if breaker == "half_open" { ", being probed" } else { "" };
                 let reason = Escaped(reason.as_bytes());
                 remarks.push(format!("{name} {protocol}: {address} is down for {}{looking}: {reason}", age(*seconds)));
             }
@@ -183,7 +183,7 @@ fn remarks_on(name: &str, serving: &ProtocolStatus, long: bool) -> Vec<String> {
     }
     if long {
         let able = serving.capabilities.as_ref().filter(|list| !list.is_empty()).map(|list| list.join(", "));
-        let able = able.unwrap_or_else(|| "not known before the first greeting".to_owned());
+        let able = able.unwrap_or_else(|| "unknown until the first greeting".to_owned());
         remarks.push(format!("{name} {protocol}: capabilities: {}", Escaped(able.as_bytes())));
     }
     remarks

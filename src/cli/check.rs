@@ -53,13 +53,13 @@ pub(super) async fn check(config: &Path, arguments: &Args) -> ExitCode {
         return ExitCode::from(OK);
     }
     let sample = match arguments.sample.as_deref().map(|name| Login::parse(name.as_bytes())) {
-        Some(None) => return fail(USAGE, "--sample: no login can have this name"),
+        Some(None) => return fail(USAGE, "--sample: invalid login name"),
         Some(Some(login)) => Some(login),
         None => None,
     };
     let done = AtomicUsize::new(0);
     let looking = diagnose::inspect(&snapshot, &metrics, sample.as_ref(), &done);
-    let of = format!("of {} looked at", config.routing.backends.len() + 1);
+    let of = format!("of {} checked", config.routing.backends.len() + 1);
     let report = progress::watched(&done, &of, false, looking).await;
     if arguments.json {
         match serde_json::to_string_pretty(&report) {

@@ -14,7 +14,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Act on whatever comes within this time, too: before a planned move, such as 30m; at most 24h
+    /// Also apply changes that come within this time, for a planned move, such as 30m; at most 24h
     #[arg(long = "for", value_name = "TIME", value_parser = time, default_value = "0s")]
     time: Duration,
     /// One JSON object instead of text
@@ -24,7 +24,7 @@ pub(super) struct Args {
 
 fn time(text: &str) -> Result<Duration, String> {
     let time = config::duration(text)?;
-    if time > DAY { Err("24h at the most".to_owned()) } else { Ok(time) }
+    if time > DAY { Err("at most 24h".to_owned()) } else { Ok(time) }
 }
 
 pub(super) async fn confirm(config: &Path, arguments: &Args) -> Result<ExitCode, ExitCode> {
@@ -36,7 +36,7 @@ pub(super) async fn confirm(config: &Path, arguments: &Args) -> Result<ExitCode,
     if arguments.json {
         say_json(&Confirmed { changes });
     } else {
-        say(format!("{} acted on", count(changes, "change")));
+        say(format!("{} applied", count(changes, "change")));
     }
     Ok(code)
 }

@@ -7,24 +7,29 @@ use super::running::{Running, age, say, say_json, with_query};
 use super::{OK, count};
 use crate::admin::control::Leaving;
 
-const HELP: &str = "\
-Without an option it is what SIGTERM and `systemctl stop` do: /ready says 503, after drain.delay the
-listeners are closed, sessions are ended one by one until drain.deadline, and the process ends with 0.
-The command does not wait for that; `systemctl stop usher` does. systemd does not start it again.
+const HELP: &str = "Without an option it is what SIGTERM and `systemctl stop` do: /ready replies 503, after \
+                    drain.delay the
+listeners are closed, sessions are ended one by one until drain.deadline, and \
+                    the process ends with 0.
+The command does not wait for that; `systemctl stop usher` does. \
+                    systemd does not start it again.
 
---ready-only changes what /ready says, and nothing else: a load balancer sends new clients elsewhere,
-sessions and direct logins go on. It is forgotten by a restart and an upgrade.
+--ready-only changes what /ready says, and nothing else: a \
+                    load balancer sends new clients elsewhere,
+sessions and direct logins go on. It is forgotten by \
+                    a restart and an upgrade.
 
-Exit codes: 0 done; 64 a mistake in the arguments, or it is ending already (--undo); 69 usher does not run,
+Exit codes: 0 done; 64 a mistake in the arguments, or it is ending \
+                    already (--undo); 69 usher does not run,
 or is ending; 77 you may not use the control socket.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(super) struct Args {
-    /// Let /ready say 503 and do nothing else
+    /// Only make /ready reply 503
     #[arg(long)]
     ready_only: bool,
-    /// Take --ready-only back
+    /// Revert --ready-only
     #[arg(long, conflicts_with = "ready_only")]
     undo: bool,
     /// One JSON object instead of text
@@ -43,12 +48,12 @@ pub(super) async fn drain(config: &Path, arguments: &Args) -> Result<ExitCode, E
         let sessions = count(leaving.sessions, "session");
         let (delay, deadline) = (age(leaving.delay_seconds), age(leaving.deadline_seconds));
         say(format!(
-            "draining: the listeners close in {delay}, {sessions} within {deadline} after that, then usher ends"
+            "draining: the listeners close in {delay}, {sessions} within {deadline} after that, then usher exits"
         ));
     } else if leaving.ready {
-        say("/ready says 200 again");
+        say("/ready replies 200 again");
     } else {
-        say("/ready says 503; everything else goes on. `usher drain --undo` takes it back");
+        say("/ready replies 503; nothing else changes. `usher drain --undo` reverts it");
     }
     Ok(ExitCode::from(OK))
 }

@@ -33,18 +33,18 @@ pub(super) struct Args {
     /// Read the user's password from standard input and bind with it
     #[arg(long, conflicts_with = "all")]
     password_stdin: bool,
-    /// Say it of every user of the directory, or of those in --users
+    /// Explain every user of the directory, or those in --users
     #[arg(long, conflicts_with = "login")]
     all: bool,
     #[command(flatten)]
     all_users: explain_all::Args,
 }
 
-/// What is known about a login, as far as it came.
+/// The result of a lookup.
 #[derive(Debug, Default, Serialize)]
 struct Explanation {
     login: String,
-    question: String,
+    query: String,
     /// The server that answered.
     server: Option<String>,
     /// The attribute that names the mail server.
@@ -60,14 +60,14 @@ struct Explanation {
     serves: Vec<String>,
     /// Whether the directory holds the user: then logins wait.
     held: bool,
-    /// What the running usher knows; nothing if none could be asked.
+    /// The state in the running usher; nothing if it could not be queried.
     running: Option<User>,
     /// `routed`, or the reason of refusal as in the log and the metrics.
     result: String,
     explanation: String,
 }
 
-/// What a look at a directory server found.
+/// The result at one directory server.
 #[derive(Debug, Serialize)]
 struct Looked {
     server: String,
@@ -93,7 +93,7 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
     let code = match Login::parse(login.as_bytes()) {
         None => told.judged(&config, Verdict::no_login()),
         Some(login) => {
-            told.question = directory.diagnose().map(|diagnosis| diagnosis.describe_lookup(&login)).unwrap_or_default();
+            told.query = directory.diagnose().map(|diagnosis| diagnosis.describe_lookup(&login)).unwrap_or_default();
             told.look(&*directory).await;
             let code = told.ask(&config, &*directory, &login, arguments.password_stdin).await;
             if let Some(control) = &config.control {
@@ -115,7 +115,7 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
 }
 
 impl Explanation {
-    /// Every server, also those that would not be asked now.
+    /// Every server, including those that are marked down.
     async fn look(&mut self, directory: &dyn Directory) {
         let Some(diagnosis) = directory.diagnose() else { return };
         for (server, look) in diagnosis.probe_all().await {
@@ -135,7 +135,7 @@ impl Explanation {
                 return self.judged(config, Verdict::refused(Refusal::EmptyPassword, why));
             }
             if std::str::from_utf8(password.expose()).is_err() || password.expose().contains(&0) {
-                let why = "the password is not UTF-8 or holds NUL: LDAP cannot carry it";
+                let why = "the password is not UTF-8 or contains NUL, which LDAP does not allow";
                 return self.judged(config, Verdict::refused(Refusal::InvalidPassword, why));
             }
             let credential = Credential::new(login.clone(), CredentialSecret::Password(password));
@@ -185,7 +185,7 @@ impl Explanation {
                 None => line("server", &format!("{server}: ok")),
             }
         }
-        line("asked", &self.question);
+        line("query", &self.query);
         line("answered by", self.server.as_deref().unwrap_or_default());
         line("entry", self.dn.as_deref().unwrap_or_default());
         line(attribute, &self.mail_host.join(", "));
@@ -199,7 +199,7 @@ impl Explanation {
         if let Some(running) = &self.running {
             let cached = running
                 .cached_seconds
-                .map_or("no decision is cached".to_owned(), |age| format!("the decision is cached since {age} s"));
+                .map_or("no cached decision".to_owned(), |age| format!("decision verified {age}s ago"));
             let held = if running.held { "; held" } else { "" };
             line("running", &format!("watch {}; {cached}; {} sessions{held}", running.watch, running.sessions));
             if let Some(kept) = &running.kept_by_brake {

@@ -94,7 +94,7 @@ fn against(
 ) -> Result<Option<Against>, ExitCode> {
     let (Some(file), Some(named)) = (&arguments.against, &arguments.backend) else { return Ok(None) };
     let Some(default) = arguments.default.as_ref().or(config.routing.default.as_ref()) else {
-        return Err(fail(USAGE, "--default: where does the recipe send who is not in the file?"));
+        return Err(fail(USAGE, "--default is required: the backend of all users that are not in the file"));
     };
     let backend_of = |given, argument| backend(config, given, argument).map(|backend| backend.name.clone());
     let (backend, default) = (backend_of(named, "--backend")?, backend_of(default, "--default")?);

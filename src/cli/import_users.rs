@@ -35,7 +35,7 @@ pub(super) struct Args {
     /// Write the default for all users that are not in the file and have no mail host
     #[arg(long)]
     write_default: bool,
-    /// Where the users are; directory.base if it is not given
+    /// The base DN of the users; directory.base if it is not given
     #[arg(long, value_name = "DN", value_parser = config::base_dn)]
     base: Option<String>,
     /// The attribute that holds the login name; what the filter compares with it if it is not given
@@ -44,7 +44,7 @@ pub(super) struct Args {
     /// The attribute to set; directory.mail_host_attribute if it is not given
     #[arg(long, value_name = "ATTRIBUTE", value_parser = config::attribute)]
     mail_host_attribute: Option<String>,
-    /// Ask no directory: make each DN of this, such as "uid={login},ou=people,dc=example,dc=com"
+    /// Query no directory: build each DN from this, such as "uid={login},ou=people,dc=example,dc=com"
     #[arg(long, value_name = "TEMPLATE", value_parser = config::dn_template)]
     dn: Option<Template>,
     /// With --dn: all login names, one per line, to find users that the recipe's strpos routed elsewhere
@@ -168,7 +168,8 @@ fn finish(import: &Import, attribute: &str, arguments: &Args, beside: &str) -> E
     if import.without > 0 {
         let entries = if import.without == 1 { "entry" } else { "entries" };
         eprintln!(
-            "{} other {entries} without {attribute}: put `routing.default` into the configuration, or add --write-default",
+            "{} other {entries} without {attribute}: put `routing.default` into the configuration, or add \
+             --write-default",
             import.without
         );
     }

@@ -38,7 +38,7 @@ pub(super) struct Args {
     /// All sessions
     #[arg(long, conflicts_with_all = ["user", "backend", "client", "protocol", "older_than", "younger_than"])]
     all: bool,
-    /// Evenly over this time, such as 60s; 0s: all at once; at most 24h
+    /// Spread over this time, such as 60s; 0s: all at once; at most 24h
     #[arg(long, value_name = "TIME", value_parser = time)]
     over: Option<String>,
     /// List the sessions that would be ended, and end none

@@ -1,7 +1,7 @@
-//! `usher completions` and `usher man`: what shells and `man` are to know, from the commands as they are.
+//! `usher completions` and `usher man`: generated from the definitions of the commands.
 //!
-//! Options and their texts come from clap. What else a manual page has (what a command does at length,
-//! examples, exit codes, files) stands here as data; a command without an entry has a page all the same.
+//! Options and their texts come from clap. The rest of a manual page (description, examples, exit codes,
+//! files) is data in this file; a command without an entry still has a page.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const SECTION: &str = "8";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CompletionsArgs {
-    /// The shell: write its script to where that shell looks for completions
+    /// The shell; save the output in its directory of completions
     shell: Shell,
 }
 
@@ -40,30 +40,29 @@ const PAGES: &[Page] = &[
     Page {
         command: "usher",
         paragraphs: &[
-            "usher is a mail login proxy. Mail clients connect to it over TLS and log in by IMAP, POP3, submission or \
-             ManageSieve. It proves the password by an LDAP bind as that user, reads which mail server is the user's \
+            "usher is a mail login proxy. Mail clients connect to it over TLS and log in by IMAP, POP3, submission \
+             or ManageSieve. It verifies the password by an LDAP bind as that user, reads the user's mail server \
              from the directory (mailHost), logs in there over verified TLS, and then passes bytes unchanged in both \
              directions.",
-            "Everything about it stands in one YAML file, which config.example.yaml explains key by key. Commands other \
-             than run and check ask the running usher over its control socket, which the same file names \
+            "It is configured by one YAML file; config.example.yaml documents each key. Commands other than run and \
+             check send requests to the running usher over its control socket, which the same file names \
              (control.path).",
-            "SIGHUP makes a running usher take over its file as it is now; SIGTERM and SIGINT make it drain and stop, \
-             and a second one at once.",
+            "SIGHUP reloads the configuration; SIGTERM and SIGINT drain and stop, and a second signal stops at once.",
         ],
         examples: &[
-            ("usher check", "every mistake of /etc/usher/config.yaml, with its line and what to do"),
+            ("usher check", "report every mistake in /etc/usher/config.yaml, with its line and what to do"),
             ("usher run --config usher.yaml", "serve in the foreground"),
-            ("usher explain alice@example.com", "where alice is sent, and why"),
+            ("usher explain alice@example.com", "show where alice is routed, and why"),
         ],
     },
     Page {
         command: "run",
         paragraphs: &[
             "Binds the listeners and serves. It does not become a background process; under systemd it reports when \
-             it is ready (sd_notify). It does not run as root: it is started as a user of its own, or becomes one \
-             (process.user).",
-            "The log goes to standard output. SIGHUP reloads; SIGTERM and SIGINT drain as the section drain says, and \
-             a second signal stops at once.",
+             it is ready (sd_notify). It does not run as root: it is started as a user of its own, or switches to \
+             one (process.user).",
+            "The log goes to standard output. SIGHUP reloads; SIGTERM and SIGINT drain as the section drain says, \
+             and a second signal stops at once.",
         ],
         examples: &[("usher run --config /etc/usher/config.yaml", "what the systemd unit starts")],
     },
@@ -81,20 +80,20 @@ const PAGES: &[Page] = &[
     Page {
         command: "explain",
         paragraphs: &[
-            "Looks a login name up in the directory, as a login would but without a password unless --password is \
-             given, and shows the entry, its mail host and the backend, or the reason of a refusal. The state of a \
-             running usher is shown too.",
+            "Looks up a login name in the directory as a login does, without a password unless --password is given, \
+             and shows the entry, its mail host and the backend, or the reason of a refusal. The state of a running \
+             usher is shown too.",
         ],
         examples: &[
             ("usher explain alice", "one user"),
             ("usher explain --json alice", "the same for a program"),
-            ("usher explain --password alice < password.txt", "bind as alice as well"),
+            ("usher explain --password alice < password.txt", "also bind as alice"),
             ("usher explain --all", "every user of the directory"),
         ],
     },
     Page {
         command: "import-users",
-        paragraphs: &["Writes LDIF to standard output and changes nothing; ldapmodify(1) takes it."],
+        paragraphs: &["Writes LDIF to standard output and changes nothing; ldapmodify(1) reads it."],
         examples: &[(
             "usher import-users users.txt --backend server4 --default server3 > move.ldif",
             "users in the file to server4, all others to server3",
@@ -105,13 +104,13 @@ const PAGES: &[Page] = &[
         paragraphs: &["Lists the sessions of the running usher, oldest first."],
         examples: &[
             ("usher sessions --user alice", "one user's sessions"),
-            ("usher sessions --json | jq length", "how many there are"),
+            ("usher sessions --json | jq length", "their number"),
         ],
     },
     Page {
         command: "confirm",
         paragraphs: &[
-            "When more users are moved, switched off or deleted in a minute than directory.brake allows, usher applies \
+            "When more users are moved, disabled or deleted in a minute than directory.brake allows, usher applies \
              none of these changes until this command confirms them. Each usher has its own brake.",
         ],
         examples: &[
@@ -122,17 +121,17 @@ const PAGES: &[Page] = &[
     Page {
         command: "reload",
         paragraphs: &[
-            "No session ends. A file with a mistake changes nothing: the mistakes are reported, and the previous configuration \
-             stays active. A change that needs a restart is reported as a mistake.",
+            "No session ends. A file with a mistake changes nothing: the mistakes are reported, and the previous \
+             configuration stays active. A change that needs a restart is reported as a mistake.",
         ],
         examples: &[("systemctl reload usher", "the same, by the unit")],
     },
     Page {
         command: "upgrade",
         paragraphs: &[
-            "Starts the program that is installed now, hands it the listening sockets, and lets the old process end \
-             when its sessions have, or at drain.upgrade_deadline. No connection is refused. If the new process does \
-             not start, nothing has changed.",
+            "Starts the program that is installed now, hands it the listening sockets, and the old process exits \
+             when its sessions have ended, or at drain.upgrade_deadline. No connection is refused. If the new \
+             process does not start, nothing has changed.",
         ],
         examples: &[("apt install ./usher_1.1.0_amd64.deb && usher upgrade", "a new version without a lost session")],
     },
@@ -155,12 +154,12 @@ const EXIT_CODES: [(u8, &str); 11] = [
 
 const FILES: [(&str, &str); 4] = [
     ("/etc/usher/config.yaml", "The configuration."),
-    ("/usr/share/doc/usher/config.example.yaml", "Every key of it, explained."),
+    ("/usr/share/doc/usher/config.example.yaml", "Every key, with its default."),
     (
         "/run/usher/control.sock",
-        "The control socket, if control.path says so; only its owner and control.group may use it.",
+        "The control socket, if control.path is set; only its owner and control.group may use it.",
     ),
-    ("/usr/share/doc/usher", "Operations, directories, high availability, what is promised and what is not."),
+    ("/usr/share/doc/usher", "Operations, directories, high availability, the guarantees and their limits."),
 ];
 
 /// Writes a shell's completions to standard output.
@@ -184,7 +183,7 @@ pub(super) fn man(arguments: &ManArgs) -> ExitCode {
 
 fn done(outcome: io::Result<()>, place: &str) -> ExitCode {
     match outcome {
-        // Whoever reads no further has seen enough.
+        // A closed pipe is not an error.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => fail(FAILED, format!("{place}: {error}")),
         Ok(()) | Err(_) => ExitCode::from(OK),
     }

@@ -81,7 +81,7 @@ enum Command {
     Kick(kick::Args),
     /// Show the state of the mail servers, or take one out of service
     Backends(backends::Args),
-    /// Show what the running usher remembers of a user, or let it forget
+    /// Show what the running usher has cached for a user, or drop it
     Cache(cache::Args),
     /// Apply changes of many users that the brake of the running usher holds
     Confirm(confirm::Args),

@@ -46,7 +46,7 @@ pub(super) fn give_up_privileges(file: &Path, arguments: &Args) -> Result<(), Ex
     }
     let forbidden = privileges::forbid_new_privileges();
     let hidden = if config.process.debug { privileges::allow_debugging() } else { privileges::forbid_cores() };
-    forbidden.and(hidden).map_err(|error| fail(SYSTEM, format!("privileges cannot be given up: {error}")))
+    forbidden.and(hidden).map_err(|error| fail(SYSTEM, format!("cannot drop privileges: {error}")))
 }
 
 fn drained(text: &str) -> Result<(String, u32), String> {

@@ -31,7 +31,7 @@ Exit codes: 0 told; 1 told, but a process of an upgrade did not answer; 64 a mis
 pub(super) struct Args {
     #[command(flatten)]
     which: Which,
-    /// Only how many, by backend or by what else is named: `--count=user`, `--count=backend,protocol`
+    /// Only the number, by backend or by the given fields: `--count=user`, `--count=backend,protocol`
     #[arg(
         long,
         value_name = "BY",
@@ -61,7 +61,7 @@ pub(super) struct Which {
     /// Only those of this protocol: imap, pop3, submission, managesieve
     #[arg(long, value_name = "NAME", value_parser = part("protocol"))]
     protocol: Option<String>,
-    /// Only those that are at least so old, such as 12h
+    /// Only those of at least this age, such as 12h
     #[arg(long, value_name = "TIME", value_parser = part("older_than"))]
     older_than: Option<String>,
     /// Only those that are younger, such as 5m

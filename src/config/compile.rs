@@ -32,8 +32,8 @@ pub(super) fn config(root: &Section<'_>, file: PathBuf) -> (Option<Config>, Draf
         && routing.default.is_some()
         && directory.canary.is_none()
     {
-        let message = "without `directory.canary` a server that hides or has lost the mail host sends everybody to the \
-                       default: name an entry that every server must show";
+        let message = "without `directory.canary`, a server that does not return mail hosts routes every user to the \
+                       default: name an entry that every server must return";
         root.warn("routing.default", message);
     }
     let cache = root.section("cache", limits::cache).flatten();
@@ -103,7 +103,7 @@ fn reachable(root: &Section<'_>, routing: &Routing) {
     if !routing.backends.iter().flat_map(|backend| &backend.endpoints).any(Endpoint::takes_nginx) {
         root.warn(
             "auth_http",
-            "nginx speaks no TLS to backends, and none has a port for it: give one `auth_http: {port: ..}`",
+            "nginx does not use TLS to backends, and no backend has a port for it: add `auth_http: {port: ..}` to one",
         );
     }
 }

@@ -216,11 +216,11 @@ fn find(directory: &Section<'_>) -> Option<Find> {
         (None, None, Some(Some(UserName::Dn(template)))) => Some(Find::UserDn { template, service }),
         (_, None, Some(None)) => None,
         (None, None, None) => {
-            directory.problem("", "missing how a user is found: add `base` and `filter`, or `user_dn`");
+            directory.problem("", "how users are found is missing: add `base` and `filter`, or `user_dn`");
             None
         }
         (_, _, Some(_)) => {
-            directory.problem("user_dn", "stands instead of `base` and `filter`: keep either this or those");
+            directory.problem("user_dn", "replaces `base` and `filter`: keep either this or those");
             None
         }
         (Some(_), None, None) => {
@@ -280,8 +280,8 @@ fn connections(connections: &Section<'_>) -> Option<Connections> {
 
 /// An entry that usher could never ask for would put every server out of use.
 fn canary(canary: &Section<'_>, find: Option<&Find>) -> Option<Canary> {
-    let login = canary.required("login", "the login name of an entry that every server must show");
-    let mail_host = canary.required("mail_host", "the value that the entry has there for good");
+    let login = canary.required("login", "the login name of an entry that every server must return");
+    let mail_host = canary.required("mail_host", "the mail host of that entry, which must not change");
     let filled = |node: Node<'_>| {
         let text = node.text()?;
         if text.is_empty() || text.len() > 512 {
@@ -303,8 +303,10 @@ fn canary(canary: &Section<'_>, find: Option<&Find>) -> Option<Canary> {
             TemplatePart::Domain => domain.is_empty(),
         };
         if template.parts.iter().any(lacks) {
-            canary
-                .problem("login", "lacks a part that usher asks by ({local} or {domain}): write it as a client would");
+            canary.problem(
+                "login",
+                "lacks a part that the template uses ({local} or {domain}): write it as a client would",
+            );
         }
     }
     if let Some(Find::UserDn { service: None, .. } | Find::Principal { service: None, .. }) = find {

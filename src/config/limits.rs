@@ -24,7 +24,8 @@ pub(super) fn cache(cache: &Section<'_>) -> Option<Cache> {
         && !stale.is_zero()
         && stale < ttl
     {
-        cache.problem("stale", "shorter than `ttl`, within which the directory is not asked anyway: 0s turns it off");
+        cache
+            .problem("stale", "shorter than `ttl`, within which decisions come from the cache anyway: 0s turns it off");
     }
     let capacity = cache.integer("capacity", 100_000, 1..=10_000_000);
     Some(Cache {
@@ -55,7 +56,7 @@ pub(super) fn limits(limits: &Section<'_>) -> Option<Limits> {
     if let (Some(all), Some(some)) = (connections, unauthenticated)
         && some > all
     {
-        limits.warn("unauthenticated", "never reached: `connections` is less and is met first");
+        limits.warn("unauthenticated", "never reached: `connections` is lower and is reached first");
     }
     if let (Some(login), Some(conversation)) = (login_timeout, prelogin_timeout)
         && login > conversation
@@ -63,7 +64,7 @@ pub(super) fn limits(limits: &Section<'_>) -> Option<Limits> {
         limits.warn("login_timeout", "never reached: `prelogin_timeout` is shorter and ends the connection first");
     }
     if idle_timeout.is_some_and(|idle| idle < Duration::from_secs(30 * 60)) {
-        limits.warn("idle_timeout", "RFC 3501 section 5.4 asks for at least 30m: clients that wait will be cut off");
+        limits.warn("idle_timeout", "RFC 3501 section 5.4 requires at least 30m: idle clients will be disconnected");
     }
     Some(Limits {
         connections: connections?,

@@ -1,4 +1,4 @@
-//! The sections `listeners` and `capabilities`: where clients connect, and what they are promised there.
+//! The sections `listeners` and `capabilities`: where clients connect, and what is advertised there.
 
 use ipnet::IpNet;
 
@@ -57,7 +57,7 @@ fn proxies(listener: &Section<'_>) -> Option<Option<Vec<IpNet>>> {
         return Some(None);
     }
     if trusted.is_none() {
-        listener.problem("trusted", "missing: name the networks of your proxies, which alone may say who a client is");
+        listener.problem("trusted", "missing: list the networks of your proxies, whose headers are trusted");
     }
     if trusted.iter().flatten().flatten().any(|network| network.prefix_len() == 0) {
         listener.warn("trusted", "every address is trusted: any client can claim another client's address");
@@ -65,7 +65,7 @@ fn proxies(listener: &Section<'_>) -> Option<Option<Vec<IpNet>>> {
     required.and(trusted?).map(Some)
 }
 
-/// What clients are promised instead of what the backends say: one key for each protocol.
+/// What is advertised instead of the backends' own capabilities: one key for each protocol.
 pub(super) fn capabilities(section: &Section<'_>) -> Option<Vec<(&'static Protocol, Vec<String>)>> {
     let nodes = PROTOCOLS.iter().filter_map(|protocol| Some((protocol, section.get(protocol.name)?)));
     let read = |(protocol, node): (&'static Protocol, Node<'_>)| {
@@ -73,11 +73,11 @@ pub(super) fn capabilities(section: &Section<'_>) -> Option<Vec<(&'static Protoc
         let capability = |item: &Node<'_>| {
             let capability = item.parsed(names::capability)?;
             let name = crate::proto::capabilities::name(&capability);
-            let promised = (protocol.promised)(name);
-            if !promised {
-                item.problem(format!("usher does not promise this for {}: remove it", protocol.name));
+            let advertised = (protocol.advertised)(name);
+            if !advertised {
+                item.problem(format!("cannot be advertised for {}: remove it", protocol.name));
             }
-            promised.then_some(capability)
+            advertised.then_some(capability)
         };
         let read: Vec<_> = items.iter().filter_map(capability).collect();
         if crate::proto::capabilities::bounded(read.iter().cloned()).len() < read.len() {

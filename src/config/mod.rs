@@ -2,7 +2,7 @@
 //!
 //! [`load`] reads the file, collects *every* mistake with its line and key, and returns a
 //! [`Config`] in which each value is checked, each path is absolute and each default is filled in.
-//! Files that the config names (certificates, passwords) are read by the rooms that need them;
+//! Files that the config names (certificates, passwords) are read by the modules that need them;
 //! their mistakes are reported through [`Config::problem`], so that they carry line and key as well.
 //! Nothing else in usher touches YAML.
 
@@ -131,7 +131,7 @@ impl fmt::Display for Problem {
 }
 
 impl Config {
-    /// A mistake that shows only outside of this room, such as an unreadable certificate, with the
+    /// A mistake that shows only outside of this module, such as an unreadable certificate, with the
     /// file and the line of the key. The key is a path such as `tls.certificates[0].key`; if it is
     /// not in the file, the line is that of the nearest thing around it.
     #[must_use]

@@ -31,7 +31,7 @@ pub(super) enum NameError {
     IpAddress,
     #[error("write a host and a port, such as \"server3.example.com:993\" or \"[2001:db8::3]:993\"")]
     HostPort,
-    #[error("an IPv6 address stands in brackets: \"[2001:db8::3]:993\"")]
+    #[error("write an IPv6 address in brackets: \"[2001:db8::3]:993\"")]
     Brackets,
     #[error("the port must be a number from 1 to 65535")]
     Port,
@@ -40,12 +40,13 @@ pub(super) enum NameError {
     #[error("write a host name, such as mail.example.com")]
     OwnName,
     #[error(
-        "write a capability with its value, such as \"SIZE 52428800\": printable words, single spaces, at most 1000 bytes"
+        "write a capability with its value, such as \"SIZE 52428800\": printable words, single spaces, at most 1000 \
+         bytes"
     )]
     Capability,
     #[error("write ldap://host, ldaps://host or ldapi://%2Fpath%2Fof%2Fsocket, with :port if it is not 389 or 636")]
     Url,
-    #[error("no name or password belongs into the URL: use `bind_dn` and `bind_password_file`")]
+    #[error("name and password are not allowed in the URL: use `bind_dn` and `bind_password_file`")]
     UserInfo,
     #[error("nothing may follow the host and port: the base DN goes into `base`, the filter into `filter`")]
     UrlTail,
@@ -55,7 +56,7 @@ pub(super) enum NameError {
     Attribute,
     #[error("write 1 to 64 of a-z, 0-9, `.`, `_`, `-`, beginning with a letter or digit: it becomes a metric label")]
     BackendName,
-    #[error("write a mailHost value as it stands in the directory: ASCII without blanks, at most 255 bytes")]
+    #[error("write a mailHost value as it is in the directory: ASCII without blanks, at most 255 bytes")]
     MailHost,
     #[error("write the base64 form of a SHA-256 (44 characters): config.example.yaml has the command that prints it")]
     Pin,
@@ -68,7 +69,8 @@ pub(super) enum NameError {
     #[error("the name is empty")]
     ServiceLogin,
     #[error(
-        "write an address or a network, such as \"192.0.2.0/24\" or \"2001:db8::/32\", with no bit set behind the prefix"
+        "write an address or a network, such as \"192.0.2.0/24\" or \"2001:db8::/32\", with no bit set behind the \
+         prefix"
     )]
     Network,
     #[error("write an IP address of this machine, such as \"192.0.2.31\" or \"2001:db8::31\"")]

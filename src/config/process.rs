@@ -45,8 +45,8 @@ pub(super) fn auth_http(auth_http: &Section<'_>, addresses: &mut Addresses) -> O
     } else if key_file.is_none() && allow.iter().flatten().any(net::has_loopback) {
         auth_http.warn(
             "allow",
-            "any user of this machine may ask, and say which client it is for: set `key_file`, and show its \
-             secret in nginx (`auth_http_header X-Auth-Key`)",
+            "any user of this machine may send requests and claim any client address: set `key_file`, and send its \
+             secret from nginx (`auth_http_header X-Auth-Key`)",
         );
     }
     if address.is_some_and(|address| !address.ip().to_canonical().is_loopback()) {

@@ -72,7 +72,7 @@ impl<'a> Node<'a> {
             return None;
         };
         if text.chars().any(char::is_control) {
-            self.problem("a control character or a line break stands in it: write it in one line");
+            self.problem("contains a control character or a line break: write it in one line");
             return None;
         }
         if text.contains("${") {
@@ -96,7 +96,7 @@ impl<'a> Node<'a> {
         };
         let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|(_, meaning)| *meaning);
         if let (None, Some(new)) = (&found, renamed::word(&self.path, text)) {
-            self.problem(format!("`{}` is called `{new}` now: write that", text.escape_debug()));
+            self.problem(format!("`{}` was renamed: write `{new}`", text.escape_debug()));
         } else if found.is_none() {
             let words: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
             self.problem(format!("write one of {}", words.join(", ")));
@@ -306,13 +306,13 @@ impl<'a> Section<'a> {
                 Value::Number(number) => number.to_string(),
                 Value::Bool(flag) => flag.to_string(),
                 Value::Null | Value::Sequence(_) | Value::Mapping(_) | Value::Tagged(_) => {
-                    self.problem("", "a key is not a text: keys are words such as `address`");
+                    self.problem("", "a key must be text, such as `address`");
                     continue;
                 }
             };
             if !known.contains(&key.as_str()) {
                 let message = match renamed::key(&join(&self.path, &key)) {
-                    Some(new) => format!("this key is called `{new}` now: write that"),
+                    Some(new) => format!("this key was renamed: write `{new}`"),
                     None => advice(&key, &known),
                 };
                 self.problem(&key, message);
@@ -327,7 +327,7 @@ fn advice(key: &str, known: &[&str]) -> String {
     if ["password", "passwd", "secret", "bindpw"].iter().any(|word| lower.contains(word)) {
         let file = known.iter().find(|known| known.ends_with("password_file"));
         let name = file.map(|key| format!(" with `{key}`")).unwrap_or_default();
-        return format!("a password never stands in the config: put it into a file and name the file{name}");
+        return format!("passwords are not allowed in the configuration: put it into a file and name the file{name}");
     }
     if key == "<<" {
         return "merge keys are not supported: write the keys out".into();
@@ -351,7 +351,7 @@ impl Unique {
     pub(super) fn check(&mut self, value: &str, node: &Node<'_>) {
         if let Some(first) = self.first.get(value) {
             let line = node.report.place.line(first).map(|line| format!(" in line {line}")).unwrap_or_default();
-            node.problem(format!("`{}` is taken already by {first}{line}: remove one", value.escape_debug()));
+            node.problem(format!("`{}` is already used by {first}{line}: remove one", value.escape_debug()));
         } else {
             self.first.insert(value.to_owned(), node.path.clone());
         }

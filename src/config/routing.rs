@@ -17,7 +17,7 @@ use crate::proto::{BackTls, ForwardMethod, PROTOCOLS, Protocol};
 /// More addresses of one endpoint than any login could try in its time.
 const ADDRESSES: usize = 16;
 
-/// What a client is promised an answer in, whatever happens behind usher.
+/// The maximum time of a reply, whatever happens behind usher.
 const PROMISE: Duration = Duration::from_secs(10);
 
 /// What backends are checked against.
@@ -77,16 +77,16 @@ fn backend(backend: &Section<'_>, surroundings: &Surroundings<'_>, taken: &mut T
     if service.is_some() && !surroundings.directory.login_attribute {
         backend.problem(
             "service",
-            "needs `directory.login_attribute`: the service account vouches for whatever name it is given, so with \
-             the name as typed, whoever may write a mail alias could become any user",
+            "needs `directory.login_attribute`: the service account logs in as any name, so that with the name as \
+             typed, a user that may write a mail alias could log in as any user",
         );
     }
     let timeout = backend.duration("timeout", 4 * SECOND, SECOND / 10..=10 * SECOND);
     if let (Some(decision), Some(login)) = (surroundings.directory.timeout, timeout)
         && decision + login > PROMISE
     {
-        let message = "together with `directory.timeout` more than 10s, in which a client is promised an answer: \
-                       shorten one of them";
+        let message = "together with `directory.timeout` longer than 10s, the maximum time of a reply: shorten one \
+                       of them";
         backend.problem("timeout", message);
     }
     let pass_refusals = backend.flag("pass_backend_refusals", true);
@@ -188,7 +188,7 @@ fn endpoints(backend: &Section<'_>, listeners: &[Listener]) -> Vec<Endpoint> {
     let nodes = PROTOCOLS.iter().filter_map(|protocol| Some((protocol, backend.get(protocol.name)?)));
     let nodes: Vec<_> = nodes.collect();
     if nodes.is_empty() {
-        backend.problem("", format!("it serves nothing: add {}, each with `address` and `tls`", protocol_names()));
+        backend.problem("", format!("serves no protocol: add {}, each with `address` and `tls`", protocol_names()));
     }
     let read = |(protocol, node): &(&'static Protocol, Node<'_>)| {
         node.section(|section| endpoint(protocol, section, listeners)).flatten()

@@ -54,7 +54,7 @@ impl Addresses {
     pub(super) fn read(&mut self, node: &Node<'_>) -> Option<SocketAddr> {
         let address = node.parsed(names::socket_address)?;
         if let Some((_, first)) = self.taken.iter().find(|(other, _)| collide(*other, address)) {
-            node.problem(format!("this address and port are taken already by {first}: change one"));
+            node.problem(format!("this address and port are already used by {first}: change one"));
         }
         self.taken.push((address, node.key().to_owned()));
         Some(address)

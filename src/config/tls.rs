@@ -61,7 +61,7 @@ fn client_auth(tls: &Section<'_>, has_ca: bool) -> Option<ClientAuth> {
 
 fn cipher_suites(node: &Node<'_>) -> Option<Vec<SupportedCipherSuite>> {
     let known = |name: &str| {
-        names::cipher_suite(name).ok_or_else(|| format!("not a suite that usher speaks: {}", names::suite_names()))
+        names::cipher_suite(name).ok_or_else(|| format!("not a supported cipher suite: {}", names::suite_names()))
     };
     distinct(node, |item| item.parsed(known).map(|suite| (names::suite_name(suite), suite)))
 }

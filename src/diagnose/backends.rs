@@ -26,10 +26,10 @@ pub(super) fn subjects(settings: &config::Backend, logs_in: bool, inspected: &Pr
         Ok(addresses) => addresses,
         Err(error) => return vec![subject(None, vec![Finding::problem("name", error.to_string(), advice(error))])],
     };
-    let promised = |one: &AddressInspection| -> Vec<String> {
-        one.observed.listed.iter().filter(|one| (protocol.promised)(capabilities::name(one))).cloned().collect()
+    let advertised = |one: &AddressInspection| -> Vec<String> {
+        one.observed.listed.iter().filter(|one| (protocol.advertised)(capabilities::name(one))).cloned().collect()
     };
-    let lists: Vec<Vec<String>> = addresses.iter().map(&promised).collect();
+    let lists: Vec<Vec<String>> = addresses.iter().map(&advertised).collect();
     let listing: Vec<&[String]> = lists.iter().map(Vec::as_slice).filter(|list| !list.is_empty()).collect();
     let common = capabilities::common(&listing);
     let all = addresses.iter().zip(&lists).map(|(inspection, list)| {
@@ -87,7 +87,7 @@ fn address(
     }
     match result {
         Ok(()) if logs_in => {
-            findings.push(Finding::ok("login", format!("the probe's account got in, in {milliseconds} ms")))
+            findings.push(Finding::ok("login", format!("the probe account logged in within {milliseconds} ms")))
         }
         Ok(()) => findings.push(Finding::ok("login", format!("ready to send after {milliseconds} ms"))),
         Err(error) => findings.push(Finding::problem(stage(error, inspection), words(error), advice(error))),
@@ -148,7 +148,7 @@ fn words(error: &BackendError) -> String {
     match error {
         BackendError::Connect { source, .. } => source.to_string(),
         BackendError::Tls { reason } => reason.to_string(),
-        BackendError::Refused(words) => format!("the probe's account is refused: {}", escaped(&words.text)),
+        BackendError::Refused(words) => format!("the probe account is refused: {}", escaped(&words.text)),
         BackendError::NotServed
         | BackendError::Resolve { .. }
         | BackendError::Loop { .. }
@@ -166,11 +166,11 @@ fn words(error: &BackendError) -> String {
 
 fn advice(error: &BackendError) -> &'static str {
     match error {
-        BackendError::Resolve { .. } => "look at the backend's `address` and at this machine's resolver",
+        BackendError::Resolve { .. } => "check the backend's `address` and this machine's resolver",
         BackendError::NoSource { .. } | BackendError::Source { .. } => {
             "set `source` to addresses that `ip address` lists"
         }
-        BackendError::Loop { .. } => "write the mail server's own address: this one leads back to usher",
+        BackendError::Loop { .. } => "write the mail server's own address: this one is usher's",
         BackendError::Connect { .. } => {
             "is the mail server running and listening on this port, does a firewall block the connection?"
         }
@@ -192,16 +192,17 @@ fn advice(error: &BackendError) -> &'static str {
             "a firewall in between, or a server that is too slow for the backend's `timeout`"
         }
         BackendError::Closed | BackendError::Broken { .. } => {
-            "the server hung up: look at its log; it may want a PROXY header (`forward`) or refuse this machine"
+            "the server closed the connection: check its log; it may expect a PROXY header (`forward`) or refuse \
+             this machine"
         }
-        BackendError::Refused(_) => "look at probe_account and its password file; logins of users are not affected",
+        BackendError::Refused(_) => "check probe_account and its password file; logins of users are not affected",
         BackendError::Fault(fault) => match fault {
-            BackFault::Bye => "the server turns us away: look at its log",
-            BackFault::Preauth => "no server that wants no password is used",
+            BackFault::Bye => "the server closes connections with a goodbye: check its log",
+            BackFault::Preauth => "servers that require no password are not used",
             BackFault::NoStartTls => "let the server offer STARTTLS, or use its TLS port with `tls: implicit`",
-            BackFault::Injection => "something stands between us and the server and writes into the connection",
+            BackFault::Injection => "a device between usher and the server writes into the connection",
             BackFault::NoMechanism => "let the server offer PLAIN (a `service` needs it), or LOGIN, under TLS",
-            BackFault::ForwardingRefused => "put usher into the server's trusted networks, or write `forward: none`",
+            BackFault::ForwardingRefused => "add usher to the server's trusted networks, or write `forward: none`",
             BackFault::Bad | BackFault::ProtocolViolation => "is this the port of this protocol?",
             BackFault::Referral => "write the server that it refers to as `address`",
             BackFault::TooLarge => "see limits.max_backend_greeting",
@@ -218,8 +219,8 @@ fn listed(inspected: &[ProtocolInspection], protocol: &Protocol) -> Option<Vec<S
     (!lists.is_empty()).then(|| capabilities::common(&lists))
 }
 
-/// What clients of a protocol would be promised, and which backend could more.
-pub(super) fn promised(
+/// What would be advertised to clients of a protocol, and which backends have more.
+pub(super) fn advertised(
     snapshot: &Snapshot,
     inspected: &[(&str, Vec<ProtocolInspection>)],
     protocol: &'static Protocol,
@@ -234,12 +235,12 @@ pub(super) fn promised(
         [] => "usher's own capabilities, independent of the backends".to_owned(),
         _ => escaped(&snapshot.offers.of(protocol).join(", ")),
     };
-    let mut findings = vec![Finding::ok("promised", offered)];
+    let mut findings = vec![Finding::ok("advertised", offered)];
     let differences = snapshot.offers.differences(protocol);
     if !differences.is_empty() {
-        let found = format!("only some backends have what could be promised: {}", escaped(&differences));
-        let advice =
-            "clients are promised what all have; configure the servers alike, or fix the list with `capabilities`";
+        let found = format!("only some backends have these capabilities: {}", escaped(&differences));
+        let advice = "only what all backends have is advertised; configure the servers alike, or fix the list with \
+                      `capabilities`";
         findings.push(Finding::new("differs", State::Warning, found).advised(advice));
     }
     let lists: Vec<(&str, Vec<String>)> =

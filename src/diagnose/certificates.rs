@@ -24,8 +24,7 @@ pub(crate) fn served(tls: &ServerTls) -> Vec<Finding> {
         } else {
             (format!("{chain} ends {}", until(served.not_after, now)), State::Warning)
         };
-        Finding::new("certificate", what, found)
-            .advised("put the renewed files in its place; usher takes them by itself")
+        Finding::new("certificate", what, found).advised("replace the files; usher reloads them automatically")
     });
     told.collect()
 }
@@ -46,7 +45,7 @@ pub(super) fn shown(check: &'static str, before: &str, chain: &[Vec<u8>], pinned
     let of_chain = if end < own.not_after { "; a certificate of its chain ends" } else { "," };
     let found = format!("{before}, certificate for {names} from {}{of_chain} {}", Shown(&own.issuer), until(end, now));
     if pinned {
-        return Finding::ok(check, format!("{found}; verified by its pin, whatever it says"));
+        return Finding::ok(check, format!("{found}; verified by its pin alone"));
     }
     if days(end, now) >= NEAR {
         return Finding::ok(check, found);

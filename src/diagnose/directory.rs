@@ -21,7 +21,7 @@ pub(super) fn subject(config: &Config, examined: &ServerDiagnosis, sample: Optio
     let mut findings = vec![connection(config, examined)];
     findings.extend(examined.service.as_ref().map(|service| bound(config, service)));
     if examined.service.as_ref().is_some_and(Result::is_ok) && examined.with_mail_host.is_none() {
-        let words = "only users themselves may read: nothing more can be seen without a service account";
+        let words = "only users may read their entries: no further checks are possible without a service account";
         let advice = "give bind_dn and bind_password_file one that may read, for checks and for live changes";
         findings.push(Finding::new("base", State::Note, words).advised(advice));
     }
@@ -95,7 +95,7 @@ fn advice(trouble: &UnavailableCause) -> &'static str {
             }
             ConnectionFault::Refused(_) => "is the directory running, and does it listen at this port?",
             ConnectionFault::Resolve(_) | ConnectionFault::NoAddress => {
-                "the name leads nowhere: look at directory.servers and at this machine's resolver"
+                "the name cannot be resolved: check directory.servers and this machine's resolver"
             }
             ConnectionFault::PasswordFile { .. } => {
                 "directory.bind_password_file must name a readable file with the password"
@@ -118,7 +118,7 @@ fn advice(trouble: &UnavailableCause) -> &'static str {
         | UnavailableCause::Canary { .. }
         | UnavailableCause::Behind { .. }
         | UnavailableCause::Hidden { .. }
-        | UnavailableCause::NoServiceAccount => "look at the server's own log",
+        | UnavailableCause::NoServiceAccount => "check the server's own log",
     }
 }
 
@@ -140,7 +140,7 @@ fn bound(config: &Config, service: &Result<(), UnavailableCause>) -> Finding {
         Some(53 | 19 | 50) => Finding::problem(
             "service bind",
             found,
-            "the account may be locked, or may bind in another way only: look at the server's own log",
+            "the account may be locked, or may bind in another way only: check the server's own log",
         ),
         Some(_) => Finding::problem("service bind", found, "see `directory.bind_dn`, and the server's own log"),
         None => Finding::problem("service bind", found, advice(trouble)),
@@ -150,9 +150,11 @@ fn bound(config: &Config, service: &Result<(), UnavailableCause>) -> Finding {
 fn read_base(dn: &str, base: &Result<(u32, bool), UnavailableCause>, found: bool) -> Finding {
     match base {
         Ok((0, true)) => Finding::ok("base", dn),
-        Ok(_) if found => {
-            Finding::new("base", State::Note, format!("{dn} itself is not shown; what is below it is, which is enough"))
-        }
+        Ok(_) if found => Finding::new(
+            "base",
+            State::Note,
+            format!("{dn} itself is not returned; the entries below it are, which is sufficient"),
+        ),
         Ok((32, _)) => {
             let advice = "there is no such entry, or the service account may not see it: is the data loaded, is \
                           directory.base spelt right, do the access rules let the account read?";
@@ -194,8 +196,8 @@ fn search(config: &Config, sample: &Result<SampleLookup, UnavailableCause>, chos
         }
         (None, Some(name)) => {
             let advice = format!(
-                "is there an entry for {}? Does the base stand above it, may the service account search for what the \
-                 filter compares?",
+                "is there an entry for {}? Is it below the base, may the service account search the attributes of \
+                 the filter?",
                 Shown(name)
             );
             Finding::problem("filter", format!("{filter} finds no entry (result {})", sample.code), advice)
@@ -217,12 +219,12 @@ fn mail_host(config: &Config, with: Result<&Option<crate::directory::Entry>, &Un
         }
         Ok(entry) => {
             let found = match entry {
-                Some(entry) => format!("{attribute} of {} may be searched for, and is not shown", Shown(&entry.dn)),
+                Some(entry) => format!("{attribute} of {} may be searched but not read", Shown(&entry.dn)),
                 None => format!("no user shows {attribute}"),
             };
-            let advice = "the service account must be allowed to search and read this attribute (in slapd.conf: `access \
-                          to attrs=...` above the rule that hides it); or directory.mail_host_attribute is another, or \
-                          no user has a value yet";
+            let advice = "the service account must be allowed to search and read this attribute (in slapd.conf: \
+                          `access to attrs=...` above the rule that hides it); or directory.mail_host_attribute is \
+                          another, or no user has a value yet";
             match &config.routing.default {
                 Some(default) => {
                     Finding::new("mail host", State::Warning, format!("{found}: all users go to {default}"))
@@ -241,8 +243,8 @@ fn canary(shown: &Result<(), UnavailableCause>) -> Finding {
         Err(trouble @ UnavailableCause::Canary { .. }) => Finding::problem(
             "canary",
             words(trouble),
-            "usher uses no server that does not show directory.canary: search for it there as bind_dn; mend the data, \
-             the access rules, or the canary's login and mail_host",
+            "a server that does not return directory.canary is not used: search for it there as bind_dn; correct the \
+             data, the access rules, or the canary's login and mail_host",
         ),
         Err(trouble) => Finding::problem("canary", words(trouble), advice(trouble)),
     }
@@ -265,7 +267,7 @@ fn synchronization(config: &Config, sync: &Result<(bool, Option<u32>), Unavailab
         ),
         Ok((true, code)) => (
             format!("content synchronization is refused (result {})", code.unwrap_or_default()),
-            "the service account must be allowed to synchronize: look at its limits and access rules",
+            "the service account must be allowed to synchronize: check its limits and access rules",
         ),
         Ok((false, _)) => {
             ("the server has no content synchronization".to_owned(), "load syncprov (OpenLDAP) or its plug-in (389-DS)")
@@ -291,17 +293,17 @@ fn locking(config: &Config, lockout: &LockoutPolicy) -> Finding {
     let most = failures.saturating_sub(2).max(1);
     let window = window.unwrap_or(DAY).min(DAY);
     let advice = format!(
-        "`throttle.failed_logins_per_user: {{limit: {most}}}` with `throttle.forget_every: {}` keeps guesses from locking \
-         users out; during an attack it also refuses users on unknown networks",
+        "`throttle.failed_logins_per_user: {{limit: {most}}}` with `throttle.forget_every: {}` keeps guesses from \
+         locking users out; during an attack it also refuses users on unknown networks",
         in_words(window)
     );
     match rule.limit {
         None => Finding::new("lock-out", State::Note, found).advised(advice),
         Some(limit) if limit >= *failures || throttle.memory.forget_every < window => {
-            let found = format!("{found}: throttle.failed_logins_per_user.limit lets as many pass");
+            let found = format!("{found}: throttle.failed_logins_per_user.limit allows as many");
             Finding::new("lock-out", State::Warning, found).advised(advice)
         }
-        Some(_) => Finding::ok("lock-out", format!("{found}; guesses are stopped before")),
+        Some(_) => Finding::ok("lock-out", format!("{found}; the throttle refuses guesses before")),
     }
 }
 
@@ -321,9 +323,9 @@ fn size(config: &Config, users: &Result<UserCount, UnavailableCause>) -> Finding
     };
     let (number, way) = (thousands(users), if paged { ", page by page" } else { "" });
     if LIMITS.contains(&code) {
-        let found = format!("the server shows the first {number} users and no more (result {code})");
-        let advice = "raise the limits of the service account (in slapd.conf: `limits dn.exact=\"BIND_DN\" size=unlimited \
-                      time=unlimited`), or changes of users are missed; logins are not affected";
+        let found = format!("the server returns only the first {number} users (result {code})");
+        let advice = "raise the limits of the service account (in slapd.conf: `limits dn.exact=\"BIND_DN\" \
+                      size=unlimited time=unlimited`), or changes of users are missed; logins are not affected";
         return match config.directory.watch.mode {
             WatchMode::Off => Finding::new("size limit", State::Note, found),
             WatchMode::Auto | WatchMode::Sync | WatchMode::Poll => Finding::problem("size limit", found, advice),
@@ -333,7 +335,7 @@ fn size(config: &Config, users: &Result<UserCount, UnavailableCause>) -> Finding
         return Finding::problem(
             "size limit",
             format!("result {code} after {number} users"),
-            "look at the server's own log",
+            "check the server's own log",
         );
     }
     let least = if more { "at least " } else { "" };

@@ -155,9 +155,9 @@ pub(crate) async fn inspect(
         let (Some(settings), Some(backend)) = (settings, snapshot.backends.get(name)) else { continue };
         subjects.extend(inspected.iter().flat_map(|one| backends::subjects(settings, backend.probes_log_in(), one)));
     }
-    // What clients would be promised now, by the code that promises it.
+    // What would be advertised now, by the code that advertises it.
     snapshot.offers.refresh(snapshot.backends.all(), metrics);
-    subjects.extend(PROTOCOLS.iter().filter_map(|protocol| backends::promised(snapshot, &inspected, protocol)));
+    subjects.extend(PROTOCOLS.iter().filter_map(|protocol| backends::advertised(snapshot, &inspected, protocol)));
     let ok = subjects.iter().flat_map(|subject| &subject.findings).all(|finding| finding.state != State::Problem);
     Report { ok, subjects }
 }

@@ -115,9 +115,13 @@ impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoLogin(name, line) => {
-                write!(f, "line {line}: {} can be no login: too long, or with a control character", Shown(name))
+                write!(
+                    f,
+                    "line {line}: {} is not a valid login name: too long, or with a control character",
+                    Shown(name)
+                )
             }
-            Self::Unknown(name, line) => write!(f, "line {line}: {} is unknown to the directory", Shown(name)),
+            Self::Unknown(name, line) => write!(f, "line {line}: {} is not in the directory", Shown(name)),
             Self::Several(name, line) => {
                 write!(f, "line {line}: {} matches several entries; make the name unique", Shown(name))
             }
@@ -131,8 +135,8 @@ impl fmt::Display for Remark {
             Self::Padded(line) => write!(f, "line {line}: blanks around the name, left out"),
             Self::Within { login, name, line } => write!(
                 f,
-                "{} is not in the file, but strpos finds it within {} (line {line}) and sent it there: is the mail \
-                 there? Then add a line for it",
+                "{} is not in the file, but strpos finds it within {} (line {line}) and sent it there: if the mail \
+                 is there, add a line for it",
                 Shown(login),
                 Shown(name)
             ),
@@ -144,7 +148,7 @@ impl fmt::Display for Remark {
             Self::Replaced(dn, values) => write!(f, "{}: replaces {}", Shown(dn), Shown(&values.join(", "))),
             Self::Elsewhere(dn, values) => write!(
                 f,
-                "{} is not in the file and leads to {}, not to the default: left as it is",
+                "{} is not in the file and is routed to {}, not to the default: left as it is",
                 Shown(dn),
                 Shown(&values.join(", "))
             ),

@@ -50,7 +50,7 @@ pub struct Protocol {
     pub usual: &'static [&'static str],
     /// Whether a capability of this name may be advertised before the login: not usher's own, nor those that
     /// end with the login or cannot pass through a relay.
-    pub promised: fn(&str) -> bool,
+    pub advertised: fn(&str) -> bool,
     /// Starts the dialogue with a client.
     pub front: fn(FrontSettings<'_>) -> Box<dyn Front>,
     /// Starts the dialogue with a backend.
@@ -170,7 +170,7 @@ pub struct FrontSettings<'a> {
     /// The session id of the log: letters and digits.
     pub session: &'a str,
     /// The capabilities that all backends of this protocol have after the login, in the protocol's own form,
-    /// such as `IDLE` or `SIZE 10240000`; `None` while unknown. The dialogue offers those that can be promised
+    /// such as `IDLE` or `SIZE 10240000`; `None` while unknown. The dialogue offers those that can be advertised
     /// before the login.
     pub capabilities: Option<&'a [String]>,
     /// Whether TLS is established already (implicit TLS).
@@ -385,7 +385,7 @@ pub enum BackFault {
     #[error("backend refers to another server")]
     Referral,
     /// Its lines are too long or too many.
-    #[error("backend sent more data than a login may bring")]
+    #[error("backend sent too much data")]
     TooLarge,
     /// Any other violation of the protocol.
     #[error("backend violated the protocol")]

@@ -71,7 +71,7 @@ impl Problem {
             Self::Tag => "Missing or invalid tag",
             Self::LoginFirst => "Log in first",
             Self::UserFirst => "Send USER first",
-            Self::EhloFirst => "Say EHLO first",
+            Self::EhloFirst => "Send EHLO first",
             Self::TlsFirst => TLS_REQUIRED.text(),
             Self::NoTls => "STARTTLS is not available",
             Self::Mechanism => "Unsupported mechanism",

@@ -39,7 +39,9 @@ pub(super) fn collisions<T>(config: &Config, present: &HashMap<ListenerKey, T>) 
         } else {
             (
                 "address",
-                format!("usher itself listens at {open}, which takes this too: restart, or put the old value back"),
+                format!(
+                    "usher already listens at {open}, which includes this address: restart, or put the old value back"
+                ),
             )
         };
         Some(config.problem(&format!("listeners[{index}].{name}"), words).to_string())
@@ -128,7 +130,7 @@ limits: {connections: 1000}
         let wildcard = (SocketAddr::from(([0, 0, 0, 0], 143)), "imap", ListenerTls::Implicit);
         let [problem] = collisions(&config, &HashMap::from([(wildcard, ())])).try_into().unwrap();
         assert!(
-            problem.starts_with("/c.yaml:3: listeners[1].address: usher itself listens at 0.0.0.0:143"),
+            problem.starts_with("/c.yaml:3: listeners[1].address: usher already listens at 0.0.0.0:143"),
             "{problem}"
         );
     }

@@ -34,8 +34,8 @@ pub(crate) enum StartError {
 /// What to do when an address cannot be bound.
 fn advice(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::ADDRINUSE) => "; another process has it: stop that one, or name another address or port",
-        Some(Errno::ADDRNOTAVAIL) => "; it is no address of this machine",
+        Some(Errno::ADDRINUSE) => "; another process uses it: stop that process, or name another address or port",
+        Some(Errno::ADDRNOTAVAIL) => "; it is not an address of this machine",
         Some(Errno::ACCESS) => "; ports below 1024 need CAP_NET_BIND_SERVICE, as deploy/usher.service gives",
         Some(Errno::AFNOSUPPORT) => "; this machine has no IPv6: write 0.0.0.0 instead of [::]",
         Some(_) | None => "",

@@ -71,7 +71,7 @@ pub(crate) async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)
     let log = log::init(&snapshot.config.log);
     report_panics(&metrics);
     if snapshot.config.process.debug {
-        warn!("process.debug is set: debuggers and cores see passwords");
+        warn!("process.debug is set: debuggers and core dumps can read passwords");
     }
 
     let stop = StopSignals::new().map_err(StartError::Signals)?;
@@ -101,7 +101,7 @@ pub(crate) async fn run(file: PathBuf, take_over: bool, drained: &[(String, u32)
     Ok(match served {
         Ok(ended) => ended,
         Err(_) => {
-            error!("the main loop panicked: the process ends, for the service manager to start it again");
+            error!("the main loop panicked; exiting, so that the service manager restarts usher");
             server.finish().await;
             ServerExit::Defect
         }
@@ -171,7 +171,7 @@ impl Server {
             tokio::select! {
                 () = stop.recv() => break,
                 () = self.supervisor.lost() => {
-                    error!("the process cannot do without this task and ends, for the service manager to start it again");
+                    error!("required task failed; exiting, so that the service manager restarts usher");
                     self.close_listeners();
                     self.finish().await;
                     return ServerExit::Defect;
@@ -218,7 +218,7 @@ fn report_panics(metrics: &Metrics) {
     let panics = metrics.panics.clone();
     std::panic::set_hook(Box::new(move |panic| {
         panics.inc();
-        let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
-        error!(place, "panic: this is a defect of usher, please report it");
+        let place = panic.location().map_or_else(|| "an unknown location".to_owned(), ToString::to_string);
+        error!(place, "panic: this is a bug in usher, please report it");
     }));
 }

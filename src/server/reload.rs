@@ -24,7 +24,7 @@ impl Server {
             Err(problems) => {
                 self.shared.metrics.config_last_reload_successful.set(0);
                 for problem in problems {
-                    error!(problem, "reload refused; the old configuration stays in force");
+                    error!(problem, "reload failed; the previous configuration stays active");
                 }
             }
         }
@@ -99,7 +99,7 @@ impl Server {
         self.shared.throttle.apply(&snapshot.config.throttle);
         let is_configured = |name: &str| snapshot.backends.get(name).is_some();
         for backend in self.shared.maintenance.keep(is_configured) {
-            info!(backend = &*backend, "this backend is not configured any more, nor drained");
+            info!(backend = &*backend, "backend is no longer configured; its drain is over");
         }
         metrics.config_last_reload_successful.set(1);
         metrics.config_last_reload_success_timestamp.set(unix_now() as f64);
@@ -118,11 +118,7 @@ impl Server {
             let chain = served.chain.display().to_string();
             metrics.certificate_expiry.with_label_values(&[&chain]).set(served.not_after as f64);
             if served.expired {
-                error!(
-                    chain,
-                    not_after = served.not_after,
-                    "this certificate has expired; it is served all the same, renew it"
-                );
+                error!(chain, not_after = served.not_after, "certificate has expired and is still served: renew it");
             }
         }
     }

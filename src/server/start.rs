@@ -130,17 +130,17 @@ async fn probe(directory: &dyn Directory) -> Result<(), UnavailableCause> {
     }
 }
 
-/// Asks the directory until it answers once: what `/ready` waits for.
+/// Queries the directory until its first reply, which `/ready` waits for.
 async fn await_directory(shared: Arc<Shared>) {
     let repeats = log::Repeats::default();
     while let Err(error) = probe(&*shared.snapshot.load_full().directory).await {
         if let Some(suppressed) = repeats.allow("first answer", "") {
-            warn!(%error, suppressed, "the directory has not answered yet");
+            warn!(%error, suppressed, "no reply from the directory yet");
         }
         sleep(FIRST_ANSWER_PAUSE).await;
     }
     shared.directory_answered.store(true, Ordering::Relaxed);
-    info!("the directory answers");
+    info!("directory reachable");
 }
 
 /// Starts due probes of the directory servers and backends of the current snapshot; never returns.

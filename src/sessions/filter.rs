@@ -41,7 +41,7 @@ pub(crate) enum FilterError {
     #[error("`{0}` is empty")]
     Empty(&'static str),
     /// An unknown protocol.
-    #[error("unknown protocol `{0}`; known are {known}", known = protocols())]
+    #[error("unknown protocol `{0}`; supported are {known}", known = protocols())]
     Protocol(String),
     /// Not a network.
     #[error("invalid client `{text}`: {why}")]
@@ -214,7 +214,10 @@ mod tests {
     fn mistake_is_reported_as_a_message() {
         let wrong = |key: &str, value: &str| Filter::default().set(key, value).unwrap_err().to_string();
         assert_eq!(wrong("user", ""), "`user` is empty");
-        assert_eq!(wrong("protocol", "http"), "unknown protocol `http`; known are imap, pop3, submission, managesieve");
+        assert_eq!(
+            wrong("protocol", "http"),
+            "unknown protocol `http`; supported are imap, pop3, submission, managesieve"
+        );
         assert!(wrong("client", "192.0.2.1/24").starts_with("invalid client `192.0.2.1/24`: "));
         assert!(wrong("older_than", "10").starts_with("invalid age `10`: "));
     }

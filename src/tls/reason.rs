@@ -136,7 +136,7 @@ fn describe_tls(error: &Error) -> String {
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
         ) => "no common TLS version: TLS 1.2 and 1.3 are supported, as far as the config allows".to_owned(),
         Error::PeerIncompatible(what) => format!("incompatible TLS peer: {what:?}"),
-        Error::PeerMisbehaved(what) => format!("the peer broke the TLS protocol: {what:?}"),
+        Error::PeerMisbehaved(what) => format!("the peer violated the TLS protocol: {what:?}"),
         error if is_not_tls(error) => "the peer does not speak TLS here (is this a STARTTLS port?)".to_owned(),
         Error::NoApplicationProtocol => "the client speaks another protocol (ALPN)".to_owned(),
         Error::NoCertificatesPresented => "the peer presented no certificate".to_owned(),

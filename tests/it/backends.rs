@@ -190,7 +190,7 @@ fn process_leaves_the_load_balancer_and_returns_or_ends() {
     let mut alice = login(&usher, "alice");
     assert_eq!(usher.http("/ready").0, 200);
     let said = usher.command(&["drain", "--ready-only"]).succeeded().stdout;
-    assert!(said.starts_with("/ready says 503"), "{said}");
+    assert!(said.starts_with("/ready replies 503"), "{said}");
     let (status, body) = usher.http("/ready");
     assert!(status == 503 && body.contains("usher drain --undo"), "{status} {body}");
     alice.command("NOOP").ok();

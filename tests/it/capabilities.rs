@@ -135,9 +135,9 @@ fn oversized_capability_lists_are_not_advertised() {
     let usher = Usher::start(hostile("submission"));
     usher.wait_metric("usher_backend_probes_total", &[("backend", "server3"), ("result", "ok")], 2.0);
     usher.hup();
-    let promised = keywords(&mut Imap::tls(usher.imaps_port()));
-    assert!(promised.iter().any(|keyword| keyword.starts_with("X0")), "{promised:?}");
-    assert!(promised.iter().map(String::len).sum::<usize>() < 5 * 1024, "{promised:?}");
+    let advertised = keywords(&mut Imap::tls(usher.imaps_port()));
+    assert!(advertised.iter().any(|keyword| keyword.starts_with("X0")), "{advertised:?}");
+    assert!(advertised.iter().map(String::len).sum::<usize>() < 5 * 1024, "{advertised:?}");
 }
 
 /// A probed server that lists as much as the login limit allows: one capability of 59 KB, or as many
@@ -208,8 +208,8 @@ fn smaller_size_of_two_dovecots_is_advertised() {
         line["protocol"] == "submission"
             && line["differences"].as_str().is_some_and(|reported| reported.contains("SIZE"))
     });
-    let promised = keywords(&mut Imap::tls(usher.imaps_port()));
-    assert!(promised.contains("SIZE 5242880") && promised.contains("CHUNKING"), "{promised:?}");
+    let advertised = keywords(&mut Imap::tls(usher.imaps_port()));
+    assert!(advertised.contains("SIZE 5242880") && advertised.contains("CHUNKING"), "{advertised:?}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn fifo_among_config_files_is_refused_and_blocks_nothing() {
         run("mkfifo", &["-m", "600", &path.display().to_string()], b"").succeeded();
         // Opening it for reading blocks until there is a writer.
         let answer = usher.hup();
-        assert_eq!(answer["message"], "reload refused; the old configuration stays in force", "{answer}");
+        assert_eq!(answer["message"], "reload failed; the previous configuration stays active", "{answer}");
         assert!(answer["problem"].as_str().unwrap().contains("not a regular file"), "{answer}");
         let checked = command(&usher.config, &["check"], b"");
         assert_eq!(checked.code, 78, "{checked:#?}");

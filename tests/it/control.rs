@@ -51,9 +51,9 @@ fn invalid_requests_get_an_error_message_and_change_nothing() {
     let mut alice = Imap::tls(usher.imaps_port());
     alice.login("alice", &password_of("alice")).ok();
     for (method, path, status, words) in [
-        ("GET", "/", 404, "nothing by this path"),
-        ("GET", "/kick?all=true", 405, "POST acts"),
-        ("POST", "/sessions", 405, "GET asks"),
+        ("GET", "/", 404, "no such path"),
+        ("GET", "/kick?all=true", 405, "POST changes"),
+        ("POST", "/sessions", 405, "method not allowed"),
         ("POST", "/kick", 400, "select sessions"),
         ("POST", "/kick?user=alice&all=true", 400, "select sessions"),
         ("POST", "/kick?user=", 400, "`user` is empty"),
@@ -63,7 +63,7 @@ fn invalid_requests_get_an_error_message_and_change_nothing() {
         ("POST", "/kick?user=alice&over=25h", 400, "at most 24h"),
         ("POST", "/kick?user=alice&dry_run=yes", 400, "`dry_run` must be true or false"),
         ("POST", "/kick?backend=serv3", 400, "unknown backend `serv3`; configured backends: server3, server4"),
-        ("GET", "/sessions?protocol=http", 400, "unknown protocol `http`; known are imap"),
+        ("GET", "/sessions?protocol=http", 400, "unknown protocol `http`; supported are imap"),
         ("GET", "/sessions?client=127.0.0.1/8", 400, "invalid client `127.0.0.1/8`"),
         ("GET", "/sessions?older_than=1", 400, "invalid age `1`"),
         ("GET", "/cache", 400, "`login` is missing"),
@@ -132,7 +132,7 @@ fn commands_report_missing_arguments() {
     ];
     for arguments in commands {
         let said = command(&config, arguments, b"");
-        assert!(said.code == 69 && said.stderr.contains("usher does not run there"), "{arguments:?}: {said:#?}");
+        assert!(said.code == 69 && said.stderr.contains("usher is not running"), "{arguments:?}: {said:#?}");
     }
     let without = config.without("/control");
     without.write();

@@ -73,7 +73,7 @@ fn real_servers_pass_every_check() {
         is(&backend("login"), "ok", &["ready to send"]);
     }
     // Dovecot and Cyrus have different capabilities, and only the common ones are advertised.
-    is(&finding(&report, "protocol", "imap", "promised"), "ok", &["usher's own capabilities"]);
+    is(&finding(&report, "protocol", "imap", "advertised"), "ok", &["usher's own capabilities"]);
     is(&finding(&report, "protocol", "imap", "differs"), "note", &["server3", "IDLE"]);
 
     // The same as text, without any password.
@@ -82,7 +82,7 @@ fn real_servers_pass_every_check() {
         assert!(said.stdout.contains(words), "{words}: {said:#?}");
     }
     assert!(!said.stdout.contains(&password_of("alice")) && !said.stdout.contains("service secret"));
-    assert!(!said.stderr.contains("looked at"), "no progress where there is no terminal: {said:#?}");
+    assert!(!said.stderr.contains("checked"), "no progress where there is no terminal: {said:#?}");
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn only_the_probe_account_logs_in() {
     let password = config.file("probe.password", "probe secret");
     let account = json!({"login": "prober", "password_file": password});
     let config = config.set("/routing/backends/0/probe", "login").set("/routing/backends/0/probe_account", account);
-    is(&backend_of(&config, "login").1, "ok", &["the probe's account got in"]);
+    is(&backend_of(&config, "login").1, "ok", &["the probe account logged in"]);
     assert_eq!(server.next_login(), "\0prober\0probe secret");
 }
 

@@ -168,7 +168,7 @@ fn new_privileges_and_core_dumps_are_disabled_except_for_debugging() {
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
     let debugged = Usher::start(Config::shared().set("/process", json!({"debug": true})));
-    debugged.wait_log("process.debug is set: debuggers and cores see passwords", |_| true);
+    debugged.wait_log("process.debug is set: debuggers and core dumps can read passwords", |_| true);
     assert_eq!(status(&debugged, "NoNewPrivs"), "1");
 }
 
@@ -437,7 +437,7 @@ fn logins_behind_haproxy_succeed_while_one_instance_drains() {
         |config: Config| config.set("/listeners/0/proxy_header", "required").set("/listeners/0/trusted", "127.0.0.1");
     let ushers = [Usher::start(with_header(one).set("/drain", drain)), Usher::start(with_header(two))];
     for usher in &ushers {
-        usher.wait_log("the directory answers", |_| true);
+        usher.wait_log("directory reachable", |_| true);
     }
     let port = crate::kit::process::free_port();
     let shipped = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/haproxy.cfg");

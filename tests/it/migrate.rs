@@ -59,8 +59,8 @@ fn users_file_becomes_ldif_and_each_user_keeps_the_backend() {
         &["line 1: strpos finds alice at 0"][..],
         &["line 3: no name"],
         &["line 6: the same name as in line 1"],
-        &["line 9: benjamin is unknown"],
-        &["line 10: b\\u{7}b can be no login"],
+        &["line 9: benjamin is not in the directory"],
+        &["line 10: b\\u{7}b is not a valid login name"],
         &["uid=gruen,", "replaces server9"],
         &["bob is not in the file", "within bobby (line 8)"],
         &["ben is not in the file", "within benjamin (line 9)"],
@@ -109,7 +109,7 @@ fn import_without_open_questions_succeeds() {
     slapd.set(&person("carol", None), "mailHost", Some("server9"));
     let said = import(&config, &arguments, "alice\nolga\n");
     assert_eq!(said.code, 1, "{said:#?}");
-    says(&said.stderr, &["uid=carol,", "leads to server9, not to the default"]);
+    says(&said.stderr, &["uid=carol,", "is routed to server9, not to the default"]);
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn invalid_file_is_refused_and_the_old_configuration_stays() {
     for text in bad {
         usher.config.file("usher.yaml", text);
         let answer = usher.hup();
-        assert!(answer["message"].as_str().unwrap().starts_with("reload refused"), "{answer}");
+        assert!(answer["message"].as_str().unwrap().starts_with("reload failed"), "{answer}");
         assert_eq!(usher.metric("usher_config_last_reload_successful", &[]), 0.0);
         let refused = usher.command(&["reload"]);
         assert_eq!(refused.code, 1, "{refused:#?}");

@@ -97,7 +97,7 @@ fn starttls_discards_earlier_state() {
     assert!(smtp.line().starts_with("220 "));
     smtp.start_tls();
     let auth = plain("alice", &password_of("alice"));
-    assert_eq!(ask(&mut smtp, &auth), "503 5.5.1 Say EHLO first");
+    assert_eq!(ask(&mut smtp, &auth), "503 5.5.1 Send EHLO first");
     assert!(ask(&mut smtp, "EHLO here").ends_with("250 AUTH PLAIN LOGIN"));
     assert!(ask(&mut smtp, &auth).starts_with("235 "));
     assert_eq!(usher.metric("usher_logins_total", &[("result", "tls_required")]), 1.0);

@@ -54,9 +54,9 @@ pub(super) fn router(shared: Arc<Shared>, orders: mpsc::Sender<Request>) -> Rout
         .route("/drain", post(drain))
         .route("/reload", post(|control, caller, arguments| order(control, caller, arguments, Order::Reload)))
         .route("/upgrade", post(|control, caller, arguments| order(control, caller, arguments, Order::Upgrade)))
-        .fallback(|| async { Rejection(StatusCode::NOT_FOUND, "there is nothing by this path".to_owned()) })
+        .fallback(|| async { Rejection(StatusCode::NOT_FOUND, "no such path".to_owned()) })
         .method_not_allowed_fallback(|| async {
-            let words = "GET asks and POST acts: this path wants the other one";
+            let words = "method not allowed: GET reads and POST changes";
             Rejection(StatusCode::METHOD_NOT_ALLOWED, words.to_owned())
         })
         .layer(middleware::from_fn(without_body))
@@ -244,7 +244,7 @@ async fn drop_cached(
 async fn user(State(control): State<Control>, Part(login): Part) -> Json<User> {
     let snapshot = control.snapshot();
     let (cache, known) = (snapshot.authn.cache(), snapshot.authn.entries());
-    let standing = match control.shared.follow.status() {
+    let standing = match control.shared.tracker.status() {
         _ if !snapshot.config.directory.is_followed() => "off",
         WatchStatus::Lost => "lost",
         WatchStatus::Following => "following",
@@ -272,7 +272,7 @@ async fn confirm(
     let number = |_| Rejection::bad(format!("`{seconds}` is not a number of seconds"));
     let seconds: u32 = seconds.parse().map_err(number)?;
     let (shared, time) = (&control.shared, Duration::from_secs(seconds.into()));
-    let changes = shared.follow.confirm(time, &control.snapshot().setting());
+    let changes = shared.tracker.confirm(time, &control.snapshot().setting());
     audit("confirm", caller, &format!("for={seconds}s"), Some(changes));
     Ok(Json(Confirmed { changes }))
 }

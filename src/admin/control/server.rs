@@ -23,9 +23,9 @@ use crate::process::Shared;
 /// Connections at a time: administrators and their scripts; of one user; and what is kept for root.
 const SLOTS: SlotLimits = SlotLimits { all: 32, share: 8, reserved: 1 };
 /// The reply to a connection without a slot.
-const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
-    Content-Length: 63\r\nConnection: close\r\n\r\n\
-    {\"error\": \"too many requests at a time: ask again in a moment\"}";
+const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: \
+                    63\r\nConnection: close\r\n\r\n{\"error\": \"too many requests at a time: try again in a \
+                    moment\"}";
 /// From the connection to the end of the request's head, which a program sends at once.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// A head is one line and some words; hyper wants no less.

@@ -44,7 +44,7 @@ impl SocketFile {
             return Ok(kept);
         }
         let _ = fs::remove_file(&kept.path);
-        Err(io::Error::other(format!("{} is not this process' own any more", self.path.display())))
+        Err(io::Error::other(format!("{} no longer belongs to this process", self.path.display())))
     }
 
     /// Takes the second name away again, and puts the file back where it was.
@@ -79,18 +79,18 @@ fn id(found: &Stat) -> (u64, u64) {
 pub(crate) fn bind(settings: &config::Control, successor: bool) -> io::Result<(UnixListener, SocketFile)> {
     let path = &settings.path;
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no file's path"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the path of a file"));
     };
     check_folder(folder, Some(geteuid().as_raw())).map_err(io::Error::other)?;
     if !successor && std::os::unix::net::UnixStream::connect(path).is_ok() {
-        let words = format!("another process answers on {}", path.display());
+        let words = format!("another process is listening on {}", path.display());
         return Err(io::Error::new(io::ErrorKind::AddrInUse, words));
     }
     let folder_fd = open(folder, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     match statat(&folder_fd, name, AtFlags::SYMLINK_NOFOLLOW) {
         // A path that was meant for something else: replacing it would destroy a file.
         Ok(there) if FileType::from_raw_mode(there.st_mode) != FileType::Socket => {
-            let words = format!("{} is there and is no socket", path.display());
+            let words = format!("{} exists and is not a socket", path.display());
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, words));
         }
         Ok(_) | Err(_) => {}

@@ -39,7 +39,7 @@ pub struct Config {
     pub hostname: Option<String>,
     /// Where clients connect.
     pub listeners: Vec<Listener>,
-    /// What clients are promised before their login, instead of what the backends say; per protocol.
+    /// What is advertised before login instead of the backends' own capabilities; per protocol.
     pub capabilities: Vec<(&'static Protocol, Vec<String>)>,
     /// TLS towards clients.
     pub tls: Tls,

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 pub struct Admin {
     /// Address and port.
     pub address: SocketAddr,
-    /// Names of this machine by which it may be asked for, beside those that usher knows.
+    /// Names of this machine under which it may be requested, in addition to its own.
     pub hosts: Vec<String>,
 }
 

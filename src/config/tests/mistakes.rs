@@ -32,7 +32,7 @@ fn listener_mistakes_are_reported() {
 #[test]
 fn proxy_and_webmail_mistakes_are_reported() {
     let listener = |more: &str| format!("{{protocol: imap, address: \"[::]:143\", tls: starttls, {more}}}");
-    second_listener(&listener("proxy_header: required"), ".trusted", "missing: name the networks of your proxies");
+    second_listener(&listener("proxy_header: required"), ".trusted", "missing: list the networks of your proxies");
     second_listener(
         &listener("proxy_header: on, trusted: 192.0.2.1"),
         ".proxy_header",
@@ -64,9 +64,9 @@ fn proxy_and_webmail_mistakes_are_reported() {
 fn colliding_listeners_are_reported() {
     for address in ["[::]:993", "0.0.0.0:993", "192.0.2.1:993"] {
         let listener = format!("{{protocol: imap, address: \"{address}\", tls: implicit}}");
-        second_listener(&listener, ".address", "taken already by listeners[0].address");
+        second_listener(&listener, ".address", "already used by listeners[0].address");
     }
-    mistake("\"[::1]:9931\"}", "\"127.0.0.1:143\"} # HERE", "admin.address", "taken already by listeners[1].address");
+    mistake("\"[::1]:9931\"}", "\"127.0.0.1:143\"} # HERE", "admin.address", "already used by listeners[1].address");
     sound(
         "\"[::]:993\", tls: implicit}\n  - {protocol: imap, address: \"[::]:143\", tls: starttls}",
         "\"192.0.2.1:993\", tls: implicit}\n  - {protocol: imap, address: \"192.0.2.2:993\", tls: implicit}",
@@ -98,7 +98,7 @@ fn tls_mistakes_are_reported() {
         "[X25519, P-384]",
         "\n   - P-384\n   - secp384r1 # HERE",
         "tls.groups[1]",
-        "taken already by tls.groups[0] in line 11",
+        "already used by tls.groups[0] in line 11",
     );
     mistake("[TLS_AES_256_GCM_SHA384]", "[] # HERE", "tls.cipher_suites", "the list is empty");
     let unknown = "[TLS_AES_256_GCM_SHA384, TLS_RSA_WITH_AES_128_CBC_SHA] # HERE";
@@ -155,7 +155,7 @@ fn directory_server_mistakes_are_reported() {
         SERVERS,
         "[ldap://a, \"ldap://A:389\"] # HERE",
         "directory.servers[1]",
-        "taken already by directory.servers[0]",
+        "already used by directory.servers[0]",
     );
     mistake(SERVERS, "[ldap://a, ldaps://b] # HERE", "directory.servers[1]", "`starttls: true`, or remove");
     mistake(
@@ -298,7 +298,7 @@ fn backend_name_and_host_mistakes_are_reported() {
         name,
         "    - name: server3 # HERE\n      hosts: other\n",
         "routing.backends[1].name",
-        "`server3` is taken already by routing.backends[0].name in line 43",
+        "`server3` is already used by routing.backends[0].name in line 43",
     );
     mistake("- name: server4\n", "- name: Server4 # HERE\n", "routing.backends[1].name", "a-z, 0-9");
     mistake(
@@ -313,7 +313,7 @@ fn backend_name_and_host_mistakes_are_reported() {
         hosts,
         "hosts: [a, A.] # HERE",
         "routing.backends[0].hosts[1]",
-        "`a` is taken already by routing.backends[0].hosts[0]",
+        "`a` is already used by routing.backends[0].hosts[0]",
     );
     mistake(hosts, "hosts: [a b] # HERE", "routing.backends[0].hosts[0]", "mailHost value");
     mistake(hosts, "hosts: 3 # HERE", "routing.backends[0].hosts", "found a number, but expected a list");
@@ -322,14 +322,14 @@ fn backend_name_and_host_mistakes_are_reported() {
         "pin_sha256",
         &format!("{both}\n      pin_sha256"),
         "routing.backends[1].hosts[0]",
-        "taken already by routing.backends[0].hosts[1]",
+        "already used by routing.backends[0].hosts[1]",
     );
     // The name of a backend without `hosts` is its host.
     mistake(
         "- name: server4",
         "- name: server3.example.com # HERE",
         "routing.backends[1].name",
-        "taken already by routing.backends[0].hosts[1]",
+        "already used by routing.backends[0].hosts[1]",
     );
 }
 
@@ -368,7 +368,7 @@ fn backend_endpoint_mistakes_are_reported() {
     );
     endpoint("{address: \"server3:993\", tls: implicit, sni: x}", ".sni", "allowed here: address, tls, server_name");
     endpoint("server3:993", "", "expected keys with values");
-    only_problem(&replaced(imap, ""), Some(43), "routing.backends[0]", "it serves nothing: add `imap`");
+    only_problem(&replaced(imap, ""), Some(43), "routing.backends[0]", "serves no protocol: add `imap`");
 }
 
 #[test]
@@ -377,7 +377,7 @@ fn backend_address_mistakes_are_reported() {
     let address = "\"192.0.2.3:993\",";
     mistake(address, "[], # HERE\n       ", key, "the list is empty");
     let twice = "[\"a:993\", \"A:993\"], # HERE\n       ";
-    mistake(address, twice, &format!("{key}[1]"), "`a:993` is taken already");
+    mistake(address, twice, &format!("{key}[1]"), "`a:993` is already used");
     mistake(address, "[\"a:993\", \"a\"], # HERE\n       ", &format!("{key}[1]"), "write a host and a port");
     mistake(address, "[\"a:993\", \"[::1]:993\"], # HERE\n       ", &format!("{key}[1]"), "usher's own listeners");
     let many: Vec<_> = (1..=17).map(|n| format!("\"a:{n}\"")).collect();
@@ -411,7 +411,7 @@ fn probe_mistakes_are_reported() {
         account,
         "{password: x, # HERE\n        login: p, password_file: x}",
         "routing.backends[1].probe_account.password",
-        "never stands in the config",
+        "passwords are not allowed in the configuration",
     );
 }
 
@@ -425,7 +425,7 @@ fn source_address_mistakes_are_reported() {
     {
         mistake(from, &to(bad), &format!("{key}{at}"), "write an IP address of this machine");
     }
-    mistake(from, &to("192.0.2.31, 192.0.2.31"), &format!("{key}[1]"), "taken already");
+    mistake(from, &to("192.0.2.31, 192.0.2.31"), &format!("{key}[1]"), "already used");
     mistake(from, &to("\"2001:db8::31\""), key, "no IPv4 address, and 192.0.2.3:993 has no other: add one");
     mistake(from, &to(""), key, "the list is empty");
 }
@@ -452,7 +452,7 @@ fn service_account_requires_names_from_the_directory() {
     let text = replaced("  login_attribute: uid\n", "").replace("server4.password}", "server4.password} # HERE");
     let key = "routing.backends[1].service";
     only_problem(&text, marked(&text), key, "needs `directory.login_attribute`");
-    only_problem(&text, marked(&text), key, "could become any user");
+    only_problem(&text, marked(&text), key, "could log in as any user");
     let service = "{login: usher, password_file: server4.password}";
     mistake(service, "{login: usher} # HERE", "routing.backends[1].service.password_file", "missing");
     mistake(service, "{password_file: x} # HERE", "routing.backends[1].service.login", "missing");
@@ -461,11 +461,11 @@ fn service_account_requires_names_from_the_directory() {
 
 #[test]
 fn timeouts_beyond_ten_seconds_are_reported() {
-    mistake("timeout: 6s", "timeout: 7001ms # HERE", "routing.backends[0].timeout", "more than 10s");
+    mistake("timeout: 6s", "timeout: 7001ms # HERE", "routing.backends[0].timeout", "longer than 10s");
     sound("timeout: 6s", "timeout: 7s");
     // The default counts too: 6.5 s and 4 s.
     let text = replaced("  timeout: 3s", "  timeout: 6500ms").replace("timeout: 6s", "timeout: 1s");
-    only_problem(&text, Some(54), "routing.backends[1].timeout", "more than 10s");
+    only_problem(&text, Some(54), "routing.backends[1].timeout", "longer than 10s");
 }
 
 #[test]
@@ -492,7 +492,7 @@ fn other_mistakes_are_reported() {
     mistake(nginx, "auth_http: {allow: 127.0.0.1} # HERE", "auth_http.address", "missing: write an IP address");
     mistake(nginx, "auth_http: {address: \"127.0.0.1:9940\"} # HERE", "auth_http.allow", "missing: name");
     let taken = "auth_http: {address: \"[::1]:9931\", allow: 127.0.0.1} # HERE";
-    mistake(nginx, taken, "auth_http.address", "taken already by admin.address");
+    mistake(nginx, taken, "auth_http.address", "already used by admin.address");
     let hop = "auth_http: {address: 127.0.0.1, port: 1143}";
     let key = "routing.backends[1].imap.auth_http";
     mistake(hop, "auth_http: {port: 0} # HERE", &format!("{key}.port"), "write 1 to 65535");
@@ -503,11 +503,14 @@ fn other_mistakes_are_reported() {
     suspicion(nginx, all, "auth_http.allow", "any host may send requests");
     for network in ["127.0.0.1", "127.0.0.0/8", "\"::1\"", "\"::/1\"", "126.0.0.0/7", "[192.0.2.1, 127.0.0.2]"] {
         let unkeyed = format!("auth_http: {{address: \"127.0.0.1:9940\", allow: {network}}} # HERE");
-        suspicion(nginx, &unkeyed, "auth_http.allow", "any user of this machine may ask");
+        suspicion(nginx, &unkeyed, "auth_http.allow", "any user of this machine may send requests");
     }
     let text = replaced(hop, "auth_http: {}");
     let warnings = parse_text(&text).unwrap().warnings;
-    assert!(matches!(warnings.as_slice(), [one] if one.message.contains("none has a port for it")), "{warnings:?}");
+    assert!(
+        matches!(warnings.as_slice(), [one] if one.message.contains("no backend has a port for it")),
+        "{warnings:?}"
+    );
     let long = "x".repeat(100);
     mistake("control.sock", &format!("{long} # HERE\n "), "control.path", "longer than 107 bytes");
     mistake("group: mail}", "group: \"m m\"} # HERE", "control.group", "name of letters");
@@ -532,7 +535,7 @@ fn unknown_keys_are_reported_with_a_suggestion() {
     mistake("log:", "loging: x # HERE\nlog:", "loging", "unknown key");
     mistake("log:", "Log: x # HERE\nlog:", "Log", "did you mean `log`?");
     mistake("log:", "1: x # HERE\nlog:", "1", "unknown key");
-    only_problem(&replaced("log:", "[a]: x\nlog:"), None, "", "a key is not a text");
+    only_problem(&replaced("log:", "[a]: x\nlog:"), None, "", "a key must be text");
 }
 
 #[test]
@@ -549,7 +552,7 @@ fn inline_passwords_are_refused_and_never_repeated() {
         ("log:", "secret: hunter2 # HERE\nlog:", "secret", "put it into a file"),
     ] {
         mistake(from, to, key, file);
-        mistake(from, to, key, "a password never stands in the config");
+        mistake(from, to, key, "passwords are not allowed in the configuration");
     }
 }
 
@@ -732,7 +735,7 @@ fn throttle_mistakes_are_reported() {
 fn impossible_canary_is_reported() {
     let canary = "canary: {login: canary@example.com, mail_host: server3}";
     let key = "directory.canary";
-    mistake(canary, "canary: {login: canary} # HERE", "directory.canary.mail_host", "missing: the value");
+    mistake(canary, "canary: {login: canary} # HERE", "directory.canary.mail_host", "missing: the mail host");
     mistake(canary, "canary: {login: \"\", mail_host: x} # HERE", "directory.canary.login", "1 to 512 bytes");
     let filter = "filter: (|(uid={local})(mail={login}))";
     let text = replaced(filter, "filter: (mail={local}@{domain})")
@@ -763,7 +766,7 @@ fn server_name_must_be_a_host_name() {
 fn advertised_list_must_consist_of_capabilities() {
     let key = "capabilities.imap[0]";
     for (capability, phrase) in [
-        ("STARTTLS", "usher does not promise this for imap"),
+        ("STARTTLS", "cannot be advertised for imap"),
         ("\"ID  x\"", "single spaces"),
         ("\"caf\u{e9}\"", "printable words"),
         ("\"\"", "printable words"),
@@ -798,7 +801,7 @@ fn old_name_of_a_key_is_an_error_that_names_the_new_one() {
     ];
     for (from, to, path) in old {
         let new = renamed::key(path).unwrap_or_else(|| panic!("{path} is not in the table"));
-        mistake(from, to, path, &format!("called `{new}` now"));
+        mistake(from, to, path, &format!("renamed: write `{new}`"));
     }
     for (pattern, _) in renamed::all() {
         assert!(old.iter().any(|(_, _, path)| path.replace("[0]", "[]") == pattern), "{pattern} has no example here");
@@ -815,7 +818,7 @@ fn old_word_is_an_error_that_names_the_new_one() {
     for key in ["result_19", "result_50", "result_53"] {
         for (old, new) in words {
             let to = format!("balance: round_robin\n  {key}: {old} # HERE");
-            let phrase = format!("`{old}` is called `{new}` now");
+            let phrase = format!("`{old}` was renamed: write `{new}`");
             mistake("balance: round_robin", &to, &format!("directory.{key}"), &phrase);
         }
     }

@@ -27,7 +27,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     // All that is listed before the login is what usher answers for itself, and a client reads the backend's
     // own list with its OK: no backend limits what clients of the others are offered.
     usual: &[],
-    promised: |_| false,
+    advertised: |_| false,
     front,
     back,
     nginx: Some(Nginx { name: "imap", reply: front::nginx_reply }),

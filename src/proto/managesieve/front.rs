@@ -128,7 +128,7 @@ impl Dialect for Sieve {
 impl Sieve {
     pub(super) fn new(settings: FrontSettings<'_>) -> Self {
         let capabilities = match settings.capabilities {
-            Some(listed) => listed.iter().filter(|one| (PROTOCOL.promised)(name(one))).cloned().collect(),
+            Some(listed) => listed.iter().filter(|one| (PROTOCOL.advertised)(name(one))).cloned().collect(),
             None => PROTOCOL.usual.iter().map(ToString::to_string).collect(),
         };
         Self { capabilities }

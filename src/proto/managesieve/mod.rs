@@ -30,7 +30,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     closing_line: ClosingLine::Line { prefix: "BYE (TRYLATER) \"", suffix: "\"\r\n" },
     follows_moves: true,
     usual: &["SIEVE", "VERSION 1.0"],
-    promised: |name| !OWN.iter().any(|own| own.eq_ignore_ascii_case(name)),
+    advertised: |name| !OWN.iter().any(|own| own.eq_ignore_ascii_case(name)),
     front,
     back,
     nginx: None,

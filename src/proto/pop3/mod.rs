@@ -25,7 +25,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     closing_line: ClosingLine::Close,
     follows_moves: true,
     usual: front::LATER,
-    promised: |name| front::LATER.iter().any(|later| later.eq_ignore_ascii_case(name)),
+    advertised: |name| front::LATER.iter().any(|later| later.eq_ignore_ascii_case(name)),
     front,
     back,
     nginx: Some(Nginx { name: "pop3", reply: front::nginx_reply }),

@@ -28,7 +28,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     // just as the new one does.
     follows_moves: false,
     usual: front::USUAL,
-    promised: |name| !front::NOT_OFFERED.iter().any(|hidden| hidden.eq_ignore_ascii_case(name)),
+    advertised: |name| !front::NOT_OFFERED.iter().any(|hidden| hidden.eq_ignore_ascii_case(name)),
     front,
     back,
     nginx: Some(Nginx { name: "smtp", reply: front::nginx_reply }),

@@ -51,7 +51,7 @@ fn extensions_follow_tls() {
         S: 220 2.0.0 Begin TLS now
         => tls
         C: AUTH PLAIN AGFsaWNlAHNlY3JldA==
-        S: 503 5.5.1 Say EHLO first
+        S: 503 5.5.1 Send EHLO first
         C: ehlo here
         S: 250-usher.example.com
         S: 250-PIPELINING
@@ -218,7 +218,7 @@ fn tls_start_discards_earlier_state() {
     out.clear();
     input.extend(b"AUTH LOGIN\r\n");
     assert!(matches!(front.step(&mut input, &mut out), Step::NeedMore));
-    assert_eq!(out.as_slice(), b"503 5.5.1 Say EHLO first\r\n");
+    assert_eq!(out.as_slice(), b"503 5.5.1 Send EHLO first\r\n");
 }
 
 #[test]
@@ -237,7 +237,8 @@ fn pipelined_commands_wait_for_the_decision() {
         "#,
     );
     greeted(
-        "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\n=> attempt \"alice\" \"secret\" \"\"\n<= accept quietly\nS: 235 2.7.0 Logged in",
+        "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\n=> attempt \"alice\" \"secret\" \"\"\n<= accept quietly\nS: 235 2.7.0 \
+         Logged in",
     );
 }
 
@@ -276,7 +277,8 @@ fn lines_are_limited_and_end_with_crlf_only() {
     client(TLS, "C: GET / HTTP/1.1\nS: 421 4.7.0 This is a mail server\n=> quit ProtocolError\nC: EHLO x");
     client(
         FrontSettings { bad_commands: 2, ..TLS },
-        "C: XYZZY\nS: 500 5.5.2 Unknown command\nC: DATA\nS: 421 4.7.0 Too many bad commands\n=> quit ProtocolError\nC: QUIT",
+        "C: XYZZY\nS: 500 5.5.2 Unknown command\nC: DATA\nS: 421 4.7.0 Too many bad commands\n=> quit \
+         ProtocolError\nC: QUIT",
     );
 }
 

@@ -10,7 +10,7 @@ use prometheus::{
 use super::series::LabeledSeries;
 use super::{DIRECTORY, Metrics};
 
-/// Seconds: from half a millisecond (a cached decision) to the ten seconds a client is promised.
+/// Seconds: from half a millisecond (a cached decision) to the ten seconds within which a client has a reply.
 const PHASE_BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// A metric that is declared wrongly is a defect that the first test meets.
@@ -53,7 +53,11 @@ impl Metrics {
                     &["protocol", "phase"],
                 )),
             )),
-            decisions: LabeledSeries::new(counters("usher_decisions_total", "Decisions, by who made them.", &["by"])),
+            decisions: LabeledSeries::new(counters(
+                "usher_decisions_total",
+                "Login decisions, by what they were based on.",
+                &["by"],
+            )),
             sessions: gauges("usher_sessions", "Relayed sessions now.", &["protocol", "backend"]),
             sessions_ended: LabeledSeries::new(counters(
                 "usher_sessions_ended_total",
@@ -76,7 +80,7 @@ impl Metrics {
             ),
             connections_refused: counter(
                 "usher_connections_refused_total",
-                "Client connections closed at accept because limits.connections or limits.unauthenticated was met.",
+                "Client connections closed at accept because limits.connections or limits.unauthenticated was reached.",
             ),
             relayed_bytes: LabeledSeries::new(counters(
                 "usher_relayed_bytes_total",
@@ -99,13 +103,13 @@ impl Metrics {
             ),
             directory_watch_connected: gauge(
                 "usher_directory_watch_connected",
-                "1 while the directory is followed; 0 while changes are missed, or if it is not to be followed.",
+                "1 while change notification is active; 0 while it is lost or off.",
             ),
             directory_watch_last_confirmed: register(
                 &registry,
                 declared(Gauge::with_opts(opts(
                     "usher_directory_watch_last_confirmed_timestamp_seconds",
-                    "Up to when every change of the directory is known, Unix time; 0 before the first time.",
+                    "Time up to which all changes of the directory were received, Unix time; 0 before the first.",
                 ))),
             ),
             directory_brake: gauge(
@@ -114,7 +118,7 @@ impl Metrics {
             ),
             directory_changes: LabeledSeries::new(counters(
                 "usher_directory_changes_total",
-                "Changes of users that usher has to do with, by what has changed; one edit may be several.",
+                "Changes of tracked entries, by what has changed; one modification may count as several.",
                 &["kind"],
             )),
             directory_seconds: register(
@@ -131,12 +135,12 @@ impl Metrics {
             ),
             directory_up: gauges(
                 "usher_directory_up",
-                "1 if the server answers, accepts the service account and shows the canary, else 0.",
+                "1 if the server replies, accepts the service account and returns the canary, else 0.",
                 &["server"],
             ),
             directory_canary_ok: gauges(
                 "usher_directory_canary_ok",
-                "0 if the server did not show the canary when it was asked last, else 1.",
+                "0 if the server did not return the canary at its last probe, else 1.",
                 &["server"],
             ),
             directory_lag: register(
@@ -144,7 +148,8 @@ impl Metrics {
                 declared(GaugeVec::new(
                     opts(
                         "usher_directory_lag_seconds",
-                        "How far the server was behind the newest write that another has shown, by contextCSN, at its last probe.",
+                        "How far the server was behind the newest write that another has shown, by contextCSN, at \
+                         its last probe.",
                     ),
                     &["server"],
                 )),
@@ -156,7 +161,7 @@ impl Metrics {
             )),
             directory_failovers: counters(
                 "usher_directory_failovers_total",
-                "Questions that went on to another server because this one gave no verdict.",
+                "Requests that failed over to another server because this one gave no result.",
                 &["server"],
             ),
             directory_service_bind_ok: gauges(
@@ -166,22 +171,23 @@ impl Metrics {
             ),
             directory_password_warnings: LabeledSeries::new(counters(
                 "usher_directory_password_warnings_total",
-                "Good binds with a warning: a grace login with an expired password, or one that will expire.",
+                "Successful binds with a warning: a grace login with an expired password, or one that will expire.",
                 &["warning"],
             )),
             backend_logins: LabeledSeries::new(counters(
                 "usher_backend_logins_total",
-                "Logins at backends after the directory said yes, by result; down, in_flight, slow_start, draining: not sent.",
+                "Logins at backends after the directory accepted the user, by result; down, in_flight, slow_start, \
+                 draining: not sent.",
                 &["backend", "result"],
             )),
             backend_logins_in_flight: gauges(
                 "usher_backend_logins_in_flight",
-                "Logins under way at backends.",
+                "Logins in progress at backends.",
                 &["backend"],
             ),
             backend_up: gauges(
                 "usher_backend_up",
-                "1 if logins go to the backend, 0 if all of its addresses are down or its name leads nowhere.",
+                "1 if logins go to the backend, 0 if all of its addresses are down or its name cannot be resolved.",
                 &["backend", "protocol"],
             ),
             backend_draining: gauges(
@@ -191,12 +197,12 @@ impl Metrics {
             ),
             backend_addresses: gauges(
                 "usher_backend_addresses",
-                "Addresses of the backend now, by the state of their breakers.",
+                "Addresses of the backend now, by health.",
                 &["backend", "protocol", "state"],
             ),
             backend_probes: LabeledSeries::new(counters(
                 "usher_backend_probes_total",
-                "Looks at a backend's address without a user, by result.",
+                "Probes of the backend's addresses, by result.",
                 &["backend", "result"],
             )),
             backend_handshakes: counters(
@@ -206,7 +212,7 @@ impl Metrics {
             ),
             backend_capabilities_missing: gauges(
                 "usher_backend_capabilities_missing",
-                "Capabilities that single backends have beyond what all have; clients are not promised them.",
+                "Capabilities that only some backends have; they are not advertised.",
                 &["protocol"],
             ),
             backend_capability_changes: counters(
@@ -216,12 +222,14 @@ impl Metrics {
             ),
             proxy_headers: LabeledSeries::new(counters(
                 "usher_proxy_headers_total",
-                "Connections to listeners with PROXY headers, by what they began with; all but client and local were closed.",
+                "Connections to listeners with PROXY headers, by what they began with; all but client and local were \
+                 closed.",
                 &["protocol", "result"],
             )),
             auth_http_requests: LabeledSeries::new(counters(
                 "usher_auth_http_requests_total",
-                "Connections to the auth_http listener, by result; all but ok, refused and method got no reply for a client.",
+                "Connections to the auth_http listener, by result; all but ok, refused and method got no reply for a \
+                 client.",
                 &["result"],
             )),
             tls_handshakes: LabeledSeries::new(counters(
@@ -229,7 +237,7 @@ impl Metrics {
                 "TLS handshakes with clients, by result; resumed: without a certificate.",
                 &["protocol", "result"],
             )),
-            handshakes: gauge("usher_tls_handshakes_in_progress", "TLS handshakes with clients under way."),
+            handshakes: gauge("usher_tls_handshakes_in_progress", "TLS handshakes with clients in progress."),
             throttled: counters(
                 "usher_throttled_total",
                 "What a rule of the throttle delayed or refused (mode enforce), or would have (mode dry_run).",
@@ -237,7 +245,7 @@ impl Metrics {
             ),
             throttle_entries: LabeledSeries::new(gauges(
                 "usher_throttle_entries",
-                "What the throttle remembers now, by kind.",
+                "Records of the throttle now, by kind.",
                 &["kind"],
             )),
             certificate_expiry: register(
@@ -252,22 +260,24 @@ impl Metrics {
             ),
             certificate_reloads: LabeledSeries::new(counters(
                 "usher_certificate_reloads_total",
-                "Times that certificates, keys (of tickets too), CAs or passwords of the config in force were found changed.",
+                "Times that certificates, keys (of tickets too), CAs or passwords of the config in force were found \
+                 changed.",
                 &["result"],
             )),
             certificate_last_reload_successful: gauge(
                 "usher_certificate_last_reload_successful",
-                "0 while a changed certificate, key, CA or password file is refused and its old content stays in force.",
+                "0 while a changed certificate, key, CA or password file is refused and its old content stays in \
+                 force.",
             ),
             config_last_reload_successful: gauge(
                 "usher_config_last_reload_successful",
-                "1 if the last reload, or the start, was taken over; 0 if the old config stayed.",
+                "1 if the last reload, or the start, succeeded; 0 if the previous configuration stayed active.",
             ),
             config_last_reload_success_timestamp: register(
                 &registry,
                 declared(Gauge::new(
                     "usher_config_last_reload_success_timestamp_seconds",
-                    "When the config in force was taken over, Unix time.",
+                    "When the active configuration was loaded, Unix time.",
                 )),
             ),
             log_dropped: counter("usher_log_dropped_total", "Log lines lost because the log's output was stuck."),

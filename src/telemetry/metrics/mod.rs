@@ -97,7 +97,7 @@ pub struct Metrics {
     pub(crate) directory_lag: GaugeVec,
     /// Connections to a server by what they are there for.
     pub(crate) directory_connections: GaugeSeries<ConnectionUse>,
-    /// Questions that went on to another server because this one gave no verdict.
+    /// Requests that failed over to another server because this one gave no result.
     pub(crate) directory_failovers: IntCounterVec,
     /// 0 if the service account's last bind was refused.
     pub(crate) directory_service_bind_ok: IntGaugeVec,
@@ -109,11 +109,11 @@ pub struct Metrics {
     pub(crate) directory_brake: IntGauge,
     /// Changes of known users, by what has changed.
     pub(crate) directory_changes: CounterSeries<DirectoryChange>,
-    /// Good binds with a warning: {warning}.
+    /// Successful binds with a warning: {warning}.
     pub(crate) directory_password_warnings: CounterSeries<PasswordWarning>,
     /// Logins at backends by result.
     pub(crate) backend_logins: CounterSeries<BackendResult>,
-    /// Logins under way at backends.
+    /// Logins in progress at backends.
     pub(crate) backend_logins_in_flight: IntGaugeVec,
     /// Whether a backend has an address to which logins go.
     pub(crate) backend_up: IntGaugeVec,
@@ -135,7 +135,7 @@ pub struct Metrics {
     pub(crate) auth_http_requests: CounterSeries<AuthHttpResult>,
     /// TLS handshakes with clients by result.
     pub(crate) tls_handshakes: CounterSeries<HandshakeResult>,
-    /// TLS handshakes with clients under way.
+    /// TLS handshakes with clients in progress.
     pub(crate) handshakes: IntGauge,
     /// What a rule of the throttle delayed or refused, or would have.
     throttled: IntCounterVec,
