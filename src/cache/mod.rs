@@ -163,6 +163,7 @@ impl Cache {
         if !self.holds(&entry, since) {
             return;
         }
+        let others = self.other_keys(login, &key, &dn);
         let now = Instant::now();
         self.names.insert(login.clone(), CachedName { key: key.clone(), dn, at: now });
         if key.has_id() {
@@ -191,6 +192,18 @@ impl Cache {
             Op::Put(Arc::new(CachedUser { identity, right }))
         });
         self.drop_wrong(&key, &digest);
+        for other in others.into_iter().flatten() {
+            self.remove(&other);
+            self.drop_wrong(&other, &digest);
+        }
+    }
+
+    /// The other keys under which the entry with this DN may be cached: not every server shows its id, and the DN
+    /// may have belonged to another entry. Without the id, the one to which this name has led.
+    fn other_keys(&self, login: &Login, key: &EntryKey, dn: &Arc<str>) -> [Option<EntryKey>; 2] {
+        let by_dn = key.has_id().then(|| EntryKey::by_dn(key.realm, dn));
+        let before = self.names.get(login).filter(|name| name.key.realm == key.realm && name.dn == *dn);
+        [by_dn, before.map(|name| name.key).filter(|before| before != key)]
     }
 
     /// Stores that the directory refused this password for this DN, whose entry had this version. Does not
@@ -207,9 +220,11 @@ impl Cache {
         if !self.holds_dn(key.realm, &dn, since) {
             return;
         }
+        let others = self.other_keys(login, &key, &dn);
         let now = Instant::now();
         self.names.insert(login.clone(), CachedName { key: key.clone(), dn, at: now });
         self.drop_right(&key, &digest);
+        others.iter().flatten().for_each(|other| self.drop_right(other, &digest));
         self.wrong.entry(key).and_compute_with(|old| {
             let mut refused = old.map(|old| WrongPasswords::clone(old.value())).unwrap_or_default();
             refused.add(seen, digest, now, (self.negative_ttl, self.negative_ttl_max));

@@ -286,6 +286,33 @@ async fn entry_is_forgotten_whether_or_not_its_id_is_shown() {
     }
 }
 
+/// Two names of one entry, whose servers do not all show its id.
+#[tokio::test(start_paused = true)]
+async fn password_is_judged_alike_whether_or_not_the_id_is_shown() {
+    for (first, second) in [(None, Some(1)), (Some(1), None), (Some(1), Some(2))] {
+        let at = format!("{first:?} {second:?}");
+        let (before, after) = (entry(0, first, DN), entry(0, second, DN));
+        let both = ["alice", "alice@example.com"];
+        let cache = cache();
+        both.iter().for_each(|name| learn_entry(&cache, name, &before));
+        cache.wrong(&credential("alice", "next"), &before.dn, &before.version, cache.stamp());
+        let next = Identity::for_tests(DN, &[]).with_entry(Arc::new(after.clone()));
+        cache.right(&credential("alice", "next"), Arc::new(next), cache.stamp());
+        assert_eq!(both.map(|name| ask(&cache, name, "sesame")), ["nothing"; 2], "{at}: it may have been replaced");
+        assert_ne!(ask(&cache, "alice@example.com", "next"), "wrong", "{at}: it is correct by now");
+
+        let cache = self::cache();
+        both.iter().for_each(|name| learn_entry(&cache, name, &before));
+        cache.wrong(&credential("alice", "sesame"), &after.dn, &after.version, cache.stamp());
+        assert_ne!(ask(&cache, "alice@example.com", "sesame"), "right", "{at}: it was refused");
+        assert!(cache.stale(&credential("alice@example.com", "sesame")).is_none(), "{at}: it was refused");
+        // A guess costs the owner nothing.
+        both.iter().for_each(|name| learn_entry(&cache, name, &before));
+        cache.wrong(&credential("alice", "guess"), &after.dn, &after.version, cache.stamp());
+        assert_eq!(ask(&cache, "alice@example.com", "sesame"), "right", "{at}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn administrator_finds_and_drops_an_entry_by_dn_or_name() {
     let cache = cache();
