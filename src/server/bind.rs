@@ -3,23 +3,35 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio_util::sync::DropGuard;
 use tracing::info;
 
 use super::StartError;
 use super::handover::Inherited;
+use super::supervise::KeptTask;
 use crate::config::{self, Config, ListenerTls};
 use crate::frontend::listener::{self, BoundListener};
+
+/// How long closing a listener may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Identifies a listener.
 pub(super) type ListenerKey = (SocketAddr, &'static str, ListenerTls);
 
 /// A socket in use: connections are accepted until this is dropped. The socket once more, for a successor.
 pub(super) struct Listening {
-    pub(super) _accepting: DropGuard,
+    pub(super) accepting: KeptTask,
     pub(super) socket: OwnedFd,
+}
+
+impl Listening {
+    /// Stops accepting. Unlike after a drop, connections are refused when this returns.
+    pub(super) async fn close(self) {
+        drop(self.socket);
+        self.accepting.end(CLOSE_TIMEOUT).await;
+    }
 }
 
 pub(super) fn listener_key(config: &config::Listener) -> ListenerKey {
@@ -105,9 +117,35 @@ pub(super) fn bind_http(
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
     use std::path::Path;
+    use std::sync::Arc;
 
     use super::*;
+    use crate::base::tasks::Task;
+    use crate::server::supervise::Supervisor;
+    use crate::telemetry::metrics::Metrics;
+
+    #[tokio::test]
+    async fn closed_listener_refuses_connections_at_once() {
+        let supervisor = Supervisor::new(&Arc::new(Metrics::new()));
+        let (listener, socket) =
+            bind_http(SocketAddr::from(([127, 0, 0, 1], 0)), "x", "listening", &mut Inherited::default()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = Arc::new(listener);
+        let accepting = supervisor.keep_while(Task::AuthHttp, move || {
+            let listener = Arc::clone(&listener);
+            async move {
+                loop {
+                    let _ = listener.accept().await;
+                }
+            }
+        });
+        TcpStream::connect(address).unwrap();
+        tokio::task::yield_now().await;
+        Listening { accepting, socket }.close().await;
+        assert!(TcpStream::connect(address).is_err());
+    }
 
     const CONFIG: &str = "listeners:
   - {protocol: imap, address: '127.0.0.1:993', tls: implicit}

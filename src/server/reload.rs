@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use sd_notify::NotifyState;
 use tracing::{error, info, warn};
 
 use super::Server;
-use super::bind::{ListenerKey, bind_auth_http, bind_new, collisions, listener_key};
+use super::bind::{ListenerKey, Listening, bind_auth_http, bind_new, collisions, listener_key};
 use super::handover::Inherited;
 use super::prepare::prepare;
 use crate::admin::control::OrderResult;
@@ -77,18 +78,18 @@ impl Server {
         self.shared.log.set_level(snapshot.config.log.level);
         let wanted: Vec<ListenerKey> = snapshot.config.listeners.iter().map(listener_key).collect();
         self.shared.snapshot.store(Arc::new(snapshot));
-        self.listeners.retain(|key, _| {
-            let stays = wanted.contains(key);
-            if !stays {
-                info!(address = %key.0, protocol = key.1, "no longer listening");
-            }
-            stays
-        });
+        let gone: Vec<ListenerKey> = self.listeners.keys().filter(|key| !wanted.contains(key)).copied().collect();
+        let mut closed: Vec<Listening> = gone.iter().filter_map(|key| self.listeners.remove(key)).collect();
+        for (address, protocol, _) in gone {
+            info!(%address, protocol, "no longer listening");
+        }
         self.accept(bound);
         if !stays {
-            self.auth_http = None;
+            closed.extend(self.auth_http.take().map(|(_, listening)| listening));
         }
         self.answer_nginx(nginx);
+        // Before the reply: another program may listen there from now on.
+        join_all(closed.into_iter().map(Listening::close)).await;
         Ok(())
     }
 

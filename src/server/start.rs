@@ -74,7 +74,7 @@ impl Server {
             let (side_port, listener) = (Arc::clone(&side_port), Arc::clone(&listener));
             async move { side_port.serve(&listener).await }
         });
-        self.side_port = Some(Listening { _accepting: accepting, socket });
+        self.side_port = Some(Listening { accepting, socket });
         let with_shared = || Arc::clone(shared);
         let awaited = with_shared();
         supervisor.keep(Task::DirectoryAwait, move || await_directory(Arc::clone(&awaited)));
@@ -101,7 +101,7 @@ impl Server {
             let accepting = self
                 .supervisor
                 .keep_while(Task::Listener, move || listener::accept(Arc::clone(&shared), Arc::clone(&bound)));
-            self.listeners.insert(key, Listening { _accepting: accepting, socket });
+            self.listeners.insert(key, Listening { accepting, socket });
         }
     }
 
@@ -111,7 +111,7 @@ impl Server {
             let accepting = self
                 .supervisor
                 .keep_while(Task::AuthHttp, move || auth_http::serve(Arc::clone(&listener), Arc::clone(&shared)));
-            self.auth_http = Some((address, Listening { _accepting: accepting, socket }));
+            self.auth_http = Some((address, Listening { accepting, socket }));
         }
     }
 

@@ -4,12 +4,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::base::tasks::{self, Task, TaskExit};
 use crate::telemetry::metrics::Metrics;
+
+/// Keeps a task running until this is dropped.
+#[derive(Debug)]
+pub(super) struct KeptTask {
+    guard: DropGuard,
+    ended: JoinHandle<()>,
+}
+
+impl KeptTask {
+    /// Ends the task, and waits so long until everything that it holds is dropped.
+    pub(super) async fn end(self, patience: Duration) {
+        drop(self.guard);
+        let _ = timeout(patience, self.ended).await;
+    }
+}
 
 /// Every supervised task of the process.
 #[derive(Debug)]
@@ -34,23 +50,23 @@ impl Supervisor {
         F: Future<Output = ()> + Send,
     {
         // Nothing ends it sooner.
-        let _ = self.keep_while(task, make).disarm();
+        let _ = self.keep_while(task, make).guard.disarm();
     }
 
-    /// Keeps a task running until the guard is dropped: what it holds is dropped then.
-    pub(super) fn keep_while<F>(&self, task: Task, make: impl FnMut() -> F + Send + 'static) -> DropGuard
+    /// Keeps a task running until the result is dropped: what it holds is dropped soon after.
+    pub(super) fn keep_while<F>(&self, task: Task, make: impl FnMut() -> F + Send + 'static) -> KeptTask
     where
         F: Future<Output = ()> + Send,
     {
         let stop = self.stop.child_token();
         let (guard, lost, metrics) = (stop.clone().drop_guard(), self.lost.clone(), Arc::clone(&self.metrics));
-        self.tracker.spawn(async move {
+        let ended = self.tracker.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 end = tasks::keep(task, &metrics.task_restarts, make) => note(end, &lost),
             }
         });
-        guard
+        KeptTask { guard, ended }
     }
 
     /// Keeps a task running that ends by itself when its token says so.
