@@ -63,7 +63,7 @@ fn words(trouble: &UnavailableCause) -> String {
     match trouble {
         UnavailableCause::Connection { fault, .. } => fault.to_string(),
         UnavailableCause::ServiceBind { code, .. } => format!("refused with result {code}"),
-        UnavailableCause::Result { operation, code, .. } => format!("{operation} failed with result {code}"),
+        UnavailableCause::Result { operation, code, .. } => format!("{} failed with result {code}", operation.label()),
         UnavailableCause::Malformed { .. } => "malformed reply".to_owned(),
         UnavailableCause::Canary { .. } => "not shown".to_owned(),
         UnavailableCause::Behind { .. } => "has not caught up with the last change".to_owned(),

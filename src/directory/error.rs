@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::connection_fault::ConnectionFault;
 use super::entry::EntryVersion;
 use crate::outcome::AccountState;
+use crate::telemetry::labels::DirectoryOperation;
 
 /// Why the directory did not authenticate a user.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -78,12 +79,12 @@ pub enum UnavailableCause {
         code: u32,
     },
     /// A result code that is neither success nor invalidCredentials.
-    #[error("{server}: {operation} failed with result {code}")]
+    #[error("{server}: {} failed with result {code}", .operation.label())]
     Result {
         /// The server's URL.
         server: Arc<str>,
-        /// The operation: `bind`, `search` or `read`.
-        operation: &'static str,
+        /// The operation.
+        operation: DirectoryOperation,
         /// The result code.
         code: u32,
     },

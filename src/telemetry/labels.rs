@@ -22,6 +22,22 @@ labels! {
 }
 
 labels! {
+    /// An operation at a directory server.
+    pub enum DirectoryOperation {
+        /// The connection, with TLS.
+        Connect => "connect",
+        /// A search below the base.
+        Search => "search",
+        /// A user's bind.
+        Bind => "bind",
+        /// The service account's bind.
+        ServiceBind => "service_bind",
+        /// A search for one entry by its DN.
+        Read => "read",
+    }
+}
+
+labels! {
     /// What a decision was based on.
     pub(crate) enum DecisionBasis {
         /// A bind.

@@ -18,6 +18,7 @@ use crate::directory::ldap::policy::BindResponse;
 use crate::directory::ldap::query::{SearchRequest, SearchResult, login_origin};
 use crate::directory::ldap::service_account::ServiceAccount;
 use crate::directory::{Trace, UnavailableCause};
+use crate::telemetry::labels::DirectoryOperation;
 
 /// A bind connection in exclusive use. Closed when dropped without [`BindPool::give_back`].
 #[derive(Debug)]
@@ -69,10 +70,12 @@ impl BindPool {
         trace: &mut Trace,
     ) -> Result<(BindResponse, BindLease), RequestError> {
         let (mut lease, reused) = self.lease(deadline, trace).await?;
-        let origin = login_origin("bind", &[dn]);
+        let origin = login_origin(DirectoryOperation::Bind, &[dn]);
         let mut asked = Instant::now();
-        let mut answer =
-            self.endpoint.timed("bind", deadline, trace, lease.connection.bind(dn, password), |bound| bound.code).await;
+        let mut answer = self
+            .endpoint
+            .timed(DirectoryOperation::Bind, deadline, trace, lease.connection.bind(dn, password), |bound| bound.code)
+            .await;
         if reused && matches!(answer, Err(ConnectionError::Broken(_) | ConnectionError::Malformed)) {
             // Not answered, so not yet a counted guess: retried once on a fresh connection.
             lease.connection = self.endpoint.connect(deadline, trace).await.map_err(RequestError::after_sending)?;
@@ -80,12 +83,15 @@ impl BindPool {
             asked = Instant::now();
             answer = self
                 .endpoint
-                .timed("bind", deadline, trace, lease.connection.bind(dn, password), |bound| bound.code)
+                .timed(DirectoryOperation::Bind, deadline, trace, lease.connection.bind(dn, password), |bound| {
+                    bound.code
+                })
                 .await;
         }
-        let bound =
-            answer.map_err(|error| RequestError::Indeterminate(self.endpoint.note_error("bind", origin, &error)))?;
-        self.endpoint.note_result("bind", origin, bound.code, asked)?;
+        let bound = answer.map_err(|error| {
+            RequestError::Indeterminate(self.endpoint.note_error(DirectoryOperation::Bind, origin, &error))
+        })?;
+        self.endpoint.note_result(DirectoryOperation::Bind, origin, bound.code, asked)?;
         Ok((bound, lease))
     }
 

@@ -16,6 +16,7 @@ use crate::directory::ldap::health::{OperationOrigin, ServerHealth};
 use crate::directory::ldap::idle::IdleConnections;
 use crate::directory::ldap::tuning::{Tuning, jittered};
 use crate::directory::{Trace, UnavailableCause};
+use crate::telemetry::labels::DirectoryOperation;
 use crate::telemetry::log::Repeats;
 use crate::telemetry::metrics::Metrics;
 
@@ -87,15 +88,17 @@ impl Endpoint {
     }
 
     pub(crate) async fn connect(&self, deadline: Instant, trace: &mut Trace) -> Result<BindClient, RequestError> {
-        let made = self.timed("connect", deadline, trace, BindClient::open(&self.dial), |_| 0).await;
+        let made = self.timed(DirectoryOperation::Connect, deadline, trace, BindClient::open(&self.dial), |_| 0).await;
         trace.code = None;
-        made.map_err(|error| RequestError::NotSent(self.note_error("connect", OperationOrigin::Probe, &error)))
+        made.map_err(|error| {
+            RequestError::NotSent(self.note_error(DirectoryOperation::Connect, OperationOrigin::Probe, &error))
+        })
     }
 
     /// Runs one operation with its deadline; counts it and records it in the trace.
     pub(crate) async fn timed<T>(
         &self,
-        operation: &'static str,
+        operation: DirectoryOperation,
         deadline: Instant,
         trace: &mut Trace,
         asked: impl Future<Output = Result<T, ConnectionError>>,
@@ -109,11 +112,12 @@ impl Endpoint {
             ConnectionError::Timeout
         };
         let answer = timeout_at(until, asked).await.unwrap_or(Err(late));
-        let seconds = self.metrics.directory_seconds.with_label_values(&[&*self.url, operation]);
+        let seconds = self.metrics.directory_seconds.with_label_values(&[&*self.url, operation.label()]);
         seconds.observe(began.elapsed().as_secs_f64());
         trace.server = Some(self.url.clone());
         trace.code = answer.as_ref().ok().map(&code);
-        let count = |word| self.metrics.directory_operations.with_label_values(&[&*self.url, operation, word]).inc();
+        let count =
+            |word| self.metrics.directory_operations.with_label_values(&[&*self.url, operation.label(), word]).inc();
         match &answer {
             Ok(answer) => self.metrics.directory_operation(&self.url, operation, code(answer)),
             Err(ConnectionError::Timeout | ConnectionError::CutShort) => count("timeout"),
@@ -126,19 +130,19 @@ impl Endpoint {
     /// Records the result of a request sent at `asked`: a verdict about the request, or a server failure.
     pub(crate) fn note_result(
         &self,
-        operation: &'static str,
+        operation: DirectoryOperation,
         origin: OperationOrigin,
         code: u32,
         asked: Instant,
     ) -> Result<(), RequestError> {
         if !is_server_error(code) {
             if origin != OperationOrigin::Probe && self.health.request_answered(operation, asked) {
-                info!(server = %self.url, operation, "directory server up again");
+                info!(server = %self.url, operation = operation.label(), "directory server up again");
             }
             return Ok(());
         }
-        if let Some(suppressed) = self.repeats.allow(operation, "unsure") {
-            warn!(server = %self.url, operation, code, suppressed, "directory server gave an inconclusive result");
+        if let Some(suppressed) = self.repeats.allow(operation.label(), "unsure") {
+            warn!(server = %self.url, operation = operation.label(), code, suppressed, "directory server gave an inconclusive result");
         }
         let cause = UnavailableCause::Result { server: self.url.clone(), operation, code };
         // 80 (other) may concern one entry; busy and unavailable concern the server.
@@ -147,23 +151,27 @@ impl Endpoint {
         } else {
             self.server_failed(origin, &cause);
         }
-        Err(if operation == "bind" { RequestError::Answered(cause) } else { RequestError::Indeterminate(cause) })
+        Err(if operation == DirectoryOperation::Bind {
+            RequestError::Answered(cause)
+        } else {
+            RequestError::Indeterminate(cause)
+        })
     }
 
     /// Records an error. An error of the server itself marks it down and closes its idle connections.
     pub(crate) fn note_error(
         &self,
-        operation: &'static str,
+        operation: DirectoryOperation,
         origin: OperationOrigin,
         error: &ConnectionError,
     ) -> UnavailableCause {
-        if let Some(suppressed) = self.repeats.allow(operation, "failed") {
-            warn!(server = %self.url, operation, reason = %error, suppressed, "directory request failed");
+        if let Some(suppressed) = self.repeats.allow(operation.label(), "failed") {
+            warn!(server = %self.url, operation = operation.label(), reason = %error, suppressed, "directory request failed");
         }
         let cause = error.unavailable(&self.url);
         match (origin, error) {
             // The reply to a bind contains nothing of an entry.
-            (OperationOrigin::Login { operation: "bind", .. }, ConnectionError::Violation(_)) => {
+            (OperationOrigin::Login { operation: DirectoryOperation::Bind, .. }, ConnectionError::Violation(_)) => {
                 self.server_failed(origin, &cause)
             }
             // The request itself may be what is slow or malformed.

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::directory::UnavailableCause;
 use crate::directory::ldap::tuning::{Tuning, jittered, locked};
+use crate::telemetry::labels::DirectoryOperation;
 
 /// A server that fails again within this time after recovery is marked down for longer than before.
 const PROBATION: Duration = Duration::from_secs(60);
@@ -32,8 +33,8 @@ pub(crate) enum OperationOrigin {
     Probe,
     /// A login.
     Login {
-        /// The operation's metric label.
-        operation: &'static str,
+        /// The operation.
+        operation: DirectoryOperation,
         /// A hash of the subject of the request.
         subject: u64,
     },
@@ -42,13 +43,13 @@ pub(crate) enum OperationOrigin {
 #[derive(Debug, Clone, Copy)]
 enum ServerState {
     /// In use. `slow`: the last failed request, if none of its kind has succeeded since.
-    Healthy { slow: Option<(&'static str, u64)> },
+    Healthy { slow: Option<(DirectoryOperation, u64)> },
     /// A request failed, and no probe has finished yet.
-    Suspect { slow: (&'static str, u64) },
+    Suspect { slow: (DirectoryOperation, u64) },
     /// Out of use. `needs`: the kind of request that must succeed before the server is healthy.
-    Down { needs: Option<&'static str>, until: Instant },
+    Down { needs: Option<DirectoryOperation>, until: Instant },
     /// A probe succeeded; one request may be tried.
-    Recovering { needs: &'static str, taken_until: Option<Instant> },
+    Recovering { needs: DirectoryOperation, taken_until: Option<Instant> },
 }
 
 /// The rank of a server for selection, best first.
@@ -118,7 +119,7 @@ impl ServerHealth {
         };
         self.change(|inner| {
             inner.failed_at = Some(Instant::now());
-            let is_other = |slow: (&str, u64)| slow.0 == operation && slow.1 != who;
+            let is_other = |slow: (DirectoryOperation, u64)| slow.0 == operation && slow.1 != who;
             match inner.state {
                 ServerState::Healthy { slow: Some(slow) } | ServerState::Suspect { slow } if is_other(slow) => {
                     inner.mark_down(Some(operation), cause, &self.tuning)
@@ -136,7 +137,7 @@ impl ServerHealth {
     }
 
     /// Records a reply to a request sent at `asked`; returns whether the server recovered.
-    pub(crate) fn request_answered(&self, operation: &'static str, asked: Instant) -> bool {
+    pub(crate) fn request_answered(&self, operation: DirectoryOperation, asked: Instant) -> bool {
         if matches!(locked(&self.inner).state, ServerState::Healthy { slow: None }) {
             return false;
         }
@@ -273,7 +274,7 @@ fn is_over(until: Option<Instant>) -> bool {
 
 impl HealthInner {
     /// Returns whether it was in use until now.
-    fn mark_down(&mut self, needs: Option<&'static str>, cause: &UnavailableCause, tuning: &Tuning) -> bool {
+    fn mark_down(&mut self, needs: Option<DirectoryOperation>, cause: &UnavailableCause, tuning: &Tuning) -> bool {
         let was_in_use = matches!(self.state, ServerState::Healthy { .. } | ServerState::Suspect { .. });
         let now = Instant::now();
         self.failed_at = Some(now);
@@ -314,8 +315,8 @@ impl HealthInner {
 mod tests {
     use super::*;
 
-    const ALICE: OperationOrigin = OperationOrigin::Login { operation: "bind", subject: 1 };
-    const BOB: OperationOrigin = OperationOrigin::Login { operation: "bind", subject: 2 };
+    const ALICE: OperationOrigin = OperationOrigin::Login { operation: DirectoryOperation::Bind, subject: 1 };
+    const BOB: OperationOrigin = OperationOrigin::Login { operation: DirectoryOperation::Bind, subject: 2 };
     const SECOND: Duration = Duration::from_secs(1);
 
     fn health() -> ServerHealth {
@@ -367,11 +368,11 @@ mod tests {
             assert_eq!(rank(&health), ServerRank::Healthy);
         }
         // A success of another user shows that only alice is affected.
-        health.request_answered("bind", Instant::now());
+        health.request_answered(DirectoryOperation::Bind, Instant::now());
         health.request_failed(BOB, &UnavailableCause::Timeout);
         assert_eq!(rank(&health), ServerRank::Suspect);
         // A successful search says nothing about binds.
-        health.request_answered("search", Instant::now());
+        health.request_answered(DirectoryOperation::Search, Instant::now());
         health.request_failed(ALICE, &UnavailableCause::Timeout);
         assert_eq!(rank(&health), ServerRank::Down);
     }
@@ -382,7 +383,7 @@ mod tests {
         health.server_failed(ALICE, &UnavailableCause::Timeout);
         let before = Instant::now();
         tokio::time::advance(SECOND).await;
-        assert!(!health.request_answered("search", Instant::now()));
+        assert!(!health.request_answered(DirectoryOperation::Search, Instant::now()));
         assert!(!successful_probe(&health), "a probe binds no user");
         assert!(!health.is_in_use() && health.is_up());
         assert_eq!(rank(&health), ServerRank::Recovering);
@@ -391,13 +392,13 @@ mod tests {
         assert_eq!((rank(&health), health.enter(SECOND)), (ServerRank::Down, false));
         health.request_failed(BOB, &UnavailableCause::Timeout);
         assert!(!health.is_up());
-        assert!(!health.request_answered("bind", before), "an answer from before the fault");
+        assert!(!health.request_answered(DirectoryOperation::Bind, before), "an answer from before the fault");
         successful_probe(&health);
         assert!(health.enter(SECOND));
         // A trial that never reached its bind does not occupy the slot indefinitely.
         tokio::time::advance(SECOND).await;
         assert!(health.enter(SECOND));
-        assert!(health.request_answered("bind", Instant::now()));
+        assert!(health.request_answered(DirectoryOperation::Bind, Instant::now()));
         assert!(health.is_in_use());
     }
 

@@ -18,6 +18,7 @@ use crate::directory::ldap::schema::{self, Attributes, Values};
 use crate::directory::ldap::search::{Query, QueryOptions, Search};
 use crate::directory::{BoxFuture, ListedUser, UnavailableCause, UserListing};
 use crate::proto::ldap::naming::Naming;
+use crate::telemetry::labels::DirectoryOperation;
 
 /// How long a server may take for the next message.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -71,7 +72,7 @@ impl Ldap {
             return sent.map_err(|end| match end {
                 ListingError::Connection(error) => error.unavailable(&server.url),
                 ListingError::Refused(code) => {
-                    UnavailableCause::Result { server: server.url.clone(), operation: "search", code }
+                    UnavailableCause::Result { server: server.url.clone(), operation: DirectoryOperation::Search, code }
                 }
             });
         }

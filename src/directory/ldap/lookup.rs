@@ -11,6 +11,7 @@ use crate::proto::ldap::attributes::{AttributeRole, IDENTIFIERS, LOGIN_ACTIVITY,
 use crate::proto::ldap::filter::ANY_ENTRY;
 use crate::proto::ldap::naming::{self, Naming};
 use crate::proto::ldap::template;
+use crate::telemetry::labels::DirectoryOperation;
 
 /// The attribute that disables an account, with its role.
 fn disabling(attribute: DisabledBy) -> (String, AttributeRole) {
@@ -94,7 +95,7 @@ pub(super) fn request_by_name(
         Find::Principal { template, base, .. } => {
             let name = template::principal(template, login)?;
             let filter = format!("(userPrincipalName={})", ldap3::ldap_escape(name.as_str()));
-            Some((name, SearchRequest { operation: "read", ..search(base, filter, attributes) }))
+            Some((name, SearchRequest { operation: DirectoryOperation::Read, ..search(base, filter, attributes) }))
         }
     }
 }
@@ -126,12 +127,24 @@ pub(super) fn describe(find: &Find, login: &Login, attributes: &Arc<Attributes>)
 
 pub(super) fn search(base: &str, filter: String, attributes: &Arc<Attributes>) -> SearchRequest {
     let attributes = Arc::clone(attributes);
-    SearchRequest { operation: "search", base: base.to_owned(), scope: Scope::Subtree, filter, attributes }
+    SearchRequest {
+        operation: DirectoryOperation::Search,
+        base: base.to_owned(),
+        scope: Scope::Subtree,
+        filter,
+        attributes,
+    }
 }
 
 pub(super) fn read(dn: String, attributes: &Arc<Attributes>) -> SearchRequest {
     let attributes = Arc::clone(attributes);
-    SearchRequest { operation: "read", base: dn, scope: Scope::Base, filter: ANY_ENTRY.to_owned(), attributes }
+    SearchRequest {
+        operation: DirectoryOperation::Read,
+        base: dn,
+        scope: Scope::Base,
+        filter: ANY_ENTRY.to_owned(),
+        attributes,
+    }
 }
 
 #[cfg(test)]

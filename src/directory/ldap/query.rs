@@ -10,6 +10,7 @@ use crate::directory::ldap::error::ConnectionError;
 use crate::directory::ldap::health::OperationOrigin;
 use crate::directory::ldap::schema::{self, Attributes};
 use crate::directory::{Entry, ReportedEntry};
+use crate::telemetry::labels::DirectoryOperation;
 
 /// Messages that one search may bring: two entries and the references beside them.
 pub(crate) const MAX_MESSAGES: usize = 1_000;
@@ -23,8 +24,8 @@ pub(crate) const INVALID_CREDENTIALS: u32 = 49;
 /// A search request.
 #[derive(Debug)]
 pub(crate) struct SearchRequest {
-    /// `search` or `read`: the metric label.
-    pub(crate) operation: &'static str,
+    /// `Search` or `Read`.
+    pub(crate) operation: DirectoryOperation,
     /// The base DN.
     pub(crate) base: String,
     /// The scope.
@@ -50,7 +51,7 @@ impl SearchRequest {
 }
 
 /// The origin of a login's operation on this subject.
-pub(crate) fn login_origin(operation: &'static str, subject: &[&str]) -> OperationOrigin {
+pub(crate) fn login_origin(operation: DirectoryOperation, subject: &[&str]) -> OperationOrigin {
     // A hash collision costs one probe.
     OperationOrigin::Login { operation, subject: schema::KEY.hash_one(subject) }
 }

@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn search_is_encoded_as_by_ldap3() {
         let query = SearchRequest {
-            operation: "read",
+            operation: crate::telemetry::labels::DirectoryOperation::Read,
             base: "uid=alice,dc=x".to_owned(),
             scope: Scope::Base,
             filter: "(&(objectClass=*)(!(|(uid=a*b)(cn>=\\2a))))".to_owned(),

@@ -31,6 +31,7 @@ use crate::directory::ldap::query::{SearchRequest, SearchResult};
 use crate::directory::ldap::search;
 use crate::directory::ldap::tuning::locked;
 use crate::directory::{BindDiagnostic, ConnectionFault, Trace, UnavailableCause};
+use crate::telemetry::labels::DirectoryOperation;
 
 /// How much of a password file is read. A longer one was refused when the configuration was read.
 const LARGEST_PASSWORD: usize = 4_096;
@@ -262,7 +263,7 @@ impl ServiceAccount {
     pub(crate) async fn shared(&self, client: BindClient) -> Result<Connection, UnavailableCause> {
         Connection::over(client)
             .await
-            .map_err(|error| self.endpoint.note_error("connect", OperationOrigin::Probe, &error))
+            .map_err(|error| self.endpoint.note_error(DirectoryOperation::Connect, OperationOrigin::Probe, &error))
     }
 
     /// The same without the canary.
@@ -283,11 +284,15 @@ impl ServiceAccount {
             let began = Instant::now();
             let bound = self
                 .endpoint
-                .timed("service_bind", began + self.endpoint.patience, &mut trace, asked, |bound| bound.code)
+                .timed(DirectoryOperation::ServiceBind, began + self.endpoint.patience, &mut trace, asked, |bound| {
+                    bound.code
+                })
                 .await;
-            let bound = bound.map_err(|error| self.endpoint.note_error("bind", OperationOrigin::Probe, &error))?;
+            let bound = bound.map_err(|error| {
+                self.endpoint.note_error(DirectoryOperation::ServiceBind, OperationOrigin::Probe, &error)
+            })?;
             self.endpoint
-                .note_result("service_bind", OperationOrigin::Probe, bound.code, began)
+                .note_result(DirectoryOperation::ServiceBind, OperationOrigin::Probe, bound.code, began)
                 .map_err(RequestError::cause)?;
             self.service_answer(account, bound)?;
         }

@@ -40,6 +40,7 @@ use crate::directory::{
 };
 use crate::outcome::AccountState;
 use crate::proto::ldap::template::{Template, TemplatePart};
+use crate::telemetry::labels::DirectoryOperation;
 use crate::telemetry::metrics::Metrics;
 
 /// The time limit of a test.
@@ -147,7 +148,7 @@ fn cause(result: Result<impl std::fmt::Debug, DirectoryError>) -> UnavailableCau
     }
 }
 
-fn code(result: Result<impl std::fmt::Debug, DirectoryError>) -> (&'static str, u32) {
+fn code(result: Result<impl std::fmt::Debug, DirectoryError>) -> (DirectoryOperation, u32) {
     match cause(result) {
         UnavailableCause::Result { operation, code, .. } => (operation, code),
         other => panic!("{other:?}"),

@@ -12,6 +12,7 @@ use super::tuning::locked;
 use crate::directory::identity::AcceptedBind;
 use crate::directory::{BindDiagnostic, DirectoryError, Entry, EntryVersion, Trace, UnavailableCause};
 use crate::outcome::AccountState;
+use crate::telemetry::labels::DirectoryOperation;
 use crate::telemetry::metrics::Metrics;
 
 /// Evaluates the results of binds.
@@ -65,7 +66,11 @@ impl BindVerdicts {
             (code, _) => Err(match self.results.get(&code) {
                 // It is unknown whether the server checked the password.
                 Some(state) => account(*state, false),
-                None => unavailable(trace, |server| UnavailableCause::Result { server, operation: "bind", code }),
+                None => unavailable(trace, |server| UnavailableCause::Result {
+                    server,
+                    operation: DirectoryOperation::Bind,
+                    code,
+                }),
             }),
         }
     }
@@ -88,9 +93,11 @@ pub(super) fn single_entry(found: SearchResult, trace: &Trace) -> Result<Entry, 
         SearchResult { code: 0, first: None, .. } => {
             Err(unavailable(trace, |server| UnavailableCause::Malformed { server }))
         }
-        SearchResult { code, .. } => {
-            Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "search", code }))
-        }
+        SearchResult { code, .. } => Err(unavailable(trace, |server| UnavailableCause::Result {
+            server,
+            operation: DirectoryOperation::Search,
+            code,
+        })),
     }
 }
 
@@ -105,9 +112,11 @@ pub(super) fn read_entry(found: SearchResult, trace: &Trace) -> Result<Entry, Di
             Err(unavailable(trace, |server| UnavailableCause::Malformed { server }))
         }
         // Success without an entry: access rules hide it, and its mail host is unknown.
-        SearchResult { code, .. } => {
-            Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "read", code }))
-        }
+        SearchResult { code, .. } => Err(unavailable(trace, |server| UnavailableCause::Result {
+            server,
+            operation: DirectoryOperation::Read,
+            code,
+        })),
     }
 }
 
@@ -123,7 +132,11 @@ pub(super) fn require_dn(entry: Entry, trace: &Trace) -> Result<Entry, Directory
 pub(super) fn matches(found: &SearchResult, trace: &Trace) -> Result<bool, DirectoryError> {
     match found.code {
         SUCCESS => Ok(found.entries > 0),
-        code => Err(unavailable(trace, |server| UnavailableCause::Result { server, operation: "read", code })),
+        code => Err(unavailable(trace, |server| UnavailableCause::Result {
+            server,
+            operation: DirectoryOperation::Read,
+            code,
+        })),
     }
 }
 

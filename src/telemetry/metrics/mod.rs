@@ -17,8 +17,8 @@ use prometheus::{
 use self::series::{CounterSeries, GaugeSeries, HistogramSeries};
 use super::labels::{
     AuthHttpResult, BackendResult, CloseReason, ConnectionUse, DecisionBasis, Direction, DirectoryChange,
-    HandshakeResult, LoginPhase, PasswordWarning, ProbeResult, ProxyHeaderResult, ReloadResult, SessionEnd,
-    ThrottleEffect, ThrottleRecord,
+    DirectoryOperation, HandshakeResult, LoginPhase, PasswordWarning, ProbeResult, ProxyHeaderResult, ReloadResult,
+    SessionEnd, ThrottleEffect, ThrottleRecord,
 };
 use crate::base::labels::Label as _;
 use crate::base::tasks::Task;
@@ -29,8 +29,6 @@ use crate::proto::PROTOCOLS;
 /// The one directory, as the label `directory` names it.
 pub(crate) const DIRECTORY: &str = "default";
 
-/// Directory operations.
-pub(crate) const DIRECTORY_OPERATIONS: [&str; 5] = ["connect", "search", "bind", "service_bind", "read"];
 /// The result codes of RFC 4511 that have their own label, and labels for missing replies.
 pub(crate) const DIRECTORY_CODES: [&str; 17] = [
     "0",
@@ -210,13 +208,13 @@ impl Metrics {
             }
         }
         for server in &config.directory.servers {
-            for operation in DIRECTORY_OPERATIONS {
+            for operation in DirectoryOperation::ALL {
                 for code in DIRECTORY_CODES {
-                    self.directory_operations.with_label_values(&[server.url.as_str(), operation, code]);
+                    self.directory_operations.with_label_values(&[server.url.as_str(), operation.label(), code]);
                 }
             }
-            for operation in DIRECTORY_OPERATIONS {
-                self.directory_seconds.with_label_values(&[server.url.as_str(), operation]);
+            for operation in DirectoryOperation::ALL {
+                self.directory_seconds.with_label_values(&[server.url.as_str(), operation.label()]);
             }
             self.directory_failovers.with_label_values(&[server.url.as_str()]);
         }
@@ -229,12 +227,12 @@ impl Metrics {
     }
 
     /// Counts a directory operation under a code of the closed set.
-    pub fn directory_operation(&self, server: &str, operation: &str, code: u32) {
+    pub(crate) fn directory_operation(&self, server: &str, operation: DirectoryOperation, code: u32) {
         let mut word = String::with_capacity(4);
         let _ = write!(word, "{code}");
         let known = DIRECTORY_CODES.contains(&word.as_str());
         let label = if known { word.as_str() } else { "other" };
-        self.directory_operations.with_label_values(&[server, operation, label]).inc();
+        self.directory_operations.with_label_values(&[server, operation.label(), label]).inc();
     }
 
     /// The text that Prometheus scrapes, after `refresh` has set the gauges that are known when
@@ -303,8 +301,8 @@ mod tests {
     #[test]
     fn unknown_result_codes_share_one_series() {
         let metrics = Metrics::new();
-        metrics.directory_operation("ldap://x", "bind", 49);
-        metrics.directory_operation("ldap://x", "bind", 4_711);
+        metrics.directory_operation("ldap://x", DirectoryOperation::Bind, 49);
+        metrics.directory_operation("ldap://x", DirectoryOperation::Bind, 4_711);
         let text = metrics.render();
         assert!(text.contains("code=\"49\",directory=\"default\",operation=\"bind\",server=\"ldap://x\"} 1"));
         assert!(text.contains("code=\"other\",directory=\"default\",operation=\"bind\",server=\"ldap://x\"} 1"));

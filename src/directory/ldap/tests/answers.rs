@@ -1,6 +1,7 @@
 //! Replies of a server and their results: entries, bind results, malformed bytes.
 
 use super::*;
+use crate::telemetry::labels::DirectoryOperation;
 
 #[tokio::test]
 async fn search_and_bind_give_an_identity() {
@@ -114,18 +115,18 @@ async fn indeterminate_result_is_no_refusal() {
         let server = Scripted::start(first(vec![vec![done(searched)]], is_search)).await;
         let under = Under::new(&[&server], searching(None));
         let (result, trace) = under.login("alice", "right").await;
-        assert_eq!(code(result), ("search", number));
+        assert_eq!(code(result), (DirectoryOperation::Search, number));
         assert_eq!(trace.code, Some(number));
 
         let server = Scripted::start(first(vec![bound(name.clone())], is_bind)).await;
         let under = Under::new(&[&server], searching(None));
-        assert_eq!(code(under.alice().await), ("bind", number));
+        assert_eq!(code(under.alice().await), (DirectoryOperation::Bind, number));
         // A referral never receives the password.
         assert_eq!(server.binds().len(), 1);
 
         let server = Scripted::start(first(vec![vec![done(name)]], is_search)).await;
         let under = Under::new(&[&server], templated(None));
-        assert_eq!(code(under.alice().await), ("read", number));
+        assert_eq!(code(under.alice().await), (DirectoryOperation::Read, number));
     }
 }
 
@@ -133,7 +134,7 @@ async fn indeterminate_result_is_no_refusal() {
 async fn entry_unreadable_to_the_user_is_no_refusal() {
     let server = Scripted::start(first(vec![vec![done(Code::Success)]], is_search)).await;
     let under = Under::new(&[&server], templated(None));
-    assert_eq!(code(under.alice().await), ("read", 0));
+    assert_eq!(code(under.alice().await), (DirectoryOperation::Read, 0));
 }
 
 #[tokio::test]
@@ -160,7 +161,10 @@ async fn answered_bind_is_not_repeated_on_another_server() {
         let unsure = Scripted::start(first(vec![bound(name)], is_bind)).await;
         let next = Scripted::start(alice).await;
         let under = Under::new(&[&unsure, &next], searching(None));
-        assert!(matches!(cause(under.alice().await), UnavailableCause::Result { operation: "bind", .. }));
+        assert!(matches!(
+            cause(under.alice().await),
+            UnavailableCause::Result { operation: DirectoryOperation::Bind, .. }
+        ));
         assert_eq!((unsure.binds().len(), next.binds().len()), (1, 0));
     }
 }
