@@ -191,6 +191,11 @@ impl Cache {
             }
             Op::Put(Arc::new(CachedUser { identity, right }))
         });
+        if !self.holds(&entry, since) {
+            // An invalidation of an entry whose id is hidden searches without the lock of this key: it may have
+            // passed before the answer was stored.
+            return self.remove(&key);
+        }
         self.drop_wrong(&key, &digest);
         for other in others.into_iter().flatten() {
             self.remove(&other);
