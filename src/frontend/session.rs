@@ -267,7 +267,7 @@ impl Conversation {
         reason
     }
 
-    /// One login attempt. A refusal is returned with what the client is told.
+    /// One login attempt. A refusal is returned with the reply to the client.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Admitted, RefusedLogin> {
         self.snapshot = self.shared.snapshot.load_full();
         let Credentials { login, secret, authzid } = credentials;

@@ -13,7 +13,7 @@ use super::keys::HashedKey;
 use crate::base::credential::AttemptDigest;
 use crate::config::{FailedLogins, Mode};
 
-/// A charge whose answer must be awaited. An error: the store cannot tell.
+/// A charge whose answer must be awaited. An error: the store is unavailable.
 pub(crate) type LaterCharge = Pin<Box<dyn Future<Output = io::Result<Charge>> + Send>>;
 
 /// A store of counters.

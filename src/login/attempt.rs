@@ -215,7 +215,7 @@ impl LoginAttempt<'_> {
         }
     }
 
-    /// What the client is told, returned when the reply is due.
+    /// The reply to the client, returned when the reply is due.
     async fn reply(&self, refusal: &Refusal) -> Reply {
         let config = &self.core.config;
         let reply = refusal.reply(config.directory.reveal_account_state);

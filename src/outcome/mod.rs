@@ -1,4 +1,4 @@
-//! Why a login was refused, and what the client may be told: shared by all modules.
+//! Why a login was refused, and the reply that the client may receive: shared by all modules.
 //!
 //! A [`Refusal`] is the truth, for log, metrics and `explain`; a [`Reply`] is what a client may hear.
 //! [`Refusal::reply`] is the only way from one to the other. No module defines reasons of its own.

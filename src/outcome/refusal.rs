@@ -153,7 +153,7 @@ impl Refusal {
         if let Self::Account { state, .. } = self { state.label() } else { self.facts().label }
     }
 
-    /// What the client may be told: the state of an account only with `reveal`
+    /// The reply that the client may receive: the state of an account only with `reveal`
     /// (`directory.reveal_account_state`) and only after a correct password. All others get the reply to a wrong
     /// password.
     #[must_use]

@@ -1,4 +1,4 @@
-//! What a client may be told about a refused login or a closed connection: each text stands here once.
+//! The replies to a refused login or a closed connection: each text is defined once, here.
 //!
 //! Each protocol adds its codes (`code` in its front half). There is no reply for a locked account, so none can
 //! reveal it.
@@ -15,7 +15,7 @@ pub struct BackendReply {
     pub unavailable: bool,
 }
 
-/// What a client may be told.
+/// A reply that a client may receive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     /// A wrong name or password, and everything that must look the same.
