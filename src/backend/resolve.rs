@@ -46,14 +46,14 @@ pub(super) async fn resolve(
     sources: &Sources,
 ) -> Result<Vec<SocketAddr>, ResolveError> {
     let mut answer = Vec::new();
-    let mut trouble = io::Error::from(io::ErrorKind::NotFound);
+    let mut failure = io::Error::from(io::ErrorKind::NotFound);
     for Address { host, port } in configured {
         let found = match host.parse::<IpAddr>() {
             Ok(ip) => vec![SocketAddr::new(ip, *port)],
             Err(_) => match lookup_host((host.as_str(), *port)).await {
                 Ok(found) => interleaved(found.collect()),
                 Err(error) => {
-                    trouble = error;
+                    failure = error;
                     continue;
                 }
             },
@@ -71,7 +71,7 @@ pub(super) async fn resolve(
     answer.retain(|address| sources.reach(address));
     answer.truncate(MOST);
     match first {
-        None => Err(ResolveError::Name(Arc::new(trouble))),
+        None => Err(ResolveError::Name(Arc::new(failure))),
         Some(first) if answer.is_empty() => Err(ResolveError::Family(first)),
         Some(_) => Ok(answer),
     }

@@ -49,7 +49,7 @@ struct Explanation {
     server: Option<String>,
     /// The attribute that names the mail server.
     attribute: String,
-    servers: Vec<Looked>,
+    servers: Vec<ServerLookup>,
     dn: Option<String>,
     mail_host: Vec<String>,
     backend: Option<String>,
@@ -69,10 +69,10 @@ struct Explanation {
 
 /// The result at one directory server.
 #[derive(Debug, Serialize)]
-struct Looked {
+struct ServerLookup {
     server: String,
     /// Why it is not used; nothing if it is.
-    trouble: Option<String>,
+    error: Option<String>,
 }
 
 pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
@@ -89,27 +89,28 @@ pub(super) async fn explain(file: &Path, arguments: &Args) -> ExitCode {
         return explain_all::explain(&config, &*directory, &arguments.all_users, arguments.json).await;
     };
     let attribute = config.directory.mail_host_attribute.clone();
-    let mut told = Explanation { login: login.clone(), attribute, ..Explanation::default() };
+    let mut explanation = Explanation { login: login.clone(), attribute, ..Explanation::default() };
     let code = match Login::parse(login.as_bytes()) {
-        None => told.judged(&config, Verdict::no_login()),
+        None => explanation.judged(&config, Verdict::no_login()),
         Some(login) => {
-            told.query = directory.diagnose().map(|diagnosis| diagnosis.describe_lookup(&login)).unwrap_or_default();
-            told.look(&*directory).await;
-            let code = told.ask(&config, &*directory, &login, arguments.password_stdin).await;
+            explanation.query =
+                directory.diagnose().map(|diagnosis| diagnosis.describe_lookup(&login)).unwrap_or_default();
+            explanation.look(&*directory).await;
+            let code = explanation.ask(&config, &*directory, &login, arguments.password_stdin).await;
             if let Some(control) = &config.control {
                 let path = format!("/users/{}", control::hex(login.as_str().as_bytes()));
-                told.running = control::ask(&control.path, "GET", &path).await.ok();
+                explanation.running = control::ask(&control.path, "GET", &path).await.ok();
             }
             code
         }
     };
     if arguments.json {
-        match serde_json::to_string_pretty(&told) {
+        match serde_json::to_string_pretty(&explanation) {
             Ok(text) => println!("{}", ShownJson(&text)),
             Err(error) => return fail(FAILED, error),
         }
     } else {
-        print!("{}", told.text(&config.directory.mail_host_attribute));
+        print!("{}", explanation.text(&config.directory.mail_host_attribute));
     }
     ExitCode::from(code)
 }
@@ -118,9 +119,9 @@ impl Explanation {
     /// Every server, including those that are marked down.
     async fn look(&mut self, directory: &dyn Directory) {
         let Some(diagnosis) = directory.diagnose() else { return };
-        for (server, look) in diagnosis.probe_all().await {
+        for (server, found) in diagnosis.probe_all().await {
             self.servers
-                .push(Looked { server: server.to_string(), trouble: look.err().map(|error| error.to_string()) });
+                .push(ServerLookup { server: server.to_string(), error: found.err().map(|error| error.to_string()) });
         }
     }
 
@@ -177,11 +178,11 @@ impl Explanation {
                 let _ = writeln!(text, "  {name:<13}{}", Shown(value));
             }
         };
-        for Looked { server, trouble } in &self.servers {
-            match trouble {
+        for ServerLookup { server, error } in &self.servers {
+            match error {
                 // Most of them name it.
-                Some(trouble) if trouble.starts_with(server) => line("server", trouble),
-                Some(trouble) => line("server", &format!("{server}: {trouble}")),
+                Some(error) if error.starts_with(server) => line("server", error),
+                Some(error) => line("server", &format!("{server}: {error}")),
                 None => line("server", &format!("{server}: ok")),
             }
         }

@@ -99,8 +99,8 @@ impl Verdict {
             DirectoryError::Held { dn } => {
                 Self { dn: Some(dn.to_string()), ..Self::refused(Refusal::Hold, "the directory holds this user") }
             }
-            DirectoryError::Unavailable(trouble) => {
-                let hint = match trouble {
+            DirectoryError::Unavailable(cause) => {
+                let hint = match cause {
                     UnavailableCause::NoServiceAccount => {
                         "; with user_dn only the user may read the entry: give bind_dn a service account, or use \
                          --password-stdin"

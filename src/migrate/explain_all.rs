@@ -75,14 +75,14 @@ pub(crate) enum ListingError {
 }
 
 /// What can be done about a listing that is refused.
-fn hint(trouble: &UnavailableCause) -> &'static str {
-    match trouble.code() {
+fn hint(cause: &UnavailableCause) -> &'static str {
+    match cause.code() {
         Some(3 | 4 | 11) => {
             ": the service account may not read all users; raise its limits (in slapd.conf `limits dn.exact=\"...\" \
              size=unlimited`), or give the names with --users"
         }
         Some(32) => ": there is no such base",
-        _ if *trouble == UnavailableCause::NoServiceAccount => {
+        _ if *cause == UnavailableCause::NoServiceAccount => {
             ": give bind_dn and bind_password_file an account that may read"
         }
         _ => "",
@@ -210,9 +210,7 @@ impl Run<'_, '_> {
         let asked = names.map(|name| async move {
             let Some(login) = Login::parse(name.as_bytes()) else { return Ok((name, Verdict::no_login())) };
             match look_up(directory, &login).await {
-                Err(DirectoryError::Unavailable(trouble)) if !is_about_one(&trouble) => {
-                    Err(ListingError::Directory(trouble))
-                }
+                Err(DirectoryError::Unavailable(cause)) if !is_about_one(&cause) => Err(ListingError::Directory(cause)),
                 answer => Ok((name, Verdict::of(config, answer, &login))),
             }
         });
@@ -257,8 +255,8 @@ impl Run<'_, '_> {
 }
 
 /// Whether an error may concern one entry only, so that the others can still be listed.
-const fn is_about_one(trouble: &UnavailableCause) -> bool {
-    match trouble {
+const fn is_about_one(cause: &UnavailableCause) -> bool {
+    match cause {
         UnavailableCause::Malformed { .. } | UnavailableCause::Result { .. } => true,
         UnavailableCause::Connection { .. }
         | UnavailableCause::Timeout

@@ -24,7 +24,7 @@ fn directory_series_exist_for_every_operation_and_code() {
     };
     for operation in operations {
         let operation = format!("operation=\"{operation}\"");
-        has("usher_directory_operation_seconds_count{", &[operation.clone()]);
+        has("usher_directory_operation_seconds_count{", std::slice::from_ref(&operation));
         for code in &codes {
             has("usher_directory_operations_total{", &[operation.clone(), format!("code=\"{code}\"")]);
         }

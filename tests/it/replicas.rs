@@ -373,8 +373,8 @@ fn explain_queries_every_server() {
     let said = command(&config, &["explain", "alice", "--json"], b"").succeeded();
     let value: Value = serde_json::from_str(&said.stdout).unwrap();
     assert_eq!(value["servers"][0]["server"], first.tls_url());
-    assert!(value["servers"][0]["trouble"].as_str().unwrap().contains("refused"), "{value}");
-    assert!(value["servers"][1]["trouble"].is_null(), "{value}");
+    assert!(value["servers"][0]["error"].as_str().unwrap().contains("refused"), "{value}");
+    assert!(value["servers"][1]["error"].is_null(), "{value}");
     let config = config.set("/directory/canary/mail_host", "server4");
     config.write();
     let said = command(&config, &["explain", "alice"], b"");
