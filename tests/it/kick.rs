@@ -81,7 +81,7 @@ fn invalid_filter_is_refused_and_never_matches_every_session() {
     let usher = Usher::start(config());
     let mut alice = login(&usher, "alice");
     for (arguments, words) in [
-        (&["sessions", "--protocol", "http"][..], "unknown protocol `http`; known are imap"),
+        (&["sessions", "--protocol", "http"][..], "unknown protocol `http`; supported are imap"),
         (&["sessions", "--client", "10.0.0.1/8"], "invalid client"),
         (&["sessions", "--older-than", "5"], "needs a unit"),
         (&["sessions", "--backend", "serv3"], "unknown backend `serv3`; configured backends: server3, server4"),

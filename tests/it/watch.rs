@@ -395,7 +395,7 @@ fn mass_move_waits_for_confirmation() {
     assert!(explained.stdout.contains("stays at server3 until `usher confirm`"), "{explained:?}");
 
     let confirmed = setup.usher.command(&["confirm"]).succeeded();
-    assert_eq!(confirmed.stdout, "6 changes acted on\n");
+    assert_eq!(confirmed.stdout, "6 changes applied\n");
     kept.iter_mut().for_each(has_ended);
     known.iter().for_each(|name| assert_eq!(setup.login(name).1, "server4", "{name}"));
     assert_eq!(setup.usher.metric("usher_directory_brake", &[]), 0.0);
