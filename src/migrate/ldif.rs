@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn ambiguous_value_is_base64() {
-        for (value, told) in [
+        for (value, written) in [
             ("a b", ": a b"),
             ("", ": "),
             (" a", ":: IGE="),
@@ -77,7 +77,7 @@ mod tests {
             ("ü", ":: w7w="),
         ] {
             let change = Replace { dn: "o=x", attribute: "a", value };
-            assert_eq!(change.to_string().lines().nth(3).unwrap(), format!("a{told}"), "{value:?}");
+            assert_eq!(change.to_string().lines().nth(3).unwrap(), format!("a{written}"), "{value:?}");
         }
         assert_eq!(comment("a\ndn: b"), "# a\\ndn: b\n");
     }

@@ -143,7 +143,7 @@ impl ClientExchange {
         Self { mechanism, written: 0 }
     }
 
-    /// Writes the next response in base64. `None`: there is none, so the backend asks too much.
+    /// Writes the next response in base64. `None`: none is left; the backend sent one challenge too many.
     pub(crate) fn respond(&mut self, account: &Account, out: &mut SecretBuf) -> Option<()> {
         self.mechanism.challenges.get(self.written)?;
         (self.mechanism.write)(account, self.written, out);

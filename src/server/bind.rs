@@ -147,18 +147,9 @@ mod tests {
         assert!(TcpStream::connect(address).is_err());
     }
 
-    const CONFIG: &str = "listeners:
-  - {protocol: imap, address: '127.0.0.1:993', tls: implicit}
-  - {protocol: imap, address: '127.0.0.1:143', tls: implicit}
-tls: {certificates: [{chain: c.pem, key: k.pem}]}
-directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
-routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
-limits: {connections: 1000}
-";
-
     #[test]
     fn changed_listener_kind_is_distinguished_from_an_address_in_use() {
-        let config = config::parse(Path::new("/c.yaml"), CONFIG).unwrap();
+        let config = config::parse(Path::new("/c.yaml"), super::super::TEST_CONFIG).unwrap();
         let key = |port, tls| (SocketAddr::from(([127, 0, 0, 1], port)), "imap", tls);
         let present = [key(993, ListenerTls::Implicit), key(143, ListenerTls::StartTls)];
         let present = present.into_iter().map(|key| (key, ())).collect();

@@ -222,3 +222,14 @@ fn report_panics(metrics: &Metrics) {
         error!(place, "panic: this is a bug in usher, please report it");
     }));
 }
+
+/// A configuration for the tests of the parts.
+#[cfg(test)]
+const TEST_CONFIG: &str = "listeners:
+  - {protocol: imap, address: '127.0.0.1:993', tls: implicit}
+  - {protocol: imap, address: '127.0.0.1:143', tls: implicit}
+tls: {certificates: [{chain: c.pem, key: k.pem}]}
+directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
+routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
+limits: {connections: 1000}
+";

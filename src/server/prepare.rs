@@ -65,18 +65,9 @@ fn fit_descriptors(config: &mut Config, available: u64) {
 mod tests {
     use super::*;
 
-    const CONFIG: &str = "listeners:
-  - {protocol: imap, address: '127.0.0.1:993', tls: implicit}
-  - {protocol: imap, address: '127.0.0.1:143', tls: implicit}
-tls: {certificates: [{chain: c.pem, key: k.pem}]}
-directory: {servers: ['ldaps://one'], base: dc=x, filter: '(uid={login})'}
-routing: {backends: [{name: server3, imap: {address: '192.0.2.3:993', tls: implicit}}]}
-limits: {connections: 1000}
-";
-
     #[test]
     fn connection_limit_is_lowered_to_the_available_descriptors() {
-        let mut config = config::parse(Path::new("/c.yaml"), CONFIG).unwrap();
+        let mut config = config::parse(Path::new("/c.yaml"), super::super::TEST_CONFIG).unwrap();
         config.warnings.clear();
         fit_descriptors(&mut config, 2_256);
         assert_eq!((config.limits.connections, config.warnings.len()), (1_000, 0));
