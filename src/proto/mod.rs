@@ -309,6 +309,14 @@ pub struct Origin {
     pub session: String,
 }
 
+impl Origin {
+    /// Dovecot's XCLIENT for POP3 and ManageSieve: fixed attributes, and an IPv6 address without a prefix.
+    fn xclient(&self) -> String {
+        let Self { client, session, .. } = self;
+        format!("XCLIENT ADDR={} PORT={} SESSION={session}", client.ip(), client.port())
+    }
+}
+
 /// How to log in to a backend.
 #[derive(Debug, Clone)]
 pub struct BackSettings {

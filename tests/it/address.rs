@@ -13,7 +13,7 @@ use crate::kit::dovecot::Dovecot;
 use crate::kit::process::free_port;
 use crate::kit::scripted::{GREETING, Scripted};
 use crate::kit::usher::command;
-use crate::kit::{Config, Imap, Usher, password_of, shared, slapd};
+use crate::kit::{Config, Imap, Sieve, Usher, password_of, shared, slapd};
 
 /// The client addresses of these tests, all on loopback.
 const CLIENT: [u8; 4] = [127, 0, 0, 77];
@@ -175,6 +175,34 @@ fn dovecot_sees_a_submission_client_by_xclient() {
         let session = usher.wait_log("login", |line| line["client"] == client)["session"].clone();
         assert!(line.contains(&format!("session=<{}>", session.as_str().unwrap())), "{line}");
     }
+}
+
+#[test]
+fn dovecot_sees_a_managesieve_client_by_xclient_if_it_trusts_the_proxy() {
+    let speaking = |dovecot: &Dovecot| {
+        let config = forwarding(dovecot.imaps, "implicit", "none").speaking("managesieve", &[dovecot.sieve]);
+        let config = config.set("/routing/backends/0/managesieve/tls", "starttls");
+        Usher::start(behind_proxy(config.set("/routing/backends/0/managesieve/forward", "xclient")))
+    };
+    let Trusting { dovecot, .. } = trusting();
+    let usher = speaking(dovecot);
+    for (client, port) in [("203.0.113.9", 91), ("2001:db8::9", 92)] {
+        let mut sieve = Sieve::with_header(PROXY, usher.imaps_port(), &v1(client, port));
+        let answer = sieve.authenticate("alice", &password_of("alice"));
+        assert!(answer.starts_with("OK"), "{answer}");
+        let login = format!("managesieve-login: Info: Login: user=<alice>, rip=<{client}>, rport=<{port}>");
+        let line = dovecot.wait_logged(&[&login]);
+        let session = usher.wait_log("login", |line| line["client"] == client)["session"].clone();
+        assert!(line.contains(&format!("session=<{}>", session.as_str().unwrap())), "{line}");
+    }
+    // A server that trusts no client does not list XCLIENT, and gets no password.
+    let usher = speaking(crate::kit::dovecot());
+    let mut sieve = Sieve::with_header(PROXY, usher.imaps_port(), &v1("203.0.113.9", 93));
+    let answer = sieve.authenticate("alice", &password_of("alice"));
+    assert!(answer.starts_with("NO (TRYLATER) "), "{answer}");
+    let event = usher.login("alice");
+    assert_eq!(event["result"], "backend_fault");
+    assert!(event["backend_reply"].as_str().unwrap().contains("is usher in its trusted networks?"), "{event}");
 }
 
 #[test]

@@ -133,7 +133,7 @@ pub enum Forward {
     Nothing,
     /// By a PROXY header, before TLS.
     Header(Version),
-    /// In the protocol's dialogue ([`Protocol::introduction`]).
+    /// In the protocol's dialogue ([`Protocol::forward_method`]).
     Dialogue,
 }
 

@@ -57,6 +57,11 @@ fn proxy_and_webmail_mistakes_are_reported() {
         key,
         "imap has no such command: write `id`, `proxy_v1`, `proxy_v2` or `none`",
     );
+    // Each protocol has one command at the most.
+    let sieve = "tls: implicit, server_name: x.example.com}\n      managesieve: {address: \"x.example.com:4190\", \
+                 tls: starttls, forward: id, # HERE\n       server_name";
+    let key_of_sieve = "routing.backends[0].managesieve.forward";
+    mistake(endpoint, sieve, key_of_sieve, "managesieve has no such command: write `xclient`, `proxy_v1`");
     mistake(endpoint, &forward("proxy"), key, "write one of `none`, `proxy_v1`, `proxy_v2`, `id`, `xclient`");
 }
 

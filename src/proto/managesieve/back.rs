@@ -87,6 +87,8 @@ impl BackDialect for SieveBack {
                 self.is_complete = true;
                 Ok(Transition::Proceed)
             }
+            (Phase::Forward, SieveStatusKind::Ok) => Ok(Transition::Proceed),
+            (Phase::Forward, SieveStatusKind::No) => Err(BackFault::ForwardingRefused),
             (Phase::StartTls, SieveStatusKind::Ok) => Ok(Transition::StartTls),
             (Phase::StartTls, SieveStatusKind::No) => Err(BackFault::NoStartTls),
             (Phase::Login, SieveStatusKind::Ok) => {
@@ -109,13 +111,7 @@ impl BackDialect for SieveBack {
                 Ok(Transition::Ready(Welcome { text: std::mem::take(&mut self.text), ..Welcome::default() }))
             }
             (
-                Phase::Greeting
-                | Phase::Capabilities
-                | Phase::Tls
-                | Phase::Secured
-                | Phase::Forward
-                | Phase::Afterwards
-                | Phase::Over,
+                Phase::Greeting | Phase::Capabilities | Phase::Tls | Phase::Secured | Phase::Afterwards | Phase::Over,
                 SieveStatusKind::Ok | SieveStatusKind::No,
             ) => Err(BackFault::ProtocolViolation),
         }
@@ -139,9 +135,12 @@ impl BackDialect for SieveBack {
         self.is_complete = false;
     }
 
-    /// The protocol has no way to.
-    fn forward(&mut self, _: &Origin, _: &mut SecretBuf) -> Result<(), BackFault> {
-        Err(BackFault::ForwardingRefused)
+    /// Pigeonhole lists the command to its `login_trusted_networks` only, and takes its arguments as atoms: a quoted
+    /// one is an error there.
+    fn forward(&mut self, origin: &Origin, out: &mut SecretBuf) -> Result<(), BackFault> {
+        self.value("XCLIENT").ok_or(BackFault::ForwardingRefused)?;
+        write_line(out, &[origin.xclient().as_bytes()]);
+        Ok(())
     }
 
     fn log_in(&mut self, account: &Account, out: &mut SecretBuf) -> Result<(), BackFault> {

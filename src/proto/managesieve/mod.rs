@@ -17,7 +17,7 @@ pub mod trial;
 
 use super::backend_login::BackendLogin;
 use super::engine::Engine;
-use super::{Back, BackSettings, ClosingLine, Front, FrontSettings, Protocol};
+use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings, Protocol};
 
 /// ManageSieve's row of the protocol table.
 pub(crate) const PROTOCOL: Protocol = Protocol {
@@ -25,7 +25,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     alpn: Some(b"managesieve"),
     implicit_port: 4190,
     starttls_port: 4190,
-    forward_method: None,
+    forward_method: Some(ForwardMethod::Xclient),
     // Without a command before it (RFC 5804 section 1.2).
     closing_line: ClosingLine::Line { prefix: "BYE (TRYLATER) \"", suffix: "\"\r\n" },
     follows_moves: true,
@@ -48,7 +48,5 @@ fn front(settings: FrontSettings<'_>) -> Box<dyn Front> {
 }
 
 fn back(settings: BackSettings) -> Box<dyn Back> {
-    // The client's address cannot be forwarded.
-    let settings = BackSettings { forward: None, ..settings };
     Box::new(BackendLogin::new(back::SieveBack::default(), settings))
 }

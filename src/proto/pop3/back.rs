@@ -147,14 +147,12 @@ impl BackDialect for Pop3Back {
     /// Nothing was asked before TLS, and the greeting is not repeated.
     fn tls_started(&mut self) {}
 
-    /// Dovecot accepts these attributes from its `login_trusted_networks`, and an IPv6 address without a prefix.
+    /// Dovecot offers the command to its `login_trusted_networks`.
     fn forward(&mut self, origin: &Origin, out: &mut SecretBuf) -> Result<(), BackFault> {
         if !self.takes_xclient {
             return Err(BackFault::ForwardingRefused);
         }
-        let Origin { client, session, .. } = origin;
-        let command = format!("XCLIENT ADDR={} PORT={} SESSION={session}", client.ip(), client.port());
-        write_line(out, &[command.as_bytes()]);
+        write_line(out, &[origin.xclient().as_bytes()]);
         Ok(())
     }
 

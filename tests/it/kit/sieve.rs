@@ -28,6 +28,11 @@ impl Sieve {
         Self::greeted(Imap::plain(port))
     }
 
+    /// As [`Sieve::tls`], from this address and with a PROXY header before TLS.
+    pub(crate) fn with_header(from: [u8; 4], port: u16, header: &[u8]) -> Self {
+        Self::greeted(Imap::with_header(from, port, header))
+    }
+
     fn greeted(connection: Imap) -> Self {
         let first = connection.greeting.clone();
         let mut sieve = Self { connection, greeting: Vec::new() };

@@ -2,7 +2,7 @@
 
 use super::super::PROTOCOL;
 use crate::base::secret::Secret;
-use crate::proto::trial::HOST;
+use crate::proto::trial::{HOST, calling};
 use crate::proto::{BackSettings, BackTls, script};
 
 /// The login of a script.
@@ -11,9 +11,11 @@ struct Login {
     tls: BackTls,
     password: &'static [u8],
     service: Option<&'static [u8]>,
+    /// Forwarded, as `address:port`.
+    client: Option<&'static str>,
 }
 
-const ALICE: Login = Login { tls: BackTls::Implicit, password: b"secret", service: None };
+const ALICE: Login = Login { tls: BackTls::Implicit, password: b"secret", service: None, client: None };
 const STARTTLS: Login = Login { tls: BackTls::StartTls, ..ALICE };
 
 #[track_caller]
@@ -24,7 +26,7 @@ fn script(login: Login, text: &str) {
         password: Secret::copy_of(login.password),
         service: login.service.map(<[u8]>::to_vec),
         untagged_limit: 2000,
-        forward: None,
+        forward: login.client.map(calling),
         host: HOST.into(),
     };
     script::backend(&PROTOCOL, &settings, text);
@@ -85,6 +87,31 @@ fn timsieved_login_succeeds() {
         => ready []
         "#,
     );
+}
+
+#[test]
+fn client_address_is_sent_if_the_backend_supports_it() {
+    let known = Login { client: Some("198.51.100.7:4711"), ..ALICE };
+    let sent = "C: XCLIENT ADDR=198.51.100.7 PORT=4711 SESSION=S7Q2X";
+    let login = "C: AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHNlY3JldA==\"";
+    let listed = "S: \"SASL\" \"PLAIN\"\nS: \"XCLIENT\"\nS: OK";
+    script(known, &format!("{listed}\n{sent}\nS: OK \"Updated\"\n{login}"));
+    // Under TLS, and as it is listed there.
+    let v6 = Login { tls: BackTls::StartTls, client: Some("[2001:db8::7]:4711"), ..ALICE };
+    let clear = "S: \"STARTTLS\"\nS: OK\nC: STARTTLS\nS: OK\n=> tls";
+    let sent_v6 = "C: XCLIENT ADDR=2001:db8::7 PORT=4711 SESSION=S7Q2X";
+    script(v6, &format!("{clear}\n{listed}\n{sent_v6}\nS: OK\n{login}"));
+    let clear = "S: \"STARTTLS\"\nS: \"XCLIENT\"\nS: OK\nC: STARTTLS\nS: OK\n=> tls";
+    script(v6, &format!("{clear}\nS: \"SASL\" \"PLAIN\"\nS: OK\n=> fault ForwardingRefused"));
+    script(known, "S: \"SASL\" \"PLAIN\"\nS: OK\n=> fault ForwardingRefused");
+    for (reply, fault) in [
+        ("NO \"You are not from trusted IP\"", "ForwardingRefused"),
+        ("BYE \"Too many invalid MANAGESIEVE commands.\"", "Bye"),
+        ("\"SIEVE\" \"\"", "ProtocolViolation"),
+    ] {
+        script(known, &format!("{listed}\n{sent}\nS: {reply}\n=> fault {fault}"));
+    }
+    script(ALICE, &format!("{listed}\n{login}"));
 }
 
 #[test]
