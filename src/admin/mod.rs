@@ -32,7 +32,7 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use crate::process::{Shared, Stage};
-use crate::telemetry::log::Escaped;
+use crate::telemetry::log::Bounded;
 use crate::telemetry::metrics::Metrics;
 use hosts::{ForeignHosts, OwnNames};
 use rendering::RateLimitedText;
@@ -85,7 +85,7 @@ impl SidePort {
                 let is_own = names.are_asked_for(request.headers(), &requested.snapshot.load());
                 if !is_own && let Some(host) = foreign.first_seen(request.headers()) {
                     warn!(
-                        host = %Escaped(host),
+                        host = %Bounded(host),
                         "side port: replied 421, not a name of this machine; if it should be, add it to admin.hosts",
                     );
                 }

@@ -20,7 +20,7 @@ use super::state::{AddressStatus, ProtocolStatus};
 use crate::base::tasks::{self, Task};
 use crate::config::{self, Address, Probe};
 use crate::proto::capabilities;
-use crate::telemetry::log::Escaped;
+use crate::telemetry::log::Bounded;
 use crate::telemetry::metrics::Metrics;
 
 /// How often an address with a fault is probed.
@@ -213,7 +213,7 @@ impl Pool {
         let usable = set.usable();
         drop(set);
         // It may quote what the peer's certificate says.
-        let reason = Escaped(reason.as_bytes());
+        let reason = Bounded(reason.as_bytes());
         warn!(backend = &*self.backend, protocol = self.protocol, %address, usable, %reason, "backend address marked down");
     }
 

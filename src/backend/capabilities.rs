@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::Backend;
 use crate::proto::{PROTOCOLS, Protocol, capabilities};
-use crate::telemetry::log::Escaped;
+use crate::telemetry::log::Bounded;
 use crate::telemetry::metrics::Metrics;
 
 /// What is advertised, for each protocol.
@@ -83,8 +83,8 @@ impl AdvertisedCapabilities {
             // Stored before it is logged, so that the log line is true.
             advertised.store(Arc::clone(&offer));
             if offer.differences != before.differences {
-                let offered = Escaped(offer.capabilities.join(", ").as_bytes()).to_string();
-                let (protocol, differences) = (protocol.name, Escaped(offer.differences.as_bytes()).to_string());
+                let offered = Bounded(offer.capabilities.join(", ").as_bytes()).to_string();
+                let (protocol, differences) = (protocol.name, Bounded(offer.differences.as_bytes()).to_string());
                 match offer.differences.is_empty() {
                     true => info!(protocol, offered, "all backends have the same capabilities"),
                     false => warn!(

@@ -172,7 +172,7 @@ impl Explanation {
     }
 
     fn text(&self, attribute: &str) -> String {
-        let mut text = format!("{}\n", self.login.escape_debug());
+        let mut text = format!("{}\n", Shown(&self.login));
         let mut line = |name: &str, value: &str| {
             if !value.is_empty() {
                 let _ = writeln!(text, "  {name:<13}{}", Shown(value));

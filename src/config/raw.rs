@@ -218,7 +218,11 @@ impl<'a> Section<'a> {
 
     /// The value of a key, if the key is there.
     pub(super) fn get(&self, key: &'static str) -> Option<Node<'a>> {
-        self.known.borrow_mut().push(key);
+        // A key may be looked at twice; the list of those that are allowed has it once.
+        let mut known = self.known.borrow_mut();
+        if !known.contains(&key) {
+            known.push(key);
+        }
         let value = self.entries?.get(key)?;
         Some(Node { report: self.report, path: join(&self.path, key), value })
     }

@@ -354,6 +354,8 @@ impl Authenticator {
         let by = match answer {
             Err(DirectoryError::RefusedBefore { .. }) if check.withheld.is_some() => DecidedBy::Usher,
             Err(DirectoryError::RefusedBefore { .. }) => DecidedBy::Negative,
+            // A name that the template cannot hold: no server was asked.
+            Err(DirectoryError::NoEntry) if trace.server.is_none() => DecidedBy::Usher,
             Ok(_) | Err(_) => DecidedBy::Directory,
         };
         let (result, dn) = match answer {

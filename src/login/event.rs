@@ -18,7 +18,7 @@ use crate::proto::ClientId;
 use crate::sessions::id::SessionId;
 use crate::sessions::relay::RelayOutcome;
 use crate::telemetry::labels::{DecisionBasis, LoginPhase, SessionEnd};
-use crate::telemetry::log::Escaped;
+use crate::telemetry::log::Bounded;
 use crate::telemetry::metrics::Metrics;
 
 /// The client of a connection, the same for all of its attempts.
@@ -153,10 +153,10 @@ impl LoginEvent {
                     via = info.via.map(tracing::field::display),
                     protocol = info.protocol,
                     result,
-                    login = %Escaped(&self.typed),
-                    login_backend = self.backend_login.as_deref().map(|name| tracing::field::display(Escaped(name.as_bytes()))),
-                    dn = self.dn.as_deref().map(|dn| tracing::field::display(Escaped(dn.as_bytes()))),
-                    mail_host = (!mail_host.is_empty()).then(|| tracing::field::display(Escaped(mail_host.as_bytes()))),
+                    login = %Bounded(&self.typed),
+                    login_backend = self.backend_login.as_deref().map(|name| tracing::field::display(Bounded(name.as_bytes()))),
+                    dn = self.dn.as_deref().map(|dn| tracing::field::display(Bounded(dn.as_bytes()))),
+                    mail_host = (!mail_host.is_empty()).then(|| tracing::field::display(Bounded(mail_host.as_bytes()))),
                     backend = self.backend.as_deref(),
                     by = self.by.map(DecidedBy::label),
                     by_default = self.by_default.then_some(true),
@@ -165,9 +165,9 @@ impl LoginEvent {
                     directory_message = self.trace.diagnostic.map(tracing::field::display),
                     limited_by = self.limited_by.map(LimitRule::label),
                     delay_ms = (!self.delay.is_zero()).then(|| milliseconds(self.delay)),
-                    backend_reply = self.reply.as_deref().map(|words| tracing::field::display(Escaped(words.as_bytes()))),
-                    client_name = (!client_name.is_empty()).then(|| tracing::field::display(Escaped(client_name.as_bytes()))),
-                    client_version = (!client_version.is_empty()).then(|| tracing::field::display(Escaped(client_version.as_bytes()))),
+                    backend_reply = self.reply.as_deref().map(|words| tracing::field::display(Bounded(words.as_bytes()))),
+                    client_name = (!client_name.is_empty()).then(|| tracing::field::display(Bounded(client_name.as_bytes()))),
+                    client_version = (!client_version.is_empty()).then(|| tracing::field::display(Bounded(client_version.as_bytes()))),
                     tls_ms = self.tls.map(milliseconds),
                     search_ms = self.trace.search.map(milliseconds),
                     bind_ms = self.trace.bind.map(milliseconds),

@@ -1,9 +1,9 @@
 //! Logging: one line per event, escaped and bounded, and never a reason to wait.
 //!
 //! Lines go through a bounded queue to standard output; when the reader of that pipe stops, lines are dropped
-//! and counted, and no login stalls. Whatever came from outside is written through [`Escaped`]; behind it each
-//! field is quoted by how it was recorded, never by what its text looks like, and the writer itself lets no
-//! control character pass, so that no name, certificate or server can forge a line or a field (CWE-117).
+//! and counted, and no login stalls. Whatever came from outside is bounded by [`Bounded`]; each field is escaped
+//! once, by the format, and quoted by how it was recorded, never by what its text looks like. The writer itself
+//! lets no control character pass, so that no name, certificate or server can forge a line or a field (CWE-117).
 //! [`Repeats`] keeps one outage from filling the disk. Libraries log from warn up only: their traces may
 //! contain a password. Timestamps are UTC (RFC 3339).
 
@@ -262,39 +262,51 @@ impl io::Write for OneLine {
     }
 }
 
-/// Bytes from outside, for a log line: printable characters as they are, every other character and
-/// every byte that is not UTF-8 escaped; at most 256 bytes of input, then `…`.
+/// Bytes from outside, as the value of a log field: at most 256 of them, then `…`; each byte that is not UTF-8
+/// as `\xff`. All characters stand as they are, because the format of the line escapes them: a parser of the
+/// line gets back what the peer sent.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounded<'a>(pub &'a [u8]);
+
+impl fmt::Display for Bounded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_bounded(f, self.0, |f, character| f.write_char(character))
+    }
+}
+
+/// As [`Bounded`], for a terminal, or within a longer text: every character that does not stand for itself is
+/// escaped. A backslash stays, so that a DN or a filter can be copied.
 #[derive(Clone, Copy)]
 pub(crate) struct Escaped<'a>(pub &'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut left = SHOWN;
-        for chunk in self.0.utf8_chunks() {
-            for character in chunk.valid().chars() {
-                let Some(rest) = left.checked_sub(character.len_utf8()) else { return f.write_char('…') };
-                left = rest;
-                if matches!(character, '"' | '\'') {
-                    f.write_char(character)?;
-                } else {
-                    // Escapes the backslash, and what [`is_printable`] does not let pass.
-                    write!(f, "{}", character.escape_debug())?;
-                }
-            }
-            for byte in chunk.invalid() {
-                let Some(rest) = left.checked_sub(1) else { return f.write_char('…') };
-                left = rest;
-                write!(f, "\\x{byte:02x}")?;
-            }
-        }
-        Ok(())
+        write_bounded(f, self.0, |f, character| match is_printable(character) {
+            true => f.write_char(character),
+            false => write!(f, "{}", character.escape_debug()),
+        })
     }
 }
 
-impl fmt::Debug for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+fn write_bounded(
+    f: &mut fmt::Formatter<'_>,
+    bytes: &[u8],
+    write: impl Fn(&mut fmt::Formatter<'_>, char) -> fmt::Result,
+) -> fmt::Result {
+    let mut left = SHOWN;
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            let Some(rest) = left.checked_sub(character.len_utf8()) else { return f.write_char('…') };
+            left = rest;
+            write(f, character)?;
+        }
+        for byte in chunk.invalid() {
+            let Some(rest) = left.checked_sub(1) else { return f.write_char('…') };
+            left = rest;
+            write!(f, "\\x{byte:02x}")?;
+        }
     }
+    Ok(())
 }
 
 /// Thins out identical outage lines.

@@ -15,7 +15,7 @@ use crate::config::{self, Routing};
 use crate::directory::{Change, Entry, EntryNames, Realm};
 use crate::sessions::closer::Closer;
 use crate::sessions::registry::{Registry, Session, SessionBasis, TerminationReason};
-use crate::telemetry::log::Escaped;
+use crate::telemetry::log::Bounded;
 use crate::telemetry::metrics::Metrics;
 use crate::tracking::actions::{Action, Modifier, Report};
 use crate::tracking::apply::{ChangeState, Inputs};
@@ -189,9 +189,9 @@ fn log(report: Report) {
             "entries have no visible mail host any more and were not modified: check the access rules; their routes \
              are kept"
         ),
-        Report::Deleted(dn) => info!(dn = %Escaped(dn.as_bytes()), "entry deleted"),
+        Report::Deleted(dn) => info!(dn = %Bounded(dn.as_bytes()), "entry deleted"),
         Report::Renamed { old, new } => {
-            info!(old = %Escaped(old.as_bytes()), new = %Escaped(new.as_bytes()), "entry renamed");
+            info!(old = %Bounded(old.as_bytes()), new = %Bounded(new.as_bytes()), "entry renamed");
         }
         Report::Route { dn, moved, by, reverted } => audit(&dn, &moved, &by, reverted),
         Report::BrakeEngaged { changes, limit, users, missing, without_mail_host } => error!(
@@ -212,11 +212,11 @@ fn audit(dn: &str, (old, new): &(RouteTarget, RouteTarget), by: &Modifier, rever
     let word =
         |target: &RouteTarget| target.as_ref().map_or_else(|reason| format!("none ({reason})"), ToString::to_string);
     info!(
-        dn = %Escaped(dn.as_bytes()),
+        dn = %Bounded(dn.as_bytes()),
         old_backend = word(old),
         new_backend = word(new),
-        modified_by = by.name.as_deref().map(|name| tracing::field::display(Escaped(name.as_bytes()))),
-        modified = by.at.as_deref().map(|at| tracing::field::display(Escaped(at.as_bytes()))),
+        modified_by = by.name.as_deref().map(|name| tracing::field::display(Bounded(name.as_bytes()))),
+        modified = by.at.as_deref().map(|at| tracing::field::display(Bounded(at.as_bytes()))),
         reverted_by_brake = reverted.then_some(true),
         "route changed"
     );

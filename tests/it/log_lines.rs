@@ -51,3 +51,44 @@ fn untrusted_text_stays_in_its_field_in_both_formats() {
         assert!(line["dn"].as_str().unwrap().contains("result"), "{line}");
     }
 }
+
+/// A DN with an escaped comma, as slapd writes it (RFC 4514 section 2.4).
+const SMITH: &str = r"uid=Smith\2C John,ou=people,dc=example,dc=com";
+
+#[test]
+fn dn_is_escaped_once_by_the_format() {
+    for format in ["text", "json"] {
+        let slapd = Slapd::private();
+        slapd.add(&User::new("Smith, John", Some("server3")));
+        let backend = Scripted::tls(|peer| {
+            peer.send(GREETING);
+            peer.accept_login();
+            peer.wait_for_end();
+        });
+        let config = Config::with_directory(&slapd).scripted(&backend);
+        let usher = Usher::start(config.set("/log", json!({"format": format, "level": "info"})));
+
+        let mut imap = Imap::tls(usher.imaps_port());
+        imap.authenticate("", "Smith, John", password_of("Smith, John").as_bytes()).ok();
+        assert_eq!(usher.login("Smith, John")["dn"], SMITH);
+        assert!(usher.log_text().contains(r"uid=Smith\\2C John"), "{}", usher.log_text());
+        assert!(!usher.log_text().contains(r"uid=Smith\\\"), "{}", usher.log_text());
+        Imap::tls(usher.imaps_port()).authenticate("", r"AD\smith", b"wrong").is("NO [AUTHENTICATIONFAILED]");
+        assert_eq!(usher.login(r"AD\smith")["result"], "unknown_user");
+
+        // The commands show the same DN, as text and as JSON.
+        for arguments in [&["explain", "Smith, John"][..], &["cache", "show", "Smith, John"]] {
+            let said = usher.command(arguments);
+            assert!(said.stdout.contains(SMITH), "{arguments:?}: {said:#?}");
+            let said = usher.command(&[arguments, &["--json"]].concat());
+            assert!(said.stdout.contains(&SMITH.replace('\\', r"\\")), "{arguments:?}: {said:#?}");
+        }
+        let said = usher.command(&["sessions", "--json"]);
+        let sessions: Value = serde_json::from_str(&said.stdout).unwrap();
+        assert_eq!(sessions[0]["dn"], SMITH, "{sessions}");
+        let said = usher.command(&["explain", r"AD\smith"]);
+        assert!(said.stdout.starts_with("AD\\smith\n"), "{said:#?}");
+        let said = usher.command(&["cache", "drop", "Smith, John"]);
+        assert!(said.stdout.contains(SMITH), "{said:#?}");
+    }
+}

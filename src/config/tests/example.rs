@@ -57,7 +57,9 @@ fn example_has_every_key() {
     let mut count = 0;
     for problem in problems {
         let (_, keys) = problem.message.split_once("allowed here: ").expect("a list of keys");
+        let mut listed = std::collections::BTreeSet::new();
         for key in keys.split(", ") {
+            assert!(listed.insert(key), "`{key}` is listed twice in {}", problem.message);
             assert!(!values(key).is_empty(), "`{key}` of {} is not in config.example.yaml", problem.key);
             count += 1;
         }

@@ -42,9 +42,10 @@ fn written(format: LogFormat, level: LogLevel, events: impl FnOnce(&Guard)) -> V
 fn outside_bytes_are_escaped_and_bounded() {
     for (bytes, shown) in [
         (&b"alice@example.com"[..], "alice@example.com"),
+        (br"cn=Smith\2C John", r"cn=Smith\2C John"),
         ("jürgen 日本".as_bytes(), "jürgen 日本"),
         (b"a\r\nb\0c\x1b[31m\x7f", r"a\r\nb\0c\u{1b}[31m\u{7f}"),
-        (b"\\n is not a newline", r"\\n is not a newline"),
+        (b"\\n is not a newline", r"\n is not a newline"),
         (b"\xff\xc3(\xe2\x82", r"\xff\xc3(\xe2\x82"),
         ("\u{85}\u{2028}\u{202e}\u{200b}".as_bytes(), r"\u{85}\u{2028}\u{202e}\u{200b}"),
         (br#"it's "quoted""#, r#"it's "quoted""#),
@@ -56,6 +57,18 @@ fn outside_bytes_are_escaped_and_bounded() {
     assert_eq!(Escaped(&[0xff; 300]).to_string(), r"\xff".repeat(256) + "…");
     // A character is never cut.
     assert_eq!(Escaped("ä".repeat(200).as_bytes()).to_string(), "ä".repeat(128) + "…");
+    assert_eq!(Bounded("a\r\n\\2C\u{202e}".as_bytes()).to_string(), "a\r\n\\2C\u{202e}", "the format escapes it");
+    assert_eq!(Bounded(&[0xff; 300]).to_string(), r"\xff".repeat(256) + "…");
+    assert_eq!(Bounded("ä".repeat(200).as_bytes()).to_string(), "ä".repeat(128) + "…");
+}
+
+#[test]
+fn text_is_escaped_once_by_the_format() {
+    let event = |_: &Guard| info!(dn = %Bounded(br"cn=Smith\2C John"), login = %Bounded(br"AD\alice"), "login");
+    let text = written(LogFormat::Text, LogLevel::Info, event);
+    assert!(text[0].ends_with(r#"login dn="cn=Smith\\2C John" login=AD\alice"#), "{text:?}");
+    let json = written(LogFormat::Json, LogLevel::Info, event);
+    assert!(json[0].contains(r#""dn":"cn=Smith\\2C John","login":"AD\\alice""#), "{json:?}");
 }
 
 #[test]

@@ -173,7 +173,6 @@ impl Usher {
 
     /// The nth `login` event of a name, as typed.
     pub(crate) fn nth_login(&self, nth: usize, login: &str) -> Value {
-        let login = logged(login);
         self.wait_nth_log(nth, "login", |line| line["login"] == login)
     }
 
@@ -309,12 +308,6 @@ impl Drop for Successor {
     fn drop(&mut self) {
         let _ = rustix::process::kill_process(self.0, Signal::KILL);
     }
-}
-
-/// A name as the log has it: backslashes are doubled, so that an escaped byte is never mistaken for
-/// a typed one.
-pub(crate) fn logged(name: &str) -> String {
-    name.replace('\\', r"\\")
 }
 
 /// Runs `usher COMMAND --config FILE ...` to its end.

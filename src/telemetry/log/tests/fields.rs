@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 use tracing::{info, info_span};
 
-use super::{Escaped, LogFormat, LogLevel, written};
+use super::{Bounded, Escaped, LogFormat, LogLevel, written};
 
 /// Parses a text line, independent of the writer: the message, and each field with its value.
 fn parse(line: &str) -> (String, Vec<(String, String)>) {
@@ -67,6 +67,7 @@ fn comes_back(value: &str) {
         ("bare", value.to_owned()),
         ("debug", format!("{value:?}")),
         ("escaped", Escaped(value.as_bytes()).to_string()),
+        ("bounded", Bounded(value.as_bytes()).to_string()),
         ("number", "7".to_owned()),
         ("last", "end".to_owned()),
     ];
@@ -76,6 +77,7 @@ fn comes_back(value: &str) {
             bare = value,
             debug = ?value,
             escaped = %Escaped(value.as_bytes()),
+            bounded = %Bounded(value.as_bytes()),
             number = 7_u64,
             last = %"end",
             "{value}"
