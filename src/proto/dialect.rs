@@ -9,8 +9,7 @@ use crate::outcome::Reply;
 
 /// The commands of a protocol, and the form of its replies.
 pub(super) trait Dialect: Send + Sync {
-    /// The longest line of a command, without CRLF. That of an authentication may be longer: it can hold an initial
-    /// response.
+    /// The longest line of a command, without CRLF, unless [`Dialect::longer_line`] says otherwise.
     const LINE: usize;
     /// The longest command with its literals.
     const COMMAND: usize = Self::LINE;
@@ -31,6 +30,12 @@ pub(super) trait Dialect: Send + Sync {
     /// Whether the command, as far as it has arrived, is an authentication.
     fn is_authentication(_: &[u8]) -> bool {
         false
+    }
+
+    /// Where a line of this command, as far as it has arrived, may be longer than [`Dialect::LINE`]: the longest
+    /// command with this line. An authentication can hold an initial response.
+    fn longer_line(command: &[u8]) -> Option<usize> {
+        Self::is_authentication(command).then_some(sasl::LINE)
     }
 
     /// Executes a command as far as it has arrived, a complete line of it, and writes its reply unless that comes
@@ -119,18 +124,19 @@ impl Action {
         Exchange::begin(mechanism, initial_response).map(Self::Authenticate).map_err(Problem::Response)
     }
 
-    /// Begins an exchange with the arguments of AUTH, as single lines have them (RFC 4954, RFC 5034).
+    /// Begins an exchange with the arguments of AUTH, as single lines have them (RFC 4954, RFC 5034). White space
+    /// beyond the one blank between them is ignored.
     pub(super) fn auth(arguments: &[u8], channel: Channel) -> Result<Self, Problem> {
         // Before the arguments are parsed: they may contain a password.
         if !channel.tls {
             return Err(Problem::TlsFirst);
         }
-        let (mechanism, response) = first_word(arguments);
-        let alone = mechanism.len() == arguments.len();
-        if mechanism.is_empty() || (!alone && response.is_empty()) || response.contains(&b' ') {
+        let (mechanism, response) = first_word(arguments.trim_ascii());
+        let response = response.trim_ascii_start();
+        if mechanism.is_empty() || response.contains(&b' ') {
             return Err(Problem::Syntax);
         }
-        Self::authenticate(mechanism, (!alone).then_some(response))
+        Self::authenticate(mechanism, (!response.is_empty()).then_some(response))
     }
 }
 

@@ -10,7 +10,7 @@
 
 use super::dialect::{Action, Channel, Dialect, Response};
 use super::problem::Problem;
-use super::sasl::{self, Exchange, ExchangeStep, SaslError};
+use super::sasl::{Exchange, ExchangeStep, SaslError};
 use super::wire::{Discard, Invalid, LineBuffer, Literal, Scan, is_http};
 use super::{ClientId, Credentials, Front, FrontSettings, OUTPUT, Quit, Step, Welcome};
 use crate::base::secret::SecretBuf;
@@ -197,10 +197,12 @@ impl<D: Dialect> Engine<D> {
         if !self.has_literal(input) {
             return Some(Step::NeedMore);
         }
-        let room = D::COMMAND.saturating_sub(self.before_line());
-        let mut found = self.buffer.take_line(input, D::LINE.min(room));
-        if found == Scan::Spoiled(Invalid::TooLong) && D::is_authentication(self.buffer.bytes()) {
-            found = self.buffer.take_line(input, sasl::LINE);
+        let before = self.before_line();
+        let mut found = self.buffer.take_line(input, D::LINE.min(D::COMMAND.saturating_sub(before)));
+        if found == Scan::Spoiled(Invalid::TooLong)
+            && let Some(longest) = D::longer_line(self.buffer.bytes())
+        {
+            found = self.buffer.take_line(input, longest.saturating_sub(before));
         }
         if found == Scan::Incomplete {
             return Some(Step::NeedMore);
@@ -270,7 +272,8 @@ impl<D: Dialect> Engine<D> {
             }
             (Err(problem), awaited) => return self.refuse(awaited.answer(problem), line.line(), out),
             (Ok(_), Awaited::Refusal(reply)) => return self.answer(Answer::Refusal(reply), out),
-            (Ok(Response::Line), Awaited::Exchange(exchange)) => exchange.respond(line.line()),
+            // Base64 has no blanks: one at the end is no part of it.
+            (Ok(Response::Line), Awaited::Exchange(exchange)) => exchange.respond(line.line().trim_ascii_end()),
             (Ok(Response::Text(text)), Awaited::Exchange(exchange)) => exchange.respond(text.expose()),
         };
         self.advance_exchange(response, out)

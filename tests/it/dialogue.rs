@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use crate::kit::client::{Tls, base64};
 use crate::kit::scripted::Scripted;
 use crate::kit::slapd::Slapd;
-use crate::kit::{Config, Imap, Usher, password_of, slapd};
+use crate::kit::{Config, Imap, Usher, dovecot, password_of, relay, slapd};
 
 fn usher() -> Usher {
     Usher::start(Config::shared())
@@ -23,6 +24,112 @@ fn commands_are_accepted_byte_by_byte() {
     imap.reply("b").ok();
     imap.drip("c SELECT INBOX\r\n");
     imap.reply("c").ok();
+}
+
+/// The word or the code's class by which the reply to a command begins.
+fn verdict(port: u16, server: &str, protocol: &str, command: &str) -> String {
+    let mut client = Imap::try_tls_with(port, Tls::default().config(), server).expect("the handshake succeeds");
+    if protocol == "submission" {
+        client.send("EHLO here\r\n");
+        while client.line().starts_with("250-") {}
+    }
+    client.send(format!("{command}\r\n"));
+    let mut line = client.line();
+    while protocol == "imap" && line.starts_with("* ") && !line.starts_with("* BAD") {
+        line = client.line();
+    }
+    let words: Vec<&str> = line.split(' ').collect();
+    match protocol {
+        "imap" => words[..2.min(words.len())].join(" "),
+        "submission" => line[..1].to_owned(),
+        _ => words[0].to_owned(),
+    }
+}
+
+/// Dovecot 2.3 is the measure of which superfluous blanks are ignored.
+#[test]
+fn superfluous_blanks_are_treated_as_by_dovecot() {
+    relay();
+    let password = password_of("alice");
+    let plain = base64(format!("\0alice\0{password}").as_bytes());
+    let imap = [
+        "a NOOP ".to_owned(),
+        "a CAPABILITY  ".to_owned(),
+        "a LOGOUT ".to_owned(),
+        format!("a LOGIN alice {password} "),
+        format!("a LOGIN  alice  {password}"),
+        format!("a LOGIN alice \"{password}\"  "),
+        format!("a LOGIN alice  {{{}+}}\r\n{password} ", password.len()),
+        format!("a LOGIN alice {password} x"),
+        format!("a LOGIN\talice {password}"),
+        format!("a LOGIN alice {password}\t"),
+        format!("a AUTHENTICATE PLAIN  {plain}"),
+        format!("a AUTHENTICATE PLAIN {plain} "),
+        "a AUTHENTICATE PLAIN ".to_owned(),
+        "a ID ( \"name\" \"x\" \"version\" \"1.0\" )".to_owned(),
+        "a ID  (\"name\"  \"x\") ".to_owned(),
+        "a ID NIL ".to_owned(),
+        "a ID ( )".to_owned(),
+        "a ID ( NIL )".to_owned(),
+        "a ID (name x)".to_owned(),
+        "a ID \"NIL\"".to_owned(),
+        "a ID (\"name\"\t\"x\")".to_owned(),
+        "a  NOOP".to_owned(),
+        " a NOOP".to_owned(),
+        "a NOOP\t".to_owned(),
+    ];
+    let pop3 = [
+        "CAPA ".to_owned(),
+        "QUIT  ".to_owned(),
+        "AUTH ".to_owned(),
+        "AUTH PLAIN ".to_owned(),
+        format!("AUTH PLAIN  {plain}"),
+        format!("AUTH PLAIN {plain} "),
+        format!("AUTH PLAIN {plain}\t"),
+        format!("AUTH PLAIN\t{plain}"),
+        "CAPA\t".to_owned(),
+        " CAPA".to_owned(),
+    ];
+    let submission = [
+        "NOOP ".to_owned(),
+        "RSET  ".to_owned(),
+        "QUIT ".to_owned(),
+        "EHLO here  ".to_owned(),
+        "EHLO  ".to_owned(),
+        format!("AUTH PLAIN {plain}  "),
+        format!("AUTH PLAIN {plain}\t"),
+        "AUTH PLAIN  ".to_owned(),
+        format!("AUTH PLAIN {plain} x"),
+        " NOOP".to_owned(),
+    ];
+    let dovecot = dovecot();
+    for (protocol, port, commands) in [
+        ("imap", dovecot.imaps, &imap[..]),
+        ("pop3", dovecot.pop3s, &pop3[..]),
+        ("submission", dovecot.submissions, &submission[..]),
+    ] {
+        let config = Config::shared();
+        let usher = Usher::start(if protocol == "imap" { config } else { config.speaking(protocol, &[port]) });
+        for command in commands {
+            let ours = verdict(usher.imaps_port(), "usher.example.com", protocol, command);
+            assert_eq!(ours, verdict(port, "server3.example.com", protocol, command), "{protocol}: {command:?}");
+        }
+    }
+}
+
+/// The largest ID of RFC 2971 as quoted strings, which Dovecot's own tests send.
+#[test]
+fn largest_id_is_accepted_before_and_after_tls() {
+    let usher = usher();
+    let pair = format!("\"{}\" \"{}\"", "f".repeat(30), "v".repeat(1024));
+    let id = format!("ID ({})", vec![pair.as_str(); 30].join(" "));
+    let mut imap = Imap::plain(usher.imap_port());
+    imap.command(&id).ok();
+    imap.command("STARTTLS").ok();
+    imap.start_tls();
+    imap.command(&id).ok();
+    imap.command(&format!("NOOP{}", " ".repeat(9000))).is("BAD [TOOBIG]");
+    imap.login("alice", &password_of("alice")).ok();
 }
 
 #[test]

@@ -105,9 +105,9 @@ pub(super) fn tag(command: &[u8]) -> Option<&[u8]> {
     (!tag.is_empty() && tag.iter().all(|byte| is_astring_char(*byte) && *byte != b'+')).then_some(tag)
 }
 
-/// Whether this is an AUTHENTICATE, whose line may be longer: it can hold an initial response.
-pub(super) fn is_authenticate(command: &[u8]) -> bool {
-    tag(command).is_some_and(|tag| verb(command, tag).0 == Verb::Authenticate)
+/// The verb of a command, if it has a tag.
+pub(super) fn verb_of(command: &[u8]) -> Option<Verb> {
+    tag(command).map(|tag| verb(command, tag).0)
 }
 
 /// The verb behind the tag, and its arguments.
@@ -144,9 +144,9 @@ impl<'a> ImapArguments<'a> {
 
     /// LOGIN: name and password.
     pub(super) fn login(mut self) -> Result<(Secret, Secret), CommandError> {
-        self.expect(b" ")?;
+        self.blanks()?;
         let login = self.astring(ARGUMENT)?;
-        self.expect(b" ")?;
+        self.blanks()?;
         let password = self.astring(ARGUMENT)?;
         self.end()?;
         Ok((login, password))
@@ -154,12 +154,12 @@ impl<'a> ImapArguments<'a> {
 
     /// AUTHENTICATE: the mechanism's name and, if there is one, the initial response.
     pub(super) fn authenticate(mut self) -> Result<(&'a [u8], Option<&'a [u8]>), CommandError> {
-        self.expect(b" ")?;
+        self.blanks()?;
         let mechanism = self.atom()?;
         if self.end().is_ok() {
             return Ok((mechanism, None));
         }
-        self.expect(b" ")?;
+        self.blanks()?;
         let response = self.run_of(|byte| !matches!(byte, b' ' | b'\r'))?;
         self.end()?;
         Ok((mechanism, Some(response)))
@@ -168,23 +168,27 @@ impl<'a> ImapArguments<'a> {
     /// ID: the client's name and version; `NIL` and `()` are empty.
     pub(super) fn id(mut self) -> Result<ClientId, CommandError> {
         let (mut id, mut ip, mut port) = (ClientId::default(), None, 0);
-        self.expect(b" ")?;
+        self.blanks()?;
         if self.nil() {
             self.end()?;
             return Ok(id);
         }
         self.expect(b"(")?;
         let mut pairs = 0;
-        while self.expect(b")").is_err() {
-            if pairs > 0 {
-                self.expect(b" ")?;
+        loop {
+            let apart = self.blanks().is_ok();
+            if self.expect(b")").is_ok() {
+                break;
+            }
+            if pairs > 0 && !apart {
+                return Err(SYNTAX);
             }
             pairs += 1;
             if pairs > ID_PAIRS {
                 return Err(TOO_BIG);
             }
             let field = self.string(ID_FIELD)?;
-            self.expect(b" ")?;
+            self.blanks()?;
             let value = if self.nil() { Secret::new(Vec::new()) } else { self.string(ID_VALUE)? };
             let kept = printable(value.expose(), ID_KEPT);
             // Other fields are ignored. The originating address is not passed on: the session decides whether
@@ -207,8 +211,17 @@ impl<'a> ImapArguments<'a> {
         Ok(())
     }
 
+    /// One blank, and those beyond it that some clients send: Dovecot ignores them too, and no tabs.
+    fn blanks(&mut self) -> Result<(), CommandError> {
+        self.expect(b" ")?;
+        while self.expect(b" ").is_ok() {}
+        Ok(())
+    }
+
+    /// The end of the line, with or without blanks before it.
     fn end(&mut self) -> Result<(), CommandError> {
-        if self.rest == b"\r\n" { Ok(()) } else { Err(SYNTAX) }
+        let end = self.rest.iter().position(|byte| *byte != b' ').unwrap_or_default();
+        if self.rest.get(end..) == Some(b"\r\n") { Ok(()) } else { Err(SYNTAX) }
     }
 
     fn nil(&mut self) -> bool {

@@ -46,7 +46,22 @@ impl Dialect for Imap {
     }
 
     fn is_authentication(command: &[u8]) -> bool {
-        command::is_authenticate(command)
+        command::verb_of(command) == Some(Verb::Authenticate)
+    }
+
+    /// An ID of quoted strings is one line (RFC 2971 section 3.3).
+    fn longer_line(command: &[u8]) -> Option<usize> {
+        match command::verb_of(command)? {
+            Verb::Authenticate => Some(sasl::LINE),
+            Verb::Id => Some(Self::COMMAND),
+            Verb::Capability
+            | Verb::Noop
+            | Verb::Logout
+            | Verb::StartTls
+            | Verb::Login
+            | Verb::Later
+            | Verb::Unknown => None,
+        }
     }
 
     fn command(&mut self, command: &LineBuffer, channel: Channel, out: &mut SecretBuf) -> Result<Action, Problem> {

@@ -78,6 +78,7 @@ impl Dialect for Sieve {
             return Ok(Response::Literal(literal));
         }
         let mut rest = Cursor::new(line.bytes());
+        rest.skip_blanks();
         let text = rest.string().filter(|_| rest.end().is_some());
         text.map(Response::Text).ok_or(Problem::NoString)
     }
@@ -176,12 +177,12 @@ fn announced(command: &LineBuffer) -> Result<Option<Literal>, Problem> {
 
 /// AUTHENTICATE's arguments: the mechanism and, if there is one, the initial response.
 fn authenticate(mut arguments: Cursor<'_>) -> Option<(Secret, Option<Secret>)> {
-    arguments.expect(b" ")?;
+    arguments.blanks()?;
     let mechanism = arguments.string()?;
     if arguments.end().is_some() {
         return Some((mechanism, None));
     }
-    arguments.expect(b" ")?;
+    arguments.blanks()?;
     let response = arguments.string()?;
     arguments.end()?;
     Some((mechanism, Some(response)))
@@ -193,7 +194,7 @@ fn noop(mut arguments: Cursor<'_>, out: &mut SecretBuf) -> Option<()> {
         ok(out, b"NOOP completed");
         return Some(());
     }
-    arguments.expect(b" ")?;
+    arguments.blanks()?;
     let tag = arguments.string()?;
     arguments.end()?;
     let text = std::str::from_utf8(tag.expose()).ok()?;

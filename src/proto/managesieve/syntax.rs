@@ -70,8 +70,21 @@ impl<'a> Cursor<'a> {
         Some(Secret::copy_of(literal))
     }
 
-    /// The end and nothing else.
-    pub(super) fn end(&self) -> Option<()> {
+    /// One blank, and those beyond it that some clients send.
+    pub(super) fn blanks(&mut self) -> Option<()> {
+        self.expect(b" ")?;
+        self.skip_blanks();
+        Some(())
+    }
+
+    /// Any number of blanks.
+    pub(super) fn skip_blanks(&mut self) {
+        while self.expect(b" ").is_some() {}
+    }
+
+    /// The end, with or without blanks before it.
+    pub(super) fn end(mut self) -> Option<()> {
+        self.skip_blanks();
         (self.rest == b"\r\n").then_some(())
     }
 }

@@ -71,22 +71,25 @@ impl Dialect for Pop3 {
 
     fn command(&mut self, command: &LineBuffer, channel: Channel, out: &mut SecretBuf) -> Result<Action, Problem> {
         let command = command.line();
-        let (verb, arguments) = first_word(command);
-        let alone = verb.len() == command.len();
+        let (verb, rest) = first_word(command);
+        // As Dovecot does, blanks are ignored but in a password.
+        let arguments = rest.trim_ascii();
+        let alone = arguments.is_empty();
         // A desynchronized client may send a password in place of a command.
         let verb = Zeroizing::new(verb.to_ascii_uppercase());
         match (verb.as_slice(), alone) {
             (b"CAPA", true) => self.list(channel, out),
-            (b"USER", false) if !channel.tls => return Err(Problem::TlsFirst),
-            (b"USER", false) => {
+            (b"USER" | b"PASS", _) if verb.len() == command.len() => return Err(Problem::Syntax),
+            (b"USER", _) if !channel.tls => return Err(Problem::TlsFirst),
+            (b"USER", _) => {
                 // The same for every name: the reply must not reveal which users exist.
                 self.name = Some(arguments.to_vec());
                 write_line(out, &[b"+OK Send the password"]);
             }
-            (b"PASS", false) => {
+            (b"PASS", _) => {
                 // All that is behind the one space, as passwords may hold blanks (RFC 1939 section 7).
                 let login = self.name.take().ok_or(Problem::UserFirst)?;
-                let password = Secret::copy_of(arguments);
+                let password = Secret::copy_of(rest);
                 return Ok(Action::Attempt(Credentials::password(login, password)));
             }
             // In no RFC, but some clients use it instead of CAPA.
@@ -105,7 +108,7 @@ impl Dialect for Pop3 {
                 write_line(out, &[b"+OK Goodbye"]);
                 return Ok(Action::Quit);
             }
-            (b"CAPA" | b"USER" | b"PASS" | b"STLS" | b"QUIT", _) => return Err(Problem::Syntax),
+            (b"CAPA" | b"STLS" | b"QUIT", _) => return Err(Problem::Syntax),
             (verb, _) if TRANSACTION.contains(&verb) => return Err(Problem::LoginFirst),
             _ => return Err(Problem::Unknown),
         }

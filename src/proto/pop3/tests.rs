@@ -192,11 +192,63 @@ fn failed_exchanges_leave_the_connection_usable() {
         S: -ERR Unsupported mechanism
         C: AUTH PLAIN AGFs aWNl
         S: -ERR Invalid arguments
-        C: AUTH PLAIN\x20
-        S: -ERR Invalid arguments
-        C: AUTH\x20
-        S: -ERR Invalid arguments
+        C: AUTH PLAIN\x09AGFsaWNlAHNlY3JldA==
+        S: -ERR Unsupported mechanism
         ",
+    );
+}
+
+/// As Dovecot 2.3 does, except that it lists the mechanisms for two blanks behind AUTH and takes blanks as part of
+/// a name.
+#[test]
+fn superfluous_blanks_are_ignored_except_in_a_password() {
+    client(
+        CLEAR,
+        r#"
+        C: STLS\x20
+        S: +OK Begin TLS now
+        => tls
+        C: CAPA \x20
+        S: +OK Capability list follows
+        S: TOP
+        S: UIDL
+        S: RESP-CODES
+        S: PIPELINING
+        S: AUTH-RESP-CODE
+        S: USER
+        S: SASL PLAIN LOGIN
+        S: .
+        C: AUTH\x20
+        S: +OK Mechanism list follows
+        S: PLAIN
+        S: LOGIN
+        S: .
+        C: USER  alice\x20
+        S: +OK Send the password
+        C: PASS  secret\x20
+        => attempt "alice" " secret\x20" ""
+        <= wrong
+        S: -ERR [AUTH] Name or password is wrong
+        C: AUTH  PLAIN  AGFsaWNlAHNlY3JldA==\x20
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: -ERR [AUTH] Name or password is wrong
+        C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\x09
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: -ERR [AUTH] Name or password is wrong
+        C: AUTH PLAIN \x20
+        S: +\x20
+        C: AGFsaWNlAHNlY3JldA==\x20
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: -ERR [AUTH] Name or password is wrong
+        C: CAPA\x09
+        S: -ERR Unknown command
+        C: QUIT\x20
+        S: +OK Goodbye
+        => quit Logout
+        "#,
     );
 }
 

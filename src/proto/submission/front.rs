@@ -79,8 +79,9 @@ impl Dialect for Submission {
     }
 
     fn command(&mut self, command: &LineBuffer, channel: Channel, out: &mut SecretBuf) -> Result<Action, Problem> {
-        let command = command.line();
-        let (verb, arguments) = first_word(command);
+        // RFC 5321 section 4.1.1: white space at the end is tolerated. So is more than one blank between words.
+        let (verb, arguments) = first_word(command.line().trim_ascii_end());
+        let arguments = arguments.trim_ascii_start();
         let alone = arguments.is_empty();
         // A desynchronized client may send a password in place of a command.
         let verb = Zeroizing::new(verb.to_ascii_uppercase());
@@ -177,6 +178,7 @@ impl Dialect for Submission {
 /// The size of BDAT's chunk, `size` or `size LAST`; one that no number can hold is `usize::MAX`.
 fn chunk(arguments: &[u8]) -> Option<usize> {
     let (size, last) = first_word(arguments);
+    let last = last.trim_ascii_start();
     let sound = !size.is_empty() && size.iter().all(u8::is_ascii_digit);
     if !sound || !(last.is_empty() || last.eq_ignore_ascii_case(b"LAST")) {
         return None;

@@ -186,6 +186,59 @@ fn failed_exchanges_leave_the_connection_usable() {
     );
 }
 
+/// RFC 5321 section 4.1.1 for white space at the end; between the words as Postfix does.
+#[test]
+fn superfluous_blanks_are_ignored() {
+    client(
+        CLEAR,
+        r#"
+        C: STARTTLS \x20
+        S: 220 2.0.0 Begin TLS now
+        => tls
+        C: HELO  here\x20
+        S: 250 usher.example.com
+        C: AUTH PLAIN AGFsaWNlAHNlY3JldA== \x09
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: 535 5.7.8 Name or password is wrong
+        C: AUTH  PLAIN  AGFsaWNlAHNlY3JldA==
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: 535 5.7.8 Name or password is wrong
+        C: AUTH PLAIN \x20
+        S: 334\x20
+        C: AGFsaWNlAHNlY3JldA==\x20
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: 535 5.7.8 Name or password is wrong
+        C: AUTH PLAIN
+        S: 334\x20
+        C: *\x20
+        S: 501 5.7.0 Authentication cancelled
+        C: AUTH PLAIN AGFs aWNl\x20
+        S: 501 5.5.4 Invalid arguments
+        C: NOOP\x09
+        S: 250 2.0.0 NOOP completed
+        C: RSET \x20
+        S: 250 2.0.0 Reset completed
+        C: VRFY  alice\x20
+        S: 252 2.1.5 Cannot verify the user, but mail is accepted after login
+        C: EHLO \x20
+        S: 501 5.5.4 Invalid arguments
+        C: BDAT  4  LAST \r\nQUITNOOP
+        S: 530 5.7.0 Log in first
+        S: 250 2.0.0 NOOP completed
+        C:  NOOP
+        S: 500 5.5.2 Unknown command
+        C: MAIL  FROM:<alice@example.com>\x20
+        S: 530 5.7.0 Log in first
+        C: QUIT\x20
+        S: 221 2.0.0 Goodbye
+        => quit Logout
+        "#,
+    );
+}
+
 #[test]
 fn cleartext_login_is_refused_before_the_secret() {
     client(

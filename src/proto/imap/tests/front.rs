@@ -111,8 +111,6 @@ fn command_in_the_wrong_state_is_bad_and_the_session_continues() {
         S: a BAD Unknown command
         C: a NOOP now
         S: a BAD Invalid arguments
-        C: a CAPABILITY\x20
-        S: a BAD Invalid arguments
         C: a  NOOP
         S: a BAD Unknown command
         C: a STARTTLS
@@ -206,9 +204,11 @@ fn login_refuses_other_arguments() {
         " ",
         " alice",
         " alice ",
-        " alice  secret",
-        " alice secret ",
+        " alice  ",
+        " alice\\x09secret",
+        " alice secret\\x09",
         " alice secret more",
+        " alice secret  more",
         r#" alice "secret"#,
         r#" alice "se\\cret""#,
         r#" alice "secret"x"#,
@@ -236,6 +236,72 @@ fn login_refuses_other_arguments() {
             ),
         );
     }
+}
+
+/// Each is accepted by Dovecot 2.3, but for two blanks behind AUTHENTICATE.
+#[test]
+fn superfluous_blanks_are_ignored() {
+    for login in [
+        " alice secret ",
+        "  alice  secret",
+        "  \"alice\"   \"secret\"  ",
+        " alice {6+}\\r\\nsecret ",
+        "  {5+}\\r\\nalice  {6+}\\r\\nsecret  ",
+    ] {
+        script(
+            TLS,
+            &format!("C: a LOGIN{login}\n=> attempt \"alice\" \"secret\" \"\"\n<= accept quietly\nS: a OK Logged in"),
+        );
+    }
+    for initial in [" PLAIN  AGFsaWNlAHNlY3JldA==", " PLAIN AGFsaWNlAHNlY3JldA==  ", "  PLAIN AGFsaWNlAHNlY3JldA=="] {
+        let attempt = "=> attempt \"alice\" \"secret\" \"\"\n<= accept quietly\nS: a OK Logged in";
+        script(TLS, &format!("C: a AUTHENTICATE{initial}\n{attempt}"));
+    }
+    for id in [
+        " ( \"name\" \"x\" \"version\" \"1.0\" )",
+        "  (\"name\"  \"x\"  \"version\" \"1.0\") ",
+        " (\"name\" {1+}\\r\\nx  \"version\" {3+}\\r\\n1.0 )",
+    ] {
+        script(TLS, &format!("C: a ID{id}\nS: * ID (\"name\" \"usher\")\nS: a OK ID completed\n=> id \"x\" \"1.0\""));
+    }
+    for id in [" NIL ", "  NIL", " ( )", " (  )  ", " ( \"name\" NIL )"] {
+        script(TLS, &format!("C: a ID{id}\nS: * ID (\"name\" \"usher\")\nS: a OK ID completed"));
+    }
+    script(
+        CLEAR,
+        r#"
+        C: a NOOP \x20
+        S: a OK NOOP completed
+        C: a CAPABILITY\x20
+        S: * CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID STARTTLS LOGINDISABLED
+        S: a OK Capability completed
+        C: a STARTTLS\x20
+        S: a OK Begin TLS now
+        => tls
+        C: a AUTHENTICATE PLAIN\x20
+        S: +\x20
+        C: AGFsaWNlAHNlY3JldA==\x20
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: a NO [AUTHENTICATIONFAILED] Name or password is wrong
+        C: a AUTHENTICATE PLAIN
+        S: +\x20
+        C: *\x20
+        S: a BAD Authentication cancelled
+        C: a LOGIN alice "secret "\x20
+        => attempt "alice" "secret\x20" ""
+        <= wrong
+        S: a NO [AUTHENTICATIONFAILED] Name or password is wrong
+        C: a NOOP\x09
+        S: a BAD Unknown command
+        C: a NOOP \x09
+        S: a BAD Invalid arguments
+        C: a LOGOUT\x20
+        S: * BYE Goodbye
+        S: a OK Logged out
+        => quit Logout
+        "#,
+    );
 }
 
 #[test]
@@ -673,8 +739,13 @@ fn id_is_answered_and_stored_within_bounds() {
         " name",
         " (\"name\")",
         " (\"name\" \"x\"",
-        " (\"name\" \"x\" )",
         " (\"name\" x)",
+        " (name x)",
+        " \"NIL\"",
+        " ( NIL )",
+        " (\"name\"\\x09\"x\")",
+        " (\"name\" \"x\"\"version\" \"1\")",
+        " (\"name\" \"x\" \"version\" )",
         " (NIL \"x\")",
         " (\"a\" \"b\") more",
         " NIL NIL",
@@ -717,7 +788,30 @@ fn at_most_one_command_is_buffered() {
     trial.feed(largest.as_bytes());
     assert!(trial.finish().ends_with("a OK ID completed\n"), "everything that RFC 2971 allows");
 
-    // The same with a tag that makes it too long: the oversized literal is discarded.
+    // The same as one line of quoted strings, which is longer than any other command's may be.
+    let pair = format!("\"{}\" \"{}\"", "f".repeat(30), "v".repeat(1024));
+    let quoted = format!("a ID ({})\r\n", vec![pair.as_str(); 30].join(" "));
+    let head = "a ID (\"name\" \"x\")";
+    let full = format!("{head}{}\r\n", " ".repeat(32_768 - head.len()));
+    for line in [&quoted, &full] {
+        for settings in [TLS, CLEAR] {
+            for size in [1, 4096, line.len()] {
+                let mut trial = FrontRun::new(&PROTOCOL, settings, std::iter::empty());
+                line.as_bytes().chunks(size).for_each(|piece| trial.feed(piece));
+                let transcript = trial.finish();
+                assert!(transcript.contains("\na OK ID completed\n"), "{} bytes: {transcript}", line.len());
+            }
+        }
+    }
+    let longer = format!("{head}{}\r\nb NOOP\r\n", " ".repeat(32_769 - head.len()));
+    let other = format!("a NOOP{}\r\nb NOOP\r\n", " ".repeat(8192));
+    for line in [&longer, &other] {
+        let mut trial = FrontRun::new(&PROTOCOL, TLS, std::iter::empty());
+        trial.feed(line.as_bytes());
+        assert!(trial.finish().ends_with("a BAD [TOOBIG] Line too long\nb OK NOOP completed\n"));
+    }
+
+    // As literals with a tag that makes it too long: the oversized literal is discarded.
     let tag = "t".repeat(2000);
     let mut trial = FrontRun::new(&PROTOCOL, TLS, std::iter::empty());
     trial.feed(format!("{tag}{largest}b NOOP\r\n").as_bytes());
@@ -726,7 +820,8 @@ fn at_most_one_command_is_buffered() {
 
 #[test]
 fn buffered_input_is_bounded() {
-    let floods: [&[u8]; 6] = [
+    let floods: [&[u8]; 7] = [
+        b"a ID (\"name\" \"xxxxxxxxxxxxxxxxxxxxxxxx",
         b"x",
         b"a AUTHENTICATE PLAIN\r\nAAAAAAAAAAAAAAAA",
         b"a ID (\"name\" {1024+}\r\n",

@@ -162,8 +162,8 @@ fn commands_valid_in_any_state_are_answered() {
 fn command_in_the_wrong_state_is_refused_and_the_session_continues() {
     let syntax = "NO \"Invalid arguments\"";
     for wrong in [
-        "NOOP ",
         "NOOP x",
+        "NOOP\\x09\"x\"",
         "NOOP \"x",
         "NOOP \"x\" \"y\"",
         "NOOP \"x\"y",
@@ -175,7 +175,7 @@ fn command_in_the_wrong_state_is_refused_and_the_session_continues() {
         "NOOP {1x+",
         "CAPABILITY \"x\"",
         "LOGOUT now",
-        "STARTTLS ",
+        "STARTTLS now",
         "AUTHENTICATE",
         "AUTHENTICATE ",
         "AUTHENTICATE PLAIN",
@@ -271,6 +271,59 @@ fn login_is_accepted_in_every_form() {
         C: LISTSCRIPTS
         => left LISTSCRIPTS\r\n
         "#,
+    );
+}
+
+/// Each as Dovecot 2.3 does.
+#[test]
+fn superfluous_blanks_are_ignored() {
+    let capabilities = r#"S: "IMPLEMENTATION" "usher"
+        S: "SASL" "PLAIN LOGIN"
+        S: "SIEVE" ""
+        S: "VERSION" "1.0""#;
+    script(
+        CLEAR,
+        &format!(
+            r#"
+        C: STARTTLS \x20
+        S: OK "Begin TLS now"
+        => tls
+        {capabilities}
+        S: OK "TLS is established"
+        C: CAPABILITY\x20
+        {capabilities}
+        S: OK "Capability completed"
+        C: NOOP\x20
+        S: OK "NOOP completed"
+        C: NOOP  "x" \x20
+        S: OK (TAG "x") "NOOP completed"
+        C: AUTHENTICATE  "PLAIN"  "AGFsaWNlAHNlY3JldA=="\x20
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: NO "Name or password is wrong"
+        C: AUTHENTICATE "PLAIN"  {{20+}}\r\nAGFsaWNlAHNlY3JldA==\x20
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: NO "Name or password is wrong"
+        C: AUTHENTICATE "PLAIN"\x20
+        S: ""
+        C:  "AGFsaWNlAHNlY3JldA=="\x20
+        => attempt "alice" "secret" ""
+        <= wrong
+        S: NO "Name or password is wrong"
+        C: AUTHENTICATE "PLAIN"
+        S: ""
+        C: "*"\x20
+        S: NO "Authentication cancelled"
+        C:  NOOP
+        S: NO "Unknown command"
+        C: CAPABILITY\x09
+        S: NO "Invalid arguments"
+        C: LOGOUT\x20
+        S: OK "Goodbye"
+        => quit Logout
+        "#
+        ),
     );
 }
 
