@@ -206,7 +206,7 @@ fn backend(settings: &config::Backend, key: &str, place: &Place) -> Result<Backe
             ca: settings.ca.clone(),
             client_certificate: settings.client_certificate.clone(),
             pins: settings.pin_sha256.clone(),
-            alpn: endpoint.protocol.alpn,
+            alpn: endpoint.protocol.alpn.filter(|_| endpoint.protocol.alpn_to_backends),
             key: key.to_owned(),
         };
         match (ServerName::try_from(endpoint.server_name.clone()), tls.build(place)) {

@@ -38,8 +38,10 @@ use crate::outcome::{BackendReply, Refusal, Reply};
 pub struct Protocol {
     /// The config key and the metric label, such as `imap`.
     pub name: &'static str,
-    /// The ALPN protocol id (IANA), if one is registered.
+    /// The ALPN protocol id that clients offer; a list without it is refused.
     pub alpn: Option<&'static [u8]>,
+    /// Whether backends are offered the id, too: those that IANA has registered. A server may refuse another.
+    pub alpn_to_backends: bool,
     /// The port of implicit TLS (RFC 8314).
     pub implicit_port: u16,
     /// The port of STARTTLS.

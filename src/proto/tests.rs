@@ -153,6 +153,14 @@ fn refusals_that_must_be_indistinguishable_have_one_reply() {
     }
 }
 
+#[test]
+fn alpn_ids_are_offered_to_backends_if_they_are_registered() {
+    let ids = PROTOCOLS.iter().map(|row| (row.alpn, row.alpn_to_backends));
+    let expected: [(Option<&[u8]>, bool); 4] =
+        [(Some(b"imap"), true), (Some(b"pop3"), true), (Some(b"smtp"), false), (Some(b"managesieve"), true)];
+    assert!(ids.eq(expected));
+}
+
 /// A client that pipelines small commands with long replies, and does not read, fills only a bounded buffer.
 #[test]
 fn step_buffer_is_bounded() {

@@ -1,6 +1,7 @@
 //! TLS on every side of usher: one policy, built from the config's files.
 //!
-//! [`server`] answers clients, [`client`] calls backends and directories, [`pin`] verifies by public key where
+//! [`server`] answers clients (`hello` reads their first message, `server_name` hides a name in it that rustls
+//! would refuse), [`client`] calls backends and directories, [`pin`] verifies by public key where
 //! no chain can be, [`certificate`] reads PEM files, [`stream`] is the connection itself, `sessions` what is
 //! kept of it for the next one, [`tickets`] what clients keep of theirs, and [`reason`] describes why a
 //! handshake failed. Every configuration names its `CryptoProvider` (aws-lc-rs); the process-wide default is
@@ -9,9 +10,11 @@
 
 pub(crate) mod certificate;
 pub(crate) mod client;
+mod hello;
 pub(crate) mod pin;
 pub(crate) mod reason;
 pub(crate) mod server;
+pub(crate) mod server_name;
 mod sessions;
 pub(crate) mod stream;
 pub(crate) mod tickets;

@@ -19,14 +19,15 @@ use rustls::server::{
 };
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CipherSuite, ProtocolVersion, RootCertStore, ServerConfig, SignatureAlgorithm, SignatureScheme,
+    CipherSuite, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, SignatureAlgorithm, SignatureScheme,
     SupportedCipherSuite, version,
 };
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use super::certificate::{self, LoadedCertificate};
+use super::hello::{self, Failure, Hello};
+use super::server_name::{self, RestoringVerifier};
 use super::stream::Stream;
 use super::tickets::TicketKeys;
 use super::{TlsError, TlsProblem, key_exchange, provider, suite_name};
@@ -58,7 +59,7 @@ pub(crate) struct ServedCertificate {
 #[derive(Debug)]
 pub(crate) struct ServerTls {
     served: Vec<ServedCertificate>,
-    by_group: Vec<(&'static dyn SupportedKxGroup, ServerConfig)>,
+    by_group: Vec<Template>,
     /// The keys that are shared with other ushers, and the policy that a ticket's client met.
     shared: Option<(TicketKeys, Vec<u8>)>,
     acceptors: HashMap<&'static str, Arc<Acceptor>>,
@@ -92,13 +93,13 @@ impl ServerTls {
         let resolver = Arc::new(BySni::new(&loaded));
         let mut by_group = Vec::with_capacity(tls.groups.len());
         for group in &tls.groups {
-            let config = server_config(tls, *group, suites.as_deref(), &verifier, &resolver).map_err(|source| {
+            let template = Template::new(tls, *group, suites.as_deref(), &verifier, &resolver).map_err(|source| {
                 let suites_given = suites.is_some();
                 let key = if suites_given { "tls.cipher_suites" } else { "tls.groups" };
                 let error = if suites_given { TlsError::NoSuite { source } } else { TlsError::Setup { source } };
                 vec![TlsProblem::new(key, error)]
             })?;
-            by_group.push((key_exchange(*group), config));
+            by_group.push(template);
         }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let served = std::iter::zip(&tls.certificates, loaded)
@@ -155,14 +156,21 @@ struct GroupConfig {
     ours: Arc<ServerConfig>,
     /// With the client's order, unless the config has one.
     theirs: Arc<ServerConfig>,
+    /// For clients whose server name is hidden, with usher's order.
+    name_hidden: Arc<ServerConfig>,
+}
+
+/// What the protocols' configs for a group are made from.
+#[derive(Debug)]
+struct Template {
+    group: &'static dyn SupportedKxGroup,
+    usual: ServerConfig,
+    /// For clients whose server name is hidden.
+    name_hidden: ServerConfig,
 }
 
 impl Acceptor {
-    fn new(
-        templates: &[(&'static dyn SupportedKxGroup, ServerConfig)],
-        protocol: &Protocol,
-        ticketer: Option<Arc<dyn ProducesTickets>>,
-    ) -> Self {
+    fn new(templates: &[Template], protocol: &Protocol, ticketer: Option<Arc<dyn ProducesTickets>>) -> Self {
         let sessions = ServerSessionMemoryCache::new(SESSIONS);
         // No client can offer an empty id (RFC 7301 section 3.1), so every offer is refused; an empty list
         // would accept every offer.
@@ -177,10 +185,11 @@ impl Acceptor {
             }
             Arc::new(config)
         };
-        let choices = templates.iter().map(|(group, template)| GroupConfig {
-            group: *group,
-            ours: configure(template, true),
-            theirs: configure(template, false),
+        let choices = templates.iter().map(|template| GroupConfig {
+            group: template.group,
+            ours: configure(&template.usual, true),
+            theirs: configure(&template.usual, false),
+            name_hidden: configure(&template.name_hidden, true),
         });
         let by_group: Vec<_> = choices.collect();
         let tls13 = by_group.first().is_some_and(|choice| {
@@ -194,11 +203,10 @@ impl Acceptor {
     ///
     /// # Errors
     /// What went wrong, for [`describe`](super::describe); the client was sent an alert.
-    pub(crate) async fn accept(&self, tcp: TcpStream) -> io::Result<Stream> {
-        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp);
-        match self.begin(hello.await?) {
-            Ok(stream) => stream.handshake().await,
-            Err((mut tcp, alert, error)) => {
+    pub(crate) async fn accept(&self, mut tcp: TcpStream) -> io::Result<Stream> {
+        match self.begin(&mut tcp).await {
+            Ok(connection) => Stream::under_tls(tcp, connection.into()).handshake().await,
+            Err(Failure { error, alert }) => {
                 // As far as the client takes it.
                 let _ = tcp.write_all(&alert).await;
                 Err(error)
@@ -206,25 +214,20 @@ impl Acceptor {
         }
     }
 
-    /// Goes on from a client's first message; if that cannot be, the connection, what the client is to be
-    /// sent, and why.
-    fn begin(&self, start: StartHandshake<TcpStream>) -> Result<Stream, (TcpStream, Vec<u8>, io::Error)> {
-        let config = self.choose(&start.client_hello());
-        let StartHandshake { accepted, io: tcp, .. } = start;
-        let Some(config) = config else { return Err((tcp, Vec::new(), io::ErrorKind::Unsupported.into())) };
-        match accepted.into_connection(config) {
-            Ok(connection) => Ok(Stream::under_tls(tcp, connection.into())),
-            Err((error, mut alert_source)) => {
-                let mut alert = Vec::new();
-                // Memory takes all of it.
-                let _ = alert_source.write_all(&mut alert);
-                Err((tcp, alert, io::Error::new(io::ErrorKind::InvalidData, error)))
-            }
+    /// The connection of a client, from its first message.
+    async fn begin(&self, tcp: &mut TcpStream) -> Result<ServerConnection, Failure> {
+        let Hello { accepted, name_hidden } = hello::first(tcp).await?;
+        let config = self.choose(&accepted.client_hello(), name_hidden);
+        let config = config.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+        let mut connection = accepted.into_connection(config)?;
+        if name_hidden {
+            hello::second(tcp, &mut connection).await?;
         }
+        Ok(connection)
     }
 
     /// The config of the first group that the client can do; otherwise rustls refuses it.
-    fn choose(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
+    fn choose(&self, hello: &ClientHello<'_>, name_hidden: bool) -> Option<Arc<ServerConfig>> {
         // Only TLS 1.3 suites are in 0x13xx; the version itself cannot be asked for at this point.
         let tls13 = self.tls13 && hello.cipher_suites().iter().any(|suite| u16::from(*suite) >> 8 == 0x13);
         let version = if tls13 { ProtocolVersion::TLSv1_3 } else { ProtocolVersion::TLSv1_2 };
@@ -232,8 +235,12 @@ impl Acceptor {
         let wanted =
             |group: &dyn SupportedKxGroup| group.usable_for_version(version) && offered.contains(&group.name());
         let chosen = self.by_group.iter().find(|choice| wanted(choice.group)).or_else(|| self.by_group.first());
-        chosen
-            .map(|choice| Arc::clone(if prefers_chacha(hello.cipher_suites()) { &choice.theirs } else { &choice.ours }))
+        let config = |choice: &GroupConfig| match name_hidden {
+            true => Arc::clone(&choice.name_hidden),
+            false if prefers_chacha(hello.cipher_suites()) => Arc::clone(&choice.theirs),
+            false => Arc::clone(&choice.ours),
+        };
+        chosen.map(config)
     }
 }
 
@@ -333,25 +340,36 @@ fn client_verifier(tls: &config::Tls) -> Result<Verifier, TlsProblem> {
     Ok((verifier, Some(roots)))
 }
 
-fn server_config(
-    tls: &config::Tls,
-    group: Group,
-    suites: Option<&[SupportedCipherSuite]>,
-    verifier: &Arc<dyn danger::ClientCertVerifier>,
-    resolver: &Arc<BySni>,
-) -> Result<ServerConfig, rustls::Error> {
-    let versions: &[_] = match tls.min_version {
-        TlsVersion::V1_2 => &[&version::TLS13, &version::TLS12],
-        TlsVersion::V1_3 => &[&version::TLS13],
-    };
-    let mut config = ServerConfig::builder_with_provider(provider(&[group], suites))
-        .with_protocol_versions(versions)?
-        .with_client_cert_verifier(Arc::clone(verifier))
-        .with_cert_resolver(resolver.clone());
-    // Or by the client: see `Acceptor::choose`.
-    config.ignore_client_order = suites.is_some();
-    config.send_tls13_tickets = TICKETS;
-    Ok(config)
+impl Template {
+    fn new(
+        tls: &config::Tls,
+        group: Group,
+        suites: Option<&[SupportedCipherSuite]>,
+        verifier: &Arc<dyn danger::ClientCertVerifier>,
+        resolver: &Arc<BySni>,
+    ) -> Result<Self, rustls::Error> {
+        let versions: &[_] = match tls.min_version {
+            TlsVersion::V1_2 => &[&version::TLS13, &version::TLS12],
+            TlsVersion::V1_3 => &[&version::TLS13],
+        };
+        let configure = |provider, verifier| {
+            let mut config = ServerConfig::builder_with_provider(provider)
+                .with_protocol_versions(versions)?
+                .with_client_cert_verifier(verifier)
+                .with_cert_resolver(resolver.clone());
+            // Or by the client: see `Acceptor::choose`.
+            config.ignore_client_order = suites.is_some();
+            config.send_tls13_tickets = TICKETS;
+            Ok::<_, rustls::Error>(config)
+        };
+        let provider = provider(&[group], suites);
+        let restoring = Arc::new(server_name::restoring(&provider));
+        Ok(Self {
+            group: key_exchange(group),
+            usual: configure(provider, Arc::clone(verifier))?,
+            name_hidden: configure(restoring, Arc::new(RestoringVerifier(Arc::clone(verifier))))?,
+        })
+    }
 }
 
 /// Chooses a certificate by the name that the client asks for and by what it can verify.

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::kit::certs::Leaf;
 use crate::kit::client::Tls;
 use crate::kit::process::run;
+use crate::kit::tools::python;
 use crate::kit::{Config, Imap, Usher, password_of, shared};
 
 fn shows(imap: &Imap, pair: &crate::kit::certs::Pair) -> bool {
@@ -82,6 +83,37 @@ fn certificates_are_selected_by_name_and_key_type() {
         let said = run("openssl", &[&["s_client", "-connect", &target][..], name].concat(), b"");
         assert!(said.stdout.contains("CN = usher.example.com"), "{said:#?}");
     }
+}
+
+#[test]
+fn odd_server_names_are_unknown_names() {
+    let certificates = &shared().certificates;
+    let first = certificates.leaf("odd-first", Leaf::server(&["usher.example.com"]));
+    let second = certificates.leaf("odd-second", Leaf::server(&["mail.example.com"]));
+    let usher = Usher::start(Config::shared().set("/tls/certificates", json!([first.yaml(), second.yaml()])));
+    let (implicit, starttls) =
+        (format!("127.0.0.1:{}", usher.imaps_port()), format!("127.0.0.1:{}", usher.imap_port()));
+    for name in ["[mail.example.com]", "mail.example.com:993", "m..example.com", "192.0.2.1"] {
+        for how in [&["-connect", &implicit][..], &["-starttls", "imap", "-connect", &starttls]] {
+            let arguments = [&["s_client", "-ign_eof", "-servername", name][..], how].concat();
+            let said = run("openssl", &arguments, b"a LOGOUT\r\n");
+            assert!(said.stdout.contains("CN = usher.example.com"), "{name}: {said:#?}");
+            assert!(said.stdout.contains("* BYE"), "{name}: {said:#?}");
+        }
+    }
+    // Python's client, with a session of TLS 1.3 that is resumed and a login.
+    let script = format!(
+        "import socket\ncontext.check_hostname = False\nsession = None\n\
+         for name in ('[mail.example.com]', 'mail.example.com:993', '[mail.example.com]'):\n \
+         tcp = socket.create_connection(('127.0.0.1', port), 40)\n \
+         tls = context.wrap_socket(tcp, server_hostname=name, session=session)\n \
+         tls.recv(999)\n tls.sendall(b'a LOGIN alice {}\\r\\n')\n \
+         print(tls.version(), tls.session_reused, tls.recv(999).split(b' ')[1].decode())\n \
+         session = tls.session\n",
+        password_of("alice")
+    );
+    let said = python(usher.imaps_port(), &script).succeeded();
+    assert_eq!(said.stdout, "TLSv1.3 False OK\nTLSv1.3 True OK\nTLSv1.3 True OK\n", "{said:#?}");
 }
 
 #[test]

@@ -164,11 +164,17 @@ fn backend_is_reached_by_starttls_and_by_a_service_account() {
 }
 
 #[test]
-fn alpn_is_refused_because_none_is_registered() {
+fn alpn_smtp_is_selected_and_other_protocols_are_refused() {
     let usher = Usher::start(config());
-    for offered in [&b"smtp"[..], b"imap", b"http/1.1"] {
-        let tls = Tls { alpn: vec![offered], ..Tls::default() };
-        assert!(Imap::try_tls(usher.imaps_port(), &tls).is_err(), "{}", offered.escape_ascii());
+    let connect =
+        |alpn: &[&'static [u8]]| Imap::try_tls(usher.imaps_port(), &Tls { alpn: alpn.to_vec(), ..Tls::default() });
+    for offered in [&[&b"smtp"[..]][..], &[b"h2", b"smtp"]] {
+        let smtp = connect(offered).unwrap();
+        assert_eq!(smtp.connection().alpn_protocol(), Some(&b"smtp"[..]));
+        assert!(smtp.greeting.starts_with("220 "), "{}", smtp.greeting);
+    }
+    for foreign in [&b"http/1.1"[..], b"h2", b"imap", b"pop3", b"managesieve", b"lmtp", b"SMTP"] {
+        assert!(connect(&[foreign]).is_err(), "{}", foreign.escape_ascii());
     }
 }
 

@@ -25,6 +25,7 @@ use crate::tracking::TrackedEntries;
 static ONE_LINE: Protocol = Protocol {
     name: "imap",
     alpn: None,
+    alpn_to_backends: false,
     implicit_port: 0,
     starttls_port: 0,
     usual: &[],

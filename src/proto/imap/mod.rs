@@ -21,6 +21,7 @@ use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "imap",
     alpn: Some(b"imap"),
+    alpn_to_backends: true,
     implicit_port: 993,
     starttls_port: 143,
     forward_method: Some(ForwardMethod::Id),

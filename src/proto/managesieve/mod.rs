@@ -23,6 +23,7 @@ use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "managesieve",
     alpn: Some(b"managesieve"),
+    alpn_to_backends: true,
     implicit_port: 4190,
     starttls_port: 4190,
     forward_method: Some(ForwardMethod::Xclient),

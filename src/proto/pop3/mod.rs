@@ -19,6 +19,7 @@ use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "pop3",
     alpn: Some(b"pop3"),
+    alpn_to_backends: true,
     implicit_port: 995,
     starttls_port: 110,
     forward_method: Some(ForwardMethod::Xclient),

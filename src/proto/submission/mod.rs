@@ -2,8 +2,7 @@
 //!
 //! [`front`](PROTOCOL) answers a client until it has logged in, [`back`](PROTOCOL) logs in to a
 //! submission server. After that nothing here reads or writes a byte: the session relays, so no mail
-//! passes before a login. Also RFC 2034 (enhanced codes), 3207 (STARTTLS) and 4954 (AUTH). No ALPN id
-//! is registered for it.
+//! passes before a login. Also RFC 2034 (enhanced codes), 3207 (STARTTLS) and 4954 (AUTH).
 
 mod back;
 mod front;
@@ -19,7 +18,9 @@ use super::{Back, BackSettings, ClosingLine, ForwardMethod, Front, FrontSettings
 /// Submission's row of the protocol table.
 pub(crate) const PROTOCOL: Protocol = Protocol {
     name: "submission",
-    alpn: None,
+    // No id is registered. Delta Chat sends this one, and nginx's mail proxy takes it.
+    alpn: Some(b"smtp"),
+    alpn_to_backends: false,
     implicit_port: 465,
     starttls_port: 587,
     forward_method: Some(ForwardMethod::Xclient),

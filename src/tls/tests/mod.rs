@@ -2,6 +2,7 @@
 
 mod calling;
 mod files;
+mod names;
 mod pinning;
 mod relaying;
 mod serving;

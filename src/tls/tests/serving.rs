@@ -25,7 +25,7 @@ pub(super) fn mail_client(
         .with_no_client_auth()
 }
 
-fn modern(desk: &Desk) -> ClientConfig {
+pub(super) fn modern(desk: &Desk) -> ClientConfig {
     mail_client(desk, aws_lc_rs::default_provider(), &[&version::TLS13, &version::TLS12])
 }
 
@@ -292,7 +292,7 @@ async fn cleartext_client_is_detected() {
 }
 
 /// What `openssl s_client` reports of a handshake with these arguments.
-async fn s_client(desk: &Desk, server: &Acceptor, arguments: &str) -> (String, io::Result<Stream>) {
+pub(super) async fn s_client(desk: &Desk, server: &Acceptor, arguments: &str) -> (String, io::Result<Stream>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = Command::new("openssl")
         .args(["s_client", "-CAfile", "ca.pem", "-verify_return_error", "-connect"])
