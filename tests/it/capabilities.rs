@@ -136,7 +136,7 @@ fn oversized_capability_lists_are_not_advertised() {
     usher.wait_metric("usher_backend_probes_total", &[("backend", "server3"), ("result", "ok")], 2.0);
     usher.hup();
     let advertised = keywords(&mut Imap::tls(usher.imaps_port()));
-    assert!(advertised.iter().any(|keyword| keyword.starts_with("X0")), "{advertised:?}");
+    assert!(advertised.iter().any(|keyword| keyword.starts_with("LIMITS X0")), "{advertised:?}");
     assert!(advertised.iter().map(String::len).sum::<usize>() < 5 * 1024, "{advertised:?}");
 }
 
@@ -152,7 +152,7 @@ pub(crate) fn hostile(protocol: &str) -> Config {
         _ => Scripted::tls(|peer| {
             peer.send("220 scripted\r\n");
             while peer.line().is_some() {
-                let many: String = (0..99).map(|n| format!("250-X{n}{}\r\n", "x".repeat(380))).collect();
+                let many: String = (0..99).map(|n| format!("250-LIMITS X{n}{}\r\n", "x".repeat(380))).collect();
                 peer.send(format!("250-scripted\r\n{many}250 AUTH PLAIN\r\n"));
             }
         }),
@@ -210,6 +210,27 @@ fn smaller_size_of_two_dovecots_is_advertised() {
     });
     let advertised = keywords(&mut Imap::tls(usher.imaps_port()));
     assert!(advertised.contains("SIZE 5242880") && advertised.contains("CHUNKING"), "{advertised:?}");
+}
+
+/// What an Exchange server lists for its own kind.
+#[test]
+fn extensions_between_servers_are_not_advertised() {
+    let exchange = Scripted::tls(|peer| {
+        peer.send("220 scripted\r\n");
+        while peer.line().is_some() {
+            peer.send("250-scripted\r\n250-SIZE 37748736\r\n250-PIPELINING\r\n250-DSN\r\n250-ENHANCEDSTATUSCODES\r\n");
+            peer.send("250-X-ANONYMOUSTLS\r\n250-AUTH PLAIN LOGIN\r\n250-X-EXPS GSSAPI NTLM LOGIN\r\n250-ETRN\r\n");
+            peer.send("250-8BITMIME\r\n250-BINARYMIME\r\n250-CHUNKING\r\n250-XEXCH50\r\n250-XSHADOW\r\n250 XRDST\r\n");
+        }
+    });
+    let config = probed(Config::shared().speaking("submission", &[exchange.port]), 0);
+    let usher = Usher::start(config.set("/routing/backends/0/probe_interval", "1h"));
+    usher.wait_metric("usher_backend_probes_total", &[("backend", "server3"), ("result", "ok")], 2.0);
+    usher.hup();
+    let listed = keywords(&mut Imap::tls(usher.imaps_port()));
+    let expected = "8BITMIME|AUTH PLAIN LOGIN|BINARYMIME|CHUNKING|DSN|ENHANCEDSTATUSCODES|PIPELINING|SIZE 37748736|\
+                    usher.example.com";
+    assert_eq!(listed.into_iter().collect::<Vec<_>>().join("|"), expected);
 }
 
 #[test]

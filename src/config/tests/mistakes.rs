@@ -781,7 +781,9 @@ fn advertised_list_must_consist_of_capabilities() {
     }
     let with = "hostname: mail.example.com\ncapabilities: {imap: []} # HERE";
     mistake("hostname: mail.example.com", with, "capabilities.imap", "the list is empty");
-    let long: Vec<String> = (0..5).map(|n| format!("X{n}{}", "x".repeat(900))).collect();
+    let with = "hostname: mail.example.com\ncapabilities: {submission: [X-EXPS]} # HERE";
+    mistake("hostname: mail.example.com", with, "capabilities.submission[0]", "cannot be advertised for submission");
+    let long: Vec<String> = (0..5).map(|n| format!("LIMITS X{n}{}", "x".repeat(900))).collect();
     let with = format!("hostname: mail.example.com\ncapabilities: {{submission: [{}]}} # HERE", long.join(", "));
     mistake("hostname: mail.example.com", &with, "capabilities.submission", "longer than 4096 bytes");
     let with = "hostname: mail.example.com\ncapabilities: {nntp: [ID]} # HERE";

@@ -31,15 +31,17 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     closing_line: ClosingLine::Line { prefix: "BYE (TRYLATER) \"", suffix: "\"\r\n" },
     follows_moves: true,
     usual: &["SIEVE", "VERSION 1.0"],
-    advertised: |name| !OWN.iter().any(|own| own.eq_ignore_ascii_case(name)),
+    advertised: |name| FOR_CLIENTS.iter().any(|known| known.eq_ignore_ascii_case(name)),
     front,
     back,
     nginx: None,
 };
 
-/// Capabilities that usher reports itself, and those that hold only before the login or not through a relay.
-/// UNAUTHENTICATE would let the client bypass usher's login: it ends the session (`watch`).
-const OWN: &[&str] = &["IMPLEMENTATION", "SASL", "STARTTLS", "OWNER", "LANGUAGE", "UNAUTHENTICATE", "XCLIENT"];
+/// The backends' capabilities that clients may be offered (RFC 5804 section 1.7, EXTLISTS of RFC 6134). Not those
+/// that usher reports itself, that hold only after the login (OWNER), that a relay cannot keep (LANGUAGE) or that are
+/// meant for proxies (XCLIENT). UNAUTHENTICATE would let the client bypass usher's login: it ends the session
+/// (`watch`).
+const FOR_CLIENTS: &[&str] = &["SIEVE", "VERSION", "MAXREDIRECTS", "NOTIFY", "EXTLISTS", "RENAME", "NOOP"];
 
 /// The longest free text of a peer that is passed on.
 const TEXT: usize = 512;

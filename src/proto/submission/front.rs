@@ -9,16 +9,13 @@ use super::super::problem::{Problem, TLS_REQUIRED};
 use super::super::sasl::SaslError;
 use super::super::wire::{LineBuffer, first_word, printable, write_line};
 use super::super::{FrontSettings, NginxReply, Welcome, reply_text, sasl};
+use super::extensions::is_for_clients;
 use super::{COMMAND, TEXT, split_enhanced};
 use crate::base::secret::SecretBuf;
 use crate::outcome::{BackendReply, Reply};
 
 /// The extensions assumed while no backend is known, because all current servers have them.
 pub(super) const USUAL: &[&str] = &["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"];
-
-/// Extensions that are never advertised: usher's own, and those between servers. All others hold after the
-/// login, when clients do not send EHLO again.
-pub(super) const NOT_OFFERED: &[&str] = &["AUTH", "STARTTLS", "XCLIENT", "XFORWARD"];
 
 /// Commands of a mail transaction, which get another reply than unknown commands.
 const TRANSACTION: &[&[u8]] = &[b"MAIL", b"RCPT", b"DATA", b"BDAT", b"BURL", b"ETRN", b"EXPN"];
@@ -35,12 +32,12 @@ pub(super) struct Submission {
 
 impl Submission {
     pub(super) fn new(settings: FrontSettings<'_>) -> Self {
-        let told = |listed: &&String| {
-            let keyword = listed.split([' ', '=']).next().unwrap_or_default();
-            !NOT_OFFERED.iter().any(|hidden| hidden.eq_ignore_ascii_case(keyword))
-        };
         let capabilities = match settings.capabilities {
-            Some(listed) => listed.iter().filter(told).map(|listed| printable(listed.as_bytes(), TEXT)).collect(),
+            Some(listed) => listed
+                .iter()
+                .filter(|line| is_for_clients(line))
+                .map(|listed| printable(listed.as_bytes(), TEXT))
+                .collect(),
             None => USUAL.iter().map(ToString::to_string).collect(),
         };
         Self { host: settings.host.to_owned(), capabilities, greeted: false }

@@ -5,6 +5,7 @@
 //! passes before a login. Also RFC 2034 (enhanced codes), 3207 (STARTTLS) and 4954 (AUTH).
 
 mod back;
+mod extensions;
 mod front;
 #[cfg(test)]
 mod tests;
@@ -29,7 +30,7 @@ pub(crate) const PROTOCOL: Protocol = Protocol {
     // just as the new one does.
     follows_moves: false,
     usual: front::USUAL,
-    advertised: |name| !front::NOT_OFFERED.iter().any(|hidden| hidden.eq_ignore_ascii_case(name)),
+    advertised: extensions::is_for_clients,
     front,
     back,
     nginx: Some(Nginx { name: "smtp", reply: front::nginx_reply }),

@@ -60,7 +60,7 @@ fn greeting_lists_the_current_capabilities() {
 }
 
 #[test]
-fn common_backend_capabilities_are_offered_except_the_proxys_own() {
+fn only_capabilities_for_clients_are_offered() {
     let long = format!("SIEVE {}", "x".repeat(1025));
     let learned = [
         "IMPLEMENTATION Dovecot",
@@ -72,6 +72,8 @@ fn common_backend_capabilities_are_offered_except_the_proxys_own() {
         "UNAUTHENTICATE",
         "OWNER alice",
         "XCLIENT ADDR",
+        "X-CYRUS-PROXY",
+        "extlists urn:example",
         "RENAME",
         &long,
     ]
@@ -84,6 +86,7 @@ fn common_backend_capabilities_are_offered_except_the_proxys_own() {
              S: \"SIEVE\" \"fileinto reject\"
              S: \"MAXREDIRECTS\" \"4\"
              S: \"NOTIFY\" \"mailto\"
+             S: \"extlists\" \"urn:example\"
              S: \"RENAME\"
              S: \"SIEVE\" {{1025}}
              S: {}
